@@ -1,0 +1,29 @@
+//! pcluster: IPython-parallel clusters from one binary.
+//!
+//! The code map, from the words up to the command line. An arrow may only point down this list
+//! (`tests/it/house.rs` holds the exact table):
+//!
+//! - [`model`]: the words that every room shares, plain data
+//! - [`wire`]: signed multipart messages, bytes in and bytes out
+//! - [`transport`]: sockets; the one place that knows the ZeroMQ crate
+//! - [`profile`]: where a profile's files are, and what its YAML says
+//! - [`connection`]: connection files
+//! - [`db`]: every task, in SQLite
+//! - [`controller`]: the hub and the schedulers; `controller::core` decides, `controller::driver` acts
+//! - [`engine`]: takes tasks, feeds a Python worker or runs commands, sends results
+//! - [`client`]: what the command line uses to talk to a controller
+//! - [`launchers`]: ways to start a controller or engines
+//! - [`cluster`]: start, stop, status of a whole cluster
+//! - [`cli`]: the command line
+pub mod cli;
+pub mod client;
+pub mod cluster;
+pub mod connection;
+pub mod controller;
+pub mod db;
+pub mod engine;
+pub mod launchers;
+pub mod model;
+pub mod profile;
+pub mod transport;
+pub mod wire;

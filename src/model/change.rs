@@ -1,0 +1,121 @@
+//! What the controller's core wants recorded. The database writer applies changes in order, many in one commit;
+//! what the outside is told about them is sent only after that commit.
+use super::definition::MapDefinition;
+use super::engine::EngineFacts;
+use super::task::{Outcome, TaskState};
+use super::{EngineId, EngineUuid, MapId, TaskId, UnixTime};
+use bytes::Bytes;
+
+#[derive(Clone, Debug)]
+pub enum Change {
+    MapAdded {
+        map: MapId,
+        definition: Box<MapDefinition>,
+        /// The session of the client that submitted it.
+        client: String,
+        submitted: UnixTime,
+    },
+    /// Consecutive tasks of one map, from `first` on. Each input is JSON text.
+    TasksAdded {
+        map: MapId,
+        first: u32,
+        inputs: Vec<Bytes>,
+        /// `Waiting` or `Ready`.
+        state: TaskState,
+        submitted: UnixTime,
+    },
+    /// All inputs have arrived; there are `total`.
+    MapClosed { map: MapId, total: u32 },
+    /// Every task of the map that is `Waiting` is now `Ready`.
+    MapReleased { map: MapId },
+    /// The tasks `first..first+count` were handed to an engine.
+    TasksAssigned {
+        map: MapId,
+        first: u32,
+        count: u32,
+        run: u32,
+        engine: EngineId,
+    },
+    TaskBegun { task: TaskId, run: u32, engine: EngineId, started: UnixTime },
+    /// Text that a running task has written so far; `Finished` brings the rest.
+    OutputAdded { task: TaskId, stdout: String, stderr: String },
+    /// The attempt ended and the task with it. `counted` map counters change by one.
+    TaskFinished {
+        task: TaskId,
+        run: u32,
+        engine: Option<EngineId>,
+        outcome: Box<Outcome>,
+    },
+    /// The attempt ended (or never began), the task goes back to `Ready` under a new run number.
+    /// `attempt` is kept in the table of attempts where there was one.
+    TaskReturned {
+        task: TaskId,
+        run: u32,
+        attempt: Option<Attempt>,
+    },
+    /// A finished task is to run again: its outcome moves to the table of attempts, it becomes `Ready` with this run number.
+    TaskResubmitted { task: TaskId, run: u32 },
+    /// The map's last task finished (or, after a resubmission, `None`: it is open again).
+    MapCompleted { map: MapId, at: Option<UnixTime> },
+    EngineRegistered { id: EngineId, facts: Box<EngineFacts>, at: UnixTime },
+    EngineGone { id: EngineId, uuid: EngineUuid, at: UnixTime, reason: String },
+    /// A request of an ipyparallel client: a task whose map's work is `Client`.
+    RequestAdded { task: TaskId, request: Box<Request> },
+    RequestFinished { msg_id: String, reply: Box<Reply> },
+    /// What a request printed or displayed (iopub).
+    RequestOutput { msg_id: String, output: RequestOutput },
+    /// Forget finished tasks: of the hub's `purge_request`, or `pcluster purge`.
+    Purged { what: Purge },
+}
+
+/// An attempt that did not stand.
+#[derive(Clone, Debug)]
+pub struct Attempt {
+    pub engine: EngineId,
+    pub outcome: Box<Outcome>,
+}
+
+/// One request of an ipyparallel client, its frames as they came.
+#[derive(Clone, Debug)]
+pub struct Request {
+    pub msg_id: String,
+    /// `mux`, `task` or `broadcast`.
+    pub queue: &'static str,
+    pub client: String,
+    pub header: Bytes,
+    pub metadata: Bytes,
+    pub content: Bytes,
+    pub buffers: Vec<Bytes>,
+    pub engine: Option<EngineUuid>,
+    pub submitted: UnixTime,
+    pub label: Option<String>,
+}
+
+#[derive(Clone, Debug)]
+pub struct Reply {
+    pub status: TaskState,
+    pub engine: Option<(EngineId, EngineUuid)>,
+    pub header: Bytes,
+    pub metadata: Bytes,
+    pub content: Bytes,
+    pub buffers: Vec<Bytes>,
+    pub started: Option<UnixTime>,
+    pub completed: UnixTime,
+}
+
+#[derive(Clone, Debug)]
+pub enum RequestOutput {
+    Stream { stderr: bool, text: String },
+    /// `execute_input`, `execute_result` or `error`, with its content as JSON text (for `execute_input`, the code).
+    Json { kind: &'static str, content: Bytes },
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Purge {
+    /// Every finished request of ipyparallel clients.
+    AllRequests,
+    Requests(Vec<String>),
+    RequestsOfEngine(EngineUuid),
+    /// A finished map with its tasks.
+    Map(MapId),
+}

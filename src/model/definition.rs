@@ -1,0 +1,103 @@
+//! What a map runs, and how. It travels once to the controller and once to each engine; a task carries only its input.
+use super::targets::Targets;
+use super::MapId;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+
+/// The work that every task of a map does on its own input.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "snake_case")]
+pub enum Work {
+    /// A Python function. A task's input is a JSON list (positional arguments) or object (keyword arguments).
+    Call {
+        /// Where the function is: a source file whose text travels, or a module that the engine's Python imports.
+        from: CallSource,
+        function: String,
+    },
+    /// A command without a shell. `{}` stands for the whole input, `{1}` `{2}` … for its columns, in any word;
+    /// without any, the input is appended. A task's input is a JSON list of strings.
+    Command { argv: Vec<String> },
+    /// Python source run in the engine's namespace. A task's input is not looked at. The value is that of a last expression.
+    Execute { code: String, filename: String },
+    /// Sets names in the engine's namespace. A task's input is a JSON object: name to value.
+    Push,
+    /// Reads names from the engine's namespace. A task's input is a JSON list of names; its value is an object.
+    Pull,
+    /// Not ours to run: the requests of one ipyparallel client, kept as one submission.
+    Client,
+}
+
+impl Work {
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Work::Call { .. } => "call",
+            Work::Command { .. } => "command",
+            Work::Execute { .. } => "execute",
+            Work::Push => "push",
+            Work::Pull => "pull",
+            Work::Client => "client",
+        }
+    }
+    /// What to call a map that was given no name.
+    pub fn default_name(&self) -> String {
+        match self {
+            Work::Call { from: CallSource::File { name, .. }, function } => format!("{name}:{function}"),
+            Work::Call { from: CallSource::Module { module }, function } => format!("{module}:{function}"),
+            Work::Command { argv } => argv.join(" "),
+            Work::Execute { filename, .. } => filename.clone(),
+            other => other.kind().to_string(),
+        }
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum CallSource {
+    /// `name` as the user spelled it (for tracebacks), `text` the whole source.
+    File { name: String, text: String },
+    Module { module: String },
+}
+
+/// How a map's tasks are run. Times are in seconds.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct MapOptions {
+    pub name: Option<String>,
+    pub label: Option<String>,
+    /// A task that runs longer is stopped and ends as `timeout`.
+    pub timeout_s: Option<f64>,
+    /// How often a task whose function failed is run again.
+    pub retries: u32,
+    /// How often a task whose worker or engine died is run again.
+    pub max_crashes: u32,
+    /// Working directory on the engine.
+    pub cwd: Option<String>,
+    pub env: BTreeMap<String, String>,
+    /// Start when that map has finished.
+    pub after: Option<MapId>,
+    /// None: balanced. Some: task i goes to the i-th of these engines and nowhere else.
+    pub targets: Option<Targets>,
+}
+
+impl Default for MapOptions {
+    fn default() -> Self {
+        MapOptions {
+            name: None,
+            label: None,
+            timeout_s: None,
+            retries: 0,
+            max_crashes: 3,
+            cwd: None,
+            env: BTreeMap::new(),
+            after: None,
+            targets: None,
+        }
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct MapDefinition {
+    pub work: Work,
+    #[serde(default)]
+    pub options: MapOptions,
+}

@@ -1,0 +1,44 @@
+//! What is known of an engine.
+use super::{EngineId, EngineUuid, UnixTime};
+use serde::{Deserialize, Serialize};
+
+/// What an engine tells of itself when it registers. All fields but `uuid` may be missing (an `ipengine` sends none).
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct EngineFacts {
+    pub uuid: EngineUuid,
+    #[serde(default)]
+    pub host: String,
+    #[serde(default)]
+    pub pid: u32,
+    /// pcluster's version, or empty.
+    #[serde(default)]
+    pub version: String,
+    /// The Python of its worker, e.g. `3.11.7 (/usr/bin/python3)`, or empty.
+    #[serde(default)]
+    pub python: String,
+    /// `call`, `command`, `apply` …; an `ipengine` has only `apply`.
+    #[serde(default)]
+    pub capabilities: Vec<String>,
+}
+
+impl EngineFacts {
+    /// Whether pcluster's own tasks can run there.
+    pub fn is_native(&self) -> bool {
+        self.capabilities.iter().any(|c| c == "call")
+    }
+}
+
+/// A registered engine as `pcluster engines` shows it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct EngineStatus {
+    pub id: EngineId,
+    #[serde(flatten)]
+    pub facts: EngineFacts,
+    /// `idle`, `busy`, `silent` (no heartbeat for a while, lease not yet over).
+    pub state: String,
+    /// Tasks sent there and not finished.
+    pub assigned: u32,
+    /// Tasks finished there since it registered.
+    pub finished: u64,
+    pub registered: UnixTime,
+}

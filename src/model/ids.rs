@@ -1,0 +1,139 @@
+//! Ids as types of their own, with the one spelling that users see (`12`, `12.3`).
+use serde::{Deserialize, Serialize};
+use std::fmt;
+use std::str::FromStr;
+
+/// A map's (submission's) number, counted from 1 within one cluster.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct MapId(pub u32);
+
+/// One task: its map and its place in the map's inputs, counted from 0. Spelled `12.3`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct TaskId {
+    pub map: MapId,
+    pub index: u32,
+}
+
+impl TaskId {
+    pub fn new(map: MapId, index: u32) -> Self {
+        TaskId { map, index }
+    }
+    /// The task's row id in the database: map in the high, index in the low 32 bits.
+    pub fn row_id(self) -> i64 {
+        (i64::from(self.map.0) << 32) | i64::from(self.index)
+    }
+    pub fn from_row_id(row: i64) -> Self {
+        TaskId {
+            map: MapId((row >> 32) as u32),
+            index: row as u32,
+        }
+    }
+}
+
+impl fmt::Display for MapId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl fmt::Display for TaskId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}.{}", self.map.0, self.index)
+    }
+}
+
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+#[error("{0:?} is not a map (12) or a task (12.3)")]
+pub struct BadId(pub String);
+
+impl FromStr for MapId {
+    type Err = BadId;
+    fn from_str(s: &str) -> Result<Self, BadId> {
+        let bad = || BadId(s.to_string());
+        if !s.bytes().all(|b| b.is_ascii_digit()) {
+            return Err(bad());
+        }
+        s.parse().map(MapId).map_err(|_| bad())
+    }
+}
+
+impl FromStr for TaskId {
+    type Err = BadId;
+    fn from_str(s: &str) -> Result<Self, BadId> {
+        let bad = || BadId(s.to_string());
+        let (map, index) = s.split_once('.').ok_or_else(bad)?;
+        let map: MapId = map.parse().map_err(|_| bad())?;
+        let MapId(index) = index.parse().map_err(|_| bad())?;
+        Ok(TaskId { map, index })
+    }
+}
+
+/// `"12.3"` in JSON.
+impl Serialize for TaskId {
+    fn serialize<S: serde::Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
+        s.collect_str(self)
+    }
+}
+impl<'de> Deserialize<'de> for TaskId {
+    fn deserialize<D: serde::Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
+        let s = String::deserialize(d)?;
+        s.parse().map_err(serde::de::Error::custom)
+    }
+}
+
+/// What users call engine 3.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct EngineId(pub u32);
+
+impl fmt::Display for EngineId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// An engine's identity on the wire: what it calls itself, and its ZeroMQ routing id.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct EngineUuid(pub std::sync::Arc<str>);
+
+impl fmt::Display for EngineUuid {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl From<&str> for EngineUuid {
+    fn from(s: &str) -> Self {
+        EngineUuid(s.into())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn task_ids_survive_text_and_row(map: u32, index: u32) {
+            let id = TaskId::new(MapId(map & 0x7fff_ffff), index);
+            prop_assert_eq!(id.to_string().parse::<TaskId>(), Ok(id));
+            prop_assert_eq!(TaskId::from_row_id(id.row_id()), id);
+        }
+        #[test]
+        fn parsing_never_panics(s in ".*") {
+            let _ = s.parse::<TaskId>();
+            let _ = s.parse::<MapId>();
+        }
+    }
+
+    #[test]
+    fn odd_ids_are_refused() {
+        for s in ["", ".", "1.", ".1", "+1", "1.-2", "1.2.3", "99999999999"] {
+            assert!(s.parse::<TaskId>().is_err(), "{s}");
+        }
+        assert!("+1".parse::<MapId>().is_err());
+    }
+}

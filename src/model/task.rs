@@ -1,0 +1,241 @@
+//! A task's states and outcomes. The table of allowed changes is `controller::core::transition`.
+use super::{EngineId, MapId, TaskId, UnixTime};
+use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
+use std::fmt;
+use std::str::FromStr;
+
+/// Where a task is in its life. One word each, in the database and on the screen; `docs/task-states.md` explains them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum TaskState {
+    /// Its dependencies are not finished.
+    Waiting,
+    /// May run, as soon as an engine is free.
+    Ready,
+    /// Sent to an engine, not begun.
+    Assigned,
+    /// The engine has begun it.
+    Running,
+    /// Finished; the outcome says how.
+    Ok,
+    Error,
+    /// Cancelled, or never to run because what it depends on failed.
+    Aborted,
+    Timeout,
+    /// Its engine or worker died too often.
+    Lost,
+}
+
+impl TaskState {
+    pub const ALL: [TaskState; 9] = [
+        TaskState::Waiting,
+        TaskState::Ready,
+        TaskState::Assigned,
+        TaskState::Running,
+        TaskState::Ok,
+        TaskState::Error,
+        TaskState::Aborted,
+        TaskState::Timeout,
+        TaskState::Lost,
+    ];
+    pub fn word(self) -> &'static str {
+        match self {
+            TaskState::Waiting => "waiting",
+            TaskState::Ready => "ready",
+            TaskState::Assigned => "assigned",
+            TaskState::Running => "running",
+            TaskState::Ok => "ok",
+            TaskState::Error => "error",
+            TaskState::Aborted => "aborted",
+            TaskState::Timeout => "timeout",
+            TaskState::Lost => "lost",
+        }
+    }
+    pub fn is_done(self) -> bool {
+        self >= TaskState::Ok
+    }
+    /// Done, but not `ok`.
+    pub fn is_failed(self) -> bool {
+        self > TaskState::Ok
+    }
+}
+
+impl fmt::Display for TaskState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.word())
+    }
+}
+
+impl FromStr for TaskState {
+    type Err = String;
+    fn from_str(s: &str) -> Result<Self, String> {
+        TaskState::ALL.into_iter().find(|state| state.word() == s).ok_or_else(|| {
+            let words: Vec<_> = TaskState::ALL.iter().map(|s| s.word()).collect();
+            format!("{s:?} is not a task state (they are {})", words.join(" "))
+        })
+    }
+}
+
+/// Why a task ended other than well.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, Default)]
+pub struct TaskError {
+    /// `ValueError`; for commands `ExitCode` or `Signal`; of pcluster's own: `TaskTimeout`, `TaskCancelled`, `WorkerDied`, `EngineLost`.
+    pub ename: String,
+    pub evalue: String,
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub traceback: String,
+}
+
+/// What an engine says of one attempt that has ended.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Outcome {
+    /// One of the done states.
+    pub status: TaskState,
+    /// The value as JSON text, untouched since the worker wrote it. None for failures and for what JSON cannot hold.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub value: Option<Box<RawValue>>,
+    /// A value that JSON cannot hold: its pickle, base64.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pickled: Option<String>,
+    /// ... and its `repr`, cut to a readable length.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub repr: Option<String>,
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub stdout: String,
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub stderr: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub exit_code: Option<i32>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error: Option<TaskError>,
+    /// The worker or engine died of it (or under it): counts against `max_crashes`, not against `retries`.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub crashed: bool,
+    pub started: UnixTime,
+    pub ended: UnixTime,
+}
+
+impl Outcome {
+    /// An outcome that has only a status and an error.
+    pub fn failure(status: TaskState, ename: &str, evalue: impl Into<String>, started: UnixTime, ended: UnixTime) -> Outcome {
+        Outcome {
+            status,
+            value: None,
+            pickled: None,
+            repr: None,
+            stdout: String::new(),
+            stderr: String::new(),
+            exit_code: None,
+            error: Some(TaskError {
+                ename: ename.into(),
+                evalue: evalue.into(),
+                traceback: String::new(),
+            }),
+            crashed: false,
+            started,
+            ended,
+        }
+    }
+}
+
+/// A task as `pcluster results` shows it.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct TaskRow {
+    pub task: TaskId,
+    pub state: TaskState,
+    /// The input as JSON text.
+    pub input: Option<Box<RawValue>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub value: Option<Box<RawValue>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pickled: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub repr: Option<String>,
+    #[serde(default)]
+    pub stdout: String,
+    #[serde(default)]
+    pub stderr: String,
+    pub exit_code: Option<i32>,
+    pub error: Option<TaskError>,
+    pub engine: Option<EngineId>,
+    pub host: Option<String>,
+    /// How often it has been begun.
+    pub attempts: u32,
+    pub submitted: UnixTime,
+    pub started: Option<UnixTime>,
+    pub completed: Option<UnixTime>,
+    /// Seconds from started to completed.
+    pub duration: Option<f64>,
+    /// The protocol's id, for tasks of ipyparallel clients.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub msg_id: Option<String>,
+    pub label: Option<String>,
+}
+
+/// How many tasks of a map are in which state.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, Default)]
+#[serde(default)]
+pub struct Counts {
+    pub total: u64,
+    pub ok: u64,
+    pub error: u64,
+    pub aborted: u64,
+    pub timeout: u64,
+    pub lost: u64,
+    pub running: u64,
+    pub assigned: u64,
+}
+
+impl Counts {
+    pub fn failed(&self) -> u64 {
+        self.error + self.aborted + self.timeout + self.lost
+    }
+    pub fn done(&self) -> u64 {
+        self.ok + self.failed()
+    }
+    pub fn pending(&self) -> u64 {
+        self.total.saturating_sub(self.done())
+    }
+    /// The counter of a done state.
+    pub fn of_done(&mut self, state: TaskState) -> Option<&mut u64> {
+        match state {
+            TaskState::Ok => Some(&mut self.ok),
+            TaskState::Error => Some(&mut self.error),
+            TaskState::Aborted => Some(&mut self.aborted),
+            TaskState::Timeout => Some(&mut self.timeout),
+            TaskState::Lost => Some(&mut self.lost),
+            _ => None,
+        }
+    }
+}
+
+/// A map as `pcluster results` shows it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct MapRow {
+    pub map: MapId,
+    /// `call`, `command`, …: [`super::definition::Work::kind`].
+    pub kind: String,
+    pub name: String,
+    pub label: Option<String>,
+    pub submitted: UnixTime,
+    pub completed: Option<UnixTime>,
+    /// All inputs have arrived: `counts.total` will not grow.
+    pub closed: bool,
+    #[serde(flatten)]
+    pub counts: Counts,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn words_parse_back() {
+        for state in TaskState::ALL {
+            assert_eq!(state.word().parse(), Ok(state));
+            assert_eq!(serde_json::to_string(&state).unwrap(), format!("{:?}", state.word()));
+        }
+        assert!("done".parse::<TaskState>().unwrap_err().contains("waiting"));
+    }
+}

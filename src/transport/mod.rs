@@ -1,0 +1,57 @@
+//! Sockets that carry multipart messages. [`zmq`] is the only file that names the ZeroMQ crate.
+//!
+//! A [`Socket`] is cheap to clone; sending never waits for a slow peer (what such a peer does not take is kept for it,
+//! up to a bound, and dropped with a word in the log beyond it).
+mod zmq;
+
+pub use zmq::{PeerGone, Socket};
+
+/// What a socket is to ZeroMQ.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// The first frame names the peer, in both directions.
+    Router,
+    Dealer,
+    Pub,
+    /// Subscribed to everything.
+    Sub,
+}
+
+/// A CURVE key pair in Z85 text, as connection files spell keys.
+#[derive(Clone)]
+pub struct KeyPair {
+    pub public: String,
+    pub secret: String,
+}
+
+impl std::fmt::Debug for KeyPair {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "KeyPair({}, …)", self.public)
+    }
+}
+
+#[derive(Clone, Debug)]
+pub enum Security {
+    /// No encryption.
+    Plain,
+    /// CURVE; peers must know our public key.
+    Server(KeyPair),
+    /// CURVE to a server with this public key; our own pair is made for the connection.
+    Client { server_key: String },
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum TransportError {
+    #[error("cannot listen on {address}: {why}")]
+    Bind { address: String, why: String },
+    #[error("cannot connect to {address}: {why}")]
+    Connect { address: String, why: String },
+    #[error("the key in the connection file is not a CURVE key (40 characters of Z85): {0}")]
+    BadKey(String),
+    #[error("no such peer is connected")]
+    NoPeer,
+    #[error("the socket is closed")]
+    Closed,
+    #[error("{0}")]
+    Other(String),
+}

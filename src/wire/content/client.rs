@@ -1,0 +1,205 @@
+//! pcluster's own client and the controller, over the client file's `registration` port (DEALER to ROUTER).
+//!
+//! Every request is answered by one reply with the request as parent: `X_request` by `X_reply`, or any by
+//! [`super::error::ErrorContent`] (`status: error`) of the reply's type. A request may be repeated after a reconnection:
+//! each is idempotent.
+use crate::model::definition::MapDefinition;
+use crate::model::engine::EngineStatus;
+use crate::model::query::TaskQuery;
+use crate::model::task::{Counts, MapRow, TaskRow};
+use crate::model::{EngineId, MapId, TaskId, UnixTime};
+use serde::{Deserialize, Serialize};
+
+/// First message of a client.
+pub const HELLO: &str = "hello_request";
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Hello {
+    pub protocol: u32,
+    pub version: String,
+}
+/// Sent also to clients of another protocol version, with `status: error` for those.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct HelloReply {
+    pub status: String,
+    pub protocol: u32,
+    pub version: String,
+    pub cluster_id: String,
+    pub pid: u32,
+    pub host: String,
+    pub started: UnixTime,
+}
+
+/// A new map. `key` is chosen by the client; the same key again answers with the same map.
+pub const MAP: &str = "map_request";
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct MapRequest {
+    pub key: String,
+    #[serde(flatten)]
+    pub definition: MapDefinition,
+}
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct MapReply {
+    pub status: String,
+    pub map: MapId,
+    /// For maps with targets: the engines, in order; one input each is expected.
+    #[serde(default)]
+    pub engines: Vec<EngineId>,
+}
+
+/// Inputs `first…` of a map; buffer 0 holds them, one JSON text a line. Those already known are passed over.
+pub const INPUTS: &str = "inputs_request";
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct InputsRequest {
+    pub map: MapId,
+    pub first: u32,
+    /// No more will come.
+    pub last: bool,
+}
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct InputsReply {
+    pub status: String,
+    /// How many the controller has recorded.
+    pub total: u32,
+}
+
+/// How a map is doing, with results `from…` in input order as far as they are finished without a gap. Answered at once
+/// when there is a result at `from`, or the map is complete; otherwise after `wait_ms` at the latest, or when the result at `from` ends.
+pub const WATCH: &str = "watch_request";
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct WatchRequest {
+    pub map: MapId,
+    /// The first result wanted.
+    pub from: u32,
+    /// At most so many results; 0 for only the counts.
+    pub limit: u32,
+    pub wait_ms: u64,
+    /// For only the counts: answer only when this many tasks are done (or on completion, or after `wait_ms`).
+    #[serde(default)]
+    pub done: Option<u64>,
+}
+#[derive(Debug, Serialize, Deserialize)]
+pub struct WatchReply {
+    pub status: String,
+    pub counts: Counts,
+    /// All inputs have come and every task is done.
+    pub complete: bool,
+    /// Engines that can take the map's tasks.
+    pub engines: u32,
+    pub results: Vec<TaskRow>,
+}
+
+/// Maps, newest last.
+pub const MAPS: &str = "maps_request";
+#[derive(Clone, Debug, Serialize, Deserialize, Default)]
+#[serde(default)]
+pub struct MapsRequest {
+    pub maps: Vec<MapId>,
+    pub since: Option<UnixTime>,
+    pub label: Option<String>,
+    /// The newest so many.
+    pub limit: Option<u64>,
+}
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct MapsReply {
+    pub status: String,
+    pub maps: Vec<MapRow>,
+}
+
+/// Tasks.
+pub const TASKS: &str = "tasks_request";
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct TasksRequest {
+    pub query: TaskQuery,
+}
+#[derive(Debug, Serialize, Deserialize)]
+pub struct TasksReply {
+    pub status: String,
+    pub tasks: Vec<TaskRow>,
+    /// How many match without `limit` and `offset`.
+    pub matching: u64,
+}
+
+/// Which tasks a command means.
+#[derive(Clone, Debug, Serialize, Deserialize, Default)]
+#[serde(default)]
+pub struct Selection {
+    pub maps: Vec<MapId>,
+    pub tasks: Vec<TaskId>,
+    /// Of the maps: only the tasks that ended other than `ok`.
+    pub failed_only: bool,
+}
+
+/// Stop tasks, waiting and running. Tasks that are done stay as they are.
+pub const CANCEL: &str = "cancel_request";
+/// Run finished tasks again, in place: same task, next attempt.
+pub const RESUBMIT: &str = "rerun_request";
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct SelectionRequest {
+    pub selection: Selection,
+}
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct SelectionReply {
+    pub status: String,
+    /// How many tasks it was done to, and how many were left as they were.
+    pub changed: u64,
+    pub unchanged: u64,
+    pub maps: Vec<MapId>,
+}
+
+pub const STATUS: &str = "status_request";
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct StatusReply {
+    pub status: String,
+    pub version: String,
+    pub pid: u32,
+    pub host: String,
+    pub cluster_id: String,
+    pub started: UnixTime,
+    pub engines: Vec<EngineStatus>,
+    /// Maps that are not finished.
+    pub open_maps: u64,
+    /// Tasks not begun, over all open maps.
+    pub queued: u64,
+    pub running: u64,
+    pub finished: u64,
+}
+
+/// Ends the controller; with `engines`, these first. Answered before it goes.
+pub const STOP: &str = "stop_request";
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct StopRequest {
+    pub engines: bool,
+}
+
+/// Engines to stop (`pcluster engines --stop`): running tasks are finished first where `drain`.
+pub const STOP_ENGINES: &str = "stop_engines_request";
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct StopEnginesRequest {
+    pub engines: Vec<EngineId>,
+    pub drain: bool,
+}
+
+/// Forget a finished map.
+pub const PURGE: &str = "purge_map_request";
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct PurgeRequest {
+    pub maps: Vec<MapId>,
+}
+
+/// A reply without more to say.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Done {
+    pub status: String,
+}
+
+pub fn ok() -> String {
+    "ok".into()
+}
+
+/// `X_request` is answered by `X_reply`.
+pub fn reply_type(request: &str) -> String {
+    match request.strip_suffix("_request") {
+        Some(stem) => format!("{stem}_reply"),
+        None => format!("{request}_reply"),
+    }
+}

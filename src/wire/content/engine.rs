@@ -1,0 +1,207 @@
+//! Controller and pcluster's own engine, over the engine file's `pcluster` port.
+//!
+//! The engine is a DEALER whose routing id is its uuid; the controller a ROUTER. In front of the delimiter stands one
+//! frame that names the channel ([`Channel`]), then, on the protocol's channels, the client's identity, as it must
+//! come back with the reply. On [`Channel::Native`] the messages below travel; `msg_type` is the constant beside each.
+use crate::model::definition::MapDefinition;
+use crate::model::engine::EngineFacts;
+use crate::model::task::Outcome;
+use crate::model::{EngineId, MapId};
+use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
+
+/// The first frame on the engine's one connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Channel {
+    /// The messages of this file.
+    Native,
+    /// `apply_request` and `execute_request` of ipyparallel clients and their replies, by the scheduler they came through.
+    Mux,
+    Task,
+    Broadcast,
+    Control,
+    /// Engine to controller only: `[iopub][topic]<IDS|MSG>…`.
+    Iopub,
+}
+
+impl Channel {
+    pub fn frame(self) -> &'static [u8] {
+        match self {
+            Channel::Native => b"native",
+            Channel::Mux => b"mux",
+            Channel::Task => b"task",
+            Channel::Broadcast => b"broadcast",
+            Channel::Control => b"control",
+            Channel::Iopub => b"iopub",
+        }
+    }
+    pub fn from_frame(frame: &[u8]) -> Option<Channel> {
+        [Channel::Native, Channel::Mux, Channel::Task, Channel::Broadcast, Channel::Control, Channel::Iopub]
+            .into_iter()
+            .find(|c| c.frame() == frame)
+    }
+}
+
+// ---- engine to controller
+
+/// The first message of an engine, and again after each reconnection or `unknown_engine`.
+pub const REGISTER: &str = "engine_registration_request";
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Register {
+    pub protocol: u32,
+    #[serde(flatten)]
+    pub facts: EngineFacts,
+    /// The id that it had, or would like.
+    #[serde(default)]
+    pub id: Option<EngineId>,
+    /// Tasks that it still holds unfinished (after a reconnection): they are not to be run elsewhere.
+    /// Finished ones follow as [`Results`].
+    #[serde(default)]
+    pub holds: Vec<Held>,
+}
+#[derive(Clone, Copy, Debug, Serialize, Deserialize, PartialEq, Eq, Hash)]
+pub struct Held {
+    pub map: MapId,
+    pub index: u32,
+    pub run: u32,
+}
+
+/// Every `heartbeat_ms`. Answered with the same type.
+pub const HEARTBEAT: &str = "heartbeat";
+#[derive(Clone, Debug, Serialize, Deserialize, Default)]
+pub struct Heartbeat {}
+
+/// Attempts that have ended. Kept by the engine until [`Recorded`] covers `sequence`.
+pub const RESULTS: &str = "results";
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Results {
+    /// Counts this engine's `results` messages, from 1.
+    pub sequence: u64,
+    pub results: Vec<TaskResult>,
+}
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct TaskResult {
+    pub map: MapId,
+    pub index: u32,
+    pub run: u32,
+    #[serde(flatten)]
+    pub outcome: Outcome,
+}
+
+/// A task that has been running for some time (not said of short ones), with what it has written since the last such message.
+pub const PROGRESS: &str = "progress";
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Progress {
+    #[serde(flatten)]
+    pub task: Held,
+    pub started: f64,
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub stdout: String,
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub stderr: String,
+}
+
+/// Tasks given back unbegun: the answer to [`GiveBack`], and before an engine leaves.
+pub const RETURNED: &str = "returned";
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Returned {
+    pub tasks: Vec<Held>,
+}
+
+/// The engine leaves; it has said all it had to say.
+pub const UNREGISTER: &str = "engine_unregistration_request";
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Unregister {
+    pub reason: String,
+}
+
+// ---- controller to engine
+
+pub const REGISTERED: &str = "engine_registration_reply";
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Registered {
+    /// `ok`, or `error` with the reason in `evalue`.
+    pub status: String,
+    #[serde(default)]
+    pub evalue: String,
+    #[serde(default)]
+    pub id: Option<EngineId>,
+    #[serde(default)]
+    pub heartbeat_ms: u64,
+    /// An engine that hears nothing from its controller for so long exits.
+    #[serde(default)]
+    pub controller_patience_ms: u64,
+    /// Which of its `holds` it must drop (finished or given away meanwhile).
+    #[serde(default)]
+    pub drop: Vec<Held>,
+}
+
+/// What a map runs: once per engine and map, before its first task there.
+pub const DEFINITION: &str = "definition";
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Definition {
+    pub map: MapId,
+    #[serde(flatten)]
+    pub definition: MapDefinition,
+}
+
+/// The map is finished: its definition may be forgotten.
+pub const FORGET: &str = "forget";
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Forget {
+    pub map: MapId,
+}
+
+/// Tasks to run, in this order.
+pub const TASKS: &str = "tasks";
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Tasks {
+    pub map: MapId,
+    pub tasks: Vec<TaskToRun>,
+}
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct TaskToRun {
+    pub index: u32,
+    pub run: u32,
+    pub input: Box<RawValue>,
+}
+
+/// `results` up to this sequence are on disk.
+pub const RECORDED: &str = "recorded";
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Recorded {
+    pub sequence: u64,
+}
+
+/// Give back up to so many unbegun tasks, the last ones first. Answered with [`Returned`], which may be empty.
+pub const GIVE_BACK: &str = "give_back";
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct GiveBack {
+    pub at_most: u32,
+}
+
+/// Stop these, begun or not; each ends as `aborted` (also as a [`TaskResult`]).
+pub const CANCEL: &str = "cancel";
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Cancel {
+    pub tasks: Vec<Held>,
+}
+
+/// The controller does not know the sender: register (again).
+pub const UNKNOWN_ENGINE: &str = "unknown_engine";
+
+/// Stop what is running, unregister, exit.
+pub const SHUTDOWN: &str = "shutdown";
+#[derive(Clone, Debug, Serialize, Deserialize, Default)]
+pub struct Shutdown {
+    /// Finish the running task first, give back the others.
+    #[serde(default)]
+    pub drain: bool,
+}
+
+/// A signal for the worker's process.
+pub const SIGNAL: &str = "signal";
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Signal {
+    pub signal: i32,
+}
