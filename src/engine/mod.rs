@@ -25,7 +25,9 @@ pub enum EngineError {
 /// Runs one engine until it is told to leave.
 pub async fn run(settings: EngineSettings) -> Result<(), EngineError> {
     let Some(keys) = &settings.connection.pcluster else {
-        return Err(EngineError::BadConnectionFile("the connection file is not of a pcluster controller".into()));
+        return Err(EngineError::BadConnectionFile(
+            "the connection file is not of a pcluster controller".into(),
+        ));
     };
     let _ = keys;
     Ok(())

@@ -1,4 +1,8 @@
 //! How things are shown. Data goes to stdout, talk to stderr; nothing here panics when the reader has gone.
+pub mod json;
+pub mod table;
+pub mod times;
+
 use super::error::CommandError;
 use std::fmt::Display;
 use std::io::{BufWriter, Write};
