@@ -1,0 +1,160 @@
+//! Errors of `pcluster.yaml` and `--set`: where, the line itself, and the nearest known key.
+use std::fmt;
+use std::io;
+use std::path::{Path, PathBuf};
+
+#[derive(Debug)]
+pub enum ConfigError {
+    Read {
+        path: PathBuf,
+        source: io::Error,
+    },
+    /// Lines and columns count from 1.
+    Yaml {
+        path: PathBuf,
+        line: Option<usize>,
+        column: Option<usize>,
+        /// The offending line.
+        text: String,
+        message: String,
+        hint: Option<String>,
+    },
+    Setting {
+        setting: String,
+        message: String,
+        hint: Option<String>,
+    },
+}
+
+impl ConfigError {
+    pub(super) fn in_file(self, file: &Path) -> ConfigError {
+        match self {
+            ConfigError::Yaml {
+                line,
+                column,
+                text,
+                message,
+                hint,
+                ..
+            } => ConfigError::Yaml {
+                path: file.to_path_buf(),
+                line,
+                column,
+                text,
+                message,
+                hint,
+            },
+            other => other,
+        }
+    }
+
+    /// What to do next.
+    pub fn hint(&self) -> Option<&str> {
+        match self {
+            ConfigError::Read { .. } => None,
+            ConfigError::Yaml { hint, .. } | ConfigError::Setting { hint, .. } => hint.as_deref(),
+        }
+    }
+}
+
+impl fmt::Display for ConfigError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            ConfigError::Read { path, source } => write!(f, "cannot read {}: {source}", path.display()),
+            ConfigError::Setting { setting, message, .. } => write!(f, "--set {setting}: {message}"),
+            ConfigError::Yaml {
+                path,
+                line,
+                column,
+                text,
+                message,
+                ..
+            } => {
+                write!(f, "{}", path.display())?;
+                let (Some(line), Some(column)) = (line, column) else {
+                    return write!(f, ": {message}");
+                };
+                write!(f, ":{line}:{column}: {message}\n  {line} | {text}\n")?;
+                write!(
+                    f,
+                    "  {:width$} | {:skip$}^",
+                    "",
+                    "",
+                    width = line.to_string().len(),
+                    skip = column - 1
+                )
+            }
+        }
+    }
+}
+
+impl std::error::Error for ConfigError {}
+
+pub(super) fn of_yaml(text: &str, error: &serde_yaml::Error) -> ConfigError {
+    let (message, hint) = explain(&error.to_string());
+    let location = error.location();
+    let line = location.as_ref().map(|l| l.line());
+    ConfigError::Yaml {
+        path: PathBuf::new(),
+        line,
+        column: location.as_ref().map(|l| l.column().max(1)),
+        text: line
+            .and_then(|n| text.lines().nth(n.saturating_sub(1)))
+            .unwrap_or_default()
+            .to_string(),
+        message,
+        hint,
+    }
+}
+
+pub(super) fn of_setting(key: &str, value: &str, error: &serde_yaml::Error) -> ConfigError {
+    let (message, hint) = explain(&error.to_string());
+    ConfigError::Setting {
+        setting: format!("{key}={value}"),
+        message,
+        hint,
+    }
+}
+
+/// The parser's message in our words, and a hint.
+fn explain(message: &str) -> (String, Option<String>) {
+    // The place is told apart from the message.
+    let message = match message.rfind(" at line ") {
+        Some(at) => &message[..at],
+        None => message,
+    };
+    let Some((before, after)) = message.split_once("unknown field ") else {
+        return (message.to_string(), None);
+    };
+    let mut words = after.split('`').skip(1).step_by(2);
+    let Some(unknown) = words.next() else {
+        return (message.to_string(), None);
+    };
+    let known: Vec<&str> = words.collect();
+    let hint = match nearest(unknown, &known) {
+        Some(near) => format!("did you mean `{near}`?"),
+        None => format!("known here: {}", known.join(", ")),
+    };
+    (format!("{before}unknown key `{unknown}`"), Some(hint))
+}
+
+/// The known word at the least edit distance, if that is small enough to be a typo.
+fn nearest<'a>(word: &str, known: &[&'a str]) -> Option<&'a str> {
+    let (distance, near) = known.iter().map(|k| (edit_distance(word, k), *k)).min()?;
+    (distance <= 1 + word.chars().count() / 4).then_some(near)
+}
+
+fn edit_distance(a: &str, b: &str) -> usize {
+    let b: Vec<char> = b.chars().collect();
+    let mut row: Vec<usize> = (0..=b.len()).collect();
+    for (i, x) in a.chars().enumerate() {
+        let mut diagonal = row[0];
+        row[0] = i + 1;
+        for (j, y) in b.iter().enumerate() {
+            let substituted = diagonal + usize::from(x != *y);
+            diagonal = row[j + 1];
+            row[j + 1] = substituted.min(row[j] + 1).min(diagonal + 1);
+        }
+    }
+    row[b.len()]
+}
