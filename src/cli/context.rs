@@ -1,10 +1,18 @@
 //! What every command may lean on: which cluster is meant, how to speak, and the way to the controller and to the database.
 use super::args::{Color, Global};
 use super::error::{CommandError, ErrorKind};
+use crate::client::Client;
+use crate::connection::ConnectionFile;
+use crate::profile::ProfileDir;
+use crate::profile::dir::check_cluster_id;
 use std::cell::OnceCell;
 use std::future::Future;
 use std::io::IsTerminal;
 use std::path::PathBuf;
+use std::time::Duration;
+
+/// How long a command tries to reach the controller.
+const CONNECT: Duration = Duration::from_secs(15);
 
 pub struct Context {
     /// The profile's name as given; not yet checked.
@@ -93,6 +101,45 @@ impl Context {
         Ok(self.runtime()?.block_on(future))
     }
 
+    /// The profile's directory, which need not exist. Checks the profile's name and the cluster id.
+    pub fn profile_dir(&self) -> Result<ProfileDir, CommandError> {
+        check_cluster_id(&self.cluster_id)?;
+        Ok(ProfileDir::named(&self.profile, self.ipython_dir.as_deref())?)
+    }
+
+    /// What the running controller wrote for its clients.
+    pub fn connection(&self) -> Result<ConnectionFile, CommandError> {
+        let path = self.profile_dir()?.client_file(&self.cluster_id);
+        match ConnectionFile::read(&path) {
+            Err(crate::connection::file::ConnectionError::Missing { path }) => Err(self.no_cluster(&path)),
+            other => Ok(other?),
+        }
+    }
+
+    /// Connected to the running controller, versions compared.
+    pub fn client(&self) -> Result<Client, CommandError> {
+        let file = self.connection()?;
+        Ok(self.block_on(Client::connect(&file, CONNECT))??)
+    }
+
+    fn no_cluster(&self, path: &std::path::Path) -> CommandError {
+        CommandError::not_found(format!(
+            "no cluster is running in {}: there is no {}",
+            self.cluster_in_words(),
+            path.display()
+        ))
+        .hint(format!("start one: pcluster start{} -n 4", self.options()))
+        .hint("or choose another with --profile and --cluster-id; `pcluster list` shows those that run")
+    }
+
+    /// "profile `p`", or "profile `p` under cluster id `c`".
+    pub fn cluster_in_words(&self) -> String {
+        match self.cluster_id.as_str() {
+            "" => format!("profile `{}`", self.profile),
+            id => format!("profile `{}` under cluster id `{id}`", self.profile),
+        }
+    }
+
     /// Talk, to stderr; nothing under `--quiet`.
     pub fn say(&self, text: impl std::fmt::Display) {
         if !self.quiet {
@@ -117,5 +164,53 @@ impl Context {
             text.push_str(&format!(" --cluster-id {}", self.cluster_id));
         }
         text
+    }
+}
+
+#[cfg(test)]
+impl Context {
+    /// A context for tests: this IPython directory, no terminal.
+    pub fn for_tests(ipython_dir: &std::path::Path) -> Context {
+        Context {
+            profile: "default".into(),
+            ipython_dir: Some(ipython_dir.to_path_buf()),
+            cluster_id: String::new(),
+            json: false,
+            verbose: 0,
+            quiet: false,
+            terminal: Terminal::NONE,
+            runtime: OnceCell::new(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn without_a_cluster_it_says_where_it_looked_and_what_to_do() {
+        let mut context = Context::for_tests(std::path::Path::new("/nowhere"));
+        context.profile = "mine".into();
+        context.cluster_id = "night".into();
+        let error = context.client().err().unwrap();
+        assert_eq!(error.kind, ErrorKind::NotFound);
+        insta::assert_snapshot!(error.render(false), @r"
+        error: no cluster is running in profile `mine` under cluster id `night`: there is no /nowhere/profile_mine/security/ipcontroller-night-client.json
+        hint: start one: pcluster start --profile mine --cluster-id night -n 4
+        hint: or choose another with --profile and --cluster-id; `pcluster list` shows those that run
+        ");
+    }
+
+    #[test]
+    fn bad_names_are_refused_before_anything_is_touched() {
+        let mut context = Context::for_tests(std::path::Path::new("/nowhere"));
+        context.profile = "a/b".into();
+        let error = context.client().err().unwrap();
+        assert_eq!(error.kind, ErrorKind::Usage);
+        insta::assert_snapshot!(error.render(false), @r#"error: "a/b" cannot be the name of a profile: it has a slash; give a name, not a path (a directory can be given with --profile-dir)"#);
+        context.profile = "fine".into();
+        context.cluster_id = "../x".into();
+        assert_eq!(context.client().err().unwrap().kind, ErrorKind::Usage);
     }
 }

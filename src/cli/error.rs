@@ -1,5 +1,8 @@
 //! What the user reads when a command did not work: what was tried, why it failed, what to do next. And the exit code, picked here alone.
 use super::context::Context;
+use crate::client::ClientError;
+use crate::connection::file::ConnectionError;
+use crate::profile::{ConfigError, ProfileError};
 use std::fmt::Display;
 use std::process::ExitCode;
 
@@ -135,6 +138,59 @@ impl CommandError {
             super::output::stderr_text(&self.render(context.terminal.color_stderr));
         }
         ExitCode::from(self.kind.code())
+    }
+}
+
+impl From<ProfileError> for CommandError {
+    fn from(error: ProfileError) -> Self {
+        let kind = match error {
+            ProfileError::BadName { .. } => ErrorKind::Usage,
+            _ => ErrorKind::Environment,
+        };
+        CommandError::new(kind, error)
+    }
+}
+
+impl From<ConfigError> for CommandError {
+    fn from(error: ConfigError) -> Self {
+        let kind = match error {
+            ConfigError::Read { .. } => ErrorKind::Environment,
+            _ => ErrorKind::Usage,
+        };
+        let hint = error.hint().map(str::to_string);
+        let error = CommandError::new(kind, error);
+        match hint {
+            Some(hint) => error.hint(hint),
+            None => error,
+        }
+    }
+}
+
+impl From<ConnectionError> for CommandError {
+    fn from(error: ConnectionError) -> Self {
+        let damaged = "if no cluster runs there: `pcluster clean`; else restart it: `pcluster stop`, then `pcluster start`";
+        match error {
+            ConnectionError::Missing { .. } => CommandError::not_found(error).hint("start one: pcluster start -n 4"),
+            ConnectionError::NotJson { .. } | ConnectionError::Lacks { .. } | ConnectionError::Malformed { .. } => {
+                CommandError::environment(error).hint(damaged)
+            }
+            _ => CommandError::environment(error),
+        }
+    }
+}
+
+impl From<ClientError> for CommandError {
+    fn from(error: ClientError) -> Self {
+        let kind = match &error {
+            ClientError::Inputs { .. } => ErrorKind::Usage,
+            ClientError::Refused { ename, .. } if ename.starts_with("No") || ename.contains("NotFound") => ErrorKind::NotFound,
+            _ => ErrorKind::Refused,
+        };
+        CommandError {
+            kind,
+            error: error.to_string(),
+            hints: error.hints(),
+        }
     }
 }
 
