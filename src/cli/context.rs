@@ -157,6 +157,11 @@ impl Context {
         }
     }
 
+    /// How tables are to be drawn: for a file as for a pipe.
+    pub fn terminal_for(&self, file: bool) -> Terminal {
+        if file { Terminal::NONE } else { self.terminal }
+    }
+
     /// `--profile p --cluster-id c` as far as they are not the defaults, with a space in front: for hints that show a command.
     pub fn options(&self) -> String {
         let mut text = String::new();

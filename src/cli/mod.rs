@@ -6,11 +6,15 @@ pub mod args;
 pub mod commands;
 pub mod context;
 pub mod error;
+pub mod ids;
 pub mod inputs;
 pub mod logging;
 pub mod output;
 pub mod progress;
+pub mod records;
+pub mod tables;
 pub mod values;
+pub mod views;
 
 pub use context::Context;
 pub use error::{CommandError, ErrorKind, Exit};

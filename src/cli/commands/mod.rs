@@ -75,3 +75,11 @@ commands! {
     #[command(hide = true)]
     HelpMarkdown => help_markdown,
 }
+
+/// `1 task`, `3 tasks`.
+pub fn counted(count: u64, what: &str) -> String {
+    match count {
+        1 => format!("1 {what}"),
+        _ => format!("{count} {what}s"),
+    }
+}

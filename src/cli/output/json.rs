@@ -24,23 +24,22 @@ pub fn write_object(out: &mut dyn Write, object: &impl Serialize) -> std::io::Re
 }
 
 /// A document with one list, whose items may be many: each stands on a line of its own.
-pub struct List<'a> {
-    out: &'a mut dyn Write,
+pub struct List {
     empty: bool,
 }
 
-impl<'a> List<'a> {
-    pub fn begin(out: &'a mut dyn Write, key: &str) -> std::io::Result<List<'a>> {
+impl List {
+    pub fn begin(out: &mut dyn Write, key: &str) -> std::io::Result<List> {
         write!(out, "{{\"version\":{VERSION},\"{key}\":[")?;
-        Ok(List { out, empty: true })
+        Ok(List { empty: true })
     }
-    pub fn item(&mut self, item: &impl Serialize) -> std::io::Result<()> {
-        self.out.write_all(if self.empty { b"\n" } else { b",\n" })?;
+    pub fn item(&mut self, out: &mut dyn Write, item: &impl Serialize) -> std::io::Result<()> {
+        out.write_all(if self.empty { b"\n" } else { b",\n" })?;
         self.empty = false;
-        Ok(serde_json::to_writer(&mut *self.out, item)?)
+        Ok(serde_json::to_writer(out, item)?)
     }
-    pub fn end(self) -> std::io::Result<()> {
-        self.out.write_all(if self.empty { b"]}\n" } else { b"\n]}\n" })
+    pub fn end(self, out: &mut dyn Write) -> std::io::Result<()> {
+        out.write_all(if self.empty { b"]}\n" } else { b"\n]}\n" })
     }
 }
 
@@ -63,9 +62,9 @@ mod tests {
             let mut out = Vec::new();
             let mut list = List::begin(&mut out, "maps").unwrap();
             for item in &items {
-                list.item(item).unwrap();
+                list.item(&mut out, item).unwrap();
             }
-            list.end().unwrap();
+            list.end(&mut out).unwrap();
             assert_eq!(String::from_utf8(out).unwrap(), text);
             assert!(serde_json::from_str::<serde_json::Value>(text).is_ok());
         }
