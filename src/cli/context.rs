@@ -2,7 +2,7 @@
 use super::args::{Color, Global};
 use super::error::{CommandError, ErrorKind};
 use crate::client::Client;
-use crate::connection::ConnectionFile;
+use crate::connection::{ConnectionError, ConnectionFile, discover};
 use crate::profile::ProfileDir;
 use crate::profile::dir::check_cluster_id;
 use std::cell::OnceCell;
@@ -110,8 +110,11 @@ impl Context {
     /// What the running controller wrote for its clients.
     pub fn connection(&self) -> Result<ConnectionFile, CommandError> {
         let path = self.profile_dir()?.client_file(&self.cluster_id);
-        match ConnectionFile::read(&path) {
-            Err(crate::connection::file::ConnectionError::Missing { path }) => Err(self.no_cluster(&path)),
+        match discover::find(&path) {
+            Err(ConnectionError::Missing { path }) => Err(self.no_cluster(&path)),
+            Err(error @ ConnectionError::Stale { .. }) => Err(CommandError::not_found(error)
+                .hint(format!("start it anew, with all its tasks: pcluster start{}", self.options()))
+                .hint("or clear away what it left: pcluster clean")),
             other => Ok(other?),
         }
     }
@@ -203,12 +206,40 @@ mod tests {
     }
 
     #[test]
+    fn a_stale_connection_file_is_called_so() {
+        let dir = tempfile::tempdir().unwrap();
+        let context = Context::for_tests(dir.path());
+        let path = context.profile_dir().unwrap().client_file("");
+        let mut keys = crate::connection::PclusterKeys::of_this_process("", "127.0.0.1", None);
+        // This process, had it started long ago.
+        keys.started -= 100_000.0;
+        let file: ConnectionFile = serde_json::from_value(serde_json::json!({
+            "ssh": "", "interface": "tcp://127.0.0.1", "registration": 1, "control": 2, "mux": 3, "task": 4, "iopub": 5, "broadcast": 6,
+            "key": "k", "curve_serverkey": null, "location": "here", "pack": "json", "unpack": "json",
+            "signature_scheme": "hmac-sha256", "pcluster": keys,
+        }))
+        .unwrap();
+        file.write(&path).unwrap();
+        let error = context.client().err().unwrap();
+        assert_eq!(error.kind, ErrorKind::NotFound);
+        let text = error.render(false);
+        let text = text
+            .replace(&dir.path().display().to_string(), "DIR")
+            .replace(&keys.pid.to_string(), "PID");
+        insta::assert_snapshot!(text.replace(&keys.host, "HOST"), @r#"
+        error: the cluster in profile "default" is gone: DIR/profile_default/security/ipcontroller-client.json was written by process PID on HOST, which no longer runs
+        hint: start it anew, with all its tasks: pcluster start
+        hint: or clear away what it left: pcluster clean
+        "#);
+    }
+
+    #[test]
     fn bad_names_are_refused_before_anything_is_touched() {
         let mut context = Context::for_tests(std::path::Path::new("/nowhere"));
         context.profile = "a/b".into();
         let error = context.client().err().unwrap();
         assert_eq!(error.kind, ErrorKind::Usage);
-        insta::assert_snapshot!(error.render(false), @r#"error: "a/b" cannot be the name of a profile: it has a slash; give a name, not a path (a directory can be given with --profile-dir)"#);
+        insta::assert_snapshot!(error.render(false), @r#"error: "a/b" cannot be the name of a profile: it has a slash; give a name, not a path"#);
         context.profile = "fine".into();
         context.cluster_id = "../x".into();
         assert_eq!(context.client().err().unwrap().kind, ErrorKind::Usage);

@@ -1,7 +1,8 @@
 //! What the user reads when a command did not work: what was tried, why it failed, what to do next. And the exit code, picked here alone.
 use super::context::Context;
 use crate::client::ClientError;
-use crate::connection::file::ConnectionError;
+use crate::connection::ConnectionError;
+use crate::db::{DbError, DbErrorKind};
 use crate::profile::{ConfigError, ProfileError};
 use std::fmt::Display;
 use std::process::ExitCode;
@@ -111,6 +112,10 @@ impl CommandError {
         self.hints.push(hint.to_string());
         self
     }
+    pub fn hints(mut self, hints: impl IntoIterator<Item = String>) -> CommandError {
+        self.hints.extend(hints);
+        self
+    }
 
     /// The lines for stderr.
     pub fn render(&self, color: bool) -> String {
@@ -158,24 +163,31 @@ impl From<ConfigError> for CommandError {
             _ => ErrorKind::Usage,
         };
         let hint = error.hint().map(str::to_string);
-        let error = CommandError::new(kind, error);
-        match hint {
-            Some(hint) => error.hint(hint),
-            None => error,
-        }
+        CommandError::new(kind, error).hints(hint)
     }
 }
 
 impl From<ConnectionError> for CommandError {
     fn from(error: ConnectionError) -> Self {
-        let damaged = "if no cluster runs there: `pcluster clean`; else restart it: `pcluster stop`, then `pcluster start`";
-        match error {
-            ConnectionError::Missing { .. } => CommandError::not_found(error).hint("start one: pcluster start -n 4"),
-            ConnectionError::NotJson { .. } | ConnectionError::Lacks { .. } | ConnectionError::Malformed { .. } => {
-                CommandError::environment(error).hint(damaged)
-            }
-            _ => CommandError::environment(error),
-        }
+        let kind = match error {
+            ConnectionError::Missing { .. } | ConnectionError::Stale { .. } => ErrorKind::NotFound,
+            ConnectionError::NotPcluster { .. } => ErrorKind::Refused,
+            _ => ErrorKind::Environment,
+        };
+        let hint = error.hint();
+        CommandError::new(kind, error).hints(hint)
+    }
+}
+
+impl From<DbError> for CommandError {
+    fn from(error: DbError) -> Self {
+        let kind = match error.kind {
+            DbErrorKind::Missing => ErrorKind::NotFound,
+            DbErrorKind::Query => ErrorKind::Usage,
+            _ => ErrorKind::Environment,
+        };
+        let hint = error.hint();
+        CommandError::new(kind, error).hints(hint)
     }
 }
 

@@ -1,10 +1,10 @@
 //! One connection file, as ipyparallel writes it (`ipcontroller[-<cluster id>]-{client,engine}.json` in the profile's
 //! `security/`), with the keys that pcluster adds under `pcluster` (ipyparallel ignores keys it does not know).
+use super::{ConnectionError, addresses, private, process};
 use serde::{Deserialize, Serialize};
 use std::fs;
-use std::io::{self, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
-use std::path::{Path, PathBuf};
+use std::io;
+use std::path::Path;
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ConnectionFile {
@@ -49,22 +49,6 @@ pub struct ConnectionFile {
 pub enum BroadcastPorts {
     One(u16),
     Leaves(Vec<u16>),
-}
-
-#[derive(Debug, thiserror::Error)]
-pub enum ConnectionError {
-    #[error("no cluster is running: there is no connection file {}", path.display())]
-    Missing { path: PathBuf },
-    #[error("cannot read the connection file {}: {source}", path.display())]
-    Read { path: PathBuf, source: io::Error },
-    #[error("the connection file {} is not JSON: {why}", path.display())]
-    NotJson { path: PathBuf, why: String },
-    #[error("the connection file {} lacks {}", path.display(), keys.join(", "))]
-    Lacks { path: PathBuf, keys: Vec<String> },
-    #[error("the connection file {} cannot be understood: {why}", path.display())]
-    Malformed { path: PathBuf, why: String },
-    #[error("cannot write the connection file {}: {source}", path.display())]
-    Write { path: PathBuf, source: io::Error },
 }
 
 impl ConnectionFile {
@@ -121,34 +105,27 @@ impl ConnectionFile {
     /// Born private (0600, in a directory that is made 0700 where it is missing), then renamed into place: nobody ever
     /// sees half a file, and nobody but the owner any of it.
     pub fn write(&self, path: &Path) -> Result<(), ConnectionError> {
-        self.write_private(path).map_err(|source| ConnectionError::Write {
+        let failed = |source| ConnectionError::Write {
             path: path.to_path_buf(),
             source,
-        })
+        };
+        let mut text = serde_json::to_vec_pretty(self).map_err(|e| failed(e.into()))?;
+        text.push(b'\n');
+        private::write(path, &text).map_err(failed)
     }
 
-    fn write_private(&self, path: &Path) -> io::Result<()> {
-        let dir = path.parent().ok_or_else(|| io::Error::other("it has no directory"))?;
-        if !dir.is_dir() {
-            fs::DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
-        }
-        let mut text = serde_json::to_vec_pretty(self)?;
-        text.push(b'\n');
-        let name = path.file_name().unwrap_or_default().to_string_lossy();
-        let temporary = dir.join(format!(".{name}.{}.new", std::process::id()));
-        let _ = fs::remove_file(&temporary);
-        let written = (|| {
-            let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&temporary)?;
-            // A strange umask may have taken bits of the owner's.
-            file.set_permissions(fs::Permissions::from_mode(0o600))?;
-            file.write_all(&text)?;
-            file.sync_all()?;
-            fs::rename(&temporary, path)
-        })();
-        if written.is_err() {
-            let _ = fs::remove_file(&temporary);
-        }
-        written
+    /// Whether the controller that wrote this is known to be gone. Of one on another host, or not ours, nothing is known.
+    pub fn is_stale(&self) -> bool {
+        self.pcluster
+            .as_ref()
+            .is_some_and(|keys| keys.host == process::host() && !process::is_same_process(keys.pid, keys.started))
+    }
+
+    /// What only a file of pcluster's own controller has; `path` is for the error.
+    pub fn pcluster_keys(&self, path: &Path) -> Result<&PclusterKeys, ConnectionError> {
+        self.pcluster
+            .as_ref()
+            .ok_or_else(|| ConnectionError::NotPcluster { path: path.to_path_buf() })
     }
 }
 
@@ -168,4 +145,155 @@ pub struct PclusterKeys {
     pub host: String,
     /// When that process started (seconds since 1970).
     pub started: f64,
+}
+
+impl PclusterKeys {
+    /// For a controller that is this process and listens on `ip`.
+    pub fn of_this_process(cluster_id: &str, ip: &str, engine_port: Option<u16>) -> PclusterKeys {
+        let pid = std::process::id();
+        PclusterKeys {
+            version: crate::model::VERSION.into(),
+            protocol: crate::model::PROTOCOL_VERSION,
+            cluster_id: cluster_id.into(),
+            addresses: addresses::reachable(ip),
+            engine_port,
+            pid,
+            host: process::host(),
+            started: process::started_of(pid).unwrap_or_default(),
+        }
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+    use std::os::unix::fs::PermissionsExt;
+
+    pub(crate) fn example() -> ConnectionFile {
+        ConnectionFile {
+            ssh: String::new(),
+            interface: "tcp://127.0.0.1".into(),
+            registration: 4001,
+            control: 4002,
+            mux: 4003,
+            task: 4004,
+            iopub: 4005,
+            notification: Some(4006),
+            task_scheme: Some("leastload".into()),
+            hb_ping: None,
+            hb_pong: None,
+            broadcast: BroadcastPorts::One(4007),
+            key: "0000-1111".into(),
+            curve_serverkey: None,
+            location: "127.0.0.1".into(),
+            pack: "json".into(),
+            unpack: "json".into(),
+            signature_scheme: "hmac-sha256".into(),
+            pcluster: Some(PclusterKeys::of_this_process("", "127.0.0.1", None)),
+        }
+    }
+
+    #[test]
+    fn what_is_written_is_read_again_and_private_whatever_the_umask() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("profile_x/security/ipcontroller-client.json");
+        let before = nix::sys::stat::umask(nix::sys::stat::Mode::empty());
+        let written = example().write(&path).and_then(|()| example().write(&path));
+        nix::sys::stat::umask(before);
+        written.unwrap();
+        assert_eq!(ConnectionFile::read(&path).unwrap(), example());
+        let mode = |path: &Path| std::fs::metadata(path).unwrap().permissions().mode() & 0o7777;
+        assert_eq!(mode(&path), 0o600);
+        assert_eq!(mode(path.parent().unwrap()), 0o700);
+        let left: Vec<_> = std::fs::read_dir(path.parent().unwrap()).unwrap().collect();
+        assert_eq!(left.len(), 1, "{left:?}");
+    }
+
+    #[test]
+    fn a_reader_never_sees_half_a_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("ipcontroller-client.json");
+        let mut long = example();
+        long.key = "k".repeat(100_000);
+        example().write(&path).unwrap();
+        std::thread::scope(|scope| {
+            let writer = scope.spawn(|| {
+                for i in 0..100 {
+                    if i % 2 == 0 { long.write(&path) } else { example().write(&path) }.unwrap();
+                }
+            });
+            let mut reads = 0;
+            while !writer.is_finished() || reads == 0 {
+                let file = ConnectionFile::read(&path).unwrap();
+                assert!(file == long || file == example());
+                reads += 1;
+            }
+        });
+    }
+
+    #[test]
+    fn a_directory_that_cannot_be_written_is_an_error_with_the_path() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("file"), "").unwrap();
+        let error = example().write(&dir.path().join("file/x.json")).unwrap_err().to_string();
+        assert!(
+            error.starts_with("cannot write the connection file") && error.contains("file/x.json"),
+            "{error}"
+        );
+    }
+
+    /// What ipyparallel 9.2's ipcontroller writes for clients, and for engines.
+    #[test]
+    fn files_of_ipyparallels_controller_are_understood() {
+        let client = r#"{"ssh": "", "interface": "tcp://127.0.0.1", "registration": 1, "control": 2, "mux": 3, "task": 4,
+            "task_scheme": "leastload", "iopub": 5, "notification": 6, "broadcast": 7, "key": "abc", "curve_serverkey": null,
+            "location": "host", "pack": "json", "unpack": "json", "signature_scheme": "hmac-sha256"}"#;
+        let engine = r#"{"ssh": "login.node", "interface": "tcp://*", "registration": 1, "control": 2, "mux": 3, "task": 4,
+            "iopub": 5, "hb_ping": 6, "hb_pong": 7, "broadcast": [8, 9], "key": "abc", "curve_serverkey": null,
+            "location": "host", "pack": "json", "unpack": "json", "signature_scheme": "hmac-sha256"}"#;
+        let path = Path::new("/h/profile_x/security/ipcontroller-client.json");
+        let client = ConnectionFile::parse(client, path).unwrap();
+        assert_eq!(client.broadcast, BroadcastPorts::One(7));
+        assert!(!client.is_stale());
+        let error = client.pcluster_keys(path).unwrap_err();
+        insta::assert_snapshot!(format!("{error}\nhint: {}", error.hint().unwrap()), @r#"
+        /h/profile_x/security/ipcontroller-client.json was written by another controller than pcluster's
+        hint: pcluster's commands need pcluster's controller: stop that one, then pcluster start --profile x
+        "#);
+        let engine = ConnectionFile::parse(engine, path).unwrap();
+        assert_eq!(engine.broadcast, BroadcastPorts::Leaves(vec![8, 9]));
+        assert_eq!(engine.ssh, "login.node");
+    }
+
+    #[test]
+    fn what_is_wrong_with_a_file_is_said() {
+        let path = Path::new("/h/profile_x/security/ipcontroller-night-engine.json");
+        let error = |text: &str| {
+            let e = ConnectionFile::parse(text, path).unwrap_err();
+            format!("{e}\nhint: {}", e.hint().unwrap_or_default())
+        };
+        insta::assert_snapshot!(error("{"), @r#"
+        the connection file /h/profile_x/security/ipcontroller-night-engine.json is not JSON: EOF while parsing an object at line 1 column 1
+        hint: write a new one: pcluster stop --profile x --cluster-id night, then pcluster start --profile x --cluster-id night
+        "#);
+        insta::assert_snapshot!(error("[]"), @r#"
+        the connection file /h/profile_x/security/ipcontroller-night-engine.json cannot be understood: it is not a JSON object
+        hint: write a new one: pcluster stop --profile x --cluster-id night, then pcluster start --profile x --cluster-id night
+        "#);
+        insta::assert_snapshot!(error(r#"{"interface": "", "registration": 1, "control": 1, "mux": 1, "task": 1, "iopub": 1, "broadcast": 1}"#), @r#"
+        the connection file /h/profile_x/security/ipcontroller-night-engine.json lacks key, location, pack, unpack, signature_scheme
+        hint: write a new one: pcluster stop --profile x --cluster-id night, then pcluster start --profile x --cluster-id night
+        "#);
+        let mut bad = serde_json::to_value(example()).unwrap();
+        bad["mux"] = "many".into();
+        insta::assert_snapshot!(error(&bad.to_string()), @r#"
+        the connection file /h/profile_x/security/ipcontroller-night-engine.json cannot be understood: invalid type: string "many", expected u16
+        hint: write a new one: pcluster stop --profile x --cluster-id night, then pcluster start --profile x --cluster-id night
+        "#);
+        let missing = ConnectionFile::read(path).unwrap_err();
+        insta::assert_snapshot!(format!("{missing}\nhint: {}", missing.hint().unwrap()), @r#"
+        no cluster is running in profile "x" with cluster id "night": there is no /h/profile_x/security/ipcontroller-night-engine.json
+        hint: start one: pcluster start --profile x --cluster-id night -n 4; `pcluster list` shows what runs
+        "#);
+    }
 }

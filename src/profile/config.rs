@@ -193,3 +193,152 @@ fn set(tree: &mut Value, key: &str, value: Value) {
     }
     *place = value;
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::profile::EXAMPLE_CONFIG;
+
+    fn error(text: &str) -> String {
+        let e = Config::parse(text, &[]).unwrap_err().in_file(std::path::Path::new("pcluster.yaml"));
+        let hint = e.hint().map(|h| format!("\nhint: {h}")).unwrap_or_default();
+        format!("{e}{hint}")
+    }
+    fn settings(pairs: &[(&str, &str)]) -> Vec<(String, String)> {
+        pairs.iter().map(|(k, v)| (k.to_string(), v.to_string())).collect()
+    }
+    fn setting_error(key: &str, value: &str) -> String {
+        let e = Config::parse("", &settings(&[(key, value)])).unwrap_err();
+        let hint = e.hint().map(|h| format!("\nhint: {h}")).unwrap_or_default();
+        format!("{e}{hint}")
+    }
+
+    /// The example with its settings, but not its comments, made real.
+    fn uncommented() -> String {
+        let mut text = String::new();
+        for line in EXAMPLE_CONFIG.lines() {
+            match line.trim_start().strip_prefix('#') {
+                Some(rest) if rest.starts_with(' ') && !rest.starts_with("  ") || rest.is_empty() => {}
+                Some(setting) if line.starts_with('#') && !setting.starts_with("    ") => text.push_str(&format!("{setting}\n")),
+                _ => {}
+            }
+        }
+        text
+    }
+
+    #[test]
+    fn the_example_as_it_is_changes_nothing() {
+        assert_eq!(Config::parse(EXAMPLE_CONFIG, &[]).unwrap(), Config::default());
+        assert_eq!(Config::parse("", &[]).unwrap(), Config::default());
+    }
+
+    #[test]
+    fn the_example_uncommented_has_every_key_at_its_default() {
+        let example: Value = serde_yaml::from_str(&uncommented()).unwrap();
+        assert_eq!(example, serde_yaml::to_value(Config::default()).unwrap());
+    }
+
+    #[test]
+    fn a_file_changes_what_it_names() {
+        let config = Config::parse(
+            "controller: {hwm: 3, durability: full}\nengine:\n  kind: ipengine\n  env: {A: b}\n",
+            &[],
+        )
+        .unwrap();
+        assert_eq!((config.controller.hwm, config.controller.durability), (3, Durability::Full));
+        assert_eq!(config.engine.kind, EngineKind::Ipengine);
+        assert_eq!(config.engine.env["A"], "b");
+        assert_eq!(config.launcher, LauncherConfig::default());
+    }
+
+    #[test]
+    fn settings_outrank_the_file_and_later_ones_earlier_ones() {
+        let given = settings(&[
+            ("controller.hwm", "4"),
+            ("controller.hwm", "5"),
+            ("engine.env.X", "'1'"),
+            ("engine.python", "/usr/bin/python3"),
+        ]);
+        let config = Config::parse("controller: {hwm: 3, curve: false}", &given).unwrap();
+        assert_eq!(config.controller.hwm, 5);
+        assert!(!config.controller.curve);
+        assert_eq!(config.engine.env["X"], "1");
+        assert_eq!(config.engine.python.as_deref(), Some("/usr/bin/python3"));
+    }
+
+    #[test]
+    fn a_mistyped_key_is_shown_with_the_nearest_one() {
+        insta::assert_snapshot!(error("controller:\n  curve: true\n  hartbeat_ms: 5\n"), @r#"
+        pcluster.yaml:3:3: controller: unknown key `hartbeat_ms`
+          3 |   hartbeat_ms: 5
+            |   ^
+        hint: did you mean `heartbeat_ms`?
+        "#);
+        insta::assert_snapshot!(error("controler: {}\n"), @r#"
+        pcluster.yaml:1:1: unknown key `controler`
+          1 | controler: {}
+            | ^
+        hint: did you mean `controller`?
+        "#);
+        insta::assert_snapshot!(error("engine:\n  quux: 1\n"), @r#"
+        pcluster.yaml:2:3: engine: unknown key `quux`
+          2 |   quux: 1
+            |   ^
+        hint: known here: kind, python, ipengine, interrupt_ms, terminate_ms, env, cwd
+        "#);
+    }
+
+    #[test]
+    fn a_wrong_value_or_broken_yaml_is_shown_where_it_is() {
+        insta::assert_snapshot!(error("controller:\n  hwm: many\n"), @r#"
+        pcluster.yaml:2:8: controller.hwm: invalid type: string "many", expected a whole number
+          2 |   hwm: many
+            |        ^
+        "#);
+        insta::assert_snapshot!(error("controller:\n  durability: ful\n"), @r#"
+        pcluster.yaml:2:15: controller.durability: unknown value `ful`
+          2 |   durability: ful
+            |               ^
+        hint: did you mean `full`?
+        "#);
+        insta::assert_snapshot!(error("controller:\n  hwm: [1\nengine: {}\n"), @r#"
+        pcluster.yaml:2:8: controller.hwm: invalid type: sequence, expected a whole number
+          2 |   hwm: [1
+            |        ^
+        "#);
+        insta::assert_snapshot!(error("controller:\n\thwm: 1\n"), @r#"
+        pcluster.yaml:2:1: found character that cannot start any token
+          2 | 	hwm: 1
+            | ^
+        hint: YAML is indented with spaces, never with tabs; a value with special characters needs quotes
+        "#);
+        insta::assert_snapshot!(error("- a list\n"), @r#"
+        pcluster.yaml:1:1: invalid type: sequence, expected `key: value` lines
+          1 | - a list
+            | ^
+        "#);
+        insta::assert_snapshot!(error("controller: {hwm: 1}\ncontroller: {hwm: 2}\n"), @r#"
+        pcluster.yaml:1:1: duplicate field `controller`
+          1 | controller: {hwm: 1}
+            | ^
+        "#);
+    }
+
+    #[test]
+    fn a_wrong_setting_is_named() {
+        insta::assert_snapshot!(setting_error("controller.hwn", "4"), @r#"
+        --set controller.hwn=4: unknown key `hwn`
+        hint: did you mean `hwm`?
+        "#);
+        insta::assert_snapshot!(setting_error("controller.hwm", "four"), @r#"--set controller.hwm=four: invalid type: string "four", expected a whole number"#);
+        insta::assert_snapshot!(setting_error("controller.hwm", "[4"), @r#"--set controller.hwm=[4: did not find expected ',' or ']'"#);
+        insta::assert_snapshot!(setting_error("hwm", "4"), @r#"
+        --set hwm=4: unknown key `hwm`
+        hint: `hwm` belongs under `controller:` (`controller.hwm`); is that line there, and not a comment?
+        "#);
+        insta::assert_snapshot!(setting_error("", "4"), @r#"
+        --set =4: unknown key ``
+        hint: known here: controller, engine, launcher
+        "#);
+    }
+}

@@ -1,7 +1,7 @@
 //! The layout of a profile directory: IPython's (`profile_<name>/{security,log,pid}`), and pcluster's own files in it.
 use std::fs;
-use std::io;
-use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::io::{self, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 /// A profile directory, which need not exist.
@@ -34,7 +34,7 @@ fn check_name(what: &'static str, name: &str) -> Result<(), ProfileError> {
     let why = if name.is_empty() {
         "it is empty"
     } else if name.contains(['/', '\\']) {
-        "it has a slash; give a name, not a path (a directory can be given with --profile-dir)"
+        "it has a slash; give a name, not a path"
     } else if name == "." || name == ".." {
         "it is a relative path"
     } else if name.starts_with('-') {
@@ -151,6 +151,17 @@ impl ProfileDir {
         private(&path).map_err(|source| ProfileError::Private { path, source })
     }
 
+    /// Writes the commented example as this profile's configuration; false where there is one already.
+    pub fn create_config(&self) -> Result<bool, ProfileError> {
+        let path = self.config_file();
+        let written = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path);
+        match written.and_then(|mut file| file.write_all(super::EXAMPLE_CONFIG.as_bytes())) {
+            Ok(()) => Ok(true),
+            Err(e) if e.kind() == io::ErrorKind::AlreadyExists => Ok(false),
+            Err(source) => Err(ProfileError::Create { path, source }),
+        }
+    }
+
     pub fn exists(&self) -> bool {
         self.path.is_dir()
     }
@@ -208,5 +219,109 @@ fn with_id(stem: &str, cluster_id: &str) -> String {
         stem.to_string()
     } else {
         format!("{stem}-{cluster_id}")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn mode(path: &Path) -> u32 {
+        fs::metadata(path).unwrap().permissions().mode() & 0o7777
+    }
+
+    #[test]
+    fn names_that_are_paths_are_refused() {
+        for name in ["", ".", "..", "a/b", "/tmp/x", "a\\b", "-n", "a\nb"] {
+            assert!(ProfileDir::named(name, Some(Path::new("/i"))).is_err(), "{name:?}");
+        }
+        assert!(ProfileDir::named(&"x".repeat(201), Some(Path::new("/i"))).is_err());
+        let error = ProfileDir::named("a/b", None).unwrap_err();
+        insta::assert_snapshot!(error, @r#""a/b" cannot be the name of a profile: it has a slash; give a name, not a path"#);
+        assert!(check_cluster_id("").is_ok());
+        let error = check_cluster_id("../x").unwrap_err();
+        insta::assert_snapshot!(error, @r#""../x" cannot be the name of a cluster id: it has a slash; give a name, not a path"#);
+    }
+
+    #[test]
+    fn files_are_where_ipyparallel_looks_for_them() {
+        let profile = ProfileDir::named("x", Some(Path::new("/i"))).unwrap();
+        assert_eq!(profile.client_file(""), Path::new("/i/profile_x/security/ipcontroller-client.json"));
+        assert_eq!(
+            profile.client_file("7"),
+            Path::new("/i/profile_x/security/ipcontroller-7-client.json")
+        );
+        assert_eq!(
+            profile.engine_file("7"),
+            Path::new("/i/profile_x/security/ipcontroller-7-engine.json")
+        );
+        assert_eq!(profile.database_file(""), Path::new("/i/profile_x/pcluster.db"));
+        assert_eq!(profile.database_file("7"), Path::new("/i/profile_x/pcluster-7.db"));
+        assert_eq!(ProfileDir::at(Path::new("/i/profile_x")), profile);
+        assert_eq!(ProfileDir::at(Path::new("/elsewhere/y")).name(), "y");
+    }
+
+    #[test]
+    fn a_new_profile_is_private_and_an_old_ones_keys_become_so() {
+        let dir = tempfile::tempdir().unwrap();
+        let profile = ProfileDir::named("x", Some(dir.path())).unwrap();
+        assert!(!profile.exists());
+        profile.create().unwrap();
+        profile.create().unwrap();
+        for path in [profile.path(), &profile.security_dir(), &profile.log_dir(), &profile.pid_dir()] {
+            assert_eq!(mode(path), 0o700, "{}", path.display());
+        }
+        fs::set_permissions(profile.security_dir(), fs::Permissions::from_mode(0o755)).unwrap();
+        profile.create().unwrap();
+        assert_eq!(mode(&profile.security_dir()), 0o700);
+    }
+
+    #[test]
+    fn a_configuration_is_written_once_and_loads() {
+        let dir = tempfile::tempdir().unwrap();
+        let profile = ProfileDir::named("x", Some(dir.path())).unwrap();
+        profile.create().unwrap();
+        assert!(profile.create_config().unwrap());
+        assert_eq!(mode(&profile.config_file()), 0o600);
+        assert_eq!(crate::profile::Config::load(&profile).unwrap(), crate::profile::Config::default());
+        fs::write(profile.config_file(), "controller: {hwm: 7}").unwrap();
+        assert!(!profile.create_config().unwrap());
+        assert_eq!(crate::profile::Config::load(&profile).unwrap().controller.hwm, 7);
+    }
+
+    #[test]
+    fn all_profiles_are_listed_by_name() {
+        let dir = tempfile::tempdir().unwrap();
+        for name in ["b", "a"] {
+            ProfileDir::named(name, Some(dir.path())).unwrap().create().unwrap();
+        }
+        fs::create_dir(dir.path().join("extensions")).unwrap();
+        fs::write(dir.path().join("profile_file"), "").unwrap();
+        let all = ProfileDir::all(Some(dir.path())).unwrap();
+        let names: Vec<&str> = all.iter().map(ProfileDir::name).collect();
+        assert_eq!(names, ["a", "b"]);
+        assert!(ProfileDir::all(Some(&dir.path().join("nothing"))).unwrap().is_empty());
+    }
+
+    #[test]
+    fn ipython_takes_a_profile_that_we_made() {
+        let Some(python) = std::env::var_os("PCLUSTER_TEST_PYTHON") else {
+            return;
+        };
+        let dir = tempfile::tempdir().unwrap();
+        let profile = ProfileDir::named("ours", Some(dir.path())).unwrap();
+        profile.create().unwrap();
+        let code = "import sys; from IPython.core.profiledir import ProfileDir as P; \
+                    print(P.find_profile_dir_by_name(sys.argv[1], 'ours').security_dir)";
+        let output = std::process::Command::new(python)
+            .args(["-c", code])
+            .arg(dir.path())
+            .output()
+            .unwrap();
+        assert!(output.status.success(), "{output:?}");
+        assert_eq!(
+            String::from_utf8_lossy(&output.stdout).trim(),
+            profile.security_dir().to_string_lossy()
+        );
     }
 }

@@ -1,4 +1,5 @@
 //! Errors of `pcluster.yaml` and `--set`: where, the line itself, and the nearest known key.
+use super::config::Config;
 use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -123,19 +124,55 @@ fn explain(message: &str) -> (String, Option<String>) {
         Some(at) => &message[..at],
         None => message,
     };
-    let Some((before, after)) = message.split_once("unknown field ") else {
-        return (message.to_string(), None);
-    };
-    let mut words = after.split('`').skip(1).step_by(2);
-    let Some(unknown) = words.next() else {
-        return (message.to_string(), None);
-    };
-    let known: Vec<&str> = words.collect();
-    let hint = match nearest(unknown, &known) {
-        Some(near) => format!("did you mean `{near}`?"),
+    if message.contains("cannot start any token") {
+        return (
+            message.to_string(),
+            Some("YAML is indented with spaces, never with tabs; a value with special characters needs quotes".into()),
+        );
+    }
+    for unknown in ["unknown field ", "unknown variant "] {
+        if let Some((before, after)) = message.split_once(unknown) {
+            let mut words = after.split('`').skip(1).step_by(2);
+            let word = words.next().unwrap_or_default();
+            let known: Vec<&str> = words.collect();
+            let what = if unknown.contains("field") {
+                "unknown key"
+            } else {
+                "unknown value"
+            };
+            return (format!("{before}{what} `{word}`"), Some(suggest(word, &known)));
+        }
+    }
+    let mut message = message.to_string();
+    for (theirs, ours) in [
+        ("expected u32", "expected a whole number"),
+        ("expected u64", "expected a whole number"),
+    ] {
+        message = message.replace(theirs, ours);
+    }
+    if let Some((before, _)) = message.split_once("expected struct ") {
+        message = format!("{before}expected `key: value` lines");
+    }
+    (message, None)
+}
+
+fn suggest(word: &str, known: &[&str]) -> String {
+    if let Some(near) = nearest(word, known) {
+        return format!("did you mean `{near}`?");
+    }
+    match section_of(word) {
+        Some(section) => format!("`{word}` belongs under `{section}:` (`{section}.{word}`); is that line there, and not a comment?"),
         None => format!("known here: {}", known.join(", ")),
+    }
+}
+
+/// The section that has this key.
+fn section_of(key: &str) -> Option<String> {
+    let serde_yaml::Value::Mapping(sections) = serde_yaml::to_value(Config::default()).ok()? else {
+        return None;
     };
-    (format!("{before}unknown key `{unknown}`"), Some(hint))
+    let (section, _) = sections.iter().find(|(_, keys)| keys.get(key).is_some())?;
+    section.as_str().map(str::to_string)
 }
 
 /// The known word at the least edit distance, if that is small enough to be a typo.
