@@ -36,9 +36,16 @@ impl Channel {
         }
     }
     pub fn from_frame(frame: &[u8]) -> Option<Channel> {
-        [Channel::Native, Channel::Mux, Channel::Task, Channel::Broadcast, Channel::Control, Channel::Iopub]
-            .into_iter()
-            .find(|c| c.frame() == frame)
+        [
+            Channel::Native,
+            Channel::Mux,
+            Channel::Task,
+            Channel::Broadcast,
+            Channel::Control,
+            Channel::Iopub,
+        ]
+        .into_iter()
+        .find(|c| c.frame() == frame)
     }
 }
 
