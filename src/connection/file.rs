@@ -1,6 +1,7 @@
 //! One connection file, as ipyparallel writes it (`ipcontroller[-<cluster id>]-{client,engine}.json` in the profile's
 //! `security/`), with the keys that pcluster adds under `pcluster` (ipyparallel ignores keys it does not know).
-use super::{ConnectionError, addresses, private, process};
+pub use super::error::ConnectionError;
+use super::{addresses, private, process};
 use serde::{Deserialize, Serialize};
 use std::fs;
 use std::io;

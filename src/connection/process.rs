@@ -39,6 +39,20 @@ fn start_ticks(stat: &str) -> Option<u64> {
     fields.nth(22 - 4)?.parse().ok()
 }
 
+/// The processes of the sessions that these lead, or led: what they started and left behind.
+pub fn in_sessions_of(leaders: &[u32]) -> Vec<u32> {
+    let Ok(all) = fs::read_dir("/proc") else { return Vec::new() };
+    let member = |pid: u32| {
+        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+        start_ticks(&stat)?;
+        // state, parent, process group, session
+        let session: u32 = stat.rsplit_once(')')?.1.split_ascii_whitespace().nth(3)?.parse().ok()?;
+        leaders.contains(&session).then_some(pid)
+    };
+    all.filter_map(|entry| member(entry.ok()?.file_name().to_str()?.parse().ok()?))
+        .collect()
+}
+
 fn boot_time() -> Option<f64> {
     let stat = fs::read_to_string("/proc/stat").ok()?;
     stat.lines().find_map(|l| l.strip_prefix("btime "))?.trim().parse().ok()
