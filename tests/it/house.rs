@@ -169,16 +169,14 @@ impl Source {
     }
 
     /// Which of `words` the code names, as whole words.
-    fn uses<'a>(&self, code: &str, words: &[&'a str]) -> Vec<&'a str> {
-        words
-            .iter()
-            .copied()
-            .filter(|word| {
-                code.match_indices(word).any(|(at, _)| {
-                    !code[..at].ends_with(is_word) && !(word.ends_with(is_word) && code[at + word.len()..].starts_with(is_word))
-                })
+    fn uses<'a>(code: &str, words: &[&'a str]) -> Vec<&'a str> {
+        let stands_in = |word: &&str| {
+            code.match_indices(*word).any(|(at, _)| {
+                let longer_word = word.ends_with(is_word) && code[at + word.len()..].starts_with(is_word);
+                !longer_word && !code[..at].ends_with(is_word)
             })
-            .collect()
+        };
+        words.iter().copied().filter(stands_in).collect()
     }
 }
 
@@ -365,7 +363,7 @@ fn each_foreign_crate_has_one_door() {
             ("rusqlite", source.room == "db"),
             ("clap", source.room == "cli"),
         ] {
-            if !may && !source.uses(&source.code, &[word]).is_empty() {
+            if !may && !Source::uses(&source.code, &[word]).is_empty() {
                 wrong.push(format!("{path}: names {word}"));
             }
         }
@@ -388,7 +386,7 @@ fn only_the_command_line_prints_and_exits() {
             "io::stderr",
             "process::ExitCode",
         ];
-        for word in source.uses(&source.without_tests(), &words) {
+        for word in Source::uses(&source.without_tests(), &words) {
             wrong.push(format!("{}: {word}", source.path.display()));
         }
     }
@@ -399,7 +397,7 @@ fn only_the_command_line_prints_and_exits() {
 fn words_wire_and_cores_know_no_world() {
     let mut wrong = Vec::new();
     for source in sources().iter().filter(|source| PURE.contains(&source.room.as_str())) {
-        for word in source.uses(&source.without_tests(), IMPURE) {
+        for word in Source::uses(&source.without_tests(), IMPURE) {
             wrong.push(format!("{}: {word}", source.path.display()));
         }
     }
@@ -484,11 +482,11 @@ mod checker {
     #[test]
     fn purity_looks_at_whole_words_outside_tests() {
         let source = Source::new(Path::new("wire/x.rs"), "fn randomly() {}\n#[cfg(test)]\nmod tests { use std::fs; }");
-        assert!(source.uses(&source.without_tests(), IMPURE).is_empty());
+        assert!(Source::uses(&source.without_tests(), IMPURE).is_empty());
         let source = Source::new(
             Path::new("wire/x.rs"),
             "#[cfg(test)]\nmod tests;\nuse std::fs;\nfn f() { Instant::now() }",
         );
-        assert_eq!(source.uses(&source.without_tests(), IMPURE), ["Instant::now", "std::fs"]);
+        assert_eq!(Source::uses(&source.without_tests(), IMPURE), ["Instant::now", "std::fs"]);
     }
 }
