@@ -1,1 +1,2 @@
-//! To come.
+//! The controller: hub and schedulers in one process. [`core`] decides, the driver acts.
+pub mod core;
