@@ -254,8 +254,6 @@ fn ipengine(launch: &EnginesLaunch) -> Result<(PathBuf, Vec<OsString>), LaunchEr
         return Ok((program.into(), words.map(OsString::from).collect()));
     }
     let python = python::resolve(launch.python.as_deref());
-    python::check(&python)?;
-    python::check_ipyparallel(&python)?;
     Ok((python.into(), vec!["-m".into(), "ipyparallel.engine".into()]))
 }
 
@@ -433,7 +431,8 @@ mod tests {
         assert!(matches!(local.start_engines(&launch), Err(LaunchError::NoDirectory { .. })));
         launch.kind = EngineKind::Ipengine;
         launch.python = Some("/nonexistent/python".into());
-        assert!(matches!(local.start_engines(&launch), Err(LaunchError::NoPython { .. })));
+        launch.cwd = world.dir.path().to_path_buf();
+        assert!(matches!(local.start_engines(&launch), Err(LaunchError::Start { .. })));
         launch.ipengine = Some("  ".into());
         assert!(matches!(local.start_engines(&launch), Err(LaunchError::BadCommand { .. })));
     }
