@@ -127,12 +127,14 @@ pub async fn start(options: StartOptions, progress: &mut dyn FnMut(StartProgress
 
     let mut state = ClusterState::new(cluster_id, wish.cwd.clone());
     state.engine_kind = kind_word(wish.config.engine.kind).into();
-    let mut undo = Undo::new(Duration::from_millis(wish.config.launcher.kill_ms));
+    // Dropped in the other order: processes first.
     let mut files = Files {
         profile,
         cluster_id,
+        before: leftovers.state.clone(),
         armed: true,
     };
+    let mut undo = Undo::new(Duration::from_millis(wish.config.launcher.kill_ms));
 
     progress(StartProgress::ControllerStarting);
     let controller = controllers.start_controller(&ControllerLaunch {

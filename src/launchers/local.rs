@@ -236,13 +236,7 @@ fn engine_command(launch: &EnginesLaunch) -> Result<(PathBuf, Vec<OsString>), La
     if let Some(level) = &launch.log_level {
         arguments.extend(["--log-level".into(), level.into()]);
     }
-    let for_engines: Vec<_> = launch
-        .settings
-        .iter()
-        .filter(|(key, _)| key.starts_with("engine"))
-        .cloned()
-        .collect();
-    arguments.extend(settings_arguments(&for_engines));
+    arguments.extend(settings_arguments(&launch.settings));
     Ok((launch.program.clone(), arguments))
 }
 
@@ -347,7 +341,7 @@ mod tests {
             let lines: Vec<&str> = log.lines().collect();
             let (file, dir) = (world.profile.engine_file("7"), world.profile.path());
             let expected = format!(
-                "engine --file {} --profile-dir {} --python /usr/bin/python3 --set engine.cwd=/",
+                "engine --file {} --profile-dir {} --python /usr/bin/python3 --set engine.cwd=/ --set controller.hwm=2",
                 file.display(),
                 dir.display()
             );
