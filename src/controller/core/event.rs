@@ -50,6 +50,9 @@ pub struct FoundTask {
     pub state: TaskState,
     /// Its engine, when it is assigned or running.
     pub engine: Option<EngineId>,
+    /// What has been used of the budgets for errors and crashes.
+    pub errors: u32,
+    pub crashes: u32,
     pub input: Bytes,
 }
 

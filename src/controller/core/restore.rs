@@ -3,13 +3,21 @@
 use super::event::{FoundTask, Restored};
 use super::maps::{InFlight, Map, Returned, Tries};
 use super::{Core, Due};
+use crate::model::change::Change;
 use crate::model::task::TaskState;
 use crate::model::{EngineUuid, TaskId};
 use std::collections::HashMap;
 
 impl Core {
     /// To be called once, before the first event.
-    pub fn restore(&mut self, restored: Restored) {
+    pub fn restore(&mut self, now: super::Now, restored: Restored, effects: &mut Vec<super::Effect>) {
+        self.now = now;
+        std::mem::swap(&mut self.effects, effects);
+        self.take_up(restored);
+        std::mem::swap(&mut self.effects, effects);
+    }
+
+    fn take_up(&mut self, restored: Restored) {
         self.next_map = restored.next_map.max(1);
         self.engines.next_id = restored.next_engine;
         let lease = Self::period(self.config.lease_ms);
@@ -37,7 +45,10 @@ impl Core {
             let after = map.definition.options.after;
             map.waiting_for = after.filter(|other| self.maps.contains_key(other) || self.finished.get(other) == Some(&true));
             for task in found.tasks {
-                place(&mut map, TaskId::new(id, task.index), task, &uuids, &mut self.engines);
+                let task_id = TaskId::new(id, task.index);
+                if let Some(run) = place(&mut map, task_id, task, &uuids, &mut self.engines) {
+                    self.record(Change::TaskReturned { task: task_id, run, attempt: None });
+                }
             }
             self.keys.insert(found.key, id);
             self.maps.insert(id, map);
@@ -60,15 +71,16 @@ impl Core {
     }
 }
 
+/// Puts a task where it was. A run number, when it must run again under that.
 fn place(
     map: &mut Map,
     id: TaskId,
     task: FoundTask,
     uuids: &HashMap<crate::model::EngineId, EngineUuid>,
     engines: &mut super::engines::Engines,
-) {
+) -> Option<u32> {
     let engine = task.engine.and_then(|e| uuids.get(&e));
-    let tries = Tries { errors: 0, crashes: 0 };
+    let tries = Tries { errors: task.errors, crashes: task.crashes };
     match (task.state, engine) {
         (TaskState::Assigned | TaskState::Running, Some(engine)) => {
             engines.change(engine, |e| e.tasks.insert(id, task.run));
@@ -78,12 +90,15 @@ fn place(
         }
         (TaskState::Assigned | TaskState::Running, None) => {
             // Its engine left without a word in the records: another run.
-            map.returned.insert(id.index, Returned { run: task.run + 1, input: task.input, tries, engine: None });
+            let engine = map.targets.as_ref().and_then(|t| t.get(id.index as usize).cloned());
+            let run = task.run + 1;
+            map.returned.insert(id.index, Returned { run, input: task.input, tries, engine });
+            return Some(run);
         }
         _ if task.run <= 1 => map.push_one(id.index, task.input),
         _ => {
             let engine = map.targets.as_ref().and_then(|t| t.get(id.index as usize).cloned());
             map.returned.insert(id.index, Returned { run: task.run, input: task.input, tries, engine });
         }
-    }
+    }    None
 }
