@@ -157,6 +157,15 @@ impl Context {
         }
     }
 
+    /// What a daemon logs: as it was told, more with `-v`.
+    pub fn log_level<'a>(&self, told: &'a str) -> &'a str {
+        match self.verbose {
+            0 => told,
+            1 => "debug",
+            _ => "trace",
+        }
+    }
+
     /// How tables are to be drawn: for a file as for a pipe.
     pub fn terminal_for(&self, file: bool) -> Terminal {
         if file { Terminal::NONE } else { self.terminal }

@@ -2,7 +2,9 @@
 use super::context::Context;
 use crate::client::ClientError;
 use crate::connection::ConnectionError;
+use crate::controller::ControllerError;
 use crate::db::{DbError, DbErrorKind};
+use crate::engine::EngineError;
 use crate::profile::{ConfigError, ProfileError};
 use std::fmt::Display;
 use std::process::ExitCode;
@@ -188,6 +190,29 @@ impl From<DbError> for CommandError {
         };
         let hint = error.hint();
         CommandError::new(kind, error).hints(hint)
+    }
+}
+
+impl From<EngineError> for CommandError {
+    fn from(error: EngineError) -> Self {
+        let kind = match error {
+            EngineError::BadConnectionFile(_) | EngineError::System(_) => ErrorKind::Environment,
+            EngineError::Unreachable(_) | EngineError::Refused(_) | EngineError::ControllerGone(_) => ErrorKind::Refused,
+        };
+        CommandError::new(kind, error)
+    }
+}
+
+impl From<ControllerError> for CommandError {
+    fn from(error: ControllerError) -> Self {
+        match error {
+            ControllerError::Db(error) => error.into(),
+            ControllerError::Connection(error) => error.into(),
+            ControllerError::Running { .. } => CommandError::refused(error).hint("`pcluster list` shows it, `pcluster stop` stops it"),
+            ControllerError::Transport(_) => CommandError::environment(error)
+                .hint("`pcluster doctor` looks at the network; controller.ip in pcluster.yaml says where to listen"),
+            ControllerError::Prepare { .. } => CommandError::environment(error),
+        }
     }
 }
 

@@ -12,6 +12,7 @@ pub mod logging;
 pub mod output;
 pub mod progress;
 pub mod records;
+pub mod reference;
 pub mod tables;
 pub mod values;
 pub mod views;

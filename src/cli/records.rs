@@ -1,12 +1,11 @@
 //! The records of a cluster, whoever has them: the controller that runs, or the database file of one that does not.
 use super::{CommandError, Context, ErrorKind};
-use crate::client::Client;
+use crate::client::{Client, ClientError, EarlierAttempt, MapsRequest};
 use crate::db::Reader;
 use crate::model::definition::MapDefinition;
 use crate::model::query::{Column, Comparison, Condition, ConditionValue, MapQuery, TaskQuery};
 use crate::model::task::{MapRow, TaskRow};
 use crate::model::{MapId, TaskId};
-use crate::wire::content::client::{DETAILS, DetailsReply, DetailsRequest, EarlierAttempt, MapsRequest};
 
 /// Rows are asked for in portions of so many.
 const PORTION: u64 = 2000;
@@ -125,7 +124,15 @@ impl<'a> Records<'a> {
     pub fn details(&self, task: TaskId) -> Result<Details, CommandError> {
         match self {
             Records::Running { context, client } => {
-                let reply: DetailsReply = context.block_on(client.request(DETAILS, &DetailsRequest { task }, Vec::new()))??;
+                let reply = match context.block_on(client.details(task))? {
+                    Ok(reply) => reply,
+                    // An older controller does not know the question: the row alone must do.
+                    Err(error @ ClientError::Refused { .. }) => {
+                        context.say_more(error);
+                        return Ok(Details::default());
+                    }
+                    Err(error) => return Err(error.into()),
+                };
                 Ok(Details {
                     definition: reply.definition,
                     earlier: reply.earlier,

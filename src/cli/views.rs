@@ -1,9 +1,9 @@
 //! Maps and tasks as JSON and CSV show them: dates in ISO 8601 (UTC), durations in seconds. These shapes are version 1 of
 //! what programs may rely on: keys are added, never changed.
+use crate::client::EarlierAttempt;
 use crate::model::definition::MapDefinition;
 use crate::model::task::{MapRow, TaskError, TaskRow, TaskState};
 use crate::model::{EngineId, MapId, TaskId, UnixTime};
-use crate::wire::content::client::EarlierAttempt;
 use serde::Serialize;
 use serde_json::value::RawValue;
 

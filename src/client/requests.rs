@@ -2,10 +2,11 @@
 use super::{Client, ClientError};
 use crate::model::query::TaskQuery;
 use crate::model::task::{MapRow, TaskRow};
-use crate::model::{EngineId, MapId};
+use crate::model::{EngineId, MapId, TaskId};
 use crate::wire::content::client::{
-    CANCEL, Done, MAPS, MapsReply, MapsRequest, PURGE, PurgeRequest, RESUBMIT, STATUS, STOP, STOP_ENGINES, Selection, SelectionReply,
-    SelectionRequest, StatusReply, StopEnginesRequest, StopRequest, TASKS, TasksReply, TasksRequest,
+    CANCEL, DETAILS, DetailsReply, DetailsRequest, Done, MAPS, MapsReply, MapsRequest, PURGE, PurgeRequest, RESUBMIT, STATUS, STOP,
+    STOP_ENGINES, Selection, SelectionReply, SelectionRequest, StatusReply, StopEnginesRequest, StopRequest, TASKS, TasksReply,
+    TasksRequest,
 };
 use serde::Serialize;
 
@@ -28,6 +29,11 @@ impl Client {
     pub async fn tasks(&self, query: TaskQuery) -> Result<(Vec<TaskRow>, u64), ClientError> {
         let reply: TasksReply = self.request(TASKS, &TasksRequest { query }, Vec::new()).await?;
         Ok((reply.tasks, reply.matching))
+    }
+
+    /// What a task's row does not say: its map's definition, and the attempts that did not stand.
+    pub async fn details(&self, task: TaskId) -> Result<DetailsReply, ClientError> {
+        self.request(DETAILS, &DetailsRequest { task }, Vec::new()).await
     }
 
     /// Stops tasks, waiting and running.

@@ -3,6 +3,7 @@
 //! [`Writer`] applies [`crate::model::change::Change`]s, many in one commit; [`Reader`] answers queries, beside a
 //! running controller or on the file of a stopped one; [`restart`] is what a controller needs to carry on from a file.
 //! `docs/database.md` tells users what is in the file. Nothing here knows a socket, a clock or the controller's core.
+mod batch;
 mod buffers;
 mod error;
 mod file;
@@ -13,6 +14,8 @@ pub mod restart;
 mod rows;
 mod schema;
 mod tasks;
+#[cfg(test)]
+mod tests;
 mod writer;
 
 pub use error::{DbError, DbErrorKind};

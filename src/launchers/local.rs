@@ -236,13 +236,7 @@ fn engine_command(launch: &EnginesLaunch) -> Result<(PathBuf, Vec<OsString>), La
     if let Some(level) = &launch.log_level {
         arguments.extend(["--log-level".into(), level.into()]);
     }
-    let for_engines: Vec<_> = launch
-        .settings
-        .iter()
-        .filter(|(key, _)| key.starts_with("engine"))
-        .cloned()
-        .collect();
-    arguments.extend(settings_arguments(&for_engines));
+    arguments.extend(settings_arguments(&launch.settings));
     Ok((launch.program.clone(), arguments))
 }
 
@@ -254,8 +248,6 @@ fn ipengine(launch: &EnginesLaunch) -> Result<(PathBuf, Vec<OsString>), LaunchEr
         return Ok((program.into(), words.map(OsString::from).collect()));
     }
     let python = python::resolve(launch.python.as_deref());
-    python::check(&python)?;
-    python::check_ipyparallel(&python)?;
     Ok((python.into(), vec!["-m".into(), "ipyparallel.engine".into()]))
 }
 
@@ -349,7 +341,7 @@ mod tests {
             let lines: Vec<&str> = log.lines().collect();
             let (file, dir) = (world.profile.engine_file("7"), world.profile.path());
             let expected = format!(
-                "engine --file {} --profile-dir {} --python /usr/bin/python3 --set engine.cwd=/",
+                "engine --file {} --profile-dir {} --python /usr/bin/python3 --set engine.cwd=/ --set controller.hwm=2",
                 file.display(),
                 dir.display()
             );
@@ -433,7 +425,8 @@ mod tests {
         assert!(matches!(local.start_engines(&launch), Err(LaunchError::NoDirectory { .. })));
         launch.kind = EngineKind::Ipengine;
         launch.python = Some("/nonexistent/python".into());
-        assert!(matches!(local.start_engines(&launch), Err(LaunchError::NoPython { .. })));
+        launch.cwd = world.dir.path().to_path_buf();
+        assert!(matches!(local.start_engines(&launch), Err(LaunchError::Start { .. })));
         launch.ipengine = Some("  ".into());
         assert!(matches!(local.start_engines(&launch), Err(LaunchError::BadCommand { .. })));
     }

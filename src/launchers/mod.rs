@@ -23,7 +23,7 @@ pub trait Launcher: Send + Sync {
     fn name(&self) -> &'static str;
     /// Starts one controller.
     fn start_controller(&self, launch: &ControllerLaunch) -> Result<Launched, LaunchError>;
-    /// Starts `launch.n` engines; all, or none with an error.
+    /// Starts `launch.n` engines; all, or none with an error. [`python`] has the checks to be made before.
     fn start_engines(&self, launch: &EnginesLaunch) -> Result<Launched, LaunchError>;
     /// Which of the processes run, in their order. None where that cannot be told from here.
     fn alive(&self, launched: &Launched) -> Option<Vec<bool>>;

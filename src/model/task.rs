@@ -176,6 +176,16 @@ pub struct TaskRow {
     pub label: Option<String>,
 }
 
+/// An attempt of a task that did not stand: it failed and was repeated, or the task was resubmitted.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct AttemptRow {
+    pub run: u32,
+    pub engine: Option<EngineId>,
+    pub host: Option<String>,
+    #[serde(flatten)]
+    pub outcome: Outcome,
+}
+
 /// How many tasks of a map are in which state.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, Default)]
 #[serde(default)]

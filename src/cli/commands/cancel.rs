@@ -3,7 +3,7 @@ use super::counted;
 use crate::cli::ids::{self, Ids};
 use crate::cli::output::json;
 use crate::cli::{CommandError, Context, Exit};
-use crate::wire::content::client::{MapsRequest, Selection};
+use crate::client::{MapsRequest, Selection};
 
 /// Stop tasks, waiting or running
 ///

@@ -1,9 +1,11 @@
-use crate::cli::{CommandError, Context, Exit};
+//! `pcluster help-markdown`: the command line as `docs/cli-reference.md`.
+use crate::cli::{CommandError, Context, Exit, output, reference};
 
-/// help_markdown
+/// Print the command line's reference in Markdown
 #[derive(Debug, clap::Args)]
 pub struct Args {}
 
 pub fn run(_args: Args, _context: &Context) -> Result<Exit, CommandError> {
-    Err(CommandError::internal("`pcluster help_markdown` is not part of this build"))
+    output::print(&reference::markdown())?;
+    Ok(Exit::Fine)
 }

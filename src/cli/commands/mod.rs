@@ -83,3 +83,11 @@ pub fn counted(count: u64, what: &str) -> String {
         _ => format!("{count} {what}s"),
     }
 }
+
+/// `--set key=value`.
+pub fn setting(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((key, value)) if !key.trim().is_empty() => Ok((key.trim().to_string(), value.trim().to_string())),
+        _ => Err(format!("{text:?} is not KEY=VALUE, for example engine.interrupt_ms=1000")),
+    }
+}

@@ -3,7 +3,7 @@ use super::counted;
 use crate::cli::ids::{self, Ids};
 use crate::cli::output::json;
 use crate::cli::{CommandError, Context, Exit};
-use crate::wire::content::client::Selection;
+use crate::client::Selection;
 
 /// Run finished tasks again, in place
 ///

@@ -4,11 +4,11 @@ use crate::cli::ids::{self, Ids};
 use crate::cli::output::json;
 use crate::cli::views::MapView;
 use crate::cli::{CommandError, Context, Exit, records};
+use crate::client::MapsRequest;
 use crate::client::{Client, ClientError};
 use crate::model::MapId;
 use crate::model::query::parse_duration;
 use crate::model::task::Counts;
-use crate::wire::content::client::MapsRequest;
 use std::time::Duration;
 use tokio::task::JoinSet;
 
