@@ -169,6 +169,8 @@ pub(super) fn restored(reader: &Reader, killed: bool) -> Result<Restored, Contro
     let mut restored = Restored { next_map: state.next_map.0, next_engine: if killed { state.next_engine.0 } else { 0 }, ..Restored::default() };
     if killed {
         restored.engines = state.engines.into_iter().map(|e| (e.id, e.facts, e.registered)).collect();
+    } else {
+        restored.departed = state.engines.into_iter().map(|e| (e.id, e.facts.uuid)).collect();
     }
     let mut open: Vec<MapId> = Vec::new();
     for map in state.maps {

@@ -144,6 +144,11 @@ impl Driver {
         let mut arrived = Vec::with_capacity(TURN);
         loop {
             self.flush();
+            // Under load there is always something that has arrived; reminders are not to wait for a pause.
+            if self.core.next_wake().is_some_and(|at| at <= self.clock.start.elapsed()) {
+                self.handle(Event::TimePassed);
+                self.flush();
+            }
             let wake = self.next_wake();
             tokio::select! {
                 biased;

@@ -77,5 +77,8 @@ pub struct Restored {
     pub finished: Vec<(MapId, bool)>,
     /// Submissions of ipyparallel clients: session, map, next index.
     pub clients: Vec<(String, MapId, u32)>,
+    /// Engines that may come back.
     pub engines: Vec<(EngineId, EngineFacts, UnixTime)>,
+    /// Engines that ended with the controller before.
+    pub departed: Vec<(EngineId, EngineUuid)>,
 }

@@ -30,6 +30,10 @@ impl Core {
             self.engines.change(&uuid, |e| e.away_until = Some(until));
             self.remind(lease, Due::Lease(uuid));
         }
+        for (id, uuid) in restored.departed {
+            let reason = "the controller ended".to_string();
+            self.record(Change::EngineGone { id, uuid, at: self.now.unix, reason });
+        }
         self.finished.extend(restored.finished);
         for (session, map, next) in restored.clients {
             self.requests.restore_session(session, map, next);
