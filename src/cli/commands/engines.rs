@@ -208,7 +208,15 @@ mod tests {
         ]))
         .unwrap();
         let table = table(&engines, UnixTime(5000.0));
-        insta::assert_snapshot!(table.render(&Terminal { stdout: true, ..Terminal::NONE }), @"");
-        insta::assert_snapshot!(table.render(&Terminal::NONE), @"");
+        insta::assert_snapshot!(table.render(&Terminal { stdout: true, ..Terminal::NONE }), @r"
+        ENGINE  STATE   HOST             PID  ASSIGNED  FINISHED  UP           PYTHON
+             0  busy    node17.cluster  4242         2    130000  1 h 6 min    3.11.7…
+            11  silent  -                  -         0         3  16 min 40 s  (ipengin…
+        ");
+        insta::assert_snapshot!(table.render(&Terminal::NONE), @r"
+        ENGINE  STATE   HOST             PID  ASSIGNED  FINISHED  UP           PYTHON
+             0  busy    node17.cluster  4242         2    130000  1 h 6 min    3.11.7 (/home/user/project/venv/bin/python)
+            11  silent  -                  -         0         3  16 min 40 s  (ipengine)
+        ");
     }
 }

@@ -7,6 +7,7 @@ use crate::cluster::ClusterError;
 ///
 /// Its records stay, and tasks that were not finished go on. Takes the options of `pcluster start`.
 #[derive(Debug, clap::Args)]
+#[group(skip)]
 pub struct Args {
     #[command(flatten)]
     start: start::Args,
