@@ -25,9 +25,14 @@ pub enum Change {
         submitted: UnixTime,
     },
     /// All inputs have arrived; there are `total`.
-    MapClosed { map: MapId, total: u32 },
+    MapClosed {
+        map: MapId,
+        total: u32,
+    },
     /// Every task of the map that is `Waiting` is now `Ready`.
-    MapReleased { map: MapId },
+    MapReleased {
+        map: MapId,
+    },
     /// The tasks `first..first+count` were handed to an engine.
     TasksAssigned {
         map: MapId,
@@ -36,9 +41,18 @@ pub enum Change {
         run: u32,
         engine: EngineId,
     },
-    TaskBegun { task: TaskId, run: u32, engine: EngineId, started: UnixTime },
+    TaskBegun {
+        task: TaskId,
+        run: u32,
+        engine: EngineId,
+        started: UnixTime,
+    },
     /// Text that a running task has written so far; `Finished` brings the rest.
-    OutputAdded { task: TaskId, stdout: String, stderr: String },
+    OutputAdded {
+        task: TaskId,
+        stdout: String,
+        stderr: String,
+    },
     /// The attempt ended and the task with it. `counted` map counters change by one.
     TaskFinished {
         task: TaskId,
@@ -54,18 +68,44 @@ pub enum Change {
         attempt: Option<Attempt>,
     },
     /// A finished task is to run again: its outcome moves to the table of attempts, it becomes `Ready` with this run number.
-    TaskResubmitted { task: TaskId, run: u32 },
+    TaskResubmitted {
+        task: TaskId,
+        run: u32,
+    },
     /// The map's last task finished (or, after a resubmission, `None`: it is open again).
-    MapCompleted { map: MapId, at: Option<UnixTime> },
-    EngineRegistered { id: EngineId, facts: Box<EngineFacts>, at: UnixTime },
-    EngineGone { id: EngineId, uuid: EngineUuid, at: UnixTime, reason: String },
+    MapCompleted {
+        map: MapId,
+        at: Option<UnixTime>,
+    },
+    EngineRegistered {
+        id: EngineId,
+        facts: Box<EngineFacts>,
+        at: UnixTime,
+    },
+    EngineGone {
+        id: EngineId,
+        uuid: EngineUuid,
+        at: UnixTime,
+        reason: String,
+    },
     /// A request of an ipyparallel client: a task whose map's work is `Client`.
-    RequestAdded { task: TaskId, request: Box<Request> },
-    RequestFinished { msg_id: String, reply: Box<Reply> },
+    RequestAdded {
+        task: TaskId,
+        request: Box<Request>,
+    },
+    RequestFinished {
+        msg_id: String,
+        reply: Box<Reply>,
+    },
     /// What a request printed or displayed (iopub).
-    RequestOutput { msg_id: String, output: RequestOutput },
+    RequestOutput {
+        msg_id: String,
+        output: RequestOutput,
+    },
     /// Forget finished tasks: of the hub's `purge_request`, or `pcluster purge`.
-    Purged { what: Purge },
+    Purged {
+        what: Purge,
+    },
 }
 
 /// An attempt that did not stand.
@@ -105,9 +145,15 @@ pub struct Reply {
 
 #[derive(Clone, Debug)]
 pub enum RequestOutput {
-    Stream { stderr: bool, text: String },
+    Stream {
+        stderr: bool,
+        text: String,
+    },
     /// `execute_input`, `execute_result` or `error`, with its content as JSON text (for `execute_input`, the code).
-    Json { kind: &'static str, content: Bytes },
+    Json {
+        kind: &'static str,
+        content: Bytes,
+    },
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -1,6 +1,6 @@
 //! What a map runs, and how. It travels once to the controller and once to each engine; a task carries only its input.
-use super::targets::Targets;
 use super::MapId;
+use super::targets::Targets;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
@@ -41,8 +41,14 @@ impl Work {
     /// What to call a map that was given no name.
     pub fn default_name(&self) -> String {
         match self {
-            Work::Call { from: CallSource::File { name, .. }, function } => format!("{name}:{function}"),
-            Work::Call { from: CallSource::Module { module }, function } => format!("{module}:{function}"),
+            Work::Call {
+                from: CallSource::File { name, .. },
+                function,
+            } => format!("{name}:{function}"),
+            Work::Call {
+                from: CallSource::Module { module },
+                function,
+            } => format!("{module}:{function}"),
             Work::Command { argv } => argv.join(" "),
             Work::Execute { filename, .. } => filename.clone(),
             other => other.kind().to_string(),
@@ -54,8 +60,13 @@ impl Work {
 #[serde(rename_all = "snake_case")]
 pub enum CallSource {
     /// `name` as the user spelled it (for tracebacks), `text` the whole source.
-    File { name: String, text: String },
-    Module { module: String },
+    File {
+        name: String,
+        text: String,
+    },
+    Module {
+        module: String,
+    },
 }
 
 /// How a map's tasks are run. Times are in seconds.

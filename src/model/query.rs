@@ -6,6 +6,18 @@ use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::str::FromStr;
 
+/// Which maps. Every given condition must hold; an empty list restricts nothing.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, Default)]
+#[serde(default)]
+pub struct MapQuery {
+    pub maps: Vec<MapId>,
+    /// Submitted at or after.
+    pub since: Option<UnixTime>,
+    pub label: Option<String>,
+    /// The newest so many.
+    pub limit: Option<u64>,
+}
+
 /// Which tasks. Every given condition must hold; empty lists restrict nothing.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, Default)]
 #[serde(default)]
@@ -73,7 +85,10 @@ impl Column {
     /// Compared as a number.
     pub fn is_number(self) -> bool {
         use Column::*;
-        matches!(self, Map | Index | Engine | Attempts | ExitCode | Duration | Submitted | Started | Completed)
+        matches!(
+            self,
+            Map | Index | Engine | Attempts | ExitCode | Duration | Submitted | Started | Completed
+        )
     }
 }
 
@@ -89,7 +104,10 @@ impl FromStr for Column {
 
 /// `duration>=600 and state=error`: conditions joined by `and` or commas. Numbers may have a unit (`90s 10m 2h 1d`).
 pub fn parse_conditions(text: &str) -> Result<Vec<Condition>, String> {
-    split_conjunction(text).into_iter().map(|part| parse_condition(part.trim())).collect()
+    split_conjunction(text)
+        .into_iter()
+        .map(|part| parse_condition(part.trim()))
+        .collect()
 }
 
 /// Splits at ` and ` and `,` outside quotes.
@@ -120,7 +138,9 @@ fn split_conjunction(text: &str) -> Vec<&str> {
 
 fn parse_condition(text: &str) -> Result<Condition, String> {
     let how = "write a column, a comparison and a value, for example duration>=600 or state=error";
-    let at = text.find(['<', '>', '=', '!', '~']).ok_or_else(|| format!("{text:?} has no comparison; {how}"))?;
+    let at = text
+        .find(['<', '>', '=', '!', '~'])
+        .ok_or_else(|| format!("{text:?} has no comparison; {how}"))?;
     let column: Column = text[..at].trim().parse()?;
     let rest = &text[at..];
     let (comparison, width) = match rest.as_bytes() {
@@ -155,7 +175,9 @@ fn parse_condition(text: &str) -> Result<Condition, String> {
 /// A number, with an optional unit of time, or an ISO date.
 fn parse_number(text: &str) -> Option<f64> {
     let finite = |s: &str| s.parse::<f64>().ok().filter(|n| n.is_finite());
-    finite(text).or_else(|| parse_duration(text)).or_else(|| UnixTime::from_iso(text).map(|t| t.0))
+    finite(text)
+        .or_else(|| parse_duration(text))
+        .or_else(|| UnixTime::from_iso(text).map(|t| t.0))
 }
 
 /// `90`, `90s`, `10m`, `1.5h`, `2d` in seconds.
@@ -181,7 +203,14 @@ mod tests {
     fn conditions_parse() {
         let all = parse_conditions("duration>=10m and state!='error', host ~ \"node, and 3\"").unwrap();
         assert_eq!(all.len(), 3);
-        assert_eq!(all[0], Condition { column: Column::Duration, comparison: Comparison::GreaterEqual, value: ConditionValue::Number(600.0) });
+        assert_eq!(
+            all[0],
+            Condition {
+                column: Column::Duration,
+                comparison: Comparison::GreaterEqual,
+                value: ConditionValue::Number(600.0)
+            }
+        );
         assert_eq!(all[1].value, ConditionValue::Text("error".into()));
         assert_eq!(all[2].value, ConditionValue::Text("node, and 3".into()));
     }

@@ -162,6 +162,9 @@ pub struct TaskRow {
     pub host: Option<String>,
     /// How often it has been begun.
     pub attempts: u32,
+    /// The number of its current run; every retry and every resubmission adds one.
+    #[serde(default)]
+    pub run: u32,
     pub submitted: UnixTime,
     pub started: Option<UnixTime>,
     pub completed: Option<UnixTime>,
@@ -171,6 +174,16 @@ pub struct TaskRow {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub msg_id: Option<String>,
     pub label: Option<String>,
+}
+
+/// An attempt of a task that did not stand: it failed and was repeated, or the task was resubmitted.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct AttemptRow {
+    pub run: u32,
+    pub engine: Option<EngineId>,
+    pub host: Option<String>,
+    #[serde(flatten)]
+    pub outcome: Outcome,
 }
 
 /// How many tasks of a map are in which state.

@@ -21,10 +21,7 @@ impl UnixTime {
     }
     /// Reads what [`UnixTime::to_iso`] and Python's `isoformat` write.
     pub fn from_iso(text: &str) -> Option<UnixTime> {
-        let stamp: jiff::Timestamp = text
-            .parse()
-            .or_else(|_| format!("{text}Z").parse())
-            .ok()?;
+        let stamp: jiff::Timestamp = text.parse().or_else(|_| format!("{text}Z").parse()).ok()?;
         Some(UnixTime(stamp.as_microsecond() as f64 / 1e6))
     }
 }

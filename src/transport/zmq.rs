@@ -3,8 +3,8 @@ use super::{KeyPair, Kind, Security, TransportError};
 use crate::wire::Frames;
 use bytes::Bytes;
 use omq_tokio::{
-    CurveKeypair, CurvePublicKey, CurveSecretKey, Error, Message, MonitorEvent, MonitorRecvError, MonitorStream, Options,
-    ReconnectPolicy, Socket as Omq, SocketType, TrySendError,
+    CurveKeypair, CurvePublicKey, CurveSecretKey, Error, Message, MonitorEvent, MonitorRecvError, MonitorStream, Options, ReconnectPolicy,
+    Socket as Omq, SocketType, TrySendError,
 };
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex};
@@ -99,7 +99,10 @@ impl Socket {
 
     async fn subscribe(&self) -> Result<(), TransportError> {
         if self.kind == Kind::Sub {
-            self.omq.subscribe(Bytes::new()).await.map_err(|e| TransportError::Other(e.to_string()))?;
+            self.omq
+                .subscribe(Bytes::new())
+                .await
+                .map_err(|e| TransportError::Other(e.to_string()))?;
         }
         Ok(())
     }

@@ -36,9 +36,16 @@ impl Channel {
         }
     }
     pub fn from_frame(frame: &[u8]) -> Option<Channel> {
-        [Channel::Native, Channel::Mux, Channel::Task, Channel::Broadcast, Channel::Control, Channel::Iopub]
-            .into_iter()
-            .find(|c| c.frame() == frame)
+        [
+            Channel::Native,
+            Channel::Mux,
+            Channel::Task,
+            Channel::Broadcast,
+            Channel::Control,
+            Channel::Iopub,
+        ]
+        .into_iter()
+        .find(|c| c.frame() == frame)
     }
 }
 
@@ -84,7 +91,7 @@ pub struct TaskResult {
     pub map: MapId,
     pub index: u32,
     pub run: u32,
-    #[serde(flatten)]
+    /// Not flattened: a value kept as its text cannot be read through `flatten`.
     pub outcome: Outcome,
 }
 

@@ -1,0 +1,1 @@
+//! The client against a controller that the test answers for.

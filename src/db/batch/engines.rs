@@ -1,0 +1,92 @@
+//! Engines: every one that has ever registered.
+use super::Batch;
+use crate::model::engine::EngineFacts;
+use crate::model::{EngineId, EngineUuid, UnixTime};
+use rusqlite::{Connection, OptionalExtension, params};
+use std::collections::HashMap;
+use std::sync::Arc;
+
+/// What the writer remembers from one batch to the next.
+pub struct Known {
+    /// Uuid and host by the id that users see; the latest engine of that id.
+    engines: HashMap<EngineId, Option<(Arc<str>, Arc<str>)>>,
+    /// There may be rows in `output`, for which tasks that end must look.
+    pub(super) output: bool,
+}
+
+impl Known {
+    pub fn load(connection: &Connection) -> rusqlite::Result<Known> {
+        Ok(Known {
+            engines: HashMap::new(),
+            output: connection.query_row("SELECT EXISTS (SELECT 1 FROM output)", [], |row| row.get(0))?,
+        })
+    }
+    /// After a rollback.
+    pub fn forget(&mut self) {
+        self.engines.clear();
+    }
+}
+
+impl Batch<'_> {
+    fn engine(&mut self, id: EngineId) -> rusqlite::Result<Option<&(Arc<str>, Arc<str>)>> {
+        use std::collections::hash_map::Entry;
+        let entry = match self.known.engines.entry(id) {
+            Entry::Occupied(entry) => entry.into_mut(),
+            Entry::Vacant(entry) => {
+                let sql = "SELECT uuid, host FROM engine WHERE id = ?1 ORDER BY registered DESC LIMIT 1";
+                let mut load = self.connection.prepare_cached(sql)?;
+                let found = load.query_row([id.0], |row| Ok((row.get(0)?, row.get(1)?)));
+                entry.insert(found.optional()?)
+            }
+        };
+        Ok(entry.as_ref())
+    }
+
+    pub(super) fn host(&mut self, id: Option<EngineId>) -> rusqlite::Result<Option<Arc<str>>> {
+        let Some(id) = id else { return Ok(None) };
+        Ok(self.engine(id)?.map(|(_, host)| host.clone()).filter(|host| !host.is_empty()))
+    }
+
+    pub(super) fn uuid(&mut self, id: EngineId) -> rusqlite::Result<Option<Arc<str>>> {
+        Ok(self.engine(id)?.map(|(uuid, _)| uuid.clone()))
+    }
+
+    pub(super) fn id_of(&self, uuid: &EngineUuid) -> rusqlite::Result<Option<EngineId>> {
+        let mut load = self.connection.prepare_cached("SELECT id FROM engine WHERE uuid = ?1")?;
+        load.query_row([&*uuid.0], |row| row.get(0).map(EngineId)).optional()
+    }
+
+    pub(super) fn engine_registered(&mut self, id: EngineId, facts: &EngineFacts, at: UnixTime) -> rusqlite::Result<()> {
+        let sql = "INSERT INTO engine (uuid, id, host, pid, version, python, capabilities, registered) \
+                   VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8) \
+                   ON CONFLICT (uuid) DO UPDATE SET id = excluded.id, host = excluded.host, pid = excluded.pid, \
+                   version = excluded.version, python = excluded.python, capabilities = excluded.capabilities, \
+                   registered = excluded.registered, gone = NULL, reason = NULL";
+        let capabilities = serde_json::Value::from(facts.capabilities.clone()).to_string();
+        let row = params![
+            &*facts.uuid.0,
+            id.0,
+            facts.host,
+            facts.pid,
+            facts.version,
+            facts.python,
+            capabilities,
+            at.0
+        ];
+        self.connection.prepare_cached(sql)?.execute(row)?;
+        self.known
+            .engines
+            .insert(id, Some((facts.uuid.0.clone(), facts.host.as_str().into())));
+        Ok(())
+    }
+
+    pub(super) fn engine_gone(&mut self, uuid: &EngineUuid, at: UnixTime, reason: &str) -> rusqlite::Result<()> {
+        let mut write = self
+            .connection
+            .prepare_cached("UPDATE engine SET gone = ?2, reason = ?3 WHERE uuid = ?1")?;
+        if write.execute(params![&*uuid.0, at.0, reason])? == 0 {
+            tracing::warn!(%uuid, "EngineGone not recorded: the database has no such engine");
+        }
+        Ok(())
+    }
+}

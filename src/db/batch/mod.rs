@@ -1,0 +1,114 @@
+//! One transaction's changes, one by one. What a map counts is kept in memory meanwhile and written once at the end.
+//!
+//! Parts: `maps` (maps and their counters), `tasks` (a task's steps), `requests` (of ipyparallel clients), `engines`, `purge`.
+mod engines;
+mod maps;
+mod purge;
+mod requests;
+mod tasks;
+
+use crate::model::MapId;
+use crate::model::change::Change;
+pub use engines::Known;
+use maps::Counted;
+pub use maps::row_range;
+use rusqlite::types::{ToSqlOutput, ValueRef};
+use rusqlite::{CachedStatement, Connection, ToSql};
+use std::borrow::Cow;
+use std::collections::HashMap;
+pub use tasks::state_of;
+
+pub struct Batch<'a> {
+    connection: &'a Connection,
+    known: &'a mut Known,
+    /// Counters of the maps that this batch has named; None: there is no such map.
+    maps: HashMap<MapId, Option<Counted>>,
+    /// The statements that run once per task: looked up once per batch.
+    add: CachedStatement<'a>,
+    look: CachedStatement<'a>,
+    end: CachedStatement<'a>,
+}
+
+impl<'a> Batch<'a> {
+    pub fn new(connection: &'a Connection, known: &'a mut Known) -> rusqlite::Result<Batch<'a>> {
+        Ok(Batch {
+            connection,
+            known,
+            maps: HashMap::new(),
+            add: connection.prepare_cached(tasks::ADD)?,
+            look: connection.prepare_cached(tasks::LOOK)?,
+            end: connection.prepare_cached(tasks::END)?,
+        })
+    }
+
+    pub fn apply(&mut self, change: &Change) -> rusqlite::Result<()> {
+        match change {
+            Change::MapAdded {
+                map,
+                definition,
+                client,
+                submitted,
+            } => self.map_added(*map, definition, client, *submitted),
+            Change::TasksAdded {
+                map,
+                first,
+                inputs,
+                state,
+                submitted,
+            } => self.tasks_added(*map, *first, inputs, *state, *submitted),
+            Change::MapClosed { map, total } => self.map_closed(*map, *total),
+            Change::MapReleased { map } => self.map_released(*map),
+            Change::TasksAssigned {
+                map,
+                first,
+                count,
+                run,
+                engine,
+            } => self.tasks_assigned(*map, *first, *count, *run, *engine),
+            Change::TaskBegun {
+                task,
+                run,
+                engine,
+                started,
+            } => self.task_begun(*task, *run, *engine, *started),
+            Change::OutputAdded { task, stdout, stderr } => self.output_added(*task, stdout, stderr),
+            Change::TaskFinished {
+                task,
+                run,
+                engine,
+                outcome,
+            } => self.task_finished(*task, *run, *engine, outcome),
+            Change::TaskReturned { task, run, attempt } => self.task_returned(*task, *run, attempt.as_ref()),
+            Change::TaskResubmitted { task, run } => self.task_resubmitted(*task, *run),
+            Change::MapCompleted { map, at } => self.map_completed(*map, *at),
+            Change::EngineRegistered { id, facts, at } => self.engine_registered(*id, facts, *at),
+            Change::EngineGone { uuid, at, reason, .. } => self.engine_gone(uuid, *at, reason),
+            Change::RequestAdded { task, request } => self.request_added(*task, request),
+            Change::RequestFinished { msg_id, reply } => self.request_finished(msg_id, reply),
+            Change::RequestOutput { msg_id, output } => self.request_output(msg_id, output),
+            Change::Purged { what } => self.purged(what),
+        }
+    }
+
+    /// Writes the counters.
+    pub fn finish(mut self) -> rusqlite::Result<()> {
+        self.write_counters()
+    }
+}
+
+/// Bytes that should be UTF-8, bound as text.
+struct Text<'a>(&'a [u8]);
+
+impl ToSql for Text<'_> {
+    fn to_sql(&self) -> rusqlite::Result<ToSqlOutput<'_>> {
+        Ok(match String::from_utf8_lossy(self.0) {
+            Cow::Borrowed(text) => ToSqlOutput::Borrowed(ValueRef::Text(text.as_bytes())),
+            Cow::Owned(text) => text.into(),
+        })
+    }
+}
+
+/// NULL for an empty text: most tasks print nothing.
+fn some_text(text: &str) -> Option<&str> {
+    (!text.is_empty()).then_some(text)
+}

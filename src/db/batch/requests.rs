@@ -1,0 +1,217 @@
+//! Requests of ipyparallel clients: each is a task of its client's map, with the frames that came and went.
+use super::tasks::Prior;
+use super::{Batch, Text, some_text};
+use crate::db::buffers;
+use crate::model::change::{Reply, Request, RequestOutput};
+use crate::model::task::TaskState;
+use crate::model::{EngineId, TaskId};
+use bytes::Bytes;
+use rusqlite::{OptionalExtension, params};
+use serde::Deserialize;
+
+/// What SQLite takes as one blob.
+const LARGEST_BLOB: usize = 1_000_000_000;
+
+impl Batch<'_> {
+    fn request_task(&self, msg_id: &str) -> rusqlite::Result<Option<TaskId>> {
+        let mut load = self.connection.prepare_cached("SELECT task FROM request WHERE msg_id = ?1")?;
+        load.query_row([msg_id], |row| row.get(0).map(TaskId::from_row_id)).optional()
+    }
+
+    fn known_request(&mut self, msg_id: &str, change: &str) -> rusqlite::Result<Option<(TaskId, Prior)>> {
+        let Some(task) = self.request_task(msg_id)? else {
+            tracing::warn!(msg_id, change, "nothing recorded: the database has no such request");
+            return Ok(None);
+        };
+        Ok(self.prior(task, change)?.map(|prior| (task, prior)))
+    }
+
+    pub(super) fn request_added(&mut self, task: TaskId, request: &Request) -> rusqlite::Result<()> {
+        if self.counted(task.map, "RequestAdded")?.is_none() || self.request_task(&request.msg_id)?.is_some() {
+            return Ok(());
+        }
+        // Addressed to an engine: it is sent there at once.
+        let engine = match &request.engine {
+            Some(uuid) => self.id_of(uuid)?,
+            None => None,
+        };
+        let state = engine.map_or(TaskState::Ready, |_| TaskState::Assigned);
+        let add = "INSERT OR IGNORE INTO task (id, state, submitted, engine) VALUES (?1, ?2, ?3, ?4)";
+        let added =
+            self.connection
+                .prepare_cached(add)?
+                .execute(params![task.row_id(), state.word(), request.submitted.0, engine.map(|e| e.0)])?;
+        if added == 0 {
+            tracing::warn!(%task, msg_id = request.msg_id, "RequestAdded not recorded: the task is another request's");
+            return Ok(());
+        }
+        let sql = "INSERT INTO request (task, msg_id, queue, client, engine_uuid, label, header, metadata, content, buffers) \
+                   VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)";
+        self.connection.prepare_cached(sql)?.execute(params![
+            task.row_id(),
+            request.msg_id,
+            request.queue,
+            request.client,
+            request.engine.as_ref().map(|uuid| &*uuid.0),
+            request.label,
+            Text(&request.header),
+            Text(&request.metadata),
+            Text(&request.content),
+            blob(&request.buffers, &request.msg_id),
+        ])?;
+        if let Some(counted) = self.counted(task.map, "RequestAdded")? {
+            counted.counts.total += 1;
+        }
+        self.count_step(task.map, TaskState::Ready, state)
+    }
+
+    /// The first reply stands.
+    pub(super) fn request_finished(&mut self, msg_id: &str, reply: &Reply) -> rusqlite::Result<()> {
+        if !reply.status.is_done() {
+            tracing::warn!(msg_id, state = %reply.status, "RequestFinished not recorded: that is not a finished state");
+            return Ok(());
+        }
+        let Some((task, prior)) = self.known_request(msg_id, "RequestFinished")? else {
+            return Ok(());
+        };
+        let sql = "UPDATE request SET engine_uuid = COALESCE(?2, engine_uuid), received = ?3, result_header = ?4, result_metadata = ?5, \
+                   result_content = ?6, result_buffers = ?7 WHERE task = ?1 AND result_header IS NULL";
+        let changed = self.connection.prepare_cached(sql)?.execute(params![
+            task.row_id(),
+            reply.engine.as_ref().map(|(_, uuid)| &*uuid.0),
+            reply.completed.0,
+            Text(&reply.header),
+            Text(&reply.metadata),
+            Text(&reply.content),
+            blob(&reply.buffers, msg_id),
+        ])?;
+        if changed > 0 && !prior.state.is_done() {
+            self.end_request_task(task, &prior, reply)?;
+        }
+        Ok(())
+    }
+
+    fn end_request_task(&mut self, task: TaskId, prior: &Prior, reply: &Reply) -> rusqlite::Result<()> {
+        let engine: Option<EngineId> = reply.engine.as_ref().map(|(id, _)| *id).or(prior.engine);
+        let begun_untold = prior.state != TaskState::Running && reply.started.is_some();
+        let error = match reply.status {
+            TaskState::Ok => ReplyError::default(),
+            _ => serde_json::from_slice(&reply.content).unwrap_or_default(),
+        };
+        let host = self.host(engine)?;
+        let (stdout, stderr) = self.take_output(task)?;
+        let sql = "UPDATE task SET state = ?2, attempts = ?3, engine = ?4, host = ?5, started = COALESCE(?6, started), completed = ?7, \
+                   ename = ?8, evalue = ?9, stdout = ?10, stderr = ?11, traceback = ?12 WHERE id = ?1";
+        self.connection.prepare_cached(sql)?.execute(params![
+            task.row_id(),
+            reply.status.word(),
+            prior.attempts + u32::from(begun_untold),
+            engine.map(|e| e.0),
+            host,
+            reply.started.map(|t| t.0),
+            reply.completed.0,
+            some_text(&error.ename),
+            some_text(&error.evalue),
+            some_text(&stdout),
+            some_text(&stderr),
+            some_text(&error.traceback.text()),
+        ])?;
+        self.count_step(task.map, prior.state, reply.status)
+    }
+
+    pub(super) fn request_output(&mut self, msg_id: &str, output: &RequestOutput) -> rusqlite::Result<()> {
+        let Some((task, prior)) = self.known_request(msg_id, "RequestOutput")? else {
+            return Ok(());
+        };
+        match output {
+            RequestOutput::Stream { stderr, text } if prior.state.is_done() => {
+                // Published before the reply, arrived after it.
+                let sql = match stderr {
+                    false => "UPDATE task SET stdout = COALESCE(stdout, '') || ?2 WHERE id = ?1",
+                    true => "UPDATE task SET stderr = COALESCE(stderr, '') || ?2 WHERE id = ?1",
+                };
+                self.connection.prepare_cached(sql)?.execute(params![task.row_id(), text])?;
+                Ok(())
+            }
+            RequestOutput::Stream { stderr, text } => self.add_output(task, if *stderr { "stderr" } else { "stdout" }, text),
+            RequestOutput::Json { kind, content } => self.request_json(task, kind, content),
+        }
+    }
+
+    fn request_json(&mut self, task: TaskId, kind: &str, content: &Bytes) -> rusqlite::Result<()> {
+        let sql = match kind {
+            "execute_input" => "UPDATE request SET execute_input = ?2 WHERE task = ?1",
+            "execute_result" => "UPDATE request SET execute_result = ?2 WHERE task = ?1",
+            "error" => "UPDATE request SET error = ?2 WHERE task = ?1",
+            other => {
+                tracing::warn!(%task, kind = other, "RequestOutput not recorded: of an unknown kind");
+                return Ok(());
+            }
+        };
+        self.connection
+            .prepare_cached(sql)?
+            .execute(params![task.row_id(), Text(content)])?;
+        // What people see of an interactive result.
+        if let ("execute_result", Ok(Displayed { data })) = (kind, serde_json::from_slice(content)) {
+            let mut write = self.connection.prepare_cached("UPDATE task SET repr = ?2 WHERE id = ?1")?;
+            write.execute(params![task.row_id(), data.plain])?;
+        }
+        Ok(())
+    }
+}
+
+fn blob(list: &[Bytes], msg_id: &str) -> Option<Vec<u8>> {
+    let size: usize = list.iter().map(|b| b.len() + 8).sum();
+    if size + 8 > LARGEST_BLOB {
+        tracing::warn!(
+            msg_id,
+            size,
+            "the buffers of a message are too large for the database: they are not kept"
+        );
+        return None;
+    }
+    buffers::encode(list)
+}
+
+/// The error that a reply's content tells of; a foreign engine's, so leniently.
+#[derive(Deserialize, Default)]
+#[serde(default)]
+struct ReplyError {
+    ename: String,
+    evalue: String,
+    traceback: Traceback,
+}
+
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Traceback {
+    Text(String),
+    Lines(Vec<String>),
+    Other(serde::de::IgnoredAny),
+}
+
+impl Default for Traceback {
+    fn default() -> Self {
+        Traceback::Text(String::new())
+    }
+}
+
+impl Traceback {
+    fn text(&self) -> String {
+        match self {
+            Traceback::Text(text) => text.clone(),
+            Traceback::Lines(lines) => lines.join("\n"),
+            Traceback::Other(_) => String::new(),
+        }
+    }
+}
+
+#[derive(Deserialize)]
+struct Displayed {
+    data: Plain,
+}
+#[derive(Deserialize)]
+struct Plain {
+    #[serde(rename = "text/plain")]
+    plain: String,
+}

@@ -1,0 +1,335 @@
+//! A task's steps. Each first looks at the task as it stands, so that what was told twice or too late changes nothing.
+use super::maps::row_range;
+use super::{Batch, Text, some_text};
+use crate::model::change::Attempt;
+use crate::model::task::{Outcome, TaskState};
+use crate::model::{EngineId, MapId, TaskId, UnixTime};
+use bytes::Bytes;
+use rusqlite::{OptionalExtension, params};
+
+pub const ADD: &str = "INSERT OR IGNORE INTO task (id, state, submitted, input) VALUES (?1, ?2, ?3, ?4)";
+pub const LOOK: &str = "SELECT state, run, attempts, engine FROM task WHERE id = ?1";
+pub const END: &str = "UPDATE task SET state = ?2, run = ?3, attempts = ?4, engine = ?5, host = ?6, started = ?7, completed = ?8, \
+                       exit_code = ?9, value = ?10, ename = ?11, evalue = ?12, repr = ?13, stdout = ?14, stderr = ?15, \
+                       traceback = ?16, pickled = ?17 WHERE id = ?1";
+
+/// A task as it stands before a change.
+pub struct Prior {
+    pub state: TaskState,
+    pub run: u32,
+    pub attempts: u32,
+    pub engine: Option<EngineId>,
+}
+
+impl Prior {
+    /// How often it has been begun, once an attempt has ended with that outcome. The beginning of a short one is not told.
+    fn attempts_after(&self, engine: Option<EngineId>, outcome: &Outcome) -> u32 {
+        let begun_untold = self.state != TaskState::Running && begun(engine, outcome);
+        self.attempts + u32::from(begun_untold)
+    }
+}
+
+/// Not what was cancelled before an engine had begun it.
+fn begun(engine: Option<EngineId>, outcome: &Outcome) -> bool {
+    engine.is_some() && (outcome.status != TaskState::Aborted || outcome.ended > outcome.started)
+}
+
+impl Batch<'_> {
+    pub(super) fn prior(&mut self, task: TaskId, change: &str) -> rusqlite::Result<Option<Prior>> {
+        let found = self.look.query_row([task.row_id()], |row| {
+            let word = row.get_ref(0)?.as_str()?;
+            Ok(Prior {
+                state: state_of(word)?,
+                run: row.get(1)?,
+                attempts: row.get(2)?,
+                engine: row.get::<_, Option<u32>>(3)?.map(EngineId),
+            })
+        });
+        let found = found.optional()?;
+        if found.is_none() {
+            tracing::warn!(%task, change, "nothing recorded: the database has no such task");
+        }
+        Ok(found)
+    }
+
+    pub(super) fn tasks_added(
+        &mut self,
+        map: MapId,
+        first: u32,
+        inputs: &[Bytes],
+        state: TaskState,
+        submitted: UnixTime,
+    ) -> rusqlite::Result<()> {
+        if self.counted(map, "TasksAdded")?.is_none() {
+            return Ok(());
+        }
+        if u64::from(first) + inputs.len() as u64 > u64::from(u32::MAX) {
+            tracing::warn!(%map, first, inputs = inputs.len(), "TasksAdded not recorded: a map has at most 4,294,967,295 tasks");
+            return Ok(());
+        }
+        let mut added = 0;
+        self.add.raw_bind_parameter(2, state.word())?;
+        self.add.raw_bind_parameter(3, submitted.0)?;
+        for (row, input) in (TaskId::new(map, first).row_id()..).zip(inputs) {
+            self.add.raw_bind_parameter(1, row)?;
+            self.add.raw_bind_parameter(4, Text(input))?;
+            added += self.add.raw_execute()?;
+        }
+        if let Some(counted) = self.counted(map, "TasksAdded")? {
+            counted.counts.total += added as u64;
+        }
+        Ok(())
+    }
+
+    pub(super) fn tasks_assigned(&mut self, map: MapId, first: u32, count: u32, run: u32, engine: EngineId) -> rusqlite::Result<()> {
+        let Some(is_client) = self.counted(map, "TasksAssigned")?.map(|c| c.is_client) else {
+            return Ok(());
+        };
+        if count == 0 {
+            return Ok(());
+        }
+        let rows = (
+            TaskId::new(map, first).row_id(),
+            TaskId::new(map, first).row_id() + i64::from(count) - 1,
+        );
+        let rows = (rows.0, rows.1.min(row_range(map).1));
+        let sql = "UPDATE task SET state = 'assigned', run = ?3, engine = ?4 WHERE id BETWEEN ?1 AND ?2 AND state IN ('ready', 'waiting')";
+        let mut left = u64::from(count);
+        let mut assigned = self
+            .connection
+            .prepare_cached(sql)?
+            .execute(params![rows.0, rows.1, run, engine.0])? as u64;
+        self.count_steps(map, TaskState::Ready, TaskState::Assigned, assigned)?;
+        left = left.saturating_sub(assigned);
+        // Rare: from one engine to another without a return between.
+        for (word, from) in [("assigned", TaskState::Assigned), ("running", TaskState::Running)] {
+            if left == 0 {
+                break;
+            }
+            let sql = "UPDATE task SET state = 'assigned', run = ?3, engine = ?4, host = NULL, started = NULL \
+                       WHERE id BETWEEN ?1 AND ?2 AND state = ?5 AND run < ?3";
+            assigned = self
+                .connection
+                .prepare_cached(sql)?
+                .execute(params![rows.0, rows.1, run, engine.0, word])? as u64;
+            self.count_steps(map, from, TaskState::Assigned, assigned)?;
+            left = left.saturating_sub(assigned);
+        }
+        if is_client {
+            let uuid = self.uuid(engine)?;
+            let sql = "UPDATE request SET engine_uuid = ?3 WHERE task BETWEEN ?1 AND ?2";
+            self.connection.prepare_cached(sql)?.execute(params![rows.0, rows.1, uuid])?;
+        }
+        Ok(())
+    }
+
+    pub(super) fn task_begun(&mut self, task: TaskId, run: u32, engine: EngineId, started: UnixTime) -> rusqlite::Result<()> {
+        let Some(prior) = self.prior(task, "TaskBegun")? else {
+            return Ok(());
+        };
+        if prior.state.is_done() || run < prior.run || (run == prior.run && prior.state == TaskState::Running) {
+            return Ok(());
+        }
+        let host = self.host(Some(engine))?;
+        let sql = "UPDATE task SET state = 'running', run = ?2, attempts = ?3, engine = ?4, host = ?5, started = ?6 WHERE id = ?1";
+        let mut write = self.connection.prepare_cached(sql)?;
+        write.execute(params![task.row_id(), run, prior.attempts + 1, engine.0, host, started.0])?;
+        self.count_step(task.map, prior.state, TaskState::Running)
+    }
+
+    pub(super) fn output_added(&mut self, task: TaskId, stdout: &str, stderr: &str) -> rusqlite::Result<()> {
+        match self.prior(task, "OutputAdded")? {
+            Some(prior) if !prior.state.is_done() => {
+                self.add_output(task, "stdout", stdout)?;
+                self.add_output(task, "stderr", stderr)
+            }
+            _ => Ok(()),
+        }
+    }
+
+    pub(super) fn add_output(&mut self, task: TaskId, stream: &str, text: &str) -> rusqlite::Result<()> {
+        if text.is_empty() {
+            return Ok(());
+        }
+        self.known.output = true;
+        let mut add = self
+            .connection
+            .prepare_cached("INSERT INTO output (task, stream, text) VALUES (?1, ?2, ?3)")?;
+        add.execute(params![task.row_id(), stream, text])?;
+        Ok(())
+    }
+
+    /// Takes what the attempt wrote before it ended: (stdout, stderr).
+    pub(super) fn take_output(&mut self, task: TaskId) -> rusqlite::Result<(String, String)> {
+        let mut taken = (String::new(), String::new());
+        if !self.known.output {
+            return Ok(taken);
+        }
+        let mut load = self
+            .connection
+            .prepare_cached("SELECT stream, text FROM output WHERE task = ?1 ORDER BY id")?;
+        let mut rows = load.query([task.row_id()])?;
+        let mut any = false;
+        while let Some(row) = rows.next()? {
+            any = true;
+            let text = row.get_ref(1)?.as_str()?;
+            match row.get_ref(0)?.as_str()? {
+                "stderr" => taken.1.push_str(text),
+                _ => taken.0.push_str(text),
+            }
+        }
+        if any {
+            self.connection
+                .prepare_cached("DELETE FROM output WHERE task = ?1")?
+                .execute([task.row_id()])?;
+        }
+        Ok(taken)
+    }
+
+    pub(super) fn task_finished(&mut self, task: TaskId, run: u32, engine: Option<EngineId>, outcome: &Outcome) -> rusqlite::Result<()> {
+        if !outcome.status.is_done() {
+            tracing::warn!(%task, state = %outcome.status, "TaskFinished not recorded: that is not a finished state");
+            return Ok(());
+        }
+        let Some(mut prior) = self.prior(task, "TaskFinished")? else {
+            return Ok(());
+        };
+        if prior.state.is_done() {
+            if run <= prior.run {
+                return Ok(());
+            }
+            self.reopen(task, &prior, run)?;
+            prior.state = TaskState::Ready;
+            prior.engine = None;
+        }
+        let engine = engine.or(prior.engine);
+        let was_begun = prior.state == TaskState::Running || begun(engine, outcome);
+        let attempts = prior.attempts_after(engine, outcome);
+        let host = self.host(engine)?;
+        let before = self.take_output(task)?;
+        let (stdout, stderr) = (joined(&before.0, &outcome.stdout), joined(&before.1, &outcome.stderr));
+        let error = outcome.error.as_ref();
+        self.end.execute(params![
+            task.row_id(),
+            outcome.status.word(),
+            run.max(prior.run),
+            attempts,
+            engine.map(|e| e.0),
+            host,
+            was_begun.then_some(outcome.started.0),
+            outcome.ended.0,
+            outcome.exit_code,
+            outcome.value.as_ref().map(|v| v.get()),
+            error.map(|e| &e.ename),
+            error.map(|e| &e.evalue),
+            outcome.repr,
+            some_text(&stdout),
+            some_text(&stderr),
+            error.and_then(|e| some_text(&e.traceback)),
+            outcome.pickled,
+        ])?;
+        self.count_step(task.map, prior.state, outcome.status)
+    }
+
+    pub(super) fn task_returned(&mut self, task: TaskId, run: u32, attempt: Option<&Attempt>) -> rusqlite::Result<()> {
+        let Some(mut prior) = self.prior(task, "TaskReturned")? else {
+            return Ok(());
+        };
+        if prior.state.is_done() {
+            if run <= prior.run {
+                return Ok(());
+            }
+            self.reopen(task, &prior, run)?;
+            prior.state = TaskState::Ready;
+        } else if run < prior.run || (run == prior.run && prior.state == TaskState::Ready) {
+            return Ok(());
+        }
+        let (mut attempts, mut crashes, mut failures) = (prior.attempts, 0, 0);
+        let before = self.take_output(task)?;
+        if let Some(Attempt { engine, outcome }) = attempt {
+            attempts = prior.attempts_after(Some(*engine), outcome);
+            crashes = u32::from(outcome.crashed);
+            failures = u32::from(outcome.status.is_failed() && !outcome.crashed);
+            self.add_attempt(task, prior.run, *engine, outcome, &before)?;
+        }
+        let sql = "UPDATE task SET state = 'ready', run = ?2, attempts = ?3, crashes = crashes + ?4, failures = failures + ?5, \
+                   engine = NULL, host = NULL, started = NULL WHERE id = ?1";
+        self.connection
+            .prepare_cached(sql)?
+            .execute(params![task.row_id(), run, attempts, crashes, failures])?;
+        self.count_step(task.map, prior.state, TaskState::Ready)
+    }
+
+    fn add_attempt(
+        &mut self,
+        task: TaskId,
+        run: u32,
+        engine: EngineId,
+        outcome: &Outcome,
+        before: &(String, String),
+    ) -> rusqlite::Result<()> {
+        let sql = "INSERT INTO attempt (task, run, state, crashed, engine, started, completed, exit_code, host, value, ename, evalue, \
+                   repr, stdout, stderr, traceback, pickled) \
+                   VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17)";
+        let host = self.host(Some(engine))?;
+        let (stdout, stderr) = (joined(&before.0, &outcome.stdout), joined(&before.1, &outcome.stderr));
+        let error = outcome.error.as_ref();
+        self.connection.prepare_cached(sql)?.execute(params![
+            task.row_id(),
+            run,
+            outcome.status.word(),
+            outcome.crashed,
+            engine.0,
+            outcome.started.0,
+            outcome.ended.0,
+            outcome.exit_code,
+            host,
+            outcome.value.as_ref().map(|v| v.get()),
+            error.map(|e| &e.ename),
+            error.map(|e| &e.evalue),
+            outcome.repr,
+            some_text(&stdout),
+            some_text(&stderr),
+            error.and_then(|e| some_text(&e.traceback)),
+            outcome.pickled,
+        ])?;
+        Ok(())
+    }
+
+    pub(super) fn task_resubmitted(&mut self, task: TaskId, run: u32) -> rusqlite::Result<()> {
+        match self.prior(task, "TaskResubmitted")? {
+            Some(prior) if prior.state.is_done() && run > prior.run => self.reopen(task, &prior, run),
+            Some(prior) => {
+                tracing::debug!(%task, run, state = %prior.state, "TaskResubmitted changes nothing");
+                Ok(())
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// A finished task's outcome becomes an attempt; the task is ready again.
+    fn reopen(&mut self, task: TaskId, prior: &Prior, run: u32) -> rusqlite::Result<()> {
+        let keep = "INSERT INTO attempt (task, run, state, crashed, engine, started, completed, exit_code, host, value, ename, evalue, \
+                    repr, stdout, stderr, traceback, pickled) \
+                    SELECT id, run, state, state = 'lost', engine, started, completed, exit_code, host, value, ename, evalue, \
+                    repr, stdout, stderr, traceback, pickled FROM task WHERE id = ?1";
+        self.connection.prepare_cached(keep)?.execute([task.row_id()])?;
+        let clear = "UPDATE task SET state = 'ready', run = ?2, crashes = 0, failures = 0, engine = NULL, host = NULL, started = NULL, \
+                     completed = NULL, exit_code = NULL, value = NULL, ename = NULL, evalue = NULL, repr = NULL, stdout = NULL, \
+                     stderr = NULL, traceback = NULL, pickled = NULL WHERE id = ?1";
+        self.connection.prepare_cached(clear)?.execute(params![task.row_id(), run])?;
+        self.count_step(task.map, prior.state, TaskState::Ready)
+    }
+}
+
+pub fn state_of(word: &str) -> rusqlite::Result<TaskState> {
+    word.parse()
+        .map_err(|error: String| rusqlite::Error::FromSqlConversionFailure(0, rusqlite::types::Type::Text, error.into()))
+}
+
+fn joined<'a>(before: &str, rest: &'a str) -> std::borrow::Cow<'a, str> {
+    match before {
+        "" => rest.into(),
+        before => [before, rest].concat().into(),
+    }
+}

@@ -1,0 +1,104 @@
+//! What can go wrong with a database file, said so that the reader knows what to do next.
+use std::path::{Path, PathBuf};
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DbErrorKind {
+    /// There is no such file (or it has nothing in it yet).
+    Missing,
+    /// The directory for the file is missing or is not one.
+    Directory,
+    /// The file system refuses: permissions.
+    Permission,
+    /// Another process holds the file.
+    Locked,
+    /// No space left for it.
+    Full,
+    /// SQLite finds the file inconsistent, or the disk fails.
+    Damaged,
+    /// The file or its directory cannot be written.
+    ReadOnly,
+    /// Not a database of pcluster.
+    Foreign,
+    /// Written by a newer pcluster.
+    NewerSchema,
+    /// The question makes no sense (a column compared with the wrong type, an unknown operator).
+    Query,
+    /// Anything else that SQLite or the system said.
+    Other,
+}
+
+/// `cannot <operation> <path>: <cause>`. What may help is in [`DbError::hint`].
+#[derive(Debug, thiserror::Error)]
+#[error("cannot {operation} {}: {cause}", path.display())]
+pub struct DbError {
+    pub kind: DbErrorKind,
+    /// `open`, `read tasks from`, `write to` …
+    pub operation: &'static str,
+    pub path: PathBuf,
+    pub cause: String,
+}
+
+impl DbError {
+    pub fn new(kind: DbErrorKind, operation: &'static str, path: &Path, cause: impl Into<String>) -> DbError {
+        DbError {
+            kind,
+            operation,
+            path: path.to_path_buf(),
+            cause: cause.into(),
+        }
+    }
+
+    pub(super) fn sqlite(operation: &'static str, path: &Path, error: &rusqlite::Error) -> DbError {
+        DbError::new(kind_of(error), operation, path, error.to_string())
+    }
+
+    pub(super) fn io(operation: &'static str, path: &Path, error: &std::io::Error) -> DbError {
+        use std::io::ErrorKind::*;
+        let kind = match error.kind() {
+            NotFound => DbErrorKind::Missing,
+            PermissionDenied => DbErrorKind::Permission,
+            ReadOnlyFilesystem => DbErrorKind::ReadOnly,
+            StorageFull | QuotaExceeded => DbErrorKind::Full,
+            NotADirectory | IsADirectory => DbErrorKind::Directory,
+            _ => DbErrorKind::Other,
+        };
+        DbError::new(kind, operation, path, error.to_string())
+    }
+
+    /// What to do next, where there is advice.
+    pub fn hint(&self) -> Option<String> {
+        let path = self.path.display();
+        let directory = self.path.parent().unwrap_or(&self.path).display();
+        match self.kind {
+            DbErrorKind::Missing => Some("nothing has been recorded yet: the file is made when the cluster is first started".into()),
+            DbErrorKind::Directory => Some(format!("create the directory {directory}")),
+            DbErrorKind::Permission => Some(format!("the file and its directory must be yours: see `ls -ld {directory} {path}`")),
+            DbErrorKind::Locked => Some(format!(
+                "another process uses the file: a running controller answers for it, else find the process with `fuser {path}`"
+            )),
+            DbErrorKind::Full => Some(format!(
+                "free some space (see `df -h {directory}` and your quota); nothing recorded so far is lost"
+            )),
+            DbErrorKind::Damaged => Some(format!(
+                "look at `sqlite3 {path} 'PRAGMA quick_check'`; save what can be read with `sqlite3 {path} .recover | sqlite3 saved.db`, \
+                 then move {path} and its -wal and -shm files away"
+            )),
+            DbErrorKind::ReadOnly => Some(format!("make {directory} and the files in it writable, or copy them elsewhere")),
+            DbErrorKind::Foreign => Some("the file was left as it is: move it away, or use another profile or cluster id".into()),
+            DbErrorKind::NewerSchema => Some("use the pcluster that wrote it, or a newer one".into()),
+            DbErrorKind::Query | DbErrorKind::Other => None,
+        }
+    }
+}
+
+fn kind_of(error: &rusqlite::Error) -> DbErrorKind {
+    use rusqlite::ErrorCode::*;
+    match error.sqlite_error_code() {
+        Some(DatabaseBusy | DatabaseLocked | FileLockingProtocolFailed) => DbErrorKind::Locked,
+        Some(DiskFull) => DbErrorKind::Full,
+        Some(DatabaseCorrupt | NotADatabase | SystemIoFailure) => DbErrorKind::Damaged,
+        Some(ReadOnly) => DbErrorKind::ReadOnly,
+        Some(CannotOpen | PermissionDenied | AuthorizationForStatementDenied) => DbErrorKind::Permission,
+        _ => DbErrorKind::Other,
+    }
+}

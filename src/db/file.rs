@@ -1,0 +1,222 @@
+//! The file itself: whose it is, on which file system, and how it is opened for writing and for reading.
+use super::schema::{self, APPLICATION_ID};
+use super::{DbError, DbErrorKind, Durability};
+use rusqlite::{Connection, OpenFlags};
+use std::ffi::OsString;
+use std::fs::{File, OpenOptions};
+use std::io::Read;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// How long to wait for a lock that another process holds.
+const BUSY: Duration = Duration::from_secs(5);
+const OPEN: &str = "open the database";
+
+/// What is at the path, told by the file's first bytes alone: SQLite, which might change it, does not see a foreign file.
+#[derive(Debug, PartialEq, Eq)]
+enum Found {
+    Nothing,
+    Ours,
+}
+
+fn inspect(path: &Path) -> Result<Found, DbError> {
+    let io = |error: &std::io::Error| DbError::io(OPEN, path, error);
+    let foreign = |what: &str| Err(DbError::new(DbErrorKind::Foreign, OPEN, path, what));
+    let mut file = match File::open(path) {
+        Ok(file) => file,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Found::Nothing),
+        Err(error) => return Err(io(&error)),
+    };
+    if !file.metadata().map_err(|e| io(&e))?.is_file() {
+        return foreign("it is not a regular file");
+    }
+    let mut header = Vec::with_capacity(100);
+    file.by_ref().take(100).read_to_end(&mut header).map_err(|e| io(&e))?;
+    if header.is_empty() {
+        return Ok(Found::Nothing);
+    }
+    if header.len() < 100 || !header.starts_with(b"SQLite format 3\0") {
+        return foreign("it is not an SQLite database");
+    }
+    // Big-endian, https://sqlite.org/fileformat2.html#the_database_header
+    let field = |at: usize| i32::from_be_bytes([header[at], header[at + 1], header[at + 2], header[at + 3]]);
+    if field(68) != APPLICATION_ID {
+        return foreign("it is an SQLite database of another program");
+    }
+    schema::check_version(OPEN, path, field(60))?;
+    Ok(Found::Ours)
+}
+
+fn check_directory(path: &Path) -> Result<(), DbError> {
+    let directory = parent(path);
+    let cause = match std::fs::metadata(directory) {
+        Ok(found) if found.is_dir() => return Ok(()),
+        Ok(_) => format!("{} is not a directory", directory.display()),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => format!("there is no directory {}", directory.display()),
+        Err(error) => return Err(DbError::io(OPEN, path, &error)),
+    };
+    Err(DbError::new(DbErrorKind::Directory, OPEN, path, cause))
+}
+
+fn parent(path: &Path) -> &Path {
+    match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    }
+}
+
+/// Whether the directory is on a file system that other hosts may write to: the log's shared memory would not be shared with them.
+#[cfg(target_os = "linux")]
+pub fn is_network(path: &Path) -> bool {
+    use nix::sys::statfs::statfs;
+    // linux/magic.h, and the file systems' own sources for those that are not in it.
+    const NETWORK: [u32; 16] = [
+        0x6969,      // NFS
+        0x517b,      // SMB
+        0xff53_4d42, // CIFS
+        0xfe53_4d42, // SMB2
+        0x0bd0_0bd0, // Lustre
+        0x4750_4653, // GPFS
+        0x1983_0326, // BeeGFS
+        0xaad7_aaea, // PanFS
+        0x00c3_6400, // Ceph
+        0x5346_414f, // AFS
+        0x6b41_4653, // kAFS
+        0x7375_7245, // Coda
+        0x6573_5546, // FUSE: sshfs, GlusterFS and others
+        0x0102_1997, // 9P
+        0x7461_636f, // OCFS2
+        0x0116_1970, // GFS2
+    ];
+    // Its type differs between architectures; the low 32 bits are the number.
+    #[allow(clippy::unnecessary_cast)]
+    statfs(parent(path)).is_ok_and(|found| NETWORK.contains(&(found.filesystem_type().0 as u32)))
+}
+#[cfg(not(target_os = "linux"))]
+pub fn is_network(_path: &Path) -> bool {
+    false
+}
+
+/// Opens for writing; creates the file, private from birth, where there is none. `exclusive`: keep every other connection
+/// out, and the log's index in this process's memory (for network file systems).
+pub fn open_for_writing(path: &Path, durability: Durability, exclusive: bool) -> Result<Connection, DbError> {
+    check_directory(path)?;
+    if inspect(path)? == Found::Nothing {
+        match OpenOptions::new().write(true).create_new(true).mode(0o600).open(path) {
+            Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => {
+                return Err(DbError::io("create the database", path, &error));
+            }
+            _ => {}
+        }
+    }
+    let sqlite = |error: rusqlite::Error| DbError::sqlite(OPEN, path, &error);
+    let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let mut connection = Connection::open_with_flags(path, flags).map_err(sqlite)?;
+    if connection.is_readonly("main").map_err(sqlite)? {
+        let cause = "the file is not writable";
+        return Err(DbError::new(DbErrorKind::ReadOnly, OPEN, path, cause));
+    }
+    prepare(&mut connection, path, durability, exclusive)?;
+    Ok(connection)
+}
+
+fn prepare(connection: &mut Connection, path: &Path, durability: Durability, exclusive: bool) -> Result<(), DbError> {
+    let sqlite = |error: rusqlite::Error| DbError::sqlite(OPEN, path, &error);
+    connection.busy_timeout(BUSY).map_err(sqlite)?;
+    if exclusive {
+        connection.pragma_update(None, "locking_mode", "EXCLUSIVE").map_err(sqlite)?;
+    }
+    schema::check_version(OPEN, path, schema::version(connection).map_err(sqlite)?)?;
+    // The first tables are made before the log is switched on: so the header of the file itself says whose it is.
+    schema::migrate(connection).map_err(sqlite)?;
+    let mode: String = connection
+        .pragma_update_and_check(None, "journal_mode", "WAL", |row| row.get(0))
+        .map_err(sqlite)?;
+    if mode != "wal" {
+        tracing::warn!(path = %path.display(), mode, "the file system allows no write-ahead log: commits are slower");
+    }
+    let synchronous = match durability {
+        Durability::Normal => "NORMAL",
+        Durability::Full => "FULL",
+    };
+    for (name, value) in [("synchronous", synchronous), ("temp_store", "MEMORY")] {
+        connection.pragma_update(None, name, value).map_err(sqlite)?;
+    }
+    // Pages of log (4 KiB) before it is written back, KiB of cache, bytes that the log keeps on disk.
+    for (name, value) in [
+        ("wal_autocheckpoint", 4_000),
+        ("cache_size", -65_536),
+        ("journal_size_limit", 67_108_864),
+    ] {
+        connection.pragma_update(None, name, value).map_err(sqlite)?;
+    }
+    connection.set_prepared_statement_cache_capacity(64);
+    Ok(())
+}
+
+/// Opens for reading, beside a writer or on a stopped cluster's file.
+pub fn open_for_reading(path: &Path) -> Result<Connection, DbError> {
+    check_directory(path)?;
+    if inspect(path)? == Found::Nothing {
+        return Err(DbError::new(DbErrorKind::Missing, OPEN, path, "there is no database yet"));
+    }
+    let first = match connect(path.as_os_str().as_bytes(), OpenFlags::empty()) {
+        Ok(connection) => return finish_reading(connection, path),
+        Err(error) => DbError::sqlite(OPEN, path, &error),
+    };
+    // Where the log's index cannot be made (a directory that is read-only) the file alone is enough, if there is no log.
+    let log_is_empty = std::fs::metadata(with_suffix(path, "-wal")).map_or(true, |found| found.size() == 0);
+    if matches!(first.kind, DbErrorKind::ReadOnly | DbErrorKind::Permission) && log_is_empty {
+        if let Ok(connection) = connect(&immutable_uri(path), OpenFlags::SQLITE_OPEN_URI) {
+            return finish_reading(connection, path);
+        }
+    }
+    Err(first)
+}
+
+fn connect(name: &[u8], flags: OpenFlags) -> rusqlite::Result<Connection> {
+    let name = Path::new(std::ffi::OsStr::from_bytes(name));
+    let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX | flags;
+    let connection = Connection::open_with_flags(name, flags)?;
+    connection.busy_timeout(BUSY)?;
+    // Opening reads nothing; this does.
+    connection.query_row("SELECT count(*) FROM sqlite_master", [], |_| Ok(()))?;
+    Ok(connection)
+}
+
+fn finish_reading(connection: Connection, path: &Path) -> Result<Connection, DbError> {
+    let sqlite = |error: rusqlite::Error| DbError::sqlite(OPEN, path, &error);
+    let version = schema::version(&connection).map_err(sqlite)?;
+    schema::check_version(OPEN, path, version)?;
+    if version == 0 {
+        return Err(DbError::new(DbErrorKind::Missing, OPEN, path, "its tables were never made"));
+    }
+    connection.set_prepared_statement_cache_capacity(32);
+    Ok(connection)
+}
+
+pub fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
+    let mut name = OsString::from(path);
+    name.push(suffix);
+    name.into()
+}
+
+/// `file:…?immutable=1`: SQLite then takes no locks and makes no files.
+fn immutable_uri(path: &Path) -> Vec<u8> {
+    // After `//` stands a host, none here; a relative path must not look like one.
+    let mut uri = if path.is_absolute() {
+        b"file://".to_vec()
+    } else {
+        b"file:".to_vec()
+    };
+    for &byte in path.as_os_str().as_bytes() {
+        match byte {
+            b'%' | b'?' | b'#' => uri.extend(format!("%{byte:02x}").bytes()),
+            _ => uri.push(byte),
+        }
+    }
+    uri.extend(b"?immutable=1");
+    uri
+}

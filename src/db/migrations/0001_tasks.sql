@@ -1,0 +1,156 @@
+-- Version 1. Kept to what SQLite could do in 2013 (3.8: partial indexes), so that the sqlite3 of an old cluster reads
+-- the file: no STRICT, no generated columns. docs/database.md explains every column.
+-- In `task` what is small and often read stands first: a row's long texts then stay unread on overflow pages.
+
+CREATE TABLE meta (
+    key   TEXT PRIMARY KEY,
+    value TEXT NOT NULL
+);
+
+CREATE TABLE map (
+    id         INTEGER PRIMARY KEY AUTOINCREMENT,  -- never given twice, also after a purge
+    kind       TEXT NOT NULL,
+    name       TEXT NOT NULL,
+    label      TEXT,
+    client     TEXT NOT NULL,
+    submitted  REAL NOT NULL,
+    closed     INTEGER NOT NULL DEFAULT 0,
+    completed  REAL,
+    total      INTEGER NOT NULL DEFAULT 0,
+    ok         INTEGER NOT NULL DEFAULT 0,
+    error      INTEGER NOT NULL DEFAULT 0,
+    aborted    INTEGER NOT NULL DEFAULT 0,
+    timeout    INTEGER NOT NULL DEFAULT 0,
+    lost       INTEGER NOT NULL DEFAULT 0,
+    assigned   INTEGER NOT NULL DEFAULT 0,
+    running    INTEGER NOT NULL DEFAULT 0,
+    definition TEXT NOT NULL
+);
+CREATE INDEX map_open ON map (id) WHERE completed IS NULL;
+
+CREATE TABLE task (
+    id        INTEGER PRIMARY KEY,  -- map << 32 | place in the map's inputs
+    state     TEXT NOT NULL,
+    run       INTEGER NOT NULL DEFAULT 0,
+    attempts  INTEGER NOT NULL DEFAULT 0,
+    crashes   INTEGER NOT NULL DEFAULT 0,
+    failures  INTEGER NOT NULL DEFAULT 0,
+    engine    INTEGER,
+    submitted REAL NOT NULL,
+    started   REAL,
+    completed REAL,
+    exit_code INTEGER,
+    host      TEXT,
+    input     TEXT,
+    value     TEXT,
+    ename     TEXT,
+    evalue    TEXT,
+    repr      TEXT,
+    stdout    TEXT,
+    stderr    TEXT,
+    traceback TEXT,
+    pickled   TEXT
+);
+-- Keyed by `completed`, which changes once, not by `state`, which changes with every step of a task.
+CREATE INDEX task_unfinished ON task (id) WHERE completed IS NULL;
+CREATE INDEX task_failed ON task (id) WHERE state IN ('error', 'aborted', 'timeout', 'lost');
+
+CREATE TABLE attempt (
+    id        INTEGER PRIMARY KEY,
+    task      INTEGER NOT NULL,
+    run       INTEGER NOT NULL,
+    state     TEXT NOT NULL,
+    crashed   INTEGER NOT NULL DEFAULT 0,
+    engine    INTEGER,
+    started   REAL,
+    completed REAL,
+    exit_code INTEGER,
+    host      TEXT,
+    value     TEXT,
+    ename     TEXT,
+    evalue    TEXT,
+    repr      TEXT,
+    stdout    TEXT,
+    stderr    TEXT,
+    traceback TEXT,
+    pickled   TEXT
+);
+CREATE INDEX attempt_task ON attempt (task);
+
+-- What unfinished tasks have written so far. Moves into `task` or `attempt` when the attempt ends.
+CREATE TABLE output (
+    id     INTEGER PRIMARY KEY,
+    task   INTEGER NOT NULL,
+    stream TEXT NOT NULL,
+    text   TEXT NOT NULL
+);
+CREATE INDEX output_task ON output (task);
+
+CREATE TABLE engine (
+    uuid         TEXT NOT NULL UNIQUE,
+    id           INTEGER NOT NULL,
+    host         TEXT NOT NULL,
+    pid          INTEGER NOT NULL,
+    version      TEXT NOT NULL,
+    python       TEXT NOT NULL,
+    capabilities TEXT NOT NULL,
+    registered   REAL NOT NULL,
+    gone         REAL,
+    reason       TEXT
+);
+
+CREATE TABLE request (
+    task            INTEGER PRIMARY KEY,  -- task.id
+    msg_id          TEXT NOT NULL UNIQUE,
+    queue           TEXT NOT NULL,
+    client          TEXT NOT NULL,
+    engine_uuid     TEXT,
+    label           TEXT,
+    received        REAL,
+    header          TEXT NOT NULL,
+    metadata        TEXT NOT NULL,
+    result_header   TEXT,
+    result_metadata TEXT,
+    content         TEXT NOT NULL,
+    result_content  TEXT,
+    error           TEXT,
+    execute_input   TEXT,
+    execute_result  TEXT,
+    buffers         BLOB,
+    result_buffers  BLOB
+);
+
+-- For people.
+
+CREATE VIEW maps AS SELECT
+    id AS map, kind, name, label,
+    total, ok, error + aborted + timeout + lost AS failed, running,
+    total - ok - error - aborted - timeout - lost AS pending,
+    strftime('%Y-%m-%d %H:%M:%f', submitted, 'unixepoch') AS submitted,
+    strftime('%Y-%m-%d %H:%M:%f', completed, 'unixepoch') AS completed,
+    completed - submitted AS duration
+FROM map;
+
+CREATE VIEW tasks AS SELECT
+    (t.id >> 32) || '.' || (t.id & 4294967295) AS task,
+    t.id >> 32 AS map,
+    t.id & 4294967295 AS task_index,
+    m.name AS name,
+    COALESCE(r.label, m.label) AS label,
+    t.state, t.engine, t.host, t.attempts, t.exit_code,
+    strftime('%Y-%m-%d %H:%M:%f', t.submitted, 'unixepoch') AS submitted,
+    strftime('%Y-%m-%d %H:%M:%f', t.started, 'unixepoch') AS started,
+    strftime('%Y-%m-%d %H:%M:%f', t.completed, 'unixepoch') AS completed,
+    t.completed - t.started AS duration,
+    t.input,
+    COALESCE(t.value, t.repr) AS value,
+    t.ename || ': ' || COALESCE(t.evalue, '') AS error,
+    CASE WHEN t.completed IS NULL THEN (SELECT group_concat(o.text, '') FROM output o WHERE o.task = t.id AND o.stream = 'stdout')
+         ELSE t.stdout END AS stdout,
+    CASE WHEN t.completed IS NULL THEN (SELECT group_concat(o.text, '') FROM output o WHERE o.task = t.id AND o.stream = 'stderr')
+         ELSE t.stderr END AS stderr,
+    t.traceback,
+    r.msg_id
+FROM task t
+JOIN map m ON m.id = t.id >> 32
+LEFT JOIN request r ON r.task = t.id;

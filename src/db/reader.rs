@@ -1,0 +1,182 @@
+//! The one that reads: beside a running controller, or the file of a stopped one.
+use super::rows::{self, ATTEMPT_COLUMNS, MAP_COLUMNS};
+use super::writer::lock;
+use super::{DbError, DbErrorKind, file, tasks};
+use crate::model::definition::{MapDefinition, Work};
+use crate::model::query::{MapQuery, TaskQuery};
+use crate::model::task::{AttemptRow, MapRow, TaskRow};
+use crate::model::{MapId, TaskId};
+use rusqlite::types::Value;
+use rusqlite::{Connection, OptionalExtension, params, params_from_iter};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+
+/// So many bytes of results in one answer, about.
+const MOST_BYTES: usize = 16 << 20;
+
+pub struct Reader {
+    connection: Arc<Mutex<Connection>>,
+    path: PathBuf,
+}
+
+impl Reader {
+    /// Opens the file for reading, in a directory that cannot be written too.
+    pub fn open(path: &Path) -> Result<Reader, DbError> {
+        let connection = file::open_for_reading(path)?;
+        Ok(Reader::over(Arc::new(Mutex::new(connection)), path))
+    }
+
+    /// Over a writer's connection, between its commits.
+    pub(super) fn over(connection: Arc<Mutex<Connection>>, path: &Path) -> Reader {
+        Reader {
+            connection,
+            path: path.to_path_buf(),
+        }
+    }
+
+    /// Runs `read` on one state of the file: what is written meanwhile is not seen.
+    pub(super) fn read<T>(&self, operation: &'static str, read: impl FnOnce(&Connection) -> rusqlite::Result<T>) -> Result<T, DbError> {
+        let mut connection = lock(&self.connection);
+        let result = connection.transaction().and_then(|transaction| read(&transaction));
+        result.map_err(|error| DbError::sqlite(operation, &self.path, &error))
+    }
+
+    pub(super) fn bad_query(&self, operation: &'static str, cause: String) -> DbError {
+        DbError::new(DbErrorKind::Query, operation, &self.path, cause)
+    }
+
+    /// Newest last.
+    pub fn maps(&self, query: &MapQuery) -> Result<Vec<MapRow>, DbError> {
+        let mut wheres = vec!["1"];
+        let mut values: Vec<Value> = Vec::new();
+        if !query.maps.is_empty() {
+            wheres.push("id IN (SELECT value FROM json_each(?))");
+            values.push(serde_json::Value::from_iter(query.maps.iter().map(|map| map.0)).to_string().into());
+        }
+        if let Some(since) = query.since {
+            wheres.push("submitted >= ?");
+            values.push(since.0.into());
+        }
+        if let Some(label) = &query.label {
+            wheres.push("label = ?");
+            values.push(label.clone().into());
+        }
+        values.push(query.limit.map_or(-1, |limit| i64::try_from(limit).unwrap_or(i64::MAX)).into());
+        let sql = format!(
+            "SELECT {MAP_COLUMNS} FROM map WHERE {} ORDER BY id DESC LIMIT ?",
+            wheres.join(" AND ")
+        );
+        self.read("read maps from", |connection| {
+            let mut select = connection.prepare_cached(&sql)?;
+            let mut maps = select
+                .query_map(params_from_iter(values), rows::map_row)?
+                .collect::<Result<Vec<_>, _>>()?;
+            maps.reverse();
+            Ok(maps)
+        })
+    }
+
+    /// The tasks, and how many match without `limit` and `offset`.
+    pub fn tasks(&self, query: &TaskQuery) -> Result<(Vec<TaskRow>, u64), DbError> {
+        const OPERATION: &str = "read tasks from";
+        let bad = |cause| self.bad_query(OPERATION, cause);
+        let select = tasks::rows(query).map_err(bad)?;
+        let count = tasks::count(query).map_err(bad)?;
+        self.read(OPERATION, |connection| {
+            let mut statement = connection.prepare_cached(&select.text)?;
+            let found = statement.query_map(params_from_iter(select.values), rows::task_row)?;
+            let found = found.collect::<Result<Vec<_>, _>>()?;
+            let matching = if query.limit.is_none() && query.offset == 0 {
+                found.len() as u64
+            } else if tasks::is_counted(query) {
+                counted(connection, query)?
+            } else {
+                connection.query_row(&count.text, params_from_iter(count.values), |row| row.get::<_, i64>(0))? as u64
+            };
+            Ok((found, matching))
+        })
+    }
+
+    /// Finished tasks in input order from `from` on, up to the first that is not finished, at most `limit` of them and
+    /// about 16 MiB (but one at least, if there is one).
+    pub fn finished_from(&self, map: MapId, from: u32, limit: u32) -> Result<Vec<TaskRow>, DbError> {
+        self.read("read results from", |connection| {
+            let mut about = connection.prepare_cached("SELECT label, kind FROM map WHERE id = ?1")?;
+            let about = about.query_row([map.0], |row| Ok((row.get::<_, Option<String>>(0)?, row.get::<_, String>(1)?)));
+            let Some((label, kind)) = about.optional()? else {
+                return Ok(Vec::new());
+            };
+            let (msg_id, join) = match kind == Work::Client.kind() {
+                true => ("r.msg_id", "LEFT JOIN request r ON r.task = t.id"),
+                false => ("NULL", ""),
+            };
+            let columns = rows::task_columns(false, msg_id, "?4");
+            let sql = format!("SELECT {columns} FROM task t {join} WHERE t.id BETWEEN ?1 AND ?2 ORDER BY t.id LIMIT ?3");
+            let mut select = connection.prepare_cached(&sql)?;
+            let first = TaskId::new(map, from).row_id();
+            let last = TaskId::new(map, u32::MAX).row_id();
+            let mut cursor = select.query(params![first, last, limit, label])?;
+            let (mut found, mut bytes) = (Vec::new(), 0);
+            while let Some(row) = cursor.next()? {
+                // Cheap to look at, before the whole is read.
+                if row.get_ref(7)?.as_f64_or_null()?.is_none() || row.get::<_, i64>(0)? != first + found.len() as i64 {
+                    break;
+                }
+                let row = rows::task_row(row)?;
+                bytes += rows::size(&row);
+                if bytes > MOST_BYTES && !found.is_empty() {
+                    break;
+                }
+                found.push(row);
+            }
+            Ok(found)
+        })
+    }
+
+    /// Attempts that did not stand, oldest first.
+    pub fn attempts(&self, task: TaskId) -> Result<Vec<AttemptRow>, DbError> {
+        self.read("read attempts from", |connection| {
+            let sql = format!("SELECT {ATTEMPT_COLUMNS} FROM attempt WHERE task = ?1 ORDER BY id");
+            let mut select = connection.prepare_cached(&sql)?;
+            let found = select.query_map([task.row_id()], rows::attempt_row)?;
+            found.collect()
+        })
+    }
+
+    pub fn map_definition(&self, map: MapId) -> Result<Option<MapDefinition>, DbError> {
+        self.read("read a map from", |connection| {
+            let mut select = connection.prepare_cached("SELECT definition FROM map WHERE id = ?1")?;
+            select.query_row([map.0], |row| rows::definition(row, 0)).optional()
+        })
+    }
+
+    /// The newest map that was submitted in this client's name.
+    pub fn map_of_client(&self, client: &str) -> Result<Option<MapId>, DbError> {
+        self.read("read a map from", |connection| {
+            let mut select = connection.prepare_cached("SELECT id FROM map WHERE client = ?1 ORDER BY id DESC LIMIT 1")?;
+            select.query_row([client], |row| row.get(0).map(MapId)).optional()
+        })
+    }
+
+    /// What SQLite's quick check finds wrong with the file; empty if nothing. Reads all of it.
+    pub fn check(&self) -> Result<Vec<String>, DbError> {
+        self.read("check", |connection| {
+            let mut select = connection.prepare("PRAGMA quick_check(20)")?;
+            let found = select.query_map([], |row| row.get(0))?;
+            let found: Vec<String> = found.collect::<Result<_, _>>()?;
+            Ok(if found == ["ok"] { Vec::new() } else { found })
+        })
+    }
+}
+
+/// The number of matching tasks, from the maps' counters.
+fn counted(connection: &Connection, query: &TaskQuery) -> rusqlite::Result<u64> {
+    let sql = "SELECT total, ok, error, aborted, timeout, lost, running, assigned FROM map \
+               WHERE ?1 IS NULL OR id IN (SELECT value FROM json_each(?1))";
+    let maps = (!query.maps.is_empty()).then(|| serde_json::Value::from_iter(query.maps.iter().map(|map| map.0)).to_string());
+    let mut select = connection.prepare_cached(sql)?;
+    let counts = select.query_map([maps], |row| rows::counts(row, 0))?;
+    counts
+        .map(|counts| counts.map(|counts| tasks::counted(&query.states, &counts)))
+        .sum()
+}

@@ -1,0 +1,193 @@
+//! What a controller needs to carry on from the file of one that ended, however it ended.
+use super::batch::{row_range, state_of};
+use super::requests::queue_of;
+use super::{DbError, Reader, rows};
+use crate::db::buffers;
+use crate::model::change::Request;
+use crate::model::definition::MapDefinition;
+use crate::model::engine::EngineFacts;
+use crate::model::task::{Counts, TaskState};
+use crate::model::{EngineId, MapId, TaskId, UnixTime};
+use bytes::Bytes;
+use rusqlite::{Connection, Row};
+
+/// The small part; tasks are taken map by map with [`Reader::unfinished_tasks`].
+#[derive(Debug)]
+pub struct RestartState {
+    /// Never given to a map before.
+    pub next_map: MapId,
+    /// Never given to an engine before.
+    pub next_engine: EngineId,
+    /// Maps that are not completed, those of ipyparallel clients (`Work::Client`) among them, oldest first.
+    pub maps: Vec<OpenMap>,
+    /// Engines that are registered and not gone.
+    pub engines: Vec<RegisteredEngine>,
+}
+
+#[derive(Debug)]
+pub struct OpenMap {
+    pub map: MapId,
+    pub definition: MapDefinition,
+    /// As `Change::MapAdded` said it.
+    pub client: String,
+    pub submitted: UnixTime,
+    /// All inputs have arrived.
+    pub closed: bool,
+    pub counts: Counts,
+}
+
+#[derive(Debug)]
+pub struct RegisteredEngine {
+    pub id: EngineId,
+    pub facts: EngineFacts,
+    pub registered: UnixTime,
+}
+
+#[derive(Debug)]
+pub struct UnfinishedTask {
+    pub index: u32,
+    /// One of the states that are not done.
+    pub state: TaskState,
+    pub run: u32,
+    /// Where it was assigned.
+    pub engine: Option<EngineId>,
+    pub started: Option<UnixTime>,
+    /// How often it was begun.
+    pub attempts: u32,
+    /// Since it was (re)submitted: how many attempts ended in a crash, and how many failed otherwise.
+    pub crashes: u32,
+    pub failures: u32,
+    /// JSON text; empty for requests of ipyparallel clients.
+    pub input: Bytes,
+}
+
+#[derive(Debug)]
+pub struct UnfinishedRequest {
+    pub task: TaskId,
+    pub state: TaskState,
+    pub run: u32,
+    /// The engine it was assigned to.
+    pub engine: Option<EngineId>,
+    /// As it came, but `engine` is the one that it was last assigned to, where it was.
+    pub request: Request,
+}
+
+impl Reader {
+    pub fn restart_state(&self) -> Result<RestartState, DbError> {
+        self.read("read the state of the cluster from", |connection| {
+            Ok(RestartState {
+                next_map: MapId(last_map(connection)? + 1),
+                next_engine: connection.query_row("SELECT COALESCE(max(id) + 1, 0) FROM engine", [], |row| row.get(0).map(EngineId))?,
+                maps: open_maps(connection)?,
+                engines: registered_engines(connection)?,
+            })
+        })
+    }
+
+    /// Calls `take` with each unfinished task of a map in input order, without holding more than one.
+    pub fn unfinished_tasks(&self, map: MapId, take: &mut dyn FnMut(UnfinishedTask)) -> Result<(), DbError> {
+        let sql = "SELECT id, state, run, engine, started, attempts, crashes, failures, input FROM task INDEXED BY task_unfinished \
+                   WHERE id BETWEEN ?1 AND ?2 AND completed IS NULL ORDER BY id";
+        self.read("read unfinished tasks from", |connection| {
+            let mut select = connection.prepare_cached(sql)?;
+            let (first, last) = row_range(map);
+            let mut rows = select.query([first, last])?;
+            while let Some(row) = rows.next()? {
+                take(UnfinishedTask {
+                    index: TaskId::from_row_id(row.get(0)?).index,
+                    state: state_of(row.get_ref(1)?.as_str()?)?,
+                    run: row.get(2)?,
+                    engine: row.get::<_, Option<u32>>(3)?.map(EngineId),
+                    started: row.get::<_, Option<f64>>(4)?.map(UnixTime),
+                    attempts: row.get(5)?,
+                    crashes: row.get(6)?,
+                    failures: row.get(7)?,
+                    input: bytes(row, 8)?,
+                });
+            }
+            Ok(())
+        })
+    }
+
+    /// Calls `take` with each unfinished request of a client's map in order of arrival, without holding more than one.
+    pub fn unfinished_requests(&self, map: MapId, take: &mut dyn FnMut(UnfinishedRequest)) -> Result<(), DbError> {
+        let sql = "SELECT t.id, t.state, t.run, t.engine, r.msg_id, r.queue, r.client, r.header, r.metadata, r.content, r.buffers, \
+                   r.engine_uuid, t.submitted, r.label \
+                   FROM task t INDEXED BY task_unfinished CROSS JOIN request r ON r.task = t.id \
+                   WHERE t.id BETWEEN ?1 AND ?2 AND t.completed IS NULL ORDER BY t.id";
+        self.read("read unfinished requests from", |connection| {
+            let mut select = connection.prepare_cached(sql)?;
+            let (first, last) = row_range(map);
+            let mut rows = select.query([first, last])?;
+            while let Some(row) = rows.next()? {
+                take(UnfinishedRequest {
+                    task: TaskId::from_row_id(row.get(0)?),
+                    state: state_of(row.get_ref(1)?.as_str()?)?,
+                    run: row.get(2)?,
+                    engine: row.get::<_, Option<u32>>(3)?.map(EngineId),
+                    request: Request {
+                        msg_id: row.get(4)?,
+                        queue: queue_of(row.get_ref(5)?.as_str()?),
+                        client: row.get(6)?,
+                        header: bytes(row, 7)?,
+                        metadata: bytes(row, 8)?,
+                        content: bytes(row, 9)?,
+                        buffers: buffers::decode(bytes(row, 10)?).unwrap_or_default(),
+                        engine: row.get::<_, Option<String>>(11)?.map(|uuid| uuid.as_str().into()),
+                        submitted: UnixTime(row.get(12)?),
+                        label: row.get(13)?,
+                    },
+                });
+            }
+            Ok(())
+        })
+    }
+}
+
+/// A text or blob; empty for NULL.
+pub fn bytes(row: &Row, column: usize) -> rusqlite::Result<Bytes> {
+    Ok(Bytes::copy_from_slice(row.get_ref(column)?.as_bytes_or_null()?.unwrap_or_default()))
+}
+
+/// The highest number that a map has ever had, purged ones too.
+fn last_map(connection: &Connection) -> rusqlite::Result<u32> {
+    let sql = "SELECT max(COALESCE((SELECT max(seq) FROM sqlite_sequence WHERE name = 'map'), 0), COALESCE((SELECT max(id) FROM map), 0))";
+    connection.query_row(sql, [], |row| row.get(0))
+}
+
+fn open_maps(connection: &Connection) -> rusqlite::Result<Vec<OpenMap>> {
+    let sql = "SELECT id, definition, client, submitted, closed, total, ok, error, aborted, timeout, lost, running, assigned \
+               FROM map INDEXED BY map_open WHERE completed IS NULL ORDER BY id";
+    let mut select = connection.prepare_cached(sql)?;
+    let maps = select.query_map([], |row| {
+        Ok(OpenMap {
+            map: MapId(row.get(0)?),
+            definition: rows::definition(row, 1)?,
+            client: row.get(2)?,
+            submitted: UnixTime(row.get(3)?),
+            closed: row.get(4)?,
+            counts: rows::counts(row, 5)?,
+        })
+    })?;
+    maps.collect()
+}
+
+fn registered_engines(connection: &Connection) -> rusqlite::Result<Vec<RegisteredEngine>> {
+    let sql = "SELECT id, uuid, host, pid, version, python, capabilities, registered FROM engine WHERE gone IS NULL ORDER BY id";
+    let mut select = connection.prepare_cached(sql)?;
+    let engines = select.query_map([], |row| {
+        Ok(RegisteredEngine {
+            id: EngineId(row.get(0)?),
+            facts: EngineFacts {
+                uuid: row.get_ref(1)?.as_str()?.into(),
+                host: row.get(2)?,
+                pid: row.get(3)?,
+                version: row.get(4)?,
+                python: row.get(5)?,
+                capabilities: serde_json::from_str(row.get_ref(6)?.as_str()?).unwrap_or_default(),
+            },
+            registered: UnixTime(row.get(7)?),
+        })
+    })?;
+    engines.collect()
+}

@@ -1,0 +1,46 @@
+//! Which version of the tables a file has, and how an older one is brought up to date.
+use super::{DbError, DbErrorKind};
+use rusqlite::{Connection, TransactionBehavior};
+use std::path::Path;
+
+/// `pclu`, in the file's header: `file` and `PRAGMA application_id` show whose it is.
+pub const APPLICATION_ID: i32 = 0x7063_6c75;
+
+/// Step n brings version n to n + 1. Only ever added to: what was once written stays readable.
+const MIGRATIONS: &[&str] = &[include_str!("migrations/0001_tasks.sql")];
+
+/// The version that this program writes, in `PRAGMA user_version`.
+pub const VERSION: i32 = MIGRATIONS.len() as i32;
+
+pub fn check_version(operation: &'static str, path: &Path, version: i32) -> Result<(), DbError> {
+    if version <= VERSION {
+        return Ok(());
+    }
+    let cause = format!(
+        "its tables have version {version}, this pcluster {} knows up to {VERSION}",
+        crate::model::VERSION
+    );
+    Err(DbError::new(DbErrorKind::NewerSchema, operation, path, cause))
+}
+
+pub fn version(connection: &Connection) -> rusqlite::Result<i32> {
+    connection.pragma_query_value(None, "user_version", |row| row.get(0))
+}
+
+/// Runs what is missing, all of it or nothing.
+pub fn migrate(connection: &mut Connection) -> rusqlite::Result<()> {
+    let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+    let from = version(&transaction)?;
+    for step in MIGRATIONS.iter().skip(from.max(0) as usize) {
+        transaction.execute_batch(step)?;
+    }
+    if from < VERSION {
+        transaction.pragma_update(None, "application_id", APPLICATION_ID)?;
+        transaction.pragma_update(None, "user_version", VERSION)?;
+        transaction.execute(
+            "INSERT OR IGNORE INTO meta VALUES ('created_by', 'pcluster ' || ?1)",
+            [crate::model::VERSION],
+        )?;
+    }
+    transaction.commit()
+}

@@ -1,0 +1,4 @@
+//! Integration tests: one binary, real processes.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test that cannot go on fails")]
+mod docs;
+mod house;
