@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 /// How long to wait for a lock that another process holds.
-const BUSY: Duration = Duration::from_secs(5);
+const BUSY: Duration = Duration::from_millis(if cfg!(test) { 100 } else { 5_000 });
 const OPEN: &str = "open the database";
 
 /// What is at the path, told by the file's first bytes alone: SQLite, which might change it, does not see a foreign file.

@@ -50,6 +50,7 @@ pub fn task_row(row: &Row) -> rusqlite::Result<TaskRow> {
         engine: row.get::<_, Option<u32>>(2)?.map(EngineId),
         host: row.get(3)?,
         attempts: row.get(4)?,
+        run: 0,
         submitted: UnixTime(row.get(5)?),
         started: started.map(UnixTime),
         completed: completed.map(UnixTime),
