@@ -70,6 +70,13 @@ mod tests {
                 Some("did you mean `hwm`?"),
             ),
         ];
-        insta::assert_snapshot!(text(&checks, false), @"");
+        insta::assert_snapshot!(text(&checks, false), @r"
+        ok    python       3.11.7 at /usr/bin/python3
+        warn  file system  NFS at /home
+                           -> put profiles on a local disk with IPYTHONDIR
+        fail  settings     pcluster.yaml:2:3: unknown key
+                             2 | hwmm: 3
+                           -> did you mean `hwm`?
+        ");
     }
 }
