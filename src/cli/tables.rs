@@ -72,7 +72,13 @@ pub fn tasks(rows: &[TaskRow], now: UnixTime, terminal: &Terminal) -> String {
     if repeated {
         table = table.number("ATTEMPTS");
     }
-    table = table.column("TIME").column("COMPLETED").text("INPUT");
+    table = table.column("TIME");
+    // On a narrow terminal, what the tasks are about needs the room.
+    let roomy = !terminal.stdout || terminal.width >= 100;
+    if roomy {
+        table = table.column("COMPLETED");
+    }
+    table = table.text("INPUT");
     if errors {
         table = table.text("ERROR");
     }
@@ -86,11 +92,11 @@ pub fn tasks(rows: &[TaskRow], now: UnixTime, terminal: &Terminal) -> String {
         if repeated {
             cells.push(Cell::new(row.attempts));
         }
-        cells.extend([
-            Cell::or_dash(row.duration.or(so_far).map(times::duration)),
-            Cell::or_dash(row.completed.map(|t| when(t, now, terminal))),
-            Cell::or_dash(row.input.as_ref().map(|input| shorter(input.get()))),
-        ]);
+        cells.push(Cell::or_dash(row.duration.or(so_far).map(times::duration)));
+        if roomy {
+            cells.push(Cell::or_dash(row.completed.map(|t| when(t, now, terminal))));
+        }
+        cells.push(Cell::or_dash(row.input.as_ref().map(|input| shorter(input.get()))));
         if errors {
             cells.push(Cell::or_dash(row.error.as_ref().map(error_line)));
         }

@@ -249,13 +249,13 @@ fn tables_on_a_terminal_of_80_columns() {
     ");
     let (rows, _) = records.tasks(&TaskQuery::default()).unwrap();
     insta::assert_snapshot!(tables::tasks(&rows, at(8000.0), &terminal), @r#"
-    TASK  STATE  ENGINE  ATTEMPTS  TIME       COMPLETED  INPUT          ERROR
-    1.0   ok          0         1  1.5 s      2 h ago    ["a.txt"]      -
-    1.1   error       0         1  250 ms     2 h ago    ["b.txt"]      ValueError:…
-    1.2   ok          0         2  250 ms     2 h ago    ["a/long/pat…  -
-    1.3   ok          0         1  4.0 ms     2 h ago    ["d.txt"]      -
-    2.0   ok          0         1  1 h 1 min  5 min ago  ["a.txt"]      -
-    2.1   ready       -         0  -          -          ["b.txt"]      -
+    TASK  STATE  ENGINE  ATTEMPTS  TIME       INPUT               ERROR
+    1.0   ok          0         1  1.5 s      ["a.txt"]           -
+    1.1   error       0         1  250 ms     ["b.txt"]           ValueError: b.txt…
+    1.2   ok          0         2  250 ms     ["a/long/path/to/…  -
+    1.3   ok          0         1  4.0 ms     ["d.txt"]           -
+    2.0   ok          0         1  1 h 1 min  ["a.txt"]           -
+    2.1   ready       -         0  -          ["b.txt"]           -
     "#);
     let colored = tables::tasks(&rows[..2], at(8000.0), &Terminal { color: true, ..terminal });
     assert!(
