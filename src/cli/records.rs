@@ -1,10 +1,10 @@
 //! The records of a cluster, whoever has them: the controller that runs, or the database file of one that does not.
 use super::{CommandError, Context, ErrorKind};
-use crate::client::{Client, ClientError, EarlierAttempt, MapsRequest};
+use crate::client::{Client, ClientError, MapsRequest};
 use crate::db::Reader;
 use crate::model::definition::MapDefinition;
 use crate::model::query::{Column, Comparison, Condition, ConditionValue, MapQuery, TaskQuery};
-use crate::model::task::{MapRow, TaskRow};
+use crate::model::task::{AttemptRow, MapRow, TaskRow};
 use crate::model::{MapId, TaskId};
 
 /// Rows are asked for in portions of so many.
@@ -20,7 +20,7 @@ pub enum Records<'a> {
 pub struct Details {
     pub definition: Option<MapDefinition>,
     /// Attempts that did not stand, oldest first.
-    pub earlier: Vec<EarlierAttempt>,
+    pub earlier: Vec<AttemptRow>,
 }
 
 impl<'a> Records<'a> {
@@ -138,20 +138,10 @@ impl<'a> Records<'a> {
                     earlier: reply.earlier,
                 })
             }
-            Records::Stopped(reader) => {
-                let attempts = reader.attempts(task)?;
-                Ok(Details {
-                    definition: reader.map_definition(task.map)?,
-                    earlier: attempts
-                        .into_iter()
-                        .map(|(run, attempt)| EarlierAttempt {
-                            run,
-                            engine: attempt.engine,
-                            outcome: *attempt.outcome,
-                        })
-                        .collect(),
-                })
-            }
+            Records::Stopped(reader) => Ok(Details {
+                definition: reader.map_definition(task.map)?,
+                earlier: reader.attempts(task)?,
+            }),
         }
     }
 

@@ -6,7 +6,7 @@ use super::records::Details;
 use super::views::{error_line, map_state};
 use crate::model::definition::Work;
 use crate::model::task::{MapRow, TaskRow, TaskState};
-use crate::model::{TaskId, UnixTime};
+use crate::model::{EngineId, TaskId, UnixTime};
 
 pub fn tone(state: TaskState) -> Tone {
     match state {
@@ -121,7 +121,7 @@ pub fn task(row: &TaskRow, details: &Details, now: UnixTime) -> String {
     line("input", row.input.as_ref().map(|input| input.get().to_string()));
     line("error", row.error.as_ref().map(error_line));
     line("exit code", row.exit_code.map(|code| code.to_string()));
-    line("engine", engine(row));
+    line("engine", place(row.engine, row.host.as_deref()));
     line("attempts", Some(row.attempts.to_string()));
     line("submitted", Some(point(row.submitted)));
     line("started", row.started.map(point));
@@ -142,9 +142,12 @@ pub fn task(row: &TaskRow, details: &Details, now: UnixTime) -> String {
         let outcome = &attempt.outcome;
         let why = outcome.error.as_ref().map(|e| format!(": {}", error_line(e))).unwrap_or_default();
         let lasted = times::duration(outcome.ended.since(outcome.started));
+        let place = place(attempt.engine, attempt.host.as_deref())
+            .map(|p| format!(" on engine {p}"))
+            .unwrap_or_default();
         text.push_str(&format!(
-            "\nearlier attempt {} on engine {}: {} after {lasted}{why}\n",
-            attempt.run, attempt.engine, outcome.status
+            "\nearlier attempt {}{place}: {} after {lasted}{why}\n",
+            attempt.run, outcome.status
         ));
         let traceback = outcome.error.as_ref().map(|e| e.traceback.as_str()).unwrap_or_default();
         for (name, block) in [
@@ -158,9 +161,10 @@ pub fn task(row: &TaskRow, details: &Details, now: UnixTime) -> String {
     text
 }
 
-fn engine(row: &TaskRow) -> Option<String> {
-    let id = row.engine?;
-    Some(match &row.host {
+/// `3 on node17`
+fn place(engine: Option<EngineId>, host: Option<&str>) -> Option<String> {
+    let id = engine?;
+    Some(match host {
         Some(host) if !host.is_empty() => format!("{id} on {host}"),
         _ => id.to_string(),
     })

@@ -1,8 +1,7 @@
 //! Maps and tasks as JSON and CSV show them: dates in ISO 8601 (UTC), durations in seconds. These shapes are version 1 of
 //! what programs may rely on: keys are added, never changed.
-use crate::client::EarlierAttempt;
 use crate::model::definition::MapDefinition;
-use crate::model::task::{MapRow, TaskError, TaskRow, TaskState};
+use crate::model::task::{AttemptRow, MapRow, TaskError, TaskRow, TaskState};
 use crate::model::{EngineId, MapId, TaskId, UnixTime};
 use serde::Serialize;
 use serde_json::value::RawValue;
@@ -110,7 +109,8 @@ pub struct TaskView<'a> {
 #[derive(Serialize)]
 pub struct AttemptView<'a> {
     pub run: u32,
-    pub engine: EngineId,
+    pub engine: Option<EngineId>,
+    pub host: Option<&'a str>,
     pub state: TaskState,
     pub error: Option<&'a TaskError>,
     pub stdout: &'a str,
@@ -122,11 +122,12 @@ pub struct AttemptView<'a> {
 }
 
 impl<'a> AttemptView<'a> {
-    pub fn new(attempt: &'a EarlierAttempt) -> AttemptView<'a> {
+    pub fn new(attempt: &'a AttemptRow) -> AttemptView<'a> {
         let outcome = &attempt.outcome;
         AttemptView {
             run: attempt.run,
             engine: attempt.engine,
+            host: attempt.host.as_deref(),
             state: outcome.status,
             error: outcome.error.as_ref(),
             stdout: &outcome.stdout,

@@ -130,6 +130,10 @@ fn respond(reader: &Reader, query: &Query) -> Result<Response, DbError> {
             let (tasks, matching) = reader.tasks(query)?;
             to_json(&say::TasksReply { status: ok(), tasks, matching })
         }
+        Ask::Details { task } => {
+            let (definition, earlier) = (reader.map_definition(task.map)?, reader.attempts(*task)?);
+            to_json(&say::DetailsReply { status: ok(), definition, earlier })
+        }
         Ask::Resubmit { selection } => {
             return Ok(Response::Event(Event::ResubmitFound {
                 client: query.client.clone(),

@@ -160,6 +160,9 @@ fn expression(column: Column) -> &'static str {
     }
 }
 
+/// How JSON texts of numbers begin, as a GLOB pattern.
+const NUMBER: &str = "[-0-9]*";
+
 /// A comparison with what is not there (the exit code of a call, the duration of a waiting task) never holds.
 fn holds(condition: &Condition, values: &mut Vec<Value>) -> Result<String, String> {
     let Condition { column, comparison, value } = condition;
@@ -191,37 +194,43 @@ fn holds(condition: &Condition, values: &mut Vec<Value>) -> Result<String, Strin
         values.push(number.into());
         return Ok(format!("{expression} {sign} ?"));
     }
-    let json = matches!(column, Column::Input | Column::Value);
-    if let (true, Some(number)) = (json, number) {
-        // A JSON number is compared as one.
-        values.extend([number.into(), text.into()]);
-        return Ok(format!(
-            "CASE WHEN {expression} GLOB '[-0-9]*' THEN CAST({expression} AS REAL) {sign} ? ELSE {expression} {sign} ? END"
-        ));
-    }
-    let spellings = match column {
-        // `value=abc` means the JSON text "abc" too, `input=abc` that as the one argument.
-        Column::Value | Column::Input => {
-            let quoted = serde_json::Value::from(text.as_str()).to_string();
-            vec![text, format!("[{quoted}]"), quoted]
-        }
-        _ => vec![text],
-    };
-    let (sign, also) = match comparison {
-        Comparison::Equal => ("IN", "OR t.ename ="),
-        Comparison::NotEqual => ("NOT IN", "AND t.ename <>"),
-        _ => {
-            values.push(spellings.into_iter().next().unwrap_or_default().into());
+    if !matches!(comparison, Comparison::Equal | Comparison::NotEqual) {
+        let (Column::Input | Column::Value, Some(number)) = (column, number) else {
+            values.push(text.into());
             return Ok(format!("{expression} {sign} ?"));
-        }
-    };
-    let marks = vec!["?"; spellings.len()].join(", ");
-    let name = spellings.first().cloned().unwrap_or_default();
-    values.extend(spellings.into_iter().map(Value::from));
-    if *column == Column::Error {
-        // The error's name alone is enough.
-        values.push(name.into());
-        return Ok(format!("({expression} {sign} ({marks}) {also} ?)"));
+        };
+        values.push(number.into());
+        return Ok(format!("({expression} GLOB '{NUMBER}' AND CAST({expression} AS REAL) {sign} ?)"));
     }
-    Ok(format!("{expression} {sign} ({marks})"))
+    let quoted = serde_json::Value::from(text.as_str()).to_string();
+    let (list, join) = if *comparison == Comparison::Equal {
+        ("IN", "OR")
+    } else {
+        ("NOT IN", "AND")
+    };
+    match column {
+        // `value=abc` means the JSON text "abc" too, `input=abc` that as the one argument; numbers are compared as such.
+        Column::Value | Column::Input => {
+            let equal = format!("{expression} {list} (?, ?, ?)");
+            let spellings = [text, format!("[{quoted}]"), quoted].map(Value::from);
+            let Some(number) = number else {
+                values.extend(spellings);
+                return Ok(equal);
+            };
+            values.push(number.into());
+            values.extend(spellings);
+            Ok(format!(
+                "CASE WHEN {expression} GLOB '{NUMBER}' THEN CAST({expression} AS REAL) {sign} ? ELSE {equal} END"
+            ))
+        }
+        // The error's name alone is enough.
+        Column::Error => {
+            values.extend([text.clone(), text].map(Value::from));
+            Ok(format!("({expression} {sign} ? {join} t.ename {sign} ?)"))
+        }
+        _ => {
+            values.push(text.into());
+            Ok(format!("{expression} {sign} ?"))
+        }
+    }
 }

@@ -52,6 +52,16 @@ impl Writer {
         applied.map_err(|error| DbError::sqlite("record tasks in", &self.path, &error))
     }
 
+    /// For tests: the disk is full beyond so many pages.
+    #[cfg(test)]
+    pub(super) fn limit_pages(&self, most: Option<u32>) {
+        let most = most.unwrap_or(u32::MAX - 1);
+        let connection = lock(&self.connection);
+        connection
+            .pragma_update_and_check(None, "max_page_count", most, |_| Ok(()))
+            .unwrap();
+    }
+
     /// A reader beside this writer, for another thread. On a network file system it shares the writer's connection.
     pub fn reader(&self) -> Result<Reader, DbError> {
         if self.exclusive {

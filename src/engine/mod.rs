@@ -1,6 +1,15 @@
 //! The engine: one process, one slot. It takes tasks from the controller, feeds a Python worker or runs commands, and
 //! keeps every result until the controller says that it is on disk. User code never runs in this process.
+mod command;
+pub mod core;
+mod driver;
+mod forker;
+mod link;
+mod requests;
 pub mod settings;
+#[cfg(test)]
+mod tests;
+pub mod worker;
 
 pub use settings::EngineSettings;
 
@@ -22,13 +31,7 @@ pub enum EngineError {
     System(String),
 }
 
-/// Runs one engine until it is told to leave.
+/// Runs one engine until it is told to leave: by its controller, by SIGTERM or by SIGINT.
 pub async fn run(settings: EngineSettings) -> Result<(), EngineError> {
-    let Some(keys) = &settings.connection.pcluster else {
-        return Err(EngineError::BadConnectionFile(
-            "the connection file is not of a pcluster controller".into(),
-        ));
-    };
-    let _ = keys;
-    Ok(())
+    driver::Driver::new(settings)?.run().await
 }

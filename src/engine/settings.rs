@@ -42,3 +42,17 @@ impl EngineSettings {
         }
     }
 }
+
+/// The interpreter to use: the one that is set, the active virtual environment's, `python3`.
+pub fn interpreter(set: Option<&str>) -> String {
+    if let Some(python) = set {
+        return match (python.strip_prefix("~/"), std::env::var("HOME")) {
+            (Some(rest), Ok(home)) => format!("{home}/{rest}"),
+            _ => python.to_string(),
+        };
+    }
+    match std::env::var("VIRTUAL_ENV") {
+        Ok(environment) if !environment.is_empty() => format!("{environment}/bin/python"),
+        _ => "python3".to_string(),
+    }
+}

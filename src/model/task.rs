@@ -182,7 +182,7 @@ pub struct AttemptRow {
     pub run: u32,
     pub engine: Option<EngineId>,
     pub host: Option<String>,
-    #[serde(flatten)]
+    /// Not flattened: a value kept as its text cannot be read through `flatten`.
     pub outcome: Outcome,
 }
 

@@ -2,7 +2,7 @@
 //! every [`Effect::Record`] before them is committed.
 use crate::model::change::Change;
 use crate::model::query::TaskQuery;
-use crate::model::{EngineUuid, MapId, UnixTime};
+use crate::model::{EngineUuid, MapId, TaskId, UnixTime};
 use crate::wire::Message;
 use crate::wire::content::engine::Channel;
 use bytes::Bytes;
@@ -54,6 +54,8 @@ pub enum Ask {
     Watch { map: MapId, from: u32, limit: u32, complete: bool, engines: u32 },
     Maps { maps: Vec<MapId>, since: Option<UnixTime>, label: Option<String>, limit: Option<u64> },
     Tasks { query: Box<TaskQuery> },
+    /// A task's definition and the attempts that did not stand.
+    Details { task: TaskId },
     /// Finished tasks to run again. The answer comes back as [`super::event::Event::ResubmitFound`].
     Resubmit { selection: crate::wire::content::client::Selection },
     /// ipyparallel's `result_request`; `pending` are those that the core knows to be unfinished.

@@ -6,7 +6,7 @@
 use crate::model::definition::MapDefinition;
 use crate::model::engine::EngineStatus;
 use crate::model::query::TaskQuery;
-use crate::model::task::{Counts, MapRow, Outcome, TaskRow};
+use crate::model::task::{AttemptRow, Counts, MapRow, TaskRow};
 use crate::model::{EngineId, MapId, TaskId, UnixTime};
 use serde::{Deserialize, Serialize};
 
@@ -131,15 +131,8 @@ pub struct DetailsReply {
     #[serde(default)]
     pub definition: Option<MapDefinition>,
     #[serde(default)]
-    pub earlier: Vec<EarlierAttempt>,
+    pub earlier: Vec<AttemptRow>,
 }
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct EarlierAttempt {
-    pub run: u32,
-    pub engine: EngineId,
-    pub outcome: Outcome,
-}
-
 /// Which tasks a command means.
 #[derive(Clone, Debug, Serialize, Deserialize, Default)]
 #[serde(default)]
