@@ -18,16 +18,9 @@ pub struct Cli {
 #[derive(Clone, Debug, clap::Args)]
 #[command(next_help_heading = "Global options")]
 pub struct Global {
-    /// The profile: a directory `profile_<NAME>` in the IPython directory
-    #[arg(
-        long,
-        global = true,
-        value_name = "NAME",
-        env = "PCLUSTER_PROFILE",
-        default_value = "default",
-        hide_env_values = true
-    )]
-    pub profile: String,
+    /// The profile: a directory `profile_<NAME>` in the IPython directory [default: default]
+    #[arg(long, global = true, value_name = "NAME", env = "PCLUSTER_PROFILE", hide_env_values = true)]
+    pub profile: Option<String>,
     /// One of several clusters in the profile
     #[arg(long, global = true, value_name = "ID", default_value = "", hide_default_value = true)]
     pub cluster_id: String,
@@ -58,7 +51,10 @@ pub enum Color {
 
 /// The commands by what one does with them. `tests` hold that each visible command stands here once.
 pub const GROUPS: &[(&str, &[&str])] = &[
-    ("Clusters", &["start", "stop", "list", "clean", "status", "engines", "logs"]),
+    (
+        "Clusters",
+        &["start", "stop", "restart", "list", "clean", "status", "engines", "logs"],
+    ),
     ("Work", &["map", "apply", "exec", "run", "push", "pull", "scatter", "gather"]),
     ("Results", &["results", "resubmit", "cancel", "wait", "purge"]),
     ("Setup", &["doctor", "profile", "completions", "version"]),
@@ -115,7 +111,7 @@ mod tests {
     fn global_options_may_stand_on_either_side() {
         for line in ["pcluster --profile p --json list", "pcluster list --profile p --json"] {
             let cli = parse(line.split(' ').map(OsString::from)).unwrap();
-            assert_eq!((cli.global.profile.as_str(), cli.global.json), ("p", true));
+            assert_eq!((cli.global.profile.as_deref(), cli.global.json), (Some("p"), true));
         }
     }
 }

@@ -168,12 +168,11 @@ pub fn open_for_reading(path: &Path) -> Result<Connection, DbError> {
     };
     // Where the log's index cannot be made (a directory that is read-only) the file alone is enough, if there is no log.
     let log_is_empty = std::fs::metadata(with_suffix(path, "-wal")).map_or(true, |found| found.size() == 0);
-    if matches!(first.kind, DbErrorKind::ReadOnly | DbErrorKind::Permission) && log_is_empty {
-        if let Ok(connection) = connect(&immutable_uri(path), OpenFlags::SQLITE_OPEN_URI) {
-            return finish_reading(connection, path);
-        }
+    let may_be = matches!(first.kind, DbErrorKind::ReadOnly | DbErrorKind::Permission) && log_is_empty;
+    match may_be.then(|| connect(&immutable_uri(path), OpenFlags::SQLITE_OPEN_URI)) {
+        Some(Ok(connection)) => finish_reading(connection, path),
+        _ => Err(first),
     }
-    Err(first)
 }
 
 fn connect(name: &[u8], flags: OpenFlags) -> rusqlite::Result<Connection> {

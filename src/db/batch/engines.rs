@@ -6,10 +6,13 @@ use rusqlite::{Connection, OptionalExtension, params};
 use std::collections::HashMap;
 use std::sync::Arc;
 
+/// Uuid and host.
+type Place = (Arc<str>, Arc<str>);
+
 /// What the writer remembers from one batch to the next.
 pub struct Known {
-    /// Uuid and host by the id that users see; the latest engine of that id.
-    engines: HashMap<EngineId, Option<(Arc<str>, Arc<str>)>>,
+    /// By the id that users see; the latest engine of that id.
+    engines: HashMap<EngineId, Option<Place>>,
     /// There may be rows in `output`, for which tasks that end must look.
     pub(super) output: bool,
 }
@@ -28,7 +31,7 @@ impl Known {
 }
 
 impl Batch<'_> {
-    fn engine(&mut self, id: EngineId) -> rusqlite::Result<Option<&(Arc<str>, Arc<str>)>> {
+    fn engine(&mut self, id: EngineId) -> rusqlite::Result<Option<&Place>> {
         use std::collections::hash_map::Entry;
         let entry = match self.known.engines.entry(id) {
             Entry::Occupied(entry) => entry.into_mut(),

@@ -103,7 +103,7 @@ fn a_full_disk_loses_nothing_that_was_recorded() {
     db.add_map(1, 1);
     db.writer.limit_pages(Some(60));
     let big = tasks_added(1, 1, 20_000, TaskState::Ready);
-    let error = refused(db.writer.apply(&[big.clone()]), DbErrorKind::Full, "full");
+    let error = refused(db.writer.apply(std::slice::from_ref(&big)), DbErrorKind::Full, "full");
     assert!(error.hint().unwrap().contains("df -h"));
     assert_eq!(db.counts(1).total, 1);
     db.writer.limit_pages(None);

@@ -181,7 +181,7 @@ fn a_task_given_back_unbegun_has_no_attempt() {
         run: 2,
         attempt: None,
     };
-    db.apply(&[back.clone()]);
+    db.apply(std::slice::from_ref(&back));
     db.apply(&[back]);
     let row = db.task(1, 2);
     assert_eq!((row.state, row.attempts, db.counts(1).assigned), (TaskState::Ready, 0, 2));
@@ -253,7 +253,7 @@ fn a_finished_map_is_forgotten_and_its_number_not_given_again() {
     let purge = Change::Purged {
         what: Purge::Map(MapId(2)),
     };
-    db.apply(&[purge.clone()]);
+    db.apply(std::slice::from_ref(&purge));
     // Not while it has work to do.
     assert_eq!(db.counts(2).total, 1);
     db.apply(&[finished(2, 0, 1, 0, ok("1")), purge]);
