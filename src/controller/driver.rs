@@ -64,6 +64,12 @@ async fn listen(
     let security = |pair| if settings.config.curve { Security::Server(pair) } else { Security::Plain };
     let (client, engine) = (security(secrets.client_pair()), security(secrets.engine_pair()));
     let ip = &settings.config.ip;
+    if let Some(text) = &settings.config.ports {
+        let ports = Ports::parse(text).map_err(|why| ControllerError::Prepare { what: format!("controller.ports = {text:?}"), why })?;
+        let listening = Sockets::listen(ip, &ports, &client, &engine).await?;
+        secrets.ports = ports;
+        return Ok(listening);
+    }
     let listening = match Sockets::listen(ip, &secrets.ports, &client, &engine).await {
         Err(error) if killed => {
             tracing::warn!(%error, "the ports of the run before are taken; its engines and clients will not find this one");
@@ -120,6 +126,7 @@ impl Driver {
             started: unix_now(),
             session: session.clone(),
             engine_file: serde_json::to_value(bootstrap::engine_file(settings, secrets)).unwrap_or_default(),
+            seed: uuid::Uuid::new_v4().as_u64_pair().0,
         };
         Driver {
             core: Core::new(settings.config.clone(), facts, clock.now()),

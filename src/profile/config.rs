@@ -23,6 +23,8 @@ pub struct ControllerConfig {
     pub ip: String,
     /// The name or address that clients are to use, where `ip` does not tell.
     pub location: Option<String>,
+    /// `10101-10116`: the ports to listen on, 16 of them; by default any that are free.
+    pub ports: Option<String>,
     /// Encrypt with CURVE.
     pub curve: bool,
     pub heartbeat_ms: u64,
@@ -47,6 +49,7 @@ impl Default for ControllerConfig {
         ControllerConfig {
             ip: "127.0.0.1".into(),
             location: None,
+            ports: None,
             curve: true,
             heartbeat_ms: 1000,
             lease_ms: 60_000,

@@ -39,6 +39,10 @@ impl Engine {
     pub fn load(&self) -> u32 {
         (self.tasks.len() + self.requests.len()) as u32
     }
+    /// Grows with each thing that an engine is given: the smallest has waited longest.
+    pub fn turn(&self) -> u64 {
+        self.turn
+    }
     pub fn is_here(&self) -> bool {
         self.away_until.is_none()
     }
