@@ -135,7 +135,11 @@ impl Sockets {
         read(&engines.native, &inbox, Arrival::Native);
         tell_departures(&engines.native, &inbox);
         tell_departures(&hb_pong, &inbox);
-        let sockets = Sockets { client: clients, engine: engines, ports };
+        let sockets = Sockets {
+            client: clients,
+            engine: engines,
+            ports,
+        };
         Ok((sockets, arrivals))
     }
 
@@ -179,7 +183,13 @@ impl Sockets {
     /// Lets what was sent reach its peers, then closes.
     pub(super) async fn close(self) {
         let Sockets { client, engine, .. } = self;
-        for socket in [client.registration, client.notification, client.iopub, engine.native, engine.control] {
+        for socket in [
+            client.registration,
+            client.notification,
+            client.iopub,
+            engine.native,
+            engine.control,
+        ] {
             socket.close().await;
         }
     }

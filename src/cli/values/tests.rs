@@ -5,7 +5,8 @@ use proptest::prelude::*;
 
 pub fn row(index: u32, value: Option<&str>) -> TaskRow {
     let value = value.map(|v| format!("\"value\": {v},")).unwrap_or_default();
-    let row = format!(r#"{{"task": "1.{index}", "state": "ok", "input": ["in,{index}"], {value} "attempts": 1, "run": 1, "submitted": 0}}"#);
+    let row =
+        format!(r#"{{"task": "1.{index}", "state": "ok", "input": ["in,{index}"], {value} "attempts": 1, "run": 1, "submitted": 0}}"#);
     serde_json::from_str(&row).unwrap()
 }
 
