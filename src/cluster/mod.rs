@@ -1,1 +1,59 @@
-//! To come.
+//! A whole cluster: one controller and its engines in one profile, under one cluster id.
+//!
+//! Parts: [`start`], [`engines`] (more of them for a running cluster), [`stop`] (and clearing away what a dead one left),
+//! [`list`] (what there is and whether it runs), [`logs`]; beneath them [`state_file`] (which processes the cluster is,
+//! for the next pcluster command), [`lock`] (one command changes a cluster at a time), [`error`].
+//! Tasks are not known here, nor what is printed.
+pub mod engines;
+pub mod error;
+mod launch;
+pub mod list;
+pub mod lock;
+pub mod logs;
+pub mod start;
+pub mod state_file;
+pub mod stop;
+#[cfg(test)]
+mod tests;
+
+pub use engines::{AddOptions, add_engines};
+pub use error::ClusterError;
+pub use list::{ClusterSummary, Condition, list, list_profile, status};
+pub use start::{StartOptions, StartProgress, Started, start};
+pub use state_file::ClusterState;
+pub use stop::{StopProgress, Stopped, clean, stop};
+
+use crate::profile::ProfileDir;
+
+/// Seconds since 1970.
+fn now() -> f64 {
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    now.map_or(0.0, |d| d.as_secs_f64())
+}
+
+/// `the cluster of profile "x"`, with its id if it has one.
+fn in_words(profile: &ProfileDir, cluster_id: &str) -> String {
+    match cluster_id {
+        "" => format!("the cluster of profile {:?}", profile.name()),
+        id => format!("the cluster {id:?} of profile {:?}", profile.name()),
+    }
+}
+
+/// The options that name a cluster, with a blank before each.
+fn options_of(profile: &ProfileDir, cluster_id: &str) -> String {
+    let mut options = String::new();
+    if profile.name() != "default" {
+        options.push_str(&format!(" --profile {}", profile.name()));
+    }
+    if !cluster_id.is_empty() {
+        options.push_str(&format!(" --cluster-id {cluster_id}"));
+    }
+    options
+}
+
+fn not_running(profile: &ProfileDir, cluster_id: &str) -> ClusterError {
+    ClusterError::NotRunning {
+        cluster: in_words(profile, cluster_id),
+        options: options_of(profile, cluster_id),
+    }
+}

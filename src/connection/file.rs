@@ -1,6 +1,11 @@
 //! One connection file, as ipyparallel writes it (`ipcontroller[-<cluster id>]-{client,engine}.json` in the profile's
 //! `security/`), with the keys that pcluster adds under `pcluster` (ipyparallel ignores keys it does not know).
+pub use super::error::ConnectionError;
+use super::{addresses, private, process};
 use serde::{Deserialize, Serialize};
+use std::fs;
+use std::io;
+use std::path::Path;
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ConnectionFile {
@@ -47,6 +52,84 @@ pub enum BroadcastPorts {
     Leaves(Vec<u16>),
 }
 
+impl ConnectionFile {
+    pub fn read(path: &Path) -> Result<ConnectionFile, ConnectionError> {
+        let text = match fs::read_to_string(path) {
+            Ok(text) => text,
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Err(ConnectionError::Missing { path: path.to_path_buf() }),
+            Err(source) => {
+                return Err(ConnectionError::Read {
+                    path: path.to_path_buf(),
+                    source,
+                });
+            }
+        };
+        ConnectionFile::parse(&text, path)
+    }
+
+    fn parse(text: &str, path: &Path) -> Result<ConnectionFile, ConnectionError> {
+        let path = || path.to_path_buf();
+        let value: serde_json::Value = serde_json::from_str(text).map_err(|e| ConnectionError::NotJson {
+            path: path(),
+            why: e.to_string(),
+        })?;
+        let Some(object) = value.as_object() else {
+            return Err(ConnectionError::Malformed {
+                path: path(),
+                why: "it is not a JSON object".into(),
+            });
+        };
+        const NEEDED: [&str; 12] = [
+            "interface",
+            "registration",
+            "control",
+            "mux",
+            "task",
+            "iopub",
+            "broadcast",
+            "key",
+            "location",
+            "pack",
+            "unpack",
+            "signature_scheme",
+        ];
+        let keys: Vec<String> = NEEDED.iter().filter(|k| !object.contains_key(**k)).map(|k| k.to_string()).collect();
+        if !keys.is_empty() {
+            return Err(ConnectionError::Lacks { path: path(), keys });
+        }
+        serde_json::from_value(value).map_err(|e| ConnectionError::Malformed {
+            path: path(),
+            why: e.to_string(),
+        })
+    }
+
+    /// Born private (0600, in a directory that is made 0700 where it is missing), then renamed into place: nobody ever
+    /// sees half a file, and nobody but the owner any of it.
+    pub fn write(&self, path: &Path) -> Result<(), ConnectionError> {
+        let failed = |source| ConnectionError::Write {
+            path: path.to_path_buf(),
+            source,
+        };
+        let mut text = serde_json::to_vec_pretty(self).map_err(|e| failed(e.into()))?;
+        text.push(b'\n');
+        private::write(path, &text).map_err(failed)
+    }
+
+    /// Whether the controller that wrote this is known to be gone. Of one on another host, or not ours, nothing is known.
+    pub fn is_stale(&self) -> bool {
+        self.pcluster
+            .as_ref()
+            .is_some_and(|keys| keys.host == process::host() && !process::is_same_process(keys.pid, keys.started))
+    }
+
+    /// What only a file of pcluster's own controller has; `path` is for the error.
+    pub fn pcluster_keys(&self, path: &Path) -> Result<&PclusterKeys, ConnectionError> {
+        self.pcluster
+            .as_ref()
+            .ok_or_else(|| ConnectionError::NotPcluster { path: path.to_path_buf() })
+    }
+}
+
 /// What pcluster adds.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct PclusterKeys {
@@ -63,4 +146,155 @@ pub struct PclusterKeys {
     pub host: String,
     /// When that process started (seconds since 1970).
     pub started: f64,
+}
+
+impl PclusterKeys {
+    /// For a controller that is this process and listens on `ip`.
+    pub fn of_this_process(cluster_id: &str, ip: &str, engine_port: Option<u16>) -> PclusterKeys {
+        let pid = std::process::id();
+        PclusterKeys {
+            version: crate::model::VERSION.into(),
+            protocol: crate::model::PROTOCOL_VERSION,
+            cluster_id: cluster_id.into(),
+            addresses: addresses::reachable(ip),
+            engine_port,
+            pid,
+            host: process::host(),
+            started: process::started_of(pid).unwrap_or_default(),
+        }
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+    use std::os::unix::fs::PermissionsExt;
+
+    pub(crate) fn example() -> ConnectionFile {
+        ConnectionFile {
+            ssh: String::new(),
+            interface: "tcp://127.0.0.1".into(),
+            registration: 4001,
+            control: 4002,
+            mux: 4003,
+            task: 4004,
+            iopub: 4005,
+            notification: Some(4006),
+            task_scheme: Some("leastload".into()),
+            hb_ping: None,
+            hb_pong: None,
+            broadcast: BroadcastPorts::One(4007),
+            key: "0000-1111".into(),
+            curve_serverkey: None,
+            location: "127.0.0.1".into(),
+            pack: "json".into(),
+            unpack: "json".into(),
+            signature_scheme: "hmac-sha256".into(),
+            pcluster: Some(PclusterKeys::of_this_process("", "127.0.0.1", None)),
+        }
+    }
+
+    #[test]
+    fn what_is_written_is_read_again_and_private_whatever_the_umask() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("profile_x/security/ipcontroller-client.json");
+        let before = nix::sys::stat::umask(nix::sys::stat::Mode::empty());
+        let written = example().write(&path).and_then(|()| example().write(&path));
+        nix::sys::stat::umask(before);
+        written.unwrap();
+        assert_eq!(ConnectionFile::read(&path).unwrap(), example());
+        let mode = |path: &Path| std::fs::metadata(path).unwrap().permissions().mode() & 0o7777;
+        assert_eq!(mode(&path), 0o600);
+        assert_eq!(mode(path.parent().unwrap()), 0o700);
+        let left: Vec<_> = std::fs::read_dir(path.parent().unwrap()).unwrap().collect();
+        assert_eq!(left.len(), 1, "{left:?}");
+    }
+
+    #[test]
+    fn a_reader_never_sees_half_a_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("ipcontroller-client.json");
+        let mut long = example();
+        long.key = "k".repeat(100_000);
+        example().write(&path).unwrap();
+        std::thread::scope(|scope| {
+            let writer = scope.spawn(|| {
+                for i in 0..100 {
+                    if i % 2 == 0 { long.write(&path) } else { example().write(&path) }.unwrap();
+                }
+            });
+            let mut reads = 0;
+            while !writer.is_finished() || reads == 0 {
+                let file = ConnectionFile::read(&path).unwrap();
+                assert!(file == long || file == example());
+                reads += 1;
+            }
+        });
+    }
+
+    #[test]
+    fn a_directory_that_cannot_be_written_is_an_error_with_the_path() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("file"), "").unwrap();
+        let error = example().write(&dir.path().join("file/x.json")).unwrap_err().to_string();
+        assert!(
+            error.starts_with("cannot write the connection file") && error.contains("file/x.json"),
+            "{error}"
+        );
+    }
+
+    /// What ipyparallel 9.2's ipcontroller writes for clients, and for engines.
+    #[test]
+    fn files_of_ipyparallels_controller_are_understood() {
+        let client = r#"{"ssh": "", "interface": "tcp://127.0.0.1", "registration": 1, "control": 2, "mux": 3, "task": 4,
+            "task_scheme": "leastload", "iopub": 5, "notification": 6, "broadcast": 7, "key": "abc", "curve_serverkey": null,
+            "location": "host", "pack": "json", "unpack": "json", "signature_scheme": "hmac-sha256"}"#;
+        let engine = r#"{"ssh": "login.node", "interface": "tcp://*", "registration": 1, "control": 2, "mux": 3, "task": 4,
+            "iopub": 5, "hb_ping": 6, "hb_pong": 7, "broadcast": [8, 9], "key": "abc", "curve_serverkey": null,
+            "location": "host", "pack": "json", "unpack": "json", "signature_scheme": "hmac-sha256"}"#;
+        let path = Path::new("/h/profile_x/security/ipcontroller-client.json");
+        let client = ConnectionFile::parse(client, path).unwrap();
+        assert_eq!(client.broadcast, BroadcastPorts::One(7));
+        assert!(!client.is_stale());
+        let error = client.pcluster_keys(path).unwrap_err();
+        insta::assert_snapshot!(format!("{error}\nhint: {}", error.hint().unwrap()), @r#"
+        /h/profile_x/security/ipcontroller-client.json was written by another controller than pcluster's
+        hint: pcluster's commands need pcluster's controller: stop that one, then pcluster start --profile x
+        "#);
+        let engine = ConnectionFile::parse(engine, path).unwrap();
+        assert_eq!(engine.broadcast, BroadcastPorts::Leaves(vec![8, 9]));
+        assert_eq!(engine.ssh, "login.node");
+    }
+
+    #[test]
+    fn what_is_wrong_with_a_file_is_said() {
+        let path = Path::new("/h/profile_x/security/ipcontroller-night-engine.json");
+        let error = |text: &str| {
+            let e = ConnectionFile::parse(text, path).unwrap_err();
+            format!("{e}\nhint: {}", e.hint().unwrap_or_default())
+        };
+        insta::assert_snapshot!(error("{"), @r#"
+        the connection file /h/profile_x/security/ipcontroller-night-engine.json is not JSON: EOF while parsing an object at line 1 column 1
+        hint: write a new one: pcluster stop --profile x --cluster-id night, then pcluster start --profile x --cluster-id night
+        "#);
+        insta::assert_snapshot!(error("[]"), @r#"
+        the connection file /h/profile_x/security/ipcontroller-night-engine.json cannot be understood: it is not a JSON object
+        hint: write a new one: pcluster stop --profile x --cluster-id night, then pcluster start --profile x --cluster-id night
+        "#);
+        insta::assert_snapshot!(error(r#"{"interface": "", "registration": 1, "control": 1, "mux": 1, "task": 1, "iopub": 1, "broadcast": 1}"#), @r#"
+        the connection file /h/profile_x/security/ipcontroller-night-engine.json lacks key, location, pack, unpack, signature_scheme
+        hint: write a new one: pcluster stop --profile x --cluster-id night, then pcluster start --profile x --cluster-id night
+        "#);
+        let mut bad = serde_json::to_value(example()).unwrap();
+        bad["mux"] = "many".into();
+        insta::assert_snapshot!(error(&bad.to_string()), @r#"
+        the connection file /h/profile_x/security/ipcontroller-night-engine.json cannot be understood: invalid type: string "many", expected u16
+        hint: write a new one: pcluster stop --profile x --cluster-id night, then pcluster start --profile x --cluster-id night
+        "#);
+        let missing = ConnectionFile::read(path).unwrap_err();
+        insta::assert_snapshot!(format!("{missing}\nhint: {}", missing.hint().unwrap()), @r#"
+        no cluster is running in profile "x" with cluster id "night": there is no /h/profile_x/security/ipcontroller-night-engine.json
+        hint: start one: pcluster start --profile x --cluster-id night -n 4; `pcluster list` shows what runs
+        "#);
+    }
 }

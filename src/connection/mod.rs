@@ -1,4 +1,14 @@
 //! Connection files: ipyparallel's JSON files that tell a client or an engine where the controller is and which keys to use.
+//!
+//! Parts: [`file`] (what one says; reading and writing it), [`discover`] (find one or wait for it, and tell a stale one),
+//! [`private`] (files that are born for their owner only), [`process`] (is this still the process that wrote it?),
+//! [`addresses`] (where this host can be reached). Sockets are not known here.
+pub mod addresses;
+pub mod discover;
+mod error;
 pub mod file;
+pub mod private;
+pub mod process;
 
-pub use file::ConnectionFile;
+pub use error::ConnectionError;
+pub use file::{ConnectionFile, PclusterKeys};

@@ -1,1 +1,42 @@
-//! To come.
+//! The controller: hub and schedulers in one process. [`core`] decides; the driver carries out.
+//!
+//! Parts: [`bootstrap`] (ports, keys, connection files), [`sockets`] (what is listened on), [`records`] (the database thread and the
+//! answers out of it), [`driver`] (the loop between them and the core).
+mod bootstrap;
+pub mod core;
+mod driver;
+mod records;
+mod sockets;
+
+use crate::connection::ConnectionError;
+use crate::db::DbError;
+use crate::profile::ProfileDir;
+use crate::profile::config::ControllerConfig;
+use crate::transport::TransportError;
+
+#[derive(Clone, Debug)]
+pub struct ControllerSettings {
+    pub profile: ProfileDir,
+    pub cluster_id: String,
+    pub config: ControllerConfig,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum ControllerError {
+    #[error(transparent)]
+    Transport(#[from] TransportError),
+    #[error(transparent)]
+    Db(#[from] DbError),
+    #[error(transparent)]
+    Connection(#[from] ConnectionError),
+    #[error("a controller of this cluster runs already: pid {pid} on {host} (says {file})")]
+    Running { pid: u32, host: String, file: String },
+    #[error("cannot make ready {what}: {why}")]
+    Prepare { what: String, why: String },
+}
+
+/// Listens, writes the connection files, and serves until it is told to stop (`pcluster stop`, SIGTERM, SIGINT); then
+/// removes the connection files.
+pub async fn run(settings: ControllerSettings) -> Result<(), ControllerError> {
+    driver::run(settings).await
+}

@@ -1,1 +1,37 @@
-//! To come.
+//! The engine: one process, one slot. It takes tasks from the controller, feeds a Python worker or runs commands, and
+//! keeps every result until the controller says that it is on disk. User code never runs in this process.
+mod command;
+pub mod core;
+mod driver;
+mod forker;
+mod link;
+mod requests;
+pub mod settings;
+#[cfg(test)]
+mod tests;
+pub mod worker;
+
+pub use settings::EngineSettings;
+
+#[derive(Debug, thiserror::Error)]
+pub enum EngineError {
+    /// The connection file cannot be used.
+    #[error("{0}")]
+    BadConnectionFile(String),
+    /// Each address was tried; the text names them.
+    #[error("{0}")]
+    Unreachable(String),
+    /// The controller said no.
+    #[error("the controller refused this engine: {0}")]
+    Refused(String),
+    /// Nothing was heard from the controller for its patience.
+    #[error("nothing heard from the controller for {0} s: stopped")]
+    ControllerGone(u64),
+    #[error("{0}")]
+    System(String),
+}
+
+/// Runs one engine until it is told to leave: by its controller, by SIGTERM or by SIGINT.
+pub async fn run(settings: EngineSettings) -> Result<(), EngineError> {
+    driver::Driver::new(settings)?.run().await
+}

@@ -83,6 +83,8 @@ pub struct MapOptions {
     pub max_crashes: u32,
     /// Working directory on the engine.
     pub cwd: Option<String>,
+    /// Where the map was submitted from: the working directory on engines that have it, unless `cwd` is given.
+    pub directory: Option<String>,
     pub env: BTreeMap<String, String>,
     /// Start when that map has finished.
     pub after: Option<MapId>,
@@ -99,6 +101,7 @@ impl Default for MapOptions {
             retries: 0,
             max_crashes: 3,
             cwd: None,
+            directory: None,
             env: BTreeMap::new(),
             after: None,
             targets: None,

@@ -162,6 +162,9 @@ pub struct TaskRow {
     pub host: Option<String>,
     /// How often it has been begun.
     pub attempts: u32,
+    /// The number of its current run; every retry and every resubmission adds one.
+    #[serde(default)]
+    pub run: u32,
     pub submitted: UnixTime,
     pub started: Option<UnixTime>,
     pub completed: Option<UnixTime>,
@@ -179,7 +182,7 @@ pub struct AttemptRow {
     pub run: u32,
     pub engine: Option<EngineId>,
     pub host: Option<String>,
-    #[serde(flatten)]
+    /// Not flattened: a value kept as its text cannot be read through `flatten`.
     pub outcome: Outcome,
 }
 

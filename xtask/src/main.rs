@@ -1,1 +1,74 @@
-fn main() {}
+//! The project's chores: `cargo xtask demo` and `cargo xtask test`. Needs nothing but Rust; what else a chore needs it
+//! sets up itself, or says what is missing.
+//!
+//! Parts: [`run`] (running programs), [`python`] (finding one, and the tests' virtual environment), [`demo`], [`test`]
+//! with [`tally`] (what the tools say of themselves), [`pi`] (the demo's independent count).
+mod demo;
+mod pi;
+mod python;
+mod run;
+mod tally;
+mod test;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+const USAGE: &str = "\
+The project's chores:
+
+  cargo xtask demo   counts the digit pairs of pi on a cluster of 4 engines, command by command, and checks the sum
+  cargo xtask test   sets up what the tests need, and runs them all: format, lints, Rust, worker, ipyparallel clients
+";
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    let done = match words.as_slice() {
+        ["demo"] => demo::run(&Places::find()).map(|()| true),
+        ["test"] => test::run(&Places::find()),
+        [] | ["help" | "-h" | "--help"] => {
+            print!("{USAGE}");
+            return ExitCode::SUCCESS;
+        }
+        _ => {
+            eprint!("error: there is no such chore: {}\n\n{USAGE}", words.join(" "));
+            return ExitCode::from(2);
+        }
+    };
+    match done {
+        Ok(true) => ExitCode::SUCCESS,
+        // It has said all there is to say.
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("\nerror: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Where things are.
+pub struct Places {
+    /// The repository.
+    pub root: PathBuf,
+    /// Cargo's target directory.
+    pub target: PathBuf,
+    /// `pcluster`, once it is built.
+    pub pcluster: PathBuf,
+}
+
+impl Places {
+    fn find() -> Places {
+        let root = PathBuf::from(env!("CARGO_MANIFEST_DIR"))
+            .join("..")
+            .canonicalize()
+            .unwrap_or_else(|_| PathBuf::from("."));
+        // This program is <target>/debug/xtask, and pcluster's development build lies beside it.
+        let own = std::env::current_exe().unwrap_or_else(|_| root.join("target/debug/xtask"));
+        let profile = own.parent().map_or_else(|| root.join("target/debug"), PathBuf::from);
+        Places {
+            pcluster: profile.join("pcluster"),
+            target: profile.parent().map_or_else(|| root.join("target"), PathBuf::from),
+            root,
+        }
+    }
+}

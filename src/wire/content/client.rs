@@ -6,7 +6,7 @@
 use crate::model::definition::MapDefinition;
 use crate::model::engine::EngineStatus;
 use crate::model::query::TaskQuery;
-use crate::model::task::{Counts, MapRow, TaskRow};
+use crate::model::task::{AttemptRow, Counts, MapRow, TaskRow};
 use crate::model::{EngineId, MapId, TaskId, UnixTime};
 use serde::{Deserialize, Serialize};
 
@@ -119,6 +119,20 @@ pub struct TasksReply {
     pub matching: u64,
 }
 
+/// All that is known of one task besides its row: what it was to do, and the attempts that did not stand, oldest first.
+pub const DETAILS: &str = "details_request";
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct DetailsRequest {
+    pub task: TaskId,
+}
+#[derive(Debug, Serialize, Deserialize)]
+pub struct DetailsReply {
+    pub status: String,
+    #[serde(default)]
+    pub definition: Option<MapDefinition>,
+    #[serde(default)]
+    pub earlier: Vec<AttemptRow>,
+}
 /// Which tasks a command means.
 #[derive(Clone, Debug, Serialize, Deserialize, Default)]
 #[serde(default)]

@@ -91,7 +91,7 @@ pub struct TaskResult {
     pub map: MapId,
     pub index: u32,
     pub run: u32,
-    #[serde(flatten)]
+    /// Not flattened: a value kept as its text cannot be read through `flatten`.
     pub outcome: Outcome,
 }
 

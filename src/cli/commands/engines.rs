@@ -1,0 +1,222 @@
+//! `pcluster engines`: the engines of a cluster, more of them, fewer of them.
+use super::counted;
+use super::start::{Bar, How, interruptible};
+use crate::cli::output::table::{Cell, Table, Tone};
+use crate::cli::output::{self, json, times};
+use crate::cli::{CommandError, Context, Exit};
+use crate::cluster::{self, AddOptions};
+use crate::model::engine::EngineStatus;
+use crate::model::targets::Targets;
+use crate::model::{EngineId, UnixTime};
+use serde::Serialize;
+
+/// List a cluster's engines, add some, stop some
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    #[command(subcommand)]
+    action: Option<Action>,
+}
+
+#[derive(Debug, clap::Subcommand)]
+enum Action {
+    /// List them (as without an action)
+    List,
+    /// Start more
+    Add {
+        /// How many
+        n: u32,
+        #[command(flatten)]
+        how: How,
+    },
+    /// Stop engines; the tasks that they have not begun go to others
+    Stop {
+        /// Which: `0,3,5-8`, or `all`
+        engines: Targets,
+        /// Do not wait for the tasks that run: they run again elsewhere
+        #[arg(long)]
+        now: bool,
+    },
+}
+
+/// An engine as `--json` shows it.
+#[derive(Serialize)]
+pub struct EngineView<'a> {
+    id: EngineId,
+    uuid: &'a str,
+    state: &'a str,
+    /// Whether it is pcluster's own; an `ipengine` serves ipyparallel's clients alone.
+    native: bool,
+    host: &'a str,
+    pid: u32,
+    pcluster: &'a str,
+    python: &'a str,
+    assigned: u32,
+    finished: u64,
+    registered: String,
+}
+
+impl<'a> EngineView<'a> {
+    pub fn new(engine: &'a EngineStatus) -> EngineView<'a> {
+        let facts = &engine.facts;
+        EngineView {
+            id: engine.id,
+            uuid: &facts.uuid.0,
+            state: &engine.state,
+            native: facts.is_native(),
+            host: &facts.host,
+            pid: facts.pid,
+            pcluster: &facts.version,
+            python: &facts.python,
+            assigned: engine.assigned,
+            finished: engine.finished,
+            registered: engine.registered.to_iso(),
+        }
+    }
+}
+
+pub fn run(args: Args, context: &Context) -> Result<Exit, CommandError> {
+    match args.action {
+        None | Some(Action::List) => list(context),
+        Some(Action::Add { n, how }) => add(n, how, context),
+        Some(Action::Stop { engines, now }) => stop(&engines, !now, context),
+    }
+}
+
+fn list(context: &Context) -> Result<Exit, CommandError> {
+    let client = context.client()?;
+    let status = context.block_on(client.status())??;
+    if context.json {
+        let views: Vec<_> = status.engines.iter().map(EngineView::new).collect();
+        json::print(&serde_json::json!({"engines": views}))?;
+    } else if status.engines.is_empty() {
+        context.say(format!(
+            "{} has no engines; add some: pcluster engines{} add 4",
+            context.cluster_in_words(),
+            context.options()
+        ));
+    } else {
+        output::print(&table(&status.engines, times::now()).render(&context.terminal))?;
+    }
+    Ok(Exit::Fine)
+}
+
+fn table(engines: &[EngineStatus], now: UnixTime) -> Table {
+    let mut table = Table::new()
+        .number("ENGINE")
+        .column("STATE")
+        .column("HOST")
+        .number("PID")
+        .number("ASSIGNED")
+        .number("FINISHED")
+        .column("UP")
+        .text("PYTHON");
+    for engine in engines {
+        let facts = &engine.facts;
+        let tone = match engine.state.as_str() {
+            "busy" => Tone::Active,
+            "idle" => Tone::Good,
+            _ => Tone::Bad,
+        };
+        let known = |text: &str| Some(text.to_string()).filter(|t| !t.is_empty());
+        let python = if facts.is_native() {
+            known(&facts.python)
+        } else {
+            Some("(ipengine)".into())
+        };
+        table.row(vec![
+            Cell::new(engine.id),
+            Cell::new(&engine.state).tone(tone),
+            Cell::or_dash(known(&facts.host)),
+            Cell::or_dash(Some(facts.pid).filter(|pid| *pid > 0)),
+            Cell::new(engine.assigned),
+            Cell::new(engine.finished),
+            Cell::new(times::duration(now.since(engine.registered))),
+            Cell::or_dash(python),
+        ]);
+    }
+    table
+}
+
+fn add(n: u32, how: How, context: &Context) -> Result<Exit, CommandError> {
+    if n == 0 {
+        return Err(CommandError::usage("0 engines are none to add"));
+    }
+    let options = AddOptions {
+        profile: context.profile_dir()?,
+        cluster_id: context.cluster_id.clone(),
+        n,
+        settings: how.settings(),
+        launcher: how.launcher,
+        engine_kind: how.engine.map(Into::into),
+        python: how.python,
+        cwd: None,
+        log_level: how.log_level,
+        program: None,
+    };
+    let mut bar = Bar::new(context);
+    let total = interruptible(context, cluster::add_engines(options, &mut |progress| bar.show(progress)))?;
+    bar.clear();
+    if context.json {
+        json::print(&serde_json::json!({"added": n, "engines": total}))?;
+    } else {
+        context.say(format!("{} added; there are {total}", counted(u64::from(n), "engine")));
+    }
+    Ok(Exit::Fine)
+}
+
+fn stop(targets: &Targets, drain: bool, context: &Context) -> Result<Exit, CommandError> {
+    let client = context.client()?;
+    let status = context.block_on(client.status())??;
+    let there: Vec<EngineId> = status.engines.iter().map(|engine| engine.id).collect();
+    let engines = match targets {
+        Targets::All => there,
+        Targets::Some(ids) => {
+            if let Some(missing) = ids.iter().find(|id| !there.contains(id)) {
+                let there = if there.is_empty() {
+                    "none".to_string()
+                } else {
+                    Targets::Some(there).to_string()
+                };
+                return Err(CommandError::not_found(format!("there is no engine {missing}")).hint(format!("the engines are: {there}")));
+            }
+            ids.clone()
+        }
+    };
+    context.block_on(client.stop_engines(engines.clone(), drain))??;
+    if context.json {
+        json::print(&serde_json::json!({"stopping": engines}))?;
+    } else if engines.is_empty() {
+        context.say("there are no engines to stop");
+    } else {
+        let how = if drain { "; a task that runs there is finished first" } else { "" };
+        context.say(format!("{} told to stop{how}", counted(engines.len() as u64, "engine")));
+    }
+    Ok(Exit::Fine)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cli::context::Terminal;
+
+    #[test]
+    fn engines_at_80_columns_and_piped() {
+        let engines: Vec<EngineStatus> = serde_json::from_value(serde_json::json!([
+            {"id": 0, "uuid": "a", "host": "node17.cluster", "pid": 4242, "version": "0.1.0", "python": "3.11.7 (/home/user/project/venv/bin/python)",
+             "capabilities": ["call"], "state": "busy", "assigned": 2, "finished": 130000, "registered": 1000.0},
+            {"id": 11, "uuid": "b", "state": "silent", "assigned": 0, "finished": 3, "registered": 4000.0},
+        ]))
+        .unwrap();
+        let table = table(&engines, UnixTime(5000.0));
+        insta::assert_snapshot!(table.render(&Terminal { stdout: true, ..Terminal::NONE }), @r"
+        ENGINE  STATE   HOST             PID  ASSIGNED  FINISHED  UP           PYTHON
+             0  busy    node17.cluster  4242         2    130000  1 h 6 min    3.11.7…
+            11  silent  -                  -         0         3  16 min 40 s  (ipengin…
+        ");
+        insta::assert_snapshot!(table.render(&Terminal::NONE), @r"
+        ENGINE  STATE   HOST             PID  ASSIGNED  FINISHED  UP           PYTHON
+             0  busy    node17.cluster  4242         2    130000  1 h 6 min    3.11.7 (/home/user/project/venv/bin/python)
+            11  silent  -                  -         0         3  16 min 40 s  (ipengine)
+        ");
+    }
+}

@@ -1,0 +1,11 @@
+//! `pcluster help-markdown`: the command line as `docs/cli-reference.md`.
+use crate::cli::{CommandError, Context, Exit, output, reference};
+
+/// Print the command line's reference in Markdown
+#[derive(Debug, clap::Args)]
+pub struct Args {}
+
+pub fn run(_args: Args, _context: &Context) -> Result<Exit, CommandError> {
+    output::print(&reference::markdown())?;
+    Ok(Exit::Fine)
+}

@@ -1,0 +1,260 @@
+//! Staying with a map until it is done: results out, progress, Ctrl-C.
+use super::interrupts::Interrupts;
+use crate::cli::progress::Progress;
+use crate::cli::{CommandError, Context};
+use crate::client::{Client, ClientError, Feeding, Update};
+use crate::model::MapId;
+use crate::model::task::{Counts, TaskRow};
+use crate::wire::content::client::Selection;
+use std::time::{Duration, Instant};
+use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
+
+/// After so long without an engine it is said that there is none.
+const NO_ENGINES: Duration = Duration::from_secs(3);
+/// How long a second Ctrl-C may follow the first.
+const SECOND: Duration = Duration::from_millis(1500);
+
+/// A map that is under way.
+pub struct Job<'a> {
+    pub context: &'a Context,
+    pub client: Client,
+    pub map: MapId,
+    pub name: String,
+    /// How many tasks there will be, where that is known.
+    pub total: Option<u64>,
+    /// Inputs that are still being sent.
+    pub feed: Option<Feed>,
+    /// Whether it goes on without this command.
+    pub detachable: bool,
+}
+
+pub struct Feed {
+    pub task: JoinHandle<Result<u32, ClientError>>,
+    pub feeding: Feeding,
+    /// The end is not in sight: Ctrl-C ends it.
+    pub is_stream: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ended {
+    Complete,
+    /// The map goes on.
+    Detached,
+    Cancelled,
+}
+
+impl Job<'_> {
+    /// Hands every result to `take`, in input order, until the map is complete or the user has had enough.
+    pub async fn follow(
+        mut self,
+        interrupts: &mut Interrupts,
+        progress: &mut Progress,
+        take: &mut dyn FnMut(&Progress, Vec<TaskRow>) -> Result<(), CommandError>,
+    ) -> Result<(Ended, Counts), CommandError> {
+        let every = Duration::from_millis(if self.context.terminal.stderr { 250 } else { 1000 });
+        let (sender, mut updates) = mpsc::channel(4);
+        let mut watch = self.client.watch(self.map, every);
+        let watcher = tokio::spawn(async move {
+            loop {
+                let update = watch.next().await.transpose();
+                let Some(update) = update else { return };
+                let failed = update.is_err();
+                if sender.send(update).await.is_err() || failed {
+                    return;
+                }
+            }
+        });
+        let watcher = AbortOnDrop(watcher);
+        let mut counts = Counts::default();
+        let mut engines = EngineNotes::default();
+        loop {
+            tokio::select! {
+                update = updates.recv() => match update {
+                    Some(Ok(Update { counts: now, engines: able, results, .. })) => {
+                        counts = now;
+                        self.note_engines(&mut engines, able, &counts, progress);
+                        progress.update(&counts, self.total, able);
+                        take(progress, results)?;
+                    }
+                    Some(Err(error)) => return Err(self.lost_sight(error)),
+                    None => {
+                        drop(watcher);
+                        self.end_of_feed().await?;
+                        return Ok((Ended::Complete, counts));
+                    }
+                },
+                fed = fed(&mut self.feed) => self.total = Some(u64::from(self.fed(fed)?)),
+                () = interrupts.next() => {
+                    drop(watcher);
+                    progress.clear();
+                    let ended = match self.detachable {
+                        true => self.detach(interrupts).await?,
+                        false => self.cancel().await?,
+                    };
+                    return Ok((ended, counts));
+                }
+            }
+        }
+    }
+
+    /// Says once that nobody is there to do the work, and once that somebody came.
+    fn note_engines(&self, notes: &mut EngineNotes, able: u32, counts: &Counts, progress: &Progress) {
+        match notes.note(Instant::now(), able, counts.pending()) {
+            Some(true) => progress.aside(|| {
+                self.context.say(format!(
+                    "note: no engine can take the tasks of map {} yet; waiting for one",
+                    self.map
+                ));
+                self.context
+                    .say(format!("hint: `pcluster engines{}` shows the engines", self.context.options()));
+            }),
+            Some(false) => progress.aside(|| self.context.say(format!("note: {able} engines are there now"))),
+            None => {}
+        }
+    }
+
+    fn fed(&mut self, fed: Result<Result<u32, ClientError>, tokio::task::JoinError>) -> Result<u32, CommandError> {
+        self.feed = None;
+        match fed {
+            Ok(Ok(count)) => Ok(count),
+            Ok(Err(error)) => Err(self.lost_sight(error)),
+            Err(error) => Err(CommandError::internal(format!("the sending of inputs ended: {error}"))),
+        }
+    }
+
+    async fn end_of_feed(&mut self) -> Result<(), CommandError> {
+        if let Some(feed) = self.feed.take() {
+            let fed = feed.task.await;
+            self.fed(fed)?;
+        }
+        Ok(())
+    }
+
+    /// The map is left to itself; a second Ctrl-C meanwhile cancels it.
+    async fn detach(&mut self, interrupts: &mut Interrupts) -> Result<Ended, CommandError> {
+        let (map, options) = (self.map, self.context.options());
+        let mut cut_off = None;
+        if let Some(feed) = &self.feed {
+            if feed.is_stream {
+                feed.feeding.stop();
+            }
+            cut_off = feed.is_stream.then(|| feed.feeding.clone());
+        }
+        self.context
+            .say(format!("\nmap {map} goes on without this command; Ctrl-C again cancels it"));
+        let patience = tokio::time::sleep(SECOND);
+        tokio::select! {
+            done = async { self.end_of_feed().await?; patience.await; Ok(()) } => done.map_err(|e: CommandError| e)?,
+            () = interrupts.next_interrupt() => return self.cancel().await,
+        }
+        if let Some(feeding) = cut_off {
+            self.context.say(format!(
+                "note: inputs were still coming; the map has the {} that had come",
+                feeding.submitted()
+            ));
+        }
+        self.context.say(come_back(map, &options));
+        Ok(Ended::Detached)
+    }
+
+    async fn cancel(&mut self) -> Result<Ended, CommandError> {
+        if let Some(feed) = &self.feed {
+            feed.feeding.stop();
+        }
+        self.end_of_feed().await?;
+        let maps = vec![self.map];
+        let reply = self
+            .client
+            .cancel(Selection {
+                maps,
+                ..Selection::default()
+            })
+            .await?;
+        self.context.say(format!(
+            "\nmap {} is cancelled: {} tasks were not finished",
+            self.map, reply.changed
+        ));
+        Ok(Ended::Cancelled)
+    }
+
+    /// An error of the connection, with the word that the map may be well.
+    fn lost_sight(&self, error: ClientError) -> CommandError {
+        let unreachable = error.is_unreachable();
+        let error = CommandError::from(error);
+        match unreachable && self.detachable {
+            true => error.hint(format!(
+                "map {} may be going on; when the controller answers again: pcluster wait{} {0}",
+                self.map,
+                self.context.options()
+            )),
+            false => error,
+        }
+    }
+}
+
+/// How to come back to a map.
+pub fn come_back(map: MapId, options: &str) -> String {
+    format!(
+        "wait for it: pcluster wait{options} {map}\nits results: pcluster results{options} {map}\nstop it:     pcluster cancel{options} {map}"
+    )
+}
+
+async fn fed(feed: &mut Option<Feed>) -> Result<Result<u32, ClientError>, tokio::task::JoinError> {
+    match feed {
+        Some(feed) => (&mut feed.task).await,
+        None => std::future::pending().await,
+    }
+}
+
+struct AbortOnDrop(JoinHandle<()>);
+
+impl Drop for AbortOnDrop {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+/// When to say that there are no engines.
+#[derive(Default)]
+struct EngineNotes {
+    without_since: Option<Instant>,
+    said: bool,
+}
+
+impl EngineNotes {
+    /// `Some(true)`: say that there are none; `Some(false)`: that there are some again.
+    fn note(&mut self, now: Instant, able: u32, pending: u64) -> Option<bool> {
+        if able > 0 || pending == 0 {
+            self.without_since = None;
+            return std::mem::take(&mut self.said).then_some(false).filter(|_| able > 0);
+        }
+        let since = *self.without_since.get_or_insert(now);
+        if !self.said && now.duration_since(since) >= NO_ENGINES {
+            self.said = true;
+            return Some(true);
+        }
+        None
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn missing_engines_are_told_of_once_and_after_a_while() {
+        let start = Instant::now();
+        let after = |seconds| start + Duration::from_secs(seconds);
+        let mut notes = EngineNotes::default();
+        assert_eq!(notes.note(start, 0, 5), None);
+        assert_eq!(notes.note(after(2), 0, 5), None);
+        assert_eq!(notes.note(after(3), 0, 5), Some(true));
+        assert_eq!(notes.note(after(9), 0, 5), None);
+        assert_eq!(notes.note(after(10), 2, 5), Some(false));
+        assert_eq!(notes.note(after(11), 2, 5), None);
+        assert_eq!(notes.note(after(12), 0, 5), None);
+        assert_eq!(notes.note(after(20), 0, 0), None);
+        assert_eq!(notes.note(after(21), 0, 5), None);
+    }
+}

@@ -1,0 +1,93 @@
+//! Options of everything that makes a map, and what becomes of them.
+use crate::model::MapId;
+use crate::model::definition::MapOptions;
+use crate::model::query::parse_duration;
+use std::collections::BTreeMap;
+
+#[derive(Clone, Debug, clap::Args)]
+#[command(next_help_heading = "Tasks")]
+pub struct TaskOptions {
+    /// Stop a task that runs longer (90, 90s, 10m, 2h)
+    #[arg(long, value_name = "DURATION", value_parser = seconds)]
+    pub timeout: Option<f64>,
+    /// How often a task that failed is run again
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub retries: u32,
+    /// How often a task whose worker or engine died is run again
+    #[arg(long, value_name = "N", default_value_t = 3)]
+    pub max_crashes: u32,
+    /// What the map is called in listings [default: the function or the command]
+    #[arg(long, value_name = "TEXT")]
+    pub name: Option<String>,
+    /// A word to find it by: pcluster results --label TEXT
+    #[arg(long, value_name = "TEXT")]
+    pub label: Option<String>,
+    /// Working directory on the engines [default: this one where it exists, else the engine's own]
+    #[arg(long, value_name = "DIR")]
+    pub cwd: Option<String>,
+    /// An environment variable of the tasks; K alone passes on its value here
+    #[arg(long = "env", value_name = "K=V", value_parser = variable)]
+    pub env: Vec<(String, String)>,
+    /// Start when that map has finished
+    #[arg(long, value_name = "MAP")]
+    pub after: Option<MapId>,
+}
+
+impl TaskOptions {
+    pub fn to_map_options(&self) -> MapOptions {
+        MapOptions {
+            name: self.name.clone(),
+            label: self.label.clone(),
+            timeout_s: self.timeout,
+            retries: self.retries,
+            max_crashes: self.max_crashes,
+            cwd: self.cwd.clone(),
+            directory: current_directory(),
+            env: BTreeMap::from_iter(self.env.iter().cloned()),
+            after: self.after,
+            targets: None,
+        }
+    }
+}
+
+/// This directory, where its name is text.
+pub fn current_directory() -> Option<String> {
+    std::env::current_dir().ok()?.into_os_string().into_string().ok()
+}
+
+fn seconds(text: &str) -> Result<f64, String> {
+    match parse_duration(text) {
+        Some(seconds) if seconds > 0.0 => Ok(seconds),
+        Some(_) => Err("a task cannot be done in no time".into()),
+        None => Err("write a number with s, m, h or d behind it: 90s, 10m, 2h".into()),
+    }
+}
+
+fn variable(text: &str) -> Result<(String, String), String> {
+    let (name, value) = match text.split_once('=') {
+        Some((name, value)) => (name, value.to_string()),
+        None => (
+            text,
+            std::env::var(text).map_err(|_| format!("{text} is not set here; write {text}=value"))?,
+        ),
+    };
+    match name {
+        "" => Err("write NAME=value".into()),
+        _ => Ok((name.to_string(), value)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn variables_and_durations() {
+        assert_eq!(variable("A=b=c"), Ok(("A".into(), "b=c".into())));
+        assert_eq!(variable("A="), Ok(("A".into(), String::new())));
+        assert!(variable("=x").is_err());
+        assert!(variable("PCLUSTER_NO_SUCH_VARIABLE").unwrap_err().contains("is not set here"));
+        assert_eq!(seconds("1.5m"), Ok(90.0));
+        assert!(seconds("0").is_err() && seconds("soon").is_err());
+    }
+}

@@ -1,0 +1,188 @@
+//! What is said at the end of a map: what failed, how to see it, how to run it again; what could not be written as JSON.
+use crate::cli::values::{in_words, input_text};
+use crate::cli::{Context, output};
+use crate::model::MapId;
+use crate::model::task::{Counts, TaskRow};
+use std::time::Duration;
+
+/// Failures that are shown one by one.
+const SHOWN: usize = 5;
+/// Characters of an input or of an error's text that are shown.
+const WIDTH: usize = 200;
+
+/// Collects what is to be said from the results as they pass.
+pub struct Report {
+    map: MapId,
+    /// Different failures, each with how often it came.
+    failures: Vec<Failure>,
+    more: u64,
+    pickled: u64,
+}
+
+struct Failure {
+    task: String,
+    input: String,
+    error: String,
+    traceback: String,
+    times: u64,
+}
+
+impl Report {
+    pub fn new(map: MapId) -> Report {
+        Report {
+            map,
+            failures: Vec::new(),
+            more: 0,
+            pickled: 0,
+        }
+    }
+
+    pub fn look_at(&mut self, row: &TaskRow) {
+        if row.pickled.is_some() {
+            self.pickled += 1;
+        }
+        if !row.state.is_failed() {
+            return;
+        }
+        let error = row
+            .error
+            .as_ref()
+            .map(in_words)
+            .filter(|text| !text.is_empty())
+            .unwrap_or_else(|| row.state.to_string());
+        if let Some(same) = self.failures.iter_mut().find(|f| f.error == error) {
+            same.times += 1;
+            return;
+        }
+        if self.failures.len() >= SHOWN {
+            self.more += 1;
+            return;
+        }
+        self.failures.push(Failure {
+            task: row.task.to_string(),
+            input: row.input.as_deref().map(input_text).unwrap_or_default(),
+            error,
+            traceback: row.error.as_ref().map(|e| e.traceback.clone()).unwrap_or_default(),
+            times: 1,
+        });
+    }
+
+    /// Says it all on stderr.
+    pub fn say(&self, context: &Context, counts: &Counts, took: Duration) {
+        let text = self.text(counts, &context.options(), context.verbose > 0);
+        if !text.is_empty() && !context.quiet {
+            output::stderr_text(&text);
+        }
+        if counts.failed() == 0 {
+            context.say_more(format!(
+                "{} tasks done in {}",
+                counts.done(),
+                output::times::duration(took.as_secs_f64())
+            ));
+        }
+    }
+
+    fn text(&self, counts: &Counts, options: &str, tracebacks: bool) -> String {
+        let mut text = String::new();
+        if self.pickled > 0 {
+            text.push_str(&format!(
+                "note: {} that JSON cannot hold: kept pickled, shown as {{\"__pickled__\": base64, \"repr\": …}} (--format pickle writes the values themselves)\n",
+                if self.pickled == 1 { "1 value".to_string() } else { format!("{} values", self.pickled) },
+            ));
+        }
+        for failure in &self.failures {
+            let times = match failure.times {
+                1 => String::new(),
+                n => format!(" (and {} more like it)", n - 1),
+            };
+            text.push_str(&format!(
+                "task {} failed on {}: {}{times}\n",
+                failure.task,
+                cut(&failure.input),
+                cut(&failure.error)
+            ));
+            if tracebacks && !failure.traceback.is_empty() {
+                for line in failure.traceback.trim_end().lines() {
+                    text.push_str(&format!("  {line}\n"));
+                }
+            }
+        }
+        if self.more > 0 {
+            text.push_str(&format!("... and {} other failures\n", self.more));
+        }
+        if counts.failed() > 0 {
+            let map = self.map;
+            text.push_str(&format!(
+                "{} of {} tasks failed\nsee them:       pcluster results{options} {map} --failed\nrun them again: pcluster resubmit{options} {map} --failed\n",
+                counts.failed(),
+                counts.total.max(counts.done()),
+            ));
+        }
+        text
+    }
+}
+
+fn cut(text: &str) -> String {
+    match text.char_indices().nth(WIDTH) {
+        Some((at, _)) => format!("{}…", &text[..at]),
+        None => text.to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cli::values::tests::row;
+    use crate::model::task::{TaskError, TaskState};
+
+    fn failed(index: u32, evalue: &str) -> TaskRow {
+        let error = TaskError {
+            ename: "ValueError".into(),
+            evalue: evalue.into(),
+            traceback: "Traceback:\n  line 1\n".into(),
+        };
+        TaskRow {
+            state: TaskState::Error,
+            error: Some(error),
+            ..row(index, None)
+        }
+    }
+
+    #[test]
+    fn failures_are_listed_once_each() {
+        let mut report = Report::new(MapId(1));
+        report.look_at(&row(0, Some("1")));
+        report.look_at(&TaskRow {
+            pickled: Some("x".into()),
+            ..row(1, None)
+        });
+        for index in 2..5 {
+            report.look_at(&failed(index, "no digits"));
+        }
+        report.look_at(&failed(5, "too long"));
+        let counts = Counts {
+            total: 15,
+            ok: 11,
+            error: 4,
+            ..Counts::default()
+        };
+        insta::assert_snapshot!(report.text(&counts, "", false), @r#"
+        note: 1 value that JSON cannot hold: kept pickled, shown as {"__pickled__": base64, "repr": …} (--format pickle writes the values themselves)
+        task 1.2 failed on in,2: ValueError: no digits (and 2 more like it)
+        task 1.5 failed on in,5: ValueError: too long
+        4 of 15 tasks failed
+        see them:       pcluster results 1 --failed
+        run them again: pcluster resubmit 1 --failed
+        "#);
+        assert!(
+            report
+                .text(&counts, " --profile p", true)
+                .contains("  Traceback:\n    line 1\ntask 1.5")
+        );
+        for index in 6..20 {
+            report.look_at(&failed(index, &index.to_string()));
+        }
+        assert!(report.text(&counts, "", false).contains("... and 11 other failures\n"));
+        assert_eq!(Report::new(MapId(1)).text(&Counts::default(), "", true), "");
+    }
+}

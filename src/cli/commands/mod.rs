@@ -1,0 +1,95 @@
+//! One command, one file. The order here is the order of the help.
+pub mod apply;
+pub mod cancel;
+pub mod clean;
+pub mod completions;
+pub mod controller;
+pub mod doctor;
+pub mod engine;
+pub mod engines;
+pub mod exec;
+pub mod gather;
+pub mod help_markdown;
+pub mod list;
+pub mod logs;
+pub mod map;
+pub mod profile;
+pub mod pull;
+pub mod purge;
+pub mod push;
+pub mod restart;
+pub mod resubmit;
+pub mod results;
+pub mod run;
+pub mod scatter;
+pub mod start;
+pub mod status;
+pub mod stop;
+pub mod version;
+pub mod wait;
+
+use super::{CommandError, Context, Exit};
+
+macro_rules! commands {
+    ($($(#[$attribute:meta])* $variant:ident => $module:ident),* $(,)?) => {
+        #[derive(Debug, clap::Subcommand)]
+        pub enum Command {
+            $($(#[$attribute])* $variant($module::Args)),*
+        }
+        pub fn dispatch(command: Command, context: &Context) -> Result<Exit, CommandError> {
+            match command {
+                $(Command::$variant(args) => $module::run(args, context)),*
+            }
+        }
+    };
+}
+
+commands! {
+    Start => start,
+    Stop => stop,
+    Restart => restart,
+    List => list,
+    Clean => clean,
+    Status => status,
+    Engines => engines,
+    Logs => logs,
+    Map => map,
+    Apply => apply,
+    Exec => exec,
+    Run => run,
+    Push => push,
+    Pull => pull,
+    Scatter => scatter,
+    Gather => gather,
+    Results => results,
+    Resubmit => resubmit,
+    Cancel => cancel,
+    Wait => wait,
+    Purge => purge,
+    Doctor => doctor,
+    Profile => profile,
+    Completions => completions,
+    Version => version,
+    #[command(hide = true)]
+    Controller => controller,
+    #[command(hide = true)]
+    Engine => engine,
+    #[command(hide = true)]
+    HelpMarkdown => help_markdown,
+}
+
+/// `1 task`, `3 tasks`.
+pub fn counted(count: u64, what: &str) -> String {
+    match count {
+        1 => format!("1 {what}"),
+        _ => format!("{count} {what}s"),
+    }
+}
+
+/// `--set key=value`.
+pub fn setting(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((key, value)) if !key.trim().is_empty() => Ok((key.trim().to_string(), value.trim().to_string())),
+        _ => Err(format!("{text:?} is not KEY=VALUE, for example engine.interrupt_ms=1000")),
+    }
+}

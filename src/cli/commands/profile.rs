@@ -1,0 +1,139 @@
+//! `pcluster profile`
+use crate::cli::output::table::{Cell, Table};
+use crate::cli::output::{self, json};
+use crate::cli::{CommandError, Context, Exit};
+use crate::profile::{Config, EXAMPLE_CONFIG, ProfileDir};
+use std::io::Write;
+use std::os::unix::fs::OpenOptionsExt;
+
+/// Create, list and show profiles
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    #[command(subcommand)]
+    action: Action,
+}
+
+#[derive(Debug, clap::Subcommand)]
+enum Action {
+    /// Make a profile directory, with a pcluster.yaml that explains every setting
+    Create {
+        /// The profile's name [default: that of --profile]
+        name: Option<String>,
+    },
+    /// List the profiles
+    List,
+    /// Show a profile's settings, as they are with its pcluster.yaml over the defaults
+    Show {
+        /// The profile's name [default: that of --profile]
+        name: Option<String>,
+    },
+    /// Print a profile's directory
+    Path {
+        /// The profile's name [default: that of --profile]
+        name: Option<String>,
+    },
+}
+
+pub fn run(args: Args, context: &Context) -> Result<Exit, CommandError> {
+    let profile = |name: Option<String>| match name {
+        Some(name) => Ok(ProfileDir::named(&name, context.ipython_dir.as_deref())?),
+        None => context.profile_dir(),
+    };
+    match args.action {
+        Action::Create { name } => create(&profile(name)?, context),
+        Action::List => list(context),
+        Action::Show { name } => show(&profile(name)?, context),
+        Action::Path { name } => {
+            let profile = profile(name)?;
+            let path = profile.path();
+            match context.json {
+                true => json::print(&serde_json::json!({"profile": profile.name(), "path": path, "exists": profile.exists()}))?,
+                false => output::print(&format!("{}\n", path.display()))?,
+            }
+            Ok(Exit::Fine)
+        }
+    }
+}
+
+fn create(profile: &ProfileDir, context: &Context) -> Result<Exit, CommandError> {
+    profile.create()?;
+    let path = profile.config_file();
+    let created = std::fs::File::options().write(true).create_new(true).mode(0o600).open(&path);
+    let made = match created.and_then(|mut file| file.write_all(EXAMPLE_CONFIG.as_bytes())) {
+        Ok(()) => true,
+        // What somebody has written there is kept.
+        Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => false,
+        Err(e) => return Err(CommandError::environment(format!("cannot write {}: {e}", path.display()))),
+    };
+    if context.json {
+        json::print(&serde_json::json!({"profile": profile.name(), "path": profile.path(), "config": path, "config_created": made}))?;
+    } else if made {
+        context.say(format!(
+            "profile `{}` is in {}; its settings are in {}",
+            profile.name(),
+            profile.path().display(),
+            path.display()
+        ));
+    } else {
+        context.say(format!(
+            "profile `{}` is in {}; {} was there and is kept",
+            profile.name(),
+            profile.path().display(),
+            path.display()
+        ));
+    }
+    Ok(Exit::Fine)
+}
+
+fn list(context: &Context) -> Result<Exit, CommandError> {
+    let profiles = ProfileDir::all(context.ipython_dir.as_deref())?;
+    if context.json {
+        let views: Vec<_> = profiles
+            .iter()
+            .map(|p| serde_json::json!({"profile": p.name(), "path": p.path(), "config": p.config_file().exists()}))
+            .collect();
+        json::print(&serde_json::json!({"profiles": views}))?;
+    } else if profiles.is_empty() {
+        context.say("no profiles yet; `pcluster start` makes `default`, `pcluster profile create NAME` another");
+    } else {
+        let mut table = Table::new().column("PROFILE").column("SETTINGS").text("DIRECTORY");
+        for profile in &profiles {
+            let settings = if profile.config_file().exists() {
+                "pcluster.yaml"
+            } else {
+                "defaults"
+            };
+            table.row(vec![
+                Cell::new(profile.name()),
+                Cell::new(settings),
+                Cell::new(profile.path().display()),
+            ]);
+        }
+        output::print(&table.render(&context.terminal))?;
+    }
+    Ok(Exit::Fine)
+}
+
+fn show(profile: &ProfileDir, context: &Context) -> Result<Exit, CommandError> {
+    if !profile.exists() {
+        return Err(CommandError::not_found(format!(
+            "there is no profile `{}`: {} is not there",
+            profile.name(),
+            profile.path().display()
+        ))
+        .hint(format!("make it: pcluster profile create {}", profile.name()))
+        .hint("`pcluster profile list` shows the others"));
+    }
+    let config = Config::load(profile)?;
+    if context.json {
+        json::print(&serde_json::json!({"profile": profile.name(), "path": profile.path(), "config": config}))?;
+        return Ok(Exit::Fine);
+    }
+    let yaml = serde_yaml::to_string(&config).map_err(|e| CommandError::internal(format!("the settings cannot be written: {e}")))?;
+    let from = match profile.config_file().exists() {
+        true => profile.config_file().display().to_string(),
+        false => "the defaults; there is no pcluster.yaml".into(),
+    };
+    output::print(&format!("# {}\n# settings: {from}\n{yaml}", profile.path().display()))?;
+    Ok(Exit::Fine)
+}

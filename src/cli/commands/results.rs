@@ -1,0 +1,322 @@
+//! `pcluster results`: the maps, their tasks, or all that is known of single tasks.
+use super::counted;
+use crate::cli::ids::{self, Ids};
+use crate::cli::output::sink::Sink;
+use crate::cli::output::{json, times};
+use crate::cli::records::{Details, Records};
+use crate::cli::views::{self, AttemptView, MapView, TaskView};
+use crate::cli::{CommandError, Context, Exit, tables};
+use crate::model::query::{Column, MapQuery, TaskQuery, parse_conditions};
+use crate::model::targets::Targets;
+use crate::model::task::{MapRow, TaskRow, TaskState};
+use crate::model::{MapId, TaskId};
+use std::path::PathBuf;
+
+/// A table without --limit has at most so many rows.
+const TABLE_ROWS: u64 = 1000;
+/// So many single tasks are shown in full; more make a table.
+const IN_FULL: usize = 20;
+
+/// List maps, their tasks, or all that is known of a task
+///
+/// Without arguments: the maps so far. `results 1`: the tasks of map 1. `results 1.3`: all that is known of one task, with
+/// its output and traceback. Works on a stopped cluster too: then the records are read from the profile's database file.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// Maps (`1`), tasks (`1.3`) or ranges of them (`1-3`, `1.3-9`)
+    ids: Vec<Ids>,
+    #[command(flatten)]
+    filter: Filter,
+    /// Sort by this column, with - in front downwards
+    #[arg(long, value_name = "[-]COLUMN", allow_hyphen_values = true, value_parser = parse_sort)]
+    sort: Option<(Column, bool)>,
+    /// At most so many rows; 0 for all [default: 1000 in tables, else all]
+    #[arg(long, value_name = "N")]
+    limit: Option<u64>,
+    /// Pass over the first so many rows
+    #[arg(long, value_name = "N", default_value_t = 0, hide_default_value = true)]
+    offset: u64,
+    /// Print one JSON object a line
+    #[arg(long, conflicts_with = "csv")]
+    jsonl: bool,
+    /// Print CSV
+    #[arg(long)]
+    csv: bool,
+    /// Write to a file instead of stdout
+    #[arg(short, long, value_name = "FILE")]
+    output: Option<PathBuf>,
+}
+
+/// Which tasks.
+#[derive(Debug, clap::Args)]
+#[command(next_help_heading = "Filters")]
+struct Filter {
+    /// Tasks that are not finished
+    #[arg(long)]
+    pending: bool,
+    /// Tasks that ended other than well
+    #[arg(long)]
+    failed: bool,
+    /// Tasks that run now
+    #[arg(long)]
+    running: bool,
+    /// Tasks in these states (waiting ready assigned running ok error aborted timeout lost)
+    #[arg(long, value_name = "STATE,…", value_delimiter = ',')]
+    state: Vec<TaskState>,
+    /// Tasks of these engines (`0,3,5-8`)
+    #[arg(long, value_name = "ENGINES")]
+    engine: Option<Targets>,
+    /// Submitted since then: how long ago (`2h`) or a date (`2026-11-20`, `2026-11-20T21:10`)
+    #[arg(long, value_name = "WHEN")]
+    since: Option<String>,
+    /// Of maps with this label
+    #[arg(long, value_name = "LABEL")]
+    label: Option<String>,
+    /// Conditions, for example 'duration>=10m and host~node3'
+    #[arg(long = "where", value_name = "CONDITIONS")]
+    conditions: Vec<String>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Format {
+    Table,
+    Json,
+    Jsonl,
+    Csv,
+}
+
+fn parse_sort(text: &str) -> Result<(Column, bool), String> {
+    match text.strip_prefix('-') {
+        Some(column) => Ok((column.parse()?, true)),
+        None => Ok((text.parse()?, false)),
+    }
+}
+
+pub fn run(args: Args, context: &Context) -> Result<Exit, CommandError> {
+    let format = match (args.jsonl, args.csv, context.json) {
+        (true, _, true) | (_, true, true) => {
+            return Err(CommandError::usage("--json cannot be combined with --jsonl or --csv")
+                .hint("--json is one document, --jsonl an object a line"));
+        }
+        (true, ..) => Format::Jsonl,
+        (_, true, _) => Format::Csv,
+        (.., true) => Format::Json,
+        _ => Format::Table,
+    };
+    let query = query(&args)?;
+    let records = Records::open(context)?;
+    let mut sink = Sink::open(args.output.as_deref())?;
+    let shown = if is_about_maps(&args) {
+        show_maps(&args, &query, &records, format, &mut sink, context)?
+    } else {
+        records.must_exist(&query.maps)?;
+        if query.maps.is_empty() && is_single(&args, &query) && matches!(format, Format::Table | Format::Json) {
+            show_in_full(&query, &records, format, &mut sink)?
+        } else {
+            show_tasks(&args, query, &records, format, &mut sink, context)?
+        }
+    };
+    if let Some(file) = sink.file() {
+        context.say(format!("{shown} written to {}", file.display()));
+    }
+    sink.finish()?;
+    Ok(Exit::Fine)
+}
+
+/// Only what tasks have makes it a question about tasks.
+fn is_about_maps(args: &Args) -> bool {
+    let f = &args.filter;
+    let of_tasks = f.pending || f.failed || f.running || !f.state.is_empty() || f.engine.is_some() || !f.conditions.is_empty();
+    args.ids.is_empty() && !of_tasks && args.sort.is_none() && args.offset == 0
+}
+
+fn is_single(args: &Args, query: &TaskQuery) -> bool {
+    let plain = TaskQuery {
+        tasks: query.tasks.clone(),
+        ..TaskQuery::default()
+    };
+    args.limit.is_none() && *query == plain && (1..=IN_FULL).contains(&query.tasks.len())
+}
+
+fn query(args: &Args) -> Result<TaskQuery, CommandError> {
+    let filter = &args.filter;
+    let (maps, tasks) = ids::sort(&args.ids);
+    let mut states = filter.state.clone();
+    let wanted = |state: TaskState| {
+        (filter.pending && !state.is_done()) || (filter.failed && state.is_failed()) || (filter.running && state == TaskState::Running)
+    };
+    states.extend(TaskState::ALL.into_iter().filter(|state| wanted(*state)));
+    states.sort_unstable();
+    states.dedup();
+    let mut conditions = Vec::new();
+    for text in &filter.conditions {
+        conditions.extend(parse_conditions(text).map_err(|why| CommandError::usage(format!("--where: {why}")))?);
+    }
+    let since = filter.since.as_deref().map(|text| times::parse_since(text, times::now()));
+    Ok(TaskQuery {
+        maps,
+        tasks,
+        states,
+        engines: match &filter.engine {
+            Some(Targets::Some(engines)) => engines.clone(),
+            _ => Vec::new(),
+        },
+        label: filter.label.clone(),
+        since: since.transpose().map_err(|why| CommandError::usage(format!("--since: {why}")))?,
+        conditions,
+        sort: args.sort,
+        limit: args.limit.filter(|n| *n > 0),
+        offset: args.offset,
+        brief: false,
+    })
+}
+
+/// Writes the maps; what was written, in words.
+fn show_maps(
+    args: &Args,
+    query: &TaskQuery,
+    records: &Records,
+    format: Format,
+    sink: &mut Sink,
+    context: &Context,
+) -> Result<String, CommandError> {
+    let rows = records.maps(&MapQuery {
+        maps: Vec::new(),
+        since: query.since,
+        label: query.label.clone(),
+        limit: args.limit.filter(|n| *n > 0),
+    })?;
+    match format {
+        Format::Table if rows.is_empty() => context.say(match query.since.is_some() || query.label.is_some() {
+            true => "no map fits".to_string(),
+            false => format!("no maps yet in {}", context.cluster_in_words()),
+        }),
+        Format::Table => {
+            let terminal = context.terminal_for(sink.file().is_some());
+            sink.text(&tables::maps(&rows, times::now(), &terminal))?;
+        }
+        Format::Json => sink.put(|out| {
+            let mut list = json::List::begin(out, "maps")?;
+            rows.iter().try_for_each(|row| list.item(out, &MapView::new(row)))?;
+            list.end(out)
+        })?,
+        Format::Jsonl => sink.put(|out| rows.iter().try_for_each(|row| json::line(out, &MapView::new(row))))?,
+        Format::Csv => sink.put(|out| {
+            views::csv_line(out, views::MAP_CSV_HEADER)?;
+            rows.iter().try_for_each(|row| views::csv_line(out, views::map_csv(row)))
+        })?,
+    }
+    Ok(counted(rows.len() as u64, "map"))
+}
+
+fn show_tasks(
+    args: &Args,
+    mut query: TaskQuery,
+    records: &Records,
+    format: Format,
+    sink: &mut Sink,
+    context: &Context,
+) -> Result<String, CommandError> {
+    let mut count = 0u64;
+    match format {
+        Format::Table => {
+            query.brief = true;
+            query.limit = Some(args.limit.unwrap_or(TABLE_ROWS)).filter(|n| *n > 0);
+            let mut rows = Vec::new();
+            records.each_task(&query, &mut |row| {
+                rows.push(row);
+                Ok(())
+            })?;
+            count = rows.len() as u64;
+            if rows.is_empty() {
+                context.say("no task fits");
+            } else {
+                let terminal = context.terminal_for(sink.file().is_some());
+                sink.text(&tables::tasks(&rows, times::now(), &terminal))?;
+            }
+            if args.limit.is_none() && count == TABLE_ROWS {
+                let one = TaskQuery {
+                    limit: Some(1),
+                    ..query.clone()
+                };
+                let (_, matching) = records.tasks(&one)?;
+                if matching > query.offset + count {
+                    context.say(format!(
+                        "{count} of {matching} tasks are shown; --limit 0 shows all, filters and --sort choose"
+                    ));
+                }
+            }
+        }
+        Format::Json => {
+            let mut list = None;
+            sink.put(|out| {
+                list = Some(json::List::begin(out, "tasks")?);
+                Ok(())
+            })?;
+            let mut list = list.ok_or_else(|| CommandError::internal("a list without a beginning"))?;
+            records.each_task(&query, &mut |row| {
+                count += 1;
+                sink.put(|out| list.item(out, &TaskView::new(&row)))
+            })?;
+            sink.put(|out| list.end(out))?;
+        }
+        Format::Jsonl => records.each_task(&query, &mut |row| {
+            count += 1;
+            sink.put(|out| json::line(out, &TaskView::new(&row)))
+        })?,
+        Format::Csv => {
+            sink.put(|out| views::csv_line(out, views::TASK_CSV_HEADER))?;
+            records.each_task(&query, &mut |row| {
+                count += 1;
+                sink.put(|out| views::csv_line(out, views::task_csv(&row)))
+            })?;
+        }
+    }
+    Ok(counted(count, "task"))
+}
+
+/// Single tasks with all that is known of them, in the order asked for.
+fn show_in_full(query: &TaskQuery, records: &Records, format: Format, sink: &mut Sink) -> Result<String, CommandError> {
+    let (mut rows, _) = records.tasks(query)?;
+    let place = |id: TaskId| query.tasks.iter().position(|task| *task == id);
+    if let Some(missing) = query.tasks.iter().find(|task| !rows.iter().any(|row| row.task == **task)) {
+        return Err(no_such_task(*missing, records));
+    }
+    rows.sort_by_key(|row| place(row.task));
+    let mut found: Vec<(TaskRow, Details)> = Vec::new();
+    for row in rows {
+        let details = records.details(row.task)?;
+        found.push((row, details));
+    }
+    if format == Format::Json {
+        sink.put(|out| {
+            let mut list = json::List::begin(out, "tasks")?;
+            for (row, details) in &found {
+                let mut view = TaskView::new(row);
+                view.definition = details.definition.as_ref();
+                view.earlier = Some(details.earlier.iter().map(AttemptView::new).collect());
+                list.item(out, &view)?;
+            }
+            list.end(out)
+        })?;
+    } else {
+        let now = times::now();
+        let texts: Vec<_> = found.iter().map(|(row, details)| tables::task(row, details, now)).collect();
+        sink.text(&texts.join("\n"))?;
+    }
+    Ok(counted(found.len() as u64, "task"))
+}
+
+fn no_such_task(task: TaskId, records: &Records) -> CommandError {
+    let map: Option<MapRow> = records
+        .maps(&MapQuery {
+            maps: vec![MapId(task.map.0)],
+            ..MapQuery::default()
+        })
+        .ok()
+        .and_then(|rows| rows.into_iter().next());
+    match map {
+        Some(map) => CommandError::not_found(format!("there is no task {task}")).hint(tables::extent(&map)),
+        None => crate::cli::records::no_such_map(task.map),
+    }
+}

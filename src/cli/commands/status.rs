@@ -1,0 +1,127 @@
+//! `pcluster status`
+use super::engines::EngineView;
+use crate::cli::output::{self, json, times};
+use crate::cli::{CommandError, Context, Exit};
+use crate::client::StatusReply;
+use crate::model::UnixTime;
+use serde::Serialize;
+use std::path::Path;
+
+/// Show how a cluster is doing: controller, engines, queue
+#[derive(Debug, clap::Args)]
+pub struct Args {}
+
+#[derive(Serialize)]
+struct View<'a> {
+    profile: &'a str,
+    cluster_id: &'a str,
+    directory: &'a Path,
+    controller: ControllerView<'a>,
+    engines: Vec<EngineView<'a>>,
+    /// Maps that are not finished.
+    open_maps: u64,
+    /// Tasks.
+    queued: u64,
+    running: u64,
+    finished: u64,
+}
+
+#[derive(Serialize)]
+struct ControllerView<'a> {
+    pid: u32,
+    host: &'a str,
+    pcluster: &'a str,
+    started: String,
+}
+
+pub fn run(_args: Args, context: &Context) -> Result<Exit, CommandError> {
+    let profile = context.profile_dir()?;
+    let client = context.client()?;
+    let status = context.block_on(client.status())??;
+    if context.json {
+        json::print(&View {
+            profile: profile.name(),
+            cluster_id: &context.cluster_id,
+            directory: profile.path(),
+            controller: ControllerView {
+                pid: status.pid,
+                host: &status.host,
+                pcluster: &status.version,
+                started: status.started.to_iso(),
+            },
+            engines: status.engines.iter().map(EngineView::new).collect(),
+            open_maps: status.open_maps,
+            queued: status.queued,
+            running: status.running,
+            finished: status.finished,
+        })?;
+    } else {
+        output::print(&text(&status, &context.cluster_in_words(), profile.path(), times::now()))?;
+        if status.engines.is_empty() {
+            context.say(format!("no engines: pcluster engines add 4{}", context.options()));
+        }
+    }
+    Ok(Exit::Fine)
+}
+
+fn text(status: &StatusReply, cluster: &str, directory: &Path, now: UnixTime) -> String {
+    let mut states: Vec<(&str, usize)> = Vec::new();
+    for engine in &status.engines {
+        match states.iter_mut().find(|(word, _)| *word == engine.state) {
+            Some((_, count)) => *count += 1,
+            None => states.push((&engine.state, 1)),
+        }
+    }
+    states.sort_unstable();
+    let states: Vec<_> = states.iter().map(|(word, count)| format!("{count} {word}")).collect();
+    let engines = match status.engines.len() {
+        0 => "none".to_string(),
+        n => format!("{n} ({})", states.join(", ")),
+    };
+    let lines = [
+        ("cluster", format!("{cluster}, in {}", directory.display())),
+        (
+            "controller",
+            format!(
+                "pcluster {}, process {} on {}, up {}",
+                status.version,
+                status.pid,
+                status.host,
+                times::duration(now.since(status.started))
+            ),
+        ),
+        ("engines", engines),
+        ("maps", format!("{} not finished", status.open_maps)),
+        (
+            "tasks",
+            format!("{} queued, {} running, {} finished", status.queued, status.running, status.finished),
+        ),
+    ];
+    lines.iter().map(|(name, value)| format!("{name:<12}{value}\n")).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cluster_in_five_lines() {
+        let status: StatusReply = serde_json::from_value(serde_json::json!({
+            "status": "ok", "version": "0.1.0", "pid": 17, "host": "n1", "cluster_id": "", "started": 1000.0,
+            "engines": [
+                {"id": 0, "uuid": "a", "state": "busy", "assigned": 2, "finished": 3, "registered": 1.0},
+                {"id": 1, "uuid": "b", "state": "idle", "assigned": 0, "finished": 3, "registered": 1.0},
+                {"id": 2, "uuid": "c", "state": "idle", "assigned": 0, "finished": 3, "registered": 1.0},
+            ],
+            "open_maps": 1, "queued": 10, "running": 2, "finished": 9,
+        }))
+        .unwrap();
+        insta::assert_snapshot!(text(&status, "profile `default`", Path::new("/home/u/.ipython/profile_default"), UnixTime(1075.0)), @r"
+        cluster     profile `default`, in /home/u/.ipython/profile_default
+        controller  pcluster 0.1.0, process 17 on n1, up 1 min 15 s
+        engines     3 (1 busy, 2 idle)
+        maps        1 not finished
+        tasks       10 queued, 2 running, 9 finished
+        ");
+    }
+}

@@ -1,0 +1,19 @@
+//! `pcluster version`
+use crate::cli::{CommandError, Context, Exit, output};
+use crate::model::{PROTOCOL_VERSION, VERSION};
+
+/// Print the version
+#[derive(Debug, clap::Args)]
+pub struct Args {}
+
+pub fn run(_args: Args, context: &Context) -> Result<Exit, CommandError> {
+    if context.json {
+        output::print(&format!(
+            "{}\n",
+            serde_json::json!({"version": 1, "pcluster": VERSION, "protocol": PROTOCOL_VERSION})
+        ))?;
+    } else {
+        output::print(&format!("pcluster {VERSION}\n"))?;
+    }
+    Ok(Exit::Fine)
+}

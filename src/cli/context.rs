@@ -1,0 +1,278 @@
+//! What every command may lean on: which cluster is meant, how to speak, and the way to the controller and to the database.
+use super::args::{Color, Global};
+use super::error::{CommandError, ErrorKind};
+use crate::client::Client;
+use crate::cluster::{self, ClusterSummary};
+use crate::connection::{ConnectionError, ConnectionFile, discover};
+use crate::profile::ProfileDir;
+use crate::profile::dir::check_cluster_id;
+use std::cell::OnceCell;
+use std::future::Future;
+use std::io::IsTerminal;
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// How long a command tries to reach the controller.
+const CONNECT: Duration = Duration::from_secs(15);
+
+pub struct Context {
+    /// The profile's name as given; not yet checked.
+    pub profile: String,
+    /// It was named, not left to the default.
+    pub profile_named: bool,
+    pub ipython_dir: Option<PathBuf>,
+    /// Empty for the profile's default cluster.
+    pub cluster_id: String,
+    pub json: bool,
+    /// How many `-v`.
+    pub verbose: u8,
+    pub quiet: bool,
+    pub terminal: Terminal,
+    runtime: OnceCell<tokio::runtime::Runtime>,
+}
+
+/// What stdout and stderr are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Terminal {
+    pub stdout: bool,
+    pub stderr: bool,
+    /// Columns of the terminal that stdout (else stderr) is; 80 where there is none.
+    pub width: u16,
+    /// Whether stdout may be coloured.
+    pub color: bool,
+    /// Whether stderr may be coloured.
+    pub color_stderr: bool,
+}
+
+impl Terminal {
+    /// Neither is a terminal.
+    pub const NONE: Terminal = Terminal {
+        stdout: false,
+        stderr: false,
+        width: 80,
+        color: false,
+        color_stderr: false,
+    };
+
+    fn of_this_process(color: Color) -> Terminal {
+        let (stdout, stderr) = (std::io::stdout().is_terminal(), std::io::stderr().is_terminal());
+        let plain = std::env::var_os("NO_COLOR").is_some_and(|v| !v.is_empty()) || std::env::var_os("TERM").is_some_and(|t| t == "dumb");
+        let may = |terminal: bool| match color {
+            Color::Always => true,
+            Color::Never => false,
+            Color::Auto => terminal && !plain,
+        };
+        Terminal {
+            stdout,
+            stderr,
+            width: super::output::terminal_width().unwrap_or(80),
+            color: may(stdout),
+            color_stderr: may(stderr),
+        }
+    }
+}
+
+impl Context {
+    pub fn new(global: &Global) -> Context {
+        Context {
+            profile: global.profile.clone().unwrap_or_else(|| "default".into()),
+            profile_named: global.profile.is_some(),
+            ipython_dir: global.ipython_dir.clone(),
+            cluster_id: global.cluster_id.clone(),
+            json: global.json,
+            verbose: global.verbose,
+            quiet: global.quiet,
+            terminal: Terminal::of_this_process(global.color),
+            runtime: OnceCell::new(),
+        }
+    }
+
+    /// The one runtime of this process, made when first needed.
+    pub fn runtime(&self) -> Result<&tokio::runtime::Runtime, CommandError> {
+        if self.runtime.get().is_none() {
+            let runtime = tokio::runtime::Builder::new_multi_thread()
+                .worker_threads(2)
+                .enable_all()
+                .build()
+                .map_err(|e| CommandError::new(ErrorKind::Environment, format!("cannot start the threads of this process: {e}")))?;
+            let _ = self.runtime.set(runtime);
+        }
+        self.runtime.get().ok_or_else(|| CommandError::internal("the runtime is gone"))
+    }
+
+    /// Runs a future to its end.
+    pub fn block_on<F: Future>(&self, future: F) -> Result<F::Output, CommandError> {
+        Ok(self.runtime()?.block_on(future))
+    }
+
+    /// The profile's directory, which need not exist. Checks the profile's name and the cluster id.
+    pub fn profile_dir(&self) -> Result<ProfileDir, CommandError> {
+        check_cluster_id(&self.cluster_id)?;
+        Ok(ProfileDir::named(&self.profile, self.ipython_dir.as_deref())?)
+    }
+
+    /// The clusters that are meant by a command about several: all; those of the profile that was named; the one of the cluster id.
+    pub fn clusters(&self) -> Result<Vec<ClusterSummary>, CommandError> {
+        let mut clusters = match self.profile_named {
+            false if self.cluster_id.is_empty() => cluster::list(self.ipython_dir.as_deref())?,
+            _ => cluster::list_profile(&self.profile_dir()?),
+        };
+        if !self.cluster_id.is_empty() {
+            clusters.retain(|cluster| cluster.cluster_id == self.cluster_id);
+        }
+        Ok(clusters)
+    }
+
+    /// What the running controller wrote for its clients.
+    pub fn connection(&self) -> Result<ConnectionFile, CommandError> {
+        let path = self.profile_dir()?.client_file(&self.cluster_id);
+        match discover::find(&path) {
+            Err(ConnectionError::Missing { path }) => Err(self.no_cluster(&path)),
+            Err(error @ ConnectionError::Stale { .. }) => Err(CommandError::not_found(error)
+                .hint(format!("start it anew, with all its tasks: pcluster start{}", self.options()))
+                .hint("or clear away what it left: pcluster clean")),
+            other => Ok(other?),
+        }
+    }
+
+    /// Connected to the running controller, versions compared.
+    pub fn client(&self) -> Result<Client, CommandError> {
+        let file = self.connection()?;
+        Ok(self.block_on(Client::connect(&file, CONNECT))??)
+    }
+
+    fn no_cluster(&self, path: &std::path::Path) -> CommandError {
+        CommandError::not_found(format!(
+            "no cluster is running in {}: there is no {}",
+            self.cluster_in_words(),
+            path.display()
+        ))
+        .hint(format!("start one: pcluster start{} -n 4", self.options()))
+        .hint("or choose another with --profile and --cluster-id; `pcluster list` shows those that run")
+    }
+
+    /// "profile `p`", or "profile `p` under cluster id `c`".
+    pub fn cluster_in_words(&self) -> String {
+        match self.cluster_id.as_str() {
+            "" => format!("profile `{}`", self.profile),
+            id => format!("profile `{}` under cluster id `{id}`", self.profile),
+        }
+    }
+
+    /// Talk, to stderr; nothing under `--quiet`.
+    pub fn say(&self, text: impl std::fmt::Display) {
+        if !self.quiet {
+            super::output::stderr_line(text);
+        }
+    }
+
+    /// Talk for `-v`.
+    pub fn say_more(&self, text: impl std::fmt::Display) {
+        if self.verbose > 0 {
+            super::output::stderr_line(text);
+        }
+    }
+
+    /// What a daemon logs: as it was told, more with `-v`.
+    pub fn log_level<'a>(&self, told: &'a str) -> &'a str {
+        match self.verbose {
+            0 => told,
+            1 => "debug",
+            _ => "trace",
+        }
+    }
+
+    /// How tables are to be drawn: for a file as for a pipe.
+    pub fn terminal_for(&self, file: bool) -> Terminal {
+        if file { Terminal::NONE } else { self.terminal }
+    }
+
+    /// `--profile p --cluster-id c` as far as they are not the defaults, with a space in front: for hints that show a command.
+    pub fn options(&self) -> String {
+        let mut text = String::new();
+        if self.profile != "default" {
+            text.push_str(&format!(" --profile {}", self.profile));
+        }
+        if !self.cluster_id.is_empty() {
+            text.push_str(&format!(" --cluster-id {}", self.cluster_id));
+        }
+        text
+    }
+}
+
+#[cfg(test)]
+impl Context {
+    /// A context for tests: this IPython directory, no terminal.
+    pub fn for_tests(ipython_dir: &std::path::Path) -> Context {
+        Context {
+            profile: "default".into(),
+            profile_named: false,
+            ipython_dir: Some(ipython_dir.to_path_buf()),
+            cluster_id: String::new(),
+            json: false,
+            verbose: 0,
+            quiet: false,
+            terminal: Terminal::NONE,
+            runtime: OnceCell::new(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn without_a_cluster_it_says_where_it_looked_and_what_to_do() {
+        let mut context = Context::for_tests(std::path::Path::new("/nowhere"));
+        context.profile = "mine".into();
+        context.cluster_id = "night".into();
+        let error = context.client().err().unwrap();
+        assert_eq!(error.kind, ErrorKind::NotFound);
+        insta::assert_snapshot!(error.render(false), @r"
+        error: no cluster is running in profile `mine` under cluster id `night`: there is no /nowhere/profile_mine/security/ipcontroller-night-client.json
+        hint: start one: pcluster start --profile mine --cluster-id night -n 4
+        hint: or choose another with --profile and --cluster-id; `pcluster list` shows those that run
+        ");
+    }
+
+    #[test]
+    fn a_stale_connection_file_is_called_so() {
+        let dir = tempfile::tempdir().unwrap();
+        let context = Context::for_tests(dir.path());
+        let path = context.profile_dir().unwrap().client_file("");
+        let mut keys = crate::connection::PclusterKeys::of_this_process("", "127.0.0.1", None);
+        // This process, had it started long ago.
+        keys.started -= 100_000.0;
+        let file: ConnectionFile = serde_json::from_value(serde_json::json!({
+            "ssh": "", "interface": "tcp://127.0.0.1", "registration": 1, "control": 2, "mux": 3, "task": 4, "iopub": 5, "broadcast": 6,
+            "key": "k", "curve_serverkey": null, "location": "here", "pack": "json", "unpack": "json",
+            "signature_scheme": "hmac-sha256", "pcluster": keys,
+        }))
+        .unwrap();
+        file.write(&path).unwrap();
+        let error = context.client().err().unwrap();
+        assert_eq!(error.kind, ErrorKind::NotFound);
+        let text = error.render(false);
+        let text = text
+            .replace(&dir.path().display().to_string(), "DIR")
+            .replace(&keys.pid.to_string(), "PID");
+        insta::assert_snapshot!(text.replace(&keys.host, "HOST"), @r#"
+        error: the cluster in profile "default" is gone: DIR/profile_default/security/ipcontroller-client.json was written by process PID on HOST, which no longer runs
+        hint: start it anew, with all its tasks: pcluster start
+        hint: or clear away what it left: pcluster clean
+        "#);
+    }
+
+    #[test]
+    fn bad_names_are_refused_before_anything_is_touched() {
+        let mut context = Context::for_tests(std::path::Path::new("/nowhere"));
+        context.profile = "a/b".into();
+        let error = context.client().err().unwrap();
+        assert_eq!(error.kind, ErrorKind::Usage);
+        insta::assert_snapshot!(error.render(false), @r#"error: "a/b" cannot be the name of a profile: it has a slash; give a name, not a path"#);
+        context.profile = "fine".into();
+        context.cluster_id = "../x".into();
+        assert_eq!(context.client().err().unwrap().kind, ErrorKind::Usage);
+    }
+}

@@ -1,0 +1,247 @@
+//! Where a map's inputs come from, and what each becomes: one JSON text a task.
+//!
+//! For a function an input is a JSON list (positional arguments) or object (keyword arguments); for a command a list of
+//! strings. Parts: [`function`] (what to run), [`range`] (`A..B`), [`rows`] (lines, JSON lines, CSV), here the choice between them.
+pub mod function;
+pub mod range;
+pub mod rows;
+
+use super::CommandError;
+use range::Range;
+use rows::{InputError, Row};
+use std::fs::File;
+use std::io::{BufReader, IsTerminal, Read};
+use std::path::PathBuf;
+
+/// How inputs are given.
+#[derive(Clone, Debug, Default, clap::Args)]
+#[command(next_help_heading = "Inputs")]
+pub struct InputArgs {
+    /// INPUTS has one JSON value a line: a list is positional arguments, an object keyword arguments, anything else the one argument
+    #[arg(long, group = "input_form")]
+    pub jsonl: bool,
+    /// INPUTS is CSV: each record's columns are the arguments, as strings
+    #[arg(long, group = "input_form")]
+    pub csv: bool,
+    /// The first CSV record names the columns: they become keyword arguments (for a command it is only passed over)
+    #[arg(long, requires = "csv")]
+    pub header: bool,
+    /// The integers from A to B without B; A..=B with B; A..B..S in steps of S
+    #[arg(long, value_name = "A..B", group = "input_form", allow_hyphen_values = true)]
+    pub range: Option<Range>,
+    /// The files and directories that match, sorted
+    #[arg(long, value_name = "PATTERN", group = "input_form")]
+    pub glob: Option<String>,
+}
+
+/// What the inputs are for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Shape {
+    /// Arguments of a Python function.
+    Call,
+    /// Words of a command.
+    Command,
+}
+
+/// Inputs that were found and, where they can be read twice, checked.
+#[derive(Debug)]
+pub struct Inputs {
+    source: Source,
+    shape: Shape,
+    /// How many there are; not known of a stream.
+    pub count: Option<u64>,
+}
+
+#[derive(Clone, Debug)]
+enum Source {
+    Range(Range),
+    Paths(Vec<String>),
+    Text { place: Place, form: Form },
+}
+
+#[derive(Clone, Debug)]
+enum Place {
+    Stdin,
+    File(PathBuf),
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Form {
+    Lines,
+    JsonLines,
+    Csv { header: bool },
+}
+
+/// More inputs than a map can number.
+const MOST: u64 = u32::MAX as u64;
+
+pub type Texts = Box<dyn Iterator<Item = Result<String, InputError>> + Send>;
+
+impl Inputs {
+    /// Finds the inputs. A regular file is read once to its end here, so that bad lines are told of before anything is submitted.
+    pub fn find(args: &InputArgs, file: Option<&str>, shape: Shape) -> Result<Inputs, CommandError> {
+        let source = match (&args.range, &args.glob, file) {
+            (Some(_), _, Some(file)) | (_, Some(_), Some(file)) => {
+                return Err(
+                    CommandError::usage(format!("inputs are given twice: as the file {file} and with --range or --glob"))
+                        .hint("leave one of them out"),
+                );
+            }
+            (Some(range), _, None) => Source::Range(range.clone()),
+            (_, Some(pattern), None) => Source::Paths(paths(pattern)?),
+            (None, None, None) => {
+                return Err(CommandError::usage("no inputs are given")
+                    .hint("name a file with one input a line, or `-` for stdin; or use --range 0..100 or --glob 'data/*.csv'"));
+            }
+            (None, None, Some(file)) => Source::Text {
+                place: if file == "-" { Place::Stdin } else { Place::File(file.into()) },
+                form: match (args.jsonl, args.csv) {
+                    (true, _) => Form::JsonLines,
+                    (_, true) => Form::Csv { header: args.header },
+                    _ => Form::Lines,
+                },
+            },
+        };
+        let mut inputs = Inputs {
+            source,
+            shape,
+            count: None,
+        };
+        inputs.count = inputs.checked_count()?;
+        if let Some(count) = inputs.count {
+            if count == 0 {
+                return Err(inputs.none());
+            }
+            if count > MOST {
+                return Err(CommandError::usage(format!("{count} inputs are more than one map can have ({MOST})")).hint("split them"));
+            }
+        }
+        Ok(inputs)
+    }
+
+    /// The error for a stream or file that held no input.
+    pub fn none(&self) -> CommandError {
+        let place = match &self.source {
+            Source::Range(range) => return CommandError::usage(format!("--range {range} has no numbers in it")),
+            Source::Paths(_) => return CommandError::usage("--glob matches nothing"),
+            Source::Text { place, .. } => place,
+        };
+        let what = match place {
+            Place::Stdin => "stdin gave no inputs".to_string(),
+            Place::File(path) => format!("{} has no inputs: it is empty, or all its lines are", path.display()),
+        };
+        CommandError::usage(what).hint("nothing was submitted")
+    }
+
+    /// Whether more inputs may still be coming while the first are at work.
+    pub fn is_stream(&self) -> bool {
+        self.count.is_none()
+    }
+
+    /// Whether somebody is to type them.
+    pub fn is_typed(&self) -> bool {
+        matches!(self.source, Source::Text { place: Place::Stdin, .. }) && std::io::stdin().is_terminal()
+    }
+
+    /// Each input as JSON text on one line. Blocks while a stream gives nothing.
+    pub fn texts(&self) -> Result<Texts, CommandError> {
+        let shape = self.shape;
+        Ok(Box::new(self.rows()?.map(move |row| row.map(|row| row.to_json(shape)))))
+    }
+
+    fn rows(&self) -> Result<Box<dyn Iterator<Item = Result<Row, InputError>> + Send>, CommandError> {
+        let (place, form) = match &self.source {
+            Source::Range(range) => return Ok(Box::new(range.clone().into_iter().map(|n| Ok(Row::Integer(n))))),
+            Source::Paths(paths) => return Ok(Box::new(paths.clone().into_iter().map(|p| Ok(Row::Line(p))))),
+            Source::Text { place, form } => (place, *form),
+        };
+        let (name, reader): (String, Box<dyn Read + Send>) = match place {
+            Place::Stdin => ("stdin".into(), Box::new(std::io::stdin())),
+            Place::File(path) => {
+                let file = File::open(path).map_err(|e| cannot_read(path, &e))?;
+                (path.display().to_string(), Box::new(file))
+            }
+        };
+        let reader = BufReader::with_capacity(256 * 1024, reader);
+        Ok(match form {
+            Form::Lines => Box::new(rows::lines(name, reader).map(|line| line.map(|(_, text)| Row::Line(text)))),
+            Form::JsonLines => Box::new(rows::json_lines(name, reader)),
+            Form::Csv { header } => Box::new(rows::csv_records(name, reader, header)),
+        })
+    }
+
+    fn checked_count(&self) -> Result<Option<u64>, CommandError> {
+        match &self.source {
+            Source::Range(range) => return Ok(Some(range.len())),
+            Source::Paths(paths) => return Ok(Some(paths.len() as u64)),
+            Source::Text { place: Place::Stdin, .. } => return Ok(None),
+            Source::Text {
+                place: Place::File(path), ..
+            } => {
+                let facts = std::fs::metadata(path).map_err(|e| cannot_read(path, &e))?;
+                if facts.is_dir() {
+                    return Err(
+                        CommandError::usage(format!("{} is a directory, not a file with inputs", path.display()))
+                            .hint(format!("the files in it as inputs: --glob '{}/*'", path.display())),
+                    );
+                }
+                if !facts.is_file() {
+                    return Ok(None);
+                }
+            }
+        }
+        let mut count = 0;
+        for row in self.rows()? {
+            row.map_err(|e| CommandError::from(e).hint("nothing was submitted"))?;
+            count += 1;
+        }
+        Ok(Some(count))
+    }
+}
+
+fn cannot_read(path: &std::path::Path, error: &std::io::Error) -> CommandError {
+    let here = std::env::current_dir()
+        .map(|d| d.display().to_string())
+        .unwrap_or_else(|_| "?".into());
+    match error.kind() {
+        std::io::ErrorKind::NotFound if path.is_absolute() => {
+            CommandError::usage(format!("there is no file {} to read inputs from", path.display()))
+        }
+        std::io::ErrorKind::NotFound => CommandError::usage(format!(
+            "there is no file {} to read inputs from (looked in {here})",
+            path.display()
+        )),
+        _ => CommandError::environment(format!("cannot read the inputs file {}: {error}", path.display())),
+    }
+}
+
+fn paths(pattern: &str) -> Result<Vec<String>, CommandError> {
+    let matches = glob::glob(pattern).map_err(|e| CommandError::usage(format!("--glob {pattern} is not a pattern: {e}")))?;
+    let mut paths = Vec::new();
+    for path in matches {
+        let path = path
+            .map_err(|e| CommandError::environment(format!("--glob {pattern} cannot look into {}: {}", e.path().display(), e.error())))?;
+        match path.into_os_string().into_string() {
+            Ok(path) => paths.push(path),
+            Err(path) => {
+                return Err(CommandError::usage(format!("--glob {pattern} matches {path:?}, a name that is not UTF-8")).hint("rename it"));
+            }
+        }
+    }
+    if paths.is_empty() {
+        return Err(
+            CommandError::usage(format!("--glob {pattern} matches nothing")).hint("quote the pattern, so that the shell leaves it alone")
+        );
+    }
+    paths.sort();
+    Ok(paths)
+}
+
+impl From<InputError> for CommandError {
+    fn from(error: InputError) -> CommandError {
+        CommandError::usage(error.to_string())
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,254 @@
+//! What to run, as it is typed: `file.py:function` or `package.module:function`.
+use crate::cli::CommandError;
+use crate::model::definition::{CallSource, Work};
+use std::path::Path;
+
+/// A larger source file is taken for a mistake.
+const MOST_BYTES: u64 = 32 << 20;
+
+/// Reads a function's name and, for a file, its text.
+pub fn work(spec: &str) -> Result<Work, CommandError> {
+    let (from, function) = split(spec)?;
+    let from = if is_file(from) {
+        let text = source(from)?;
+        if !may_define(&text, function) {
+            return Err(unknown_function(from, &text, function));
+        }
+        CallSource::File { name: from.into(), text }
+    } else if is_dotted_name(from) {
+        CallSource::Module { module: from.into() }
+    } else {
+        return Err(
+            CommandError::usage(format!("{from:?} is neither a Python file (file.py) nor the name of a module"))
+                .hint(format!("a file without .py can be given with its directory: ./{from}:{function}")),
+        );
+    };
+    Ok(Work::Call {
+        from,
+        function: function.into(),
+    })
+}
+
+fn split(spec: &str) -> Result<(&str, &str), CommandError> {
+    let Some((from, function)) = spec
+        .rsplit_once(':')
+        .filter(|(from, function)| !from.is_empty() && !function.contains('/'))
+    else {
+        let error = CommandError::usage(format!("{spec:?} names no function"));
+        if is_file(spec) && Path::new(spec).is_file() {
+            let defined = std::fs::read_to_string(spec).map(|text| defined_names(&text)).unwrap_or_default();
+            let example = defined.first().cloned().unwrap_or_else(|| "function".into());
+            return Err(error
+                .hint(format!("write the file and the function: {spec}:{example}"))
+                .hint_list("it defines", &defined));
+        }
+        return Err(error
+            .hint("write file.py:function or package.module:function")
+            .hint("a command goes after two dashes: pcluster map inputs.txt -- wc -l {}"));
+    };
+    if !is_dotted_name(function) {
+        return Err(
+            CommandError::usage(format!("{function:?} in {spec:?} cannot be the name of a Python function"))
+                .hint("write file.py:function or package.module:function"),
+        );
+    }
+    Ok((from, function))
+}
+
+impl CommandError {
+    /// A hint that lists names, if there are any.
+    fn hint_list(self, what: &str, names: &[String]) -> CommandError {
+        match names {
+            [] => self,
+            names => self.hint(format!("{what}: {}", names.iter().take(20).cloned().collect::<Vec<_>>().join(", "))),
+        }
+    }
+}
+
+/// Whether a name stands for a file rather than for a module.
+fn is_file(from: &str) -> bool {
+    from.ends_with(".py") || from.contains('/')
+}
+
+fn is_dotted_name(text: &str) -> bool {
+    text.split('.').all(is_name)
+}
+
+/// Whether Python takes it for a name.
+pub fn is_name(text: &str) -> bool {
+    let mut characters = text.chars();
+    characters.next().is_some_and(|c| c.is_alphabetic() || c == '_') && characters.all(|c| c.is_alphanumeric() || c == '_')
+}
+
+/// The text of a Python file.
+pub fn source(file: &str) -> Result<String, CommandError> {
+    let path = Path::new(file);
+    let cannot = |why: String| CommandError::usage(format!("cannot read the Python file {file}: {why}"));
+    let facts = std::fs::metadata(path).map_err(|error| match error.kind() {
+        std::io::ErrorKind::NotFound => {
+            let here = std::env::current_dir()
+                .map(|d| d.display().to_string())
+                .unwrap_or_else(|_| "?".into());
+            let error = CommandError::usage(format!("there is no Python file {file} (looked in {here})"));
+            match file.strip_suffix(".py").map(|stem| stem.replace('/', ".")) {
+                Some(module) if is_dotted_name(&module) => {
+                    error.hint(format!("a module that the engines can import is given without .py: {module}:…"))
+                }
+                _ => error,
+            }
+        }
+        _ => cannot(error.to_string()),
+    })?;
+    if facts.is_dir() {
+        return Err(cannot("it is a directory".into()));
+    }
+    if facts.len() > MOST_BYTES {
+        return Err(
+            cannot(format!("it has {} bytes, and its text travels to every engine", facts.len()))
+                .hint("give data as inputs, not in the source"),
+        );
+    }
+    let bytes = std::fs::read(path).map_err(|e| cannot(e.to_string()))?;
+    let text = String::from_utf8(bytes).map_err(|e| {
+        let good = e.utf8_error().valid_up_to();
+        let line = e.as_bytes()[..good].iter().filter(|b| **b == b'\n').count() + 1;
+        cannot(format!("line {line} is not UTF-8 text")).hint("save the file as UTF-8")
+    })?;
+    Ok(match text.strip_prefix('\u{feff}') {
+        Some(rest) => rest.to_string(),
+        None => text,
+    })
+}
+
+/// False only when the text can surely not define the name: the word does not occur, nor anything that makes names unseen.
+fn may_define(text: &str, function: &str) -> bool {
+    let name = function.split('.').next().unwrap_or(function);
+    let unseen = [
+        "import *",
+        "import  *",
+        "exec",
+        "globals",
+        "locals",
+        "vars",
+        "setattr",
+        "__dict__",
+        "__getattr__",
+    ];
+    has_word(text, name) || unseen.iter().any(|word| text.contains(word)) || !text.is_ascii()
+}
+
+fn has_word(text: &str, word: &str) -> bool {
+    let part_of_name = |c: Option<char>| c.is_some_and(|c| c.is_alphanumeric() || c == '_');
+    text.match_indices(word)
+        .any(|(at, _)| !part_of_name(text[..at].chars().next_back()) && !part_of_name(text[at + word.len()..].chars().next()))
+}
+
+fn unknown_function(file: &str, text: &str, function: &str) -> CommandError {
+    let error = CommandError::usage(format!("{file} defines no function `{function}`"));
+    let defined = defined_names(text);
+    match defined.iter().map(|name| (distance(name, function), name)).min() {
+        Some((edits, name)) if edits <= 1 + function.len() / 4 => error.hint(format!("did you mean {file}:{name}?")),
+        _ => error.hint_list("it defines", &defined),
+    }
+}
+
+/// Functions defined at the outermost level.
+fn defined_names(text: &str) -> Vec<String> {
+    let starts = ["def ", "async def "];
+    let names = text.lines().filter_map(|line| {
+        let rest = starts.iter().find_map(|start| line.strip_prefix(start))?.trim_start();
+        let name: String = rest.chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect();
+        (!name.is_empty()).then_some(name)
+    });
+    names.collect()
+}
+
+/// How many single-character edits lie between two words.
+fn distance(a: &str, b: &str) -> usize {
+    let b: Vec<char> = b.chars().collect();
+    let mut row: Vec<usize> = (0..=b.len()).collect();
+    for (i, x) in a.chars().enumerate() {
+        let mut corner = row[0];
+        row[0] = i + 1;
+        for (j, y) in b.iter().enumerate() {
+            let replaced = corner + usize::from(x != *y);
+            corner = row[j + 1];
+            row[j + 1] = replaced.min(row[j] + 1).min(corner + 1);
+        }
+    }
+    row[b.len()]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn file(text: &[u8]) -> (tempfile::TempDir, String) {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("jobs.py");
+        std::fs::write(&path, text).unwrap();
+        (dir, path.to_str().unwrap().to_string())
+    }
+
+    fn fails(spec: &str) -> String {
+        let error = work(spec).unwrap_err();
+        assert_eq!(error.kind.code(), 2);
+        error.render(false)
+    }
+
+    #[test]
+    fn a_file_travels_and_a_module_is_named() {
+        let (_dir, path) = file(b"\xef\xbb\xbfdef f(x):\n    return x\n");
+        let Work::Call {
+            from: CallSource::File { name, text },
+            function,
+        } = work(&format!("{path}:f")).unwrap()
+        else {
+            panic!()
+        };
+        assert_eq!((name, text.as_str(), function.as_str()), (path, "def f(x):\n    return x\n", "f"));
+        let Work::Call { from, function } = work("os.path:basename").unwrap() else {
+            panic!()
+        };
+        assert_eq!(
+            (from, function.as_str()),
+            (CallSource::Module { module: "os.path".into() }, "basename")
+        );
+    }
+
+    #[test]
+    fn what_is_not_there_is_told_with_what_is() {
+        let (_dir, path) = file(b"def two_digit_counts(p): pass\ndef add(a, b): pass\n");
+        assert!(fails(&format!("{path}:two_digit_count")).contains(":two_digit_counts?"));
+        assert!(fails(&format!("{path}:other_thing")).contains("it defines: two_digit_counts, add"));
+        assert!(fails(&path).contains(&format!("{path}:two_digit_counts")));
+        assert!(fails("nothing.py:f").contains("there is no Python file nothing.py (looked in /"));
+        assert!(fails("f").contains("names no function"));
+        assert!(fails("a.py:1f").contains("cannot be the name"));
+        assert!(fails("a b:f").contains("neither a Python file"));
+        let (_dir, path) = file(b"x = 1\ny = '\xff'\n");
+        assert!(fails(&format!("{path}:f")).contains("line 2 is not UTF-8"));
+    }
+
+    #[test]
+    fn valid_code_is_never_refused() {
+        for text in [
+            "from m import *\n",
+            "f = lambda x: x\n",
+            "from a import f\n",
+            "globals()['f'] = 1\n",
+            "import g as f\n",
+            "class f:\n  pass\n",
+        ] {
+            let (_dir, path) = file(text.as_bytes());
+            assert!(work(&format!("{path}:f.g")).is_ok(), "{text}");
+        }
+    }
+
+    #[test]
+    fn edits_are_counted() {
+        assert_eq!(distance("", "abc"), 3);
+        assert_eq!(distance("kitten", "sitting"), 3);
+        assert_eq!(distance("same", "same"), 0);
+    }
+}

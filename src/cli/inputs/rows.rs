@@ -1,0 +1,205 @@
+//! Inputs out of text: plain lines, JSON lines, CSV. Empty lines are passed over; a byte order mark and `\r` at a line's end too.
+use super::Shape;
+use serde_json::value::RawValue;
+use serde_json::{Map, Value};
+use std::fmt;
+use std::io::BufRead;
+
+/// One input as it was read.
+#[derive(Clone, Debug)]
+pub enum Row {
+    Line(String),
+    Integer(i64),
+    Json(Box<RawValue>),
+    Columns(Vec<String>),
+    Named(Vec<(String, String)>),
+}
+
+/// What is wrong where.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct InputError {
+    pub place: String,
+    /// Counted from 1.
+    pub line: Option<u64>,
+    /// In characters, counted from 1.
+    pub column: Option<u64>,
+    pub why: String,
+}
+
+impl fmt::Display for InputError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.place)?;
+        if let Some(line) = self.line {
+            write!(f, ", line {line}")?;
+        }
+        if let Some(column) = self.column {
+            write!(f, ", column {column}")?;
+        }
+        write!(f, ": {}", self.why)
+    }
+}
+
+impl Row {
+    /// The input as the controller takes it: JSON text without line breaks.
+    pub fn to_json(&self, shape: Shape) -> String {
+        let text = |value: &Value| value.to_string();
+        match (self, shape) {
+            (Row::Line(line), _) => text(&Value::from(vec![line.as_str()])),
+            (Row::Integer(n), Shape::Call) => format!("[{n}]"),
+            (Row::Integer(n), Shape::Command) => format!("[\"{n}\"]"),
+            (Row::Columns(columns), _) => text(&Value::from(columns.clone())),
+            (Row::Named(pairs), Shape::Call) => {
+                let object: Map<String, Value> = pairs.iter().map(|(k, v)| (k.clone(), v.as_str().into())).collect();
+                text(&Value::Object(object))
+            }
+            (Row::Named(pairs), Shape::Command) => text(&pairs.iter().map(|(_, v)| Value::from(v.as_str())).collect()),
+            (Row::Json(json), Shape::Call) => match json.get().as_bytes().first() {
+                Some(b'[' | b'{') => json.get().to_string(),
+                _ => format!("[{}]", json.get()),
+            },
+            (Row::Json(json), Shape::Command) => words_of(json.get()),
+        }
+    }
+}
+
+/// A JSON value as words for a command: a list's elements, or the one value; strings as they are, the rest as JSON.
+fn words_of(json: &str) -> String {
+    let word = |raw: &RawValue| Value::from(serde_json::from_str::<String>(raw.get()).unwrap_or_else(|_| raw.get().to_string()));
+    let words: Vec<Value> = match serde_json::from_str::<Vec<Box<RawValue>>>(json) {
+        Ok(list) => list.iter().map(|raw| word(raw)).collect(),
+        Err(_) => vec![Value::from(
+            serde_json::from_str::<String>(json).unwrap_or_else(|_| json.to_string()),
+        )],
+    };
+    Value::from(words).to_string()
+}
+
+/// Lines that are not empty, with their numbers.
+pub fn lines(place: String, mut reader: impl BufRead) -> impl Iterator<Item = Result<(u64, String), InputError>> {
+    let mut number = 0;
+    let mut failed = false;
+    std::iter::from_fn(move || {
+        loop {
+            if failed {
+                return None;
+            }
+            let mut bytes = Vec::new();
+            let mut bad = |line: Option<u64>, column: Option<u64>, why: String| {
+                failed = true;
+                let place = place.clone();
+                Some(Err(InputError { place, line, column, why }))
+            };
+            match reader.read_until(b'\n', &mut bytes) {
+                Ok(0) => return None,
+                Ok(_) => number += 1,
+                Err(error) => return bad(None, None, format!("cannot be read any further: {error}")),
+            }
+            if number == 1 && bytes.starts_with(b"\xef\xbb\xbf") {
+                bytes.drain(..3);
+            }
+            while matches!(bytes.last(), Some(b'\n' | b'\r')) {
+                bytes.pop();
+            }
+            if bytes.is_empty() {
+                continue;
+            }
+            return match String::from_utf8(bytes) {
+                Ok(line) => Some(Ok((number, line))),
+                Err(error) => {
+                    let good = error.utf8_error().valid_up_to();
+                    let column = String::from_utf8_lossy(&error.as_bytes()[..good]).chars().count() as u64 + 1;
+                    bad(Some(number), Some(column), "not UTF-8 text".into())
+                }
+            };
+        }
+    })
+}
+
+pub fn json_lines(place: String, reader: impl BufRead) -> impl Iterator<Item = Result<Row, InputError>> {
+    lines(place.clone(), reader).filter_map(move |line| {
+        let (number, text) = match line {
+            Ok(line) => line,
+            Err(error) => return Some(Err(error)),
+        };
+        if text.trim().is_empty() {
+            return None;
+        }
+        Some(serde_json::from_str::<Box<RawValue>>(&text).map(Row::Json).map_err(|error| {
+            let message = error.to_string();
+            let why = match error.is_eof() {
+                true => "the line ends in the middle of a value",
+                false => message.rsplit_once(" at line ").map(|(why, _)| why).unwrap_or(&message),
+            };
+            // serde_json counts bytes.
+            let before = text.as_bytes().get(..error.column().saturating_sub(1)).unwrap_or(text.as_bytes());
+            InputError {
+                place: place.clone(),
+                line: Some(number),
+                column: Some(String::from_utf8_lossy(before).chars().count() as u64 + 1),
+                why: format!("not JSON: {why}"),
+            }
+        }))
+    })
+}
+
+/// Records of CSV text; with `header` the first names the columns.
+pub fn csv_records(place: String, reader: impl BufRead, header: bool) -> impl Iterator<Item = Result<Row, InputError>> {
+    let mut reader = csv::ReaderBuilder::new().has_headers(false).flexible(!header).from_reader(reader);
+    let mut names: Option<Vec<String>> = None;
+    let mut failed = false;
+    std::iter::from_fn(move || {
+        loop {
+            if failed {
+                return None;
+            }
+            let mut record = csv::StringRecord::new();
+            match reader.read_record(&mut record) {
+                Ok(false) => return None,
+                Ok(true) => {}
+                Err(error) => {
+                    failed = true;
+                    return Some(Err(csv_error(&place, &error)));
+                }
+            }
+            let columns: Vec<String> = record.iter().map(str::to_string).collect();
+            match &names {
+                _ if !header => return Some(Ok(Row::Columns(columns))),
+                Some(names) => return Some(Ok(Row::Named(names.iter().cloned().zip(columns).collect()))),
+                None => {
+                    let mut columns = columns;
+                    if let Some(first) = columns.first_mut()
+                        && let Some(rest) = first.strip_prefix('\u{feff}')
+                    {
+                        *first = rest.to_string();
+                    }
+                    if let Some(twice) = columns.iter().enumerate().find(|(i, name)| columns[..*i].contains(name)) {
+                        failed = true;
+                        return Some(Err(InputError {
+                            place: place.clone(),
+                            line: Some(1),
+                            column: None,
+                            why: format!("the header names the column {:?} twice", twice.1),
+                        }));
+                    }
+                    names = Some(columns);
+                }
+            }
+        }
+    })
+}
+
+fn csv_error(place: &str, error: &csv::Error) -> InputError {
+    let line = error.position().map(|p| p.line());
+    let why = match error.kind() {
+        csv::ErrorKind::UnequalLengths { expected_len, len, .. } => format!("{len} columns, where the header has {expected_len}"),
+        csv::ErrorKind::Utf8 { err, .. } => format!("column {} is not UTF-8 text", err.field() + 1),
+        csv::ErrorKind::Io(error) => format!("cannot be read any further: {error}"),
+        _ => format!("not CSV: {error}"),
+    };
+    InputError {
+        place: place.into(),
+        line,
+        column: None,
+        why,
+    }
+}

@@ -1,0 +1,170 @@
+//! Each way to give inputs, and each way to give bad ones.
+use super::*;
+use proptest::prelude::*;
+
+fn found(args: InputArgs, text: &[u8], shape: Shape) -> Result<Vec<String>, String> {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), text).unwrap();
+    let path = file.path().to_str().unwrap();
+    let plain = |e: CommandError| {
+        assert_eq!(e.kind.code(), 2);
+        e.render(false).replace(path, "FILE")
+    };
+    let inputs = Inputs::find(&args, Some(path), shape).map_err(plain)?;
+    let texts: Vec<String> = inputs.texts().unwrap().map(|t| t.unwrap()).collect();
+    assert_eq!(inputs.count, Some(texts.len() as u64));
+    Ok(texts)
+}
+
+fn jsonl() -> InputArgs {
+    InputArgs {
+        jsonl: true,
+        ..InputArgs::default()
+    }
+}
+
+fn csv(header: bool) -> InputArgs {
+    InputArgs {
+        csv: true,
+        header,
+        ..InputArgs::default()
+    }
+}
+
+#[test]
+fn plain_lines_are_one_string_each() {
+    let text = b"\xef\xbb\xbfa.txt\r\n\n b \"c\"\n\xc3\xa9";
+    assert_eq!(
+        found(InputArgs::default(), text, Shape::Call).unwrap(),
+        [r#"["a.txt"]"#, r#"[" b \"c\""]"#, r#"["é"]"#]
+    );
+    assert_eq!(
+        found(InputArgs::default(), text, Shape::Command).unwrap(),
+        [r#"["a.txt"]"#, r#"[" b \"c\""]"#, r#"["é"]"#]
+    );
+}
+
+#[test]
+fn json_lines_are_arguments() {
+    let text = b"[1, 2]\n{\"a\": 1.0}\n\"x\"\n  \n12345678901234567890123\nnull\n";
+    assert_eq!(
+        found(jsonl(), text, Shape::Call).unwrap(),
+        ["[1, 2]", "{\"a\": 1.0}", "[\"x\"]", "[12345678901234567890123]", "[null]"]
+    );
+    assert_eq!(
+        found(jsonl(), text, Shape::Command).unwrap(),
+        [
+            r#"["1","2"]"#,
+            r#"["{\"a\": 1.0}"]"#,
+            r#"["x"]"#,
+            r#"["12345678901234567890123"]"#,
+            r#"["null"]"#
+        ]
+    );
+}
+
+#[test]
+fn csv_columns_are_arguments() {
+    let text = b"a,b\n1,\"x,\n\"\"y\"\"\"\n";
+    assert_eq!(
+        found(csv(false), text, Shape::Call).unwrap(),
+        [r#"["a","b"]"#, r#"["1","x,\n\"y\""]"#]
+    );
+    assert_eq!(found(csv(true), text, Shape::Call).unwrap(), [r#"{"a":"1","b":"x,\n\"y\""}"#]);
+    assert_eq!(found(csv(true), text, Shape::Command).unwrap(), [r#"["1","x,\n\"y\""]"#]);
+    assert_eq!(found(csv(false), b"a\nb,c\n", Shape::Call).unwrap().len(), 2);
+}
+
+#[test]
+fn ranges_and_globs() {
+    let range = InputArgs {
+        range: Some("2..4".parse().unwrap()),
+        ..InputArgs::default()
+    };
+    let inputs = Inputs::find(&range, None, Shape::Command).unwrap();
+    assert_eq!(
+        inputs.texts().unwrap().map(|t| t.unwrap()).collect::<Vec<_>>(),
+        [r#"["2"]"#, r#"["3"]"#]
+    );
+    let dir = tempfile::tempdir().unwrap();
+    for name in ["b.txt", "a.txt", "c.csv"] {
+        std::fs::write(dir.path().join(name), "").unwrap();
+    }
+    let pattern = format!("{}/*.txt", dir.path().display());
+    let glob = InputArgs {
+        glob: Some(pattern.clone()),
+        ..InputArgs::default()
+    };
+    let inputs = Inputs::find(&glob, None, Shape::Call).unwrap();
+    let texts: Vec<String> = inputs.texts().unwrap().map(|t| t.unwrap()).collect();
+    assert!(texts[0].ends_with("a.txt\"]") && texts[1].ends_with("b.txt\"]") && texts.len() == 2);
+}
+
+#[test]
+fn bad_input_is_told_before_anything_is_sent() {
+    insta::assert_snapshot!(found(jsonl(), b"[1]\n[2,\n", Shape::Call).unwrap_err(), @r"
+    error: FILE, line 2, column 3: not JSON: the line ends in the middle of a value
+    hint: nothing was submitted
+    ");
+    insta::assert_snapshot!(found(jsonl(), "\n[\"é\" 2]\n".as_bytes(), Shape::Call).unwrap_err(), @r"
+    error: FILE, line 2, column 6: not JSON: expected `,` or `]`
+    hint: nothing was submitted
+    ");
+    insta::assert_snapshot!(found(InputArgs::default(), b"a\nb\xffc\n", Shape::Call).unwrap_err(), @r"
+    error: FILE, line 2, column 2: not UTF-8 text
+    hint: nothing was submitted
+    ");
+    insta::assert_snapshot!(found(InputArgs::default(), b"\n\n", Shape::Call).unwrap_err(), @r"
+    error: FILE has no inputs: it is empty, or all its lines are
+    hint: nothing was submitted
+    ");
+    insta::assert_snapshot!(found(csv(true), b"a,b\n1\n", Shape::Call).unwrap_err(), @r"
+    error: FILE, line 2: 1 columns, where the header has 2
+    hint: nothing was submitted
+    ");
+    insta::assert_snapshot!(found(csv(true), b"a,a\n1,2\n", Shape::Call).unwrap_err(), @r#"
+    error: FILE, line 1: the header names the column "a" twice
+    hint: nothing was submitted
+    "#);
+}
+
+#[test]
+fn what_is_not_there_is_named() {
+    let fails = |args: InputArgs, file: Option<&str>| Inputs::find(&args, file, Shape::Call).unwrap_err().render(false);
+    let error = fails(InputArgs::default(), Some("no/such/file.txt"));
+    assert!(
+        error.starts_with("error: there is no file no/such/file.txt to read inputs from (looked in /"),
+        "{error}"
+    );
+    insta::assert_snapshot!(fails(InputArgs::default(), None), @r"
+    error: no inputs are given
+    hint: name a file with one input a line, or `-` for stdin; or use --range 0..100 or --glob 'data/*.csv'
+    ");
+    insta::assert_snapshot!(fails(InputArgs { glob: Some("/no/such/*".into()), ..InputArgs::default() }, None), @r"
+    error: --glob /no/such/* matches nothing
+    hint: quote the pattern, so that the shell leaves it alone
+    ");
+    insta::assert_snapshot!(fails(InputArgs { range: Some("4..4".parse().unwrap()), ..InputArgs::default() }, None), @"error: --range 4..4 has no numbers in it");
+    insta::assert_snapshot!(fails(InputArgs { range: Some("0..4".parse().unwrap()), ..InputArgs::default() }, Some("x")), @r"
+    error: inputs are given twice: as the file x and with --range or --glob
+    hint: leave one of them out
+    ");
+    assert!(fails(InputArgs::default(), Some("/")).contains("is a directory"));
+}
+
+proptest! {
+    #[test]
+    fn every_line_arrives_as_it_is(lines in proptest::collection::vec("[^\r\n]+", 1..20)) {
+        prop_assume!(!lines[0].starts_with('\u{feff}'));
+        let texts = found(InputArgs::default(), lines.join("\n").as_bytes(), Shape::Call).unwrap();
+        let back: Vec<Vec<String>> = texts.iter().map(|t| serde_json::from_str(t).unwrap()).collect();
+        prop_assert_eq!(back.concat(), lines);
+        prop_assert!(texts.iter().all(|t| !t.contains('\n')));
+    }
+    #[test]
+    fn reading_never_panics(bytes: Vec<u8>) {
+        for args in [InputArgs::default(), jsonl(), csv(false), csv(true)] {
+            let _ = found(args, &bytes, Shape::Command);
+        }
+    }
+}

@@ -1,0 +1,199 @@
+//! A map's progress bar: done, failed, running, rate, time left. On stderr, and only where that is a terminal.
+use super::output::times::duration;
+use crate::model::task::Counts;
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use std::collections::VecDeque;
+use std::time::{Duration, Instant};
+
+/// The rate is that of so long.
+const WINDOW: Duration = Duration::from_secs(20);
+
+pub struct Progress {
+    bar: Option<ProgressBar>,
+    rate: Rate,
+}
+
+impl Progress {
+    /// Draws nothing unless `visible`.
+    pub fn new(name: &str, visible: bool) -> Progress {
+        let bar = visible.then(|| {
+            let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr_with_hz(10));
+            let template = "{prefix} {wide_bar:.green} {msg}";
+            bar.set_style(
+                ProgressStyle::with_template(template)
+                    .unwrap_or_else(|_| ProgressStyle::default_bar())
+                    .progress_chars("━╸ "),
+            );
+            bar.set_prefix(shortened(name, 24));
+            bar
+        });
+        Progress {
+            bar,
+            rate: Rate::default(),
+        }
+    }
+
+    /// `total`: how many tasks there will be, where that is known. `engines`: that can take them.
+    pub fn update(&mut self, counts: &Counts, total: Option<u64>, engines: u32) {
+        let Some(bar) = &self.bar else { return };
+        self.rate.add(Instant::now(), counts.done());
+        bar.set_length(total.unwrap_or(0).max(counts.total).max(1));
+        bar.set_position(counts.done());
+        bar.set_message(words(counts, total, engines, self.rate.per_second()));
+    }
+
+    /// A word in the bar's place, before there is anything to count.
+    pub fn say(&self, text: &str) {
+        if let Some(bar) = &self.bar {
+            bar.set_message(text.to_string());
+        }
+    }
+
+    /// Lets something else be printed without the bar in the way.
+    pub fn aside<T>(&self, print: impl FnOnce() -> T) -> T {
+        match &self.bar {
+            Some(bar) => bar.suspend(print),
+            None => print(),
+        }
+    }
+
+    pub fn clear(&self) {
+        if let Some(bar) = &self.bar {
+            bar.finish_and_clear();
+        }
+    }
+}
+
+impl Drop for Progress {
+    fn drop(&mut self) {
+        self.clear();
+    }
+}
+
+/// `12 of 15 done, 1 failed, 3 running, 2.1/s, 1 s left`
+fn words(counts: &Counts, total: Option<u64>, engines: u32, rate: Option<f64>) -> String {
+    let known = total.map(|t| t.max(counts.total));
+    let mut text = match known {
+        Some(total) => format!("{} of {total} done", counts.done()),
+        None => format!("{} of {}+ done", counts.done(), counts.total),
+    };
+    if counts.failed() > 0 {
+        text.push_str(&format!(", {} failed", counts.failed()));
+    }
+    // Engines hold short tasks in advance, and do not say when each begins: an engine runs one at a time.
+    let running = (counts.running + counts.assigned).min(u64::from(engines)).max(counts.running);
+    if running > 0 {
+        text.push_str(&format!(", {running} running"));
+    }
+    if let Some(rate) = rate.filter(|r| *r > 0.0) {
+        text.push_str(&match rate {
+            r if r >= 10.0 => format!(", {r:.0}/s"),
+            r if r >= 0.1 => format!(", {r:.1}/s"),
+            r => format!(", {:.1}/min", r * 60.0),
+        });
+        if let Some(left) = known.map(|total| total.saturating_sub(counts.done())).filter(|left| *left > 0) {
+            text.push_str(&match (left as f64 / rate).ceil() {
+                seconds if seconds < 60.0 => format!(", {seconds:.0} s left"),
+                seconds => format!(", {} left", duration(seconds)),
+            });
+        }
+    }
+    text
+}
+
+fn shortened(name: &str, most: usize) -> String {
+    match name.chars().count() > most {
+        true => format!("…{}", name.chars().skip(name.chars().count() - most + 1).collect::<String>()),
+        false => name.to_string(),
+    }
+}
+
+/// Tasks per second over the last while.
+#[derive(Default)]
+struct Rate {
+    seen: VecDeque<(Instant, u64)>,
+}
+
+impl Rate {
+    fn add(&mut self, now: Instant, done: u64) {
+        self.seen.push_back((now, done));
+        // One sample older than the window stays, so that slow tasks have a rate too.
+        while self.seen.len() > 2 && self.seen.get(1).is_some_and(|(at, _)| now.duration_since(*at) > WINDOW) {
+            self.seen.pop_front();
+        }
+        if self.seen.len() > 1000 {
+            self.seen.remove(1);
+        }
+    }
+
+    fn per_second(&self) -> Option<f64> {
+        let ((from, before), (to, after)) = (self.seen.front()?, self.seen.back()?);
+        let seconds = to.duration_since(*from).as_secs_f64();
+        (seconds > 0.0).then(|| after.saturating_sub(*before) as f64 / seconds)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_bar_says_done_failed_running_rate_and_time_left() {
+        let counts = Counts {
+            total: 15,
+            ok: 3,
+            error: 1,
+            running: 2,
+            assigned: 2,
+            ..Counts::default()
+        };
+        assert_eq!(
+            words(&counts, Some(15), 4, Some(0.5)),
+            "4 of 15 done, 1 failed, 4 running, 0.5/s, 22 s left"
+        );
+        assert_eq!(words(&counts, None, 3, Some(0.05)), "4 of 15+ done, 1 failed, 3 running, 3.0/min");
+        let done = Counts {
+            total: 15,
+            ok: 15,
+            ..Counts::default()
+        };
+        assert_eq!(words(&done, Some(15), 4, Some(1234.5)), "15 of 15 done, 1234/s");
+        assert_eq!(words(&Counts::default(), Some(15), 0, None), "0 of 15 done");
+        assert_eq!(
+            words(
+                &Counts {
+                    total: 5,
+                    ok: 1,
+                    ..Counts::default()
+                },
+                Some(15),
+                4,
+                Some(0.0)
+            ),
+            "1 of 15 done"
+        );
+    }
+
+    #[test]
+    fn the_rate_is_that_of_the_last_while() {
+        let start = Instant::now();
+        let mut rate = Rate::default();
+        assert_eq!(rate.per_second(), None);
+        for second in 0..100u64 {
+            rate.add(start + Duration::from_secs(second), second * second);
+        }
+        // From 79² to 99² in 20 seconds, one sample more at most.
+        let now = rate.per_second().unwrap();
+        assert!((177.0..=179.0).contains(&now), "{now}");
+        let mut slow = Rate::default();
+        slow.add(start, 0);
+        slow.add(start + Duration::from_secs(600), 1);
+        assert!(slow.per_second().unwrap() > 0.0);
+    }
+
+    #[test]
+    fn long_names_keep_their_end() {
+        assert_eq!(shortened("examples/pidigits.py:counts", 12), "…s.py:counts");
+        assert_eq!(shortened("short", 12), "short");
+    }
+}

@@ -1,0 +1,174 @@
+//! The records of a cluster, whoever has them: the controller that runs, or the database file of one that does not.
+use super::{CommandError, Context, ErrorKind};
+use crate::client::{Client, ClientError, MapsRequest};
+use crate::db::Reader;
+use crate::model::definition::MapDefinition;
+use crate::model::query::{Column, Comparison, Condition, ConditionValue, MapQuery, TaskQuery};
+use crate::model::task::{AttemptRow, MapRow, TaskRow};
+use crate::model::{MapId, TaskId};
+
+/// Rows are asked for in portions of so many.
+const PORTION: u64 = 2000;
+
+pub enum Records<'a> {
+    Running { context: &'a Context, client: Client },
+    Stopped(Reader),
+}
+
+/// What a task's row does not say.
+#[derive(Default)]
+pub struct Details {
+    pub definition: Option<MapDefinition>,
+    /// Attempts that did not stand, oldest first.
+    pub earlier: Vec<AttemptRow>,
+}
+
+impl<'a> Records<'a> {
+    pub fn open(context: &'a Context) -> Result<Records<'a>, CommandError> {
+        let running = match context.client() {
+            Ok(client) => return Ok(Records::Running { context, client }),
+            Err(error) => error,
+        };
+        // Nothing runs: the file is nobody's now. A controller that is there and refuses is another matter.
+        if running.kind != ErrorKind::NotFound {
+            return Err(running);
+        }
+        let path = context.profile_dir()?.database_file(&context.cluster_id);
+        if !path.exists() {
+            return Err(running.hint(format!("and no records were ever made: there is no {}", path.display())));
+        }
+        context.say_more(format!("no cluster is running: reading {}", path.display()));
+        Ok(Records::Stopped(Reader::open(&path)?))
+    }
+
+    pub fn maps(&self, query: &MapQuery) -> Result<Vec<MapRow>, CommandError> {
+        match self {
+            Records::Running { context, client } => {
+                let request = MapsRequest {
+                    maps: query.maps.clone(),
+                    since: query.since,
+                    label: query.label.clone(),
+                    limit: query.limit,
+                };
+                Ok(context.block_on(client.maps(&request))??)
+            }
+            Records::Stopped(reader) => Ok(reader.maps(query)?),
+        }
+    }
+
+    /// One portion: the rows, and how many match without `limit` and `offset`.
+    pub fn tasks(&self, query: &TaskQuery) -> Result<(Vec<TaskRow>, u64), CommandError> {
+        match self {
+            Records::Running { context, client } => Ok(context.block_on(client.tasks(query.clone()))??),
+            Records::Stopped(reader) => Ok(reader.tasks(query)?),
+        }
+    }
+
+    /// Every row that matches, in portions. `take` says whether it wants more.
+    pub fn each_task(&self, query: &TaskQuery, take: &mut dyn FnMut(TaskRow) -> Result<(), CommandError>) -> Result<(), CommandError> {
+        if query.sort.is_none() && query.limit.is_none() && query.offset == 0 && query.tasks.is_empty() {
+            self.each_by_id(query, take)
+        } else {
+            self.each_by_offset(query, take)
+        }
+    }
+
+    /// From one id to the next: no row is passed over or shown twice while a cluster runs, and no portion costs more than the first.
+    fn each_by_id(&self, query: &TaskQuery, take: &mut dyn FnMut(TaskRow) -> Result<(), CommandError>) -> Result<(), CommandError> {
+        let maps = match query.maps.is_empty() {
+            false => query.maps.clone(),
+            true => self.maps(&MapQuery::default())?.iter().map(|row| row.map).collect(),
+        };
+        for map in maps {
+            let mut last: Option<u32> = None;
+            loop {
+                let mut portion = TaskQuery {
+                    maps: vec![map],
+                    limit: Some(PORTION),
+                    ..query.clone()
+                };
+                portion.conditions.extend(last.map(after_index));
+                let (rows, _) = self.tasks(&portion)?;
+                let full = rows.len() as u64 == PORTION;
+                for row in rows {
+                    last = Some(row.task.index);
+                    take(row)?;
+                }
+                if !full {
+                    break;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn each_by_offset(&self, query: &TaskQuery, take: &mut dyn FnMut(TaskRow) -> Result<(), CommandError>) -> Result<(), CommandError> {
+        let (mut offset, mut left) = (query.offset, query.limit.unwrap_or(u64::MAX));
+        while left > 0 {
+            let limit = left.min(PORTION);
+            let (rows, _) = self.tasks(&TaskQuery {
+                limit: Some(limit),
+                offset,
+                ..query.clone()
+            })?;
+            let count = rows.len() as u64;
+            rows.into_iter().try_for_each(&mut *take)?;
+            if count < limit {
+                break;
+            }
+            (offset, left) = (offset + count, left - count);
+        }
+        Ok(())
+    }
+
+    pub fn details(&self, task: TaskId) -> Result<Details, CommandError> {
+        match self {
+            Records::Running { context, client } => {
+                let reply = match context.block_on(client.details(task))? {
+                    Ok(reply) => reply,
+                    // An older controller does not know the question: the row alone must do.
+                    Err(error @ ClientError::Refused { .. }) => {
+                        context.say_more(error);
+                        return Ok(Details::default());
+                    }
+                    Err(error) => return Err(error.into()),
+                };
+                Ok(Details {
+                    definition: reply.definition,
+                    earlier: reply.earlier,
+                })
+            }
+            Records::Stopped(reader) => Ok(Details {
+                definition: reader.map_definition(task.map)?,
+                earlier: reader.attempts(task)?,
+            }),
+        }
+    }
+
+    /// Says which of these maps there are not.
+    pub fn must_exist(&self, maps: &[MapId]) -> Result<(), CommandError> {
+        if maps.is_empty() {
+            return Ok(());
+        }
+        let found = self.maps(&MapQuery {
+            maps: maps.to_vec(),
+            ..MapQuery::default()
+        })?;
+        match maps.iter().find(|map| !found.iter().any(|row| row.map == **map)) {
+            Some(map) => Err(no_such_map(*map)),
+            None => Ok(()),
+        }
+    }
+}
+
+pub fn no_such_map(map: MapId) -> CommandError {
+    CommandError::not_found(format!("there is no map {map}")).hint("`pcluster results` lists the maps")
+}
+
+fn after_index(index: u32) -> Condition {
+    Condition {
+        column: Column::Index,
+        comparison: Comparison::Greater,
+        value: ConditionValue::Number(f64::from(index)),
+    }
+}

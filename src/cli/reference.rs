@@ -1,0 +1,151 @@
+//! `docs/cli-reference.md`, out of what clap knows. A test holds the file to it; `UPDATE=1 cargo test cli_reference` rewrites it.
+use super::args::{self, GROUPS};
+use clap::{Arg, Command};
+
+const INTRODUCTION: &str = "\
+# The command line
+
+<!-- Written by `UPDATE=1 cargo test cli_reference`; held to the code by the same test. -->
+
+Data goes to stdout, talk to stderr. Tables are cut to the width of a terminal; in a pipe they are whole. Colours appear
+only on a terminal, and not where `NO_COLOR` is set. `--json` prints one document with a `version`, which changes only when
+a key changes its meaning or goes away.
+
+## Exit codes
+
+| code | meaning |
+|---|---|
+| 0 | fine |
+| 1 | some tasks failed, or what was waited for did not come in time |
+| 2 | bad arguments or bad input |
+| 3 | no cluster is running, or there is no such map, task or engine |
+| 4 | the controller cannot be reached, or refused |
+| 5 | the environment: Python, ports, files, permissions |
+| 70 | a mistake in pcluster itself |
+| 130 | interrupted (Ctrl-C) |
+| 141 | whoever read the output has gone |
+
+";
+
+/// The whole file.
+pub fn markdown() -> String {
+    let mut app = args::app();
+    app.build();
+    let mut text = INTRODUCTION.to_string();
+    text.push_str("## Commands\n\n");
+    for (heading, names) in GROUPS {
+        text.push_str(&format!("**{heading}:** "));
+        let links: Vec<_> = names.iter().map(|name| format!("[`{name}`](#pcluster-{name})")).collect();
+        text.push_str(&format!("{}\n\n", links.join(" ")));
+    }
+    text.push_str("**Daemons** (what launchers start): [`controller`](#pcluster-controller) [`engine`](#pcluster-engine)\n\n");
+    text.push_str("## Global options\n\nEvery command takes these, before or after its name.\n\n");
+    options(&mut text, app.get_arguments().filter(|a| a.is_global_set()));
+    let daemons = ["controller", "engine"];
+    for name in GROUPS.iter().flat_map(|(_, names)| names.iter()).chain(&daemons) {
+        if let Some(command) = app.find_subcommand(name) {
+            section(&mut text, command, "##", &format!("pcluster {name}"));
+        }
+    }
+    // Exactly one newline at the end.
+    format!("{}\n", text.trim_end())
+}
+
+fn section(text: &mut String, command: &Command, level: &str, path: &str) {
+    text.push_str(&format!("{level} {path}\n\n"));
+    let about = command.get_long_about().or(command.get_about());
+    if let Some(about) = about {
+        text.push_str(&format!("{}\n\n", about.to_string().trim()));
+    }
+    let usage = command.clone().render_usage().to_string();
+    text.push_str(&format!("```text\n{}\n```\n\n", usage.trim_start_matches("Usage: ")));
+    options(text, command.get_positionals());
+    let own = |arg: &&Arg| {
+        !arg.is_global_set() && !arg.is_positional() && !matches!(arg.get_id().as_str(), "help" | "version") && !arg.is_hide_set()
+    };
+    options(text, command.get_arguments().filter(own));
+    for child in command.get_subcommands().filter(|c| c.get_name() != "help" && !c.is_hide_set()) {
+        section(text, child, &format!("{level}#"), &format!("{path} {}", child.get_name()));
+    }
+}
+
+fn options<'a>(text: &mut String, arguments: impl Iterator<Item = &'a Arg>) {
+    let mut any = false;
+    for argument in arguments {
+        any = true;
+        text.push_str(&format!("- `{}`", spelling(argument)));
+        let help = argument
+            .get_long_help()
+            .or(argument.get_help())
+            .map(|h| h.to_string())
+            .unwrap_or_default();
+        let mut notes = Vec::new();
+        let defaults: Vec<_> = argument.get_default_values().iter().map(|v| v.to_string_lossy()).collect();
+        if !argument.is_hide_default_value_set() && !defaults.is_empty() && argument.get_action().takes_values() {
+            notes.push(format!("default: `{}`", defaults.join(" ")));
+        }
+        if let Some(variable) = argument.get_env() {
+            notes.push(format!("environment: `{}`", variable.to_string_lossy()));
+        }
+        let values: Vec<_> = argument
+            .get_possible_values()
+            .iter()
+            .filter(|v| !v.is_hide_set())
+            .map(|v| format!("`{}`", v.get_name()))
+            .collect();
+        if argument.get_action().takes_values() && !values.is_empty() {
+            notes.push(format!("one of {}", values.join(" ")));
+        }
+        if !help.is_empty() {
+            text.push_str(&format!(": {}", help.trim().replace("\n\n", "\n\n  ")));
+        }
+        if !notes.is_empty() {
+            text.push_str(&format!(" ({})", notes.join("; ")));
+        }
+        text.push('\n');
+    }
+    if any {
+        text.push('\n');
+    }
+}
+
+/// `-n, --lines <N>`, `[IDS]...`
+fn spelling(argument: &Arg) -> String {
+    let takes = argument.get_action().takes_values();
+    let names = argument.get_value_names().unwrap_or_default();
+    let values: Vec<_> = names.iter().map(|name| format!("<{name}>")).collect();
+    if argument.is_positional() {
+        return argument.to_string();
+    }
+    let mut spelled = Vec::new();
+    if let Some(short) = argument.get_short() {
+        spelled.push(format!("-{short}"));
+    }
+    if let Some(long) = argument.get_long() {
+        spelled.push(format!("--{long}"));
+    }
+    let spelled = spelled.join(", ");
+    if takes {
+        format!("{spelled} {}", values.join(" "))
+    } else {
+        spelled
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn cli_reference_is_what_the_code_says() {
+        let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/cli-reference.md");
+        let now = super::markdown();
+        if std::env::var_os("UPDATE").is_some() {
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(&path, &now).unwrap();
+        }
+        let file = std::fs::read_to_string(&path).unwrap_or_default();
+        assert!(
+            file == now,
+            "docs/cli-reference.md is not what the code says: UPDATE=1 cargo test cli_reference"
+        );
+    }
+}

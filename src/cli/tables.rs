@@ -1,0 +1,210 @@
+//! Maps, tasks and one task in full, for people. Pure: rows in, text out.
+use super::context::Terminal;
+use super::output::table::{Cell, Table, Tone, one_line};
+use super::output::times;
+use super::records::Details;
+use super::views::{error_line, map_state};
+use crate::model::definition::Work;
+use crate::model::task::{MapRow, TaskRow, TaskState};
+use crate::model::{EngineId, TaskId, UnixTime};
+
+pub fn tone(state: TaskState) -> Tone {
+    match state {
+        TaskState::Ok => Tone::Good,
+        state if state.is_failed() => Tone::Bad,
+        TaskState::Running | TaskState::Assigned => Tone::Active,
+        _ => Tone::Faint,
+    }
+}
+
+/// A point in time: how long ago on a terminal, ISO elsewhere.
+fn when(time: UnixTime, now: UnixTime, terminal: &Terminal) -> String {
+    if terminal.stdout { times::ago(now, time) } else { time.to_iso() }
+}
+
+pub fn maps(rows: &[MapRow], now: UnixTime, terminal: &Terminal) -> String {
+    let labels = rows.iter().any(|row| row.label.is_some());
+    let mut table = Table::new()
+        .number("MAP")
+        .column("STATE")
+        .number("DONE")
+        .number("FAILED")
+        .number("RUNNING")
+        .column("SUBMITTED")
+        .column("TIME")
+        .text("NAME");
+    if labels {
+        table = table.text("LABEL");
+    }
+    for row in rows {
+        let state = map_state(row);
+        let counts = &row.counts;
+        let tone = match state {
+            "ok" => Tone::Good,
+            "failed" => Tone::Bad,
+            "running" => Tone::Active,
+            _ => Tone::Faint,
+        };
+        let failed = Cell::new(counts.failed()).tone(if counts.failed() > 0 { Tone::Bad } else { Tone::Plain });
+        let open = if row.closed { "" } else { "+" };
+        let mut cells = vec![
+            Cell::new(row.map),
+            Cell::new(state).tone(tone),
+            Cell::new(format!("{}/{}{open}", counts.done(), counts.total)),
+            failed,
+            Cell::new(counts.running + counts.assigned),
+            Cell::new(when(row.submitted, now, terminal)),
+            Cell::new(times::duration(row.completed.unwrap_or(now).since(row.submitted))),
+            Cell::new(&row.name),
+        ];
+        if labels {
+            cells.push(Cell::or_dash(row.label.as_ref()));
+        }
+        table.row(cells);
+    }
+    table.render(terminal)
+}
+
+pub fn tasks(rows: &[TaskRow], now: UnixTime, terminal: &Terminal) -> String {
+    let errors = rows.iter().any(|row| row.error.is_some());
+    let mut table = Table::new()
+        .column("TASK")
+        .column("STATE")
+        .number("ENGINE")
+        .number("ATTEMPTS")
+        .column("TIME")
+        .column("COMPLETED")
+        .text("INPUT");
+    if errors {
+        table = table.text("ERROR");
+    }
+    for row in rows {
+        let so_far = row.started.filter(|_| !row.state.is_done()).map(|started| now.since(started));
+        let mut cells = vec![
+            Cell::new(row.task),
+            Cell::new(row.state).tone(tone(row.state)),
+            Cell::or_dash(row.engine),
+            Cell::new(row.attempts),
+            Cell::or_dash(row.duration.or(so_far).map(times::duration)),
+            Cell::or_dash(row.completed.map(|t| when(t, now, terminal))),
+            Cell::or_dash(row.input.as_ref().map(|input| shorter(input.get()))),
+        ];
+        if errors {
+            cells.push(Cell::or_dash(row.error.as_ref().map(error_line)));
+        }
+        table.row(cells);
+    }
+    table.render(terminal)
+}
+
+/// An input of megabytes is no table cell, terminal or not.
+fn shorter(text: &str) -> String {
+    const MOST: usize = 500;
+    match text.char_indices().nth(MOST) {
+        Some((at, _)) => format!("{}…", &text[..at]),
+        None => text.to_string(),
+    }
+}
+
+/// Everything known of one task.
+pub fn task(row: &TaskRow, details: &Details, now: UnixTime) -> String {
+    let mut text = format!("task {}: {}\n", row.task, row.state);
+    let mut line = |name: &str, value: Option<String>| {
+        if let Some(value) = value {
+            text.push_str(&format!("  {name:<11}{value}\n"));
+        }
+    };
+    let point = |t: UnixTime| format!("{} ({})", times::local_time(t), times::ago(now, t));
+    line("work", details.definition.as_ref().map(|d| work(&d.work)));
+    line("name", details.definition.as_ref().and_then(|d| d.options.name.clone()));
+    line("label", row.label.clone());
+    line("input", row.input.as_ref().map(|input| input.get().to_string()));
+    line("error", row.error.as_ref().map(|e| one_line(&error_line(e))));
+    line("exit code", row.exit_code.map(|code| code.to_string()));
+    line("engine", place(row.engine, row.host.as_deref()));
+    line("attempts", Some(row.attempts.to_string()));
+    line("submitted", Some(point(row.submitted)));
+    line("started", row.started.map(point));
+    line("completed", row.completed.map(point));
+    line("duration", row.duration.map(times::duration));
+    line("msg_id", row.msg_id.clone());
+    if let Some(value) = &row.value {
+        line("value", Some(value.get().to_string()));
+    }
+    if let Some(repr) = &row.repr {
+        line("value", Some(format!("{repr}  (not JSON: kept pickled, see --json)")));
+    }
+    let traceback = row.error.as_ref().map(|e| e.traceback.as_str()).unwrap_or_default();
+    for (name, block) in [("stdout", row.stdout.as_str()), ("stderr", &row.stderr), ("traceback", traceback)] {
+        push_block(&mut text, name, block);
+    }
+    for attempt in &details.earlier {
+        let outcome = &attempt.outcome;
+        let why = outcome
+            .error
+            .as_ref()
+            .map(|e| format!(": {}", one_line(&error_line(e))))
+            .unwrap_or_default();
+        let lasted = times::duration(outcome.ended.since(outcome.started));
+        let place = place(attempt.engine, attempt.host.as_deref())
+            .map(|p| format!(" on engine {p}"))
+            .unwrap_or_default();
+        text.push_str(&format!(
+            "\nearlier attempt {}{place}: {} after {lasted}{why}\n",
+            attempt.run, outcome.status
+        ));
+        let traceback = outcome.error.as_ref().map(|e| e.traceback.as_str()).unwrap_or_default();
+        for (name, block) in [
+            ("stdout", outcome.stdout.as_str()),
+            ("stderr", &outcome.stderr),
+            ("traceback", traceback),
+        ] {
+            push_block(&mut text, name, block);
+        }
+    }
+    text
+}
+
+/// `3 on node17`
+fn place(engine: Option<EngineId>, host: Option<&str>) -> Option<String> {
+    let id = engine?;
+    Some(match host {
+        Some(host) if !host.is_empty() => format!("{id} on {host}"),
+        _ => id.to_string(),
+    })
+}
+
+fn work(work: &Work) -> String {
+    match work {
+        Work::Call { .. } => format!("call {}", work_name(work)),
+        Work::Command { .. } => format!("command {}", work_name(work)),
+        Work::Execute { .. } => format!("execute {}", work_name(work)),
+        other => other.kind().to_string(),
+    }
+}
+
+fn work_name(work: &Work) -> String {
+    one_line(&work.default_name())
+}
+
+/// What a task wrote, as it wrote it, under a heading.
+fn push_block(text: &mut String, name: &str, block: &str) {
+    if block.is_empty() {
+        return;
+    }
+    text.push_str(&format!("{name}:\n"));
+    for line in block.lines() {
+        text.push_str(&format!("  {line}\n"));
+    }
+}
+
+/// For errors: which tasks a map has.
+pub fn extent(map: &MapRow) -> String {
+    match map.counts.total {
+        0 => format!("map {} has no tasks", map.map),
+        total => {
+            let last = TaskId::new(map.map, total.saturating_sub(1).min(u64::from(u32::MAX)) as u32);
+            format!("map {} has the tasks {} to {last}", map.map, TaskId::new(map.map, 0))
+        }
+    }
+}

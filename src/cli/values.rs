@@ -1,0 +1,217 @@
+//! How results look when they leave: JSON lines, CSV or one pickle, in input order, to stdout or a file.
+//!
+//! - A function's value is one JSON line. One that JSON cannot hold is `{"__pickled__": "<base64>", "repr": "…"}`; a task
+//!   that failed is `{"__error__": {"task": "1.3", "state": "error", "ename": "…", "evalue": "…"}}`, so that line *n* belongs to input *n*.
+//! - A command's result is what it wrote: stdout to stdout, stderr to stderr, byte for byte, nothing in between.
+//!
+//! Parts: here the formats, [`sink`] (where they go).
+pub mod sink;
+
+use crate::model::task::{TaskError, TaskRow};
+use base64::Engine as _;
+use serde_json::json;
+use serde_json::value::RawValue;
+use std::borrow::Cow;
+use std::io::{self, Write};
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Format {
+    /// One JSON value a line (of a command: an object with stdout, stderr, exit_code)
+    Jsonl,
+    /// Columns task, state, input, value, error (of a command: … exit_code, stdout, stderr)
+    Csv,
+    /// One Python pickle: the list of values, with an exception in the place of each task that failed
+    Pickle,
+}
+
+/// What is written for each task.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Style {
+    /// Values as JSON lines.
+    Values,
+    /// A command's output as it was.
+    Output,
+    /// A command's output as JSON lines.
+    OutputJson,
+    Csv {
+        command: bool,
+    },
+    Pickle {
+        command: bool,
+    },
+    /// All that is known of each task, as JSON lines.
+    Rows,
+}
+
+impl Style {
+    pub fn of(format: Option<Format>, command: bool, json: bool) -> Style {
+        match format {
+            None if json => Style::Rows,
+            None if command => Style::Output,
+            Some(Format::Jsonl) if command => Style::OutputJson,
+            None | Some(Format::Jsonl) => Style::Values,
+            Some(Format::Csv) => Style::Csv { command },
+            Some(Format::Pickle) => Style::Pickle { command },
+        }
+    }
+
+    /// What stands in front of the first result.
+    pub fn begin(self, out: &mut dyn Write) -> io::Result<()> {
+        match self {
+            Style::Csv { command: false } => csv_record(out, &["task", "state", "input", "value", "error"]),
+            Style::Csv { command: true } => csv_record(out, &["task", "state", "input", "exit_code", "stdout", "stderr"]),
+            // Protocol 3; an empty list; json.loads as memo 0.
+            Style::Pickle { .. } => out.write_all(b"\x80\x03]cjson\nloads\nq\x000"),
+            _ => Ok(()),
+        }
+    }
+
+    /// One result. `errors` takes what a command wrote to stderr.
+    pub fn write(self, row: &TaskRow, out: &mut dyn Write, errors: &mut dyn Write) -> io::Result<()> {
+        match self {
+            Style::Values => writeln!(out, "{}", value_line(row)),
+            Style::Rows => {
+                serde_json::to_writer(&mut *out, row)?;
+                out.write_all(b"\n")
+            }
+            Style::Output => {
+                out.write_all(row.stdout.as_bytes())?;
+                errors.write_all(row.stderr.as_bytes())
+            }
+            Style::OutputJson => writeln!(out, "{}", output_json(row)),
+            Style::Csv { command } => {
+                let (task, input) = (row.task.to_string(), row.input.as_deref().map(input_text).unwrap_or_default());
+                match command {
+                    true => {
+                        let code = row.exit_code.map(|c| c.to_string()).unwrap_or_default();
+                        csv_record(out, &[&task, row.state.word(), &input, &code, &row.stdout, &row.stderr])
+                    }
+                    false => {
+                        let value = if row.state.is_failed() {
+                            String::new()
+                        } else {
+                            cell(&value_line(row))
+                        };
+                        let error = row.error.as_ref().map(in_words).unwrap_or_default();
+                        csv_record(out, &[&task, row.state.word(), &input, &value, &error])
+                    }
+                }
+            }
+            Style::Pickle { command } => pickle_item(row, command, out),
+        }
+    }
+
+    /// What stands behind the last.
+    pub fn end(self, out: &mut dyn Write) -> io::Result<()> {
+        match self {
+            Style::Pickle { .. } => out.write_all(b"."),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// A result as one line of JSON.
+pub fn value_line(row: &TaskRow) -> Cow<'_, str> {
+    if row.state.is_failed() {
+        let (ename, evalue) = row
+            .error
+            .as_ref()
+            .map(|e| (e.ename.as_str(), e.evalue.as_str()))
+            .unwrap_or_default();
+        let error = json!({"task": row.task, "state": row.state, "ename": ename, "evalue": evalue});
+        return json!({ "__error__": error }).to_string().into();
+    }
+    match (&row.value, &row.pickled) {
+        (Some(value), _) => one_line(value),
+        (None, Some(pickled)) => json!({"__pickled__": pickled, "repr": row.repr}).to_string().into(),
+        (None, None) => "null".into(),
+    }
+}
+
+/// JSON without line breaks: raw ones can only stand between its tokens.
+pub fn one_line(value: &RawValue) -> Cow<'_, str> {
+    match value.get().contains(['\n', '\r']) {
+        true => value.get().replace(['\n', '\r'], " ").into(),
+        false => value.get().into(),
+    }
+}
+
+/// An input as a person wrote it: one string argument without its list and quotes, else JSON.
+pub fn input_text(input: &RawValue) -> String {
+    match serde_json::from_str::<Vec<Box<RawValue>>>(input.get()).as_deref() {
+        Ok([only]) => cell(only.get()),
+        _ => one_line(input).into_owned(),
+    }
+}
+
+/// `ValueError: what it says`, on one line.
+pub fn in_words(error: &TaskError) -> String {
+    let evalue = error
+        .evalue
+        .lines()
+        .map(str::trim)
+        .filter(|l| !l.is_empty())
+        .collect::<Vec<_>>()
+        .join(" ");
+    match (error.ename.is_empty(), evalue.is_empty()) {
+        (false, false) => format!("{}: {evalue}", error.ename),
+        (_, true) => error.ename.clone(),
+        (true, false) => evalue,
+    }
+}
+
+/// A JSON string's content, nothing for null, JSON otherwise.
+fn cell(json: &str) -> String {
+    match json {
+        "null" => String::new(),
+        _ => serde_json::from_str::<String>(json).unwrap_or_else(|_| json.to_string()),
+    }
+}
+
+fn output_json(row: &TaskRow) -> String {
+    let mut object = json!({"stdout": row.stdout, "stderr": row.stderr, "exit_code": row.exit_code});
+    if let (true, Some(error)) = (row.exit_code.is_none(), &row.error) {
+        object["error"] = in_words(error).into();
+    }
+    object.to_string()
+}
+
+fn csv_record(out: &mut dyn Write, fields: &[&str]) -> io::Result<()> {
+    let mut writer = csv::Writer::from_writer(Vec::new());
+    writer.write_record(fields).map_err(io::Error::other)?;
+    out.write_all(&writer.into_inner().map_err(|e| io::Error::other(e.to_string()))?)
+}
+
+/// Appends one value to the list. JSON is left to Python's `json.loads`, a pickle to `pickle.loads`.
+fn pickle_item(row: &TaskRow, command: bool, out: &mut dyn Write) -> io::Result<()> {
+    let text = |out: &mut dyn Write, text: &str| -> io::Result<()> {
+        out.write_all(b"X")?;
+        out.write_all(&length(text.len())?)?;
+        out.write_all(text.as_bytes())
+    };
+    // `\x85R`: a tuple of the one argument, call. `a`: append.
+    if command || (!row.state.is_failed() && row.pickled.is_none()) {
+        out.write_all(b"h\x00")?;
+        text(out, &if command { output_json(row).into() } else { value_line(row) })?;
+    } else if let Some(pickled) = row.pickled.as_deref().filter(|_| !row.state.is_failed()) {
+        let bytes = base64::engine::general_purpose::STANDARD
+            .decode(pickled)
+            .map_err(io::Error::other)?;
+        out.write_all(b"cpickle\nloads\nB")?;
+        out.write_all(&length(bytes.len())?)?;
+        out.write_all(&bytes)?;
+    } else {
+        out.write_all(b"cbuiltins\nRuntimeError\n")?;
+        let error = row.error.as_ref().map(in_words).unwrap_or_default();
+        text(out, &format!("task {} {}: {error}", row.task, row.state))?;
+    }
+    out.write_all(b"\x85Ra")
+}
+
+fn length(length: usize) -> io::Result<[u8; 4]> {
+    let length = u32::try_from(length).map_err(|_| io::Error::other("a value of more than 4 GiB does not fit into the pickle"))?;
+    Ok(length.to_le_bytes())
+}
+
+#[cfg(test)]
+pub mod tests;

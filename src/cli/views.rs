@@ -1,0 +1,273 @@
+//! Maps and tasks as JSON and CSV show them: dates in ISO 8601 (UTC), durations in seconds. These shapes are version 1 of
+//! what programs may rely on: keys are added, never changed.
+use crate::model::definition::MapDefinition;
+use crate::model::task::{AttemptRow, MapRow, TaskError, TaskRow, TaskState};
+use crate::model::{EngineId, MapId, TaskId, UnixTime};
+use serde::Serialize;
+use serde_json::value::RawValue;
+
+#[derive(Serialize)]
+pub struct MapView<'a> {
+    pub map: MapId,
+    pub kind: &'a str,
+    pub name: &'a str,
+    pub label: Option<&'a str>,
+    /// `open` (inputs still come), `queued`, `running`, `ok`, `failed`.
+    pub state: &'static str,
+    pub submitted: String,
+    pub completed: Option<String>,
+    pub duration: Option<f64>,
+    pub tasks: u64,
+    pub done: u64,
+    pub ok: u64,
+    pub failed: u64,
+    pub pending: u64,
+    pub running: u64,
+    pub assigned: u64,
+    pub error: u64,
+    pub aborted: u64,
+    pub timeout: u64,
+    pub lost: u64,
+}
+
+/// One word for how a map is doing.
+pub fn map_state(row: &MapRow) -> &'static str {
+    if row.completed.is_some() {
+        if row.counts.failed() > 0 { "failed" } else { "ok" }
+    } else if row.counts.running + row.counts.assigned > 0 {
+        "running"
+    } else if row.closed {
+        "queued"
+    } else {
+        "open"
+    }
+}
+
+impl<'a> MapView<'a> {
+    pub fn new(row: &'a MapRow) -> MapView<'a> {
+        let counts = &row.counts;
+        MapView {
+            map: row.map,
+            kind: &row.kind,
+            name: &row.name,
+            label: row.label.as_deref(),
+            state: map_state(row),
+            submitted: row.submitted.to_iso(),
+            completed: row.completed.map(UnixTime::to_iso),
+            duration: row.completed.map(|end| micros(end.since(row.submitted))),
+            tasks: counts.total,
+            done: counts.done(),
+            ok: counts.ok,
+            failed: counts.failed(),
+            pending: counts.pending(),
+            running: counts.running,
+            assigned: counts.assigned,
+            error: counts.error,
+            aborted: counts.aborted,
+            timeout: counts.timeout,
+            lost: counts.lost,
+        }
+    }
+}
+
+#[derive(Serialize)]
+pub struct TaskView<'a> {
+    pub task: TaskId,
+    pub map: MapId,
+    pub index: u32,
+    pub state: TaskState,
+    pub input: Option<&'a RawValue>,
+    pub value: Option<&'a RawValue>,
+    /// Of a value that JSON cannot hold: its pickle (base64) and its `repr`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pickled: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub repr: Option<&'a str>,
+    pub stdout: &'a str,
+    pub stderr: &'a str,
+    pub exit_code: Option<i32>,
+    pub error: Option<&'a TaskError>,
+    pub engine: Option<EngineId>,
+    pub host: Option<&'a str>,
+    pub attempts: u32,
+    pub submitted: String,
+    pub started: Option<String>,
+    pub completed: Option<String>,
+    pub duration: Option<f64>,
+    pub label: Option<&'a str>,
+    /// Of tasks of ipyparallel's clients.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub msg_id: Option<&'a str>,
+    /// Only where single tasks were asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub definition: Option<&'a MapDefinition>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub earlier: Option<Vec<AttemptView<'a>>>,
+}
+
+/// An attempt that did not stand.
+#[derive(Serialize)]
+pub struct AttemptView<'a> {
+    pub run: u32,
+    pub engine: Option<EngineId>,
+    pub host: Option<&'a str>,
+    pub state: TaskState,
+    pub error: Option<&'a TaskError>,
+    pub stdout: &'a str,
+    pub stderr: &'a str,
+    pub exit_code: Option<i32>,
+    pub started: String,
+    pub completed: String,
+    pub duration: f64,
+}
+
+impl<'a> AttemptView<'a> {
+    pub fn new(attempt: &'a AttemptRow) -> AttemptView<'a> {
+        let outcome = &attempt.outcome;
+        AttemptView {
+            run: attempt.run,
+            engine: attempt.engine,
+            host: attempt.host.as_deref(),
+            state: outcome.status,
+            error: outcome.error.as_ref(),
+            stdout: &outcome.stdout,
+            stderr: &outcome.stderr,
+            exit_code: outcome.exit_code,
+            started: outcome.started.to_iso(),
+            completed: outcome.ended.to_iso(),
+            duration: micros(outcome.ended.since(outcome.started)),
+        }
+    }
+}
+
+impl<'a> TaskView<'a> {
+    pub fn new(row: &'a TaskRow) -> TaskView<'a> {
+        TaskView {
+            task: row.task,
+            map: row.task.map,
+            index: row.task.index,
+            state: row.state,
+            input: row.input.as_deref(),
+            value: row.value.as_deref(),
+            pickled: row.pickled.as_deref(),
+            repr: row.repr.as_deref(),
+            stdout: &row.stdout,
+            stderr: &row.stderr,
+            exit_code: row.exit_code,
+            error: row.error.as_ref(),
+            engine: row.engine,
+            host: row.host.as_deref(),
+            attempts: row.attempts,
+            submitted: row.submitted.to_iso(),
+            started: row.started.map(UnixTime::to_iso),
+            completed: row.completed.map(UnixTime::to_iso),
+            duration: row.duration.map(micros),
+            label: row.label.as_deref(),
+            msg_id: row.msg_id.as_deref(),
+            definition: None,
+            earlier: None,
+        }
+    }
+}
+
+pub const TASK_CSV_HEADER: [&str; 19] = [
+    "task",
+    "map",
+    "index",
+    "state",
+    "input",
+    "value",
+    "repr",
+    "stdout",
+    "stderr",
+    "exit_code",
+    "error",
+    "engine",
+    "host",
+    "attempts",
+    "submitted",
+    "started",
+    "completed",
+    "duration",
+    "label",
+];
+
+pub fn task_csv(row: &TaskRow) -> [String; 19] {
+    let text = |t: &Option<String>| t.clone().unwrap_or_default();
+    let raw = |t: &Option<Box<RawValue>>| t.as_ref().map(|r| r.get().to_string()).unwrap_or_default();
+    let time = |t: Option<UnixTime>| t.map(UnixTime::to_iso).unwrap_or_default();
+    [
+        row.task.to_string(),
+        row.task.map.to_string(),
+        row.task.index.to_string(),
+        row.state.to_string(),
+        raw(&row.input),
+        raw(&row.value),
+        text(&row.repr),
+        row.stdout.clone(),
+        row.stderr.clone(),
+        row.exit_code.map(|c| c.to_string()).unwrap_or_default(),
+        row.error.as_ref().map(error_line).unwrap_or_default(),
+        row.engine.map(|e| e.to_string()).unwrap_or_default(),
+        text(&row.host),
+        row.attempts.to_string(),
+        row.submitted.to_iso(),
+        time(row.started),
+        time(row.completed),
+        row.duration.map(|d| micros(d).to_string()).unwrap_or_default(),
+        text(&row.label),
+    ]
+}
+
+pub const MAP_CSV_HEADER: [&str; 12] = [
+    "map",
+    "kind",
+    "name",
+    "label",
+    "state",
+    "tasks",
+    "ok",
+    "failed",
+    "pending",
+    "submitted",
+    "completed",
+    "duration",
+];
+
+pub fn map_csv(row: &MapRow) -> [String; 12] {
+    let view = MapView::new(row);
+    [
+        view.map.to_string(),
+        view.kind.to_string(),
+        view.name.to_string(),
+        view.label.unwrap_or_default().to_string(),
+        view.state.to_string(),
+        view.tasks.to_string(),
+        view.ok.to_string(),
+        view.failed.to_string(),
+        view.pending.to_string(),
+        view.submitted,
+        view.completed.unwrap_or_default(),
+        view.duration.map(|d| d.to_string()).unwrap_or_default(),
+    ]
+}
+
+/// Seconds to the microsecond: more is not measured.
+fn micros(seconds: f64) -> f64 {
+    (seconds * 1e6).round() / 1e6
+}
+
+/// `ValueError: bad input`
+pub fn error_line(error: &TaskError) -> String {
+    match (error.ename.is_empty(), error.evalue.is_empty()) {
+        (false, false) => format!("{}: {}", error.ename, error.evalue),
+        _ => format!("{}{}", error.ename, error.evalue),
+    }
+}
+
+/// A row of CSV, quoted where it must be.
+pub fn csv_line<S: AsRef<[u8]>>(out: &mut dyn std::io::Write, fields: impl IntoIterator<Item = S>) -> std::io::Result<()> {
+    let mut writer = csv::WriterBuilder::new().from_writer(Vec::new());
+    writer.write_record(fields).map_err(std::io::Error::other)?;
+    out.write_all(&writer.into_inner().map_err(|e| std::io::Error::other(e.to_string()))?)
+}

@@ -1,0 +1,65 @@
+//! What may be asked of the controller, one method each. Shapes are those of [`crate::wire::content::client`].
+use super::{Client, ClientError};
+use crate::model::query::TaskQuery;
+use crate::model::task::{MapRow, TaskRow};
+use crate::model::{EngineId, MapId, TaskId};
+use crate::wire::content::client::{
+    CANCEL, DETAILS, DetailsReply, DetailsRequest, Done, MAPS, MapsReply, MapsRequest, PURGE, PurgeRequest, RESUBMIT, STATUS, STOP,
+    STOP_ENGINES, Selection, SelectionReply, SelectionRequest, StatusReply, StopEnginesRequest, StopRequest, TASKS, TasksReply,
+    TasksRequest,
+};
+use serde::Serialize;
+
+#[derive(Serialize)]
+struct Nothing {}
+
+impl Client {
+    /// The cluster now: its engines and how much there is to do.
+    pub async fn status(&self) -> Result<StatusReply, ClientError> {
+        self.request(STATUS, &Nothing {}, Vec::new()).await
+    }
+
+    /// Maps, newest last.
+    pub async fn maps(&self, query: &MapsRequest) -> Result<Vec<MapRow>, ClientError> {
+        let reply: MapsReply = self.request(MAPS, query, Vec::new()).await?;
+        Ok(reply.maps)
+    }
+
+    /// Tasks, and how many match without limit and offset.
+    pub async fn tasks(&self, query: TaskQuery) -> Result<(Vec<TaskRow>, u64), ClientError> {
+        let reply: TasksReply = self.request(TASKS, &TasksRequest { query }, Vec::new()).await?;
+        Ok((reply.tasks, reply.matching))
+    }
+
+    /// What a task's row does not say: its map's definition, and the attempts that did not stand.
+    pub async fn details(&self, task: TaskId) -> Result<DetailsReply, ClientError> {
+        self.request(DETAILS, &DetailsRequest { task }, Vec::new()).await
+    }
+
+    /// Stops tasks, waiting and running.
+    pub async fn cancel(&self, selection: Selection) -> Result<SelectionReply, ClientError> {
+        self.request(CANCEL, &SelectionRequest { selection }, Vec::new()).await
+    }
+
+    /// Runs finished tasks again, in place.
+    pub async fn resubmit(&self, selection: Selection) -> Result<SelectionReply, ClientError> {
+        self.request(RESUBMIT, &SelectionRequest { selection }, Vec::new()).await
+    }
+
+    /// Ends the controller, with `engines` these first.
+    pub async fn stop(&self, engines: bool) -> Result<(), ClientError> {
+        self.request::<_, Done>(STOP, &StopRequest { engines }, Vec::new()).await.map(drop)
+    }
+
+    /// Stops engines; with `drain` their running tasks are finished first.
+    pub async fn stop_engines(&self, engines: Vec<EngineId>, drain: bool) -> Result<(), ClientError> {
+        self.request::<_, Done>(STOP_ENGINES, &StopEnginesRequest { engines, drain }, Vec::new())
+            .await
+            .map(drop)
+    }
+
+    /// Forgets finished maps.
+    pub async fn purge(&self, maps: Vec<MapId>) -> Result<(), ClientError> {
+        self.request::<_, Done>(PURGE, &PurgeRequest { maps }, Vec::new()).await.map(drop)
+    }
+}

@@ -1,0 +1,67 @@
+//! Engines as one would use them: a balanced view hands tasks to whichever is free, a direct view to the ones it names.
+use super::{AsyncResult, Client, ClientError};
+use crate::client::submit::Input;
+use crate::model::EngineId;
+use crate::model::definition::{MapDefinition, MapOptions, Work};
+use crate::model::targets::Targets;
+use bytes::Bytes;
+
+/// A client and the options that maps made through it get.
+#[derive(Clone)]
+pub struct View {
+    client: Client,
+    pub options: MapOptions,
+}
+
+impl Client {
+    /// Tasks go to whichever engine is free.
+    pub fn balanced(&self) -> View {
+        View {
+            client: self.clone(),
+            options: MapOptions::default(),
+        }
+    }
+    /// One task goes to each of these engines.
+    pub fn direct(&self, targets: Targets) -> View {
+        let options = MapOptions {
+            targets: Some(targets),
+            ..MapOptions::default()
+        };
+        View {
+            client: self.clone(),
+            options,
+        }
+    }
+}
+
+impl View {
+    /// Gives a map to the controller. On a direct view, input `i` goes to the i-th engine.
+    pub async fn map<I>(&self, work: Work, inputs: I) -> Result<AsyncResult, ClientError>
+    where
+        I: IntoIterator<Item = Input>,
+        I::IntoIter: Send + 'static,
+    {
+        self.for_each_engine(work, |_| inputs).await
+    }
+
+    /// The same with inputs that depend on which engines there are (those of a direct view, in order).
+    pub async fn for_each_engine<I>(&self, work: Work, inputs: impl FnOnce(&[EngineId]) -> I) -> Result<AsyncResult, ClientError>
+    where
+        I: IntoIterator<Item = Input>,
+        I::IntoIter: Send + 'static,
+    {
+        let definition = MapDefinition {
+            work,
+            options: self.options.clone(),
+        };
+        let reply = self.client.begin(definition).await?;
+        let inputs = inputs(&reply.engines);
+        self.client.feed(reply.map, inputs, Default::default()).await?;
+        Ok(AsyncResult::new(self.client.clone(), reply.map, reply.engines))
+    }
+
+    /// The same input for each engine of a direct view.
+    pub async fn everywhere(&self, work: Work, input: Bytes) -> Result<AsyncResult, ClientError> {
+        self.for_each_engine(work, |engines| vec![Ok(input); engines.len()]).await
+    }
+}

@@ -1,0 +1,114 @@
+//! Results of a map in input order, as they come, with the counts of all its tasks.
+use super::{Client, ClientError};
+use crate::model::MapId;
+use crate::model::task::{Counts, TaskRow};
+use crate::wire::content::client::{WATCH, WatchReply, WatchRequest};
+use std::time::{Duration, Instant};
+
+/// Results in one reply, at most.
+const AT_ONCE: u32 = 1_000;
+
+/// While results trickle, they are asked for no more often than this: each request costs the controller a query.
+const SHORTEST_PAUSE: Duration = Duration::from_millis(1);
+const LONGEST_PAUSE: Duration = Duration::from_millis(40);
+
+/// One look at a map.
+#[derive(Debug)]
+pub struct Update {
+    pub counts: Counts,
+    /// All inputs have come and every task is done. Results may still be to be fetched: see [`Watch::next`].
+    pub complete: bool,
+    /// Engines that can take the map's tasks.
+    pub engines: u32,
+    /// The next results in input order; none when the next task is not done.
+    pub results: Vec<TaskRow>,
+}
+
+/// Follows one map.
+pub struct Watch {
+    client: Client,
+    map: MapId,
+    from: u32,
+    want_results: bool,
+    every: Duration,
+    ended: bool,
+    pause: Duration,
+}
+
+impl Client {
+    /// Follows a map from its first result. An update comes with every result, and else after `every`.
+    pub fn watch(&self, map: MapId, every: Duration) -> Watch {
+        Watch {
+            client: self.clone(),
+            map,
+            from: 0,
+            want_results: true,
+            every,
+            ended: false,
+            pause: Duration::ZERO,
+        }
+    }
+
+    /// One look at a map's counts, at once.
+    pub async fn look(&self, map: MapId) -> Result<Update, ClientError> {
+        Watch {
+            want_results: false,
+            ..self.watch(map, Duration::ZERO)
+        }
+        .ask(Duration::ZERO, None)
+        .await
+    }
+}
+
+impl Watch {
+    /// Only counts, no results.
+    pub fn counts_only(mut self) -> Watch {
+        self.want_results = false;
+        self
+    }
+
+    /// The next update; None after the one that brought the last result of a complete map.
+    pub async fn next(&mut self) -> Result<Option<Update>, ClientError> {
+        if self.ended {
+            return Ok(None);
+        }
+        let done = match self.want_results {
+            true => None,
+            false => Some(u64::MAX),
+        };
+        tokio::time::sleep(self.pause).await;
+        let asked = Instant::now();
+        let update = self.ask(self.every, done).await?;
+        // Full replies and slow ones need no pause.
+        let trickle = (1..AT_ONCE as usize / 2).contains(&update.results.len()) && asked.elapsed() < LONGEST_PAUSE;
+        self.pause = if trickle {
+            (self.pause * 2).clamp(SHORTEST_PAUSE, LONGEST_PAUSE)
+        } else {
+            Duration::ZERO
+        };
+        if let Some(last) = update.results.last() {
+            self.from = last.task.index.saturating_add(1);
+        }
+        // A complete map without a result at `from` has no more (they may have been purged meanwhile).
+        let all_fetched = update.results.is_empty() || u64::from(self.from) >= update.counts.total;
+        self.ended = update.complete && all_fetched;
+        Ok(Some(update))
+    }
+
+    async fn ask(&self, wait: Duration, done: Option<u64>) -> Result<Update, ClientError> {
+        let request = WatchRequest {
+            map: self.map,
+            from: self.from,
+            limit: if self.want_results { AT_ONCE } else { 0 },
+            wait_ms: u64::try_from(wait.as_millis()).unwrap_or(u64::MAX),
+            done,
+        };
+        let reply: WatchReply = self.client.request_that_waits(WATCH, &request, Vec::new(), wait).await?;
+        Ok(Update {
+            counts: reply.counts,
+            complete: reply.complete,
+            engines: reply.engines,
+            results: reply.results,
+        })
+    }
+}

@@ -1,0 +1,121 @@
+//! Why a cluster could not be started, changed or stopped, and what to do next.
+use crate::client::ClientError;
+use crate::connection::ConnectionError;
+use crate::launchers::LaunchError;
+use crate::profile::{ConfigError, ProfileError};
+use std::path::PathBuf;
+
+#[derive(Debug, thiserror::Error)]
+pub enum ClusterError {
+    #[error(transparent)]
+    Profile(#[from] ProfileError),
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    #[error(transparent)]
+    Connection(#[from] ConnectionError),
+    #[error(transparent)]
+    Launch(#[from] LaunchError),
+    #[error(transparent)]
+    Client(#[from] ClientError),
+    #[error("{cluster} is running already: its controller is process {pid} on {host}")]
+    Running {
+        cluster: String,
+        options: String,
+        pid: u32,
+        host: String,
+    },
+    #[error("{cluster} is not running")]
+    NotRunning { cluster: String, options: String },
+    #[error("in {cluster} runs a controller that is not pcluster's; it wrote {}", path.display())]
+    Foreign { cluster: String, options: String, path: PathBuf },
+    #[error("{cluster} was started on {host} (controller: process {pid}), and nothing answers from there")]
+    Elsewhere {
+        cluster: String,
+        options: String,
+        host: String,
+        pid: u32,
+    },
+    #[error("another pcluster command is starting or stopping this cluster: {}", holder.as_deref().unwrap_or("it has not said which"))]
+    Busy { path: PathBuf, holder: Option<String> },
+    #[error("the controller ended at once ({ending}){}", quoted(tail))]
+    ControllerEnded { ending: String, log: PathBuf, tail: String },
+    #[error("the controller wrote no connection file within {seconds} s{}", quoted(tail))]
+    ControllerSilent { seconds: f64, log: PathBuf, tail: String },
+    #[error("{ended} of {n} engines ended before they were registered ({ending}){}", quoted(tail))]
+    EnginesEnded {
+        ended: usize,
+        n: usize,
+        ending: String,
+        log: PathBuf,
+        tail: String,
+    },
+    #[error("{registered} of {n} engines registered within {seconds} s{}", quoted(tail))]
+    EnginesLate {
+        registered: usize,
+        n: usize,
+        seconds: f64,
+        log: PathBuf,
+        tail: String,
+    },
+    #[error("cannot {doing} the cluster's state {}: {why}", path.display())]
+    StateFile { doing: &'static str, path: PathBuf, why: String },
+    #[error("cannot find the pcluster program itself: {0}")]
+    NoProgram(std::io::Error),
+    #[error("cannot tell the current directory: {0}")]
+    NoDirectory(std::io::Error),
+    /// A mistake of pcluster's own.
+    #[error("a thread of this process failed: {0}")]
+    Internal(String),
+}
+
+/// The end of a log below a sentence.
+fn quoted(tail: &str) -> String {
+    if tail.is_empty() {
+        return "; it said nothing".into();
+    }
+    let lines: Vec<String> = tail.lines().map(|l| format!("\n  | {l}")).collect();
+    format!("; the end of its log:{}", lines.concat())
+}
+
+impl ClusterError {
+    /// What to do next, one line each.
+    pub fn hints(&self) -> Vec<String> {
+        match self {
+            ClusterError::Profile(_) => Vec::new(),
+            ClusterError::Config(e) => e.hint().map(str::to_string).into_iter().collect(),
+            ClusterError::Connection(e) => e.hint().into_iter().collect(),
+            ClusterError::Launch(e) => e.hint().into_iter().collect(),
+            ClusterError::Client(e) => e.hints(),
+            ClusterError::Running { options, .. } => vec![
+                format!("stop it first: pcluster stop{options}; or see its engines: pcluster engines{options}"),
+                "a second cluster in the same profile needs a name of its own: --cluster-id NAME".into(),
+            ],
+            ClusterError::NotRunning { options, .. } => {
+                vec![format!("start it: pcluster start{options} -n 4; `pcluster list` shows what runs")]
+            }
+            ClusterError::Foreign { path, .. } => vec![
+                "stop it as it was started (ipcluster stop), or start under a name of its own: --cluster-id NAME".into(),
+                format!("if you know that it is gone, remove {}", path.display()),
+            ],
+            ClusterError::Elsewhere { options, host, .. } => vec![
+                format!("on {host}: pcluster stop{options}"),
+                format!("if you know that it is gone: pcluster clean{options} --force"),
+            ],
+            ClusterError::Busy { .. } => vec!["wait for it to finish, then try again".into()],
+            ClusterError::ControllerEnded { log, .. } | ClusterError::ControllerSilent { log, .. } => {
+                vec![format!("all that it said: {}", log.display())]
+            }
+            ClusterError::EnginesEnded { log, .. } => vec![format!("all that it said: {}; the other logs are beside it", log.display())],
+            ClusterError::EnginesLate { log, .. } => vec![
+                format!("all that it said: {}; the other logs are beside it", log.display()),
+                "more time: --set launcher.engines_timeout_ms=300000".into(),
+            ],
+            ClusterError::StateFile { doing: "read", path, .. } => {
+                vec![format!("look which processes it names, end them, and remove {}", path.display())]
+            }
+            ClusterError::StateFile { .. } | ClusterError::NoProgram(_) | ClusterError::NoDirectory(_) | ClusterError::Internal(_) => {
+                Vec::new()
+            }
+        }
+    }
+}

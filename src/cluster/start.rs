@@ -1,0 +1,389 @@
+//! Starting a cluster: a controller, its connection files, its engines, until all of these are registered.
+use super::launch::{self, EngineWish, Undo, Watched};
+use super::list::{Condition, Standing};
+use super::lock::Lock;
+use super::{ClusterError, ClusterState, stop};
+use crate::client::Client;
+use crate::connection::{ConnectionError, ConnectionFile, discover};
+use crate::launchers::{ControllerLaunch, Launched, Launcher};
+use crate::profile::ProfileDir;
+use crate::profile::config::{Config, EngineKind};
+use crate::profile::dir::check_cluster_id;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+/// How long one tries to reach a controller that has just written its files, or that may be on another host.
+const CONNECT: Duration = Duration::from_secs(10);
+
+#[derive(Clone, Debug)]
+pub struct StartOptions {
+    pub profile: ProfileDir,
+    pub cluster_id: String,
+    /// How many engines; by default what the configuration says, else one for each processor.
+    pub n: Option<u32>,
+    /// `--set`; they outrank the profile's configuration, and are outranked by the options below.
+    pub settings: Vec<(String, String)>,
+    /// What starts the engines.
+    pub launcher: Option<String>,
+    pub engine_kind: Option<EngineKind>,
+    pub python: Option<String>,
+    /// The directory that controller and engines start in; by default this one.
+    pub cwd: Option<PathBuf>,
+    /// For controller and engines.
+    pub log_level: Option<String>,
+    /// The pcluster program; by default this one.
+    pub program: Option<PathBuf>,
+}
+
+impl StartOptions {
+    /// All as the profile's configuration has it.
+    pub fn new(profile: ProfileDir, cluster_id: &str) -> StartOptions {
+        StartOptions {
+            profile,
+            cluster_id: cluster_id.into(),
+            n: None,
+            settings: Vec::new(),
+            launcher: None,
+            engine_kind: None,
+            python: None,
+            cwd: None,
+            log_level: None,
+            program: None,
+        }
+    }
+
+    /// The configuration with everything that outranks it.
+    fn config(&self) -> Result<Config, ClusterError> {
+        let mut config = Config::load_with(&self.profile, &self.settings)?;
+        if let Some(launcher) = &self.launcher {
+            config.launcher.engines = launcher.clone();
+        }
+        if let Some(kind) = self.engine_kind {
+            config.engine.kind = kind;
+        }
+        if self.python.is_some() {
+            config.engine.python = self.python.clone();
+        }
+        Ok(config)
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum StartProgress {
+    /// Something that people should know: leftovers that were cleared away, a warning.
+    Note(String),
+    ControllerStarting,
+    ControllerReady {
+        pid: u32,
+    },
+    EnginesStarting {
+        n: u32,
+    },
+    Engines {
+        registered: u32,
+        n: u32,
+    },
+}
+
+#[derive(Clone, Debug)]
+pub struct Started {
+    pub profile: ProfileDir,
+    pub cluster_id: String,
+    pub controller_pid: u32,
+    /// How many engines are registered.
+    pub engines: u32,
+    pub client_file: PathBuf,
+    pub controller_log: PathBuf,
+    pub took: Duration,
+}
+
+/// Starts a cluster and returns when all engines are registered. If anything fails, or the future is dropped, what was
+/// started is ended again.
+pub async fn start(options: StartOptions, progress: &mut dyn FnMut(StartProgress)) -> Result<Started, ClusterError> {
+    let begin = Instant::now();
+    let (profile, cluster_id) = (&options.profile, options.cluster_id.as_str());
+    check_cluster_id(cluster_id)?;
+    let config = options.config()?;
+    let controllers = launch::launcher(&config.launcher.controller)?;
+    let engine_launcher = launch::launcher(&config.launcher.engines)?;
+    let wish = EngineWish {
+        settings: options.settings.clone(),
+        program: launch::program(&options.program)?,
+        cwd: launch::directory(&options.cwd)?,
+        log_level: options.log_level.clone(),
+        config,
+    };
+    let n = options.n.or(wish.config.launcher.n).unwrap_or_else(processors);
+    if n > 0
+        && let Some(warning) = wish.check()?
+    {
+        progress(StartProgress::Note(warning));
+    }
+    profile.create()?;
+    let _lock = Lock::take(profile, cluster_id)?;
+    let leftovers = refuse_running(profile, cluster_id, progress).await?;
+
+    let mut state = ClusterState::new(cluster_id, wish.cwd.clone());
+    state.engine_kind = kind_word(wish.config.engine.kind).into();
+    // Dropped in the other order: processes first.
+    let mut files = Files {
+        profile,
+        cluster_id,
+        before: leftovers.state.clone(),
+        armed: true,
+    };
+    let mut undo = Undo::new(Duration::from_millis(wish.config.launcher.kill_ms));
+
+    progress(StartProgress::ControllerStarting);
+    let controller = controllers.start_controller(&ControllerLaunch {
+        program: wish.program.clone(),
+        profile: profile.clone(),
+        cluster_id: cluster_id.into(),
+        settings: options.settings.clone(),
+        cwd: wish.cwd.clone(),
+        log_level: options.log_level.clone(),
+    })?;
+    undo.add(&controllers, &controller);
+    state.controller = Some(controller.clone());
+    state.write(profile)?;
+    let timeout = Duration::from_millis(wish.config.launcher.controller_timeout_ms);
+    let (client_file, engine_file) = connection_files(profile, cluster_id, &controllers, &controller, timeout).await?;
+    let controller_pid = client_file.pcluster.as_ref().map_or(0, |keys| keys.pid);
+    let client = Client::connect(&client_file, CONNECT).await?;
+    progress(StartProgress::ControllerReady { pid: controller_pid });
+
+    // Engines of a controller that came back with its keys and ports find it again; those of another never will.
+    let kept = leftovers.settle(&engine_file, progress).await?;
+    files.before = None;
+    if let Some(before) = leftovers.state.filter(|_| !kept.is_empty()) {
+        state.next_engine = before.next_engine;
+    }
+    let alive: usize = kept.iter().map(|launched| launched.processes.len()).sum();
+    state.engines = kept;
+    let missing = n.saturating_sub(alive as u32);
+    if missing > 0 {
+        progress(StartProgress::EnginesStarting { n: missing });
+    }
+    // Not in a thread: what is started must be in `undo` before anybody can stop waiting.
+    let engines = engine_launcher.start_engines(&wish.launch(profile, &state, missing))?;
+    undo.add(&engine_launcher, &engines);
+    state.n = n;
+    state.next_engine += missing;
+    if missing > 0 {
+        state.engines.push(engines.clone());
+    }
+    state.write(profile)?;
+    let timeout = Duration::from_millis(wish.config.launcher.engines_timeout_ms);
+    let expected = (n as usize).max(alive);
+    let new = Watched {
+        launcher: engine_launcher,
+        launched: &engines,
+    };
+    let watched = Watched {
+        launcher: controllers,
+        launched: &controller,
+    };
+    launch::registered(&client, expected, &new, Some(&watched), timeout, progress).await?;
+
+    undo.all_went_well();
+    files.armed = false;
+    Ok(Started {
+        profile: profile.clone(),
+        cluster_id: cluster_id.into(),
+        controller_pid,
+        engines: expected as u32,
+        client_file: profile.client_file(cluster_id),
+        controller_log: profile.controller_log(cluster_id),
+        took: begin.elapsed(),
+    })
+}
+
+pub(super) fn kind_word(kind: EngineKind) -> &'static str {
+    match kind {
+        EngineKind::Pcluster => "pcluster",
+        EngineKind::Ipengine => "ipengine",
+    }
+}
+
+fn processors() -> u32 {
+    std::thread::available_parallelism().map_or(1, |n| n.get() as u32)
+}
+
+pub(super) async fn in_thread<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, ClusterError> {
+    tokio::task::spawn_blocking(work)
+        .await
+        .map_err(|e| ClusterError::Internal(e.to_string()))
+}
+
+/// The state and connection files of a start that did not work. Dropped after the processes have been ended.
+struct Files<'a> {
+    profile: &'a ProfileDir,
+    cluster_id: &'a str,
+    /// What was on record before, while engines of then may still run.
+    before: Option<ClusterState>,
+    armed: bool,
+}
+
+impl Drop for Files<'_> {
+    fn drop(&mut self) {
+        match &self.before {
+            _ if !self.armed => {}
+            None => stop::remove_files(self.profile, self.cluster_id),
+            Some(before) => {
+                if let Err(e) = before.write(self.profile) {
+                    tracing::warn!("{e}");
+                }
+            }
+        }
+    }
+}
+
+/// Fails if a controller runs under this name. Of one that is gone, says what it left.
+async fn refuse_running(
+    profile: &ProfileDir,
+    cluster_id: &str,
+    progress: &mut dyn FnMut(StartProgress),
+) -> Result<Leftovers, ClusterError> {
+    let standing = Standing::of(profile, cluster_id);
+    let cluster = super::in_words(profile, cluster_id);
+    let options = super::options_of(profile, cluster_id);
+    match (standing.condition, &standing.controller) {
+        (Condition::Running, Some(controller)) => Err(ClusterError::Running {
+            cluster,
+            options,
+            pid: controller.pid,
+            host: controller.host.clone(),
+        }),
+        (Condition::Elsewhere, Some(controller)) => {
+            let (host, pid) = (controller.host.clone(), controller.pid);
+            let answers = match &standing.connection {
+                Some(file) => Client::connect(file, CONNECT).await.is_ok(),
+                None => false,
+            };
+            Err(if answers {
+                ClusterError::Running {
+                    cluster,
+                    options,
+                    pid,
+                    host,
+                }
+            } else {
+                ClusterError::Elsewhere {
+                    cluster,
+                    options,
+                    host,
+                    pid,
+                }
+            })
+        }
+        (Condition::Foreign, _) => {
+            let path = profile.client_file(cluster_id);
+            if standing.connection.as_ref().is_some_and(stop::something_listens) {
+                return Err(ClusterError::Foreign { cluster, options, path });
+            }
+            stop::remove_files(profile, cluster_id);
+            progress(StartProgress::Note(format!(
+                "removed {}: the controller that wrote it is gone",
+                path.display()
+            )));
+            Ok(Leftovers::default())
+        }
+        (Condition::Stale, controller) => {
+            let who = controller.as_ref().map(|c| format!(" (process {})", c.pid)).unwrap_or_default();
+            progress(StartProgress::Note(format!(
+                "the controller{who} of {cluster} is gone without having been stopped; starting anew"
+            )));
+            if let Some(trouble) = &standing.trouble {
+                progress(StartProgress::Note(trouble.clone()));
+            }
+            Ok(Leftovers {
+                engine_file: ConnectionFile::read(&profile.engine_file(cluster_id)).ok(),
+                state: standing.state,
+            })
+        }
+        _ => Ok(Leftovers::default()),
+    }
+}
+
+/// Engines of a controller that is gone.
+#[derive(Default)]
+struct Leftovers {
+    engine_file: Option<ConnectionFile>,
+    state: Option<ClusterState>,
+}
+
+impl Leftovers {
+    /// Keeps those that run, if the new controller is where the old one was; else ends them.
+    async fn settle(&self, now: &ConnectionFile, progress: &mut dyn FnMut(StartProgress)) -> Result<Vec<Launched>, ClusterError> {
+        let place = |file: &ConnectionFile| {
+            (
+                file.key.clone(),
+                file.registration,
+                file.pcluster.as_ref().and_then(|keys| keys.engine_port),
+            )
+        };
+        let same = self.engine_file.as_ref().is_some_and(|before| place(before) == place(now));
+        let mut kept = Vec::new();
+        for mut launched in self.state.iter().flat_map(|s| s.engines.clone()) {
+            let launcher = launch::launcher(&launched.launcher)?;
+            let mut alive = launcher.alive(&launched).unwrap_or_default().into_iter();
+            launched.processes.retain(|_| alive.next().unwrap_or(false));
+            if launched.processes.is_empty() {
+                continue;
+            }
+            let n = launched.processes.len();
+            if same {
+                progress(StartProgress::Note(format!("{n} engines of before still run and are kept")));
+                kept.push(launched);
+                continue;
+            }
+            in_thread(move || launcher.stop(&launched, Duration::from_secs(5))).await??;
+            progress(StartProgress::Note(format!("stopped {n} engines of before")));
+        }
+        Ok(kept)
+    }
+}
+
+/// Waits for the files of a controller just started: the client's and the engines'.
+async fn connection_files(
+    profile: &ProfileDir,
+    cluster_id: &str,
+    launcher: &Arc<dyn Launcher>,
+    controller: &Launched,
+    timeout: Duration,
+) -> Result<(ConnectionFile, ConnectionFile), ClusterError> {
+    let given_up = Arc::new(AtomicBool::new(false));
+    let _gives_up = GivesUp(given_up.clone());
+    let paths = [profile.client_file(cluster_id), profile.engine_file(cluster_id)];
+    let (launcher, controller) = (launcher.clone(), controller.clone());
+    in_thread(move || {
+        let wait = |path: &Path| {
+            let go_on = || {
+                let ended = launcher.alive(&controller).is_some_and(|alive| alive.contains(&false));
+                match controller.processes.first() {
+                    Some(process) if ended => Err(launch::controller_ended(&*launcher, process)),
+                    _ if given_up.load(Ordering::Relaxed) => Err(ClusterError::Internal("given up".into())),
+                    _ => Ok(()),
+                }
+            };
+            discover::wait(path, timeout, go_on).map_err(|e| match (e, controller.processes.first()) {
+                (ClusterError::Connection(ConnectionError::TimedOut { .. }), Some(process)) => launch::controller_silent(process, timeout),
+                (other, _) => other,
+            })
+        };
+        let [client, engine] = &paths;
+        Ok((wait(client)?, wait(engine)?))
+    })
+    .await?
+}
+
+/// Ends the waiting thread when its future is dropped.
+struct GivesUp(Arc<AtomicBool>);
+
+impl Drop for GivesUp {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}

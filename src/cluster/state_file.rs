@@ -1,0 +1,163 @@
+//! Which processes a cluster is, as JSON in the profile's `pid/`, so that another process can stop it.
+//!
+//! A later pcluster may write more: keys not known here are kept when the file is written again.
+use super::ClusterError;
+use crate::connection::private;
+use crate::launchers::Launched;
+use crate::profile::ProfileDir;
+use serde::{Deserialize, Serialize};
+use std::fs;
+use std::io;
+use std::path::PathBuf;
+
+/// Of the file's form; a later one only adds.
+const VERSION: u32 = 1;
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ClusterState {
+    pub version: u32,
+    /// The version of the pcluster that wrote it.
+    pub pcluster: String,
+    pub cluster_id: String,
+    /// Where `start` ran.
+    pub host: String,
+    /// The directory it ran in.
+    pub cwd: PathBuf,
+    /// Seconds since 1970.
+    pub started: f64,
+    /// `pcluster` or `ipengine`.
+    pub engine_kind: String,
+    /// How many engines were asked for.
+    pub n: u32,
+    /// The number of the next engine's log file.
+    pub next_engine: u32,
+    pub controller: Option<Launched>,
+    /// One for each launch of engines.
+    pub engines: Vec<Launched>,
+    #[serde(flatten)]
+    pub other: serde_json::Map<String, serde_json::Value>,
+}
+
+impl ClusterState {
+    pub fn new(cluster_id: &str, cwd: PathBuf) -> ClusterState {
+        ClusterState {
+            version: VERSION,
+            pcluster: crate::model::VERSION.into(),
+            cluster_id: cluster_id.into(),
+            host: crate::connection::process::host(),
+            cwd,
+            started: super::now(),
+            engine_kind: "pcluster".into(),
+            n: 0,
+            next_engine: 0,
+            controller: None,
+            engines: Vec::new(),
+            other: Default::default(),
+        }
+    }
+
+    /// None if there is no such file.
+    pub fn read(profile: &ProfileDir, cluster_id: &str) -> Result<Option<ClusterState>, ClusterError> {
+        let path = profile.state_file(cluster_id);
+        let failed = |path: PathBuf, why: String| ClusterError::StateFile { doing: "read", path, why };
+        match fs::read(&path) {
+            Ok(text) => match serde_json::from_slice(&text) {
+                Ok(state) => Ok(Some(state)),
+                Err(e) => Err(failed(path, e.to_string())),
+            },
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(e) => Err(failed(path, e.to_string())),
+        }
+    }
+
+    /// Replaces the file as a whole; only its owner can read it.
+    pub fn write(&self, profile: &ProfileDir) -> Result<(), ClusterError> {
+        let path = profile.state_file(&self.cluster_id);
+        let written = serde_json::to_vec_pretty(self)
+            .map_err(io::Error::from)
+            .and_then(|text| private::write(&path, &text));
+        written.map_err(|e| ClusterError::StateFile {
+            doing: "write",
+            path,
+            why: e.to_string(),
+        })
+    }
+
+    /// Controller and engines, engines first: the order to stop them in.
+    pub fn launched(&self) -> impl Iterator<Item = &Launched> {
+        self.engines.iter().chain(&self.controller)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::launchers::Process;
+    use std::os::unix::fs::PermissionsExt;
+    use std::path::Path;
+
+    fn profile(dir: &Path) -> ProfileDir {
+        let profile = ProfileDir::named("x", Some(dir)).unwrap();
+        profile.create().unwrap();
+        profile
+    }
+
+    #[test]
+    fn what_is_written_is_read_again_and_private() {
+        let dir = tempfile::tempdir().unwrap();
+        let profile = profile(dir.path());
+        assert_eq!(ClusterState::read(&profile, "night").unwrap(), None);
+        let mut state = ClusterState::new("night", "/here".into());
+        let process = Process {
+            pid: 17,
+            started: 1.5,
+            log: "/log".into(),
+            log_from: 3,
+        };
+        let launched = |processes| Launched {
+            launcher: "local".into(),
+            host: "h".into(),
+            processes,
+            other: Default::default(),
+        };
+        state.controller = Some(launched(vec![process.clone()]));
+        state.engines = vec![launched(vec![process.clone(), process])];
+        state.write(&profile).unwrap();
+        assert_eq!(ClusterState::read(&profile, "night").unwrap(), Some(state));
+        assert_eq!(ClusterState::read(&profile, "").unwrap(), None);
+        let mode = fs::metadata(profile.state_file("night")).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o600);
+    }
+
+    /// As version 0.1.0 wrote it, and with what a later one might add.
+    #[test]
+    fn an_old_file_and_a_later_one_are_understood_and_nothing_is_lost() {
+        let dir = tempfile::tempdir().unwrap();
+        let profile = profile(dir.path());
+        let text = r#"{"version": 2, "pcluster": "0.1.0", "cluster_id": "", "host": "h", "cwd": "/", "started": 1.0, "engine_kind": "pcluster",
+            "n": 1, "next_engine": 1, "colour": "blue",
+            "controller": {"launcher": "local", "host": "h", "processes": [{"pid": 4, "started": 1.0, "log": "/l"}], "job": "12"},
+            "engines": []}"#;
+        fs::write(profile.state_file(""), text).unwrap();
+        let state = ClusterState::read(&profile, "").unwrap().unwrap();
+        assert_eq!(state.controller.as_ref().unwrap().processes[0].pid, 4);
+        state.write(&profile).unwrap();
+        let again: serde_json::Value = serde_json::from_slice(&fs::read(profile.state_file("")).unwrap()).unwrap();
+        assert_eq!((&again["colour"], &again["controller"]["job"]), (&"blue".into(), &"12".into()));
+    }
+
+    #[test]
+    fn a_damaged_file_is_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let profile = profile(dir.path());
+        fs::write(profile.state_file(""), "{").unwrap();
+        let error = ClusterState::read(&profile, "").unwrap_err().to_string();
+        assert!(
+            error.starts_with(&format!(
+                "cannot read the cluster's state {}: EOF",
+                profile.state_file("").display()
+            )),
+            "{error}"
+        );
+    }
+}

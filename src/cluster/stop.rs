@@ -1,0 +1,208 @@
+//! Stopping a cluster: the controller is asked; what is still there gets SIGTERM, then SIGKILL. And clearing away what a
+//! dead one left. Nothing is signalled but processes on record, told by process id and start time.
+use super::list::{Condition, Standing};
+use super::lock::Lock;
+use super::start::in_thread;
+use super::{ClusterError, launch};
+use crate::client::Client;
+use crate::connection::ConnectionFile;
+use crate::launchers::{Ended, Launched, Process};
+use crate::profile::ProfileDir;
+use crate::profile::config::Config;
+use std::net::{TcpStream, ToSocketAddrs};
+use std::time::{Duration, Instant};
+
+const CONNECT: Duration = Duration::from_secs(5);
+const LOOK_EVERY: Duration = Duration::from_millis(20);
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum StopProgress {
+    /// Something that people should know.
+    Note(String),
+    /// So many processes still run.
+    Waiting { processes: usize },
+}
+
+/// What it took.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Stopped {
+    /// The controller ran, and did as it was asked.
+    pub asked: bool,
+    /// The controller was gone already.
+    pub was_dead: bool,
+    /// How many engine processes ended.
+    pub engines: usize,
+    pub ended: Ended,
+}
+
+/// Ends a cluster and its files; its tasks' records stay. Works also when its controller is gone already.
+pub async fn stop(profile: &ProfileDir, cluster_id: &str, progress: &mut dyn FnMut(StopProgress)) -> Result<Stopped, ClusterError> {
+    end(profile, cluster_id, false, progress).await
+}
+
+/// Removes what a dead cluster left: engines, files. Refuses a running one. With `force`, one that was started on
+/// another host, or by another controller than pcluster's, counts as dead.
+pub async fn clean(
+    profile: &ProfileDir,
+    cluster_id: &str,
+    force: bool,
+    progress: &mut dyn FnMut(StopProgress),
+) -> Result<Stopped, ClusterError> {
+    let standing = Standing::of(profile, cluster_id);
+    match (standing.condition, standing.controller) {
+        (Condition::Running, Some(controller)) => Err(ClusterError::Running {
+            cluster: super::in_words(profile, cluster_id),
+            options: super::options_of(profile, cluster_id),
+            pid: controller.pid,
+            host: controller.host,
+        }),
+        _ => end(profile, cluster_id, force, progress).await,
+    }
+}
+
+async fn end(profile: &ProfileDir, cluster_id: &str, force: bool, progress: &mut dyn FnMut(StopProgress)) -> Result<Stopped, ClusterError> {
+    if !profile.exists() {
+        return Err(super::not_running(profile, cluster_id));
+    }
+    let _lock = Lock::take(profile, cluster_id)?;
+    let standing = Standing::of(profile, cluster_id);
+    match (standing.condition, &standing.controller) {
+        (Condition::Stopped, _) => return Err(super::not_running(profile, cluster_id)),
+        (Condition::Foreign, _) if !force && standing.connection.as_ref().is_some_and(something_listens) => {
+            return Err(ClusterError::Foreign {
+                cluster: super::in_words(profile, cluster_id),
+                options: super::options_of(profile, cluster_id),
+                path: profile.client_file(cluster_id),
+            });
+        }
+        _ => {}
+    }
+    if let Some(trouble) = &standing.trouble {
+        progress(StopProgress::Note(trouble.clone()));
+    }
+    // Stopping must work with a broken configuration too.
+    let config = Config::load(profile).unwrap_or_default().launcher;
+    let (stop_for, kill_after) = (Duration::from_millis(config.stop_ms), Duration::from_millis(config.kill_ms));
+    let launches = recorded(&standing);
+    let engines = standing.state.as_ref().map_or(0, |s| count_alive(&s.engines));
+
+    let mut asked = false;
+    if matches!(standing.condition, Condition::Running | Condition::Elsewhere)
+        && let Some(file) = &standing.connection
+    {
+        match ask(file, stop_for.max(CONNECT)).await {
+            Ok(()) => asked = true,
+            Err(_) if standing.condition == Condition::Elsewhere && force => {}
+            Err(e) => match &standing.controller {
+                Some(controller) if standing.condition == Condition::Elsewhere => {
+                    return Err(ClusterError::Elsewhere {
+                        cluster: super::in_words(profile, cluster_id),
+                        options: super::options_of(profile, cluster_id),
+                        host: controller.host.clone(),
+                        pid: controller.pid,
+                    });
+                }
+                _ => progress(StopProgress::Note(format!(
+                    "the controller does not do as it is asked ({e}); its processes are ended"
+                ))),
+            },
+        }
+    }
+    if asked {
+        let deadline = Instant::now() + stop_for;
+        let mut last = 0;
+        loop {
+            let left = count_alive(&launches);
+            // A controller elsewhere is gone when its file is.
+            let file = standing.condition == Condition::Elsewhere && profile.client_file(cluster_id).exists();
+            if (left == 0 && !file) || Instant::now() >= deadline {
+                break;
+            }
+            if left != last {
+                progress(StopProgress::Waiting { processes: left });
+                last = left;
+            }
+            tokio::time::sleep(LOOK_EVERY).await;
+        }
+    }
+    let mut ended = Ended::default();
+    for launched in launches {
+        let launcher = launch::launcher(&launched.launcher)?;
+        ended += in_thread(move || launcher.stop(&launched, kill_after)).await??;
+    }
+    remove_files(profile, cluster_id);
+    let was_dead = standing.condition != Condition::Running && !asked;
+    Ok(Stopped {
+        asked,
+        was_dead,
+        engines,
+        ended,
+    })
+}
+
+async fn ask(file: &ConnectionFile, patience: Duration) -> Result<(), crate::client::ClientError> {
+    let client = Client::connect(file, CONNECT).await?.with_patience(patience);
+    client.stop(true).await
+}
+
+/// Engines first, then the controller; also one that was started by hand and is in no state file.
+fn recorded(standing: &Standing) -> Vec<Launched> {
+    let mut launches: Vec<Launched> = standing.state.iter().flat_map(|s| s.launched().cloned()).collect();
+    if let Some(controller) = standing.controller.as_ref().filter(|c| c.runs_here()) {
+        let known = launches.iter().flat_map(|l| &l.processes).any(|p| p.pid == controller.pid);
+        if !known {
+            let process = Process {
+                pid: controller.pid,
+                started: controller.started,
+                log: Default::default(),
+                log_from: 0,
+            };
+            launches.push(Launched {
+                launcher: "local".into(),
+                host: controller.host.clone(),
+                processes: vec![process],
+                other: Default::default(),
+            });
+        }
+    }
+    launches
+}
+
+/// How many processes are known to run.
+fn count_alive(launches: &[Launched]) -> usize {
+    let alive = |launched: &Launched| launch::launcher(&launched.launcher).ok()?.alive(launched);
+    launches.iter().filter_map(alive).flatten().filter(|alive| *alive).count()
+}
+
+/// The connection files, the controller's own, and the state file. What is gone already is no error, and what cannot be removed is stale anyway.
+pub(super) fn remove_files(profile: &ProfileDir, cluster_id: &str) {
+    let files = [
+        profile.client_file(cluster_id),
+        profile.engine_file(cluster_id),
+        profile.controller_file(cluster_id),
+        profile.state_file(cluster_id),
+    ];
+    for path in files {
+        if let Err(e) = std::fs::remove_file(&path)
+            && e.kind() != std::io::ErrorKind::NotFound
+        {
+            tracing::warn!("cannot remove {}: {e}", path.display());
+        }
+    }
+}
+
+/// Whether anything listens where a connection file says; for files of controllers that do not say their process.
+pub(super) fn something_listens(file: &ConnectionFile) -> bool {
+    let interface = file.interface.strip_prefix("tcp://").unwrap_or(&file.interface);
+    let host = if matches!(interface, "*" | "0.0.0.0" | "") {
+        file.location.as_str()
+    } else {
+        interface
+    };
+    let Ok(addresses) = (host, file.registration).to_socket_addrs() else {
+        return false;
+    };
+    addresses
+        .into_iter()
+        .any(|address| TcpStream::connect_timeout(&address, Duration::from_secs(1)).is_ok())
+}

@@ -1,0 +1,126 @@
+//! Finding a connection file, or waiting for it.
+use super::{ConnectionError, ConnectionFile};
+use notify::{RecursiveMode, Watcher};
+use std::path::Path;
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::time::{Duration, Instant};
+
+/// How often one looks although no notice came: network file systems send none.
+const LOOK_EVERY: Duration = Duration::from_millis(100);
+
+/// The connection file, if it is there and the controller that wrote it still runs (as far as can be told from here).
+pub fn find(path: &Path) -> Result<ConnectionFile, ConnectionError> {
+    let file = ConnectionFile::read(path)?;
+    match &file.pcluster {
+        Some(keys) if file.is_stale() => Err(ConnectionError::Stale {
+            path: path.to_path_buf(),
+            pid: keys.pid,
+            host: keys.host.clone(),
+        }),
+        _ => Ok(file),
+    }
+}
+
+/// Waits for a connection file that is not stale. `go_on` is asked again and again; what it fails with ends the wait.
+pub fn wait<E: From<ConnectionError>>(
+    path: &Path,
+    timeout: Duration,
+    mut go_on: impl FnMut() -> Result<(), E>,
+) -> Result<ConnectionFile, E> {
+    let deadline = Instant::now() + timeout;
+    let (sender, notices) = mpsc::channel();
+    let told = move |_: notify::Result<notify::Event>| {
+        let _ = sender.send(());
+    };
+    let mut watcher = notify::recommended_watcher(told).ok();
+    // The directory must be there to be watched; where it is not, looking often must do.
+    let watched = path
+        .parent()
+        .zip(watcher.as_mut())
+        .map(|(dir, w)| w.watch(dir, RecursiveMode::NonRecursive));
+    let watching = matches!(watched, Some(Ok(())));
+    loop {
+        match find(path) {
+            Ok(file) => return Ok(file),
+            Err(ConnectionError::Missing { .. } | ConnectionError::Stale { .. }) => {}
+            Err(other) => return Err(other.into()),
+        }
+        go_on()?;
+        let left = deadline.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            let (path, seconds) = (path.to_path_buf(), timeout.as_secs_f64());
+            return Err(ConnectionError::TimedOut { path, seconds }.into());
+        }
+        let pause = left.min(LOOK_EVERY);
+        if !watching {
+            std::thread::sleep(pause);
+            continue;
+        }
+        match notices.recv_timeout(pause) {
+            Ok(()) => while notices.try_recv().is_ok() {},
+            Err(RecvTimeoutError::Timeout) => {}
+            Err(RecvTimeoutError::Disconnected) => std::thread::sleep(pause),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::file::tests::example;
+    use super::super::process;
+    use super::*;
+
+    fn never_ends() -> Result<(), ConnectionError> {
+        Ok(())
+    }
+
+    #[test]
+    fn a_file_of_a_process_that_is_gone_is_stale() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("profile_x/security/ipcontroller-client.json");
+        let mut child = std::process::Command::new("sleep").arg("60").spawn().unwrap();
+        let mut file = example();
+        if let Some(keys) = &mut file.pcluster {
+            keys.pid = child.id();
+            keys.started = process::started_of(child.id()).unwrap();
+        }
+        file.write(&path).unwrap();
+        assert_eq!(find(&path).unwrap(), file);
+        child.kill().unwrap();
+        child.wait().unwrap();
+        let error = find(&path).unwrap_err();
+        assert!(matches!(error, ConnectionError::Stale { pid, .. } if pid == child.id()), "{error}");
+        // Of a controller on another host nothing can be said from here.
+        if let Some(keys) = &mut file.pcluster {
+            keys.host = "elsewhere.invalid".into();
+        }
+        assert!(!file.is_stale());
+        // Another process may have got the id since.
+        if let Some(keys) = &mut file.pcluster {
+            (keys.host, keys.pid, keys.started) = (process::host(), std::process::id(), 1.0);
+        }
+        assert!(file.is_stale());
+    }
+
+    #[test]
+    fn one_waits_for_a_file_that_comes() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("security/ipcontroller-client.json");
+        std::thread::scope(|scope| {
+            let waiter = scope.spawn(|| wait(&path, Duration::from_secs(30), never_ends));
+            example().write(&path).unwrap();
+            assert_eq!(waiter.join().unwrap().unwrap(), example());
+        });
+    }
+
+    #[test]
+    fn a_wait_ends_with_its_time_or_its_reason() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("ipcontroller-client.json");
+        let error = wait(&path, Duration::from_millis(20), never_ends).unwrap_err();
+        assert!(matches!(error, ConnectionError::TimedOut { .. }), "{error}");
+        let gone = || Err(ConnectionError::NotPcluster { path: path.clone() });
+        let error = wait(&path, Duration::from_secs(30), gone).unwrap_err();
+        assert!(matches!(error, ConnectionError::NotPcluster { .. }), "{error}");
+    }
+}

@@ -1,0 +1,79 @@
+//! What can be wrong with a connection file, and what to do then.
+use std::io;
+use std::path::{Path, PathBuf};
+
+#[derive(Debug, thiserror::Error)]
+pub enum ConnectionError {
+    #[error("no cluster is running in {}: there is no {}", whose(path), path.display())]
+    Missing { path: PathBuf },
+    #[error("the cluster in {} is gone: {} was written by process {pid} on {host}, which no longer runs", whose(path), path.display())]
+    Stale { path: PathBuf, pid: u32, host: String },
+    #[error("{} did not appear within {seconds} s", path.display())]
+    TimedOut { path: PathBuf, seconds: f64 },
+    #[error("cannot read the connection file {}: {source}", path.display())]
+    Read { path: PathBuf, source: io::Error },
+    #[error("the connection file {} is not JSON: {why}", path.display())]
+    NotJson { path: PathBuf, why: String },
+    #[error("the connection file {} lacks {}", path.display(), keys.join(", "))]
+    Lacks { path: PathBuf, keys: Vec<String> },
+    #[error("the connection file {} cannot be understood: {why}", path.display())]
+    Malformed { path: PathBuf, why: String },
+    #[error("{} was written by another controller than pcluster's", path.display())]
+    NotPcluster { path: PathBuf },
+    #[error("cannot write the connection file {}: {source}", path.display())]
+    Write { path: PathBuf, source: io::Error },
+}
+
+impl ConnectionError {
+    /// What to do next.
+    pub fn hint(&self) -> Option<String> {
+        match self {
+            ConnectionError::Missing { path } => Some(format!(
+                "start one: pcluster start{} -n 4; `pcluster list` shows what runs",
+                options(path)
+            )),
+            ConnectionError::Stale { path, .. } => Some(format!(
+                "clear it away: pcluster stop{0}, or start anew: pcluster start{0}",
+                options(path)
+            )),
+            ConnectionError::NotJson { path, .. } | ConnectionError::Lacks { path, .. } | ConnectionError::Malformed { path, .. } => {
+                Some(format!("write a new one: pcluster stop{0}, then pcluster start{0}", options(path)))
+            }
+            ConnectionError::NotPcluster { path } => Some(format!(
+                "pcluster's commands need pcluster's controller: stop that one, then pcluster start{}",
+                options(path)
+            )),
+            ConnectionError::TimedOut { .. } | ConnectionError::Read { .. } | ConnectionError::Write { .. } => None,
+        }
+    }
+}
+
+/// The profile and cluster id of a connection file in its usual place.
+fn owner(path: &Path) -> Option<(String, String)> {
+    let profile = path.parent()?.parent()?.file_name()?.to_str()?.strip_prefix("profile_")?;
+    let middle = path.file_name()?.to_str()?.strip_prefix("ipcontroller")?;
+    let middle = middle
+        .strip_suffix("-client.json")
+        .or_else(|| middle.strip_suffix("-engine.json"))?;
+    Some((profile.to_string(), middle.strip_prefix('-').unwrap_or_default().to_string()))
+}
+
+fn whose(path: &Path) -> String {
+    match owner(path) {
+        Some((profile, id)) if id.is_empty() => format!("profile {profile:?}"),
+        Some((profile, id)) => format!("profile {profile:?} with cluster id {id:?}"),
+        None => path.parent().unwrap_or(path).display().to_string(),
+    }
+}
+
+fn options(path: &Path) -> String {
+    let Some((profile, id)) = owner(path) else { return String::new() };
+    let mut options = String::new();
+    if profile != "default" {
+        options.push_str(&format!(" --profile {profile}"));
+    }
+    if !id.is_empty() {
+        options.push_str(&format!(" --cluster-id {id}"));
+    }
+    options
+}

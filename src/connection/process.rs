@@ -1,0 +1,100 @@
+//! Whether a process is still the one that it was: process ids are used again, but not with the same start time.
+//!
+//! Source: proc_pid_stat(5) and proc_stat(5). A process that has ended and was not waited for (a zombie) counts as gone.
+use std::fs;
+
+/// The unit of times in `/proc/<pid>/stat`: USER_HZ, which is 100 on every Linux that Rust runs on.
+const TICKS_A_SECOND: f64 = 100.0;
+/// The boot time is a whole number of seconds and moves by one when the clock is set.
+const TOLERANCE_S: f64 = 2.0;
+
+/// When this process started, in seconds since 1970; none if there is no such process.
+pub fn started_of(pid: u32) -> Option<f64> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    let ticks = start_ticks(&stat)?;
+    Some(boot_time()? + ticks as f64 / TICKS_A_SECOND)
+}
+
+/// Whether `pid` is the process that started at `started` (as [`started_of`] said it).
+pub fn is_same_process(pid: u32, started: f64) -> bool {
+    started_of(pid).is_some_and(|s| (s - started).abs() < TOLERANCE_S)
+}
+
+/// This host's name, as connection and state files spell it.
+pub fn host() -> String {
+    match nix::unistd::gethostname() {
+        Ok(name) => name.to_string_lossy().into_owned(),
+        Err(_) => "localhost".into(),
+    }
+}
+
+/// `pid (name) state … starttime(22)`; the name may have spaces and parentheses. None for one that has ended.
+fn start_ticks(stat: &str) -> Option<u64> {
+    let (_, after_name) = stat.rsplit_once(')')?;
+    let mut fields = after_name.split_ascii_whitespace();
+    let state = fields.next()?;
+    if matches!(state, "Z" | "X" | "x") {
+        return None;
+    }
+    fields.nth(22 - 4)?.parse().ok()
+}
+
+/// The processes of the sessions that these lead, or led: what they started and left behind.
+pub fn in_sessions_of(leaders: &[u32]) -> Vec<u32> {
+    let Ok(all) = fs::read_dir("/proc") else { return Vec::new() };
+    let member = |pid: u32| {
+        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+        start_ticks(&stat)?;
+        // state, parent, process group, session
+        let session: u32 = stat.rsplit_once(')')?.1.split_ascii_whitespace().nth(3)?.parse().ok()?;
+        leaders.contains(&session).then_some(pid)
+    };
+    all.filter_map(|entry| member(entry.ok()?.file_name().to_str()?.parse().ok()?))
+        .collect()
+}
+
+fn boot_time() -> Option<f64> {
+    let stat = fs::read_to_string("/proc/stat").ok()?;
+    stat.lines().find_map(|l| l.strip_prefix("btime "))?.trim().parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn our_own_process_started_not_long_ago() {
+        let pid = std::process::id();
+        let started = started_of(pid).unwrap();
+        let now = std::time::SystemTime::now()
+            .duration_since(std::time::UNIX_EPOCH)
+            .unwrap()
+            .as_secs_f64();
+        assert!(started <= now + TOLERANCE_S && started > now - 86_400.0, "{started} {now}");
+        assert!(is_same_process(pid, started));
+        assert!(!is_same_process(pid, started - 60.0));
+    }
+
+    #[test]
+    fn a_child_is_gone_when_it_has_ended_even_before_it_is_waited_for() {
+        let mut child = std::process::Command::new("sleep").arg("60").spawn().unwrap();
+        let started = started_of(child.id()).unwrap();
+        assert!(is_same_process(child.id(), started));
+        child.kill().unwrap();
+        let deadline = std::time::Instant::now() + std::time::Duration::from_secs(10);
+        while is_same_process(child.id(), started) {
+            assert!(std::time::Instant::now() < deadline, "a killed process still counts as alive");
+            std::thread::sleep(std::time::Duration::from_millis(2));
+        }
+        child.wait().unwrap();
+        assert_eq!(started_of(child.id()), None);
+    }
+
+    #[test]
+    fn a_name_with_parentheses_does_not_shift_the_fields() {
+        let stat = "17 (a) S (b) c) S 1 17 17 0 -1 4194560 9 8 7 6 5 4 3 2 20 0 1 0 4242 99 98";
+        assert_eq!(start_ticks(stat), Some(4242));
+        assert_eq!(start_ticks(&stat.replace(" S 1 ", " Z 1 ")), None);
+        assert_eq!(start_ticks("17"), None);
+    }
+}

@@ -1,0 +1,207 @@
+//! Before a controller serves: keys and ports (those of the run before, when it did not end well, so that its engines and
+//! clients find it again), connection files, and what the records hold.
+use super::core::event::{FoundMap, FoundTask, Restored};
+use super::sockets::Ports;
+use super::{ControllerError, ControllerSettings};
+use crate::connection::ConnectionFile;
+use crate::connection::file::{BroadcastPorts, PclusterKeys};
+use crate::connection::{private, process};
+use crate::db::Reader;
+use crate::model::MapId;
+use crate::model::definition::Work;
+use crate::model::query::MapQuery;
+use crate::transport::KeyPair;
+use serde::{Deserialize, Serialize};
+use std::path::PathBuf;
+
+/// What only the controller knows. Kept in a private file while it runs: found there at the next start, the run before was killed.
+#[derive(Serialize, Deserialize)]
+pub(super) struct Secrets {
+    /// HMAC keys of the two sides: an engine's file cannot sign as a client.
+    pub client_key: String,
+    pub engine_key: String,
+    client_public: String,
+    client_secret: String,
+    engine_public: String,
+    engine_secret: String,
+    pub ports: Ports,
+}
+
+impl Secrets {
+    fn new() -> Secrets {
+        let (client, engine) = (KeyPair::generate(), KeyPair::generate());
+        Secrets {
+            client_key: uuid::Uuid::new_v4().to_string(),
+            engine_key: uuid::Uuid::new_v4().to_string(),
+            client_public: client.public,
+            client_secret: client.secret,
+            engine_public: engine.public,
+            engine_secret: engine.secret,
+            ports: Ports::default(),
+        }
+    }
+    pub(super) fn client_pair(&self) -> KeyPair {
+        KeyPair { public: self.client_public.clone(), secret: self.client_secret.clone() }
+    }
+    pub(super) fn engine_pair(&self) -> KeyPair {
+        KeyPair { public: self.engine_public.clone(), secret: self.engine_secret.clone() }
+    }
+}
+
+fn secrets_file(settings: &ControllerSettings) -> PathBuf {
+    let id = &settings.cluster_id;
+    let dash = if id.is_empty() { "" } else { "-" };
+    settings.profile.security_dir().join(format!("pcluster-controller{dash}{id}.json"))
+}
+
+/// The secrets, and whether they are those of a run that was killed.
+pub(super) fn secrets(settings: &ControllerSettings) -> Result<(Secrets, bool), ControllerError> {
+    let client_file = settings.profile.client_file(&settings.cluster_id);
+    if let Ok(file) = ConnectionFile::read(&client_file)
+        && let Some(keys) = &file.pcluster
+        && keys.host == process::host()
+        && keys.pid != std::process::id()
+        && process::is_same_process(keys.pid, keys.started)
+    {
+        let file = client_file.display().to_string();
+        return Err(ControllerError::Running { pid: keys.pid, host: keys.host.clone(), file });
+    }
+    let path = secrets_file(settings);
+    match std::fs::read(&path) {
+        Ok(bytes) => match serde_json::from_slice(&bytes) {
+            Ok(secrets) => Ok((secrets, true)),
+            Err(error) => {
+                tracing::warn!(path = %path.display(), %error, "the keys of the run before cannot be read; new ones are made");
+                Ok((Secrets::new(), false))
+            }
+        },
+        Err(_) => Ok((Secrets::new(), false)),
+    }
+}
+
+/// Writes the private file and both connection files.
+pub(super) fn write_files(settings: &ControllerSettings, secrets: &Secrets) -> Result<(), ControllerError> {
+    let failed = |path: &PathBuf, why: String| ControllerError::Prepare { what: path.display().to_string(), why };
+    let path = secrets_file(settings);
+    let text = serde_json::to_vec_pretty(secrets).map_err(|e| failed(&path, e.to_string()))?;
+    private::write(&path, &text).map_err(|e| failed(&path, e.to_string()))?;
+    engine_file(settings, secrets).write(&settings.profile.engine_file(&settings.cluster_id))?;
+    client_file(settings, secrets).write(&settings.profile.client_file(&settings.cluster_id))?;
+    Ok(())
+}
+
+/// After an orderly end nobody needs them.
+pub(super) fn remove_files(settings: &ControllerSettings) {
+    let (profile, id) = (&settings.profile, &settings.cluster_id);
+    for path in [profile.client_file(id), profile.engine_file(id), secrets_file(settings)] {
+        if let Err(error) = std::fs::remove_file(&path)
+            && error.kind() != std::io::ErrorKind::NotFound
+        {
+            tracing::warn!(path = %path.display(), %error, "cannot remove a connection file");
+        }
+    }
+}
+
+fn location(settings: &ControllerSettings) -> String {
+    let listening = &settings.config.ip;
+    let address = || PclusterKeys::of_this_process("", listening, None).addresses.into_iter().next();
+    settings.config.location.clone().or_else(address).unwrap_or_else(process::host)
+}
+
+fn base(settings: &ControllerSettings, key: &str, public: &str, engine_port: Option<u16>) -> ConnectionFile {
+    let config = &settings.config;
+    ConnectionFile {
+        ssh: String::new(),
+        interface: format!("tcp://{}", if config.ip == "*" { "0.0.0.0" } else { &config.ip }),
+        registration: 0,
+        control: 0,
+        mux: 0,
+        task: 0,
+        iopub: 0,
+        notification: None,
+        task_scheme: None,
+        hb_ping: None,
+        hb_pong: None,
+        broadcast: BroadcastPorts::One(0),
+        key: key.into(),
+        curve_serverkey: config.curve.then(|| public.into()),
+        location: location(settings),
+        pack: "json".into(),
+        unpack: "json".into(),
+        signature_scheme: "hmac-sha256".into(),
+        pcluster: Some(PclusterKeys::of_this_process(&settings.cluster_id, &config.ip, engine_port)),
+    }
+}
+
+pub(super) fn client_file(settings: &ControllerSettings, secrets: &Secrets) -> ConnectionFile {
+    let ports = &secrets.ports.client;
+    ConnectionFile {
+        registration: ports.registration,
+        control: ports.control,
+        mux: ports.mux,
+        task: ports.task,
+        iopub: ports.iopub,
+        notification: Some(ports.notification),
+        task_scheme: Some(settings.config.task_scheme.clone()),
+        broadcast: BroadcastPorts::One(ports.broadcast),
+        ..base(settings, &secrets.client_key, &secrets.client_public, None)
+    }
+}
+
+pub(super) fn engine_file(settings: &ControllerSettings, secrets: &Secrets) -> ConnectionFile {
+    let ports = &secrets.ports.engine;
+    ConnectionFile {
+        registration: ports.registration,
+        control: ports.control,
+        mux: ports.mux,
+        task: ports.task,
+        iopub: ports.iopub,
+        hb_ping: Some(ports.hb_ping),
+        hb_pong: Some(ports.hb_pong),
+        broadcast: BroadcastPorts::Leaves(vec![ports.broadcast]),
+        ..base(settings, &secrets.engine_key, &secrets.engine_public, Some(ports.native))
+    }
+}
+
+/// What the records hold. `killed`: the engines of the run before may still be there.
+pub(super) fn restored(reader: &Reader, killed: bool) -> Result<Restored, ControllerError> {
+    let state = reader.restart_state()?;
+    let mut restored = Restored { next_map: state.next_map.0, next_engine: if killed { state.next_engine.0 } else { 0 }, ..Restored::default() };
+    if killed {
+        restored.engines = state.engines.into_iter().map(|e| (e.id, e.facts, e.registered)).collect();
+    } else {
+        restored.departed = state.engines.into_iter().map(|e| (e.id, e.facts.uuid)).collect();
+    }
+    let mut open: Vec<MapId> = Vec::new();
+    for map in state.maps {
+        open.push(map.map);
+        if matches!(map.definition.work, Work::Client) {
+            restored.clients.push((map.client, map.map, map.counts.total as u32));
+            continue;
+        }
+        let mut tasks = Vec::new();
+        reader.unfinished_tasks(map.map, &mut |task| {
+            tasks.push(FoundTask {
+                index: task.index,
+                run: task.run,
+                attempts: task.attempts,
+                state: task.state,
+                engine: task.engine.filter(|_| killed),
+                errors: task.failures,
+                crashes: task.crashes,
+                input: task.input,
+            });
+        })?;
+        restored.maps.push(FoundMap {
+            map: map.map,
+            definition: map.definition,
+            key: map.client,
+            closed: map.closed,
+            counts: map.counts,
+            tasks,
+        });
+    }
+    let all = reader.maps(&MapQuery::default())?;
+    restored.finished = all.iter().filter(|m| !open.contains(&m.map)).map(|m| (m.map, m.counts.failed() > 0)).collect();
+    Ok(restored)
+}

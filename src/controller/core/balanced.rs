@@ -1,0 +1,192 @@
+//! Which engine gets which of pcluster's own tasks.
+//!
+//! Short tasks: an engine holds as many as fill `prefetch_ms`, so that it never waits for the wire. Long ones: one each.
+//! Tasks that wait on a stuck engine while another is idle are asked back.
+use super::maps::{InFlight, Taken};
+use super::{Core, Due};
+use crate::model::change::Change;
+use crate::model::task::TaskState;
+use crate::model::{EngineId, EngineUuid, MapId, TaskId};
+use crate::wire::content::engine::{self as say, TaskToRun};
+use serde_json::value::RawValue;
+
+impl Core {
+    /// Puts a map into the list of runnable ones, or takes it out.
+    pub(super) fn note_runnable(&mut self, map: MapId) {
+        if self.maps.get(&map).is_some_and(|m| m.has_ready()) {
+            self.runnable.insert(map);
+        } else {
+            self.runnable.remove(&map);
+        }
+    }
+
+    /// Sends what can be sent.
+    pub(super) fn dispatch(&mut self) {
+        let mut full = false;
+        let maps: Vec<MapId> = self.runnable.iter().copied().take(64).collect();
+        for id in maps {
+            let Some(map) = self.maps.get(&id) else { continue };
+            if map.targets.is_some() {
+                self.dispatch_targeted(id);
+            } else if !full {
+                full = !self.dispatch_balanced(id);
+            }
+            self.note_runnable(id);
+        }
+        self.dispatch_requests();
+    }
+
+    /// How many tasks of this map an engine may hold.
+    fn depth(&self, map: MapId) -> u32 {
+        let mean = self.maps.get(&map).and_then(|m| m.mean_s);
+        match mean {
+            // Nothing known yet: one to run, one behind it.
+            None => 2,
+            Some(mean) => {
+                let fit = self.config.prefetch_ms as f64 / 1000.0 / mean.max(1e-6);
+                (fit as u32).clamp(1, self.config.most_prefetched.max(1))
+            }
+        }
+    }
+
+    /// False when every engine has enough.
+    fn dispatch_balanced(&mut self, id: MapId) -> bool {
+        loop {
+            let depth = self.depth(id);
+            let Some(map) = self.maps.get(&id) else { return true };
+            let ready = map.ready() as u32;
+            if ready == 0 {
+                return true;
+            }
+            let Some((engine, load)) = self.engines.by_load().find(|(_, e)| e.native).map(|(uuid, e)| (uuid.clone(), e.load())) else {
+                return false;
+            };
+            // Refill at half, so that tasks travel in batches.
+            if load > depth / 2 || load >= depth {
+                return false;
+            }
+            let engines = self.engines.len().max(1) as u32;
+            let count = (depth - load).min(ready.div_ceil(engines).max(1));
+            let tasks: Vec<Taken> = match self.maps.get_mut(&id) {
+                Some(map) => std::iter::from_fn(|| map.take()).take(count as usize).collect(),
+                None => return true,
+            };
+            self.send_tasks(id, &engine, tasks);
+        }
+    }
+
+    fn dispatch_targeted(&mut self, id: MapId) {
+        let mut by_engine: Vec<(EngineUuid, Vec<Taken>)> = Vec::new();
+        let mut homeless = Vec::new();
+        let Some(map) = self.maps.get_mut(&id) else { return };
+        while let Some(task) = map.take() {
+            match &task.engine {
+                Some(engine) if self.engines.get(engine).is_some() => match by_engine.iter_mut().find(|(uuid, _)| uuid == engine) {
+                    Some((_, tasks)) => tasks.push(task),
+                    None => by_engine.push((engine.clone(), vec![task])),
+                },
+                _ => homeless.push(task),
+            }
+        }
+        for (engine, tasks) in by_engine {
+            self.send_tasks(id, &engine, tasks);
+        }
+        for task in homeless {
+            let why = "the engine that it was meant for has gone";
+            self.finish_unsent(TaskId::new(id, task.index), task.run, TaskState::Lost, "EngineLost", why);
+        }
+    }
+
+    fn send_tasks(&mut self, id: MapId, engine: &EngineUuid, tasks: Vec<Taken>) {
+        let Some(engine_id) = self.engines.get(engine).map(|e| e.id) else { return };
+        self.send_definition(id, engine);
+        self.record_assigned(id, engine_id, &tasks);
+        let mut to_run = Vec::with_capacity(tasks.len());
+        let Some(map) = self.maps.get_mut(&id) else { return };
+        for task in &tasks {
+            to_run.push(TaskToRun { index: task.index, run: task.run, input: raw(&task.input) });
+        }
+        self.engines.change(engine, |e| {
+            for task in tasks {
+                e.tasks.insert(TaskId::new(id, task.index), task.run);
+                map.in_flight.insert(
+                    task.index,
+                    InFlight { engine: engine.clone(), run: task.run, input: task.input, begun: false, tries: task.tries, cancelled: false },
+                );
+            }
+        });
+        self.tell_engine(engine, say::TASKS, &say::Tasks { map: id, tasks: to_run });
+    }
+
+    fn send_definition(&mut self, id: MapId, engine: &EngineUuid) {
+        let known = self.engines.change(engine, |e| !e.definitions.insert(id));
+        if known == Some(false)
+            && let Some(definition) = self.maps.get(&id).map(|m| m.definition.clone())
+        {
+            let content = say::Definition { map: id, definition: (*definition).clone() };
+            self.tell_engine(engine, say::DEFINITION, &content);
+        }
+    }
+
+    /// One change for each run of neighbours.
+    fn record_assigned(&mut self, map: MapId, engine: EngineId, tasks: &[Taken]) {
+        let mut runs: Vec<(u32, u32, u32)> = Vec::new();
+        for task in tasks {
+            match runs.last_mut() {
+                Some((first, count, run)) if *first + *count == task.index && *run == task.run => *count += 1,
+                _ => runs.push((task.index, 1, task.run)),
+            }
+        }
+        for (first, count, run) in runs {
+            self.record(Change::TasksAssigned { map, first, count, run, engine });
+        }
+    }
+
+    /// Asks engines whose queue does not move for what they have not begun, when another has nothing to do.
+    pub(super) fn relieve_stuck(&mut self) {
+        let queues: Vec<(EngineUuid, u32, bool)> = self
+            .engines
+            .by_load()
+            .rev()
+            .take_while(|(_, e)| e.load() >= 2)
+            .filter(|(_, e)| e.native && !e.tasks.is_empty())
+            .map(|(uuid, e)| (uuid.clone(), e.load(), !e.asked_back && e.finished == e.finished_seen && self.has_balanced(e)))
+            .collect();
+        if queues.is_empty() {
+            return;
+        }
+        let idle = self.engines.by_load().take_while(|(_, e)| e.load() == 0).filter(|(_, e)| e.native).count();
+        let stuck = queues.iter().filter(|(_, _, stuck)| *stuck).take(idle);
+        let stuck: Vec<(EngineUuid, u32)> = stuck.map(|(uuid, load, _)| (uuid.clone(), load - 1)).collect();
+        for (uuid, _, _) in &queues {
+            self.engines.change(uuid, |e| e.finished_seen = e.finished);
+        }
+        for (uuid, at_most) in stuck {
+            self.engines.change(&uuid, |e| e.asked_back = true);
+            self.tell_engine(&uuid, say::GIVE_BACK, &say::GiveBack { at_most });
+        }
+    }
+
+    /// Whether it holds a task that another engine could run.
+    fn has_balanced(&self, engine: &super::engines::Engine) -> bool {
+        engine.tasks.keys().any(|task| self.maps.get(&task.map).is_some_and(|m| m.targets.is_none()))
+    }
+
+    pub(super) fn beat(&mut self) {
+        self.beats += 1;
+        let heartbeat = Self::period(self.config.heartbeat_ms.max(10));
+        // Stuck queues are looked for more often than hearts.
+        let step = heartbeat.min(std::time::Duration::from_millis(100));
+        self.remind(step, Due::Beat);
+        self.relieve_stuck();
+        let per_heartbeat = (heartbeat.as_millis() / step.as_millis().max(1)).max(1) as u64;
+        if self.beats % per_heartbeat == 1 % per_heartbeat {
+            self.beat_hearts();
+        }
+    }
+}
+
+/// Input that was checked to be JSON when it came.
+fn raw(input: &[u8]) -> Box<RawValue> {
+    serde_json::from_slice(input).unwrap_or_else(|_| RawValue::NULL.to_owned())
+}

@@ -1,0 +1,436 @@
+//! What pcluster's own clients ask ([`crate::wire::content::client`]). Other requests are ipyparallel's: [`super::hub`].
+use super::event::FoundMap;
+use super::maps::{Map, Returned, Tries, Watch};
+use super::{Ask, Core, Due, Effect, Query};
+use crate::model::change::{Change, Purge};
+use crate::model::definition::{MapDefinition, Work};
+use crate::model::engine::EngineStatus;
+use crate::model::targets::Targets;
+use crate::model::task::TaskState;
+use crate::model::{EngineId, EngineUuid, MapId, PROTOCOL_VERSION, TaskId, VERSION};
+use crate::wire::Message;
+use crate::wire::content::client::{self as say, ok, reply_type};
+use crate::wire::content::engine as engine_say;
+use crate::wire::content::error::ErrorContent;
+use bytes::Bytes;
+use serde::de::DeserializeOwned;
+use std::time::Duration;
+
+/// A watch waits at most so long for one answer.
+const LONGEST_WATCH: Duration = Duration::from_secs(60);
+
+/// A request being answered.
+pub(super) struct Asked {
+    pub client: Bytes,
+    pub parent: Bytes,
+    pub request: String,
+}
+
+impl Core {
+    pub(super) fn client_asked(&mut self, message: Message) {
+        let asked = Asked { client: message.sender(), parent: message.header_json.clone(), request: message.header.msg_type.clone() };
+        let result = match message.msg_type() {
+            say::HELLO => self.hello(&asked, &message),
+            say::MAP => self.map_request(&asked, &message),
+            say::INPUTS => self.inputs_request(&asked, &message),
+            say::WATCH => self.watch_request(&asked, &message),
+            say::MAPS => read(&message).map(|r: say::MapsRequest| {
+                self.query(&asked, Ask::Maps { maps: r.maps, since: r.since, label: r.label, limit: r.limit });
+            }),
+            say::TASKS => read(&message).map(|r: say::TasksRequest| self.query(&asked, Ask::Tasks { query: Box::new(r.query) })),
+            say::DETAILS => read(&message).map(|r: say::DetailsRequest| self.query(&asked, Ask::Details { task: r.task })),
+            say::CANCEL => read(&message).map(|r: say::SelectionRequest| {
+                let reply = self.cancel(&r.selection);
+                self.answer(&asked, &reply);
+            }),
+            say::RESUBMIT => read(&message).map(|r: say::SelectionRequest| self.query(&asked, Ask::Resubmit { selection: r.selection })),
+            say::STATUS => {
+                self.status(&asked);
+                Ok(())
+            }
+            say::STOP => read(&message).map(|r: say::StopRequest| {
+                self.answer(&asked, &say::Done { status: ok() });
+                self.stop(r.engines);
+            }),
+            say::STOP_ENGINES => self.stop_engines(&asked, &message),
+            say::PURGE => self.purge_maps(&asked, &message),
+            _ => return self.hub_asked(asked, message),
+        };
+        if let Err(error) = result {
+            self.answer(&asked, &error);
+        }
+    }
+
+    pub(super) fn answer<T: serde::Serialize>(&mut self, asked: &Asked, content: &T) {
+        self.reply(asked.client.clone(), &reply_type(&asked.request), &asked.parent, content);
+    }
+
+    pub(super) fn query(&mut self, asked: &Asked, ask: Ask) {
+        self.effects.push(Effect::Query(Query {
+            client: asked.client.clone(),
+            request: asked.request.clone(),
+            parent: asked.parent.clone(),
+            ask,
+        }));
+    }
+
+    fn hello(&mut self, asked: &Asked, message: &Message) -> Result<(), ErrorContent> {
+        let hello: say::Hello = read(message)?;
+        let mut reply = serde_json::to_value(say::HelloReply {
+            status: ok(),
+            protocol: PROTOCOL_VERSION,
+            version: VERSION.into(),
+            cluster_id: self.facts.cluster_id.clone(),
+            pid: self.facts.pid,
+            host: self.facts.host.clone(),
+            started: self.facts.started,
+        })
+        .unwrap_or_default();
+        if hello.protocol != PROTOCOL_VERSION {
+            reply["status"] = "error".into();
+            reply["ename"] = "VersionMismatch".into();
+            reply["evalue"] = format!(
+                "this is pcluster {} (protocol {}), the running controller is pcluster {VERSION} (protocol {PROTOCOL_VERSION})",
+                hello.version, hello.protocol
+            )
+            .into();
+        }
+        self.answer(asked, &reply);
+        Ok(())
+    }
+
+    fn map_request(&mut self, asked: &Asked, message: &Message) -> Result<(), ErrorContent> {
+        let say::MapRequest { key, definition } = read(message)?;
+        let id = match self.keys.get(&key) {
+            Some(id) => *id,
+            None => self.add_map(key, definition)?,
+        };
+        let targets = self.maps.get(&id).and_then(|m| m.targets.as_ref());
+        let engines = targets.into_iter().flatten().filter_map(|uuid| self.engines.get(uuid)).map(|e| e.id).collect();
+        self.answer(asked, &say::MapReply { status: ok(), map: id, engines });
+        Ok(())
+    }
+
+    fn add_map(&mut self, key: String, definition: MapDefinition) -> Result<MapId, ErrorContent> {
+        if matches!(definition.work, Work::Client) {
+            return Err(ErrorContent::new("ValueError", "a submission of kind `client` is not for submitting"));
+        }
+        let waiting_for = match definition.options.after {
+            None => None,
+            Some(other) => self.may_follow(other)?,
+        };
+        let targets = match &definition.options.targets {
+            None => None,
+            Some(targets) => Some(self.native_targets(targets)?),
+        };
+        let id = MapId(self.next_map);
+        self.next_map += 1;
+        let mut map = Map::new(definition.clone(), key.clone());
+        map.waiting_for = waiting_for;
+        map.targets = targets;
+        self.maps.insert(id, map);
+        self.keys.insert(key.clone(), id);
+        let submitted = self.now.unix;
+        self.record(Change::MapAdded { map: id, definition: Box::new(definition), client: key, submitted });
+        Ok(id)
+    }
+
+    /// The map to wait for; None when it has finished well already.
+    fn may_follow(&self, other: MapId) -> Result<Option<MapId>, ErrorContent> {
+        match self.finished.get(&other) {
+            Some(false) => Ok(None),
+            Some(true) => Err(ErrorContent::new("DependencyFailed", format!("map {other} has finished, with failed tasks"))
+                .hint(format!("see them with `pcluster results {other} --failed`, run them again with `pcluster resubmit {other} --failed`"))),
+            None if self.maps.contains_key(&other) => Ok(Some(other)),
+            None => Err(ErrorContent::new("NoSuchMap", format!("there is no map {other} to follow")).hint("`pcluster results` lists the maps")),
+        }
+    }
+
+    fn native_targets(&self, targets: &Targets) -> Result<Vec<EngineUuid>, ErrorContent> {
+        let here: Vec<String> = self.engines.iter().filter(|(_, e)| e.native).map(|(_, e)| e.id.to_string()).collect();
+        let list = if here.is_empty() { "none is registered".to_string() } else { format!("there are {}", here.join(",")) };
+        let no_such = |what: String| ErrorContent::new("NoSuchEngine", what).hint("`pcluster engines` lists the engines");
+        match targets {
+            Targets::All if here.is_empty() => Err(no_such("no engine of pcluster's is registered".into())),
+            Targets::All => Ok(self.engines.iter().filter(|(_, e)| e.native).map(|(uuid, _)| uuid.clone()).collect()),
+            Targets::Some(ids) => ids
+                .iter()
+                .map(|id| match self.engines.by_id(*id) {
+                    Some(engine) if engine.native => Ok(engine.facts.uuid.clone()),
+                    Some(_) => Err(no_such(format!("engine {id} is an ipengine: it runs the requests of ipyparallel clients only"))),
+                    None => Err(no_such(format!("there is no engine {id} ({list})"))),
+                })
+                .collect(),
+        }
+    }
+
+    fn inputs_request(&mut self, asked: &Asked, message: &Message) -> Result<(), ErrorContent> {
+        let request: say::InputsRequest = read(message)?;
+        let id = request.map;
+        let lines = message.buffers.first().cloned().unwrap_or_default();
+        let Some(map) = self.maps.get_mut(&id) else {
+            return Err(ErrorContent::new("NoSuchMap", format!("map {id} is not open for inputs: it has finished, or never was")));
+        };
+        let total = map.counts.total as u32;
+        if request.first > total {
+            return Err(ErrorContent::new("InputsMissing", format!("inputs from {} on came, {total} are here", request.first)));
+        }
+        let known = (total - request.first) as usize;
+        let inputs: Vec<Bytes> = split_lines(&lines).skip(known).collect();
+        if let Some(bad) = inputs.iter().position(|input| serde_json::from_slice::<serde::de::IgnoredAny>(input).is_err()) {
+            let index = total as usize + bad;
+            return Err(ErrorContent::new("ValueError", format!("input {index} is not JSON")));
+        }
+        if !inputs.is_empty() && map.closed {
+            return Err(ErrorContent::new("MapClosed", format!("map {id} was cancelled, or all its inputs have come")));
+        }
+        if let Some(targets) = &map.targets
+            && total as usize + inputs.len() > targets.len()
+        {
+            return Err(ErrorContent::new("ValueError", format!("map {id} is for {} engines and has more inputs", targets.len())));
+        }
+        let count = inputs.len() as u32;
+        if count > 0 {
+            let start: usize = split_lines(&lines).take(known).map(|line| line.len() + 1).sum();
+            map.push(lines.slice(start.min(lines.len())..), count);
+            let state = if map.waiting_for.is_some() { TaskState::Waiting } else { TaskState::Ready };
+            let submitted = self.now.unix;
+            self.record(Change::TasksAdded { map: id, first: total, inputs, state, submitted });
+        }
+        if request.last {
+            self.close_map(id);
+        }
+        self.note_runnable(id);
+        self.answer(asked, &say::InputsReply { status: ok(), total: total + count });
+        self.after_changes(id);
+        Ok(())
+    }
+
+    fn close_map(&mut self, id: MapId) {
+        let Some(map) = self.maps.get_mut(&id) else { return };
+        if !std::mem::replace(&mut map.closed, true) {
+            let total = map.counts.total as u32;
+            self.record(Change::MapClosed { map: id, total });
+        }
+    }
+
+    fn watch_request(&mut self, asked: &Asked, message: &Message) -> Result<(), ErrorContent> {
+        let request: say::WatchRequest = read(message)?;
+        let id = request.map;
+        let wait = Duration::from_millis(request.wait_ms).min(LONGEST_WATCH);
+        let until = self.now.since_start + wait;
+        let engines = self.native_engines();
+        let Some(map) = self.maps.get_mut(&id) else {
+            if !self.finished.contains_key(&id) {
+                return Err(ErrorContent::new("NoSuchMap", format!("there is no map {id}")).hint("`pcluster results` lists the maps"));
+            }
+            self.query(asked, Ask::Watch { map: id, from: request.from, limit: request.limit, complete: true, engines });
+            return Ok(());
+        };
+        // A client has one watch on a map; a repeated request replaces the lost one.
+        map.watches.retain(|w| w.client != asked.client);
+        map.watches.push(Watch {
+            client: asked.client.clone(),
+            parent: asked.parent.clone(),
+            from: request.from,
+            limit: request.limit,
+            until,
+            done: request.done,
+        });
+        self.remind(wait, Due::Watches(id));
+        self.after_changes(id);
+        Ok(())
+    }
+
+    pub(super) fn native_engines(&self) -> u32 {
+        self.engines.by_load().filter(|(_, e)| e.native).count() as u32
+    }
+
+    /// Answers the watches whose result has come or whose time is up.
+    pub(super) fn answer_watches(&mut self, id: MapId) {
+        let now = self.now.since_start;
+        let engines = self.native_engines();
+        let Some(map) = self.maps.get_mut(&id) else { return };
+        let complete = map.is_complete();
+        let done = map.counts.done();
+        let total = map.counts.total;
+        let (due, waiting): (Vec<Watch>, Vec<Watch>) = std::mem::take(&mut map.watches).into_iter().partition(|w| {
+            let result = w.limit > 0 && u64::from(w.from) < total && !map.is_open(w.from);
+            complete || w.until <= now || result || w.done.is_some_and(|wanted| done >= wanted)
+        });
+        map.watches = waiting;
+        if !due.is_empty() {
+            map.answered = now;
+        }
+        for watch in due {
+            let asked = Asked { client: watch.client, parent: watch.parent, request: say::WATCH.into() };
+            self.query(&asked, Ask::Watch { map: id, from: watch.from, limit: watch.limit, complete, engines });
+        }
+    }
+
+    fn status(&mut self, asked: &Asked) {
+        let engines = self
+            .engines
+            .iter()
+            .map(|(_, e)| EngineStatus {
+                id: e.id,
+                facts: e.facts.clone(),
+                state: match (e.is_here(), e.load()) {
+                    (false, _) => "silent",
+                    (true, 0) => "idle",
+                    (true, _) => "busy",
+                }
+                .into(),
+                assigned: e.load(),
+                finished: e.finished,
+                registered: e.registered,
+            })
+            .collect();
+        let begun: usize = self.engines.iter().filter(|(_, e)| e.load() > 0).count();
+        let in_flight: usize = self.engines.iter().map(|(_, e)| e.load() as usize).sum();
+        let ready: usize = self.maps.values().map(|m| m.ready()).sum::<usize>() + self.requests.queued();
+        let reply = say::StatusReply {
+            status: ok(),
+            version: VERSION.into(),
+            pid: self.facts.pid,
+            host: self.facts.host.clone(),
+            cluster_id: self.facts.cluster_id.clone(),
+            started: self.facts.started,
+            engines,
+            open_maps: self.maps.len() as u64,
+            queued: (ready + in_flight - begun) as u64,
+            running: begun as u64,
+            finished: self.finished_tasks,
+        };
+        self.answer(asked, &reply);
+    }
+
+    pub(super) fn stop(&mut self, engines: bool) {
+        let message = self.message(crate::wire::content::hub::SHUTDOWN_NOTIFICATION, None, &say::Done { status: ok() });
+        self.effects.push(Effect::Notify { message });
+        if engines {
+            let all: Vec<EngineUuid> = self.engines.iter().map(|(uuid, _)| uuid.clone()).collect();
+            for engine in all {
+                self.shut_down_engine(&engine, false);
+            }
+        }
+        self.effects.push(Effect::Stop { after: Duration::from_millis(300) });
+    }
+
+    fn shut_down_engine(&mut self, engine: &EngineUuid, drain: bool) {
+        let Some(native) = self.engines.change(engine, |e| {
+            e.leaving = true;
+            e.native
+        }) else {
+            return;
+        };
+        if native {
+            self.tell_engine(engine, engine_say::SHUTDOWN, &engine_say::Shutdown { drain });
+        } else {
+            self.shut_down_stock(engine);
+        }
+    }
+
+    fn stop_engines(&mut self, asked: &Asked, message: &Message) -> Result<(), ErrorContent> {
+        let request: say::StopEnginesRequest = read(message)?;
+        let find = |id: &EngineId| {
+            let none = || ErrorContent::new("NoSuchEngine", format!("there is no engine {id}")).hint("`pcluster engines` lists the engines");
+            self.engines.uuid_of(*id).cloned().ok_or_else(none)
+        };
+        let engines = request.engines.iter().map(find).collect::<Result<Vec<_>, _>>()?;
+        for engine in &engines {
+            self.shut_down_engine(engine, request.drain);
+        }
+        self.answer(asked, &say::Done { status: ok() });
+        Ok(())
+    }
+
+    fn purge_maps(&mut self, asked: &Asked, message: &Message) -> Result<(), ErrorContent> {
+        let request: say::PurgeRequest = read(message)?;
+        if let Some(open) = request.maps.iter().find(|id| self.maps.contains_key(id) || self.requests.is_open_map(**id)) {
+            return Err(ErrorContent::new("MapOpen", format!("map {open} is not finished"))
+                .hint(format!("cancel it first: `pcluster cancel {open}`; or wait: `pcluster wait {open}`")));
+        }
+        for map in request.maps {
+            self.finished.remove(&map);
+            self.record(Change::Purged { what: Purge::Map(map) });
+        }
+        self.answer(asked, &say::Done { status: ok() });
+        Ok(())
+    }
+
+    /// The records' answer: these finished tasks are to run again.
+    pub(super) fn resubmit_found(&mut self, client: Bytes, parent: Bytes, request: &str, selection: say::Selection, found: Vec<FoundMap>) {
+        let asked = Asked { client, parent, request: request.to_string() };
+        let asked_for = selection.tasks.len() as u64;
+        let (mut changed, mut unchanged) = (0u64, 0u64);
+        let mut maps = Vec::new();
+        for map in found {
+            let id = map.map;
+            if matches!(map.definition.work, Work::Client) {
+                let error = ErrorContent::new("NotOurs", format!("submission {id} holds requests of an ipyparallel client"))
+                    .hint("resubmit them from there: `client.resubmit(msg_ids)`");
+                return self.answer(&asked, &error);
+            }
+            maps.push(id);
+            let reopened = !self.maps.contains_key(&id);
+            if reopened && let Err(error) = self.reopen(&map) {
+                return self.answer(&asked, &error);
+            }
+            for task in map.tasks {
+                let Some(open) = self.maps.get_mut(&id) else { break };
+                if open.is_open(task.index) {
+                    unchanged += 1;
+                    continue;
+                }
+                changed += 1;
+                let run = task.run + 1;
+                let engine = open.targets.as_ref().and_then(|t| t.get(task.index as usize).cloned());
+                open.returned.insert(task.index, Returned { run, input: task.input, tries: Tries::default(), engine });
+                if let Some(counter) = open.counts.of_done(task.state) {
+                    *counter = counter.saturating_sub(1);
+                }
+                self.record(Change::TaskResubmitted { task: TaskId::new(id, task.index), run });
+            }
+            self.after_changes(id);
+        }
+        unchanged += asked_for.saturating_sub(changed + unchanged);
+        self.answer(&asked, &say::SelectionReply { status: ok(), changed, unchanged, maps });
+    }
+
+    /// A finished map is unfinished again.
+    fn reopen(&mut self, found: &FoundMap) -> Result<(), ErrorContent> {
+        let mut map = Map::new(found.definition.clone(), found.key.clone());
+        if let Some(targets) = &found.definition.options.targets {
+            map.targets = Some(self.native_targets(targets)?);
+        }
+        map.closed = true;
+        map.counts = found.counts;
+        self.maps.insert(found.map, map);
+        self.keys.insert(found.key.clone(), found.map);
+        self.finished.remove(&found.map);
+        self.record(Change::MapCompleted { map: found.map, at: None });
+        Ok(())
+    }
+}
+
+pub(super) fn read<T: DeserializeOwned>(message: &Message) -> Result<T, ErrorContent> {
+    message
+        .content()
+        .map_err(|e| ErrorContent::new("BadRequest", format!("{} is not understood: {e}", message.msg_type())))
+}
+
+/// Lines without their ends; a last empty one is none.
+fn split_lines(lines: &Bytes) -> impl Iterator<Item = Bytes> + '_ {
+    let mut at = 0;
+    std::iter::from_fn(move || {
+        if at >= lines.len() {
+            return None;
+        }
+        let rest = &lines[at..];
+        let length = rest.iter().position(|b| *b == b'\n').unwrap_or(rest.len());
+        let line = lines.slice(at..at + length);
+        at += length + 1;
+        Some(line)
+    })
+}

@@ -1,0 +1,67 @@
+//! What the core asks of the world. Effects are carried out in order; those that tell someone something, only after
+//! every [`Effect::Record`] before them is committed.
+use crate::model::change::Change;
+use crate::model::query::TaskQuery;
+use crate::model::{EngineUuid, MapId, TaskId, UnixTime};
+use crate::wire::Message;
+use crate::wire::content::engine::Channel;
+use bytes::Bytes;
+use std::time::Duration;
+
+/// A socket that clients connect to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum ClientChannel {
+    Registration,
+    Mux,
+    Task,
+    Broadcast,
+    Control,
+}
+
+#[derive(Clone, Debug)]
+pub enum Effect {
+    Record(Change),
+    /// `route` stands in front of the delimiter; its first frame is the client.
+    ToClient { channel: ClientChannel, route: Vec<Bytes>, message: Message },
+    /// `client` is the frame that must come back with a reply (empty on the native channel).
+    ToEngine { engine: EngineUuid, native: bool, channel: Channel, client: Bytes, message: Message },
+    /// On the registration socket of engines: the reply to an `ipengine`.
+    ToRegistrant { identity: Bytes, message: Message },
+    /// To every client that listens.
+    Notify { message: Message },
+    Iopub { topic: Bytes, message: Message },
+    /// Heartbeat for `ipengine`s.
+    Ping { payload: Bytes },
+    /// To be answered from the records, after the commit of what came before.
+    Query(Query),
+    /// The controller is to end, after that time.
+    Stop { after: Duration },
+}
+
+/// A question that only the records can answer. `client` and `parent` say whom to answer, and what.
+#[derive(Clone, Debug)]
+pub struct Query {
+    pub client: Bytes,
+    /// The request's message type, and its header as JSON.
+    pub request: String,
+    pub parent: Bytes,
+    pub ask: Ask,
+}
+
+#[derive(Clone, Debug)]
+pub enum Ask {
+    /// A watch's results; what the core knows of the map comes along.
+    Watch { map: MapId, from: u32, limit: u32, complete: bool, engines: u32 },
+    Maps { maps: Vec<MapId>, since: Option<UnixTime>, label: Option<String>, limit: Option<u64> },
+    Tasks { query: Box<TaskQuery> },
+    /// A task's definition and the attempts that did not stand.
+    Details { task: TaskId },
+    /// Finished tasks to run again. The answer comes back as [`super::event::Event::ResubmitFound`].
+    Resubmit { selection: crate::wire::content::client::Selection },
+    /// ipyparallel's `result_request`; `pending` are those that the core knows to be unfinished.
+    Results { msg_ids: Vec<String>, pending: Vec<String>, status_only: bool },
+    History,
+    Records { query: Bytes },
+    /// ipyparallel's `resubmit_request`; comes back as [`super::event::Event::RequestsFound`].
+    ResubmitRequests { msg_ids: Vec<String> },
+}

@@ -1,0 +1,156 @@
+//! The engines: who is registered, who beats, who is away, how loaded each is.
+//!
+//! An engine is `here` (heard of lately), `away` (its connection ended, or it has been silent; its tasks stay with it until the
+//! lease is over) or gone (not in this table). The order by load is kept with every change, so that nothing is scanned per task.
+use crate::model::engine::EngineFacts;
+use crate::model::{EngineId, EngineUuid, MapId, TaskId, UnixTime};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::time::Duration;
+
+#[derive(Debug)]
+pub struct Engine {
+    pub id: EngineId,
+    pub facts: EngineFacts,
+    pub native: bool,
+    pub registered: UnixTime,
+    /// Since the controller's start.
+    pub heard: Duration,
+    /// Its tasks are taken from it at that time, unless it is heard of before.
+    pub away_until: Option<Duration>,
+    /// pcluster's own tasks that are there, with their run.
+    pub tasks: HashMap<TaskId, u32>,
+    /// Requests of ipyparallel clients that are there.
+    pub requests: HashSet<String>,
+    /// Of these, how many came through the balanced scheduler.
+    pub balanced_requests: u32,
+    /// Maps whose definition it has.
+    pub definitions: HashSet<MapId>,
+    pub finished: u64,
+    /// A `give_back` is on its way.
+    pub asked_back: bool,
+    /// `finished` at the last look for stuck queues.
+    pub finished_seen: u64,
+    /// It was told to stop: no new tasks.
+    pub leaving: bool,
+    turn: u64,
+}
+
+impl Engine {
+    pub fn load(&self) -> u32 {
+        (self.tasks.len() + self.requests.len()) as u32
+    }
+    /// Grows with each thing that an engine is given: the smallest has waited longest.
+    pub fn turn(&self) -> u64 {
+        self.turn
+    }
+    pub fn is_here(&self) -> bool {
+        self.away_until.is_none()
+    }
+}
+
+#[derive(Debug, Default)]
+pub struct Engines {
+    by_uuid: HashMap<EngineUuid, Engine>,
+    by_id: BTreeMap<EngineId, EngineUuid>,
+    /// Engines that may take work: load, then who waited longest.
+    by_load: BTreeSet<(u32, u64, EngineUuid)>,
+    turns: u64,
+    pub next_id: u32,
+}
+
+impl Engines {
+    pub fn get(&self, uuid: &EngineUuid) -> Option<&Engine> {
+        self.by_uuid.get(uuid)
+    }
+    pub fn uuid_of(&self, id: EngineId) -> Option<&EngineUuid> {
+        self.by_id.get(&id)
+    }
+    pub fn by_id(&self, id: EngineId) -> Option<&Engine> {
+        self.by_uuid.get(self.by_id.get(&id)?)
+    }
+    /// By ascending id.
+    pub fn iter(&self) -> impl Iterator<Item = (&EngineUuid, &Engine)> {
+        self.by_id.values().filter_map(|uuid| Some((uuid, self.by_uuid.get(uuid)?)))
+    }
+    pub fn len(&self) -> usize {
+        self.by_uuid.len()
+    }
+
+    /// Changes an engine and keeps the order by load.
+    pub fn change<T>(&mut self, uuid: &EngineUuid, change: impl FnOnce(&mut Engine) -> T) -> Option<T> {
+        let engine = self.by_uuid.get_mut(uuid)?;
+        let (load, turn, free) = (engine.load(), engine.turn, engine.is_here() && !engine.leaving);
+        let result = change(engine);
+        let (new_load, new_free) = (engine.load(), engine.is_here() && !engine.leaving);
+        if (new_load, new_free) != (load, free) {
+            if free {
+                self.by_load.remove(&(load, turn, uuid.clone()));
+            }
+            if new_load > load {
+                // To the end of the line of those equally loaded.
+                self.turns += 1;
+                engine.turn = self.turns;
+            }
+            if new_free {
+                self.by_load.insert((new_load, engine.turn, uuid.clone()));
+            }
+        }
+        Some(result)
+    }
+
+    /// The id that a new engine gets: the one it asks for when free, else the next. Ids are not used twice.
+    pub fn choose_id(&mut self, wish: Option<EngineId>) -> EngineId {
+        let id = wish.filter(|id| !self.by_id.contains_key(id)).unwrap_or(EngineId(self.next_id));
+        self.next_id = self.next_id.max(id.0.saturating_add(1));
+        id
+    }
+
+    pub fn add(&mut self, id: EngineId, facts: EngineFacts, registered: UnixTime, now: Duration) {
+        let uuid = facts.uuid.clone();
+        self.turns += 1;
+        let engine = Engine {
+            id,
+            native: facts.is_native(),
+            facts,
+            registered,
+            heard: now,
+            away_until: None,
+            tasks: HashMap::new(),
+            requests: HashSet::new(),
+            balanced_requests: 0,
+            definitions: HashSet::new(),
+            finished: 0,
+            asked_back: false,
+            finished_seen: 0,
+            leaving: false,
+            turn: self.turns,
+        };
+        self.by_load.insert((0, engine.turn, uuid.clone()));
+        self.by_id.insert(id, uuid.clone());
+        self.by_uuid.insert(uuid, engine);
+    }
+
+    pub fn remove(&mut self, uuid: &EngineUuid) -> Option<Engine> {
+        let engine = self.by_uuid.remove(uuid)?;
+        self.by_load.remove(&(engine.load(), engine.turn, uuid.clone()));
+        self.by_id.remove(&engine.id);
+        Some(engine)
+    }
+
+    /// Those that may take work, least loaded first.
+    pub fn by_load(&self) -> impl DoubleEndedIterator<Item = (&EngineUuid, &Engine)> {
+        self.by_load.iter().filter_map(|(_, _, uuid)| Some((uuid, self.by_uuid.get(uuid)?)))
+    }
+
+    /// Holds the table against itself; for tests and debug builds.
+    pub fn check(&self) {
+        assert_eq!(self.by_id.len(), self.by_uuid.len());
+        for (uuid, engine) in &self.by_uuid {
+            assert_eq!(self.by_id.get(&engine.id), Some(uuid));
+            let key = (engine.load(), engine.turn, uuid.clone());
+            assert_eq!(self.by_load.contains(&key), engine.is_here() && !engine.leaving, "{uuid} in the order by load");
+            assert!(engine.balanced_requests as usize <= engine.requests.len());
+        }
+        assert!(self.by_load.len() <= self.by_uuid.len());
+    }
+}

@@ -1,0 +1,84 @@
+//! What has happened. Time is given beside each event, see [`super::Now`].
+use super::effect::ClientChannel;
+use crate::model::definition::MapDefinition;
+use crate::model::engine::EngineFacts;
+use crate::model::task::{Counts, TaskState};
+use crate::model::{EngineId, EngineUuid, MapId, UnixTime};
+use crate::wire::Message;
+use crate::wire::content::client::Selection;
+use crate::wire::content::engine::Channel;
+use bytes::Bytes;
+
+#[derive(Debug)]
+pub enum Event {
+    /// A client's message; its identities are `[client, (target)]`.
+    ClientSaid { channel: ClientChannel, message: Message },
+    /// An engine's message. `client` is the frame in front of the delimiter: the client's identity, or iopub's topic.
+    EngineSaid { engine: EngineUuid, native: bool, channel: Channel, client: Bytes, message: Message },
+    /// An `ipengine` on the engines' registration socket.
+    RegistrantSaid { identity: Bytes, message: Message },
+    /// An `ipengine` answered a ping.
+    Ponged { engine: EngineUuid },
+    /// An engine's connection ended.
+    ConnectionEnded { engine: EngineUuid },
+    /// [`super::Core::next_wake`] has come.
+    TimePassed,
+    /// The records' answer to [`super::effect::Ask::Resubmit`].
+    ResubmitFound { client: Bytes, parent: Bytes, request: String, selection: Selection, maps: Vec<FoundMap> },
+    RequestsFound { client: Bytes, parent: Bytes, request: String, found: Vec<FoundRequest>, missing: Vec<String> },
+    /// The controller was told to end (SIGTERM).
+    StopAsked { engines: bool },
+}
+
+/// A map as the records have it.
+#[derive(Debug)]
+pub struct FoundMap {
+    pub map: MapId,
+    pub definition: MapDefinition,
+    /// The key of its `map_request`.
+    pub key: String,
+    pub closed: bool,
+    pub counts: Counts,
+    pub tasks: Vec<FoundTask>,
+}
+
+#[derive(Debug)]
+pub struct FoundTask {
+    pub index: u32,
+    pub run: u32,
+    pub attempts: u32,
+    pub state: TaskState,
+    /// Its engine, when it is assigned or running.
+    pub engine: Option<EngineId>,
+    /// What has been used of the budgets for errors and crashes.
+    pub errors: u32,
+    pub crashes: u32,
+    pub input: Bytes,
+}
+
+/// A request of an ipyparallel client as the records have it.
+#[derive(Debug)]
+pub struct FoundRequest {
+    pub msg_id: String,
+    pub header: Bytes,
+    pub metadata: Bytes,
+    pub content: Bytes,
+    pub buffers: Vec<Bytes>,
+}
+
+/// What a controller that starts finds in the records.
+#[derive(Debug, Default)]
+pub struct Restored {
+    pub next_map: u32,
+    pub next_engine: u32,
+    /// Unfinished maps with their unfinished tasks, in order.
+    pub maps: Vec<FoundMap>,
+    /// Finished maps: whether any task failed.
+    pub finished: Vec<(MapId, bool)>,
+    /// Submissions of ipyparallel clients: session, map, next index.
+    pub clients: Vec<(String, MapId, u32)>,
+    /// Engines that may come back.
+    pub engines: Vec<(EngineId, EngineFacts, UnixTime)>,
+    /// Engines that ended with the controller before.
+    pub departed: Vec<(EngineId, EngineUuid)>,
+}

@@ -1,0 +1,285 @@
+//! What ends an attempt, and what that does to its task: finished, or to be tried again.
+use super::maps::{InFlight, Returned, Tries};
+use super::{Core, Due};
+use crate::model::change::{Attempt, Change};
+use crate::model::task::{Outcome, TaskState};
+use crate::model::{EngineUuid, MapId, TaskId};
+use crate::wire::content::client::{Selection, SelectionReply, ok};
+use crate::wire::content::engine::{self as say, Held, Progress, Results, TaskResult};
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+/// Watches of a map with fast tasks are answered at most so often.
+const WATCH_PAUSE: Duration = Duration::from_millis(20);
+
+impl Core {
+    pub(super) fn results(&mut self, engine: &EngineUuid, results: Results) {
+        let sequence = results.sequence;
+        let mut maps = BTreeSet::new();
+        for result in results.results {
+            maps.insert(result.map);
+            self.attempt_ended(engine, result);
+        }
+        for map in maps {
+            self.after_changes(map);
+        }
+        self.tell_engine(engine, say::RECORDED, &say::Recorded { sequence });
+    }
+
+    /// One rule for results: the first that is recorded for a task's current run stands; any other is passed over.
+    fn attempt_ended(&mut self, engine: &EngineUuid, result: TaskResult) {
+        let TaskResult { map, index, run, outcome } = result;
+        let task = TaskId::new(map, index);
+        let expected = self.maps.get(&map).and_then(|m| m.in_flight.get(&index));
+        if !expected.is_some_and(|t| t.run == run && t.engine == *engine) {
+            return;
+        }
+        let Some(in_flight) = self.take_from_engine(task) else { return };
+        self.engines.change(engine, |e| e.finished += 1);
+        let Some(map) = self.maps.get_mut(&map) else { return };
+        map.learn_duration(outcome.ended.since(outcome.started));
+        let options = &map.definition.options;
+        let mut tries = in_flight.tries;
+        let again = match outcome.status {
+            TaskState::Ok | TaskState::Aborted => false,
+            _ if in_flight.cancelled || map.targets.is_some() => false,
+            _ if outcome.crashed => {
+                tries.crashes += 1;
+                tries.crashes <= options.max_crashes
+            }
+            _ => {
+                tries.errors += 1;
+                tries.errors <= options.retries
+            }
+        };
+        if again {
+            self.return_task(task, in_flight, tries, Some(outcome));
+        } else {
+            self.finish(task, run, Some(engine), outcome);
+        }
+    }
+
+    /// Takes a task off its engine.
+    pub(super) fn take_from_engine(&mut self, task: TaskId) -> Option<InFlight> {
+        let in_flight = self.maps.get_mut(&task.map)?.in_flight.remove(&task.index)?;
+        self.engines.change(&in_flight.engine, |e| e.tasks.remove(&task));
+        Some(in_flight)
+    }
+
+    /// Back into the queue under the next run number, so that whatever is still said of this run is passed over.
+    pub(super) fn return_task(&mut self, task: TaskId, was: InFlight, tries: Tries, outcome: Option<Outcome>) {
+        let run = was.run + 1;
+        let engine_id = self.engines.get(&was.engine).map(|e| e.id);
+        let attempt = match (outcome, engine_id) {
+            (Some(outcome), Some(engine)) => Some(Attempt { engine, outcome: Box::new(outcome) }),
+            _ => None,
+        };
+        self.record(Change::TaskReturned { task, run, attempt });
+        if let Some(map) = self.maps.get_mut(&task.map) {
+            let engine = map.targets.is_some().then_some(was.engine);
+            map.returned.insert(task.index, Returned { run, input: was.input, tries, engine });
+        }
+        self.note_runnable(task.map);
+    }
+
+    /// The task is done.
+    pub(super) fn finish(&mut self, task: TaskId, run: u32, engine: Option<&EngineUuid>, outcome: Outcome) {
+        let engine = engine.and_then(|uuid| self.engines.get(uuid)).map(|e| e.id);
+        self.finished_tasks += 1;
+        if let Some(map) = self.maps.get_mut(&task.map) {
+            map.count(outcome.status);
+        }
+        self.record(Change::TaskFinished { task, run, engine, outcome: Box::new(outcome) });
+    }
+
+    /// A task that is with no engine ends.
+    pub(super) fn finish_unsent(&mut self, task: TaskId, run: u32, status: TaskState, ename: &str, why: &str) {
+        let at = self.now.unix;
+        self.finish(task, run, None, Outcome::failure(status, ename, why, at, at));
+        self.after_changes(task.map);
+    }
+
+    /// Looks whether a map is complete, and answers who waits for it.
+    pub(super) fn after_changes(&mut self, id: MapId) {
+        self.note_runnable(id);
+        let Some(map) = self.maps.get(&id) else { return };
+        if map.is_complete() {
+            self.complete(id);
+            return;
+        }
+        let due = map.answered + WATCH_PAUSE;
+        if map.watches.is_empty() {
+            return;
+        }
+        if due <= self.now.since_start {
+            self.answer_watches(id);
+        } else {
+            let after = due - self.now.since_start;
+            self.remind(after, Due::Watches(id));
+        }
+    }
+
+    /// The map leaves the memory; its records stay.
+    fn complete(&mut self, id: MapId) {
+        self.record(Change::MapCompleted { map: id, at: Some(self.now.unix) });
+        self.answer_watches(id);
+        let Some(map) = self.maps.remove(&id) else { return };
+        self.keys.remove(&map.key);
+        self.runnable.remove(&id);
+        let failed = map.counts.failed();
+        self.finished.insert(id, failed > 0);
+        let knowing: Vec<EngineUuid> = self.engines.iter().filter(|(_, e)| e.definitions.contains(&id)).map(|(u, _)| u.clone()).collect();
+        for engine in knowing {
+            self.engines.change(&engine, |e| e.definitions.remove(&id));
+            self.tell_engine(&engine, say::FORGET, &say::Forget { map: id });
+        }
+        self.release_followers(id, failed);
+    }
+
+    /// Maps that waited for this one.
+    fn release_followers(&mut self, id: MapId, failed: u64) {
+        let followers: Vec<MapId> = self.maps.iter().filter(|(_, m)| m.waiting_for == Some(id)).map(|(f, _)| *f).collect();
+        for follower in followers {
+            if failed == 0 {
+                if let Some(map) = self.maps.get_mut(&follower) {
+                    map.waiting_for = None;
+                }
+                self.record(Change::MapReleased { map: follower });
+                self.note_runnable(follower);
+            } else {
+                let why = format!("map {id}, which it was to follow, has {failed} failed tasks; resubmit those, then this map");
+                self.abort_unsent(follower, "DependencyFailed", &why);
+                // Inputs that are still to come end the same way.
+                self.after_changes(follower);
+            }
+        }
+    }
+
+    /// Ends every task of the map that is with no engine. How many.
+    pub(super) fn abort_unsent(&mut self, id: MapId, ename: &str, why: &str) -> u64 {
+        let Some(map) = self.maps.get_mut(&id) else { return 0 };
+        let mut tasks: Vec<(u32, u32)> = map.drop_unsent().into_iter().map(|index| (index, 1)).collect();
+        tasks.extend(std::mem::take(&mut map.returned).into_iter().map(|(index, t)| (index, t.run)));
+        let at = self.now.unix;
+        for (index, run) in &tasks {
+            let outcome = Outcome::failure(TaskState::Aborted, ename, why, at, at);
+            self.finish(TaskId::new(id, *index), *run, None, outcome);
+        }
+        self.note_runnable(id);
+        tasks.len() as u64
+    }
+
+    pub(super) fn progress(&mut self, engine: &EngineUuid, progress: Progress) {
+        let Held { map, index, run } = progress.task;
+        let task = TaskId::new(map, index);
+        let Some(in_flight) = self.maps.get_mut(&map).and_then(|m| m.in_flight.get_mut(&index)) else { return };
+        if in_flight.run != run || in_flight.engine != *engine {
+            return;
+        }
+        let first = !std::mem::replace(&mut in_flight.begun, true);
+        let Some(id) = self.engines.get(engine).map(|e| e.id) else { return };
+        if first {
+            let started = crate::model::UnixTime(progress.started);
+            self.record(Change::TaskBegun { task, run, engine: id, started });
+        }
+        if !(progress.stdout.is_empty() && progress.stderr.is_empty()) {
+            self.record(Change::OutputAdded { task, stdout: progress.stdout, stderr: progress.stderr });
+        }
+    }
+
+    /// Unbegun tasks come back.
+    pub(super) fn returned(&mut self, engine: &EngineUuid, tasks: Vec<Held>) {
+        self.engines.change(engine, |e| e.asked_back = false);
+        for held in tasks {
+            let task = TaskId::new(held.map, held.index);
+            let expected = self.maps.get(&held.map).and_then(|m| m.in_flight.get(&held.index));
+            if !expected.is_some_and(|t| t.run == held.run && t.engine == *engine) {
+                continue;
+            }
+            let Some(in_flight) = self.take_from_engine(task) else { continue };
+            if in_flight.cancelled {
+                self.finish_unsent(task, in_flight.run, TaskState::Aborted, "TaskCancelled", "cancelled");
+                continue;
+            }
+            let tries = in_flight.tries;
+            self.return_task(task, in_flight, tries, None);
+        }
+    }
+
+    /// The engine will not finish its tasks.
+    pub(super) fn tasks_lost(&mut self, engine: &EngineUuid, id: crate::model::EngineId, tasks: Vec<(TaskId, u32)>, why: &str) {
+        let mut maps = BTreeSet::new();
+        for (task, run) in tasks {
+            let Some(in_flight) = self.take_from_engine(task) else { continue };
+            maps.insert(task.map);
+            let at = self.now.unix;
+            let mut tries = in_flight.tries;
+            // A task that was not begun cannot have been the cause.
+            tries.crashes += u32::from(in_flight.begun);
+            let Some(map) = self.maps.get(&task.map) else { continue };
+            let may_again = map.targets.is_none() && !in_flight.cancelled && tries.crashes <= map.definition.options.max_crashes;
+            let status = if in_flight.cancelled { TaskState::Aborted } else { TaskState::Lost };
+            let mut outcome = Outcome::failure(status, "EngineLost", format!("engine {id} has gone: {why}"), at, at);
+            outcome.crashed = true;
+            if may_again {
+                let attempt = in_flight.begun.then_some(outcome);
+                self.return_task(task, in_flight, tries, attempt);
+            } else {
+                self.finish(task, run, Some(engine), outcome);
+            }
+        }
+        for map in maps {
+            self.after_changes(map);
+        }
+    }
+
+    pub(super) fn cancel(&mut self, selection: &Selection) -> SelectionReply {
+        let (mut changed, mut unchanged) = (0, 0);
+        let mut to_engines: std::collections::BTreeMap<EngineUuid, Vec<Held>> = Default::default();
+        for id in &selection.maps {
+            let Some(map) = self.maps.get_mut(id) else {
+                unchanged += 1;
+                continue;
+            };
+            map.closed = true;
+            let total = map.counts.total as u32;
+            for (index, task) in &mut map.in_flight {
+                task.cancelled = true;
+                let held = Held { map: *id, index: *index, run: task.run };
+                to_engines.entry(task.engine.clone()).or_default().push(held);
+                changed += 1;
+            }
+            self.record(Change::MapClosed { map: *id, total });
+            changed += self.abort_unsent(*id, "TaskCancelled", "cancelled");
+            self.after_changes(*id);
+        }
+        for task in &selection.tasks {
+            let Some(map) = self.maps.get_mut(&task.map) else {
+                unchanged += 1;
+                continue;
+            };
+            if let Some(in_flight) = map.in_flight.get_mut(&task.index) {
+                in_flight.cancelled = true;
+                let held = Held { map: task.map, index: task.index, run: in_flight.run };
+                to_engines.entry(in_flight.engine.clone()).or_default().push(held);
+            } else if let Some(returned) = map.returned.remove(&task.index) {
+                self.finish_unsent(*task, returned.run, TaskState::Aborted, "TaskCancelled", "cancelled");
+            } else if map.is_unsent(task.index) {
+                map.dropped.insert(task.index);
+                self.finish_unsent(*task, 1, TaskState::Aborted, "TaskCancelled", "cancelled");
+            } else {
+                unchanged += 1;
+                continue;
+            }
+            changed += 1;
+        }
+        for (engine, tasks) in to_engines {
+            self.tell_engine(&engine, say::CANCEL, &say::Cancel { tasks });
+        }
+        let mut maps: Vec<MapId> = selection.maps.clone();
+        maps.extend(selection.tasks.iter().map(|t| t.map));
+        maps.sort();
+        maps.dedup();
+        SelectionReply { status: ok(), changed, unchanged, maps }
+    }
+}

@@ -1,0 +1,297 @@
+//! Engines come, fall silent, return, and go.
+use super::{Core, Due, Effect};
+use crate::model::change::Change;
+use crate::model::engine::EngineFacts;
+use crate::model::{EngineId, EngineUuid, PROTOCOL_VERSION, TaskId, VERSION};
+use crate::wire::Message;
+use crate::wire::content::engine::{self as say, Channel, Held};
+use crate::wire::content::error::ErrorContent;
+use crate::wire::content::hub;
+use bytes::Bytes;
+use serde::de::DeserializeOwned;
+use std::time::Duration;
+
+/// An engine whose connection ended may come back for so long before its tasks are given away. A process that lives
+/// reconnects within two seconds; silence without an end of the connection is judged by the lease instead.
+const RECONNECT_GRACE: Duration = Duration::from_secs(5);
+/// Results of tasks that an engine held when it returned must arrive within this.
+const CONFIRM_GRACE: Duration = Duration::from_secs(5);
+/// ipyparallel waits so long for late replies of an engine that left.
+pub(super) const STRANDED_GRACE: Duration = Duration::from_secs(2);
+
+fn parse<T: DeserializeOwned>(message: &Message) -> Option<T> {
+    match message.content() {
+        Ok(content) => Some(content),
+        Err(error) => {
+            tracing::warn!(kind = message.msg_type(), %error, "an engine's message is not understood");
+            None
+        }
+    }
+}
+
+impl Core {
+    pub(super) fn engine_said(&mut self, engine: EngineUuid, native: bool, channel: Channel, client: Bytes, message: Message) {
+        if channel == Channel::Native && message.msg_type() == say::REGISTER {
+            return self.register_native(&engine, &message);
+        }
+        if self.engines.get(&engine).is_none() {
+            if native {
+                self.tell_engine(&engine, say::UNKNOWN_ENGINE, &serde_json::json!({}));
+            }
+            return;
+        }
+        self.heard_of(&engine);
+        match channel {
+            Channel::Native => self.native_said(&engine, &message),
+            Channel::Iopub => self.iopub(&engine, client, message),
+            _ => self.reply_of_engine(&engine, channel, client, message),
+        }
+    }
+
+    fn native_said(&mut self, engine: &EngineUuid, message: &Message) {
+        match message.msg_type() {
+            say::RESULTS => {
+                if let Some(results) = parse(message) {
+                    self.results(engine, results);
+                }
+            }
+            say::PROGRESS => {
+                if let Some(progress) = parse(message) {
+                    self.progress(engine, progress);
+                }
+            }
+            say::RETURNED => {
+                if let Some(say::Returned { tasks }) = parse(message) {
+                    self.returned(engine, tasks);
+                }
+            }
+            say::HEARTBEAT => self.tell_engine(engine, say::HEARTBEAT, &say::Heartbeat {}),
+            say::UNREGISTER => {
+                let reason = parse::<say::Unregister>(message).map(|u| u.reason).unwrap_or_default();
+                self.engine_gone(engine, &reason);
+            }
+            other => tracing::warn!(kind = other, %engine, "an engine said something unknown"),
+        }
+    }
+
+    fn register_native(&mut self, uuid: &EngineUuid, message: &Message) {
+        let Some(register) = parse::<say::Register>(message) else { return };
+        let refuse = |why: String| say::Registered {
+            status: "error".into(),
+            evalue: why,
+            id: None,
+            heartbeat_ms: 0,
+            controller_patience_ms: 0,
+            drop: vec![],
+        };
+        let mut reply = say::Registered {
+            status: "ok".into(),
+            evalue: String::new(),
+            id: None,
+            heartbeat_ms: self.config.heartbeat_ms,
+            controller_patience_ms: self.config.controller_patience_ms,
+            drop: vec![],
+        };
+        if register.protocol != PROTOCOL_VERSION {
+            let why = format!(
+                "the controller is pcluster {VERSION} (protocol {PROTOCOL_VERSION}), the engine {} (protocol {}): start both with the same binary",
+                register.facts.version, register.protocol
+            );
+            return self.tell_engine(uuid, say::REGISTERED, &refuse(why));
+        }
+        if register.facts.uuid != *uuid {
+            return self.tell_engine(uuid, say::REGISTERED, &refuse("its uuid is not its routing id".into()));
+        }
+        let known = self.engines.get(uuid).map(|e| e.id);
+        let id = match known {
+            Some(id) => {
+                self.reconcile(uuid, &register.holds, &mut reply.drop);
+                id
+            }
+            None => {
+                // It was given up, or is new: what it still runs has been given away.
+                reply.drop = register.holds;
+                let id = self.engines.choose_id(register.id);
+                self.add_engine(id, register.facts);
+                id
+            }
+        };
+        reply.id = Some(id);
+        self.tell_engine(uuid, say::REGISTERED, &reply);
+    }
+
+    /// The engine is back with what it holds; ours are compared.
+    fn reconcile(&mut self, uuid: &EngineUuid, holds: &[Held], drop: &mut Vec<Held>) {
+        self.heard_of(uuid);
+        // It may be a new process of the same name: definitions are sent again.
+        self.engines.change(uuid, |e| {
+            e.definitions.clear();
+            e.asked_back = false;
+        });
+        let Some(engine) = self.engines.get(uuid) else { return };
+        let held: std::collections::HashSet<(TaskId, u32)> = holds.iter().map(|h| (TaskId::new(h.map, h.index), h.run)).collect();
+        drop.extend(holds.iter().filter(|h| engine.tasks.get(&TaskId::new(h.map, h.index)) != Some(&h.run)));
+        let missing: Vec<(TaskId, u32)> = engine.tasks.iter().map(|(t, r)| (*t, *r)).filter(|pair| !held.contains(pair)).collect();
+        if !missing.is_empty() {
+            self.remind(CONFIRM_GRACE, Due::Unconfirmed(uuid.clone(), missing));
+        }
+    }
+
+    /// Tasks that never reached the engine, or whose results never came: given to another.
+    pub(super) fn unconfirmed(&mut self, uuid: EngineUuid, tasks: Vec<(TaskId, u32)>) {
+        let Some(engine) = self.engines.get(&uuid) else { return };
+        let id = engine.id;
+        let still: Vec<_> = tasks.into_iter().filter(|(task, run)| engine.tasks.get(task) == Some(run)).collect();
+        self.tasks_lost(&uuid, id, still, "it came back without this task");
+    }
+
+    fn add_engine(&mut self, id: EngineId, facts: EngineFacts) {
+        let uuid = facts.uuid.clone();
+        self.engines.add(id, facts.clone(), self.now.unix, self.now.since_start);
+        self.record(Change::EngineRegistered { id, facts: Box::new(facts), at: self.now.unix });
+        let content = hub::EngineNotification { id: id.0, uuid: uuid.to_string() };
+        let message = self.message(hub::REGISTRATION_NOTIFICATION, None, &content);
+        self.effects.push(Effect::Notify { message });
+        let maps: Vec<_> = self.maps.keys().copied().collect();
+        for map in maps {
+            self.note_runnable(map);
+        }
+    }
+
+    pub(super) fn heard_of(&mut self, uuid: &EngineUuid) {
+        let now = self.now.since_start;
+        self.engines.change(uuid, |e| {
+            e.heard = now;
+            e.away_until = None;
+        });
+    }
+
+    pub(super) fn connection_ended(&mut self, uuid: EngineUuid) {
+        self.send_away(&uuid, RECONNECT_GRACE);
+    }
+
+    fn send_away(&mut self, uuid: &EngineUuid, grace: Duration) {
+        let until = self.now.since_start + grace;
+        let away = self.engines.change(uuid, |e| match e.away_until {
+            Some(earlier) if earlier <= until => false,
+            _ => {
+                e.away_until = Some(until);
+                true
+            }
+        });
+        if away == Some(true) {
+            self.remind(grace, Due::Lease(uuid.clone()));
+        }
+    }
+
+    pub(super) fn lease_over(&mut self, uuid: EngineUuid) {
+        let due = self.engines.get(&uuid).and_then(|e| e.away_until).is_some_and(|until| until <= self.now.since_start);
+        if due {
+            self.engine_gone(&uuid, "its connection ended, or it was silent for longer than its lease");
+        }
+    }
+
+    /// Pings `ipengine`s, and sends those away that have been silent for too long.
+    pub(super) fn beat_hearts(&mut self) {
+        if self.engines.iter().any(|(_, e)| !e.native) || !self.incoming.is_empty() {
+            let payload = Bytes::from(format!("{:.6}", self.now.since_start.as_secs_f64()));
+            self.effects.push(Effect::Ping { payload });
+        }
+        let patience = Self::period(self.config.heartbeat_ms) * 3;
+        let lease = Self::period(self.config.lease_ms).saturating_sub(patience);
+        let silent: Vec<EngineUuid> = self
+            .engines
+            .iter()
+            .filter(|(_, e)| e.is_here() && self.now.since_start.saturating_sub(e.heard) > patience)
+            .map(|(uuid, _)| uuid.clone())
+            .collect();
+        for uuid in silent {
+            self.send_away(&uuid, lease);
+        }
+    }
+
+    pub(super) fn engine_gone(&mut self, uuid: &EngineUuid, reason: &str) {
+        let Some(engine) = self.engines.get(uuid) else { return };
+        let (id, tasks) = (engine.id, engine.tasks.iter().map(|(t, r)| (*t, *r)).collect::<Vec<_>>());
+        tracing::info!(engine = %id, %uuid, reason, tasks = tasks.len(), "engine gone");
+        // No new tasks for it while its old ones are given away.
+        self.engines.change(uuid, |e| e.leaving = true);
+        self.tasks_lost(uuid, id, tasks, reason);
+        self.requests_of_gone(uuid);
+        self.engines.remove(uuid);
+        self.record(Change::EngineGone { id, uuid: uuid.clone(), at: self.now.unix, reason: reason.to_string() });
+        let content = hub::EngineNotification { id: id.0, uuid: uuid.to_string() };
+        let message = self.message(hub::UNREGISTRATION_NOTIFICATION, None, &content);
+        self.effects.push(Effect::Notify { message });
+        self.recheck_impossible();
+    }
+
+    // ---- ipengine
+
+    pub(super) fn registrant_said(&mut self, identity: Bytes, message: Message) {
+        match message.msg_type() {
+            hub::REGISTRATION => self.register_stock(identity, &message),
+            hub::UNREGISTRATION => {
+                if let Some(hub::Unregistration { id }) = parse(&message)
+                    && let Some(uuid) = self.engines.uuid_of(EngineId(id)).cloned()
+                {
+                    self.engine_gone(&uuid, "it unregistered");
+                }
+            }
+            other => {
+                let content = ErrorContent::new("KeyError", format!("'Bad Message Type: {other}'"));
+                let message = self.message("hub_error", Some(&message.header_json), &content);
+                self.effects.push(Effect::ToRegistrant { identity, message });
+            }
+        }
+    }
+
+    fn register_stock(&mut self, identity: Bytes, message: &Message) {
+        let Some(registration) = parse::<hub::Registration>(message) else { return };
+        let uuid = EngineUuid::from(registration.uuid.as_str());
+        let reply = if self.engines.get(&uuid).is_some() || self.incoming.contains_key(&uuid) {
+            let content = ErrorContent::new("KeyError", format!("\"uuid '{uuid}' in use\""));
+            self.message("registration_reply", Some(&message.header_json), &content)
+        } else {
+            let wish = registration.id.map(EngineId);
+            let taken = wish.is_some_and(|id| self.incoming.values().any(|i| *i == id));
+            let id = self.engines.choose_id(wish.filter(|_| !taken));
+            self.incoming.insert(uuid.clone(), id);
+            let patience = Self::period(self.config.registration_timeout_ms);
+            self.remind(patience, Due::Registration(uuid));
+            let content = serde_json::json!({
+                "id": id.0,
+                "status": "ok",
+                "hb_period": self.config.heartbeat_ms,
+                "connection_info": self.facts.engine_file,
+            });
+            self.message("registration_reply", Some(&message.header_json), &content)
+        };
+        self.effects.push(Effect::ToRegistrant { identity, message: reply });
+        let payload = Bytes::from_static(b"0");
+        self.effects.push(Effect::Ping { payload });
+    }
+
+    pub(super) fn registration_stalled(&mut self, uuid: EngineUuid) {
+        if self.incoming.remove(&uuid).is_some() {
+            tracing::warn!(%uuid, "an ipengine asked to register and never beat");
+        }
+    }
+
+    /// The first beat completes a registration.
+    pub(super) fn ponged(&mut self, uuid: EngineUuid) {
+        if let Some(id) = self.incoming.remove(&uuid) {
+            let facts = EngineFacts {
+                uuid,
+                host: String::new(),
+                pid: 0,
+                version: String::new(),
+                python: String::new(),
+                capabilities: vec!["apply".into()],
+            };
+            self.add_engine(id, facts);
+        } else {
+            self.heard_of(&uuid);
+        }
+    }
+}

@@ -1,0 +1,237 @@
+//! The controller's decisions, pure: an event and the time in, effects out. No socket, file, clock or random source is
+//! known here; the driver (`controller::driver`) acts.
+//!
+//! Parts: [`event`], [`effect`], [`engines`] (the table of engines), [`maps`] (unfinished maps), [`balanced`] (which engine gets what),
+//! [`finish`] (what results, losses and cancellations do to tasks), [`membership`] (engines come and go), [`clients`] (pcluster's own requests),
+//! [`hub`] (ipyparallel's hub requests), [`requests`] (ipyparallel's tasks), [`policy`] (its schemes), [`dependency`], [`restore`], [`transition`].
+mod balanced;
+mod clients;
+pub mod dependency;
+pub mod effect;
+pub mod engines;
+pub mod event;
+mod finish;
+mod hub;
+mod maps;
+mod membership;
+pub mod policy;
+mod requests;
+mod restore;
+pub mod transition;
+
+#[cfg(test)]
+mod tests;
+
+pub use effect::{Ask, ClientChannel, Effect, Query};
+pub use event::Event;
+
+use crate::model::change::Change;
+use crate::model::{EngineUuid, MapId, UnixTime};
+use crate::profile::config::ControllerConfig;
+use crate::wire::content::engine::Channel;
+use crate::wire::{Message, Session};
+use bytes::Bytes;
+use engines::Engines;
+use maps::Map;
+use requests::Requests;
+use serde::Serialize;
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BTreeSet, BinaryHeap, HashMap};
+use std::time::Duration;
+
+/// The time of an event: since the controller's start for periods, since 1970 for records.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Now {
+    pub since_start: Duration,
+    pub unix: UnixTime,
+}
+
+/// What the core must know of its own process.
+#[derive(Clone, Debug)]
+pub struct Facts {
+    pub cluster_id: String,
+    pub pid: u32,
+    pub host: String,
+    pub started: UnixTime,
+    /// Unique to this run of the controller; the stem of its message ids.
+    pub session: String,
+    /// What an `ipengine` is told beside its id: the engine connection file as JSON.
+    pub engine_file: serde_json::Value,
+    /// For schemes that choose at random.
+    pub seed: u64,
+}
+
+/// Something that is due at a time. What it is about may be gone by then.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Due {
+    /// Pings, silent engines, stuck queues.
+    Beat,
+    Lease(EngineUuid),
+    /// An `ipengine` that has not beaten yet.
+    Registration(EngineUuid),
+    /// Tasks that an engine was thought to hold when it came back, and did not name.
+    Unconfirmed(EngineUuid, Vec<(crate::model::TaskId, u32)>),
+    Watches(MapId),
+    RequestTimeout(String),
+    /// What an `ipengine` had when it left: late replies may still come.
+    Stranded(EngineUuid),
+}
+
+pub struct Core {
+    config: ControllerConfig,
+    facts: Facts,
+    session: Session,
+    engines: Engines,
+    /// `ipengine`s that have asked to register and not beaten yet.
+    incoming: HashMap<EngineUuid, crate::model::EngineId>,
+    maps: BTreeMap<MapId, Map>,
+    keys: HashMap<String, MapId>,
+    next_map: u32,
+    /// Maps with tasks that could be sent now.
+    runnable: BTreeSet<MapId>,
+    /// Finished maps: whether a task failed. One entry a map, not a task.
+    finished: HashMap<MapId, bool>,
+    requests: Requests,
+    timers: BinaryHeap<Reverse<(Duration, Due)>>,
+    dice: policy::Dice,
+    beats: u64,
+    finished_tasks: u64,
+    effects: Vec<Effect>,
+    now: Now,
+}
+
+impl Core {
+    pub fn new(config: ControllerConfig, facts: Facts, now: Now) -> Core {
+        let session = Session::new(b"", facts.session.clone(), "pcluster");
+        let mut core = Core {
+            config,
+            session,
+            engines: Engines::default(),
+            incoming: HashMap::new(),
+            maps: BTreeMap::new(),
+            keys: HashMap::new(),
+            next_map: 1,
+            runnable: BTreeSet::new(),
+            finished: HashMap::new(),
+            requests: Requests::default(),
+            timers: BinaryHeap::new(),
+            dice: policy::Dice::new(facts.seed),
+            facts,
+            beats: 0,
+            finished_tasks: 0,
+            effects: Vec::new(),
+            now,
+        };
+        core.remind(Duration::ZERO, Due::Beat);
+        core
+    }
+
+    /// The only way in. What is to be done is appended to `effects`.
+    pub fn handle(&mut self, now: Now, event: Event, effects: &mut Vec<Effect>) {
+        self.now = now;
+        std::mem::swap(&mut self.effects, effects);
+        match event {
+            Event::ClientSaid { channel: ClientChannel::Registration, message } => self.client_asked(message),
+            Event::ClientSaid { channel: ClientChannel::Mux, message } => self.mux_request(message),
+            Event::ClientSaid { channel: ClientChannel::Task, message } => self.task_request(message),
+            Event::ClientSaid { channel: ClientChannel::Broadcast, message } => self.broadcast_request(message),
+            Event::ClientSaid { channel: ClientChannel::Control, message } => self.control_request(message),
+            Event::EngineSaid { engine, native, channel, client, message } => self.engine_said(engine, native, channel, client, message),
+            Event::RegistrantSaid { identity, message } => self.registrant_said(identity, message),
+            Event::Ponged { engine } => self.ponged(engine),
+            Event::ConnectionEnded { engine } => self.connection_ended(engine),
+            Event::TimePassed => self.time_passed(),
+            Event::ResubmitFound { client, parent, request, selection, maps } => self.resubmit_found(client, parent, &request, selection, maps),
+            Event::RequestsFound { client, parent, request, found, missing } => self.requests_found(client, parent, &request, found, missing),
+            Event::StopAsked { engines } => self.stop(engines),
+        }
+        self.dispatch();
+        std::mem::swap(&mut self.effects, effects);
+    }
+
+    /// The engine whose id stands in an iopub topic, such as `engine.3.stdout`.
+    pub fn engine_of_topic(&self, topic: &[u8]) -> Option<EngineUuid> {
+        let id = std::str::from_utf8(topic).ok()?.strip_prefix("engine.")?.split('.').next()?;
+        self.engines.uuid_of(crate::model::EngineId(id.parse().ok()?)).cloned()
+    }
+
+    /// When [`Event::TimePassed`] is wanted next, counted from the start.
+    pub fn next_wake(&self) -> Option<Duration> {
+        self.timers.peek().map(|Reverse((at, _))| *at)
+    }
+
+    fn remind(&mut self, after: Duration, due: Due) {
+        self.timers.push(Reverse((self.now.since_start + after, due)));
+    }
+
+    fn time_passed(&mut self) {
+        while let Some(Reverse((at, _))) = self.timers.peek() {
+            if *at > self.now.since_start {
+                break;
+            }
+            let Some(Reverse((_, due))) = self.timers.pop() else { break };
+            match due {
+                Due::Beat => self.beat(),
+                Due::Lease(engine) => self.lease_over(engine),
+                Due::Registration(engine) => self.registration_stalled(engine),
+                Due::Unconfirmed(engine, tasks) => self.unconfirmed(engine, tasks),
+                Due::Watches(map) => self.answer_watches(map),
+                Due::RequestTimeout(msg_id) => self.request_timed_out(&msg_id),
+                Due::Stranded(engine) => self.stranded(engine),
+            }
+        }
+    }
+
+    fn record(&mut self, change: Change) {
+        self.effects.push(Effect::Record(change));
+    }
+
+    fn message<T: Serialize + ?Sized>(&mut self, msg_type: &str, parent: Option<&Bytes>, content: &T) -> Message {
+        let date = self.now.unix.to_iso();
+        self.session.message(&date, msg_type, parent, content)
+    }
+
+    /// Answers a request on the registration socket.
+    fn reply<T: Serialize + ?Sized>(&mut self, client: Bytes, msg_type: &str, parent: &Bytes, content: &T) {
+        let message = self.message(msg_type, Some(parent), content);
+        self.effects.push(Effect::ToClient { channel: ClientChannel::Registration, route: vec![client], message });
+    }
+
+    fn tell_engine<T: Serialize + ?Sized>(&mut self, engine: &EngineUuid, msg_type: &str, content: &T) {
+        let message = self.message(msg_type, None, content);
+        self.effects.push(Effect::ToEngine {
+            engine: engine.clone(),
+            native: true,
+            channel: Channel::Native,
+            client: Bytes::new(),
+            message,
+        });
+    }
+
+    fn period(ms: u64) -> Duration {
+        Duration::from_millis(ms)
+    }
+
+    /// Holds everything against everything; for tests and debug builds.
+    pub fn check(&self) {
+        self.engines.check();
+        for (id, map) in &self.maps {
+            map.check();
+            assert_eq!(self.runnable.contains(id), map.has_ready(), "map {id} in the list of runnable ones");
+            for (index, task) in &map.in_flight {
+                if let Some(engine) = self.engines.get(&task.engine) {
+                    assert_eq!(engine.tasks.get(&crate::model::TaskId::new(*id, *index)), Some(&task.run), "{id}.{index} is with its engine");
+                } else {
+                    panic!("{id}.{index} is with engine {}, which is gone", task.engine);
+                }
+            }
+        }
+        for (uuid, engine) in self.engines.iter() {
+            for (task, run) in &engine.tasks {
+                let in_flight = self.maps.get(&task.map).and_then(|m| m.in_flight.get(&task.index));
+                assert!(in_flight.is_some_and(|t| t.engine == *uuid && t.run == *run), "{task} of engine {uuid} is in flight");
+            }
+        }
+        self.requests.check(&self.engines);
+    }
+}

@@ -1,0 +1,636 @@
+//! Tasks of ipyparallel clients: `apply_request` and `execute_request` through the direct (`mux`), balanced (`task`) and
+//! broadcast schedulers. Their frames are passed on as they came; only header and metadata are looked at.
+use super::dependency::Dependency;
+use super::engines::Engines;
+use super::membership::STRANDED_GRACE;
+use super::{ClientChannel, Core, Due, Effect};
+use crate::model::change::{Change, Reply, Request, RequestOutput};
+use crate::model::definition::{MapDefinition, MapOptions, Work};
+use crate::model::task::TaskState;
+use crate::model::{EngineUuid, MapId, TaskId, UnixTime};
+use crate::wire::Message;
+use crate::wire::content::engine::Channel;
+use crate::wire::content::error::ErrorContent;
+use crate::wire::message::to_json;
+use bytes::Bytes;
+use serde_json::Value;
+use std::collections::{HashMap, HashSet, VecDeque};
+
+/// Outcomes kept for dependencies that are named later.
+const REMEMBERED: usize = 200_000;
+
+#[derive(Debug, Default)]
+pub(super) struct Requests {
+    open: HashMap<String, Open>,
+    /// Balanced, may run anywhere, in order.
+    ready: VecDeque<String>,
+    /// Balanced, bound to certain engines or waiting for others: looked at when something changes.
+    bound: VecDeque<String>,
+    recheck: bool,
+    /// Finished balanced tasks: well or not, and where.
+    outcomes: HashMap<String, (bool, Option<EngineUuid>)>,
+    outcome_order: VecDeque<String>,
+    /// Each client session is one submission.
+    sessions: HashMap<String, (MapId, u32)>,
+    broadcasts: HashMap<String, Coalescing>,
+    /// Requests of `ipengine`s that left; a late reply may still come.
+    stranded: HashMap<EngineUuid, Vec<String>>,
+}
+
+#[derive(Debug)]
+struct Open {
+    queue: Channel,
+    client: Bytes,
+    message: Message,
+    /// Where it is.
+    engine: Option<EngineUuid>,
+    after: Dependency,
+    follow: Dependency,
+    targets: HashSet<EngineUuid>,
+    blacklist: HashSet<EngineUuid>,
+    retries: u64,
+    /// The id of the broadcast that it is part of.
+    broadcast: Option<String>,
+}
+
+/// A broadcast whose replies are joined into one.
+#[derive(Debug)]
+struct Coalescing {
+    targets: Vec<Value>,
+    order: Vec<String>,
+    buffers: HashMap<String, Vec<Bytes>>,
+    error: Option<Message>,
+}
+
+impl Requests {
+    /// Tasks that are with no engine.
+    pub(super) fn queued(&self) -> usize {
+        self.ready.len() + self.bound.len()
+    }
+    pub(super) fn is_open(&self, msg_id: &str) -> bool {
+        self.open.contains_key(msg_id)
+    }
+    pub(super) fn is_open_map(&self, map: MapId) -> bool {
+        self.sessions.values().any(|(m, _)| *m == map)
+    }
+    /// Unfinished balanced tasks without an engine.
+    pub(super) fn unassigned(&self) -> impl Iterator<Item = &String> {
+        self.ready.iter().chain(self.bound.iter())
+    }
+    /// Of the given engine: direct ones and balanced ones.
+    pub(super) fn of_engine<'a>(&'a self, ids: impl Iterator<Item = &'a String>) -> (Vec<&'a String>, Vec<&'a String>) {
+        ids.partition(|id| self.open.get(*id).is_some_and(|o| o.queue != Channel::Task))
+    }
+    pub(super) fn restore_session(&mut self, session: String, map: MapId, next: u32) {
+        self.sessions.insert(session, (map, next));
+    }
+
+    fn outcome(&self, id: &str) -> Option<bool> {
+        self.outcomes.get(id).map(|(ok, _)| *ok)
+    }
+
+    fn remember(&mut self, msg_id: &str, ok: bool, engine: Option<EngineUuid>) {
+        if self.outcomes.insert(msg_id.to_string(), (ok, engine)).is_none() {
+            self.outcome_order.push_back(msg_id.to_string());
+        }
+        if self.outcome_order.len() > REMEMBERED
+            && let Some(old) = self.outcome_order.pop_front()
+        {
+            self.outcomes.remove(&old);
+        }
+    }
+
+    pub(super) fn check(&self, engines: &Engines) {
+        for (id, open) in &self.open {
+            if let Some(engine) = open.engine.as_ref().and_then(|uuid| engines.get(uuid)) {
+                assert!(engine.requests.contains(id), "{id} is with its engine");
+            }
+        }
+        for id in self.unassigned() {
+            assert!(self.open.get(id).is_some_and(|o| o.engine.is_none()), "{id} is queued and with no engine");
+        }
+    }
+}
+
+fn is_task(message: &Message) -> bool {
+    matches!(message.msg_type(), "apply_request" | "execute_request")
+}
+
+fn date_of(message: &Message, otherwise: UnixTime) -> UnixTime {
+    UnixTime::from_iso(&message.header.date).unwrap_or(otherwise)
+}
+
+impl Core {
+    /// Records a request, and keeps it until its reply.
+    fn open_request(&mut self, queue: Channel, client: Bytes, message: Message, engine: Option<EngineUuid>, broadcast: Option<String>) {
+        let metadata: Value = message.metadata().unwrap_or_default();
+        let session = message.header.session.clone();
+        let known = self.requests.sessions.get(&session).copied();
+        let (map, index) = match known {
+            Some(place) => place,
+            None => {
+                let map = MapId(self.next_map);
+                self.next_map += 1;
+                let options = MapOptions { name: Some(format!("ipyparallel client {}", message.header.username)), ..MapOptions::default() };
+                let definition = Box::new(MapDefinition { work: Work::Client, options });
+                let submitted = self.now.unix;
+                self.record(Change::MapAdded { map, definition, client: session.clone(), submitted });
+                (map, 0)
+            }
+        };
+        self.requests.sessions.insert(session.clone(), (map, index + 1));
+        let queue_name = match queue {
+            Channel::Mux => "mux",
+            Channel::Broadcast => "broadcast",
+            _ => "task",
+        };
+        self.record(Change::RequestAdded {
+            task: TaskId::new(map, index),
+            request: Box::new(Request {
+                msg_id: message.header.msg_id.clone(),
+                queue: queue_name,
+                client: session,
+                header: message.header_json.clone(),
+                metadata: message.metadata_json.clone(),
+                content: message.content_json.clone(),
+                buffers: message.buffers.clone(),
+                engine: engine.clone(),
+                submitted: date_of(&message, self.now.unix),
+                label: metadata.get("label").and_then(Value::as_str).map(str::to_string),
+            }),
+        });
+        let targets = match (queue, metadata.get("targets")) {
+            (Channel::Task, Some(Value::Array(list))) => list.iter().filter_map(Value::as_str).map(EngineUuid::from).collect(),
+            _ => HashSet::new(),
+        };
+        let open = Open {
+            queue,
+            client,
+            engine: None,
+            after: Dependency::from_json(metadata.get("after").unwrap_or(&Value::Null)),
+            follow: Dependency::from_json(metadata.get("follow").unwrap_or(&Value::Null)),
+            targets,
+            blacklist: HashSet::new(),
+            retries: metadata.get("retries").and_then(Value::as_u64).unwrap_or(0),
+            broadcast,
+            message,
+        };
+        let timeout = metadata.get("timeout").and_then(Value::as_f64).filter(|t| *t > 0.0 && t.is_finite());
+        let msg_id = open.message.header.msg_id.clone();
+        if let (Channel::Task, Some(timeout)) = (queue, timeout) {
+            let timeout = std::time::Duration::try_from_secs_f64(timeout).unwrap_or(std::time::Duration::MAX / 4);
+            self.remind(timeout.min(std::time::Duration::from_secs(1 << 31)), Due::RequestTimeout(msg_id.clone()));
+        }
+        self.requests.open.insert(msg_id.clone(), open);
+        if let Some(engine) = engine {
+            self.send_request(&msg_id, &engine);
+        }
+    }
+
+    fn send_request(&mut self, msg_id: &str, uuid: &EngineUuid) {
+        let Some(open) = self.requests.open.get_mut(msg_id) else { return };
+        open.engine = Some(uuid.clone());
+        let balanced = open.queue == Channel::Task;
+        let (channel, client, message) = (open.queue, open.client.clone(), open.message.clone());
+        let native = self.engines.change(uuid, |e| {
+            e.requests.insert(msg_id.to_string());
+            e.balanced_requests += u32::from(balanced);
+            e.native
+        });
+        let native = native.unwrap_or(false);
+        self.effects.push(Effect::ToEngine { engine: uuid.clone(), native, channel, client, message });
+    }
+
+    // ---- what clients send
+
+    pub(super) fn mux_request(&mut self, mut message: Message) {
+        let client = message.sender();
+        let Some(target) = message.identities.get(1).map(|t| EngineUuid::from(String::from_utf8_lossy(t).as_ref())) else {
+            tracing::warn!("a direct request names no engine");
+            return;
+        };
+        message.identities.clear();
+        let Some(native) = self.engines.get(&target).map(|e| e.native) else {
+            let content = ErrorContent::new("EngineError", format!("engine {target} is not registered: it has gone, or never was"));
+            return self.refuse(ClientChannel::Mux, client, &message, "apply_reply", &content);
+        };
+        if is_task(&message) {
+            self.open_request(Channel::Mux, client, message, Some(target), None);
+        } else {
+            self.effects.push(Effect::ToEngine { engine: target, native, channel: Channel::Mux, client, message });
+        }
+    }
+
+    pub(super) fn control_request(&mut self, mut message: Message) {
+        let client = message.sender();
+        let target = message.identities.get(1).map(|t| EngineUuid::from(String::from_utf8_lossy(t).as_ref()));
+        message.identities.clear();
+        match target.and_then(|uuid| self.engines.get(&uuid).map(|e| (uuid, e.native))) {
+            Some((engine, native)) => self.effects.push(Effect::ToEngine { engine, native, channel: Channel::Control, client, message }),
+            None => tracing::warn!(kind = message.msg_type(), "a control request for an engine that is not registered"),
+        }
+    }
+
+    pub(super) fn broadcast_request(&mut self, mut message: Message) {
+        let client = message.sender();
+        message.identities.clear();
+        let mut metadata: Value = message.metadata().unwrap_or_default();
+        let original = message.header.msg_id.clone();
+        let targets: Vec<Value> = metadata.get("targets").and_then(Value::as_array).cloned().unwrap_or_default();
+        let uuid_of = |t: &Value| t.as_str().or_else(|| t.get(0).and_then(Value::as_str)).map(str::to_string);
+        let uuids: Vec<String> = targets.iter().filter_map(uuid_of).collect();
+        let coalescing = metadata.get("is_coalescing").and_then(Value::as_bool).unwrap_or(false);
+        if let Some(object) = metadata.as_object_mut() {
+            object.insert("original_msg_id".into(), original.clone().into());
+            object.remove("targets");
+        }
+        message.metadata_json = to_json(&metadata);
+        if coalescing {
+            let order = uuids.iter().map(|u| format!("{original}_{u}")).collect();
+            self.requests.broadcasts.insert(original.clone(), Coalescing { targets, order, buffers: HashMap::new(), error: None });
+        }
+        for uuid in uuids {
+            let mut part = message.clone();
+            let mut header: Value = serde_json::from_slice(&part.header_json).unwrap_or_default();
+            let msg_id = format!("{original}_{uuid}");
+            if let Some(object) = header.as_object_mut() {
+                object.insert("msg_id".into(), msg_id.clone().into());
+            }
+            part.header_json = to_json(&header);
+            part.header.msg_id = msg_id;
+            let engine = EngineUuid::from(uuid.as_str());
+            if self.engines.get(&engine).is_some() {
+                self.open_request(Channel::Broadcast, client.clone(), part, Some(engine), Some(original.clone()));
+            } else {
+                let content = ErrorContent::new("EngineError", format!("engine {uuid} is not registered"));
+                self.refuse(ClientChannel::Broadcast, client.clone(), &part, "apply_reply", &content);
+            }
+        }
+    }
+
+    pub(super) fn task_request(&mut self, mut message: Message) {
+        let client = message.sender();
+        message.identities.clear();
+        let msg_id = message.header.msg_id.clone();
+        self.open_request(Channel::Task, client, message, None, None);
+        self.admit(&msg_id);
+    }
+
+    /// Puts a balanced task into the queue that fits it, or ends it when it can never run.
+    fn admit(&mut self, msg_id: &str) {
+        let requests = &mut self.requests;
+        let Some(open) = requests.open.get(msg_id) else { return };
+        let unknown = |id: &String| id == msg_id || !(requests.open.contains_key(id) || requests.outcomes.contains_key(id));
+        if open.after.ids.iter().chain(&open.follow.ids).any(unknown) {
+            return self.fail_request(msg_id, "InvalidDependency", "it depends on itself or on a task that is not known");
+        }
+        if open.after.is_empty() && open.follow.is_empty() && open.targets.is_empty() && open.blacklist.is_empty() {
+            requests.ready.push_back(msg_id.to_string());
+        } else {
+            requests.bound.push_back(msg_id.to_string());
+            requests.recheck = true;
+        }
+    }
+
+    /// Sends balanced tasks to engines that have room for them.
+    pub(super) fn dispatch_requests(&mut self) {
+        if std::mem::take(&mut self.requests.recheck) {
+            self.dispatch_bound();
+        }
+        while !self.requests.ready.is_empty() {
+            let Some(engine) = self.engine_with_room(&|_| true) else { break };
+            let Some(msg_id) = self.requests.ready.pop_front() else { break };
+            self.send_request(&msg_id, &engine);
+        }
+    }
+
+    fn dispatch_bound(&mut self) {
+        let mut failed: Vec<(String, &str)> = Vec::new();
+        let mut waiting = VecDeque::new();
+        for msg_id in std::mem::take(&mut self.requests.bound) {
+            let Some(open) = self.requests.open.get(&msg_id) else { continue };
+            let outcome = |id: &str| self.requests.outcome(id);
+            if open.after.is_unreachable(outcome) || open.follow.is_unreachable(outcome) {
+                failed.push((msg_id, "what it depends on did not end as it must"));
+                continue;
+            }
+            let targets_left = open.targets.iter().any(|t| !open.blacklist.contains(t) && self.engines.get(t).is_some());
+            if !open.targets.is_empty() && !targets_left {
+                failed.push((msg_id, "none of the engines that it may run on is left"));
+                continue;
+            }
+            let ran_at = |id: &String| self.requests.outcomes.get(id).and_then(|(_, engine)| engine.as_ref());
+            let places: HashSet<&EngineUuid> = open.follow.ids.iter().filter_map(ran_at).collect();
+            if open.follow.all && places.len() > 1 {
+                failed.push((msg_id, "it must follow tasks that ran on different engines"));
+                continue;
+            }
+            if !open.after.is_met(outcome) {
+                waiting.push_back(msg_id);
+                continue;
+            }
+            let follows = |uuid: &EngineUuid| {
+                open.follow.is_met(|id| self.requests.outcomes.get(id).filter(|(_, e)| e.as_ref() == Some(uuid)).map(|(ok, _)| *ok))
+            };
+            let may = |uuid: &EngineUuid| {
+                !open.blacklist.contains(uuid) && (open.targets.is_empty() || open.targets.contains(uuid)) && follows(uuid)
+            };
+            let fit: HashSet<EngineUuid> = self.engines.by_load().map(|(uuid, _)| uuid).filter(|uuid| may(uuid)).cloned().collect();
+            let engine = self.engine_with_room(&|uuid| fit.contains(uuid));
+            match engine {
+                Some(engine) => self.send_request(&msg_id, &engine),
+                None => waiting.push_back(msg_id),
+            }
+        }
+        waiting.append(&mut self.requests.bound);
+        self.requests.bound = waiting;
+        for (msg_id, why) in failed {
+            self.fail_request(&msg_id, "ImpossibleDependency", why);
+        }
+    }
+
+    /// After an engine left: tasks bound to it may have become impossible.
+    pub(super) fn recheck_impossible(&mut self) {
+        self.requests.recheck = true;
+    }
+
+    pub(super) fn request_timed_out(&mut self, msg_id: &str) {
+        if self.requests.open.get(msg_id).is_some_and(|o| o.engine.is_none()) {
+            self.fail_request(msg_id, "TaskTimeout", "it could not be run within its timeout");
+        }
+    }
+
+    /// Ends a request that no engine has with an error of ours.
+    fn fail_request(&mut self, msg_id: &str, ename: &str, why: &str) {
+        let Some(open) = self.requests.open.remove(msg_id) else { return };
+        self.requests.ready.retain(|id| id != msg_id);
+        self.requests.bound.retain(|id| id != msg_id);
+        if let Some(engine) = &open.engine {
+            self.forget_at_engine(msg_id, engine, open.queue == Channel::Task);
+        }
+        let content = ErrorContent::new(ename, why);
+        let mut reply = self.message(&reply_type(&open.message), Some(&open.message.header_json), &content);
+        if let Some(engine) = &open.engine {
+            reply.metadata_json = to_json(&serde_json::json!({"status": "error", "engine": engine.to_string()}));
+        }
+        self.record_reply(msg_id, &reply, open.engine.as_ref());
+        let channel = client_channel(open.queue);
+        self.effects.push(Effect::ToClient { channel, route: vec![open.client], message: reply });
+        self.settle(msg_id, false, open.engine);
+    }
+
+    fn refuse(&mut self, channel: ClientChannel, client: Bytes, request: &Message, _kind: &str, content: &ErrorContent) {
+        let reply = self.message(&reply_type(request), Some(&request.header_json), content);
+        self.effects.push(Effect::ToClient { channel, route: vec![client], message: reply });
+    }
+
+    /// What depends on it may run now, or never.
+    fn settle(&mut self, msg_id: &str, ok: bool, engine: Option<EngineUuid>) {
+        self.requests.remember(msg_id, ok, engine);
+        self.requests.recheck = !self.requests.bound.is_empty();
+    }
+
+    fn forget_at_engine(&mut self, msg_id: &str, engine: &EngineUuid, balanced: bool) {
+        self.engines.change(engine, |e| {
+            if e.requests.remove(msg_id) {
+                e.balanced_requests -= u32::from(balanced);
+                e.finished += 1;
+            }
+        });
+        self.requests.recheck = !self.requests.bound.is_empty();
+    }
+
+    // ---- what engines answer
+
+    pub(super) fn reply_of_engine(&mut self, engine: &EngineUuid, channel: Channel, client: Bytes, message: Message) {
+        let msg_id = message.parent().map(|p| p.msg_id).unwrap_or_default();
+        let uuid = Bytes::copy_from_slice(engine.0.as_bytes());
+        let known = self.requests.open.get(&msg_id).is_some_and(|o| o.engine.as_ref() == Some(engine));
+        if !known || channel == Channel::Control {
+            let route = vec![client, uuid];
+            self.effects.push(Effect::ToClient { channel: client_channel(channel), route, message });
+            return;
+        }
+        let metadata: Value = message.metadata().unwrap_or_default();
+        let content: Value = message.content().unwrap_or_default();
+        let status = content.get("status").and_then(Value::as_str).unwrap_or("error").to_string();
+        if channel == Channel::Task && self.try_elsewhere(&msg_id, engine, &metadata, &status) {
+            return;
+        }
+        let Some(open) = self.requests.open.remove(&msg_id) else { return };
+        self.forget_at_engine(&msg_id, engine, open.queue == Channel::Task);
+        self.record_reply(&msg_id, &message, Some(engine));
+        self.settle(&msg_id, status == "ok", Some(engine.clone()));
+        if let Some(original) = &open.broadcast {
+            return self.broadcast_reply(original, msg_id, open.client, message, &status);
+        }
+        let route = vec![open.client, uuid];
+        self.effects.push(Effect::ToClient { channel: client_channel(open.queue), route, message });
+    }
+
+    /// An unmet functional dependency, or a failure with retries left. True when it will run again.
+    fn try_elsewhere(&mut self, msg_id: &str, engine: &EngineUuid, metadata: &Value, status: &str) -> bool {
+        let met = metadata.get("dependencies_met").and_then(Value::as_bool).unwrap_or(true);
+        let Some(open) = self.requests.open.get_mut(msg_id) else { return false };
+        if met && (status == "ok" || status == "aborted" || open.retries == 0) {
+            return false;
+        }
+        if met {
+            open.retries -= 1;
+        }
+        open.blacklist.insert(engine.clone());
+        open.engine = None;
+        self.forget_at_engine(msg_id, engine, true);
+        let Some(open) = self.requests.open.get(msg_id) else { return true };
+        let everywhere = self.engines.iter().all(|(uuid, _)| open.blacklist.contains(uuid));
+        if everywhere && met {
+            // A failed task may be tried where it failed when there is nowhere else.
+            if let Some(open) = self.requests.open.get_mut(msg_id) {
+                open.blacklist.clear();
+            }
+        } else if everywhere || (!open.targets.is_empty() && open.targets.is_subset(&open.blacklist)) {
+            self.fail_request(msg_id, "ImpossibleDependency", "no engine meets what it needs");
+            return true;
+        }
+        self.admit(msg_id);
+        true
+    }
+
+    fn broadcast_reply(&mut self, original: &str, msg_id: String, client: Bytes, message: Message, status: &str) {
+        let channel = ClientChannel::Broadcast;
+        let Some(joined) = self.requests.broadcasts.get_mut(original) else {
+            self.effects.push(Effect::ToClient { channel, route: vec![client], message });
+            return;
+        };
+        joined.buffers.insert(msg_id, message.buffers.clone());
+        if status != "ok" && joined.error.is_none() {
+            joined.error = Some(message.clone());
+        }
+        if joined.buffers.len() < joined.order.len() {
+            return;
+        }
+        let Some(mut joined) = self.requests.broadcasts.remove(original) else { return };
+        let mut reply = joined.error.take().unwrap_or(message);
+        let mut metadata: Value = reply.metadata().unwrap_or_default();
+        if let Some(object) = metadata.as_object_mut() {
+            object.insert("broadcast_targets".into(), joined.targets.into());
+            object.insert("is_coalescing".into(), true.into());
+            object.insert("is_broadcast".into(), true.into());
+            object.insert("original_msg_id".into(), original.into());
+        }
+        reply.metadata_json = to_json(&metadata);
+        reply.buffers = joined.order.iter().flat_map(|id| joined.buffers.remove(id).unwrap_or_default()).collect();
+        self.effects.push(Effect::ToClient { channel, route: vec![client], message: reply });
+    }
+
+    fn record_reply(&mut self, msg_id: &str, reply: &Message, engine: Option<&EngineUuid>) {
+        let metadata: Value = reply.metadata().unwrap_or_default();
+        let content: Value = reply.content().unwrap_or_default();
+        let status = match content.get("status").and_then(Value::as_str) {
+            Some("ok") => TaskState::Ok,
+            Some("aborted") => TaskState::Aborted,
+            _ => match content.get("ename").and_then(Value::as_str) {
+                Some("TaskTimeout") => TaskState::Timeout,
+                Some("EngineError") => TaskState::Lost,
+                Some("ImpossibleDependency" | "InvalidDependency") => TaskState::Aborted,
+                _ => TaskState::Error,
+            },
+        };
+        let engine = engine.and_then(|uuid| Some((self.engines.get(uuid)?.id, uuid.clone())));
+        let started = metadata.get("started").and_then(Value::as_str).and_then(UnixTime::from_iso);
+        self.finished_tasks += 1;
+        self.record(Change::RequestFinished {
+            msg_id: msg_id.to_string(),
+            reply: Box::new(Reply {
+                status,
+                engine,
+                header: reply.header_json.clone(),
+                metadata: reply.metadata_json.clone(),
+                content: reply.content_json.clone(),
+                buffers: reply.buffers.clone(),
+                started,
+                completed: date_of(reply, self.now.unix),
+            }),
+        });
+    }
+
+    /// The engine will not answer. Direct requests are settled by the client itself when it hears that the engine is gone.
+    pub(super) fn requests_of_gone(&mut self, uuid: &EngineUuid) {
+        let Some(engine) = self.engines.get(uuid) else { return };
+        let ids: Vec<String> = engine.requests.iter().cloned().collect();
+        if ids.is_empty() {
+            return;
+        }
+        // ipyparallel's client, too, waits before it gives up: a reply may be on its way.
+        self.requests.stranded.insert(uuid.clone(), ids.clone());
+        self.remind(STRANDED_GRACE, Due::Stranded(uuid.clone()));
+        for id in ids {
+            let balanced = self.requests.open.get(&id).is_some_and(|o| o.queue == Channel::Task);
+            self.engines.change(uuid, |e| {
+                e.requests.remove(&id);
+                e.balanced_requests -= u32::from(balanced);
+            });
+        }
+    }
+
+    pub(super) fn stranded(&mut self, uuid: EngineUuid) {
+        for msg_id in self.requests.stranded.remove(&uuid).unwrap_or_default() {
+            let Some(open) = self.requests.open.get_mut(&msg_id) else { continue };
+            if open.engine.as_ref() != Some(&uuid) {
+                continue;
+            }
+            if open.queue == Channel::Task && open.retries > 0 {
+                open.retries -= 1;
+                open.engine = None;
+                self.admit(&msg_id);
+                continue;
+            }
+            let why = format!("Engine {uuid} died while running task {msg_id}");
+            if open.queue == Channel::Task {
+                self.fail_request(&msg_id, "EngineError", &why);
+            } else if let Some(open) = self.requests.open.remove(&msg_id) {
+                let content = ErrorContent::new("EngineError", why);
+                let reply = self.message(&reply_type(&open.message), Some(&open.message.header_json), &content);
+                self.record_reply(&msg_id, &reply, None);
+                if let Some(original) = &open.broadcast {
+                    self.broadcast_reply(original, msg_id, open.client, reply, "error");
+                }
+            }
+        }
+    }
+
+    // ---- output
+
+    pub(super) fn iopub(&mut self, engine: &EngineUuid, topic: Bytes, message: Message) {
+        if message.msg_type() == "shutdown_reply" {
+            return self.engine_gone(engine, "it was shut down");
+        }
+        if let Some(parent) = message.parent()
+            && let Some(output) = output_of(&message)
+        {
+            self.record(Change::RequestOutput { msg_id: parent.msg_id, output });
+        }
+        self.effects.push(Effect::Iopub { topic, message });
+    }
+
+    pub(super) fn shut_down_stock(&mut self, engine: &EngineUuid) {
+        let message = self.message("shutdown_request", None, &serde_json::json!({"restart": false}));
+        self.effects.push(Effect::ToEngine {
+            engine: engine.clone(),
+            native: false,
+            channel: Channel::Control,
+            client: Bytes::from_static(b"pcluster"),
+            message,
+        });
+    }
+
+    /// A finished request is to run again, under a new id (ipyparallel's `resubmit_request`).
+    pub(super) fn resubmit_request(&mut self, client: Bytes, found: super::event::FoundRequest) -> String {
+        let msg_id = self.session.next_id();
+        let mut header: Value = serde_json::from_slice(&found.header).unwrap_or_default();
+        if let Some(object) = header.as_object_mut() {
+            object.insert("msg_id".into(), msg_id.clone().into());
+            object.insert("date".into(), self.now.unix.to_iso().into());
+        }
+        let header_json = to_json(&header);
+        let message = Message {
+            identities: vec![client],
+            header: serde_json::from_slice(&header_json).unwrap_or_default(),
+            header_json,
+            parent_json: crate::wire::message::EMPTY,
+            metadata_json: found.metadata,
+            content_json: found.content,
+            buffers: found.buffers,
+        };
+        self.task_request(message);
+        msg_id
+    }
+}
+
+fn output_of(message: &Message) -> Option<RequestOutput> {
+    let content: Value = message.content().ok()?;
+    let json = |kind: &'static str| Some(RequestOutput::Json { kind, content: message.content_json.clone() });
+    match message.msg_type() {
+        "stream" => Some(RequestOutput::Stream {
+            stderr: content.get("name").and_then(Value::as_str) == Some("stderr"),
+            text: content.get("text").and_then(Value::as_str)?.to_string(),
+        }),
+        "execute_input" => Some(RequestOutput::Json { kind: "execute_input", content: to_json(content.get("code")?) }),
+        "execute_result" => json("execute_result"),
+        "error" => json("error"),
+        _ => None,
+    }
+}
+
+fn reply_type(request: &Message) -> String {
+    crate::wire::content::client::reply_type(request.msg_type())
+}
+
+fn client_channel(channel: Channel) -> ClientChannel {
+    match channel {
+        Channel::Mux => ClientChannel::Mux,
+        Channel::Broadcast => ClientChannel::Broadcast,
+        Channel::Control => ClientChannel::Control,
+        _ => ClientChannel::Task,
+    }
+}

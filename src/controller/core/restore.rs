@@ -1,0 +1,108 @@
+//! A controller that starts again takes up what the records hold: tasks that were with an engine stay with it until
+//! the engine comes back or its lease is over.
+use super::event::{FoundTask, Restored};
+use super::maps::{InFlight, Map, Returned, Tries};
+use super::{Core, Due};
+use crate::model::change::Change;
+use crate::model::task::TaskState;
+use crate::model::{EngineUuid, TaskId};
+use std::collections::HashMap;
+
+impl Core {
+    /// To be called once, before the first event.
+    pub fn restore(&mut self, now: super::Now, restored: Restored, effects: &mut Vec<super::Effect>) {
+        self.now = now;
+        std::mem::swap(&mut self.effects, effects);
+        self.take_up(restored);
+        std::mem::swap(&mut self.effects, effects);
+    }
+
+    fn take_up(&mut self, restored: Restored) {
+        self.next_map = restored.next_map.max(1);
+        self.engines.next_id = restored.next_engine;
+        let lease = Self::period(self.config.lease_ms);
+        let mut uuids: HashMap<crate::model::EngineId, EngineUuid> = HashMap::new();
+        for (id, facts, registered) in restored.engines {
+            let uuid = facts.uuid.clone();
+            uuids.insert(id, uuid.clone());
+            self.engines.add(id, facts, registered, self.now.since_start);
+            let until = self.now.since_start + lease;
+            self.engines.change(&uuid, |e| e.away_until = Some(until));
+            self.remind(lease, Due::Lease(uuid));
+        }
+        for (id, uuid) in restored.departed {
+            let reason = "the controller ended".to_string();
+            self.record(Change::EngineGone { id, uuid, at: self.now.unix, reason });
+        }
+        self.finished.extend(restored.finished);
+        for (session, map, next) in restored.clients {
+            self.requests.restore_session(session, map, next);
+        }
+        for found in restored.maps {
+            let id = found.map;
+            let mut map = Map::new(found.definition, found.key.clone());
+            map.closed = found.closed;
+            map.counts = found.counts;
+            if let Some(targets) = &map.definition.options.targets {
+                map.targets = Some(self.restored_targets(targets));
+            }
+            let after = map.definition.options.after;
+            map.waiting_for = after.filter(|other| self.maps.contains_key(other) || self.finished.get(other) == Some(&true));
+            for task in found.tasks {
+                let task_id = TaskId::new(id, task.index);
+                if let Some(run) = place(&mut map, task_id, task, &uuids, &mut self.engines) {
+                    self.record(Change::TaskReturned { task: task_id, run, attempt: None });
+                }
+            }
+            self.keys.insert(found.key, id);
+            self.maps.insert(id, map);
+            self.note_runnable(id);
+            if self.maps.get(&id).is_some_and(|m| m.is_complete()) {
+                self.after_changes(id);
+            }
+        }
+    }
+
+    fn restored_targets(&self, targets: &crate::model::targets::Targets) -> Vec<EngineUuid> {
+        use crate::model::targets::Targets;
+        match targets {
+            Targets::All => self.engines.iter().filter(|(_, e)| e.native).map(|(uuid, _)| uuid.clone()).collect(),
+            Targets::Some(ids) => {
+                let unknown = || EngineUuid::from("gone");
+                ids.iter().map(|id| self.engines.uuid_of(*id).cloned().unwrap_or_else(unknown)).collect()
+            }
+        }
+    }
+}
+
+/// Puts a task where it was. A run number, when it must run again under that.
+fn place(
+    map: &mut Map,
+    id: TaskId,
+    task: FoundTask,
+    uuids: &HashMap<crate::model::EngineId, EngineUuid>,
+    engines: &mut super::engines::Engines,
+) -> Option<u32> {
+    let engine = task.engine.and_then(|e| uuids.get(&e));
+    let tries = Tries { errors: task.errors, crashes: task.crashes };
+    match (task.state, engine) {
+        (TaskState::Assigned | TaskState::Running, Some(engine)) => {
+            engines.change(engine, |e| e.tasks.insert(id, task.run));
+            let begun = task.state == TaskState::Running;
+            let in_flight = InFlight { engine: engine.clone(), run: task.run, input: task.input, begun, tries, cancelled: false };
+            map.in_flight.insert(id.index, in_flight);
+        }
+        (TaskState::Assigned | TaskState::Running, None) => {
+            // Its engine left without a word in the records: another run.
+            let engine = map.targets.as_ref().and_then(|t| t.get(id.index as usize).cloned());
+            let run = task.run + 1;
+            map.returned.insert(id.index, Returned { run, input: task.input, tries, engine });
+            return Some(run);
+        }
+        _ if task.run <= 1 => map.push_one(id.index, task.input),
+        _ => {
+            let engine = map.targets.as_ref().and_then(|t| t.get(id.index as usize).cloned());
+            map.returned.insert(id.index, Returned { run: task.run, input: task.input, tries, engine });
+        }
+    }    None
+}

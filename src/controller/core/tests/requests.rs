@@ -1,0 +1,186 @@
+//! ipyparallel's clients and engines.
+use super::super::effect::{ClientChannel, Effect};
+use super::super::event::Event;
+use super::world::*;
+use crate::model::EngineUuid;
+use crate::wire::Message;
+use crate::wire::content::engine::Channel;
+use crate::wire::message::to_json;
+use bytes::Bytes;
+use serde_json::{Value, json};
+use std::time::Duration;
+
+fn stock(w: &mut World, name: &str) {
+    let message = w.session.message("", "registration_request", None, &json!({"uuid": name}));
+    w.event(Event::RegistrantSaid { identity: Bytes::copy_from_slice(name.as_bytes()), message });
+    w.event(Event::Ponged { engine: name.into() });
+}
+
+fn request(w: &mut World, channel: ClientChannel, target: Option<&str>, metadata: Value) -> String {
+    let mut message = w.session.message("2026-11-20T00:00:00Z", "apply_request", None, &json!({}));
+    message.metadata_json = to_json(&metadata);
+    message.identities = vec![Bytes::from_static(b"client")];
+    message.identities.extend(target.map(|t| Bytes::copy_from_slice(t.as_bytes())));
+    let id = message.header.msg_id.clone();
+    w.event(Event::ClientSaid { channel, message });
+    id
+}
+
+/// Requests sent to engines since the last look: engine, id.
+fn sent(w: &mut World) -> Vec<(String, Message)> {
+    let effects = std::mem::take(&mut w.other);
+    effects
+        .into_iter()
+        .filter_map(|effect| match effect {
+            Effect::ToEngine { engine, channel: Channel::Mux | Channel::Task | Channel::Broadcast, message, .. } => {
+                Some((engine.to_string(), message))
+            }
+            _ => None,
+        })
+        .collect()
+}
+
+fn reply(w: &mut World, engine: &str, channel: Channel, request: &Message, content: Value, metadata: Value) {
+    let mut message = w.session.message("", "apply_reply", Some(&request.header_json), &content);
+    message.metadata_json = to_json(&metadata);
+    let engine = EngineUuid::from(engine);
+    w.event(Event::EngineSaid { engine, native: false, channel, client: Bytes::from_static(b"client"), message });
+}
+
+fn ok() -> Value {
+    json!({"status": "ok"})
+}
+
+#[test]
+fn an_ipengine_is_registered_by_its_first_beat() {
+    let mut w = World::new();
+    let message = w.session.message("", "registration_request", None, &json!({"uuid": "e"}));
+    w.event(Event::RegistrantSaid { identity: "e".into(), message });
+    assert!(!w.other.iter().any(|e| matches!(e, Effect::Notify { .. })));
+    w.event(Event::Ponged { engine: "e".into() });
+    assert!(w.other.iter().any(|e| matches!(e, Effect::Notify { message } if message.msg_type() == "registration_notification")));
+    w.ask("connection_request", &json!({}), vec![]);
+    assert_eq!(w.reply()["engines"], json!({"0": "e"}));
+}
+
+#[test]
+fn direct_requests_go_where_they_are_addressed_and_back() {
+    let mut w = World::new();
+    stock(&mut w, "e");
+    let id = request(&mut w, ClientChannel::Mux, Some("e"), json!({}));
+    let (engine, message) = sent(&mut w).remove(0);
+    assert_eq!((engine.as_str(), &message.header.msg_id), ("e", &id));
+    reply(&mut w, "e", Channel::Mux, &message, ok(), json!({}));
+    let (channel, route, _) = w.to_clients.last().unwrap();
+    assert_eq!((*channel, route.as_slice()), (ClientChannel::Mux, [Bytes::from("client"), Bytes::from("e")].as_slice()));
+    request(&mut w, ClientChannel::Mux, Some("nobody"), json!({}));
+    assert_eq!(w.reply()["ename"], "EngineError");
+}
+
+#[test]
+fn balanced_requests_keep_to_the_high_water_mark_and_to_targets() {
+    let mut w = World::new();
+    stock(&mut w, "e");
+    stock(&mut w, "f");
+    for _ in 0..2 {
+        request(&mut w, ClientChannel::Task, None, json!({}));
+    }
+    let bound = request(&mut w, ClientChannel::Task, None, json!({"targets": ["f"]}));
+    let first = sent(&mut w);
+    assert_eq!(first.len(), 2, "one each");
+    for (engine, message) in &first {
+        reply(&mut w, engine, Channel::Task, message, ok(), json!({"status": "ok"}));
+    }
+    let next = sent(&mut w);
+    assert_eq!(next.len(), 1);
+    assert_eq!((next[0].0.as_str(), &next[0].1.header.msg_id), ("f", &bound));
+}
+
+#[test]
+fn dependencies_hold_tasks_back_and_fail_them() {
+    let mut w = World::new();
+    stock(&mut w, "e");
+    let first = request(&mut w, ClientChannel::Task, None, json!({}));
+    let second = request(&mut w, ClientChannel::Task, None, json!({"after": {"dependencies": [first], "all": true, "success": true, "failure": false}}));
+    let third = request(&mut w, ClientChannel::Task, None, json!({"after": [second]}));
+    let message = sent(&mut w).remove(0).1;
+    reply(&mut w, "e", Channel::Task, &message, ok(), json!({"status": "ok"}));
+    let message = sent(&mut w).remove(0).1;
+    assert_eq!(message.header.msg_id, second);
+    reply(&mut w, "e", Channel::Task, &message, json!({"status": "error", "ename": "X", "evalue": ""}), json!({"status": "error"}));
+    assert_eq!(w.reply()["ename"], "ImpossibleDependency");
+    assert_eq!(w.to_clients.last().unwrap().2.parent().unwrap().msg_id, third);
+    request(&mut w, ClientChannel::Task, None, json!({"after": ["unknown"]}));
+    assert_eq!(w.reply()["ename"], "InvalidDependency");
+}
+
+#[test]
+fn unmet_functional_dependencies_go_to_another_engine() {
+    let mut w = World::new();
+    stock(&mut w, "e");
+    stock(&mut w, "f");
+    request(&mut w, ClientChannel::Task, None, json!({}));
+    let unmet = json!({"dependencies_met": false, "status": "error"});
+    let (engine, message) = sent(&mut w).remove(0);
+    reply(&mut w, &engine, Channel::Task, &message, json!({"status": "error", "ename": "UnmetDependency", "evalue": ""}), unmet.clone());
+    let (other, message) = sent(&mut w).remove(0);
+    assert_ne!(engine, other);
+    reply(&mut w, &other, Channel::Task, &message, json!({"status": "error", "ename": "UnmetDependency", "evalue": ""}), unmet);
+    assert_eq!(w.reply()["ename"], "ImpossibleDependency");
+}
+
+#[test]
+fn a_request_whose_engine_dies_ends_with_engine_error() {
+    let mut w = World::new();
+    stock(&mut w, "e");
+    request(&mut w, ClientChannel::Task, None, json!({}));
+    w.event(Event::ConnectionEnded { engine: "e".into() });
+    w.pass(Duration::from_secs(8));
+    assert_eq!(w.reply()["ename"], "EngineError");
+}
+
+#[test]
+fn a_coalescing_broadcast_answers_once_in_the_order_of_its_targets() {
+    let mut w = World::new();
+    stock(&mut w, "e");
+    stock(&mut w, "f");
+    let metadata = json!({"targets": [["e", 0], ["f", 1]], "is_coalescing": true, "is_broadcast": true});
+    let original = request(&mut w, ClientChannel::Broadcast, None, metadata);
+    let parts = sent(&mut w);
+    assert_eq!(parts.len(), 2);
+    let before = w.to_clients.len();
+    for (engine, message) in parts.iter().rev() {
+        let mut reply = w.session.message("", "apply_reply", Some(&message.header_json), &ok());
+        reply.metadata_json = to_json(&json!({"original_msg_id": original, "is_coalescing": true, "is_broadcast": true}));
+        reply.buffers = vec![Bytes::from(engine.clone())];
+        w.event(Event::EngineSaid {
+            engine: engine.as_str().into(),
+            native: false,
+            channel: Channel::Broadcast,
+            client: Bytes::from_static(b"client"),
+            message: reply,
+        });
+    }
+    assert_eq!(w.to_clients.len(), before + 1);
+    let joined = &w.to_clients.last().unwrap().2;
+    assert_eq!(joined.buffers, ["e", "f"]);
+    let metadata: Value = joined.metadata().unwrap();
+    assert_eq!(metadata["broadcast_targets"], json!([["e", 0], ["f", 1]]));
+    assert_eq!(metadata["original_msg_id"], original);
+}
+
+#[test]
+fn queue_status_counts_what_waits_and_what_runs() {
+    let mut w = World::new();
+    stock(&mut w, "e");
+    for _ in 0..3 {
+        request(&mut w, ClientChannel::Task, None, json!({}));
+    }
+    w.ask("queue_request", &json!({"targets": null}), vec![]);
+    assert_eq!(w.reply()["0"], json!({"queue": 0, "completed": 0, "tasks": 1}));
+    assert_eq!(w.reply()["unassigned"], 2);
+    w.ask("queue_request", &json!({"targets": [5]}), vec![]);
+    assert_eq!(w.reply()["ename"], "IndexError");
+    w.ask("nonsense_request", &json!({}), vec![]);
+    assert_eq!(w.to_clients.last().unwrap().2.msg_type(), "hub_error");
+}

@@ -1,0 +1,253 @@
+//! pcluster's own tasks, one decision a test.
+use super::world::*;
+use crate::model::definition::MapOptions;
+use crate::model::targets::Targets;
+use crate::model::task::TaskState;
+use crate::model::{MapId, TaskId};
+use crate::wire::content::client as say;
+use crate::wire::content::engine as tell;
+use std::time::Duration;
+
+#[test]
+fn a_map_runs_in_order_over_its_engines() {
+    let mut w = World::new();
+    w.register("a");
+    w.register("b");
+    let map = w.submit(10, MapOptions::default());
+    assert_eq!(w.engines["a"].queue.len() + w.engines["b"].queue.len(), 4, "two each until durations are known");
+    for _ in 0..10 {
+        for name in ["a", "b"] {
+            let outcome = w.ok();
+            w.finish_one(name, outcome);
+        }
+    }
+    w.assert_all_done();
+    assert_eq!(w.ledger.completed, [map]);
+    assert_eq!(w.engines["a"].definitions, [map], "the definition travels once");
+}
+
+#[test]
+fn long_tasks_are_not_queued_behind_each_other() {
+    let mut w = World::new();
+    w.register("a");
+    w.submit(10, MapOptions::default());
+    w.pass(Duration::from_secs(5));
+    let mut outcome = w.ok();
+    outcome.started.0 -= 5.0;
+    w.finish_one("a", outcome);
+    assert_eq!(w.engines["a"].queue.len(), 1);
+}
+
+#[test]
+fn short_tasks_travel_in_batches() {
+    let mut w = World::new();
+    w.register("a");
+    w.submit(5000, MapOptions::default());
+    for _ in 0..3 {
+        let outcome = w.ok();
+        w.finish_one("a", outcome);
+    }
+    let most = w.engines["a"].queue.len();
+    assert!((500..=1000).contains(&most), "{most}");
+}
+
+#[test]
+fn inputs_may_come_twice_and_not_with_gaps() {
+    let mut w = World::new();
+    let map = w.open_map(MapOptions::default());
+    w.inputs(map, 0, 3, false);
+    w.inputs(map, 0, 5, false);
+    assert_eq!(w.reply()["total"], 5);
+    w.inputs(map, 7, 1, false);
+    assert_eq!(w.reply()["ename"], "InputsMissing");
+    w.inputs(map, 5, 0, true);
+    w.register("a");
+    for _ in 0..5 {
+        let outcome = w.ok();
+        w.finish_one("a", outcome);
+    }
+    w.assert_all_done();
+    assert_eq!(w.ledger.tasks.len(), 5);
+}
+
+#[test]
+fn errors_and_crashes_have_budgets_of_their_own() {
+    let mut w = World::new();
+    w.register("a");
+    let map = w.submit(1, MapOptions { retries: 1, max_crashes: 2, ..MapOptions::default() });
+    let crash = w.crashed();
+    let error = w.failed(TaskState::Error);
+    for outcome in [crash.clone(), error.clone(), crash.clone()] {
+        w.finish_one("a", outcome);
+        assert_eq!(w.state(map, 0), TaskState::Assigned);
+    }
+    w.finish_one("a", crash);
+    assert_eq!(w.state(map, 0), TaskState::Lost);
+    let map = w.submit(1, MapOptions { retries: 1, ..MapOptions::default() });
+    w.finish_one("a", error.clone());
+    w.finish_one("a", error);
+    assert_eq!(w.state(map, 0), TaskState::Error);
+}
+
+#[test]
+fn tasks_of_an_engine_that_goes_move_and_its_late_results_are_passed_over() {
+    let mut w = World::new();
+    w.register("a");
+    let map = w.submit(2, MapOptions::default());
+    let held = w.engines["a"].queue.clone();
+    w.event(super::super::Event::ConnectionEnded { engine: "a".into() });
+    w.register("b");
+    assert_eq!(w.engines["b"].queue.len(), 0, "it may come back");
+    for _ in 0..3 {
+        w.pass(Duration::from_secs(2));
+        w.engine_says("b", tell::HEARTBEAT, &tell::Heartbeat {});
+    }
+    assert_eq!(w.engines["b"].queue.len(), 2);
+    assert!(w.engines["b"].queue.iter().all(|t| t.run == 2));
+    // The first one comes back all the same: it is a new engine, and what it held is to be dropped.
+    w.register("a");
+    let results = tell::Results {
+        sequence: 1,
+        results: held.iter().map(|h| tell::TaskResult { map: h.map, index: h.index, run: h.run, outcome: w.ok() }).collect(),
+    };
+    w.engine_says("a", tell::RESULTS, &results);
+    assert_eq!(w.state(map, 0), TaskState::Assigned, "a result of an old run is passed over");
+    for _ in 0..2 {
+        let outcome = w.ok();
+        w.finish_one("b", outcome);
+    }
+    w.assert_all_done();
+}
+
+#[test]
+fn an_engine_that_returns_in_time_keeps_its_tasks() {
+    let mut w = World::new();
+    w.register("a");
+    w.register("b");
+    let map = w.submit(2, MapOptions::default());
+    w.event(super::super::Event::ConnectionEnded { engine: "a".into() });
+    w.pass(Duration::from_secs(2));
+    w.register("a");
+    w.engine_says("b", tell::HEARTBEAT, &tell::Heartbeat {});
+    w.pass(Duration::from_secs(2));
+    for name in ["a", "b"] {
+        let outcome = w.ok();
+        while w.finish_one(name, outcome.clone()).is_some() {}
+    }
+    assert_eq!(w.ledger.tasks[&TaskId::new(map, 0)].1, 1, "its first run counts");
+    w.assert_all_done();
+}
+
+#[test]
+fn a_task_that_an_engine_forgot_runs_again() {
+    let mut w = World::new();
+    w.register("a");
+    let map = w.submit(1, MapOptions::default());
+    w.engines.get_mut("a").unwrap().queue.clear();
+    w.register("a");
+    assert_eq!(w.state(map, 0), TaskState::Assigned, "its result may be on the way");
+    for _ in 0..7 {
+        w.engine_says("a", tell::HEARTBEAT, &tell::Heartbeat {});
+        w.pass(Duration::from_secs(1));
+    }
+    assert_eq!(w.engines["a"].queue.len(), 1);
+    assert_eq!(w.engines["a"].queue[0].run, 2);
+}
+
+#[test]
+fn a_silent_engine_keeps_its_tasks_for_its_lease() {
+    let mut w = World::new();
+    w.register("a");
+    let map = w.submit(1, MapOptions::default());
+    w.pass(Duration::from_secs(9));
+    assert_eq!(w.state(map, 0), TaskState::Assigned);
+    w.pass(Duration::from_secs(3));
+    assert_eq!(w.state(map, 0), TaskState::Ready);
+}
+
+#[test]
+fn unbegun_tasks_are_taken_back_from_a_stuck_engine() {
+    let mut w = World::new();
+    w.register("a");
+    let map = w.submit(2, MapOptions::default());
+    assert_eq!(w.engines["a"].queue.len(), 2);
+    w.register("b");
+    for _ in 0..5 {
+        w.pass(Duration::from_millis(100));
+    }
+    assert_eq!(w.engines["a"].gave_back, 1);
+    let last = w.engines.get_mut("a").unwrap().queue.pop().unwrap();
+    w.engine_says("a", tell::RETURNED, &tell::Returned { tasks: vec![last] });
+    assert_eq!(w.engines["b"].queue, [tell::Held { map, index: last.index, run: 2 }]);
+}
+
+#[test]
+fn cancelled_tasks_end_wherever_they_are() {
+    let mut w = World::new();
+    w.register("a");
+    let map = w.submit(5, MapOptions { retries: 5, ..MapOptions::default() });
+    w.select(say::CANCEL, say::Selection { tasks: vec![TaskId::new(map, 4)], ..Default::default() });
+    assert_eq!(w.state(map, 4), TaskState::Aborted);
+    w.select(say::CANCEL, say::Selection { maps: vec![map], ..Default::default() });
+    assert_eq!(w.reply()["changed"], 4);
+    assert_eq!(w.state(map, 3), TaskState::Aborted);
+    let error = w.failed(TaskState::Error);
+    w.finish_one("a", error.clone());
+    w.finish_one("a", error);
+    w.assert_all_done();
+    assert_eq!(w.ledger.completed, [map]);
+}
+
+#[test]
+fn targeted_tasks_go_to_their_engines_and_nowhere_else() {
+    let mut w = World::new();
+    for name in ["a", "b", "c"] {
+        w.register(name);
+    }
+    let map = w.submit(2, MapOptions { targets: Some("0,2".parse().unwrap()), ..MapOptions::default() });
+    assert_eq!((w.engines["a"].queue.len(), w.engines["b"].queue.len(), w.engines["c"].queue.len()), (1, 0, 1));
+    w.event(super::super::Event::ConnectionEnded { engine: "c".into() });
+    w.pass(Duration::from_secs(6));
+    assert_eq!(w.state(map, 1), TaskState::Lost);
+    w.ask(
+        say::MAP,
+        &say::MapRequest {
+            key: "x".into(),
+            definition: crate::model::definition::MapDefinition {
+                work: crate::model::definition::Work::Push,
+                options: MapOptions { targets: Some(Targets::Some(vec![engine(7)])), ..MapOptions::default() },
+            },
+        },
+        vec![],
+    );
+    assert_eq!(w.reply()["ename"], "NoSuchEngine");
+}
+
+#[test]
+fn a_map_follows_another_and_not_a_failed_one() {
+    let mut w = World::new();
+    w.register("a");
+    let first = w.submit(1, MapOptions::default());
+    let second = w.submit(1, MapOptions { after: Some(first), ..MapOptions::default() });
+    assert_eq!(w.state(second, 0), TaskState::Waiting);
+    let outcome = w.ok();
+    w.finish_one("a", outcome);
+    assert_eq!(w.state(second, 0), TaskState::Assigned);
+    let third = w.submit(2, MapOptions { after: Some(second), ..MapOptions::default() });
+    let error = w.failed(TaskState::Error);
+    w.finish_one("a", error);
+    assert_eq!(w.state(third, 0), TaskState::Aborted);
+    assert!(w.ledger.completed.contains(&third));
+    w.ask(say::WATCH, &say::WatchRequest { map: MapId(99), from: 0, limit: 1, wait_ms: 0, done: None }, vec![]);
+    assert_eq!(w.reply()["ename"], "NoSuchMap");
+}
+
+#[test]
+fn another_version_is_refused_with_both_numbers() {
+    let mut w = World::new();
+    w.ask(say::HELLO, &say::Hello { protocol: 99, version: "9.9.9".into() }, vec![]);
+    let reply = w.reply();
+    assert_eq!(reply["ename"], "VersionMismatch");
+    let text = reply["evalue"].as_str().unwrap();
+    assert!(text.contains("9.9.9") && text.contains(crate::model::VERSION), "{text}");
+}

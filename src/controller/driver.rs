@@ -1,0 +1,368 @@
+//! The loop between the sockets, the records and the core.
+//!
+//! Effects of many events are gathered into a batch. A batch's changes are committed by the records' thread, and only then are
+//! its messages sent; meanwhile the next batch gathers. So commits are grouped under load, and nothing is told that is not on disk.
+use super::bootstrap::{self, Secrets};
+use super::core::{Core, Effect, Event, Facts, Now};
+use super::records::{Records, Word};
+use super::sockets::{Arrival, Ports, Sockets};
+use super::{ControllerError, ControllerSettings};
+use crate::connection::process;
+use crate::db::{Reader, Writer};
+use crate::model::change::Change;
+use crate::model::{EngineUuid, UnixTime};
+use crate::profile::config::Durability;
+use crate::transport::{Security, TransportError};
+use crate::wire::content::client::reply_type;
+use crate::wire::content::engine::Channel;
+use crate::wire::{Frames, Message, Session};
+use bytes::Bytes;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::mpsc;
+
+/// Events that one turn of the loop takes in.
+const TURN: usize = 256;
+
+pub(super) async fn run(settings: ControllerSettings) -> Result<(), ControllerError> {
+    raise_open_file_limit();
+    let (mut secrets, killed) = bootstrap::secrets(&settings)?;
+    let database = settings.profile.database_file(&settings.cluster_id);
+    let durability = match settings.config.durability {
+        Durability::Normal => crate::db::Durability::Normal,
+        Durability::Full => crate::db::Durability::Full,
+    };
+    let writer = Writer::open(&database, durability)?;
+    let reader = Reader::open(&database)?;
+    let restored = bootstrap::restored(&reader, killed)?;
+    let (sockets, arrivals) = listen(&settings, &mut secrets, killed).await?;
+    bootstrap::write_files(&settings, &secrets)?;
+    let (records, words) = Records::start(writer, reader).map_err(|e| ControllerError::Prepare { what: "the records".into(), why: e.to_string() })?;
+    let mut driver = Driver::new(&settings, &secrets, sockets, records);
+    driver.core.restore(driver.clock.now(), restored, &mut driver.effects);
+    tracing::info!(
+        profile = %settings.profile.path().display(),
+        ip = settings.config.ip,
+        port = secrets.ports.client.registration,
+        database = %database.display(),
+        "the controller serves"
+    );
+    let result = driver.serve(arrivals, words).await;
+    bootstrap::remove_files(&settings);
+    driver.sockets.close().await;
+    driver.records.close();
+    tracing::info!("the controller has ended");
+    result
+}
+
+/// On the ports of the run before, where that was killed and they are free.
+async fn listen(
+    settings: &ControllerSettings,
+    secrets: &mut Secrets,
+    killed: bool,
+) -> Result<(Sockets, mpsc::Receiver<Arrival>), ControllerError> {
+    let security = |pair| if settings.config.curve { Security::Server(pair) } else { Security::Plain };
+    let (client, engine) = (security(secrets.client_pair()), security(secrets.engine_pair()));
+    let ip = &settings.config.ip;
+    if let Some(text) = &settings.config.ports {
+        let ports = Ports::parse(text).map_err(|why| ControllerError::Prepare { what: format!("controller.ports = {text:?}"), why })?;
+        let listening = Sockets::listen(ip, &ports, &client, &engine).await?;
+        secrets.ports = ports;
+        return Ok(listening);
+    }
+    let listening = match Sockets::listen(ip, &secrets.ports, &client, &engine).await {
+        Err(error) if killed => {
+            tracing::warn!(%error, "the ports of the run before are taken; its engines and clients will not find this one");
+            Sockets::listen(ip, &Ports::default(), &client, &engine).await?
+        }
+        other => other?,
+    };
+    secrets.ports = listening.0.ports.clone();
+    Ok(listening)
+}
+
+struct Clock {
+    start: Instant,
+}
+
+impl Clock {
+    fn now(&self) -> Now {
+        Now { since_start: self.start.elapsed(), unix: unix_now() }
+    }
+}
+
+fn unix_now() -> UnixTime {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    UnixTime((since.as_secs_f64() * 1e6).round() / 1e6)
+}
+
+struct Driver {
+    clock: Clock,
+    core: Core,
+    sockets: Sockets,
+    records: Records,
+    /// Opens and seals what clients send and get, with their key; the other for engines.
+    client_session: Session,
+    engine_session: Session,
+    /// Makes the answers out of the records.
+    answers: Session,
+    /// Of events since the last batch.
+    effects: Vec<Effect>,
+    /// Messages of the batch that is being committed.
+    held: Vec<Effect>,
+    committing: bool,
+    stop_at: Option<Instant>,
+    bad_messages: u64,
+}
+
+impl Driver {
+    fn new(settings: &ControllerSettings, secrets: &Secrets, sockets: Sockets, records: Records) -> Driver {
+        let clock = Clock { start: Instant::now() };
+        let session = uuid::Uuid::new_v4().to_string();
+        let facts = Facts {
+            cluster_id: settings.cluster_id.clone(),
+            pid: std::process::id(),
+            host: process::host(),
+            started: unix_now(),
+            session: session.clone(),
+            engine_file: serde_json::to_value(bootstrap::engine_file(settings, secrets)).unwrap_or_default(),
+            seed: uuid::Uuid::new_v4().as_u64_pair().0,
+        };
+        Driver {
+            core: Core::new(settings.config.clone(), facts, clock.now()),
+            clock,
+            sockets,
+            records,
+            client_session: Session::new(secrets.client_key.as_bytes(), format!("{session}-c"), "pcluster"),
+            engine_session: Session::new(secrets.engine_key.as_bytes(), format!("{session}-e"), "pcluster"),
+            answers: Session::new(b"", format!("{session}-r"), "pcluster"),
+            effects: Vec::new(),
+            held: Vec::new(),
+            committing: false,
+            stop_at: None,
+            bad_messages: 0,
+        }
+    }
+
+    async fn serve(&mut self, mut arrivals: mpsc::Receiver<Arrival>, mut words: mpsc::UnboundedReceiver<Word>) -> Result<(), ControllerError> {
+        let failed = |e: std::io::Error| ControllerError::Prepare { what: "signal handling".into(), why: e.to_string() };
+        let mut terminate = signal(SignalKind::terminate()).map_err(failed)?;
+        let mut interrupt = signal(SignalKind::interrupt()).map_err(failed)?;
+        let mut arrived = Vec::with_capacity(TURN);
+        loop {
+            self.flush();
+            // Under load there is always something that has arrived; reminders are not to wait for a pause.
+            if self.core.next_wake().is_some_and(|at| at <= self.clock.start.elapsed()) {
+                self.handle(Event::TimePassed);
+                self.flush();
+            }
+            let wake = self.next_wake();
+            tokio::select! {
+                biased;
+                Some(word) = words.recv() => {
+                    self.hear(word);
+                    while let Ok(word) = words.try_recv() {
+                        self.hear(word);
+                    }
+                }
+                _ = terminate.recv() => self.handle(Event::StopAsked { engines: true }),
+                _ = interrupt.recv() => self.handle(Event::StopAsked { engines: true }),
+                count = arrivals.recv_many(&mut arrived, TURN), if self.effects.len() < TURN * 64 => {
+                    if count == 0 {
+                        return Ok(());
+                    }
+                    for arrival in arrived.drain(..) {
+                        self.take_in(arrival);
+                    }
+                }
+                _ = tokio::time::sleep(wake) => self.handle(Event::TimePassed),
+            }
+            if self.stop_at.is_some_and(|at| at <= Instant::now()) && !self.committing && self.effects.is_empty() {
+                return Ok(());
+            }
+        }
+    }
+
+    fn next_wake(&self) -> Duration {
+        let core = self.core.next_wake().unwrap_or(Duration::from_secs(60));
+        let wake = core.saturating_sub(self.clock.start.elapsed());
+        match self.stop_at {
+            Some(at) => wake.min(at.saturating_duration_since(Instant::now())),
+            None => wake,
+        }
+    }
+
+    fn handle(&mut self, event: Event) {
+        let now = self.clock.now();
+        self.core.handle(now, event, &mut self.effects);
+        #[cfg(debug_assertions)]
+        if std::env::var_os("PCLUSTER_CHECK").is_some() {
+            self.core.check();
+        }
+    }
+
+    /// Opens what came and gives it to the core. What cannot be opened is counted and dropped.
+    fn take_in(&mut self, arrival: Arrival) {
+        let event = match arrival {
+            Arrival::Client(channel, frames) => self.client_session.open(frames).map(|message| Some(Event::ClientSaid { channel, message })),
+            Arrival::Native(mut frames) => {
+                if frames.len() < 2 {
+                    return;
+                }
+                let (engine, channel) = (uuid_of(&frames[0]), Channel::from_frame(&frames[1]));
+                frames.drain(..2);
+                self.engine_session.open(frames).map(|message| said(engine, true, channel, message))
+            }
+            Arrival::Stock(Channel::Iopub, frames) => self.engine_session.open(frames).map(|message| {
+                // Only some of an `ipengine`'s messages name it in their metadata; all do in their topic.
+                let metadata: serde_json::Value = message.metadata().unwrap_or_default();
+                let named = metadata.get("engine").and_then(|e| e.as_str()).map(EngineUuid::from);
+                let engine = named.or_else(|| self.core.engine_of_topic(&message.sender()));
+                said(engine, false, Channel::Iopub, message)
+            }),
+            Arrival::Stock(channel, mut frames) => {
+                if frames.is_empty() {
+                    return;
+                }
+                let engine = uuid_of(&frames.remove(0));
+                self.engine_session.open(frames).map(|message| said(engine, false, channel, message))
+            }
+            Arrival::Registrant(frames) => self.engine_session.open(frames).map(|message| Some(Event::RegistrantSaid { identity: message.sender(), message })),
+            Arrival::Pong(frames) => Ok(frames.first().and_then(uuid_of).map(|engine| Event::Ponged { engine })),
+            Arrival::Gone(engine) => Ok(Some(Event::ConnectionEnded { engine })),
+        };
+        match event {
+            Ok(Some(event)) => self.handle(event),
+            Ok(None) => {}
+            Err(error) => {
+                self.bad_messages += 1;
+                if self.bad_messages.is_power_of_two() {
+                    tracing::warn!(%error, count = self.bad_messages, "a message was refused");
+                }
+            }
+        }
+    }
+
+    fn hear(&mut self, word: Word) {
+        match word {
+            Word::Committed => {
+                self.committing = false;
+                for effect in std::mem::take(&mut self.held) {
+                    self.carry_out(effect);
+                }
+            }
+            Word::Found(event) => self.handle(event),
+            Word::Answer { query, content, buffers } => {
+                let date = unix_now().to_iso();
+                let mut message = self.answers.message(&date, &reply_type(&query.request), Some(&query.parent), &());
+                message.content_json = content;
+                message.buffers = buffers;
+                let frames = self.client_session.seal(&[query.client], &message);
+                self.sent(self.sockets.to_client(super::core::ClientChannel::Registration, frames));
+            }
+        }
+    }
+
+    /// Starts the next batch when the one before is on disk.
+    fn flush(&mut self) {
+        if self.committing || self.effects.is_empty() {
+            return;
+        }
+        let mut changes: Vec<Change> = Vec::new();
+        for effect in self.effects.drain(..) {
+            match effect {
+                Effect::Record(change) => changes.push(change),
+                other => self.held.push(other),
+            }
+        }
+        if changes.is_empty() {
+            for effect in std::mem::take(&mut self.held) {
+                self.carry_out(effect);
+            }
+        } else {
+            self.committing = true;
+            self.records.write(changes);
+        }
+    }
+
+    fn carry_out(&mut self, effect: Effect) {
+        let result = match effect {
+            Effect::Record(_) => return,
+            Effect::ToClient { channel, route, message } => {
+                let frames = self.client_session.seal(&route, &message);
+                self.sockets.to_client(channel, frames)
+            }
+            Effect::ToEngine { engine, native, channel, client, message } => self.to_engine(engine, native, channel, client, &message),
+            Effect::ToRegistrant { identity, message } => {
+                let frames = self.engine_session.seal(&[identity], &message);
+                self.sockets.to_registrant(frames)
+            }
+            Effect::Notify { message } => {
+                let frames = self.client_session.seal(&[], &message);
+                self.sockets.notify(frames)
+            }
+            Effect::Iopub { topic, message } => {
+                let frames = self.client_session.seal(&[topic], &message);
+                self.sockets.publish_iopub(frames)
+            }
+            Effect::Ping { payload } => self.sockets.ping(payload),
+            Effect::Query(query) => {
+                self.records.ask(query);
+                Ok(())
+            }
+            Effect::Stop { after } => {
+                self.stop_at.get_or_insert(Instant::now() + after);
+                Ok(())
+            }
+        };
+        self.sent(result);
+    }
+
+    fn to_engine(&self, engine: EngineUuid, native: bool, channel: Channel, client: Bytes, message: &Message) -> Result<(), TransportError> {
+        let uuid = Bytes::copy_from_slice(engine.0.as_bytes());
+        if native {
+            let mut prefix = vec![uuid, Bytes::from_static(channel.frame())];
+            if channel != Channel::Native {
+                prefix.push(client);
+            }
+            let frames: Frames = self.engine_session.seal(&prefix, message);
+            self.sockets.to_native_engine(frames)
+        } else {
+            let frames = self.engine_session.seal(&[uuid, client], message);
+            self.sockets.to_stock_engine(channel, frames)
+        }
+    }
+
+    /// A peer that is gone is told of by its connection's end; what was for it is in the records.
+    fn sent(&self, result: Result<(), TransportError>) {
+        match result {
+            Ok(()) | Err(TransportError::NoPeer) => {}
+            Err(error) => tracing::warn!(%error, "a message could not be sent"),
+        }
+    }
+}
+
+fn uuid_of(frame: &Bytes) -> Option<EngineUuid> {
+    std::str::from_utf8(frame).ok().filter(|s| !s.is_empty()).map(EngineUuid::from)
+}
+
+fn said(engine: Option<EngineUuid>, native: bool, channel: impl Into<Option<Channel>>, message: Message) -> Option<Event> {
+    Some(said_by(engine?, native, channel.into()?, message))
+}
+
+fn said_by(engine: EngineUuid, native: bool, channel: Channel, mut message: Message) -> Event {
+    let client = message.sender();
+    message.identities.clear();
+    Event::EngineSaid { engine, native, channel, client, message }
+}
+
+/// A thousand engines need some thousand sockets.
+fn raise_open_file_limit() {
+    use nix::sys::resource::{Resource, getrlimit, setrlimit};
+    if let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE)
+        && soft < hard
+        && let Err(error) = setrlimit(Resource::RLIMIT_NOFILE, hard, hard)
+    {
+        tracing::debug!(%error, soft, hard, "the open-file limit stays");
+    }
+}

@@ -1,0 +1,295 @@
+//! The records, on two threads of their own: one writes batches of changes, one answers questions out of what is committed.
+use super::core::event::{FoundMap, FoundRequest, FoundTask};
+use super::core::{Ask, Event, Query};
+use crate::db::{DbError, Reader, RequestRecord, Writer};
+use crate::model::change::Change;
+use crate::model::definition::Work;
+use crate::model::query::{MapQuery, TaskQuery};
+use crate::model::task::{TaskRow, TaskState};
+use crate::model::{MapId, TaskId};
+use crate::wire::content::client::{self as say, Selection, ok};
+use crate::wire::content::error::ErrorContent;
+use crate::wire::message::to_json;
+use bytes::Bytes;
+use serde_json::{Map, Value, json};
+use std::collections::{BTreeMap, HashSet};
+use std::sync::mpsc as std_mpsc;
+use std::time::Duration;
+use tokio::sync::mpsc;
+
+/// Between two tries of a batch that could not be written.
+const RETRY: Duration = Duration::from_secs(1);
+
+pub(super) struct Records {
+    changes: Option<std_mpsc::Sender<Vec<Change>>>,
+    queries: Option<std_mpsc::Sender<Query>>,
+    threads: Vec<std::thread::JoinHandle<()>>,
+}
+
+/// What the threads say.
+pub(super) enum Word {
+    /// The batch is on disk.
+    Committed,
+    /// For a client.
+    Answer { query: Box<Query>, content: Bytes, buffers: Vec<Bytes> },
+    /// For the core.
+    Found(Event),
+}
+
+impl Records {
+    pub(super) fn start(writer: Writer, reader: Reader) -> std::io::Result<(Records, mpsc::UnboundedReceiver<Word>)> {
+        let (words, heard) = mpsc::unbounded_channel();
+        let (changes, to_write) = std_mpsc::channel();
+        let (queries, to_answer) = std_mpsc::channel();
+        let committed = words.clone();
+        let threads = vec![
+            std::thread::Builder::new().name("records-write".into()).spawn(move || write(writer, to_write, committed))?,
+            std::thread::Builder::new().name("records-read".into()).spawn(move || answer(reader, to_answer, words))?,
+        ];
+        Ok((Records { changes: Some(changes), queries: Some(queries), threads }, heard))
+    }
+
+    /// Answered with [`Word::Committed`].
+    pub(super) fn write(&self, batch: Vec<Change>) {
+        if let Some(changes) = &self.changes {
+            // The thread ends only after this sender.
+            let _ = changes.send(batch);
+        }
+    }
+
+    pub(super) fn ask(&self, query: Query) {
+        if let Some(queries) = &self.queries {
+            let _ = queries.send(query);
+        }
+    }
+
+    /// Waits until everything is written and the file is closed.
+    pub(super) fn close(mut self) {
+        self.changes = None;
+        self.queries = None;
+        for thread in self.threads.drain(..) {
+            let _ = thread.join();
+        }
+    }
+}
+
+fn write(mut writer: Writer, batches: std_mpsc::Receiver<Vec<Change>>, words: mpsc::UnboundedSender<Word>) {
+    while let Ok(batch) = batches.recv() {
+        // Nobody is told of what is not on disk, so a batch is tried until it is: a full disk may be emptied.
+        while let Err(error) = writer.apply(&batch) {
+            tracing::error!(%error, hint = error.hint(), "the records cannot be written; nothing goes on until they can");
+            std::thread::sleep(RETRY);
+            if words.is_closed() {
+                return;
+            }
+        }
+        if words.send(Word::Committed).is_err() {
+            return;
+        }
+    }
+    if let Err(error) = writer.close() {
+        tracing::warn!(%error, "the database was not closed in order");
+    }
+}
+
+fn answer(reader: Reader, queries: std_mpsc::Receiver<Query>, words: mpsc::UnboundedSender<Word>) {
+    while let Ok(query) = queries.recv() {
+        let word = match respond(&reader, &query) {
+            Ok(Response::Content(content, buffers)) => Word::Answer { query: Box::new(query), content, buffers },
+            Ok(Response::Event(event)) => Word::Found(event),
+            Err(error) => {
+                let mut content = ErrorContent::new("DatabaseError", error.to_string());
+                content.hint = error.hint();
+                Word::Answer { query: Box::new(query), content: to_json(&content), buffers: vec![] }
+            }
+        };
+        if words.send(word).is_err() {
+            return;
+        }
+    }
+}
+
+enum Response {
+    Content(Bytes, Vec<Bytes>),
+    Event(Event),
+}
+
+fn respond(reader: &Reader, query: &Query) -> Result<Response, DbError> {
+    let content = match &query.ask {
+        Ask::Watch { map, from, limit, complete, engines } => {
+            let row = reader.maps(&MapQuery { maps: vec![*map], ..MapQuery::default() })?.pop();
+            let results = if *limit > 0 { reader.finished_from(*map, *from, *limit)? } else { vec![] };
+            let counts = row.map(|r| r.counts).unwrap_or_default();
+            to_json(&say::WatchReply { status: ok(), counts, complete: *complete, engines: *engines, results })
+        }
+        Ask::Maps { maps, since, label, limit } => {
+            let query = MapQuery { maps: maps.clone(), since: *since, label: label.clone(), limit: *limit };
+            to_json(&say::MapsReply { status: ok(), maps: reader.maps(&query)? })
+        }
+        Ask::Tasks { query } => {
+            let (tasks, matching) = reader.tasks(query)?;
+            to_json(&say::TasksReply { status: ok(), tasks, matching })
+        }
+        Ask::Details { task } => {
+            let (definition, earlier) = (reader.map_definition(task.map)?, reader.attempts(*task)?);
+            to_json(&say::DetailsReply { status: ok(), definition, earlier })
+        }
+        Ask::Resubmit { selection } => {
+            return Ok(Response::Event(Event::ResubmitFound {
+                client: query.client.clone(),
+                parent: query.parent.clone(),
+                request: query.request.clone(),
+                selection: selection.clone(),
+                maps: finished_tasks(reader, selection)?,
+            }));
+        }
+        Ask::Results { msg_ids, pending, status_only } => return results(reader, msg_ids, pending, *status_only),
+        Ask::History => to_json(&json!({"status": "ok", "history": reader.request_history()?})),
+        Ask::Records { query } => return records(reader, query),
+        Ask::ResubmitRequests { msg_ids } => {
+            let found: Vec<FoundRequest> = reader.requests(msg_ids)?.into_iter().map(found_request).collect();
+            let known: HashSet<&String> = found.iter().map(|f| &f.msg_id).collect();
+            let missing = msg_ids.iter().filter(|id| !known.contains(id)).cloned().collect();
+            return Ok(Response::Event(Event::RequestsFound {
+                client: query.client.clone(),
+                parent: query.parent.clone(),
+                request: query.request.clone(),
+                found,
+                missing,
+            }));
+        }
+    };
+    Ok(Response::Content(content, vec![]))
+}
+
+/// The finished tasks of a selection, by map.
+fn finished_tasks(reader: &Reader, selection: &Selection) -> Result<Vec<FoundMap>, DbError> {
+    let states: Vec<TaskState> =
+        TaskState::ALL.into_iter().filter(|s| s.is_failed() || (s.is_done() && !selection.failed_only)).collect();
+    let mut by_map: BTreeMap<MapId, BTreeMap<TaskId, TaskRow>> = BTreeMap::new();
+    let mut add = |query: TaskQuery| -> Result<(), DbError> {
+        for row in reader.tasks(&query)?.0 {
+            by_map.entry(row.task.map).or_default().insert(row.task, row);
+        }
+        Ok(())
+    };
+    if !selection.maps.is_empty() {
+        add(TaskQuery { maps: selection.maps.clone(), states: states.clone(), brief: true, ..TaskQuery::default() })?;
+    }
+    if !selection.tasks.is_empty() {
+        add(TaskQuery { tasks: selection.tasks.clone(), states, brief: true, ..TaskQuery::default() })?;
+    }
+    let mut found = Vec::new();
+    for (map, tasks) in by_map {
+        let Some(definition) = reader.map_definition(map)? else { continue };
+        let Some(row) = reader.maps(&MapQuery { maps: vec![map], ..MapQuery::default() })?.pop() else { continue };
+        let tasks = tasks
+            .into_values()
+            .map(|row| FoundTask {
+                index: row.task.index,
+                run: row.run,
+                attempts: row.attempts,
+                state: row.state,
+                engine: None,
+                errors: 0,
+                crashes: 0,
+                input: row.input.map(|i| Bytes::from(Box::<str>::from(i).into_string())).unwrap_or(Bytes::from_static(b"null")),
+            })
+            .collect();
+        let is_client = matches!(definition.work, Work::Client);
+        let key = if is_client { String::new() } else { format!("reopened {map}") };
+        found.push(FoundMap { map, definition, key, closed: row.closed, counts: row.counts, tasks });
+    }
+    Ok(found)
+}
+
+fn found_request(record: RequestRecord) -> FoundRequest {
+    FoundRequest {
+        msg_id: record.msg_id,
+        header: record.header.unwrap_or_default(),
+        metadata: record.metadata.unwrap_or_default(),
+        content: record.content.unwrap_or_default(),
+        buffers: record.buffers,
+    }
+}
+
+/// ipyparallel's `result_reply`: what is pending, what is complete, and the records of the complete ones with their buffers
+/// in the same order.
+fn results(reader: &Reader, msg_ids: &[String], pending: &[String], status_only: bool) -> Result<Response, DbError> {
+    let mut ids: Vec<String> = msg_ids.to_vec();
+    ids.sort();
+    ids.dedup();
+    let records: BTreeMap<String, RequestRecord> = reader.requests(&ids)?.into_iter().map(|r| (r.msg_id.clone(), r)).collect();
+    let (mut still, mut completed, mut bodies, mut buffers) = (Vec::new(), Vec::new(), Map::new(), Vec::new());
+    for id in ids {
+        match records.get(&id) {
+            _ if pending.contains(&id) => still.push(id),
+            Some(record) if record.completed.is_some() => {
+                if !status_only {
+                    bodies.insert(id.clone(), result_body(record));
+                    buffers.extend(record.result_buffers.iter().cloned());
+                }
+                completed.push(id);
+            }
+            Some(_) => still.push(id),
+            None => {
+                let content = ErrorContent::new("KeyError", format!("'No such message: {id}'"));
+                return Ok(Response::Content(to_json(&content), vec![]));
+            }
+        }
+    }
+    let mut content = Map::new();
+    content.insert("status".into(), "ok".into());
+    content.insert("pending".into(), still.into());
+    content.insert("completed".into(), completed.into());
+    content.append(&mut bodies);
+    Ok(Response::Content(to_json(&content), buffers))
+}
+
+fn result_body(record: &RequestRecord) -> Value {
+    let mut all = record.to_json(None);
+    let mut take = |key: &str| all.remove(key).unwrap_or(Value::Null);
+    let io: Map<String, Value> = ["execute_input", "execute_result", "error", "stdout", "stderr"].into_iter().map(|k| (k.into(), take(k))).collect();
+    let mut body = Map::new();
+    for key in ["header", "metadata", "result_metadata", "result_header", "result_content", "received"] {
+        body.insert(key.into(), take(key));
+    }
+    body.insert("io".into(), io.into());
+    body.into()
+}
+
+/// ipyparallel's `db_reply`.
+fn records(reader: &Reader, content: &Bytes) -> Result<Response, DbError> {
+    let request: Value = serde_json::from_slice(content).unwrap_or_default();
+    let empty = json!({});
+    let query = request.get("query").unwrap_or(&empty);
+    let keys: Option<Vec<String>> = request
+        .get("keys")
+        .and_then(Value::as_array)
+        .map(|keys| keys.iter().filter_map(Value::as_str).map(str::to_string).collect());
+    let found = reader.find_records(query, keys.as_deref())?;
+    let wants = |key: &str| keys.as_ref().is_some_and(|keys| keys.iter().any(|k| k == key));
+    let mut buffers = Vec::new();
+    let (mut lens, mut result_lens, mut rows) = (Vec::new(), Vec::new(), Vec::new());
+    for record in found {
+        let mut row = record.to_json(keys.as_deref());
+        row.remove("buffers");
+        row.remove("result_buffers");
+        rows.push(Value::from(row));
+        if wants("buffers") {
+            lens.push(record.buffers.len());
+            buffers.extend(record.buffers);
+        }
+        if wants("result_buffers") {
+            result_lens.push(record.result_buffers.len());
+            buffers.extend(record.result_buffers);
+        }
+    }
+    let reply = json!({
+        "status": "ok",
+        "records": rows,
+        "buffer_lens": wants("buffers").then_some(lens),
+        "result_buffer_lens": wants("result_buffers").then_some(result_lens),
+    });
+    Ok(Response::Content(to_json(&reply), buffers))
+}

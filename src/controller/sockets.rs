@@ -1,0 +1,287 @@
+//! What the controller listens on: seven sockets for clients, nine for engines. Each has a task that reads it and hands on what
+//! came; order is kept per socket.
+use super::core::ClientChannel;
+use crate::model::EngineUuid;
+use crate::transport::{Kind, Security, Socket, TransportError};
+use crate::wire::Frames;
+use crate::wire::content::engine::Channel;
+use bytes::Bytes;
+use tokio::sync::mpsc;
+
+/// Messages that may wait for the driver. What waits beyond them waits in the sockets.
+const INBOX: usize = 4096;
+
+/// What came, and where.
+#[derive(Debug)]
+pub(super) enum Arrival {
+    Client(ClientChannel, Frames),
+    /// An `ipengine`'s channel.
+    Stock(Channel, Frames),
+    Registrant(Frames),
+    Pong(Frames),
+    /// Our own engine's one connection.
+    Native(Frames),
+    Gone(EngineUuid),
+}
+
+/// The ports, as they stand in the connection files.
+#[derive(Clone, Debug, Default, PartialEq, serde::Serialize, serde::Deserialize)]
+#[serde(default)]
+pub(super) struct Ports {
+    pub client: ClientPorts,
+    pub engine: EnginePorts,
+}
+#[derive(Clone, Debug, Default, PartialEq, serde::Serialize, serde::Deserialize)]
+#[serde(default)]
+pub(super) struct ClientPorts {
+    pub registration: u16,
+    pub control: u16,
+    pub mux: u16,
+    pub task: u16,
+    pub broadcast: u16,
+    pub iopub: u16,
+    pub notification: u16,
+}
+#[derive(Clone, Debug, Default, PartialEq, serde::Serialize, serde::Deserialize)]
+#[serde(default)]
+pub(super) struct EnginePorts {
+    pub registration: u16,
+    pub control: u16,
+    pub mux: u16,
+    pub task: u16,
+    pub broadcast: u16,
+    pub iopub: u16,
+    pub hb_ping: u16,
+    pub hb_pong: u16,
+    pub native: u16,
+}
+
+impl Ports {
+    /// How many there are.
+    const COUNT: usize = 16;
+
+    /// `10101-10116` or `10101,10103,10110-10125`: given out in the order of the fields above.
+    pub(super) fn parse(text: &str) -> Result<Ports, String> {
+        let mut list: Vec<u16> = Vec::new();
+        for part in text.split(',') {
+            let part = part.trim();
+            let (first, last) = part.split_once('-').unwrap_or((part, part));
+            let number = |s: &str| s.trim().parse::<u16>().ok().filter(|p| *p > 0).ok_or_else(|| format!("{s:?} is not a port (1 to 65535)"));
+            list.extend(number(first)?..=number(last)?);
+        }
+        if list.len() < Ports::COUNT {
+            return Err(format!("{} ports are given, {} are needed (for example 10101-10116)", list.len(), Ports::COUNT));
+        }
+        let mut next = list.into_iter();
+        let mut port = || next.next().unwrap_or_default();
+        Ok(Ports {
+            client: ClientPorts {
+                registration: port(),
+                control: port(),
+                mux: port(),
+                task: port(),
+                broadcast: port(),
+                iopub: port(),
+                notification: port(),
+            },
+            engine: EnginePorts {
+                registration: port(),
+                control: port(),
+                mux: port(),
+                task: port(),
+                broadcast: port(),
+                iopub: port(),
+                hb_ping: port(),
+                hb_pong: port(),
+                native: port(),
+            },
+        })
+    }
+}
+
+pub(super) struct Sockets {
+    client: ClientSockets,
+    engine: EngineSockets,
+    pub ports: Ports,
+}
+
+struct ClientSockets {
+    registration: Socket,
+    control: Socket,
+    mux: Socket,
+    task: Socket,
+    broadcast: Socket,
+    iopub: Socket,
+    notification: Socket,
+}
+
+struct EngineSockets {
+    registration: Socket,
+    control: Socket,
+    mux: Socket,
+    task: Socket,
+    broadcast: Socket,
+    hb_ping: Socket,
+    native: Socket,
+}
+
+impl Sockets {
+    /// Listens on `wanted` (0: any free port). `client` and `engine` are the two sides' keys.
+    pub(super) async fn listen(
+        ip: &str,
+        wanted: &Ports,
+        client: &Security,
+        engine: &Security,
+    ) -> Result<(Sockets, mpsc::Receiver<Arrival>), TransportError> {
+        let ip = if ip == "*" { "0.0.0.0" } else { ip };
+        let (inbox, arrivals) = mpsc::channel(INBOX);
+        let mut ports = Ports::default();
+        macro_rules! bind {
+            ($side:ident, $name:ident, $kind:ident) => {{
+                let socket = Socket::new(Kind::$kind, None, $side)?;
+                ports.$side.$name = socket.bind(ip, wanted.$side.$name).await?;
+                socket
+            }};
+        }
+        let clients = ClientSockets {
+            registration: bind!(client, registration, Router),
+            control: bind!(client, control, Router),
+            mux: bind!(client, mux, Router),
+            task: bind!(client, task, Router),
+            broadcast: bind!(client, broadcast, Router),
+            iopub: bind!(client, iopub, Pub),
+            notification: bind!(client, notification, Pub),
+        };
+        let engine_iopub = bind!(engine, iopub, Sub);
+        let hb_pong = bind!(engine, hb_pong, Router);
+        let engines = EngineSockets {
+            registration: bind!(engine, registration, Router),
+            control: bind!(engine, control, Router),
+            mux: bind!(engine, mux, Router),
+            task: bind!(engine, task, Router),
+            broadcast: bind!(engine, broadcast, Router),
+            hb_ping: bind!(engine, hb_ping, Pub),
+            native: bind!(engine, native, Router),
+        };
+        read(&clients.registration, &inbox, |f| Arrival::Client(ClientChannel::Registration, f));
+        read(&clients.control, &inbox, |f| Arrival::Client(ClientChannel::Control, f));
+        read(&clients.mux, &inbox, |f| Arrival::Client(ClientChannel::Mux, f));
+        read(&clients.task, &inbox, |f| Arrival::Client(ClientChannel::Task, f));
+        read(&clients.broadcast, &inbox, |f| Arrival::Client(ClientChannel::Broadcast, f));
+        read(&engines.registration, &inbox, Arrival::Registrant);
+        read(&engines.control, &inbox, |f| Arrival::Stock(Channel::Control, f));
+        read(&engines.mux, &inbox, |f| Arrival::Stock(Channel::Mux, f));
+        read(&engines.task, &inbox, |f| Arrival::Stock(Channel::Task, f));
+        read(&engines.broadcast, &inbox, |f| Arrival::Stock(Channel::Broadcast, f));
+        read(&engine_iopub, &inbox, |f| Arrival::Stock(Channel::Iopub, f));
+        read(&hb_pong, &inbox, Arrival::Pong);
+        read(&engines.native, &inbox, Arrival::Native);
+        tell_departures(&engines.native, &inbox);
+        tell_departures(&hb_pong, &inbox);
+        let sockets = Sockets { client: clients, engine: engines, ports };
+        Ok((sockets, arrivals))
+    }
+
+    pub(super) fn to_client(&self, channel: ClientChannel, frames: Frames) -> Result<(), TransportError> {
+        match channel {
+            ClientChannel::Registration => &self.client.registration,
+            ClientChannel::Control => &self.client.control,
+            ClientChannel::Mux => &self.client.mux,
+            ClientChannel::Task => &self.client.task,
+            ClientChannel::Broadcast => &self.client.broadcast,
+        }
+        .send(frames)
+    }
+
+    pub(super) fn to_stock_engine(&self, channel: Channel, frames: Frames) -> Result<(), TransportError> {
+        match channel {
+            Channel::Mux => &self.engine.mux,
+            Channel::Task => &self.engine.task,
+            Channel::Broadcast => &self.engine.broadcast,
+            _ => &self.engine.control,
+        }
+        .send(frames)
+    }
+
+    pub(super) fn to_native_engine(&self, frames: Frames) -> Result<(), TransportError> {
+        self.engine.native.send(frames)
+    }
+    pub(super) fn to_registrant(&self, frames: Frames) -> Result<(), TransportError> {
+        self.engine.registration.send(frames)
+    }
+    pub(super) fn publish_iopub(&self, frames: Frames) -> Result<(), TransportError> {
+        self.client.iopub.send(frames)
+    }
+    pub(super) fn notify(&self, frames: Frames) -> Result<(), TransportError> {
+        self.client.notification.send(frames)
+    }
+    pub(super) fn ping(&self, payload: Bytes) -> Result<(), TransportError> {
+        self.engine.hb_ping.send(vec![payload])
+    }
+
+    /// Lets what was sent reach its peers, then closes.
+    pub(super) async fn close(self) {
+        let Sockets { client, engine, .. } = self;
+        for socket in [client.registration, client.notification, client.iopub, engine.native, engine.control] {
+            socket.close().await;
+        }
+    }
+}
+
+fn read(socket: &Socket, inbox: &mpsc::Sender<Arrival>, wrap: impl Fn(Frames) -> Arrival + Send + 'static) {
+    let (socket, inbox) = (socket.clone(), inbox.clone());
+    tokio::spawn(async move {
+        loop {
+            match socket.receive().await {
+                Ok(frames) => {
+                    if inbox.send(wrap(frames)).await.is_err() {
+                        return;
+                    }
+                }
+                Err(TransportError::Closed) => return,
+                Err(error) => tracing::warn!(%error, "a message could not be received"),
+            }
+        }
+    });
+}
+
+fn tell_departures(socket: &Socket, inbox: &mpsc::Sender<Arrival>) {
+    let (mut departures, inbox) = (socket.departures(), inbox.clone());
+    tokio::spawn(async move {
+        while let Some(gone) = departures.next().await {
+            if let Ok(uuid) = std::str::from_utf8(&gone.identity)
+                && !uuid.is_empty()
+                && inbox.send(Arrival::Gone(EngineUuid::from(uuid))).await.is_err()
+            {
+                return;
+            }
+        }
+    });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ports_are_given_out_in_order() {
+        let ports = Ports::parse("10101-10110, 20001-20006").unwrap();
+        assert_eq!((ports.client.registration, ports.client.notification), (10101, 10107));
+        assert_eq!((ports.engine.registration, ports.engine.native), (10108, 20006));
+        for (text, says) in [("10101", "16 are needed"), ("a-b", "not a port"), ("", "not a port"), ("0-20", "not a port"), ("70000", "not a port")] {
+            let error = Ports::parse(text).unwrap_err();
+            assert!(error.contains(says), "{text}: {error}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_taken_port_is_named() {
+        let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = taken.local_addr().unwrap().port();
+        let mut wanted = Ports::default();
+        wanted.client.mux = port;
+        let result = Sockets::listen("127.0.0.1", &wanted, &Security::Plain, &Security::Plain).await;
+        let error = result.err().unwrap().to_string();
+        assert!(error.contains(&port.to_string()) && error.contains("in use"), "{error}");
+    }
+}

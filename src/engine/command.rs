@@ -1,0 +1,263 @@
+//! Commands: tasks that are a program with arguments, without a shell and without Python.
+use super::core::output::Pieces;
+use super::core::unit::{CommandEnd, CommandExit};
+use super::forker::Forker;
+use super::worker::process::{signal_group, signal_name};
+use crate::model::UnixTime;
+use crate::model::definition::MapOptions;
+use std::collections::BTreeMap;
+use std::os::unix::process::ExitStatusExt;
+use std::path::Path;
+use std::process::Stdio;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI32, Ordering};
+use std::time::Duration;
+use tokio::io::{AsyncRead, AsyncReadExt};
+use tokio::sync::mpsc::Sender;
+
+/// After the end of a command its pipes are read for so long, if processes that it left behind hold them open.
+const LAST_OUTPUT: Duration = Duration::from_millis(200);
+const CHUNK: usize = 64 << 10;
+
+#[derive(Debug)]
+pub enum CommandEvent {
+    Wrote([Pieces; 2]),
+    Ended(CommandEnd),
+}
+
+/// The words of a command for one input. `{}` is the whole input (its strings joined by spaces), `{1}`, `{2}`, … one of
+/// its strings (nothing where there are fewer); without any of these the input is appended, a word for each string.
+pub fn argv(template: &[String], input: &[String]) -> Vec<String> {
+    let mut replaced = false;
+    let mut words: Vec<String> = template
+        .iter()
+        .map(|word| {
+            let (filled, found) = fill(word, input);
+            replaced |= found;
+            filled
+        })
+        .collect();
+    if !replaced {
+        words.extend_from_slice(input);
+    }
+    words
+}
+
+fn fill(word: &str, input: &[String]) -> (String, bool) {
+    let (mut out, mut rest, mut found) = (String::new(), word, false);
+    while let Some(open) = rest.find('{') {
+        out.push_str(&rest[..open]);
+        let inner = &rest[open + 1..];
+        let Some(close) = inner.find('}') else {
+            rest = &rest[open..];
+            break;
+        };
+        let name = &inner[..close];
+        if name.is_empty() {
+            out.push_str(&input.join(" "));
+        } else if name.bytes().all(|b| b.is_ascii_digit())
+            && let Ok(column @ 1..) = name.parse::<usize>()
+        {
+            out.push_str(input.get(column - 1).map_or("", String::as_str));
+        } else {
+            // Not ours: kept as it is, and looked through from behind the brace.
+            out.push('{');
+            rest = inner;
+            continue;
+        }
+        found = true;
+        rest = &inner[close + 1..];
+    }
+    out.push_str(rest);
+    (out, found)
+}
+
+/// A task's input as strings: a JSON list of them, as `map` writes it; other JSON as its text.
+pub fn input_words(input: &[u8]) -> Vec<String> {
+    fn word(value: serde_json::Value) -> String {
+        match value {
+            serde_json::Value::String(text) => text,
+            other => other.to_string(),
+        }
+    }
+    match serde_json::from_slice(input) {
+        Ok(serde_json::Value::Array(values)) => values.into_iter().map(word).collect(),
+        Ok(value) => vec![word(value)],
+        Err(_) => vec![String::from_utf8_lossy(input).into_owned()],
+    }
+}
+
+/// A command that was started, or is about to be.
+#[derive(Clone, Debug, Default)]
+pub struct Running {
+    /// 0 before it is there.
+    pid: Arc<AtomicI32>,
+    /// A signal that came before it was there.
+    early: Arc<AtomicI32>,
+}
+
+impl Running {
+    pub fn signal(&self, signal: i32) {
+        match self.pid.load(Ordering::SeqCst) {
+            0 => {
+                self.early.store(signal, Ordering::SeqCst);
+                // It may have come there just now.
+                let pid = self.pid.load(Ordering::SeqCst);
+                signal_group(pid, signal);
+            }
+            pid => signal_group(pid, signal),
+        }
+    }
+}
+
+pub struct ToRun {
+    pub argv: Vec<String>,
+    pub options: MapOptions,
+    /// The engine's own working directory and environment for tasks.
+    pub cwd: Option<String>,
+    pub env: BTreeMap<String, String>,
+}
+
+/// Runs one command to its end, telling of it on the way.
+pub async fn run(to_run: ToRun, forker: Forker, running: Running, events: Sender<CommandEvent>, clock: fn() -> UnixTime) {
+    let started = clock();
+    let how = run_inner(&to_run, &forker, &running, &events).await;
+    running.pid.store(-1, Ordering::SeqCst);
+    let ended = clock();
+    let _ = events.send(CommandEvent::Ended(CommandEnd { started, ended, how })).await;
+}
+
+async fn run_inner(to_run: &ToRun, forker: &Forker, running: &Running, events: &Sender<CommandEvent>) -> CommandExit {
+    let Some((program, arguments)) = to_run.argv.split_first() else {
+        return CommandExit::NotStarted("CommandNotFound".into(), "the command is empty".into());
+    };
+    let mut command = tokio::process::Command::new(program);
+    command.args(arguments).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    command.envs(&to_run.env).envs(&to_run.options.env);
+    let cwd = to_run.options.cwd.as_ref().or(to_run.cwd.as_ref()).map(|cwd| with_home(cwd));
+    if let Some(cwd) = &cwd {
+        if !Path::new(cwd).is_dir() {
+            let evalue = format!("cannot run {program:?}: its working directory {cwd} is not a directory on {}", host());
+            return CommandExit::NotStarted("DirectoryNotFound".into(), evalue);
+        }
+        command.current_dir(cwd);
+    }
+    let mut child = match forker.spawn(command, Vec::new()).await {
+        Ok(child) => child,
+        Err(e) => return not_started(program, &e),
+    };
+    let pid = child.id().unwrap_or_default() as i32;
+    running.pid.store(pid, Ordering::SeqCst);
+    let early = running.early.load(Ordering::SeqCst);
+    if early != 0 {
+        signal_group(pid, early);
+    }
+    let (mut stdout, mut stderr) = (child.stdout.take(), child.stderr.take());
+    let (mut out, mut err) = (vec![0; CHUNK], vec![0; CHUNK]);
+    let mut status = None;
+    let status = loop {
+        let quiet = async {
+            match status {
+                Some(_) => tokio::time::sleep(LAST_OUTPUT).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            count = read(&mut stdout, &mut out) => tell(events, [&out[..count], &[]]).await,
+            count = read(&mut stderr, &mut err) => tell(events, [&[], &err[..count]]).await,
+            ended = child.wait(), if status.is_none() => status = Some(ended),
+            () = quiet => break status,
+        }
+        if status.is_some() && stdout.is_none() && stderr.is_none() {
+            break status;
+        }
+    };
+    match status {
+        Some(Ok(status)) => match (status.code(), status.signal()) {
+            (Some(code), _) => CommandExit::Code(code),
+            (None, signal) => {
+                let number = signal.unwrap_or_default();
+                CommandExit::Signal(number, signal_name(number))
+            }
+        },
+        Some(Err(e)) => CommandExit::NotStarted("CommandLost".into(), format!("cannot wait for {program:?}: {e}")),
+        None => CommandExit::NotStarted("CommandLost".into(), format!("{program:?} has ended, nobody knows how")),
+    }
+}
+
+/// Waits for ever where there is nothing (more) to read.
+async fn read(from: &mut Option<impl AsyncRead + Unpin>, into: &mut [u8]) -> usize {
+    let Some(pipe) = from else {
+        return std::future::pending().await;
+    };
+    match pipe.read(into).await {
+        Ok(count @ 1..) => count,
+        _ => {
+            *from = None;
+            0
+        }
+    }
+}
+
+async fn tell(events: &Sender<CommandEvent>, [out, err]: [&[u8]; 2]) {
+    if !out.is_empty() || !err.is_empty() {
+        let pieces = [Pieces::whole(out.to_vec()), Pieces::whole(err.to_vec())];
+        let _ = events.send(CommandEvent::Wrote(pieces)).await;
+    }
+}
+
+fn not_started(program: &str, e: &std::io::Error) -> CommandExit {
+    let (ename, why) = match e.kind() {
+        std::io::ErrorKind::NotFound if program.contains('/') => ("CommandNotFound", "there is no such file".to_string()),
+        std::io::ErrorKind::NotFound => ("CommandNotFound", "no directory in PATH has it".to_string()),
+        std::io::ErrorKind::PermissionDenied => ("PermissionDenied", "it is not an executable file, or not ours to run".to_string()),
+        _ => ("CommandNotStarted", e.to_string()),
+    };
+    CommandExit::NotStarted(ename.into(), format!("cannot run {program:?} on {}: {why}", host()))
+}
+
+pub fn host() -> String {
+    nix::unistd::gethostname().map_or_else(|_| "this host".into(), |name| name.to_string_lossy().into_owned())
+}
+
+fn with_home(path: &str) -> String {
+    match (path.strip_prefix('~'), std::env::var("HOME")) {
+        (Some(rest), Ok(home)) if rest.is_empty() || rest.starts_with('/') => format!("{home}{rest}"),
+        _ => path.to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn words(texts: &[&str]) -> Vec<String> {
+        texts.iter().map(|text| text.to_string()).collect()
+    }
+
+    #[test]
+    fn places_are_filled() {
+        let input = words(&["a b", "c"]);
+        for (template, expected) in [
+            (&["echo"][..], &["echo", "a b", "c"][..]),
+            (&["echo", "{}"], &["echo", "a b c"]),
+            (&["echo", "x{1}y", "{2}", "{3}"], &["echo", "xa by", "c", ""]),
+            (&["awk", "{print $1}", "{2}"], &["awk", "{print $1}", "c"]),
+            (&["awk", "{print}"], &["awk", "{print}", "a b", "c"]),
+            (&["{{1}}", "{0}", "{"], &["{a b}", "{0}", "{"]),
+        ] {
+            assert_eq!(argv(&words(template), &input), words(expected), "{template:?}");
+        }
+        assert_eq!(input_words(br#"["x", 1, null]"#), words(&["x", "1", "null"]));
+        assert_eq!(input_words(br#""x y""#), words(&["x y"]));
+    }
+
+    proptest! {
+        #[test]
+        fn filling_never_panics(template in proptest::collection::vec("[{}0-9a é]{0,8}", 0..4), input in proptest::collection::vec("\\PC{0,4}", 0..3)) {
+            let filled = argv(&template, &input);
+            prop_assert!(filled.len() == template.len() || filled.len() == template.len() + input.len());
+        }
+    }
+}

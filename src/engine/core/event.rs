@@ -1,0 +1,201 @@
+//! What happens to an engine ([`Event`]), and what it does about it ([`Effect`]).
+use super::output::Pieces;
+use super::unit::{CommandEnd, Request, Unit, WorkerResult};
+use crate::model::definition::MapDefinition;
+use crate::model::{MapId, UnixTime};
+use crate::wire::content::engine::{Held, Progress, Results, Returned};
+use bytes::Bytes;
+use std::sync::Arc;
+use std::time::Instant;
+
+/// The time, given by the driver: one clock for distances, one for dates.
+#[derive(Clone, Copy, Debug)]
+pub struct Now {
+    pub instant: Instant,
+    pub unix: UnixTime,
+}
+
+#[derive(Debug)]
+pub enum Event {
+    // ---- from the controller
+    /// It took the engine (back); these of its tasks it must forget.
+    Registered {
+        drop: Vec<Held>,
+    },
+    /// It does not know the engine.
+    Unknown,
+    Defined {
+        map: MapId,
+        definition: Arc<MapDefinition>,
+    },
+    Forgotten {
+        map: MapId,
+    },
+    TasksCame {
+        map: MapId,
+        tasks: Vec<(u32, u32, Bytes)>,
+    },
+    Recorded {
+        sequence: u64,
+    },
+    GiveBackAsked {
+        at_most: u32,
+    },
+    CancelAsked {
+        tasks: Vec<Held>,
+    },
+    /// Leave now, or (`drain`) when what runs has ended.
+    ShutdownAsked {
+        drain: bool,
+        reason: String,
+        grace_ms: Option<u64>,
+    },
+    RequestCame(Arc<Request>),
+    /// Of ipyparallel clients: these requests, or all, if not begun.
+    AbortAsked {
+        msg_ids: Option<Vec<String>>,
+    },
+
+    // ---- from the worker; what an earlier worker said is not told
+    WorkerReady,
+    /// It could not be started.
+    WorkerFailed {
+        reason: String,
+    },
+    /// The unit with this ticket has begun (told for requests only).
+    UnitBegun {
+        ticket: u32,
+        output: [Pieces; 2],
+    },
+    UnitEnded {
+        ticket: u32,
+        started: UnixTime,
+        ended: UnixTime,
+        output: [Pieces; 2],
+        result: WorkerResult,
+    },
+    /// A request has published something, behind this output.
+    Published {
+        ticket: u32,
+        output: [Pieces; 2],
+        meta: Bytes,
+        content: Bytes,
+        buffers: Vec<Bytes>,
+    },
+    /// `unread` tokens were left; `how` it ended, in words.
+    WorkerExited {
+        unread: usize,
+        how: String,
+        stderr_tail: String,
+        output: [Pieces; 2],
+    },
+    /// The answer to [`Effect::TakeTokens`].
+    TokensTaken {
+        count: usize,
+    },
+    /// The answer to [`Effect::ReadOutput`].
+    OutputRead {
+        output: [Pieces; 2],
+    },
+
+    // ---- from the command that runs
+    CommandWrote {
+        output: [Pieces; 2],
+    },
+    CommandEnded(CommandEnd),
+
+    /// Time has passed.
+    Tick,
+}
+
+#[derive(Debug)]
+pub enum Effect {
+    // ---- to the controller
+    Register {
+        holds: Vec<Held>,
+    },
+    SendResults(Arc<Results>),
+    SendProgress(Progress),
+    SendReturned(Returned),
+    /// iopub `status: busy`.
+    RequestBegun(Arc<Request>),
+    Stream {
+        request: Arc<Request>,
+        stderr: bool,
+        text: String,
+    },
+    Publish {
+        request: Arc<Request>,
+        meta: Bytes,
+        content: Bytes,
+        buffers: Vec<Bytes>,
+    },
+    /// The reply, then iopub `status: idle`.
+    Reply {
+        request: Arc<Request>,
+        started: UnixTime,
+        reply: RequestReply,
+    },
+    /// Unregister and end the process.
+    Leave {
+        reason: String,
+    },
+
+    // ---- to the worker
+    StartWorker,
+    Define {
+        map: MapId,
+        definition: Arc<MapDefinition>,
+    },
+    Forget {
+        map: MapId,
+    },
+    /// Tasks of one map; their tickets count up from `first`.
+    GiveTasks {
+        map: MapId,
+        first: u32,
+        inputs: Vec<Bytes>,
+    },
+    GiveRequest {
+        ticket: u32,
+        request: Arc<Request>,
+    },
+    /// Make the worker skip every unit that it has not begun, and say how many at once, before anything else.
+    TakeTokens,
+    /// Look at once for what was written since the last look.
+    ReadOutput,
+    SignalWorker {
+        signal: Stage,
+    },
+
+    // ---- to commands
+    StartCommand {
+        unit: Unit,
+        definition: Arc<MapDefinition>,
+    },
+    SignalCommand {
+        signal: Stage,
+    },
+}
+
+/// How hard something is asked to stop.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stage {
+    Interrupt,
+    Terminate,
+    Kill,
+}
+
+#[derive(Clone, Debug)]
+pub enum RequestReply {
+    /// What the worker made.
+    Made {
+        status: String,
+        ename: String,
+        content: Bytes,
+        buffers: Vec<Bytes>,
+    },
+    /// The engine's own words.
+    Failed { ename: String, evalue: String },
+    Aborted,
+}

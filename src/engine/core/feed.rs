@@ -1,0 +1,255 @@
+//! Giving work out: which unit is next, and how many the worker gets ahead.
+use super::event::{Effect, Now};
+use super::output::Text;
+use super::unit::{Unit, runs_in_worker};
+use super::{Core, Current, FIRST_LOOK, Given, LOOK};
+use crate::model::UnixTime;
+use crate::model::task::{Outcome, TaskState};
+use std::time::{Duration, Instant};
+
+/// The worker gets about so much work ahead,
+const AHEAD: Duration = Duration::from_millis(5);
+/// ... but at least so many units (the second saves the way back and forth; it can be called back),
+const FEWEST: usize = 2;
+/// ... and at most so many,
+const MOST: usize = 1000;
+/// ... and not more than about so many bytes.
+const MOST_BYTES: usize = 1 << 20;
+/// A worker that could not be started is tried again after so long, when there is work for it.
+const RETRY: Duration = Duration::from_secs(10);
+/// A worker that is not ready after so long is given up.
+const START: Duration = Duration::from_secs(120);
+
+#[derive(Debug)]
+pub(super) enum WorkerState {
+    Absent,
+    Starting { until: Option<Instant> },
+    Ready,
+    Unavailable { reason: String, since: Instant },
+}
+
+impl WorkerState {
+    pub(super) fn deadline(&self) -> Option<Instant> {
+        match self {
+            WorkerState::Starting { until } => *until,
+            _ => None,
+        }
+    }
+}
+
+enum Next {
+    Nothing,
+    Command,
+    Worker,
+    /// The definition is missing.
+    Unknown,
+}
+
+impl Core {
+    /// Starts the worker, though nothing is there for it yet.
+    pub fn warm_up(&mut self, now: Now) -> Vec<Effect> {
+        let mut effects = Vec::new();
+        self.start_worker(now, &mut effects);
+        effects
+    }
+
+    pub(super) fn start_worker(&mut self, now: Now, effects: &mut Vec<Effect>) {
+        self.worker = WorkerState::Starting {
+            until: Some(now.instant + START),
+        };
+        self.maps.values_mut().for_each(|state| state.in_worker = false);
+        effects.push(Effect::StartWorker);
+    }
+
+    pub(super) fn worker_failed(&mut self, now: Now, reason: String) {
+        self.worker = WorkerState::Unavailable {
+            reason,
+            since: now.instant,
+        };
+    }
+
+    pub(super) fn feed(&mut self, now: Now, effects: &mut Vec<Effect>) {
+        let stopping = self.stop_next.is_some() || self.current.as_ref().is_some_and(|current| current.stop.is_some());
+        if stopping || self.leaving.is_some() {
+            return;
+        }
+        loop {
+            match self.next() {
+                Next::Nothing => return,
+                Next::Unknown => {
+                    if let Some(Unit::Task { held, .. }) = self.queue.pop_front() {
+                        let evalue = format!("the engine was never told what map {} runs", held.map);
+                        self.push_outcome(now, held, Outcome::failure(TaskState::Error, "MissingDefinition", evalue, now.unix, now.unix));
+                    }
+                }
+                Next::Command => {
+                    if self.command.is_some() || !self.given.is_empty() {
+                        return;
+                    }
+                    self.start_command(now, effects);
+                }
+                Next::Worker => {
+                    if self.command.is_some() || !self.feed_worker(now, effects) {
+                        return;
+                    }
+                }
+            }
+        }
+    }
+
+    fn next(&self) -> Next {
+        match self.queue.front() {
+            None => Next::Nothing,
+            Some(Unit::Request(_)) => Next::Worker,
+            Some(Unit::Task { held, .. }) => match self.maps.get(&held.map) {
+                None => Next::Unknown,
+                Some(state) if runs_in_worker(&state.definition) => Next::Worker,
+                Some(_) => Next::Command,
+            },
+        }
+    }
+
+    fn start_command(&mut self, now: Now, effects: &mut Vec<Effect>) {
+        let Some(unit) = self.queue.pop_front() else { return };
+        let Some(definition) = unit.held().and_then(|held| self.maps.get(&held.map)).map(|state| state.definition.clone()) else {
+            return;
+        };
+        self.command = Some(unit.clone());
+        self.new_current(now, now.unix);
+        effects.push(Effect::StartCommand { unit, definition });
+    }
+
+    /// Gives the worker what it should have ahead; false if nothing more can be given now.
+    fn feed_worker(&mut self, now: Now, effects: &mut Vec<Effect>) -> bool {
+        match &self.worker {
+            WorkerState::Absent => {
+                self.start_worker(now, effects);
+                return false;
+            }
+            WorkerState::Starting { .. } => return false,
+            WorkerState::Unavailable { since, .. } if now.instant >= *since + RETRY => {
+                self.start_worker(now, effects);
+                return false;
+            }
+            WorkerState::Unavailable { reason, .. } => {
+                let reason = format!(
+                    "no Python worker: {reason}. Set `engine: python:` in the profile's pcluster.yaml to a Python of 3.8 or later (now: {})",
+                    self.settings.python
+                );
+                if let Some(unit) = self.queue.pop_front() {
+                    self.fail(now, unit, "PythonUnavailable", reason, effects);
+                }
+                return true;
+            }
+            WorkerState::Ready => {}
+        }
+        let room = self.room(now);
+        let Some(front) = self.queue.front() else { return false };
+        if room == 0 {
+            return false;
+        }
+        let was_empty = self.given.is_empty();
+        match front {
+            Unit::Request(request) => {
+                let request = request.clone();
+                let ticket = self.ticket();
+                self.queue.pop_front();
+                self.given.push_back(Given {
+                    ticket,
+                    unit: Unit::Request(request.clone()),
+                });
+                effects.push(Effect::GiveRequest { ticket, request });
+            }
+            Unit::Task { held, .. } => {
+                let map = held.map;
+                let Some(state) = self.maps.get_mut(&map) else { return false };
+                if !state.in_worker {
+                    state.in_worker = true;
+                    effects.push(Effect::Define {
+                        map,
+                        definition: state.definition.clone(),
+                    });
+                }
+                let (mut inputs, mut bytes, first) = (Vec::new(), 0, self.next_ticket);
+                while let Some(Unit::Task { held, input }) = self.queue.front() {
+                    if held.map != map || inputs.len() >= room || (inputs.len() >= FEWEST && bytes + input.len() > MOST_BYTES) {
+                        break;
+                    }
+                    bytes += input.len();
+                    inputs.push(input.clone());
+                    let Some(unit) = self.queue.pop_front() else { break };
+                    let ticket = self.ticket();
+                    self.given.push_back(Given { ticket, unit });
+                }
+                effects.push(Effect::GiveTasks { map, first, inputs });
+            }
+        }
+        if was_empty {
+            self.new_current(now, now.unix);
+        }
+        true
+    }
+
+    fn ticket(&mut self) -> u32 {
+        let ticket = self.next_ticket;
+        self.next_ticket = self.next_ticket.wrapping_add(1);
+        ticket
+    }
+
+    /// How many more units the worker should get.
+    fn room(&self, now: Now) -> usize {
+        let have = self.given.len();
+        if have < FEWEST {
+            let mean = match self.queue.front() {
+                Some(Unit::Task { held, .. }) => self.maps.get(&held.map).and_then(|state| state.mean),
+                _ => None,
+            };
+            return wanted(mean).saturating_sub(have).max(1);
+        }
+        let busy = self.current.as_ref().map_or(Duration::ZERO, |current| now.instant.saturating_duration_since(current.since));
+        let Some(Unit::Task { held, .. }) = self.queue.front() else { return 0 };
+        let wanted = wanted(self.maps.get(&held.map).and_then(|state| state.mean));
+        if busy >= AHEAD || have > wanted / 2 {
+            return 0;
+        }
+        wanted - have
+    }
+
+    /// Another unit is the one that runs.
+    pub(super) fn new_current(&mut self, now: Now, started: UnixTime) {
+        let unit = self.command.as_ref().or(self.given.front().map(|given| &given.unit));
+        self.current = unit.map(|unit| {
+            let is_request = unit.held().is_none();
+            let text = if is_request { Text::unbounded } else { Text::default };
+            let options = unit.held().and_then(|held| self.maps.get(&held.map)).map(|state| &state.definition.options);
+            let timeout = options.and_then(|options| options.timeout_s).and_then(|s| Duration::try_from_secs_f64(s).ok());
+            Current {
+                since: now.instant,
+                started,
+                stdout: text(),
+                stderr: text(),
+                told: false,
+                next_look: now.instant + if is_request { LOOK } else { FIRST_LOOK },
+                timeout: timeout.and_then(|timeout| now.instant.checked_add(timeout)),
+                stop: None,
+            }
+        });
+    }
+
+    /// A task of this map took so long.
+    pub(super) fn learn(&mut self, map: crate::model::MapId, seconds: f64) {
+        if let Some(state) = self.maps.get_mut(&map) {
+            state.mean = Some(match state.mean {
+                Some(mean) if seconds < AHEAD.as_secs_f64() => 0.7 * mean + 0.3 * seconds,
+                _ => seconds,
+            });
+        }
+    }
+}
+
+fn wanted(mean: Option<f64>) -> usize {
+    match mean {
+        None => FEWEST,
+        Some(mean) => ((AHEAD.as_secs_f64() / mean.max(1e-6)) as usize).clamp(FEWEST, MOST),
+    }
+}

@@ -1,0 +1,231 @@
+//! Units that end: by a result, by a command's exit, by the death of the worker.
+use super::event::{Effect, Now, RequestReply};
+use super::feed::WorkerState;
+use super::stop::{AfterRecall, StopReason};
+use super::unit::{CommandEnd, Request, Unit, WorkerResult, command_outcome, worker_outcome};
+use super::{Core, Current, Given};
+use crate::model::UnixTime;
+use crate::model::task::{Outcome, TaskError, TaskState};
+use crate::wire::content::engine::{Held, TaskResult};
+use std::sync::Arc;
+
+/// Workers that end so often in a row while nothing ran make Python count as broken.
+const MOST_IDLE_DEATHS: u32 = 3;
+
+impl Core {
+    pub(super) fn push_outcome(&mut self, now: Now, held: Held, outcome: Outcome) {
+        let Held { map, index, run } = held;
+        self.outbox.push(now, TaskResult { map, index, run, outcome });
+    }
+
+    /// A unit ends by the engine's word, without having run.
+    pub(super) fn fail(&mut self, now: Now, unit: Unit, ename: &str, evalue: String, effects: &mut Vec<Effect>) {
+        match unit {
+            Unit::Task { held, .. } => {
+                self.push_outcome(now, held, Outcome::failure(TaskState::Error, ename, evalue, now.unix, now.unix));
+                self.forget(held.map, effects);
+            }
+            Unit::Request(request) => {
+                effects.push(Effect::RequestBegun(request.clone()));
+                effects.push(Effect::Reply {
+                    request,
+                    started: now.unix,
+                    reply: RequestReply::Failed { ename: ename.into(), evalue },
+                });
+            }
+        }
+    }
+
+    pub(super) fn reply_aborted(&mut self, now: Now, request: Arc<Request>, effects: &mut Vec<Effect>) {
+        effects.push(Effect::RequestBegun(request.clone()));
+        effects.push(Effect::Reply {
+            request,
+            started: now.unix,
+            reply: RequestReply::Aborted,
+        });
+    }
+
+    pub(super) fn unit_ended(
+        &mut self,
+        now: Now,
+        ticket: u32,
+        started: UnixTime,
+        ended: UnixTime,
+        result: WorkerResult,
+        effects: &mut Vec<Effect>,
+    ) {
+        if self.given.front().is_none_or(|given| given.ticket != ticket) {
+            return;
+        }
+        let (Some(Given { unit, .. }), Some(current)) = (self.given.pop_front(), self.current.take()) else {
+            return;
+        };
+        self.idle_deaths = 0;
+        self.new_current(now, ended);
+        if let Some((ticket, reason)) = self.stop_next
+            && self.given.front().is_some_and(|given| given.ticket == ticket)
+        {
+            self.stop_next = None;
+            self.begin_stop(now, reason, effects);
+        }
+        match unit {
+            Unit::Task { held, .. } => {
+                self.learn(held.map, ended.since(started));
+                let outcome = worker_outcome(result, started, ended);
+                self.end_task(now, held, outcome, current, effects);
+            }
+            Unit::Request(request) => {
+                let reply = match result {
+                    WorkerResult::Reply { meta, content, buffers } => {
+                        #[derive(serde::Deserialize, Default)]
+                        #[serde(default)]
+                        struct Meta {
+                            status: String,
+                            ename: String,
+                        }
+                        let Meta { status, ename } = serde_json::from_slice(&meta).unwrap_or_default();
+                        RequestReply::Made {
+                            status,
+                            ename,
+                            content,
+                            buffers,
+                        }
+                    }
+                    _ => RequestReply::Failed {
+                        ename: "WorkerError".into(),
+                        evalue: "the worker sent a reply that cannot be read".into(),
+                    },
+                };
+                let failed = !matches!(&reply, RequestReply::Made { status, .. } if status == "ok");
+                self.end_request(request.clone(), started, reply, current, effects);
+                if failed && request.stops_others {
+                    self.recall_then(now, AfterRecall::AbortExecutions, effects);
+                }
+            }
+        }
+    }
+
+    pub(super) fn command_ended(&mut self, now: Now, end: CommandEnd, effects: &mut Vec<Effect>) {
+        let (Some(unit), Some(current)) = (self.command.take(), self.current.take()) else {
+            return;
+        };
+        if let Some(held) = unit.held() {
+            self.end_task(now, held, command_outcome(end), current, effects);
+        }
+    }
+
+    /// A task has ended; a stop that was under way decides how.
+    fn end_task(&mut self, now: Now, held: Held, mut outcome: Outcome, current: Current, effects: &mut Vec<Effect>) {
+        outcome.stdout = current.stdout.finish();
+        outcome.stderr = current.stderr.finish();
+        match current.stop.map(|stop| stop.reason) {
+            None => {}
+            Some(StopReason::Dropped) => {
+                self.forget(held.map, effects);
+                return;
+            }
+            Some(StopReason::Cancelled) => stopped(&mut outcome, TaskState::Aborted, "TaskCancelled", "cancelled while it ran".into()),
+            Some(StopReason::TimedOut { seconds }) => {
+                let evalue = format!("stopped after {seconds} s, its timeout");
+                stopped(&mut outcome, TaskState::Timeout, "TaskTimeout", evalue);
+            }
+            Some(StopReason::Leaving) => {
+                if outcome.status != TaskState::Ok {
+                    stopped(&mut outcome, TaskState::Lost, "EngineStopped", "its engine was told to leave while it ran".into());
+                    outcome.crashed = true;
+                }
+            }
+        }
+        self.push_outcome(now, held, outcome);
+        self.forget(held.map, effects);
+    }
+
+    fn end_request(&mut self, request: Arc<Request>, started: UnixTime, reply: RequestReply, current: Current, effects: &mut Vec<Effect>) {
+        for (stderr, text) in [(false, current.stdout.finish()), (true, current.stderr.finish())] {
+            if !text.is_empty() {
+                let request = request.clone();
+                effects.push(Effect::Stream { request, stderr, text });
+            }
+        }
+        effects.push(Effect::Reply { request, started, reply });
+    }
+
+    pub(super) fn worker_exited(&mut self, now: Now, unread: usize, how: String, stderr_tail: String, effects: &mut Vec<Effect>) {
+        if let WorkerState::Starting { .. } = self.worker {
+            let tail = stderr_tail.trim();
+            let reason = if tail.is_empty() { how } else { format!("{how}: {tail}") };
+            self.worker_failed(now, reason);
+            return;
+        }
+        self.stop_next = None;
+        let was_unavailable = matches!(self.worker, WorkerState::Unavailable { .. });
+        let begun = self.given.len().saturating_sub(unread);
+        let mut current = self.current.take();
+        for _ in 0..begun {
+            let Some(Given { unit, .. }) = self.given.pop_front() else { break };
+            let since = current.as_ref().map_or(now.unix, |current| current.started);
+            let evalue = match stderr_tail.trim() {
+                "" => how.clone(),
+                tail => format!("{how}; its last words: {tail}"),
+            };
+            let own = current.take().unwrap_or_else(|| self.no_current(now));
+            match unit {
+                Unit::Task { held, .. } => {
+                    let mut outcome = Outcome::failure(TaskState::Lost, "WorkerDied", evalue, since, now.unix);
+                    outcome.crashed = true;
+                    self.end_task(now, held, outcome, own, effects);
+                }
+                Unit::Request(request) => {
+                    let reply = RequestReply::Failed {
+                        ename: "WorkerDied".into(),
+                        evalue,
+                    };
+                    self.end_request(request, since, reply, own, effects);
+                }
+            }
+        }
+        while let Some(Given { unit, .. }) = self.given.pop_back() {
+            self.queue.push_front(unit);
+        }
+        self.idle_deaths = if begun > 0 { 0 } else { self.idle_deaths + 1 };
+        if was_unavailable {
+            return;
+        }
+        if self.idle_deaths >= MOST_IDLE_DEATHS {
+            self.idle_deaths = 0;
+            self.worker_failed(now, format!("it ended {MOST_IDLE_DEATHS} times while it had nothing to do, the last time: {how}"));
+        } else if self.leaving.is_none() && begun > 0 {
+            self.start_worker(now, effects);
+        } else {
+            self.worker = WorkerState::Absent;
+        }
+    }
+
+    fn no_current(&self, now: Now) -> Current {
+        Current {
+            since: now.instant,
+            started: now.unix,
+            stdout: Default::default(),
+            stderr: Default::default(),
+            told: false,
+            next_look: now.instant,
+            timeout: None,
+            stop: None,
+        }
+    }
+}
+
+/// The outcome of a task that was stopped: what it said itself stays as the traceback.
+fn stopped(outcome: &mut Outcome, status: TaskState, ename: &str, evalue: String) {
+    let traceback = outcome.error.take().map_or_else(String::new, |error| error.traceback);
+    outcome.status = status;
+    outcome.crashed = false;
+    outcome.value = None;
+    outcome.pickled = None;
+    outcome.repr = None;
+    outcome.error = Some(TaskError {
+        ename: ename.into(),
+        evalue,
+        traceback,
+    });
+}

@@ -1,0 +1,337 @@
+//! What an engine decides: which unit runs when, what a worker holds, what a stop or a crash means, what is told to the
+//! controller. Pure: time comes with each event, and everything done leaves as an effect.
+//!
+//! A unit ([`unit::Unit`]) that has come is in exactly one place: `queue` (not begun, ours to give back), `given` (in the
+//! worker; only the first of them can have begun), `command` (running), or gone (its result in `outbox`, or returned).
+//! What is in the worker and has not begun can be called back: each unit needs a token, and tokens that are not read
+//! are ours again ([`Effect::TakeTokens`]).
+//!
+//! Parts: [`event`], [`unit`], [`output`], [`outbox`]; `feed` (giving work out), `finish` (units that end), `stop`
+//! (cancelling, timeouts, leaving).
+pub mod event;
+mod feed;
+mod finish;
+pub mod outbox;
+pub mod output;
+mod stop;
+#[cfg(test)]
+mod tests;
+pub mod unit;
+
+pub use event::{Effect, Event, Now, RequestReply, Stage};
+pub use unit::{Request, Unit};
+
+use crate::model::definition::MapDefinition;
+use crate::model::{MapId, UnixTime};
+use crate::wire::content::engine::{Held, Progress, Returned};
+use feed::WorkerState;
+use outbox::Outbox;
+use output::{Pieces, Text};
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use stop::{AfterRecall, Leaving, Stop, StopReason};
+
+/// What a core must know beforehand.
+#[derive(Clone, Debug)]
+pub struct CoreSettings {
+    pub interrupt: Duration,
+    pub terminate: Duration,
+    /// How the interpreter is called, for errors.
+    pub python: String,
+}
+
+#[derive(Debug)]
+struct MapState {
+    definition: Arc<MapDefinition>,
+    /// The worker that runs now has it.
+    in_worker: bool,
+    forgotten: bool,
+    /// Of its tasks, seconds.
+    mean: Option<f64>,
+}
+
+#[derive(Debug)]
+struct Given {
+    ticket: u32,
+    unit: Unit,
+}
+
+/// What is known of the unit that runs: the first one in the worker, or the command.
+#[derive(Debug)]
+struct Current {
+    since: Instant,
+    started: UnixTime,
+    stdout: Text,
+    stderr: Text,
+    /// The controller was told that it runs.
+    told: bool,
+    next_look: Instant,
+    timeout: Option<Instant>,
+    stop: Option<Stop>,
+}
+
+/// A task's first progress is told after so long,
+const FIRST_LOOK: Duration = Duration::from_millis(200);
+/// ... then new output about so often.
+const LOOK: Duration = Duration::from_millis(100);
+const SLOW_LOOK: Duration = Duration::from_millis(250);
+
+pub struct Core {
+    settings: CoreSettings,
+    registered: bool,
+    maps: HashMap<MapId, MapState>,
+    queue: VecDeque<Unit>,
+    worker: WorkerState,
+    given: VecDeque<Given>,
+    next_ticket: u32,
+    command: Option<Unit>,
+    current: Option<Current>,
+    outbox: Outbox,
+    after_recall: Vec<AfterRecall>,
+    /// To be stopped when its result is the next to come.
+    stop_next: Option<(u32, StopReason)>,
+    leaving: Option<Leaving>,
+    aborted: HashSet<String>,
+    /// Ends of workers in a row under which nothing ran.
+    idle_deaths: u32,
+}
+
+impl Core {
+    pub fn new(settings: CoreSettings) -> Core {
+        Core {
+            settings,
+            registered: false,
+            maps: HashMap::new(),
+            queue: VecDeque::new(),
+            worker: WorkerState::Absent,
+            given: VecDeque::new(),
+            next_ticket: 0,
+            command: None,
+            current: None,
+            outbox: Outbox::default(),
+            after_recall: Vec::new(),
+            stop_next: None,
+            leaving: None,
+            aborted: HashSet::new(),
+            idle_deaths: 0,
+        }
+    }
+
+    /// The only way in.
+    pub fn handle(&mut self, now: Now, event: Event) -> Vec<Effect> {
+        let mut effects = Vec::new();
+        self.dispatch(now, event, &mut effects);
+        self.settle(now, &mut effects);
+        effects
+    }
+
+    fn dispatch(&mut self, now: Now, event: Event, effects: &mut Vec<Effect>) {
+        match event {
+            Event::Registered { drop } => {
+                self.registered = true;
+                if !drop.is_empty() {
+                    self.cancel(now, drop.into_iter().collect(), true, effects);
+                }
+                self.outbox.resend(effects);
+                if let Some(current) = &mut self.current {
+                    current.told = false;
+                }
+            }
+            Event::Unknown => {
+                self.registered = false;
+                effects.push(Effect::Register { holds: self.holds() });
+            }
+            Event::Defined { map, definition } => {
+                let state = MapState {
+                    definition,
+                    in_worker: false,
+                    forgotten: false,
+                    mean: None,
+                };
+                self.maps.entry(map).or_insert(state).forgotten = false;
+            }
+            Event::Forgotten { map } => {
+                if let Some(state) = self.maps.get_mut(&map) {
+                    state.forgotten = true;
+                }
+                self.forget(map, effects);
+            }
+            Event::TasksCame { map, tasks } => {
+                let units = tasks.into_iter().map(|(index, run, input)| Unit::Task {
+                    held: Held { map, index, run },
+                    input,
+                });
+                if self.leaving.is_some() {
+                    let tasks: Vec<Held> = units.filter_map(|unit| unit.held()).collect();
+                    effects.push(Effect::SendReturned(Returned { tasks }));
+                } else {
+                    self.queue.extend(units);
+                }
+            }
+            Event::Recorded { sequence } => self.outbox.recorded(sequence),
+            Event::GiveBackAsked { at_most } => self.give_back(now, at_most as usize, effects),
+            Event::CancelAsked { tasks } => self.cancel(now, tasks.into_iter().collect(), false, effects),
+            Event::ShutdownAsked { drain, reason, grace_ms } => self.leave(now, drain, reason, grace_ms, effects),
+            Event::RequestCame(request) => {
+                if self.aborted.remove(request.msg_id()) {
+                    self.reply_aborted(now, request, effects);
+                } else if self.leaving.is_none() {
+                    self.queue.push_back(Unit::Request(request));
+                }
+            }
+            Event::AbortAsked { msg_ids } => self.recall_then(now, AfterRecall::Abort(msg_ids), effects),
+
+            Event::WorkerReady => self.worker = WorkerState::Ready,
+            Event::WorkerFailed { reason } => self.worker_failed(now, reason),
+            Event::UnitBegun { ticket, output } => {
+                self.wrote(output, effects);
+                if let Some(Given { unit: Unit::Request(request), .. }) = self.given.front().filter(|given| given.ticket == ticket) {
+                    effects.push(Effect::RequestBegun(request.clone()));
+                }
+            }
+            Event::UnitEnded {
+                ticket,
+                started,
+                ended,
+                output,
+                result,
+            } => {
+                self.wrote(output, effects);
+                self.unit_ended(now, ticket, started, ended, result, effects);
+            }
+            Event::Published {
+                ticket: _,
+                output,
+                meta,
+                content,
+                buffers,
+            } => {
+                self.wrote(output, effects);
+                if let Some(Unit::Request(request)) = self.given.front().map(|given| &given.unit) {
+                    effects.push(Effect::Publish {
+                        request: request.clone(),
+                        meta,
+                        content,
+                        buffers,
+                    });
+                }
+            }
+            Event::WorkerExited {
+                unread,
+                how,
+                stderr_tail,
+                output,
+            } => {
+                self.wrote(output, effects);
+                self.worker_exited(now, unread, how, stderr_tail, effects);
+            }
+            Event::TokensTaken { count } => self.recalled(now, count, effects),
+            Event::OutputRead { output } => {
+                self.wrote(output, effects);
+                self.tell_progress(effects);
+            }
+            Event::CommandWrote { output } => self.wrote(output, effects),
+            Event::CommandEnded(end) => self.command_ended(now, end, effects),
+            Event::Tick => {}
+        }
+    }
+
+    /// What follows from the state alone, after any event.
+    fn settle(&mut self, now: Now, effects: &mut Vec<Effect>) {
+        self.check_times(now, effects);
+        if self.after_recall.is_empty() {
+            self.feed(now, effects);
+        }
+        let idle = self.queue.is_empty() && self.given.is_empty() && self.command.is_none();
+        self.outbox.flush(now, idle, self.registered, effects);
+        self.check_leaving(now, idle, effects);
+    }
+
+    /// When to send [`Event::Tick`] at the latest.
+    pub fn next_deadline(&self) -> Option<Instant> {
+        let current = self.current.as_ref();
+        [
+            self.outbox.deadline(),
+            current.map(|current| current.next_look),
+            current.and_then(|current| current.timeout.filter(|_| current.stop.is_none())),
+            current.and_then(|current| current.stop.as_ref()?.next),
+            self.worker.deadline(),
+            self.leaving.as_ref().and_then(Leaving::deadline),
+        ]
+        .into_iter()
+        .flatten()
+        .min()
+    }
+
+    /// Tasks that have come and not ended.
+    pub fn holds(&self) -> Vec<Held> {
+        let given = self.given.iter().map(|given| &given.unit);
+        given.chain(&self.command).chain(&self.queue).filter_map(Unit::held).collect()
+    }
+
+    fn check_times(&mut self, now: Now, effects: &mut Vec<Effect>) {
+        if self.worker.deadline().is_some_and(|deadline| now.instant >= deadline) {
+            effects.push(Effect::SignalWorker { signal: Stage::Kill });
+            self.worker_failed(now, "it did not get ready in 120 s".into());
+        }
+        let Some(current) = &mut self.current else { return };
+        if now.instant >= current.next_look {
+            let age = now.instant - current.since;
+            current.next_look = now.instant + if age > Duration::from_secs(10) { SLOW_LOOK } else { LOOK };
+            match self.command {
+                None => effects.push(Effect::ReadOutput),
+                Some(_) => self.tell_progress(effects),
+            }
+        }
+        self.check_stop(now, effects);
+    }
+
+    /// Output of what runs.
+    fn wrote(&mut self, [stdout, stderr]: [Pieces; 2], effects: &mut Vec<Effect>) {
+        if stdout.is_empty() && stderr.is_empty() {
+            return;
+        }
+        let Some(current) = &mut self.current else { return };
+        current.stdout.push(stdout);
+        current.stderr.push(stderr);
+        if let Some(Unit::Request(request)) = self.given.front().map(|given| &given.unit) {
+            for (stderr, text) in [(false, current.stdout.take()), (true, current.stderr.take())] {
+                if !text.is_empty() {
+                    let request = request.clone();
+                    effects.push(Effect::Stream { request, stderr, text });
+                }
+            }
+        }
+    }
+
+    fn tell_progress(&mut self, effects: &mut Vec<Effect>) {
+        let unit = self.command.as_ref().or(self.given.front().map(|given| &given.unit));
+        let (Some(current), Some(task)) = (&mut self.current, unit.and_then(Unit::held)) else {
+            return;
+        };
+        if !self.registered || current.stop.is_some() {
+            return;
+        }
+        let (stdout, stderr) = (current.stdout.take(), current.stderr.take());
+        if !current.told || !stdout.is_empty() || !stderr.is_empty() {
+            current.told = true;
+            effects.push(Effect::SendProgress(Progress {
+                task,
+                started: current.started.0,
+                stdout,
+                stderr,
+            }));
+        }
+    }
+
+    fn forget(&mut self, map: MapId, effects: &mut Vec<Effect>) {
+        let Some(state) = self.maps.get(&map) else { return };
+        if state.forgotten && !self.holds().iter().any(|held| held.map == map) {
+            if state.in_worker {
+                effects.push(Effect::Forget { map });
+            }
+            self.maps.remove(&map);
+        }
+    }
+}

@@ -1,0 +1,291 @@
+//! Taking units back, stopping what runs (step by step: SIGINT, SIGTERM, SIGKILL), and leaving.
+use super::event::{Effect, Now, Stage};
+use super::unit::{Method, Unit};
+use super::{Core, Given};
+use crate::model::task::{Outcome, TaskState};
+use crate::wire::content::engine::{Held, Returned};
+use std::collections::HashSet;
+use std::time::{Duration, Instant};
+
+#[derive(Debug)]
+pub(super) struct Stop {
+    pub reason: StopReason,
+    stage: Stage,
+    /// When to be harder.
+    pub next: Option<Instant>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) enum StopReason {
+    Cancelled,
+    TimedOut { seconds: f64 },
+    /// The engine leaves.
+    Leaving,
+    /// The controller does not want its result.
+    Dropped,
+}
+
+/// What to do once the worker holds nothing that has not begun.
+#[derive(Debug)]
+pub(super) enum AfterRecall {
+    GiveBack(usize),
+    Cancel { tasks: HashSet<Held>, drop: bool },
+    TimeOut { seconds: f64 },
+    Abort(Option<Vec<String>>),
+    AbortExecutions,
+    Leave,
+}
+
+#[derive(Debug)]
+pub(super) struct Leaving {
+    reason: String,
+    /// When what runs is stopped.
+    grace: Option<Instant>,
+    /// When to go even if results are not recorded.
+    last_word: Option<Instant>,
+    gone: bool,
+}
+
+impl Leaving {
+    pub(super) fn deadline(&self) -> Option<Instant> {
+        if self.gone { None } else { self.last_word.or(self.grace) }
+    }
+}
+
+/// How long an engine that leaves waits for the word that its results are recorded.
+const LAST_WORD: Duration = Duration::from_secs(2);
+/// Ids of requests to abort that have not come yet, at most.
+const MOST_ABORTED: usize = 10_000;
+
+impl Core {
+    pub(super) fn recall_then(&mut self, now: Now, then: AfterRecall, effects: &mut Vec<Effect>) {
+        if self.given.is_empty() {
+            self.after_recall(now, then, effects);
+            return;
+        }
+        if self.after_recall.is_empty() {
+            effects.push(Effect::TakeTokens);
+        }
+        self.after_recall.push(then);
+    }
+
+    /// The last `count` units in the worker have not begun: they are ours again.
+    pub(super) fn recalled(&mut self, now: Now, count: usize, effects: &mut Vec<Effect>) {
+        let count = count.min(self.given.len());
+        for _ in 0..count {
+            if let Some(Given { unit, .. }) = self.given.pop_back() {
+                self.queue.push_front(unit);
+            }
+        }
+        if self.given.is_empty() && self.command.is_none() {
+            self.current = None;
+        }
+        for then in std::mem::take(&mut self.after_recall) {
+            self.after_recall(now, then, effects);
+        }
+    }
+
+    fn after_recall(&mut self, now: Now, then: AfterRecall, effects: &mut Vec<Effect>) {
+        match then {
+            AfterRecall::GiveBack(at_most) => self.give_back_queued(at_most, effects),
+            AfterRecall::Cancel { tasks, drop } => {
+                self.cancel_queued(now, &tasks, drop, effects);
+                let running = self.command.as_ref().or(self.given.back().map(|given| &given.unit));
+                if running.and_then(Unit::held).is_some_and(|held| tasks.contains(&held)) {
+                    self.begin_stop(now, if drop { StopReason::Dropped } else { StopReason::Cancelled }, effects);
+                }
+            }
+            // With more than one left, the first has ended in time.
+            AfterRecall::TimeOut { .. } if self.given.len() > 1 => {}
+            AfterRecall::TimeOut { seconds } => self.begin_stop(now, StopReason::TimedOut { seconds }, effects),
+            AfterRecall::Abort(msg_ids) => self.abort_queued(now, msg_ids, effects),
+            AfterRecall::AbortExecutions => {
+                let is_execution = |unit: &Unit| matches!(unit, Unit::Request(request) if request.method == Method::Execute);
+                self.abort_where(now, is_execution, effects);
+            }
+            AfterRecall::Leave => {
+                let tasks: Vec<Held> = self.queue.drain(..).filter_map(|unit| unit.held()).collect();
+                if !tasks.is_empty() {
+                    effects.push(Effect::SendReturned(Returned { tasks }));
+                }
+            }
+        }
+    }
+
+    // ---- giving back
+
+    pub(super) fn give_back(&mut self, now: Now, at_most: usize, effects: &mut Vec<Effect>) {
+        let queued = self.queue.iter().filter(|unit| unit.held().is_some()).count();
+        if queued >= at_most || self.given.len() < 2 {
+            self.give_back_queued(at_most, effects);
+        } else {
+            self.recall_then(now, AfterRecall::GiveBack(at_most), effects);
+        }
+    }
+
+    fn give_back_queued(&mut self, at_most: usize, effects: &mut Vec<Effect>) {
+        let (mut tasks, mut kept) = (Vec::new(), Vec::new());
+        while tasks.len() < at_most
+            && let Some(unit) = self.queue.pop_back()
+        {
+            match unit {
+                Unit::Task { held, .. } => tasks.push(held),
+                request => kept.push(request),
+            }
+        }
+        self.queue.extend(kept.into_iter().rev());
+        effects.push(Effect::SendReturned(Returned { tasks }));
+    }
+
+    // ---- cancelling
+
+    /// With `drop` nothing more is said of the tasks.
+    pub(super) fn cancel(&mut self, now: Now, tasks: HashSet<Held>, drop: bool, effects: &mut Vec<Effect>) {
+        let in_worker = self.given.iter().any(|given| given.unit.held().is_some_and(|held| tasks.contains(&held)));
+        let then = AfterRecall::Cancel { tasks, drop };
+        match in_worker {
+            true => self.recall_then(now, then, effects),
+            false => self.after_recall(now, then, effects),
+        }
+    }
+
+    fn cancel_queued(&mut self, now: Now, tasks: &HashSet<Held>, drop: bool, effects: &mut Vec<Effect>) {
+        let mut cancelled = Vec::new();
+        self.queue.retain(|unit| match unit.held() {
+            Some(held) if tasks.contains(&held) => {
+                cancelled.push(held);
+                false
+            }
+            _ => true,
+        });
+        for held in cancelled {
+            if !drop {
+                let outcome = Outcome::failure(TaskState::Aborted, "TaskCancelled", "cancelled before it began", now.unix, now.unix);
+                self.push_outcome(now, held, outcome);
+            }
+            self.forget(held.map, effects);
+        }
+    }
+
+    fn abort_queued(&mut self, now: Now, msg_ids: Option<Vec<String>>, effects: &mut Vec<Effect>) {
+        let Some(msg_ids) = msg_ids else {
+            self.abort_where(now, |unit| matches!(unit, Unit::Request(_)), effects);
+            return;
+        };
+        let mut wanted: HashSet<String> = msg_ids.into_iter().collect();
+        let is_wanted = |unit: &Unit| matches!(unit, Unit::Request(request) if wanted.remove(request.msg_id()));
+        self.abort_where(now, is_wanted, effects);
+        if self.aborted.len() + wanted.len() <= MOST_ABORTED {
+            self.aborted.extend(wanted);
+        }
+    }
+
+    fn abort_where(&mut self, now: Now, mut wanted: impl FnMut(&Unit) -> bool, effects: &mut Vec<Effect>) {
+        for unit in std::mem::take(&mut self.queue) {
+            match unit {
+                unit if !wanted(&unit) => self.queue.push_back(unit),
+                Unit::Request(request) => self.reply_aborted(now, request, effects),
+                task => self.queue.push_back(task),
+            }
+        }
+    }
+
+    // ---- stopping what runs
+
+    /// Units in front of the last one in the worker have ended, their results are on the way: they are not what runs.
+    pub(super) fn begin_stop(&mut self, now: Now, reason: StopReason, effects: &mut Vec<Effect>) {
+        if self.given.len() > 1 {
+            self.stop_next = self.given.back().map(|given| (given.ticket, reason));
+            return;
+        }
+        let next = Some(now.instant + self.settings.interrupt);
+        let Some(current) = self.current.as_mut().filter(|current| current.stop.is_none()) else {
+            return;
+        };
+        current.stop = Some(Stop {
+            reason,
+            stage: Stage::Interrupt,
+            next,
+        });
+        effects.push(self.signal(Stage::Interrupt));
+    }
+
+    fn signal(&self, signal: Stage) -> Effect {
+        match self.command {
+            Some(_) => Effect::SignalCommand { signal },
+            None => Effect::SignalWorker { signal },
+        }
+    }
+
+    /// Timeouts, and the next step of a stop.
+    pub(super) fn check_stop(&mut self, now: Now, effects: &mut Vec<Effect>) {
+        let Some(current) = &mut self.current else { return };
+        match &mut current.stop {
+            None => {
+                if current.timeout.is_some_and(|timeout| now.instant >= timeout) {
+                    // Not twice, whatever the recall says.
+                    let timeout = current.timeout.take();
+                    let seconds = timeout.map_or(0.0, |timeout| (timeout - current.since).as_secs_f64());
+                    self.recall_then(now, AfterRecall::TimeOut { seconds }, effects);
+                }
+            }
+            Some(stop) => {
+                if stop.next.is_some_and(|next| now.instant >= next) {
+                    (stop.stage, stop.next) = match stop.stage {
+                        Stage::Interrupt => (Stage::Terminate, Some(now.instant + self.settings.terminate)),
+                        Stage::Terminate | Stage::Kill => (Stage::Kill, None),
+                    };
+                    let stage = stop.stage;
+                    effects.push(self.signal(stage));
+                }
+            }
+        }
+    }
+
+    // ---- leaving
+
+    pub(super) fn leave(&mut self, now: Now, drain: bool, reason: String, grace_ms: Option<u64>, effects: &mut Vec<Effect>) {
+        let grace = match (drain, grace_ms) {
+            (false, _) => Some(now.instant),
+            (true, None) => None,
+            (true, Some(ms)) => Some(now.instant + Duration::from_millis(ms)),
+        };
+        if let Some(leaving) = &mut self.leaving {
+            // Told again: the shorter grace.
+            leaving.grace = match (leaving.grace, grace) {
+                (Some(a), Some(b)) => Some(a.min(b)),
+                (a, b) => a.or(b),
+            };
+            return;
+        }
+        self.leaving = Some(Leaving {
+            reason,
+            grace,
+            last_word: None,
+            gone: false,
+        });
+        self.recall_then(now, AfterRecall::Leave, effects);
+    }
+
+    pub(super) fn check_leaving(&mut self, now: Now, idle: bool, effects: &mut Vec<Effect>) {
+        let recorded = self.outbox.is_empty();
+        let Some(leaving) = &mut self.leaving else { return };
+        if leaving.gone || !self.after_recall.is_empty() {
+            return;
+        }
+        if !idle {
+            if leaving.grace.is_some_and(|grace| now.instant >= grace) {
+                leaving.grace = None;
+                self.begin_stop(now, StopReason::Leaving, effects);
+            }
+            return;
+        }
+        let last_word = *leaving.last_word.get_or_insert(now.instant + LAST_WORD);
+        if recorded || now.instant >= last_word {
+            leaving.gone = true;
+            effects.push(Effect::Leave {
+                reason: leaving.reason.clone(),
+            });
+        }
+    }
+}

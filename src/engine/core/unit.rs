@@ -1,0 +1,203 @@
+//! What the engine runs: tasks of pcluster, and requests of ipyparallel clients.
+use crate::model::definition::{MapDefinition, Work};
+use crate::model::task::{Outcome, TaskError, TaskState};
+use crate::model::UnixTime;
+use crate::wire::Message;
+use crate::wire::content::engine::{Channel, Held};
+use bytes::Bytes;
+use serde::Deserialize;
+use serde_json::value::RawValue;
+use std::sync::Arc;
+
+#[derive(Clone, Debug)]
+pub enum Unit {
+    /// Its input is JSON text.
+    Task { held: Held, input: Bytes },
+    Request(Arc<Request>),
+}
+
+impl Unit {
+    pub fn held(&self) -> Option<Held> {
+        match self {
+            Unit::Task { held, .. } => Some(*held),
+            Unit::Request(_) => None,
+        }
+    }
+    pub fn size(&self) -> usize {
+        match self {
+            Unit::Task { input, .. } => input.len(),
+            Unit::Request(request) => request.message.buffers.iter().map(Bytes::len).sum(),
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Method {
+    Apply,
+    Execute,
+}
+
+impl Method {
+    pub fn of(msg_type: &str) -> Option<Method> {
+        match msg_type {
+            "apply_request" => Some(Method::Apply),
+            "execute_request" => Some(Method::Execute),
+            _ => None,
+        }
+    }
+    pub fn word(self) -> &'static str {
+        match self {
+            Method::Apply => "apply",
+            Method::Execute => "execute",
+        }
+    }
+}
+
+/// An `apply_request` or `execute_request`, its parts as they came.
+#[derive(Debug)]
+pub struct Request {
+    pub channel: Channel,
+    /// The client's identity, as it must come back with the reply.
+    pub client: Vec<Bytes>,
+    pub method: Method,
+    /// An execution whose failure makes those queued behind it not run.
+    pub stops_others: bool,
+    pub message: Message,
+}
+
+impl Request {
+    pub fn new(channel: Channel, client: Vec<Bytes>, method: Method, message: Message) -> Request {
+        #[derive(Deserialize, Default)]
+        #[serde(default)]
+        struct Flags {
+            silent: bool,
+            stop_on_error: Option<bool>,
+        }
+        let flags: Flags = message.content().unwrap_or_default();
+        Request {
+            channel,
+            client,
+            method,
+            stops_others: method == Method::Execute && !flags.silent && flags.stop_on_error.unwrap_or(true),
+            message,
+        }
+    }
+    pub fn msg_id(&self) -> &str {
+        &self.message.header.msg_id
+    }
+}
+
+/// What the worker says of a unit that has ended.
+#[derive(Clone, Debug)]
+pub enum WorkerResult {
+    /// JSON text.
+    Value(Bytes),
+    /// JSON `{pickled, repr}`.
+    Pickled(Bytes),
+    /// JSON `{ename, evalue, traceback}`.
+    Error(Bytes),
+    /// A request's: JSON `{status, ename}`, content, buffers.
+    Reply { meta: Bytes, content: Bytes, buffers: Vec<Bytes> },
+}
+
+/// How a command went.
+#[derive(Clone, Debug)]
+pub struct CommandEnd {
+    pub started: UnixTime,
+    pub ended: UnixTime,
+    pub how: CommandExit,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub enum CommandExit {
+    Code(i32),
+    /// Number and name.
+    Signal(i32, String),
+    /// ename and evalue.
+    NotStarted(String, String),
+}
+
+/// Whether a map's tasks run in the worker (others are commands).
+pub fn runs_in_worker(definition: &MapDefinition) -> bool {
+    !matches!(definition.work, Work::Command { .. })
+}
+
+fn succeeded(started: UnixTime, ended: UnixTime) -> Outcome {
+    Outcome {
+        error: None,
+        ..Outcome::failure(TaskState::Ok, "", "", started, ended)
+    }
+}
+
+/// The outcome that a worker's result stands for.
+pub fn worker_outcome(result: WorkerResult, started: UnixTime, ended: UnixTime) -> Outcome {
+    let bad = |what: &str| {
+        let evalue = format!("the worker sent {what} that cannot be read");
+        Outcome::failure(TaskState::Error, "WorkerError", evalue, started, ended)
+    };
+    match result {
+        WorkerResult::Value(body) => match raw_json(body) {
+            Some(value) => Outcome {
+                value: Some(value),
+                ..succeeded(started, ended)
+            },
+            None => bad("a value"),
+        },
+        WorkerResult::Pickled(body) => {
+            #[derive(Deserialize)]
+            struct Pickled {
+                pickled: String,
+                repr: String,
+            }
+            match serde_json::from_slice::<Pickled>(&body) {
+                Ok(Pickled { pickled, repr }) => Outcome {
+                    pickled: Some(pickled),
+                    repr: Some(repr),
+                    ..succeeded(started, ended)
+                },
+                Err(_) => bad("a pickled value"),
+            }
+        }
+        WorkerResult::Error(body) => match serde_json::from_slice::<TaskError>(&body) {
+            Ok(error) => Outcome {
+                error: Some(error),
+                ..Outcome::failure(TaskState::Error, "", "", started, ended)
+            },
+            Err(_) => bad("an error"),
+        },
+        WorkerResult::Reply { .. } => bad("a reply to a task"),
+    }
+}
+
+/// Without a copy where the bytes are ours alone.
+fn raw_json(body: Bytes) -> Option<Box<RawValue>> {
+    let text = String::from_utf8(Vec::from(body)).ok()?;
+    RawValue::from_string(text).ok()
+}
+
+/// The outcome of a command.
+pub fn command_outcome(end: CommandEnd) -> Outcome {
+    let CommandEnd { started, ended, how } = end;
+    match how {
+        CommandExit::Code(0) => Outcome {
+            exit_code: Some(0),
+            value: Some(RawValue::NULL.to_owned()),
+            ..succeeded(started, ended)
+        },
+        CommandExit::Code(code) => Outcome {
+            exit_code: Some(code),
+            ..Outcome::failure(TaskState::Error, "ExitCode", format!("the command ended with exit code {code}"), started, ended)
+        },
+        CommandExit::Signal(number, name) => Outcome {
+            exit_code: Some(128 + number),
+            ..Outcome::failure(
+                TaskState::Error,
+                "Signal",
+                format!("the command was killed by signal {number} ({name})"),
+                started,
+                ended,
+            )
+        },
+        CommandExit::NotStarted(ename, evalue) => Outcome::failure(TaskState::Error, &ename, evalue, started, ended),
+    }
+}

@@ -1,0 +1,156 @@
+//! The engine's one connection to its controller: finding the address that answers, registering, sealing and opening.
+use super::{EngineError, EngineSettings};
+use crate::model::{EngineId, EngineUuid, UnixTime};
+use crate::transport::{Kind, Security, Socket};
+use crate::wire::content::engine::{Channel, REGISTER, REGISTERED, Register, Registered};
+use crate::wire::message::to_json;
+use crate::wire::{Frames, Message, Session};
+use bytes::Bytes;
+use serde::Serialize;
+use std::time::{Duration, Instant};
+
+/// An address that does not take a connection in so long is passed over.
+const PROBE: Duration = Duration::from_secs(3);
+/// ... and one that takes it but does not answer.
+const ANSWER: Duration = Duration::from_secs(10);
+/// Between rounds over all addresses.
+const PAUSE: Duration = Duration::from_millis(500);
+
+pub struct Link {
+    pub socket: Socket,
+    session: Session,
+    uuid: EngineUuid,
+    pub id: EngineId,
+}
+
+pub fn unix_now() -> UnixTime {
+    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+    UnixTime((since.as_secs_f64() * 1e6).round() / 1e6)
+}
+
+impl Link {
+    /// Tries each address of the controller, again and again, until one answers or the time is over.
+    pub async fn connect(settings: &EngineSettings, register: &Register) -> Result<(Link, Registered), EngineError> {
+        let file = &settings.connection;
+        let keys = file.pcluster.as_ref();
+        let bad = || EngineError::BadConnectionFile("the connection file is not an engine file of a pcluster controller (no pcluster.engine_port)".into());
+        let port = keys.and_then(|keys| keys.engine_port).ok_or_else(bad)?;
+        let mut addresses = keys.map(|keys| keys.addresses.clone()).unwrap_or_default();
+        if addresses.is_empty() {
+            addresses.push(file.location.clone());
+        }
+        let until = Instant::now() + Duration::from_millis(settings.registration_timeout_ms);
+        loop {
+            let mut failures = Vec::new();
+            for address in &addresses {
+                match Link::try_address(settings, address, port, register).await? {
+                    Ok(found) => return Ok(found),
+                    Err(why) => {
+                        tracing::debug!(address, port, why, "no answer from the controller");
+                        failures.push(format!("{address}:{port} ({why})"));
+                    }
+                }
+            }
+            if Instant::now() >= until {
+                let tried = failures.join(", ");
+                let seconds = settings.registration_timeout_ms as f64 / 1000.0;
+                let text = format!(
+                    "no controller answered in {seconds} s. Tried: {tried}. Is it running (`pcluster status`), and can this host ({}) reach it? \
+                     A controller for other hosts needs `controller: ip:` in the profile",
+                    super::command::host()
+                );
+                return Err(EngineError::Unreachable(text));
+            }
+            tokio::time::sleep(PAUSE).await;
+        }
+    }
+
+    /// The outer error is final, the inner one this address's.
+    async fn try_address(
+        settings: &EngineSettings,
+        address: &str,
+        port: u16,
+        register: &Register,
+    ) -> Result<Result<(Link, Registered), String>, EngineError> {
+        match tokio::time::timeout(PROBE, tokio::net::TcpStream::connect((address, port))).await {
+            Err(_) => return Ok(Err(format!("no connection in {} s", PROBE.as_secs()))),
+            Ok(Err(e)) => return Ok(Err(e.to_string())),
+            Ok(Ok(_)) => {}
+        }
+        let file = &settings.connection;
+        let security = match &file.curve_serverkey {
+            Some(key) => Security::Client { server_key: key.clone() },
+            None => Security::Plain,
+        };
+        let uuid = register.facts.uuid.clone();
+        let unusable = |e: crate::transport::TransportError| EngineError::BadConnectionFile(e.to_string());
+        let socket = Socket::new(Kind::Dealer, Some(&uuid.0), &security).map_err(unusable)?;
+        socket.connect(address, port).await.map_err(unusable)?;
+        let user = std::env::var("USER").unwrap_or_else(|_| "engine".into());
+        let mut link = Link {
+            socket,
+            session: Session::new(file.key.as_bytes(), uuid.to_string(), user),
+            uuid,
+            id: EngineId(0),
+        };
+        link.send_native(REGISTER, register);
+        let until = tokio::time::Instant::now() + ANSWER;
+        loop {
+            let frames = match tokio::time::timeout_at(until, link.socket.receive()).await {
+                Ok(Ok(frames)) => frames,
+                Ok(Err(e)) => return Ok(Err(e.to_string())),
+                Err(_) => {
+                    link.socket.close().await;
+                    return Ok(Err(format!("it takes connections, but did not answer in {} s: another controller's keys?", ANSWER.as_secs())));
+                }
+            };
+            if let Some((Channel::Native, message)) = link.open(frames)
+                && message.msg_type() == REGISTERED
+            {
+                let registered: Registered = message.content().map_err(|e| EngineError::Refused(format!("its answer cannot be read: {e}")))?;
+                if registered.status != "ok" {
+                    return Err(EngineError::Refused(registered.evalue));
+                }
+                link.id = registered.id.unwrap_or(EngineId(0));
+                return Ok(Ok((link, registered)));
+            }
+        }
+    }
+
+    /// None for what is not signed with our key, or names no channel (said in the log).
+    pub fn open(&mut self, frames: Frames) -> Option<(Channel, Message)> {
+        let channel = frames.first().and_then(|frame| Channel::from_frame(frame));
+        match (channel, self.session.open(frames)) {
+            (Some(channel), Ok(message)) => Some((channel, message)),
+            (None, _) => {
+                tracing::warn!("a message on an unknown channel was dropped");
+                None
+            }
+            (_, Err(e)) => {
+                tracing::warn!("a message was dropped: {e}");
+                None
+            }
+        }
+    }
+
+    pub fn send_native<T: Serialize + ?Sized>(&mut self, msg_type: &str, content: &T) {
+        let message = self.message(msg_type, None, content);
+        self.send(Channel::Native, &[], &message);
+    }
+
+    /// A message of ours; its metadata names the engine.
+    pub fn message<T: Serialize + ?Sized>(&mut self, msg_type: &str, parent: Option<&Bytes>, content: &T) -> Message {
+        let mut message = self.session.message(&unix_now().to_iso(), msg_type, parent, content);
+        message.metadata_json = to_json(&serde_json::json!({ "engine": self.uuid }));
+        message
+    }
+
+    /// `route` stands between the channel and the delimiter.
+    pub fn send(&self, channel: Channel, route: &[Bytes], message: &Message) {
+        let mut prefix = vec![Bytes::from_static(channel.frame())];
+        prefix.extend_from_slice(route);
+        if let Err(e) = self.socket.send(self.session.seal(&prefix, message)) {
+            tracing::warn!(msg_type = message.msg_type(), "a message could not be sent: {e}");
+        }
+    }
+}

@@ -1,0 +1,121 @@
+//! What ipyparallel's clients get back: replies and iopub messages, in the form of ipyparallel's own engine.
+use super::core::{Request, RequestReply};
+use super::link::Link;
+use crate::model::{EngineUuid, UnixTime};
+use crate::wire::Message;
+use crate::wire::content::engine::Channel;
+use crate::wire::message::to_json;
+use bytes::Bytes;
+use serde::Deserialize;
+use serde_json::{Map, Value, json};
+
+/// `status` on iopub: `busy` or `idle`.
+pub fn status(link: &mut Link, request: &Request, state: &str) {
+    iopub(link, request, "status", "status", to_json(&json!({ "execution_state": state })), Vec::new());
+}
+
+pub fn stream(link: &mut Link, request: &Request, stderr: bool, text: &str) {
+    let name = if stderr { "stderr" } else { "stdout" };
+    iopub(link, request, "stream", name, to_json(&json!({ "name": name, "text": text })), Vec::new());
+}
+
+/// What IPython publishes; `meta` is JSON `{type, topic}`.
+pub fn publish(link: &mut Link, request: &Request, meta: &[u8], content: Bytes, buffers: Vec<Bytes>) {
+    #[derive(Deserialize)]
+    struct Meta {
+        #[serde(rename = "type")]
+        kind: String,
+        topic: String,
+    }
+    match serde_json::from_slice::<Meta>(meta) {
+        Ok(Meta { kind, topic }) => iopub(link, request, &kind, &topic, content, buffers),
+        Err(e) => tracing::warn!("the worker published something that cannot be read: {e}"),
+    }
+}
+
+fn iopub(link: &mut Link, request: &Request, kind: &str, topic: &str, content: Bytes, buffers: Vec<Bytes>) {
+    let mut message = link.message(kind, Some(&request.message.header_json), &());
+    message.content_json = content;
+    message.buffers = buffers;
+    let topic = Bytes::from(format!("engine.{}.{topic}", link.id));
+    link.send(Channel::Iopub, &[topic], &message);
+}
+
+/// `apply_reply` or `execute_reply`, with the metadata that ipyparallel's schedulers and clients look at.
+pub fn reply(link: &mut Link, request: &Request, started: UnixTime, reply: RequestReply, uuid: &EngineUuid) {
+    let engine_info = json!({ "engine_uuid": uuid, "engine_id": link.id });
+    let (status, ename, content, buffers) = match reply {
+        RequestReply::Made {
+            status,
+            ename,
+            content,
+            buffers,
+        } => (status, ename, content, buffers),
+        RequestReply::Aborted => ("aborted".to_string(), String::new(), to_json(&json!({ "status": "aborted" })), Vec::new()),
+        RequestReply::Failed { ename, evalue } => {
+            let mut info = engine_info.clone();
+            info["method"] = request.method.word().into();
+            let content = json!({
+                "status": "error", "ename": ename, "evalue": evalue, "traceback": [format!("{ename}: {evalue}")], "engine_info": info,
+            });
+            ("error".to_string(), ename, to_json(&content), Vec::new())
+        }
+    };
+    let asked: Map<String, Value> = request.message.metadata().unwrap_or_default();
+    let given = |name: &str, otherwise: Value| asked.get(name).cloned().unwrap_or(otherwise);
+    let mut metadata = json!({
+        "started": started.to_iso(),
+        "dependencies_met": ename != "UnmetDependency",
+        "engine": uuid,
+        "is_broadcast": given("is_broadcast", false.into()),
+        "is_coalescing": given("is_coalescing", false.into()),
+        "original_msg_id": given("original_msg_id", "".into()),
+        "label": given("label", Value::Null),
+        "status": status,
+    });
+    if status == "error" {
+        metadata["engine_info"] = engine_info;
+    }
+    let kind = format!("{}_reply", request.method.word());
+    let mut message = link.message(&kind, Some(&request.message.header_json), &());
+    message.content_json = content;
+    message.metadata_json = to_json(&metadata);
+    message.buffers = buffers;
+    link.send(request.channel, &request.client, &message);
+}
+
+/// The answer to a control request that went well.
+pub fn control_reply(link: &mut Link, kind: &str, request: &Message) {
+    let message = link.message(kind, Some(&request.header_json), &json!({ "status": "ok" }));
+    link.send(Channel::Control, request.identities.get(1..).unwrap_or_default(), &message);
+}
+
+/// Which requests an `abort_request` means; none: all.
+pub fn abort_ids(message: &Message) -> Option<Vec<String>> {
+    #[derive(Deserialize)]
+    #[serde(untagged)]
+    enum Ids {
+        One(String),
+        Many(Vec<String>),
+    }
+    #[derive(Deserialize)]
+    struct Abort {
+        #[serde(default)]
+        msg_ids: Option<Ids>,
+    }
+    match message.content::<Abort>().ok()?.msg_ids? {
+        Ids::One(id) => Some(vec![id]),
+        Ids::Many(ids) if ids.is_empty() => None,
+        Ids::Many(ids) => Some(ids),
+    }
+}
+
+/// Of a `signal_request`: a number, or a name such as `SIGINT`.
+pub fn signal_number(message: &Message) -> Option<i32> {
+    let content: Value = message.content().ok()?;
+    match content.get("sig")? {
+        Value::Number(number) => number.as_i64().and_then(|number| i32::try_from(number).ok()),
+        Value::String(name) => name.parse::<nix::sys::signal::Signal>().ok().map(|signal| signal as i32),
+        _ => None,
+    }
+}

@@ -1,0 +1,170 @@
+"""Requests of ipyparallel clients, run in the worker with IPython's shell, as ipyparallel's own engine runs them.
+
+Loaded by worker.py before the first such request. `handle` makes the reply's content and buffers; what the shell
+publishes meanwhile goes through `worker["publish"]`.
+"""
+import sys
+
+worker = {}
+shell = None
+problem = None
+current_ticket = 0
+engine = {"engine_uuid": "", "engine_id": -1}
+
+
+def start(worker_globals):
+    worker.update(worker_globals)
+
+
+def reset():
+    if shell is not None:
+        shell.reset(False)
+
+
+def make_session():
+    from jupyter_client.session import Session
+
+    class PipeSession(Session):
+        """Hands what would be published to the engine."""
+
+        def send(self, stream, msg_or_type, content=None, parent=None, ident=None, buffers=None, *args, **kwargs):
+            if isinstance(msg_or_type, dict):
+                kind, content = msg_or_type["msg_type"], msg_or_type["content"]
+                buffers = buffers or msg_or_type.get("buffers")
+            else:
+                kind = msg_or_type
+            topic = ident[0] if isinstance(ident, list) else ident
+            topic = (topic or kind.encode()).decode("utf-8", "replace")
+            worker["publish"](current_ticket, kind, topic, clean(content or {}), buffers or ())
+
+    return PipeSession()
+
+
+class Kernel:
+    """What code looks for at `get_ipython().kernel`."""
+
+    eventloop = None
+
+    def __init__(self, session, pub_socket):
+        self.session, self.iopub_socket = session, pub_socket
+
+    @property
+    def shell(self):
+        return shell
+
+    @property
+    def engine_id(self):
+        return engine["engine_id"]
+
+    int_id = engine_id
+
+    @property
+    def ident(self):
+        return engine["engine_uuid"]
+
+    def get_parent(self, channel=None):
+        return shell.parent_header
+
+
+def make_shell():
+    from ipykernel.zmqshell import ZMQInteractiveShell
+    from ipyparallel.engine.datapub import ZMQDataPublisher
+    from traitlets.config import Config
+
+    config = Config()
+    config.HistoryManager.hist_file = ":memory:"
+    session, pub_socket = make_session(), object()
+    made = ZMQInteractiveShell.instance(config=config, user_module=worker["main"], user_ns=worker["namespace"])
+    made.kernel = Kernel(session, pub_socket)
+    made.displayhook.session = made.display_pub.session = session
+    made.displayhook.pub_socket = made.display_pub.pub_socket = pub_socket
+    made.displayhook.topic = b"execute_result"
+    made.display_pub.topic = b"displaypub"
+    made.data_pub = ZMQDataPublisher()
+    made.data_pub.session, made.data_pub.pub_socket = session, pub_socket
+    return made
+
+
+def clean(content):
+    from ipykernel.jsonutil import json_clean
+
+    return json_clean(content)
+
+
+def handle(meta, parts, ticket):
+    """Runs one request. meta: type, engine_uuid, engine_id; parts: header, metadata, content, buffers."""
+    global shell, problem, current_ticket
+    import json
+
+    engine.update(engine_uuid=meta["engine_uuid"], engine_id=meta["engine_id"])
+    current_ticket = ticket
+    if shell is None and problem is None:
+        try:
+            shell = make_shell()
+        except ImportError as error:
+            problem = "%s has no ipyparallel engine in it (%s): pip install ipyparallel there" % (worker["PYTHON"], error)
+    if shell is None:
+        return failure("ImportError", problem, ["ImportError: " + problem], meta["method"]), []
+    header, metadata, content = (json.loads(bytes(part)) for part in parts[:3])
+    shell.set_parent({"header": header, "metadata": metadata, "content": content, "parent_header": {}})
+    try:
+        if meta["method"] == "apply":
+            return apply(parts[3:], header["msg_id"])
+        return execute(content, metadata), []
+    finally:
+        current_ticket = 0
+
+
+def failure(ename, evalue, lines, method):
+    info = dict(engine, method=method)
+    return {"status": "error", "ename": ename, "evalue": evalue, "traceback": lines, "engine_info": info}
+
+
+def apply(buffers, msg_id):
+    from ipyparallel.serialize import serialize_object, unpack_apply_message
+
+    names = shell.user_ns
+    prefix = "_%s_" % msg_id.replace("-", "_")
+    temporary = [prefix + word for word in ("f", "args", "kwargs", "result")]
+    try:
+        function, args, kwargs = unpack_apply_message(buffers, names, copy=False)
+        names.update(zip(temporary, (function, args, kwargs, None)))
+        try:
+            exec("%s = %s(*%s, **%s)" % (temporary[3], *temporary[:3]), shell.user_global_ns, names)
+            result = names.get(temporary[3])
+        finally:
+            for name in temporary:
+                names.pop(name, None)
+        session = shell.display_pub.session
+        made = serialize_object(result, buffer_threshold=session.buffer_threshold, item_threshold=session.item_threshold)
+        return {"status": "ok"}, made
+    except BaseException as error:
+        shell._last_traceback = None
+        try:
+            shell.showtraceback()
+        except Exception:
+            pass
+        lines = shell._last_traceback or [worker["formatted"](error)]
+        shell._last_traceback = None
+        return clean(failure(type(error).__name__, worker["text_of"](error), lines, "apply")), []
+
+
+def execute(content, metadata):
+    silent = content.get("silent", False)
+    code = content["code"]
+    if not silent:
+        sent = {"code": code, "execution_count": shell.execution_count}
+        worker["publish"](current_ticket, "execute_input", "execute_input", sent)
+    shell._last_traceback_during_displayhook = False
+    result = shell.run_cell(code, store_history=content.get("store_history", not silent), silent=silent)
+    error = result.error_before_exec if result.error_before_exec is not None else result.error_in_exec
+    if result.success and not getattr(shell, "_last_traceback_during_displayhook", False):
+        reply = {"status": "ok", "user_expressions": shell.user_expressions(content.get("user_expressions") or {})}
+    else:
+        lines = shell._last_traceback or []
+        reply = failure(type(error).__name__, worker["text_of"](error), lines, "execute")
+        reply["user_expressions"] = {}
+    reply["execution_count"] = shell.execution_count - 1
+    reply["payload"] = shell.payload_manager.read_payload()
+    shell.payload_manager.clear_payload()
+    return clean(reply)

@@ -1,0 +1,427 @@
+//! The worker as a process: starting it, its pipes (a thread writes, a thread reads, the engine's own loop never waits),
+//! its tokens, its end.
+use super::files::OutputFile;
+use super::protocol::{RECORD_HEAD, Record, record_head};
+use crate::engine::forker::Forker;
+use bytes::Bytes;
+use nix::errno::Errno;
+use nix::fcntl::{FcntlArg, FdFlag, OFlag, fcntl, open};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::stat::Mode;
+use std::io::{self, IoSlice, Read, Write};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+use std::path::Path;
+use std::process::Stdio;
+use std::sync::{Arc, Mutex, mpsc};
+use std::time::{Duration, Instant};
+use tokio::sync::mpsc::UnboundedSender;
+
+const BOOTSTRAP: &str = include_str!("bootstrap.py");
+const WORKER: &str = include_str!("worker.py");
+/// Sent before the first request of an ipyparallel client.
+pub const IPYTHON: &str = include_str!("ipython.py");
+
+/// No record is longer.
+const LONGEST_RECORD: usize = 1 << 36;
+/// Bytes asked for in one read.
+const CHUNK: usize = 256 << 10;
+/// What the pipes hold, where the system allows it.
+const PIPE_SIZE: i32 = 1 << 20;
+/// While records come this close to each other, the reader waits as long between reads: they come many at a time then.
+const CLOSE: Duration = Duration::from_micros(250);
+
+/// What a worker says, with the number of the worker: an earlier one's last words are told apart.
+#[derive(Debug)]
+pub enum WorkerEvent {
+    Records(Vec<Record>),
+    /// Its last event. In words: `was killed by signal 9 (SIGKILL)`.
+    Exited(String),
+}
+
+/// How to start a worker.
+#[derive(Clone, Debug)]
+pub struct WorkerCommand {
+    pub python: String,
+    pub cwd: Option<String>,
+    pub env: Vec<(String, String)>,
+}
+
+pub struct Worker {
+    pub number: u64,
+    pub pid: i32,
+    frames: Option<mpsc::Sender<Vec<Bytes>>>,
+    /// The reading end is open here too, without waiting: what is read here will not be read there.
+    tokens_in: std::fs::File,
+    tokens_out: std::fs::File,
+    pub stdout: OutputFile,
+    pub stderr: OutputFile,
+}
+
+impl Worker {
+    /// Errors are in words, with the interpreter.
+    pub async fn start(
+        command: &WorkerCommand,
+        number: u64,
+        forker: &Forker,
+        events: UnboundedSender<(u64, WorkerEvent)>,
+    ) -> Result<Worker, String> {
+        let said = |what: &str, e: &dyn std::fmt::Display| format!("{}: {what}: {e}", command.python);
+        let parts = Parts::make().map_err(|e| said("cannot make pipes for it", &e))?;
+        let inherited = parts.inherited();
+        let mut process = tokio::process::Command::new(&command.python);
+        process.arg("-c").arg(BOOTSTRAP).args(inherited.map(|fd| fd.to_string()));
+        process.stdin(Stdio::null());
+        process.stdout(parts.stdout.for_child().map_err(|e| said("stdout", &e))?);
+        process.stderr(parts.stderr.for_child().map_err(|e| said("stderr", &e))?);
+        process.envs(command.env.iter().map(|(k, v)| (k, v)));
+        if let Some(cwd) = &command.cwd {
+            if !Path::new(cwd).is_dir() {
+                return Err(format!("{}: its working directory {cwd} is not a directory", command.python));
+            }
+            process.current_dir(cwd);
+        }
+        let mut child = forker
+            .spawn(process, inherited.to_vec())
+            .await
+            .map_err(|e| match e.kind() {
+                io::ErrorKind::NotFound => format!("no interpreter {:?}", command.python),
+                _ => said("cannot start it", &e),
+            })?;
+        let pid = child.id().unwrap_or_default() as i32;
+        let Parts {
+            script: _,
+            frames_in: _,
+            frames_out,
+            records_in,
+            records_out: _,
+            tokens_in,
+            tokens_out,
+            stdout,
+            stderr,
+        } = parts;
+        let tokens_in = reopened(&tokens_in).map_err(|e| said("cannot read its tokens", &e))?;
+
+        let (frames, to_write) = mpsc::channel::<Vec<Bytes>>();
+        let exit: Arc<Mutex<Option<io::Result<std::process::ExitStatus>>>> = Arc::default();
+        let (wake_in, wake_out) = pipe().map_err(|e| said("cannot make a pipe", &e))?;
+        let spawn = |name: &str, run: Box<dyn FnOnce() + Send>| std::thread::Builder::new().name(name.into()).spawn(run).map(drop);
+        spawn("worker-writer", Box::new(move || write_frames(frames_out.into(), to_write))).map_err(|e| said("cannot start a thread", &e))?;
+        let status = exit.clone();
+        spawn(
+            "worker-reader",
+            Box::new(move || {
+                let broken = read_records(records_in, wake_in, number, &events, pid);
+                let how = match status.lock().ok().and_then(|mut status| status.take()) {
+                    Some(Ok(status)) => describe(status),
+                    Some(Err(e)) => format!("ended ({e})"),
+                    None => "ended".into(),
+                };
+                let how = broken.map_or(how, |why| format!("was killed, because it {why}"));
+                let _ = events.send((number, WorkerEvent::Exited(how)));
+            }),
+        )
+        .map_err(|e| said("cannot start a thread", &e))?;
+        tokio::spawn(async move {
+            let ended = child.wait().await;
+            if let Ok(mut exit) = exit.lock() {
+                *exit = Some(ended);
+            }
+            // The reader sees the pipe close.
+            drop(wake_out);
+        });
+        Ok(Worker {
+            number,
+            pid,
+            frames: Some(frames),
+            tokens_in,
+            tokens_out,
+            stdout,
+            stderr,
+        })
+    }
+
+    /// Frames are written in order, in the background.
+    pub fn send(&self, frames: Vec<Bytes>) {
+        if let Some(pipe) = &self.frames {
+            let _ = pipe.send(frames);
+        }
+    }
+
+    /// No more frames: an idle worker ends.
+    pub fn close(&mut self) {
+        self.frames = None;
+    }
+
+    /// Lets the worker begin so many units more.
+    pub fn allow(&mut self, count: usize) {
+        let _ = self.tokens_out.write_all(&vec![b'g'; count]);
+    }
+
+    /// Makes the worker skip what it has not begun; says how many units that were.
+    pub fn recall(&mut self) -> usize {
+        let tokens = self.unread_tokens();
+        let _ = self.tokens_out.write_all(&vec![b's'; tokens.len()]);
+        tokens.iter().filter(|token| **token == b'g').count()
+    }
+
+    /// Of a worker that has ended: how many units it had not begun.
+    pub fn left_over(&mut self) -> usize {
+        self.unread_tokens().iter().filter(|token| **token == b'g').count()
+    }
+
+    fn unread_tokens(&mut self) -> Vec<u8> {
+        let (mut tokens, mut chunk) = (Vec::new(), [0; 4096]);
+        while let Ok(count @ 1..) = self.tokens_in.read(&mut chunk) {
+            tokens.extend_from_slice(&chunk[..count]);
+        }
+        tokens
+    }
+
+    /// To the worker and all that it has started.
+    pub fn signal(&self, signal: i32) {
+        signal_group(self.pid, signal);
+    }
+}
+
+impl Drop for Worker {
+    fn drop(&mut self) {
+        signal_group(self.pid, nix::libc::SIGKILL);
+    }
+}
+
+/// A signal for a process group; one that is gone is no error.
+pub fn signal_group(pid: i32, signal: i32) {
+    if pid > 1
+        && let Ok(signal) = nix::sys::signal::Signal::try_from(signal)
+    {
+        let _ = nix::sys::signal::killpg(nix::unistd::Pid::from_raw(pid), signal);
+    }
+}
+
+/// `ended with exit code 3`, `was killed by signal 11 (SIGSEGV)`.
+pub fn describe(status: std::process::ExitStatus) -> String {
+    use std::os::unix::process::ExitStatusExt;
+    match (status.code(), status.signal()) {
+        (Some(code), _) => format!("ended with exit code {code}"),
+        (_, Some(number)) => format!("was killed by signal {number} ({})", signal_name(number)),
+        _ => "ended".into(),
+    }
+}
+
+pub fn signal_name(number: i32) -> String {
+    nix::sys::signal::Signal::try_from(number).map_or_else(|_| "unknown".into(), |signal| signal.as_str().to_string())
+}
+
+/// The files between engine and worker.
+struct Parts {
+    script: OwnedFd,
+    frames_in: OwnedFd,
+    frames_out: OwnedFd,
+    records_in: OwnedFd,
+    records_out: OwnedFd,
+    tokens_in: std::fs::File,
+    tokens_out: std::fs::File,
+    stdout: OutputFile,
+    stderr: OutputFile,
+}
+
+impl Parts {
+    fn make() -> io::Result<Parts> {
+        let (script, mut script_out) = pipe().map(|(script, out)| (script, std::fs::File::from(out)))?;
+        let _ = fcntl(script.as_fd(), FcntlArg::F_SETPIPE_SZ(PIPE_SIZE));
+        script_out.write_all(WORKER.as_bytes())?;
+        let (frames_in, frames_out) = pipe()?;
+        let (records_in, records_out) = pipe()?;
+        for end in [&frames_out, &records_out] {
+            let _ = fcntl(end.as_fd(), FcntlArg::F_SETPIPE_SZ(PIPE_SIZE));
+        }
+        fcntl(records_in.as_fd(), FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
+        let (tokens_in, tokens_out) = pipe()?;
+        Ok(Parts {
+            script,
+            frames_in,
+            frames_out,
+            records_in,
+            records_out,
+            tokens_in: tokens_in.into(),
+            tokens_out: tokens_out.into(),
+            stdout: OutputFile::new("stdout")?,
+            stderr: OutputFile::new("stderr")?,
+        })
+    }
+
+    /// In the order in which `worker.py` expects them.
+    fn inherited(&self) -> [RawFd; 6] {
+        [
+            self.script.as_raw_fd(),
+            self.frames_in.as_raw_fd(),
+            self.records_out.as_raw_fd(),
+            self.tokens_in.as_raw_fd(),
+            self.stdout.raw(),
+            self.stderr.raw(),
+        ]
+    }
+}
+
+fn pipe() -> nix::Result<(OwnedFd, OwnedFd)> {
+    nix::unistd::pipe2(OFlag::O_CLOEXEC)
+}
+
+fn write_frames(mut pipe: std::fs::File, frames: mpsc::Receiver<Vec<Bytes>>) {
+    for parts in frames {
+        if write_parts(&mut pipe, &parts).is_err() {
+            return;
+        }
+    }
+}
+
+fn write_parts(pipe: &mut std::fs::File, parts: &[Bytes]) -> io::Result<()> {
+    let mut slices: Vec<IoSlice<'_>> = parts.iter().filter(|part| !part.is_empty()).map(|part| IoSlice::new(part)).collect();
+    let mut left = &mut slices[..];
+    while !left.is_empty() {
+        match pipe.write_vectored(&left[..left.len().min(1024)]) {
+            Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+            Ok(count) => IoSlice::advance_slices(&mut left, count),
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            Err(e) => return Err(e),
+        }
+    }
+    Ok(())
+}
+
+/// Reads until the worker has ended and its pipe is empty; a worker that sends nonsense is killed, with the reason.
+fn read_records(records: OwnedFd, wake: OwnedFd, number: u64, events: &UnboundedSender<(u64, WorkerEvent)>, pid: i32) -> Option<String> {
+    let mut file = std::fs::File::from(records);
+    let mut reader = RecordReader::default();
+    let mut last = Instant::now();
+    let mut ended = false;
+    let mut broken = None;
+    loop {
+        if !ended {
+            let mut waiting = [PollFd::new(file.as_fd(), PollFlags::POLLIN), PollFd::new(wake.as_fd(), PollFlags::POLLIN)];
+            match poll(&mut waiting, PollTimeout::NONE) {
+                Err(Errno::EINTR) => continue,
+                Err(_) => return broken,
+                Ok(_) => {}
+            }
+            ended = waiting[1].any().unwrap_or(true);
+            let silent = !waiting[0].any().unwrap_or(true);
+            let closed = waiting[0].revents().is_some_and(|flags| flags == PollFlags::POLLHUP);
+            if !ended && (silent || closed) {
+                // Closed, though the process is there: its exit is what counts.
+                let mut waiting = [PollFd::new(wake.as_fd(), PollFlags::POLLIN)];
+                let _ = poll(&mut waiting, PollTimeout::NONE);
+                ended = true;
+            }
+        }
+        let mut found = Vec::new();
+        let outcome = reader.read(&mut file, &mut found);
+        if !found.is_empty() && broken.is_none() && events.send((number, WorkerEvent::Records(found))).is_err() {
+            return broken;
+        }
+        match outcome {
+            Ok(true) => {}
+            Ok(false) if ended => return broken,
+            Ok(false) => {}
+            Err(why) => {
+                broken.get_or_insert(why);
+                signal_group(pid, nix::libc::SIGKILL);
+                if ended {
+                    return broken;
+                }
+                reader = RecordReader::default();
+            }
+        }
+        let now = Instant::now();
+        if !ended && now - last < 2 * CLOSE {
+            std::thread::sleep(CLOSE);
+        }
+        last = now;
+    }
+}
+
+/// Cuts a byte stream into records.
+#[derive(Default)]
+struct RecordReader {
+    buffer: Vec<u8>,
+    start: usize,
+    /// A long record on its way: its head, and the body as far as it has come.
+    long: Option<(super::protocol::RecordHead, Vec<u8>)>,
+}
+
+impl RecordReader {
+    /// Reads what is there, one chunk or one long body; false when nothing was.
+    fn read(&mut self, file: &mut std::fs::File, found: &mut Vec<Record>) -> Result<bool, String> {
+        if let Some((head, body)) = &mut self.long {
+            let missing = head.length - body.len();
+            let before = body.len();
+            let outcome = Read::by_ref(file).take(missing as u64).read_to_end(body);
+            let progressed = body.len() > before;
+            if body.len() == head.length {
+                let (head, body) = self.long.take().ok_or("lost a record")?;
+                found.push(head.with(Bytes::from(body)).ok_or("sent a record without its positions")?);
+                return Ok(true);
+            }
+            return match outcome {
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => Ok(progressed),
+                Err(e) => Err(format!("could not be read ({e})")),
+                Ok(_) => Ok(progressed),
+            };
+        }
+        let old = self.buffer.len();
+        self.buffer.resize(old + CHUNK, 0);
+        let count = match file.read(&mut self.buffer[old..]) {
+            Ok(count) => count,
+            Err(e) if matches!(e.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => 0,
+            Err(e) => return Err(format!("could not be read ({e})")),
+        };
+        self.buffer.truncate(old + count);
+        self.cut(found)?;
+        Ok(count > 0)
+    }
+
+    fn cut(&mut self, found: &mut Vec<Record>) -> Result<(), String> {
+        while let Some(head) = self.buffer[self.start..].first_chunk::<RECORD_HEAD>() {
+            let head = record_head(head);
+            if !b"HVPEBIA".contains(&head.kind) || head.length > LONGEST_RECORD {
+                return Err("wrote what is not a record into the engine's pipe".into());
+            }
+            let body = self.start + RECORD_HEAD;
+            let there = self.buffer.len() - body;
+            if there < head.length {
+                if head.length > CHUNK {
+                    let mut long = Vec::new();
+                    long.try_reserve_exact(head.length)
+                        .map_err(|_| format!("sent {} bytes at once, for which there is no memory", head.length))?;
+                    long.extend_from_slice(&self.buffer[body..]);
+                    self.long = Some((head, long));
+                    self.buffer.clear();
+                    self.start = 0;
+                }
+                break;
+            }
+            let bytes = Bytes::copy_from_slice(&self.buffer[body..body + head.length]);
+            found.push(head.with(bytes).ok_or("sent a record without its positions")?);
+            self.start = body + head.length;
+        }
+        self.buffer.drain(..self.start);
+        self.start = 0;
+        Ok(())
+    }
+}
+
+/// A second, never waiting, reader of a pipe.
+fn reopened(pipe: &std::fs::File) -> io::Result<std::fs::File> {
+    let path = format!("/proc/self/fd/{}", pipe.as_raw_fd());
+    Ok(open(path.as_str(), OFlag::O_RDONLY | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC, Mode::empty())?.into())
+}
+
+/// Lets a child process keep these files.
+pub fn keep_open(fds: &[RawFd]) -> io::Result<()> {
+    for fd in fds {
+        // The files are open for as long as the child is being started.
+        let fd = unsafe { std::os::fd::BorrowedFd::borrow_raw(*fd) };
+        fcntl(fd, FcntlArg::F_SETFD(FdFlag::empty()))?;
+    }
+    Ok(())
+}

@@ -1,0 +1,182 @@
+//! What travels between engine and worker: bytes in, bytes out.
+//!
+//! To the worker, frames: kind (1 byte), 3 bytes unused, ticket (u32), length of the body (u64), body; little endian.
+//!
+//! | kind | ticket | body |
+//! |---|---|---|
+//! | `D` definition | | JSON `[map, {work, options}]` |
+//! | `T` tasks | of the first, the others follow | JSON `[map, [input, …]]` |
+//! | `R` request of an ipyparallel client | its own | parts: JSON, header, metadata, content, buffers… |
+//! | `F` forget | | JSON `map` |
+//! | `M` module | | the source of `ipython.py` |
+//! | `C` clear the namespace | | |
+//!
+//! From the worker, records: kind, flags (1 byte), 2 bytes unused, ticket (u32), length of the body (u64), started and
+//! ended (f64, seconds since 1970), body. With flag 1 the body begins with the ends of stdout and stderr (2 × u64),
+//! without it nothing was written since the last record.
+//!
+//! | kind | body |
+//! |---|---|
+//! | `H` hello | JSON `{version, executable, apply}` |
+//! | `V` value | its JSON text |
+//! | `P` pickled value | JSON `{pickled, repr}` |
+//! | `E` error | JSON `{ename, evalue, traceback}` |
+//! | `B` a request has begun | |
+//! | `I` published meanwhile | parts: JSON `{type, topic}`, content, buffers… |
+//! | `A` a request's reply | parts: JSON `{status, ename}`, content, buffers… |
+//!
+//! Parts are: their number (u32), their lengths (u64 each), then they.
+use bytes::{Buf, Bytes, BytesMut};
+
+pub const FRAME_HEAD: usize = 16;
+pub const RECORD_HEAD: usize = 32;
+const POSITIONS: usize = 16;
+
+/// The head of a frame whose body has `length` bytes.
+pub fn frame_head(kind: u8, ticket: u32, length: usize) -> [u8; FRAME_HEAD] {
+    let mut head = [0; FRAME_HEAD];
+    head[0] = kind;
+    head[4..8].copy_from_slice(&ticket.to_le_bytes());
+    head[8..].copy_from_slice(&(length as u64).to_le_bytes());
+    head
+}
+
+/// One frame, in one piece.
+pub fn frame(kind: u8, ticket: u32, body: &[u8]) -> Bytes {
+    let mut bytes = BytesMut::with_capacity(FRAME_HEAD + body.len());
+    bytes.extend_from_slice(&frame_head(kind, ticket, body.len()));
+    bytes.extend_from_slice(body);
+    bytes.freeze()
+}
+
+/// A `T` frame; inputs are JSON texts.
+pub fn tasks_frame<'a>(map: u32, first: u32, inputs: impl Iterator<Item = &'a Bytes>) -> Bytes {
+    let mut body = format!("[{map},[").into_bytes();
+    for (i, input) in inputs.enumerate() {
+        if i > 0 {
+            body.push(b',');
+        }
+        body.extend_from_slice(input);
+    }
+    body.extend_from_slice(b"]]");
+    frame(b'T', first, &body)
+}
+
+/// A frame of parts, the parts uncopied.
+pub fn parts_frame(kind: u8, ticket: u32, parts: Vec<Bytes>) -> Vec<Bytes> {
+    let index = 4 + 8 * parts.len();
+    let length = index + parts.iter().map(Bytes::len).sum::<usize>();
+    let mut head = BytesMut::with_capacity(FRAME_HEAD + index);
+    head.extend_from_slice(&frame_head(kind, ticket, length));
+    head.extend_from_slice(&(parts.len() as u32).to_le_bytes());
+    for part in &parts {
+        head.extend_from_slice(&(part.len() as u64).to_le_bytes());
+    }
+    std::iter::once(head.freeze()).chain(parts).collect()
+}
+
+/// Splits what [`parts_frame`] joins; None where the lengths do not fit.
+pub fn parts(mut body: Bytes) -> Option<Vec<Bytes>> {
+    let count = (body.len() >= 4).then(|| body.get_u32_le())? as usize;
+    if body.len() / 8 < count {
+        return None;
+    }
+    let lengths: Vec<u64> = (0..count).map(|_| body.get_u64_le()).collect();
+    lengths
+        .into_iter()
+        .map(|length| {
+            let length = usize::try_from(length).ok().filter(|length| *length <= body.len())?;
+            Some(body.split_to(length))
+        })
+        .collect()
+}
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct RecordHead {
+    pub kind: u8,
+    pub flags: u8,
+    pub ticket: u32,
+    pub length: usize,
+    pub started: f64,
+    pub ended: f64,
+}
+
+/// One record of the worker.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Record {
+    pub kind: u8,
+    pub ticket: u32,
+    pub started: f64,
+    pub ended: f64,
+    /// Ends of stdout and stderr, where they have moved.
+    pub positions: Option<(u64, u64)>,
+    pub body: Bytes,
+}
+
+/// Reads the first [`RECORD_HEAD`] bytes of a record.
+pub fn record_head(head: &[u8; RECORD_HEAD]) -> RecordHead {
+    let mut head = &head[..];
+    let (kind, flags) = (head.get_u8(), head.get_u8());
+    head.advance(2);
+    RecordHead {
+        kind,
+        flags,
+        ticket: head.get_u32_le(),
+        length: head.get_u64_le() as usize,
+        started: head.get_f64_le(),
+        ended: head.get_f64_le(),
+    }
+}
+
+impl RecordHead {
+    /// The record with this body; None where the positions are missing.
+    pub fn with(self, mut body: Bytes) -> Option<Record> {
+        let positions = match self.flags & 1 {
+            0 => None,
+            _ if body.len() < POSITIONS => return None,
+            _ => Some((body.get_u64_le(), body.get_u64_le())),
+        };
+        Some(Record {
+            kind: self.kind,
+            ticket: self.ticket,
+            started: self.started,
+            ended: self.ended,
+            positions,
+            body,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn parts_come_back(parts_in in proptest::collection::vec(proptest::collection::vec(any::<u8>(), 0..50), 0..8)) {
+            let given: Vec<Bytes> = parts_in.into_iter().map(Bytes::from).collect();
+            let whole: Vec<u8> = parts_frame(b'R', 7, given.clone()).concat();
+            prop_assert_eq!(&whole[8..16], &((whole.len() - FRAME_HEAD) as u64).to_le_bytes());
+            prop_assert_eq!(parts(Bytes::from(whole).slice(FRAME_HEAD..)), Some(given));
+        }
+        #[test]
+        fn foreign_parts_never_panic(body in proptest::collection::vec(any::<u8>(), 0..100)) {
+            let _ = parts(Bytes::from(body));
+        }
+    }
+
+    #[test]
+    fn tasks_are_one_json_text() {
+        let inputs = [Bytes::from_static(b"[1]"), Bytes::from_static(b"{\"a\":2}")];
+        let frame = tasks_frame(3, 10, inputs.iter());
+        assert_eq!(&frame[FRAME_HEAD..], b"[3,[[1],{\"a\":2}]]");
+        assert_eq!((frame[0], frame[4]), (b'T', 10));
+    }
+
+    #[test]
+    fn records_without_their_positions_are_refused() {
+        let head = RecordHead { kind: b'V', flags: 1, ticket: 1, length: 3, started: 0.0, ended: 0.0 };
+        assert_eq!(head.with(Bytes::from_static(b"abc")), None);
+    }
+}

@@ -1,0 +1,488 @@
+//! Processes on this host, each in a session of its own: neither Ctrl-C in the shell that started them nor its end reaches them.
+use super::{ControllerLaunch, Ended, EnginesLaunch, LaunchError, Launched, Launcher, Process, python};
+use crate::connection::process;
+use crate::profile::config::EngineKind;
+use nix::errno::Errno;
+use nix::sys::signal::Signal;
+use nix::unistd::Pid;
+use std::collections::HashMap;
+use std::ffi::OsString;
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+/// How often one looks whether a process has ended.
+const LOOK_EVERY: Duration = Duration::from_millis(10);
+/// How long SIGKILL may take.
+const KILL_TAKES: Duration = Duration::from_secs(10);
+
+#[derive(Default)]
+pub struct Local {
+    /// Those that this very process started: it must take notice of their end, or they stay as zombies.
+    children: Mutex<HashMap<u32, Child>>,
+}
+
+/// A command to be run as a daemon.
+struct Daemon {
+    program: PathBuf,
+    arguments: Vec<OsString>,
+    cwd: PathBuf,
+    log: PathBuf,
+}
+
+impl Launcher for Local {
+    fn name(&self) -> &'static str {
+        "local"
+    }
+
+    fn start_controller(&self, launch: &ControllerLaunch) -> Result<Launched, LaunchError> {
+        let mut arguments: Vec<OsString> = vec!["controller".into(), "--profile-dir".into(), launch.profile.path().into()];
+        arguments.extend(["--cluster-id".into(), launch.cluster_id.clone().into()]);
+        arguments.extend(settings_arguments(&launch.settings));
+        if let Some(level) = &launch.log_level {
+            arguments.extend(["--log-level".into(), level.into()]);
+        }
+        let log = launch.profile.controller_log(&launch.cluster_id);
+        let daemon = Daemon {
+            program: launch.program.clone(),
+            arguments,
+            cwd: launch.cwd.clone(),
+            log,
+        };
+        Ok(launched(vec![self.spawn(&daemon)?]))
+    }
+
+    fn start_engines(&self, launch: &EnginesLaunch) -> Result<Launched, LaunchError> {
+        let (program, arguments) = engine_command(launch)?;
+        let mut started = launched(Vec::new());
+        for number in launch.first..launch.first + launch.n {
+            let log = launch.profile.engine_log(&launch.cluster_id, number);
+            let daemon = Daemon {
+                program: program.clone(),
+                arguments: arguments.clone(),
+                cwd: launch.cwd.clone(),
+                log,
+            };
+            match self.spawn(&daemon) {
+                Ok(process) => started.processes.push(process),
+                Err(error) => {
+                    // What has been started already is of no use; the first error is the one to tell.
+                    let _ = self.stop(&started, Duration::from_secs(1));
+                    return Err(error);
+                }
+            }
+        }
+        Ok(started)
+    }
+
+    fn alive(&self, launched: &Launched) -> Option<Vec<bool>> {
+        is_here(launched).then(|| launched.processes.iter().map(|p| self.runs(p)).collect())
+    }
+
+    fn ending(&self, process: &Process) -> Option<String> {
+        let mut children = self.children.lock().unwrap_or_else(PoisonError::into_inner);
+        let status = children.get_mut(&process.pid)?.try_wait().ok()??;
+        Some(in_words(status))
+    }
+
+    fn signal(&self, launched: &Launched, signal: i32) -> Result<usize, LaunchError> {
+        let mut sent = 0;
+        for process in launched.processes.iter().filter(|p| self.runs(p)) {
+            sent += usize::from(send(process.pid, signal)?);
+        }
+        Ok(sent)
+    }
+
+    fn stop(&self, launched: &Launched, grace: Duration) -> Result<Ended, LaunchError> {
+        if !is_here(launched) {
+            return Ok(Ended::default());
+        }
+        // Only of a session whose leader is surely ours may the rest be ended too.
+        let ours: Vec<&Process> = launched.processes.iter().filter(|p| self.runs(p)).collect();
+        let mut ended = Ended::default();
+        for process in &ours {
+            ended.terminated += usize::from(send(process.pid, Signal::SIGTERM as i32)?);
+        }
+        self.wait_for_end(&ours, grace);
+        for process in ours.iter().filter(|p| self.runs(p)) {
+            ended.killed += usize::from(send(process.pid, Signal::SIGKILL as i32)?);
+        }
+        self.wait_for_end(&ours, KILL_TAKES);
+        let leaders: Vec<u32> = ours.iter().map(|p| p.pid).collect();
+        for pid in process::in_sessions_of(&leaders) {
+            ended.killed += usize::from(send(pid, Signal::SIGKILL as i32)?);
+        }
+        match ours.iter().find(|p| self.runs(p)) {
+            Some(process) => Err(LaunchError::Unkillable { pid: process.pid }),
+            None => Ok(ended),
+        }
+    }
+
+    fn describe(&self, launched: &Launched) -> String {
+        let pids: Vec<String> = launched.processes.iter().map(|p| p.pid.to_string()).collect();
+        let word = if pids.len() == 1 { "process" } else { "processes" };
+        format!("{word} {} on {}", pids.join(" "), launched.host)
+    }
+}
+
+impl Local {
+    fn spawn(&self, daemon: &Daemon) -> Result<Process, LaunchError> {
+        if !daemon.cwd.is_dir() {
+            return Err(LaunchError::NoDirectory { path: daemon.cwd.clone() });
+        }
+        let failed = |source| LaunchError::Start {
+            program: daemon.program.clone(),
+            source,
+        };
+        let (log, log_from) = open_log(&daemon.log).map_err(|source| LaunchError::Log {
+            path: daemon.log.clone(),
+            source,
+        })?;
+        let mut command = Command::new(&daemon.program);
+        command.args(&daemon.arguments).current_dir(&daemon.cwd).stdin(Stdio::null());
+        command.stdout(log.try_clone().map_err(failed)?).stderr(log);
+        // SAFETY: between fork and exec only system calls are made.
+        #[allow(unsafe_code, reason = "the standard library has no other way to setsid")]
+        unsafe {
+            command.pre_exec(own_session)
+        };
+        let child = command.spawn().map_err(failed)?;
+        let pid = child.id();
+        // None if it has ended already: then no process is taken for it.
+        let started = process::started_of(pid).unwrap_or_default();
+        self.children.lock().unwrap_or_else(PoisonError::into_inner).insert(pid, child);
+        Ok(Process {
+            pid,
+            started,
+            log: daemon.log.clone(),
+            log_from,
+        })
+    }
+
+    fn runs(&self, process: &Process) -> bool {
+        if let Some(child) = self.children.lock().unwrap_or_else(PoisonError::into_inner).get_mut(&process.pid)
+            && matches!(child.try_wait(), Ok(Some(_)))
+        {
+            return false;
+        }
+        process::is_same_process(process.pid, process.started)
+    }
+
+    fn wait_for_end(&self, processes: &[&Process], at_most: Duration) {
+        let deadline = Instant::now() + at_most;
+        while processes.iter().any(|p| self.runs(p)) && Instant::now() < deadline {
+            std::thread::sleep(LOOK_EVERY);
+        }
+    }
+}
+
+/// Runs in the child: a session of its own, and nothing open of ours but stdin, stdout and stderr (a pipe of a caller
+/// that waits for its end would never end).
+fn own_session() -> io::Result<()> {
+    nix::unistd::setsid()?;
+    // SAFETY: a system call on numbers. An old kernel does not know it: then they stay open.
+    #[allow(unsafe_code, reason = "nix has no close_range")]
+    unsafe {
+        nix::libc::syscall(nix::libc::SYS_close_range, 3, u32::MAX, nix::libc::CLOSE_RANGE_CLOEXEC)
+    };
+    Ok(())
+}
+
+fn launched(processes: Vec<Process>) -> Launched {
+    Launched {
+        launcher: "local".into(),
+        host: process::host(),
+        processes,
+        other: Default::default(),
+    }
+}
+
+fn is_here(launched: &Launched) -> bool {
+    launched.host == process::host()
+}
+
+/// The log to append to, and its length so far.
+fn open_log(path: &Path) -> io::Result<(File, u64)> {
+    let log = File::options().append(true).create(true).mode(0o600).open(path)?;
+    let length = log.metadata()?.len();
+    Ok((log, length))
+}
+
+fn settings_arguments(settings: &[(String, String)]) -> impl Iterator<Item = OsString> {
+    settings
+        .iter()
+        .flat_map(|(key, value)| ["--set".into(), format!("{key}={value}").into()])
+}
+
+/// The program and arguments that are one engine.
+fn engine_command(launch: &EnginesLaunch) -> Result<(PathBuf, Vec<OsString>), LaunchError> {
+    let file = launch.profile.engine_file(&launch.cluster_id);
+    if launch.kind == EngineKind::Ipengine {
+        let (program, mut arguments) = ipengine(launch)?;
+        for (option, value) in [("--profile-dir=", launch.profile.path()), ("--file=", &file)] {
+            let mut argument = OsString::from(option);
+            argument.push(value);
+            arguments.push(argument);
+        }
+        if !launch.cluster_id.is_empty() {
+            arguments.push(format!("--cluster-id={}", launch.cluster_id).into());
+        }
+        return Ok((program, arguments));
+    }
+    let mut arguments: Vec<OsString> = vec!["engine".into(), "--file".into(), file.into()];
+    arguments.extend(["--profile-dir".into(), launch.profile.path().into()]);
+    if let Some(python) = &launch.python {
+        arguments.extend(["--python".into(), python.into()]);
+    }
+    if let Some(level) = &launch.log_level {
+        arguments.extend(["--log-level".into(), level.into()]);
+    }
+    arguments.extend(settings_arguments(&launch.settings));
+    Ok((launch.program.clone(), arguments))
+}
+
+/// The words of `engine.ipengine`, or the interpreter with ipyparallel's module.
+fn ipengine(launch: &EnginesLaunch) -> Result<(PathBuf, Vec<OsString>), LaunchError> {
+    if let Some(command) = &launch.ipengine {
+        let mut words = command.split_whitespace();
+        let program = words.next().ok_or_else(|| LaunchError::BadCommand { command: command.clone() })?;
+        return Ok((program.into(), words.map(OsString::from).collect()));
+    }
+    let python = python::resolve(launch.python.as_deref());
+    Ok((python.into(), vec!["-m".into(), "ipyparallel.engine".into()]))
+}
+
+/// False if the process has ended meanwhile.
+fn send(pid: u32, signal: i32) -> Result<bool, LaunchError> {
+    let failed = |why: &dyn std::fmt::Display| LaunchError::Signal {
+        signal,
+        pid,
+        why: why.to_string(),
+    };
+    let number = Signal::try_from(signal).map_err(|e| failed(&e))?;
+    match nix::sys::signal::kill(Pid::from_raw(pid as i32), number) {
+        Ok(()) => Ok(true),
+        Err(Errno::ESRCH) => Ok(false),
+        Err(e) => Err(failed(&e)),
+    }
+}
+
+fn in_words(status: ExitStatus) -> String {
+    match (status.code(), status.signal().map(Signal::try_from)) {
+        (Some(code), _) => format!("exit code {code}"),
+        (None, Some(Ok(signal))) => format!("signal {signal}"),
+        (None, _) => status.to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::write_program;
+    use super::*;
+    use crate::profile::ProfileDir;
+    use std::fs;
+    use std::os::unix::fs::PermissionsExt;
+
+    /// A profile in a directory of its own, and a program that takes the place of pcluster.
+    struct World {
+        dir: tempfile::TempDir,
+        profile: ProfileDir,
+    }
+
+    impl World {
+        fn new() -> World {
+            let dir = tempfile::tempdir().unwrap();
+            let profile = ProfileDir::named("x", Some(dir.path())).unwrap();
+            profile.create().unwrap();
+            World { dir, profile }
+        }
+        fn program(&self, script: &str) -> PathBuf {
+            let path = self.dir.path().join("program");
+            write_program(&path, script);
+            path
+        }
+        fn engines(&self, program: PathBuf, n: u32) -> EnginesLaunch {
+            EnginesLaunch {
+                program,
+                profile: self.profile.clone(),
+                cluster_id: "7".into(),
+                settings: vec![("engine.cwd".into(), "/".into()), ("controller.hwm".into(), "2".into())],
+                kind: EngineKind::Pcluster,
+                n,
+                first: 3,
+                python: Some("/usr/bin/python3".into()),
+                ipengine: None,
+                cwd: self.dir.path().to_path_buf(),
+                log_level: None,
+            }
+        }
+        fn log(&self, number: u32) -> String {
+            fs::read_to_string(self.profile.engine_log("7", number)).unwrap()
+        }
+    }
+
+    fn until(what: &str, mut holds: impl FnMut() -> bool) {
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while !holds() {
+            assert!(Instant::now() < deadline, "never: {what}");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    #[test]
+    fn an_engine_gets_its_arguments_directory_log_and_session() {
+        let world = World::new();
+        let program = world.program("echo \"$@\"; pwd; cat /proc/$$/stat; echo fault >&2; exec sleep 100");
+        let local = Local::default();
+        let launched = local.start_engines(&world.engines(program, 2)).unwrap();
+        assert_eq!(local.alive(&launched), Some(vec![true, true]));
+        until("both have written", || (3..5).all(|n| world.log(n).contains("fault")));
+        for (process, number) in launched.processes.iter().zip(3..) {
+            let log = world.log(number);
+            let lines: Vec<&str> = log.lines().collect();
+            let (file, dir) = (world.profile.engine_file("7"), world.profile.path());
+            let expected = format!(
+                "engine --file {} --profile-dir {} --python /usr/bin/python3 --set engine.cwd=/ --set controller.hwm=2",
+                file.display(),
+                dir.display()
+            );
+            assert_eq!(lines[0], expected);
+            assert_eq!(lines[1], world.dir.path().canonicalize().unwrap().to_string_lossy());
+            let after_name = lines[2].rsplit_once(") ").unwrap().1;
+            let session: u32 = after_name.split(' ').nth(3).unwrap().parse().unwrap();
+            assert_eq!(session, process.pid, "it leads a session of its own");
+            assert_eq!(fs::metadata(&process.log).unwrap().permissions().mode() & 0o777, 0o600);
+        }
+        assert_eq!(
+            local.stop(&launched, Duration::from_secs(10)).unwrap(),
+            Ended { terminated: 2, killed: 0 }
+        );
+        assert_eq!(local.alive(&launched), Some(vec![false, false]));
+        assert_eq!(local.ending(&launched.processes[0]).as_deref(), Some("signal SIGTERM"));
+        // Once more is no harm.
+        assert_eq!(local.stop(&launched, Duration::ZERO).unwrap(), Ended::default());
+    }
+
+    #[test]
+    fn what_ignores_sigterm_is_killed_with_what_it_started() {
+        let world = World::new();
+        let program = world.program("trap '' TERM; sleep 1000 & echo $!; while :; do sleep 1000; done");
+        let starter = Local::default();
+        let launched = starter.start_engines(&world.engines(program, 1)).unwrap();
+        until("its child runs", || world.log(3).ends_with('\n'));
+        let child: u32 = world.log(3).trim().parse().unwrap();
+        // Another process than the starter may stop it.
+        let ended = Local::default().stop(&launched, Duration::from_millis(50)).unwrap();
+        assert_eq!(ended.terminated, 1);
+        assert!(ended.killed >= 2, "{ended:?}");
+        until("its child is gone", || process::started_of(child).is_none());
+        assert_eq!(starter.alive(&launched), Some(vec![false]));
+        assert_eq!(starter.ending(&launched.processes[0]).as_deref(), Some("signal SIGKILL"));
+    }
+
+    #[test]
+    fn a_process_id_that_now_is_another_process_is_left_alone() {
+        let mut stranger = Command::new("sleep").arg("100").spawn().unwrap();
+        let process = Process {
+            pid: stranger.id(),
+            started: 1.0,
+            log: PathBuf::new(),
+            log_from: 0,
+        };
+        let local = Local::default();
+        let launched = launched(vec![process]);
+        assert_eq!(local.alive(&launched), Some(vec![false]));
+        assert_eq!(local.signal(&launched, 15).unwrap(), 0);
+        assert_eq!(local.stop(&launched, Duration::ZERO).unwrap(), Ended::default());
+        assert!(stranger.try_wait().unwrap().is_none(), "it still runs");
+        stranger.kill().unwrap();
+        stranger.wait().unwrap();
+    }
+
+    #[test]
+    fn of_another_host_nothing_is_known_and_nothing_is_stopped() {
+        let mut elsewhere = launched(vec![Process {
+            pid: std::process::id(),
+            started: 0.0,
+            log: PathBuf::new(),
+            log_from: 0,
+        }]);
+        elsewhere.host = "elsewhere.invalid".into();
+        assert_eq!(Local::default().alive(&elsewhere), None);
+        assert_eq!(Local::default().stop(&elsewhere, Duration::ZERO).unwrap(), Ended::default());
+    }
+
+    #[test]
+    fn what_cannot_start_says_why() {
+        let world = World::new();
+        let local = Local::default();
+        let error = local.start_engines(&world.engines("/nonexistent/pcluster".into(), 1)).unwrap_err();
+        assert!(
+            error.to_string().starts_with("cannot start /nonexistent/pcluster: No such file"),
+            "{error}"
+        );
+        let mut launch = world.engines(world.program("true"), 1);
+        launch.cwd = world.dir.path().join("gone");
+        assert!(matches!(local.start_engines(&launch), Err(LaunchError::NoDirectory { .. })));
+        launch.kind = EngineKind::Ipengine;
+        launch.python = Some("/nonexistent/python".into());
+        launch.cwd = world.dir.path().to_path_buf();
+        assert!(matches!(local.start_engines(&launch), Err(LaunchError::Start { .. })));
+        launch.ipengine = Some("  ".into());
+        assert!(matches!(local.start_engines(&launch), Err(LaunchError::BadCommand { .. })));
+    }
+
+    #[test]
+    fn an_ipengine_gets_the_engine_file() {
+        let world = World::new();
+        let mut launch = world.engines(PathBuf::new(), 1);
+        launch.kind = EngineKind::Ipengine;
+        launch.ipengine = Some("/opt/x/ipengine --debug".into());
+        let (program, arguments) = engine_command(&launch).unwrap();
+        assert_eq!(program, Path::new("/opt/x/ipengine"));
+        let dir = world.profile.path().display();
+        let expected = [
+            "--debug".into(),
+            format!("--profile-dir={dir}"),
+            format!("--file={dir}/security/ipcontroller-7-engine.json"),
+            "--cluster-id=7".into(),
+        ];
+        assert_eq!(arguments, expected.map(OsString::from));
+    }
+
+    #[test]
+    fn a_controller_is_told_its_profile_and_settings() {
+        let world = World::new();
+        let launch = ControllerLaunch {
+            program: world.program("echo \"$@\""),
+            profile: world.profile.clone(),
+            cluster_id: String::new(),
+            settings: vec![("controller.hwm".into(), "2".into())],
+            cwd: world.dir.path().to_path_buf(),
+            log_level: Some("debug".into()),
+        };
+        let local = Local::default();
+        fs::write(world.profile.controller_log(""), "from before\n").unwrap();
+        let launched = local.start_controller(&launch).unwrap();
+        until("it has ended", || local.alive(&launched) == Some(vec![false]));
+        assert_eq!(local.ending(&launched.processes[0]).as_deref(), Some("exit code 0"));
+        let log = fs::read_to_string(world.profile.controller_log("")).unwrap();
+        let since = &log[launched.processes[0].log_from as usize..];
+        let dir = world.profile.path().display();
+        assert_eq!(
+            since,
+            format!("controller --profile-dir {dir} --cluster-id  --set controller.hwm=2 --log-level debug\n")
+        );
+    }
+
+    #[test]
+    fn an_unknown_launcher_is_answered_with_the_known() {
+        let error = super::super::by_name("slurm").err().unwrap();
+        insta::assert_snapshot!(error, @r#"there is no launcher "slurm"; there is: local (ssh, mpi, slurm, pbs, sge, lsf and htcondor are not there yet)"#);
+    }
+}

@@ -1,0 +1,122 @@
+//! The Python interpreter that engines are to use.
+use super::LaunchError;
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+/// The oldest version that a worker runs on.
+const OLDEST: (u32, u32) = (3, 8);
+
+/// The interpreter: what was given, else that of the active virtual or conda environment, else `python3` on the PATH.
+pub fn resolve(given: Option<&str>) -> String {
+    if let Some(given) = given {
+        return given.to_string();
+    }
+    for variable in ["VIRTUAL_ENV", "CONDA_PREFIX"] {
+        let Some(prefix) = std::env::var_os(variable).filter(|p| !p.is_empty()) else {
+            continue;
+        };
+        let python = Path::new(&prefix).join("bin/python");
+        if python.exists() {
+            return python.to_string_lossy().into_owned();
+        }
+    }
+    "python3".into()
+}
+
+/// Whether the interpreter runs and is new enough.
+pub fn check(python: &str) -> Result<(), LaunchError> {
+    let said = ask(python, "import sys; print('%d.%d.%d' % sys.version_info[:3])").map_err(|why| LaunchError::NoPython {
+        python: python.into(),
+        why,
+    })?;
+    let mut numbers = said.trim().split('.').map_while(|n| n.parse::<u32>().ok());
+    match (numbers.next(), numbers.next()) {
+        (Some(major), Some(minor)) if (major, minor) >= OLDEST => Ok(()),
+        (Some(_), Some(_)) => Err(LaunchError::OldPython {
+            python: python.into(),
+            version: said.trim().into(),
+        }),
+        _ => Err(LaunchError::NoPython {
+            python: python.into(),
+            why: format!("asked for its version, it answered {:?}", said.trim()),
+        }),
+    }
+}
+
+/// Whether it can be an `ipengine`.
+pub fn check_ipyparallel(python: &str) -> Result<(), LaunchError> {
+    match ask(python, "import ipyparallel.engine") {
+        Ok(_) => Ok(()),
+        Err(why) => Err(LaunchError::NoIpyparallel {
+            python: python.into(),
+            why,
+        }),
+    }
+}
+
+/// What the interpreter prints for a line of code; the error's last line if it fails.
+fn ask(python: &str, code: &str) -> Result<String, String> {
+    let output = Command::new(python)
+        .args(["-c", code])
+        .stdin(Stdio::null())
+        .output()
+        .map_err(|e| e.to_string())?;
+    if output.status.success() {
+        return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
+    }
+    let said = String::from_utf8_lossy(&output.stderr);
+    match said.lines().rfind(|l| !l.trim().is_empty()) {
+        Some(last) => Err(last.to_string()),
+        None => Err(output.status.to_string()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::write_program;
+    use super::*;
+
+    /// A program that answers as an interpreter might.
+    fn pretender(dir: &Path, script: &str) -> String {
+        let path = dir.join("python");
+        write_program(&path, script);
+        path.to_string_lossy().into_owned()
+    }
+
+    #[test]
+    fn a_missing_or_old_or_strange_python_is_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let error = check("/nonexistent/python").unwrap_err().to_string();
+        assert!(
+            error.starts_with("cannot run the Python interpreter /nonexistent/python: No such file"),
+            "{error}"
+        );
+        let python = pretender(dir.path(), "echo 3.7.9");
+        assert_eq!(
+            check(&python).unwrap_err().to_string(),
+            format!("the Python interpreter {python} is version 3.7.9; 3.8 is the oldest that will do")
+        );
+        for version in ["3.8.0", "3.14.1", "4.0.0"] {
+            check(&pretender(dir.path(), &format!("echo {version}"))).unwrap();
+        }
+        let python = pretender(dir.path(), "echo hello");
+        assert!(matches!(check(&python), Err(LaunchError::NoPython { .. })));
+    }
+
+    #[test]
+    fn an_interpreter_without_ipyparallel_is_named_with_the_reason() {
+        let dir = tempfile::tempdir().unwrap();
+        let python = pretender(
+            dir.path(),
+            "echo Traceback >&2; echo \"ModuleNotFoundError: No module named 'ipyparallel'\" >&2; exit 1",
+        );
+        let error = check_ipyparallel(&python).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            format!(
+                "an ipengine needs the package ipyparallel, which {python} cannot import: ModuleNotFoundError: No module named 'ipyparallel'"
+            )
+        );
+        assert!(error.hint().unwrap().contains(&format!("{python} -m pip install ipyparallel")));
+    }
+}

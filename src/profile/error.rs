@@ -1,0 +1,197 @@
+//! Errors of `pcluster.yaml` and `--set`: where, the line itself, and the nearest known key.
+use super::config::Config;
+use std::fmt;
+use std::io;
+use std::path::{Path, PathBuf};
+
+#[derive(Debug)]
+pub enum ConfigError {
+    Read {
+        path: PathBuf,
+        source: io::Error,
+    },
+    /// Lines and columns count from 1.
+    Yaml {
+        path: PathBuf,
+        line: Option<usize>,
+        column: Option<usize>,
+        /// The offending line.
+        text: String,
+        message: String,
+        hint: Option<String>,
+    },
+    Setting {
+        setting: String,
+        message: String,
+        hint: Option<String>,
+    },
+}
+
+impl ConfigError {
+    pub(super) fn in_file(self, file: &Path) -> ConfigError {
+        match self {
+            ConfigError::Yaml {
+                line,
+                column,
+                text,
+                message,
+                hint,
+                ..
+            } => ConfigError::Yaml {
+                path: file.to_path_buf(),
+                line,
+                column,
+                text,
+                message,
+                hint,
+            },
+            other => other,
+        }
+    }
+
+    /// What to do next.
+    pub fn hint(&self) -> Option<&str> {
+        match self {
+            ConfigError::Read { .. } => None,
+            ConfigError::Yaml { hint, .. } | ConfigError::Setting { hint, .. } => hint.as_deref(),
+        }
+    }
+}
+
+impl fmt::Display for ConfigError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            ConfigError::Read { path, source } => write!(f, "cannot read {}: {source}", path.display()),
+            ConfigError::Setting { setting, message, .. } => write!(f, "--set {setting}: {message}"),
+            ConfigError::Yaml {
+                path,
+                line,
+                column,
+                text,
+                message,
+                ..
+            } => {
+                write!(f, "{}", path.display())?;
+                let (Some(line), Some(column)) = (line, column) else {
+                    return write!(f, ": {message}");
+                };
+                write!(f, ":{line}:{column}: {message}\n  {line} | {text}\n")?;
+                write!(
+                    f,
+                    "  {:width$} | {:skip$}^",
+                    "",
+                    "",
+                    width = line.to_string().len(),
+                    skip = column - 1
+                )
+            }
+        }
+    }
+}
+
+impl std::error::Error for ConfigError {}
+
+pub(super) fn of_yaml(text: &str, error: &serde_yaml::Error) -> ConfigError {
+    let (message, hint) = explain(&error.to_string());
+    let location = error.location();
+    let line = location.as_ref().map(|l| l.line());
+    ConfigError::Yaml {
+        path: PathBuf::new(),
+        line,
+        column: location.as_ref().map(|l| l.column().max(1)),
+        text: line
+            .and_then(|n| text.lines().nth(n.saturating_sub(1)))
+            .unwrap_or_default()
+            .to_string(),
+        message,
+        hint,
+    }
+}
+
+pub(super) fn of_setting(key: &str, value: &str, error: &serde_yaml::Error) -> ConfigError {
+    let (message, hint) = explain(&error.to_string());
+    ConfigError::Setting {
+        setting: format!("{key}={value}"),
+        message,
+        hint,
+    }
+}
+
+/// The parser's message in our words, and a hint.
+fn explain(message: &str) -> (String, Option<String>) {
+    // The place is told apart from the message.
+    let message = match message.rfind(" at line ") {
+        Some(at) => &message[..at],
+        None => message,
+    };
+    if message.contains("cannot start any token") {
+        return (
+            message.to_string(),
+            Some("YAML is indented with spaces, never with tabs; a value with special characters needs quotes".into()),
+        );
+    }
+    for unknown in ["unknown field ", "unknown variant "] {
+        if let Some((before, after)) = message.split_once(unknown) {
+            let mut words = after.split('`').skip(1).step_by(2);
+            let word = words.next().unwrap_or_default();
+            let known: Vec<&str> = words.collect();
+            let what = if unknown.contains("field") {
+                "unknown key"
+            } else {
+                "unknown value"
+            };
+            return (format!("{before}{what} `{word}`"), Some(suggest(word, &known)));
+        }
+    }
+    let mut message = message.to_string();
+    for (theirs, ours) in [
+        ("expected u32", "expected a whole number"),
+        ("expected u64", "expected a whole number"),
+    ] {
+        message = message.replace(theirs, ours);
+    }
+    if let Some((before, _)) = message.split_once("expected struct ") {
+        message = format!("{before}expected `key: value` lines");
+    }
+    (message, None)
+}
+
+fn suggest(word: &str, known: &[&str]) -> String {
+    if let Some(near) = nearest(word, known) {
+        return format!("did you mean `{near}`?");
+    }
+    match section_of(word) {
+        Some(section) => format!("`{word}` belongs under `{section}:` (`{section}.{word}`); is that line there, and not a comment?"),
+        None => format!("known here: {}", known.join(", ")),
+    }
+}
+
+/// The section that has this key.
+fn section_of(key: &str) -> Option<String> {
+    let serde_yaml::Value::Mapping(sections) = serde_yaml::to_value(Config::default()).ok()? else {
+        return None;
+    };
+    let (section, _) = sections.iter().find(|(_, keys)| keys.get(key).is_some())?;
+    section.as_str().map(str::to_string)
+}
+
+/// The known word at the least edit distance, if that is small enough to be a typo.
+fn nearest<'a>(word: &str, known: &[&'a str]) -> Option<&'a str> {
+    let (distance, near) = known.iter().map(|k| (edit_distance(word, k), *k)).min()?;
+    (distance <= 1 + word.chars().count() / 4).then_some(near)
+}
+
+fn edit_distance(a: &str, b: &str) -> usize {
+    let b: Vec<char> = b.chars().collect();
+    let mut row: Vec<usize> = (0..=b.len()).collect();
+    for (i, x) in a.chars().enumerate() {
+        let mut diagonal = row[0];
+        row[0] = i + 1;
+        for (j, y) in b.iter().enumerate() {
+            let substituted = diagonal + usize::from(x != *y);
+            diagonal = row[j + 1];
+            row[j + 1] = substituted.min(row[j] + 1).min(diagonal + 1);
+        }
+    }
+    row[b.len()]
+}

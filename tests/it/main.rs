@@ -1,0 +1,8 @@
+//! Integration tests: one binary, real processes.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test that cannot go on fails")]
+mod bad_input;
+mod docs;
+mod house;
+mod lifecycle;
+mod map;
+mod support;

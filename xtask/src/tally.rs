@@ -1,0 +1,115 @@
+//! How many tests passed, failed and were skipped, from what `cargo test` and pytest say.
+use std::fmt;
+use std::ops::AddAssign;
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Tally {
+    pub passed: u64,
+    pub failed: u64,
+    pub skipped: u64,
+}
+
+impl AddAssign for Tally {
+    fn add_assign(&mut self, other: Tally) {
+        self.passed += other.passed;
+        self.failed += other.failed;
+        self.skipped += other.skipped;
+    }
+}
+
+/// The closing line.
+impl fmt::Display for Tally {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} passed, {} failed, {} skipped", self.passed, self.failed, self.skipped)
+    }
+}
+
+impl Tally {
+    pub fn of_check(passed: bool) -> Tally {
+        Tally {
+            passed: u64::from(passed),
+            failed: u64::from(!passed),
+            skipped: 0,
+        }
+    }
+
+    /// `test result: ok. 12 passed; 0 failed; 3 ignored; 0 measured; 0 filtered out; finished in 0.02s`
+    pub fn from_cargo(line: &str) -> Option<Tally> {
+        let counts = line.strip_prefix("test result: ")?;
+        Some(Tally::from_words(counts.split_once(". ")?.1, ';'))
+    }
+
+    /// The last line of `pytest -q`: `1 failed, 12 passed, 2 skipped, 1 warning in 0.52s`, maybe between `=` signs.
+    pub fn from_pytest(line: &str) -> Option<Tally> {
+        let line = line.trim_matches(|c| c == '=' || c == ' ');
+        let (counts, seconds) = line.rsplit_once(" in ")?;
+        let timed = seconds
+            .split(' ')
+            .next()
+            .is_some_and(|s| s.strip_suffix('s').is_some_and(|s| s.parse::<f64>().is_ok()));
+        let tally = Tally::from_words(counts, ',');
+        (timed && (tally != Tally::default() || counts.starts_with("no tests ran"))).then_some(tally)
+    }
+
+    fn from_words(text: &str, separator: char) -> Tally {
+        let mut tally = Tally::default();
+        for part in text.split(separator) {
+            let Some((number, word)) = part.trim().split_once(' ') else {
+                continue;
+            };
+            let Ok(number) = number.parse::<u64>() else { continue };
+            match word {
+                "passed" | "xpassed" => tally.passed += number,
+                "failed" | "error" | "errors" => tally.failed += number,
+                "ignored" | "skipped" | "xfailed" | "deselected" => tally.skipped += number,
+                _ => {}
+            }
+        }
+        tally
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn tally(passed: u64, failed: u64, skipped: u64) -> Option<Tally> {
+        Some(Tally { passed, failed, skipped })
+    }
+
+    #[test]
+    fn reads_cargo() {
+        let line = "test result: FAILED. 12 passed; 2 failed; 3 ignored; 0 measured; 4 filtered out; finished in 0.02s";
+        assert_eq!(Tally::from_cargo(line), tally(12, 2, 3));
+        assert_eq!(Tally::from_cargo("test house::arrows_point_down ... ok"), None);
+        assert_eq!(Tally::from_cargo("running 3 tests"), None);
+    }
+
+    #[test]
+    fn reads_pytest() {
+        assert_eq!(
+            Tally::from_pytest("1 failed, 12 passed, 2 skipped, 1 warning in 0.52s"),
+            tally(12, 1, 2)
+        );
+        assert_eq!(
+            Tally::from_pytest("===== 3 passed, 1 error in 61.02s (0:01:01) ====="),
+            tally(3, 1, 0)
+        );
+        assert_eq!(Tally::from_pytest("no tests ran in 0.01s"), tally(0, 0, 0));
+        assert_eq!(Tally::from_pytest("12 passed, she said in passing"), None);
+        assert_eq!(Tally::from_pytest("tests/python/test_worker.py ..... [100%]"), None);
+    }
+
+    #[test]
+    fn the_closing_line() {
+        assert_eq!(
+            Tally {
+                passed: 12,
+                failed: 0,
+                skipped: 3
+            }
+            .to_string(),
+            "12 passed, 0 failed, 3 skipped"
+        );
+    }
+}

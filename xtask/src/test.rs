@@ -1,0 +1,149 @@
+//! `cargo xtask test`: everything that must hold, and a plain count at the end.
+use crate::Places;
+use crate::python;
+use crate::run::{captured, echo, program, spelled, status, watched};
+use crate::tally::Tally;
+use std::path::Path;
+use std::process::Command;
+
+const PYTHON_TESTS: &str = "tests/python";
+
+/// Whether all passed.
+pub fn run(places: &Places) -> Result<bool, String> {
+    let mut report = Report::default();
+    // First, because the Rust tests need it too: some run an unmodified ipyparallel beside pcluster.
+    let python = match python::test_environment(places) {
+        Ok(python) => Some(python),
+        Err(why) => {
+            println!("\nThere is no Python environment for the tests:\n{why}");
+            None
+        }
+    };
+    check(places, &mut report, &["cargo", "fmt", "--all", "--check"]);
+    check(
+        places,
+        &mut report,
+        &["cargo", "clippy", "--workspace", "--all-targets", "--quiet", "--", "-D", "warnings"],
+    );
+    rust_tests(places, &mut report, python.as_deref());
+    python_tests(places, &mut report, python.as_deref());
+    Ok(report.close())
+}
+
+#[derive(Default)]
+struct Report {
+    tally: Tally,
+    failed: Vec<String>,
+    skipped: Vec<String>,
+}
+
+impl Report {
+    fn add(&mut self, what: &str, tally: Tally) {
+        self.tally += tally;
+        if tally.failed > 0 {
+            self.failed.push(format!("{what} ({} failed)", tally.failed));
+        }
+    }
+
+    /// `count` tests did not run.
+    fn skip(&mut self, what: &str, count: u64, why: &str) {
+        self.tally.skipped += count;
+        self.skipped.push(format!("{what} ({count}): {why}"));
+    }
+
+    /// The closing line stands last and alone.
+    fn close(self) -> bool {
+        println!();
+        for skipped in &self.skipped {
+            println!("did not run: {skipped}");
+        }
+        for failed in &self.failed {
+            println!("failed: {failed}");
+        }
+        println!("{}", self.tally);
+        self.failed.is_empty()
+    }
+}
+
+/// One of cargo's own checks, counted as one test. Its tool may not be installed.
+fn check(places: &Places, report: &mut Report, words: &[&str]) {
+    let line = words.join(" ");
+    let tool = format!("cargo-{}", words[1]);
+    if captured(&mut program(&places.root, &["cargo", words[1], "--version"])).is_err() {
+        let component = if words[1] == "fmt" { "rustfmt" } else { words[1] };
+        let added = captured(&mut program(&places.root, &["rustup", "component", "add", component]));
+        if added.is_err() {
+            report.skip(&line, 1, &format!("{tool} is not installed (rustup component add {component})"));
+            return;
+        }
+    }
+    echo(&line);
+    let passed = status(&mut program(&places.root, words)).is_ok_and(|status| status.success());
+    report.add(&line, Tally::of_check(passed));
+}
+
+fn rust_tests(places: &Places, report: &mut Report, python: Option<&Path>) {
+    let mut command = program(&places.root, &["cargo", "test", "--workspace", "--no-fail-fast"]);
+    match python {
+        Some(python) => command.env("PCLUSTER_TEST_PYTHON", python),
+        None => command.env_remove("PCLUSTER_TEST_PYTHON"),
+    };
+    counted(report, &mut command, Tally::from_cargo);
+}
+
+fn python_tests(places: &Places, report: &mut Report, python: Option<&Path>) {
+    let Some(python) = python else {
+        let count = functions_in(&places.root.join(PYTHON_TESTS));
+        report.skip(
+            PYTHON_TESTS,
+            count,
+            "there is no Python environment for them (see the top of this output)",
+        );
+        return;
+    };
+    // Of cargo test's build; said again in case that failed.
+    if !status(&mut program(&places.root, &["cargo", "build", "--quiet", "--bin", "pcluster"])).is_ok_and(|status| status.success()) {
+        report.add("cargo build", Tally::of_check(false));
+        return;
+    }
+    let python = python.to_string_lossy();
+    let mut command = program(
+        &places.root,
+        &[&python, "-m", "pytest", "-q", "-rs", "-p", "no:cacheprovider", PYTHON_TESTS],
+    );
+    command.env("PCLUSTER_BIN", &places.pcluster).env("PCLUSTER_TEST_PYTHON", &*python);
+    counted(report, &mut command, Tally::from_pytest);
+}
+
+/// Runs a test program and adds up the lines in which it counts. One that fails without counting a failure (it did not
+/// compile, it crashed) counts as one.
+fn counted(report: &mut Report, command: &mut Command, count: fn(&str) -> Option<Tally>) {
+    let line = spelled(command);
+    echo(&line);
+    let mut tally = Tally::default();
+    let passed = watched(command, |line| {
+        if let Some(more) = count(line) {
+            tally += more;
+        }
+    });
+    if let Err(why) = &passed {
+        println!("{why}");
+    }
+    if !passed.is_ok_and(|status| status.success()) && tally.failed == 0 {
+        tally.failed = 1;
+    }
+    report.add(&line, tally);
+}
+
+/// How many test functions the Python files of `folder` hold.
+fn functions_in(folder: &Path) -> u64 {
+    let Ok(entries) = std::fs::read_dir(folder) else { return 0 };
+    let files = entries
+        .flatten()
+        .map(|entry| entry.path())
+        .filter(|path| path.extension().is_some_and(|e| e == "py"));
+    let texts = files.filter_map(|path| std::fs::read_to_string(path).ok());
+    texts
+        .map(|text| text.lines().filter(|line| line.trim_start().starts_with("def test_")).count() as u64)
+        .sum()
+}
