@@ -1,6 +1,6 @@
 //! Maps, tasks and one task in full, for people. Pure: rows in, text out.
 use super::context::Terminal;
-use super::output::table::{Cell, Table, Tone};
+use super::output::table::{Cell, Table, Tone, one_line};
 use super::output::times;
 use super::records::Details;
 use super::views::{error_line, map_state};
@@ -119,7 +119,7 @@ pub fn task(row: &TaskRow, details: &Details, now: UnixTime) -> String {
     line("name", details.definition.as_ref().and_then(|d| d.options.name.clone()));
     line("label", row.label.clone());
     line("input", row.input.as_ref().map(|input| input.get().to_string()));
-    line("error", row.error.as_ref().map(error_line));
+    line("error", row.error.as_ref().map(|e| one_line(&error_line(e))));
     line("exit code", row.exit_code.map(|code| code.to_string()));
     line("engine", place(row.engine, row.host.as_deref()));
     line("attempts", Some(row.attempts.to_string()));
@@ -140,7 +140,11 @@ pub fn task(row: &TaskRow, details: &Details, now: UnixTime) -> String {
     }
     for attempt in &details.earlier {
         let outcome = &attempt.outcome;
-        let why = outcome.error.as_ref().map(|e| format!(": {}", error_line(e))).unwrap_or_default();
+        let why = outcome
+            .error
+            .as_ref()
+            .map(|e| format!(": {}", one_line(&error_line(e))))
+            .unwrap_or_default();
         let lasted = times::duration(outcome.ended.since(outcome.started));
         let place = place(attempt.engine, attempt.host.as_deref())
             .map(|p| format!(" on engine {p}"))
@@ -180,7 +184,7 @@ fn work(work: &Work) -> String {
 }
 
 fn work_name(work: &Work) -> String {
-    super::output::table::one_line(&work.default_name())
+    one_line(&work.default_name())
 }
 
 /// What a task wrote, as it wrote it, under a heading.

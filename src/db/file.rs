@@ -147,7 +147,7 @@ fn prepare(connection: &mut Connection, path: &Path, durability: Durability, exc
     // Pages of log (4 KiB) before it is written back, KiB of cache, bytes that the log keeps on disk.
     for (name, value) in [
         ("wal_autocheckpoint", 4_000),
-        ("cache_size", -65_536),
+        ("cache_size", -16_384),
         ("journal_size_limit", 67_108_864),
     ] {
         connection.pragma_update(None, name, value).map_err(sqlite)?;

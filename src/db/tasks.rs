@@ -38,7 +38,7 @@ fn matching(query: &TaskQuery) -> Result<Sql, String> {
         wheres.push("t.completed IS NULL AND m.total > m.ok + m.error + m.aborted + m.timeout + m.lost".into());
     }
     if failed {
-        wheres.push("t.state IN ('error', 'aborted', 'timeout', 'lost') AND m.error + m.aborted + m.timeout + m.lost > 0".into());
+        wheres.push("t.completed IS NOT NULL AND t.state <> 'ok' AND m.error + m.aborted + m.timeout + m.lost > 0".into());
     }
     if !query.states.is_empty() {
         let words: Vec<_> = query.states.iter().map(|s| format!("'{}'", s.word())).collect();

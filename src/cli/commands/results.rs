@@ -234,7 +234,7 @@ fn show_tasks(
                 let terminal = context.terminal_for(sink.file().is_some());
                 sink.text(&tables::tasks(&rows, times::now(), &terminal))?;
             }
-            if query.limit == Some(count) {
+            if args.limit.is_none() && count == TABLE_ROWS {
                 let one = TaskQuery {
                     limit: Some(1),
                     ..query.clone()

@@ -71,10 +71,13 @@ fn is_file(from: &str) -> bool {
 }
 
 fn is_dotted_name(text: &str) -> bool {
-    text.split('.').all(|part| {
-        let mut characters = part.chars();
-        characters.next().is_some_and(|c| c.is_alphabetic() || c == '_') && characters.all(|c| c.is_alphanumeric() || c == '_')
-    })
+    text.split('.').all(is_name)
+}
+
+/// Whether Python takes it for a name.
+pub fn is_name(text: &str) -> bool {
+    let mut characters = text.chars();
+    characters.next().is_some_and(|c| c.is_alphabetic() || c == '_') && characters.all(|c| c.is_alphanumeric() || c == '_')
 }
 
 /// The text of a Python file.
