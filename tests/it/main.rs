@@ -5,4 +5,5 @@ mod docs;
 mod house;
 mod lifecycle;
 mod map;
+mod results;
 mod support;

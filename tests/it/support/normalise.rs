@@ -49,5 +49,8 @@ fn is_duration(word: &str) -> bool {
 #[test]
 fn normalising_takes_out_what_varies_and_nothing_else() {
     let text = "12.3 ok in 0.21s (pid 48213) at 2026-11-20 21:03:07.1, see /tmp/pcluster-test-Ab3/ipython/x.log: done\n";
-    assert_eq!(normalised(text), "12.3 ok in [DURATION] (pid [NUMBER]) at [DATE] [TIME], see [TEMP]/ipython/x.log: done\n");
+    assert_eq!(
+        normalised(text),
+        "12.3 ok in [DURATION] (pid [NUMBER]) at [DATE] [TIME], see [TEMP]/ipython/x.log: done\n"
+    );
 }
