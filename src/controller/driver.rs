@@ -283,7 +283,7 @@ impl Driver {
                     self.carry_out(effect);
                 }
             }
-            Word::Found(event) => self.handle(event),
+            Word::Found(event) => self.handle(*event),
             Word::Answer { query, content, buffers } => {
                 let date = unix_now().to_iso();
                 let mut message = self.answers.message(&date, &reply_type(&query.request), Some(&query.parent), &());

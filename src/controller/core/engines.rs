@@ -72,7 +72,7 @@ impl Engines {
     pub fn iter(&self) -> impl Iterator<Item = (&EngineUuid, &Engine)> {
         self.by_id.values().filter_map(|uuid| Some((uuid, self.by_uuid.get(uuid)?)))
     }
-    pub fn len(&self) -> usize {
+    pub fn count(&self) -> usize {
         self.by_uuid.len()
     }
 
