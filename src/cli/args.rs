@@ -114,13 +114,14 @@ mod tests {
 
         Work:
           map          Run a Python function or a command on every input
-          apply        Call a Python function on engines
-          exec         Run Python code on engines
-          run          Run a Python script on engines
-          push         Set names in the engines' namespaces
-          pull         Read names from the engines' namespaces
-          scatter      Share out a list over the engines
-          gather       Collect the parts of a list from the engines
+          apply        Call a Python function once on each engine
+          exec         Run Python code in each engine's namespace
+          run          Run a Python script in each engine's namespace
+          push         Set names in each engine's namespace
+          pull         Show names of each engine's namespace
+          scatter      Cut a list into even parts, one for each engine, under one name
+          gather       Put the lists that engines have under one name together, in the engines' order, and
+          print them as one JSON list
 
         Results:
           results      List maps, their tasks, or all that is known of a task
