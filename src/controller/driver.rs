@@ -214,8 +214,10 @@ impl Driver {
                 self.engine_session.open(frames).map(|message| said(engine, true, channel, message))
             }
             Arrival::Stock(Channel::Iopub, frames) => self.engine_session.open(frames).map(|message| {
+                // Only some of an `ipengine`'s messages name it in their metadata; all do in their topic.
                 let metadata: serde_json::Value = message.metadata().unwrap_or_default();
-                let engine = metadata.get("engine").and_then(|e| e.as_str()).map(EngineUuid::from);
+                let named = metadata.get("engine").and_then(|e| e.as_str()).map(EngineUuid::from);
+                let engine = named.or_else(|| self.core.engine_of_topic(&message.sender()));
                 said(engine, false, Channel::Iopub, message)
             }),
             Arrival::Stock(channel, mut frames) => {

@@ -149,6 +149,12 @@ impl Core {
         std::mem::swap(&mut self.effects, effects);
     }
 
+    /// The engine whose id stands in an iopub topic, such as `engine.3.stdout`.
+    pub fn engine_of_topic(&self, topic: &[u8]) -> Option<EngineUuid> {
+        let id = std::str::from_utf8(topic).ok()?.strip_prefix("engine.")?.split('.').next()?;
+        self.engines.uuid_of(crate::model::EngineId(id.parse().ok()?)).cloned()
+    }
+
     /// When [`Event::TimePassed`] is wanted next, counted from the start.
     pub fn next_wake(&self) -> Option<Duration> {
         self.timers.peek().map(|Reverse((at, _))| *at)
