@@ -42,14 +42,22 @@ fn rows(cluster: &Cluster, arguments: &[&str]) -> Vec<Value> {
 #[test]
 fn filters_choose_tasks() {
     let cluster = cluster();
-    cluster.run_reading("0.01\n0.3\n0.02\n", &["map", "--name", "filtered", "later.py:sleeps", "-"]).ok();
+    cluster
+        .run_reading("0.01\n0.3\n0.02\n", &["map", "--name", "filtered", "later.py:sleeps", "-"])
+        .ok();
     let map = number_of(cluster, "filtered").to_string();
     let indexes = |arguments: &[&str]| -> Vec<u64> {
-        rows(cluster, &[&[map.as_str()], arguments].concat()).iter().map(|row| row["index"].as_u64().unwrap()).collect()
+        rows(cluster, &[&[map.as_str()], arguments].concat())
+            .iter()
+            .map(|row| row["index"].as_u64().unwrap())
+            .collect()
     };
     assert_eq!(indexes(&[]), [0, 1, 2]);
     assert_eq!(indexes(&["--where", "duration>=0.25"]), [1]);
-    assert_eq!(indexes(&["--where", "duration<0.25s"]).len() + indexes(&["--where", "value~0.3"]).len(), 3);
+    assert_eq!(
+        indexes(&["--where", "duration<0.25s"]).len() + indexes(&["--where", "value~0.3"]).len(),
+        3
+    );
     assert_eq!(indexes(&["--sort", "-duration", "--limit", "1"]), [1]);
     assert_eq!(indexes(&["--offset", "1", "--limit", "1"]), [1]);
     assert_eq!(indexes(&["--state", "error,timeout"]), [0; 0]);
@@ -58,8 +66,14 @@ fn filters_choose_tasks() {
     assert_eq!(indexes(&["--engine", "0,1"]), [0, 1, 2]);
     let task = rows(cluster, &[&format!("{map}.1")]).remove(0);
     assert_eq!(task["input"], json!(["0.3"]));
-    assert_eq!((&task["value"], &task["attempts"], &task["state"]), (&json!(0.3), &json!(1), &json!("ok")));
-    assert!(task["host"].is_string() && task["engine"].is_u64() && task["duration"].as_f64().unwrap() >= 0.3, "{task:#}");
+    assert_eq!(
+        (&task["value"], &task["attempts"], &task["state"]),
+        (&json!(0.3), &json!(1), &json!("ok"))
+    );
+    assert!(
+        task["host"].is_string() && task["engine"].is_u64() && task["duration"].as_f64().unwrap() >= 0.3,
+        "{task:#}"
+    );
 }
 
 #[test]
@@ -80,7 +94,9 @@ fn csv_and_json_say_the_same() {
 #[test]
 fn failed_tasks_are_seen_resubmitted_and_well() {
     let cluster = cluster();
-    cluster.run(&["map", "--name", "repair", "later.py:odd_ones_fail", "--range", "0..4"]).fails(1, &["2 of 4"]);
+    cluster
+        .run(&["map", "--name", "repair", "later.py:odd_ones_fail", "--range", "0..4"])
+        .fails(1, &["2 of 4"]);
     let map = number_of(cluster, "repair").to_string();
     let failed: Vec<Value> = rows(cluster, &[&map, "--failed"]).iter().map(|row| row["task"].clone()).collect();
     assert_eq!(failed, [json!(format!("{map}.1")), json!(format!("{map}.3"))]);
@@ -114,7 +130,9 @@ fn waiting_and_running_tasks_are_cancelled() {
     wait_until("a task to run", || (!rows(cluster, &[&map, "--running"]).is_empty()).then_some(()));
     assert!(!rows(cluster, &[&map, "--pending"]).is_empty());
     cluster.ok(&["cancel", &format!("{map}.9")]);
-    wait_until("task 9 to be aborted", || (tasks_of(cluster, "cancelled")[9]["state"] == "aborted").then_some(()));
+    wait_until("task 9 to be aborted", || {
+        (tasks_of(cluster, "cancelled")[9]["state"] == "aborted").then_some(())
+    });
     assert_ne!(tasks_of(cluster, "cancelled")[8]["state"], "aborted");
     cluster.ok(&["cancel", &map]);
     cluster.run(&["wait", &map]).fails(1, &[]);
@@ -127,7 +145,12 @@ fn waiting_and_running_tasks_are_cancelled() {
 fn wait_has_an_end_of_its_own() {
     let cluster = cluster();
     let gate = cluster.path().join("gate");
-    cluster.run_reading(gate.to_str().unwrap(), &["map", "--name", "gated", "later.py:wait_for", "-", "--detach"]).ok();
+    cluster
+        .run_reading(
+            gate.to_str().unwrap(),
+            &["map", "--name", "gated", "later.py:wait_for", "-", "--detach"],
+        )
+        .ok();
     let map = number_of(cluster, "gated").to_string();
     cluster.run(&["wait", &map, "--timeout", "0.2s"]).fails(1, &[]);
     std::fs::write(&gate, "").unwrap();
@@ -151,9 +174,15 @@ fn people_may_read_the_file_with_sqlite() {
     let cluster = cluster();
     cluster.ok(&["map", "--name", "by hand", "math:sqrt", "--range", "9..10"]);
     let map = number_of(cluster, "by hand").to_string();
-    let sql = format!("import sqlite3, sys; print(sqlite3.connect('file:' + sys.argv[1] + '?mode=ro', uri=True).execute('select state, value from tasks where map = {map}').fetchall())");
+    let sql = format!(
+        "import sqlite3, sys; print(sqlite3.connect('file:' + sys.argv[1] + '?mode=ro', uri=True).execute('select state, value from tasks where map = {map}').fetchall())"
+    );
     let file = cluster.profile().join("pcluster.db");
     let output = cluster.program("python3").args(["-c", &sql]).arg(file).output().unwrap();
     let said = String::from_utf8_lossy(&output.stdout);
-    assert!(said.contains("3.0") && said.contains("ok"), "{said}{}", String::from_utf8_lossy(&output.stderr));
+    assert!(
+        said.contains("3.0") && said.contains("ok"),
+        "{said}{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
 }
