@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 /// IPython-parallel clusters from one binary
 #[derive(Debug, Parser)]
-#[command(name = "pcluster", version, disable_help_subcommand = true, max_term_width = 100)]
+#[command(name = "pcluster", version, arg_required_else_help = true, max_term_width = 100)]
 pub struct Cli {
     #[command(flatten)]
     pub global: Global,
@@ -60,7 +60,7 @@ pub const GROUPS: &[(&str, &[&str])] = &[
     ("Setup", &["doctor", "profile", "completions", "version"]),
 ];
 
-const TEMPLATE: &str = "{about}\n\n{usage-heading} {usage}\n{after-help}\n{options}";
+const TEMPLATE: &str = "{about}\n\n{usage-heading} {usage}{after-help}\n\nGlobal options:\n{options}";
 
 /// The whole command line as clap knows it, its commands listed by group.
 pub fn app() -> clap::Command {
@@ -77,8 +77,8 @@ pub fn app() -> clap::Command {
             list.push_str(&format!("  {name:<12} {about}\n"));
         }
     }
-    list.push_str("\n`pcluster <COMMAND> --help` says more about one command.\n");
-    app.help_template(TEMPLATE).after_help(list)
+    list.push_str("\n`pcluster <COMMAND> --help` says more about one command.");
+    app.help_template(TEMPLATE).after_help(list.trim_start().to_string())
 }
 
 pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Cli, clap::Error> {
@@ -93,6 +93,62 @@ mod tests {
     #[test]
     fn the_command_line_is_consistent() {
         app().debug_assert();
+    }
+
+    #[test]
+    fn the_whole_help() {
+        insta::assert_snapshot!(app().term_width(100).render_help(), @r"
+        IPython-parallel clusters from one binary
+
+        Usage: pcluster [OPTIONS] <COMMAND>
+
+        Clusters:
+          start        Start a controller and engines
+          stop         Stop a cluster: its engines, then its controller
+          restart      Stop a cluster, if it runs, and start it again
+          list         List all clusters of all profiles
+          clean        Clear away what dead clusters have left
+          status       Show how a cluster is doing: controller, engines, queue
+          engines      List a cluster's engines, add some, stop some
+          logs         Show what the controller and the engines logged
+
+        Work:
+          map          Run a Python function or a command on every input
+          apply        Call a Python function on engines
+          exec         Run Python code on engines
+          run          Run a Python script on engines
+          push         Set names in the engines' namespaces
+          pull         Read names from the engines' namespaces
+          scatter      Share out a list over the engines
+          gather       Collect the parts of a list from the engines
+
+        Results:
+          results      List maps, their tasks, or all that is known of a task
+          resubmit     Run finished tasks again, in place
+          cancel       Stop tasks, waiting or running
+          wait         Wait until maps are finished
+          purge        Forget finished maps, with all their results
+
+        Setup:
+          doctor       Look whether clusters can work here, and say what to do where not
+          profile      Create, list and show profiles
+          completions  Print a completion script for a shell
+          version      Print the version
+
+        `pcluster <COMMAND> --help` says more about one command.
+
+        Global options:
+              --profile <NAME>     The profile: a directory `profile_<NAME>` in the IPython directory
+                                   [default: default] [env: PCLUSTER_PROFILE]
+              --cluster-id <ID>    One of several clusters in the profile
+              --ipython-dir <DIR>  Where the profiles are [default: ~/.ipython] [env: IPYTHONDIR]
+              --json               Print JSON
+          -v, --verbose...         Say more (-vv: still more)
+          -q, --quiet              Say nothing but results and errors
+              --color <WHEN>       Colours [possible values: auto, always, never]
+          -h, --help               Print help (see more with '--help')
+          -V, --version            Print version
+        ");
     }
 
     #[test]

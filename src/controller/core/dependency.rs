@@ -13,7 +13,12 @@ pub struct Dependency {
 
 impl Default for Dependency {
     fn default() -> Self {
-        Dependency { ids: BTreeSet::new(), all: true, success: true, failure: false }
+        Dependency {
+            ids: BTreeSet::new(),
+            all: true,
+            success: true,
+            failure: false,
+        }
     }
 }
 
@@ -33,7 +38,10 @@ impl Dependency {
                 success: flag("success", true),
                 failure: flag("failure", false),
             },
-            other => Dependency { ids: ids(other), ..Dependency::default() },
+            other => Dependency {
+                ids: ids(other),
+                ..Dependency::default()
+            },
         }
     }
 
@@ -48,7 +56,12 @@ impl Dependency {
             Some(false) => self.failure,
             None => false,
         };
-        self.ids.is_empty() || if self.all { self.ids.iter().all(fits) } else { self.ids.iter().any(fits) }
+        self.ids.is_empty()
+            || if self.all {
+                self.ids.iter().all(fits)
+            } else {
+                self.ids.iter().any(fits)
+            }
     }
 
     /// Whether it can never be met any more.
@@ -58,7 +71,12 @@ impl Dependency {
             Some(false) => !self.failure,
             None => false,
         };
-        !self.ids.is_empty() && if self.all { self.ids.iter().any(hopeless) } else { self.ids.iter().all(hopeless) }
+        !self.ids.is_empty()
+            && if self.all {
+                self.ids.iter().any(hopeless)
+            } else {
+                self.ids.iter().all(hopeless)
+            }
     }
 }
 
