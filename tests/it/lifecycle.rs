@@ -36,7 +36,7 @@ fn start_look_around_and_stop() {
     assert!(!security.join("ipcontroller-client.json").exists());
     // The records stay, and say the same.
     assert_eq!(cluster.json(&["results", "1"]), before);
-    cluster.run(&["stop"]).fails(3, &["no cluster is running"]);
+    cluster.run(&["stop"]).fails(3, &["running", "pcluster start"]);
 
     // And the numbers go on.
     cluster.start_again(1, &[]).ok();
@@ -117,6 +117,6 @@ fn a_cluster_for_one_map() {
         home.ok(&["map", "-n", "2", "math:sqrt", "--range", "0..3"]),
         "0.0\n1.0\n1.4142135623730951\n"
     );
-    home.run(&["status"]).fails(3, &["no cluster is running"]);
+    home.run(&["status"]).fails(3, &["running", "pcluster start"]);
     assert!(home.ok(&["results", "1"]).contains("ok"));
 }
