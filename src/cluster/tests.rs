@@ -262,7 +262,7 @@ async fn a_start_after_a_crash_says_so_and_if_it_fails_keeps_the_engines_on_reco
     let pid = controller.pid;
     assert_eq!(
         notes[0],
-        format!("the controller (process {pid}) of the cluster of profile \"x\" is gone without having been stopped; starting anew")
+        format!("the controller (process {pid}) of the cluster of profile \"x\" is gone without having been stopped; starting a new one")
     );
     assert_eq!(world.state(), Some(state));
     // And then it can be stopped.

@@ -30,7 +30,10 @@ impl Core {
                 effects.push(Effect::Reply {
                     request,
                     started: now.unix,
-                    reply: RequestReply::Failed { ename: ename.into(), evalue },
+                    reply: RequestReply::Failed {
+                        ename: ename.into(),
+                        evalue,
+                    },
                 });
             }
         }
@@ -131,7 +134,12 @@ impl Core {
             }
             Some(StopReason::Leaving) => {
                 if outcome.status != TaskState::Ok {
-                    stopped(&mut outcome, TaskState::Lost, "EngineStopped", "its engine was told to leave while it ran".into());
+                    stopped(
+                        &mut outcome,
+                        TaskState::Lost,
+                        "EngineStopped",
+                        "its engine was told to leave while it ran".into(),
+                    );
                     outcome.crashed = true;
                 }
             }
@@ -193,7 +201,10 @@ impl Core {
         }
         if self.idle_deaths >= MOST_IDLE_DEATHS {
             self.idle_deaths = 0;
-            self.worker_failed(now, format!("it ended {MOST_IDLE_DEATHS} times while it had nothing to do, the last time: {how}"));
+            self.worker_failed(
+                now,
+                format!("it ended {MOST_IDLE_DEATHS} times while it had nothing to do, the last time: {how}"),
+            );
         } else if self.leaving.is_none() && begun > 0 {
             self.start_worker(now, effects);
         } else {

@@ -186,7 +186,11 @@ impl Core {
             Event::WorkerFailed { reason } => self.worker_failed(now, reason),
             Event::UnitBegun { ticket, output } => {
                 self.wrote(output, effects);
-                if let Some(Given { unit: Unit::Request(request), .. }) = self.given.front().filter(|given| given.ticket == ticket) {
+                if let Some(Given {
+                    unit: Unit::Request(request),
+                    ..
+                }) = self.given.front().filter(|given| given.ticket == ticket)
+                {
                     effects.push(Effect::RequestBegun(request.clone()));
                 }
             }

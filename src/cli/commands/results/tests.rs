@@ -58,6 +58,7 @@ impl World {
             .map_err(|e| CommandError::usage(e.to_string().lines().next().unwrap_or_default().trim_start_matches("error: ")))?;
         let Command::Results(args) = cli.command else { panic!("{line}") };
         let mut context = Context::for_tests(self.dir.path());
+        context.quiet = true;
         context.json = cli.global.json;
         assert_eq!(run(args, &context)?, Exit::Fine);
         Ok(std::fs::read_to_string(file).unwrap())

@@ -59,8 +59,14 @@ fn live(seed: u64) {
             }
             7 => {
                 let selection = match maps.get(dice.roll(8) as usize) {
-                    Some(map) if dice.roll(3) == 0 => say::Selection { maps: vec![*map], ..Default::default() },
-                    Some(map) => say::Selection { tasks: vec![TaskId::new(*map, dice.roll(40) as u32)], ..Default::default() },
+                    Some(map) if dice.roll(3) == 0 => say::Selection {
+                        maps: vec![*map],
+                        ..Default::default()
+                    },
+                    Some(map) => say::Selection {
+                        tasks: vec![TaskId::new(*map, dice.roll(40) as u32)],
+                        ..Default::default()
+                    },
                     None => continue,
                 };
                 w.select(say::CANCEL, selection);
@@ -77,7 +83,12 @@ fn live(seed: u64) {
                     if dice.roll(4) == 0
                         && let Some(held) = w.engines[name].queue.first().copied()
                     {
-                        let progress = tell::Progress { task: held, started: 1e9, stdout: String::new(), stderr: String::new() };
+                        let progress = tell::Progress {
+                            task: held,
+                            started: 1e9,
+                            stdout: String::new(),
+                            stderr: String::new(),
+                        };
                         w.engine_says(name, tell::PROGRESS, &progress);
                     }
                     w.finish_one(name, outcome);

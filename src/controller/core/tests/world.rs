@@ -31,19 +31,30 @@ pub struct Ledger {
 impl Ledger {
     fn go(&mut self, task: TaskId, to: TaskState, run: u32) {
         let (from, had) = *self.tasks.get(&task).unwrap_or_else(|| panic!("{task} was never added"));
-        assert!(transition::is_allowed(from, to), "{task}: {from} → {to} is not in the table\n{}", self.story_of(task));
+        assert!(
+            transition::is_allowed(from, to),
+            "{task}: {from} → {to} is not in the table\n{}",
+            self.story_of(task)
+        );
         assert!(run >= had, "{task}: run {run} after run {had}\n{}", self.story_of(task));
         self.tasks.insert(task, (to, run));
     }
 
     pub fn story_of(&self, task: TaskId) -> String {
         let word = format!("{task} ");
-        self.story.iter().filter(|line| line.starts_with(&word)).cloned().collect::<Vec<_>>().join("\n")
+        self.story
+            .iter()
+            .filter(|line| line.starts_with(&word))
+            .cloned()
+            .collect::<Vec<_>>()
+            .join("\n")
     }
 
     fn apply(&mut self, change: &Change) {
         match change {
-            Change::TasksAdded { map, first, inputs, state, .. } => {
+            Change::TasksAdded {
+                map, first, inputs, state, ..
+            } => {
                 for i in 0..inputs.len() as u32 {
                     let task = TaskId::new(*map, first + i);
                     assert!(self.tasks.insert(task, (*state, 1)).is_none(), "{task} was added twice");
@@ -51,13 +62,23 @@ impl Ledger {
                 }
             }
             Change::MapReleased { map } => {
-                let waiting: Vec<TaskId> =
-                    self.tasks.iter().filter(|(t, (s, _))| t.map == *map && *s == TaskState::Waiting).map(|(t, _)| *t).collect();
+                let waiting: Vec<TaskId> = self
+                    .tasks
+                    .iter()
+                    .filter(|(t, (s, _))| t.map == *map && *s == TaskState::Waiting)
+                    .map(|(t, _)| *t)
+                    .collect();
                 for task in waiting {
                     self.go(task, TaskState::Ready, 1);
                 }
             }
-            Change::TasksAssigned { map, first, count, run, engine } => {
+            Change::TasksAssigned {
+                map,
+                first,
+                count,
+                run,
+                engine,
+            } => {
                 for i in 0..*count {
                     let task = TaskId::new(*map, first + i);
                     self.story.push(format!("{task} run {run} to engine {engine}"));
@@ -105,7 +126,10 @@ pub struct World {
 }
 
 pub fn config() -> ControllerConfig {
-    ControllerConfig { lease_ms: 10_000, ..ControllerConfig::default() }
+    ControllerConfig {
+        lease_ms: 10_000,
+        ..ControllerConfig::default()
+    }
 }
 
 impl World {
@@ -123,7 +147,10 @@ impl World {
             engine_file: Value::Null,
             seed: 1,
         };
-        let now = Now { since_start: Duration::ZERO, unix: UnixTime(1e9) };
+        let now = Now {
+            since_start: Duration::ZERO,
+            unix: UnixTime(1e9),
+        };
         World {
             core: Core::new(config, facts, now),
             now: Duration::ZERO,
@@ -137,7 +164,10 @@ impl World {
 
     pub fn event(&mut self, event: Event) {
         let mut effects = Vec::new();
-        let now = Now { since_start: self.now, unix: UnixTime(1e9 + self.now.as_secs_f64()) };
+        let now = Now {
+            since_start: self.now,
+            unix: UnixTime(1e9 + self.now.as_secs_f64()),
+        };
         self.core.handle(now, event, &mut effects);
         self.core.check();
         for effect in effects {
@@ -149,7 +179,12 @@ impl World {
         match effect {
             Effect::Record(change) => self.ledger.apply(&change),
             Effect::ToClient { channel, route, message } => self.to_clients.push((channel, route, message)),
-            Effect::ToEngine { engine, channel: Channel::Native, message, .. } => self.engine_hears(&engine.0, &message),
+            Effect::ToEngine {
+                engine,
+                channel: Channel::Native,
+                message,
+                ..
+            } => self.engine_hears(&engine.0, &message),
             other => self.other.push(other),
         }
     }
@@ -161,8 +196,16 @@ impl World {
             tell::DEFINITION => engine.definitions.push(message.content::<tell::Definition>().unwrap().map),
             tell::TASKS => {
                 let tasks: tell::Tasks = message.content().unwrap();
-                assert!(engine.definitions.contains(&tasks.map), "the definition of {} comes before its tasks", tasks.map);
-                engine.queue.extend(tasks.tasks.iter().map(|t| Held { map: tasks.map, index: t.index, run: t.run }));
+                assert!(
+                    engine.definitions.contains(&tasks.map),
+                    "the definition of {} comes before its tasks",
+                    tasks.map
+                );
+                engine.queue.extend(tasks.tasks.iter().map(|t| Held {
+                    map: tasks.map,
+                    index: t.index,
+                    run: t.run,
+                }));
             }
             tell::GIVE_BACK => engine.gave_back = message.content::<tell::GiveBack>().unwrap().at_most,
             _ => {}
@@ -185,7 +228,13 @@ impl World {
     pub fn engine_says<T: Serialize>(&mut self, name: &str, msg_type: &str, content: &T) {
         let message = self.session.message("", msg_type, None, content);
         let engine = EngineUuid::from(name);
-        self.event(Event::EngineSaid { engine, native: true, channel: Channel::Native, client: Bytes::new(), message });
+        self.event(Event::EngineSaid {
+            engine,
+            native: true,
+            channel: Channel::Native,
+            client: Bytes::new(),
+            message,
+        });
     }
 
     pub fn register(&mut self, name: &str) {
@@ -198,7 +247,12 @@ impl World {
             python: String::new(),
             capabilities: vec!["call".into()],
         };
-        let register = tell::Register { protocol: crate::model::PROTOCOL_VERSION, facts, id: None, holds };
+        let register = tell::Register {
+            protocol: crate::model::PROTOCOL_VERSION,
+            facts,
+            id: None,
+            holds,
+        };
         self.engine_says(name, tell::REGISTER, &register);
     }
 
@@ -210,7 +264,10 @@ impl World {
         }
         let Held { map, index, run } = engine.queue.remove(0);
         engine.sequence += 1;
-        let results = tell::Results { sequence: engine.sequence, results: vec![TaskResult { map, index, run, outcome }] };
+        let results = tell::Results {
+            sequence: engine.sequence,
+            results: vec![TaskResult { map, index, run, outcome }],
+        };
         self.engine_says(name, tell::RESULTS, &results);
         Some(TaskId::new(map, index))
     }
@@ -227,7 +284,10 @@ impl World {
     }
 
     pub fn crashed(&self) -> Outcome {
-        Outcome { crashed: true, ..self.failed(TaskState::Lost) }
+        Outcome {
+            crashed: true,
+            ..self.failed(TaskState::Lost)
+        }
     }
 
     // ---- clients
@@ -236,7 +296,10 @@ impl World {
         let mut message = self.session.message("", msg_type, None, content);
         message.identities = vec![Bytes::from_static(b"me")];
         message.buffers = buffers;
-        self.event(Event::ClientSaid { channel: ClientChannel::Registration, message });
+        self.event(Event::ClientSaid {
+            channel: ClientChannel::Registration,
+            message,
+        });
     }
 
     /// The content of the last reply to a client.
@@ -252,9 +315,19 @@ impl World {
     }
 
     pub fn open_map(&mut self, options: MapOptions) -> MapId {
-        let work = Work::Call { from: CallSource::Module { module: "m".into() }, function: "f".into() };
+        let work = Work::Call {
+            from: CallSource::Module { module: "m".into() },
+            function: "f".into(),
+        };
         let key = format!("key {}", self.session.next_id());
-        self.ask(say::MAP, &say::MapRequest { key, definition: MapDefinition { work, options } }, vec![]);
+        self.ask(
+            say::MAP,
+            &say::MapRequest {
+                key,
+                definition: MapDefinition { work, options },
+            },
+            vec![],
+        );
         let reply = self.reply();
         assert_eq!(reply["status"], "ok", "{reply}");
         MapId(reply["map"].as_u64().unwrap() as u32)
@@ -262,7 +335,11 @@ impl World {
 
     pub fn inputs(&mut self, map: MapId, first: u32, count: u32, last: bool) {
         let lines: Vec<String> = (first..first + count).map(|i| format!("[{i}]")).collect();
-        self.ask(say::INPUTS, &say::InputsRequest { map, first, last }, vec![Bytes::from(lines.join("\n"))]);
+        self.ask(
+            say::INPUTS,
+            &say::InputsRequest { map, first, last },
+            vec![Bytes::from(lines.join("\n"))],
+        );
     }
 
     pub fn select(&mut self, msg_type: &str, selection: say::Selection) {
@@ -277,7 +354,12 @@ impl World {
     pub fn assert_all_done(&self) {
         for (task, (state, _)) in &self.ledger.tasks {
             assert!(state.is_done(), "{task} is {state}\n{}", self.ledger.story_of(*task));
-            assert_eq!(self.ledger.finished.get(task), Some(&1), "{task} finished once\n{}", self.ledger.story_of(*task));
+            assert_eq!(
+                self.ledger.finished.get(task),
+                Some(&1),
+                "{task} finished once\n{}",
+                self.ledger.story_of(*task)
+            );
         }
     }
 }
