@@ -2,6 +2,7 @@
 use super::args::{Color, Global};
 use super::error::{CommandError, ErrorKind};
 use crate::client::Client;
+use crate::cluster::{self, ClusterSummary};
 use crate::connection::{ConnectionError, ConnectionFile, discover};
 use crate::profile::ProfileDir;
 use crate::profile::dir::check_cluster_id;
@@ -17,6 +18,8 @@ const CONNECT: Duration = Duration::from_secs(15);
 pub struct Context {
     /// The profile's name as given; not yet checked.
     pub profile: String,
+    /// It was named, not left to the default.
+    pub profile_named: bool,
     pub ipython_dir: Option<PathBuf>,
     /// Empty for the profile's default cluster.
     pub cluster_id: String,
@@ -72,13 +75,29 @@ impl Terminal {
 impl Context {
     pub fn new(global: &Global) -> Context {
         Context {
-            profile: global.profile.clone(),
+            profile: global.profile.clone().unwrap_or_else(|| "default".into()),
+            profile_named: global.profile.is_some(),
             ipython_dir: global.ipython_dir.clone(),
             cluster_id: global.cluster_id.clone(),
             json: global.json,
             verbose: global.verbose,
             quiet: global.quiet,
             terminal: Terminal::of_this_process(global.color),
+            runtime: OnceCell::new(),
+        }
+    }
+
+    /// The same for another cluster of the profile.
+    pub fn for_cluster(&self, cluster_id: &str) -> Context {
+        Context {
+            profile: self.profile.clone(),
+            profile_named: self.profile_named,
+            ipython_dir: self.ipython_dir.clone(),
+            cluster_id: cluster_id.into(),
+            json: self.json,
+            verbose: self.verbose,
+            quiet: self.quiet,
+            terminal: self.terminal,
             runtime: OnceCell::new(),
         }
     }
@@ -105,6 +124,18 @@ impl Context {
     pub fn profile_dir(&self) -> Result<ProfileDir, CommandError> {
         check_cluster_id(&self.cluster_id)?;
         Ok(ProfileDir::named(&self.profile, self.ipython_dir.as_deref())?)
+    }
+
+    /// The clusters that are meant by a command about several: all; those of the profile that was named; the one of the cluster id.
+    pub fn clusters(&self) -> Result<Vec<ClusterSummary>, CommandError> {
+        let mut clusters = match self.profile_named {
+            false if self.cluster_id.is_empty() => cluster::list(self.ipython_dir.as_deref())?,
+            _ => cluster::list_profile(&self.profile_dir()?),
+        };
+        if !self.cluster_id.is_empty() {
+            clusters.retain(|cluster| cluster.cluster_id == self.cluster_id);
+        }
+        Ok(clusters)
     }
 
     /// What the running controller wrote for its clients.
@@ -190,6 +221,7 @@ impl Context {
     pub fn for_tests(ipython_dir: &std::path::Path) -> Context {
         Context {
             profile: "default".into(),
+            profile_named: false,
             ipython_dir: Some(ipython_dir.to_path_buf()),
             cluster_id: String::new(),
             json: false,

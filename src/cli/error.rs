@@ -1,10 +1,12 @@
 //! What the user reads when a command did not work: what was tried, why it failed, what to do next. And the exit code, picked here alone.
 use super::context::Context;
 use crate::client::ClientError;
+use crate::cluster::ClusterError;
 use crate::connection::ConnectionError;
 use crate::controller::ControllerError;
 use crate::db::{DbError, DbErrorKind};
 use crate::engine::EngineError;
+use crate::launchers::LaunchError;
 use crate::profile::{ConfigError, ProfileError};
 use std::fmt::Display;
 use std::process::ExitCode;
@@ -190,6 +192,26 @@ impl From<DbError> for CommandError {
         };
         let hint = error.hint();
         CommandError::new(kind, error).hints(hint)
+    }
+}
+
+impl From<ClusterError> for CommandError {
+    fn from(error: ClusterError) -> Self {
+        let kind = match error {
+            ClusterError::Profile(error) => return error.into(),
+            ClusterError::Config(error) => return error.into(),
+            ClusterError::Connection(error) => return error.into(),
+            ClusterError::Client(error) => return error.into(),
+            ClusterError::Launch(LaunchError::UnknownLauncher { .. } | LaunchError::BadCommand { .. }) => ErrorKind::Usage,
+            ClusterError::NotRunning { .. } => ErrorKind::NotFound,
+            ClusterError::Running { .. } | ClusterError::Foreign { .. } | ClusterError::Elsewhere { .. } | ClusterError::Busy { .. } => {
+                ErrorKind::Refused
+            }
+            ClusterError::Internal(_) => ErrorKind::Internal,
+            _ => ErrorKind::Environment,
+        };
+        let hints = error.hints();
+        CommandError::new(kind, error).hints(hints)
     }
 }
 

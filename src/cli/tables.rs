@@ -1,6 +1,6 @@
 //! Maps, tasks and one task in full, for people. Pure: rows in, text out.
 use super::context::Terminal;
-use super::output::table::{Cell, Table, Tone};
+use super::output::table::{Cell, Table, Tone, one_line};
 use super::output::times;
 use super::records::Details;
 use super::views::{error_line, map_state};
@@ -67,14 +67,18 @@ pub fn maps(rows: &[MapRow], now: UnixTime, terminal: &Terminal) -> String {
 
 pub fn tasks(rows: &[TaskRow], now: UnixTime, terminal: &Terminal) -> String {
     let errors = rows.iter().any(|row| row.error.is_some());
-    let mut table = Table::new()
-        .column("TASK")
-        .column("STATE")
-        .number("ENGINE")
-        .number("ATTEMPTS")
-        .column("TIME")
-        .column("COMPLETED")
-        .text("INPUT");
+    let repeated = rows.iter().any(|row| row.attempts > 1);
+    let mut table = Table::new().column("TASK").column("STATE").number("ENGINE");
+    if repeated {
+        table = table.number("ATTEMPTS");
+    }
+    table = table.column("TIME");
+    // On a narrow terminal, what the tasks are about needs the room.
+    let roomy = !terminal.stdout || terminal.width >= 100;
+    if roomy {
+        table = table.column("COMPLETED");
+    }
+    table = table.text("INPUT");
     if errors {
         table = table.text("ERROR");
     }
@@ -84,11 +88,15 @@ pub fn tasks(rows: &[TaskRow], now: UnixTime, terminal: &Terminal) -> String {
             Cell::new(row.task),
             Cell::new(row.state).tone(tone(row.state)),
             Cell::or_dash(row.engine),
-            Cell::new(row.attempts),
-            Cell::or_dash(row.duration.or(so_far).map(times::duration)),
-            Cell::or_dash(row.completed.map(|t| when(t, now, terminal))),
-            Cell::or_dash(row.input.as_ref().map(|input| shorter(input.get()))),
         ];
+        if repeated {
+            cells.push(Cell::new(row.attempts));
+        }
+        cells.push(Cell::or_dash(row.duration.or(so_far).map(times::duration)));
+        if roomy {
+            cells.push(Cell::or_dash(row.completed.map(|t| when(t, now, terminal))));
+        }
+        cells.push(Cell::or_dash(row.input.as_ref().map(|input| shorter(input.get()))));
         if errors {
             cells.push(Cell::or_dash(row.error.as_ref().map(error_line)));
         }
@@ -119,7 +127,7 @@ pub fn task(row: &TaskRow, details: &Details, now: UnixTime) -> String {
     line("name", details.definition.as_ref().and_then(|d| d.options.name.clone()));
     line("label", row.label.clone());
     line("input", row.input.as_ref().map(|input| input.get().to_string()));
-    line("error", row.error.as_ref().map(error_line));
+    line("error", row.error.as_ref().map(|e| one_line(&error_line(e))));
     line("exit code", row.exit_code.map(|code| code.to_string()));
     line("engine", place(row.engine, row.host.as_deref()));
     line("attempts", Some(row.attempts.to_string()));
@@ -140,7 +148,11 @@ pub fn task(row: &TaskRow, details: &Details, now: UnixTime) -> String {
     }
     for attempt in &details.earlier {
         let outcome = &attempt.outcome;
-        let why = outcome.error.as_ref().map(|e| format!(": {}", error_line(e))).unwrap_or_default();
+        let why = outcome
+            .error
+            .as_ref()
+            .map(|e| format!(": {}", one_line(&error_line(e))))
+            .unwrap_or_default();
         let lasted = times::duration(outcome.ended.since(outcome.started));
         let place = place(attempt.engine, attempt.host.as_deref())
             .map(|p| format!(" on engine {p}"))
@@ -180,7 +192,7 @@ fn work(work: &Work) -> String {
 }
 
 fn work_name(work: &Work) -> String {
-    super::output::table::one_line(&work.default_name())
+    one_line(&work.default_name())
 }
 
 /// What a task wrote, as it wrote it, under a heading.

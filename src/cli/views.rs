@@ -54,7 +54,7 @@ impl<'a> MapView<'a> {
             state: map_state(row),
             submitted: row.submitted.to_iso(),
             completed: row.completed.map(UnixTime::to_iso),
-            duration: row.completed.map(|end| end.since(row.submitted)),
+            duration: row.completed.map(|end| micros(end.since(row.submitted))),
             tasks: counts.total,
             done: counts.done(),
             ok: counts.ok,
@@ -135,7 +135,7 @@ impl<'a> AttemptView<'a> {
             exit_code: outcome.exit_code,
             started: outcome.started.to_iso(),
             completed: outcome.ended.to_iso(),
-            duration: outcome.ended.since(outcome.started),
+            duration: micros(outcome.ended.since(outcome.started)),
         }
     }
 }
@@ -161,7 +161,7 @@ impl<'a> TaskView<'a> {
             submitted: row.submitted.to_iso(),
             started: row.started.map(UnixTime::to_iso),
             completed: row.completed.map(UnixTime::to_iso),
-            duration: row.duration,
+            duration: row.duration.map(micros),
             label: row.label.as_deref(),
             msg_id: row.msg_id.as_deref(),
             definition: None,
@@ -214,7 +214,7 @@ pub fn task_csv(row: &TaskRow) -> [String; 19] {
         row.submitted.to_iso(),
         time(row.started),
         time(row.completed),
-        row.duration.map(|d| d.to_string()).unwrap_or_default(),
+        row.duration.map(|d| micros(d).to_string()).unwrap_or_default(),
         text(&row.label),
     ]
 }
@@ -250,6 +250,11 @@ pub fn map_csv(row: &MapRow) -> [String; 12] {
         view.completed.unwrap_or_default(),
         view.duration.map(|d| d.to_string()).unwrap_or_default(),
     ]
+}
+
+/// Seconds to the microsecond: more is not measured.
+fn micros(seconds: f64) -> f64 {
+    (seconds * 1e6).round() / 1e6
 }
 
 /// `ValueError: bad input`

@@ -4,6 +4,7 @@ use crate::model::MapId;
 use crate::model::definition::MapDefinition;
 use crate::wire::content::client::{INPUTS, InputsReply, InputsRequest, MAP, MapReply, MapRequest, Selection};
 use bytes::Bytes;
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::Duration;
@@ -77,7 +78,7 @@ impl Client {
         I: IntoIterator<Item = Input>,
         I::IntoIter: Send + 'static,
     {
-        let (sender, mut receiver) = mpsc::channel(READ_AHEAD);
+        let (sender, receiver) = mpsc::channel(READ_AHEAD);
         let inputs = inputs.into_iter();
         // Not a tokio thread: a read from a terminal would keep the runtime from ending.
         std::thread::spawn(move || {
@@ -89,15 +90,18 @@ impl Client {
             }
         });
         let mut batches = Batches::new(self, map, feeding);
-        let mut batch = Vec::new();
+        let mut reader = Reader {
+            receiver,
+            read: VecDeque::new(),
+        };
         loop {
-            let end = gather(&mut receiver, &mut batch, &batches.feeding).await;
+            let (batch, end) = reader.batch(&batches.feeding).await;
             let failed = match &end {
                 End::Failed(why) => Some(why.clone()),
                 _ => None,
             };
             let last = !matches!(end, End::More);
-            batches.send(std::mem::take(&mut batch), last).await?;
+            batches.send(batch, last).await?;
             if let Some(why) = failed {
                 let submitted = batches.next;
                 batches.finish().await?;
@@ -122,40 +126,46 @@ enum End {
     Failed(String),
 }
 
-/// Fills `batch` with what is there, waiting for the first and a moment for more.
-async fn gather(receiver: &mut mpsc::Receiver<Input>, batch: &mut Vec<Bytes>, feeding: &Feeding) -> End {
-    let mut bytes = 0;
-    let mut chunk = Vec::new();
-    let mut until = Instant::now();
-    loop {
-        if feeding.is_stopped() {
-            return End::NoMore;
-        }
-        if batch.is_empty() {
-            until = Instant::now() + STOP_CHECK;
-        }
-        let room = BATCH_INPUTS.saturating_sub(batch.len()).max(1);
-        // Few at a time, so that large inputs do not pile up beyond the bound.
-        match tokio::time::timeout_at(until, receiver.recv_many(&mut chunk, room.min(64))).await {
-            Err(_) if batch.is_empty() => continue,
-            Err(_) => return End::More,
-            Ok(0) => return End::NoMore,
-            Ok(_) => {}
-        }
-        if batch.is_empty() {
-            until = Instant::now() + LINGER;
-        }
-        for input in chunk.drain(..) {
-            match input {
-                Ok(input) => {
-                    bytes += input.len() + 1;
-                    batch.push(input);
+/// Inputs as they come, cut into batches.
+struct Reader {
+    receiver: mpsc::Receiver<Input>,
+    read: VecDeque<Input>,
+}
+
+impl Reader {
+    /// The next batch: what is there, having waited for the first input and a moment for more.
+    async fn batch(&mut self, feeding: &Feeding) -> (Vec<Bytes>, End) {
+        let (mut batch, mut bytes) = (Vec::new(), 0);
+        let mut until = Instant::now();
+        loop {
+            while let Some(input) = self.read.pop_front() {
+                match input {
+                    Ok(input) => {
+                        bytes += input.len() + 1;
+                        batch.push(input);
+                    }
+                    Err(why) => return (batch, End::Failed(why)),
                 }
-                Err(why) => return End::Failed(why),
+                if batch.len() >= BATCH_INPUTS || bytes >= BATCH_BYTES {
+                    return (batch, End::More);
+                }
+                if batch.len() == 1 {
+                    until = Instant::now() + LINGER;
+                }
             }
-        }
-        if batch.len() >= BATCH_INPUTS || bytes >= BATCH_BYTES {
-            return End::More;
+            if feeding.is_stopped() {
+                return (batch, End::NoMore);
+            }
+            if batch.is_empty() {
+                until = Instant::now() + STOP_CHECK;
+            }
+            let mut some = Vec::new();
+            match tokio::time::timeout_at(until, self.receiver.recv_many(&mut some, READ_AHEAD)).await {
+                Err(_) if batch.is_empty() => continue,
+                Err(_) => return (batch, End::More),
+                Ok(0) => return (batch, End::NoMore),
+                Ok(_) => self.read.extend(some),
+            }
         }
     }
 }
@@ -166,7 +176,7 @@ struct Batches<'a> {
     map: MapId,
     feeding: Feeding,
     next: u32,
-    on_their_way: JoinSet<Result<u32, ClientError>>,
+    on_their_way: JoinSet<Result<(), ClientError>>,
 }
 
 impl<'a> Batches<'a> {
@@ -200,13 +210,14 @@ impl<'a> Batches<'a> {
             last,
         };
         self.next = self.next.saturating_add(u32::try_from(batch.len()).unwrap_or(u32::MAX));
-        let (client, end, text) = (self.client.clone(), self.next, Bytes::from(text));
+        let (client, end, text, feeding) = (self.client.clone(), self.next, Bytes::from(text), self.feeding.clone());
         self.on_their_way.spawn(async move {
             loop {
                 let reply: InputsReply = client.request(INPUTS, &request, vec![text.clone()]).await?;
                 // Fewer are recorded when a batch in front of this one was lost with a connection: it is on its way again.
+                feeding.submitted.fetch_max(reply.total, Ordering::Relaxed);
                 if reply.total >= end {
-                    return Ok(reply.total);
+                    return Ok(());
                 }
                 tokio::time::sleep(REOFFER).await;
             }
@@ -215,10 +226,10 @@ impl<'a> Batches<'a> {
     }
 
     async fn one_arrived(&mut self) -> Result<(), ClientError> {
-        if let Some(Ok(total)) = self.on_their_way.join_next().await {
-            self.feeding.submitted.fetch_max(total?, Ordering::Relaxed);
+        match self.on_their_way.join_next().await {
+            Some(Ok(arrived)) => arrived,
+            _ => Ok(()),
         }
-        Ok(())
     }
 
     /// Waits for all; how many inputs the map has.

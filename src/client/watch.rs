@@ -3,10 +3,14 @@ use super::{Client, ClientError};
 use crate::model::MapId;
 use crate::model::task::{Counts, TaskRow};
 use crate::wire::content::client::{WATCH, WatchReply, WatchRequest};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Results in one reply, at most.
 const AT_ONCE: u32 = 1_000;
+
+/// While results trickle, they are asked for no more often than this: each request costs the controller a query.
+const SHORTEST_PAUSE: Duration = Duration::from_millis(1);
+const LONGEST_PAUSE: Duration = Duration::from_millis(40);
 
 /// One look at a map.
 #[derive(Debug)]
@@ -28,6 +32,7 @@ pub struct Watch {
     want_results: bool,
     every: Duration,
     ended: bool,
+    pause: Duration,
 }
 
 impl Client {
@@ -40,6 +45,7 @@ impl Client {
             want_results: true,
             every,
             ended: false,
+            pause: Duration::ZERO,
         }
     }
 
@@ -70,7 +76,16 @@ impl Watch {
             true => None,
             false => Some(u64::MAX),
         };
+        tokio::time::sleep(self.pause).await;
+        let asked = Instant::now();
         let update = self.ask(self.every, done).await?;
+        // Full replies and slow ones need no pause.
+        let trickle = (1..AT_ONCE as usize / 2).contains(&update.results.len()) && asked.elapsed() < LONGEST_PAUSE;
+        self.pause = if trickle {
+            (self.pause * 2).clamp(SHORTEST_PAUSE, LONGEST_PAUSE)
+        } else {
+            Duration::ZERO
+        };
         if let Some(last) = update.results.last() {
             self.from = last.task.index.saturating_add(1);
         }

@@ -76,7 +76,7 @@ pub async fn add_engines(options: AddOptions, progress: &mut dyn FnMut(StartProg
     }
     let client_file = discover::find(&profile.client_file(cluster_id))?;
     let client = Client::connect(&client_file, CONNECT).await?;
-    let before = client.status().await?.engines.len();
+    let before = launch::heard_of(&client.status().await?);
 
     // A controller that was started by hand has no state file.
     let mut state = standing.state.unwrap_or_else(|| ClusterState::new(cluster_id, wish.cwd.clone()));

@@ -49,7 +49,7 @@ pub enum ClusterError {
         log: PathBuf,
         tail: String,
     },
-    #[error("{registered} of {n} engines registered within {seconds} s{}", quoted(tail))]
+    #[error("{registered} of {n} engines registered within {seconds} s; one of them{}", said(tail))]
     EnginesLate {
         registered: usize,
         n: usize,
@@ -68,13 +68,24 @@ pub enum ClusterError {
     Internal(String),
 }
 
+fn said(tail: &str) -> String {
+    if tail.is_empty() {
+        " has said nothing".into()
+    } else {
+        format!(" has said:{}", lines(tail))
+    }
+}
+
 /// The end of a log below a sentence.
 fn quoted(tail: &str) -> String {
     if tail.is_empty() {
         return "; it said nothing".into();
     }
-    let lines: Vec<String> = tail.lines().map(|l| format!("\n  | {l}")).collect();
-    format!("; the end of its log:{}", lines.concat())
+    format!("; the end of its log:{}", lines(tail))
+}
+
+fn lines(tail: &str) -> String {
+    tail.lines().map(|line| format!("\n  | {line}")).collect()
 }
 
 impl ClusterError {

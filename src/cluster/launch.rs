@@ -2,7 +2,7 @@
 //! started in vain.
 use super::start::StartProgress;
 use super::{ClusterError, ClusterState, logs};
-use crate::client::Client;
+use crate::client::{Client, StatusReply};
 use crate::launchers::{self, EnginesLaunch, LaunchError, Launched, Launcher, Process};
 use crate::profile::ProfileDir;
 use crate::profile::config::{Config, EngineKind};
@@ -99,7 +99,7 @@ pub(super) async fn registered(
     loop {
         let answer = tokio::time::timeout(ANSWER, client.status()).await;
         let registered = match answer {
-            Ok(status) => status?.engines.len(),
+            Ok(status) => heard_of(&status?),
             Err(_) => last.unwrap_or(0),
         };
         if last != Some(registered) {
@@ -143,6 +143,11 @@ pub(super) async fn registered(
         }
         tokio::time::sleep(ASK_EVERY).await;
     }
+}
+
+/// How many engines are there. A controller that came back lists those of before too, which may be gone.
+pub(super) fn heard_of(status: &StatusReply) -> usize {
+    status.engines.iter().filter(|engine| engine.state != "silent").count()
 }
 
 /// Processes with who can tell of them.

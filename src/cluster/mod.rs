@@ -13,6 +13,8 @@ pub mod logs;
 pub mod start;
 pub mod state_file;
 pub mod stop;
+#[cfg(test)]
+mod tests;
 
 pub use engines::{AddOptions, add_engines};
 pub use error::ClusterError;

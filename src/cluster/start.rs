@@ -293,7 +293,7 @@ async fn refuse_running(
         (Condition::Stale, controller) => {
             let who = controller.as_ref().map(|c| format!(" (process {})", c.pid)).unwrap_or_default();
             progress(StartProgress::Note(format!(
-                "the controller{who} of {cluster} is gone without having been stopped; starting anew"
+                "the controller{who} of {cluster} is gone without having been stopped; starting a new one"
             )));
             if let Some(trouble) = &standing.trouble {
                 progress(StartProgress::Note(trouble.clone()));

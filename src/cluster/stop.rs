@@ -174,13 +174,15 @@ fn count_alive(launches: &[Launched]) -> usize {
     launches.iter().filter_map(alive).flatten().filter(|alive| *alive).count()
 }
 
-/// The connection files and the state file. What is gone already is no error, and what cannot be removed is stale anyway.
+/// The connection files, the controller's own, and the state file. What is gone already is no error, and what cannot be removed is stale anyway.
 pub(super) fn remove_files(profile: &ProfileDir, cluster_id: &str) {
-    for path in [
+    let files = [
         profile.client_file(cluster_id),
         profile.engine_file(cluster_id),
+        profile.controller_file(cluster_id),
         profile.state_file(cluster_id),
-    ] {
+    ];
+    for path in files {
         if let Err(e) = std::fs::remove_file(&path)
             && e.kind() != std::io::ErrorKind::NotFound
         {

@@ -73,6 +73,15 @@ async fn listen(
     };
     let (client, engine) = (security(secrets.client_pair()), security(secrets.engine_pair()));
     let ip = &settings.config.ip;
+    if let Some(text) = &settings.config.ports {
+        let ports = Ports::parse(text).map_err(|why| ControllerError::Prepare {
+            what: format!("controller.ports = {text:?}"),
+            why,
+        })?;
+        let listening = Sockets::listen(ip, &ports, &client, &engine).await?;
+        secrets.ports = ports;
+        return Ok(listening);
+    }
     let listening = match Sockets::listen(ip, &secrets.ports, &client, &engine).await {
         Err(error) if killed => {
             tracing::warn!(%error, "the ports of the run before are taken; its engines and clients will not find this one");
@@ -132,6 +141,7 @@ impl Driver {
             started: unix_now(),
             session: session.clone(),
             engine_file: serde_json::to_value(bootstrap::engine_file(settings, secrets)).unwrap_or_default(),
+            seed: uuid::Uuid::new_v4().as_u64_pair().0,
         };
         Driver {
             core: Core::new(settings.config.clone(), facts, clock.now()),
@@ -229,8 +239,10 @@ impl Driver {
                 self.engine_session.open(frames).map(|message| said(engine, true, channel, message))
             }
             Arrival::Stock(Channel::Iopub, frames) => self.engine_session.open(frames).map(|message| {
+                // Only some of an `ipengine`'s messages name it in their metadata; all do in their topic.
                 let metadata: serde_json::Value = message.metadata().unwrap_or_default();
-                let engine = metadata.get("engine").and_then(|e| e.as_str()).map(EngineUuid::from);
+                let named = metadata.get("engine").and_then(|e| e.as_str()).map(EngineUuid::from);
+                let engine = named.or_else(|| self.core.engine_of_topic(&message.sender()));
                 said(engine, false, Channel::Iopub, message)
             }),
             Arrival::Stock(channel, mut frames) => {
@@ -271,7 +283,7 @@ impl Driver {
                     self.carry_out(effect);
                 }
             }
-            Word::Found(event) => self.handle(event),
+            Word::Found(event) => self.handle(*event),
             Word::Answer { query, content, buffers } => {
                 let date = unix_now().to_iso();
                 let mut message = self.answers.message(&date, &reply_type(&query.request), Some(&query.parent), &());

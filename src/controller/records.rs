@@ -37,7 +37,7 @@ pub(super) enum Word {
         buffers: Vec<Bytes>,
     },
     /// For the core.
-    Found(Event),
+    Found(Box<Event>),
 }
 
 impl Records {
@@ -134,7 +134,7 @@ fn answer(reader: Reader, queries: std_mpsc::Receiver<Query>, words: mpsc::Unbou
 
 enum Response {
     Content(Bytes, Vec<Bytes>),
-    Event(Event),
+    Event(Box<Event>),
 }
 
 fn respond(reader: &Reader, query: &Query) -> Result<Response, DbError> {
@@ -186,14 +186,22 @@ fn respond(reader: &Reader, query: &Query) -> Result<Response, DbError> {
                 matching,
             })
         }
+        Ask::Details { task } => {
+            let (definition, earlier) = (reader.map_definition(task.map)?, reader.attempts(*task)?);
+            to_json(&say::DetailsReply {
+                status: ok(),
+                definition,
+                earlier,
+            })
+        }
         Ask::Resubmit { selection } => {
-            return Ok(Response::Event(Event::ResubmitFound {
+            return Ok(Response::Event(Box::new(Event::ResubmitFound {
                 client: query.client.clone(),
                 parent: query.parent.clone(),
                 request: query.request.clone(),
                 selection: selection.clone(),
                 maps: finished_tasks(reader, selection)?,
-            }));
+            })));
         }
         Ask::Results {
             msg_ids,
@@ -206,13 +214,13 @@ fn respond(reader: &Reader, query: &Query) -> Result<Response, DbError> {
             let found: Vec<FoundRequest> = reader.requests(msg_ids)?.into_iter().map(found_request).collect();
             let known: HashSet<&String> = found.iter().map(|f| &f.msg_id).collect();
             let missing = msg_ids.iter().filter(|id| !known.contains(id)).cloned().collect();
-            return Ok(Response::Event(Event::RequestsFound {
+            return Ok(Response::Event(Box::new(Event::RequestsFound {
                 client: query.client.clone(),
                 parent: query.parent.clone(),
                 request: query.request.clone(),
                 found,
                 missing,
-            }));
+            })));
         }
     };
     Ok(Response::Content(content, vec![]))

@@ -56,6 +56,59 @@ pub(super) struct EnginePorts {
     pub native: u16,
 }
 
+impl Ports {
+    /// How many there are.
+    const COUNT: usize = 16;
+
+    /// `10101-10116` or `10101,10103,10110-10125`: given out in the order of the fields above.
+    pub(super) fn parse(text: &str) -> Result<Ports, String> {
+        let mut list: Vec<u16> = Vec::new();
+        for part in text.split(',') {
+            let part = part.trim();
+            let (first, last) = part.split_once('-').unwrap_or((part, part));
+            let number = |s: &str| {
+                s.trim()
+                    .parse::<u16>()
+                    .ok()
+                    .filter(|p| *p > 0)
+                    .ok_or_else(|| format!("{s:?} is not a port (1 to 65535)"))
+            };
+            list.extend(number(first)?..=number(last)?);
+        }
+        if list.len() < Ports::COUNT {
+            return Err(format!(
+                "{} ports are given, {} are needed (for example 10101-10116)",
+                list.len(),
+                Ports::COUNT
+            ));
+        }
+        let mut next = list.into_iter();
+        let mut port = || next.next().unwrap_or_default();
+        Ok(Ports {
+            client: ClientPorts {
+                registration: port(),
+                control: port(),
+                mux: port(),
+                task: port(),
+                broadcast: port(),
+                iopub: port(),
+                notification: port(),
+            },
+            engine: EnginePorts {
+                registration: port(),
+                control: port(),
+                mux: port(),
+                task: port(),
+                broadcast: port(),
+                iopub: port(),
+                hb_ping: port(),
+                hb_pong: port(),
+                native: port(),
+            },
+        })
+    }
+}
+
 pub(super) struct Sockets {
     client: ClientSockets,
     engine: EngineSockets,
@@ -224,4 +277,37 @@ fn tell_departures(socket: &Socket, inbox: &mpsc::Sender<Arrival>) {
             }
         }
     });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ports_are_given_out_in_order() {
+        let ports = Ports::parse("10101-10110, 20001-20006").unwrap();
+        assert_eq!((ports.client.registration, ports.client.notification), (10101, 10107));
+        assert_eq!((ports.engine.registration, ports.engine.native), (10108, 20006));
+        for (text, says) in [
+            ("10101", "16 are needed"),
+            ("a-b", "not a port"),
+            ("", "not a port"),
+            ("0-20", "not a port"),
+            ("70000", "not a port"),
+        ] {
+            let error = Ports::parse(text).unwrap_err();
+            assert!(error.contains(says), "{text}: {error}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_taken_port_is_named() {
+        let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = taken.local_addr().unwrap().port();
+        let mut wanted = Ports::default();
+        wanted.client.mux = port;
+        let result = Sockets::listen("127.0.0.1", &wanted, &Security::Plain, &Security::Plain).await;
+        let error = result.err().unwrap().to_string();
+        assert!(error.contains(&port.to_string()) && error.contains("in use"), "{error}");
+    }
 }

@@ -13,8 +13,10 @@ pub enum DbErrorKind {
     Locked,
     /// No space left for it.
     Full,
-    /// SQLite finds the file inconsistent, or the disk fails.
+    /// SQLite finds the file inconsistent.
     Damaged,
+    /// The disk or the network file system fails.
+    Disk,
     /// The file or its directory cannot be written.
     ReadOnly,
     /// Not a database of pcluster.
@@ -83,6 +85,9 @@ impl DbError {
                 "look at `sqlite3 {path} 'PRAGMA quick_check'`; save what can be read with `sqlite3 {path} .recover | sqlite3 saved.db`, \
                  then move {path} and its -wal and -shm files away"
             )),
+            DbErrorKind::Disk => Some(format!(
+                "the file system failed: see `df -h {directory}` and the system's log; what was recorded before is not lost"
+            )),
             DbErrorKind::ReadOnly => Some(format!("make {directory} and the files in it writable, or copy them elsewhere")),
             DbErrorKind::Foreign => Some("the file was left as it is: move it away, or use another profile or cluster id".into()),
             DbErrorKind::NewerSchema => Some("use the pcluster that wrote it, or a newer one".into()),
@@ -96,7 +101,8 @@ fn kind_of(error: &rusqlite::Error) -> DbErrorKind {
     match error.sqlite_error_code() {
         Some(DatabaseBusy | DatabaseLocked | FileLockingProtocolFailed) => DbErrorKind::Locked,
         Some(DiskFull) => DbErrorKind::Full,
-        Some(DatabaseCorrupt | NotADatabase | SystemIoFailure) => DbErrorKind::Damaged,
+        Some(DatabaseCorrupt | NotADatabase) => DbErrorKind::Damaged,
+        Some(SystemIoFailure) => DbErrorKind::Disk,
         Some(ReadOnly) => DbErrorKind::ReadOnly,
         Some(CannotOpen | PermissionDenied | AuthorizationForStatementDenied) => DbErrorKind::Permission,
         _ => DbErrorKind::Other,

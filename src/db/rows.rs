@@ -21,7 +21,7 @@ pub fn task_columns(brief: bool, msg_id: &str, label: &str) -> String {
     };
     format!(
         "t.id, t.state, t.engine, t.host, t.attempts, t.submitted, t.started, t.completed, t.exit_code, t.input, t.ename, t.evalue, \
-         t.repr, {long}, {msg_id}, {label}"
+         t.repr, {long}, {msg_id}, {label}, t.run"
     )
 }
 
@@ -50,7 +50,7 @@ pub fn task_row(row: &Row) -> rusqlite::Result<TaskRow> {
         engine: row.get::<_, Option<u32>>(2)?.map(EngineId),
         host: row.get(3)?,
         attempts: row.get(4)?,
-        run: 0,
+        run: row.get(20)?,
         submitted: UnixTime(row.get(5)?),
         started: started.map(UnixTime),
         completed: completed.map(UnixTime),

@@ -144,7 +144,15 @@ async fn run_inner(to_run: &ToRun, forker: &Forker, running: &Running, events: &
         .stdout(Stdio::piped())
         .stderr(Stdio::piped());
     command.envs(&to_run.env).envs(&to_run.options.env);
-    let cwd = to_run.options.cwd.as_ref().or(to_run.cwd.as_ref()).map(|cwd| with_home(cwd));
+    // Where the map was submitted, if this host has that.
+    let submitted_in = to_run.options.directory.as_ref().filter(|directory| Path::new(directory).is_dir());
+    let cwd = to_run
+        .options
+        .cwd
+        .as_ref()
+        .or(submitted_in)
+        .or(to_run.cwd.as_ref())
+        .map(|cwd| with_home(cwd));
     if let Some(cwd) = &cwd {
         if !Path::new(cwd).is_dir() {
             let evalue = format!(

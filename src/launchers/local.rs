@@ -147,7 +147,10 @@ impl Local {
         command.args(&daemon.arguments).current_dir(&daemon.cwd).stdin(Stdio::null());
         command.stdout(log.try_clone().map_err(failed)?).stderr(log);
         // SAFETY: between fork and exec only system calls are made.
-        unsafe { command.pre_exec(own_session) };
+        #[allow(unsafe_code, reason = "the standard library has no other way to setsid")]
+        unsafe {
+            command.pre_exec(own_session)
+        };
         let child = command.spawn().map_err(failed)?;
         let pid = child.id();
         // None if it has ended already: then no process is taken for it.
@@ -183,7 +186,10 @@ impl Local {
 fn own_session() -> io::Result<()> {
     nix::unistd::setsid()?;
     // SAFETY: a system call on numbers. An old kernel does not know it: then they stay open.
-    unsafe { nix::libc::syscall(nix::libc::SYS_close_range, 3, u32::MAX, nix::libc::CLOSE_RANGE_CLOEXEC) };
+    #[allow(unsafe_code, reason = "nix has no close_range")]
+    unsafe {
+        nix::libc::syscall(nix::libc::SYS_close_range, 3, u32::MAX, nix::libc::CLOSE_RANGE_CLOEXEC)
+    };
     Ok(())
 }
 

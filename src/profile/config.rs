@@ -3,7 +3,8 @@
 //! Merge order: the defaults below, the profile's file, `--set key=value` in the order given.
 use super::ProfileDir;
 use super::error::{ConfigError, of_setting, of_yaml};
-use serde::{Deserialize, Serialize};
+use serde::de::{Error, Unexpected};
+use serde::{Deserialize, Deserializer, Serialize};
 use serde_yaml::{Mapping, Value};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -23,8 +24,11 @@ pub struct ControllerConfig {
     pub ip: String,
     /// The name or address that clients are to use, where `ip` does not tell.
     pub location: Option<String>,
+    /// `10101-10116`: the ports to listen on, 16 of them; by default any that are free.
+    pub ports: Option<String>,
     /// Encrypt with CURVE.
     pub curve: bool,
+    #[serde(deserialize_with = "above_zero")]
     pub heartbeat_ms: u64,
     /// How long an engine may be silent before it counts as lost.
     pub lease_ms: u64,
@@ -33,6 +37,7 @@ pub struct ControllerConfig {
     pub controller_patience_ms: u64,
     pub durability: Durability,
     /// ipyparallel's word for how balanced tasks are placed: leastload, lru, plainrandom, twobin, weighted.
+    #[serde(deserialize_with = "task_scheme")]
     pub task_scheme: String,
     /// How many tasks of ipyparallel's clients an engine may hold at a time; 0 is no bound.
     pub hwm: u32,
@@ -47,6 +52,7 @@ impl Default for ControllerConfig {
         ControllerConfig {
             ip: "127.0.0.1".into(),
             location: None,
+            ports: None,
             curve: true,
             heartbeat_ms: 1000,
             lease_ms: 60_000,
@@ -145,6 +151,24 @@ impl Default for LauncherConfig {
     }
 }
 
+/// ipyparallel's words for how a balanced task finds an engine.
+pub const TASK_SCHEMES: [&str; 5] = ["leastload", "lru", "plainrandom", "twobin", "weighted"];
+
+fn task_scheme<'de, D: Deserializer<'de>>(from: D) -> Result<String, D::Error> {
+    let scheme = String::deserialize(from)?;
+    if !TASK_SCHEMES.contains(&scheme.as_str()) {
+        return Err(D::Error::unknown_variant(&scheme, &TASK_SCHEMES));
+    }
+    Ok(scheme)
+}
+
+fn above_zero<'de, D: Deserializer<'de>>(from: D) -> Result<u64, D::Error> {
+    match u64::deserialize(from)? {
+        0 => Err(D::Error::invalid_value(Unexpected::Unsigned(0), &"a whole number above 0")),
+        number => Ok(number),
+    }
+}
+
 impl Config {
     /// What the profile's `pcluster.yaml` says over the defaults; the defaults where there is no such file.
     pub fn load(profile: &ProfileDir) -> Result<Config, ConfigError> {
@@ -165,19 +189,28 @@ impl Config {
     /// From a text instead of a file.
     pub fn parse(text: &str, settings: &[(String, String)]) -> Result<Config, ConfigError> {
         // A file of comments alone is null to YAML.
-        let mut config = serde_yaml::from_str::<Option<Config>>(text)
+        let config = serde_yaml::from_str::<Option<Config>>(text)
             .map_err(|e| of_yaml(text, &e))?
             .unwrap_or_default();
-        if settings.is_empty() {
-            return Ok(config);
-        }
         let mut tree = serde_yaml::to_value(&config).map_err(|e| of_yaml(text, &e))?;
+        let mut config = config;
         for (key, value) in settings {
             let parsed: Value = serde_yaml::from_str(value).map_err(|e| of_setting(key, value, &e))?;
             set(&mut tree, key, parsed);
             config = serde_yaml::from_value(tree.clone()).map_err(|e| of_setting(key, value, &e))?;
         }
-        Ok(config)
+        config.agrees()
+    }
+
+    /// What no key can tell alone.
+    fn agrees(self) -> Result<Config, ConfigError> {
+        let (heartbeat, lease) = (self.controller.heartbeat_ms, self.controller.lease_ms);
+        if lease <= heartbeat {
+            return Err(ConfigError::Contradiction {
+                message: format!("controller.lease_ms ({lease}) must be more than controller.heartbeat_ms ({heartbeat})"),
+            });
+        }
+        Ok(self)
     }
 }
 
@@ -322,6 +355,51 @@ mod tests {
           1 | controller: {hwm: 1}
             | ^
         "#);
+    }
+
+    #[test]
+    fn values_that_cannot_be_are_refused() {
+        insta::assert_snapshot!(error("controller: {task_scheme: leastlod}\n"), @r#"
+        pcluster.yaml:1:13: controller: unknown value `leastlod`
+          1 | controller: {task_scheme: leastlod}
+            |             ^
+        hint: did you mean `leastload`?
+        "#);
+        insta::assert_snapshot!(error("controller:\n  heartbeat_ms: 0\n"), @r#"
+        pcluster.yaml:2:3: controller: invalid value: integer `0`, expected a whole number above 0
+          2 |   heartbeat_ms: 0
+            |   ^
+        "#);
+        insta::assert_snapshot!(error("controller: {lease_ms: 500}\n"), @r#"controller.lease_ms (500) must be more than controller.heartbeat_ms (1000)"#);
+        // Together they are fine.
+        let given = settings(&[("controller.lease_ms", "500"), ("controller.heartbeat_ms", "100")]);
+        assert_eq!(Config::parse("", &given).unwrap().controller.lease_ms, 500);
+    }
+
+    /// Rows `| `key` | `default` | …` of the page.
+    #[test]
+    fn the_page_has_every_key_with_its_default_and_no_other() {
+        let page = include_str!("../../docs/configuration.md");
+        let mut described = BTreeMap::new();
+        for line in page.lines() {
+            let cells: Vec<&str> = line.split('|').map(|cell| cell.trim().trim_matches('`')).collect();
+            if let ["", key, default, _, _, ""] = cells[..]
+                && key.contains('.')
+            {
+                described.insert(key.to_string(), default.to_string());
+            }
+        }
+        let Value::Mapping(sections) = serde_yaml::to_value(Config::default()).unwrap() else {
+            panic!()
+        };
+        let mut known = BTreeMap::new();
+        for (section, keys) in &sections {
+            for (key, default) in keys.as_mapping().unwrap() {
+                let name = format!("{}.{}", section.as_str().unwrap(), key.as_str().unwrap());
+                known.insert(name, serde_yaml::to_string(default).unwrap().trim().to_string());
+            }
+        }
+        assert_eq!(described, known);
     }
 
     #[test]

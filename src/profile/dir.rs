@@ -142,6 +142,7 @@ impl ProfileDir {
             made.map_err(|source| ProfileError::Create { path, source })?;
         }
         let path = self.security_dir();
+        #[allow(clippy::disallowed_methods, reason = "the directory may be from before, and not of our making")]
         let private = |path: &Path| -> io::Result<()> {
             if fs::metadata(path)?.permissions().mode() & 0o077 != 0 {
                 fs::set_permissions(path, fs::Permissions::from_mode(0o700))?;
@@ -192,6 +193,11 @@ impl ProfileDir {
     pub fn engine_file(&self, cluster_id: &str) -> PathBuf {
         self.security_dir()
             .join(format!("{}-engine.json", with_id("ipcontroller", cluster_id)))
+    }
+    /// The controller's own keys and ports, kept while it runs: they outlive its sudden end.
+    pub fn controller_file(&self, cluster_id: &str) -> PathBuf {
+        self.security_dir()
+            .join(format!("{}.json", with_id("pcluster-controller", cluster_id)))
     }
     /// Every task of the cluster, in SQLite.
     pub fn database_file(&self, cluster_id: &str) -> PathBuf {
@@ -271,7 +277,10 @@ mod tests {
         for path in [profile.path(), &profile.security_dir(), &profile.log_dir(), &profile.pid_dir()] {
             assert_eq!(mode(path), 0o700, "{}", path.display());
         }
-        fs::set_permissions(profile.security_dir(), fs::Permissions::from_mode(0o755)).unwrap();
+        fs::File::open(profile.security_dir())
+            .unwrap()
+            .set_permissions(fs::Permissions::from_mode(0o755))
+            .unwrap();
         profile.create().unwrap();
         assert_eq!(mode(&profile.security_dir()), 0o700);
     }

@@ -20,6 +20,10 @@ pub enum ConfigError {
         message: String,
         hint: Option<String>,
     },
+    /// Two settings that do not fit together.
+    Contradiction {
+        message: String,
+    },
     Setting {
         setting: String,
         message: String,
@@ -52,7 +56,7 @@ impl ConfigError {
     /// What to do next.
     pub fn hint(&self) -> Option<&str> {
         match self {
-            ConfigError::Read { .. } => None,
+            ConfigError::Read { .. } | ConfigError::Contradiction { .. } => None,
             ConfigError::Yaml { hint, .. } | ConfigError::Setting { hint, .. } => hint.as_deref(),
         }
     }
@@ -62,6 +66,7 @@ impl fmt::Display for ConfigError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             ConfigError::Read { path, source } => write!(f, "cannot read {}: {source}", path.display()),
+            ConfigError::Contradiction { message } => f.write_str(message),
             ConfigError::Setting { setting, message, .. } => write!(f, "--set {setting}: {message}"),
             ConfigError::Yaml {
                 path,

@@ -1,4 +1,12 @@
 //! Integration tests: one binary, real processes.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test that cannot go on fails")]
+mod bad_input;
 mod docs;
+mod engines_work;
 mod house;
+mod lifecycle;
+mod map;
+mod printed;
+mod results;
+mod small_commands;
+mod support;

@@ -1,9 +1,117 @@
+//! `pcluster apply`: one call of a function, or one run of a command, on each of some engines.
+pub mod on_engines;
+
+use crate::cli::inputs::function;
 use crate::cli::{CommandError, Context, Exit};
+use crate::model::definition::Work;
+use on_engines::{EngineOptions, Show};
+use serde_json::value::RawValue;
 
-/// Call a Python function on engines
+/// Call a Python function once on each engine
+///
+/// FN is file.py:function (the file's text travels to the engines) or package.module:function (imported there).
+/// Each ARG is JSON, or else a string. Or give a command after two dashes.
+/// What each engine prints and returns is shown with its number in front: [0] …
 #[derive(Debug, clap::Args)]
-pub struct Args {}
+#[command(
+    override_usage = "pcluster apply [OPTIONS] FN [ARG]...\n       pcluster apply [OPTIONS] -- COMMAND...",
+    after_help = "Examples:\n  pcluster apply os:getcwd\n  pcluster apply --targets 0,2-3 model.py:load '\"data.bin\"' 5\n  pcluster apply -- nvidia-smi -L"
+)]
+pub struct Args {
+    /// The function: file.py:function or package.module:function
+    #[arg(value_name = "FN")]
+    function: Option<String>,
+    /// Its arguments
+    #[arg(value_name = "ARG", allow_negative_numbers = true)]
+    arguments: Vec<String>,
+    /// Keyword arguments, as a JSON object, in the place of ARGs
+    #[arg(long, value_name = "JSON", conflicts_with = "arguments")]
+    kwargs: Option<String>,
+    /// A command instead of FN
+    #[arg(last = true, value_name = "COMMAND")]
+    command: Vec<String>,
+    #[command(flatten)]
+    engines: EngineOptions,
+}
 
-pub fn run(_args: Args, _context: &Context) -> Result<Exit, CommandError> {
-    Err(CommandError::internal("`pcluster apply` is not part of this build"))
+pub fn run(args: Args, context: &Context) -> Result<Exit, CommandError> {
+    let (work, input) = match (&args.function, args.command.is_empty()) {
+        (Some(spec), true) => (function::work(spec)?, input(&args)?),
+        (None, false) => (Work::Command { argv: args.command }, "[]".to_string()),
+        (None, true) => return Err(CommandError::usage("no function is given").hint("pcluster apply file.py:function 'an argument' 5")),
+        (Some(word), false) => {
+            return Err(CommandError::usage(format!(
+                "{word:?} is one word too many before `--` and a command"
+            )));
+        }
+    };
+    let show = if matches!(work, Work::Command { .. }) {
+        Show::Never
+    } else {
+        Show::Always
+    };
+    match on_engines::run(context, &args.engines, work, |engines| vec![input; engines.len()])? {
+        Some(answers) => answers.show(context, show),
+        None => Ok(Exit::Interrupted),
+    }
+}
+
+/// A task's input: keyword arguments, or the list of positional ones.
+fn input(args: &Args) -> Result<String, CommandError> {
+    if let Some(text) = &args.kwargs {
+        let why = match serde_json::from_str::<std::collections::BTreeMap<String, Box<RawValue>>>(text) {
+            Ok(_) => return Ok(text.replace(['\n', '\r'], " ")),
+            Err(error) => error,
+        };
+        return Err(CommandError::usage(format!("--kwargs is not a JSON object: {why}")).hint("for example --kwargs '{\"depth\": 3}'"));
+    }
+    let arguments: Vec<String> = args.arguments.iter().map(|text| json_or_text(text)).collect();
+    Ok(format!("[{}]", arguments.join(",")))
+}
+
+/// JSON as it is, on one line; else the text as a JSON string.
+pub fn json_or_text(text: &str) -> String {
+    match serde_json::from_str::<Box<RawValue>>(text) {
+        Ok(json) => json.get().replace(['\n', '\r'], " "),
+        Err(_) => serde_json::Value::from(text).to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cli::args;
+
+    fn parsed(line: &[&str]) -> Args {
+        let words = ["pcluster", "apply"].iter().chain(line).map(std::ffi::OsString::from);
+        match args::parse(words).unwrap().command {
+            crate::cli::commands::Command::Apply(args) => args,
+            _ => panic!(),
+        }
+    }
+
+    #[test]
+    fn arguments_are_json_or_text() {
+        assert_eq!(
+            input(&parsed(&["m:f", "5", "a b", "\"5\"", "[1,\n2]", "-1", "null"])).unwrap(),
+            r#"[5,"a b","5",[1, 2],-1,null]"#
+        );
+        assert_eq!(input(&parsed(&["m:f"])).unwrap(), "[]");
+        assert_eq!(input(&parsed(&["m:f", "--kwargs", "{\"a\":\n1}"])).unwrap(), "{\"a\": 1}");
+        let error = input(&parsed(&["m:f", "--kwargs", "[1]"])).unwrap_err();
+        assert!(error.error.contains("not a JSON object"), "{}", error.error);
+    }
+
+    #[test]
+    fn what_is_missing_or_too_much_is_told() {
+        let context = Context::for_tests(std::path::Path::new("/nowhere"));
+        assert!(run(parsed(&[]), &context).unwrap_err().error.contains("no function is given"));
+        assert!(
+            run(parsed(&["m:f", "--", "ls"]), &context)
+                .unwrap_err()
+                .error
+                .contains("one word too many")
+        );
+        assert_eq!(run(parsed(&["m:f"]), &context).unwrap_err().kind.code(), 3);
+    }
 }

@@ -1,9 +1,55 @@
+//! `pcluster clean`
+use super::counted;
+use super::stop::{in_words, notes};
+use crate::cli::output::json;
 use crate::cli::{CommandError, Context, Exit};
+use crate::cluster::{self, Condition};
+use crate::profile::ProfileDir;
 
-/// clean
+/// Clear away what dead clusters have left
+///
+/// Removes connection and state files of controllers that are gone, and ends engines that they left behind. Records of
+/// tasks are kept. All profiles, unless --profile names one.
 #[derive(Debug, clap::Args)]
-pub struct Args {}
+pub struct Args {
+    /// Also of clusters that were started on another host, from where nothing can be told here
+    #[arg(long)]
+    force: bool,
+}
 
-pub fn run(_args: Args, _context: &Context) -> Result<Exit, CommandError> {
-    Err(CommandError::internal("`pcluster clean` is not part of this build"))
+pub fn run(args: Args, context: &Context) -> Result<Exit, CommandError> {
+    let clusters = context.clusters()?;
+    let dead: Vec<_> = clusters
+        .iter()
+        .filter(|c| c.state == Condition::Stale || (args.force && matches!(c.state, Condition::Elsewhere | Condition::Foreign)))
+        .collect();
+    let mut views = Vec::new();
+    for cluster in &dead {
+        let profile = ProfileDir::at(&cluster.directory);
+        let mut show = notes(context);
+        let stopped = context.block_on(cluster::clean(&profile, &cluster.cluster_id, args.force, &mut show))??;
+        if !context.json {
+            let engines = match stopped.engines {
+                0 => String::new(),
+                n => format!(", and {} ended", counted(n as u64, "engine")),
+            };
+            context.say(format!("{}: cleared away{engines}", in_words(&profile, &cluster.cluster_id)));
+        }
+        views.push(serde_json::json!({"profile": profile.name(), "cluster_id": cluster.cluster_id, "engines": stopped.engines}));
+    }
+    if context.json {
+        json::print(&serde_json::json!({"cleaned": views}))?;
+        return Ok(Exit::Fine);
+    }
+    if dead.is_empty() {
+        context.say("nothing to clear away");
+    }
+    for cluster in clusters.iter().filter(|c| !args.force && c.state == Condition::Elsewhere) {
+        let host = cluster.controller.as_ref().map(|c| c.host.as_str()).unwrap_or("another host");
+        let name = in_words(&ProfileDir::at(&cluster.directory), &cluster.cluster_id);
+        context.say(format!(
+            "{name}: left alone, as it was started on {host}; if you know that it is gone: --force"
+        ));
+    }
+    Ok(Exit::Fine)
 }

@@ -1,8 +1,10 @@
 //! `pcluster engines`: the engines of a cluster, more of them, fewer of them.
 use super::counted;
+use super::start::{Bar, How, interruptible};
 use crate::cli::output::table::{Cell, Table, Tone};
 use crate::cli::output::{self, json, times};
 use crate::cli::{CommandError, Context, Exit};
+use crate::cluster::{self, AddOptions};
 use crate::model::engine::EngineStatus;
 use crate::model::targets::Targets;
 use crate::model::{EngineId, UnixTime};
@@ -19,6 +21,13 @@ pub struct Args {
 enum Action {
     /// List them (as without an action)
     List,
+    /// Start more
+    Add {
+        /// How many
+        n: u32,
+        #[command(flatten)]
+        how: How,
+    },
     /// Stop engines; the tasks that they have not begun go to others
     Stop {
         /// Which: `0,3,5-8`, or `all`
@@ -68,6 +77,7 @@ impl<'a> EngineView<'a> {
 pub fn run(args: Args, context: &Context) -> Result<Exit, CommandError> {
     match args.action {
         None | Some(Action::List) => list(context),
+        Some(Action::Add { n, how }) => add(n, how, context),
         Some(Action::Stop { engines, now }) => stop(&engines, !now, context),
     }
 }
@@ -127,6 +137,33 @@ fn table(engines: &[EngineStatus], now: UnixTime) -> Table {
     table
 }
 
+fn add(n: u32, how: How, context: &Context) -> Result<Exit, CommandError> {
+    if n == 0 {
+        return Err(CommandError::usage("0 engines are none to add"));
+    }
+    let options = AddOptions {
+        profile: context.profile_dir()?,
+        cluster_id: context.cluster_id.clone(),
+        n,
+        settings: how.settings(),
+        launcher: how.launcher,
+        engine_kind: how.engine.map(Into::into),
+        python: how.python,
+        cwd: None,
+        log_level: how.log_level,
+        program: None,
+    };
+    let mut bar = Bar::new(context);
+    let total = interruptible(context, cluster::add_engines(options, &mut |progress| bar.show(progress)))?;
+    bar.clear();
+    if context.json {
+        json::print(&serde_json::json!({"added": n, "engines": total}))?;
+    } else {
+        context.say(format!("{} added; there are {total}", counted(u64::from(n), "engine")));
+    }
+    Ok(Exit::Fine)
+}
+
 fn stop(targets: &Targets, drain: bool, context: &Context) -> Result<Exit, CommandError> {
     let client = context.client()?;
     let status = context.block_on(client.status())??;
@@ -171,7 +208,15 @@ mod tests {
         ]))
         .unwrap();
         let table = table(&engines, UnixTime(5000.0));
-        insta::assert_snapshot!(table.render(&Terminal { stdout: true, ..Terminal::NONE }), @"");
-        insta::assert_snapshot!(table.render(&Terminal::NONE), @"");
+        insta::assert_snapshot!(table.render(&Terminal { stdout: true, ..Terminal::NONE }), @r"
+        ENGINE  STATE   HOST             PID  ASSIGNED  FINISHED  UP           PYTHON
+             0  busy    node17.cluster  4242         2    130000  1 h 6 min    3.11.7 (…
+            11  silent  -                  -         0         3  16 min 40 s  (ipengin…
+        ");
+        insta::assert_snapshot!(table.render(&Terminal::NONE), @r"
+        ENGINE  STATE   HOST             PID  ASSIGNED  FINISHED  UP           PYTHON
+             0  busy    node17.cluster  4242         2    130000  1 h 6 min    3.11.7 (/home/user/project/venv/bin/python)
+            11  silent  -                  -         0         3  16 min 40 s  (ipengine)
+        ");
     }
 }

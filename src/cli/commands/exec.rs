@@ -1,9 +1,38 @@
+//! `pcluster exec`: a line of Python in the engines' namespaces.
+use super::apply::on_engines::{self, EngineOptions, Show};
 use crate::cli::{CommandError, Context, Exit};
+use crate::model::definition::Work;
+use std::io::Read;
 
-/// Run Python code on engines
+/// Run Python code in each engine's namespace
+///
+/// What each engine prints, and the value of a last expression, is shown with its number in front: [0] …
+/// Names that the code sets stay for the next exec, run, pull.
 #[derive(Debug, clap::Args)]
-pub struct Args {}
+#[command(after_help = "Examples:\n  pcluster exec 'import os; os.getpid()'\n  pcluster exec --targets 0 - < setup.py")]
+pub struct Args {
+    /// The code, or - for stdin
+    code: String,
+    #[command(flatten)]
+    engines: EngineOptions,
+}
 
-pub fn run(_args: Args, _context: &Context) -> Result<Exit, CommandError> {
-    Err(CommandError::internal("`pcluster exec` is not part of this build"))
+pub fn run(args: Args, context: &Context) -> Result<Exit, CommandError> {
+    let (code, filename) = match args.code.as_str() {
+        "-" => {
+            let mut code = String::new();
+            let read = std::io::stdin().read_to_string(&mut code);
+            read.map_err(|e| CommandError::usage(format!("cannot read the code from stdin: {e}")))?;
+            (code, "<stdin>")
+        }
+        code => (code.to_string(), "<exec>"),
+    };
+    let work = Work::Execute {
+        code,
+        filename: filename.into(),
+    };
+    match on_engines::run(context, &args.engines, work, |engines| vec!["[]".into(); engines.len()])? {
+        Some(answers) => answers.show(context, Show::NotNone),
+        None => Ok(Exit::Interrupted),
+    }
 }

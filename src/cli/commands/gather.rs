@@ -1,9 +1,67 @@
-use crate::cli::{CommandError, Context, Exit};
+//! `pcluster gather`: the parts of a list out of the engines' namespaces, as one list.
+use super::apply::on_engines::{self, EngineOptions};
+use super::pull::{member, names};
+use crate::cli::{CommandError, Context, Exit, output};
+use crate::model::EngineId;
+use crate::model::definition::Work;
+use crate::model::task::TaskRow;
+use serde_json::value::RawValue;
 
-/// Collect the parts of a list from the engines
+/// Put the lists that engines have under one name together, in the engines' order, and print them as one JSON list
 #[derive(Debug, clap::Args)]
-pub struct Args {}
+pub struct Args {
+    /// The name on the engines
+    name: String,
+    #[command(flatten)]
+    engines: EngineOptions,
+}
 
-pub fn run(_args: Args, _context: &Context) -> Result<Exit, CommandError> {
-    Err(CommandError::internal("`pcluster gather` is not part of this build"))
+pub fn run(args: Args, context: &Context) -> Result<Exit, CommandError> {
+    let input = names(std::slice::from_ref(&args.name))?;
+    let Some(answers) = on_engines::run(context, &args.engines, Work::Pull, |engines| vec![input; engines.len()])? else {
+        return Ok(Exit::Interrupted);
+    };
+    answers.all_well(context, "gather")?;
+    let mut items = Vec::new();
+    for (engine, row) in &answers.rows {
+        items.extend(part(*engine, row, &args.name)?);
+    }
+    let texts: Vec<&str> = items.iter().map(|item| item.get()).collect();
+    output::print(&format!("[{}]\n", texts.join(", ")))?;
+    Ok(Exit::Fine)
+}
+
+fn part(engine: EngineId, row: &TaskRow, name: &str) -> Result<Vec<Box<RawValue>>, CommandError> {
+    let Some(value) = row.value.as_deref() else {
+        let repr = row.repr.as_deref().unwrap_or("something else");
+        return Err(
+            CommandError::failed(format!("`{name}` on engine {engine} is not plain JSON data: {repr}"))
+                .hint(format!("pull shows it as it is: pcluster pull {name}")),
+        );
+    };
+    let found = member(value, name);
+    let list = found.as_deref().and_then(|value| serde_json::from_str(value.get()).ok());
+    list.ok_or_else(|| {
+        let what = found.as_deref().map(RawValue::get).unwrap_or("nothing");
+        CommandError::failed(format!(
+            "`{name}` on engine {engine} is not a list: {}",
+            what.chars().take(80).collect::<String>()
+        ))
+        .hint(format!("pull shows values that are no lists: pcluster pull {name}"))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cli::values::tests::row;
+
+    #[test]
+    fn parts_must_be_lists() {
+        let items = part(EngineId(0), &row(0, Some(r#"{"n": [1.0, "x"]}"#)), "n").unwrap();
+        assert_eq!(items.iter().map(|i| i.get()).collect::<Vec<_>>(), ["1.0", "\"x\""]);
+        let says = |value| part(EngineId(2), &row(0, value), "n").unwrap_err().error;
+        assert_eq!(says(Some(r#"{"n": 5}"#)), "`n` on engine 2 is not a list: 5");
+        assert!(says(None).contains("is not plain JSON data"));
+    }
 }

@@ -17,6 +17,7 @@ pub mod profile;
 pub mod pull;
 pub mod purge;
 pub mod push;
+pub mod restart;
 pub mod resubmit;
 pub mod results;
 pub mod run;
@@ -46,6 +47,7 @@ macro_rules! commands {
 commands! {
     Start => start,
     Stop => stop,
+    Restart => restart,
     List => list,
     Clean => clean,
     Status => status,

@@ -1,9 +1,28 @@
+//! `pcluster run`: a Python script in the engines' namespaces.
+use super::apply::on_engines::{self, EngineOptions, Show};
+use crate::cli::inputs::function::source;
 use crate::cli::{CommandError, Context, Exit};
+use crate::model::definition::Work;
 
-/// Run a Python script on engines
+/// Run a Python script in each engine's namespace
+///
+/// The script's text travels to the engines. What each prints is shown with its number in front: [0] …
 #[derive(Debug, clap::Args)]
-pub struct Args {}
+pub struct Args {
+    /// The script
+    #[arg(value_name = "SCRIPT.py")]
+    script: String,
+    #[command(flatten)]
+    engines: EngineOptions,
+}
 
-pub fn run(_args: Args, _context: &Context) -> Result<Exit, CommandError> {
-    Err(CommandError::internal("`pcluster run` is not part of this build"))
+pub fn run(args: Args, context: &Context) -> Result<Exit, CommandError> {
+    let work = Work::Execute {
+        code: source(&args.script)?,
+        filename: args.script,
+    };
+    match on_engines::run(context, &args.engines, work, |engines| vec!["[]".into(); engines.len()])? {
+        Some(answers) => answers.show(context, Show::Never),
+        None => Ok(Exit::Interrupted),
+    }
 }

@@ -1,9 +1,86 @@
+//! `pcluster scatter`: a list, cut evenly, into the engines' namespaces.
+use super::apply::on_engines::{self, EngineOptions};
+use crate::cli::inputs::function::is_name;
 use crate::cli::{CommandError, Context, Exit};
+use crate::model::definition::Work;
+use serde_json::value::RawValue;
+use std::io::Read;
 
-/// Share out a list over the engines
+/// Cut a list into even parts, one for each engine, under one name
 #[derive(Debug, clap::Args)]
-pub struct Args {}
+#[command(
+    after_help = "Example:\n  pcluster scatter numbers '[1, 2, 3, 4, 5, 6, 7, 8]'\n  pcluster exec 'total = sum(numbers)'\n  pcluster pull total"
+)]
+pub struct Args {
+    /// The name on the engines
+    name: String,
+    /// The list as JSON, or - for stdin
+    #[arg(value_name = "JSON")]
+    list: String,
+    #[command(flatten)]
+    engines: EngineOptions,
+}
 
-pub fn run(_args: Args, _context: &Context) -> Result<Exit, CommandError> {
-    Err(CommandError::internal("`pcluster scatter` is not part of this build"))
+pub fn run(args: Args, context: &Context) -> Result<Exit, CommandError> {
+    if !is_name(&args.name) {
+        return Err(CommandError::usage(format!("{:?} cannot be a Python name", args.name)));
+    }
+    let mut text = args.list;
+    if text == "-" {
+        text.clear();
+        let read = std::io::stdin().read_to_string(&mut text);
+        read.map_err(|e| CommandError::usage(format!("cannot read the list from stdin: {e}")))?;
+    }
+    let list: Vec<Box<RawValue>> = serde_json::from_str(&text).map_err(|e| {
+        CommandError::usage(format!("what is to be scattered is not a JSON list: {e}"))
+            .hint("for example: pcluster scatter numbers '[1, 2, 3, 4]'")
+    })?;
+    let name = args.name;
+    let inputs = |engines: &[crate::model::EngineId]| parts(&list, engines.len()).iter().map(|part| object(&name, part)).collect();
+    let Some(answers) = on_engines::run(context, &args.engines, Work::Push, inputs)? else {
+        return Ok(Exit::Interrupted);
+    };
+    answers.all_well(context, "scatter")?;
+    context.say_more(format!("{} items on {} engines", list.len(), answers.rows.len()));
+    Ok(Exit::Fine)
+}
+
+/// Neighbouring parts whose lengths differ by one at most, the longer ones first.
+fn parts<T>(list: &[T], count: usize) -> Vec<&[T]> {
+    let (mut parts, mut rest) = (Vec::with_capacity(count), list);
+    for left in (1..=count).rev() {
+        let (part, behind) = rest.split_at(rest.len().div_ceil(left));
+        parts.push(part);
+        rest = behind;
+    }
+    parts
+}
+
+fn object(name: &str, part: &[Box<RawValue>]) -> String {
+    let items: Vec<String> = part.iter().map(|raw| raw.get().replace(['\n', '\r'], " ")).collect();
+    format!("{{{}:[{}]}}", serde_json::Value::from(name), items.join(","))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn parts_are_even_and_in_order(length in 0usize..100, count in 1usize..20) {
+            let list: Vec<usize> = (0..length).collect();
+            let parts = parts(&list, count);
+            prop_assert_eq!(parts.len(), count);
+            prop_assert_eq!(parts.concat(), list.clone());
+            prop_assert!(parts.windows(2).all(|w| w[0].len() == w[1].len() || w[0].len() == w[1].len() + 1));
+            prop_assert!(parts[0].len() - parts[count - 1].len() <= 1);
+        }
+    }
+
+    #[test]
+    fn items_stay_as_they_were_written() {
+        let list: Vec<Box<RawValue>> = serde_json::from_str("[1.0, {\"a\":\n2}]").unwrap();
+        assert_eq!(object("n", &list), "{\"n\":[1.0,{\"a\": 2}]}");
+    }
 }

@@ -1,9 +1,188 @@
-use crate::cli::{CommandError, Context, Exit};
+//! `pcluster start`
+use super::{counted, setting};
+use crate::cli::output::json;
+use crate::cli::{CommandError, Context, ErrorKind, Exit};
+use crate::cluster::{self, StartOptions, StartProgress, Started};
+use crate::profile::config::EngineKind;
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use std::time::Duration;
 
-/// start
+/// Start a controller and engines
+///
+/// Returns when the engines are registered. What they log is shown by `pcluster logs`.
 #[derive(Debug, clap::Args)]
-pub struct Args {}
+pub struct Args {
+    /// How many engines [default: launcher.n of the profile, else one for each processor]
+    #[arg(short, value_name = "N")]
+    n: Option<u32>,
+    #[command(flatten)]
+    how: How,
+    /// Where the controller listens: an address of this host, or 0.0.0.0 for all [default: 127.0.0.1]
+    #[arg(long, value_name = "ADDRESS")]
+    ip: Option<String>,
+}
 
-pub fn run(_args: Args, _context: &Context) -> Result<Exit, CommandError> {
-    Err(CommandError::internal("`pcluster start` is not part of this build"))
+/// How engines are started; `engines add` takes the same.
+#[derive(Clone, Debug, clap::Args)]
+pub struct How {
+    /// What starts the engines: local
+    #[arg(long, value_name = "NAME")]
+    pub launcher: Option<String>,
+    /// pcluster's own engine, or ipyparallel's
+    #[arg(long, value_name = "KIND")]
+    pub engine: Option<Kind>,
+    /// The Python interpreter of the engines [default: the active environment's, else python3]
+    #[arg(long, value_name = "PYTHON")]
+    pub python: Option<String>,
+    /// How long to wait until all engines are registered (`90s`, `5m`)
+    #[arg(long, value_name = "TIME", value_parser = super::wait::duration)]
+    pub timeout: Option<Duration>,
+    /// A setting over those of the profile's pcluster.yaml, for example engine.interrupt_ms=1000
+    #[arg(long = "set", value_name = "KEY=VALUE", value_parser = setting)]
+    pub settings: Vec<(String, String)>,
+    /// How much controller and engines log: error, warn, info, debug, trace
+    #[arg(long, value_name = "LEVEL")]
+    pub log_level: Option<String>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Kind {
+    Pcluster,
+    Ipengine,
+}
+
+impl From<Kind> for EngineKind {
+    fn from(kind: Kind) -> Self {
+        match kind {
+            Kind::Pcluster => EngineKind::Pcluster,
+            Kind::Ipengine => EngineKind::Ipengine,
+        }
+    }
+}
+
+impl How {
+    /// `--set`, and what options say that are settings too.
+    pub fn settings(&self) -> Vec<(String, String)> {
+        let mut settings = self.settings.clone();
+        if let Some(timeout) = self.timeout {
+            settings.push(("launcher.engines_timeout_ms".into(), timeout.as_millis().to_string()));
+        }
+        settings
+    }
+}
+
+pub fn run(args: Args, context: &Context) -> Result<Exit, CommandError> {
+    let mut settings = args.how.settings();
+    if let Some(ip) = args.ip {
+        // As YAML text: an address of digits and points must stay one.
+        settings.push(("controller.ip".into(), format!("{ip:?}")));
+    }
+    let options = StartOptions {
+        profile: context.profile_dir()?,
+        cluster_id: context.cluster_id.clone(),
+        n: args.n,
+        settings,
+        launcher: args.how.launcher,
+        engine_kind: args.how.engine.map(EngineKind::from),
+        python: args.how.python,
+        cwd: None,
+        log_level: args.how.log_level,
+        program: None,
+    };
+    let mut bar = Bar::new(context);
+    let started = interruptible(context, cluster::start(options, &mut |progress| bar.show(progress)))?;
+    bar.clear();
+    report(&started, context)?;
+    Ok(Exit::Fine)
+}
+
+fn report(started: &Started, context: &Context) -> Result<(), CommandError> {
+    if context.json {
+        return json::print(&serde_json::json!({
+            "profile": started.profile.name(),
+            "cluster_id": started.cluster_id,
+            "directory": started.profile.path(),
+            "controller_pid": started.controller_pid,
+            "engines": started.engines,
+            "client_file": started.client_file,
+            "controller_log": started.controller_log,
+            "took": started.took.as_secs_f64(),
+        }));
+    }
+    let options = context.options();
+    context.say(format!(
+        "{}: a controller (process {}) and {}, in {:.1} s",
+        context.cluster_in_words(),
+        started.controller_pid,
+        counted(u64::from(started.engines), "engine"),
+        started.took.as_secs_f64(),
+    ));
+    context.say(format!(
+        "next: pcluster map{options} FILE.py:FUNCTION INPUTS.txt  (pcluster status{options}, pcluster stop{options})"
+    ));
+    Ok(())
+}
+
+/// Runs `work` to its end, or until Ctrl-C: then what it had started is ended again.
+pub fn interruptible<T, E>(context: &Context, work: impl Future<Output = Result<T, E>>) -> Result<T, CommandError>
+where
+    CommandError: From<E>,
+{
+    let finished = context.block_on(async {
+        tokio::select! {
+            result = work => Some(result),
+            Ok(()) = tokio::signal::ctrl_c() => None,
+        }
+    })?;
+    match finished {
+        Some(result) => Ok(result?),
+        None => Err(CommandError::new(
+            ErrorKind::Interrupted,
+            "interrupted; what had been started is stopped again",
+        )),
+    }
+}
+
+/// On a terminal: what is going on, in one line that goes away.
+pub struct Bar<'a> {
+    context: &'a Context,
+    bar: ProgressBar,
+}
+
+impl<'a> Bar<'a> {
+    pub fn new(context: &'a Context) -> Bar<'a> {
+        let bar = ProgressBar::no_length();
+        if !context.terminal.stderr || context.quiet {
+            bar.set_draw_target(ProgressDrawTarget::hidden());
+        }
+        bar.set_style(ProgressStyle::with_template("{spinner} {msg} {elapsed}").unwrap_or_else(|_| ProgressStyle::default_spinner()));
+        bar.enable_steady_tick(Duration::from_millis(100));
+        Bar { context, bar }
+    }
+
+    pub fn show(&mut self, progress: StartProgress) {
+        match progress {
+            StartProgress::Note(text) => self.bar.suspend(|| self.context.say(text)),
+            StartProgress::ControllerStarting => self.bar.set_message("starting the controller"),
+            StartProgress::ControllerReady { pid } => self.bar.set_message(format!("the controller is ready (process {pid})")),
+            StartProgress::EnginesStarting { n } => self.bar.set_message(format!("starting {}", counted(u64::from(n), "engine"))),
+            StartProgress::Engines { registered, n } => {
+                let style = ProgressStyle::with_template("engines [{bar:30}] {pos}/{len} {elapsed}");
+                self.bar
+                    .set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()).progress_chars("=> "));
+                self.bar.set_length(u64::from(n));
+                self.bar.set_position(u64::from(registered));
+            }
+        }
+    }
+
+    pub fn clear(&self) {
+        self.bar.finish_and_clear();
+    }
+}
+
+impl Drop for Bar<'_> {
+    fn drop(&mut self) {
+        self.clear();
+    }
 }

@@ -1,5 +1,4 @@
 //! `pcluster status`
-use super::counted;
 use super::engines::EngineView;
 use crate::cli::output::{self, json, times};
 use crate::cli::{CommandError, Context, Exit};
@@ -92,7 +91,7 @@ fn text(status: &StatusReply, cluster: &str, directory: &Path, now: UnixTime) ->
             ),
         ),
         ("engines", engines),
-        ("maps", format!("{} not finished", counted(status.open_maps, "map"))),
+        ("maps", format!("{} not finished", status.open_maps)),
         (
             "tasks",
             format!("{} queued, {} running, {} finished", status.queued, status.running, status.finished),
@@ -117,6 +116,12 @@ mod tests {
             "open_maps": 1, "queued": 10, "running": 2, "finished": 9,
         }))
         .unwrap();
-        insta::assert_snapshot!(text(&status, "profile `default`", Path::new("/home/u/.ipython/profile_default"), UnixTime(1075.0)), @"");
+        insta::assert_snapshot!(text(&status, "profile `default`", Path::new("/home/u/.ipython/profile_default"), UnixTime(1075.0)), @r"
+        cluster     profile `default`, in /home/u/.ipython/profile_default
+        controller  pcluster 0.1.0, process 17 on n1, up 1 min 15 s
+        engines     3 (1 busy, 2 idle)
+        maps        1 not finished
+        tasks       10 queued, 2 running, 9 finished
+        ");
     }
 }

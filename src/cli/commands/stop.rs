@@ -1,9 +1,98 @@
+//! `pcluster stop`
+use super::counted;
+use crate::cli::output::json;
 use crate::cli::{CommandError, Context, Exit};
+use crate::cluster::{self, Condition, StopProgress, Stopped};
+use crate::profile::ProfileDir;
 
-/// stop
+/// Stop a cluster: its engines, then its controller
+///
+/// Its records stay: `pcluster results` reads them, and tasks that are not finished go on when it is started again.
 #[derive(Debug, clap::Args)]
-pub struct Args {}
+pub struct Args {
+    /// All clusters of all profiles
+    #[arg(long)]
+    all: bool,
+}
 
-pub fn run(_args: Args, _context: &Context) -> Result<Exit, CommandError> {
-    Err(CommandError::internal("`pcluster stop` is not part of this build"))
+pub fn run(args: Args, context: &Context) -> Result<Exit, CommandError> {
+    let clusters: Vec<(ProfileDir, String)> = match args.all {
+        false => vec![(context.profile_dir()?, context.cluster_id.clone())],
+        true => cluster::list(context.ipython_dir.as_deref())?
+            .iter()
+            .filter(|c| matches!(c.state, Condition::Running | Condition::Stale))
+            .map(|c| (ProfileDir::at(&c.directory), c.cluster_id.clone()))
+            .collect(),
+    };
+    let mut failed: Option<CommandError> = None;
+    let mut views = Vec::new();
+    for (profile, cluster_id) in &clusters {
+        match stop(profile, cluster_id, context) {
+            Ok(stopped) => {
+                let name = in_words(profile, cluster_id);
+                if !context.json {
+                    context.say(outcome(&name, &stopped));
+                }
+                views.push(serde_json::json!({
+                    "profile": profile.name(), "cluster_id": cluster_id, "controller_was_gone": stopped.was_dead, "engines": stopped.engines,
+                    "terminated": stopped.ended.terminated, "killed": stopped.ended.killed,
+                }));
+            }
+            // The others are to be stopped all the same.
+            Err(error) if args.all => {
+                context.say(error.render(context.terminal.color_stderr).trim_end());
+                failed = Some(error);
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    if context.json {
+        json::print(&serde_json::json!({"stopped": views}))?;
+    } else if clusters.is_empty() {
+        context.say("nothing runs");
+    }
+    match failed {
+        Some(error) => Err(CommandError::new(error.kind, "not every cluster could be stopped")),
+        None => Ok(Exit::Fine),
+    }
+}
+
+pub fn stop(profile: &ProfileDir, cluster_id: &str, context: &Context) -> Result<Stopped, CommandError> {
+    let mut show = notes(context);
+    Ok(context.block_on(cluster::stop(profile, cluster_id, &mut show))??)
+}
+
+/// Says what people should know, each state once.
+pub fn notes(context: &Context) -> impl FnMut(StopProgress) {
+    let mut last = 0;
+    move |progress| match progress {
+        StopProgress::Note(text) => context.say(text),
+        StopProgress::Waiting { processes } if processes != last => {
+            last = processes;
+            context.say_more(format!("waiting for {processes} processes to end"));
+        }
+        StopProgress::Waiting { .. } => {}
+    }
+}
+
+pub fn in_words(profile: &ProfileDir, cluster_id: &str) -> String {
+    match cluster_id {
+        "" => format!("profile `{}`", profile.name()),
+        id => format!("profile `{}` under cluster id `{id}`", profile.name()),
+    }
+}
+
+fn outcome(name: &str, stopped: &Stopped) -> String {
+    let engines = counted(stopped.engines as u64, "engine");
+    let mut text = match stopped.was_dead {
+        false => format!("{name}: stopped, with {engines}"),
+        true => format!("{name}: its controller was gone already; {engines} stopped, and what it left cleared away"),
+    };
+    if stopped.ended.killed > 0 {
+        text.push_str(&format!(
+            " ({} had to be killed)",
+            counted(stopped.ended.killed as u64, "process").replace("processs", "processes")
+        ));
+    }
+    text
 }

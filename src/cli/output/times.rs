@@ -43,11 +43,15 @@ fn local(then: UnixTime) -> Option<jiff::Zoned> {
     Some(stamp.to_zoned(jiff::tz::TimeZone::system()))
 }
 
-/// `3.4 ms`, `12.3 s`, `1 min 15 s`, `2 h 5 min`, `3 d 4 h`.
+/// `210 µs`, `3.4 ms`, `12.3 s`, `1 min 15 s`, `2 h 5 min`, `3 d 4 h`.
 pub fn duration(seconds: f64) -> String {
     let seconds = if seconds.is_finite() { seconds.max(0.0) } else { 0.0 };
     // What is rounded up to the next unit is shown in it.
-    if seconds < 0.00995 {
+    if seconds == 0.0 {
+        "0 s".into()
+    } else if seconds < 0.0009995 {
+        format!("{:.0} µs", seconds * 1e6)
+    } else if seconds < 0.00995 {
         format!("{:.1} ms", seconds * 1e3)
     } else if seconds < 0.9995 {
         format!("{:.0} ms", seconds * 1e3)
@@ -92,13 +96,14 @@ mod tests {
 
     #[test]
     fn durations_read_well() {
-        let said: Vec<_> = [0.0, 0.0034, 0.25, 0.9996, 12.34, 59.96, 75.0, 3600.0, 7500.0, 273_600.0]
+        let said: Vec<_> = [0.0, 0.00021, 0.0034, 0.25, 0.9996, 12.34, 59.96, 75.0, 3600.0, 7500.0, 273_600.0]
             .map(duration)
             .into();
         assert_eq!(
             said,
             [
-                "0.0 ms",
+                "0 s",
+                "210 µs",
                 "3.4 ms",
                 "250 ms",
                 "1.0 s",

@@ -70,7 +70,7 @@ impl Core {
             if load > depth / 2 || load >= depth {
                 return false;
             }
-            let engines = self.engines.len().max(1) as u32;
+            let engines = self.engines.count().max(1) as u32;
             let count = (depth - load).min(ready.div_ceil(engines).max(1));
             let tasks: Vec<Taken> = match self.maps.get_mut(&id) {
                 Some(map) => std::iter::from_fn(|| map.take()).take(count as usize).collect(),

@@ -96,7 +96,8 @@ mod tests {
             Dependency::from_json(&json!({"dependencies": ids, "all": all, "success": success, "failure": failure}))
         };
         // ids, all, success, failure -> met, unreachable
-        let cases: [(&[&str], bool, bool, bool, bool, bool); 8] = [
+        type Case = (&'static [&'static str], bool, bool, bool, bool, bool);
+        let cases: [Case; 8] = [
             (&[], true, true, false, true, false),
             (&["ok"], true, true, false, true, false),
             (&["ok", "open"], true, true, false, false, false),

@@ -2,7 +2,7 @@
 //! every [`Effect::Record`] before them is committed.
 use crate::model::change::Change;
 use crate::model::query::TaskQuery;
-use crate::model::{EngineUuid, MapId, UnixTime};
+use crate::model::{EngineUuid, MapId, TaskId, UnixTime};
 use crate::wire::Message;
 use crate::wire::content::engine::Channel;
 use bytes::Bytes;
@@ -88,6 +88,10 @@ pub enum Ask {
     },
     Tasks {
         query: Box<TaskQuery>,
+    },
+    /// A task's definition and the attempts that did not stand.
+    Details {
+        task: TaskId,
     },
     /// Finished tasks to run again. The answer comes back as [`super::event::Event::ResubmitFound`].
     Resubmit {

@@ -39,6 +39,10 @@ impl Engine {
     pub fn load(&self) -> u32 {
         (self.tasks.len() + self.requests.len()) as u32
     }
+    /// Grows with each thing that an engine is given: the smallest has waited longest.
+    pub fn turn(&self) -> u64 {
+        self.turn
+    }
     pub fn is_here(&self) -> bool {
         self.away_until.is_none()
     }
@@ -68,7 +72,7 @@ impl Engines {
     pub fn iter(&self) -> impl Iterator<Item = (&EngineUuid, &Engine)> {
         self.by_id.values().filter_map(|uuid| Some((uuid, self.by_uuid.get(uuid)?)))
     }
-    pub fn len(&self) -> usize {
+    pub fn count(&self) -> usize {
         self.by_uuid.len()
     }
 

@@ -3,7 +3,7 @@
 //!
 //! Parts: [`event`], [`effect`], [`engines`] (the table of engines), [`maps`] (unfinished maps), [`balanced`] (which engine gets what),
 //! [`finish`] (what results, losses and cancellations do to tasks), [`membership`] (engines come and go), [`clients`] (pcluster's own requests),
-//! [`hub`] (ipyparallel's hub requests), [`requests`] (ipyparallel's tasks), [`dependency`], [`restore`], [`transition`].
+//! [`hub`] (ipyparallel's hub requests), [`requests`] (ipyparallel's tasks), [`policy`] (its schemes), [`dependency`], [`restore`], [`transition`].
 mod balanced;
 mod clients;
 pub mod dependency;
@@ -14,6 +14,7 @@ mod finish;
 mod hub;
 mod maps;
 mod membership;
+pub mod policy;
 mod requests;
 mod restore;
 pub mod transition;
@@ -56,6 +57,8 @@ pub struct Facts {
     pub session: String,
     /// What an `ipengine` is told beside its id: the engine connection file as JSON.
     pub engine_file: serde_json::Value,
+    /// For schemes that choose at random.
+    pub seed: u64,
 }
 
 /// Something that is due at a time. What it is about may be gone by then.
@@ -90,6 +93,7 @@ pub struct Core {
     finished: HashMap<MapId, bool>,
     requests: Requests,
     timers: BinaryHeap<Reverse<(Duration, Due)>>,
+    dice: policy::Dice,
     beats: u64,
     finished_tasks: u64,
     effects: Vec<Effect>,
@@ -101,7 +105,6 @@ impl Core {
         let session = Session::new(b"", facts.session.clone(), "pcluster");
         let mut core = Core {
             config,
-            facts,
             session,
             engines: Engines::default(),
             incoming: HashMap::new(),
@@ -112,6 +115,8 @@ impl Core {
             finished: HashMap::new(),
             requests: Requests::default(),
             timers: BinaryHeap::new(),
+            dice: policy::Dice::new(facts.seed),
+            facts,
             beats: 0,
             finished_tasks: 0,
             effects: Vec::new(),
@@ -175,6 +180,12 @@ impl Core {
         }
         self.dispatch();
         std::mem::swap(&mut self.effects, effects);
+    }
+
+    /// The engine whose id stands in an iopub topic, such as `engine.3.stdout`.
+    pub fn engine_of_topic(&self, topic: &[u8]) -> Option<EngineUuid> {
+        let id = std::str::from_utf8(topic).ok()?.strip_prefix("engine.")?.split('.').next()?;
+        self.engines.uuid_of(crate::model::EngineId(id.parse().ok()?)).cloned()
     }
 
     /// When [`Event::TimePassed`] is wanted next, counted from the start.
@@ -245,15 +256,10 @@ impl Core {
             map.check();
             assert_eq!(self.runnable.contains(id), map.has_ready(), "map {id} in the list of runnable ones");
             for (index, task) in &map.in_flight {
-                if let Some(engine) = self.engines.get(&task.engine) {
-                    assert_eq!(
-                        engine.tasks.get(&crate::model::TaskId::new(*id, *index)),
-                        Some(&task.run),
-                        "{id}.{index} is with its engine"
-                    );
-                } else {
-                    panic!("{id}.{index} is with engine {}, which is gone", task.engine);
-                }
+                let id = crate::model::TaskId::new(*id, *index);
+                let engine = self.engines.get(&task.engine);
+                let holds = engine.and_then(|e| e.tasks.get(&id));
+                assert_eq!(holds, Some(&task.run), "{id} is with engine {}", task.engine);
             }
         }
         for (uuid, engine) in self.engines.iter() {

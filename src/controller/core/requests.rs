@@ -354,17 +354,10 @@ impl Core {
             self.dispatch_bound();
         }
         while !self.requests.ready.is_empty() {
-            let Some(engine) = self.engine_with_room(|_| true) else { break };
+            let Some(engine) = self.engine_with_room(&|_| true) else { break };
             let Some(msg_id) = self.requests.ready.pop_front() else { break };
             self.send_request(&msg_id, &engine);
         }
-    }
-
-    fn engine_with_room(&self, may: impl Fn(&EngineUuid) -> bool) -> Option<EngineUuid> {
-        let hwm = self.config.hwm;
-        let room = |load: u32| hwm == 0 || load < hwm;
-        let mut by_load = self.engines.by_load().take_while(|(_, e)| room(e.load()));
-        by_load.find(|(uuid, _)| may(uuid)).map(|(uuid, _)| uuid.clone())
     }
 
     fn dispatch_bound(&mut self) {
@@ -391,6 +384,10 @@ impl Core {
                 failed.push((msg_id, "it must follow tasks that ran on different engines"));
                 continue;
             }
+            if !open.after.is_met(outcome) {
+                waiting.push_back(msg_id);
+                continue;
+            }
             let follows = |uuid: &EngineUuid| {
                 open.follow.is_met(|id| {
                     self.requests
@@ -403,11 +400,14 @@ impl Core {
             let may = |uuid: &EngineUuid| {
                 !open.blacklist.contains(uuid) && (open.targets.is_empty() || open.targets.contains(uuid)) && follows(uuid)
             };
-            let engine = if open.after.is_met(outcome) {
-                self.engine_with_room(may)
-            } else {
-                None
-            };
+            let fit: HashSet<EngineUuid> = self
+                .engines
+                .by_load()
+                .map(|(uuid, _)| uuid)
+                .filter(|uuid| may(uuid))
+                .cloned()
+                .collect();
+            let engine = self.engine_with_room(&|uuid| fit.contains(uuid));
             match engine {
                 Some(engine) => self.send_request(&msg_id, &engine),
                 None => waiting.push_back(msg_id),

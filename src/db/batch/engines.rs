@@ -6,12 +6,17 @@ use rusqlite::{Connection, OptionalExtension, params};
 use std::collections::HashMap;
 use std::sync::Arc;
 
+/// Uuid and host.
+type Place = (Arc<str>, Arc<str>);
+
 /// What the writer remembers from one batch to the next.
 pub struct Known {
-    /// Uuid and host by the id that users see; the latest engine of that id.
-    engines: HashMap<EngineId, Option<(Arc<str>, Arc<str>)>>,
+    /// By the id that users see; the latest engine of that id.
+    engines: HashMap<EngineId, Option<Place>>,
     /// There may be rows in `output`, for which tasks that end must look.
     pub(super) output: bool,
+    /// Bytes that an outcome may have, so that it and what else a task is fit in one row (SQLite's have at most 10⁹).
+    pub largest_outcome: usize,
 }
 
 impl Known {
@@ -19,6 +24,7 @@ impl Known {
         Ok(Known {
             engines: HashMap::new(),
             output: connection.query_row("SELECT EXISTS (SELECT 1 FROM output)", [], |row| row.get(0))?,
+            largest_outcome: 900_000_000,
         })
     }
     /// After a rollback.
@@ -28,7 +34,7 @@ impl Known {
 }
 
 impl Batch<'_> {
-    fn engine(&mut self, id: EngineId) -> rusqlite::Result<Option<&(Arc<str>, Arc<str>)>> {
+    fn engine(&mut self, id: EngineId) -> rusqlite::Result<Option<&Place>> {
         use std::collections::hash_map::Entry;
         let entry = match self.known.engines.entry(id) {
             Entry::Occupied(entry) => entry.into_mut(),

@@ -1,11 +1,12 @@
 //! Tests on real files. Here what they share; by subject: `steps` (a task's life), `queries`, `requests`, `restart`,
-//! `files` (what can be wrong with one), `agreement` (random changes against a plain model).
+//! `files` (what can be wrong with one), `agreement` (random changes against a plain model), `versions` (old files, the views, the documentation).
 mod agreement;
 mod files;
 mod queries;
 mod requests;
 mod restart;
 mod steps;
+mod versions;
 
 use super::{Durability, Reader, Writer};
 use crate::model::change::Change;

@@ -145,6 +145,7 @@ impl World {
             started: UnixTime(1e9),
             session: "core".into(),
             engine_file: Value::Null,
+            seed: 1,
         };
         let now = Now {
             since_start: Duration::ZERO,

@@ -1,0 +1,258 @@
+//! One task on each of some engines, and what each said: what `apply`, `exec`, `run`, `push`, `pull`, `scatter` and `gather` share.
+use crate::cli::commands::map::follow::{Ended, Job};
+use crate::cli::commands::map::interrupts::Interrupts;
+use crate::cli::commands::map::options::current_directory;
+use crate::cli::progress::Progress;
+use crate::cli::values::{in_words, value_line};
+use crate::cli::{CommandError, Context, Exit, output};
+use crate::client::submit::Input;
+use crate::model::definition::{MapOptions, Work};
+use crate::model::query::parse_duration;
+use crate::model::targets::Targets;
+use crate::model::task::TaskRow;
+use crate::model::{EngineId, MapId};
+use bytes::Bytes;
+use std::io::{self, Write};
+
+/// Which engines, and how.
+#[derive(Clone, Debug, clap::Args)]
+pub struct EngineOptions {
+    /// On which engines: all, or a list such as 0,3,5-8
+    #[arg(long, value_name = "ENGINES", default_value = "all")]
+    pub targets: Targets,
+    /// Stop what runs longer (90, 90s, 10m, 2h)
+    #[arg(long, value_name = "DURATION", value_parser = seconds)]
+    pub timeout: Option<f64>,
+}
+
+fn seconds(text: &str) -> Result<f64, String> {
+    parse_duration(text)
+        .filter(|s| *s > 0.0)
+        .ok_or_else(|| "write a number with s, m, h or d behind it: 90s, 10m, 2h".into())
+}
+
+/// What came back, in the engines' order.
+pub struct Answers {
+    pub map: MapId,
+    pub rows: Vec<(EngineId, TaskRow)>,
+}
+
+/// Runs `work` once on each engine with the input that `inputs` makes for it. None: interrupted, and it has been said.
+pub fn run(
+    context: &Context,
+    options: &EngineOptions,
+    work: Work,
+    inputs: impl FnOnce(&[EngineId]) -> Vec<String>,
+) -> Result<Option<Answers>, CommandError> {
+    let client = context.client()?;
+    let name = work.default_name();
+    let mut view = client.direct(options.targets.clone());
+    view.options = MapOptions {
+        timeout_s: options.timeout,
+        // Code that lives in an engine's namespace has that engine's directory, which it may have changed itself.
+        directory: if matches!(work, Work::Call { .. } | Work::Command { .. }) {
+            current_directory()
+        } else {
+            None
+        },
+        // What it does to an engine's namespace is lost with the worker: to do it again elsewhere in time would hide that.
+        max_crashes: 0,
+        ..view.options
+    };
+    context.block_on(async {
+        let mut interrupts = Interrupts::listen()?;
+        let inputs = |engines: &[EngineId]| -> Vec<Input> { inputs(engines).into_iter().map(|text| Ok(Bytes::from(text))).collect() };
+        let submitted = view.for_each_engine(work, inputs).await?;
+        let engines = submitted.engines().to_vec();
+        if engines.is_empty() {
+            return Err(no_engines(context));
+        }
+        let mut progress = Progress::new(&name, context.terminal.stderr && !context.quiet);
+        let job = Job {
+            context,
+            client: client.clone(),
+            map: submitted.map(),
+            name,
+            total: Some(engines.len() as u64),
+            feed: None,
+            detachable: true,
+        };
+        let mut rows = Vec::new();
+        let (ended, _) = job
+            .follow(&mut interrupts, &mut progress, &mut |_, new| {
+                rows.extend(new);
+                Ok(())
+            })
+            .await?;
+        progress.clear();
+        if ended != Ended::Complete {
+            return Ok(None);
+        }
+        let of_engine = |row: &TaskRow| {
+            engines
+                .get(row.task.index as usize)
+                .copied()
+                .or(row.engine)
+                .unwrap_or(EngineId(row.task.index))
+        };
+        let rows = rows.into_iter().map(|row| (of_engine(&row), row)).collect();
+        Ok(Some(Answers {
+            map: submitted.map(),
+            rows,
+        }))
+    })?
+}
+
+fn no_engines(context: &Context) -> CommandError {
+    CommandError::not_found("no engines are registered, so there is nothing to run on").hint(format!(
+        "`pcluster engines{}` shows the engines, `pcluster status{0}` the cluster",
+        context.options()
+    ))
+}
+
+/// What is shown of an engine's value.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Show {
+    Always,
+    /// Only one that is not None.
+    NotNone,
+    Never,
+}
+
+impl Answers {
+    /// Output and values with the engine in front, `[0] …`; stderr, errors and a count of them on stderr. Or all of it as JSON.
+    pub fn show(&self, context: &Context, show: Show) -> Result<Exit, CommandError> {
+        if context.json {
+            output::stdout(|out| {
+                let mut list = output::json::List::begin(out, "results")?;
+                for (_, row) in &self.rows {
+                    list.item(out, row)?;
+                }
+                list.end(out)
+            })?;
+        } else {
+            output::stdout(|out| {
+                let mut errors = io::stderr();
+                self.rows
+                    .iter()
+                    .try_for_each(|(engine, row)| write_answer(out, &mut errors, *engine, row, show))
+            })?;
+        }
+        Ok(self.exit(context))
+    }
+
+    /// Says how many failed.
+    pub fn exit(&self, context: &Context) -> Exit {
+        let failed = self.rows.iter().filter(|(_, row)| row.state.is_failed()).count();
+        if failed == 0 {
+            return Exit::Fine;
+        }
+        context.say(format!(
+            "failed on {failed} of {} engines (all that is known: pcluster results{} {})",
+            self.rows.len(),
+            context.options(),
+            self.map
+        ));
+        Exit::SomeFailed
+    }
+
+    /// The error if it failed anywhere, for commands whose answer makes sense only whole.
+    pub fn all_well(&self, context: &Context, what: &str) -> Result<(), CommandError> {
+        let Some((engine, row)) = self.rows.iter().find(|(_, row)| row.state.is_failed()) else {
+            return Ok(());
+        };
+        let error = row.error.as_ref().map(in_words).unwrap_or_else(|| row.state.to_string());
+        Err(
+            CommandError::failed(format!("{what} failed on engine {engine}: {error}")).hint(format!(
+                "all that is known: pcluster results{} {}",
+                context.options(),
+                row.task
+            )),
+        )
+    }
+}
+
+fn write_answer(out: &mut dyn Write, errors: &mut dyn Write, engine: EngineId, row: &TaskRow, show: Show) -> io::Result<()> {
+    prefixed(out, engine, &row.stdout)?;
+    // What an engine printed stands before its errors also where both go to one terminal.
+    if !row.stderr.is_empty() || row.state.is_failed() {
+        out.flush()?;
+    }
+    prefixed(errors, engine, &row.stderr)?;
+    if row.state.is_failed() {
+        let error = row.error.as_ref();
+        let traceback = error.map(|e| e.traceback.trim_end()).unwrap_or_default();
+        let words = error
+            .map(in_words)
+            .filter(|w| !w.is_empty())
+            .unwrap_or_else(|| row.state.to_string());
+        if traceback.is_empty() {
+            return prefixed(errors, engine, &words);
+        }
+        return prefixed(errors, engine, traceback);
+    }
+    match (show, &row.repr) {
+        (Show::Never, _) => Ok(()),
+        (_, Some(repr)) => prefixed(out, engine, repr),
+        (Show::NotNone, None) if value_line(row) == "null" => Ok(()),
+        _ => prefixed(out, engine, &value_line(row)),
+    }
+}
+
+/// Each line with `[engine] ` in front.
+fn prefixed(out: &mut dyn Write, engine: EngineId, text: &str) -> io::Result<()> {
+    text.lines().try_for_each(|line| writeln!(out, "[{engine}] {line}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cli::values::tests::row;
+    use crate::model::task::{TaskError, TaskState};
+
+    fn written(row: &TaskRow, show: Show) -> (String, String) {
+        let (mut out, mut errors) = (Vec::new(), Vec::new());
+        write_answer(&mut out, &mut errors, EngineId(3), row, show).unwrap();
+        (String::from_utf8(out).unwrap(), String::from_utf8(errors).unwrap())
+    }
+
+    #[test]
+    fn each_line_names_its_engine() {
+        let talkative = TaskRow {
+            stdout: "a\n\nb".into(),
+            stderr: "oh\n".into(),
+            ..row(0, Some("{\"x\":1}"))
+        };
+        assert_eq!(
+            written(&talkative, Show::Always),
+            ("[3] a\n[3] \n[3] b\n[3] {\"x\":1}\n".into(), "[3] oh\n".into())
+        );
+        assert_eq!(written(&row(0, None), Show::Always).0, "[3] null\n");
+        assert_eq!(written(&row(0, None), Show::NotNone).0, "");
+        assert_eq!(written(&row(0, Some("5")), Show::NotNone).0, "[3] 5\n");
+        assert_eq!(written(&row(0, Some("5")), Show::Never).0, "");
+        let pickled = TaskRow {
+            pickled: Some("x".into()),
+            repr: Some("array([1,\n 2])".into()),
+            ..row(0, None)
+        };
+        assert_eq!(written(&pickled, Show::NotNone).0, "[3] array([1,\n[3]  2])\n");
+    }
+
+    #[test]
+    fn errors_go_to_stderr() {
+        let error = TaskError {
+            ename: "NameError".into(),
+            evalue: "x".into(),
+            traceback: String::new(),
+        };
+        let mut failed = TaskRow {
+            state: TaskState::Error,
+            error: Some(error),
+            ..row(0, None)
+        };
+        assert_eq!(written(&failed, Show::Always), (String::new(), "[3] NameError: x\n".into()));
+        failed.error.as_mut().unwrap().traceback = "Traceback\nNameError: x\n".into();
+        assert_eq!(written(&failed, Show::Always).1, "[3] Traceback\n[3] NameError: x\n");
+    }
+}

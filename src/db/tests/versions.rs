@@ -1,0 +1,172 @@
+//! What was once written stays readable: `tests/fixtures/db/` keeps a file of each version.
+use super::*;
+use crate::db::schema;
+use rusqlite::Connection;
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::Path;
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+/// A copy of the kept file: reading one makes files beside it.
+fn kept(name: &str) -> (tempfile::TempDir, PathBuf) {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join(name);
+    fs::copy(root().join("tests/fixtures/db").join(name), &path).unwrap();
+    (directory, path)
+}
+
+#[test]
+fn version_1() {
+    let (_directory, path) = kept("v1.db");
+    let reader = Reader::open(&path).unwrap();
+    let maps = reader.maps(&MapQuery::default()).unwrap();
+    let seen: Vec<_> = maps
+        .iter()
+        .map(|map| (map.map.0, map.kind.as_str(), map.name.as_str(), map.counts.ok, map.counts.total))
+        .collect();
+    assert_eq!(
+        seen,
+        [
+            (1, "call", "pi.py:f", 3, 5),
+            (2, "command", "echo {}", 1, 1),
+            (3, "client", "client", 1, 2)
+        ]
+    );
+    let (rows, _) = reader.tasks(&TaskQuery::default()).unwrap();
+    let brief: Vec<_> = rows.iter().map(|row| format!("{} {}", row.task, row.state)).collect();
+    assert_eq!(
+        brief,
+        [
+            "1.0 ok",
+            "1.1 ok",
+            "1.2 ok",
+            "1.3 error",
+            "1.4 running",
+            "2.0 ok",
+            "3.0 ok",
+            "3.1 ready"
+        ]
+    );
+    let error = rows[3].error.as_ref().unwrap();
+    assert_eq!(
+        (error.ename.as_str(), error.evalue.as_str(), rows[3].attempts),
+        ("ValueError", "not 3", 2)
+    );
+    assert_eq!(
+        (rows[2].repr.as_deref(), rows[2].pickled.as_deref()),
+        (Some("<object>"), Some("gASVAAA="))
+    );
+    assert_eq!(
+        (rows[4].stdout.as_str(), rows[5].stdout.as_str(), rows[5].exit_code),
+        ("so far", "hello\n", Some(0))
+    );
+    assert_eq!(
+        reader.attempts(task(1, 3)).unwrap()[0].outcome.error.as_ref().unwrap().ename,
+        "WorkerDied"
+    );
+    assert_eq!(reader.requests(&["a".into()]).unwrap()[0].result_buffers.len(), 2);
+    let state = reader.restart_state().unwrap();
+    assert_eq!(
+        (state.next_map, state.next_engine, state.maps.len(), state.engines.len()),
+        (MapId(4), EngineId(2), 2, 1)
+    );
+    drop(reader);
+
+    // And a controller goes on with it.
+    let mut writer = Writer::open(&path, Durability::Normal).unwrap();
+    writer.apply(&[finished(1, 4, 1, 0, ok("4"))]).unwrap();
+    let row = writer.reader().unwrap().finished_from(MapId(1), 4, 1).unwrap().remove(0);
+    assert_eq!((row.state, row.stdout.as_str()), (TaskState::Ok, "so far"));
+}
+
+/// The shape of a file: every column of every table and view.
+fn shape(connection: &Connection) -> BTreeSet<(String, String)> {
+    let sql = "SELECT m.name, c.name FROM sqlite_master m, pragma_table_info(m.name) c \
+               WHERE m.type IN ('table', 'view') AND m.name NOT LIKE 'sqlite%'";
+    let mut select = connection.prepare(sql).unwrap();
+    let rows = select.query_map([], |row| Ok((row.get(0)?, row.get(1)?))).unwrap();
+    rows.map(Result::unwrap).collect()
+}
+
+#[test]
+fn an_old_file_gets_the_shape_of_a_new_one() {
+    let (_directory, path) = kept("v1.db");
+    Writer::open(&path, Durability::Normal).unwrap().close().unwrap();
+    let (old, new) = (Connection::open(&path).unwrap(), Db::new());
+    assert_eq!(shape(&old), shape(&Connection::open(new.path()).unwrap()));
+    assert_eq!(schema::version(&old).unwrap(), schema::VERSION);
+}
+
+#[test]
+fn every_column_is_documented_under_its_table() {
+    let text = fs::read_to_string(root().join("docs/database.md")).unwrap();
+    let db = Db::new();
+    for (table, column) in shape(&Connection::open(db.path()).unwrap()) {
+        let heading = format!("### `{table}`\n");
+        let section = text.split_once(&heading).unwrap_or_else(|| panic!("no section on {table}")).1;
+        let section = section.split("\n##").next().unwrap();
+        let rows: String = section
+            .lines()
+            .filter(|line| line.starts_with('|'))
+            .filter_map(|line| line.split('|').nth(1))
+            .collect();
+        assert!(
+            rows.contains(&format!("`{column}`")),
+            "docs/database.md says nothing of {table}.{column}"
+        );
+    }
+}
+
+/// The indented SQL of docs/database.md runs, on the kept file.
+#[test]
+fn the_examples_run() {
+    let text = fs::read_to_string(root().join("docs/database.md")).unwrap();
+    let examples: Vec<_> = text.lines().filter_map(|line| line.strip_prefix("    SELECT")).collect();
+    assert!(examples.len() >= 7);
+    let (_directory, path) = kept("v1.db");
+    let connection = Connection::open(path).unwrap();
+    for example in examples {
+        let sql = format!("SELECT{example}");
+        let mut select = connection.prepare(&sql).unwrap_or_else(|error| panic!("{sql}: {error}"));
+        let mut rows = select.query([]).unwrap();
+        let some = rows.next().unwrap().is_some();
+        assert!(some || sql.contains("'now'") || sql.contains("map = 2"), "{sql} finds nothing");
+    }
+}
+
+/// The views are for people: dates to be read, the error in one column, the output of a running task.
+#[test]
+fn the_views_read_well() {
+    let (_directory, path) = kept("v1.db");
+    let connection = Connection::open(path).unwrap();
+    let line = |sql: &str| -> String {
+        let mut select = connection.prepare(sql).unwrap();
+        let columns = select.column_count();
+        let row = select.query_row([], |row| {
+            let text = |column| Ok(row.get_ref(column)?.as_str_or_null()?.unwrap_or("NULL").to_string());
+            (0..columns).map(text).collect::<rusqlite::Result<Vec<_>>>()
+        });
+        row.unwrap().join(" | ")
+    };
+    let columns = "task, state, host, CAST(duration AS TEXT), submitted, completed, value, error, stdout, label, msg_id";
+    let of = |task: &str| line(&format!("SELECT {columns} FROM tasks WHERE task = '{task}'"));
+    assert_eq!(
+        of("1.3"),
+        "1.3 | error | node0 | 3.0 | 1970-01-01 00:16:40.500 | 1970-01-01 00:33:23.000 | NULL | ValueError: not 3 | NULL | NULL | NULL"
+    );
+    assert_eq!(
+        of("1.4"),
+        "1.4 | running | node0 | NULL | 1970-01-01 00:16:40.500 | NULL | NULL | NULL | so far | NULL | NULL"
+    );
+    assert_eq!(
+        of("3.0"),
+        "3.0 | ok | node0 | 1.5 | 1970-01-01 00:16:41.000 | 1970-01-01 00:33:21.500 | NULL | NULL | NULL | mine | a"
+    );
+    let counts = "CAST(total AS TEXT), CAST(ok AS TEXT), CAST(failed AS TEXT), CAST(running AS TEXT), CAST(pending AS TEXT)";
+    let map = |map: u32| line(&format!("SELECT name, {counts}, completed FROM maps WHERE map = {map}"));
+    assert_eq!(map(1), "pi.py:f | 5 | 3 | 1 | 1 | 1 | NULL");
+    assert_eq!(map(2), "echo {} | 1 | 1 | 0 | 0 | 0 | 1970-01-01 00:50:00.000");
+}

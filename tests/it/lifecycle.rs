@@ -1,0 +1,122 @@
+//! Clusters that start, are looked at, lose processes, and stop.
+use super::support::{Cluster, Home, signal, wait_for_exit, wait_until};
+use nix::sys::signal::Signal::{SIGKILL, SIGTERM};
+use std::os::unix::fs::PermissionsExt;
+
+const SLEEPY: &str = "import time\n\n\ndef sleepy(x):\n    time.sleep(0.2)\n    return x\n";
+
+#[test]
+fn start_look_around_and_stop() {
+    let cluster = Cluster::start(2);
+    let status = cluster.json(&["status"]);
+    assert_eq!(status["engines"].as_array().unwrap().len(), 2, "{status:#}");
+    assert_eq!(cluster.json(&["list"])["clusters"][0]["profile"], "default");
+    let pids: Vec<u32> = cluster.engine_pids().into_iter().chain([cluster.controller_pid()]).collect();
+
+    let security = cluster.profile().join("security");
+    assert_eq!(security.metadata().unwrap().permissions().mode() & 0o777, 0o700);
+    for file in ["ipcontroller-client.json", "ipcontroller-engine.json"] {
+        assert_eq!(
+            security.join(file).metadata().unwrap().permissions().mode() & 0o777,
+            0o600,
+            "{file}"
+        );
+    }
+
+    // A second start leaves the first as it is.
+    cluster.start_again(2, &[]).fails(4, &["running", "hint: "]);
+    assert_eq!(cluster.controller_pid(), *pids.last().unwrap());
+
+    assert_eq!(cluster.ok(&["map", "math:sqrt", "--range", "4..5"]), "2.0\n");
+    let before = cluster.json(&["results", "1"]);
+    cluster.ok(&["stop"]);
+    for pid in pids {
+        wait_for_exit(pid);
+    }
+    assert!(!security.join("ipcontroller-client.json").exists());
+    // The records stay, and say the same.
+    assert_eq!(cluster.json(&["results", "1"]), before);
+    cluster.run(&["stop"]).fails(3, &["running", "pcluster start"]);
+
+    // And the numbers go on.
+    cluster.start_again(1, &[]).ok();
+    assert_eq!(cluster.ok(&["map", "math:sqrt", "--range", "9..10"]), "3.0\n");
+    assert_eq!(cluster.json(&["results"])["maps"].as_array().unwrap().len(), 2);
+    cluster.ok(&["stop"]);
+}
+
+#[test]
+fn an_engine_that_is_killed_loses_no_task() {
+    let cluster = Cluster::start(2);
+    cluster.file("sleepy.py", SLEEPY);
+    let running = cluster.spawn(&["map", "sleepy.py:sleepy", "--range", "0..12"]);
+    wait_until("a task to be done", || {
+        cluster.json(&["results", "1", "--state", "ok"])["tasks"]
+            .as_array()
+            .filter(|t| !t.is_empty())
+            .map(|_| ())
+    });
+    signal(cluster.engine_pids()[0], SIGKILL);
+    let expected: String = (0..12).map(|n| format!("{n}\n")).collect();
+    assert_eq!(running.end().ok(), expected);
+    wait_until("the engine to be missed", || (cluster.engine_pids().len() == 1).then_some(()));
+    cluster.ok(&["stop"]);
+}
+
+#[test]
+fn a_controller_that_is_killed_is_found_stale_and_goes_on() {
+    let cluster = Cluster::start(1);
+    assert_eq!(cluster.ok(&["map", "math:sqrt", "--range", "4..5"]), "2.0\n");
+    let engine = cluster.engine_pids()[0];
+    let controller = cluster.controller_pid();
+    signal(controller, SIGKILL);
+    wait_for_exit(controller);
+    cluster.run(&["status"]).fails(3, &["hint: ", "pcluster start"]);
+    // The records can be read meanwhile.
+    assert_eq!(cluster.json(&["results"])["maps"].as_array().unwrap().len(), 1);
+    cluster.start_again(1, &[]).ok();
+    assert_eq!(cluster.ok(&["map", "math:sqrt", "--range", "9..10"]), "3.0\n");
+    cluster.ok(&["stop"]);
+    wait_for_exit(engine);
+}
+
+#[test]
+fn a_terminated_controller_ends_in_order() {
+    let cluster = Cluster::start(1);
+    let (engine, controller) = (cluster.engine_pids()[0], cluster.controller_pid());
+    signal(controller, SIGTERM);
+    wait_for_exit(controller);
+    assert!(!cluster.profile().join("security/ipcontroller-client.json").exists());
+    let ended = cluster.run(&["stop"]);
+    assert!(ended.code.is_some(), "{}", ended.story());
+    let _ = engine;
+}
+
+#[test]
+fn clusters_of_one_profile_have_ids() {
+    let home = Home::new();
+    for id in ["a", "b"] {
+        home.ok(&["start", "-n", "1", "--cluster-id", id]);
+    }
+    assert!(home.profile().join("security/ipcontroller-a-client.json").exists());
+    assert_eq!(home.ok(&["map", "--cluster-id", "b", "math:sqrt", "--range", "4..5"]), "2.0\n");
+    let maps = |id: &str| -> usize {
+        let text = home.ok(&["results", "--cluster-id", id, "--json"]);
+        let document: serde_json::Value = serde_json::from_str(&text).unwrap();
+        document["maps"].as_array().unwrap().len()
+    };
+    assert_eq!((maps("a"), maps("b")), (0, 1));
+    home.ok(&["stop", "--all"]);
+    assert!(!home.profile().join("security/ipcontroller-a-client.json").exists());
+}
+
+#[test]
+fn a_cluster_for_one_map() {
+    let home = Home::new();
+    assert_eq!(
+        home.ok(&["map", "-n", "2", "math:sqrt", "--range", "0..3"]),
+        "0.0\n1.0\n1.4142135623730951\n"
+    );
+    home.run(&["status"]).fails(3, &["running", "pcluster start"]);
+    assert!(home.ok(&["results", "1"]).contains("ok"));
+}

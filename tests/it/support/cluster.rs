@@ -1,0 +1,83 @@
+//! Real clusters.
+use super::command::Ended;
+use super::home::Home;
+use super::wait::wait_until;
+use serde_json::Value;
+use std::ops::Deref;
+use std::sync::OnceLock;
+
+/// A home in which `pcluster start` has been run.
+pub struct Cluster {
+    home: Home,
+}
+
+impl Deref for Cluster {
+    type Target = Home;
+    fn deref(&self) -> &Home {
+        &self.home
+    }
+}
+
+/// A cluster of two engines that all tests may use that neither stop it nor its engines, and that take the numbers of their maps from
+/// what they are told. It ends with the test process.
+pub fn shared() -> &'static Cluster {
+    static SHARED: OnceLock<Cluster> = OnceLock::new();
+    SHARED.get_or_init(|| Cluster::start(2))
+}
+
+impl Cluster {
+    pub fn start(engines: u32) -> Cluster {
+        Cluster::start_in(Home::new(), engines, &[])
+    }
+
+    /// In a home that was prepared, with more arguments.
+    pub fn start_in(home: Home, engines: u32, more: &[&str]) -> Cluster {
+        let cluster = Cluster { home };
+        cluster.start_again(engines, more).ok();
+        cluster
+    }
+
+    pub fn start_again(&self, engines: u32, more: &[&str]) -> Ended {
+        let n = engines.to_string();
+        self.run(&[&["start", "-n", &n], more].concat())
+    }
+
+    /// `pcluster … --json`, parsed.
+    #[track_caller]
+    pub fn json(&self, arguments: &[&str]) -> Value {
+        let text = self.run(&[arguments, &["--json"]].concat()).ok();
+        serde_json::from_str(&text).unwrap_or_else(|e| panic!("{arguments:?} --json: {e}\n{text}"))
+    }
+
+    /// The process ids of the engines that are registered, by engine id.
+    pub fn engine_pids(&self) -> Vec<u32> {
+        let engines = self.json(&["engines"]);
+        let engines = engines["engines"].as_array().unwrap();
+        engines
+            .iter()
+            .map(|engine| u32::try_from(engine["pid"].as_u64().unwrap()).unwrap())
+            .collect()
+    }
+
+    pub fn controller_pid(&self) -> u32 {
+        let file = self.profile().join("security/ipcontroller-client.json");
+        let file: Value = serde_json::from_slice(&std::fs::read(file).unwrap()).unwrap();
+        u32::try_from(file["pcluster"]["pid"].as_u64().unwrap()).unwrap()
+    }
+}
+
+/// Sends a signal to a process that the test started (or had started).
+pub fn signal(pid: u32, signal: nix::sys::signal::Signal) {
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(i32::try_from(pid).unwrap()), signal).unwrap();
+}
+
+/// Waits until there is no such process any more.
+pub fn wait_for_exit(pid: u32) {
+    let path = format!("/proc/{pid}/stat");
+    wait_until(&format!("the end of process {pid}"), || {
+        // A zombie has ended; who reaps it does not matter here.
+        let stat = std::fs::read_to_string(&path).unwrap_or_default();
+        let ended = stat.is_empty() || stat.rsplit(')').next().is_some_and(|rest| rest.trim_start().starts_with('Z'));
+        ended.then_some(())
+    });
+}

@@ -1,0 +1,102 @@
+"""Real clusters for the tests: a temporary IPython directory, the pcluster binary, and whatever runs there ended after."""
+import os
+import pathlib
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+
+import pytest
+
+REPOSITORY = pathlib.Path(__file__).parents[2]
+
+
+def pcluster_binary():
+    return os.environ.get("PCLUSTER_BIN") or str(REPOSITORY / "target" / "debug" / "pcluster")
+
+
+class Cluster:
+    """What `pcluster start` started in an IPython directory of its own, for this Python's environment."""
+
+    def __init__(self, *arguments):
+        self.folder = pathlib.Path(tempfile.mkdtemp(prefix="pcluster-test-"))
+        self.ipython_dir = self.folder / "ipython"
+        self.ipython_dir.mkdir()
+        self.environment = {k: v for k, v in os.environ.items() if not k.startswith("PCLUSTER_")}
+        self.environment["IPYTHONDIR"] = str(self.ipython_dir)
+        # As in a shell where this environment is activated.
+        self.environment["VIRTUAL_ENV"] = sys.prefix
+        try:
+            self.run("start", *arguments)
+        except BaseException:
+            self.end()
+            raise
+
+    def run(self, *arguments):
+        """`pcluster …`, expected to succeed; its stdout."""
+        done = subprocess.run(
+            [pcluster_binary(), *arguments],
+            env=self.environment,
+            cwd=str(self.folder),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            universal_newlines=True,
+            timeout=120,
+        )
+        assert done.returncode == 0, "pcluster {} ended with {}:\n{}{}".format(
+            " ".join(arguments), done.returncode, done.stdout, done.stderr
+        )
+        return done.stdout
+
+    def end(self):
+        """Kills what still runs here, known by its IPYTHONDIR."""
+        mark = "IPYTHONDIR={}".format(self.ipython_dir).encode()
+        for environ in pathlib.Path("/proc").glob("[0-9]*/environ"):
+            pid = int(environ.parent.name)
+            try:
+                if pid != os.getpid() and mark in environ.read_bytes().split(b"\0"):
+                    os.kill(pid, signal.SIGKILL)
+            except OSError:
+                continue
+        shutil.rmtree(str(self.folder), ignore_errors=True)
+
+
+def wait_until(what, answer, patience_s=60):
+    """Asks again and again until there is an answer that is true; returns it."""
+    begun = time.monotonic()
+    while True:
+        answered = answer()
+        if answered:
+            return answered
+        assert time.monotonic() - begun < patience_s, "waited {} s for {}".format(patience_s, what)
+        time.sleep(0.02)
+
+
+@pytest.fixture(scope="session", params=["pcluster", "ipengine"])
+def cluster(request):
+    """A cluster of two engines of either kind, shared by the tests."""
+    running = Cluster("-n", "2", "--engine", request.param)
+    running.engine_kind = request.param
+    yield running
+    running.run("stop")
+    running.end()
+
+
+@pytest.fixture(scope="session")
+def client(cluster):
+    """An unmodified ipyparallel client, connected as its users connect it: by the profile's name."""
+    ipp = pytest.importorskip("ipyparallel", reason="ipyparallel is not installed in this Python")
+    before = os.environ.get("IPYTHONDIR")
+    os.environ["IPYTHONDIR"] = str(cluster.ipython_dir)
+    try:
+        connected = ipp.Client(profile="default", timeout=30)
+    finally:
+        if before is None:
+            del os.environ["IPYTHONDIR"]
+        else:
+            os.environ["IPYTHONDIR"] = before
+    yield connected
+    connected.close()
