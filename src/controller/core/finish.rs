@@ -183,7 +183,9 @@ impl Core {
 
     /// Ends the tasks of a map that was to follow one that has finished with failures; also those that come later.
     pub(super) fn abort_if_hopeless(&mut self, id: MapId) {
-        let Some(other) = self.maps.get(&id).and_then(|m| m.waiting_for) else { return };
+        let Some(other) = self.maps.get(&id).and_then(|m| m.waiting_for) else {
+            return;
+        };
         if self.finished.get(&other) == Some(&true) {
             let why = format!("map {other}, which it was to follow, has failed tasks; resubmit those, then this map");
             self.abort_unsent(id, "DependencyFailed", &why);

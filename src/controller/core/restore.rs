@@ -59,7 +59,12 @@ impl Core {
                     let (run, at) = (task.run, self.now.unix);
                     let outcome = Outcome::failure(TaskState::Aborted, "TaskCancelled", "cancelled", at, at);
                     map.count(outcome.status);
-                    self.record(Change::TaskFinished { task: task_id, run, engine: None, outcome: Box::new(outcome) });
+                    self.record(Change::TaskFinished {
+                        task: task_id,
+                        run,
+                        engine: None,
+                        outcome: Box::new(outcome),
+                    });
                     continue;
                 }
                 if let Some(run) = place(&mut map, task_id, task, &uuids, &mut self.engines) {

@@ -37,9 +37,18 @@ struct Wish {
 impl Wish {
     fn step(&mut self, w: &mut World, dice: &mut Dice) {
         let Some(map) = self.map else {
-            let work = Work::Call { from: CallSource::Module { module: "m".into() }, function: "f".into() };
-            let definition = MapDefinition { work, options: self.options.clone() };
-            let request = say::MapRequest { key: self.key.clone(), definition };
+            let work = Work::Call {
+                from: CallSource::Module { module: "m".into() },
+                function: "f".into(),
+            };
+            let definition = MapDefinition {
+                work,
+                options: self.options.clone(),
+            };
+            let request = say::MapRequest {
+                key: self.key.clone(),
+                definition,
+            };
             if let Some(reply) = w.try_ask(say::MAP, &request, vec![]) {
                 self.map = reply["map"].as_u64().map(|m| MapId(m as u32));
                 // The map that it was to follow has failed: that, too, is an answer.
@@ -50,7 +59,11 @@ impl Wish {
         let count = (self.count - self.sent).min(1 + dice.roll(20) as u32);
         let last = self.sent + count == self.count;
         let lines: Vec<String> = (self.sent..self.sent + count).map(|i| format!("[{i}]")).collect();
-        let request = say::InputsRequest { map, first: self.sent, last };
+        let request = say::InputsRequest {
+            map,
+            first: self.sent,
+            last,
+        };
         if let Some(reply) = w.try_ask(say::INPUTS, &request, vec![Bytes::from(lines.join("\n"))]) {
             match reply["status"].as_str() {
                 Some("ok") => self.sent = reply["total"].as_u64().unwrap() as u32,
@@ -88,7 +101,15 @@ fn live(seed: u64) {
                     ..MapOptions::default()
                 };
                 let count = dice.roll(40) as u32;
-                wishes.push(Wish { key: format!("wish {step}"), options, count, map: None, sent: 0, closed: false, refused: false });
+                wishes.push(Wish {
+                    key: format!("wish {step}"),
+                    options,
+                    count,
+                    map: None,
+                    sent: 0,
+                    closed: false,
+                    refused: false,
+                });
             }
             1..=3 => {
                 if let Some(wish) = wishes.iter_mut().find(|wish| !wish.is_over()) {
@@ -119,8 +140,14 @@ fn live(seed: u64) {
             9 => {
                 let map = wishes.get(dice.roll(6) as usize).and_then(|wish| wish.map);
                 let selection = match map {
-                    Some(map) if dice.roll(3) == 0 => say::Selection { maps: vec![map], ..Default::default() },
-                    Some(map) => say::Selection { tasks: vec![TaskId::new(map, dice.roll(40) as u32)], ..Default::default() },
+                    Some(map) if dice.roll(3) == 0 => say::Selection {
+                        maps: vec![map],
+                        ..Default::default()
+                    },
+                    Some(map) => say::Selection {
+                        tasks: vec![TaskId::new(map, dice.roll(40) as u32)],
+                        ..Default::default()
+                    },
                     None => continue,
                 };
                 w.select(say::CANCEL, selection);
@@ -150,7 +177,12 @@ fn work(w: &mut World, name: &str, dice: &mut Dice) {
         if dice.roll(4) == 0
             && let Some(held) = engine.queue.first().copied()
         {
-            let progress = tell::Progress { task: held, started: 1e9, stdout: String::new(), stderr: String::new() };
+            let progress = tell::Progress {
+                task: held,
+                started: 1e9,
+                stdout: String::new(),
+                stderr: String::new(),
+            };
             w.engine_says(name, tell::PROGRESS, &progress);
         }
         w.finish_one(name, outcome);

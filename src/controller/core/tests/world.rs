@@ -75,7 +75,10 @@ impl Ledger {
         restored.engines = self.engines.iter().map(|(id, facts)| (*id, facts.clone(), UnixTime(1e9))).collect();
         for (id, map) in &self.maps {
             let tasks = || self.tasks.range(TaskId::new(*id, 0)..=TaskId::new(*id, u32::MAX));
-            let mut counts = Counts { total: tasks().count() as u64, ..Counts::default() };
+            let mut counts = Counts {
+                total: tasks().count() as u64,
+                ..Counts::default()
+            };
             for (_, (state, _)) in tasks() {
                 if let Some(counter) = counts.of_done(*state) {
                     *counter += 1;
@@ -110,8 +113,15 @@ impl Ledger {
 
     fn apply(&mut self, change: &Change) {
         match change {
-            Change::MapAdded { map, definition, client, .. } => {
-                let entry = LedgerMap { definition: (**definition).clone(), key: client.clone(), closed: false, complete: false };
+            Change::MapAdded {
+                map, definition, client, ..
+            } => {
+                let entry = LedgerMap {
+                    definition: (**definition).clone(),
+                    key: client.clone(),
+                    closed: false,
+                    complete: false,
+                };
                 assert!(self.maps.insert(*map, entry).is_none(), "map {map} was added twice");
             }
             Change::MapClosed { map, .. } => self.maps.get_mut(map).unwrap().closed = true,
@@ -120,7 +130,10 @@ impl Ledger {
             }
             Change::EngineRegistered { id, facts, .. } => {
                 self.next_engine = self.next_engine.max(id.0 + 1);
-                assert!(self.engines.insert(*id, (**facts).clone()).is_none(), "engine {id} was registered twice");
+                assert!(
+                    self.engines.insert(*id, (**facts).clone()).is_none(),
+                    "engine {id} was registered twice"
+                );
             }
             Change::EngineGone { id, .. } => {
                 self.engines.remove(id);
@@ -218,6 +231,8 @@ pub struct World {
     config: ControllerConfig,
     /// The controller dies after its next event: before or after the commit of what it recorded.
     pub dies: Option<Dies>,
+    /// What engines say to what they have just heard; said when all of that is delivered.
+    answers: Vec<(String, tell::Results)>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -244,6 +259,7 @@ impl World {
             core: World::start(&config, Duration::ZERO),
             config,
             dies: None,
+            answers: Vec::new(),
             now: Duration::ZERO,
             ledger: Ledger::default(),
             engines: BTreeMap::new(),
@@ -267,7 +283,10 @@ impl World {
     }
 
     fn time(now: Duration) -> Now {
-        Now { since_start: now, unix: UnixTime(1e9 + now.as_secs_f64()) }
+        Now {
+            since_start: now,
+            unix: UnixTime(1e9 + now.as_secs_f64()),
+        }
     }
 
     pub fn event(&mut self, event: Event) {
@@ -285,6 +304,10 @@ impl World {
                 }
                 self.restart();
             }
+        }
+        while !self.answers.is_empty() {
+            let (name, results) = self.answers.remove(0);
+            self.engine_says(&name, tell::RESULTS, &results);
         }
     }
 
@@ -315,7 +338,9 @@ impl World {
 
     fn engine_hears(&mut self, name: &str, message: &Message) {
         // What is sent to a dead engine is lost.
-        let Some(engine) = self.engines.get_mut(name).filter(|e| !e.cut) else { return };
+        let Some(engine) = self.engines.get_mut(name).filter(|e| !e.cut) else {
+            return;
+        };
         match message.msg_type() {
             tell::REGISTERED => {
                 let reply: tell::Registered = message.content().unwrap();
@@ -325,7 +350,7 @@ impl World {
                 let sequence = engine.sequence;
                 let results: Vec<TaskResult> = engine.kept.iter().map(|(_, r)| r.clone()).collect();
                 engine.kept.iter_mut().for_each(|(s, _)| *s = sequence);
-                self.engine_says(name, tell::RESULTS, &tell::Results { sequence, results });
+                self.answers.push((name.to_string(), tell::Results { sequence, results }));
             }
             tell::RECORDED => {
                 let recorded: tell::Recorded = message.content().unwrap();
@@ -411,10 +436,22 @@ impl World {
         let Held { map, index, run } = held;
         engine.sequence += 1;
         let outcome = match engine.cancelled.contains(&held) {
-            true => Outcome { status: TaskState::Aborted, crashed: false, ..outcome },
+            true => Outcome {
+                status: TaskState::Aborted,
+                crashed: false,
+                ..outcome
+            },
             false => outcome,
         };
-        engine.kept.push((engine.sequence, TaskResult { map, index, run, outcome: outcome.clone() }));
+        engine.kept.push((
+            engine.sequence,
+            TaskResult {
+                map,
+                index,
+                run,
+                outcome: outcome.clone(),
+            },
+        ));
         let results = tell::Results {
             sequence: engine.sequence,
             results: vec![TaskResult { map, index, run, outcome }],
