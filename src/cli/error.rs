@@ -242,7 +242,7 @@ impl From<ClientError> for CommandError {
     fn from(error: ClientError) -> Self {
         let kind = match &error {
             ClientError::Inputs { .. } => ErrorKind::Usage,
-            ClientError::Refused { ename, .. } if ename.starts_with("No") || ename.contains("NotFound") => ErrorKind::NotFound,
+            ClientError::Refused { ename, .. } if ename.starts_with("NoSuch") => ErrorKind::NotFound,
             _ => ErrorKind::Refused,
         };
         CommandError {
