@@ -53,7 +53,10 @@ fn options_of(profile: &ProfileDir, cluster_id: &str) -> String {
 
 fn not_running(profile: &ProfileDir, cluster_id: &str) -> ClusterError {
     ClusterError::NotRunning {
-        cluster: in_words(profile, cluster_id),
+        place: match cluster_id {
+            "" => format!("profile {:?}", profile.name()),
+            id => format!("profile {:?} with cluster id {id:?}", profile.name()),
+        },
         options: options_of(profile, cluster_id),
     }
 }

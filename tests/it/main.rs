@@ -3,6 +3,7 @@
 mod bad_input;
 mod docs;
 mod house;
+mod launch;
 mod lifecycle;
 mod map;
 mod support;
