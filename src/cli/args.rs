@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 /// IPython-parallel clusters from one binary
 #[derive(Debug, Parser)]
-#[command(name = "pcluster", version, disable_help_subcommand = true, max_term_width = 100)]
+#[command(name = "pcluster", version, arg_required_else_help = true, max_term_width = 100)]
 pub struct Cli {
     #[command(flatten)]
     pub global: Global,
@@ -60,25 +60,48 @@ pub const GROUPS: &[(&str, &[&str])] = &[
     ("Setup", &["doctor", "profile", "completions", "version"]),
 ];
 
-const TEMPLATE: &str = "{about}\n\n{usage-heading} {usage}\n{after-help}\n{options}";
+/// No help is wider.
+const MOST_COLUMNS: u16 = 100;
+const TEMPLATE: &str = "{about}\n\n{usage-heading} {usage}{after-help}\n\nGlobal options:\n{options}";
 
 /// The whole command line as clap knows it, its commands listed by group.
 pub fn app() -> clap::Command {
+    app_at(usize::from(
+        super::output::terminal_width().unwrap_or(MOST_COLUMNS).min(MOST_COLUMNS),
+    ))
+}
+
+/// For a terminal of so many columns.
+fn app_at(columns: usize) -> clap::Command {
     let app = Cli::command();
     let mut list = String::new();
     for (heading, names) in GROUPS {
         list.push_str(&format!("\n{heading}:\n"));
         for name in *names {
-            let about = app
-                .find_subcommand(name)
-                .and_then(|c| c.get_about())
-                .map(|a| a.to_string())
-                .unwrap_or_default();
-            list.push_str(&format!("  {name:<12} {about}\n"));
+            let about = app.find_subcommand(name).and_then(|c| c.get_about());
+            let about = about.map(|a| a.to_string()).unwrap_or_default();
+            let lines = wrap(&about, columns.saturating_sub(15));
+            list.push_str(&format!("  {name:<12} {}\n", lines.join(&format!("\n{:15}", ""))));
         }
     }
-    list.push_str("\n`pcluster <COMMAND> --help` says more about one command.\n");
-    app.help_template(TEMPLATE).after_help(list)
+    list.push_str("\n`pcluster <COMMAND> --help` says more about one command.");
+    app.help_template(TEMPLATE).after_help(list.trim_start().to_string())
+}
+
+/// Lines of whole words, no longer than `columns` where the words allow.
+fn wrap(text: &str, columns: usize) -> Vec<String> {
+    let mut lines = vec![String::new()];
+    for word in text.split_whitespace() {
+        match lines.last_mut() {
+            Some(line) if line.is_empty() => line.push_str(word),
+            Some(line) if line.chars().count() + 1 + word.chars().count() <= columns => {
+                line.push(' ');
+                line.push_str(word);
+            }
+            _ => lines.push(word.to_string()),
+        }
+    }
+    lines
 }
 
 pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Cli, clap::Error> {
@@ -93,6 +116,65 @@ mod tests {
     #[test]
     fn the_command_line_is_consistent() {
         app().debug_assert();
+    }
+
+    #[test]
+    fn the_whole_help() {
+        insta::assert_snapshot!(app_at(80).term_width(80).render_help(), @r"
+        IPython-parallel clusters from one binary
+
+        Usage: pcluster [OPTIONS] <COMMAND>
+
+        Clusters:
+          start        Start a controller and engines
+          stop         Stop a cluster: its engines, then its controller
+          restart      Stop a cluster, if it runs, and start it again
+          list         List all clusters of all profiles
+          clean        Clear away what dead clusters have left
+          status       Show how a cluster is doing: controller, engines, queue
+          engines      List a cluster's engines, add some, stop some
+          logs         Show what the controller and the engines logged
+
+        Work:
+          map          Run a Python function or a command on every input
+          apply        Call a Python function once on each engine
+          exec         Run Python code in each engine's namespace
+          run          Run a Python script in each engine's namespace
+          push         Set names in each engine's namespace
+          pull         Show names of each engine's namespace
+          scatter      Cut a list into even parts, one for each engine, under one name
+          gather       Put the lists that engines have under one name together, in the
+                       engines' order, and print them as one JSON list
+
+        Results:
+          results      List maps, their tasks, or all that is known of a task
+          resubmit     Run finished tasks again, in place
+          cancel       Stop tasks, waiting or running
+          wait         Wait until maps are finished
+          purge        Forget finished maps, with all their results
+
+        Setup:
+          doctor       Look whether clusters can work here, and say what to do where not
+          profile      Create, list and show profiles
+          completions  Print a completion script for a shell
+          version      Print the version
+
+        `pcluster <COMMAND> --help` says more about one command.
+
+        Global options:
+              --profile <NAME>     The profile: a directory `profile_<NAME>` in the
+                                   IPython directory [default: default] [env:
+                                   PCLUSTER_PROFILE]
+              --cluster-id <ID>    One of several clusters in the profile
+              --ipython-dir <DIR>  Where the profiles are [default: ~/.ipython] [env:
+                                   IPYTHONDIR]
+              --json               Print JSON
+          -v, --verbose...         Say more (-vv: still more)
+          -q, --quiet              Say nothing but results and errors
+              --color <WHEN>       Colours [possible values: auto, always, never]
+          -h, --help               Print help (see more with '--help')
+          -V, --version            Print version
+        ");
     }
 
     #[test]

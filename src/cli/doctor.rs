@@ -202,8 +202,7 @@ fn file_system(profile: &ProfileDir) -> Check {
         );
     };
     let (kind, free) = match nix::sys::statfs::statfs(place) {
-        // Field widths differ between architectures.
-        #[allow(clippy::unnecessary_cast)]
+        #[allow(clippy::unnecessary_cast, reason = "the widths of these fields differ between architectures")]
         Ok(s) => (
             kind_of(s.filesystem_type().0 as u64),
             s.blocks_available() as u64 * s.block_size() as u64,

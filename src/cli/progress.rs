@@ -7,10 +7,13 @@ use std::time::{Duration, Instant};
 
 /// The rate is that of so long.
 const WINDOW: Duration = Duration::from_secs(20);
+/// What is done sooner gets no bar: it would only flicker.
+const PATIENCE: Duration = Duration::from_millis(250);
 
 pub struct Progress {
     bar: Option<ProgressBar>,
     rate: Rate,
+    began: Instant,
 }
 
 impl Progress {
@@ -30,6 +33,7 @@ impl Progress {
         Progress {
             bar,
             rate: Rate::default(),
+            began: Instant::now(),
         }
     }
 
@@ -37,16 +41,12 @@ impl Progress {
     pub fn update(&mut self, counts: &Counts, total: Option<u64>, engines: u32) {
         let Some(bar) = &self.bar else { return };
         self.rate.add(Instant::now(), counts.done());
+        if self.began.elapsed() < PATIENCE {
+            return;
+        }
         bar.set_length(total.unwrap_or(0).max(counts.total).max(1));
         bar.set_position(counts.done());
         bar.set_message(words(counts, total, engines, self.rate.per_second()));
-    }
-
-    /// A word in the bar's place, before there is anything to count.
-    pub fn say(&self, text: &str) {
-        if let Some(bar) = &self.bar {
-            bar.set_message(text.to_string());
-        }
     }
 
     /// Lets something else be printed without the bar in the way.

@@ -8,7 +8,7 @@ use crate::model::task::{AttemptRow, MapRow, TaskRow};
 use crate::model::{MapId, TaskId};
 
 /// Rows are asked for in portions of so many.
-const PORTION: u64 = 2000;
+pub const PORTION: u64 = 2000;
 
 pub enum Records<'a> {
     Running { context: &'a Context, client: Client },

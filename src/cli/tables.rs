@@ -67,14 +67,18 @@ pub fn maps(rows: &[MapRow], now: UnixTime, terminal: &Terminal) -> String {
 
 pub fn tasks(rows: &[TaskRow], now: UnixTime, terminal: &Terminal) -> String {
     let errors = rows.iter().any(|row| row.error.is_some());
-    let mut table = Table::new()
-        .column("TASK")
-        .column("STATE")
-        .number("ENGINE")
-        .number("ATTEMPTS")
-        .column("TIME")
-        .column("COMPLETED")
-        .text("INPUT");
+    let repeated = rows.iter().any(|row| row.attempts > 1);
+    let mut table = Table::new().column("TASK").column("STATE").number("ENGINE");
+    if repeated {
+        table = table.number("ATTEMPTS");
+    }
+    table = table.column("TIME");
+    // On a narrow terminal, what the tasks are about needs the room.
+    let roomy = !terminal.stdout || terminal.width >= 100;
+    if roomy {
+        table = table.column("COMPLETED");
+    }
+    table = table.text("INPUT");
     if errors {
         table = table.text("ERROR");
     }
@@ -84,11 +88,15 @@ pub fn tasks(rows: &[TaskRow], now: UnixTime, terminal: &Terminal) -> String {
             Cell::new(row.task),
             Cell::new(row.state).tone(tone(row.state)),
             Cell::or_dash(row.engine),
-            Cell::new(row.attempts),
-            Cell::or_dash(row.duration.or(so_far).map(times::duration)),
-            Cell::or_dash(row.completed.map(|t| when(t, now, terminal))),
-            Cell::or_dash(row.input.as_ref().map(|input| shorter(input.get()))),
         ];
+        if repeated {
+            cells.push(Cell::new(row.attempts));
+        }
+        cells.push(Cell::or_dash(row.duration.or(so_far).map(times::duration)));
+        if roomy {
+            cells.push(Cell::or_dash(row.completed.map(|t| when(t, now, terminal))));
+        }
+        cells.push(Cell::or_dash(row.input.as_ref().map(|input| shorter(input.get()))));
         if errors {
             cells.push(Cell::or_dash(row.error.as_ref().map(error_line)));
         }

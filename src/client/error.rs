@@ -41,7 +41,7 @@ pub enum ClientError {
     #[error("the controller's answer to {request} cannot be read: {why}")]
     BadReply { request: String, why: String },
     /// The inputs of a map ended with an error; what was submitted of it is cancelled.
-    #[error("{why} (the {submitted} inputs before it were submitted as map {map}, which is cancelled)")]
+    #[error("{why}; map {map}, with the inputs before it ({submitted}), is cancelled")]
     Inputs { map: MapId, submitted: u32, why: String },
     #[error(transparent)]
     Transport(#[from] TransportError),

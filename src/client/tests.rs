@@ -331,7 +331,7 @@ async fn a_bad_input_cancels_the_map() {
     let error = client.submit(definition(), inputs).await.unwrap_err();
     assert_eq!(
         error.to_string(),
-        "stdin, line 2: not JSON (the 1 inputs before it were submitted as map 3, which is cancelled)"
+        "stdin, line 2: not JSON; map 3, with the inputs before it (1), is cancelled"
     );
     assert_eq!(of_type(&asked, "inputs_request").last().unwrap()["last"], true);
     assert_eq!(of_type(&asked, "cancel_request").len(), 1);

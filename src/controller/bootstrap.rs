@@ -41,10 +41,16 @@ impl Secrets {
         }
     }
     pub(super) fn client_pair(&self) -> KeyPair {
-        KeyPair { public: self.client_public.clone(), secret: self.client_secret.clone() }
+        KeyPair {
+            public: self.client_public.clone(),
+            secret: self.client_secret.clone(),
+        }
     }
     pub(super) fn engine_pair(&self) -> KeyPair {
-        KeyPair { public: self.engine_public.clone(), secret: self.engine_secret.clone() }
+        KeyPair {
+            public: self.engine_public.clone(),
+            secret: self.engine_secret.clone(),
+        }
     }
 }
 
@@ -64,7 +70,11 @@ pub(super) fn secrets(settings: &ControllerSettings) -> Result<(Secrets, bool), 
         && process::is_same_process(keys.pid, keys.started)
     {
         let file = client_file.display().to_string();
-        return Err(ControllerError::Running { pid: keys.pid, host: keys.host.clone(), file });
+        return Err(ControllerError::Running {
+            pid: keys.pid,
+            host: keys.host.clone(),
+            file,
+        });
     }
     let path = secrets_file(settings);
     match std::fs::read(&path) {
@@ -81,7 +91,10 @@ pub(super) fn secrets(settings: &ControllerSettings) -> Result<(Secrets, bool), 
 
 /// Writes the private file and both connection files.
 pub(super) fn write_files(settings: &ControllerSettings, secrets: &Secrets) -> Result<(), ControllerError> {
-    let failed = |path: &PathBuf, why: String| ControllerError::Prepare { what: path.display().to_string(), why };
+    let failed = |path: &PathBuf, why: String| ControllerError::Prepare {
+        what: path.display().to_string(),
+        why,
+    };
     let path = secrets_file(settings);
     let text = serde_json::to_vec_pretty(secrets).map_err(|e| failed(&path, e.to_string()))?;
     private::write(&path, &text).map_err(|e| failed(&path, e.to_string()))?;
@@ -166,7 +179,11 @@ pub(super) fn engine_file(settings: &ControllerSettings, secrets: &Secrets) -> C
 /// What the records hold. `killed`: the engines of the run before may still be there.
 pub(super) fn restored(reader: &Reader, killed: bool) -> Result<Restored, ControllerError> {
     let state = reader.restart_state()?;
-    let mut restored = Restored { next_map: state.next_map.0, next_engine: if killed { state.next_engine.0 } else { 0 }, ..Restored::default() };
+    let mut restored = Restored {
+        next_map: state.next_map.0,
+        next_engine: if killed { state.next_engine.0 } else { 0 },
+        ..Restored::default()
+    };
     if killed {
         restored.engines = state.engines.into_iter().map(|e| (e.id, e.facts, e.registered)).collect();
     } else {
@@ -189,6 +206,7 @@ pub(super) fn restored(reader: &Reader, killed: bool) -> Result<Restored, Contro
                 engine: task.engine.filter(|_| killed),
                 errors: task.failures,
                 crashes: task.crashes,
+                cancelled: task.cancelled,
                 input: task.input,
             });
         })?;
@@ -202,6 +220,10 @@ pub(super) fn restored(reader: &Reader, killed: bool) -> Result<Restored, Contro
         });
     }
     let all = reader.maps(&MapQuery::default())?;
-    restored.finished = all.iter().filter(|m| !open.contains(&m.map)).map(|m| (m.map, m.counts.failed() > 0)).collect();
+    restored.finished = all
+        .iter()
+        .filter(|m| !open.contains(&m.map))
+        .map(|m| (m.map, m.counts.failed() > 0))
+        .collect();
     Ok(restored)
 }

@@ -37,7 +37,10 @@ pub(super) async fn run(settings: ControllerSettings) -> Result<(), ControllerEr
     let restored = bootstrap::restored(&reader, killed)?;
     let (sockets, arrivals) = listen(&settings, &mut secrets, killed).await?;
     bootstrap::write_files(&settings, &secrets)?;
-    let (records, words) = Records::start(writer, reader).map_err(|e| ControllerError::Prepare { what: "the records".into(), why: e.to_string() })?;
+    let (records, words) = Records::start(writer, reader).map_err(|e| ControllerError::Prepare {
+        what: "the records".into(),
+        why: e.to_string(),
+    })?;
     let mut driver = Driver::new(&settings, &secrets, sockets, records);
     driver.core.restore(driver.clock.now(), restored, &mut driver.effects);
     tracing::info!(
@@ -61,11 +64,20 @@ async fn listen(
     secrets: &mut Secrets,
     killed: bool,
 ) -> Result<(Sockets, mpsc::Receiver<Arrival>), ControllerError> {
-    let security = |pair| if settings.config.curve { Security::Server(pair) } else { Security::Plain };
+    let security = |pair| {
+        if settings.config.curve {
+            Security::Server(pair)
+        } else {
+            Security::Plain
+        }
+    };
     let (client, engine) = (security(secrets.client_pair()), security(secrets.engine_pair()));
     let ip = &settings.config.ip;
     if let Some(text) = &settings.config.ports {
-        let ports = Ports::parse(text).map_err(|why| ControllerError::Prepare { what: format!("controller.ports = {text:?}"), why })?;
+        let ports = Ports::parse(text).map_err(|why| ControllerError::Prepare {
+            what: format!("controller.ports = {text:?}"),
+            why,
+        })?;
         let listening = Sockets::listen(ip, &ports, &client, &engine).await?;
         secrets.ports = ports;
         return Ok(listening);
@@ -87,7 +99,10 @@ struct Clock {
 
 impl Clock {
     fn now(&self) -> Now {
-        Now { since_start: self.start.elapsed(), unix: unix_now() }
+        Now {
+            since_start: self.start.elapsed(),
+            unix: unix_now(),
+        }
     }
 }
 
@@ -144,8 +159,15 @@ impl Driver {
         }
     }
 
-    async fn serve(&mut self, mut arrivals: mpsc::Receiver<Arrival>, mut words: mpsc::UnboundedReceiver<Word>) -> Result<(), ControllerError> {
-        let failed = |e: std::io::Error| ControllerError::Prepare { what: "signal handling".into(), why: e.to_string() };
+    async fn serve(
+        &mut self,
+        mut arrivals: mpsc::Receiver<Arrival>,
+        mut words: mpsc::UnboundedReceiver<Word>,
+    ) -> Result<(), ControllerError> {
+        let failed = |e: std::io::Error| ControllerError::Prepare {
+            what: "signal handling".into(),
+            why: e.to_string(),
+        };
         let mut terminate = signal(SignalKind::terminate()).map_err(failed)?;
         let mut interrupt = signal(SignalKind::interrupt()).map_err(failed)?;
         let mut arrived = Vec::with_capacity(TURN);
@@ -204,7 +226,10 @@ impl Driver {
     /// Opens what came and gives it to the core. What cannot be opened is counted and dropped.
     fn take_in(&mut self, arrival: Arrival) {
         let event = match arrival {
-            Arrival::Client(channel, frames) => self.client_session.open(frames).map(|message| Some(Event::ClientSaid { channel, message })),
+            Arrival::Client(channel, frames) => self
+                .client_session
+                .open(frames)
+                .map(|message| Some(Event::ClientSaid { channel, message })),
             Arrival::Native(mut frames) => {
                 if frames.len() < 2 {
                     return;
@@ -225,9 +250,16 @@ impl Driver {
                     return;
                 }
                 let engine = uuid_of(&frames.remove(0));
-                self.engine_session.open(frames).map(|message| said(engine, false, channel, message))
+                self.engine_session
+                    .open(frames)
+                    .map(|message| said(engine, false, channel, message))
             }
-            Arrival::Registrant(frames) => self.engine_session.open(frames).map(|message| Some(Event::RegistrantSaid { identity: message.sender(), message })),
+            Arrival::Registrant(frames) => self.engine_session.open(frames).map(|message| {
+                Some(Event::RegistrantSaid {
+                    identity: message.sender(),
+                    message,
+                })
+            }),
             Arrival::Pong(frames) => Ok(frames.first().and_then(uuid_of).map(|engine| Event::Ponged { engine })),
             Arrival::Gone(engine) => Ok(Some(Event::ConnectionEnded { engine })),
         };
@@ -251,7 +283,7 @@ impl Driver {
                     self.carry_out(effect);
                 }
             }
-            Word::Found(event) => self.handle(event),
+            Word::Found(event) => self.handle(*event),
             Word::Answer { query, content, buffers } => {
                 let date = unix_now().to_iso();
                 let mut message = self.answers.message(&date, &reply_type(&query.request), Some(&query.parent), &());
@@ -292,7 +324,13 @@ impl Driver {
                 let frames = self.client_session.seal(&route, &message);
                 self.sockets.to_client(channel, frames)
             }
-            Effect::ToEngine { engine, native, channel, client, message } => self.to_engine(engine, native, channel, client, &message),
+            Effect::ToEngine {
+                engine,
+                native,
+                channel,
+                client,
+                message,
+            } => self.to_engine(engine, native, channel, client, &message),
             Effect::ToRegistrant { identity, message } => {
                 let frames = self.engine_session.seal(&[identity], &message);
                 self.sockets.to_registrant(frames)
@@ -318,7 +356,14 @@ impl Driver {
         self.sent(result);
     }
 
-    fn to_engine(&self, engine: EngineUuid, native: bool, channel: Channel, client: Bytes, message: &Message) -> Result<(), TransportError> {
+    fn to_engine(
+        &self,
+        engine: EngineUuid,
+        native: bool,
+        channel: Channel,
+        client: Bytes,
+        message: &Message,
+    ) -> Result<(), TransportError> {
         let uuid = Bytes::copy_from_slice(engine.0.as_bytes());
         if native {
             let mut prefix = vec![uuid, Bytes::from_static(channel.frame())];
@@ -353,7 +398,13 @@ fn said(engine: Option<EngineUuid>, native: bool, channel: impl Into<Option<Chan
 fn said_by(engine: EngineUuid, native: bool, channel: Channel, mut message: Message) -> Event {
     let client = message.sender();
     message.identities.clear();
-    Event::EngineSaid { engine, native, channel, client, message }
+    Event::EngineSaid {
+        engine,
+        native,
+        channel,
+        client,
+        message,
+    }
 }
 
 /// A thousand engines need some thousand sockets.

@@ -31,9 +31,13 @@ pub(super) enum Word {
     /// The batch is on disk.
     Committed,
     /// For a client.
-    Answer { query: Box<Query>, content: Bytes, buffers: Vec<Bytes> },
+    Answer {
+        query: Box<Query>,
+        content: Bytes,
+        buffers: Vec<Bytes>,
+    },
     /// For the core.
-    Found(Event),
+    Found(Box<Event>),
 }
 
 impl Records {
@@ -43,10 +47,21 @@ impl Records {
         let (queries, to_answer) = std_mpsc::channel();
         let committed = words.clone();
         let threads = vec![
-            std::thread::Builder::new().name("records-write".into()).spawn(move || write(writer, to_write, committed))?,
-            std::thread::Builder::new().name("records-read".into()).spawn(move || answer(reader, to_answer, words))?,
+            std::thread::Builder::new()
+                .name("records-write".into())
+                .spawn(move || write(writer, to_write, committed))?,
+            std::thread::Builder::new()
+                .name("records-read".into())
+                .spawn(move || answer(reader, to_answer, words))?,
         ];
-        Ok((Records { changes: Some(changes), queries: Some(queries), threads }, heard))
+        Ok((
+            Records {
+                changes: Some(changes),
+                queries: Some(queries),
+                threads,
+            },
+            heard,
+        ))
     }
 
     /// Answered with [`Word::Committed`].
@@ -95,12 +110,20 @@ fn write(mut writer: Writer, batches: std_mpsc::Receiver<Vec<Change>>, words: mp
 fn answer(reader: Reader, queries: std_mpsc::Receiver<Query>, words: mpsc::UnboundedSender<Word>) {
     while let Ok(query) = queries.recv() {
         let word = match respond(&reader, &query) {
-            Ok(Response::Content(content, buffers)) => Word::Answer { query: Box::new(query), content, buffers },
+            Ok(Response::Content(content, buffers)) => Word::Answer {
+                query: Box::new(query),
+                content,
+                buffers,
+            },
             Ok(Response::Event(event)) => Word::Found(event),
             Err(error) => {
                 let mut content = ErrorContent::new("DatabaseError", error.to_string());
                 content.hint = error.hint();
-                Word::Answer { query: Box::new(query), content: to_json(&content), buffers: vec![] }
+                Word::Answer {
+                    query: Box::new(query),
+                    content: to_json(&content),
+                    buffers: vec![],
+                }
             }
         };
         if words.send(word).is_err() {
@@ -111,52 +134,93 @@ fn answer(reader: Reader, queries: std_mpsc::Receiver<Query>, words: mpsc::Unbou
 
 enum Response {
     Content(Bytes, Vec<Bytes>),
-    Event(Event),
+    Event(Box<Event>),
 }
 
 fn respond(reader: &Reader, query: &Query) -> Result<Response, DbError> {
     let content = match &query.ask {
-        Ask::Watch { map, from, limit, complete, engines } => {
-            let row = reader.maps(&MapQuery { maps: vec![*map], ..MapQuery::default() })?.pop();
-            let results = if *limit > 0 { reader.finished_from(*map, *from, *limit)? } else { vec![] };
+        Ask::Watch {
+            map,
+            from,
+            limit,
+            complete,
+            engines,
+        } => {
+            let row = reader
+                .maps(&MapQuery {
+                    maps: vec![*map],
+                    ..MapQuery::default()
+                })?
+                .pop();
+            let results = if *limit > 0 {
+                reader.finished_from(*map, *from, *limit)?
+            } else {
+                vec![]
+            };
             let counts = row.map(|r| r.counts).unwrap_or_default();
-            to_json(&say::WatchReply { status: ok(), counts, complete: *complete, engines: *engines, results })
+            to_json(&say::WatchReply {
+                status: ok(),
+                counts,
+                complete: *complete,
+                engines: *engines,
+                results,
+            })
         }
         Ask::Maps { maps, since, label, limit } => {
-            let query = MapQuery { maps: maps.clone(), since: *since, label: label.clone(), limit: *limit };
-            to_json(&say::MapsReply { status: ok(), maps: reader.maps(&query)? })
+            let query = MapQuery {
+                maps: maps.clone(),
+                since: *since,
+                label: label.clone(),
+                limit: *limit,
+            };
+            to_json(&say::MapsReply {
+                status: ok(),
+                maps: reader.maps(&query)?,
+            })
         }
         Ask::Tasks { query } => {
             let (tasks, matching) = reader.tasks(query)?;
-            to_json(&say::TasksReply { status: ok(), tasks, matching })
+            to_json(&say::TasksReply {
+                status: ok(),
+                tasks,
+                matching,
+            })
         }
         Ask::Details { task } => {
             let (definition, earlier) = (reader.map_definition(task.map)?, reader.attempts(*task)?);
-            to_json(&say::DetailsReply { status: ok(), definition, earlier })
+            to_json(&say::DetailsReply {
+                status: ok(),
+                definition,
+                earlier,
+            })
         }
         Ask::Resubmit { selection } => {
-            return Ok(Response::Event(Event::ResubmitFound {
+            return Ok(Response::Event(Box::new(Event::ResubmitFound {
                 client: query.client.clone(),
                 parent: query.parent.clone(),
                 request: query.request.clone(),
                 selection: selection.clone(),
                 maps: finished_tasks(reader, selection)?,
-            }));
+            })));
         }
-        Ask::Results { msg_ids, pending, status_only } => return results(reader, msg_ids, pending, *status_only),
+        Ask::Results {
+            msg_ids,
+            pending,
+            status_only,
+        } => return results(reader, msg_ids, pending, *status_only),
         Ask::History => to_json(&json!({"status": "ok", "history": reader.request_history()?})),
         Ask::Records { query } => return records(reader, query),
         Ask::ResubmitRequests { msg_ids } => {
             let found: Vec<FoundRequest> = reader.requests(msg_ids)?.into_iter().map(found_request).collect();
             let known: HashSet<&String> = found.iter().map(|f| &f.msg_id).collect();
             let missing = msg_ids.iter().filter(|id| !known.contains(id)).cloned().collect();
-            return Ok(Response::Event(Event::RequestsFound {
+            return Ok(Response::Event(Box::new(Event::RequestsFound {
                 client: query.client.clone(),
                 parent: query.parent.clone(),
                 request: query.request.clone(),
                 found,
                 missing,
-            }));
+            })));
         }
     };
     Ok(Response::Content(content, vec![]))
@@ -164,8 +228,10 @@ fn respond(reader: &Reader, query: &Query) -> Result<Response, DbError> {
 
 /// The finished tasks of a selection, by map.
 fn finished_tasks(reader: &Reader, selection: &Selection) -> Result<Vec<FoundMap>, DbError> {
-    let states: Vec<TaskState> =
-        TaskState::ALL.into_iter().filter(|s| s.is_failed() || (s.is_done() && !selection.failed_only)).collect();
+    let states: Vec<TaskState> = TaskState::ALL
+        .into_iter()
+        .filter(|s| s.is_failed() || (s.is_done() && !selection.failed_only))
+        .collect();
     let mut by_map: BTreeMap<MapId, BTreeMap<TaskId, TaskRow>> = BTreeMap::new();
     let mut add = |query: TaskQuery| -> Result<(), DbError> {
         for row in reader.tasks(&query)?.0 {
@@ -174,15 +240,33 @@ fn finished_tasks(reader: &Reader, selection: &Selection) -> Result<Vec<FoundMap
         Ok(())
     };
     if !selection.maps.is_empty() {
-        add(TaskQuery { maps: selection.maps.clone(), states: states.clone(), brief: true, ..TaskQuery::default() })?;
+        add(TaskQuery {
+            maps: selection.maps.clone(),
+            states: states.clone(),
+            brief: true,
+            ..TaskQuery::default()
+        })?;
     }
     if !selection.tasks.is_empty() {
-        add(TaskQuery { tasks: selection.tasks.clone(), states, brief: true, ..TaskQuery::default() })?;
+        add(TaskQuery {
+            tasks: selection.tasks.clone(),
+            states,
+            brief: true,
+            ..TaskQuery::default()
+        })?;
     }
     let mut found = Vec::new();
     for (map, tasks) in by_map {
         let Some(definition) = reader.map_definition(map)? else { continue };
-        let Some(row) = reader.maps(&MapQuery { maps: vec![map], ..MapQuery::default() })?.pop() else { continue };
+        let Some(row) = reader
+            .maps(&MapQuery {
+                maps: vec![map],
+                ..MapQuery::default()
+            })?
+            .pop()
+        else {
+            continue;
+        };
         let tasks = tasks
             .into_values()
             .map(|row| FoundTask {
@@ -193,12 +277,23 @@ fn finished_tasks(reader: &Reader, selection: &Selection) -> Result<Vec<FoundMap
                 engine: None,
                 errors: 0,
                 crashes: 0,
-                input: row.input.map(|i| Bytes::from(Box::<str>::from(i).into_string())).unwrap_or(Bytes::from_static(b"null")),
+                cancelled: false,
+                input: row
+                    .input
+                    .map(|i| Bytes::from(Box::<str>::from(i).into_string()))
+                    .unwrap_or(Bytes::from_static(b"null")),
             })
             .collect();
         let is_client = matches!(definition.work, Work::Client);
         let key = if is_client { String::new() } else { format!("reopened {map}") };
-        found.push(FoundMap { map, definition, key, closed: row.closed, counts: row.counts, tasks });
+        found.push(FoundMap {
+            map,
+            definition,
+            key,
+            closed: row.closed,
+            counts: row.counts,
+            tasks,
+        });
     }
     Ok(found)
 }
@@ -249,9 +344,19 @@ fn results(reader: &Reader, msg_ids: &[String], pending: &[String], status_only:
 fn result_body(record: &RequestRecord) -> Value {
     let mut all = record.to_json(None);
     let mut take = |key: &str| all.remove(key).unwrap_or(Value::Null);
-    let io: Map<String, Value> = ["execute_input", "execute_result", "error", "stdout", "stderr"].into_iter().map(|k| (k.into(), take(k))).collect();
+    let io: Map<String, Value> = ["execute_input", "execute_result", "error", "stdout", "stderr"]
+        .into_iter()
+        .map(|k| (k.into(), take(k)))
+        .collect();
     let mut body = Map::new();
-    for key in ["header", "metadata", "result_metadata", "result_header", "result_content", "received"] {
+    for key in [
+        "header",
+        "metadata",
+        "result_metadata",
+        "result_header",
+        "result_content",
+        "received",
+    ] {
         body.insert(key.into(), take(key));
     }
     body.insert("io".into(), io.into());

@@ -66,11 +66,21 @@ impl Ports {
         for part in text.split(',') {
             let part = part.trim();
             let (first, last) = part.split_once('-').unwrap_or((part, part));
-            let number = |s: &str| s.trim().parse::<u16>().ok().filter(|p| *p > 0).ok_or_else(|| format!("{s:?} is not a port (1 to 65535)"));
+            let number = |s: &str| {
+                s.trim()
+                    .parse::<u16>()
+                    .ok()
+                    .filter(|p| *p > 0)
+                    .ok_or_else(|| format!("{s:?} is not a port (1 to 65535)"))
+            };
             list.extend(number(first)?..=number(last)?);
         }
         if list.len() < Ports::COUNT {
-            return Err(format!("{} ports are given, {} are needed (for example 10101-10116)", list.len(), Ports::COUNT));
+            return Err(format!(
+                "{} ports are given, {} are needed (for example 10101-10116)",
+                list.len(),
+                Ports::COUNT
+            ));
         }
         let mut next = list.into_iter();
         let mut port = || next.next().unwrap_or_default();
@@ -178,7 +188,11 @@ impl Sockets {
         read(&engines.native, &inbox, Arrival::Native);
         tell_departures(&engines.native, &inbox);
         tell_departures(&hb_pong, &inbox);
-        let sockets = Sockets { client: clients, engine: engines, ports };
+        let sockets = Sockets {
+            client: clients,
+            engine: engines,
+            ports,
+        };
         Ok((sockets, arrivals))
     }
 
@@ -222,7 +236,13 @@ impl Sockets {
     /// Lets what was sent reach its peers, then closes.
     pub(super) async fn close(self) {
         let Sockets { client, engine, .. } = self;
-        for socket in [client.registration, client.notification, client.iopub, engine.native, engine.control] {
+        for socket in [
+            client.registration,
+            client.notification,
+            client.iopub,
+            engine.native,
+            engine.control,
+        ] {
             socket.close().await;
         }
     }
@@ -268,7 +288,13 @@ mod tests {
         let ports = Ports::parse("10101-10110, 20001-20006").unwrap();
         assert_eq!((ports.client.registration, ports.client.notification), (10101, 10107));
         assert_eq!((ports.engine.registration, ports.engine.native), (10108, 20006));
-        for (text, says) in [("10101", "16 are needed"), ("a-b", "not a port"), ("", "not a port"), ("0-20", "not a port"), ("70000", "not a port")] {
+        for (text, says) in [
+            ("10101", "16 are needed"),
+            ("a-b", "not a port"),
+            ("", "not a port"),
+            ("0-20", "not a port"),
+            ("70000", "not a port"),
+        ] {
             let error = Ports::parse(text).unwrap_err();
             assert!(error.contains(says), "{text}: {error}");
         }

@@ -3,8 +3,7 @@ use super::schema::{self, APPLICATION_ID};
 use super::{DbError, DbErrorKind, Durability};
 use rusqlite::{Connection, OpenFlags};
 use std::ffi::OsString;
-use std::fs::{File, OpenOptions};
-use std::io::Read;
+use std::fs::OpenOptions;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
@@ -14,39 +13,35 @@ use std::time::Duration;
 const BUSY: Duration = Duration::from_millis(if cfg!(test) { 100 } else { 5_000 });
 const OPEN: &str = "open the database";
 
-/// What is at the path, told by the file's first bytes alone: SQLite, which might change it, does not see a foreign file.
 #[derive(Debug, PartialEq, Eq)]
 enum Found {
     Nothing,
     Ours,
 }
 
+/// What is at the path. Looks at it in a way that leaves no trace, so that a foreign file stays as it is; and by SQLite
+/// alone, because closing a file by any other way would drop the locks that this process holds on it (fcntl's rule).
 fn inspect(path: &Path) -> Result<Found, DbError> {
-    let io = |error: &std::io::Error| DbError::io(OPEN, path, error);
     let foreign = |what: &str| Err(DbError::new(DbErrorKind::Foreign, OPEN, path, what));
-    let mut file = match File::open(path) {
-        Ok(file) => file,
+    match std::fs::metadata(path) {
+        Ok(found) if !found.is_file() => return foreign("it is not a regular file"),
+        Ok(found) if found.len() == 0 => return Ok(Found::Nothing),
+        Ok(_) => {}
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Found::Nothing),
-        Err(error) => return Err(io(&error)),
-    };
-    if !file.metadata().map_err(|e| io(&e))?.is_file() {
-        return foreign("it is not a regular file");
+        Err(error) => return Err(DbError::io(OPEN, path, &error)),
     }
-    let mut header = Vec::with_capacity(100);
-    file.by_ref().take(100).read_to_end(&mut header).map_err(|e| io(&e))?;
-    if header.is_empty() {
-        return Ok(Found::Nothing);
+    let told = connect(&immutable_uri(path), OpenFlags::SQLITE_OPEN_URI)
+        .and_then(|connection| Ok((schema::application_id(&connection)?, schema::version(&connection)?)));
+    match told {
+        Ok((APPLICATION_ID, version)) => schema::check_version(OPEN, path, version).map(|()| Found::Ours),
+        Ok(_) => foreign("it is an SQLite database of another program"),
+        Err(error) => match error.sqlite_error_code() {
+            Some(rusqlite::ErrorCode::NotADatabase) => foreign("it is not an SQLite database"),
+            // In the middle of a checkpoint the first page may be ahead of the others: locks will tell.
+            Some(rusqlite::ErrorCode::DatabaseCorrupt) => Ok(Found::Ours),
+            _ => Err(DbError::sqlite(OPEN, path, &error)),
+        },
     }
-    if header.len() < 100 || !header.starts_with(b"SQLite format 3\0") {
-        return foreign("it is not an SQLite database");
-    }
-    // Big-endian, https://sqlite.org/fileformat2.html#the_database_header
-    let field = |at: usize| i32::from_be_bytes([header[at], header[at + 1], header[at + 2], header[at + 3]]);
-    if field(68) != APPLICATION_ID {
-        return foreign("it is an SQLite database of another program");
-    }
-    schema::check_version(OPEN, path, field(60))?;
-    Ok(Found::Ours)
 }
 
 fn check_directory(path: &Path) -> Result<(), DbError> {
@@ -90,8 +85,8 @@ pub fn is_network(path: &Path) -> bool {
         0x7461_636f, // OCFS2
         0x0116_1970, // GFS2
     ];
-    // Its type differs between architectures; the low 32 bits are the number.
-    #[allow(clippy::unnecessary_cast)]
+    // The low 32 bits are the number.
+    #[allow(clippy::unnecessary_cast, reason = "the type differs between architectures")]
     statfs(parent(path)).is_ok_and(|found| NETWORK.contains(&(found.filesystem_type().0 as u32)))
 }
 #[cfg(not(target_os = "linux"))]
@@ -156,7 +151,7 @@ fn prepare(connection: &mut Connection, path: &Path, durability: Durability, exc
     Ok(())
 }
 
-/// Opens for reading, beside a writer or on a stopped cluster's file.
+/// Opens for reading, beside a writer (of this process too) or on a stopped cluster's file.
 pub fn open_for_reading(path: &Path) -> Result<Connection, DbError> {
     check_directory(path)?;
     if inspect(path)? == Found::Nothing {

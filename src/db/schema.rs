@@ -23,6 +23,10 @@ pub fn check_version(operation: &'static str, path: &Path, version: i32) -> Resu
     Err(DbError::new(DbErrorKind::NewerSchema, operation, path, cause))
 }
 
+pub fn application_id(connection: &Connection) -> rusqlite::Result<i32> {
+    connection.pragma_query_value(None, "application_id", |row| row.get(0))
+}
+
 pub fn version(connection: &Connection) -> rusqlite::Result<i32> {
     connection.pragma_query_value(None, "user_version", |row| row.get(0))
 }

@@ -171,10 +171,6 @@ fn holds(condition: &Condition, values: &mut Vec<Value>) -> Result<String, Strin
         ConditionValue::Text(text) => text.clone(),
         ConditionValue::Number(number) => number.to_string(),
     };
-    if *comparison == Comparison::Contains {
-        values.push(text.into());
-        return Ok(format!("instr(CAST({expression} AS TEXT), ?) > 0"));
-    }
     let number = match value {
         ConditionValue::Number(number) => Some(*number),
         ConditionValue::Text(text) => text.trim().parse().ok(),
@@ -187,7 +183,10 @@ fn holds(condition: &Condition, values: &mut Vec<Value>) -> Result<String, Strin
         Comparison::NotEqual => "<>",
         Comparison::GreaterEqual => ">=",
         Comparison::Greater => ">",
-        Comparison::Contains => unreachable!("answered above"),
+        Comparison::Contains => {
+            values.push(text.into());
+            return Ok(format!("instr(CAST({expression} AS TEXT), ?) > 0"));
+        }
     };
     if column.is_number() {
         let number = number.ok_or_else(|| format!("{column} is a number, {text:?} is none"))?;

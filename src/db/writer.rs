@@ -62,6 +62,17 @@ impl Writer {
             .unwrap();
     }
 
+    /// For tests: rows can have so many bytes.
+    #[cfg(test)]
+    #[expect(unsafe_code, reason = "rusqlite has no call for it without another feature")]
+    pub(super) fn limit_rows(&mut self, bytes: i32) {
+        use rusqlite::ffi;
+        let connection = lock(&self.connection);
+        // SAFETY: the handle is open as long as `connection` is borrowed, and no other thread has it.
+        unsafe { ffi::sqlite3_limit(connection.handle(), ffi::SQLITE_LIMIT_LENGTH, bytes) };
+        self.known.largest_outcome = bytes as usize * 9 / 10;
+    }
+
     /// A reader beside this writer, for another thread. On a network file system it shares the writer's connection.
     pub fn reader(&self) -> Result<Reader, DbError> {
         if self.exclusive {

@@ -10,7 +10,7 @@ use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::process::Stdio;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::sync::mpsc::Sender;
@@ -94,10 +94,16 @@ pub struct Running {
     pid: Arc<AtomicI32>,
     /// A signal that came before it was there.
     early: Arc<AtomicI32>,
+    signalled: Arc<AtomicBool>,
 }
 
 impl Running {
+    fn was_signalled(&self) -> bool {
+        self.signalled.load(Ordering::SeqCst)
+    }
+
     pub fn signal(&self, signal: i32) {
+        self.signalled.store(true, Ordering::SeqCst);
         match self.pid.load(Ordering::SeqCst) {
             0 => {
                 self.early.store(signal, Ordering::SeqCst);
@@ -132,12 +138,27 @@ async fn run_inner(to_run: &ToRun, forker: &Forker, running: &Running, events: &
         return CommandExit::NotStarted("CommandNotFound".into(), "the command is empty".into());
     };
     let mut command = tokio::process::Command::new(program);
-    command.args(arguments).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    command
+        .args(arguments)
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
     command.envs(&to_run.env).envs(&to_run.options.env);
-    let cwd = to_run.options.cwd.as_ref().or(to_run.cwd.as_ref()).map(|cwd| with_home(cwd));
+    // Where the map was submitted, if this host has that.
+    let submitted_in = to_run.options.directory.as_ref().filter(|directory| Path::new(directory).is_dir());
+    let cwd = to_run
+        .options
+        .cwd
+        .as_ref()
+        .or(submitted_in)
+        .or(to_run.cwd.as_ref())
+        .map(|cwd| with_home(cwd));
     if let Some(cwd) = &cwd {
         if !Path::new(cwd).is_dir() {
-            let evalue = format!("cannot run {program:?}: its working directory {cwd} is not a directory on {}", host());
+            let evalue = format!(
+                "cannot run {program:?}: its working directory {cwd} is not a directory on {}",
+                host()
+            );
             return CommandExit::NotStarted("DirectoryNotFound".into(), evalue);
         }
         command.current_dir(cwd);
@@ -165,7 +186,13 @@ async fn run_inner(to_run: &ToRun, forker: &Forker, running: &Running, events: &
         tokio::select! {
             count = read(&mut stdout, &mut out) => tell(events, [&out[..count], &[]]).await,
             count = read(&mut stderr, &mut err) => tell(events, [&[], &err[..count]]).await,
-            ended = child.wait(), if status.is_none() => status = Some(ended),
+            ended = child.wait(), if status.is_none() => {
+                status = Some(ended);
+                if running.was_signalled() {
+                    // What it started and left behind (a shell's background jobs do not hear SIGINT) goes with it.
+                    signal_group(pid, nix::libc::SIGKILL);
+                }
+            }
             () = quiet => break status,
         }
         if status.is_some() && stdout.is_none() && stderr.is_none() {

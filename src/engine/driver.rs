@@ -409,7 +409,9 @@ impl Driver {
             executable: String,
             apply: bool,
         }
-        let Ok(hello) = serde_json::from_slice::<Hello>(hello) else { return };
+        let Ok(hello) = serde_json::from_slice::<Hello>(hello) else {
+            return;
+        };
         self.facts.python = format!("{} ({})", hello.version, hello.executable);
         self.facts.capabilities.retain(|capability| capability != "apply");
         if hello.apply {

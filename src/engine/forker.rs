@@ -37,7 +37,7 @@ impl Forker {
     /// Starts a process in a session of its own, which the kernel kills when the engine dies; `kept` stay open in it.
     pub async fn spawn(&self, mut command: Command, kept: Vec<RawFd>) -> io::Result<Child> {
         let engine = getpid();
-        // Between fork and exec only system calls are made.
+        #[expect(unsafe_code, reason = "between fork and exec only system calls are made")]
         unsafe {
             command.pre_exec(move || {
                 setsid()?;

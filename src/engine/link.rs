@@ -24,7 +24,9 @@ pub struct Link {
 }
 
 pub fn unix_now() -> UnixTime {
-    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+    let since = std::time::SystemTime::now()
+        .duration_since(std::time::UNIX_EPOCH)
+        .unwrap_or_default();
     UnixTime((since.as_secs_f64() * 1e6).round() / 1e6)
 }
 
@@ -33,7 +35,11 @@ impl Link {
     pub async fn connect(settings: &EngineSettings, register: &Register) -> Result<(Link, Registered), EngineError> {
         let file = &settings.connection;
         let keys = file.pcluster.as_ref();
-        let bad = || EngineError::BadConnectionFile("the connection file is not an engine file of a pcluster controller (no pcluster.engine_port)".into());
+        let bad = || {
+            EngineError::BadConnectionFile(
+                "the connection file is not an engine file of a pcluster controller (no pcluster.engine_port)".into(),
+            )
+        };
         let port = keys.and_then(|keys| keys.engine_port).ok_or_else(bad)?;
         let mut addresses = keys.map(|keys| keys.addresses.clone()).unwrap_or_default();
         if addresses.is_empty() {
@@ -101,13 +107,18 @@ impl Link {
                 Ok(Err(e)) => return Ok(Err(e.to_string())),
                 Err(_) => {
                     link.socket.close().await;
-                    return Ok(Err(format!("it takes connections, but did not answer in {} s: another controller's keys?", ANSWER.as_secs())));
+                    return Ok(Err(format!(
+                        "it takes connections, but did not answer in {} s: another controller's keys?",
+                        ANSWER.as_secs()
+                    )));
                 }
             };
             if let Some((Channel::Native, message)) = link.open(frames)
                 && message.msg_type() == REGISTERED
             {
-                let registered: Registered = message.content().map_err(|e| EngineError::Refused(format!("its answer cannot be read: {e}")))?;
+                let registered: Registered = message
+                    .content()
+                    .map_err(|e| EngineError::Refused(format!("its answer cannot be read: {e}")))?;
                 if registered.status != "ok" {
                     return Err(EngineError::Refused(registered.evalue));
                 }

@@ -11,12 +11,26 @@ use serde_json::{Map, Value, json};
 
 /// `status` on iopub: `busy` or `idle`.
 pub fn status(link: &mut Link, request: &Request, state: &str) {
-    iopub(link, request, "status", "status", to_json(&json!({ "execution_state": state })), Vec::new());
+    iopub(
+        link,
+        request,
+        "status",
+        "status",
+        to_json(&json!({ "execution_state": state })),
+        Vec::new(),
+    );
 }
 
 pub fn stream(link: &mut Link, request: &Request, stderr: bool, text: &str) {
     let name = if stderr { "stderr" } else { "stdout" };
-    iopub(link, request, "stream", name, to_json(&json!({ "name": name, "text": text })), Vec::new());
+    iopub(
+        link,
+        request,
+        "stream",
+        name,
+        to_json(&json!({ "name": name, "text": text })),
+        Vec::new(),
+    );
 }
 
 /// What IPython publishes; `meta` is JSON `{type, topic}`.
@@ -51,7 +65,12 @@ pub fn reply(link: &mut Link, request: &Request, started: UnixTime, reply: Reque
             content,
             buffers,
         } => (status, ename, content, buffers),
-        RequestReply::Aborted => ("aborted".to_string(), String::new(), to_json(&json!({ "status": "aborted" })), Vec::new()),
+        RequestReply::Aborted => (
+            "aborted".to_string(),
+            String::new(),
+            to_json(&json!({ "status": "aborted" })),
+            Vec::new(),
+        ),
         RequestReply::Failed { ename, evalue } => {
             let mut info = engine_info.clone();
             info["method"] = request.method.word().into();

@@ -54,7 +54,10 @@ fn inputs_that_are_not_there_or_not_what_was_said() {
     refused(cluster, &["map", "good.py:f", "bad.jsonl", "--jsonl"], 2, &["bad.jsonl", "line 2"]);
     refused(cluster, &["map", "good.py:f", "--glob", "*.none"], 2, &["*.none"]);
     refused(cluster, &["map", "good.py:f"], 2, &["no inputs", "hint: "]);
-    for arguments in [&["map", "good.py:f", "--range", "9..x"][..], &["map", "good.py:f", "inputs.txt", "--timeout", "soon"]] {
+    for arguments in [
+        &["map", "good.py:f", "--range", "9..x"][..],
+        &["map", "good.py:f", "inputs.txt", "--timeout", "soon"],
+    ] {
         cluster.run(arguments).fails(2, &["error: "]);
     }
 }
@@ -64,16 +67,38 @@ fn nothing_bad_was_submitted() {
     let cluster = shared();
     cluster.file("good.py", "def f(x):\n    return x\n\nvalue = 3\n");
     cluster.file("half.jsonl", "[1]\nnot json\n");
-    let before = cluster.json(&["results"])["maps"].as_array().unwrap().iter().filter(|map| map["name"] == "half.jsonl").count();
-    refused(cluster, &["map", "--name", "half.jsonl", "good.py:f", "half.jsonl", "--jsonl"], 2, &["line 2"]);
-    let after = cluster.json(&["results"])["maps"].as_array().unwrap().iter().filter(|map| map["name"] == "half.jsonl").count();
+    let before = cluster.json(&["results"])["maps"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .filter(|map| map["name"] == "half.jsonl")
+        .count();
+    refused(
+        cluster,
+        &["map", "--name", "half.jsonl", "good.py:f", "half.jsonl", "--jsonl"],
+        2,
+        &["line 2"],
+    );
+    let after = cluster.json(&["results"])["maps"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .filter(|map| map["name"] == "half.jsonl")
+        .count();
     assert_eq!((before, after), (0, 0));
 }
 
 #[test]
 fn no_cluster_is_running() {
     let home = Home::new();
-    for arguments in [&["status"][..], &["engines"], &["stop"], &["map", "math:sqrt", "--range", "0..1"], &["results"], &["cancel", "1"]] {
+    for arguments in [
+        &["status"][..],
+        &["engines"],
+        &["stop"],
+        &["map", "math:sqrt", "--range", "0..1"],
+        &["results"],
+        &["cancel", "1"],
+    ] {
         let ended = home.run(arguments).fails(3, &["hint: "]);
         is_helpful(&ended.stderr);
         assert!(ended.stderr.contains("pcluster start"), "{}", ended.story());
@@ -98,9 +123,18 @@ fn names_that_cannot_be() {
 #[test]
 fn a_typo_in_the_configuration_has_its_place() {
     let home = Home::new();
-    home.file("ipython/profile_default/pcluster.yaml", "controller:\n  ip: 127.0.0.1\n  hearbeat_ms: 500\n");
-    let ended = home.run(&["start", "-n", "1"]).fails(2, &["pcluster.yaml", "hearbeat_ms", "heartbeat_ms"]);
-    assert!(ended.stderr.contains("line 3") || ended.stderr.contains(":3:3"), "{}", ended.story());
+    home.file(
+        "ipython/profile_default/pcluster.yaml",
+        "controller:\n  ip: 127.0.0.1\n  hearbeat_ms: 500\n",
+    );
+    let ended = home
+        .run(&["start", "-n", "1"])
+        .fails(2, &["pcluster.yaml", "hearbeat_ms", "heartbeat_ms"]);
+    assert!(
+        ended.stderr.contains("line 3") || ended.stderr.contains(":3:3"),
+        "{}",
+        ended.story()
+    );
     is_helpful(&ended.stderr);
     home.file("ipython/profile_default/pcluster.yaml", "controller:\n  hwm: three\n");
     let ended = home.run(&["start", "-n", "1"]).fails(2, &["hwm"]);
@@ -110,19 +144,29 @@ fn a_typo_in_the_configuration_has_its_place() {
 #[test]
 fn a_python_that_is_missing_or_too_old() {
     let home = Home::new();
-    let ended = home.run(&["start", "-n", "1", "--python", "/nowhere/python3"]).fails(5, &["/nowhere/python3", "hint: "]);
+    let ended = home
+        .run(&["start", "-n", "1", "--python", "/nowhere/python3"])
+        .fails(5, &["/nowhere/python3", "hint: "]);
     is_helpful(&ended.stderr);
     // Says of itself that it is Python 3.6, whatever it is asked.
     let old = home.file("old-python", "#!/bin/sh\necho 3.6.8\necho '3 6'\nexit 0\n");
     std::fs::set_permissions(&old, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
-    let ended = home.run(&["start", "-n", "1", "--python", old.to_str().unwrap()]).fails(5, &["old-python"]);
+    let ended = home
+        .run(&["start", "-n", "1", "--python", old.to_str().unwrap()])
+        .fails(5, &["old-python"]);
     is_helpful(&ended.stderr);
 }
 
 #[test]
 fn maps_and_tasks_that_do_not_exist() {
     let cluster = shared();
-    for arguments in [&["results", "999999"][..], &["results", "999999.3"], &["resubmit", "999999"], &["cancel", "999999"], &["wait", "999999"]] {
+    for arguments in [
+        &["results", "999999"][..],
+        &["results", "999999.3"],
+        &["resubmit", "999999"],
+        &["cancel", "999999"],
+        &["wait", "999999"],
+    ] {
         let ended = cluster.run(arguments).fails(3, &["999999"]);
         is_helpful(&ended.stderr);
     }

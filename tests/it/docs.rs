@@ -30,9 +30,14 @@ fn every_message_type_is_in_the_protocol_page() {
     let mut types = 0;
     for file in ["client.rs", "engine.rs", "hub.rs"] {
         for line in read(Path::new("src/wire/content").join(file)).lines() {
-            let Some(name) = line.strip_prefix("pub const ").and_then(|rest| rest.split_once(": &str = \"")) else { continue };
+            let Some(name) = line.strip_prefix("pub const ").and_then(|rest| rest.split_once(": &str = \"")) else {
+                continue;
+            };
             let word = name.1.trim_end_matches("\";");
-            assert!(page.contains(&format!("`{word}`")), "docs/protocol.md does not name `{word}` of {file}");
+            assert!(
+                page.contains(&format!("`{word}`")),
+                "docs/protocol.md does not name `{word}` of {file}"
+            );
             types += 1;
         }
     }

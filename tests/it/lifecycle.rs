@@ -16,11 +16,15 @@ fn start_look_around_and_stop() {
     let security = cluster.profile().join("security");
     assert_eq!(security.metadata().unwrap().permissions().mode() & 0o777, 0o700);
     for file in ["ipcontroller-client.json", "ipcontroller-engine.json"] {
-        assert_eq!(security.join(file).metadata().unwrap().permissions().mode() & 0o777, 0o600, "{file}");
+        assert_eq!(
+            security.join(file).metadata().unwrap().permissions().mode() & 0o777,
+            0o600,
+            "{file}"
+        );
     }
 
     // A second start leaves the first as it is.
-    cluster.start_again(2, &[]).fails(2, &["running", "hint: "]);
+    cluster.start_again(2, &[]).fails(4, &["running", "hint: "]);
     assert_eq!(cluster.controller_pid(), *pids.last().unwrap());
 
     assert_eq!(cluster.ok(&["map", "math:sqrt", "--range", "4..5"]), "2.0\n");
@@ -32,7 +36,7 @@ fn start_look_around_and_stop() {
     assert!(!security.join("ipcontroller-client.json").exists());
     // The records stay, and say the same.
     assert_eq!(cluster.json(&["results", "1"]), before);
-    cluster.run(&["stop"]).fails(3, &["no cluster is running"]);
+    cluster.run(&["stop"]).fails(3, &["running", "pcluster start"]);
 
     // And the numbers go on.
     cluster.start_again(1, &[]).ok();
@@ -46,7 +50,12 @@ fn an_engine_that_is_killed_loses_no_task() {
     let cluster = Cluster::start(2);
     cluster.file("sleepy.py", SLEEPY);
     let running = cluster.spawn(&["map", "sleepy.py:sleepy", "--range", "0..12"]);
-    wait_until("a task to be done", || cluster.json(&["results", "1", "--state", "ok"])["tasks"].as_array().filter(|t| !t.is_empty()).map(|_| ()));
+    wait_until("a task to be done", || {
+        cluster.json(&["results", "1", "--state", "ok"])["tasks"]
+            .as_array()
+            .filter(|t| !t.is_empty())
+            .map(|_| ())
+    });
     signal(cluster.engine_pids()[0], SIGKILL);
     let expected: String = (0..12).map(|n| format!("{n}\n")).collect();
     assert_eq!(running.end().ok(), expected);
@@ -104,7 +113,10 @@ fn clusters_of_one_profile_have_ids() {
 #[test]
 fn a_cluster_for_one_map() {
     let home = Home::new();
-    assert_eq!(home.ok(&["map", "-n", "2", "math:sqrt", "--range", "0..3"]), "0.0\n1.0\n1.4142135623730951\n");
-    home.run(&["status"]).fails(3, &["no cluster is running"]);
+    assert_eq!(
+        home.ok(&["map", "-n", "2", "math:sqrt", "--range", "0..3"]),
+        "0.0\n1.0\n1.4142135623730951\n"
+    );
+    home.run(&["status"]).fails(3, &["running", "pcluster start"]);
     assert!(home.ok(&["results", "1"]).contains("ok"));
 }

@@ -2,8 +2,12 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test that cannot go on fails")]
 mod bad_input;
 mod docs;
+mod engines_work;
 mod house;
 mod launch;
 mod lifecycle;
 mod map;
+mod printed;
+mod results;
+mod small_commands;
 mod support;

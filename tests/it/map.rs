@@ -76,14 +76,19 @@ fn cluster() -> &'static Cluster {
 }
 
 fn lines(text: &str) -> Vec<Value> {
-    text.lines().map(|line| serde_json::from_str(line).unwrap_or_else(|e| panic!("{line:?}: {e}"))).collect()
+    text.lines()
+        .map(|line| serde_json::from_str(line).unwrap_or_else(|e| panic!("{line:?}: {e}")))
+        .collect()
 }
 
 /// The number of the map that was submitted under this name.
 pub fn number_of(cluster: &Cluster, name: &str) -> u64 {
     let maps = cluster.json(&["results"]);
     let maps = maps["maps"].as_array().unwrap();
-    let map = maps.iter().find(|map| map["name"] == name).unwrap_or_else(|| panic!("there is no map {name} in {maps:#?}"));
+    let map = maps
+        .iter()
+        .find(|map| map["name"] == name)
+        .unwrap_or_else(|| panic!("there is no map {name} in {maps:#?}"));
     map["map"].as_u64().unwrap()
 }
 
@@ -110,7 +115,15 @@ fn json_lines_are_arguments() {
     let cluster = cluster();
     cluster.file("args.jsonl", "[1, \"two\"]\n{\"a\": null}\n\"three\"\n4.5\n");
     let values = lines(&cluster.ok(&["map", "work.py:describe", "args.jsonl", "--jsonl"]));
-    assert_eq!(values, [json!([[1, "two"], {}]), json!([[], {"a": null}]), json!([["three"], {}]), json!([[4.5], {}])]);
+    assert_eq!(
+        values,
+        [
+            json!([[1, "two"], {}]),
+            json!([[], {"a": null}]),
+            json!([["three"], {}]),
+            json!([[4.5], {}])
+        ]
+    );
 }
 
 #[test]
@@ -149,7 +162,10 @@ fn a_module_is_imported_on_the_engines() {
 fn a_command_runs_for_each_input() {
     let cluster = cluster();
     cluster.file("words.txt", "one\ntwo words\n$HOME\n");
-    assert_eq!(cluster.ok(&["map", "words.txt", "--", "echo", "<{}>"]), "<one>\n<two words>\n<$HOME>\n");
+    assert_eq!(
+        cluster.ok(&["map", "words.txt", "--", "echo", "<{}>"]),
+        "<one>\n<two words>\n<$HOME>\n"
+    );
     // Without braces the input comes last.
     assert_eq!(cluster.ok(&["map", "--range", "1..3", "--", "echo", "n"]), "n 1\nn 2\n");
 }
@@ -164,8 +180,21 @@ fn columns_of_csv_stand_for_numbered_braces() {
 #[test]
 fn a_failing_command_keeps_its_exit_code_and_output() {
     let cluster = cluster();
-    let ended = cluster.run(&["map", "--name", "exits", "--range", "0..3", "--", "sh", "-c", "echo said {}; echo cried {} >&2; exit {}"]);
-    assert_eq!(ended.fails(1, &["2 of 3", "pcluster results", "pcluster resubmit"]).stdout, "said 0\nsaid 1\nsaid 2\n");
+    let ended = cluster.run(&[
+        "map",
+        "--name",
+        "exits",
+        "--range",
+        "0..3",
+        "--",
+        "sh",
+        "-c",
+        "echo said {}; echo cried {} >&2; exit {}",
+    ]);
+    assert_eq!(
+        ended.fails(1, &["2 of 3", "pcluster results", "pcluster resubmit"]).stdout,
+        "said 0\nsaid 1\nsaid 2\n"
+    );
     let tasks = tasks_of(cluster, "exits");
     let codes: Vec<_> = tasks.iter().map(|task| task["exit_code"].as_i64().unwrap()).collect();
     assert_eq!(codes, [0, 1, 2]);
@@ -180,7 +209,11 @@ fn one_failing_input_does_not_stop_the_others() {
     let ended = ended.fails(1, &["2 of 6", "--failed", "pcluster resubmit"]);
     let values = lines(&ended.stdout);
     assert_eq!(values.len(), 6);
-    assert!(values[0]["__error__"].to_string().contains("no multiples of three: 0"), "{}", values[0]);
+    assert!(
+        values[0]["__error__"].to_string().contains("no multiples of three: 0"),
+        "{}",
+        values[0]
+    );
     assert_eq!(values[1], 1);
     let failed = &tasks_of(cluster, "picky")[3];
     assert_eq!(failed["error"]["ename"], "ValueError");
@@ -190,8 +223,14 @@ fn one_failing_input_does_not_stop_the_others() {
 
 #[test]
 fn reduce_folds_the_values() {
-    assert_eq!(cluster().ok(&["map", "work.py:double", "--range", "1..11", "--reduce", "work.py:add"]), "110\n");
-    assert_eq!(cluster().ok(&["map", "work.py:double", "--range", "1..11", "--reduce", "operator:add"]), "110\n");
+    assert_eq!(
+        cluster().ok(&["map", "work.py:double", "--range", "1..11", "--reduce", "work.py:add"]),
+        "110\n"
+    );
+    assert_eq!(
+        cluster().ok(&["map", "work.py:double", "--range", "1..11", "--reduce", "operator:add"]),
+        "110\n"
+    );
 }
 
 #[test]
@@ -215,7 +254,10 @@ fn what_json_cannot_hold_is_kept_and_said_so() {
 #[test]
 fn what_tasks_print_is_kept() {
     let cluster = cluster();
-    assert_eq!(cluster.ok(&["map", "--name", "speak", "work.py:speak", "--range", "0..2"]), "0\n1\n");
+    assert_eq!(
+        cluster.ok(&["map", "--name", "speak", "work.py:speak", "--range", "0..2"]),
+        "0\n1\n"
+    );
     let tasks = tasks_of(cluster, "speak");
     assert_eq!((&tasks[1]["stdout"], &tasks[1]["stderr"]), (&json!("out 1\n"), &json!("err 1\n")));
 }
@@ -223,9 +265,15 @@ fn what_tasks_print_is_kept() {
 #[test]
 fn output_goes_to_a_file_or_nowhere() {
     let cluster = cluster();
-    assert_eq!(cluster.ok(&["map", "work.py:double", "--range", "0..3", "--output", "out.jsonl"]), "");
+    assert_eq!(
+        cluster.ok(&["map", "work.py:double", "--range", "0..3", "--output", "out.jsonl"]),
+        ""
+    );
     assert_eq!(std::fs::read_to_string(cluster.path().join("out.jsonl")).unwrap(), "0\n2\n4\n");
-    assert_eq!(cluster.ok(&["map", "--name", "quiet", "work.py:double", "--range", "0..3", "--no-output"]), "");
+    assert_eq!(
+        cluster.ok(&["map", "--name", "quiet", "work.py:double", "--range", "0..3", "--no-output"]),
+        ""
+    );
     assert_eq!(tasks_of(cluster, "quiet")[2]["value"], 4);
 }
 
@@ -237,7 +285,10 @@ fn values_as_csv() {
 
 #[test]
 fn an_input_of_null_and_a_value_of_null_are_values() {
-    assert_eq!(cluster().run_reading("null\n", &["map", "work.py:nothing", "-", "--jsonl"]).ok(), "null\n");
+    assert_eq!(
+        cluster().run_reading("null\n", &["map", "work.py:nothing", "-", "--jsonl"]).ok(),
+        "null\n"
+    );
 }
 
 #[test]
@@ -245,13 +296,18 @@ fn cwd_and_environment_reach_the_task() {
     let values = lines(&cluster().ok(&["map", "work.py:where", "--range", "0..1", "--cwd", "/usr", "--env", "FLAVOUR=mint"]));
     assert_eq!(values, [json!(["/usr", "mint"])]);
     // ... and leave the worker as it was.
-    assert_eq!(lines(&cluster().ok(&["map", "work.py:where", "--range", "0..1"]))[0][1], Value::Null);
+    assert_eq!(
+        lines(&cluster().ok(&["map", "work.py:where", "--range", "0..1"]))[0][1],
+        Value::Null
+    );
 }
 
 #[test]
 fn a_timeout_ends_a_task() {
     let cluster = cluster();
-    cluster.run(&["map", "--name", "late", "work.py:forever", "--range", "0..1", "--timeout", "0.3s"]).fails(1, &["1 of 1"]);
+    cluster
+        .run(&["map", "--name", "late", "work.py:forever", "--range", "0..1", "--timeout", "0.3s"])
+        .fails(1, &["1 of 1"]);
     assert_eq!(tasks_of(cluster, "late")[0]["state"], "timeout");
     // A command that does not listen to the first signals, either.
     let command = ["map", "--name", "stubborn", "--range", "0..1", "--timeout", "0.3s", "--"];
@@ -265,7 +321,12 @@ fn retries_give_a_task_more_chances() {
     let cluster = cluster();
     let marks = cluster.path().join("marks");
     let mark = marks.to_str().unwrap();
-    assert_eq!(cluster.run_reading(mark, &["map", "--name", "again", "work.py:fails_at_first", "-", "--retries", "2"]).ok(), "3\n");
+    assert_eq!(
+        cluster
+            .run_reading(mark, &["map", "--name", "again", "work.py:fails_at_first", "-", "--retries", "2"])
+            .ok(),
+        "3\n"
+    );
     assert_eq!(tasks_of(cluster, "again")[0]["attempts"], 3);
 }
 
@@ -321,7 +382,9 @@ fn ctrl_c_detaches_and_says_how_to_come_back() {
     let number = super::support::wait_until("the map to run", || {
         let maps = cluster.json(&["results", "--running"]);
         let tasks = maps["tasks"].as_array()?;
-        tasks.iter().find(|task| task["input"] == json!([0]) && task["state"] == "running")?;
+        tasks
+            .iter()
+            .find(|task| task["input"] == json!([0]) && task["state"] == "running")?;
         Some(number_of(cluster, "interrupted").to_string())
     });
     super::support::signal(running.pid(), nix::sys::signal::Signal::SIGINT);

@@ -63,14 +63,17 @@ pub fn run(args: Args, context: &Context) -> Result<Exit, CommandError> {
         let lines = last_lines(log, args.lines).map_err(|e| unreadable(&log.path, &e))?;
         show(log, &lines, several)?;
     }
-    while args.follow {
+    if !args.follow {
+        return Ok(Exit::Fine);
+    }
+    // Until Ctrl-C, or whoever reads this has gone.
+    loop {
         std::thread::sleep(LOOK_EVERY);
         for log in &mut logs {
             let more = read_on(log).map_err(|e| unreadable(&log.path, &e))?;
             show(log, &more, several)?;
         }
     }
-    Ok(Exit::Fine)
 }
 
 fn unreadable(path: &Path, error: &std::io::Error) -> CommandError {

@@ -1,29 +1,33 @@
 //! `pcluster map`: a function or a command over many inputs, results in their order.
 //!
-//! Parts: [`options`] (of everything that makes a map), [`follow`] (staying with it), [`report`] (what failed),
-//! [`reduce`] (folding the values), [`interrupts`] (Ctrl-C).
+//! Parts: [`options`] (of everything that makes a map), [`own_cluster`] (`-n`), [`follow`] (staying with a map),
+//! [`results`] (on their way out), [`report`] (what failed), [`reduce`] (folding the values), [`interrupts`] (Ctrl-C).
 pub mod follow;
 pub mod interrupts;
 pub mod options;
+pub mod own_cluster;
 pub mod reduce;
 pub mod report;
+pub mod results;
 
 use crate::cli::inputs::{InputArgs, Inputs, Shape, Texts, function};
 use crate::cli::progress::Progress;
-use crate::cli::values::sink::Sink;
-use crate::cli::values::{Format, Style};
+use crate::cli::values::value_line;
 use crate::cli::{CommandError, Context, Exit, output};
 use crate::client::submit::Input;
-use crate::client::{Client, Feeding};
-use crate::model::definition::{MapDefinition, Work};
+use crate::client::{Client, ClientError, Feeding};
+use crate::model::MapId;
+use crate::model::definition::{MapDefinition, MapOptions, Work};
 use crate::model::targets::Targets;
-use crate::wire::content::client::Selection;
+use crate::wire::content::client::{MapReply, Selection};
 use bytes::Bytes;
 use follow::{Ended, Feed, Job};
 use interrupts::Interrupts;
 use options::TaskOptions;
+use reduce::{Reduced, Reduction};
 use report::Report;
-use std::path::PathBuf;
+use results::{ResultOptions, Results};
+use std::time::Instant;
 
 /// Run a Python function or a command on every input
 ///
@@ -33,7 +37,7 @@ use std::path::PathBuf;
 ///
 /// Results come out on stdout in input order: a function's values as JSON lines, a command's output as it is.
 /// A task that failed has a line {"__error__": …} in its place, a value that JSON cannot hold {"__pickled__": …, "repr": …}.
-/// Exit code 1: some tasks failed.
+/// With --json each line is all that is known of a task. Exit code 1: some tasks failed.
 #[derive(Debug, clap::Args)]
 #[command(
     override_usage = "pcluster map [OPTIONS] FN INPUTS\n       pcluster map [OPTIONS] INPUTS -- COMMAND [{}]...",
@@ -57,50 +61,30 @@ pub struct Args {
     tasks: TaskOptions,
     #[command(flatten)]
     results: ResultOptions,
+    /// Without a running cluster: start one of N engines for this map, and stop it after
+    #[arg(short, value_name = "N", conflicts_with = "detach", help_heading = "Engines")]
+    n: Option<u32>,
     /// As many inputs as engines: input i for the i-th of these and no other (all, or 0,3,5-8)
-    #[arg(long, value_name = "ENGINES")]
+    #[arg(long, value_name = "ENGINES", help_heading = "Engines")]
     targets: Option<Targets>,
     /// Print the map's number and return at once (when all inputs are sent)
-    #[arg(long)]
+    #[arg(long, help_heading = "Engines")]
     detach: bool,
-}
-
-/// What becomes of results.
-#[derive(Debug, clap::Args)]
-#[command(next_help_heading = "Results")]
-pub struct ResultOptions {
-    /// How results are written
-    #[arg(long, value_enum)]
-    format: Option<Format>,
-    /// Write results to a file, which appears when it is complete
-    #[arg(long, short, value_name = "FILE")]
-    output: Option<PathBuf>,
-    /// Write no results (they are kept: pcluster results)
-    #[arg(long, conflicts_with_all = ["output", "format"])]
-    no_output: bool,
-    /// Fold the values, in input order, with a function of two values that is associative; print the one that is left
-    #[arg(long, value_name = "FN", conflicts_with_all = ["format", "detach"])]
-    reduce: Option<String>,
-    /// With --reduce: leave out the tasks that failed
-    #[arg(long, requires = "reduce")]
-    skip_failed: bool,
 }
 
 pub fn run(args: Args, context: &Context) -> Result<Exit, CommandError> {
     let plan = Plan::of(&args)?;
-    let sink = Sink::open(args.results.output.as_deref(), args.results.no_output)?;
-    let style = Style::of(
-        args.results.format,
-        plan.is_command(),
-        context.json && args.results.reduce.is_none(),
-    );
-    if matches!(style, Style::Pickle { .. }) && sink.is_stdout() && context.terminal.stdout {
-        return Err(
-            CommandError::usage("--format pickle writes bytes, and stdout is a terminal").hint("name a file: --output results.pickle")
-        );
-    }
-    let client = context.client()?;
-    submit_and_follow(&args, plan, sink, style, client, context, true)
+    let results = Results::open(&args.results, plan.is_command(), context.json, context.terminal.stdout)?;
+    own_cluster::with_cluster(args.n, context, |context, stays| {
+        let client = context.client()?;
+        let run = Run {
+            args: &args,
+            context,
+            client,
+            cluster_stays: stays,
+        };
+        context.block_on(run.go(plan, results))?
+    })
 }
 
 /// What is to be done, checked as far as that can be done here.
@@ -156,82 +140,65 @@ impl Plan {
     }
 }
 
-fn submit_and_follow(
-    args: &Args,
-    plan: Plan,
-    sink: Sink,
-    style: Style,
+/// One map from its first input to its last result.
+struct Run<'a> {
+    args: &'a Args,
+    context: &'a Context,
     client: Client,
-    context: &Context,
-    detachable: bool,
-) -> Result<Exit, CommandError> {
-    let Plan {
-        definition,
-        inputs,
-        reduce,
-    } = plan;
-    if inputs.is_typed() {
-        context.say("note: reading inputs from the terminal, one a line; Ctrl-D ends them");
-    }
-    let mut texts = inputs.texts()?;
-    // Nothing is submitted for a stream that gives nothing. Until then Ctrl-C simply ends this process.
-    let first = match texts.next() {
-        Some(first) => first?,
-        None => return Err(inputs.none()),
-    };
-    let texts: Texts = Box::new(std::iter::once(Ok(first)).chain(texts));
-    let texts = texts.map(|text| -> Input { text.map(Bytes::from).map_err(|e| e.to_string()) });
-    let name = definition.options.name.clone().unwrap_or_else(|| definition.work.default_name());
-    let options = definition.options.clone();
-    let count = inputs.count;
+    /// Else it was started for this map: then the map cannot go on alone.
+    cluster_stays: bool,
+}
 
-    context.block_on(async {
+impl Run<'_> {
+    async fn go(self, plan: Plan, mut results: Results) -> Result<Exit, CommandError> {
+        let Plan {
+            definition,
+            inputs,
+            reduce,
+        } = plan;
+        let context = self.context;
         let mut interrupts = Interrupts::listen()?;
-        let begun = client.begin(definition).await?;
-        let map = begun.map;
-        if args.targets.is_some() && count.is_some_and(|n| n != begun.engines.len() as u64) {
-            client.feed(map, Vec::new(), Feeding::default()).await?;
-            client
-                .cancel(Selection {
-                    maps: vec![map],
-                    ..Selection::default()
-                })
-                .await?;
-            return Err(CommandError::usage(format!(
-                "--targets means {} engines, and there are {} inputs: there must be one for each",
-                begun.engines.len(),
-                count.unwrap_or_default()
-            )));
+        if inputs.is_typed() {
+            context.say("note: reading inputs from the terminal, one a line; Ctrl-D ends them");
         }
+        // Nothing is submitted for a stream that gives nothing.
+        let texts = tokio::select! {
+            texts = first_awaited(inputs.texts()?) => texts?.ok_or_else(|| inputs.none())?,
+            () = interrupts.next() => return Err(CommandError::new(crate::cli::ErrorKind::Interrupted, "interrupted before anything was submitted")),
+        };
+        let texts = texts.map(|text| -> Input { text.map(Bytes::from).map_err(|e| e.to_string()) });
+        let name = definition.options.name.clone().unwrap_or_else(|| definition.work.default_name());
+        let options = definition.options.clone();
+
+        let begun = self.client.begin(definition).await?;
+        let map = begun.map;
+        self.check_targets(&begun, inputs.count).await?;
         context.say_more(format!("map {map}: {name}"));
         let feeding = Feeding::default();
-        let (feeder, state) = (client.clone(), feeding.clone());
+        let (feeder, state) = (self.client.clone(), feeding.clone());
         let feed = Feed {
             task: tokio::spawn(async move { feeder.feed(map, texts, state).await }),
             feeding,
             is_stream: inputs.is_stream(),
         };
-        if args.detach {
-            return detach(feed, interrupts, map, &client, context).await;
+        if self.args.detach {
+            return self.detach(feed, interrupts, map).await;
         }
+
         let mut progress = Progress::new(&name, context.terminal.stderr && !context.quiet);
-        let began = std::time::Instant::now();
+        let began = Instant::now();
         let job = Job {
             context,
-            client: client.clone(),
+            client: self.client.clone(),
             map,
             name,
-            total: count,
+            total: inputs.count,
             feed: Some(feed),
-            detachable,
+            detachable: self.cluster_stays,
         };
         let mut report = Report::new(map);
-        let mut results = Results {
-            sink,
-            style,
-            terminal: context.terminal.stdout,
-            fold: reduce.is_some().then(reduce::Values::default),
-        };
+        report.values_shown = reduce.is_none() && !results.sink.is_nowhere();
+        report.cluster_stays = self.cluster_stays;
         results.begin()?;
         let (ended, counts) = job
             .follow(&mut interrupts, &mut progress, &mut |progress, rows| {
@@ -241,109 +208,109 @@ fn submit_and_follow(
             .await?;
         progress.clear();
         if ended != Ended::Complete {
-            if !results.sink.is_stdout() && !results.sink.is_nowhere() && ended == Ended::Detached {
+            if results.is_file() && ended == Ended::Detached {
                 context.say("note: the output file was not written; `pcluster results` has the results when the map is done");
             }
             return Ok(Exit::Interrupted);
         }
         report.say(context, &counts, began.elapsed());
-        let exit = if counts.failed() > 0 { Exit::SomeFailed } else { Exit::Fine };
-        let Some(function) = reduce else {
-            results.end()?;
-            return Ok(exit);
-        };
-        if counts.failed() > 0 && !args.results.skip_failed {
+        if counts.failed() > 0 && reduce.is_some() && !self.args.results.skip_failed {
+            let hint = "reduce the values that there are with --skip-failed, or correct the cause and run the map again";
             return Err(
-                CommandError::failed(format!("map {map} is not reduced, because {} of its tasks failed", counts.failed()))
-                    .hint(format!("run them again: pcluster resubmit{} {map} --failed", context.options()))
-                    .hint("or reduce the values that there are: --reduce FN --skip-failed"),
+                CommandError::failed(format!("map {map} is not reduced, because {} of its tasks failed", counts.failed())).hint(hint),
             );
         }
+        let exit = if counts.failed() > 0 { Exit::SomeFailed } else { Exit::Fine };
+        match reduce {
+            None => results.end().map(|()| exit),
+            Some(function) => self.reduce(function, map, options, results, &mut interrupts, exit).await,
+        }
+    }
+
+    async fn reduce(
+        &self,
+        function: Work,
+        of: MapId,
+        options: MapOptions,
+        mut results: Results,
+        interrupts: &mut Interrupts,
+        exit: Exit,
+    ) -> Result<Exit, CommandError> {
         let values = results.fold.take().unwrap_or_default();
-        let reduction = reduce::Reduction {
-            context,
-            client: &client,
+        let reduction = Reduction {
+            context: self.context,
+            client: &self.client,
             function,
-            of: map,
+            of,
             options,
         };
-        match reduction.run(values, &mut interrupts).await? {
-            reduce::Reduced::Value(row) => {
-                let line = crate::cli::values::value_line(&row).into_owned();
-                results.sink.write(|out| writeln!(out, "{line}"))?;
+        match reduction.run(values, interrupts).await? {
+            Reduced::Value(row) => {
+                results.sink.write(|out| writeln!(out, "{}", value_line(&row)))?;
                 results.sink.finish()?;
                 Ok(exit)
             }
-            reduce::Reduced::Interrupted => Ok(Exit::Interrupted),
-        }
-    })?
-}
-
-/// Results on their way out.
-struct Results {
-    sink: Sink,
-    style: Style,
-    /// stdout is a terminal: the bar must make way.
-    terminal: bool,
-    /// Values are kept for a reduction instead.
-    fold: Option<reduce::Values>,
-}
-
-impl Results {
-    fn begin(&mut self) -> Result<(), CommandError> {
-        match self.fold {
-            Some(_) => Ok(()),
-            None => self.sink.write(|out| self.style.begin(out)),
+            Reduced::Interrupted => Ok(Exit::Interrupted),
         }
     }
 
-    fn take(&mut self, progress: &Progress, rows: Vec<crate::model::task::TaskRow>) -> Result<(), CommandError> {
-        if let Some(values) = &mut self.fold {
-            rows.into_iter().for_each(|row| values.add(row));
-            return Ok(());
-        }
-        if rows.is_empty() || self.sink.is_nowhere() {
-            return Ok(());
-        }
-        let aside = self.style == Style::Output || (self.terminal && self.sink.is_stdout());
-        let mut write = || {
-            self.sink.write(|out| {
-                let mut errors = std::io::stderr();
-                rows.iter().try_for_each(|row| self.style.write(row, out, &mut errors))
-            })
+    /// With `--targets` there is one input for each engine.
+    async fn check_targets(&self, begun: &MapReply, count: Option<u64>) -> Result<(), CommandError> {
+        let (engines, count) = match (&self.args.targets, count) {
+            (Some(_), Some(count)) if count != begun.engines.len() as u64 => (begun.engines.len(), count),
+            _ => return Ok(()),
         };
-        if aside { progress.aside(write) } else { write() }
+        self.client.feed(begun.map, Vec::new(), Feeding::default()).await?;
+        self.cancel(begun.map).await?;
+        Err(CommandError::usage(format!(
+            "--targets means {engines} engines, and there are {count} inputs: there must be one for each"
+        )))
     }
 
-    fn end(mut self) -> Result<(), CommandError> {
-        self.sink.write(|out| self.style.end(out))?;
-        self.sink.finish()
+    async fn cancel(&self, map: MapId) -> Result<(), ClientError> {
+        let maps = vec![map];
+        self.client
+            .cancel(Selection {
+                maps,
+                ..Selection::default()
+            })
+            .await
+            .map(drop)
+    }
+
+    /// `--detach`: the inputs are sent to their end, the map's number is printed.
+    async fn detach(&self, mut feed: Feed, mut interrupts: Interrupts, map: MapId) -> Result<Exit, CommandError> {
+        let fed = tokio::select! {
+            fed = &mut feed.task => fed,
+            () = interrupts.next() => {
+                feed.feeding.stop();
+                feed.task.await.map_err(|e| CommandError::internal(format!("the sending of inputs ended: {e}")))??;
+                self.cancel(map).await?;
+                self.context.say(format!("\nmap {map} is cancelled: not all of its inputs were sent"));
+                return Ok(Exit::Interrupted);
+            }
+        };
+        let count = fed.map_err(|e| CommandError::internal(format!("the sending of inputs ended: {e}")))??;
+        match self.context.json {
+            true => output::json::print(&serde_json::json!({"map": map, "tasks": count}))?,
+            false => output::print(&format!("{map}\n"))?,
+        }
+        self.context.say(follow::come_back(map, &self.context.options()));
+        Ok(Exit::Fine)
     }
 }
 
-/// `--detach`: the inputs are sent to their end, the map's number is printed.
-async fn detach(
-    mut feed: Feed,
-    mut interrupts: Interrupts,
-    map: crate::model::MapId,
-    client: &Client,
-    context: &Context,
-) -> Result<Exit, CommandError> {
-    let fed = tokio::select! {
-        fed = &mut feed.task => fed,
-        () = interrupts.next() => {
-            feed.feeding.stop();
-            feed.task.await.map_err(|e| CommandError::internal(format!("the sending of inputs ended: {e}")))??;
-            client.cancel(Selection { maps: vec![map], ..Selection::default() }).await?;
-            context.say(format!("\nmap {map} is cancelled: not all of its inputs were sent"));
-            return Ok(Exit::Interrupted);
-        }
-    };
-    let count = fed.map_err(|e| CommandError::internal(format!("the sending of inputs ended: {e}")))??;
-    match context.json {
-        true => output::json::print(&serde_json::json!({"map": map, "tasks": count}))?,
-        false => output::print(&format!("{map}\n"))?,
+/// Waits for the first input, which is then still the first; None where there is none. A read cannot be called off, so
+/// it happens on a thread that the end of this process need not wait for.
+async fn first_awaited(mut texts: Texts) -> Result<Option<Texts>, CommandError> {
+    let (sender, first) = tokio::sync::oneshot::channel();
+    std::thread::spawn(move || {
+        let first = texts.next();
+        let _ = sender.send(first.map(|first| (first, texts)));
+    });
+    let gone = |_| CommandError::internal("the thread that reads inputs is gone");
+    match first.await.map_err(gone)? {
+        None => Ok(None),
+        Some((first, rest)) => Ok(Some(Box::new(std::iter::once(Ok(first?)).chain(rest)))),
     }
-    context.say(follow::come_back(map, &context.options()));
-    Ok(Exit::Fine)
 }

@@ -1,7 +1,6 @@
 //! `pcluster restart`
 use super::{start, stop};
-use crate::cli::{CommandError, Context, Exit};
-use crate::cluster::ClusterError;
+use crate::cli::{CommandError, Context, ErrorKind, Exit};
 
 /// Stop a cluster, if it runs, and start it again
 ///
@@ -16,8 +15,8 @@ pub struct Args {
 pub fn run(args: Args, context: &Context) -> Result<Exit, CommandError> {
     match stop::stop(&context.profile_dir()?, &context.cluster_id, context) {
         Ok(_) => context.say(format!("{}: stopped", context.cluster_in_words())),
-        Err(ClusterError::NotRunning { .. }) => {}
-        Err(error) => return Err(error.into()),
+        Err(error) if error.kind == ErrorKind::NotFound => {}
+        Err(error) => return Err(error),
     }
     start::run(args.start, context)
 }

@@ -25,8 +25,6 @@ const IN_FULL: usize = 20;
 pub struct Args {
     /// Maps (`1`), tasks (`1.3`) or ranges of them (`1-3`, `1.3-9`)
     ids: Vec<Ids>,
-    #[command(flatten)]
-    filter: Filter,
     /// Sort by this column, with - in front downwards
     #[arg(long, value_name = "[-]COLUMN", allow_hyphen_values = true, value_parser = parse_sort)]
     sort: Option<(Column, bool)>,
@@ -45,6 +43,8 @@ pub struct Args {
     /// Write to a file instead of stdout
     #[arg(short, long, value_name = "FILE")]
     output: Option<PathBuf>,
+    #[command(flatten)]
+    filter: Filter,
 }
 
 /// Which tasks.
@@ -141,6 +141,11 @@ fn is_single(args: &Args, query: &TaskQuery) -> bool {
 fn query(args: &Args) -> Result<TaskQuery, CommandError> {
     let filter = &args.filter;
     let (maps, tasks) = ids::sort(&args.ids);
+    if let (Some(map), Some(task)) = (maps.first(), tasks.first()) {
+        return Err(CommandError::usage(format!(
+            "{map} is a map and {task} a task: ask for maps or for tasks"
+        )));
+    }
     let mut states = filter.state.clone();
     let wanted = |state: TaskState| {
         (filter.pending && !state.is_done()) || (filter.failed && state.is_failed()) || (filter.running && state == TaskState::Running)
@@ -320,3 +325,6 @@ fn no_such_task(task: TaskId, records: &Records) -> CommandError {
         None => crate::cli::records::no_such_map(task.map),
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -2,7 +2,7 @@
 use super::counted;
 use crate::cli::output::json;
 use crate::cli::{CommandError, Context, Exit};
-use crate::cluster::{self, ClusterError, Condition, StopProgress, Stopped};
+use crate::cluster::{self, Condition, StopProgress, Stopped};
 use crate::profile::ProfileDir;
 
 /// Stop a cluster: its engines, then its controller
@@ -40,11 +40,10 @@ pub fn run(args: Args, context: &Context) -> Result<Exit, CommandError> {
             }
             // The others are to be stopped all the same.
             Err(error) if args.all => {
-                let error = CommandError::from(error);
                 context.say(error.render(context.terminal.color_stderr).trim_end());
                 failed = Some(error);
             }
-            Err(error) => return Err(error.into()),
+            Err(error) => return Err(error),
         }
     }
     if context.json {
@@ -58,10 +57,9 @@ pub fn run(args: Args, context: &Context) -> Result<Exit, CommandError> {
     }
 }
 
-pub fn stop(profile: &ProfileDir, cluster_id: &str, context: &Context) -> Result<Stopped, ClusterError> {
+pub fn stop(profile: &ProfileDir, cluster_id: &str, context: &Context) -> Result<Stopped, CommandError> {
     let mut show = notes(context);
-    let stopped = context.block_on(cluster::stop(profile, cluster_id, &mut show));
-    stopped.map_err(|e| ClusterError::Internal(e.error))?
+    Ok(context.block_on(cluster::stop(profile, cluster_id, &mut show))??)
 }
 
 /// Says what people should know, each state once.
@@ -90,11 +88,10 @@ fn outcome(name: &str, stopped: &Stopped) -> String {
         false => format!("{name}: stopped, with {engines}"),
         true => format!("{name}: its controller was gone already; {engines} stopped, and what it left cleared away"),
     };
-    if stopped.ended.killed > 0 {
-        text.push_str(&format!(
-            " ({} had to be killed)",
-            counted(stopped.ended.killed as u64, "process").replace("processs", "processes")
-        ));
+    match stopped.ended.killed {
+        0 => {}
+        1 => text.push_str(" (1 process had to be killed)"),
+        n => text.push_str(&format!(" ({n} processes had to be killed)")),
     }
     text
 }

@@ -10,7 +10,18 @@ const MOST_BYTES: u64 = 32 << 20;
 pub fn work(spec: &str) -> Result<Work, CommandError> {
     let (from, function) = split(spec)?;
     let from = if is_file(from) {
-        let text = source(from)?;
+        let text = source(from).map_err(|error| {
+            let module = from
+                .strip_suffix(".py")
+                .map(|stem| stem.replace('/', "."))
+                .filter(|module| is_dotted_name(module));
+            match (Path::new(from).exists(), module) {
+                (false, Some(module)) => error.hint(format!(
+                    "a module that the engines can import is given without .py: {module}:{function}"
+                )),
+                _ => error,
+            }
+        })?;
         if !may_define(&text, function) {
             return Err(unknown_function(from, &text, function));
         }
@@ -41,6 +52,11 @@ fn split(spec: &str) -> Result<(&str, &str), CommandError> {
             return Err(error
                 .hint(format!("write the file and the function: {spec}:{example}"))
                 .hint_list("it defines", &defined));
+        }
+        if Path::new(spec).is_file() {
+            return Err(error.hint(format!(
+                "the function comes before the inputs: pcluster map file.py:function {spec}"
+            )));
         }
         return Err(error
             .hint("write file.py:function or package.module:function")
@@ -89,13 +105,7 @@ pub fn source(file: &str) -> Result<String, CommandError> {
             let here = std::env::current_dir()
                 .map(|d| d.display().to_string())
                 .unwrap_or_else(|_| "?".into());
-            let error = CommandError::usage(format!("there is no Python file {file} (looked in {here})"));
-            match file.strip_suffix(".py").map(|stem| stem.replace('/', ".")) {
-                Some(module) if is_dotted_name(&module) => {
-                    error.hint(format!("a module that the engines can import is given without .py: {module}:…"))
-                }
-                _ => error,
-            }
+            CommandError::usage(format!("there is no Python file {file} (looked in {here})"))
         }
         _ => cannot(error.to_string()),
     })?;

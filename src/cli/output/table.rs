@@ -94,6 +94,8 @@ impl Table {
     pub fn render(&self, terminal: &Terminal) -> String {
         let mut table = comfy_table::Table::new();
         table.load_style(comfy_table::presets::NOTHING);
+        // A cell is cut where it must be, not at a word before: no cell has this character.
+        table.set_delimiter('\0');
         if terminal.stdout {
             table.set_content_arrangement(ContentArrangement::Dynamic).set_width(terminal.width);
         } else {
@@ -203,7 +205,7 @@ mod tests {
         insta::assert_snapshot!(text, @r#"
         TASK  STATE   SIZE  INPUT                          ERROR
         1.0   ok         7  ["a.txt"]                      -
-        1.11  error  12345  ["a file with a very long…     ValueError: two lines\nand a…
+        1.11  error  12345  ["a file with a very long na…  ValueError: two lines\nand a…
         "#);
     }
 

@@ -102,7 +102,8 @@ mod tests {
         assert_eq!(
             said,
             [
-                "0.0 ms",
+                "0 s",
+                "210 µs",
                 "3.4 ms",
                 "250 ms",
                 "1.0 s",

@@ -58,14 +58,19 @@ impl Core {
             if ready == 0 {
                 return true;
             }
-            let Some((engine, load)) = self.engines.by_load().find(|(_, e)| e.native).map(|(uuid, e)| (uuid.clone(), e.load())) else {
+            let Some((engine, load)) = self
+                .engines
+                .by_load()
+                .find(|(_, e)| e.native)
+                .map(|(uuid, e)| (uuid.clone(), e.load()))
+            else {
                 return false;
             };
             // Refill at half, so that tasks travel in batches.
             if load > depth / 2 || load >= depth {
                 return false;
             }
-            let engines = self.engines.len().max(1) as u32;
+            let engines = self.engines.count().max(1) as u32;
             let count = (depth - load).min(ready.div_ceil(engines).max(1));
             let tasks: Vec<Taken> = match self.maps.get_mut(&id) {
                 Some(map) => std::iter::from_fn(|| map.take()).take(count as usize).collect(),
@@ -98,20 +103,33 @@ impl Core {
     }
 
     fn send_tasks(&mut self, id: MapId, engine: &EngineUuid, tasks: Vec<Taken>) {
-        let Some(engine_id) = self.engines.get(engine).map(|e| e.id) else { return };
+        let Some(engine_id) = self.engines.get(engine).map(|e| e.id) else {
+            return;
+        };
         self.send_definition(id, engine);
         self.record_assigned(id, engine_id, &tasks);
         let mut to_run = Vec::with_capacity(tasks.len());
         let Some(map) = self.maps.get_mut(&id) else { return };
         for task in &tasks {
-            to_run.push(TaskToRun { index: task.index, run: task.run, input: raw(&task.input) });
+            to_run.push(TaskToRun {
+                index: task.index,
+                run: task.run,
+                input: raw(&task.input),
+            });
         }
         self.engines.change(engine, |e| {
             for task in tasks {
                 e.tasks.insert(TaskId::new(id, task.index), task.run);
                 map.in_flight.insert(
                     task.index,
-                    InFlight { engine: engine.clone(), run: task.run, input: task.input, begun: false, tries: task.tries, cancelled: false },
+                    InFlight {
+                        engine: engine.clone(),
+                        run: task.run,
+                        input: task.input,
+                        begun: false,
+                        tries: task.tries,
+                        cancelled: false,
+                    },
                 );
             }
         });
@@ -123,7 +141,10 @@ impl Core {
         if known == Some(false)
             && let Some(definition) = self.maps.get(&id).map(|m| m.definition.clone())
         {
-            let content = say::Definition { map: id, definition: (*definition).clone() };
+            let content = say::Definition {
+                map: id,
+                definition: (*definition).clone(),
+            };
             self.tell_engine(engine, say::DEFINITION, &content);
         }
     }
@@ -138,7 +159,13 @@ impl Core {
             }
         }
         for (first, count, run) in runs {
-            self.record(Change::TasksAssigned { map, first, count, run, engine });
+            self.record(Change::TasksAssigned {
+                map,
+                first,
+                count,
+                run,
+                engine,
+            });
         }
     }
 
@@ -150,12 +177,23 @@ impl Core {
             .rev()
             .take_while(|(_, e)| e.load() >= 2)
             .filter(|(_, e)| e.native && !e.tasks.is_empty())
-            .map(|(uuid, e)| (uuid.clone(), e.load(), !e.asked_back && e.finished == e.finished_seen && self.has_balanced(e)))
+            .map(|(uuid, e)| {
+                (
+                    uuid.clone(),
+                    e.load(),
+                    !e.asked_back && e.finished == e.finished_seen && self.has_balanced(e),
+                )
+            })
             .collect();
         if queues.is_empty() {
             return;
         }
-        let idle = self.engines.by_load().take_while(|(_, e)| e.load() == 0).filter(|(_, e)| e.native).count();
+        let idle = self
+            .engines
+            .by_load()
+            .take_while(|(_, e)| e.load() == 0)
+            .filter(|(_, e)| e.native)
+            .count();
         let stuck = queues.iter().filter(|(_, _, stuck)| *stuck).take(idle);
         let stuck: Vec<(EngineUuid, u32)> = stuck.map(|(uuid, load, _)| (uuid.clone(), load - 1)).collect();
         for (uuid, _, _) in &queues {
@@ -169,7 +207,10 @@ impl Core {
 
     /// Whether it holds a task that another engine could run.
     fn has_balanced(&self, engine: &super::engines::Engine) -> bool {
-        engine.tasks.keys().any(|task| self.maps.get(&task.map).is_some_and(|m| m.targets.is_none()))
+        engine
+            .tasks
+            .keys()
+            .any(|task| self.maps.get(&task.map).is_some_and(|m| m.targets.is_none()))
     }
 
     pub(super) fn beat(&mut self) {

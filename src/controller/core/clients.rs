@@ -28,14 +28,26 @@ pub(super) struct Asked {
 
 impl Core {
     pub(super) fn client_asked(&mut self, message: Message) {
-        let asked = Asked { client: message.sender(), parent: message.header_json.clone(), request: message.header.msg_type.clone() };
+        let asked = Asked {
+            client: message.sender(),
+            parent: message.header_json.clone(),
+            request: message.header.msg_type.clone(),
+        };
         let result = match message.msg_type() {
             say::HELLO => self.hello(&asked, &message),
             say::MAP => self.map_request(&asked, &message),
             say::INPUTS => self.inputs_request(&asked, &message),
             say::WATCH => self.watch_request(&asked, &message),
             say::MAPS => read(&message).map(|r: say::MapsRequest| {
-                self.query(&asked, Ask::Maps { maps: r.maps, since: r.since, label: r.label, limit: r.limit });
+                self.query(
+                    &asked,
+                    Ask::Maps {
+                        maps: r.maps,
+                        since: r.since,
+                        label: r.label,
+                        limit: r.limit,
+                    },
+                );
             }),
             say::TASKS => read(&message).map(|r: say::TasksRequest| self.query(&asked, Ask::Tasks { query: Box::new(r.query) })),
             say::DETAILS => read(&message).map(|r: say::DetailsRequest| self.query(&asked, Ask::Details { task: r.task })),
@@ -106,14 +118,29 @@ impl Core {
             None => self.add_map(key, definition)?,
         };
         let targets = self.maps.get(&id).and_then(|m| m.targets.as_ref());
-        let engines = targets.into_iter().flatten().filter_map(|uuid| self.engines.get(uuid)).map(|e| e.id).collect();
-        self.answer(asked, &say::MapReply { status: ok(), map: id, engines });
+        let engines = targets
+            .into_iter()
+            .flatten()
+            .filter_map(|uuid| self.engines.get(uuid))
+            .map(|e| e.id)
+            .collect();
+        self.answer(
+            asked,
+            &say::MapReply {
+                status: ok(),
+                map: id,
+                engines,
+            },
+        );
         Ok(())
     }
 
     fn add_map(&mut self, key: String, definition: MapDefinition) -> Result<MapId, ErrorContent> {
         if matches!(definition.work, Work::Client) {
-            return Err(ErrorContent::new("ValueError", "a submission of kind `client` is not for submitting"));
+            return Err(ErrorContent::new(
+                "ValueError",
+                "a submission of kind `client` is not for submitting",
+            ));
         }
         let waiting_for = match definition.options.after {
             None => None,
@@ -131,7 +158,12 @@ impl Core {
         self.maps.insert(id, map);
         self.keys.insert(key.clone(), id);
         let submitted = self.now.unix;
-        self.record(Change::MapAdded { map: id, definition: Box::new(definition), client: key, submitted });
+        self.record(Change::MapAdded {
+            map: id,
+            definition: Box::new(definition),
+            client: key,
+            submitted,
+        });
         Ok(id)
     }
 
@@ -139,25 +171,46 @@ impl Core {
     fn may_follow(&self, other: MapId) -> Result<Option<MapId>, ErrorContent> {
         match self.finished.get(&other) {
             Some(false) => Ok(None),
-            Some(true) => Err(ErrorContent::new("DependencyFailed", format!("map {other} has finished, with failed tasks"))
-                .hint(format!("see them with `pcluster results {other} --failed`, run them again with `pcluster resubmit {other} --failed`"))),
+            Some(true) => Err(
+                ErrorContent::new("DependencyFailed", format!("map {other} has finished, with failed tasks")).hint(format!(
+                    "see them with `pcluster results {other} --failed`, run them again with `pcluster resubmit {other} --failed`"
+                )),
+            ),
             None if self.maps.contains_key(&other) => Ok(Some(other)),
-            None => Err(ErrorContent::new("NoSuchMap", format!("there is no map {other} to follow")).hint("`pcluster results` lists the maps")),
+            None => {
+                Err(ErrorContent::new("NoSuchMap", format!("there is no map {other} to follow")).hint("`pcluster results` lists the maps"))
+            }
         }
     }
 
     fn native_targets(&self, targets: &Targets) -> Result<Vec<EngineUuid>, ErrorContent> {
-        let here: Vec<String> = self.engines.iter().filter(|(_, e)| e.native).map(|(_, e)| e.id.to_string()).collect();
-        let list = if here.is_empty() { "none is registered".to_string() } else { format!("there are {}", here.join(",")) };
+        let here: Vec<String> = self
+            .engines
+            .iter()
+            .filter(|(_, e)| e.native)
+            .map(|(_, e)| e.id.to_string())
+            .collect();
+        let list = if here.is_empty() {
+            "none is registered".to_string()
+        } else {
+            format!("there are {}", here.join(","))
+        };
         let no_such = |what: String| ErrorContent::new("NoSuchEngine", what).hint("`pcluster engines` lists the engines");
         match targets {
             Targets::All if here.is_empty() => Err(no_such("no engine of pcluster's is registered".into())),
-            Targets::All => Ok(self.engines.iter().filter(|(_, e)| e.native).map(|(uuid, _)| uuid.clone()).collect()),
+            Targets::All => Ok(self
+                .engines
+                .iter()
+                .filter(|(_, e)| e.native)
+                .map(|(uuid, _)| uuid.clone())
+                .collect()),
             Targets::Some(ids) => ids
                 .iter()
                 .map(|id| match self.engines.by_id(*id) {
                     Some(engine) if engine.native => Ok(engine.facts.uuid.clone()),
-                    Some(_) => Err(no_such(format!("engine {id} is an ipengine: it runs the requests of ipyparallel clients only"))),
+                    Some(_) => Err(no_such(format!(
+                        "engine {id} is an ipengine: it runs the requests of ipyparallel clients only"
+                    ))),
                     None => Err(no_such(format!("there is no engine {id} ({list})"))),
                 })
                 .collect(),
@@ -169,39 +222,71 @@ impl Core {
         let id = request.map;
         let lines = message.buffers.first().cloned().unwrap_or_default();
         let Some(map) = self.maps.get_mut(&id) else {
-            return Err(ErrorContent::new("NoSuchMap", format!("map {id} is not open for inputs: it has finished, or never was")));
+            return Err(ErrorContent::new(
+                "NoSuchMap",
+                format!("map {id} is not open for inputs: it has finished, or never was"),
+            ));
         };
         let total = map.counts.total as u32;
         if request.first > total {
-            return Err(ErrorContent::new("InputsMissing", format!("inputs from {} on came, {total} are here", request.first)));
+            return Err(ErrorContent::new(
+                "InputsMissing",
+                format!("inputs from {} on came, {total} are here", request.first),
+            ));
         }
         let known = (total - request.first) as usize;
         let inputs: Vec<Bytes> = split_lines(&lines).skip(known).collect();
-        if let Some(bad) = inputs.iter().position(|input| serde_json::from_slice::<serde::de::IgnoredAny>(input).is_err()) {
+        if let Some(bad) = inputs
+            .iter()
+            .position(|input| serde_json::from_slice::<serde::de::IgnoredAny>(input).is_err())
+        {
             let index = total as usize + bad;
             return Err(ErrorContent::new("ValueError", format!("input {index} is not JSON")));
         }
         if !inputs.is_empty() && map.closed {
-            return Err(ErrorContent::new("MapClosed", format!("map {id} was cancelled, or all its inputs have come")));
+            return Err(ErrorContent::new(
+                "MapClosed",
+                format!("map {id} was cancelled, or all its inputs have come"),
+            ));
         }
         if let Some(targets) = &map.targets
             && total as usize + inputs.len() > targets.len()
         {
-            return Err(ErrorContent::new("ValueError", format!("map {id} is for {} engines and has more inputs", targets.len())));
+            return Err(ErrorContent::new(
+                "ValueError",
+                format!("map {id} is for {} engines and has more inputs", targets.len()),
+            ));
         }
         let count = inputs.len() as u32;
         if count > 0 {
             let start: usize = split_lines(&lines).take(known).map(|line| line.len() + 1).sum();
             map.push(lines.slice(start.min(lines.len())..), count);
-            let state = if map.waiting_for.is_some() { TaskState::Waiting } else { TaskState::Ready };
+            let state = if map.waiting_for.is_some() {
+                TaskState::Waiting
+            } else {
+                TaskState::Ready
+            };
             let submitted = self.now.unix;
-            self.record(Change::TasksAdded { map: id, first: total, inputs, state, submitted });
+            self.record(Change::TasksAdded {
+                map: id,
+                first: total,
+                inputs,
+                state,
+                submitted,
+            });
         }
         if request.last {
             self.close_map(id);
         }
         self.note_runnable(id);
-        self.answer(asked, &say::InputsReply { status: ok(), total: total + count });
+        self.answer(
+            asked,
+            &say::InputsReply {
+                status: ok(),
+                total: total + count,
+            },
+        );
+        self.abort_if_hopeless(id);
         self.after_changes(id);
         Ok(())
     }
@@ -224,7 +309,16 @@ impl Core {
             if !self.finished.contains_key(&id) {
                 return Err(ErrorContent::new("NoSuchMap", format!("there is no map {id}")).hint("`pcluster results` lists the maps"));
             }
-            self.query(asked, Ask::Watch { map: id, from: request.from, limit: request.limit, complete: true, engines });
+            self.query(
+                asked,
+                Ask::Watch {
+                    map: id,
+                    from: request.from,
+                    limit: request.limit,
+                    complete: true,
+                    engines,
+                },
+            );
             return Ok(());
         };
         // A client has one watch on a map; a repeated request replaces the lost one.
@@ -263,8 +357,21 @@ impl Core {
             map.answered = now;
         }
         for watch in due {
-            let asked = Asked { client: watch.client, parent: watch.parent, request: say::WATCH.into() };
-            self.query(&asked, Ask::Watch { map: id, from: watch.from, limit: watch.limit, complete, engines });
+            let asked = Asked {
+                client: watch.client,
+                parent: watch.parent,
+                request: say::WATCH.into(),
+            };
+            self.query(
+                &asked,
+                Ask::Watch {
+                    map: id,
+                    from: watch.from,
+                    limit: watch.limit,
+                    complete,
+                    engines,
+                },
+            );
         }
     }
 
@@ -314,7 +421,9 @@ impl Core {
                 self.shut_down_engine(&engine, false);
             }
         }
-        self.effects.push(Effect::Stop { after: Duration::from_millis(300) });
+        self.effects.push(Effect::Stop {
+            after: Duration::from_millis(300),
+        });
     }
 
     fn shut_down_engine(&mut self, engine: &EngineUuid, drain: bool) {
@@ -334,7 +443,8 @@ impl Core {
     fn stop_engines(&mut self, asked: &Asked, message: &Message) -> Result<(), ErrorContent> {
         let request: say::StopEnginesRequest = read(message)?;
         let find = |id: &EngineId| {
-            let none = || ErrorContent::new("NoSuchEngine", format!("there is no engine {id}")).hint("`pcluster engines` lists the engines");
+            let none =
+                || ErrorContent::new("NoSuchEngine", format!("there is no engine {id}")).hint("`pcluster engines` lists the engines");
             self.engines.uuid_of(*id).cloned().ok_or_else(none)
         };
         let engines = request.engines.iter().map(find).collect::<Result<Vec<_>, _>>()?;
@@ -347,9 +457,14 @@ impl Core {
 
     fn purge_maps(&mut self, asked: &Asked, message: &Message) -> Result<(), ErrorContent> {
         let request: say::PurgeRequest = read(message)?;
-        if let Some(open) = request.maps.iter().find(|id| self.maps.contains_key(id) || self.requests.is_open_map(**id)) {
-            return Err(ErrorContent::new("MapOpen", format!("map {open} is not finished"))
-                .hint(format!("cancel it first: `pcluster cancel {open}`; or wait: `pcluster wait {open}`")));
+        if let Some(open) = request
+            .maps
+            .iter()
+            .find(|id| self.maps.contains_key(id) || self.requests.is_open_map(**id))
+        {
+            return Err(ErrorContent::new("MapOpen", format!("map {open} is not finished")).hint(format!(
+                "cancel it first: `pcluster cancel {open}`; or wait: `pcluster wait {open}`"
+            )));
         }
         for map in request.maps {
             self.finished.remove(&map);
@@ -361,7 +476,11 @@ impl Core {
 
     /// The records' answer: these finished tasks are to run again.
     pub(super) fn resubmit_found(&mut self, client: Bytes, parent: Bytes, request: &str, selection: say::Selection, found: Vec<FoundMap>) {
-        let asked = Asked { client, parent, request: request.to_string() };
+        let asked = Asked {
+            client,
+            parent,
+            request: request.to_string(),
+        };
         let asked_for = selection.tasks.len() as u64;
         let (mut changed, mut unchanged) = (0u64, 0u64);
         let mut maps = Vec::new();
@@ -386,16 +505,35 @@ impl Core {
                 changed += 1;
                 let run = task.run + 1;
                 let engine = open.targets.as_ref().and_then(|t| t.get(task.index as usize).cloned());
-                open.returned.insert(task.index, Returned { run, input: task.input, tries: Tries::default(), engine });
+                open.returned.insert(
+                    task.index,
+                    Returned {
+                        run,
+                        input: task.input,
+                        tries: Tries::default(),
+                        engine,
+                    },
+                );
                 if let Some(counter) = open.counts.of_done(task.state) {
                     *counter = counter.saturating_sub(1);
                 }
-                self.record(Change::TaskResubmitted { task: TaskId::new(id, task.index), run });
+                self.record(Change::TaskResubmitted {
+                    task: TaskId::new(id, task.index),
+                    run,
+                });
             }
             self.after_changes(id);
         }
         unchanged += asked_for.saturating_sub(changed + unchanged);
-        self.answer(&asked, &say::SelectionReply { status: ok(), changed, unchanged, maps });
+        self.answer(
+            &asked,
+            &say::SelectionReply {
+                status: ok(),
+                changed,
+                unchanged,
+                maps,
+            },
+        );
     }
 
     /// A finished map is unfinished again.

@@ -13,7 +13,12 @@ pub struct Dependency {
 
 impl Default for Dependency {
     fn default() -> Self {
-        Dependency { ids: BTreeSet::new(), all: true, success: true, failure: false }
+        Dependency {
+            ids: BTreeSet::new(),
+            all: true,
+            success: true,
+            failure: false,
+        }
     }
 }
 
@@ -33,7 +38,10 @@ impl Dependency {
                 success: flag("success", true),
                 failure: flag("failure", false),
             },
-            other => Dependency { ids: ids(other), ..Dependency::default() },
+            other => Dependency {
+                ids: ids(other),
+                ..Dependency::default()
+            },
         }
     }
 
@@ -48,7 +56,12 @@ impl Dependency {
             Some(false) => self.failure,
             None => false,
         };
-        self.ids.is_empty() || if self.all { self.ids.iter().all(fits) } else { self.ids.iter().any(fits) }
+        self.ids.is_empty()
+            || if self.all {
+                self.ids.iter().all(fits)
+            } else {
+                self.ids.iter().any(fits)
+            }
     }
 
     /// Whether it can never be met any more.
@@ -58,7 +71,12 @@ impl Dependency {
             Some(false) => !self.failure,
             None => false,
         };
-        !self.ids.is_empty() && if self.all { self.ids.iter().any(hopeless) } else { self.ids.iter().all(hopeless) }
+        !self.ids.is_empty()
+            && if self.all {
+                self.ids.iter().any(hopeless)
+            } else {
+                self.ids.iter().all(hopeless)
+            }
     }
 }
 
@@ -78,7 +96,8 @@ mod tests {
             Dependency::from_json(&json!({"dependencies": ids, "all": all, "success": success, "failure": failure}))
         };
         // ids, all, success, failure -> met, unreachable
-        let cases: [(&[&str], bool, bool, bool, bool, bool); 8] = [
+        type Case = (&'static [&'static str], bool, bool, bool, bool, bool);
+        let cases: [Case; 8] = [
             (&[], true, true, false, true, false),
             (&["ok"], true, true, false, true, false),
             (&["ok", "open"], true, true, false, false, false),

@@ -22,20 +22,42 @@ pub enum ClientChannel {
 pub enum Effect {
     Record(Change),
     /// `route` stands in front of the delimiter; its first frame is the client.
-    ToClient { channel: ClientChannel, route: Vec<Bytes>, message: Message },
+    ToClient {
+        channel: ClientChannel,
+        route: Vec<Bytes>,
+        message: Message,
+    },
     /// `client` is the frame that must come back with a reply (empty on the native channel).
-    ToEngine { engine: EngineUuid, native: bool, channel: Channel, client: Bytes, message: Message },
+    ToEngine {
+        engine: EngineUuid,
+        native: bool,
+        channel: Channel,
+        client: Bytes,
+        message: Message,
+    },
     /// On the registration socket of engines: the reply to an `ipengine`.
-    ToRegistrant { identity: Bytes, message: Message },
+    ToRegistrant {
+        identity: Bytes,
+        message: Message,
+    },
     /// To every client that listens.
-    Notify { message: Message },
-    Iopub { topic: Bytes, message: Message },
+    Notify {
+        message: Message,
+    },
+    Iopub {
+        topic: Bytes,
+        message: Message,
+    },
     /// Heartbeat for `ipengine`s.
-    Ping { payload: Bytes },
+    Ping {
+        payload: Bytes,
+    },
     /// To be answered from the records, after the commit of what came before.
     Query(Query),
     /// The controller is to end, after that time.
-    Stop { after: Duration },
+    Stop {
+        after: Duration,
+    },
 }
 
 /// A question that only the records can answer. `client` and `parent` say whom to answer, and what.
@@ -51,17 +73,42 @@ pub struct Query {
 #[derive(Clone, Debug)]
 pub enum Ask {
     /// A watch's results; what the core knows of the map comes along.
-    Watch { map: MapId, from: u32, limit: u32, complete: bool, engines: u32 },
-    Maps { maps: Vec<MapId>, since: Option<UnixTime>, label: Option<String>, limit: Option<u64> },
-    Tasks { query: Box<TaskQuery> },
+    Watch {
+        map: MapId,
+        from: u32,
+        limit: u32,
+        complete: bool,
+        engines: u32,
+    },
+    Maps {
+        maps: Vec<MapId>,
+        since: Option<UnixTime>,
+        label: Option<String>,
+        limit: Option<u64>,
+    },
+    Tasks {
+        query: Box<TaskQuery>,
+    },
     /// A task's definition and the attempts that did not stand.
-    Details { task: TaskId },
+    Details {
+        task: TaskId,
+    },
     /// Finished tasks to run again. The answer comes back as [`super::event::Event::ResubmitFound`].
-    Resubmit { selection: crate::wire::content::client::Selection },
+    Resubmit {
+        selection: crate::wire::content::client::Selection,
+    },
     /// ipyparallel's `result_request`; `pending` are those that the core knows to be unfinished.
-    Results { msg_ids: Vec<String>, pending: Vec<String>, status_only: bool },
+    Results {
+        msg_ids: Vec<String>,
+        pending: Vec<String>,
+        status_only: bool,
+    },
     History,
-    Records { query: Bytes },
+    Records {
+        query: Bytes,
+    },
     /// ipyparallel's `resubmit_request`; comes back as [`super::event::Event::RequestsFound`].
-    ResubmitRequests { msg_ids: Vec<String> },
+    ResubmitRequests {
+        msg_ids: Vec<String>,
+    },
 }

@@ -72,7 +72,7 @@ impl Engines {
     pub fn iter(&self) -> impl Iterator<Item = (&EngineUuid, &Engine)> {
         self.by_id.values().filter_map(|uuid| Some((uuid, self.by_uuid.get(uuid)?)))
     }
-    pub fn len(&self) -> usize {
+    pub fn count(&self) -> usize {
         self.by_uuid.len()
     }
 
@@ -148,7 +148,11 @@ impl Engines {
         for (uuid, engine) in &self.by_uuid {
             assert_eq!(self.by_id.get(&engine.id), Some(uuid));
             let key = (engine.load(), engine.turn, uuid.clone());
-            assert_eq!(self.by_load.contains(&key), engine.is_here() && !engine.leaving, "{uuid} in the order by load");
+            assert_eq!(
+                self.by_load.contains(&key),
+                engine.is_here() && !engine.leaving,
+                "{uuid} in the order by load"
+            );
             assert!(engine.balanced_requests as usize <= engine.requests.len());
         }
         assert!(self.by_load.len() <= self.by_uuid.len());

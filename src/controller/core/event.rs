@@ -14,7 +14,13 @@ pub enum Event {
     /// A client's message; its identities are `[client, (target)]`.
     ClientSaid { channel: ClientChannel, message: Message },
     /// An engine's message. `client` is the frame in front of the delimiter: the client's identity, or iopub's topic.
-    EngineSaid { engine: EngineUuid, native: bool, channel: Channel, client: Bytes, message: Message },
+    EngineSaid {
+        engine: EngineUuid,
+        native: bool,
+        channel: Channel,
+        client: Bytes,
+        message: Message,
+    },
     /// An `ipengine` on the engines' registration socket.
     RegistrantSaid { identity: Bytes, message: Message },
     /// An `ipengine` answered a ping.
@@ -24,8 +30,20 @@ pub enum Event {
     /// [`super::Core::next_wake`] has come.
     TimePassed,
     /// The records' answer to [`super::effect::Ask::Resubmit`].
-    ResubmitFound { client: Bytes, parent: Bytes, request: String, selection: Selection, maps: Vec<FoundMap> },
-    RequestsFound { client: Bytes, parent: Bytes, request: String, found: Vec<FoundRequest>, missing: Vec<String> },
+    ResubmitFound {
+        client: Bytes,
+        parent: Bytes,
+        request: String,
+        selection: Selection,
+        maps: Vec<FoundMap>,
+    },
+    RequestsFound {
+        client: Bytes,
+        parent: Bytes,
+        request: String,
+        found: Vec<FoundRequest>,
+        missing: Vec<String>,
+    },
     /// The controller was told to end (SIGTERM).
     StopAsked { engines: bool },
 }
@@ -53,6 +71,8 @@ pub struct FoundTask {
     /// What has been used of the budgets for errors and crashes.
     pub errors: u32,
     pub crashes: u32,
+    /// Cancelled while with its engine.
+    pub cancelled: bool,
     pub input: Bytes,
 }
 

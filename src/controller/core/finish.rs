@@ -71,13 +71,24 @@ impl Core {
         let run = was.run + 1;
         let engine_id = self.engines.get(&was.engine).map(|e| e.id);
         let attempt = match (outcome, engine_id) {
-            (Some(outcome), Some(engine)) => Some(Attempt { engine, outcome: Box::new(outcome) }),
+            (Some(outcome), Some(engine)) => Some(Attempt {
+                engine,
+                outcome: Box::new(outcome),
+            }),
             _ => None,
         };
         self.record(Change::TaskReturned { task, run, attempt });
         if let Some(map) = self.maps.get_mut(&task.map) {
             let engine = map.targets.is_some().then_some(was.engine);
-            map.returned.insert(task.index, Returned { run, input: was.input, tries, engine });
+            map.returned.insert(
+                task.index,
+                Returned {
+                    run,
+                    input: was.input,
+                    tries,
+                    engine,
+                },
+            );
         }
         self.note_runnable(task.map);
     }
@@ -89,7 +100,12 @@ impl Core {
         if let Some(map) = self.maps.get_mut(&task.map) {
             map.count(outcome.status);
         }
-        self.record(Change::TaskFinished { task, run, engine, outcome: Box::new(outcome) });
+        self.record(Change::TaskFinished {
+            task,
+            run,
+            engine,
+            outcome: Box::new(outcome),
+        });
     }
 
     /// A task that is with no engine ends.
@@ -121,14 +137,22 @@ impl Core {
 
     /// The map leaves the memory; its records stay.
     fn complete(&mut self, id: MapId) {
-        self.record(Change::MapCompleted { map: id, at: Some(self.now.unix) });
+        self.record(Change::MapCompleted {
+            map: id,
+            at: Some(self.now.unix),
+        });
         self.answer_watches(id);
         let Some(map) = self.maps.remove(&id) else { return };
         self.keys.remove(&map.key);
         self.runnable.remove(&id);
         let failed = map.counts.failed();
         self.finished.insert(id, failed > 0);
-        let knowing: Vec<EngineUuid> = self.engines.iter().filter(|(_, e)| e.definitions.contains(&id)).map(|(u, _)| u.clone()).collect();
+        let knowing: Vec<EngineUuid> = self
+            .engines
+            .iter()
+            .filter(|(_, e)| e.definitions.contains(&id))
+            .map(|(u, _)| u.clone())
+            .collect();
         for engine in knowing {
             self.engines.change(&engine, |e| e.definitions.remove(&id));
             self.tell_engine(&engine, say::FORGET, &say::Forget { map: id });
@@ -138,7 +162,12 @@ impl Core {
 
     /// Maps that waited for this one.
     fn release_followers(&mut self, id: MapId, failed: u64) {
-        let followers: Vec<MapId> = self.maps.iter().filter(|(_, m)| m.waiting_for == Some(id)).map(|(f, _)| *f).collect();
+        let followers: Vec<MapId> = self
+            .maps
+            .iter()
+            .filter(|(_, m)| m.waiting_for == Some(id))
+            .map(|(f, _)| *f)
+            .collect();
         for follower in followers {
             if failed == 0 {
                 if let Some(map) = self.maps.get_mut(&follower) {
@@ -147,11 +176,18 @@ impl Core {
                 self.record(Change::MapReleased { map: follower });
                 self.note_runnable(follower);
             } else {
-                let why = format!("map {id}, which it was to follow, has {failed} failed tasks; resubmit those, then this map");
-                self.abort_unsent(follower, "DependencyFailed", &why);
-                // Inputs that are still to come end the same way.
-                self.after_changes(follower);
+                self.abort_if_hopeless(follower);
             }
+        }
+    }
+
+    /// Ends the tasks of a map that was to follow one that has finished with failures; also those that come later.
+    pub(super) fn abort_if_hopeless(&mut self, id: MapId) {
+        let Some(other) = self.maps.get(&id).and_then(|m| m.waiting_for) else { return };
+        if self.finished.get(&other) == Some(&true) {
+            let why = format!("map {other}, which it was to follow, has failed tasks; resubmit those, then this map");
+            self.abort_unsent(id, "DependencyFailed", &why);
+            self.after_changes(id);
         }
     }
 
@@ -172,7 +208,9 @@ impl Core {
     pub(super) fn progress(&mut self, engine: &EngineUuid, progress: Progress) {
         let Held { map, index, run } = progress.task;
         let task = TaskId::new(map, index);
-        let Some(in_flight) = self.maps.get_mut(&map).and_then(|m| m.in_flight.get_mut(&index)) else { return };
+        let Some(in_flight) = self.maps.get_mut(&map).and_then(|m| m.in_flight.get_mut(&index)) else {
+            return;
+        };
         if in_flight.run != run || in_flight.engine != *engine {
             return;
         }
@@ -180,10 +218,19 @@ impl Core {
         let Some(id) = self.engines.get(engine).map(|e| e.id) else { return };
         if first {
             let started = crate::model::UnixTime(progress.started);
-            self.record(Change::TaskBegun { task, run, engine: id, started });
+            self.record(Change::TaskBegun {
+                task,
+                run,
+                engine: id,
+                started,
+            });
         }
         if !(progress.stdout.is_empty() && progress.stderr.is_empty()) {
-            self.record(Change::OutputAdded { task, stdout: progress.stdout, stderr: progress.stderr });
+            self.record(Change::OutputAdded {
+                task,
+                stdout: progress.stdout,
+                stderr: progress.stderr,
+            });
         }
     }
 
@@ -243,11 +290,20 @@ impl Core {
             };
             map.closed = true;
             let total = map.counts.total as u32;
+            let mut cancelling = Vec::new();
             for (index, task) in &mut map.in_flight {
                 task.cancelled = true;
-                let held = Held { map: *id, index: *index, run: task.run };
+                cancelling.push(TaskId::new(*id, *index));
+                let held = Held {
+                    map: *id,
+                    index: *index,
+                    run: task.run,
+                };
                 to_engines.entry(task.engine.clone()).or_default().push(held);
                 changed += 1;
+            }
+            for task in cancelling {
+                self.record(Change::TaskCancelling { task });
             }
             self.record(Change::MapClosed { map: *id, total });
             changed += self.abort_unsent(*id, "TaskCancelled", "cancelled");
@@ -260,8 +316,13 @@ impl Core {
             };
             if let Some(in_flight) = map.in_flight.get_mut(&task.index) {
                 in_flight.cancelled = true;
-                let held = Held { map: task.map, index: task.index, run: in_flight.run };
+                let held = Held {
+                    map: task.map,
+                    index: task.index,
+                    run: in_flight.run,
+                };
                 to_engines.entry(in_flight.engine.clone()).or_default().push(held);
+                self.record(Change::TaskCancelling { task: *task });
             } else if let Some(returned) = map.returned.remove(&task.index) {
                 self.finish_unsent(*task, returned.run, TaskState::Aborted, "TaskCancelled", "cancelled");
             } else if map.is_unsent(task.index) {
@@ -280,6 +341,11 @@ impl Core {
         maps.extend(selection.tasks.iter().map(|t| t.map));
         maps.sort();
         maps.dedup();
-        SelectionReply { status: ok(), changed, unchanged, maps }
+        SelectionReply {
+            status: ok(),
+            changed,
+            unchanged,
+            maps,
+        }
     }
 }

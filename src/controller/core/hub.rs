@@ -15,21 +15,39 @@ impl Core {
         let result = match message.msg_type() {
             hub::CONNECTION => {
                 let engines = self.engines.iter().map(|(uuid, e)| (e.id.to_string(), uuid.to_string())).collect();
-                self.answer(&asked, &hub::ConnectionReply { status: "ok".into(), engines });
+                self.answer(
+                    &asked,
+                    &hub::ConnectionReply {
+                        status: "ok".into(),
+                        engines,
+                    },
+                );
                 Ok(())
             }
             "queue_request" => self.queue_status(&asked, &message),
             "load_request" => self.load(&asked, &message),
             "result_request" => read(&message).map(|r: ResultRequest| {
                 let pending = r.msg_ids.iter().filter(|id| self.requests.is_open(id)).cloned().collect();
-                self.query(&asked, Ask::Results { msg_ids: r.msg_ids, pending, status_only: r.status_only });
+                self.query(
+                    &asked,
+                    Ask::Results {
+                        msg_ids: r.msg_ids,
+                        pending,
+                        status_only: r.status_only,
+                    },
+                );
             }),
             "history_request" => {
                 self.query(&asked, Ask::History);
                 Ok(())
             }
             "db_request" => {
-                self.query(&asked, Ask::Records { query: message.content_json.clone() });
+                self.query(
+                    &asked,
+                    Ask::Records {
+                        query: message.content_json.clone(),
+                    },
+                );
                 Ok(())
             }
             "purge_request" => self.purge_requests(&asked, &message),
@@ -40,9 +58,10 @@ impl Core {
                 self.stop(false);
                 Ok(())
             }
-            "become_dask_request" | "stop_distributed_request" => {
-                Err(ErrorContent::new("NotImplementedError", "pcluster's controller does not become a Dask scheduler"))
-            }
+            "become_dask_request" | "stop_distributed_request" => Err(ErrorContent::new(
+                "NotImplementedError",
+                "pcluster's controller does not become a Dask scheduler",
+            )),
             other => Err(ErrorContent::new("KeyError", format!("'Bad Message Type: {other}'"))),
         };
         if let Err(error) = result {
@@ -143,7 +162,11 @@ impl Core {
     }
 
     pub(super) fn requests_found(&mut self, client: Bytes, parent: Bytes, request: &str, found: Vec<FoundRequest>, missing: Vec<String>) {
-        let asked = Asked { client, parent, request: request.to_string() };
+        let asked = Asked {
+            client,
+            parent,
+            request: request.to_string(),
+        };
         if !missing.is_empty() {
             let error = ErrorContent::new("KeyError", format!("'No such msg(s): {missing:?}'"));
             return self.answer(&asked, &error);

@@ -115,7 +115,12 @@ impl Map {
     pub fn push(&mut self, lines: Bytes, count: u32) {
         if count > 0 {
             let next = self.counts.total as u32;
-            self.chunks.push_back(Chunk { next, lines, at: 0, left: count });
+            self.chunks.push_back(Chunk {
+                next,
+                lines,
+                at: 0,
+                left: count,
+            });
             self.counts.total += u64::from(count);
             self.lines_left += count as usize;
         }
@@ -123,7 +128,12 @@ impl Map {
 
     /// A restored task that never left.
     pub fn push_one(&mut self, index: u32, input: Bytes) {
-        self.chunks.push_back(Chunk { next: index, lines: input, at: 0, left: 1 });
+        self.chunks.push_back(Chunk {
+            next: index,
+            lines: input,
+            at: 0,
+            left: 1,
+        });
         self.lines_left += 1;
     }
 
@@ -143,13 +153,25 @@ impl Map {
     /// The next task to send: those that came back first, then the inputs in order.
     pub fn take(&mut self) -> Option<Taken> {
         if let Some((index, task)) = self.returned.pop_first() {
-            return Some(Taken { index, run: task.run, input: task.input, tries: task.tries, engine: task.engine });
+            return Some(Taken {
+                index,
+                run: task.run,
+                input: task.input,
+                tries: task.tries,
+                engine: task.engine,
+            });
         }
         loop {
             let (index, input) = self.take_line()?;
             if !self.dropped.remove(&index) {
                 let engine = self.targets.as_ref().and_then(|t| t.get(index as usize).cloned());
-                return Some(Taken { index, run: 1, input, tries: Tries::default(), engine });
+                return Some(Taken {
+                    index,
+                    run: 1,
+                    input,
+                    tries: Tries::default(),
+                    engine,
+                });
             }
         }
     }
@@ -220,7 +242,13 @@ impl Map {
     pub fn check(&self) {
         let open = self.in_flight.len() + self.ready();
         assert_eq!(open as u64 + self.counts.done(), self.counts.total, "each task is in one place");
-        assert!(self.chunks.iter().zip(self.chunks.iter().skip(1)).all(|(a, b)| a.next + a.left <= b.next), "chunks in order");
+        assert!(
+            self.chunks
+                .iter()
+                .zip(self.chunks.iter().skip(1))
+                .all(|(a, b)| a.next + a.left <= b.next),
+            "chunks in order"
+        );
         assert!(self.in_flight.keys().all(|i| !self.returned.contains_key(i) && !self.is_unsent(*i)));
     }
 }
@@ -231,7 +259,13 @@ mod tests {
     use crate::model::definition::{MapOptions, Work};
 
     fn map() -> Map {
-        Map::new(MapDefinition { work: Work::Push, options: MapOptions::default() }, "k".into())
+        Map::new(
+            MapDefinition {
+                work: Work::Push,
+                options: MapOptions::default(),
+            },
+            "k".into(),
+        )
     }
 
     #[test]
@@ -245,7 +279,15 @@ mod tests {
         assert_eq!((first.index, first.run, &first.input[..]), (0, 1, &b"[1]"[..]));
         m.dropped.insert(1);
         m.counts.aborted += 1;
-        m.returned.insert(0, Returned { run: 2, input: first.input, tries: Tries::default(), engine: None });
+        m.returned.insert(
+            0,
+            Returned {
+                run: 2,
+                input: first.input,
+                tries: Tries::default(),
+                engine: None,
+            },
+        );
         m.check();
         let order: Vec<_> = std::iter::from_fn(|| m.take()).map(|t| (t.index, t.run, t.input)).collect();
         assert_eq!(order, [(0, 2, "[1]".into()), (2, 1, "[3]".into()), (3, 1, Bytes::from("[4]"))]);

@@ -130,10 +130,28 @@ impl Core {
         });
         let Some(engine) = self.engines.get(uuid) else { return };
         let held: std::collections::HashSet<(TaskId, u32)> = holds.iter().map(|h| (TaskId::new(h.map, h.index), h.run)).collect();
-        drop.extend(holds.iter().filter(|h| engine.tasks.get(&TaskId::new(h.map, h.index)) != Some(&h.run)));
-        let missing: Vec<(TaskId, u32)> = engine.tasks.iter().map(|(t, r)| (*t, *r)).filter(|pair| !held.contains(pair)).collect();
+        drop.extend(
+            holds
+                .iter()
+                .filter(|h| engine.tasks.get(&TaskId::new(h.map, h.index)) != Some(&h.run)),
+        );
+        // It may not have heard that these were cancelled.
+        let is_cancelled = |held: &&Held| {
+            let task = self.maps.get(&held.map).and_then(|m| m.in_flight.get(&held.index));
+            task.is_some_and(|t| t.cancelled && t.run == held.run && t.engine == *uuid)
+        };
+        let cancelled: Vec<Held> = holds.iter().filter(is_cancelled).copied().collect();
+        let missing: Vec<(TaskId, u32)> = engine
+            .tasks
+            .iter()
+            .map(|(t, r)| (*t, *r))
+            .filter(|pair| !held.contains(pair))
+            .collect();
         if !missing.is_empty() {
             self.remind(CONFIRM_GRACE, Due::Unconfirmed(uuid.clone(), missing));
+        }
+        if !cancelled.is_empty() {
+            self.tell_engine(uuid, say::CANCEL, &say::Cancel { tasks: cancelled });
         }
     }
 
@@ -141,15 +159,25 @@ impl Core {
     pub(super) fn unconfirmed(&mut self, uuid: EngineUuid, tasks: Vec<(TaskId, u32)>) {
         let Some(engine) = self.engines.get(&uuid) else { return };
         let id = engine.id;
-        let still: Vec<_> = tasks.into_iter().filter(|(task, run)| engine.tasks.get(task) == Some(run)).collect();
+        let still: Vec<_> = tasks
+            .into_iter()
+            .filter(|(task, run)| engine.tasks.get(task) == Some(run))
+            .collect();
         self.tasks_lost(&uuid, id, still, "it came back without this task");
     }
 
     fn add_engine(&mut self, id: EngineId, facts: EngineFacts) {
         let uuid = facts.uuid.clone();
         self.engines.add(id, facts.clone(), self.now.unix, self.now.since_start);
-        self.record(Change::EngineRegistered { id, facts: Box::new(facts), at: self.now.unix });
-        let content = hub::EngineNotification { id: id.0, uuid: uuid.to_string() };
+        self.record(Change::EngineRegistered {
+            id,
+            facts: Box::new(facts),
+            at: self.now.unix,
+        });
+        let content = hub::EngineNotification {
+            id: id.0,
+            uuid: uuid.to_string(),
+        };
         let message = self.message(hub::REGISTRATION_NOTIFICATION, None, &content);
         self.effects.push(Effect::Notify { message });
         let maps: Vec<_> = self.maps.keys().copied().collect();
@@ -185,7 +213,11 @@ impl Core {
     }
 
     pub(super) fn lease_over(&mut self, uuid: EngineUuid) {
-        let due = self.engines.get(&uuid).and_then(|e| e.away_until).is_some_and(|until| until <= self.now.since_start);
+        let due = self
+            .engines
+            .get(&uuid)
+            .and_then(|e| e.away_until)
+            .is_some_and(|until| until <= self.now.since_start);
         if due {
             self.engine_gone(&uuid, "its connection ended, or it was silent for longer than its lease");
         }
@@ -219,8 +251,16 @@ impl Core {
         self.tasks_lost(uuid, id, tasks, reason);
         self.requests_of_gone(uuid);
         self.engines.remove(uuid);
-        self.record(Change::EngineGone { id, uuid: uuid.clone(), at: self.now.unix, reason: reason.to_string() });
-        let content = hub::EngineNotification { id: id.0, uuid: uuid.to_string() };
+        self.record(Change::EngineGone {
+            id,
+            uuid: uuid.clone(),
+            at: self.now.unix,
+            reason: reason.to_string(),
+        });
+        let content = hub::EngineNotification {
+            id: id.0,
+            uuid: uuid.to_string(),
+        };
         let message = self.message(hub::UNREGISTRATION_NOTIFICATION, None, &content);
         self.effects.push(Effect::Notify { message });
         self.recheck_impossible();
@@ -247,7 +287,9 @@ impl Core {
     }
 
     fn register_stock(&mut self, identity: Bytes, message: &Message) {
-        let Some(registration) = parse::<hub::Registration>(message) else { return };
+        let Some(registration) = parse::<hub::Registration>(message) else {
+            return;
+        };
         let uuid = EngineUuid::from(registration.uuid.as_str());
         let reply = if self.engines.get(&uuid).is_some() || self.incoming.contains_key(&uuid) {
             let content = ErrorContent::new("KeyError", format!("\"uuid '{uuid}' in use\""));

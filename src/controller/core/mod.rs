@@ -131,18 +131,51 @@ impl Core {
         self.now = now;
         std::mem::swap(&mut self.effects, effects);
         match event {
-            Event::ClientSaid { channel: ClientChannel::Registration, message } => self.client_asked(message),
-            Event::ClientSaid { channel: ClientChannel::Mux, message } => self.mux_request(message),
-            Event::ClientSaid { channel: ClientChannel::Task, message } => self.task_request(message),
-            Event::ClientSaid { channel: ClientChannel::Broadcast, message } => self.broadcast_request(message),
-            Event::ClientSaid { channel: ClientChannel::Control, message } => self.control_request(message),
-            Event::EngineSaid { engine, native, channel, client, message } => self.engine_said(engine, native, channel, client, message),
+            Event::ClientSaid {
+                channel: ClientChannel::Registration,
+                message,
+            } => self.client_asked(message),
+            Event::ClientSaid {
+                channel: ClientChannel::Mux,
+                message,
+            } => self.mux_request(message),
+            Event::ClientSaid {
+                channel: ClientChannel::Task,
+                message,
+            } => self.task_request(message),
+            Event::ClientSaid {
+                channel: ClientChannel::Broadcast,
+                message,
+            } => self.broadcast_request(message),
+            Event::ClientSaid {
+                channel: ClientChannel::Control,
+                message,
+            } => self.control_request(message),
+            Event::EngineSaid {
+                engine,
+                native,
+                channel,
+                client,
+                message,
+            } => self.engine_said(engine, native, channel, client, message),
             Event::RegistrantSaid { identity, message } => self.registrant_said(identity, message),
             Event::Ponged { engine } => self.ponged(engine),
             Event::ConnectionEnded { engine } => self.connection_ended(engine),
             Event::TimePassed => self.time_passed(),
-            Event::ResubmitFound { client, parent, request, selection, maps } => self.resubmit_found(client, parent, &request, selection, maps),
-            Event::RequestsFound { client, parent, request, found, missing } => self.requests_found(client, parent, &request, found, missing),
+            Event::ResubmitFound {
+                client,
+                parent,
+                request,
+                selection,
+                maps,
+            } => self.resubmit_found(client, parent, &request, selection, maps),
+            Event::RequestsFound {
+                client,
+                parent,
+                request,
+                found,
+                missing,
+            } => self.requests_found(client, parent, &request, found, missing),
             Event::StopAsked { engines } => self.stop(engines),
         }
         self.dispatch();
@@ -194,7 +227,11 @@ impl Core {
     /// Answers a request on the registration socket.
     fn reply<T: Serialize + ?Sized>(&mut self, client: Bytes, msg_type: &str, parent: &Bytes, content: &T) {
         let message = self.message(msg_type, Some(parent), content);
-        self.effects.push(Effect::ToClient { channel: ClientChannel::Registration, route: vec![client], message });
+        self.effects.push(Effect::ToClient {
+            channel: ClientChannel::Registration,
+            route: vec![client],
+            message,
+        });
     }
 
     fn tell_engine<T: Serialize + ?Sized>(&mut self, engine: &EngineUuid, msg_type: &str, content: &T) {
@@ -219,17 +256,19 @@ impl Core {
             map.check();
             assert_eq!(self.runnable.contains(id), map.has_ready(), "map {id} in the list of runnable ones");
             for (index, task) in &map.in_flight {
-                if let Some(engine) = self.engines.get(&task.engine) {
-                    assert_eq!(engine.tasks.get(&crate::model::TaskId::new(*id, *index)), Some(&task.run), "{id}.{index} is with its engine");
-                } else {
-                    panic!("{id}.{index} is with engine {}, which is gone", task.engine);
-                }
+                let id = crate::model::TaskId::new(*id, *index);
+                let engine = self.engines.get(&task.engine);
+                let holds = engine.and_then(|e| e.tasks.get(&id));
+                assert_eq!(holds, Some(&task.run), "{id} is with engine {}", task.engine);
             }
         }
         for (uuid, engine) in self.engines.iter() {
             for (task, run) in &engine.tasks {
                 let in_flight = self.maps.get(&task.map).and_then(|m| m.in_flight.get(&task.index));
-                assert!(in_flight.is_some_and(|t| t.engine == *uuid && t.run == *run), "{task} of engine {uuid} is in flight");
+                assert!(
+                    in_flight.is_some_and(|t| t.engine == *uuid && t.run == *run),
+                    "{task} of engine {uuid} is in flight"
+                );
             }
         }
         self.requests.check(&self.engines);

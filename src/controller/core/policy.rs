@@ -25,7 +25,11 @@ impl Core {
     /// An engine with room for one more of ipyparallel's tasks, of those that `may` run it.
     pub(super) fn engine_with_room(&mut self, may: &dyn Fn(&EngineUuid) -> bool) -> Option<EngineUuid> {
         let hwm = self.config.hwm;
-        let with_room = self.engines.by_load().take_while(|(_, e)| hwm == 0 || e.load() < hwm).filter(|(uuid, _)| may(uuid));
+        let with_room = self
+            .engines
+            .by_load()
+            .take_while(|(_, e)| hwm == 0 || e.load() < hwm)
+            .filter(|(uuid, _)| may(uuid));
         if self.config.task_scheme == "leastload" {
             return with_room.map(|(uuid, _)| uuid.clone()).next();
         }

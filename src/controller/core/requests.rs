@@ -107,7 +107,10 @@ impl Requests {
             }
         }
         for id in self.unassigned() {
-            assert!(self.open.get(id).is_some_and(|o| o.engine.is_none()), "{id} is queued and with no engine");
+            assert!(
+                self.open.get(id).is_some_and(|o| o.engine.is_none()),
+                "{id} is queued and with no engine"
+            );
         }
     }
 }
@@ -131,10 +134,21 @@ impl Core {
             None => {
                 let map = MapId(self.next_map);
                 self.next_map += 1;
-                let options = MapOptions { name: Some(format!("ipyparallel client {}", message.header.username)), ..MapOptions::default() };
-                let definition = Box::new(MapDefinition { work: Work::Client, options });
+                let options = MapOptions {
+                    name: Some(format!("ipyparallel client {}", message.header.username)),
+                    ..MapOptions::default()
+                };
+                let definition = Box::new(MapDefinition {
+                    work: Work::Client,
+                    options,
+                });
                 let submitted = self.now.unix;
-                self.record(Change::MapAdded { map, definition, client: session.clone(), submitted });
+                self.record(Change::MapAdded {
+                    map,
+                    definition,
+                    client: session.clone(),
+                    submitted,
+                });
                 (map, 0)
             }
         };
@@ -175,11 +189,17 @@ impl Core {
             broadcast,
             message,
         };
-        let timeout = metadata.get("timeout").and_then(Value::as_f64).filter(|t| *t > 0.0 && t.is_finite());
+        let timeout = metadata
+            .get("timeout")
+            .and_then(Value::as_f64)
+            .filter(|t| *t > 0.0 && t.is_finite());
         let msg_id = open.message.header.msg_id.clone();
         if let (Channel::Task, Some(timeout)) = (queue, timeout) {
             let timeout = std::time::Duration::try_from_secs_f64(timeout).unwrap_or(std::time::Duration::MAX / 4);
-            self.remind(timeout.min(std::time::Duration::from_secs(1 << 31)), Due::RequestTimeout(msg_id.clone()));
+            self.remind(
+                timeout.min(std::time::Duration::from_secs(1 << 31)),
+                Due::RequestTimeout(msg_id.clone()),
+            );
         }
         self.requests.open.insert(msg_id.clone(), open);
         if let Some(engine) = engine {
@@ -198,35 +218,63 @@ impl Core {
             e.native
         });
         let native = native.unwrap_or(false);
-        self.effects.push(Effect::ToEngine { engine: uuid.clone(), native, channel, client, message });
+        self.effects.push(Effect::ToEngine {
+            engine: uuid.clone(),
+            native,
+            channel,
+            client,
+            message,
+        });
     }
 
     // ---- what clients send
 
     pub(super) fn mux_request(&mut self, mut message: Message) {
         let client = message.sender();
-        let Some(target) = message.identities.get(1).map(|t| EngineUuid::from(String::from_utf8_lossy(t).as_ref())) else {
+        let Some(target) = message
+            .identities
+            .get(1)
+            .map(|t| EngineUuid::from(String::from_utf8_lossy(t).as_ref()))
+        else {
             tracing::warn!("a direct request names no engine");
             return;
         };
         message.identities.clear();
         let Some(native) = self.engines.get(&target).map(|e| e.native) else {
-            let content = ErrorContent::new("EngineError", format!("engine {target} is not registered: it has gone, or never was"));
+            let content = ErrorContent::new(
+                "EngineError",
+                format!("engine {target} is not registered: it has gone, or never was"),
+            );
             return self.refuse(ClientChannel::Mux, client, &message, "apply_reply", &content);
         };
         if is_task(&message) {
             self.open_request(Channel::Mux, client, message, Some(target), None);
         } else {
-            self.effects.push(Effect::ToEngine { engine: target, native, channel: Channel::Mux, client, message });
+            self.effects.push(Effect::ToEngine {
+                engine: target,
+                native,
+                channel: Channel::Mux,
+                client,
+                message,
+            });
         }
     }
 
     pub(super) fn control_request(&mut self, mut message: Message) {
         let client = message.sender();
-        let target = message.identities.get(1).map(|t| EngineUuid::from(String::from_utf8_lossy(t).as_ref()));
+        let target = message
+            .identities
+            .get(1)
+            .map(|t| EngineUuid::from(String::from_utf8_lossy(t).as_ref()));
         message.identities.clear();
         match target.and_then(|uuid| self.engines.get(&uuid).map(|e| (uuid, e.native))) {
-            Some((engine, native)) => self.effects.push(Effect::ToEngine { engine, native, channel: Channel::Control, client, message }),
+            Some((engine, native)) => self.effects.push(Effect::ToEngine {
+                engine,
+                native,
+                channel: Channel::Control,
+                client,
+                message,
+            }),
             None => tracing::warn!(kind = message.msg_type(), "a control request for an engine that is not registered"),
         }
     }
@@ -247,7 +295,15 @@ impl Core {
         message.metadata_json = to_json(&metadata);
         if coalescing {
             let order = uuids.iter().map(|u| format!("{original}_{u}")).collect();
-            self.requests.broadcasts.insert(original.clone(), Coalescing { targets, order, buffers: HashMap::new(), error: None });
+            self.requests.broadcasts.insert(
+                original.clone(),
+                Coalescing {
+                    targets,
+                    order,
+                    buffers: HashMap::new(),
+                    error: None,
+                },
+            );
         }
         for uuid in uuids {
             let mut part = message.clone();
@@ -314,7 +370,10 @@ impl Core {
                 failed.push((msg_id, "what it depends on did not end as it must"));
                 continue;
             }
-            let targets_left = open.targets.iter().any(|t| !open.blacklist.contains(t) && self.engines.get(t).is_some());
+            let targets_left = open
+                .targets
+                .iter()
+                .any(|t| !open.blacklist.contains(t) && self.engines.get(t).is_some());
             if !open.targets.is_empty() && !targets_left {
                 failed.push((msg_id, "none of the engines that it may run on is left"));
                 continue;
@@ -330,12 +389,24 @@ impl Core {
                 continue;
             }
             let follows = |uuid: &EngineUuid| {
-                open.follow.is_met(|id| self.requests.outcomes.get(id).filter(|(_, e)| e.as_ref() == Some(uuid)).map(|(ok, _)| *ok))
+                open.follow.is_met(|id| {
+                    self.requests
+                        .outcomes
+                        .get(id)
+                        .filter(|(_, e)| e.as_ref() == Some(uuid))
+                        .map(|(ok, _)| *ok)
+                })
             };
             let may = |uuid: &EngineUuid| {
                 !open.blacklist.contains(uuid) && (open.targets.is_empty() || open.targets.contains(uuid)) && follows(uuid)
             };
-            let fit: HashSet<EngineUuid> = self.engines.by_load().map(|(uuid, _)| uuid).filter(|uuid| may(uuid)).cloned().collect();
+            let fit: HashSet<EngineUuid> = self
+                .engines
+                .by_load()
+                .map(|(uuid, _)| uuid)
+                .filter(|uuid| may(uuid))
+                .cloned()
+                .collect();
             let engine = self.engine_with_room(&|uuid| fit.contains(uuid));
             match engine {
                 Some(engine) => self.send_request(&msg_id, &engine),
@@ -375,13 +446,21 @@ impl Core {
         }
         self.record_reply(msg_id, &reply, open.engine.as_ref());
         let channel = client_channel(open.queue);
-        self.effects.push(Effect::ToClient { channel, route: vec![open.client], message: reply });
+        self.effects.push(Effect::ToClient {
+            channel,
+            route: vec![open.client],
+            message: reply,
+        });
         self.settle(msg_id, false, open.engine);
     }
 
     fn refuse(&mut self, channel: ClientChannel, client: Bytes, request: &Message, _kind: &str, content: &ErrorContent) {
         let reply = self.message(&reply_type(request), Some(&request.header_json), content);
-        self.effects.push(Effect::ToClient { channel, route: vec![client], message: reply });
+        self.effects.push(Effect::ToClient {
+            channel,
+            route: vec![client],
+            message: reply,
+        });
     }
 
     /// What depends on it may run now, or never.
@@ -408,7 +487,11 @@ impl Core {
         let known = self.requests.open.get(&msg_id).is_some_and(|o| o.engine.as_ref() == Some(engine));
         if !known || channel == Channel::Control {
             let route = vec![client, uuid];
-            self.effects.push(Effect::ToClient { channel: client_channel(channel), route, message });
+            self.effects.push(Effect::ToClient {
+                channel: client_channel(channel),
+                route,
+                message,
+            });
             return;
         }
         let metadata: Value = message.metadata().unwrap_or_default();
@@ -425,13 +508,19 @@ impl Core {
             return self.broadcast_reply(original, msg_id, open.client, message, &status);
         }
         let route = vec![open.client, uuid];
-        self.effects.push(Effect::ToClient { channel: client_channel(open.queue), route, message });
+        self.effects.push(Effect::ToClient {
+            channel: client_channel(open.queue),
+            route,
+            message,
+        });
     }
 
     /// An unmet functional dependency, or a failure with retries left. True when it will run again.
     fn try_elsewhere(&mut self, msg_id: &str, engine: &EngineUuid, metadata: &Value, status: &str) -> bool {
         let met = metadata.get("dependencies_met").and_then(Value::as_bool).unwrap_or(true);
-        let Some(open) = self.requests.open.get_mut(msg_id) else { return false };
+        let Some(open) = self.requests.open.get_mut(msg_id) else {
+            return false;
+        };
         if met && (status == "ok" || status == "aborted" || open.retries == 0) {
             return false;
         }
@@ -459,7 +548,11 @@ impl Core {
     fn broadcast_reply(&mut self, original: &str, msg_id: String, client: Bytes, message: Message, status: &str) {
         let channel = ClientChannel::Broadcast;
         let Some(joined) = self.requests.broadcasts.get_mut(original) else {
-            self.effects.push(Effect::ToClient { channel, route: vec![client], message });
+            self.effects.push(Effect::ToClient {
+                channel,
+                route: vec![client],
+                message,
+            });
             return;
         };
         joined.buffers.insert(msg_id, message.buffers.clone());
@@ -469,7 +562,9 @@ impl Core {
         if joined.buffers.len() < joined.order.len() {
             return;
         }
-        let Some(mut joined) = self.requests.broadcasts.remove(original) else { return };
+        let Some(mut joined) = self.requests.broadcasts.remove(original) else {
+            return;
+        };
         let mut reply = joined.error.take().unwrap_or(message);
         let mut metadata: Value = reply.metadata().unwrap_or_default();
         if let Some(object) = metadata.as_object_mut() {
@@ -479,8 +574,16 @@ impl Core {
             object.insert("original_msg_id".into(), original.into());
         }
         reply.metadata_json = to_json(&metadata);
-        reply.buffers = joined.order.iter().flat_map(|id| joined.buffers.remove(id).unwrap_or_default()).collect();
-        self.effects.push(Effect::ToClient { channel, route: vec![client], message: reply });
+        reply.buffers = joined
+            .order
+            .iter()
+            .flat_map(|id| joined.buffers.remove(id).unwrap_or_default())
+            .collect();
+        self.effects.push(Effect::ToClient {
+            channel,
+            route: vec![client],
+            message: reply,
+        });
     }
 
     fn record_reply(&mut self, msg_id: &str, reply: &Message, engine: Option<&EngineUuid>) {
@@ -535,7 +638,9 @@ impl Core {
 
     pub(super) fn stranded(&mut self, uuid: EngineUuid) {
         for msg_id in self.requests.stranded.remove(&uuid).unwrap_or_default() {
-            let Some(open) = self.requests.open.get_mut(&msg_id) else { continue };
+            let Some(open) = self.requests.open.get_mut(&msg_id) else {
+                continue;
+            };
             if open.engine.as_ref() != Some(&uuid) {
                 continue;
             }
@@ -568,7 +673,10 @@ impl Core {
         if let Some(parent) = message.parent()
             && let Some(output) = output_of(&message)
         {
-            self.record(Change::RequestOutput { msg_id: parent.msg_id, output });
+            self.record(Change::RequestOutput {
+                msg_id: parent.msg_id,
+                output,
+            });
         }
         self.effects.push(Effect::Iopub { topic, message });
     }
@@ -609,13 +717,21 @@ impl Core {
 
 fn output_of(message: &Message) -> Option<RequestOutput> {
     let content: Value = message.content().ok()?;
-    let json = |kind: &'static str| Some(RequestOutput::Json { kind, content: message.content_json.clone() });
+    let json = |kind: &'static str| {
+        Some(RequestOutput::Json {
+            kind,
+            content: message.content_json.clone(),
+        })
+    };
     match message.msg_type() {
         "stream" => Some(RequestOutput::Stream {
             stderr: content.get("name").and_then(Value::as_str) == Some("stderr"),
             text: content.get("text").and_then(Value::as_str)?.to_string(),
         }),
-        "execute_input" => Some(RequestOutput::Json { kind: "execute_input", content: to_json(content.get("code")?) }),
+        "execute_input" => Some(RequestOutput::Json {
+            kind: "execute_input",
+            content: to_json(content.get("code")?),
+        }),
         "execute_result" => json("execute_result"),
         "error" => json("error"),
         _ => None,

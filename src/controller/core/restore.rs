@@ -4,7 +4,7 @@ use super::event::{FoundTask, Restored};
 use super::maps::{InFlight, Map, Returned, Tries};
 use super::{Core, Due};
 use crate::model::change::Change;
-use crate::model::task::TaskState;
+use crate::model::task::{Outcome, TaskState};
 use crate::model::{EngineUuid, TaskId};
 use std::collections::HashMap;
 
@@ -32,7 +32,12 @@ impl Core {
         }
         for (id, uuid) in restored.departed {
             let reason = "the controller ended".to_string();
-            self.record(Change::EngineGone { id, uuid, at: self.now.unix, reason });
+            self.record(Change::EngineGone {
+                id,
+                uuid,
+                at: self.now.unix,
+                reason,
+            });
         }
         self.finished.extend(restored.finished);
         for (session, map, next) in restored.clients {
@@ -50,13 +55,25 @@ impl Core {
             map.waiting_for = after.filter(|other| self.maps.contains_key(other) || self.finished.get(other) == Some(&true));
             for task in found.tasks {
                 let task_id = TaskId::new(id, task.index);
+                if task.cancelled && task.engine.is_none() {
+                    let (run, at) = (task.run, self.now.unix);
+                    let outcome = Outcome::failure(TaskState::Aborted, "TaskCancelled", "cancelled", at, at);
+                    map.count(outcome.status);
+                    self.record(Change::TaskFinished { task: task_id, run, engine: None, outcome: Box::new(outcome) });
+                    continue;
+                }
                 if let Some(run) = place(&mut map, task_id, task, &uuids, &mut self.engines) {
-                    self.record(Change::TaskReturned { task: task_id, run, attempt: None });
+                    self.record(Change::TaskReturned {
+                        task: task_id,
+                        run,
+                        attempt: None,
+                    });
                 }
             }
             self.keys.insert(found.key, id);
             self.maps.insert(id, map);
             self.note_runnable(id);
+            self.abort_if_hopeless(id);
             if self.maps.get(&id).is_some_and(|m| m.is_complete()) {
                 self.after_changes(id);
             }
@@ -66,10 +83,17 @@ impl Core {
     fn restored_targets(&self, targets: &crate::model::targets::Targets) -> Vec<EngineUuid> {
         use crate::model::targets::Targets;
         match targets {
-            Targets::All => self.engines.iter().filter(|(_, e)| e.native).map(|(uuid, _)| uuid.clone()).collect(),
+            Targets::All => self
+                .engines
+                .iter()
+                .filter(|(_, e)| e.native)
+                .map(|(uuid, _)| uuid.clone())
+                .collect(),
             Targets::Some(ids) => {
                 let unknown = || EngineUuid::from("gone");
-                ids.iter().map(|id| self.engines.uuid_of(*id).cloned().unwrap_or_else(unknown)).collect()
+                ids.iter()
+                    .map(|id| self.engines.uuid_of(*id).cloned().unwrap_or_else(unknown))
+                    .collect()
             }
         }
     }
@@ -84,25 +108,52 @@ fn place(
     engines: &mut super::engines::Engines,
 ) -> Option<u32> {
     let engine = task.engine.and_then(|e| uuids.get(&e));
-    let tries = Tries { errors: task.errors, crashes: task.crashes };
+    let tries = Tries {
+        errors: task.errors,
+        crashes: task.crashes,
+    };
     match (task.state, engine) {
         (TaskState::Assigned | TaskState::Running, Some(engine)) => {
             engines.change(engine, |e| e.tasks.insert(id, task.run));
             let begun = task.state == TaskState::Running;
-            let in_flight = InFlight { engine: engine.clone(), run: task.run, input: task.input, begun, tries, cancelled: false };
+            let in_flight = InFlight {
+                engine: engine.clone(),
+                run: task.run,
+                input: task.input,
+                begun,
+                tries,
+                cancelled: task.cancelled,
+            };
             map.in_flight.insert(id.index, in_flight);
         }
         (TaskState::Assigned | TaskState::Running, None) => {
             // Its engine left without a word in the records: another run.
             let engine = map.targets.as_ref().and_then(|t| t.get(id.index as usize).cloned());
             let run = task.run + 1;
-            map.returned.insert(id.index, Returned { run, input: task.input, tries, engine });
+            map.returned.insert(
+                id.index,
+                Returned {
+                    run,
+                    input: task.input,
+                    tries,
+                    engine,
+                },
+            );
             return Some(run);
         }
         _ if task.run <= 1 => map.push_one(id.index, task.input),
         _ => {
             let engine = map.targets.as_ref().and_then(|t| t.get(id.index as usize).cloned());
-            map.returned.insert(id.index, Returned { run: task.run, input: task.input, tries, engine });
+            map.returned.insert(
+                id.index,
+                Returned {
+                    run: task.run,
+                    input: task.input,
+                    tries,
+                    engine,
+                },
+            );
         }
-    }    None
+    }
+    None
 }

@@ -40,7 +40,10 @@ mod tests {
     #[test]
     fn every_state_is_reached_and_left() {
         for state in TaskState::ALL {
-            assert!(state == Waiting || ARROWS.iter().any(|(_, to, _)| *to == state), "{state} is never reached");
+            assert!(
+                state == Waiting || ARROWS.iter().any(|(_, to, _)| *to == state),
+                "{state} is never reached"
+            );
             assert!(ARROWS.iter().any(|(from, _, _)| *from == state), "{state} is never left");
         }
     }
@@ -49,7 +52,10 @@ mod tests {
     fn the_page_on_states_names_every_arrow() {
         let page = include_str!("../../../docs/task-states.md");
         for (from, to, _) in ARROWS {
-            assert!(page.contains(&format!("{from} → {to}")), "docs/task-states.md lacks `{from} → {to}`");
+            assert!(
+                page.contains(&format!("{from} → {to}")),
+                "docs/task-states.md lacks `{from} → {to}`"
+            );
         }
     }
 }

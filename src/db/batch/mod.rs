@@ -9,6 +9,7 @@ mod tasks;
 
 use crate::model::MapId;
 use crate::model::change::Change;
+use crate::model::task::Outcome;
 pub use engines::Known;
 use maps::Counted;
 pub use maps::row_range;
@@ -41,7 +42,18 @@ impl<'a> Batch<'a> {
         })
     }
 
+    /// A change that is larger than SQLite's rows is logged and passed over: no repetition could record it.
     pub fn apply(&mut self, change: &Change) -> rusqlite::Result<()> {
+        match self.apply_one(change) {
+            Err(error) if error.sqlite_error_code() == Some(rusqlite::ErrorCode::TooBig) => {
+                tracing::error!(%error, "a change is not recorded: it is larger than a row can be");
+                Ok(())
+            }
+            done => done,
+        }
+    }
+
+    fn apply_one(&mut self, change: &Change) -> rusqlite::Result<()> {
         match change {
             Change::MapAdded {
                 map,
@@ -106,6 +118,17 @@ impl ToSql for Text<'_> {
             Cow::Owned(text) => text.into(),
         })
     }
+}
+
+/// The bytes of what a task's row keeps of an outcome.
+fn size(outcome: &Outcome) -> usize {
+    let error = outcome
+        .error
+        .as_ref()
+        .map_or(0, |e| e.ename.len() + e.evalue.len() + e.traceback.len());
+    let value = outcome.value.as_ref().map_or(0, |v| v.get().len());
+    let text = |text: &Option<String>| text.as_ref().map_or(0, String::len);
+    error + value + text(&outcome.pickled) + text(&outcome.repr) + outcome.stdout.len() + outcome.stderr.len()
 }
 
 /// NULL for an empty text: most tasks print nothing.

@@ -1,6 +1,6 @@
 //! A task's steps. Each first looks at the task as it stands, so that what was told twice or too late changes nothing.
 use super::maps::row_range;
-use super::{Batch, Text, some_text};
+use super::{Batch, Text, size, some_text};
 use crate::model::change::Attempt;
 use crate::model::task::{Outcome, TaskState};
 use crate::model::{EngineId, MapId, TaskId, UnixTime};
@@ -207,6 +207,11 @@ impl Batch<'_> {
         let attempts = prior.attempts_after(engine, outcome);
         let host = self.host(engine)?;
         let before = self.take_output(task)?;
+        let too_large = self.too_large(outcome, &before);
+        let (outcome, before) = match &too_large {
+            Some(instead) => (instead, Default::default()),
+            None => (outcome, before),
+        };
         let (stdout, stderr) = (joined(&before.0, &outcome.stdout), joined(&before.1, &outcome.stderr));
         let error = outcome.error.as_ref();
         self.end.execute(params![
@@ -229,6 +234,23 @@ impl Batch<'_> {
             outcome.pickled,
         ])?;
         self.count_step(task.map, prior.state, outcome.status)
+    }
+
+    /// What to record instead of an outcome that no row can hold.
+    fn too_large(&self, outcome: &Outcome, before: &(String, String)) -> Option<Outcome> {
+        let bytes = size(outcome) + before.0.len() + before.1.len();
+        let largest = self.known.largest_outcome;
+        (bytes > largest).then(|| {
+            let why = format!("the value and output have {bytes} bytes; the database keeps at most {largest} of a task");
+            let status = if outcome.status == TaskState::Ok {
+                TaskState::Error
+            } else {
+                outcome.status
+            };
+            let mut instead = Outcome::failure(status, "ResultTooLarge", why, outcome.started, outcome.ended);
+            (instead.exit_code, instead.crashed) = (outcome.exit_code, outcome.crashed);
+            instead
+        })
     }
 
     pub(super) fn task_returned(&mut self, task: TaskId, run: u32, attempt: Option<&Attempt>) -> rusqlite::Result<()> {
@@ -272,6 +294,12 @@ impl Batch<'_> {
                    repr, stdout, stderr, traceback, pickled) \
                    VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17)";
         let host = self.host(Some(engine))?;
+        let too_large = self.too_large(outcome, before);
+        let nothing = Default::default();
+        let (outcome, before) = match &too_large {
+            Some(instead) => (instead, &nothing),
+            None => (outcome, before),
+        };
         let (stdout, stderr) = (joined(&before.0, &outcome.stdout), joined(&before.1, &outcome.stderr));
         let error = outcome.error.as_ref();
         self.connection.prepare_cached(sql)?.execute(params![

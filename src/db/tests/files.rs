@@ -152,6 +152,32 @@ fn an_exclusive_writer_keeps_others_out_and_serves_its_readers() {
     assert_eq!(Reader::open(&path).unwrap().tasks(&TaskQuery::default()).unwrap().1, 2);
 }
 
+/// Closing a file drops every lock that the process has on it. Were the writer's dropped by a reader that comes and goes,
+/// another process would take itself for the last user and remove the log under the writer.
+#[test]
+fn a_reader_that_comes_and_goes_leaves_the_writers_locks_alone() {
+    let mut db = Db::new();
+    db.add_map(1, 1);
+    drop(db.reader());
+    // SQLite's own lock bytes, as another process sees them.
+    let script = "import fcntl, struct, sys\n\
+                  file = open(sys.argv[1], 'rb+')\n\
+                  lock = struct.pack('hhqqi', fcntl.F_WRLCK, 0, 0x40000002, 510, 0)\n\
+                  kind = struct.unpack('hhqqi', fcntl.fcntl(file, fcntl.F_GETLK, lock))[0]\n\
+                  print('free' if kind == fcntl.F_UNLCK else 'held')";
+    let output = std::process::Command::new("python3")
+        .args(["-c", script])
+        .arg(db.path())
+        .output()
+        .unwrap();
+    assert_eq!(
+        String::from_utf8_lossy(&output.stdout).trim(),
+        "held",
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+}
+
 /// Runs `act` as someone who is not root, for whom permissions hold. (The thread's file system user; the process keeps its own.)
 fn as_a_user<T: Send>(act: impl FnOnce() -> T + Send) -> T {
     std::thread::scope(|scope| {
@@ -186,7 +212,7 @@ fn a_directory_that_is_read_only() {
     });
     set_mode(&path, 0o000);
     as_a_user(|| {
-        refused(Reader::open(&path), DbErrorKind::Permission, "Permission denied");
+        refused(Reader::open(&path), DbErrorKind::Permission, "unable to open");
     });
     set_mode(directory.path(), 0o755);
 }

@@ -293,3 +293,41 @@ fn a_batch_that_fails_leaves_nothing_behind() {
     assert_eq!((db.counts(1).total, db.counts(1).ok), (5, 1));
     assert_eq!(db.task(1, 0).host.as_deref(), Some("node5"));
 }
+
+#[test]
+fn a_result_that_no_row_can_hold_is_an_error_of_its_task_alone() {
+    let mut db = Db::new();
+    db.add_map(1, 4);
+    db.writer.limit_rows(100_000);
+    let mut large = ok("1");
+    large.stdout = "x".repeat(60_000);
+    large.stderr = "y".repeat(60_000);
+    let input = Change::TasksAdded {
+        map: MapId(1),
+        first: 9,
+        inputs: vec![Bytes::from(vec![b'1'; 200_000])],
+        state: TaskState::Ready,
+        submitted: UnixTime(1.0),
+    };
+    let returned = Change::TaskReturned {
+        task: task(1, 2),
+        run: 1,
+        attempt: Some(Attempt {
+            engine: EngineId(0),
+            outcome: Box::new(large.clone()),
+        }),
+    };
+    db.apply(&[finished(1, 0, 1, 0, large), input, returned, finished(1, 1, 1, 0, ok("1"))]);
+    let row = db.task(1, 0);
+    let error = row.error.unwrap();
+    assert_eq!(
+        (row.state, error.ename.as_str(), row.stdout.as_str()),
+        (TaskState::Error, "ResultTooLarge", "")
+    );
+    assert!(error.evalue.contains("120001 bytes"), "{}", error.evalue);
+    assert_eq!(
+        db.reader().attempts(task(1, 2)).unwrap()[0].outcome.error.as_ref().unwrap().ename,
+        "ResultTooLarge"
+    );
+    assert_eq!((db.counts(1).total, db.counts(1).ok, db.counts(1).error), (4, 1, 1));
+}

@@ -196,6 +196,9 @@ pub enum RequestReply {
         buffers: Vec<Bytes>,
     },
     /// The engine's own words.
-    Failed { ename: String, evalue: String },
+    Failed {
+        ename: String,
+        evalue: String,
+    },
     Aborted,
 }

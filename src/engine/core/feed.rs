@@ -79,7 +79,11 @@ impl Core {
                 Next::Unknown => {
                     if let Some(Unit::Task { held, .. }) = self.queue.pop_front() {
                         let evalue = format!("the engine was never told what map {} runs", held.map);
-                        self.push_outcome(now, held, Outcome::failure(TaskState::Error, "MissingDefinition", evalue, now.unix, now.unix));
+                        self.push_outcome(
+                            now,
+                            held,
+                            Outcome::failure(TaskState::Error, "MissingDefinition", evalue, now.unix, now.unix),
+                        );
                     }
                 }
                 Next::Command => {
@@ -111,7 +115,11 @@ impl Core {
 
     fn start_command(&mut self, now: Now, effects: &mut Vec<Effect>) {
         let Some(unit) = self.queue.pop_front() else { return };
-        let Some(definition) = unit.held().and_then(|held| self.maps.get(&held.map)).map(|state| state.definition.clone()) else {
+        let Some(definition) = unit
+            .held()
+            .and_then(|held| self.maps.get(&held.map))
+            .map(|state| state.definition.clone())
+        else {
             return;
         };
         self.command = Some(unit.clone());
@@ -199,6 +207,15 @@ impl Core {
     /// How many more units the worker should get.
     fn room(&self, now: Now) -> usize {
         let have = self.given.len();
+        if let Some(Given {
+            unit: Unit::Request(request),
+            ..
+        }) = self.given.back()
+            && request.stops_others
+        {
+            // If it fails, what stands behind it is not to run.
+            return 0;
+        }
         if have < FEWEST {
             let mean = match self.queue.front() {
                 Some(Unit::Task { held, .. }) => self.maps.get(&held.map).and_then(|state| state.mean),
@@ -206,8 +223,13 @@ impl Core {
             };
             return wanted(mean).saturating_sub(have).max(1);
         }
-        let busy = self.current.as_ref().map_or(Duration::ZERO, |current| now.instant.saturating_duration_since(current.since));
-        let Some(Unit::Task { held, .. }) = self.queue.front() else { return 0 };
+        let busy = self
+            .current
+            .as_ref()
+            .map_or(Duration::ZERO, |current| now.instant.saturating_duration_since(current.since));
+        let Some(Unit::Task { held, .. }) = self.queue.front() else {
+            return 0;
+        };
         let wanted = wanted(self.maps.get(&held.map).and_then(|state| state.mean));
         if busy >= AHEAD || have > wanted / 2 {
             return 0;
@@ -221,8 +243,13 @@ impl Core {
         self.current = unit.map(|unit| {
             let is_request = unit.held().is_none();
             let text = if is_request { Text::unbounded } else { Text::default };
-            let options = unit.held().and_then(|held| self.maps.get(&held.map)).map(|state| &state.definition.options);
-            let timeout = options.and_then(|options| options.timeout_s).and_then(|s| Duration::try_from_secs_f64(s).ok());
+            let options = unit
+                .held()
+                .and_then(|held| self.maps.get(&held.map))
+                .map(|state| &state.definition.options);
+            let timeout = options
+                .and_then(|options| options.timeout_s)
+                .and_then(|s| Duration::try_from_secs_f64(s).ok());
             Current {
                 since: now.instant,
                 started,

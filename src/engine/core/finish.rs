@@ -30,7 +30,10 @@ impl Core {
                 effects.push(Effect::Reply {
                     request,
                     started: now.unix,
-                    reply: RequestReply::Failed { ename: ename.into(), evalue },
+                    reply: RequestReply::Failed {
+                        ename: ename.into(),
+                        evalue,
+                    },
                 });
             }
         }
@@ -131,7 +134,12 @@ impl Core {
             }
             Some(StopReason::Leaving) => {
                 if outcome.status != TaskState::Ok {
-                    stopped(&mut outcome, TaskState::Lost, "EngineStopped", "its engine was told to leave while it ran".into());
+                    stopped(
+                        &mut outcome,
+                        TaskState::Lost,
+                        "EngineStopped",
+                        "its engine was told to leave while it ran".into(),
+                    );
                     outcome.crashed = true;
                 }
             }
@@ -160,7 +168,7 @@ impl Core {
         self.stop_next = None;
         let was_unavailable = matches!(self.worker, WorkerState::Unavailable { .. });
         let begun = self.given.len().saturating_sub(unread);
-        let mut current = self.current.take();
+        let mut current = if self.command.is_none() { self.current.take() } else { None };
         for _ in 0..begun {
             let Some(Given { unit, .. }) = self.given.pop_front() else { break };
             let since = current.as_ref().map_or(now.unix, |current| current.started);
@@ -193,7 +201,10 @@ impl Core {
         }
         if self.idle_deaths >= MOST_IDLE_DEATHS {
             self.idle_deaths = 0;
-            self.worker_failed(now, format!("it ended {MOST_IDLE_DEATHS} times while it had nothing to do, the last time: {how}"));
+            self.worker_failed(
+                now,
+                format!("it ended {MOST_IDLE_DEATHS} times while it had nothing to do, the last time: {how}"),
+            );
         } else if self.leaving.is_none() && begun > 0 {
             self.start_worker(now, effects);
         } else {

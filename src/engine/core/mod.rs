@@ -186,7 +186,11 @@ impl Core {
             Event::WorkerFailed { reason } => self.worker_failed(now, reason),
             Event::UnitBegun { ticket, output } => {
                 self.wrote(output, effects);
-                if let Some(Given { unit: Unit::Request(request), .. }) = self.given.front().filter(|given| given.ticket == ticket) {
+                if let Some(Given {
+                    unit: Unit::Request(request),
+                    ..
+                }) = self.given.front().filter(|given| given.ticket == ticket)
+                {
                     effects.push(Effect::RequestBegun(request.clone()));
                 }
             }
@@ -223,7 +227,9 @@ impl Core {
                 stderr_tail,
                 output,
             } => {
-                self.wrote(output, effects);
+                if self.command.is_none() {
+                    self.wrote(output, effects);
+                }
                 self.worker_exited(now, unread, how, stderr_tail, effects);
             }
             Event::TokensTaken { count } => self.recalled(now, count, effects),

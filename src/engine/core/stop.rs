@@ -18,7 +18,9 @@ pub(super) struct Stop {
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) enum StopReason {
     Cancelled,
-    TimedOut { seconds: f64 },
+    TimedOut {
+        seconds: f64,
+    },
     /// The engine leaves.
     Leaving,
     /// The controller does not want its result.
@@ -141,7 +143,10 @@ impl Core {
 
     /// With `drop` nothing more is said of the tasks.
     pub(super) fn cancel(&mut self, now: Now, tasks: HashSet<Held>, drop: bool, effects: &mut Vec<Effect>) {
-        let in_worker = self.given.iter().any(|given| given.unit.held().is_some_and(|held| tasks.contains(&held)));
+        let in_worker = self
+            .given
+            .iter()
+            .any(|given| given.unit.held().is_some_and(|held| tasks.contains(&held)));
         let then = AfterRecall::Cancel { tasks, drop };
         match in_worker {
             true => self.recall_then(now, then, effects),

@@ -1,7 +1,7 @@
 //! What the engine runs: tasks of pcluster, and requests of ipyparallel clients.
+use crate::model::UnixTime;
 use crate::model::definition::{MapDefinition, Work};
 use crate::model::task::{Outcome, TaskError, TaskState};
-use crate::model::UnixTime;
 use crate::wire::Message;
 use crate::wire::content::engine::{Channel, Held};
 use bytes::Bytes;
@@ -12,7 +12,10 @@ use std::sync::Arc;
 #[derive(Clone, Debug)]
 pub enum Unit {
     /// Its input is JSON text.
-    Task { held: Held, input: Bytes },
+    Task {
+        held: Held,
+        input: Bytes,
+    },
     Request(Arc<Request>),
 }
 
@@ -136,6 +139,8 @@ pub fn worker_outcome(result: WorkerResult, started: UnixTime, ended: UnixTime) 
         Outcome::failure(TaskState::Error, "WorkerError", evalue, started, ended)
     };
     match result {
+        // On the wire nothing and null are one.
+        WorkerResult::Value(body) if body == "null" => succeeded(started, ended),
         WorkerResult::Value(body) => match raw_json(body) {
             Some(value) => Outcome {
                 value: Some(value),
@@ -181,12 +186,17 @@ pub fn command_outcome(end: CommandEnd) -> Outcome {
     match how {
         CommandExit::Code(0) => Outcome {
             exit_code: Some(0),
-            value: Some(RawValue::NULL.to_owned()),
             ..succeeded(started, ended)
         },
         CommandExit::Code(code) => Outcome {
             exit_code: Some(code),
-            ..Outcome::failure(TaskState::Error, "ExitCode", format!("the command ended with exit code {code}"), started, ended)
+            ..Outcome::failure(
+                TaskState::Error,
+                "ExitCode",
+                format!("the command ended with exit code {code}"),
+                started,
+                ended,
+            )
         },
         CommandExit::Signal(number, name) => Outcome {
             exit_code: Some(128 + number),

@@ -80,13 +80,10 @@ impl Worker {
             }
             process.current_dir(cwd);
         }
-        let mut child = forker
-            .spawn(process, inherited.to_vec())
-            .await
-            .map_err(|e| match e.kind() {
-                io::ErrorKind::NotFound => format!("no interpreter {:?}", command.python),
-                _ => said("cannot start it", &e),
-            })?;
+        let mut child = forker.spawn(process, inherited.to_vec()).await.map_err(|e| match e.kind() {
+            io::ErrorKind::NotFound => format!("no interpreter {:?}", command.python),
+            _ => said("cannot start it", &e),
+        })?;
         let pid = child.id().unwrap_or_default() as i32;
         let Parts {
             script: _,
@@ -105,7 +102,8 @@ impl Worker {
         let exit: Arc<Mutex<Option<io::Result<std::process::ExitStatus>>>> = Arc::default();
         let (wake_in, wake_out) = pipe().map_err(|e| said("cannot make a pipe", &e))?;
         let spawn = |name: &str, run: Box<dyn FnOnce() + Send>| std::thread::Builder::new().name(name.into()).spawn(run).map(drop);
-        spawn("worker-writer", Box::new(move || write_frames(frames_out.into(), to_write))).map_err(|e| said("cannot start a thread", &e))?;
+        spawn("worker-writer", Box::new(move || write_frames(frames_out.into(), to_write)))
+            .map_err(|e| said("cannot start a thread", &e))?;
         let status = exit.clone();
         spawn(
             "worker-reader",
@@ -276,7 +274,11 @@ fn write_frames(mut pipe: std::fs::File, frames: mpsc::Receiver<Vec<Bytes>>) {
 }
 
 fn write_parts(pipe: &mut std::fs::File, parts: &[Bytes]) -> io::Result<()> {
-    let mut slices: Vec<IoSlice<'_>> = parts.iter().filter(|part| !part.is_empty()).map(|part| IoSlice::new(part)).collect();
+    let mut slices: Vec<IoSlice<'_>> = parts
+        .iter()
+        .filter(|part| !part.is_empty())
+        .map(|part| IoSlice::new(part))
+        .collect();
     let mut left = &mut slices[..];
     while !left.is_empty() {
         match pipe.write_vectored(&left[..left.len().min(1024)]) {
@@ -298,7 +300,10 @@ fn read_records(records: OwnedFd, wake: OwnedFd, number: u64, events: &Unbounded
     let mut broken = None;
     loop {
         if !ended {
-            let mut waiting = [PollFd::new(file.as_fd(), PollFlags::POLLIN), PollFd::new(wake.as_fd(), PollFlags::POLLIN)];
+            let mut waiting = [
+                PollFd::new(file.as_fd(), PollFlags::POLLIN),
+                PollFd::new(wake.as_fd(), PollFlags::POLLIN),
+            ];
             match poll(&mut waiting, PollTimeout::NONE) {
                 Err(Errno::EINTR) => continue,
                 Err(_) => return broken,
@@ -419,7 +424,7 @@ fn reopened(pipe: &std::fs::File) -> io::Result<std::fs::File> {
 /// Lets a child process keep these files.
 pub fn keep_open(fds: &[RawFd]) -> io::Result<()> {
     for fd in fds {
-        // The files are open for as long as the child is being started.
+        #[expect(unsafe_code, reason = "the files are open for as long as the child is being started")]
         let fd = unsafe { std::os::fd::BorrowedFd::borrow_raw(*fd) };
         fcntl(fd, FcntlArg::F_SETFD(FdFlag::empty()))?;
     }

@@ -176,7 +176,14 @@ mod tests {
 
     #[test]
     fn records_without_their_positions_are_refused() {
-        let head = RecordHead { kind: b'V', flags: 1, ticket: 1, length: 3, started: 0.0, ended: 0.0 };
+        let head = RecordHead {
+            kind: b'V',
+            flags: 1,
+            ticket: 1,
+            length: 3,
+            started: 0.0,
+            ended: 0.0,
+        };
         assert_eq!(head.with(Bytes::from_static(b"abc")), None);
     }
 }

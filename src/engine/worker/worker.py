@@ -291,6 +291,7 @@ class Definition:
     def __init__(self, work, options):
         self.work = work
         self.cwd = options.get("cwd")
+        self.directory = None if self.cwd else options.get("directory")
         self.env = options.get("env") or {}
         self.run = self.module = self.failure = None
         self.tried = 0.0
@@ -390,10 +391,23 @@ def ended_with(error, ticket, started):
     record(b"E", ticket, started, ended, body)
 
 
+def go_to(directory):
+    """Changes to where a map was submitted, if this host has it; returns the way back, if any."""
+    try:
+        back = os.getcwd()
+        if directory and directory != back:
+            os.chdir(directory)
+            return back
+    except OSError:
+        pass
+    return None
+
+
 def run_tasks(first, number, inputs):
     """Runs a batch of one map's tasks: tickets first, first + 1, ..."""
     global running
     definition = definitions[number]
+    back = go_to(definition.directory)
     plain = not definition.cwd and not definition.env
     ticket = first - 1
     for arguments in inputs:
@@ -424,6 +438,8 @@ def run_tasks(first, number, inputs):
         else:
             record(kind, ticket, started, ended, body)
         value = arguments = None
+    if back:
+        os.chdir(back)
 
 
 def encode_integer(value):

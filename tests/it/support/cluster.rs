@@ -53,7 +53,10 @@ impl Cluster {
     pub fn engine_pids(&self) -> Vec<u32> {
         let engines = self.json(&["engines"]);
         let engines = engines["engines"].as_array().unwrap();
-        engines.iter().map(|engine| u32::try_from(engine["pid"].as_u64().unwrap()).unwrap()).collect()
+        engines
+            .iter()
+            .map(|engine| u32::try_from(engine["pid"].as_u64().unwrap()).unwrap())
+            .collect()
     }
 
     pub fn controller_pid(&self) -> u32 {

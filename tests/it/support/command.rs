@@ -31,7 +31,12 @@ impl Running {
             .map(|word| word.to_string_lossy().rsplit('/').next().unwrap_or_default().to_string())
             .collect::<Vec<_>>()
             .join(" ");
-        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        let mut child = command
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
         let mut input = child.stdin.take().unwrap();
         let text = stdin.to_string();
         thread::spawn(move || {
@@ -40,7 +45,12 @@ impl Running {
         });
         let stdout = collect(child.stdout.take().unwrap());
         let stderr = collect(child.stderr.take().unwrap());
-        Running { spelled, child, stdout, stderr }
+        Running {
+            spelled,
+            child,
+            stdout,
+            stderr,
+        }
     }
 
     pub fn pid(&self) -> u32 {
@@ -51,7 +61,12 @@ impl Running {
     pub fn end(mut self) -> Ended {
         let status = wait_until(&format!("the end of {}", self.spelled), || self.child.try_wait().unwrap());
         let text = |receiver: &Receiver<String>| receiver.recv().unwrap_or_default();
-        Ended { code: status.code(), stdout: text(&self.stdout), stderr: text(&self.stderr), spelled: self.spelled.clone() }
+        Ended {
+            code: status.code(),
+            stdout: text(&self.stdout),
+            stderr: text(&self.stderr),
+            spelled: self.spelled.clone(),
+        }
     }
 }
 

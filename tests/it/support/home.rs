@@ -32,8 +32,17 @@ impl Home {
         fs::create_dir(folder.path().join("ipython")).unwrap();
         let mut guard = Command::new("setsid");
         guard.args(["sh", "-c", GUARD, "guard"]).arg(folder.path());
-        let guard = guard.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
-        Home { folder, guard, variables: Vec::new() }
+        let guard = guard
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        Home {
+            folder,
+            guard,
+            variables: Vec::new(),
+        }
     }
 
     /// An environment variable for every command here.
@@ -63,7 +72,16 @@ impl Home {
     pub fn program(&self, program: &str) -> Command {
         let mut command = Command::new(program);
         command.current_dir(self.path()).env("IPYTHONDIR", self.path().join("ipython"));
-        for name in ["PCLUSTER_PROFILE", "PCLUSTER_PYTHON", "VIRTUAL_ENV", "CONDA_PREFIX", "COLUMNS", "NO_COLOR", "RUST_LOG", "PYTHONPATH"] {
+        for name in [
+            "PCLUSTER_PROFILE",
+            "PCLUSTER_PYTHON",
+            "VIRTUAL_ENV",
+            "CONDA_PREFIX",
+            "COLUMNS",
+            "NO_COLOR",
+            "RUST_LOG",
+            "PYTHONPATH",
+        ] {
             command.env_remove(name);
         }
         command.envs(self.variables.iter().map(|(name, value)| (name, value)));

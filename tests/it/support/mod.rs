@@ -7,6 +7,6 @@ mod wait;
 
 pub use cluster::{Cluster, shared, signal, wait_for_exit};
 pub use command::{Ended, Running};
-pub use home::Home;
+pub use home::{Home, PCLUSTER};
 pub use normalise::normalised;
 pub use wait::wait_until;

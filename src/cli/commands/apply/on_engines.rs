@@ -49,7 +49,12 @@ pub fn run(
     let mut view = client.direct(options.targets.clone());
     view.options = MapOptions {
         timeout_s: options.timeout,
-        directory: current_directory(),
+        // Code that lives in an engine's namespace has that engine's directory, which it may have changed itself.
+        directory: if matches!(work, Work::Call { .. } | Work::Command { .. }) {
+            current_directory()
+        } else {
+            None
+        },
         // What it does to an engine's namespace is lost with the worker: to do it again elsewhere in time would hide that.
         max_crashes: 0,
         ..view.options

@@ -12,6 +12,10 @@ use tokio::task::JoinHandle;
 
 /// After so long without an engine it is said that there is none.
 const NO_ENGINES: Duration = Duration::from_secs(3);
+/// After so long without a word from the controller it is said that it is silent,
+const SILENT: Duration = Duration::from_secs(10);
+/// and after so long it is given up: time enough to start it again, which the map survives.
+const PATIENCE: Duration = Duration::from_secs(120);
 /// How long a second Ctrl-C may follow the first.
 const SECOND: Duration = Duration::from_millis(1500);
 
@@ -28,6 +32,9 @@ pub struct Job<'a> {
     /// Whether it goes on without this command.
     pub detachable: bool,
 }
+
+/// What is done with results.
+pub type Take<'a> = dyn FnMut(&Progress, Vec<TaskRow>) -> Result<(), CommandError> + 'a;
 
 pub struct Feed {
     pub task: JoinHandle<Result<u32, ClientError>>,
@@ -50,11 +57,11 @@ impl Job<'_> {
         mut self,
         interrupts: &mut Interrupts,
         progress: &mut Progress,
-        take: &mut dyn FnMut(&Progress, Vec<TaskRow>) -> Result<(), CommandError>,
+        take: &mut Take<'_>,
     ) -> Result<(Ended, Counts), CommandError> {
         let every = Duration::from_millis(if self.context.terminal.stderr { 250 } else { 1000 });
         let (sender, mut updates) = mpsc::channel(4);
-        let mut watch = self.client.watch(self.map, every);
+        let mut watch = self.client.with_patience(PATIENCE).watch(self.map, every);
         let watcher = tokio::spawn(async move {
             loop {
                 let update = watch.next().await.transpose();
@@ -68,14 +75,26 @@ impl Job<'_> {
         let watcher = AbortOnDrop(watcher);
         let mut counts = Counts::default();
         let mut engines = EngineNotes::default();
+        let mut silence_said = false;
+        let mut clock = tokio::time::interval(Duration::from_secs(1));
         loop {
             tokio::select! {
+                _ = clock.tick() => {
+                    let silent = self.client.silent_for() > SILENT;
+                    if silent && !silence_said {
+                        progress.aside(|| self.note_silence());
+                    }
+                    silence_said = silent;
+                }
                 update = updates.recv() => match update {
                     Some(Ok(Update { counts: now, engines: able, results, .. })) => {
                         counts = now;
                         self.note_engines(&mut engines, able, &counts, progress);
                         progress.update(&counts, self.total, able);
-                        take(progress, results)?;
+                        if let Err(error) = take(progress, results) {
+                            progress.clear();
+                            return Err(self.nowhere_to_write(error).await);
+                        }
                     }
                     Some(Err(error)) => return Err(self.lost_sight(error)),
                     None => {
@@ -111,6 +130,20 @@ impl Job<'_> {
             }),
             Some(false) => progress.aside(|| self.context.say(format!("note: {able} engines are there now"))),
             None => {}
+        }
+    }
+
+    fn note_silence(&self) {
+        let seconds = self.client.silent_for().as_secs();
+        self.context.say(format!(
+            "note: the controller at {} has not answered for {seconds} s; still trying",
+            self.client.address()
+        ));
+        if self.detachable {
+            let options = self.context.options();
+            self.context.say(format!(
+                "hint: `pcluster list` shows whether it runs; `pcluster start{options}` brings it back with its tasks"
+            ));
         }
     }
 
@@ -156,6 +189,26 @@ impl Job<'_> {
         }
         self.context.say(come_back(map, &options));
         Ok(Ended::Detached)
+    }
+
+    /// Results cannot be written any more: the map goes on, with all of its inputs if they are at hand.
+    async fn nowhere_to_write(&mut self, error: CommandError) -> CommandError {
+        if !self.detachable {
+            return error;
+        }
+        if let Some(feed) = self.feed.as_ref().filter(|feed| feed.is_stream) {
+            feed.feeding.stop();
+        }
+        if let Err(error) = self.end_of_feed().await {
+            return error;
+        }
+        let options = self.context.options();
+        self.context.say(format!(
+            "results cannot be written any more; map {} goes on without this command",
+            self.map
+        ));
+        self.context.say(come_back(self.map, &options));
+        error
     }
 
     async fn cancel(&mut self) -> Result<Ended, CommandError> {

@@ -17,6 +17,10 @@ pub struct Report {
     failures: Vec<Failure>,
     more: u64,
     pickled: u64,
+    /// The values are written as they came: a word about those that JSON cannot hold is due.
+    pub values_shown: bool,
+    /// The cluster stays: failed tasks can be run again.
+    pub cluster_stays: bool,
 }
 
 struct Failure {
@@ -34,6 +38,8 @@ impl Report {
             failures: Vec::new(),
             more: 0,
             pickled: 0,
+            values_shown: true,
+            cluster_stays: true,
         }
     }
 
@@ -84,7 +90,7 @@ impl Report {
 
     fn text(&self, counts: &Counts, options: &str, tracebacks: bool) -> String {
         let mut text = String::new();
-        if self.pickled > 0 {
+        if self.pickled > 0 && self.values_shown {
             text.push_str(&format!(
                 "note: {} that JSON cannot hold: kept pickled, shown as {{\"__pickled__\": base64, \"repr\": …}} (--format pickle writes the values themselves)\n",
                 if self.pickled == 1 { "1 value".to_string() } else { format!("{} values", self.pickled) },
@@ -111,12 +117,12 @@ impl Report {
             text.push_str(&format!("... and {} other failures\n", self.more));
         }
         if counts.failed() > 0 {
-            let map = self.map;
-            text.push_str(&format!(
-                "{} of {} tasks failed\nsee them:       pcluster results{options} {map} --failed\nrun them again: pcluster resubmit{options} {map} --failed\n",
-                counts.failed(),
-                counts.total.max(counts.done()),
-            ));
+            let (map, total) = (self.map, counts.total.max(counts.done()));
+            text.push_str(&format!("{} of {total} tasks failed\n", counts.failed()));
+            text.push_str(&format!("see them:       pcluster results{options} {map} --failed\n"));
+            if self.cluster_stays {
+                text.push_str(&format!("run them again: pcluster resubmit{options} {map} --failed\n"));
+            }
         }
         text
     }

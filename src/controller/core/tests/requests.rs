@@ -12,7 +12,10 @@ use std::time::Duration;
 
 fn stock(w: &mut World, name: &str) {
     let message = w.session.message("", "registration_request", None, &json!({"uuid": name}));
-    w.event(Event::RegistrantSaid { identity: Bytes::copy_from_slice(name.as_bytes()), message });
+    w.event(Event::RegistrantSaid {
+        identity: Bytes::copy_from_slice(name.as_bytes()),
+        message,
+    });
     w.event(Event::Ponged { engine: name.into() });
 }
 
@@ -32,9 +35,12 @@ fn sent(w: &mut World) -> Vec<(String, Message)> {
     effects
         .into_iter()
         .filter_map(|effect| match effect {
-            Effect::ToEngine { engine, channel: Channel::Mux | Channel::Task | Channel::Broadcast, message, .. } => {
-                Some((engine.to_string(), message))
-            }
+            Effect::ToEngine {
+                engine,
+                channel: Channel::Mux | Channel::Task | Channel::Broadcast,
+                message,
+                ..
+            } => Some((engine.to_string(), message)),
             _ => None,
         })
         .collect()
@@ -44,7 +50,13 @@ fn reply(w: &mut World, engine: &str, channel: Channel, request: &Message, conte
     let mut message = w.session.message("", "apply_reply", Some(&request.header_json), &content);
     message.metadata_json = to_json(&metadata);
     let engine = EngineUuid::from(engine);
-    w.event(Event::EngineSaid { engine, native: false, channel, client: Bytes::from_static(b"client"), message });
+    w.event(Event::EngineSaid {
+        engine,
+        native: false,
+        channel,
+        client: Bytes::from_static(b"client"),
+        message,
+    });
 }
 
 fn ok() -> Value {
@@ -55,10 +67,17 @@ fn ok() -> Value {
 fn an_ipengine_is_registered_by_its_first_beat() {
     let mut w = World::new();
     let message = w.session.message("", "registration_request", None, &json!({"uuid": "e"}));
-    w.event(Event::RegistrantSaid { identity: "e".into(), message });
+    w.event(Event::RegistrantSaid {
+        identity: "e".into(),
+        message,
+    });
     assert!(!w.other.iter().any(|e| matches!(e, Effect::Notify { .. })));
     w.event(Event::Ponged { engine: "e".into() });
-    assert!(w.other.iter().any(|e| matches!(e, Effect::Notify { message } if message.msg_type() == "registration_notification")));
+    assert!(
+        w.other
+            .iter()
+            .any(|e| matches!(e, Effect::Notify { message } if message.msg_type() == "registration_notification"))
+    );
     w.ask("connection_request", &json!({}), vec![]);
     assert_eq!(w.reply()["engines"], json!({"0": "e"}));
 }
@@ -72,7 +91,10 @@ fn direct_requests_go_where_they_are_addressed_and_back() {
     assert_eq!((engine.as_str(), &message.header.msg_id), ("e", &id));
     reply(&mut w, "e", Channel::Mux, &message, ok(), json!({}));
     let (channel, route, _) = w.to_clients.last().unwrap();
-    assert_eq!((*channel, route.as_slice()), (ClientChannel::Mux, [Bytes::from("client"), Bytes::from("e")].as_slice()));
+    assert_eq!(
+        (*channel, route.as_slice()),
+        (ClientChannel::Mux, [Bytes::from("client"), Bytes::from("e")].as_slice())
+    );
     request(&mut w, ClientChannel::Mux, Some("nobody"), json!({}));
     assert_eq!(w.reply()["ename"], "EngineError");
 }
@@ -101,13 +123,25 @@ fn dependencies_hold_tasks_back_and_fail_them() {
     let mut w = World::new();
     stock(&mut w, "e");
     let first = request(&mut w, ClientChannel::Task, None, json!({}));
-    let second = request(&mut w, ClientChannel::Task, None, json!({"after": {"dependencies": [first], "all": true, "success": true, "failure": false}}));
+    let second = request(
+        &mut w,
+        ClientChannel::Task,
+        None,
+        json!({"after": {"dependencies": [first], "all": true, "success": true, "failure": false}}),
+    );
     let third = request(&mut w, ClientChannel::Task, None, json!({"after": [second]}));
     let message = sent(&mut w).remove(0).1;
     reply(&mut w, "e", Channel::Task, &message, ok(), json!({"status": "ok"}));
     let message = sent(&mut w).remove(0).1;
     assert_eq!(message.header.msg_id, second);
-    reply(&mut w, "e", Channel::Task, &message, json!({"status": "error", "ename": "X", "evalue": ""}), json!({"status": "error"}));
+    reply(
+        &mut w,
+        "e",
+        Channel::Task,
+        &message,
+        json!({"status": "error", "ename": "X", "evalue": ""}),
+        json!({"status": "error"}),
+    );
     assert_eq!(w.reply()["ename"], "ImpossibleDependency");
     assert_eq!(w.to_clients.last().unwrap().2.parent().unwrap().msg_id, third);
     request(&mut w, ClientChannel::Task, None, json!({"after": ["unknown"]}));
@@ -122,10 +156,24 @@ fn unmet_functional_dependencies_go_to_another_engine() {
     request(&mut w, ClientChannel::Task, None, json!({}));
     let unmet = json!({"dependencies_met": false, "status": "error"});
     let (engine, message) = sent(&mut w).remove(0);
-    reply(&mut w, &engine, Channel::Task, &message, json!({"status": "error", "ename": "UnmetDependency", "evalue": ""}), unmet.clone());
+    reply(
+        &mut w,
+        &engine,
+        Channel::Task,
+        &message,
+        json!({"status": "error", "ename": "UnmetDependency", "evalue": ""}),
+        unmet.clone(),
+    );
     let (other, message) = sent(&mut w).remove(0);
     assert_ne!(engine, other);
-    reply(&mut w, &other, Channel::Task, &message, json!({"status": "error", "ename": "UnmetDependency", "evalue": ""}), unmet);
+    reply(
+        &mut w,
+        &other,
+        Channel::Task,
+        &message,
+        json!({"status": "error", "ename": "UnmetDependency", "evalue": ""}),
+        unmet,
+    );
     assert_eq!(w.reply()["ename"], "ImpossibleDependency");
 }
 

@@ -14,7 +14,11 @@ fn a_map_runs_in_order_over_its_engines() {
     w.register("a");
     w.register("b");
     let map = w.submit(10, MapOptions::default());
-    assert_eq!(w.engines["a"].queue.len() + w.engines["b"].queue.len(), 4, "two each until durations are known");
+    assert_eq!(
+        w.engines["a"].queue.len() + w.engines["b"].queue.len(),
+        4,
+        "two each until durations are known"
+    );
     for _ in 0..10 {
         for name in ["a", "b"] {
             let outcome = w.ok();
@@ -74,7 +78,14 @@ fn inputs_may_come_twice_and_not_with_gaps() {
 fn errors_and_crashes_have_budgets_of_their_own() {
     let mut w = World::new();
     w.register("a");
-    let map = w.submit(1, MapOptions { retries: 1, max_crashes: 2, ..MapOptions::default() });
+    let map = w.submit(
+        1,
+        MapOptions {
+            retries: 1,
+            max_crashes: 2,
+            ..MapOptions::default()
+        },
+    );
     let crash = w.crashed();
     let error = w.failed(TaskState::Error);
     for outcome in [crash.clone(), error.clone(), crash.clone()] {
@@ -83,7 +94,13 @@ fn errors_and_crashes_have_budgets_of_their_own() {
     }
     w.finish_one("a", crash);
     assert_eq!(w.state(map, 0), TaskState::Lost);
-    let map = w.submit(1, MapOptions { retries: 1, ..MapOptions::default() });
+    let map = w.submit(
+        1,
+        MapOptions {
+            retries: 1,
+            ..MapOptions::default()
+        },
+    );
     w.finish_one("a", error.clone());
     w.finish_one("a", error);
     assert_eq!(w.state(map, 0), TaskState::Error);
@@ -108,7 +125,15 @@ fn tasks_of_an_engine_that_goes_move_and_its_late_results_are_passed_over() {
     w.register("a");
     let results = tell::Results {
         sequence: 1,
-        results: held.iter().map(|h| tell::TaskResult { map: h.map, index: h.index, run: h.run, outcome: w.ok() }).collect(),
+        results: held
+            .iter()
+            .map(|h| tell::TaskResult {
+                map: h.map,
+                index: h.index,
+                run: h.run,
+                outcome: w.ok(),
+            })
+            .collect(),
     };
     w.engine_says("a", tell::RESULTS, &results);
     assert_eq!(w.state(map, 0), TaskState::Assigned, "a result of an old run is passed over");
@@ -178,17 +203,42 @@ fn unbegun_tasks_are_taken_back_from_a_stuck_engine() {
     assert_eq!(w.engines["a"].gave_back, 1);
     let last = w.engines.get_mut("a").unwrap().queue.pop().unwrap();
     w.engine_says("a", tell::RETURNED, &tell::Returned { tasks: vec![last] });
-    assert_eq!(w.engines["b"].queue, [tell::Held { map, index: last.index, run: 2 }]);
+    assert_eq!(
+        w.engines["b"].queue,
+        [tell::Held {
+            map,
+            index: last.index,
+            run: 2
+        }]
+    );
 }
 
 #[test]
 fn cancelled_tasks_end_wherever_they_are() {
     let mut w = World::new();
     w.register("a");
-    let map = w.submit(5, MapOptions { retries: 5, ..MapOptions::default() });
-    w.select(say::CANCEL, say::Selection { tasks: vec![TaskId::new(map, 4)], ..Default::default() });
+    let map = w.submit(
+        5,
+        MapOptions {
+            retries: 5,
+            ..MapOptions::default()
+        },
+    );
+    w.select(
+        say::CANCEL,
+        say::Selection {
+            tasks: vec![TaskId::new(map, 4)],
+            ..Default::default()
+        },
+    );
     assert_eq!(w.state(map, 4), TaskState::Aborted);
-    w.select(say::CANCEL, say::Selection { maps: vec![map], ..Default::default() });
+    w.select(
+        say::CANCEL,
+        say::Selection {
+            maps: vec![map],
+            ..Default::default()
+        },
+    );
     assert_eq!(w.reply()["changed"], 4);
     assert_eq!(w.state(map, 3), TaskState::Aborted);
     let error = w.failed(TaskState::Error);
@@ -204,8 +254,17 @@ fn targeted_tasks_go_to_their_engines_and_nowhere_else() {
     for name in ["a", "b", "c"] {
         w.register(name);
     }
-    let map = w.submit(2, MapOptions { targets: Some("0,2".parse().unwrap()), ..MapOptions::default() });
-    assert_eq!((w.engines["a"].queue.len(), w.engines["b"].queue.len(), w.engines["c"].queue.len()), (1, 0, 1));
+    let map = w.submit(
+        2,
+        MapOptions {
+            targets: Some("0,2".parse().unwrap()),
+            ..MapOptions::default()
+        },
+    );
+    assert_eq!(
+        (w.engines["a"].queue.len(), w.engines["b"].queue.len(), w.engines["c"].queue.len()),
+        (1, 0, 1)
+    );
     w.event(super::super::Event::ConnectionEnded { engine: "c".into() });
     w.pass(Duration::from_secs(6));
     assert_eq!(w.state(map, 1), TaskState::Lost);
@@ -215,7 +274,10 @@ fn targeted_tasks_go_to_their_engines_and_nowhere_else() {
             key: "x".into(),
             definition: crate::model::definition::MapDefinition {
                 work: crate::model::definition::Work::Push,
-                options: MapOptions { targets: Some(Targets::Some(vec![engine(7)])), ..MapOptions::default() },
+                options: MapOptions {
+                    targets: Some(Targets::Some(vec![engine(7)])),
+                    ..MapOptions::default()
+                },
             },
         },
         vec![],
@@ -228,24 +290,53 @@ fn a_map_follows_another_and_not_a_failed_one() {
     let mut w = World::new();
     w.register("a");
     let first = w.submit(1, MapOptions::default());
-    let second = w.submit(1, MapOptions { after: Some(first), ..MapOptions::default() });
+    let second = w.submit(
+        1,
+        MapOptions {
+            after: Some(first),
+            ..MapOptions::default()
+        },
+    );
     assert_eq!(w.state(second, 0), TaskState::Waiting);
     let outcome = w.ok();
     w.finish_one("a", outcome);
     assert_eq!(w.state(second, 0), TaskState::Assigned);
-    let third = w.submit(2, MapOptions { after: Some(second), ..MapOptions::default() });
+    let third = w.submit(
+        2,
+        MapOptions {
+            after: Some(second),
+            ..MapOptions::default()
+        },
+    );
     let error = w.failed(TaskState::Error);
     w.finish_one("a", error);
     assert_eq!(w.state(third, 0), TaskState::Aborted);
     assert!(w.ledger.completed.contains(&third));
-    w.ask(say::WATCH, &say::WatchRequest { map: MapId(99), from: 0, limit: 1, wait_ms: 0, done: None }, vec![]);
+    w.ask(
+        say::WATCH,
+        &say::WatchRequest {
+            map: MapId(99),
+            from: 0,
+            limit: 1,
+            wait_ms: 0,
+            done: None,
+        },
+        vec![],
+    );
     assert_eq!(w.reply()["ename"], "NoSuchMap");
 }
 
 #[test]
 fn another_version_is_refused_with_both_numbers() {
     let mut w = World::new();
-    w.ask(say::HELLO, &say::Hello { protocol: 99, version: "9.9.9".into() }, vec![]);
+    w.ask(
+        say::HELLO,
+        &say::Hello {
+            protocol: 99,
+            version: "9.9.9".into(),
+        },
+        vec![],
+    );
     let reply = w.reply();
     assert_eq!(reply["ename"], "VersionMismatch");
     let text = reply["evalue"].as_str().unwrap();
