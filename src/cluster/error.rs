@@ -24,8 +24,8 @@ pub enum ClusterError {
         pid: u32,
         host: String,
     },
-    #[error("no cluster is running in {place}")]
-    NotRunning { place: String, options: String },
+    #[error("no cluster is running: {cluster} has been stopped, or was never started")]
+    NotRunning { cluster: String, options: String },
     #[error("in {cluster} runs a controller that is not pcluster's; it wrote {}", path.display())]
     Foreign { cluster: String, options: String, path: PathBuf },
     #[error("{cluster} was started on {host} (controller: process {pid}), and nothing answers from there")]

@@ -53,10 +53,7 @@ fn options_of(profile: &ProfileDir, cluster_id: &str) -> String {
 
 fn not_running(profile: &ProfileDir, cluster_id: &str) -> ClusterError {
     ClusterError::NotRunning {
-        place: match cluster_id {
-            "" => format!("profile {:?}", profile.name()),
-            id => format!("profile {:?} with cluster id {id:?}", profile.name()),
-        },
+        cluster: in_words(profile, cluster_id),
         options: options_of(profile, cluster_id),
     }
 }

@@ -300,7 +300,7 @@ async fn stop_ends_the_engines_of_a_dead_controller_and_clears_all_files() {
     );
     let error = stop(&world.profile, "", &mut quiet()).await.unwrap_err();
     insta::assert_snapshot!(said(&error), @r#"
-    no cluster is running in profile "x"
+    no cluster is running: the cluster of profile "x" has been stopped, or was never started
     hint: start it: pcluster start --profile x -n 4; `pcluster list` shows what runs
     "#);
 }
