@@ -168,7 +168,7 @@ impl Core {
         self.stop_next = None;
         let was_unavailable = matches!(self.worker, WorkerState::Unavailable { .. });
         let begun = self.given.len().saturating_sub(unread);
-        let mut current = self.current.take();
+        let mut current = if self.command.is_none() { self.current.take() } else { None };
         for _ in 0..begun {
             let Some(Given { unit, .. }) = self.given.pop_front() else { break };
             let since = current.as_ref().map_or(now.unix, |current| current.started);
