@@ -302,7 +302,7 @@ mod tests {
                 }
                 .into(),
                 3,
-                "not running",
+                "no cluster is running",
             ),
             (
                 ClusterError::Busy {
