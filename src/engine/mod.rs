@@ -9,6 +9,8 @@ mod requests;
 pub mod settings;
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod tests_requests;
 pub mod worker;
 
 pub use settings::EngineSettings;

@@ -616,10 +616,13 @@ async fn commands_are_stopped_with_all_that_they_started() {
     c.tasks(1, 0, &["[]"]);
     let result = c.result().await;
     assert_eq!((result.outcome.status, ename(&result)), (TaskState::Timeout, "TaskTimeout"));
-    // The child is gone too: a process that ignores nothing is dead, or waits for its new parent to hear of it.
-    let child = c.progress[0].stdout.trim().to_string();
-    let state = std::fs::read_to_string(format!("/proc/{child}/stat")).unwrap_or_default();
-    assert!(state.is_empty() || state.contains(") Z "), "{state}");
+    // The child dies too (a dead process stays until its new parent has heard of it).
+    let stat = format!("/proc/{}/stat", c.progress[0].stdout.trim());
+    let until = std::time::Instant::now() + LONGEST;
+    while std::fs::read_to_string(&stat).is_ok_and(|state| !state.contains(") Z ")) {
+        assert!(std::time::Instant::now() < until, "a child of the command lives on");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
     c.tasks(2, 5, &["[]"]);
     c.until_running(5).await;
     c.native(CANCEL, &Cancel { tasks: vec![held(2, 5)] });

@@ -207,6 +207,15 @@ impl Core {
     /// How many more units the worker should get.
     fn room(&self, now: Now) -> usize {
         let have = self.given.len();
+        if let Some(Given {
+            unit: Unit::Request(request),
+            ..
+        }) = self.given.back()
+            && request.stops_others
+        {
+            // If it fails, what stands behind it is not to run.
+            return 0;
+        }
         if have < FEWEST {
             let mean = match self.queue.front() {
                 Some(Unit::Task { held, .. }) => self.maps.get(&held.map).and_then(|state| state.mean),

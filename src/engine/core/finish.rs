@@ -132,16 +132,11 @@ impl Core {
                 let evalue = format!("stopped after {seconds} s, its timeout");
                 stopped(&mut outcome, TaskState::Timeout, "TaskTimeout", evalue);
             }
+            Some(StopReason::Leaving) if outcome.status == TaskState::Ok => {}
             Some(StopReason::Leaving) => {
-                if outcome.status != TaskState::Ok {
-                    stopped(
-                        &mut outcome,
-                        TaskState::Lost,
-                        "EngineStopped",
-                        "its engine was told to leave while it ran".into(),
-                    );
-                    outcome.crashed = true;
-                }
+                let evalue = "its engine was told to leave while it ran".into();
+                stopped(&mut outcome, TaskState::Lost, "EngineStopped", evalue);
+                outcome.crashed = true;
             }
         }
         self.push_outcome(now, held, outcome);
@@ -168,7 +163,7 @@ impl Core {
         self.stop_next = None;
         let was_unavailable = matches!(self.worker, WorkerState::Unavailable { .. });
         let begun = self.given.len().saturating_sub(unread);
-        let mut current = self.current.take();
+        let mut current = if self.command.is_none() { self.current.take() } else { None };
         for _ in 0..begun {
             let Some(Given { unit, .. }) = self.given.pop_front() else { break };
             let since = current.as_ref().map_or(now.unix, |current| current.started);

@@ -227,7 +227,9 @@ impl Core {
                 stderr_tail,
                 output,
             } => {
-                self.wrote(output, effects);
+                if self.command.is_none() {
+                    self.wrote(output, effects);
+                }
                 self.worker_exited(now, unread, how, stderr_tail, effects);
             }
             Event::TokensTaken { count } => self.recalled(now, count, effects),

@@ -1,1 +1,434 @@
+use super::output::Pieces;
+use super::unit::{CommandEnd, CommandExit, WorkerResult};
+use super::*;
+use crate::model::definition::{CallSource, MapOptions, Work};
+use crate::model::task::TaskState;
+use proptest::prelude::*;
 
+const CALLS: MapId = MapId(1);
+const COMMANDS: MapId = MapId(2);
+const TIMED: MapId = MapId(3);
+
+/// A core, its world (a worker that reads tokens in order, a command, a controller's ledger), and a clock.
+struct World {
+    core: Core,
+    now: Now,
+    /// Tickets in the worker that wait for their token.
+    frames: VecDeque<u32>,
+    /// Ticket that has begun.
+    begun: Option<u32>,
+    worker: bool,
+    starting: bool,
+    command: bool,
+    sent: Vec<Held>,
+    results: Vec<(Held, TaskState)>,
+    sequences: Vec<u64>,
+    returned: Vec<Held>,
+    signals: Vec<Stage>,
+    left: bool,
+}
+
+fn definition(work: Work, timeout_s: Option<f64>) -> Arc<MapDefinition> {
+    let options = MapOptions {
+        timeout_s,
+        ..MapOptions::default()
+    };
+    Arc::new(MapDefinition { work, options })
+}
+
+impl World {
+    fn new() -> World {
+        let settings = CoreSettings {
+            interrupt: Duration::from_secs(1),
+            terminate: Duration::from_secs(1),
+            python: "python3".into(),
+        };
+        let mut world = World {
+            core: Core::new(settings),
+            now: Now {
+                instant: Instant::now(),
+                unix: UnixTime(1000.0),
+            },
+            frames: VecDeque::new(),
+            begun: None,
+            worker: false,
+            starting: false,
+            command: false,
+            sent: Vec::new(),
+            results: Vec::new(),
+            sequences: Vec::new(),
+            returned: Vec::new(),
+            signals: Vec::new(),
+            left: false,
+        };
+        world.event(Event::Registered { drop: Vec::new() });
+        let call = Work::Call {
+            from: CallSource::Module { module: "m".into() },
+            function: "f".into(),
+        };
+        let command = Work::Command { argv: vec!["true".into()] };
+        for (map, definition) in [
+            (CALLS, definition(call.clone(), None)),
+            (COMMANDS, definition(command, Some(5.0))),
+            (TIMED, definition(call, Some(2.0))),
+        ] {
+            world.event(Event::Defined { map, definition });
+        }
+        world
+    }
+
+    fn event(&mut self, event: Event) {
+        let effects = self.core.handle(self.now, event);
+        for effect in effects {
+            self.effect(effect);
+        }
+    }
+
+    fn effect(&mut self, effect: Effect) {
+        match effect {
+            Effect::StartWorker => {
+                assert!(!self.worker && !self.starting, "one worker at a time");
+                self.starting = true;
+            }
+            Effect::GiveTasks { first, inputs, .. } => {
+                assert!(self.worker);
+                self.frames.extend((0..inputs.len() as u32).map(|i| first.wrapping_add(i)));
+            }
+            Effect::TakeTokens => {
+                let count = self.frames.len();
+                self.frames.clear();
+                self.event(Event::TokensTaken { count });
+            }
+            Effect::ReadOutput => self.event(Event::OutputRead {
+                output: Default::default(),
+            }),
+            Effect::StartCommand { .. } => {
+                assert!(
+                    !self.command && self.begun.is_none() && self.frames.is_empty(),
+                    "one thing at a time"
+                );
+                self.command = true;
+            }
+            Effect::SendResults(results) => {
+                self.sequences.push(results.sequence);
+                self.results
+                    .extend(results.results.iter().map(|r| (held(r.map, r.index), r.outcome.status)));
+            }
+            Effect::SendReturned(returned) => self.returned.extend(returned.tasks),
+            Effect::SignalWorker { signal } | Effect::SignalCommand { signal } => self.signals.push(signal),
+            Effect::Leave { .. } => self.left = true,
+            _ => {}
+        }
+    }
+
+    fn pass(&mut self, ms: u64) {
+        self.now.instant += Duration::from_millis(ms);
+        self.now.unix.0 += ms as f64 / 1000.0;
+        self.event(Event::Tick);
+    }
+
+    fn send(&mut self, map: MapId, indices: impl IntoIterator<Item = u32>) {
+        let tasks: Vec<_> = indices.into_iter().map(|index| (index, 1, Bytes::from_static(b"[]"))).collect();
+        self.sent.extend(tasks.iter().map(|(index, ..)| held(map, *index)));
+        self.event(Event::TasksCame { map, tasks });
+    }
+
+    fn ready(&mut self) {
+        if self.starting {
+            (self.starting, self.worker) = (false, true);
+            self.event(Event::WorkerReady);
+        }
+    }
+
+    /// The worker reads its next token.
+    fn begin(&mut self) {
+        if self.begun.is_none() {
+            self.begun = self.frames.pop_front();
+        }
+    }
+
+    fn finish(&mut self, seconds: f64) {
+        let Some(ticket) = self.begun.take() else { return };
+        let started = UnixTime(self.now.unix.0 - seconds);
+        self.event(Event::UnitEnded {
+            ticket,
+            started,
+            ended: self.now.unix,
+            output: Default::default(),
+            result: WorkerResult::Value(Bytes::from_static(b"1")),
+        });
+    }
+
+    fn end_command(&mut self) {
+        if std::mem::take(&mut self.command) {
+            let end = CommandEnd {
+                started: self.now.unix,
+                ended: self.now.unix,
+                how: CommandExit::Code(0),
+            };
+            self.event(Event::CommandEnded(end));
+        }
+    }
+
+    fn crash(&mut self) {
+        if self.worker || self.starting {
+            (self.worker, self.starting, self.begun) = (false, false, None);
+            let unread = std::mem::take(&mut self.frames).len();
+            let (how, stderr_tail) = ("died".to_string(), String::new());
+            let output: [Pieces; 2] = Default::default();
+            self.event(Event::WorkerExited {
+                unread,
+                how,
+                stderr_tail,
+                output,
+            });
+        }
+    }
+
+    /// Works until nothing is left to do.
+    fn run_dry(&mut self) {
+        for _ in 0..100_000 {
+            self.ready();
+            self.begin();
+            self.finish(0.001);
+            self.end_command();
+            self.pass(3);
+            if self.core.holds().is_empty() && self.core.outbox_is_sent() {
+                return;
+            }
+        }
+        panic!("never dry: {:?}", self.core.holds());
+    }
+}
+
+impl Core {
+    fn outbox_is_sent(&self) -> bool {
+        self.outbox.deadline().is_none()
+    }
+}
+
+use bytes::Bytes;
+
+fn held(map: MapId, index: u32) -> Held {
+    Held { map, index, run: 1 }
+}
+
+fn running_world() -> World {
+    let mut world = World::new();
+    world.send(CALLS, 0..10);
+    world.ready();
+    world.begin();
+    world
+}
+
+#[test]
+fn unknown_tasks_go_in_pairs_and_short_ones_in_heaps() {
+    let mut world = running_world();
+    assert_eq!(world.frames.len(), 1, "one begun, one behind it");
+    world.send(CALLS, 10..5000);
+    for _ in 0..30 {
+        world.begin();
+        world.finish(0.000_01);
+    }
+    assert!(world.frames.len() > 100, "{} are ahead", world.frames.len());
+}
+
+#[test]
+fn nothing_is_given_behind_a_long_task() {
+    let mut world = running_world();
+    for _ in 0..4 {
+        world.finish(0.000_01);
+        world.begin();
+    }
+    world.event(Event::GiveBackAsked { at_most: 100 });
+    assert!(world.frames.is_empty());
+    let unbegun = world.returned.len();
+    world.pass(1000);
+    assert_eq!((world.returned.len(), unbegun), (unbegun, 5));
+}
+
+#[test]
+fn a_timeout_is_for_the_task_that_runs() {
+    let mut world = World::new();
+    world.send(TIMED, 0..3);
+    world.ready();
+    world.begin();
+    // It ended, the next has begun, and the word of it is on its way.
+    let first = world.begun.take();
+    world.begin();
+    let second = std::mem::replace(&mut world.begun, first);
+    world.pass(2500);
+    assert_eq!(world.signals, [], "the first has ended in time");
+    world.finish(0.1);
+    world.begun = second;
+    world.pass(1900);
+    assert_eq!(world.signals, []);
+    world.pass(200);
+    assert_eq!(world.signals, [Stage::Interrupt]);
+    world.pass(1000);
+    world.pass(1000);
+    world.pass(1000);
+    assert_eq!(world.signals, [Stage::Interrupt, Stage::Terminate, Stage::Kill]);
+    world.crash();
+    world.run_dry();
+    assert_eq!(
+        world.results.iter().map(|(_, state)| *state).collect::<Vec<_>>(),
+        [TaskState::Ok, TaskState::Timeout, TaskState::Ok]
+    );
+}
+
+#[test]
+fn a_worker_that_ends_for_nothing_is_not_started_for_ever() {
+    let mut world = World::new();
+    for _ in 0..3 {
+        world.send(CALLS, [world.sent.len() as u32]);
+        world.ready();
+        world.frames.clear();
+        (world.worker, world.begun) = (false, None);
+        let unread = 100;
+        world.event(Event::WorkerExited {
+            unread,
+            how: "died".into(),
+            stderr_tail: String::new(),
+            output: Default::default(),
+        });
+    }
+    world.pass(10);
+    assert_eq!(world.results.len(), 3);
+    assert!(world.results.iter().all(|(_, state)| *state == TaskState::Error));
+    world.pass(11_000);
+    world.send(CALLS, [77]);
+    world.run_dry();
+    assert_eq!(world.results.last(), Some(&(held(CALLS, 77), TaskState::Ok)));
+}
+
+#[test]
+fn a_worker_that_dies_leaves_a_command_alone() {
+    let mut world = running_world();
+    world.send(COMMANDS, [50]);
+    while !world.command {
+        world.begin();
+        world.finish(0.001);
+    }
+    world.crash();
+    world.end_command();
+    world.pass(3);
+    assert_eq!(world.results.last(), Some(&(held(COMMANDS, 50), TaskState::Ok)));
+}
+
+#[test]
+fn results_are_kept_until_they_are_recorded() {
+    let mut world = running_world();
+    world.run_dry();
+    let before = world.sequences.clone();
+    assert_eq!(before, (1..=before.len() as u64).collect::<Vec<_>>());
+    world.event(Event::Recorded { sequence: 1 });
+    world.sequences.clear();
+    world.event(Event::Registered { drop: Vec::new() });
+    assert_eq!(world.sequences, before[1..]);
+    world.event(Event::Recorded {
+        sequence: before.len() as u64,
+    });
+    world.sequences.clear();
+    world.event(Event::Registered { drop: Vec::new() });
+    assert!(world.sequences.is_empty());
+}
+
+#[derive(Clone, Debug)]
+enum Step {
+    Send(u8, u8),
+    Ready,
+    Begin,
+    Finish,
+    FinishShort,
+    EndCommand,
+    Crash,
+    Pass(u16),
+    GiveBack(u8),
+    Cancel(u8, u8),
+    Forget(u8),
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    prop_oneof![
+        3 => (0u8..3, 1u8..20).prop_map(|(map, count)| Step::Send(map, count)),
+        3 => Just(Step::Ready),
+        6 => Just(Step::Begin),
+        3 => Just(Step::Finish),
+        4 => Just(Step::FinishShort),
+        3 => Just(Step::EndCommand),
+        1 => Just(Step::Crash),
+        3 => (0u16..3000).prop_map(Step::Pass),
+        1 => (0u8..30).prop_map(Step::GiveBack),
+        1 => (0u8..60, 1u8..10).prop_map(|(from, count)| Step::Cancel(from, count)),
+        1 => (0u8..3).prop_map(Step::Forget),
+    ]
+}
+
+fn map_of(number: u8) -> MapId {
+    [CALLS, COMMANDS, TIMED][usize::from(number) % 3]
+}
+
+proptest! {
+    /// Whatever happens, a task that has come ends in one result, or is returned once.
+    #[test]
+    fn every_task_ends_exactly_once(steps in proptest::collection::vec(step(), 1..120), leaves in any::<bool>()) {
+        let mut world = World::new();
+        let mut next = 0;
+        for step in steps {
+            match step {
+                Step::Send(map, count) => {
+                    world.send(map_of(map), next..next + u32::from(count));
+                    next += u32::from(count);
+                }
+                Step::Ready => world.ready(),
+                Step::Begin => world.begin(),
+                Step::Finish => world.finish(1.0),
+                Step::FinishShort => world.finish(0.000_02),
+                Step::EndCommand => world.end_command(),
+                Step::Crash => world.crash(),
+                Step::Pass(ms) => world.pass(u64::from(ms)),
+                Step::GiveBack(at_most) => world.event(Event::GiveBackAsked { at_most: u32::from(at_most) }),
+                Step::Cancel(from, count) => {
+                    let tasks = world.sent.iter().skip(usize::from(from)).take(usize::from(count)).copied().collect();
+                    world.event(Event::CancelAsked { tasks });
+                }
+                Step::Forget(map) => {
+                    // Only a map without unfinished tasks is forgotten.
+                    let map = map_of(map);
+                    if !world.core.holds().iter().any(|held| held.map == map) {
+                        world.event(Event::Forgotten { map });
+                        let definition = world_definition(map);
+                        world.event(Event::Defined { map, definition });
+                    }
+                }
+            }
+        }
+        if leaves {
+            world.event(Event::ShutdownAsked { drain: true, reason: "test".into(), grace_ms: Some(10) });
+        }
+        world.run_dry();
+        let mut ended: Vec<Held> = world.results.iter().map(|(held, _)| *held).chain(world.returned.iter().copied()).collect();
+        let mut sent = world.sent.clone();
+        ended.sort_by_key(|held| (held.map, held.index));
+        sent.sort_by_key(|held| (held.map, held.index));
+        prop_assert_eq!(ended, sent);
+        if leaves {
+            let sequence = world.sequences.last().copied().unwrap_or_default();
+            world.event(Event::Recorded { sequence });
+            prop_assert!(world.left);
+        }
+    }
+}
+
+fn world_definition(map: MapId) -> Arc<MapDefinition> {
+    let call = Work::Call {
+        from: CallSource::Module { module: "m".into() },
+        function: "f".into(),
+    };
+    match map {
+        COMMANDS => definition(Work::Command { argv: vec!["true".into()] }, Some(5.0)),
+        TIMED => definition(call, Some(2.0)),
+        _ => definition(call, None),
+    }
+}

@@ -1,0 +1,199 @@
+"""worker.py alone, over raw pipes. Runs with pytest or with `python -m unittest`, from 3.8 on."""
+import ast
+import base64
+import json
+import os
+import pickle
+import signal
+import sys
+import time
+import unittest
+
+sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
+from worker_harness import Worker, source  # noqa: E402
+
+
+class WorkerTest(unittest.TestCase):
+    def setUp(self):
+        self.worker = Worker()
+        self.addCleanup(self.worker.close)
+
+    def error(self, record):
+        self.assertEqual(record.kind, "E", record.body)
+        return record.json()
+
+    def value(self, record):
+        self.assertEqual(record.kind, "V", record.body)
+        return record.json()
+
+    def test_hello_says_which_python_it_is(self):
+        self.assertEqual(self.worker.hello.kind, "H")
+        self.assertEqual(self.worker.hello.json()["version"], sys.version.split()[0])
+
+    def test_arguments_are_positional_named_or_one(self):
+        self.worker.define_file(1, "def f(a, b=0): return [a, b]")
+        records = self.worker.call(1, [1], [1, 2], {"a": 3, "b": 4}, "text")
+        self.assertEqual([self.value(r) for r in records], [[1, 0], [1, 2], [3, 4], ["text", 0]])
+        self.assertEqual([r.ticket for r in records], [0, 1, 2, 3])
+        self.assertTrue(all(r.started <= r.ended for r in records))
+
+    def test_skipped_tasks_do_not_run(self):
+        self.worker.define_file(1, "def f(a): return a")
+        self.worker.tasks(1, [[0], [1], [2], [3]], tokens=b"gssg")
+        self.assertEqual([self.value(self.worker.record()) for _ in range(2)], [0, 3])
+
+    def test_nothing_begins_without_its_token(self):
+        self.worker.define_file(1, "def f(a): print(a)")
+        self.worker.tasks(1, [[0], [1]], tokens=b"g")
+        self.assertEqual(self.worker.record().ticket, 0)
+        self.worker.stdout.seek(0)
+        self.assertEqual(self.worker.stdout.read(), b"0\n")
+        os.write(self.worker.tokens, b"g")
+        self.assertEqual(self.worker.record().ticket, 1)
+
+    def test_positions_are_told_only_when_something_was_written(self):
+        self.worker.define_file(1, "import sys\ndef f(out, err):\n sys.stdout.write(out); sys.stderr.write(err)")
+        first, second, third = self.worker.call(1, ["ab", ""], ["", ""], ["", "xyz"])
+        self.assertEqual((first.positions, second.positions, third.positions), ((2, 0), None, (2, 3)))
+
+    def test_output_of_children_counts(self):
+        self.worker.define_file(1, "import os\ndef f(): os.system('echo out; echo err >&2')")
+        self.assertEqual(self.worker.call(1, [])[0].positions, (4, 4))
+
+    def test_other_values_are_pickled(self):
+        self.worker.define_file(1, "def f(k): return [{1, 2}, {(1,): 2}, float('inf'), 1 + 2j][k]")
+        for record, value in zip(self.worker.call(1, [0], [1], [2], [3]), [{1, 2}, {(1,): 2}, float("inf"), 1 + 2j]):
+            self.assertEqual(record.kind, "P")
+            self.assertEqual(pickle.loads(base64.b64decode(record.json()["pickled"])), value)
+            self.assertEqual(record.json()["repr"], repr(value))
+
+    def test_values_of_shipped_classes_name_the_file_as_their_module(self):
+        self.worker.define_file(1, "class C: pass\ndef f(): return C()", name="dir/shapes.py")
+        (record,) = self.worker.call(1, [])
+        self.assertEqual(record.kind, "P")
+        self.assertIn(b"shapes", base64.b64decode(record.json()["pickled"]))
+
+    def test_what_nothing_can_hold_is_an_error(self):
+        self.worker.define_file(1, "def f(): return lambda: 0")
+        error = self.error(self.worker.call(1, [])[0])
+        self.assertEqual(error["ename"], "ValueNotSerializable")
+        self.assertIn("builtins.function", error["evalue"])
+
+    def test_a_circle_is_pickled(self):
+        self.worker.define_file(1, "def f():\n a = []; a.append(a); return a")
+        self.assertEqual(self.worker.call(1, [])[0].json()["repr"], "[[...]]")
+
+    def test_long_reprs_are_cut(self):
+        self.worker.define_file(1, "def f(): return {'x' * 5000, 'y'}")
+        self.assertEqual(len(self.worker.call(1, [])[0].json()["repr"]), 1000)
+
+    def test_tracebacks_begin_with_the_users_code(self):
+        self.worker.define_file(1, "def g(x):\n    return 1 / x\ndef f(x):\n    return g(x)\n", name="their.py")
+        error = self.error(self.worker.call(1, [0])[0])
+        lines = [line for line in error["traceback"].splitlines() if "^" not in line and "~" not in line]
+        self.assertEqual(
+            lines,
+            [
+                "Traceback (most recent call last):",
+                '  File "their.py", line 4, in f',
+                "    return g(x)",
+                '  File "their.py", line 2, in g',
+                "    return 1 / x",
+                "ZeroDivisionError: division by zero",
+            ],
+        )
+
+    def test_wrong_arguments_are_the_users_error(self):
+        self.worker.define_file(1, "def f(): pass")
+        error = self.error(self.worker.call(1, [1])[0])
+        self.assertEqual(error["ename"], "TypeError")
+        self.assertNotIn("pcluster worker", error["traceback"])
+
+    def test_errors_that_cannot_be_shown_are_errors_still(self):
+        self.worker.define_file(1, "class E(Exception):\n def __str__(self): raise ValueError\ndef f(): raise E")
+        self.assertEqual(self.error(self.worker.call(1, [])[0])["ename"], "E")
+
+    def test_two_versions_of_a_file_live_side_by_side(self):
+        for number, text in ((1, "def f(): return g()\ndef g(): return 'old'"), (2, "def f(): return g()\ndef g(): 1/0")):
+            self.worker.define_file(number, text)
+        one, two, three = self.worker.call(1, [])[0], self.worker.call(2, [])[0], self.worker.call(1, [])[0]
+        self.assertEqual((self.value(one), self.value(three)), ("old", "old"))
+        self.assertIn("def g(): 1/0", self.error(two)["traceback"])
+
+    def test_a_file_named_like_a_module_does_not_hide_it(self):
+        self.worker.define_file(1, "def f(): return __name__", name="json.py")
+        self.worker.define_file(2, "import json\ndef f(): return json.dumps(1)", name="two.py")
+        self.assertEqual(self.value(self.worker.call(1, [])[0]), "pcluster_json")
+        self.assertEqual(self.value(self.worker.call(2, [])[0]), "1")
+
+    def test_interrupts_reach_the_task_and_nothing_else(self):
+        self.worker.define_file(1, "import time\ndef f(s):\n print('begun'); time.sleep(s)")
+        os.kill(self.worker.process.pid, signal.SIGINT)
+        self.worker.tasks(1, [[600]])
+        while not os.fstat(self.worker.stdout.fileno()).st_size:
+            time.sleep(0.005)
+        os.kill(self.worker.process.pid, signal.SIGINT)
+        self.assertEqual(self.error(self.worker.record())["ename"], "KeyboardInterrupt")
+        self.assertIsNone(self.value(self.worker.call(1, [0])[0]))
+
+    def test_a_forked_child_that_returns_is_not_a_second_worker(self):
+        self.worker.define_file(1, "import os\ndef f():\n pid = os.fork()\n if pid: os.waitpid(pid, 0)\n return pid > 0")
+        self.assertEqual([self.value(r) for r in self.worker.call(1, [], [])], [True, True])
+
+    def test_pools_work_in_tasks(self):
+        text = "import multiprocessing as m\ndef g(x): return x * x\ndef f():\n with m.get_context('fork').Pool(2) as p: return p.map(g, [1, 2, 3])"
+        self.worker.define_file(1, text, name="pools.py")
+        self.assertEqual(self.value(self.worker.call(1, [])[0]), [1, 4, 9])
+
+    def test_surroundings_are_put_back(self):
+        home = os.getcwd()
+        self.worker.define_file(1, "import os\ndef f(): return [os.getcwd(), os.environ.get('K')]", cwd="/", env={"K": "v"})
+        self.worker.define_file(2, "import os\ndef f(): return [os.getcwd(), os.environ.get('K')]", name="b.py")
+        self.assertEqual(self.value(self.worker.call(1, [])[0]), ["/", "v"])
+        self.assertEqual(self.value(self.worker.call(2, [])[0]), [home, None])
+        self.worker.define_file(3, "def f(): pass", cwd="/no/such/dir")
+        self.assertIn("/no/such/dir", self.error(self.worker.call(3, [])[0])["evalue"])
+
+    def test_execute_push_pull_and_clear(self):
+        self.worker.define(1, {"kind": "push"})
+        self.worker.define(2, {"kind": "execute", "code": "if True:\n  b = a * 2\nb", "filename": "<exec>"})
+        self.worker.define(3, {"kind": "pull"})
+        self.worker.call(1, {"a": 21})
+        self.assertEqual(self.value(self.worker.call(2, None)[0]), 42)
+        self.assertEqual(self.value(self.worker.call(3, ["a", "b"])[0]), {"a": 21, "b": 42})
+        self.worker.frame(b"C", 0, b"")
+        self.assertEqual(self.error(self.worker.call(3, ["a"])[0])["ename"], "NameError")
+
+    def test_strings_of_any_kind_come_through(self):
+        self.worker.define_file(1, "def f(x): return x")
+        texts = ["", "é", "\U0001f600", "\ud800", "\x00", "a\nb"]
+        self.assertEqual([self.value(r) for r in self.worker.call(1, *[[t] for t in texts])], texts)
+
+    def test_big_values_come_in_one_piece(self):
+        self.worker.define_file(1, "def f(n): return 'x' * n")
+        self.assertEqual(len(self.value(self.worker.call(1, [5_000_000])[0])), 5_000_000)
+
+    def test_it_ends_with_its_engine(self):
+        os.close(self.worker.frames)
+        self.worker.process.wait(10)
+        self.assertEqual(self.worker.process.returncode, 0)
+        self.worker.stderr.seek(0)
+        self.assertEqual(self.worker.stderr.read(), b"")
+
+    def test_stdin_is_empty(self):
+        self.worker.define_file(1, "def f(): return input()")
+        self.assertEqual(self.error(self.worker.call(1, [])[0])["ename"], "EOFError")
+
+
+class SourcesTest(unittest.TestCase):
+    def test_the_sources_are_of_python_3_8(self):
+        for name in ("worker.py", "ipython.py", "bootstrap.py"):
+            ast.parse(source(name), feature_version=(3, 8))
+
+    def test_the_bootstrap_says_which_python_is_too_old(self):
+        self.assertIn("3.8 is the oldest", source("bootstrap.py"))
+        self.assertNotIn('f"', source("bootstrap.py"))
+
+
+if __name__ == "__main__":
+    unittest.main()

@@ -1,0 +1,94 @@
+"""Starts the worker as the engine does, over raw pipes, and speaks to it."""
+import json
+import os
+import struct
+import subprocess
+import sys
+import tempfile
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+SOURCES = os.path.join(HERE, "..", "..", "src", "engine", "worker")
+FRAME = struct.Struct("<cxxxIQ")
+RECORD = struct.Struct("<cBxxIQdd")
+
+
+def source(name):
+    with open(os.path.join(SOURCES, name)) as file:
+        return file.read()
+
+
+class Record:
+    def __init__(self, kind, flags, ticket, started, ended, body):
+        self.kind, self.ticket, self.started, self.ended = kind.decode(), ticket, started, ended
+        self.positions = struct.unpack_from("<QQ", body) if flags & 1 else None
+        self.body = body[16:] if flags & 1 else body
+
+    def json(self):
+        return json.loads(self.body)
+
+
+class Worker:
+    def __init__(self, python=sys.executable):
+        script_in, script_out = os.pipe()
+        frames_in, self.frames = os.pipe()
+        self.records, records_out = os.pipe()
+        tokens_in, self.tokens = os.pipe()
+        self.stdout, self.stderr = tempfile.TemporaryFile("ab+"), tempfile.TemporaryFile("ab+")
+        kept = [script_in, frames_in, records_out, tokens_in, self.stdout.fileno(), self.stderr.fileno()]
+        os.write(script_out, source("worker.py").encode())
+        os.close(script_out)
+        command = [python, "-c", source("bootstrap.py")] + [str(fd) for fd in kept]
+        self.process = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=self.stdout, stderr=self.stderr, pass_fds=kept, start_new_session=True
+        )
+        for fd in kept[:4]:
+            os.close(fd)
+        self.reader = os.fdopen(self.records, "rb")
+        self.next = 0
+        self.hello = self.record()
+
+    def frame(self, kind, ticket, body):
+        data = FRAME.pack(kind, ticket, len(body)) + body
+        while data:
+            data = data[os.write(self.frames, data) :]
+
+    def record(self):
+        """The next record, or None when the worker has ended."""
+        head = self.reader.read(RECORD.size)
+        if len(head) < RECORD.size:
+            return None
+        kind, flags, ticket, length, started, ended = RECORD.unpack(head)
+        return Record(kind, flags, ticket, started, ended, self.reader.read(length))
+
+    def define(self, number, work, **options):
+        self.frame(b"D", 0, json.dumps([number, {"work": work, "options": options}]).encode())
+
+    def define_file(self, number, text, function="f", name="shipped.py", **options):
+        self.define(number, {"kind": "call", "from": {"file": {"name": name, "text": text}}, "function": function}, **options)
+
+    def tasks(self, number, inputs, tokens=None):
+        """Sends tasks, by default with a "go" for each; returns the first ticket."""
+        first = self.next
+        self.next += len(inputs)
+        self.frame(b"T", first, json.dumps([number, inputs]).encode())
+        os.write(self.tokens, b"g" * len(inputs) if tokens is None else tokens)
+        return first
+
+    def call(self, number, *inputs):
+        self.tasks(number, list(inputs))
+        return [self.record() for _ in inputs]
+
+    def close(self):
+        for fd in (self.frames, self.tokens):
+            try:
+                os.close(fd)
+            except OSError:
+                pass
+        try:
+            self.process.wait(10)
+        finally:
+            self.process.kill()
+            self.process.wait()
+            self.reader.close()
+            self.stdout.close()
+            self.stderr.close()
