@@ -426,7 +426,8 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let profile = ProfileDir::named("x", Some(dir.path())).unwrap();
         profile.create().unwrap();
-        std::fs::set_permissions(profile.security_dir(), std::fs::Permissions::from_mode(0o755)).unwrap();
+        let security = std::fs::File::open(profile.security_dir()).unwrap();
+        security.set_permissions(std::fs::Permissions::from_mode(0o755)).unwrap();
         let check = directory(&profile);
         assert_eq!(check.verdict, Verdict::Warn);
         assert!(check.advice.unwrap().contains("chmod 700"));

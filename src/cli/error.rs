@@ -242,7 +242,7 @@ impl From<ClientError> for CommandError {
     fn from(error: ClientError) -> Self {
         let kind = match &error {
             ClientError::Inputs { .. } => ErrorKind::Usage,
-            ClientError::Refused { ename, .. } if ename.starts_with("No") || ename.contains("NotFound") => ErrorKind::NotFound,
+            ClientError::Refused { ename, .. } if ename.starts_with("NoSuch") => ErrorKind::NotFound,
             _ => ErrorKind::Refused,
         };
         CommandError {
@@ -272,5 +272,127 @@ mod tests {
         let error = CommandError::output(std::io::Error::from(std::io::ErrorKind::BrokenPipe));
         assert_eq!(error.kind, ErrorKind::OutputClosed);
         assert_eq!(CommandError::output(std::io::Error::other("full")).kind, ErrorKind::Environment);
+    }
+
+    /// What goes wrong with a cluster, with the exit code that it gets.
+    #[test]
+    fn errors_of_clusters_have_their_exit_codes() {
+        let cluster = || "the cluster of profile \"default\"".to_string();
+        let launch = |error| CommandError::from(ClusterError::Launch(error));
+        let old = LaunchError::OldPython {
+            python: "/usr/bin/python3".into(),
+            version: "3.6.8".into(),
+        };
+        for (error, code, says) in [
+            (
+                ClusterError::Running {
+                    cluster: cluster(),
+                    options: String::new(),
+                    pid: 7,
+                    host: "n1".into(),
+                }
+                .into(),
+                4,
+                "running already",
+            ),
+            (
+                ClusterError::NotRunning {
+                    cluster: cluster(),
+                    options: String::new(),
+                }
+                .into(),
+                3,
+                "no cluster is running",
+            ),
+            (
+                ClusterError::Busy {
+                    path: "/lock".into(),
+                    holder: None,
+                }
+                .into(),
+                4,
+                "another pcluster command",
+            ),
+            (
+                ClusterError::ControllerEnded {
+                    ending: "exit code 5".into(),
+                    log: "/log".into(),
+                    tail: "cannot listen on 127.0.0.1:4000: address in use".into(),
+                }
+                .into(),
+                5,
+                "address in use",
+            ),
+            (launch(old), 5, "3.8 is the oldest"),
+            (launch(LaunchError::UnknownLauncher { name: "x".into() }), 2, "no launcher"),
+            (
+                ClientError::VersionMismatch {
+                    version: "9.0".into(),
+                    protocol: 9,
+                }
+                .into(),
+                4,
+                "protocol 9",
+            ),
+            (
+                ClientError::Refused {
+                    request: "cancel_request".into(),
+                    ename: "NoSuchMap".into(),
+                    evalue: "there is no map 7".into(),
+                    hint: Some("pcluster results".into()),
+                }
+                .into(),
+                3,
+                "no map 7",
+            ),
+            (
+                ControllerError::Running {
+                    pid: 7,
+                    host: "n1".into(),
+                    file: "/f".into(),
+                }
+                .into(),
+                4,
+                "runs already",
+            ),
+            (EngineError::ControllerGone(600).into(), 4, "600 s"),
+        ] {
+            let error: CommandError = error;
+            assert_eq!(error.kind.code(), code, "{}", error.error);
+            assert!(error.error.contains(says), "{}", error.error);
+            // An engine's log is read by whoever has the hints of `start`.
+            assert!(
+                !error.hints.is_empty() || error.error.contains("600 s"),
+                "{} has no hint",
+                error.error
+            );
+        }
+    }
+
+    #[test]
+    fn a_typo_in_the_settings_is_shown_in_its_place() {
+        let dir = tempfile::tempdir().unwrap();
+        let profile = crate::profile::ProfileDir::named("p", Some(dir.path())).unwrap();
+        profile.create().unwrap();
+        std::fs::write(profile.config_file(), "controller:\n  heartbeat_ms: 500\n  hwmm: 2\n").unwrap();
+        let error = CommandError::from(crate::profile::Config::load(&profile).unwrap_err());
+        assert_eq!(error.kind, ErrorKind::Usage);
+        insta::assert_snapshot!(error.render(false).replace(&dir.path().display().to_string(), "DIR"), @r"
+        error: DIR/profile_p/pcluster.yaml:3:3: controller: unknown key `hwmm`
+          3 |   hwmm: 2
+            |   ^
+        hint: did you mean `hwm`?
+        ");
+    }
+
+    #[test]
+    fn colours_change_no_words() {
+        let error = CommandError::usage("bad").hint("do this");
+        let colored = error.render(true);
+        assert!(colored.contains("\x1b["));
+        let plain = ["\x1b[1;31m", "\x1b[36m", "\x1b[0m"]
+            .iter()
+            .fold(colored, |text, code| text.replace(code, ""));
+        assert_eq!(plain, error.render(false));
     }
 }

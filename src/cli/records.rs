@@ -6,6 +6,7 @@ use crate::model::definition::MapDefinition;
 use crate::model::query::{Column, Comparison, Condition, ConditionValue, MapQuery, TaskQuery};
 use crate::model::task::{AttemptRow, MapRow, TaskRow};
 use crate::model::{MapId, TaskId};
+use std::collections::HashSet;
 
 /// Rows are asked for in portions of so many.
 pub const PORTION: u64 = 2000;
@@ -39,6 +40,14 @@ impl<'a> Records<'a> {
         }
         context.say_more(format!("no cluster is running: reading {}", path.display()));
         Ok(Records::Stopped(Reader::open(&path)?))
+    }
+
+    /// Those of a running cluster.
+    pub fn of(context: &'a Context, client: &Client) -> Records<'a> {
+        Records::Running {
+            context,
+            client: client.clone(),
+        }
     }
 
     pub fn maps(&self, query: &MapQuery) -> Result<Vec<MapRow>, CommandError> {
@@ -157,6 +166,35 @@ impl<'a> Records<'a> {
         match maps.iter().find(|map| !found.iter().any(|row| row.map == **map)) {
             Some(map) => Err(no_such_map(*map)),
             None => Ok(()),
+        }
+    }
+
+    /// Says which of these tasks there are not.
+    pub fn tasks_must_exist(&self, tasks: &[TaskId]) -> Result<(), CommandError> {
+        let mut found = HashSet::new();
+        for portion in tasks.chunks(PORTION as usize) {
+            let query = TaskQuery {
+                tasks: portion.to_vec(),
+                brief: true,
+                ..TaskQuery::default()
+            };
+            found.extend(self.tasks(&query)?.0.iter().map(|row| row.task));
+        }
+        match tasks.iter().find(|task| !found.contains(task)) {
+            Some(task) => Err(self.no_such_task(*task)),
+            None => Ok(()),
+        }
+    }
+
+    /// With the tasks that its map has.
+    pub fn no_such_task(&self, task: TaskId) -> CommandError {
+        let query = MapQuery {
+            maps: vec![task.map],
+            ..MapQuery::default()
+        };
+        match self.maps(&query).ok().and_then(|rows| rows.into_iter().next()) {
+            Some(map) => CommandError::not_found(format!("there is no task {task}")).hint(super::tables::extent(&map)),
+            None => no_such_map(task.map),
         }
     }
 }

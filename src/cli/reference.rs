@@ -11,6 +11,18 @@ Data goes to stdout, talk to stderr. Tables are cut to the width of a terminal; 
 only on a terminal, and not where `NO_COLOR` is set. `--json` prints one document with a `version`, which changes only when
 a key changes its meaning or goes away.
 
+## JSON
+
+`results --json` prints `{\"version\": 1, \"maps\": [...]}` or `{\"version\": 1, \"tasks\": [...]}`, `--jsonl` the same objects, one a
+line. Points in time are ISO 8601 in UTC, durations seconds.
+
+- a map: `map kind name label state submitted completed duration tasks done ok failed pending running assigned error aborted
+  timeout lost`, where `state` is `open` (inputs still come), `queued`, `running`, `ok` or `failed`
+- a task: `task map index state input value stdout stderr exit_code error engine host attempts submitted started completed
+  duration label`, and where it has them `pickled` and `repr` (of a value that JSON cannot hold), `msg_id` (of a request of
+  ipyparallel's clients); `error` is `ename evalue traceback`. Where single tasks are asked for, also `definition` and
+  `earlier` (the attempts that did not stand)
+
 ## Exit codes
 
 | code | meaning |

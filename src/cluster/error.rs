@@ -24,7 +24,7 @@ pub enum ClusterError {
         pid: u32,
         host: String,
     },
-    #[error("{cluster} is not running")]
+    #[error("no cluster is running: {cluster} has been stopped, or was never started")]
     NotRunning { cluster: String, options: String },
     #[error("in {cluster} runs a controller that is not pcluster's; it wrote {}", path.display())]
     Foreign { cluster: String, options: String, path: PathBuf },

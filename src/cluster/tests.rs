@@ -300,7 +300,7 @@ async fn stop_ends_the_engines_of_a_dead_controller_and_clears_all_files() {
     );
     let error = stop(&world.profile, "", &mut quiet()).await.unwrap_err();
     insta::assert_snapshot!(said(&error), @r#"
-    the cluster of profile "x" is not running
+    no cluster is running: the cluster of profile "x" has been stopped, or was never started
     hint: start it: pcluster start --profile x -n 4; `pcluster list` shows what runs
     "#);
 }
@@ -389,7 +389,7 @@ fn clusters_are_listed_by_every_trace_they_leave() {
     connection_of(&controller).write(&world.profile.client_file("by-hand")).unwrap();
     let mut state = ClusterState::new("dead", "/".into());
     state.controller = Some(launched(vec![dead()]));
-    state.engines = vec![launched(vec![controller.clone(), dead()])];
+    state.engines = vec![launched(vec![controller, dead()])];
     state.write(&world.profile).unwrap();
     std::fs::write(world.profile.database_file(""), "").unwrap();
     std::fs::write(world.profile.state_file("damaged"), "{").unwrap();

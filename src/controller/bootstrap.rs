@@ -206,6 +206,7 @@ pub(super) fn restored(reader: &Reader, killed: bool) -> Result<Restored, Contro
                 engine: task.engine.filter(|_| killed),
                 errors: task.failures,
                 crashes: task.crashes,
+                cancelled: task.cancelled,
                 input: task.input,
             });
         })?;

@@ -8,7 +8,7 @@ use super::records::{Records, Word};
 use super::sockets::{Arrival, Ports, Sockets};
 use super::{ControllerError, ControllerSettings};
 use crate::connection::process;
-use crate::db::{Reader, Writer};
+use crate::db::Writer;
 use crate::model::change::Change;
 use crate::model::{EngineUuid, UnixTime};
 use crate::profile::config::Durability;
@@ -33,7 +33,8 @@ pub(super) async fn run(settings: ControllerSettings) -> Result<(), ControllerEr
         Durability::Full => crate::db::Durability::Full,
     };
     let writer = Writer::open(&database, durability)?;
-    let reader = Reader::open(&database)?;
+    // The writer's own: on a network file system it alone may have the file open.
+    let reader = writer.reader()?;
     let restored = bootstrap::restored(&reader, killed)?;
     let (sockets, arrivals) = listen(&settings, &mut secrets, killed).await?;
     bootstrap::write_files(&settings, &secrets)?;

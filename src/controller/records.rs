@@ -277,6 +277,7 @@ fn finished_tasks(reader: &Reader, selection: &Selection) -> Result<Vec<FoundMap
                 engine: None,
                 errors: 0,
                 crashes: 0,
+                cancelled: false,
                 input: row
                     .input
                     .map(|i| Bytes::from(Box::<str>::from(i).into_string()))

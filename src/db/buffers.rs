@@ -20,7 +20,7 @@ pub fn encode(buffers: &[Bytes]) -> Option<Vec<u8>> {
 
 /// The buffers share `blob`'s memory. None if it was not written by [`encode`].
 pub fn decode(blob: Bytes) -> Option<Vec<Bytes>> {
-    let mut head = blob.clone();
+    let mut head = blob;
     let count = usize::try_from(head.try_get_u64_le().ok()?).ok()?;
     if count > head.len() / 8 {
         return None;

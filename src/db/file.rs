@@ -85,8 +85,8 @@ pub fn is_network(path: &Path) -> bool {
         0x7461_636f, // OCFS2
         0x0116_1970, // GFS2
     ];
-    // Its type differs between architectures; the low 32 bits are the number.
-    #[allow(clippy::unnecessary_cast)]
+    // The low 32 bits are the number.
+    #[allow(clippy::unnecessary_cast, reason = "the type differs between architectures")]
     statfs(parent(path)).is_ok_and(|found| NETWORK.contains(&(found.filesystem_type().0 as u32)))
 }
 #[cfg(not(target_os = "linux"))]

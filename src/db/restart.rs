@@ -57,6 +57,8 @@ pub struct UnfinishedTask {
     /// Since it was (re)submitted: how many attempts ended in a crash, and how many failed otherwise.
     pub crashes: u32,
     pub failures: u32,
+    /// Its current attempt is to be the last.
+    pub cancelled: bool,
     /// JSON text; empty for requests of ipyparallel clients.
     pub input: Bytes,
 }
@@ -86,8 +88,9 @@ impl Reader {
 
     /// Calls `take` with each unfinished task of a map in input order, without holding more than one.
     pub fn unfinished_tasks(&self, map: MapId, take: &mut dyn FnMut(UnfinishedTask)) -> Result<(), DbError> {
-        let sql = "SELECT id, state, run, engine, started, attempts, crashes, failures, input FROM task INDEXED BY task_unfinished \
-                   WHERE id BETWEEN ?1 AND ?2 AND completed IS NULL ORDER BY id";
+        let sql = "SELECT id, state, run, engine, started, attempts, crashes, failures, input, \
+                   EXISTS (SELECT 1 FROM cancelling c WHERE c.task = task.id AND c.run = task.run) \
+                   FROM task INDEXED BY task_unfinished WHERE id BETWEEN ?1 AND ?2 AND completed IS NULL ORDER BY id";
         self.read("read unfinished tasks from", |connection| {
             let mut select = connection.prepare_cached(sql)?;
             let (first, last) = row_range(map);
@@ -102,6 +105,7 @@ impl Reader {
                     attempts: row.get(5)?,
                     crashes: row.get(6)?,
                     failures: row.get(7)?,
+                    cancelled: row.get(9)?,
                     input: bytes(row, 8)?,
                 });
             }

@@ -7,7 +7,10 @@ use std::path::Path;
 pub const APPLICATION_ID: i32 = 0x7063_6c75;
 
 /// Step n brings version n to n + 1. Only ever added to: what was once written stays readable.
-const MIGRATIONS: &[&str] = &[include_str!("migrations/0001_tasks.sql")];
+const MIGRATIONS: &[&str] = &[
+    include_str!("migrations/0001_tasks.sql"),
+    include_str!("migrations/0002_cancelling.sql"),
+];
 
 /// The version that this program writes, in `PRAGMA user_version`.
 pub const VERSION: i32 = MIGRATIONS.len() as i32;

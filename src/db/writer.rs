@@ -64,6 +64,7 @@ impl Writer {
 
     /// For tests: rows can have so many bytes.
     #[cfg(test)]
+    #[expect(unsafe_code, reason = "rusqlite has no call for it without another feature")]
     pub(super) fn limit_rows(&mut self, bytes: i32) {
         use rusqlite::ffi;
         let connection = lock(&self.connection);

@@ -67,6 +67,10 @@ pub enum Change {
         run: u32,
         attempt: Option<Attempt>,
     },
+    /// A task that is with an engine was cancelled: whatever ends this attempt, there is no other.
+    TaskCancelling {
+        task: TaskId,
+    },
     /// A finished task is to run again: its outcome moves to the table of attempts, it becomes `Ready` with this run number.
     TaskResubmitted {
         task: TaskId,

@@ -10,13 +10,9 @@ pub enum ConfigError {
         path: PathBuf,
         source: io::Error,
     },
-    /// Lines and columns count from 1.
     Yaml {
         path: PathBuf,
-        line: Option<usize>,
-        column: Option<usize>,
-        /// The offending line.
-        text: String,
+        place: Option<Box<Place>>,
         message: String,
         hint: Option<String>,
     },
@@ -31,21 +27,21 @@ pub enum ConfigError {
     },
 }
 
+/// Where in a file something is wrong. Lines and columns count from 1.
+#[derive(Debug)]
+pub struct Place {
+    pub line: usize,
+    pub column: usize,
+    /// The offending line.
+    pub text: String,
+}
+
 impl ConfigError {
     pub(super) fn in_file(self, file: &Path) -> ConfigError {
         match self {
-            ConfigError::Yaml {
-                line,
-                column,
-                text,
-                message,
-                hint,
-                ..
-            } => ConfigError::Yaml {
+            ConfigError::Yaml { place, message, hint, .. } => ConfigError::Yaml {
                 path: file.to_path_buf(),
-                line,
-                column,
-                text,
+                place,
                 message,
                 hint,
             },
@@ -68,18 +64,10 @@ impl fmt::Display for ConfigError {
             ConfigError::Read { path, source } => write!(f, "cannot read {}: {source}", path.display()),
             ConfigError::Contradiction { message } => f.write_str(message),
             ConfigError::Setting { setting, message, .. } => write!(f, "--set {setting}: {message}"),
-            ConfigError::Yaml {
-                path,
-                line,
-                column,
-                text,
-                message,
-                ..
-            } => {
+            ConfigError::Yaml { path, place, message, .. } => {
                 write!(f, "{}", path.display())?;
-                let (Some(line), Some(column)) = (line, column) else {
-                    return write!(f, ": {message}");
-                };
+                let Some(place) = place else { return write!(f, ": {message}") };
+                let Place { line, column, text } = &**place;
                 write!(f, ":{line}:{column}: {message}\n  {line} | {text}\n")?;
                 write!(
                     f,
@@ -98,16 +86,17 @@ impl std::error::Error for ConfigError {}
 
 pub(super) fn of_yaml(text: &str, error: &serde_yaml::Error) -> ConfigError {
     let (message, hint) = explain(&error.to_string());
-    let location = error.location();
-    let line = location.as_ref().map(|l| l.line());
+    let place = error.location().map(|at| {
+        let text = text.lines().nth(at.line().saturating_sub(1)).unwrap_or_default().to_string();
+        Box::new(Place {
+            line: at.line(),
+            column: at.column().max(1),
+            text,
+        })
+    });
     ConfigError::Yaml {
         path: PathBuf::new(),
-        line,
-        column: location.as_ref().map(|l| l.column().max(1)),
-        text: line
-            .and_then(|n| text.lines().nth(n.saturating_sub(1)))
-            .unwrap_or_default()
-            .to_string(),
+        place,
         message,
         hint,
     }

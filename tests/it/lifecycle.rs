@@ -51,10 +51,9 @@ fn an_engine_that_is_killed_loses_no_task() {
     cluster.file("sleepy.py", SLEEPY);
     let running = cluster.spawn(&["map", "sleepy.py:sleepy", "--range", "0..12"]);
     wait_until("a task to be done", || {
-        cluster.json(&["results", "1", "--state", "ok"])["tasks"]
-            .as_array()
-            .filter(|t| !t.is_empty())
-            .map(|_| ())
+        // Until it is submitted there is no map 1.
+        let ended = cluster.run(&["results", "1", "--state", "ok", "--jsonl"]);
+        (ended.code == Some(0) && !ended.stdout.is_empty()).then_some(())
     });
     signal(cluster.engine_pids()[0], SIGKILL);
     let expected: String = (0..12).map(|n| format!("{n}\n")).collect();
@@ -113,10 +112,18 @@ fn clusters_of_one_profile_have_ids() {
 #[test]
 fn a_cluster_for_one_map() {
     let home = Home::new();
-    assert_eq!(
-        home.ok(&["map", "-n", "2", "math:sqrt", "--range", "0..3"]),
-        "0.0\n1.0\n1.4142135623730951\n"
+    let ended = home.run(&["map", "-v", "-n", "2", "math:sqrt", "--range", "0..3"]);
+    let said = ended.stderr.clone();
+    assert_eq!(ended.ok(), "0.0\n1.0\n1.4142135623730951\n");
+    home.run(&["status"]).fails(3, &["no cluster is running"]);
+    assert_eq!(home.ok(&["list", "--running", "--json"]).matches("\"profile\"").count(), 0);
+    // It has said where its records are.
+    let id = said
+        .split("pcluster results --cluster-id ")
+        .nth(1)
+        .unwrap_or_else(|| panic!("{said}"));
+    assert!(
+        home.ok(&["results", "1", "--cluster-id", id.split_whitespace().next().unwrap()])
+            .contains("ok")
     );
-    home.run(&["status"]).fails(3, &["running", "pcluster start"]);
-    assert!(home.ok(&["results", "1"]).contains("ok"));
 }

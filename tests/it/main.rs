@@ -4,6 +4,7 @@ mod bad_input;
 mod docs;
 mod engines_work;
 mod house;
+mod launch;
 mod lifecycle;
 mod map;
 mod printed;

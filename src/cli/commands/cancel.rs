@@ -2,6 +2,7 @@
 use super::counted;
 use crate::cli::ids::{self, Ids};
 use crate::cli::output::json;
+use crate::cli::records::Records;
 use crate::cli::{CommandError, Context, Exit};
 use crate::client::{MapsRequest, Selection};
 
@@ -21,6 +22,9 @@ pub struct Args {
 pub fn run(args: Args, context: &Context) -> Result<Exit, CommandError> {
     let (mut maps, tasks) = ids::sort(&args.ids);
     let client = context.client()?;
+    let records = Records::of(context, &client);
+    records.must_exist(&maps)?;
+    records.tasks_must_exist(&tasks)?;
     if args.all {
         let rows = context.block_on(client.maps(&MapsRequest::default()))??;
         // What ipyparallel's clients submitted is theirs to abort.

@@ -37,7 +37,7 @@ use std::time::Instant;
 ///
 /// Results come out on stdout in input order: a function's values as JSON lines, a command's output as it is.
 /// A task that failed has a line {"__error__": …} in its place, a value that JSON cannot hold {"__pickled__": …, "repr": …}.
-/// Exit code 1: some tasks failed.
+/// With --json each line is all that is known of a task. Exit code 1: some tasks failed.
 #[derive(Debug, clap::Args)]
 #[command(
     override_usage = "pcluster map [OPTIONS] FN INPUTS\n       pcluster map [OPTIONS] INPUTS -- COMMAND [{}]...",
@@ -62,13 +62,13 @@ pub struct Args {
     #[command(flatten)]
     results: ResultOptions,
     /// Without a running cluster: start one of N engines for this map, and stop it after
-    #[arg(short, value_name = "N", conflicts_with = "detach")]
+    #[arg(short, value_name = "N", conflicts_with = "detach", help_heading = "Engines")]
     n: Option<u32>,
     /// As many inputs as engines: input i for the i-th of these and no other (all, or 0,3,5-8)
-    #[arg(long, value_name = "ENGINES")]
+    #[arg(long, value_name = "ENGINES", help_heading = "Engines")]
     targets: Option<Targets>,
     /// Print the map's number and return at once (when all inputs are sent)
-    #[arg(long)]
+    #[arg(long, help_heading = "Engines")]
     detach: bool,
 }
 

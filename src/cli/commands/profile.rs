@@ -137,3 +137,21 @@ fn show(profile: &ProfileDir, context: &Context) -> Result<Exit, CommandError> {
     output::print(&format!("# {}\n# settings: {from}\n{yaml}", profile.path().display()))?;
     Ok(Exit::Fine)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_created_is_valid_and_never_overwritten() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut context = Context::for_tests(dir.path());
+        context.quiet = true;
+        let profile = ProfileDir::named("mine", Some(dir.path())).unwrap();
+        create(&profile, &context).unwrap();
+        assert_eq!(Config::load(&profile).unwrap(), Config::default());
+        std::fs::write(profile.config_file(), "controller: {hwm: 7}\n").unwrap();
+        create(&profile, &context).unwrap();
+        assert_eq!(Config::load(&profile).unwrap().controller.hwm, 7);
+    }
+}

@@ -6,6 +6,7 @@ use crate::cluster::{self, StartOptions, StartProgress, Started};
 use crate::profile::config::EngineKind;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use std::time::Duration;
+use tokio::signal::unix::{SignalKind, signal};
 
 /// Start a controller and engines
 ///
@@ -129,9 +130,13 @@ where
     CommandError: From<E>,
 {
     let finished = context.block_on(async {
+        // From here on Ctrl-C ends nothing by itself, also before `work` waits for the first time.
+        let Ok(mut interrupts) = signal(SignalKind::interrupt()) else {
+            return Some(work.await);
+        };
         tokio::select! {
             result = work => Some(result),
-            Ok(()) = tokio::signal::ctrl_c() => None,
+            _ = interrupts.recv() => None,
         }
     })?;
     match finished {
@@ -184,5 +189,67 @@ impl<'a> Bar<'a> {
 impl Drop for Bar<'_> {
     fn drop(&mut self) {
         self.clear();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::cli::commands::{Command, dispatch};
+    use crate::cli::{CommandError, Context, Exit, args};
+
+    fn run(line: &str, context: &Context) -> Result<Exit, CommandError> {
+        let cli = args::parse(line.split(' ').map(Into::into)).unwrap();
+        dispatch(cli.command, context)
+    }
+
+    #[test]
+    fn what_cannot_be_started_is_refused_before_anything_runs() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut context = Context::for_tests(dir.path());
+        context.quiet = true;
+        for (line, code, says) in [
+            ("pcluster start --set controller.hwmm=2", 2, "unknown key `hwmm`"),
+            ("pcluster start --set controller.hwm=many", 2, "--set controller.hwm=many"),
+            ("pcluster start -n 1 --python /nonexistent/python", 5, "/nonexistent/python"),
+            ("pcluster start --launcher cloud", 2, "no launcher \"cloud\""),
+            ("pcluster engines add 2", 3, "not running"),
+            ("pcluster stop", 3, "not running"),
+            ("pcluster status", 3, "no cluster is running"),
+            ("pcluster resubmit 1 --failed", 3, "no cluster is running"),
+            ("pcluster cancel --all", 3, "no cluster is running"),
+            ("pcluster wait 1", 3, "no cluster is running"),
+            ("pcluster purge 1", 3, "no cluster is running"),
+            ("pcluster logs", 3, "there are no such logs"),
+            ("pcluster logs all 3", 2, "only engines have numbers"),
+            ("pcluster profile show", 3, "there is no profile `default`"),
+            ("pcluster profile create a/b", 2, "slash"),
+        ] {
+            let error = run(line, &context).unwrap_err();
+            assert_eq!(error.kind.code(), code, "{line}: {}", error.error);
+            assert!(error.error.contains(says), "{line}: {}", error.error);
+        }
+        assert!(!dir.path().join("profile_default").join("security").exists(), "nothing was made");
+        for line in ["pcluster stop --all", "pcluster clean", "pcluster list", "pcluster profile list"] {
+            assert_eq!(run(line, &context), Ok(Exit::Fine), "{line}");
+        }
+    }
+
+    #[test]
+    fn an_address_stays_an_address() {
+        let line = "pcluster start --ip 0.0.0.0 --timeout 2m --set controller.hwm=2";
+        let Command::Start(args) = args::parse(line.split(' ').map(Into::into)).unwrap().command else {
+            panic!()
+        };
+        let mut settings = args.how.settings();
+        settings.push(("controller.ip".into(), format!("{:?}", args.ip.unwrap())));
+        let config = crate::profile::Config::parse("", &settings).unwrap();
+        assert_eq!(
+            (
+                config.controller.ip.as_str(),
+                config.controller.hwm,
+                config.launcher.engines_timeout_ms
+            ),
+            ("0.0.0.0", 2, 120_000)
+        );
     }
 }

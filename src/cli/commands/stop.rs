@@ -88,11 +88,10 @@ fn outcome(name: &str, stopped: &Stopped) -> String {
         false => format!("{name}: stopped, with {engines}"),
         true => format!("{name}: its controller was gone already; {engines} stopped, and what it left cleared away"),
     };
-    if stopped.ended.killed > 0 {
-        text.push_str(&format!(
-            " ({} had to be killed)",
-            counted(stopped.ended.killed as u64, "process").replace("processs", "processes")
-        ));
+    match stopped.ended.killed {
+        0 => {}
+        1 => text.push_str(" (1 process had to be killed)"),
+        n => text.push_str(&format!(" ({n} processes had to be killed)")),
     }
     text
 }

@@ -92,7 +92,7 @@ fn ranges_and_globs() {
     }
     let pattern = format!("{}/*.txt", dir.path().display());
     let glob = InputArgs {
-        glob: Some(pattern.clone()),
+        glob: Some(pattern),
         ..InputArgs::default()
     };
     let inputs = Inputs::find(&glob, None, Shape::Call).unwrap();

@@ -286,6 +286,7 @@ impl Core {
                 total: total + count,
             },
         );
+        self.abort_if_hopeless(id);
         self.after_changes(id);
         Ok(())
     }

@@ -71,6 +71,8 @@ pub struct FoundTask {
     /// What has been used of the budgets for errors and crashes.
     pub errors: u32,
     pub crashes: u32,
+    /// Cancelled while with its engine.
+    pub cancelled: bool,
     pub input: Bytes,
 }
 

@@ -176,11 +176,20 @@ impl Core {
                 self.record(Change::MapReleased { map: follower });
                 self.note_runnable(follower);
             } else {
-                let why = format!("map {id}, which it was to follow, has {failed} failed tasks; resubmit those, then this map");
-                self.abort_unsent(follower, "DependencyFailed", &why);
-                // Inputs that are still to come end the same way.
-                self.after_changes(follower);
+                self.abort_if_hopeless(follower);
             }
+        }
+    }
+
+    /// Ends the tasks of a map that was to follow one that has finished with failures; also those that come later.
+    pub(super) fn abort_if_hopeless(&mut self, id: MapId) {
+        let Some(other) = self.maps.get(&id).and_then(|m| m.waiting_for) else {
+            return;
+        };
+        if self.finished.get(&other) == Some(&true) {
+            let why = format!("map {other}, which it was to follow, has failed tasks; resubmit those, then this map");
+            self.abort_unsent(id, "DependencyFailed", &why);
+            self.after_changes(id);
         }
     }
 
@@ -283,8 +292,10 @@ impl Core {
             };
             map.closed = true;
             let total = map.counts.total as u32;
+            let mut cancelling = Vec::new();
             for (index, task) in &mut map.in_flight {
                 task.cancelled = true;
+                cancelling.push(TaskId::new(*id, *index));
                 let held = Held {
                     map: *id,
                     index: *index,
@@ -292,6 +303,9 @@ impl Core {
                 };
                 to_engines.entry(task.engine.clone()).or_default().push(held);
                 changed += 1;
+            }
+            for task in cancelling {
+                self.record(Change::TaskCancelling { task });
             }
             self.record(Change::MapClosed { map: *id, total });
             changed += self.abort_unsent(*id, "TaskCancelled", "cancelled");
@@ -310,6 +324,7 @@ impl Core {
                     run: in_flight.run,
                 };
                 to_engines.entry(in_flight.engine.clone()).or_default().push(held);
+                self.record(Change::TaskCancelling { task: *task });
             } else if let Some(returned) = map.returned.remove(&task.index) {
                 self.finish_unsent(*task, returned.run, TaskState::Aborted, "TaskCancelled", "cancelled");
             } else if map.is_unsent(task.index) {

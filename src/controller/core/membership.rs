@@ -135,6 +135,12 @@ impl Core {
                 .iter()
                 .filter(|h| engine.tasks.get(&TaskId::new(h.map, h.index)) != Some(&h.run)),
         );
+        // It may not have heard that these were cancelled.
+        let is_cancelled = |held: &&Held| {
+            let task = self.maps.get(&held.map).and_then(|m| m.in_flight.get(&held.index));
+            task.is_some_and(|t| t.cancelled && t.run == held.run && t.engine == *uuid)
+        };
+        let cancelled: Vec<Held> = holds.iter().filter(is_cancelled).copied().collect();
         let missing: Vec<(TaskId, u32)> = engine
             .tasks
             .iter()
@@ -143,6 +149,9 @@ impl Core {
             .collect();
         if !missing.is_empty() {
             self.remind(CONFIRM_GRACE, Due::Unconfirmed(uuid.clone(), missing));
+        }
+        if !cancelled.is_empty() {
+            self.tell_engine(uuid, say::CANCEL, &say::Cancel { tasks: cancelled });
         }
     }
 

@@ -4,7 +4,7 @@ use super::event::{FoundTask, Restored};
 use super::maps::{InFlight, Map, Returned, Tries};
 use super::{Core, Due};
 use crate::model::change::Change;
-use crate::model::task::TaskState;
+use crate::model::task::{Outcome, TaskState};
 use crate::model::{EngineUuid, TaskId};
 use std::collections::HashMap;
 
@@ -55,6 +55,18 @@ impl Core {
             map.waiting_for = after.filter(|other| self.maps.contains_key(other) || self.finished.get(other) == Some(&true));
             for task in found.tasks {
                 let task_id = TaskId::new(id, task.index);
+                if task.cancelled && task.engine.is_none() {
+                    let (run, at) = (task.run, self.now.unix);
+                    let outcome = Outcome::failure(TaskState::Aborted, "TaskCancelled", "cancelled", at, at);
+                    map.count(outcome.status);
+                    self.record(Change::TaskFinished {
+                        task: task_id,
+                        run,
+                        engine: None,
+                        outcome: Box::new(outcome),
+                    });
+                    continue;
+                }
                 if let Some(run) = place(&mut map, task_id, task, &uuids, &mut self.engines) {
                     self.record(Change::TaskReturned {
                         task: task_id,
@@ -66,6 +78,7 @@ impl Core {
             self.keys.insert(found.key, id);
             self.maps.insert(id, map);
             self.note_runnable(id);
+            self.abort_if_hopeless(id);
             if self.maps.get(&id).is_some_and(|m| m.is_complete()) {
                 self.after_changes(id);
             }
@@ -114,7 +127,7 @@ fn place(
                 input: task.input,
                 begun,
                 tries,
-                cancelled: false,
+                cancelled: task.cancelled,
             };
             map.in_flight.insert(id.index, in_flight);
         }

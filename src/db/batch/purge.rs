@@ -35,6 +35,7 @@ impl Batch<'_> {
                 "DELETE FROM request WHERE task = ?1",
                 "DELETE FROM attempt WHERE task = ?1",
                 "DELETE FROM output WHERE task = ?1",
+                "DELETE FROM cancelling WHERE task = ?1",
                 "DELETE FROM task WHERE id = ?1",
             ] {
                 self.connection.prepare_cached(sql)?.execute([row])?;
@@ -62,6 +63,7 @@ impl Batch<'_> {
             "DELETE FROM request WHERE task BETWEEN ?1 AND ?2",
             "DELETE FROM attempt WHERE task BETWEEN ?1 AND ?2",
             "DELETE FROM output WHERE task BETWEEN ?1 AND ?2",
+            "DELETE FROM cancelling WHERE task BETWEEN ?1 AND ?2",
             "DELETE FROM task WHERE id BETWEEN ?1 AND ?2",
         ] {
             self.connection.prepare_cached(sql)?.execute(params![first, last])?;

@@ -137,6 +137,12 @@ impl Batch<'_> {
         self.count_step(task.map, prior.state, TaskState::Running)
     }
 
+    pub(super) fn task_cancelling(&mut self, task: TaskId) -> rusqlite::Result<()> {
+        let sql = "INSERT OR REPLACE INTO cancelling SELECT id, run FROM task WHERE id = ?1 AND completed IS NULL";
+        self.connection.prepare_cached(sql)?.execute([task.row_id()])?;
+        Ok(())
+    }
+
     pub(super) fn output_added(&mut self, task: TaskId, stdout: &str, stderr: &str) -> rusqlite::Result<()> {
         match self.prior(task, "OutputAdded")? {
             Some(prior) if !prior.state.is_done() => {

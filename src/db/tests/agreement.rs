@@ -73,7 +73,7 @@ enum Step {
 
 fn steps() -> impl Strategy<Value = Step> {
     let (map, index, run, engine) = (1u32..4, 0u32..6, 1u32..5, 0u32..3);
-    let one = (map.clone(), index.clone(), run.clone(), engine.clone());
+    let one = (map.clone(), index.clone(), run.clone(), engine);
     let done = prop::sample::select(TaskState::ALL[4..].to_vec());
     prop_oneof![
         1 => map.clone().prop_map(|map| Step::AddMap { map }),
@@ -85,7 +85,7 @@ fn steps() -> impl Strategy<Value = Step> {
         6 => (one.clone(), any::<bool>(), done, any::<u32>()).prop_map(|((map, index, run, engine), known, status, value)| {
             Step::Finish { map, index, run, engine: known.then_some(engine), status, value }
         }),
-        2 => (one.clone(), any::<bool>())
+        2 => (one, any::<bool>())
             .prop_map(|((map, index, run, engine), begun)| Step::Return { map, index, run, attempt: begun.then_some(engine) }),
         2 => (map.clone(), index, run).prop_map(|(map, index, run)| Step::Resubmit { map, index, run }),
         1 => map.prop_map(|map| Step::Purge { map }),

@@ -33,6 +33,9 @@ pub struct Job<'a> {
     pub detachable: bool,
 }
 
+/// What is done with results.
+pub type Take<'a> = dyn FnMut(&Progress, Vec<TaskRow>) -> Result<(), CommandError> + 'a;
+
 pub struct Feed {
     pub task: JoinHandle<Result<u32, ClientError>>,
     pub feeding: Feeding,
@@ -54,7 +57,7 @@ impl Job<'_> {
         mut self,
         interrupts: &mut Interrupts,
         progress: &mut Progress,
-        take: &mut dyn FnMut(&Progress, Vec<TaskRow>) -> Result<(), CommandError>,
+        take: &mut Take<'_>,
     ) -> Result<(Ended, Counts), CommandError> {
         let every = Duration::from_millis(if self.context.terminal.stderr { 250 } else { 1000 });
         let (sender, mut updates) = mpsc::channel(4);
@@ -88,7 +91,10 @@ impl Job<'_> {
                         counts = now;
                         self.note_engines(&mut engines, able, &counts, progress);
                         progress.update(&counts, self.total, able);
-                        take(progress, results)?;
+                        if let Err(error) = take(progress, results) {
+                            progress.clear();
+                            return Err(self.nowhere_to_write(error).await);
+                        }
                     }
                     Some(Err(error)) => return Err(self.lost_sight(error)),
                     None => {
@@ -183,6 +189,26 @@ impl Job<'_> {
         }
         self.context.say(come_back(map, &options));
         Ok(Ended::Detached)
+    }
+
+    /// Results cannot be written any more: the map goes on, with all of its inputs if they are at hand.
+    async fn nowhere_to_write(&mut self, error: CommandError) -> CommandError {
+        if !self.detachable {
+            return error;
+        }
+        if let Some(feed) = self.feed.as_ref().filter(|feed| feed.is_stream) {
+            feed.feeding.stop();
+        }
+        if let Err(error) = self.end_of_feed().await {
+            return error;
+        }
+        let options = self.context.options();
+        self.context.say(format!(
+            "results cannot be written any more; map {} goes on without this command",
+            self.map
+        ));
+        self.context.say(come_back(self.map, &options));
+        error
     }
 
     async fn cancel(&mut self) -> Result<Ended, CommandError> {

@@ -1,11 +1,14 @@
-//! Seeded random lives: engines come, fall silent, return and die; tasks succeed, fail, crash; maps are cancelled. At the end every
-//! task is done exactly once. A failing seed is printed; run it alone with `PCLUSTER_SEED=<n>`.
+//! Seeded random lives: engines come, are cut off, return and die; tasks succeed, fail, crash; maps are cancelled; the controller
+//! dies before or after a commit and starts again on its records; clients repeat what was not answered. At the end every task is
+//! done exactly once. A failing seed is printed; run it alone with `PCLUSTER_SEED=<n>`.
+use super::super::Event;
 use super::world::*;
-use crate::model::definition::MapOptions;
+use crate::model::definition::{CallSource, MapDefinition, MapOptions, Work};
 use crate::model::task::TaskState;
 use crate::model::{MapId, TaskId};
 use crate::wire::content::client as say;
 use crate::wire::content::engine as tell;
+use bytes::Bytes;
 use std::time::Duration;
 
 /// xorshift64*: small, seeded, the same everywhere.
@@ -20,99 +23,188 @@ impl Dice {
     }
 }
 
+/// A client that wants a map run, whatever becomes of the controller: it repeats what was not answered.
+struct Wish {
+    key: String,
+    options: MapOptions,
+    count: u32,
+    map: Option<MapId>,
+    sent: u32,
+    closed: bool,
+    refused: bool,
+}
+
+impl Wish {
+    fn step(&mut self, w: &mut World, dice: &mut Dice) {
+        let Some(map) = self.map else {
+            let work = Work::Call {
+                from: CallSource::Module { module: "m".into() },
+                function: "f".into(),
+            };
+            let definition = MapDefinition {
+                work,
+                options: self.options.clone(),
+            };
+            let request = say::MapRequest {
+                key: self.key.clone(),
+                definition,
+            };
+            if let Some(reply) = w.try_ask(say::MAP, &request, vec![]) {
+                self.map = reply["map"].as_u64().map(|m| MapId(m as u32));
+                // The map that it was to follow has failed: that, too, is an answer.
+                self.refused = self.map.is_none();
+            }
+            return;
+        };
+        let count = (self.count - self.sent).min(1 + dice.roll(20) as u32);
+        let last = self.sent + count == self.count;
+        let lines: Vec<String> = (self.sent..self.sent + count).map(|i| format!("[{i}]")).collect();
+        let request = say::InputsRequest {
+            map,
+            first: self.sent,
+            last,
+        };
+        if let Some(reply) = w.try_ask(say::INPUTS, &request, vec![Bytes::from(lines.join("\n"))]) {
+            match reply["status"].as_str() {
+                Some("ok") => self.sent = reply["total"].as_u64().unwrap() as u32,
+                // Cancelled meanwhile, or complete.
+                _ => self.closed = true,
+            }
+            self.closed |= last && self.sent == self.count;
+        }
+    }
+
+    fn is_over(&self) -> bool {
+        self.closed || self.refused
+    }
+}
+
+const NAMES: [&str; 4] = ["a", "b", "c", "d"];
+
 fn live(seed: u64) {
     let mut dice = Dice(seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1);
     let mut w = World::new();
-    let names = ["a", "b", "c", "d"];
-    let mut maps: Vec<MapId> = Vec::new();
-    for _ in 0..150 {
-        let name = names[dice.roll(4) as usize];
+    let mut wishes: Vec<Wish> = Vec::new();
+    for step in 0..200 {
+        let name = NAMES[dice.roll(4) as usize];
         let alive = w.engines.contains_key(name);
-        match dice.roll(14) {
+        if dice.roll(25) == 0 {
+            w.dies = Some(if dice.roll(2) == 0 { Dies::BeforeCommit } else { Dies::BeforeSend });
+        }
+        match dice.roll(16) {
             0 => {
+                let done: Vec<MapId> = wishes.iter().filter_map(|wish| wish.map).collect();
                 let options = MapOptions {
                     retries: dice.roll(3) as u32,
                     max_crashes: dice.roll(3) as u32,
-                    after: maps.last().copied().filter(|_| dice.roll(4) == 0),
+                    after: done.last().copied().filter(|_| dice.roll(4) == 0),
                     ..MapOptions::default()
                 };
                 let count = dice.roll(40) as u32;
-                // A map that was to follow a failed one is refused: that, too, is an answer.
-                if options.after.is_none_or(|after| !w.ledger.completed.contains(&after)) {
-                    maps.push(w.submit(count, options));
+                wishes.push(Wish {
+                    key: format!("wish {step}"),
+                    options,
+                    count,
+                    map: None,
+                    sent: 0,
+                    closed: false,
+                    refused: false,
+                });
+            }
+            1..=3 => {
+                if let Some(wish) = wishes.iter_mut().find(|wish| !wish.is_over()) {
+                    wish.step(&mut w, &mut dice);
                 }
             }
-            1 | 2 if !alive => w.register(name),
-            3 if alive => w.register(name),
-            4 if alive => w.event(super::super::Event::ConnectionEnded { engine: name.into() }),
-            // It dies: all that it held is gone, its connection ends.
-            5 if alive => {
-                w.engines.remove(name);
-                w.event(super::super::Event::ConnectionEnded { engine: name.into() });
-            }
+            4 if !alive || w.engines[name].cut => w.register(name),
+            5 if alive => w.register(name),
+            // The network: nothing gets through, which the controller may or may not notice.
             6 if alive => {
+                w.engines.get_mut(name).unwrap().cut = true;
+                if dice.roll(2) == 0 {
+                    w.event(Event::ConnectionEnded { engine: name.into() });
+                }
+            }
+            // It dies: all that it held is gone, its connection ends.
+            7 if alive => {
+                w.engines.remove(name);
+                w.event(Event::ConnectionEnded { engine: name.into() });
+            }
+            8 if alive => {
                 let n = dice.roll(3) as usize;
                 let engine = w.engines.get_mut(name).unwrap();
                 let keep = engine.queue.len().saturating_sub(n);
                 let tasks = engine.queue.split_off(keep);
                 w.engine_says(name, tell::RETURNED, &tell::Returned { tasks });
             }
-            7 => {
-                let selection = match maps.get(dice.roll(8) as usize) {
+            9 => {
+                let map = wishes.get(dice.roll(6) as usize).and_then(|wish| wish.map);
+                let selection = match map {
                     Some(map) if dice.roll(3) == 0 => say::Selection {
-                        maps: vec![*map],
+                        maps: vec![map],
                         ..Default::default()
                     },
                     Some(map) => say::Selection {
-                        tasks: vec![TaskId::new(*map, dice.roll(40) as u32)],
+                        tasks: vec![TaskId::new(map, dice.roll(40) as u32)],
                         ..Default::default()
                     },
                     None => continue,
                 };
                 w.select(say::CANCEL, selection);
             }
-            8 => w.pass(Duration::from_millis(dice.roll(4000))),
-            _ if alive => {
-                for _ in 0..dice.roll(8) {
-                    let outcome = match dice.roll(10) {
-                        0 => w.failed(TaskState::Error),
-                        1 => w.crashed(),
-                        2 => w.failed(TaskState::Timeout),
-                        _ => w.ok(),
-                    };
-                    if dice.roll(4) == 0
-                        && let Some(held) = w.engines[name].queue.first().copied()
-                    {
-                        let progress = tell::Progress {
-                            task: held,
-                            started: 1e9,
-                            stdout: String::new(),
-                            stderr: String::new(),
-                        };
-                        w.engine_says(name, tell::PROGRESS, &progress);
-                    }
-                    w.finish_one(name, outcome);
-                }
-            }
+            10 => w.pass(Duration::from_millis(dice.roll(4000))),
+            _ if alive => work(&mut w, name, &mut dice),
             _ => {}
         }
     }
-    // The end: everyone is well, nothing new comes.
+    settle(&mut w, &mut wishes, &mut dice);
+    w.assert_all_done();
+    for map in wishes.iter().filter_map(|wish| wish.map) {
+        assert!(w.ledger.completed.contains(&map), "map {map} is complete");
+    }
+}
+
+/// An engine ends some of its tasks, one way or another.
+fn work(w: &mut World, name: &str, dice: &mut Dice) {
+    for _ in 0..dice.roll(8) {
+        let outcome = match dice.roll(10) {
+            0 => w.failed(TaskState::Error),
+            1 => w.crashed(),
+            2 => w.failed(TaskState::Timeout),
+            _ => w.ok(),
+        };
+        let Some(engine) = w.engines.get(name) else { return };
+        if dice.roll(4) == 0
+            && let Some(held) = engine.queue.first().copied()
+        {
+            let progress = tell::Progress {
+                task: held,
+                started: 1e9,
+                stdout: String::new(),
+                stderr: String::new(),
+            };
+            w.engine_says(name, tell::PROGRESS, &progress);
+        }
+        w.finish_one(name, outcome);
+    }
+}
+
+/// The end: everyone is well, nothing new comes.
+fn settle(w: &mut World, wishes: &mut [Wish], dice: &mut Dice) {
+    w.dies = None;
     for _ in 0..2000 {
-        for name in names {
-            w.engines.entry(name.to_string()).or_default();
+        while let Some(wish) = wishes.iter_mut().find(|wish| !wish.is_over()) {
+            wish.step(w, dice);
+        }
+        for name in NAMES {
             w.register(name);
             let outcome = w.ok();
             while w.finish_one(name, outcome.clone()).is_some() {}
         }
         if w.ledger.tasks.values().all(|(state, _)| state.is_done()) {
-            break;
+            return;
         }
         w.pass(Duration::from_secs(1));
-    }
-    w.assert_all_done();
-    for map in maps {
-        assert!(w.ledger.completed.contains(&map), "map {map} is complete");
     }
 }
 

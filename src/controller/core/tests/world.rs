@@ -1,12 +1,12 @@
 //! Fake engines and clients around a core, in virtual time.
 use super::super::effect::{ClientChannel, Effect};
-use super::super::event::Event;
+use super::super::event::{Event, FoundMap, FoundTask, Restored};
 use super::super::transition;
 use super::super::{Core, Facts, Now};
 use crate::model::change::Change;
 use crate::model::definition::{CallSource, MapDefinition, MapOptions, Work};
 use crate::model::engine::EngineFacts;
-use crate::model::task::{Outcome, TaskState};
+use crate::model::task::{Counts, Outcome, TaskState};
 use crate::model::{EngineId, EngineUuid, MapId, TaskId, UnixTime};
 use crate::profile::config::ControllerConfig;
 use crate::wire::content::client as say;
@@ -15,7 +15,7 @@ use crate::wire::{Message, Session};
 use bytes::Bytes;
 use serde::Serialize;
 use serde_json::Value;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::time::Duration;
 
 /// What a task is according to the records alone.
@@ -26,6 +26,21 @@ pub struct Ledger {
     pub finished: HashMap<TaskId, u32>,
     pub completed: Vec<MapId>,
     pub story: Vec<String>,
+    maps: BTreeMap<MapId, LedgerMap>,
+    inputs: HashMap<TaskId, Bytes>,
+    places: HashMap<TaskId, EngineId>,
+    /// Attempts that failed, and that crashed.
+    attempts: HashMap<TaskId, (u32, u32)>,
+    cancelling: HashSet<TaskId>,
+    engines: BTreeMap<EngineId, EngineFacts>,
+    next_engine: u32,
+}
+
+struct LedgerMap {
+    definition: MapDefinition,
+    key: String,
+    closed: bool,
+    complete: bool,
 }
 
 impl Ledger {
@@ -50,14 +65,86 @@ impl Ledger {
             .join("\n")
     }
 
+    /// What a controller that starts on these records finds.
+    pub fn restored(&self) -> Restored {
+        let mut restored = Restored {
+            next_map: self.maps.keys().last().map_or(1, |m| m.0 + 1),
+            next_engine: self.next_engine,
+            ..Restored::default()
+        };
+        restored.engines = self.engines.iter().map(|(id, facts)| (*id, facts.clone(), UnixTime(1e9))).collect();
+        for (id, map) in &self.maps {
+            let tasks = || self.tasks.range(TaskId::new(*id, 0)..=TaskId::new(*id, u32::MAX));
+            let mut counts = Counts {
+                total: tasks().count() as u64,
+                ..Counts::default()
+            };
+            for (_, (state, _)) in tasks() {
+                if let Some(counter) = counts.of_done(*state) {
+                    *counter += 1;
+                }
+            }
+            if map.complete {
+                restored.finished.push((*id, counts.failed() > 0));
+                continue;
+            }
+            let found = |(task, (state, run)): (&TaskId, &(TaskState, u32))| FoundTask {
+                index: task.index,
+                run: *run,
+                attempts: 0,
+                state: *state,
+                engine: matches!(state, TaskState::Assigned | TaskState::Running).then(|| self.places[task]),
+                errors: self.attempts.get(task).map_or(0, |a| a.0),
+                crashes: self.attempts.get(task).map_or(0, |a| a.1),
+                cancelled: self.cancelling.contains(task),
+                input: self.inputs[task].clone(),
+            };
+            restored.maps.push(FoundMap {
+                map: *id,
+                definition: map.definition.clone(),
+                key: map.key.clone(),
+                closed: map.closed,
+                counts,
+                tasks: tasks().filter(|(_, (state, _))| !state.is_done()).map(found).collect(),
+            });
+        }
+        restored
+    }
+
     fn apply(&mut self, change: &Change) {
         match change {
+            Change::MapAdded {
+                map, definition, client, ..
+            } => {
+                let entry = LedgerMap {
+                    definition: (**definition).clone(),
+                    key: client.clone(),
+                    closed: false,
+                    complete: false,
+                };
+                assert!(self.maps.insert(*map, entry).is_none(), "map {map} was added twice");
+            }
+            Change::MapClosed { map, .. } => self.maps.get_mut(map).unwrap().closed = true,
+            Change::TaskCancelling { task } => {
+                self.cancelling.insert(*task);
+            }
+            Change::EngineRegistered { id, facts, .. } => {
+                self.next_engine = self.next_engine.max(id.0 + 1);
+                assert!(
+                    self.engines.insert(*id, (**facts).clone()).is_none(),
+                    "engine {id} was registered twice"
+                );
+            }
+            Change::EngineGone { id, .. } => {
+                self.engines.remove(id);
+            }
             Change::TasksAdded {
                 map, first, inputs, state, ..
             } => {
                 for i in 0..inputs.len() as u32 {
                     let task = TaskId::new(*map, first + i);
                     assert!(self.tasks.insert(task, (*state, 1)).is_none(), "{task} was added twice");
+                    self.inputs.insert(task, inputs[i as usize].clone());
                     self.story.push(format!("{task} added {state}"));
                 }
             }
@@ -83,6 +170,7 @@ impl Ledger {
                     let task = TaskId::new(*map, first + i);
                     self.story.push(format!("{task} run {run} to engine {engine}"));
                     self.go(task, TaskState::Assigned, *run);
+                    self.places.insert(task, *engine);
                 }
             }
             Change::TaskBegun { task, run, .. } => self.go(*task, TaskState::Running, *run),
@@ -91,7 +179,14 @@ impl Ledger {
                 self.go(*task, outcome.status, *run);
                 *self.finished.entry(*task).or_default() += 1;
             }
-            Change::TaskReturned { task, run, .. } => {
+            Change::TaskReturned { task, run, attempt } => {
+                if let Some(attempt) = attempt {
+                    let used = self.attempts.entry(*task).or_default();
+                    match attempt.outcome.crashed {
+                        true => used.1 += 1,
+                        false => used.0 += 1,
+                    }
+                }
                 self.story.push(format!("{task} returned, next run {run}"));
                 self.go(*task, TaskState::Ready, *run);
             }
@@ -99,7 +194,12 @@ impl Ledger {
                 self.go(*task, TaskState::Ready, *run);
                 self.finished.remove(task);
             }
-            Change::MapCompleted { map, at: Some(_) } => self.completed.push(*map),
+            Change::MapCompleted { map, at } => {
+                self.maps.get_mut(map).unwrap().complete = at.is_some();
+                if at.is_some() {
+                    self.completed.push(*map);
+                }
+            }
             _ => {}
         }
     }
@@ -112,6 +212,11 @@ pub struct FakeEngine {
     pub definitions: Vec<MapId>,
     pub sequence: u64,
     pub gave_back: u32,
+    /// Nothing reaches it, and nothing that it says is heard, until it registers again.
+    pub cut: bool,
+    /// Results that the controller has not called recorded.
+    pub kept: Vec<(u64, TaskResult)>,
+    cancelled: Vec<Held>,
 }
 
 pub struct World {
@@ -123,6 +228,18 @@ pub struct World {
     pub to_clients: Vec<(ClientChannel, Vec<Bytes>, Message)>,
     pub other: Vec<Effect>,
     pub session: Session,
+    config: ControllerConfig,
+    /// The controller dies after its next event: before or after the commit of what it recorded.
+    pub dies: Option<Dies>,
+    /// What engines say to what they have just heard; said when all of that is delivered.
+    answers: Vec<(String, tell::Results)>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Dies {
+    BeforeCommit,
+    /// Recorded, and nobody told.
+    BeforeSend,
 }
 
 pub fn config() -> ControllerConfig {
@@ -138,21 +255,11 @@ impl World {
     }
 
     pub fn with(config: ControllerConfig) -> World {
-        let facts = Facts {
-            cluster_id: String::new(),
-            pid: 1,
-            host: "here".into(),
-            started: UnixTime(1e9),
-            session: "core".into(),
-            engine_file: Value::Null,
-            seed: 1,
-        };
-        let now = Now {
-            since_start: Duration::ZERO,
-            unix: UnixTime(1e9),
-        };
         World {
-            core: Core::new(config, facts, now),
+            core: World::start(&config, Duration::ZERO),
+            config,
+            dies: None,
+            answers: Vec::new(),
             now: Duration::ZERO,
             ledger: Ledger::default(),
             engines: BTreeMap::new(),
@@ -162,17 +269,57 @@ impl World {
         }
     }
 
+    fn start(config: &ControllerConfig, now: Duration) -> Core {
+        let facts = Facts {
+            cluster_id: String::new(),
+            pid: 1,
+            host: "here".into(),
+            started: UnixTime(1e9),
+            session: format!("core {}", now.as_millis()),
+            engine_file: Value::Null,
+            seed: 1,
+        };
+        Core::new(config.clone(), facts, World::time(now))
+    }
+
+    fn time(now: Duration) -> Now {
+        Now {
+            since_start: now,
+            unix: UnixTime(1e9 + now.as_secs_f64()),
+        }
+    }
+
     pub fn event(&mut self, event: Event) {
         let mut effects = Vec::new();
-        let now = Now {
-            since_start: self.now,
-            unix: UnixTime(1e9 + self.now.as_secs_f64()),
-        };
-        self.core.handle(now, event, &mut effects);
+        self.core.handle(World::time(self.now), event, &mut effects);
         self.core.check();
-        for effect in effects {
-            self.carry_out(effect);
+        match self.dies.take() {
+            None => effects.into_iter().for_each(|effect| self.carry_out(effect)),
+            Some(Dies::BeforeCommit) => self.restart(),
+            Some(Dies::BeforeSend) => {
+                for effect in effects {
+                    if let Effect::Record(change) = effect {
+                        self.ledger.apply(&change);
+                    }
+                }
+                self.restart();
+            }
         }
+        while !self.answers.is_empty() {
+            let (name, results) = self.answers.remove(0);
+            self.engine_says(&name, tell::RESULTS, &results);
+        }
+    }
+
+    /// Another controller on the same records. Engines have to find it.
+    pub fn restart(&mut self) {
+        self.ledger.story.push("the controller dies and starts again".into());
+        self.engines.values_mut().for_each(|e| e.cut = true);
+        self.core = World::start(&self.config, self.now);
+        let mut effects = Vec::new();
+        self.core.restore(World::time(self.now), self.ledger.restored(), &mut effects);
+        self.core.check();
+        effects.into_iter().for_each(|effect| self.carry_out(effect));
     }
 
     fn carry_out(&mut self, effect: Effect) {
@@ -191,8 +338,25 @@ impl World {
 
     fn engine_hears(&mut self, name: &str, message: &Message) {
         // What is sent to a dead engine is lost.
-        let Some(engine) = self.engines.get_mut(name) else { return };
+        let Some(engine) = self.engines.get_mut(name).filter(|e| !e.cut) else {
+            return;
+        };
         match message.msg_type() {
+            tell::REGISTERED => {
+                let reply: tell::Registered = message.content().unwrap();
+                assert_eq!(reply.status, "ok", "{reply:?}");
+                engine.queue.retain(|held| !reply.drop.contains(held));
+                engine.sequence += 1;
+                let sequence = engine.sequence;
+                let results: Vec<TaskResult> = engine.kept.iter().map(|(_, r)| r.clone()).collect();
+                engine.kept.iter_mut().for_each(|(s, _)| *s = sequence);
+                self.answers.push((name.to_string(), tell::Results { sequence, results }));
+            }
+            tell::RECORDED => {
+                let recorded: tell::Recorded = message.content().unwrap();
+                engine.kept.retain(|(sequence, _)| *sequence > recorded.sequence);
+            }
+            tell::CANCEL => engine.cancelled.extend(message.content::<tell::Cancel>().unwrap().tasks),
             tell::DEFINITION => engine.definitions.push(message.content::<tell::Definition>().unwrap().map),
             tell::TASKS => {
                 let tasks: tell::Tasks = message.content().unwrap();
@@ -226,6 +390,9 @@ impl World {
     // ---- engines
 
     pub fn engine_says<T: Serialize>(&mut self, name: &str, msg_type: &str, content: &T) {
+        if self.engines.get(name).is_some_and(|e| e.cut) {
+            return;
+        }
         let message = self.session.message("", msg_type, None, content);
         let engine = EngineUuid::from(name);
         self.event(Event::EngineSaid {
@@ -238,7 +405,10 @@ impl World {
     }
 
     pub fn register(&mut self, name: &str) {
-        let holds = self.engines.entry(name.to_string()).or_default().queue.clone();
+        let engine = self.engines.entry(name.to_string()).or_default();
+        engine.cut = false;
+        engine.definitions.clear();
+        let holds = engine.queue.clone();
         let facts = EngineFacts {
             uuid: name.into(),
             host: "node".into(),
@@ -262,8 +432,26 @@ impl World {
         if engine.queue.is_empty() {
             return None;
         }
-        let Held { map, index, run } = engine.queue.remove(0);
+        let held = engine.queue.remove(0);
+        let Held { map, index, run } = held;
         engine.sequence += 1;
+        let outcome = match engine.cancelled.contains(&held) {
+            true => Outcome {
+                status: TaskState::Aborted,
+                crashed: false,
+                ..outcome
+            },
+            false => outcome,
+        };
+        engine.kept.push((
+            engine.sequence,
+            TaskResult {
+                map,
+                index,
+                run,
+                outcome: outcome.clone(),
+            },
+        ));
         let results = tell::Results {
             sequence: engine.sequence,
             results: vec![TaskResult { map, index, run, outcome }],
@@ -300,6 +488,16 @@ impl World {
             channel: ClientChannel::Registration,
             message,
         });
+    }
+
+    /// Asks, and the reply to just this; none when it was lost.
+    pub fn try_ask<T: Serialize>(&mut self, msg_type: &str, content: &T, buffers: Vec<Bytes>) -> Option<Value> {
+        let before = self.to_clients.len();
+        self.ask(msg_type, content, buffers);
+        self.to_clients[before..]
+            .iter()
+            .find(|(_, _, m)| m.msg_type() == say::reply_type(msg_type))
+            .map(|(_, _, m)| m.content().unwrap())
     }
 
     /// The content of the last reply to a client.

@@ -1,0 +1,95 @@
+//! Starts that do not work out: what is said, and that nothing of them is left.
+use super::support::{Home, signal, wait_for_exit, wait_until};
+use nix::sys::signal::Signal::{SIGINT, SIGKILL};
+use serde_json::Value;
+use std::os::unix::fs::PermissionsExt;
+
+/// A program that stands for an engine.
+fn pretender(home: &Home, script: &str) -> String {
+    let path = home.file("pretender", &format!("#!/bin/sh\n{script}\n"));
+    let file = std::fs::File::open(&path).unwrap();
+    file.set_permissions(std::fs::Permissions::from_mode(0o755)).unwrap();
+    format!("engine.ipengine={}", path.display())
+}
+
+fn state(home: &Home) -> Option<Value> {
+    serde_json::from_slice(&std::fs::read(home.profile().join("pid/pcluster.json")).ok()?).ok()
+}
+
+fn pids(launched: &Value) -> Vec<u32> {
+    let processes = launched["processes"].as_array().unwrap();
+    processes.iter().map(|process| process["pid"].as_u64().unwrap() as u32).collect()
+}
+
+/// No file that would make a cluster of it.
+fn nothing_is_left(home: &Home) {
+    for dir in ["pid", "security"] {
+        let left: Vec<_> = std::fs::read_dir(home.profile().join(dir)).unwrap().collect();
+        assert!(left.is_empty(), "{left:?}");
+    }
+}
+
+#[test]
+fn engines_that_end_at_once_end_the_start_with_their_last_words() {
+    let home = Home::new();
+    let engine = pretender(&home, "echo 'no licence for this host' >&2; exit 3");
+    let ended = home.run(&["start", "-n", "2", "--engine", "ipengine", "--set", &engine]);
+    ended.fails(
+        5,
+        &[
+            "engines ended before they were registered (exit code 3)",
+            "| no licence for this host",
+            "engine-",
+        ],
+    );
+    nothing_is_left(&home);
+    home.run(&["stop"]).fails(3, &["no cluster is running", "hint: "]);
+}
+
+#[test]
+fn engines_that_never_come_are_not_waited_for_without_end() {
+    let home = Home::new();
+    let engine = pretender(&home, "echo $$; exec sleep 1000");
+    let ended = home.run(&["start", "-n", "1", "--engine", "ipengine", "--set", &engine, "--timeout", "1s"]);
+    ended.fails(5, &["0 of 1 engines registered within 1 s", "hint: "]);
+    let log = std::fs::read_to_string(home.profile().join("log/engine-0.log")).unwrap();
+    wait_for_exit(log.trim().parse().unwrap());
+    nothing_is_left(&home);
+}
+
+#[test]
+fn a_start_that_is_interrupted_takes_back_what_it_started() {
+    let home = Home::new();
+    let engine = pretender(&home, "exec sleep 1000");
+    let start = home.spawn(&["start", "-n", "2", "--engine", "ipengine", "--set", &engine]);
+    let state = wait_until("engines on record", || {
+        state(&home).filter(|s| s["engines"].as_array().is_some_and(|e| !e.is_empty()))
+    });
+    signal(start.pid(), SIGINT);
+    start.end().fails(130, &["interrupted"]);
+    for pid in pids(&state["controller"]).into_iter().chain(pids(&state["engines"][0])) {
+        wait_for_exit(pid);
+    }
+    nothing_is_left(&home);
+}
+
+#[test]
+fn after_a_crash_engines_that_run_are_kept_and_missing_ones_added() {
+    let home = Home::new();
+    home.ok(&["start", "-n", "2"]);
+    let before = state(&home).unwrap();
+    let controller = pids(&before["controller"])[0];
+    signal(controller, SIGKILL);
+    wait_for_exit(controller);
+    let gone = pids(&before["engines"][0])[0];
+    signal(gone, SIGKILL);
+    wait_for_exit(gone);
+    home.ok(&["start", "-n", "2"]);
+    let after = state(&home).unwrap();
+    let engines: Vec<u32> = after["engines"].as_array().unwrap().iter().flat_map(pids).collect();
+    assert_eq!(engines.len(), 2);
+    assert_eq!(engines[0], pids(&before["engines"][0])[1], "the one that ran is kept");
+    home.ok(&["stop"]);
+    engines.into_iter().for_each(wait_for_exit);
+    nothing_is_left(&home);
+}
