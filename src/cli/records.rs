@@ -1,6 +1,6 @@
 //! The records of a cluster, whoever has them: the controller that runs, or the database file of one that does not.
 use super::{CommandError, Context, ErrorKind};
-use crate::client::{Client, ClientError, MapsRequest};
+use crate::client::{Client, ClientError, MapsRequest, Selection};
 use crate::db::Reader;
 use crate::model::definition::MapDefinition;
 use crate::model::query::{Column, Comparison, Condition, ConditionValue, MapQuery, TaskQuery};
@@ -156,6 +156,25 @@ impl<'a> Records<'a> {
         })?;
         match maps.iter().find(|map| !found.iter().any(|row| row.map == **map)) {
             Some(map) => Err(no_such_map(*map)),
+            None => Ok(()),
+        }
+    }
+
+    /// For a selection that chose nothing: says which of its maps or tasks there is not.
+    pub fn must_hold(&self, selection: &Selection) -> Result<(), CommandError> {
+        let of_tasks = selection.tasks.iter().map(|task| task.map);
+        self.must_exist(&selection.maps.iter().copied().chain(of_tasks).collect::<Vec<_>>())?;
+        if selection.tasks.is_empty() {
+            return Ok(());
+        }
+        let (found, _) = self.tasks(&TaskQuery {
+            tasks: selection.tasks.clone(),
+            brief: true,
+            ..TaskQuery::default()
+        })?;
+        match selection.tasks.iter().find(|task| !found.iter().any(|row| row.task == **task)) {
+            Some(task) => Err(CommandError::not_found(format!("there is no task {task}"))
+                .hint(format!("`pcluster results {}` lists the tasks of its map", task.map))),
             None => Ok(()),
         }
     }

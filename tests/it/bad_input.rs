@@ -166,6 +166,8 @@ fn maps_and_tasks_that_do_not_exist() {
         &["resubmit", "999999"],
         &["cancel", "999999"],
         &["wait", "999999"],
+        &["resubmit", "999999.1"],
+        &["cancel", "999999.1"],
     ] {
         let ended = cluster.run(arguments).fails(3, &["999999"]);
         is_helpful(&ended.stderr);

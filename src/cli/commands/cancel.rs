@@ -2,6 +2,7 @@
 use super::counted;
 use crate::cli::ids::{self, Ids};
 use crate::cli::output::json;
+use crate::cli::records::Records;
 use crate::cli::{CommandError, Context, Exit};
 use crate::client::{MapsRequest, Selection};
 
@@ -38,8 +39,11 @@ pub fn run(args: Args, context: &Context) -> Result<Exit, CommandError> {
             tasks,
             failed_only: false,
         };
-        let reply = context.block_on(client.cancel(selection))??;
+        let reply = context.block_on(client.cancel(selection.clone()))??;
         (changed, unchanged) = (reply.changed, reply.unchanged);
+        if changed == 0 {
+            Records::open(context)?.must_hold(&selection)?;
+        }
     }
     if context.json {
         json::print(&serde_json::json!({"cancelled": changed, "unchanged": unchanged}))?;

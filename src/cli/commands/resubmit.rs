@@ -2,6 +2,7 @@
 use super::counted;
 use crate::cli::ids::{self, Ids};
 use crate::cli::output::json;
+use crate::cli::records::Records;
 use crate::cli::{CommandError, Context, Exit};
 use crate::client::Selection;
 
@@ -27,7 +28,10 @@ pub fn run(args: Args, context: &Context) -> Result<Exit, CommandError> {
         tasks,
         failed_only: args.failed,
     };
-    let reply = context.block_on(client.resubmit(selection))??;
+    let reply = context.block_on(client.resubmit(selection.clone()))??;
+    if reply.changed == 0 {
+        Records::open(context)?.must_hold(&selection)?;
+    }
     if context.json {
         json::print(&serde_json::json!({"resubmitted": reply.changed, "unchanged": reply.unchanged, "maps": reply.maps}))?;
         return Ok(Exit::Fine);

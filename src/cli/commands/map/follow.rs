@@ -5,7 +5,7 @@ use crate::cli::{CommandError, Context};
 use crate::client::{Client, ClientError, Feeding, Update};
 use crate::model::MapId;
 use crate::model::task::{Counts, TaskRow};
-use crate::wire::content::client::Selection;
+use crate::client::Selection;
 use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
