@@ -142,6 +142,7 @@ fn a_typo_in_the_configuration_has_its_place() {
 }
 
 #[test]
+#[expect(clippy::disallowed_methods, reason = "a program, no secret")]
 fn a_python_that_is_missing_or_too_old() {
     let home = Home::new();
     let ended = home
