@@ -1,11 +1,12 @@
 //! The records of a cluster, whoever has them: the controller that runs, or the database file of one that does not.
 use super::{CommandError, Context, ErrorKind};
-use crate::client::{Client, ClientError, MapsRequest, Selection};
+use crate::client::{Client, ClientError, MapsRequest};
 use crate::db::Reader;
 use crate::model::definition::MapDefinition;
 use crate::model::query::{Column, Comparison, Condition, ConditionValue, MapQuery, TaskQuery};
 use crate::model::task::{AttemptRow, MapRow, TaskRow};
 use crate::model::{MapId, TaskId};
+use std::collections::HashSet;
 
 /// Rows are asked for in portions of so many.
 pub const PORTION: u64 = 2000;
@@ -39,6 +40,14 @@ impl<'a> Records<'a> {
         }
         context.say_more(format!("no cluster is running: reading {}", path.display()));
         Ok(Records::Stopped(Reader::open(&path)?))
+    }
+
+    /// Those of a running cluster.
+    pub fn of(context: &'a Context, client: &Client) -> Records<'a> {
+        Records::Running {
+            context,
+            client: client.clone(),
+        }
     }
 
     pub fn maps(&self, query: &MapQuery) -> Result<Vec<MapRow>, CommandError> {
@@ -160,22 +169,32 @@ impl<'a> Records<'a> {
         }
     }
 
-    /// For a selection that chose nothing: says which of its maps or tasks there is not.
-    pub fn must_hold(&self, selection: &Selection) -> Result<(), CommandError> {
-        let of_tasks = selection.tasks.iter().map(|task| task.map);
-        self.must_exist(&selection.maps.iter().copied().chain(of_tasks).collect::<Vec<_>>())?;
-        if selection.tasks.is_empty() {
-            return Ok(());
+    /// Says which of these tasks there are not.
+    pub fn tasks_must_exist(&self, tasks: &[TaskId]) -> Result<(), CommandError> {
+        let mut found = HashSet::new();
+        for portion in tasks.chunks(PORTION as usize) {
+            let query = TaskQuery {
+                tasks: portion.to_vec(),
+                brief: true,
+                ..TaskQuery::default()
+            };
+            found.extend(self.tasks(&query)?.0.iter().map(|row| row.task));
         }
-        let (found, _) = self.tasks(&TaskQuery {
-            tasks: selection.tasks.clone(),
-            brief: true,
-            ..TaskQuery::default()
-        })?;
-        match selection.tasks.iter().find(|task| !found.iter().any(|row| row.task == **task)) {
-            Some(task) => Err(CommandError::not_found(format!("there is no task {task}"))
-                .hint(format!("`pcluster results {}` lists the tasks of its map", task.map))),
+        match tasks.iter().find(|task| !found.contains(task)) {
+            Some(task) => Err(self.no_such_task(*task)),
             None => Ok(()),
+        }
+    }
+
+    /// With the tasks that its map has.
+    pub fn no_such_task(&self, task: TaskId) -> CommandError {
+        let query = MapQuery {
+            maps: vec![task.map],
+            ..MapQuery::default()
+        };
+        match self.maps(&query).ok().and_then(|rows| rows.into_iter().next()) {
+            Some(map) => CommandError::not_found(format!("there is no task {task}")).hint(super::tables::extent(&map)),
+            None => no_such_map(task.map),
         }
     }
 }

@@ -474,15 +474,15 @@ impl Driver {
                 self.left = true;
             }
             Effect::StartWorker => return self.start_worker().await,
-            Effect::Define { map, definition } => self.to_worker(|| vec![frame(b'D', 0, &to_json(&(map, &*definition)))], 0),
-            Effect::Forget { map } => self.to_worker(|| vec![frame(b'F', 0, &to_json(&map))], 0),
+            Effect::Define { map, definition } => self.tell_worker(|| vec![frame(b'D', 0, &to_json(&(map, &*definition)))], 0),
+            Effect::Forget { map } => self.tell_worker(|| vec![frame(b'F', 0, &to_json(&map))], 0),
             Effect::GiveTasks { map, first, inputs } => {
                 let count = inputs.len();
-                self.to_worker(|| vec![tasks_frame(map.0, first, inputs.iter())], count);
+                self.tell_worker(|| vec![tasks_frame(map.0, first, inputs.iter())], count);
             }
             Effect::GiveRequest { ticket, request } => {
                 if !std::mem::replace(&mut self.has_ipython, true) {
-                    self.to_worker(|| vec![frame(b'M', 0, IPYTHON.as_bytes())], 0);
+                    self.tell_worker(|| vec![frame(b'M', 0, IPYTHON.as_bytes())], 0);
                 }
                 let id = self.link.as_ref().map(|link| link.id);
                 let meta = serde_json::json!({ "method": request.method.word(), "engine_uuid": self.facts.uuid, "engine_id": id });
@@ -495,7 +495,7 @@ impl Driver {
                 } = &request.message;
                 let mut parts = vec![to_json(&meta), header_json.clone(), metadata_json.clone(), content_json.clone()];
                 parts.extend_from_slice(buffers);
-                self.to_worker(|| parts_frame(b'R', ticket, parts), 1);
+                self.tell_worker(|| parts_frame(b'R', ticket, parts), 1);
             }
             Effect::TakeTokens => {
                 let count = self.worker.as_mut().map_or(0, Worker::recall);
@@ -527,7 +527,7 @@ impl Driver {
         None
     }
 
-    fn to_worker(&mut self, frames: impl FnOnce() -> Vec<Bytes>, tokens: usize) {
+    fn tell_worker(&mut self, frames: impl FnOnce() -> Vec<Bytes>, tokens: usize) {
         if let Some(worker) = &mut self.worker {
             worker.send(frames());
             if tokens > 0 {

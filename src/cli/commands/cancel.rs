@@ -22,6 +22,9 @@ pub struct Args {
 pub fn run(args: Args, context: &Context) -> Result<Exit, CommandError> {
     let (mut maps, tasks) = ids::sort(&args.ids);
     let client = context.client()?;
+    let records = Records::of(context, &client);
+    records.must_exist(&maps)?;
+    records.tasks_must_exist(&tasks)?;
     if args.all {
         let rows = context.block_on(client.maps(&MapsRequest::default()))??;
         // What ipyparallel's clients submitted is theirs to abort.
@@ -39,11 +42,8 @@ pub fn run(args: Args, context: &Context) -> Result<Exit, CommandError> {
             tasks,
             failed_only: false,
         };
-        let reply = context.block_on(client.cancel(selection.clone()))??;
+        let reply = context.block_on(client.cancel(selection))??;
         (changed, unchanged) = (reply.changed, reply.unchanged);
-        if changed == 0 {
-            Records::open(context)?.must_hold(&selection)?;
-        }
     }
     if context.json {
         json::print(&serde_json::json!({"cancelled": changed, "unchanged": unchanged}))?;

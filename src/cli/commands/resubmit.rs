@@ -23,15 +23,15 @@ pub struct Args {
 pub fn run(args: Args, context: &Context) -> Result<Exit, CommandError> {
     let (maps, tasks) = ids::sort(&args.ids);
     let client = context.client()?;
+    let records = Records::of(context, &client);
+    records.must_exist(&maps)?;
+    records.tasks_must_exist(&tasks)?;
     let selection = Selection {
         maps,
         tasks,
         failed_only: args.failed,
     };
-    let reply = context.block_on(client.resubmit(selection.clone()))??;
-    if reply.changed == 0 {
-        Records::open(context)?.must_hold(&selection)?;
-    }
+    let reply = context.block_on(client.resubmit(selection))??;
     if context.json {
         json::print(&serde_json::json!({"resubmitted": reply.changed, "unchanged": reply.unchanged, "maps": reply.maps}))?;
         return Ok(Exit::Fine);

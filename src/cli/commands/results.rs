@@ -6,10 +6,10 @@ use crate::cli::output::{json, times};
 use crate::cli::records::{Details, Records};
 use crate::cli::views::{self, AttemptView, MapView, TaskView};
 use crate::cli::{CommandError, Context, Exit, tables};
+use crate::model::TaskId;
 use crate::model::query::{Column, MapQuery, TaskQuery, parse_conditions};
 use crate::model::targets::Targets;
-use crate::model::task::{MapRow, TaskRow, TaskState};
-use crate::model::{MapId, TaskId};
+use crate::model::task::{TaskRow, TaskState};
 use std::path::PathBuf;
 
 /// A table without --limit has at most so many rows.
@@ -285,7 +285,7 @@ fn show_in_full(query: &TaskQuery, records: &Records, format: Format, sink: &mut
     let (mut rows, _) = records.tasks(query)?;
     let place = |id: TaskId| query.tasks.iter().position(|task| *task == id);
     if let Some(missing) = query.tasks.iter().find(|task| !rows.iter().any(|row| row.task == **task)) {
-        return Err(no_such_task(*missing, records));
+        return Err(records.no_such_task(*missing));
     }
     rows.sort_by_key(|row| place(row.task));
     let mut found: Vec<(TaskRow, Details)> = Vec::new();
@@ -310,20 +310,6 @@ fn show_in_full(query: &TaskQuery, records: &Records, format: Format, sink: &mut
         sink.text(&texts.join("\n"))?;
     }
     Ok(counted(found.len() as u64, "task"))
-}
-
-fn no_such_task(task: TaskId, records: &Records) -> CommandError {
-    let map: Option<MapRow> = records
-        .maps(&MapQuery {
-            maps: vec![MapId(task.map.0)],
-            ..MapQuery::default()
-        })
-        .ok()
-        .and_then(|rows| rows.into_iter().next());
-    match map {
-        Some(map) => CommandError::not_found(format!("there is no task {task}")).hint(tables::extent(&map)),
-        None => crate::cli::records::no_such_map(task.map),
-    }
 }
 
 #[cfg(test)]

@@ -132,16 +132,11 @@ impl Core {
                 let evalue = format!("stopped after {seconds} s, its timeout");
                 stopped(&mut outcome, TaskState::Timeout, "TaskTimeout", evalue);
             }
+            Some(StopReason::Leaving) if outcome.status == TaskState::Ok => {}
             Some(StopReason::Leaving) => {
-                if outcome.status != TaskState::Ok {
-                    stopped(
-                        &mut outcome,
-                        TaskState::Lost,
-                        "EngineStopped",
-                        "its engine was told to leave while it ran".into(),
-                    );
-                    outcome.crashed = true;
-                }
+                let evalue = "its engine was told to leave while it ran".into();
+                stopped(&mut outcome, TaskState::Lost, "EngineStopped", evalue);
+                outcome.crashed = true;
             }
         }
         self.push_outcome(now, held, outcome);

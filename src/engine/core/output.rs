@@ -99,11 +99,7 @@ impl Text {
 
     /// All that was not taken yet.
     pub fn finish(mut self) -> String {
-        if self.cut > 0 {
-            self.shorten_tail();
-        } else if self.tail.len() > TAIL {
-            self.shorten_tail();
-        }
+        self.shorten_tail();
         let mut all = text(std::mem::take(&mut self.fresh));
         if self.cut > 0 {
             all.push_str(&note(self.cut));

@@ -2,10 +2,10 @@
 use super::interrupts::Interrupts;
 use crate::cli::progress::Progress;
 use crate::cli::{CommandError, Context};
+use crate::client::Selection;
 use crate::client::{Client, ClientError, Feeding, Update};
 use crate::model::MapId;
 use crate::model::task::{Counts, TaskRow};
-use crate::client::Selection;
 use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;

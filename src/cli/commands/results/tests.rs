@@ -8,7 +8,7 @@ use crate::model::change::{Attempt, Change};
 use crate::model::definition::{CallSource, MapDefinition, MapOptions, Work};
 use crate::model::engine::EngineFacts;
 use crate::model::task::{Outcome, TaskError};
-use crate::model::{EngineId, UnixTime};
+use crate::model::{EngineId, MapId, UnixTime};
 use serde_json::value::RawValue;
 
 /// 2026-11-20 20:00:00 UTC.
