@@ -74,7 +74,7 @@ pub struct Args {
 pub fn run(args: Args, context: &Context) -> Result<Exit, CommandError> {
     let plan = Plan::of(&args)?;
     let results = Results::open(&args.results, plan.is_command(), context.json, context.terminal.stdout)?;
-    own_cluster::with_cluster(args.n, context, |context, stays| {
+    own_cluster::with_cluster(args.n, context, |stays| {
         let client = context.client()?;
         let run = Run {
             args: &args,

@@ -2,8 +2,7 @@
 use super::interrupts::Interrupts;
 use crate::cli::progress::Progress;
 use crate::cli::{CommandError, Context};
-use crate::client::Selection;
-use crate::client::{Client, ClientError, Feeding, Update};
+use crate::client::{Client, ClientError, Feeding, Selection, Update};
 use crate::model::MapId;
 use crate::model::task::{Counts, TaskRow};
 use std::time::{Duration, Instant};
