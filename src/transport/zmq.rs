@@ -217,8 +217,13 @@ impl Departures {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Connection {
     /// `key`: the peer's CURVE public key (Z85), proven in the handshake; it is the same when the peer comes back.
-    Began { identity: Bytes, key: Option<String> },
-    Ended { identity: Bytes },
+    Began {
+        identity: Bytes,
+        key: Option<String>,
+    },
+    Ended {
+        identity: Bytes,
+    },
 }
 
 pub struct Connections(MonitorStream);
@@ -237,7 +242,10 @@ impl Connections {
                         Some(omq_tokio::PeerPublicKey::Curve(key)) => Some(CurvePublicKey::from_bytes(*key).to_z85()),
                         _ => None,
                     };
-                    return Some(Connection::Began { identity: identity(&peer), key });
+                    return Some(Connection::Began {
+                        identity: identity(&peer),
+                        key,
+                    });
                 }
                 Ok(MonitorEvent::Disconnected { peer, .. }) => return Some(Connection::Ended { identity: identity(&peer) }),
                 Ok(MonitorEvent::Closed) | Err(MonitorRecvError::Closed) => return None,
