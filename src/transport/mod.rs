@@ -4,7 +4,7 @@
 //! up to a bound, and dropped with a word in the log beyond it).
 mod zmq;
 
-pub use zmq::{PeerGone, Socket};
+pub use zmq::{Connection, PeerGone, Socket};
 
 /// What a socket is to ZeroMQ.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -394,18 +394,6 @@ fn only_the_command_line_prints_and_exits() {
 }
 
 #[test]
-fn secrets_are_born_private() {
-    let mut wrong = Vec::new();
-    for source in sources() {
-        // A file that is made private after it was written was readable in between.
-        for word in Source::uses(&source.without_tests(), &["set_permissions", "fchmod"]) {
-            wrong.push(format!("{}: {word}", source.path.display()));
-        }
-    }
-    assert_none(wrong);
-}
-
-#[test]
 fn words_wire_and_cores_know_no_world() {
     let mut wrong = Vec::new();
     for source in sources().iter().filter(|source| PURE.contains(&source.room.as_str())) {
