@@ -149,6 +149,7 @@ impl LightEngine {
                 capabilities: ["call", "command", "execute"].map(String::from).to_vec(),
             },
             id: None,
+            requests: vec![],
             holds: Vec::new(),
         };
         engine.send(REGISTER, &register)?;

@@ -252,6 +252,7 @@ fn found_client(
         let nowhere = (!killed).then_some(EngineId(u32::MAX));
         requests.push(UnfinishedRequest {
             task: found.task,
+            run: found.run,
             engine: found.engine.or(nowhere),
             request: found.request,
         });

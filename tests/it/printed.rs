@@ -34,8 +34,8 @@ fn a_session_without_a_terminal() {
     "#);
     assert_snapshot!(home.run(&["results", "1", "--failed"]).snapshot(), @r#"
     $ pcluster results 1 --failed
-    TASK  STATE  ENGINE  TIME  COMPLETED  INPUT  ERROR
-    1.1  error  0  [DURATION]  [DATE]  [1]  ValueError: 1 is odd
+    TASK  STATE  ENGINE  ATTEMPTS  TIME  COMPLETED  INPUT  ERROR
+    1.1  error  0  1  [DURATION]  [DATE]  [1]  ValueError: 1 is odd
     [exit 0]
     "#);
     assert_snapshot!(home.run(&["results", "1.1"]).snapshot(), @r#"

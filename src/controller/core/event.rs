@@ -122,6 +122,7 @@ pub struct FoundClient {
 #[derive(Debug)]
 pub struct UnfinishedRequest {
     pub task: TaskId,
+    pub run: u32,
     /// Where it is; none when it waits for an engine.
     pub engine: Option<EngineId>,
     pub request: Request,

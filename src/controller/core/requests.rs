@@ -9,7 +9,7 @@ use crate::model::definition::{MapDefinition, MapOptions, Work};
 use crate::model::task::TaskState;
 use crate::model::{EngineUuid, MapId, TaskId, UnixTime};
 use crate::wire::Message;
-use crate::wire::content::engine::Channel;
+use crate::wire::content::engine::{self as say, Channel};
 use crate::wire::content::error::ErrorContent;
 use crate::wire::message::to_json;
 use bytes::Bytes;
@@ -41,6 +41,7 @@ pub(super) struct Requests {
 #[derive(Debug)]
 pub(super) struct Open {
     task: TaskId,
+    run: u32,
     queue: Channel,
     /// The routing id under which its client is connected; empty while that is not known or not connected.
     pub(super) client: Bytes,
@@ -76,6 +77,7 @@ impl Open {
         };
         Open {
             task,
+            run: 1,
             queue,
             client,
             key,
@@ -252,6 +254,7 @@ impl Core {
         };
         let msg_id = request.msg_id;
         let mut open = Open::new(found.task, queue, Bytes::new(), key, message, None);
+        open.run = found.run;
         if let Some(timeout) = open.timeout() {
             self.remind(timeout, Due::RequestTimeout(msg_id.clone()));
         }
@@ -274,14 +277,14 @@ impl Core {
         let Some(open) = self.requests.open.get_mut(msg_id) else { return };
         open.engine = Some(uuid.clone());
         let balanced = open.queue == Channel::Task;
-        let task = open.task;
+        let (task, run) = (open.task, open.run);
         let (channel, client, message) = (open.queue, open.client.clone(), open.message.clone());
         if let (true, Some(engine)) = (balanced, self.engines.get(uuid).map(|e| e.id)) {
             self.record(Change::TasksAssigned {
                 map: task.map,
                 first: task.index,
                 count: 1,
-                run: 1,
+                run,
                 engine,
             });
         }
@@ -547,12 +550,46 @@ impl Core {
         self.requests.recheck = !self.requests.bound.is_empty();
     }
 
+    /// An engine is back with these requests: those that it was sent and does not have never reached it.
+    pub(super) fn send_again(&mut self, uuid: &EngineUuid, has: &[String]) {
+        let Some(engine) = self.engines.get(uuid) else { return };
+        let mut missing: Vec<&Open> = engine
+            .requests
+            .iter()
+            .filter(|id| !has.contains(id))
+            .filter_map(|id| self.requests.open.get(id))
+            .collect();
+        missing.sort_by_key(|open| open.task);
+        let native = engine.native;
+        for open in missing {
+            self.effects.push(Effect::ToEngine {
+                engine: uuid.clone(),
+                native,
+                channel: open.queue,
+                client: open.client.clone(),
+                message: open.message.clone(),
+            });
+        }
+    }
+
     // ---- what engines answer
 
     pub(super) fn reply_of_engine(&mut self, engine: &EngineUuid, channel: Channel, client: Bytes, message: Message) {
         let msg_id = message.parent().map(|p| p.msg_id).unwrap_or_default();
         let uuid = Bytes::copy_from_slice(engine.0.as_bytes());
         let known = self.requests.open.get(&msg_id).is_some_and(|o| o.engine.as_ref() == Some(engine));
+        let is_reply = matches!(message.msg_type(), "apply_reply" | "execute_reply");
+        if is_reply && self.engines.get(engine).is_some_and(|e| e.native) {
+            // Sent after the commit of what is recorded below, as every message is.
+            let recorded = say::RepliesRecorded {
+                msg_ids: vec![msg_id.clone()],
+            };
+            self.tell_engine(engine, say::REPLIES_RECORDED, &recorded);
+        }
+        if is_reply && !known && channel != Channel::Control {
+            // Settled before: a reply sent twice, or one that was given up.
+            return;
+        }
         if !known || channel == Channel::Control {
             let route = vec![client, uuid];
             self.effects.push(Effect::ToClient {
@@ -591,8 +628,8 @@ impl Core {
             open.retries -= 1;
         }
         open.blacklist.insert(engine.clone());
-        open.engine = None;
         self.forget_at_engine(msg_id, engine, true);
+        self.take_back(msg_id);
         let Some(open) = self.requests.open.get(msg_id) else { return true };
         let everywhere = self.engines.iter().all(|(uuid, _)| open.blacklist.contains(uuid));
         if everywhere && met {
@@ -606,6 +643,15 @@ impl Core {
         }
         self.admit(msg_id);
         true
+    }
+
+    /// It is with no engine any more.
+    fn take_back(&mut self, msg_id: &str) {
+        let Some(open) = self.requests.open.get_mut(msg_id) else { return };
+        open.engine = None;
+        open.run += 1;
+        let (task, run) = (open.task, open.run);
+        self.record(Change::TaskReturned { task, run, attempt: None });
     }
 
     fn broadcast_reply(&mut self, original: &str, msg_id: String, client: (Bytes, Option<String>), message: Message, status: &str) {
@@ -701,7 +747,7 @@ impl Core {
             }
             if open.queue == Channel::Task && open.retries > 0 {
                 open.retries -= 1;
-                open.engine = None;
+                self.take_back(&msg_id);
                 self.admit(&msg_id);
                 continue;
             }

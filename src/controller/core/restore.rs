@@ -27,7 +27,10 @@ impl Core {
             uuids.insert(id, uuid.clone());
             self.engines.add(id, facts, registered, self.now.since_start);
             let until = self.now.since_start + lease;
-            self.engines.change(&uuid, |e| e.away_until = Some(until));
+            self.engines.change(&uuid, |e| {
+                e.away_until = Some(until);
+                e.unsure = true;
+            });
             self.remind(lease, Due::Lease(uuid));
         }
         for (id, uuid) in restored.departed {

@@ -40,8 +40,9 @@ impl Driver {
                     self.left = true;
                     return None;
                 }
-                if let (Some(link), Some(id)) = (&mut self.link, registered.id) {
-                    link.id = id;
+                if let Some(link) = &mut self.link {
+                    link.id = registered.id.unwrap_or(link.id);
+                    link.send_kept();
                 }
                 self.handle(Event::Registered {
                     drop: registered.drop.clone(),
@@ -64,6 +65,11 @@ impl Driver {
             RECORDED => Event::Recorded {
                 sequence: read::<Recorded>(&message)?.sequence,
             },
+            REPLIES_RECORDED => {
+                let msg_ids = read::<RepliesRecorded>(&message)?.msg_ids;
+                self.link.as_mut()?.recorded(&msg_ids);
+                return None;
+            }
             GIVE_BACK => Event::GiveBackAsked {
                 at_most: read::<GiveBack>(&message)?.at_most,
             },

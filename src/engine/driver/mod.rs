@@ -182,6 +182,11 @@ impl Driver {
             facts: self.facts.clone(),
             id: self.link.as_ref().map(|link| link.id).or(self.settings.id),
             holds,
+            requests: self
+                .core
+                .held_requests()
+                .chain(self.link.iter().flat_map(|link| link.kept()))
+                .collect(),
         }
     }
 
