@@ -40,7 +40,12 @@ impl Core {
             }
             return;
         }
+        let was_away = self.engines.get(&engine).is_some_and(|e| !e.is_here());
         self.heard_of(&engine);
+        if native && was_away {
+            // Its connection has broken, or it was silent: what was sent to it meanwhile may not have reached it.
+            self.tell_engine(&engine, say::UNKNOWN_ENGINE, &serde_json::json!({}));
+        }
         match channel {
             Channel::Native => self.native_said(&engine, &message),
             Channel::Iopub => self.iopub(&engine, client, message),
