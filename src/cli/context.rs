@@ -87,21 +87,6 @@ impl Context {
         }
     }
 
-    /// The same for another cluster of the profile.
-    pub fn for_cluster(&self, cluster_id: &str) -> Context {
-        Context {
-            profile: self.profile.clone(),
-            profile_named: self.profile_named,
-            ipython_dir: self.ipython_dir.clone(),
-            cluster_id: cluster_id.into(),
-            json: self.json,
-            verbose: self.verbose,
-            quiet: self.quiet,
-            terminal: self.terminal,
-            runtime: OnceCell::new(),
-        }
-    }
-
     /// The one runtime of this process, made when first needed.
     pub fn runtime(&self) -> Result<&tokio::runtime::Runtime, CommandError> {
         if self.runtime.get().is_none() {

@@ -66,8 +66,9 @@ pub fn maps(rows: &[MapRow], now: UnixTime, terminal: &Terminal) -> String {
 }
 
 pub fn tasks(rows: &[TaskRow], now: UnixTime, terminal: &Terminal) -> String {
-    let errors = rows.iter().any(|row| row.error.is_some());
-    let repeated = rows.iter().any(|row| row.attempts > 1);
+    // Elsewhere than on a terminal the columns are always the same.
+    let errors = !terminal.stdout || rows.iter().any(|row| row.error.is_some());
+    let repeated = !terminal.stdout || rows.iter().any(|row| row.attempts > 1);
     let mut table = Table::new().column("TASK").column("STATE").number("ENGINE");
     if repeated {
         table = table.number("ATTEMPTS");

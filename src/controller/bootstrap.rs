@@ -1,15 +1,16 @@
 //! Before a controller serves: keys and ports (those of the run before, when it did not end well, so that its engines and
 //! clients find it again), connection files, and what the records hold.
-use super::core::event::{FoundMap, FoundTask, Restored};
+use super::core::dependency::Dependency;
+use super::core::event::{FoundClient, FoundMap, FoundTask, Restored, UnfinishedRequest};
 use super::sockets::Ports;
 use super::{ControllerError, ControllerSettings};
 use crate::connection::ConnectionFile;
 use crate::connection::file::{BroadcastPorts, PclusterKeys};
 use crate::connection::{private, process};
-use crate::db::Reader;
-use crate::model::MapId;
+use crate::db::{Reader, RequestRecord};
 use crate::model::definition::Work;
 use crate::model::query::MapQuery;
+use crate::model::{EngineId, EngineUuid, MapId};
 use crate::transport::KeyPair;
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
@@ -192,8 +193,10 @@ pub(super) fn restored(reader: &Reader, killed: bool) -> Result<Restored, Contro
     let mut open: Vec<MapId> = Vec::new();
     for map in state.maps {
         open.push(map.map);
-        if matches!(map.definition.work, Work::Client) {
-            restored.clients.push((map.client, map.map, map.counts.total as u32));
+        if let Work::Client { curve_key } = map.definition.work {
+            let (client, depends_on) = found_client(reader, map.map, map.client, curve_key, map.counts.total as u32, killed)?;
+            restored.outcomes.extend(outcomes(reader, &depends_on)?);
+            restored.clients.push(client);
             continue;
         }
         let mut tasks = Vec::new();
@@ -226,4 +229,53 @@ pub(super) fn restored(reader: &Reader, killed: bool) -> Result<Restored, Contro
         .map(|m| (m.map, m.counts.failed() > 0))
         .collect();
     Ok(restored)
+}
+
+/// A client's unfinished requests, and what they depend on. Where the controller was stopped in order, its clients and
+/// engines have gone with it, and nobody waits for these any more: they end as `lost`.
+fn found_client(
+    reader: &Reader,
+    map: MapId,
+    session: String,
+    key: Option<String>,
+    next_index: u32,
+    killed: bool,
+) -> Result<(FoundClient, Vec<String>), ControllerError> {
+    let mut depends_on = Vec::new();
+    let mut requests = Vec::new();
+    reader.unfinished_requests(map, &mut |found| {
+        let metadata: serde_json::Value = serde_json::from_slice(&found.request.metadata).unwrap_or_default();
+        for name in ["after", "follow"] {
+            depends_on.extend(metadata.get(name).map(Dependency::from_json).unwrap_or_default().ids);
+        }
+        // An engine that does not come back, so that the request ends.
+        let nowhere = (!killed).then_some(EngineId(u32::MAX));
+        requests.push(UnfinishedRequest {
+            task: found.task,
+            run: found.run,
+            engine: found.engine.or(nowhere),
+            request: found.request,
+        });
+    })?;
+    let client = FoundClient {
+        session,
+        key,
+        map,
+        next_index,
+        requests,
+    };
+    Ok((client, depends_on))
+}
+
+fn outcomes(reader: &Reader, msg_ids: &[String]) -> Result<Vec<(String, bool, Option<EngineUuid>)>, ControllerError> {
+    let ok = |record: &RequestRecord| {
+        let content = record.result_content.as_ref();
+        let content: Option<serde_json::Value> = content.and_then(|c| serde_json::from_slice(c).ok());
+        content.is_some_and(|c| c["status"] == "ok")
+    };
+    let records = reader.requests(msg_ids)?;
+    let finished = records.iter().filter(|r| r.completed.is_some());
+    Ok(finished
+        .map(|r| (r.msg_id.clone(), ok(r), r.engine_uuid.as_deref().map(EngineUuid::from)))
+        .collect())
 }

@@ -271,6 +271,8 @@ impl Driver {
                 })
             }),
             Arrival::Pong(frames) => Ok(frames.first().and_then(uuid_of).map(|engine| Event::Ponged { engine })),
+            Arrival::ClientCame(channel, identity, key) => Ok(Some(Event::ClientCame { channel, identity, key })),
+            Arrival::ClientLeft(channel, identity) => Ok(Some(Event::ClientLeft { channel, identity })),
             Arrival::Gone(engine) => Ok(Some(Event::ConnectionEnded { engine })),
         };
         match event {

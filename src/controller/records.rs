@@ -284,7 +284,7 @@ fn finished_tasks(reader: &Reader, selection: &Selection) -> Result<Vec<FoundMap
                     .unwrap_or(Bytes::from_static(b"null")),
             })
             .collect();
-        let is_client = matches!(definition.work, Work::Client);
+        let is_client = matches!(definition.work, Work::Client { .. });
         let key = if is_client { String::new() } else { format!("reopened {map}") };
         found.push(FoundMap {
             map,

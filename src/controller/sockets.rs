@@ -2,7 +2,7 @@
 //! came; order is kept per socket.
 use super::core::ClientChannel;
 use crate::model::EngineUuid;
-use crate::transport::{Kind, Limits, Security, Socket, TransportError};
+use crate::transport::{Connection, Kind, Limits, Security, Socket, TransportError};
 use crate::wire::Frames;
 use crate::wire::content::engine::Channel;
 use bytes::Bytes;
@@ -27,6 +27,9 @@ pub(super) enum Arrival {
     /// Our own engine's one connection.
     Native(Frames),
     Gone(EngineUuid),
+    /// A client's connection on a channel whose replies may come late.
+    ClientCame(ClientChannel, Bytes, Option<String>),
+    ClientLeft(ClientChannel, Bytes),
 }
 
 /// A socket whose peers have names, so that one of them can be cut off.
@@ -44,6 +47,7 @@ impl Arrival {
         let (place, frames) = match self {
             Arrival::Client(channel, frames) => (Place::Client(*channel), frames),
             Arrival::Stock(Channel::Iopub, _) | Arrival::Pong(_) | Arrival::Gone(_) => return None,
+            Arrival::ClientCame(..) | Arrival::ClientLeft(..) => return None,
             Arrival::Stock(channel, frames) => (Place::Stock(*channel), frames),
             Arrival::Registrant(frames) => (Place::Registrant, frames),
             Arrival::Native(frames) => (Place::Native, frames),
@@ -208,6 +212,9 @@ impl Sockets {
             hb_ping: bind!(engine, hb_ping, Pub, 64 * KIB),
             native: bind!(engine, native, Router, most),
         };
+        tell_connections(&clients.mux, &inbox, ClientChannel::Mux);
+        tell_connections(&clients.task, &inbox, ClientChannel::Task);
+        tell_connections(&clients.broadcast, &inbox, ClientChannel::Broadcast);
         read(&clients.registration, &inbox, |f| Arrival::Client(ClientChannel::Registration, f));
         read(&clients.control, &inbox, |f| Arrival::Client(ClientChannel::Control, f));
         read(&clients.mux, &inbox, |f| Arrival::Client(ClientChannel::Mux, f));
@@ -326,6 +333,21 @@ fn tell_departures(socket: &Socket, inbox: &mpsc::Sender<Arrival>) {
                 && !uuid.is_empty()
                 && inbox.send(Arrival::Gone(EngineUuid::from(uuid))).await.is_err()
             {
+                return;
+            }
+        }
+    });
+}
+
+fn tell_connections(socket: &Socket, inbox: &mpsc::Sender<Arrival>, channel: ClientChannel) {
+    let (mut connections, inbox) = (socket.connections(), inbox.clone());
+    tokio::spawn(async move {
+        while let Some(connection) = connections.next().await {
+            let arrival = match connection {
+                Connection::Began { identity, key } => Arrival::ClientCame(channel, identity, key),
+                Connection::Ended { identity } => Arrival::ClientLeft(channel, identity),
+            };
+            if inbox.send(arrival).await.is_err() {
                 return;
             }
         }

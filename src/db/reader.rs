@@ -2,7 +2,7 @@
 use super::rows::{self, ATTEMPT_COLUMNS, MAP_COLUMNS};
 use super::writer::lock;
 use super::{DbError, DbErrorKind, file, tasks};
-use crate::model::definition::{MapDefinition, Work};
+use crate::model::definition::MapDefinition;
 use crate::model::query::{MapQuery, TaskQuery};
 use crate::model::task::{AttemptRow, MapRow, TaskRow};
 use crate::model::{MapId, TaskId};
@@ -106,7 +106,7 @@ impl Reader {
             let Some((label, kind)) = about.optional()? else {
                 return Ok(Vec::new());
             };
-            let (msg_id, join) = match kind == Work::Client.kind() {
+            let (msg_id, join) = match kind == crate::model::definition::CLIENT_KIND {
                 true => ("r.msg_id", "LEFT JOIN request r ON r.task = t.id"),
                 false => ("NULL", ""),
             };

@@ -7,6 +7,7 @@ use crate::wire::message::to_json;
 use crate::wire::{Frames, Message, Session};
 use bytes::Bytes;
 use serde::Serialize;
+use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
 /// An address that does not take a connection in so long is passed over.
@@ -21,7 +22,13 @@ pub struct Link {
     session: Session,
     uuid: EngineUuid,
     pub id: EngineId,
+    /// Replies that the controller has not called recorded, oldest first, by the request's id.
+    kept: VecDeque<(String, Channel, Vec<Bytes>, Message)>,
+    kept_bytes: usize,
 }
+
+/// Replies are kept up to so many bytes; beyond them the oldest go first, with a word in the log.
+const KEPT_BYTES: usize = 512 << 20;
 
 pub fn unix_now() -> UnixTime {
     let since = std::time::SystemTime::now()
@@ -98,6 +105,8 @@ impl Link {
             session: Session::new(file.key.as_bytes(), uuid.to_string(), user),
             uuid,
             id: EngineId(0),
+            kept: VecDeque::new(),
+            kept_bytes: 0,
         };
         link.send_native(REGISTER, register);
         let until = tokio::time::Instant::now() + ANSWER;
@@ -156,6 +165,44 @@ impl Link {
         message
     }
 
+    /// Sends a reply to a request, and keeps it until it is recorded.
+    pub fn reply(&mut self, msg_id: &str, channel: Channel, route: &[Bytes], message: Message) {
+        self.send(channel, route, &message);
+        self.kept_bytes += size(&message);
+        self.kept.push_back((msg_id.to_string(), channel, route.to_vec(), message));
+        while self.kept_bytes > KEPT_BYTES
+            && self.kept.len() > 1
+            && let Some((msg_id, _, _, message)) = self.kept.pop_front()
+        {
+            tracing::warn!(msg_id, "too many replies wait for the controller; this one is no longer kept here");
+            self.kept_bytes -= size(&message);
+        }
+    }
+
+    pub fn recorded(&mut self, msg_ids: &[String]) {
+        let bytes = &mut self.kept_bytes;
+        self.kept.retain(|(id, _, _, message)| {
+            let stays = !msg_ids.contains(id);
+            *bytes -= if stays { 0 } else { size(message) };
+            stays
+        });
+    }
+
+    pub fn kept(&self) -> impl Iterator<Item = String> {
+        self.kept.iter().map(|(id, ..)| id.clone())
+    }
+
+    /// Once more, with a header of its own: the same message twice would be refused as a replay.
+    pub fn send_kept(&mut self) {
+        for (_, channel, route, message) in self.kept.clone() {
+            let mut again = self.message(message.msg_type(), Some(&message.parent_json), &());
+            again.metadata_json = message.metadata_json;
+            again.content_json = message.content_json;
+            again.buffers = message.buffers;
+            self.send(channel, &route, &again);
+        }
+    }
+
     /// `route` stands between the channel and the delimiter.
     pub fn send(&self, channel: Channel, route: &[Bytes], message: &Message) {
         let mut prefix = vec![Bytes::from_static(channel.frame())];
@@ -164,4 +211,8 @@ impl Link {
             tracing::warn!(msg_type = message.msg_type(), "a message could not be sent: {e}");
         }
     }
+}
+
+fn size(message: &Message) -> usize {
+    message.content_json.len() + message.buffers.iter().map(Bytes::len).sum::<usize>()
 }

@@ -9,8 +9,6 @@ mod requests;
 pub mod settings;
 #[cfg(test)]
 mod tests;
-#[cfg(test)]
-mod tests_requests;
 pub mod worker;
 
 pub use settings::EngineSettings;

@@ -100,7 +100,7 @@ pub fn reply(link: &mut Link, request: &Request, started: UnixTime, reply: Reque
     message.content_json = content;
     message.metadata_json = to_json(&metadata);
     message.buffers = buffers;
-    link.send(request.channel, &request.client, &message);
+    link.reply(request.msg_id(), request.channel, &request.client, message);
 }
 
 /// The answer to a control request that went well.

@@ -24,8 +24,15 @@ pub enum Work {
     /// Reads names from the engine's namespace. A task's input is a JSON list of names; its value is an object.
     Pull,
     /// Not ours to run: the requests of one ipyparallel client, kept as one submission.
-    Client,
+    Client {
+        /// Its CURVE public key, by which it is known again when it reconnects.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        curve_key: Option<String>,
+    },
 }
+
+/// [`Work::kind`] of submissions of ipyparallel clients.
+pub const CLIENT_KIND: &str = "client";
 
 impl Work {
     pub fn kind(&self) -> &'static str {
@@ -35,7 +42,7 @@ impl Work {
             Work::Execute { .. } => "execute",
             Work::Push => "push",
             Work::Pull => "pull",
-            Work::Client => "client",
+            Work::Client { .. } => CLIENT_KIND,
         }
     }
     /// What to call a map that was given no name.

@@ -5,7 +5,7 @@
 mod overflow;
 mod zmq;
 
-pub use zmq::{PeerGone, Socket};
+pub use zmq::{Connection, PeerGone, Socket};
 
 /// What a socket is to ZeroMQ.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

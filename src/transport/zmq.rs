@@ -254,6 +254,11 @@ impl Socket {
         None
     }
 
+    /// Connections of a bound socket, as they begin and end.
+    pub fn connections(&self) -> Connections {
+        Connections(self.omq.monitor())
+    }
+
     /// The ends of connections, as they come.
     pub fn departures(&self) -> Departures {
         Departures(self.omq.monitor())
@@ -277,6 +282,48 @@ impl Departures {
                         identity: peer.peer_identity.unwrap_or_default(),
                     });
                 }
+                Ok(MonitorEvent::Closed) | Err(MonitorRecvError::Closed) => return None,
+                Ok(_) | Err(_) => {}
+            }
+        }
+    }
+}
+
+/// What becomes of a peer's connection. `identity` is the routing id that its messages come under, chosen by it or given here.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Connection {
+    /// `key`: the peer's CURVE public key (Z85), proven in the handshake; it is the same when the peer comes back.
+    Began {
+        identity: Bytes,
+        key: Option<String>,
+    },
+    Ended {
+        identity: Bytes,
+    },
+}
+
+pub struct Connections(MonitorStream);
+
+impl Connections {
+    /// None when the socket is closed.
+    pub async fn next(&mut self) -> Option<Connection> {
+        let identity = |peer: &omq_tokio::PeerInfo| {
+            let own = peer.peer_identity.clone().filter(|i| !i.is_empty());
+            own.unwrap_or_else(|| omq_tokio::message::generated_identity(peer.connection_id))
+        };
+        loop {
+            match self.0.recv().await {
+                Ok(MonitorEvent::HandshakeSucceeded { peer, .. }) => {
+                    let key = match &peer.authentication.public_key {
+                        Some(omq_tokio::PeerPublicKey::Curve(key)) => Some(CurvePublicKey::from_bytes(*key).to_z85()),
+                        _ => None,
+                    };
+                    return Some(Connection::Began {
+                        identity: identity(&peer),
+                        key,
+                    });
+                }
+                Ok(MonitorEvent::Disconnected { peer, .. }) => return Some(Connection::Ended { identity: identity(&peer) }),
                 Ok(MonitorEvent::Closed) | Err(MonitorRecvError::Closed) => return None,
                 Ok(_) | Err(_) => {}
             }
@@ -376,6 +423,25 @@ mod tests {
         router.receive().await.unwrap();
         dealer.close().await;
         assert_eq!(departures.next().await.unwrap().identity, "me");
+    }
+
+    #[tokio::test]
+    async fn a_peer_is_known_again_by_its_key() {
+        let keys = KeyPair::generate();
+        let router = Socket::new(Kind::Router, None, &Security::Server(keys.clone())).unwrap();
+        let mut connections = router.connections();
+        let port = router.bind("127.0.0.1", 0).await.unwrap();
+        let client = Security::Client { server_key: keys.public };
+        let dealer = Socket::new(Kind::Dealer, None, &client).unwrap();
+        dealer.connect("127.0.0.1", port).await.unwrap();
+        dealer.send(vec![Bytes::from_static(b"a")]).unwrap();
+        let sender = router.receive().await.unwrap().remove(0);
+        let Some(Connection::Began { identity, key: Some(key) }) = connections.next().await else {
+            panic!("no connection began");
+        };
+        assert_eq!((identity.clone(), key.len()), (sender, 40));
+        dealer.close().await;
+        assert_eq!(connections.next().await, Some(Connection::Ended { identity }));
     }
 
     #[tokio::test]

@@ -142,6 +142,7 @@ fn a_typo_in_the_configuration_has_its_place() {
 }
 
 #[test]
+#[expect(clippy::disallowed_methods, reason = "a program, no secret")]
 fn a_python_that_is_missing_or_too_old() {
     let home = Home::new();
     let ended = home
@@ -166,6 +167,8 @@ fn maps_and_tasks_that_do_not_exist() {
         &["resubmit", "999999"],
         &["cancel", "999999"],
         &["wait", "999999"],
+        &["resubmit", "999999.1"],
+        &["cancel", "999999.1"],
     ] {
         let ended = cluster.run(arguments).fails(3, &["999999"]);
         is_helpful(&ended.stderr);

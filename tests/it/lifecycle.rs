@@ -79,6 +79,47 @@ fn a_controller_that_is_killed_is_found_stale_and_goes_on() {
     wait_for_exit(engine);
 }
 
+/// Nobody is told that its controller was killed and is there again: not the engines, not `pcluster map`.
+#[test]
+fn a_map_outlives_its_controller() {
+    let cluster = Cluster::start(2);
+    cluster.file("sleepy.py", SLEEPY);
+    let running = cluster.spawn(&["map", "sleepy.py:sleepy", "--range", "0..20"]);
+    wait_until("a task to be done", || {
+        let ended = cluster.run(&["results", "1", "--state", "ok", "--jsonl"]);
+        (ended.code == Some(0) && !ended.stdout.is_empty()).then_some(())
+    });
+    let engines = cluster.engine_pids();
+    let controller = cluster.controller_pid();
+    signal(controller, SIGKILL);
+    wait_for_exit(controller);
+    cluster.start_again(2, &[]).ok();
+    let expected: String = (0..20).map(|n| format!("{n}\n")).collect();
+    assert_eq!(running.end().ok(), expected);
+    assert_eq!(cluster.engine_pids(), engines);
+    // Each task was run once.
+    let tasks = cluster.json(&["results", "1"]);
+    assert!(
+        tasks["tasks"].as_array().unwrap().iter().all(|task| task["attempts"] == 1),
+        "{tasks:#}"
+    );
+    cluster.ok(&["stop"]);
+}
+
+#[test]
+fn a_port_that_is_taken_is_named() {
+    let home = Home::new();
+    // Sixteen ports, of which one is taken.
+    let (_taken, first) = (21_000..30_000)
+        .step_by(20)
+        .find_map(|first| Some((std::net::TcpListener::bind(("127.0.0.1", first + 3)).ok()?, first)))
+        .unwrap();
+    let ports = format!("controller.ports={first}-{}", first + 15);
+    let ended = home.run(&["start", "-n", "1", "--set", &ports]);
+    ended.fails(5, &[&format!("127.0.0.1:{}", first + 3), "in use", "hint: "]);
+    home.run(&["status"]).fails(3, &["pcluster start"]);
+}
+
 #[test]
 fn a_terminated_controller_ends_in_order() {
     let cluster = Cluster::start(1);
@@ -117,13 +158,6 @@ fn a_cluster_for_one_map() {
     assert_eq!(ended.ok(), "0.0\n1.0\n1.4142135623730951\n");
     home.run(&["status"]).fails(3, &["no cluster is running"]);
     assert_eq!(home.ok(&["list", "--running", "--json"]).matches("\"profile\"").count(), 0);
-    // It has said where its records are.
-    let id = said
-        .split("pcluster results --cluster-id ")
-        .nth(1)
-        .unwrap_or_else(|| panic!("{said}"));
-    assert!(
-        home.ok(&["results", "1", "--cluster-id", id.split_whitespace().next().unwrap()])
-            .contains("ok")
-    );
+    // Its records are the profile's, where `results` looks.
+    assert!(home.ok(&["results", "1"]).contains("ok"), "{said}");
 }

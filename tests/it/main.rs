@@ -8,6 +8,7 @@ mod launch;
 mod lifecycle;
 mod map;
 mod printed;
+mod readme;
 mod results;
 mod small_commands;
 mod support;

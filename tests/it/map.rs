@@ -394,3 +394,23 @@ fn ctrl_c_detaches_and_says_how_to_come_back() {
     cluster.run(&["wait", &number]);
     assert_eq!(tasks_of(cluster, "interrupted")[0]["state"], "aborted");
 }
+
+#[test]
+fn a_second_ctrl_c_cancels() {
+    let cluster = cluster();
+    let running = cluster.spawn(&["map", "--name", "interrupted twice", "work.py:forever", "--range", "0..1"]);
+    super::support::wait_until("the map to run", || {
+        let maps = cluster.json(&["results"]);
+        let maps = maps["maps"].as_array()?;
+        maps.iter()
+            .find(|map| map["name"] == "interrupted twice" && map["state"] == "running")
+            .map(|_| ())
+    });
+    super::support::signal(running.pid(), nix::sys::signal::Signal::SIGINT);
+    running.wait_to_hear("Ctrl-C again cancels");
+    super::support::signal(running.pid(), nix::sys::signal::Signal::SIGINT);
+    running.end().fails(130, &[]);
+    let number = number_of(cluster, "interrupted twice").to_string();
+    cluster.run(&["wait", &number]).fails(1, &[]);
+    assert_eq!(tasks_of(cluster, "interrupted twice")[0]["state"], "aborted");
+}

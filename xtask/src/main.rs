@@ -1,8 +1,9 @@
-//! The project's chores: `cargo xtask demo` and `cargo xtask test`. Needs nothing but Rust; what else a chore needs it
+//! The project's chores: `cargo xtask demo`, `cargo xtask test`, `cargo xtask bench`. Needs nothing but Rust; what else a chore needs it
 //! sets up itself, or says what is missing.
 //!
-//! Parts: [`run`] (running programs), [`python`] (finding one, and the tests' virtual environment), [`demo`], [`test`]
+//! Parts: [`run`] (running programs), [`python`] (finding one, and the tests' virtual environment), [`demo`], [`bench`], [`test`]
 //! with [`tally`] (what the tools say of themselves), [`pi`] (the demo's independent count).
+mod bench;
 mod demo;
 mod pi;
 mod python;
@@ -18,6 +19,7 @@ The project's chores:
 
   cargo xtask demo   counts the digit pairs of pi on a cluster of 4 engines, command by command, and checks the sum
   cargo xtask test   sets up what the tests need, and runs them all: format, lints, Rust, worker, ipyparallel clients
+  cargo xtask bench  pcluster and its peers side by side; writes docs/performance.md and README.md (--quick: only prints)
 ";
 
 fn main() -> ExitCode {
@@ -25,6 +27,8 @@ fn main() -> ExitCode {
     let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
     let done = match words.as_slice() {
         ["demo"] => demo::run(&Places::find()).map(|()| true),
+        ["bench"] => bench::run(&Places::find(), false).map(|()| true),
+        ["bench", "--quick"] => bench::run(&Places::find(), true).map(|()| true),
         ["test"] => test::run(&Places::find()),
         [] | ["help" | "-h" | "--help"] => {
             print!("{USAGE}");

@@ -68,7 +68,7 @@ fn is_alive(places: &Places, python: &Path) -> bool {
 }
 
 /// `python -m venv`. Debian keeps half of venv in a package of its own, which root may be able to install.
-fn make(places: &Places, python: &str, folder: &str) -> Result<(), String> {
+pub fn make(places: &Places, python: &str, folder: &str) -> Result<(), String> {
     let venv = || {
         echo(&format!("{python} -m venv {folder}"));
         captured(&mut program(&places.root, &[python, "-m", "venv", folder]))

@@ -15,11 +15,10 @@ use crate::cli::progress::Progress;
 use crate::cli::values::value_line;
 use crate::cli::{CommandError, Context, Exit, output};
 use crate::client::submit::Input;
-use crate::client::{Client, ClientError, Feeding};
+use crate::client::{Client, ClientError, Feeding, MapReply, Selection};
 use crate::model::MapId;
 use crate::model::definition::{MapDefinition, MapOptions, Work};
 use crate::model::targets::Targets;
-use crate::wire::content::client::{MapReply, Selection};
 use bytes::Bytes;
 use follow::{Ended, Feed, Job};
 use interrupts::Interrupts;
@@ -75,7 +74,7 @@ pub struct Args {
 pub fn run(args: Args, context: &Context) -> Result<Exit, CommandError> {
     let plan = Plan::of(&args)?;
     let results = Results::open(&args.results, plan.is_command(), context.json, context.terminal.stdout)?;
-    own_cluster::with_cluster(args.n, context, |context, stays| {
+    own_cluster::with_cluster(args.n, context, |stays| {
         let client = context.client()?;
         let run = Run {
             args: &args,

@@ -136,7 +136,7 @@ impl Core {
     }
 
     fn add_map(&mut self, key: String, definition: MapDefinition) -> Result<MapId, ErrorContent> {
-        if matches!(definition.work, Work::Client) {
+        if matches!(definition.work, Work::Client { .. }) {
             return Err(ErrorContent::new(
                 "ValueError",
                 "a submission of kind `client` is not for submitting",
@@ -229,10 +229,9 @@ impl Core {
         };
         let total = map.counts.total as u32;
         if request.first > total {
-            return Err(ErrorContent::new(
-                "InputsMissing",
-                format!("inputs from {} on came, {total} are here", request.first),
-            ));
+            // One before it was lost: the client hears what is here, and offers the rest again.
+            self.answer(asked, &say::InputsReply { status: ok(), total });
+            return Ok(());
         }
         let known = (total - request.first) as usize;
         let inputs: Vec<Bytes> = split_lines(&lines).skip(known).collect();
@@ -486,7 +485,7 @@ impl Core {
         let mut maps = Vec::new();
         for map in found {
             let id = map.map;
-            if matches!(map.definition.work, Work::Client) {
+            if matches!(map.definition.work, Work::Client { .. }) {
                 let error = ErrorContent::new("NotOurs", format!("submission {id} holds requests of an ipyparallel client"))
                     .hint("resubmit them from there: `client.resubmit(msg_ids)`");
                 return self.answer(&asked, &error);

@@ -26,6 +26,8 @@ pub struct Engine {
     /// Maps whose definition it has.
     pub definitions: HashSet<MapId>,
     pub finished: u64,
+    /// What it holds is not known for sure (the controller is new, or its connection broke): it is asked to register again.
+    pub unsure: bool,
     /// A `give_back` is on its way.
     pub asked_back: bool,
     /// `finished` at the last look for stuck queues.
@@ -120,6 +122,7 @@ impl Engines {
             balanced_requests: 0,
             definitions: HashSet::new(),
             finished: 0,
+            unsure: false,
             asked_back: false,
             finished_seen: 0,
             leaving: false,

@@ -1,9 +1,10 @@
 //! What has happened. Time is given beside each event, see [`super::Now`].
 use super::effect::ClientChannel;
+use crate::model::change::Request;
 use crate::model::definition::MapDefinition;
 use crate::model::engine::EngineFacts;
 use crate::model::task::{Counts, TaskState};
-use crate::model::{EngineId, EngineUuid, MapId, UnixTime};
+use crate::model::{EngineId, EngineUuid, MapId, TaskId, UnixTime};
 use crate::wire::Message;
 use crate::wire::content::client::Selection;
 use crate::wire::content::engine::Channel;
@@ -12,7 +13,10 @@ use bytes::Bytes;
 #[derive(Debug)]
 pub enum Event {
     /// A client's message; its identities are `[client, (target)]`.
-    ClientSaid { channel: ClientChannel, message: Message },
+    ClientSaid {
+        channel: ClientChannel,
+        message: Message,
+    },
     /// An engine's message. `client` is the frame in front of the delimiter: the client's identity, or iopub's topic.
     EngineSaid {
         engine: EngineUuid,
@@ -22,11 +26,28 @@ pub enum Event {
         message: Message,
     },
     /// An `ipengine` on the engines' registration socket.
-    RegistrantSaid { identity: Bytes, message: Message },
+    RegistrantSaid {
+        identity: Bytes,
+        message: Message,
+    },
     /// An `ipengine` answered a ping.
-    Ponged { engine: EngineUuid },
+    Ponged {
+        engine: EngineUuid,
+    },
     /// An engine's connection ended.
-    ConnectionEnded { engine: EngineUuid },
+    ConnectionEnded {
+        engine: EngineUuid,
+    },
+    /// A client's connection on a channel began (with its CURVE key, if it has one) or ended.
+    ClientCame {
+        channel: ClientChannel,
+        identity: Bytes,
+        key: Option<String>,
+    },
+    ClientLeft {
+        channel: ClientChannel,
+        identity: Bytes,
+    },
     /// [`super::Core::next_wake`] has come.
     TimePassed,
     /// The records' answer to [`super::effect::Ask::Resubmit`].
@@ -45,7 +66,9 @@ pub enum Event {
         missing: Vec<String>,
     },
     /// The controller was told to end (SIGTERM).
-    StopAsked { engines: bool },
+    StopAsked {
+        engines: bool,
+    },
 }
 
 /// A map as the records have it.
@@ -86,6 +109,25 @@ pub struct FoundRequest {
     pub buffers: Vec<Bytes>,
 }
 
+/// The submission of an ipyparallel client, with its unfinished requests in order.
+#[derive(Debug)]
+pub struct FoundClient {
+    pub session: String,
+    pub key: Option<String>,
+    pub map: MapId,
+    pub next_index: u32,
+    pub requests: Vec<UnfinishedRequest>,
+}
+
+#[derive(Debug)]
+pub struct UnfinishedRequest {
+    pub task: TaskId,
+    pub run: u32,
+    /// Where it is; none when it waits for an engine.
+    pub engine: Option<EngineId>,
+    pub request: Request,
+}
+
 /// What a controller that starts finds in the records.
 #[derive(Debug, Default)]
 pub struct Restored {
@@ -95,8 +137,10 @@ pub struct Restored {
     pub maps: Vec<FoundMap>,
     /// Finished maps: whether any task failed.
     pub finished: Vec<(MapId, bool)>,
-    /// Submissions of ipyparallel clients: session, map, next index.
-    pub clients: Vec<(String, MapId, u32)>,
+    /// Submissions of ipyparallel clients.
+    pub clients: Vec<FoundClient>,
+    /// Finished requests that unfinished ones depend on: well or not, and where they ran.
+    pub outcomes: Vec<(String, bool, Option<EngineUuid>)>,
     /// Engines that may come back.
     pub engines: Vec<(EngineId, EngineFacts, UnixTime)>,
     /// Engines that ended with the controller before.

@@ -40,10 +40,8 @@ impl Core {
             }
             return;
         }
-        let was_away = self.engines.get(&engine).is_some_and(|e| !e.is_here());
         self.heard_of(&engine);
-        if native && was_away {
-            // Its connection has broken, or it was silent: what was sent to it meanwhile may not have reached it.
+        if native && self.engines.get(&engine).is_some_and(|e| e.unsure) && message.msg_type() == say::HEARTBEAT {
             self.tell_engine(&engine, say::UNKNOWN_ENGINE, &serde_json::json!({}));
         }
         match channel {
@@ -111,6 +109,7 @@ impl Core {
         let id = match known {
             Some(id) => {
                 self.reconcile(uuid, &register.holds, &mut reply.drop);
+                self.send_again(uuid, &register.requests);
                 id
             }
             None => {
@@ -132,6 +131,7 @@ impl Core {
         self.engines.change(uuid, |e| {
             e.definitions.clear();
             e.asked_back = false;
+            e.unsure = false;
         });
         let Some(engine) = self.engines.get(uuid) else { return };
         let held: std::collections::HashSet<(TaskId, u32)> = holds.iter().map(|h| (TaskId::new(h.map, h.index), h.run)).collect();
@@ -200,6 +200,8 @@ impl Core {
     }
 
     pub(super) fn connection_ended(&mut self, uuid: EngineUuid) {
+        // What was on its way in either direction may be lost.
+        self.engines.change(&uuid, |e| e.unsure = true);
         self.send_away(&uuid, RECONNECT_GRACE);
     }
 

@@ -3,7 +3,7 @@
 //!
 //! Parts: [`event`], [`effect`], [`engines`] (the table of engines), [`maps`] (unfinished maps), [`balanced`] (which engine gets what),
 //! [`finish`] (what results, losses and cancellations do to tasks), [`membership`] (engines come and go), [`clients`] (pcluster's own requests),
-//! [`hub`] (ipyparallel's hub requests), [`requests`] (ipyparallel's tasks), [`policy`] (its schemes), [`dependency`], [`restore`], [`transition`].
+//! [`hub`] (ipyparallel's hub requests), [`requests`] (ipyparallel's tasks), [`policy`] (its schemes), [`dependency`], [`returning`] (clients that reconnect), [`restore`], [`transition`].
 mod balanced;
 mod clients;
 pub mod dependency;
@@ -17,6 +17,7 @@ mod membership;
 pub mod policy;
 mod requests;
 mod restore;
+mod returning;
 pub mod transition;
 
 #[cfg(test)]
@@ -161,6 +162,8 @@ impl Core {
             Event::RegistrantSaid { identity, message } => self.registrant_said(identity, message),
             Event::Ponged { engine } => self.ponged(engine),
             Event::ConnectionEnded { engine } => self.connection_ended(engine),
+            Event::ClientCame { channel, identity, key } => self.client_came(channel, identity, key),
+            Event::ClientLeft { channel, identity } => self.client_left(channel, &identity),
             Event::TimePassed => self.time_passed(),
             Event::ResubmitFound {
                 client,

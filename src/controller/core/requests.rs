@@ -9,7 +9,7 @@ use crate::model::definition::{MapDefinition, MapOptions, Work};
 use crate::model::task::TaskState;
 use crate::model::{EngineUuid, MapId, TaskId, UnixTime};
 use crate::wire::Message;
-use crate::wire::content::engine::Channel;
+use crate::wire::content::engine::{self as say, Channel};
 use crate::wire::content::error::ErrorContent;
 use crate::wire::message::to_json;
 use bytes::Bytes;
@@ -35,12 +35,18 @@ pub(super) struct Requests {
     broadcasts: HashMap<String, Coalescing>,
     /// Requests of `ipengine`s that left; a late reply may still come.
     stranded: HashMap<EngineUuid, Vec<String>>,
+    pub(super) returning: super::returning::Returning,
 }
 
 #[derive(Debug)]
-struct Open {
+pub(super) struct Open {
+    task: TaskId,
+    run: u32,
     queue: Channel,
-    client: Bytes,
+    /// The routing id under which its client is connected; empty while that is not known or not connected.
+    pub(super) client: Bytes,
+    /// Its CURVE key.
+    pub(super) key: Option<String>,
     message: Message,
     /// Where it is.
     engine: Option<EngineUuid>,
@@ -62,6 +68,43 @@ struct Coalescing {
     error: Option<Message>,
 }
 
+impl Open {
+    fn new(task: TaskId, queue: Channel, client: Bytes, key: Option<String>, message: Message, broadcast: Option<String>) -> Open {
+        let metadata: Value = message.metadata().unwrap_or_default();
+        let targets = match (queue, metadata.get("targets")) {
+            (Channel::Task, Some(Value::Array(list))) => list.iter().filter_map(Value::as_str).map(EngineUuid::from).collect(),
+            _ => HashSet::new(),
+        };
+        Open {
+            task,
+            run: 1,
+            queue,
+            client,
+            key,
+            engine: None,
+            after: Dependency::from_json(metadata.get("after").unwrap_or(&Value::Null)),
+            follow: Dependency::from_json(metadata.get("follow").unwrap_or(&Value::Null)),
+            targets,
+            blacklist: HashSet::new(),
+            retries: metadata.get("retries").and_then(Value::as_u64).unwrap_or(0),
+            broadcast,
+            message,
+        }
+    }
+
+    /// How long it may wait for an engine.
+    fn timeout(&self) -> Option<std::time::Duration> {
+        let metadata: Value = self.message.metadata().unwrap_or_default();
+        let seconds = metadata
+            .get("timeout")
+            .and_then(Value::as_f64)
+            .filter(|t| *t > 0.0 && t.is_finite())?;
+        let longest = std::time::Duration::from_secs(1 << 31);
+        let timeout = std::time::Duration::try_from_secs_f64(seconds).unwrap_or(longest).min(longest);
+        (self.queue == Channel::Task).then_some(timeout)
+    }
+}
+
 impl Requests {
     /// Tasks that are with no engine.
     pub(super) fn queued(&self) -> usize {
@@ -80,6 +123,13 @@ impl Requests {
     /// Of the given engine: direct ones and balanced ones.
     pub(super) fn of_engine<'a>(&'a self, ids: impl Iterator<Item = &'a String>) -> (Vec<&'a String>, Vec<&'a String>) {
         ids.partition(|id| self.open.get(*id).is_some_and(|o| o.queue != Channel::Task))
+    }
+    /// Unfinished ones that came through this channel.
+    pub(super) fn open_on(&mut self, channel: ClientChannel) -> impl Iterator<Item = &mut Open> {
+        self.open.values_mut().filter(move |open| client_channel(open.queue) == channel)
+    }
+    pub(super) fn restore_outcome(&mut self, msg_id: &str, ok: bool, engine: Option<EngineUuid>) {
+        self.remember(msg_id, ok, engine);
     }
     pub(super) fn restore_session(&mut self, session: String, map: MapId, next: u32) {
         self.sessions.insert(session, (map, next));
@@ -128,6 +178,7 @@ impl Core {
     fn open_request(&mut self, queue: Channel, client: Bytes, message: Message, engine: Option<EngineUuid>, broadcast: Option<String>) {
         let metadata: Value = message.metadata().unwrap_or_default();
         let session = message.header.session.clone();
+        let key = self.requests.returning.key_of(client_channel(queue), &client);
         let known = self.requests.sessions.get(&session).copied();
         let (map, index) = match known {
             Some(place) => place,
@@ -139,7 +190,7 @@ impl Core {
                     ..MapOptions::default()
                 };
                 let definition = Box::new(MapDefinition {
-                    work: Work::Client,
+                    work: Work::Client { curve_key: key.clone() },
                     options,
                 });
                 let submitted = self.now.unix;
@@ -173,33 +224,10 @@ impl Core {
                 label: metadata.get("label").and_then(Value::as_str).map(str::to_string),
             }),
         });
-        let targets = match (queue, metadata.get("targets")) {
-            (Channel::Task, Some(Value::Array(list))) => list.iter().filter_map(Value::as_str).map(EngineUuid::from).collect(),
-            _ => HashSet::new(),
-        };
-        let open = Open {
-            queue,
-            client,
-            engine: None,
-            after: Dependency::from_json(metadata.get("after").unwrap_or(&Value::Null)),
-            follow: Dependency::from_json(metadata.get("follow").unwrap_or(&Value::Null)),
-            targets,
-            blacklist: HashSet::new(),
-            retries: metadata.get("retries").and_then(Value::as_u64).unwrap_or(0),
-            broadcast,
-            message,
-        };
-        let timeout = metadata
-            .get("timeout")
-            .and_then(Value::as_f64)
-            .filter(|t| *t > 0.0 && t.is_finite());
+        let open = Open::new(TaskId::new(map, index), queue, client, key, message, broadcast);
         let msg_id = open.message.header.msg_id.clone();
-        if let (Channel::Task, Some(timeout)) = (queue, timeout) {
-            let timeout = std::time::Duration::try_from_secs_f64(timeout).unwrap_or(std::time::Duration::MAX / 4);
-            self.remind(
-                timeout.min(std::time::Duration::from_secs(1 << 31)),
-                Due::RequestTimeout(msg_id.clone()),
-            );
+        if let Some(timeout) = open.timeout() {
+            self.remind(timeout, Due::RequestTimeout(msg_id.clone()));
         }
         self.requests.open.insert(msg_id.clone(), open);
         if let Some(engine) = engine {
@@ -207,11 +235,59 @@ impl Core {
         }
     }
 
+    /// An unfinished request of before: with its engine, if that may come back; waiting; or, without its engine, at its end.
+    pub(super) fn restore_request(&mut self, key: Option<String>, found: super::event::UnfinishedRequest) {
+        let request = found.request;
+        let queue = match request.queue {
+            "mux" => Channel::Mux,
+            "broadcast" => Channel::Broadcast,
+            _ => Channel::Task,
+        };
+        let message = Message {
+            identities: Vec::new(),
+            header: serde_json::from_slice(&request.header).unwrap_or_default(),
+            header_json: request.header,
+            parent_json: crate::wire::message::EMPTY,
+            metadata_json: request.metadata,
+            content_json: request.content,
+            buffers: request.buffers,
+        };
+        let msg_id = request.msg_id;
+        let mut open = Open::new(found.task, queue, Bytes::new(), key, message, None);
+        open.run = found.run;
+        if let Some(timeout) = open.timeout() {
+            self.remind(timeout, Due::RequestTimeout(msg_id.clone()));
+        }
+        let engine = found.engine.and_then(|id| self.engines.uuid_of(id).cloned());
+        open.engine = engine.clone();
+        self.requests.open.insert(msg_id.clone(), open);
+        match engine {
+            Some(engine) => {
+                self.engines.change(&engine, |e| {
+                    e.requests.insert(msg_id);
+                    e.balanced_requests += u32::from(queue == Channel::Task);
+                });
+            }
+            None if queue == Channel::Task && found.engine.is_none() => self.admit(&msg_id),
+            None => self.fail_request(&msg_id, "EngineError", "its engine ended with the controller"),
+        }
+    }
+
     fn send_request(&mut self, msg_id: &str, uuid: &EngineUuid) {
         let Some(open) = self.requests.open.get_mut(msg_id) else { return };
         open.engine = Some(uuid.clone());
         let balanced = open.queue == Channel::Task;
+        let (task, run) = (open.task, open.run);
         let (channel, client, message) = (open.queue, open.client.clone(), open.message.clone());
+        if let (true, Some(engine)) = (balanced, self.engines.get(uuid).map(|e| e.id)) {
+            self.record(Change::TasksAssigned {
+                map: task.map,
+                first: task.index,
+                count: 1,
+                run,
+                engine,
+            });
+        }
         let native = self.engines.change(uuid, |e| {
             e.requests.insert(msg_id.to_string());
             e.balanced_requests += u32::from(balanced);
@@ -445,12 +521,7 @@ impl Core {
             reply.metadata_json = to_json(&serde_json::json!({"status": "error", "engine": engine.to_string()}));
         }
         self.record_reply(msg_id, &reply, open.engine.as_ref());
-        let channel = client_channel(open.queue);
-        self.effects.push(Effect::ToClient {
-            channel,
-            route: vec![open.client],
-            message: reply,
-        });
+        self.deliver(client_channel(open.queue), open.client, open.key, None, reply);
         self.settle(msg_id, false, open.engine);
     }
 
@@ -479,12 +550,46 @@ impl Core {
         self.requests.recheck = !self.requests.bound.is_empty();
     }
 
+    /// An engine is back with these requests: those that it was sent and does not have never reached it.
+    pub(super) fn send_again(&mut self, uuid: &EngineUuid, has: &[String]) {
+        let Some(engine) = self.engines.get(uuid) else { return };
+        let mut missing: Vec<&Open> = engine
+            .requests
+            .iter()
+            .filter(|id| !has.contains(id))
+            .filter_map(|id| self.requests.open.get(id))
+            .collect();
+        missing.sort_by_key(|open| open.task);
+        let native = engine.native;
+        for open in missing {
+            self.effects.push(Effect::ToEngine {
+                engine: uuid.clone(),
+                native,
+                channel: open.queue,
+                client: open.client.clone(),
+                message: open.message.clone(),
+            });
+        }
+    }
+
     // ---- what engines answer
 
     pub(super) fn reply_of_engine(&mut self, engine: &EngineUuid, channel: Channel, client: Bytes, message: Message) {
         let msg_id = message.parent().map(|p| p.msg_id).unwrap_or_default();
         let uuid = Bytes::copy_from_slice(engine.0.as_bytes());
         let known = self.requests.open.get(&msg_id).is_some_and(|o| o.engine.as_ref() == Some(engine));
+        let is_reply = matches!(message.msg_type(), "apply_reply" | "execute_reply");
+        if is_reply && self.engines.get(engine).is_some_and(|e| e.native) {
+            // Sent after the commit of what is recorded below, as every message is.
+            let recorded = say::RepliesRecorded {
+                msg_ids: vec![msg_id.clone()],
+            };
+            self.tell_engine(engine, say::REPLIES_RECORDED, &recorded);
+        }
+        if is_reply && !known && channel != Channel::Control {
+            // Settled before: a reply sent twice, or one that was given up.
+            return;
+        }
         if !known || channel == Channel::Control {
             let route = vec![client, uuid];
             self.effects.push(Effect::ToClient {
@@ -505,14 +610,9 @@ impl Core {
         self.record_reply(&msg_id, &message, Some(engine));
         self.settle(&msg_id, status == "ok", Some(engine.clone()));
         if let Some(original) = &open.broadcast {
-            return self.broadcast_reply(original, msg_id, open.client, message, &status);
+            return self.broadcast_reply(original, msg_id, (open.client, open.key), message, &status);
         }
-        let route = vec![open.client, uuid];
-        self.effects.push(Effect::ToClient {
-            channel: client_channel(open.queue),
-            route,
-            message,
-        });
+        self.deliver(client_channel(open.queue), open.client, open.key, Some(uuid), message);
     }
 
     /// An unmet functional dependency, or a failure with retries left. True when it will run again.
@@ -528,8 +628,8 @@ impl Core {
             open.retries -= 1;
         }
         open.blacklist.insert(engine.clone());
-        open.engine = None;
         self.forget_at_engine(msg_id, engine, true);
+        self.take_back(msg_id);
         let Some(open) = self.requests.open.get(msg_id) else { return true };
         let everywhere = self.engines.iter().all(|(uuid, _)| open.blacklist.contains(uuid));
         if everywhere && met {
@@ -545,15 +645,20 @@ impl Core {
         true
     }
 
-    fn broadcast_reply(&mut self, original: &str, msg_id: String, client: Bytes, message: Message, status: &str) {
+    /// It is with no engine any more.
+    fn take_back(&mut self, msg_id: &str) {
+        let Some(open) = self.requests.open.get_mut(msg_id) else { return };
+        open.engine = None;
+        open.run += 1;
+        let (task, run) = (open.task, open.run);
+        self.record(Change::TaskReturned { task, run, attempt: None });
+    }
+
+    fn broadcast_reply(&mut self, original: &str, msg_id: String, client: (Bytes, Option<String>), message: Message, status: &str) {
+        let (client, key) = client;
         let channel = ClientChannel::Broadcast;
         let Some(joined) = self.requests.broadcasts.get_mut(original) else {
-            self.effects.push(Effect::ToClient {
-                channel,
-                route: vec![client],
-                message,
-            });
-            return;
+            return self.deliver(channel, client, key, None, message);
         };
         joined.buffers.insert(msg_id, message.buffers.clone());
         if status != "ok" && joined.error.is_none() {
@@ -579,11 +684,7 @@ impl Core {
             .iter()
             .flat_map(|id| joined.buffers.remove(id).unwrap_or_default())
             .collect();
-        self.effects.push(Effect::ToClient {
-            channel,
-            route: vec![client],
-            message: reply,
-        });
+        self.deliver(channel, client, key, None, reply);
     }
 
     fn record_reply(&mut self, msg_id: &str, reply: &Message, engine: Option<&EngineUuid>) {
@@ -646,7 +747,7 @@ impl Core {
             }
             if open.queue == Channel::Task && open.retries > 0 {
                 open.retries -= 1;
-                open.engine = None;
+                self.take_back(&msg_id);
                 self.admit(&msg_id);
                 continue;
             }
@@ -658,7 +759,7 @@ impl Core {
                 let reply = self.message(&reply_type(&open.message), Some(&open.message.header_json), &content);
                 self.record_reply(&msg_id, &reply, None);
                 if let Some(original) = &open.broadcast {
-                    self.broadcast_reply(original, msg_id, open.client, reply, "error");
+                    self.broadcast_reply(original, msg_id, (open.client, open.key), reply, "error");
                 }
             }
         }

@@ -1,6 +1,6 @@
 //! A controller that starts again takes up what the records hold: tasks that were with an engine stay with it until
 //! the engine comes back or its lease is over.
-use super::event::{FoundTask, Restored};
+use super::event::{FoundClient, FoundTask, Restored};
 use super::maps::{InFlight, Map, Returned, Tries};
 use super::{Core, Due};
 use crate::model::change::Change;
@@ -27,7 +27,10 @@ impl Core {
             uuids.insert(id, uuid.clone());
             self.engines.add(id, facts, registered, self.now.since_start);
             let until = self.now.since_start + lease;
-            self.engines.change(&uuid, |e| e.away_until = Some(until));
+            self.engines.change(&uuid, |e| {
+                e.away_until = Some(until);
+                e.unsure = true;
+            });
             self.remind(lease, Due::Lease(uuid));
         }
         for (id, uuid) in restored.departed {
@@ -40,9 +43,7 @@ impl Core {
             });
         }
         self.finished.extend(restored.finished);
-        for (session, map, next) in restored.clients {
-            self.requests.restore_session(session, map, next);
-        }
+        self.take_up_clients(restored.outcomes, restored.clients);
         for found in restored.maps {
             let id = found.map;
             let mut map = Map::new(found.definition, found.key.clone());
@@ -81,6 +82,19 @@ impl Core {
             self.abort_if_hopeless(id);
             if self.maps.get(&id).is_some_and(|m| m.is_complete()) {
                 self.after_changes(id);
+            }
+        }
+    }
+
+    /// After the engines. Dependencies may be on requests of other clients, so all outcomes come first.
+    fn take_up_clients(&mut self, outcomes: Vec<(String, bool, Option<EngineUuid>)>, clients: Vec<FoundClient>) {
+        for (msg_id, ok, engine) in outcomes {
+            self.requests.restore_outcome(&msg_id, ok, engine);
+        }
+        for client in clients {
+            self.requests.restore_session(client.session, client.map, client.next_index);
+            for request in client.requests {
+                self.restore_request(client.key.clone(), request);
             }
         }
     }

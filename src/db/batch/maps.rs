@@ -1,7 +1,7 @@
 //! Maps and their counters.
 use super::Batch;
 use crate::db::rows;
-use crate::model::definition::{MapDefinition, Work};
+use crate::model::definition::MapDefinition;
 use crate::model::task::{Counts, TaskState};
 use crate::model::{MapId, TaskId, UnixTime};
 use rusqlite::{OptionalExtension, params};
@@ -34,7 +34,7 @@ impl Batch<'_> {
                     Ok(Counted {
                         counts,
                         written: counts,
-                        is_client: row.get_ref(8)?.as_str()? == Work::Client.kind(),
+                        is_client: row.get_ref(8)?.as_str()? == crate::model::definition::CLIENT_KIND,
                     })
                 });
                 entry.insert(found.optional()?)

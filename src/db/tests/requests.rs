@@ -70,7 +70,7 @@ pub fn clients() -> Db {
     let session = Change::MapAdded {
         map: MapId(1),
         definition: Box::new(MapDefinition {
-            work: Work::Client,
+            work: Work::Client { curve_key: None },
             options: MapOptions::default(),
         }),
         client: "session".into(),

@@ -134,7 +134,10 @@ fn unfinished_requests_with_their_frames() {
     let writer = Writer::open(&copy, Durability::Normal).unwrap();
     let reader = writer.reader().unwrap();
     let state = reader.restart_state().unwrap();
-    assert_eq!((state.maps.len(), &state.maps[0].definition.work), (1, &Work::Client));
+    assert_eq!(
+        (state.maps.len(), &state.maps[0].definition.work),
+        (1, &Work::Client { curve_key: None })
+    );
     let mut found = Vec::new();
     reader.unfinished_requests(MapId(1), &mut |request| found.push(request)).unwrap();
     let brief: Vec<_> = found

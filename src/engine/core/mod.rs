@@ -276,6 +276,15 @@ impl Core {
         given.chain(&self.command).chain(&self.queue).filter_map(Unit::held).collect()
     }
 
+    /// Requests of ipyparallel clients that have come and not ended.
+    pub fn held_requests(&self) -> impl Iterator<Item = String> {
+        let given = self.given.iter().map(|given| &given.unit);
+        given.chain(&self.queue).filter_map(|unit| match unit {
+            Unit::Request(request) => Some(request.msg_id().to_string()),
+            Unit::Task { .. } => None,
+        })
+    }
+
     fn check_times(&mut self, now: Now, effects: &mut Vec<Effect>) {
         if self.worker.deadline().is_some_and(|deadline| now.instant >= deadline) {
             effects.push(Effect::SignalWorker { signal: Stage::Kill });

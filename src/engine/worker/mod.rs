@@ -3,3 +3,6 @@
 pub mod files;
 pub mod process;
 pub mod protocol;
+mod reader;
+#[cfg(test)]
+mod tests;

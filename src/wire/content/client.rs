@@ -58,7 +58,7 @@ pub struct InputsRequest {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct InputsReply {
     pub status: String,
-    /// How many the controller has recorded.
+    /// How many the controller has recorded: those after them are to be offered (again).
     pub total: u32,
 }
 

@@ -65,6 +65,9 @@ pub struct Register {
     /// Finished ones follow as [`Results`].
     #[serde(default)]
     pub holds: Vec<Held>,
+    /// Ids of requests of ipyparallel clients that it holds: unfinished, or with a reply not yet called recorded.
+    #[serde(default)]
+    pub requests: Vec<String>,
 }
 #[derive(Clone, Copy, Debug, Serialize, Deserialize, PartialEq, Eq, Hash)]
 pub struct Held {
@@ -180,6 +183,14 @@ pub struct Recorded {
     pub sequence: u64,
 }
 
+/// Replies to these requests of ipyparallel clients are on disk. An engine keeps a reply until then, and sends it again
+/// when it registers again.
+pub const REPLIES_RECORDED: &str = "replies_recorded";
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct RepliesRecorded {
+    pub msg_ids: Vec<String>,
+}
+
 /// Give back up to so many unbegun tasks, the last ones first. Answered with [`Returned`], which may be empty.
 pub const GIVE_BACK: &str = "give_back";
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -194,7 +205,7 @@ pub struct Cancel {
     pub tasks: Vec<Held>,
 }
 
-/// The controller does not know the sender: register (again).
+/// The controller does not know the sender, or not what it holds: register (again).
 pub const UNKNOWN_ENGINE: &str = "unknown_engine";
 
 /// Stop what is running, unregister, exit.

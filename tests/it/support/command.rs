@@ -3,15 +3,15 @@ use super::normalise::normalised;
 use super::wait::wait_until;
 use std::io::{Read, Write};
 use std::process::{Child, Command, Stdio};
-use std::sync::mpsc::{Receiver, channel};
-use std::thread;
+use std::sync::{Arc, Mutex};
+use std::thread::{self, JoinHandle};
 
 /// A command that runs; its output is read as it comes.
 pub struct Running {
     spelled: String,
     child: Child,
-    stdout: Receiver<String>,
-    stderr: Receiver<String>,
+    stdout: Output,
+    stderr: Output,
 }
 
 /// A command that has ended.
@@ -57,14 +57,20 @@ impl Running {
         self.child.id()
     }
 
+    /// Waits until it has said `words` on stderr.
+    pub fn wait_to_hear(&self, words: &str) {
+        wait_until(&format!("{words:?} of {}", self.spelled), || {
+            self.stderr.so_far().contains(words).then_some(())
+        });
+    }
+
     /// Waits for its end.
     pub fn end(mut self) -> Ended {
         let status = wait_until(&format!("the end of {}", self.spelled), || self.child.try_wait().unwrap());
-        let text = |receiver: &Receiver<String>| receiver.recv().unwrap_or_default();
         Ended {
             code: status.code(),
-            stdout: text(&self.stdout),
-            stderr: text(&self.stderr),
+            stdout: self.stdout.whole(),
+            stderr: self.stderr.whole(),
             spelled: self.spelled.clone(),
         }
     }
@@ -79,14 +85,39 @@ impl Drop for Running {
     }
 }
 
-fn collect(mut from: impl Read + Send + 'static) -> Receiver<String> {
-    let (sender, receiver) = channel();
-    thread::spawn(move || {
-        let mut bytes = Vec::new();
-        let _ = from.read_to_end(&mut bytes);
-        let _ = sender.send(String::from_utf8_lossy(&bytes).into_owned());
+/// What comes from a pipe, read by a thread.
+struct Output {
+    bytes: Arc<Mutex<Vec<u8>>>,
+    reader: Option<JoinHandle<()>>,
+}
+
+impl Output {
+    fn so_far(&self) -> String {
+        String::from_utf8_lossy(&self.bytes.lock().unwrap()).into_owned()
+    }
+
+    /// Waits for the end of the pipe.
+    fn whole(&mut self) -> String {
+        if let Some(reader) = self.reader.take() {
+            reader.join().unwrap();
+        }
+        self.so_far()
+    }
+}
+
+fn collect(mut from: impl Read + Send + 'static) -> Output {
+    let bytes: Arc<Mutex<Vec<u8>>> = Arc::default();
+    let into = Arc::clone(&bytes);
+    let reader = thread::spawn(move || {
+        let mut portion = [0; 8192];
+        while let Ok(read @ 1..) = from.read(&mut portion) {
+            into.lock().unwrap().extend_from_slice(&portion[..read]);
+        }
     });
-    receiver
+    Output {
+        bytes,
+        reader: Some(reader),
+    }
 }
 
 impl Ended {

@@ -23,7 +23,6 @@ rm -rf "$1"
 pub struct Home {
     folder: TempDir,
     guard: Child,
-    variables: Vec<(String, String)>,
 }
 
 impl Home {
@@ -38,17 +37,7 @@ impl Home {
             .stderr(Stdio::null())
             .spawn()
             .unwrap();
-        Home {
-            folder,
-            guard,
-            variables: Vec::new(),
-        }
-    }
-
-    /// An environment variable for every command here.
-    pub fn with(mut self, name: &str, value: &str) -> Home {
-        self.variables.push((name.to_string(), value.to_string()));
-        self
+        Home { folder, guard }
     }
 
     /// The working directory of commands.
@@ -84,7 +73,6 @@ impl Home {
         ] {
             command.env_remove(name);
         }
-        command.envs(self.variables.iter().map(|(name, value)| (name, value)));
         command
     }
 

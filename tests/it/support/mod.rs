@@ -6,7 +6,6 @@ mod normalise;
 mod wait;
 
 pub use cluster::{Cluster, shared, signal, wait_for_exit};
-pub use command::{Ended, Running};
+pub use command::Ended;
 pub use home::{Home, PCLUSTER};
-pub use normalise::normalised;
 pub use wait::wait_until;

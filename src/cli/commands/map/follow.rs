@@ -2,10 +2,9 @@
 use super::interrupts::Interrupts;
 use crate::cli::progress::Progress;
 use crate::cli::{CommandError, Context};
-use crate::client::{Client, ClientError, Feeding, Update};
+use crate::client::{Client, ClientError, Feeding, Selection, Update};
 use crate::model::MapId;
 use crate::model::task::{Counts, TaskRow};
-use crate::wire::content::client::Selection;
 use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;

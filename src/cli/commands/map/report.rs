@@ -120,9 +120,12 @@ impl Report {
             let (map, total) = (self.map, counts.total.max(counts.done()));
             text.push_str(&format!("{} of {total} tasks failed\n", counts.failed()));
             text.push_str(&format!("see them:       pcluster results{options} {map} --failed\n"));
-            if self.cluster_stays {
-                text.push_str(&format!("run them again: pcluster resubmit{options} {map} --failed\n"));
-            }
+            let start = if self.cluster_stays {
+                String::new()
+            } else {
+                format!("pcluster start{options} -n 4; ")
+            };
+            text.push_str(&format!("run them again: {start}pcluster resubmit{options} {map} --failed\n"));
         }
         text
     }

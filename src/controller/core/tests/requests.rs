@@ -232,3 +232,60 @@ fn queue_status_counts_what_waits_and_what_runs() {
     w.ask("nonsense_request", &json!({}), vec![]);
     assert_eq!(w.to_clients.last().unwrap().2.msg_type(), "hub_error");
 }
+
+#[test]
+fn a_client_that_comes_back_under_another_id_gets_its_reply() {
+    let mut w = World::new();
+    stock(&mut w, "e");
+    let came = |id: &'static str| Event::ClientCame {
+        channel: ClientChannel::Task,
+        identity: Bytes::from_static(id.as_bytes()),
+        key: Some("its key".into()),
+    };
+    w.event(came("client"));
+    let id = request(&mut w, ClientChannel::Task, None, json!({}));
+    let message = sent(&mut w).remove(0).1;
+    w.event(Event::ClientLeft {
+        channel: ClientChannel::Task,
+        identity: "client".into(),
+    });
+    let before = w.to_clients.len();
+    reply(&mut w, "e", Channel::Task, &message, ok(), json!({"status": "ok"}));
+    assert_eq!(w.to_clients.len(), before, "there is nobody to send it to");
+    w.event(Event::ClientCame {
+        channel: ClientChannel::Task,
+        identity: "stranger".into(),
+        key: Some("another".into()),
+    });
+    assert_eq!(w.to_clients.len(), before, "and nobody else gets it");
+    w.event(came("the same"));
+    let (_, route, message) = w.to_clients.last().unwrap();
+    assert_eq!((route[0].as_ref(), message.parent().unwrap().msg_id), (&b"the same"[..], id));
+}
+
+#[test]
+fn an_engine_that_returns_is_sent_what_never_reached_it() {
+    let mut w = World::new();
+    w.register("n");
+    let id = request(&mut w, ClientChannel::Mux, Some("n"), json!({}));
+    assert_eq!(sent(&mut w).len(), 1);
+    // It registers again and does not name the request: its message was lost with a connection.
+    w.register("n");
+    let again = sent(&mut w);
+    assert_eq!(again.iter().map(|(_, m)| &m.header.msg_id).collect::<Vec<_>>(), [&id]);
+    let message = &again[0].1;
+    for _ in 0..2 {
+        let mut reply = w.session.message("", "apply_reply", Some(&message.header_json), &ok());
+        reply.metadata_json = to_json(&json!({"status": "ok"}));
+        let event = Event::EngineSaid {
+            engine: "n".into(),
+            native: true,
+            channel: Channel::Mux,
+            client: "client".into(),
+            message: reply,
+        };
+        w.event(event);
+    }
+    let replies = w.to_clients.iter().filter(|(channel, ..)| *channel == ClientChannel::Mux).count();
+    assert_eq!(replies, 1, "a reply that is sent twice reaches the client once");
+}

@@ -32,6 +32,7 @@ pub struct Ledger {
     /// Attempts that failed, and that crashed.
     attempts: HashMap<TaskId, (u32, u32)>,
     cancelling: HashSet<TaskId>,
+    requests: HashMap<String, TaskId>,
     engines: BTreeMap<EngineId, EngineFacts>,
     next_engine: u32,
 }
@@ -137,6 +138,21 @@ impl Ledger {
             }
             Change::EngineGone { id, .. } => {
                 self.engines.remove(id);
+            }
+            Change::RequestAdded { task, request } => {
+                let state = if request.engine.is_some() {
+                    TaskState::Assigned
+                } else {
+                    TaskState::Ready
+                };
+                assert!(self.tasks.insert(*task, (state, 1)).is_none(), "{task} was added twice");
+                self.requests.insert(request.msg_id.clone(), *task);
+            }
+            Change::RequestFinished { msg_id, reply } => {
+                let task = self.requests[msg_id];
+                let run = self.tasks[&task].1;
+                self.go(task, reply.status, run);
+                *self.finished.entry(task).or_default() += 1;
             }
             Change::TasksAdded {
                 map, first, inputs, state, ..
@@ -422,6 +438,7 @@ impl World {
             facts,
             id: None,
             holds,
+            requests: vec![],
         };
         self.engine_says(name, tell::REGISTER, &register);
     }

@@ -1,5 +1,5 @@
 //! Requests of ipyparallel clients, with a Python that has ipyparallel (PCLUSTER_TEST_PYTHON); without one, the error.
-use super::tests::Controller;
+use super::Controller;
 use crate::wire::content::engine::Channel;
 use crate::wire::{Message, Session};
 use base64::Engine;

@@ -1,0 +1,305 @@
+//! What `cargo xtask bench` needs besides the programs it compares: many light engines, one connected client whose maps of
+//! one task are timed, and the two limits (a bare spawn loop, a bare Python worker on a pipe). Prints `name value` lines.
+//!
+//!     load latency CLIENT_FILE COUNT      median and 99th percentile of a map of one no-op task, microseconds
+//!     load engines ENGINE_FILE COUNT      registers so many engines, then answers every task at once until it is killed
+//!     load spawn COUNT LANES              COUNT times `true`, LANES at a time
+//!     load pipe PYTHON COUNT LANES        COUNT calls of a no-op function in LANES Python processes
+use pcluster::client::Client;
+use pcluster::connection::ConnectionFile;
+use pcluster::model::definition::{CallSource, MapDefinition, MapOptions, Work};
+use pcluster::model::engine::EngineFacts;
+use pcluster::model::task::{Outcome, TaskState};
+use pcluster::model::{EngineUuid, PROTOCOL_VERSION, UnixTime};
+use pcluster::transport::{Kind, Security, Socket};
+use pcluster::wire::Session;
+use pcluster::wire::content::engine::*;
+use serde::Serialize;
+use std::io::{BufRead, BufReader, BufWriter, Write};
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+type Outcomes = Result<(), Box<dyn std::error::Error + Send + Sync>>;
+
+fn main() -> Outcomes {
+    let words: Vec<String> = std::env::args().skip(1).filter(|word| word != "--bench").collect();
+    let words: Vec<&str> = words.iter().map(String::as_str).collect();
+    match words.as_slice() {
+        ["latency", file, count] => on_tokio(latency(&ConnectionFile::read(Path::new(file))?, count.parse()?)),
+        ["engines", file, count] => on_tokio(engines(ConnectionFile::read(Path::new(file))?, count.parse()?)),
+        ["spawn", count, lanes] => spawn(count.parse()?, lanes.parse()?),
+        ["pipe", python, count, lanes] => pipe(python, count.parse()?, lanes.parse()?),
+        // `cargo bench` alone: the whole comparison is a chore with its own set-up.
+        _ => {
+            println!("run `cargo xtask bench`");
+            Ok(())
+        }
+    }
+}
+
+fn on_tokio(work: impl Future<Output = Outcomes>) -> Outcomes {
+    tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()?
+        .block_on(work)
+}
+
+fn unix_now() -> UnixTime {
+    UnixTime(SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64())
+}
+
+// ---- latency
+
+async fn latency(file: &ConnectionFile, count: usize) -> Outcomes {
+    let client = Client::connect(file, Duration::from_secs(10)).await?;
+    let definition = MapDefinition {
+        work: Work::Call {
+            from: CallSource::File {
+                name: "noop.py".into(),
+                text: "def noop(x): return x\n".into(),
+            },
+            function: "noop".into(),
+        },
+        options: MapOptions::default(),
+    };
+    let mut times = Vec::with_capacity(count);
+    // The first ones warm up.
+    for i in 0..count + count / 10 + 1 {
+        let began = Instant::now();
+        let map = client.submit(definition.clone(), vec![Ok("[1]".into())]).await?;
+        let mut watch = client.watch(map, Duration::from_secs(5));
+        let mut got = 0;
+        // The result is what is waited for, not the word that the map is complete.
+        while got == 0 {
+            let Some(update) = watch.next().await? else { break };
+            got = update.results.len();
+        }
+        if i > count / 10 {
+            times.push(began.elapsed().as_secs_f64() * 1e6);
+        }
+    }
+    times.sort_by(f64::total_cmp);
+    let at = |q: f64| times.get((times.len() as f64 * q) as usize).copied().unwrap_or(f64::NAN);
+    println!("median_us {:.1}\np99_us {:.1}", at(0.5), at(0.99));
+    Ok(())
+}
+
+// ---- light engines
+
+/// Registrations on their way at once.
+const AT_ONCE: usize = 64;
+
+async fn engines(file: ConnectionFile, count: usize) -> Outcomes {
+    let file = std::sync::Arc::new(file);
+    let door = std::sync::Arc::new(tokio::sync::Semaphore::new(AT_ONCE));
+    let began = Instant::now();
+    let mut joining = tokio::task::JoinSet::new();
+    for number in 0..count {
+        let (file, door) = (file.clone(), door.clone());
+        joining.spawn(async move {
+            let _turn = door.acquire().await?;
+            LightEngine::register(&file, number).await
+        });
+    }
+    let mut serving = tokio::task::JoinSet::new();
+    while let Some(joined) = joining.join_next().await {
+        serving.spawn(joined??.serve());
+    }
+    println!("registered {count}\nseconds {:.4}", began.elapsed().as_secs_f64());
+    std::io::stdout().flush()?;
+    while serving.join_next().await.is_some() {}
+    Ok(())
+}
+
+/// An engine without a worker: it registers, beats, and has every task done the moment it comes.
+struct LightEngine {
+    socket: Socket,
+    session: Session,
+    heartbeat: Duration,
+    sequence: u64,
+}
+
+impl LightEngine {
+    async fn register(file: &ConnectionFile, number: usize) -> Result<LightEngine, Box<dyn std::error::Error + Send + Sync>> {
+        let keys = file.pcluster.as_ref().ok_or("not an engine file of pcluster")?;
+        let port = keys.engine_port.ok_or("not an engine file: no engine_port")?;
+        let uuid = format!("00000000-0000-4000-8000-{number:012}");
+        let security = match &file.curve_serverkey {
+            Some(key) => Security::Client { server_key: key.clone() },
+            None => Security::Plain,
+        };
+        let socket = Socket::new(Kind::Dealer, Some(&uuid), &security)?;
+        socket.connect(&file.location, port).await?;
+        let mut engine = LightEngine {
+            session: Session::new(file.key.as_bytes(), uuid.clone(), "bench"),
+            socket,
+            heartbeat: Duration::from_secs(1),
+            sequence: 0,
+        };
+        let register = Register {
+            protocol: PROTOCOL_VERSION,
+            facts: EngineFacts {
+                uuid: EngineUuid::from(uuid.as_str()),
+                host: "light".into(),
+                pid: std::process::id(),
+                version: pcluster::model::VERSION.into(),
+                python: "none".into(),
+                capabilities: ["call", "command", "execute"].map(String::from).to_vec(),
+            },
+            id: None,
+            requests: vec![],
+            holds: Vec::new(),
+        };
+        engine.send(REGISTER, &register)?;
+        loop {
+            let message = engine.session.open(engine.socket.receive().await?)?;
+            if message.msg_type() == REGISTERED {
+                let registered: Registered = message.content()?;
+                if registered.status != "ok" {
+                    return Err(registered.evalue.into());
+                }
+                engine.heartbeat = Duration::from_millis(registered.heartbeat_ms.max(10));
+                return Ok(engine);
+            }
+        }
+    }
+
+    fn send<T: Serialize>(&mut self, msg_type: &str, content: &T) -> Outcomes {
+        let message = self.session.message(&unix_now().to_iso(), msg_type, None, content);
+        let frames = self.session.seal(&[bytes::Bytes::from_static(Channel::Native.frame())], &message);
+        Ok(self.socket.send(frames)?)
+    }
+
+    async fn serve(mut self) -> Outcomes {
+        let mut beat = tokio::time::interval(self.heartbeat);
+        loop {
+            tokio::select! {
+                _ = beat.tick() => self.send(HEARTBEAT, &Heartbeat {})?,
+                frames = self.socket.receive() => {
+                    let message = self.session.open(frames?)?;
+                    match message.msg_type() {
+                        TASKS => self.run(&message.content::<Tasks>()?)?,
+                        GIVE_BACK => self.send(RETURNED, &Returned { tasks: Vec::new() })?,
+                        SHUTDOWN => {
+                            self.send(UNREGISTER, &Unregister { reason: "told to".into() })?;
+                            self.socket.close().await;
+                            return Ok(());
+                        }
+                        _ => {}
+                    }
+                }
+            }
+        }
+    }
+
+    fn run(&mut self, tasks: &Tasks) -> Outcomes {
+        let now = unix_now();
+        let outcome = Outcome {
+            value: Some(serde_json::value::RawValue::from_string("1".into())?),
+            error: None,
+            ..Outcome::failure(TaskState::Ok, "", "", now, now)
+        };
+        let results = tasks.tasks.iter().map(|task| TaskResult {
+            map: tasks.map,
+            index: task.index,
+            run: task.run,
+            outcome: outcome.clone(),
+        });
+        self.sequence += 1;
+        let results = Results {
+            sequence: self.sequence,
+            results: results.collect(),
+        };
+        self.send(RESULTS, &results)
+    }
+}
+
+// ---- limits
+
+fn in_lanes(lanes: usize, lane: impl Fn(usize) -> Outcomes + Sync) -> Outcomes {
+    std::thread::scope(|scope| {
+        let running: Vec<_> = (0..lanes)
+            .map(|number| {
+                scope.spawn({
+                    let lane = &lane;
+                    move || lane(number)
+                })
+            })
+            .collect();
+        running
+            .into_iter()
+            .try_for_each(|lane| lane.join().unwrap_or_else(|_| Err("a lane failed".into())))
+    })
+}
+
+/// The standard library spawns such a plain command with `posix_spawn`.
+fn spawn(count: usize, lanes: usize) -> Outcomes {
+    let began = Instant::now();
+    in_lanes(lanes, |_| {
+        for _ in 0..count / lanes {
+            if !Command::new("/bin/true").status()?.success() {
+                return Err("true failed".into());
+            }
+        }
+        Ok(())
+    })?;
+    println!("tasks {}\nseconds {:.4}", count / lanes * lanes, began.elapsed().as_secs_f64());
+    Ok(())
+}
+
+const WORKER: &str = "
+import json, sys
+def noop(x): return x
+out = sys.stdout.write
+for line in sys.stdin:
+    out(json.dumps(noop(*json.loads(line))) + '\\n')
+";
+
+fn pipe(python: &str, count: usize, lanes: usize) -> Outcomes {
+    let mut workers = Vec::new();
+    for _ in 0..lanes {
+        let mut worker = Command::new(python);
+        workers.push(
+            worker
+                .args(["-S", "-c", WORKER])
+                .stdin(Stdio::piped())
+                .stdout(Stdio::piped())
+                .spawn()?,
+        );
+    }
+    let share = count / lanes;
+    let ends: Vec<_> = workers
+        .iter_mut()
+        .map(|worker| std::sync::Mutex::new((worker.stdin.take(), worker.stdout.take())))
+        .collect();
+    let began = Instant::now();
+    in_lanes(lanes, |number| {
+        let (stdin, stdout) = match ends[number].lock() {
+            Ok(mut ends) => (ends.0.take().ok_or("no pipe")?, ends.1.take().ok_or("no pipe")?),
+            Err(_) => return Err("no pipe".into()),
+        };
+        std::thread::scope(|scope| {
+            let feeding = scope.spawn(move || -> Outcomes {
+                let mut stdin = BufWriter::new(stdin);
+                for i in 0..share {
+                    writeln!(stdin, "[{i}]")?;
+                }
+                Ok(stdin.flush()?)
+            });
+            let answers = BufReader::new(stdout).lines().count();
+            feeding.join().unwrap_or_else(|_| Err("the feeding failed".into()))?;
+            if answers == share {
+                Ok(())
+            } else {
+                Err(format!("{answers} of {share} answers").into())
+            }
+        })
+    })?;
+    println!("tasks {}\nseconds {:.4}", share * lanes, began.elapsed().as_secs_f64());
+    for mut worker in workers {
+        worker.wait()?;
+    }
+    Ok(())
+}

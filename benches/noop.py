@@ -1,0 +1,5 @@
+"""The function that every Python comparison calls."""
+
+
+def noop(x):
+    return x

@@ -1,0 +1,173 @@
+//! What comes from the controller, read and made into events.
+use super::Driver;
+use crate::engine::core::unit::Method;
+use crate::engine::core::{Event, Request};
+use crate::engine::requests;
+use crate::engine::worker::protocol::frame;
+use crate::wire::content::engine::*;
+use crate::wire::{Frames, Message};
+use serde::Deserialize;
+use serde_json::value::RawValue;
+use std::sync::Arc;
+
+impl Driver {
+    /// The answer to another registration is given back.
+    pub(super) async fn receive(&mut self, frames: Frames) -> Option<Registered> {
+        let (channel, message) = self.link.as_mut()?.open(frames)?;
+        match channel {
+            Channel::Native => return self.receive_native(message).await,
+            Channel::Control => self.receive_control(message).await,
+            Channel::Mux | Channel::Task | Channel::Broadcast => match Method::of(message.msg_type()) {
+                Some(method) => {
+                    let client = message.identities.get(1..).unwrap_or_default().to_vec();
+                    let request = Request::new(channel, client, method, message);
+                    self.handle(Event::RequestCame(Arc::new(request))).await;
+                }
+                None => tracing::warn!(msg_type = message.msg_type(), "a request of an unknown type was dropped"),
+            },
+            Channel::Iopub => {}
+        }
+        None
+    }
+
+    pub(super) async fn receive_native(&mut self, message: Message) -> Option<Registered> {
+        let event = match message.msg_type() {
+            HEARTBEAT => return None,
+            REGISTERED => {
+                let registered: Registered = read(&message)?;
+                if registered.status != "ok" {
+                    tracing::error!("the controller refused to take this engine back: {}", registered.evalue);
+                    self.left = true;
+                    return None;
+                }
+                if let Some(link) = &mut self.link {
+                    link.id = registered.id.unwrap_or(link.id);
+                    link.send_kept();
+                }
+                self.handle(Event::Registered {
+                    drop: registered.drop.clone(),
+                })
+                .await;
+                return Some(registered);
+            }
+            UNKNOWN_ENGINE => Event::Unknown,
+            DEFINITION => {
+                let Definition { map, definition } = read(&message)?;
+                Event::Defined {
+                    map,
+                    definition: Arc::new(definition),
+                }
+            }
+            FORGET => Event::Forgotten {
+                map: read::<Forget>(&message)?.map,
+            },
+            TASKS => tasks_came(&message)?,
+            RECORDED => Event::Recorded {
+                sequence: read::<Recorded>(&message)?.sequence,
+            },
+            REPLIES_RECORDED => {
+                let msg_ids = read::<RepliesRecorded>(&message)?.msg_ids;
+                self.link.as_mut()?.recorded(&msg_ids);
+                return None;
+            }
+            GIVE_BACK => Event::GiveBackAsked {
+                at_most: read::<GiveBack>(&message)?.at_most,
+            },
+            CANCEL => Event::CancelAsked {
+                tasks: read::<Cancel>(&message)?.tasks,
+            },
+            SHUTDOWN => Event::ShutdownAsked {
+                drain: read::<Shutdown>(&message)?.drain,
+                reason: "the controller said so".into(),
+                grace_ms: None,
+            },
+            SIGNAL => {
+                self.signal_user_code(read::<Signal>(&message)?.signal);
+                return None;
+            }
+            other => {
+                tracing::warn!(msg_type = other, "a message of an unknown type was dropped");
+                return None;
+            }
+        };
+        self.handle(event).await;
+        None
+    }
+
+    /// For the command that runs, and the worker.
+    pub(super) fn signal_user_code(&self, signal: i32) {
+        self.command.signal(signal);
+        if let Some(worker) = &self.worker {
+            worker.signal(signal);
+        }
+    }
+
+    pub(super) async fn receive_control(&mut self, message: Message) {
+        let reply = match message.msg_type() {
+            "abort_request" => {
+                let msg_ids = requests::abort_ids(&message);
+                self.handle(Event::AbortAsked { msg_ids }).await;
+                "abort_reply"
+            }
+            "clear_request" => {
+                if let Some(worker) = &self.worker {
+                    worker.send(vec![frame(b'C', 0, b"")]);
+                }
+                "clear_reply"
+            }
+            "signal_request" => {
+                match requests::signal_number(&message) {
+                    Some(signal) => self.signal_user_code(signal),
+                    None => tracing::warn!("a signal_request without a signal that this system knows"),
+                }
+                "signal_reply"
+            }
+            "shutdown_request" => "shutdown_reply",
+            other => {
+                tracing::warn!(msg_type = other, "a control request of an unknown type was dropped");
+                return;
+            }
+        };
+        if let Some(link) = &mut self.link {
+            requests::control_reply(link, reply, &message);
+        }
+        if reply == "shutdown_reply" {
+            let event = Event::ShutdownAsked {
+                drain: false,
+                reason: "a client's shutdown_request".into(),
+                grace_ms: None,
+            };
+            self.handle(event).await;
+        }
+    }
+}
+
+fn read<'a, T: Deserialize<'a>>(message: &'a Message) -> Option<T> {
+    message
+        .content()
+        .inspect_err(|e| tracing::warn!(msg_type = message.msg_type(), "a message cannot be read: {e}"))
+        .ok()
+}
+
+/// Inputs stay where they are in the message.
+fn tasks_came(message: &Message) -> Option<Event> {
+    #[derive(Deserialize)]
+    struct TasksHere<'a> {
+        map: crate::model::MapId,
+        #[serde(borrow)]
+        tasks: Vec<TaskHere<'a>>,
+    }
+    #[derive(Deserialize)]
+    struct TaskHere<'a> {
+        index: u32,
+        run: u32,
+        #[serde(borrow)]
+        input: &'a RawValue,
+    }
+    let TasksHere { map, tasks } = read(message)?;
+    let input = |raw: &RawValue| message.content_json.slice_ref(raw.get().as_bytes());
+    Some(Event::TasksCame {
+        map,
+        tasks: tasks.into_iter().map(|task| (task.index, task.run, input(task.input))).collect(),
+    })
+}

@@ -1,0 +1,198 @@
+//! Between the core and the world: sockets, the worker's process, commands, signals, clocks.
+//!
+//! Parts: `incoming` (from the controller), `reports` (from the worker and from commands), `outgoing` (effects).
+mod incoming;
+mod outgoing;
+mod reports;
+
+use crate::engine::command::{self, CommandEvent, Running};
+use crate::engine::core::{Core, CoreSettings, Event, Now};
+use crate::engine::forker::Forker;
+use crate::engine::link::{Link, unix_now};
+use crate::engine::worker::process::{Worker, WorkerEvent};
+use crate::engine::{EngineError, EngineSettings};
+use crate::model::engine::EngineFacts;
+use crate::model::{EngineUuid, PROTOCOL_VERSION};
+use crate::wire::content::engine::*;
+use std::time::{Duration, Instant};
+use tokio::signal::unix::{Signal as SignalStream, SignalKind, signal};
+use tokio::sync::mpsc::{Receiver, UnboundedReceiver, UnboundedSender, channel, unbounded_channel};
+
+/// A worker that is not ready after so long does not hold up the registration.
+const READY_FOR_REGISTRATION: Duration = Duration::from_secs(30);
+/// Messages taken from the socket in one go.
+const AT_ONCE: usize = 64;
+
+pub struct Driver {
+    settings: EngineSettings,
+    python: String,
+    core: Core,
+    forker: Forker,
+    worker: Option<Worker>,
+    workers: u64,
+    has_ipython: bool,
+    worker_events: UnboundedReceiver<(u64, WorkerEvent)>,
+    worker_sender: UnboundedSender<(u64, WorkerEvent)>,
+    command: Running,
+    command_events: Receiver<CommandEvent>,
+    command_sender: tokio::sync::mpsc::Sender<CommandEvent>,
+    facts: EngineFacts,
+    link: Option<Link>,
+    left: bool,
+    terminate: SignalStream,
+    interrupt: SignalStream,
+}
+
+fn now() -> Now {
+    Now {
+        instant: Instant::now(),
+        unix: unix_now(),
+    }
+}
+
+impl Driver {
+    pub fn new(settings: EngineSettings) -> Result<Driver, EngineError> {
+        let python = crate::engine::settings::interpreter(settings.python.as_deref());
+        let system = |what: &str| {
+            let what = what.to_string();
+            move |e: std::io::Error| EngineError::System(format!("{what}: {e}"))
+        };
+        let (worker_sender, worker_events) = unbounded_channel();
+        let (command_sender, command_events) = channel(16);
+        let core = Core::new(CoreSettings {
+            interrupt: Duration::from_millis(settings.interrupt_ms),
+            terminate: Duration::from_millis(settings.terminate_ms),
+            python: python.clone(),
+        });
+        let facts = EngineFacts {
+            uuid: EngineUuid::from(uuid::Uuid::new_v4().to_string().as_str()),
+            host: command::host(),
+            pid: std::process::id(),
+            version: crate::model::VERSION.into(),
+            python: String::new(),
+            capabilities: ["call", "command", "execute"].map(String::from).to_vec(),
+        };
+        Ok(Driver {
+            settings,
+            python,
+            core,
+            forker: Forker::new().map_err(system("cannot start a thread"))?,
+            worker: None,
+            workers: 0,
+            has_ipython: false,
+            worker_events,
+            worker_sender,
+            command: Running::default(),
+            command_events,
+            command_sender,
+            facts,
+            link: None,
+            left: false,
+            terminate: signal(SignalKind::terminate()).map_err(system("cannot watch for SIGTERM"))?,
+            interrupt: signal(SignalKind::interrupt()).map_err(system("cannot watch for SIGINT"))?,
+        })
+    }
+
+    pub async fn run(mut self) -> Result<(), EngineError> {
+        let effects = self.core.warm_up(now());
+        self.act(effects).await;
+        self.wait_for_worker().await;
+        let register = self.register(Vec::new());
+        let registered = tokio::select! {
+            connected = Link::connect(&self.settings, &register) => {
+                let (link, registered) = connected?;
+                tracing::info!(id = %link.id, "registered");
+                self.link = Some(link);
+                registered
+            }
+            _ = self.terminate.recv() => return Ok(()),
+            _ = self.interrupt.recv() => return Ok(()),
+        };
+        let mut heartbeat = Duration::from_millis(registered.heartbeat_ms.max(10));
+        let mut patience = Duration::from_millis(registered.controller_patience_ms.max(1000));
+        self.handle(Event::Registered { drop: registered.drop }).await;
+        let mut beat_at = Instant::now() + heartbeat;
+        let mut last_heard = Instant::now();
+        while !self.left {
+            let Some(link) = &self.link else { break };
+            let deadline = self.core.next_deadline().map_or(beat_at, |deadline| deadline.min(beat_at));
+            tokio::select! {
+                frames = link.socket.receive() => {
+                    last_heard = Instant::now();
+                    let mut next = Some(frames.map_err(|e| EngineError::System(format!("the connection to the controller: {e}")))?);
+                    let mut count = 0;
+                    while let Some(frames) = next.take() {
+                        if let Some(again) = self.receive(frames).await {
+                            heartbeat = Duration::from_millis(again.heartbeat_ms.max(10));
+                            patience = Duration::from_millis(again.controller_patience_ms.max(1000));
+                        }
+                        count += 1;
+                        next = self.link.as_ref().filter(|_| count < AT_ONCE).and_then(|link| link.socket.try_receive());
+                    }
+                }
+                Some((number, event)) = self.worker_events.recv() => self.worker_said(number, event).await,
+                Some(event) = self.command_events.recv() => self.command_said(event).await,
+                () = tokio::time::sleep_until(deadline.into()) => self.handle(Event::Tick).await,
+                _ = self.terminate.recv() => self.told_to_leave("SIGTERM").await,
+                _ = self.interrupt.recv() => self.told_to_leave("SIGINT").await,
+            }
+            let instant = Instant::now();
+            if instant >= beat_at {
+                beat_at = instant + heartbeat;
+                self.send(HEARTBEAT, &Heartbeat {});
+            }
+            if instant - last_heard > patience {
+                self.end_worker().await;
+                return Err(EngineError::ControllerGone(patience.as_secs()));
+            }
+        }
+        self.end_worker().await;
+        if let Some(link) = self.link.take() {
+            link.socket.close().await;
+        }
+        Ok(())
+    }
+
+    pub(super) async fn told_to_leave(&mut self, signal: &str) {
+        tracing::info!("{signal}: giving tasks back and leaving");
+        let event = Event::ShutdownAsked {
+            drain: true,
+            reason: format!("the engine got {signal}"),
+            grace_ms: Some(self.settings.grace_ms),
+        };
+        self.handle(event).await;
+    }
+
+    /// Until the worker has said what Python it is, or that there is none.
+    pub(super) async fn wait_for_worker(&mut self) {
+        let until = tokio::time::Instant::now() + READY_FOR_REGISTRATION;
+        while self.worker.is_some() && self.facts.python.is_empty() {
+            tokio::select! {
+                Some((number, event)) = self.worker_events.recv() => self.worker_said(number, event).await,
+                () = tokio::time::sleep_until(until) => return,
+                _ = self.terminate.recv() => return self.told_to_leave("SIGTERM").await,
+                _ = self.interrupt.recv() => return self.told_to_leave("SIGINT").await,
+            }
+        }
+    }
+
+    pub(super) fn register(&self, holds: Vec<Held>) -> Register {
+        Register {
+            protocol: PROTOCOL_VERSION,
+            facts: self.facts.clone(),
+            id: self.link.as_ref().map(|link| link.id).or(self.settings.id),
+            holds,
+            requests: self
+                .core
+                .held_requests()
+                .chain(self.link.iter().flat_map(|link| link.kept()))
+                .collect(),
+        }
+    }
+
+    pub(super) fn send<T: serde::Serialize + ?Sized>(&mut self, msg_type: &str, content: &T) {
+        if let Some(link) = &mut self.link {
+            link.send_native(msg_type, content);
+        }
+    }
+}

@@ -1,0 +1,167 @@
+//! What the core wants, done.
+use super::{Driver, now};
+use crate::engine::command::{self, Running, ToRun};
+use crate::engine::core::{Effect, Event, Stage, Unit};
+use crate::engine::link::unix_now;
+use crate::engine::requests;
+use crate::engine::worker::process::{IPYTHON, Worker, WorkerCommand, WorkerEvent};
+use crate::engine::worker::protocol::{frame, parts_frame, tasks_frame};
+use crate::model::definition::Work;
+use crate::wire::Message;
+use crate::wire::content::engine::*;
+use crate::wire::message::to_json;
+use bytes::Bytes;
+use std::collections::VecDeque;
+use std::time::Duration;
+
+/// How long a worker has for its own exit handlers when the engine ends.
+const LAST_BREATH: Duration = Duration::from_secs(1);
+
+impl Driver {
+    pub(super) async fn handle(&mut self, event: Event) {
+        let effects = self.core.handle(now(), event);
+        self.act(effects).await;
+    }
+
+    pub(super) async fn act(&mut self, effects: Vec<Effect>) {
+        let mut effects = VecDeque::from(effects);
+        while let Some(effect) = effects.pop_front() {
+            if let Some(event) = self.act_on(effect).await {
+                // Answers come before anything else.
+                for effect in self.core.handle(now(), event).into_iter().rev() {
+                    effects.push_front(effect);
+                }
+            }
+        }
+    }
+
+    pub(super) async fn act_on(&mut self, effect: Effect) -> Option<Event> {
+        match effect {
+            Effect::Register { holds } => {
+                let register = self.register(holds);
+                self.send(REGISTER, &register);
+            }
+            Effect::SendResults(results) => self.send(RESULTS, &*results),
+            Effect::SendProgress(progress) => self.send(PROGRESS, &progress),
+            Effect::SendReturned(returned) => self.send(RETURNED, &returned),
+            Effect::RequestBegun(request) => requests::status(self.link.as_mut()?, &request, "busy"),
+            Effect::Stream { request, stderr, text } => requests::stream(self.link.as_mut()?, &request, stderr, &text),
+            Effect::Publish {
+                request,
+                meta,
+                content,
+                buffers,
+            } => requests::publish(self.link.as_mut()?, &request, &meta, content, buffers),
+            Effect::Reply { request, started, reply } => {
+                let link = self.link.as_mut()?;
+                requests::reply(link, &request, started, reply, &self.facts.uuid);
+                requests::status(link, &request, "idle");
+            }
+            Effect::Leave { reason } => {
+                tracing::info!("leaving: {reason}");
+                self.send(UNREGISTER, &Unregister { reason });
+                self.left = true;
+            }
+            Effect::StartWorker => return self.start_worker().await,
+            Effect::Define { map, definition } => self.tell_worker(|| vec![frame(b'D', 0, &to_json(&(map, &*definition)))], 0),
+            Effect::Forget { map } => self.tell_worker(|| vec![frame(b'F', 0, &to_json(&map))], 0),
+            Effect::GiveTasks { map, first, inputs } => {
+                let count = inputs.len();
+                self.tell_worker(|| vec![tasks_frame(map.0, first, inputs.iter())], count);
+            }
+            Effect::GiveRequest { ticket, request } => {
+                if !std::mem::replace(&mut self.has_ipython, true) {
+                    self.tell_worker(|| vec![frame(b'M', 0, IPYTHON.as_bytes())], 0);
+                }
+                let id = self.link.as_ref().map(|link| link.id);
+                let meta = serde_json::json!({ "method": request.method.word(), "engine_uuid": self.facts.uuid, "engine_id": id });
+                let Message {
+                    header_json,
+                    metadata_json,
+                    content_json,
+                    buffers,
+                    ..
+                } = &request.message;
+                let mut parts = vec![to_json(&meta), header_json.clone(), metadata_json.clone(), content_json.clone()];
+                parts.extend_from_slice(buffers);
+                self.tell_worker(|| parts_frame(b'R', ticket, parts), 1);
+            }
+            Effect::TakeTokens => {
+                let count = self.worker.as_mut().map_or(0, Worker::recall);
+                return Some(Event::TokensTaken { count });
+            }
+            Effect::ReadOutput => {
+                let worker = self.worker.as_mut()?;
+                let output = [worker.stdout.read_to(None), worker.stderr.read_to(None)];
+                return Some(Event::OutputRead { output });
+            }
+            Effect::SignalWorker { signal } => self.worker.as_ref()?.signal(signal_number(signal)),
+            Effect::StartCommand { unit, definition } => {
+                let Unit::Task { held, input } = unit else { return None };
+                let Work::Command { argv } = &definition.work else { return None };
+                let mut env = self.settings.env.clone();
+                env.insert("PCLUSTER_TASK".into(), format!("{}.{}", held.map, held.index));
+                let to_run = ToRun {
+                    argv: command::argv(argv, &command::input_words(&input)),
+                    options: definition.options.clone(),
+                    cwd: self.settings.cwd.clone(),
+                    env,
+                };
+                self.command = Running::default();
+                let (forker, running, sender) = (self.forker.clone(), self.command.clone(), self.command_sender.clone());
+                tokio::spawn(command::run(to_run, forker, running, sender, unix_now));
+            }
+            Effect::SignalCommand { signal } => self.command.signal(signal_number(signal)),
+        }
+        None
+    }
+
+    pub(super) fn tell_worker(&mut self, frames: impl FnOnce() -> Vec<Bytes>, tokens: usize) {
+        if let Some(worker) = &mut self.worker {
+            worker.send(frames());
+            if tokens > 0 {
+                worker.allow(tokens);
+            }
+        }
+    }
+
+    pub(super) async fn start_worker(&mut self) -> Option<Event> {
+        self.workers += 1;
+        self.has_ipython = false;
+        let command = WorkerCommand {
+            python: self.python.clone(),
+            cwd: self.settings.cwd.clone(),
+            env: self.settings.env.clone().into_iter().collect(),
+        };
+        match Worker::start(&command, self.workers, &self.forker, self.worker_sender.clone()).await {
+            Ok(worker) => {
+                self.worker = Some(worker);
+                None
+            }
+            Err(reason) => {
+                tracing::warn!("no Python worker: {reason}");
+                self.worker = None;
+                Some(Event::WorkerFailed { reason })
+            }
+        }
+    }
+
+    pub(super) async fn end_worker(&mut self) {
+        let Some(mut worker) = self.worker.take() else { return };
+        worker.close();
+        let until = tokio::time::Instant::now() + LAST_BREATH;
+        while let Ok(Some((number, event))) = tokio::time::timeout_at(until, self.worker_events.recv()).await {
+            if number == worker.number && matches!(event, WorkerEvent::Exited(_)) {
+                return;
+            }
+        }
+    }
+}
+
+fn signal_number(stage: Stage) -> i32 {
+    match stage {
+        Stage::Interrupt => nix::libc::SIGINT,
+        Stage::Terminate => nix::libc::SIGTERM,
+        Stage::Kill => nix::libc::SIGKILL,
+    }
+}

@@ -1,0 +1,216 @@
+//! Python functions and code.
+use super::*;
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn functions_are_called() {
+    let mut c = Controller::new().await;
+    assert!(c.register.facts.python.starts_with("3."), "{:?}", c.register);
+    assert!(c.register.facts.capabilities.contains(&"call".to_string()));
+    c.define_file(
+        1,
+        "import sys\ndef f(x, y=1):\n    print('got', x)\n    if x < 0: raise ValueError('below zero')\n    return {'sum': x + y}\n",
+    );
+    c.tasks(1, 0, &["[1]", "[2, 3]", "{\"x\": 4, \"y\": 5}", "[-1]"]);
+    let results = c.results(4).await;
+    assert_eq!(results.iter().map(|r| r.index).collect::<Vec<_>>(), [0, 1, 2, 3]);
+    assert_eq!(value(&results[0]), r#"{"sum":2}"#);
+    assert_eq!(value(&results[2]), r#"{"sum":9}"#);
+    assert_eq!(results[1].outcome.stdout, "got 2\n");
+    assert_eq!((ename(&results[3]), evalue(&results[3])), ("ValueError", "below zero"));
+    // From 3.11 on Python underlines the place.
+    let traceback = &results[3].outcome.error.as_ref().unwrap().traceback;
+    let plain: Vec<&str> = traceback.lines().filter(|line| !line.trim().starts_with('^')).collect();
+    insta::assert_snapshot!(plain.join("\n"), @r#"
+    Traceback (most recent call last):
+      File "shipped.py", line 4, in f
+        if x < 0: raise ValueError('below zero')
+    ValueError: below zero
+    "#);
+    c.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn values_that_json_cannot_hold_are_pickled() {
+    let mut c = Controller::new().await;
+    let source =
+        "import threading\ndef f(k):\n    return [(1, 2), {1, 2}, float('nan'), threading.Lock(), '\\ud800', {(1, 2): 3}, 10**5000][k]\n";
+    c.define_file(1, source);
+    c.tasks(1, 0, &["[0]", "[1]", "[2]", "[3]", "[4]", "[5]", "[6]"]);
+    let results = c.results(7).await;
+    assert_eq!(value(&results[0]), "[1,2]");
+    assert_eq!(results[1].outcome.repr.as_deref(), Some("{1, 2}"));
+    assert!(results[1].outcome.pickled.is_some() && results[1].outcome.value.is_none());
+    assert_eq!(results[2].outcome.repr.as_deref(), Some("nan"));
+    assert_eq!(ename(&results[3]), "ValueNotSerializable");
+    assert!(evalue(&results[3]).contains("_thread.lock"), "{}", evalue(&results[3]));
+    assert_eq!(value(&results[4]), "\"\\ud800\"");
+    assert_eq!(results[5].outcome.repr.as_deref(), Some("{(1, 2): 3}"));
+    assert_eq!(results[6].outcome.status, TaskState::Ok);
+    c.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn definitions_that_cannot_be_used_say_why() {
+    let mut c = Controller::new().await;
+    c.define_file(1, "def f(:\n");
+    c.define_file(2, "def g(x): pass\n");
+    c.define_file(3, "import no_such_module_here\ndef f(): pass\n");
+    c.define_file(4, "f = 3\n");
+    let from = CallSource::Module {
+        module: "no_such.module".into(),
+    };
+    c.define(
+        5,
+        Work::Call {
+            from,
+            function: "f".into(),
+        },
+        MapOptions::default(),
+    );
+    let from = CallSource::Module { module: "os.path".into() };
+    c.define(
+        6,
+        Work::Call {
+            from,
+            function: "basename".into(),
+        },
+        MapOptions::default(),
+    );
+    for map in 1..=6 {
+        c.tasks(map, 0, &["[\"/a/b\"]"]);
+    }
+    c.tasks(7, 0, &["[]"]);
+    let mut results = c.results(7).await;
+    results.sort_by_key(|r| r.map);
+    assert_eq!(ename(&results[0]), "SyntaxError");
+    assert!(
+        evalue(&results[0]).contains("shipped.py, line 1 does not compile"),
+        "{}",
+        evalue(&results[0])
+    );
+    assert!(evalue(&results[0]).contains("engine: python:"), "{}", evalue(&results[0]));
+    assert_eq!(
+        (ename(&results[1]), evalue(&results[1])),
+        ("AttributeError", "shipped.py has no function 'f'; it has g")
+    );
+    assert_eq!(ename(&results[2]), "ModuleNotFoundError");
+    assert!(evalue(&results[2]).contains("install the module there"), "{}", evalue(&results[2]));
+    assert_eq!(
+        (ename(&results[3]), evalue(&results[3])),
+        ("TypeError", "shipped.py:f is a int, not a function")
+    );
+    assert_eq!(ename(&results[4]), "ModuleNotFoundError");
+    assert_eq!(value(&results[5]), "\"b\"");
+    assert_eq!(ename(&results[6]), "MissingDefinition");
+    c.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_worker_that_dies_takes_only_its_task_along() {
+    let mut c = Controller::new().await;
+    let source = "import os, signal, sys\ndef f(k):\n    if k == 1: os._exit(3)\n    if k == 2: print('bye', file=sys.stderr); os.kill(os.getpid(), signal.SIGSEGV)\n    if k == 3: sys.exit('enough')\n    return k\n";
+    c.define_file(1, source);
+    c.tasks(1, 0, &["[0]", "[1]", "[0]", "[2]", "[3]", "[0]"]);
+    let results = c.results(6).await;
+    let states: Vec<_> = results.iter().map(|r| (r.index, r.outcome.crashed, ename(r))).collect();
+    assert_eq!(
+        states,
+        [
+            (0, false, ""),
+            (1, true, "WorkerDied"),
+            (2, false, ""),
+            (3, true, "WorkerDied"),
+            (4, false, "SystemExit"),
+            (5, false, "")
+        ]
+    );
+    assert!(evalue(&results[1]).contains("exit code 3"), "{}", evalue(&results[1]));
+    assert!(evalue(&results[3]).contains("signal 11 (SIGSEGV)") && evalue(&results[3]).ends_with("bye"));
+    assert_eq!(results[3].outcome.stderr, "bye\n");
+    c.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn output_comes_while_a_task_runs_and_belongs_to_it() {
+    let mut c = Controller::new().await;
+    let source = "import os, subprocess, sys, time\ndef f(k):\n    if k: return print('short', k)\n    print('one'); subprocess.run(['sh', '-c', 'echo two']); os.write(2, b'three\\n')\n    while not os.path.exists(sys.argv[0] or os.environ['GO']): time.sleep(0.01)\n    sys.stdout.write('four')\n";
+    let go = tempfile::tempdir().unwrap();
+    let path = go.path().join("go");
+    let from = CallSource::File {
+        name: "output.py".into(),
+        text: source.into(),
+    };
+    let options = MapOptions {
+        env: [("GO".to_string(), path.to_string_lossy().into_owned())].into(),
+        ..MapOptions::default()
+    };
+    c.define(
+        1,
+        Work::Call {
+            from,
+            function: "f".into(),
+        },
+        options,
+    );
+    c.tasks(1, 0, &["[1]", "[0]", "[2]"]);
+    let first = c.result().await;
+    assert_eq!(first.outcome.stdout, "short 1\n");
+    c.until_running(1).await;
+    let (mut out, mut err) = (String::new(), String::new());
+    while out != "one\ntwo\n" || err != "three\n" {
+        c.take_one().await;
+        out = c.progress.iter().map(|p| p.stdout.as_str()).collect();
+        err = c.progress.iter().map(|p| p.stderr.as_str()).collect();
+    }
+    std::fs::write(&path, "").unwrap();
+    let results = c.results(2).await;
+    // What was told on the way is not told again.
+    assert_eq!(
+        (results[0].outcome.stdout.as_str(), results[0].outcome.stderr.as_str()),
+        ("four", "")
+    );
+    assert_eq!(results[1].outcome.stdout, "short 2\n");
+    c.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_namespace_is_shared_by_execute_push_and_pull() {
+    let mut c = Controller::new().await;
+    let execute = |code: &str| Work::Execute {
+        code: code.into(),
+        filename: "<exec>".into(),
+    };
+    c.define(1, Work::Push, MapOptions::default());
+    c.define(2, execute("import os\nb = a + 1\nb * 2"), MapOptions::default());
+    c.define(3, Work::Pull, MapOptions::default());
+    let dir = tempfile::tempdir().unwrap();
+    let options = MapOptions {
+        cwd: Some(dir.path().to_string_lossy().into_owned()),
+        env: [("COLOUR".to_string(), "red".to_string())].into(),
+        ..MapOptions::default()
+    };
+    c.define(4, execute("(os.getcwd(), os.environ['COLOUR'])"), options);
+    c.define(5, execute("os.environ.get('COLOUR')"), MapOptions::default());
+    c.define(6, execute("raise SystemExit"), MapOptions::default());
+    c.define(7, execute("x = "), MapOptions::default());
+    c.tasks(1, 0, &["{\"a\": 20}"]);
+    c.tasks(2, 0, &["null"]);
+    c.tasks(3, 0, &["[\"a\", \"b\"]", "[\"c\"]"]);
+    for map in 4..=7 {
+        c.tasks(map, 0, &["null"]);
+    }
+    let results = c.results(8).await;
+    assert_eq!(value(&results[0]), "null");
+    assert_eq!(value(&results[1]), "42");
+    assert_eq!(value(&results[2]), r#"{"a":20,"b":21}"#);
+    assert_eq!(
+        (ename(&results[3]), evalue(&results[3])),
+        ("NameError", "not defined on this engine: c")
+    );
+    let there = dir.path().canonicalize().unwrap();
+    assert_eq!(value(&results[4]), format!("[\"{}\",\"red\"]", there.display()));
+    assert_eq!(value(&results[5]), "null");
+    assert_eq!(value(&results[6]), "null");
+    assert_eq!(ename(&results[7]), "SyntaxError");
+    c.end().await;
+}

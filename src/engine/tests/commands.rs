@@ -1,0 +1,70 @@
+//! Commands.
+use super::*;
+
+fn command(argv: &[&str]) -> Work {
+    Work::Command {
+        argv: argv.iter().map(|word| word.to_string()).collect(),
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn commands_run_without_python() {
+    let mut c = Controller::with(|settings| settings.python = Some("/no/such/python".into())).await;
+    assert_eq!(c.register.facts.python, "");
+    c.define(
+        1,
+        command(&["sh", "-c", "echo out $1; echo err >&2; exit $1", "sh"]),
+        MapOptions::default(),
+    );
+    c.define(2, command(&["no-such-command-here"]), MapOptions::default());
+    c.define(3, command(&["sh", "-c", "kill -9 $$"]), MapOptions::default());
+    c.define_file(4, "def f(): pass\n");
+    c.tasks(1, 0, &["[\"0\"]", "[\"7\"]"]);
+    c.tasks(2, 0, &["[\"x\"]"]);
+    c.tasks(3, 0, &["[]"]);
+    c.tasks(4, 0, &["[]"]);
+    let results = c.results(5).await;
+    assert_eq!(
+        (results[0].outcome.stdout.as_str(), results[0].outcome.stderr.as_str()),
+        ("out 0\n", "err\n")
+    );
+    assert_eq!((results[0].outcome.exit_code, value(&results[0])), (Some(0), "null"));
+    assert_eq!((results[1].outcome.exit_code, ename(&results[1])), (Some(7), "ExitCode"));
+    assert_eq!(ename(&results[2]), "CommandNotFound");
+    assert!(evalue(&results[2]).contains("no-such-command-here"));
+    assert_eq!((ename(&results[3]), results[3].outcome.crashed), ("Signal", false));
+    assert_eq!(ename(&results[4]), "PythonUnavailable");
+    assert!(evalue(&results[4]).contains("/no/such/python") && evalue(&results[4]).contains("engine: python:"));
+    c.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn commands_are_stopped_with_all_that_they_started() {
+    let mut c = Controller::new().await;
+    let options = MapOptions {
+        timeout_s: Some(0.3),
+        ..MapOptions::default()
+    };
+    c.define(1, command(&["sh", "-c", "sleep 600 & echo $!; wait"]), options);
+    c.define(
+        2,
+        command(&["sh", "-c", "trap '' INT TERM; echo $$; while true; do sleep 1; done"]),
+        MapOptions::default(),
+    );
+    c.tasks(1, 0, &["[]"]);
+    let result = c.result().await;
+    assert_eq!((result.outcome.status, ename(&result)), (TaskState::Timeout, "TaskTimeout"));
+    // The child dies too (a dead process stays until its new parent has heard of it).
+    let stat = format!("/proc/{}/stat", c.progress[0].stdout.trim());
+    let until = std::time::Instant::now() + LONGEST;
+    while std::fs::read_to_string(&stat).is_ok_and(|state| !state.contains(") Z ")) {
+        assert!(std::time::Instant::now() < until, "a child of the command lives on");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    c.tasks(2, 5, &["[]"]);
+    c.until_running(5).await;
+    c.native(CANCEL, &Cancel { tasks: vec![held(2, 5)] });
+    let result = c.result().await;
+    assert_eq!((result.outcome.status, ename(&result)), (TaskState::Aborted, "TaskCancelled"));
+    c.end().await;
+}

@@ -1,0 +1,287 @@
+//! One real engine with a real Python and real sockets, against a controller that the test plays.
+mod calls;
+mod commands;
+mod life;
+mod requests;
+
+use super::{EngineError, EngineSettings, run};
+use crate::connection::ConnectionFile;
+use crate::connection::file::{BroadcastPorts, PclusterKeys};
+use crate::model::definition::{CallSource, MapDefinition, MapOptions, Work};
+use crate::model::task::TaskState;
+use crate::model::{EngineId, MapId};
+use crate::transport::{KeyPair, Kind, Security, Socket};
+use crate::wire::content::engine::*;
+use crate::wire::{Message, Session};
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
+use std::collections::VecDeque;
+use std::time::Duration;
+use tokio::task::JoinHandle;
+
+/// No state is waited for longer.
+const LONGEST: Duration = Duration::from_secs(60);
+
+pub(super) struct Controller {
+    pub socket: Socket,
+    session: Session,
+    engine: Bytes,
+    pub register: Register,
+    pub process: JoinHandle<Result<(), EngineError>>,
+    /// Results that have come and were not looked at.
+    results: VecDeque<TaskResult>,
+    pub progress: Vec<Progress>,
+    pub record: bool,
+    since: std::time::Instant,
+    others: VecDeque<(Channel, Message)>,
+}
+
+impl Controller {
+    pub async fn with(change: impl FnOnce(&mut EngineSettings)) -> Controller {
+        Controller::with_answer(change, true).await
+    }
+
+    pub async fn with_answer(change: impl FnOnce(&mut EngineSettings), welcome: bool) -> Controller {
+        let keys = KeyPair::generate();
+        let socket = Socket::new(Kind::Router, None, &Security::Server(keys.clone())).unwrap();
+        let port = socket.bind("127.0.0.1", 0).await.unwrap();
+        let mut settings = EngineSettings::new(connection_file(port, &keys.public));
+        if let Ok(python) = std::env::var("PCLUSTER_TEST_PYTHON") {
+            settings.python = Some(python);
+        }
+        (settings.interrupt_ms, settings.terminate_ms) = (1000, 1000);
+        change(&mut settings);
+        let process = tokio::spawn(run(settings));
+        let mut session = Session::new(b"key", "controller", "me");
+        let message = session.open(socket.receive().await.unwrap()).unwrap();
+        let mut controller = Controller {
+            engine: message.identities[0].clone(),
+            register: message.content().unwrap(),
+            socket,
+            session,
+            process,
+            results: VecDeque::new(),
+            progress: Vec::new(),
+            record: true,
+            since: std::time::Instant::now(),
+            others: VecDeque::new(),
+        };
+        if welcome {
+            controller.welcome(Vec::new());
+        }
+        controller
+    }
+
+    pub async fn new() -> Controller {
+        Controller::with(|_| {}).await
+    }
+
+    pub fn welcome(&mut self, drop: Vec<Held>) {
+        self.welcome_for(drop, 20_000);
+    }
+
+    pub fn welcome_for(&mut self, drop: Vec<Held>, controller_patience_ms: u64) {
+        let registered = Registered {
+            status: "ok".into(),
+            evalue: String::new(),
+            id: Some(EngineId(3)),
+            heartbeat_ms: 200,
+            controller_patience_ms,
+            drop,
+        };
+        self.native(REGISTERED, &registered);
+    }
+
+    pub fn native<T: Serialize>(&mut self, msg_type: &str, content: &T) {
+        let message = self.session.message("2026-11-20T00:00:00Z", msg_type, None, content);
+        self.send(Channel::Native, &[], &message);
+    }
+
+    pub fn send(&mut self, channel: Channel, route: &[Bytes], message: &Message) {
+        let mut prefix = vec![self.engine.clone(), Bytes::from_static(channel.frame())];
+        prefix.extend_from_slice(route);
+        self.socket.send(self.session.seal(&prefix, message)).unwrap();
+    }
+
+    pub fn define(&mut self, map: u32, work: Work, options: MapOptions) {
+        let definition = MapDefinition { work, options };
+        self.native(
+            DEFINITION,
+            &Definition {
+                map: MapId(map),
+                definition,
+            },
+        );
+    }
+
+    pub fn define_file(&mut self, map: u32, text: &str) {
+        let from = CallSource::File {
+            name: "shipped.py".into(),
+            text: text.into(),
+        };
+        self.define(
+            map,
+            Work::Call {
+                from,
+                function: "f".into(),
+            },
+            MapOptions::default(),
+        );
+    }
+
+    pub fn tasks(&mut self, map: u32, first: u32, inputs: &[&str]) {
+        let tasks = inputs
+            .iter()
+            .zip(first..)
+            .map(|(input, index)| TaskToRun {
+                index,
+                run: 1,
+                input: RawValue::from_string(input.to_string()).unwrap(),
+            })
+            .collect();
+        self.native(TASKS, &Tasks { map: MapId(map), tasks });
+    }
+
+    /// The next message that is not one of every day.
+    pub async fn next(&mut self) -> (Channel, Message) {
+        if let Some(other) = self.others.pop_front() {
+            return other;
+        }
+        loop {
+            if let Some(other) = self.take_one().await {
+                return other;
+            }
+        }
+    }
+
+    async fn take_one(&mut self) -> Option<(Channel, Message)> {
+        assert!(self.since.elapsed() < LONGEST, "what was waited for did not come");
+        let frames = tokio::time::timeout(LONGEST, self.socket.receive())
+            .await
+            .expect("a message in time")
+            .unwrap();
+        let channel = Channel::from_frame(&frames[1]).unwrap();
+        let message = self.session.open(frames).unwrap();
+        if channel == Channel::Native {
+            match message.msg_type() {
+                HEARTBEAT => {
+                    self.native(HEARTBEAT, &Heartbeat {});
+                    return None;
+                }
+                RESULTS => {
+                    let Results { sequence, results } = message.content().unwrap();
+                    self.results.extend(results);
+                    if self.record {
+                        self.native(RECORDED, &Recorded { sequence });
+                    }
+                    return None;
+                }
+                PROGRESS => {
+                    self.progress.push(message.content().unwrap());
+                    return None;
+                }
+                _ => {}
+            }
+        }
+        Some((channel, message))
+    }
+
+    pub async fn result(&mut self) -> TaskResult {
+        loop {
+            if let Some(result) = self.results.pop_front() {
+                return result;
+            }
+            if let Some(other) = self.take_one().await {
+                self.others.push_back(other);
+            }
+        }
+    }
+
+    pub async fn results(&mut self, count: usize) -> Vec<TaskResult> {
+        let mut results = Vec::new();
+        while results.len() < count {
+            results.push(self.result().await);
+        }
+        results
+    }
+
+    pub async fn native_answer<T: for<'a> Deserialize<'a>>(&mut self, msg_type: &str) -> T {
+        loop {
+            let (channel, message) = self.next().await;
+            if channel == Channel::Native && message.msg_type() == msg_type {
+                return message.content().unwrap();
+            }
+        }
+    }
+
+    /// Until it has said of this task that it runs.
+    pub async fn until_running(&mut self, index: u32) {
+        while !self.progress.iter().any(|progress| progress.task.index == index) {
+            if let Some(other) = self.take_one().await {
+                self.others.push_back(other);
+            }
+        }
+    }
+
+    pub async fn end(mut self) {
+        self.native(SHUTDOWN, &Shutdown { drain: false });
+        let _: Unregister = self.native_answer(UNREGISTER).await;
+        tokio::time::timeout(LONGEST, self.process).await.unwrap().unwrap().unwrap();
+    }
+}
+
+fn connection_file(port: u16, server_key: &str) -> ConnectionFile {
+    ConnectionFile {
+        ssh: String::new(),
+        interface: "tcp://127.0.0.1".into(),
+        registration: 0,
+        control: 0,
+        mux: 0,
+        task: 0,
+        iopub: 0,
+        notification: None,
+        task_scheme: None,
+        hb_ping: None,
+        hb_pong: None,
+        broadcast: BroadcastPorts::One(0),
+        key: "key".into(),
+        curve_serverkey: Some(server_key.into()),
+        location: "127.0.0.1".into(),
+        pack: "json".into(),
+        unpack: "json".into(),
+        signature_scheme: "hmac-sha256".into(),
+        pcluster: Some(PclusterKeys {
+            version: "0".into(),
+            protocol: 1,
+            cluster_id: String::new(),
+            addresses: vec!["127.0.0.1".into()],
+            engine_port: Some(port),
+            pid: 0,
+            host: String::new(),
+            started: 0.0,
+        }),
+    }
+}
+
+fn held(map: u32, index: u32) -> Held {
+    Held {
+        map: MapId(map),
+        index,
+        run: 1,
+    }
+}
+
+fn value(result: &TaskResult) -> &str {
+    let outcome = &result.outcome;
+    assert_eq!(outcome.status, TaskState::Ok, "{:?}", outcome.error);
+    outcome.value.as_ref().map_or("null", |value| value.get())
+}
+
+fn ename(result: &TaskResult) -> &str {
+    result.outcome.error.as_ref().map_or("", |error| &error.ename)
+}
+
+fn evalue(result: &TaskResult) -> &str {
+    result.outcome.error.as_ref().map_or("", |error| &error.evalue)
+}

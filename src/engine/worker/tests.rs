@@ -1,0 +1,152 @@
+//! The process, with a real Python.
+use super::process::{Worker, WorkerCommand, WorkerEvent};
+use super::protocol::{Record, frame, tasks_frame};
+use crate::engine::forker::Forker;
+use bytes::Bytes;
+use std::time::Duration;
+use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
+
+const LONGEST: Duration = Duration::from_secs(60);
+
+struct Started {
+    worker: Worker,
+    events: UnboundedReceiver<(u64, WorkerEvent)>,
+    records: std::collections::VecDeque<Record>,
+    _forker: Forker,
+}
+
+impl Started {
+    async fn new() -> Started {
+        let (sender, events) = unbounded_channel();
+        let command = WorkerCommand {
+            python: std::env::var("PCLUSTER_TEST_PYTHON").unwrap_or_else(|_| "python3".into()),
+            cwd: None,
+            env: Vec::new(),
+        };
+        let forker = Forker::new().unwrap();
+        let worker = Worker::start(&command, 7, &forker, sender).await.unwrap();
+        let mut started = Started {
+            worker,
+            events,
+            records: Default::default(),
+            _forker: forker,
+        };
+        assert_eq!(started.record().await.kind, b'H');
+        started
+    }
+
+    async fn event(&mut self) -> WorkerEvent {
+        let (number, event) = tokio::time::timeout(LONGEST, self.events.recv()).await.unwrap().unwrap();
+        assert_eq!(number, 7);
+        event
+    }
+
+    async fn record(&mut self) -> Record {
+        loop {
+            if let Some(record) = self.records.pop_front() {
+                return record;
+            }
+            match self.event().await {
+                WorkerEvent::Records(records) => self.records.extend(records),
+                WorkerEvent::Exited(how) => panic!("the worker {how}: {}", self.worker.stderr.last_words(2000)),
+            }
+        }
+    }
+
+    async fn exit(&mut self) -> String {
+        loop {
+            match self.event().await {
+                WorkerEvent::Records(records) => self.records.extend(records),
+                WorkerEvent::Exited(how) => return how,
+            }
+        }
+    }
+
+    fn define(&self, text: &str) {
+        let source = serde_json::json!({ "file": { "name": "t.py", "text": text } });
+        let definition = serde_json::json!([1, { "work": { "kind": "call", "from": source, "function": "f" } }]);
+        self.worker.send(vec![frame(b'D', 0, definition.to_string().as_bytes())]);
+    }
+
+    fn tasks(&mut self, first: u32, inputs: &[&str], tokens: usize) {
+        let inputs: Vec<Bytes> = inputs.iter().map(|input| Bytes::from(input.to_string())).collect();
+        self.worker.send(vec![tasks_frame(1, first, inputs.iter())]);
+        self.worker.allow(tokens);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_has_not_begun_can_be_called_back() {
+    let mut started = Started::new().await;
+    started.define("import os, time\ndef f(path):\n print('x')\n while not os.path.exists(path): time.sleep(0.005)\n return path\n");
+    let dir = tempfile::tempdir().unwrap();
+    let (go, input) = (dir.path().join("go"), format!("[\"{}\"]", dir.path().join("go").display()));
+    started.tasks(0, &[&input, &input, &input], 3);
+    while started.worker.stdout.read_to(None).is_empty() {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    assert_eq!(started.worker.recall(), 2);
+    assert_eq!(started.worker.recall(), 0, "what is to be skipped is not counted again");
+    started.tasks(3, &["[\"/\"]"], 1);
+    std::fs::write(go, "").unwrap();
+    assert_eq!(started.record().await.ticket, 0);
+    assert_eq!(started.record().await.ticket, 3);
+    started.worker.close();
+    assert_eq!(started.exit().await, "ended with exit code 0");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn long_values_and_many_short_ones_come_in_order() {
+    let mut started = Started::new().await;
+    started.define("def f(n): return 'x' * n");
+    let inputs: Vec<String> = (0..1000)
+        .map(|i| format!("[{}]", if i % 100 == 0 { 3_000_000 } else { i }))
+        .collect();
+    let inputs: Vec<&str> = inputs.iter().map(String::as_str).collect();
+    started.tasks(0, &inputs, 1000);
+    for i in 0..1000 {
+        let record = started.record().await;
+        assert_eq!(record.ticket, i);
+        let length = if i % 100 == 0 { 3_000_000 } else { i as usize };
+        assert_eq!(record.body.len(), length + 2);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_end_is_told_behind_the_last_record_though_a_child_lives_on() {
+    let mut started = Started::new().await;
+    started.define("import os, time, subprocess\ndef f(k):\n if k == 2:\n  if os.fork() == 0: time.sleep(600)\n  os._exit(9)\n return k\n");
+    started.tasks(0, &["[1]", "[2]", "[3]"], 3);
+    assert_eq!(started.exit().await, "ended with exit code 9");
+    assert_eq!(started.records.len(), 1);
+    assert_eq!(started.worker.left_over(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_worker_that_talks_nonsense_is_ended() {
+    let mut started = Started::new().await;
+    started.define("import os, sys, time\ndef f(): os.write(int(sys.orig_argv[-4] if hasattr(sys, 'orig_argv') else 0), b'?' * 100); time.sleep(600)\n");
+    started.tasks(0, &["[]"], 1);
+    let how = started.exit().await;
+    assert!(how.contains("wrote what is not a record"), "{how}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_interpreter_that_is_missing_or_no_python_is_named() {
+    let (sender, mut events) = unbounded_channel();
+    let forker = Forker::new().unwrap();
+    let mut command = WorkerCommand {
+        python: "/no/python".into(),
+        cwd: None,
+        env: Vec::new(),
+    };
+    let error = Worker::start(&command, 1, &forker, sender.clone()).await.err().unwrap();
+    assert!(error.contains("/no/python"), "{error}");
+    command.cwd = Some("/no/dir".into());
+    let error = Worker::start(&command, 1, &forker, sender.clone()).await.err().unwrap();
+    assert!(error.contains("/no/dir"), "{error}");
+    (command.python, command.cwd) = ("false".into(), None);
+    let _worker = Worker::start(&command, 1, &forker, sender).await.unwrap();
+    let (_, event) = tokio::time::timeout(LONGEST, events.recv()).await.unwrap().unwrap();
+    assert!(matches!(event, WorkerEvent::Exited(how) if how == "ended with exit code 1"));
+}

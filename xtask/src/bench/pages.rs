@@ -1,0 +1,33 @@
+//! Puts the tables into a page, between two marks.
+use std::fs;
+use std::path::Path;
+
+const BEGIN: &str = "<!-- cargo xtask bench: begin -->";
+const END: &str = "<!-- cargo xtask bench: end -->";
+
+pub fn put(page: &Path, tables: &str) -> Result<(), String> {
+    let said = |e: std::io::Error| format!("{}: {e}", page.display());
+    let text = fs::read_to_string(page).map_err(said)?;
+    let text = between(&text, tables).ok_or_else(|| format!("{} does not have the marks {BEGIN} and {END}", page.display()))?;
+    fs::write(page, text).map_err(said)
+}
+
+fn between(text: &str, tables: &str) -> Option<String> {
+    let (before, rest) = text.split_once(BEGIN)?;
+    let (_, after) = rest.split_once(END)?;
+    Some(format!("{before}{BEGIN}\n{}\n{END}{after}", tables.trim_end()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_is_between_the_marks_changes() {
+        let page = format!("a\n{BEGIN}\nold\n{END}\nb\n");
+        let new = between(&page, "new\n").unwrap();
+        assert_eq!(new, format!("a\n{BEGIN}\nnew\n{END}\nb\n"));
+        assert_eq!(between(&new, "new\n").as_deref(), Some(new.as_str()));
+        assert_eq!(between("no marks", "x"), None);
+    }
+}
