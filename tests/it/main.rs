@@ -9,6 +9,7 @@ mod lifecycle;
 mod map;
 mod printed;
 mod readme;
+mod recovery;
 mod results;
 mod small_commands;
 mod support;
