@@ -5,8 +5,10 @@ use crate::model::definition::MapDefinition;
 use crate::wire::content::client::{INPUTS, InputsReply, InputsRequest, MAP, MapReply, MapRequest, Selection};
 use bytes::Bytes;
 use std::collections::VecDeque;
+use std::future::poll_fn;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::task::Poll;
 use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
@@ -211,7 +213,7 @@ impl<'a> Batches<'a> {
         };
         self.next = self.next.saturating_add(u32::try_from(batch.len()).unwrap_or(u32::MAX));
         let (client, end, text, feeding) = (self.client.clone(), self.next, Bytes::from(text), self.feeding.clone());
-        self.on_their_way.spawn(async move {
+        let mut work = Box::pin(async move {
             loop {
                 let reply: InputsReply = client.request(INPUTS, &request, vec![text.clone()]).await?;
                 // Fewer are recorded when a batch in front of this one was lost with a connection: it is on its way again.
@@ -222,6 +224,11 @@ impl<'a> Batches<'a> {
                 tokio::time::sleep(REOFFER).await;
             }
         });
+        // Begun here, so that batches leave in order: spawned tasks begin in any, and a batch too early waits for REOFFER.
+        match poll_fn(|context| Poll::Ready(work.as_mut().poll(context))).await {
+            Poll::Ready(arrived) => return arrived,
+            Poll::Pending => self.on_their_way.spawn(work),
+        };
         Ok(())
     }
 

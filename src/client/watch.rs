@@ -76,7 +76,10 @@ impl Watch {
             true => None,
             false => Some(u64::MAX),
         };
-        tokio::time::sleep(self.pause).await;
+        // A timer of no time at all still waits for the next of its milliseconds.
+        if !self.pause.is_zero() {
+            tokio::time::sleep(self.pause).await;
+        }
         let asked = Instant::now();
         let update = self.ask(self.every, done).await?;
         // Full replies and slow ones need no pause.

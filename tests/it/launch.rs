@@ -1,5 +1,5 @@
 //! Starts that do not work out: what is said, and that nothing of them is left.
-use super::support::{Home, signal, wait_for_exit, wait_until};
+use super::support::{Cluster, Home, signal, wait_for_exit, wait_until};
 use nix::sys::signal::Signal::{SIGINT, SIGKILL};
 use serde_json::Value;
 use std::os::unix::fs::PermissionsExt;
@@ -75,20 +75,19 @@ fn a_start_that_is_interrupted_takes_back_what_it_started() {
 
 #[test]
 fn after_a_crash_engines_that_run_are_kept_and_missing_ones_added() {
-    let home = Home::new();
+    let home = Cluster::start(2);
+    let (before, processes) = (home.supervisors(), home.engine_pids());
+    home.kill_controller_for_good();
+    // With its supervisor, or there would be another one.
+    for gone in [before[1], processes[0]] {
+        signal(gone, SIGKILL);
+        wait_for_exit(gone);
+    }
     home.ok(&["start", "-n", "2"]);
-    let before = state(&home).unwrap();
-    let controller = pids(&before["controller"])[0];
-    signal(controller, SIGKILL);
-    wait_for_exit(controller);
-    let gone = pids(&before["engines"][0])[0];
-    signal(gone, SIGKILL);
-    wait_for_exit(gone);
-    home.ok(&["start", "-n", "2"]);
-    let after = state(&home).unwrap();
-    let engines: Vec<u32> = after["engines"].as_array().unwrap().iter().flat_map(pids).collect();
+    let engines = home.supervisors()[1..].to_vec();
     assert_eq!(engines.len(), 2);
-    assert_eq!(engines[0], pids(&before["engines"][0])[1], "the one that ran is kept");
+    assert_eq!(engines[0], before[2], "the one that ran is kept");
+    assert!(home.engine_pids().contains(&processes[1]));
     home.ok(&["stop"]);
     engines.into_iter().for_each(wait_for_exit);
     nothing_is_left(&home);

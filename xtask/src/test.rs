@@ -112,7 +112,18 @@ fn python_tests(places: &Places, report: &mut Report, python: Option<&Path>) {
     let python = python.to_string_lossy();
     let mut command = program(
         &places.root,
-        &[&python, "-m", "pytest", "-q", "-rs", "-p", "no:cacheprovider", PYTHON_TESTS],
+        &[
+            &python,
+            "-m",
+            "pytest",
+            "-v",
+            "-rs",
+            // A test that hangs says where, and fails.
+            "--timeout=120",
+            "-p",
+            "no:cacheprovider",
+            PYTHON_TESTS,
+        ],
     );
     command.env("PCLUSTER_BIN", &places.pcluster).env("PCLUSTER_TEST_PYTHON", &*python);
     counted(report, &mut command, Tally::from_pytest);

@@ -278,6 +278,39 @@ fn a_timeout_is_for_the_task_that_runs() {
 }
 
 #[test]
+fn a_task_over_its_memory_is_killed_at_once_and_the_next_one_is_not() {
+    let mut world = World::new();
+    let definition = MapDefinition {
+        options: MapOptions {
+            mem_bytes: Some(1000),
+            ..MapOptions::default()
+        },
+        ..(*world_definition(CALLS)).clone()
+    };
+    let (map, definition) = (MapId(9), Arc::new(definition));
+    world.event(Event::Defined { map, definition });
+    world.send(map, 0..2);
+    world.ready();
+    world.begin();
+    world.pass(100);
+    world.event(Event::MemoryMeasured { bytes: 1000 });
+    assert_eq!(world.signals, []);
+    world.event(Event::MemoryMeasured { bytes: 1001 });
+    // A second look while it dies changes nothing.
+    world.event(Event::MemoryMeasured { bytes: 2000 });
+    assert_eq!(world.signals, [Stage::Kill]);
+    world.pass(60_000);
+    assert_eq!(world.signals, [Stage::Kill]);
+    world.crash();
+    world.ready();
+    world.begin();
+    world.event(Event::MemoryMeasured { bytes: 1 });
+    world.finish(0.1);
+    world.pass(1000);
+    assert_eq!(world.results, [(held(map, 0), TaskState::Lost), (held(map, 1), TaskState::Ok)]);
+}
+
+#[test]
 fn a_worker_that_ends_for_nothing_is_not_started_for_ever() {
     let mut world = World::new();
     for _ in 0..3 {
