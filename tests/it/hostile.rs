@@ -94,8 +94,8 @@ fn no_secret_leaves_its_file() {
     let home = Home::new();
     home.file("work.py", WORK);
     let start = format!("umask 000; exec '{PCLUSTER}' start -n 2");
-    let ended = super::support::Running::spawn(home.program("sh").args(["-c", &start]), "").end();
-    ended.ok();
+    let output = home.program("sh").args(["-c", &start]).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let cluster = Cluster::running_in(home);
     let running = cluster.spawn(&["map", "work.py:work", "--range", "0..60"]);
     let secrets = secrets(&cluster);
