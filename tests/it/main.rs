@@ -3,6 +3,7 @@
 mod bad_input;
 mod docs;
 mod engines_work;
+mod hostile;
 mod house;
 mod launch;
 mod lifecycle;

@@ -1,10 +1,11 @@
 //! The project's chores: `cargo xtask demo`, `cargo xtask test`, `cargo xtask bench`. Needs nothing but Rust; what else a chore needs it
 //! sets up itself, or says what is missing.
 //!
-//! Parts: [`run`] (running programs), [`python`] (finding one, and the tests' virtual environment), [`demo`], [`bench`], [`test`]
+//! Parts: [`run`] (running programs), [`python`] (finding one, and the tests' virtual environment), [`demo`], [`bench`], [`fuzz`], [`test`]
 //! with [`tally`] (what the tools say of themselves), [`pi`] (the demo's independent count).
 mod bench;
 mod demo;
+mod fuzz;
 mod pi;
 mod python;
 mod run;
@@ -19,6 +20,7 @@ The project's chores:
 
   cargo xtask demo   counts the digit pairs of pi on a cluster of 4 engines, command by command, and checks the sum
   cargo xtask test   sets up what the tests need, and runs them all: format, lints, Rust, worker, ipyparallel clients
+  cargo xtask fuzz   changes good inputs at random and gives them to all that reads foreign bytes (--seconds, --seed, --target, --replay)
   cargo xtask bench  pcluster and its peers side by side; writes docs/performance.md and README.md (--quick: only prints)
 ";
 
@@ -29,6 +31,7 @@ fn main() -> ExitCode {
         ["demo"] => demo::run(&Places::find()).map(|()| true),
         ["bench"] => bench::run(&Places::find(), false).map(|()| true),
         ["bench", "--quick"] => bench::run(&Places::find(), true).map(|()| true),
+        ["fuzz", arguments @ ..] => fuzz::run(&Places::find(), arguments),
         ["test"] => test::run(&Places::find()),
         [] | ["help" | "-h" | "--help"] => {
             print!("{USAGE}");

@@ -1,5 +1,6 @@
 //! `cargo xtask test`: everything that must hold, and a plain count at the end.
 use crate::Places;
+use crate::fuzz;
 use crate::python;
 use crate::run::{captured, echo, program, spelled, status, watched};
 use crate::tally::Tally;
@@ -26,6 +27,8 @@ pub fn run(places: &Places) -> Result<bool, String> {
         &["cargo", "clippy", "--workspace", "--all-targets", "--quiet", "--", "-D", "warnings"],
     );
     rust_tests(places, &mut report, python.as_deref());
+    let fuzzed = fuzz::run(places, &["--seconds", fuzz::IN_TESTS]);
+    report.add("cargo xtask fuzz", Tally::of_check(fuzzed.unwrap_or(false)));
     python_tests(places, &mut report, python.as_deref());
     Ok(report.close())
 }

@@ -37,6 +37,11 @@ impl Cluster {
         cluster
     }
 
+    /// Around a cluster that was started in another way.
+    pub fn running_in(home: Home) -> Cluster {
+        Cluster { home }
+    }
+
     pub fn start_again(&self, engines: u32, more: &[&str]) -> Ended {
         let n = engines.to_string();
         self.run(&[&["start", "-n", &n], more].concat())
