@@ -30,6 +30,13 @@ pub fn run(places: &Places) -> Result<bool, String> {
     let fuzzed = fuzz::run(places, &["--seconds", fuzz::IN_TESTS]);
     report.add("cargo xtask fuzz", Tally::of_check(fuzzed.unwrap_or(false)));
     python_tests(places, &mut report, python.as_deref());
+    // Last: it needs the program that the tests have built.
+    echo("cargo xtask chaos --minutes 1");
+    let chaos = crate::chaos::run(places, 1.0, None);
+    if let Err(why) = &chaos {
+        println!("{why}");
+    }
+    report.add("cargo xtask chaos", Tally::of_check(chaos.is_ok()));
     Ok(report.close())
 }
 
