@@ -183,7 +183,8 @@ fn watch(current: Current) {
             if !target.is_empty() && began.elapsed() > PATIENCE {
                 let kept = keep(target, input).map_or_else(|why| why, |path| path.display().to_string());
                 println!("{target}: no end after {} s: {kept}", PATIENCE.as_secs());
-                std::process::exit(1);
+                // The thread that would return the code does not come back.
+                std::process::abort();
             }
         }
     });
