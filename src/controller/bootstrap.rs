@@ -9,6 +9,7 @@ use crate::connection::file::{BroadcastPorts, PclusterKeys};
 use crate::connection::{private, process};
 use crate::db::{Reader, RequestRecord};
 use crate::model::definition::Work;
+use crate::model::engine::EngineFacts;
 use crate::model::query::MapQuery;
 use crate::model::{EngineId, EngineUuid, MapId};
 use crate::transport::KeyPair;
@@ -186,7 +187,14 @@ pub(super) fn restored(reader: &Reader, killed: bool) -> Result<Restored, Contro
         ..Restored::default()
     };
     if killed {
-        restored.engines = state.engines.into_iter().map(|e| (e.id, e.facts, e.registered)).collect();
+        // An engine of this host whose process is gone need not be waited for.
+        let is_gone = |facts: &EngineFacts| facts.pid > 0 && facts.host == process::host() && process::started_of(facts.pid).is_none();
+        for engine in state.engines {
+            match is_gone(&engine.facts) {
+                true => restored.departed.push((engine.id, engine.facts.uuid)),
+                false => restored.engines.push((engine.id, engine.facts, engine.registered)),
+            }
+        }
     } else {
         restored.departed = state.engines.into_iter().map(|e| (e.id, e.facts.uuid)).collect();
     }
