@@ -125,8 +125,17 @@ impl Context {
 
     /// What the running controller wrote for its clients.
     pub fn connection(&self) -> Result<ConnectionFile, CommandError> {
-        let path = self.profile_dir()?.client_file(&self.cluster_id);
+        let profile = self.profile_dir()?;
+        let path = profile.client_file(&self.cluster_id);
         match discover::find(&path) {
+            Err(error @ ConnectionError::Stale { .. }) if cluster::is_supervised(&profile, &self.cluster_id) => {
+                // It has just been killed, and is about to be back.
+                let go_on = || match cluster::is_supervised(&profile, &self.cluster_id) {
+                    true => Ok(()),
+                    false => Err(CommandError::from(ConnectionError::Missing { path: path.clone() })),
+                };
+                discover::wait(&path, CONNECT, go_on).map_err(|_| CommandError::refused(error))
+            }
             Err(ConnectionError::Missing { path }) => Err(self.no_cluster(&path)),
             Err(error @ ConnectionError::Stale { .. }) => Err(CommandError::not_found(error)
                 .hint(format!("start it anew, with all its tasks: pcluster start{}", self.options()))

@@ -19,6 +19,8 @@ pub enum Exit {
     SomeFailed,
     /// Ctrl-C (and the command has said what that means).
     Interrupted,
+    /// As the process that was supervised ended, which has said why.
+    OfSupervised(u8),
     /// `doctor` found something that will not work (and has said so).
     Unfit,
 }
@@ -30,6 +32,7 @@ impl Exit {
             Exit::SomeFailed => 1,
             Exit::Unfit => 5,
             Exit::Interrupted => 130,
+            Exit::OfSupervised(code) => code,
         }
     }
 }

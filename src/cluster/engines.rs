@@ -74,7 +74,9 @@ pub async fn add_engines(options: AddOptions, progress: &mut dyn FnMut(StartProg
     if let Some(warning) = wish.check()? {
         progress(StartProgress::Note(warning));
     }
-    let client_file = discover::find(&profile.client_file(cluster_id))?;
+    // Its supervisor may just be starting it again.
+    let path = profile.client_file(cluster_id);
+    let client_file = super::start::in_thread(move || discover::wait(&path, CONNECT, || Ok::<_, ClusterError>(()))).await??;
     let client = Client::connect(&client_file, CONNECT).await?;
     let before = launch::heard_of(&client.status().await?);
 

@@ -72,6 +72,11 @@ impl ControllerProcess {
     }
 }
 
+/// Whether something of the controller runs here, were it only the supervisor that is about to start it again.
+pub fn is_supervised(profile: &ProfileDir, cluster_id: &str) -> bool {
+    Standing::of(profile, cluster_id).condition == Condition::Running
+}
+
 /// All clusters of all profiles.
 pub fn list(ipython_dir: Option<&Path>) -> Result<Vec<ClusterSummary>, ClusterError> {
     Ok(ProfileDir::all(ipython_dir)?.iter().flat_map(list_profile).collect())

@@ -53,6 +53,29 @@ pub fn in_sessions_of(leaders: &[u32]) -> Vec<u32> {
         .collect()
 }
 
+/// Names its supervisor in the environment of a process.
+pub const SUPERVISOR: &str = "PCLUSTER_SUPERVISOR";
+
+/// What stands there: process id and start time of the supervisor.
+pub fn mark(supervisor: u32, started: f64) -> String {
+    format!("{supervisor} {started}")
+}
+
+/// What these supervisors, which are gone, left running: which one of them, and the process with its start time.
+pub fn left_by(supervisors: &[(u32, f64)]) -> Vec<(usize, u32, f64)> {
+    let sessions: Vec<u32> = supervisors.iter().map(|(pid, _)| *pid).collect();
+    let marked = |pid: u32| {
+        let environment = fs::read(format!("/proc/{pid}/environ")).ok()?;
+        let variable = |entry: &[u8]| entry.strip_prefix(SUPERVISOR.as_bytes())?.strip_prefix(b"=").map(<[u8]>::to_vec);
+        let text = String::from_utf8(environment.split(|byte| *byte == 0).find_map(variable)?).ok()?;
+        let (supervisor, started) = text.split_once(' ')?;
+        let (supervisor, started): (u32, f64) = (supervisor.parse().ok()?, started.parse().ok()?);
+        let same = |(pid, at): &(u32, f64)| *pid == supervisor && (at - started).abs() < TOLERANCE_S;
+        Some((supervisors.iter().position(same)?, pid, started_of(pid)?))
+    };
+    in_sessions_of(&sessions).into_iter().filter_map(marked).collect()
+}
+
 fn boot_time() -> Option<f64> {
     let stat = fs::read_to_string("/proc/stat").ok()?;
     stat.lines().find_map(|l| l.strip_prefix("btime "))?.trim().parse().ok()

@@ -5,7 +5,7 @@
 use super::bootstrap::{self, Secrets};
 use super::core::{Core, Effect, Event, Facts, Now};
 use super::records::{Records, Word};
-use super::sockets::{Arrival, Ports, Sockets};
+use super::sockets::{Arrival, Place, Ports, Sockets};
 use super::{ControllerError, ControllerSettings};
 use crate::connection::process;
 use crate::db::Writer;
@@ -17,12 +17,17 @@ use crate::wire::content::client::reply_type;
 use crate::wire::content::engine::Channel;
 use crate::wire::{Frames, Message, Session};
 use bytes::Bytes;
+use std::collections::HashMap;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 
 /// Events that one turn of the loop takes in.
 const TURN: usize = 256;
+/// So many messages of one peer that cannot be opened end its connection.
+const MOST_BAD: u32 = 16;
+/// Peers whose bad messages are counted at a time.
+const MOST_SUSPECTS: usize = 4096;
 
 pub(super) async fn run(settings: ControllerSettings) -> Result<(), ControllerError> {
     raise_open_file_limit();
@@ -79,14 +84,14 @@ async fn listen(
             what: format!("controller.ports = {text:?}"),
             why,
         })?;
-        let listening = Sockets::listen(ip, &ports, &client, &engine).await?;
+        let listening = Sockets::listen(ip, &ports, &client, &engine, settings.config.most_message_mb).await?;
         secrets.ports = ports;
         return Ok(listening);
     }
-    let listening = match Sockets::listen(ip, &secrets.ports, &client, &engine).await {
+    let listening = match Sockets::listen(ip, &secrets.ports, &client, &engine, settings.config.most_message_mb).await {
         Err(error) if killed => {
             tracing::warn!(%error, "the ports of the run before are taken; its engines and clients will not find this one");
-            Sockets::listen(ip, &Ports::default(), &client, &engine).await?
+            Sockets::listen(ip, &Ports::default(), &client, &engine, settings.config.most_message_mb).await?
         }
         other => other?,
     };
@@ -129,6 +134,8 @@ struct Driver {
     committing: bool,
     stop_at: Option<Instant>,
     bad_messages: u64,
+    /// Bad messages of each peer since its connection was last ended for that.
+    suspects: HashMap<(Place, Bytes), u32>,
 }
 
 impl Driver {
@@ -157,6 +164,7 @@ impl Driver {
             committing: false,
             stop_at: None,
             bad_messages: 0,
+            suspects: HashMap::new(),
         }
     }
 
@@ -226,6 +234,7 @@ impl Driver {
 
     /// Opens what came and gives it to the core. What cannot be opened is counted and dropped.
     fn take_in(&mut self, arrival: Arrival) {
+        let sender = arrival.sender();
         let event = match arrival {
             Arrival::Client(channel, frames) => self
                 .client_session
@@ -233,7 +242,7 @@ impl Driver {
                 .map(|message| Some(Event::ClientSaid { channel, message })),
             Arrival::Native(mut frames) => {
                 if frames.len() < 2 {
-                    return;
+                    return self.refused(sender, "it has no channel");
                 }
                 let (engine, channel) = (uuid_of(&frames[0]), Channel::from_frame(&frames[1]));
                 frames.drain(..2);
@@ -269,12 +278,27 @@ impl Driver {
         match event {
             Ok(Some(event)) => self.handle(event),
             Ok(None) => {}
-            Err(error) => {
-                self.bad_messages += 1;
-                if self.bad_messages.is_power_of_two() {
-                    tracing::warn!(%error, count = self.bad_messages, "a message was refused");
-                }
-            }
+            Err(error) => self.refused(sender, &error.to_string()),
+        }
+    }
+
+    /// Counts a message that could not be opened, and ends the connection of a peer that has sent too many.
+    fn refused(&mut self, sender: Option<(Place, Bytes)>, why: &str) {
+        self.bad_messages += 1;
+        if self.bad_messages.is_power_of_two() {
+            tracing::warn!(why, count = self.bad_messages, "a message was refused");
+        }
+        let Some(sender) = sender else { return };
+        if self.suspects.len() >= MOST_SUSPECTS {
+            self.suspects.clear();
+        }
+        let count = self.suspects.entry(sender.clone()).or_default();
+        *count += 1;
+        if *count >= MOST_BAD {
+            self.suspects.remove(&sender);
+            let (place, peer) = sender;
+            let why = format!("{MOST_BAD} of its messages were refused, the last because: {why}");
+            self.sockets.cut_off(place, &peer, &why);
         }
     }
 
@@ -384,7 +408,7 @@ impl Driver {
     /// A peer that is gone is told of by its connection's end; what was for it is in the records.
     fn sent(&self, result: Result<(), TransportError>) {
         match result {
-            Ok(()) | Err(TransportError::NoPeer) => {}
+            Ok(()) | Err(TransportError::NoPeer | TransportError::CutOff(_)) => {}
             Err(error) => tracing::warn!(%error, "a message could not be sent"),
         }
     }

@@ -2,7 +2,7 @@
 //! came; order is kept per socket.
 use super::core::ClientChannel;
 use crate::model::EngineUuid;
-use crate::transport::{Connection, Kind, Security, Socket, TransportError};
+use crate::transport::{Connection, Kind, Limits, Security, Socket, TransportError};
 use crate::wire::Frames;
 use crate::wire::content::engine::Channel;
 use bytes::Bytes;
@@ -10,6 +10,11 @@ use tokio::sync::mpsc;
 
 /// Messages that may wait for the driver. What waits beyond them waits in the sockets.
 const INBOX: usize = 4096;
+
+/// Frames of one message, at most. A buffer of a task is one.
+const MOST_FRAMES: usize = 65_536;
+const KIB: usize = 1024;
+const MIB: usize = 1024 * KIB;
 
 /// What came, and where.
 #[derive(Debug)]
@@ -25,6 +30,30 @@ pub(super) enum Arrival {
     /// A client's connection on a channel whose replies may come late.
     ClientCame(ClientChannel, Bytes, Option<String>),
     ClientLeft(ClientChannel, Bytes),
+}
+
+/// A socket whose peers have names, so that one of them can be cut off.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) enum Place {
+    Client(ClientChannel),
+    Stock(Channel),
+    Registrant,
+    Native,
+}
+
+impl Arrival {
+    /// Who sent it, as the socket knows; None where it does not (a SUB), and for what is not a message.
+    pub(super) fn sender(&self) -> Option<(Place, Bytes)> {
+        let (place, frames) = match self {
+            Arrival::Client(channel, frames) => (Place::Client(*channel), frames),
+            Arrival::Stock(Channel::Iopub, _) | Arrival::Pong(_) | Arrival::Gone(_) => return None,
+            Arrival::ClientCame(..) | Arrival::ClientLeft(..) => return None,
+            Arrival::Stock(channel, frames) => (Place::Stock(*channel), frames),
+            Arrival::Registrant(frames) => (Place::Registrant, frames),
+            Arrival::Native(frames) => (Place::Native, frames),
+        };
+        Some((place, frames.first()?.clone()))
+    }
 }
 
 /// The ports, as they stand in the connection files.
@@ -139,42 +168,49 @@ struct EngineSockets {
 }
 
 impl Sockets {
-    /// Listens on `wanted` (0: any free port). `client` and `engine` are the two sides' keys.
+    /// Listens on `wanted` (0: any free port). `client` and `engine` are the two sides' keys. Messages that may carry what
+    /// users send have up to `most_message_mb`, others little.
     pub(super) async fn listen(
         ip: &str,
         wanted: &Ports,
         client: &Security,
         engine: &Security,
+        most_message_mb: u64,
     ) -> Result<(Sockets, mpsc::Receiver<Arrival>), TransportError> {
         let ip = if ip == "*" { "0.0.0.0" } else { ip };
         let (inbox, arrivals) = mpsc::channel(INBOX);
         let mut ports = Ports::default();
+        let most = usize::try_from(most_message_mb).unwrap_or(usize::MAX).saturating_mul(MIB);
         macro_rules! bind {
-            ($side:ident, $name:ident, $kind:ident) => {{
-                let socket = Socket::new(Kind::$kind, None, $side)?;
+            ($side:ident, $name:ident, $kind:ident, $bytes:expr) => {{
+                let limits = Limits {
+                    message_bytes: Some($bytes),
+                    frames: MOST_FRAMES,
+                };
+                let socket = Socket::with_limits(Kind::$kind, None, $side, &limits)?;
                 ports.$side.$name = socket.bind(ip, wanted.$side.$name).await?;
                 socket
             }};
         }
         let clients = ClientSockets {
-            registration: bind!(client, registration, Router),
-            control: bind!(client, control, Router),
-            mux: bind!(client, mux, Router),
-            task: bind!(client, task, Router),
-            broadcast: bind!(client, broadcast, Router),
-            iopub: bind!(client, iopub, Pub),
-            notification: bind!(client, notification, Pub),
+            registration: bind!(client, registration, Router, most),
+            control: bind!(client, control, Router, most),
+            mux: bind!(client, mux, Router, most),
+            task: bind!(client, task, Router, most),
+            broadcast: bind!(client, broadcast, Router, most),
+            iopub: bind!(client, iopub, Pub, 64 * KIB),
+            notification: bind!(client, notification, Pub, 64 * KIB),
         };
-        let engine_iopub = bind!(engine, iopub, Sub);
-        let hb_pong = bind!(engine, hb_pong, Router);
+        let engine_iopub = bind!(engine, iopub, Sub, most);
+        let hb_pong = bind!(engine, hb_pong, Router, 64 * KIB);
         let engines = EngineSockets {
-            registration: bind!(engine, registration, Router),
-            control: bind!(engine, control, Router),
-            mux: bind!(engine, mux, Router),
-            task: bind!(engine, task, Router),
-            broadcast: bind!(engine, broadcast, Router),
-            hb_ping: bind!(engine, hb_ping, Pub),
-            native: bind!(engine, native, Router),
+            registration: bind!(engine, registration, Router, MIB),
+            control: bind!(engine, control, Router, most),
+            mux: bind!(engine, mux, Router, most),
+            task: bind!(engine, task, Router, most),
+            broadcast: bind!(engine, broadcast, Router, most),
+            hb_ping: bind!(engine, hb_ping, Pub, 64 * KIB),
+            native: bind!(engine, native, Router, most),
         };
         tell_connections(&clients.mux, &inbox, ClientChannel::Mux);
         tell_connections(&clients.task, &inbox, ClientChannel::Task);
@@ -237,6 +273,24 @@ impl Sockets {
     }
     pub(super) fn ping(&self, payload: Bytes) -> Result<(), TransportError> {
         self.engine.hb_ping.send(vec![payload])
+    }
+
+    /// Ends a peer's connection.
+    pub(super) fn cut_off(&self, place: Place, peer: &Bytes, why: &str) {
+        match place {
+            Place::Client(ClientChannel::Registration) => &self.client.registration,
+            Place::Client(ClientChannel::Control) => &self.client.control,
+            Place::Client(ClientChannel::Mux) => &self.client.mux,
+            Place::Client(ClientChannel::Task) => &self.client.task,
+            Place::Client(ClientChannel::Broadcast) => &self.client.broadcast,
+            Place::Stock(Channel::Mux) => &self.engine.mux,
+            Place::Stock(Channel::Task) => &self.engine.task,
+            Place::Stock(Channel::Broadcast) => &self.engine.broadcast,
+            Place::Stock(_) => &self.engine.control,
+            Place::Registrant => &self.engine.registration,
+            Place::Native => &self.engine.native,
+        }
+        .cut_off(peer, why);
     }
 
     /// Lets what was sent reach its peers, then closes.
@@ -327,7 +381,7 @@ mod tests {
         let port = taken.local_addr().unwrap().port();
         let mut wanted = Ports::default();
         wanted.client.mux = port;
-        let result = Sockets::listen("127.0.0.1", &wanted, &Security::Plain, &Security::Plain).await;
+        let result = Sockets::listen("127.0.0.1", &wanted, &Security::Plain, &Security::Plain, 1).await;
         let error = result.err().unwrap().to_string();
         assert!(error.contains(&port.to_string()) && error.contains("in use"), "{error}");
     }

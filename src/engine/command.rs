@@ -98,6 +98,11 @@ pub struct Running {
 }
 
 impl Running {
+    /// While it runs.
+    pub fn pid(&self) -> Option<i32> {
+        Some(self.pid.load(Ordering::SeqCst)).filter(|pid| *pid > 0)
+    }
+
     fn was_signalled(&self) -> bool {
         self.signalled.load(Ordering::SeqCst)
     }

@@ -5,6 +5,7 @@ pub mod core;
 mod driver;
 mod forker;
 mod link;
+mod memory;
 mod requests;
 pub mod settings;
 #[cfg(test)]

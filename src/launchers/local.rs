@@ -41,7 +41,12 @@ impl Launcher for Local {
     }
 
     fn start_controller(&self, launch: &ControllerLaunch) -> Result<Launched, LaunchError> {
-        let mut arguments: Vec<OsString> = vec!["controller".into(), "--profile-dir".into(), launch.profile.path().into()];
+        let mut arguments: Vec<OsString> = vec![
+            "controller".into(),
+            "--supervise".into(),
+            "--profile-dir".into(),
+            launch.profile.path().into(),
+        ];
         arguments.extend(["--cluster-id".into(), launch.cluster_id.clone().into()]);
         arguments.extend(settings_arguments(&launch.settings));
         if let Some(level) = &launch.log_level {
@@ -81,7 +86,11 @@ impl Launcher for Local {
     }
 
     fn alive(&self, launched: &Launched) -> Option<Vec<bool>> {
-        is_here(launched).then(|| launched.processes.iter().map(|p| self.runs(p)).collect())
+        is_here(launched).then(|| {
+            let mut alive = vec![false; launched.processes.len()];
+            self.running(launched).iter().for_each(|(at, _)| alive[*at] = true);
+            alive
+        })
     }
 
     fn ending(&self, process: &Process) -> Option<String> {
@@ -92,7 +101,7 @@ impl Launcher for Local {
 
     fn signal(&self, launched: &Launched, signal: i32) -> Result<usize, LaunchError> {
         let mut sent = 0;
-        for process in launched.processes.iter().filter(|p| self.runs(p)) {
+        for (_, process) in self.running(launched) {
             sent += usize::from(send(process.pid, signal)?);
         }
         Ok(sent)
@@ -102,8 +111,7 @@ impl Launcher for Local {
         if !is_here(launched) {
             return Ok(Ended::default());
         }
-        // Only of a session whose leader is surely ours may the rest be ended too.
-        let ours: Vec<&Process> = launched.processes.iter().filter(|p| self.runs(p)).collect();
+        let ours: Vec<Process> = self.running(launched).into_iter().map(|(_, process)| process).collect();
         let mut ended = Ended::default();
         for process in &ours {
             ended.terminated += usize::from(send(process.pid, Signal::SIGTERM as i32)?);
@@ -113,7 +121,9 @@ impl Launcher for Local {
             ended.killed += usize::from(send(process.pid, Signal::SIGKILL as i32)?);
         }
         self.wait_for_end(&ours, KILL_TAKES);
-        let leaders: Vec<u32> = ours.iter().map(|p| p.pid).collect();
+        // Only of a session whose leader was surely ours may the rest be ended too.
+        let is_leader = |p: &&Process| launched.processes.iter().any(|leader| leader.pid == p.pid);
+        let leaders: Vec<u32> = ours.iter().filter(is_leader).map(|p| p.pid).collect();
         for pid in process::in_sessions_of(&leaders) {
             ended.killed += usize::from(send(pid, Signal::SIGKILL as i32)?);
         }
@@ -173,7 +183,36 @@ impl Local {
         process::is_same_process(process.pid, process.started)
     }
 
-    fn wait_for_end(&self, processes: &[&Process], at_most: Duration) {
+    /// What runs of a launch, each with its place there: the process that was started, or, where that was a supervisor and
+    /// has been killed, the one that it kept running.
+    fn running(&self, launched: &Launched) -> Vec<(usize, Process)> {
+        let (mut running, mut gone) = (Vec::new(), Vec::new());
+        for (at, process) in launched.processes.iter().enumerate() {
+            match self.runs(process) {
+                true => running.push((at, process.clone())),
+                false => gone.push(at),
+            }
+        }
+        if gone.is_empty() {
+            return running;
+        }
+        let supervisors: Vec<(u32, f64)> = gone
+            .iter()
+            .map(|at| (launched.processes[*at].pid, launched.processes[*at].started))
+            .collect();
+        for (supervisor, pid, started) in process::left_by(&supervisors) {
+            let at = gone[supervisor];
+            let process = Process {
+                pid,
+                started,
+                ..launched.processes[at].clone()
+            };
+            running.push((at, process));
+        }
+        running
+    }
+
+    fn wait_for_end(&self, processes: &[Process], at_most: Duration) {
         let deadline = Instant::now() + at_most;
         while processes.iter().any(|p| self.runs(p)) && Instant::now() < deadline {
             std::thread::sleep(LOOK_EVERY);
@@ -234,7 +273,7 @@ fn engine_command(launch: &EnginesLaunch) -> Result<(PathBuf, Vec<OsString>), La
         }
         return Ok((program, arguments));
     }
-    let mut arguments: Vec<OsString> = vec!["engine".into(), "--file".into(), file.into()];
+    let mut arguments: Vec<OsString> = vec!["engine".into(), "--supervise".into(), "--file".into(), file.into()];
     arguments.extend(["--profile-dir".into(), launch.profile.path().into()]);
     if let Some(python) = &launch.python {
         arguments.extend(["--python".into(), python.into()]);
@@ -347,7 +386,7 @@ mod tests {
             let lines: Vec<&str> = log.lines().collect();
             let (file, dir) = (world.profile.engine_file("7"), world.profile.path());
             let expected = format!(
-                "engine --file {} --profile-dir {} --python /usr/bin/python3 --set engine.cwd=/ --set controller.hwm=2",
+                "engine --supervise --file {} --profile-dir {} --python /usr/bin/python3 --set engine.cwd=/ --set controller.hwm=2",
                 file.display(),
                 dir.display()
             );
@@ -476,7 +515,7 @@ mod tests {
         let dir = world.profile.path().display();
         assert_eq!(
             since,
-            format!("controller --profile-dir {dir} --cluster-id  --set controller.hwm=2 --log-level debug\n")
+            format!("controller --supervise --profile-dir {dir} --cluster-id  --set controller.hwm=2 --log-level debug\n")
         );
     }
 

@@ -1,11 +1,12 @@
 //! Ways to start a controller or engines, and to end what was started.
 //!
-//! Parts: the trait [`Launcher`] and [`by_name`], [`local`] (processes on this host), [`python`] (the interpreter that
+//! Parts: the trait [`Launcher`] and [`by_name`], [`local`] (processes on this host), [`supervisor`] (brings back what was killed), [`python`] (the interpreter that
 //! engines are to use), [`error`]. What a launch started is a [`Launched`], plain data that another process can take up.
 //! What a cluster is, and when something is started, is not known here.
 pub mod error;
 pub mod local;
 pub mod python;
+pub mod supervisor;
 
 pub use error::LaunchError;
 

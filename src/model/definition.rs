@@ -84,6 +84,8 @@ pub struct MapOptions {
     pub label: Option<String>,
     /// A task that runs longer is stopped and ends as `timeout`.
     pub timeout_s: Option<f64>,
+    /// A task whose processes have more resident memory together, in bytes, is killed; that counts as a crash.
+    pub mem_bytes: Option<u64>,
     /// How often a task whose function failed is run again.
     pub retries: u32,
     /// How often a task whose worker or engine died is run again.
@@ -105,6 +107,7 @@ impl Default for MapOptions {
             name: None,
             label: None,
             timeout_s: None,
+            mem_bytes: None,
             retries: 0,
             max_crashes: 3,
             cwd: None,

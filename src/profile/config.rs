@@ -45,6 +45,9 @@ pub struct ControllerConfig {
     pub prefetch_ms: u64,
     /// And never more tasks than this.
     pub most_prefetched: u32,
+    /// A peer that sends a longer message loses its connection.
+    #[serde(deserialize_with = "above_zero")]
+    pub most_message_mb: u64,
 }
 
 impl Default for ControllerConfig {
@@ -63,6 +66,7 @@ impl Default for ControllerConfig {
             hwm: 1,
             prefetch_ms: 50,
             most_prefetched: 1000,
+            most_message_mb: 2048,
         }
     }
 }

@@ -1,7 +1,8 @@
 //! Sockets that carry multipart messages. [`zmq`] is the only file that names the ZeroMQ crate.
 //!
 //! A [`Socket`] is cheap to clone; sending never waits for a slow peer (what such a peer does not take is kept for it,
-//! up to a bound, and dropped with a word in the log beyond it).
+//! up to a bound; beyond it the peer is cut off, so that it connects and asks again).
+mod overflow;
 mod zmq;
 
 pub use zmq::{Connection, PeerGone, Socket};
@@ -40,6 +41,21 @@ pub enum Security {
     Client { server_key: String },
 }
 
+/// What a socket takes from a peer.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// Of one message, with some bytes for each frame.
+    pub message_bytes: Option<usize>,
+    pub frames: usize,
+}
+
+impl Limits {
+    pub const NONE: Limits = Limits {
+        message_bytes: None,
+        frames: usize::MAX,
+    };
+}
+
 #[derive(Debug, thiserror::Error)]
 pub enum TransportError {
     #[error("cannot listen on {address}: {why}")]
@@ -50,6 +66,8 @@ pub enum TransportError {
     BadKey(String),
     #[error("no such peer is connected")]
     NoPeer,
+    #[error("the peer was cut off: {0}")]
+    CutOff(String),
     #[error("the socket is closed")]
     Closed,
     #[error("{0}")]

@@ -1,25 +1,29 @@
 //! Sockets over `omq-tokio` (docs/adr/0001-zeromq-crate.md).
-use super::{KeyPair, Kind, Security, TransportError};
+use super::overflow::{Offered, Overflow, TooMuch};
+use super::{KeyPair, Kind, Limits, Security, TransportError};
 use crate::wire::Frames;
 use bytes::Bytes;
 use omq_tokio::{
     CurveKeypair, CurvePublicKey, CurveSecretKey, Error, Message, MonitorEvent, MonitorRecvError, MonitorStream, Options, ReconnectPolicy,
     Socket as Omq, SocketType, TrySendError,
 };
-use std::collections::{HashMap, VecDeque};
-use std::sync::{Arc, Mutex};
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-/// Messages that wait for one slow peer, at most.
-const OVERFLOW_MESSAGES: usize = 100_000;
-/// ... and how many bytes.
-const OVERFLOW_BYTES: usize = 1 << 30;
+/// A connection that has not proven itself in so long is closed.
+const HANDSHAKE: Duration = Duration::from_secs(5);
+/// How many such there may be at a socket; beyond them new ones are closed at once. Those that have proven themselves do not count.
+const MOST_HANDSHAKES: usize = 512;
 
 #[derive(Clone)]
 pub struct Socket {
     omq: Omq,
     kind: Kind,
-    overflow: Arc<Mutex<Overflow>>,
+    overflow: Arc<Mutex<Overflow<Message>>>,
+    /// Of a ROUTER: the connections of its peers, by routing id.
+    peers: Arc<Mutex<HashMap<Bytes, u64>>>,
+    most_frames: usize,
 }
 
 /// A connection of a bound socket has ended.
@@ -29,24 +33,28 @@ pub struct PeerGone {
     pub identity: Bytes,
 }
 
-#[derive(Default)]
-struct Overflow {
-    by_peer: HashMap<Bytes, (VecDeque<Message>, usize)>,
-    flushing: bool,
-}
-
 impl Socket {
-    /// `identity` is the routing id that a ROUTER on the other side sees.
+    /// `identity` is the routing id that a ROUTER on the other side sees. What comes is not bounded in length: for one
+    /// that connects, to a peer whose key it knows.
     pub fn new(kind: Kind, identity: Option<&str>, security: &Security) -> Result<Socket, TransportError> {
+        Socket::with_limits(kind, identity, security, &Limits::NONE)
+    }
+
+    /// A peer whose message is longer than `limits` allow loses its connection before memory is taken for it.
+    pub fn with_limits(kind: Kind, identity: Option<&str>, security: &Security, limits: &Limits) -> Result<Socket, TransportError> {
         let mut options = Options::new()
             .reconnect(ReconnectPolicy::Exponential {
                 min: Duration::from_millis(50),
                 max: Duration::from_secs(2),
             })
-            .handshake_timeout(Duration::from_secs(10))
+            .handshake_timeout(HANDSHAKE)
+            .max_pending_handshakes(MOST_HANDSHAKES)
             .linger(Duration::from_secs(3))
             .monitor_capacity(4096)
             .router_mandatory(true);
+        if let Some(bytes) = limits.message_bytes {
+            options = options.max_message_size(bytes);
+        }
         if let Some(identity) = identity {
             options = options.identity(Bytes::copy_from_slice(identity.as_bytes()));
         }
@@ -65,11 +73,48 @@ impl Socket {
             Kind::Sub => SocketType::Sub,
         };
         let omq = Omq::try_new(socket_type, options).map_err(|e| TransportError::Other(e.to_string()))?;
-        Ok(Socket {
+        let socket = Socket {
             omq,
             kind,
             overflow: Arc::default(),
-        })
+            peers: Arc::default(),
+            most_frames: limits.frames,
+        };
+        if kind == Kind::Router {
+            socket.note_peers();
+        }
+        Ok(socket)
+    }
+
+    /// Keeps the table of peers.
+    fn note_peers(&self) {
+        let (mut monitor, peers, overflow) = (self.omq.monitor(), self.peers.clone(), self.overflow.clone());
+        tokio::spawn(async move {
+            loop {
+                match monitor.recv().await {
+                    Ok(MonitorEvent::HandshakeSucceeded { peer, .. }) => {
+                        if let Some(identity) = peer.peer_identity.filter(|identity| !identity.is_empty()) {
+                            lock(&peers).insert(identity, peer.connection_id);
+                        }
+                    }
+                    Ok(MonitorEvent::Disconnected { peer, .. }) => {
+                        let identity = peer
+                            .peer_identity
+                            .filter(|identity| !identity.is_empty())
+                            .unwrap_or_else(|| omq_tokio::message::generated_identity(peer.connection_id));
+                        let mut peers = lock(&peers);
+                        // One that has come back under its name has another connection already.
+                        let current = peers.get(&identity).is_none_or(|id| *id == peer.connection_id);
+                        if current {
+                            peers.remove(&identity);
+                            lock(&overflow).forget(&identity);
+                        }
+                    }
+                    Ok(MonitorEvent::Closed) | Err(MonitorRecvError::Closed) => return,
+                    Ok(_) | Err(_) => {}
+                }
+            }
+        });
     }
 
     /// Listens on `ip:port`; port 0 takes a free one. Returns the port.
@@ -114,17 +159,20 @@ impl Socket {
             _ => Bytes::new(),
         };
         let message = Message::multipart(frames);
-        if let Ok(mut overflow) = self.overflow.lock()
-            && let Some(queue) = overflow.by_peer.get_mut(&peer)
-        {
-            push_bounded(queue, message, &peer);
-            return Ok(());
+        let mut overflow = lock(&self.overflow);
+        if overflow.holds(&peer) {
+            let size = message.byte_len();
+            let kept = overflow.push(&peer, message, size);
+            drop(overflow);
+            return self.kept(&peer, kept);
         }
+        drop(overflow);
         match self.omq.try_send(message) {
             Ok(()) => Ok(()),
             Err(TrySendError::Full(message)) => {
-                self.keep_for_later(peer, message);
-                Ok(())
+                let size = message.byte_len();
+                let kept = lock(&self.overflow).push(&peer, message, size);
+                self.kept(&peer, kept)
             }
             Err(TrySendError::Error(Error::Unroutable)) => Err(TransportError::NoPeer),
             Err(TrySendError::Closed | TrySendError::Error(Error::Closed)) => Err(TransportError::Closed),
@@ -132,50 +180,78 @@ impl Socket {
         }
     }
 
-    fn keep_for_later(&self, peer: Bytes, message: Message) {
-        let Ok(mut overflow) = self.overflow.lock() else { return };
-        push_bounded(overflow.by_peer.entry(peer.clone()).or_default(), message, &peer);
+    fn kept(&self, peer: &Bytes, kept: Result<(), TooMuch>) -> Result<(), TransportError> {
+        if let Err(too_much) = kept {
+            let why = too_much.to_string();
+            self.cut_off(peer, &why);
+            return Err(TransportError::CutOff(why));
+        }
+        let mut overflow = lock(&self.overflow);
         if !overflow.flushing {
             overflow.flushing = true;
             let socket = self.clone();
             tokio::spawn(async move { socket.flush().await });
         }
+        Ok(())
     }
 
     /// Offers what is kept until all is taken or its peer is gone.
     async fn flush(self) {
         loop {
             tokio::time::sleep(Duration::from_millis(2)).await;
-            let Ok(mut overflow) = self.overflow.lock() else { return };
-            overflow.by_peer.retain(|_, (queue, bytes)| {
-                while let Some(message) = queue.pop_front() {
-                    let size = message.byte_len();
-                    match self.omq.try_send(message) {
-                        Ok(()) => *bytes -= size.min(*bytes),
-                        Err(TrySendError::Full(message)) => {
-                            queue.push_front(message);
-                            return true;
-                        }
-                        Err(_) => return false,
-                    }
-                }
-                false
+            let mut overflow = lock(&self.overflow);
+            overflow.offer(|message| match self.omq.try_send(message) {
+                Ok(()) => Offered::Taken,
+                Err(TrySendError::Full(message)) => Offered::Full(message),
+                Err(_) => Offered::Gone,
             });
-            if overflow.by_peer.is_empty() {
+            if overflow.is_empty() {
                 overflow.flushing = false;
                 return;
             }
         }
     }
 
+    /// Ends a ROUTER's connection to a peer, with what waits for it. The peer may connect again, and has to ask again for
+    /// what it misses.
+    pub fn cut_off(&self, peer: &Bytes, why: &str) {
+        lock(&self.overflow).forget(peer);
+        let Some(connection) = lock(&self.peers).get(peer).copied().or_else(|| generated(peer)) else {
+            tracing::warn!(peer = %peer.escape_ascii(), why, "a peer was to be cut off, but has no connection");
+            return;
+        };
+        tracing::warn!(peer = %peer.escape_ascii(), why, "a peer is cut off");
+        let omq = self.omq.clone();
+        tokio::spawn(async move { omq.disconnect_peer(connection).await });
+    }
+
     pub async fn receive(&self) -> Result<Frames, TransportError> {
-        let message = self.omq.recv().await.map_err(closed)?;
-        Ok(frames(&message))
+        loop {
+            let message = self.omq.recv().await.map_err(closed)?;
+            if let Some(frames) = self.accepted(&message) {
+                return Ok(frames);
+            }
+        }
     }
 
     /// What has arrived already, if anything.
     pub fn try_receive(&self) -> Option<Frames> {
-        self.omq.try_recv().ok().map(|message| frames(&message))
+        loop {
+            let message = self.omq.try_recv().ok()?;
+            if let Some(frames) = self.accepted(&message) {
+                return Some(frames);
+            }
+        }
+    }
+
+    fn accepted(&self, message: &Message) -> Option<Frames> {
+        let count = message.len();
+        if count <= self.most_frames {
+            return Some(frames(message));
+        }
+        let peer = message.part_bytes(0).unwrap_or_default();
+        self.cut_off(&peer, &format!("a message of {count} frames; {} are allowed", self.most_frames));
+        None
     }
 
     /// Connections of a bound socket, as they begin and end.
@@ -277,14 +353,15 @@ fn frames(message: &Message) -> Frames {
     (0..message.len()).filter_map(|i| message.part_bytes(i)).collect()
 }
 
-fn push_bounded((queue, bytes): &mut (VecDeque<Message>, usize), message: Message, peer: &Bytes) {
-    let size = message.byte_len();
-    if queue.len() >= OVERFLOW_MESSAGES || *bytes + size > OVERFLOW_BYTES {
-        tracing::warn!(peer = %peer.escape_ascii(), waiting = queue.len(), bytes = *bytes, "a peer does not read: message dropped");
-        return;
-    }
-    *bytes += size;
-    queue.push_back(message);
+/// The connection that a routing id given by our side stands for (a zero byte and the number, big endian).
+fn generated(identity: &Bytes) -> Option<u64> {
+    let number: [u8; 8] = identity.strip_prefix(&[0])?.try_into().ok()?;
+    Some(u64::from_be_bytes(number))
+}
+
+/// A panic elsewhere leaves these tables usable.
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn bracketed(ip: &str) -> String {
@@ -378,6 +455,125 @@ mod tests {
         for i in 0..20_000u32 {
             assert_eq!(dealer.receive().await.unwrap(), [i.to_string()]);
         }
+    }
+
+    async fn limited(limits: Limits) -> (Socket, u16) {
+        let router = Socket::with_limits(Kind::Router, None, &Security::Plain, &limits).unwrap();
+        let port = router.bind("127.0.0.1", 0).await.unwrap();
+        (router, port)
+    }
+
+    async fn dealer(port: u16, name: Option<&str>) -> Socket {
+        let dealer = Socket::new(Kind::Dealer, name, &Security::Plain).unwrap();
+        dealer.connect("127.0.0.1", port).await.unwrap();
+        dealer
+    }
+
+    /// Sends until the router has it: a connection that is ending swallows messages.
+    async fn insist(peer: &Socket, router: &Socket, text: &'static str) -> Bytes {
+        loop {
+            peer.send(vec![Bytes::from_static(text.as_bytes())]).unwrap();
+            let patience = Duration::from_millis(300);
+            while let Ok(frames) = tokio::time::timeout(patience, router.receive()).await {
+                let frames = frames.unwrap();
+                if frames[1] == text {
+                    return frames[0].clone();
+                }
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn what_is_too_long_ends_the_connection_and_no_other() {
+        let limits = Limits {
+            message_bytes: Some(10_000),
+            frames: 20,
+        };
+        for name in [Some("bad"), None] {
+            for bad in [vec![Bytes::from(vec![0; 20_000])], vec![Bytes::new(); 21]] {
+                let (router, port) = limited(limits).await;
+                let (peer, good) = (dealer(port, name).await, dealer(port, Some("good")).await);
+                insist(&peer, &router, "short").await;
+                let mut departures = router.departures();
+                peer.send(bad).unwrap();
+                good.send(vec![Bytes::from_static(b"still here")]).unwrap();
+                assert_eq!(router.receive().await.unwrap(), ["good", "still here"]);
+                assert_eq!(departures.next().await.unwrap().identity, name.unwrap_or_default());
+                // It may come back.
+                insist(&peer, &router, "better").await;
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn a_declared_length_takes_no_memory() {
+        use tokio::io::{AsyncReadExt, AsyncWriteExt};
+        let (router, port) = limited(Limits {
+            message_bytes: Some(1 << 20),
+            frames: 20,
+        })
+        .await;
+        let mut liar = tokio::net::TcpStream::connect(("127.0.0.1", port)).await.unwrap();
+        let mut greeting = [0u8; 64];
+        (greeting[0], greeting[9], greeting[10]) = (0xff, 0x7f, 3);
+        greeting[12..16].copy_from_slice(b"NULL");
+        liar.write_all(&greeting).await.unwrap();
+        // READY with its socket type, then a frame of 2^62 bytes, of which some come.
+        let mut ready = b"\x05READY\x0bSocket-Type".to_vec();
+        ready.extend(6u32.to_be_bytes());
+        ready.extend(b"DEALER");
+        liar.write_all(&[4, u8::try_from(ready.len()).unwrap()]).await.unwrap();
+        liar.write_all(&ready).await.unwrap();
+        liar.write_all(&[2]).await.unwrap();
+        liar.write_all(&(1u64 << 62).to_be_bytes()).await.unwrap();
+        let _ = liar.write_all(&[7; 1000]).await;
+        let mut answer = Vec::new();
+        // Its end, or a reset: in both cases the router did not wait for the rest.
+        let _ = liar.read_to_end(&mut answer).await;
+        let good = dealer(port, Some("good")).await;
+        good.send(vec![Bytes::from_static(b"x")]).unwrap();
+        assert_eq!(router.receive().await.unwrap(), ["good", "x"]);
+    }
+
+    #[tokio::test]
+    async fn a_peer_that_is_cut_off_may_come_back() {
+        let (router, port) = limited(Limits::NONE).await;
+        let mut departures = router.departures();
+        let peer = dealer(port, Some("bad")).await;
+        let identity = insist(&peer, &router, "a").await;
+        router.cut_off(&identity, "a test");
+        assert_eq!(departures.next().await.unwrap().identity, "bad");
+        insist(&peer, &router, "b").await;
+    }
+
+    #[tokio::test]
+    async fn a_peer_that_does_not_read_is_cut_off_and_the_others_are_served() {
+        use super::super::overflow::MOST_BYTES;
+        let (router, port) = limited(Limits::NONE).await;
+        let mut departures = router.departures();
+        let (slow, good) = (dealer(port, Some("slow")).await, dealer(port, Some("good")).await);
+        for peer in [&slow, &good] {
+            peer.send(vec![Bytes::from_static(b"hello")]).unwrap();
+            router.receive().await.unwrap();
+        }
+        // One block of memory, sent again and again.
+        let block = Bytes::from(vec![0; 64 << 20]);
+        let mut sent = 0usize;
+        let error = loop {
+            match router.send(vec![Bytes::from_static(b"slow"), block.clone()]) {
+                Ok(()) => sent += block.len(),
+                Err(error) => break error,
+            }
+            // More than the socket's own thousand messages and the bound.
+            assert!(sent < 1100 * block.len() + MOST_BYTES, "never cut off");
+        };
+        assert!(
+            matches!(&error, TransportError::CutOff(why) if why.contains("does not read")),
+            "{error}"
+        );
+        assert_eq!(departures.next().await.unwrap().identity, "slow");
+        router.send(vec![Bytes::from_static(b"good"), Bytes::from_static(b"x")]).unwrap();
+        assert_eq!(good.receive().await.unwrap(), ["x"]);
     }
 
     #[tokio::test]

@@ -1,5 +1,5 @@
 //! Starts that do not work out: what is said, and that nothing of them is left.
-use super::support::{Home, signal, wait_for_exit, wait_until};
+use super::support::{Cluster, Home, signal, wait_for_exit, wait_until};
 use nix::sys::signal::Signal::{SIGINT, SIGKILL};
 use serde_json::Value;
 use std::os::unix::fs::PermissionsExt;
@@ -75,21 +75,30 @@ fn a_start_that_is_interrupted_takes_back_what_it_started() {
 
 #[test]
 fn after_a_crash_engines_that_run_are_kept_and_missing_ones_added() {
-    let home = Home::new();
+    let home = Cluster::start(2);
+    let processes = home.engine_pids();
+    // Engines' ids need not come in the order in which they were started.
+    let supervisor = |engine: u32| parent_of(engine);
+    let (lost, kept) = (supervisor(processes[0]), supervisor(processes[1]));
+    assert!(home.supervisors().contains(&lost) && home.supervisors().contains(&kept));
+    home.kill_controller_for_good();
+    // With its supervisor, or there would be another one.
+    for gone in [lost, processes[0]] {
+        signal(gone, SIGKILL);
+        wait_for_exit(gone);
+    }
     home.ok(&["start", "-n", "2"]);
-    let before = state(&home).unwrap();
-    let controller = pids(&before["controller"])[0];
-    signal(controller, SIGKILL);
-    wait_for_exit(controller);
-    let gone = pids(&before["engines"][0])[0];
-    signal(gone, SIGKILL);
-    wait_for_exit(gone);
-    home.ok(&["start", "-n", "2"]);
-    let after = state(&home).unwrap();
-    let engines: Vec<u32> = after["engines"].as_array().unwrap().iter().flat_map(pids).collect();
+    let engines = home.supervisors()[1..].to_vec();
     assert_eq!(engines.len(), 2);
-    assert_eq!(engines[0], pids(&before["engines"][0])[1], "the one that ran is kept");
+    assert_eq!(engines[0], kept, "the one that ran is kept");
+    assert!(home.engine_pids().contains(&processes[1]));
     home.ok(&["stop"]);
     engines.into_iter().for_each(wait_for_exit);
     nothing_is_left(&home);
+}
+
+fn parent_of(pid: u32) -> u32 {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("PPid:")).unwrap();
+    line.trim().parse().unwrap()
 }

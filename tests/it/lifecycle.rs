@@ -55,10 +55,14 @@ fn an_engine_that_is_killed_loses_no_task() {
         let ended = cluster.run(&["results", "1", "--state", "ok", "--jsonl"]);
         (ended.code == Some(0) && !ended.stdout.is_empty()).then_some(())
     });
-    signal(cluster.engine_pids()[0], SIGKILL);
+    let before = cluster.engine_pids();
+    signal(before[0], SIGKILL);
     let expected: String = (0..12).map(|n| format!("{n}\n")).collect();
     assert_eq!(running.end().ok(), expected);
-    wait_until("the engine to be missed", || (cluster.engine_pids().len() == 1).then_some(()));
+    wait_until("another engine in its place", || {
+        let now = cluster.engine_pids();
+        (now.len() == 2 && now.contains(&before[1]) && !now.contains(&before[0])).then_some(())
+    });
     cluster.ok(&["stop"]);
 }
 
@@ -67,9 +71,7 @@ fn a_controller_that_is_killed_is_found_stale_and_goes_on() {
     let cluster = Cluster::start(1);
     assert_eq!(cluster.ok(&["map", "math:sqrt", "--range", "4..5"]), "2.0\n");
     let engine = cluster.engine_pids()[0];
-    let controller = cluster.controller_pid();
-    signal(controller, SIGKILL);
-    wait_for_exit(controller);
+    cluster.kill_controller_for_good();
     cluster.run(&["status"]).fails(3, &["hint: ", "pcluster start"]);
     // The records can be read meanwhile.
     assert_eq!(cluster.json(&["results"])["maps"].as_array().unwrap().len(), 1);
@@ -90,9 +92,7 @@ fn a_map_outlives_its_controller() {
         (ended.code == Some(0) && !ended.stdout.is_empty()).then_some(())
     });
     let engines = cluster.engine_pids();
-    let controller = cluster.controller_pid();
-    signal(controller, SIGKILL);
-    wait_for_exit(controller);
+    cluster.kill_controller_for_good();
     cluster.start_again(2, &[]).ok();
     let expected: String = (0..20).map(|n| format!("{n}\n")).collect();
     assert_eq!(running.end().ok(), expected);

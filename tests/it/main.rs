@@ -3,12 +3,14 @@
 mod bad_input;
 mod docs;
 mod engines_work;
+mod hostile;
 mod house;
 mod launch;
 mod lifecycle;
 mod map;
 mod printed;
 mod readme;
+mod recovery;
 mod results;
 mod small_commands;
 mod support;

@@ -1,8 +1,6 @@
 """Real clusters for the tests: a temporary IPython directory, the pcluster binary, and whatever runs there ended after."""
 import os
 import pathlib
-import shutil
-import signal
 import subprocess
 import sys
 import tempfile
@@ -14,7 +12,8 @@ REPOSITORY = pathlib.Path(__file__).parents[2]
 
 
 def pcluster_binary():
-    return os.environ.get("PCLUSTER_BIN") or str(REPOSITORY / "target" / "debug" / "pcluster")
+    named = os.environ.get("PCLUSTER_BIN")
+    return os.path.abspath(named) if named else str(REPOSITORY / "target" / "debug" / "pcluster")
 
 
 class Cluster:
@@ -24,6 +23,14 @@ class Cluster:
         self.folder = pathlib.Path(tempfile.mkdtemp(prefix="pcluster-test-"))
         self.ipython_dir = self.folder / "ipython"
         self.ipython_dir.mkdir()
+        guard = (REPOSITORY / "tests" / "guard.sh").read_text()
+        self.guard = subprocess.Popen(
+            ["sh", "-c", guard, "guard", str(self.folder)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
         self.environment = {k: v for k, v in os.environ.items() if not k.startswith("PCLUSTER_")}
         self.environment["IPYTHONDIR"] = str(self.ipython_dir)
         # As in a shell where this environment is activated.
@@ -52,16 +59,9 @@ class Cluster:
         return done.stdout
 
     def end(self):
-        """Kills what still runs here, known by its IPYTHONDIR."""
-        mark = "IPYTHONDIR={}".format(self.ipython_dir).encode()
-        for environ in pathlib.Path("/proc").glob("[0-9]*/environ"):
-            pid = int(environ.parent.name)
-            try:
-                if pid != os.getpid() and mark in environ.read_bytes().split(b"\0"):
-                    os.kill(pid, signal.SIGKILL)
-            except OSError:
-                continue
-        shutil.rmtree(str(self.folder), ignore_errors=True)
+        """Kills what still runs here, and removes it."""
+        self.guard.stdin.close()
+        self.guard.wait(60)
 
 
 def wait_until(what, answer, patience_s=60):

@@ -1,5 +1,6 @@
 //! `cargo xtask test`: everything that must hold, and a plain count at the end.
 use crate::Places;
+use crate::fuzz;
 use crate::python;
 use crate::run::{captured, echo, program, spelled, status, watched};
 use crate::tally::Tally;
@@ -26,7 +27,16 @@ pub fn run(places: &Places) -> Result<bool, String> {
         &["cargo", "clippy", "--workspace", "--all-targets", "--quiet", "--", "-D", "warnings"],
     );
     rust_tests(places, &mut report, python.as_deref());
+    let fuzzed = fuzz::run(places, &["--seconds", fuzz::IN_TESTS]);
+    report.add("cargo xtask fuzz", Tally::of_check(fuzzed.unwrap_or(false)));
     python_tests(places, &mut report, python.as_deref());
+    // Last: it needs the program that the tests have built.
+    echo("cargo xtask chaos --minutes 1");
+    let chaos = crate::chaos::run(places, 1.0, None);
+    if let Err(why) = &chaos {
+        println!("{why}");
+    }
+    report.add("cargo xtask chaos", Tally::of_check(chaos.is_ok()));
     Ok(report.close())
 }
 
@@ -109,7 +119,18 @@ fn python_tests(places: &Places, report: &mut Report, python: Option<&Path>) {
     let python = python.to_string_lossy();
     let mut command = program(
         &places.root,
-        &[&python, "-m", "pytest", "-q", "-rs", "-p", "no:cacheprovider", PYTHON_TESTS],
+        &[
+            &python,
+            "-m",
+            "pytest",
+            "-v",
+            "-rs",
+            // A test that hangs says where, and fails.
+            "--timeout=120",
+            "-p",
+            "no:cacheprovider",
+            PYTHON_TESTS,
+        ],
     );
     command.env("PCLUSTER_BIN", &places.pcluster).env("PCLUSTER_TEST_PYTHON", &*python);
     counted(report, &mut command, Tally::from_pytest);

@@ -1,5 +1,5 @@
 //! `pcluster controller`: what launchers start.
-use super::setting;
+use super::{setting, supervise};
 use crate::cli::{CommandError, Context, Exit, logging};
 use crate::controller::{self, ControllerSettings};
 use crate::profile::dir::check_cluster_id;
@@ -18,6 +18,9 @@ pub struct Args {
     /// A setting over those of the profile's pcluster.yaml, for example controller.heartbeat_ms=500
     #[arg(long = "set", value_name = "KEY=VALUE", value_parser = setting)]
     settings: Vec<(String, String)>,
+    /// Start the controller as a process of its own, and again whenever it was killed or has crashed
+    #[arg(long)]
+    supervise: bool,
     /// How much to log: error, warn, info, debug, trace
     #[arg(long, value_name = "LEVEL", default_value = "info")]
     log_level: String,
@@ -25,6 +28,9 @@ pub struct Args {
 
 pub fn run(args: Args, context: &Context) -> Result<Exit, CommandError> {
     logging::start(context.log_level(&args.log_level));
+    if args.supervise {
+        return supervise(&[], true);
+    }
     check_cluster_id(&context.cluster_id)?;
     let profile = match &args.profile_dir {
         Some(dir) => ProfileDir::at(dir),

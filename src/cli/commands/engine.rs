@@ -1,5 +1,5 @@
 //! `pcluster engine`: what launchers start.
-use super::setting;
+use super::{setting, supervise};
 use crate::cli::{CommandError, Context, Exit, logging};
 use crate::connection::ConnectionFile;
 use crate::engine::{self, EngineSettings};
@@ -28,6 +28,12 @@ pub struct Args {
     /// A setting over those of the profile's pcluster.yaml, for example engine.interrupt_ms=1000
     #[arg(long = "set", value_name = "KEY=VALUE", value_parser = setting)]
     settings: Vec<(String, String)>,
+    /// Start the engine as a process of its own, and another one whenever it was killed or has crashed
+    #[arg(long)]
+    supervise: bool,
+    /// It takes the place of one that was killed: its controller may be about to come back too
+    #[arg(long, hide = true)]
+    replacement: bool,
     /// How much to log: error, warn, info, debug, trace
     #[arg(long, value_name = "LEVEL", default_value = "info")]
     log_level: String,
@@ -35,6 +41,9 @@ pub struct Args {
 
 pub fn run(args: Args, context: &Context) -> Result<Exit, CommandError> {
     logging::start(context.log_level(&args.log_level));
+    if args.supervise {
+        return supervise(&["--replacement"], false);
+    }
     let profile = match &args.profile_dir {
         Some(dir) => ProfileDir::at(dir),
         None => context.profile_dir()?,
@@ -46,7 +55,10 @@ pub fn run(args: Args, context: &Context) -> Result<Exit, CommandError> {
         python: args.python.or(config.engine.python),
         interrupt_ms: config.engine.interrupt_ms,
         terminate_ms: config.engine.terminate_ms,
-        registration_timeout_ms: config.controller.registration_timeout_ms,
+        registration_timeout_ms: match args.replacement {
+            true => config.controller.controller_patience_ms,
+            false => config.controller.registration_timeout_ms,
+        },
         cwd: config.engine.cwd.map(|dir| dir.to_string_lossy().into_owned()),
         env: config.engine.env,
         ..EngineSettings::new(ConnectionFile::read(&file)?)

@@ -29,6 +29,7 @@ pub mod version;
 pub mod wait;
 
 use super::{CommandError, Context, Exit};
+use crate::launchers::supervisor::{self, Supervised};
 
 macro_rules! commands {
     ($($(#[$attribute:meta])* $variant:ident => $module:ident),* $(,)?) => {
@@ -91,5 +92,25 @@ pub fn setting(text: &str) -> Result<(String, String), String> {
     match text.split_once('=') {
         Some((key, value)) if !key.trim().is_empty() => Ok((key.trim().to_string(), value.trim().to_string())),
         _ => Err(format!("{text:?} is not KEY=VALUE, for example engine.interrupt_ms=1000")),
+    }
+}
+
+/// Runs this command line as a process of its own, without `--supervise`, and again when it was killed or has crashed:
+/// then with the arguments `again`. With `insists`, also when it then refuses to start.
+fn supervise(again: &[&str], insists: bool) -> Result<Exit, CommandError> {
+    let program = std::env::current_exe().map_err(|e| CommandError::environment(format!("cannot tell which program this is: {e}")))?;
+    let supervised = Supervised {
+        arguments: std::env::args_os().skip(1).filter(|word| word != "--supervise").collect(),
+        again: again.iter().map(Into::into).collect(),
+        insists,
+        program,
+    };
+    match supervisor::run(&supervised) {
+        Ok(0) => Ok(Exit::Fine),
+        Ok(code) => Ok(Exit::OfSupervised(code)),
+        Err(e) => Err(CommandError::environment(format!(
+            "cannot start {}: {e}",
+            supervised.program.display()
+        ))),
     }
 }

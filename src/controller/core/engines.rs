@@ -60,6 +60,9 @@ pub struct Engines {
     pub next_id: u32,
 }
 
+/// Engines may wish for ids below this.
+const MOST_WISHED: u32 = 1 << 31;
+
 impl Engines {
     pub fn get(&self, uuid: &EngineUuid) -> Option<&Engine> {
         self.by_uuid.get(uuid)
@@ -102,7 +105,9 @@ impl Engines {
 
     /// The id that a new engine gets: the one it asks for when free, else the next. Ids are not used twice.
     pub fn choose_id(&mut self, wish: Option<EngineId>) -> EngineId {
-        let id = wish.filter(|id| !self.by_id.contains_key(id)).unwrap_or(EngineId(self.next_id));
+        // What is far beyond all ids would leave none for others.
+        let sensible = |id: &EngineId| id.0 < MOST_WISHED && !self.by_id.contains_key(id);
+        let id = wish.filter(sensible).unwrap_or(EngineId(self.next_id));
         self.next_id = self.next_id.max(id.0.saturating_add(1));
         id
     }

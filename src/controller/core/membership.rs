@@ -115,7 +115,11 @@ impl Core {
             None => {
                 // It was given up, or is new: what it still runs has been given away.
                 reply.drop = register.holds;
-                let id = self.engines.choose_id(register.id);
+                // A registration as an `ipengine` that it has begun under this name is void.
+                self.incoming.remove(uuid);
+                let promised = |id: &crate::model::EngineId| self.incoming.values().any(|i| i == id);
+                let id = register.id.filter(|id| !promised(id));
+                let id = self.engines.choose_id(id);
                 self.add_engine(id, register.facts);
                 id
             }

@@ -152,7 +152,10 @@ impl Requests {
 
     pub(super) fn check(&self, engines: &Engines) {
         for (id, open) in &self.open {
-            if let Some(engine) = open.engine.as_ref().and_then(|uuid| engines.get(uuid)) {
+            let Some(uuid) = &open.engine else { continue };
+            // What an engine had when it was given up waits, also when the engine is back.
+            let stranded = self.stranded.get(uuid).is_some_and(|ids| ids.contains(id));
+            if let Some(engine) = engines.get(uuid).filter(|_| !stranded) {
                 assert!(engine.requests.contains(id), "{id} is with its engine");
             }
         }
@@ -726,7 +729,8 @@ impl Core {
             return;
         }
         // ipyparallel's client, too, waits before it gives up: a reply may be on its way.
-        self.requests.stranded.insert(uuid.clone(), ids.clone());
+        // It may go, come back and go again in that time.
+        self.requests.stranded.entry(uuid.clone()).or_default().extend(ids.iter().cloned());
         self.remind(STRANDED_GRACE, Due::Stranded(uuid.clone()));
         for id in ids {
             let balanced = self.requests.open.get(&id).is_some_and(|o| o.queue == Channel::Task);

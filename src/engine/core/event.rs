@@ -98,6 +98,11 @@ pub enum Event {
         output: [Pieces; 2],
     },
 
+    /// The answer to [`Effect::MeasureMemory`]: resident bytes of what runs and all that it started.
+    MemoryMeasured {
+        bytes: u64,
+    },
+
     // ---- from the command that runs
     CommandWrote {
         output: [Pieces; 2],
@@ -164,6 +169,7 @@ pub enum Effect {
     TakeTokens,
     /// Look at once for what was written since the last look.
     ReadOutput,
+    MeasureMemory,
     SignalWorker {
         signal: Stage,
     },

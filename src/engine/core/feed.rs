@@ -2,7 +2,7 @@
 use super::event::{Effect, Now};
 use super::output::Text;
 use super::unit::{Unit, runs_in_worker};
-use super::{Core, Current, FIRST_LOOK, Given, LOOK};
+use super::{Core, Current, FIRST_LOOK, Given, LOOK, MEMORY_LOOK, MemoryWatch};
 use crate::model::UnixTime;
 use crate::model::task::{Outcome, TaskState};
 use std::time::{Duration, Instant};
@@ -250,6 +250,10 @@ impl Core {
             let timeout = options
                 .and_then(|options| options.timeout_s)
                 .and_then(|s| Duration::try_from_secs_f64(s).ok());
+            let memory = options.and_then(|options| options.mem_bytes).map(|limit| MemoryWatch {
+                limit,
+                next: now.instant + MEMORY_LOOK,
+            });
             Current {
                 since: now.instant,
                 started,
@@ -258,6 +262,7 @@ impl Core {
                 told: false,
                 next_look: now.instant + if is_request { LOOK } else { FIRST_LOOK },
                 timeout: timeout.and_then(|timeout| now.instant.checked_add(timeout)),
+                memory,
                 stop: None,
             }
         });

@@ -132,6 +132,11 @@ impl Core {
                 let evalue = format!("stopped after {seconds} s, its timeout");
                 stopped(&mut outcome, TaskState::Timeout, "TaskTimeout", evalue);
             }
+            Some(StopReason::OverMemory { limit, used }) => {
+                let evalue = format!("killed: it used {} of memory, its limit is {}", size(used), size(limit));
+                stopped(&mut outcome, TaskState::Lost, "MemoryLimit", evalue);
+                outcome.crashed = true;
+            }
             Some(StopReason::Leaving) if outcome.status == TaskState::Ok => {}
             Some(StopReason::Leaving) => {
                 let evalue = "its engine was told to leave while it ran".into();
@@ -216,9 +221,21 @@ impl Core {
             told: false,
             next_look: now.instant,
             timeout: None,
+            memory: None,
             stop: None,
         }
     }
+}
+
+/// `1.5 GiB`.
+fn size(bytes: u64) -> String {
+    const UNITS: [&str; 4] = ["KiB", "MiB", "GiB", "TiB"];
+    let (mut number, mut unit) = (bytes as f64 / 1024.0, 0);
+    while number >= 1000.0 && unit + 1 < UNITS.len() {
+        (number, unit) = (number / 1024.0, unit + 1);
+    }
+    let text = format!("{number:.1}");
+    format!("{} {}", text.strip_suffix(".0").unwrap_or(&text), UNITS[unit])
 }
 
 /// The outcome of a task that was stopped: what it said itself stays as the traceback.

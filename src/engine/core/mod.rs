@@ -68,9 +68,19 @@ struct Current {
     told: bool,
     next_look: Instant,
     timeout: Option<Instant>,
+    memory: Option<MemoryWatch>,
     stop: Option<Stop>,
 }
 
+/// Of a task with a limit.
+#[derive(Clone, Copy, Debug)]
+struct MemoryWatch {
+    limit: u64,
+    next: Instant,
+}
+
+/// How often memory is looked at.
+const MEMORY_LOOK: Duration = Duration::from_millis(50);
 /// A task's first progress is told after so long,
 const FIRST_LOOK: Duration = Duration::from_millis(200);
 /// ... then new output about so often.
@@ -237,6 +247,7 @@ impl Core {
                 self.wrote(output, effects);
                 self.tell_progress(effects);
             }
+            Event::MemoryMeasured { bytes } => self.memory_measured(now, bytes, effects),
             Event::CommandWrote { output } => self.wrote(output, effects),
             Event::CommandEnded(end) => self.command_ended(now, end, effects),
             Event::Tick => {}
@@ -262,6 +273,7 @@ impl Core {
             current.map(|current| current.next_look),
             current.and_then(|current| current.timeout.filter(|_| current.stop.is_none())),
             current.and_then(|current| current.stop.as_ref()?.next),
+            current.and_then(|current| Some(current.memory.filter(|_| current.stop.is_none())?.next)),
             self.worker.deadline(),
             self.leaving.as_ref().and_then(Leaving::deadline),
         ]
@@ -291,6 +303,12 @@ impl Core {
             self.worker_failed(now, "it did not get ready in 120 s".into());
         }
         let Some(current) = &mut self.current else { return };
+        if current.stop.is_none()
+            && let Some(memory) = current.memory.as_mut().filter(|memory| now.instant >= memory.next)
+        {
+            memory.next = now.instant + MEMORY_LOOK;
+            effects.push(Effect::MeasureMemory);
+        }
         if now.instant >= current.next_look {
             let age = now.instant - current.since;
             current.next_look = now.instant + if age > Duration::from_secs(10) { SLOW_LOOK } else { LOOK };

@@ -56,8 +56,10 @@ impl Outbox {
     }
 
     pub fn recorded(&mut self, sequence: u64) {
-        while self.unrecorded.front().is_some_and(|results| results.sequence <= sequence) {
-            self.unrecorded.pop_front();
+        // That one alone: an earlier message may have been lost with the connection on which it went out. Nearly always
+        // it is the first.
+        if let Some(at) = self.unrecorded.iter().position(|results| results.sequence == sequence) {
+            self.unrecorded.remove(at);
         }
     }
 

@@ -21,6 +21,10 @@ pub(super) enum StopReason {
     TimedOut {
         seconds: f64,
     },
+    OverMemory {
+        limit: u64,
+        used: u64,
+    },
     /// The engine leaves.
     Leaving,
     /// The controller does not want its result.
@@ -33,6 +37,7 @@ pub(super) enum AfterRecall {
     GiveBack(usize),
     Cancel { tasks: HashSet<Held>, drop: bool },
     TimeOut { seconds: f64 },
+    OverMemory { limit: u64, used: u64 },
     Abort(Option<Vec<String>>),
     AbortExecutions,
     Leave,
@@ -98,8 +103,9 @@ impl Core {
                 }
             }
             // With more than one left, the first has ended in time.
-            AfterRecall::TimeOut { .. } if self.given.len() > 1 => {}
+            AfterRecall::OverMemory { .. } | AfterRecall::TimeOut { .. } if self.given.len() > 1 => {}
             AfterRecall::TimeOut { seconds } => self.begin_stop(now, StopReason::TimedOut { seconds }, effects),
+            AfterRecall::OverMemory { limit, used } => self.begin_stop(now, StopReason::OverMemory { limit, used }, effects),
             AfterRecall::Abort(msg_ids) => self.abort_queued(now, msg_ids, effects),
             AfterRecall::AbortExecutions => {
                 let is_execution = |unit: &Unit| matches!(unit, Unit::Request(request) if request.method == Method::Execute);
@@ -203,16 +209,16 @@ impl Core {
             self.stop_next = self.given.back().map(|given| (given.ticket, reason));
             return;
         }
-        let next = Some(now.instant + self.settings.interrupt);
+        let (stage, next) = match reason {
+            // It would only take more.
+            StopReason::OverMemory { .. } => (Stage::Kill, None),
+            _ => (Stage::Interrupt, Some(now.instant + self.settings.interrupt)),
+        };
         let Some(current) = self.current.as_mut().filter(|current| current.stop.is_none()) else {
             return;
         };
-        current.stop = Some(Stop {
-            reason,
-            stage: Stage::Interrupt,
-            next,
-        });
-        effects.push(self.signal(Stage::Interrupt));
+        current.stop = Some(Stop { reason, stage, next });
+        effects.push(self.signal(stage));
     }
 
     fn signal(&self, signal: Stage) -> Effect {
@@ -244,6 +250,17 @@ impl Core {
                     effects.push(self.signal(stage));
                 }
             }
+        }
+    }
+
+    pub(super) fn memory_measured(&mut self, now: Now, used: u64, effects: &mut Vec<Effect>) {
+        let limit = self.current.as_ref().and_then(|current| Some(current.memory?.limit));
+        if let Some(limit) = limit.filter(|limit| used > *limit) {
+            // Not twice, whatever the recall says.
+            if let Some(current) = &mut self.current {
+                current.memory = None;
+            }
+            self.recall_then(now, AfterRecall::OverMemory { limit, used }, effects);
         }
     }
 

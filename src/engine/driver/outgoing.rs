@@ -3,6 +3,7 @@ use super::{Driver, now};
 use crate::engine::command::{self, Running, ToRun};
 use crate::engine::core::{Effect, Event, Stage, Unit};
 use crate::engine::link::unix_now;
+use crate::engine::memory;
 use crate::engine::requests;
 use crate::engine::worker::process::{IPYTHON, Worker, WorkerCommand, WorkerEvent};
 use crate::engine::worker::protocol::{frame, parts_frame, tasks_frame};
@@ -94,6 +95,11 @@ impl Driver {
                 let worker = self.worker.as_mut()?;
                 let output = [worker.stdout.read_to(None), worker.stderr.read_to(None)];
                 return Some(Event::OutputRead { output });
+            }
+            Effect::MeasureMemory => {
+                let worker = self.worker.as_ref().map(|worker| worker.pid);
+                let bytes = self.command.pid().or(worker).map_or(0, memory::of_group);
+                return Some(Event::MemoryMeasured { bytes });
             }
             Effect::SignalWorker { signal } => self.worker.as_ref()?.signal(signal_number(signal)),
             Effect::StartCommand { unit, definition } => {

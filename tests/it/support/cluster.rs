@@ -37,6 +37,11 @@ impl Cluster {
         cluster
     }
 
+    /// Around a cluster that was started in another way.
+    pub fn running_in(home: Home) -> Cluster {
+        Cluster { home }
+    }
+
     pub fn start_again(&self, engines: u32, more: &[&str]) -> Ended {
         let n = engines.to_string();
         self.run(&[&["start", "-n", &n], more].concat())
@@ -57,6 +62,25 @@ impl Cluster {
             .iter()
             .map(|engine| u32::try_from(engine["pid"].as_u64().unwrap()).unwrap())
             .collect()
+    }
+
+    /// What keeps the controller and the engines running, controller first.
+    pub fn supervisors(&self) -> Vec<u32> {
+        let state = std::fs::read(self.profile().join("pid/pcluster.json")).unwrap();
+        let state: Value = serde_json::from_slice(&state).unwrap();
+        let launches = std::iter::once(&state["controller"]).chain(state["engines"].as_array().unwrap());
+        launches
+            .flat_map(|launched| launched["processes"].as_array().unwrap())
+            .map(|process| u32::try_from(process["pid"].as_u64().unwrap()).unwrap())
+            .collect()
+    }
+
+    /// Kills the controller's supervisor and then the controller.
+    pub fn kill_controller_for_good(&self) {
+        for pid in [self.supervisors()[0], self.controller_pid()] {
+            signal(pid, nix::sys::signal::Signal::SIGKILL);
+            wait_for_exit(pid);
+        }
     }
 
     pub fn controller_pid(&self) -> u32 {

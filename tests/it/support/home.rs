@@ -7,18 +7,7 @@ use tempfile::TempDir;
 
 pub const PCLUSTER: &str = env!("CARGO_BIN_EXE_pcluster");
 
-/// Reads until its stdin is closed, which also happens when the test process is killed; then kills every process of the
-/// home (known by its environment) and removes the directory.
-const GUARD: &str = r#"
-cat >/dev/null
-for environ in /proc/[0-9]*/environ; do
-    if tr '\0' '\n' <"$environ" 2>/dev/null | grep -qxF "IPYTHONDIR=$1/ipython"; then
-        pid=${environ#/proc/}
-        kill -KILL "${pid%/environ}" 2>/dev/null
-    fi
-done
-rm -rf "$1"
-"#;
+const GUARD: &str = include_str!("../../guard.sh");
 
 pub struct Home {
     folder: TempDir,

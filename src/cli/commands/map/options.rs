@@ -10,6 +10,9 @@ pub struct TaskOptions {
     /// Stop a task that runs longer (90, 90s, 10m, 2h)
     #[arg(long, value_name = "DURATION", value_parser = seconds)]
     pub timeout: Option<f64>,
+    /// Kill a task whose processes take more memory (500M, 2G); that counts as a crash
+    #[arg(long, value_name = "SIZE", value_parser = bytes)]
+    pub mem: Option<u64>,
     /// How often a task that failed is run again
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub retries: u32,
@@ -39,6 +42,7 @@ impl TaskOptions {
             name: self.name.clone(),
             label: self.label.clone(),
             timeout_s: self.timeout,
+            mem_bytes: self.mem,
             retries: self.retries,
             max_crashes: self.max_crashes,
             cwd: self.cwd.clone(),
@@ -60,6 +64,19 @@ fn seconds(text: &str) -> Result<f64, String> {
         Some(seconds) if seconds > 0.0 => Ok(seconds),
         Some(_) => Err("a task cannot be done in no time".into()),
         None => Err("write a number with s, m, h or d behind it: 90s, 10m, 2h".into()),
+    }
+}
+
+/// A number, with or without K, M, G or T (powers of 1024) behind it.
+fn bytes(text: &str) -> Result<u64, String> {
+    const UNITS: [&str; 5] = ["", "K", "M", "G", "T"];
+    let word = text.trim().to_ascii_uppercase();
+    let word = word.strip_suffix("IB").or(word.strip_suffix('B')).unwrap_or(&word);
+    let number = word.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+    let unit = UNITS.iter().position(|unit| *unit == &word[number.len()..]);
+    match (number.parse::<f64>(), unit) {
+        (Ok(count), Some(unit)) if count.is_finite() && count > 0.0 => Ok((count * 1024f64.powi(unit as i32)) as u64),
+        _ => Err("write a size: 500M, 2G".into()),
     }
 }
 
@@ -88,6 +105,15 @@ mod tests {
         assert!(variable("=x").is_err());
         assert!(variable("PCLUSTER_NO_SUCH_VARIABLE").unwrap_err().contains("is not set here"));
         assert_eq!(seconds("1.5m"), Ok(90.0));
+        assert_eq!(bytes("500M"), Ok(500 << 20));
+        assert_eq!(
+            (bytes("1.5g"), bytes("2GiB"), bytes("7kb")),
+            (Ok(3 << 29), Ok(2 << 30), Ok(7 << 10))
+        );
+        assert_eq!((bytes("4096"), bytes("1T")), (Ok(4096), Ok(1 << 40)));
+        for bad in ["", "M", "2X", "-1G", "0", "inf", "nan", "2 G", "é"] {
+            assert!(bytes(bad).is_err(), "{bad}");
+        }
         assert!(seconds("0").is_err() && seconds("soon").is_err());
     }
 }

@@ -1,0 +1,250 @@
+//! What is killed comes back, and no task is lost or done twice.
+use super::support::{Cluster, Home, signal, wait_for_exit, wait_until};
+use nix::sys::signal::Signal::{SIGCONT, SIGKILL, SIGSTOP};
+use serde_json::Value;
+use std::path::Path;
+
+/// Each writes its input into the ledger when it begins: what was really run is known without asking pcluster.
+const WORK: &str = r#"
+import os, time
+
+def enter(x):
+    with open("ledger", "ab", buffering=0) as ledger:
+        ledger.write(b"%d\n" % x)
+
+def short(x):
+    enter(x)
+    time.sleep(0.002)
+    return x * x
+
+def slow(x):
+    enter(x)
+    time.sleep(0.3)
+    return x * x
+
+def held(x):
+    enter(x)
+    while not os.path.exists("go"):
+        time.sleep(0.02)
+    return os.getpid()
+
+def dies(how):
+    import ctypes, signal, sys
+    sys.stderr.write("about to end\n")
+    sys.stderr.flush()
+    if how == "exit":
+        os._exit(7)
+    if how == "segfault":
+        ctypes.string_at(0)
+    if how == "kill":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if how == "memory":
+        heap = []
+        while True:
+            heap.append(b"x" * (8 << 20))
+    if how == "loop":
+        while True:
+            pass
+    return how
+"#;
+
+fn cluster(engines: u32, more: &[&str]) -> Cluster {
+    let home = Home::new();
+    home.file("work.py", WORK);
+    Cluster::start_in(home, engines, more)
+}
+
+/// How often each input was begun.
+fn ledger(home: &Path) -> Vec<u32> {
+    let text = std::fs::read_to_string(home.join("ledger")).unwrap_or_default();
+    let mut counts = Vec::new();
+    for line in text.lines() {
+        let input: usize = line.parse().unwrap();
+        counts.resize(counts.len().max(input + 1), 0);
+        counts[input] += 1;
+    }
+    counts
+}
+
+fn until_begun(cluster: &Cluster, tasks: usize) {
+    wait_until("tasks in the ledger", || {
+        (ledger(cluster.path()).iter().filter(|count| **count > 0).count() >= tasks).then_some(())
+    });
+}
+
+fn tasks(cluster: &Cluster, map: &str) -> Vec<Value> {
+    cluster.json(&["results", map])["tasks"].as_array().unwrap().clone()
+}
+
+fn squares(n: u64) -> String {
+    (0..n).map(|x| format!("{}\n", x * x)).collect()
+}
+
+fn each_was_run_once(cluster: &Cluster, map: &str, n: usize) {
+    let tasks = tasks(cluster, map);
+    assert_eq!(tasks.len(), n);
+    for task in &tasks {
+        assert_eq!((&task["state"], &task["attempts"]), (&"ok".into(), &1.into()), "{task:#}");
+    }
+    assert_eq!(ledger(cluster.path()), vec![1; n]);
+}
+
+/// As many engines as there should be, none of them silent, and none of `gone`.
+fn until_whole(cluster: &Cluster, engines: usize, gone: &[u32]) {
+    wait_until("the engine set to be whole", || {
+        let ended = cluster.run(&["engines", "--json"]);
+        let listed: Value = serde_json::from_str(&ended.stdout).ok()?;
+        let listed = listed["engines"].as_array()?;
+        let well = |engine: &Value| engine["state"] != "silent" && !gone.iter().any(|pid| engine["pid"] == *pid);
+        (listed.len() == engines && listed.iter().all(well)).then_some(())
+    });
+}
+
+#[test]
+fn a_controller_killed_under_a_map_is_back_at_once_and_no_task_is_run_twice() {
+    let cluster = cluster(2, &[]);
+    let running = cluster.spawn(&["map", "work.py:short", "--range", "0..2000"]);
+    let engines = cluster.engine_pids();
+    until_begun(&cluster, 200);
+    let first = cluster.controller_pid();
+    signal(first, SIGKILL);
+    wait_until("another controller", || {
+        (cluster.controller_pid() != first && cluster.run(&["status"]).code == Some(0)).then_some(())
+    });
+    // Once more, and with what watches it.
+    until_begun(&cluster, 800);
+    cluster.kill_controller_for_good();
+    cluster.start_again(2, &[]).ok();
+    assert_eq!(running.end().ok(), squares(2000));
+    each_was_run_once(&cluster, "1", 2000);
+    assert_eq!(cluster.engine_pids(), engines);
+    let processes = [cluster.supervisors(), engines, vec![cluster.controller_pid()]].concat();
+    cluster.ok(&["stop"]);
+    processes.into_iter().for_each(wait_for_exit);
+}
+
+#[test]
+fn killed_engines_are_replaced_and_their_tasks_run_again() {
+    let cluster = cluster(3, &[]);
+    let running = cluster.spawn(&["map", "work.py:slow", "--range", "0..40"]);
+    until_begun(&cluster, 6);
+    let engines = cluster.engine_pids();
+    engines[..2].iter().for_each(|pid| signal(*pid, SIGKILL));
+    assert_eq!(running.end().ok(), squares(40));
+    until_whole(&cluster, 3, &engines[..2]);
+    // Each engine held one task that had begun. Where it had not yet said so, that is no attempt.
+    let counts = ledger(cluster.path());
+    assert!(counts.iter().sum::<u32>() <= 42, "{counts:?}");
+    for (task, count) in tasks(&cluster, "1").iter().zip(counts) {
+        assert_eq!(task["state"], "ok");
+        assert!(
+            (1..=count.into()).contains(&task["attempts"].as_u64().unwrap()),
+            "{count} times: {task:#}"
+        );
+    }
+    let left = [cluster.supervisors(), cluster.engine_pids()].concat();
+    cluster.ok(&["stop"]);
+    left.into_iter().for_each(wait_for_exit);
+}
+
+#[test]
+fn engines_go_on_without_their_supervisors_and_are_ended_with_the_cluster() {
+    let cluster = cluster(2, &[]);
+    let engines = cluster.engine_pids();
+    for supervisor in &cluster.supervisors()[1..] {
+        signal(*supervisor, SIGKILL);
+        wait_for_exit(*supervisor);
+    }
+    assert_eq!(cluster.ok(&["map", "work.py:short", "--range", "0..10"]), squares(10));
+    // Even where there is no controller that could tell them to leave.
+    cluster.kill_controller_for_good();
+    cluster.ok(&["stop"]);
+    engines.into_iter().for_each(wait_for_exit);
+}
+
+#[test]
+fn a_stopped_engine_comes_back_under_its_id_and_its_result_counts() {
+    let cluster = cluster(2, &["--set", "controller.heartbeat_ms=100"]);
+    let running = cluster.spawn(&["map", "work.py:held", "--range", "0..2"]);
+    until_begun(&cluster, 2);
+    let engines = cluster.engine_pids();
+    signal(engines[0], SIGSTOP);
+    wait_until("the engine to be silent", || {
+        let listed = cluster.json(&["engines"]);
+        (listed["engines"][0]["state"] == "silent").then_some(())
+    });
+    cluster.file("go", "");
+    signal(engines[0], SIGCONT);
+    assert_eq!(running.end().ok().lines().count(), 2);
+    each_was_run_once(&cluster, "1", 2);
+    until_whole(&cluster, 2, &[]);
+    assert_eq!(cluster.engine_pids(), engines);
+    let listed = cluster.json(&["engines"]);
+    assert_eq!((&listed["engines"][0]["id"], &listed["engines"][1]["id"]), (&0.into(), &1.into()));
+    cluster.ok(&["stop"]);
+}
+
+#[test]
+fn after_its_lease_a_stopped_engines_task_is_given_away_and_one_result_is_recorded() {
+    let settings = ["--set", "controller.heartbeat_ms=50", "--set", "controller.lease_ms=400"];
+    let cluster = cluster(2, &settings);
+    let running = cluster.spawn(&["map", "work.py:held", "--range", "0..2"]);
+    until_begun(&cluster, 2);
+    wait_until("both to be known to run", || {
+        tasks(&cluster, "1").iter().all(|task| task["state"] == "running").then_some(())
+    });
+    let engines = cluster.engine_pids();
+    signal(engines[0], SIGSTOP);
+    wait_until("the engine to be given up", || (cluster.engine_pids().len() == 1).then_some(()));
+    cluster.file("go", "");
+    let values = running.end().ok();
+    assert_eq!(values.lines().count(), 2);
+    let before = tasks(&cluster, "1");
+    let mut runs: Vec<_> = before.iter().map(|task| task["attempts"].as_u64().unwrap()).collect();
+    runs.sort_unstable();
+    assert_eq!(runs, [1, 2]);
+    // It comes back as a new one, with a result that nobody wants any more.
+    signal(engines[0], SIGCONT);
+    wait_until("both engines", || (cluster.engine_pids().len() == 2).then_some(()));
+    assert_eq!(cluster.ok(&["map", "math:sqrt", "--range", "4..6"]).lines().count(), 2);
+    assert_eq!(tasks(&cluster, "1"), before);
+    let mut counts = ledger(cluster.path());
+    counts.sort_unstable();
+    assert_eq!(counts, [1, 2]);
+    cluster.ok(&["stop"]);
+}
+
+#[test]
+fn whatever_a_task_does_to_its_worker_is_reported_with_its_cause_and_hurts_no_other() {
+    let cluster = cluster(2, &["--set", "engine.interrupt_ms=300", "--set", "engine.terminate_ms=300"]);
+    let engines = cluster.engine_pids();
+    cluster.file("how", "exit\nsegfault\nkill\nmemory\nloop\nfine\n");
+    let options = ["--mem", "200M", "--timeout", "3", "--max-crashes", "1", "--retries", "0"];
+    let ended = cluster.run(&[&["map", "work.py:dies", "how"][..], &options].concat());
+    assert_eq!(ended.code, Some(1), "{}", ended.story());
+    assert!(ended.stdout.contains("\"fine\""), "{}", ended.story());
+    let tasks = tasks(&cluster, "1");
+    // State, error, how often it was run, words of the error.
+    let expected: [(&str, &str, u64, &[&str]); 6] = [
+        ("lost", "WorkerDied", 2, &["exit code 7", "about to end"]),
+        ("lost", "WorkerDied", 2, &["SIGSEGV", "about to end"]),
+        ("lost", "WorkerDied", 2, &["SIGKILL", "about to end"]),
+        ("lost", "MemoryLimit", 2, &["MiB of memory", "its limit is 200 MiB"]),
+        ("timeout", "TaskTimeout", 1, &["3 s"]),
+        ("ok", "", 1, &[]),
+    ];
+    for (task, (state, ename, runs, words)) in tasks.iter().zip(expected) {
+        assert_eq!((&task["state"], &task["attempts"]), (&state.into(), &runs.into()), "{task:#}");
+        assert_eq!(task["error"]["ename"].as_str().unwrap_or_default(), ename, "{task:#}");
+        let evalue = task["error"]["evalue"].as_str().unwrap_or_default();
+        assert!(words.iter().all(|word| evalue.contains(word)), "{task:#}");
+    }
+    // The engines are the same, and well.
+    assert_eq!(cluster.engine_pids(), engines);
+    assert_eq!(cluster.ok(&["map", "work.py:short", "--range", "0..20"]), squares(20));
+    // A command, too.
+    let hog = ["map", "--mem", "100M", "--max-crashes", "0", "--range", "0..1", "--"];
+    let python = ["python3", "-c", "import time; x = b'x' * (300 << 20); time.sleep(60)"];
+    cluster.run(&[&hog[..], &python].concat()).fails(1, &["MemoryLimit", "100 MiB"]);
+    cluster.ok(&["stop"]);
+}
