@@ -94,6 +94,8 @@ fn check(places: &Places, report: &mut Report, words: &[&str]) {
 
 fn rust_tests(places: &Places, report: &mut Report, python: Option<&Path>) {
     let mut command = program(&places.root, &["cargo", "test", "--workspace", "--no-fail-fast"]);
+    // Lives of the simulated cluster; `cargo test` alone runs 400.
+    command.env("PCLUSTER_SEEDS", "10000");
     match python {
         Some(python) => command.env("PCLUSTER_TEST_PYTHON", python),
         None => command.env_remove("PCLUSTER_TEST_PYTHON"),
