@@ -5,6 +5,7 @@
 //!     load engines ENGINE_FILE COUNT      registers so many engines, then answers every task at once until it is killed
 //!     load spawn COUNT LANES              COUNT times `true`, LANES at a time
 //!     load pipe PYTHON COUNT LANES        COUNT calls of a no-op function in LANES Python processes
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use pcluster::client::Client;
 use pcluster::connection::ConnectionFile;
 use pcluster::model::definition::{CallSource, MapDefinition, MapOptions, Work};
@@ -92,6 +93,9 @@ async fn latency(file: &ConnectionFile, count: usize) -> Outcomes {
 const AT_ONCE: usize = 64;
 
 async fn engines(file: ConnectionFile, count: usize) -> Outcomes {
+    // A connection each; systems often allow 1,024 files unless more are asked for.
+    let (_, most) = getrlimit(Resource::RLIMIT_NOFILE)?;
+    setrlimit(Resource::RLIMIT_NOFILE, most, most)?;
     let file = std::sync::Arc::new(file);
     let door = std::sync::Arc::new(tokio::sync::Semaphore::new(AT_ONCE));
     let began = Instant::now();

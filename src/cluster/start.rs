@@ -185,7 +185,18 @@ pub async fn start(options: StartOptions, progress: &mut dyn FnMut(StartProgress
         launcher: controllers,
         launched: &controller,
     };
-    launch::registered(&client, expected, &new, Some(&watched), timeout, progress).await?;
+    let registered = match launch::registered(&client, expected, &new, Some(&watched), timeout, progress).await {
+        // One of before that is silent is no reason to end the controller that the others have found again.
+        Err(ClusterError::EnginesLate {
+            registered, n, seconds, ..
+        }) if alive > 0 && registered + alive >= n => {
+            progress(StartProgress::Note(format!(
+                "{registered} of {n} engines registered within {seconds} s; those of before may still come back"
+            )));
+            registered
+        }
+        done => done.map(|()| expected)?,
+    };
 
     undo.all_went_well();
     files.armed = false;
@@ -193,7 +204,7 @@ pub async fn start(options: StartOptions, progress: &mut dyn FnMut(StartProgress
         profile: profile.clone(),
         cluster_id: cluster_id.into(),
         controller_pid,
-        engines: expected as u32,
+        engines: registered as u32,
         client_file: profile.client_file(cluster_id),
         controller_log: profile.controller_log(cluster_id),
         took: begin.elapsed(),

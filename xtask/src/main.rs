@@ -1,9 +1,10 @@
 //! The project's chores: `cargo xtask demo`, `cargo xtask test`, `cargo xtask bench`. Needs nothing but Rust; what else a chore needs it
 //! sets up itself, or says what is missing.
 //!
-//! Parts: [`run`] (running programs), [`python`] (finding one, and the tests' virtual environment), [`demo`], [`bench`], [`fuzz`], [`test`]
+//! Parts: [`run`] (running programs), [`python`] (finding one, and the tests' virtual environment), [`demo`], [`bench`], [`chaos`], [`fuzz`], [`test`]
 //! with [`tally`] (what the tools say of themselves), [`pi`] (the demo's independent count).
 mod bench;
+mod chaos;
 mod demo;
 mod fuzz;
 mod pi;
@@ -21,6 +22,7 @@ The project's chores:
   cargo xtask demo   counts the digit pairs of pi on a cluster of 4 engines, command by command, and checks the sum
   cargo xtask test   sets up what the tests need, and runs them all: format, lints, Rust, worker, ipyparallel clients
   cargo xtask fuzz   changes good inputs at random and gives them to all that reads foreign bytes (--seconds, --seed, --target, --replay)
+  cargo xtask chaos  kills controller, engines, workers and supervisors at random under load (--minutes N, --seed S)
   cargo xtask bench  pcluster and its peers side by side; writes docs/performance.md and README.md (--quick: only prints)
 ";
 
@@ -32,6 +34,10 @@ fn main() -> ExitCode {
         ["bench"] => bench::run(&Places::find(), false).map(|()| true),
         ["bench", "--quick"] => bench::run(&Places::find(), true).map(|()| true),
         ["fuzz", arguments @ ..] => fuzz::run(&Places::find(), arguments),
+        ["chaos", options @ ..] => match chaos_options(options) {
+            Some((minutes, seed)) => chaos::run(&Places::find(), minutes, seed).map(|()| true),
+            None => Err("cargo xtask chaos takes --minutes N and, to do the same again, --seed S".into()),
+        },
         ["test"] => test::run(&Places::find()),
         [] | ["help" | "-h" | "--help"] => {
             print!("{USAGE}");
@@ -51,6 +57,19 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// `--minutes N [--seed S]`
+fn chaos_options(words: &[&str]) -> Option<(f64, Option<u64>)> {
+    let (mut minutes, mut seed) = (1.0, None);
+    for pair in words.chunks(2) {
+        match pair {
+            ["--minutes", n] => minutes = n.parse().ok().filter(|n: &f64| *n > 0.0 && n.is_finite())?,
+            ["--seed", s] => seed = Some(s.parse().ok()?),
+            _ => return None,
+        }
+    }
+    Some((minutes, seed))
 }
 
 /// Where things are.

@@ -30,6 +30,14 @@ pub fn run(places: &Places) -> Result<bool, String> {
     let fuzzed = fuzz::run(places, &["--seconds", fuzz::IN_TESTS]);
     report.add("cargo xtask fuzz", Tally::of_check(fuzzed.unwrap_or(false)));
     python_tests(places, &mut report, python.as_deref());
+    // Last: it needs the program that the tests have built.
+    let minutes = if std::env::var_os("CI").is_some() { 5.0 } else { 1.0 };
+    echo(&format!("cargo xtask chaos --minutes {minutes}"));
+    let chaos = crate::chaos::run(places, minutes, None);
+    if let Err(why) = &chaos {
+        println!("{why}");
+    }
+    report.add("cargo xtask chaos", Tally::of_check(chaos.is_ok()));
     Ok(report.close())
 }
 
@@ -87,6 +95,8 @@ fn check(places: &Places, report: &mut Report, words: &[&str]) {
 
 fn rust_tests(places: &Places, report: &mut Report, python: Option<&Path>) {
     let mut command = program(&places.root, &["cargo", "test", "--workspace", "--no-fail-fast"]);
+    // Lives of the simulated cluster; `cargo test` alone runs 400.
+    command.env("PCLUSTER_SEEDS", "10000");
     match python {
         Some(python) => command.env("PCLUSTER_TEST_PYTHON", python),
         None => command.env_remove("PCLUSTER_TEST_PYTHON"),

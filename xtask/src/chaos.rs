@@ -1,0 +1,308 @@
+//! `cargo xtask chaos --minutes N [--seed S]`: a real cluster under load, whose controller, engines, workers and supervisors
+//! are killed or stopped at random.
+//!
+//! Each execution of a task writes a line into a ledger, behind pcluster's back. At the end every map must have printed
+//! the right values, every task must be done once according to the records, and of a task that was executed more than
+//! once at most one execution may have been by a process that was not killed. The seed decides what is done to whom;
+//! how the processes run beside each other it cannot decide.
+//!
+//! Parts: `processes` (who there is), `verdict` (what must hold).
+mod processes;
+mod verdict;
+
+use crate::run::{captured, program};
+use crate::{Places, python};
+use processes::{Kind, Process};
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::{self, File};
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::thread::sleep;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+const ENGINES: usize = 3;
+/// Maps at a time.
+const MAPS: usize = 3;
+/// After the last kill all that was begun must be done within this.
+const PATIENCE: Duration = Duration::from_secs(180);
+
+const WORK: &str = r#"
+import os, time
+
+def work(n):
+    with open("ledger", "ab", buffering=0) as ledger:
+        ledger.write(b"%d %d %d\n" % (n, os.getppid(), os.getpid()))
+    time.sleep((0.001, 0.01, 0.05, 0.6)[n % 50 % 4 if n % 50 < 12 else 0])
+    return n * n + 1
+"#;
+
+/// The value of [`WORK`].
+fn expected(input: u64) -> u64 {
+    input * input + 1
+}
+
+pub fn run(places: &Places, minutes: f64, seed: Option<u64>) -> Result<(), String> {
+    captured(&mut program(&places.root, &["cargo", "build", "--quiet", "--bin", "pcluster"]))?;
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let seed = seed.unwrap_or(now.as_micros() as u64);
+    println!("seed {seed}, {minutes} minutes");
+    let mut chaos = Chaos::new(places, seed)?;
+    let done = chaos.campaign(Duration::from_secs_f64(minutes * 60.0));
+    chaos.end();
+    println!("{}", chaos.counts_in_words());
+    match done {
+        Ok(verdict) => {
+            let _ = fs::remove_dir_all(&chaos.home);
+            println!("{verdict}");
+            Ok(())
+        }
+        Err(why) => Err(format!("{why}\nseed {seed}; what is left to look at: {}", chaos.home.display())),
+    }
+}
+
+struct Chaos {
+    pcluster: PathBuf,
+    python: String,
+    home: PathBuf,
+    dice: Dice,
+    maps: Vec<Map>,
+    next_input: u64,
+    counts: BTreeMap<&'static str, u64>,
+    /// Engines and workers that were killed, or may have been ended by a command that failed.
+    gone: BTreeSet<u32>,
+    stopped: Vec<(u32, Instant)>,
+    a_command_failed: bool,
+}
+
+/// One `pcluster map` that runs, or has run.
+struct Map {
+    name: String,
+    first: u64,
+    count: u64,
+    child: Child,
+    code: Option<Option<i32>>,
+}
+
+impl Chaos {
+    fn new(places: &Places, seed: u64) -> Result<Chaos, String> {
+        let home = places.target.join(format!("chaos-{}", std::process::id()));
+        let failed = |e: std::io::Error| format!("cannot make {}: {e}", home.display());
+        fs::create_dir_all(home.join("ipython")).map_err(failed)?;
+        fs::write(home.join("work.py"), WORK).map_err(failed)?;
+        Ok(Chaos {
+            pcluster: places.pcluster.clone(),
+            python: python::find(places)?,
+            home,
+            dice: Dice(seed | 1),
+            maps: Vec::new(),
+            next_input: 0,
+            counts: BTreeMap::new(),
+            gone: BTreeSet::new(),
+            stopped: Vec::new(),
+            a_command_failed: false,
+        })
+    }
+
+    fn campaign(&mut self, time: Duration) -> Result<String, String> {
+        self.pcluster(&["start", "-n", &ENGINES.to_string()])?;
+        let until = Instant::now() + time;
+        while Instant::now() < until {
+            self.heal();
+            self.submit()?;
+            let pause = 100 + self.dice.roll(1200);
+            sleep(Duration::from_millis(pause));
+            self.harm();
+            self.wake(false);
+        }
+        self.wake(true);
+        let patience = Instant::now() + PATIENCE;
+        while self.unfinished() > 0 {
+            if Instant::now() >= patience {
+                let names: Vec<&str> = self.maps.iter().filter(|m| m.code.is_none()).map(|m| m.name.as_str()).collect();
+                return Err(format!(
+                    "{} s after the last kill these maps are not done: {}",
+                    PATIENCE.as_secs(),
+                    names.join(" ")
+                ));
+            }
+            self.heal();
+            sleep(Duration::from_millis(200));
+        }
+        self.whole(patience)?;
+        verdict::of(self)
+    }
+
+    /// As many engines as there should be, all of them heard of.
+    fn whole(&mut self, until: Instant) -> Result<(), String> {
+        loop {
+            self.heal();
+            let listed = self.pcluster(&["engines", "--json"]).unwrap_or_default();
+            let (all, silent) = (listed.matches("\"uuid\"").count(), listed.matches("\"silent\"").count());
+            if all == ENGINES && silent == 0 {
+                return Ok(());
+            }
+            if Instant::now() >= until {
+                return Err(format!("the engine set is not whole again: {listed}"));
+            }
+            sleep(Duration::from_millis(200));
+        }
+    }
+
+    /// Does by hand what a supervisor would have done that was killed.
+    fn heal(&mut self) {
+        let there = processes::of(&self.home);
+        let has = |kind: Kind| there.iter().any(|p| p.kind == kind);
+        let engines = processes::slots(&there);
+        if !has(Kind::Controller) && !has(Kind::ControllerSupervisor) {
+            self.command("pcluster start", &["start", "-n", &ENGINES.to_string()]);
+        } else if engines < ENGINES {
+            self.command("pcluster engines add", &["engines", "add", &(ENGINES - engines).to_string()]);
+        }
+    }
+
+    fn command(&mut self, what: &'static str, words: &[&str]) {
+        // Engines that are waited for must not be stopped.
+        self.wake(true);
+        if let Err(why) = self.pcluster(words) {
+            // What it had started it has ended again.
+            self.a_command_failed = true;
+            self.count("commands that failed and were repeated");
+            println!("{what}: {why}");
+            sleep(Duration::from_millis(500));
+        }
+        self.count(what);
+    }
+
+    fn harm(&mut self) {
+        let there = processes::of(&self.home);
+        let (kind, what) = match self.dice.roll(100) {
+            0..25 => (Kind::Controller, "controllers killed"),
+            25..45 => (Kind::Engine, "engines killed"),
+            45..70 => (Kind::Worker, "workers killed"),
+            70..80 => (Kind::ControllerSupervisor, "supervisors of controllers killed"),
+            80..90 => (Kind::EngineSupervisor, "supervisors of engines killed"),
+            _ => (Kind::Engine, "engines stopped for a while"),
+        };
+        let those: Vec<&Process> = there.iter().filter(|p| p.kind == kind).collect();
+        if those.is_empty() {
+            return;
+        }
+        let victim = those[self.dice.roll(those.len() as u64) as usize];
+        if what.contains("stopped") {
+            let pause = Duration::from_millis(200 + self.dice.roll(4000));
+            processes::signal("STOP", victim.pid);
+            self.stopped.push((victim.pid, Instant::now() + pause));
+        } else {
+            processes::signal("KILL", victim.pid);
+            if matches!(kind, Kind::Engine | Kind::Worker) {
+                self.gone.insert(victim.pid);
+            }
+        }
+        self.count(what);
+    }
+
+    /// Engines that have been stopped for long enough go on.
+    fn wake(&mut self, all: bool) {
+        self.stopped.retain(|(pid, until)| {
+            let due = all || Instant::now() >= *until;
+            if due {
+                processes::signal("CONT", *pid);
+            }
+            !due
+        });
+    }
+
+    fn submit(&mut self) -> Result<(), String> {
+        while self.unfinished() < MAPS {
+            let count = 20 + self.dice.roll(400);
+            let name = format!("chaos-{}", self.maps.len());
+            let file = |extension: &str| File::create(self.home.join(format!("{name}.{extension}"))).map_err(|e| e.to_string());
+            let range = format!("{}..{}", self.next_input, self.next_input + count);
+            let mut command = self.command_of(&["map", "work.py:work", "--range", &range, "--name", &name, "--max-crashes", "1000"]);
+            let child = command
+                .stdout(file("out")?)
+                .stderr(file("err")?)
+                .spawn()
+                .map_err(|e| e.to_string())?;
+            let (first, code) = (self.next_input, None);
+            self.maps.push(Map {
+                name,
+                first,
+                count,
+                child,
+                code,
+            });
+            self.next_input += count;
+        }
+        Ok(())
+    }
+
+    fn unfinished(&mut self) -> usize {
+        let mut running = 0;
+        for map in self.maps.iter_mut().filter(|map| map.code.is_none()) {
+            match map.child.try_wait() {
+                Ok(Some(status)) => map.code = Some(status.code()),
+                _ => running += 1,
+            }
+        }
+        running
+    }
+
+    fn count(&mut self, what: &'static str) {
+        *self.counts.entry(what).or_default() += 1;
+    }
+
+    fn command_of(&self, words: &[&str]) -> Command {
+        let mut command = program(&self.home, &[&self.pcluster.to_string_lossy()]);
+        command
+            .args(words)
+            .env("IPYTHONDIR", self.home.join("ipython"))
+            .env("PCLUSTER_PYTHON", &self.python);
+        for name in ["PCLUSTER_PROFILE", "PCLUSTER_CLUSTER_ID", "VIRTUAL_ENV"] {
+            command.env_remove(name);
+        }
+        command.stdout(Stdio::piped()).stderr(Stdio::piped());
+        command
+    }
+
+    fn pcluster(&self, words: &[&str]) -> Result<String, String> {
+        captured(&mut self.command_of(words))
+    }
+
+    /// Nothing of it stays running.
+    fn end(&mut self) {
+        self.wake(true);
+        let _ = self.pcluster(&["stop"]);
+        for map in &mut self.maps {
+            let _ = map.child.kill();
+            let _ = map.child.wait();
+        }
+        loop {
+            let there = processes::of(&self.home);
+            if there.is_empty() {
+                return;
+            }
+            self.counts.insert("processes left after the stop", there.len() as u64);
+            there.iter().for_each(|p| processes::signal("KILL", p.pid));
+            sleep(Duration::from_millis(100));
+        }
+    }
+
+    fn counts_in_words(&self) -> String {
+        let lines: Vec<String> = self.counts.iter().map(|(what, count)| format!("{count:6} {what}")).collect();
+        lines.join("\n")
+    }
+}
+
+/// A small seeded generator (xorshift64*).
+struct Dice(u64);
+
+impl Dice {
+    /// Below `sides`, which is not 0.
+    fn roll(&mut self, sides: u64) -> u64 {
+        self.0 ^= self.0 >> 12;
+        self.0 ^= self.0 << 25;
+        self.0 ^= self.0 >> 27;
+        (self.0.wrapping_mul(0x2545_F491_4F6C_DD1D) >> 33) % sides
+    }
+}

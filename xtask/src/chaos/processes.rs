@@ -1,0 +1,95 @@
+//! The processes of one cluster, known by the IPython directory in their environment.
+use std::fs;
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    ControllerSupervisor,
+    Controller,
+    EngineSupervisor,
+    Engine,
+    /// The Python child of an engine.
+    Worker,
+}
+
+#[derive(Clone, Debug)]
+pub struct Process {
+    pub pid: u32,
+    pub parent: u32,
+    pub kind: Kind,
+}
+
+/// All that run in this home, but commands of the command line.
+pub fn of(home: &Path) -> Vec<Process> {
+    let variable = format!("IPYTHONDIR={}", home.join("ipython").display());
+    let mut found: Vec<(u32, u32, Vec<String>)> = Vec::new();
+    for entry in fs::read_dir("/proc").into_iter().flatten().flatten() {
+        let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse().ok()) else {
+            continue;
+        };
+        let strings = |name: &str| -> Vec<String> {
+            let bytes = fs::read(entry.path().join(name)).unwrap_or_default();
+            let text = String::from_utf8_lossy(&bytes);
+            text.split('\0').map(String::from).collect()
+        };
+        if strings("environ").contains(&variable)
+            && let Some(parent) = parent(entry.path().join("stat").as_path())
+        {
+            found.push((pid, parent, strings("cmdline")));
+        }
+    }
+    let word = |words: &[String], word: &str| words.iter().any(|w| w == word);
+    let kind = |words: &[String]| {
+        let supervises = word(words, "--supervise");
+        match words.get(1).map(String::as_str) {
+            Some("controller") if supervises => Some(Kind::ControllerSupervisor),
+            Some("controller") => Some(Kind::Controller),
+            Some("engine") if supervises => Some(Kind::EngineSupervisor),
+            Some("engine") => Some(Kind::Engine),
+            _ => None,
+        }
+    };
+    let engines: Vec<u32> = found.iter().filter(|f| kind(&f.2) == Some(Kind::Engine)).map(|f| f.0).collect();
+    let known = |(pid, parent, words): &(u32, u32, Vec<String>)| {
+        let worker = engines.contains(parent).then_some(Kind::Worker);
+        Some(Process {
+            pid: *pid,
+            parent: *parent,
+            kind: kind(words).or(worker)?,
+        })
+    };
+    let mut processes: Vec<Process> = found.iter().filter_map(known).collect();
+    processes.sort_by_key(|process| process.pid);
+    processes
+}
+
+/// How many engines there are or will be: those that are supervised, and those whose supervisor is gone.
+pub fn slots(processes: &[Process]) -> usize {
+    let supervisors: Vec<u32> = processes
+        .iter()
+        .filter(|p| p.kind == Kind::EngineSupervisor)
+        .map(|p| p.pid)
+        .collect();
+    let alone = processes
+        .iter()
+        .filter(|p| p.kind == Kind::Engine && !supervisors.contains(&p.parent));
+    supervisors.len() + alone.count()
+}
+
+/// None for one that has ended.
+fn parent(stat: &Path) -> Option<u32> {
+    let stat = fs::read_to_string(stat).ok()?;
+    let mut fields = stat.rsplit_once(')')?.1.split_ascii_whitespace();
+    match fields.next()? {
+        "Z" | "X" => None,
+        _ => fields.next()?.parse().ok(),
+    }
+}
+
+/// `KILL`, `STOP`, `CONT`. One that has ended meanwhile is no error.
+pub fn signal(name: &str, pid: u32) {
+    let mut command = Command::new("kill");
+    command.args([&format!("-{name}"), &pid.to_string()]).stderr(Stdio::null());
+    let _ = command.status();
+}
