@@ -3,8 +3,9 @@
 //!
 //! Parts: [`event`], [`effect`], [`engines`] (the table of engines), [`maps`] (unfinished maps), [`balanced`] (which engine gets what),
 //! [`finish`] (what results, losses and cancellations do to tasks), [`membership`] (engines come and go), [`clients`] (pcluster's own requests),
-//! [`hub`] (ipyparallel's hub requests), [`requests`] (ipyparallel's tasks), [`policy`] (its schemes), [`dependency`], [`returning`] (clients that reconnect), [`restore`], [`transition`].
+//! [`hub`] (ipyparallel's hub requests), [`requests`] (ipyparallel's tasks), [`placing`] (which of them run where), [`broadcast`], [`output`], [`policy`] (its schemes), [`dependency`], [`returning`] (clients that reconnect), [`restore`], [`transition`].
 mod balanced;
+mod broadcast;
 mod clients;
 pub mod dependency;
 pub mod effect;
@@ -14,6 +15,8 @@ mod finish;
 mod hub;
 mod maps;
 mod membership;
+mod output;
+mod placing;
 pub mod policy;
 mod requests;
 mod restore;

@@ -4,7 +4,7 @@ use super::dependency::Dependency;
 use super::engines::Engines;
 use super::membership::STRANDED_GRACE;
 use super::{ClientChannel, Core, Due, Effect};
-use crate::model::change::{Change, Reply, Request, RequestOutput};
+use crate::model::change::{Change, Reply, Request};
 use crate::model::definition::{MapDefinition, MapOptions, Work};
 use crate::model::task::TaskState;
 use crate::model::{EngineUuid, MapId, TaskId, UnixTime};
@@ -21,51 +21,42 @@ const REMEMBERED: usize = 200_000;
 
 #[derive(Debug, Default)]
 pub(super) struct Requests {
-    open: HashMap<String, Open>,
+    pub(super) open: HashMap<String, Open>,
     /// Balanced, may run anywhere, in order.
-    ready: VecDeque<String>,
+    pub(super) ready: VecDeque<String>,
     /// Balanced, bound to certain engines or waiting for others: looked at when something changes.
-    bound: VecDeque<String>,
-    recheck: bool,
+    pub(super) bound: VecDeque<String>,
+    pub(super) recheck: bool,
     /// Finished balanced tasks: well or not, and where.
-    outcomes: HashMap<String, (bool, Option<EngineUuid>)>,
-    outcome_order: VecDeque<String>,
+    pub(super) outcomes: HashMap<String, (bool, Option<EngineUuid>)>,
+    pub(super) outcome_order: VecDeque<String>,
     /// Each client session is one submission.
-    sessions: HashMap<String, (MapId, u32)>,
-    broadcasts: HashMap<String, Coalescing>,
+    pub(super) sessions: HashMap<String, (MapId, u32)>,
+    pub(super) broadcasts: HashMap<String, super::broadcast::Coalescing>,
     /// Requests of `ipengine`s that left; a late reply may still come.
-    stranded: HashMap<EngineUuid, Vec<String>>,
+    pub(super) stranded: HashMap<EngineUuid, Vec<String>>,
     pub(super) returning: super::returning::Returning,
 }
 
 #[derive(Debug)]
 pub(super) struct Open {
-    task: TaskId,
-    run: u32,
-    queue: Channel,
+    pub(super) task: TaskId,
+    pub(super) run: u32,
+    pub(super) queue: Channel,
     /// The routing id under which its client is connected; empty while that is not known or not connected.
     pub(super) client: Bytes,
     /// Its CURVE key.
     pub(super) key: Option<String>,
-    message: Message,
+    pub(super) message: Message,
     /// Where it is.
-    engine: Option<EngineUuid>,
-    after: Dependency,
-    follow: Dependency,
-    targets: HashSet<EngineUuid>,
-    blacklist: HashSet<EngineUuid>,
-    retries: u64,
+    pub(super) engine: Option<EngineUuid>,
+    pub(super) after: Dependency,
+    pub(super) follow: Dependency,
+    pub(super) targets: HashSet<EngineUuid>,
+    pub(super) blacklist: HashSet<EngineUuid>,
+    pub(super) retries: u64,
     /// The id of the broadcast that it is part of.
-    broadcast: Option<String>,
-}
-
-/// A broadcast whose replies are joined into one.
-#[derive(Debug)]
-struct Coalescing {
-    targets: Vec<Value>,
-    order: Vec<String>,
-    buffers: HashMap<String, Vec<Bytes>>,
-    error: Option<Message>,
+    pub(super) broadcast: Option<String>,
 }
 
 impl Open {
@@ -135,7 +126,7 @@ impl Requests {
         self.sessions.insert(session, (map, next));
     }
 
-    fn outcome(&self, id: &str) -> Option<bool> {
+    pub(super) fn outcome(&self, id: &str) -> Option<bool> {
         self.outcomes.get(id).map(|(ok, _)| *ok)
     }
 
@@ -178,7 +169,14 @@ fn date_of(message: &Message, otherwise: UnixTime) -> UnixTime {
 
 impl Core {
     /// Records a request, and keeps it until its reply.
-    fn open_request(&mut self, queue: Channel, client: Bytes, message: Message, engine: Option<EngineUuid>, broadcast: Option<String>) {
+    pub(super) fn open_request(
+        &mut self,
+        queue: Channel,
+        client: Bytes,
+        message: Message,
+        engine: Option<EngineUuid>,
+        broadcast: Option<String>,
+    ) {
         let metadata: Value = message.metadata().unwrap_or_default();
         let session = message.header.session.clone();
         let key = self.requests.returning.key_of(client_channel(queue), &client);
@@ -276,7 +274,7 @@ impl Core {
         }
     }
 
-    fn send_request(&mut self, msg_id: &str, uuid: &EngineUuid) {
+    pub(super) fn send_request(&mut self, msg_id: &str, uuid: &EngineUuid) {
         let Some(open) = self.requests.open.get_mut(msg_id) else { return };
         open.engine = Some(uuid.clone());
         let balanced = open.queue == Channel::Task;
@@ -324,7 +322,7 @@ impl Core {
                 "EngineError",
                 format!("engine {target} is not registered: it has gone, or never was"),
             );
-            return self.refuse(ClientChannel::Mux, client, &message, "apply_reply", &content);
+            return self.refuse(ClientChannel::Mux, client, &message, &content);
         };
         if is_task(&message) {
             self.open_request(Channel::Mux, client, message, Some(target), None);
@@ -358,160 +356,8 @@ impl Core {
         }
     }
 
-    pub(super) fn broadcast_request(&mut self, mut message: Message) {
-        let client = message.sender();
-        message.identities.clear();
-        let mut metadata: Value = message.metadata().unwrap_or_default();
-        let original = message.header.msg_id.clone();
-        let targets: Vec<Value> = metadata.get("targets").and_then(Value::as_array).cloned().unwrap_or_default();
-        let uuid_of = |t: &Value| t.as_str().or_else(|| t.get(0).and_then(Value::as_str)).map(str::to_string);
-        let uuids: Vec<String> = targets.iter().filter_map(uuid_of).collect();
-        let coalescing = metadata.get("is_coalescing").and_then(Value::as_bool).unwrap_or(false);
-        if let Some(object) = metadata.as_object_mut() {
-            object.insert("original_msg_id".into(), original.clone().into());
-            object.remove("targets");
-        }
-        message.metadata_json = to_json(&metadata);
-        if coalescing {
-            let order = uuids.iter().map(|u| format!("{original}_{u}")).collect();
-            self.requests.broadcasts.insert(
-                original.clone(),
-                Coalescing {
-                    targets,
-                    order,
-                    buffers: HashMap::new(),
-                    error: None,
-                },
-            );
-        }
-        for uuid in uuids {
-            let mut part = message.clone();
-            let mut header: Value = serde_json::from_slice(&part.header_json).unwrap_or_default();
-            let msg_id = format!("{original}_{uuid}");
-            if let Some(object) = header.as_object_mut() {
-                object.insert("msg_id".into(), msg_id.clone().into());
-            }
-            part.header_json = to_json(&header);
-            part.header.msg_id = msg_id;
-            let engine = EngineUuid::from(uuid.as_str());
-            if self.engines.get(&engine).is_some() {
-                self.open_request(Channel::Broadcast, client.clone(), part, Some(engine), Some(original.clone()));
-            } else {
-                let content = ErrorContent::new("EngineError", format!("engine {uuid} is not registered"));
-                self.refuse(ClientChannel::Broadcast, client.clone(), &part, "apply_reply", &content);
-            }
-        }
-    }
-
-    pub(super) fn task_request(&mut self, mut message: Message) {
-        let client = message.sender();
-        message.identities.clear();
-        let msg_id = message.header.msg_id.clone();
-        self.open_request(Channel::Task, client, message, None, None);
-        self.admit(&msg_id);
-    }
-
-    /// Puts a balanced task into the queue that fits it, or ends it when it can never run.
-    fn admit(&mut self, msg_id: &str) {
-        let requests = &mut self.requests;
-        let Some(open) = requests.open.get(msg_id) else { return };
-        let unknown = |id: &String| id == msg_id || !(requests.open.contains_key(id) || requests.outcomes.contains_key(id));
-        if open.after.ids.iter().chain(&open.follow.ids).any(unknown) {
-            return self.fail_request(msg_id, "InvalidDependency", "it depends on itself or on a task that is not known");
-        }
-        if open.after.is_empty() && open.follow.is_empty() && open.targets.is_empty() && open.blacklist.is_empty() {
-            requests.ready.push_back(msg_id.to_string());
-        } else {
-            requests.bound.push_back(msg_id.to_string());
-            requests.recheck = true;
-        }
-    }
-
-    /// Sends balanced tasks to engines that have room for them.
-    pub(super) fn dispatch_requests(&mut self) {
-        if std::mem::take(&mut self.requests.recheck) {
-            self.dispatch_bound();
-        }
-        while !self.requests.ready.is_empty() {
-            let Some(engine) = self.engine_with_room(&|_| true) else { break };
-            let Some(msg_id) = self.requests.ready.pop_front() else { break };
-            self.send_request(&msg_id, &engine);
-        }
-    }
-
-    fn dispatch_bound(&mut self) {
-        let mut failed: Vec<(String, &str)> = Vec::new();
-        let mut waiting = VecDeque::new();
-        for msg_id in std::mem::take(&mut self.requests.bound) {
-            let Some(open) = self.requests.open.get(&msg_id) else { continue };
-            let outcome = |id: &str| self.requests.outcome(id);
-            if open.after.is_unreachable(outcome) || open.follow.is_unreachable(outcome) {
-                failed.push((msg_id, "what it depends on did not end as it must"));
-                continue;
-            }
-            let targets_left = open
-                .targets
-                .iter()
-                .any(|t| !open.blacklist.contains(t) && self.engines.get(t).is_some());
-            if !open.targets.is_empty() && !targets_left {
-                failed.push((msg_id, "none of the engines that it may run on is left"));
-                continue;
-            }
-            let ran_at = |id: &String| self.requests.outcomes.get(id).and_then(|(_, engine)| engine.as_ref());
-            let places: HashSet<&EngineUuid> = open.follow.ids.iter().filter_map(ran_at).collect();
-            if open.follow.all && places.len() > 1 {
-                failed.push((msg_id, "it must follow tasks that ran on different engines"));
-                continue;
-            }
-            if !open.after.is_met(outcome) {
-                waiting.push_back(msg_id);
-                continue;
-            }
-            let follows = |uuid: &EngineUuid| {
-                open.follow.is_met(|id| {
-                    self.requests
-                        .outcomes
-                        .get(id)
-                        .filter(|(_, e)| e.as_ref() == Some(uuid))
-                        .map(|(ok, _)| *ok)
-                })
-            };
-            let may = |uuid: &EngineUuid| {
-                !open.blacklist.contains(uuid) && (open.targets.is_empty() || open.targets.contains(uuid)) && follows(uuid)
-            };
-            let fit: HashSet<EngineUuid> = self
-                .engines
-                .by_load()
-                .map(|(uuid, _)| uuid)
-                .filter(|uuid| may(uuid))
-                .cloned()
-                .collect();
-            let engine = self.engine_with_room(&|uuid| fit.contains(uuid));
-            match engine {
-                Some(engine) => self.send_request(&msg_id, &engine),
-                None => waiting.push_back(msg_id),
-            }
-        }
-        waiting.append(&mut self.requests.bound);
-        self.requests.bound = waiting;
-        for (msg_id, why) in failed {
-            self.fail_request(&msg_id, "ImpossibleDependency", why);
-        }
-    }
-
-    /// After an engine left: tasks bound to it may have become impossible.
-    pub(super) fn recheck_impossible(&mut self) {
-        self.requests.recheck = true;
-    }
-
-    pub(super) fn request_timed_out(&mut self, msg_id: &str) {
-        if self.requests.open.get(msg_id).is_some_and(|o| o.engine.is_none()) {
-            self.fail_request(msg_id, "TaskTimeout", "it could not be run within its timeout");
-        }
-    }
-
     /// Ends a request that no engine has with an error of ours.
-    fn fail_request(&mut self, msg_id: &str, ename: &str, why: &str) {
+    pub(super) fn fail_request(&mut self, msg_id: &str, ename: &str, why: &str) {
         let Some(open) = self.requests.open.remove(msg_id) else { return };
         self.requests.ready.retain(|id| id != msg_id);
         self.requests.bound.retain(|id| id != msg_id);
@@ -528,7 +374,7 @@ impl Core {
         self.settle(msg_id, false, open.engine);
     }
 
-    fn refuse(&mut self, channel: ClientChannel, client: Bytes, request: &Message, _kind: &str, content: &ErrorContent) {
+    pub(super) fn refuse(&mut self, channel: ClientChannel, client: Bytes, request: &Message, content: &ErrorContent) {
         let reply = self.message(&reply_type(request), Some(&request.header_json), content);
         self.effects.push(Effect::ToClient {
             channel,
@@ -538,7 +384,7 @@ impl Core {
     }
 
     /// What depends on it may run now, or never.
-    fn settle(&mut self, msg_id: &str, ok: bool, engine: Option<EngineUuid>) {
+    pub(super) fn settle(&mut self, msg_id: &str, ok: bool, engine: Option<EngineUuid>) {
         self.requests.remember(msg_id, ok, engine);
         self.requests.recheck = !self.requests.bound.is_empty();
     }
@@ -649,7 +495,7 @@ impl Core {
     }
 
     /// It is with no engine any more.
-    fn take_back(&mut self, msg_id: &str) {
+    pub(super) fn take_back(&mut self, msg_id: &str) {
         let Some(open) = self.requests.open.get_mut(msg_id) else { return };
         open.engine = None;
         open.run += 1;
@@ -657,40 +503,7 @@ impl Core {
         self.record(Change::TaskReturned { task, run, attempt: None });
     }
 
-    fn broadcast_reply(&mut self, original: &str, msg_id: String, client: (Bytes, Option<String>), message: Message, status: &str) {
-        let (client, key) = client;
-        let channel = ClientChannel::Broadcast;
-        let Some(joined) = self.requests.broadcasts.get_mut(original) else {
-            return self.deliver(channel, client, key, None, message);
-        };
-        joined.buffers.insert(msg_id, message.buffers.clone());
-        if status != "ok" && joined.error.is_none() {
-            joined.error = Some(message.clone());
-        }
-        if joined.buffers.len() < joined.order.len() {
-            return;
-        }
-        let Some(mut joined) = self.requests.broadcasts.remove(original) else {
-            return;
-        };
-        let mut reply = joined.error.take().unwrap_or(message);
-        let mut metadata: Value = reply.metadata().unwrap_or_default();
-        if let Some(object) = metadata.as_object_mut() {
-            object.insert("broadcast_targets".into(), joined.targets.into());
-            object.insert("is_coalescing".into(), true.into());
-            object.insert("is_broadcast".into(), true.into());
-            object.insert("original_msg_id".into(), original.into());
-        }
-        reply.metadata_json = to_json(&metadata);
-        reply.buffers = joined
-            .order
-            .iter()
-            .flat_map(|id| joined.buffers.remove(id).unwrap_or_default())
-            .collect();
-        self.deliver(channel, client, key, None, reply);
-    }
-
-    fn record_reply(&mut self, msg_id: &str, reply: &Message, engine: Option<&EngineUuid>) {
+    pub(super) fn record_reply(&mut self, msg_id: &str, reply: &Message, engine: Option<&EngineUuid>) {
         let metadata: Value = reply.metadata().unwrap_or_default();
         let content: Value = reply.content().unwrap_or_default();
         let status = match content.get("status").and_then(Value::as_str) {
@@ -769,23 +582,6 @@ impl Core {
         }
     }
 
-    // ---- output
-
-    pub(super) fn iopub(&mut self, engine: &EngineUuid, topic: Bytes, message: Message) {
-        if message.msg_type() == "shutdown_reply" {
-            return self.engine_gone(engine, "it was shut down");
-        }
-        if let Some(parent) = message.parent()
-            && let Some(output) = output_of(&message)
-        {
-            self.record(Change::RequestOutput {
-                msg_id: parent.msg_id,
-                output,
-            });
-        }
-        self.effects.push(Effect::Iopub { topic, message });
-    }
-
     pub(super) fn shut_down_stock(&mut self, engine: &EngineUuid) {
         let message = self.message("shutdown_request", None, &serde_json::json!({"restart": false}));
         self.effects.push(Effect::ToEngine {
@@ -820,34 +616,11 @@ impl Core {
     }
 }
 
-fn output_of(message: &Message) -> Option<RequestOutput> {
-    let content: Value = message.content().ok()?;
-    let json = |kind: &'static str| {
-        Some(RequestOutput::Json {
-            kind,
-            content: message.content_json.clone(),
-        })
-    };
-    match message.msg_type() {
-        "stream" => Some(RequestOutput::Stream {
-            stderr: content.get("name").and_then(Value::as_str) == Some("stderr"),
-            text: content.get("text").and_then(Value::as_str)?.to_string(),
-        }),
-        "execute_input" => Some(RequestOutput::Json {
-            kind: "execute_input",
-            content: to_json(content.get("code")?),
-        }),
-        "execute_result" => json("execute_result"),
-        "error" => json("error"),
-        _ => None,
-    }
-}
-
-fn reply_type(request: &Message) -> String {
+pub(super) fn reply_type(request: &Message) -> String {
     crate::wire::content::client::reply_type(request.msg_type())
 }
 
-fn client_channel(channel: Channel) -> ClientChannel {
+pub(super) fn client_channel(channel: Channel) -> ClientChannel {
     match channel {
         Channel::Mux => ClientChannel::Mux,
         Channel::Broadcast => ClientChannel::Broadcast,

@@ -58,15 +58,15 @@ impl<'a> Cluster<'a> {
 
     /// `pcluster map` of the no-op function, its results written out; seconds from the command's start to its end.
     pub fn map(&self, tasks: u64) -> Result<f64, String> {
-        let values = self.tools.folder.join("values.jsonl").to_string_lossy().into_owned();
-        self.timed(&[
-            "map",
-            "benches/noop.py:noop",
-            "--range",
-            &format!("0..{tasks}"),
-            "--output",
-            &values,
-        ])
+        let file = self.tools.folder.join("values.jsonl");
+        let values = file.to_string_lossy().into_owned();
+        let range = format!("0..{tasks}");
+        let seconds = self.timed(&["map", "benches/noop.py:noop", "--range", &range, "--output", &values])?;
+        let text = fs::read_to_string(&file).map_err(|e| format!("cannot read {values}: {e}"))?;
+        match wrong_line(&text, tasks) {
+            None => Ok(seconds),
+            Some(line) => Err(format!("{values} does not hold the {tasks} values: line {line} is wrong")),
+        }
     }
 
     pub fn map_of_true(&self, tasks: u64) -> Result<f64, String> {
@@ -92,6 +92,13 @@ impl Drop for Cluster<'_> {
             println!("{why}");
         }
     }
+}
+
+/// The first line (from 1) that is not its input's value: the input itself, or the 1 of a light engine.
+fn wrong_line(text: &str, tasks: u64) -> Option<u64> {
+    let mut lines = text.lines();
+    let wrong = (0..tasks).find(|i| !lines.next().is_some_and(|line| line == "1" || line.parse() == Ok(*i)));
+    wrong.or_else(|| lines.next().map(|_| tasks)).map(|i| i + 1)
 }
 
 /// Linux counts CPU time for `/proc` in hundredths of a second.
@@ -128,6 +135,15 @@ mod tests {
         let used = usage(stat, "Name:\tx\nVmHWM:\t   10000 kB\nVmRSS:\t    5000 kB\n");
         assert_eq!((used.cpu, used.peak_mb, used.now_mb), (2.0, 10.24, 5.12));
         assert_eq!(usage("", ""), Usage::default());
+    }
+
+    #[test]
+    fn values_are_held_against_inputs() {
+        assert_eq!(wrong_line("0\n1\n2\n", 3), None);
+        assert_eq!(wrong_line("1\n1\n", 2), None);
+        assert_eq!(wrong_line("0\n2\n", 2), Some(2));
+        assert_eq!(wrong_line("0\n", 2), Some(2));
+        assert_eq!(wrong_line("0\n1\n", 1), Some(2));
     }
 
     #[test]

@@ -314,7 +314,7 @@ impl World {
         let mut effects = Vec::new();
         self.core.handle(World::time(self.now), event, &mut effects);
         self.events += 1;
-        if self.events % self.check_every == 0 {
+        if self.events.is_multiple_of(self.check_every) {
             self.core.check();
         }
         match self.dies.take() {
