@@ -117,8 +117,10 @@ impl Core {
                 input: raw(&task.input),
             });
         }
+        let sent = &mut self.sent_tasks;
         self.engines.change(engine, |e| {
             for task in tasks {
+                *sent += 1;
                 e.tasks.insert(TaskId::new(id, task.index), task.run);
                 map.in_flight.insert(
                     task.index,
@@ -126,6 +128,7 @@ impl Core {
                         engine: engine.clone(),
                         run: task.run,
                         input: task.input,
+                        sent: *sent,
                         begun: false,
                         tries: task.tries,
                         cancelled: false,

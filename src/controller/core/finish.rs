@@ -255,7 +255,24 @@ impl Core {
         }
     }
 
-    /// The engine will not finish its tasks.
+    /// The tasks of an engine that has gone, which may have died of one of them: of one that it is known to have begun, or
+    /// else of the one that it was sent first.
+    pub(super) fn tasks_of_gone(&mut self, engine: &EngineUuid, id: crate::model::EngineId, tasks: Vec<(TaskId, u32)>, why: &str) {
+        let in_flight = |task: &TaskId| self.maps.get(&task.map).and_then(|m| m.in_flight.get(&task.index));
+        let begun = tasks.iter().any(|(task, _)| in_flight(task).is_some_and(|t| t.begun));
+        let first = tasks
+            .iter()
+            .map(|(task, _)| *task)
+            .min_by_key(|task| (in_flight(task).map(|t| t.sent), *task));
+        if let Some(first) = first.filter(|_| !begun)
+            && let Some(suspect) = self.maps.get_mut(&first.map).and_then(|m| m.in_flight.get_mut(&first.index))
+        {
+            suspect.begun = true;
+        }
+        self.tasks_lost(engine, id, tasks, why);
+    }
+
+    /// The engine will not finish these tasks.
     pub(super) fn tasks_lost(&mut self, engine: &EngineUuid, id: crate::model::EngineId, tasks: Vec<(TaskId, u32)>, why: &str) {
         let mut maps = BTreeSet::new();
         for (task, run) in tasks {

@@ -24,6 +24,8 @@ pub struct InFlight {
     pub engine: EngineUuid,
     pub run: u32,
     pub input: Bytes,
+    /// Grows with each task sent: an engine begins its tasks in this order.
+    pub sent: u64,
     /// The engine has said that it runs.
     pub begun: bool,
     pub tries: Tries,

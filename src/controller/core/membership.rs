@@ -259,7 +259,7 @@ impl Core {
         tracing::info!(engine = %id, %uuid, reason, tasks = tasks.len(), "engine gone");
         // No new tasks for it while its old ones are given away.
         self.engines.change(uuid, |e| e.leaving = true);
-        self.tasks_lost(uuid, id, tasks, reason);
+        self.tasks_of_gone(uuid, id, tasks, reason);
         self.requests_of_gone(uuid);
         self.engines.remove(uuid);
         self.record(Change::EngineGone {

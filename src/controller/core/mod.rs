@@ -100,6 +100,7 @@ pub struct Core {
     dice: policy::Dice,
     beats: u64,
     finished_tasks: u64,
+    sent_tasks: u64,
     effects: Vec<Effect>,
     now: Now,
 }
@@ -123,6 +124,7 @@ impl Core {
             facts,
             beats: 0,
             finished_tasks: 0,
+            sent_tasks: 0,
             effects: Vec::new(),
             now,
         };

@@ -139,6 +139,7 @@ fn place(
                 engine: engine.clone(),
                 run: task.run,
                 input: task.input,
+                sent: 0,
                 begun,
                 tries,
                 cancelled: task.cancelled,

@@ -342,3 +342,37 @@ fn another_version_is_refused_with_both_numbers() {
     let text = reply["evalue"].as_str().unwrap();
     assert!(text.contains("9.9.9") && text.contains(crate::model::VERSION), "{text}");
 }
+
+#[test]
+fn a_task_that_kills_its_engines_at_once_is_not_tried_for_ever() {
+    let mut w = World::new();
+    let map = w.submit(
+        3,
+        MapOptions {
+            max_crashes: 2,
+            ..MapOptions::default()
+        },
+    );
+    for generation in 0..3 {
+        let name = format!("engine {generation}");
+        w.register(&name);
+        // It dies of its first task before it has said that it began.
+        assert_eq!(w.engines[&name].queue[0].index, 0);
+        w.engines.remove(&name);
+        w.event(super::super::Event::ConnectionEnded {
+            engine: name.as_str().into(),
+        });
+        w.pass(Duration::from_secs(6));
+    }
+    assert_eq!(w.state(map, 0), TaskState::Lost);
+    w.register("well");
+    for _ in 0..2 {
+        let outcome = w.ok();
+        w.finish_one("well", outcome);
+    }
+    assert_eq!(
+        (w.state(map, 1), w.state(map, 2)),
+        (TaskState::Ok, TaskState::Ok),
+        "the others are not to blame"
+    );
+}
