@@ -182,12 +182,18 @@ impl Sockets {
         let mut ports = Ports::default();
         let most = usize::try_from(most_message_mb).unwrap_or(usize::MAX).saturating_mul(MIB);
         macro_rules! bind {
-            ($side:ident, $name:ident, $kind:ident, $bytes:expr) => {{
+            ($side:ident, $name:ident, $kind:ident, $bytes:expr) => {
+                bind!($side, $name, $kind, $bytes, |_| ())
+            };
+            // `watch` gets the socket before it is bound: peers of a run before are back within milliseconds.
+            ($side:ident, $name:ident, $kind:ident, $bytes:expr, $watch:expr) => {{
                 let limits = Limits {
                     message_bytes: Some($bytes),
                     frames: MOST_FRAMES,
                 };
                 let socket = Socket::with_limits(Kind::$kind, None, $side, &limits)?;
+                let watch: &dyn Fn(&Socket) = &$watch;
+                watch(&socket);
                 ports.$side.$name = socket.bind(ip, wanted.$side.$name).await?;
                 socket
             }};
@@ -195,14 +201,18 @@ impl Sockets {
         let clients = ClientSockets {
             registration: bind!(client, registration, Router, most),
             control: bind!(client, control, Router, most),
-            mux: bind!(client, mux, Router, most),
-            task: bind!(client, task, Router, most),
-            broadcast: bind!(client, broadcast, Router, most),
+            mux: bind!(client, mux, Router, most, |s| tell_connections(s, &inbox, ClientChannel::Mux)),
+            task: bind!(client, task, Router, most, |s| tell_connections(s, &inbox, ClientChannel::Task)),
+            broadcast: bind!(client, broadcast, Router, most, |s| tell_connections(
+                s,
+                &inbox,
+                ClientChannel::Broadcast
+            )),
             iopub: bind!(client, iopub, Pub, 64 * KIB),
             notification: bind!(client, notification, Pub, 64 * KIB),
         };
         let engine_iopub = bind!(engine, iopub, Sub, most);
-        let hb_pong = bind!(engine, hb_pong, Router, 64 * KIB);
+        let hb_pong = bind!(engine, hb_pong, Router, 64 * KIB, |s| tell_departures(s, &inbox));
         let engines = EngineSockets {
             registration: bind!(engine, registration, Router, MIB),
             control: bind!(engine, control, Router, most),
@@ -210,11 +220,8 @@ impl Sockets {
             task: bind!(engine, task, Router, most),
             broadcast: bind!(engine, broadcast, Router, most),
             hb_ping: bind!(engine, hb_ping, Pub, 64 * KIB),
-            native: bind!(engine, native, Router, most),
+            native: bind!(engine, native, Router, most, |s| tell_departures(s, &inbox)),
         };
-        tell_connections(&clients.mux, &inbox, ClientChannel::Mux);
-        tell_connections(&clients.task, &inbox, ClientChannel::Task);
-        tell_connections(&clients.broadcast, &inbox, ClientChannel::Broadcast);
         read(&clients.registration, &inbox, |f| Arrival::Client(ClientChannel::Registration, f));
         read(&clients.control, &inbox, |f| Arrival::Client(ClientChannel::Control, f));
         read(&clients.mux, &inbox, |f| Arrival::Client(ClientChannel::Mux, f));
@@ -228,8 +235,6 @@ impl Sockets {
         read(&engine_iopub, &inbox, |f| Arrival::Stock(Channel::Iopub, f));
         read(&hb_pong, &inbox, Arrival::Pong);
         read(&engines.native, &inbox, Arrival::Native);
-        tell_departures(&engines.native, &inbox);
-        tell_departures(&hb_pong, &inbox);
         let sockets = Sockets {
             client: clients,
             engine: engines,

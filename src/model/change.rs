@@ -92,6 +92,11 @@ pub enum Change {
         at: UnixTime,
         reason: String,
     },
+    /// The CURVE key of an ipyparallel client became known after its submission was added.
+    ClientKnown {
+        map: MapId,
+        curve_key: String,
+    },
     /// A request of an ipyparallel client: a task whose map's work is `Client`.
     RequestAdded {
         task: TaskId,

@@ -2,7 +2,9 @@
 
 Functions are marked `interactive`, as if they were typed into a notebook: engines cannot import this file.
 """
+import json
 import os
+import signal
 import threading
 import time
 
@@ -284,6 +286,39 @@ def test_a_task_that_kills_its_worker_spares_the_engine():
                 client[0].apply_sync(os._exit, 3)
             assert client[0].apply_sync(interactive(lambda: 5)) == 5
             assert client.ids == [0]
+        finally:
+            client.close()
+        cluster.run("stop")
+    finally:
+        cluster.end()
+
+
+def test_results_come_though_the_controller_is_killed_meanwhile():
+    cluster = Cluster("-n", "2")
+    try:
+        client = ipp.Client(connection_info=str(cluster.ipython_dir / "profile_default/security/ipcontroller-client.json"), timeout=30)
+
+        @interactive
+        def slowly(x):
+            import time
+
+            time.sleep(0.2)
+            return x * x
+
+        def controller():
+            return json.loads(cluster.run("status", "--json"))["controller"]["pid"]
+
+        try:
+            balanced = client.load_balanced_view().map_async(slowly, range(12))
+            direct = client[:].apply_async(slowly, 7)
+            wait_until("some results", lambda: balanced.progress >= 2)
+            killed = controller()
+            os.kill(killed, signal.SIGKILL)
+            assert balanced.get(PATIENCE_S) == [x * x for x in range(12)]
+            assert direct.get(PATIENCE_S) == [49, 49]
+            assert controller() != killed
+            # And the client goes on as if nothing had been.
+            assert client[:].apply_sync(slowly, 3) == [9, 9]
         finally:
             client.close()
         cluster.run("stop")

@@ -2,6 +2,7 @@
 //! controller, they come back under another routing id. With CURVE they are known again by their key, and get the replies
 //! that came meanwhile.
 use super::{ClientChannel, Core, Effect};
+use crate::model::change::Change;
 use crate::wire::Message;
 use bytes::Bytes;
 use std::collections::HashMap;
@@ -63,12 +64,23 @@ impl Core {
     pub(super) fn client_came(&mut self, channel: ClientChannel, identity: Bytes, key: Option<String>) {
         self.requests.returning.connected.insert((channel, identity.clone()), key.clone());
         let Some(key) = key else { return };
+        // Its first message may have been quicker than the news of its connection.
+        let mut newly_known = std::collections::BTreeSet::new();
         for open in self.requests.open_on(channel) {
             if open.client == identity {
+                if open.key.is_none() {
+                    newly_known.insert(open.task.map);
+                }
                 open.key = Some(key.clone());
             } else if open.key.as_ref() == Some(&key) {
                 open.client = identity.clone();
             }
+        }
+        for map in newly_known {
+            self.record(Change::ClientKnown {
+                map,
+                curve_key: key.clone(),
+            });
         }
         for kept in self.requests.returning.kept.remove(&(channel, key.clone())).unwrap_or_default() {
             self.requests.returning.bytes -= kept.size().min(self.requests.returning.bytes);

@@ -115,6 +115,13 @@ impl Batch<'_> {
         Ok(())
     }
 
+    pub(super) fn client_known(&mut self, map: MapId, curve_key: &str) -> rusqlite::Result<()> {
+        let sql = "UPDATE map SET definition = json_set(definition, '$.work.curve_key', ?2) WHERE id = ?1 AND kind = ?3";
+        let mut write = self.connection.prepare_cached(sql)?;
+        write.execute(params![map.0, curve_key, crate::model::definition::CLIENT_KIND])?;
+        Ok(())
+    }
+
     pub(super) fn map_released(&mut self, map: MapId) -> rusqlite::Result<()> {
         let (first, last) = row_range(map);
         let sql = "UPDATE task SET state = 'ready' WHERE id BETWEEN ?1 AND ?2 AND state = 'waiting'";

@@ -70,6 +70,7 @@ impl<'a> Batch<'a> {
             } => self.tasks_added(*map, *first, inputs, *state, *submitted),
             Change::MapClosed { map, total } => self.map_closed(*map, *total),
             Change::MapReleased { map } => self.map_released(*map),
+            Change::ClientKnown { map, curve_key } => self.client_known(*map, curve_key),
             Change::TaskCancelling { task } => self.task_cancelling(*task),
             Change::TasksAssigned {
                 map,

@@ -127,6 +127,22 @@ fn output_of_a_running_task_survives() {
 }
 
 #[test]
+fn a_clients_key_may_become_known_later() {
+    let db = requests::clients();
+    let directory = tempfile::tempdir().unwrap();
+    let copy = killed(&db, directory.path());
+    let mut writer = Writer::open(&copy, Durability::Normal).unwrap();
+    let known = Change::ClientKnown {
+        map: MapId(1),
+        curve_key: "it's \"}".into(),
+    };
+    writer.apply(&[known]).unwrap();
+    let state = writer.reader().unwrap().restart_state().unwrap();
+    let curve_key = Some("it's \"}".to_string());
+    assert_eq!(state.maps[0].definition.work, Work::Client { curve_key });
+}
+
+#[test]
 fn unfinished_requests_with_their_frames() {
     let db = requests::clients();
     let directory = tempfile::tempdir().unwrap();

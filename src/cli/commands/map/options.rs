@@ -31,7 +31,7 @@ pub struct TaskOptions {
     /// An environment variable of the tasks; K alone passes on its value here
     #[arg(long = "env", value_name = "K=V", value_parser = variable)]
     pub env: Vec<(String, String)>,
-    /// Start when that map has finished
+    /// Start when that map has finished; if tasks of it failed, these are aborted
     #[arg(long, value_name = "MAP")]
     pub after: Option<MapId>,
 }

@@ -289,3 +289,26 @@ fn an_engine_that_returns_is_sent_what_never_reached_it() {
     let replies = w.to_clients.iter().filter(|(channel, ..)| *channel == ClientChannel::Mux).count();
     assert_eq!(replies, 1, "a reply that is sent twice reaches the client once");
 }
+
+#[test]
+fn a_client_whose_first_message_is_quicker_than_the_news_of_it_is_known_all_the_same() {
+    let mut w = World::new();
+    stock(&mut w, "e");
+    let id = request(&mut w, ClientChannel::Task, None, json!({}));
+    let message = sent(&mut w).remove(0).1;
+    let came = |id: &'static str| Event::ClientCame {
+        channel: ClientChannel::Task,
+        identity: Bytes::from_static(id.as_bytes()),
+        key: Some("its key".into()),
+    };
+    w.event(came("client"));
+    assert_eq!(w.ledger.client_keys, ["its key"], "for a controller that starts after this one");
+    w.event(Event::ClientLeft {
+        channel: ClientChannel::Task,
+        identity: "client".into(),
+    });
+    reply(&mut w, "e", Channel::Task, &message, ok(), json!({"status": "ok"}));
+    w.event(came("again"));
+    assert_eq!(w.to_clients.last().unwrap().2.parent().unwrap().msg_id, id);
+    assert_eq!(w.ledger.client_keys.len(), 1, "and said once");
+}

@@ -26,6 +26,7 @@ pub struct Ledger {
     pub finished: HashMap<TaskId, u32>,
     pub completed: Vec<MapId>,
     pub story: Vec<String>,
+    pub client_keys: Vec<String>,
     maps: BTreeMap<MapId, LedgerMap>,
     inputs: HashMap<TaskId, Bytes>,
     places: HashMap<TaskId, EngineId>,
@@ -126,6 +127,7 @@ impl Ledger {
                 assert!(self.maps.insert(*map, entry).is_none(), "map {map} was added twice");
             }
             Change::MapClosed { map, .. } => self.maps.get_mut(map).unwrap().closed = true,
+            Change::ClientKnown { curve_key, .. } => self.client_keys.push(curve_key.clone()),
             Change::TaskCancelling { task } => {
                 self.cancelling.insert(*task);
             }
