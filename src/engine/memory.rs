@@ -55,7 +55,15 @@ mod tests {
         let inner = children(pid);
         let sleep = children(inner[0]);
         assert_eq!((inner.len(), sleep.len()), (1, 1));
-        assert_eq!(of_group(pid), resident(pid) + resident(inner[0]) + resident(sleep[0]));
+        // `sleep` may still be loading while it is measured: at last it is at rest.
+        let counted = || of_group(pid) == resident(pid) + resident(inner[0]) + resident(sleep[0]);
+        let at_last = (0..2000).any(|_| {
+            counted() || {
+                std::thread::sleep(std::time::Duration::from_millis(5));
+                false
+            }
+        });
+        assert!(at_last);
         for pid in [sleep[0], inner[0], pid] {
             let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL);
         }

@@ -336,6 +336,30 @@ fn a_worker_that_ends_for_nothing_is_not_started_for_ever() {
 }
 
 #[test]
+fn a_worker_that_is_killed_before_it_is_ready_is_started_again_and_not_for_ever() {
+    let killed = || Event::WorkerExited {
+        unread: 0,
+        how: "the Python worker was killed by signal 9 (SIGKILL)".into(),
+        stderr_tail: String::new(),
+        output: Default::default(),
+    };
+    let mut world = World::new();
+    world.send(CALLS, [1]);
+    world.starting = false;
+    world.event(killed());
+    world.run_dry();
+    assert_eq!(world.results, [(held(CALLS, 1), TaskState::Ok)]);
+    let mut world = World::new();
+    world.send(CALLS, [1]);
+    for _ in 0..3 {
+        world.starting = false;
+        world.event(killed());
+    }
+    world.pass(10);
+    assert_eq!(world.results, [(held(CALLS, 1), TaskState::Error)]);
+}
+
+#[test]
 fn a_worker_that_dies_leaves_a_command_alone() {
     let mut world = running_world();
     world.send(COMMANDS, [50]);
