@@ -56,12 +56,6 @@ impl Secrets {
     }
 }
 
-fn secrets_file(settings: &ControllerSettings) -> PathBuf {
-    let id = &settings.cluster_id;
-    let dash = if id.is_empty() { "" } else { "-" };
-    settings.profile.security_dir().join(format!("pcluster-controller{dash}{id}.json"))
-}
-
 /// The secrets, and whether they are those of a run that was killed.
 pub(super) fn secrets(settings: &ControllerSettings) -> Result<(Secrets, bool), ControllerError> {
     let client_file = settings.profile.client_file(&settings.cluster_id);
@@ -78,7 +72,7 @@ pub(super) fn secrets(settings: &ControllerSettings) -> Result<(Secrets, bool), 
             file,
         });
     }
-    let path = secrets_file(settings);
+    let path = settings.profile.controller_file(&settings.cluster_id);
     match std::fs::read(&path) {
         Ok(bytes) => match serde_json::from_slice(&bytes) {
             Ok(secrets) => Ok((secrets, true)),
@@ -97,7 +91,7 @@ pub(super) fn write_files(settings: &ControllerSettings, secrets: &Secrets) -> R
         what: path.display().to_string(),
         why,
     };
-    let path = secrets_file(settings);
+    let path = settings.profile.controller_file(&settings.cluster_id);
     let text = serde_json::to_vec_pretty(secrets).map_err(|e| failed(&path, e.to_string()))?;
     private::write(&path, &text).map_err(|e| failed(&path, e.to_string()))?;
     engine_file(settings, secrets).write(&settings.profile.engine_file(&settings.cluster_id))?;
@@ -108,7 +102,11 @@ pub(super) fn write_files(settings: &ControllerSettings, secrets: &Secrets) -> R
 /// After an orderly end nobody needs them.
 pub(super) fn remove_files(settings: &ControllerSettings) {
     let (profile, id) = (&settings.profile, &settings.cluster_id);
-    for path in [profile.client_file(id), profile.engine_file(id), secrets_file(settings)] {
+    for path in [
+        profile.client_file(id),
+        profile.engine_file(id),
+        settings.profile.controller_file(&settings.cluster_id),
+    ] {
         if let Err(error) = std::fs::remove_file(&path)
             && error.kind() != std::io::ErrorKind::NotFound
         {

@@ -21,8 +21,6 @@ pub struct Engine {
     pub tasks: HashMap<TaskId, u32>,
     /// Requests of ipyparallel clients that are there.
     pub requests: HashSet<String>,
-    /// Of these, how many came through the balanced scheduler.
-    pub balanced_requests: u32,
     /// Maps whose definition it has.
     pub definitions: HashSet<MapId>,
     pub finished: u64,
@@ -124,7 +122,6 @@ impl Engines {
             away_until: None,
             tasks: HashMap::new(),
             requests: HashSet::new(),
-            balanced_requests: 0,
             definitions: HashSet::new(),
             finished: 0,
             unsure: false,
@@ -161,7 +158,6 @@ impl Engines {
                 engine.is_here() && !engine.leaving,
                 "{uuid} in the order by load"
             );
-            assert!(engine.balanced_requests as usize <= engine.requests.len());
         }
         assert!(self.by_load.len() <= self.by_uuid.len());
     }

@@ -266,7 +266,6 @@ impl Core {
             Some(engine) => {
                 self.engines.change(&engine, |e| {
                     e.requests.insert(msg_id);
-                    e.balanced_requests += u32::from(queue == Channel::Task);
                 });
             }
             None if queue == Channel::Task && found.engine.is_none() => self.admit(&msg_id),
@@ -291,7 +290,6 @@ impl Core {
         }
         let native = self.engines.change(uuid, |e| {
             e.requests.insert(msg_id.to_string());
-            e.balanced_requests += u32::from(balanced);
             e.native
         });
         let native = native.unwrap_or(false);
@@ -362,7 +360,7 @@ impl Core {
         self.requests.ready.retain(|id| id != msg_id);
         self.requests.bound.retain(|id| id != msg_id);
         if let Some(engine) = &open.engine {
-            self.forget_at_engine(msg_id, engine, open.queue == Channel::Task);
+            self.forget_at_engine(msg_id, engine);
         }
         let content = ErrorContent::new(ename, why);
         let mut reply = self.message(&reply_type(&open.message), Some(&open.message.header_json), &content);
@@ -389,10 +387,9 @@ impl Core {
         self.requests.recheck = !self.requests.bound.is_empty();
     }
 
-    fn forget_at_engine(&mut self, msg_id: &str, engine: &EngineUuid, balanced: bool) {
+    fn forget_at_engine(&mut self, msg_id: &str, engine: &EngineUuid) {
         self.engines.change(engine, |e| {
             if e.requests.remove(msg_id) {
-                e.balanced_requests -= u32::from(balanced);
                 e.finished += 1;
             }
         });
@@ -455,7 +452,7 @@ impl Core {
             return;
         }
         let Some(open) = self.requests.open.remove(&msg_id) else { return };
-        self.forget_at_engine(&msg_id, engine, open.queue == Channel::Task);
+        self.forget_at_engine(&msg_id, engine);
         self.record_reply(&msg_id, &message, Some(engine));
         self.settle(&msg_id, status == "ok", Some(engine.clone()));
         if let Some(original) = &open.broadcast {
@@ -477,7 +474,7 @@ impl Core {
             open.retries -= 1;
         }
         open.blacklist.insert(engine.clone());
-        self.forget_at_engine(msg_id, engine, true);
+        self.forget_at_engine(msg_id, engine);
         self.take_back(msg_id);
         let Some(open) = self.requests.open.get(msg_id) else { return true };
         let everywhere = self.engines.iter().all(|(uuid, _)| open.blacklist.contains(uuid));
@@ -546,10 +543,8 @@ impl Core {
         self.requests.stranded.entry(uuid.clone()).or_default().extend(ids.iter().cloned());
         self.remind(STRANDED_GRACE, Due::Stranded(uuid.clone()));
         for id in ids {
-            let balanced = self.requests.open.get(&id).is_some_and(|o| o.queue == Channel::Task);
             self.engines.change(uuid, |e| {
                 e.requests.remove(&id);
-                e.balanced_requests -= u32::from(balanced);
             });
         }
     }
