@@ -310,6 +310,10 @@ impl Driver {
                     self.carry_out(effect);
                 }
             }
+            Word::Asked(word) => {
+                self.records.answered();
+                self.hear(*word);
+            }
             Word::Found(event) => self.handle(*event),
             Word::Answer { query, content, buffers } => {
                 let date = unix_now().to_iso();
@@ -324,23 +328,22 @@ impl Driver {
 
     /// Starts the next batch when the one before is on disk.
     fn flush(&mut self) {
-        if self.committing || self.effects.is_empty() {
-            return;
-        }
-        let mut changes: Vec<Change> = Vec::new();
-        for effect in self.effects.drain(..) {
-            match effect {
-                Effect::Record(change) => changes.push(change),
-                other => self.held.push(other),
+        // What is carried out may bring an answer that the core has more to say to.
+        while !self.committing && !self.effects.is_empty() {
+            let mut changes: Vec<Change> = Vec::new();
+            for effect in self.effects.drain(..) {
+                match effect {
+                    Effect::Record(change) => changes.push(change),
+                    other => self.held.push(other),
+                }
             }
-        }
-        if changes.is_empty() {
-            for effect in std::mem::take(&mut self.held) {
-                self.carry_out(effect);
+            if changes.is_empty() || self.records.write(changes) {
+                for effect in std::mem::take(&mut self.held) {
+                    self.carry_out(effect);
+                }
+            } else {
+                self.committing = true;
             }
-        } else {
-            self.committing = true;
-            self.records.write(changes);
         }
     }
 
@@ -372,7 +375,9 @@ impl Driver {
             }
             Effect::Ping { payload } => self.sockets.ping(payload),
             Effect::Query(query) => {
-                self.records.ask(query);
+                if let Some(word) = self.records.ask(query) {
+                    self.hear(word);
+                }
                 Ok(())
             }
             Effect::Stop { after } => {

@@ -82,6 +82,16 @@ impl Writer {
         }
     }
 
+    /// A reader over this writer's connection, for questions between two commits.
+    pub fn own_reader(&self) -> Reader {
+        Reader::over(self.connection.clone(), &self.path)
+    }
+
+    /// Whether all readers share this writer's connection.
+    pub fn is_exclusive(&self) -> bool {
+        self.exclusive
+    }
+
     /// Writes the log back into the file and closes it. Dropping does the same but cannot tell of failure.
     pub fn close(self) -> Result<(), DbError> {
         let failed = |error: rusqlite::Error| DbError::sqlite("close the database", &self.path, &error);

@@ -34,5 +34,12 @@ pub enum EngineError {
 
 /// Runs one engine until it is told to leave: by its controller, by SIGTERM or by SIGINT.
 pub async fn run(settings: EngineSettings) -> Result<(), EngineError> {
-    driver::Driver::new(settings)?.run().await
+    // A task of the runtime's thread, which wakes itself more cheaply than what the runtime waits for.
+    match tokio::spawn(driver::Driver::new(settings)?.run()).await {
+        Ok(ended) => ended,
+        Err(error) => match error.try_into_panic() {
+            Ok(panic) => std::panic::resume_unwind(panic),
+            Err(error) => Err(EngineError::System(error.to_string())),
+        },
+    }
 }

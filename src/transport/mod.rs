@@ -5,7 +5,7 @@
 mod overflow;
 mod zmq;
 
-pub use zmq::{Connection, PeerGone, Socket};
+pub use zmq::{Connection, Socket};
 
 /// What a socket is to ZeroMQ.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -43,6 +43,7 @@ pub fn run(args: Args, context: &Context) -> Result<Exit, CommandError> {
         cluster_id: context.cluster_id.clone(),
         config: config.controller,
     };
+    context.use_threads();
     context.block_on(controller::run(settings))??;
     Ok(Exit::Fine)
 }
