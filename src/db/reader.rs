@@ -1,6 +1,6 @@
 //! The one that reads: beside a running controller, or the file of a stopped one.
 use super::rows::{self, ATTEMPT_COLUMNS, MAP_COLUMNS};
-use super::writer::lock;
+use super::writer::{in_transaction, lock};
 use super::{DbError, DbErrorKind, file, tasks};
 use crate::model::definition::MapDefinition;
 use crate::model::query::{MapQuery, TaskQuery};
@@ -37,8 +37,8 @@ impl Reader {
 
     /// Runs `read` on one state of the file: what is written meanwhile is not seen.
     pub(super) fn read<T>(&self, operation: &'static str, read: impl FnOnce(&Connection) -> rusqlite::Result<T>) -> Result<T, DbError> {
-        let mut connection = lock(&self.connection);
-        let result = connection.transaction().and_then(|transaction| read(&transaction));
+        let connection = lock(&self.connection);
+        let result = in_transaction(&connection, "BEGIN", read);
         result.map_err(|error| DbError::sqlite(operation, &self.path, &error))
     }
 

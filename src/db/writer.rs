@@ -2,7 +2,7 @@
 use super::batch::{Batch, Known};
 use super::{DbError, Durability, Reader, file};
 use crate::model::change::Change;
-use rusqlite::{Connection, TransactionBehavior};
+use rusqlite::Connection;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -43,8 +43,8 @@ impl Writer {
         if changes.is_empty() {
             return Ok(());
         }
-        let mut connection = lock(&self.connection);
-        let applied = apply(&mut connection, &mut self.known, changes);
+        let connection = lock(&self.connection);
+        let applied = apply(&connection, &mut self.known, changes);
         if applied.is_err() {
             // It may know of engines that were rolled back.
             self.known.forget();
@@ -106,12 +106,34 @@ impl Writer {
     }
 }
 
-fn apply(connection: &mut Connection, known: &mut Known, changes: &[Change]) -> rusqlite::Result<()> {
-    let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
-    let mut batch = Batch::new(&transaction, known)?;
-    for change in changes {
-        batch.apply(change)?;
+fn apply(connection: &Connection, known: &mut Known, changes: &[Change]) -> rusqlite::Result<()> {
+    in_transaction(connection, "BEGIN IMMEDIATE", |connection| {
+        let mut batch = Batch::new(connection, known)?;
+        for change in changes {
+            batch.apply(change)?;
+        }
+        batch.finish()
+    })
+}
+
+/// As [`Connection::transaction`], with statements that are not parsed each time.
+pub(super) fn in_transaction<T>(
+    connection: &Connection,
+    begin: &str,
+    work: impl FnOnce(&Connection) -> rusqlite::Result<T>,
+) -> rusqlite::Result<T> {
+    connection.prepare_cached(begin)?.execute([])?;
+    // Ends it however this ends, by a panic too.
+    struct Open<'a>(&'a Connection);
+    impl Drop for Open<'_> {
+        fn drop(&mut self) {
+            if !self.0.is_autocommit() {
+                let _ = self.0.execute_batch("ROLLBACK");
+            }
+        }
     }
-    batch.finish()?;
-    transaction.commit()
+    let _open = Open(connection);
+    let result = work(connection)?;
+    connection.prepare_cached("COMMIT")?.execute([])?;
+    Ok(result)
 }

@@ -15,6 +15,8 @@ pub struct Engine {
     pub registered: UnixTime,
     /// Since the controller's start.
     pub heard: Duration,
+    /// When its heartbeat was last answered.
+    pub answered: Option<Duration>,
     /// Its tasks are taken from it at that time, unless it is heard of before.
     pub away_until: Option<Duration>,
     /// pcluster's own tasks that are there, with their run.
@@ -132,6 +134,7 @@ impl Engines {
             facts,
             registered,
             heard: now,
+            answered: None,
             away_until: None,
             tasks: HashMap::new(),
             requests: HashSet::new(),

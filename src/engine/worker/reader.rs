@@ -113,6 +113,8 @@ enum Got {
 #[derive(Default)]
 struct RecordReader {
     buffer: Vec<u8>,
+    /// Where a read goes first: to make room for it in `buffer` each time would be to clear that.
+    chunk: Vec<u8>,
     start: usize,
     /// A long record on its way: its head, and the body as far as it has come.
     long: Option<(RecordHead, Vec<u8>)>,
@@ -138,16 +140,15 @@ impl RecordReader {
                 Ok(_) => Ok(Got::End),
             };
         }
-        let old = self.buffer.len();
-        self.buffer.resize(old + CHUNK, 0);
-        let (count, got) = match file.read(&mut self.buffer[old..]) {
+        self.chunk.resize(CHUNK, 0);
+        let (count, got) = match file.read(&mut self.chunk) {
             Ok(0) => (0, Got::End),
             Ok(count) => (count, Got::Something),
             Err(e) if e.kind() == io::ErrorKind::WouldBlock => (0, Got::Nothing),
             Err(e) if e.kind() == io::ErrorKind::Interrupted => (0, Got::Something),
             Err(e) => return Err(format!("could not be read ({e})")),
         };
-        self.buffer.truncate(old + count);
+        self.buffer.extend_from_slice(&self.chunk[..count]);
         self.cut(found)?;
         Ok(got)
     }
