@@ -41,20 +41,10 @@ impl Launcher for Local {
     }
 
     fn start_controller(&self, launch: &ControllerLaunch) -> Result<Launched, LaunchError> {
-        let mut arguments: Vec<OsString> = vec![
-            "controller".into(),
-            "--supervise".into(),
-            "--profile-dir".into(),
-            launch.profile.path().into(),
-        ];
-        arguments.extend(["--cluster-id".into(), launch.cluster_id.clone().into()]);
-        arguments.extend(settings_arguments(&launch.settings));
-        if let Some(level) = &launch.log_level {
-            arguments.extend(["--log-level".into(), level.into()]);
-        }
+        let (program, arguments) = controller_command(launch);
         let log = launch.profile.controller_log(&launch.cluster_id);
         let daemon = Daemon {
-            program: launch.program.clone(),
+            program,
             arguments,
             cwd: launch.cwd.clone(),
             log,
@@ -258,8 +248,24 @@ fn settings_arguments(settings: &[(String, String)]) -> impl Iterator<Item = OsS
         .flat_map(|(key, value)| ["--set".into(), format!("{key}={value}").into()])
 }
 
+/// The program and arguments that are the controller.
+pub(super) fn controller_command(launch: &ControllerLaunch) -> (PathBuf, Vec<OsString>) {
+    let mut arguments: Vec<OsString> = vec![
+        "controller".into(),
+        "--supervise".into(),
+        "--profile-dir".into(),
+        launch.profile.path().into(),
+    ];
+    arguments.extend(["--cluster-id".into(), launch.cluster_id.clone().into()]);
+    arguments.extend(settings_arguments(&launch.settings));
+    if let Some(level) = &launch.log_level {
+        arguments.extend(["--log-level".into(), level.into()]);
+    }
+    (launch.program.clone(), arguments)
+}
+
 /// The program and arguments that are one engine.
-fn engine_command(launch: &EnginesLaunch) -> Result<(PathBuf, Vec<OsString>), LaunchError> {
+pub(super) fn engine_command(launch: &EnginesLaunch) -> Result<(PathBuf, Vec<OsString>), LaunchError> {
     let file = launch.profile.engine_file(&launch.cluster_id);
     if launch.kind == EngineKind::Ipengine {
         let (program, mut arguments) = ipengine(launch)?;

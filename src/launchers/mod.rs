@@ -1,12 +1,15 @@
 //! Ways to start a controller or engines, and to end what was started.
 //!
-//! Parts: the trait [`Launcher`] and [`by_name`], [`local`] (processes on this host), [`supervisor`] (brings back what was killed), [`python`] (the interpreter that
+//! Parts: the trait [`Launcher`] and [`by_name`], [`local`] (processes on this host), [`batch`] (what batch systems have in common) and a row for each ([`slurm`]), [`supervisor`] (brings back what was killed), [`python`] (the interpreter that
 //! engines are to use), [`error`]. What a launch started is a [`Launched`], plain data that another process can take up.
 //! What a cluster is, and when something is started, is not known here.
+pub mod batch;
 pub mod error;
 pub mod local;
 pub mod python;
+pub mod slurm;
 pub mod supervisor;
+pub mod templates;
 
 pub use error::LaunchError;
 
