@@ -24,6 +24,8 @@ pub struct EngineSettings {
     pub cwd: Option<String>,
     /// Set in the environment of workers and commands.
     pub env: BTreeMap<String, String>,
+    /// What SIGINT means: leave, or, as for an `ipengine`, interrupt what runs.
+    pub leave_on_interrupt: bool,
     /// For IPython's shell in the worker, as its own configuration reads them: `--InteractiveShell.colors=nocolor`.
     pub shell: Vec<String>,
 }
@@ -41,6 +43,7 @@ impl EngineSettings {
             registration_timeout_ms: 30_000,
             cwd: None,
             env: BTreeMap::new(),
+            leave_on_interrupt: true,
             shell: Vec::new(),
         }
     }

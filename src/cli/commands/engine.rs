@@ -156,6 +156,7 @@ pub fn run(args: Args, context: &Context) -> Result<Exit, CommandError> {
         true => LauncherEnvironment::default(),
         false => LauncherEnvironment::of_this_process(),
     };
+    let by_ipyparallel = environment.is_there();
     let place = Place::find(&words.common, args.profile_dir, environment, context)?;
     words.common.begin("ipengine", &place, context)?;
     let profile = place.profile;
@@ -189,6 +190,7 @@ pub fn run(args: Args, context: &Context) -> Result<Exit, CommandError> {
         registration_timeout_ms,
         cwd: config.engine.cwd.map(|dir| dir.to_string_lossy().into_owned()),
         env: config.engine.env,
+        leave_on_interrupt: !by_ipyparallel,
         shell: words.shell,
         ..EngineSettings::new(connection)
     };

@@ -39,8 +39,11 @@ pub struct Driver {
     facts: EngineFacts,
     link: Option<Link>,
     left: bool,
+    /// Not the end: this process goes on as another engine.
+    as_another: bool,
     terminate: SignalStream,
     interrupt: SignalStream,
+    user1: SignalStream,
 }
 
 fn now() -> Now {
@@ -48,6 +51,18 @@ fn now() -> Now {
         instant: Instant::now(),
         unix: unix_now(),
     }
+}
+
+fn new_uuid() -> EngineUuid {
+    EngineUuid::from(uuid::Uuid::new_v4().to_string().as_str())
+}
+
+fn new_core(settings: &EngineSettings, python: &str) -> Core {
+    Core::new(CoreSettings {
+        interrupt: Duration::from_millis(settings.interrupt_ms),
+        terminate: Duration::from_millis(settings.terminate_ms),
+        python: python.to_string(),
+    })
 }
 
 impl Driver {
@@ -59,13 +74,9 @@ impl Driver {
         };
         let (worker_sender, worker_events) = unbounded_channel();
         let (command_sender, command_events) = channel(16);
-        let core = Core::new(CoreSettings {
-            interrupt: Duration::from_millis(settings.interrupt_ms),
-            terminate: Duration::from_millis(settings.terminate_ms),
-            python: python.clone(),
-        });
+        let core = new_core(&settings, &python);
         let facts = EngineFacts {
-            uuid: EngineUuid::from(uuid::Uuid::new_v4().to_string().as_str()),
+            uuid: new_uuid(),
             host: command::host(),
             pid: std::process::id(),
             version: crate::model::VERSION.into(),
@@ -88,12 +99,30 @@ impl Driver {
             facts,
             link: None,
             left: false,
+            as_another: false,
             terminate: signal(SignalKind::terminate()).map_err(system("cannot watch for SIGTERM"))?,
             interrupt: signal(SignalKind::interrupt()).map_err(system("cannot watch for SIGINT"))?,
+            user1: signal(SignalKind::user_defined1()).map_err(system("cannot watch for SIGUSR1"))?,
         })
     }
 
     pub async fn run(mut self) -> Result<(), EngineError> {
+        loop {
+            self.live().await?;
+            if !self.as_another {
+                return Ok(());
+            }
+            tracing::info!("registering as another engine");
+            self.core = new_core(&self.settings, &self.python);
+            self.facts.uuid = new_uuid();
+            (self.left, self.as_another) = (false, false);
+            // The old id stands for a namespace that is gone.
+            self.settings.id = None;
+        }
+    }
+
+    /// From its registration to its leave.
+    async fn live(&mut self) -> Result<(), EngineError> {
         let effects = self.core.warm_up(now());
         self.act(effects).await;
         self.wait_for_worker().await;
@@ -101,7 +130,8 @@ impl Driver {
         let registered = tokio::select! {
             connected = Link::connect(&self.settings, &register) => {
                 let (link, registered) = connected?;
-                tracing::info!(id = %link.id, "registered");
+                // ipengine's words: scripts look for them.
+                tracing::info!("Completed registration with id {}", link.id);
                 self.link = Some(link);
                 registered
             }
@@ -110,6 +140,7 @@ impl Driver {
         };
         let mut heartbeat = Duration::from_millis(registered.heartbeat_ms.max(10));
         let mut patience = Duration::from_millis(registered.controller_patience_ms.max(1000));
+        self.settings.registration_timeout_ms = patience.as_millis() as u64;
         self.handle(Event::Registered { drop: registered.drop }).await;
         let mut beat_at = Instant::now() + heartbeat;
         let mut last_heard = Instant::now();
@@ -134,7 +165,11 @@ impl Driver {
                 Some(event) = self.command_events.recv() => self.command_said(event).await,
                 () = tokio::time::sleep_until(deadline.into()) => self.handle(Event::Tick).await,
                 _ = self.terminate.recv() => self.told_to_leave("SIGTERM").await,
-                _ = self.interrupt.recv() => self.told_to_leave("SIGINT").await,
+                _ = self.interrupt.recv() => match self.settings.leave_on_interrupt {
+                    true => self.told_to_leave("SIGINT").await,
+                    false => self.signal_user_code(nix::libc::SIGINT),
+                },
+                _ = self.user1.recv() => self.signal_user_code(nix::libc::SIGUSR1),
             }
             let instant = Instant::now();
             if instant >= beat_at {

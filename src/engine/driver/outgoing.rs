@@ -58,10 +58,11 @@ impl Driver {
                 requests::reply(link, &request, started, reply, &self.facts.uuid);
                 requests::status(link, &request, "idle");
             }
-            Effect::Leave { reason } => {
+            Effect::Leave { reason, as_another } => {
                 tracing::info!("leaving: {reason}");
                 self.send(UNREGISTER, &Unregister { reason });
                 self.left = true;
+                self.as_another = as_another;
             }
             Effect::StartWorker => return self.start_worker().await,
             Effect::Define { map, definition } => self.tell_worker(|| vec![frame(b'D', 0, &to_json(&(map, &*definition)))], 0),
