@@ -191,7 +191,10 @@ pub fn run(args: Args, context: &Context) -> Result<Exit, CommandError> {
         cwd: config.engine.cwd.map(|dir| dir.to_string_lossy().into_owned()),
         env: config.engine.env,
         leave_on_interrupt: !by_ipyparallel,
+        // A Python startup file of the user's may be heavy: it is for those who come with IPython.
+        shell_at_start: !words.shell.is_empty() || (by_ipyparallel && std::env::var_os("PYTHONSTARTUP").is_some_and(|f| !f.is_empty())),
         shell: words.shell,
+        profile_dir: Some(profile.path().to_path_buf()),
         ..EngineSettings::new(connection)
     };
     context.block_on(engine::run(settings))??;

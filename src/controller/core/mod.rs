@@ -76,7 +76,8 @@ enum Due {
     /// Tasks that an engine was thought to hold when it came back, and did not name.
     Unconfirmed(EngineUuid, Vec<(crate::model::TaskId, u32)>),
     Watches(MapId),
-    RequestTimeout(String),
+    /// It has waited long enough in this run.
+    RequestTimeout(String, u32),
     /// What an `ipengine` had when it left: late replies may still come.
     Stranded(EngineUuid),
 }
@@ -217,7 +218,7 @@ impl Core {
                 Due::Registration(engine) => self.registration_stalled(engine),
                 Due::Unconfirmed(engine, tasks) => self.unconfirmed(engine, tasks),
                 Due::Watches(map) => self.answer_watches(map),
-                Due::RequestTimeout(msg_id) => self.request_timed_out(&msg_id),
+                Due::RequestTimeout(msg_id, run) => self.request_timed_out(&msg_id, run),
                 Due::Stranded(engine) => self.stranded(engine),
             }
         }

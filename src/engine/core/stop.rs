@@ -297,7 +297,13 @@ impl Core {
     /// this engine is dead, as an `ipengine` would be, and another one comes.
     pub(super) fn leave_as_another(&mut self, now: Now, how: &str, effects: &mut Vec<Effect>) {
         if self.leaving.is_none() {
-            self.leave(now, true, format!("{how}: with its namespace lost, it comes back as another engine"), None, effects);
+            self.leave(
+                now,
+                true,
+                format!("{how}: with its namespace lost, it comes back as another engine"),
+                None,
+                effects,
+            );
             self.leaving.iter_mut().for_each(|leaving| leaving.as_another = true);
         }
     }

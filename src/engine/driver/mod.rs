@@ -126,6 +126,12 @@ impl Driver {
         let effects = self.core.warm_up(now());
         self.act(effects).await;
         self.wait_for_worker().await;
+        if self.settings.shell_at_start && self.worker.is_none() && self.facts.python.is_empty() && !self.left {
+            let why = self.core.why_no_worker().unwrap_or("it ended");
+            return Err(EngineError::System(format!(
+                "the engine's Python did not get through its start: {why}"
+            )));
+        }
         let register = self.register(Vec::new());
         let registered = tokio::select! {
             connected = Link::connect(&self.settings, &register) => {

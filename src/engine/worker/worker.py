@@ -20,6 +20,8 @@ import traceback
 import types
 
 FRAMES, RECORDS, TOKENS, STDOUT, STDERR = (int(number) for number in sys.argv[2:7])
+# It is ready only when IPython's shell has run what it runs at its start.
+greets_late = sys.argv[7:] == ["shell"]
 for descriptor in (FRAMES, RECORDS, TOKENS, STDOUT, STDERR):
     os.set_inheritable(descriptor, False)
 
@@ -536,6 +538,10 @@ def serve():
         elif kind == b"M":
             exec(compile(bytes(body), SELF, "exec"), ipython)
             ipython["start"](globals())
+        elif kind == b"S":
+            ipython["tell"](json.loads(body))
+            if greets_late:
+                hello()
         elif kind == b"C":
             clear()
 
@@ -548,7 +554,8 @@ def begin():
     sys.modules["__main__"] = main
     sys.argv[:] = [""]
     try:
-        hello()
+        if not greets_late:
+            hello()
         serve()
     except BrokenPipeError:
         pass  # the engine is gone
