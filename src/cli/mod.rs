@@ -14,6 +14,7 @@ pub mod output;
 pub mod progress;
 pub mod records;
 pub mod reference;
+pub mod resources;
 pub mod tables;
 pub mod values;
 pub mod views;

@@ -4,8 +4,8 @@ use crate::profile::config::EngineKind;
 use std::ffi::OsString;
 use std::path::PathBuf;
 
-/// The arguments that make the pcluster program a controller.
-pub fn controller_arguments(launch: &ControllerLaunch) -> Vec<OsString> {
+/// The program and arguments that are the controller.
+pub fn controller_command(launch: &ControllerLaunch) -> (PathBuf, Vec<OsString>) {
     let mut arguments: Vec<OsString> = vec![
         "controller".into(),
         "--supervise".into(),
@@ -17,7 +17,7 @@ pub fn controller_arguments(launch: &ControllerLaunch) -> Vec<OsString> {
     if let Some(level) = &launch.log_level {
         arguments.extend(["--log-level".into(), level.into()]);
     }
-    arguments
+    (launch.program.clone(), arguments)
 }
 
 pub fn settings_arguments(settings: &[(String, String)]) -> impl Iterator<Item = OsString> {

@@ -22,6 +22,10 @@ pub enum LaunchError {
     BadCommand { command: String },
     #[error("cannot send signal {signal} to process {pid}: {why}")]
     Signal { signal: i32, pid: u32, why: String },
+    #[error("cannot read the template {}: {source}", path.display())]
+    ReadTemplate { path: PathBuf, source: io::Error },
+    #[error(transparent)]
+    Template(#[from] super::batch::TemplateError),
     #[error("process {pid} is still there after SIGKILL")]
     Unkillable { pid: u32 },
 }
@@ -39,6 +43,7 @@ impl LaunchError {
             LaunchError::NoIpyparallel { python, .. } => Some(format!(
                 "install it there: {python} -m pip install ipyparallel; or name another interpreter with --python"
             )),
+            LaunchError::Template(error) => error.hint(),
             LaunchError::Unkillable { .. } => Some("it waits for a device or a network file system; it will end when that answers".into()),
             _ => None,
         }

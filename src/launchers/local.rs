@@ -1,5 +1,5 @@
 //! Processes on this host, each in a session of its own: neither Ctrl-C in the shell that started them nor its end reaches them.
-use super::engine::{controller_arguments, engine_command};
+use super::engine::{controller_command, engine_command};
 use super::{ControllerLaunch, Ended, EnginesLaunch, LaunchError, Launched, Launcher, MemberState, Process};
 use crate::connection::process;
 use nix::errno::Errno;
@@ -41,10 +41,11 @@ impl Launcher for Local {
     }
 
     fn start_controller(&self, launch: &ControllerLaunch) -> Result<Launched, LaunchError> {
+        let (program, arguments) = controller_command(launch);
         let log = launch.profile.controller_log(&launch.cluster_id);
         let daemon = Daemon {
-            program: launch.program.clone(),
-            arguments: controller_arguments(launch),
+            program,
+            arguments,
             cwd: launch.cwd.clone(),
             log,
         };

@@ -1,16 +1,21 @@
 //! Ways to start a controller or engines, and to end what was started.
 //!
 //! Parts: the trait [`Launcher`] and [`by_name`], [`launched`] (what a launch started: plain data that another process can take
-//! up), [`local`] (processes on this host), [`engine`] (the command that is one engine), [`supervisor`] (brings back what was
-//! killed), [`python`] (the interpreter that engines are to use), [`logs`] (what they wrote), [`error`].
+//! up), [`local`] (processes on this host), [`batch`] (what batch systems have in common) and a row for each ([`slurm`]),
+//! [`engine`] (the command that is one engine), [`supervisor`] (brings back what was killed), [`python`] (the interpreter that
+//! engines are to use), [`command`] (runs others' programs), [`logs`] (what was written), [`error`].
 //! What a cluster is, and when something is started, is not known here.
+pub mod batch;
+pub mod command;
 pub mod engine;
 pub mod error;
 pub mod launched;
 pub mod local;
 pub mod logs;
 pub mod python;
+pub mod slurm;
 pub mod supervisor;
+pub mod templates;
 
 pub use error::LaunchError;
 pub use launched::{Ended, Job, Launched, Member, MemberState, Process, Stage};

@@ -1,6 +1,9 @@
 //! `pcluster.yaml` as structs. Every key has a default; an unknown key is an error that names the nearest known one.
 //!
 //! Merge order: the defaults below, the profile's file, `--set key=value` in the order given.
+pub mod amounts;
+pub mod resources;
+
 use super::ProfileDir;
 use super::error::{ConfigError, of_setting, of_yaml};
 use serde::de::{Error, Unexpected};
@@ -15,6 +18,8 @@ pub struct Config {
     pub controller: ControllerConfig,
     pub engine: EngineConfig,
     pub launcher: LauncherConfig,
+    /// What each batch system is to be asked for.
+    pub launchers: resources::LaunchersConfig,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -383,7 +388,7 @@ mod tests {
     /// Rows `| `key` | `default` | …` of the page.
     #[test]
     fn the_page_has_every_key_with_its_default_and_no_other() {
-        let page = include_str!("../../docs/configuration.md");
+        let page = include_str!("../../../docs/configuration.md");
         let mut described = BTreeMap::new();
         for line in page.lines() {
             let cells: Vec<&str> = line.split('|').map(|cell| cell.trim().trim_matches('`')).collect();
