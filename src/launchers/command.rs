@@ -40,7 +40,10 @@ pub struct Here;
 impl Runner for Here {
     fn run(&self, line: &CommandLine, timeout: Duration) -> Result<Output, RunError> {
         let mut command = Command::new(&line.program);
-        command.args(&line.arguments).envs(line.env.iter().map(|(k, v)| (k, v))).process_group(0);
+        command
+            .args(&line.arguments)
+            .envs(line.env.iter().map(|(k, v)| (k, v)))
+            .process_group(0);
         command.stdin(if line.stdin.is_some() { Stdio::piped() } else { Stdio::null() });
         command.stdout(Stdio::piped()).stderr(Stdio::piped());
         let failed = |source: io::Error| match source.kind() {

@@ -40,6 +40,9 @@ pub struct Job {
     pub id: String,
     /// Unlike that of any other job of ours: it finds a submission whose answer was lost.
     pub name: String,
+    /// Where the system has several.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub dialect: String,
     /// The script that was submitted.
     pub script: PathBuf,
     /// Whether it is an array; the one element of another kind of job is 1.

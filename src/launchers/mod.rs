@@ -1,7 +1,7 @@
 //! Ways to start a controller or engines, and to end what was started.
 //!
 //! Parts: the trait [`Launcher`] and [`by_name`], [`launched`] (what a launch started: plain data that another process can take
-//! up), [`local`] (processes on this host), [`batch`] (what batch systems have in common) and a row for each ([`slurm`]),
+//! up), [`local`] (processes on this host), [`batch`] (what batch systems have in common), a row for each ([`slurm`]) and [`jobs`] (the launcher that runs what a row says),
 //! [`engine`] (the command that is one engine), [`supervisor`] (brings back what was killed), [`python`] (the interpreter that
 //! engines are to use), [`command`] (runs others' programs), [`logs`] (what was written), [`error`].
 //! What a cluster is, and when something is started, is not known here.
@@ -9,6 +9,7 @@ pub mod batch;
 pub mod command;
 pub mod engine;
 pub mod error;
+pub mod jobs;
 pub mod launched;
 pub mod local;
 pub mod logs;
@@ -26,7 +27,9 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 /// The launchers that there are.
-pub const KNOWN: [&str; 1] = ["local"];
+pub fn known() -> Vec<&'static str> {
+    std::iter::once("local").chain(batch::SYSTEMS).collect()
+}
 
 /// A way to start a controller or engines. Its calls may take seconds (a batch system, another host): never make them from
 /// an async task.
@@ -59,10 +62,13 @@ pub trait Launcher: Send + Sync {
 }
 
 /// The launcher of this name, for this profile and its configuration.
-pub fn by_name(name: &str, _profile: &ProfileDir, _config: &Config) -> Result<Box<dyn Launcher>, LaunchError> {
+pub fn by_name(name: &str, profile: &ProfileDir, config: &Config) -> Result<Box<dyn Launcher>, LaunchError> {
     match name {
         "local" => Ok(Box::new(local::Local::default())),
-        _ => Err(LaunchError::UnknownLauncher { name: name.to_string() }),
+        _ => match jobs::by_name(name, profile, config) {
+            Some(jobs) => Ok(Box::new(jobs)),
+            None => Err(LaunchError::UnknownLauncher { name: name.to_string() }),
+        },
     }
 }
 
