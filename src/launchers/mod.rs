@@ -6,7 +6,9 @@
 pub mod batch;
 pub mod error;
 pub mod local;
+pub mod pbs;
 pub mod python;
+pub mod sge;
 pub mod slurm;
 pub mod supervisor;
 pub mod templates;
