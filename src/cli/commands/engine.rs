@@ -10,7 +10,7 @@ use std::path::PathBuf;
 /// Run an engine in the foreground
 ///
 /// Launchers start this; `pcluster start -n 4` is what one usually wants. It logs to stderr, and works until its controller
-/// ends it, SIGTERM or SIGINT.
+/// or SIGTERM ends it. SIGINT (Ctrl-C) interrupts what runs; where nothing runs, it ends an engine that has a terminal.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// The engine's connection file [default: the one of the profile]
