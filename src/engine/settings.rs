@@ -25,8 +25,6 @@ pub struct EngineSettings {
     pub cwd: Option<String>,
     /// Set in the environment of workers and commands.
     pub env: BTreeMap<String, String>,
-    /// What SIGINT means: leave, or, as for an `ipengine`, interrupt what runs.
-    pub leave_on_interrupt: bool,
     /// For IPython's shell in the worker, as its own configuration reads them: `--InteractiveShell.colors=nocolor`.
     pub shell: Vec<String>,
     /// The shell is made at once, with all that runs at its start; else with a client's first request.
@@ -48,7 +46,6 @@ impl EngineSettings {
             registration_timeout_ms: 30_000,
             cwd: None,
             env: BTreeMap::new(),
-            leave_on_interrupt: true,
             shell: Vec::new(),
             shell_at_start: false,
             profile_dir: None,

@@ -17,7 +17,7 @@ const FILE_TIMEOUT: Duration = Duration::from_secs(30);
 /// Run an engine in the foreground
 ///
 /// Launchers start this; `pcluster start -n 4` is what one usually wants. It logs to stderr, and works until its controller
-/// ends it, SIGTERM or SIGINT.
+/// or SIGTERM ends it. SIGINT (Ctrl-C) interrupts what runs; where nothing runs, it ends an engine that has a terminal.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// The engine's connection file [default: the one of the profile]
@@ -190,7 +190,6 @@ pub fn run(args: Args, context: &Context) -> Result<Exit, CommandError> {
         registration_timeout_ms,
         cwd: config.engine.cwd.map(|dir| dir.to_string_lossy().into_owned()),
         env: config.engine.env,
-        leave_on_interrupt: !by_ipyparallel,
         // A Python startup file of the user's may be heavy: it is for those who come with IPython.
         shell_at_start: !words.shell.is_empty() || (by_ipyparallel && std::env::var_os("PYTHONSTARTUP").is_some_and(|f| !f.is_empty())),
         shell: words.shell,

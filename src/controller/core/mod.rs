@@ -185,6 +185,7 @@ impl Core {
                 found,
                 missing,
             } => self.requests_found(client, parent, &request, found, missing),
+            Event::DaskAnswered { client, parent, place } => self.dask_answered(client, parent, place),
             Event::StopAsked { engines } => self.stop(engines),
         }
         self.dispatch();

@@ -9,8 +9,11 @@ pub mod failure;
 pub mod job;
 pub mod launch;
 pub mod quote;
+pub mod ranges;
 pub mod render;
 pub mod request;
+pub mod squeue;
+pub mod xml;
 
 pub use command::{CommandLine, Output};
 pub use failure::{Problem, QueryFailure, SubmitFailure};
@@ -21,12 +24,14 @@ pub use request::{JobKind, JobRequest, job_name};
 use std::path::{Path, PathBuf};
 
 /// The batch systems, by the names that the command line and the configuration have for them.
-pub const SYSTEMS: [&str; 1] = ["slurm"];
+pub const SYSTEMS: [&str; 3] = ["slurm", "sge", "pbs"];
 
 /// The row of a batch system.
 pub fn by_name(name: &str) -> Option<&'static dyn BatchSystem> {
     match name {
         "slurm" => Some(&super::slurm::Slurm),
+        "sge" => Some(&super::sge::Sge),
+        "pbs" => Some(super::pbs::row()),
         _ => None,
     }
 }

@@ -416,3 +416,28 @@ pub fn put(variables: &mut Variables, values: impl IntoIterator<Item = (&'static
         }
     }
 }
+
+/// A value that this system's directives cannot hold.
+pub fn unfit(system: &'static str, what: &str, value: &str, why: &'static str) -> TemplateError {
+    TemplateError::Unfit {
+        system,
+        what: what.into(),
+        value: value.into(),
+        why,
+    }
+}
+
+/// Refuses settings that this system has no word for, where they are made.
+pub fn unsupported(system: &dyn BatchSystem, _request: &JobRequest, settings: &[(&str, bool)]) -> Result<(), TemplateError> {
+    match settings.iter().find(|(_, given)| *given) {
+        None => Ok(()),
+        Some((key, _)) => Err(TemplateError::Unsupported {
+            system: system.title(),
+            what: format!("setting `{key}`"),
+            hint: Some(format!(
+                "leave launchers.{name}.{key} out; what the site has instead can go into launchers.{name}.directives",
+                name = system.name()
+            )),
+        }),
+    }
+}
