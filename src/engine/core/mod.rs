@@ -239,13 +239,14 @@ impl Core {
             Event::WorkerExited {
                 unread,
                 how,
+                killed,
                 stderr_tail,
                 output,
             } => {
                 if self.command.is_none() {
                     self.wrote(output, effects);
                 }
-                self.worker_exited(now, unread, how, stderr_tail, effects);
+                self.worker_exited(now, unread, (how, killed), stderr_tail, effects);
             }
             Event::TokensTaken { count } => self.recalled(now, count, effects),
             Event::OutputRead { output } => {
