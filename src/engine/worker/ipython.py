@@ -201,7 +201,7 @@ def handle(meta, parts, ticket):
     shell.set_parent({"header": header, "metadata": metadata, "content": content, "parent_header": {}})
     try:
         if meta["method"] == "apply":
-            return apply(parts[3:], header["msg_id"])
+            return apply(parts[3:])
         return execute(content, metadata), []
     finally:
         current_ticket = 0
@@ -220,28 +220,20 @@ def failure(ename, evalue, lines, method):
     return {"status": "error", "ename": ename, "evalue": evalue, "traceback": lines, "engine_info": info}
 
 
-def apply(buffers, msg_id):
+def apply(buffers):
     from ipyparallel.serialize import serialize_object, unpack_apply_message
 
-    names = shell.user_ns
-    prefix = "_%s_" % msg_id.replace("-", "_")
-    temporary = [prefix + word for word in ("f", "args", "kwargs", "result")]
     try:
-        function, args, kwargs = unpack_apply_message(buffers, names, copy=False)
-        names.update(zip(temporary, (function, args, kwargs, None)))
-        try:
-            exec("%s = %s(*%s, **%s)" % (temporary[3], *temporary[:3]), shell.user_global_ns, names)
-            result = names.get(temporary[3])
-        finally:
-            for name in temporary:
-                names.pop(name, None)
+        function, args, kwargs = unpack_apply_message(buffers, shell.user_ns, copy=False)
+        result = function(*args, **kwargs)
         session = shell.display_pub.session
         made = serialize_object(result, buffer_threshold=session.buffer_threshold, item_threshold=session.item_threshold)
         return {"status": "ok"}, made
     except BaseException as error:
         shell._last_traceback = None
         try:
-            shell.showtraceback()
+            trace = worker["own_frames_hidden"](error.__traceback__)
+            shell.showtraceback((type(error), error, trace), tb_offset=0)
         except Exception:
             pass
         lines = shell._last_traceback or [worker["formatted"](error)]
