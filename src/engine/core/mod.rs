@@ -128,6 +128,11 @@ impl Core {
         }
     }
 
+    /// Whether user code runs.
+    pub fn is_busy(&self) -> bool {
+        self.current.is_some()
+    }
+
     /// The only way in.
     pub fn handle(&mut self, now: Now, event: Event) -> Vec<Effect> {
         let mut effects = Vec::new();
