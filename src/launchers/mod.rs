@@ -1,11 +1,13 @@
 //! Ways to start a controller or engines, and to end what was started.
 //!
-//! Parts: the trait [`Launcher`] and [`by_name`], [`local`] (processes on this host), [`batch`] (what batch systems have in common) and a row for each ([`slurm`]), [`supervisor`] (brings back what was killed), [`python`] (the interpreter that
+//! Parts: the trait [`Launcher`] and [`by_name`], [`local`] (processes on this host), [`batch`] (what batch systems have in common) and a row for each ([`slurm`], [`sge`], [`pbs`], [`lsf`], [`htcondor`]), [`supervisor`] (brings back what was killed), [`python`] (the interpreter that
 //! engines are to use), [`error`]. What a launch started is a [`Launched`], plain data that another process can take up.
 //! What a cluster is, and when something is started, is not known here.
 pub mod batch;
 pub mod error;
+pub mod htcondor;
 pub mod local;
+pub mod lsf;
 pub mod pbs;
 pub mod python;
 pub mod sge;

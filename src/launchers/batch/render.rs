@@ -77,6 +77,7 @@ pub const VARIABLES: &[(&str, &str)] = &[
     ("engines", "the shell lines that start the engines of one job"),
     ("controller", "the shell line that starts the controller"),
     ("command", "the command of one engine, or of the controller, quoted for the shell"),
+    ("script", "HTCondor: the shell script that each job runs"),
     ("cwd", "the working directory"),
     ("log", "the output's file, with the system's own signs for job and array element"),
     ("queue", "the queue or partition"),
@@ -183,7 +184,7 @@ pub fn render_named(system: &dyn BatchSystem, name: &str, shown: &str, text: &st
             script.push('\n');
         }
     }
-    for need in system.needs(request) {
+    for need in system.needs(name, request) {
         let met = match need.found_by {
             FoundBy::Variable(names) => used.iter().any(|name| names.contains(&name.as_str())),
             FoundBy::Directive(words) => script
