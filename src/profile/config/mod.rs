@@ -144,6 +144,10 @@ pub struct LauncherConfig {
     pub stop_ms: u64,
     /// How long `stop` waits after SIGTERM, before SIGKILL.
     pub kill_ms: u64,
+    /// A batch system is asked about jobs at most once in so long.
+    pub poll_ms: u64,
+    /// A command of a batch system may take so long.
+    pub command_ms: u64,
 }
 
 impl Default for LauncherConfig {
@@ -156,6 +160,8 @@ impl Default for LauncherConfig {
             engines_timeout_ms: 60_000,
             stop_ms: 10_000,
             kill_ms: 5000,
+            poll_ms: 10_000,
+            command_ms: 60_000,
         }
     }
 }
