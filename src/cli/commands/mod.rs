@@ -3,13 +3,17 @@ pub mod apply;
 pub mod cancel;
 pub mod clean;
 pub mod completions;
+pub mod connect;
+pub mod connection;
 pub mod controller;
+pub mod disconnect;
 pub mod doctor;
 pub mod engine;
 pub mod engines;
 pub mod exec;
 pub mod gather;
 pub mod help_markdown;
+pub mod install;
 pub mod list;
 pub mod logs;
 pub mod map;
@@ -25,6 +29,8 @@ pub mod scatter;
 pub mod start;
 pub mod status;
 pub mod stop;
+pub mod there;
+pub mod tunnel;
 pub mod version;
 pub mod wait;
 
@@ -38,6 +44,9 @@ macro_rules! commands {
             $($(#[$attribute])* $variant($module::Args)),*
         }
         pub fn dispatch(command: Command, context: &Context) -> Result<Exit, CommandError> {
+            if let Some(exit) = there::instead(&command, context)? {
+                return Ok(exit);
+            }
             match command {
                 $(Command::$variant(args) => $module::run(args, context)),*
             }
@@ -54,6 +63,10 @@ commands! {
     Status => status,
     Engines => engines,
     Logs => logs,
+    Connect => connect,
+    Disconnect => disconnect,
+    Connection => connection,
+    Install => install,
     Map => map,
     Apply => apply,
     Exec => exec,
@@ -75,6 +88,8 @@ commands! {
     Controller => controller,
     #[command(hide = true)]
     Engine => engine,
+    #[command(hide = true)]
+    Tunnel => tunnel,
     #[command(hide = true)]
     HelpMarkdown => help_markdown,
 }
