@@ -183,6 +183,10 @@ impl ProfileDir {
     pub fn pid_dir(&self) -> PathBuf {
         self.path.join("pid")
     }
+    /// Scripts of batch jobs.
+    pub fn batch_dir(&self) -> PathBuf {
+        self.path.join("batch")
+    }
     pub fn config_file(&self) -> PathBuf {
         self.path.join("pcluster.yaml")
     }

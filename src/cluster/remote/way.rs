@@ -229,7 +229,7 @@ mod tests {
         assert_eq!((keys.host, keys.pid), (process::host(), std::process::id()));
         assert_eq!(keys.tunnel.map(|t| (t.destination, t.host)), Some(("me@login".into(), "n7".into())));
         assert_eq!(
-            (near.registration, near.notification, near.broadcast),
+            (near.registration, near.notification, near.broadcast.clone()),
             (5001, Some(5006), BroadcastPorts::One(5007))
         );
         assert_eq!((near.key.as_str(), near.task_scheme.as_deref()), ("secret", Some("lru")));

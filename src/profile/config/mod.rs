@@ -1,6 +1,9 @@
 //! `pcluster.yaml` as structs. Every key has a default; an unknown key is an error that names the nearest known one.
 //!
 //! Merge order: the defaults below, the profile's file, `--set key=value` in the order given.
+pub mod amounts;
+pub mod resources;
+
 use super::ProfileDir;
 use super::error::{ConfigError, of_setting, of_yaml};
 use serde::de::{Error, Unexpected};
@@ -15,6 +18,8 @@ pub struct Config {
     pub controller: ControllerConfig,
     pub engine: EngineConfig,
     pub launcher: LauncherConfig,
+    /// What each batch system is to be asked for.
+    pub launchers: resources::LaunchersConfig,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -139,6 +144,10 @@ pub struct LauncherConfig {
     pub stop_ms: u64,
     /// How long `stop` waits after SIGTERM, before SIGKILL.
     pub kill_ms: u64,
+    /// A batch system is asked about jobs at most once in so long.
+    pub poll_ms: u64,
+    /// A command of a batch system may take so long.
+    pub command_ms: u64,
 }
 
 impl Default for LauncherConfig {
@@ -151,6 +160,8 @@ impl Default for LauncherConfig {
             engines_timeout_ms: 60_000,
             stop_ms: 10_000,
             kill_ms: 5000,
+            poll_ms: 10_000,
+            command_ms: 60_000,
         }
     }
 }
@@ -383,7 +394,7 @@ mod tests {
     /// Rows `| `key` | `default` | …` of the page.
     #[test]
     fn the_page_has_every_key_with_its_default_and_no_other() {
-        let page = include_str!("../../docs/configuration.md");
+        let page = include_str!("../../../docs/configuration.md");
         let mut described = BTreeMap::new();
         for line in page.lines() {
             let cells: Vec<&str> = line.split('|').map(|cell| cell.trim().trim_matches('`')).collect();

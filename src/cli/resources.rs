@@ -1,0 +1,67 @@
+//! Options for what a batch system is asked for; each is a setting of the launcher that is used.
+use crate::launchers::batch;
+use crate::profile::config::amounts::{Memory, Walltime};
+
+/// What a batch system is asked for. `start`, `engines add` and `script` take the same.
+#[derive(Clone, Debug, Default, clap::Args)]
+#[command(next_help_heading = "For batch systems")]
+pub struct ResourceArgs {
+    /// The queue or partition
+    #[arg(long, value_name = "NAME")]
+    pub queue: Option<String>,
+    /// The account or project
+    #[arg(long, value_name = "NAME")]
+    pub account: Option<String>,
+    /// How long a job may run: 1:30:00, 90m, 36h, 2d; a bare number is minutes
+    #[arg(long, value_name = "TIME")]
+    pub walltime: Option<Walltime>,
+    /// Memory for each engine: 4G, 512M
+    #[arg(long, value_name = "SIZE")]
+    pub mem: Option<Memory>,
+    /// Processors for each engine
+    #[arg(long, value_name = "N")]
+    pub cpus: Option<u32>,
+    /// GPUs for each engine
+    #[arg(long, value_name = "N")]
+    pub gpus: Option<u32>,
+    /// How many engines one job holds, on one node
+    #[arg(long, value_name = "N")]
+    pub engines_per_job: Option<u32>,
+}
+
+impl ResourceArgs {
+    /// As settings of this launcher, with the option that each is from; an option that it has no use for is an error.
+    pub fn settings(&self, launcher: &str) -> Result<Vec<(String, String)>, String> {
+        let given: Vec<(&str, &str, String)> = self.given();
+        if let Some((_, option, _)) = given.first()
+            && !batch::SYSTEMS.contains(&launcher)
+        {
+            return Err(format!(
+                "{option} is for batch systems ({}); the engines' launcher is {launcher}",
+                batch::SYSTEMS.join(", ")
+            ));
+        }
+        Ok(given
+            .into_iter()
+            .map(|(key, _, value)| (format!("launchers.{launcher}.{key}"), value))
+            .collect())
+    }
+
+    /// Key, option, and value as YAML, of each that was given.
+    pub fn given(&self) -> Vec<(&'static str, &'static str, String)> {
+        // In quotes a text of digits stays a text.
+        let text = |value: &Option<String>| value.as_ref().map(|v| format!("{v:?}"));
+        let all = [
+            ("queue", "--queue", text(&self.queue)),
+            ("account", "--account", text(&self.account)),
+            ("walltime", "--walltime", self.walltime.map(|v| format!("\"{v}\""))),
+            ("memory", "--mem", self.mem.map(|v| v.to_string())),
+            ("cpus", "--cpus", self.cpus.map(|v| v.to_string())),
+            ("gpus", "--gpus", self.gpus.map(|v| v.to_string())),
+            ("engines_per_job", "--engines-per-job", self.engines_per_job.map(|v| v.to_string())),
+        ];
+        all.into_iter()
+            .filter_map(|(key, option, value)| Some((key, option, value?)))
+            .collect()
+    }
+}
