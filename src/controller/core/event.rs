@@ -71,6 +71,8 @@ pub enum Event {
         parent: Bytes,
         place: Result<serde_json::Value, crate::wire::content::error::ErrorContent>,
     },
+    /// The records' answer to [`super::effect::Ask::Expired`].
+    ExpiredFound(super::Expired),
     /// The controller was told to end (SIGTERM).
     StopAsked {
         engines: bool,

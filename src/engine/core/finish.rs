@@ -119,6 +119,7 @@ impl Core {
 
     /// A task has ended; a stop that was under way decides how.
     fn end_task(&mut self, now: Now, held: Held, mut outcome: Outcome, current: Current, effects: &mut Vec<Effect>) {
+        outcome.whole_output = current.stdout.was_taken() || current.stderr.was_taken();
         outcome.stdout = current.stdout.finish();
         outcome.stderr = current.stderr.finish();
         match current.stop.map(|stop| stop.reason) {
@@ -158,7 +159,14 @@ impl Core {
         effects.push(Effect::Reply { request, started, reply });
     }
 
-    pub(super) fn worker_exited(&mut self, now: Now, unread: usize, (how, killed): (String, bool), stderr_tail: String, effects: &mut Vec<Effect>) {
+    pub(super) fn worker_exited(
+        &mut self,
+        now: Now,
+        unread: usize,
+        (how, killed): (String, bool),
+        stderr_tail: String,
+        effects: &mut Vec<Effect>,
+    ) {
         if let WorkerState::Starting { .. } = self.worker {
             let tail = stderr_tail.trim();
             // Somebody killed it before it was ready: that says nothing of the interpreter.
