@@ -1,11 +1,11 @@
 //! More engines for a cluster that runs.
-use super::launch::{self, EngineWish, Undo, Watched};
+use super::launch::{self, EngineWish, Goal, Undo, Watched};
 use super::list::{Condition, Standing};
 use super::lock::Lock;
-use super::start::{StartProgress, kind_word};
+use super::start::{StartProgress, Wait, kind_word};
 use super::{ClusterError, ClusterState};
 use crate::client::Client;
-use crate::connection::discover;
+use crate::connection::{addresses, discover};
 use crate::profile::ProfileDir;
 use crate::profile::config::{Config, EngineKind};
 use std::path::PathBuf;
@@ -21,6 +21,9 @@ pub struct AddOptions {
     pub n: u32,
     pub settings: Vec<(String, String)>,
     pub launcher: Option<String>,
+    pub wait: Wait,
+    /// How long that may take in all, the time in a queue included.
+    pub timeout: Option<Duration>,
     pub engine_kind: Option<EngineKind>,
     pub python: Option<String>,
     pub cwd: Option<PathBuf>,
@@ -36,6 +39,8 @@ impl AddOptions {
             n,
             settings: Vec::new(),
             launcher: None,
+            wait: Wait::All,
+            timeout: None,
             engine_kind: None,
             python: None,
             cwd: None,
@@ -78,6 +83,15 @@ pub async fn add_engines(options: AddOptions, progress: &mut dyn FnMut(StartProg
     let path = profile.client_file(cluster_id);
     let client_file = super::start::in_thread(move || discover::wait(&path, CONNECT, || Ok::<_, ClusterError>(()))).await??;
     let client = Client::connect(&client_file, CONNECT).await?;
+    if launcher.is_elsewhere()
+        && let Some(keys) = &client_file.pcluster
+        && keys.addresses.iter().all(|address| addresses::is_loopback(address))
+    {
+        return Err(ClusterError::Unreachable {
+            launcher: launcher.name().into(),
+            ip: keys.addresses.join(", "),
+        });
+    }
     let before = launch::heard_of(&client.status().await?);
 
     // A controller that was started by hand has no state file.
@@ -94,16 +108,35 @@ pub async fn add_engines(options: AddOptions, progress: &mut dyn FnMut(StartProg
     state.next_engine += options.n;
     state.engines.push(engines.clone());
     state.write(profile)?;
-    let timeout = Duration::from_millis(wish.config.launcher.engines_timeout_ms);
     let expected = before + options.n as usize;
+    let goal = Goal {
+        all: expected,
+        enough: match options.wait {
+            Wait::None => 0,
+            wait => before + wait.of(options.n as usize),
+        },
+        timeout: Duration::from_millis(wish.config.launcher.engines_timeout_ms),
+        at_most: options.timeout,
+    };
     let new = Watched {
-        launcher,
+        launcher: launcher.clone(),
         launched: &engines,
     };
-    if let Err(error) = launch::registered(&client, expected, new, None, timeout, progress).await {
-        drop(undo);
-        old.write(profile)?;
-        return Err(error);
+    let done = launch::registered(&client, goal, new, None, progress).await;
+    match done {
+        Err(mut late @ ClusterError::EnginesLate { .. }) if launcher.is_elsewhere() => {
+            if let ClusterError::EnginesLate { options, .. } = &mut late {
+                *options = Some(super::options_of(profile, cluster_id));
+            }
+            undo.all_went_well();
+            return Err(late);
+        }
+        Err(error) => {
+            drop(undo);
+            old.write(profile)?;
+            return Err(error);
+        }
+        Ok(_) => {}
     }
     undo.all_went_well();
     Ok(expected as u32)

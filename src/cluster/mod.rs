@@ -19,7 +19,7 @@ mod tests;
 pub use engines::{AddOptions, add_engines};
 pub use error::ClusterError;
 pub use list::{ClusterSummary, Condition, is_supervised, list, list_profile, status};
-pub use start::{StartOptions, StartProgress, Started, start};
+pub use start::{StartOptions, StartProgress, Started, Wait, start};
 pub use state_file::ClusterState;
 pub use stop::{StopProgress, Stopped, clean, stop};
 

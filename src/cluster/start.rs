@@ -1,10 +1,10 @@
 //! Starting a cluster: a controller, its connection files, its engines, until all of these are registered.
-use super::launch::{self, EngineWish, Undo, Watched};
+use super::launch::{self, EngineWish, Goal, Undo, Watched};
 use super::list::{Condition, Standing};
 use super::lock::Lock;
 use super::{ClusterError, ClusterState, stop};
 use crate::client::Client;
-use crate::connection::{ConnectionError, ConnectionFile, discover};
+use crate::connection::{ConnectionError, ConnectionFile, addresses, discover};
 use crate::launchers::{ControllerLaunch, Launched, Launcher, MemberState};
 use crate::profile::ProfileDir;
 use crate::profile::config::{Config, EngineKind};
@@ -27,6 +27,12 @@ pub struct StartOptions {
     pub settings: Vec<(String, String)>,
     /// What starts the engines.
     pub launcher: Option<String>,
+    /// What starts the controller.
+    pub controller_launcher: Option<String>,
+    /// How many engines are waited for.
+    pub wait: Wait,
+    /// How long that may take in all, the time in a queue included.
+    pub timeout: Option<Duration>,
     pub engine_kind: Option<EngineKind>,
     pub python: Option<String>,
     /// The directory that controller and engines start in; by default this one.
@@ -46,6 +52,9 @@ impl StartOptions {
             n: None,
             settings: Vec::new(),
             launcher: None,
+            controller_launcher: None,
+            wait: Wait::All,
+            timeout: None,
             engine_kind: None,
             python: None,
             cwd: None,
@@ -60,6 +69,9 @@ impl StartOptions {
         if let Some(launcher) = &self.launcher {
             config.launcher.engines = launcher.clone();
         }
+        if let Some(launcher) = &self.controller_launcher {
+            config.launcher.controller = launcher.clone();
+        }
         if let Some(kind) = self.engine_kind {
             config.engine.kind = kind;
         }
@@ -67,6 +79,25 @@ impl StartOptions {
             config.engine.python = self.python.clone();
         }
         Ok(config)
+    }
+}
+
+/// How many engines `start` waits for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Wait {
+    #[default]
+    All,
+    None,
+    Some(u32),
+}
+
+impl Wait {
+    pub(super) fn of(self, all: usize) -> usize {
+        match self {
+            Wait::All => all,
+            Wait::None => 0,
+            Wait::Some(n) => all.min(n as usize),
+        }
     }
 }
 
@@ -84,6 +115,10 @@ pub enum StartProgress {
     Engines {
         registered: u32,
         n: u32,
+        /// `slurm job 4711`, where a batch system has them.
+        job: Option<String>,
+        /// `3 queued: Resources`
+        left: String,
     },
 }
 
@@ -92,8 +127,11 @@ pub struct Started {
     pub profile: ProfileDir,
     pub cluster_id: String,
     pub controller_pid: u32,
-    /// How many engines are registered.
+    /// How many engines are registered, and how many there are to be.
     pub engines: u32,
+    pub n: u32,
+    /// `slurm job 4711`, where a batch system has the engines.
+    pub job: Option<String>,
     pub client_file: PathBuf,
     pub controller_log: PathBuf,
     pub took: Duration,
@@ -108,14 +146,18 @@ pub async fn start(options: StartOptions, progress: &mut dyn FnMut(StartProgress
     let config = options.config()?;
     let controllers = launch::launcher(&config.launcher.controller, profile, &config)?;
     let engine_launcher = launch::launcher(&config.launcher.engines, profile, &config)?;
+    let mut settings = options.settings.clone();
+    let n = options.n.or(config.launcher.n).unwrap_or_else(processors);
+    if engine_launcher.is_elsewhere() && n > 0 {
+        listen_for_others(&mut settings, &config)?;
+    }
     let wish = EngineWish {
-        settings: options.settings.clone(),
+        settings,
         program: launch::program(&options.program)?,
         cwd: launch::directory(&options.cwd)?,
         log_level: options.log_level.clone(),
         config,
     };
-    let n = options.n.or(wish.config.launcher.n).unwrap_or_else(processors);
     if n > 0
         && let Some(warning) = wish.check()?
     {
@@ -141,7 +183,7 @@ pub async fn start(options: StartOptions, progress: &mut dyn FnMut(StartProgress
         program: wish.program.clone(),
         profile: profile.clone(),
         cluster_id: cluster_id.into(),
-        settings: options.settings.clone(),
+        settings: wish.settings.clone(),
         cwd: wish.cwd.clone(),
         log_level: options.log_level.clone(),
     })?;
@@ -175,27 +217,42 @@ pub async fn start(options: StartOptions, progress: &mut dyn FnMut(StartProgress
         state.engines.push(engines.clone());
     }
     state.write(profile)?;
-    let timeout = Duration::from_millis(wish.config.launcher.engines_timeout_ms);
     let expected = (n as usize).max(alive);
+    let goal = Goal {
+        all: expected,
+        enough: options.wait.of(expected),
+        timeout: Duration::from_millis(wish.config.launcher.engines_timeout_ms),
+        at_most: options.timeout,
+    };
     let new = Watched {
-        launcher: engine_launcher,
+        launcher: engine_launcher.clone(),
         launched: &engines,
     };
     let watched = Watched {
         launcher: controllers,
         launched: &controller,
     };
-    let registered = match launch::registered(&client, expected, new, Some(watched), timeout, progress).await {
+    let job = new.job();
+    let registered = match launch::registered(&client, goal, new, Some(watched), progress).await {
         // One of before that is silent is no reason to end the controller that the others have found again.
         Err(ClusterError::EnginesLate {
             registered, n, seconds, ..
         }) if alive > 0 && registered + alive >= n => {
             progress(StartProgress::Note(format!(
-                "{registered} of {n} engines registered within {seconds} s; those of before may still come back"
+                "{registered} of {n} engines registered within {seconds:.0} s; those of before may still come back"
             )));
             registered
         }
-        done => done.map(|()| expected)?,
+        // What waits in a queue is no failure.
+        Err(mut late @ ClusterError::EnginesLate { .. }) if engine_launcher.is_elsewhere() => {
+            if let ClusterError::EnginesLate { options, .. } = &mut late {
+                *options = Some(super::options_of(profile, cluster_id));
+            }
+            undo.all_went_well();
+            files.armed = false;
+            return Err(late);
+        }
+        done => done?,
     };
 
     undo.all_went_well();
@@ -205,10 +262,28 @@ pub async fn start(options: StartOptions, progress: &mut dyn FnMut(StartProgress
         cluster_id: cluster_id.into(),
         controller_pid,
         engines: registered as u32,
+        n: expected as u32,
+        job,
         client_file: profile.client_file(cluster_id),
         controller_log: profile.controller_log(cluster_id),
         took: begin.elapsed(),
     })
+}
+
+/// Engines on other hosts do not reach a controller that listens on the loopback.
+fn listen_for_others(settings: &mut Vec<(String, String)>, config: &Config) -> Result<(), ClusterError> {
+    let ip = addresses::of_interface(&config.controller.ip);
+    if !addresses::is_loopback(&ip) {
+        return Ok(());
+    }
+    if settings.iter().any(|(key, _)| key == "controller.ip") {
+        return Err(ClusterError::Unreachable {
+            launcher: config.launcher.engines.clone(),
+            ip,
+        });
+    }
+    settings.push(("controller.ip".into(), "\"0.0.0.0\"".into()));
+    Ok(())
 }
 
 pub(super) fn kind_word(kind: EngineKind) -> &'static str {

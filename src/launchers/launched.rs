@@ -98,6 +98,9 @@ pub enum Stage {
     Unknown,
 }
 
+/// The word for what was handed to a batch system that has not said anything of it yet.
+pub const SUBMITTED: &str = "submitted";
+
 /// The state of a member, with what is known beyond the stage.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct MemberState {
@@ -217,6 +220,32 @@ impl Job {
     }
 }
 
+/// `3 queued: Resources; 1 held`: how many engines are in which state, of those that do not simply run.
+pub fn in_words(members: &[Member], states: &[MemberState]) -> String {
+    let mut groups: Vec<(Stage, String, &str, u32)> = Vec::new();
+    for (member, state) in members.iter().zip(states) {
+        if state.stage == Stage::Running || state.word == SUBMITTED {
+            continue;
+        }
+        let word = match (state.stage, state.word.as_str()) {
+            (Stage::Unknown, "") => "unknown",
+            (Stage::Ended, "") => "ended",
+            (_, word) => word,
+        };
+        let reason = state.reason.as_str();
+        match groups.iter_mut().find(|(_, w, r, _)| w == word && *r == reason) {
+            Some((.., count)) => *count += member.engines.max(1),
+            None => groups.push((state.stage, word.to_string(), reason, member.engines.max(1))),
+        }
+    }
+    groups.sort_by_key(|(stage, ..)| *stage);
+    let words = groups.iter().map(|(_, word, reason, count)| match *reason {
+        "" => format!("{count} {word}"),
+        reason => format!("{count} {word}: {reason}"),
+    });
+    words.collect::<Vec<_>>().join("; ")
+}
+
 /// What it took to end members.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Ended {
@@ -273,6 +302,22 @@ mod tests {
         assert!(!part.jobs[0].is_whole());
         assert_eq!(part.engines(), 7);
         assert!(launched.only(|_| false).is_empty());
+    }
+
+    #[test]
+    fn states_are_counted_by_word_and_reason() {
+        let launched = Launched {
+            jobs: vec![array()],
+            ..Launched::default()
+        };
+        let states = [
+            MemberState::running(),
+            MemberState::new(Stage::Queued, "queued", "Resources"),
+            MemberState::new(Stage::Queued, "queued", "Resources"),
+            MemberState::unknown("no answer"),
+        ];
+        assert_eq!(in_words(&launched.members(), &states), "8 queued: Resources; 3 unknown: no answer");
+        assert_eq!(in_words(&launched.members(), &vec![MemberState::running(); 4]), "");
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! `pcluster controller`: what launchers start.
 use super::{setting, supervise};
 use crate::cli::{CommandError, Context, Exit, logging};
+use crate::connection::addresses;
 use crate::controller::{self, ControllerSettings};
 use crate::profile::dir::check_cluster_id;
 use crate::profile::{Config, ProfileDir};
@@ -37,7 +38,8 @@ pub fn run(args: Args, context: &Context) -> Result<Exit, CommandError> {
         None => context.profile_dir()?,
     };
     profile.create()?;
-    let config = Config::load_with(&profile, &args.settings)?;
+    let mut config = Config::load_with(&profile, &args.settings)?;
+    config.controller.ip = addresses::of_interface(&config.controller.ip);
     let settings = ControllerSettings {
         profile,
         cluster_id: context.cluster_id.clone(),
