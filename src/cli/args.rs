@@ -105,7 +105,7 @@ fn wrap(text: &str, columns: usize) -> Vec<String> {
 }
 
 pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Cli, clap::Error> {
-    let matches = app().try_get_matches_from(arguments)?;
+    let matches = app().try_get_matches_from(super::ipyparallel::traits_as_options(arguments))?;
     Cli::from_arg_matches(&matches).map_err(|e| e.format(&mut app()))
 }
 

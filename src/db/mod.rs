@@ -8,6 +8,7 @@ mod buffers;
 mod error;
 mod file;
 mod find;
+mod large;
 mod reader;
 mod requests;
 pub mod restart;

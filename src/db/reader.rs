@@ -1,5 +1,6 @@
 //! The one that reads: beside a running controller, or the file of a stopped one.
 use super::rows::{self, ATTEMPT_COLUMNS, MAP_COLUMNS};
+use super::large::Large;
 use super::writer::lock;
 use super::{DbError, DbErrorKind, file, tasks};
 use crate::model::definition::MapDefinition;
@@ -17,6 +18,7 @@ const MOST_BYTES: usize = 16 << 20;
 pub struct Reader {
     connection: Arc<Mutex<Connection>>,
     path: PathBuf,
+    pub(super) large: Large,
 }
 
 impl Reader {
@@ -31,6 +33,7 @@ impl Reader {
         Reader {
             connection,
             path: path.to_path_buf(),
+            large: Large::beside(path),
         }
     }
 

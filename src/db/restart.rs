@@ -2,7 +2,6 @@
 use super::batch::{row_range, state_of};
 use super::requests::queue_of;
 use super::{DbError, Reader, rows};
-use crate::db::buffers;
 use crate::model::change::Request;
 use crate::model::definition::MapDefinition;
 use crate::model::engine::EngineFacts;
@@ -136,7 +135,7 @@ impl Reader {
                         header: bytes(row, 7)?,
                         metadata: bytes(row, 8)?,
                         content: bytes(row, 9)?,
-                        buffers: buffers::decode(bytes(row, 10)?).unwrap_or_default(),
+                        buffers: self.large.list(row, 10)?,
                         engine: row.get::<_, Option<String>>(11)?.map(|uuid| uuid.as_str().into()),
                         submitted: UnixTime(row.get(12)?),
                         label: row.get(13)?,

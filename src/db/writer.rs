@@ -1,7 +1,9 @@
 //! The one that writes: changes in, commits out.
 use super::batch::{Batch, Known};
+use super::large::Large;
 use super::{DbError, Durability, Reader, file};
 use crate::model::change::Change;
+use bytes::Bytes;
 use rusqlite::{Connection, TransactionBehavior};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -12,6 +14,8 @@ pub struct Writer {
     /// No other connection can be opened: readers share this one.
     exclusive: bool,
     known: Known,
+    large: Large,
+    durability: Durability,
 }
 
 /// What a panic elsewhere leaves behind is a connection between two statements, which is good to use.
@@ -28,12 +32,16 @@ impl Writer {
 
     pub(super) fn open_as(path: &Path, durability: Durability, exclusive: bool) -> Result<Writer, DbError> {
         let connection = file::open_for_writing(path, durability, exclusive)?;
-        let known = Known::load(&connection).map_err(|error| DbError::sqlite("read", path, &error))?;
+        let large = Large::beside(path);
+        let known = Known::load(&connection).and_then(|known| large.sweep(&connection).map(|()| known));
+        let known = known.map_err(|error| DbError::sqlite("read", path, &error))?;
         Ok(Writer {
             connection: Arc::new(Mutex::new(connection)),
             path: path.to_path_buf(),
             exclusive,
             known,
+            large,
+            durability,
         })
     }
 
@@ -43,8 +51,16 @@ impl Writer {
         if changes.is_empty() {
             return Ok(());
         }
+        let stored = changes.iter().map(|change| self.large.keep(buffers_of(change), self.durability));
+        let stored: Vec<Option<String>> = stored.collect::<Result<_, _>>()?;
         let mut connection = lock(&self.connection);
-        let applied = apply(&mut connection, &mut self.known, changes);
+        let applied = apply(&mut connection, &mut self.known, changes, stored);
+        if applied.is_ok()
+            && changes.iter().any(|change| matches!(change, Change::Purged { .. }))
+            && let Err(error) = self.large.sweep(&connection)
+        {
+            tracing::warn!(%error, "files of large buffers are left over until the next start");
+        }
         if applied.is_err() {
             // It may know of engines that were rolled back.
             self.known.forget();
@@ -96,11 +112,20 @@ impl Writer {
     }
 }
 
-fn apply(connection: &mut Connection, known: &mut Known, changes: &[Change]) -> rusqlite::Result<()> {
+fn buffers_of(change: &Change) -> &[Bytes] {
+    match change {
+        Change::RequestAdded { request, .. } => &request.buffers,
+        Change::RequestFinished { reply, .. } => &reply.buffers,
+        _ => &[],
+    }
+}
+
+/// `stored`: under which name each change's buffers are kept, where they are not in the row.
+fn apply(connection: &mut Connection, known: &mut Known, changes: &[Change], stored: Vec<Option<String>>) -> rusqlite::Result<()> {
     let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
     let mut batch = Batch::new(&transaction, known)?;
-    for change in changes {
-        batch.apply(change)?;
+    for (change, stored) in changes.iter().zip(stored) {
+        batch.apply(change, stored)?;
     }
     batch.finish()?;
     transaction.commit()

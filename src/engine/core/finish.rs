@@ -158,12 +158,12 @@ impl Core {
         effects.push(Effect::Reply { request, started, reply });
     }
 
-    pub(super) fn worker_exited(&mut self, now: Now, unread: usize, how: String, stderr_tail: String, effects: &mut Vec<Effect>) {
+    pub(super) fn worker_exited(&mut self, now: Now, unread: usize, (how, killed): (String, bool), stderr_tail: String, effects: &mut Vec<Effect>) {
         if let WorkerState::Starting { .. } = self.worker {
             let tail = stderr_tail.trim();
             // Somebody killed it before it was ready: that says nothing of the interpreter.
             self.idle_deaths += 1;
-            if how.contains("killed by signal") && self.idle_deaths < MOST_IDLE_DEATHS && self.leaving.is_none() {
+            if killed && self.idle_deaths < MOST_IDLE_DEATHS && self.leaving.is_none() {
                 self.start_worker(now, effects);
                 return;
             }

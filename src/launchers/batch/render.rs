@@ -77,6 +77,7 @@ pub const VARIABLES: &[(&str, &str)] = &[
     ("engines", "the shell lines that start the engines of one job"),
     ("controller", "the shell line that starts the controller"),
     ("command", "the command of one engine, or of the controller, quoted for the shell"),
+    ("script", "HTCondor: the shell script that each job runs"),
     ("cwd", "the working directory"),
     ("log", "the output's file, with the system's own signs for job and array element"),
     ("queue", "the queue or partition"),
@@ -183,7 +184,7 @@ pub fn render_named(system: &dyn BatchSystem, name: &str, shown: &str, text: &st
             script.push('\n');
         }
     }
-    for need in system.needs(request) {
+    for need in system.needs(name, request) {
         let met = match need.found_by {
             FoundBy::Variable(names) => used.iter().any(|name| names.contains(&name.as_str())),
             FoundBy::Directive(words) => script
@@ -414,5 +415,30 @@ pub fn put(variables: &mut Variables, values: impl IntoIterator<Item = (&'static
         if let Some(place) = variables.iter_mut().find(|(known, _)| *known == name) {
             place.1 = value;
         }
+    }
+}
+
+/// A value that this system's directives cannot hold.
+pub fn unfit(system: &'static str, what: &str, value: &str, why: &'static str) -> TemplateError {
+    TemplateError::Unfit {
+        system,
+        what: what.into(),
+        value: value.into(),
+        why,
+    }
+}
+
+/// Refuses settings that this system has no word for, where they are made.
+pub fn unsupported(system: &dyn BatchSystem, _request: &JobRequest, settings: &[(&str, bool)]) -> Result<(), TemplateError> {
+    match settings.iter().find(|(_, given)| *given) {
+        None => Ok(()),
+        Some((key, _)) => Err(TemplateError::Unsupported {
+            system: system.title(),
+            what: format!("setting `{key}`"),
+            hint: Some(format!(
+                "leave launchers.{name}.{key} out; what the site has instead can go into launchers.{name}.directives",
+                name = system.name()
+            )),
+        }),
     }
 }
