@@ -53,7 +53,7 @@ pub enum Color {
 pub const GROUPS: &[(&str, &[&str])] = &[
     (
         "Clusters",
-        &["start", "stop", "restart", "list", "clean", "status", "engines", "logs"],
+        &["start", "stop", "restart", "list", "clean", "status", "engines", "scale", "logs"],
     ),
     ("Work", &["map", "apply", "exec", "run", "push", "pull", "scatter", "gather"]),
     ("Results", &["results", "resubmit", "cancel", "wait", "purge"]),
@@ -133,6 +133,8 @@ mod tests {
           clean        Clear away what dead clusters have left
           status       Show how a cluster is doing: controller, engines, queue
           engines      List a cluster's engines, add some, stop some
+          scale        Bring a running cluster to so many engines: start more, or take
+                       some away
           logs         Show what the controller and the engines logged
 
         Work:

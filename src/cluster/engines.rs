@@ -54,8 +54,13 @@ impl AddOptions {
 /// are ended again.
 pub async fn add_engines(options: AddOptions, progress: &mut dyn FnMut(StartProgress)) -> Result<u32, ClusterError> {
     let (profile, cluster_id) = (&options.profile, options.cluster_id.as_str());
-    let mut config = Config::load_with(profile, &options.settings)?;
-    if let Some(launcher) = options.launcher {
+    // As the engines that are there were started, as far as nothing else is asked for.
+    let known = ClusterState::read(profile, cluster_id).ok().flatten();
+    let mut settings = known.as_ref().map(|state| state.engine_settings.clone()).unwrap_or_default();
+    settings.extend(options.settings);
+    let mut config = Config::load_with(profile, &settings)?;
+    let same = known.as_ref().and_then(|state| Some(state.engines.last()?.launcher.clone()));
+    if let Some(launcher) = options.launcher.or(same) {
         config.launcher.engines = launcher;
     }
     config.engine.kind = options.engine_kind.unwrap_or(config.engine.kind);
@@ -64,13 +69,13 @@ pub async fn add_engines(options: AddOptions, progress: &mut dyn FnMut(StartProg
     if !profile.exists() {
         return Err(super::not_running(profile, cluster_id));
     }
-    let _lock = Lock::take(profile, cluster_id)?;
+    let lock = Lock::take(profile, cluster_id)?;
     let standing = Standing::of(profile, cluster_id);
     if !matches!(standing.condition, Condition::Running | Condition::Elsewhere) {
         return Err(super::not_running(profile, cluster_id));
     }
     let wish = EngineWish {
-        settings: options.settings,
+        settings,
         program: launch::program(&options.program)?,
         cwd: launch::directory(&options.cwd)?,
         log_level: options.log_level,
@@ -108,6 +113,7 @@ pub async fn add_engines(options: AddOptions, progress: &mut dyn FnMut(StartProg
     state.next_engine += options.n;
     state.engines.push(engines.clone());
     state.write(profile)?;
+    let lock = Some(lock).filter(|_| !launcher.is_elsewhere());
     let expected = before + options.n as usize;
     let goal = Goal {
         all: expected,
@@ -133,11 +139,22 @@ pub async fn add_engines(options: AddOptions, progress: &mut dyn FnMut(StartProg
         }
         Err(error) => {
             drop(undo);
-            old.write(profile)?;
+            // Another command may have changed the rest meanwhile.
+            match ClusterState::read(profile, cluster_id)? {
+                Some(mut now) if launcher.is_elsewhere() => {
+                    now.engines
+                        .retain(|launched| launched.jobs != engines.jobs || launched.processes != engines.processes);
+                    now.n = now.n.saturating_sub(options.n);
+                    now.write(profile)?;
+                }
+                None if launcher.is_elsewhere() => {}
+                _ => old.write(profile)?,
+            }
             return Err(error);
         }
         Ok(_) => {}
     }
     undo.all_went_well();
+    drop(lock);
     Ok(expected as u32)
 }

@@ -174,7 +174,11 @@ pub(super) async fn registered(
 
 /// How many engines are there. A controller that came back lists those of before too, which may be gone.
 pub(super) fn heard_of(status: &StatusReply) -> usize {
-    status.engines.iter().filter(|engine| engine.state != "silent").count()
+    status
+        .engines
+        .iter()
+        .filter(|engine| !matches!(engine.state.as_str(), "silent" | "leaving"))
+        .count()
 }
 
 /// What was launched, with who can tell of it.

@@ -1,7 +1,7 @@
 //! What clusters there are, and whether they run. Read from files and the process table; no controller is asked.
 use super::{ClusterError, ClusterState};
 use crate::connection::{ConnectionError, ConnectionFile, process};
-use crate::launchers::{self, Launched, Stage};
+use crate::launchers::{self, Launched, MemberState, Stage};
 use crate::profile::Config;
 use crate::profile::ProfileDir;
 use crate::profile::dir::check_cluster_id;
@@ -46,6 +46,10 @@ pub struct ClusterSummary {
     /// How many engine processes were started, and how many of them run (none where that cannot be told from here).
     pub engines_started: usize,
     pub engines_alive: Option<usize>,
+    /// How many wait in a batch system's queue.
+    pub engines_queued: usize,
+    pub engines: Vec<LaunchSummary>,
+    pub controller_launch: Option<LaunchSummary>,
     pub engine_kind: Option<String>,
     pub launcher: Option<String>,
     /// Seconds since 1970.
@@ -54,6 +58,83 @@ pub struct ClusterSummary {
     pub database: Option<PathBuf>,
     /// What is wrong with its files.
     pub trouble: Option<String>,
+}
+
+/// One launch, and how its members are. Counts are of engines; of a controller, 1.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+pub struct LaunchSummary {
+    pub launcher: String,
+    pub host: String,
+    pub jobs: Vec<JobSummary>,
+    /// Without those that were told to leave.
+    pub engines: usize,
+    pub running: usize,
+    pub queued: usize,
+    pub suspended: usize,
+    /// Without having been told to.
+    pub ended: usize,
+    pub unknown: usize,
+    /// Told to leave, and not gone yet.
+    pub leaving: usize,
+    /// `3 queued: Resources`, of those that do not simply run.
+    pub states: String,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+pub struct JobSummary {
+    pub id: String,
+    pub name: String,
+    pub script: PathBuf,
+    /// Seconds since 1970.
+    pub submitted: f64,
+    /// Element, or 1, and its state in words.
+    pub elements: Vec<(u32, String)>,
+}
+
+impl LaunchSummary {
+    fn of(launched: &Launched, profile: &ProfileDir, config: &Config) -> LaunchSummary {
+        let members = launched.members();
+        let states = match launchers::by_name(&launched.launcher, profile, config) {
+            Ok(launcher) => launcher.states(launched),
+            Err(e) => vec![MemberState::unknown(e.to_string()); members.len()],
+        };
+        let mut summary = LaunchSummary {
+            launcher: launched.launcher.clone(),
+            host: launched.host.clone(),
+            states: launchers::launched::in_words(&members, &states),
+            ..LaunchSummary::default()
+        };
+        for (member, state) in members.iter().zip(&states) {
+            let engines = member.engines.max(1) as usize;
+            if member.leaving {
+                summary.leaving += if state.has_ended() { 0 } else { engines };
+                continue;
+            }
+            summary.engines += engines;
+            *match state.stage {
+                Stage::Running => &mut summary.running,
+                Stage::Queued => &mut summary.queued,
+                Stage::Suspended => &mut summary.suspended,
+                Stage::Ended => &mut summary.ended,
+                Stage::Unknown => &mut summary.unknown,
+            } += engines;
+        }
+        let mut states = states.iter().skip(launched.processes.len());
+        for job in &launched.jobs {
+            let word = |state: &MemberState| match (state.stage, state.word.as_str()) {
+                (Stage::Running, "") => "running".to_string(),
+                (_, word) => word.to_string(),
+            };
+            summary.jobs.push(JobSummary {
+                id: job.id.clone(),
+                name: job.name.clone(),
+                script: job.script.clone(),
+                submitted: job.submitted,
+                elements: job.elements.iter().copied().zip((&mut states).map(word)).collect(),
+            });
+        }
+        summary
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -95,22 +176,29 @@ pub fn status(profile: &ProfileDir, cluster_id: &str) -> Option<ClusterSummary> 
     if standing.condition == Condition::Stopped && database.is_none() {
         return None;
     }
-    let engines: Vec<_> = standing.state.iter().flat_map(|s| &s.engines).collect();
     let config = Config::load(profile).unwrap_or_default();
-    let alive = |launched: &&Launched| {
-        let states = launchers::by_name(&launched.launcher, profile, &config).ok()?.states(launched);
-        let known = states.iter().all(|state| state.stage != Stage::Unknown);
-        known.then(|| states.iter().filter(|state| state.is_there()).count())
-    };
+    let state = standing.state.as_ref();
+    let engines: Vec<LaunchSummary> = state
+        .iter()
+        .flat_map(|s| &s.engines)
+        .map(|l| LaunchSummary::of(l, profile, &config))
+        .collect();
+    let controller_launch = state
+        .and_then(|s| s.controller.as_ref())
+        .map(|l| LaunchSummary::of(l, profile, &config));
+    let is_known = engines.iter().all(|launch| launch.unknown == 0);
     Some(ClusterSummary {
         profile: profile.name().into(),
         directory: profile.path().into(),
         cluster_id: cluster_id.into(),
         state: standing.condition,
-        engines_started: engines.iter().map(|e| e.engines()).sum(),
-        engines_alive: engines.iter().map(alive).sum(),
+        engines_started: engines.iter().map(|e| e.engines).sum(),
+        engines_alive: is_known.then(|| engines.iter().map(|e| e.running).sum()),
+        engines_queued: engines.iter().map(|e| e.queued).sum(),
         engine_kind: standing.state.as_ref().map(|s| s.engine_kind.clone()),
         launcher: engines.first().map(|e| e.launcher.clone()),
+        engines,
+        controller_launch,
         started: standing
             .state
             .as_ref()

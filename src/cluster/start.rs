@@ -164,16 +164,18 @@ pub async fn start(options: StartOptions, progress: &mut dyn FnMut(StartProgress
         progress(StartProgress::Note(warning));
     }
     profile.create()?;
-    let _lock = Lock::take(profile, cluster_id)?;
+    let lock = Lock::take(profile, cluster_id)?;
     let leftovers = refuse_running(profile, cluster_id, progress).await?;
 
     let mut state = ClusterState::new(cluster_id, wish.cwd.clone());
     state.engine_kind = kind_word(wish.config.engine.kind).into();
+    state.engine_settings = options.settings.clone();
     // Dropped in the other order: processes first.
     let mut files = Files {
         profile,
         cluster_id,
         before: leftovers.state.clone(),
+        started: state.started,
         armed: true,
     };
     let mut undo = Undo::new(Duration::from_millis(wish.config.launcher.kill_ms));
@@ -217,6 +219,8 @@ pub async fn start(options: StartOptions, progress: &mut dyn FnMut(StartProgress
         state.engines.push(engines.clone());
     }
     state.write(profile)?;
+    // Others need not wait until a queue lets the engines go: the state file says what there is.
+    let lock = Some(lock).filter(|_| !engine_launcher.is_elsewhere());
     let expected = (n as usize).max(alive);
     let goal = Goal {
         all: expected,
@@ -257,6 +261,7 @@ pub async fn start(options: StartOptions, progress: &mut dyn FnMut(StartProgress
 
     undo.all_went_well();
     files.armed = false;
+    drop(lock);
     Ok(Started {
         profile: profile.clone(),
         cluster_id: cluster_id.into(),
@@ -309,13 +314,19 @@ struct Files<'a> {
     cluster_id: &'a str,
     /// What was on record before, while engines of then may still run.
     before: Option<ClusterState>,
+    /// When this cluster was started.
+    started: f64,
     armed: bool,
 }
 
 impl Drop for Files<'_> {
     fn drop(&mut self) {
+        let is_ours = || match ClusterState::read(self.profile, self.cluster_id) {
+            Ok(Some(state)) => state.started == self.started,
+            _ => true,
+        };
         match &self.before {
-            _ if !self.armed => {}
+            _ if !self.armed || !is_ours() => {}
             None => stop::remove_files(self.profile, self.cluster_id),
             Some(before) => {
                 if let Err(e) = before.write(self.profile) {

@@ -31,6 +31,9 @@ pub struct Process {
     /// Where it runs, if that is not the launch's host; as the launcher that reaches it spells it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub on: Option<String>,
+    /// It was told to leave, and may still be finishing a task.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub leaving: bool,
 }
 
 /// A job of a batch system: a single one, or an array.
@@ -49,8 +52,11 @@ pub struct Job {
     pub array: bool,
     /// How many elements were submitted; they are numbered from 1.
     pub size: u32,
-    /// Those that are still wanted.
+    /// Those that have not been given up.
     pub elements: Vec<u32>,
+    /// Of these, those that were told to leave, and may still be finishing a task.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub leaving: Vec<u32>,
     /// How many engines one element runs; the last one may have fewer.
     #[serde(default = "one")]
     pub engines_per_element: u32,
@@ -68,6 +74,10 @@ pub struct Job {
     pub other: Map<String, Value>,
 }
 
+fn is_false(value: &bool) -> bool {
+    !value
+}
+
 fn one() -> u32 {
     1
 }
@@ -82,6 +92,8 @@ pub struct Member {
     pub log: PathBuf,
     /// Where in the log it begins.
     pub log_from: u64,
+    /// It was told to leave.
+    pub leaving: bool,
 }
 
 /// How far a member has come.
@@ -163,14 +175,15 @@ impl Launched {
             engines: 1,
             log: process.log.clone(),
             log_from: process.log_from,
+            leaving: process.leaving,
         });
         processes.chain(self.jobs.iter().flat_map(Job::members)).collect()
     }
 
-    /// How many engines its members are.
+    /// How many engines its members are, without those that were told to leave.
     pub fn engines(&self) -> usize {
-        let of_job = |job: &Job| -> usize { job.elements.iter().map(|e| job.engines_of(*e) as usize).sum() };
-        self.processes.len() + self.jobs.iter().map(of_job).sum::<usize>()
+        let staying = self.members().into_iter().filter(|member| !member.leaving);
+        staying.map(|member| member.engines as usize).sum()
     }
 
     /// Only the members for which `wanted` (by place) is true.
@@ -216,6 +229,7 @@ impl Job {
             engines: self.engines_of(*element),
             log: self.log.replace("{}", &element.to_string()).into(),
             log_from: 0,
+            leaving: self.leaving.contains(element),
         })
     }
 }

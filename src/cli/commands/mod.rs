@@ -21,6 +21,7 @@ pub mod restart;
 pub mod resubmit;
 pub mod results;
 pub mod run;
+pub mod scale;
 pub mod scatter;
 pub mod start;
 pub mod status;
@@ -53,6 +54,7 @@ commands! {
     Clean => clean,
     Status => status,
     Engines => engines,
+    Scale => scale,
     Logs => logs,
     Map => map,
     Apply => apply,
