@@ -17,7 +17,7 @@ pub enum ClusterError {
     Launch(#[from] LaunchError),
     #[error(transparent)]
     Client(#[from] ClientError),
-    #[error("{cluster} is running already: its controller is process {pid} on {host}")]
+    #[error("{cluster} is running already: its controller is {}", super::list::process_in_words(*pid, host))]
     Running {
         cluster: String,
         options: String,

@@ -139,15 +139,27 @@ impl LaunchSummary {
 
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct ControllerProcess {
+    /// 0 where it is not known: the controller of a job that waits in a queue.
     pub pid: u32,
     pub host: String,
     /// Seconds since 1970.
     pub started: f64,
 }
 
+/// `process 4242 on login1`; of a controller in a job that has not begun, the job.
+pub(super) fn process_in_words(pid: u32, host: &str) -> String {
+    match pid {
+        0 => host.to_string(),
+        pid => format!("process {pid} on {host}"),
+    }
+}
+
 impl ControllerProcess {
     pub(super) fn is_here(&self) -> bool {
         self.host == process::host()
+    }
+    pub(super) fn in_words(&self) -> String {
+        process_in_words(self.pid, &self.host)
     }
     pub(super) fn runs_here(&self) -> bool {
         self.is_here() && process::is_same_process(self.pid, self.started)
@@ -251,20 +263,35 @@ impl Standing {
                 host: keys.host.clone(),
                 started: keys.started,
             });
+        // A controller in a job: the batch system knows of it.
+        let job = state.as_ref().and_then(|s| s.controller.as_ref()).filter(|l| !l.jobs.is_empty());
+        let job_stage = job.and_then(|launched| {
+            let config = Config::load(profile).unwrap_or_default();
+            let launcher = launchers::by_name(&launched.launcher, profile, &config).ok()?;
+            launcher.states(launched).first().map(|state| state.stage)
+        });
+        let of_job = job.map(|launched| ControllerProcess {
+            pid: 0,
+            host: format!("{} job {}", launched.launcher, launched.jobs[0].id),
+            started: launched.jobs[0].submitted,
+        });
         let foreign = connection.as_ref().is_some_and(|file| file.pcluster.is_none());
-        let known: Vec<&ControllerProcess> = published.iter().chain(&recorded).collect();
+        let known: Vec<&ControllerProcess> = published.iter().chain(&recorded).chain(&of_job).collect();
         let left_over = profile.engine_file(cluster_id).exists() || trouble.is_some() || state.is_some();
-        let condition = if known.iter().any(|c| c.runs_here()) {
-            Condition::Running
-        } else if foreign {
-            Condition::Foreign
-        } else if known.iter().any(|c| !c.is_here()) {
-            Condition::Elsewhere
-        } else if !known.is_empty() || left_over {
-            Condition::Stale
-        } else {
-            Condition::Stopped
-        };
+        let condition =
+            if known.iter().any(|c| c.runs_here()) || matches!(job_stage, Some(Stage::Queued | Stage::Running | Stage::Suspended)) {
+                Condition::Running
+            } else if job_stage == Some(Stage::Ended) {
+                Condition::Stale
+            } else if foreign {
+                Condition::Foreign
+            } else if known.iter().any(|c| !c.is_here()) {
+                Condition::Elsewhere
+            } else if !known.is_empty() || left_over {
+                Condition::Stale
+            } else {
+                Condition::Stopped
+            };
         let controller = known.iter().find(|c| c.runs_here()).or(known.first()).map(|c| (*c).clone());
         Standing {
             condition,

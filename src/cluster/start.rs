@@ -5,7 +5,7 @@ use super::lock::Lock;
 use super::{ClusterError, ClusterState, stop};
 use crate::client::Client;
 use crate::connection::{ConnectionError, ConnectionFile, addresses, discover};
-use crate::launchers::{ControllerLaunch, Launched, Launcher, MemberState};
+use crate::launchers::{ControllerLaunch, Launched, Launcher, MemberState, Stage, launched};
 use crate::profile::ProfileDir;
 use crate::profile::config::{Config, EngineKind};
 use crate::profile::dir::check_cluster_id;
@@ -16,6 +16,8 @@ use std::time::{Duration, Instant};
 
 /// How long one tries to reach a controller that has just written its files, or that may be on another host.
 const CONNECT: Duration = Duration::from_secs(10);
+/// How often one looks what a controller's job is doing.
+const LOOK_AGAIN: Duration = Duration::from_secs(1);
 
 #[derive(Clone, Debug)]
 pub struct StartOptions {
@@ -106,6 +108,12 @@ pub enum StartProgress {
     /// Something that people should know: leftovers that were cleared away, a warning.
     Note(String),
     ControllerStarting,
+    /// In a batch system's queue.
+    ControllerWaits {
+        job: String,
+        /// `1 queued: Resources`; empty where it is known no more than that it was submitted.
+        state: String,
+    },
     ControllerReady {
         pid: u32,
     },
@@ -127,6 +135,8 @@ pub struct Started {
     pub profile: ProfileDir,
     pub cluster_id: String,
     pub controller_pid: u32,
+    /// `slurm job 4710`, where a batch system has the controller.
+    pub controller_job: Option<String>,
     /// How many engines are registered, and how many there are to be.
     pub engines: u32,
     pub n: u32,
@@ -148,8 +158,12 @@ pub async fn start(options: StartOptions, progress: &mut dyn FnMut(StartProgress
     let engine_launcher = launch::launcher(&config.launcher.engines, profile, &config)?;
     let mut settings = options.settings.clone();
     let n = options.n.or(config.launcher.n).unwrap_or_else(processors);
-    if engine_launcher.is_elsewhere() && n > 0 {
-        listen_for_others(&mut settings, &config)?;
+    let elsewhere = [
+        (&controllers, &config.launcher.controller),
+        (&engine_launcher, &config.launcher.engines),
+    ];
+    if let Some((_, name)) = elsewhere.into_iter().find(|(launcher, _)| launcher.is_elsewhere()) {
+        listen_for_others(&mut settings, name, &config)?;
     }
     let wish = EngineWish {
         settings,
@@ -181,6 +195,12 @@ pub async fn start(options: StartOptions, progress: &mut dyn FnMut(StartProgress
     let mut undo = Undo::new(Duration::from_millis(wish.config.launcher.kill_ms));
 
     progress(StartProgress::ControllerStarting);
+    if controllers.is_elsewhere() {
+        // Of a controller on another host it cannot be seen whether it is the one that wrote them.
+        for path in [profile.client_file(cluster_id), profile.engine_file(cluster_id)] {
+            let _ = std::fs::remove_file(path);
+        }
+    }
     let controller = controllers.start_controller(&ControllerLaunch {
         program: wish.program.clone(),
         profile: profile.clone(),
@@ -193,7 +213,7 @@ pub async fn start(options: StartOptions, progress: &mut dyn FnMut(StartProgress
     state.controller = Some(controller.clone());
     state.write(profile)?;
     let timeout = Duration::from_millis(wish.config.launcher.controller_timeout_ms);
-    let (client_file, engine_file) = connection_files(profile, cluster_id, &controllers, &controller, timeout).await?;
+    let (client_file, engine_file) = serving(profile, cluster_id, &controllers, &controller, timeout, progress).await?;
     let controller_pid = client_file.pcluster.as_ref().map_or(0, |keys| keys.pid);
     let client = Client::connect(&client_file, CONNECT).await?;
     progress(StartProgress::ControllerReady { pid: controller_pid });
@@ -236,6 +256,7 @@ pub async fn start(options: StartOptions, progress: &mut dyn FnMut(StartProgress
         launcher: controllers,
         launched: &controller,
     };
+    let controller_job = watched.job();
     let job = new.job();
     let registered = match launch::registered(&client, goal, new, Some(watched), progress).await {
         // One of before that is silent is no reason to end the controller that the others have found again.
@@ -266,24 +287,25 @@ pub async fn start(options: StartOptions, progress: &mut dyn FnMut(StartProgress
         profile: profile.clone(),
         cluster_id: cluster_id.into(),
         controller_pid,
+        controller_job,
         engines: registered as u32,
         n: expected as u32,
         job,
         client_file: profile.client_file(cluster_id),
-        controller_log: profile.controller_log(cluster_id),
+        controller_log: controller.members().first().map(|m| m.log.clone()).unwrap_or_default(),
         took: begin.elapsed(),
     })
 }
 
 /// Engines on other hosts do not reach a controller that listens on the loopback.
-fn listen_for_others(settings: &mut Vec<(String, String)>, config: &Config) -> Result<(), ClusterError> {
+fn listen_for_others(settings: &mut Vec<(String, String)>, launcher: &str, config: &Config) -> Result<(), ClusterError> {
     let ip = addresses::of_interface(&config.controller.ip);
     if !addresses::is_loopback(&ip) {
         return Ok(());
     }
     if settings.iter().any(|(key, _)| key == "controller.ip") {
         return Err(ClusterError::Unreachable {
-            launcher: config.launcher.engines.clone(),
+            launcher: launcher.into(),
             ip,
         });
     }
@@ -388,7 +410,11 @@ async fn refuse_running(
             Ok(Leftovers::default())
         }
         (Condition::Stale, controller) => {
-            let who = controller.as_ref().map(|c| format!(" (process {})", c.pid)).unwrap_or_default();
+            let who = controller.as_ref().map(|c| match c.is_here() {
+                true => format!(" (process {})", c.pid),
+                false => format!(" ({})", c.in_words()),
+            });
+            let who = who.unwrap_or_default();
             progress(StartProgress::Note(format!(
                 "the controller{who} of {cluster} is gone without having been stopped; starting a new one"
             )));
@@ -424,6 +450,7 @@ impl Leftovers {
             (
                 file.key.clone(),
                 file.registration,
+                file.location.clone(),
                 file.pcluster.as_ref().and_then(|keys| keys.engine_port),
             )
         };
@@ -448,6 +475,39 @@ impl Leftovers {
             progress(StartProgress::Note(format!("stopped {n} engines of before")));
         }
         Ok(kept)
+    }
+}
+
+/// Waits for a controller just started to write its files; time in a queue does not count.
+async fn serving(
+    profile: &ProfileDir,
+    cluster_id: &str,
+    launcher: &Arc<dyn Launcher>,
+    controller: &Launched,
+    timeout: Duration,
+    progress: &mut dyn FnMut(StartProgress),
+) -> Result<(ConnectionFile, ConnectionFile), ClusterError> {
+    if !launcher.is_asked_seldom() {
+        return connection_files(profile, cluster_id, launcher, controller, timeout).await;
+    }
+    let members = controller.members();
+    let mut deadline = Instant::now() + timeout;
+    loop {
+        let late = match connection_files(profile, cluster_id, launcher, controller, LOOK_AGAIN).await {
+            Err(error @ ClusterError::ControllerSilent { .. }) => error,
+            done => return done,
+        };
+        let (asked, launched) = (launcher.clone(), controller.clone());
+        let states = in_thread(move || asked.states(&launched)).await?;
+        progress(StartProgress::ControllerWaits {
+            job: launcher.describe(controller),
+            state: launched::in_words(&members, &states),
+        });
+        if states.iter().any(|state| state.stage != Stage::Running) {
+            deadline = Instant::now() + timeout;
+        } else if Instant::now() >= deadline {
+            return Err(late);
+        }
     }
 }
 

@@ -134,6 +134,7 @@ fn report(started: &Started, context: &Context) -> Result<(), CommandError> {
             "cluster_id": started.cluster_id,
             "directory": started.profile.path(),
             "controller_pid": started.controller_pid,
+            "controller_job": started.controller_job,
             "engines": started.engines,
             "engines_wanted": started.n,
             "job": started.job,
@@ -144,9 +145,12 @@ fn report(started: &Started, context: &Context) -> Result<(), CommandError> {
     }
     let options = context.options();
     context.say(format!(
-        "{}: a controller (process {}) and {}, in {:.1} s",
+        "{}: a controller ({}) and {}, in {:.1} s",
         context.cluster_in_words(),
-        started.controller_pid,
+        started
+            .controller_job
+            .clone()
+            .unwrap_or_else(|| format!("process {}", started.controller_pid)),
         engines_in_words(started),
         started.took.as_secs_f64(),
     ));
@@ -213,6 +217,10 @@ impl<'a> Bar<'a> {
         match progress {
             StartProgress::Note(text) => self.bar.suspend(|| self.context.say(text)),
             StartProgress::ControllerStarting => self.bar.set_message("starting the controller"),
+            StartProgress::ControllerWaits { job, state } => {
+                let state = if state.is_empty() { "submitted".into() } else { state };
+                self.bar.set_message(format!("the controller is {job}: {state}"));
+            }
             StartProgress::ControllerReady { pid } => self.bar.set_message(format!("the controller is ready (process {pid})")),
             StartProgress::EnginesStarting { n } => self.bar.set_message(format!("starting {}", counted(u64::from(n), "engine"))),
             StartProgress::Engines {
