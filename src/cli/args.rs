@@ -53,11 +53,14 @@ pub enum Color {
 pub const GROUPS: &[(&str, &[&str])] = &[
     (
         "Clusters",
-        &["start", "stop", "restart", "list", "clean", "status", "engines", "scale", "logs"],
+        &[
+            "start", "stop", "restart", "list", "clean", "status", "engines", "scale", "logs", "script",
+        ],
     ),
+    ("Elsewhere", &["connect", "disconnect", "connection", "install"]),
     ("Work", &["map", "apply", "exec", "run", "push", "pull", "scatter", "gather"]),
     ("Results", &["results", "resubmit", "cancel", "wait", "purge"]),
-    ("Setup", &["doctor", "profile", "completions", "version"]),
+    ("Setup", &["doctor", "profile", "template", "completions", "version"]),
 ];
 
 /// No help is wider.
@@ -136,6 +139,14 @@ mod tests {
           scale        Bring a running cluster to so many engines: start more, or take
                        some away
           logs         Show what the controller and the engines logged
+          script       Show the script that a start would submit to a batch system,
+                       and submit nothing
+
+        Elsewhere:
+          connect      Connect to a cluster on another host, through ssh
+          disconnect   End the tunnel to another host; the cluster there runs on
+          connection   Carry connection files by hand: show, export, import
+          install      Copy this pcluster to another host
 
         Work:
           map          Run a Python function or a command on every input
@@ -158,6 +169,7 @@ mod tests {
         Setup:
           doctor       Look whether clusters can work here, and say what to do where not
           profile      Create, list and show profiles
+          template     List, show and copy the templates of batch scripts
           completions  Print a completion script for a shell
           version      Print the version
 

@@ -1,4 +1,5 @@
 //! What clusters there are, and whether they run. Read from files and the process table; no controller is asked.
+use super::remote::{self, TunnelState};
 use super::{ClusterError, ClusterState};
 use crate::connection::{ConnectionError, ConnectionFile, process};
 use crate::launchers::{self, Launched, MemberState, Stage};
@@ -14,6 +15,8 @@ use std::path::{Path, PathBuf};
 pub enum Condition {
     /// Its controller runs.
     Running,
+    /// Its controller runs elsewhere, and a tunnel leads there.
+    Connected,
     /// Its controller is gone, and has left files or engines.
     Stale,
     /// Nothing of it runs; its tasks may be on record.
@@ -28,6 +31,7 @@ impl std::fmt::Display for Condition {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(match self {
             Condition::Running => "running",
+            Condition::Connected => "connected",
             Condition::Stale => "stale",
             Condition::Stopped => "stopped",
             Condition::Elsewhere => "elsewhere",
@@ -58,6 +62,8 @@ pub struct ClusterSummary {
     pub database: Option<PathBuf>,
     /// What is wrong with its files.
     pub trouble: Option<String>,
+    /// Where it is connected to another host.
+    pub tunnel: Option<TunnelState>,
 }
 
 /// One launch, and how its members are. Counts are of engines; of a controller, 1.
@@ -168,7 +174,10 @@ impl ControllerProcess {
 
 /// Whether something of the controller runs here, were it only the supervisor that is about to start it again.
 pub fn is_supervised(profile: &ProfileDir, cluster_id: &str) -> bool {
-    Standing::of(profile, cluster_id).condition == Condition::Running
+    matches!(
+        Standing::of(profile, cluster_id).condition,
+        Condition::Running | Condition::Connected
+    )
 }
 
 /// All clusters of all profiles.
@@ -219,6 +228,7 @@ pub fn status(profile: &ProfileDir, cluster_id: &str) -> Option<ClusterSummary> 
         controller: standing.controller,
         database,
         trouble: standing.trouble,
+        tunnel: standing.tunnel,
     })
 }
 
@@ -230,6 +240,18 @@ pub(super) struct Standing {
     /// The controller that runs, else the last one.
     pub controller: Option<ControllerProcess>,
     pub trouble: Option<String>,
+    /// That runs, or has left its file.
+    pub tunnel: Option<TunnelState>,
+}
+
+/// That a command about clusters of this host is given one that a tunnel leads to.
+pub(super) fn connected(profile: &ProfileDir, cluster_id: &str) -> ClusterError {
+    let destination = remote::running(profile, cluster_id).map(|tunnel| tunnel.destination);
+    ClusterError::Remote(remote::RemoteError::Connected {
+        cluster: super::in_words(profile, cluster_id),
+        options: super::options_of(profile, cluster_id),
+        destination: destination.unwrap_or_else(|| "another host".into()),
+    })
 }
 
 impl Standing {
@@ -275,30 +297,47 @@ impl Standing {
             host: format!("{} job {}", launched.launcher, launched.jobs[0].id),
             started: launched.jobs[0].submitted,
         });
+        let tunnel = TunnelState::read(profile, cluster_id).unwrap_or_else(|e| {
+            trouble = Some(e.to_string());
+            None
+        });
         let foreign = connection.as_ref().is_some_and(|file| file.pcluster.is_none());
         let known: Vec<&ControllerProcess> = published.iter().chain(&recorded).chain(&of_job).collect();
-        let left_over = profile.engine_file(cluster_id).exists() || trouble.is_some() || state.is_some();
-        let condition =
-            if known.iter().any(|c| c.runs_here()) || matches!(job_stage, Some(Stage::Queued | Stage::Running | Stage::Suspended)) {
-                Condition::Running
-            } else if job_stage == Some(Stage::Ended) {
-                Condition::Stale
-            } else if foreign {
-                Condition::Foreign
-            } else if known.iter().any(|c| !c.is_here()) {
-                Condition::Elsewhere
-            } else if !known.is_empty() || left_over {
-                Condition::Stale
-            } else {
-                Condition::Stopped
-            };
+        let left_over = profile.engine_file(cluster_id).exists() || trouble.is_some() || state.is_some() || tunnel.is_some();
+        let condition = if tunnel.as_ref().is_some_and(TunnelState::runs) {
+            Condition::Connected
+        } else if known.iter().any(|c| c.runs_here()) || matches!(job_stage, Some(Stage::Queued | Stage::Running | Stage::Suspended)) {
+            Condition::Running
+        } else if job_stage == Some(Stage::Ended) {
+            Condition::Stale
+        } else if foreign {
+            Condition::Foreign
+        } else if known.iter().any(|c| !c.is_here()) {
+            Condition::Elsewhere
+        } else if !known.is_empty() || left_over {
+            Condition::Stale
+        } else {
+            Condition::Stopped
+        };
+        let leads_to = tunnel.as_ref().filter(|_| condition == Condition::Connected);
+        let far = leads_to.map(|t| ControllerProcess {
+            pid: t.leads_to.as_ref().and_then(|l| l.pid).unwrap_or_default(),
+            host: t
+                .leads_to
+                .as_ref()
+                .and_then(|l| l.host.clone())
+                .unwrap_or_else(|| t.destination.clone()),
+            started: t.since,
+        });
         let controller = known.iter().find(|c| c.runs_here()).or(known.first()).map(|c| (*c).clone());
+        let controller = far.or(controller);
         Standing {
             condition,
             state,
             connection,
             controller,
             trouble,
+            tunnel,
         }
     }
 }
@@ -308,6 +347,7 @@ fn cluster_ids(profile: &ProfileDir) -> BTreeSet<String> {
     let mut ids = BTreeSet::new();
     let places = [
         (profile.pid_dir(), "pcluster", ".json"),
+        (profile.pid_dir(), "tunnel", ".json"),
         (profile.security_dir(), "ipcontroller", "-client.json"),
         (profile.path().to_path_buf(), "pcluster", ".db"),
     ];

@@ -2,7 +2,7 @@
 use super::launch::{self, EngineWish, Goal, Undo, Watched};
 use super::list::{Condition, Standing};
 use super::lock::Lock;
-use super::{ClusterError, ClusterState, stop};
+use super::{ClusterError, ClusterState, list, stop};
 use crate::client::Client;
 use crate::connection::{ConnectionError, ConnectionFile, addresses, discover};
 use crate::launchers::{ControllerLaunch, Launched, Launcher, MemberState, Stage, launched};
@@ -103,7 +103,8 @@ impl Wait {
     }
 }
 
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum StartProgress {
     /// Something that people should know: leftovers that were cleared away, a warning.
     Note(String),
@@ -369,6 +370,7 @@ async fn refuse_running(
     let cluster = super::in_words(profile, cluster_id);
     let options = super::options_of(profile, cluster_id);
     match (standing.condition, &standing.controller) {
+        (Condition::Connected, _) => Err(list::connected(profile, cluster_id)),
         (Condition::Running, Some(controller)) => Err(ClusterError::Running {
             cluster,
             options,
@@ -410,6 +412,7 @@ async fn refuse_running(
             Ok(Leftovers::default())
         }
         (Condition::Stale, controller) => {
+            stop::remove_tunnel(profile, cluster_id);
             let who = controller.as_ref().map(|c| match c.is_here() {
                 true => format!(" (process {})", c.pid),
                 false => format!(" ({})", c.in_words()),

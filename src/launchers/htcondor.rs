@@ -115,12 +115,7 @@ impl BatchSystem for HtCondor {
                 "it begins or ends with a blank, or ends with `\\`",
             ));
         }
-        // The signs of `log` itself are its two macros.
-        let own = |text: &str| text.replace('$', "$(DOLLAR)");
-        Ok(match value.strip_suffix(LOG).filter(|_| name == "log") {
-            Some(path) => format!("{}{LOG}", own(path)),
-            None => own(value),
-        })
+        Ok(value.replace('$', "$(DOLLAR)"))
     }
 
     fn variables(&self, request: &JobRequest) -> Result<Variables, TemplateError> {
@@ -167,7 +162,7 @@ impl BatchSystem for HtCondor {
                         Value::Text(format!("(JobStatus == 2) && (time() - EnteredCurrentStatus > {})", time.seconds))
                     }),
                 ),
-                ("log", Value::Text(format!("{log}-{LOG}"))),
+                ("log", Value::Text(format!("{log}-"))),
                 ("environment", Value::Lines(engines::environment(request, "$1", "$(($2 + 1))"))),
             ],
         );
@@ -197,8 +192,9 @@ impl BatchSystem for HtCondor {
     }
 
     fn log_path(&self, request: &JobRequest, job: &JobId, element: Option<u32>) -> PathBuf {
-        let process = element.unwrap_or(1).saturating_sub(1);
-        request.log_dir.join(format!("{}-{job}.{process}.log", request.log_stem))
+        request
+            .log_dir
+            .join(format!("{}-{job}.{}.log", request.log_stem, element.unwrap_or(1)))
     }
 
     fn submit_command(&self, script: &Path, _text: &str, _request: &JobRequest) -> CommandLine {
@@ -264,8 +260,6 @@ impl BatchSystem for HtCondor {
         }
     }
 }
-
-const LOG: &str = "$(Cluster).$(Process).log";
 
 /// What is asked for of a job; whatever is missing or of another kind is not known.
 #[derive(Deserialize)]

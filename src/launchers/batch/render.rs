@@ -71,8 +71,9 @@ pub const VARIABLES: &[(&str, &str)] = &[
     ("engines_per_job", "how many engines one job holds"),
     (
         "array",
-        "the array's range (1-15); none where the system or the settings make it one job",
+        "what makes the job an array, as the system writes it (1-15); none where it is one job",
     ),
+    ("single", "LSF's name of a job that is no array; else none"),
     ("tasks", "the engines of the one job, where srun or mpiexec starts them; else none"),
     ("engines", "the shell lines that start the engines of one job"),
     ("controller", "the shell line that starts the controller"),
