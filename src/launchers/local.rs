@@ -167,7 +167,7 @@ impl Local {
             started,
             log: daemon.log.clone(),
             log_from,
-            on: None,
+            ..Process::default()
         })
     }
 
