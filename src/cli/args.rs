@@ -134,8 +134,8 @@ mod tests {
           status       Show how a cluster is doing: controller, engines, queue
           engines      List a cluster's engines, add some, stop some
           logs         Show what the controller and the engines logged
-          script       Show the script that a start would submit to a batch system,
-                       and submit nothing
+          script       Show the script that a start would submit to a batch system, and
+                       submit nothing
 
         Work:
           map          Run a Python function or a command on every input
