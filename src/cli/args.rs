@@ -55,6 +55,7 @@ pub const GROUPS: &[(&str, &[&str])] = &[
         "Clusters",
         &["start", "stop", "restart", "list", "clean", "status", "engines", "logs", "script"],
     ),
+    ("Elsewhere", &["connect", "disconnect", "connection", "install"]),
     ("Work", &["map", "apply", "exec", "run", "push", "pull", "scatter", "gather"]),
     ("Results", &["results", "resubmit", "cancel", "wait", "purge"]),
     ("Setup", &["doctor", "profile", "template", "completions", "version"]),
@@ -136,6 +137,12 @@ mod tests {
           logs         Show what the controller and the engines logged
           script       Show the script that a start would submit to a batch system, and
                        submit nothing
+
+        Elsewhere:
+          connect      Connect to a cluster on another host, through ssh
+          disconnect   End the tunnel to another host; the cluster there runs on
+          connection   Carry connection files by hand: show, export, import
+          install      Copy this pcluster to another host
 
         Work:
           map          Run a Python function or a command on every input

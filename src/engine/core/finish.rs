@@ -119,6 +119,7 @@ impl Core {
 
     /// A task has ended; a stop that was under way decides how.
     fn end_task(&mut self, now: Now, held: Held, mut outcome: Outcome, current: Current, effects: &mut Vec<Effect>) {
+        outcome.whole_output = current.stdout.was_taken() || current.stderr.was_taken();
         outcome.stdout = current.stdout.finish();
         outcome.stderr = current.stderr.finish();
         match current.stop.map(|stop| stop.reason) {

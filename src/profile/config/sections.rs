@@ -35,6 +35,12 @@ pub struct ControllerConfig {
     /// A peer that sends a longer message loses its connection.
     #[serde(deserialize_with = "above_zero")]
     pub most_message_mb: u64,
+    /// Finished maps and requests are forgotten so many days after their end.
+    #[serde(deserialize_with = "some_days")]
+    pub keep_days: Option<f64>,
+    /// What all slow peers together let wait in memory; beyond it the one with the most is cut off.
+    #[serde(deserialize_with = "above_zero")]
+    pub most_waiting_mb: u64,
 }
 
 impl Default for ControllerConfig {
@@ -54,6 +60,8 @@ impl Default for ControllerConfig {
             prefetch_ms: 50,
             most_prefetched: 1000,
             most_message_mb: 2048,
+            keep_days: None,
+            most_waiting_mb: 1024,
         }
     }
 }
@@ -157,6 +165,15 @@ fn task_scheme<'de, D: Deserializer<'de>>(from: D) -> Result<String, D::Error> {
         return Err(D::Error::unknown_variant(&scheme, &TASK_SCHEMES));
     }
     Ok(scheme)
+}
+
+fn some_days<'de, D: Deserializer<'de>>(from: D) -> Result<Option<f64>, D::Error> {
+    match Option::<f64>::deserialize(from)? {
+        Some(days) if !(days > 0.0 && days.is_finite()) => {
+            Err(D::Error::invalid_value(Unexpected::Float(days), &"a number of days above 0"))
+        }
+        days => Ok(days),
+    }
 }
 
 fn above_zero<'de, D: Deserializer<'de>>(from: D) -> Result<u64, D::Error> {
