@@ -106,6 +106,7 @@ pub struct Core {
     beats: u64,
     finished_tasks: u64,
     sent_tasks: u64,
+    cut_off: u64,
     effects: Vec<Effect>,
     now: Now,
 }
@@ -131,6 +132,7 @@ impl Core {
             beats: 0,
             finished_tasks: 0,
             sent_tasks: 0,
+            cut_off: 0,
             effects: Vec::new(),
             now,
         };
@@ -194,6 +196,7 @@ impl Core {
                 missing,
             } => self.requests_found(client, parent, &request, found, missing),
             Event::ExpiredFound(expired) => self.expired_found(expired),
+            Event::PeersCutOff { total } => self.cut_off = total,
             Event::StopAsked { engines } => self.stop(engines),
         }
         self.dispatch();
