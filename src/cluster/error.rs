@@ -1,6 +1,8 @@
 //! Why a cluster could not be started, changed or stopped, and what to do next.
+use super::remote::RemoteError;
 use crate::client::ClientError;
 use crate::connection::ConnectionError;
+use crate::connection::ssh::SshError;
 use crate::launchers::LaunchError;
 use crate::profile::{ConfigError, ProfileError};
 use std::path::PathBuf;
@@ -17,6 +19,13 @@ pub enum ClusterError {
     Launch(#[from] LaunchError),
     #[error(transparent)]
     Client(#[from] ClientError),
+    #[error(transparent)]
+    Ssh(#[from] SshError),
+    #[error(transparent)]
+    Remote(#[from] RemoteError),
+    /// What another process of ours has said of its failure.
+    #[error("{what}")]
+    Told { what: String, hints: Vec<String> },
     #[error("{cluster} is running already: its controller is process {pid} on {host}")]
     Running {
         cluster: String,
@@ -97,6 +106,9 @@ impl ClusterError {
             ClusterError::Connection(e) => e.hint().into_iter().collect(),
             ClusterError::Launch(e) => e.hint().into_iter().collect(),
             ClusterError::Client(e) => e.hints(),
+            ClusterError::Ssh(e) => e.hint().into_iter().collect(),
+            ClusterError::Remote(e) => e.hints(),
+            ClusterError::Told { hints, .. } => hints.clone(),
             ClusterError::Running { options, .. } => vec![
                 format!("stop it first: pcluster stop{options}; or see its engines: pcluster engines{options}"),
                 "a second cluster in the same profile needs a name of its own: --cluster-id NAME".into(),

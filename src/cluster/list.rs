@@ -1,4 +1,5 @@
 //! What clusters there are, and whether they run. Read from files and the process table; no controller is asked.
+use super::remote::{self, TunnelState};
 use super::{ClusterError, ClusterState};
 use crate::connection::{ConnectionError, ConnectionFile, process};
 use crate::launchers::{self, Launched, Stage};
@@ -14,6 +15,8 @@ use std::path::{Path, PathBuf};
 pub enum Condition {
     /// Its controller runs.
     Running,
+    /// Its controller runs elsewhere, and a tunnel leads there.
+    Connected,
     /// Its controller is gone, and has left files or engines.
     Stale,
     /// Nothing of it runs; its tasks may be on record.
@@ -28,6 +31,7 @@ impl std::fmt::Display for Condition {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(match self {
             Condition::Running => "running",
+            Condition::Connected => "connected",
             Condition::Stale => "stale",
             Condition::Stopped => "stopped",
             Condition::Elsewhere => "elsewhere",
@@ -54,6 +58,8 @@ pub struct ClusterSummary {
     pub database: Option<PathBuf>,
     /// What is wrong with its files.
     pub trouble: Option<String>,
+    /// Where it is connected to another host.
+    pub tunnel: Option<TunnelState>,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -75,7 +81,10 @@ impl ControllerProcess {
 
 /// Whether something of the controller runs here, were it only the supervisor that is about to start it again.
 pub fn is_supervised(profile: &ProfileDir, cluster_id: &str) -> bool {
-    Standing::of(profile, cluster_id).condition == Condition::Running
+    matches!(
+        Standing::of(profile, cluster_id).condition,
+        Condition::Running | Condition::Connected
+    )
 }
 
 /// All clusters of all profiles.
@@ -119,6 +128,7 @@ pub fn status(profile: &ProfileDir, cluster_id: &str) -> Option<ClusterSummary> 
         controller: standing.controller,
         database,
         trouble: standing.trouble,
+        tunnel: standing.tunnel,
     })
 }
 
@@ -130,6 +140,18 @@ pub(super) struct Standing {
     /// The controller that runs, else the last one.
     pub controller: Option<ControllerProcess>,
     pub trouble: Option<String>,
+    /// That runs, or has left its file.
+    pub tunnel: Option<TunnelState>,
+}
+
+/// That a command about clusters of this host is given one that a tunnel leads to.
+pub(super) fn connected(profile: &ProfileDir, cluster_id: &str) -> ClusterError {
+    let destination = remote::running(profile, cluster_id).map(|tunnel| tunnel.destination);
+    ClusterError::Remote(remote::RemoteError::Connected {
+        cluster: super::in_words(profile, cluster_id),
+        options: super::options_of(profile, cluster_id),
+        destination: destination.unwrap_or_else(|| "another host".into()),
+    })
 }
 
 impl Standing {
@@ -163,10 +185,16 @@ impl Standing {
                 host: keys.host.clone(),
                 started: keys.started,
             });
+        let tunnel = TunnelState::read(profile, cluster_id).unwrap_or_else(|e| {
+            trouble = Some(e.to_string());
+            None
+        });
         let foreign = connection.as_ref().is_some_and(|file| file.pcluster.is_none());
         let known: Vec<&ControllerProcess> = published.iter().chain(&recorded).collect();
-        let left_over = profile.engine_file(cluster_id).exists() || trouble.is_some() || state.is_some();
-        let condition = if known.iter().any(|c| c.runs_here()) {
+        let left_over = profile.engine_file(cluster_id).exists() || trouble.is_some() || state.is_some() || tunnel.is_some();
+        let condition = if tunnel.as_ref().is_some_and(TunnelState::runs) {
+            Condition::Connected
+        } else if known.iter().any(|c| c.runs_here()) {
             Condition::Running
         } else if foreign {
             Condition::Foreign
@@ -177,13 +205,25 @@ impl Standing {
         } else {
             Condition::Stopped
         };
+        let leads_to = tunnel.as_ref().filter(|_| condition == Condition::Connected);
+        let far = leads_to.map(|t| ControllerProcess {
+            pid: t.leads_to.as_ref().and_then(|l| l.pid).unwrap_or_default(),
+            host: t
+                .leads_to
+                .as_ref()
+                .and_then(|l| l.host.clone())
+                .unwrap_or_else(|| t.destination.clone()),
+            started: t.since,
+        });
         let controller = known.iter().find(|c| c.runs_here()).or(known.first()).map(|c| (*c).clone());
+        let controller = far.or(controller);
         Standing {
             condition,
             state,
             connection,
             controller,
             trouble,
+            tunnel,
         }
     }
 }
@@ -193,6 +233,7 @@ fn cluster_ids(profile: &ProfileDir) -> BTreeSet<String> {
     let mut ids = BTreeSet::new();
     let places = [
         (profile.pid_dir(), "pcluster", ".json"),
+        (profile.pid_dir(), "tunnel", ".json"),
         (profile.security_dir(), "ipcontroller", "-client.json"),
         (profile.path().to_path_buf(), "pcluster", ".db"),
     ];

@@ -1,7 +1,7 @@
 //! A whole cluster: one controller and its engines in one profile, under one cluster id.
 //!
 //! Parts: [`start`], [`engines`] (more of them for a running cluster), [`stop`] (and clearing away what a dead one left),
-//! [`list`] (what there is and whether it runs), [`logs`]; beneath them [`state_file`] (which processes the cluster is,
+//! [`list`] (what there is and whether it runs), [`logs`], [`remote`] (clusters on other hosts, over ssh); beneath them [`state_file`] (which processes the cluster is,
 //! for the next pcluster command), [`lock`] (one command changes a cluster at a time), [`error`].
 //! Tasks are not known here, nor what is printed.
 pub mod engines;
@@ -10,6 +10,7 @@ mod launch;
 pub mod list;
 pub mod lock;
 pub mod logs;
+pub mod remote;
 pub mod start;
 pub mod state_file;
 pub mod stop;

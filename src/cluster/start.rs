@@ -2,7 +2,7 @@
 use super::launch::{self, EngineWish, Undo, Watched};
 use super::list::{Condition, Standing};
 use super::lock::Lock;
-use super::{ClusterError, ClusterState, stop};
+use super::{ClusterError, ClusterState, list, stop};
 use crate::client::Client;
 use crate::connection::{ConnectionError, ConnectionFile, discover};
 use crate::launchers::{ControllerLaunch, Launched, Launcher, MemberState};
@@ -70,7 +70,8 @@ impl StartOptions {
     }
 }
 
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum StartProgress {
     /// Something that people should know: leftovers that were cleared away, a warning.
     Note(String),
@@ -261,6 +262,7 @@ async fn refuse_running(
     let cluster = super::in_words(profile, cluster_id);
     let options = super::options_of(profile, cluster_id);
     match (standing.condition, &standing.controller) {
+        (Condition::Connected, _) => Err(list::connected(profile, cluster_id)),
         (Condition::Running, Some(controller)) => Err(ClusterError::Running {
             cluster,
             options,
@@ -302,6 +304,7 @@ async fn refuse_running(
             Ok(Leftovers::default())
         }
         (Condition::Stale, controller) => {
+            stop::remove_tunnel(profile, cluster_id);
             let who = controller.as_ref().map(|c| format!(" (process {})", c.pid)).unwrap_or_default();
             progress(StartProgress::Note(format!(
                 "the controller{who} of {cluster} is gone without having been stopped; starting a new one"

@@ -28,6 +28,16 @@ pub fn host() -> String {
     }
 }
 
+/// When a process of another host started, from its `/proc/<pid>/stat` and that host's `/proc/stat`.
+pub fn started_from(process_stat: &str, host_stat: &str) -> Option<f64> {
+    Some(boot_time_in(host_stat)? + start_ticks(process_stat)? as f64 / TICKS_A_SECOND)
+}
+
+/// Whether two start times are one.
+pub fn same_start(one: f64, other: f64) -> bool {
+    (one - other).abs() < TOLERANCE_S
+}
+
 /// `pid (name) state … starttime(22)`; the name may have spaces and parentheses. None for one that has ended.
 fn start_ticks(stat: &str) -> Option<u64> {
     let (_, after_name) = stat.rsplit_once(')')?;
@@ -77,7 +87,10 @@ pub fn left_by(supervisors: &[(u32, f64)]) -> Vec<(usize, u32, f64)> {
 }
 
 fn boot_time() -> Option<f64> {
-    let stat = fs::read_to_string("/proc/stat").ok()?;
+    boot_time_in(&fs::read_to_string("/proc/stat").ok()?)
+}
+
+fn boot_time_in(stat: &str) -> Option<f64> {
     stat.lines().find_map(|l| l.strip_prefix("btime "))?.trim().parse().ok()
 }
 

@@ -265,7 +265,7 @@ impl BatchSystem for Pbs {
         Ok(variables)
     }
 
-    fn needs(&self, request: &JobRequest) -> Vec<Need> {
+    fn needs(&self, _template: &str, request: &JobRequest) -> Vec<Need> {
         let mut needs = vec![engines::need(request)];
         if self.array(request).is_some() {
             needs.push(Need {

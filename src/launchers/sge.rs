@@ -228,7 +228,7 @@ impl BatchSystem for Sge {
         Ok(variables)
     }
 
-    fn needs(&self, request: &JobRequest) -> Vec<Need> {
+    fn needs(&self, _template: &str, request: &JobRequest) -> Vec<Need> {
         let mut needs = vec![engines::need(request)];
         if request.kind == JobKind::Engines && !request.is_one_job() {
             needs.push(Need {

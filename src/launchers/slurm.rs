@@ -107,7 +107,7 @@ impl BatchSystem for Slurm {
         Ok(variables)
     }
 
-    fn needs(&self, request: &JobRequest) -> Vec<Need> {
+    fn needs(&self, _template: &str, request: &JobRequest) -> Vec<Need> {
         let mut needs = vec![engines::need(request)];
         if request.kind == JobKind::Engines && !request.is_one_job() {
             needs.push(Need {

@@ -38,6 +38,13 @@ enum Action {
     },
 }
 
+impl Args {
+    /// Whether it starts processes.
+    pub fn changes_them(&self) -> bool {
+        matches!(self.action, Some(Action::Add { .. }))
+    }
+}
+
 /// An engine as `--json` shows it.
 #[derive(Serialize)]
 pub struct EngineView<'a> {

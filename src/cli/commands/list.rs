@@ -3,6 +3,7 @@ use crate::cli::context::Terminal;
 use crate::cli::output::table::{Cell, Table, Tone};
 use crate::cli::output::{self, json, times};
 use crate::cli::{CommandError, Context, Exit};
+use crate::cluster::remote::{Phase, TunnelState};
 use crate::cluster::{ClusterSummary, Condition};
 use crate::model::UnixTime;
 use serde::Serialize;
@@ -31,6 +32,38 @@ struct View<'a> {
     started: Option<String>,
     database: Option<&'a std::path::Path>,
     trouble: Option<&'a str>,
+    /// Where it is connected to another host.
+    tunnel: Option<TunnelView<'a>>,
+}
+
+#[derive(Serialize)]
+pub struct TunnelView<'a> {
+    destination: &'a str,
+    /// `up`, `down`, `waiting`, `connecting`, `failed`.
+    phase: Phase,
+    since: String,
+    problem: Option<&'a str>,
+    pid: Option<u32>,
+    reconnects: u64,
+    remote_profile: Option<&'a str>,
+    remote_cluster_id: Option<&'a str>,
+    ports: &'a std::collections::BTreeMap<String, u16>,
+}
+
+impl<'a> TunnelView<'a> {
+    pub fn new(tunnel: &'a TunnelState) -> TunnelView<'a> {
+        TunnelView {
+            destination: &tunnel.destination,
+            phase: tunnel.phase,
+            since: UnixTime(tunnel.since).to_iso(),
+            problem: tunnel.problem.as_deref(),
+            pid: tunnel.tunnel.map(|own| own.pid),
+            reconnects: tunnel.reconnects,
+            remote_profile: tunnel.leads_to.as_ref().map(|l| l.profile.as_str()),
+            remote_cluster_id: tunnel.leads_to.as_ref().map(|l| l.cluster_id.as_str()),
+            ports: &tunnel.ports,
+        }
+    }
 }
 
 impl<'a> View<'a> {
@@ -49,6 +82,7 @@ impl<'a> View<'a> {
             started: cluster.started.map(|s| UnixTime(s).to_iso()),
             database: cluster.database.as_deref(),
             trouble: cluster.trouble.as_deref(),
+            tunnel: cluster.tunnel.as_ref().map(TunnelView::new),
         }
     }
 }
@@ -56,7 +90,7 @@ impl<'a> View<'a> {
 pub fn run(args: Args, context: &Context) -> Result<Exit, CommandError> {
     let mut clusters = context.clusters()?;
     if args.running {
-        clusters.retain(|c| c.state == Condition::Running);
+        clusters.retain(|c| matches!(c.state, Condition::Running | Condition::Connected));
     }
     if context.json {
         let views: Vec<_> = clusters.iter().map(View::new).collect();
@@ -74,6 +108,10 @@ pub fn run(args: Args, context: &Context) -> Result<Exit, CommandError> {
             cluster.profile,
             cluster.trouble.as_deref().unwrap_or_default()
         ));
+    }
+    for cluster in clusters.iter().filter(|c| c.state == Condition::Connected) {
+        let Some(tunnel) = &cluster.tunnel else { continue };
+        context.say(format!("profile `{}`: {}", cluster.profile, tunnel.in_words()));
     }
     if clusters.iter().any(|c| c.state == Condition::Stale) {
         context.say("`pcluster clean` clears away what the stale ones left; `pcluster start` brings one back");
@@ -93,6 +131,8 @@ fn table(clusters: &[ClusterSummary], now: UnixTime, terminal: &Terminal) -> Str
     for cluster in clusters {
         let tone = match cluster.state {
             Condition::Running => Tone::Good,
+            Condition::Connected if cluster.tunnel.as_ref().is_some_and(|t| t.phase != Phase::Up) => Tone::Bad,
+            Condition::Connected => Tone::Good,
             Condition::Stale => Tone::Bad,
             Condition::Stopped => Tone::Faint,
             Condition::Elsewhere | Condition::Foreign => Tone::Active,
@@ -143,6 +183,7 @@ mod tests {
             started: Some(1000.0),
             database: None,
             trouble: None,
+            tunnel: None,
         };
         let clusters = [
             cluster("default", "", Condition::Running, Some(4), 4),

@@ -1,7 +1,10 @@
 //! `pcluster start`
+mod on;
+
 use super::{counted, setting};
 use crate::cli::output::json;
 use crate::cli::{CommandError, Context, ErrorKind, Exit};
+use crate::cluster::remote::run::Told;
 use crate::cluster::{self, StartOptions, StartProgress, Started};
 use crate::profile::config::EngineKind;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
@@ -21,6 +24,15 @@ pub struct Args {
     /// Where the controller listens: an address of this host, or 0.0.0.0 for all [default: 127.0.0.1]
     #[arg(long, value_name = "ADDRESS")]
     ip: Option<String>,
+    /// Start it on another host over ssh, and connect to it: [user@]host, or a Host of ~/.ssh/config
+    #[arg(long, value_name = "DESTINATION")]
+    on: Option<String>,
+    /// With --on: do not copy this pcluster there where it is missing or of another version
+    #[arg(long, requires = "on")]
+    no_install: bool,
+    /// Progress as JSON lines on stderr, for a pcluster that has started this one over ssh
+    #[arg(long, hide = true)]
+    tell_progress: bool,
 }
 
 /// How engines are started; `engines add` takes the same.
@@ -73,6 +85,10 @@ impl How {
 }
 
 pub fn run(args: Args, context: &Context) -> Result<Exit, CommandError> {
+    if let Some(destination) = &args.on {
+        on::start(destination, !args.no_install, context)?;
+        return Ok(Exit::Fine);
+    }
     let mut settings = args.how.settings();
     if let Some(ip) = args.ip {
         // As YAML text: an address of digits and points must stay one.
@@ -91,10 +107,22 @@ pub fn run(args: Args, context: &Context) -> Result<Exit, CommandError> {
         program: None,
     };
     let mut bar = Bar::new(context);
-    let started = interruptible(context, cluster::start(options, &mut |progress| bar.show(progress)))?;
+    let mut show = |progress: StartProgress| match args.tell_progress {
+        true => tell(&progress, context),
+        false => bar.show(progress),
+    };
+    let started = interruptible(context, cluster::start(options, &mut show))?;
     bar.clear();
     report(&started, context)?;
     Ok(Exit::Fine)
+}
+
+fn tell(progress: &StartProgress, context: &Context) {
+    if let Ok(text) = serde_json::to_string(&Told {
+        progress: progress.clone(),
+    }) {
+        context.say(text);
+    }
 }
 
 fn report(started: &Started, context: &Context) -> Result<(), CommandError> {

@@ -71,12 +71,14 @@ pub const VARIABLES: &[(&str, &str)] = &[
     ("engines_per_job", "how many engines one job holds"),
     (
         "array",
-        "the array's range (1-15); none where the system or the settings make it one job",
+        "what makes the job an array, as the system writes it (1-15); none where it is one job",
     ),
+    ("single", "LSF's name of a job that is no array; else none"),
     ("tasks", "the engines of the one job, where srun or mpiexec starts them; else none"),
     ("engines", "the shell lines that start the engines of one job"),
     ("controller", "the shell line that starts the controller"),
     ("command", "the command of one engine, or of the controller, quoted for the shell"),
+    ("script", "HTCondor: the shell script that each job runs"),
     ("cwd", "the working directory"),
     ("log", "the output's file, with the system's own signs for job and array element"),
     ("queue", "the queue or partition"),
@@ -183,7 +185,7 @@ pub fn render_named(system: &dyn BatchSystem, name: &str, shown: &str, text: &st
             script.push('\n');
         }
     }
-    for need in system.needs(request) {
+    for need in system.needs(name, request) {
         let met = match need.found_by {
             FoundBy::Variable(names) => used.iter().any(|name| names.contains(&name.as_str())),
             FoundBy::Directive(words) => script
