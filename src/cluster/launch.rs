@@ -1,9 +1,9 @@
 //! What starting a cluster and adding engines to one share: engines started and waited for, and all undone that was
 //! started in vain.
 use super::start::StartProgress;
-use super::{ClusterError, ClusterState, logs};
+use super::{ClusterError, ClusterState};
 use crate::client::{Client, StatusReply};
-use crate::launchers::{self, EnginesLaunch, LaunchError, Launched, Launcher, Process};
+use crate::launchers::{self, EnginesLaunch, LaunchError, Launched, Launcher, MemberState, Stage, launched};
 use crate::profile::ProfileDir;
 use crate::profile::config::{Config, EngineKind};
 use std::path::{Path, PathBuf};
@@ -17,8 +17,8 @@ const ANSWER: Duration = Duration::from_secs(3);
 /// How much of a log an error shows.
 const LINES: usize = 12;
 
-pub(super) fn launcher(name: &str) -> Result<Arc<dyn Launcher>, LaunchError> {
-    Ok(Arc::from(launchers::by_name(name)?))
+pub(super) fn launcher(name: &str, profile: &ProfileDir, config: &Config) -> Result<Arc<dyn Launcher>, LaunchError> {
+    Ok(Arc::from(launchers::by_name(name, profile, config)?))
 }
 
 /// This program, unless another is given.
@@ -83,62 +83,89 @@ impl EngineWish {
     }
 }
 
-/// Waits until `expected` engines in all are registered. Of the engines in `new`, one that ends before is an error, as is the end of
-/// the controller.
+/// How many engines are waited for, and how long.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Goal {
+    /// How many there are to be in the end.
+    pub all: usize,
+    /// With so many one is content.
+    pub enough: usize,
+    /// How long it may take from when they have all been started; the time in a queue does not count.
+    pub timeout: Duration,
+    /// How long it may take in all.
+    pub at_most: Option<Duration>,
+}
+
+/// Waits until enough engines are registered; how many that are. Of the members in `new`, one whose end leaves too few is an
+/// error, as is the end of the controller.
 pub(super) async fn registered(
     client: &Client,
-    expected: usize,
-    new: &Watched<'_>,
-    controller: Option<&Watched<'_>>,
-    timeout: Duration,
+    goal: Goal,
+    new: Watched<'_>,
+    controller: Option<Watched<'_>>,
     progress: &mut dyn FnMut(StartProgress),
-) -> Result<(), ClusterError> {
-    let deadline = Instant::now() + timeout;
-    let n = expected as u32;
-    let mut last = None;
+) -> Result<usize, ClusterError> {
+    let begin = Instant::now();
+    let mut deadline = begin + goal.timeout;
+    let members = new.launched.members();
+    let (mut new, mut controller) = (Watcher::new(new), controller.map(Watcher::new));
+    let mut last: Option<(usize, String)> = None;
     loop {
         let answer = tokio::time::timeout(ANSWER, client.status()).await;
         let registered = match answer {
             Ok(status) => heard_of(&status?),
-            Err(_) => last.unwrap_or(0),
+            Err(_) => last.as_ref().map_or(0, |(registered, _)| *registered),
         };
-        if last != Some(registered) {
-            last = Some(registered);
+        let left = launched::in_words(&members, &new.states);
+        if last.as_ref().is_none_or(|(r, l)| (*r, l) != (registered, &left)) {
             progress(StartProgress::Engines {
                 registered: registered as u32,
-                n,
+                n: goal.all as u32,
+                job: new.watched.job(),
+                left: left.clone(),
             });
+            last = Some((registered, left.clone()));
         }
-        if registered >= expected {
-            return Ok(());
+        if registered >= goal.enough {
+            return Ok(registered);
         }
-        if let Some(controller) = controller
-            && let Some((_, process)) = controller.first_ended()
+        if let Some(controller) = &mut controller
+            && let Some((_, place)) = controller.first_ended().await?
         {
-            return Err(controller_ended(&*controller.launcher, process));
+            return Err(controller_ended(&controller.watched, place, controller.word(place)));
         }
-        if let Some((ended, process)) = new.first_ended() {
-            return Err(ClusterError::EnginesEnded {
-                ended,
-                n: new.launched.processes.len(),
-                ending: ending(&*new.launcher, process),
-                log: process.log.clone(),
-                tail: logs::tail(process, LINES),
-            });
+        if let Some((_, place)) = new.first_ended().await? {
+            let of_ended = members.iter().zip(&new.states).filter(|(_, state)| state.has_ended());
+            let ended: usize = of_ended.map(|(member, _)| member.engines as usize).sum();
+            if goal.all.saturating_sub(ended) < goal.enough {
+                return Err(ClusterError::EnginesEnded {
+                    ended,
+                    n: new.watched.launched.engines(),
+                    ending: new.watched.ending(place, new.word(place)),
+                    log: new.watched.log(place),
+                    tail: new.watched.tail(place),
+                });
+            }
         }
-        if Instant::now() >= deadline {
+        if new
+            .states
+            .iter()
+            .any(|state| matches!(state.stage, Stage::Queued | Stage::Suspended | Stage::Unknown))
+        {
+            deadline = Instant::now() + goal.timeout;
+        }
+        if Instant::now() >= goal.at_most.map_or(deadline, |time| deadline.min(begin + time)) {
             // A log to begin with; which engine is missing is not known.
-            let (log, tail) = match new.launched.processes.last() {
-                Some(process) => (process.log.clone(), logs::tail(process, LINES)),
-                None => Default::default(),
-            };
-            let seconds = timeout.as_secs_f64();
+            let place = new.states.iter().rposition(|state| state.stage == Stage::Running);
+            let place = place.unwrap_or(members.len().saturating_sub(1));
             return Err(ClusterError::EnginesLate {
                 registered,
-                n: expected,
-                seconds,
-                log,
-                tail,
+                n: goal.all,
+                seconds: begin.elapsed().as_secs_f64(),
+                left,
+                options: None,
+                log: new.watched.log(place),
+                tail: new.watched.tail(place),
             });
         }
         tokio::time::sleep(ASK_EVERY).await;
@@ -147,51 +174,91 @@ pub(super) async fn registered(
 
 /// How many engines are there. A controller that came back lists those of before too, which may be gone.
 pub(super) fn heard_of(status: &StatusReply) -> usize {
-    status.engines.iter().filter(|engine| engine.state != "silent").count()
+    status
+        .engines
+        .iter()
+        .filter(|engine| !matches!(engine.state.as_str(), "silent" | "leaving"))
+        .count()
 }
 
-/// Processes with who can tell of them.
+/// What was launched, with who can tell of it.
+#[derive(Clone)]
 pub(super) struct Watched<'a> {
     pub launcher: Arc<dyn Launcher>,
     pub launched: &'a Launched,
 }
 
 impl Watched<'_> {
-    /// How many have ended, and the first of them.
-    fn first_ended(&self) -> Option<(usize, &Process)> {
-        let alive = self.launcher.alive(self.launched)?;
-        let mut ended = self
-            .launched
-            .processes
-            .iter()
-            .zip(alive)
-            .filter(|(_, alive)| !alive)
-            .map(|(process, _)| process);
-        let first = ended.next()?;
-        Some((1 + ended.count(), first))
+    /// `slurm job 4711`; none where no batch system has it.
+    pub fn job(&self) -> Option<String> {
+        (!self.launched.jobs.is_empty()).then(|| self.launcher.describe(self.launched))
+    }
+    /// How the member at this place ended, in words.
+    fn ending(&self, place: usize, word: &str) -> String {
+        let name = self.launched.members().get(place).map(|m| m.name.clone()).unwrap_or_default();
+        match (word, self.launched.jobs.is_empty()) {
+            ("", _) => format!("{name} is gone"),
+            (word, true) => word.to_string(),
+            (word, false) => format!("{name}: {word}"),
+        }
+    }
+    fn log(&self, place: usize) -> PathBuf {
+        self.launched.members().get(place).map(|m| m.log.clone()).unwrap_or_default()
+    }
+    fn tail(&self, place: usize) -> String {
+        self.launcher.log_end(self.launched, place, LINES)
     }
 }
 
-pub(super) fn controller_ended(launcher: &dyn Launcher, process: &Process) -> ClusterError {
+/// Asks for the members' states, without ever waiting for the answer.
+struct Watcher<'a> {
+    watched: Watched<'a>,
+    asked: Option<tokio::task::JoinHandle<Vec<MemberState>>>,
+    states: Vec<MemberState>,
+}
+
+impl<'a> Watcher<'a> {
+    fn new(watched: Watched<'a>) -> Watcher<'a> {
+        Watcher {
+            watched,
+            asked: None,
+            states: Vec::new(),
+        }
+    }
+
+    /// How many members have ended, and the place of the first of them.
+    async fn first_ended(&mut self) -> Result<Option<(usize, usize)>, ClusterError> {
+        if let Some(answer) = self.asked.take_if(|asked| asked.is_finished()) {
+            self.states = answer.await.map_err(|e| ClusterError::Internal(e.to_string()))?;
+        }
+        if self.asked.is_none() {
+            let (launcher, launched) = (self.watched.launcher.clone(), self.watched.launched.clone());
+            self.asked = Some(tokio::task::spawn_blocking(move || launcher.states(&launched)));
+        }
+        let mut ended = self.states.iter().enumerate().filter(|(_, state)| state.has_ended());
+        let first = ended.next().map(|(place, _)| place);
+        Ok(first.map(|place| (1 + ended.count(), place)))
+    }
+
+    fn word(&self, place: usize) -> &str {
+        self.states.get(place).map_or("", |state| &state.word)
+    }
+}
+
+pub(super) fn controller_ended(controller: &Watched<'_>, place: usize, word: &str) -> ClusterError {
     ClusterError::ControllerEnded {
-        ending: ending(launcher, process),
-        log: process.log.clone(),
-        tail: logs::tail(process, LINES),
+        ending: controller.ending(place, word),
+        log: controller.log(place),
+        tail: controller.tail(place),
     }
 }
 
-pub(super) fn controller_silent(process: &Process, timeout: Duration) -> ClusterError {
+pub(super) fn controller_silent(controller: &Watched<'_>, timeout: Duration) -> ClusterError {
     ClusterError::ControllerSilent {
         seconds: timeout.as_secs_f64(),
-        log: process.log.clone(),
-        tail: logs::tail(process, LINES),
+        log: controller.log(0),
+        tail: controller.tail(0),
     }
-}
-
-fn ending(launcher: &dyn Launcher, process: &Process) -> String {
-    launcher
-        .ending(process)
-        .unwrap_or_else(|| format!("process {} is gone", process.pid))
 }
 
 /// Ends what was started, unless all went well: also when the caller stops waiting (Ctrl-C).

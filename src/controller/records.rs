@@ -3,7 +3,7 @@
 //! To wake a thread takes longer than to commit a few changes, so a small batch is written, and a small question answered,
 //! by who asks, while that thread has nothing to do. Large ones go to the threads, and so does everything after them until they are done.
 use super::core::event::{FoundMap, FoundRequest, FoundTask};
-use super::core::{Ask, Event, Query};
+use super::core::{Ask, Event, Expired, Query};
 use crate::db::{DbError, Reader, RequestRecord, Writer};
 use crate::model::change::{Attempt, Change};
 use crate::model::definition::Work;
@@ -32,6 +32,10 @@ const SLOW: Duration = Duration::from_millis(20);
 const SLOW_FOR: Duration = Duration::from_millis(500);
 /// Results that a small question can bring.
 const FEW: u64 = 8;
+/// Before each step of tidying up: batches come first.
+const TIDY_PAUSE: Duration = Duration::from_millis(5);
+/// ... but under load, too, there is a step this often.
+const TIDY_AT_LEAST: Duration = Duration::from_millis(250);
 
 pub(super) struct Records {
     writer: Arc<Mutex<Writer>>,
@@ -181,7 +185,8 @@ fn is_small(ask: &Ask) -> bool {
 }
 
 fn write(writer: &Mutex<Writer>, batches: &std_mpsc::Receiver<Vec<Change>>, words: &mpsc::UnboundedSender<Word>) {
-    while let Ok(batch) = batches.recv() {
+    let mut tidied = Instant::now();
+    while let Some(batch) = next(writer, batches, &mut tidied) {
         // Nobody is told of what is not on disk, so a batch is tried until it is: a full disk may be emptied.
         while let Err(error) = writer.lock().unwrap_or_else(PoisonError::into_inner).apply(&batch) {
             tracing::error!(%error, hint = error.hint(), "the records cannot be written; nothing goes on until they can");
@@ -194,6 +199,27 @@ fn write(writer: &Mutex<Writer>, batches: &std_mpsc::Receiver<Vec<Change>>, word
             return;
         }
     }
+}
+
+/// The next batch. While there is none, and now and then in between, what follows a purge is done a step at a time.
+fn next(writer: &Mutex<Writer>, batches: &std_mpsc::Receiver<Vec<Change>>, tidied: &mut Instant) -> Option<Vec<Change>> {
+    let mut pause = TIDY_PAUSE;
+    let writer = || writer.lock().unwrap_or_else(PoisonError::into_inner);
+    while writer().is_untidy() {
+        if tidied.elapsed() < TIDY_AT_LEAST {
+            match batches.recv_timeout(pause) {
+                Ok(batch) => return Some(batch),
+                Err(std_mpsc::RecvTimeoutError::Disconnected) => return None,
+                Err(std_mpsc::RecvTimeoutError::Timeout) => {}
+            }
+        }
+        *tidied = Instant::now();
+        if let Err(error) = writer().tidy() {
+            tracing::warn!(%error, "the records are not tidied up now");
+            pause = RETRY;
+        }
+    }
+    batches.recv().ok()
 }
 
 fn answer(reader: &Reader, queries: &std_mpsc::Receiver<Query>, words: &mpsc::UnboundedSender<Word>) {
@@ -299,6 +325,15 @@ fn respond(reader: &Reader, query: &Query) -> Result<Response, DbError> {
                 selection: selection.clone(),
                 maps: finished_tasks(reader, selection)?,
             })));
+        }
+        Ask::Expired { before } => {
+            // Nobody waits for an error: another look follows.
+            let found = reader.expired(*before).unwrap_or_else(|error| {
+                tracing::warn!(%error, "what is to be forgotten cannot be told");
+                Default::default()
+            });
+            let (maps, requests, empty) = (found.maps, found.requests, found.empty);
+            return Ok(Response::Event(Box::new(Event::ExpiredFound(Expired { maps, requests, empty }))));
         }
         Ask::Results {
             msg_ids,

@@ -6,16 +6,22 @@ pub fn encode(buffers: &[Bytes]) -> Option<Vec<u8>> {
     if buffers.is_empty() {
         return None;
     }
-    let size: usize = buffers.iter().map(Bytes::len).sum();
-    let mut blob = Vec::with_capacity(8 * (1 + buffers.len()) + size);
-    blob.put_u64_le(buffers.len() as u64);
-    for buffer in buffers {
-        blob.put_u64_le(buffer.len() as u64);
-    }
+    let mut blob = head(buffers);
+    blob.reserve_exact(buffers.iter().map(Bytes::len).sum());
     for buffer in buffers {
         blob.put_slice(buffer);
     }
     Some(blob)
+}
+
+/// What stands in front of the bytes.
+pub fn head(buffers: &[Bytes]) -> Vec<u8> {
+    let mut head = Vec::with_capacity(8 * (1 + buffers.len()));
+    head.put_u64_le(buffers.len() as u64);
+    for buffer in buffers {
+        head.put_u64_le(buffer.len() as u64);
+    }
+    head
 }
 
 /// The buffers share `blob`'s memory. None if it was not written by [`encode`].

@@ -6,8 +6,10 @@
 mod batch;
 mod buffers;
 mod error;
+mod expired;
 mod file;
 mod find;
+mod large;
 mod reader;
 mod requests;
 pub mod restart;
@@ -19,6 +21,7 @@ mod tests;
 mod writer;
 
 pub use error::{DbError, DbErrorKind};
+pub use expired::Expired;
 pub use reader::Reader;
 pub use requests::RequestRecord;
 pub use restart::{OpenMap, RegisteredEngine, RestartState, UnfinishedRequest, UnfinishedTask};

@@ -1,4 +1,5 @@
 //! The one that reads: beside a running controller, or the file of a stopped one.
+use super::large::Large;
 use super::rows::{self, ATTEMPT_COLUMNS, MAP_COLUMNS};
 use super::writer::{in_transaction, lock};
 use super::{DbError, DbErrorKind, file, tasks};
@@ -14,10 +15,10 @@ use std::sync::{Arc, Mutex};
 /// So many bytes of results in one answer, about.
 const MOST_BYTES: usize = 16 << 20;
 
-#[derive(Clone)]
 pub struct Reader {
     connection: Arc<Mutex<Connection>>,
     path: PathBuf,
+    pub(super) large: Large,
 }
 
 impl Reader {
@@ -32,6 +33,7 @@ impl Reader {
         Reader {
             connection,
             path: path.to_path_buf(),
+            large: Large::beside(path),
         }
     }
 

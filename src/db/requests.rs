@@ -1,7 +1,8 @@
 //! Requests of ipyparallel clients as the hub knows them.
 use super::find::{Field, Filter};
+use super::large::Large;
 use super::restart::bytes;
-use super::{DbError, Reader, buffers};
+use super::{DbError, Reader};
 use crate::model::{TaskId, UnixTime};
 use bytes::Bytes;
 use rusqlite::types::Value as SqlValue;
@@ -88,7 +89,7 @@ impl Reader {
         let ids = Value::from(msg_ids.to_vec()).to_string();
         self.read("read requests from", |connection| {
             select(
-                connection,
+                (connection, &self.large),
                 &Field::ALL,
                 "r.msg_id IN (SELECT value FROM json_each(?))",
                 vec![ids.into()],
@@ -132,17 +133,19 @@ impl Reader {
         self.read(OPERATION, |connection| {
             let (narrow, values) = filter.narrow();
             // First only what is tested is read, then what is wanted of those that match.
-            let matches = select(connection, &filter.fields(), &narrow, values, |record| filter.matches(record))?;
+            let matches = select((connection, &self.large), &filter.fields(), &narrow, values, |record| {
+                filter.matches(record)
+            })?;
             let rows = Value::from_iter(matches.iter().filter_map(|record| record.task).map(|task| task.row_id()));
             let narrow = "r.task IN (SELECT value FROM json_each(?))";
-            select(connection, &wanted, narrow, vec![rows.to_string().into()], |_| true)
+            select((connection, &self.large), &wanted, narrow, vec![rows.to_string().into()], |_| true)
         })
     }
 }
 
 /// Records of which only `fields` are read, that `keep` keeps.
 fn select(
-    connection: &Connection,
+    (connection, large): (&Connection, &Large),
     fields: &[Field],
     narrow: &str,
     values: Vec<SqlValue>,
@@ -160,7 +163,7 @@ fn select(
     let mut rows = select.query(params_from_iter(values))?;
     let mut records = Vec::new();
     while let Some(row) = rows.next()? {
-        let record = record(row)?;
+        let record = record(row, large)?;
         if keep(&record) {
             records.push(record);
         }
@@ -169,7 +172,7 @@ fn select(
 }
 
 /// The columns stand in the order of [`Field::ALL`], after the task.
-fn record(row: &Row) -> rusqlite::Result<RequestRecord> {
+fn record(row: &Row, large: &Large) -> rusqlite::Result<RequestRecord> {
     let mut record = RequestRecord {
         task: Some(TaskId::from_row_id(row.get(0)?)),
         ..RequestRecord::default()
@@ -177,7 +180,7 @@ fn record(row: &Row) -> rusqlite::Result<RequestRecord> {
     for (column, field) in (1..).zip(Field::ALL) {
         let json = || -> rusqlite::Result<_> { Ok(Some(bytes(row, column)?).filter(|b| !b.is_empty())) };
         let time = || -> rusqlite::Result<_> { Ok(row.get::<_, Option<f64>>(column)?.map(UnixTime)) };
-        let list = || -> rusqlite::Result<_> { Ok(buffers::decode(bytes(row, column)?).unwrap_or_default()) };
+        let list = || large.list(row, column);
         match field {
             Field::MsgId => record.msg_id = row.get::<_, Option<String>>(column)?.unwrap_or_default(),
             Field::Header => record.header = json()?,

@@ -2,7 +2,6 @@
 use super::batch::{row_range, state_of};
 use super::requests::queue_of;
 use super::{DbError, Reader, rows};
-use crate::db::buffers;
 use crate::model::change::Request;
 use crate::model::definition::MapDefinition;
 use crate::model::engine::EngineFacts;
@@ -136,7 +135,7 @@ impl Reader {
                         header: bytes(row, 7)?,
                         metadata: bytes(row, 8)?,
                         content: bytes(row, 9)?,
-                        buffers: buffers::decode(bytes(row, 10)?).unwrap_or_default(),
+                        buffers: self.large.list(row, 10)?,
                         engine: row.get::<_, Option<String>>(11)?.map(|uuid| uuid.as_str().into()),
                         submitted: UnixTime(row.get(12)?),
                         label: row.get(13)?,
@@ -177,7 +176,7 @@ fn open_maps(connection: &Connection) -> rusqlite::Result<Vec<OpenMap>> {
 }
 
 fn registered_engines(connection: &Connection) -> rusqlite::Result<Vec<RegisteredEngine>> {
-    let sql = "SELECT id, uuid, host, pid, version, python, capabilities, registered FROM engine WHERE gone IS NULL ORDER BY id";
+    let sql = "SELECT id, uuid, host, pid, version, python, capabilities, registered, job, ends FROM engine WHERE gone IS NULL ORDER BY id";
     let mut select = connection.prepare_cached(sql)?;
     let engines = select.query_map([], |row| {
         Ok(RegisteredEngine {
@@ -189,6 +188,8 @@ fn registered_engines(connection: &Connection) -> rusqlite::Result<Vec<Registere
                 version: row.get(4)?,
                 python: row.get(5)?,
                 capabilities: serde_json::from_str(row.get_ref(6)?.as_str()?).unwrap_or_default(),
+                job: row.get(8)?,
+                ends: row.get::<_, Option<f64>>(9)?.map(UnixTime),
             },
             registered: UnixTime(row.get(7)?),
         })

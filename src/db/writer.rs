@@ -1,8 +1,10 @@
 //! The one that writes: changes in, commits out.
-use super::batch::{Batch, Known};
+use super::batch::{Batch, Known, tidy};
+use super::large::Large;
 use super::{DbError, Durability, Reader, file};
 use crate::model::change::Change;
-use rusqlite::Connection;
+use bytes::Bytes;
+use rusqlite::{Connection, TransactionBehavior};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -12,6 +14,8 @@ pub struct Writer {
     /// No other connection can be opened: readers share this one.
     exclusive: bool,
     known: Known,
+    large: Large,
+    durability: Durability,
 }
 
 /// What a panic elsewhere leaves behind is a connection between two statements, which is good to use.
@@ -28,12 +32,16 @@ impl Writer {
 
     pub(super) fn open_as(path: &Path, durability: Durability, exclusive: bool) -> Result<Writer, DbError> {
         let connection = file::open_for_writing(path, durability, exclusive)?;
-        let known = Known::load(&connection).map_err(|error| DbError::sqlite("read", path, &error))?;
+        let large = Large::beside(path);
+        let known = Known::load(&connection).and_then(|known| large.sweep(&connection).map(|()| known));
+        let known = known.map_err(|error| DbError::sqlite("read", path, &error))?;
         Ok(Writer {
             connection: Arc::new(Mutex::new(connection)),
             path: path.to_path_buf(),
             exclusive,
             known,
+            large,
+            durability,
         })
     }
 
@@ -43,13 +51,55 @@ impl Writer {
         if changes.is_empty() {
             return Ok(());
         }
+        let stored = changes.iter().map(|change| self.large.keep(buffers_of(change), self.durability));
+        let stored: Vec<Option<String>> = stored.collect::<Result<_, _>>()?;
         let connection = lock(&self.connection);
-        let applied = apply(&connection, &mut self.known, changes);
+        let applied = apply(&connection, &mut self.known, changes, stored);
+        if applied.is_ok()
+            && changes.iter().any(|change| matches!(change, Change::Purged { .. }))
+            && let Err(error) = self.large.sweep(&connection)
+        {
+            tracing::warn!(%error, "files of large buffers are left over until the next start");
+        }
         if applied.is_err() {
             // It may know of engines that were rolled back.
             self.known.forget();
         }
         applied.map_err(|error| DbError::sqlite("record tasks in", &self.path, &error))
+    }
+
+    /// Whether [`Writer::tidy`] has something to do.
+    pub fn is_untidy(&self) -> bool {
+        self.known.untidy
+    }
+
+    /// One step, of some milliseconds, of what follows a purge: rows are deleted, and the file gets smaller. (A file that was
+    /// made by pcluster 0.1.0 keeps its pages, for later tasks, until [`Writer::compact`].)
+    pub fn tidy(&mut self) -> Result<(), DbError> {
+        let mut connection = lock(&self.connection);
+        let done = connection
+            .transaction_with_behavior(TransactionBehavior::Immediate)
+            .and_then(|transaction| {
+                let more = tidy(&transaction)?;
+                transaction.commit().map(|()| more)
+            });
+        self.known.untidy = done.map_err(|error| DbError::sqlite("tidy up", &self.path, &error))?;
+        Ok(())
+    }
+
+    /// All that follows a purge, for the file of a stopped cluster.
+    pub fn compact(&mut self) -> Result<(), DbError> {
+        while self.is_untidy() {
+            self.tidy()?;
+        }
+        let connection = lock(&self.connection);
+        let free: i64 = connection.pragma_query_value(None, "freelist_count", |row| row.get(0)).unwrap_or(0);
+        if free == 0 {
+            return Ok(());
+        }
+        let failed = |error: rusqlite::Error| DbError::sqlite("tidy up", &self.path, &error);
+        connection.pragma_update(None, "auto_vacuum", "INCREMENTAL").map_err(failed)?;
+        connection.execute_batch("VACUUM").map_err(failed)
     }
 
     /// For tests: the disk is full beyond so many pages.
@@ -106,11 +156,20 @@ impl Writer {
     }
 }
 
-fn apply(connection: &Connection, known: &mut Known, changes: &[Change]) -> rusqlite::Result<()> {
+fn buffers_of(change: &Change) -> &[Bytes] {
+    match change {
+        Change::RequestAdded { request, .. } => &request.buffers,
+        Change::RequestFinished { reply, .. } => &reply.buffers,
+        _ => &[],
+    }
+}
+
+/// `stored`: under which name each change's buffers are kept, where they are not in the row.
+fn apply(connection: &Connection, known: &mut Known, changes: &[Change], stored: Vec<Option<String>>) -> rusqlite::Result<()> {
     in_transaction(connection, "BEGIN IMMEDIATE", |connection| {
         let mut batch = Batch::new(connection, known)?;
-        for change in changes {
-            batch.apply(change)?;
+        for (change, stored) in changes.iter().zip(stored) {
+            batch.apply(change, stored)?;
         }
         batch.finish()
     })

@@ -183,6 +183,10 @@ impl ProfileDir {
     pub fn pid_dir(&self) -> PathBuf {
         self.path.join("pid")
     }
+    /// Scripts of batch jobs.
+    pub fn batch_dir(&self) -> PathBuf {
+        self.path.join("batch")
+    }
     pub fn config_file(&self) -> PathBuf {
         self.path.join("pcluster.yaml")
     }
@@ -206,6 +210,13 @@ impl ProfileDir {
     /// Which processes the cluster is, in JSON.
     pub fn state_file(&self, cluster_id: &str) -> PathBuf {
         self.pid_dir().join(format!("{}.json", with_id("pcluster", cluster_id)))
+    }
+    /// What is known of the tunnel that leads to the cluster, where it runs elsewhere.
+    pub fn tunnel_file(&self, cluster_id: &str) -> PathBuf {
+        self.pid_dir().join(format!("{}.json", with_id("tunnel", cluster_id)))
+    }
+    pub fn tunnel_log(&self, cluster_id: &str) -> PathBuf {
+        self.log_dir().join(format!("{}.log", with_id("tunnel", cluster_id)))
     }
     /// Keeps two starts of one cluster apart.
     pub fn lock_file(&self, cluster_id: &str) -> PathBuf {

@@ -391,6 +391,7 @@ impl Core {
         let until = self.now.since_start + wait;
         let engines = self.engines.native_free();
         let Some(map) = self.maps.get_mut(&id) else {
+            self.note_reader(id);
             self.query(
                 asked,
                 Ask::Watch {
@@ -469,6 +470,7 @@ impl Core {
                 facts: e.facts.clone(),
                 state: match (e.is_here(), e.load()) {
                     (false, _) => "silent",
+                    _ if e.leaving => "leaving",
                     (true, 0) => "idle",
                     (true, _) => "busy",
                 }
@@ -493,6 +495,7 @@ impl Core {
             queued: (ready + in_flight - begun) as u64,
             running: begun as u64,
             finished: self.finished_tasks,
+            cut_off: self.cut_off,
         };
         self.answer(asked, &reply);
     }

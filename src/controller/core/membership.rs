@@ -35,8 +35,11 @@ impl Core {
             return self.register_native(&engine, &message);
         }
         if self.engines.get(&engine).is_none() {
-            if native {
-                self.tell_engine(&engine, say::UNKNOWN_ENGINE, &serde_json::json!({}));
+            match channel {
+                _ if native => self.tell_engine(&engine, say::UNKNOWN_ENGINE, &serde_json::json!({})),
+                Channel::Native | Channel::Iopub => {}
+                // An `ipengine` has several connections: what it said last may come behind the word that it has left.
+                _ => self.reply_of_engine(&engine, channel, client, message),
             }
             return;
         }
@@ -271,7 +274,8 @@ impl Core {
     pub(super) fn engine_gone(&mut self, uuid: &EngineUuid, reason: &str) {
         let Some(engine) = self.engines.get(uuid) else { return };
         let (id, tasks) = (engine.id, engine.tasks.iter().map(|(t, r)| (*t, *r)).collect::<Vec<_>>());
-        tracing::info!(engine = %id, %uuid, reason, tasks = tasks.len(), "engine gone");
+        let (host, pid) = (&engine.facts.host, engine.facts.pid);
+        tracing::info!(engine = %id, %uuid, host, pid, reason, tasks = tasks.len(), "engine gone");
         // No new tasks for it while its old ones are given away.
         self.engines.change(uuid, |e| e.leaving = true);
         self.tasks_of_gone(uuid, id, tasks, reason);
@@ -356,6 +360,8 @@ impl Core {
                 version: String::new(),
                 python: String::new(),
                 capabilities: vec!["apply".into()],
+                job: String::new(),
+                ends: None,
             };
             self.add_engine(id, facts);
         } else {

@@ -12,6 +12,7 @@ use crate::model::change::Change;
 pub use engines::Known;
 use maps::Counted;
 pub use maps::row_range;
+pub use purge::tidy;
 use rusqlite::types::{ToSqlOutput, ValueRef};
 use rusqlite::{CachedStatement, Connection, ToSql};
 use std::borrow::Cow;
@@ -23,6 +24,8 @@ pub struct Batch<'a> {
     known: &'a mut Known,
     /// Counters of the maps that this batch has named; None: there is no such map.
     maps: HashMap<MapId, Option<Counted>>,
+    /// Where the buffers of the change are, if not in its row.
+    stored: Option<String>,
     /// The statements that run once per task: looked up once per batch.
     add: CachedStatement<'a>,
     look: CachedStatement<'a>,
@@ -35,6 +38,7 @@ impl<'a> Batch<'a> {
             connection,
             known,
             maps: HashMap::new(),
+            stored: None,
             add: connection.prepare_cached(tasks::ADD)?,
             look: connection.prepare_cached(tasks::LOOK)?,
             end: connection.prepare_cached(tasks::END)?,
@@ -42,7 +46,8 @@ impl<'a> Batch<'a> {
     }
 
     /// A change that is larger than SQLite's rows is logged and passed over: no repetition could record it.
-    pub fn apply(&mut self, change: &Change) -> rusqlite::Result<()> {
+    pub fn apply(&mut self, change: &Change, stored: Option<String>) -> rusqlite::Result<()> {
+        self.stored = stored;
         match self.apply_one(change) {
             Err(error) if error.sqlite_error_code() == Some(rusqlite::ErrorCode::TooBig) => {
                 tracing::error!(%error, "a change is not recorded: it is larger than a row can be");

@@ -6,13 +6,19 @@ use crate::model::change::{Reply, Request, RequestOutput};
 use crate::model::task::TaskState;
 use crate::model::{EngineId, TaskId};
 use bytes::Bytes;
+use rusqlite::types::Value;
 use rusqlite::{OptionalExtension, params};
 use serde::Deserialize;
 
-/// What SQLite takes as one blob.
-const LARGEST_BLOB: usize = 1_000_000_000;
-
 impl Batch<'_> {
+    /// As they stand in a row: small ones in one blob, the name of the file that holds large ones.
+    fn buffers(&mut self, list: &[Bytes]) -> Value {
+        match self.stored.take() {
+            Some(name) => Value::Text(name),
+            None => buffers::encode(list).map_or(Value::Null, Value::Blob),
+        }
+    }
+
     fn request_task(&self, msg_id: &str) -> rusqlite::Result<Option<TaskId>> {
         let mut load = self.connection.prepare_cached("SELECT task FROM request WHERE msg_id = ?1")?;
         load.query_row([msg_id], |row| row.get(0).map(TaskId::from_row_id)).optional()
@@ -47,6 +53,7 @@ impl Batch<'_> {
         }
         let sql = "INSERT INTO request (task, msg_id, queue, client, engine_uuid, label, header, metadata, content, buffers) \
                    VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)";
+        let buffers = self.buffers(&request.buffers);
         self.connection.prepare_cached(sql)?.execute(params![
             task.row_id(),
             request.msg_id,
@@ -57,7 +64,7 @@ impl Batch<'_> {
             Text(&request.header),
             Text(&request.metadata),
             Text(&request.content),
-            blob(&request.buffers, &request.msg_id),
+            buffers,
         ])?;
         if let Some(counted) = self.counted(task.map, "RequestAdded")? {
             counted.counts.total += 1;
@@ -76,6 +83,7 @@ impl Batch<'_> {
         };
         let sql = "UPDATE request SET engine_uuid = COALESCE(?2, engine_uuid), received = ?3, result_header = ?4, result_metadata = ?5, \
                    result_content = ?6, result_buffers = ?7 WHERE task = ?1 AND result_header IS NULL";
+        let buffers = self.buffers(&reply.buffers);
         let changed = self.connection.prepare_cached(sql)?.execute(params![
             task.row_id(),
             reply.engine.as_ref().map(|(_, uuid)| &*uuid.0),
@@ -83,7 +91,7 @@ impl Batch<'_> {
             Text(&reply.header),
             Text(&reply.metadata),
             Text(&reply.content),
-            blob(&reply.buffers, msg_id),
+            buffers,
         ])?;
         if changed > 0 && !prior.state.is_done() {
             self.end_request_task(task, &prior, reply)?;
@@ -158,19 +166,6 @@ impl Batch<'_> {
         }
         Ok(())
     }
-}
-
-fn blob(list: &[Bytes], msg_id: &str) -> Option<Vec<u8>> {
-    let size: usize = list.iter().map(|b| b.len() + 8).sum();
-    if size + 8 > LARGEST_BLOB {
-        tracing::warn!(
-            msg_id,
-            size,
-            "the buffers of a message are too large for the database: they are not kept"
-        );
-        return None;
-    }
-    buffers::encode(list)
 }
 
 /// The error that a reply's content tells of; a foreign engine's, so leniently.

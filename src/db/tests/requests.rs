@@ -17,7 +17,7 @@ pub fn reply() -> Reply {
     }
 }
 
-fn request(msg_id: &str, queue: &'static str, submitted: f64) -> Request {
+pub fn request(msg_id: &str, queue: &'static str, submitted: f64) -> Request {
     Request {
         msg_id: msg_id.into(),
         queue,
@@ -39,7 +39,7 @@ pub fn added(index: u32, request: Request) -> Change {
     }
 }
 
-fn replied(msg_id: &str, reply: Reply) -> Change {
+pub fn replied(msg_id: &str, reply: Reply) -> Change {
     Change::RequestFinished {
         msg_id: msg_id.into(),
         reply: Box::new(reply),
@@ -64,10 +64,9 @@ fn failure() -> Reply {
     }
 }
 
-/// Four requests: `a` (mux) ok, `b` (task, label `l`) failed, `c` (task) pending, `d` (mux) sent and pending; `c` is the oldest.
-pub fn clients() -> Db {
-    let mut db = Db::new();
-    let session = Change::MapAdded {
+/// A client's.
+pub fn session() -> Change {
+    Change::MapAdded {
         map: MapId(1),
         definition: Box::new(MapDefinition {
             work: Work::Client { curve_key: None },
@@ -75,13 +74,18 @@ pub fn clients() -> Db {
         }),
         client: "session".into(),
         submitted: UnixTime(1000.0),
-    };
+    }
+}
+
+/// Four requests: `a` (mux) ok, `b` (task, label `l`) failed, `c` (task) pending, `d` (mux) sent and pending; `c` is the oldest.
+pub fn clients() -> Db {
+    let mut db = Db::new();
     let mut labelled = request("b", "task", 1002.0);
     labelled.label = Some("l".into());
     db.apply(&[
         engine(0),
         engine(1),
-        session,
+        session(),
         added(0, request("a", "mux", 1001.0)),
         added(1, labelled),
         added(2, request("c", "task", 1000.5)),
@@ -93,7 +97,7 @@ pub fn clients() -> Db {
     db
 }
 
-fn one(db: &Db, msg_id: &str) -> RequestRecord {
+pub fn one(db: &Db, msg_id: &str) -> RequestRecord {
     db.reader().requests(&[msg_id.to_string(), "nobody".into()]).unwrap().remove(0)
 }
 

@@ -1,9 +1,10 @@
 //! Between the core and the world: sockets, the worker's process, commands, signals, clocks.
 //!
-//! Parts: `incoming` (from the controller), `reports` (from the worker and from commands), `outgoing` (effects).
+//! Parts: `incoming` (from the controller), `reports` (from the worker and from commands), `outgoing` (effects), `signals`.
 mod incoming;
 mod outgoing;
 mod reports;
+mod signals;
 
 use crate::engine::command::{self, CommandEvent, Running};
 use crate::engine::core::{Core, CoreSettings, Event, Now};
@@ -14,8 +15,8 @@ use crate::engine::{EngineError, EngineSettings};
 use crate::model::engine::EngineFacts;
 use crate::model::{EngineUuid, PROTOCOL_VERSION};
 use crate::wire::content::engine::*;
+use signals::Signals;
 use std::time::{Duration, Instant};
-use tokio::signal::unix::{Signal as SignalStream, SignalKind, signal};
 use tokio::sync::mpsc::{Receiver, UnboundedReceiver, UnboundedSender, channel, unbounded_channel};
 
 /// A worker that is not ready after so long does not hold up the registration.
@@ -39,8 +40,9 @@ pub struct Driver {
     facts: EngineFacts,
     link: Option<Link>,
     left: bool,
-    terminate: SignalStream,
-    interrupt: SignalStream,
+    /// Not the end: this process goes on as another engine.
+    as_another: bool,
+    signals: Signals,
 }
 
 fn now() -> Now {
@@ -48,6 +50,18 @@ fn now() -> Now {
         instant: Instant::now(),
         unix: unix_now(),
     }
+}
+
+fn new_uuid() -> EngineUuid {
+    EngineUuid::from(uuid::Uuid::new_v4().to_string().as_str())
+}
+
+fn new_core(settings: &EngineSettings, python: &str) -> Core {
+    Core::new(CoreSettings {
+        interrupt: Duration::from_millis(settings.interrupt_ms),
+        terminate: Duration::from_millis(settings.terminate_ms),
+        python: python.to_string(),
+    })
 }
 
 impl Driver {
@@ -59,18 +73,16 @@ impl Driver {
         };
         let (worker_sender, worker_events) = unbounded_channel();
         let (command_sender, command_events) = channel(16);
-        let core = Core::new(CoreSettings {
-            interrupt: Duration::from_millis(settings.interrupt_ms),
-            terminate: Duration::from_millis(settings.terminate_ms),
-            python: python.clone(),
-        });
+        let core = new_core(&settings, &python);
         let facts = EngineFacts {
-            uuid: EngineUuid::from(uuid::Uuid::new_v4().to_string().as_str()),
+            uuid: new_uuid(),
             host: command::host(),
             pid: std::process::id(),
             version: crate::model::VERSION.into(),
             python: String::new(),
             capabilities: ["call", "command", "execute", EngineFacts::JOINED].map(String::from).to_vec(),
+            job: crate::engine::settings::job(),
+            ends: crate::engine::settings::ends(),
         };
         Ok(Driver {
             settings,
@@ -88,28 +100,52 @@ impl Driver {
             facts,
             link: None,
             left: false,
-            terminate: signal(SignalKind::terminate()).map_err(system("cannot watch for SIGTERM"))?,
-            interrupt: signal(SignalKind::interrupt()).map_err(system("cannot watch for SIGINT"))?,
+            as_another: false,
+            signals: Signals::watch().map_err(system("cannot watch for signals"))?,
         })
     }
 
     pub async fn run(mut self) -> Result<(), EngineError> {
+        loop {
+            self.live().await?;
+            if !self.as_another {
+                return Ok(());
+            }
+            tracing::info!("registering as another engine");
+            self.core = new_core(&self.settings, &self.python);
+            self.facts.uuid = new_uuid();
+            (self.left, self.as_another) = (false, false);
+            // The old id stands for a namespace that is gone.
+            self.settings.id = None;
+        }
+    }
+
+    /// From its registration to its leave.
+    async fn live(&mut self) -> Result<(), EngineError> {
         let effects = self.core.warm_up(now());
         self.act(effects).await;
         self.wait_for_worker().await;
+        if self.settings.shell_at_start && self.worker.is_none() && self.facts.python.is_empty() && !self.left {
+            let why = self.core.why_no_worker().unwrap_or("it ended");
+            return Err(EngineError::System(format!(
+                "the engine's Python did not get through its start: {why}"
+            )));
+        }
         let register = self.register(Vec::new());
         let registered = tokio::select! {
             connected = Link::connect(&self.settings, &register) => {
                 let (link, registered) = connected?;
-                tracing::info!(id = %link.id, "registered");
+                // ipengine's words: scripts look for them.
+                tracing::info!("Completed registration with id {}", link.id);
                 self.link = Some(link);
                 registered
             }
-            _ = self.terminate.recv() => return Ok(()),
-            _ = self.interrupt.recv() => return Ok(()),
+            _ = self.signals.terminate.recv() => return Ok(()),
+            _ = self.signals.interrupt.recv() => return Ok(()),
         };
         let mut heartbeat = Duration::from_millis(registered.heartbeat_ms.max(10));
         let mut patience = Duration::from_millis(registered.controller_patience_ms.max(1000));
+        self.settings.registration_timeout_ms = patience.as_millis() as u64;
         self.handle(Event::Registered { drop: registered.drop }).await;
         let mut beat_at = Instant::now() + heartbeat;
         let mut last_heard = Instant::now();
@@ -133,8 +169,9 @@ impl Driver {
                 Some((number, event)) = self.worker_events.recv() => self.worker_said(number, event).await,
                 Some(event) = self.command_events.recv() => self.command_said(event).await,
                 () = tokio::time::sleep_until(deadline.into()) => self.handle(Event::Tick).await,
-                _ = self.terminate.recv() => self.told_to_leave("SIGTERM").await,
-                _ = self.interrupt.recv() => self.told_to_leave("SIGINT").await,
+                _ = self.signals.terminate.recv() => self.told_to_leave("SIGTERM").await,
+                _ = self.signals.interrupt.recv() => self.interrupted().await,
+                signal = self.signals.user.recv() => self.signal_user_code(signal),
             }
             let instant = Instant::now();
             if instant >= beat_at {
@@ -170,8 +207,8 @@ impl Driver {
             tokio::select! {
                 Some((number, event)) = self.worker_events.recv() => self.worker_said(number, event).await,
                 () = tokio::time::sleep_until(until) => return,
-                _ = self.terminate.recv() => return self.told_to_leave("SIGTERM").await,
-                _ = self.interrupt.recv() => return self.told_to_leave("SIGINT").await,
+                _ = self.signals.terminate.recv() => return self.told_to_leave("SIGTERM").await,
+                _ = self.signals.interrupt.recv() => return self.told_to_leave("SIGINT").await,
             }
         }
     }

@@ -19,38 +19,44 @@ const OFTEN: u32 = 3;
 /// ... are left to gather for so long: they come many at a time then.
 const GATHER: Duration = Duration::from_millis(1);
 
-/// Reads until the worker has ended (`wake` closes) and its pipe is empty; a worker that sends nonsense is killed, with the reason.
+/// Reads until the worker has ended (`wake` closes) and its pipe is empty; a worker that sends nonsense is killed, with the
+/// reason. For each byte in `look`: [`WorkerEvent::Looked`] when all has been told that was in the pipe by then.
 pub async fn read_records(
     records: OwnedFd,
     wake: OwnedFd,
+    look: OwnedFd,
     number: u64,
     events: &UnboundedSender<(u64, WorkerEvent)>,
     pid: i32,
 ) -> Option<String> {
-    let watched = Receiver::from_owned_fd(records).and_then(|records| Ok((records, Receiver::from_owned_fd(wake)?)));
-    let (records, wake) = match watched {
-        Ok(watched) => watched,
-        Err(e) => {
-            signal_group(pid, nix::libc::SIGKILL);
-            return Some(format!("could not be listened to ({e})"));
-        }
+    let receivers = [records, wake, look].map(Receiver::from_owned_fd);
+    let [Ok(records), Ok(wake), Ok(look)] = receivers else {
+        signal_group(pid, nix::libc::SIGKILL);
+        return Some("could not be listened to".into());
     };
+    let mut look = Some(look);
     let mut reader = RecordReader::default();
     let (mut since, mut close) = (Instant::now(), 0);
-    let mut ended = false;
+    let (mut ended, mut closed, mut looked) = (false, false, false);
     let mut broken = None;
     loop {
-        if !ended {
+        if !ended && !looked {
             tokio::select! {
-                ready = records.readable() => if ready.is_err() {
+                // Closed, though the process is there: its exit is what counts.
+                ready = records.readable(), if !closed => if ready.is_err() {
                     return broken;
                 },
                 _ = wake.readable() => ended = true,
+                asked = asked(&look) => {
+                    looked = asked;
+                    // Nobody is left who could look.
+                    look = look.filter(|_| looked);
+                }
             }
         }
         close = if since.elapsed() < CLOSE { close + 1 } else { 0 };
         let mut found = Vec::new();
-        let outcome = match ended {
+        let outcome = match ended || looked {
             false => reader.read(&mut Now(&records), &mut found),
             true => reader.read(&mut AtTheEnd(&records), &mut found),
         };
@@ -60,11 +66,11 @@ pub async fn read_records(
         match outcome {
             Ok(Got::Something) => {}
             Ok(_) if ended => return broken,
-            Ok(Got::Nothing) => {}
-            Ok(Got::End) => {
-                // Closed, though the process is there: its exit is what counts.
-                let _ = wake.readable().await;
-                ended = true;
+            Ok(got) => {
+                closed |= got == Got::End;
+                if std::mem::take(&mut looked) && events.send((number, WorkerEvent::Looked)).is_err() {
+                    return broken;
+                }
             }
             Err(why) => {
                 broken.get_or_insert(why);
@@ -75,10 +81,25 @@ pub async fn read_records(
                 reader = RecordReader::default();
             }
         }
-        if !ended && close >= OFTEN {
+        if !ended && !looked && close >= OFTEN {
             tokio::time::sleep(GATHER).await;
         }
         since = Instant::now();
+    }
+}
+
+/// Waits for a byte; false when none will come.
+async fn asked(look: &Option<Receiver>) -> bool {
+    let Some(look) = look else { return std::future::pending().await };
+    loop {
+        match look.try_read(&mut [0; 64]) {
+            Ok(count) => return count > 0,
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
+            Err(_) => return false,
+        }
+        if look.readable().await.is_err() {
+            return false;
+        }
     }
 }
 

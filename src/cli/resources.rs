@@ -1,0 +1,123 @@
+//! Options for what a batch system is asked for; each is a setting of the launcher that is used.
+use super::CommandError;
+use super::commands::setting;
+use crate::launchers::batch;
+use crate::profile::config::amounts::{Memory, Walltime};
+use crate::profile::config::origins::Setting;
+use crate::profile::{Config, ProfileDir};
+use std::path::PathBuf;
+
+/// What a batch system is asked for. `start`, `engines add` and `script` take the same.
+#[derive(Clone, Debug, Default, clap::Args)]
+#[command(next_help_heading = "For batch systems")]
+pub struct ResourceArgs {
+    /// The queue or partition
+    #[arg(long, value_name = "NAME")]
+    pub queue: Option<String>,
+    /// The account or project
+    #[arg(long, value_name = "NAME")]
+    pub account: Option<String>,
+    /// How long a job may run: 1:30:00, 90m, 36h, 2d; a bare number is minutes
+    #[arg(long, value_name = "TIME")]
+    pub walltime: Option<Walltime>,
+    /// Memory for each engine: 4G, 512M
+    #[arg(long, value_name = "SIZE")]
+    pub mem: Option<Memory>,
+    /// Processors for each engine
+    #[arg(long, value_name = "N")]
+    pub cpus: Option<u32>,
+    /// GPUs for each engine
+    #[arg(long, value_name = "N")]
+    pub gpus: Option<u32>,
+    /// How many engines one job holds, on one node
+    #[arg(long, value_name = "N")]
+    pub engines_per_job: Option<u32>,
+    /// A template instead of the profile's or pcluster's own
+    #[arg(long, value_name = "FILE")]
+    pub template: Option<PathBuf>,
+}
+
+impl ResourceArgs {
+    /// As settings of this launcher, with the option that each is from; an option that it has no use for is an error.
+    pub fn settings(&self, launcher: &str) -> Result<Vec<(String, String)>, String> {
+        let given: Vec<(&str, &str, String)> = self.given();
+        if let Some((_, option, _)) = given.first()
+            && !batch::SYSTEMS.contains(&launcher)
+        {
+            return Err(format!(
+                "{option} is for batch systems ({}); the engines' launcher is {launcher}",
+                batch::SYSTEMS.join(", ")
+            ));
+        }
+        Ok(given
+            .into_iter()
+            .map(|(key, _, value)| (format!("launchers.{launcher}.{key}"), value))
+            .collect())
+    }
+
+    /// Key, option, and value as YAML, of each that was given.
+    pub fn given(&self) -> Vec<(&'static str, &'static str, String)> {
+        // In quotes a text of digits stays a text.
+        let text = |value: &Option<String>| value.as_ref().map(|v| format!("{v:?}"));
+        // From here; a relative one in the settings is one of the profile's.
+        let template = self.template.as_ref().map(|path| {
+            let path = std::path::absolute(path).unwrap_or_else(|_| path.clone());
+            format!("{:?}", path.to_string_lossy())
+        });
+        let all = [
+            ("queue", "--queue", text(&self.queue)),
+            ("account", "--account", text(&self.account)),
+            ("walltime", "--walltime", self.walltime.map(|v| format!("\"{v}\""))),
+            ("memory", "--mem", self.mem.map(|v| v.to_string())),
+            ("cpus", "--cpus", self.cpus.map(|v| v.to_string())),
+            ("gpus", "--gpus", self.gpus.map(|v| v.to_string())),
+            ("engines_per_job", "--engines-per-job", self.engines_per_job.map(|v| v.to_string())),
+            ("template", "--template", template),
+        ];
+        all.into_iter()
+            .filter_map(|(key, option, value)| Some((key, option, value?)))
+            .collect()
+    }
+}
+
+/// What a configuration is made of besides the profile's file, for commands that start nothing.
+#[derive(Clone, Debug, Default, clap::Args)]
+pub struct SettingArgs {
+    /// What starts the engines: local, mpi, slurm, sge, pbs, lsf, htcondor
+    #[arg(long, value_name = "NAME")]
+    pub launcher: Option<String>,
+    /// A setting over those of the profile's pcluster.yaml, for example launchers.slurm.queue=long
+    #[arg(long = "set", value_name = "KEY=VALUE", value_parser = setting)]
+    pub settings: Vec<(String, String)>,
+    #[command(flatten)]
+    pub resources: ResourceArgs,
+}
+
+impl SettingArgs {
+    /// The settings, each with what gave it, and the configuration that they make with the profile's file.
+    pub fn config(&self, profile: &ProfileDir) -> Result<(Vec<Setting>, Config), CommandError> {
+        let setting = |key: &str, value: &str, by: &str| Setting {
+            key: key.into(),
+            value: value.into(),
+            by: by.into(),
+        };
+        let mut settings: Vec<Setting> = self.settings.iter().map(|(key, value)| setting(key, value, "--set")).collect();
+        if let Some(launcher) = &self.launcher {
+            settings.push(setting("launcher.engines", &format!("{launcher:?}"), "--launcher"));
+        }
+        let load = |settings: &[Setting]| {
+            let pairs: Vec<_> = settings.iter().map(|s| (s.key.clone(), s.value.clone())).collect();
+            Config::load_with(profile, &pairs)
+        };
+        let config = load(&settings)?;
+        let given = self.resources.settings(&config.launcher.engines).map_err(CommandError::usage)?;
+        if given.is_empty() {
+            return Ok((settings, config));
+        }
+        let options = self.resources.given();
+        let options = given.iter().zip(&options);
+        settings.extend(options.map(|((key, value), (_, option, _))| setting(key, value, option)));
+        let config = load(&settings)?;
+        Ok((settings, config))
+    }
+}

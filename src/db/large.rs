@@ -1,0 +1,127 @@
+//! Large buffers, as files in a directory beside the database: SQLite writes a row anew for every change to it, twice (into the
+//! log, then into the file), and copies it on the way.
+//!
+//! A file is named after what is in it (SHA-256), so that an array that is pushed to eight engines is there once. It is whole
+//! before the commit that names it; files that no row names are swept away when the database is opened and after a purge.
+use super::{DbError, Durability, buffers, file};
+use bytes::Bytes;
+use rusqlite::types::ValueRef;
+use rusqlite::{Connection, Row};
+use sha2::{Digest, Sha256};
+use std::collections::HashSet;
+use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+/// A message's buffers of fewer bytes together stay in their row.
+pub const LEAST: usize = 1 << 20;
+const WRITE: &str = "write large buffers into";
+
+#[derive(Clone, Debug)]
+pub struct Large {
+    directory: PathBuf,
+}
+
+impl Large {
+    pub fn beside(database: &Path) -> Large {
+        Large {
+            directory: file::with_suffix(database, "-buffers"),
+        }
+    }
+
+    /// The name under which a message's buffers were kept; None for those that fit into a row.
+    pub fn keep(&self, list: &[Bytes], durability: Durability) -> Result<Option<String>, DbError> {
+        if list.iter().map(Bytes::len).sum::<usize>() < LEAST {
+            return Ok(None);
+        }
+        self.write(list, durability)
+            .map(Some)
+            .map_err(|error| DbError::io(WRITE, &self.directory, &error))
+    }
+
+    fn write(&self, list: &[Bytes], durability: Durability) -> io::Result<String> {
+        let head = buffers::head(list);
+        let mut hash = Sha256::new();
+        hash.update(&head);
+        list.iter().for_each(|buffer| hash.update(buffer));
+        let name = hex::encode(hash.finalize());
+        let path = self.directory.join(&name);
+        let size = list.iter().map(Bytes::len).sum::<usize>() + head.len();
+        if fs::metadata(&path).is_ok_and(|found| found.len() == size as u64) {
+            return Ok(name);
+        }
+        DirBuilder::new().recursive(true).mode(0o700).create(&self.directory)?;
+        let unfinished = self.directory.join(format!("{name}.part"));
+        match self.fill(&unfinished, &head, list, durability) {
+            Ok(()) => fs::rename(&unfinished, &path)?,
+            Err(error) => {
+                let _ = fs::remove_file(&unfinished);
+                return Err(error);
+            }
+        }
+        if durability == Durability::Full {
+            File::open(&self.directory)?.sync_all()?;
+        }
+        Ok(name)
+    }
+
+    fn fill(&self, path: &Path, head: &[u8], list: &[Bytes], durability: Durability) -> io::Result<()> {
+        let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(path)?;
+        file.write_all(head)?;
+        list.iter().try_for_each(|buffer| file.write_all(buffer))?;
+        match durability {
+            Durability::Full => file.sync_all(),
+            Durability::Normal => Ok(()),
+        }
+    }
+
+    /// The buffers in a column, in the row or in the file that the row names. None at all where the file is not there any more.
+    pub fn list(&self, row: &Row, column: usize) -> rusqlite::Result<Vec<Bytes>> {
+        let found = match row.get_ref(column)? {
+            ValueRef::Null => return Ok(Vec::new()),
+            ValueRef::Text(name) => self.read(&String::from_utf8_lossy(name)),
+            other => other.as_bytes().map(Bytes::copy_from_slice).ok(),
+        };
+        Ok(found.and_then(buffers::decode).unwrap_or_default())
+    }
+
+    fn read(&self, name: &str) -> Option<Bytes> {
+        if !is_name(name) {
+            return None;
+        }
+        let path = self.directory.join(name);
+        match fs::read(&path) {
+            Ok(content) => Some(content.into()),
+            Err(error) => {
+                tracing::warn!(path = %path.display(), %error, "buffers of a message cannot be read");
+                None
+            }
+        }
+    }
+
+    /// Removes the files that no row names.
+    pub fn sweep(&self, connection: &Connection) -> rusqlite::Result<()> {
+        let Ok(found) = fs::read_dir(&self.directory) else {
+            return Ok(());
+        };
+        let sql = "SELECT buffers FROM request WHERE typeof(buffers) = 'text' \
+                   UNION SELECT result_buffers FROM request WHERE typeof(result_buffers) = 'text'";
+        let used: HashSet<String> = connection
+            .prepare(sql)?
+            .query_map([], |row| row.get(0))?
+            .collect::<rusqlite::Result<_>>()?;
+        for entry in found.flatten() {
+            let name = entry.file_name().to_string_lossy().into_owned();
+            let ours = is_name(name.strip_suffix(".part").unwrap_or(&name));
+            if ours && !used.contains(&name) {
+                let _ = fs::remove_file(entry.path());
+            }
+        }
+        Ok(())
+    }
+}
+
+fn is_name(name: &str) -> bool {
+    name.len() == 64 && name.bytes().all(|b| b.is_ascii_hexdigit())
+}

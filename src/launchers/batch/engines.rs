@@ -1,0 +1,85 @@
+//! The shell lines that start what a job is there for: its engines, or the controller.
+use super::JobKind;
+use super::quote::{shell, shell_words};
+use super::render::{FoundBy, Need};
+use super::request::JobRequest;
+use crate::profile::config::resources::StartMode;
+
+/// What runs is a child of the script's shell, which turns each signal that a batch system warns with into one SIGTERM for it, and
+/// waits for its end. Several run beside each other.
+pub fn lines(request: &JobRequest) -> Vec<String> {
+    let command = shell_words(&request.argv);
+    let (count, last) = match request.is_one_job() {
+        true => (1, None),
+        false => (request.engines_in_a_job(), in_the_last(request)),
+    };
+    let command = match request.resources.start {
+        StartMode::Array => command,
+        _ if !request.is_one_job() => command,
+        StartMode::Srun => format!("srun --ntasks={} --kill-on-bad-exit=0 --wait=0 {command}", request.n),
+        StartMode::Mpiexec => format!("{} -n {} {command}", shell_words(&request.mpiexec), request.n),
+    };
+    let mut lines = vec![
+        "# A batch system may warn a whole process group before it kills; here only the shell hears it.".to_string(),
+        "trap '' USR1 USR2 XCPU".into(),
+        "started=".into(),
+    ];
+    if count == 1 {
+        lines.extend([format!("{command} &"), "started=$!".into()]);
+    } else {
+        lines.push(format!("count={count}"));
+        if let Some(last) = last {
+            lines.push(format!("if [ \"$PCLUSTER_ELEMENT\" = {} ]; then count={last}; fi", request.jobs()));
+        }
+        lines.extend(["while [ \"$count\" -gt 0 ]; do".into(), format!("    {command} &")]);
+        lines.extend(["    started=\"$started $!\"", "    count=$((count - 1))", "done"].map(String::from));
+    }
+    let waiting = [
+        "trap 'kill -TERM $started 2>/dev/null' TERM INT USR1 USR2 XCPU",
+        "status=0",
+        "for process in $started; do",
+        "    wait \"$process\" || status=$?",
+        "    # A signal ends the waiting, not the process.",
+        "    while kill -0 \"$process\" 2>/dev/null; do",
+        "        wait \"$process\" && status=0 || status=$?",
+        "    done",
+        "done",
+        "exit \"$status\"",
+    ];
+    lines.extend(waiting.map(String::from));
+    lines
+}
+
+/// How many engines the last job holds, where it is not full.
+fn in_the_last(request: &JobRequest) -> Option<u32> {
+    let (jobs, each) = (request.jobs(), request.engines_in_a_job());
+    let last = request.n.saturating_sub(jobs.saturating_sub(1) * each);
+    (jobs > 1 && last != each).then_some(last)
+}
+
+/// `export NAME='value'` for the settings' and the request's variables (which win), and the two that tell an engine which job it is
+/// in; `job` and `element` are the shell's expressions for these.
+pub fn environment(request: &JobRequest, job: &str, element: &str) -> Vec<String> {
+    let mut all = request.resources.env.clone();
+    all.extend(request.env.iter().cloned());
+    let mut lines: Vec<String> = all.iter().map(|(name, value)| format!("export {name}={}", shell(value))).collect();
+    lines.push(format!("export PCLUSTER_JOB=\"{job}\" PCLUSTER_ELEMENT=\"{element}\""));
+    lines
+}
+
+/// Whatever else a template leaves out, this it must have.
+pub fn need(request: &JobRequest) -> Need {
+    let (what, names, line): (_, &'static [&'static str], _) = match request.kind {
+        JobKind::Controller => ("the command of the controller", &["controller", "command"], "{{ controller }}"),
+        // One command alone would be one engine.
+        JobKind::Engines if request.is_one_job() || request.engines_in_a_job() > 1 => {
+            ("the start of the engines", &["engines"], "{{ engines }}")
+        }
+        JobKind::Engines => ("the command of the engine", &["engines", "command"], "{{ engines }}"),
+    };
+    Need {
+        what: what.into(),
+        found_by: FoundBy::Variable(names),
+        line: line.into(),
+    }
+}

@@ -1,0 +1,16 @@
+//! Quoting for the POSIX shell.
+
+/// One word for `sh`, quoted only where it must be.
+pub fn shell(word: &str) -> String {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "_-+=./:,@%^".contains(c);
+    if !word.is_empty() && word.chars().all(plain) {
+        return word.to_string();
+    }
+    format!("'{}'", word.replace('\'', r"'\''"))
+}
+
+/// Words for `sh`.
+pub fn shell_words<'a>(words: impl IntoIterator<Item = &'a String>) -> String {
+    let words: Vec<String> = words.into_iter().map(|word| shell(word)).collect();
+    words.join(" ")
+}

@@ -1,0 +1,225 @@
+//! Slurm. Sources: sbatch(1), squeue(1), scancel(1), sacct(1) of Slurm 22.05, and what that version printed.
+use super::batch::render::{FoundBy, Need, Value, Variables, common, nodes_are_of_one_job, put, unsupported};
+use super::batch::{
+    BatchSystem, CommandLine, JobId, JobKind, JobRequest, JobRow, JobTarget, Output, QueryFailure, SubmitFailure, Template, TemplateError,
+    engines, failure, squeue,
+};
+use std::path::{Path, PathBuf};
+
+pub struct Slurm;
+
+impl BatchSystem for Slurm {
+    fn name(&self) -> &'static str {
+        "slurm"
+    }
+    fn title(&self) -> &'static str {
+        "Slurm"
+    }
+
+    fn templates(&self, kind: JobKind) -> &'static [Template] {
+        match kind {
+            JobKind::Controller => &[Template {
+                name: "controller.sh.tera",
+                text: include_str!("../../templates/slurm/controller.sh.tera"),
+            }],
+            JobKind::Engines => &[Template {
+                name: "engines.sh.tera",
+                text: include_str!("../../templates/slurm/engines.sh.tera"),
+            }],
+        }
+    }
+    fn directive_prefix(&self) -> &'static str {
+        "#SBATCH"
+    }
+
+    /// sbatch reads a directive's words with the shell's quotes and backslashes; a bare `#` would begin a comment.
+    fn quote_directive(&self, _name: &str, value: &str) -> Result<String, TemplateError> {
+        let plain = |c: char| c.is_ascii_alphanumeric() || "_-+=./:,@%^[]&|*!~()<>".contains(c) || !c.is_ascii();
+        if !value.is_empty() && value.chars().all(plain) {
+            return Ok(value.to_string());
+        }
+        Ok(format!("\"{}\"", value.replace('\\', r"\\").replace('"', r#"\""#)))
+    }
+
+    fn variables(&self, request: &JobRequest) -> Result<Variables, TemplateError> {
+        let resources = &request.resources;
+        unsupported(self, request, &[("parallel_environment", resources.parallel_environment.is_some())])?;
+        let one_job = request.is_one_job();
+        nodes_are_of_one_job(self, request, "srun")?;
+        let per_job = if one_job { 1 } else { request.engines_in_a_job() };
+        let times = |value: Option<u32>| value.map_or(Value::Unset, |v| Value::Text((u64::from(v) * u64::from(per_job)).to_string()));
+        let mut further = Vec::new();
+        let mut memory = Value::Unset;
+        match resources.memory {
+            Some(each) if one_job => further.push(format!(
+                "--mem-per-cpu={}M",
+                each.mib.div_ceil(u64::from(resources.cpus.unwrap_or(1).max(1)))
+            )),
+            Some(each) => memory = Value::Text(format!("{}M", each.mib * u64::from(per_job))),
+            None => {}
+        }
+        match resources.gpus {
+            Some(each) if one_job => further.push(format!("--gpus-per-task={each}")),
+            Some(each) => further.push(format!("--gres=gpu:{}", each * per_job)),
+            None => {}
+        }
+        let is_array = request.kind == JobKind::Engines && !one_job;
+        let mut variables = common(request);
+        put(
+            &mut variables,
+            [
+                (
+                    "array",
+                    if is_array {
+                        Value::Text(format!("1-{}", request.jobs()))
+                    } else {
+                        Value::Unset
+                    },
+                ),
+                (
+                    "tasks",
+                    if one_job {
+                        Value::Text(request.n.to_string())
+                    } else {
+                        Value::Unset
+                    },
+                ),
+                ("log", Value::Text(log_pattern(request, is_array))),
+                ("cpus", times(resources.cpus)),
+                ("gpus", times(resources.gpus)),
+                ("memory", memory),
+                ("resources", Value::Lines(further)),
+                (
+                    "environment",
+                    Value::Lines(engines::environment(
+                        request,
+                        "${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}",
+                        "${SLURM_ARRAY_TASK_ID:-}",
+                    )),
+                ),
+            ],
+        );
+        Ok(variables)
+    }
+
+    fn needs(&self, _template: &str, request: &JobRequest) -> Vec<Need> {
+        let mut needs = vec![engines::need(request)];
+        if request.kind == JobKind::Engines && !request.is_one_job() {
+            needs.push(Need {
+                what: "the line that makes the job an array".into(),
+                found_by: FoundBy::Directive(&["--array", "-a"]),
+                line: "#SBATCH --array={{ array }}".into(),
+            });
+        } else if request.is_one_job() {
+            needs.push(Need {
+                what: "the line that says how many engines the job holds".into(),
+                found_by: FoundBy::Directive(&["--ntasks", "-n"]),
+                line: "#SBATCH --ntasks={{ tasks }}".into(),
+            });
+        }
+        needs
+    }
+
+    fn log_path(&self, request: &JobRequest, job: &JobId, element: Option<u32>) -> PathBuf {
+        let name = match element {
+            Some(element) => format!("{}-{job}_{element}.log", request.log_stem),
+            None => format!("{}-{job}.log", request.log_stem),
+        };
+        request.log_dir.join(name)
+    }
+
+    fn submit_command(&self, script: &Path, _text: &str, _request: &JobRequest) -> CommandLine {
+        CommandLine::new("sbatch", ["--parsable".to_string(), script.to_string_lossy().into_owned()])
+    }
+
+    fn parse_submit(&self, output: &Output) -> Result<JobId, SubmitFailure> {
+        if !output.is_success() {
+            return Err(failure::of_submit(output, squeue::FAILURES));
+        }
+        // A site's banner may stand before it, a wrapper may print sbatch's sentence.
+        let id = output.stdout.lines().rev().find_map(|line| {
+            let line = line.trim();
+            let id = line.strip_prefix("Submitted batch job ").unwrap_or(line);
+            let id = id.split([';', ' ']).next().unwrap_or_default();
+            let whole = line.len() == id.len() || line.starts_with("Submitted batch job ") || line[id.len()..].starts_with(';');
+            (whole && !id.is_empty() && id.bytes().all(|b| b.is_ascii_digit())).then(|| JobId(id.into()))
+        });
+        id.ok_or_else(|| failure::no_id(output, "`squeue --me` shows whether the job is there"))
+    }
+
+    fn query_command(&self, _jobs: &[JobId], user: &str) -> CommandLine {
+        squeue::query(user)
+    }
+
+    fn parse_query(&self, output: &Output) -> Result<Vec<JobRow>, QueryFailure> {
+        squeue::parse(output)
+    }
+
+    fn history_command(&self, job: &JobId) -> Option<CommandLine> {
+        let jobs = format!("--jobs={job}");
+        Some(CommandLine::new(
+            "sacct",
+            [
+                "--noheader",
+                "--parsable2",
+                "--allocations",
+                "--format=JobID,State,ExitCode,NodeList,JobName",
+                &jobs,
+            ],
+        ))
+    }
+
+    fn parse_history(&self, output: &Output) -> Vec<JobRow> {
+        match output.is_success() {
+            true => output.stdout.lines().filter_map(history_row).collect(),
+            false => Vec::new(),
+        }
+    }
+
+    fn find_command(&self, name: &str, user: &str) -> CommandLine {
+        squeue::find(name, user)
+    }
+
+    fn cancel_command(&self, targets: &[JobTarget]) -> CommandLine {
+        squeue::cancel(targets)
+    }
+
+    fn parse_cancel(&self, output: &Output) -> Result<(), QueryFailure> {
+        squeue::cancelled(output)
+    }
+
+    fn signal_command(&self, targets: &[JobTarget], signal: &str) -> Option<CommandLine> {
+        Some(squeue::signal(targets, signal))
+    }
+}
+
+/// sbatch's signs: `%A` array job, `%a` index, `%j` job; `%%` is a percent sign.
+fn log_pattern(request: &JobRequest, is_array: bool) -> String {
+    let path = request.log_dir.join(&request.log_stem).to_string_lossy().replace('%', "%%");
+    format!("{path}-{}.log", if is_array { "%A_%a" } else { "%j" })
+}
+
+/// `4711_3|CANCELLED by 0|0:15|n2|name`
+fn history_row(line: &str) -> Option<JobRow> {
+    let mut fields = line.trim().splitn(5, '|');
+    let (id, word) = (fields.next()?, fields.next()?);
+    let (job, element) = match id.split_once('_') {
+        Some((job, element)) => (job, element.parse().ok()),
+        None => (id, None),
+    };
+    let code = fields.next()?.split(':').next().and_then(|code| code.parse().ok());
+    let bare = word.split(' ').next().unwrap_or(word);
+    let is_id = !job.is_empty() && job.bytes().all(|b| b.is_ascii_digit());
+    is_id.then(|| JobRow {
+        exit_code: code,
+        host: fields
+            .next()
+            .filter(|host| !matches!(*host, "" | "None assigned"))
+            .map(str::to_string),
+        name: fields.next().map(str::to_string),
+        ..JobRow::new(job, element, squeue::status(bare, None), word)
+    })
+}
+
+#[cfg(test)]
+mod tests;

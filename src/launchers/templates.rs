@@ -1,0 +1,77 @@
+//! The templates that count for a job: pcluster's own, the profile's instead of them, or a file that was named.
+use super::LaunchError;
+use super::batch::{BatchSystem, JobKind, JobRequest, ScriptFile, Template, render};
+use crate::profile::ProfileDir;
+use std::io;
+use std::path::{Path, PathBuf};
+
+/// A template with where it is from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Source {
+    /// `engines.sh.tera`
+    pub name: &'static str,
+    pub text: String,
+    /// None for pcluster's own.
+    pub path: Option<PathBuf>,
+}
+
+/// Where a profile's own template of this name would be.
+pub fn of_profile(profile: &ProfileDir, system: &str, name: &str) -> PathBuf {
+    profile.path().join("templates").join(system).join(name)
+}
+
+/// The templates that count, the one that is submitted first. `given` is `--template`, or the setting of this name.
+pub fn load(profile: &ProfileDir, system: &dyn BatchSystem, kind: JobKind, given: Option<&Path>) -> Result<Vec<Source>, LaunchError> {
+    let templates = system.templates(kind);
+    let which = given.map(|path| replaced_by(templates, path));
+    let mut sources = Vec::new();
+    for (at, template) in templates.iter().enumerate() {
+        let path = match given {
+            Some(path) if which == Some(at) => profile.path().join(path),
+            _ => of_profile(profile, system.name(), template.name),
+        };
+        let is_given = which == Some(at);
+        let (text, path) = match std::fs::read_to_string(&path) {
+            Ok(text) => (text, Some(path)),
+            Err(e) if e.kind() == io::ErrorKind::NotFound && !is_given => (template.text.to_string(), None),
+            Err(source) => return Err(LaunchError::ReadTemplate { path, source }),
+        };
+        let name = template.name;
+        sources.push(Source { name, text, path });
+    }
+    Ok(sources)
+}
+
+/// Which of several templates a file stands for: the one with the same ending.
+fn replaced_by(templates: &[Template], path: &Path) -> usize {
+    let ending = |name: &str| name.trim_end_matches(".tera").rsplit('.').next().map(str::to_string);
+    let wanted = ending(&path.to_string_lossy());
+    templates.iter().position(|template| ending(template.name) == wanted).unwrap_or(0)
+}
+
+/// The complete files of a job, the one that is submitted first. Nothing is written.
+pub fn scripts(
+    profile: &ProfileDir,
+    system: &dyn BatchSystem,
+    request: &JobRequest,
+    given: Option<&Path>,
+) -> Result<Vec<ScriptFile>, LaunchError> {
+    let given = given
+        .map(Path::to_path_buf)
+        .or(request.resources.template.as_ref().map(PathBuf::from));
+    let mut files = Vec::new();
+    for source in load(profile, system, request.kind, given.as_deref())? {
+        let shown = source
+            .path
+            .as_ref()
+            .map_or(source.name.to_string(), |path| path.display().to_string());
+        let text = render::render_named(system, source.name, &shown, &source.text, request)?;
+        let extension = source.name.trim_end_matches(".tera").rsplit('.').next().unwrap_or("sh");
+        files.push(ScriptFile {
+            path: request.script.with_extension(extension),
+            text,
+            executable: extension == "sh",
+        });
+    }
+    Ok(files)
+}

@@ -1,0 +1,88 @@
+//! `pcluster.yaml` as structs. Every key has a default; an unknown key is an error that names the nearest known one.
+//!
+//! Parts: `sections` (controller, engine, launcher), [`resources`] (one section for each batch system), [`amounts`] (times and
+//! memory), [`origins`] (where a value is from).
+//!
+//! Merge order: the defaults, the profile's file, `--set key=value` in the order given.
+pub mod amounts;
+pub mod origins;
+pub mod resources;
+mod sections;
+
+pub use sections::{ControllerConfig, Durability, EngineConfig, EngineKind, LauncherConfig, TASK_SCHEMES};
+
+use super::ProfileDir;
+use super::error::{ConfigError, of_setting, of_yaml};
+use serde::{Deserialize, Serialize};
+use serde_yaml::{Mapping, Value};
+
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    pub controller: ControllerConfig,
+    pub engine: EngineConfig,
+    pub launcher: LauncherConfig,
+    /// What each batch system is to be asked for.
+    pub launchers: resources::LaunchersConfig,
+}
+
+impl Config {
+    /// What the profile's `pcluster.yaml` says over the defaults; the defaults where there is no such file.
+    pub fn load(profile: &ProfileDir) -> Result<Config, ConfigError> {
+        Config::load_with(profile, &[])
+    }
+
+    /// The same, with `--set key=value` over it. A key is spelled with points (`controller.hwm`), a value is YAML.
+    pub fn load_with(profile: &ProfileDir, settings: &[(String, String)]) -> Result<Config, ConfigError> {
+        let path = profile.config_file();
+        let text = match std::fs::read_to_string(&path) {
+            Ok(text) => text,
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => String::new(),
+            Err(source) => return Err(ConfigError::Read { path, source }),
+        };
+        Config::parse(&text, settings).map_err(|e| e.in_file(&path))
+    }
+
+    /// From a text instead of a file.
+    pub fn parse(text: &str, settings: &[(String, String)]) -> Result<Config, ConfigError> {
+        // A file of comments alone is null to YAML.
+        let config = serde_yaml::from_str::<Option<Config>>(text)
+            .map_err(|e| of_yaml(text, &e))?
+            .unwrap_or_default();
+        let mut tree = serde_yaml::to_value(&config).map_err(|e| of_yaml(text, &e))?;
+        let mut config = config;
+        for (key, value) in settings {
+            let parsed: Value = serde_yaml::from_str(value).map_err(|e| of_setting(key, value, &e))?;
+            set(&mut tree, key, parsed);
+            config = serde_yaml::from_value(tree.clone()).map_err(|e| of_setting(key, value, &e))?;
+        }
+        config.agrees()
+    }
+
+    /// What no key can tell alone.
+    fn agrees(self) -> Result<Config, ConfigError> {
+        let (heartbeat, lease) = (self.controller.heartbeat_ms, self.controller.lease_ms);
+        if lease <= heartbeat {
+            return Err(ConfigError::Contradiction {
+                message: format!("controller.lease_ms ({lease}) must be more than controller.heartbeat_ms ({heartbeat})"),
+            });
+        }
+        Ok(self)
+    }
+}
+
+/// Puts a value at a key spelled with points; what is missing on the way is made, to be refused with the whole.
+fn set(tree: &mut Value, key: &str, value: Value) {
+    let mut place = tree;
+    for part in key.split('.') {
+        if !place.is_mapping() {
+            *place = Value::Mapping(Mapping::new());
+        }
+        let Value::Mapping(mapping) = place else { return };
+        place = mapping.entry(Value::from(part)).or_insert(Value::Null);
+    }
+    *place = value;
+}
+
+#[cfg(test)]
+mod tests;
