@@ -1,8 +1,8 @@
 //! Results of a map in input order, as they come, with the counts of all its tasks.
 use super::{Client, ClientError};
 use crate::model::MapId;
-use crate::model::task::{Counts, TaskRow};
 use crate::model::definition::MapDefinition;
+use crate::model::task::{Counts, TaskRow};
 use crate::wire::content::client::{FirstWatch, MAP, MapReply, MapRequest, WATCH, WatchReply, WatchRequest};
 use bytes::Bytes;
 use std::time::{Duration, Instant};

@@ -107,11 +107,7 @@ impl Reader {
             const ABOUT: &str = "SELECT total, ok, error, aborted, timeout, lost, running, assigned, label, kind FROM map WHERE id = ?1";
             let mut about = connection.prepare_cached(ABOUT)?;
             let about = about.query_row([map.0], |row| {
-                Ok((
-                    rows::counts(row, 0)?,
-                    row.get::<_, Option<String>>(8)?,
-                    row.get::<_, String>(9)?,
-                ))
+                Ok((rows::counts(row, 0)?, row.get::<_, Option<String>>(8)?, row.get::<_, String>(9)?))
             });
             let Some((counts, label, kind)) = about.optional()? else {
                 return Ok(Default::default());

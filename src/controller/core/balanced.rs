@@ -150,11 +150,15 @@ impl Core {
                 );
             }
         });
-        self.tell_engine(engine, say::TASKS, &say::Tasks {
-            map: id,
-            definition,
-            tasks: to_run,
-        });
+        self.tell_engine(
+            engine,
+            say::TASKS,
+            &say::Tasks {
+                map: id,
+                definition,
+                tasks: to_run,
+            },
+        );
     }
 
     /// Sends the definition to an engine that does not have it, or gives it back to go with the tasks.

@@ -148,7 +148,9 @@ impl Core {
         let lines = request.whole.then(|| message.buffers.first().cloned().unwrap_or_default());
         let inputs: Vec<Bytes> = lines.iter().flat_map(split_lines).collect();
         check_json(&inputs, 0)?;
-        let say::MapRequest { key, definition, watch, .. } = request;
+        let say::MapRequest {
+            key, definition, watch, ..
+        } = request;
         if let Some(targets) = &definition.options.targets {
             check_fit(inputs.len(), self.native_targets(targets)?.len())?;
         }

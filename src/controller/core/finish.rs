@@ -47,9 +47,9 @@ impl Core {
     }
 
     fn tell_settled_to(&mut self, engine: &EngineUuid) {
-        let lists = self
-            .engines
-            .change(engine, |e| (e.joined, std::mem::take(&mut e.recorded), std::mem::take(&mut e.to_forget)));
+        let lists = self.engines.change(engine, |e| {
+            (e.joined, std::mem::take(&mut e.recorded), std::mem::take(&mut e.to_forget))
+        });
         match lists {
             Some((true, recorded, forget)) if recorded.is_empty() && forget.is_empty() => {}
             Some((true, recorded, forget)) => self.tell_engine(engine, say::SETTLED, &say::Settled { recorded, forget }),
