@@ -87,14 +87,14 @@ async fn listen(
             what: format!("controller.ports = {text:?}"),
             why,
         })?;
-        let listening = Sockets::listen(ip, &ports, &client, &engine, settings.config.most_message_mb).await?;
+        let listening = Sockets::listen(ip, &ports, &client, &engine, &settings.config).await?;
         secrets.ports = ports;
         return Ok(listening);
     }
-    let listening = match Sockets::listen(ip, &secrets.ports, &client, &engine, settings.config.most_message_mb).await {
+    let listening = match Sockets::listen(ip, &secrets.ports, &client, &engine, &settings.config).await {
         Err(error) if killed => {
             tracing::warn!(%error, "the ports of the run before are taken; its engines and clients will not find this one");
-            Sockets::listen(ip, &Ports::default(), &client, &engine, settings.config.most_message_mb).await?
+            Sockets::listen(ip, &Ports::default(), &client, &engine, &settings.config).await?
         }
         other => other?,
     };
@@ -138,6 +138,8 @@ struct Driver {
     committing: bool,
     stop_at: Option<Instant>,
     bad_messages: u64,
+    /// Peers that did not read, as the core knows.
+    cut_off: u64,
     /// Bad messages of each peer since its connection was last ended for that.
     suspects: HashMap<(Place, Bytes), u32>,
 }
@@ -169,6 +171,7 @@ impl Driver {
             committing: false,
             stop_at: None,
             bad_messages: 0,
+            cut_off: 0,
             suspects: HashMap::new(),
         }
     }
@@ -188,6 +191,11 @@ impl Driver {
         let mut arrived = Vec::with_capacity(TURN);
         loop {
             self.flush();
+            let cut_off = self.sockets.waiting.cut_off();
+            if cut_off != self.cut_off {
+                self.cut_off = cut_off;
+                self.handle(Event::PeersCutOff { total: cut_off });
+            }
             // Under load there is always something that has arrived; reminders are not to wait for a pause.
             if self.core.next_wake().is_some_and(|at| at <= self.clock.start.elapsed()) {
                 self.handle(Event::TimePassed);

@@ -4,6 +4,7 @@ use crate::cli::ipyparallel::Trait;
 use crate::cli::ipyparallel::common::{LauncherEnvironment, Place};
 use crate::cli::ipyparallel::controller::ControllerWords;
 use crate::cli::{CommandError, Context, Exit, logging};
+use crate::connection::addresses;
 use crate::controller::{self, ControllerSettings};
 use crate::engine::settings::interpreter;
 use crate::profile::Config;
@@ -194,6 +195,7 @@ pub fn run(args: Args, context: &Context) -> Result<Exit, CommandError> {
         settings.push(lease);
         config = Config::load_with(&profile, &settings)?;
     }
+    config.controller.ip = addresses::of_interface(&config.controller.ip);
     let settings = ControllerSettings {
         profile,
         cluster_id: place.cluster_id,

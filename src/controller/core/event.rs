@@ -73,6 +73,10 @@ pub enum Event {
     },
     /// The records' answer to [`super::effect::Ask::Expired`].
     ExpiredFound(super::Expired),
+    /// So many peers have been cut off since the start because they did not read.
+    PeersCutOff {
+        total: u64,
+    },
     /// The controller was told to end (SIGTERM).
     StopAsked {
         engines: bool,

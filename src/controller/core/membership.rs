@@ -345,6 +345,8 @@ impl Core {
                 version: String::new(),
                 python: String::new(),
                 capabilities: vec!["apply".into()],
+                job: String::new(),
+                ends: None,
             };
             self.add_engine(id, facts);
         } else {

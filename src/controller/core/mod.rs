@@ -107,6 +107,7 @@ pub struct Core {
     beats: u64,
     finished_tasks: u64,
     sent_tasks: u64,
+    cut_off: u64,
     effects: Vec<Effect>,
     now: Now,
 }
@@ -132,6 +133,7 @@ impl Core {
             beats: 0,
             finished_tasks: 0,
             sent_tasks: 0,
+            cut_off: 0,
             effects: Vec::new(),
             now,
         };
@@ -196,6 +198,7 @@ impl Core {
             } => self.requests_found(client, parent, &request, found, missing),
             Event::DaskAnswered { client, parent, place } => self.dask_answered(client, parent, place),
             Event::ExpiredFound(expired) => self.expired_found(expired),
+            Event::PeersCutOff { total } => self.cut_off = total,
             Event::StopAsked { engines } => self.stop(engines),
         }
         self.dispatch();

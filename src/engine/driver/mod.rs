@@ -81,6 +81,8 @@ impl Driver {
             version: crate::model::VERSION.into(),
             python: String::new(),
             capabilities: ["call", "command", "execute"].map(String::from).to_vec(),
+            job: crate::engine::settings::job(),
+            ends: crate::engine::settings::ends(),
         };
         Ok(Driver {
             settings,
