@@ -84,6 +84,8 @@ enum Due {
     Stranded(EngineUuid),
     /// Is there something to be forgotten?
     Retention,
+    /// Engines that have registered since then are announced again: to a client that did not listen yet.
+    Announce(Duration),
 }
 
 pub struct Core {
@@ -234,6 +236,7 @@ impl Core {
                 Due::Watches(map) => self.answer_watches(map),
                 Due::RequestTimeout(msg_id, run) => self.request_timed_out(&msg_id, run),
                 Due::Stranded(engine) => self.stranded(engine),
+                Due::Announce(since) => self.announce_again(since),
                 Due::Retention => self.look_for_expired(),
             }
         }
