@@ -2,13 +2,14 @@
 //! sets up itself, or says what is missing.
 //!
 //! Parts: [`run`] (running programs), [`python`] (finding one, and the tests' virtual environment), [`demo`], [`bench`], [`chaos`], [`fuzz`], [`wheel`], [`test`]
-//! with [`tally`] (what the tools say of themselves), [`pi`] (the demo's independent count).
+//! with [`tally`] (what the tools say of themselves), [`remote`] (the hosts for what goes over ssh), [`pi`] (the demo's independent count).
 mod bench;
 mod chaos;
 mod demo;
 mod fuzz;
 mod pi;
 mod python;
+mod remote;
 mod run;
 mod tally;
 mod test;

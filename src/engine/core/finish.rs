@@ -158,7 +158,14 @@ impl Core {
         effects.push(Effect::Reply { request, started, reply });
     }
 
-    pub(super) fn worker_exited(&mut self, now: Now, unread: usize, (how, killed): (String, bool), stderr_tail: String, effects: &mut Vec<Effect>) {
+    pub(super) fn worker_exited(
+        &mut self,
+        now: Now,
+        unread: usize,
+        (how, killed): (String, bool),
+        stderr_tail: String,
+        effects: &mut Vec<Effect>,
+    ) {
         if let WorkerState::Starting { .. } = self.worker {
             let tail = stderr_tail.trim();
             // Somebody killed it before it was ready: that says nothing of the interpreter.

@@ -45,7 +45,11 @@ pub fn read_records(
                 Ok(_) => {}
             }
             let mut flags = waiting.iter().map(|fd| fd.revents().unwrap_or(PollFlags::POLLERR));
-            let said = if closed { PollFlags::empty() } else { flags.next().unwrap_or(PollFlags::POLLERR) };
+            let said = if closed {
+                PollFlags::empty()
+            } else {
+                flags.next().unwrap_or(PollFlags::POLLERR)
+            };
             closed |= said == PollFlags::POLLHUP;
             ended = flags.next().is_some_and(|flags| !flags.is_empty());
             if flags.next().is_some_and(|flags| !flags.is_empty()) {
