@@ -2,7 +2,7 @@
 //! sets up itself, or says what is missing.
 //!
 //! Parts: [`run`] (running programs), [`python`] (finding one, and the tests' virtual environment), [`demo`], [`bench`], [`chaos`], [`conformance`], [`fuzz`], [`wheel`], [`test`]
-//! with [`tally`] (what the tools say of themselves), [`pi`] (the demo's independent count).
+//! with [`tally`] (what the tools say of themselves), [`remote`] (the hosts for what goes over ssh), [`pi`] (the demo's independent count).
 mod bench;
 mod chaos;
 mod conformance;
@@ -11,6 +11,7 @@ mod fuzz;
 mod mpi;
 mod pi;
 mod python;
+mod remote;
 mod run;
 mod tally;
 mod test;
