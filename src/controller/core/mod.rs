@@ -21,7 +21,7 @@ pub mod policy;
 mod requests;
 mod restore;
 mod retention;
-mod returning;
+pub mod returning;
 pub mod transition;
 
 #[cfg(test)]
@@ -196,6 +196,8 @@ impl Core {
                 missing,
             } => self.requests_found(client, parent, &request, found, missing),
             Event::ExpiredFound(expired) => self.expired_found(expired),
+            Event::RepliesGiven { tasks } => self.record(Change::RepliesGiven { tasks }),
+            Event::ReplyUnsent { channel, client, reply } => self.reply_unsent(channel, &client, reply),
             Event::PeersCutOff { total } => self.cut_off = total,
             Event::StopAsked { engines } => self.stop(engines),
         }
