@@ -21,7 +21,7 @@ pub mod policy;
 mod requests;
 mod restore;
 mod retention;
-mod returning;
+pub mod returning;
 pub mod transition;
 
 #[cfg(test)]
@@ -200,6 +200,8 @@ impl Core {
             } => self.requests_found(client, parent, &request, found, missing),
             Event::DaskAnswered { client, parent, place } => self.dask_answered(client, parent, place),
             Event::ExpiredFound(expired) => self.expired_found(expired),
+            Event::RepliesGiven { tasks } => self.record(Change::RepliesGiven { tasks }),
+            Event::ReplyUnsent { channel, client, reply } => self.reply_unsent(channel, &client, reply),
             Event::PeersCutOff { total } => self.cut_off = total,
             Event::StopAsked { engines } => self.stop(engines),
         }
