@@ -53,12 +53,14 @@ pub enum Color {
 pub const GROUPS: &[(&str, &[&str])] = &[
     (
         "Clusters",
-        &["start", "stop", "restart", "list", "clean", "status", "engines", "logs"],
+        &[
+            "start", "stop", "restart", "list", "clean", "status", "engines", "scale", "logs", "script",
+        ],
     ),
     ("Elsewhere", &["connect", "disconnect", "connection", "install"]),
     ("Work", &["map", "apply", "exec", "run", "push", "pull", "scatter", "gather"]),
     ("Results", &["results", "resubmit", "cancel", "wait", "purge"]),
-    ("Setup", &["doctor", "profile", "completions", "version"]),
+    ("Setup", &["doctor", "profile", "template", "completions", "version"]),
 ];
 
 /// No help is wider.
@@ -134,7 +136,11 @@ mod tests {
           clean        Clear away what dead clusters have left
           status       Show how a cluster is doing: controller, engines, queue
           engines      List a cluster's engines, add some, stop some
+          scale        Bring a running cluster to so many engines: start more, or take
+                       some away
           logs         Show what the controller and the engines logged
+          script       Show the script that a start would submit to a batch system, and
+                       submit nothing
 
         Elsewhere:
           connect      Connect to a cluster on another host, through ssh
@@ -163,6 +169,7 @@ mod tests {
         Setup:
           doctor       Look whether clusters can work here, and say what to do where not
           profile      Create, list and show profiles
+          template     List, show and copy the templates of batch scripts
           completions  Print a completion script for a shell
           version      Print the version
 

@@ -1,7 +1,8 @@
 //! Ways to start a controller or engines, and to end what was started.
 //!
 //! Parts: the trait [`Launcher`] and [`by_name`], [`launched`] (what a launch started: plain data that another process can take
-//! up), [`local`] (processes on this host), [`batch`] (what batch systems have in common), a row for each ([`slurm`]) and [`jobs`] (the launcher that runs what a row says),
+//! up), [`local`] (processes on this host), [`batch`] (what batch systems have in common), a row for each ([`slurm`], [`sge`], [`pbs`],
+//! [`lsf`], [`htcondor`]), [`templates`] and [`jobs`] (the launcher that runs what a row says),
 //! [`engine`] (the command that is one engine), [`supervisor`] (brings back what was killed), [`python`] (the interpreter that
 //! engines are to use), [`command`] (runs others' programs), [`logs`] (what was written), [`error`].
 //! What a cluster is, and when something is started, is not known here.
@@ -9,10 +10,12 @@ pub mod batch;
 pub mod command;
 pub mod engine;
 pub mod error;
+pub mod htcondor;
 pub mod jobs;
 pub mod launched;
 pub mod local;
 pub mod logs;
+pub mod lsf;
 pub mod pbs;
 pub mod python;
 pub mod sge;
@@ -39,6 +42,10 @@ pub trait Launcher: Send + Sync {
     fn name(&self) -> &str;
     /// Whether what it starts may run on other hosts: then the controller must listen where these reach it.
     fn is_elsewhere(&self) -> bool {
+        false
+    }
+    /// Whether its states may be as old as some seconds, because who tells them is asked seldom.
+    fn is_asked_seldom(&self) -> bool {
         false
     }
     /// Starts one controller.

@@ -411,17 +411,19 @@ def test_files_carried_by_hand(net, on_node):
     net.pcluster("laptop", "connection", "import", "carried.json", "--profile", "hand")
     assert mode(net.client_file("hand")) == 0o600
     # ipyparallel's own way: the file names the ssh server, or the caller does.
-    # (`ssh -f` on a terminal, as pyzmq runs it, may be hung up before it has left the terminal.)
+    # ipyparallel runs `ssh -f` on a terminal, where it may be hung up before it has left it: here it leaves it at once.
+    wrapped = net.laptop_home / "wrapped"
+    wrapped.mkdir()
+    (wrapped / "ssh").write_text('#!/bin/sh\nexec setsid -w /usr/bin/ssh "$@"\n')
+    (wrapped / "ssh").chmod(0o755)
     code = """
-    import signal
-    signal.signal(signal.SIGHUP, signal.SIG_IGN)
     import ipyparallel as ipp
     for more in [{}, {"sshserver": "login"}]:
         client = ipp.Client(profile="hand", timeout=30, **more)
-        assert client[:].apply_sync(lambda: __import__("socket").gethostname()) == ["node1"] * 2
+        assert client[:].apply_async(lambda: __import__("socket").gethostname()).get(timeout=30) == ["node1"] * 2
         client.close()
     """
-    net.python("laptop", textwrap.dedent(code))
+    net.ok("laptop", "env", "PATH={}:/usr/bin:/bin".format(wrapped), PYTHON, "-c", textwrap.dedent(code))
     # pcluster's own commands do not open tunnels on their own, and say so.
     code, err = net.fails("laptop", "status", "--profile", "hand")
     assert code == 4 and "pcluster connect login" in err, err

@@ -25,10 +25,13 @@ pub mod restart;
 pub mod resubmit;
 pub mod results;
 pub mod run;
+pub mod scale;
 pub mod scatter;
+pub mod script;
 pub mod start;
 pub mod status;
 pub mod stop;
+pub mod template;
 pub mod there;
 pub mod tunnel;
 pub mod version;
@@ -62,7 +65,9 @@ commands! {
     Clean => clean,
     Status => status,
     Engines => engines,
+    Scale => scale,
     Logs => logs,
+    Script => script,
     Connect => connect,
     Disconnect => disconnect,
     Connection => connection,
@@ -82,6 +87,7 @@ commands! {
     Purge => purge,
     Doctor => doctor,
     Profile => profile,
+    Template => template,
     Completions => completions,
     Version => version,
     #[command(hide = true)]

@@ -308,6 +308,7 @@ impl Core {
             if !self.finished.contains_key(&id) {
                 return Err(ErrorContent::new("NoSuchMap", format!("there is no map {id}")).hint("`pcluster results` lists the maps"));
             }
+            self.note_reader(id);
             self.query(
                 asked,
                 Ask::Watch {
@@ -383,6 +384,7 @@ impl Core {
                 facts: e.facts.clone(),
                 state: match (e.is_here(), e.load()) {
                     (false, _) => "silent",
+                    _ if e.leaving => "leaving",
                     (true, 0) => "idle",
                     (true, _) => "busy",
                 }
@@ -407,6 +409,7 @@ impl Core {
             queued: (ready + in_flight - begun) as u64,
             running: begun as u64,
             finished: self.finished_tasks,
+            cut_off: self.cut_off,
         };
         self.answer(asked, &reply);
     }

@@ -3,7 +3,7 @@
 //!
 //! Parts: [`event`], [`effect`], [`engines`] (the table of engines), [`maps`] (unfinished maps), [`balanced`] (which engine gets what),
 //! [`finish`] (what results, losses and cancellations do to tasks), [`membership`] (engines come and go), [`clients`] (pcluster's own requests),
-//! [`hub`] (ipyparallel's hub requests), [`requests`] (ipyparallel's tasks), [`placing`] (which of them run where), [`broadcast`], [`output`], [`policy`] (its schemes), [`dependency`], [`returning`] (clients that reconnect), [`restore`], [`transition`].
+//! [`hub`] (ipyparallel's hub requests), [`requests`] (ipyparallel's tasks), [`placing`] (which of them run where), [`broadcast`], [`output`], [`policy`] (its schemes), [`dependency`], [`returning`] (clients that reconnect), [`restore`], [`retention`] (what is forgotten unasked), [`transition`].
 mod balanced;
 mod broadcast;
 mod clients;
@@ -20,6 +20,7 @@ mod placing;
 pub mod policy;
 mod requests;
 mod restore;
+mod retention;
 mod returning;
 pub mod transition;
 
@@ -28,6 +29,7 @@ mod tests;
 
 pub use effect::{Ask, ClientChannel, Effect, Query};
 pub use event::Event;
+pub use retention::Expired;
 
 use crate::model::change::Change;
 use crate::model::{EngineUuid, MapId, UnixTime};
@@ -76,9 +78,12 @@ enum Due {
     /// Tasks that an engine was thought to hold when it came back, and did not name.
     Unconfirmed(EngineUuid, Vec<(crate::model::TaskId, u32)>),
     Watches(MapId),
-    RequestTimeout(String),
+    /// It has waited long enough in this run.
+    RequestTimeout(String, u32),
     /// What an `ipengine` had when it left: late replies may still come.
     Stranded(EngineUuid),
+    /// Is there something to be forgotten?
+    Retention,
 }
 
 pub struct Core {
@@ -96,11 +101,13 @@ pub struct Core {
     /// Finished maps: whether a task failed. One entry a map, not a task.
     finished: HashMap<MapId, bool>,
     requests: Requests,
+    readers: retention::Readers,
     timers: BinaryHeap<Reverse<(Duration, Due)>>,
     dice: policy::Dice,
     beats: u64,
     finished_tasks: u64,
     sent_tasks: u64,
+    cut_off: u64,
     effects: Vec<Effect>,
     now: Now,
 }
@@ -119,16 +126,21 @@ impl Core {
             runnable: BTreeSet::new(),
             finished: HashMap::new(),
             requests: Requests::default(),
+            readers: Default::default(),
             timers: BinaryHeap::new(),
             dice: policy::Dice::new(facts.seed),
             facts,
             beats: 0,
             finished_tasks: 0,
             sent_tasks: 0,
+            cut_off: 0,
             effects: Vec::new(),
             now,
         };
         core.remind(Duration::ZERO, Due::Beat);
+        if core.config.keep_days.is_some() {
+            core.remind(retention::FIRST, Due::Retention);
+        }
         core
     }
 
@@ -184,6 +196,9 @@ impl Core {
                 found,
                 missing,
             } => self.requests_found(client, parent, &request, found, missing),
+            Event::DaskAnswered { client, parent, place } => self.dask_answered(client, parent, place),
+            Event::ExpiredFound(expired) => self.expired_found(expired),
+            Event::PeersCutOff { total } => self.cut_off = total,
             Event::StopAsked { engines } => self.stop(engines),
         }
         self.dispatch();
@@ -217,8 +232,9 @@ impl Core {
                 Due::Registration(engine) => self.registration_stalled(engine),
                 Due::Unconfirmed(engine, tasks) => self.unconfirmed(engine, tasks),
                 Due::Watches(map) => self.answer_watches(map),
-                Due::RequestTimeout(msg_id) => self.request_timed_out(&msg_id),
+                Due::RequestTimeout(msg_id, run) => self.request_timed_out(&msg_id, run),
                 Due::Stranded(engine) => self.stranded(engine),
+                Due::Retention => self.look_for_expired(),
             }
         }
     }

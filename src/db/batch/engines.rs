@@ -15,6 +15,8 @@ pub struct Known {
     engines: HashMap<EngineId, Option<Place>>,
     /// There may be rows in `output`, for which tasks that end must look.
     pub(super) output: bool,
+    /// Something was purged since the file was last tidied up.
+    pub untidy: bool,
     /// Bytes that an outcome may have, so that it and what else a task is fit in one row (SQLite's have at most 10⁹).
     pub largest_outcome: usize,
 }
@@ -24,6 +26,7 @@ impl Known {
         Ok(Known {
             engines: HashMap::new(),
             output: connection.query_row("SELECT EXISTS (SELECT 1 FROM output)", [], |row| row.get(0))?,
+            untidy: connection.query_row("SELECT EXISTS (SELECT 1 FROM forgetting)", [], |row| row.get(0))?,
             largest_outcome: 900_000_000,
         })
     }
@@ -63,11 +66,11 @@ impl Batch<'_> {
     }
 
     pub(super) fn engine_registered(&mut self, id: EngineId, facts: &EngineFacts, at: UnixTime) -> rusqlite::Result<()> {
-        let sql = "INSERT INTO engine (uuid, id, host, pid, version, python, capabilities, registered) \
-                   VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8) \
+        let sql = "INSERT INTO engine (uuid, id, host, pid, version, python, capabilities, registered, job, ends) \
+                   VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10) \
                    ON CONFLICT (uuid) DO UPDATE SET id = excluded.id, host = excluded.host, pid = excluded.pid, \
                    version = excluded.version, python = excluded.python, capabilities = excluded.capabilities, \
-                   registered = excluded.registered, gone = NULL, reason = NULL";
+                   registered = excluded.registered, job = excluded.job, ends = excluded.ends, gone = NULL, reason = NULL";
         let capabilities = serde_json::Value::from(facts.capabilities.clone()).to_string();
         let row = params![
             &*facts.uuid.0,
@@ -77,7 +80,9 @@ impl Batch<'_> {
             facts.version,
             facts.python,
             capabilities,
-            at.0
+            at.0,
+            facts.job,
+            facts.ends.map(|ends| ends.0),
         ];
         self.connection.prepare_cached(sql)?.execute(row)?;
         self.known

@@ -1,7 +1,8 @@
 //! Tests on real files. Here what they share; by subject: `steps` (a task's life), `queries`, `requests`, `restart`,
-//! `files` (what can be wrong with one), `large` (buffers), `agreement` (random changes against a plain model), `versions` (old files, the views, the documentation).
+//! `forgetting`, `files` (what can be wrong with one), `large` (buffers), `agreement` (random changes against a plain model), `versions` (old files, the views, the documentation).
 mod agreement;
 mod files;
+mod forgetting;
 mod large;
 mod queries;
 mod requests;
@@ -151,6 +152,8 @@ pub fn engine(id: u32) -> Change {
             version: "0.1.0".into(),
             python: "3.11.7 (/usr/bin/python3)".into(),
             capabilities: vec!["call".into(), "command".into()],
+            job: "4711.3".into(),
+            ends: Some(UnixTime(9e9)),
         }),
         at: UnixTime(500.0),
     }

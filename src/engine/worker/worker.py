@@ -20,6 +20,8 @@ import traceback
 import types
 
 FRAMES, RECORDS, TOKENS, STDOUT, STDERR = (int(number) for number in sys.argv[2:7])
+# It is ready only when IPython's shell has run what it runs at its start.
+greets_late = sys.argv[7:] == ["shell"]
 for descriptor in (FRAMES, RECORDS, TOKENS, STDOUT, STDERR):
     os.set_inheritable(descriptor, False)
 
@@ -513,9 +515,21 @@ def hello():
     record(b"H", 0, clock(), clock(), encoded(facts))
 
 
+def nothing_waits(frames):
+    """Whether the next frame is still to come."""
+    os.set_blocking(FRAMES, False)
+    try:
+        return not frames.peek(1)
+    finally:
+        os.set_blocking(FRAMES, True)
+
+
 def serve():
     frames = os.fdopen(FRAMES, "rb", buffering=1 << 16, closefd=False)
+    has_background = run_background = None
     while True:
+        if has_background is not None and has_background() and nothing_waits(frames):
+            run_background(FRAMES)
         head = frames.read(FRAME.size)
         if len(head) < FRAME.size:
             return
@@ -536,6 +550,11 @@ def serve():
         elif kind == b"M":
             exec(compile(bytes(body), SELF, "exec"), ipython)
             ipython["start"](globals())
+            has_background, run_background = ipython["has_background"], ipython["run_background"]
+        elif kind == b"S":
+            ipython["tell"](json.loads(body))
+            if greets_late:
+                hello()
         elif kind == b"C":
             clear()
 
@@ -548,7 +567,8 @@ def begin():
     sys.modules["__main__"] = main
     sys.argv[:] = [""]
     try:
-        hello()
+        if not greets_late:
+            hello()
         serve()
     except BrokenPipeError:
         pass  # the engine is gone

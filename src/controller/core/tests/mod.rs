@@ -2,5 +2,6 @@
 //! against the table of transitions, and seeded random lives.
 mod life;
 mod requests;
+mod retention;
 mod scheduling;
 mod world;
