@@ -33,6 +33,13 @@ pub fn run(places: &Places) -> Result<bool, String> {
     let fuzzed = fuzz::run(places, &["--seconds", fuzz::IN_TESTS]);
     report.add("cargo xtask fuzz", Tally::of_check(fuzzed.unwrap_or(false)));
     python_tests(places, &mut report, python.as_deref());
+    match crate::conformance::run(places, &crate::conformance::Engine::BOTH, None) {
+        Ok(tallies) => tallies.iter().for_each(|(what, tally)| report.add(what, *tally)),
+        Err(why) => {
+            println!("{why}");
+            report.add("cargo xtask conformance", Tally::of_check(false));
+        }
+    }
     remote_tests(places, &mut report, python.as_deref());
     // Last: it needs the program that the tests have built.
     echo("cargo xtask chaos --minutes 1");
