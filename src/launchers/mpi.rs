@@ -132,8 +132,8 @@ mod tests {
             command: "mpirun".into(),
             arguments: vec!["--hostfile".into(), "hosts".into()],
         };
-        insta::assert_snapshot!(words(&config, EngineKind::Pcluster), @"");
-        insta::assert_snapshot!(words(&MpiConfig::default(), EngineKind::Ipengine), @"");
+        insta::assert_snapshot!(words(&config, EngineKind::Pcluster), @r"mpirun --hostfile hosts -n 3 /opt/pcluster engine --file /home/ada/.ipython/profile_x/security/ipcontroller-engine.json --profile-dir /home/ada/.ipython/profile_x --python /venv/bin/python");
+        insta::assert_snapshot!(words(&MpiConfig::default(), EngineKind::Ipengine), @r"mpiexec -n 3 /venv/bin/python -m ipyparallel.engine --profile-dir=/home/ada/.ipython/profile_x --file=/home/ada/.ipython/profile_x/security/ipcontroller-engine.json --mpi");
         assert!(Mpi::new(&config).is_elsewhere());
     }
 }
