@@ -195,6 +195,10 @@ impl Core {
         for request in found {
             let old = request.msg_id.clone();
             let new = self.resubmit_request(asked.client.clone(), request);
+            self.record(Change::RequestResubmitted {
+                msg_id: old.clone(),
+                new_id: new.clone(),
+            });
             resubmitted.insert(old, new.into());
         }
         self.answer(&asked, &json!({"status": "ok", "resubmitted": resubmitted}));

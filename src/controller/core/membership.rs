@@ -72,6 +72,12 @@ impl Core {
                 }
             }
             say::HEARTBEAT => self.tell_engine(engine, say::HEARTBEAT, &say::Heartbeat {}),
+            say::LEAVING => {
+                let reason = parse::<say::Leaving>(message).map(|l| l.reason).unwrap_or_default();
+                let id = self.engines.get(engine).map(|e| e.id.0);
+                tracing::info!(engine = id, %reason, "an engine is about to leave");
+                self.engines.change(engine, |e| e.leaving = true);
+            }
             say::UNREGISTER => {
                 let reason = parse::<say::Unregister>(message).map(|u| u.reason).unwrap_or_default();
                 self.engine_gone(engine, &reason);

@@ -538,6 +538,7 @@ impl Core {
                 buffers: reply.buffers.clone(),
                 started,
                 completed: date_of(reply, self.now.unix),
+                received: self.now.unix,
             }),
         });
     }

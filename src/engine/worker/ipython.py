@@ -90,23 +90,6 @@ class Kernel:
         return shell.parent_header
 
 
-def shell_class():
-    from ipykernel.eventloops import enable_gui
-    from ipykernel.zmqshell import ZMQInteractiveShell
-    from IPython.core.error import UsageError
-
-    class EngineShell(ZMQInteractiveShell):
-        def enable_gui(self, gui=None):
-            """For `%matplotlib inline`; ipykernel's would look for the kernel in an application."""
-            try:
-                enable_gui(gui, kernel=self.kernel)
-            except ValueError as error:
-                raise UsageError(str(error))
-            self.active_eventloop = gui
-
-    return EngineShell
-
-
 def refuse_input():
     """There is nobody at an engine who could be asked."""
     import builtins
@@ -124,6 +107,7 @@ def refuse_input():
 
 def make_shell():
     global shell
+    from ipykernel.zmqshell import ZMQInteractiveShell
     from ipyparallel.engine.datapub import ZMQDataPublisher
     from traitlets.config.loader import KeyValueConfigLoader
 
@@ -132,7 +116,7 @@ def make_shell():
     if told["profile_dir"]:
         config.ProfileDir.location = told["profile_dir"]
     session, pub_socket = make_session(), object()
-    made = shell_class().instance(config=config, user_module=worker["main"], user_ns=worker["namespace"])
+    made = ZMQInteractiveShell.instance(config=config, user_module=worker["main"], user_ns=worker["namespace"])
     made.kernel = Kernel(session, pub_socket)
     made.displayhook.session = made.display_pub.session = session
     made.displayhook.pub_socket = made.display_pub.pub_socket = pub_socket
