@@ -1,6 +1,6 @@
 //! The one that reads: beside a running controller, or the file of a stopped one.
-use super::rows::{self, ATTEMPT_COLUMNS, MAP_COLUMNS};
 use super::large::Large;
+use super::rows::{self, ATTEMPT_COLUMNS, MAP_COLUMNS};
 use super::writer::lock;
 use super::{DbError, DbErrorKind, file, tasks};
 use crate::model::definition::MapDefinition;

@@ -1,7 +1,7 @@
 //! Requests of ipyparallel clients as the hub knows them.
 use super::find::{Field, Filter};
-use super::restart::bytes;
 use super::large::Large;
+use super::restart::bytes;
 use super::{DbError, Reader};
 use crate::model::{TaskId, UnixTime};
 use bytes::Bytes;
@@ -133,7 +133,9 @@ impl Reader {
         self.read(OPERATION, |connection| {
             let (narrow, values) = filter.narrow();
             // First only what is tested is read, then what is wanted of those that match.
-            let matches = select((connection, &self.large), &filter.fields(), &narrow, values, |record| filter.matches(record))?;
+            let matches = select((connection, &self.large), &filter.fields(), &narrow, values, |record| {
+                filter.matches(record)
+            })?;
             let rows = Value::from_iter(matches.iter().filter_map(|record| record.task).map(|task| task.row_id()));
             let narrow = "r.task IN (SELECT value FROM json_each(?))";
             select((connection, &self.large), &wanted, narrow, vec![rows.to_string().into()], |_| true)

@@ -63,6 +63,6 @@ pub fn run(args: Args, context: &Context) -> Result<Exit, CommandError> {
         env: config.engine.env,
         ..EngineSettings::new(ConnectionFile::read(&file)?)
     };
-    context.block_on(engine::run(settings))??;
+    context.block_on_one_thread(engine::run(settings))??;
     Ok(Exit::Fine)
 }

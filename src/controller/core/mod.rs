@@ -4,6 +4,7 @@
 //! Parts: [`event`], [`effect`], [`engines`] (the table of engines), [`maps`] (unfinished maps), [`balanced`] (which engine gets what),
 //! [`finish`] (what results, losses and cancellations do to tasks), [`membership`] (engines come and go), [`clients`] (pcluster's own requests),
 //! [`hub`] (ipyparallel's hub requests), [`requests`] (ipyparallel's tasks), [`placing`] (which of them run where), [`broadcast`], [`output`], [`policy`] (its schemes), [`dependency`], [`returning`] (clients that reconnect), [`restore`], [`transition`].
+mod ahead;
 mod balanced;
 mod broadcast;
 mod clients;
@@ -34,6 +35,7 @@ use crate::model::{EngineUuid, MapId, UnixTime};
 use crate::profile::config::ControllerConfig;
 use crate::wire::content::engine::Channel;
 use crate::wire::{Message, Session};
+use ahead::Ahead;
 use bytes::Bytes;
 use engines::Engines;
 use maps::Map;
@@ -77,6 +79,8 @@ enum Due {
     Unconfirmed(EngineUuid, Vec<(crate::model::TaskId, u32)>),
     Watches(MapId),
     RequestTimeout(String),
+    /// Replies of this engine's have been recorded.
+    RepliesRecorded(EngineUuid),
     /// What an `ipengine` had when it left: late replies may still come.
     Stranded(EngineUuid),
 }
@@ -96,6 +100,7 @@ pub struct Core {
     /// Finished maps: whether a task failed. One entry a map, not a task.
     finished: HashMap<MapId, bool>,
     requests: Requests,
+    ahead: Ahead,
     timers: BinaryHeap<Reverse<(Duration, Due)>>,
     dice: policy::Dice,
     beats: u64,
@@ -119,6 +124,7 @@ impl Core {
             runnable: BTreeSet::new(),
             finished: HashMap::new(),
             requests: Requests::default(),
+            ahead: Ahead::default(),
             timers: BinaryHeap::new(),
             dice: policy::Dice::new(facts.seed),
             facts,
@@ -217,6 +223,7 @@ impl Core {
                 Due::Registration(engine) => self.registration_stalled(engine),
                 Due::Unconfirmed(engine, tasks) => self.unconfirmed(engine, tasks),
                 Due::Watches(map) => self.answer_watches(map),
+                Due::RepliesRecorded(engine) => self.tell_recorded(&engine),
                 Due::RequestTimeout(msg_id) => self.request_timed_out(&msg_id),
                 Due::Stranded(engine) => self.stranded(engine),
             }

@@ -40,6 +40,7 @@ impl Core {
             let Some(msg_id) = self.requests.ready.pop_front() else { break };
             self.send_request(&msg_id, &engine);
         }
+        self.dispatch_ahead();
     }
 
     fn dispatch_bound(&mut self) {

@@ -35,7 +35,11 @@ fn pushed() -> Db {
 
 fn files(db: &Db) -> Vec<PathBuf> {
     let folder = db.directory.path().join("t.db-buffers");
-    std::fs::read_dir(folder).into_iter().flatten().map(|entry| entry.unwrap().path()).collect()
+    std::fs::read_dir(folder)
+        .into_iter()
+        .flatten()
+        .map(|entry| entry.unwrap().path())
+        .collect()
 }
 
 #[test]
@@ -53,7 +57,10 @@ fn large_buffers_come_back_and_the_same_ones_are_kept_once() {
     assert!(size < LEAST as u64, "they are not in the database, which has {size} bytes");
     for file in files(&db) {
         assert_eq!(std::fs::metadata(&file).unwrap().permissions().mode() & 0o777, 0o600);
-        assert_eq!(std::fs::metadata(file.parent().unwrap()).unwrap().permissions().mode() & 0o777, 0o700);
+        assert_eq!(
+            std::fs::metadata(file.parent().unwrap()).unwrap().permissions().mode() & 0o777,
+            0o700
+        );
     }
 }
 

@@ -116,6 +116,15 @@ pub const RETURNED: &str = "returned";
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Returned {
     pub tasks: Vec<Held>,
+    /// Balanced requests of ipyparallel's clients.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub requests: Vec<String>,
+}
+
+impl Returned {
+    pub fn is_empty(&self) -> bool {
+        self.tasks.is_empty() && self.requests.is_empty()
+    }
 }
 
 /// The engine leaves; it has said all it had to say.

@@ -30,7 +30,7 @@ fn request(w: &mut World, channel: ClientChannel, target: Option<&str>, metadata
 }
 
 /// Requests sent to engines since the last look: engine, id.
-fn sent(w: &mut World) -> Vec<(String, Message)> {
+pub fn sent(w: &mut World) -> Vec<(String, Message)> {
     let effects = std::mem::take(&mut w.other);
     effects
         .into_iter()
