@@ -53,11 +53,11 @@ pub enum Color {
 pub const GROUPS: &[(&str, &[&str])] = &[
     (
         "Clusters",
-        &["start", "stop", "restart", "list", "clean", "status", "engines", "logs"],
+        &["start", "stop", "restart", "list", "clean", "status", "engines", "logs", "script"],
     ),
     ("Work", &["map", "apply", "exec", "run", "push", "pull", "scatter", "gather"]),
     ("Results", &["results", "resubmit", "cancel", "wait", "purge"]),
-    ("Setup", &["doctor", "profile", "completions", "version"]),
+    ("Setup", &["doctor", "profile", "template", "completions", "version"]),
 ];
 
 /// No help is wider.
@@ -105,7 +105,7 @@ fn wrap(text: &str, columns: usize) -> Vec<String> {
 }
 
 pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Cli, clap::Error> {
-    let matches = app().try_get_matches_from(arguments)?;
+    let matches = app().try_get_matches_from(super::ipyparallel::traits_as_options(arguments))?;
     Cli::from_arg_matches(&matches).map_err(|e| e.format(&mut app()))
 }
 
@@ -134,6 +134,8 @@ mod tests {
           status       Show how a cluster is doing: controller, engines, queue
           engines      List a cluster's engines, add some, stop some
           logs         Show what the controller and the engines logged
+          script       Show the script that a start would submit to a batch system,
+                       and submit nothing
 
         Work:
           map          Run a Python function or a command on every input
@@ -156,6 +158,7 @@ mod tests {
         Setup:
           doctor       Look whether clusters can work here, and say what to do where not
           profile      Create, list and show profiles
+          template     List, show and copy the templates of batch scripts
           completions  Print a completion script for a shell
           version      Print the version
 

@@ -205,7 +205,9 @@ impl From<ClusterError> for CommandError {
             ClusterError::Config(error) => return error.into(),
             ClusterError::Connection(error) => return error.into(),
             ClusterError::Client(error) => return error.into(),
-            ClusterError::Launch(LaunchError::UnknownLauncher { .. } | LaunchError::BadCommand { .. }) => ErrorKind::Usage,
+            ClusterError::Launch(LaunchError::UnknownLauncher { .. } | LaunchError::BadCommand { .. } | LaunchError::Template(_)) => {
+                ErrorKind::Usage
+            }
             ClusterError::NotRunning { .. } => ErrorKind::NotFound,
             ClusterError::Running { .. } | ClusterError::Foreign { .. } | ClusterError::Elsewhere { .. } | ClusterError::Busy { .. } => {
                 ErrorKind::Refused

@@ -1,7 +1,7 @@
 //! The command line: reads arguments, asks the other rooms, prints. The only room that prints, and the only one that picks an exit code.
 //!
 //! Parts: [`args`] (what can be typed), [`context`] (what every command may lean on), [`error`] (what the user reads when
-//! it did not work), [`logging`], [`output`] (tables, JSON, times), [`commands`] (one file per command).
+//! it did not work), [`ipyparallel`] (what its programs are told), [`logging`], [`output`] (tables, JSON, times), [`commands`] (one file per command).
 pub mod args;
 pub mod commands;
 pub mod context;
@@ -9,6 +9,7 @@ pub mod doctor;
 pub mod error;
 pub mod ids;
 pub mod inputs;
+pub mod ipyparallel;
 pub mod logging;
 pub mod output;
 pub mod progress;

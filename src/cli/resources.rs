@@ -1,6 +1,11 @@
 //! Options for what a batch system is asked for; each is a setting of the launcher that is used.
+use super::CommandError;
+use super::commands::setting;
 use crate::launchers::batch;
 use crate::profile::config::amounts::{Memory, Walltime};
+use crate::profile::config::origins::Setting;
+use crate::profile::{Config, ProfileDir};
+use std::path::PathBuf;
 
 /// What a batch system is asked for. `start`, `engines add` and `script` take the same.
 #[derive(Clone, Debug, Default, clap::Args)]
@@ -27,6 +32,9 @@ pub struct ResourceArgs {
     /// How many engines one job holds, on one node
     #[arg(long, value_name = "N")]
     pub engines_per_job: Option<u32>,
+    /// A template instead of the profile's or pcluster's own
+    #[arg(long, value_name = "FILE")]
+    pub template: Option<PathBuf>,
 }
 
 impl ResourceArgs {
@@ -51,6 +59,11 @@ impl ResourceArgs {
     pub fn given(&self) -> Vec<(&'static str, &'static str, String)> {
         // In quotes a text of digits stays a text.
         let text = |value: &Option<String>| value.as_ref().map(|v| format!("{v:?}"));
+        // From here; a relative one in the settings is one of the profile's.
+        let template = self.template.as_ref().map(|path| {
+            let path = std::path::absolute(path).unwrap_or_else(|_| path.clone());
+            format!("{:?}", path.to_string_lossy())
+        });
         let all = [
             ("queue", "--queue", text(&self.queue)),
             ("account", "--account", text(&self.account)),
@@ -59,9 +72,52 @@ impl ResourceArgs {
             ("cpus", "--cpus", self.cpus.map(|v| v.to_string())),
             ("gpus", "--gpus", self.gpus.map(|v| v.to_string())),
             ("engines_per_job", "--engines-per-job", self.engines_per_job.map(|v| v.to_string())),
+            ("template", "--template", template),
         ];
         all.into_iter()
             .filter_map(|(key, option, value)| Some((key, option, value?)))
             .collect()
+    }
+}
+
+/// What a configuration is made of besides the profile's file, for commands that start nothing.
+#[derive(Clone, Debug, Default, clap::Args)]
+pub struct SettingArgs {
+    /// What starts the engines: local, mpi, slurm, sge, pbs, lsf, htcondor
+    #[arg(long, value_name = "NAME")]
+    pub launcher: Option<String>,
+    /// A setting over those of the profile's pcluster.yaml, for example launchers.slurm.queue=long
+    #[arg(long = "set", value_name = "KEY=VALUE", value_parser = setting)]
+    pub settings: Vec<(String, String)>,
+    #[command(flatten)]
+    pub resources: ResourceArgs,
+}
+
+impl SettingArgs {
+    /// The settings, each with what gave it, and the configuration that they make with the profile's file.
+    pub fn config(&self, profile: &ProfileDir) -> Result<(Vec<Setting>, Config), CommandError> {
+        let setting = |key: &str, value: &str, by: &str| Setting {
+            key: key.into(),
+            value: value.into(),
+            by: by.into(),
+        };
+        let mut settings: Vec<Setting> = self.settings.iter().map(|(key, value)| setting(key, value, "--set")).collect();
+        if let Some(launcher) = &self.launcher {
+            settings.push(setting("launcher.engines", &format!("{launcher:?}"), "--launcher"));
+        }
+        let load = |settings: &[Setting]| {
+            let pairs: Vec<_> = settings.iter().map(|s| (s.key.clone(), s.value.clone())).collect();
+            Config::load_with(profile, &pairs)
+        };
+        let config = load(&settings)?;
+        let given = self.resources.settings(&config.launcher.engines).map_err(CommandError::usage)?;
+        if given.is_empty() {
+            return Ok((settings, config));
+        }
+        let options = self.resources.given();
+        let options = given.iter().zip(&options);
+        settings.extend(options.map(|((key, value), (_, option, _))| setting(key, value, option)));
+        let config = load(&settings)?;
+        Ok((settings, config))
     }
 }

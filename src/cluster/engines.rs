@@ -55,7 +55,7 @@ pub async fn add_engines(options: AddOptions, progress: &mut dyn FnMut(StartProg
     }
     config.engine.kind = options.engine_kind.unwrap_or(config.engine.kind);
     config.engine.python = options.python.or(config.engine.python);
-    let launcher = launch::launcher(&config.launcher.engines)?;
+    let launcher = launch::launcher(&config.launcher.engines, profile, &config)?;
     if !profile.exists() {
         return Err(super::not_running(profile, cluster_id));
     }
@@ -100,7 +100,7 @@ pub async fn add_engines(options: AddOptions, progress: &mut dyn FnMut(StartProg
         launcher,
         launched: &engines,
     };
-    if let Err(error) = launch::registered(&client, expected, &new, None, timeout, progress).await {
+    if let Err(error) = launch::registered(&client, expected, new, None, timeout, progress).await {
         drop(undo);
         old.write(profile)?;
         return Err(error);

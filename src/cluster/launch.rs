@@ -1,9 +1,9 @@
 //! What starting a cluster and adding engines to one share: engines started and waited for, and all undone that was
 //! started in vain.
 use super::start::StartProgress;
-use super::{ClusterError, ClusterState, logs};
+use super::{ClusterError, ClusterState};
 use crate::client::{Client, StatusReply};
-use crate::launchers::{self, EnginesLaunch, LaunchError, Launched, Launcher, Process};
+use crate::launchers::{self, EnginesLaunch, LaunchError, Launched, Launcher, MemberState};
 use crate::profile::ProfileDir;
 use crate::profile::config::{Config, EngineKind};
 use std::path::{Path, PathBuf};
@@ -17,8 +17,8 @@ const ANSWER: Duration = Duration::from_secs(3);
 /// How much of a log an error shows.
 const LINES: usize = 12;
 
-pub(super) fn launcher(name: &str) -> Result<Arc<dyn Launcher>, LaunchError> {
-    Ok(Arc::from(launchers::by_name(name)?))
+pub(super) fn launcher(name: &str, profile: &ProfileDir, config: &Config) -> Result<Arc<dyn Launcher>, LaunchError> {
+    Ok(Arc::from(launchers::by_name(name, profile, config)?))
 }
 
 /// This program, unless another is given.
@@ -83,18 +83,19 @@ impl EngineWish {
     }
 }
 
-/// Waits until `expected` engines in all are registered. Of the engines in `new`, one that ends before is an error, as is the end of
+/// Waits until `expected` engines in all are registered. Of the members in `new`, one that ends before is an error, as is the end of
 /// the controller.
 pub(super) async fn registered(
     client: &Client,
     expected: usize,
-    new: &Watched<'_>,
-    controller: Option<&Watched<'_>>,
+    new: Watched<'_>,
+    controller: Option<Watched<'_>>,
     timeout: Duration,
     progress: &mut dyn FnMut(StartProgress),
 ) -> Result<(), ClusterError> {
     let deadline = Instant::now() + timeout;
     let n = expected as u32;
+    let (mut new, mut controller) = (Watcher::new(new), controller.map(Watcher::new));
     let mut last = None;
     loop {
         let answer = tokio::time::timeout(ANSWER, client.status()).await;
@@ -112,33 +113,29 @@ pub(super) async fn registered(
         if registered >= expected {
             return Ok(());
         }
-        if let Some(controller) = controller
-            && let Some((_, process)) = controller.first_ended()
+        if let Some(controller) = &mut controller
+            && let Some((_, place)) = controller.first_ended().await?
         {
-            return Err(controller_ended(&*controller.launcher, process));
+            return Err(controller_ended(&controller.watched, place, controller.word(place)));
         }
-        if let Some((ended, process)) = new.first_ended() {
+        if let Some((ended, place)) = new.first_ended().await? {
             return Err(ClusterError::EnginesEnded {
                 ended,
-                n: new.launched.processes.len(),
-                ending: ending(&*new.launcher, process),
-                log: process.log.clone(),
-                tail: logs::tail(process, LINES),
+                n: new.watched.launched.len(),
+                ending: new.watched.ending(place, new.word(place)),
+                log: new.watched.log(place),
+                tail: new.watched.tail(place),
             });
         }
         if Instant::now() >= deadline {
             // A log to begin with; which engine is missing is not known.
-            let (log, tail) = match new.launched.processes.last() {
-                Some(process) => (process.log.clone(), logs::tail(process, LINES)),
-                None => Default::default(),
-            };
-            let seconds = timeout.as_secs_f64();
+            let last = new.watched.launched.len().saturating_sub(1);
             return Err(ClusterError::EnginesLate {
                 registered,
                 n: expected,
-                seconds,
-                log,
-                tail,
+                seconds: timeout.as_secs_f64(),
+                log: new.watched.log(last),
+                tail: new.watched.tail(last),
             });
         }
         tokio::time::sleep(ASK_EVERY).await;
@@ -150,48 +147,80 @@ pub(super) fn heard_of(status: &StatusReply) -> usize {
     status.engines.iter().filter(|engine| engine.state != "silent").count()
 }
 
-/// Processes with who can tell of them.
+/// What was launched, with who can tell of it.
+#[derive(Clone)]
 pub(super) struct Watched<'a> {
     pub launcher: Arc<dyn Launcher>,
     pub launched: &'a Launched,
 }
 
 impl Watched<'_> {
-    /// How many have ended, and the first of them.
-    fn first_ended(&self) -> Option<(usize, &Process)> {
-        let alive = self.launcher.alive(self.launched)?;
-        let mut ended = self
-            .launched
-            .processes
-            .iter()
-            .zip(alive)
-            .filter(|(_, alive)| !alive)
-            .map(|(process, _)| process);
-        let first = ended.next()?;
-        Some((1 + ended.count(), first))
+    /// How the member at this place ended, in words.
+    fn ending(&self, place: usize, word: &str) -> String {
+        let name = self.launched.members().get(place).map(|m| m.name.clone()).unwrap_or_default();
+        match (word, self.launched.jobs.is_empty()) {
+            ("", _) => format!("{name} is gone"),
+            (word, true) => word.to_string(),
+            (word, false) => format!("{name}: {word}"),
+        }
+    }
+    fn log(&self, place: usize) -> PathBuf {
+        self.launched.members().get(place).map(|m| m.log.clone()).unwrap_or_default()
+    }
+    fn tail(&self, place: usize) -> String {
+        self.launcher.log_end(self.launched, place, LINES)
     }
 }
 
-pub(super) fn controller_ended(launcher: &dyn Launcher, process: &Process) -> ClusterError {
+/// Asks for the members' states, without ever waiting for the answer.
+struct Watcher<'a> {
+    watched: Watched<'a>,
+    asked: Option<tokio::task::JoinHandle<Vec<MemberState>>>,
+    states: Vec<MemberState>,
+}
+
+impl<'a> Watcher<'a> {
+    fn new(watched: Watched<'a>) -> Watcher<'a> {
+        Watcher {
+            watched,
+            asked: None,
+            states: Vec::new(),
+        }
+    }
+
+    /// How many members have ended, and the place of the first of them.
+    async fn first_ended(&mut self) -> Result<Option<(usize, usize)>, ClusterError> {
+        if let Some(answer) = self.asked.take_if(|asked| asked.is_finished()) {
+            self.states = answer.await.map_err(|e| ClusterError::Internal(e.to_string()))?;
+        }
+        if self.asked.is_none() {
+            let (launcher, launched) = (self.watched.launcher.clone(), self.watched.launched.clone());
+            self.asked = Some(tokio::task::spawn_blocking(move || launcher.states(&launched)));
+        }
+        let mut ended = self.states.iter().enumerate().filter(|(_, state)| state.has_ended());
+        let first = ended.next().map(|(place, _)| place);
+        Ok(first.map(|place| (1 + ended.count(), place)))
+    }
+
+    fn word(&self, place: usize) -> &str {
+        self.states.get(place).map_or("", |state| &state.word)
+    }
+}
+
+pub(super) fn controller_ended(controller: &Watched<'_>, place: usize, word: &str) -> ClusterError {
     ClusterError::ControllerEnded {
-        ending: ending(launcher, process),
-        log: process.log.clone(),
-        tail: logs::tail(process, LINES),
+        ending: controller.ending(place, word),
+        log: controller.log(place),
+        tail: controller.tail(place),
     }
 }
 
-pub(super) fn controller_silent(process: &Process, timeout: Duration) -> ClusterError {
+pub(super) fn controller_silent(controller: &Watched<'_>, timeout: Duration) -> ClusterError {
     ClusterError::ControllerSilent {
         seconds: timeout.as_secs_f64(),
-        log: process.log.clone(),
-        tail: logs::tail(process, LINES),
+        log: controller.log(0),
+        tail: controller.tail(0),
     }
-}
-
-fn ending(launcher: &dyn Launcher, process: &Process) -> String {
-    launcher
-        .ending(process)
-        .unwrap_or_else(|| format!("process {} is gone", process.pid))
 }
 
 /// Ends what was started, unless all went well: also when the caller stops waiting (Ctrl-C).

@@ -1,7 +1,8 @@
 //! What clusters there are, and whether they run. Read from files and the process table; no controller is asked.
 use super::{ClusterError, ClusterState};
 use crate::connection::{ConnectionError, ConnectionFile, process};
-use crate::launchers;
+use crate::launchers::{self, Launched, Stage};
+use crate::profile::Config;
 use crate::profile::ProfileDir;
 use crate::profile::dir::check_cluster_id;
 use serde::Serialize;
@@ -95,16 +96,18 @@ pub fn status(profile: &ProfileDir, cluster_id: &str) -> Option<ClusterSummary> 
         return None;
     }
     let engines: Vec<_> = standing.state.iter().flat_map(|s| &s.engines).collect();
-    let alive = |launched: &&launchers::Launched| {
-        let alive = launchers::by_name(&launched.launcher).ok()?.alive(launched)?;
-        Some(alive.into_iter().filter(|alive| *alive).count())
+    let config = Config::load(profile).unwrap_or_default();
+    let alive = |launched: &&Launched| {
+        let states = launchers::by_name(&launched.launcher, profile, &config).ok()?.states(launched);
+        let known = states.iter().all(|state| state.stage != Stage::Unknown);
+        known.then(|| states.iter().filter(|state| state.is_there()).count())
     };
     Some(ClusterSummary {
         profile: profile.name().into(),
         directory: profile.path().into(),
         cluster_id: cluster_id.into(),
         state: standing.condition,
-        engines_started: engines.iter().map(|e| e.processes.len()).sum(),
+        engines_started: engines.iter().map(|e| e.engines()).sum(),
         engines_alive: engines.iter().map(alive).sum(),
         engine_kind: standing.state.as_ref().map(|s| s.engine_kind.clone()),
         launcher: engines.first().map(|e| e.launcher.clone()),

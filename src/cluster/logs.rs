@@ -1,8 +1,5 @@
 //! The log files of a cluster's processes.
-use crate::launchers::Process;
 use crate::profile::ProfileDir;
-use std::fs::File;
-use std::io::{Read, Seek, SeekFrom};
 use std::path::PathBuf;
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -36,23 +33,6 @@ pub fn logs(profile: &ProfileDir, cluster_id: &str) -> Vec<LogFile> {
     controller.into_iter().chain(engines).collect()
 }
 
-/// The last lines of what this process has written, without blank ones; empty if it has written nothing.
-pub(super) fn tail(process: &Process, lines: usize) -> String {
-    const AT_MOST: u64 = 16 * 1024;
-    let read = || -> std::io::Result<Vec<u8>> {
-        let mut file = File::open(&process.log)?;
-        let length = file.metadata()?.len();
-        file.seek(SeekFrom::Start(process.log_from.max(length.saturating_sub(AT_MOST))))?;
-        let mut bytes = Vec::new();
-        file.take(AT_MOST).read_to_end(&mut bytes)?;
-        Ok(bytes)
-    };
-    let bytes = read().unwrap_or_default();
-    let text = String::from_utf8_lossy(&bytes);
-    let all: Vec<&str> = text.lines().map(str::trim_end).filter(|l| !l.is_empty()).collect();
-    all[all.len().saturating_sub(lines)..].join("\n")
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -77,22 +57,5 @@ mod tests {
         assert_eq!(names(""), ["controller", "engine-9", "engine-10"]);
         assert_eq!(names("7"), ["controller", "engine-0"]);
         assert!(names("8").is_empty());
-    }
-
-    #[test]
-    fn a_tail_is_of_this_process_only() {
-        let dir = tempfile::tempdir().unwrap();
-        let log = dir.path().join("log");
-        std::fs::write(&log, "old\nnew 1\n\nnew 2\nnew 3\n").unwrap();
-        let mut process = Process {
-            pid: 1,
-            started: 0.0,
-            log,
-            log_from: 4,
-        };
-        assert_eq!(tail(&process, 2), "new 2\nnew 3");
-        assert_eq!(tail(&process, 9), "new 1\nnew 2\nnew 3");
-        process.log = dir.path().join("none");
-        assert_eq!(tail(&process, 9), "");
     }
 }

@@ -5,7 +5,7 @@ use super::lock::Lock;
 use super::{ClusterError, ClusterState, stop};
 use crate::client::Client;
 use crate::connection::{ConnectionError, ConnectionFile, discover};
-use crate::launchers::{ControllerLaunch, Launched, Launcher};
+use crate::launchers::{ControllerLaunch, Launched, Launcher, MemberState};
 use crate::profile::ProfileDir;
 use crate::profile::config::{Config, EngineKind};
 use crate::profile::dir::check_cluster_id;
@@ -106,8 +106,8 @@ pub async fn start(options: StartOptions, progress: &mut dyn FnMut(StartProgress
     let (profile, cluster_id) = (&options.profile, options.cluster_id.as_str());
     check_cluster_id(cluster_id)?;
     let config = options.config()?;
-    let controllers = launch::launcher(&config.launcher.controller)?;
-    let engine_launcher = launch::launcher(&config.launcher.engines)?;
+    let controllers = launch::launcher(&config.launcher.controller, profile, &config)?;
+    let engine_launcher = launch::launcher(&config.launcher.engines, profile, &config)?;
     let wish = EngineWish {
         settings: options.settings.clone(),
         program: launch::program(&options.program)?,
@@ -155,12 +155,12 @@ pub async fn start(options: StartOptions, progress: &mut dyn FnMut(StartProgress
     progress(StartProgress::ControllerReady { pid: controller_pid });
 
     // Engines of a controller that came back with its keys and ports find it again; those of another never will.
-    let kept = leftovers.settle(&engine_file, progress).await?;
+    let kept = leftovers.settle(profile, &wish.config, &engine_file, progress).await?;
     files.before = None;
     if let Some(before) = leftovers.state.filter(|_| !kept.is_empty()) {
         state.next_engine = before.next_engine;
     }
-    let alive: usize = kept.iter().map(|launched| launched.processes.len()).sum();
+    let alive: usize = kept.iter().map(Launched::engines).sum();
     state.engines = kept;
     let missing = n.saturating_sub(alive as u32);
     if missing > 0 {
@@ -185,7 +185,7 @@ pub async fn start(options: StartOptions, progress: &mut dyn FnMut(StartProgress
         launcher: controllers,
         launched: &controller,
     };
-    let registered = match launch::registered(&client, expected, &new, Some(&watched), timeout, progress).await {
+    let registered = match launch::registered(&client, expected, new, Some(watched), timeout, progress).await {
         // One of before that is silent is no reason to end the controller that the others have found again.
         Err(ClusterError::EnginesLate {
             registered, n, seconds, ..
@@ -327,7 +327,13 @@ struct Leftovers {
 
 impl Leftovers {
     /// Keeps those that run, if the new controller is where the old one was; else ends them.
-    async fn settle(&self, now: &ConnectionFile, progress: &mut dyn FnMut(StartProgress)) -> Result<Vec<Launched>, ClusterError> {
+    async fn settle(
+        &self,
+        profile: &ProfileDir,
+        config: &Config,
+        now: &ConnectionFile,
+        progress: &mut dyn FnMut(StartProgress),
+    ) -> Result<Vec<Launched>, ClusterError> {
         let place = |file: &ConnectionFile| {
             (
                 file.key.clone(),
@@ -337,14 +343,16 @@ impl Leftovers {
         };
         let same = self.engine_file.as_ref().is_some_and(|before| place(before) == place(now));
         let mut kept = Vec::new();
-        for mut launched in self.state.iter().flat_map(|s| s.engines.clone()) {
-            let launcher = launch::launcher(&launched.launcher)?;
-            let mut alive = launcher.alive(&launched).unwrap_or_default().into_iter();
-            launched.processes.retain(|_| alive.next().unwrap_or(false));
-            if launched.processes.is_empty() {
+        for launched in self.state.iter().flat_map(|s| s.engines.clone()) {
+            let launcher = launch::launcher(&launched.launcher, profile, config)?;
+            let (asked, whole) = (launcher.clone(), launched.clone());
+            let states = in_thread(move || asked.states(&whole)).await?;
+            // What cannot be told of may still run.
+            let launched = launched.only(|place| states.get(place).is_some_and(|state| !state.has_ended()));
+            if launched.is_empty() {
                 continue;
             }
-            let n = launched.processes.len();
+            let n = launched.engines();
             if same {
                 progress(StartProgress::Note(format!("{n} engines of before still run and are kept")));
                 kept.push(launched);
@@ -370,18 +378,22 @@ async fn connection_files(
     let paths = [profile.client_file(cluster_id), profile.engine_file(cluster_id)];
     let (launcher, controller) = (launcher.clone(), controller.clone());
     in_thread(move || {
+        let watched = Watched {
+            launcher,
+            launched: &controller,
+        };
         let wait = |path: &Path| {
             let go_on = || {
-                let ended = launcher.alive(&controller).is_some_and(|alive| alive.contains(&false));
-                match controller.processes.first() {
-                    Some(process) if ended => Err(launch::controller_ended(&*launcher, process)),
-                    _ if given_up.load(Ordering::Relaxed) => Err(ClusterError::Internal("given up".into())),
-                    _ => Ok(()),
+                let states = watched.launcher.states(watched.launched);
+                match states.iter().position(MemberState::has_ended) {
+                    Some(place) => Err(launch::controller_ended(&watched, place, &states[place].word)),
+                    None if given_up.load(Ordering::Relaxed) => Err(ClusterError::Internal("given up".into())),
+                    None => Ok(()),
                 }
             };
-            discover::wait(path, timeout, go_on).map_err(|e| match (e, controller.processes.first()) {
-                (ClusterError::Connection(ConnectionError::TimedOut { .. }), Some(process)) => launch::controller_silent(process, timeout),
-                (other, _) => other,
+            discover::wait(path, timeout, go_on).map_err(|e| match e {
+                ClusterError::Connection(ConnectionError::TimedOut { .. }) => launch::controller_silent(&watched, timeout),
+                other => other,
             })
         };
         let [client, engine] = &paths;

@@ -113,12 +113,11 @@ mod tests {
             started: 1.5,
             log: "/log".into(),
             log_from: 3,
+            ..Process::default()
         };
         let launched = |processes| Launched {
-            launcher: "local".into(),
-            host: "h".into(),
             processes,
-            other: Default::default(),
+            ..Launched::new("local", "h".into())
         };
         state.controller = Some(launched(vec![process.clone()]));
         state.engines = vec![launched(vec![process.clone(), process])];
@@ -136,14 +135,14 @@ mod tests {
         let profile = profile(dir.path());
         let text = r#"{"version": 2, "pcluster": "0.1.0", "cluster_id": "", "host": "h", "cwd": "/", "started": 1.0, "engine_kind": "pcluster",
             "n": 1, "next_engine": 1, "colour": "blue",
-            "controller": {"launcher": "local", "host": "h", "processes": [{"pid": 4, "started": 1.0, "log": "/l"}], "job": "12"},
+            "controller": {"launcher": "local", "host": "h", "processes": [{"pid": 4, "started": 1.0, "log": "/l"}], "task": "12"},
             "engines": []}"#;
         fs::write(profile.state_file(""), text).unwrap();
         let state = ClusterState::read(&profile, "").unwrap().unwrap();
         assert_eq!(state.controller.as_ref().unwrap().processes[0].pid, 4);
         state.write(&profile).unwrap();
         let again: serde_json::Value = serde_json::from_slice(&fs::read(profile.state_file("")).unwrap()).unwrap();
-        assert_eq!((&again["colour"], &again["controller"]["job"]), (&"blue".into(), &"12".into()));
+        assert_eq!((&again["colour"], &again["controller"]["task"]), (&"blue".into(), &"12".into()));
     }
 
     #[test]

@@ -6,10 +6,11 @@ use super::start::in_thread;
 use super::{ClusterError, launch};
 use crate::client::Client;
 use crate::connection::ConnectionFile;
-use crate::launchers::{Ended, Launched, Process};
+use crate::launchers::{Ended, LaunchError, Launched, Launcher, Process};
 use crate::profile::ProfileDir;
 use crate::profile::config::Config;
 use std::net::{TcpStream, ToSocketAddrs};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 const CONNECT: Duration = Duration::from_secs(5);
@@ -81,10 +82,15 @@ async fn end(profile: &ProfileDir, cluster_id: &str, force: bool, progress: &mut
         progress(StopProgress::Note(trouble.clone()));
     }
     // Stopping must work with a broken configuration too.
-    let config = Config::load(profile).unwrap_or_default().launcher;
-    let (stop_for, kill_after) = (Duration::from_millis(config.stop_ms), Duration::from_millis(config.kill_ms));
-    let launches = recorded(&standing);
-    let engines = standing.state.as_ref().map_or(0, |s| count_alive(&s.engines));
+    let config = Config::load(profile).unwrap_or_default();
+    let (stop_for, kill_after) = (
+        Duration::from_millis(config.launcher.stop_ms),
+        Duration::from_millis(config.launcher.kill_ms),
+    );
+    let launches = Launches::of(recorded(&standing), profile, &config);
+    let engines = Launches::of(standing.state.iter().flat_map(|s| s.engines.clone()), profile, &config)
+        .count()
+        .await?;
 
     let mut asked = false;
     if matches!(standing.condition, Condition::Running | Condition::Elsewhere)
@@ -112,7 +118,7 @@ async fn end(profile: &ProfileDir, cluster_id: &str, force: bool, progress: &mut
         let deadline = Instant::now() + stop_for;
         let mut last = 0;
         loop {
-            let left = count_alive(&launches);
+            let left = launches.count().await?;
             // A controller elsewhere is gone when its file is.
             let file = standing.condition == Condition::Elsewhere && profile.client_file(cluster_id).exists();
             if (left == 0 && !file) || Instant::now() >= deadline {
@@ -126,8 +132,8 @@ async fn end(profile: &ProfileDir, cluster_id: &str, force: bool, progress: &mut
         }
     }
     let mut ended = Ended::default();
-    for launched in launches {
-        let launcher = launch::launcher(&launched.launcher)?;
+    for (launcher, launched) in launches.0 {
+        let launcher = launcher?;
         ended += in_thread(move || launcher.stop(&launched, kill_after)).await??;
     }
     remove_files(profile, cluster_id);
@@ -154,24 +160,38 @@ fn recorded(standing: &Standing) -> Vec<Launched> {
             let process = Process {
                 pid: controller.pid,
                 started: controller.started,
-                log: Default::default(),
-                log_from: 0,
+                ..Process::default()
             };
             launches.push(Launched {
-                launcher: "local".into(),
-                host: controller.host.clone(),
                 processes: vec![process],
-                other: Default::default(),
+                ..Launched::new("local", controller.host.clone())
             });
         }
     }
     launches
 }
 
-/// How many processes are known to run.
-fn count_alive(launches: &[Launched]) -> usize {
-    let alive = |launched: &Launched| launch::launcher(&launched.launcher).ok()?.alive(launched);
-    launches.iter().filter_map(alive).flatten().filter(|alive| *alive).count()
+/// Launches, each with who can tell of it and end it.
+struct Launches(Vec<(Result<Arc<dyn Launcher>, LaunchError>, Launched)>);
+
+impl Launches {
+    fn of(launches: impl IntoIterator<Item = Launched>, profile: &ProfileDir, config: &Config) -> Launches {
+        let with = |launched: Launched| (launch::launcher(&launched.launcher, profile, config), launched);
+        Launches(launches.into_iter().map(with).collect())
+    }
+
+    /// How many members are known to be there.
+    async fn count(&self) -> Result<usize, ClusterError> {
+        let mut there = 0;
+        for (launcher, launched) in &self.0 {
+            if let (Ok(launcher), launched) = (launcher, launched.clone()) {
+                let launcher = launcher.clone();
+                let states = in_thread(move || launcher.states(&launched)).await?;
+                there += states.iter().filter(|state| state.is_there()).count();
+            }
+        }
+        Ok(there)
+    }
 }
 
 /// The connection files, the controller's own, and the state file. What is gone already is no error, and what cannot be removed is stale anyway.

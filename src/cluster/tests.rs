@@ -93,8 +93,7 @@ fn sleeper() -> (Sleeper, Process) {
     let process = Process {
         pid: child.id(),
         started,
-        log: PathBuf::new(),
-        log_from: 0,
+        ..Process::default()
     };
     (Sleeper(child), process)
 }
@@ -108,10 +107,8 @@ fn dead() -> Process {
 
 fn launched(processes: Vec<Process>) -> Launched {
     Launched {
-        launcher: "local".into(),
-        host: process::host(),
         processes,
-        other: Default::default(),
+        ..Launched::new("local", process::host())
     }
 }
 
@@ -189,7 +186,7 @@ async fn who_stops_waiting_leaves_nothing_running() {
 async fn what_will_not_work_is_refused_before_anything_starts() {
     let world = World::new();
     let mut options = world.options("exit 1");
-    options.launcher = Some("slurm".into());
+    options.launcher = Some("cloud".into());
     assert!(matches!(start_fails(options).await.0, ClusterError::Launch(_)));
     let mut options = world.options("exit 1");
     options.python = Some("/nonexistent/python".into());

@@ -67,7 +67,8 @@ impl ConnectionFile {
         ConnectionFile::parse(&text, path)
     }
 
-    fn parse(text: &str, path: &Path) -> Result<ConnectionFile, ConnectionError> {
+    /// `path` is for errors.
+    pub fn parse(text: &str, path: &Path) -> Result<ConnectionFile, ConnectionError> {
         let path = || path.to_path_buf();
         let value: serde_json::Value = serde_json::from_str(text).map_err(|e| ConnectionError::NotJson {
             path: path(),

@@ -27,6 +27,9 @@ pub(super) struct Secrets {
     engine_public: String,
     engine_secret: String,
     pub ports: Ports,
+    /// The run before ended in order, and left them to this one (`--reuse`).
+    #[serde(default)]
+    ended: bool,
 }
 
 impl Secrets {
@@ -40,6 +43,7 @@ impl Secrets {
             engine_public: engine.public,
             engine_secret: engine.secret,
             ports: Ports::default(),
+            ended: false,
         }
     }
     pub(super) fn client_pair(&self) -> KeyPair {
@@ -74,8 +78,12 @@ pub(super) fn secrets(settings: &ControllerSettings) -> Result<(Secrets, bool), 
     }
     let path = settings.profile.controller_file(&settings.cluster_id);
     match std::fs::read(&path) {
-        Ok(bytes) => match serde_json::from_slice(&bytes) {
-            Ok(secrets) => Ok((secrets, true)),
+        Ok(bytes) => match serde_json::from_slice::<Secrets>(&bytes) {
+            Ok(secrets) if secrets.ended && !settings.reuse => Ok((Secrets::new(), false)),
+            Ok(mut secrets) => {
+                let killed = !std::mem::take(&mut secrets.ended);
+                Ok((secrets, killed))
+            }
             Err(error) => {
                 tracing::warn!(path = %path.display(), %error, "the keys of the run before cannot be read; new ones are made");
                 Ok((Secrets::new(), false))
@@ -87,20 +95,31 @@ pub(super) fn secrets(settings: &ControllerSettings) -> Result<(Secrets, bool), 
 
 /// Writes the private file and both connection files.
 pub(super) fn write_files(settings: &ControllerSettings, secrets: &Secrets) -> Result<(), ControllerError> {
+    write_secrets(settings, secrets)?;
+    engine_file(settings, secrets).write(&settings.profile.engine_file(&settings.cluster_id))?;
+    client_file(settings, secrets).write(&settings.profile.client_file(&settings.cluster_id))?;
+    Ok(())
+}
+
+fn write_secrets(settings: &ControllerSettings, secrets: &Secrets) -> Result<(), ControllerError> {
     let failed = |path: &PathBuf, why: String| ControllerError::Prepare {
         what: path.display().to_string(),
         why,
     };
     let path = settings.profile.controller_file(&settings.cluster_id);
     let text = serde_json::to_vec_pretty(secrets).map_err(|e| failed(&path, e.to_string()))?;
-    private::write(&path, &text).map_err(|e| failed(&path, e.to_string()))?;
-    engine_file(settings, secrets).write(&settings.profile.engine_file(&settings.cluster_id))?;
-    client_file(settings, secrets).write(&settings.profile.client_file(&settings.cluster_id))?;
-    Ok(())
+    private::write(&path, &text).map_err(|e| failed(&path, e.to_string()))
 }
 
-/// After an orderly end nobody needs them.
-pub(super) fn remove_files(settings: &ControllerSettings) {
+/// After an orderly end nobody needs them, or the next controller (`--reuse`).
+pub(super) fn put_away_files(settings: &ControllerSettings, secrets: &mut Secrets) {
+    if settings.reuse {
+        secrets.ended = true;
+        if let Err(error) = write_secrets(settings, secrets) {
+            tracing::warn!(%error, "the next controller will take this one for killed");
+        }
+        return;
+    }
     let (profile, id) = (&settings.profile, &settings.cluster_id);
     for path in [
         profile.client_file(id),
@@ -157,6 +176,7 @@ pub(super) fn client_file(settings: &ControllerSettings, secrets: &Secrets) -> C
         notification: Some(ports.notification),
         task_scheme: Some(settings.config.task_scheme.clone()),
         broadcast: BroadcastPorts::One(ports.broadcast),
+        ssh: settings.ssh.clone(),
         ..base(settings, &secrets.client_key, &secrets.client_public, None)
     }
 }
@@ -172,6 +192,7 @@ pub(super) fn engine_file(settings: &ControllerSettings, secrets: &Secrets) -> C
         hb_ping: Some(ports.hb_ping),
         hb_pong: Some(ports.hb_pong),
         broadcast: BroadcastPorts::Leaves(vec![ports.broadcast]),
+        ssh: settings.engine_ssh.clone(),
         ..base(settings, &secrets.engine_key, &secrets.engine_public, Some(ports.native))
     }
 }

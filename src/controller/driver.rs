@@ -59,7 +59,7 @@ pub(super) async fn run(settings: ControllerSettings) -> Result<(), ControllerEr
         "the controller serves"
     );
     let result = driver.serve(arrivals, words).await;
-    bootstrap::remove_files(&settings);
+    bootstrap::put_away_files(&settings, &mut secrets);
     driver.sockets.close().await;
     driver.records.close();
     tracing::info!("the controller has ended");

@@ -19,6 +19,12 @@ pub struct ControllerSettings {
     pub profile: ProfileDir,
     pub cluster_id: String,
     pub config: ControllerConfig,
+    /// The ssh server through which clients reach it, for their connection file; mostly empty.
+    pub ssh: String,
+    /// The one through which engines do.
+    pub engine_ssh: String,
+    /// Keys, ports and connection files outlive an orderly end, and serve the next controller.
+    pub reuse: bool,
 }
 
 #[derive(Debug, thiserror::Error)]

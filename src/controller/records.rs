@@ -1,6 +1,6 @@
 //! The records, on two threads of their own: one writes batches of changes, one answers questions out of what is committed.
 use super::core::event::{FoundMap, FoundRequest, FoundTask};
-use super::core::{Ask, Event, Query};
+use super::core::{Ask, Event, Expired, Query};
 use crate::db::{DbError, Reader, RequestRecord, Writer};
 use crate::model::change::Change;
 use crate::model::definition::Work;
@@ -14,11 +14,15 @@ use bytes::Bytes;
 use serde_json::{Map, Value, json};
 use std::collections::{BTreeMap, HashSet};
 use std::sync::mpsc as std_mpsc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
 
 /// Between two tries of a batch that could not be written.
 const RETRY: Duration = Duration::from_secs(1);
+/// Before each step of tidying up: batches come first.
+const TIDY_PAUSE: Duration = Duration::from_millis(5);
+/// ... but under load, too, there is a step this often.
+const TIDY_AT_LEAST: Duration = Duration::from_millis(250);
 
 pub(super) struct Records {
     changes: Option<std_mpsc::Sender<Vec<Change>>>,
@@ -89,7 +93,8 @@ impl Records {
 }
 
 fn write(mut writer: Writer, batches: std_mpsc::Receiver<Vec<Change>>, words: mpsc::UnboundedSender<Word>) {
-    while let Ok(batch) = batches.recv() {
+    let mut tidied = Instant::now();
+    while let Some(batch) = next(&mut writer, &batches, &mut tidied) {
         // Nobody is told of what is not on disk, so a batch is tried until it is: a full disk may be emptied.
         while let Err(error) = writer.apply(&batch) {
             tracing::error!(%error, hint = error.hint(), "the records cannot be written; nothing goes on until they can");
@@ -105,6 +110,26 @@ fn write(mut writer: Writer, batches: std_mpsc::Receiver<Vec<Change>>, words: mp
     if let Err(error) = writer.close() {
         tracing::warn!(%error, "the database was not closed in order");
     }
+}
+
+/// The next batch. While there is none, and now and then in between, what follows a purge is done a step at a time.
+fn next(writer: &mut Writer, batches: &std_mpsc::Receiver<Vec<Change>>, tidied: &mut Instant) -> Option<Vec<Change>> {
+    let mut pause = TIDY_PAUSE;
+    while writer.is_untidy() {
+        if tidied.elapsed() < TIDY_AT_LEAST {
+            match batches.recv_timeout(pause) {
+                Ok(batch) => return Some(batch),
+                Err(std_mpsc::RecvTimeoutError::Disconnected) => return None,
+                Err(std_mpsc::RecvTimeoutError::Timeout) => {}
+            }
+        }
+        *tidied = Instant::now();
+        if let Err(error) = writer.tidy() {
+            tracing::warn!(%error, "the records are not tidied up now");
+            pause = RETRY;
+        }
+    }
+    batches.recv().ok()
 }
 
 fn answer(reader: Reader, queries: std_mpsc::Receiver<Query>, words: mpsc::UnboundedSender<Word>) {
@@ -202,6 +227,15 @@ fn respond(reader: &Reader, query: &Query) -> Result<Response, DbError> {
                 selection: selection.clone(),
                 maps: finished_tasks(reader, selection)?,
             })));
+        }
+        Ask::Expired { before } => {
+            // Nobody waits for an error: another look follows.
+            let found = reader.expired(*before).unwrap_or_else(|error| {
+                tracing::warn!(%error, "what is to be forgotten cannot be told");
+                Default::default()
+            });
+            let (maps, requests, empty) = (found.maps, found.requests, found.empty);
+            return Ok(Response::Event(Box::new(Event::ExpiredFound(Expired { maps, requests, empty }))));
         }
         Ask::Results {
             msg_ids,

@@ -124,6 +124,8 @@ fn prepare(connection: &mut Connection, path: &Path, durability: Durability, exc
         connection.pragma_update(None, "locking_mode", "EXCLUSIVE").map_err(sqlite)?;
     }
     schema::check_version(OPEN, path, schema::version(connection).map_err(sqlite)?)?;
+    // Of a new file; changes nothing where there are tables.
+    connection.pragma_update(None, "auto_vacuum", "INCREMENTAL").map_err(sqlite)?;
     // The first tables are made before the log is switched on: so the header of the file itself says whose it is.
     schema::migrate(connection).map_err(sqlite)?;
     let mode: String = connection

@@ -6,6 +6,7 @@
 mod batch;
 mod buffers;
 mod error;
+mod expired;
 mod file;
 mod find;
 mod large;
@@ -20,6 +21,7 @@ mod tests;
 mod writer;
 
 pub use error::{DbError, DbErrorKind};
+pub use expired::Expired;
 pub use reader::Reader;
 pub use requests::RequestRecord;
 pub use restart::{OpenMap, RegisteredEngine, RestartState, UnfinishedRequest, UnfinishedTask};

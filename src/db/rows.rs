@@ -137,6 +137,7 @@ pub fn attempt_row(row: &Row) -> rusqlite::Result<AttemptRow> {
         exit_code: row.get(6)?,
         error,
         crashed: row.get(3)?,
+        whole_output: false,
         started: row.get::<_, Option<f64>>(4)?.map_or(ended, UnixTime),
         ended,
     };

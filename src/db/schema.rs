@@ -10,6 +10,7 @@ pub const APPLICATION_ID: i32 = 0x7063_6c75;
 const MIGRATIONS: &[&str] = &[
     include_str!("migrations/0001_tasks.sql"),
     include_str!("migrations/0002_cancelling.sql"),
+    include_str!("migrations/0003_forgetting.sql"),
 ];
 
 /// The version that this program writes, in `PRAGMA user_version`.

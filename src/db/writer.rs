@@ -1,5 +1,5 @@
 //! The one that writes: changes in, commits out.
-use super::batch::{Batch, Known};
+use super::batch::{Batch, Known, tidy};
 use super::large::Large;
 use super::{DbError, Durability, Reader, file};
 use crate::model::change::Change;
@@ -66,6 +66,40 @@ impl Writer {
             self.known.forget();
         }
         applied.map_err(|error| DbError::sqlite("record tasks in", &self.path, &error))
+    }
+
+    /// Whether [`Writer::tidy`] has something to do.
+    pub fn is_untidy(&self) -> bool {
+        self.known.untidy
+    }
+
+    /// One step, of some milliseconds, of what follows a purge: rows are deleted, and the file gets smaller. (A file that was
+    /// made by pcluster 0.1.0 keeps its pages, for later tasks, until [`Writer::compact`].)
+    pub fn tidy(&mut self) -> Result<(), DbError> {
+        let mut connection = lock(&self.connection);
+        let done = connection
+            .transaction_with_behavior(TransactionBehavior::Immediate)
+            .and_then(|transaction| {
+                let more = tidy(&transaction)?;
+                transaction.commit().map(|()| more)
+            });
+        self.known.untidy = done.map_err(|error| DbError::sqlite("tidy up", &self.path, &error))?;
+        Ok(())
+    }
+
+    /// All that follows a purge, for the file of a stopped cluster.
+    pub fn compact(&mut self) -> Result<(), DbError> {
+        while self.is_untidy() {
+            self.tidy()?;
+        }
+        let connection = lock(&self.connection);
+        let free: i64 = connection.pragma_query_value(None, "freelist_count", |row| row.get(0)).unwrap_or(0);
+        if free == 0 {
+            return Ok(());
+        }
+        let failed = |error: rusqlite::Error| DbError::sqlite("tidy up", &self.path, &error);
+        connection.pragma_update(None, "auto_vacuum", "INCREMENTAL").map_err(failed)?;
+        connection.execute_batch("VACUUM").map_err(failed)
     }
 
     /// For tests: the disk is full beyond so many pages.

@@ -32,7 +32,8 @@ pub enum EngineError {
     System(String),
 }
 
-/// Runs one engine until it is told to leave: by its controller, by SIGTERM or by SIGINT.
+/// Runs one engine until it is told to leave: by its controller, or by SIGTERM. SIGINT is for what it
+/// runs, and ends an idle engine on a terminal; SIGUSR1 and SIGUSR2 go to the worker.
 pub async fn run(settings: EngineSettings) -> Result<(), EngineError> {
     driver::Driver::new(settings)?.run().await
 }

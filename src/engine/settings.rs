@@ -24,6 +24,8 @@ pub struct EngineSettings {
     pub cwd: Option<String>,
     /// Set in the environment of workers and commands.
     pub env: BTreeMap<String, String>,
+    /// For IPython's shell in the worker, as its own configuration reads them: `--InteractiveShell.colors=nocolor`.
+    pub shell: Vec<String>,
 }
 
 impl EngineSettings {
@@ -39,6 +41,7 @@ impl EngineSettings {
             registration_timeout_ms: 30_000,
             cwd: None,
             env: BTreeMap::new(),
+            shell: Vec::new(),
         }
     }
 }

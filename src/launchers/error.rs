@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 #[derive(Debug, thiserror::Error)]
 pub enum LaunchError {
-    #[error("there is no launcher {name:?}; there is: {} (ssh, mpi, slurm, pbs, sge, lsf and htcondor are not there yet)", super::KNOWN.join(", "))]
+    #[error("there is no launcher {name:?}; there are: {}", super::known().join(", "))]
     UnknownLauncher { name: String },
     #[error("cannot start {}: {source}", program.display())]
     Start { program: PathBuf, source: io::Error },
@@ -26,6 +26,23 @@ pub enum LaunchError {
     ReadTemplate { path: PathBuf, source: io::Error },
     #[error(transparent)]
     Template(#[from] super::batch::TemplateError),
+    #[error("cannot write the job's script {}: {source}", path.display())]
+    Script { path: PathBuf, source: io::Error },
+    #[error("{system} did not take the job: {said}\n  the command: {command}\n  the script: {}", script.display())]
+    Submit {
+        system: &'static str,
+        said: String,
+        command: String,
+        script: PathBuf,
+        hint: Option<String>,
+    },
+    #[error("cannot {doing} of {system}: {said}\n  the command: {command}")]
+    Batch {
+        system: &'static str,
+        doing: &'static str,
+        command: String,
+        said: String,
+    },
     #[error("process {pid} is still there after SIGKILL")]
     Unkillable { pid: u32 },
 }
@@ -44,6 +61,8 @@ impl LaunchError {
                 "install it there: {python} -m pip install ipyparallel; or name another interpreter with --python"
             )),
             LaunchError::Template(error) => error.hint(),
+            LaunchError::Submit { hint, .. } => hint.clone(),
+            LaunchError::Batch { .. } => Some("try again when the batch system answers; nothing was forgotten".into()),
             LaunchError::Unkillable { .. } => Some("it waits for a device or a network file system; it will end when that answers".into()),
             _ => None,
         }

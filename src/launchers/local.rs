@@ -1,7 +1,7 @@
 //! Processes on this host, each in a session of its own: neither Ctrl-C in the shell that started them nor its end reaches them.
-use super::{ControllerLaunch, Ended, EnginesLaunch, LaunchError, Launched, Launcher, Process, python};
+use super::engine::{controller_command, engine_command};
+use super::{ControllerLaunch, Ended, EnginesLaunch, LaunchError, Launched, Launcher, MemberState, Process};
 use crate::connection::process;
-use crate::profile::config::EngineKind;
 use nix::errno::Errno;
 use nix::sys::signal::Signal;
 use nix::unistd::Pid;
@@ -36,7 +36,7 @@ struct Daemon {
 }
 
 impl Launcher for Local {
-    fn name(&self) -> &'static str {
+    fn name(&self) -> &str {
         "local"
     }
 
@@ -75,18 +75,17 @@ impl Launcher for Local {
         Ok(started)
     }
 
-    fn alive(&self, launched: &Launched) -> Option<Vec<bool>> {
-        is_here(launched).then(|| {
-            let mut alive = vec![false; launched.processes.len()];
-            self.running(launched).iter().for_each(|(at, _)| alive[*at] = true);
-            alive
-        })
-    }
-
-    fn ending(&self, process: &Process) -> Option<String> {
-        let mut children = self.children.lock().unwrap_or_else(PoisonError::into_inner);
-        let status = children.get_mut(&process.pid)?.try_wait().ok()??;
-        Some(in_words(status))
+    fn states(&self, launched: &Launched) -> Vec<MemberState> {
+        if !is_here(launched) {
+            let elsewhere = MemberState::unknown(format!("it is on {}", launched.host));
+            return vec![elsewhere; launched.len()];
+        }
+        let running: Vec<usize> = self.running(launched).into_iter().map(|(at, _)| at).collect();
+        let state = |(at, process)| match running.contains(&at) {
+            true => MemberState::running(),
+            false => MemberState::ended(self.ending(process).unwrap_or_default()),
+        };
+        launched.processes.iter().enumerate().map(state).collect()
     }
 
     fn signal(&self, launched: &Launched, signal: i32) -> Result<usize, LaunchError> {
@@ -131,6 +130,13 @@ impl Launcher for Local {
 }
 
 impl Local {
+    /// How a process ended, where this very process started it.
+    fn ending(&self, process: &Process) -> Option<String> {
+        let mut children = self.children.lock().unwrap_or_else(PoisonError::into_inner);
+        let status = children.get_mut(&process.pid)?.try_wait().ok()??;
+        Some(in_words(status))
+    }
+
     fn spawn(&self, daemon: &Daemon) -> Result<Process, LaunchError> {
         if !daemon.cwd.is_dir() {
             return Err(LaunchError::NoDirectory { path: daemon.cwd.clone() });
@@ -161,6 +167,7 @@ impl Local {
             started,
             log: daemon.log.clone(),
             log_from,
+            on: None,
         })
     }
 
@@ -224,10 +231,8 @@ fn own_session() -> io::Result<()> {
 
 fn launched(processes: Vec<Process>) -> Launched {
     Launched {
-        launcher: "local".into(),
-        host: process::host(),
         processes,
-        other: Default::default(),
+        ..Launched::new("local", process::host())
     }
 }
 
@@ -240,66 +245,6 @@ fn open_log(path: &Path) -> io::Result<(File, u64)> {
     let log = File::options().append(true).create(true).mode(0o600).open(path)?;
     let length = log.metadata()?.len();
     Ok((log, length))
-}
-
-fn settings_arguments(settings: &[(String, String)]) -> impl Iterator<Item = OsString> {
-    settings
-        .iter()
-        .flat_map(|(key, value)| ["--set".into(), format!("{key}={value}").into()])
-}
-
-/// The program and arguments that are the controller.
-pub(super) fn controller_command(launch: &ControllerLaunch) -> (PathBuf, Vec<OsString>) {
-    let mut arguments: Vec<OsString> = vec![
-        "controller".into(),
-        "--supervise".into(),
-        "--profile-dir".into(),
-        launch.profile.path().into(),
-    ];
-    arguments.extend(["--cluster-id".into(), launch.cluster_id.clone().into()]);
-    arguments.extend(settings_arguments(&launch.settings));
-    if let Some(level) = &launch.log_level {
-        arguments.extend(["--log-level".into(), level.into()]);
-    }
-    (launch.program.clone(), arguments)
-}
-
-/// The program and arguments that are one engine.
-pub(super) fn engine_command(launch: &EnginesLaunch) -> Result<(PathBuf, Vec<OsString>), LaunchError> {
-    let file = launch.profile.engine_file(&launch.cluster_id);
-    if launch.kind == EngineKind::Ipengine {
-        let (program, mut arguments) = ipengine(launch)?;
-        for (option, value) in [("--profile-dir=", launch.profile.path()), ("--file=", &file)] {
-            let mut argument = OsString::from(option);
-            argument.push(value);
-            arguments.push(argument);
-        }
-        if !launch.cluster_id.is_empty() {
-            arguments.push(format!("--cluster-id={}", launch.cluster_id).into());
-        }
-        return Ok((program, arguments));
-    }
-    let mut arguments: Vec<OsString> = vec!["engine".into(), "--supervise".into(), "--file".into(), file.into()];
-    arguments.extend(["--profile-dir".into(), launch.profile.path().into()]);
-    if let Some(python) = &launch.python {
-        arguments.extend(["--python".into(), python.into()]);
-    }
-    if let Some(level) = &launch.log_level {
-        arguments.extend(["--log-level".into(), level.into()]);
-    }
-    arguments.extend(settings_arguments(&launch.settings));
-    Ok((launch.program.clone(), arguments))
-}
-
-/// The words of `engine.ipengine`, or the interpreter with ipyparallel's module.
-fn ipengine(launch: &EnginesLaunch) -> Result<(PathBuf, Vec<OsString>), LaunchError> {
-    if let Some(command) = &launch.ipengine {
-        let mut words = command.split_whitespace();
-        let program = words.next().ok_or_else(|| LaunchError::BadCommand { command: command.clone() })?;
-        return Ok((program.into(), words.map(OsString::from).collect()));
-    }
-    let python = python::resolve(launch.python.as_deref());
-    Ok((python.into(), vec!["-m".into(), "ipyparallel.engine".into()]))
 }
 
 /// False if the process has ended meanwhile.
@@ -330,6 +275,7 @@ mod tests {
     use super::super::tests::write_program;
     use super::*;
     use crate::profile::ProfileDir;
+    use crate::profile::config::EngineKind;
     use std::fs;
     use std::os::unix::fs::PermissionsExt;
 
@@ -385,7 +331,7 @@ mod tests {
         let program = world.program("echo \"$@\"; pwd; cat /proc/$$/stat; echo fault >&2; exec sleep 100");
         let local = Local::default();
         let launched = local.start_engines(&world.engines(program, 2)).unwrap();
-        assert_eq!(local.alive(&launched), Some(vec![true, true]));
+        assert_eq!(local.states(&launched), vec![MemberState::running(); 2]);
         until("both have written", || (3..5).all(|n| world.log(n).contains("fault")));
         for (process, number) in launched.processes.iter().zip(3..) {
             let log = world.log(number);
@@ -405,10 +351,12 @@ mod tests {
         }
         assert_eq!(
             local.stop(&launched, Duration::from_secs(10)).unwrap(),
-            Ended { terminated: 2, killed: 0 }
+            Ended {
+                terminated: 2,
+                ..Ended::default()
+            }
         );
-        assert_eq!(local.alive(&launched), Some(vec![false, false]));
-        assert_eq!(local.ending(&launched.processes[0]).as_deref(), Some("signal SIGTERM"));
+        assert_eq!(local.states(&launched), vec![MemberState::ended("signal SIGTERM"); 2]);
         // Once more is no harm.
         assert_eq!(local.stop(&launched, Duration::ZERO).unwrap(), Ended::default());
     }
@@ -426,8 +374,7 @@ mod tests {
         assert_eq!(ended.terminated, 1);
         assert!(ended.killed >= 2, "{ended:?}");
         until("its child is gone", || process::started_of(child).is_none());
-        assert_eq!(starter.alive(&launched), Some(vec![false]));
-        assert_eq!(starter.ending(&launched.processes[0]).as_deref(), Some("signal SIGKILL"));
+        assert_eq!(starter.states(&launched), [MemberState::ended("signal SIGKILL")]);
     }
 
     #[test]
@@ -436,12 +383,11 @@ mod tests {
         let process = Process {
             pid: stranger.id(),
             started: 1.0,
-            log: PathBuf::new(),
-            log_from: 0,
+            ..Process::default()
         };
         let local = Local::default();
         let launched = launched(vec![process]);
-        assert_eq!(local.alive(&launched), Some(vec![false]));
+        assert_eq!(local.states(&launched), [MemberState::ended("")]);
         assert_eq!(local.signal(&launched, 15).unwrap(), 0);
         assert_eq!(local.stop(&launched, Duration::ZERO).unwrap(), Ended::default());
         assert!(stranger.try_wait().unwrap().is_none(), "it still runs");
@@ -453,12 +399,13 @@ mod tests {
     fn of_another_host_nothing_is_known_and_nothing_is_stopped() {
         let mut elsewhere = launched(vec![Process {
             pid: std::process::id(),
-            started: 0.0,
-            log: PathBuf::new(),
-            log_from: 0,
+            ..Process::default()
         }]);
         elsewhere.host = "elsewhere.invalid".into();
-        assert_eq!(Local::default().alive(&elsewhere), None);
+        assert_eq!(
+            Local::default().states(&elsewhere),
+            [MemberState::unknown("it is on elsewhere.invalid")]
+        );
         assert_eq!(Local::default().stop(&elsewhere, Duration::ZERO).unwrap(), Ended::default());
     }
 
@@ -514,8 +461,7 @@ mod tests {
         let local = Local::default();
         fs::write(world.profile.controller_log(""), "from before\n").unwrap();
         let launched = local.start_controller(&launch).unwrap();
-        until("it has ended", || local.alive(&launched) == Some(vec![false]));
-        assert_eq!(local.ending(&launched.processes[0]).as_deref(), Some("exit code 0"));
+        until("it has ended", || local.states(&launched) == [MemberState::ended("exit code 0")]);
         let log = fs::read_to_string(world.profile.controller_log("")).unwrap();
         let since = &log[launched.processes[0].log_from as usize..];
         let dir = world.profile.path().display();
@@ -527,7 +473,9 @@ mod tests {
 
     #[test]
     fn an_unknown_launcher_is_answered_with_the_known() {
-        let error = super::super::by_name("slurm").err().unwrap();
-        insta::assert_snapshot!(error, @r#"there is no launcher "slurm"; there is: local (ssh, mpi, slurm, pbs, sge, lsf and htcondor are not there yet)"#);
+        let error = super::super::by_name("cloud", &World::new().profile, &Default::default())
+            .err()
+            .unwrap();
+        insta::assert_snapshot!(error, @r#"there is no launcher "cloud"; there is: local (ssh, mpi, slurm, pbs, sge, lsf and htcondor are not there yet)"#);
     }
 }

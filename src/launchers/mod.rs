@@ -1,52 +1,79 @@
 //! Ways to start a controller or engines, and to end what was started.
 //!
-//! Parts: the trait [`Launcher`] and [`by_name`], [`local`] (processes on this host), [`batch`] (what batch systems have in common) and a row for each ([`slurm`]), [`supervisor`] (brings back what was killed), [`python`] (the interpreter that
-//! engines are to use), [`error`]. What a launch started is a [`Launched`], plain data that another process can take up.
+//! Parts: the trait [`Launcher`] and [`by_name`], [`launched`] (what a launch started: plain data that another process can take
+//! up), [`local`] (processes on this host), [`batch`] (what batch systems have in common), a row for each ([`slurm`], [`sge`], [`pbs`],
+//! [`lsf`], [`htcondor`]), [`templates`] and [`jobs`] (the launcher that runs what a row says),
+//! [`engine`] (the command that is one engine), [`supervisor`] (brings back what was killed), [`python`] (the interpreter that
+//! engines are to use), [`command`] (runs others' programs), [`logs`] (what was written), [`error`].
 //! What a cluster is, and when something is started, is not known here.
 pub mod batch;
+pub mod command;
+pub mod engine;
 pub mod error;
+pub mod htcondor;
+pub mod jobs;
+pub mod launched;
 pub mod local;
+pub mod logs;
+pub mod lsf;
+pub mod pbs;
 pub mod python;
+pub mod sge;
 pub mod slurm;
 pub mod supervisor;
 pub mod templates;
 
 pub use error::LaunchError;
+pub use launched::{Ended, Job, Launched, Member, MemberState, Process, Stage};
 
 use crate::profile::ProfileDir;
-use crate::profile::config::EngineKind;
-use serde::{Deserialize, Serialize};
+use crate::profile::config::{Config, EngineKind};
 use std::path::PathBuf;
 use std::time::Duration;
 
 /// The launchers that there are.
-pub const KNOWN: [&str; 1] = ["local"];
+pub fn known() -> Vec<&'static str> {
+    std::iter::once("local").chain(batch::SYSTEMS).collect()
+}
 
-/// A way to start processes.
+/// A way to start a controller or engines. Its calls may take seconds (a batch system, another host): never make them from
+/// an async task.
 pub trait Launcher: Send + Sync {
-    fn name(&self) -> &'static str;
+    fn name(&self) -> &str;
+    /// Whether what it starts may run on other hosts: then the controller must listen where these reach it.
+    fn is_elsewhere(&self) -> bool {
+        false
+    }
     /// Starts one controller.
     fn start_controller(&self, launch: &ControllerLaunch) -> Result<Launched, LaunchError>;
     /// Starts `launch.n` engines; all, or none with an error. [`python`] has the checks to be made before.
     fn start_engines(&self, launch: &EnginesLaunch) -> Result<Launched, LaunchError>;
-    /// Which of the processes run, in their order. None where that cannot be told from here.
-    fn alive(&self, launched: &Launched) -> Option<Vec<bool>>;
-    /// How a process ended, in words, where this launcher has seen it (`exit code 3`).
-    fn ending(&self, process: &Process) -> Option<String>;
+    /// The state of each member, by place. What cannot be told is [`Stage::Unknown`] with the reason.
+    fn states(&self, launched: &Launched) -> Vec<MemberState>;
     /// Sends a signal to those that run; how many that were.
     fn signal(&self, launched: &Launched, signal: i32) -> Result<usize, LaunchError>;
-    /// SIGTERM, and SIGKILL to what is still there after `grace`, with all that these left in their sessions. Waits for
-    /// the end; says what it took.
+    /// Ends these members and no other ([`Launched::only`] names some): SIGTERM, and SIGKILL to what is still there after
+    /// `grace`, with all that these left; or the batch system is told. Waits for the end where that is soon; says what it took.
     fn stop(&self, launched: &Launched, grace: Duration) -> Result<Ended, LaunchError>;
+    /// The last lines of what the member at this place has written, without blank ones; empty if there are none.
+    fn log_end(&self, launched: &Launched, place: usize, lines: usize) -> String {
+        launched
+            .members()
+            .get(place)
+            .map_or_else(String::new, |m| logs::end(&m.log, m.log_from, lines))
+    }
     /// One line for people.
     fn describe(&self, launched: &Launched) -> String;
 }
 
-/// The launcher of this name.
-pub fn by_name(name: &str) -> Result<Box<dyn Launcher>, LaunchError> {
+/// The launcher of this name, for this profile and its configuration.
+pub fn by_name(name: &str, profile: &ProfileDir, config: &Config) -> Result<Box<dyn Launcher>, LaunchError> {
     match name {
         "local" => Ok(Box::new(local::Local::default())),
-        _ => Err(LaunchError::UnknownLauncher { name: name.to_string() }),
+        _ => match jobs::by_name(name, profile, config) {
+            Some(jobs) => Ok(Box::new(jobs)),
+            None => Err(LaunchError::UnknownLauncher { name: name.to_string() }),
+        },
     }
 }
 
@@ -80,45 +107,6 @@ pub struct EnginesLaunch {
     pub ipengine: Option<String>,
     pub cwd: PathBuf,
     pub log_level: Option<String>,
-}
-
-/// What one launch started. Kept in the cluster's state file.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Launched {
-    pub launcher: String,
-    /// Where the processes are.
-    pub host: String,
-    pub processes: Vec<Process>,
-    /// What a later pcluster wrote.
-    #[serde(flatten)]
-    pub other: serde_json::Map<String, serde_json::Value>,
-}
-
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Process {
-    pub pid: u32,
-    /// Seconds since 1970, as `connection::process::started_of` says it.
-    pub started: f64,
-    pub log: PathBuf,
-    /// Where in the log this process begins, in bytes.
-    #[serde(default)]
-    pub log_from: u64,
-}
-
-/// What it took to end processes.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
-pub struct Ended {
-    /// Got SIGTERM.
-    pub terminated: usize,
-    /// Got SIGKILL after it.
-    pub killed: usize,
-}
-
-impl std::ops::AddAssign for Ended {
-    fn add_assign(&mut self, other: Ended) {
-        self.terminated += other.terminated;
-        self.killed += other.killed;
-    }
 }
 
 #[cfg(test)]

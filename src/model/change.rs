@@ -173,4 +173,6 @@ pub enum Purge {
     RequestsOfEngine(EngineUuid),
     /// A finished map with its tasks.
     Map(MapId),
+    /// An ipyparallel client's submission, if none of its requests is on record.
+    EmptySession(MapId),
 }

@@ -112,6 +112,9 @@ pub struct Outcome {
     /// The worker or engine died of it (or under it): counts against `max_crashes`, not against `retries`.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub crashed: bool,
+    /// `stdout` and `stderr` take the place of what was told while it ran; else they follow it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub whole_output: bool,
     pub started: UnixTime,
     pub ended: UnixTime,
 }
@@ -133,6 +136,7 @@ impl Outcome {
                 traceback: String::new(),
             }),
             crashed: false,
+            whole_output: false,
             started,
             ended,
         }

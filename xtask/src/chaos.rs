@@ -3,8 +3,8 @@
 //!
 //! Each execution of a task writes a line into a ledger, behind pcluster's back. At the end every map must have printed
 //! the right values, every task must be done once according to the records, and of a task that was executed more than
-//! once at most one execution may have been by a process that was not killed. The seed decides what is done to whom;
-//! how the processes run beside each other it cannot decide.
+//! once at most one execution may have been by a process that was neither killed nor given up by the controller because
+//! its lease had run out. The seed decides what is done to whom; how the processes run beside each other it cannot decide.
 //!
 //! Parts: `processes` (who there is), `verdict` (what must hold).
 mod processes;
@@ -20,11 +20,23 @@ use std::process::{Child, Command, Stdio};
 use std::thread::sleep;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+/// As [`SETTINGS`] have it.
 const ENGINES: usize = 3;
 /// Maps at a time.
 const MAPS: usize = 3;
 /// After the last kill all that was begun must be done within this.
 const PATIENCE: Duration = Duration::from_secs(180);
+/// Short, so that engines which are stopped lose their leases, and tasks that they have run are run elsewhere too.
+const SETTINGS: [&str; 8] = [
+    "--set",
+    "launcher.n=3",
+    "--set",
+    "controller.heartbeat_ms=500",
+    "--set",
+    "controller.lease_ms=4000",
+    "--set",
+    "launcher.engines_timeout_ms=8000",
+];
 
 const WORK: &str = r#"
 import os, time
@@ -32,6 +44,7 @@ import os, time
 def work(n):
     with open("ledger", "ab", buffering=0) as ledger:
         ledger.write(b"%d %d %d\n" % (n, os.getppid(), os.getpid()))
+    print(os.getppid(), os.getpid())
     time.sleep((0.001, 0.01, 0.05, 0.6)[n % 50 % 4 if n % 50 < 12 else 0])
     return n * n + 1
 "#;
@@ -42,7 +55,10 @@ fn expected(input: u64) -> u64 {
 }
 
 pub fn run(places: &Places, minutes: f64, seed: Option<u64>) -> Result<(), String> {
-    captured(&mut program(&places.root, &["cargo", "build", "--quiet", "--bin", "pcluster"]))?;
+    // Copied away from the sources, this program uses the pcluster that was copied with it.
+    if places.target.starts_with(&places.root) {
+        captured(&mut program(&places.root, &["cargo", "build", "--quiet", "--bin", "pcluster"]))?;
+    }
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     let seed = seed.unwrap_or(now.as_micros() as u64);
     println!("seed {seed}, {minutes} minutes");
@@ -71,7 +87,6 @@ struct Chaos {
     /// Engines and workers that were killed, or may have been ended by a command that failed.
     gone: BTreeSet<u32>,
     stopped: Vec<(u32, Instant)>,
-    a_command_failed: bool,
 }
 
 /// One `pcluster map` that runs, or has run.
@@ -99,12 +114,11 @@ impl Chaos {
             counts: BTreeMap::new(),
             gone: BTreeSet::new(),
             stopped: Vec::new(),
-            a_command_failed: false,
         })
     }
 
     fn campaign(&mut self, time: Duration) -> Result<String, String> {
-        self.pcluster(&["start", "-n", &ENGINES.to_string()])?;
+        self.pcluster(&start())?;
         let until = Instant::now() + time;
         while Instant::now() < until {
             self.heal();
@@ -154,18 +168,28 @@ impl Chaos {
         let has = |kind: Kind| there.iter().any(|p| p.kind == kind);
         let engines = processes::slots(&there);
         if !has(Kind::Controller) && !has(Kind::ControllerSupervisor) {
-            self.command("pcluster start", &["start", "-n", &ENGINES.to_string()]);
+            let silent = !self.stopped.is_empty() && self.dice.roll(2) == 0;
+            match silent {
+                true => self.command("pcluster start beside an engine that is stopped", &start()),
+                false => {
+                    self.wake(true);
+                    self.command("pcluster start", &start());
+                }
+            }
         } else if engines < ENGINES {
+            // Engines that are waited for must not be stopped.
+            self.wake(true);
             self.command("pcluster engines add", &["engines", "add", &(ENGINES - engines).to_string()]);
         }
     }
 
     fn command(&mut self, what: &'static str, words: &[&str]) {
-        // Engines that are waited for must not be stopped.
-        self.wake(true);
         if let Err(why) = self.pcluster(words) {
-            // What it had started it has ended again.
-            self.a_command_failed = true;
+            // What it had started it has ended again, whatever that was doing.
+            let alive: BTreeSet<u32> = processes::of(&self.home).iter().map(|p| p.pid).collect();
+            let known = verdict::read_ledger(self).unwrap_or_default();
+            let pids = known.into_values().flatten().flat_map(|(engine, worker)| [engine, worker]);
+            self.gone.extend(pids.filter(|pid| !alive.contains(pid)));
             self.count("commands that failed and were repeated");
             println!("{what}: {why}");
             sleep(Duration::from_millis(500));
@@ -180,8 +204,9 @@ impl Chaos {
             25..45 => (Kind::Engine, "engines killed"),
             45..70 => (Kind::Worker, "workers killed"),
             70..80 => (Kind::ControllerSupervisor, "supervisors of controllers killed"),
-            80..90 => (Kind::EngineSupervisor, "supervisors of engines killed"),
-            _ => (Kind::Engine, "engines stopped for a while"),
+            80..88 => (Kind::EngineSupervisor, "supervisors of engines killed"),
+            88..94 => (Kind::Engine, "engines stopped for a while"),
+            _ => (Kind::Engine, "engines stopped for longer than their lease"),
         };
         let those: Vec<&Process> = there.iter().filter(|p| p.kind == kind).collect();
         if those.is_empty() {
@@ -189,7 +214,8 @@ impl Chaos {
         }
         let victim = those[self.dice.roll(those.len() as u64) as usize];
         if what.contains("stopped") {
-            let pause = Duration::from_millis(200 + self.dice.roll(4000));
+            let shortest = if what.contains("lease") { 5000 } else { 200 };
+            let pause = Duration::from_millis(shortest + self.dice.roll(4000));
             processes::signal("STOP", victim.pid);
             self.stopped.push((victim.pid, Instant::now() + pause));
         } else {
@@ -292,6 +318,10 @@ impl Chaos {
         let lines: Vec<String> = self.counts.iter().map(|(what, count)| format!("{count:6} {what}")).collect();
         lines.join("\n")
     }
+}
+
+fn start() -> Vec<&'static str> {
+    [&["start"][..], &SETTINGS].concat()
 }
 
 /// A small seeded generator (xorshift64*).

@@ -1,7 +1,7 @@
 //! The project's chores: `cargo xtask demo`, `cargo xtask test`, `cargo xtask bench`. Needs nothing but Rust; what else a chore needs it
 //! sets up itself, or says what is missing.
 //!
-//! Parts: [`run`] (running programs), [`python`] (finding one, and the tests' virtual environment), [`demo`], [`bench`], [`chaos`], [`fuzz`], [`test`]
+//! Parts: [`run`] (running programs), [`python`] (finding one, and the tests' virtual environment), [`demo`], [`bench`], [`chaos`], [`fuzz`], [`wheel`], [`test`]
 //! with [`tally`] (what the tools say of themselves), [`pi`] (the demo's independent count).
 mod bench;
 mod chaos;
@@ -12,6 +12,7 @@ mod python;
 mod run;
 mod tally;
 mod test;
+mod wheel;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -23,6 +24,7 @@ The project's chores:
   cargo xtask test   sets up what the tests need, and runs them all: format, lints, Rust, worker, ipyparallel clients
   cargo xtask fuzz   changes good inputs at random and gives them to all that reads foreign bytes (--seconds, --seed, --target, --replay)
   cargo xtask chaos  kills controller, engines, workers and supervisors at random under load (--minutes N, --seed S)
+  cargo xtask wheel  the Python package with the program in it, in target/wheels/ (--profile dev: of the development build)
   cargo xtask bench  pcluster and its peers side by side; writes docs/performance.md and README.md (--quick: only prints)
 ";
 
@@ -38,6 +40,8 @@ fn main() -> ExitCode {
             Some((minutes, seed)) => chaos::run(&Places::find(), minutes, seed).map(|()| true),
             None => Err("cargo xtask chaos takes --minutes N and, to do the same again, --seed S".into()),
         },
+        ["wheel"] => wheel::run(&Places::find(), "release").map(|_| true),
+        ["wheel", "--profile", profile] => wheel::run(&Places::find(), profile).map(|_| true),
         ["test"] => test::run(&Places::find()),
         [] | ["help" | "-h" | "--help"] => {
             print!("{USAGE}");

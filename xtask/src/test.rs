@@ -4,6 +4,7 @@ use crate::fuzz;
 use crate::python;
 use crate::run::{captured, echo, program, spelled, status, watched};
 use crate::tally::Tally;
+use crate::wheel;
 use std::path::Path;
 use std::process::Command;
 
@@ -118,6 +119,11 @@ fn python_tests(places: &Places, report: &mut Report, python: Option<&Path>) {
         report.add("cargo build", Tally::of_check(false));
         return;
     }
+    let wheel = wheel::run(places, "dev");
+    if let Err(why) = &wheel {
+        println!("{why}");
+    }
+    report.add("cargo xtask wheel --profile dev", Tally::of_check(wheel.is_ok()));
     let python = python.to_string_lossy();
     let mut command = program(
         &places.root,
@@ -135,6 +141,10 @@ fn python_tests(places: &Places, report: &mut Report, python: Option<&Path>) {
         ],
     );
     command.env("PCLUSTER_BIN", &places.pcluster).env("PCLUSTER_TEST_PYTHON", &*python);
+    match wheel {
+        Ok(wheel) => command.env("PCLUSTER_TEST_WHEEL", wheel),
+        Err(_) => command.env_remove("PCLUSTER_TEST_WHEEL"),
+    };
     counted(report, &mut command, Tally::from_pytest);
 }
 

@@ -1,9 +1,12 @@
-//! `pcluster controller`: what launchers start.
+//! `pcluster controller`: what launchers start, pcluster's and ipyparallel's.
 use super::{setting, supervise};
+use crate::cli::ipyparallel::Trait;
+use crate::cli::ipyparallel::common::{LauncherEnvironment, Place};
+use crate::cli::ipyparallel::controller::ControllerWords;
 use crate::cli::{CommandError, Context, Exit, logging};
 use crate::controller::{self, ControllerSettings};
+use crate::profile::Config;
 use crate::profile::dir::check_cluster_id;
-use crate::profile::{Config, ProfileDir};
 use std::path::PathBuf;
 
 /// Run a controller in the foreground
@@ -21,27 +24,179 @@ pub struct Args {
     /// Start the controller as a process of its own, and again whenever it was killed or has crashed
     #[arg(long)]
     supervise: bool,
-    /// How much to log: error, warn, info, debug, trace
-    #[arg(long, value_name = "LEVEL", default_value = "info")]
-    log_level: String,
+    /// How much to log: error, warn, info, debug, trace, or Python's numbers and names of levels
+    #[arg(long, value_name = "LEVEL")]
+    log_level: Option<String>,
+    /// Do not encrypt: for clients and engines whose ZeroMQ has no CURVE. Messages are signed all the same
+    #[arg(long)]
+    no_curve: bool,
+    #[command(flatten)]
+    ipcontroller: Ipcontroller,
+}
+
+/// The same words as ipcontroller's.
+#[derive(Debug, clap::Args)]
+#[command(next_help_heading = "As ipcontroller has them")]
+struct Ipcontroller {
+    /// Where to listen: an address of this host, or 0.0.0.0 for all [default: controller.ip of the profile]
+    #[arg(long, value_name = "ADDRESS")]
+    ip: Option<String>,
+    /// The name or address at which others are to look for the controller
+    #[arg(long, value_name = "HOST")]
+    location: Option<String>,
+    /// Milliseconds between heartbeats
+    #[arg(long, value_name = "MS")]
+    ping: Option<String>,
+    /// The ports to listen on, 16 of them: 10101-10116
+    #[arg(long, value_name = "LIST")]
+    ports: Option<String>,
+    /// How load-balanced tasks find an engine: leastload, lru, plainrandom, twobin, weighted
+    #[arg(long, value_name = "NAME")]
+    scheme: Option<String>,
+    /// How many load-balanced tasks an engine may hold at a time; 0 means no bound
+    #[arg(long, value_name = "N")]
+    hwm: Option<String>,
+    /// The ssh server through which clients reach the controller
+    #[arg(long, value_name = "[USER@]HOST[:PORT]")]
+    ssh: Option<String>,
+    /// The ssh server through which engines reach the controller
+    #[arg(long, value_name = "[USER@]HOST[:PORT]")]
+    enginessh: Option<String>,
+    /// Keep keys, ports and connection files after the end, and take them up again
+    #[arg(long)]
+    reuse: bool,
+    /// The same as --reuse: a controller that was killed finds its engines again in any case
+    #[arg(long)]
+    restore: bool,
+    /// Log to a file in the profile's log directory
+    #[arg(long)]
+    log_to_file: bool,
+    /// Before that, remove the log files of controllers before
+    #[arg(long)]
+    clean_logs: bool,
+    /// Work in this directory
+    #[arg(long, value_name = "DIR")]
+    work_dir: Option<String>,
+    /// Log all there is to say
+    #[arg(long)]
+    debug: bool,
+    /// Has no effect: every task is recorded in the cluster's own database
+    #[arg(long)]
+    dictdb: bool,
+    /// Has no effect: every task is recorded in the cluster's own database
+    #[arg(long)]
+    sqlitedb: bool,
+    /// Has no effect: every task is recorded in the cluster's own database
+    #[arg(long)]
+    mongodb: bool,
+    /// Has no effect: every task is recorded in the cluster's own database
+    #[arg(long)]
+    nodb: bool,
+    /// Has no effect: the controller is one process
+    #[arg(long)]
+    usethreads: bool,
+    #[arg(long, hide = true)]
+    port: Option<String>,
+    #[arg(long, hide = true)]
+    transport: Option<String>,
+    #[arg(long, hide = true)]
+    user: Option<String>,
+    #[arg(long, hide = true)]
+    ident: Option<String>,
+    #[arg(long, hide = true)]
+    keyfile: Option<String>,
+    #[arg(long, hide = true)]
+    secure: bool,
+    #[arg(long, hide = true)]
+    no_secure: bool,
+    #[arg(long, hide = true)]
+    init: bool,
+    #[arg(long, hide = true)]
+    config: Option<String>,
+    #[arg(long, hide = true)]
+    log_url: Option<String>,
+    /// Any option of ipcontroller as traitlets spells it: --IPController.ip=0.0.0.0
+    #[arg(long = "trait", value_name = "CLASS.NAME=VALUE", value_parser = Trait::parse)]
+    traits: Vec<Trait>,
+}
+
+impl Ipcontroller {
+    /// Each option is a name for a trait.
+    fn traits(&self) -> Vec<Trait> {
+        let valued = [
+            ("IPController", "ip", &self.ip),
+            ("IPController", "location", &self.location),
+            ("HeartMonitor", "period", &self.ping),
+            ("IPController", "ports", &self.ports),
+            ("TaskScheduler", "scheme_name", &self.scheme),
+            ("TaskScheduler", "hwm", &self.hwm),
+            ("IPController", "ssh_server", &self.ssh),
+            ("IPController", "engine_ssh_server", &self.enginessh),
+            ("BaseParallelApplication", "work_dir", &self.work_dir),
+            ("IPController", "regport", &self.port),
+            ("IPController", "transport", &self.transport),
+            ("Session", "username", &self.user),
+            ("Session", "session", &self.ident),
+            ("Session", "keyfile", &self.keyfile),
+            ("BaseIPythonApplication", "extra_config_file", &self.config),
+            ("BaseParallelApplication", "log_url", &self.log_url),
+        ];
+        let flags = [
+            ("IPController", "reuse_files", "True", self.reuse),
+            ("IPController", "restore_engines", "True", self.restore),
+            ("BaseParallelApplication", "log_to_file", "True", self.log_to_file),
+            ("BaseParallelApplication", "clean_logs", "True", self.clean_logs),
+            ("Application", "log_level", "10", self.debug),
+            ("IPController", "db_class", "DictDB", self.dictdb),
+            ("IPController", "db_class", "SQLiteDB", self.sqlitedb),
+            ("IPController", "db_class", "MongoDB", self.mongodb),
+            ("IPController", "db_class", "NoDB", self.nodb),
+            ("IPController", "use_threads", "True", self.usethreads),
+            ("Session", "signature_scheme", "hmac-sha256", self.secure),
+            ("Session", "key", "", self.no_secure),
+            ("BaseIPythonApplication", "copy_config_files", "True", self.init),
+        ];
+        let valued = valued
+            .iter()
+            .filter_map(|(class, name, value)| Some(Trait::of(class, name, value.as_ref()?)));
+        let flags = flags
+            .iter()
+            .filter(|f| f.3)
+            .map(|(class, name, value, _)| Trait::of(class, name, value));
+        valued.chain(flags).chain(self.traits.iter().cloned()).collect()
+    }
 }
 
 pub fn run(args: Args, context: &Context) -> Result<Exit, CommandError> {
-    logging::start(context.log_level(&args.log_level));
     if args.supervise {
+        logging::start(context.log_level(args.log_level.as_deref().unwrap_or("info")));
         return supervise(&[], true);
     }
-    check_cluster_id(&context.cluster_id)?;
-    let profile = match &args.profile_dir {
-        Some(dir) => ProfileDir::at(dir),
-        None => context.profile_dir()?,
-    };
-    profile.create()?;
-    let config = Config::load_with(&profile, &args.settings)?;
+    let mut words = ControllerWords::of(&args.ipcontroller.traits()).map_err(CommandError::usage)?;
+    words.common.log_level = args.log_level.or(words.common.log_level);
+    let place = Place::find(&words.common, args.profile_dir, LauncherEnvironment::of_this_process(), context)?;
+    check_cluster_id(&place.cluster_id)?;
+    place.profile.create()?;
+    words.common.begin("ipcontroller", &place, context)?;
+    let profile = place.profile;
+
+    let mut settings = words.settings.clone();
+    if args.no_curve {
+        settings.push(("controller.curve".into(), "false".into()));
+    }
+    settings.extend(args.settings);
+    let mut config = Config::load_with(&profile, &settings)?;
+    if let Some(lease) = words.lease(config.controller.heartbeat_ms) {
+        settings.push(lease);
+        config = Config::load_with(&profile, &settings)?;
+    }
     let settings = ControllerSettings {
         profile,
-        cluster_id: context.cluster_id.clone(),
+        cluster_id: place.cluster_id,
         config: config.controller,
+        ssh: words.ssh.unwrap_or_default(),
+        engine_ssh: words.engine_ssh.unwrap_or_default(),
+        reuse: words.reuse,
     };
     context.block_on(controller::run(settings))??;
     Ok(Exit::Fine)

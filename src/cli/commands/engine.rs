@@ -1,16 +1,23 @@
-//! `pcluster engine`: what launchers start.
+//! `pcluster engine`: what launchers start, pcluster's and ipyparallel's.
 use super::{setting, supervise};
+use crate::cli::ipyparallel::Trait;
+use crate::cli::ipyparallel::common::{LauncherEnvironment, Place};
+use crate::cli::ipyparallel::engine::{EngineWords, mpi_rank};
 use crate::cli::{CommandError, Context, Exit, logging};
-use crate::connection::ConnectionFile;
+use crate::connection::{ConnectionError, ConnectionFile, discover};
 use crate::engine::{self, EngineSettings};
 use crate::model::EngineId;
-use crate::profile::{Config, ProfileDir};
-use std::path::PathBuf;
+use crate::profile::Config;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// How long an engine waits for its connection file: batch systems may start it before the controller has written it.
+const FILE_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Run an engine in the foreground
 ///
 /// Launchers start this; `pcluster start -n 4` is what one usually wants. It logs to stderr, and works until its controller
-/// ends it, SIGTERM or SIGINT.
+/// or SIGTERM ends it. SIGINT (Ctrl-C) interrupts what runs; where nothing runs, it ends an engine that has a terminal.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// The engine's connection file [default: the one of the profile]
@@ -34,35 +41,171 @@ pub struct Args {
     /// It takes the place of one that was killed: its controller may be about to come back too
     #[arg(long, hide = true)]
     replacement: bool,
-    /// How much to log: error, warn, info, debug, trace
-    #[arg(long, value_name = "LEVEL", default_value = "info")]
-    log_level: String,
+    /// How much to log: error, warn, info, debug, trace, or Python's numbers and names of levels
+    #[arg(long, value_name = "LEVEL")]
+    log_level: Option<String>,
+    #[command(flatten)]
+    ipengine: Ipengine,
+}
+
+/// The same words as ipengine's.
+#[derive(Debug, clap::Args)]
+#[command(next_help_heading = "As ipengine has them")]
+struct Ipengine {
+    /// Engines that one mpiexec has started: take the MPI rank for an id, and set mpi_rank and mpi_size
+    #[arg(long)]
+    mpi: bool,
+    /// Run this Python code at the start
+    #[arg(short = 'c', long = "c", value_name = "CODE")]
+    command: Option<String>,
+    /// Run this Python file at the start
+    #[arg(short = 's', long = "s", value_name = "FILE")]
+    script: Option<String>,
+    /// Seconds to try to register
+    #[arg(long, value_name = "SECONDS")]
+    timeout: Option<String>,
+    /// The controller's host, instead of what the connection file says
+    #[arg(long, value_name = "HOST")]
+    location: Option<String>,
+    /// Log to a file in the profile's log directory
+    #[arg(long)]
+    log_to_file: bool,
+    /// Before that, remove the log files of engines before
+    #[arg(long)]
+    clean_logs: bool,
+    /// Work in this directory
+    #[arg(long, value_name = "DIR")]
+    work_dir: Option<String>,
+    /// Log all there is to say
+    #[arg(long)]
+    debug: bool,
+    #[arg(long, hide = true)]
+    ssh: Option<String>,
+    #[arg(long, hide = true)]
+    sshkey: Option<String>,
+    #[arg(long, hide = true)]
+    url: Option<String>,
+    #[arg(long, hide = true)]
+    user: Option<String>,
+    #[arg(long, hide = true)]
+    ident: Option<String>,
+    #[arg(long, hide = true)]
+    keyfile: Option<String>,
+    #[arg(long, hide = true)]
+    secure: bool,
+    #[arg(long, hide = true)]
+    no_secure: bool,
+    #[arg(long, hide = true)]
+    init: bool,
+    #[arg(long, hide = true)]
+    config: Option<String>,
+    #[arg(long, hide = true)]
+    log_url: Option<String>,
+    /// Any option of ipengine and IPython's shell as traitlets spells it: --InteractiveShell.colors=nocolor
+    #[arg(long = "trait", value_name = "CLASS.NAME=VALUE", value_parser = Trait::parse)]
+    traits: Vec<Trait>,
+}
+
+impl Ipengine {
+    /// Each option is a name for a trait.
+    fn traits(&self) -> Vec<Trait> {
+        let valued = [
+            ("IPEngine", "startup_command", &self.command),
+            ("IPEngine", "startup_script", &self.script),
+            ("IPEngine", "timeout", &self.timeout),
+            ("IPEngine", "location", &self.location),
+            ("BaseParallelApplication", "work_dir", &self.work_dir),
+            ("IPEngine", "sshserver", &self.ssh),
+            ("IPEngine", "sshkey", &self.sshkey),
+            ("IPEngine", "registration_url", &self.url),
+            ("Session", "username", &self.user),
+            ("Session", "session", &self.ident),
+            ("Session", "keyfile", &self.keyfile),
+            ("BaseIPythonApplication", "extra_config_file", &self.config),
+            ("BaseParallelApplication", "log_url", &self.log_url),
+        ];
+        let flags = [
+            ("IPEngine", "use_mpi", "True", self.mpi),
+            ("BaseParallelApplication", "log_to_file", "True", self.log_to_file),
+            ("BaseParallelApplication", "clean_logs", "True", self.clean_logs),
+            ("Application", "log_level", "10", self.debug),
+            ("Session", "signature_scheme", "hmac-sha256", self.secure),
+            ("Session", "key", "", self.no_secure),
+            ("BaseIPythonApplication", "copy_config_files", "True", self.init),
+        ];
+        let valued = valued
+            .iter()
+            .filter_map(|(class, name, value)| Some(Trait::of(class, name, value.as_ref()?)));
+        let flags = flags
+            .iter()
+            .filter(|f| f.3)
+            .map(|(class, name, value, _)| Trait::of(class, name, value));
+        valued.chain(flags).chain(self.traits.iter().cloned()).collect()
+    }
 }
 
 pub fn run(args: Args, context: &Context) -> Result<Exit, CommandError> {
-    logging::start(context.log_level(&args.log_level));
     if args.supervise {
+        logging::start(context.log_level(args.log_level.as_deref().unwrap_or("info")));
         return supervise(&["--replacement"], false);
     }
-    let profile = match &args.profile_dir {
-        Some(dir) => ProfileDir::at(dir),
-        None => context.profile_dir()?,
+    let mut words = EngineWords::of(&args.ipengine.traits()).map_err(CommandError::usage)?;
+    words.common.log_level = args.log_level.or(words.common.log_level);
+    // Whoever names the file or the directory has not been started by ipyparallel's launchers.
+    let environment = match args.file.is_some() || words.file.is_some() {
+        true => LauncherEnvironment::default(),
+        false => LauncherEnvironment::of_this_process(),
     };
-    let file = args.file.unwrap_or_else(|| profile.engine_file(&context.cluster_id));
+    let place = Place::find(&words.common, args.profile_dir, environment, context)?;
+    words.common.begin("ipengine", &place, context)?;
+    let profile = place.profile;
+
     let config = Config::load_with(&profile, &args.settings)?;
+    let file = args.file.or(words.file).unwrap_or_else(|| match &words.file_name {
+        Some(name) => profile.security_dir().join(name),
+        None => profile.engine_file(&place.cluster_id),
+    });
+    let mut connection = match place.connection_info {
+        Some(text) => ConnectionFile::parse(&text, Path::new("$IPP_CONNECTION_INFO"))?,
+        // One whose controller was killed with it takes the file as it is: the ports will be the same.
+        None if args.replacement => ConnectionFile::read(&file)?,
+        None => wait_for(&file, words.file_timeout_ms)?,
+    };
+    if let Some(location) = words.location {
+        let keys = connection.pcluster.as_mut();
+        keys.into_iter().for_each(|keys| keys.addresses.insert(0, location.clone()));
+        connection.location = location;
+    }
+    let rank = || words.mpi.then(|| mpi_rank(|name| std::env::var(name).ok())).flatten();
+    let registration_timeout_ms = match args.replacement {
+        true => config.controller.controller_patience_ms,
+        false => words.timeout_ms.unwrap_or(config.controller.registration_timeout_ms),
+    };
     let settings = EngineSettings {
-        id: args.id.map(EngineId),
+        id: args.id.or(words.id).or_else(rank).map(EngineId),
         python: args.python.or(config.engine.python),
         interrupt_ms: config.engine.interrupt_ms,
         terminate_ms: config.engine.terminate_ms,
-        registration_timeout_ms: match args.replacement {
-            true => config.controller.controller_patience_ms,
-            false => config.controller.registration_timeout_ms,
-        },
+        registration_timeout_ms,
         cwd: config.engine.cwd.map(|dir| dir.to_string_lossy().into_owned()),
         env: config.engine.env,
-        ..EngineSettings::new(ConnectionFile::read(&file)?)
+        shell: words.shell,
+        ..EngineSettings::new(connection)
     };
     context.block_on_one_thread(engine::run(settings))??;
     Ok(Exit::Fine)
+}
+
+/// The engine may have been started before its controller has written the file.
+fn wait_for(file: &Path, timeout_ms: Option<u64>) -> Result<ConnectionFile, CommandError> {
+    if !file.exists() {
+        tracing::info!(file = %file.display(), "waiting for the controller's connection file");
+    }
+    let timeout = timeout_ms.map_or(FILE_TIMEOUT, Duration::from_millis);
+    let waited = discover::wait(file, timeout, || Ok::<(), ConnectionError>(()));
+    waited.map_err(|error| match discover::find(file) {
+        // Rather why than that.
+        Err(why @ ConnectionError::Stale { .. }) => CommandError::from(why),
+        _ => CommandError::from(error),
+    })
 }

@@ -22,9 +22,11 @@ pub mod resubmit;
 pub mod results;
 pub mod run;
 pub mod scatter;
+pub mod script;
 pub mod start;
 pub mod status;
 pub mod stop;
+pub mod template;
 pub mod version;
 pub mod wait;
 
@@ -54,6 +56,7 @@ commands! {
     Status => status,
     Engines => engines,
     Logs => logs,
+    Script => script,
     Map => map,
     Apply => apply,
     Exec => exec,
@@ -69,6 +72,7 @@ commands! {
     Purge => purge,
     Doctor => doctor,
     Profile => profile,
+    Template => template,
     Completions => completions,
     Version => version,
     #[command(hide = true)]

@@ -1,8 +1,10 @@
 //! `pcluster profile`
 use crate::cli::output::table::{Cell, Table};
 use crate::cli::output::{self, json};
+use crate::cli::resources::SettingArgs;
 use crate::cli::{CommandError, Context, Exit};
-use crate::profile::{Config, EXAMPLE_CONFIG, ProfileDir};
+use crate::profile::config::origins::{self, Entry, Origin};
+use crate::profile::{EXAMPLE_CONFIG, ProfileDir};
 use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;
 
@@ -22,10 +24,15 @@ enum Action {
     },
     /// List the profiles
     List,
-    /// Show a profile's settings, as they are with its pcluster.yaml over the defaults
+    /// Show what counts in a profile, and where each value is from: the defaults, a line of its pcluster.yaml, an option
     Show {
         /// The profile's name [default: that of --profile]
         name: Option<String>,
+        /// Also what batch systems are not asked for
+        #[arg(long)]
+        all: bool,
+        #[command(flatten)]
+        settings: Box<SettingArgs>,
     },
     /// Print a profile's directory
     Path {
@@ -42,7 +49,7 @@ pub fn run(args: Args, context: &Context) -> Result<Exit, CommandError> {
     match args.action {
         Action::Create { name } => create(&profile(name)?, context),
         Action::List => list(context),
-        Action::Show { name } => show(&profile(name)?, context),
+        Action::Show { name, all, settings } => show(&profile(name)?, all, &settings, context),
         Action::Path { name } => {
             let profile = profile(name)?;
             let path = profile.path();
@@ -114,7 +121,7 @@ fn list(context: &Context) -> Result<Exit, CommandError> {
     Ok(Exit::Fine)
 }
 
-fn show(profile: &ProfileDir, context: &Context) -> Result<Exit, CommandError> {
+fn show(profile: &ProfileDir, all: bool, given: &SettingArgs, context: &Context) -> Result<Exit, CommandError> {
     if !profile.exists() {
         return Err(CommandError::not_found(format!(
             "there is no profile `{}`: {} is not there",
@@ -124,23 +131,58 @@ fn show(profile: &ProfileDir, context: &Context) -> Result<Exit, CommandError> {
         .hint(format!("make it: pcluster profile create {}", profile.name()))
         .hint("`pcluster profile list` shows the others"));
     }
-    let config = Config::load(profile)?;
+    let (settings, config) = given.config(profile)?;
+    let file = profile.config_file();
+    let text = match std::fs::read_to_string(&file) {
+        Ok(text) => text,
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => String::new(),
+        Err(e) => return Err(CommandError::environment(format!("cannot read {}: {e}", file.display()))),
+    };
+    let entries = origins::explain(&text, &settings)?;
+    let from = |origin: &Origin| match origin {
+        Origin::Default => "default".to_string(),
+        Origin::File(line) => format!("pcluster.yaml:{line}"),
+        Origin::Setting(by) => by.clone(),
+    };
     if context.json {
-        json::print(&serde_json::json!({"profile": profile.name(), "path": profile.path(), "config": config}))?;
+        let origins: serde_json::Map<_, _> = entries.iter().map(|e| (e.key.clone(), from(&e.origin).into())).collect();
+        json::print(&serde_json::json!({"profile": profile.name(), "path": profile.path(), "config": config, "origins": origins}))?;
         return Ok(Exit::Fine);
     }
-    let yaml = serde_yaml::to_string(&config).map_err(|e| CommandError::internal(format!("the settings cannot be written: {e}")))?;
-    let from = match profile.config_file().exists() {
-        true => profile.config_file().display().to_string(),
-        false => "the defaults; there is no pcluster.yaml".into(),
-    };
-    output::print(&format!("# {}\n# settings: {from}\n{yaml}", profile.path().display()))?;
+    let mut lines = vec![format!("# {}", profile.path().display())];
+    if text.is_empty() {
+        lines.push("# there is no pcluster.yaml".into());
+    }
+    let shown = |entry: &&Entry| all || entry.origin != Origin::Default || !entry.key.starts_with("launchers.");
+    let mut open: Vec<&str> = Vec::new();
+    for entry in entries.iter().filter(shown) {
+        let path: Vec<&str> = entry.key.split('.').collect();
+        let (leaf, sections) = path.split_last().map_or(("", [].as_slice()), |(leaf, sections)| (*leaf, sections));
+        let same = open.iter().zip(sections).take_while(|(a, b)| a == b).count();
+        for (depth, section) in sections.iter().enumerate().skip(same) {
+            lines.push(format!("{:width$}{section}:", "", width = 2 * depth));
+        }
+        open = sections.to_vec();
+        let line = format!("{:width$}{leaf}: {}", "", in_one_line(&entry.value), width = 2 * sections.len());
+        lines.push(format!("{line:<50} # {}", from(&entry.origin)));
+    }
+    output::print(&format!("{}\n", lines.join("\n")))?;
     Ok(Exit::Fine)
+}
+
+/// YAML on one line: what would need several is written as JSON, which YAML reads too.
+fn in_one_line(value: &serde_yaml::Value) -> String {
+    let yaml = serde_yaml::to_string(value).unwrap_or_default();
+    match yaml.trim_end() {
+        line if !line.contains('\n') && !value.is_sequence() => line.to_string(),
+        _ => serde_json::to_string(value).unwrap_or_default(),
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::profile::Config;
 
     #[test]
     fn what_is_created_is_valid_and_never_overwritten() {

@@ -69,6 +69,7 @@ fn forget(maps: &[MapId], records: Records, context: &Context) -> Result<(), Com
             let changes: Vec<_> = maps.iter().map(|map| Change::Purged { what: Purge::Map(*map) }).collect();
             let mut writer = Writer::open(&path, Durability::Full)?;
             writer.apply(&changes)?;
+            writer.compact()?;
             writer.close()?;
         }
     }

@@ -308,6 +308,7 @@ impl Core {
             if !self.finished.contains_key(&id) {
                 return Err(ErrorContent::new("NoSuchMap", format!("there is no map {id}")).hint("`pcluster results` lists the maps"));
             }
+            self.note_reader(id);
             self.query(
                 asked,
                 Ask::Watch {

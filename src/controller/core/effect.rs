@@ -111,4 +111,8 @@ pub enum Ask {
     ResubmitRequests {
         msg_ids: Vec<String>,
     },
+    /// What ended before, the oldest of it; comes back as [`super::event::Event::ExpiredFound`].
+    Expired {
+        before: UnixTime,
+    },
 }

@@ -65,6 +65,8 @@ pub enum Event {
         found: Vec<FoundRequest>,
         missing: Vec<String>,
     },
+    /// The records' answer to [`super::effect::Ask::Expired`].
+    ExpiredFound(super::Expired),
     /// The controller was told to end (SIGTERM).
     StopAsked {
         engines: bool,

@@ -257,7 +257,8 @@ impl Core {
     pub(super) fn engine_gone(&mut self, uuid: &EngineUuid, reason: &str) {
         let Some(engine) = self.engines.get(uuid) else { return };
         let (id, tasks) = (engine.id, engine.tasks.iter().map(|(t, r)| (*t, *r)).collect::<Vec<_>>());
-        tracing::info!(engine = %id, %uuid, reason, tasks = tasks.len(), "engine gone");
+        let (host, pid) = (&engine.facts.host, engine.facts.pid);
+        tracing::info!(engine = %id, %uuid, host, pid, reason, tasks = tasks.len(), "engine gone");
         // No new tasks for it while its old ones are given away.
         self.engines.change(uuid, |e| e.leaving = true);
         self.tasks_of_gone(uuid, id, tasks, reason);

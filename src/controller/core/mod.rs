@@ -3,7 +3,7 @@
 //!
 //! Parts: [`event`], [`effect`], [`engines`] (the table of engines), [`maps`] (unfinished maps), [`balanced`] (which engine gets what),
 //! [`finish`] (what results, losses and cancellations do to tasks), [`membership`] (engines come and go), [`clients`] (pcluster's own requests),
-//! [`hub`] (ipyparallel's hub requests), [`requests`] (ipyparallel's tasks), [`placing`] (which of them run where), [`broadcast`], [`output`], [`policy`] (its schemes), [`dependency`], [`returning`] (clients that reconnect), [`restore`], [`transition`].
+//! [`hub`] (ipyparallel's hub requests), [`requests`] (ipyparallel's tasks), [`placing`] (which of them run where), [`ahead`], [`broadcast`], [`output`], [`policy`] (its schemes), [`dependency`], [`returning`] (clients that reconnect), [`restore`], [`retention`] (what is forgotten unasked), [`transition`].
 mod ahead;
 mod balanced;
 mod broadcast;
@@ -21,6 +21,7 @@ mod placing;
 pub mod policy;
 mod requests;
 mod restore;
+mod retention;
 mod returning;
 pub mod transition;
 
@@ -29,6 +30,7 @@ mod tests;
 
 pub use effect::{Ask, ClientChannel, Effect, Query};
 pub use event::Event;
+pub use retention::Expired;
 
 use crate::model::change::Change;
 use crate::model::{EngineUuid, MapId, UnixTime};
@@ -83,6 +85,8 @@ enum Due {
     RepliesRecorded(EngineUuid),
     /// What an `ipengine` had when it left: late replies may still come.
     Stranded(EngineUuid),
+    /// Is there something to be forgotten?
+    Retention,
 }
 
 pub struct Core {
@@ -101,6 +105,7 @@ pub struct Core {
     finished: HashMap<MapId, bool>,
     requests: Requests,
     ahead: Ahead,
+    readers: retention::Readers,
     timers: BinaryHeap<Reverse<(Duration, Due)>>,
     dice: policy::Dice,
     beats: u64,
@@ -125,6 +130,7 @@ impl Core {
             finished: HashMap::new(),
             requests: Requests::default(),
             ahead: Ahead::default(),
+            readers: Default::default(),
             timers: BinaryHeap::new(),
             dice: policy::Dice::new(facts.seed),
             facts,
@@ -135,6 +141,9 @@ impl Core {
             now,
         };
         core.remind(Duration::ZERO, Due::Beat);
+        if core.config.keep_days.is_some() {
+            core.remind(retention::FIRST, Due::Retention);
+        }
         core
     }
 
@@ -190,6 +199,7 @@ impl Core {
                 found,
                 missing,
             } => self.requests_found(client, parent, &request, found, missing),
+            Event::ExpiredFound(expired) => self.expired_found(expired),
             Event::StopAsked { engines } => self.stop(engines),
         }
         self.dispatch();
@@ -226,6 +236,7 @@ impl Core {
                 Due::RepliesRecorded(engine) => self.tell_recorded(&engine),
                 Due::RequestTimeout(msg_id) => self.request_timed_out(&msg_id),
                 Due::Stranded(engine) => self.stranded(engine),
+                Due::Retention => self.look_for_expired(),
             }
         }
     }

@@ -15,6 +15,8 @@ pub struct Known {
     engines: HashMap<EngineId, Option<Place>>,
     /// There may be rows in `output`, for which tasks that end must look.
     pub(super) output: bool,
+    /// Something was purged since the file was last tidied up.
+    pub untidy: bool,
     /// Bytes that an outcome may have, so that it and what else a task is fit in one row (SQLite's have at most 10⁹).
     pub largest_outcome: usize,
 }
@@ -24,6 +26,7 @@ impl Known {
         Ok(Known {
             engines: HashMap::new(),
             output: connection.query_row("SELECT EXISTS (SELECT 1 FROM output)", [], |row| row.get(0))?,
+            untidy: connection.query_row("SELECT EXISTS (SELECT 1 FROM forgetting)", [], |row| row.get(0))?,
             largest_outcome: 900_000_000,
         })
     }

@@ -13,6 +13,7 @@ use crate::model::task::Outcome;
 pub use engines::Known;
 use maps::Counted;
 pub use maps::row_range;
+pub use purge::tidy;
 use rusqlite::types::{ToSqlOutput, ValueRef};
 use rusqlite::{CachedStatement, Connection, ToSql};
 use std::borrow::Cow;

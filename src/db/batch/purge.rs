@@ -3,7 +3,12 @@ use super::Batch;
 use super::maps::row_range;
 use crate::model::change::Purge;
 use crate::model::{MapId, TaskId};
-use rusqlite::{ToSql, params};
+use rusqlite::{Connection, ToSql, params};
+
+/// Tasks that are deleted in one transaction.
+const STEP: u64 = 1000;
+/// Pages that are given back in one transaction.
+const PAGES: u32 = 500;
 
 impl Batch<'_> {
     pub(super) fn purged(&mut self, what: &Purge) -> rusqlite::Result<()> {
@@ -22,12 +27,17 @@ impl Batch<'_> {
                 self.purge_requests(of_engine, &[&&*uuid.0])
             }
             Purge::Map(map) => self.purge_map(*map),
+            Purge::EmptySession(map) => {
+                let is_empty = self.counted(*map, "Purged")?.is_some_and(|counted| counted.counts.total == 0);
+                if is_empty { self.purge_map(*map) } else { Ok(()) }
+            }
         }
     }
 
     fn purge_requests(&mut self, select: &str, params: &[&dyn ToSql]) -> rusqlite::Result<()> {
         let mut find = self.connection.prepare_cached(select)?;
         let found: Vec<i64> = find.query_map(params, |row| row.get(0))?.collect::<Result<_, _>>()?;
+        self.known.untidy |= !found.is_empty();
         for row in found {
             let task = TaskId::from_row_id(row);
             let Some(prior) = self.prior(task, "Purged")? else { continue };
@@ -58,18 +68,62 @@ impl Batch<'_> {
             tracing::warn!(%map, pending = counted.counts.pending(), "the map is not forgotten: it is not finished");
             return Ok(());
         }
-        let (first, last) = row_range(map);
-        for sql in [
-            "DELETE FROM request WHERE task BETWEEN ?1 AND ?2",
-            "DELETE FROM attempt WHERE task BETWEEN ?1 AND ?2",
-            "DELETE FROM output WHERE task BETWEEN ?1 AND ?2",
-            "DELETE FROM cancelling WHERE task BETWEEN ?1 AND ?2",
-            "DELETE FROM task WHERE id BETWEEN ?1 AND ?2",
-        ] {
-            self.connection.prepare_cached(sql)?.execute(params![first, last])?;
-        }
+        let at_once = counted.counts.total <= STEP;
         self.connection.prepare_cached("DELETE FROM map WHERE id = ?1")?.execute([map.0])?;
         self.maps.insert(map, None);
-        Ok(())
+        self.known.untidy = true;
+        match at_once {
+            true => delete_tasks(self.connection, row_range(map)),
+            // Without its map no query finds a task: the rest can wait.
+            false => {
+                let sql = "INSERT OR IGNORE INTO forgetting VALUES (?1)";
+                self.connection.prepare_cached(sql)?.execute([map.0])?;
+                Ok(())
+            }
+        }
     }
+}
+
+/// What stands between these rows.
+fn delete_tasks(connection: &Connection, (first, last): (i64, i64)) -> rusqlite::Result<()> {
+    for sql in [
+        "DELETE FROM request WHERE task BETWEEN ?1 AND ?2",
+        "DELETE FROM attempt WHERE task BETWEEN ?1 AND ?2",
+        "DELETE FROM output WHERE task BETWEEN ?1 AND ?2",
+        "DELETE FROM cancelling WHERE task BETWEEN ?1 AND ?2",
+        "DELETE FROM task WHERE id BETWEEN ?1 AND ?2",
+    ] {
+        connection.prepare_cached(sql)?.execute([first, last])?;
+    }
+    Ok(())
+}
+
+/// A step of what follows a purge: deletes the tasks of maps that are forgotten, then gives free pages back to the file system.
+/// Whether there is more to do.
+pub fn tidy(connection: &Connection) -> rusqlite::Result<bool> {
+    let map = connection.query_row("SELECT min(map) FROM forgetting", [], |row| row.get::<_, Option<u32>>(0))?;
+    if let Some(map) = map.map(MapId) {
+        let (first, last) = row_range(map);
+        let end = "SELECT max(id) FROM (SELECT id FROM task WHERE id BETWEEN ?1 AND ?2 ORDER BY id LIMIT ?3)";
+        let end: Option<i64> = connection.query_row(end, params![first, last, STEP as i64], |row| row.get(0))?;
+        match end {
+            Some(end) => delete_tasks(connection, (first, end))?,
+            None => {
+                connection.execute("DELETE FROM forgetting WHERE map = ?1", [map.0])?;
+            }
+        }
+        return Ok(true);
+    }
+    let free = |connection: &Connection| connection.pragma_query_value(None, "freelist_count", |row| row.get::<_, i64>(0));
+    let before = free(connection)?;
+    if before == 0 {
+        return Ok(false);
+    }
+    // It gives back one page for each of its rows.
+    let mut vacuum = connection.prepare(&format!("PRAGMA incremental_vacuum({PAGES})"))?;
+    let mut pages = vacuum.query([])?;
+    while pages.next()?.is_some() {}
+    // A file of an older version keeps its pages.
+    let after = free(connection)?;
+    Ok(after > 0 && after < before)
 }

@@ -192,6 +192,12 @@ impl Batch<'_> {
         Ok(taken)
     }
 
+    /// What the attempt wrote before its outcome was told, and is not in that.
+    fn output_before(&mut self, task: TaskId, outcome: &Outcome) -> rusqlite::Result<(String, String)> {
+        let before = self.take_output(task)?;
+        Ok(if outcome.whole_output { Default::default() } else { before })
+    }
+
     pub(super) fn task_finished(&mut self, task: TaskId, run: u32, engine: Option<EngineId>, outcome: &Outcome) -> rusqlite::Result<()> {
         if !outcome.status.is_done() {
             tracing::warn!(%task, state = %outcome.status, "TaskFinished not recorded: that is not a finished state");
@@ -212,7 +218,7 @@ impl Batch<'_> {
         let was_begun = prior.state == TaskState::Running || begun(engine, outcome);
         let attempts = prior.attempts_after(engine, outcome);
         let host = self.host(engine)?;
-        let before = self.take_output(task)?;
+        let before = self.output_before(task, outcome)?;
         let too_large = self.too_large(outcome, &before);
         let (outcome, before) = match &too_large {
             Some(instead) => (instead, Default::default()),
@@ -273,8 +279,11 @@ impl Batch<'_> {
             return Ok(());
         }
         let (mut attempts, mut crashes, mut failures) = (prior.attempts, 0, 0);
-        let before = self.take_output(task)?;
+        if attempt.is_none() {
+            self.take_output(task)?;
+        }
         if let Some(Attempt { engine, outcome }) = attempt {
+            let before = self.output_before(task, outcome)?;
             attempts = prior.attempts_after(Some(*engine), outcome);
             crashes = u32::from(outcome.crashed);
             failures = u32::from(outcome.status.is_failed() && !outcome.crashed);

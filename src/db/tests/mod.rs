@@ -1,7 +1,8 @@
 //! Tests on real files. Here what they share; by subject: `steps` (a task's life), `queries`, `requests`, `restart`,
-//! `files` (what can be wrong with one), `large` (buffers), `agreement` (random changes against a plain model), `versions` (old files, the views, the documentation).
+//! `forgetting`, `files` (what can be wrong with one), `large` (buffers), `agreement` (random changes against a plain model), `versions` (old files, the views, the documentation).
 mod agreement;
 mod files;
+mod forgetting;
 mod large;
 mod queries;
 mod requests;

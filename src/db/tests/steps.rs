@@ -57,6 +57,33 @@ fn a_task_from_input_to_value() {
 }
 
 #[test]
+fn an_outcome_with_all_of_its_output_takes_the_place_of_what_was_told() {
+    let mut db = Db::new();
+    db.apply(&[engine(3)]);
+    db.add_map(1, 2);
+    let told = |index| Change::OutputAdded {
+        task: task(1, index),
+        stdout: "half ".into(),
+        stderr: "oh".into(),
+    };
+    db.apply(&[assigned(1, 0, 2, 1, 3), begun(1, 0, 1, 3), begun(1, 1, 1, 3), told(0), told(1)]);
+    let whole = |mut outcome: Outcome| {
+        (outcome.stdout, outcome.whole_output) = ("half done".into(), true);
+        outcome
+    };
+    let crashed = whole(failed(TaskState::Lost, "WorkerDied", ""));
+    let attempt = Attempt {
+        engine: EngineId(3),
+        outcome: Box::new(crashed),
+    };
+    let (task, attempt) = (task(1, 1), Some(attempt));
+    db.apply(&[finished(1, 0, 1, 3, whole(ok("1"))), Change::TaskReturned { task, run: 2, attempt }]);
+    assert_eq!((db.task(1, 0).stdout.as_str(), db.task(1, 0).stderr.as_str()), ("half done", ""));
+    assert_eq!(db.reader().attempts(task).unwrap()[0].outcome.stdout, "half done");
+    assert_eq!(db.task(1, 1).stdout, "");
+}
+
+#[test]
 fn a_short_task_whose_beginning_was_never_told_counts_as_one_attempt() {
     let mut db = Db::new();
     db.add_map(1, 2);

@@ -82,6 +82,19 @@ fn version_1() {
     assert_eq!((row.state, row.stdout.as_str()), (TaskState::Ok, "so far"));
 }
 
+/// What version 2 added: attempts that were cancelled while they were with an engine.
+#[test]
+fn version_2() {
+    let (_directory, path) = kept("v2.db");
+    Writer::open(&path, Durability::Normal).unwrap().close().unwrap();
+    let mut cancelled = Vec::new();
+    let reader = Reader::open(&path).unwrap();
+    reader
+        .unfinished_tasks(MapId(1), &mut |task| cancelled.push((task.index, task.cancelled)))
+        .unwrap();
+    assert_eq!(cancelled, [(4, true)]);
+}
+
 /// The shape of a file: every column of every table and view.
 fn shape(connection: &Connection) -> BTreeSet<(String, String)> {
     let sql = "SELECT m.name, c.name FROM sqlite_master m, pragma_table_info(m.name) c \
@@ -93,11 +106,13 @@ fn shape(connection: &Connection) -> BTreeSet<(String, String)> {
 
 #[test]
 fn an_old_file_gets_the_shape_of_a_new_one() {
-    let (_directory, path) = kept("v1.db");
-    Writer::open(&path, Durability::Normal).unwrap().close().unwrap();
-    let (old, new) = (Connection::open(&path).unwrap(), Db::new());
-    assert_eq!(shape(&old), shape(&Connection::open(new.path()).unwrap()));
-    assert_eq!(schema::version(&old).unwrap(), schema::VERSION);
+    for file in ["v1.db", "v2.db"] {
+        let (_directory, path) = kept(file);
+        Writer::open(&path, Durability::Normal).unwrap().close().unwrap();
+        let (old, new) = (Connection::open(&path).unwrap(), Db::new());
+        assert_eq!(shape(&old), shape(&Connection::open(new.path()).unwrap()), "{file}");
+        assert_eq!(schema::version(&old).unwrap(), schema::VERSION);
+    }
 }
 
 #[test]

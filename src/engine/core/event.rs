@@ -82,10 +82,11 @@ pub enum Event {
         content: Bytes,
         buffers: Vec<Bytes>,
     },
-    /// `unread` tokens were left; `how` it ended, in words.
+    /// `unread` tokens were left; `how` it ended, in words; whether a signal `killed` it.
     WorkerExited {
         unread: usize,
         how: String,
+        killed: bool,
         stderr_tail: String,
         output: [Pieces; 2],
     },
@@ -93,7 +94,7 @@ pub enum Event {
     TokensTaken {
         count: usize,
     },
-    /// The answer to [`Effect::ReadOutput`].
+    /// The answer to [`Effect::ReadOutput`]: after the end of every unit that ended before.
     OutputRead {
         output: [Pieces; 2],
     },
@@ -167,7 +168,7 @@ pub enum Effect {
     },
     /// Make the worker skip every unit that it has not begun, and say how many at once, before anything else.
     TakeTokens,
-    /// Look at once for what was written since the last look.
+    /// Look for what was written since the last look.
     ReadOutput,
     MeasureMemory,
     SignalWorker {

@@ -117,6 +117,7 @@ impl Core {
 
     /// A task has ended; a stop that was under way decides how.
     fn end_task(&mut self, now: Now, held: Held, mut outcome: Outcome, current: Current, effects: &mut Vec<Effect>) {
+        outcome.whole_output = current.stdout.was_taken() || current.stderr.was_taken();
         outcome.stdout = current.stdout.finish();
         outcome.stderr = current.stderr.finish();
         match current.stop.map(|stop| stop.reason) {
@@ -160,12 +161,19 @@ impl Core {
         effects.push(Effect::Reply { request, started, reply });
     }
 
-    pub(super) fn worker_exited(&mut self, now: Now, unread: usize, how: String, stderr_tail: String, effects: &mut Vec<Effect>) {
+    pub(super) fn worker_exited(
+        &mut self,
+        now: Now,
+        unread: usize,
+        (how, killed): (String, bool),
+        stderr_tail: String,
+        effects: &mut Vec<Effect>,
+    ) {
         if let WorkerState::Starting { .. } = self.worker {
             let tail = stderr_tail.trim();
             // Somebody killed it before it was ready: that says nothing of the interpreter.
             self.idle_deaths += 1;
-            if how.contains("killed by signal") && self.idle_deaths < MOST_IDLE_DEATHS && self.leaving.is_none() {
+            if killed && self.idle_deaths < MOST_IDLE_DEATHS && self.leaving.is_none() {
                 self.start_worker(now, effects);
                 return;
             }

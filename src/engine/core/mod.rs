@@ -128,6 +128,11 @@ impl Core {
         }
     }
 
+    /// Whether user code runs.
+    pub fn is_busy(&self) -> bool {
+        self.current.is_some()
+    }
+
     /// The only way in.
     pub fn handle(&mut self, now: Now, event: Event) -> Vec<Effect> {
         let mut effects = Vec::new();
@@ -232,13 +237,14 @@ impl Core {
             Event::WorkerExited {
                 unread,
                 how,
+                killed,
                 stderr_tail,
                 output,
             } => {
                 if self.command.is_none() {
                     self.wrote(output, effects);
                 }
-                self.worker_exited(now, unread, how, stderr_tail, effects);
+                self.worker_exited(now, unread, (how, killed), stderr_tail, effects);
             }
             Event::TokensTaken { count } => self.recalled(now, count, effects),
             Event::OutputRead { output } => {

@@ -25,12 +25,13 @@ impl Pieces {
     }
 }
 
-/// One stream of one task.
+/// One stream of one task. What was taken is kept: whether it was recorded is not known before the task's result is.
 #[derive(Debug)]
 pub struct Text {
     head_left: usize,
-    /// Of the head: not yet taken.
-    fresh: Vec<u8>,
+    head: Vec<u8>,
+    /// So much of the head was taken.
+    taken: usize,
     tail: Vec<u8>,
     cut: u64,
 }
@@ -39,7 +40,8 @@ impl Default for Text {
     fn default() -> Self {
         Text {
             head_left: HEAD,
-            fresh: Vec::new(),
+            head: Vec::new(),
+            taken: 0,
             tail: Vec::new(),
             cut: 0,
         }
@@ -47,7 +49,7 @@ impl Default for Text {
 }
 
 impl Text {
-    /// For streams that are passed on as they come.
+    /// For streams that are passed on as they come, and not kept.
     pub fn unbounded() -> Text {
         Text {
             head_left: usize::MAX,
@@ -59,7 +61,7 @@ impl Text {
         self.push_bytes(&pieces.head);
         if pieces.cut > 0 {
             if self.head_left == usize::MAX {
-                self.fresh.extend_from_slice(note(pieces.cut).as_bytes());
+                self.head.extend_from_slice(note(pieces.cut).as_bytes());
             } else {
                 // What is behind a gap belongs to the end.
                 self.head_left = 0;
@@ -73,7 +75,7 @@ impl Text {
     fn push_bytes(&mut self, bytes: &[u8]) {
         let at = bytes.len().min(self.head_left);
         let (head, rest) = bytes.split_at(at);
-        self.fresh.extend_from_slice(head);
+        self.head.extend_from_slice(head);
         if self.head_left != usize::MAX {
             self.head_left -= at;
         }
@@ -91,16 +93,24 @@ impl Text {
 
     /// What has come and will not be cut; a character that has come in part waits for its other part.
     pub fn take(&mut self) -> String {
-        let whole = whole_characters(&self.fresh);
-        let rest = self.fresh.split_off(whole);
-        let taken = std::mem::replace(&mut self.fresh, rest);
-        text(taken)
+        let whole = self.taken + whole_characters(&self.head[self.taken..]);
+        if self.head_left == usize::MAX {
+            let rest = self.head.split_off(whole);
+            return text(std::mem::replace(&mut self.head, rest));
+        }
+        let taken = std::mem::replace(&mut self.taken, whole);
+        text(self.head[taken..whole].to_vec())
     }
 
-    /// All that was not taken yet.
+    /// Some of what [`Text::finish`] will give was taken.
+    pub fn was_taken(&self) -> bool {
+        self.taken > 0
+    }
+
+    /// All of it; of a stream that is not kept, what was not taken yet.
     pub fn finish(mut self) -> String {
         self.shorten_tail();
-        let mut all = text(std::mem::take(&mut self.fresh));
+        let mut all = text(std::mem::take(&mut self.head));
         if self.cut > 0 {
             all.push_str(&note(self.cut));
         }
@@ -142,19 +152,24 @@ mod tests {
         #[test]
         fn short_output_comes_back_whole(chunks in proptest::collection::vec(("\\PC{0,9}", any::<bool>()), 0..20)) {
             let whole: String = chunks.iter().map(|(chunk, _)| chunk.as_str()).collect();
-            let mut text = Text::default();
-            let mut out = String::new();
+            let (mut text, mut passed_on) = (Text::default(), Text::unbounded());
+            let (mut out, mut passed) = (String::new(), String::new());
             for (chunk, take) in &chunks {
                 // byte by byte: characters arrive in parts
                 for byte in chunk.bytes() {
                     text.push(Pieces::whole(vec![byte]));
+                    passed_on.push(Pieces::whole(vec![byte]));
                     if *take {
                         out.push_str(&text.take());
+                        passed.push_str(&passed_on.take());
                     }
                 }
             }
-            out.push_str(&text.finish());
-            prop_assert_eq!(out, whole);
+            passed.push_str(&passed_on.finish());
+            prop_assert_eq!(&passed, &whole);
+            out.push_str(&text.take());
+            prop_assert_eq!(out, whole.as_str());
+            prop_assert_eq!(text.finish(), whole);
         }
         #[test]
         fn any_bytes_are_bounded(chunks in proptest::collection::vec((any::<u8>(), 0usize..900_000, 0u64..3), 0..8)) {

@@ -179,6 +179,7 @@ impl World {
             self.event(Event::WorkerExited {
                 unread,
                 how,
+                killed: false,
                 stderr_tail,
                 output,
             });
@@ -322,6 +323,7 @@ fn a_worker_that_ends_for_nothing_is_not_started_for_ever() {
         world.event(Event::WorkerExited {
             unread,
             how: "died".into(),
+            killed: true,
             stderr_tail: String::new(),
             output: Default::default(),
         });
@@ -340,6 +342,7 @@ fn a_worker_that_is_killed_before_it_is_ready_is_started_again_and_not_for_ever(
     let killed = || Event::WorkerExited {
         unread: 0,
         how: "the Python worker was killed by signal 9 (SIGKILL)".into(),
+        killed: true,
         stderr_tail: String::new(),
         output: Default::default(),
     };

@@ -1,9 +1,10 @@
 //! Between the core and the world: sockets, the worker's process, commands, signals, clocks.
 //!
-//! Parts: `incoming` (from the controller), `reports` (from the worker and from commands), `outgoing` (effects).
+//! Parts: `incoming` (from the controller), `reports` (from the worker and from commands), `outgoing` (effects), `signals`.
 mod incoming;
 mod outgoing;
 mod reports;
+mod signals;
 
 use crate::engine::command::{self, CommandEvent, Running};
 use crate::engine::core::{Core, CoreSettings, Event, Now};
@@ -14,8 +15,8 @@ use crate::engine::{EngineError, EngineSettings};
 use crate::model::engine::EngineFacts;
 use crate::model::{EngineUuid, PROTOCOL_VERSION};
 use crate::wire::content::engine::*;
+use signals::Signals;
 use std::time::{Duration, Instant};
-use tokio::signal::unix::{Signal as SignalStream, SignalKind, signal};
 use tokio::sync::mpsc::{Receiver, UnboundedReceiver, UnboundedSender, channel, unbounded_channel};
 
 /// A worker that is not ready after so long does not hold up the registration.
@@ -39,8 +40,7 @@ pub struct Driver {
     facts: EngineFacts,
     link: Option<Link>,
     left: bool,
-    terminate: SignalStream,
-    interrupt: SignalStream,
+    signals: Signals,
 }
 
 fn now() -> Now {
@@ -88,8 +88,7 @@ impl Driver {
             facts,
             link: None,
             left: false,
-            terminate: signal(SignalKind::terminate()).map_err(system("cannot watch for SIGTERM"))?,
-            interrupt: signal(SignalKind::interrupt()).map_err(system("cannot watch for SIGINT"))?,
+            signals: Signals::watch().map_err(system("cannot watch for signals"))?,
         })
     }
 
@@ -105,8 +104,8 @@ impl Driver {
                 self.link = Some(link);
                 registered
             }
-            _ = self.terminate.recv() => return Ok(()),
-            _ = self.interrupt.recv() => return Ok(()),
+            _ = self.signals.terminate.recv() => return Ok(()),
+            _ = self.signals.interrupt.recv() => return Ok(()),
         };
         let mut heartbeat = Duration::from_millis(registered.heartbeat_ms.max(10));
         let mut patience = Duration::from_millis(registered.controller_patience_ms.max(1000));
@@ -133,8 +132,9 @@ impl Driver {
                 Some((number, event)) = self.worker_events.recv() => self.worker_said(number, event).await,
                 Some(event) = self.command_events.recv() => self.command_said(event).await,
                 () = tokio::time::sleep_until(deadline.into()) => self.handle(Event::Tick).await,
-                _ = self.terminate.recv() => self.told_to_leave("SIGTERM").await,
-                _ = self.interrupt.recv() => self.told_to_leave("SIGINT").await,
+                _ = self.signals.terminate.recv() => self.told_to_leave("SIGTERM").await,
+                _ = self.signals.interrupt.recv() => self.interrupted().await,
+                signal = self.signals.user.recv() => self.signal_user_code(signal),
             }
             let instant = Instant::now();
             if instant >= beat_at {
@@ -170,8 +170,8 @@ impl Driver {
             tokio::select! {
                 Some((number, event)) = self.worker_events.recv() => self.worker_said(number, event).await,
                 () = tokio::time::sleep_until(until) => return,
-                _ = self.terminate.recv() => return self.told_to_leave("SIGTERM").await,
-                _ = self.interrupt.recv() => return self.told_to_leave("SIGINT").await,
+                _ = self.signals.terminate.recv() => return self.told_to_leave("SIGTERM").await,
+                _ = self.signals.interrupt.recv() => return self.told_to_leave("SIGINT").await,
             }
         }
     }

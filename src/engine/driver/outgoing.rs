@@ -91,9 +91,7 @@ impl Driver {
                 return Some(Event::TokensTaken { count });
             }
             Effect::ReadOutput => {
-                let worker = self.worker.as_mut()?;
-                let output = [worker.stdout.read_to(None), worker.stderr.read_to(None)];
-                return Some(Event::OutputRead { output });
+                self.worker.as_mut()?.look();
             }
             Effect::MeasureMemory => {
                 let worker = self.worker.as_ref().map(|worker| worker.pid);

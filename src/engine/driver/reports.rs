@@ -3,7 +3,7 @@ use super::Driver;
 use crate::engine::command::CommandEvent;
 use crate::engine::core::Event;
 use crate::engine::core::unit::WorkerResult;
-use crate::engine::worker::process::WorkerEvent;
+use crate::engine::worker::process::{WorkerEvent, WorkerExit};
 use crate::engine::worker::protocol::{Record, parts};
 use crate::model::UnixTime;
 use serde::Deserialize;
@@ -21,13 +21,19 @@ impl Driver {
                     }
                 }
             }
-            WorkerEvent::Exited(how) => {
+            WorkerEvent::Looked => {
+                let Some(worker) = &mut self.worker else { return };
+                let output = worker.written();
+                self.handle(Event::OutputRead { output }).await;
+            }
+            WorkerEvent::Exited(WorkerExit { how, killed }) => {
                 let Some(mut worker) = self.worker.take() else { return };
                 let how = format!("the Python worker (pid {}, {}) {how}", worker.pid, self.python);
                 tracing::warn!("{how}");
                 let event = Event::WorkerExited {
                     unread: worker.left_over(),
                     how,
+                    killed,
                     stderr_tail: last_lines(&worker.stderr.last_words(4096)),
                     output: [worker.stdout.read_to(None), worker.stderr.read_to(None)],
                 };

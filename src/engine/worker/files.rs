@@ -40,9 +40,14 @@ impl OutputFile {
         Ok(Stdio::from(OwnedFd::from(self.file.try_clone()?)))
     }
 
+    /// How much was written.
+    pub fn size(&self) -> u64 {
+        self.file.metadata().map_or(0, |metadata| metadata.len())
+    }
+
     /// What was written up to `end` (or by now) and not read yet.
     pub fn read_to(&mut self, end: Option<u64>) -> Pieces {
-        let size = self.file.metadata().map_or(0, |metadata| metadata.len());
+        let size = self.size();
         if size < self.read {
             // Someone has opened it as /dev/stdout and cut it off.
             (self.read, self.freed) = (0, 0);
@@ -73,7 +78,7 @@ impl OutputFile {
 
     /// The last bytes, read or not, as text.
     pub fn last_words(&self, most: u64) -> String {
-        let size = self.file.metadata().map_or(0, |metadata| metadata.len());
+        let size = self.size();
         let from = size.saturating_sub(most).max(self.freed);
         String::from_utf8_lossy(&self.range(from, size.saturating_sub(from))).into_owned()
     }

@@ -3,10 +3,12 @@
 Loaded by worker.py before the first such request. `handle` makes the reply's content and buffers; what the shell
 publishes meanwhile goes through `worker["publish"]`.
 """
+import asyncio
 import sys
 
 worker = {}
 shell = None
+loop = None
 problem = None
 current_ticket = 0
 engine = {"engine_uuid": "", "engine_id": -1}
@@ -46,7 +48,10 @@ class Kernel:
     eventloop = None
 
     def __init__(self, session, pub_socket):
+        import logging
+
         self.session, self.iopub_socket = session, pub_socket
+        self.log = logging.getLogger("pcluster.engine")
 
     @property
     def shell(self):
@@ -66,15 +71,46 @@ class Kernel:
         return shell.parent_header
 
 
-def make_shell():
+def shell_class():
+    from ipykernel.eventloops import enable_gui
     from ipykernel.zmqshell import ZMQInteractiveShell
+    from IPython.core.error import UsageError
+
+    class EngineShell(ZMQInteractiveShell):
+        def enable_gui(self, gui=None):
+            """For `%matplotlib inline`; ipykernel's would look for the kernel in an application."""
+            try:
+                enable_gui(gui, kernel=self.kernel)
+            except ValueError as error:
+                raise UsageError(str(error))
+            self.active_eventloop = gui
+
+    return EngineShell
+
+
+def refuse_input():
+    """There is nobody at an engine who could be asked."""
+    import builtins
+    import getpass
+
+    from IPython.core.error import StdinNotImplementedError
+
+    def refuse(prompt="", *args, **kwargs):
+        raise StdinNotImplementedError(
+            "input() and getpass() cannot ask anyone on an engine (asked: %r); pass the value as an argument, or push it" % str(prompt)
+        )
+
+    builtins.input = getpass.getpass = refuse
+
+
+def make_shell():
     from ipyparallel.engine.datapub import ZMQDataPublisher
     from traitlets.config import Config
 
     config = Config()
     config.HistoryManager.hist_file = ":memory:"
     session, pub_socket = make_session(), object()
-    made = ZMQInteractiveShell.instance(config=config, user_module=worker["main"], user_ns=worker["namespace"])
+    made = shell_class().instance(config=config, user_module=worker["main"], user_ns=worker["namespace"])
     made.kernel = Kernel(session, pub_socket)
     made.displayhook.session = made.display_pub.session = session
     made.displayhook.pub_socket = made.display_pub.pub_socket = pub_socket
@@ -82,7 +118,62 @@ def make_shell():
     made.display_pub.topic = b"displaypub"
     made.data_pub = ZMQDataPublisher()
     made.data_pub.session, made.data_pub.pub_socket = session, pub_socket
+    made.loop_runner = run_awaiting
+    refuse_input()
     return made
+
+
+# ---- what user code leaves to the event loop (tasks of a cell with `await`, a Dask worker) goes on between requests
+
+
+def set_loop():
+    """Functions find a loop that does not run, so `asyncio.run` works in them; cells find a running one, as in notebooks."""
+    global loop
+    try:
+        from IPython.core.async_helpers import get_asyncio_loop
+
+        loop = get_asyncio_loop()
+    except ImportError:  # IPython 7
+        if loop is None or loop.is_closed():
+            loop = asyncio.new_event_loop()
+    asyncio.set_event_loop(loop)
+
+
+def run_awaiting(coroutine):
+    """A cell with `await` in it; one that is interrupted does not go on afterwards."""
+    asyncio.events._set_running_loop(None)
+    task = loop.create_task(coroutine)
+    try:
+        return loop.run_until_complete(task)
+    except BaseException:
+        if not task.done():
+            task.cancel()
+            loop.run_until_complete(asyncio.wait([task], timeout=1))
+        raise
+    finally:
+        asyncio.events._set_running_loop(loop)
+
+
+def has_background():
+    if loop is None or loop.is_closed():
+        return False
+    return bool(getattr(loop, "_ready", None) or getattr(loop, "_scheduled", None) or asyncio.all_tasks(loop))
+
+
+def run_background(descriptor):
+    """Runs the loop until there is something to read."""
+    asyncio.set_event_loop(loop)
+    loop.add_reader(descriptor, loop.stop)
+    try:
+        loop.run_forever()
+    except BaseException as error:
+        # What ends a task must not end the worker.
+        sys.stderr.write(worker["formatted"](error))
+    finally:
+        loop.remove_reader(descriptor)
+
+
+# ---- requests
 
 
 def clean(content):
@@ -102,17 +193,26 @@ def handle(meta, parts, ticket):
         try:
             shell = make_shell()
         except ImportError as error:
-            problem = "%s has no ipyparallel engine in it (%s): pip install ipyparallel there" % (worker["PYTHON"], error)
+            problem = missing(error)
     if shell is None:
         return failure("ImportError", problem, ["ImportError: " + problem], meta["method"]), []
     header, metadata, content = (json.loads(bytes(part)) for part in parts[:3])
+    set_loop()
     shell.set_parent({"header": header, "metadata": metadata, "content": content, "parent_header": {}})
     try:
         if meta["method"] == "apply":
-            return apply(parts[3:], header["msg_id"])
+            return apply(parts[3:])
         return execute(content, metadata), []
     finally:
         current_ticket = 0
+
+
+def missing(error):
+    return "the engine's %s cannot serve ipyparallel's clients (%s); install it there: %s -m pip install ipyparallel" % (
+        worker["PYTHON"],
+        error,
+        sys.executable,
+    )
 
 
 def failure(ename, evalue, lines, method):
@@ -120,28 +220,20 @@ def failure(ename, evalue, lines, method):
     return {"status": "error", "ename": ename, "evalue": evalue, "traceback": lines, "engine_info": info}
 
 
-def apply(buffers, msg_id):
+def apply(buffers):
     from ipyparallel.serialize import serialize_object, unpack_apply_message
 
-    names = shell.user_ns
-    prefix = "_%s_" % msg_id.replace("-", "_")
-    temporary = [prefix + word for word in ("f", "args", "kwargs", "result")]
     try:
-        function, args, kwargs = unpack_apply_message(buffers, names, copy=False)
-        names.update(zip(temporary, (function, args, kwargs, None)))
-        try:
-            exec("%s = %s(*%s, **%s)" % (temporary[3], *temporary[:3]), shell.user_global_ns, names)
-            result = names.get(temporary[3])
-        finally:
-            for name in temporary:
-                names.pop(name, None)
+        function, args, kwargs = unpack_apply_message(buffers, shell.user_ns, copy=False)
+        result = function(*args, **kwargs)
         session = shell.display_pub.session
         made = serialize_object(result, buffer_threshold=session.buffer_threshold, item_threshold=session.item_threshold)
         return {"status": "ok"}, made
     except BaseException as error:
         shell._last_traceback = None
         try:
-            shell.showtraceback()
+            trace = worker["own_frames_hidden"](error.__traceback__)
+            shell.showtraceback((type(error), error, trace), tb_offset=0)
         except Exception:
             pass
         lines = shell._last_traceback or [worker["formatted"](error)]
@@ -156,7 +248,11 @@ def execute(content, metadata):
         sent = {"code": code, "execution_count": shell.execution_count}
         worker["publish"](current_ticket, "execute_input", "execute_input", sent)
     shell._last_traceback_during_displayhook = False
-    result = shell.run_cell(code, store_history=content.get("store_history", not silent), silent=silent)
+    asyncio.events._set_running_loop(loop)
+    try:
+        result = shell.run_cell(code, store_history=content.get("store_history", not silent), silent=silent)
+    finally:
+        asyncio.events._set_running_loop(None)
     error = result.error_before_exec if result.error_before_exec is not None else result.error_in_exec
     if result.success and not getattr(shell, "_last_traceback_during_displayhook", False):
         reply = {"status": "ok", "user_expressions": shell.user_expressions(content.get("user_expressions") or {})}

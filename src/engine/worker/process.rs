@@ -3,12 +3,14 @@
 use super::files::OutputFile;
 use super::protocol::Record;
 use super::reader::read_records;
+use crate::engine::core::output::Pieces;
 use crate::engine::forker::Forker;
 use bytes::Bytes;
 use nix::fcntl::{FcntlArg, FdFlag, OFlag, fcntl, open};
 use nix::sys::stat::Mode;
 use std::io::{self, IoSlice, Read, Write};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::process::Stdio;
 use std::sync::{Arc, Mutex, mpsc};
@@ -26,8 +28,19 @@ const PIPE_SIZE: i32 = 1 << 20;
 #[derive(Debug)]
 pub enum WorkerEvent {
     Records(Vec<Record>),
-    /// Its last event. In words: `was killed by signal 9 (SIGKILL)`.
-    Exited(String),
+    /// The answer to [`Worker::look`]: what it had said when it was looked at has been told.
+    Looked,
+    /// Its last event.
+    Exited(WorkerExit),
+}
+
+/// How a worker ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct WorkerExit {
+    /// `was killed by signal 9 (SIGKILL)`.
+    pub how: String,
+    /// By a signal that was not sent for something that it wrote.
+    pub killed: bool,
 }
 
 /// How to start a worker.
@@ -47,6 +60,10 @@ pub struct Worker {
     tokens_out: std::fs::File,
     pub stdout: OutputFile,
     pub stderr: OutputFile,
+    /// Wakes the thread that reads.
+    look: std::fs::File,
+    /// The ends of stdout and stderr at the look that is under way.
+    looked_at: Option<(u64, u64)>,
 }
 
 impl Worker {
@@ -93,6 +110,7 @@ impl Worker {
         let (frames, to_write) = mpsc::channel::<Vec<Bytes>>();
         let exit: Arc<Mutex<Option<io::Result<std::process::ExitStatus>>>> = Arc::default();
         let (wake_in, wake_out) = pipe().map_err(|e| said("cannot make a pipe", &e))?;
+        let (look_in, look_out) = pipe().map_err(|e| said("cannot make a pipe", &e))?;
         let spawn = |name: &str, run: Box<dyn FnOnce() + Send>| std::thread::Builder::new().name(name.into()).spawn(run).map(drop);
         spawn("worker-writer", Box::new(move || write_frames(frames_out.into(), to_write)))
             .map_err(|e| said("cannot start a thread", &e))?;
@@ -100,14 +118,16 @@ impl Worker {
         spawn(
             "worker-reader",
             Box::new(move || {
-                let broken = read_records(records_in, wake_in, number, &events, pid);
-                let how = match status.lock().ok().and_then(|mut status| status.take()) {
+                let broken = read_records(records_in, wake_in, look_in, number, &events, pid);
+                let status = status.lock().ok().and_then(|mut status| status.take());
+                let killed = broken.is_none() && status.as_ref().is_some_and(|s| s.as_ref().is_ok_and(|s| s.signal().is_some()));
+                let how = match status {
                     Some(Ok(status)) => describe(status),
                     Some(Err(e)) => format!("ended ({e})"),
                     None => "ended".into(),
                 };
                 let how = broken.map_or(how, |why| format!("was killed, because it {why}"));
-                let _ = events.send((number, WorkerEvent::Exited(how)));
+                let _ = events.send((number, WorkerEvent::Exited(WorkerExit { how, killed })));
             }),
         )
         .map_err(|e| said("cannot start a thread", &e))?;
@@ -127,7 +147,26 @@ impl Worker {
             tokens_out,
             stdout,
             stderr,
+            look: look_out.into(),
+            looked_at: None,
         })
+    }
+
+    /// Asks for [`WorkerEvent::Looked`], to which [`Worker::written`] is what had been written by now.
+    pub fn look(&mut self) {
+        let ends = (self.stdout.size(), self.stderr.size());
+        if self.looked_at.is_none() && self.look.write_all(b"?").is_ok() {
+            self.looked_at = Some(ends);
+        }
+    }
+
+    /// At [`WorkerEvent::Looked`]: what was written before the look and is not of a unit whose end has been told. A worker
+    /// tells the end of a unit before it begins the next, so this is of the one that runs.
+    pub fn written(&mut self) -> [Pieces; 2] {
+        match self.looked_at.take() {
+            Some((out, err)) => [self.stdout.read_to(Some(out)), self.stderr.read_to(Some(err))],
+            None => Default::default(),
+        }
     }
 
     /// Frames are written in order, in the background.
@@ -190,7 +229,6 @@ pub fn signal_group(pid: i32, signal: i32) {
 
 /// `ended with exit code 3`, `was killed by signal 11 (SIGSEGV)`.
 pub fn describe(status: std::process::ExitStatus) -> String {
-    use std::os::unix::process::ExitStatusExt;
     match (status.code(), status.signal()) {
         (Some(code), _) => format!("ended with exit code {code}"),
         (_, Some(number)) => format!("was killed by signal {number} ({})", signal_name(number)),

@@ -16,38 +16,47 @@ const CHUNK: usize = 256 << 10;
 /// While records come this close to each other, the reader waits as long between reads: they come many at a time then.
 const CLOSE: Duration = Duration::from_micros(250);
 
-/// Reads until the worker has ended and its pipe is empty; a worker that sends nonsense is killed, with the reason.
+/// Reads until the worker has ended and its pipe is empty; a worker that sends nonsense is killed, with the reason. For each
+/// byte in `look`: [`WorkerEvent::Looked`] when all has been told that was in the pipe by then.
 pub fn read_records(
     records: OwnedFd,
     wake: OwnedFd,
+    look: OwnedFd,
     number: u64,
     events: &UnboundedSender<(u64, WorkerEvent)>,
     pid: i32,
 ) -> Option<String> {
     let mut file = std::fs::File::from(records);
+    let mut look = Some(std::fs::File::from(look));
     let mut reader = RecordReader::default();
     let mut last = Instant::now();
-    let mut ended = false;
+    let (mut ended, mut closed, mut looked) = (false, false, false);
     let mut broken = None;
     loop {
-        if !ended {
-            let mut waiting = [
-                PollFd::new(file.as_fd(), PollFlags::POLLIN),
-                PollFd::new(wake.as_fd(), PollFlags::POLLIN),
-            ];
+        if !ended && !looked {
+            let input = |fd| PollFd::new(fd, PollFlags::POLLIN);
+            // Closed, though the process is there: its exit is what counts.
+            let pipe = (!closed).then(|| input(file.as_fd()));
+            let mut waiting: Vec<PollFd> = pipe.into_iter().chain([input(wake.as_fd())]).collect();
+            waiting.extend(look.as_ref().map(|look| input(look.as_fd())));
             match poll(&mut waiting, PollTimeout::NONE) {
                 Err(Errno::EINTR) => continue,
                 Err(_) => return broken,
                 Ok(_) => {}
             }
-            ended = waiting[1].any().unwrap_or(true);
-            let silent = !waiting[0].any().unwrap_or(true);
-            let closed = waiting[0].revents().is_some_and(|flags| flags == PollFlags::POLLHUP);
-            if !ended && (silent || closed) {
-                // Closed, though the process is there: its exit is what counts.
-                let mut waiting = [PollFd::new(wake.as_fd(), PollFlags::POLLIN)];
-                let _ = poll(&mut waiting, PollTimeout::NONE);
-                ended = true;
+            let mut flags = waiting.iter().map(|fd| fd.revents().unwrap_or(PollFlags::POLLERR));
+            let said = if closed {
+                PollFlags::empty()
+            } else {
+                flags.next().unwrap_or(PollFlags::POLLERR)
+            };
+            closed |= said == PollFlags::POLLHUP;
+            ended = flags.next().is_some_and(|flags| !flags.is_empty());
+            if flags.next().is_some_and(|flags| !flags.is_empty()) {
+                drop(flags);
+                looked = matches!(look.as_mut().map(|look| look.read(&mut [0; 64])), Some(Ok(1..)));
+                // Nobody is left who could look.
+                look = look.filter(|_| looked);
             }
         }
         let mut found = Vec::new();
@@ -58,6 +67,12 @@ pub fn read_records(
         match outcome {
             Ok(true) => {}
             Ok(false) if ended => return broken,
+            Ok(false) if looked => {
+                looked = false;
+                if events.send((number, WorkerEvent::Looked)).is_err() {
+                    return broken;
+                }
+            }
             Ok(false) => {}
             Err(why) => {
                 broken.get_or_insert(why);
@@ -69,7 +84,7 @@ pub fn read_records(
             }
         }
         let now = Instant::now();
-        if !ended && now - last < 2 * CLOSE {
+        if !ended && !looked && now - last < 2 * CLOSE {
             std::thread::sleep(CLOSE);
         }
         last = now;

@@ -1,5 +1,5 @@
 //! The process, with a real Python.
-use super::process::{Worker, WorkerCommand, WorkerEvent};
+use super::process::{Worker, WorkerCommand, WorkerEvent, WorkerExit};
 use super::protocol::{Record, frame, tasks_frame};
 use crate::engine::forker::Forker;
 use bytes::Bytes;
@@ -48,7 +48,8 @@ impl Started {
             }
             match self.event().await {
                 WorkerEvent::Records(records) => self.records.extend(records),
-                WorkerEvent::Exited(how) => panic!("the worker {how}: {}", self.worker.stderr.last_words(2000)),
+                WorkerEvent::Looked => {}
+                WorkerEvent::Exited(exit) => panic!("the worker {}: {}", exit.how, self.worker.stderr.last_words(2000)),
             }
         }
     }
@@ -57,7 +58,8 @@ impl Started {
         loop {
             match self.event().await {
                 WorkerEvent::Records(records) => self.records.extend(records),
-                WorkerEvent::Exited(how) => return how,
+                WorkerEvent::Looked => {}
+                WorkerEvent::Exited(exit) => return exit.how,
             }
         }
     }
@@ -148,5 +150,33 @@ async fn an_interpreter_that_is_missing_or_no_python_is_named() {
     (command.python, command.cwd) = ("false".into(), None);
     let _worker = Worker::start(&command, 1, &forker, sender).await.unwrap();
     let (_, event) = tokio::time::timeout(LONGEST, events.recv()).await.unwrap().unwrap();
-    assert!(matches!(event, WorkerEvent::Exited(how) if how == "ended with exit code 1"));
+    assert!(matches!(event, WorkerEvent::Exited(WorkerExit { how, killed: false }) if how == "ended with exit code 1"));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_look_comes_behind_the_ends_of_what_was_written_before() {
+    let mut started = Started::new().await;
+    started.define("import time\ndef f(word):\n print(word)\n while word == 'last': time.sleep(0.01)\n");
+    started.tasks(0, &["[\"one\"]", "[\"two\"]", "[\"last\"]"], 3);
+    // Nothing that it said is taken in yet, and all of it is written.
+    while started.worker.stdout.size() < 13 {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    started.worker.look();
+    let mut ends = Vec::new();
+    loop {
+        match started.event().await {
+            WorkerEvent::Records(records) => ends.extend(records.into_iter().filter_map(|r| r.positions)),
+            WorkerEvent::Looked => break,
+            WorkerEvent::Exited(exit) => panic!("the worker {}", exit.how),
+        }
+    }
+    assert_eq!(ends, [(4, 0), (8, 0)]);
+    let read = ends.iter().map(|(out, _)| started.worker.stdout.read_to(Some(*out)).head);
+    assert_eq!(read.collect::<Vec<_>>(), [b"one\n", b"two\n"]);
+    assert_eq!(started.worker.written()[0].head, b"last\n");
+    // Each look is answered.
+    started.worker.look();
+    while !matches!(started.event().await, WorkerEvent::Looked) {}
+    assert!(started.worker.written()[0].is_empty());
 }

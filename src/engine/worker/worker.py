@@ -519,9 +519,21 @@ def hello():
     record(b"H", 0, clock(), clock(), encoded(facts))
 
 
+def nothing_waits(frames):
+    """Whether the next frame is still to come."""
+    os.set_blocking(FRAMES, False)
+    try:
+        return not frames.peek(1)
+    finally:
+        os.set_blocking(FRAMES, True)
+
+
 def serve():
     frames = os.fdopen(FRAMES, "rb", buffering=1 << 16, closefd=False)
+    has_background = run_background = None
     while True:
+        if has_background is not None and has_background() and nothing_waits(frames):
+            run_background(FRAMES)
         head = frames.read(FRAME.size)
         if len(head) < FRAME.size:
             return
@@ -542,6 +554,7 @@ def serve():
         elif kind == b"M":
             exec(compile(bytes(body), SELF, "exec"), ipython)
             ipython["start"](globals())
+            has_background, run_background = ipython["has_background"], ipython["run_background"]
         elif kind == b"C":
             clear()
 

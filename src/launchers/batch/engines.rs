@@ -1,53 +1,64 @@
-//! The shell lines that start the engines of one job.
+//! The shell lines that start what a job is there for: its engines, or the controller.
 use super::JobKind;
 use super::quote::{shell, shell_words};
 use super::render::{FoundBy, Need};
 use super::request::JobRequest;
 use crate::profile::config::resources::StartMode;
 
-/// One engine takes the shell's place. Several run beside each other, and what signal the shell gets, they get.
+/// What runs is a child of the script's shell, which turns each signal that a batch system warns with into one SIGTERM for it, and
+/// waits for its end. Several run beside each other.
 pub fn lines(request: &JobRequest) -> Vec<String> {
     let command = shell_words(&request.argv);
-    let per_job = request.engines_per_job.max(1);
-    if request.is_one_job() {
-        let starter = match request.resources.start {
-            StartMode::Mpiexec => format!("{} -n {}", shell_words(&request.mpiexec), request.n),
-            _ => format!("srun --ntasks={} --kill-on-bad-exit=0 --wait=0", request.n),
-        };
-        return vec![format!("exec {starter} {command}")];
+    let (count, last) = match request.is_one_job() {
+        true => (1, None),
+        false => (request.engines_in_a_job(), in_the_last(request)),
+    };
+    let command = match request.resources.start {
+        StartMode::Array => command,
+        _ if !request.is_one_job() => command,
+        StartMode::Srun => format!("srun --ntasks={} --kill-on-bad-exit=0 --wait=0 {command}", request.n),
+        StartMode::Mpiexec => format!("{} -n {} {command}", shell_words(&request.mpiexec), request.n),
+    };
+    let mut lines = vec![
+        "# A batch system may warn a whole process group before it kills; here only the shell hears it.".to_string(),
+        "trap '' USR1 USR2 XCPU".into(),
+        "started=".into(),
+    ];
+    if count == 1 {
+        lines.extend([format!("{command} &"), "started=$!".into()]);
+    } else {
+        lines.push(format!("count={count}"));
+        if let Some(last) = last {
+            lines.push(format!("if [ \"$PCLUSTER_ELEMENT\" = {} ]; then count={last}; fi", request.jobs()));
+        }
+        lines.extend(["while [ \"$count\" -gt 0 ]; do".into(), format!("    {command} &")]);
+        lines.extend(["    started=\"$started $!\"", "    count=$((count - 1))", "done"].map(String::from));
     }
-    if request.kind == JobKind::Controller || per_job == 1 || request.n <= 1 {
-        return vec![format!("exec {command}")];
-    }
-    let (jobs, last) = (request.jobs(), request.n - (request.jobs() - 1) * per_job);
-    let mut lines = vec![format!("count={}", per_job.min(request.n))];
-    if jobs > 1 && last != per_job {
-        lines.push(format!("if [ \"$PCLUSTER_ELEMENT\" = {jobs} ]; then count={last}; fi"));
-    }
-    lines.extend(
-        [
-            "engines=",
-            "trap 'kill -TERM $engines 2>/dev/null' TERM INT USR1 USR2 XCPU",
-            "while [ \"$count\" -gt 0 ]; do",
-            &format!("    {command} &"),
-            "    engines=\"$engines $!\"",
-            "    count=$((count - 1))",
-            "done",
-            "status=0",
-            "for engine in $engines; do",
-            "    # A signal ends the waiting, not the engine.",
-            "    while kill -0 \"$engine\" 2>/dev/null; do",
-            "        wait \"$engine\" || status=$?",
-            "    done",
-            "done",
-            "exit \"$status\"",
-        ]
-        .map(String::from),
-    );
+    let waiting = [
+        "trap 'kill -TERM $started 2>/dev/null' TERM INT USR1 USR2 XCPU",
+        "status=0",
+        "for process in $started; do",
+        "    wait \"$process\" || status=$?",
+        "    # A signal ends the waiting, not the process.",
+        "    while kill -0 \"$process\" 2>/dev/null; do",
+        "        wait \"$process\" && status=0 || status=$?",
+        "    done",
+        "done",
+        "exit \"$status\"",
+    ];
+    lines.extend(waiting.map(String::from));
     lines
 }
 
-/// `export NAME='value'` for the settings' and the request's variables (which win), and the two that tell an engine which job it is in.
+/// How many engines the last job holds, where it is not full.
+fn in_the_last(request: &JobRequest) -> Option<u32> {
+    let (jobs, each) = (request.jobs(), request.engines_in_a_job());
+    let last = request.n.saturating_sub(jobs.saturating_sub(1) * each);
+    (jobs > 1 && last != each).then_some(last)
+}
+
+/// `export NAME='value'` for the settings' and the request's variables (which win), and the two that tell an engine which job it is
+/// in; `job` and `element` are the shell's expressions for these.
 pub fn environment(request: &JobRequest, job: &str, element: &str) -> Vec<String> {
     let mut all = request.resources.env.clone();
     all.extend(request.env.iter().cloned());

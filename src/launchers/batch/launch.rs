@@ -1,7 +1,7 @@
 //! A launch becomes a job request.
 use super::JobKind;
 use super::request::{JobRequest, job_name};
-use crate::launchers::{ControllerLaunch, EnginesLaunch, LaunchError, local, python};
+use crate::launchers::{ControllerLaunch, EnginesLaunch, LaunchError, engine, python};
 use crate::profile::ProfileDir;
 use crate::profile::config::EngineKind;
 use crate::profile::config::resources::{MpiConfig, Resources};
@@ -16,7 +16,7 @@ pub fn engines(launch: &EnginesLaunch, resources: &Resources, mpi: &MpiConfig, u
         let found = python::resolve(None);
         launch.python = Path::new(&found).is_absolute().then_some(found);
     }
-    let (program, mut arguments) = local::engine_command(&launch)?;
+    let (program, mut arguments) = engine::engine_command(&launch)?;
     if resources.start == crate::profile::config::resources::StartMode::Mpiexec && launch.kind == EngineKind::Pcluster {
         // A rank that was started a second time could not join the others.
         arguments.retain(|argument| argument != "--supervise");
@@ -33,7 +33,7 @@ pub fn engines(launch: &EnginesLaunch, resources: &Resources, mpi: &MpiConfig, u
 /// The controller as a job.
 pub fn controller(launch: &ControllerLaunch, resources: &Resources, unique: &str) -> JobRequest {
     let mut request = request(JobKind::Controller, &launch.profile, &launch.cluster_id, resources, unique);
-    let (program, arguments) = local::controller_command(launch);
+    let (program, arguments) = engine::controller_command(launch);
     request.argv = argv(program, arguments);
     request.cwd = launch.cwd.clone();
     request

@@ -9,8 +9,11 @@ pub mod failure;
 pub mod job;
 pub mod launch;
 pub mod quote;
+pub mod ranges;
 pub mod render;
 pub mod request;
+pub mod squeue;
+pub mod xml;
 
 pub use command::{CommandLine, Output};
 pub use failure::{Problem, QueryFailure, SubmitFailure};
@@ -21,12 +24,16 @@ pub use request::{JobKind, JobRequest, job_name};
 use std::path::{Path, PathBuf};
 
 /// The batch systems, by the names that the command line and the configuration have for them.
-pub const SYSTEMS: [&str; 1] = ["slurm"];
+pub const SYSTEMS: [&str; 5] = ["slurm", "sge", "pbs", "lsf", "htcondor"];
 
 /// The row of a batch system.
 pub fn by_name(name: &str) -> Option<&'static dyn BatchSystem> {
     match name {
         "slurm" => Some(&super::slurm::Slurm),
+        "sge" => Some(&super::sge::Sge),
+        "pbs" => Some(super::pbs::row()),
+        "lsf" => Some(&super::lsf::Lsf),
+        "htcondor" => Some(&super::htcondor::HtCondor),
         _ => None,
     }
 }
@@ -67,7 +74,7 @@ pub trait BatchSystem: Send + Sync {
     /// What the variables of a template stand for. See [`render::VARIABLES`].
     fn variables(&self, request: &JobRequest) -> Result<render::Variables, TemplateError>;
     /// What a template must have for this job: what to look for, and the line to add.
-    fn needs(&self, request: &JobRequest) -> Vec<render::Need>;
+    fn needs(&self, template: &str, request: &JobRequest) -> Vec<render::Need>;
     /// Where the output of a job is, or will be. For one that is over it may be missing.
     fn log_path(&self, request: &JobRequest, job: &JobId, element: Option<u32>) -> PathBuf;
 

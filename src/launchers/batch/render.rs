@@ -71,12 +71,14 @@ pub const VARIABLES: &[(&str, &str)] = &[
     ("engines_per_job", "how many engines one job holds"),
     (
         "array",
-        "the array's range (1-15); none where the system or the settings make it one job",
+        "what makes the job an array, as the system writes it (1-15); none where it is one job",
     ),
+    ("single", "LSF's name of a job that is no array; else none"),
     ("tasks", "the engines of the one job, where srun or mpiexec starts them; else none"),
     ("engines", "the shell lines that start the engines of one job"),
     ("controller", "the shell line that starts the controller"),
     ("command", "the command of one engine, or of the controller, quoted for the shell"),
+    ("script", "HTCondor: the shell script that each job runs"),
     ("cwd", "the working directory"),
     ("log", "the output's file, with the system's own signs for job and array element"),
     ("queue", "the queue or partition"),
@@ -183,7 +185,7 @@ pub fn render_named(system: &dyn BatchSystem, name: &str, shown: &str, text: &st
             script.push('\n');
         }
     }
-    for need in system.needs(request) {
+    for need in system.needs(name, request) {
         let met = match need.found_by {
             FoundBy::Variable(names) => used.iter().any(|name| names.contains(&name.as_str())),
             FoundBy::Directive(words) => script
@@ -414,5 +416,30 @@ pub fn put(variables: &mut Variables, values: impl IntoIterator<Item = (&'static
         if let Some(place) = variables.iter_mut().find(|(known, _)| *known == name) {
             place.1 = value;
         }
+    }
+}
+
+/// A value that this system's directives cannot hold.
+pub fn unfit(system: &'static str, what: &str, value: &str, why: &'static str) -> TemplateError {
+    TemplateError::Unfit {
+        system,
+        what: what.into(),
+        value: value.into(),
+        why,
+    }
+}
+
+/// Refuses settings that this system has no word for, where they are made.
+pub fn unsupported(system: &dyn BatchSystem, _request: &JobRequest, settings: &[(&str, bool)]) -> Result<(), TemplateError> {
+    match settings.iter().find(|(_, given)| *given) {
+        None => Ok(()),
+        Some((key, _)) => Err(TemplateError::Unsupported {
+            system: system.title(),
+            what: format!("setting `{key}`"),
+            hint: Some(format!(
+                "leave launchers.{name}.{key} out; what the site has instead can go into launchers.{name}.directives",
+                name = system.name()
+            )),
+        }),
     }
 }

@@ -20,6 +20,20 @@ fn an_engine_set_is_one_array() {
 
     export PCLUSTER_JOB="${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}" PCLUSTER_ELEMENT="${SLURM_ARRAY_TASK_ID:-}"
 
-    exec /opt/pcluster/bin/pcluster engine --profile-dir /home/ada/.ipython/profile_mycluster
+    # A batch system may warn a whole process group before it kills; here only the shell hears it.
+    trap '' USR1 USR2 XCPU
+    started=
+    /opt/pcluster/bin/pcluster engine --profile-dir /home/ada/.ipython/profile_mycluster &
+    started=$!
+    trap 'kill -TERM $started 2>/dev/null' TERM INT USR1 USR2 XCPU
+    status=0
+    for process in $started; do
+        wait "$process" || status=$?
+        # A signal ends the waiting, not the process.
+        while kill -0 "$process" 2>/dev/null; do
+            wait "$process" && status=0 || status=$?
+        done
+    done
+    exit "$status"
     "#);
 }

@@ -1,6 +1,6 @@
 //! What must hold after a campaign, from three witnesses: what each `pcluster map` printed, the records, and the ledger.
 use super::{Chaos, expected};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 
 /// Input to the (engine, worker) pairs that executed it.
@@ -10,6 +10,8 @@ type Ledger = BTreeMap<u64, Vec<(u32, u32)>>;
 pub fn of(chaos: &Chaos) -> Result<String, String> {
     let mut wrong = Vec::new();
     let ledger = read_ledger(chaos)?;
+    let given_up = given_up(chaos);
+    let excused = |pid: &u32| chaos.gone.contains(pid) || given_up.contains(pid);
     let listed = chaos.pcluster(&["results", "--jsonl"])?;
     let mut refused = 0;
     for map in &chaos.maps {
@@ -53,12 +55,16 @@ pub fn of(chaos: &Chaos) -> Result<String, String> {
             let attempts = number(line, "attempts").unwrap_or_default();
             let of_living = executions
                 .iter()
-                .filter(|(engine, worker)| !chaos.gone.contains(engine) && !chaos.gone.contains(worker))
+                .filter(|(engine, worker)| !excused(engine) && !excused(worker))
                 .count();
-            let too_often = of_living > 1 && !chaos.a_command_failed;
+            // Whichever stood, its output is that of one execution.
+            let told = executions
+                .iter()
+                .any(|(engine, worker)| line.contains(&format!("\"stdout\":\"{engine} {worker}\\n\"")));
+            let too_often = of_living > 1;
             // What was killed before it wrote into the ledger may count as an attempt.
-            let too_many = attempts > executions.len() as u64 + chaos.gone.len() as u64;
-            if !right || executions.is_empty() || attempts == 0 || too_often || too_many {
+            let too_many = attempts > executions.len() as u64 + (chaos.gone.len() + given_up.len()) as u64;
+            if !right || !told || attempts == 0 || too_often || too_many {
                 wrong.push(format!("{}: executed by {executions:?} (engine, worker): {line}", map.name));
             }
         }
@@ -73,15 +79,33 @@ pub fn of(chaos: &Chaos) -> Result<String, String> {
         return Err(wrong.join("\n"));
     }
     let executions: usize = ledger.values().map(Vec::len).sum();
-    let again = ledger.values().filter(|list| list.len() > 1).count();
+    let again = ledger.values().filter(|list| list.len() > 1);
+    let killed = |(engine, worker): &(u32, u32)| chaos.gone.contains(engine) || chaos.gone.contains(worker);
+    let (again, late) = again.fold((0, 0), |(again, late), list| {
+        let living = list.iter().filter(|pair| !killed(pair)).count();
+        (again + 1, late + usize::from(living > 1))
+    });
     Ok(format!(
-        "{} maps, {} tasks: each done exactly once, all values right; {executions} executions, {again} tasks were executed more than once, each because its engine or worker was killed",
+        "{} maps, {} tasks: each done exactly once, all values right; {executions} executions, {again} tasks were executed more than once, \
+         each because its engine or worker was killed or, {late} of them, because its engine's lease had run out ({} engines lost one, and came back)",
         chaos.maps.len(),
-        ledger.len()
+        ledger.len(),
+        given_up.difference(&chaos.gone).count(),
     ))
 }
 
-fn read_ledger(chaos: &Chaos) -> Result<Ledger, String> {
+/// Engines that the controller has given up for their silence, by its own word.
+fn given_up(chaos: &Chaos) -> BTreeSet<u32> {
+    let path = chaos.home.join("ipython/profile_default/log/controller.log");
+    let log = fs::read(path).unwrap_or_default();
+    let log = String::from_utf8_lossy(&log);
+    let silent = log.lines().filter(|line| line.contains("engine gone") && line.contains("lease"));
+    silent
+        .filter_map(|line| line.split_once(" pid=")?.1.split(' ').next()?.parse().ok())
+        .collect()
+}
+
+pub fn read_ledger(chaos: &Chaos) -> Result<Ledger, String> {
     let text = fs::read_to_string(chaos.home.join("ledger")).map_err(|e| format!("there is no ledger: {e}"))?;
     let mut ledger = Ledger::new();
     for line in text.lines() {

@@ -3,5 +3,6 @@
 mod ahead;
 mod life;
 mod requests;
+mod retention;
 mod scheduling;
 mod world;

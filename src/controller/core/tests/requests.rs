@@ -10,7 +10,7 @@ use bytes::Bytes;
 use serde_json::{Value, json};
 use std::time::Duration;
 
-fn stock(w: &mut World, name: &str) {
+pub fn stock(w: &mut World, name: &str) {
     let message = w.session.message("", "registration_request", None, &json!({"uuid": name}));
     w.event(Event::RegistrantSaid {
         identity: Bytes::copy_from_slice(name.as_bytes()),
@@ -19,7 +19,7 @@ fn stock(w: &mut World, name: &str) {
     w.event(Event::Ponged { engine: name.into() });
 }
 
-fn request(w: &mut World, channel: ClientChannel, target: Option<&str>, metadata: Value) -> String {
+pub fn request(w: &mut World, channel: ClientChannel, target: Option<&str>, metadata: Value) -> String {
     let mut message = w.session.message("2026-11-20T00:00:00Z", "apply_request", None, &json!({}));
     message.metadata_json = to_json(&metadata);
     message.identities = vec![Bytes::from_static(b"client")];
@@ -46,7 +46,7 @@ pub fn sent(w: &mut World) -> Vec<(String, Message)> {
         .collect()
 }
 
-fn reply(w: &mut World, engine: &str, channel: Channel, request: &Message, content: Value, metadata: Value) {
+pub fn reply(w: &mut World, engine: &str, channel: Channel, request: &Message, content: Value, metadata: Value) {
     let mut message = w.session.message("", "apply_reply", Some(&request.header_json), &content);
     message.metadata_json = to_json(&metadata);
     let engine = EngineUuid::from(engine);
@@ -59,7 +59,7 @@ fn reply(w: &mut World, engine: &str, channel: Channel, request: &Message, conte
     });
 }
 
-fn ok() -> Value {
+pub fn ok() -> Value {
     json!({"status": "ok"})
 }
 

@@ -3,7 +3,7 @@ use super::super::effect::{ClientChannel, Effect};
 use super::super::event::{Event, FoundMap, FoundTask, Restored};
 use super::super::transition;
 use super::super::{Core, Facts, Now};
-use crate::model::change::Change;
+use crate::model::change::{Change, Purge};
 use crate::model::definition::{CallSource, MapDefinition, MapOptions, Work};
 use crate::model::engine::EngineFacts;
 use crate::model::task::{Counts, Outcome, TaskState};
@@ -27,6 +27,7 @@ pub struct Ledger {
     pub completed: Vec<MapId>,
     pub story: Vec<String>,
     pub client_keys: Vec<String>,
+    pub purged: Vec<Purge>,
     maps: BTreeMap<MapId, LedgerMap>,
     inputs: HashMap<TaskId, Bytes>,
     places: HashMap<TaskId, EngineId>,
@@ -127,6 +128,7 @@ impl Ledger {
                 assert!(self.maps.insert(*map, entry).is_none(), "map {map} was added twice");
             }
             Change::MapClosed { map, .. } => self.maps.get_mut(map).unwrap().closed = true,
+            Change::Purged { what } => self.purged.push(what.clone()),
             Change::ClientKnown { curve_key, .. } => self.client_keys.push(curve_key.clone()),
             Change::TaskCancelling { task } => {
                 self.cancelling.insert(*task);

@@ -1,0 +1,250 @@
+//! What both programs are told: where the profile is, how to log, where to work. And what ipyparallel's launchers tell them
+//! by environment variables.
+use super::{Refusal, Trait};
+use crate::cli::{CommandError, Context, logging};
+use crate::profile::ProfileDir;
+use std::path::{Path, PathBuf};
+
+#[derive(Debug, Default, PartialEq)]
+pub struct Common {
+    pub profile: Option<String>,
+    pub profile_dir: Option<PathBuf>,
+    pub ipython_dir: Option<PathBuf>,
+    pub cluster_id: Option<String>,
+    pub log_level: Option<String>,
+    pub log_to_file: bool,
+    pub clean_logs: bool,
+    pub work_dir: Option<PathBuf>,
+    /// Sentences about what has no effect.
+    pub notes: Vec<String>,
+}
+
+impl Common {
+    /// Whether it was one of these.
+    pub fn take(&mut self, told: &Trait) -> Result<bool, Refusal> {
+        let path = || told.text().map(PathBuf::from);
+        let class = told.class.as_str();
+        match (class, told.name.as_str()) {
+            ("Session", "key" | "keyfile") => {
+                return Err(format!(
+                    "--Session.{}: pcluster's controller makes its keys itself and keeps them in the connection files, which only you can \
+                     read; leave it out",
+                    told.name
+                ));
+            }
+            ("Session", name) => self.pass_over(told, &format!("`{name}` of messages is pcluster's own matter")),
+            ("ProfileDir", "location") => self.profile_dir = path(),
+            (_, "profile") => self.profile = told.text(),
+            (_, "ipython_dir") => self.ipython_dir = path(),
+            (_, "cluster_id") => self.cluster_id = Some(told.value.clone()),
+            (_, "log_level") => self.log_level = Some(log_level(&told.value)),
+            (_, "log_to_file") => self.log_to_file = told.truth()?,
+            (_, "clean_logs") => self.clean_logs = told.truth()?,
+            (_, "work_dir") => self.work_dir = path(),
+            (_, "log_url") => self.pass_over(told, "there is no log server; `pcluster logs` shows all logs of a cluster"),
+            (_, "log_format" | "log_datefmt") => self.pass_over(told, "pcluster's log has one format"),
+            (_, "extra_config_file" | "copy_config_files" | "auto_create" | "overwrite" | "verbose_crash") => {
+                self.pass_over(
+                    told,
+                    "pcluster reads no Python configuration; its settings are in the profile's pcluster.yaml",
+                );
+            }
+            _ => return Ok(false),
+        }
+        Ok(true)
+    }
+
+    pub fn pass_over(&mut self, told: &Trait, why: &str) {
+        self.notes.push(format!("{} has no effect: {why}", told.spelled()));
+    }
+
+    /// Goes to the working directory, starts the log of `program` as told, and says there what has no effect.
+    pub fn begin(&self, program: &str, place: &Place, context: &Context) -> Result<(), CommandError> {
+        let level = context.log_level(self.log_level.as_deref().unwrap_or("info"));
+        let prefix = format!("{program}-{}-", place.cluster_id);
+        let log_dir = place.profile.log_dir();
+        if self.clean_logs {
+            let files = std::fs::read_dir(&log_dir).into_iter().flatten().flatten();
+            let is_old = |name: &str| {
+                name.strip_prefix(&prefix)
+                    .is_some_and(|rest| rest.strip_suffix(".log").is_some_and(is_number))
+            };
+            for file in files.filter(|f| f.file_name().to_str().is_some_and(is_old)) {
+                // One that another process has just removed is as good as removed.
+                let _ = std::fs::remove_file(file.path());
+            }
+        }
+        match self.log_to_file {
+            false => logging::start(level),
+            true => {
+                place.profile.create()?;
+                let path = log_dir.join(format!("{prefix}{}.log", std::process::id()));
+                context.say(format!("logging to {}", path.display()));
+                logging::start_in(level, &path)
+                    .map_err(|e| CommandError::environment(format!("cannot write the log {}: {e}", path.display())))?;
+            }
+        }
+        if let Some(dir) = &self.work_dir {
+            std::env::set_current_dir(dir)
+                .map_err(|e| CommandError::usage(format!("cannot work in {} (--work-dir): {e}", dir.display())))?;
+        }
+        for note in &self.notes {
+            tracing::warn!("{note}");
+        }
+        Ok(())
+    }
+}
+
+fn is_number(text: &str) -> bool {
+    !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit())
+}
+
+/// Which cluster is meant.
+#[derive(Debug, PartialEq)]
+pub struct Place {
+    pub profile: ProfileDir,
+    pub cluster_id: String,
+    /// The content of the engine's connection file, where a launcher gave it.
+    pub connection_info: Option<String>,
+}
+
+impl Place {
+    /// What stands on the command line outranks what a launcher put into the environment: whoever names a profile means it.
+    pub fn find(
+        words: &Common,
+        profile_dir: Option<PathBuf>,
+        environment: LauncherEnvironment,
+        context: &Context,
+    ) -> Result<Place, CommandError> {
+        let named = |id: Option<String>| match context.cluster_id.as_str() {
+            "" => words.cluster_id.clone().or(id).unwrap_or_default(),
+            id => id.to_string(),
+        };
+        let place = |profile, cluster_id, connection_info| Place {
+            profile,
+            cluster_id,
+            connection_info,
+        };
+        if let Some(dir) = profile_dir.or_else(|| words.profile_dir.clone()) {
+            return Ok(place(ProfileDir::at(&dir), named(None), None));
+        }
+        let is_usual = std::env::var("PCLUSTER_PROFILE").is_ok_and(|usual| usual == context.profile);
+        if words.profile.is_none() && (!context.profile_named || is_usual) {
+            if let Some(dir) = environment.profile_dir {
+                let id = named(environment.cluster_id);
+                return Ok(place(ProfileDir::at(&dir), id, environment.connection_info));
+            }
+            let profile = ProfileDir::named(&context.profile, ipython_dir(words, context))?;
+            return Ok(place(profile, named(environment.cluster_id), environment.connection_info));
+        }
+        let name = words.profile.as_deref().unwrap_or(&context.profile);
+        let profile = ProfileDir::named(name, ipython_dir(words, context))?;
+        Ok(place(profile, named(None), None))
+    }
+}
+
+fn ipython_dir<'a>(words: &'a Common, context: &'a Context) -> Option<&'a Path> {
+    words.ipython_dir.as_deref().or(context.ipython_dir.as_deref())
+}
+
+/// `10`, `DEBUG` or `debug`: as numbers and names of Python's levels, or as pcluster's filter.
+pub fn log_level(told: &str) -> String {
+    let level = match told.parse::<i64>() {
+        Ok(..=9) => "trace",
+        Ok(10..=19) => "debug",
+        Ok(20..=29) => "info",
+        Ok(30..=39) => "warn",
+        Ok(_) => "error",
+        Err(_) => match told.to_ascii_uppercase().as_str() {
+            "DEBUG" => "debug",
+            "INFO" => "info",
+            "WARN" | "WARNING" => "warn",
+            "ERROR" | "CRITICAL" | "FATAL" => "error",
+            _ => return told.to_string(),
+        },
+    };
+    level.to_string()
+}
+
+/// What ipyparallel's launchers put into the environment of what they start.
+#[derive(Debug, Default, PartialEq)]
+pub struct LauncherEnvironment {
+    pub profile_dir: Option<PathBuf>,
+    pub cluster_id: Option<String>,
+    /// The content of the engine's connection file.
+    pub connection_info: Option<String>,
+}
+
+impl LauncherEnvironment {
+    pub fn of_this_process() -> LauncherEnvironment {
+        let variable = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
+        LauncherEnvironment {
+            profile_dir: variable("IPP_PROFILE_DIR").map(PathBuf::from),
+            cluster_id: variable("IPP_CLUSTER_ID"),
+            connection_info: variable("IPP_CONNECTION_INFO"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn levels_are_pythons_or_ours() {
+        let all = [
+            "10",
+            "20",
+            "30",
+            "50",
+            "DEBUG",
+            "Warning",
+            "CRITICAL",
+            "trace",
+            "info,pcluster=debug",
+        ];
+        let levels: Vec<String> = all.iter().map(|l| log_level(l)).collect();
+        assert_eq!(
+            levels,
+            [
+                "debug",
+                "info",
+                "warn",
+                "error",
+                "debug",
+                "warn",
+                "error",
+                "trace",
+                "info,pcluster=debug"
+            ]
+        );
+    }
+
+    #[test]
+    fn the_command_line_outranks_the_launchers_environment() {
+        let environment = || LauncherEnvironment {
+            profile_dir: Some("/p/profile_theirs".into()),
+            cluster_id: Some("c1".into()),
+            connection_info: Some("{}".into()),
+        };
+        let mut context = Context::for_tests(Path::new("/ipython"));
+        let none = Common::default();
+        let found = Place::find(&none, None, environment(), &context).unwrap();
+        assert_eq!(found.profile.path(), Path::new("/p/profile_theirs"));
+        assert_eq!((found.cluster_id.as_str(), found.connection_info.as_deref()), ("c1", Some("{}")));
+        let found = Place::find(&none, Some("/q/profile_mine".into()), environment(), &context).unwrap();
+        assert_eq!(found.profile.path(), Path::new("/q/profile_mine"));
+        assert_eq!((found.cluster_id.as_str(), found.connection_info), ("", None));
+        (context.profile, context.profile_named) = ("named".into(), true);
+        context.cluster_id = "mine".into();
+        let found = Place::find(&none, None, environment(), &context).unwrap();
+        assert_eq!(found.profile.path(), Path::new("/ipython/profile_named"));
+        assert_eq!((found.cluster_id.as_str(), found.connection_info), ("mine", None));
+    }
+
+    #[test]
+    fn a_key_on_the_command_line_is_refused() {
+        let refusal = Common::default().take(&Trait::of("Session", "key", "secret")).unwrap_err();
+        assert!(!refusal.contains("secret"), "{refusal}");
+    }
+}

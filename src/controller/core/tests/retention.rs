@@ -1,0 +1,142 @@
+//! What is forgotten unasked, and what is not.
+use super::super::ClientChannel;
+use super::super::effect::{Ask, Effect};
+use super::super::{Event, Expired};
+use super::requests;
+use super::world::*;
+use crate::model::MapId;
+use crate::model::change::Purge;
+use crate::model::definition::MapOptions;
+use crate::profile::config::ControllerConfig;
+use crate::wire::content::client as say;
+use crate::wire::content::engine::Channel;
+use serde_json::json;
+use std::time::Duration;
+
+fn world() -> World {
+    let mut w = World::with(ControllerConfig {
+        keep_days: Some(1.0),
+        ..config()
+    });
+    w.register("a");
+    w
+}
+
+fn run(w: &mut World, options: MapOptions) -> MapId {
+    let map = w.submit(1, options);
+    let outcome = w.ok();
+    w.finish_one("a", outcome).unwrap();
+    map
+}
+
+/// How often it has asked since, and for what ended before when.
+fn asked(w: &mut World) -> Vec<f64> {
+    let asked = |effect: &Effect| match effect {
+        Effect::Query(query) => match query.ask {
+            Ask::Expired { before } => Some(before.0),
+            _ => None,
+        },
+        _ => None,
+    };
+    let found = w.other.iter().filter_map(asked).collect();
+    w.other.clear();
+    found
+}
+
+fn found(w: &mut World, maps: &[MapId]) {
+    w.event(Event::ExpiredFound(Expired {
+        maps: maps.to_vec(),
+        ..Expired::default()
+    }));
+}
+
+#[test]
+fn what_ended_long_ago_is_forgotten_step_by_step() {
+    let mut w = world();
+    let map = run(&mut w, MapOptions::default());
+    w.pass(Duration::from_secs(1));
+    assert_eq!(asked(&mut w), [1e9 + 1.0 - 86_400.0], "soon after the start");
+    w.pass(Duration::from_secs(3600));
+    assert_eq!(asked(&mut w), [] as [f64; 0], "one question at a time");
+    found(&mut w, &[map]);
+    assert_eq!(w.ledger.purged, [Purge::Map(map)]);
+    w.pass(Duration::from_secs(1));
+    assert_eq!(asked(&mut w).len(), 1, "there may be more");
+    found(&mut w, &[]);
+    w.pass(Duration::from_secs(599));
+    assert_eq!(asked(&mut w).len(), 0);
+    w.pass(Duration::from_secs(2));
+    assert_eq!(asked(&mut w).len(), 1);
+    let watch = say::WatchRequest {
+        map,
+        from: 0,
+        limit: 10,
+        wait_ms: 0,
+        done: None,
+    };
+    w.ask(say::WATCH, &watch, vec![]);
+    assert_eq!(w.reply()["ename"], "NoSuchMap");
+}
+
+#[test]
+fn what_is_unfinished_followed_or_read_is_kept() {
+    let mut w = world();
+    let (followed, read, over) = (
+        run(&mut w, MapOptions::default()),
+        run(&mut w, MapOptions::default()),
+        run(&mut w, MapOptions::default()),
+    );
+    let open = w.open_map(MapOptions {
+        after: Some(followed),
+        ..MapOptions::default()
+    });
+    w.ask(
+        say::WATCH,
+        &say::WatchRequest {
+            map: read,
+            from: 0,
+            limit: 10,
+            wait_ms: 0,
+            done: None,
+        },
+        vec![],
+    );
+    found(&mut w, &[followed, read, over, open]);
+    assert_eq!(w.ledger.purged, [Purge::Map(over)]);
+    w.pass(Duration::from_secs(601));
+    found(&mut w, &[followed, read]);
+    assert_eq!(w.ledger.purged[1..], [Purge::Map(read)]);
+}
+
+#[test]
+fn without_the_setting_nothing_is_asked() {
+    let mut w = World::new();
+    w.register("a");
+    w.pass(Duration::from_secs(100_000));
+    assert_eq!(asked(&mut w).len(), 0);
+}
+
+#[test]
+fn a_client_whose_submission_is_forgotten_gets_another() {
+    let mut w = World::with(ControllerConfig {
+        keep_days: Some(1.0),
+        ..config()
+    });
+    requests::stock(&mut w, "e");
+    let msg_id = requests::request(&mut w, ClientChannel::Task, None, json!({}));
+    let (_, message) = requests::sent(&mut w).remove(0);
+    let map = w.ledger.tasks.keys().last().unwrap().map;
+    let expired = |requests: Vec<String>| Expired {
+        requests,
+        empty: vec![map],
+        ..Expired::default()
+    };
+    // It is under way, whatever the records said a moment ago.
+    w.event(Event::ExpiredFound(expired(vec![msg_id])));
+    assert_eq!(w.ledger.purged, []);
+    requests::reply(&mut w, "e", Channel::Task, &message, requests::ok(), json!({}));
+    w.event(Event::ExpiredFound(expired(vec!["old".into()])));
+    assert_eq!(w.ledger.purged, [Purge::Requests(vec!["old".into()]), Purge::EmptySession(map)]);
+    requests::request(&mut w, ClientChannel::Task, None, json!({}));
+    assert_eq!(w.ledger.tasks.keys().last().unwrap().map, MapId(map.0 + 1));
+}

@@ -1,0 +1,62 @@
+//! What ended long ago, for a controller that is to forget it.
+use super::batch::row_range;
+use super::{DbError, Reader};
+use crate::model::definition::CLIENT_KIND;
+use crate::model::{MapId, UnixTime};
+use rusqlite::params;
+
+/// Tasks of one answer, unless one map alone has more.
+const MOST_TASKS: u32 = 1000;
+/// Requests of one answer.
+const MOST_REQUESTS: usize = 200;
+/// Of each submission, so many of its oldest requests are looked at.
+const LOOK: i64 = 1000;
+
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Expired {
+    pub maps: Vec<MapId>,
+    /// Message ids.
+    pub requests: Vec<String>,
+    /// Submissions of ipyparallel clients without any request.
+    pub empty: Vec<MapId>,
+}
+
+impl Reader {
+    /// The oldest of what was finished before: some, if there is any.
+    pub fn expired(&self, before: UnixTime) -> Result<Expired, DbError> {
+        self.read("look for what is to be forgotten in", |connection| {
+            let mut expired = Expired::default();
+            let mut select = connection.prepare_cached("SELECT id, total FROM map WHERE completed < ?1 ORDER BY completed, id LIMIT ?2")?;
+            let mut rows = select.query(params![before.0, MOST_TASKS])?;
+            let mut tasks = 0;
+            while let Some(row) = rows.next()? {
+                tasks += row.get::<_, u32>(1)?;
+                if tasks > MOST_TASKS && !expired.maps.is_empty() {
+                    break;
+                }
+                expired.maps.push(MapId(row.get(0)?));
+            }
+            let mut select = connection.prepare_cached("SELECT id, total FROM map WHERE kind = ?1 AND submitted < ?2 ORDER BY id")?;
+            let sessions: Vec<(u32, u32)> = select
+                .query_map(params![CLIENT_KIND, before.0], |row| Ok((row.get(0)?, row.get(1)?)))?
+                .collect::<Result<_, _>>()?;
+            let sql = "SELECT r.msg_id FROM (SELECT id, completed FROM task WHERE id BETWEEN ?1 AND ?2 ORDER BY id LIMIT ?3) t \
+                       JOIN request r ON r.task = t.id WHERE t.completed < ?4 ORDER BY t.id LIMIT ?5";
+            let mut select = connection.prepare_cached(sql)?;
+            for (map, total) in sessions {
+                let map = MapId(map);
+                let room = MOST_REQUESTS - expired.requests.len();
+                if total == 0 {
+                    expired.empty.push(map);
+                } else if room > 0 {
+                    let (first, last) = row_range(map);
+                    let found = select.query_map(params![first, last, LOOK, before.0, room as i64], |row| row.get(0))?;
+                    for msg_id in found {
+                        expired.requests.push(msg_id?);
+                    }
+                }
+            }
+            Ok(expired)
+        })
+    }
+}

@@ -1,0 +1,210 @@
+//! Slurm's own questions and answers about jobs, for whoever submitted them: sbatch, or a `qsub` in front of it.
+//! Sources: squeue(1), scancel(1) of Slurm 22.05, and what that version printed.
+use super::{CommandLine, JobRow, JobStatus, JobTarget, Output, Problem, QueryFailure, failure};
+
+/// Array job id, index, state, reason, batch host, name (which may hold anything, so it stands last).
+const FORMAT: &str = "%F|%K|%T|%r|%B|%j";
+
+/// What sbatch says, in lower case, and what it means.
+pub const FAILURES: &[(&str, Problem, &str)] = &[
+    (
+        "invalid partition",
+        Problem::NoSuchQueue,
+        "`sinfo -s` lists the partitions; name one with --queue or launchers.slurm.queue",
+    ),
+    (
+        "invalid account",
+        Problem::NoSuchAccount,
+        "`sacctmgr show associations user=$USER` lists your accounts; name one with --account or launchers.slurm.account",
+    ),
+    (
+        "invalid qos",
+        Problem::NoSuchAccount,
+        "`sacctmgr show associations user=$USER` lists the qualities of service that you may use",
+    ),
+    (
+        "violates accounting/qos policy",
+        Problem::Limit,
+        "fewer engines (-n), less time (--walltime) or another --account may be within the limits",
+    ),
+    (
+        "time limit is invalid",
+        Problem::Limit,
+        "`sinfo -o '%P %l'` shows the partitions' time limits; ask for less with --walltime",
+    ),
+    (
+        "node configuration is not available",
+        Problem::Limit,
+        "no node has as many processors, GPUs or as much memory; `sinfo -o '%P %c %m %G'` shows what there is",
+    ),
+    (
+        "memory specification can not be satisfied",
+        Problem::Limit,
+        "`sinfo -o '%P %m'` shows the nodes' memory; ask for less with --mem",
+    ),
+    (
+        "can not be satisfied",
+        Problem::Limit,
+        "`sinfo -o '%P %c %m %G'` shows what the nodes have",
+    ),
+    (
+        "more processors requested than permitted",
+        Problem::Limit,
+        "`sinfo -o '%P %c'` shows the nodes' processors",
+    ),
+    (
+        "invalid job array specification",
+        Problem::Limit,
+        "`scontrol show config | grep MaxArraySize` shows how many jobs an array may have; --engines-per-job makes them fewer",
+    ),
+    (
+        "submit limit",
+        Problem::Limit,
+        "wait until some of your jobs are done, or start fewer engines (--engines-per-job makes fewer jobs)",
+    ),
+    (
+        "not permitted to use this partition",
+        Problem::NoPermission,
+        "name another partition with --queue",
+    ),
+    ("permission denied", Problem::NoPermission, "ask the site who may submit where"),
+    (
+        "unable to contact slurm controller",
+        Problem::SchedulerDown,
+        "`scontrol ping` says whether the controller is up",
+    ),
+    (
+        "unable to connect",
+        Problem::SchedulerDown,
+        "`scontrol ping` says whether the controller is up",
+    ),
+    (
+        "timed out on send/recv",
+        Problem::SchedulerDown,
+        "the controller is busy; `squeue --me` shows whether the job is there",
+    ),
+    (
+        "unable to resolve",
+        Problem::SchedulerDown,
+        "this host does not know the controller's name: is it one of the cluster's login nodes?",
+    ),
+    (
+        "invalid directive",
+        Problem::BadScript,
+        "look at the script's #SBATCH lines and launchers.slurm.directives",
+    ),
+    (
+        "unrecognized option",
+        Problem::BadScript,
+        "look at the script's #SBATCH lines and launchers.slurm.directives",
+    ),
+    (
+        "invalid option",
+        Problem::BadScript,
+        "look at the script's #SBATCH lines and launchers.slurm.directives",
+    ),
+    (
+        "does not look like a batch script",
+        Problem::BadScript,
+        "its first line must be #!/bin/sh or the like",
+    ),
+    (
+        "requested reservation is invalid",
+        Problem::NoSuchQueue,
+        "`scontrol show reservation` lists the reservations",
+    ),
+    (
+        "invalid feature",
+        Problem::NoSuchQueue,
+        "`sinfo -o '%n %f'` lists the nodes' features for launchers.slurm.constraint",
+    ),
+];
+
+/// All jobs of a user, by user: an id that squeue has forgotten would be an error. Jobs that are over are shown for MinJobAge (300 s).
+pub fn query(user: &str) -> CommandLine {
+    let (user, format) = (format!("--user={user}"), format!("--format={FORMAT}"));
+    CommandLine::new("squeue", ["--noheader", "--array", "--states=all", &user, &format])
+}
+
+pub fn find(name: &str, user: &str) -> CommandLine {
+    let mut command = query(user);
+    command.arguments.push(format!("--name={name}"));
+    command
+}
+
+pub fn parse(output: &Output) -> Result<Vec<JobRow>, QueryFailure> {
+    match output.is_success() {
+        true => Ok(output.stdout.lines().filter_map(row).collect()),
+        false => Err(failure::of_query(output, FAILURES)),
+    }
+}
+
+pub fn cancel(targets: &[JobTarget]) -> CommandLine {
+    CommandLine::new("scancel", targets.iter().map(target))
+}
+
+pub fn cancelled(output: &Output) -> Result<(), QueryFailure> {
+    let said = output.said().to_lowercase();
+    if output.is_success() || said.contains("invalid job id") || said.contains("already completing or completed") {
+        return Ok(());
+    }
+    Err(failure::of_query(output, FAILURES))
+}
+
+/// To the shell of the script and to the steps.
+pub fn signal(targets: &[JobTarget], signal: &str) -> CommandLine {
+    let options = ["--full".to_string(), format!("--signal={signal}")];
+    CommandLine::new("scancel", options.into_iter().chain(targets.iter().map(target)))
+}
+
+fn target(target: &JobTarget) -> String {
+    match target.element {
+        Some(element) => format!("{}_{element}", target.job),
+        None => target.job.0.clone(),
+    }
+}
+
+/// A line of [`FORMAT`]; none for anything else (a banner).
+fn row(line: &str) -> Option<JobRow> {
+    let mut fields = line.trim().splitn(6, '|');
+    let (job, index, word) = (fields.next()?, fields.next()?, fields.next()?);
+    if job.is_empty() || !job.bytes().all(|b| b.is_ascii_digit()) || word.is_empty() {
+        return None;
+    }
+    let said = |text: Option<&str>| {
+        text.filter(|t| !matches!(*t, "" | "None" | "n/a" | "N/A" | "(null)"))
+            .map(str::to_string)
+    };
+    let reason = said(fields.next());
+    Some(
+        JobRow {
+            host: said(fields.next()),
+            name: said(fields.next()),
+            ..JobRow::new(job, index.parse().ok(), status(word, reason.as_deref()), word)
+        }
+        .because(reason),
+    )
+}
+
+/// squeue(1), "JOB STATE CODES".
+pub fn status(word: &str, reason: Option<&str>) -> JobStatus {
+    let is_held = reason.is_some_and(|reason| reason.to_ascii_lowercase().contains("held"));
+    match word {
+        "PENDING" if is_held => JobStatus::Held,
+        "PENDING" => JobStatus::Queued,
+        "CONFIGURING" => JobStatus::Starting,
+        "RUNNING" | "RESIZING" | "SIGNALING" => JobStatus::Running,
+        "SUSPENDED" | "STOPPED" => JobStatus::Suspended,
+        "COMPLETING" | "STAGE_OUT" => JobStatus::Completing,
+        "COMPLETED" => JobStatus::Completed,
+        "FAILED" => JobStatus::Failed,
+        "CANCELLED" | "REVOKED" => JobStatus::Cancelled,
+        "TIMEOUT" | "DEADLINE" => JobStatus::TimedOut,
+        "NODE_FAIL" | "BOOT_FAIL" => JobStatus::NodeFailed,
+        "OUT_OF_MEMORY" => JobStatus::OutOfMemory,
+        "PREEMPTED" => JobStatus::Preempted,
+        "REQUEUED" | "REQUEUE_FED" => JobStatus::Requeued,
+        "REQUEUE_HOLD" | "RESV_DEL_HOLD" | "SPECIAL_EXIT" => JobStatus::Held,
+        other => JobStatus::Unknown(other.into()),
+    }
+}

@@ -1,0 +1,193 @@
+//! Running a command line to its end, within a time. A trait, since the commands of a batch system may be on another host.
+use super::batch::{CommandLine, Output};
+use nix::sys::signal::{Signal, killpg};
+use nix::unistd::Pid;
+use std::io::{self, Read, Write};
+use std::os::unix::process::CommandExt;
+use std::process::{Child, Command, Stdio};
+use std::sync::mpsc::{self, Receiver};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+/// No more of what a command says is taken; the rest is read and dropped.
+const MOST_BYTES: usize = 64 << 20;
+const LOOK_EVERY: Duration = Duration::from_millis(5);
+/// So long one waits for the end of the output, which a command's own children may hold open.
+const OUTPUT_COMES: Duration = Duration::from_millis(500);
+
+/// Runs commands somewhere.
+pub trait Runner: Send + Sync {
+    /// What the command said, whatever its exit code. It is killed when the time is over.
+    fn run(&self, command: &CommandLine, timeout: Duration) -> Result<Output, RunError>;
+}
+
+/// Why a command said nothing.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    #[error("{program}: command not found")]
+    NotFound { program: String },
+    #[error("{program}: {source}")]
+    Start { program: String, source: io::Error },
+    #[error("{program} did not end within {seconds} s")]
+    TimedOut { program: String, seconds: f64 },
+}
+
+/// On this host. What it starts is a process group of its own: Ctrl-C in the shell does not reach it, and its end takes its
+/// children along.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Here;
+
+impl Runner for Here {
+    fn run(&self, line: &CommandLine, timeout: Duration) -> Result<Output, RunError> {
+        let mut command = Command::new(&line.program);
+        command
+            .args(&line.arguments)
+            .envs(line.env.iter().map(|(k, v)| (k, v)))
+            .process_group(0);
+        command.stdin(if line.stdin.is_some() { Stdio::piped() } else { Stdio::null() });
+        command.stdout(Stdio::piped()).stderr(Stdio::piped());
+        let failed = |source: io::Error| match source.kind() {
+            io::ErrorKind::NotFound => RunError::NotFound {
+                program: line.program.clone(),
+            },
+            _ => RunError::Start {
+                program: line.program.clone(),
+                source,
+            },
+        };
+        let mut child = command.spawn().map_err(failed)?;
+        if let (Some(mut stdin), Some(text)) = (child.stdin.take(), line.stdin.clone()) {
+            // One that does not read it all says why itself.
+            std::thread::spawn(move || stdin.write_all(text.as_bytes()));
+        }
+        let stdout = Reader::new(child.stdout.take());
+        let stderr = Reader::new(child.stderr.take());
+        let status = wait(&mut child, timeout);
+        let code = match status {
+            Ok(Some(status)) => status.code(),
+            Ok(None) => {
+                return Err(RunError::TimedOut {
+                    program: line.program.clone(),
+                    seconds: timeout.as_secs_f64(),
+                });
+            }
+            Err(source) => return Err(failed(source)),
+        };
+        Ok(Output {
+            code,
+            stdout: stdout.text(),
+            stderr: stderr.text(),
+        })
+    }
+}
+
+/// Its end; none if it had to be killed.
+fn wait(child: &mut Child, timeout: Duration) -> io::Result<Option<std::process::ExitStatus>> {
+    let deadline = Instant::now() + timeout;
+    loop {
+        if let Some(status) = child.try_wait()? {
+            return Ok(Some(status));
+        }
+        if Instant::now() >= deadline {
+            // Not waited for yet, so the number is still its own.
+            let _ = killpg(Pid::from_raw(child.id() as i32), Signal::SIGKILL);
+            child.wait()?;
+            return Ok(None);
+        }
+        std::thread::sleep(LOOK_EVERY);
+    }
+}
+
+/// Reads in a thread of its own: a full pipe would stop the command.
+struct Reader {
+    read: Arc<Mutex<Vec<u8>>>,
+    at_end: Receiver<()>,
+}
+
+impl Reader {
+    fn new(pipe: Option<impl Read + Send + 'static>) -> Reader {
+        let (sender, at_end) = mpsc::channel();
+        let read = Arc::new(Mutex::new(Vec::new()));
+        let into = read.clone();
+        std::thread::spawn(move || {
+            let _sender = sender;
+            let mut piece = [0; 8192];
+            let Some(mut pipe) = pipe else { return };
+            while let Ok(count @ 1..) = pipe.read(&mut piece) {
+                let mut into = into.lock().unwrap_or_else(PoisonError::into_inner);
+                if into.len() < MOST_BYTES {
+                    into.extend_from_slice(&piece[..count]);
+                }
+            }
+        });
+        Reader { read, at_end }
+    }
+
+    /// What came, to its end or as far as it has come.
+    fn text(self) -> String {
+        let _ = self.at_end.recv_timeout(OUTPUT_COMES);
+        let bytes = self.read.lock().unwrap_or_else(PoisonError::into_inner);
+        String::from_utf8_lossy(&bytes).into_owned()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sh(script: &str) -> CommandLine {
+        CommandLine::new("sh", ["-c", script])
+    }
+    const LONG: Duration = Duration::from_secs(60);
+
+    #[test]
+    fn output_and_exit_code_come_back() {
+        let mut line = sh("read x; echo \"got $x $Y\"; echo bad >&2; exit 3").with_env("Y", "z");
+        line.stdin = Some("hello\n".into());
+        let output = Here.run(&line, LONG).unwrap();
+        assert_eq!(
+            (output.code, output.stdout.as_str(), output.stderr.as_str()),
+            (Some(3), "got hello z\n", "bad\n")
+        );
+        let output = Here.run(&sh("kill -9 $$"), LONG).unwrap();
+        assert_eq!(output.code, None);
+    }
+
+    #[test]
+    fn much_output_does_not_stop_a_command() {
+        let output = Here.run(&sh("seq 1 200000; seq 1 200000 >&2"), LONG).unwrap();
+        assert_eq!((output.stdout.lines().count(), output.stderr.lines().count()), (200_000, 200_000));
+    }
+
+    #[test]
+    fn one_that_takes_too_long_is_killed_with_its_children() {
+        let dir = tempfile::tempdir().unwrap();
+        let pid = dir.path().join("pid");
+        let script = format!("sleep 1000 & echo $! > '{}'; wait", pid.display());
+        let error = Here.run(&sh(&script), Duration::from_millis(300)).unwrap_err();
+        assert_eq!(error.to_string(), "sh did not end within 0.3 s");
+        let pid: u32 = std::fs::read_to_string(&pid).unwrap().trim().parse().unwrap();
+        let deadline = Instant::now() + LONG;
+        while crate::connection::process::started_of(pid).is_some() {
+            assert!(Instant::now() < deadline, "its child lives on");
+            std::thread::sleep(LOOK_EVERY);
+        }
+    }
+
+    #[test]
+    fn one_that_leaves_something_running_is_not_waited_for_longer_than_itself() {
+        let output = Here.run(&sh("sleep 1000 & echo $!"), LONG).unwrap();
+        assert_eq!(output.code, Some(0));
+        let pid: i32 = output.stdout.trim().parse().unwrap();
+        nix::sys::signal::kill(Pid::from_raw(pid), Signal::SIGKILL).unwrap();
+    }
+
+    #[test]
+    fn a_command_that_is_not_there_is_named() {
+        let line = CommandLine::new("sbatch-that-is-not-there", ["x"]);
+        assert_eq!(
+            Here.run(&line, LONG).unwrap_err().to_string(),
+            "sbatch-that-is-not-there: command not found"
+        );
+    }
+}

@@ -1,0 +1,55 @@
+//! What a batch system says of a job becomes the states of its elements.
+use super::queue::Known;
+use super::stage;
+use crate::launchers::batch::{JobId, JobRow, JobStatus};
+use crate::launchers::{Job, MemberState};
+
+/// A job that was submitted so lately may not be shown yet.
+const NOT_SHOWN_YET_S: f64 = 60.0;
+
+/// One state for each element that is wanted. What was not answered is unknown; what was asked about and is not there any more
+/// has ended.
+pub fn of_job(job: &Job, known: &Known) -> Vec<MemberState> {
+    let id = JobId(job.id.clone());
+    let mut rows: Vec<&JobRow> = known.rows().iter().filter(|row| row.job == id && is_ours(row, job)).collect();
+    rows.extend(known.history().iter().filter(|row| row.job == id && is_ours(row, job)));
+    let state = |element: &u32| {
+        let own = rows.iter().find(|row| row.element == Some(*element));
+        // A system may speak of an array as a whole while none of it has begun.
+        match own.or_else(|| rows.iter().find(|row| row.element.is_none())) {
+            Some(row) => of_row(row, known.reason(&id)),
+            None => of_missing(job, known),
+        }
+    };
+    job.elements.iter().map(state).collect()
+}
+
+/// Numbers of jobs are used again.
+fn is_ours(row: &JobRow, job: &Job) -> bool {
+    row.name.as_ref().is_none_or(|name| *name == job.name)
+}
+
+fn of_row(row: &JobRow, reason: Option<&str>) -> MemberState {
+    let why = row.reason.as_deref().or(reason.filter(|_| row.status.is_waiting()));
+    let mut word = row.status.words().to_string();
+    if let Some(code) = row.exit_code.filter(|code| *code != 0) {
+        word.push_str(&format!(", exit code {code}"));
+    }
+    if !matches!(row.status, JobStatus::Unknown(_)) && row.status.is_over() && row.word.to_lowercase() != word {
+        word.push_str(&format!(" ({})", row.word));
+    }
+    MemberState::new(stage(&row.status), word, why.unwrap_or_default())
+}
+
+fn of_missing(job: &Job, known: &Known) -> MemberState {
+    if let Some(failure) = known.failure() {
+        return MemberState::unknown(failure.said.clone());
+    }
+    if !known.asked(&JobId(job.id.clone())) {
+        return MemberState::unknown("the batch system was not asked yet");
+    }
+    if known.at() - job.submitted < NOT_SHOWN_YET_S {
+        return MemberState::unknown("the batch system does not show it yet");
+    }
+    MemberState::ended("gone from the queue")
+}

@@ -1,0 +1,181 @@
+//! A submission: the script is written and kept, submitted, and never submitted twice. Where it is not known whether a submission
+//! worked, the job is looked for by its name before anything is repeated.
+use super::queue::now;
+use super::{Jobs, LaunchError};
+use crate::launchers::batch::{BatchSystem, JobId, JobKind, JobRequest, SubmitFailure};
+use crate::launchers::command::RunError;
+use crate::launchers::{Job, templates};
+use std::fs;
+use std::io::{self, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
+
+/// Before a job is looked for whose submission was not answered, and between the looks.
+const LOOKS: [Duration; 3] = [Duration::from_secs(1), Duration::from_secs(3), Duration::from_secs(8)];
+/// How often one tries in all.
+const TRIES: u32 = 2;
+/// Scripts are kept so long.
+const KEEP: Duration = Duration::from_secs(30 * 86_400);
+/// Stands for an element's number while the pattern of the logs is found out.
+const SOME_ELEMENT: u32 = 987_654_321;
+
+/// A few letters that no other submission of this user has.
+pub fn unique() -> String {
+    let (mut text, mut number) = (String::new(), uuid::Uuid::new_v4().as_u128());
+    while text.len() < 8 {
+        let digit = char::from_digit((number % 36) as u32, 36).unwrap_or('0');
+        text.push(digit);
+        number /= 36;
+    }
+    text
+}
+
+impl Jobs {
+    pub(super) fn submit(&self, request: &JobRequest) -> Result<Job, LaunchError> {
+        let row = self.row_here();
+        let script = self.write_script(row, request)?;
+        let id = self.submitted(row, request, &script)?;
+        let (size, per_element) = match request.is_one_job() {
+            true => (1, request.n),
+            false => (request.jobs(), request.engines_per_job.max(1)),
+        };
+        let array = request.kind == JobKind::Engines && !request.is_one_job();
+        Ok(Job {
+            name: request.name.clone(),
+            dialect: row.dialect().into(),
+            script: request.script.clone(),
+            array,
+            size,
+            elements: (1..=size).collect(),
+            engines_per_element: per_element,
+            engines: if request.kind == JobKind::Engines { request.n } else { 0 },
+            log: log_pattern(row, request, &id, array),
+            submitted: now(),
+            id: id.0,
+            ..Job::default()
+        })
+    }
+
+    /// The path of the file to submit, and its text.
+    fn write_script(&self, row: &dyn BatchSystem, request: &JobRequest) -> Result<(PathBuf, String), LaunchError> {
+        let files = templates::scripts(&self.profile, row, request, None)?;
+        let dir = self.profile.batch_dir();
+        let failed = |path: &Path| {
+            let path = path.to_path_buf();
+            move |source| LaunchError::Script { path, source }
+        };
+        for dir in [&dir, &request.log_dir] {
+            fs::DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(failed(dir))?;
+        }
+        clear_old(&dir);
+        for file in &files {
+            let mode = if file.executable { 0o700 } else { 0o600 };
+            let written = fs::OpenOptions::new().write(true).create_new(true).mode(mode).open(&file.path);
+            written
+                .and_then(|mut f| f.write_all(file.text.as_bytes()))
+                .map_err(failed(&file.path))?;
+        }
+        match files.into_iter().next() {
+            Some(file) => Ok((file.path, file.text)),
+            None => Err(failed(&request.script)(io::Error::other("there is no template"))),
+        }
+    }
+
+    fn submitted(&self, row: &dyn BatchSystem, request: &JobRequest, script: &(PathBuf, String)) -> Result<JobId, LaunchError> {
+        let command = row.submit_command(&script.0, &script.1, request);
+        let failed = |failure: SubmitFailure| LaunchError::Submit {
+            system: row.title(),
+            said: failure.said,
+            command: command.to_string(),
+            script: script.0.clone(),
+            hint: failure.hint,
+        };
+        let mut tries = 0;
+        loop {
+            tries += 1;
+            let failure = match self.run(&command) {
+                Ok(output) => match row.parse_submit(&output) {
+                    Ok(id) => return Ok(id),
+                    Err(failure) if failure.problem.is_uncertain() => failure,
+                    Err(failure) => return Err(failed(failure)),
+                },
+                Err(RunError::NotFound { program }) => return Err(failed(SubmitFailure::no_command(row.title(), &program))),
+                Err(error @ RunError::TimedOut { .. }) => SubmitFailure {
+                    problem: crate::launchers::batch::Problem::SchedulerDown,
+                    said: error.to_string(),
+                    hint: None,
+                },
+                Err(error) => {
+                    return Err(failed(SubmitFailure {
+                        problem: crate::launchers::batch::Problem::Other,
+                        said: error.to_string(),
+                        hint: None,
+                    }));
+                }
+            };
+            tracing::warn!("{}: {}; looking for a job named {}", row.title(), failure.said, request.name);
+            match self.find(row, &request.name) {
+                Found::Job(id) => return Ok(id),
+                Found::None if tries < TRIES => {}
+                Found::None => return Err(failed(failure)),
+                Found::CannotTell => {
+                    let command = row.find_command(&request.name, &super::queue::user());
+                    let hint = format!(
+                        "whether it was submitted could not be found out; when the scheduler answers again, look for a job named {}: {command}",
+                        request.name
+                    );
+                    return Err(failed(SubmitFailure {
+                        hint: Some(hint),
+                        ..failure
+                    }));
+                }
+            }
+        }
+    }
+
+    /// A submission of this name. One that is not there may yet come, so one looks more than once.
+    fn find(&self, row: &dyn BatchSystem, name: &str) -> Found {
+        let command = row.find_command(name, &super::queue::user());
+        let mut found = Found::CannotTell;
+        for pause in LOOKS {
+            std::thread::sleep(pause);
+            let Ok(output) = self.run(&command) else { continue };
+            match row.parse_find(&output, name) {
+                Ok(ids) => match ids.into_iter().next() {
+                    Some(id) => return Found::Job(id),
+                    None => found = Found::None,
+                },
+                Err(_) => continue,
+            }
+        }
+        found
+    }
+}
+
+enum Found {
+    Job(JobId),
+    /// The system answered, and there is none.
+    None,
+    CannotTell,
+}
+
+/// The log's path with `{}` for an element's number.
+fn log_pattern(row: &dyn BatchSystem, request: &JobRequest, id: &JobId, array: bool) -> String {
+    let path = row.log_path(request, id, array.then_some(SOME_ELEMENT));
+    path.to_string_lossy().replace(&SOME_ELEMENT.to_string(), "{}")
+}
+
+/// Scripts of long ago. What cannot be removed stays.
+fn clear_old(dir: &Path) {
+    let is_old = |path: &Path| {
+        let modified = fs::metadata(path).and_then(|m| m.modified());
+        modified.is_ok_and(|at| SystemTime::now().duration_since(at).is_ok_and(|age| age > KEEP))
+    };
+    for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
+        let path = entry.path();
+        if entry.file_name().to_string_lossy().starts_with("pcluster-") && is_old(&path) {
+            let _ = fs::remove_file(path);
+        }
+    }
+}

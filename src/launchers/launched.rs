@@ -1,0 +1,287 @@
+//! What one launch started: processes here, processes on other hosts, or jobs of a batch system. Plain data, kept in the
+//! cluster's state file, so that another process can take it up.
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+use std::path::PathBuf;
+
+/// One launch. Its members are its processes, then the elements of its jobs; a place is an index into these.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Launched {
+    pub launcher: String,
+    /// Where it was launched from; where its processes are, unless they say otherwise.
+    pub host: String,
+    pub processes: Vec<Process>,
+    /// Of a batch system: one for each submission.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub jobs: Vec<Job>,
+    /// What a later pcluster wrote.
+    #[serde(flatten)]
+    pub other: Map<String, Value>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Process {
+    pub pid: u32,
+    /// Seconds since 1970, as `connection::process::started_of` says it.
+    pub started: f64,
+    pub log: PathBuf,
+    /// Where in the log this process begins, in bytes.
+    #[serde(default)]
+    pub log_from: u64,
+    /// Where it runs, if that is not the launch's host; as the launcher that reaches it spells it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub on: Option<String>,
+}
+
+/// A job of a batch system: a single one, or an array.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Job {
+    /// As the batch system's commands take it.
+    pub id: String,
+    /// Unlike that of any other job of ours: it finds a submission whose answer was lost.
+    pub name: String,
+    /// Where the system has several.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub dialect: String,
+    /// The script that was submitted.
+    pub script: PathBuf,
+    /// Whether it is an array; the one element of another kind of job is 1.
+    pub array: bool,
+    /// How many elements were submitted; they are numbered from 1.
+    pub size: u32,
+    /// Those that are still wanted.
+    pub elements: Vec<u32>,
+    /// How many engines one element runs; the last one may have fewer.
+    #[serde(default = "one")]
+    pub engines_per_element: u32,
+    /// How many engines all elements run; 0 for a controller's job.
+    pub engines: u32,
+    /// The number of the first engine, for its log file's name.
+    #[serde(default)]
+    pub first_engine: u32,
+    /// What an element writes outside of its engines' logs; `{}` stands for its number.
+    #[serde(default)]
+    pub log: String,
+    /// Seconds since 1970.
+    pub submitted: f64,
+    #[serde(flatten)]
+    pub other: Map<String, Value>,
+}
+
+fn one() -> u32 {
+    1
+}
+
+/// One process, or one element of a job.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Member {
+    /// `process 4242`, `job 18.7`.
+    pub name: String,
+    /// How many engines it is, where engines were launched.
+    pub engines: u32,
+    pub log: PathBuf,
+    /// Where in the log it begins.
+    pub log_from: u64,
+}
+
+/// How far a member has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Stage {
+    /// In the batch system's queue: waiting, held, requeued.
+    Queued,
+    Running,
+    /// Stopped by the batch system, and may go on.
+    Suspended,
+    Ended,
+    /// It cannot be told, from here or at all. Never taken for the end.
+    Unknown,
+}
+
+/// The state of a member, with what is known beyond the stage.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MemberState {
+    pub stage: Stage,
+    /// The batch system's own word (`PENDING`), or how a process ended (`exit code 3`); may be empty.
+    pub word: String,
+    /// Why, in the batch system's words (`Resources`); may be empty.
+    pub reason: String,
+}
+
+impl MemberState {
+    pub fn new(stage: Stage, word: impl Into<String>, reason: impl Into<String>) -> MemberState {
+        MemberState {
+            stage,
+            word: word.into(),
+            reason: reason.into(),
+        }
+    }
+    pub fn running() -> MemberState {
+        MemberState::new(Stage::Running, "", "")
+    }
+    pub fn ended(how: impl Into<String>) -> MemberState {
+        MemberState::new(Stage::Ended, how, "")
+    }
+    pub fn unknown(why: impl Into<String>) -> MemberState {
+        MemberState::new(Stage::Unknown, "", why)
+    }
+    pub fn has_ended(&self) -> bool {
+        self.stage == Stage::Ended
+    }
+    /// Known to be there: running, queued or suspended.
+    pub fn is_there(&self) -> bool {
+        matches!(self.stage, Stage::Queued | Stage::Running | Stage::Suspended)
+    }
+}
+
+impl Launched {
+    pub fn new(launcher: &str, host: String) -> Launched {
+        Launched {
+            launcher: launcher.into(),
+            host,
+            ..Launched::default()
+        }
+    }
+
+    /// How many members there are.
+    pub fn len(&self) -> usize {
+        self.processes.len() + self.jobs.iter().map(|job| job.elements.len()).sum::<usize>()
+    }
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    pub fn members(&self) -> Vec<Member> {
+        let processes = self.processes.iter().map(|process| Member {
+            name: match &process.on {
+                Some(host) => format!("process {} on {host}", process.pid),
+                None => format!("process {}", process.pid),
+            },
+            engines: 1,
+            log: process.log.clone(),
+            log_from: process.log_from,
+        });
+        processes.chain(self.jobs.iter().flat_map(Job::members)).collect()
+    }
+
+    /// How many engines its members are.
+    pub fn engines(&self) -> usize {
+        let of_job = |job: &Job| -> usize { job.elements.iter().map(|e| job.engines_of(*e) as usize).sum() };
+        self.processes.len() + self.jobs.iter().map(of_job).sum::<usize>()
+    }
+
+    /// Only the members for which `wanted` (by place) is true.
+    pub fn only(&self, wanted: impl Fn(usize) -> bool) -> Launched {
+        let mut part = self.clone();
+        let mut place = 0;
+        let mut next = || {
+            place += 1;
+            wanted(place - 1)
+        };
+        part.processes.retain(|_| next());
+        for job in &mut part.jobs {
+            job.elements.retain(|_| next());
+        }
+        part.jobs.retain(|job| !job.elements.is_empty());
+        part
+    }
+}
+
+impl Job {
+    /// Whether no element has been given up.
+    pub fn is_whole(&self) -> bool {
+        self.elements.len() == self.size as usize
+    }
+
+    /// `18.7`; a job that is no array is only itself.
+    pub fn element_name(&self, element: u32) -> String {
+        match self.array {
+            true => format!("{}.{element}", self.id),
+            false => self.id.clone(),
+        }
+    }
+
+    /// How many engines the element runs.
+    pub fn engines_of(&self, element: u32) -> u32 {
+        let before = (element.max(1) - 1).saturating_mul(self.engines_per_element);
+        self.engines.saturating_sub(before).min(self.engines_per_element)
+    }
+
+    fn members(&self) -> impl Iterator<Item = Member> {
+        self.elements.iter().map(|element| Member {
+            name: format!("job {}", self.element_name(*element)),
+            engines: self.engines_of(*element),
+            log: self.log.replace("{}", &element.to_string()).into(),
+            log_from: 0,
+        })
+    }
+}
+
+/// What it took to end members.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Ended {
+    /// Got SIGTERM.
+    pub terminated: usize,
+    /// Got SIGKILL after it.
+    pub killed: usize,
+    /// Elements of jobs that the batch system was told to end.
+    #[serde(default)]
+    pub cancelled: usize,
+}
+
+impl std::ops::AddAssign for Ended {
+    fn add_assign(&mut self, other: Ended) {
+        self.terminated += other.terminated;
+        self.killed += other.killed;
+        self.cancelled += other.cancelled;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn array() -> Job {
+        Job {
+            id: "18".into(),
+            array: true,
+            size: 4,
+            elements: vec![1, 2, 3, 4],
+            engines_per_element: 4,
+            engines: 15,
+            log: "/l/18-{}.log".into(),
+            ..Job::default()
+        }
+    }
+
+    #[test]
+    fn members_are_processes_and_then_elements() {
+        let mut launched = Launched::new("x", "h".into());
+        launched.processes.push(Process {
+            pid: 7,
+            on: Some("node1".into()),
+            ..Process::default()
+        });
+        launched.jobs.push(array());
+        let names: Vec<String> = launched.members().into_iter().map(|m| m.name).collect();
+        assert_eq!(names, ["process 7 on node1", "job 18.1", "job 18.2", "job 18.3", "job 18.4"]);
+        assert_eq!(launched.members()[4].engines, 3, "the last one has what is left");
+        assert_eq!(launched.members()[2].log, PathBuf::from("/l/18-2.log"));
+        assert_eq!((launched.len(), launched.engines()), (5, 16));
+        let part = launched.only(|place| place == 2 || place == 4);
+        assert_eq!((part.processes.len(), &part.jobs[0].elements), (0, &vec![2, 4]));
+        assert!(!part.jobs[0].is_whole());
+        assert_eq!(part.engines(), 7);
+        assert!(launched.only(|_| false).is_empty());
+    }
+
+    #[test]
+    fn an_old_launch_is_read_and_what_is_not_known_is_kept() {
+        let text = r#"{"launcher":"local","host":"h","processes":[{"pid":4,"started":1.0,"log":"/l"}],"colour":"blue"}"#;
+        let launched: Launched = serde_json::from_str(text).unwrap();
+        assert_eq!((launched.processes[0].pid, launched.jobs.len()), (4, 0));
+        let again = serde_json::to_value(&launched).unwrap();
+        assert_eq!(again["colour"], "blue");
+        assert!(again.get("jobs").is_none(), "an older pcluster does not miss it");
+    }
+}

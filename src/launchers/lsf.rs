@@ -1,0 +1,389 @@
+//! LSF. Sources: the pages of bsub, bjobs and bkill in the IBM Spectrum LSF 10.1 command reference, and outputs that others recorded
+//! (tests/fixtures/batch/lsf says which). Never tried on a real one.
+use super::batch::render::{FoundBy, Need, Value, Variables, common, put, unfit, unsupported};
+use super::batch::{
+    BatchSystem, CommandLine, JobId, JobKind, JobRequest, JobRow, JobStatus, JobTarget, Output, Problem, QueryFailure, SubmitFailure,
+    Template, TemplateError, engines, failure,
+};
+use crate::profile::config::resources::StartMode;
+use std::path::{Path, PathBuf};
+
+pub struct Lsf;
+
+/// What bjobs is to show, between signs that no name has; the name stands last all the same.
+const FIELDS: &str = "jobid jobindex stat first_host exit_code exit_reason pend_reason job_name delimiter='|'";
+
+/// What its commands say, in lower case, and what it means.
+const FAILURES: &[(&str, Problem, &str)] = &[
+    (
+        "no such queue",
+        Problem::NoSuchQueue,
+        "`bqueues` lists the queues; name one with --queue or launchers.lsf.queue",
+    ),
+    (
+        "no such project",
+        Problem::NoSuchAccount,
+        "name a project of yours with --account or launchers.lsf.account",
+    ),
+    (
+        "bad project",
+        Problem::NoSuchAccount,
+        "name a project of yours with --account or launchers.lsf.account",
+    ),
+    ("advance reservation", Problem::NoSuchQueue, "`brsvs` lists the reservations"),
+    (
+        "too many processors",
+        Problem::Limit,
+        "`bhosts` shows the hosts' processors, `bqueues -l` the queues' limits",
+    ),
+    (
+        "cannot exceed queue",
+        Problem::Limit,
+        "`bqueues -l` shows the queues' limits; ask for less, or for another queue",
+    ),
+    (
+        "job limit",
+        Problem::Limit,
+        "`busers` shows how many jobs you may have; --engines-per-job makes fewer",
+    ),
+    (
+        "job array index too large",
+        Problem::Limit,
+        "--engines-per-job makes fewer jobs; the site's MAX_JOB_ARRAY_SIZE is the limit",
+    ),
+    (
+        "cannot use the queue",
+        Problem::NoPermission,
+        "`bqueues -u $USER` lists the queues that you may use",
+    ),
+    ("permission denied", Problem::NoPermission, "ask the site which queues are yours"),
+    (
+        "non-lsf host rejected",
+        Problem::NoPermission,
+        "this host may not submit jobs: is it one of the cluster's login nodes?",
+    ),
+    (
+        "batch daemon not responding",
+        Problem::SchedulerDown,
+        "`badmin showstatus` and `lsid` say whether LSF is up",
+    ),
+    ("lsf is down", Problem::SchedulerDown, "`lsid` says whether LSF is up"),
+    (
+        "failed in an lsf library call",
+        Problem::SchedulerDown,
+        "`lsid` says whether LSF is up",
+    ),
+    ("lsf daemon", Problem::SchedulerDown, "`lsid` says whether LSF is up"),
+    (
+        "lsf.conf",
+        Problem::NoCommand,
+        "LSF's settings are not loaded: `. <LSF>/conf/profile.lsf`, or a module of the site's",
+    ),
+    (
+        "illegal option",
+        Problem::BadScript,
+        "look at the script's #BSUB lines and launchers.lsf.directives",
+    ),
+    (
+        "section",
+        Problem::BadScript,
+        "look at the script's -R lines, launchers.lsf.constraint and launchers.lsf.directives",
+    ),
+    (
+        "resource requirement",
+        Problem::BadScript,
+        "look at the script's -R lines, launchers.lsf.constraint and launchers.lsf.directives",
+    ),
+    (
+        "bad ",
+        Problem::BadScript,
+        "look at the script's #BSUB lines and launchers.lsf.directives",
+    ),
+];
+
+impl BatchSystem for Lsf {
+    fn name(&self) -> &'static str {
+        "lsf"
+    }
+    fn title(&self) -> &'static str {
+        "LSF"
+    }
+    fn templates(&self, kind: JobKind) -> &'static [Template] {
+        match kind {
+            JobKind::Controller => &[Template {
+                name: "controller.sh.tera",
+                text: include_str!("../../templates/lsf/controller.sh.tera"),
+            }],
+            JobKind::Engines => &[Template {
+                name: "engines.sh.tera",
+                text: include_str!("../../templates/lsf/engines.sh.tera"),
+            }],
+        }
+    }
+    fn directive_prefix(&self) -> &'static str {
+        "#BSUB"
+    }
+
+    /// bsub reads a directive as a shell would read it, but expands nothing: double quotes, without a way to have one inside.
+    fn quote_directive(&self, name: &str, value: &str) -> Result<String, TemplateError> {
+        if value.contains(['"', '\\', '`', '$']) {
+            return Err(unfit(self.title(), name, value, "it has a double quote, `\\`, `$` or a backtick"));
+        }
+        let plain = |c: char| c.is_ascii_alphanumeric() || "_-+=./:,@%".contains(c);
+        match !value.is_empty() && value.chars().all(plain) {
+            true => Ok(value.to_string()),
+            false => Ok(format!("\"{value}\"")),
+        }
+    }
+
+    fn variables(&self, request: &JobRequest) -> Result<Variables, TemplateError> {
+        let resources = &request.resources;
+        unsupported(self, request, &[("parallel_environment", resources.parallel_environment.is_some())])?;
+        let one_job = request.is_one_job();
+        if one_job && resources.start == StartMode::Srun {
+            return Err(TemplateError::Unsupported {
+                system: self.title(),
+                what: "srun".into(),
+                hint: Some("set launchers.lsf.start to mpiexec for one job of all engines, or to array".into()),
+            });
+        }
+        if request.log_dir.to_string_lossy().contains('%') {
+            return Err(unfit(
+                self.title(),
+                "log",
+                &request.log_dir.to_string_lossy(),
+                "`%` stands for something in LSF's names",
+            ));
+        }
+        let is_array = request.kind == JobKind::Engines && !one_job;
+        let here = if one_job { 1 } else { request.engines_in_a_job() };
+        let cpus = resources.cpus.unwrap_or(1).max(1) * here;
+        let slots = if one_job { request.n * cpus } else { cpus };
+        let mut wanted = Vec::new();
+        match (one_job, resources.nodes) {
+            (true, Some(nodes)) => wanted.push(format!("span[ptile={}]", slots.div_ceil(nodes.max(1)))),
+            (true, None) if cpus > 1 => wanted.push(format!("span[ptile={cpus}]")),
+            (true, None) => {}
+            _ => wanted.push("span[hosts=1]".into()),
+        }
+        // LSF reserves memory for each host of a job; its unit is MB, unless the site has chosen another (LSF_UNIT_FOR_LIMITS).
+        if let Some(each) = resources.memory {
+            wanted.push(format!("rusage[mem={}]", each.mib * u64::from(here)));
+        }
+        if let Some(constraint) = &resources.constraint {
+            wanted.push(format!("select[{constraint}]"));
+        }
+        let quoted: Result<Vec<String>, TemplateError> = wanted.iter().map(|text| self.quote_directive("constraint", text)).collect();
+        let log = request.log_dir.join(&request.log_stem).to_string_lossy().into_owned();
+        let mut variables = common(request);
+        put(
+            &mut variables,
+            [
+                (
+                    "array",
+                    if is_array {
+                        Value::Text(format!("{}[1-{}]", request.name, request.jobs()))
+                    } else {
+                        Value::Unset
+                    },
+                ),
+                (
+                    "single",
+                    if is_array {
+                        Value::Unset
+                    } else {
+                        Value::Text(request.name.clone())
+                    },
+                ),
+                (
+                    "tasks",
+                    if one_job {
+                        Value::Text(request.n.to_string())
+                    } else {
+                        Value::Unset
+                    },
+                ),
+                ("cpus", Value::Text(slots.to_string())),
+                (
+                    "gpus",
+                    resources
+                        .gpus
+                        .map_or(Value::Unset, |each| Value::Text(format!("num={}", each * here))),
+                ),
+                ("resources", Value::Lines(quoted?)),
+                // Hours and minutes.
+                (
+                    "walltime",
+                    resources.walltime.map_or(Value::Unset, |time| {
+                        let minutes = time.seconds.div_ceil(60);
+                        Value::Text(format!("{}:{:02}", minutes / 60, minutes % 60))
+                    }),
+                ),
+                // `-B` and `-N` are options without a value.
+                (
+                    "mail_type",
+                    resources
+                        .mail_type
+                        .clone()
+                        .map_or(Value::Unset, |options| Value::Lines(vec![options])),
+                ),
+                (
+                    "log",
+                    Value::Text(format!("{log}-{}", if is_array { "%J.%I.log" } else { "%J.log" })),
+                ),
+                // Outside of an array the index is 0.
+                (
+                    "environment",
+                    Value::Lines(engines::environment(request, "$LSB_JOBID", "${LSB_JOBINDEX#0}")),
+                ),
+            ],
+        );
+        Ok(variables)
+    }
+
+    fn needs(&self, _template: &str, request: &JobRequest) -> Vec<Need> {
+        let mut needs = vec![engines::need(request)];
+        if request.kind == JobKind::Engines && !request.is_one_job() {
+            needs.push(Need {
+                what: "the line that makes the job an array".into(),
+                found_by: FoundBy::Variable(&["array"]),
+                line: "#BSUB -J {{ array }}".into(),
+            });
+        }
+        needs
+    }
+
+    fn log_path(&self, request: &JobRequest, job: &JobId, element: Option<u32>) -> PathBuf {
+        let name = match element {
+            Some(element) => format!("{}-{job}.{element}.log", request.log_stem),
+            None => format!("{}-{job}.log", request.log_stem),
+        };
+        request.log_dir.join(name)
+    }
+
+    /// bsub reads the script, and its directives, from stdin alone.
+    fn submit_command(&self, _script: &Path, text: &str, _request: &JobRequest) -> CommandLine {
+        CommandLine {
+            program: "bsub".into(),
+            stdin: Some(text.into()),
+            ..CommandLine::default()
+        }
+    }
+
+    fn parse_submit(&self, output: &Output) -> Result<JobId, SubmitFailure> {
+        // A site's esub may say more, on either stream.
+        let id = output.stdout.lines().chain(output.stderr.lines()).find_map(|line| {
+            let (_, after) = line.split_once("Job <")?;
+            let (id, after) = after.split_once('>')?;
+            (after.contains("is submitted") && !id.is_empty() && id.bytes().all(|b| b.is_ascii_digit())).then(|| JobId(id.into()))
+        });
+        match (id, output.is_success()) {
+            (Some(id), true) => Ok(id),
+            (None, true) => Err(failure::no_id(output, "`bjobs` shows whether the job is there")),
+            (_, false) => Err(failure::of_submit(output, FAILURES)),
+        }
+    }
+
+    fn query_command(&self, _jobs: &[JobId], user: &str) -> CommandLine {
+        CommandLine::new("bjobs", ["-a", "-u", user, "-noheader", "-o", FIELDS])
+    }
+
+    fn parse_query(&self, output: &Output) -> Result<Vec<JobRow>, QueryFailure> {
+        let said = output.said().to_lowercase();
+        let nothing = ["no job found", "no unfinished job", "is not found", "no matching job"];
+        if output.is_success() || nothing.iter().any(|words| said.contains(words)) {
+            return Ok(output.stdout.lines().filter_map(row).collect());
+        }
+        Err(failure::of_query(output, FAILURES))
+    }
+
+    fn find_command(&self, name: &str, user: &str) -> CommandLine {
+        CommandLine::new("bjobs", ["-a", "-u", user, "-J", name, "-noheader", "-o", FIELDS])
+    }
+
+    fn cancel_command(&self, targets: &[JobTarget]) -> CommandLine {
+        CommandLine::new("bkill", targets.iter().map(target))
+    }
+
+    fn parse_cancel(&self, output: &Output) -> Result<(), QueryFailure> {
+        let said = output.said();
+        let fine = |line: &str| {
+            let line = line.to_lowercase();
+            let words = [
+                "being terminated",
+                "being signaled",
+                "already finished",
+                "is not found",
+                "no matching job",
+                "will be terminated",
+            ];
+            words.iter().any(|words| line.contains(words))
+        };
+        match output.is_success() || (!said.is_empty() && said.lines().all(fine)) {
+            true => Ok(()),
+            false => Err(failure::of_query(output, FAILURES)),
+        }
+    }
+
+    fn signal_command(&self, targets: &[JobTarget], signal: &str) -> Option<CommandLine> {
+        let options = ["-s".to_string(), signal.to_string()];
+        Some(CommandLine::new("bkill", options.into_iter().chain(targets.iter().map(target))))
+    }
+}
+
+fn target(target: &JobTarget) -> String {
+    match target.element {
+        Some(element) => format!("{}[{element}]", target.job),
+        None => target.job.0.clone(),
+    }
+}
+
+/// A line of [`FIELDS`].
+fn row(line: &str) -> Option<JobRow> {
+    let mut fields = line.trim().splitn(8, '|').map(str::trim);
+    let (job, index, word) = (fields.next()?, fields.next()?, fields.next()?);
+    if job.is_empty() || !job.bytes().all(|b| b.is_ascii_digit()) || word.is_empty() {
+        return None;
+    }
+    let said = |text: Option<&str>| text.filter(|t| !matches!(*t, "" | "-")).map(str::to_string);
+    let host = said(fields.next());
+    let exit_code = fields.next().and_then(|code| code.parse().ok());
+    let (exit_reason, pend_reason) = (said(fields.next()), said(fields.next()));
+    // `name[3]`
+    let name = said(fields.next()).map(|name| name.split('[').next().unwrap_or_default().to_string());
+    let element = index.parse().ok().filter(|index| *index > 0);
+    let row = JobRow::new(job, element, status(word, exit_code, exit_reason.as_deref()), word);
+    Some(
+        JobRow {
+            host,
+            name,
+            exit_code,
+            ..row
+        }
+        .because(exit_reason.or(pend_reason)),
+    )
+}
+
+/// bjobs, "STAT"; why a job has ended is told by its termination reason. 130 is what `bkill` leaves, 140 (128 and SIGUSR2) the time limit.
+fn status(word: &str, exit_code: Option<i32>, reason: Option<&str>) -> JobStatus {
+    let because = |words: &str| reason.is_some_and(|reason| reason.contains(words));
+    match word {
+        "PEND" | "WAIT" => JobStatus::Queued,
+        "PSUSP" => JobStatus::Held,
+        "PROV" => JobStatus::Starting,
+        "RUN" => JobStatus::Running,
+        "USUSP" | "SSUSP" => JobStatus::Suspended,
+        "DONE" => JobStatus::Completed,
+        "EXIT" if because("TERM_RUNLIMIT") || exit_code == Some(140) => JobStatus::TimedOut,
+        "EXIT" if because("TERM_MEMLIMIT") || because("TERM_SWAP") => JobStatus::OutOfMemory,
+        "EXIT" if because("TERM_PREEMPT") => JobStatus::Preempted,
+        "EXIT" if because("TERM_ZOMBIE") || because("TERM_CHKPNT_HOST") => JobStatus::NodeFailed,
+        "EXIT" if because("TERM_OWNER") || because("TERM_ADMIN") || because("TERM_FORCE") || exit_code == Some(130) => JobStatus::Cancelled,
+        "EXIT" => JobStatus::Failed,
+        // The host does not answer, or did not when the job was killed: nothing is known.
+        other => JobStatus::Unknown(other.into()),
+    }
+}
+
+#[cfg(test)]
+mod tests;

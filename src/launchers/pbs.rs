@@ -1,0 +1,480 @@
+//! PBS in three dialects: OpenPBS (with PBS Professional), Torque, and the commands that Slurm has for people who come from Torque.
+//!
+//! Sources: qsub(1B), qstat(1B), qdel(1B) of OpenPBS 23.06 and of Torque 6, and the perl of slurm-wlm-torque 22.05. They differ in how
+//! an array is asked for (`-J`, `-t`), how its jobs are told theirs (`PBS_ARRAY_INDEX`, `PBS_ARRAYID`), and in what is asked for with `-l`.
+use super::batch::render::{FoundBy, Need, Value, Variables, common, put, unfit, unsupported};
+use super::batch::{
+    BatchSystem, CommandLine, JobId, JobKind, JobRequest, JobRow, JobTarget, Output, Problem, QueryFailure, SubmitFailure, Template,
+    TemplateError, engines, failure, quote, squeue,
+};
+use crate::profile::config::resources::StartMode;
+use std::path::{Path, PathBuf};
+
+mod answers;
+
+/// The PBS of one dialect.
+pub struct Pbs(Dialect);
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Dialect {
+    OpenPbs,
+    Torque,
+    /// `qsub` in front of Slurm. Its `qstat` shows an array's jobs without their array, and its `qdel 7_2` takes all of array 7
+    /// away, so Slurm itself is asked, which is there too.
+    Slurm,
+}
+
+static OPENPBS: Pbs = Pbs(Dialect::OpenPbs);
+static TORQUE: Pbs = Pbs(Dialect::Torque);
+static SLURM: Pbs = Pbs(Dialect::Slurm);
+
+/// The row before it is known which dialect it is.
+pub fn row() -> &'static dyn BatchSystem {
+    &OPENPBS
+}
+
+/// What its commands say, in lower case, and what it means.
+const FAILURES: &[(&str, Problem, &str)] = &[
+    (
+        "unknown queue",
+        Problem::NoSuchQueue,
+        "`qstat -Q` lists the queues; name one with --queue or launchers.pbs.queue",
+    ),
+    (
+        "invalid partition",
+        Problem::NoSuchQueue,
+        "`qstat -Q` lists the queues; name one with --queue or launchers.pbs.queue",
+    ),
+    (
+        "cannot locate destination",
+        Problem::NoSuchQueue,
+        "`qstat -Q` lists the queues; name one with --queue or launchers.pbs.queue",
+    ),
+    (
+        "invalid account",
+        Problem::NoSuchAccount,
+        "name an account of yours with --account or launchers.pbs.account",
+    ),
+    (
+        "invalid project",
+        Problem::NoSuchAccount,
+        "name a project of yours in launchers.pbs.directives (-P name)",
+    ),
+    (
+        "unknown resource",
+        Problem::BadScript,
+        "this PBS does not know it; a template of your own names what the site has (pcluster template copy)",
+    ),
+    (
+        "cannot be used with select",
+        Problem::BadScript,
+        "`-l nodes=` and `-l select=` exclude each other; look at launchers.pbs.directives",
+    ),
+    (
+        "illegal -",
+        Problem::BadScript,
+        "look at the script's #PBS lines and launchers.pbs.directives",
+    ),
+    (
+        "invalid option",
+        Problem::BadScript,
+        "look at the script's #PBS lines and launchers.pbs.directives",
+    ),
+    (
+        "directive error",
+        Problem::BadScript,
+        "look at the script's #PBS lines and launchers.pbs.directives",
+    ),
+    (
+        "invalid directive",
+        Problem::BadScript,
+        "look at the script's #PBS lines and launchers.pbs.directives",
+    ),
+    (
+        "exceeds",
+        Problem::Limit,
+        "`qstat -Qf` shows the queues' limits; ask for less, or for another queue",
+    ),
+    (
+        "violates queue",
+        Problem::Limit,
+        "`qstat -Qf` shows the queues' limits; ask for less, or for another queue",
+    ),
+    (
+        "violates accounting/qos policy",
+        Problem::Limit,
+        "fewer engines (-n), less time (--walltime) or another --account may be within the limits",
+    ),
+    (
+        "limit",
+        Problem::Limit,
+        "`qstat -Qf` shows the queues' limits; --engines-per-job makes fewer jobs",
+    ),
+    (
+        "unauthorized",
+        Problem::NoPermission,
+        "you may not submit to this queue, or not from this host",
+    ),
+    (
+        "not authorized",
+        Problem::NoPermission,
+        "you may not submit to this queue, or not from this host",
+    ),
+    (
+        "access/permission denied",
+        Problem::NoPermission,
+        "you may not submit to this queue, or not from this host",
+    ),
+    (
+        "permission denied",
+        Problem::NoPermission,
+        "you may not submit to this queue, or not from this host",
+    ),
+    (
+        "bad uid",
+        Problem::NoPermission,
+        "the server does not know you: is this one of the cluster's login nodes?",
+    ),
+    (
+        "cannot connect to server",
+        Problem::SchedulerDown,
+        "`qstat -B` says whether the server is up",
+    ),
+    (
+        "connection refused",
+        Problem::SchedulerDown,
+        "`qstat -B` says whether the server is up",
+    ),
+    (
+        "communication failure",
+        Problem::SchedulerDown,
+        "`qstat -B` says whether the server is up",
+    ),
+    (
+        "unable to contact slurm",
+        Problem::SchedulerDown,
+        "`scontrol ping` says whether the controller is up",
+    ),
+    ("pbs_server", Problem::SchedulerDown, "`qstat -B` says whether the server is up"),
+];
+
+impl BatchSystem for Pbs {
+    fn name(&self) -> &'static str {
+        "pbs"
+    }
+    fn title(&self) -> &'static str {
+        match self.0 {
+            Dialect::OpenPbs => "OpenPBS",
+            Dialect::Torque => "Torque",
+            Dialect::Slurm => "Slurm's qsub",
+        }
+    }
+
+    fn dialect_command(&self) -> Option<CommandLine> {
+        Some(CommandLine::new("qstat", ["--version"]))
+    }
+    /// `pbs_version = 23.06.06`; `Version: 6.1.2`, `Commit: …`; slurm-wlm-torque knows no such option and shows its usage, with
+    /// `[-f] [-a|-i|-r] [-n [-1]] [-G|-M]`.
+    fn of_dialect(&self, said: &Output) -> Option<&'static dyn BatchSystem> {
+        let said = said.said();
+        if said.contains("pbs_version") || said.contains("PBSPro") {
+            return Some(&OPENPBS);
+        }
+        if said.contains("[-G|-M]") || said.contains("--man") {
+            return Some(&SLURM);
+        }
+        let torque = said.contains("Commit:") || said.to_lowercase().contains("version:");
+        if torque { Some(&TORQUE) } else { None }
+    }
+    fn dialect(&self) -> &'static str {
+        match self.0 {
+            Dialect::OpenPbs => "openpbs",
+            Dialect::Torque => "torque",
+            Dialect::Slurm => "slurm",
+        }
+    }
+    fn with_dialect(&self, name: &str) -> Option<&'static dyn BatchSystem> {
+        match name {
+            "openpbs" => Some(&OPENPBS),
+            "torque" => Some(&TORQUE),
+            "slurm" => Some(&SLURM),
+            _ => None,
+        }
+    }
+
+    fn templates(&self, kind: JobKind) -> &'static [Template] {
+        match kind {
+            JobKind::Controller => &[Template {
+                name: "controller.sh.tera",
+                text: include_str!("../../templates/pbs/controller.sh.tera"),
+            }],
+            JobKind::Engines => &[Template {
+                name: "engines.sh.tera",
+                text: include_str!("../../templates/pbs/engines.sh.tera"),
+            }],
+        }
+    }
+    fn directive_prefix(&self) -> &'static str {
+        "#PBS"
+    }
+
+    /// What stands in a #PBS line are names and numbers; paths are the shell's in these scripts.
+    fn quote_directive(&self, name: &str, value: &str) -> Result<String, TemplateError> {
+        if value.is_empty() || value.contains(|c: char| c.is_whitespace() || "'\"\\#$`".contains(c)) {
+            return Err(unfit(self.title(), name, value, "it has a blank, a quote, `\\`, `#` or `$`"));
+        }
+        Ok(value.to_string())
+    }
+
+    fn variables(&self, request: &JobRequest) -> Result<Variables, TemplateError> {
+        let resources = &request.resources;
+        let unknown = [
+            ("qos", resources.qos.is_some()),
+            ("reservation", resources.reservation.is_some()),
+            ("parallel_environment", resources.parallel_environment.is_some()),
+        ];
+        unsupported(self, request, &unknown)?;
+        if request.is_one_job() && resources.start == StartMode::Srun && self.0 != Dialect::Slurm {
+            return Err(TemplateError::Unsupported {
+                system: self.title(),
+                what: "srun".into(),
+                hint: Some("set launchers.pbs.start to mpiexec for one job of all engines, or to array".into()),
+            });
+        }
+        let mut variables = common(request);
+        put(
+            &mut variables,
+            [
+                ("array", self.array(request).map_or(Value::Unset, |line| Value::Lines(vec![line]))),
+                (
+                    "tasks",
+                    if request.is_one_job() {
+                        Value::Text(request.n.to_string())
+                    } else {
+                        Value::Unset
+                    },
+                ),
+                ("resources", Value::Lines(self.resources(request))),
+                (
+                    "log",
+                    Value::Text(format!("{}-", request.log_dir.join(&request.log_stem).to_string_lossy())),
+                ),
+                ("environment", Value::Lines(self.environment(request))),
+            ],
+        );
+        Ok(variables)
+    }
+
+    fn needs(&self, _template: &str, request: &JobRequest) -> Vec<Need> {
+        let mut needs = vec![engines::need(request)];
+        if self.array(request).is_some() {
+            needs.push(Need {
+                what: "the line that makes the job an array".into(),
+                found_by: FoundBy::Directive(&["-J", "-t"]),
+                line: "#PBS {{ array }}".into(),
+            });
+        }
+        needs
+    }
+
+    fn log_path(&self, request: &JobRequest, job: &JobId, element: Option<u32>) -> PathBuf {
+        let number: String = job.0.chars().take_while(char::is_ascii_digit).collect();
+        let element = element.unwrap_or(1);
+        request.log_dir.join(format!("{}-{number}.{element}.log", request.log_stem))
+    }
+
+    /// Slurm's `qsub` puts an output of its own in front of what the script says, and hands all it is given to a shell.
+    fn submit_command(&self, script: &Path, _text: &str, request: &JobRequest) -> CommandLine {
+        let script = script.to_string_lossy().into_owned();
+        if self.0 != Dialect::Slurm {
+            return CommandLine::new("qsub", [script]);
+        }
+        let mut arguments: Vec<String> = ["-j", "oe", "-o", "/dev/null"].map(String::from).to_vec();
+        if let Some(range) = self.array(request) {
+            arguments.extend(range.split(' ').map(String::from));
+        }
+        if let Some(walltime) = request.resources.walltime {
+            arguments.extend(["-l".into(), format!("walltime={walltime}")]);
+        }
+        arguments.push(quote::shell(&script));
+        CommandLine::new("qsub", arguments)
+    }
+
+    fn parse_submit(&self, output: &Output) -> Result<JobId, SubmitFailure> {
+        if !output.is_success() {
+            return Err(failure::of_submit(output, FAILURES));
+        }
+        let id = output.stdout.lines().rev().map(str::trim).find(|line| answers::is_id(line));
+        id.map(|id| JobId(id.into()))
+            .ok_or_else(|| failure::no_id(output, "`qstat -u $USER` shows whether the job is there"))
+    }
+
+    fn query_command(&self, jobs: &[JobId], user: &str) -> CommandLine {
+        match self.0 {
+            Dialect::Slurm => squeue::query(user),
+            _ => {
+                let ids = jobs.iter().map(|job| job.0.clone());
+                CommandLine::new("qstat", ["-f", "-t"].map(String::from).into_iter().chain(ids))
+            }
+        }
+    }
+
+    fn parse_query(&self, output: &Output) -> Result<Vec<JobRow>, QueryFailure> {
+        if self.0 == Dialect::Slurm {
+            return squeue::parse(output);
+        }
+        // Of several jobs some may be gone: those are named on stderr, and the exit code is that of the last.
+        let gone = |line: &str| line.contains("Unknown Job") || line.contains("Job has finished");
+        let mut complaints = output.stderr.lines().map(str::trim).filter(|line| !line.is_empty());
+        match output.is_success() || (!output.stderr.trim().is_empty() && complaints.all(gone)) {
+            true => Ok(answers::rows(&output.stdout)),
+            false => Err(failure::of_query(output, FAILURES)),
+        }
+    }
+
+    fn history_command(&self, job: &JobId) -> Option<CommandLine> {
+        (self.0 == Dialect::OpenPbs).then(|| CommandLine::new("qstat", ["-x", "-f", "-t", &job.0]))
+    }
+
+    fn parse_history(&self, output: &Output) -> Vec<JobRow> {
+        answers::rows(&output.stdout)
+    }
+
+    fn find_command(&self, name: &str, user: &str) -> CommandLine {
+        match self.0 {
+            Dialect::Slurm => squeue::find(name, user),
+            _ => CommandLine::new("qselect", ["-u", user, "-N", name]),
+        }
+    }
+
+    fn parse_find(&self, output: &Output, name: &str) -> Result<Vec<JobId>, QueryFailure> {
+        if self.0 == Dialect::Slurm {
+            let mut ids: Vec<JobId> = squeue::parse(output)?
+                .into_iter()
+                .filter(|row| row.name.as_deref() == Some(name))
+                .map(|row| row.job)
+                .collect();
+            ids.dedup();
+            return Ok(ids);
+        }
+        match output.is_success() {
+            true => Ok(output
+                .stdout
+                .lines()
+                .map(str::trim)
+                .filter(|line| answers::is_id(line))
+                .map(|id| JobId(id.into()))
+                .collect()),
+            false => Err(failure::of_query(output, FAILURES)),
+        }
+    }
+
+    fn cancel_command(&self, targets: &[JobTarget]) -> CommandLine {
+        match self.0 {
+            Dialect::Slurm => squeue::cancel(targets),
+            _ => CommandLine::new("qdel", targets.iter().map(answers::target)),
+        }
+    }
+
+    fn parse_cancel(&self, output: &Output) -> Result<(), QueryFailure> {
+        if self.0 == Dialect::Slurm {
+            return squeue::cancelled(output);
+        }
+        let said = output.said();
+        let fine = |line: &str| {
+            let line = line.to_lowercase();
+            ["unknown job", "job has finished", "invalid state", "state for job"]
+                .iter()
+                .any(|words| line.contains(words))
+        };
+        match output.is_success() || (!said.is_empty() && said.lines().all(fine)) {
+            true => Ok(()),
+            false => Err(failure::of_query(output, FAILURES)),
+        }
+    }
+
+    fn signal_command(&self, targets: &[JobTarget], signal: &str) -> Option<CommandLine> {
+        if self.0 == Dialect::Slurm {
+            return Some(squeue::signal(targets, signal));
+        }
+        let options = ["-s".to_string(), format!("SIG{signal}")];
+        Some(CommandLine::new(
+            "qsig",
+            options.into_iter().chain(targets.iter().map(answers::target)),
+        ))
+    }
+}
+
+impl Pbs {
+    /// `-J 1-15`; none for one job. OpenPBS takes no array of one.
+    fn array(&self, request: &JobRequest) -> Option<String> {
+        let jobs = request.jobs();
+        if request.kind == JobKind::Controller || request.is_one_job() || (jobs == 1 && self.0 == Dialect::OpenPbs) {
+            return None;
+        }
+        let option = if self.0 == Dialect::OpenPbs { "-J" } else { "-t" };
+        Some(format!("{option} 1-{jobs}"))
+    }
+
+    /// What stands after `-l`.
+    fn resources(&self, request: &JobRequest) -> Vec<String> {
+        let resources = &request.resources;
+        let one_job = request.is_one_job();
+        let here = if one_job { 1 } else { request.engines_in_a_job() };
+        let cpus = resources.cpus.unwrap_or(1).max(1) * here;
+        let memory = resources.memory.map(|each| each.mib * u64::from(here));
+        let gpus = resources.gpus.map(|each| each * here);
+        let chunks = if one_job { request.n } else { 1 };
+        if self.0 == Dialect::OpenPbs {
+            let mut select = format!("select={chunks}:ncpus={cpus}");
+            if let Some(memory) = memory {
+                select.push_str(&format!(":mem={memory}mb"));
+            }
+            if let Some(gpus) = gpus {
+                select.push_str(&format!(":ngpus={gpus}"));
+            }
+            if one_job {
+                select.push_str(":mpiprocs=1");
+            }
+            if let Some(constraint) = &resources.constraint {
+                select.push_str(&format!(":{constraint}"));
+            }
+            return vec![select];
+        }
+        // Over so many nodes, evenly; without a number of them each engine is a node's worth of its processors.
+        let nodes = if one_job {
+            resources.nodes.unwrap_or(request.n).clamp(1, request.n)
+        } else {
+            1
+        };
+        let mut line = format!(
+            "nodes={nodes}:ppn={}",
+            if one_job { request.n.div_ceil(nodes) * cpus } else { cpus }
+        );
+        if let Some(gpus) = gpus {
+            line.push_str(&format!(":gpus={gpus}"));
+        }
+        if let Some(constraint) = &resources.constraint {
+            line.push_str(&format!(":{constraint}"));
+        }
+        let mut lines = vec![line];
+        if let Some(memory) = memory {
+            lines.push(format!("mem={}mb", memory * u64::from(chunks)));
+        }
+        lines
+    }
+
+    fn environment(&self, request: &JobRequest) -> Vec<String> {
+        let (job, element) = match (self.0, self.array(request)) {
+            // `19[1].pbs1` is a job of `19[].pbs1`.
+            (Dialect::OpenPbs, Some(_)) => ("${PBS_JOBID%%\\[*}[]${PBS_JOBID##*\\]}", "$PBS_ARRAY_INDEX"),
+            (Dialect::Torque, Some(_)) => ("${PBS_JOBID%%\\[*}[]${PBS_JOBID##*\\]}", "$PBS_ARRAYID"),
+            (Dialect::Slurm, Some(_)) => ("$SLURM_ARRAY_JOB_ID", "$SLURM_ARRAY_TASK_ID"),
+            (_, None) => ("$PBS_JOBID", ""),
+        };
+        engines::environment(request, job, element)
+    }
+}
+
+#[cfg(test)]
+mod tests;

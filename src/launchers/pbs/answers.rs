@@ -1,0 +1,112 @@
+//! What `qstat -f` says, in the form that people read: the JSON of OpenPBS breaks where a job's environment has a quote in it.
+use crate::launchers::batch::{JobRow, JobStatus, JobTarget};
+
+/// `19.pbs1`, `19[].pbs1`, `19[3].pbs1`, `5`.
+pub fn is_id(text: &str) -> bool {
+    let rest = text.trim_start_matches(|c: char| c.is_ascii_digit());
+    let rest = match rest.strip_prefix('[') {
+        Some(inside) => match inside.split_once(']') {
+            Some((index, rest)) if index.bytes().all(|b| b.is_ascii_digit()) => rest,
+            _ => return false,
+        },
+        None => rest,
+    };
+    let host = |c: char| c.is_ascii_alphanumeric() || "-._@:".contains(c);
+    text.starts_with(|c: char| c.is_ascii_digit()) && (rest.is_empty() || (rest.starts_with('.') && rest.chars().all(host)))
+}
+
+/// `19[3].pbs1` as the array `19[].pbs1` and 3.
+fn split(id: &str) -> (String, Option<u32>) {
+    let parts = id.split_once('[').and_then(|(job, rest)| Some((job, rest.split_once(']')?)));
+    match parts {
+        Some((job, (index, host))) if !index.is_empty() => (format!("{job}[]{host}"), index.parse().ok()),
+        _ => (id.to_string(), None),
+    }
+}
+
+/// The other way round.
+pub fn target(target: &JobTarget) -> String {
+    match target.element {
+        Some(element) => target.job.0.replace("[]", &format!("[{element}]")),
+        None => target.job.0.clone(),
+    }
+}
+
+/// One row for each job; none for an array whose jobs are there.
+pub fn rows(text: &str) -> Vec<JobRow> {
+    let mut rows: Vec<JobRow> = Vec::new();
+    for block in blocks(text) {
+        rows.extend(row(&block));
+    }
+    let arrays: Vec<_> = rows.iter().filter(|row| row.element.is_some()).map(|row| row.job.clone()).collect();
+    rows.retain(|row| row.element.is_some() || !arrays.contains(&row.job));
+    rows
+}
+
+/// A job's lines, each whole: what continues on the next line begins there with a tab.
+fn blocks(text: &str) -> Vec<Vec<String>> {
+    let mut blocks: Vec<Vec<String>> = Vec::new();
+    for line in text.lines() {
+        if line.trim_start().starts_with("Job Id:") {
+            blocks.push(vec![line.trim().to_string()]);
+        } else if let Some(block) = blocks.last_mut() {
+            match (line.strip_prefix('\t'), block.last_mut()) {
+                // slurm-wlm-torque and nobody else begins every line so.
+                (Some(rest), Some(last)) if !rest.contains(" = ") => last.push_str(rest),
+                _ => block.push(line.trim().to_string()),
+            }
+        }
+    }
+    blocks
+}
+
+fn row(block: &[String]) -> Option<JobRow> {
+    let id = block.first()?.strip_prefix("Job Id:")?.trim();
+    if !is_id(id) {
+        return None;
+    }
+    let value = |key: &str| {
+        let lines = block.iter().skip(1);
+        lines
+            .filter_map(|line| line.split_once(" = "))
+            .find(|(name, _)| *name == key)
+            .map(|(_, value)| value.to_string())
+    };
+    let word = value("job_state").unwrap_or_default();
+    let exit_code = value("Exit_status").or(value("exit_status")).and_then(|code| code.parse().ok());
+    let (job, element) = split(id);
+    let comment = value("comment");
+    let row = JobRow::new(job, element, status(&word, exit_code, value("substate").as_deref()), word.as_str());
+    Some(
+        JobRow {
+            exit_code,
+            host: value("exec_host").map(|hosts| hosts.split(['/', '+']).next().unwrap_or_default().to_string()),
+            name: value("Job_Name"),
+            ..row
+        }
+        .because(comment),
+    )
+}
+
+/// qstat(1B); `substate` and negative exit codes are of the OpenPBS server's `job.h`: 91 is ended by somebody, -29 by walltime, -27 by memory.
+fn status(word: &str, exit_code: Option<i32>, substate: Option<&str>) -> JobStatus {
+    match word {
+        "Q" | "W" | "T" | "M" => JobStatus::Queued,
+        "H" => JobStatus::Held,
+        "R" | "B" => JobStatus::Running,
+        "S" | "U" => JobStatus::Suspended,
+        "E" => JobStatus::Completing,
+        "C" | "F" | "X" => match (exit_code, substate) {
+            (Some(-29), _) => JobStatus::TimedOut,
+            (Some(-26 | -27), _) => JobStatus::OutOfMemory,
+            (_, Some("91")) => JobStatus::Cancelled,
+            // 256 and SIGTERM or SIGKILL: `qdel`, or a limit.
+            (Some(265 | 271), _) => JobStatus::Cancelled,
+            (Some(0), _) | (None, Some("92")) => JobStatus::Completed,
+            (Some(_), _) | (None, Some("93")) => JobStatus::Failed,
+            // Over; how is not said.
+            (None, _) => JobStatus::Completed,
+        },
+        other => JobStatus::Unknown(other.into()),
+    }
+}

@@ -1,0 +1,421 @@
+//! Grid Engine (SGE, Son of Grid Engine, Open Grid Scheduler, Univa, Altair). Sources: qsub(1), qstat(1), sge_status(5), accounting(5) of
+//! 8.1.9, and what that version printed.
+use super::batch::render::{FoundBy, Need, Value, Variables, common, put, unfit, unsupported};
+use super::batch::{
+    BatchSystem, CommandLine, JobId, JobKind, JobRequest, JobRow, JobStatus, JobTarget, Output, Problem, QueryFailure, SubmitFailure,
+    Template, TemplateError, engines, failure, ranges, xml,
+};
+use crate::profile::config::resources::StartMode;
+use std::path::{Path, PathBuf};
+
+pub struct Sge;
+
+/// What its commands say, in lower case, and what it means.
+const FAILURES: &[(&str, Problem, &str)] = &[
+    (
+        "unknown queue",
+        Problem::NoSuchQueue,
+        "`qconf -sql` lists the queues; name one with --queue or launchers.sge.queue",
+    ),
+    (
+        "requested parallel environment",
+        Problem::NoSuchQueue,
+        "`qconf -spl` lists the parallel environments; name one with launchers.sge.parallel_environment",
+    ),
+    (
+        "requested project",
+        Problem::NoSuchAccount,
+        "`qconf -sprjl` lists the projects; name one with --account or launchers.sge.account",
+    ),
+    (
+        "unknown resource",
+        Problem::BadScript,
+        "`qconf -sc` lists what can be asked for with -l; a template of your own names the site's (pcluster template copy)",
+    ),
+    ("reservation id", Problem::NoSuchQueue, "`qrstat` lists the advance reservations"),
+    (
+        "is not a time value",
+        Problem::BadScript,
+        "look at the script's #$ lines and launchers.sge.directives",
+    ),
+    (
+        "invalid option argument",
+        Problem::BadScript,
+        "look at the script's #$ lines and launchers.sge.directives",
+    ),
+    (
+        "unknown option",
+        Problem::BadScript,
+        "look at the script's #$ lines and launchers.sge.directives",
+    ),
+    (
+        "unable to read script file",
+        Problem::BadScript,
+        "look at the script's #$ lines and launchers.sge.directives",
+    ),
+    (
+        "can't be requested",
+        Problem::Limit,
+        "`qconf -sc` and `qhost -F` show what there is to ask for",
+    ),
+    ("quota", Problem::Limit, "`qquota` shows the limits that hold for you"),
+    (
+        "limit",
+        Problem::Limit,
+        "`qconf -sconf` (max_aj_tasks, max_u_jobs) and `qquota` show the limits",
+    ),
+    (
+        "not allowed",
+        Problem::NoPermission,
+        "ask the site which queues and projects are yours",
+    ),
+    (
+        "has no permission",
+        Problem::NoPermission,
+        "ask the site which queues and projects are yours",
+    ),
+    (
+        "denied: host",
+        Problem::NoPermission,
+        "this host may not submit jobs: is it one of the cluster's login nodes? (`qconf -ss` lists them)",
+    ),
+    (
+        "no submit host",
+        Problem::NoPermission,
+        "this host may not submit jobs: is it one of the cluster's login nodes? (`qconf -ss` lists them)",
+    ),
+    (
+        "unable to contact qmaster",
+        Problem::SchedulerDown,
+        "`qping -info $SGE_QMASTER_HOST 6444 qmaster 1` says whether it is up",
+    ),
+    (
+        "unable to send message to qmaster",
+        Problem::SchedulerDown,
+        "the master does not answer; `qstat` shows whether it is back",
+    ),
+    (
+        "got select error",
+        Problem::SchedulerDown,
+        "the master does not answer; `qstat` shows whether it is back",
+    ),
+    (
+        "commlib error",
+        Problem::SchedulerDown,
+        "the master does not answer; `qstat` shows whether it is back",
+    ),
+    (
+        "sge_root",
+        Problem::NoCommand,
+        "the Grid Engine settings are not loaded: `. $SGE_ROOT/default/common/settings.sh`, or a module of the site's",
+    ),
+];
+
+impl BatchSystem for Sge {
+    fn name(&self) -> &'static str {
+        "sge"
+    }
+    fn title(&self) -> &'static str {
+        "Grid Engine"
+    }
+    fn templates(&self, kind: JobKind) -> &'static [Template] {
+        match kind {
+            JobKind::Controller => &[Template {
+                name: "controller.sh.tera",
+                text: include_str!("../../templates/sge/controller.sh.tera"),
+            }],
+            JobKind::Engines => &[Template {
+                name: "engines.sh.tera",
+                text: include_str!("../../templates/sge/engines.sh.tera"),
+            }],
+        }
+    }
+    fn directive_prefix(&self) -> &'static str {
+        "#$"
+    }
+
+    /// qsub takes quotes away wherever they are, and knows no escape. In a path it reads `host:path`, a list at commas, `$JOB_ID`.
+    fn quote_directive(&self, name: &str, value: &str) -> Result<String, TemplateError> {
+        let is_path = matches!(name, "cwd" | "log");
+        let wrong = |c: char| "'\"#".contains(c) || (is_path && "$:,".contains(c));
+        // The signs of `log` itself are its two variables.
+        let own = value.replace(LOG_ARRAY, "").replace(LOG_SINGLE, "");
+        if (if name == "log" { own.as_str() } else { value }).contains(wrong) {
+            return Err(unfit(
+                self.title(),
+                name,
+                value,
+                "it has a quote, `#`, or in a path `$`, `:` or a comma",
+            ));
+        }
+        Ok(match value.contains(char::is_whitespace) {
+            true => format!("\"{value}\""),
+            false => value.to_string(),
+        })
+    }
+
+    fn variables(&self, request: &JobRequest) -> Result<Variables, TemplateError> {
+        let resources = &request.resources;
+        unsupported(
+            self,
+            request,
+            &[("qos", resources.qos.is_some()), ("nodes", resources.nodes.is_some())],
+        )?;
+        if request.is_one_job() && resources.start == StartMode::Srun {
+            return Err(TemplateError::Unsupported {
+                system: self.title(),
+                what: "srun".into(),
+                hint: Some("set launchers.sge.start to mpiexec for one job of all engines, or to array".into()),
+            });
+        }
+        let (one_job, per_job) = (request.is_one_job(), request.engines_in_a_job());
+        let cpus = resources.cpus.unwrap_or(1).max(1);
+        let slots = if one_job { request.n } else { per_job } * cpus;
+        // A slot is a processor. More than one of them is a matter of a parallel environment, whose name is the site's.
+        let environment = match &resources.parallel_environment {
+            Some(name) => Value::Text(format!("{name} {slots}")),
+            None if one_job => Value::Text(format!("mpi {slots}")),
+            None if slots > 1 => Value::Text(format!("smp {slots}")),
+            None => Value::Unset,
+        };
+        let times = |value: Option<u64>| value.map_or(Value::Unset, |v| Value::Text(v.to_string()));
+        let engines_there = if one_job { 1 } else { u64::from(per_job) };
+        let is_array = request.kind == JobKind::Engines && !one_job;
+        let mut variables = common(request);
+        put(
+            &mut variables,
+            [
+                (
+                    "array",
+                    if is_array {
+                        Value::Text(format!("1-{}", request.jobs()))
+                    } else {
+                        Value::Unset
+                    },
+                ),
+                (
+                    "tasks",
+                    if one_job {
+                        Value::Text(request.n.to_string())
+                    } else {
+                        Value::Unset
+                    },
+                ),
+                ("parallel_environment", environment),
+                ("cpus", Value::Text(slots.to_string())),
+                ("gpus", times(resources.gpus.map(|each| u64::from(each) * engines_there))),
+                (
+                    "memory",
+                    resources
+                        .memory
+                        .map_or(Value::Unset, |each| Value::Text(format!("{}M", each.mib * engines_there))),
+                ),
+                (
+                    "log",
+                    Value::Text(format!(
+                        "{}-{}",
+                        request.log_dir.join(&request.log_stem).to_string_lossy(),
+                        if is_array { LOG_ARRAY } else { LOG_SINGLE }
+                    )),
+                ),
+                // Outside of an array SGE_TASK_ID is `undefined`.
+                (
+                    "environment",
+                    Value::Lines(engines::environment(request, "$JOB_ID", "${SGE_TASK_ID#undefined}")),
+                ),
+            ],
+        );
+        Ok(variables)
+    }
+
+    fn needs(&self, _template: &str, request: &JobRequest) -> Vec<Need> {
+        let mut needs = vec![engines::need(request)];
+        if request.kind == JobKind::Engines && !request.is_one_job() {
+            needs.push(Need {
+                what: "the line that makes the job an array".into(),
+                found_by: FoundBy::Directive(&["-t"]),
+                line: "#$ -t {{ array }}".into(),
+            });
+        }
+        needs
+    }
+
+    fn log_path(&self, request: &JobRequest, job: &JobId, element: Option<u32>) -> PathBuf {
+        let name = match element {
+            Some(element) => format!("{}-{job}.{element}.log", request.log_stem),
+            None => format!("{}-{job}.log", request.log_stem),
+        };
+        request.log_dir.join(name)
+    }
+
+    fn submit_command(&self, script: &Path, _text: &str, _request: &JobRequest) -> CommandLine {
+        CommandLine::new("qsub", ["-terse".to_string(), script.to_string_lossy().into_owned()])
+    }
+
+    fn parse_submit(&self, output: &Output) -> Result<JobId, SubmitFailure> {
+        if !output.is_success() {
+            return Err(failure::of_submit(output, FAILURES));
+        }
+        let id = output.stdout.lines().rev().find_map(|line| submitted(line.trim()));
+        id.map(JobId)
+            .ok_or_else(|| failure::no_id(output, "`qstat` shows whether the job is there"))
+    }
+
+    fn query_command(&self, _jobs: &[JobId], user: &str) -> CommandLine {
+        CommandLine::new("qstat", ["-u", user, "-xml"])
+    }
+
+    fn parse_query(&self, output: &Output) -> Result<Vec<JobRow>, QueryFailure> {
+        if !output.is_success() || (!output.stdout.contains("<job_info") && !output.said().is_empty()) {
+            return Err(failure::of_query(output, FAILURES));
+        }
+        Ok(xml::elements(&output.stdout, "job_list").flat_map(rows).collect())
+    }
+
+    fn reason_command(&self, job: &JobId) -> Option<CommandLine> {
+        Some(CommandLine::new("qstat", ["-j", &job.0]))
+    }
+
+    /// The error of a job that cannot start, else the first lines of the scheduler's own words, where the site lets it keep them
+    /// (schedd_job_info).
+    fn parse_reason(&self, output: &Output) -> Option<String> {
+        let after = |line: &str, begin: &str| -> Option<String> {
+            let rest = line.strip_prefix(begin)?;
+            Some(rest.split_once(':')?.1.trim().to_string())
+        };
+        let lines = || output.stdout.lines();
+        if let Some(error) = lines().find_map(|line| after(line, "error reason")) {
+            return Some(error);
+        }
+        let mut told = lines().skip_while(|line| !line.starts_with("scheduling info"));
+        let first = after(told.next()?, "scheduling info")?;
+        let further: Vec<&str> = told.map(str::trim).take_while(|line| !line.is_empty()).collect();
+        // What rules one queue out comes first; what rules out every place is the reason.
+        let best = further
+            .iter()
+            .rev()
+            .find(|line| line.contains("because it only offers") || line.contains("slots"));
+        let reason = best.map_or(first, |line| line.to_string());
+        (!reason.is_empty() && !reason.contains("no messages available")).then_some(reason)
+    }
+
+    fn history_command(&self, job: &JobId) -> Option<CommandLine> {
+        Some(CommandLine::new("qacct", ["-j", &job.0]))
+    }
+
+    fn parse_history(&self, output: &Output) -> Vec<JobRow> {
+        let mut rows = Vec::new();
+        for record in output.stdout.split("\n=====").chain(output.stdout.is_empty().then_some("")) {
+            let field = |name: &str| {
+                let mut lines = record.lines().filter_map(|line| line.strip_prefix(name));
+                lines.find(|rest| rest.starts_with(' ')).map(str::trim)
+            };
+            let (Some(job), Some(failed)) = (field("jobnumber"), field("failed")) else {
+                continue;
+            };
+            let code = field("exit_status").and_then(|said| said.split_whitespace().next()?.parse().ok());
+            let row = JobRow::new(
+                job,
+                field("taskid").and_then(|t| t.parse().ok()),
+                ended(failed, code),
+                format!("failed {failed}"),
+            );
+            rows.push(
+                JobRow {
+                    exit_code: code,
+                    host: field("hostname").map(str::to_string),
+                    name: field("jobname").map(str::to_string),
+                    ..row
+                }
+                .because(field("exit_status").map(|said| format!("exit_status {said}"))),
+            );
+        }
+        rows
+    }
+
+    fn find_command(&self, _name: &str, user: &str) -> CommandLine {
+        self.query_command(&[], user)
+    }
+
+    fn cancel_command(&self, targets: &[JobTarget]) -> CommandLine {
+        let target = |target: &JobTarget| match target.element {
+            Some(element) => format!("{}.{element}", target.job),
+            None => target.job.0.clone(),
+        };
+        CommandLine::new("qdel", targets.iter().map(target))
+    }
+
+    fn parse_cancel(&self, output: &Output) -> Result<(), QueryFailure> {
+        let said = output.said();
+        // It exits with 1 if one of several was gone already.
+        let fine = |line: &str| line.contains("does not exist") || line.contains("for deletion") || line.contains("has deleted job");
+        match output.is_success() || (!said.is_empty() && said.lines().all(fine)) {
+            true => Ok(()),
+            false => Err(failure::of_query(output, FAILURES)),
+        }
+    }
+}
+
+const LOG_ARRAY: &str = "$JOB_ID.$TASK_ID.log";
+const LOG_SINGLE: &str = "$JOB_ID.log";
+
+/// `4`, `4.1-15:1`, `Your job 4 ("name") has been submitted`, `Your job-array 4.1-15:1 ("name") …`
+fn submitted(line: &str) -> Option<String> {
+    let id = match line.strip_prefix("Your job") {
+        Some(rest) if line.contains("has been submitted") => rest.trim_start_matches("-array").split_whitespace().next()?,
+        Some(_) => return None,
+        None if line.bytes().all(|b| b.is_ascii_digit() || b".-:".contains(&b)) => line,
+        None => return None,
+    };
+    let job = id.split('.').next()?;
+    (!job.is_empty() && job.bytes().all(|b| b.is_ascii_digit())).then(|| job.to_string())
+}
+
+/// The rows of a `<job_list>`: one, or for waiting ones of an array one for each.
+fn rows(list: xml::Element) -> Vec<JobRow> {
+    let (Some(job), Some(word)) = (list.text("JB_job_number"), list.text("state")) else {
+        return Vec::new();
+    };
+    let row = |element| JobRow {
+        host: list.text("queue_name").and_then(|queue| Some(queue.split_once('@')?.1.to_string())),
+        name: list.text("JB_name"),
+        ..JobRow::new(job.clone(), element, status(&word), word.clone())
+    };
+    match list.text("tasks") {
+        Some(tasks) => ranges::expand(&tasks).into_iter().map(|element| row(Some(element))).collect(),
+        None => vec![row(None)],
+    }
+}
+
+/// sge_status(5). Letters add up: `hqw`, `dRr`, `Eqw`.
+fn status(word: &str) -> JobStatus {
+    let has = |letters: &str| letters.chars().any(|letter| word.contains(letter));
+    if word.is_empty() || !word.chars().all(|c| "EhqwrtsSTNPdRz".contains(c)) {
+        return JobStatus::Unknown(word.into());
+    }
+    match () {
+        () if has("z") => JobStatus::Completed,
+        () if has("E") => JobStatus::Stuck,
+        () if has("d") => JobStatus::Completing,
+        () if has("sSTNP") => JobStatus::Suspended,
+        () if has("h") => JobStatus::Held,
+        () if has("R") && has("qw") => JobStatus::Requeued,
+        () if has("qw") => JobStatus::Queued,
+        () if has("t") => JobStatus::Starting,
+        () if has("rR") => JobStatus::Running,
+        () => JobStatus::Unknown(word.into()),
+    }
+}
+
+/// `failed` and `exit_status` of accounting(5): 37 is a limit of time or memory, 100 a signal.
+fn ended(failed: &str, code: Option<i32>) -> JobStatus {
+    match (failed.split_whitespace().next(), code) {
+        (Some("0"), Some(0)) => JobStatus::Completed,
+        (Some("37"), _) => JobStatus::TimedOut,
+        (Some("19" | "21" | "22"), _) => JobStatus::NodeFailed,
+        _ => JobStatus::Failed,
+    }
+}
+
+#[cfg(test)]
+mod tests;

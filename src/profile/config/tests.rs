@@ -1,0 +1,234 @@
+use super::*;
+use crate::profile::EXAMPLE_CONFIG;
+use std::collections::BTreeMap;
+
+fn error(text: &str) -> String {
+    let e = Config::parse(text, &[]).unwrap_err().in_file(std::path::Path::new("pcluster.yaml"));
+    let hint = e.hint().map(|h| format!("\nhint: {h}")).unwrap_or_default();
+    format!("{e}{hint}")
+}
+fn settings(pairs: &[(&str, &str)]) -> Vec<(String, String)> {
+    pairs.iter().map(|(k, v)| (k.to_string(), v.to_string())).collect()
+}
+fn setting_error(key: &str, value: &str) -> String {
+    let e = Config::parse("", &settings(&[(key, value)])).unwrap_err();
+    let hint = e.hint().map(|h| format!("\nhint: {h}")).unwrap_or_default();
+    format!("{e}{hint}")
+}
+
+/// The example with its settings, but not its comments, made real.
+fn uncommented() -> String {
+    let mut text = String::new();
+    for line in EXAMPLE_CONFIG.lines() {
+        match line.trim_start().strip_prefix('#') {
+            Some(rest) if rest.starts_with(' ') && !rest.starts_with("  ") || rest.is_empty() => {}
+            Some(setting) if line.starts_with('#') && !setting.starts_with("     ") => text.push_str(&format!("{setting}\n")),
+            _ => {}
+        }
+    }
+    text
+}
+
+#[test]
+fn the_example_as_it_is_changes_nothing() {
+    assert_eq!(Config::parse(EXAMPLE_CONFIG, &[]).unwrap(), Config::default());
+    assert_eq!(Config::parse("", &[]).unwrap(), Config::default());
+}
+
+#[test]
+fn the_example_uncommented_has_every_key_at_its_default() {
+    let example: Value = serde_yaml::from_str(&uncommented()).unwrap();
+    let mut known = serde_yaml::to_value(Config::default()).unwrap();
+    // One batch system stands for all.
+    let Value::Mapping(launchers) = known.get_mut("launchers").unwrap() else {
+        panic!()
+    };
+    for other in ["sge", "pbs", "lsf", "htcondor"] {
+        assert_eq!(launchers.remove(other).unwrap(), launchers["slurm"]);
+    }
+    assert_eq!(example, known);
+}
+
+#[test]
+fn a_file_changes_what_it_names() {
+    let config = Config::parse(
+        "controller: {hwm: 3, durability: full}\nengine:\n  kind: ipengine\n  env: {A: b}\n",
+        &[],
+    )
+    .unwrap();
+    assert_eq!((config.controller.hwm, config.controller.durability), (3, Durability::Full));
+    assert_eq!(config.engine.kind, EngineKind::Ipengine);
+    assert_eq!(config.engine.env["A"], "b");
+    assert_eq!(config.launcher, LauncherConfig::default());
+}
+
+#[test]
+fn settings_outrank_the_file_and_later_ones_earlier_ones() {
+    let given = settings(&[
+        ("controller.hwm", "4"),
+        ("controller.hwm", "5"),
+        ("engine.env.X", "'1'"),
+        ("engine.python", "/usr/bin/python3"),
+    ]);
+    let config = Config::parse("controller: {hwm: 3, curve: false}", &given).unwrap();
+    assert_eq!(config.controller.hwm, 5);
+    assert!(!config.controller.curve);
+    assert_eq!(config.engine.env["X"], "1");
+    assert_eq!(config.engine.python.as_deref(), Some("/usr/bin/python3"));
+}
+
+#[test]
+fn a_mistyped_key_is_shown_with_the_nearest_one() {
+    insta::assert_snapshot!(error("controller:\n  curve: true\n  hartbeat_ms: 5\n"), @r#"
+    pcluster.yaml:3:3: controller: unknown key `hartbeat_ms`
+      3 |   hartbeat_ms: 5
+        |   ^
+    hint: did you mean `heartbeat_ms`?
+    "#);
+    insta::assert_snapshot!(error("controler: {}\n"), @r#"
+    pcluster.yaml:1:1: unknown key `controler`
+      1 | controler: {}
+        | ^
+    hint: did you mean `controller`?
+    "#);
+    insta::assert_snapshot!(error("engine:\n  quux: 1\n"), @r#"
+    pcluster.yaml:2:3: engine: unknown key `quux`
+      2 |   quux: 1
+        |   ^
+    hint: known here: kind, python, ipengine, interrupt_ms, terminate_ms, env, cwd
+    "#);
+}
+
+#[test]
+fn a_wrong_value_or_broken_yaml_is_shown_where_it_is() {
+    insta::assert_snapshot!(error("controller:\n  hwm: many\n"), @r#"
+    pcluster.yaml:2:8: controller.hwm: invalid type: string "many", expected a whole number
+      2 |   hwm: many
+        |        ^
+    "#);
+    insta::assert_snapshot!(error("controller:\n  durability: ful\n"), @r#"
+    pcluster.yaml:2:15: controller.durability: unknown value `ful`
+      2 |   durability: ful
+        |               ^
+    hint: did you mean `full`?
+    "#);
+    insta::assert_snapshot!(error("controller:\n  hwm: [1\nengine: {}\n"), @r#"
+    pcluster.yaml:2:8: controller.hwm: invalid type: sequence, expected a whole number
+      2 |   hwm: [1
+        |        ^
+    "#);
+    insta::assert_snapshot!(error("controller:\n\thwm: 1\n"), @r#"
+    pcluster.yaml:2:1: found character that cannot start any token
+      2 | 	hwm: 1
+        | ^
+    hint: YAML is indented with spaces, never with tabs; a value with special characters needs quotes
+    "#);
+    insta::assert_snapshot!(error("- a list\n"), @r#"
+    pcluster.yaml:1:1: invalid type: sequence, expected `key: value` lines
+      1 | - a list
+        | ^
+    "#);
+    insta::assert_snapshot!(error("controller: {hwm: 1}\ncontroller: {hwm: 2}\n"), @r#"
+    pcluster.yaml:1:1: duplicate field `controller`
+      1 | controller: {hwm: 1}
+        | ^
+    "#);
+}
+
+#[test]
+fn values_that_cannot_be_are_refused() {
+    insta::assert_snapshot!(error("controller: {task_scheme: leastlod}\n"), @r#"
+    pcluster.yaml:1:13: controller: unknown value `leastlod`
+      1 | controller: {task_scheme: leastlod}
+        |             ^
+    hint: did you mean `leastload`?
+    "#);
+    insta::assert_snapshot!(error("controller:\n  heartbeat_ms: 0\n"), @r#"
+    pcluster.yaml:2:3: controller: invalid value: integer `0`, expected a whole number above 0
+      2 |   heartbeat_ms: 0
+        |   ^
+    "#);
+    insta::assert_snapshot!(error("controller: {lease_ms: 500}\n"), @r#"controller.lease_ms (500) must be more than controller.heartbeat_ms (1000)"#);
+    // Together they are fine.
+    let given = settings(&[("controller.lease_ms", "500"), ("controller.heartbeat_ms", "100")]);
+    assert_eq!(Config::parse("", &given).unwrap().controller.lease_ms, 500);
+}
+
+/// Rows `| `key` | `default` | …` of the page.
+#[test]
+fn the_page_has_every_key_with_its_default_and_no_other() {
+    let page = include_str!("../../../docs/configuration.md");
+    let mut described = BTreeMap::new();
+    for line in page.lines() {
+        let cells: Vec<&str> = line.split('|').map(|cell| cell.trim().trim_matches('`')).collect();
+        if let ["", key, default, _, _, ""] = cells[..]
+            && key.contains('.')
+        {
+            described.insert(key.to_string(), default.to_string());
+        }
+    }
+    let Value::Mapping(sections) = serde_yaml::to_value(Config::default()).unwrap() else {
+        panic!()
+    };
+    let mut known = BTreeMap::new();
+    let one_line = |value: &Value| serde_yaml::to_string(value).unwrap().trim().to_string();
+    for (section, keys) in &sections {
+        for (key, default) in keys.as_mapping().unwrap() {
+            let (section, key) = (section.as_str().unwrap(), key.as_str().unwrap());
+            match (section, default) {
+                ("launchers", Value::Mapping(keys)) => {
+                    let system = if key == "mpi" { "mpi" } else { "<system>" };
+                    let named = keys
+                        .iter()
+                        .map(|(k, v)| (format!("launchers.{system}.{}", k.as_str().unwrap()), one_line(v)));
+                    known.extend(named);
+                }
+                _ => drop(known.insert(format!("{section}.{key}"), one_line(default))),
+            }
+        }
+    }
+    assert_eq!(described, known);
+}
+
+#[test]
+fn a_wrong_setting_is_named() {
+    insta::assert_snapshot!(setting_error("controller.hwn", "4"), @r#"
+    --set controller.hwn=4: unknown key `hwn`
+    hint: did you mean `hwm`?
+    "#);
+    insta::assert_snapshot!(setting_error("controller.hwm", "four"), @r#"--set controller.hwm=four: invalid type: string "four", expected a whole number"#);
+    insta::assert_snapshot!(setting_error("controller.hwm", "[4"), @r#"--set controller.hwm=[4: did not find expected ',' or ']'"#);
+    insta::assert_snapshot!(setting_error("hwm", "4"), @r#"
+    --set hwm=4: unknown key `hwm`
+    hint: `hwm` belongs under `controller:` (`controller.hwm`); is that line there, and not a comment?
+    "#);
+    insta::assert_snapshot!(setting_error("", "4"), @r#"
+    --set =4: unknown key ``
+    hint: known here: controller, engine, launcher, launchers
+    "#);
+}
+
+#[test]
+fn amounts_of_batch_systems_are_read_with_their_units() {
+    let config = Config::parse(
+        "launchers:\n  slurm: {queue: batch, walltime: 1:30:00, memory: 4G, cpus: 2}\n  sge: {walltime: 90, env: {A: b}}\n",
+        &settings(&[("launchers.slurm.memory", "512M"), ("launchers.slurm.start", "srun")]),
+    )
+    .unwrap();
+    let slurm = &config.launchers.slurm;
+    assert_eq!(slurm.walltime.unwrap().seconds, 5400);
+    assert_eq!(config.launchers.sge.walltime.unwrap().seconds, 5400);
+    assert_eq!((slurm.memory.unwrap().mib, slurm.cpus), (512, Some(2)));
+    assert_eq!(slurm.start, resources::StartMode::Srun);
+    insta::assert_snapshot!(error("launchers:\n  slurm:\n    walltime: 1:30\n"), @r#"
+    pcluster.yaml:3:5: launchers.slurm: "1:30" is not a time limit: write 1:30:00 (hours:minutes:seconds), 90m, 36h or 2d; a bare number is minutes
+      3 |     walltime: 1:30
+        |     ^
+    "#);
+    insta::assert_snapshot!(error("launchers:\n  slurm:\n    partition: batch\n"), @r"
+    pcluster.yaml:3:5: launchers.slurm: unknown key `partition`
+      3 |     partition: batch
+        |     ^
+    hint: known here: queue, account, qos, walltime, memory, cpus, gpus, nodes, constraint, parallel_environment, reservation, mail_user, mail_type, directives, modules, before, env, engines_per_job, start, template
+    ");
+}

@@ -1,0 +1,524 @@
+"""pcluster's engine as the kernel that notebooks of ipyparallel's users expect: what they write there, and what comes of it.
+
+`notebook` is an IPython shell in this process with a client in its namespace; its cells are what a user types.
+"""
+import builtins
+import importlib.util
+import os
+import pathlib
+import re
+import subprocess
+import sys
+import time
+
+import pytest
+
+ipp = pytest.importorskip("ipyparallel", reason="ipyparallel is not installed in this Python")
+
+from conftest import REPOSITORY, Cluster, wait_until  # noqa: E402
+from ipyparallel import Reference, depend, interactive, require  # noqa: E402
+from IPython.core.interactiveshell import InteractiveShell  # noqa: E402
+from IPython.utils.capture import capture_output  # noqa: E402
+
+PATIENCE_S = 60
+
+
+def needs(module):
+    """Skips, with a reason, where an optional package is not installed."""
+    return pytest.mark.skipif(importlib.util.find_spec(module) is None, reason=module + " is not installed in this Python")
+
+
+def client_of(cluster):
+    return ipp.Client(connection_info=str(cluster.ipython_dir / "profile_default/security/ipcontroller-client.json"), timeout=30)
+
+
+@pytest.fixture(scope="module")
+def engines():
+    cluster = Cluster("-n", "2")
+    yield cluster
+    cluster.run("stop")
+    cluster.end()
+
+
+@pytest.fixture(scope="module")
+def connected(engines):
+    client = client_of(engines)
+    yield client
+    client.close()
+
+
+@pytest.fixture
+def client(connected):
+    """Each test finds empty namespaces."""
+    connected.clear(block=True)
+    return connected
+
+
+@pytest.fixture
+def everyone(client):
+    return client[:]
+
+
+@pytest.fixture
+def balanced(client):
+    return client.load_balanced_view()
+
+
+class Notebook:
+    def __init__(self, client):
+        self.shell = InteractiveShell.instance(colors="nocolor")
+        self.shell.user_ns.update(client=client, view=client[:], balanced=client.load_balanced_view())
+        self.shell.user_ns["view"].block = True
+        self.shell.user_ns["view"].activate()
+
+    def cell(self, code, fails=False):
+        """What it shows: text of stdout and stderr, and rich outputs."""
+        with capture_output() as shown:
+            result = self.shell.run_cell(code)
+        assert result.success is not fails, shown.stdout + shown.stderr
+        shown.text = re.sub("\x1b[^m]*m", "", shown.stdout + shown.stderr)
+        return shown
+
+    def __getitem__(self, name):
+        return self.shell.user_ns[name]
+
+
+@pytest.fixture
+def notebook(client):
+    return Notebook(client)
+
+
+def done(result):
+    """A result with all its output."""
+    result.get(PATIENCE_S)
+    assert result.wait_for_output(PATIENCE_S)
+    return result
+
+
+def execute(engine, code):
+    return done(engine.execute(code, silent=False, block=False))
+
+
+def refused(result):
+    """The error with which it ends."""
+    with pytest.raises(ipp.RemoteError) as caught:
+        result.get(PATIENCE_S)
+    return caught.value
+
+
+# ---- one namespace
+
+
+def test_apply_execute_push_and_pull_share_a_namespace_that_stays(client, everyone):
+    everyone.push({"a": 20}, block=True)
+    everyone.execute("def twice(n): return 2 * n\nb = twice(a)", block=True)
+    assert everyone.apply_sync(interactive(lambda: twice(a) + b)) == [80, 80]  # noqa: F821
+    everyone.apply_sync(interactive(lambda: globals().update(c=a + 1)))  # noqa: F821
+    assert everyone["c"] == [21, 21]
+    assert everyone.apply_sync(interactive(lambda name: __name__ == name), "__main__") == [True, True]
+    client.clear(block=True)
+    with pytest.raises(ipp.RemoteError, match="NameError"):
+        client[0].pull("a", block=True)
+
+
+def test_a_function_leaves_nothing_behind(client):
+    names = interactive(lambda: set(globals()))
+    before = client[0].apply_sync(names)
+    assert client[0].apply_async(names).get(PATIENCE_S) == before
+
+
+# ---- magics
+
+
+def test_px_and_its_cells(notebook):
+    assert notebook.cell("%px print('on', 6 * 7)").text.count("on 42") == 2
+    assert notebook.cell("%%px --local\nwhere = 'everywhere'\nprint(where)").text.count("everywhere") == 3
+    assert notebook["where"] == "everywhere"
+    shown = notebook.cell("%%px --targets 1\nprint('said')\n6 * 7")
+    assert shown.text.count("said") == 1 and "[stdout:1]" in shown.text
+    (output,) = shown.outputs
+    assert re.sub("\x1b[^m]*m", "", output.data["text/plain"]).endswith(": 42")
+    assert notebook.cell("%px 1 / 0", fails=True).text.count("ZeroDivisionError: division by zero") == 2
+
+
+def test_px_noblock_and_pxresult(notebook):
+    notebook.cell("%%px --noblock -o later\nprint('by and by')\n'a value'")
+    assert done(notebook["later"]).get() is not None
+    shown = notebook.cell("%pxresult")
+    assert shown.text.count("by and by") == 2
+    assert sum("a value" in str(output.data) for output in shown.outputs) == 2
+
+
+def test_pxconfig_and_autopx(notebook):
+    notebook.cell("%pxconfig --targets 0")
+    assert notebook.cell("%px print('alone')").text.count("alone") == 1
+    notebook.cell("%pxconfig --targets all")
+    notebook.cell("%autopx")
+    try:
+        assert notebook.cell("elsewhere = 33\nprint('auto', elsewhere)").text.count("auto 33") == 2
+    finally:
+        notebook.cell("%autopx")
+    assert "elsewhere" not in notebook.shell.user_ns
+    assert notebook["view"]["elsewhere"] == [33, 33]
+
+
+def test_px_stream_shows_output_as_it_comes(notebook):
+    assert re.findall(r"\d", re.sub(r"\[.*?\]", "", notebook.cell("%%px --targets 0 --stream\nfor n in range(3): print(n)").text)) == list("012")
+
+
+# ---- what is shown
+
+
+def test_rich_display(client):
+    code = """
+from IPython.display import HTML, Image, display
+import sys
+display(HTML('<b>bold</b>'))
+print('between')
+display(Image(data=b'\\x89PNG not really', format='png'))
+handle = display('first', display_id=True)
+handle.update('second')
+HTML('<i>result</i>')
+"""
+    result = execute(client[0], code)
+    shown = [output["data"] for output in result.outputs]
+    assert shown[0]["text/html"] == "<b>bold</b>"
+    assert shown[1]["image/png"].startswith("iVBO")
+    assert shown[2]["text/plain"] == "'first'"
+    assert result.execute_result["data"]["text/html"] == "<i>result</i>"
+    assert result.stdout == "between\n"
+
+
+@needs("matplotlib")
+def test_matplotlib_inline(client):
+    result = execute(client[0], "%matplotlib inline\nimport matplotlib.pyplot as plt\nplt.plot([1, 4, 9]);")
+    (figure,) = [output["data"] for output in result.outputs]
+    assert figure["image/png"].startswith("iVBO") and len(figure["image/png"]) > 1000
+    # A function has no cell that ends: its figure comes when it is shown.
+    shown = client[0].apply_async(interactive(lambda: plt.plot([1, 2]) and plt.show()))  # noqa: F821
+    assert "image/png" in done(shown).outputs[0]["data"]
+
+
+def test_capture_and_what_is_printed_past_python(client):
+    result = execute(client[0], "%%capture caught\nimport sys\nprint('out')\nprint('err', file=sys.stderr)\n'value'")
+    assert (result.stdout, result.stderr, result.outputs) == ("", "", [])
+    result = execute(client[0], "print(repr(caught.stdout), repr(caught.stderr), caught.outputs[0].data)")
+    assert result.stdout == "'out\\n' 'err\\n' {'text/plain': \"'value'\"}\n"
+    result = execute(client[0], "import os\nprint('one')\nos.system('echo two')\nos.write(1, b'three\\n')\nprint('four')")
+    assert result.stdout == "one\ntwo\nthree\nfour\n"
+    assert "five" in execute(client[0], "!echo five").stdout
+
+
+def test_output_stands_in_the_order_in_which_it_was_made(client):
+    """Streams and displays are different messages; they come in the order of the cell."""
+    order = []
+    code = "from IPython.display import display\nimport time\nfor n in range(3):\n    print(n)\n    display(n)"
+    session_of = client.session
+    original = session_of.deserialize
+
+    def noting(message, *arguments, **options):
+        told = original(message, *arguments, **options)
+        kind, content = told["header"]["msg_type"], told["content"]
+        if kind == "stream":
+            order.extend(content["text"].split())
+        elif kind == "display_data":
+            order.append("display " + content["data"]["text/plain"])
+        return told
+
+    session_of.deserialize = noting
+    try:
+        execute(client[0], code)
+    finally:
+        del session_of.deserialize
+    assert order == ["0", "display 0", "1", "display 1", "2", "display 2"]
+
+
+def test_data_is_published_while_a_function_runs(client):
+    @interactive
+    def publishes():
+        from ipyparallel.datapub import publish_data
+
+        publish_data({"progress": 0.5})
+
+    result = done(client[0].apply_async(publishes))
+    wait_until("the data", lambda: result.data == {"progress": 0.5})
+
+
+# ---- errors
+
+
+def test_tracebacks_show_the_users_lines(client):
+    error = refused(client[0].execute("def inner(x):\n    return 1 / x\n\ninner(0)", block=False))
+    lines = re.sub("\x1b[^m]*m", "", "\n".join(error.render_traceback()))
+    assert error.ename == "ZeroDivisionError" and "return 1 / x" in lines and "inner(0)" in lines
+    assert "<pcluster" + " worker>" not in lines
+    error = refused(client[0].execute("1 +", block=False))
+    assert error.ename == "SyntaxError"
+    error = refused(client[0].apply_async(interactive(lambda: [][7])))
+    assert error.ename == "IndexError" and error.engine_info["method"] == "apply"
+    assert "<pcluster" + " worker>" not in "\n".join(error.render_traceback())
+
+
+def test_errors_that_cannot_be_shown_and_values_that_cannot_travel(client):
+    client[0].execute("class Odd(Exception):\n    def __str__(self): raise ValueError", block=True)
+    assert refused(client[0].execute("raise Odd", block=False)).ename in ("Odd", "ValueError")
+    error = refused(client[0].apply_async(interactive(lambda: __import__("threading").Lock())))
+    assert error.ename == "TypeError" and "pickle" in error.evalue
+    assert refused(client[0].execute("import sys; sys.exit(3)", block=False)).ename == "SystemExit"
+    assert client[0].apply_sync(interactive(lambda: 1)) == 1
+
+
+def test_input_is_refused_with_what_to_do(client):
+    for asks in ("input('name? ')", "import getpass; getpass.getpass('name? ')"):
+        error = refused(client[0].execute(asks, block=False))
+        assert error.ename == "StdinNotImplementedError"
+        assert "'name? '" in error.evalue and "push it" in error.evalue
+    assert refused(client[0].apply_async(builtins.input, "name? ")).ename == "StdinNotImplementedError"
+
+
+def test_a_running_cell_and_a_running_function_are_interrupted(client, everyone):
+    sleeping = "import time\nprint('asleep', flush=True)\ntime.sleep(600)"
+    awaiting = "import asyncio\nprint('asleep', flush=True)\nawait asyncio.sleep(600)\nwoken = True"
+
+    @interactive
+    def sleeps():
+        import time
+
+        print("asleep", flush=True)
+        time.sleep(600)
+
+    for start in (
+        lambda: everyone.execute(sleeping, silent=False, block=False),
+        lambda: everyone.execute(awaiting, silent=False, block=False),
+        lambda: everyone.apply_async(sleeps),
+    ):
+        result = start()
+        wait_until("both to sleep", lambda: all("asleep" in text for text in result.stdout))
+        client.send_signal("SIGINT", block=True)
+        error = refused(result)
+        assert [one[0] for one in error.elist] == ["KeyboardInterrupt"] * 2
+    # It interrupts nothing where nothing runs, and the namespace is as it was.
+    client.send_signal("SIGINT", block=True)
+    assert everyone.apply_sync(interactive(lambda: "woken" in globals())) == [False, False]
+
+
+def test_the_end_of_python_in_a_cell_is_not_the_end_of_the_cluster():
+    cluster = Cluster("-n", "1")
+    client = client_of(cluster)
+    try:
+        error = refused(client[0].execute("import os; os._exit(3)", block=False))
+        assert error.ename in ("EngineError", "WorkerDied") and "exit code 3" in error.evalue
+        wait_until("an engine again", lambda: client.ids)
+        assert client[client.ids[-1]].apply_sync(interactive(lambda: 5)) == 5
+    finally:
+        client.close()
+        cluster.end()
+
+
+# ---- dependencies, references, closures, classes
+
+
+def test_require_and_depend(client, balanced):
+    @require("json", "os.path")
+    @interactive
+    def needs_modules():
+        return json.dumps([1]), os.path.basename("a/b")  # noqa: F821
+
+    assert client[0].apply_sync(needs_modules) == ("[1]", "b")
+    client[1].push({"special": True}, block=True)
+
+    @depend(interactive(lambda: globals().get("special", False)))
+    @interactive
+    def only_where_it_is_special():
+        return get_ipython().kernel.engine_id  # noqa: F821
+
+    results = [balanced.apply_async(only_where_it_is_special) for _ in range(6)]
+    assert [result.get(PATIENCE_S) for result in results] == [1] * 6
+
+    @require("no_such_module_anywhere")
+    @interactive
+    def nowhere():
+        pass
+
+    assert refused(balanced.apply_async(nowhere)).ename == "ImpossibleDependency"
+    assert refused(client[0].apply_async(nowhere)).ename == "UnmetDependency"
+
+
+def test_functions_require_functions(notebook):
+    notebook.cell("import ipyparallel as ipp\ndef helper():\n    return 'helped'")
+    notebook.cell("@ipp.require(helper)\ndef needs():\n    return helper()\nhelped = view.apply_sync(needs)")
+    assert notebook["helped"] == ["helped"] * 2
+
+
+def test_references(client, everyone):
+    everyone.scatter("part", [1, 2], block=True)
+    identity = interactive(lambda x: x)
+    assert everyone.apply_sync(identity, Reference("part")) == [[1], [2]]
+    assert everyone.apply_sync(identity, Reference("part[0] * 10")) == [10, 20]
+    assert refused(client[0].apply_async(identity, Reference("nothing"))).ename == "NameError"
+
+
+def test_closures_and_defaults(notebook):
+    notebook.cell("def times(n):\n    def inner(x, plus=1):\n        return n * x + plus\n    return inner\nproducts = view.apply_sync(times(3), 4)")
+    assert notebook["products"] == [13, 13]
+    notebook.cell("squares = balanced.map_sync(lambda x, y: x * y, range(5), range(5))")
+    assert notebook["squares"] == [0, 1, 4, 9, 16]
+
+
+def test_classes_of_the_notebook(notebook):
+    notebook.cell("class Point:\n    def __init__(self, x):\n        self.x = x\n    def twice(self):\n        return 2 * self.x")
+    notebook.cell("doubled = view.apply_sync(lambda cls, x: cls(x).twice(), Point, 3)")
+    assert notebook["doubled"] == [6, 6]
+    notebook.cell("view['Point'] = Point\n%px made = Point(5)\nback = [point.twice() for point in view['made']]")
+    assert notebook["back"] == [10, 10]
+
+
+def test_imports_on_both_sides(notebook, everyone):
+    notebook.cell("with view.sync_imports():\n    import fractions\n    from os.path import join")
+    assert everyone.apply_sync(interactive(lambda: str(fractions.Fraction(2, 4)))) == ["1/2"] * 2  # noqa: F821
+    assert everyone.apply_sync(interactive(lambda: join("a", "b"))) == ["a/b"] * 2  # noqa: F821
+
+
+@pytest.mark.parametrize("package", ["dill", "cloudpickle"])
+def test_other_pickles(everyone, package):
+    pytest.importorskip(package)
+    getattr(everyone, "use_" + package)()
+    try:
+        for function in everyone.apply_sync(interactive(lambda x: lambda y: x + y), 3):
+            assert function(4) == 7
+    finally:
+        everyone.use_pickle()
+
+
+# ---- buffers
+
+
+def test_arrays(client, everyone):
+    numpy = pytest.importorskip("numpy")
+    array = numpy.arange(200_000, dtype="float64").reshape(200, 1000)
+    assert everyone.apply_sync(interactive(lambda a: (a.shape, str(a.dtype), float(a[1, 1]))), array) == [((200, 1000), "float64", 1001.0)] * 2
+    nested = client[0].apply_sync(interactive(lambda a: {"rows": [a[0], a[:, 0]], "n": len(a)}), array)
+    assert nested["n"] == 200 and (nested["rows"][1] == array[:, 0]).all()
+    everyone.scatter("part", array, block=True)
+    assert [part.shape for part in everyone["part"]] == [(100, 1000)] * 2
+    assert (everyone.gather("part", block=True) == array).all()
+    text = numpy.array(["a", None, {"b": 1}], dtype=object)
+    assert client[1].apply_sync(interactive(lambda a: a), text)[2] == {"b": 1}
+    assert len(client[1].apply_sync(interactive(lambda: b"x" * 3_000_000))) == 3_000_000
+
+
+@needs("pandas")
+def test_frames(client, everyone):
+    import pandas
+
+    frame = pandas.DataFrame({"n": range(50_000), "word": ["a", "b"] * 25_000})
+    means = everyone.apply_sync(interactive(lambda f: f.groupby("word").n.mean()), frame)
+    assert [dict(mean) for mean in means] == [{"a": 24999.0, "b": 25000.0}] * 2
+    everyone.push({"frame": frame}, block=True)
+    assert client[1]["frame"].equals(frame)
+    result = execute(client[0], "frame.head(2)")
+    assert "<table" in result.execute_result["data"]["text/html"]
+
+
+# ---- event loops
+
+
+def test_cells_find_a_running_event_loop_and_functions_may_run_their_own(client):
+    code = "import asyncio\nasync def count():\n    global n\n    for n in range(1000):\n        await asyncio.sleep(0.001)\ntask = asyncio.create_task(count())"
+    execute(client[0], code)
+    # Nothing is asked of the engine meanwhile but how far it is.
+    wait_until("it to count between requests", lambda: client[0].pull("n", block=True) >= 20)
+    execute(client[0], "task.cancel()\nawait asyncio.wait([task])")
+    assert client[0].apply_sync(interactive(lambda: task.cancelled()))  # noqa: F821
+    assert execute(client[0], "await asyncio.sleep(0, 'awaited')").execute_result["data"]["text/plain"] == "'awaited'"
+
+    @interactive
+    def runs_its_own():
+        import asyncio
+
+        return asyncio.run(asyncio.sleep(0, "its own"))
+
+    assert client[0].apply_sync(runs_its_own) == "its own"
+
+
+def test_what_is_left_to_the_event_loop_cannot_end_the_engine(client):
+    pid = client[0].apply_sync(os.getpid)
+    code = "import asyncio, sys\nasync def leaves():\n    sys.exit(3)\ntask = asyncio.create_task(leaves())"
+    execute(client[0], code)
+    time.sleep(0.05)
+    assert client[0].apply_sync(os.getpid) == pid
+
+
+# ---- executors, joblib, Dask
+
+
+def test_executors_and_futures(client, balanced):
+    import concurrent.futures
+
+    with client.executor() as executor:
+        assert executor.submit(pow, 2, 5).result(PATIENCE_S) == 32
+        assert list(executor.map(pow, [1, 2, 3], [2, 2, 2])) == [1, 4, 9]
+    futures = [balanced.apply_async(pow, n, 2) for n in range(5)]
+    finished = concurrent.futures.as_completed(futures, timeout=PATIENCE_S)
+    assert sorted(future.result() for future in finished) == [0, 1, 4, 9, 16]
+
+
+@needs("joblib")
+def test_joblib(client, balanced):
+    import joblib
+    from ipyparallel.joblib import IPythonParallelBackend
+
+    joblib.register_parallel_backend("pcluster", lambda **options: IPythonParallelBackend(view=balanced, **options))
+    with joblib.parallel_config("pcluster"):
+        assert joblib.Parallel(n_jobs=2)(joblib.delayed(pow)(n, 2) for n in range(10)) == [n * n for n in range(10)]
+
+
+@needs("distributed")
+def test_engines_become_dask_workers_and_engines_again(client, everyone):
+    import distributed
+    from ipyparallel.util import become_dask_worker, stop_distributed_worker
+
+    options = dict(n_workers=0, processes=False, protocol="tcp", dashboard_address=None)
+    with distributed.LocalCluster(**options) as scheduler, distributed.Client(scheduler) as dask:
+        everyone.apply_sync(become_dask_worker, scheduler.scheduler_address, nthreads=1)
+        dask.wait_for_workers(2, timeout=PATIENCE_S)
+        pids = set(dask.gather(dask.map(lambda n: __import__("os").getpid(), range(20), pure=False)))
+        assert pids <= set(everyone.apply_sync(os.getpid)) and pids
+        # The workers end with their scheduler; the engines stay.
+        everyone.apply_sync(stop_distributed_worker)
+    assert everyone.apply_sync(interactive(lambda: 2)) == [2, 2]
+
+
+# ---- other Pythons
+
+
+def test_a_python_without_ipyparallel_says_what_to_install(tmp_path):
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(tmp_path / "bare")], check=True, timeout=PATIENCE_S)
+    python = str(tmp_path / "bare" / "bin" / "python")
+    cluster = Cluster("-n", "1", "--python", python)
+    client = client_of(cluster)
+    try:
+        for result in (client[0].apply_async(interactive(lambda: 1)), client[0].execute("1", block=False)):
+            error = refused(result)
+            assert error.ename == "ImportError"
+            assert "No module named" in error.evalue
+            assert "{} -m pip install ipyparallel".format(python) in error.evalue
+        # What needs nothing but Python works there.
+        assert cluster.run("apply", "math:sqrt", "4").split()[-1] == "2.0"
+    finally:
+        client.close()
+        cluster.end()
+
+
+@needs("vermin")
+@pytest.mark.parametrize("name", ["worker.py", "ipython.py"])
+def test_the_worker_is_of_python_3_8(name):
+    source = REPOSITORY / "src" / "engine" / "worker" / name
+    checked = subprocess.run(
+        [sys.executable, "-c", "import vermin; vermin.main()", "--no-tips", "--violations", "-t=3.8-", str(source)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        universal_newlines=True,
+        timeout=PATIENCE_S,
+    )
+    assert checked.returncode == 0, checked.stdout
