@@ -5,7 +5,7 @@ use crate::run::{captured, echo, program};
 use std::path::{Path, PathBuf};
 
 /// From PyPI.
-const PEERS: &[&str] = &["ipyparallel", "parsl", "distributed", "hyperqueue"];
+const PEERS: &[&str] = &["ipyparallel", "numpy", "parsl", "distributed", "hyperqueue"];
 
 pub struct Tools {
     pub root: PathBuf,
