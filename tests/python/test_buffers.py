@@ -43,7 +43,7 @@ def test_an_array_reaches_engines_and_comes_back_in_few_copies(client_file):
         both.push({"array": sent}, block=True)
         both.push({"array": sent}, block=True)
         assert memory(controller, "VmHWM:") - before < 9 * SIZE
-        assert both.apply_sync(lambda: len(array)) == [SIZE, SIZE]  # noqa: F821
+        assert both.apply_sync(ipp.interactive(lambda: len(array))) == [SIZE, SIZE]  # noqa: F821
         assert one.pull("array", block=True) == sent
         assert memory(controller, "VmRSS:") - before < 2 * SIZE, "nothing of it is held when all is done"
     kept = sorted(entry.stat().st_size for entry in buffers.iterdir())

@@ -27,10 +27,10 @@ struct Size {
 }
 
 const FULL: Size = Size {
-    rounds: 5,
+    rounds: 3,
     tasks: 2_000,
     latencies: 200,
-    many: 100_000,
+    many: 20_000,
     calls: &["1", "16", "64"],
     count: "300",
     pushes: "3",
@@ -68,7 +68,7 @@ impl Found {
 
 pub fn run(places: &Places, quick: bool) -> Result<(), String> {
     let size = if quick { QUICK } else { FULL };
-    let tools = Tools::prepare(places)?;
+    let tools = Tools::for_client(places)?;
     let found = measured(&tools, &size);
     let text = format!("{}\n{}", table::head(places, size.rounds, &tools), tables(&found, &size));
     let kept = tools.folder.join("ipyparallel.md");
@@ -102,6 +102,10 @@ fn both<'a>(tools: &'a Tools, engines: u64) -> Result<[Side<'a>; 2], String> {
 
 fn two_engines(tools: &Tools, size: &Size, found: &mut Found) -> Result<(), String> {
     let sides = both(tools, 2)?;
+    for side in &sides {
+        // The engines have imported what they need.
+        side.script("balanced_view.py", &["50", "1"])?;
+    }
     for _ in 0..size.rounds {
         for (i, side) in sides.iter().enumerate() {
             tasks(side, i, size.tasks, size.latencies, "", found)?;
