@@ -53,8 +53,11 @@ pub enum Color {
 pub const GROUPS: &[(&str, &[&str])] = &[
     (
         "Clusters",
-        &["start", "stop", "restart", "list", "clean", "status", "engines", "logs", "script"],
+        &[
+            "start", "stop", "restart", "list", "clean", "status", "engines", "scale", "logs", "script",
+        ],
     ),
+    ("Elsewhere", &["connect", "disconnect", "connection", "install"]),
     ("Work", &["map", "apply", "exec", "run", "push", "pull", "scatter", "gather"]),
     ("Results", &["results", "resubmit", "cancel", "wait", "purge"]),
     ("Setup", &["doctor", "profile", "template", "completions", "version"]),
@@ -133,9 +136,17 @@ mod tests {
           clean        Clear away what dead clusters have left
           status       Show how a cluster is doing: controller, engines, queue
           engines      List a cluster's engines, add some, stop some
+          scale        Bring a running cluster to so many engines: start more, or take
+                       some away
           logs         Show what the controller and the engines logged
-          script       Show the script that a start would submit to a batch system,
-                       and submit nothing
+          script       Show the script that a start would submit to a batch system, and
+                       submit nothing
+
+        Elsewhere:
+          connect      Connect to a cluster on another host, through ssh
+          disconnect   End the tunnel to another host; the cluster there runs on
+          connection   Carry connection files by hand: show, export, import
+          install      Copy this pcluster to another host
 
         Work:
           map          Run a Python function or a command on every input

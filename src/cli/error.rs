@@ -2,7 +2,9 @@
 use super::context::Context;
 use crate::client::ClientError;
 use crate::cluster::ClusterError;
+use crate::cluster::remote::RemoteError;
 use crate::connection::ConnectionError;
+use crate::connection::ssh::SshError;
 use crate::controller::ControllerError;
 use crate::db::{DbError, DbErrorKind};
 use crate::engine::EngineError;
@@ -124,6 +126,14 @@ impl CommandError {
         self
     }
 
+    /// Of an interruption: what became of what had been begun.
+    pub fn instead_of_started(mut self, what: &str) -> CommandError {
+        if self.kind == ErrorKind::Interrupted {
+            self.error = format!("interrupted; {what}");
+        }
+        self
+    }
+
     /// The lines for stderr.
     pub fn render(&self, color: bool) -> String {
         let (red, cyan, end) = if color {
@@ -209,6 +219,10 @@ impl From<ClusterError> for CommandError {
                 ErrorKind::Usage
             }
             ClusterError::NotRunning { .. } => ErrorKind::NotFound,
+            ClusterError::Ssh(SshError::BadDestination { .. }) => ErrorKind::Usage,
+            ClusterError::Ssh(SshError::NoSsh(_) | SshError::Place { .. }) => ErrorKind::Environment,
+            ClusterError::Ssh(_) | ClusterError::Told { .. } => ErrorKind::Refused,
+            ClusterError::Remote(ref error) => remote_kind(error),
             ClusterError::Running { .. } | ClusterError::Foreign { .. } | ClusterError::Elsewhere { .. } | ClusterError::Busy { .. } => {
                 ErrorKind::Refused
             }
@@ -217,6 +231,24 @@ impl From<ClusterError> for CommandError {
         };
         let hints = error.hints();
         CommandError::new(kind, error).hints(hints)
+    }
+}
+
+fn remote_kind(error: &RemoteError) -> ErrorKind {
+    match error {
+        RemoteError::NoCluster { .. } | RemoteError::Gone { .. } | RemoteError::NotConnected { .. } => ErrorKind::NotFound,
+        RemoteError::Listen(_) | RemoteError::Program(_) | RemoteError::Ended { .. } => ErrorKind::Environment,
+        RemoteError::OtherMachine { .. } | RemoteError::DoesNotRun { .. } | RemoteError::NotInstalled { .. } => ErrorKind::Environment,
+        // As it would have been here.
+        RemoteError::Failed { code, .. } => match code {
+            Some(1) => ErrorKind::Failed,
+            Some(2) => ErrorKind::Usage,
+            Some(3) => ErrorKind::NotFound,
+            Some(4) => ErrorKind::Refused,
+            Some(130) => ErrorKind::Interrupted,
+            _ => ErrorKind::Environment,
+        },
+        _ => ErrorKind::Refused,
     }
 }
 

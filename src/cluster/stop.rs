@@ -2,10 +2,12 @@
 //! dead one left. Nothing is signalled but processes on record, told by process id and start time.
 use super::list::{Condition, Standing};
 use super::lock::Lock;
+use super::remote::TunnelState;
 use super::start::in_thread;
 use super::{ClusterError, launch};
 use crate::client::Client;
 use crate::connection::ConnectionFile;
+use crate::connection::ssh::place;
 use crate::launchers::{Ended, LaunchError, Launched, Launcher, Process};
 use crate::profile::ProfileDir;
 use crate::profile::config::Config;
@@ -69,6 +71,7 @@ async fn end(profile: &ProfileDir, cluster_id: &str, force: bool, progress: &mut
     let standing = Standing::of(profile, cluster_id);
     match (standing.condition, &standing.controller) {
         (Condition::Stopped, _) => return Err(super::not_running(profile, cluster_id)),
+        (Condition::Connected, _) => return Err(super::list::connected(profile, cluster_id)),
         (Condition::Foreign, _) if !force && standing.connection.as_ref().is_some_and(something_listens) => {
             return Err(ClusterError::Foreign {
                 cluster: super::in_words(profile, cluster_id),
@@ -118,9 +121,9 @@ async fn end(profile: &ProfileDir, cluster_id: &str, force: bool, progress: &mut
         let deadline = Instant::now() + stop_for;
         let mut last = 0;
         loop {
-            let left = launches.count().await?;
+            let left = launches.count_here().await?;
             // A controller elsewhere is gone when its file is.
-            let file = standing.condition == Condition::Elsewhere && profile.client_file(cluster_id).exists();
+            let file = (standing.condition == Condition::Elsewhere || !launches.have_all()) && profile.client_file(cluster_id).exists();
             if (left == 0 && !file) || Instant::now() >= deadline {
                 break;
             }
@@ -180,10 +183,35 @@ impl Launches {
         Launches(launches.into_iter().map(with).collect())
     }
 
-    /// How many members are known to be there.
+    /// How many engines are known to be there.
     async fn count(&self) -> Result<usize, ClusterError> {
         let mut there = 0;
         for (launcher, launched) in &self.0 {
+            if let (Ok(launcher), launched) = (launcher, launched.clone()) {
+                let (launcher, members) = (launcher.clone(), launched.members());
+                let states = in_thread(move || launcher.states(&launched)).await?;
+                let engines = members
+                    .iter()
+                    .zip(states)
+                    .filter(|(_, state)| state.is_there())
+                    .map(|(m, _)| m.engines as usize);
+                there += engines.sum::<usize>();
+            }
+        }
+        Ok(there)
+    }
+
+    /// Whether the end of all processes can be seen at once.
+    fn have_all(&self) -> bool {
+        self.0
+            .iter()
+            .all(|(launcher, _)| launcher.as_ref().is_ok_and(|l| !l.is_asked_seldom()))
+    }
+
+    /// How many members are known to be there, of those that can be seen at once.
+    async fn count_here(&self) -> Result<usize, ClusterError> {
+        let mut there = 0;
+        for (launcher, launched) in self.0.iter().filter(|(l, _)| l.as_ref().is_ok_and(|l| !l.is_asked_seldom())) {
             if let (Ok(launcher), launched) = (launcher, launched.clone()) {
                 let launcher = launcher.clone();
                 let states = in_thread(move || launcher.states(&launched)).await?;
@@ -196,6 +224,7 @@ impl Launches {
 
 /// The connection files, the controller's own, and the state file. What is gone already is no error, and what cannot be removed is stale anyway.
 pub(super) fn remove_files(profile: &ProfileDir, cluster_id: &str) {
+    remove_tunnel(profile, cluster_id);
     let files = [
         profile.client_file(cluster_id),
         profile.engine_file(cluster_id),
@@ -208,6 +237,18 @@ pub(super) fn remove_files(profile: &ProfileDir, cluster_id: &str) {
         {
             tracing::warn!("cannot remove {}: {e}", path.display());
         }
+    }
+}
+
+/// What a tunnel left that is gone.
+pub(super) fn remove_tunnel(profile: &ProfileDir, cluster_id: &str) {
+    if let Ok(Some(tunnel)) = TunnelState::read(profile, cluster_id)
+        && !tunnel.runs()
+    {
+        if let Some(path) = &tunnel.place {
+            place::clear(path);
+        }
+        let _ = std::fs::remove_file(profile.tunnel_file(cluster_id));
     }
 }
 

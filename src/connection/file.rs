@@ -147,6 +147,20 @@ pub struct PclusterKeys {
     pub host: String,
     /// When that process started (seconds since 1970).
     pub started: f64,
+    /// Where this is the near end of a tunnel: then the process is the tunnel's, which is on this host.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tunnel: Option<TunnelKeys>,
+}
+
+/// Where a tunnel leads.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct TunnelKeys {
+    /// As it is given to ssh.
+    pub destination: String,
+    /// The controller there.
+    pub pid: u32,
+    pub host: String,
+    pub started: f64,
 }
 
 impl PclusterKeys {
@@ -162,6 +176,7 @@ impl PclusterKeys {
             pid,
             host: process::host(),
             started: process::started_of(pid).unwrap_or_default(),
+            tunnel: None,
         }
     }
 }

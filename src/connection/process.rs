@@ -20,12 +20,28 @@ pub fn is_same_process(pid: u32, started: f64) -> bool {
     started_of(pid).is_some_and(|s| (s - started).abs() < TOLERANCE_S)
 }
 
+/// The parent of this process; none if there is no such process.
+pub fn parent_of(pid: u32) -> Option<u32> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    stat.rsplit_once(')')?.1.split_ascii_whitespace().nth(1)?.parse().ok()
+}
+
 /// This host's name, as connection and state files spell it.
 pub fn host() -> String {
     match nix::unistd::gethostname() {
         Ok(name) => name.to_string_lossy().into_owned(),
         Err(_) => "localhost".into(),
     }
+}
+
+/// When a process of another host started, from its `/proc/<pid>/stat` and that host's `/proc/stat`.
+pub fn started_from(process_stat: &str, host_stat: &str) -> Option<f64> {
+    Some(boot_time_in(host_stat)? + start_ticks(process_stat)? as f64 / TICKS_A_SECOND)
+}
+
+/// Whether two start times are one.
+pub fn same_start(one: f64, other: f64) -> bool {
+    (one - other).abs() < TOLERANCE_S
 }
 
 /// `pid (name) state … starttime(22)`; the name may have spaces and parentheses. None for one that has ended.
@@ -77,7 +93,10 @@ pub fn left_by(supervisors: &[(u32, f64)]) -> Vec<(usize, u32, f64)> {
 }
 
 fn boot_time() -> Option<f64> {
-    let stat = fs::read_to_string("/proc/stat").ok()?;
+    boot_time_in(&fs::read_to_string("/proc/stat").ok()?)
+}
+
+fn boot_time_in(stat: &str) -> Option<f64> {
     stat.lines().find_map(|l| l.strip_prefix("btime "))?.trim().parse().ok()
 }
 
@@ -96,6 +115,7 @@ mod tests {
         assert!(started <= now + TOLERANCE_S && started > now - 86_400.0, "{started} {now}");
         assert!(is_same_process(pid, started));
         assert!(!is_same_process(pid, started - 60.0));
+        assert_eq!(parent_of(pid), Some(std::os::unix::process::parent_id()));
     }
 
     #[test]

@@ -11,6 +11,7 @@ const MIGRATIONS: &[&str] = &[
     include_str!("migrations/0001_tasks.sql"),
     include_str!("migrations/0002_cancelling.sql"),
     include_str!("migrations/0003_forgetting.sql"),
+    include_str!("migrations/0004_jobs.sql"),
 ];
 
 /// The version that this program writes, in `PRAGMA user_version`.

@@ -44,6 +44,10 @@ pub trait Launcher: Send + Sync {
     fn is_elsewhere(&self) -> bool {
         false
     }
+    /// Whether its states may be as old as some seconds, because who tells them is asked seldom.
+    fn is_asked_seldom(&self) -> bool {
+        false
+    }
     /// Starts one controller.
     fn start_controller(&self, launch: &ControllerLaunch) -> Result<Launched, LaunchError>;
     /// Starts `launch.n` engines; all, or none with an error. [`python`] has the checks to be made before.

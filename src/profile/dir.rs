@@ -211,6 +211,13 @@ impl ProfileDir {
     pub fn state_file(&self, cluster_id: &str) -> PathBuf {
         self.pid_dir().join(format!("{}.json", with_id("pcluster", cluster_id)))
     }
+    /// What is known of the tunnel that leads to the cluster, where it runs elsewhere.
+    pub fn tunnel_file(&self, cluster_id: &str) -> PathBuf {
+        self.pid_dir().join(format!("{}.json", with_id("tunnel", cluster_id)))
+    }
+    pub fn tunnel_log(&self, cluster_id: &str) -> PathBuf {
+        self.log_dir().join(format!("{}.log", with_id("tunnel", cluster_id)))
+    }
     /// Keeps two starts of one cluster apart.
     pub fn lock_file(&self, cluster_id: &str) -> PathBuf {
         self.pid_dir().join(format!("{}.lock", with_id("pcluster", cluster_id)))

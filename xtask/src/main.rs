@@ -7,6 +7,7 @@ mod bench;
 mod chaos;
 mod demo;
 mod fuzz;
+mod mpi;
 mod pi;
 mod python;
 mod run;

@@ -1,6 +1,7 @@
 //! `cargo xtask test`: everything that must hold, and a plain count at the end.
 use crate::Places;
 use crate::fuzz;
+use crate::mpi;
 use crate::python;
 use crate::run::{captured, echo, program, spelled, status, watched};
 use crate::tally::Tally;
@@ -119,6 +120,7 @@ fn python_tests(places: &Places, report: &mut Report, python: Option<&Path>) {
         report.add("cargo build", Tally::of_check(false));
         return;
     }
+    mpi::prepare(places);
     let wheel = wheel::run(places, "dev");
     if let Err(why) = &wheel {
         println!("{why}");

@@ -3,13 +3,17 @@ pub mod apply;
 pub mod cancel;
 pub mod clean;
 pub mod completions;
+pub mod connect;
+pub mod connection;
 pub mod controller;
+pub mod disconnect;
 pub mod doctor;
 pub mod engine;
 pub mod engines;
 pub mod exec;
 pub mod gather;
 pub mod help_markdown;
+pub mod install;
 pub mod list;
 pub mod logs;
 pub mod map;
@@ -21,12 +25,15 @@ pub mod restart;
 pub mod resubmit;
 pub mod results;
 pub mod run;
+pub mod scale;
 pub mod scatter;
 pub mod script;
 pub mod start;
 pub mod status;
 pub mod stop;
 pub mod template;
+pub mod there;
+pub mod tunnel;
 pub mod version;
 pub mod wait;
 
@@ -40,6 +47,9 @@ macro_rules! commands {
             $($(#[$attribute])* $variant($module::Args)),*
         }
         pub fn dispatch(command: Command, context: &Context) -> Result<Exit, CommandError> {
+            if let Some(exit) = there::instead(&command, context)? {
+                return Ok(exit);
+            }
             match command {
                 $(Command::$variant(args) => $module::run(args, context)),*
             }
@@ -55,8 +65,13 @@ commands! {
     Clean => clean,
     Status => status,
     Engines => engines,
+    Scale => scale,
     Logs => logs,
     Script => script,
+    Connect => connect,
+    Disconnect => disconnect,
+    Connection => connection,
+    Install => install,
     Map => map,
     Apply => apply,
     Exec => exec,
@@ -79,6 +94,8 @@ commands! {
     Controller => controller,
     #[command(hide = true)]
     Engine => engine,
+    #[command(hide = true)]
+    Tunnel => tunnel,
     #[command(hide = true)]
     HelpMarkdown => help_markdown,
 }

@@ -15,6 +15,12 @@ pub struct Args {
     all: bool,
 }
 
+impl Args {
+    pub fn is_all(&self) -> bool {
+        self.all
+    }
+}
+
 pub fn run(args: Args, context: &Context) -> Result<Exit, CommandError> {
     let clusters: Vec<(ProfileDir, String)> = match args.all {
         false => vec![(context.profile_dir()?, context.cluster_id.clone())],

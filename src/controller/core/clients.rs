@@ -384,6 +384,7 @@ impl Core {
                 facts: e.facts.clone(),
                 state: match (e.is_here(), e.load()) {
                     (false, _) => "silent",
+                    _ if e.leaving => "leaving",
                     (true, 0) => "idle",
                     (true, _) => "busy",
                 }
@@ -408,6 +409,7 @@ impl Core {
             queued: (ready + in_flight - begun) as u64,
             running: begun as u64,
             finished: self.finished_tasks,
+            cut_off: self.cut_off,
         };
         self.answer(asked, &reply);
     }

@@ -260,6 +260,7 @@ fn connection_file(port: u16, server_key: &str) -> ConnectionFile {
             pid: 0,
             host: String::new(),
             started: 0.0,
+            tunnel: None,
         }),
     }
 }

@@ -140,7 +140,10 @@ mod tests {
         assert!(is_controller("/x/pcluster controller --profile-dir /p ", true));
         assert!(!is_controller("/x/pcluster engine --file /p/controller.json ", true));
         assert!(is_controller("/v/bin/python -m ipyparallel.controller --profile-dir /p ", false));
-        assert!(is_controller("/v/bin/python -c from multiprocessing.spawn import spawn_main; ", false));
+        assert!(is_controller(
+            "/v/bin/python -c from multiprocessing.spawn import spawn_main; ",
+            false
+        ));
         assert!(!is_controller("/v/bin/python -m ipyparallel.engine ", false));
     }
 }

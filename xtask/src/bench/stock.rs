@@ -168,7 +168,10 @@ fn take(side: usize, prefix: &str, values: BTreeMap<String, f64>, found: &mut Fo
 }
 
 fn tables(found: &Found, size: &Size) -> String {
-    let mut out = format!("| an unmodified ipyparallel client | {} | {} | ratio |\n|---|--:|--:|--:|\n", SIDES[0], SIDES[1]);
+    let mut out = format!(
+        "| an unmodified ipyparallel client | {} | {} | ratio |\n|---|--:|--:|--:|\n",
+        SIDES[0], SIDES[1]
+    );
     let mut row = |label: String, name: &str, shown: &dyn Fn(f64) -> String, more_is_better: bool| {
         let [ours, theirs] = [0, 1].map(|side| found.median(side, name));
         let cell = |value: Option<f64>| value.map_or_else(|| "–".into(), shown);
@@ -213,12 +216,7 @@ fn tables(found: &Found, size: &Size) -> String {
         row("… not encrypted".into(), &format!("plain_push_{engines}"), &seconds, false);
     }
     row("controller's memory before many tasks".into(), "idle_mb", &mb, false);
-    row(
-        format!("… after {} tasks more", thousands(size.many as f64)),
-        "many_mb",
-        &mb,
-        false,
-    );
+    row(format!("… after {} tasks more", thousands(size.many as f64)), "many_mb", &mb, false);
     row("… tasks/s meanwhile".into(), "many_rate", &rate, true);
     row("… controller's CPU for a task".into(), "many_controller_us", &us, false);
     out
@@ -241,7 +239,10 @@ mod tests {
             text.contains("| `lview.map` of 300 no-ops, 2 engines, tasks/s | 1,000 | 400 | 2.5 × |"),
             "{text}"
         );
-        assert!(text.contains("| push of a 100 MB array to 1 engine | 0.50 s | 0.25 s | 1 / 0.5 |"), "{text}");
+        assert!(
+            text.contains("| push of a 100 MB array to 1 engine | 0.50 s | 0.25 s | 1 / 0.5 |"),
+            "{text}"
+        );
         assert!(text.contains("| … 99th percentile | – | – |  |"), "{text}");
     }
 }

@@ -31,7 +31,13 @@ impl Tools {
         echo(&words.join(" "));
         captured(&mut program(&places.root, &words))?;
         let (mut missing, mut versions) = (Vec::new(), Vec::new());
-        let python = environment(places, &folder.join("peers"), &["ipyparallel", "numpy"], &mut missing, &mut versions)?;
+        let python = environment(
+            places,
+            &folder.join("peers"),
+            &["ipyparallel", "numpy"],
+            &mut missing,
+            &mut versions,
+        )?;
         Ok(Tools {
             root: places.root.clone(),
             pcluster: places.target.join("release/pcluster"),

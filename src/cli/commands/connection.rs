@@ -1,0 +1,235 @@
+//! `pcluster connection`
+use crate::cli::output::{self, json};
+use crate::cli::{CommandError, Context, ErrorKind, Exit};
+use crate::cluster::{self, Condition};
+use crate::connection::file::BroadcastPorts;
+use crate::connection::{ConnectionFile, private, process};
+use std::io::Read;
+use std::path::{Path, PathBuf};
+
+/// Carry connection files by hand: show, export, import
+///
+/// `connect` does all this by itself. A connection file lets whoever has it run code as you, on your engines: it is shown
+/// without its keys, and written for nobody but you.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    #[command(subcommand)]
+    action: Action,
+}
+
+#[derive(Debug, clap::Subcommand)]
+enum Action {
+    /// Say what a connection file says, without its keys, and whether its controller still runs
+    Show {
+        #[command(flatten)]
+        which: Which,
+    },
+    /// Write a copy for another host
+    Export {
+        #[command(flatten)]
+        which: Which,
+        /// Where to: a new file, private; `-` is stdout, keys included
+        #[arg(value_name = "FILE")]
+        to: PathBuf,
+        /// The ssh server through which the other host reaches the controller: ipyparallel's clients then open a tunnel
+        #[arg(long, value_name = "USER@HOST")]
+        ssh: Option<String>,
+    },
+    /// Put a file that was carried here to where commands and clients find it
+    Import {
+        /// The file; `-` is stdin
+        #[arg(value_name = "FILE")]
+        from: PathBuf,
+        /// It is the engines' file
+        #[arg(long)]
+        engine: bool,
+        /// Replace one that is there
+        #[arg(long)]
+        force: bool,
+    },
+}
+
+#[derive(Debug, clap::Args)]
+struct Which {
+    /// The engines' file instead of the clients'
+    #[arg(long)]
+    engine: bool,
+}
+
+pub fn run(args: Args, context: &Context) -> Result<Exit, CommandError> {
+    match args.action {
+        Action::Show { which } => show(&which, context),
+        Action::Export { which, to, ssh } => export(&which, &to, ssh, context),
+        Action::Import { from, engine, force } => import(&from, engine, force, context),
+    }?;
+    Ok(Exit::Fine)
+}
+
+/// `profile "x"`, with its id if it has one.
+pub fn in_words(profile: &str, cluster_id: &str) -> String {
+    match cluster_id {
+        "" => format!("profile `{profile}`"),
+        id => format!("profile `{profile}` under cluster id `{id}`"),
+    }
+}
+
+fn path_of(engine: bool, context: &Context) -> Result<PathBuf, CommandError> {
+    let profile = context.profile_dir()?;
+    Ok(match engine {
+        true => profile.engine_file(&context.cluster_id),
+        false => profile.client_file(&context.cluster_id),
+    })
+}
+
+/// `running`, `gone`, `connected`; `unknown` of a controller elsewhere.
+fn state(file: &ConnectionFile, context: &Context) -> Result<&'static str, CommandError> {
+    let profile = context.profile_dir()?;
+    let condition = cluster::status(&profile, &context.cluster_id).map(|c| c.state);
+    Ok(match &file.pcluster {
+        _ if condition == Some(Condition::Connected) => "connected",
+        Some(_) if file.is_stale() => "gone",
+        Some(keys) if keys.host == process::host() => "running",
+        _ => "unknown",
+    })
+}
+
+fn show(which: &Which, context: &Context) -> Result<(), CommandError> {
+    let path = path_of(which.engine, context)?;
+    let file = ConnectionFile::read(&path)?;
+    let state = state(&file, context)?;
+    let keys = file.pcluster.as_ref();
+    let broadcast: Vec<u16> = match &file.broadcast {
+        BroadcastPorts::One(port) => vec![*port],
+        BroadcastPorts::Leaves(ports) => ports.clone(),
+    };
+    let ports = serde_json::json!({
+        "registration": file.registration, "control": file.control, "mux": file.mux, "task": file.task, "iopub": file.iopub,
+        "notification": file.notification, "broadcast": broadcast,
+    });
+    let addresses: Vec<String> = keys.map(|k| k.addresses.clone()).unwrap_or_default();
+    if context.json {
+        return json::print(&serde_json::json!({
+            "path": path, "state": state, "interface": file.interface, "location": file.location, "ssh": file.ssh, "ports": ports,
+            "addresses": addresses, "curve": file.curve_serverkey.is_some(), "controller_pid": keys.map(|k| k.pid),
+            "controller_host": keys.map(|k| &k.host), "pcluster": keys.map(|k| &k.version), "destination": destination(&file),
+        }));
+    }
+    let mut lines = vec![
+        ("file", path.display().to_string()),
+        ("state", state.to_string()),
+        ("interface", file.interface.clone()),
+        ("location", file.location.clone()),
+        ("ports", ports.to_string()),
+        (
+            "keys",
+            match file.curve_serverkey.is_some() {
+                true => "HMAC and CURVE (not shown)".to_string(),
+                false => "HMAC (not shown); not encrypted".to_string(),
+            },
+        ),
+    ];
+    if !file.ssh.is_empty() {
+        lines.push(("ssh", file.ssh.clone()));
+    }
+    if let Some(keys) = keys {
+        lines.push(("addresses", addresses.join(", ")));
+        let tunnel = keys.tunnel.as_ref();
+        let (pid, host) = tunnel.map_or((keys.pid, &keys.host), |t| (t.pid, &t.host));
+        lines.push(("controller", format!("pcluster {}, process {pid} on {host}", keys.version)));
+        if let Some(tunnel) = tunnel {
+            lines.push(("tunnel", format!("process {} here, to {}", keys.pid, tunnel.destination)));
+        }
+    }
+    let text: String = lines.iter().map(|(name, value)| format!("{name:<12}{value}\n")).collect();
+    output::print(&text)
+}
+
+fn destination(file: &ConnectionFile) -> Option<&str> {
+    Some(file.pcluster.as_ref()?.tunnel.as_ref()?.destination.as_str())
+}
+
+fn export(which: &Which, to: &Path, ssh: Option<String>, context: &Context) -> Result<(), CommandError> {
+    let path = path_of(which.engine, context)?;
+    let mut file = ConnectionFile::read(&path)?;
+    if let Some(destination) = destination(&file) {
+        return Err(CommandError::refused(format!(
+            "{} is the near end of a tunnel to {destination}, and of no use elsewhere",
+            path.display()
+        ))
+        .hint(format!("export it there: ssh {destination} pcluster connection export FILE")));
+    }
+    if file.is_stale() {
+        let error = crate::connection::discover::find(&path).err().map(CommandError::from);
+        return Err(error.unwrap_or_else(|| CommandError::not_found("its controller is gone")));
+    }
+    // Elsewhere a loopback address would be taken for that host's own.
+    if let Some(keys) = &file.pcluster
+        && matches!(file.location.as_str(), "127.0.0.1" | "::1" | "localhost" | "")
+    {
+        file.location = keys.host.clone();
+    }
+    if let Some(ssh) = ssh {
+        file.ssh = ssh;
+    }
+    if to == Path::new("-") {
+        let text = serde_json::to_string_pretty(&file).map_err(CommandError::internal)?;
+        return output::print(&format!("{text}\n"));
+    }
+    let mut text = serde_json::to_vec_pretty(&file).map_err(CommandError::internal)?;
+    text.push(b'\n');
+    private::write_new(to, &text).map_err(|e| {
+        let error = CommandError::environment(format!("cannot write {}: {e}", to.display()));
+        match e.kind() {
+            std::io::ErrorKind::AlreadyExists => error.hint("give another name, or remove it first"),
+            _ => error,
+        }
+    })?;
+    context.say(format!(
+        "{}: for whoever has it, the cluster is open; carry it by scp, not by mail",
+        to.display()
+    ));
+    Ok(())
+}
+
+fn import(from: &Path, engine: bool, force: bool, context: &Context) -> Result<(), CommandError> {
+    const MOST: u64 = 1 << 20;
+    let mut text = String::new();
+    let read = match from == Path::new("-") {
+        true => std::io::stdin().take(MOST).read_to_string(&mut text),
+        false => std::fs::File::open(from).and_then(|file| file.take(MOST).read_to_string(&mut text)),
+    };
+    read.map_err(|e| CommandError::environment(format!("cannot read {}: {e}", from.display())))?;
+    let file = ConnectionFile::parse(&text, from)?;
+    if engine != file.hb_ping.is_some() {
+        let (is, option) = if engine { ("clients'", "without") } else { ("engines'", "with") };
+        return Err(CommandError::usage(format!("{} is a {is} file", from.display())).hint(format!("import it {option} --engine")));
+    }
+    if file.is_stale() {
+        return Err(CommandError::new(
+            ErrorKind::NotFound,
+            format!("{} is of a controller of this host that is gone", from.display()),
+        ));
+    }
+    let profile = context.profile_dir()?;
+    let path = path_of(engine, context)?;
+    if !force && let Ok(there) = ConnectionFile::read(&path) {
+        let same = there == file;
+        if !same && !there.is_stale() {
+            return Err(
+                CommandError::refused(format!("{} is there already, and may be in use", path.display())).hint(format!(
+                    "another profile or --cluster-id keeps them apart; --force replaces it: pcluster connection show{}",
+                    context.options()
+                )),
+            );
+        }
+    }
+    profile.create()?;
+    file.write(&path)?;
+    let reach = match (file.ssh.is_empty(), file.pcluster.as_ref().map(|k| k.host.clone())) {
+        (false, _) => format!("; ipyparallel's Client opens a tunnel through {}", file.ssh),
+        (true, Some(host)) => format!("; its controller is on {host}"),
+        _ => String::new(),
+    };
+    context.say(format!("{}{reach}", path.display()));
+    Ok(())
+}

@@ -1,0 +1,44 @@
+//! `pcluster disconnect`
+use crate::cli::output::json;
+use crate::cli::{CommandError, Context, Exit};
+use crate::cluster::{self, Condition, remote};
+use crate::profile::ProfileDir;
+
+/// End the tunnel to another host; the cluster there runs on
+///
+/// Removes the connection file that `connect` has written. Maps go on there; `connect` finds them again.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// All tunnels of all profiles
+    #[arg(long)]
+    all: bool,
+}
+
+pub fn run(args: Args, context: &Context) -> Result<Exit, CommandError> {
+    let all: Vec<(ProfileDir, String)> = match args.all {
+        false => vec![(context.profile_dir()?, context.cluster_id.clone())],
+        true => cluster::list(context.ipython_dir.as_deref())?
+            .iter()
+            .filter(|c| c.state == Condition::Connected)
+            .map(|c| (ProfileDir::at(&c.directory), c.cluster_id.clone()))
+            .collect(),
+    };
+    let mut views = Vec::new();
+    for (profile, cluster_id) in &all {
+        let state = context.block_on(remote::disconnect(profile, cluster_id))??;
+        let name = super::stop::in_words(profile, cluster_id);
+        if !context.json {
+            context.say(format!(
+                "{name}: disconnected from {}; the cluster there runs on",
+                state.destination
+            ));
+        }
+        views.push(serde_json::json!({"profile": profile.name(), "cluster_id": cluster_id, "destination": state.destination}));
+    }
+    if context.json {
+        json::print(&serde_json::json!({"disconnected": views}))?;
+    } else if all.is_empty() {
+        context.say("nothing is connected");
+    }
+    Ok(Exit::Fine)
+}

@@ -1,0 +1,91 @@
+//! `pcluster start --on`: started on another host by the pcluster there, shown here, and connected to.
+use super::Bar;
+use crate::cli::commands::connect::connect;
+use crate::cli::commands::there::words_for_there;
+use crate::cli::{CommandError, Context, ErrorKind};
+use crate::cluster::remote::run::{self, Ended, Told};
+use crate::cluster::remote::{ConnectOptions, RemoteError, install};
+use crate::cluster::{ClusterError, StartProgress};
+use std::sync::Mutex;
+
+pub fn start(destination: &str, may_install: bool, context: &Context) -> Result<(), CommandError> {
+    let profile = context.profile_dir()?;
+    if let Some(cluster) = crate::cluster::status(&profile, &context.cluster_id)
+        && let crate::cluster::Condition::Running | crate::cluster::Condition::Connected = cluster.state
+    {
+        let error = format!("{} is in use already: {}", context.cluster_in_words(), cluster.state);
+        return Err(CommandError::refused(error).hint(format!(
+            "pcluster disconnect{0}, or pcluster stop{0}; or another --profile or --cluster-id for the new one",
+            context.options()
+        )));
+    }
+    let mut words = words_for_there(std::env::args().skip(1));
+    words.push(format!("--profile={}", profile.name()));
+    if !context.cluster_id.is_empty() {
+        words.push(format!("--cluster-id={}", context.cluster_id));
+    }
+    words.extend(["--json".into(), "--tell-progress".into()]);
+    let bar = Mutex::new(Bar::new(context));
+    let show = |progress| bar.lock().unwrap_or_else(std::sync::PoisonError::into_inner).show(progress);
+    let ended = context.block_on(async {
+        let (ssh, host) = run::reach(destination).await?;
+        let worked = async {
+            let installed = install::ensure(&ssh, &host, may_install).await?;
+            if installed.copied {
+                show(StartProgress::Note(format!(
+                    "copied this pcluster to {} on {}",
+                    installed.path, host.name
+                )));
+            }
+            let mut line = |text: &str| {
+                if let Ok(told) = serde_json::from_str::<Told>(text) {
+                    show(told.progress);
+                } else if !text.starts_with("error:") && !text.starts_with("hint:") && !text.is_empty() {
+                    show(StartProgress::Note(format!("{}: {text}", host.name)));
+                }
+            };
+            match run::pcluster(&ssh, &host, &installed.path, &words, &mut line).await? {
+                Ended::ByItself(output) if output.ok() => Ok(Some(output.stdout_text())),
+                Ended::ByItself(output) => Err(run::failure(&ssh, "start", &output)),
+                Ended::Interrupted => Ok(None),
+            }
+        }
+        .await;
+        ssh.close().await;
+        worked
+    })?;
+    drop(bar);
+    let stdout = match ended {
+        Ok(Some(stdout)) => stdout,
+        Ok(None) => {
+            let error = format!("interrupted; what had been started on {destination} is stopped again");
+            return Err(CommandError::new(ErrorKind::Interrupted, error));
+        }
+        Err(ClusterError::Remote(error @ RemoteError::Failed { .. })) => {
+            let hint = format!("the hints are for {destination}; `ssh {destination}` takes you there");
+            return Err(CommandError::from(ClusterError::Remote(error)).hint(hint));
+        }
+        Err(error) => return Err(error.into()),
+    };
+    let started = run::json_in(&stdout).unwrap_or_default();
+    let engines = started["engines"].as_u64().unwrap_or_default();
+    context.say(format!(
+        "started on {destination}: a controller and {}",
+        super::counted(engines, "engine")
+    ));
+    let options = ConnectOptions {
+        remote_profile: Some(profile.name().to_string()),
+        remote_cluster_id: Some(context.cluster_id.clone()),
+        profile,
+        cluster_id: context.cluster_id.clone(),
+        destination: destination.into(),
+        remote_ipython_dir: None,
+        program: None,
+    };
+    connect(options, context).map_err(|e| {
+        e.hint(format!(
+            "the cluster runs on {destination} all the same: pcluster connect {destination}{}",
+            context.options()
+        ))
+    })
+}

@@ -1,0 +1,155 @@
+//! What can be wrong with a cluster behind an ssh connection, and what to do next.
+use std::path::PathBuf;
+
+#[derive(Debug, thiserror::Error)]
+pub enum RemoteError {
+    #[error("no cluster is running on {to} in {wanted}{}", others_in_words(others))]
+    NoCluster {
+        to: String,
+        wanted: String,
+        others: Vec<String>,
+        profile: String,
+    },
+    #[error("the connection file {path} on {to} is of a controller that is gone: process {pid} on {host} no longer runs")]
+    Gone { to: String, path: String, pid: u32, host: String },
+    #[error("{to} has answered with something unexpected ({what}):{}", lines(said))]
+    Unexpected { to: String, what: &'static str, said: String },
+    #[error("the controller runs on {host} and listens only there ({interface}), and {to} is {login}")]
+    OnlyThere {
+        to: String,
+        login: String,
+        host: String,
+        interface: String,
+    },
+    #[error("nothing answers for the controller at {} as seen from {to}{}", tried.join(" or "), because(said))]
+    Unreachable {
+        to: String,
+        tried: Vec<String>,
+        said: String,
+        /// Process and host that wrote the file.
+        writer: String,
+    },
+    #[error("{cluster} is connected to {destination}, and runs there")]
+    Connected {
+        cluster: String,
+        options: String,
+        destination: String,
+    },
+    #[error("{cluster} is connected to {destination} already, not to {wanted}")]
+    OtherDestination {
+        cluster: String,
+        options: String,
+        destination: String,
+        wanted: String,
+    },
+    #[error("{cluster} is not connected to another host")]
+    NotConnected { cluster: String, options: String },
+    #[error("the tunnel ended before it led anywhere{}", because(said))]
+    Ended { said: String, log: PathBuf },
+    #[error("the tunnel to {to} leads nowhere yet after {seconds} s{}", because(said))]
+    Late {
+        to: String,
+        seconds: u64,
+        said: String,
+        log: PathBuf,
+    },
+    #[error("cannot listen on this host for the tunnel: {0}")]
+    Listen(std::io::Error),
+    #[error("{to} is {there}, and this pcluster is for {here}")]
+    OtherMachine { to: String, there: String, here: String },
+    #[error("pcluster is not installed on {to}")]
+    NotInstalled { to: String },
+    #[error("pcluster on {to} ({path}) is version {there}, this is {here}")]
+    OtherVersion {
+        to: String,
+        path: String,
+        there: String,
+        here: String,
+    },
+    #[error("this pcluster does not run on {to}:{}", lines(said))]
+    DoesNotRun { to: String, said: String },
+    #[error("what has arrived on {to} is not what was sent (sha256 {there}, here {here})")]
+    Damaged { to: String, there: String, here: String },
+    #[error("cannot read this program: {0}")]
+    Program(std::io::Error),
+    /// A command there failed, and has said why.
+    #[error("`pcluster {command}` failed on {to}{}", lines(said))]
+    Failed {
+        to: String,
+        command: String,
+        code: Option<i32>,
+        said: String,
+    },
+}
+
+impl RemoteError {
+    pub fn hints(&self) -> Vec<String> {
+        let say = |texts: &[&str]| texts.iter().map(|t| t.to_string()).collect();
+        match self {
+            RemoteError::NoCluster { to, others, profile, .. } => match others.is_empty() {
+                true => vec![format!("start one there: pcluster start --on {to} --profile {profile} -n 4")],
+                false => say(&["name the one that is meant: --remote-profile NAME and --remote-cluster-id ID"]),
+            },
+            RemoteError::Gone { to, .. } => vec![format!("on {to}: pcluster list; pcluster start brings it back with its tasks")],
+            RemoteError::Unexpected { to, .. } => vec![format!(
+                "look what `ssh {to} true` prints: a shell's start-up file may say something, or end the shell"
+            )],
+            RemoteError::OnlyThere { to, host, .. } => vec![
+                format!(
+                    "connect to {host} itself, through {to}: in ~/.ssh/config, Host {host} with ProxyJump {to}; then pcluster connect {host}"
+                ),
+                "or start the cluster so that it listens on the network: pcluster start --ip 0.0.0.0".into(),
+            ],
+            RemoteError::Unreachable { to, writer, .. } => vec![
+                format!("the connection file was written by {writer}: does it still run? On {to}: pcluster list"),
+                format!(
+                    "a firewall between {to} and the controller's host, or AllowTcpForwarding in {to}'s sshd_config, may be in the way"
+                ),
+            ],
+            RemoteError::Connected { options, destination, .. } => vec![
+                format!("stop it there, and disconnect: pcluster stop{options}"),
+                format!("or only disconnect from {destination}: pcluster disconnect{options}"),
+            ],
+            RemoteError::OtherDestination { options, .. } => vec![format!(
+                "first pcluster disconnect{options}; or take another profile or cluster id for the second one"
+            )],
+            RemoteError::NotConnected { options, .. } => {
+                vec![format!(
+                    "connect it: pcluster connect me@login.cluster{options}; `pcluster list` shows what is there"
+                )]
+            }
+            RemoteError::Ended { log, .. } | RemoteError::Late { log, .. } => vec![format!("all that it said: {}", log.display())],
+            RemoteError::OtherMachine { .. } => {
+                say(&["build or download pcluster for that machine, and install it there by hand, as pcluster in ~/.local/bin"])
+            }
+            RemoteError::NotInstalled { to } | RemoteError::OtherVersion { to, .. } => {
+                vec![format!("copy this one there: pcluster install {to}")]
+            }
+            RemoteError::DoesNotRun { .. } => say(&[
+                "if it misses a library or a newer GLIBC: build pcluster on a host as old as that one (or for the target \
+                 x86_64-unknown-linux-musl), and install it from there",
+            ]),
+            RemoteError::Damaged { .. } => say(&["try again"]),
+            RemoteError::Listen(_) | RemoteError::Program(_) | RemoteError::Failed { .. } => Vec::new(),
+        }
+    }
+}
+
+fn others_in_words(others: &[String]) -> String {
+    match others {
+        [] => String::new(),
+        others => format!("; there run: {}", others.join(", ")),
+    }
+}
+
+fn because(said: &str) -> String {
+    match said.contains('\n') {
+        _ if said.is_empty() => String::new(),
+        false => format!(": {said}"),
+        true => format!(":{}", lines(said)),
+    }
+}
+
+fn lines(said: &str) -> String {
+    said.lines().map(|line| format!("\n  | {line}")).collect()
+}

@@ -1,0 +1,144 @@
+//! This program, copied to another host: only where it is missing there or is another one, only where it runs, and told
+//! whole by its hash before it takes its place.
+use super::error::RemoteError;
+use super::there::{Host, PATIENCE};
+use crate::cluster::ClusterError;
+use crate::connection::ssh::{Ssh, quoted};
+use crate::model::VERSION;
+use sha2::{Digest, Sha256};
+use std::time::Duration;
+
+/// A slow line needs its time for some tens of megabytes.
+const COPY: Duration = Duration::from_secs(900);
+const PLACE: &str = ".local/bin/pcluster";
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Installed {
+    pub path: String,
+    /// Else it was there.
+    pub copied: bool,
+    /// The version that was there before, where another was.
+    pub before: Option<String>,
+}
+
+/// A pcluster there of this one's version; copied where there is none and `may_copy`.
+pub async fn ensure(ssh: &Ssh, host: &Host, may_copy: bool) -> Result<Installed, ClusterError> {
+    let to = || ssh.destination().to_string();
+    match (&host.program, host.version.as_deref()) {
+        (Some(path), Some(VERSION)) => Ok(Installed {
+            path: path.clone(),
+            copied: false,
+            before: None,
+        }),
+        _ if may_copy => copy(ssh, host).await,
+        (Some(path), version) => Err(RemoteError::OtherVersion {
+            to: to(),
+            path: path.clone(),
+            there: version.unwrap_or("unknown").into(),
+            here: VERSION.into(),
+        }
+        .into()),
+        (None, _) => Err(RemoteError::NotInstalled { to: to() }.into()),
+    }
+}
+
+/// Into `~/.local/bin`, unless this very program is there.
+pub async fn copy(ssh: &Ssh, host: &Host) -> Result<Installed, ClusterError> {
+    let to = || ssh.destination().to_string();
+    if !same_machine(&host.system, &host.machine) {
+        return Err(RemoteError::OtherMachine {
+            to: to(),
+            there: format!("{} on {}", host.system, host.machine),
+            here: format!("{} on {}", std::env::consts::OS, std::env::consts::ARCH),
+        }
+        .into());
+    }
+    let program = std::env::current_exe().map_err(RemoteError::Program)?;
+    let bytes = tokio::fs::read(program).await.map_err(RemoteError::Program)?;
+    let here = hex::encode(Sha256::digest(&bytes));
+    let path = format!("{}/{PLACE}", host.home);
+    let before = host.program.as_ref().filter(|p| **p == path).and(host.version.clone());
+    if hash(ssh, &path).await?.as_deref() == Some(&here) {
+        return Ok(Installed {
+            path,
+            copied: false,
+            before: None,
+        });
+    }
+    let new = format!("{path}.new-{}", std::process::id());
+    ssh.put(&bytes, &new, true, COPY).await?;
+    let checked = check(ssh, &new, &here).await;
+    // Whatever is wrong with it, nothing is left of it.
+    let last = match &checked {
+        Ok(()) => format!("mv -f {} {}", quoted(&new), quoted(&path)),
+        Err(_) => format!("rm -f {}", quoted(&new)),
+    };
+    let output = ssh.script(&last, PATIENCE).await?;
+    checked?;
+    match output.ok() {
+        true => Ok(Installed {
+            path,
+            copied: true,
+            before,
+        }),
+        false => Err(RemoteError::DoesNotRun {
+            to: to(),
+            said: output.words(),
+        }
+        .into()),
+    }
+}
+
+async fn check(ssh: &Ssh, path: &str, here: &str) -> Result<(), ClusterError> {
+    let to = || ssh.destination().to_string();
+    // A host without a program for it cannot tell; then its length alone has been compared.
+    if let Some(there) = hash(ssh, path).await?
+        && there != here
+    {
+        let (to, here) = (to(), here.to_string());
+        return Err(RemoteError::Damaged { to, there, here }.into());
+    }
+    let output = ssh.run(&[path, "version"], b"", PATIENCE).await?;
+    match output.stdout_text().contains(VERSION) && output.ok() {
+        true => Ok(()),
+        false => Err(RemoteError::DoesNotRun {
+            to: to(),
+            said: output.words(),
+        }
+        .into()),
+    }
+}
+
+async fn hash(ssh: &Ssh, path: &str) -> Result<Option<String>, ClusterError> {
+    let path = quoted(path);
+    let script =
+        format!("[ -r {path} ] && {{ sha256sum {path} || shasum -a 256 {path} || openssl dgst -r -sha256 {path}; }} 2>/dev/null\n");
+    let output = ssh.script(&script, PATIENCE).await?;
+    let text = output.stdout_text();
+    let is_hash = |word: &&str| word.len() == 64 && word.bytes().all(|b| b.is_ascii_hexdigit());
+    Ok(text.split_whitespace().find(is_hash).map(str::to_lowercase))
+}
+
+/// As `uname -s` and `uname -m` say it.
+fn same_machine(system: &str, machine: &str) -> bool {
+    let machine = match machine {
+        "amd64" | "x64" => "x86_64",
+        "arm64" => "aarch64",
+        "i386" | "i486" | "i586" | "i686" => "x86",
+        "ppc64le" => "powerpc64",
+        other => other,
+    };
+    system.eq_ignore_ascii_case(std::env::consts::OS) && machine == std::env::consts::ARCH
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn another_machine_is_told() {
+        assert!(same_machine("Linux", std::env::consts::ARCH));
+        assert!(!same_machine("Darwin", std::env::consts::ARCH));
+        assert!(!same_machine("Linux", "s390x"));
+    }
+}

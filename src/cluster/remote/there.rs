@@ -1,0 +1,192 @@
+//! What is there on the other host: which host it is, whether it has pcluster, and which clusters run. Asked by scripts of
+//! the POSIX shell, so that it works where no pcluster is installed.
+use super::error::RemoteError;
+use crate::cluster::ClusterError;
+use crate::connection::ssh::{Ssh, quoted};
+use crate::connection::{ConnectionFile, process};
+use std::path::Path;
+use std::time::Duration;
+
+/// Home directories of clusters may be slow.
+pub const PATIENCE: Duration = Duration::from_secs(30);
+const BEGIN: &str = "=== pcluster begins ===";
+const END: &str = "=== pcluster ends ===";
+
+/// The other host.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Host {
+    /// `uname -n`.
+    pub name: String,
+    /// `Linux`.
+    pub system: String,
+    /// `x86_64`.
+    pub machine: String,
+    pub home: String,
+    pub ipython_dir: String,
+    /// The user's login shell.
+    pub shell: String,
+    /// An installed pcluster, and its version where it says one.
+    pub program: Option<String>,
+    pub version: Option<String>,
+}
+
+/// A connection file found there.
+#[derive(Clone, Debug, PartialEq)]
+pub struct FoundFile {
+    pub path: String,
+    pub profile: String,
+    pub cluster_id: String,
+    pub file: ConnectionFile,
+}
+
+const WHERE_AM_I: &str = r#"
+echo "name=$(uname -n)"
+echo "system=$(uname -s)"
+echo "machine=$(uname -m)"
+echo "home=$HOME"
+echo "shell=$SHELL"
+i=$IPYTHONDIR
+[ -n "$i" ] || i=$HOME/.ipython
+[ -d "$i" ] || [ -n "$IPYTHONDIR" ] || [ ! -d "${XDG_CONFIG_HOME:-$HOME/.config}/ipython" ] || i=${XDG_CONFIG_HOME:-$HOME/.config}/ipython
+echo "ipython_dir=$i"
+for p in "$HOME/.local/bin/pcluster" "$HOME/.cargo/bin/pcluster" "$(command -v pcluster)"; do
+  if [ -n "$p" ] && [ -x "$p" ]; then
+    echo "program=$p"
+    echo "version=$("$p" version 2>/dev/null | tail -n 1)"
+    break
+  fi
+done
+"#;
+
+/// Asks the other host who it is.
+pub async fn look(ssh: &Ssh) -> Result<Host, ClusterError> {
+    let text = between_marks(ssh, WHERE_AM_I, "who it is").await?;
+    let mut host = Host::default();
+    for (key, value) in text.lines().filter_map(|line| line.split_once('=')) {
+        let value = value.trim().to_string();
+        match key {
+            "name" => host.name = value,
+            "system" => host.system = value,
+            "machine" => host.machine = value,
+            "home" => host.home = value,
+            "shell" => host.shell = value,
+            "ipython_dir" => host.ipython_dir = value,
+            "program" => host.program = Some(value),
+            "version" => host.version = value.strip_prefix("pcluster ").map(str::to_string),
+            _ => {}
+        }
+    }
+    if host.name.is_empty() || host.home.is_empty() {
+        return Err(RemoteError::Unexpected {
+            to: ssh.destination().to_string(),
+            what: "who it is",
+            said: text,
+        }
+        .into());
+    }
+    Ok(host)
+}
+
+/// All client files of all profiles there, whose controllers are not known to be gone; and those that are.
+pub async fn clusters(ssh: &Ssh, host: &Host, ipython_dir: Option<&str>) -> Result<(Vec<FoundFile>, Vec<FoundFile>), ClusterError> {
+    let dir = ipython_dir.unwrap_or(&host.ipython_dir);
+    let script = format!(
+        "for f in {}/profile_*/security/ipcontroller*-client.json; do\n[ -r \"$f\" ] || continue\necho \"file $f\"\ncat \"$f\" | tr '\\n' ' '\necho\ndone\n",
+        quoted(dir)
+    );
+    let text = between_marks(ssh, &script, "its connection files").await?;
+    let files = parse_files(&text);
+    // Processes of that very host can be looked at.
+    let here: Vec<u32> = files.iter().filter_map(|f| of_host(f, host)).collect();
+    if here.is_empty() {
+        return Ok((files, Vec::new()));
+    }
+    let pids: Vec<String> = here.iter().map(u32::to_string).collect();
+    let script = format!(
+        "grep btime /proc/stat\nfor p in {}; do\n[ -r /proc/$p/stat ] && echo \"process $p $(cat /proc/$p/stat)\"\ndone\n:\n",
+        pids.join(" ")
+    );
+    let processes = between_marks(ssh, &script, "its processes").await?;
+    let started = |pid: u32| {
+        let line = processes.lines().find_map(|l| l.strip_prefix(&format!("process {pid} ")))?;
+        process::started_from(line, &processes)
+    };
+    // A system without /proc tells nothing.
+    let can_tell = processes.contains("btime");
+    let is_gone = |found: &FoundFile| match (&found.file.pcluster, of_host(found, host)) {
+        (Some(keys), Some(pid)) if can_tell => !started(pid).is_some_and(|at| process::same_start(at, keys.started)),
+        _ => false,
+    };
+    Ok(files.into_iter().partition(|found| !is_gone(found)))
+}
+
+/// The process that wrote a file, where it is of this host.
+fn of_host(found: &FoundFile, host: &Host) -> Option<u32> {
+    found
+        .file
+        .pcluster
+        .as_ref()
+        .filter(|keys| keys.host == host.name)
+        .map(|keys| keys.pid)
+}
+
+/// `file PATH`, then its text in one line. What cannot be understood is passed over.
+fn parse_files(text: &str) -> Vec<FoundFile> {
+    let mut files = Vec::new();
+    let mut lines = text.lines();
+    while let Some(line) = lines.next() {
+        let Some(path) = line.strip_prefix("file ") else { continue };
+        let Some(file) = lines.next().and_then(|text| ConnectionFile::parse(text, Path::new(path)).ok()) else {
+            continue;
+        };
+        // The near end of a tunnel of that host's own is no cluster of it.
+        if file.pcluster.as_ref().is_some_and(|keys| keys.tunnel.is_some()) {
+            continue;
+        }
+        let mut parts = path.rsplit('/');
+        let (name, profile) = (parts.next(), parts.nth(1));
+        let id = name.and_then(|n| n.strip_prefix("ipcontroller")?.strip_suffix("-client.json"));
+        if let (Some(profile), Some(id)) = (profile.and_then(|p| p.strip_prefix("profile_")), id) {
+            files.push(FoundFile {
+                path: path.to_string(),
+                profile: profile.to_string(),
+                cluster_id: id.strip_prefix('-').unwrap_or(id).to_string(),
+                file,
+            });
+        }
+    }
+    files
+}
+
+/// What a script prints, without what the shell's start-up files may have said before.
+async fn between_marks(ssh: &Ssh, script: &str, what: &'static str) -> Result<String, ClusterError> {
+    let script = format!("echo {}\n{script}\necho {}\n", quoted(BEGIN), quoted(END));
+    let output = ssh.script(&script, PATIENCE).await?;
+    let text = output.stdout_text();
+    let inside = text.split_once(&format!("{BEGIN}\n")).and_then(|(_, rest)| rest.split_once(END));
+    match inside {
+        Some((inside, _)) => Ok(inside.to_string()),
+        None => Err(RemoteError::Unexpected {
+            to: ssh.destination().to_string(),
+            what,
+            said: output.words(),
+        }
+        .into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn files_are_read_whatever_stands_between_them() {
+        let file = r#"{"ssh": "", "interface": "tcp://127.0.0.1", "registration": 1, "control": 2, "mux": 3, "task": 4, "iopub": 5, "notification": 6, "broadcast": 7, "key": "abc", "curve_serverkey": null, "location": "host", "pack": "json", "unpack": "json", "signature_scheme": "hmac-sha256"}"#;
+        let text = format!(
+            "motd\nfile /h/u/.ipython/profile_a/security/ipcontroller-client.json\n{file}\nfile /h/u/.ipython/profile_b/security/ipcontroller-x-client.json\nbroken\n\
+             file /h/u/.ipython/profile_b c/security/ipcontroller-night-1-client.json\n{file}\n"
+        );
+        let found: Vec<(String, String)> = parse_files(&text).into_iter().map(|f| (f.profile, f.cluster_id)).collect();
+        assert_eq!(found, [("a".into(), String::new()), ("b c".into(), "night-1".into())]);
+    }
+}

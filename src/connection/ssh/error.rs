@@ -1,0 +1,239 @@
+//! What can be wrong on the way to a host, told from what ssh says, and what to do about it.
+use super::Destination;
+use std::path::PathBuf;
+
+#[derive(Debug, thiserror::Error)]
+pub enum SshError {
+    #[error("{text:?} is no destination for ssh: {why}")]
+    BadDestination { text: String, why: &'static str },
+    #[error("cannot run ssh: {0}")]
+    NoSsh(std::io::Error),
+    #[error("ssh does not accept {to}, or its configuration:{}", lines(said))]
+    Configuration { to: String, said: String },
+    #[error("cannot make the private directory {} for ssh's sockets: {why}", path.display())]
+    Place { path: PathBuf, why: String },
+    #[error("cannot connect to {to}: {what}{}", lines(said))]
+    Connect { to: String, what: ConnectFailure, said: String },
+    #[error("{to} has not answered for {seconds} s ({doing})")]
+    Silent { to: String, doing: &'static str, seconds: u64 },
+    #[error("the connection to {to} is lost: {why}")]
+    Lost { to: String, why: String },
+    #[error("{to} does not forward {from} to {target}: {why}")]
+    Forward {
+        to: String,
+        from: String,
+        target: String,
+        why: String,
+    },
+    #[error("cannot write {path} on {to}:{}", lines(said))]
+    Put { to: String, path: String, said: String },
+}
+
+/// Why there is no connection. What ssh says in other words stays [`ConnectFailure::Other`], and is shown.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ConnectFailure {
+    #[error("nobody knows a host of this name")]
+    UnknownName,
+    #[error("it does not answer")]
+    NoAnswer,
+    #[error("no ssh server listens there")]
+    Refused,
+    #[error("there is no way to it")]
+    Unreachable,
+    #[error("its host key has CHANGED: it may be another host")]
+    HostKeyChanged,
+    #[error("its host key is not known here")]
+    HostKeyUnknown,
+    #[error("it asks for a password, and nobody is asked here")]
+    AsksPassword,
+    #[error("it does not accept any of your keys")]
+    NotAccepted,
+    #[error("it closed the connection")]
+    Closed,
+    #[error("ssh failed")]
+    Other,
+}
+
+impl ConnectFailure {
+    /// From what ssh printed. The words are OpenSSH's (ssh.c, sshconnect.c, sshconnect2.c), which have been the same for years.
+    pub fn of(said: &str) -> ConnectFailure {
+        let has = |words: &str| said.contains(words);
+        if has("IDENTIFICATION HAS CHANGED") {
+            ConnectFailure::HostKeyChanged
+        } else if has("Host key verification failed") || has("host key is known for") {
+            ConnectFailure::HostKeyUnknown
+        } else if has("Could not resolve hostname") {
+            ConnectFailure::UnknownName
+        } else if has("Permission denied (") || has("Too many authentication failures") || has("No supported authentication methods") {
+            match has("password") || has("keyboard-interactive") {
+                true => ConnectFailure::AsksPassword,
+                false => ConnectFailure::NotAccepted,
+            }
+        } else if has("timed out") {
+            ConnectFailure::NoAnswer
+        } else if has("Connection refused") {
+            ConnectFailure::Refused
+        } else if has("No route to host") || has("Network is unreachable") {
+            ConnectFailure::Unreachable
+        } else if has("Connection closed") || has("Connection reset") || has("kex_exchange_identification") {
+            ConnectFailure::Closed
+        } else {
+            ConnectFailure::Other
+        }
+    }
+
+    fn hint(self, to: &str) -> Option<String> {
+        let host = to.rsplit('@').next().unwrap_or(to);
+        Some(match self {
+            ConnectFailure::UnknownName => "look at the spelling; a short name needs an entry in ~/.ssh/config (Host, HostName)".into(),
+            ConnectFailure::NoAnswer | ConnectFailure::Refused | ConnectFailure::Unreachable => {
+                format!("is it up, and does it need a VPN or a jump host (ProxyJump in ~/.ssh/config)? `ssh {to}` tells")
+            }
+            ConnectFailure::HostKeyChanged => {
+                format!("ask those who run it; if its key has really changed: ssh-keygen -R {host}, then `ssh {to}` once")
+            }
+            ConnectFailure::HostKeyUnknown => format!("run `ssh {to}` once, compare the key with what the site publishes, and accept it"),
+            ConnectFailure::AsksPassword => format!(
+                "use a key (ssh-copy-id {to}), or log in yourself and keep the connection open for pcluster: \
+                 ControlMaster, ControlPath and ControlPersist in ~/.ssh/config, then `ssh {to}`"
+            ),
+            ConnectFailure::NotAccepted => {
+                format!("is the key in the agent (ssh-add -l), and known there (ssh-copy-id {to})? `ssh -v {to}` tells which are offered")
+            }
+            ConnectFailure::Closed => format!("it may be too busy or may not want you: `ssh -v {to}` tells more"),
+            ConnectFailure::Other => return None,
+        })
+    }
+}
+
+impl SshError {
+    pub(super) fn of_connecting(to: &Destination, error: &openssh::Error) -> SshError {
+        if let openssh::Error::Connect(e) = error
+            && e.kind() == std::io::ErrorKind::NotFound
+            && e.raw_os_error().is_some()
+        {
+            return SshError::NoSsh(std::io::Error::from(std::io::ErrorKind::NotFound));
+        }
+        let said = match error {
+            openssh::Error::Connect(e) => without_frame(&e.to_string()),
+            other => chain(other),
+        };
+        SshError::Connect {
+            to: to.to_string(),
+            what: ConnectFailure::of(&said),
+            said,
+        }
+    }
+
+    /// What to do next.
+    pub fn hint(&self) -> Option<String> {
+        match self {
+            SshError::BadDestination { .. } => Some("for example me@login.cluster, or a Host of ~/.ssh/config".into()),
+            SshError::NoSsh(_) => Some("install OpenSSH's client (Debian: openssh-client)".into()),
+            SshError::Connect { to, what, .. } => what.hint(to),
+            SshError::Silent { to, .. } => Some(format!("try `ssh {to} true`: if that hangs too, the host is the one to look at")),
+            SshError::Forward { to, .. } => Some(format!("the ssh server of {to} may not allow forwarding (AllowTcpForwarding)")),
+            SshError::Put { .. } => Some("is its disk full, or the directory another's?".into()),
+            SshError::Configuration { .. } | SshError::Place { .. } | SshError::Lost { .. } => None,
+        }
+    }
+
+    /// Whether trying again later may help without anybody doing anything.
+    pub fn may_pass(&self) -> bool {
+        match self {
+            SshError::Connect { what, .. } => !matches!(what, ConnectFailure::HostKeyChanged | ConnectFailure::HostKeyUnknown),
+            SshError::Silent { .. } | SshError::Lost { .. } | SshError::Forward { .. } | SshError::Place { .. } => true,
+            _ => false,
+        }
+    }
+}
+
+/// An error with all its causes, each said once.
+pub fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut next = error.source();
+    while let Some(cause) = next {
+        let words = cause.to_string();
+        if !text.contains(&words) {
+            text.push_str(&format!(": {words}"));
+        }
+        next = cause.source();
+    }
+    text
+}
+
+/// Without ssh's frames of @ signs, and without what is said of hosts that were added.
+fn without_frame(said: &str) -> String {
+    let dull = |line: &&str| !line.is_empty() && !line.starts_with('@') && !line.starts_with("Warning: Permanently added");
+    let framed: String = said
+        .lines()
+        .map(|l| l.trim_matches(['@', ' ', '\r']))
+        .filter(|l| l.starts_with("WARNING:"))
+        .map(|l| format!("{l}\n"))
+        .collect();
+    let plain: Vec<&str> = said.lines().map(str::trim_end).filter(dull).collect();
+    format!("{framed}{}", plain.join("\n")).trim_end().to_string()
+}
+
+fn lines(said: &str) -> String {
+    said.lines().map(|line| format!("\n  | {line}")).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// As OpenSSH 9.2 says it.
+    #[test]
+    fn what_ssh_says_is_understood() {
+        for (said, what) in [
+            (
+                "ssh: Could not resolve hostname nowhere.invalid: Name or service not known",
+                ConnectFailure::UnknownName,
+            ),
+            (
+                "ssh: connect to host 10.1.2.3 port 22: Connection timed out",
+                ConnectFailure::NoAnswer,
+            ),
+            ("Connection timed out during banner exchange", ConnectFailure::NoAnswer),
+            ("ssh: connect to host login port 22: Connection refused", ConnectFailure::Refused),
+            ("ssh: connect to host login port 22: No route to host", ConnectFailure::Unreachable),
+            (
+                "me@login: Permission denied (publickey,password,keyboard-interactive).",
+                ConnectFailure::AsksPassword,
+            ),
+            ("me@login: Permission denied (publickey).", ConnectFailure::NotAccepted),
+            (
+                "No ED25519 host key is known for login and you have requested strict checking.\nHost key verification failed.",
+                ConnectFailure::HostKeyUnknown,
+            ),
+            (
+                "@    WARNING: REMOTE HOST IDENTIFICATION HAS CHANGED!     @\nHost key verification failed.",
+                ConnectFailure::HostKeyChanged,
+            ),
+            (
+                "kex_exchange_identification: read: Connection reset by peer",
+                ConnectFailure::Closed,
+            ),
+            ("Unsupported option gibberish", ConnectFailure::Other),
+        ] {
+            assert_eq!(ConnectFailure::of(said), what, "{said}");
+        }
+    }
+
+    #[test]
+    fn a_changed_key_is_said_without_the_frame() {
+        let said = "@@@@@@@@@@@\n@    WARNING: REMOTE HOST IDENTIFICATION HAS CHANGED!     @\n@@@@@@@@@@@\nIT IS POSSIBLE THAT SOMEONE IS DOING SOMETHING NASTY!\nHost key verification failed.";
+        let error = SshError::of_connecting(
+            &Destination::parse("me@login").unwrap(),
+            &openssh::Error::Connect(std::io::Error::other(said)),
+        );
+        insta::assert_snapshot!(format!("{error}\nhint: {}", error.hint().unwrap()), @r"
+        cannot connect to me@login: its host key has CHANGED: it may be another host
+          | WARNING: REMOTE HOST IDENTIFICATION HAS CHANGED!
+          | IT IS POSSIBLE THAT SOMEONE IS DOING SOMETHING NASTY!
+          | Host key verification failed.
+        hint: ask those who run it; if its key has really changed: ssh-keygen -R login, then `ssh me@login` once
+        ");
+    }
+}

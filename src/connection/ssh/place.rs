@@ -1,0 +1,137 @@
+//! The private directory of one connection's sockets, on a file system of this host (a home directory may be on the network,
+//! where sockets do not work, and its path too long for one), and the ssh processes that name it.
+use super::SshError;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::{Pid, getuid};
+use std::fs;
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+/// The path of a socket in it must be shorter than 108 bytes, and OpenSSH puts its own names at the end.
+const MOST_BYTES: usize = 50;
+/// How long ssh may take to end when it is told to.
+const ENDS: Duration = Duration::from_secs(2);
+
+/// Ends its processes and goes when it is dropped.
+#[derive(Debug)]
+pub struct Place {
+    path: PathBuf,
+}
+
+impl Place {
+    pub fn make() -> Result<Place, SshError> {
+        let parent = parent();
+        let failed = |path: &Path, why: String| SshError::Place { path: path.into(), why };
+        make_private(&parent).map_err(|e| failed(&parent, e.to_string()))?;
+        let name = uuid::Uuid::new_v4().simple().to_string();
+        let path = parent.join(&name[..12]);
+        fs::DirBuilder::new()
+            .mode(0o700)
+            .create(&path)
+            .map_err(|e| failed(&path, e.to_string()))?;
+        Ok(Place { path })
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        clear(&self.path);
+    }
+}
+
+/// Ends the ssh processes of a connection's directory and removes it: also of a process that was killed and could not.
+pub fn clear(path: &Path) {
+    if path.parent() != Some(&parent()) {
+        return;
+    }
+    for signal in [Signal::SIGTERM, Signal::SIGKILL] {
+        let processes = processes(path);
+        for pid in &processes {
+            let _ = kill(Pid::from_raw(*pid as i32), signal);
+        }
+        let deadline = Instant::now() + ENDS;
+        while processes.iter().any(|pid| runs(*pid)) && Instant::now() < deadline {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+    let _ = fs::remove_dir_all(path);
+    // Gone when it was the last one.
+    let _ = fs::remove_dir(parent());
+}
+
+fn runs(pid: u32) -> bool {
+    crate::connection::process::started_of(pid).is_some()
+}
+
+/// The user's processes whose command line names the directory: ssh, before and after it has gone into the background.
+pub fn processes(path: &Path) -> Vec<u32> {
+    let Ok(all) = fs::read_dir("/proc") else { return Vec::new() };
+    let mut needle = path.as_os_str().as_encoded_bytes().to_vec();
+    needle.push(b'/');
+    let ours = |pid: u32| {
+        let command = fs::read(format!("/proc/{pid}/cmdline")).ok()?;
+        let names = command.windows(needle.len()).any(|part| part == needle);
+        let is_ssh = command.starts_with(b"ssh");
+        let owner = fs::metadata(format!("/proc/{pid}")).ok()?.uid();
+        (names && is_ssh && owner == getuid().as_raw() && runs(pid)).then_some(pid)
+    };
+    all.filter_map(|entry| ours(entry.ok()?.file_name().to_str()?.parse().ok()?))
+        .collect()
+}
+
+/// `$XDG_RUNTIME_DIR/pcluster` where there is one and it is not too long, else `/tmp/pcluster-<user id>`.
+fn parent() -> PathBuf {
+    let runtime = std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from);
+    let runtime = runtime
+        .filter(|dir| dir.is_absolute() && dir.is_dir())
+        .map(|dir| dir.join("pcluster"));
+    runtime
+        .filter(|dir| dir.as_os_str().len() <= MOST_BYTES)
+        .unwrap_or_else(|| PathBuf::from(format!("/tmp/pcluster-{}", getuid())))
+}
+
+/// `/tmp` is everybody's: a directory that is there already must be ours, ours alone, and no link.
+fn make_private(path: &Path) -> io::Result<()> {
+    match fs::DirBuilder::new().mode(0o700).create(path) {
+        Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
+        made => return made,
+    }
+    let found = fs::symlink_metadata(path)?;
+    if !found.is_dir() || found.uid() != getuid().as_raw() || found.permissions().mode() & 0o077 != 0 {
+        return Err(io::Error::other("something of this name is there, and it is not yours alone"));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_place_is_private_and_goes() {
+        let place = Place::make().unwrap();
+        let path = place.path().to_path_buf();
+        let mode = fs::metadata(&path).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o700);
+        fs::write(path.join("x"), "").unwrap();
+        drop(place);
+        assert!(!path.exists());
+    }
+
+    #[test]
+    fn anothers_directory_is_refused_and_a_strange_path_not_cleared() {
+        let dir = tempfile::tempdir().unwrap();
+        let link = dir.path().join("link");
+        std::os::unix::fs::symlink("/tmp", &link).unwrap();
+        assert!(make_private(&link).is_err());
+        assert!(make_private(Path::new("/tmp")).is_err());
+        clear(dir.path());
+        assert!(dir.path().exists());
+    }
+}

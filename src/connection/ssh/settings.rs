@@ -1,0 +1,95 @@
+//! What the user's ssh configuration says of a host, as `ssh -G` tells it (ssh(1)): only what must be known here, because
+//! it would be overridden or asked for. All the rest ssh does itself.
+use super::{Destination, SshError};
+use std::path::PathBuf;
+use std::process::Stdio;
+use std::time::Duration;
+
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Settings {
+    /// The address or name behind an alias.
+    pub host_name: String,
+    /// Where the user's own shared connection would be.
+    pub control_path: Option<PathBuf>,
+    pub connect_timeout: Option<Duration>,
+    pub alive_every: Option<Duration>,
+    pub host_keys: HostKeys,
+}
+
+/// What to do about a host whose key is not known.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum HostKeys {
+    /// Refuse it; where ssh would ask, too, since nobody can answer.
+    #[default]
+    Strict,
+    AcceptNew,
+    Unchecked,
+}
+
+impl Settings {
+    pub async fn of(to: &Destination) -> Result<Settings, SshError> {
+        let mut command = tokio::process::Command::new("ssh");
+        command.arg("-G");
+        // What `ssh://` says of the port, older versions do not take.
+        command.arg("--").arg(to.as_str());
+        let output = command
+            .stdin(Stdio::null())
+            .kill_on_drop(true)
+            .output()
+            .await
+            .map_err(SshError::NoSsh)?;
+        if !output.status.success() {
+            return Err(SshError::Configuration {
+                to: to.to_string(),
+                said: String::from_utf8_lossy(&output.stderr).trim().to_string(),
+            });
+        }
+        Ok(Settings::parse(&String::from_utf8_lossy(&output.stdout)))
+    }
+
+    fn parse(text: &str) -> Settings {
+        let mut settings = Settings::default();
+        let seconds = |value: &str| value.parse().ok().filter(|s| *s > 0).map(Duration::from_secs);
+        for (key, value) in text.lines().filter_map(|line| line.split_once(' ')) {
+            match key {
+                "hostname" => settings.host_name = value.into(),
+                "controlpath" if value != "none" => settings.control_path = Some(value.into()),
+                "connecttimeout" => settings.connect_timeout = seconds(value),
+                "serveraliveinterval" => settings.alive_every = seconds(value),
+                "stricthostkeychecking" => {
+                    settings.host_keys = match value {
+                        "accept-new" => HostKeys::AcceptNew,
+                        "no" | "off" | "false" => HostKeys::Unchecked,
+                        _ => HostKeys::Strict,
+                    }
+                }
+                _ => {}
+            }
+        }
+        settings
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_ssh_tells_is_read() {
+        let text = "host login\nuser me\nhostname 10.0.0.1\ncontrolpath /h/.ssh/cm-abc\nconnecttimeout 7\nserveraliveinterval 0\nstricthostkeychecking accept-new\nsendenv LANG";
+        let settings = Settings::parse(text);
+        assert_eq!(
+            settings,
+            Settings {
+                host_name: "10.0.0.1".into(),
+                control_path: Some("/h/.ssh/cm-abc".into()),
+                connect_timeout: Some(Duration::from_secs(7)),
+                alive_every: None,
+                host_keys: HostKeys::AcceptNew,
+            }
+        );
+        assert_eq!(Settings::parse("stricthostkeychecking ask").host_keys, HostKeys::Strict);
+        assert_eq!(Settings::parse("stricthostkeychecking false").host_keys, HostKeys::Unchecked);
+        assert_eq!(Settings::parse("connecttimeout none").connect_timeout, None);
+    }
+}

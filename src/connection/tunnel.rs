@@ -1,0 +1,247 @@
+//! Ports of this host that lead to another: listened on here, carried by whatever [`Route`] there is at the moment.
+//!
+//! The ports are this process's own and stay, while connections over ssh come and go beneath them: nobody else can take
+//! one meanwhile, and what connects while there is no route waits a little for one. What is carried is not looked at.
+use std::collections::BTreeMap;
+use std::io;
+use std::net::Ipv4Addr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::io::AsyncReadExt;
+use tokio::net::{TcpListener, TcpStream, UnixStream};
+use tokio::sync::{Notify, watch};
+use tokio::task::JoinHandle;
+
+/// How long a new connection waits for a route; ZeroMQ gives up its handshake after 30 s.
+const WAIT: Duration = Duration::from_secs(25);
+/// What one direction of one connection holds at most.
+const BUFFER: usize = 128 << 10;
+
+/// The socket here that leads to each channel there ([`super::ssh::Ssh::forward_here`]).
+pub type Route = BTreeMap<String, PathBuf>;
+
+/// Listens until it is dropped.
+pub struct Ports {
+    local: BTreeMap<String, u16>,
+    route: watch::Sender<Option<Arc<Route>>>,
+    refused: Arc<Notify>,
+    listening: Vec<JoinHandle<()>>,
+}
+
+impl Ports {
+    /// One port of the loopback for each name: the one that is `wanted`, or, where that is taken or none is wanted, any.
+    /// Also the names whose wanted port was taken.
+    pub async fn bind(names: &[&str], wanted: &BTreeMap<String, u16>) -> io::Result<(Ports, Vec<String>)> {
+        let (route, _) = watch::channel(None);
+        let mut ports = Ports {
+            local: BTreeMap::new(),
+            route,
+            refused: Arc::default(),
+            listening: Vec::new(),
+        };
+        let mut moved = Vec::new();
+        for name in names {
+            let listener = match wanted.get(*name) {
+                Some(port) => match TcpListener::bind((Ipv4Addr::LOCALHOST, *port)).await {
+                    Ok(listener) => listener,
+                    Err(_) => {
+                        moved.push(name.to_string());
+                        any_port().await?
+                    }
+                },
+                None => any_port().await?,
+            };
+            ports.local.insert(name.to_string(), listener.local_addr()?.port());
+            let (route, refused) = (ports.route.subscribe(), ports.refused.clone());
+            ports
+                .listening
+                .push(tokio::spawn(listen(listener, name.to_string(), route, refused)));
+        }
+        Ok((ports, moved))
+    }
+
+    /// Name and port.
+    pub fn local(&self) -> &BTreeMap<String, u16> {
+        &self.local
+    }
+
+    /// From now on connections go this way. Those that there are keep theirs.
+    pub fn lead(&self, route: Route) {
+        self.route.send_replace(Some(Arc::new(route)));
+    }
+
+    /// From now on connections wait.
+    pub fn hold(&self) {
+        self.route.send_replace(None);
+    }
+
+    /// Returns when a connection was closed by the other end before it had said anything: nobody listens there.
+    pub async fn refused(&self) {
+        self.refused.notified().await;
+    }
+}
+
+impl Drop for Ports {
+    fn drop(&mut self) {
+        self.listening.iter().for_each(JoinHandle::abort);
+    }
+}
+
+async fn any_port() -> io::Result<TcpListener> {
+    TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await
+}
+
+async fn listen(listener: TcpListener, name: String, route: watch::Receiver<Option<Arc<Route>>>, refused: Arc<Notify>) {
+    // With the listener end its connections.
+    let mut carried = tokio::task::JoinSet::new();
+    loop {
+        tokio::select! {
+            accepted = listener.accept() => match accepted {
+                Ok((stream, _)) => {
+                    carried.spawn(carry(stream, name.clone(), route.clone(), refused.clone()));
+                }
+                // Out of file descriptors, say: those that there are go on.
+                Err(error) => {
+                    tracing::warn!(%error, name, "cannot accept a connection");
+                    tokio::time::sleep(Duration::from_millis(200)).await;
+                }
+            },
+            Some(_) = carried.join_next() => {}
+        }
+    }
+}
+
+async fn carry(mut here: TcpStream, name: String, mut route: watch::Receiver<Option<Arc<Route>>>, refused: Arc<Notify>) {
+    let there = tokio::time::timeout(WAIT, async {
+        loop {
+            let path = match route.wait_for(Option::is_some).await {
+                Ok(route) => route.as_ref().and_then(|route| route.get(&name).cloned()),
+                Err(_) => return None,
+            };
+            match UnixStream::connect(path?).await {
+                Ok(stream) => return Some(stream),
+                // The way has just ended; there will be another.
+                Err(_) => route.changed().await.ok()?,
+            }
+        }
+    });
+    let Ok(Some(mut there)) = there.await else { return };
+    // Else small messages would wait for the acknowledgement of the one before.
+    let _ = here.set_nodelay(true);
+    let carried = tokio::io::copy_bidirectional_with_sizes(&mut here, &mut there, BUFFER, BUFFER).await;
+    match carried {
+        Ok((_, 0)) => refused.notify_one(),
+        Ok((sent, received)) => tracing::debug!(name, sent, received, "a connection has ended"),
+        Err(error) => tracing::debug!(name, %error, "a connection broke"),
+    }
+}
+
+/// What was found at the end of a forward.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Found {
+    /// Something that speaks first, as ZeroMQ does (ZMTP's greeting).
+    Speaks,
+    /// It was closed: nobody listens, or it may not be reached.
+    Closed,
+    /// Nothing was heard.
+    Silent,
+}
+
+/// Looks what is behind a socket that leads there.
+pub async fn look(socket: &Path, timeout: Duration) -> Found {
+    let heard = async {
+        let mut byte = [0];
+        match UnixStream::connect(socket).await {
+            Ok(mut stream) => matches!(stream.read(&mut byte).await, Ok(1)),
+            Err(_) => false,
+        }
+    };
+    match tokio::time::timeout(timeout, heard).await {
+        Ok(true) => Found::Speaks,
+        Ok(false) => Found::Closed,
+        Err(_) => Found::Silent,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::io::AsyncWriteExt;
+    use tokio::net::UnixListener;
+
+    /// Answers each line with itself.
+    fn echo(path: &Path) -> JoinHandle<()> {
+        let listener = UnixListener::bind(path).unwrap();
+        tokio::spawn(async move {
+            while let Ok((stream, _)) = listener.accept().await {
+                tokio::spawn(async move {
+                    let (mut from, mut to) = stream.into_split();
+                    let _ = tokio::io::copy(&mut from, &mut to).await;
+                });
+            }
+        })
+    }
+
+    async fn said(stream: &mut TcpStream, text: &[u8]) -> Vec<u8> {
+        stream.write_all(text).await.unwrap();
+        let mut back = vec![0; text.len()];
+        stream.read_exact(&mut back).await.unwrap();
+        back
+    }
+
+    #[tokio::test]
+    async fn connections_wait_for_a_way_and_the_ports_outlive_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let (ports, moved) = Ports::bind(&["mux", "task"], &BTreeMap::new()).await.unwrap();
+        assert!(moved.is_empty());
+        let port = ports.local()["mux"];
+        // Before there is a way.
+        let mut stream = TcpStream::connect(("127.0.0.1", port)).await.unwrap();
+        let first = echo(&dir.path().join("first"));
+        ports.lead(Route::from([("mux".to_string(), dir.path().join("first"))]));
+        assert_eq!(said(&mut stream, b"hello").await, b"hello");
+        // The way ends: new connections wait for the next.
+        first.abort();
+        std::fs::remove_file(dir.path().join("first")).unwrap();
+        let mut late = TcpStream::connect(("127.0.0.1", port)).await.unwrap();
+        let second = echo(&dir.path().join("second"));
+        ports.lead(Route::from([("mux".to_string(), dir.path().join("second"))]));
+        assert_eq!(said(&mut late, b"again").await, b"again");
+        second.abort();
+    }
+
+    #[tokio::test]
+    async fn a_port_that_is_taken_is_replaced() {
+        let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = taken.local_addr().unwrap().port();
+        let wanted = BTreeMap::from([("mux".to_string(), port)]);
+        let (ports, moved) = Ports::bind(&["mux"], &wanted).await.unwrap();
+        assert_eq!(moved, ["mux"]);
+        assert_ne!(ports.local()["mux"], port);
+        let wanted = ports.local().clone();
+        drop(ports);
+        // The listening task ends with the next turn of the runtime.
+        for _ in 0..100 {
+            tokio::task::yield_now().await;
+        }
+        let (ports, moved) = Ports::bind(&["mux"], &wanted).await.unwrap();
+        assert!(moved.is_empty());
+        assert_eq!(ports.local(), &wanted);
+    }
+
+    #[tokio::test]
+    async fn one_who_is_closed_without_a_word_was_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("closes");
+        let listener = UnixListener::bind(&path).unwrap();
+        let closer = tokio::spawn(async move { while listener.accept().await.is_ok() {} });
+        assert_eq!(look(&path, Duration::from_secs(20)).await, Found::Closed);
+        let (ports, _) = Ports::bind(&["mux"], &BTreeMap::new()).await.unwrap();
+        ports.lead(Route::from([("mux".to_string(), path)]));
+        let mut stream = TcpStream::connect(("127.0.0.1", ports.local()["mux"])).await.unwrap();
+        assert_eq!(stream.read(&mut [0]).await.unwrap(), 0);
+        ports.refused().await;
+        closer.abort();
+    }
+}
