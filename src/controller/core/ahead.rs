@@ -118,10 +118,15 @@ impl Core {
     pub(super) fn requests_returned(&mut self, uuid: &EngineUuid, msg_ids: Vec<String>) {
         for msg_id in msg_ids {
             let open = self.requests.open.get(&msg_id);
-            if open.is_some_and(|o| o.engine.as_ref() == Some(uuid) && o.queue == Channel::Task) {
-                self.engines.change(uuid, |e| e.drop_request(&msg_id));
-                self.take_back(&msg_id);
-                self.requests.ready.push_front(msg_id);
+            let Some(open) = open.filter(|o| o.engine.as_ref() == Some(uuid) && o.queue == Channel::Task) else {
+                continue;
+            };
+            let anywhere = open.may_run_anywhere();
+            self.engines.change(uuid, |e| e.drop_request(&msg_id));
+            self.take_back(&msg_id);
+            match anywhere {
+                true => self.requests.ready.push_front(msg_id),
+                false => self.admit(&msg_id),
             }
         }
     }

@@ -98,6 +98,11 @@ impl Open {
         }
     }
 
+    /// Nothing binds it to certain engines, and it waits for no other.
+    pub(super) fn may_run_anywhere(&self) -> bool {
+        self.after.is_empty() && self.follow.is_empty() && self.targets.is_empty() && self.blacklist.is_empty()
+    }
+
     /// How long it may wait for an engine.
     fn timeout(&mut self, metadata: &Value) -> Option<std::time::Duration> {
         let seconds = metadata
