@@ -151,6 +151,8 @@ impl LightEngine {
                 version: pcluster::model::VERSION.into(),
                 python: "none".into(),
                 capabilities: ["call", "command", "execute"].map(String::from).to_vec(),
+                job: String::new(),
+                ends: None,
             },
             id: None,
             requests: vec![],

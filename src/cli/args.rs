@@ -53,7 +53,9 @@ pub enum Color {
 pub const GROUPS: &[(&str, &[&str])] = &[
     (
         "Clusters",
-        &["start", "stop", "restart", "list", "clean", "status", "engines", "logs", "script"],
+        &[
+            "start", "stop", "restart", "list", "clean", "status", "engines", "scale", "logs", "script",
+        ],
     ),
     ("Elsewhere", &["connect", "disconnect", "connection", "install"]),
     ("Work", &["map", "apply", "exec", "run", "push", "pull", "scatter", "gather"]),
@@ -134,9 +136,11 @@ mod tests {
           clean        Clear away what dead clusters have left
           status       Show how a cluster is doing: controller, engines, queue
           engines      List a cluster's engines, add some, stop some
+          scale        Bring a running cluster to so many engines: start more, or take
+                       some away
           logs         Show what the controller and the engines logged
-          script       Show the script that a start would submit to a batch system,
-                       and submit nothing
+          script       Show the script that a start would submit to a batch system, and
+                       submit nothing
 
         Elsewhere:
           connect      Connect to a cluster on another host, through ssh

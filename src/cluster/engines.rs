@@ -1,11 +1,11 @@
 //! More engines for a cluster that runs.
-use super::launch::{self, EngineWish, Undo, Watched};
+use super::launch::{self, EngineWish, Goal, Undo, Watched};
 use super::list::{Condition, Standing};
 use super::lock::Lock;
-use super::start::{StartProgress, kind_word};
+use super::start::{StartProgress, Wait, kind_word};
 use super::{ClusterError, ClusterState};
 use crate::client::Client;
-use crate::connection::discover;
+use crate::connection::{addresses, discover};
 use crate::profile::ProfileDir;
 use crate::profile::config::{Config, EngineKind};
 use std::path::PathBuf;
@@ -21,6 +21,9 @@ pub struct AddOptions {
     pub n: u32,
     pub settings: Vec<(String, String)>,
     pub launcher: Option<String>,
+    pub wait: Wait,
+    /// How long that may take in all, the time in a queue included.
+    pub timeout: Option<Duration>,
     pub engine_kind: Option<EngineKind>,
     pub python: Option<String>,
     pub cwd: Option<PathBuf>,
@@ -36,6 +39,8 @@ impl AddOptions {
             n,
             settings: Vec::new(),
             launcher: None,
+            wait: Wait::All,
+            timeout: None,
             engine_kind: None,
             python: None,
             cwd: None,
@@ -49,8 +54,13 @@ impl AddOptions {
 /// are ended again.
 pub async fn add_engines(options: AddOptions, progress: &mut dyn FnMut(StartProgress)) -> Result<u32, ClusterError> {
     let (profile, cluster_id) = (&options.profile, options.cluster_id.as_str());
-    let mut config = Config::load_with(profile, &options.settings)?;
-    if let Some(launcher) = options.launcher {
+    // As the engines that are there were started, as far as nothing else is asked for.
+    let known = ClusterState::read(profile, cluster_id).ok().flatten();
+    let mut settings = known.as_ref().map(|state| state.engine_settings.clone()).unwrap_or_default();
+    settings.extend(options.settings);
+    let mut config = Config::load_with(profile, &settings)?;
+    let same = known.as_ref().and_then(|state| Some(state.engines.last()?.launcher.clone()));
+    if let Some(launcher) = options.launcher.or(same) {
         config.launcher.engines = launcher;
     }
     config.engine.kind = options.engine_kind.unwrap_or(config.engine.kind);
@@ -59,13 +69,13 @@ pub async fn add_engines(options: AddOptions, progress: &mut dyn FnMut(StartProg
     if !profile.exists() {
         return Err(super::not_running(profile, cluster_id));
     }
-    let _lock = Lock::take(profile, cluster_id)?;
+    let lock = Lock::take(profile, cluster_id)?;
     let standing = Standing::of(profile, cluster_id);
     if !matches!(standing.condition, Condition::Running | Condition::Elsewhere) {
         return Err(super::not_running(profile, cluster_id));
     }
     let wish = EngineWish {
-        settings: options.settings,
+        settings,
         program: launch::program(&options.program)?,
         cwd: launch::directory(&options.cwd)?,
         log_level: options.log_level,
@@ -78,6 +88,15 @@ pub async fn add_engines(options: AddOptions, progress: &mut dyn FnMut(StartProg
     let path = profile.client_file(cluster_id);
     let client_file = super::start::in_thread(move || discover::wait(&path, CONNECT, || Ok::<_, ClusterError>(()))).await??;
     let client = Client::connect(&client_file, CONNECT).await?;
+    if launcher.is_elsewhere()
+        && let Some(keys) = &client_file.pcluster
+        && keys.addresses.iter().all(|address| addresses::is_loopback(address))
+    {
+        return Err(ClusterError::Unreachable {
+            launcher: launcher.name().into(),
+            ip: keys.addresses.join(", "),
+        });
+    }
     let before = launch::heard_of(&client.status().await?);
 
     // A controller that was started by hand has no state file.
@@ -94,17 +113,48 @@ pub async fn add_engines(options: AddOptions, progress: &mut dyn FnMut(StartProg
     state.next_engine += options.n;
     state.engines.push(engines.clone());
     state.write(profile)?;
-    let timeout = Duration::from_millis(wish.config.launcher.engines_timeout_ms);
+    let lock = Some(lock).filter(|_| !launcher.is_elsewhere());
     let expected = before + options.n as usize;
+    let goal = Goal {
+        all: expected,
+        enough: match options.wait {
+            Wait::None => 0,
+            wait => before + wait.of(options.n as usize),
+        },
+        timeout: Duration::from_millis(wish.config.launcher.engines_timeout_ms),
+        at_most: options.timeout,
+    };
     let new = Watched {
-        launcher,
+        launcher: launcher.clone(),
         launched: &engines,
     };
-    if let Err(error) = launch::registered(&client, expected, new, None, timeout, progress).await {
-        drop(undo);
-        old.write(profile)?;
-        return Err(error);
+    let done = launch::registered(&client, goal, new, None, progress).await;
+    match done {
+        Err(mut late @ ClusterError::EnginesLate { .. }) if launcher.is_elsewhere() => {
+            if let ClusterError::EnginesLate { options, .. } = &mut late {
+                *options = Some(super::options_of(profile, cluster_id));
+            }
+            undo.all_went_well();
+            return Err(late);
+        }
+        Err(error) => {
+            drop(undo);
+            // Another command may have changed the rest meanwhile.
+            match ClusterState::read(profile, cluster_id)? {
+                Some(mut now) if launcher.is_elsewhere() => {
+                    now.engines
+                        .retain(|launched| launched.jobs != engines.jobs || launched.processes != engines.processes);
+                    now.n = now.n.saturating_sub(options.n);
+                    now.write(profile)?;
+                }
+                None if launcher.is_elsewhere() => {}
+                _ => old.write(profile)?,
+            }
+            return Err(error);
+        }
+        Ok(_) => {}
     }
     undo.all_went_well();
+    drop(lock);
     Ok(expected as u32)
 }

@@ -25,8 +25,8 @@ pub enum ClusterError {
     Remote(#[from] RemoteError),
     /// What another process of ours has said of its failure.
     #[error("{what}")]
-    Told { what: String, hints: Vec<String> },
-    #[error("{cluster} is running already: its controller is process {pid} on {host}")]
+    Told { what: String, hints: Vec<String>, missing: bool },
+    #[error("{cluster} is running already: its controller is {}", super::list::process_in_words(*pid, host))]
     Running {
         cluster: String,
         options: String,
@@ -58,14 +58,27 @@ pub enum ClusterError {
         log: PathBuf,
         tail: String,
     },
-    #[error("{registered} of {n} engines registered within {seconds} s; one of them{}", said(tail))]
+    #[error(
+        "{registered} of {n} engines registered within {seconds:.0} s{}; {}{}",
+        others(left),
+        one_of_them(options),
+        said(tail)
+    )]
     EnginesLate {
         registered: usize,
         n: usize,
         seconds: f64,
+        /// `3 queued: Resources`
+        left: String,
+        /// Where the cluster was left running: the options that name it.
+        options: Option<String>,
         log: PathBuf,
         tail: String,
     },
+    #[error(
+        "the engines' launcher is {launcher}, whose engines may be on other hosts, and these cannot reach {ip}, where the controller listens"
+    )]
+    Unreachable { launcher: String, ip: String },
     #[error("cannot {doing} the cluster's state {}: {why}", path.display())]
     StateFile { doing: &'static str, path: PathBuf, why: String },
     #[error("cannot find the pcluster program itself: {0}")]
@@ -75,6 +88,20 @@ pub enum ClusterError {
     /// A mistake of pcluster's own.
     #[error("a thread of this process failed: {0}")]
     Internal(String),
+}
+
+fn others(left: &str) -> String {
+    match left {
+        "" => String::new(),
+        left => format!(" ({left})"),
+    }
+}
+
+fn one_of_them(kept: &Option<String>) -> &'static str {
+    match kept {
+        None => "one of them",
+        Some(_) => "the cluster runs, and the others join it when they can; an engine",
+    }
 }
 
 fn said(tail: &str) -> String {
@@ -129,6 +156,17 @@ impl ClusterError {
                 vec![format!("all that it said: {}", log.display())]
             }
             ClusterError::EnginesEnded { log, .. } => vec![format!("all that it said: {}; the other logs are beside it", log.display())],
+            ClusterError::EnginesLate {
+                log,
+                options: Some(options),
+                ..
+            } => vec![
+                format!("see how far they are: pcluster list; or give up: pcluster stop{options}"),
+                format!("all that it said: {}", log.display()),
+            ],
+            ClusterError::Unreachable { .. } => {
+                vec!["leave --ip out, or name an address or network interface that the nodes reach, or 0.0.0.0: --ip eth0".into()]
+            }
             ClusterError::EnginesLate { log, .. } => vec![
                 format!("all that it said: {}; the other logs are beside it", log.display()),
                 "more time: --set launcher.engines_timeout_ms=300000".into(),

@@ -3,7 +3,7 @@
 use super::start::StartProgress;
 use super::{ClusterError, ClusterState};
 use crate::client::{Client, StatusReply};
-use crate::launchers::{self, EnginesLaunch, LaunchError, Launched, Launcher, MemberState};
+use crate::launchers::{self, EnginesLaunch, LaunchError, Launched, Launcher, MemberState, Stage, launched};
 use crate::profile::ProfileDir;
 use crate::profile::config::{Config, EngineKind};
 use std::path::{Path, PathBuf};
@@ -83,59 +83,89 @@ impl EngineWish {
     }
 }
 
-/// Waits until `expected` engines in all are registered. Of the members in `new`, one that ends before is an error, as is the end of
-/// the controller.
+/// How many engines are waited for, and how long.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Goal {
+    /// How many there are to be in the end.
+    pub all: usize,
+    /// With so many one is content.
+    pub enough: usize,
+    /// How long it may take from when they have all been started; the time in a queue does not count.
+    pub timeout: Duration,
+    /// How long it may take in all.
+    pub at_most: Option<Duration>,
+}
+
+/// Waits until enough engines are registered; how many that are. Of the members in `new`, one whose end leaves too few is an
+/// error, as is the end of the controller.
 pub(super) async fn registered(
     client: &Client,
-    expected: usize,
+    goal: Goal,
     new: Watched<'_>,
     controller: Option<Watched<'_>>,
-    timeout: Duration,
     progress: &mut dyn FnMut(StartProgress),
-) -> Result<(), ClusterError> {
-    let deadline = Instant::now() + timeout;
-    let n = expected as u32;
+) -> Result<usize, ClusterError> {
+    let begin = Instant::now();
+    let mut deadline = begin + goal.timeout;
+    let members = new.launched.members();
     let (mut new, mut controller) = (Watcher::new(new), controller.map(Watcher::new));
-    let mut last = None;
+    let mut last: Option<(usize, String)> = None;
     loop {
         let answer = tokio::time::timeout(ANSWER, client.status()).await;
         let registered = match answer {
             Ok(status) => heard_of(&status?),
-            Err(_) => last.unwrap_or(0),
+            Err(_) => last.as_ref().map_or(0, |(registered, _)| *registered),
         };
-        if last != Some(registered) {
-            last = Some(registered);
+        let left = launched::in_words(&members, &new.states);
+        if last.as_ref().is_none_or(|(r, l)| (*r, l) != (registered, &left)) {
             progress(StartProgress::Engines {
                 registered: registered as u32,
-                n,
+                n: goal.all as u32,
+                job: new.watched.job(),
+                left: left.clone(),
             });
+            last = Some((registered, left.clone()));
         }
-        if registered >= expected {
-            return Ok(());
+        if registered >= goal.enough {
+            return Ok(registered);
         }
         if let Some(controller) = &mut controller
             && let Some((_, place)) = controller.first_ended().await?
         {
             return Err(controller_ended(&controller.watched, place, controller.word(place)));
         }
-        if let Some((ended, place)) = new.first_ended().await? {
-            return Err(ClusterError::EnginesEnded {
-                ended,
-                n: new.watched.launched.len(),
-                ending: new.watched.ending(place, new.word(place)),
-                log: new.watched.log(place),
-                tail: new.watched.tail(place),
-            });
+        if let Some((_, place)) = new.first_ended().await? {
+            let of_ended = members.iter().zip(&new.states).filter(|(_, state)| state.has_ended());
+            let ended: usize = of_ended.map(|(member, _)| member.engines as usize).sum();
+            if goal.all.saturating_sub(ended) < goal.enough {
+                return Err(ClusterError::EnginesEnded {
+                    ended,
+                    n: new.watched.launched.engines(),
+                    ending: new.watched.ending(place, new.word(place)),
+                    log: new.watched.log(place),
+                    tail: new.watched.tail(place),
+                });
+            }
         }
-        if Instant::now() >= deadline {
+        if new
+            .states
+            .iter()
+            .any(|state| matches!(state.stage, Stage::Queued | Stage::Suspended | Stage::Unknown))
+        {
+            deadline = Instant::now() + goal.timeout;
+        }
+        if Instant::now() >= goal.at_most.map_or(deadline, |time| deadline.min(begin + time)) {
             // A log to begin with; which engine is missing is not known.
-            let last = new.watched.launched.len().saturating_sub(1);
+            let place = new.states.iter().rposition(|state| state.stage == Stage::Running);
+            let place = place.unwrap_or(members.len().saturating_sub(1));
             return Err(ClusterError::EnginesLate {
                 registered,
-                n: expected,
-                seconds: timeout.as_secs_f64(),
-                log: new.watched.log(last),
-                tail: new.watched.tail(last),
+                n: goal.all,
+                seconds: begin.elapsed().as_secs_f64(),
+                left,
+                options: None,
+                log: new.watched.log(place),
+                tail: new.watched.tail(place),
             });
         }
         tokio::time::sleep(ASK_EVERY).await;
@@ -144,7 +174,11 @@ pub(super) async fn registered(
 
 /// How many engines are there. A controller that came back lists those of before too, which may be gone.
 pub(super) fn heard_of(status: &StatusReply) -> usize {
-    status.engines.iter().filter(|engine| engine.state != "silent").count()
+    status
+        .engines
+        .iter()
+        .filter(|engine| !matches!(engine.state.as_str(), "silent" | "leaving"))
+        .count()
 }
 
 /// What was launched, with who can tell of it.
@@ -155,6 +189,10 @@ pub(super) struct Watched<'a> {
 }
 
 impl Watched<'_> {
+    /// `slurm job 4711`; none where no batch system has it.
+    pub fn job(&self) -> Option<String> {
+        (!self.launched.jobs.is_empty()).then(|| self.launcher.describe(self.launched))
+    }
     /// How the member at this place ended, in words.
     fn ending(&self, place: usize, word: &str) -> String {
         let name = self.launched.members().get(place).map(|m| m.name.clone()).unwrap_or_default();

@@ -2,7 +2,7 @@
 use super::remote::{self, TunnelState};
 use super::{ClusterError, ClusterState};
 use crate::connection::{ConnectionError, ConnectionFile, process};
-use crate::launchers::{self, Launched, Stage};
+use crate::launchers::{self, Launched, MemberState, Stage};
 use crate::profile::Config;
 use crate::profile::ProfileDir;
 use crate::profile::dir::check_cluster_id;
@@ -50,6 +50,10 @@ pub struct ClusterSummary {
     /// How many engine processes were started, and how many of them run (none where that cannot be told from here).
     pub engines_started: usize,
     pub engines_alive: Option<usize>,
+    /// How many wait in a batch system's queue.
+    pub engines_queued: usize,
+    pub engines: Vec<LaunchSummary>,
+    pub controller_launch: Option<LaunchSummary>,
     pub engine_kind: Option<String>,
     pub launcher: Option<String>,
     /// Seconds since 1970.
@@ -62,17 +66,106 @@ pub struct ClusterSummary {
     pub tunnel: Option<TunnelState>,
 }
 
+/// One launch, and how its members are. Counts are of engines; of a controller, 1.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+pub struct LaunchSummary {
+    pub launcher: String,
+    pub host: String,
+    pub jobs: Vec<JobSummary>,
+    /// Without those that were told to leave.
+    pub engines: usize,
+    pub running: usize,
+    pub queued: usize,
+    pub suspended: usize,
+    /// Without having been told to.
+    pub ended: usize,
+    pub unknown: usize,
+    /// Told to leave, and not gone yet.
+    pub leaving: usize,
+    /// `3 queued: Resources`, of those that do not simply run.
+    pub states: String,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+pub struct JobSummary {
+    pub id: String,
+    pub name: String,
+    pub script: PathBuf,
+    /// Seconds since 1970.
+    pub submitted: f64,
+    /// Element, or 1, and its state in words.
+    pub elements: Vec<(u32, String)>,
+}
+
+impl LaunchSummary {
+    fn of(launched: &Launched, profile: &ProfileDir, config: &Config) -> LaunchSummary {
+        let members = launched.members();
+        let states = match launchers::by_name(&launched.launcher, profile, config) {
+            Ok(launcher) => launcher.states(launched),
+            Err(e) => vec![MemberState::unknown(e.to_string()); members.len()],
+        };
+        let mut summary = LaunchSummary {
+            launcher: launched.launcher.clone(),
+            host: launched.host.clone(),
+            states: launchers::launched::in_words(&members, &states),
+            ..LaunchSummary::default()
+        };
+        for (member, state) in members.iter().zip(&states) {
+            let engines = member.engines.max(1) as usize;
+            if member.leaving {
+                summary.leaving += if state.has_ended() { 0 } else { engines };
+                continue;
+            }
+            summary.engines += engines;
+            *match state.stage {
+                Stage::Running => &mut summary.running,
+                Stage::Queued => &mut summary.queued,
+                Stage::Suspended => &mut summary.suspended,
+                Stage::Ended => &mut summary.ended,
+                Stage::Unknown => &mut summary.unknown,
+            } += engines;
+        }
+        let mut states = states.iter().skip(launched.processes.len());
+        for job in &launched.jobs {
+            let word = |state: &MemberState| match (state.stage, state.word.as_str()) {
+                (Stage::Running, "") => "running".to_string(),
+                (_, word) => word.to_string(),
+            };
+            summary.jobs.push(JobSummary {
+                id: job.id.clone(),
+                name: job.name.clone(),
+                script: job.script.clone(),
+                submitted: job.submitted,
+                elements: job.elements.iter().copied().zip((&mut states).map(word)).collect(),
+            });
+        }
+        summary
+    }
+}
+
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct ControllerProcess {
+    /// 0 where it is not known: the controller of a job that waits in a queue.
     pub pid: u32,
     pub host: String,
     /// Seconds since 1970.
     pub started: f64,
 }
 
+/// `process 4242 on login1`; of a controller in a job that has not begun, the job.
+pub(super) fn process_in_words(pid: u32, host: &str) -> String {
+    match pid {
+        0 => host.to_string(),
+        pid => format!("process {pid} on {host}"),
+    }
+}
+
 impl ControllerProcess {
     pub(super) fn is_here(&self) -> bool {
         self.host == process::host()
+    }
+    pub(super) fn in_words(&self) -> String {
+        process_in_words(self.pid, &self.host)
     }
     pub(super) fn runs_here(&self) -> bool {
         self.is_here() && process::is_same_process(self.pid, self.started)
@@ -104,22 +197,29 @@ pub fn status(profile: &ProfileDir, cluster_id: &str) -> Option<ClusterSummary> 
     if standing.condition == Condition::Stopped && database.is_none() {
         return None;
     }
-    let engines: Vec<_> = standing.state.iter().flat_map(|s| &s.engines).collect();
     let config = Config::load(profile).unwrap_or_default();
-    let alive = |launched: &&Launched| {
-        let states = launchers::by_name(&launched.launcher, profile, &config).ok()?.states(launched);
-        let known = states.iter().all(|state| state.stage != Stage::Unknown);
-        known.then(|| states.iter().filter(|state| state.is_there()).count())
-    };
+    let state = standing.state.as_ref();
+    let engines: Vec<LaunchSummary> = state
+        .iter()
+        .flat_map(|s| &s.engines)
+        .map(|l| LaunchSummary::of(l, profile, &config))
+        .collect();
+    let controller_launch = state
+        .and_then(|s| s.controller.as_ref())
+        .map(|l| LaunchSummary::of(l, profile, &config));
+    let is_known = engines.iter().all(|launch| launch.unknown == 0);
     Some(ClusterSummary {
         profile: profile.name().into(),
         directory: profile.path().into(),
         cluster_id: cluster_id.into(),
         state: standing.condition,
-        engines_started: engines.iter().map(|e| e.engines()).sum(),
-        engines_alive: engines.iter().map(alive).sum(),
+        engines_started: engines.iter().map(|e| e.engines).sum(),
+        engines_alive: is_known.then(|| engines.iter().map(|e| e.running).sum()),
+        engines_queued: engines.iter().map(|e| e.queued).sum(),
         engine_kind: standing.state.as_ref().map(|s| s.engine_kind.clone()),
         launcher: engines.first().map(|e| e.launcher.clone()),
+        engines,
+        controller_launch,
         started: standing
             .state
             .as_ref()
@@ -185,17 +285,31 @@ impl Standing {
                 host: keys.host.clone(),
                 started: keys.started,
             });
+        // A controller in a job: the batch system knows of it.
+        let job = state.as_ref().and_then(|s| s.controller.as_ref()).filter(|l| !l.jobs.is_empty());
+        let job_stage = job.and_then(|launched| {
+            let config = Config::load(profile).unwrap_or_default();
+            let launcher = launchers::by_name(&launched.launcher, profile, &config).ok()?;
+            launcher.states(launched).first().map(|state| state.stage)
+        });
+        let of_job = job.map(|launched| ControllerProcess {
+            pid: 0,
+            host: format!("{} job {}", launched.launcher, launched.jobs[0].id),
+            started: launched.jobs[0].submitted,
+        });
         let tunnel = TunnelState::read(profile, cluster_id).unwrap_or_else(|e| {
             trouble = Some(e.to_string());
             None
         });
         let foreign = connection.as_ref().is_some_and(|file| file.pcluster.is_none());
-        let known: Vec<&ControllerProcess> = published.iter().chain(&recorded).collect();
+        let known: Vec<&ControllerProcess> = published.iter().chain(&recorded).chain(&of_job).collect();
         let left_over = profile.engine_file(cluster_id).exists() || trouble.is_some() || state.is_some() || tunnel.is_some();
         let condition = if tunnel.as_ref().is_some_and(TunnelState::runs) {
             Condition::Connected
-        } else if known.iter().any(|c| c.runs_here()) {
+        } else if known.iter().any(|c| c.runs_here()) || matches!(job_stage, Some(Stage::Queued | Stage::Running | Stage::Suspended)) {
             Condition::Running
+        } else if job_stage == Some(Stage::Ended) {
+            Condition::Stale
         } else if foreign {
             Condition::Foreign
         } else if known.iter().any(|c| !c.is_here()) {

@@ -1,7 +1,8 @@
 //! A whole cluster: one controller and its engines in one profile, under one cluster id.
 //!
-//! Parts: [`start`], [`engines`] (more of them for a running cluster), [`stop`] (and clearing away what a dead one left),
-//! [`list`] (what there is and whether it runs), [`logs`], [`remote`] (clusters on other hosts, over ssh); beneath them [`state_file`] (which processes the cluster is,
+//! Parts: [`start`], [`engines`] (more of them for a running cluster), [`scale`] (fewer of them), [`stop`] (and clearing away what a
+//! dead one left), [`list`] (what there is and whether it runs), [`logs`], [`remote`] (clusters on other hosts, over ssh); beneath
+//! them [`state_file`] (which processes the cluster is,
 //! for the next pcluster command), [`lock`] (one command changes a cluster at a time), [`error`].
 //! Tasks are not known here, nor what is printed.
 pub mod engines;
@@ -11,6 +12,7 @@ pub mod list;
 pub mod lock;
 pub mod logs;
 pub mod remote;
+pub mod scale;
 pub mod start;
 pub mod state_file;
 pub mod stop;
@@ -20,7 +22,8 @@ mod tests;
 pub use engines::{AddOptions, add_engines};
 pub use error::ClusterError;
 pub use list::{ClusterSummary, Condition, is_supervised, list, list_profile, status};
-pub use start::{StartOptions, StartProgress, Started, start};
+pub use scale::{Removed, Scaled, Which, remove_engines, scale};
+pub use start::{StartOptions, StartProgress, Started, Wait, start};
 pub use state_file::ClusterState;
 pub use stop::{StopProgress, Stopped, clean, stop};
 

@@ -1,11 +1,11 @@
 //! Starting a cluster: a controller, its connection files, its engines, until all of these are registered.
-use super::launch::{self, EngineWish, Undo, Watched};
+use super::launch::{self, EngineWish, Goal, Undo, Watched};
 use super::list::{Condition, Standing};
 use super::lock::Lock;
 use super::{ClusterError, ClusterState, list, stop};
 use crate::client::Client;
-use crate::connection::{ConnectionError, ConnectionFile, discover};
-use crate::launchers::{ControllerLaunch, Launched, Launcher, MemberState};
+use crate::connection::{ConnectionError, ConnectionFile, addresses, discover};
+use crate::launchers::{ControllerLaunch, Launched, Launcher, MemberState, Stage, launched};
 use crate::profile::ProfileDir;
 use crate::profile::config::{Config, EngineKind};
 use crate::profile::dir::check_cluster_id;
@@ -16,6 +16,8 @@ use std::time::{Duration, Instant};
 
 /// How long one tries to reach a controller that has just written its files, or that may be on another host.
 const CONNECT: Duration = Duration::from_secs(10);
+/// How often one looks what a controller's job is doing.
+const LOOK_AGAIN: Duration = Duration::from_secs(1);
 
 #[derive(Clone, Debug)]
 pub struct StartOptions {
@@ -27,6 +29,12 @@ pub struct StartOptions {
     pub settings: Vec<(String, String)>,
     /// What starts the engines.
     pub launcher: Option<String>,
+    /// What starts the controller.
+    pub controller_launcher: Option<String>,
+    /// How many engines are waited for.
+    pub wait: Wait,
+    /// How long that may take in all, the time in a queue included.
+    pub timeout: Option<Duration>,
     pub engine_kind: Option<EngineKind>,
     pub python: Option<String>,
     /// The directory that controller and engines start in; by default this one.
@@ -46,6 +54,9 @@ impl StartOptions {
             n: None,
             settings: Vec::new(),
             launcher: None,
+            controller_launcher: None,
+            wait: Wait::All,
+            timeout: None,
             engine_kind: None,
             python: None,
             cwd: None,
@@ -60,6 +71,9 @@ impl StartOptions {
         if let Some(launcher) = &self.launcher {
             config.launcher.engines = launcher.clone();
         }
+        if let Some(launcher) = &self.controller_launcher {
+            config.launcher.controller = launcher.clone();
+        }
         if let Some(kind) = self.engine_kind {
             config.engine.kind = kind;
         }
@@ -70,12 +84,37 @@ impl StartOptions {
     }
 }
 
+/// How many engines `start` waits for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Wait {
+    #[default]
+    All,
+    None,
+    Some(u32),
+}
+
+impl Wait {
+    pub(super) fn of(self, all: usize) -> usize {
+        match self {
+            Wait::All => all,
+            Wait::None => 0,
+            Wait::Some(n) => all.min(n as usize),
+        }
+    }
+}
+
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum StartProgress {
     /// Something that people should know: leftovers that were cleared away, a warning.
     Note(String),
     ControllerStarting,
+    /// In a batch system's queue.
+    ControllerWaits {
+        job: String,
+        /// `1 queued: Resources`; empty where it is known no more than that it was submitted.
+        state: String,
+    },
     ControllerReady {
         pid: u32,
     },
@@ -85,6 +124,10 @@ pub enum StartProgress {
     Engines {
         registered: u32,
         n: u32,
+        /// `slurm job 4711`, where a batch system has them.
+        job: Option<String>,
+        /// `3 queued: Resources`
+        left: String,
     },
 }
 
@@ -93,8 +136,13 @@ pub struct Started {
     pub profile: ProfileDir,
     pub cluster_id: String,
     pub controller_pid: u32,
-    /// How many engines are registered.
+    /// `slurm job 4710`, where a batch system has the controller.
+    pub controller_job: Option<String>,
+    /// How many engines are registered, and how many there are to be.
     pub engines: u32,
+    pub n: u32,
+    /// `slurm job 4711`, where a batch system has the engines.
+    pub job: Option<String>,
     pub client_file: PathBuf,
     pub controller_log: PathBuf,
     pub took: Duration,
@@ -109,40 +157,56 @@ pub async fn start(options: StartOptions, progress: &mut dyn FnMut(StartProgress
     let config = options.config()?;
     let controllers = launch::launcher(&config.launcher.controller, profile, &config)?;
     let engine_launcher = launch::launcher(&config.launcher.engines, profile, &config)?;
+    let mut settings = options.settings.clone();
+    let n = options.n.or(config.launcher.n).unwrap_or_else(processors);
+    let elsewhere = [
+        (&controllers, &config.launcher.controller),
+        (&engine_launcher, &config.launcher.engines),
+    ];
+    if let Some((_, name)) = elsewhere.into_iter().find(|(launcher, _)| launcher.is_elsewhere()) {
+        listen_for_others(&mut settings, name, &config)?;
+    }
     let wish = EngineWish {
-        settings: options.settings.clone(),
+        settings,
         program: launch::program(&options.program)?,
         cwd: launch::directory(&options.cwd)?,
         log_level: options.log_level.clone(),
         config,
     };
-    let n = options.n.or(wish.config.launcher.n).unwrap_or_else(processors);
     if n > 0
         && let Some(warning) = wish.check()?
     {
         progress(StartProgress::Note(warning));
     }
     profile.create()?;
-    let _lock = Lock::take(profile, cluster_id)?;
+    let lock = Lock::take(profile, cluster_id)?;
     let leftovers = refuse_running(profile, cluster_id, progress).await?;
 
     let mut state = ClusterState::new(cluster_id, wish.cwd.clone());
     state.engine_kind = kind_word(wish.config.engine.kind).into();
+    state.engine_settings = options.settings.clone();
     // Dropped in the other order: processes first.
     let mut files = Files {
         profile,
         cluster_id,
         before: leftovers.state.clone(),
+        started: state.started,
         armed: true,
     };
     let mut undo = Undo::new(Duration::from_millis(wish.config.launcher.kill_ms));
 
     progress(StartProgress::ControllerStarting);
+    if controllers.is_elsewhere() {
+        // Of a controller on another host it cannot be seen whether it is the one that wrote them.
+        for path in [profile.client_file(cluster_id), profile.engine_file(cluster_id)] {
+            let _ = std::fs::remove_file(path);
+        }
+    }
     let controller = controllers.start_controller(&ControllerLaunch {
         program: wish.program.clone(),
         profile: profile.clone(),
         cluster_id: cluster_id.into(),
-        settings: options.settings.clone(),
+        settings: wish.settings.clone(),
         cwd: wish.cwd.clone(),
         log_level: options.log_level.clone(),
     })?;
@@ -150,7 +214,7 @@ pub async fn start(options: StartOptions, progress: &mut dyn FnMut(StartProgress
     state.controller = Some(controller.clone());
     state.write(profile)?;
     let timeout = Duration::from_millis(wish.config.launcher.controller_timeout_ms);
-    let (client_file, engine_file) = connection_files(profile, cluster_id, &controllers, &controller, timeout).await?;
+    let (client_file, engine_file) = serving(profile, cluster_id, &controllers, &controller, timeout, progress).await?;
     let controller_pid = client_file.pcluster.as_ref().map_or(0, |keys| keys.pid);
     let client = Client::connect(&client_file, CONNECT).await?;
     progress(StartProgress::ControllerReady { pid: controller_pid });
@@ -176,40 +240,78 @@ pub async fn start(options: StartOptions, progress: &mut dyn FnMut(StartProgress
         state.engines.push(engines.clone());
     }
     state.write(profile)?;
-    let timeout = Duration::from_millis(wish.config.launcher.engines_timeout_ms);
+    // Others need not wait until a queue lets the engines go: the state file says what there is.
+    let lock = Some(lock).filter(|_| !engine_launcher.is_elsewhere());
     let expected = (n as usize).max(alive);
+    let goal = Goal {
+        all: expected,
+        enough: options.wait.of(expected),
+        timeout: Duration::from_millis(wish.config.launcher.engines_timeout_ms),
+        at_most: options.timeout,
+    };
     let new = Watched {
-        launcher: engine_launcher,
+        launcher: engine_launcher.clone(),
         launched: &engines,
     };
     let watched = Watched {
         launcher: controllers,
         launched: &controller,
     };
-    let registered = match launch::registered(&client, expected, new, Some(watched), timeout, progress).await {
+    let controller_job = watched.job();
+    let job = new.job();
+    let registered = match launch::registered(&client, goal, new, Some(watched), progress).await {
         // One of before that is silent is no reason to end the controller that the others have found again.
         Err(ClusterError::EnginesLate {
             registered, n, seconds, ..
         }) if alive > 0 && registered + alive >= n => {
             progress(StartProgress::Note(format!(
-                "{registered} of {n} engines registered within {seconds} s; those of before may still come back"
+                "{registered} of {n} engines registered within {seconds:.0} s; those of before may still come back"
             )));
             registered
         }
-        done => done.map(|()| expected)?,
+        // What waits in a queue is no failure.
+        Err(mut late @ ClusterError::EnginesLate { .. }) if engine_launcher.is_elsewhere() => {
+            if let ClusterError::EnginesLate { options, .. } = &mut late {
+                *options = Some(super::options_of(profile, cluster_id));
+            }
+            undo.all_went_well();
+            files.armed = false;
+            return Err(late);
+        }
+        done => done?,
     };
 
     undo.all_went_well();
     files.armed = false;
+    drop(lock);
     Ok(Started {
         profile: profile.clone(),
         cluster_id: cluster_id.into(),
         controller_pid,
+        controller_job,
         engines: registered as u32,
+        n: expected as u32,
+        job,
         client_file: profile.client_file(cluster_id),
-        controller_log: profile.controller_log(cluster_id),
+        controller_log: controller.members().first().map(|m| m.log.clone()).unwrap_or_default(),
         took: begin.elapsed(),
     })
+}
+
+/// Engines on other hosts do not reach a controller that listens on the loopback.
+fn listen_for_others(settings: &mut Vec<(String, String)>, launcher: &str, config: &Config) -> Result<(), ClusterError> {
+    let ip = addresses::of_interface(&config.controller.ip);
+    if !addresses::is_loopback(&ip) {
+        return Ok(());
+    }
+    if settings.iter().any(|(key, _)| key == "controller.ip") {
+        return Err(ClusterError::Unreachable {
+            launcher: launcher.into(),
+            ip,
+        });
+    }
+    settings.push(("controller.ip".into(), "\"0.0.0.0\"".into()));
+    Ok(())
 }
 
 pub(super) fn kind_word(kind: EngineKind) -> &'static str {
@@ -235,13 +337,19 @@ struct Files<'a> {
     cluster_id: &'a str,
     /// What was on record before, while engines of then may still run.
     before: Option<ClusterState>,
+    /// When this cluster was started.
+    started: f64,
     armed: bool,
 }
 
 impl Drop for Files<'_> {
     fn drop(&mut self) {
+        let is_ours = || match ClusterState::read(self.profile, self.cluster_id) {
+            Ok(Some(state)) => state.started == self.started,
+            _ => true,
+        };
         match &self.before {
-            _ if !self.armed => {}
+            _ if !self.armed || !is_ours() => {}
             None => stop::remove_files(self.profile, self.cluster_id),
             Some(before) => {
                 if let Err(e) = before.write(self.profile) {
@@ -305,7 +413,11 @@ async fn refuse_running(
         }
         (Condition::Stale, controller) => {
             stop::remove_tunnel(profile, cluster_id);
-            let who = controller.as_ref().map(|c| format!(" (process {})", c.pid)).unwrap_or_default();
+            let who = controller.as_ref().map(|c| match c.is_here() {
+                true => format!(" (process {})", c.pid),
+                false => format!(" ({})", c.in_words()),
+            });
+            let who = who.unwrap_or_default();
             progress(StartProgress::Note(format!(
                 "the controller{who} of {cluster} is gone without having been stopped; starting a new one"
             )));
@@ -341,6 +453,7 @@ impl Leftovers {
             (
                 file.key.clone(),
                 file.registration,
+                file.location.clone(),
                 file.pcluster.as_ref().and_then(|keys| keys.engine_port),
             )
         };
@@ -365,6 +478,39 @@ impl Leftovers {
             progress(StartProgress::Note(format!("stopped {n} engines of before")));
         }
         Ok(kept)
+    }
+}
+
+/// Waits for a controller just started to write its files; time in a queue does not count.
+async fn serving(
+    profile: &ProfileDir,
+    cluster_id: &str,
+    launcher: &Arc<dyn Launcher>,
+    controller: &Launched,
+    timeout: Duration,
+    progress: &mut dyn FnMut(StartProgress),
+) -> Result<(ConnectionFile, ConnectionFile), ClusterError> {
+    if !launcher.is_asked_seldom() {
+        return connection_files(profile, cluster_id, launcher, controller, timeout).await;
+    }
+    let members = controller.members();
+    let mut deadline = Instant::now() + timeout;
+    loop {
+        let late = match connection_files(profile, cluster_id, launcher, controller, LOOK_AGAIN).await {
+            Err(error @ ClusterError::ControllerSilent { .. }) => error,
+            done => return done,
+        };
+        let (asked, launched) = (launcher.clone(), controller.clone());
+        let states = in_thread(move || asked.states(&launched)).await?;
+        progress(StartProgress::ControllerWaits {
+            job: launcher.describe(controller),
+            state: launched::in_words(&members, &states),
+        });
+        if states.iter().any(|state| state.stage != Stage::Running) {
+            deadline = Instant::now() + timeout;
+        } else if Instant::now() >= deadline {
+            return Err(late);
+        }
     }
 }
 

@@ -32,6 +32,9 @@ pub struct ClusterState {
     /// The number of the next engine's log file.
     pub next_engine: u32,
     pub controller: Option<Launched>,
+    /// `--set` and what options said of the first engines; further ones are started in the same way.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub engine_settings: Vec<(String, String)>,
     /// One for each launch of engines.
     pub engines: Vec<Launched>,
     #[serde(flatten)]
@@ -51,6 +54,7 @@ impl ClusterState {
             n: 0,
             next_engine: 0,
             controller: None,
+            engine_settings: Vec::new(),
             engines: Vec::new(),
             other: Default::default(),
         }

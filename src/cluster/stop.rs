@@ -121,9 +121,9 @@ async fn end(profile: &ProfileDir, cluster_id: &str, force: bool, progress: &mut
         let deadline = Instant::now() + stop_for;
         let mut last = 0;
         loop {
-            let left = launches.count().await?;
+            let left = launches.count_here().await?;
             // A controller elsewhere is gone when its file is.
-            let file = standing.condition == Condition::Elsewhere && profile.client_file(cluster_id).exists();
+            let file = (standing.condition == Condition::Elsewhere || !launches.have_all()) && profile.client_file(cluster_id).exists();
             if (left == 0 && !file) || Instant::now() >= deadline {
                 break;
             }
@@ -183,10 +183,35 @@ impl Launches {
         Launches(launches.into_iter().map(with).collect())
     }
 
-    /// How many members are known to be there.
+    /// How many engines are known to be there.
     async fn count(&self) -> Result<usize, ClusterError> {
         let mut there = 0;
         for (launcher, launched) in &self.0 {
+            if let (Ok(launcher), launched) = (launcher, launched.clone()) {
+                let (launcher, members) = (launcher.clone(), launched.members());
+                let states = in_thread(move || launcher.states(&launched)).await?;
+                let engines = members
+                    .iter()
+                    .zip(states)
+                    .filter(|(_, state)| state.is_there())
+                    .map(|(m, _)| m.engines as usize);
+                there += engines.sum::<usize>();
+            }
+        }
+        Ok(there)
+    }
+
+    /// Whether the end of all processes can be seen at once.
+    fn have_all(&self) -> bool {
+        self.0
+            .iter()
+            .all(|(launcher, _)| launcher.as_ref().is_ok_and(|l| !l.is_asked_seldom()))
+    }
+
+    /// How many members are known to be there, of those that can be seen at once.
+    async fn count_here(&self) -> Result<usize, ClusterError> {
+        let mut there = 0;
+        for (launcher, launched) in self.0.iter().filter(|(l, _)| l.as_ref().is_ok_and(|l| !l.is_asked_seldom())) {
             if let (Ok(launcher), launched) = (launcher, launched.clone()) {
                 let launcher = launcher.clone();
                 let states = in_thread(move || launcher.states(&launched)).await?;

@@ -35,6 +35,22 @@ pub fn reachable(ip: &str) -> Vec<String> {
     addresses
 }
 
+/// The address that is meant: of a network interface (`eth0`) its first one, IPv4 before IPv6; all else stands for itself.
+pub fn of_interface(ip: &str) -> String {
+    let mut of_it: Vec<IpAddr> = interfaces()
+        .into_iter()
+        .filter(|i| i.name == ip && !matches!(i.address, IpAddr::V6(v6) if is_link_local(v6)))
+        .map(|i| i.address)
+        .collect();
+    of_it.sort_by_key(IpAddr::is_ipv6);
+    of_it.first().map_or_else(|| ip.to_string(), IpAddr::to_string)
+}
+
+/// Whether only processes of this host reach it.
+pub fn is_loopback(address: &str) -> bool {
+    address == "localhost" || address.trim_matches(['[', ']']).parse::<IpAddr>().is_ok_and(|a| a.is_loopback())
+}
+
 struct Interface {
     name: String,
     address: IpAddr,
@@ -92,6 +108,16 @@ mod tests {
         assert_eq!(reachable("::1"), ["::1"]);
         assert_eq!(reachable("10.1.2.3"), ["10.1.2.3"]);
         assert_eq!(reachable("node7.cluster"), ["node7.cluster"]);
+    }
+
+    #[test]
+    fn an_interface_stands_for_its_address_and_all_else_for_itself() {
+        assert_eq!(of_interface("lo"), "127.0.0.1");
+        for other in ["10.1.2.3", "0.0.0.0", "*", "node7", "eth77"] {
+            assert_eq!(of_interface(other), other);
+        }
+        assert!(is_loopback("127.0.0.1") && is_loopback("[::1]") && is_loopback("localhost"));
+        assert!(!is_loopback("0.0.0.0") && !is_loopback("node7"));
     }
 
     #[test]

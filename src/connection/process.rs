@@ -20,6 +20,12 @@ pub fn is_same_process(pid: u32, started: f64) -> bool {
     started_of(pid).is_some_and(|s| (s - started).abs() < TOLERANCE_S)
 }
 
+/// The parent of this process; none if there is no such process.
+pub fn parent_of(pid: u32) -> Option<u32> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    stat.rsplit_once(')')?.1.split_ascii_whitespace().nth(1)?.parse().ok()
+}
+
 /// This host's name, as connection and state files spell it.
 pub fn host() -> String {
     match nix::unistd::gethostname() {
@@ -109,6 +115,7 @@ mod tests {
         assert!(started <= now + TOLERANCE_S && started > now - 86_400.0, "{started} {now}");
         assert!(is_same_process(pid, started));
         assert!(!is_same_process(pid, started - 60.0));
+        assert_eq!(parent_of(pid), Some(std::os::unix::process::parent_id()));
     }
 
     #[test]

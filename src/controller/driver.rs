@@ -4,6 +4,7 @@
 //! its messages sent; meanwhile the next batch gathers. So commits are grouped under load, and nothing is told that is not on disk.
 use super::bootstrap::{self, Secrets};
 use super::core::{Core, Effect, Event, Facts, Now};
+use super::dask::Dask;
 use super::records::{Records, Word};
 use super::sockets::{Arrival, Place, Ports, Sockets};
 use super::{ControllerError, ControllerSettings};
@@ -47,7 +48,9 @@ pub(super) async fn run(settings: ControllerSettings) -> Result<(), ControllerEr
         what: "the records".into(),
         why: e.to_string(),
     })?;
-    let mut driver = Driver::new(&settings, &secrets, sockets, records);
+    let (later, events) = mpsc::unbounded_channel();
+    let dask = Dask::new(&settings.python, &settings.config.ip, later);
+    let mut driver = Driver::new(&settings, &secrets, sockets, records, dask);
     driver.core.restore(driver.clock.now(), restored, &mut driver.effects);
     tracing::info!(
         profile = %settings.profile.path().display(),
@@ -56,7 +59,7 @@ pub(super) async fn run(settings: ControllerSettings) -> Result<(), ControllerEr
         database = %database.display(),
         "the controller serves"
     );
-    let result = driver.serve(arrivals, words).await;
+    let result = driver.serve(arrivals, words, events).await;
     bootstrap::put_away_files(&settings, &mut secrets);
     driver.sockets.close().await;
     driver.records.close();
@@ -127,6 +130,7 @@ struct Driver {
     engine_session: Session,
     /// Makes the answers out of the records.
     answers: Session,
+    dask: Dask,
     /// Of events since the last batch.
     effects: Vec<Effect>,
     /// Messages of the batch that is being committed.
@@ -143,7 +147,7 @@ struct Driver {
 }
 
 impl Driver {
-    fn new(settings: &ControllerSettings, secrets: &Secrets, sockets: Sockets, records: Records) -> Driver {
+    fn new(settings: &ControllerSettings, secrets: &Secrets, sockets: Sockets, records: Records, dask: Dask) -> Driver {
         let clock = Clock { start: Instant::now() };
         let session = uuid::Uuid::new_v4().to_string();
         let facts = Facts {
@@ -160,6 +164,7 @@ impl Driver {
             clock,
             sockets,
             records,
+            dask,
             client_session: Session::new(secrets.client_key.as_bytes(), format!("{session}-c"), "pcluster"),
             engine_session: Session::new(secrets.engine_key.as_bytes(), format!("{session}-e"), "pcluster"),
             answers: Session::new(b"", format!("{session}-r"), "pcluster"),
@@ -179,6 +184,7 @@ impl Driver {
         &mut self,
         mut arrivals: mpsc::Receiver<Arrival>,
         mut words: mpsc::UnboundedReceiver<Word>,
+        mut events: mpsc::UnboundedReceiver<Event>,
     ) -> Result<(), ControllerError> {
         let failed = |e: std::io::Error| ControllerError::Prepare {
             what: "signal handling".into(),
@@ -209,6 +215,7 @@ impl Driver {
                         self.hear(word);
                     }
                 }
+                Some(event) = events.recv() => self.handle(event),
                 _ = terminate.recv() => self.handle(Event::StopAsked { engines: true }),
                 _ = interrupt.recv() => self.handle(Event::StopAsked { engines: true }),
                 count = arrivals.recv_many(&mut arrived, TURN), if self.effects.len() < TURN * 64 => {
@@ -413,6 +420,14 @@ impl Driver {
             Effect::Ping { payload } => self.sockets.ping(payload),
             Effect::Query(query) => {
                 self.records.ask(query);
+                Ok(())
+            }
+            Effect::StartDask { client, parent, arguments } => {
+                self.dask.start(client, parent, arguments);
+                Ok(())
+            }
+            Effect::StopDask => {
+                self.dask.stop();
                 Ok(())
             }
             Effect::Stop { after } => {

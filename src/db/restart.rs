@@ -197,7 +197,7 @@ fn open_maps(connection: &Connection) -> rusqlite::Result<Vec<OpenMap>> {
 }
 
 fn registered_engines(connection: &Connection) -> rusqlite::Result<Vec<RegisteredEngine>> {
-    let sql = "SELECT id, uuid, host, pid, version, python, capabilities, registered FROM engine WHERE gone IS NULL ORDER BY id";
+    let sql = "SELECT id, uuid, host, pid, version, python, capabilities, registered, job, ends FROM engine WHERE gone IS NULL ORDER BY id";
     let mut select = connection.prepare_cached(sql)?;
     let engines = select.query_map([], |row| {
         Ok(RegisteredEngine {
@@ -209,6 +209,8 @@ fn registered_engines(connection: &Connection) -> rusqlite::Result<Vec<Registere
                 version: row.get(4)?,
                 python: row.get(5)?,
                 capabilities: serde_json::from_str(row.get_ref(6)?.as_str()?).unwrap_or_default(),
+                job: row.get(8)?,
+                ends: row.get::<_, Option<f64>>(9)?.map(UnixTime),
             },
             registered: UnixTime(row.get(7)?),
         })

@@ -1,7 +1,8 @@
 //! What an engine is told when it starts.
 use crate::connection::ConnectionFile;
-use crate::model::EngineId;
+use crate::model::{EngineId, UnixTime};
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 
 /// One engine's settings.
 #[derive(Clone, Debug)]
@@ -26,6 +27,10 @@ pub struct EngineSettings {
     pub env: BTreeMap<String, String>,
     /// For IPython's shell in the worker, as its own configuration reads them: `--InteractiveShell.colors=nocolor`.
     pub shell: Vec<String>,
+    /// The shell is made at once, with all that runs at its start; else with a client's first request.
+    pub shell_at_start: bool,
+    /// For the shell's startup files.
+    pub profile_dir: Option<PathBuf>,
 }
 
 impl EngineSettings {
@@ -42,6 +47,8 @@ impl EngineSettings {
             cwd: None,
             env: BTreeMap::new(),
             shell: Vec::new(),
+            shell_at_start: false,
+            profile_dir: None,
         }
     }
 }
@@ -58,4 +65,21 @@ pub fn interpreter(set: Option<&str>) -> String {
         Ok(environment) if !environment.is_empty() => format!("{environment}/bin/python"),
         _ => "python3".to_string(),
     }
+}
+
+/// The batch job that this process is in, as the job's script says it.
+pub fn job() -> String {
+    let variable = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
+    match (variable("PCLUSTER_JOB"), variable("PCLUSTER_ELEMENT")) {
+        (Some(job), Some(element)) => format!("{job}.{element}"),
+        (Some(job), None) => job,
+        (None, _) => String::new(),
+    }
+}
+
+/// When the job's time is over: what the script says, or Slurm itself (sbatch(1), "OUTPUT ENVIRONMENT VARIABLES").
+pub fn ends() -> Option<UnixTime> {
+    let seconds = |name: &str| std::env::var(name).ok()?.trim().parse::<f64>().ok();
+    let ends = ["PCLUSTER_ENDS", "SLURM_JOB_END_TIME"].into_iter().find_map(seconds)?;
+    (ends.is_finite() && ends > 0.0).then_some(UnixTime(ends))
 }

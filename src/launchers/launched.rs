@@ -31,6 +31,12 @@ pub struct Process {
     /// Where it runs, if that is not the launch's host; as the launcher that reaches it spells it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub on: Option<String>,
+    /// It was told to leave, and may still be finishing a task.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub leaving: bool,
+    /// How many engines it is, if not one: `mpiexec` is all that it has started.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub engines: Option<u32>,
 }
 
 /// A job of a batch system: a single one, or an array.
@@ -49,8 +55,11 @@ pub struct Job {
     pub array: bool,
     /// How many elements were submitted; they are numbered from 1.
     pub size: u32,
-    /// Those that are still wanted.
+    /// Those that have not been given up.
     pub elements: Vec<u32>,
+    /// Of these, those that were told to leave, and may still be finishing a task.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub leaving: Vec<u32>,
     /// How many engines one element runs; the last one may have fewer.
     #[serde(default = "one")]
     pub engines_per_element: u32,
@@ -68,6 +77,10 @@ pub struct Job {
     pub other: Map<String, Value>,
 }
 
+fn is_false(value: &bool) -> bool {
+    !value
+}
+
 fn one() -> u32 {
     1
 }
@@ -82,6 +95,8 @@ pub struct Member {
     pub log: PathBuf,
     /// Where in the log it begins.
     pub log_from: u64,
+    /// It was told to leave.
+    pub leaving: bool,
 }
 
 /// How far a member has come.
@@ -97,6 +112,9 @@ pub enum Stage {
     /// It cannot be told, from here or at all. Never taken for the end.
     Unknown,
 }
+
+/// The word for what was handed to a batch system that has not said anything of it yet.
+pub const SUBMITTED: &str = "submitted";
 
 /// The state of a member, with what is known beyond the stage.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -157,17 +175,18 @@ impl Launched {
                 Some(host) => format!("process {} on {host}", process.pid),
                 None => format!("process {}", process.pid),
             },
-            engines: 1,
+            engines: process.engines.unwrap_or(1),
             log: process.log.clone(),
             log_from: process.log_from,
+            leaving: process.leaving,
         });
         processes.chain(self.jobs.iter().flat_map(Job::members)).collect()
     }
 
-    /// How many engines its members are.
+    /// How many engines its members are, without those that were told to leave.
     pub fn engines(&self) -> usize {
-        let of_job = |job: &Job| -> usize { job.elements.iter().map(|e| job.engines_of(*e) as usize).sum() };
-        self.processes.len() + self.jobs.iter().map(of_job).sum::<usize>()
+        let staying = self.members().into_iter().filter(|member| !member.leaving);
+        staying.map(|member| member.engines as usize).sum()
     }
 
     /// Only the members for which `wanted` (by place) is true.
@@ -213,8 +232,35 @@ impl Job {
             engines: self.engines_of(*element),
             log: self.log.replace("{}", &element.to_string()).into(),
             log_from: 0,
+            leaving: self.leaving.contains(element),
         })
     }
+}
+
+/// `3 queued: Resources; 1 held`: how many engines are in which state, of those that do not simply run.
+pub fn in_words(members: &[Member], states: &[MemberState]) -> String {
+    let mut groups: Vec<(Stage, String, &str, u32)> = Vec::new();
+    for (member, state) in members.iter().zip(states) {
+        if state.stage == Stage::Running || state.word == SUBMITTED {
+            continue;
+        }
+        let word = match (state.stage, state.word.as_str()) {
+            (Stage::Unknown, "") => "unknown",
+            (Stage::Ended, "") => "ended",
+            (_, word) => word,
+        };
+        let reason = state.reason.as_str();
+        match groups.iter_mut().find(|(_, w, r, _)| w == word && *r == reason) {
+            Some((.., count)) => *count += member.engines.max(1),
+            None => groups.push((state.stage, word.to_string(), reason, member.engines.max(1))),
+        }
+    }
+    groups.sort_by_key(|(stage, ..)| *stage);
+    let words = groups.iter().map(|(_, word, reason, count)| match *reason {
+        "" => format!("{count} {word}"),
+        reason => format!("{count} {word}: {reason}"),
+    });
+    words.collect::<Vec<_>>().join("; ")
 }
 
 /// What it took to end members.
@@ -273,6 +319,22 @@ mod tests {
         assert!(!part.jobs[0].is_whole());
         assert_eq!(part.engines(), 7);
         assert!(launched.only(|_| false).is_empty());
+    }
+
+    #[test]
+    fn states_are_counted_by_word_and_reason() {
+        let launched = Launched {
+            jobs: vec![array()],
+            ..Launched::default()
+        };
+        let states = [
+            MemberState::running(),
+            MemberState::new(Stage::Queued, "queued", "Resources"),
+            MemberState::new(Stage::Queued, "queued", "Resources"),
+            MemberState::unknown("no answer"),
+        ];
+        assert_eq!(in_words(&launched.members(), &states), "8 queued: Resources; 3 unknown: no answer");
+        assert_eq!(in_words(&launched.members(), &vec![MemberState::running(); 4]), "");
     }
 
     #[test]

@@ -19,6 +19,12 @@ pub struct EngineFacts {
     /// `call`, `command`, `apply` …; an `ipengine` has only `apply`.
     #[serde(default)]
     pub capabilities: Vec<String>,
+    /// The batch system's job that it is in, with the element of an array (`4711.3`); empty outside of one.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub job: String,
+    /// When that job's time is over, where that is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ends: Option<UnixTime>,
 }
 
 impl EngineFacts {
@@ -34,7 +40,7 @@ pub struct EngineStatus {
     pub id: EngineId,
     #[serde(flatten)]
     pub facts: EngineFacts,
-    /// `idle`, `busy`, `silent` (no heartbeat for a while, lease not yet over).
+    /// `idle`, `busy`, `leaving` (told to stop, and finishing a task), `silent` (no heartbeat for a while, lease not yet over).
     pub state: String,
     /// Tasks sent there and not finished.
     pub assigned: u32,

@@ -4,7 +4,7 @@ use super::start::{Bar, How, interruptible};
 use crate::cli::output::table::{Cell, Table, Tone};
 use crate::cli::output::{self, json, times};
 use crate::cli::{CommandError, Context, Exit};
-use crate::cluster::{self, AddOptions};
+use crate::cluster::{self, AddOptions, Removed, Which};
 use crate::model::engine::EngineStatus;
 use crate::model::targets::Targets;
 use crate::model::{EngineId, UnixTime};
@@ -27,6 +27,14 @@ enum Action {
         n: u32,
         #[command(flatten)]
         how: How,
+    },
+    /// Take some away: those that have not begun first, then idle ones
+    Remove {
+        /// How many
+        n: u32,
+        /// Do not wait for the tasks that run: they run again elsewhere
+        #[arg(long)]
+        now: bool,
     },
     /// Stop engines; the tasks that they have not begun go to others
     Stop {
@@ -85,6 +93,15 @@ pub fn run(args: Args, context: &Context) -> Result<Exit, CommandError> {
     match args.action {
         None | Some(Action::List) => list(context),
         Some(Action::Add { n, how }) => add(n, how, context),
+        Some(Action::Remove { n, now }) => {
+            let removed = context.block_on(cluster::remove_engines(
+                &context.profile_dir()?,
+                &context.cluster_id,
+                Which::Count(n),
+                !now,
+            ))??;
+            report_removed(&removed, context)
+        }
         Some(Action::Stop { engines, now }) => stop(&engines, !now, context),
     }
 }
@@ -144,22 +161,29 @@ fn table(engines: &[EngineStatus], now: UnixTime) -> Table {
     table
 }
 
-fn add(n: u32, how: How, context: &Context) -> Result<Exit, CommandError> {
-    if n == 0 {
-        return Err(CommandError::usage("0 engines are none to add"));
-    }
-    let options = AddOptions {
+/// What `engines add` and `scale` want.
+pub fn options(n: u32, how: How, context: &Context) -> Result<AddOptions, CommandError> {
+    Ok(AddOptions {
         profile: context.profile_dir()?,
         cluster_id: context.cluster_id.clone(),
         n,
-        settings: how.settings(),
+        settings: how.settings(context)?,
         launcher: how.launcher,
+        wait: how.wait,
+        timeout: how.timeout,
         engine_kind: how.engine.map(Into::into),
         python: how.python,
         cwd: None,
         log_level: how.log_level,
         program: None,
-    };
+    })
+}
+
+fn add(n: u32, how: How, context: &Context) -> Result<Exit, CommandError> {
+    if n == 0 {
+        return Err(CommandError::usage("0 engines are none to add"));
+    }
+    let options = options(n, how, context)?;
     let mut bar = Bar::new(context);
     let total = interruptible(context, cluster::add_engines(options, &mut |progress| bar.show(progress)))?;
     bar.clear();
@@ -189,15 +213,45 @@ fn stop(targets: &Targets, drain: bool, context: &Context) -> Result<Exit, Comma
             ids.clone()
         }
     };
-    context.block_on(client.stop_engines(engines.clone(), drain))??;
+    let profile = context.profile_dir()?;
+    let which = match targets {
+        Targets::All => Which::All,
+        Targets::Some(_) => Which::Ids(engines),
+    };
+    let removed = context.block_on(cluster::remove_engines(&profile, &context.cluster_id, which, drain))??;
     if context.json {
-        json::print(&serde_json::json!({"stopping": engines}))?;
-    } else if engines.is_empty() {
+        json::print(&serde_json::json!({"stopping": removed.told, "cancelled": removed.cancelled}))?;
+    } else if removed.told.is_empty() && removed.cancelled == 0 {
         context.say("there are no engines to stop");
     } else {
         let how = if drain { "; a task that runs there is finished first" } else { "" };
-        context.say(format!("{} told to stop{how}", counted(engines.len() as u64, "engine")));
+        context.say(format!("{} told to stop{how}", counted(removed.told.len() as u64, "engine")));
     }
+    Ok(Exit::Fine)
+}
+
+/// Which have been taken away.
+pub fn report_removed(removed: &Removed, context: &Context) -> Result<Exit, CommandError> {
+    if context.json {
+        json::print(&serde_json::json!({
+            "stopping": removed.told, "busy": removed.busy, "cancelled": removed.cancelled, "left": removed.left,
+        }))?;
+        return Ok(Exit::Fine);
+    }
+    let mut words = Vec::new();
+    if removed.cancelled > 0 {
+        words.push(format!("{} taken out of the queue", counted(removed.cancelled as u64, "engine")));
+    }
+    if !removed.told.is_empty() {
+        words.push(format!("{} told to leave", counted(removed.told.len() as u64, "engine")));
+    }
+    if removed.busy > 0 {
+        words.push(format!("{} of them when a task is finished", removed.busy));
+    }
+    if words.is_empty() {
+        words.push("there are no engines to take away".into());
+    }
+    context.say(format!("{}; {} stay", words.join(", "), removed.left));
     Ok(Exit::Fine)
 }
 

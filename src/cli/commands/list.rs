@@ -1,12 +1,22 @@
 //! `pcluster list`
+use super::counted;
+use super::stop::in_words;
 use crate::cli::context::Terminal;
 use crate::cli::output::table::{Cell, Table, Tone};
 use crate::cli::output::{self, json, times};
 use crate::cli::{CommandError, Context, Exit};
+use crate::client::{Client, StatusReply};
+use crate::cluster::list::LaunchSummary;
 use crate::cluster::remote::{Phase, TunnelState};
 use crate::cluster::{ClusterSummary, Condition};
+use crate::connection::ConnectionFile;
 use crate::model::UnixTime;
+use crate::profile::ProfileDir;
 use serde::Serialize;
+use std::time::Duration;
+
+/// A controller that does not answer in so long is passed over.
+const AT_ONCE: Duration = Duration::from_secs(2);
 
 /// List all clusters of all profiles
 #[derive(Debug, clap::Args)]
@@ -27,6 +37,14 @@ struct View<'a> {
     engines_started: usize,
     /// Null where that cannot be told from here.
     engines_alive: Option<usize>,
+    /// In a batch system's queue.
+    engines_queued: usize,
+    /// As the controller has them: null where it does not run or does not answer.
+    engines_registered: Option<usize>,
+    tasks_waiting: Option<u64>,
+    tasks_running: Option<u64>,
+    engines: &'a [LaunchSummary],
+    controller_launch: Option<&'a LaunchSummary>,
     engine_kind: Option<&'a str>,
     launcher: Option<&'a str>,
     started: Option<String>,
@@ -67,7 +85,7 @@ impl<'a> TunnelView<'a> {
 }
 
 impl<'a> View<'a> {
-    fn new(cluster: &'a ClusterSummary) -> View<'a> {
+    fn new(cluster: &'a ClusterSummary, said: Option<&StatusReply>) -> View<'a> {
         View {
             profile: &cluster.profile,
             cluster_id: &cluster.cluster_id,
@@ -77,6 +95,12 @@ impl<'a> View<'a> {
             controller_host: cluster.controller.as_ref().map(|c| c.host.as_str()),
             engines_started: cluster.engines_started,
             engines_alive: cluster.engines_alive,
+            engines_queued: cluster.engines_queued,
+            engines_registered: said.map(registered),
+            tasks_waiting: said.map(|status| status.queued),
+            tasks_running: said.map(|status| status.running),
+            engines: &cluster.engines,
+            controller_launch: cluster.controller_launch.as_ref(),
             engine_kind: cluster.engine_kind.as_deref(),
             launcher: cluster.launcher.as_deref(),
             started: cluster.started.map(|s| UnixTime(s).to_iso()),
@@ -92,8 +116,9 @@ pub fn run(args: Args, context: &Context) -> Result<Exit, CommandError> {
     if args.running {
         clusters.retain(|c| matches!(c.state, Condition::Running | Condition::Connected));
     }
+    let said = ask(&clusters, context)?;
     if context.json {
-        let views: Vec<_> = clusters.iter().map(View::new).collect();
+        let views: Vec<_> = clusters.iter().zip(&said).map(|(c, said)| View::new(c, said.as_ref())).collect();
         json::print(&serde_json::json!({"clusters": views}))?;
         return Ok(Exit::Fine);
     }
@@ -101,7 +126,25 @@ pub fn run(args: Args, context: &Context) -> Result<Exit, CommandError> {
         context.say("no clusters; `pcluster start -n 4` starts one");
         return Ok(Exit::Fine);
     }
-    output::print(&table(&clusters, times::now(), &context.terminal))?;
+    output::print(&table(&clusters, &said, times::now(), &context.terminal))?;
+    for cluster in &clusters {
+        for launch in cluster.engines.iter().chain(&cluster.controller_launch) {
+            let jobs: Vec<&str> = launch.jobs.iter().map(|job| job.id.as_str()).collect();
+            let leaving = match launch.leaving {
+                0 => None,
+                n => Some(format!("{} leaving", counted(n as u64, "engine"))),
+            };
+            let words: Vec<String> = Some(launch.states.clone())
+                .filter(|s| !s.is_empty())
+                .into_iter()
+                .chain(leaving)
+                .collect();
+            if !jobs.is_empty() && !words.is_empty() {
+                let name = in_words(&ProfileDir::at(&cluster.directory), &cluster.cluster_id);
+                context.say(format!("{name}: {} job {}: {}", launch.launcher, jobs.join(" "), words.join("; ")));
+            }
+        }
+    }
     for cluster in clusters.iter().filter(|c| c.trouble.is_some()) {
         context.say(format!(
             "profile `{}`: {}",
@@ -119,16 +162,75 @@ pub fn run(args: Args, context: &Context) -> Result<Exit, CommandError> {
     Ok(Exit::Fine)
 }
 
-fn table(clusters: &[ClusterSummary], now: UnixTime, terminal: &Terminal) -> String {
-    let mut table = Table::new()
-        .text("PROFILE")
-        .column("CLUSTER ID")
-        .column("STATE")
-        .column("ENGINES")
-        .number("PID")
-        .column("HOST")
-        .column("SINCE");
-    for cluster in clusters {
+/// What the controllers that run say; none of one that does not answer at once.
+fn ask(clusters: &[ClusterSummary], context: &Context) -> Result<Vec<Option<StatusReply>>, CommandError> {
+    let ask = |cluster: &ClusterSummary| {
+        let runs = matches!(cluster.state, Condition::Running | Condition::Elsewhere | Condition::Connected);
+        let path = ProfileDir::at(&cluster.directory).client_file(&cluster.cluster_id);
+        async move {
+            let file = ConnectionFile::read(&path).ok().filter(|file| runs && file.pcluster.is_some())?;
+            let client = Client::connect(&file, AT_ONCE).await.ok()?;
+            tokio::time::timeout(AT_ONCE, client.status()).await.ok()?.ok()
+        }
+    };
+    context.block_on(async {
+        let asked: Vec<_> = clusters.iter().map(|cluster| tokio::spawn(ask(cluster))).collect();
+        let mut said = Vec::new();
+        for answer in asked {
+            said.push(answer.await.ok().flatten());
+        }
+        said
+    })
+}
+
+fn registered(status: &StatusReply) -> usize {
+    status
+        .engines
+        .iter()
+        .filter(|engine| !matches!(engine.state.as_str(), "silent" | "leaving"))
+        .count()
+}
+
+/// Engines up, of how many, and how many of the others are queued. Who is registered is up, whatever a batch system says.
+fn engines(cluster: &ClusterSummary, said: Option<&StatusReply>) -> Option<String> {
+    if cluster.engines_started == 0 && said.is_none_or(|s| s.engines.is_empty()) {
+        return None;
+    }
+    let started = cluster.engines_started;
+    let up = said.map(registered).or(cluster.engines_alive);
+    let mut text = match up {
+        Some(up) if up >= started => up.to_string(),
+        Some(up) => format!("{up} of {started}"),
+        None => format!("? of {started}"),
+    };
+    if cluster.engines_queued > 0 && up.is_none_or(|up| up < started) {
+        let queued = cluster.engines_queued.min(started - up.unwrap_or(0).min(started));
+        text.push_str(&format!(", {queued} queued"));
+    }
+    Some(text)
+}
+
+/// `slurm 4711 4712`
+fn jobs(cluster: &ClusterSummary) -> Option<String> {
+    let mut words = Vec::new();
+    for launch in cluster.engines.iter().filter(|launch| !launch.jobs.is_empty()) {
+        if !words.contains(&launch.launcher.as_str()) {
+            words.push(&launch.launcher);
+        }
+        words.extend(launch.jobs.iter().map(|job| job.id.as_str()));
+    }
+    (!words.is_empty()).then(|| words.join(" "))
+}
+
+fn table(clusters: &[ClusterSummary], said: &[Option<StatusReply>], now: UnixTime, terminal: &Terminal) -> String {
+    let has_jobs = clusters.iter().any(|cluster| jobs(cluster).is_some());
+    let mut table = Table::new().text("PROFILE").column("CLUSTER ID").column("STATE").column("ENGINES");
+    if has_jobs {
+        table = table.text("JOBS");
+    }
+    table = table.number("WAITING").number("PID").column("HOST").column("SINCE");
+    let nobody = None;
+    for (cluster, said) in clusters.iter().zip(said.iter().chain(std::iter::repeat(&nobody))) {
         let tone = match cluster.state {
             Condition::Running => Tone::Good,
             Condition::Connected if cluster.tunnel.as_ref().is_some_and(|t| t.phase != Phase::Up) => Tone::Bad,
@@ -137,24 +239,25 @@ fn table(clusters: &[ClusterSummary], now: UnixTime, terminal: &Terminal) -> Str
             Condition::Stopped => Tone::Faint,
             Condition::Elsewhere | Condition::Foreign => Tone::Active,
         };
-        let engines = match (cluster.engines_alive, cluster.engines_started) {
-            (_, 0) => None,
-            (Some(alive), started) if alive == started => Some(alive.to_string()),
-            (Some(alive), started) => Some(format!("{alive} of {started}")),
-            (None, started) => Some(format!("? of {started}")),
-        };
         let since = cluster.started.filter(|_| cluster.state != Condition::Stopped).map(UnixTime);
-        let said = |t: UnixTime| if terminal.stdout { times::ago(now, t) } else { t.to_iso() };
+        let when = |t: UnixTime| if terminal.stdout { times::ago(now, t) } else { t.to_iso() };
         let controller = cluster.controller.as_ref().filter(|_| cluster.state != Condition::Stopped);
-        table.row(vec![
+        let mut row = vec![
             Cell::new(&cluster.profile),
             Cell::or_dash(Some(&cluster.cluster_id).filter(|id| !id.is_empty())),
             Cell::new(cluster.state).tone(tone),
-            Cell::or_dash(engines),
+            Cell::or_dash(engines(cluster, said.as_ref())),
+        ];
+        if has_jobs {
+            row.push(Cell::or_dash(jobs(cluster)));
+        }
+        row.extend([
+            Cell::or_dash(said.as_ref().map(|status| status.queued)),
             Cell::or_dash(controller.map(|c| c.pid)),
             Cell::or_dash(controller.map(|c| &c.host)),
-            Cell::or_dash(since.map(said)),
+            Cell::or_dash(since.map(when)),
         ]);
+        table.row(row);
     }
     table.render(terminal)
 }
@@ -178,6 +281,9 @@ mod tests {
             }),
             engines_started: started,
             engines_alive: alive,
+            engines_queued: 0,
+            engines: Vec::new(),
+            controller_launch: None,
             engine_kind: Some("pcluster".into()),
             launcher: Some("local".into()),
             started: Some(1000.0),
@@ -191,14 +297,14 @@ mod tests {
             cluster("mine", "", Condition::Stopped, Some(0), 0),
             cluster("mine", "far", Condition::Elsewhere, None, 16),
         ];
-        insta::assert_snapshot!(table(&clusters, UnixTime(9000.0), &Terminal { stdout: true, ..Terminal::NONE }), @r"
+        insta::assert_snapshot!(table(&clusters, &[], UnixTime(9000.0), &Terminal { stdout: true, ..Terminal::NONE }), @r"
         PROFILE  CLUSTER ID  STATE      ENGINES   PID  HOST    SINCE
         default  -           running    4        4242  login1  2 h ago
         default  night       stale      1 of 4   4242  login1  2 h ago
         mine     -           stopped    -           -  -       -
         mine     far         elsewhere  ? of 16  4242  login1  2 h ago
         ");
-        insta::assert_snapshot!(table(&clusters, UnixTime(9000.0), &Terminal::NONE), @r"
+        insta::assert_snapshot!(table(&clusters, &[], UnixTime(9000.0), &Terminal::NONE), @r"
         PROFILE  CLUSTER ID  STATE      ENGINES   PID  HOST    SINCE
         default  -           running    4        4242  login1  1970-01-01T00:16:40.000000Z
         default  night       stale      1 of 4   4242  login1  1970-01-01T00:16:40.000000Z

@@ -25,6 +25,7 @@ pub mod restart;
 pub mod resubmit;
 pub mod results;
 pub mod run;
+pub mod scale;
 pub mod scatter;
 pub mod script;
 pub mod start;
@@ -64,6 +65,7 @@ commands! {
     Clean => clean,
     Status => status,
     Engines => engines,
+    Scale => scale,
     Logs => logs,
     Script => script,
     Connect => connect,

@@ -3,9 +3,11 @@ mod on;
 
 use super::{counted, setting};
 use crate::cli::output::json;
+use crate::cli::resources::ResourceArgs;
 use crate::cli::{CommandError, Context, ErrorKind, Exit};
 use crate::cluster::remote::run::Told;
-use crate::cluster::{self, StartOptions, StartProgress, Started};
+use crate::cluster::{self, StartOptions, StartProgress, Started, Wait};
+use crate::profile::Config;
 use crate::profile::config::EngineKind;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use std::time::Duration;
@@ -21,9 +23,13 @@ pub struct Args {
     n: Option<u32>,
     #[command(flatten)]
     how: How,
-    /// Where the controller listens: an address of this host, or 0.0.0.0 for all [default: 127.0.0.1]
+    /// Where the controller listens: an address or a network interface of this host, or 0.0.0.0 for all [default: 127.0.0.1,
+    /// and 0.0.0.0 where engines may be on other hosts]
     #[arg(long, value_name = "ADDRESS")]
     ip: Option<String>,
+    /// What starts the controller: local, or a batch system, which runs it as a job of its own [default: local]
+    #[arg(long, value_name = "NAME")]
+    controller_launcher: Option<String>,
     /// Start it on another host over ssh, and connect to it: [user@]host, or a Host of ~/.ssh/config
     #[arg(long, value_name = "DESTINATION")]
     on: Option<String>,
@@ -38,7 +44,7 @@ pub struct Args {
 /// How engines are started; `engines add` takes the same.
 #[derive(Clone, Debug, clap::Args)]
 pub struct How {
-    /// What starts the engines: local
+    /// What starts the engines: local, slurm, sge, pbs, lsf, htcondor
     #[arg(long, value_name = "NAME")]
     pub launcher: Option<String>,
     /// pcluster's own engine, or ipyparallel's
@@ -47,9 +53,14 @@ pub struct How {
     /// The Python interpreter of the engines [default: the active environment's, else python3]
     #[arg(long, value_name = "PYTHON")]
     pub python: Option<String>,
-    /// How long to wait until all engines are registered (`90s`, `5m`)
+    /// How many engines to wait for: a number, all, none
+    #[arg(long, value_name = "N", default_value = "all", hide_default_value = true, value_parser = wait_for)]
+    pub wait: Wait,
+    /// How long to wait for them (`90s`, `5m`) [default: launcher.engines_timeout_ms, not counting time in a batch system's queue]
     #[arg(long, value_name = "TIME", value_parser = super::wait::duration)]
     pub timeout: Option<Duration>,
+    #[command(flatten)]
+    pub resources: ResourceArgs,
     /// A setting over those of the profile's pcluster.yaml, for example engine.interrupt_ms=1000
     #[arg(long = "set", value_name = "KEY=VALUE", value_parser = setting)]
     pub settings: Vec<(String, String)>,
@@ -73,14 +84,30 @@ impl From<Kind> for EngineKind {
     }
 }
 
+/// `12`, `all`, `none`
+fn wait_for(text: &str) -> Result<Wait, String> {
+    match text {
+        "all" => Ok(Wait::All),
+        "none" => Ok(Wait::None),
+        number => number.parse().map(Wait::Some).map_err(|_| "a number, all or none".into()),
+    }
+}
+
 impl How {
     /// `--set`, and what options say that are settings too.
-    pub fn settings(&self) -> Vec<(String, String)> {
+    pub fn settings(&self, context: &Context) -> Result<Vec<(String, String)>, CommandError> {
         let mut settings = self.settings.clone();
         if let Some(timeout) = self.timeout {
             settings.push(("launcher.engines_timeout_ms".into(), timeout.as_millis().to_string()));
         }
-        settings
+        if !self.resources.given().is_empty() {
+            let launcher = match &self.launcher {
+                Some(launcher) => launcher.clone(),
+                None => Config::load_with(&context.profile_dir()?, &settings)?.launcher.engines,
+            };
+            settings.extend(self.resources.settings(&launcher).map_err(CommandError::usage)?);
+        }
+        Ok(settings)
     }
 }
 
@@ -89,7 +116,7 @@ pub fn run(args: Args, context: &Context) -> Result<Exit, CommandError> {
         on::start(destination, !args.no_install, context)?;
         return Ok(Exit::Fine);
     }
-    let mut settings = args.how.settings();
+    let mut settings = args.how.settings(context)?;
     if let Some(ip) = args.ip {
         // As YAML text: an address of digits and points must stay one.
         settings.push(("controller.ip".into(), format!("{ip:?}")));
@@ -100,6 +127,9 @@ pub fn run(args: Args, context: &Context) -> Result<Exit, CommandError> {
         n: args.n,
         settings,
         launcher: args.how.launcher,
+        controller_launcher: args.controller_launcher,
+        wait: args.how.wait,
+        timeout: args.how.timeout,
         engine_kind: args.how.engine.map(EngineKind::from),
         python: args.how.python,
         cwd: None,
@@ -132,7 +162,10 @@ fn report(started: &Started, context: &Context) -> Result<(), CommandError> {
             "cluster_id": started.cluster_id,
             "directory": started.profile.path(),
             "controller_pid": started.controller_pid,
+            "controller_job": started.controller_job,
             "engines": started.engines,
+            "engines_wanted": started.n,
+            "job": started.job,
             "client_file": started.client_file,
             "controller_log": started.controller_log,
             "took": started.took.as_secs_f64(),
@@ -140,16 +173,31 @@ fn report(started: &Started, context: &Context) -> Result<(), CommandError> {
     }
     let options = context.options();
     context.say(format!(
-        "{}: a controller (process {}) and {}, in {:.1} s",
+        "{}: a controller ({}) and {}, in {:.1} s",
         context.cluster_in_words(),
-        started.controller_pid,
-        counted(u64::from(started.engines), "engine"),
+        started
+            .controller_job
+            .clone()
+            .unwrap_or_else(|| format!("process {}", started.controller_pid)),
+        engines_in_words(started),
         started.took.as_secs_f64(),
     ));
     context.say(format!(
         "next: pcluster map{options} FILE.py:FUNCTION INPUTS.txt  (pcluster status{options}, pcluster stop{options})"
     ));
     Ok(())
+}
+
+/// `15 engines (slurm job 4711)`, `12 of 15 engines`
+fn engines_in_words(started: &Started) -> String {
+    let mut text = match started.engines < started.n {
+        true => format!("{} of {}", started.engines, counted(u64::from(started.n), "engine")),
+        false => counted(u64::from(started.engines), "engine"),
+    };
+    if let Some(job) = &started.job {
+        text.push_str(&format!(" ({job})"));
+    }
+    text
 }
 
 /// Runs `work` to its end, or until Ctrl-C: then what it had started is ended again.
@@ -197,9 +245,26 @@ impl<'a> Bar<'a> {
         match progress {
             StartProgress::Note(text) => self.bar.suspend(|| self.context.say(text)),
             StartProgress::ControllerStarting => self.bar.set_message("starting the controller"),
+            StartProgress::ControllerWaits { job, state } => {
+                let state = if state.is_empty() { "submitted".into() } else { state };
+                self.bar.set_message(format!("the controller is {job}: {state}"));
+            }
             StartProgress::ControllerReady { pid } => self.bar.set_message(format!("the controller is ready (process {pid})")),
             StartProgress::EnginesStarting { n } => self.bar.set_message(format!("starting {}", counted(u64::from(n), "engine"))),
-            StartProgress::Engines { registered, n } => {
+            StartProgress::Engines {
+                registered,
+                n,
+                job: Some(job),
+                left,
+            } => {
+                let left = if left.is_empty() { String::new() } else { format!(" ({left})") };
+                let line = format!("{job}: {registered}/{n} engines{left}");
+                match self.context.terminal.stderr {
+                    true => self.bar.set_message(line),
+                    false => self.context.say_more(line),
+                }
+            }
+            StartProgress::Engines { registered, n, .. } => {
                 let style = ProgressStyle::with_template("engines [{bar:30}] {pos}/{len} {elapsed}");
                 self.bar
                     .set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()).progress_chars("=> "));
@@ -268,7 +333,10 @@ mod tests {
         let Command::Start(args) = args::parse(line.split(' ').map(Into::into)).unwrap().command else {
             panic!()
         };
-        let mut settings = args.how.settings();
+        let mut settings = args
+            .how
+            .settings(&Context::for_tests(std::path::Path::new("/nonexistent")))
+            .unwrap();
         settings.push(("controller.ip".into(), format!("{:?}", args.ip.unwrap())));
         let config = crate::profile::Config::parse("", &settings).unwrap();
         assert_eq!(

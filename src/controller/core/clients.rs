@@ -384,6 +384,7 @@ impl Core {
                 facts: e.facts.clone(),
                 state: match (e.is_here(), e.load()) {
                     (false, _) => "silent",
+                    _ if e.leaving => "leaving",
                     (true, 0) => "idle",
                     (true, _) => "busy",
                 }

@@ -43,6 +43,13 @@ impl Engine {
     pub fn turn(&self) -> u64 {
         self.turn
     }
+    /// Whether a task of this time limit can end there before its job's time is over.
+    pub fn has_time_for(&self, limit_s: Option<f64>, now: UnixTime) -> bool {
+        match (self.facts.ends, limit_s) {
+            (Some(ends), Some(limit)) => now.0 + limit <= ends.0,
+            _ => true,
+        }
+    }
     pub fn is_here(&self) -> bool {
         self.away_until.is_none()
     }

@@ -65,6 +65,12 @@ pub enum Event {
         found: Vec<FoundRequest>,
         missing: Vec<String>,
     },
+    /// Where Dask's scheduler is, or why there is none.
+    DaskAnswered {
+        client: Bytes,
+        parent: Bytes,
+        place: Result<serde_json::Value, crate::wire::content::error::ErrorContent>,
+    },
     /// The records' answer to [`super::effect::Ask::Expired`].
     ExpiredFound(super::Expired),
     /// These replies have been handed to the clients' connections.

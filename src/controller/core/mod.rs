@@ -78,11 +78,14 @@ enum Due {
     /// Tasks that an engine was thought to hold when it came back, and did not name.
     Unconfirmed(EngineUuid, Vec<(crate::model::TaskId, u32)>),
     Watches(MapId),
-    RequestTimeout(String),
+    /// It has waited long enough in this run.
+    RequestTimeout(String, u32),
     /// What an `ipengine` had when it left: late replies may still come.
     Stranded(EngineUuid),
     /// Is there something to be forgotten?
     Retention,
+    /// Engines that have registered since then are announced again: to a client that did not listen yet.
+    Announce(Duration),
 }
 
 pub struct Core {
@@ -195,6 +198,7 @@ impl Core {
                 found,
                 missing,
             } => self.requests_found(client, parent, &request, found, missing),
+            Event::DaskAnswered { client, parent, place } => self.dask_answered(client, parent, place),
             Event::ExpiredFound(expired) => self.expired_found(expired),
             Event::RepliesGiven { tasks } => self.record(Change::RepliesGiven { tasks }),
             Event::ReplyUnsent { channel, client, reply } => self.reply_unsent(channel, &client, reply),
@@ -232,8 +236,9 @@ impl Core {
                 Due::Registration(engine) => self.registration_stalled(engine),
                 Due::Unconfirmed(engine, tasks) => self.unconfirmed(engine, tasks),
                 Due::Watches(map) => self.answer_watches(map),
-                Due::RequestTimeout(msg_id) => self.request_timed_out(&msg_id),
+                Due::RequestTimeout(msg_id, run) => self.request_timed_out(&msg_id, run),
                 Due::Stranded(engine) => self.stranded(engine),
+                Due::Announce(since) => self.announce_again(since),
                 Due::Retention => self.look_for_expired(),
             }
         }

@@ -66,11 +66,11 @@ impl Batch<'_> {
     }
 
     pub(super) fn engine_registered(&mut self, id: EngineId, facts: &EngineFacts, at: UnixTime) -> rusqlite::Result<()> {
-        let sql = "INSERT INTO engine (uuid, id, host, pid, version, python, capabilities, registered) \
-                   VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8) \
+        let sql = "INSERT INTO engine (uuid, id, host, pid, version, python, capabilities, registered, job, ends) \
+                   VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10) \
                    ON CONFLICT (uuid) DO UPDATE SET id = excluded.id, host = excluded.host, pid = excluded.pid, \
                    version = excluded.version, python = excluded.python, capabilities = excluded.capabilities, \
-                   registered = excluded.registered, gone = NULL, reason = NULL";
+                   registered = excluded.registered, job = excluded.job, ends = excluded.ends, gone = NULL, reason = NULL";
         let capabilities = serde_json::Value::from(facts.capabilities.clone()).to_string();
         let row = params![
             &*facts.uuid.0,
@@ -80,7 +80,9 @@ impl Batch<'_> {
             facts.version,
             facts.python,
             capabilities,
-            at.0
+            at.0,
+            facts.job,
+            facts.ends.map(|ends| ends.0),
         ];
         self.connection.prepare_cached(sql)?.execute(row)?;
         self.known

@@ -152,6 +152,8 @@ pub fn engine(id: u32) -> Change {
             version: "0.1.0".into(),
             python: "3.11.7 (/usr/bin/python3)".into(),
             capabilities: vec!["call".into(), "command".into()],
+            job: "4711.3".into(),
+            ends: Some(UnixTime(9e9)),
         }),
         at: UnixTime(500.0),
     }

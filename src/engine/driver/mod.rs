@@ -1,6 +1,8 @@
 //! Between the core and the world: sockets, the worker's process, commands, signals, clocks.
 //!
-//! Parts: `incoming` (from the controller), `reports` (from the worker and from commands), `outgoing` (effects), `signals`.
+//! Parts: `incoming` (from the controller), `reports` (from the worker and from commands), `outgoing` (effects), `signals`,
+//! `ending` (a batch job's time).
+mod ending;
 mod incoming;
 mod outgoing;
 mod reports;
@@ -40,6 +42,8 @@ pub struct Driver {
     facts: EngineFacts,
     link: Option<Link>,
     left: bool,
+    /// Not the end: this process goes on as another engine.
+    as_another: bool,
     signals: Signals,
 }
 
@@ -48,6 +52,18 @@ fn now() -> Now {
         instant: Instant::now(),
         unix: unix_now(),
     }
+}
+
+fn new_uuid() -> EngineUuid {
+    EngineUuid::from(uuid::Uuid::new_v4().to_string().as_str())
+}
+
+fn new_core(settings: &EngineSettings, python: &str) -> Core {
+    Core::new(CoreSettings {
+        interrupt: Duration::from_millis(settings.interrupt_ms),
+        terminate: Duration::from_millis(settings.terminate_ms),
+        python: python.to_string(),
+    })
 }
 
 impl Driver {
@@ -59,18 +75,16 @@ impl Driver {
         };
         let (worker_sender, worker_events) = unbounded_channel();
         let (command_sender, command_events) = channel(16);
-        let core = Core::new(CoreSettings {
-            interrupt: Duration::from_millis(settings.interrupt_ms),
-            terminate: Duration::from_millis(settings.terminate_ms),
-            python: python.clone(),
-        });
+        let core = new_core(&settings, &python);
         let facts = EngineFacts {
-            uuid: EngineUuid::from(uuid::Uuid::new_v4().to_string().as_str()),
+            uuid: new_uuid(),
             host: command::host(),
             pid: std::process::id(),
             version: crate::model::VERSION.into(),
             python: String::new(),
             capabilities: ["call", "command", "execute"].map(String::from).to_vec(),
+            job: crate::engine::settings::job(),
+            ends: crate::engine::settings::ends(),
         };
         Ok(Driver {
             settings,
@@ -88,19 +102,43 @@ impl Driver {
             facts,
             link: None,
             left: false,
+            as_another: false,
             signals: Signals::watch().map_err(system("cannot watch for signals"))?,
         })
     }
 
     pub async fn run(mut self) -> Result<(), EngineError> {
+        loop {
+            self.live().await?;
+            if !self.as_another {
+                return Ok(());
+            }
+            tracing::info!("registering as another engine");
+            self.core = new_core(&self.settings, &self.python);
+            self.facts.uuid = new_uuid();
+            (self.left, self.as_another) = (false, false);
+            // The old id stands for a namespace that is gone.
+            self.settings.id = None;
+        }
+    }
+
+    /// From its registration to its leave.
+    async fn live(&mut self) -> Result<(), EngineError> {
         let effects = self.core.warm_up(now());
         self.act(effects).await;
         self.wait_for_worker().await;
+        if self.settings.shell_at_start && self.worker.is_none() && self.facts.python.is_empty() && !self.left {
+            let why = self.core.why_no_worker().unwrap_or("it ended");
+            return Err(EngineError::System(format!(
+                "the engine's Python did not get through its start: {why}"
+            )));
+        }
         let register = self.register(Vec::new());
         let registered = tokio::select! {
             connected = Link::connect(&self.settings, &register) => {
                 let (link, registered) = connected?;
-                tracing::info!(id = %link.id, "registered");
+                // ipengine's words: scripts look for them.
+                tracing::info!("Completed registration with id {}", link.id);
                 self.link = Some(link);
                 registered
             }
@@ -109,9 +147,11 @@ impl Driver {
         };
         let mut heartbeat = Duration::from_millis(registered.heartbeat_ms.max(10));
         let mut patience = Duration::from_millis(registered.controller_patience_ms.max(1000));
+        self.settings.registration_timeout_ms = patience.as_millis() as u64;
         self.handle(Event::Registered { drop: registered.drop }).await;
         let mut beat_at = Instant::now() + heartbeat;
         let mut last_heard = Instant::now();
+        let mut leave_at = self.leave_at();
         while !self.left {
             let Some(link) = &self.link else { break };
             let deadline = self.core.next_deadline().map_or(beat_at, |deadline| deadline.min(beat_at));
@@ -134,7 +174,11 @@ impl Driver {
                 () = tokio::time::sleep_until(deadline.into()) => self.handle(Event::Tick).await,
                 _ = self.signals.terminate.recv() => self.told_to_leave("SIGTERM").await,
                 _ = self.signals.interrupt.recv() => self.interrupted().await,
-                signal = self.signals.user.recv() => self.signal_user_code(signal),
+                signal = self.signals.user.recv() => self.user_signal(signal).await,
+                () = tokio::time::sleep_until(leave_at.unwrap_or(deadline).into()), if leave_at.is_some() => {
+                    leave_at = None;
+                    self.leave_in_time("the time of its job is nearly over").await;
+                }
             }
             let instant = Instant::now();
             if instant >= beat_at {
@@ -154,11 +198,21 @@ impl Driver {
     }
 
     pub(super) async fn told_to_leave(&mut self, signal: &str) {
-        tracing::info!("{signal}: giving tasks back and leaving");
+        self.leave(format!("the engine got {signal}"), self.settings.grace_ms).await;
+    }
+
+    /// What runs may go on while the job's time lasts.
+    pub(super) async fn leave_in_time(&mut self, reason: &str) {
+        self.leave(reason.into(), self.grace_in_job()).await;
+    }
+
+    async fn leave(&mut self, reason: String, grace_ms: u64) {
+        tracing::info!("{reason}: giving tasks back and leaving");
+        self.send(LEAVING, &Leaving { reason: reason.clone() });
         let event = Event::ShutdownAsked {
             drain: true,
-            reason: format!("the engine got {signal}"),
-            grace_ms: Some(self.settings.grace_ms),
+            reason,
+            grace_ms: Some(grace_ms),
         };
         self.handle(event).await;
     }

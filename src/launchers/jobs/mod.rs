@@ -108,7 +108,7 @@ impl Jobs {
                 tracing::warn!("{} job {} is another's by now: it is left alone", self.system.title(), job.id);
                 continue;
             }
-            let states = states::of_job(job, &known);
+            let states = states::of_job(job, &known, queue::now());
             let left: Vec<u32> = job
                 .elements
                 .iter()
@@ -144,6 +144,10 @@ impl Launcher for Jobs {
         true
     }
 
+    fn is_asked_seldom(&self) -> bool {
+        true
+    }
+
     fn start_controller(&self, launch: &ControllerLaunch) -> Result<Launched, LaunchError> {
         let request = launch::controller(launch, &self.resources(), &submit::unique());
         Ok(self.launched(self.submit(&request)?))
@@ -161,7 +165,11 @@ impl Launcher for Jobs {
 
     fn states(&self, launched: &Launched) -> Vec<MemberState> {
         let known = self.queue.ask(self, &launched.jobs, self.queue.interval());
-        launched.jobs.iter().flat_map(|job| states::of_job(job, &known)).collect()
+        launched
+            .jobs
+            .iter()
+            .flat_map(|job| states::of_job(job, &known, queue::now()))
+            .collect()
     }
 
     fn signal(&self, launched: &Launched, signal: i32) -> Result<usize, LaunchError> {

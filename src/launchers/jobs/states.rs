@@ -2,14 +2,15 @@
 use super::queue::Known;
 use super::stage;
 use crate::launchers::batch::{JobId, JobRow, JobStatus};
-use crate::launchers::{Job, MemberState};
+use crate::launchers::launched::SUBMITTED;
+use crate::launchers::{Job, MemberState, Stage};
 
 /// A job that was submitted so lately may not be shown yet.
 const NOT_SHOWN_YET_S: f64 = 60.0;
 
 /// One state for each element that is wanted. What was not answered is unknown; what was asked about and is not there any more
 /// has ended.
-pub fn of_job(job: &Job, known: &Known) -> Vec<MemberState> {
+pub fn of_job(job: &Job, known: &Known, now: f64) -> Vec<MemberState> {
     let id = JobId(job.id.clone());
     let mut rows: Vec<&JobRow> = known.rows().iter().filter(|row| row.job == id && is_ours(row, job)).collect();
     rows.extend(known.history().iter().filter(|row| row.job == id && is_ours(row, job)));
@@ -18,7 +19,7 @@ pub fn of_job(job: &Job, known: &Known) -> Vec<MemberState> {
         // A system may speak of an array as a whole while none of it has begun.
         match own.or_else(|| rows.iter().find(|row| row.element.is_none())) {
             Some(row) => of_row(row, known.reason(&id)),
-            None => of_missing(job, known),
+            None => of_missing(job, known, now),
         }
     };
     job.elements.iter().map(state).collect()
@@ -41,15 +42,14 @@ fn of_row(row: &JobRow, reason: Option<&str>) -> MemberState {
     MemberState::new(stage(&row.status), word, why.unwrap_or_default())
 }
 
-fn of_missing(job: &Job, known: &Known) -> MemberState {
+fn of_missing(job: &Job, known: &Known, now: f64) -> MemberState {
     if let Some(failure) = known.failure() {
         return MemberState::unknown(failure.said.clone());
     }
-    if !known.asked(&JobId(job.id.clone())) {
-        return MemberState::unknown("the batch system was not asked yet");
+    let is_new = job.submitted + NOT_SHOWN_YET_S > known.at().max(now);
+    match known.asked(&JobId(job.id.clone())) {
+        _ if is_new => MemberState::new(Stage::Queued, SUBMITTED, ""),
+        false => MemberState::unknown("the batch system was not asked yet"),
+        true => MemberState::ended("gone from the queue"),
     }
-    if known.at() - job.submitted < NOT_SHOWN_YET_S {
-        return MemberState::unknown("the batch system does not show it yet");
-    }
-    MemberState::ended("gone from the queue")
 }

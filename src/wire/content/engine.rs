@@ -118,6 +118,15 @@ pub struct Returned {
     pub tasks: Vec<Held>,
 }
 
+/// The engine is about to leave (its job's time is nearly over, it got a signal): it takes no more tasks, has given back those that it
+/// has not begun, and finishes the one that runs, if that can be.
+pub const LEAVING: &str = "leaving";
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Leaving {
+    #[serde(default)]
+    pub reason: String,
+}
+
 /// The engine leaves; it has said all it had to say.
 pub const UNREGISTER: &str = "engine_unregistration_request";
 #[derive(Clone, Debug, Serialize, Deserialize)]

@@ -519,6 +519,8 @@ impl World {
             version: "0".into(),
             python: String::new(),
             capabilities: vec!["call".into()],
+            job: String::new(),
+            ends: None,
         };
         let register = tell::Register {
             protocol: crate::model::PROTOCOL_VERSION,

@@ -1,0 +1,274 @@
+//! Fewer engines: those first that have not begun, then idle ones; one that runs a task finishes it before it goes.
+use super::launch;
+use super::list::{Condition, Standing};
+use super::lock::Lock;
+use super::start::{StartProgress, in_thread};
+use super::{AddOptions, ClusterError, ClusterState, add_engines};
+use crate::client::{Client, StatusReply};
+use crate::connection::{discover, process};
+use crate::launchers::{Job, Launched, MemberState, Stage};
+use crate::model::EngineId;
+use crate::model::engine::EngineStatus;
+use crate::profile::ProfileDir;
+use crate::profile::config::Config;
+use std::cmp::Reverse;
+use std::time::Duration;
+
+const CONNECT: Duration = Duration::from_secs(10);
+
+/// Which engines are to go.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Which {
+    /// So many, those first whose going costs least.
+    Count(u32),
+    /// These.
+    Ids(Vec<EngineId>),
+    All,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Removed {
+    /// Told to leave.
+    pub told: Vec<EngineId>,
+    /// Of these, how many finish a task first.
+    pub busy: usize,
+    /// How many had not begun, and now will not.
+    pub cancelled: usize,
+    /// How many stay.
+    pub left: usize,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Scaled {
+    Unchanged { n: u32 },
+    Added { n: u32, total: u32 },
+    Removed(Removed),
+}
+
+/// As many engines as asked for: those that are there, or are on their way, and as many more or fewer.
+pub async fn scale(options: AddOptions, progress: &mut dyn FnMut(StartProgress)) -> Result<Scaled, ClusterError> {
+    let wanted = options.n as usize;
+    let now = {
+        let world = World::of(&options.profile, &options.cluster_id).await?;
+        world.staying().count() + world.pending().iter().map(|p| p.engines).sum::<usize>()
+    };
+    match wanted {
+        n if n == now => Ok(Scaled::Unchanged { n: options.n }),
+        n if n < now => {
+            let which = Which::Count((now - n) as u32);
+            let removed = remove_engines(&options.profile, &options.cluster_id, which, true).await?;
+            Ok(Scaled::Removed(removed))
+        }
+        n => {
+            let more = (n - now) as u32;
+            let total = add_engines(AddOptions { n: more, ..options }, progress).await?;
+            Ok(Scaled::Added { n: more, total })
+        }
+    }
+}
+
+/// Takes engines away. With `drain`, a task that runs is finished first; without, it runs again elsewhere. Does not wait for that.
+pub async fn remove_engines(profile: &ProfileDir, cluster_id: &str, which: Which, drain: bool) -> Result<Removed, ClusterError> {
+    if !profile.exists() {
+        return Err(super::not_running(profile, cluster_id));
+    }
+    let _lock = Lock::take(profile, cluster_id)?;
+    let mut world = World::of(profile, cluster_id).await?;
+    let mut removed = Removed::default();
+    let mut told: Vec<EngineStatus> = match &which {
+        Which::All => {
+            removed.cancelled = world.cancel(usize::MAX, profile).await?;
+            world.staying().cloned().collect()
+        }
+        Which::Ids(ids) => world.status.engines.iter().filter(|e| ids.contains(&e.id)).cloned().collect(),
+        Which::Count(n) => {
+            removed.cancelled = world.cancel(*n as usize, profile).await?;
+            let mut engines: Vec<EngineStatus> = world.staying().cloned().collect();
+            engines.sort_by_key(|engine| (engine.assigned, Reverse(engine.id)));
+            engines.truncate((*n as usize).saturating_sub(removed.cancelled));
+            engines
+        }
+    };
+    told.sort_by_key(|engine| engine.id);
+    removed.busy = told.iter().filter(|engine| drain && engine.assigned > 0).count();
+    removed.told = told.iter().map(|engine| engine.id).collect();
+    if !removed.told.is_empty() {
+        world.client.stop_engines(removed.told.clone(), drain).await?;
+        told.iter().for_each(|engine| world.mark(engine));
+    }
+    let gone = |engine: &&EngineStatus| !removed.told.contains(&engine.id);
+    removed.left = world.staying().filter(gone).count();
+    if let Some(state) = &mut world.state {
+        state.n = state.engines.iter().map(Launched::engines).sum::<usize>() as u32;
+        state.write(profile)?;
+    }
+    Ok(removed)
+}
+
+/// A member that has not begun, or not registered all its engines.
+struct Pending {
+    launch: usize,
+    place: usize,
+    engines: usize,
+    /// None of its engines is registered.
+    is_whole: bool,
+}
+
+/// A running cluster as its controller and the batch systems have it.
+struct World {
+    config: Config,
+    client: Client,
+    status: StatusReply,
+    /// None for a controller that was started by hand.
+    state: Option<ClusterState>,
+    /// For each launch.
+    states: Vec<Vec<MemberState>>,
+}
+
+impl World {
+    async fn of(profile: &ProfileDir, cluster_id: &str) -> Result<World, ClusterError> {
+        let config = Config::load(profile)?;
+        let standing = Standing::of(profile, cluster_id);
+        if !matches!(standing.condition, Condition::Running | Condition::Elsewhere) {
+            return Err(super::not_running(profile, cluster_id));
+        }
+        let path = profile.client_file(cluster_id);
+        let file = in_thread(move || discover::wait(&path, CONNECT, || Ok::<_, ClusterError>(()))).await??;
+        let client = Client::connect(&file, CONNECT).await?;
+        let status = client.status().await?;
+        let mut states = Vec::new();
+        for launched in standing.state.iter().flat_map(|s| s.engines.clone()) {
+            let launcher = launch::launcher(&launched.launcher, profile, &config)?;
+            states.push(in_thread(move || launcher.states(&launched)).await?);
+        }
+        Ok(World {
+            config,
+            client,
+            status,
+            state: standing.state,
+            states,
+        })
+    }
+
+    /// Registered, and not told to leave.
+    fn staying(&self) -> impl Iterator<Item = &EngineStatus> {
+        let stays = |engine: &&EngineStatus| !matches!(engine.state.as_str(), "silent" | "leaving");
+        self.status.engines.iter().filter(stays)
+    }
+
+    /// Elements of jobs that are on their way.
+    fn pending(&self) -> Vec<Pending> {
+        let mut pending = Vec::new();
+        let launches = self.state.iter().flat_map(|s| &s.engines).zip(&self.states).enumerate();
+        for (launch, (launched, states)) in launches {
+            let elements = launched.jobs.iter().flat_map(|job| job.elements.iter().map(move |e| (job, *e)));
+            for (at, (job, element)) in elements.enumerate() {
+                let place = launched.processes.len() + at;
+                let on_its_way = states
+                    .get(place)
+                    .is_some_and(|state| !state.has_ended() && state.stage != Stage::Unknown);
+                if !on_its_way || job.leaving.contains(&element) {
+                    continue;
+                }
+                let registered = self.status.engines.iter().filter(|e| is_in(e, job, element)).count();
+                let engines = (job.engines_of(element) as usize).saturating_sub(registered);
+                if engines > 0 {
+                    pending.push(Pending {
+                        launch,
+                        place,
+                        engines,
+                        is_whole: registered == 0,
+                    });
+                }
+            }
+        }
+        pending
+    }
+
+    /// Cancels elements of which nothing is registered, the last first, up to so many engines; how many engines that were.
+    async fn cancel(&mut self, at_most: usize, profile: &ProfileDir) -> Result<usize, ClusterError> {
+        let mut left = at_most;
+        let mut chosen: Vec<Pending> = Vec::new();
+        for pending in self.pending().into_iter().rev().filter(|p| p.is_whole) {
+            if pending.engines <= left {
+                left -= pending.engines;
+                chosen.push(pending);
+            }
+        }
+        let Some(state) = &mut self.state else { return Ok(0) };
+        for (at, launched) in state.engines.iter_mut().enumerate() {
+            let is_chosen = |place: usize| chosen.iter().any(|p| p.launch == at && p.place == place);
+            let part = launched.only(is_chosen);
+            if part.is_empty() {
+                continue;
+            }
+            let launcher = launch::launcher(&launched.launcher, profile, &self.config)?;
+            let grace = Duration::from_millis(self.config.launcher.kill_ms);
+            in_thread(move || launcher.stop(&part, grace)).await??;
+            *launched = launched.only(|place| !is_chosen(place));
+        }
+        state.engines.retain(|launched| !launched.is_empty());
+        state.write(profile)?;
+        Ok(chosen.iter().map(|p| p.engines).sum())
+    }
+
+    /// Notes that this engine was told to leave.
+    fn mark(&mut self, engine: &EngineStatus) {
+        let Some(state) = &mut self.state else { return };
+        for launched in &mut state.engines {
+            for job in &mut launched.jobs {
+                let of_it = job.elements.iter().copied().find(|element| is_in(engine, job, *element));
+                // Of several engines in an element the others stay.
+                if let Some(element) = of_it.filter(|e| job.engines_of(*e) == 1) {
+                    job.leaving.push(element);
+                }
+            }
+            if launched.host == engine.facts.host && launched.host == process::host() {
+                let parent = process::parent_of(engine.facts.pid);
+                let is_it = |pid: u32| pid == engine.facts.pid || Some(pid) == parent;
+                launched
+                    .processes
+                    .iter_mut()
+                    .filter(|p| is_it(p.pid))
+                    .for_each(|p| p.leaving = true);
+            }
+        }
+    }
+}
+
+/// Whether the engine is in this element of the job.
+fn is_in(engine: &EngineStatus, job: &Job, element: u32) -> bool {
+    let said = engine.facts.job.as_str();
+    let (id, of_array) = match said.rsplit_once('.') {
+        Some((id, last)) if last.bytes().all(|b| b.is_ascii_digit()) && !last.is_empty() => (id, last.parse().ok()),
+        _ => (said, None),
+    };
+    // In a job `19[3].server` and `19[].server` are the same.
+    let number = |id: &str| id.chars().take_while(char::is_ascii_digit).collect::<String>();
+    !said.is_empty() && number(id) == number(&job.id) && of_array.is_none_or(|e: u32| e == element)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_engine_is_found_in_its_job() {
+        let engine = |job: &str| -> EngineStatus {
+            let json =
+                serde_json::json!({"id": 0, "uuid": "a", "state": "idle", "assigned": 0, "finished": 0, "registered": 1.0, "job": job});
+            serde_json::from_value(json).unwrap()
+        };
+        let job = |id: &str| Job {
+            id: id.into(),
+            array: true,
+            ..Job::default()
+        };
+        assert!(is_in(&engine("18.3"), &job("18"), 3));
+        assert!(!is_in(&engine("18.3"), &job("18"), 4));
+        assert!(!is_in(&engine("118.3"), &job("18"), 3));
+        assert!(is_in(&engine("19[3].pbs1.3"), &job("19[].pbs1"), 3));
+        assert!(is_in(&engine("4.pbs1"), &job("4.pbs1"), 1));
+        assert!(!is_in(&engine(""), &job(""), 1));
+    }
+}
