@@ -13,5 +13,6 @@ mod printed;
 mod readme;
 mod recovery;
 mod results;
+mod retention;
 mod small_commands;
 mod support;
