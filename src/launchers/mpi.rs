@@ -34,9 +34,8 @@ pub fn command(config: &MpiConfig, launch: &EnginesLaunch) -> Result<(PathBuf, V
     words.extend(["-n".into(), launch.n.to_string().into(), program.into()]);
     let ours = |word: &OsString| launch.kind == EngineKind::Ipengine || word != "--supervise";
     words.extend(arguments.into_iter().filter(ours));
-    if launch.kind == EngineKind::Ipengine {
-        words.push("--mpi".into());
-    }
+    // An engine's id is its rank.
+    words.push("--mpi".into());
     Ok((PathBuf::from(&config.command), words))
 }
 
@@ -132,7 +131,7 @@ mod tests {
             command: "mpirun".into(),
             arguments: vec!["--hostfile".into(), "hosts".into()],
         };
-        insta::assert_snapshot!(words(&config, EngineKind::Pcluster), @r"mpirun --hostfile hosts -n 3 /opt/pcluster engine --file /home/ada/.ipython/profile_x/security/ipcontroller-engine.json --profile-dir /home/ada/.ipython/profile_x --python /venv/bin/python");
+        insta::assert_snapshot!(words(&config, EngineKind::Pcluster), @r"mpirun --hostfile hosts -n 3 /opt/pcluster engine --file /home/ada/.ipython/profile_x/security/ipcontroller-engine.json --profile-dir /home/ada/.ipython/profile_x --python /venv/bin/python --mpi");
         insta::assert_snapshot!(words(&MpiConfig::default(), EngineKind::Ipengine), @r"mpiexec -n 3 /venv/bin/python -m ipyparallel.engine --profile-dir=/home/ada/.ipython/profile_x --file=/home/ada/.ipython/profile_x/security/ipcontroller-engine.json --mpi");
         assert!(Mpi::new(&config).is_elsewhere());
     }
