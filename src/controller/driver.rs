@@ -3,15 +3,15 @@
 //! Effects of many events are gathered into a batch. A batch's changes are committed by the records' thread, and only then are
 //! its messages sent; meanwhile the next batch gathers. So commits are grouped under load, and nothing is told that is not on disk.
 use super::bootstrap::{self, Secrets};
-use super::dask::Dask;
 use super::core::{Core, Effect, Event, Facts, Now};
+use super::dask::Dask;
 use super::records::{Records, Word};
 use super::sockets::{Arrival, Place, Ports, Sockets};
 use super::{ControllerError, ControllerSettings};
 use crate::connection::process;
 use crate::db::Writer;
 use crate::model::change::Change;
-use crate::model::{EngineUuid, UnixTime};
+use crate::model::{EngineUuid, TaskId, UnixTime};
 use crate::profile::config::Durability;
 use crate::transport::{Security, TransportError};
 use crate::wire::content::client::reply_type;
@@ -138,6 +138,8 @@ struct Driver {
     committing: bool,
     stop_at: Option<Instant>,
     bad_messages: u64,
+    given: Vec<TaskId>,
+    unsent: Vec<Event>,
     /// Peers that did not read, as the core knows.
     cut_off: u64,
     /// Bad messages of each peer since its connection was last ended for that.
@@ -171,6 +173,8 @@ impl Driver {
             committing: false,
             stop_at: None,
             bad_messages: 0,
+            given: Vec::new(),
+            unsent: Vec::new(),
             cut_off: 0,
             suspects: HashMap::new(),
         }
@@ -191,6 +195,7 @@ impl Driver {
         let mut arrived = Vec::with_capacity(TURN);
         loop {
             self.flush();
+            self.tell_of_replies();
             let cut_off = self.sockets.waiting.cut_off();
             if cut_off != self.cut_off {
                 self.cut_off = cut_off;
@@ -227,6 +232,21 @@ impl Driver {
                 return Ok(());
             }
         }
+    }
+
+    /// What became of replies to clients that can be known again.
+    fn tell_of_replies(&mut self) {
+        if self.given.is_empty() && self.unsent.is_empty() {
+            return;
+        }
+        if !self.given.is_empty() {
+            let tasks = std::mem::take(&mut self.given);
+            self.handle(Event::RepliesGiven { tasks });
+        }
+        for event in std::mem::take(&mut self.unsent) {
+            self.handle(event);
+        }
+        self.flush();
     }
 
     fn next_wake(&self) -> Duration {
@@ -362,6 +382,18 @@ impl Driver {
     fn carry_out(&mut self, effect: Effect) {
         let result = match effect {
             Effect::Record(_) => return,
+            Effect::Reply { channel, client, reply } => {
+                let route: Vec<Bytes> = std::iter::once(client.clone()).chain(reply.engine.clone()).collect();
+                let frames = self.client_session.seal(&route, &reply.message);
+                let result = self.sockets.to_client(channel, frames);
+                match &result {
+                    Err(TransportError::NoPeer | TransportError::CutOff(_)) => {
+                        self.unsent.push(Event::ReplyUnsent { channel, client, reply });
+                    }
+                    _ => self.given.extend(reply.tasks),
+                }
+                result
+            }
             Effect::ToClient { channel, route, message } => {
                 let frames = self.client_session.seal(&route, &message);
                 self.sockets.to_client(channel, frames)

@@ -21,7 +21,7 @@ pub mod policy;
 mod requests;
 mod restore;
 mod retention;
-mod returning;
+pub mod returning;
 pub mod transition;
 
 #[cfg(test)]
@@ -84,6 +84,8 @@ enum Due {
     Stranded(EngineUuid),
     /// Is there something to be forgotten?
     Retention,
+    /// Engines that have registered since then are announced again: to a client that did not listen yet.
+    Announce(Duration),
 }
 
 pub struct Core {
@@ -198,6 +200,8 @@ impl Core {
             } => self.requests_found(client, parent, &request, found, missing),
             Event::DaskAnswered { client, parent, place } => self.dask_answered(client, parent, place),
             Event::ExpiredFound(expired) => self.expired_found(expired),
+            Event::RepliesGiven { tasks } => self.record(Change::RepliesGiven { tasks }),
+            Event::ReplyUnsent { channel, client, reply } => self.reply_unsent(channel, &client, reply),
             Event::PeersCutOff { total } => self.cut_off = total,
             Event::StopAsked { engines } => self.stop(engines),
         }
@@ -234,6 +238,7 @@ impl Core {
                 Due::Watches(map) => self.answer_watches(map),
                 Due::RequestTimeout(msg_id, run) => self.request_timed_out(&msg_id, run),
                 Due::Stranded(engine) => self.stranded(engine),
+                Due::Announce(since) => self.announce_again(since),
                 Due::Retention => self.look_for_expired(),
             }
         }

@@ -83,6 +83,11 @@ impl Open {
         }
     }
 
+    /// Its client can be known again after a restart.
+    fn owed(&self) -> Option<TaskId> {
+        self.key.is_some().then_some(self.task)
+    }
+
     /// How long it may wait for an engine.
     fn timeout(&self) -> Option<std::time::Duration> {
         let metadata: Value = self.message.metadata().unwrap_or_default();
@@ -254,7 +259,8 @@ impl Core {
             buffers: request.buffers,
         };
         let msg_id = request.msg_id;
-        let mut open = Open::new(found.task, queue, Bytes::new(), key, message, None);
+        let broadcast = super::broadcast::original_of(&message.metadata_json).filter(|_| queue == Channel::Broadcast);
+        let mut open = Open::new(found.task, queue, Bytes::new(), key, message, broadcast);
         open.run = found.run;
         if let Some(timeout) = open.timeout() {
             self.remind(timeout, Due::RequestTimeout(msg_id.clone(), open.run));
@@ -371,9 +377,9 @@ impl Core {
         if let Some(engine) = &open.engine {
             reply.metadata_json = to_json(&serde_json::json!({"status": "error", "engine": engine.to_string()}));
         }
-        self.record_reply(msg_id, &reply, open.engine.as_ref());
-        self.deliver(client_channel(open.queue), open.client, open.key, None, reply);
-        self.settle(msg_id, false, open.engine);
+        self.record_reply(msg_id, &reply, open.engine.as_ref(), open.owed());
+        self.settle(msg_id, false, open.engine.clone());
+        self.hand_over(msg_id.to_string(), open, None, reply, "error");
     }
 
     pub(super) fn refuse(&mut self, channel: ClientChannel, client: Bytes, request: &Message, content: &ErrorContent) {
@@ -457,12 +463,18 @@ impl Core {
         }
         let Some(open) = self.requests.open.remove(&msg_id) else { return };
         self.forget_at_engine(&msg_id, engine);
-        self.record_reply(&msg_id, &message, Some(engine));
+        self.record_reply(&msg_id, &message, Some(engine), open.owed());
         self.settle(&msg_id, status == "ok", Some(engine.clone()));
-        if let Some(original) = &open.broadcast {
-            return self.broadcast_reply(original, msg_id, (open.client, open.key), message, &status);
+        self.hand_over(msg_id, open, Some(uuid), message, &status);
+    }
+
+    /// A reply on its way to its client, by itself or as a part.
+    fn hand_over(&mut self, msg_id: String, open: Open, engine: Option<Bytes>, reply: Message, status: &str) {
+        let client = (open.client, open.key);
+        match &open.broadcast {
+            Some(original) => self.broadcast_reply(original, msg_id, client, Some(open.task), reply, status),
+            None => self.deliver(client_channel(open.queue), client, vec![open.task], engine, reply),
         }
-        self.deliver(client_channel(open.queue), open.client, open.key, Some(uuid), message);
     }
 
     /// An unmet functional dependency, or a failure with retries left. True when it will run again.
@@ -511,7 +523,8 @@ impl Core {
         self.record(Change::TaskReturned { task, run, attempt: None });
     }
 
-    pub(super) fn record_reply(&mut self, msg_id: &str, reply: &Message, engine: Option<&EngineUuid>) {
+    /// `owed`: to whom it must get, whatever becomes of this controller.
+    pub(super) fn record_reply(&mut self, msg_id: &str, reply: &Message, engine: Option<&EngineUuid>, owed: Option<TaskId>) {
         let metadata: Value = reply.metadata().unwrap_or_default();
         let content: Value = reply.content().unwrap_or_default();
         let status = match content.get("status").and_then(Value::as_str) {
@@ -541,6 +554,9 @@ impl Core {
                 received: self.now.unix,
             }),
         });
+        if let Some(task) = owed {
+            self.record(Change::ReplyOwed { task });
+        }
     }
 
     /// The engine will not answer. Direct requests are settled by the client itself when it hears that the engine is gone.
@@ -581,9 +597,10 @@ impl Core {
             } else if let Some(open) = self.requests.open.remove(&msg_id) {
                 let content = ErrorContent::new("EngineError", why);
                 let reply = self.message(&reply_type(&open.message), Some(&open.message.header_json), &content);
-                self.record_reply(&msg_id, &reply, None);
-                if let Some(original) = &open.broadcast {
-                    self.broadcast_reply(original, msg_id, (open.client, open.key), reply, "error");
+                let is_part = open.broadcast.is_some();
+                self.record_reply(&msg_id, &reply, None, open.owed().filter(|_| is_part));
+                if is_part {
+                    self.hand_over(msg_id, open, None, reply, "error");
                 }
             }
         }
