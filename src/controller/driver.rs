@@ -25,6 +25,8 @@ use tokio::sync::mpsc;
 
 /// Events that one turn of the loop takes in.
 const TURN: usize = 256;
+/// A batch of many requests of ipyparallel's clients waits so long for more.
+const GATHER: Duration = Duration::from_millis(2);
 /// So many messages of one peer that cannot be opened end its connection.
 const MOST_BAD: u32 = 16;
 /// Peers whose bad messages are counted at a time.
@@ -136,6 +138,8 @@ struct Driver {
     /// Messages of the batch that is being committed.
     held: Vec<Effect>,
     committing: bool,
+    /// The next batch begins at that time.
+    gathering: Option<Instant>,
     stop_at: Option<Instant>,
     bad_messages: u64,
     given: Vec<TaskId>,
@@ -171,6 +175,7 @@ impl Driver {
             effects: Vec::new(),
             held: Vec::new(),
             committing: false,
+            gathering: None,
             stop_at: None,
             bad_messages: 0,
             given: Vec::new(),
@@ -252,10 +257,13 @@ impl Driver {
     fn next_wake(&self) -> Duration {
         let core = self.core.next_wake().unwrap_or(Duration::from_secs(60));
         let wake = core.saturating_sub(self.clock.start.elapsed());
-        match self.stop_at {
-            Some(at) => wake.min(at.saturating_duration_since(Instant::now())),
-            None => wake,
-        }
+        let times = [self.stop_at, self.gathering];
+        let first = times
+            .into_iter()
+            .flatten()
+            .map(|at| at.saturating_duration_since(Instant::now()))
+            .min();
+        first.map_or(wake, |first| first.min(wake))
     }
 
     fn handle(&mut self, event: Event) {
@@ -360,8 +368,16 @@ impl Driver {
     /// Starts the next batch when the one before is on disk.
     fn flush(&mut self) {
         if self.committing || self.effects.is_empty() {
+            self.gathering = None;
             return;
         }
+        if self.core.may_gather() {
+            let due = *self.gathering.get_or_insert(Instant::now() + GATHER);
+            if Instant::now() < due {
+                return;
+            }
+        }
+        self.gathering = None;
         let mut changes: Vec<Change> = Vec::new();
         for effect in self.effects.drain(..) {
             match effect {

@@ -65,7 +65,7 @@ impl Site {
         let scripts = std::fs::read_dir(self.home.profile().join("batch")).unwrap().count();
         assert!(scripts > 0, "the script is kept");
         self.ok("stop");
-        wait_until("the jobs have ended", || self.jobs_have_ended());
+        wait_until("the jobs have ended", || self.jobs_have_ended().then_some(()));
     }
 
     /// What is said when there is no such queue.

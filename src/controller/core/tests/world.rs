@@ -295,6 +295,7 @@ pub struct FakeEngine {
     pub definitions: Vec<MapId>,
     pub sequence: u64,
     pub gave_back: u32,
+    pub recorded_replies: Vec<String>,
     /// Nothing reaches it, and nothing that it says is heard, until it registers again.
     pub cut: bool,
     /// Results that the controller has not called recorded.
@@ -474,6 +475,9 @@ impl World {
                     run: t.run,
                 }));
             }
+            tell::REPLIES_RECORDED => engine
+                .recorded_replies
+                .extend(message.content::<tell::RepliesRecorded>().unwrap().msg_ids),
             tell::GIVE_BACK => engine.gave_back = message.content::<tell::GiveBack>().unwrap().at_most,
             _ => {}
         }
