@@ -15,8 +15,8 @@ use bytes::Bytes;
 use std::collections::VecDeque;
 use std::time::Duration;
 
-/// How long a worker has for its own exit handlers when the engine ends.
-const LAST_BREATH: Duration = Duration::from_secs(1);
+/// How long a worker has for its own exit handlers (MPI_Finalize is one) when the engine ends.
+const LAST_BREATH: Duration = Duration::from_secs(3);
 
 impl Driver {
     pub(super) async fn handle(&mut self, event: Event) {
