@@ -68,6 +68,10 @@ pub struct EngineView<'a> {
     assigned: u32,
     finished: u64,
     registered: String,
+    /// The batch system's job that it is in (`4711.3`).
+    job: Option<&'a str>,
+    /// When that job's time is over, where that is known.
+    ends: Option<String>,
 }
 
 impl<'a> EngineView<'a> {
@@ -85,6 +89,8 @@ impl<'a> EngineView<'a> {
             assigned: engine.assigned,
             finished: engine.finished,
             registered: engine.registered.to_iso(),
+            job: Some(facts.job.as_str()).filter(|job| !job.is_empty()),
+            ends: facts.ends.map(|ends| ends.to_iso()),
         }
     }
 }
