@@ -10,6 +10,7 @@ mod fuzz;
 mod pi;
 mod python;
 mod run;
+mod schedulers;
 mod tally;
 mod test;
 mod wheel;

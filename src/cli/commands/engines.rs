@@ -4,7 +4,7 @@ use super::start::{Bar, How, interruptible};
 use crate::cli::output::table::{Cell, Table, Tone};
 use crate::cli::output::{self, json, times};
 use crate::cli::{CommandError, Context, Exit};
-use crate::cluster::{self, AddOptions, Removed, Which};
+use crate::cluster::{self, AddOptions, ClusterState, Removed, Which};
 use crate::model::engine::EngineStatus;
 use crate::model::targets::Targets;
 use crate::model::{EngineId, UnixTime};
@@ -168,9 +168,15 @@ fn table(engines: &[EngineStatus], now: UnixTime) -> Table {
 }
 
 /// What `engines add` and `scale` want.
-pub fn options(n: u32, how: How, context: &Context) -> Result<AddOptions, CommandError> {
+pub fn options(n: u32, mut how: How, context: &Context) -> Result<AddOptions, CommandError> {
+    let profile = context.profile_dir()?;
+    if how.launcher.is_none() {
+        // As the engines that are there were started.
+        let state = ClusterState::read(&profile, &context.cluster_id).ok().flatten();
+        how.launcher = state.and_then(|state| Some(state.engines.last()?.launcher.clone()));
+    }
     Ok(AddOptions {
-        profile: context.profile_dir()?,
+        profile,
         cluster_id: context.cluster_id.clone(),
         n,
         settings: how.settings(context)?,
