@@ -139,8 +139,8 @@ mod tests {
           scale        Bring a running cluster to so many engines: start more, or take
                        some away
           logs         Show what the controller and the engines logged
-          script       Show the script that a start would submit to a batch system,
-                       and submit nothing
+          script       Show the script that a start would submit to a batch system, and
+                       submit nothing
 
         Elsewhere:
           connect      Connect to a cluster on another host, through ssh

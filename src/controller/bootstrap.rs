@@ -137,7 +137,10 @@ pub(super) fn put_away_files(settings: &ControllerSettings, secrets: &mut Secret
 fn location(settings: &ControllerSettings) -> String {
     let listening = &settings.config.ip;
     let address = || PclusterKeys::of_this_process("", listening, None).addresses.into_iter().next();
-    settings.config.location.clone().or_else(address).unwrap_or_else(process::host)
+    // The loopback of which host? With its name ipyparallel's clients elsewhere can say what is missing.
+    let elsewhere = |address: &String| !address.parse::<std::net::IpAddr>().is_ok_and(|ip| ip.is_loopback());
+    let found = settings.config.location.clone().or_else(|| address().filter(elsewhere));
+    found.unwrap_or_else(process::host)
 }
 
 fn base(settings: &ControllerSettings, key: &str, public: &str, engine_port: Option<u16>) -> ConnectionFile {

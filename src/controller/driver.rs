@@ -3,6 +3,7 @@
 //! Effects of many events are gathered into a batch. A batch's changes are committed by the records' thread, and only then are
 //! its messages sent; meanwhile the next batch gathers. So commits are grouped under load, and nothing is told that is not on disk.
 use super::bootstrap::{self, Secrets};
+use super::dask::Dask;
 use super::core::{Core, Effect, Event, Facts, Now};
 use super::records::{Records, Word};
 use super::sockets::{Arrival, Place, Ports, Sockets};
@@ -47,7 +48,9 @@ pub(super) async fn run(settings: ControllerSettings) -> Result<(), ControllerEr
         what: "the records".into(),
         why: e.to_string(),
     })?;
-    let mut driver = Driver::new(&settings, &secrets, sockets, records);
+    let (later, events) = mpsc::unbounded_channel();
+    let dask = Dask::new(&settings.python, &settings.config.ip, later);
+    let mut driver = Driver::new(&settings, &secrets, sockets, records, dask);
     driver.core.restore(driver.clock.now(), restored, &mut driver.effects);
     tracing::info!(
         profile = %settings.profile.path().display(),
@@ -56,7 +59,7 @@ pub(super) async fn run(settings: ControllerSettings) -> Result<(), ControllerEr
         database = %database.display(),
         "the controller serves"
     );
-    let result = driver.serve(arrivals, words).await;
+    let result = driver.serve(arrivals, words, events).await;
     bootstrap::put_away_files(&settings, &mut secrets);
     driver.sockets.close().await;
     driver.records.close();
@@ -84,14 +87,14 @@ async fn listen(
             what: format!("controller.ports = {text:?}"),
             why,
         })?;
-        let listening = Sockets::listen(ip, &ports, &client, &engine, settings.config.most_message_mb).await?;
+        let listening = Sockets::listen(ip, &ports, &client, &engine, &settings.config).await?;
         secrets.ports = ports;
         return Ok(listening);
     }
-    let listening = match Sockets::listen(ip, &secrets.ports, &client, &engine, settings.config.most_message_mb).await {
+    let listening = match Sockets::listen(ip, &secrets.ports, &client, &engine, &settings.config).await {
         Err(error) if killed => {
             tracing::warn!(%error, "the ports of the run before are taken; its engines and clients will not find this one");
-            Sockets::listen(ip, &Ports::default(), &client, &engine, settings.config.most_message_mb).await?
+            Sockets::listen(ip, &Ports::default(), &client, &engine, &settings.config).await?
         }
         other => other?,
     };
@@ -127,6 +130,7 @@ struct Driver {
     engine_session: Session,
     /// Makes the answers out of the records.
     answers: Session,
+    dask: Dask,
     /// Of events since the last batch.
     effects: Vec<Effect>,
     /// Messages of the batch that is being committed.
@@ -134,12 +138,14 @@ struct Driver {
     committing: bool,
     stop_at: Option<Instant>,
     bad_messages: u64,
+    /// Peers that did not read, as the core knows.
+    cut_off: u64,
     /// Bad messages of each peer since its connection was last ended for that.
     suspects: HashMap<(Place, Bytes), u32>,
 }
 
 impl Driver {
-    fn new(settings: &ControllerSettings, secrets: &Secrets, sockets: Sockets, records: Records) -> Driver {
+    fn new(settings: &ControllerSettings, secrets: &Secrets, sockets: Sockets, records: Records, dask: Dask) -> Driver {
         let clock = Clock { start: Instant::now() };
         let session = uuid::Uuid::new_v4().to_string();
         let facts = Facts {
@@ -156,6 +162,7 @@ impl Driver {
             clock,
             sockets,
             records,
+            dask,
             client_session: Session::new(secrets.client_key.as_bytes(), format!("{session}-c"), "pcluster"),
             engine_session: Session::new(secrets.engine_key.as_bytes(), format!("{session}-e"), "pcluster"),
             answers: Session::new(b"", format!("{session}-r"), "pcluster"),
@@ -164,6 +171,7 @@ impl Driver {
             committing: false,
             stop_at: None,
             bad_messages: 0,
+            cut_off: 0,
             suspects: HashMap::new(),
         }
     }
@@ -172,6 +180,7 @@ impl Driver {
         &mut self,
         mut arrivals: mpsc::Receiver<Arrival>,
         mut words: mpsc::UnboundedReceiver<Word>,
+        mut events: mpsc::UnboundedReceiver<Event>,
     ) -> Result<(), ControllerError> {
         let failed = |e: std::io::Error| ControllerError::Prepare {
             what: "signal handling".into(),
@@ -182,6 +191,11 @@ impl Driver {
         let mut arrived = Vec::with_capacity(TURN);
         loop {
             self.flush();
+            let cut_off = self.sockets.waiting.cut_off();
+            if cut_off != self.cut_off {
+                self.cut_off = cut_off;
+                self.handle(Event::PeersCutOff { total: cut_off });
+            }
             // Under load there is always something that has arrived; reminders are not to wait for a pause.
             if self.core.next_wake().is_some_and(|at| at <= self.clock.start.elapsed()) {
                 self.handle(Event::TimePassed);
@@ -196,6 +210,7 @@ impl Driver {
                         self.hear(word);
                     }
                 }
+                Some(event) = events.recv() => self.handle(event),
                 _ = terminate.recv() => self.handle(Event::StopAsked { engines: true }),
                 _ = interrupt.recv() => self.handle(Event::StopAsked { engines: true }),
                 count = arrivals.recv_many(&mut arrived, TURN), if self.effects.len() < TURN * 64 => {
@@ -373,6 +388,14 @@ impl Driver {
             Effect::Ping { payload } => self.sockets.ping(payload),
             Effect::Query(query) => {
                 self.records.ask(query);
+                Ok(())
+            }
+            Effect::StartDask { client, parent, arguments } => {
+                self.dask.start(client, parent, arguments);
+                Ok(())
+            }
+            Effect::StopDask => {
+                self.dask.stop();
                 Ok(())
             }
             Effect::Stop { after } => {

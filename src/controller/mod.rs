@@ -1,9 +1,10 @@
 //! The controller: hub and schedulers in one process. [`core`] decides; the driver carries out.
 //!
 //! Parts: [`bootstrap`] (ports, keys, connection files), [`sockets`] (what is listened on), [`records`] (the database thread and the
-//! answers out of it), [`driver`] (the loop between them and the core).
+//! answers out of it), [`driver`] (the loop between them and the core), [`dask`] (a scheduler of Dask's beside it).
 mod bootstrap;
 pub mod core;
+mod dask;
 mod driver;
 mod records;
 mod sockets;
@@ -23,6 +24,8 @@ pub struct ControllerSettings {
     pub ssh: String,
     /// The one through which engines do.
     pub engine_ssh: String,
+    /// The interpreter for Dask's scheduler.
+    pub python: String,
     /// Keys, ports and connection files outlive an orderly end, and serve the next controller.
     pub reuse: bool,
 }

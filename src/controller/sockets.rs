@@ -2,7 +2,8 @@
 //! came; order is kept per socket.
 use super::core::ClientChannel;
 use crate::model::EngineUuid;
-use crate::transport::{Connection, Kind, Limits, Security, Socket, TransportError};
+use crate::profile::config::ControllerConfig;
+use crate::transport::{Connection, Kind, Limits, Security, Socket, TransportError, Waiting};
 use crate::wire::Frames;
 use crate::wire::content::engine::Channel;
 use bytes::Bytes;
@@ -145,6 +146,8 @@ pub(super) struct Sockets {
     client: ClientSockets,
     engine: EngineSockets,
     pub ports: Ports,
+    /// What its peers have not taken yet.
+    pub waiting: Waiting,
 }
 
 struct ClientSockets {
@@ -169,18 +172,19 @@ struct EngineSockets {
 
 impl Sockets {
     /// Listens on `wanted` (0: any free port). `client` and `engine` are the two sides' keys. Messages that may carry what
-    /// users send have up to `most_message_mb`, others little.
+    /// users send have up to `config.most_message_mb`, others little.
     pub(super) async fn listen(
         ip: &str,
         wanted: &Ports,
         client: &Security,
         engine: &Security,
-        most_message_mb: u64,
+        config: &ControllerConfig,
     ) -> Result<(Sockets, mpsc::Receiver<Arrival>), TransportError> {
         let ip = if ip == "*" { "0.0.0.0" } else { ip };
         let (inbox, arrivals) = mpsc::channel(INBOX);
         let mut ports = Ports::default();
-        let most = usize::try_from(most_message_mb).unwrap_or(usize::MAX).saturating_mul(MIB);
+        let bytes = |mb: u64| usize::try_from(mb).unwrap_or(usize::MAX).saturating_mul(MIB);
+        let (most, waiting) = (bytes(config.most_message_mb), Waiting::new(bytes(config.most_waiting_mb)));
         macro_rules! bind {
             ($side:ident, $name:ident, $kind:ident, $bytes:expr) => {
                 bind!($side, $name, $kind, $bytes, |_| ())
@@ -190,6 +194,7 @@ impl Sockets {
                 let limits = Limits {
                     message_bytes: Some($bytes),
                     frames: MOST_FRAMES,
+                    waiting: Some(waiting.clone()),
                 };
                 let socket = Socket::with_limits(Kind::$kind, None, $side, &limits)?;
                 let watch: &dyn Fn(&Socket) = &$watch;
@@ -239,6 +244,7 @@ impl Sockets {
             client: clients,
             engine: engines,
             ports,
+            waiting,
         };
         Ok((sockets, arrivals))
     }
@@ -386,7 +392,14 @@ mod tests {
         let port = taken.local_addr().unwrap().port();
         let mut wanted = Ports::default();
         wanted.client.mux = port;
-        let result = Sockets::listen("127.0.0.1", &wanted, &Security::Plain, &Security::Plain, 1).await;
+        let result = Sockets::listen(
+            "127.0.0.1",
+            &wanted,
+            &Security::Plain,
+            &Security::Plain,
+            &ControllerConfig::default(),
+        )
+        .await;
         let error = result.err().unwrap().to_string();
         assert!(error.contains(&port.to_string()) && error.contains("in use"), "{error}");
     }

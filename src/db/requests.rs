@@ -23,6 +23,8 @@ pub struct RequestRecord {
     pub engine_uuid: Option<String>,
     pub started: Option<UnixTime>,
     pub completed: Option<UnixTime>,
+    /// The id under which it was run again.
+    pub resubmitted: Option<String>,
     /// When the reply reached the controller.
     pub received: Option<UnixTime>,
     pub result_header: Option<Bytes>,
@@ -73,7 +75,8 @@ impl RequestRecord {
             Field::Stdout => self.stdout.clone().into(),
             Field::Stderr => self.stderr.clone().into(),
             Field::Label => text(&self.label),
-            Field::Buffers | Field::ResultBuffers | Field::Resubmitted => Value::Null,
+            Field::Resubmitted => text(&self.resubmitted),
+            Field::Buffers | Field::ResultBuffers => Value::Null,
         }
     }
 }
@@ -192,7 +195,7 @@ fn record(row: &Row, large: &Large) -> rusqlite::Result<RequestRecord> {
             Field::EngineUuid => record.engine_uuid = row.get(column)?,
             Field::Started => record.started = time()?,
             Field::Completed => record.completed = time()?,
-            Field::Resubmitted => {}
+            Field::Resubmitted => record.resubmitted = row.get(column)?,
             Field::Received => record.received = time()?,
             Field::ResultHeader => record.result_header = json()?,
             Field::ResultMetadata => record.result_metadata = json()?,

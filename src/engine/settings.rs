@@ -2,6 +2,7 @@
 use crate::connection::ConnectionFile;
 use crate::model::{EngineId, UnixTime};
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 
 /// One engine's settings.
 #[derive(Clone, Debug)]
@@ -26,6 +27,10 @@ pub struct EngineSettings {
     pub env: BTreeMap<String, String>,
     /// For IPython's shell in the worker, as its own configuration reads them: `--InteractiveShell.colors=nocolor`.
     pub shell: Vec<String>,
+    /// The shell is made at once, with all that runs at its start; else with a client's first request.
+    pub shell_at_start: bool,
+    /// For the shell's startup files.
+    pub profile_dir: Option<PathBuf>,
 }
 
 impl EngineSettings {
@@ -42,6 +47,8 @@ impl EngineSettings {
             cwd: None,
             env: BTreeMap::new(),
             shell: Vec::new(),
+            shell_at_start: false,
+            profile_dir: None,
         }
     }
 }

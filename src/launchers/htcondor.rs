@@ -250,7 +250,7 @@ impl BatchSystem for HtCondor {
         let said = output.said();
         let fine = |line: &str| {
             let line = line.to_lowercase();
-            ["marked for removal", "not found", "no job found", "already"]
+            ["marked for removal", "couldn't find", "not found", "no job found", "already"]
                 .iter()
                 .any(|words| line.contains(words))
         };

@@ -476,6 +476,6 @@ mod tests {
         let error = super::super::by_name("cloud", &World::new().profile, &Default::default())
             .err()
             .unwrap();
-        insta::assert_snapshot!(error, @r#"there is no launcher "cloud"; there is: local (ssh, mpi, slurm, pbs, sge, lsf and htcondor are not there yet)"#);
+        insta::assert_snapshot!(error, @r#"there is no launcher "cloud"; there are: local, slurm, sge, pbs, lsf, htcondor"#);
     }
 }

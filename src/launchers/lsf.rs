@@ -1,6 +1,6 @@
 //! LSF. Sources: the pages of bsub, bjobs and bkill in the IBM Spectrum LSF 10.1 command reference, and outputs that others recorded
 //! (tests/fixtures/batch/lsf says which). Never tried on a real one.
-use super::batch::render::{FoundBy, Need, Value, Variables, common, put, unfit, unsupported};
+use super::batch::render::{FoundBy, Need, Value, Variables, common, nodes_are_of_one_job, put, unfit, unsupported};
 use super::batch::{
     BatchSystem, CommandLine, JobId, JobKind, JobRequest, JobRow, JobStatus, JobTarget, Output, Problem, QueryFailure, SubmitFailure,
     Template, TemplateError, engines, failure,
@@ -139,6 +139,7 @@ impl BatchSystem for Lsf {
     fn variables(&self, request: &JobRequest) -> Result<Variables, TemplateError> {
         let resources = &request.resources;
         unsupported(self, request, &[("parallel_environment", resources.parallel_environment.is_some())])?;
+        nodes_are_of_one_job(self, request, "mpiexec")?;
         let one_job = request.is_one_job();
         if one_job && resources.start == StartMode::Srun {
             return Err(TemplateError::Unsupported {

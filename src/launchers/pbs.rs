@@ -2,7 +2,7 @@
 //!
 //! Sources: qsub(1B), qstat(1B), qdel(1B) of OpenPBS 23.06 and of Torque 6, and the perl of slurm-wlm-torque 22.05. They differ in how
 //! an array is asked for (`-J`, `-t`), how its jobs are told theirs (`PBS_ARRAY_INDEX`, `PBS_ARRAYID`), and in what is asked for with `-l`.
-use super::batch::render::{FoundBy, Need, Value, Variables, common, put, unfit, unsupported};
+use super::batch::render::{FoundBy, Need, Value, Variables, common, nodes_are_of_one_job, put, unfit, unsupported};
 use super::batch::{
     BatchSystem, CommandLine, JobId, JobKind, JobRequest, JobRow, JobTarget, Output, Problem, QueryFailure, SubmitFailure, Template,
     TemplateError, engines, failure, quote, squeue,
@@ -234,6 +234,7 @@ impl BatchSystem for Pbs {
             ("parallel_environment", resources.parallel_environment.is_some()),
         ];
         unsupported(self, request, &unknown)?;
+        nodes_are_of_one_job(self, request, "mpiexec")?;
         if request.is_one_job() && resources.start == StartMode::Srun && self.0 != Dialect::Slurm {
             return Err(TemplateError::Unsupported {
                 system: self.title(),
@@ -420,11 +421,20 @@ impl Pbs {
     fn resources(&self, request: &JobRequest) -> Vec<String> {
         let resources = &request.resources;
         let one_job = request.is_one_job();
-        let here = if one_job { 1 } else { request.engines_in_a_job() };
+        // One job of all engines is spread evenly over so many nodes; without a number of them each engine may be anywhere.
+        let chunks = if one_job {
+            resources.nodes.unwrap_or(request.n).clamp(1, request.n.max(1))
+        } else {
+            1
+        };
+        let here = if one_job {
+            request.n.div_ceil(chunks)
+        } else {
+            request.engines_in_a_job()
+        };
         let cpus = resources.cpus.unwrap_or(1).max(1) * here;
         let memory = resources.memory.map(|each| each.mib * u64::from(here));
         let gpus = resources.gpus.map(|each| each * here);
-        let chunks = if one_job { request.n } else { 1 };
         if self.0 == Dialect::OpenPbs {
             let mut select = format!("select={chunks}:ncpus={cpus}");
             if let Some(memory) = memory {
@@ -434,23 +444,14 @@ impl Pbs {
                 select.push_str(&format!(":ngpus={gpus}"));
             }
             if one_job {
-                select.push_str(":mpiprocs=1");
+                select.push_str(&format!(":mpiprocs={here}"));
             }
             if let Some(constraint) = &resources.constraint {
                 select.push_str(&format!(":{constraint}"));
             }
             return vec![select];
         }
-        // Over so many nodes, evenly; without a number of them each engine is a node's worth of its processors.
-        let nodes = if one_job {
-            resources.nodes.unwrap_or(request.n).clamp(1, request.n)
-        } else {
-            1
-        };
-        let mut line = format!(
-            "nodes={nodes}:ppn={}",
-            if one_job { request.n.div_ceil(nodes) * cpus } else { cpus }
-        );
+        let mut line = format!("nodes={chunks}:ppn={cpus}");
         if let Some(gpus) = gpus {
             line.push_str(&format!(":gpus={gpus}"));
         }

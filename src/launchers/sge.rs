@@ -172,10 +172,13 @@ impl BatchSystem for Sge {
         let cpus = resources.cpus.unwrap_or(1).max(1);
         let slots = if one_job { request.n } else { per_job } * cpus;
         // A slot is a processor. More than one of them is a matter of a parallel environment, whose name is the site's.
-        let environment = match &resources.parallel_environment {
-            Some(name) => Value::Text(format!("{name} {slots}")),
-            None if one_job => Value::Text(format!("mpi {slots}")),
-            None if slots > 1 => Value::Text(format!("smp {slots}")),
+        let name = match &resources.parallel_environment {
+            Some(name) => Some(name.as_str()),
+            None if one_job => Some("mpi"),
+            None => (slots > 1).then_some("smp"),
+        };
+        let environment = match name {
+            Some(name) => Value::Lines(vec![format!("{} {slots}", one_word(self, name)?)]),
             None => Value::Unset,
         };
         let times = |value: Option<u64>| value.map_or(Value::Unset, |v| Value::Text(v.to_string()));
@@ -327,7 +330,7 @@ impl BatchSystem for Sge {
                     name: field("jobname").map(str::to_string),
                     ..row
                 }
-                .because(field("exit_status").map(|said| format!("exit_status {said}"))),
+                .because(field("exit_status").map(|said| format!("exit_status {}", said.split_whitespace().collect::<Vec<_>>().join(" ")))),
             );
         }
         rows
@@ -358,6 +361,13 @@ impl BatchSystem for Sge {
 
 const LOG_ARRAY: &str = "$JOB_ID.$TASK_ID.log";
 const LOG_SINGLE: &str = "$JOB_ID.log";
+
+fn one_word<'a>(system: &Sge, name: &'a str) -> Result<&'a str, TemplateError> {
+    match name.contains(|c: char| c.is_whitespace() || c.is_control() || "'\"#".contains(c)) || name.is_empty() {
+        true => Err(unfit(system.title(), "parallel_environment", name, "it is no single word")),
+        false => Ok(name),
+    }
+}
 
 /// `4`, `4.1-15:1`, `Your job 4 ("name") has been submitted`, `Your job-array 4.1-15:1 ("name") …`
 fn submitted(line: &str) -> Option<String> {

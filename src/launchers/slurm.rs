@@ -1,5 +1,5 @@
 //! Slurm. Sources: sbatch(1), squeue(1), scancel(1), sacct(1) of Slurm 22.05, and what that version printed.
-use super::batch::render::{FoundBy, Need, Value, Variables, common, put};
+use super::batch::render::{FoundBy, Need, Value, Variables, common, nodes_are_of_one_job, put, unsupported};
 use super::batch::{
     BatchSystem, CommandLine, JobId, JobKind, JobRequest, JobRow, JobTarget, Output, QueryFailure, SubmitFailure, Template, TemplateError,
     engines, failure, squeue,
@@ -43,14 +43,9 @@ impl BatchSystem for Slurm {
 
     fn variables(&self, request: &JobRequest) -> Result<Variables, TemplateError> {
         let resources = &request.resources;
+        unsupported(self, request, &[("parallel_environment", resources.parallel_environment.is_some())])?;
         let one_job = request.is_one_job();
-        if resources.nodes.is_some() && !one_job && request.kind == JobKind::Engines {
-            return Err(TemplateError::Unsupported {
-                system: self.title(),
-                what: "number of nodes for an array of jobs, each of which is on one".into(),
-                hint: Some("set launchers.slurm.start to srun for one job of all engines, or leave launchers.slurm.nodes out".into()),
-            });
-        }
+        nodes_are_of_one_job(self, request, "srun")?;
         let per_job = if one_job { 1 } else { request.engines_in_a_job() };
         let times = |value: Option<u32>| value.map_or(Value::Unset, |v| Value::Text((u64::from(v) * u64::from(per_job)).to_string()));
         let mut further = Vec::new();

@@ -106,6 +106,11 @@ pub enum Change {
         msg_id: String,
         reply: Box<Reply>,
     },
+    /// It runs again under another id.
+    RequestResubmitted {
+        msg_id: String,
+        new_id: String,
+    },
     /// What a request printed or displayed (iopub).
     RequestOutput {
         msg_id: String,
@@ -149,7 +154,9 @@ pub struct Reply {
     pub content: Bytes,
     pub buffers: Vec<Bytes>,
     pub started: Option<UnixTime>,
+    /// When its engine made it, and when it came.
     pub completed: UnixTime,
+    pub received: UnixTime,
 }
 
 #[derive(Clone, Debug)]

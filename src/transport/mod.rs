@@ -3,8 +3,10 @@
 //! A [`Socket`] is cheap to clone; sending never waits for a slow peer (what such a peer does not take is kept for it,
 //! up to a bound; beyond it the peer is cut off, so that it connects and asks again).
 mod overflow;
+mod waiting;
 mod zmq;
 
+pub use waiting::Waiting;
 pub use zmq::{Connection, PeerGone, Socket};
 
 /// What a socket is to ZeroMQ.
@@ -42,17 +44,20 @@ pub enum Security {
 }
 
 /// What a socket takes from a peer.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone)]
 pub struct Limits {
     /// Of one message, with some bytes for each frame.
     pub message_bytes: Option<usize>,
     pub frames: usize,
+    /// What may wait for peers that do not read, over all sockets that share this. By default each socket has its own bound.
+    pub waiting: Option<Waiting>,
 }
 
 impl Limits {
     pub const NONE: Limits = Limits {
         message_bytes: None,
         frames: usize::MAX,
+        waiting: None,
     };
 }
 

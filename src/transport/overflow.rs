@@ -1,11 +1,11 @@
 //! What slow peers have not taken yet: kept per peer, in order, up to a bound.
+use super::waiting::{Load, WINDOW, Weight};
 use bytes::Bytes;
 use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
 
 /// Messages that wait for one slow peer, at most.
 pub const MOST_MESSAGES: usize = 100_000;
-/// ... and how many bytes. One message alone may be longer.
-pub const MOST_BYTES: usize = 1 << 30;
 
 /// More than one peer may let wait; its queue is gone.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
@@ -29,8 +29,16 @@ pub struct Overflow<M> {
 }
 
 struct Queue<M> {
-    messages: VecDeque<(M, usize)>,
+    messages: VecDeque<Kept<M>>,
     bytes: usize,
+    load: Arc<Load>,
+}
+
+struct Kept<M> {
+    message: M,
+    size: usize,
+    /// None where the message has it in itself.
+    weight: Option<Weight>,
 }
 
 impl<M> Default for Overflow<M> {
@@ -52,20 +60,29 @@ impl<M> Overflow<M> {
         self.by_peer.is_empty()
     }
 
-    /// Appends to the peer's queue. Beyond the bound the whole queue is dropped: a peer that misses one message has to
-    /// ask again for all.
-    pub fn push(&mut self, peer: &Bytes, message: M, size: usize) -> Result<(), TooMuch> {
+    /// Appends to the peer's queue. Beyond `most` bytes (one message alone may have more) or the bound for messages the whole queue is
+    /// dropped: a peer that misses one message has to ask again for all.
+    pub fn push(
+        &mut self,
+        peer: &Bytes,
+        load: &Arc<Load>,
+        message: M,
+        size: usize,
+        most: usize,
+        weight: Option<Weight>,
+    ) -> Result<(), TooMuch> {
         let queue = self.by_peer.entry(peer.clone()).or_insert_with(|| Queue {
             messages: VecDeque::new(),
             bytes: 0,
+            load: load.clone(),
         });
         let (messages, bytes) = (queue.messages.len() + 1, queue.bytes.saturating_add(size));
-        if messages > 1 && (messages > MOST_MESSAGES || bytes > MOST_BYTES) {
+        if messages > 1 && (messages > MOST_MESSAGES || bytes > most) {
             self.by_peer.remove(peer);
             return Err(TooMuch { messages, bytes });
         }
         queue.bytes = bytes;
-        queue.messages.push_back((message, size));
+        queue.messages.push_back(Kept { message, size, weight });
         Ok(())
     }
 
@@ -77,11 +94,14 @@ impl<M> Overflow<M> {
     /// Offers what is kept, in order per peer, until each is full or has all.
     pub fn offer(&mut self, mut take: impl FnMut(M) -> Offered<M>) {
         self.by_peer.retain(|_, queue| {
-            while let Some((message, size)) = queue.messages.pop_front() {
-                match take(message) {
+            while let Some(Kept { message, size, weight }) = queue.messages.pop_front() {
+                // What the socket itself holds for it is bounded too.
+                let inside = queue.load.bytes().saturating_sub(queue.bytes);
+                let answer = if inside >= WINDOW { Offered::Full(message) } else { take(message) };
+                match answer {
                     Offered::Taken => queue.bytes -= size,
                     Offered::Full(message) => {
-                        queue.messages.push_front((message, size));
+                        queue.messages.push_front(Kept { message, size, weight });
                         return true;
                     }
                     Offered::Gone => return false,
@@ -94,38 +114,59 @@ impl<M> Overflow<M> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::waiting::Waiting;
     use super::*;
 
     const PEER: Bytes = Bytes::from_static(b"slow");
+    const MOST: usize = 1000;
+
+    struct World {
+        overflow: Overflow<usize>,
+        load: Arc<Load>,
+    }
+
+    impl World {
+        fn new() -> World {
+            World {
+                overflow: Overflow::default(),
+                load: Waiting::new(usize::MAX).load(0, &PEER),
+            }
+        }
+        fn push(&mut self, peer: &Bytes, message: usize, size: usize) -> Result<(), TooMuch> {
+            let weight = self.load.weigh(size);
+            self.overflow.push(peer, &self.load, message, size, MOST, Some(weight))
+        }
+    }
 
     #[test]
     fn messages_are_bounded_and_the_queue_goes_as_a_whole() {
-        let mut overflow = Overflow::default();
+        let mut w = World::new();
         for i in 0..MOST_MESSAGES {
-            overflow.push(&PEER, i, 1).unwrap();
+            w.push(&PEER, i, 0).unwrap();
         }
-        let error = overflow.push(&PEER, 0, 1).unwrap_err();
+        let error = w.push(&PEER, 0, 0).unwrap_err();
         assert_eq!(error.messages, MOST_MESSAGES + 1);
-        assert!(!overflow.holds(&PEER) && overflow.is_empty());
+        assert!(!w.overflow.holds(&PEER) && w.overflow.is_empty());
     }
 
     #[test]
     fn bytes_are_bounded_but_one_message_may_be_long() {
-        let mut overflow = Overflow::default();
-        overflow.push(&PEER, 'a', 2 * MOST_BYTES).unwrap();
-        overflow.push(&Bytes::from_static(b"other"), 'b', 1).unwrap();
-        assert!(overflow.push(&PEER, 'c', usize::MAX).is_err());
-        assert!(!overflow.holds(&PEER) && !overflow.is_empty(), "the other's is kept");
+        let mut w = World::new();
+        w.push(&PEER, 1, 2 * MOST).unwrap();
+        w.push(&Bytes::from_static(b"other"), 2, 1).unwrap();
+        assert!(w.push(&PEER, 3, MOST).is_err());
+        assert!(!w.overflow.holds(&PEER) && !w.overflow.is_empty(), "the other's is kept");
+        assert_eq!(w.load.bytes(), 1, "what is dropped weighs nothing");
     }
 
     #[test]
     fn offers_are_in_order_and_stop_at_what_is_full() {
-        let mut overflow = Overflow::default();
+        let mut w = World::new();
         for i in 0..5 {
-            overflow.push(&PEER, i, 10).unwrap();
+            w.push(&PEER, i, 10).unwrap();
         }
         let mut taken = Vec::new();
-        overflow.offer(|m| {
+        w.overflow.offer(|m| {
             if taken.len() == 3 {
                 return Offered::Full(m);
             }
@@ -133,11 +174,15 @@ mod tests {
             Offered::Taken
         });
         assert_eq!(taken, [0, 1, 2]);
-        overflow.offer(|m| {
+        // The socket holds much of this peer's already.
+        let inside = w.load.weigh(WINDOW);
+        w.overflow.offer(|_| panic!("not while that is so"));
+        drop(inside);
+        w.overflow.offer(|m| {
             taken.push(m);
             Offered::Taken
         });
         assert_eq!(taken, [0, 1, 2, 3, 4]);
-        assert!(overflow.is_empty());
+        assert!(w.overflow.is_empty() && w.load.bytes() == 0);
     }
 }

@@ -1,5 +1,6 @@
 //! Sockets over `omq-tokio` (docs/adr/0001-zeromq-crate.md).
 use super::overflow::{Offered, Overflow, TooMuch};
+use super::waiting::{Load, WEIGHED, WINDOW, Waiting, weighed};
 use super::{KeyPair, Kind, Limits, Security, TransportError};
 use crate::wire::Frames;
 use bytes::Bytes;
@@ -13,6 +14,8 @@ use std::time::Duration;
 
 /// A connection that has not proven itself in so long is closed.
 const HANDSHAKE: Duration = Duration::from_secs(5);
+/// What may wait at a socket that is bounded alone, in bytes.
+const MOST_WAITING: usize = 1 << 30;
 /// How many such there may be at a socket; beyond them new ones are closed at once. Those that have proven themselves do not count.
 const MOST_HANDSHAKES: usize = 512;
 
@@ -24,6 +27,9 @@ pub struct Socket {
     /// Of a ROUTER: the connections of its peers, by routing id.
     peers: Arc<Mutex<HashMap<Bytes, u64>>>,
     most_frames: usize,
+    waiting: Waiting,
+    /// Of those that share [`Socket::waiting`].
+    number: usize,
 }
 
 /// A connection of a bound socket has ended.
@@ -73,13 +79,26 @@ impl Socket {
             Kind::Sub => SocketType::Sub,
         };
         let omq = Omq::try_new(socket_type, options).map_err(|e| TransportError::Other(e.to_string()))?;
+        let (sender, mut to_cut_off) = tokio::sync::mpsc::unbounded_channel();
+        let waiting = limits.waiting.clone().unwrap_or_else(|| Waiting::new(MOST_WAITING));
         let socket = Socket {
             omq,
             kind,
             overflow: Arc::default(),
             peers: Arc::default(),
             most_frames: limits.frames,
+            number: waiting.join(sender),
+            waiting,
         };
+        // Lives as long as the sockets that it is bounded with; one alone is bounded where it sends.
+        if limits.waiting.is_some() {
+            let (omq, peers, overflow) = (socket.omq.clone(), socket.peers.clone(), socket.overflow.clone());
+            tokio::spawn(async move {
+                while let Some((peer, why)) = to_cut_off.recv().await {
+                    cut_off(&omq, &peers, &overflow, &peer, &why);
+                }
+            });
+        }
         if kind == Kind::Router {
             socket.note_peers();
         }
@@ -89,6 +108,7 @@ impl Socket {
     /// Keeps the table of peers.
     fn note_peers(&self) {
         let (mut monitor, peers, overflow) = (self.omq.monitor(), self.peers.clone(), self.overflow.clone());
+        let (waiting, number) = (self.waiting.downgrade(), self.number);
         tokio::spawn(async move {
             loop {
                 match monitor.recv().await {
@@ -108,6 +128,9 @@ impl Socket {
                         if current {
                             peers.remove(&identity);
                             lock(&overflow).forget(&identity);
+                            if let Some(waiting) = waiting.upgrade() {
+                                waiting.forget(number, &identity);
+                            }
                         }
                     }
                     Ok(MonitorEvent::Closed) | Err(MonitorRecvError::Closed) => return,
@@ -153,36 +176,53 @@ impl Socket {
     }
 
     /// Sends without waiting. To a ROUTER's peer that is not there: [`TransportError::NoPeer`].
-    pub fn send(&self, frames: Frames) -> Result<(), TransportError> {
+    pub fn send(&self, mut frames: Frames) -> Result<(), TransportError> {
         let peer = match self.kind {
             Kind::Router => frames.first().cloned().unwrap_or_default(),
             _ => Bytes::new(),
         };
-        let message = Message::multipart(frames);
-        let mut overflow = lock(&self.overflow);
-        if overflow.holds(&peer) {
-            let size = message.byte_len();
-            let kept = overflow.push(&peer, message, size);
-            drop(overflow);
-            return self.kept(&peer, kept);
+        let size: usize = frames.iter().map(Bytes::len).sum();
+        let mut load: Option<Arc<Load>> = None;
+        if size >= WEIGHED && self.kind == Kind::Router {
+            let its = self.waiting.load(self.number, &peer);
+            if let Some(last) = frames.last_mut() {
+                *last = weighed(std::mem::take(last), its.weigh(size));
+            }
+            load = Some(its);
         }
-        drop(overflow);
+        let message = Message::multipart(frames);
+        // The message itself is among these bytes.
+        let is_much = load.as_ref().is_some_and(|load| load.bytes() - size.min(load.bytes()) >= WINDOW);
+        if is_much || lock(&self.overflow).holds(&peer) {
+            return self.keep(&peer, load, message, size);
+        }
         match self.omq.try_send(message) {
             Ok(()) => Ok(()),
-            Err(TrySendError::Full(message)) => {
-                let size = message.byte_len();
-                let kept = lock(&self.overflow).push(&peer, message, size);
-                self.kept(&peer, kept)
-            }
+            Err(TrySendError::Full(message)) => self.keep(&peer, load, message, size),
             Err(TrySendError::Error(Error::Unroutable)) => Err(TransportError::NoPeer),
             Err(TrySendError::Closed | TrySendError::Error(Error::Closed)) => Err(TransportError::Closed),
             Err(TrySendError::Error(e)) => Err(TransportError::Other(e.to_string())),
         }
     }
 
+    /// `load`: of a message that is weighed already.
+    fn keep(&self, peer: &Bytes, load: Option<Arc<Load>>, message: Message, size: usize) -> Result<(), TransportError> {
+        let (load, weight) = match load {
+            Some(load) => (load, None),
+            None => {
+                let load = self.waiting.load(self.number, peer);
+                let weight = load.weigh(size);
+                (load, Some(weight))
+            }
+        };
+        let kept = lock(&self.overflow).push(peer, &load, message, size, self.waiting.most(), weight);
+        self.kept(peer, kept)
+    }
+
     fn kept(&self, peer: &Bytes, kept: Result<(), TooMuch>) -> Result<(), TransportError> {
         if let Err(too_much) = kept {
             let why = too_much.to_string();
+            self.waiting.note_cut_off();
             self.cut_off(peer, &why);
             return Err(TransportError::CutOff(why));
         }
@@ -215,14 +255,7 @@ impl Socket {
     /// Ends a ROUTER's connection to a peer, with what waits for it. The peer may connect again, and has to ask again for
     /// what it misses.
     pub fn cut_off(&self, peer: &Bytes, why: &str) {
-        lock(&self.overflow).forget(peer);
-        let Some(connection) = lock(&self.peers).get(peer).copied().or_else(|| generated(peer)) else {
-            tracing::warn!(peer = %peer.escape_ascii(), why, "a peer was to be cut off, but has no connection");
-            return;
-        };
-        tracing::warn!(peer = %peer.escape_ascii(), why, "a peer is cut off");
-        let omq = self.omq.clone();
-        tokio::spawn(async move { omq.disconnect_peer(connection).await });
+        cut_off(&self.omq, &self.peers, &self.overflow, peer, why);
     }
 
     pub async fn receive(&self) -> Result<Frames, TransportError> {
@@ -359,6 +392,17 @@ fn generated(identity: &Bytes) -> Option<u64> {
     Some(u64::from_be_bytes(number))
 }
 
+fn cut_off(omq: &Omq, peers: &Mutex<HashMap<Bytes, u64>>, overflow: &Mutex<Overflow<Message>>, peer: &Bytes, why: &str) {
+    lock(overflow).forget(peer);
+    let Some(connection) = lock(peers).get(peer).copied().or_else(|| generated(peer)) else {
+        tracing::warn!(peer = %peer.escape_ascii(), why, "a peer was to be cut off, but has no connection");
+        return;
+    };
+    tracing::warn!(peer = %peer.escape_ascii(), why, "a peer is cut off");
+    let omq = omq.clone();
+    tokio::spawn(async move { omq.disconnect_peer(connection).await });
+}
+
 /// A panic elsewhere leaves these tables usable.
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
@@ -488,10 +532,11 @@ mod tests {
         let limits = Limits {
             message_bytes: Some(10_000),
             frames: 20,
+            waiting: None,
         };
         for name in [Some("bad"), None] {
             for bad in [vec![Bytes::from(vec![0; 20_000])], vec![Bytes::new(); 21]] {
-                let (router, port) = limited(limits).await;
+                let (router, port) = limited(limits.clone()).await;
                 let (peer, good) = (dealer(port, name).await, dealer(port, Some("good")).await);
                 insist(&peer, &router, "short").await;
                 let mut departures = router.departures();
@@ -511,6 +556,7 @@ mod tests {
         let (router, port) = limited(Limits {
             message_bytes: Some(1 << 20),
             frames: 20,
+            waiting: None,
         })
         .await;
         let mut liar = tokio::net::TcpStream::connect(("127.0.0.1", port)).await.unwrap();
@@ -548,7 +594,6 @@ mod tests {
 
     #[tokio::test]
     async fn a_peer_that_does_not_read_is_cut_off_and_the_others_are_served() {
-        use super::super::overflow::MOST_BYTES;
         let (router, port) = limited(Limits::NONE).await;
         let mut departures = router.departures();
         let (slow, good) = (dealer(port, Some("slow")).await, dealer(port, Some("good")).await);
@@ -564,8 +609,7 @@ mod tests {
                 Ok(()) => sent += block.len(),
                 Err(error) => break error,
             }
-            // More than the socket's own thousand messages and the bound.
-            assert!(sent < 1100 * block.len() + MOST_BYTES, "never cut off");
+            assert!(sent < 2 * MOST_WAITING, "never cut off");
         };
         assert!(
             matches!(&error, TransportError::CutOff(why) if why.contains("does not read")),
@@ -574,6 +618,50 @@ mod tests {
         assert_eq!(departures.next().await.unwrap().identity, "slow");
         router.send(vec![Bytes::from_static(b"good"), Bytes::from_static(b"x")]).unwrap();
         assert_eq!(good.receive().await.unwrap(), ["x"]);
+    }
+
+    /// Several that do not read, at two sockets, are bounded together; who reads is served all the time.
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn all_slow_peers_together_are_bounded_and_the_slowest_goes_first() {
+        const MOST: usize = 300 << 20;
+        let waiting = Waiting::new(MOST);
+        let limits = Limits {
+            waiting: Some(waiting.clone()),
+            ..Limits::NONE
+        };
+        let ((first, port), (second, other_port)) = (limited(limits.clone()).await, limited(limits).await);
+        let mut departures = first.departures();
+        let names = ["slowest", "slow", "good"];
+        let peers = [
+            dealer(port, Some("slowest")).await,
+            dealer(other_port, Some("slow")).await,
+            dealer(port, Some("good")).await,
+        ];
+        for (peer, socket) in peers.iter().zip([&first, &second, &first]) {
+            peer.send(vec![Bytes::from_static(b"hello")]).unwrap();
+            socket.receive().await.unwrap();
+        }
+        let [slowest, slow, good] = peers;
+        let block = Bytes::from(vec![0; 8 << 20]);
+        let send = |socket: &Socket, peer: &'static str| socket.send(vec![Bytes::from_static(peer.as_bytes()), block.clone()]);
+        let mut rounds = 0;
+        while waiting.cut_off() == 0 {
+            send(&first, names[0]).unwrap();
+            send(&first, names[0]).unwrap();
+            send(&second, names[1]).unwrap();
+            send(&first, names[2]).unwrap();
+            assert_eq!(good.receive().await.unwrap()[0].len(), block.len());
+            rounds += 1;
+            // With what their own sockets have taken in.
+            assert!(rounds * 3 * block.len() < 3 * MOST, "nobody was cut off");
+        }
+        assert_eq!(departures.next().await.unwrap().identity, "slowest");
+        // The other goes on, and gets all in the end.
+        for _ in 0..rounds {
+            assert_eq!(slow.receive().await.unwrap()[0].len(), block.len());
+        }
+        assert_eq!(waiting.cut_off(), 1);
+        drop(slowest);
     }
 
     #[tokio::test]

@@ -7,6 +7,7 @@ import importlib.util
 import os
 import pathlib
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -475,17 +476,11 @@ def test_joblib(client, balanced):
 
 @needs("distributed")
 def test_engines_become_dask_workers_and_engines_again(client, everyone):
-    import distributed
-    from ipyparallel.util import become_dask_worker, stop_distributed_worker
-
-    options = dict(n_workers=0, processes=False, protocol="tcp", dashboard_address=None)
-    with distributed.LocalCluster(**options) as scheduler, distributed.Client(scheduler) as dask:
-        everyone.apply_sync(become_dask_worker, scheduler.scheduler_address, nthreads=1)
+    with client.become_dask(nthreads=1) as dask:
         dask.wait_for_workers(2, timeout=PATIENCE_S)
         pids = set(dask.gather(dask.map(lambda n: __import__("os").getpid(), range(20), pure=False)))
         assert pids <= set(everyone.apply_sync(os.getpid)) and pids
-        # The workers end with their scheduler; the engines stay.
-        everyone.apply_sync(stop_distributed_worker)
+        client.stop_dask()
     assert everyone.apply_sync(interactive(lambda: 2)) == [2, 2]
 
 
@@ -508,6 +503,32 @@ def test_a_python_without_ipyparallel_says_what_to_install(tmp_path):
     finally:
         client.close()
         cluster.end()
+
+
+def other_pythons():
+    """The oldest and the newest other Python of this machine from 3.8 on: on the PATH, or of pyenv."""
+    versions = pathlib.Path(os.environ.get("PYENV_ROOT") or pathlib.Path.home() / ".pyenv") / "versions"
+    found = {}
+    for minor in range(8, 16):
+        if (3, minor) != sys.version_info[:2]:
+            candidates = [str(path) for path in sorted(versions.glob("3.{}.*/bin/python".format(minor)))]
+            candidates.append(shutil.which("python3.{}".format(minor)))
+            runs = [path for path in candidates if path and subprocess.run([path, "-c", ""], stderr=subprocess.DEVNULL).returncode == 0]
+            found.update({minor: runs[0]} if runs else {})
+    return [found[min(found)], found[max(found)]] if found else []
+
+
+def test_the_worker_on_other_pythons_of_this_machine():
+    pythons = other_pythons()
+    if not pythons:
+        pytest.skip("this machine has no other Python from 3.8 on")
+    tests = ["hello", "positional", "pickled", "tracebacks", "interrupts", "pools", "execute", "any_kind"]
+    for python in pythons:
+        command = [python, "-m", "unittest", str(REPOSITORY / "tests" / "python" / "test_worker.py")]
+        command += [word for test in tests for word in ("-k", test)]
+        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, universal_newlines=True, timeout=100)
+        assert done.returncode == 0, python + ":\n" + done.stdout
+        assert int(re.search(r"Ran (\d+) tests", done.stdout).group(1)) >= len(tests), done.stdout
 
 
 @needs("vermin")

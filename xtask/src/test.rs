@@ -1,7 +1,9 @@
 //! `cargo xtask test`: everything that must hold, and a plain count at the end.
 use crate::Places;
 use crate::fuzz;
+use crate::mpi;
 use crate::python;
+use crate::remote;
 use crate::run::{captured, echo, program, spelled, status, watched};
 use crate::schedulers;
 use crate::tally::Tally;
@@ -32,6 +34,14 @@ pub fn run(places: &Places) -> Result<bool, String> {
     let fuzzed = fuzz::run(places, &["--seconds", fuzz::IN_TESTS]);
     report.add("cargo xtask fuzz", Tally::of_check(fuzzed.unwrap_or(false)));
     python_tests(places, &mut report, python.as_deref());
+    match crate::conformance::run(places, &crate::conformance::Engine::BOTH, None) {
+        Ok(tallies) => tallies.iter().for_each(|(what, tally)| report.add(what, *tally)),
+        Err(why) => {
+            println!("{why}");
+            report.add("cargo xtask conformance", Tally::of_check(false));
+        }
+    }
+    remote_tests(places, &mut report, python.as_deref());
     batch_tests(places, &mut report, python.as_deref());
     // Last: it needs the program that the tests have built.
     echo("cargo xtask chaos --minutes 1");
@@ -121,6 +131,7 @@ fn python_tests(places: &Places, report: &mut Report, python: Option<&Path>) {
         report.add("cargo build", Tally::of_check(false));
         return;
     }
+    mpi::prepare(places);
     let wheel = wheel::run(places, "dev");
     if let Err(why) = &wheel {
         println!("{why}");
@@ -184,6 +195,15 @@ fn batch_tests(places: &Places, report: &mut Report, python: Option<&Path>) {
             .env("PCLUSTER_BIN", &places.pcluster)
             .env("PCLUSTER_TEST_BATCH", up.place());
         counted(report, &mut command, Tally::from_pytest);
+    }
+}
+
+/// Over ssh, between hosts made for it.
+fn remote_tests(places: &Places, report: &mut Report, python: Option<&Path>) {
+    let ready = python.ok_or_else(|| "there is no Python environment for them".to_string());
+    match ready.and_then(|python| remote::tests(places, python)) {
+        Ok(mut command) => counted(report, &mut command, Tally::from_pytest),
+        Err(why) => report.skip("tests/remote", remote::count(places), &why),
     }
 }
 

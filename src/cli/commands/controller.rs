@@ -6,6 +6,7 @@ use crate::cli::ipyparallel::controller::ControllerWords;
 use crate::cli::{CommandError, Context, Exit, logging};
 use crate::connection::addresses;
 use crate::controller::{self, ControllerSettings};
+use crate::engine::settings::interpreter;
 use crate::profile::Config;
 use crate::profile::dir::check_cluster_id;
 use std::path::PathBuf;
@@ -28,6 +29,9 @@ pub struct Args {
     /// How much to log: error, warn, info, debug, trace, or Python's numbers and names of levels
     #[arg(long, value_name = "LEVEL")]
     log_level: Option<String>,
+    /// The Python interpreter for Dask's scheduler [default: engine.python of the profile, else the active environment's]
+    #[arg(long, value_name = "PYTHON")]
+    python: Option<String>,
     /// Do not encrypt: for clients and engines whose ZeroMQ has no CURVE. Messages are signed all the same
     #[arg(long)]
     no_curve: bool,
@@ -196,6 +200,7 @@ pub fn run(args: Args, context: &Context) -> Result<Exit, CommandError> {
         profile,
         cluster_id: place.cluster_id,
         config: config.controller,
+        python: interpreter(args.python.or(config.engine.python).as_deref()),
         ssh: words.ssh.unwrap_or_default(),
         engine_ssh: words.engine_ssh.unwrap_or_default(),
         reuse: words.reuse,

@@ -156,6 +156,7 @@ pub fn run(args: Args, context: &Context) -> Result<Exit, CommandError> {
         true => LauncherEnvironment::default(),
         false => LauncherEnvironment::of_this_process(),
     };
+    let by_ipyparallel = environment.is_there();
     let place = Place::find(&words.common, args.profile_dir, environment, context)?;
     words.common.begin("ipengine", &place, context)?;
     let profile = place.profile;
@@ -189,7 +190,10 @@ pub fn run(args: Args, context: &Context) -> Result<Exit, CommandError> {
         registration_timeout_ms,
         cwd: config.engine.cwd.map(|dir| dir.to_string_lossy().into_owned()),
         env: config.engine.env,
+        // A Python startup file of the user's may be heavy: it is for those who come with IPython.
+        shell_at_start: !words.shell.is_empty() || (by_ipyparallel && std::env::var_os("PYTHONSTARTUP").is_some_and(|f| !f.is_empty())),
         shell: words.shell,
+        profile_dir: Some(profile.path().to_path_buf()),
         ..EngineSettings::new(connection)
     };
     context.block_on(engine::run(settings))??;

@@ -1,4 +1,5 @@
 //! `pcluster status`
+use super::counted;
 use super::engines::EngineView;
 use crate::cli::output::{self, json, times};
 use crate::cli::{CommandError, Context, Exit};
@@ -24,6 +25,8 @@ struct View<'a> {
     queued: u64,
     running: u64,
     finished: u64,
+    /// Clients and engines that have lost their connection because they did not read.
+    cut_off: u64,
 }
 
 #[derive(Serialize)]
@@ -54,6 +57,7 @@ pub fn run(_args: Args, context: &Context) -> Result<Exit, CommandError> {
             queued: status.queued,
             running: status.running,
             finished: status.finished,
+            cut_off: status.cut_off,
         })?;
     } else {
         output::print(&text(&status, &context.cluster_in_words(), profile.path(), times::now()))?;
@@ -97,7 +101,12 @@ fn text(status: &StatusReply, cluster: &str, directory: &Path, now: UnixTime) ->
             format!("{} queued, {} running, {} finished", status.queued, status.running, status.finished),
         ),
     ];
-    lines.iter().map(|(name, value)| format!("{name:<12}{value}\n")).collect()
+    let mut text: String = lines.iter().map(|(name, value)| format!("{name:<12}{value}\n")).collect();
+    if status.cut_off > 0 {
+        let peers = counted(status.cut_off, "peer");
+        text.push_str(&format!("{:<12}{peers} that did not read (see pcluster logs)\n", "cut off"));
+    }
+    text
 }
 
 #[cfg(test)]
@@ -116,6 +125,13 @@ mod tests {
             "open_maps": 1, "queued": 10, "running": 2, "finished": 9,
         }))
         .unwrap();
+        let cut_off = StatusReply {
+            cut_off: 2,
+            ..status.clone()
+        };
+        let text_of = |status| text(status, "x", Path::new("/"), UnixTime(1075.0));
+        let last = text_of(&cut_off).lines().last().unwrap().to_string();
+        assert_eq!(last, "cut off     2 peers that did not read (see pcluster logs)");
         insta::assert_snapshot!(text(&status, "profile `default`", Path::new("/home/u/.ipython/profile_default"), UnixTime(1075.0)), @r"
         cluster     profile `default`, in /home/u/.ipython/profile_default
         controller  pcluster 0.1.0, process 17 on n1, up 1 min 15 s

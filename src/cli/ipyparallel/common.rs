@@ -60,7 +60,8 @@ impl Common {
 
     /// Goes to the working directory, starts the log of `program` as told, and says there what has no effect.
     pub fn begin(&self, program: &str, place: &Place, context: &Context) -> Result<(), CommandError> {
-        let level = context.log_level(self.log_level.as_deref().unwrap_or("info"));
+        let level = log_level(self.log_level.as_deref().unwrap_or("info"));
+        let level = context.log_level(&level);
         let prefix = format!("{program}-{}-", place.cluster_id);
         let log_dir = place.profile.log_dir();
         if self.clean_logs {
@@ -176,6 +177,11 @@ pub struct LauncherEnvironment {
 }
 
 impl LauncherEnvironment {
+    /// Whether one of ipyparallel's launchers has started this process.
+    pub fn is_there(&self) -> bool {
+        *self != LauncherEnvironment::default()
+    }
+
     pub fn of_this_process() -> LauncherEnvironment {
         let variable = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
         LauncherEnvironment {

@@ -204,10 +204,11 @@ async fn wait(options: &ConnectOptions, patience: Duration, mut undo: Option<&mu
         let problem = |state: &Option<TunnelState>| state.as_ref().and_then(|s| s.problem.clone()).unwrap_or_default();
         match &state {
             Some(state) if state.phase == Phase::Up && state.runs() => return Ok(state.clone()),
-            Some(state) if state.phase == Phase::Failed && (ended || undo.is_none()) => {
+            Some(state) if state.phase == Phase::Failed => {
                 return Err(ClusterError::Told {
                     what: problem(&Some(state.clone())),
                     hints: state.hints.clone(),
+                    missing: state.missing,
                 });
             }
             _ if ended => {

@@ -409,6 +409,7 @@ impl Core {
             queued: (ready + in_flight - begun) as u64,
             running: begun as u64,
             finished: self.finished_tasks,
+            cut_off: self.cut_off,
         };
         self.answer(asked, &reply);
     }

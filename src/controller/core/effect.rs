@@ -54,6 +54,13 @@ pub enum Effect {
     },
     /// To be answered from the records, after the commit of what came before.
     Query(Query),
+    /// Start Dask's scheduler, if it does not run; answered with [`super::event::Event::DaskAnswered`].
+    StartDask {
+        client: Bytes,
+        parent: Bytes,
+        arguments: serde_json::Value,
+    },
+    StopDask,
     /// The controller is to end, after that time.
     Stop {
         after: Duration,

@@ -65,8 +65,18 @@ pub enum Event {
         found: Vec<FoundRequest>,
         missing: Vec<String>,
     },
+    /// Where Dask's scheduler is, or why there is none.
+    DaskAnswered {
+        client: Bytes,
+        parent: Bytes,
+        place: Result<serde_json::Value, crate::wire::content::error::ErrorContent>,
+    },
     /// The records' answer to [`super::effect::Ask::Expired`].
     ExpiredFound(super::Expired),
+    /// So many peers have been cut off since the start because they did not read.
+    PeersCutOff {
+        total: u64,
+    },
     /// The controller was told to end (SIGTERM).
     StopAsked {
         engines: bool,

@@ -1,7 +1,7 @@
 //! ipyparallel's hub requests, on the registration socket of clients.
 use super::clients::{Asked, read};
 use super::event::FoundRequest;
-use super::{Ask, Core};
+use super::{Ask, Core, Effect};
 use crate::model::change::{Change, Purge};
 use crate::model::{EngineId, EngineUuid};
 use crate::wire::Message;
@@ -58,14 +58,34 @@ impl Core {
                 self.stop(false);
                 Ok(())
             }
-            "become_dask_request" | "stop_distributed_request" => Err(ErrorContent::new(
-                "NotImplementedError",
-                "pcluster's controller does not become a Dask scheduler",
-            )),
+            hub::BECOME_DASK => read(&message).map(|r: hub::BecomeDask| {
+                self.effects.push(Effect::StartDask {
+                    client: asked.client.clone(),
+                    parent: asked.parent.clone(),
+                    arguments: r.scheduler_args,
+                });
+            }),
+            hub::STOP_DASK => {
+                self.effects.push(Effect::StopDask);
+                self.answer(&asked, &json!({"status": "ok"}));
+                Ok(())
+            }
             other => Err(ErrorContent::new("KeyError", format!("'Bad Message Type: {other}'"))),
         };
         if let Err(error) = result {
             self.reply(asked.client, "hub_error", &asked.parent, &error);
+        }
+    }
+
+    pub(super) fn dask_answered(&mut self, client: Bytes, parent: Bytes, place: Result<Value, ErrorContent>) {
+        let asked = Asked {
+            client,
+            parent,
+            request: hub::BECOME_DASK.into(),
+        };
+        match place {
+            Ok(place) => self.answer(&asked, &place),
+            Err(error) => self.answer(&asked, &error),
         }
     }
 
@@ -175,6 +195,10 @@ impl Core {
         for request in found {
             let old = request.msg_id.clone();
             let new = self.resubmit_request(asked.client.clone(), request);
+            self.record(Change::RequestResubmitted {
+                msg_id: old.clone(),
+                new_id: new.clone(),
+            });
             resubmitted.insert(old, new.into());
         }
         self.answer(&asked, &json!({"status": "ok", "resubmitted": resubmitted}));

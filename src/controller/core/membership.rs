@@ -35,8 +35,11 @@ impl Core {
             return self.register_native(&engine, &message);
         }
         if self.engines.get(&engine).is_none() {
-            if native {
-                self.tell_engine(&engine, say::UNKNOWN_ENGINE, &serde_json::json!({}));
+            match channel {
+                _ if native => self.tell_engine(&engine, say::UNKNOWN_ENGINE, &serde_json::json!({})),
+                Channel::Native | Channel::Iopub => {}
+                // An `ipengine` has several connections: what it said last may come behind the word that it has left.
+                _ => self.reply_of_engine(&engine, channel, client, message),
             }
             return;
         }

@@ -78,7 +78,8 @@ enum Due {
     /// Tasks that an engine was thought to hold when it came back, and did not name.
     Unconfirmed(EngineUuid, Vec<(crate::model::TaskId, u32)>),
     Watches(MapId),
-    RequestTimeout(String),
+    /// It has waited long enough in this run.
+    RequestTimeout(String, u32),
     /// What an `ipengine` had when it left: late replies may still come.
     Stranded(EngineUuid),
     /// Is there something to be forgotten?
@@ -106,6 +107,7 @@ pub struct Core {
     beats: u64,
     finished_tasks: u64,
     sent_tasks: u64,
+    cut_off: u64,
     effects: Vec<Effect>,
     now: Now,
 }
@@ -131,6 +133,7 @@ impl Core {
             beats: 0,
             finished_tasks: 0,
             sent_tasks: 0,
+            cut_off: 0,
             effects: Vec::new(),
             now,
         };
@@ -193,7 +196,9 @@ impl Core {
                 found,
                 missing,
             } => self.requests_found(client, parent, &request, found, missing),
+            Event::DaskAnswered { client, parent, place } => self.dask_answered(client, parent, place),
             Event::ExpiredFound(expired) => self.expired_found(expired),
+            Event::PeersCutOff { total } => self.cut_off = total,
             Event::StopAsked { engines } => self.stop(engines),
         }
         self.dispatch();
@@ -227,7 +232,7 @@ impl Core {
                 Due::Registration(engine) => self.registration_stalled(engine),
                 Due::Unconfirmed(engine, tasks) => self.unconfirmed(engine, tasks),
                 Due::Watches(map) => self.answer_watches(map),
-                Due::RequestTimeout(msg_id) => self.request_timed_out(&msg_id),
+                Due::RequestTimeout(msg_id, run) => self.request_timed_out(&msg_id, run),
                 Due::Stranded(engine) => self.stranded(engine),
                 Due::Retention => self.look_for_expired(),
             }

@@ -107,8 +107,8 @@ impl Core {
         self.requests.recheck = true;
     }
 
-    pub(super) fn request_timed_out(&mut self, msg_id: &str) {
-        if self.requests.open.get(msg_id).is_some_and(|o| o.engine.is_none()) {
+    pub(super) fn request_timed_out(&mut self, msg_id: &str, run: u32) {
+        if self.requests.open.get(msg_id).is_some_and(|o| o.engine.is_none() && o.run == run) {
             self.fail_request(msg_id, "TaskTimeout", "it could not be run within its timeout");
         }
     }

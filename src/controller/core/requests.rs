@@ -228,7 +228,7 @@ impl Core {
         let open = Open::new(TaskId::new(map, index), queue, client, key, message, broadcast);
         let msg_id = open.message.header.msg_id.clone();
         if let Some(timeout) = open.timeout() {
-            self.remind(timeout, Due::RequestTimeout(msg_id.clone()));
+            self.remind(timeout, Due::RequestTimeout(msg_id.clone(), open.run));
         }
         self.requests.open.insert(msg_id.clone(), open);
         if let Some(engine) = engine {
@@ -257,7 +257,7 @@ impl Core {
         let mut open = Open::new(found.task, queue, Bytes::new(), key, message, None);
         open.run = found.run;
         if let Some(timeout) = open.timeout() {
-            self.remind(timeout, Due::RequestTimeout(msg_id.clone()));
+            self.remind(timeout, Due::RequestTimeout(msg_id.clone(), open.run));
         }
         let engine = found.engine.and_then(|id| self.engines.uuid_of(id).cloned());
         open.engine = engine.clone();
@@ -278,7 +278,11 @@ impl Core {
         open.engine = Some(uuid.clone());
         let balanced = open.queue == Channel::Task;
         let (task, run) = (open.task, open.run);
-        let (channel, client, message) = (open.queue, open.client.clone(), open.message.clone());
+        let (channel, client, mut message) = (open.queue, open.client.clone(), open.message.clone());
+        if run > 1 {
+            // An engine that has had it before takes the very same message for a replay.
+            message.metadata_json = with_run(&message.metadata_json, run);
+        }
         if let (true, Some(engine)) = (balanced, self.engines.get(uuid).map(|e| e.id)) {
             self.record(Change::TasksAssigned {
                 map: task.map,
@@ -476,16 +480,23 @@ impl Core {
         open.blacklist.insert(engine.clone());
         self.forget_at_engine(msg_id, engine);
         self.take_back(msg_id);
-        let Some(open) = self.requests.open.get(msg_id) else { return true };
-        let everywhere = self.engines.iter().all(|(uuid, _)| open.blacklist.contains(uuid));
-        if everywhere && met {
-            // A failed task may be tried where it failed when there is nowhere else.
-            if let Some(open) = self.requests.open.get_mut(msg_id) {
-                open.blacklist.clear();
-            }
-        } else if everywhere || (!open.targets.is_empty() && open.targets.is_subset(&open.blacklist)) {
-            self.fail_request(msg_id, "ImpossibleDependency", "no engine meets what it needs");
+        let Some(open) = self.requests.open.get_mut(msg_id) else {
             return true;
+        };
+        let may = |uuid: &EngineUuid| open.targets.is_empty() || open.targets.contains(uuid);
+        let nowhere_else = self.engines.iter().all(|(uuid, _)| !may(uuid) || open.blacklist.contains(uuid));
+        match open.timeout() {
+            _ if nowhere_else && !met => {
+                self.fail_request(msg_id, "ImpossibleDependency", "no engine meets what it needs");
+                return true;
+            }
+            // It waits for another engine to come, so long.
+            Some(timeout) => {
+                let run = open.run;
+                self.remind(timeout, Due::RequestTimeout(msg_id.to_string(), run));
+            }
+            None if nowhere_else => open.blacklist.clear(),
+            None => {}
         }
         self.admit(msg_id);
         true
@@ -527,6 +538,7 @@ impl Core {
                 buffers: reply.buffers.clone(),
                 started,
                 completed: date_of(reply, self.now.unix),
+                received: self.now.unix,
             }),
         });
     }
@@ -609,6 +621,13 @@ impl Core {
         self.task_request(message);
         msg_id
     }
+}
+
+/// The metadata with one key more.
+fn with_run(metadata: &Bytes, run: u32) -> Bytes {
+    let mut metadata: serde_json::Map<String, Value> = serde_json::from_slice(metadata).unwrap_or_default();
+    metadata.insert("pcluster_run".into(), run.into());
+    to_json(&metadata)
 }
 
 pub(super) fn reply_type(request: &Message) -> String {

@@ -87,7 +87,7 @@ impl Batch<'_> {
         let changed = self.connection.prepare_cached(sql)?.execute(params![
             task.row_id(),
             reply.engine.as_ref().map(|(_, uuid)| &*uuid.0),
-            reply.completed.0,
+            reply.received.0,
             Text(&reply.header),
             Text(&reply.metadata),
             Text(&reply.content),
@@ -125,6 +125,12 @@ impl Batch<'_> {
             some_text(&error.traceback.text()),
         ])?;
         self.count_step(task.map, prior.state, reply.status)
+    }
+
+    pub(super) fn request_resubmitted(&mut self, msg_id: &str, new_id: &str) -> rusqlite::Result<()> {
+        let sql = "UPDATE request SET resubmitted = ?2 WHERE msg_id = ?1";
+        self.connection.prepare_cached(sql)?.execute(params![msg_id, new_id])?;
+        Ok(())
     }
 
     pub(super) fn request_output(&mut self, msg_id: &str, output: &RequestOutput) -> rusqlite::Result<()> {

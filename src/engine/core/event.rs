@@ -142,9 +142,10 @@ pub enum Effect {
         started: UnixTime,
         reply: RequestReply,
     },
-    /// Unregister and end the process.
+    /// Unregister; then end the process, or come back as another engine.
     Leave {
         reason: String,
+        as_another: bool,
     },
 
     // ---- to the worker

@@ -61,6 +61,14 @@ impl Core {
         effects.push(Effect::StartWorker);
     }
 
+    /// In words, where the last one could not be started.
+    pub fn why_no_worker(&self) -> Option<&str> {
+        match &self.worker {
+            WorkerState::Unavailable { reason, .. } => Some(reason),
+            _ => None,
+        }
+    }
+
     pub(super) fn worker_failed(&mut self, now: Now, reason: String) {
         self.worker = WorkerState::Unavailable {
             reason,

@@ -184,6 +184,7 @@ impl Core {
         let was_unavailable = matches!(self.worker, WorkerState::Unavailable { .. });
         let begun = self.given.len().saturating_sub(unread);
         let mut current = if self.command.is_none() { self.current.take() } else { None };
+        let mut namespace_lost = false;
         for _ in 0..begun {
             let Some(Given { unit, .. }) = self.given.pop_front() else { break };
             let since = current.as_ref().map_or(now.unix, |current| current.started);
@@ -199,8 +200,10 @@ impl Core {
                     self.end_task(now, held, outcome, own, effects);
                 }
                 Unit::Request(request) => {
+                    namespace_lost = true;
+                    // ipyparallel's word for an engine that died.
                     let reply = RequestReply::Failed {
-                        ename: "WorkerDied".into(),
+                        ename: "EngineError".into(),
                         evalue,
                     };
                     self.end_request(request, since, reply, own, effects);
@@ -213,6 +216,9 @@ impl Core {
         self.idle_deaths = if begun > 0 { 0 } else { self.idle_deaths + 1 };
         if was_unavailable {
             return;
+        }
+        if namespace_lost {
+            self.leave_as_another(now, &how, effects);
         }
         if self.idle_deaths >= MOST_IDLE_DEATHS {
             self.idle_deaths = 0;

@@ -46,6 +46,8 @@ pub(super) enum AfterRecall {
 #[derive(Debug)]
 pub(super) struct Leaving {
     reason: String,
+    /// Its process stays, and registers anew.
+    as_another: bool,
     /// When what runs is stopped.
     grace: Option<Instant>,
     /// When to go even if results are not recorded.
@@ -273,6 +275,7 @@ impl Core {
             (true, Some(ms)) => Some(now.instant + Duration::from_millis(ms)),
         };
         if let Some(leaving) = &mut self.leaving {
+            leaving.as_another = false;
             // Told again: the shorter grace.
             leaving.grace = match (leaving.grace, grace) {
                 (Some(a), Some(b)) => Some(a.min(b)),
@@ -282,11 +285,27 @@ impl Core {
         }
         self.leaving = Some(Leaving {
             reason,
+            as_another: false,
             grace,
             last_word: None,
             gone: false,
         });
         self.recall_then(now, AfterRecall::Leave, effects);
+    }
+
+    /// The namespace that clients have filled is lost. An engine of the same id with an empty one would mislead them: to them
+    /// this engine is dead, as an `ipengine` would be, and another one comes.
+    pub(super) fn leave_as_another(&mut self, now: Now, how: &str, effects: &mut Vec<Effect>) {
+        if self.leaving.is_none() {
+            self.leave(
+                now,
+                true,
+                format!("{how}: with its namespace lost, it comes back as another engine"),
+                None,
+                effects,
+            );
+            self.leaving.iter_mut().for_each(|leaving| leaving.as_another = true);
+        }
     }
 
     pub(super) fn check_leaving(&mut self, now: Now, idle: bool, effects: &mut Vec<Effect>) {
@@ -307,6 +326,7 @@ impl Core {
             leaving.gone = true;
             effects.push(Effect::Leave {
                 reason: leaving.reason.clone(),
+                as_another: leaving.as_another,
             });
         }
     }

@@ -42,6 +42,8 @@ pub struct Driver {
     facts: EngineFacts,
     link: Option<Link>,
     left: bool,
+    /// Not the end: this process goes on as another engine.
+    as_another: bool,
     signals: Signals,
 }
 
@@ -50,6 +52,18 @@ fn now() -> Now {
         instant: Instant::now(),
         unix: unix_now(),
     }
+}
+
+fn new_uuid() -> EngineUuid {
+    EngineUuid::from(uuid::Uuid::new_v4().to_string().as_str())
+}
+
+fn new_core(settings: &EngineSettings, python: &str) -> Core {
+    Core::new(CoreSettings {
+        interrupt: Duration::from_millis(settings.interrupt_ms),
+        terminate: Duration::from_millis(settings.terminate_ms),
+        python: python.to_string(),
+    })
 }
 
 impl Driver {
@@ -61,13 +75,9 @@ impl Driver {
         };
         let (worker_sender, worker_events) = unbounded_channel();
         let (command_sender, command_events) = channel(16);
-        let core = Core::new(CoreSettings {
-            interrupt: Duration::from_millis(settings.interrupt_ms),
-            terminate: Duration::from_millis(settings.terminate_ms),
-            python: python.clone(),
-        });
+        let core = new_core(&settings, &python);
         let facts = EngineFacts {
-            uuid: EngineUuid::from(uuid::Uuid::new_v4().to_string().as_str()),
+            uuid: new_uuid(),
             host: command::host(),
             pid: std::process::id(),
             version: crate::model::VERSION.into(),
@@ -92,19 +102,43 @@ impl Driver {
             facts,
             link: None,
             left: false,
+            as_another: false,
             signals: Signals::watch().map_err(system("cannot watch for signals"))?,
         })
     }
 
     pub async fn run(mut self) -> Result<(), EngineError> {
+        loop {
+            self.live().await?;
+            if !self.as_another {
+                return Ok(());
+            }
+            tracing::info!("registering as another engine");
+            self.core = new_core(&self.settings, &self.python);
+            self.facts.uuid = new_uuid();
+            (self.left, self.as_another) = (false, false);
+            // The old id stands for a namespace that is gone.
+            self.settings.id = None;
+        }
+    }
+
+    /// From its registration to its leave.
+    async fn live(&mut self) -> Result<(), EngineError> {
         let effects = self.core.warm_up(now());
         self.act(effects).await;
         self.wait_for_worker().await;
+        if self.settings.shell_at_start && self.worker.is_none() && self.facts.python.is_empty() && !self.left {
+            let why = self.core.why_no_worker().unwrap_or("it ended");
+            return Err(EngineError::System(format!(
+                "the engine's Python did not get through its start: {why}"
+            )));
+        }
         let register = self.register(Vec::new());
         let registered = tokio::select! {
             connected = Link::connect(&self.settings, &register) => {
                 let (link, registered) = connected?;
-                tracing::info!(id = %link.id, "registered");
+                // ipengine's words: scripts look for them.
+                tracing::info!("Completed registration with id {}", link.id);
                 self.link = Some(link);
                 registered
             }
@@ -113,6 +147,7 @@ impl Driver {
         };
         let mut heartbeat = Duration::from_millis(registered.heartbeat_ms.max(10));
         let mut patience = Duration::from_millis(registered.controller_patience_ms.max(1000));
+        self.settings.registration_timeout_ms = patience.as_millis() as u64;
         self.handle(Event::Registered { drop: registered.drop }).await;
         let mut beat_at = Instant::now() + heartbeat;
         let mut last_heard = Instant::now();

@@ -58,10 +58,11 @@ impl Driver {
                 requests::reply(link, &request, started, reply, &self.facts.uuid);
                 requests::status(link, &request, "idle");
             }
-            Effect::Leave { reason } => {
+            Effect::Leave { reason, as_another } => {
                 tracing::info!("leaving: {reason}");
                 self.send(UNREGISTER, &Unregister { reason });
                 self.left = true;
+                self.as_another = as_another;
             }
             Effect::StartWorker => return self.start_worker().await,
             Effect::Define { map, definition } => self.tell_worker(|| vec![frame(b'D', 0, &to_json(&(map, &*definition)))], 0),
@@ -71,9 +72,7 @@ impl Driver {
                 self.tell_worker(|| vec![tasks_frame(map.0, first, inputs.iter())], count);
             }
             Effect::GiveRequest { ticket, request } => {
-                if !std::mem::replace(&mut self.has_ipython, true) {
-                    self.tell_worker(|| vec![frame(b'M', 0, IPYTHON.as_bytes())], 0);
-                }
+                self.give_ipython(false);
                 let id = self.link.as_ref().map(|link| link.id);
                 let meta = serde_json::json!({ "method": request.method.word(), "engine_uuid": self.facts.uuid, "engine_id": id });
                 let Message {
@@ -136,10 +135,14 @@ impl Driver {
             python: self.python.clone(),
             cwd: self.settings.cwd.clone(),
             env: self.settings.env.clone().into_iter().collect(),
+            greets_late: self.settings.shell_at_start,
         };
         match Worker::start(&command, self.workers, &self.forker, self.worker_sender.clone()).await {
             Ok(worker) => {
                 self.worker = Some(worker);
+                if self.settings.shell_at_start {
+                    self.give_ipython(true);
+                }
                 None
             }
             Err(reason) => {
@@ -148,6 +151,16 @@ impl Driver {
                 Some(Event::WorkerFailed { reason })
             }
         }
+    }
+
+    /// Once for each worker.
+    fn give_ipython(&mut self, now: bool) {
+        if std::mem::replace(&mut self.has_ipython, true) {
+            return;
+        }
+        let told = serde_json::json!({ "traits": self.settings.shell, "profile_dir": self.settings.profile_dir, "now": now });
+        let frames = vec![frame(b'M', 0, IPYTHON.as_bytes()), frame(b'S', 0, &to_json(&told))];
+        self.tell_worker(|| frames, 0);
     }
 
     pub(super) async fn end_worker(&mut self) {

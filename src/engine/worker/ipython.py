@@ -12,10 +12,29 @@ loop = None
 problem = None
 current_ticket = 0
 engine = {"engine_uuid": "", "engine_id": -1}
+# What the engine was started with: traits for the shell (`--InteractiveShell.colors=nocolor`), the profile's directory.
+told = {"traits": [], "profile_dir": None}
 
 
 def start(worker_globals):
     worker.update(worker_globals)
+
+
+def tell(settings):
+    """What the shell is to be made with; with `now` it is made at once, with all that runs at its start."""
+    told.update(settings)
+    if settings.get("now"):
+        have_shell()
+
+
+def have_shell():
+    """Makes the shell, once; what is missing for it is kept in `problem`."""
+    global shell, problem
+    if shell is None and problem is None:
+        try:
+            make_shell()
+        except ImportError as error:
+            problem = missing(error)
 
 
 def reset():
@@ -71,23 +90,6 @@ class Kernel:
         return shell.parent_header
 
 
-def shell_class():
-    from ipykernel.eventloops import enable_gui
-    from ipykernel.zmqshell import ZMQInteractiveShell
-    from IPython.core.error import UsageError
-
-    class EngineShell(ZMQInteractiveShell):
-        def enable_gui(self, gui=None):
-            """For `%matplotlib inline`; ipykernel's would look for the kernel in an application."""
-            try:
-                enable_gui(gui, kernel=self.kernel)
-            except ValueError as error:
-                raise UsageError(str(error))
-            self.active_eventloop = gui
-
-    return EngineShell
-
-
 def refuse_input():
     """There is nobody at an engine who could be asked."""
     import builtins
@@ -104,13 +106,17 @@ def refuse_input():
 
 
 def make_shell():
+    global shell
+    from ipykernel.zmqshell import ZMQInteractiveShell
     from ipyparallel.engine.datapub import ZMQDataPublisher
-    from traitlets.config import Config
+    from traitlets.config.loader import KeyValueConfigLoader
 
-    config = Config()
+    config = KeyValueConfigLoader(list(told["traits"])).load_config()
     config.HistoryManager.hist_file = ":memory:"
+    if told["profile_dir"]:
+        config.ProfileDir.location = told["profile_dir"]
     session, pub_socket = make_session(), object()
-    made = shell_class().instance(config=config, user_module=worker["main"], user_ns=worker["namespace"])
+    made = ZMQInteractiveShell.instance(config=config, user_module=worker["main"], user_ns=worker["namespace"])
     made.kernel = Kernel(session, pub_socket)
     made.displayhook.session = made.display_pub.session = session
     made.displayhook.pub_socket = made.display_pub.pub_socket = pub_socket
@@ -120,7 +126,25 @@ def make_shell():
     made.data_pub.session, made.data_pub.pub_socket = session, pub_socket
     made.loop_runner = run_awaiting
     refuse_input()
-    return made
+    shell = made
+    set_loop()
+    run_startup(config)
+
+
+def run_startup(config):
+    """What runs when an IPython kernel starts: extensions, PYTHONSTARTUP, the profile's startup files, exec_lines, exec_files.
+
+    The application is also where matplotlib and others look for the kernel.
+    """
+    import logging
+
+    from ipykernel.kernelapp import IPKernelApp
+
+    app = IPKernelApp.instance(config=config, shell=shell, kernel=shell.kernel, log=logging.getLogger("pcluster"))
+    app.init_profile_dir()
+    app.init_gui_pylab()
+    app.init_extensions()
+    app.init_code()
 
 
 # ---- what user code leaves to the event loop (tasks of a cell with `await`, a Dask worker) goes on between requests
@@ -184,16 +208,12 @@ def clean(content):
 
 def handle(meta, parts, ticket):
     """Runs one request. meta: type, engine_uuid, engine_id; parts: header, metadata, content, buffers."""
-    global shell, problem, current_ticket
+    global current_ticket
     import json
 
     engine.update(engine_uuid=meta["engine_uuid"], engine_id=meta["engine_id"])
     current_ticket = ticket
-    if shell is None and problem is None:
-        try:
-            shell = make_shell()
-        except ImportError as error:
-            problem = missing(error)
+    have_shell()
     if shell is None:
         return failure("ImportError", problem, ["ImportError: " + problem], meta["method"]), []
     header, metadata, content = (json.loads(bytes(part)) for part in parts[:3])

@@ -49,6 +49,8 @@ pub struct WorkerCommand {
     pub python: String,
     pub cwd: Option<String>,
     pub env: Vec<(String, String)>,
+    /// It says hello only after it has been told to make IPython's shell.
+    pub greets_late: bool,
 }
 
 pub struct Worker {
@@ -79,6 +81,7 @@ impl Worker {
         let inherited = parts.inherited();
         let mut process = tokio::process::Command::new(&command.python);
         process.arg("-c").arg(BOOTSTRAP).args(inherited.map(|fd| fd.to_string()));
+        process.args(command.greets_late.then_some("shell"));
         process.stdin(Stdio::null());
         process.stdout(parts.stdout.for_child().map_err(|e| said("stdout", &e))?);
         process.stderr(parts.stderr.for_child().map_err(|e| said("stderr", &e))?);

@@ -9,6 +9,7 @@
 //! | `R` request of an ipyparallel client | its own | parts: JSON, header, metadata, content, buffers… |
 //! | `F` forget | | JSON `map` |
 //! | `M` module | | the source of `ipython.py` |
+//! | `S` IPython's shell is to be made with this | | JSON `{traits, profile_dir, now}` |
 //! | `C` clear the namespace | | |
 //!
 //! From the worker, records: kind, flags (1 byte), 2 bytes unused, ticket (u32), length of the body (u64), started and

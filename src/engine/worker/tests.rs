@@ -22,6 +22,7 @@ impl Started {
             python: std::env::var("PCLUSTER_TEST_PYTHON").unwrap_or_else(|_| "python3".into()),
             cwd: None,
             env: Vec::new(),
+            greets_late: false,
         };
         let forker = Forker::new().unwrap();
         let worker = Worker::start(&command, 7, &forker, sender).await.unwrap();
@@ -141,6 +142,7 @@ async fn an_interpreter_that_is_missing_or_no_python_is_named() {
         python: "/no/python".into(),
         cwd: None,
         env: Vec::new(),
+        greets_late: false,
     };
     let error = Worker::start(&command, 1, &forker, sender.clone()).await.err().unwrap();
     assert!(error.contains("/no/python"), "{error}");

@@ -20,6 +20,8 @@ import traceback
 import types
 
 FRAMES, RECORDS, TOKENS, STDOUT, STDERR = (int(number) for number in sys.argv[2:7])
+# It is ready only when IPython's shell has run what it runs at its start.
+greets_late = sys.argv[7:] == ["shell"]
 for descriptor in (FRAMES, RECORDS, TOKENS, STDOUT, STDERR):
     os.set_inheritable(descriptor, False)
 
@@ -549,6 +551,10 @@ def serve():
             exec(compile(bytes(body), SELF, "exec"), ipython)
             ipython["start"](globals())
             has_background, run_background = ipython["has_background"], ipython["run_background"]
+        elif kind == b"S":
+            ipython["tell"](json.loads(body))
+            if greets_late:
+                hello()
         elif kind == b"C":
             clear()
 
@@ -561,7 +567,8 @@ def begin():
     sys.modules["__main__"] = main
     sys.argv[:] = [""]
     try:
-        hello()
+        if not greets_late:
+            hello()
         serve()
     except BrokenPipeError:
         pass  # the engine is gone

@@ -30,8 +30,14 @@ pub fn engines(launch: &EnginesLaunch, resources: &Resources, mpi: &MpiConfig, u
     Ok(request)
 }
 
-/// The controller as a job.
+/// The controller as a job. It asks for what engines are given, but for what only tasks can use; a template that was named is theirs.
 pub fn controller(launch: &ControllerLaunch, resources: &Resources, unique: &str) -> JobRequest {
+    let resources = &Resources {
+        gpus: None,
+        nodes: None,
+        template: None,
+        ..resources.clone()
+    };
     let mut request = request(JobKind::Controller, &launch.profile, &launch.cluster_id, resources, unique);
     let (program, arguments) = engine::controller_command(launch);
     request.argv = argv(program, arguments);

@@ -202,8 +202,65 @@ pub fn render_named(system: &dyn BatchSystem, name: &str, shown: &str, text: &st
             });
         }
     }
+    unused(system, name, shown, &variables, &used, request)?;
     Ok(script)
 }
+
+/// Something is asked for, and the template does not say it: the line is the one of pcluster's own template.
+fn unused(
+    system: &dyn BatchSystem,
+    name: &str,
+    shown: &str,
+    variables: &Variables,
+    used: &[String],
+    request: &JobRequest,
+) -> Result<(), TemplateError> {
+    let Some(own) = system
+        .templates(request.kind)
+        .iter()
+        .find(|own| own.name == name)
+        .or(system.templates(request.kind).first())
+    else {
+        return Ok(());
+    };
+    let asked = ASKED_FOR.iter().filter(|key| {
+        let value = variables.iter().find(|(known, _)| known == *key).map(|(_, value)| value);
+        let is_set = match value {
+            Some(Value::Text(_) | Value::Words(_)) => true,
+            Some(Value::Lines(lines)) => !lines.is_empty(),
+            _ => false,
+        };
+        is_set && !used.iter().any(|name| name == *key)
+    });
+    for key in asked {
+        let variable = format!("{{{{ {key} }}}}");
+        if let Some(line) = own.text.lines().find(|line| line.contains(&variable)) {
+            return Err(TemplateError::Missing {
+                template: shown.into(),
+                what: format!("what launchers.{}.{key} asks for", system.name()),
+                line: line.into(),
+            });
+        }
+    }
+    Ok(())
+}
+
+/// Variables that are settings of their own, by the same name.
+const ASKED_FOR: &[&str] = &[
+    "queue",
+    "account",
+    "qos",
+    "walltime",
+    "memory",
+    "gpus",
+    "constraint",
+    "reservation",
+    "mail_user",
+    "mail_type",
+    "directives",
+    "modules",
+    "before",
+];
 
 fn place_of(line: &str, prefix: &str, is_description: bool) -> Place {
     if is_description {
@@ -442,4 +499,19 @@ pub fn unsupported(system: &dyn BatchSystem, _request: &JobRequest, settings: &[
             )),
         }),
     }
+}
+
+/// A number of nodes is for one job of all engines, which `start` (`srun`, `mpiexec`) makes.
+pub fn nodes_are_of_one_job(system: &dyn BatchSystem, request: &JobRequest, start: &str) -> Result<(), TemplateError> {
+    if request.resources.nodes.is_none() || request.is_one_job() || request.kind == JobKind::Controller {
+        return Ok(());
+    }
+    let name = system.name();
+    Err(TemplateError::Unsupported {
+        system: system.title(),
+        what: "number of nodes for jobs that are on one node each".into(),
+        hint: Some(format!(
+            "set launchers.{name}.start to {start} for one job of all engines, or leave launchers.{name}.nodes out"
+        )),
+    })
 }

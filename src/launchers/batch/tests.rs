@@ -1,6 +1,7 @@
 //! What the rows' tests share.
-use super::{BatchSystem, JobKind, JobRequest, render};
+use super::{BatchSystem, JobId, JobKind, JobRequest, JobRow, JobTarget, Output, Problem, SYSTEMS, TemplateError, by_name, render};
 use crate::profile::config::resources::Resources;
+use std::path::Path;
 
 /// A request for so many engines, with nothing asked for.
 pub(crate) fn engines(n: u32) -> JobRequest {
@@ -33,4 +34,315 @@ pub(crate) fn engines(n: u32) -> JobRequest {
 pub(crate) fn rendered(system: &dyn BatchSystem, request: &JobRequest) -> String {
     let template = system.templates(request.kind)[0];
     render(system, template.name, template.text, request).unwrap()
+}
+
+/// What a command said once: a file of `tests/fixtures/batch/`, whose first line says where it is from.
+pub(crate) fn fixture(name: &str) -> Output {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/batch").join(name);
+    let text = std::fs::read_to_string(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+    let (head, rest) = text.split_once("--- stdout\n").unwrap();
+    let (stdout, stderr) = rest.split_once("--- stderr\n").unwrap();
+    assert!(head.starts_with("source: "), "{name}");
+    let code = head.lines().find_map(|line| line.strip_prefix("code: ")).unwrap();
+    Output {
+        code: Some(code.parse().unwrap()),
+        stdout: stdout.into(),
+        stderr: stderr.into(),
+    }
+}
+
+/// Rows one a line: job, element, status, word, host, exit code, name, reason.
+pub(crate) fn shown(rows: &[JobRow]) -> String {
+    let or_dash = |text: Option<String>| text.unwrap_or("-".into());
+    let line = |row: &JobRow| {
+        let element = or_dash(row.element.map(|e| e.to_string()));
+        let code = or_dash(row.exit_code.map(|c| c.to_string()));
+        let [host, name, reason] = [&row.host, &row.name, &row.reason].map(|text| or_dash(text.clone()));
+        format!(
+            "{} {element} {:?} [{}] {host} {code} {name}: {reason}",
+            row.job, row.status, row.word
+        )
+    };
+    rows.iter().map(line).collect::<Vec<_>>().join("\n")
+}
+
+/// Why a submission failed: the kind, and the hint.
+pub(crate) fn refused(system: &dyn BatchSystem, name: &str) -> String {
+    let failure = system.parse_submit(&fixture(name)).unwrap_err();
+    assert!(!failure.said.is_empty());
+    format!("{:?}: {}", failure.problem, failure.hint.unwrap_or("-".into()))
+}
+
+pub(crate) fn target(job: &str, element: Option<u32>) -> JobTarget {
+    JobTarget {
+        job: JobId(job.into()),
+        element,
+    }
+}
+
+#[test]
+fn a_name_is_one_system() {
+    for name in SYSTEMS {
+        let system = by_name(name).unwrap();
+        assert_eq!(system.name(), name);
+        for kind in [JobKind::Engines, JobKind::Controller] {
+            assert!(!system.templates(kind).is_empty());
+        }
+    }
+    assert!(by_name("local").is_none());
+}
+
+#[test]
+fn what_said_nothing_or_anything_is_no_id_and_no_crash() {
+    for name in SYSTEMS {
+        let system = by_name(name).unwrap();
+        for (code, text) in [(Some(0), ""), (Some(0), "hello\n"), (Some(1), ""), (None, "")] {
+            let output = Output {
+                code,
+                stdout: text.into(),
+                stderr: String::new(),
+            };
+            let failure = system.parse_submit(&output).unwrap_err();
+            assert!(!failure.said.is_empty());
+            assert_eq!(failure.problem == Problem::NoId, code == Some(0), "{name} {failure:?}");
+        }
+    }
+}
+
+/// All templates of a system, rendered.
+fn files(system: &dyn BatchSystem, request: &JobRequest) -> Result<Vec<String>, TemplateError> {
+    let templates = system.templates(request.kind).iter();
+    templates.map(|t| render(system, t.name, t.text, request)).collect()
+}
+
+#[test]
+fn every_setting_of_a_system_reaches_the_script_or_is_refused() {
+    let set: [(&str, &dyn Fn(&mut Resources)); 18] = [
+        ("queue", &|r| r.queue = Some("needle".into())),
+        ("account", &|r| r.account = Some("needle".into())),
+        ("qos", &|r| r.qos = Some("needle".into())),
+        ("walltime", &|r| r.walltime = Some("12:34:00".parse().unwrap())),
+        ("memory", &|r| r.memory = Some("777M".parse().unwrap())),
+        ("cpus", &|r| r.cpus = Some(13)),
+        ("gpus", &|r| r.gpus = Some(3)),
+        ("nodes", &|r| r.nodes = Some(2)),
+        ("constraint", &|r| r.constraint = Some("needle".into())),
+        ("parallel_environment", &|r| r.parallel_environment = Some("needle".into())),
+        ("reservation", &|r| r.reservation = Some("needle".into())),
+        ("mail_user", &|r| r.mail_user = Some("needle".into())),
+        ("mail_type", &|r| r.mail_type = Some("needle".into())),
+        ("directives", &|r| r.directives = vec!["-needle".into()]),
+        ("modules", &|r| r.modules = vec!["needle".into()]),
+        ("before", &|r| r.before = vec!["needle".into()]),
+        ("env", &|r| drop(r.env.insert("NEEDLE".into(), "needle".into()))),
+        ("engines_per_job", &|_| {}),
+    ];
+    for system in SYSTEMS.iter().filter_map(|name| by_name(name)) {
+        let plain = files(system, &engines(6)).unwrap();
+        for (key, change) in &set {
+            let mut request = engines(6);
+            change(&mut request.resources);
+            if *key == "engines_per_job" {
+                request.engines_per_job = 4;
+            }
+            match files(system, &request) {
+                Ok(changed) => assert_ne!(changed, plain, "{}: {key} is without effect", system.name()),
+                Err(e) => {
+                    assert!(matches!(e, TemplateError::Unsupported { .. }), "{}: {key}: {e}", system.name());
+                    assert!(e.hint().is_some());
+                }
+            }
+        }
+    }
+}
+
+/// One to a thousand engines are one submission.
+#[test]
+fn any_number_of_engines_is_one_submission() {
+    for system in SYSTEMS.iter().filter_map(|name| by_name(name)) {
+        for (n, per_job, jobs) in [(1, 1, 1), (1, 8, 1), (15, 1, 15), (15, 4, 4), (1000, 1, 1000), (1000, 64, 16)] {
+            let mut request = engines(n);
+            request.engines_per_job = per_job;
+            assert_eq!(request.jobs(), jobs);
+            let script = files(system, &request).unwrap().join("\n");
+            let array = match system.name() {
+                "slurm" => format!("--array=1-{jobs}"),
+                "sge" => format!("-t 1-{jobs}"),
+                "pbs" if jobs == 1 => "select=1".into(),
+                "pbs" => format!("-J 1-{jobs}"),
+                "lsf" => format!("[1-{jobs}]"),
+                _ => format!("queue {jobs}"),
+            };
+            assert!(script.contains(&array), "{}: {array} is not in {script}", system.name());
+        }
+    }
+}
+
+mod quoting {
+    use super::*;
+    use proptest::prelude::*;
+
+    /// Runs a script with `sh`, in which the command prints its words and some of its environment, each after a NUL.
+    fn words_of(system: &'static dyn BatchSystem, argv: Vec<String>, value: &str) -> Vec<String> {
+        let mut request = engines(1);
+        let printer = ["/bin/sh", "-c", "printf '%s\\0' \"$@\" \"$NEEDLE\"", "x"].map(String::from);
+        request.argv = printer.into_iter().chain(argv).collect();
+        request.resources.env.insert("NEEDLE".into(), value.into());
+        let templates = system.templates(JobKind::Engines);
+        let shell = templates.iter().find(|t| t.name.ends_with(".sh.tera")).unwrap();
+        // The output is the test's, not a log's.
+        let text = shell
+            .text
+            .lines()
+            .filter(|line| !line.starts_with("exec >>") && !line.starts_with("cd "));
+        let script = render(system, shell.name, &text.collect::<Vec<_>>().join("\n"), &request).unwrap();
+        let output = std::process::Command::new("/bin/sh")
+            .args(["-c", &script, "script", "7", "0"])
+            .output()
+            .unwrap();
+        assert!(output.status.success(), "{script}\n{output:?}");
+        let text = String::from_utf8(output.stdout).unwrap();
+        text.strip_suffix('\0').unwrap().split('\0').map(String::from).collect()
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(24))]
+        /// Whatever is in a word (blanks, quotes, `$`, line breaks, other scripts), the engine gets it as it is.
+        #[test]
+        fn words_survive_the_script_and_the_shell(
+            words in proptest::collection::vec("[a\"'$`\\\\ #*?!{}%~;&|<>()\n\t=üλ-]{0,12}", 0..4),
+            value in "[a\"'$`\\\\ #*?!{}%~;&|<>()\n\t=üλ-]{0,12}",
+            which in 0..SYSTEMS.len(),
+        ) {
+            let system = by_name(SYSTEMS[which]).unwrap();
+            let mut expected = words.clone();
+            expected.push(value.clone());
+            prop_assert_eq!(words_of(system, words, &value), expected);
+        }
+    }
+
+    #[test]
+    fn a_line_break_makes_no_further_directive() {
+        for system in SYSTEMS.iter().filter_map(|name| by_name(name)) {
+            let mut request = engines(3);
+            request.resources.account = Some("pi\n#SBATCH --uid=0".into());
+            let error = files(system, &request).unwrap_err();
+            assert!(matches!(error, TemplateError::Unfit { .. }), "{}: {error}", system.name());
+            let mut request = engines(3);
+            request.resources.directives = vec!["-x\nrm -rf /".into()];
+            assert!(matches!(files(system, &request).unwrap_err(), TemplateError::Unfit { .. }));
+        }
+    }
+
+    #[test]
+    fn the_shells_own_braces_stay() {
+        let own = "#!/bin/sh\n#SBATCH --array={{ array }}\nx=${PATH%%:*} y=${#x} z=\"${x:-{}}\"\n{{ engines }}\n";
+        let script = render(by_name("slurm").unwrap(), "engines.sh.tera", own, &engines(2)).unwrap();
+        assert!(script.contains("x=${PATH%%:*} y=${#x} z=\"${x:-{}}\"\n"), "{script}");
+    }
+}
+
+#[test]
+fn a_template_that_misses_something_says_which_line_to_add() {
+    let system = by_name("slurm").unwrap();
+    let error = |text: &str, request: &JobRequest| {
+        let e = render(system, "mine.sh", text, request).unwrap_err();
+        format!("{e}\nhint: {}", e.hint().unwrap_or_default())
+    };
+    let mut many = engines(8);
+    many.engines_per_job = 4;
+    insta::assert_snapshot!(error("#!/bin/sh\n#SBATCH --array={{ array }}\necho\n", &engines(2)), @r"
+    mine.sh: the command of the engine is missing
+    hint: add this line: {{ engines }}
+    ");
+    insta::assert_snapshot!(error("#!/bin/sh\n{{ engines }}\n", &engines(2)), @r"
+    mine.sh: the line that makes the job an array is missing
+    hint: add this line: #SBATCH --array={{ array }}
+    ");
+    insta::assert_snapshot!(error("#!/bin/sh\n#SBATCH --array={{ array }}\nexec {{ command }}\n", &many), @r"
+    mine.sh: the start of the engines is missing
+    hint: add this line: {{ engines }}
+    ");
+    insta::assert_snapshot!(error("#!/bin/sh\n#SBATCH --array={{ arry }}\n", &engines(2)), @r"
+    mine.sh:2: there is no variable `arry`
+    hint: the variables are: name, profile, cluster_id, version, n, jobs, engines_per_job, array, single, tasks, engines, controller, command, script, cwd, log, queue, account, qos, walltime, memory, cpus, gpus, nodes, resources, constraint, parallel_environment, reservation, mail_user, mail_type, directives, environment, modules, before; `pcluster template list` explains them
+    ");
+    insta::assert_snapshot!(error("#!/bin/sh\n#SBATCH --array={{ array\n", &engines(2)), @r"
+    mine.sh:2: error: Unexpected end of input
+    hint: a variable is written {{ name }}; all else is left as it is
+    ");
+    let mut spaced = engines(2);
+    spaced.cwd = "/home/ada/my work".into();
+    insta::assert_snapshot!(error("#SBATCH -a 1-2\ncd \"{{ cwd }}\"\n{{ engines }}\n", &spaced), @r"
+    mine.sh:2: `{{ cwd }}` stands in quotes, but its value '/home/ada/my work' is quoted already
+    hint: take the quotes away
+    ");
+    let mut set = engines(2);
+    set.resources.queue = Some("long".into());
+    insta::assert_snapshot!(error("#SBATCH -a {{ array }}\n{{ engines }}\n", &set), @r"
+    mine.sh: what launchers.slurm.queue asks for is missing
+    hint: add this line: #SBATCH --partition={{ queue }}
+    ");
+    // An array of one's own making, and the command alone, are fine.
+    let own = render(system, "mine.sh", "#!/bin/sh\n#SBATCH -a 1-2\nexec {{ command }}\n", &engines(2)).unwrap();
+    assert!(own.ends_with("exec /opt/pcluster/bin/pcluster engine --profile-dir /home/ada/.ipython/profile_mycluster\n"));
+}
+
+/// What the shell lines do with signals and ends, tried with a real shell.
+mod running {
+    use super::*;
+    use std::io::{BufRead, BufReader, Read};
+    use std::process::{Command, Stdio};
+
+    fn script(n: u32, per_job: u32, code: &str) -> String {
+        let mut request = engines(n);
+        request.engines_per_job = per_job;
+        request.argv = ["/bin/sh", "-c", code].map(String::from).to_vec();
+        let system = by_name("slurm").unwrap();
+        let text = "#SBATCH -a {{ array }}\n{{ engines }}\n";
+        render(system, "t.sh", text, &request).unwrap()
+    }
+
+    #[test]
+    fn a_warning_to_the_shell_is_one_sigterm_for_each_engine_and_their_end_is_waited_for() {
+        for signal in ["TERM", "USR1", "USR2", "XCPU"] {
+            let code = "trap 'echo told; exit 0' TERM; echo up; while :; do sleep 0.05; done";
+            let mut child = Command::new("/bin/sh")
+                .args(["-c", &script(6, 3, code)])
+                .env("PCLUSTER_ELEMENT", "1")
+                .stdout(Stdio::piped())
+                .spawn()
+                .unwrap();
+            let mut lines = BufReader::new(child.stdout.take().unwrap());
+            for _ in 0..3 {
+                let mut line = String::new();
+                lines.read_line(&mut line).unwrap();
+                assert_eq!(line, "up\n");
+            }
+            let kill = format!("kill -{signal} {}", child.id());
+            // The shell is still on its way to its second trap, maybe.
+            let asked = Command::new("/bin/sh")
+                .args(["-c", &format!("sleep 0.3; {kill}")])
+                .status()
+                .unwrap();
+            assert!(asked.success());
+            let mut rest = String::new();
+            lines.read_to_string(&mut rest).unwrap();
+            assert_eq!(rest, "told\ntold\ntold\n", "{signal}");
+            assert!(child.wait().unwrap().success());
+        }
+    }
+
+    #[test]
+    fn an_engines_exit_code_is_the_jobs_and_the_last_job_holds_what_is_left() {
+        for (element, starts) in [("1", 4), ("2", 2)] {
+            let output = Command::new("/bin/sh")
+                .args(["-c", &script(6, 4, "echo x; exit 3")])
+                .env("PCLUSTER_ELEMENT", element)
+                .output()
+                .unwrap();
+            assert_eq!(output.status.code(), Some(3));
+            assert_eq!(String::from_utf8_lossy(&output.stdout), "x\n".repeat(starts));
+        }
+    }
 }

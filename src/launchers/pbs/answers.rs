@@ -53,7 +53,7 @@ fn blocks(text: &str) -> Vec<Vec<String>> {
             match (line.strip_prefix('\t'), block.last_mut()) {
                 // slurm-wlm-torque and nobody else begins every line so.
                 (Some(rest), Some(last)) if !rest.contains(" = ") => last.push_str(rest),
-                _ => block.push(line.trim().to_string()),
+                _ => block.push(line.trim_start().to_string()),
             }
         }
     }
@@ -70,18 +70,23 @@ fn row(block: &[String]) -> Option<JobRow> {
         lines
             .filter_map(|line| line.split_once(" = "))
             .find(|(name, _)| *name == key)
-            .map(|(_, value)| value.to_string())
+            .map(|(_, value)| value.trim_end().to_string())
     };
     let word = value("job_state").unwrap_or_default();
     let exit_code = value("Exit_status").or(value("exit_status")).and_then(|code| code.parse().ok());
     let (job, element) = split(id);
     let comment = value("comment");
+    // Torque calls the jobs of an array `name-1`, `name-2`.
+    let name = value("Job_Name").map(|name| match element.and_then(|element| name.strip_suffix(&format!("-{element}"))) {
+        Some(whole) => whole.to_string(),
+        None => name,
+    });
     let row = JobRow::new(job, element, status(&word, exit_code, value("substate").as_deref()), word.as_str());
     Some(
         JobRow {
             exit_code,
             host: value("exec_host").map(|hosts| hosts.split(['/', '+']).next().unwrap_or_default().to_string()),
-            name: value("Job_Name"),
+            name,
             ..row
         }
         .because(comment),

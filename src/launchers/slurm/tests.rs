@@ -1,5 +1,5 @@
 use super::*;
-use crate::launchers::batch::tests::{engines, rendered};
+use crate::launchers::batch::tests::{engines, fixture, refused, rendered, shown, target};
 
 #[test]
 fn an_engine_set_is_one_array() {
@@ -36,4 +36,139 @@ fn an_engine_set_is_one_array() {
     done
     exit "$status"
     "#);
+}
+
+#[test]
+fn ids_are_found_also_between_a_sites_words() {
+    for name in ["submit", "submit-sentence", "submit-federation", "submit-banner"] {
+        assert_eq!(
+            Slurm.parse_submit(&fixture(&format!("slurm/{name}.txt"))).unwrap().0,
+            "18",
+            "{name}"
+        );
+    }
+}
+
+#[test]
+fn refusals_have_a_kind_and_a_hint() {
+    let all = ["no-partition", "bad-array", "bad-directive", "no-script", "down"];
+    let all = all.map(|name| format!("{name}: {}", refused(&Slurm, &format!("slurm/{name}.txt"))));
+    insta::assert_snapshot!(all.join("\n"), @r"
+    no-partition: NoSuchQueue: `sinfo -s` lists the partitions; name one with --queue or launchers.slurm.queue
+    bad-array: Limit: `scontrol show config | grep MaxArraySize` shows how many jobs an array may have; --engines-per-job makes them fewer
+    bad-directive: BadScript: look at the script's #SBATCH lines and launchers.slurm.directives
+    no-script: Other: -
+    down: SchedulerDown: `scontrol ping` says whether the controller is up
+    ");
+}
+
+#[test]
+fn a_query_is_understood() {
+    insta::assert_snapshot!(shown(&Slurm.parse_query(&fixture("slurm/squeue.txt")).unwrap()), @r"
+    18 7 Queued [PENDING] - - pcluster-x-k3x9: JobArrayTaskLimit
+    18 1 Running [RUNNING] n2 - pcluster-x-k3x9: -
+    18 2 Completed [COMPLETED] n1 - pcluster-x-k3x9: -
+    14 - Running [RUNNING] n2 - a name|with signs: -
+    15 - Held [PENDING] - - held: JobHeldUser
+    16 - Failed [FAILED] n1 - false: NonZeroExitCode
+    17 - TimedOut [TIMEOUT] n1 - sleep: TimeLimit
+    20 - Cancelled [CANCELLED] n1 - sleep: -
+    21 - Queued [PENDING] - - big: Resources
+    ");
+    assert!(Slurm.parse_query(&fixture("slurm/squeue-down.txt")).is_err());
+    let found = Slurm.parse_find(&fixture("slurm/squeue.txt"), "pcluster-x-k3x9").unwrap();
+    assert_eq!(found, [JobId("18".into())]);
+    assert_eq!(
+        Slurm.find_command("pcluster-x-k3x9", "ada").to_string(),
+        "squeue --noheader --array --states=all --user=ada '--format=%F|%K|%T|%r|%B|%j' --name=pcluster-x-k3x9"
+    );
+}
+
+/// Every word of squeue(1), "JOB STATE CODES"; and one that may come.
+#[test]
+fn every_state_has_a_meaning_and_an_unknown_one_is_no_end() {
+    let words = "BOOT_FAIL CANCELLED COMPLETED CONFIGURING COMPLETING DEADLINE FAILED NODE_FAIL OUT_OF_MEMORY PENDING PREEMPTED \
+                 RUNNING RESV_DEL_HOLD REQUEUE_FED REQUEUE_HOLD REQUEUED RESIZING REVOKED SIGNALING SPECIAL_EXIT STAGE_OUT STOPPED \
+                 SUSPENDED TIMEOUT EXPEDITING";
+    let all: Vec<String> = words
+        .split_whitespace()
+        .map(|word| format!("{word} {:?}", squeue::status(word, None)))
+        .collect();
+    insta::assert_snapshot!(all.join("\n"), @r#"
+    BOOT_FAIL NodeFailed
+    CANCELLED Cancelled
+    COMPLETED Completed
+    CONFIGURING Starting
+    COMPLETING Completing
+    DEADLINE TimedOut
+    FAILED Failed
+    NODE_FAIL NodeFailed
+    OUT_OF_MEMORY OutOfMemory
+    PENDING Queued
+    PREEMPTED Preempted
+    RUNNING Running
+    RESV_DEL_HOLD Held
+    REQUEUE_FED Requeued
+    REQUEUE_HOLD Held
+    REQUEUED Requeued
+    RESIZING Running
+    REVOKED Cancelled
+    SIGNALING Running
+    SPECIAL_EXIT Held
+    STAGE_OUT Completing
+    STOPPED Suspended
+    SUSPENDED Suspended
+    TIMEOUT TimedOut
+    EXPEDITING Unknown("EXPEDITING")
+    "#);
+}
+
+#[test]
+fn what_became_of_a_job_is_known_where_there_is_accounting() {
+    insta::assert_snapshot!(shown(&Slurm.parse_history(&fixture("slurm/sacct.txt"))), @r"
+    18 1 Cancelled [CANCELLED by 0] n2 0 pcluster-x-k3x9: -
+    18 2 Completed [COMPLETED] n1 0 pcluster-x-k3x9: -
+    18 3 Failed [FAILED] n1 3 pcluster-x-k3x9: -
+    18 4 TimedOut [TIMEOUT] n1 0 pcluster-x-k3x9: -
+    ");
+    assert_eq!(Slurm.parse_history(&fixture("slurm/sacct-off.txt")), []);
+}
+
+#[test]
+fn jobs_and_their_elements_are_cancelled_and_signalled() {
+    let targets = [target("18", Some(3)), target("14", None)];
+    assert_eq!(Slurm.cancel_command(&targets).to_string(), "scancel 18_3 14");
+    let signal = Slurm.signal_command(&targets, "TERM").unwrap();
+    assert_eq!(signal.to_string(), "scancel --full --signal=TERM 18_3 14");
+    assert!(Slurm.parse_cancel(&fixture("slurm/scancel-unknown.txt")).is_ok());
+    assert!(Slurm.parse_cancel(&fixture("slurm/squeue-down.txt")).is_err());
+}
+
+#[test]
+fn one_job_for_all_engines_is_started_by_srun() {
+    let mut request = engines(16);
+    let resources = &mut request.resources;
+    resources.start = crate::profile::config::resources::StartMode::Srun;
+    (resources.nodes, resources.cpus, resources.gpus) = (Some(4), Some(2), Some(1));
+    resources.memory = Some("4G".parse().unwrap());
+    let script = rendered(&Slurm, &request);
+    let told = |line: &&str| line.starts_with("#SBATCH") || line.starts_with("srun");
+    insta::assert_snapshot!(script.lines().filter(told).collect::<Vec<_>>().join("\n"), @r"
+    #SBATCH --job-name=pcluster-mycluster-k3x9
+    #SBATCH --ntasks=16
+    #SBATCH --nodes=4
+    #SBATCH --cpus-per-task=2
+    #SBATCH --mem-per-cpu=2048M
+    #SBATCH --gpus-per-task=1
+    #SBATCH --chdir=/home/ada/work
+    #SBATCH --output=/home/ada/.ipython/profile_mycluster/log/engines-%j.log
+    #SBATCH --open-mode=append
+    srun --ntasks=16 --kill-on-bad-exit=0 --wait=0 /opt/pcluster/bin/pcluster engine --profile-dir /home/ada/.ipython/profile_mycluster &
+    ");
+    request.resources.start = Default::default();
+    let error = Slurm.variables(&request).unwrap_err();
+    insta::assert_snapshot!(format!("{error}\nhint: {}", error.hint().unwrap()), @r"
+    Slurm has no number of nodes for jobs that are on one node each
+    hint: set launchers.slurm.start to srun for one job of all engines, or leave launchers.slurm.nodes out
+    ");
 }

@@ -38,7 +38,7 @@ pub struct ControllerConfig {
     /// Finished maps and requests are forgotten so many days after their end.
     #[serde(deserialize_with = "some_days")]
     pub keep_days: Option<f64>,
-    /// What all slow peers together let wait in memory; beyond it the one with the most is cut off.
+    /// What may wait in memory for all peers together; beyond it the one that lets most wait is cut off.
     #[serde(deserialize_with = "above_zero")]
     pub most_waiting_mb: u64,
 }
@@ -61,7 +61,7 @@ impl Default for ControllerConfig {
             most_prefetched: 1000,
             most_message_mb: 2048,
             keep_days: None,
-            most_waiting_mb: 1024,
+            most_waiting_mb: 4096,
         }
     }
 }

@@ -176,6 +176,9 @@ pub struct StatusReply {
     pub queued: u64,
     pub running: u64,
     pub finished: u64,
+    /// Clients and engines that have lost their connection because they did not read.
+    #[serde(default)]
+    pub cut_off: u64,
 }
 
 /// Ends the controller; with `engines`, these first. Answered before it goes.

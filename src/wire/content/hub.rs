@@ -33,6 +33,15 @@ pub struct EngineNotification {
     pub uuid: String,
 }
 
+pub const BECOME_DASK: &str = "become_dask_request";
+pub const STOP_DASK: &str = "stop_distributed_request";
+#[derive(Debug, Deserialize, Default)]
+#[serde(default)]
+pub struct BecomeDask {
+    /// Arguments of Dask's `Scheduler`, by name.
+    pub scheduler_args: serde_json::Value,
+}
+
 /// Engines named by number or uuid; none or null for all.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(untagged)]

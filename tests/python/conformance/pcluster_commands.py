@@ -16,7 +16,7 @@ PROGRAM = os.environ.get("PCLUSTER_BIN")
 ENGINE = os.environ.get("PCLUSTER_ENGINE", "pcluster")
 
 if PROGRAM:
-    CONTROLLER = [PROGRAM, "controller"]
+    CONTROLLER = [PROGRAM, "controller", "--python", sys.executable]
     launcher.ipcontroller_cmd_argv[:] = CONTROLLER
     launcher.ControllerLauncher.controller_cmd.default_args = (CONTROLLER,)
     if ENGINE == "pcluster":

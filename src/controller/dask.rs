@@ -1,0 +1,111 @@
+//! Dask's scheduler, a Python process beside the controller: ipyparallel's clients turn a cluster into one of Dask's with
+//! `become_dask`. The process ends with its stdin, so also with a controller that is killed.
+use super::core::Event;
+use crate::wire::content::error::ErrorContent;
+use bytes::Bytes;
+use serde_json::{Map, Value};
+use std::process::Stdio;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
+use tokio::process::{Child, Command};
+use tokio::sync::{Mutex, mpsc};
+
+const PROGRAM: &str = include_str!("dask_scheduler.py");
+/// From its start to the line that says where it is.
+const START: Duration = Duration::from_secs(60);
+/// From the end of its stdin to its kill.
+const END: Duration = Duration::from_secs(5);
+
+pub(super) struct Dask {
+    python: String,
+    /// The address that the controller listens on: Dask's scheduler is not to be reached from farther away.
+    host: String,
+    running: Arc<Mutex<Option<Running>>>,
+    events: mpsc::UnboundedSender<Event>,
+}
+
+struct Running {
+    process: Child,
+    /// What clients are told: ip, port, address.
+    place: Value,
+}
+
+impl Dask {
+    pub(super) fn new(python: &str, ip: &str, events: mpsc::UnboundedSender<Event>) -> Dask {
+        Dask {
+            python: python.to_string(),
+            host: if ip == "*" { "0.0.0.0" } else { ip }.to_string(),
+            running: Arc::default(),
+            events,
+        }
+    }
+
+    /// Starts it, if it does not run already. The answer comes as an event.
+    pub(super) fn start(&self, client: Bytes, parent: Bytes, arguments: Value) {
+        let (running, events) = (self.running.clone(), self.events.clone());
+        let python = self.python.clone();
+        let mut arguments: Map<String, Value> = arguments.as_object().cloned().unwrap_or_default();
+        arguments.entry("host").or_insert_with(|| self.host.clone().into());
+        tokio::spawn(async move {
+            let mut running = running.lock().await;
+            if running.as_mut().is_some_and(|r| !matches!(r.process.try_wait(), Ok(None))) {
+                *running = None;
+            }
+            let place = match running.as_ref() {
+                Some(there) => Ok(there.place.clone()),
+                None => match start(&python, &arguments).await {
+                    Ok(started) => {
+                        tracing::info!(place = %started.place, "Dask's scheduler serves");
+                        Ok(running.insert(started).place.clone())
+                    }
+                    Err(error) => Err(error),
+                },
+            };
+            let _ = events.send(Event::DaskAnswered { client, parent, place });
+        });
+    }
+
+    pub(super) fn stop(&self) {
+        let running = self.running.clone();
+        tokio::spawn(async move {
+            let Some(mut there) = running.lock().await.take() else { return };
+            drop(there.process.stdin.take());
+            // Dropped, it is killed.
+            let _ = tokio::time::timeout(END, there.process.wait()).await;
+            tracing::info!("Dask's scheduler has ended");
+        });
+    }
+}
+
+async fn start(python: &str, arguments: &Map<String, Value>) -> Result<Running, ErrorContent> {
+    let failed = |why: String| ErrorContent::new("RuntimeError", format!("Dask's scheduler could not be started with {python}: {why}"));
+    let mut command = Command::new(python);
+    command.arg("-c").arg(PROGRAM).kill_on_drop(true);
+    // What it logs goes where the controller's log goes.
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).process_group(0);
+    let mut process = command.spawn().map_err(|e| failed(e.to_string()))?;
+    let (Some(stdin), Some(stdout)) = (process.stdin.as_mut(), process.stdout.take()) else {
+        return Err(failed("it has no pipes".into()));
+    };
+    let told = format!("{}\n", Value::from(arguments.clone()));
+    let mut lines = BufReader::new(stdout).lines();
+    let said = tokio::time::timeout(START, async {
+        stdin.write_all(told.as_bytes()).await?;
+        lines.next_line().await
+    });
+    let line = match said.await {
+        Err(_) => return Err(failed(format!("it did not say where it is in {} s", START.as_secs()))),
+        Ok(Err(e)) => return Err(failed(e.to_string())),
+        Ok(Ok(None)) => return Err(failed("it ended at once; the controller's log has its words".into())),
+        Ok(Ok(Some(line))) => line,
+    };
+    let place: Value = serde_json::from_str(&line).map_err(|_| failed(format!("it said {line:?}")))?;
+    if place["status"] != "ok" {
+        let word = |key: &str| place[key].as_str().unwrap_or_default().to_string();
+        return Err(ErrorContent::new(&word("ename"), word("evalue")));
+    }
+    // Whatever else it prints is not to block it.
+    tokio::spawn(async move { while let Ok(Some(_)) = lines.next_line().await {} });
+    Ok(Running { process, place })
+}

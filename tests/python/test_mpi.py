@@ -1,0 +1,113 @@
+"""Engines under mpiexec: mpi4py in their workers is one MPI world.
+
+A worker is a child of the engine that mpiexec has started; what it needs to join (variables, descriptors) comes through
+its engine. mpi4py from PyPI fits either MPI, whose library it finds at run time (docs/python.md).
+"""
+import ctypes.util
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+ipp = pytest.importorskip("ipyparallel", reason="ipyparallel is not installed in this Python")
+
+from conftest import Cluster, pcluster_binary, wait_until  # noqa: E402
+from ipyparallel import interactive  # noqa: E402
+
+RANKS = 3
+PATIENCE_S = 60
+
+
+def mpiexec_of(kind):
+    """The command of this MPI, or none."""
+    named = shutil.which("mpiexec." + kind)
+    if named:
+        return named
+    plain = shutil.which("mpiexec")
+    if plain is None:
+        return None
+    said = subprocess.run([plain, "--version"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, universal_newlines=True).stdout
+    words = {"openmpi": ("Open MPI", "OpenRTE"), "mpich": ("HYDRA", "MPICH")}[kind]
+    return plain if any(word in said for word in words) else None
+
+
+def environment_of(kind, folder):
+    """What makes either MPI run here, and mpi4py take the right library."""
+    if kind == "openmpi":
+        return {
+            "OMPI_ALLOW_RUN_AS_ROOT": "1",
+            "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
+            "OMPI_MCA_rmaps_base_oversubscribe": "1",
+            "MPI4PY_MPIABI": "openmpi",
+        }
+    # Debian calls the library libmpich.so.12, mpi4py looks for libmpi.so.12.
+    library = ctypes.util.find_library("mpich")
+    if library is None:
+        return {"MPI4PY_MPIABI": "mpich"}
+    found = next((f + library for f in ("/lib/x86_64-linux-gnu/", "/lib/aarch64-linux-gnu/", "/usr/lib64/", "/usr/lib/") if os.path.exists(f + library)), library)
+    (folder / "lib").mkdir()
+    (folder / "lib" / "libmpi.so.12").symlink_to(found)
+    return {"MPI4PY_MPIABI": "mpich", "LD_LIBRARY_PATH": str(folder / "lib")}
+
+
+@interactive
+def rank_and_size():
+    from mpi4py import MPI
+
+    world = MPI.COMM_WORLD
+    return world.Get_rank(), world.Get_size(), MPI.Get_library_version()
+
+
+@interactive
+def sum_over_all(mine):
+    from mpi4py import MPI
+
+    return MPI.COMM_WORLD.allreduce(mine)
+
+
+@pytest.mark.parametrize("kind", ["openmpi", "mpich"])
+def test_workers_of_engines_under_mpiexec_are_one_world(kind, tmp_path):
+    mpiexec = mpiexec_of(kind)
+    if mpiexec is None:
+        pytest.skip("there is no mpiexec of {} (on Debian: apt-get install {})".format(kind, {"openmpi": "openmpi-bin"}.get(kind, kind)))
+    if importlib.util.find_spec("mpi4py") is None:
+        pytest.skip("mpi4py is not installed in this Python")
+    cluster = Cluster("-n", "0")
+    environment = dict(cluster.environment, **environment_of(kind, tmp_path))
+    command = [mpiexec, "-n", str(RANKS), pcluster_binary(), "engine", "--python", sys.executable]
+    with open(str(tmp_path / "engines.log"), "w+") as log:
+        engines = subprocess.Popen(
+            command, env=environment, cwd=str(cluster.folder), stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT
+        )
+        try:
+            client = ipp.Client(
+                connection_info=str(cluster.ipython_dir / "profile_default/security/ipcontroller-client.json"), timeout=30
+            )
+            try:
+                wait_until("the engines", lambda: len(client) == RANKS)
+                everyone = client[:]
+                said = everyone.apply_async(rank_and_size).get(PATIENCE_S)
+                assert sorted(rank for rank, _, _ in said) == list(range(RANKS))
+                assert {size for _, size, _ in said} == {RANKS}
+                assert all({"openmpi": "Open MPI", "mpich": "MPICH"}[kind] in version for _, _, version in said)
+                # A collective from a client, in functions and in cells, again and again.
+                assert everyone.apply_async(sum_over_all, 2).get(PATIENCE_S) == [2 * RANKS] * RANKS
+                everyone.scatter("part", list(range(2 * RANKS)), block=True)
+                everyone.execute("from mpi4py import MPI\ntotal = MPI.COMM_WORLD.allreduce(sum(part))").get(PATIENCE_S)
+                assert everyone.pull("total").get(PATIENCE_S) == [sum(range(2 * RANKS))] * RANKS
+                client.shutdown(targets="all", block=True)
+            finally:
+                client.close()
+            assert engines.wait(PATIENCE_S) == 0
+        except BaseException:
+            log.seek(0)
+            print(log.read())
+            raise
+        finally:
+            engines.kill()
+            engines.wait()
+            cluster.run("stop")
+            cluster.end()
