@@ -367,11 +367,12 @@ fn read(socket: &Socket, inbox: &mpsc::Sender<Arrival>, wrap: impl Fn(Frames) ->
 }
 
 fn tell_departures(socket: &Socket, inbox: &mpsc::Sender<Arrival>) {
-    let (mut departures, inbox) = (socket.departures(), inbox.clone());
+    let (mut connections, inbox) = (socket.connections(), inbox.clone());
     tokio::spawn(async move {
-        while let Some(gone) = departures.next().await {
-            if let Ok(uuid) = std::str::from_utf8(&gone.identity)
-                && !uuid.is_empty()
+        while let Some(gone) = connections.next_end().await {
+            // A routing id that was given here, to one that had none, begins with a zero.
+            if let Ok(uuid) = std::str::from_utf8(&gone)
+                && !uuid.starts_with('\0')
                 && inbox.send(Arrival::Gone(EngineUuid::from(uuid))).await.is_err()
             {
                 return;
