@@ -3,8 +3,8 @@
 //! Effects of many events are gathered into a batch. A batch's changes are committed by the records' thread, and only then are
 //! its messages sent; meanwhile the next batch gathers. So commits are grouped under load, and nothing is told that is not on disk.
 use super::bootstrap::{self, Secrets};
-use super::dask::Dask;
 use super::core::{Core, Effect, Event, Facts, Now};
+use super::dask::Dask;
 use super::records::{Records, Word};
 use super::sockets::{Arrival, Place, Ports, Sockets};
 use super::{ControllerError, ControllerSettings};
