@@ -105,6 +105,16 @@ impl Context {
         Ok(self.runtime()?.block_on(future))
     }
 
+    /// Runs a future to its end on this thread, with all that it starts: for a process that waits for one message after
+    /// the other, where handing them from thread to thread costs more than what is done with them.
+    pub fn block_on_one_thread<F: Future>(&self, future: F) -> Result<F::Output, CommandError> {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .map_err(|e| CommandError::new(ErrorKind::Environment, format!("cannot make this process ready: {e}")))?;
+        Ok(runtime.block_on(future))
+    }
+
     /// The profile's directory, which need not exist. Checks the profile's name and the cluster id.
     pub fn profile_dir(&self) -> Result<ProfileDir, CommandError> {
         check_cluster_id(&self.cluster_id)?;

@@ -125,17 +125,13 @@ async fn make(options: &ConnectOptions, left: Option<TunnelState>) -> Result<Tun
         let _ = std::fs::remove_file(stale);
     }
     state.write(profile, cluster_id)?;
-    let started = start_process(options).and_then(|child| {
-        state.supervisor = Some(Own::of(child.id()));
-        Ok(child)
-    });
-    let mut undo = Undo {
+    let undo = &mut Undo {
         options,
         child: None,
         armed: true,
     };
-    undo.child = Some(started?);
-    let state = wait(options, FIRST, Some(&mut undo)).await?;
+    undo.child = Some(start_process(options)?);
+    let state = wait(options, FIRST, Some(&mut *undo)).await?;
     undo.armed = false;
     Ok(state)
 }

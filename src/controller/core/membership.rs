@@ -67,7 +67,8 @@ impl Core {
                 }
             }
             say::RETURNED => {
-                if let Some(say::Returned { tasks }) = parse(message) {
+                if let Some(say::Returned { tasks, requests }) = parse(message) {
+                    self.requests_returned(engine, requests);
                     self.returned(engine, tasks);
                 }
             }

@@ -45,7 +45,7 @@ impl Driver {
             Effect::SendResults(results) => self.send(RESULTS, &*results),
             Effect::SendProgress(progress) => self.send(PROGRESS, &progress),
             Effect::SendReturned(returned) => self.send(RETURNED, &returned),
-            Effect::RequestBegun(request) => requests::status(self.link.as_mut()?, &request, "busy"),
+            Effect::RequestBegun(request) => requests::busy(self.link.as_mut()?, &request),
             Effect::Stream { request, stderr, text } => requests::stream(self.link.as_mut()?, &request, stderr, &text),
             Effect::Publish {
                 request,
@@ -56,7 +56,6 @@ impl Driver {
             Effect::Reply { request, started, reply } => {
                 let link = self.link.as_mut()?;
                 requests::reply(link, &request, started, reply, &self.facts.uuid);
-                requests::status(link, &request, "idle");
             }
             Effect::Leave { reason, as_another } => {
                 tracing::info!("leaving: {reason}");

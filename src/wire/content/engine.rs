@@ -116,6 +116,15 @@ pub const RETURNED: &str = "returned";
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Returned {
     pub tasks: Vec<Held>,
+    /// Balanced requests of ipyparallel's clients.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub requests: Vec<String>,
+}
+
+impl Returned {
+    pub fn is_empty(&self) -> bool {
+        self.tasks.is_empty() && self.requests.is_empty()
+    }
 }
 
 /// The engine is about to leave (its job's time is nearly over, it got a signal): it takes no more tasks, has given back those that it
