@@ -136,7 +136,7 @@ impl LightEngine {
             Some(key) => Security::Client { server_key: key.clone() },
             None => Security::Plain,
         };
-        let socket = Socket::new(Kind::Dealer, Some(&uuid), &security)?;
+        let socket = Socket::new(Kind::Dealer, Some(&uuid), &security)?.packing();
         socket.connect(&file.location, port).await?;
         let mut engine = LightEngine {
             session: Session::new(file.key.as_bytes(), uuid.clone(), "bench"),
@@ -189,7 +189,7 @@ impl LightEngine {
                     let message = self.session.open(frames?)?;
                     match message.msg_type() {
                         TASKS => self.run(&message.content::<Tasks>()?)?,
-                        GIVE_BACK => self.send(RETURNED, &Returned { tasks: Vec::new() })?,
+                        GIVE_BACK => self.send(RETURNED, &Returned { tasks: Vec::new(), requests: Vec::new() })?,
                         SHUTDOWN => {
                             self.send(UNREGISTER, &Unregister { reason: "told to".into() })?;
                             self.socket.close().await;

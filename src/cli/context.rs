@@ -2,7 +2,7 @@
 use super::args::{Color, Global};
 use super::error::{CommandError, ErrorKind};
 use crate::client::Client;
-use crate::cluster::{self, ClusterSummary};
+use crate::cluster::{self, ClusterSummary, remote};
 use crate::connection::{ConnectionError, ConnectionFile, discover};
 use crate::profile::ProfileDir;
 use crate::profile::dir::check_cluster_id;
@@ -118,6 +118,16 @@ impl Context {
         Ok(self.runtime()?.block_on(future))
     }
 
+    /// Runs a future to its end on this thread, with all that it starts: for a process that waits for one message after
+    /// the other, where handing them from thread to thread costs more than what is done with them.
+    pub fn block_on_one_thread<F: Future>(&self, future: F) -> Result<F::Output, CommandError> {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .map_err(|e| CommandError::new(ErrorKind::Environment, format!("cannot make this process ready: {e}")))?;
+        Ok(runtime.block_on(future))
+    }
+
     /// The profile's directory, which need not exist. Checks the profile's name and the cluster id.
     pub fn profile_dir(&self) -> Result<ProfileDir, CommandError> {
         check_cluster_id(&self.cluster_id)?;
@@ -159,8 +169,30 @@ impl Context {
 
     /// Connected to the running controller, versions compared.
     pub fn client(&self) -> Result<Client, CommandError> {
-        let file = self.connection()?;
-        Ok(self.block_on(Client::connect(&file, CONNECT))??)
+        let file = self.connection().map_err(|e| self.because_of_tunnel(e))?;
+        let connected = self.block_on(Client::connect(&file, CONNECT))?;
+        connected.map_err(|e| {
+            let error = self.because_of_tunnel(e.into());
+            match file.ssh.as_str() {
+                "" => error,
+                ssh => error.hint(format!(
+                    "its file names the ssh server {ssh}: pcluster connect {ssh}{}",
+                    self.options()
+                )),
+            }
+        })
+    }
+
+    /// What the cluster's tunnel has to say, where there is one that does not lead anywhere.
+    fn because_of_tunnel(&self, error: CommandError) -> CommandError {
+        let tunnel = self.profile_dir().ok().and_then(|p| remote::running(&p, &self.cluster_id));
+        match tunnel.filter(|tunnel| tunnel.phase != remote::Phase::Up) {
+            Some(tunnel) => CommandError::refused(tunnel.in_words()).hints(tunnel.hints.clone()).hint(format!(
+                "it is tried again and again; pcluster disconnect{} ends it",
+                self.options()
+            )),
+            None => error,
+        }
     }
 
     fn no_cluster(&self, path: &std::path::Path) -> CommandError {

@@ -221,6 +221,7 @@ impl From<ClusterError> for CommandError {
             ClusterError::NotRunning { .. } => ErrorKind::NotFound,
             ClusterError::Ssh(SshError::BadDestination { .. }) => ErrorKind::Usage,
             ClusterError::Ssh(SshError::NoSsh(_) | SshError::Place { .. }) => ErrorKind::Environment,
+            ClusterError::Told { missing: true, .. } => ErrorKind::NotFound,
             ClusterError::Ssh(_) | ClusterError::Told { .. } => ErrorKind::Refused,
             ClusterError::Remote(ref error) => remote_kind(error),
             ClusterError::Running { .. } | ClusterError::Foreign { .. } | ClusterError::Elsewhere { .. } | ClusterError::Busy { .. } => {

@@ -25,7 +25,7 @@ pub enum ClusterError {
     Remote(#[from] RemoteError),
     /// What another process of ours has said of its failure.
     #[error("{what}")]
-    Told { what: String, hints: Vec<String> },
+    Told { what: String, hints: Vec<String>, missing: bool },
     #[error("{cluster} is running already: its controller is {}", super::list::process_in_words(*pid, host))]
     Running {
         cluster: String,

@@ -32,7 +32,7 @@ fields! {
     EngineUuid "engine_uuid" "r.engine_uuid",
     Started "started" "t.started",
     Completed "completed" "t.completed",
-    Resubmitted "resubmitted" "NULL",
+    Resubmitted "resubmitted" "r.resubmitted",
     Received "received" "r.received",
     ResultHeader "result_header" "r.result_header",
     ResultMetadata "result_metadata" "r.result_metadata",

@@ -2,6 +2,7 @@
 use super::find::{Field, Filter};
 use super::large::Large;
 use super::restart::bytes;
+use super::schema;
 use super::{DbError, Reader};
 use crate::model::{TaskId, UnixTime};
 use bytes::Bytes;
@@ -23,6 +24,8 @@ pub struct RequestRecord {
     pub engine_uuid: Option<String>,
     pub started: Option<UnixTime>,
     pub completed: Option<UnixTime>,
+    /// The id under which it was run again.
+    pub resubmitted: Option<String>,
     /// When the reply reached the controller.
     pub received: Option<UnixTime>,
     pub result_header: Option<Bytes>,
@@ -73,7 +76,8 @@ impl RequestRecord {
             Field::Stdout => self.stdout.clone().into(),
             Field::Stderr => self.stderr.clone().into(),
             Field::Label => text(&self.label),
-            Field::Buffers | Field::ResultBuffers | Field::Resubmitted => Value::Null,
+            Field::Resubmitted => text(&self.resubmitted),
+            Field::Buffers | Field::ResultBuffers => Value::Null,
         }
     }
 }
@@ -151,9 +155,15 @@ fn select(
     values: Vec<SqlValue>,
     mut keep: impl FnMut(&RequestRecord) -> bool,
 ) -> rusqlite::Result<Vec<RequestRecord>> {
+    // A file of before is read as it is.
+    let has_resubmitted = schema::version(connection)? >= 5;
     let columns: Vec<&str> = Field::ALL
         .iter()
-        .map(|f| if fields.contains(f) { f.sql() } else { "NULL" })
+        .map(|f| match f {
+            Field::Resubmitted if !has_resubmitted => "NULL",
+            f if fields.contains(f) => f.sql(),
+            _ => "NULL",
+        })
         .collect();
     let sql = format!(
         "SELECT r.task, {} FROM request r JOIN task t ON t.id = r.task WHERE {narrow} ORDER BY t.submitted, t.id",
@@ -192,7 +202,7 @@ fn record(row: &Row, large: &Large) -> rusqlite::Result<RequestRecord> {
             Field::EngineUuid => record.engine_uuid = row.get(column)?,
             Field::Started => record.started = time()?,
             Field::Completed => record.completed = time()?,
-            Field::Resubmitted => {}
+            Field::Resubmitted => record.resubmitted = row.get(column)?,
             Field::Received => record.received = time()?,
             Field::ResultHeader => record.result_header = json()?,
             Field::ResultMetadata => record.result_metadata = json()?,

@@ -94,11 +94,12 @@ impl Record {
     }
 }
 
-/// Runs it until it ends in order, refuses to start, or this process gets SIGTERM or SIGINT (which are passed on). Its
+/// Runs it until it ends in order, refuses to start, or this process gets SIGTERM or SIGINT (which are passed on, as
+/// are SIGUSR1 and SIGUSR2). Its
 /// last exit code, or 128 and the number of the signal that ended it.
 pub fn run(supervised: &Supervised) -> io::Result<u8> {
     let mut mask = SigSet::empty();
-    [Signal::SIGTERM, Signal::SIGINT, Signal::SIGCHLD]
+    [Signal::SIGTERM, Signal::SIGINT, Signal::SIGUSR1, Signal::SIGUSR2, Signal::SIGCHLD]
         .into_iter()
         .for_each(|signal| mask.add(signal));
     mask.thread_block()?;
@@ -160,6 +161,10 @@ impl Supervised {
     }
 }
 
+fn ends(signal: Signal) -> bool {
+    matches!(signal, Signal::SIGTERM | Signal::SIGINT)
+}
+
 struct Signals {
     file: SignalFd,
     told_to_end: bool,
@@ -173,7 +178,8 @@ impl Signals {
             }
             for signal in self.next(None)? {
                 if signal != Signal::SIGCHLD {
-                    self.told_to_end = true;
+                    // SIGUSR1 and SIGUSR2 are for what runs to make something of.
+                    self.told_to_end |= ends(signal);
                     // Not waited for yet, so the number is still its own.
                     let _ = nix::sys::signal::kill(Pid::from_raw(child.id() as i32), signal);
                 }
@@ -186,7 +192,7 @@ impl Signals {
         let until = Instant::now() + time;
         loop {
             let left = until.saturating_duration_since(Instant::now());
-            self.told_to_end |= self.next(Some(left))?.iter().any(|signal| *signal != Signal::SIGCHLD);
+            self.told_to_end |= self.next(Some(left))?.iter().any(|signal| ends(*signal));
             if self.told_to_end || Instant::now() >= until {
                 return Ok(self.told_to_end);
             }

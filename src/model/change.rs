@@ -106,6 +106,19 @@ pub enum Change {
         msg_id: String,
         reply: Box<Reply>,
     },
+    /// It runs again under another id.
+    RequestResubmitted {
+        msg_id: String,
+        new_id: String,
+    },
+    /// The reply of this request is to be given to its client, which can be known again.
+    ReplyOwed {
+        task: TaskId,
+    },
+    /// ... and has been given.
+    RepliesGiven {
+        tasks: Vec<TaskId>,
+    },
     /// What a request printed or displayed (iopub).
     RequestOutput {
         msg_id: String,
@@ -149,7 +162,9 @@ pub struct Reply {
     pub content: Bytes,
     pub buffers: Vec<Bytes>,
     pub started: Option<UnixTime>,
+    /// When its engine made it, and when it came.
     pub completed: UnixTime,
+    pub received: UnixTime,
 }
 
 #[derive(Clone, Debug)]

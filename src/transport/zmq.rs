@@ -1,5 +1,6 @@
 //! Sockets over `omq-tokio` (docs/adr/0001-zeromq-crate.md).
 use super::overflow::{Offered, Overflow, TooMuch};
+use super::packed::{pack, unpack};
 use super::waiting::{Load, WEIGHED, WINDOW, Waiting, weighed};
 use super::{KeyPair, Kind, Limits, Security, TransportError};
 use crate::wire::Frames;
@@ -27,6 +28,8 @@ pub struct Socket {
     /// Of a ROUTER: the connections of its peers, by routing id.
     peers: Arc<Mutex<HashMap<Bytes, u64>>>,
     most_frames: usize,
+    /// The other end is pcluster too.
+    packs: bool,
     waiting: Waiting,
     /// Of those that share [`Socket::waiting`].
     number: usize,
@@ -80,6 +83,7 @@ impl Socket {
             overflow: Arc::default(),
             peers: Arc::default(),
             most_frames: limits.frames,
+            packs: false,
             number: waiting.join(sender),
             waiting,
         };
@@ -96,6 +100,13 @@ impl Socket {
             socket.note_peers();
         }
         Ok(socket)
+    }
+
+    /// Small messages travel as one frame; the other end must do the same. Before the socket is bound or connected.
+    #[must_use]
+    pub fn packing(mut self) -> Socket {
+        self.packs = true;
+        self
     }
 
     /// Keeps the table of peers.
@@ -169,11 +180,12 @@ impl Socket {
     }
 
     /// Sends without waiting. To a ROUTER's peer that is not there: [`TransportError::NoPeer`].
-    pub fn send(&self, mut frames: Frames) -> Result<(), TransportError> {
-        let peer = match self.kind {
-            Kind::Router => frames.first().cloned().unwrap_or_default(),
-            _ => Bytes::new(),
+    pub fn send(&self, frames: Frames) -> Result<(), TransportError> {
+        let (peer, first) = match self.kind {
+            Kind::Router => (frames.first().cloned().unwrap_or_default(), 1),
+            _ => (Bytes::new(), 0),
         };
+        let mut frames = if self.packs { pack(frames, first) } else { frames };
         let size: usize = frames.iter().map(Bytes::len).sum();
         let mut load: Option<Arc<Load>> = None;
         if size >= WEIGHED && self.kind == Kind::Router {
@@ -272,12 +284,20 @@ impl Socket {
 
     fn accepted(&self, message: &Message) -> Option<Frames> {
         let count = message.len();
-        if count <= self.most_frames {
-            return Some(frames(message));
+        let taken = match count <= self.most_frames {
+            true if self.packs => unpack(frames(message), self.most_frames),
+            true => Some(frames(message)),
+            false => None,
+        };
+        if taken.is_none() {
+            let peer = message.part_bytes(0).unwrap_or_default();
+            let why = format!(
+                "a message of {count} frames or more, or malformed; {} are allowed",
+                self.most_frames
+            );
+            self.cut_off(&peer, &why);
         }
-        let peer = message.part_bytes(0).unwrap_or_default();
-        self.cut_off(&peer, &format!("a message of {count} frames; {} are allowed", self.most_frames));
-        None
+        taken
     }
 
     /// Connections of a bound socket, as they begin and end.

@@ -7,6 +7,7 @@ import importlib.util
 import os
 import pathlib
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -302,12 +303,17 @@ def test_a_running_cell_and_a_running_function_are_interrupted(client, everyone)
     assert everyone.apply_sync(interactive(lambda: "woken" in globals())) == [False, False]
 
 
-def test_the_end_of_python_in_a_cell_is_not_the_end_of_the_cluster():
+def test_a_first_cell_is_quiet_and_the_end_of_python_in_a_cell_is_not_the_end_of_the_cluster():
     cluster = Cluster("-n", "1")
     client = client_of(cluster)
     try:
+        # The very first cell of an engine: nothing is said but what it says.
+        first = execute(client[0], "print('first')")
+        assert (first.stdout, first.stderr) == ("first\n", "")
         error = refused(client[0].execute("import os; os._exit(3)", block=False))
-        assert error.ename in ("EngineError", "WorkerDied") and "exit code 3" in error.evalue
+        # Who tells it first, the engine or the controller, says it in its own words.
+        assert error.ename == "EngineError"
+        assert "died while running" in error.evalue or "exit code 3" in error.evalue
         wait_until("an engine again", lambda: client.ids)
         assert client[client.ids[-1]].apply_sync(interactive(lambda: 5)) == 5
     finally:
@@ -475,17 +481,11 @@ def test_joblib(client, balanced):
 
 @needs("distributed")
 def test_engines_become_dask_workers_and_engines_again(client, everyone):
-    import distributed
-    from ipyparallel.util import become_dask_worker, stop_distributed_worker
-
-    options = dict(n_workers=0, processes=False, protocol="tcp", dashboard_address=None)
-    with distributed.LocalCluster(**options) as scheduler, distributed.Client(scheduler) as dask:
-        everyone.apply_sync(become_dask_worker, scheduler.scheduler_address, nthreads=1)
+    with client.become_dask(nthreads=1) as dask:
         dask.wait_for_workers(2, timeout=PATIENCE_S)
         pids = set(dask.gather(dask.map(lambda n: __import__("os").getpid(), range(20), pure=False)))
         assert pids <= set(everyone.apply_sync(os.getpid)) and pids
-        # The workers end with their scheduler; the engines stay.
-        everyone.apply_sync(stop_distributed_worker)
+        client.stop_dask()
     assert everyone.apply_sync(interactive(lambda: 2)) == [2, 2]
 
 
@@ -508,6 +508,32 @@ def test_a_python_without_ipyparallel_says_what_to_install(tmp_path):
     finally:
         client.close()
         cluster.end()
+
+
+def other_pythons():
+    """The oldest and the newest other Python of this machine from 3.8 on: on the PATH, or of pyenv."""
+    versions = pathlib.Path(os.environ.get("PYENV_ROOT") or pathlib.Path.home() / ".pyenv") / "versions"
+    found = {}
+    for minor in range(8, 16):
+        if (3, minor) != sys.version_info[:2]:
+            candidates = [str(path) for path in sorted(versions.glob("3.{}.*/bin/python".format(minor)))]
+            candidates.append(shutil.which("python3.{}".format(minor)))
+            runs = [path for path in candidates if path and subprocess.run([path, "-c", ""], stderr=subprocess.DEVNULL).returncode == 0]
+            found.update({minor: runs[0]} if runs else {})
+    return [found[min(found)], found[max(found)]] if found else []
+
+
+def test_the_worker_on_other_pythons_of_this_machine():
+    pythons = other_pythons()
+    if not pythons:
+        pytest.skip("this machine has no other Python from 3.8 on")
+    tests = ["hello", "positional", "pickled", "tracebacks", "interrupts", "pools", "execute", "any_kind"]
+    for python in pythons:
+        command = [python, "-m", "unittest", str(REPOSITORY / "tests" / "python" / "test_worker.py")]
+        command += [word for test in tests for word in ("-k", test)]
+        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, universal_newlines=True, timeout=100)
+        assert done.returncode == 0, python + ":\n" + done.stdout
+        assert int(re.search(r"Ran (\d+) tests", done.stdout).group(1)) >= len(tests), done.stdout
 
 
 @needs("vermin")

@@ -1,16 +1,19 @@
 //! The project's chores: `cargo xtask demo`, `cargo xtask test`, `cargo xtask bench`. Needs nothing but Rust; what else a chore needs it
 //! sets up itself, or says what is missing.
 //!
-//! Parts: [`run`] (running programs), [`python`] (finding one, and the tests' virtual environment), [`demo`], [`bench`], [`chaos`], [`fuzz`], [`wheel`], [`test`]
-//! with [`tally`] (what the tools say of themselves), [`pi`] (the demo's independent count).
+//! Parts: [`run`] (running programs), [`python`] (finding one, and the tests' virtual environment), [`demo`], [`bench`], [`chaos`], [`conformance`], [`fuzz`], [`wheel`], [`test`]
+//! with [`tally`] (what the tools say of themselves), [`remote`] (the hosts for what goes over ssh), [`pi`] (the demo's independent count).
 mod bench;
 mod chaos;
+mod conformance;
 mod demo;
 mod fuzz;
 mod mpi;
 mod pi;
 mod python;
+mod remote;
 mod run;
+mod schedulers;
 mod tally;
 mod test;
 mod wheel;
@@ -26,7 +29,9 @@ The project's chores:
   cargo xtask fuzz   changes good inputs at random and gives them to all that reads foreign bytes (--seconds, --seed, --target, --replay)
   cargo xtask chaos  kills controller, engines, workers and supervisors at random under load (--minutes N, --seed S)
   cargo xtask wheel  the Python package with the program in it, in target/wheels/ (--profile dev: of the development build)
+  cargo xtask conformance  runs ipyparallel's own test suite on pcluster (--engine pcluster|ipengine|ipyparallel, -k EXPRESSION)
   cargo xtask bench  pcluster and its peers side by side; writes docs/performance.md and README.md (--quick: only prints)
+                     (cargo xtask bench ipyparallel: its client on pcluster's cluster and on its own; --quick)
 ";
 
 fn main() -> ExitCode {
@@ -35,6 +40,8 @@ fn main() -> ExitCode {
     let done = match words.as_slice() {
         ["demo"] => demo::run(&Places::find()).map(|()| true),
         ["bench"] => bench::run(&Places::find(), false).map(|()| true),
+        ["bench", "ipyparallel"] => bench::stock::run(&Places::find(), false).map(|()| true),
+        ["bench", "ipyparallel", "--quick"] => bench::stock::run(&Places::find(), true).map(|()| true),
         ["bench", "--quick"] => bench::run(&Places::find(), true).map(|()| true),
         ["fuzz", arguments @ ..] => fuzz::run(&Places::find(), arguments),
         ["chaos", options @ ..] => match chaos_options(options) {
@@ -43,6 +50,12 @@ fn main() -> ExitCode {
         },
         ["wheel"] => wheel::run(&Places::find(), "release").map(|_| true),
         ["wheel", "--profile", profile] => wheel::run(&Places::find(), profile).map(|_| true),
+        ["conformance", words @ ..] => match conformance::options(words) {
+            Some((engines, filter)) => {
+                conformance::run(&Places::find(), &engines, filter).map(|tallies| tallies.iter().all(|(_, tally)| tally.failed == 0))
+            }
+            None => Err("cargo xtask conformance takes --engine pcluster, ipengine or ipyparallel, and -k EXPRESSION".into()),
+        },
         ["test"] => test::run(&Places::find()),
         [] | ["help" | "-h" | "--help"] => {
             print!("{USAGE}");

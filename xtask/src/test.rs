@@ -3,7 +3,9 @@ use crate::Places;
 use crate::fuzz;
 use crate::mpi;
 use crate::python;
+use crate::remote;
 use crate::run::{captured, echo, program, spelled, status, watched};
+use crate::schedulers;
 use crate::tally::Tally;
 use crate::wheel;
 use std::path::Path;
@@ -32,6 +34,15 @@ pub fn run(places: &Places) -> Result<bool, String> {
     let fuzzed = fuzz::run(places, &["--seconds", fuzz::IN_TESTS]);
     report.add("cargo xtask fuzz", Tally::of_check(fuzzed.unwrap_or(false)));
     python_tests(places, &mut report, python.as_deref());
+    match crate::conformance::run(places, &crate::conformance::Engine::BOTH, None) {
+        Ok(tallies) => tallies.iter().for_each(|(what, tally)| report.add(what, *tally)),
+        Err(why) => {
+            println!("{why}");
+            report.add("cargo xtask conformance", Tally::of_check(false));
+        }
+    }
+    remote_tests(places, &mut report, python.as_deref());
+    batch_tests(places, &mut report, python.as_deref());
     // Last: it needs the program that the tests have built.
     echo("cargo xtask chaos --minutes 1");
     let chaos = crate::chaos::run(places, 1.0, None);
@@ -150,6 +161,52 @@ fn python_tests(places: &Places, report: &mut Report, python: Option<&Path>) {
     counted(report, &mut command, Tally::from_pytest);
 }
 
+/// The same tests on each batch system that can be brought up here.
+fn batch_tests(places: &Places, report: &mut Report, python: Option<&Path>) {
+    let count = functions_of(&places.root.join(schedulers::TESTS));
+    for scheduler in &schedulers::ALL {
+        let what = format!("{} with {}", schedulers::TESTS, scheduler.name);
+        let Some(python) = python else {
+            report.skip(&what, count, "there is no Python environment for them");
+            continue;
+        };
+        let up = match scheduler.up(places) {
+            Ok(up) => up,
+            Err(why) => {
+                report.skip(&what, count, &why);
+                continue;
+            }
+        };
+        let python = python.to_string_lossy();
+        let words = [
+            "-m",
+            "pytest",
+            "-v",
+            "-rs",
+            "--timeout=300",
+            "--durations=5",
+            "-p",
+            "no:cacheprovider",
+            schedulers::TESTS,
+        ];
+        let mut command = program(&places.root, &[&*python]);
+        command
+            .args(words)
+            .env("PCLUSTER_BIN", &places.pcluster)
+            .env("PCLUSTER_TEST_BATCH", up.place());
+        counted(report, &mut command, Tally::from_pytest);
+    }
+}
+
+/// Over ssh, between hosts made for it.
+fn remote_tests(places: &Places, report: &mut Report, python: Option<&Path>) {
+    let ready = python.ok_or_else(|| "there is no Python environment for them".to_string());
+    match ready.and_then(|python| remote::tests(places, python)) {
+        Ok(mut command) => counted(report, &mut command, Tally::from_pytest),
+        Err(why) => report.skip("tests/remote", remote::count(places), &why),
+    }
+}
+
 /// Runs a test program and adds up the lines in which it counts. One that fails without counting a failure (it did not
 /// compile, it crashed) counts as one.
 fn counted(report: &mut Report, command: &mut Command, count: fn(&str) -> Option<Tally>) {
@@ -177,8 +234,13 @@ fn functions_in(folder: &Path) -> u64 {
         .flatten()
         .map(|entry| entry.path())
         .filter(|path| path.extension().is_some_and(|e| e == "py"));
-    let texts = files.filter_map(|path| std::fs::read_to_string(path).ok());
-    texts
-        .map(|text| text.lines().filter(|line| line.trim_start().starts_with("def test_")).count() as u64)
+    files
+        .filter(|path| !path.ends_with(schedulers::TESTS))
+        .map(|path| functions_of(&path))
         .sum()
+}
+
+fn functions_of(file: &Path) -> u64 {
+    let text = std::fs::read_to_string(file).unwrap_or_default();
+    text.lines().filter(|line| line.trim_start().starts_with("def test_")).count() as u64
 }

@@ -169,6 +169,11 @@ fn export(which: &Which, to: &Path, ssh: Option<String>, context: &Context) -> R
         file.location = keys.host.clone();
     }
     if let Some(ssh) = ssh {
+        if file.curve_serverkey.is_some() {
+            context.say(format!(
+                "note: ipyparallel 9.2 cannot tunnel to an encrypted (CURVE) controller by itself; on the other host: pcluster connect {ssh}"
+            ));
+        }
         file.ssh = ssh;
     }
     if to == Path::new("-") {

@@ -125,17 +125,13 @@ async fn make(options: &ConnectOptions, left: Option<TunnelState>) -> Result<Tun
         let _ = std::fs::remove_file(stale);
     }
     state.write(profile, cluster_id)?;
-    let started = start_process(options).and_then(|child| {
-        state.supervisor = Some(Own::of(child.id()));
-        Ok(child)
-    });
-    let mut undo = Undo {
+    let undo = &mut Undo {
         options,
         child: None,
         armed: true,
     };
-    undo.child = Some(started?);
-    let state = wait(options, FIRST, Some(&mut undo)).await?;
+    undo.child = Some(start_process(options)?);
+    let state = wait(options, FIRST, Some(&mut *undo)).await?;
     undo.armed = false;
     Ok(state)
 }
@@ -204,10 +200,11 @@ async fn wait(options: &ConnectOptions, patience: Duration, mut undo: Option<&mu
         let problem = |state: &Option<TunnelState>| state.as_ref().and_then(|s| s.problem.clone()).unwrap_or_default();
         match &state {
             Some(state) if state.phase == Phase::Up && state.runs() => return Ok(state.clone()),
-            Some(state) if state.phase == Phase::Failed && (ended || undo.is_none()) => {
+            Some(state) if state.phase == Phase::Failed => {
                 return Err(ClusterError::Told {
                     what: problem(&Some(state.clone())),
                     hints: state.hints.clone(),
+                    missing: state.missing,
                 });
             }
             _ if ended => {

@@ -11,6 +11,8 @@ use tokio::signal::unix::{SignalKind, signal};
 const ENDS: Duration = Duration::from_secs(40);
 /// Names the process, for the signal that Ctrl-C is.
 const PID: &str = "pcluster-process ";
+/// Stands between what the shell's start-up files may say and what pcluster says.
+const BEGINS: &str = "=== pcluster begins ===";
 
 /// A line of stderr of `start --tell-progress`.
 #[derive(Debug, Serialize, Deserialize)]
@@ -41,7 +43,7 @@ pub async fn pcluster(ssh: &Ssh, host: &Host, program: &str, words: &[String], l
         .chain(words.iter().map(String::as_str))
         .map(quoted)
         .collect();
-    let script = format!("echo {PID}$$ >&2; exec {}", command.join(" "));
+    let script = format!("echo {}; echo {PID}$$ >&2; exec {}", quoted(BEGINS), command.join(" "));
     let shell = host.shell.rsplit('/').next().unwrap_or_default();
     let running = match shell {
         // Those of which `-l -c` means what it says.
@@ -49,17 +51,22 @@ pub async fn pcluster(ssh: &Ssh, host: &Host, program: &str, words: &[String], l
         _ => ssh.spawn(&["sh", "-c", &script]).await?,
     };
     let (sender, mut pids) = tokio::sync::mpsc::channel(1);
+    let mut begun = false;
     let mut take = move |text: &str| match text.strip_prefix(PID) {
-        Some(pid) => drop(sender.try_send(pid.trim().to_string())),
-        None => line(text),
+        Some(pid) => {
+            begun = true;
+            drop(sender.try_send(pid.trim().to_string()));
+        }
+        None if begun => line(text),
+        None => {}
     };
     let finish = running.finish(b"", &mut take);
     tokio::pin!(finish);
     let Ok(mut interrupts) = signal(SignalKind::interrupt()) else {
-        return Ok(Ended::ByItself(finish.await?));
+        return Ok(Ended::ByItself(without_greeting(finish.await?)));
     };
     tokio::select! {
-        output = &mut finish => return Ok(Ended::ByItself(output?)),
+        output = &mut finish => return Ok(Ended::ByItself(without_greeting(output?))),
         _ = interrupts.recv() => {}
     }
     if let Ok(pid) = pids.try_recv()
@@ -69,6 +76,14 @@ pub async fn pcluster(ssh: &Ssh, host: &Host, program: &str, words: &[String], l
         let _ = tokio::time::timeout(ENDS, &mut finish).await;
     }
     Ok(Ended::Interrupted)
+}
+
+fn without_greeting(mut output: Output) -> Output {
+    let mark = format!("{BEGINS}\n");
+    if let Some(at) = output.stdout.windows(mark.len()).position(|part| part == mark.as_bytes()) {
+        output.stdout.drain(..at + mark.len());
+    }
+    output
 }
 
 /// The error that a failed command has told.
@@ -92,26 +107,17 @@ pub fn failure(ssh: &Ssh, command: &str, output: &Output) -> ClusterError {
     .into()
 }
 
-/// The JSON object in what a command printed; a login shell may have printed something before it.
-pub fn json_in(stdout: &str) -> Option<serde_json::Value> {
-    let begins = stdout
-        .match_indices('{')
-        .map(|(at, _)| at)
-        .filter(|at| *at == 0 || stdout[..*at].ends_with('\n'));
-    begins.into_iter().find_map(|at| {
-        let mut values = serde_json::Deserializer::from_str(&stdout[at..]).into_iter::<serde_json::Value>();
-        values.next()?.ok()
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
     fn what_a_shell_says_first_is_passed_over() {
-        let value = json_in("Welcome to {site}\n{broken\n{\"a\": {\n\"b\": 1}}\nbye").unwrap();
-        assert_eq!(value["a"]["b"], 1);
-        assert_eq!(json_in("nothing"), None);
+        let output = |stdout: &str| Output {
+            stdout: stdout.into(),
+            ..Output::default()
+        };
+        assert_eq!(without_greeting(output(&format!("Welcome\n{BEGINS}\n{{}}\n"))), output("{}\n"));
+        assert_eq!(without_greeting(output("no such shell\n")), output("no such shell\n"));
     }
 }

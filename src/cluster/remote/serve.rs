@@ -18,7 +18,7 @@ use tokio::signal::unix::{SignalKind, signal};
 /// How often one looks whether the ssh process still holds its connection.
 const TICK: Duration = Duration::from_secs(1);
 /// How often one looks whether the controller is still there, without being told that it is not.
-const LOOK_EVERY: Duration = Duration::from_secs(20);
+const LOOK_EVERY: Duration = Duration::from_secs(5);
 /// A clock that has gone so much further than this process has slept.
 const SLEPT: Duration = Duration::from_secs(5);
 /// The pause before a new connection; each further one is longer,
@@ -255,6 +255,10 @@ impl Tunnel {
         }
         self.state.phase = phase;
         self.state.problem = error.map(ToString::to_string);
+        self.state.missing = matches!(
+            error,
+            Some(ClusterError::Remote(RemoteError::NoCluster { .. } | RemoteError::Gone { .. }))
+        );
         self.state.hints = error.map(ClusterError::hints).unwrap_or_default();
         if let Err(error) = self.state.write(&self.profile, &self.cluster_id) {
             tracing::error!("{error}");

@@ -44,6 +44,9 @@ pub struct TunnelState {
     pub problem: Option<String>,
     #[serde(default)]
     pub hints: Vec<String>,
+    /// The problem is that there is no such cluster.
+    #[serde(default)]
+    pub missing: bool,
     /// The cluster that it leads to: its profile and id there.
     #[serde(default)]
     pub leads_to: Option<LeadsTo>,
@@ -116,6 +119,7 @@ impl TunnelState {
             since: crate::cluster::now(),
             problem: None,
             hints: Vec::new(),
+            missing: false,
             leads_to: None,
             reconnects: 0,
         }

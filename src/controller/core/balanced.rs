@@ -211,7 +211,7 @@ impl Core {
             .by_load()
             .rev()
             .take_while(|(_, e)| e.load() >= 2)
-            .filter(|(_, e)| e.native && !e.tasks.is_empty())
+            .filter(|(_, e)| e.native && !(e.tasks.is_empty() && e.quick.is_empty()))
             .map(|(uuid, e)| {
                 (
                     uuid.clone(),
@@ -235,17 +235,18 @@ impl Core {
             self.engines.change(uuid, |e| e.finished_seen = e.finished);
         }
         for (uuid, at_most) in stuck {
-            self.engines.change(&uuid, |e| e.asked_back = true);
+            self.engines.change(&uuid, |e| (e.asked_back, e.stuck) = (true, true));
             self.tell_engine(&uuid, say::GIVE_BACK, &say::GiveBack { at_most });
         }
     }
 
     /// Whether it holds a task that another engine could run.
     fn has_balanced(&self, engine: &super::engines::Engine) -> bool {
-        engine
-            .tasks
-            .keys()
-            .any(|task| self.maps.get(&task.map).is_some_and(|m| m.targets.is_none()))
+        !engine.quick.is_empty()
+            || engine
+                .tasks
+                .keys()
+                .any(|task| self.maps.get(&task.map).is_some_and(|m| m.targets.is_none()))
     }
 
     pub(super) fn beat(&mut self) {

@@ -40,6 +40,12 @@ pub enum Effect {
         identity: Bytes,
         message: Message,
     },
+    /// A reply to a client that can be known again, told of by [`super::Event::RepliesGiven`] or [`super::Event::ReplyUnsent`].
+    Reply {
+        channel: ClientChannel,
+        client: Bytes,
+        reply: super::returning::OwedReply,
+    },
     /// To every client that listens.
     Notify {
         message: Message,

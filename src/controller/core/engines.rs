@@ -23,6 +23,8 @@ pub struct Engine {
     pub tasks: HashMap<TaskId, u32>,
     /// Requests of ipyparallel clients that are there.
     pub requests: HashSet<String>,
+    /// Those of them that are expected to be short.
+    pub quick: HashSet<String>,
     /// Maps whose definition it has.
     pub definitions: HashSet<MapId>,
     /// It understands [`crate::wire::content::engine::Settled`] and what else holds several things.
@@ -35,6 +37,8 @@ pub struct Engine {
     pub unsure: bool,
     /// A `give_back` is on its way.
     pub asked_back: bool,
+    /// It was asked for tasks because its queue did not move, and has finished none since.
+    pub stuck: bool,
     /// `finished` at the last look for stuck queues.
     pub finished_seen: u64,
     /// It was told to stop: no new tasks.
@@ -49,6 +53,22 @@ impl Engine {
     /// Grows with each thing that an engine is given: the smallest has waited longest.
     pub fn turn(&self) -> u64 {
         self.turn
+    }
+    /// Whether a task of this time limit can end there before its job's time is over.
+    pub fn has_time_for(&self, limit_s: Option<f64>, now: UnixTime) -> bool {
+        match (self.facts.ends, limit_s) {
+            (Some(ends), Some(limit)) => now.0 + limit <= ends.0,
+            _ => true,
+        }
+    }
+    /// Nothing is there that could hold up what is sent ahead.
+    pub fn holds_only_quick(&self) -> bool {
+        self.native && !self.stuck && self.tasks.is_empty() && self.quick.len() == self.requests.len()
+    }
+    /// False when it did not have it.
+    pub fn drop_request(&mut self, msg_id: &str) -> bool {
+        self.quick.remove(msg_id);
+        self.requests.remove(msg_id)
     }
     pub fn is_here(&self) -> bool {
         self.away_until.is_none()
@@ -138,10 +158,12 @@ impl Engines {
             away_until: None,
             tasks: HashMap::new(),
             requests: HashSet::new(),
+            quick: HashSet::new(),
             definitions: HashSet::new(),
             finished: 0,
             unsure: false,
             asked_back: false,
+            stuck: false,
             finished_seen: 0,
             leaving: false,
             turn: self.turns,

@@ -67,11 +67,18 @@ impl Core {
                 }
             }
             say::RETURNED => {
-                if let Some(say::Returned { tasks }) = parse(message) {
+                if let Some(say::Returned { tasks, requests }) = parse(message) {
+                    self.requests_returned(engine, requests);
                     self.returned(engine, tasks);
                 }
             }
             say::HEARTBEAT => self.heartbeat(engine),
+            say::LEAVING => {
+                let reason = parse::<say::Leaving>(message).map(|l| l.reason).unwrap_or_default();
+                let id = self.engines.get(engine).map(|e| e.id.0);
+                tracing::info!(engine = id, %reason, "an engine is about to leave");
+                self.engines.change(engine, |e| e.leaving = true);
+            }
             say::UNREGISTER => {
                 let reason = parse::<say::Unregister>(message).map(|u| u.reason).unwrap_or_default();
                 self.engine_gone(engine, &reason);
@@ -201,15 +208,32 @@ impl Core {
             facts: Box::new(facts),
             at: self.now.unix,
         });
+        self.announce(id, &uuid);
+        // A request may have waited for it.
+        self.requests.recheck = true;
+        let maps: Vec<_> = self.maps.keys().copied().collect();
+        for map in maps {
+            self.note_runnable(map);
+        }
+    }
+
+    fn announce(&mut self, id: EngineId, uuid: &EngineUuid) {
         let content = hub::EngineNotification {
             id: id.0,
             uuid: uuid.to_string(),
         };
         let message = self.message(hub::REGISTRATION_NOTIFICATION, None, &content);
         self.effects.push(Effect::Notify { message });
-        let maps: Vec<_> = self.maps.keys().copied().collect();
-        for map in maps {
-            self.note_runnable(map);
+    }
+
+    /// Engines that have registered since that time after the start.
+    pub(super) fn announce_again(&mut self, since: Duration) {
+        let ago = self.now.since_start.saturating_sub(since).as_secs_f64();
+        let then = self.now.unix.0 - ago;
+        let new = self.engines.iter().filter(|(_, e)| e.registered.0 >= then);
+        let new: Vec<_> = new.map(|(uuid, e)| (e.id, uuid.clone())).collect();
+        for (id, uuid) in new {
+            self.announce(id, &uuid);
         }
     }
 

@@ -103,6 +103,9 @@ impl<'a> Batch<'a> {
             Change::EngineGone { uuid, at, reason, .. } => self.engine_gone(uuid, *at, reason),
             Change::RequestAdded { task, request } => self.request_added(*task, request),
             Change::RequestFinished { msg_id, reply } => self.request_finished(msg_id, reply),
+            Change::RequestResubmitted { msg_id, new_id } => self.request_resubmitted(msg_id, new_id),
+            Change::ReplyOwed { task } => self.reply_owed(*task),
+            Change::RepliesGiven { tasks } => self.replies_given(tasks),
             Change::RequestOutput { msg_id, output } => self.request_output(msg_id, output),
             Change::Purged { what } => self.purged(what),
         }

@@ -87,7 +87,7 @@ impl Batch<'_> {
         let changed = self.connection.prepare_cached(sql)?.execute(params![
             task.row_id(),
             reply.engine.as_ref().map(|(_, uuid)| &*uuid.0),
-            reply.completed.0,
+            reply.received.0,
             Text(&reply.header),
             Text(&reply.metadata),
             Text(&reply.content),
@@ -125,6 +125,23 @@ impl Batch<'_> {
             some_text(&error.traceback.text()),
         ])?;
         self.count_step(task.map, prior.state, reply.status)
+    }
+
+    pub(super) fn request_resubmitted(&mut self, msg_id: &str, new_id: &str) -> rusqlite::Result<()> {
+        let sql = "UPDATE request SET resubmitted = ?2 WHERE msg_id = ?1";
+        self.connection.prepare_cached(sql)?.execute(params![msg_id, new_id])?;
+        Ok(())
+    }
+
+    pub(super) fn reply_owed(&mut self, task: TaskId) -> rusqlite::Result<()> {
+        let sql = "INSERT OR IGNORE INTO owed (task) SELECT task FROM request WHERE task = ?1";
+        self.connection.prepare_cached(sql)?.execute([task.row_id()])?;
+        Ok(())
+    }
+
+    pub(super) fn replies_given(&mut self, tasks: &[TaskId]) -> rusqlite::Result<()> {
+        let mut given = self.connection.prepare_cached("DELETE FROM owed WHERE task = ?1")?;
+        tasks.iter().try_for_each(|task| given.execute([task.row_id()]).map(drop))
     }
 
     pub(super) fn request_output(&mut self, msg_id: &str, output: &RequestOutput) -> rusqlite::Result<()> {

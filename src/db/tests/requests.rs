@@ -14,6 +14,7 @@ pub fn reply() -> Reply {
         buffers: vec![Bytes::from_static(b"\x80\x04"), Bytes::new()],
         started: Some(UnixTime(2000.0)),
         completed: UnixTime(2001.5),
+        received: UnixTime(2001.75),
     }
 }
 
@@ -117,7 +118,7 @@ fn a_request_comes_back_as_it_came() {
     assert_eq!((record.submitted, record.started), (Some(UnixTime(1001.0)), Some(UnixTime(2000.0))));
     assert_eq!(
         (record.completed, record.received),
-        (Some(UnixTime(2001.5)), Some(UnixTime(2001.5)))
+        (Some(UnixTime(2001.5)), Some(UnixTime(2001.75)))
     );
     assert_eq!(
         (record.result_content, record.result_buffers),
@@ -204,6 +205,17 @@ fn history_and_what_is_pending_by_time_of_submission() {
 }
 
 #[test]
+fn what_is_run_again_names_its_new_id() {
+    let mut db = clients();
+    db.apply(&[Change::RequestResubmitted {
+        msg_id: "b".into(),
+        new_id: "b2".into(),
+    }]);
+    assert_eq!(one(&db, "b").to_json(None)["resubmitted"], json!("b2"));
+    assert_eq!(one(&db, "c").to_json(None)["resubmitted"], json!(null));
+}
+
+#[test]
 fn records_as_json() {
     let db = clients();
     let all = one(&db, "b").to_json(None);
@@ -211,7 +223,7 @@ fn records_as_json() {
     assert_eq!(all["result_content"]["ename"], json!("NameError"));
     assert_eq!(
         (&all["received"], &all["resubmitted"]),
-        (&json!("1970-01-01T00:33:21.500000Z"), &json!(null))
+        (&json!("1970-01-01T00:33:21.750000Z"), &json!(null))
     );
     assert!(!all.contains_key("buffers"));
     let keys = ["completed".to_string(), "nonsense".into(), "result_buffers".into()];

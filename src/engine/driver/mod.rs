@@ -1,6 +1,8 @@
 //! Between the core and the world: sockets, the worker's process, commands, signals, clocks.
 //!
-//! Parts: `incoming` (from the controller), `reports` (from the worker and from commands), `outgoing` (effects), `signals`.
+//! Parts: `incoming` (from the controller), `reports` (from the worker and from commands), `outgoing` (effects), `signals`,
+//! `ending` (a batch job's time).
+mod ending;
 mod incoming;
 mod outgoing;
 mod reports;
@@ -149,6 +151,7 @@ impl Driver {
         self.handle(Event::Registered { drop: registered.drop }).await;
         let mut beat_at = Instant::now() + heartbeat;
         let mut last_heard = Instant::now();
+        let mut leave_at = self.leave_at();
         while !self.left {
             let Some(link) = &self.link else { break };
             let deadline = self.core.next_deadline().map_or(beat_at, |deadline| deadline.min(beat_at));
@@ -171,7 +174,11 @@ impl Driver {
                 () = tokio::time::sleep_until(deadline.into()) => self.handle(Event::Tick).await,
                 _ = self.signals.terminate.recv() => self.told_to_leave("SIGTERM").await,
                 _ = self.signals.interrupt.recv() => self.interrupted().await,
-                signal = self.signals.user.recv() => self.signal_user_code(signal),
+                signal = self.signals.user.recv() => self.user_signal(signal).await,
+                () = tokio::time::sleep_until(leave_at.unwrap_or(deadline).into()), if leave_at.is_some() => {
+                    leave_at = None;
+                    self.leave_in_time("the time of its job is nearly over").await;
+                }
             }
             let instant = Instant::now();
             if instant >= beat_at {
@@ -191,11 +198,21 @@ impl Driver {
     }
 
     pub(super) async fn told_to_leave(&mut self, signal: &str) {
-        tracing::info!("{signal}: giving tasks back and leaving");
+        self.leave(format!("the engine got {signal}"), self.settings.grace_ms).await;
+    }
+
+    /// What runs may go on while the job's time lasts.
+    pub(super) async fn leave_in_time(&mut self, reason: &str) {
+        self.leave(reason.into(), self.grace_in_job()).await;
+    }
+
+    async fn leave(&mut self, reason: String, grace_ms: u64) {
+        tracing::info!("{reason}: giving tasks back and leaving");
+        self.send(LEAVING, &Leaving { reason: reason.clone() });
         let event = Event::ShutdownAsked {
             drain: true,
-            reason: format!("the engine got {signal}"),
-            grace_ms: Some(self.settings.grace_ms),
+            reason,
+            grace_ms: Some(grace_ms),
         };
         self.handle(event).await;
     }

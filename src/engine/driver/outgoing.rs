@@ -15,8 +15,8 @@ use bytes::Bytes;
 use std::collections::VecDeque;
 use std::time::Duration;
 
-/// How long a worker has for its own exit handlers when the engine ends.
-const LAST_BREATH: Duration = Duration::from_secs(1);
+/// How long a worker has for its own exit handlers (MPI_Finalize is one) when the engine ends.
+const LAST_BREATH: Duration = Duration::from_secs(3);
 
 impl Driver {
     pub(super) async fn handle(&mut self, event: Event) {
@@ -45,7 +45,7 @@ impl Driver {
             Effect::SendResults(results) => self.send(RESULTS, &*results),
             Effect::SendProgress(progress) => self.send(PROGRESS, &progress),
             Effect::SendReturned(returned) => self.send(RETURNED, &returned),
-            Effect::RequestBegun(request) => requests::status(self.link.as_mut()?, &request, "busy"),
+            Effect::RequestBegun(request) => requests::busy(self.link.as_mut()?, &request),
             Effect::Stream { request, stderr, text } => requests::stream(self.link.as_mut()?, &request, stderr, &text),
             Effect::Publish {
                 request,
@@ -56,7 +56,6 @@ impl Driver {
             Effect::Reply { request, started, reply } => {
                 let link = self.link.as_mut()?;
                 requests::reply(link, &request, started, reply, &self.facts.uuid);
-                requests::status(link, &request, "idle");
             }
             Effect::Leave { reason, as_another } => {
                 tracing::info!("leaving: {reason}");

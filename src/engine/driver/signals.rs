@@ -39,6 +39,18 @@ impl UserSignals {
 }
 
 impl Driver {
+    /// In a batch job it is the system's word that the job's time is nearly over, or that it is to be deleted (qsub -notify,
+    /// sbatch --signal); elsewhere it is for the user's code.
+    pub(super) async fn user_signal(&mut self, signal: i32) {
+        match self.facts.job.is_empty() {
+            true => self.signal_user_code(signal),
+            false => {
+                let name = if signal == nix::libc::SIGUSR1 { "SIGUSR1" } else { "SIGUSR2" };
+                self.leave_in_time(&format!("the engine got {name} in a batch job")).await;
+            }
+        }
+    }
+
     /// SIGINT is for what runs, as with ipengine. An engine with nothing to interrupt ends where someone has pressed Ctrl-C.
     pub(super) async fn interrupted(&mut self) {
         if self.core.is_busy() {

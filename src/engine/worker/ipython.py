@@ -4,6 +4,7 @@ Loaded by worker.py before the first such request. `handle` makes the reply's co
 publishes meanwhile goes through `worker["publish"]`.
 """
 import asyncio
+import copy
 import sys
 
 worker = {}
@@ -90,23 +91,6 @@ class Kernel:
         return shell.parent_header
 
 
-def shell_class():
-    from ipykernel.eventloops import enable_gui
-    from ipykernel.zmqshell import ZMQInteractiveShell
-    from IPython.core.error import UsageError
-
-    class EngineShell(ZMQInteractiveShell):
-        def enable_gui(self, gui=None):
-            """For `%matplotlib inline`; ipykernel's would look for the kernel in an application."""
-            try:
-                enable_gui(gui, kernel=self.kernel)
-            except ValueError as error:
-                raise UsageError(str(error))
-            self.active_eventloop = gui
-
-    return EngineShell
-
-
 def refuse_input():
     """There is nobody at an engine who could be asked."""
     import builtins
@@ -124,6 +108,7 @@ def refuse_input():
 
 def make_shell():
     global shell
+    from ipykernel.zmqshell import ZMQInteractiveShell
     from ipyparallel.engine.datapub import ZMQDataPublisher
     from traitlets.config.loader import KeyValueConfigLoader
 
@@ -131,8 +116,10 @@ def make_shell():
     config.HistoryManager.hist_file = ":memory:"
     if told["profile_dir"]:
         config.ProfileDir.location = told["profile_dir"]
+    # The shell adds to its own what an application would warn of.
+    for_startup = copy.deepcopy(config)
     session, pub_socket = make_session(), object()
-    made = shell_class().instance(config=config, user_module=worker["main"], user_ns=worker["namespace"])
+    made = ZMQInteractiveShell.instance(config=config, user_module=worker["main"], user_ns=worker["namespace"])
     made.kernel = Kernel(session, pub_socket)
     made.displayhook.session = made.display_pub.session = session
     made.displayhook.pub_socket = made.display_pub.pub_socket = pub_socket
@@ -144,7 +131,7 @@ def make_shell():
     refuse_input()
     shell = made
     set_loop()
-    run_startup(config)
+    run_startup(for_startup)
 
 
 def run_startup(config):

@@ -64,6 +64,10 @@ pub fn environment(request: &JobRequest, job: &str, element: &str) -> Vec<String
     all.extend(request.env.iter().cloned());
     let mut lines: Vec<String> = all.iter().map(|(name, value)| format!("export {name}={}", shell(value))).collect();
     lines.push(format!("export PCLUSTER_JOB=\"{job}\" PCLUSTER_ELEMENT=\"{element}\""));
+    if let Some(walltime) = request.resources.walltime {
+        // Engines leave before it, also those that take the place of another in the job.
+        lines.push(format!("export PCLUSTER_ENDS=\"$(($(date +%s) + {}))\"", walltime.seconds));
+    }
     lines
 }
 

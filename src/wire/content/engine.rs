@@ -117,6 +117,24 @@ pub const RETURNED: &str = "returned";
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Returned {
     pub tasks: Vec<Held>,
+    /// Balanced requests of ipyparallel's clients.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub requests: Vec<String>,
+}
+
+impl Returned {
+    pub fn is_empty(&self) -> bool {
+        self.tasks.is_empty() && self.requests.is_empty()
+    }
+}
+
+/// The engine is about to leave (its job's time is nearly over, it got a signal): it takes no more tasks, has given back those that it
+/// has not begun, and finishes the one that runs, if that can be.
+pub const LEAVING: &str = "leaving";
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Leaving {
+    #[serde(default)]
+    pub reason: String,
 }
 
 /// The engine leaves; it has said all it had to say.

@@ -67,7 +67,7 @@ pub fn start(destination: &str, may_install: bool, context: &Context) -> Result<
         }
         Err(error) => return Err(error.into()),
     };
-    let started = run::json_in(&stdout).unwrap_or_default();
+    let started: serde_json::Value = serde_json::from_str(&stdout).unwrap_or_default();
     let engines = started["engines"].as_u64().unwrap_or_default();
     context.say(format!(
         "started on {destination}: a controller and {}",

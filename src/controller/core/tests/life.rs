@@ -150,7 +150,7 @@ fn live(seed: u64) {
                 let engine = w.engines.get_mut(name).unwrap();
                 let keep = engine.queue.len().saturating_sub(n);
                 let tasks = engine.queue.split_off(keep);
-                w.engine_says(name, tell::RETURNED, &tell::Returned { tasks });
+                w.engine_says(name, tell::RETURNED, &tell::Returned { tasks, requests: vec![] });
             }
             9 => {
                 let map = wishes.get(dice.roll(6) as usize).and_then(|wish| wish.map);

@@ -202,7 +202,14 @@ fn unbegun_tasks_are_taken_back_from_a_stuck_engine() {
     }
     assert_eq!(w.engines["a"].gave_back, 1);
     let last = w.engines.get_mut("a").unwrap().queue.pop().unwrap();
-    w.engine_says("a", tell::RETURNED, &tell::Returned { tasks: vec![last] });
+    w.engine_says(
+        "a",
+        tell::RETURNED,
+        &tell::Returned {
+            tasks: vec![last],
+            requests: vec![],
+        },
+    );
     assert_eq!(
         w.engines["b"].queue,
         [tell::Held {

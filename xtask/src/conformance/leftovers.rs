@@ -1,0 +1,22 @@
+//! Processes that tests have left running: found by what their environment says of the run that they belong to.
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+
+/// Ends them; says how many there were.
+pub fn end(report: &Path) -> usize {
+    let mark = format!("PCLUSTER_REPORT={}", report.display());
+    let mut ended = 0;
+    for process in fs::read_dir("/proc").into_iter().flatten().flatten() {
+        let name = process.file_name();
+        let Some(pid) = name.to_str().filter(|name| name.bytes().all(|b| b.is_ascii_digit())) else {
+            continue;
+        };
+        // Of a process of another user, or of one that has just ended, nothing is read.
+        let environment = fs::read(process.path().join("environ")).unwrap_or_default();
+        if environment.split(|byte| *byte == 0).any(|variable| variable == mark.as_bytes()) {
+            ended += usize::from(Command::new("kill").args(["-KILL", pid]).status().is_ok_and(|s| s.success()));
+        }
+    }
+    ended
+}

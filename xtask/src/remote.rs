@@ -1,0 +1,45 @@
+//! The tests of what goes over ssh: real sshd on four hosts that are network namespaces of this machine (`ci/ssh/`).
+use crate::Places;
+use crate::run::{captured, echo, program};
+use std::path::Path;
+use std::process::Command;
+
+const TESTS: &str = "tests/remote";
+
+/// The command that runs them, or why they cannot run here.
+pub fn tests(places: &Places, python: &Path) -> Result<Command, String> {
+    let said = |words: &[&str]| captured(&mut program(&places.root, words));
+    if said(&["id", "-u"])?.trim() != "0" {
+        return Err("only root can make network namespaces".into());
+    }
+    if said(&["sh", "-c", "command -v /usr/sbin/sshd && command -v ssh && command -v ip"]).is_err() {
+        echo("ci/ssh/install.sh");
+        said(&["ci/ssh/install.sh"])
+            .map_err(|why| format!("OpenSSH's server and iproute2 are not there, and cannot be installed: {why}"))?;
+    }
+    said(&["sh", "-c", "ip netns add pcl-try && ip netns del pcl-try"])
+        .map_err(|why| format!("this machine does not let network namespaces be made: {}", why.trim()))?;
+    let python = python.to_string_lossy();
+    let words = [
+        &*python,
+        "-m",
+        "pytest",
+        "-v",
+        "-rs",
+        "--durations=10",
+        // Above all the waiting of the tests themselves.
+        "--timeout=240",
+        "-p",
+        "no:cacheprovider",
+        TESTS,
+    ];
+    let mut command = program(&places.root, &words);
+    command.env("PCLUSTER_BIN", &places.pcluster).env("PCLUSTER_TEST_PYTHON", &*python);
+    Ok(command)
+}
+
+/// How many there are.
+pub fn count(places: &Places) -> u64 {
+    let text = std::fs::read_to_string(places.root.join(TESTS).join("test_remote.py")).unwrap_or_default();
+    text.lines().filter(|line| line.starts_with("def test_")).count() as u64
+}
