@@ -353,6 +353,10 @@ impl Driver {
                     self.carry_out(effect);
                 }
             }
+            Word::Asked(word) => {
+                self.records.answered();
+                self.hear(*word);
+            }
             Word::Found(event) => self.handle(*event),
             Word::Answer { query, content, buffers } => {
                 let date = unix_now().to_iso();
@@ -367,32 +371,31 @@ impl Driver {
 
     /// Starts the next batch when the one before is on disk.
     fn flush(&mut self) {
-        if self.committing || self.effects.is_empty() {
+        // What is carried out may bring an answer that the core has more to say to.
+        while !self.committing && !self.effects.is_empty() {
+            if self.core.may_gather() {
+                let due = *self.gathering.get_or_insert(Instant::now() + GATHER);
+                if Instant::now() < due {
+                    return;
+                }
+            }
             self.gathering = None;
-            return;
-        }
-        if self.core.may_gather() {
-            let due = *self.gathering.get_or_insert(Instant::now() + GATHER);
-            if Instant::now() < due {
-                return;
+            let mut changes: Vec<Change> = Vec::new();
+            for effect in self.effects.drain(..) {
+                match effect {
+                    Effect::Record(change) => changes.push(change),
+                    other => self.held.push(other),
+                }
+            }
+            if changes.is_empty() || self.records.write(changes) {
+                for effect in std::mem::take(&mut self.held) {
+                    self.carry_out(effect);
+                }
+            } else {
+                self.committing = true;
             }
         }
         self.gathering = None;
-        let mut changes: Vec<Change> = Vec::new();
-        for effect in self.effects.drain(..) {
-            match effect {
-                Effect::Record(change) => changes.push(change),
-                other => self.held.push(other),
-            }
-        }
-        if changes.is_empty() {
-            for effect in std::mem::take(&mut self.held) {
-                self.carry_out(effect);
-            }
-        } else {
-            self.committing = true;
-            self.records.write(changes);
-        }
     }
 
     fn carry_out(&mut self, effect: Effect) {
@@ -435,7 +438,9 @@ impl Driver {
             }
             Effect::Ping { payload } => self.sockets.ping(payload),
             Effect::Query(query) => {
-                self.records.ask(query);
+                if let Some(word) = self.records.ask(query) {
+                    self.hear(word);
+                }
                 Ok(())
             }
             Effect::StartDask { client, parent, arguments } => {

@@ -197,8 +197,14 @@ fn open_maps(connection: &Connection) -> rusqlite::Result<Vec<OpenMap>> {
 }
 
 fn registered_engines(connection: &Connection) -> rusqlite::Result<Vec<RegisteredEngine>> {
-    let sql = "SELECT id, uuid, host, pid, version, python, capabilities, registered, job, ends FROM engine WHERE gone IS NULL ORDER BY id";
-    let mut select = connection.prepare_cached(sql)?;
+    // A file that is only read keeps the tables that it has.
+    let known = "SELECT EXISTS (SELECT 1 FROM pragma_table_info('engine') WHERE name = 'ends')";
+    let job = match connection.query_row(known, [], |row| row.get(0))? {
+        true => "job, ends",
+        false => "'', NULL",
+    };
+    let sql = format!("SELECT id, uuid, host, pid, version, python, capabilities, registered, {job} FROM engine WHERE gone IS NULL ORDER BY id");
+    let mut select = connection.prepare_cached(&sql)?;
     let engines = select.query_map([], |row| {
         Ok(RegisteredEngine {
             id: EngineId(row.get(0)?),

@@ -13,6 +13,7 @@ mod pi;
 mod python;
 mod remote;
 mod run;
+mod schedulers;
 mod tally;
 mod test;
 mod wheel;

@@ -15,6 +15,8 @@ pub struct Engine {
     pub registered: UnixTime,
     /// Since the controller's start.
     pub heard: Duration,
+    /// When its heartbeat was last answered.
+    pub answered: Option<Duration>,
     /// Its tasks are taken from it at that time, unless it is heard of before.
     pub away_until: Option<Duration>,
     /// pcluster's own tasks that are there, with their run.
@@ -25,6 +27,11 @@ pub struct Engine {
     pub quick: HashSet<String>,
     /// Maps whose definition it has.
     pub definitions: HashSet<MapId>,
+    /// It understands [`crate::wire::content::engine::Settled`] and what else holds several things.
+    pub joined: bool,
+    /// What it is to be told when there is time: results that are on disk, maps that are finished.
+    pub recorded: Vec<u64>,
+    pub to_forget: Vec<MapId>,
     pub finished: u64,
     /// What it holds is not known for sure (the controller is new, or its connection broke): it is asked to register again.
     pub unsure: bool,
@@ -74,6 +81,8 @@ pub struct Engines {
     by_id: BTreeMap<EngineId, EngineUuid>,
     /// Engines that may take work: load, then who waited longest.
     by_load: BTreeSet<(u32, u64, EngineUuid)>,
+    /// How many in `by_load` are of our own kind.
+    native_free: u32,
     turns: u64,
     pub next_id: u32,
 }
@@ -109,6 +118,9 @@ impl Engines {
             if free {
                 self.by_load.remove(&(load, turn, uuid.clone()));
             }
+            if engine.native {
+                self.native_free = self.native_free + u32::from(new_free) - u32::from(free);
+            }
             if new_load > load {
                 // To the end of the line of those equally loaded.
                 self.turns += 1;
@@ -136,9 +148,13 @@ impl Engines {
         let engine = Engine {
             id,
             native: facts.is_native(),
+            joined: facts.takes_joined(),
+            recorded: Vec::new(),
+            to_forget: Vec::new(),
             facts,
             registered,
             heard: now,
+            answered: None,
             away_until: None,
             tasks: HashMap::new(),
             requests: HashSet::new(),
@@ -153,15 +169,23 @@ impl Engines {
             turn: self.turns,
         };
         self.by_load.insert((0, engine.turn, uuid.clone()));
+        self.native_free += u32::from(engine.native);
         self.by_id.insert(id, uuid.clone());
         self.by_uuid.insert(uuid, engine);
     }
 
     pub fn remove(&mut self, uuid: &EngineUuid) -> Option<Engine> {
         let engine = self.by_uuid.remove(uuid)?;
-        self.by_load.remove(&(engine.load(), engine.turn, uuid.clone()));
+        if self.by_load.remove(&(engine.load(), engine.turn, uuid.clone())) {
+            self.native_free -= u32::from(engine.native);
+        }
         self.by_id.remove(&engine.id);
         Some(engine)
+    }
+
+    /// How many of our own kind may take work.
+    pub fn native_free(&self) -> u32 {
+        self.native_free
     }
 
     /// Those that may take work, least loaded first.
@@ -182,5 +206,6 @@ impl Engines {
             );
         }
         assert!(self.by_load.len() <= self.by_uuid.len());
+        assert_eq!(self.native_free as usize, self.by_load().filter(|(_, e)| e.native).count());
     }
 }

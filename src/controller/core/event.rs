@@ -58,6 +58,11 @@ pub enum Event {
         selection: Selection,
         maps: Vec<FoundMap>,
     },
+    /// The records' answer to [`super::effect::Ask::MapOf`].
+    MapFound {
+        request: Box<Message>,
+        map: Option<MapId>,
+    },
     RequestsFound {
         client: Bytes,
         parent: Bytes,

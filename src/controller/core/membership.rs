@@ -72,7 +72,7 @@ impl Core {
                     self.returned(engine, tasks);
                 }
             }
-            say::HEARTBEAT => self.tell_engine(engine, say::HEARTBEAT, &say::Heartbeat {}),
+            say::HEARTBEAT => self.heartbeat(engine),
             say::LEAVING => {
                 let reason = parse::<say::Leaving>(message).map(|l| l.reason).unwrap_or_default();
                 let id = self.engines.get(engine).map(|e| e.id.0);
@@ -84,6 +84,21 @@ impl Core {
                 self.engine_gone(engine, &reason);
             }
             other => tracing::warn!(kind = other, %engine, "an engine said something unknown"),
+        }
+    }
+
+    /// Answered as often as the engine needs it, not to give its controller up.
+    fn heartbeat(&mut self, engine: &EngineUuid) {
+        let (now, enough) = (self.now.since_start, Self::period(self.config.controller_patience_ms) / 8);
+        let due = self.engines.change(engine, |e| {
+            let due = e.answered.is_none_or(|at| now.saturating_sub(at) >= enough);
+            if due {
+                e.answered = Some(now);
+            }
+            due
+        });
+        if due == Some(true) {
+            self.tell_engine(engine, say::HEARTBEAT, &say::Heartbeat {});
         }
     }
 

@@ -102,6 +102,10 @@ pub struct Core {
     maps: BTreeMap<MapId, Map>,
     keys: HashMap<String, MapId>,
     next_map: u32,
+    /// Engines to be told what is on disk and what is finished.
+    unsettled: BTreeSet<EngineUuid>,
+    /// The maps that wait for a map.
+    followers: HashMap<MapId, Vec<MapId>>,
     /// Maps with tasks that could be sent now.
     runnable: BTreeSet<MapId>,
     /// Finished maps: whether a task failed. One entry a map, not a task.
@@ -130,6 +134,8 @@ impl Core {
             maps: BTreeMap::new(),
             keys: HashMap::new(),
             next_map: 1,
+            unsettled: BTreeSet::new(),
+            followers: HashMap::new(),
             runnable: BTreeSet::new(),
             finished: HashMap::new(),
             requests: Requests::default(),
@@ -197,6 +203,7 @@ impl Core {
                 selection,
                 maps,
             } => self.resubmit_found(client, parent, &request, selection, maps),
+            Event::MapFound { request, map } => self.map_found(*request, map),
             Event::RequestsFound {
                 client,
                 parent,
@@ -251,6 +258,12 @@ impl Core {
         }
     }
 
+    fn follow(&mut self, follower: MapId, waiting_for: Option<MapId>) {
+        if let Some(other) = waiting_for {
+            self.followers.entry(other).or_default().push(follower);
+        }
+    }
+
     fn record(&mut self, change: Change) {
         self.effects.push(Effect::Record(change));
     }
@@ -291,6 +304,9 @@ impl Core {
         for (id, map) in &self.maps {
             map.check();
             assert_eq!(self.runnable.contains(id), map.has_ready(), "map {id} in the list of runnable ones");
+            if let Some(other) = map.waiting_for {
+                assert!(self.followers[&other].contains(id), "map {id} waits for {other}");
+            }
             for (index, task) in &map.in_flight {
                 let id = crate::model::TaskId::new(*id, *index);
                 let engine = self.engines.get(&task.engine);

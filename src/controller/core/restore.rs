@@ -80,7 +80,9 @@ impl Core {
                 }
             }
             self.keys.insert(found.key, id);
+            let waiting_for = map.waiting_for;
             self.maps.insert(id, map);
+            self.follow(id, waiting_for);
             self.note_runnable(id);
             self.abort_if_hopeless(id);
             if self.maps.get(&id).is_some_and(|m| m.is_complete()) {

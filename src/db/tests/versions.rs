@@ -78,7 +78,7 @@ fn version_1() {
     // And a controller goes on with it.
     let mut writer = Writer::open(&path, Durability::Normal).unwrap();
     writer.apply(&[finished(1, 4, 1, 0, ok("4"))]).unwrap();
-    let row = writer.reader().unwrap().finished_from(MapId(1), 4, 1).unwrap().remove(0);
+    let row = writer.reader().unwrap().finished_from(MapId(1), 4, 1).unwrap().1.remove(0);
     assert_eq!((row.state, row.stdout.as_str()), (TaskState::Ok, "so far"));
 }
 

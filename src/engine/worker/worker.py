@@ -6,6 +6,7 @@ Standard library only, Python 3.8 syntax. The frames are described in protocol.r
 """
 import base64
 import builtins
+import functools
 import importlib
 import importlib.util
 import json
@@ -203,6 +204,12 @@ def remember_source(name, text):
     linecache.cache[name] = (len(text), None, text.splitlines(True), name)
 
 
+@functools.lru_cache(maxsize=32)
+def compiled(text, place):
+    """Maps of one function come one after the other."""
+    return compile(text, place, "exec", dont_inherit=True)
+
+
 def hint(doing):
     return "%s with %s; another interpreter is set as `engine: python:` in the profile" % (doing, PYTHON)
 
@@ -218,7 +225,7 @@ def load_function(source, function):
         place, text = source["file"]["name"], source["file"]["text"]
         remember_source(place, text)
         try:
-            code = compile(text, place, "exec", dont_inherit=True)
+            code = compiled(text, place)
         except (SyntaxError, ValueError) as error:
             line = getattr(error, "lineno", None)
             where = ", line %d" % line if line else ""

@@ -27,7 +27,7 @@ fn a_map_runs_in_order_over_its_engines() {
     }
     w.assert_all_done();
     assert_eq!(w.ledger.completed, [map]);
-    assert_eq!(w.engines["a"].definitions, [map], "the definition travels once");
+    assert_eq!(w.engines["a"].defined, [map], "the definition travels once");
 }
 
 #[test]
@@ -286,6 +286,8 @@ fn targeted_tasks_go_to_their_engines_and_nowhere_else() {
                     ..MapOptions::default()
                 },
             },
+            whole: false,
+            watch: None,
         },
         vec![],
     );

@@ -1,5 +1,5 @@
 //! Fake engines and clients around a core, in virtual time.
-use super::super::effect::{ClientChannel, Effect};
+use super::super::effect::{Ask, ClientChannel, Effect, Query};
 use super::super::event::{Event, FoundClient, FoundMap, FoundReply, FoundTask, Restored, UnfinishedRequest};
 use super::super::transition;
 use super::super::{Core, Facts, Now};
@@ -11,6 +11,7 @@ use crate::model::{EngineId, EngineUuid, MapId, TaskId, UnixTime};
 use crate::profile::config::ControllerConfig;
 use crate::wire::content::client as say;
 use crate::wire::content::engine::{self as tell, Channel, Held, TaskResult};
+use crate::wire::message::to_json;
 use crate::wire::{Message, Session};
 use bytes::Bytes;
 use serde::Serialize;
@@ -59,6 +60,10 @@ impl Ledger {
         );
         assert!(run >= had, "{task}: run {run} after run {had}\n{}", self.story_of(task));
         self.tasks.insert(task, (to, run));
+    }
+
+    fn map_of(&self, key: &str) -> Option<MapId> {
+        self.maps.iter().find(|(_, map)| map.key == key).map(|(id, _)| *id)
     }
 
     pub fn story_of(&self, task: TaskId) -> String {
@@ -293,6 +298,8 @@ impl Ledger {
 pub struct FakeEngine {
     pub queue: Vec<Held>,
     pub definitions: Vec<MapId>,
+    /// Every definition that it was sent, those that it was to forget too.
+    pub defined: Vec<MapId>,
     pub sequence: u64,
     pub gave_back: u32,
     pub recorded_replies: Vec<String>,
@@ -436,6 +443,13 @@ impl World {
                 message,
                 ..
             } => self.engine_hears(&engine.0, &message),
+            Effect::Query(Query {
+                ask: Ask::MapOf { key, request },
+                ..
+            }) => {
+                let map = self.ledger.map_of(&key);
+                self.event(Event::MapFound { request, map });
+            }
             other => self.other.push(other),
         }
     }
@@ -460,10 +474,27 @@ impl World {
                 let recorded: tell::Recorded = message.content().unwrap();
                 engine.kept.retain(|(sequence, _)| *sequence > recorded.sequence);
             }
+            tell::SETTLED => {
+                let settled: tell::Settled = message.content().unwrap();
+                engine.kept.retain(|(sequence, _)| !settled.recorded.contains(sequence));
+                engine.definitions.retain(|map| !settled.forget.contains(map));
+            }
+            tell::FORGET => {
+                let forget: tell::Forget = message.content().unwrap();
+                engine.definitions.retain(|map| *map != forget.map);
+            }
             tell::CANCEL => engine.cancelled.extend(message.content::<tell::Cancel>().unwrap().tasks),
-            tell::DEFINITION => engine.definitions.push(message.content::<tell::Definition>().unwrap().map),
+            tell::DEFINITION => {
+                let tell::Definition { map, .. } = message.content().unwrap();
+                engine.definitions.push(map);
+                engine.defined.push(map);
+            }
             tell::TASKS => {
                 let tasks: tell::Tasks = message.content().unwrap();
+                if tasks.definition.is_some() {
+                    engine.definitions.push(tasks.map);
+                    engine.defined.push(tasks.map);
+                }
                 assert!(
                     engine.definitions.contains(&tasks.map),
                     "the definition of {} comes before its tasks",
@@ -522,7 +553,11 @@ impl World {
             pid: 2,
             version: "0".into(),
             python: String::new(),
-            capabilities: vec!["call".into()],
+            // Half of them are of the new kind.
+            capabilities: match name.bytes().map(usize::from).sum::<usize>() % 2 {
+                0 => vec!["call".into(), EngineFacts::JOINED.into()],
+                _ => vec!["call".into()],
+            },
             job: String::new(),
             ends: None,
         };
@@ -591,9 +626,14 @@ impl World {
     // ---- clients
 
     pub fn ask<T: Serialize>(&mut self, msg_type: &str, content: &T, buffers: Vec<Bytes>) {
+        self.say(msg_type, content, buffers, false);
+    }
+
+    fn say<T: Serialize>(&mut self, msg_type: &str, content: &T, buffers: Vec<Bytes>, again: bool) {
         let mut message = self.session.message("", msg_type, None, content);
         message.identities = vec![Bytes::from_static(b"me")];
         message.buffers = buffers;
+        message.metadata_json = to_json(&say::Again { again });
         self.event(Event::ClientSaid {
             channel: ClientChannel::Registration,
             message,
@@ -602,8 +642,13 @@ impl World {
 
     /// Asks, and the reply to just this; none when it was lost.
     pub fn try_ask<T: Serialize>(&mut self, msg_type: &str, content: &T, buffers: Vec<Bytes>) -> Option<Value> {
+        self.try_ask_again(msg_type, content, buffers, false)
+    }
+
+    /// The same for a request that may have been sent before.
+    pub fn try_ask_again<T: Serialize>(&mut self, msg_type: &str, content: &T, buffers: Vec<Bytes>, again: bool) -> Option<Value> {
         let before = self.to_clients.len();
-        self.ask(msg_type, content, buffers);
+        self.say(msg_type, content, buffers, again);
         self.to_clients[before..]
             .iter()
             .find(|(_, _, m)| m.msg_type() == say::reply_type(msg_type))
@@ -633,6 +678,8 @@ impl World {
             &say::MapRequest {
                 key,
                 definition: MapDefinition { work, options },
+                whole: false,
+                watch: None,
             },
             vec![],
         );
