@@ -241,6 +241,8 @@ mod tests {
         ports.lead(Route::from([("mux".to_string(), path)]));
         let mut stream = TcpStream::connect(("127.0.0.1", ports.local()["mux"])).await.unwrap();
         assert_eq!(stream.read(&mut [0]).await.unwrap(), 0);
+        // As ZeroMQ does then.
+        drop(stream);
         ports.refused().await;
         closer.abort();
     }
