@@ -140,11 +140,14 @@ impl Controller {
                 input: RawValue::from_string(input.to_string()).unwrap(),
             })
             .collect();
-        self.native(TASKS, &Tasks {
-            map: MapId(map),
-            definition: None,
-            tasks,
-        });
+        self.native(
+            TASKS,
+            &Tasks {
+                map: MapId(map),
+                definition: None,
+                tasks,
+            },
+        );
     }
 
     /// The next message that is not one of every day.

@@ -126,7 +126,7 @@ fn requests_behind_a_long_one_are_asked_back_for_an_idle_engine() {
 fn what_is_bound_to_an_engine_stays_so_when_it_is_given_back() {
     let mut w = practised(&["a", "b"]);
     let bound = apply(&mut w, b"f", json!({"targets": ["a"]}));
-    assert_eq!(held(&sent(&mut w), "a"), [bound.clone()]);
+    assert_eq!(held(&sent(&mut w), "a"), std::slice::from_ref(&bound));
     let requests = vec![bound.clone()];
     w.engine_says("a", tell::RETURNED, &tell::Returned { tasks: vec![], requests });
     assert_eq!(held(&sent(&mut w), "a"), [bound], "to the same one again");
