@@ -1,8 +1,8 @@
 //! Requests of ipyparallel clients as the hub knows them.
-use super::schema;
 use super::find::{Field, Filter};
 use super::large::Large;
 use super::restart::bytes;
+use super::schema;
 use super::{DbError, Reader};
 use crate::model::{TaskId, UnixTime};
 use bytes::Bytes;

@@ -203,7 +203,8 @@ fn registered_engines(connection: &Connection) -> rusqlite::Result<Vec<Registere
         true => "job, ends",
         false => "'', NULL",
     };
-    let sql = format!("SELECT id, uuid, host, pid, version, python, capabilities, registered, {job} FROM engine WHERE gone IS NULL ORDER BY id");
+    let sql =
+        format!("SELECT id, uuid, host, pid, version, python, capabilities, registered, {job} FROM engine WHERE gone IS NULL ORDER BY id");
     let mut select = connection.prepare_cached(&sql)?;
     let engines = select.query_map([], |row| {
         Ok(RegisteredEngine {

@@ -117,18 +117,15 @@ fn what_an_ipengine_said_before_it_left_is_passed_on() {
 #[test]
 fn dask_is_asked_for_and_its_place_told() {
     let mut w = World::new();
-    let mut message = w.session.message("", "become_dask_request", None, &json!({"scheduler_args": {"port": 0}}));
+    let mut message = w
+        .session
+        .message("", "become_dask_request", None, &json!({"scheduler_args": {"port": 0}}));
     message.identities = vec![Bytes::from_static(b"client")];
     w.event(Event::ClientSaid {
         channel: ClientChannel::Registration,
         message,
     });
-    let Some(Effect::StartDask {
-        client,
-        parent,
-        arguments,
-    }) = w.other.pop()
-    else {
+    let Some(Effect::StartDask { client, parent, arguments }) = w.other.pop() else {
         panic!("no scheduler is started");
     };
     assert_eq!(arguments, json!({"port": 0}));
