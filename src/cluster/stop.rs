@@ -175,9 +175,9 @@ fn recorded(standing: &Standing) -> Vec<Launched> {
 }
 
 /// Launches, each with who can tell of it and end it.
-struct Launches(Vec<(Teller, Launched)>);
+struct Launches(Vec<(WhoTells, Launched)>);
 
-type Teller = Result<Arc<dyn Launcher>, LaunchError>;
+type WhoTells = Result<Arc<dyn Launcher>, LaunchError>;
 
 impl Launches {
     fn of(launches: impl IntoIterator<Item = Launched>, profile: &ProfileDir, config: &Config) -> Launches {

@@ -26,7 +26,7 @@ enum Action {
         /// How many
         n: u32,
         #[command(flatten)]
-        how: How,
+        how: Box<How>,
     },
     /// Take some away: those that have not begun first, then idle ones
     Remove {
@@ -98,7 +98,7 @@ impl<'a> EngineView<'a> {
 pub fn run(args: Args, context: &Context) -> Result<Exit, CommandError> {
     match args.action {
         None | Some(Action::List) => list(context),
-        Some(Action::Add { n, how }) => add(n, how, context),
+        Some(Action::Add { n, how }) => add(n, *how, context),
         Some(Action::Remove { n, now }) => {
             let removed = context.block_on(cluster::remove_engines(
                 &context.profile_dir()?,
