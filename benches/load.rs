@@ -27,7 +27,10 @@ fn main() -> Outcomes {
     let words: Vec<String> = std::env::args().skip(1).filter(|word| word != "--bench").collect();
     let words: Vec<&str> = words.iter().map(String::as_str).collect();
     match words.as_slice() {
-        ["latency", file, count] => on_tokio(latency(&ConnectionFile::read(Path::new(file))?, count.parse()?)),
+        ["latency", file, count] => tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()?
+            .block_on(async { tokio::spawn(latency(ConnectionFile::read(Path::new(file))?, count.parse()?)).await? }),
         ["engines", file, count] => on_tokio(engines(ConnectionFile::read(Path::new(file))?, count.parse()?)),
         ["spawn", count, lanes] => spawn(count.parse()?, lanes.parse()?),
         ["pipe", python, count, lanes] => pipe(python, count.parse()?, lanes.parse()?),
@@ -53,8 +56,8 @@ fn unix_now() -> UnixTime {
 
 // ---- latency
 
-async fn latency(file: &ConnectionFile, count: usize) -> Outcomes {
-    let client = Client::connect(file, Duration::from_secs(10)).await?;
+async fn latency(file: ConnectionFile, count: usize) -> Outcomes {
+    let client = Client::connect(&file, Duration::from_secs(10)).await?;
     let definition = MapDefinition {
         work: Work::Call {
             from: CallSource::File {
@@ -69,8 +72,7 @@ async fn latency(file: &ConnectionFile, count: usize) -> Outcomes {
     // The first ones warm up.
     for i in 0..count + count / 10 + 1 {
         let began = Instant::now();
-        let map = client.submit(definition.clone(), vec![Ok("[1]".into())]).await?;
-        let mut watch = client.watch(map, Duration::from_secs(5));
+        let (_, mut watch) = client.run(definition.clone(), &["[1]".into()], Duration::from_secs(5)).await?;
         let mut got = 0;
         // The result is what is waited for, not the word that the map is complete.
         while got == 0 {
@@ -134,7 +136,7 @@ impl LightEngine {
             Some(key) => Security::Client { server_key: key.clone() },
             None => Security::Plain,
         };
-        let socket = Socket::new(Kind::Dealer, Some(&uuid), &security)?;
+        let socket = Socket::new(Kind::Dealer, Some(&uuid), &security)?.packing();
         socket.connect(&file.location, port).await?;
         let mut engine = LightEngine {
             session: Session::new(file.key.as_bytes(), uuid.clone(), "bench"),
@@ -150,7 +152,7 @@ impl LightEngine {
                 pid: std::process::id(),
                 version: pcluster::model::VERSION.into(),
                 python: "none".into(),
-                capabilities: ["call", "command", "execute"].map(String::from).to_vec(),
+                capabilities: ["call", "command", "execute", EngineFacts::JOINED].map(String::from).to_vec(),
                 job: String::new(),
                 ends: None,
             },
@@ -187,7 +189,7 @@ impl LightEngine {
                     let message = self.session.open(frames?)?;
                     match message.msg_type() {
                         TASKS => self.run(&message.content::<Tasks>()?)?,
-                        GIVE_BACK => self.send(RETURNED, &Returned { tasks: Vec::new() })?,
+                        GIVE_BACK => self.send(RETURNED, &Returned { tasks: Vec::new(), requests: Vec::new() })?,
                         SHUTDOWN => {
                             self.send(UNREGISTER, &Unregister { reason: "told to".into() })?;
                             self.socket.close().await;

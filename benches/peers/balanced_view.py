@@ -17,13 +17,14 @@ def main(client_file, tasks, latencies):
     client.wait_for_engines(2, timeout=60)
     view = client.load_balanced_view()
     view.map_sync(noop, range(50))
-    began = time.perf_counter()
+    began, cpu = time.perf_counter(), time.process_time()
     values = view.map_sync(noop, range(tasks), chunksize=1)
-    seconds = time.perf_counter() - began
+    seconds, cpu = time.perf_counter() - began, time.process_time() - cpu
     if list(values) != list(range(tasks)):
         sys.exit("wrong values")
     print("tasks", tasks)
     print("seconds", seconds)
+    print("client_cpu", cpu)
     times = []
     for i in range(latencies):
         began = time.perf_counter()

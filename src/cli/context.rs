@@ -6,7 +6,7 @@ use crate::cluster::{self, ClusterSummary, remote};
 use crate::connection::{ConnectionError, ConnectionFile, discover};
 use crate::profile::ProfileDir;
 use crate::profile::dir::check_cluster_id;
-use std::cell::OnceCell;
+use std::cell::{Cell, OnceCell};
 use std::future::Future;
 use std::io::IsTerminal;
 use std::path::PathBuf;
@@ -29,6 +29,7 @@ pub struct Context {
     pub quiet: bool,
     pub terminal: Terminal,
     runtime: OnceCell<tokio::runtime::Runtime>,
+    threads: Cell<bool>,
 }
 
 /// What stdout and stderr are.
@@ -84,13 +85,25 @@ impl Context {
             quiet: global.quiet,
             terminal: Terminal::of_this_process(global.color),
             runtime: OnceCell::new(),
+            threads: Cell::new(false),
         }
     }
 
-    /// The one runtime of this process, made when first needed.
+    /// For a process that may wait on its own thread while its connection goes on (a controller; output that nobody
+    /// reads): its runtime gets threads. To be called before anything runs.
+    pub fn use_threads(&self) {
+        self.threads.set(true);
+    }
+
+    /// The one runtime of this process, made when first needed. Mostly of one thread: whoever takes a message from a socket
+    /// then goes on with it, without waking another.
     pub fn runtime(&self) -> Result<&tokio::runtime::Runtime, CommandError> {
         if self.runtime.get().is_none() {
-            let runtime = tokio::runtime::Builder::new_multi_thread()
+            let mut builder = match self.threads.get() {
+                true => tokio::runtime::Builder::new_multi_thread(),
+                false => tokio::runtime::Builder::new_current_thread(),
+            };
+            let runtime = builder
                 .worker_threads(2)
                 .enable_all()
                 .build()
@@ -103,6 +116,16 @@ impl Context {
     /// Runs a future to its end.
     pub fn block_on<F: Future>(&self, future: F) -> Result<F::Output, CommandError> {
         Ok(self.runtime()?.block_on(future))
+    }
+
+    /// Runs a future to its end on this thread, with all that it starts: for a process that waits for one message after
+    /// the other, where handing them from thread to thread costs more than what is done with them.
+    pub fn block_on_one_thread<F: Future>(&self, future: F) -> Result<F::Output, CommandError> {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .map_err(|e| CommandError::new(ErrorKind::Environment, format!("cannot make this process ready: {e}")))?;
+        Ok(runtime.block_on(future))
     }
 
     /// The profile's directory, which need not exist. Checks the profile's name and the cluster id.
@@ -245,6 +268,7 @@ impl Context {
             quiet: false,
             terminal: Terminal::NONE,
             runtime: OnceCell::new(),
+            threads: Cell::new(false),
         }
     }
 }

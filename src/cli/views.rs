@@ -90,6 +90,8 @@ pub struct TaskView<'a> {
     pub engine: Option<EngineId>,
     pub host: Option<&'a str>,
     pub attempts: u32,
+    /// The number of its current run; every retry and every resubmission adds one.
+    pub run: u32,
     pub submitted: String,
     pub started: Option<String>,
     pub completed: Option<String>,
@@ -158,6 +160,7 @@ impl<'a> TaskView<'a> {
             engine: row.engine,
             host: row.host.as_deref(),
             attempts: row.attempts,
+            run: row.run,
             submitted: row.submitted.to_iso(),
             started: row.started.map(UnixTime::to_iso),
             completed: row.completed.map(UnixTime::to_iso),

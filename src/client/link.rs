@@ -4,8 +4,9 @@ use super::error::{ClientError, writer_of};
 use crate::connection::ConnectionFile;
 use crate::model::{PROTOCOL_VERSION, UnixTime, VERSION};
 use crate::transport::{Kind, Security, Socket};
-use crate::wire::content::client::{HELLO, Hello, HelloReply};
+use crate::wire::content::client::{Again, HELLO, Hello, HelloReply};
 use crate::wire::content::error::{ErrorContent, Status};
+use crate::wire::message::to_json;
 use crate::wire::{Message, Session};
 use bytes::Bytes;
 use serde::Serialize;
@@ -223,6 +224,9 @@ impl Link {
             let mut session = lock(&self.session);
             let mut message = session.message(&now().to_iso(), msg_type, None, content);
             message.buffers = buffers.to_vec();
+            if !ids.is_empty() {
+                message.metadata_json = to_json(&Again { again: true });
+            }
             lock(&self.waiting).by_id.insert(message.header.msg_id.clone(), reply_to.clone());
             ids.push(message.header.msg_id.clone());
             session.seal(&[], &message)

@@ -69,7 +69,13 @@ impl Client {
     pub async fn begin(&self, definition: MapDefinition) -> Result<MapReply, ClientError> {
         // The key makes the request repeatable: the same key again is the same map.
         let key = uuid::Uuid::new_v4().simple().to_string();
-        self.request(MAP, &MapRequest { key, definition }, Vec::new()).await
+        let request = MapRequest {
+            key,
+            definition,
+            whole: false,
+            watch: None,
+        };
+        self.request(MAP, &request, Vec::new()).await
     }
 
     /// Sends inputs until there are no more, then closes the map; returns how many there were. `inputs` may block: it is

@@ -1,8 +1,10 @@
 //! Results of a map in input order, as they come, with the counts of all its tasks.
 use super::{Client, ClientError};
 use crate::model::MapId;
+use crate::model::definition::MapDefinition;
 use crate::model::task::{Counts, TaskRow};
-use crate::wire::content::client::{WATCH, WatchReply, WatchRequest};
+use crate::wire::content::client::{FirstWatch, MAP, MapReply, MapRequest, WATCH, WatchReply, WatchRequest};
+use bytes::Bytes;
 use std::time::{Duration, Instant};
 
 /// Results in one reply, at most.
@@ -33,9 +35,41 @@ pub struct Watch {
     every: Duration,
     ended: bool,
     pause: Duration,
+    /// A first update that came with the map.
+    first: Option<Update>,
+}
+
+impl From<WatchReply> for Update {
+    fn from(reply: WatchReply) -> Update {
+        Update {
+            counts: reply.counts,
+            complete: reply.complete,
+            engines: reply.engines,
+            results: reply.results,
+        }
+    }
 }
 
 impl Client {
+    /// Gives a map to the controller with all its inputs, and follows it from its first result, all in one request. It is
+    /// answered when there is a result, or after `every`; see [`Client::watch`]. For maps that fit into a message.
+    pub async fn run(&self, definition: MapDefinition, inputs: &[Bytes], every: Duration) -> Result<(MapId, Watch), ClientError> {
+        let request = MapRequest {
+            key: uuid::Uuid::new_v4().simple().to_string(),
+            definition,
+            whole: true,
+            watch: Some(FirstWatch {
+                limit: AT_ONCE,
+                wait_ms: milliseconds(every),
+            }),
+        };
+        let buffer = Bytes::from(inputs.join(&b'\n'));
+        let reply: MapReply = self.request_that_waits(MAP, &request, vec![buffer], every).await?;
+        let mut watch = self.watch(reply.map, every);
+        watch.first = reply.update.map(Update::from);
+        Ok((reply.map, watch))
+    }
+
     /// Follows a map from its first result. An update comes with every result, and else after `every`.
     pub fn watch(&self, map: MapId, every: Duration) -> Watch {
         Watch {
@@ -46,6 +80,7 @@ impl Client {
             every,
             ended: false,
             pause: Duration::ZERO,
+            first: None,
         }
     }
 
@@ -81,7 +116,10 @@ impl Watch {
             tokio::time::sleep(self.pause).await;
         }
         let asked = Instant::now();
-        let update = self.ask(self.every, done).await?;
+        let update = match self.first.take() {
+            Some(first) => first,
+            None => self.ask(self.every, done).await?,
+        };
         // Full replies and slow ones need no pause.
         let trickle = (1..AT_ONCE as usize / 2).contains(&update.results.len()) && asked.elapsed() < LONGEST_PAUSE;
         self.pause = if trickle {
@@ -103,15 +141,14 @@ impl Watch {
             map: self.map,
             from: self.from,
             limit: if self.want_results { AT_ONCE } else { 0 },
-            wait_ms: u64::try_from(wait.as_millis()).unwrap_or(u64::MAX),
+            wait_ms: milliseconds(wait),
             done,
         };
         let reply: WatchReply = self.client.request_that_waits(WATCH, &request, Vec::new(), wait).await?;
-        Ok(Update {
-            counts: reply.counts,
-            complete: reply.complete,
-            engines: reply.engines,
-            results: reply.results,
-        })
+        Ok(reply.into())
     }
+}
+
+fn milliseconds(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }

@@ -1,4 +1,6 @@
 //! The log files of a cluster's processes.
+use super::ClusterState;
+use crate::launchers::Job;
 use crate::profile::ProfileDir;
 use std::path::PathBuf;
 
@@ -33,6 +35,47 @@ pub fn logs(profile: &ProfileDir, cluster_id: &str) -> Vec<LogFile> {
     controller.into_iter().chain(engines).collect()
 }
 
+/// What the jobs of a batch system have written: the number of the first engine that a file is of, and its path. Those of the jobs on
+/// record; once the cluster is stopped, those of the latest job.
+pub fn of_jobs(profile: &ProfileDir, cluster_id: &str) -> Vec<(u32, PathBuf)> {
+    let state = ClusterState::read(profile, cluster_id).ok().flatten();
+    let jobs: Vec<Job> = state
+        .into_iter()
+        .flat_map(|s| s.engines)
+        .flat_map(|launched| launched.jobs)
+        .collect();
+    if !jobs.is_empty() {
+        let of_element = |job: &Job, element: u32| {
+            let number = job.first_engine + (element.max(1) - 1) * job.engines_per_element;
+            (number, job.log.replace("{}", &element.to_string()).into())
+        };
+        return jobs
+            .iter()
+            .flat_map(|job| job.elements.iter().map(move |element| of_element(job, *element)))
+            .collect();
+    }
+    let stem = match cluster_id {
+        "" => "engines-".to_string(),
+        id => format!("engines-{id}-"),
+    };
+    let mut found: Vec<(u64, u32, PathBuf)> = Vec::new();
+    for entry in std::fs::read_dir(profile.log_dir()).into_iter().flatten().flatten() {
+        let name = entry.file_name();
+        // `<job>_<element>` or `<job>.<element>`, and nothing else: "engines-7-18_1" is cluster 7's.
+        let parts = name
+            .to_str()
+            .and_then(|n| n.strip_prefix(&stem)?.strip_suffix(".log")?.split_once(['_', '.']));
+        let numbers = parts.and_then(|(job, element)| Some((job.parse().ok()?, element.parse::<u32>().ok()?)));
+        if let Some((job, element)) = numbers {
+            found.push((job, element.saturating_sub(1), entry.path()));
+        }
+    }
+    let latest = found.iter().map(|(job, ..)| *job).max();
+    found.retain(|(job, ..)| Some(*job) == latest);
+    found.sort();
+    found.into_iter().map(|(_, number, path)| (number, path)).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -57,5 +100,27 @@ mod tests {
         assert_eq!(names(""), ["controller", "engine-9", "engine-10"]);
         assert_eq!(names("7"), ["controller", "engine-0"]);
         assert!(names("8").is_empty());
+    }
+
+    #[test]
+    fn logs_of_the_latest_job_are_found_when_the_cluster_is_gone() {
+        let dir = tempfile::tempdir().unwrap();
+        let profile = ProfileDir::named("x", Some(dir.path())).unwrap();
+        profile.create().unwrap();
+        for name in [
+            "engines-9_1.log",
+            "engines-18_1.log",
+            "engines-18_2.log",
+            "engines-7-20_1.log",
+            "engines-x.log",
+        ] {
+            std::fs::write(profile.log_dir().join(name), "").unwrap();
+        }
+        let found = |id: &str| -> Vec<String> {
+            let name = |(number, path): (u32, PathBuf)| format!("{number} {}", path.file_name().unwrap().to_string_lossy());
+            of_jobs(&profile, id).into_iter().map(name).collect()
+        };
+        assert_eq!(found(""), ["0 engines-18_1.log", "1 engines-18_2.log"]);
+        assert_eq!(found("7"), ["0 engines-7-20_1.log"]);
     }
 }

@@ -1,7 +1,7 @@
 //! Before a controller serves: keys and ports (those of the run before, when it did not end well, so that its engines and
 //! clients find it again), connection files, and what the records hold.
 use super::core::dependency::Dependency;
-use super::core::event::{FoundClient, FoundMap, FoundTask, Restored, UnfinishedRequest};
+use super::core::event::{FoundClient, FoundMap, FoundReply, FoundTask, Restored, UnfinishedRequest};
 use super::sockets::Ports;
 use super::{ControllerError, ControllerSettings};
 use crate::connection::ConnectionFile;
@@ -13,6 +13,7 @@ use crate::model::engine::EngineFacts;
 use crate::model::query::MapQuery;
 use crate::model::{EngineId, EngineUuid, MapId};
 use crate::transport::KeyPair;
+use crate::wire::Message;
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 
@@ -224,7 +225,7 @@ pub(super) fn restored(reader: &Reader, killed: bool) -> Result<Restored, Contro
     for map in state.maps {
         open.push(map.map);
         if let Work::Client { curve_key } = map.definition.work {
-            let (client, depends_on) = found_client(reader, map.map, map.client, curve_key, map.counts.total as u32, killed)?;
+            let (client, depends_on) = found_client(reader, map.map, map.client, curve_key, killed)?;
             restored.outcomes.extend(outcomes(reader, &depends_on)?);
             restored.clients.push(client);
             continue;
@@ -268,7 +269,6 @@ fn found_client(
     map: MapId,
     session: String,
     key: Option<String>,
-    next_index: u32,
     killed: bool,
 ) -> Result<(FoundClient, Vec<String>), ControllerError> {
     let mut depends_on = Vec::new();
@@ -287,14 +287,41 @@ fn found_client(
             request: found.request,
         });
     })?;
+    let mut owed = Vec::new();
+    if killed && key.is_some() {
+        let records = reader.requests(&reader.owed_replies(map)?)?;
+        owed.extend(records.into_iter().filter_map(found_reply));
+        owed.sort_by_key(|reply: &FoundReply| reply.task);
+    }
     let client = FoundClient {
         session,
         key,
         map,
-        next_index,
+        next_index: reader.next_index(map)?,
         requests,
+        owed,
     };
     Ok((client, depends_on))
+}
+
+fn found_reply(record: RequestRecord) -> Option<FoundReply> {
+    let header_json = record.result_header?;
+    Some(FoundReply {
+        task: record.task?,
+        msg_id: record.msg_id,
+        queue: record.queue.unwrap_or_default(),
+        metadata: record.metadata.unwrap_or_default(),
+        engine: record.engine_uuid,
+        reply: Message {
+            identities: Vec::new(),
+            header: serde_json::from_slice(&header_json).unwrap_or_default(),
+            header_json,
+            parent_json: record.header.unwrap_or_default(),
+            metadata_json: record.result_metadata.unwrap_or_default(),
+            content_json: record.result_content.unwrap_or_default(),
+            buffers: record.result_buffers,
+        },
+    })
 }
 
 fn outcomes(reader: &Reader, msg_ids: &[String]) -> Result<Vec<(String, bool, Option<EngineUuid>)>, ControllerError> {

@@ -79,7 +79,12 @@ impl Dask {
 }
 
 async fn start(python: &str, arguments: &Map<String, Value>) -> Result<Running, ErrorContent> {
-    let failed = |why: String| ErrorContent::new("RuntimeError", format!("Dask's scheduler could not be started with {python}: {why}"));
+    let failed = |why: String| {
+        ErrorContent::new(
+            "RuntimeError",
+            format!("Dask's scheduler could not be started with {python}: {why}"),
+        )
+    };
     let mut command = Command::new(python);
     command.arg("-c").arg(PROGRAM).kill_on_drop(true);
     // What it logs goes where the controller's log goes.

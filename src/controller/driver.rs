@@ -3,15 +3,15 @@
 //! Effects of many events are gathered into a batch. A batch's changes are committed by the records' thread, and only then are
 //! its messages sent; meanwhile the next batch gathers. So commits are grouped under load, and nothing is told that is not on disk.
 use super::bootstrap::{self, Secrets};
-use super::dask::Dask;
 use super::core::{Core, Effect, Event, Facts, Now};
+use super::dask::Dask;
 use super::records::{Records, Word};
 use super::sockets::{Arrival, Place, Ports, Sockets};
 use super::{ControllerError, ControllerSettings};
 use crate::connection::process;
 use crate::db::Writer;
 use crate::model::change::Change;
-use crate::model::{EngineUuid, UnixTime};
+use crate::model::{EngineUuid, TaskId, UnixTime};
 use crate::profile::config::Durability;
 use crate::transport::{Security, TransportError};
 use crate::wire::content::client::reply_type;
@@ -25,6 +25,8 @@ use tokio::sync::mpsc;
 
 /// Events that one turn of the loop takes in.
 const TURN: usize = 256;
+/// A batch of many requests of ipyparallel's clients waits so long for more.
+const GATHER: Duration = Duration::from_millis(2);
 /// So many messages of one peer that cannot be opened end its connection.
 const MOST_BAD: u32 = 16;
 /// Peers whose bad messages are counted at a time.
@@ -136,8 +138,12 @@ struct Driver {
     /// Messages of the batch that is being committed.
     held: Vec<Effect>,
     committing: bool,
+    /// The next batch begins at that time.
+    gathering: Option<Instant>,
     stop_at: Option<Instant>,
     bad_messages: u64,
+    given: Vec<TaskId>,
+    unsent: Vec<Event>,
     /// Peers that did not read, as the core knows.
     cut_off: u64,
     /// Bad messages of each peer since its connection was last ended for that.
@@ -169,8 +175,11 @@ impl Driver {
             effects: Vec::new(),
             held: Vec::new(),
             committing: false,
+            gathering: None,
             stop_at: None,
             bad_messages: 0,
+            given: Vec::new(),
+            unsent: Vec::new(),
             cut_off: 0,
             suspects: HashMap::new(),
         }
@@ -191,6 +200,7 @@ impl Driver {
         let mut arrived = Vec::with_capacity(TURN);
         loop {
             self.flush();
+            self.tell_of_replies();
             let cut_off = self.sockets.waiting.cut_off();
             if cut_off != self.cut_off {
                 self.cut_off = cut_off;
@@ -229,13 +239,31 @@ impl Driver {
         }
     }
 
+    /// What became of replies to clients that can be known again.
+    fn tell_of_replies(&mut self) {
+        if self.given.is_empty() && self.unsent.is_empty() {
+            return;
+        }
+        if !self.given.is_empty() {
+            let tasks = std::mem::take(&mut self.given);
+            self.handle(Event::RepliesGiven { tasks });
+        }
+        for event in std::mem::take(&mut self.unsent) {
+            self.handle(event);
+        }
+        self.flush();
+    }
+
     fn next_wake(&self) -> Duration {
         let core = self.core.next_wake().unwrap_or(Duration::from_secs(60));
         let wake = core.saturating_sub(self.clock.start.elapsed());
-        match self.stop_at {
-            Some(at) => wake.min(at.saturating_duration_since(Instant::now())),
-            None => wake,
-        }
+        let times = [self.stop_at, self.gathering];
+        let first = times
+            .into_iter()
+            .flatten()
+            .map(|at| at.saturating_duration_since(Instant::now()))
+            .min();
+        first.map_or(wake, |first| first.min(wake))
     }
 
     fn handle(&mut self, event: Event) {
@@ -325,6 +353,10 @@ impl Driver {
                     self.carry_out(effect);
                 }
             }
+            Word::Asked(word) => {
+                self.records.answered();
+                self.hear(*word);
+            }
             Word::Found(event) => self.handle(*event),
             Word::Answer { query, content, buffers } => {
                 let date = unix_now().to_iso();
@@ -339,29 +371,48 @@ impl Driver {
 
     /// Starts the next batch when the one before is on disk.
     fn flush(&mut self) {
-        if self.committing || self.effects.is_empty() {
-            return;
-        }
-        let mut changes: Vec<Change> = Vec::new();
-        for effect in self.effects.drain(..) {
-            match effect {
-                Effect::Record(change) => changes.push(change),
-                other => self.held.push(other),
+        // What is carried out may bring an answer that the core has more to say to.
+        while !self.committing && !self.effects.is_empty() {
+            if self.core.may_gather() {
+                let due = *self.gathering.get_or_insert(Instant::now() + GATHER);
+                if Instant::now() < due {
+                    return;
+                }
+            }
+            self.gathering = None;
+            let mut changes: Vec<Change> = Vec::new();
+            for effect in self.effects.drain(..) {
+                match effect {
+                    Effect::Record(change) => changes.push(change),
+                    other => self.held.push(other),
+                }
+            }
+            if changes.is_empty() || self.records.write(changes) {
+                for effect in std::mem::take(&mut self.held) {
+                    self.carry_out(effect);
+                }
+            } else {
+                self.committing = true;
             }
         }
-        if changes.is_empty() {
-            for effect in std::mem::take(&mut self.held) {
-                self.carry_out(effect);
-            }
-        } else {
-            self.committing = true;
-            self.records.write(changes);
-        }
+        self.gathering = None;
     }
 
     fn carry_out(&mut self, effect: Effect) {
         let result = match effect {
             Effect::Record(_) => return,
+            Effect::Reply { channel, client, reply } => {
+                let route: Vec<Bytes> = std::iter::once(client.clone()).chain(reply.engine.clone()).collect();
+                let frames = self.client_session.seal(&route, &reply.message);
+                let result = self.sockets.to_client(channel, frames);
+                match &result {
+                    Err(TransportError::NoPeer | TransportError::CutOff(_)) => {
+                        self.unsent.push(Event::ReplyUnsent { channel, client, reply });
+                    }
+                    _ => self.given.extend(reply.tasks),
+                }
+                result
+            }
             Effect::ToClient { channel, route, message } => {
                 let frames = self.client_session.seal(&route, &message);
                 self.sockets.to_client(channel, frames)
@@ -387,7 +438,9 @@ impl Driver {
             }
             Effect::Ping { payload } => self.sockets.ping(payload),
             Effect::Query(query) => {
-                self.records.ask(query);
+                if let Some(word) = self.records.ask(query) {
+                    self.hear(word);
+                }
                 Ok(())
             }
             Effect::StartDask { client, parent, arguments } => {

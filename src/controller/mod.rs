@@ -47,5 +47,15 @@ pub enum ControllerError {
 /// Listens, writes the connection files, and serves until it is told to stop (`pcluster stop`, SIGTERM, SIGINT); then
 /// removes the connection files.
 pub async fn run(settings: ControllerSettings) -> Result<(), ControllerError> {
-    driver::run(settings).await
+    // On a thread of the runtime, as the sockets' tasks: what one of them hands on is taken up there without waking another.
+    match tokio::spawn(driver::run(settings)).await {
+        Ok(ended) => ended,
+        Err(error) => match error.try_into_panic() {
+            Ok(panic) => std::panic::resume_unwind(panic),
+            Err(error) => Err(ControllerError::Prepare {
+                what: "the controller's task".into(),
+                why: error.to_string(),
+            }),
+        },
+    }
 }

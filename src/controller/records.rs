@@ -1,8 +1,11 @@
 //! The records, on two threads of their own: one writes batches of changes, one answers questions out of what is committed.
+//!
+//! To wake a thread takes longer than to commit a few changes, so a small batch is written, and a small question answered,
+//! by who asks, while that thread has nothing to do. Large ones go to the threads, and so does everything after them until they are done.
 use super::core::event::{FoundMap, FoundRequest, FoundTask};
 use super::core::{Ask, Event, Expired, Query};
 use crate::db::{DbError, Reader, RequestRecord, Writer};
-use crate::model::change::Change;
+use crate::model::change::{Attempt, Change};
 use crate::model::definition::Work;
 use crate::model::query::{MapQuery, TaskQuery};
 use crate::model::task::{TaskRow, TaskState};
@@ -13,18 +16,34 @@ use crate::wire::message::to_json;
 use bytes::Bytes;
 use serde_json::{Map, Value, json};
 use std::collections::{BTreeMap, HashSet};
-use std::sync::mpsc as std_mpsc;
+use std::sync::{Arc, Mutex, PoisonError, mpsc as std_mpsc};
 use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
 
 /// Between two tries of a batch that could not be written.
 const RETRY: Duration = Duration::from_secs(1);
+/// A batch is small up to this [`weight`].
+const SMALL: usize = 64;
+/// Bytes that weigh as much as one change.
+const BYTES: usize = 4096;
+/// A commit that took so long,
+const SLOW: Duration = Duration::from_millis(20);
+/// ... as on a busy disk or a network file system, sends those of so long to the thread.
+const SLOW_FOR: Duration = Duration::from_millis(500);
+/// Results that a small question can bring.
+const FEW: u64 = 8;
 /// Before each step of tidying up: batches come first.
 const TIDY_PAUSE: Duration = Duration::from_millis(5);
 /// ... but under load, too, there is a step this often.
 const TIDY_AT_LEAST: Duration = Duration::from_millis(250);
 
 pub(super) struct Records {
+    writer: Arc<Mutex<Writer>>,
+    /// Over the writer's connection, whose pages are those of the last commit.
+    reader: Reader,
+    /// Queries that the thread has not answered.
+    asked: usize,
+    slow_until: Option<Instant>,
     changes: Option<std_mpsc::Sender<Vec<Change>>>,
     queries: Option<std_mpsc::Sender<Query>>,
     threads: Vec<std::thread::JoinHandle<()>>,
@@ -34,6 +53,8 @@ pub(super) struct Records {
 pub(super) enum Word {
     /// The batch is on disk.
     Committed,
+    /// The thread's word on a query.
+    Asked(Box<Word>),
     /// For a client.
     Answer {
         query: Box<Query>,
@@ -50,16 +71,23 @@ impl Records {
         let (changes, to_write) = std_mpsc::channel();
         let (queries, to_answer) = std_mpsc::channel();
         let committed = words.clone();
+        let quick = writer.own_reader();
+        let writer = Arc::new(Mutex::new(writer));
+        let to_share = writer.clone();
         let threads = vec![
             std::thread::Builder::new()
                 .name("records-write".into())
-                .spawn(move || write(writer, to_write, committed))?,
+                .spawn(move || write(&to_share, &to_write, &committed))?,
             std::thread::Builder::new()
                 .name("records-read".into())
-                .spawn(move || answer(reader, to_answer, words))?,
+                .spawn(move || answer(&reader, &to_answer, &words))?,
         ];
         Ok((
             Records {
+                writer,
+                reader: quick,
+                asked: 0,
+                slow_until: None,
                 changes: Some(changes),
                 queries: Some(queries),
                 threads,
@@ -68,18 +96,50 @@ impl Records {
         ))
     }
 
-    /// Answered with [`Word::Committed`].
-    pub(super) fn write(&self, batch: Vec<Change>) {
+    /// True when the batch is on disk; else [`Word::Committed`] will say so. Nothing else may be written meanwhile.
+    pub(super) fn write(&mut self, batch: Vec<Change>) -> bool {
+        if self.slow_until.is_none_or(|until| until <= Instant::now())
+            && self.is_free()
+            && batch.iter().map(weight).sum::<usize>() <= SMALL
+            && let Ok(mut writer) = self.writer.try_lock()
+        {
+            let began = Instant::now();
+            // The thread says what is wrong, and tries again.
+            let done = writer.apply(&batch).is_ok();
+            if began.elapsed() > SLOW || !done {
+                self.slow_until = Some(Instant::now() + SLOW_FOR);
+            }
+            if done {
+                return true;
+            }
+        }
         if let Some(changes) = &self.changes {
             // The thread ends only after this sender.
             let _ = changes.send(batch);
         }
+        false
     }
 
-    pub(super) fn ask(&self, query: Query) {
+    /// The answer, if it can be had at once; else the thread will say it, and [`Records::answered`] is to be called.
+    pub(super) fn ask(&mut self, query: Query) -> Option<Word> {
+        if is_small(&query.ask) && self.is_free() {
+            return Some(word_for(&self.reader, query));
+        }
         if let Some(queries) = &self.queries {
+            self.asked += 1;
             let _ = queries.send(query);
         }
+        None
+    }
+
+    /// Nobody reads long on the writer's connection.
+    fn is_free(&self) -> bool {
+        self.asked == 0 || self.writer.try_lock().is_ok_and(|writer| !writer.is_exclusive())
+    }
+
+    /// The thread has answered a query.
+    pub(super) fn answered(&mut self) {
+        self.asked = self.asked.saturating_sub(1);
     }
 
     /// Waits until everything is written and the file is closed.
@@ -89,14 +149,46 @@ impl Records {
         for thread in self.threads.drain(..) {
             let _ = thread.join();
         }
+        let Records { writer, reader, .. } = self;
+        drop(reader);
+        if let Some(writer) = Arc::into_inner(writer)
+            && let Err(error) = writer.into_inner().unwrap_or_else(PoisonError::into_inner).close()
+        {
+            tracing::warn!(%error, "the database was not closed in order");
+        }
     }
 }
 
-fn write(mut writer: Writer, batches: std_mpsc::Receiver<Vec<Change>>, words: mpsc::UnboundedSender<Word>) {
+/// About how much work a change is to write, a small change being one.
+fn weight(change: &Change) -> usize {
+    let all = |buffers: &[Bytes]| buffers.iter().map(Bytes::len).sum::<usize>();
+    let (steps, bytes) = match change {
+        Change::TasksAdded { inputs, .. } => (inputs.len(), all(inputs)),
+        Change::TasksAssigned { count, .. } => (*count as usize, 0),
+        Change::TaskFinished { outcome: o, .. } => (1, o.bytes()),
+        Change::TaskReturned {
+            attempt: Some(Attempt { outcome: o, .. }),
+            ..
+        } => (1, o.bytes()),
+        Change::OutputAdded { stdout, stderr, .. } => (1, stdout.len() + stderr.len()),
+        Change::RequestAdded { request, .. } => (1, request.content.len() + all(&request.buffers)),
+        Change::RequestFinished { reply, .. } => (1, reply.content.len() + all(&reply.buffers)),
+        // These go through all tasks of a map.
+        Change::MapReleased { .. } | Change::Purged { .. } => (SMALL + 1, 0),
+        _ => (1, 0),
+    };
+    steps.saturating_add(bytes / BYTES)
+}
+
+fn is_small(ask: &Ask) -> bool {
+    matches!(ask, Ask::Watch { most, .. } if *most <= FEW)
+}
+
+fn write(writer: &Mutex<Writer>, batches: &std_mpsc::Receiver<Vec<Change>>, words: &mpsc::UnboundedSender<Word>) {
     let mut tidied = Instant::now();
-    while let Some(batch) = next(&mut writer, &batches, &mut tidied) {
+    while let Some(batch) = next(writer, batches, &mut tidied) {
         // Nobody is told of what is not on disk, so a batch is tried until it is: a full disk may be emptied.
-        while let Err(error) = writer.apply(&batch) {
+        while let Err(error) = writer.lock().unwrap_or_else(PoisonError::into_inner).apply(&batch) {
             tracing::error!(%error, hint = error.hint(), "the records cannot be written; nothing goes on until they can");
             std::thread::sleep(RETRY);
             if words.is_closed() {
@@ -107,15 +199,13 @@ fn write(mut writer: Writer, batches: std_mpsc::Receiver<Vec<Change>>, words: mp
             return;
         }
     }
-    if let Err(error) = writer.close() {
-        tracing::warn!(%error, "the database was not closed in order");
-    }
 }
 
 /// The next batch. While there is none, and now and then in between, what follows a purge is done a step at a time.
-fn next(writer: &mut Writer, batches: &std_mpsc::Receiver<Vec<Change>>, tidied: &mut Instant) -> Option<Vec<Change>> {
+fn next(writer: &Mutex<Writer>, batches: &std_mpsc::Receiver<Vec<Change>>, tidied: &mut Instant) -> Option<Vec<Change>> {
     let mut pause = TIDY_PAUSE;
-    while writer.is_untidy() {
+    let writer = || writer.lock().unwrap_or_else(PoisonError::into_inner);
+    while writer().is_untidy() {
         if tidied.elapsed() < TIDY_AT_LEAST {
             match batches.recv_timeout(pause) {
                 Ok(batch) => return Some(batch),
@@ -124,7 +214,7 @@ fn next(writer: &mut Writer, batches: &std_mpsc::Receiver<Vec<Change>>, tidied: 
             }
         }
         *tidied = Instant::now();
-        if let Err(error) = writer.tidy() {
+        if let Err(error) = writer().tidy() {
             tracing::warn!(%error, "the records are not tidied up now");
             pause = RETRY;
         }
@@ -132,27 +222,31 @@ fn next(writer: &mut Writer, batches: &std_mpsc::Receiver<Vec<Change>>, tidied: 
     batches.recv().ok()
 }
 
-fn answer(reader: Reader, queries: std_mpsc::Receiver<Query>, words: mpsc::UnboundedSender<Word>) {
+fn answer(reader: &Reader, queries: &std_mpsc::Receiver<Query>, words: &mpsc::UnboundedSender<Word>) {
     while let Ok(query) = queries.recv() {
-        let word = match respond(&reader, &query) {
-            Ok(Response::Content(content, buffers)) => Word::Answer {
-                query: Box::new(query),
-                content,
-                buffers,
-            },
-            Ok(Response::Event(event)) => Word::Found(event),
-            Err(error) => {
-                let mut content = ErrorContent::new("DatabaseError", error.to_string());
-                content.hint = error.hint();
-                Word::Answer {
-                    query: Box::new(query),
-                    content: to_json(&content),
-                    buffers: vec![],
-                }
-            }
-        };
+        let word = Word::Asked(Box::new(word_for(reader, query)));
         if words.send(word).is_err() {
             return;
+        }
+    }
+}
+
+fn word_for(reader: &Reader, query: Query) -> Word {
+    match respond(reader, &query) {
+        Ok(Response::Content(content, buffers)) => Word::Answer {
+            query: Box::new(query),
+            content,
+            buffers,
+        },
+        Ok(Response::Event(event)) => Word::Found(event),
+        Err(error) => {
+            let mut content = ErrorContent::new("DatabaseError", error.to_string());
+            content.hint = error.hint();
+            Word::Answer {
+                query: Box::new(query),
+                content: to_json(&content),
+                buffers: vec![],
+            }
         }
     }
 }
@@ -170,26 +264,30 @@ fn respond(reader: &Reader, query: &Query) -> Result<Response, DbError> {
             limit,
             complete,
             engines,
+            most: _,
+            begun,
         } => {
-            let row = reader
-                .maps(&MapQuery {
-                    maps: vec![*map],
-                    ..MapQuery::default()
-                })?
-                .pop();
-            let results = if *limit > 0 {
-                reader.finished_from(*map, *from, *limit)?
-            } else {
-                vec![]
-            };
-            let counts = row.map(|r| r.counts).unwrap_or_default();
-            to_json(&say::WatchReply {
+            let (counts, results) = reader.finished_from(*map, *from, *limit)?;
+            let reply = say::WatchReply {
                 status: ok(),
                 counts,
                 complete: *complete,
                 engines: *engines,
                 results,
-            })
+            };
+            match begun {
+                None => to_json(&reply),
+                Some(engines) => to_json(&say::MapReply {
+                    status: ok(),
+                    map: *map,
+                    engines: engines.clone(),
+                    update: Some(reply),
+                }),
+            }
+        }
+        Ask::MapOf { key, request } => {
+            let (request, map) = (request.clone(), reader.map_of_client(key)?);
+            return Ok(Response::Event(Box::new(Event::MapFound { request, map })));
         }
         Ask::Maps { maps, since, label, limit } => {
             let query = MapQuery {

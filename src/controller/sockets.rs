@@ -12,6 +12,10 @@ use tokio::sync::mpsc;
 /// Messages that may wait for the driver. What waits beyond them waits in the sockets.
 const INBOX: usize = 4096;
 
+/// The lowest port that is taken where none is asked for, and how often one is looked for.
+const LOWEST: u16 = 10_000;
+const TRIES: usize = 20;
+
 /// Frames of one message, at most. A buffer of a task is one.
 const MOST_FRAMES: usize = 65_536;
 const KIB: usize = 1024;
@@ -199,7 +203,10 @@ impl Sockets {
                 let socket = Socket::with_limits(Kind::$kind, None, $side, &limits)?;
                 let watch: &dyn Fn(&Socket) = &$watch;
                 watch(&socket);
-                ports.$side.$name = socket.bind(ip, wanted.$side.$name).await?;
+                ports.$side.$name = match wanted.$side.$name {
+                    0 => bind_apart(&socket, ip).await?,
+                    port => socket.bind(ip, port).await?,
+                };
                 socket
             }};
         }
@@ -225,7 +232,7 @@ impl Sockets {
             task: bind!(engine, task, Router, most),
             broadcast: bind!(engine, broadcast, Router, most),
             hb_ping: bind!(engine, hb_ping, Pub, 64 * KIB),
-            native: bind!(engine, native, Router, most, |s| tell_departures(s, &inbox)),
+            native: bind!(engine, native, Router, most, |s| tell_departures(s, &inbox)).packing(),
         };
         read(&clients.registration, &inbox, |f| Arrival::Client(ClientChannel::Registration, f));
         read(&clients.control, &inbox, |f| Arrival::Client(ClientChannel::Control, f));
@@ -319,6 +326,29 @@ impl Sockets {
     }
 }
 
+/// Listens on a port that the system gives to nobody who asks for any: such a one could be taken, by a connection of any other
+/// program, while a killed controller is away, and its engines and clients would not find it again.
+async fn bind_apart(socket: &Socket, ip: &str) -> Result<u16, TransportError> {
+    let range = std::fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range").unwrap_or_default();
+    let mut given = range.split_whitespace().filter_map(|word| word.parse::<u16>().ok());
+    let first_given = given.next().unwrap_or(32_768);
+    for _ in 0..TRIES {
+        let Some(port) = port_apart(first_given, uuid::Uuid::new_v4().as_u128()) else {
+            break;
+        };
+        if let Ok(port) = socket.bind(ip, port).await {
+            return Ok(port);
+        }
+    }
+    socket.bind(ip, 0).await
+}
+
+/// One of those from 10000 up to the ones that the system gives out; none where these are few.
+fn port_apart(first_given: u16, random: u128) -> Option<u16> {
+    let room = first_given.checked_sub(LOWEST).filter(|room| *room >= 1000)?;
+    Some(LOWEST + (random % u128::from(room)) as u16)
+}
+
 fn read(socket: &Socket, inbox: &mpsc::Sender<Arrival>, wrap: impl Fn(Frames) -> Arrival + Send + 'static) {
     let (socket, inbox) = (socket.clone(), inbox.clone());
     tokio::spawn(async move {
@@ -337,11 +367,12 @@ fn read(socket: &Socket, inbox: &mpsc::Sender<Arrival>, wrap: impl Fn(Frames) ->
 }
 
 fn tell_departures(socket: &Socket, inbox: &mpsc::Sender<Arrival>) {
-    let (mut departures, inbox) = (socket.departures(), inbox.clone());
+    let (mut connections, inbox) = (socket.connections(), inbox.clone());
     tokio::spawn(async move {
-        while let Some(gone) = departures.next().await {
-            if let Ok(uuid) = std::str::from_utf8(&gone.identity)
-                && !uuid.is_empty()
+        while let Some(gone) = connections.next_end().await {
+            // A routing id that was given here, to one that had none, begins with a zero.
+            if let Ok(uuid) = std::str::from_utf8(&gone)
+                && !uuid.starts_with('\0')
                 && inbox.send(Arrival::Gone(EngineUuid::from(uuid))).await.is_err()
             {
                 return;
@@ -384,6 +415,31 @@ mod tests {
             let error = Ports::parse(text).unwrap_err();
             assert!(error.contains(says), "{text}: {error}");
         }
+    }
+
+    #[tokio::test]
+    async fn ports_are_taken_that_nobody_else_gets_by_chance() {
+        for random in [0, 7, 22_767, 22_768, u128::MAX] {
+            assert!((10_000..32_768).contains(&port_apart(32_768, random).unwrap()));
+        }
+        assert_eq!(port_apart(10_999, 5), None);
+        let (sockets, _arrivals) = Sockets::listen(
+            "127.0.0.1",
+            &Ports::default(),
+            &Security::Plain,
+            &Security::Plain,
+            &ControllerConfig::default(),
+        )
+        .await
+        .unwrap();
+        let text = std::fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range").unwrap();
+        let first: u16 = text.split_whitespace().next().unwrap().parse().unwrap();
+        let ports = [
+            sockets.ports.client.registration,
+            sockets.ports.client.task,
+            sockets.ports.engine.native,
+        ];
+        assert!(first < 11_000 || ports.iter().all(|port| *port < first), "{ports:?}");
     }
 
     #[tokio::test]

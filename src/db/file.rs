@@ -1,6 +1,7 @@
 //! The file itself: whose it is, on which file system, and how it is opened for writing and for reading.
 use super::schema::{self, APPLICATION_ID};
 use super::{DbError, DbErrorKind, Durability};
+use rusqlite::config::DbConfig;
 use rusqlite::{Connection, OpenFlags};
 use std::ffi::OsString;
 use std::fs::OpenOptions;
@@ -149,8 +150,14 @@ fn prepare(connection: &mut Connection, path: &Path, durability: Durability, exc
     ] {
         connection.pragma_update(None, name, value).map_err(sqlite)?;
     }
+    plan_once(connection).map_err(sqlite)?;
     connection.set_prepared_statement_cache_capacity(64);
     Ok(())
+}
+
+/// Without this SQLite makes a new plan, and parses the statement again, for every value that a range is compared with.
+fn plan_once(connection: &Connection) -> rusqlite::Result<()> {
+    connection.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_QPSG, true).map(drop)
 }
 
 /// Opens for reading, beside a writer (of this process too) or on a stopped cluster's file.
@@ -189,6 +196,7 @@ fn finish_reading(connection: Connection, path: &Path) -> Result<Connection, DbE
     if version == 0 {
         return Err(DbError::new(DbErrorKind::Missing, OPEN, path, "its tables were never made"));
     }
+    plan_once(&connection).map_err(sqlite)?;
     connection.set_prepared_statement_cache_capacity(32);
     Ok(connection)
 }

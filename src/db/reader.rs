@@ -1,11 +1,11 @@
 //! The one that reads: beside a running controller, or the file of a stopped one.
 use super::large::Large;
 use super::rows::{self, ATTEMPT_COLUMNS, MAP_COLUMNS};
-use super::writer::lock;
+use super::writer::{in_transaction, lock};
 use super::{DbError, DbErrorKind, file, tasks};
 use crate::model::definition::MapDefinition;
 use crate::model::query::{MapQuery, TaskQuery};
-use crate::model::task::{AttemptRow, MapRow, TaskRow};
+use crate::model::task::{AttemptRow, Counts, MapRow, TaskRow};
 use crate::model::{MapId, TaskId};
 use rusqlite::types::Value;
 use rusqlite::{Connection, OptionalExtension, params, params_from_iter};
@@ -39,8 +39,8 @@ impl Reader {
 
     /// Runs `read` on one state of the file: what is written meanwhile is not seen.
     pub(super) fn read<T>(&self, operation: &'static str, read: impl FnOnce(&Connection) -> rusqlite::Result<T>) -> Result<T, DbError> {
-        let mut connection = lock(&self.connection);
-        let result = connection.transaction().and_then(|transaction| read(&transaction));
+        let connection = lock(&self.connection);
+        let result = in_transaction(&connection, "BEGIN", read);
         result.map_err(|error| DbError::sqlite(operation, &self.path, &error))
     }
 
@@ -100,15 +100,21 @@ impl Reader {
         })
     }
 
-    /// Finished tasks in input order from `from` on, up to the first that is not finished, at most `limit` of them and
-    /// about 16 MiB (but one at least, if there is one).
-    pub fn finished_from(&self, map: MapId, from: u32, limit: u32) -> Result<Vec<TaskRow>, DbError> {
+    /// What a map counts (nothing where there is none), and its finished tasks in input order from `from` on, up to the
+    /// first that is not finished, at most `limit` of them and about 16 MiB (but one at least, if there is one).
+    pub fn finished_from(&self, map: MapId, from: u32, limit: u32) -> Result<(Counts, Vec<TaskRow>), DbError> {
         self.read("read results from", |connection| {
-            let mut about = connection.prepare_cached("SELECT label, kind FROM map WHERE id = ?1")?;
-            let about = about.query_row([map.0], |row| Ok((row.get::<_, Option<String>>(0)?, row.get::<_, String>(1)?)));
-            let Some((label, kind)) = about.optional()? else {
-                return Ok(Vec::new());
+            const ABOUT: &str = "SELECT total, ok, error, aborted, timeout, lost, running, assigned, label, kind FROM map WHERE id = ?1";
+            let mut about = connection.prepare_cached(ABOUT)?;
+            let about = about.query_row([map.0], |row| {
+                Ok((rows::counts(row, 0)?, row.get::<_, Option<String>>(8)?, row.get::<_, String>(9)?))
+            });
+            let Some((counts, label, kind)) = about.optional()? else {
+                return Ok(Default::default());
             };
+            if limit == 0 {
+                return Ok((counts, Vec::new()));
+            }
             let (msg_id, join) = match kind == crate::model::definition::CLIENT_KIND {
                 true => ("r.msg_id", "LEFT JOIN request r ON r.task = t.id"),
                 false => ("NULL", ""),
@@ -132,7 +138,7 @@ impl Reader {
                 }
                 found.push(row);
             }
-            Ok(found)
+            Ok((counts, found))
         })
     }
 

@@ -2,6 +2,7 @@
 use super::find::{Field, Filter};
 use super::large::Large;
 use super::restart::bytes;
+use super::schema;
 use super::{DbError, Reader};
 use crate::model::{TaskId, UnixTime};
 use bytes::Bytes;
@@ -154,9 +155,15 @@ fn select(
     values: Vec<SqlValue>,
     mut keep: impl FnMut(&RequestRecord) -> bool,
 ) -> rusqlite::Result<Vec<RequestRecord>> {
+    // A file of before is read as it is.
+    let has_resubmitted = schema::version(connection)? >= 5;
     let columns: Vec<&str> = Field::ALL
         .iter()
-        .map(|f| if fields.contains(f) { f.sql() } else { "NULL" })
+        .map(|f| match f {
+            Field::Resubmitted if !has_resubmitted => "NULL",
+            f if fields.contains(f) => f.sql(),
+            _ => "NULL",
+        })
         .collect();
     let sql = format!(
         "SELECT r.task, {} FROM request r JOIN task t ON t.id = r.task WHERE {narrow} ORDER BY t.submitted, t.id",

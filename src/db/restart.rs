@@ -112,6 +112,27 @@ impl Reader {
         })
     }
 
+    /// The place behind the last task of a map that is on record.
+    pub fn next_index(&self, map: MapId) -> Result<u32, DbError> {
+        self.read("read tasks from", |connection| {
+            let (first, last) = row_range(map);
+            let sql = "SELECT max(id) FROM task WHERE id BETWEEN ?1 AND ?2";
+            let highest: Option<i64> = connection.query_row(sql, [first, last], |row| row.get(0))?;
+            Ok(highest.map_or(0, |id| TaskId::from_row_id(id).index + 1))
+        })
+    }
+
+    /// Message ids of finished requests of a client's map whose replies it was not given, in order of arrival.
+    pub fn owed_replies(&self, map: MapId) -> Result<Vec<String>, DbError> {
+        let sql = "SELECT r.msg_id FROM owed o JOIN request r ON r.task = o.task WHERE o.task BETWEEN ?1 AND ?2 \
+                   AND r.result_header IS NOT NULL ORDER BY o.task";
+        self.read("read replies to be given from", |connection| {
+            let (first, last) = row_range(map);
+            let mut select = connection.prepare_cached(sql)?;
+            select.query_map([first, last], |row| row.get(0))?.collect()
+        })
+    }
+
     /// Calls `take` with each unfinished request of a client's map in order of arrival, without holding more than one.
     pub fn unfinished_requests(&self, map: MapId, take: &mut dyn FnMut(UnfinishedRequest)) -> Result<(), DbError> {
         let sql = "SELECT t.id, t.state, t.run, t.engine, r.msg_id, r.queue, r.client, r.header, r.metadata, r.content, r.buffers, \
@@ -176,8 +197,14 @@ fn open_maps(connection: &Connection) -> rusqlite::Result<Vec<OpenMap>> {
 }
 
 fn registered_engines(connection: &Connection) -> rusqlite::Result<Vec<RegisteredEngine>> {
-    let sql = "SELECT id, uuid, host, pid, version, python, capabilities, registered, job, ends FROM engine WHERE gone IS NULL ORDER BY id";
-    let mut select = connection.prepare_cached(sql)?;
+    // A file that is only read keeps the tables that it has.
+    let known = "SELECT EXISTS (SELECT 1 FROM pragma_table_info('engine') WHERE name = 'ends')";
+    let job = match connection.query_row(known, [], |row| row.get(0))? {
+        true => "job, ends",
+        false => "'', NULL",
+    };
+    let sql = format!("SELECT id, uuid, host, pid, version, python, capabilities, registered, {job} FROM engine WHERE gone IS NULL ORDER BY id");
+    let mut select = connection.prepare_cached(&sql)?;
     let engines = select.query_map([], |row| {
         Ok(RegisteredEngine {
             id: EngineId(row.get(0)?),

@@ -13,6 +13,7 @@ const MIGRATIONS: &[&str] = &[
     include_str!("migrations/0003_forgetting.sql"),
     include_str!("migrations/0004_jobs.sql"),
     include_str!("migrations/0005_resubmitted.sql"),
+    include_str!("migrations/0006_owed.sql"),
 ];
 
 /// The version that this program writes, in `PRAGMA user_version`.

@@ -53,8 +53,8 @@ impl Writer {
         }
         let stored = changes.iter().map(|change| self.large.keep(buffers_of(change), self.durability));
         let stored: Vec<Option<String>> = stored.collect::<Result<_, _>>()?;
-        let mut connection = lock(&self.connection);
-        let applied = apply(&mut connection, &mut self.known, changes, stored);
+        let connection = lock(&self.connection);
+        let applied = apply(&connection, &mut self.known, changes, stored);
         if applied.is_ok()
             && changes.iter().any(|change| matches!(change, Change::Purged { .. }))
             && let Err(error) = self.large.sweep(&connection)
@@ -132,6 +132,16 @@ impl Writer {
         }
     }
 
+    /// A reader over this writer's connection, for questions between two commits.
+    pub fn own_reader(&self) -> Reader {
+        Reader::over(self.connection.clone(), &self.path)
+    }
+
+    /// Whether all readers share this writer's connection.
+    pub fn is_exclusive(&self) -> bool {
+        self.exclusive
+    }
+
     /// Writes the log back into the file and closes it. Dropping does the same but cannot tell of failure.
     pub fn close(self) -> Result<(), DbError> {
         let failed = |error: rusqlite::Error| DbError::sqlite("close the database", &self.path, &error);
@@ -155,12 +165,34 @@ fn buffers_of(change: &Change) -> &[Bytes] {
 }
 
 /// `stored`: under which name each change's buffers are kept, where they are not in the row.
-fn apply(connection: &mut Connection, known: &mut Known, changes: &[Change], stored: Vec<Option<String>>) -> rusqlite::Result<()> {
-    let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
-    let mut batch = Batch::new(&transaction, known)?;
-    for (change, stored) in changes.iter().zip(stored) {
-        batch.apply(change, stored)?;
+fn apply(connection: &Connection, known: &mut Known, changes: &[Change], stored: Vec<Option<String>>) -> rusqlite::Result<()> {
+    in_transaction(connection, "BEGIN IMMEDIATE", |connection| {
+        let mut batch = Batch::new(connection, known)?;
+        for (change, stored) in changes.iter().zip(stored) {
+            batch.apply(change, stored)?;
+        }
+        batch.finish()
+    })
+}
+
+/// As [`Connection::transaction`], with statements that are not parsed each time.
+pub(super) fn in_transaction<T>(
+    connection: &Connection,
+    begin: &str,
+    work: impl FnOnce(&Connection) -> rusqlite::Result<T>,
+) -> rusqlite::Result<T> {
+    connection.prepare_cached(begin)?.execute([])?;
+    // Ends it however this ends, by a panic too.
+    struct Open<'a>(&'a Connection);
+    impl Drop for Open<'_> {
+        fn drop(&mut self) {
+            if !self.0.is_autocommit() {
+                let _ = self.0.execute_batch("ROLLBACK");
+            }
+        }
     }
-    batch.finish()?;
-    transaction.commit()
+    let _open = Open(connection);
+    let result = work(connection)?;
+    connection.prepare_cached("COMMIT")?.execute([])?;
+    Ok(result)
 }

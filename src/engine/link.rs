@@ -7,7 +7,7 @@ use crate::wire::message::to_json;
 use crate::wire::{Frames, Message, Session};
 use bytes::Bytes;
 use serde::Serialize;
-use std::collections::VecDeque;
+use std::collections::{HashSet, VecDeque};
 use std::time::{Duration, Instant};
 
 /// An address that does not take a connection in so long is passed over.
@@ -97,7 +97,7 @@ impl Link {
         };
         let uuid = register.facts.uuid.clone();
         let unusable = |e: crate::transport::TransportError| EngineError::BadConnectionFile(e.to_string());
-        let socket = Socket::new(Kind::Dealer, Some(&uuid.0), &security).map_err(unusable)?;
+        let socket = Socket::new(Kind::Dealer, Some(&uuid.0), &security).map_err(unusable)?.packing();
         socket.connect(address, port).await.map_err(unusable)?;
         let user = std::env::var("USER").unwrap_or_else(|_| "engine".into());
         let mut link = Link {
@@ -180,9 +180,10 @@ impl Link {
     }
 
     pub fn recorded(&mut self, msg_ids: &[String]) {
+        let recorded: HashSet<&String> = msg_ids.iter().collect();
         let bytes = &mut self.kept_bytes;
         self.kept.retain(|(id, _, _, message)| {
-            let stays = !msg_ids.contains(id);
+            let stays = !recorded.contains(id);
             *bytes -= if stays { 0 } else { size(message) };
             stays
         });

@@ -35,5 +35,12 @@ pub enum EngineError {
 /// Runs one engine until it is told to leave: by its controller, or by SIGTERM. SIGINT is for what it
 /// runs, and ends an idle engine on a terminal; SIGUSR1 and SIGUSR2 go to the worker.
 pub async fn run(settings: EngineSettings) -> Result<(), EngineError> {
-    driver::Driver::new(settings)?.run().await
+    // A task of the runtime's thread, which wakes itself more cheaply than what the runtime waits for.
+    match tokio::spawn(driver::Driver::new(settings)?.run()).await {
+        Ok(ended) => ended,
+        Err(error) => match error.try_into_panic() {
+            Ok(panic) => std::panic::resume_unwind(panic),
+            Err(error) => Err(EngineError::System(error.to_string())),
+        },
+    }
 }

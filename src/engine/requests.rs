@@ -9,14 +9,14 @@ use bytes::Bytes;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
-/// `status` on iopub: `busy` or `idle`.
-pub fn status(link: &mut Link, request: &Request, state: &str) {
+/// `status` on iopub. That it is idle again the controller says when it has the reply.
+pub fn busy(link: &mut Link, request: &Request) {
     iopub(
         link,
         request,
         "status",
         "status",
-        to_json(&json!({ "execution_state": state })),
+        to_json(&json!({ "execution_state": "busy" })),
         Vec::new(),
     );
 }

@@ -34,6 +34,9 @@ pub struct Process {
     /// It was told to leave, and may still be finishing a task.
     #[serde(default, skip_serializing_if = "is_false")]
     pub leaving: bool,
+    /// How many engines it is, if not one: `mpiexec` is all that it has started.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub engines: Option<u32>,
 }
 
 /// A job of a batch system: a single one, or an array.
@@ -172,7 +175,7 @@ impl Launched {
                 Some(host) => format!("process {} on {host}", process.pid),
                 None => format!("process {}", process.pid),
             },
-            engines: 1,
+            engines: process.engines.unwrap_or(1),
             log: process.log.clone(),
             log_from: process.log_from,
             leaving: process.leaving,

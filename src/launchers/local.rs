@@ -130,6 +130,17 @@ impl Launcher for Local {
 }
 
 impl Local {
+    /// One process, of any command.
+    pub(super) fn start_one(&self, program: PathBuf, arguments: Vec<OsString>, cwd: &Path, log: PathBuf) -> Result<Process, LaunchError> {
+        let cwd = cwd.to_path_buf();
+        self.spawn(&Daemon {
+            program,
+            arguments,
+            cwd,
+            log,
+        })
+    }
+
     /// How a process ended, where this very process started it.
     fn ending(&self, process: &Process) -> Option<String> {
         let mut children = self.children.lock().unwrap_or_else(PoisonError::into_inner);
@@ -476,6 +487,6 @@ mod tests {
         let error = super::super::by_name("cloud", &World::new().profile, &Default::default())
             .err()
             .unwrap();
-        insta::assert_snapshot!(error, @r#"there is no launcher "cloud"; there are: local, slurm, sge, pbs, lsf, htcondor"#);
+        insta::assert_snapshot!(error, @r#"there is no launcher "cloud"; there are: local, mpi, slurm, sge, pbs, lsf, htcondor"#);
     }
 }

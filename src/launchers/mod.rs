@@ -1,7 +1,7 @@
 //! Ways to start a controller or engines, and to end what was started.
 //!
 //! Parts: the trait [`Launcher`] and [`by_name`], [`launched`] (what a launch started: plain data that another process can take
-//! up), [`local`] (processes on this host), [`batch`] (what batch systems have in common), a row for each ([`slurm`], [`sge`], [`pbs`],
+//! up), [`local`] (processes on this host), [`mpi`] (engines under one `mpiexec`), [`batch`] (what batch systems have in common), a row for each ([`slurm`], [`sge`], [`pbs`],
 //! [`lsf`], [`htcondor`]), [`templates`] and [`jobs`] (the launcher that runs what a row says),
 //! [`engine`] (the command that is one engine), [`supervisor`] (brings back what was killed), [`python`] (the interpreter that
 //! engines are to use), [`command`] (runs others' programs), [`logs`] (what was written), [`error`].
@@ -16,6 +16,7 @@ pub mod launched;
 pub mod local;
 pub mod logs;
 pub mod lsf;
+pub mod mpi;
 pub mod pbs;
 pub mod python;
 pub mod sge;
@@ -33,7 +34,7 @@ use std::time::Duration;
 
 /// The launchers that there are.
 pub fn known() -> Vec<&'static str> {
-    std::iter::once("local").chain(batch::SYSTEMS).collect()
+    ["local", mpi::NAME].into_iter().chain(batch::SYSTEMS).collect()
 }
 
 /// A way to start a controller or engines. Its calls may take seconds (a batch system, another host): never make them from
@@ -74,6 +75,7 @@ pub trait Launcher: Send + Sync {
 pub fn by_name(name: &str, profile: &ProfileDir, config: &Config) -> Result<Box<dyn Launcher>, LaunchError> {
     match name {
         "local" => Ok(Box::new(local::Local::default())),
+        mpi::NAME => Ok(Box::new(mpi::Mpi::new(&config.launchers.mpi))),
         _ => match jobs::by_name(name, profile, config) {
             Some(jobs) => Ok(Box::new(jobs)),
             None => Err(LaunchError::UnknownLauncher { name: name.to_string() }),

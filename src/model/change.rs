@@ -111,6 +111,14 @@ pub enum Change {
         msg_id: String,
         new_id: String,
     },
+    /// The reply of this request is to be given to its client, which can be known again.
+    ReplyOwed {
+        task: TaskId,
+    },
+    /// ... and has been given.
+    RepliesGiven {
+        tasks: Vec<TaskId>,
+    },
     /// What a request printed or displayed (iopub).
     RequestOutput {
         msg_id: String,

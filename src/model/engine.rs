@@ -30,7 +30,18 @@ pub struct EngineFacts {
 impl EngineFacts {
     /// Whether pcluster's own tasks can run there.
     pub fn is_native(&self) -> bool {
-        self.capabilities.iter().any(|c| c == "call")
+        self.has("call")
+    }
+
+    /// Whether it understands messages that hold what others would get in several.
+    pub fn takes_joined(&self) -> bool {
+        self.has(EngineFacts::JOINED)
+    }
+
+    pub const JOINED: &str = "joined";
+
+    fn has(&self, capability: &str) -> bool {
+        self.capabilities.iter().any(|c| c == capability)
     }
 }
 

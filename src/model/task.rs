@@ -141,6 +141,17 @@ impl Outcome {
             ended,
         }
     }
+
+    /// Bytes of all its texts.
+    pub fn bytes(&self) -> usize {
+        let error = self
+            .error
+            .as_ref()
+            .map_or(0, |e| e.ename.len() + e.evalue.len() + e.traceback.len());
+        let value = self.value.as_ref().map_or(0, |v| v.get().len());
+        let text = |text: &Option<String>| text.as_ref().map_or(0, String::len);
+        error + value + text(&self.pickled) + text(&self.repr) + self.stdout.len() + self.stderr.len()
+    }
 }
 
 /// A task as `pcluster results` shows it.

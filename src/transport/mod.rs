@@ -3,11 +3,12 @@
 //! A [`Socket`] is cheap to clone; sending never waits for a slow peer (what such a peer does not take is kept for it,
 //! up to a bound; beyond it the peer is cut off, so that it connects and asks again).
 mod overflow;
+mod packed;
 mod waiting;
 mod zmq;
 
 pub use waiting::Waiting;
-pub use zmq::{Connection, PeerGone, Socket};
+pub use zmq::{Connection, Socket};
 
 /// What a socket is to ZeroMQ.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -1,5 +1,6 @@
 //! Sockets over `omq-tokio` (docs/adr/0001-zeromq-crate.md).
 use super::overflow::{Offered, Overflow, TooMuch};
+use super::packed::{pack, unpack};
 use super::waiting::{Load, WEIGHED, WINDOW, Waiting, weighed};
 use super::{KeyPair, Kind, Limits, Security, TransportError};
 use crate::wire::Frames;
@@ -27,16 +28,11 @@ pub struct Socket {
     /// Of a ROUTER: the connections of its peers, by routing id.
     peers: Arc<Mutex<HashMap<Bytes, u64>>>,
     most_frames: usize,
+    /// The other end is pcluster too.
+    packs: bool,
     waiting: Waiting,
     /// Of those that share [`Socket::waiting`].
     number: usize,
-}
-
-/// A connection of a bound socket has ended.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct PeerGone {
-    /// The peer's routing id, where it had chosen one.
-    pub identity: Bytes,
 }
 
 impl Socket {
@@ -87,6 +83,7 @@ impl Socket {
             overflow: Arc::default(),
             peers: Arc::default(),
             most_frames: limits.frames,
+            packs: false,
             number: waiting.join(sender),
             waiting,
         };
@@ -103,6 +100,13 @@ impl Socket {
             socket.note_peers();
         }
         Ok(socket)
+    }
+
+    /// Small messages travel as one frame; the other end must do the same. Before the socket is bound or connected.
+    #[must_use]
+    pub fn packing(mut self) -> Socket {
+        self.packs = true;
+        self
     }
 
     /// Keeps the table of peers.
@@ -176,11 +180,12 @@ impl Socket {
     }
 
     /// Sends without waiting. To a ROUTER's peer that is not there: [`TransportError::NoPeer`].
-    pub fn send(&self, mut frames: Frames) -> Result<(), TransportError> {
-        let peer = match self.kind {
-            Kind::Router => frames.first().cloned().unwrap_or_default(),
-            _ => Bytes::new(),
+    pub fn send(&self, frames: Frames) -> Result<(), TransportError> {
+        let (peer, first) = match self.kind {
+            Kind::Router => (frames.first().cloned().unwrap_or_default(), 1),
+            _ => (Bytes::new(), 0),
         };
+        let mut frames = if self.packs { pack(frames, first) } else { frames };
         let size: usize = frames.iter().map(Bytes::len).sum();
         let mut load: Option<Arc<Load>> = None;
         if size >= WEIGHED && self.kind == Kind::Router {
@@ -279,12 +284,20 @@ impl Socket {
 
     fn accepted(&self, message: &Message) -> Option<Frames> {
         let count = message.len();
-        if count <= self.most_frames {
-            return Some(frames(message));
+        let taken = match count <= self.most_frames {
+            true if self.packs => unpack(frames(message), self.most_frames),
+            true => Some(frames(message)),
+            false => None,
+        };
+        if taken.is_none() {
+            let peer = message.part_bytes(0).unwrap_or_default();
+            let why = format!(
+                "a message of {count} frames or more, or malformed; {} are allowed",
+                self.most_frames
+            );
+            self.cut_off(&peer, &why);
         }
-        let peer = message.part_bytes(0).unwrap_or_default();
-        self.cut_off(&peer, &format!("a message of {count} frames; {} are allowed", self.most_frames));
-        None
+        taken
     }
 
     /// Connections of a bound socket, as they begin and end.
@@ -292,33 +305,9 @@ impl Socket {
         Connections(self.omq.monitor())
     }
 
-    /// The ends of connections, as they come.
-    pub fn departures(&self) -> Departures {
-        Departures(self.omq.monitor())
-    }
-
     /// Waits for what was sent, a few seconds at most, and closes.
     pub async fn close(self) {
         let _ = self.omq.close().await;
-    }
-}
-
-pub struct Departures(MonitorStream);
-
-impl Departures {
-    /// None when the socket is closed.
-    pub async fn next(&mut self) -> Option<PeerGone> {
-        loop {
-            match self.0.recv().await {
-                Ok(MonitorEvent::Disconnected { peer, .. }) => {
-                    return Some(PeerGone {
-                        identity: peer.peer_identity.unwrap_or_default(),
-                    });
-                }
-                Ok(MonitorEvent::Closed) | Err(MonitorRecvError::Closed) => return None,
-                Ok(_) | Err(_) => {}
-            }
-        }
     }
 }
 
@@ -338,6 +327,15 @@ pub enum Connection {
 pub struct Connections(MonitorStream);
 
 impl Connections {
+    /// The routing id of the next peer whose connection ends.
+    pub async fn next_end(&mut self) -> Option<Bytes> {
+        loop {
+            if let Connection::Ended { identity } = self.next().await? {
+                return Some(identity);
+            }
+        }
+    }
+
     /// None when the socket is closed.
     pub async fn next(&mut self) -> Option<Connection> {
         let identity = |peer: &omq_tokio::PeerInfo| {
@@ -462,11 +460,11 @@ mod tests {
     #[tokio::test]
     async fn a_peer_that_leaves_is_told_of() {
         let (router, dealer) = pair(true).await;
-        let mut departures = router.departures();
+        let mut departures = router.connections();
         dealer.send(vec![Bytes::from_static(b"a")]).unwrap();
         router.receive().await.unwrap();
         dealer.close().await;
-        assert_eq!(departures.next().await.unwrap().identity, "me");
+        assert_eq!(departures.next_end().await.unwrap(), "me");
     }
 
     #[tokio::test]
@@ -539,11 +537,12 @@ mod tests {
                 let (router, port) = limited(limits.clone()).await;
                 let (peer, good) = (dealer(port, name).await, dealer(port, Some("good")).await);
                 insist(&peer, &router, "short").await;
-                let mut departures = router.departures();
+                let mut departures = router.connections();
                 peer.send(bad).unwrap();
                 good.send(vec![Bytes::from_static(b"still here")]).unwrap();
                 assert_eq!(router.receive().await.unwrap(), ["good", "still here"]);
-                assert_eq!(departures.next().await.unwrap().identity, name.unwrap_or_default());
+                let gone = departures.next_end().await.unwrap();
+                assert!(name.map_or(gone.starts_with(b"\0"), |name| gone == name), "{gone:?}");
                 // It may come back.
                 insist(&peer, &router, "better").await;
             }
@@ -584,18 +583,18 @@ mod tests {
     #[tokio::test]
     async fn a_peer_that_is_cut_off_may_come_back() {
         let (router, port) = limited(Limits::NONE).await;
-        let mut departures = router.departures();
+        let mut departures = router.connections();
         let peer = dealer(port, Some("bad")).await;
         let identity = insist(&peer, &router, "a").await;
         router.cut_off(&identity, "a test");
-        assert_eq!(departures.next().await.unwrap().identity, "bad");
+        assert_eq!(departures.next_end().await.unwrap(), "bad");
         insist(&peer, &router, "b").await;
     }
 
     #[tokio::test]
     async fn a_peer_that_does_not_read_is_cut_off_and_the_others_are_served() {
         let (router, port) = limited(Limits::NONE).await;
-        let mut departures = router.departures();
+        let mut departures = router.connections();
         let (slow, good) = (dealer(port, Some("slow")).await, dealer(port, Some("good")).await);
         for peer in [&slow, &good] {
             peer.send(vec![Bytes::from_static(b"hello")]).unwrap();
@@ -615,7 +614,7 @@ mod tests {
             matches!(&error, TransportError::CutOff(why) if why.contains("does not read")),
             "{error}"
         );
-        assert_eq!(departures.next().await.unwrap().identity, "slow");
+        assert_eq!(departures.next_end().await.unwrap(), "slow");
         router.send(vec![Bytes::from_static(b"good"), Bytes::from_static(b"x")]).unwrap();
         assert_eq!(good.receive().await.unwrap(), ["x"]);
     }
@@ -630,7 +629,7 @@ mod tests {
             ..Limits::NONE
         };
         let ((first, port), (second, other_port)) = (limited(limits.clone()).await, limited(limits).await);
-        let mut departures = first.departures();
+        let mut departures = first.connections();
         let names = ["slowest", "slow", "good"];
         let peers = [
             dealer(port, Some("slowest")).await,
@@ -655,7 +654,7 @@ mod tests {
             // With what their own sockets have taken in.
             assert!(rounds * 3 * block.len() < 3 * MOST, "nobody was cut off");
         }
-        assert_eq!(departures.next().await.unwrap().identity, "slowest");
+        assert_eq!(departures.next_end().await.unwrap(), "slowest");
         // The other goes on, and gets all in the end.
         for _ in 0..rounds {
             assert_eq!(slow.receive().await.unwrap()[0].len(), block.len());

@@ -219,7 +219,7 @@ fn bad_signatures_end_a_connection_and_replays_are_refused() {
     let patience = Duration::from_secs(30);
     runtime.block_on(async {
         let socket = at_registration(&file).await;
-        let mut departures = socket.departures();
+        let mut connections = socket.connections();
         let (mut right, mut wrong) = (Session::new(key, "right", "me"), Session::new(b"wrong", "wrong", "me"));
         // What came before is not answered again.
         let (_, once) = hello(&mut right);
@@ -238,7 +238,7 @@ fn bad_signatures_end_a_connection_and_replays_are_refused() {
         for _ in 0..16 {
             socket.send(hello(&mut wrong).1).unwrap();
         }
-        tokio::time::timeout(patience, departures.next())
+        tokio::time::timeout(patience, connections.next_end())
             .await
             .expect("the connection stands")
             .unwrap();

@@ -138,6 +138,27 @@ fn words_wire_and_cores_know_no_world() {
     assert_none(wrong);
 }
 
+/// Rows, and what they share. A launch becomes a request where the environment is looked at, which is no row's affair.
+#[test]
+fn batch_systems_know_no_world() {
+    let systems = ["sge", "pbs", "slurm", "lsf", "htcondor", "batch"];
+    let mut wrong = Vec::new();
+    let mut rows = 0;
+    for source in sources() {
+        let path = source.path.display().to_string();
+        let part = path.strip_prefix("launchers/").and_then(|rest| rest.split(['/', '.']).next());
+        let is_row = part.is_some_and(|part| systems.contains(&part));
+        if !is_row || path.ends_with("/tests.rs") || path == "launchers/batch/launch.rs" {
+            continue;
+        }
+        rows += 1;
+        let words = Source::uses(&source.without_tests(), IMPURE);
+        wrong.extend(words.iter().map(|word| format!("{path}: {word}")));
+    }
+    assert!(rows > 12, "only {rows} files were found");
+    assert_none(wrong);
+}
+
 #[test]
 fn batch_systems_do_not_name_each_other() {
     let systems = ["sge", "pbs", "slurm", "lsf", "htcondor"];

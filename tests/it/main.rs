@@ -1,6 +1,7 @@
 //! Integration tests: one binary, real processes.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test that cannot go on fails")]
 mod bad_input;
+mod batch;
 mod docs;
 mod engines_work;
 mod hostile;
@@ -12,5 +13,6 @@ mod printed;
 mod readme;
 mod recovery;
 mod results;
+mod retention;
 mod small_commands;
 mod support;

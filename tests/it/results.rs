@@ -120,6 +120,7 @@ fn failed_tasks_are_seen_resubmitted_and_well() {
     cluster.ok(&["resubmit", &format!("{map}.0")]);
     cluster.ok(&["wait", &map]);
     assert_eq!(tasks_of(cluster, "repair")[0]["attempts"], 2);
+    assert_eq!(tasks_of(cluster, "repair")[0]["run"], 2);
 }
 
 #[test]

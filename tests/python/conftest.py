@@ -9,6 +9,8 @@ import time
 import pytest
 
 REPOSITORY = pathlib.Path(__file__).parents[2]
+# Run for each batch system that could be brought up, by `cargo xtask test`.
+collect_ignore = [] if os.environ.get("PCLUSTER_TEST_BATCH") else ["test_batch.py"]
 
 
 def pcluster_binary():

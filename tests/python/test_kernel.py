@@ -303,12 +303,17 @@ def test_a_running_cell_and_a_running_function_are_interrupted(client, everyone)
     assert everyone.apply_sync(interactive(lambda: "woken" in globals())) == [False, False]
 
 
-def test_the_end_of_python_in_a_cell_is_not_the_end_of_the_cluster():
+def test_a_first_cell_is_quiet_and_the_end_of_python_in_a_cell_is_not_the_end_of_the_cluster():
     cluster = Cluster("-n", "1")
     client = client_of(cluster)
     try:
+        # The very first cell of an engine: nothing is said but what it says.
+        first = execute(client[0], "print('first')")
+        assert (first.stdout, first.stderr) == ("first\n", "")
         error = refused(client[0].execute("import os; os._exit(3)", block=False))
-        assert error.ename in ("EngineError", "WorkerDied") and "exit code 3" in error.evalue
+        # Who tells it first, the engine or the controller, says it in its own words.
+        assert error.ename == "EngineError"
+        assert "died while running" in error.evalue or "exit code 3" in error.evalue
         wait_until("an engine again", lambda: client.ids)
         assert client[client.ids[-1]].apply_sync(interactive(lambda: 5)) == 5
     finally:

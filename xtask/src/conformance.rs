@@ -89,7 +89,10 @@ pub fn run(places: &Places, engines: &[Engine], filter: Option<&str>) -> Result<
 
 /// Tells the processes that tests start which commands begin a cluster, as a site would.
 fn configure(places: &Places, python: &Path) -> Result<(), String> {
-    let etc = python.parent().and_then(Path::parent).map(|environment| environment.join("etc/ipython"));
+    let etc = python
+        .parent()
+        .and_then(Path::parent)
+        .map(|environment| environment.join("etc/ipython"));
     let etc = etc.ok_or("the test environment has no folder")?;
     let copied = fs::create_dir_all(&etc)
         .and_then(|()| fs::copy(places.root.join(OURS).join("ipcluster_config.py"), etc.join("ipcluster_config.py")));
@@ -123,11 +126,27 @@ impl Suite {
         let python = python.to_string_lossy();
         let timeout = format!("--timeout={TIMEOUT_S}");
         let mut words = vec![&*python, "-m", "pytest", "--pyargs", "ipyparallel.tests", "-p", "pcluster_commands"];
-        words.extend(["-v", "-ra", &timeout, "-p", "no:cacheprovider", "-W", "ignore", "-o", "asyncio_mode=auto"]);
+        words.extend([
+            "-v",
+            "-ra",
+            &timeout,
+            "-p",
+            "no:cacheprovider",
+            "-W",
+            "ignore",
+            "-o",
+            "asyncio_mode=auto",
+        ]);
         words.extend(filter.into_iter().flat_map(|expression| ["-k", expression]));
         echo(&format!("{} (engines: {})", words.join(" "), engine.word()));
         let mut command = program(&folder, &words);
-        for name in ["IPYTHONDIR", "IPP_PROFILE_DIR", "IPP_CLUSTER_ID", "IPP_CONNECTION_INFO", "PCLUSTER_PROFILE"] {
+        for name in [
+            "IPYTHONDIR",
+            "IPP_PROFILE_DIR",
+            "IPP_CLUSTER_ID",
+            "IPP_CONNECTION_INFO",
+            "PCLUSTER_PROFILE",
+        ] {
             command.env_remove(name);
         }
         command.env("HOME", folder.join("home"));
@@ -135,7 +154,11 @@ impl Suite {
         command.env("PCLUSTER_REPORT", folder.join("report.jsonl"));
         command.env("PCLUSTER_ENGINE", engine.word());
         // mpiexec, where there is one, is to run as root in a container too, and more processes than processors.
-        for name in ["OMPI_ALLOW_RUN_AS_ROOT", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", "OMPI_MCA_rmaps_base_oversubscribe"] {
+        for name in [
+            "OMPI_ALLOW_RUN_AS_ROOT",
+            "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM",
+            "OMPI_MCA_rmaps_base_oversubscribe",
+        ] {
             command.env(name, "1");
         }
         match engine {

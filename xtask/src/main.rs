@@ -13,6 +13,7 @@ mod pi;
 mod python;
 mod remote;
 mod run;
+mod schedulers;
 mod tally;
 mod test;
 mod wheel;
@@ -30,6 +31,7 @@ The project's chores:
   cargo xtask wheel  the Python package with the program in it, in target/wheels/ (--profile dev: of the development build)
   cargo xtask conformance  runs ipyparallel's own test suite on pcluster (--engine pcluster|ipengine|ipyparallel, -k EXPRESSION)
   cargo xtask bench  pcluster and its peers side by side; writes docs/performance.md and README.md (--quick: only prints)
+                     (cargo xtask bench ipyparallel: its client on pcluster's cluster and on its own; --quick)
 ";
 
 fn main() -> ExitCode {
@@ -38,6 +40,8 @@ fn main() -> ExitCode {
     let done = match words.as_slice() {
         ["demo"] => demo::run(&Places::find()).map(|()| true),
         ["bench"] => bench::run(&Places::find(), false).map(|()| true),
+        ["bench", "ipyparallel"] => bench::stock::run(&Places::find(), false).map(|()| true),
+        ["bench", "ipyparallel", "--quick"] => bench::stock::run(&Places::find(), true).map(|()| true),
         ["bench", "--quick"] => bench::run(&Places::find(), true).map(|()| true),
         ["fuzz", arguments @ ..] => fuzz::run(&Places::find(), arguments),
         ["chaos", options @ ..] => match chaos_options(options) {

@@ -5,6 +5,7 @@ use crate::mpi;
 use crate::python;
 use crate::remote;
 use crate::run::{captured, echo, program, spelled, status, watched};
+use crate::schedulers;
 use crate::tally::Tally;
 use crate::wheel;
 use std::path::Path;
@@ -41,6 +42,7 @@ pub fn run(places: &Places) -> Result<bool, String> {
         }
     }
     remote_tests(places, &mut report, python.as_deref());
+    batch_tests(places, &mut report, python.as_deref());
     // Last: it needs the program that the tests have built.
     echo("cargo xtask chaos --minutes 1");
     let chaos = crate::chaos::run(places, 1.0, None);
@@ -159,6 +161,43 @@ fn python_tests(places: &Places, report: &mut Report, python: Option<&Path>) {
     counted(report, &mut command, Tally::from_pytest);
 }
 
+/// The same tests on each batch system that can be brought up here.
+fn batch_tests(places: &Places, report: &mut Report, python: Option<&Path>) {
+    let count = functions_of(&places.root.join(schedulers::TESTS));
+    for scheduler in &schedulers::ALL {
+        let what = format!("{} with {}", schedulers::TESTS, scheduler.name);
+        let Some(python) = python else {
+            report.skip(&what, count, "there is no Python environment for them");
+            continue;
+        };
+        let up = match scheduler.up(places) {
+            Ok(up) => up,
+            Err(why) => {
+                report.skip(&what, count, &why);
+                continue;
+            }
+        };
+        let python = python.to_string_lossy();
+        let words = [
+            "-m",
+            "pytest",
+            "-v",
+            "-rs",
+            "--timeout=300",
+            "--durations=5",
+            "-p",
+            "no:cacheprovider",
+            schedulers::TESTS,
+        ];
+        let mut command = program(&places.root, &[&*python]);
+        command
+            .args(words)
+            .env("PCLUSTER_BIN", &places.pcluster)
+            .env("PCLUSTER_TEST_BATCH", up.place());
+        counted(report, &mut command, Tally::from_pytest);
+    }
+}
+
 /// Over ssh, between hosts made for it.
 fn remote_tests(places: &Places, report: &mut Report, python: Option<&Path>) {
     let ready = python.ok_or_else(|| "there is no Python environment for them".to_string());
@@ -195,8 +234,13 @@ fn functions_in(folder: &Path) -> u64 {
         .flatten()
         .map(|entry| entry.path())
         .filter(|path| path.extension().is_some_and(|e| e == "py"));
-    let texts = files.filter_map(|path| std::fs::read_to_string(path).ok());
-    texts
-        .map(|text| text.lines().filter(|line| line.trim_start().starts_with("def test_")).count() as u64)
+    files
+        .filter(|path| !path.ends_with(schedulers::TESTS))
+        .map(|path| functions_of(&path))
         .sum()
+}
+
+fn functions_of(file: &Path) -> u64 {
+    let text = std::fs::read_to_string(file).unwrap_or_default();
+    text.lines().filter(|line| line.trim_start().starts_with("def test_")).count() as u64
 }

@@ -205,6 +205,7 @@ pub fn run(args: Args, context: &Context) -> Result<Exit, CommandError> {
         engine_ssh: words.engine_ssh.unwrap_or_default(),
         reuse: words.reuse,
     };
+    context.use_threads();
     context.block_on(controller::run(settings))??;
     Ok(Exit::Fine)
 }

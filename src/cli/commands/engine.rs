@@ -196,7 +196,7 @@ pub fn run(args: Args, context: &Context) -> Result<Exit, CommandError> {
         profile_dir: Some(profile.path().to_path_buf()),
         ..EngineSettings::new(connection)
     };
-    context.block_on(engine::run(settings))??;
+    context.block_on_one_thread(engine::run(settings))??;
     Ok(Exit::Fine)
 }
 

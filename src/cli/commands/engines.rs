@@ -4,7 +4,7 @@ use super::start::{Bar, How, interruptible};
 use crate::cli::output::table::{Cell, Table, Tone};
 use crate::cli::output::{self, json, times};
 use crate::cli::{CommandError, Context, Exit};
-use crate::cluster::{self, AddOptions, Removed, Which};
+use crate::cluster::{self, AddOptions, ClusterState, Removed, Which};
 use crate::model::engine::EngineStatus;
 use crate::model::targets::Targets;
 use crate::model::{EngineId, UnixTime};
@@ -68,6 +68,10 @@ pub struct EngineView<'a> {
     assigned: u32,
     finished: u64,
     registered: String,
+    /// The batch system's job that it is in (`4711.3`).
+    job: Option<&'a str>,
+    /// When that job's time is over, where that is known.
+    ends: Option<String>,
 }
 
 impl<'a> EngineView<'a> {
@@ -85,6 +89,8 @@ impl<'a> EngineView<'a> {
             assigned: engine.assigned,
             finished: engine.finished,
             registered: engine.registered.to_iso(),
+            job: Some(facts.job.as_str()).filter(|job| !job.is_empty()),
+            ends: facts.ends.map(|ends| ends.to_iso()),
         }
     }
 }
@@ -162,9 +168,15 @@ fn table(engines: &[EngineStatus], now: UnixTime) -> Table {
 }
 
 /// What `engines add` and `scale` want.
-pub fn options(n: u32, how: How, context: &Context) -> Result<AddOptions, CommandError> {
+pub fn options(n: u32, mut how: How, context: &Context) -> Result<AddOptions, CommandError> {
+    let profile = context.profile_dir()?;
+    if how.launcher.is_none() {
+        // As the engines that are there were started.
+        let state = ClusterState::read(&profile, &context.cluster_id).ok().flatten();
+        how.launcher = state.and_then(|state| Some(state.engines.last()?.launcher.clone()));
+    }
     Ok(AddOptions {
-        profile: context.profile_dir()?,
+        profile,
         cluster_id: context.cluster_id.clone(),
         n,
         settings: how.settings(context)?,

@@ -1,6 +1,7 @@
 //! `pcluster logs`
 use crate::cli::output;
 use crate::cli::{CommandError, Context, Exit};
+use crate::cluster;
 use crate::model::targets::Targets;
 use crate::profile::ProfileDir;
 use std::fs::File;
@@ -102,6 +103,15 @@ fn find(profile: &ProfileDir, cluster_id: &str, args: &Args) -> Result<Vec<Log>,
             };
             if wanted {
                 logs.push(log(format!("engine {number}"), profile.engine_log(cluster_id, number)));
+            }
+        }
+        for (number, path) in cluster::logs::of_jobs(profile, cluster_id) {
+            let wanted = match &args.engines {
+                Some(Targets::Some(ids)) => ids.iter().any(|id| id.0 == number),
+                _ => true,
+            };
+            if wanted {
+                logs.push(log(format!("engine {number}"), path));
             }
         }
     }

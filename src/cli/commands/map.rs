@@ -72,6 +72,8 @@ pub struct Args {
 }
 
 pub fn run(args: Args, context: &Context) -> Result<Exit, CommandError> {
+    // Inputs are sent on while results wait for a full pipe.
+    context.use_threads();
     let plan = Plan::of(&args)?;
     let results = Results::open(&args.results, plan.is_command(), context.json, context.terminal.stdout)?;
     own_cluster::with_cluster(args.n, context, |stays| {

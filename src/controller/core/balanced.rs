@@ -5,10 +5,17 @@
 use super::maps::{InFlight, Taken};
 use super::{Core, Due};
 use crate::model::change::Change;
+use crate::model::definition::MapDefinition;
 use crate::model::task::TaskState;
 use crate::model::{EngineId, EngineUuid, MapId, TaskId};
 use crate::wire::content::engine::{self as say, TaskToRun};
 use serde_json::value::RawValue;
+use std::sync::Arc;
+
+/// Work of so many seconds goes to one engine in one message, though others are idle.
+const MESSAGE_S: f64 = 1e-3;
+/// What the shortest task costs beside its own time: seconds.
+const TASK_S: f64 = 5e-6;
 
 impl Core {
     /// Puts a map into the list of runnable ones, or takes it out.
@@ -49,6 +56,12 @@ impl Core {
         }
     }
 
+    /// So many tasks take longer than to send them in a message of their own: shorter work is not shared out further.
+    fn worth_sending(&self, map: MapId) -> u32 {
+        let mean = self.maps.get(&map).and_then(|m| m.mean_s);
+        mean.map_or(1, |mean| (MESSAGE_S / (mean + TASK_S)) as u32).max(1)
+    }
+
     /// False when every engine has enough.
     fn dispatch_balanced(&mut self, id: MapId) -> bool {
         loop {
@@ -70,8 +83,9 @@ impl Core {
             if load > depth / 2 || load >= depth {
                 return false;
             }
-            let engines = self.engines.count().max(1) as u32;
-            let count = (depth - load).min(ready.div_ceil(engines).max(1));
+            let engines = self.engines.native_free().max(1);
+            let fair = ready.div_ceil(engines).max(self.worth_sending(id));
+            let count = (depth - load).min(fair);
             let tasks: Vec<Taken> = match self.maps.get_mut(&id) {
                 Some(map) => std::iter::from_fn(|| map.take()).take(count as usize).collect(),
                 None => return true,
@@ -106,7 +120,7 @@ impl Core {
         let Some(engine_id) = self.engines.get(engine).map(|e| e.id) else {
             return;
         };
-        self.send_definition(id, engine);
+        let definition = self.send_definition(id, engine);
         self.record_assigned(id, engine_id, &tasks);
         let mut to_run = Vec::with_capacity(tasks.len());
         let Some(map) = self.maps.get_mut(&id) else { return };
@@ -136,20 +150,38 @@ impl Core {
                 );
             }
         });
-        self.tell_engine(engine, say::TASKS, &say::Tasks { map: id, tasks: to_run });
+        self.tell_engine(
+            engine,
+            say::TASKS,
+            &say::Tasks {
+                map: id,
+                definition,
+                tasks: to_run,
+            },
+        );
     }
 
-    fn send_definition(&mut self, id: MapId, engine: &EngineUuid) {
-        let known = self.engines.change(engine, |e| !e.definitions.insert(id));
-        if known == Some(false)
-            && let Some(definition) = self.maps.get(&id).map(|m| m.definition.clone())
+    /// Sends the definition to an engine that does not have it, or gives it back to go with the tasks.
+    fn send_definition(&mut self, id: MapId, engine: &EngineUuid) -> Option<Arc<MapDefinition>> {
+        let asked = self.engines.change(engine, |e| {
+            e.to_forget.retain(|map| *map != id);
+            (!e.definitions.insert(id), e.joined)
+        });
+        if let Some((false, joined)) = asked
+            && let Some(map) = self.maps.get_mut(&id)
         {
+            map.known_by.push(engine.clone());
+            let definition = map.definition.clone();
+            if joined {
+                return Some(definition);
+            }
             let content = say::Definition {
                 map: id,
                 definition: (*definition).clone(),
             };
             self.tell_engine(engine, say::DEFINITION, &content);
         }
+        None
     }
 
     /// One change for each run of neighbours.
@@ -179,7 +211,7 @@ impl Core {
             .by_load()
             .rev()
             .take_while(|(_, e)| e.load() >= 2)
-            .filter(|(_, e)| e.native && !e.tasks.is_empty())
+            .filter(|(_, e)| e.native && !(e.tasks.is_empty() && e.quick.is_empty()))
             .map(|(uuid, e)| {
                 (
                     uuid.clone(),
@@ -203,17 +235,18 @@ impl Core {
             self.engines.change(uuid, |e| e.finished_seen = e.finished);
         }
         for (uuid, at_most) in stuck {
-            self.engines.change(&uuid, |e| e.asked_back = true);
+            self.engines.change(&uuid, |e| (e.asked_back, e.stuck) = (true, true));
             self.tell_engine(&uuid, say::GIVE_BACK, &say::GiveBack { at_most });
         }
     }
 
     /// Whether it holds a task that another engine could run.
     fn has_balanced(&self, engine: &super::engines::Engine) -> bool {
-        engine
-            .tasks
-            .keys()
-            .any(|task| self.maps.get(&task.map).is_some_and(|m| m.targets.is_none()))
+        !engine.quick.is_empty()
+            || engine
+                .tasks
+                .keys()
+                .any(|task| self.maps.get(&task.map).is_some_and(|m| m.targets.is_none()))
     }
 
     pub(super) fn beat(&mut self) {
@@ -222,6 +255,7 @@ impl Core {
         // Stuck queues are looked for more often than hearts.
         let step = heartbeat.min(std::time::Duration::from_millis(100));
         self.remind(step, Due::Beat);
+        self.tell_settled();
         self.relieve_stuck();
         let per_heartbeat = (heartbeat.as_millis() / step.as_millis().max(1)).max(1) as u64;
         if self.beats % per_heartbeat == 1 % per_heartbeat {

@@ -1,13 +1,13 @@
 //! The broadcast scheduler: one request to many engines, its replies one by one or joined into one.
 use super::{ClientChannel, Core};
-use crate::model::EngineUuid;
+use crate::model::{EngineUuid, TaskId};
 use crate::wire::Message;
 use crate::wire::content::engine::Channel;
 use crate::wire::content::error::ErrorContent;
 use crate::wire::message::to_json;
 use bytes::Bytes;
 use serde_json::Value;
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 
 /// A broadcast whose replies are joined into one.
 #[derive(Debug)]
@@ -16,6 +16,29 @@ pub(super) struct Coalescing {
     order: Vec<String>,
     buffers: HashMap<String, Vec<Bytes>>,
     error: Option<Message>,
+    /// Of the replies so far.
+    tasks: Vec<TaskId>,
+}
+
+/// A part of a broadcast that is to be joined, as the records have it.
+pub(super) struct Part {
+    pub task: TaskId,
+    pub msg_id: String,
+    /// The request's.
+    pub metadata: Bytes,
+    /// With its status, when it has come.
+    pub reply: Option<Message>,
+}
+
+/// The broadcast that a request is part of.
+pub(super) fn original_of(metadata: &Bytes) -> Option<String> {
+    let metadata: Value = serde_json::from_slice(metadata).ok()?;
+    metadata.get("original_msg_id").and_then(Value::as_str).map(str::to_string)
+}
+
+pub(super) fn is_joined(metadata: &Bytes) -> bool {
+    let metadata: Value = serde_json::from_slice(metadata).unwrap_or_default();
+    metadata.get("is_coalescing").and_then(Value::as_bool).unwrap_or(false)
 }
 
 impl Core {
@@ -26,37 +49,48 @@ impl Core {
         let original = message.header.msg_id.clone();
         let targets: Vec<Value> = metadata.get("targets").and_then(Value::as_array).cloned().unwrap_or_default();
         let uuid_of = |t: &Value| t.as_str().or_else(|| t.get(0).and_then(Value::as_str)).map(str::to_string);
+        let targets: Vec<Value> = targets.into_iter().filter(|t| uuid_of(t).is_some()).collect();
         let uuids: Vec<String> = targets.iter().filter_map(uuid_of).collect();
         let coalescing = metadata.get("is_coalescing").and_then(Value::as_bool).unwrap_or(false);
         if let Some(object) = metadata.as_object_mut() {
             object.insert("original_msg_id".into(), original.clone().into());
             object.remove("targets");
         }
-        message.metadata_json = to_json(&metadata);
         if coalescing {
             let order = uuids.iter().map(|u| format!("{original}_{u}")).collect();
             self.requests.broadcasts.insert(
                 original.clone(),
                 Coalescing {
-                    targets,
+                    targets: targets.clone(),
                     order,
                     buffers: HashMap::new(),
                     error: None,
+                    tasks: Vec::new(),
                 },
             );
         }
-        for uuid in uuids {
+        for (uuid, target) in uuids.into_iter().zip(targets) {
             let mut part = message.clone();
+            // With it the parts can be joined after a restart.
+            if let (true, Some(object)) = (coalescing, metadata.as_object_mut()) {
+                object.insert("broadcast_target".into(), target);
+            }
+            part.metadata_json = to_json(&metadata);
             let mut header: Value = serde_json::from_slice(&part.header_json).unwrap_or_default();
             let msg_id = format!("{original}_{uuid}");
             if let Some(object) = header.as_object_mut() {
                 object.insert("msg_id".into(), msg_id.clone().into());
             }
             part.header_json = to_json(&header);
-            part.header.msg_id = msg_id;
+            part.header.msg_id = msg_id.clone();
             let engine = EngineUuid::from(uuid.as_str());
             if self.engines.get(&engine).is_some() {
                 self.open_request(Channel::Broadcast, client.clone(), part, Some(engine), Some(original.clone()));
+            } else if coalescing {
+                let content = ErrorContent::new("EngineError", format!("engine {uuid} is not registered"));
+                let reply = self.message(&super::requests::reply_type(&part), Some(&part.header_json), &content);
+                let key = self.requests.returning.key_of(ClientChannel::Broadcast, &client);
+                self.broadcast_reply(&original, msg_id, (client.clone(), key), None, reply, "error");
             } else {
                 let content = ErrorContent::new("EngineError", format!("engine {uuid} is not registered"));
                 self.refuse(ClientChannel::Broadcast, client.clone(), &part, &content);
@@ -69,14 +103,15 @@ impl Core {
         original: &str,
         msg_id: String,
         client: (Bytes, Option<String>),
+        task: Option<TaskId>,
         message: Message,
         status: &str,
     ) {
-        let (client, key) = client;
         let channel = ClientChannel::Broadcast;
         let Some(joined) = self.requests.broadcasts.get_mut(original) else {
-            return self.deliver(channel, client, key, None, message);
+            return self.deliver(channel, client, task.into_iter().collect(), None, message);
         };
+        joined.tasks.extend(task);
         joined.buffers.insert(msg_id, message.buffers.clone());
         if status != "ok" && joined.error.is_none() {
             joined.error = Some(message.clone());
@@ -101,6 +136,38 @@ impl Core {
             .iter()
             .flat_map(|id| joined.buffers.remove(id).unwrap_or_default())
             .collect();
-        self.deliver(channel, client, key, None, reply);
+        self.deliver(channel, client, joined.tasks, None, reply);
+    }
+
+    /// What has come of broadcasts whose joined replies were not given when the controller ended; all parts of each, in order.
+    pub(super) fn restore_broadcasts(&mut self, key: Option<&String>, parts: Vec<Part>) {
+        let mut by_original: BTreeMap<String, Vec<Part>> = BTreeMap::new();
+        for part in parts.into_iter().filter(|part| is_joined(&part.metadata)) {
+            if let Some(original) = original_of(&part.metadata) {
+                by_original.entry(original).or_default().push(part);
+            }
+        }
+        for (original, mut parts) in by_original {
+            parts.sort_by_key(|part| part.task);
+            let target = |part: &Part| {
+                let metadata: Value = serde_json::from_slice(&part.metadata).unwrap_or_default();
+                metadata.get("broadcast_target").cloned().unwrap_or_default()
+            };
+            let joined = Coalescing {
+                targets: parts.iter().map(target).collect(),
+                order: parts.iter().map(|part| part.msg_id.clone()).collect(),
+                buffers: HashMap::new(),
+                error: None,
+                tasks: Vec::new(),
+            };
+            self.requests.broadcasts.insert(original.clone(), joined);
+            for part in parts {
+                let Some(reply) = part.reply else { continue };
+                let content: Value = reply.content().unwrap_or_default();
+                let status = content.get("status").and_then(Value::as_str).unwrap_or("error").to_string();
+                let client = (Bytes::new(), key.cloned());
+                self.broadcast_reply(&original, part.msg_id, client, Some(part.task), reply, &status);
+            }
+        }
     }
 }

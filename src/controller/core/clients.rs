@@ -26,13 +26,19 @@ pub(super) struct Asked {
     pub request: String,
 }
 
-impl Core {
-    pub(super) fn client_asked(&mut self, message: Message) {
-        let asked = Asked {
+impl Asked {
+    fn of(message: &Message) -> Asked {
+        Asked {
             client: message.sender(),
             parent: message.header_json.clone(),
             request: message.header.msg_type.clone(),
-        };
+        }
+    }
+}
+
+impl Core {
+    pub(super) fn client_asked(&mut self, message: Message) {
+        let asked = Asked::of(&message);
         let result = match message.msg_type() {
             say::HELLO => self.hello(&asked, &message),
             say::MAP => self.map_request(&asked, &message),
@@ -112,27 +118,103 @@ impl Core {
     }
 
     fn map_request(&mut self, asked: &Asked, message: &Message) -> Result<(), ErrorContent> {
-        let say::MapRequest { key, definition } = read(message)?;
-        let id = match self.keys.get(&key) {
-            Some(id) => *id,
-            None => self.add_map(key, definition)?,
-        };
+        let request: say::MapRequest = read(message)?;
+        let again = message.metadata::<say::Again>().unwrap_or_default().again;
+        match self.keys.get(&request.key).copied() {
+            Some(id) => self.map_known(asked, message, request, id),
+            // With its inputs it may have been run to its end meanwhile.
+            None if request.whole && again => {
+                let (key, request) = (request.key, Box::new(message.clone()));
+                self.query(asked, Ask::MapOf { key, request });
+                Ok(())
+            }
+            None => self.map_new(asked, message, request),
+        }
+    }
+
+    /// The records' answer: which map that request has made, if any.
+    pub(super) fn map_found(&mut self, message: Message, map: Option<MapId>) {
+        let asked = Asked::of(&message);
+        let result = read(&message).and_then(|request: say::MapRequest| match self.keys.get(&request.key).copied().or(map) {
+            Some(id) => self.map_known(&asked, &message, request, id),
+            None => self.map_new(&asked, &message, request),
+        });
+        if let Err(error) = result {
+            self.answer(&asked, &error);
+        }
+    }
+
+    fn map_new(&mut self, asked: &Asked, message: &Message, request: say::MapRequest) -> Result<(), ErrorContent> {
+        let lines = request.whole.then(|| message.buffers.first().cloned().unwrap_or_default());
+        let inputs: Vec<Bytes> = lines.iter().flat_map(split_lines).collect();
+        check_json(&inputs, 0)?;
+        let say::MapRequest {
+            key, definition, watch, ..
+        } = request;
+        if let Some(targets) = &definition.options.targets {
+            check_fit(inputs.len(), self.native_targets(targets)?.len())?;
+        }
+        let id = self.add_map(key, definition)?;
+        if let Some(lines) = lines {
+            self.add_inputs(id, lines, inputs);
+            self.close_map(id);
+            self.note_runnable(id);
+        }
+        self.answer_map(asked, id, watch);
+        self.abort_if_hopeless(id);
+        self.after_changes(id);
+        Ok(())
+    }
+
+    fn map_known(&mut self, asked: &Asked, message: &Message, request: say::MapRequest, id: MapId) -> Result<(), ErrorContent> {
+        if let (true, Some(map)) = (request.whole, self.maps.get(&id))
+            && !map.closed
+        {
+            // The same key, but without inputs so far.
+            let known = map.counts.total as usize;
+            let lines = message.buffers.first().cloned().unwrap_or_default();
+            let inputs: Vec<Bytes> = split_lines(&lines).skip(known).collect();
+            check_json(&inputs, known)?;
+            self.add_inputs(id, after_lines(&lines, known), inputs);
+            self.close_map(id);
+            self.note_runnable(id);
+        }
+        self.answer_map(asked, id, request.watch);
+        self.abort_if_hopeless(id);
+        self.after_changes(id);
+        Ok(())
+    }
+
+    /// At once, or with the map's first result.
+    fn answer_map(&mut self, asked: &Asked, id: MapId, watch: Option<say::FirstWatch>) {
         let targets = self.maps.get(&id).and_then(|m| m.targets.as_ref());
-        let engines = targets
+        let engines: Vec<EngineId> = targets
             .into_iter()
             .flatten()
             .filter_map(|uuid| self.engines.get(uuid))
             .map(|e| e.id)
             .collect();
-        self.answer(
-            asked,
-            &say::MapReply {
-                status: ok(),
-                map: id,
-                engines,
-            },
-        );
-        Ok(())
+        match watch {
+            Some(watch) => {
+                let request = say::WatchRequest {
+                    map: id,
+                    from: 0,
+                    limit: watch.limit,
+                    wait_ms: watch.wait_ms,
+                    done: None,
+                };
+                self.watch(asked, &request, Some(engines));
+            }
+            None => self.answer(
+                asked,
+                &say::MapReply {
+                    status: ok(),
+                    map: id,
+                    engines,
+                    update: None,
+                },
+            ),
+        }
     }
 
     fn add_map(&mut self, key: String, definition: MapDefinition) -> Result<MapId, ErrorContent> {
@@ -156,6 +238,7 @@ impl Core {
         map.waiting_for = waiting_for;
         map.targets = targets;
         self.maps.insert(id, map);
+        self.follow(id, waiting_for);
         self.keys.insert(key.clone(), id);
         let submitted = self.now.unix;
         self.record(Change::MapAdded {
@@ -235,45 +318,18 @@ impl Core {
         }
         let known = (total - request.first) as usize;
         let inputs: Vec<Bytes> = split_lines(&lines).skip(known).collect();
-        if let Some(bad) = inputs
-            .iter()
-            .position(|input| serde_json::from_slice::<serde::de::IgnoredAny>(input).is_err())
-        {
-            let index = total as usize + bad;
-            return Err(ErrorContent::new("ValueError", format!("input {index} is not JSON")));
-        }
+        check_json(&inputs, total as usize)?;
         if !inputs.is_empty() && map.closed {
             return Err(ErrorContent::new(
                 "MapClosed",
                 format!("map {id} was cancelled, or all its inputs have come"),
             ));
         }
-        if let Some(targets) = &map.targets
-            && total as usize + inputs.len() > targets.len()
-        {
-            return Err(ErrorContent::new(
-                "ValueError",
-                format!("map {id} is for {} engines and has more inputs", targets.len()),
-            ));
+        if let Some(targets) = &map.targets {
+            check_fit(total as usize + inputs.len(), targets.len())?;
         }
         let count = inputs.len() as u32;
-        if count > 0 {
-            let start: usize = split_lines(&lines).take(known).map(|line| line.len() + 1).sum();
-            map.push(lines.slice(start.min(lines.len())..), count);
-            let state = if map.waiting_for.is_some() {
-                TaskState::Waiting
-            } else {
-                TaskState::Ready
-            };
-            let submitted = self.now.unix;
-            self.record(Change::TasksAdded {
-                map: id,
-                first: total,
-                inputs,
-                state,
-                submitted,
-            });
-        }
+        self.add_inputs(id, after_lines(&lines, known), inputs);
         if request.last {
             self.close_map(id);
         }
@@ -290,6 +346,28 @@ impl Core {
         Ok(())
     }
 
+    /// `lines` are the same inputs, one a line.
+    fn add_inputs(&mut self, id: MapId, lines: Bytes, inputs: Vec<Bytes>) {
+        let Some(map) = self.maps.get_mut(&id).filter(|_| !inputs.is_empty()) else {
+            return;
+        };
+        let first = map.counts.total as u32;
+        map.push(lines, inputs.len() as u32);
+        let state = if map.waiting_for.is_some() {
+            TaskState::Waiting
+        } else {
+            TaskState::Ready
+        };
+        let submitted = self.now.unix;
+        self.record(Change::TasksAdded {
+            map: id,
+            first,
+            inputs,
+            state,
+            submitted,
+        });
+    }
+
     fn close_map(&mut self, id: MapId) {
         let Some(map) = self.maps.get_mut(&id) else { return };
         if !std::mem::replace(&mut map.closed, true) {
@@ -301,13 +379,20 @@ impl Core {
     fn watch_request(&mut self, asked: &Asked, message: &Message) -> Result<(), ErrorContent> {
         let request: say::WatchRequest = read(message)?;
         let id = request.map;
+        if !self.maps.contains_key(&id) && !self.finished.contains_key(&id) {
+            return Err(ErrorContent::new("NoSuchMap", format!("there is no map {id}")).hint("`pcluster results` lists the maps"));
+        }
+        self.watch(asked, &request, None);
+        self.after_changes(id);
+        Ok(())
+    }
+
+    fn watch(&mut self, asked: &Asked, request: &say::WatchRequest, begun: Option<Vec<EngineId>>) {
+        let id = request.map;
         let wait = Duration::from_millis(request.wait_ms).min(LONGEST_WATCH);
         let until = self.now.since_start + wait;
-        let engines = self.native_engines();
+        let engines = self.engines.native_free();
         let Some(map) = self.maps.get_mut(&id) else {
-            if !self.finished.contains_key(&id) {
-                return Err(ErrorContent::new("NoSuchMap", format!("there is no map {id}")).hint("`pcluster results` lists the maps"));
-            }
             self.note_reader(id);
             self.query(
                 asked,
@@ -317,9 +402,11 @@ impl Core {
                     limit: request.limit,
                     complete: true,
                     engines,
+                    most: u64::MAX,
+                    begun,
                 },
             );
-            return Ok(());
+            return;
         };
         // A client has one watch on a map; a repeated request replaces the lost one.
         map.watches.retain(|w| w.client != asked.client);
@@ -330,20 +417,15 @@ impl Core {
             limit: request.limit,
             until,
             done: request.done,
+            begun,
         });
         self.remind(wait, Due::Watches(id));
-        self.after_changes(id);
-        Ok(())
-    }
-
-    pub(super) fn native_engines(&self) -> u32 {
-        self.engines.by_load().filter(|(_, e)| e.native).count() as u32
     }
 
     /// Answers the watches whose result has come or whose time is up.
     pub(super) fn answer_watches(&mut self, id: MapId) {
         let now = self.now.since_start;
-        let engines = self.native_engines();
+        let engines = self.engines.native_free();
         let Some(map) = self.maps.get_mut(&id) else { return };
         let complete = map.is_complete();
         let done = map.counts.done();
@@ -353,6 +435,7 @@ impl Core {
             complete || w.until <= now || result || w.done.is_some_and(|wanted| done >= wanted)
         });
         map.watches = waiting;
+        let large = map.large;
         if !due.is_empty() {
             map.answered = now;
         }
@@ -360,7 +443,7 @@ impl Core {
             let asked = Asked {
                 client: watch.client,
                 parent: watch.parent,
-                request: say::WATCH.into(),
+                request: if watch.begun.is_some() { say::MAP } else { say::WATCH }.into(),
             };
             self.query(
                 &asked,
@@ -370,6 +453,11 @@ impl Core {
                     limit: watch.limit,
                     complete,
                     engines,
+                    most: match large {
+                        false => done.saturating_sub(u64::from(watch.from)).min(u64::from(watch.limit)),
+                        true => u64::MAX,
+                    },
+                    begun: watch.begun,
                 },
             );
         }
@@ -558,6 +646,30 @@ pub(super) fn read<T: DeserializeOwned>(message: &Message) -> Result<T, ErrorCon
     message
         .content()
         .map_err(|e| ErrorContent::new("BadRequest", format!("{} is not understood: {e}", message.msg_type())))
+}
+
+fn check_json(inputs: &[Bytes], first: usize) -> Result<(), ErrorContent> {
+    let is_bad = |input: &Bytes| serde_json::from_slice::<serde::de::IgnoredAny>(input).is_err();
+    match inputs.iter().position(is_bad) {
+        Some(bad) => Err(ErrorContent::new("ValueError", format!("input {} is not JSON", first + bad))),
+        None => Ok(()),
+    }
+}
+
+fn check_fit(inputs: usize, engines: usize) -> Result<(), ErrorContent> {
+    match inputs > engines {
+        true => Err(ErrorContent::new(
+            "ValueError",
+            format!("the map is for {engines} engines and has more inputs"),
+        )),
+        false => Ok(()),
+    }
+}
+
+/// What stands behind so many lines.
+fn after_lines(lines: &Bytes, count: usize) -> Bytes {
+    let start: usize = split_lines(lines).take(count).map(|line| line.len() + 1).sum();
+    lines.slice(start.min(lines.len())..)
 }
 
 /// Lines without their ends; a last empty one is none.

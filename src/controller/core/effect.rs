@@ -2,7 +2,7 @@
 //! every [`Effect::Record`] before them is committed.
 use crate::model::change::Change;
 use crate::model::query::TaskQuery;
-use crate::model::{EngineUuid, MapId, TaskId, UnixTime};
+use crate::model::{EngineId, EngineUuid, MapId, TaskId, UnixTime};
 use crate::wire::Message;
 use crate::wire::content::engine::Channel;
 use bytes::Bytes;
@@ -39,6 +39,12 @@ pub enum Effect {
     ToRegistrant {
         identity: Bytes,
         message: Message,
+    },
+    /// A reply to a client that can be known again, told of by [`super::Event::RepliesGiven`] or [`super::Event::ReplyUnsent`].
+    Reply {
+        channel: ClientChannel,
+        client: Bytes,
+        reply: super::returning::OwedReply,
     },
     /// To every client that listens.
     Notify {
@@ -86,6 +92,15 @@ pub enum Ask {
         limit: u32,
         complete: bool,
         engines: u32,
+        /// More results than this there cannot be; `u64::MAX` where they may be large.
+        most: u64,
+        /// It is the answer to a `map_request`, with these engines.
+        begun: Option<Vec<EngineId>>,
+    },
+    /// The map of a `map_request` that is sent again. Comes back as [`super::event::Event::MapFound`].
+    MapOf {
+        key: String,
+        request: Box<Message>,
     },
     Maps {
         maps: Vec<MapId>,

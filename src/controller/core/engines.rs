@@ -15,19 +15,30 @@ pub struct Engine {
     pub registered: UnixTime,
     /// Since the controller's start.
     pub heard: Duration,
+    /// When its heartbeat was last answered.
+    pub answered: Option<Duration>,
     /// Its tasks are taken from it at that time, unless it is heard of before.
     pub away_until: Option<Duration>,
     /// pcluster's own tasks that are there, with their run.
     pub tasks: HashMap<TaskId, u32>,
     /// Requests of ipyparallel clients that are there.
     pub requests: HashSet<String>,
+    /// Those of them that are expected to be short.
+    pub quick: HashSet<String>,
     /// Maps whose definition it has.
     pub definitions: HashSet<MapId>,
+    /// It understands [`crate::wire::content::engine::Settled`] and what else holds several things.
+    pub joined: bool,
+    /// What it is to be told when there is time: results that are on disk, maps that are finished.
+    pub recorded: Vec<u64>,
+    pub to_forget: Vec<MapId>,
     pub finished: u64,
     /// What it holds is not known for sure (the controller is new, or its connection broke): it is asked to register again.
     pub unsure: bool,
     /// A `give_back` is on its way.
     pub asked_back: bool,
+    /// It was asked for tasks because its queue did not move, and has finished none since.
+    pub stuck: bool,
     /// `finished` at the last look for stuck queues.
     pub finished_seen: u64,
     /// It was told to stop: no new tasks.
@@ -50,6 +61,15 @@ impl Engine {
             _ => true,
         }
     }
+    /// Nothing is there that could hold up what is sent ahead.
+    pub fn holds_only_quick(&self) -> bool {
+        self.native && !self.stuck && self.tasks.is_empty() && self.quick.len() == self.requests.len()
+    }
+    /// False when it did not have it.
+    pub fn drop_request(&mut self, msg_id: &str) -> bool {
+        self.quick.remove(msg_id);
+        self.requests.remove(msg_id)
+    }
     pub fn is_here(&self) -> bool {
         self.away_until.is_none()
     }
@@ -61,6 +81,8 @@ pub struct Engines {
     by_id: BTreeMap<EngineId, EngineUuid>,
     /// Engines that may take work: load, then who waited longest.
     by_load: BTreeSet<(u32, u64, EngineUuid)>,
+    /// How many in `by_load` are of our own kind.
+    native_free: u32,
     turns: u64,
     pub next_id: u32,
 }
@@ -96,6 +118,9 @@ impl Engines {
             if free {
                 self.by_load.remove(&(load, turn, uuid.clone()));
             }
+            if engine.native {
+                self.native_free = self.native_free + u32::from(new_free) - u32::from(free);
+            }
             if new_load > load {
                 // To the end of the line of those equally loaded.
                 self.turns += 1;
@@ -123,30 +148,44 @@ impl Engines {
         let engine = Engine {
             id,
             native: facts.is_native(),
+            joined: facts.takes_joined(),
+            recorded: Vec::new(),
+            to_forget: Vec::new(),
             facts,
             registered,
             heard: now,
+            answered: None,
             away_until: None,
             tasks: HashMap::new(),
             requests: HashSet::new(),
+            quick: HashSet::new(),
             definitions: HashSet::new(),
             finished: 0,
             unsure: false,
             asked_back: false,
+            stuck: false,
             finished_seen: 0,
             leaving: false,
             turn: self.turns,
         };
         self.by_load.insert((0, engine.turn, uuid.clone()));
+        self.native_free += u32::from(engine.native);
         self.by_id.insert(id, uuid.clone());
         self.by_uuid.insert(uuid, engine);
     }
 
     pub fn remove(&mut self, uuid: &EngineUuid) -> Option<Engine> {
         let engine = self.by_uuid.remove(uuid)?;
-        self.by_load.remove(&(engine.load(), engine.turn, uuid.clone()));
+        if self.by_load.remove(&(engine.load(), engine.turn, uuid.clone())) {
+            self.native_free -= u32::from(engine.native);
+        }
         self.by_id.remove(&engine.id);
         Some(engine)
+    }
+
+    /// How many of our own kind may take work.
+    pub fn native_free(&self) -> u32 {
+        self.native_free
     }
 
     /// Those that may take work, least loaded first.
@@ -167,5 +206,6 @@ impl Engines {
             );
         }
         assert!(self.by_load.len() <= self.by_uuid.len());
+        assert_eq!(self.native_free as usize, self.by_load().filter(|(_, e)| e.native).count());
     }
 }

@@ -58,6 +58,11 @@ pub enum Event {
         selection: Selection,
         maps: Vec<FoundMap>,
     },
+    /// The records' answer to [`super::effect::Ask::MapOf`].
+    MapFound {
+        request: Box<Message>,
+        map: Option<MapId>,
+    },
     RequestsFound {
         client: Bytes,
         parent: Bytes,
@@ -73,6 +78,17 @@ pub enum Event {
     },
     /// The records' answer to [`super::effect::Ask::Expired`].
     ExpiredFound(super::Expired),
+    /// These replies have been handed to the clients' connections.
+    RepliesGiven {
+        tasks: Vec<TaskId>,
+    },
+    /// This one has not: its client is not connected any more.
+    ReplyUnsent {
+        channel: ClientChannel,
+        /// As which it was connected.
+        client: Bytes,
+        reply: super::returning::OwedReply,
+    },
     /// So many peers have been cut off since the start because they did not read.
     PeersCutOff {
         total: u64,
@@ -129,6 +145,20 @@ pub struct FoundClient {
     pub map: MapId,
     pub next_index: u32,
     pub requests: Vec<UnfinishedRequest>,
+    /// Finished ones whose replies it was not given, in order.
+    pub owed: Vec<FoundReply>,
+}
+
+#[derive(Debug)]
+pub struct FoundReply {
+    pub task: TaskId,
+    pub msg_id: String,
+    /// `mux`, `task` or `broadcast`.
+    pub queue: String,
+    /// The request's.
+    pub metadata: Bytes,
+    pub engine: Option<String>,
+    pub reply: Message,
 }
 
 #[derive(Debug)]

@@ -12,6 +12,9 @@ use std::time::Duration;
 /// Watches of a map with fast tasks are answered at most so often.
 const WATCH_PAUSE: Duration = Duration::from_millis(20);
 
+/// A task of so many bytes is read from the records on the side.
+const LARGE: usize = 64 << 10;
+
 impl Core {
     pub(super) fn results(&mut self, engine: &EngineUuid, results: Results) {
         let sequence = results.sequence;
@@ -23,7 +26,43 @@ impl Core {
         for map in maps {
             self.after_changes(map);
         }
-        self.tell_engine(engine, say::RECORDED, &say::Recorded { sequence });
+        let joined = self.engines.change(engine, |e| {
+            e.recorded.push(sequence);
+            (e.joined, e.leaving)
+        });
+        match joined {
+            Some((true, false)) => {
+                self.unsettled.insert(engine.clone());
+            }
+            // It waits for this, to leave.
+            _ => self.tell_settled_to(engine),
+        }
+    }
+
+    /// Tells engines what they need not know at once: many results and maps in one message.
+    pub(super) fn tell_settled(&mut self) {
+        for engine in std::mem::take(&mut self.unsettled) {
+            self.tell_settled_to(&engine);
+        }
+    }
+
+    fn tell_settled_to(&mut self, engine: &EngineUuid) {
+        let lists = self.engines.change(engine, |e| {
+            (e.joined, std::mem::take(&mut e.recorded), std::mem::take(&mut e.to_forget))
+        });
+        match lists {
+            Some((true, recorded, forget)) if recorded.is_empty() && forget.is_empty() => {}
+            Some((true, recorded, forget)) => self.tell_engine(engine, say::SETTLED, &say::Settled { recorded, forget }),
+            Some((false, recorded, forget)) => {
+                for sequence in recorded {
+                    self.tell_engine(engine, say::RECORDED, &say::Recorded { sequence });
+                }
+                for map in forget {
+                    self.tell_engine(engine, say::FORGET, &say::Forget { map });
+                }
+            }
+            None => {}
+        }
     }
 
     /// One rule for results: the first that is recorded for a task's current run stands; any other is passed over.
@@ -38,6 +77,7 @@ impl Core {
         self.engines.change(engine, |e| e.finished += 1);
         let Some(map) = self.maps.get_mut(&map) else { return };
         map.learn_duration(outcome.ended.since(outcome.started));
+        map.large |= outcome.bytes() + in_flight.input.len() > LARGE;
         let options = &map.definition.options;
         let mut tries = in_flight.tries;
         let again = match outcome.status {
@@ -147,28 +187,27 @@ impl Core {
         self.runnable.remove(&id);
         let failed = map.counts.failed();
         self.finished.insert(id, failed > 0);
-        let knowing: Vec<EngineUuid> = self
-            .engines
-            .iter()
-            .filter(|(_, e)| e.definitions.contains(&id))
-            .map(|(u, _)| u.clone())
-            .collect();
-        for engine in knowing {
-            self.engines.change(&engine, |e| e.definitions.remove(&id));
-            self.tell_engine(&engine, say::FORGET, &say::Forget { map: id });
+        for engine in map.known_by {
+            let knew = self.engines.change(&engine, |e| {
+                let knew = e.definitions.remove(&id);
+                if knew {
+                    e.to_forget.push(id);
+                }
+                knew
+            });
+            if knew == Some(true) {
+                self.unsettled.insert(engine);
+            }
+        }
+        if let Some(others) = map.waiting_for.and_then(|other| self.followers.get_mut(&other)) {
+            others.retain(|other| *other != id);
         }
         self.release_followers(id, failed);
     }
 
     /// Maps that waited for this one.
     fn release_followers(&mut self, id: MapId, failed: u64) {
-        let followers: Vec<MapId> = self
-            .maps
-            .iter()
-            .filter(|(_, m)| m.waiting_for == Some(id))
-            .map(|(f, _)| *f)
-            .collect();
-        for follower in followers {
+        for follower in self.followers.get(&id).cloned().unwrap_or_default() {
             if failed == 0 {
                 if let Some(map) = self.maps.get_mut(&follower) {
                     map.waiting_for = None;
@@ -178,6 +217,9 @@ impl Core {
             } else {
                 self.abort_if_hopeless(follower);
             }
+        }
+        if failed == 0 {
+            self.followers.remove(&id);
         }
     }
 

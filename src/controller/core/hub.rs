@@ -1,7 +1,7 @@
 //! ipyparallel's hub requests, on the registration socket of clients.
 use super::clients::{Asked, read};
 use super::event::FoundRequest;
-use super::{Ask, Core, Effect};
+use super::{Ask, Core, Due, Effect};
 use crate::model::change::{Change, Purge};
 use crate::model::{EngineId, EngineUuid};
 use crate::wire::Message;
@@ -9,6 +9,16 @@ use crate::wire::content::error::ErrorContent;
 use crate::wire::content::hub::{self, HubTarget, HubTargets, ResultRequest, TargetsRequest};
 use bytes::Bytes;
 use serde_json::{Map, Value, json};
+use std::time::Duration;
+
+/// A client asks for the engines when it connects, and hears of later ones on another connection, which may take so long to
+/// be there. An announcement that it hears twice does no harm.
+const ANNOUNCE_AGAIN: [Duration; 4] = [
+    Duration::from_millis(300),
+    Duration::from_secs(1),
+    Duration::from_secs(4),
+    Duration::from_secs(15),
+];
 
 impl Core {
     pub(super) fn hub_asked(&mut self, asked: Asked, message: Message) {
@@ -22,6 +32,9 @@ impl Core {
                         engines,
                     },
                 );
+                for after in ANNOUNCE_AGAIN {
+                    self.remind(after, Due::Announce(self.now.since_start));
+                }
                 Ok(())
             }
             "queue_request" => self.queue_status(&asked, &message),

@@ -2,7 +2,7 @@
 //! one that is done has nothing here (it is in the records).
 use crate::model::definition::MapDefinition;
 use crate::model::task::{Counts, TaskState};
-use crate::model::{EngineUuid, MapId};
+use crate::model::{EngineId, EngineUuid, MapId};
 use bytes::Bytes;
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
@@ -68,6 +68,8 @@ pub struct Watch {
     pub limit: u32,
     pub until: Duration,
     pub done: Option<u64>,
+    /// It came with the map itself: the engines that its answer names.
+    pub begun: Option<Vec<EngineId>>,
 }
 
 #[derive(Debug)]
@@ -91,6 +93,10 @@ pub struct Map {
     pub answered: Duration,
     /// Mean seconds of a task so far (exponentially weighted); None before the first.
     pub mean_s: Option<f64>,
+    /// A task had many bytes.
+    pub large: bool,
+    /// Engines that were sent the definition.
+    pub known_by: Vec<EngineUuid>,
 }
 
 impl Map {
@@ -110,6 +116,8 @@ impl Map {
             watches: Vec::new(),
             answered: Duration::ZERO,
             mean_s: None,
+            large: false,
+            known_by: Vec::new(),
         }
     }
 

@@ -67,11 +67,12 @@ impl Core {
                 }
             }
             say::RETURNED => {
-                if let Some(say::Returned { tasks }) = parse(message) {
+                if let Some(say::Returned { tasks, requests }) = parse(message) {
+                    self.requests_returned(engine, requests);
                     self.returned(engine, tasks);
                 }
             }
-            say::HEARTBEAT => self.tell_engine(engine, say::HEARTBEAT, &say::Heartbeat {}),
+            say::HEARTBEAT => self.heartbeat(engine),
             say::LEAVING => {
                 let reason = parse::<say::Leaving>(message).map(|l| l.reason).unwrap_or_default();
                 let id = self.engines.get(engine).map(|e| e.id.0);
@@ -83,6 +84,21 @@ impl Core {
                 self.engine_gone(engine, &reason);
             }
             other => tracing::warn!(kind = other, %engine, "an engine said something unknown"),
+        }
+    }
+
+    /// Answered as often as the engine needs it, not to give its controller up.
+    fn heartbeat(&mut self, engine: &EngineUuid) {
+        let (now, enough) = (self.now.since_start, Self::period(self.config.controller_patience_ms) / 8);
+        let due = self.engines.change(engine, |e| {
+            let due = e.answered.is_none_or(|at| now.saturating_sub(at) >= enough);
+            if due {
+                e.answered = Some(now);
+            }
+            due
+        });
+        if due == Some(true) {
+            self.tell_engine(engine, say::HEARTBEAT, &say::Heartbeat {});
         }
     }
 
@@ -192,15 +208,32 @@ impl Core {
             facts: Box::new(facts),
             at: self.now.unix,
         });
+        self.announce(id, &uuid);
+        // A request may have waited for it.
+        self.requests.recheck = true;
+        let maps: Vec<_> = self.maps.keys().copied().collect();
+        for map in maps {
+            self.note_runnable(map);
+        }
+    }
+
+    fn announce(&mut self, id: EngineId, uuid: &EngineUuid) {
         let content = hub::EngineNotification {
             id: id.0,
             uuid: uuid.to_string(),
         };
         let message = self.message(hub::REGISTRATION_NOTIFICATION, None, &content);
         self.effects.push(Effect::Notify { message });
-        let maps: Vec<_> = self.maps.keys().copied().collect();
-        for map in maps {
-            self.note_runnable(map);
+    }
+
+    /// Engines that have registered since that time after the start.
+    pub(super) fn announce_again(&mut self, since: Duration) {
+        let ago = self.now.since_start.saturating_sub(since).as_secs_f64();
+        let then = self.now.unix.0 - ago;
+        let new = self.engines.iter().filter(|(_, e)| e.registered.0 >= then);
+        let new: Vec<_> = new.map(|(uuid, e)| (e.id, uuid.clone())).collect();
+        for (id, uuid) in new {
+            self.announce(id, &uuid);
         }
     }
 

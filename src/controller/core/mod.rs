@@ -3,7 +3,8 @@
 //!
 //! Parts: [`event`], [`effect`], [`engines`] (the table of engines), [`maps`] (unfinished maps), [`balanced`] (which engine gets what),
 //! [`finish`] (what results, losses and cancellations do to tasks), [`membership`] (engines come and go), [`clients`] (pcluster's own requests),
-//! [`hub`] (ipyparallel's hub requests), [`requests`] (ipyparallel's tasks), [`placing`] (which of them run where), [`broadcast`], [`output`], [`policy`] (its schemes), [`dependency`], [`returning`] (clients that reconnect), [`restore`], [`retention`] (what is forgotten unasked), [`transition`].
+//! [`hub`] (ipyparallel's hub requests), [`requests`] (ipyparallel's tasks), [`placing`] (which of them run where), [`ahead`], [`broadcast`], [`output`], [`policy`] (its schemes), [`dependency`], [`returning`] (clients that reconnect), [`restore`], [`retention`] (what is forgotten unasked), [`transition`].
+mod ahead;
 mod balanced;
 mod broadcast;
 mod clients;
@@ -21,7 +22,7 @@ pub mod policy;
 mod requests;
 mod restore;
 mod retention;
-mod returning;
+pub mod returning;
 pub mod transition;
 
 #[cfg(test)]
@@ -36,6 +37,7 @@ use crate::model::{EngineUuid, MapId, UnixTime};
 use crate::profile::config::ControllerConfig;
 use crate::wire::content::engine::Channel;
 use crate::wire::{Message, Session};
+use ahead::Ahead;
 use bytes::Bytes;
 use engines::Engines;
 use maps::Map;
@@ -78,12 +80,16 @@ enum Due {
     /// Tasks that an engine was thought to hold when it came back, and did not name.
     Unconfirmed(EngineUuid, Vec<(crate::model::TaskId, u32)>),
     Watches(MapId),
+    /// Replies of this engine's have been recorded.
+    RepliesRecorded(EngineUuid),
     /// It has waited long enough in this run.
     RequestTimeout(String, u32),
     /// What an `ipengine` had when it left: late replies may still come.
     Stranded(EngineUuid),
     /// Is there something to be forgotten?
     Retention,
+    /// Engines that have registered since then are announced again: to a client that did not listen yet.
+    Announce(Duration),
 }
 
 pub struct Core {
@@ -96,11 +102,16 @@ pub struct Core {
     maps: BTreeMap<MapId, Map>,
     keys: HashMap<String, MapId>,
     next_map: u32,
+    /// Engines to be told what is on disk and what is finished.
+    unsettled: BTreeSet<EngineUuid>,
+    /// The maps that wait for a map.
+    followers: HashMap<MapId, Vec<MapId>>,
     /// Maps with tasks that could be sent now.
     runnable: BTreeSet<MapId>,
     /// Finished maps: whether a task failed. One entry a map, not a task.
     finished: HashMap<MapId, bool>,
     requests: Requests,
+    ahead: Ahead,
     readers: retention::Readers,
     timers: BinaryHeap<Reverse<(Duration, Due)>>,
     dice: policy::Dice,
@@ -123,9 +134,12 @@ impl Core {
             maps: BTreeMap::new(),
             keys: HashMap::new(),
             next_map: 1,
+            unsettled: BTreeSet::new(),
+            followers: HashMap::new(),
             runnable: BTreeSet::new(),
             finished: HashMap::new(),
             requests: Requests::default(),
+            ahead: Ahead::default(),
             readers: Default::default(),
             timers: BinaryHeap::new(),
             dice: policy::Dice::new(facts.seed),
@@ -189,6 +203,7 @@ impl Core {
                 selection,
                 maps,
             } => self.resubmit_found(client, parent, &request, selection, maps),
+            Event::MapFound { request, map } => self.map_found(*request, map),
             Event::RequestsFound {
                 client,
                 parent,
@@ -198,6 +213,8 @@ impl Core {
             } => self.requests_found(client, parent, &request, found, missing),
             Event::DaskAnswered { client, parent, place } => self.dask_answered(client, parent, place),
             Event::ExpiredFound(expired) => self.expired_found(expired),
+            Event::RepliesGiven { tasks } => self.record(Change::RepliesGiven { tasks }),
+            Event::ReplyUnsent { channel, client, reply } => self.reply_unsent(channel, &client, reply),
             Event::PeersCutOff { total } => self.cut_off = total,
             Event::StopAsked { engines } => self.stop(engines),
         }
@@ -232,10 +249,18 @@ impl Core {
                 Due::Registration(engine) => self.registration_stalled(engine),
                 Due::Unconfirmed(engine, tasks) => self.unconfirmed(engine, tasks),
                 Due::Watches(map) => self.answer_watches(map),
+                Due::RepliesRecorded(engine) => self.tell_recorded(&engine),
                 Due::RequestTimeout(msg_id, run) => self.request_timed_out(&msg_id, run),
                 Due::Stranded(engine) => self.stranded(engine),
+                Due::Announce(since) => self.announce_again(since),
                 Due::Retention => self.look_for_expired(),
             }
+        }
+    }
+
+    fn follow(&mut self, follower: MapId, waiting_for: Option<MapId>) {
+        if let Some(other) = waiting_for {
+            self.followers.entry(other).or_default().push(follower);
         }
     }
 
@@ -279,6 +304,9 @@ impl Core {
         for (id, map) in &self.maps {
             map.check();
             assert_eq!(self.runnable.contains(id), map.has_ready(), "map {id} in the list of runnable ones");
+            if let Some(other) = map.waiting_for {
+                assert!(self.followers[&other].contains(id), "map {id} waits for {other}");
+            }
             for (index, task) in &map.in_flight {
                 let id = crate::model::TaskId::new(*id, *index);
                 let engine = self.engines.get(&task.engine);

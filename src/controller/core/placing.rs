@@ -22,7 +22,7 @@ impl Core {
         if open.after.ids.iter().chain(&open.follow.ids).any(unknown) {
             return self.fail_request(msg_id, "InvalidDependency", "it depends on itself or on a task that is not known");
         }
-        if open.after.is_empty() && open.follow.is_empty() && open.targets.is_empty() && open.blacklist.is_empty() {
+        if open.may_run_anywhere() {
             requests.ready.push_back(msg_id.to_string());
         } else {
             requests.bound.push_back(msg_id.to_string());
@@ -40,6 +40,7 @@ impl Core {
             let Some(msg_id) = self.requests.ready.pop_front() else { break };
             self.send_request(&msg_id, &engine);
         }
+        self.dispatch_ahead();
     }
 
     fn dispatch_bound(&mut self) {

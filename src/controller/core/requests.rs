@@ -1,5 +1,6 @@
 //! Tasks of ipyparallel clients: `apply_request` and `execute_request` through the direct (`mux`), balanced (`task`) and
 //! broadcast schedulers. Their frames are passed on as they came; only header and metadata are looked at.
+use super::ahead::function_of;
 use super::dependency::Dependency;
 use super::engines::Engines;
 use super::membership::STRANDED_GRACE;
@@ -9,7 +10,7 @@ use crate::model::definition::{MapDefinition, MapOptions, Work};
 use crate::model::task::TaskState;
 use crate::model::{EngineUuid, MapId, TaskId, UnixTime};
 use crate::wire::Message;
-use crate::wire::content::engine::{self as say, Channel};
+use crate::wire::content::engine::Channel;
 use crate::wire::content::error::ErrorContent;
 use crate::wire::message::to_json;
 use bytes::Bytes;
@@ -57,11 +58,22 @@ pub(super) struct Open {
     pub(super) retries: u64,
     /// The id of the broadcast that it is part of.
     pub(super) broadcast: Option<String>,
+    /// What a balanced one calls, where that can be seen.
+    pub(super) function: Option<u64>,
+    pub(super) has_timeout: bool,
+    /// Of what engines of ours were sent, the how manyth it was; 0: it is with another's.
+    pub(super) sent: u64,
 }
 
 impl Open {
-    fn new(task: TaskId, queue: Channel, client: Bytes, key: Option<String>, message: Message, broadcast: Option<String>) -> Open {
-        let metadata: Value = message.metadata().unwrap_or_default();
+    fn new(
+        task: TaskId,
+        queue: Channel,
+        (client, key): (Bytes, Option<String>),
+        message: Message,
+        metadata: &Value,
+        broadcast: Option<String>,
+    ) -> Open {
         let targets = match (queue, metadata.get("targets")) {
             (Channel::Task, Some(Value::Array(list))) => list.iter().filter_map(Value::as_str).map(EngineUuid::from).collect(),
             _ => HashSet::new(),
@@ -79,20 +91,32 @@ impl Open {
             blacklist: HashSet::new(),
             retries: metadata.get("retries").and_then(Value::as_u64).unwrap_or(0),
             broadcast,
+            function: function_of(&message).filter(|_| queue == Channel::Task),
+            has_timeout: false,
+            sent: 0,
             message,
         }
     }
 
+    /// Its client can be known again after a restart.
+    fn owed(&self) -> Option<TaskId> {
+        self.key.is_some().then_some(self.task)
+    }
+    /// Nothing binds it to certain engines, and it waits for no other.
+    pub(super) fn may_run_anywhere(&self) -> bool {
+        self.after.is_empty() && self.follow.is_empty() && self.targets.is_empty() && self.blacklist.is_empty()
+    }
+
     /// How long it may wait for an engine.
-    fn timeout(&self) -> Option<std::time::Duration> {
-        let metadata: Value = self.message.metadata().unwrap_or_default();
+    fn timeout(&mut self, metadata: &Value) -> Option<std::time::Duration> {
         let seconds = metadata
             .get("timeout")
             .and_then(Value::as_f64)
             .filter(|t| *t > 0.0 && t.is_finite())?;
         let longest = std::time::Duration::from_secs(1 << 31);
         let timeout = std::time::Duration::try_from_secs_f64(seconds).unwrap_or(longest).min(longest);
-        (self.queue == Channel::Task).then_some(timeout)
+        self.has_timeout = self.queue == Channel::Task;
+        self.has_timeout.then_some(timeout)
     }
 }
 
@@ -225,9 +249,9 @@ impl Core {
                 label: metadata.get("label").and_then(Value::as_str).map(str::to_string),
             }),
         });
-        let open = Open::new(TaskId::new(map, index), queue, client, key, message, broadcast);
+        let mut open = Open::new(TaskId::new(map, index), queue, (client, key), message, &metadata, broadcast);
         let msg_id = open.message.header.msg_id.clone();
-        if let Some(timeout) = open.timeout() {
+        if let Some(timeout) = open.timeout(&metadata) {
             self.remind(timeout, Due::RequestTimeout(msg_id.clone(), open.run));
         }
         self.requests.open.insert(msg_id.clone(), open);
@@ -254,9 +278,11 @@ impl Core {
             buffers: request.buffers,
         };
         let msg_id = request.msg_id;
-        let mut open = Open::new(found.task, queue, Bytes::new(), key, message, None);
+        let broadcast = super::broadcast::original_of(&message.metadata_json).filter(|_| queue == Channel::Broadcast);
+        let metadata: Value = message.metadata().unwrap_or_default();
+        let mut open = Open::new(found.task, queue, (Bytes::new(), key), message, &metadata, broadcast);
         open.run = found.run;
-        if let Some(timeout) = open.timeout() {
+        if let Some(timeout) = open.timeout(&metadata) {
             self.remind(timeout, Due::RequestTimeout(msg_id.clone(), open.run));
         }
         let engine = found.engine.and_then(|id| self.engines.uuid_of(id).cloned());
@@ -277,6 +303,7 @@ impl Core {
         let Some(open) = self.requests.open.get_mut(msg_id) else { return };
         open.engine = Some(uuid.clone());
         let balanced = open.queue == Channel::Task;
+        let function = open.function;
         let (task, run) = (open.task, open.run);
         let (channel, client, mut message) = (open.queue, open.client.clone(), open.message.clone());
         if run > 1 {
@@ -292,11 +319,21 @@ impl Core {
                 engine,
             });
         }
+        let quick = function.is_some_and(|function| self.is_quick(function));
+        self.ahead.hurry |= !quick;
         let native = self.engines.change(uuid, |e| {
             e.requests.insert(msg_id.to_string());
+            if quick {
+                e.quick.insert(msg_id.to_string());
+            }
             e.native
         });
         let native = native.unwrap_or(false);
+        self.sent_tasks += 1;
+        let sent = if native { self.sent_tasks } else { 0 };
+        if let Some(open) = self.requests.open.get_mut(msg_id) {
+            open.sent = sent;
+        }
         self.effects.push(Effect::ToEngine {
             engine: uuid.clone(),
             native,
@@ -371,9 +408,9 @@ impl Core {
         if let Some(engine) = &open.engine {
             reply.metadata_json = to_json(&serde_json::json!({"status": "error", "engine": engine.to_string()}));
         }
-        self.record_reply(msg_id, &reply, open.engine.as_ref());
-        self.deliver(client_channel(open.queue), open.client, open.key, None, reply);
-        self.settle(msg_id, false, open.engine);
+        self.record_own_reply(msg_id, &reply, open.engine.as_ref(), open.owed());
+        self.settle(msg_id, false, open.engine.clone());
+        self.hand_over(msg_id.to_string(), open, None, reply, "error");
     }
 
     pub(super) fn refuse(&mut self, channel: ClientChannel, client: Bytes, request: &Message, content: &ErrorContent) {
@@ -393,7 +430,8 @@ impl Core {
 
     fn forget_at_engine(&mut self, msg_id: &str, engine: &EngineUuid) {
         self.engines.change(engine, |e| {
-            if e.requests.remove(msg_id) {
+            if e.drop_request(msg_id) {
+                e.stuck = false;
                 e.finished += 1;
             }
         });
@@ -429,12 +467,9 @@ impl Core {
         let uuid = Bytes::copy_from_slice(engine.0.as_bytes());
         let known = self.requests.open.get(&msg_id).is_some_and(|o| o.engine.as_ref() == Some(engine));
         let is_reply = matches!(message.msg_type(), "apply_reply" | "execute_reply");
-        if is_reply && self.engines.get(engine).is_some_and(|e| e.native) {
-            // Sent after the commit of what is recorded below, as every message is.
-            let recorded = say::RepliesRecorded {
-                msg_ids: vec![msg_id.clone()],
-            };
-            self.tell_engine(engine, say::REPLIES_RECORDED, &recorded);
+        let native = self.engines.get(engine).is_some_and(|e| e.native);
+        if is_reply && native {
+            self.note_recorded(engine, msg_id.clone(), &message);
         }
         if is_reply && !known && channel != Channel::Control {
             // Settled before: a reply sent twice, or one that was given up.
@@ -457,12 +492,22 @@ impl Core {
         }
         let Some(open) = self.requests.open.remove(&msg_id) else { return };
         self.forget_at_engine(&msg_id, engine);
-        self.record_reply(&msg_id, &message, Some(engine));
-        self.settle(&msg_id, status == "ok", Some(engine.clone()));
-        if let Some(original) = &open.broadcast {
-            return self.broadcast_reply(original, msg_id, (open.client, open.key), message, &status);
+        let (started, ended) = self.record_reply(&msg_id, &message, (&metadata, &content), Some(engine), open.owed());
+        if native {
+            self.learn_request(&open, started, ended);
+            self.publish_idle(engine, &message);
         }
-        self.deliver(client_channel(open.queue), open.client, open.key, Some(uuid), message);
+        self.settle(&msg_id, status == "ok", Some(engine.clone()));
+        self.hand_over(msg_id, open, Some(uuid), message, &status);
+    }
+
+    /// A reply on its way to its client, by itself or as a part.
+    fn hand_over(&mut self, msg_id: String, open: Open, engine: Option<Bytes>, reply: Message, status: &str) {
+        let client = (open.client, open.key);
+        match &open.broadcast {
+            Some(original) => self.broadcast_reply(original, msg_id, client, Some(open.task), reply, status),
+            None => self.deliver(client_channel(open.queue), client, vec![open.task], engine, reply),
+        }
     }
 
     /// An unmet functional dependency, or a failure with retries left. True when it will run again.
@@ -485,7 +530,8 @@ impl Core {
         };
         let may = |uuid: &EngineUuid| open.targets.is_empty() || open.targets.contains(uuid);
         let nowhere_else = self.engines.iter().all(|(uuid, _)| !may(uuid) || open.blacklist.contains(uuid));
-        match open.timeout() {
+        let asked: Value = open.message.metadata().unwrap_or_default();
+        match open.timeout(&asked) {
             _ if nowhere_else && !met => {
                 self.fail_request(msg_id, "ImpossibleDependency", "no engine meets what it needs");
                 return true;
@@ -511,9 +557,15 @@ impl Core {
         self.record(Change::TaskReturned { task, run, attempt: None });
     }
 
-    pub(super) fn record_reply(&mut self, msg_id: &str, reply: &Message, engine: Option<&EngineUuid>) {
-        let metadata: Value = reply.metadata().unwrap_or_default();
-        let content: Value = reply.content().unwrap_or_default();
+    /// `owed`: to whom it must get, whatever becomes of this controller. Returns when it was begun and ended, as far as the reply says.
+    fn record_reply(
+        &mut self,
+        msg_id: &str,
+        reply: &Message,
+        (metadata, content): (&Value, &Value),
+        engine: Option<&EngineUuid>,
+        owed: Option<TaskId>,
+    ) -> (Option<UnixTime>, UnixTime) {
         let status = match content.get("status").and_then(Value::as_str) {
             Some("ok") => TaskState::Ok,
             Some("aborted") => TaskState::Aborted,
@@ -526,6 +578,7 @@ impl Core {
         };
         let engine = engine.and_then(|uuid| Some((self.engines.get(uuid)?.id, uuid.clone())));
         let started = metadata.get("started").and_then(Value::as_str).and_then(UnixTime::from_iso);
+        let completed = date_of(reply, self.now.unix);
         self.finished_tasks += 1;
         self.record(Change::RequestFinished {
             msg_id: msg_id.to_string(),
@@ -537,10 +590,20 @@ impl Core {
                 content: reply.content_json.clone(),
                 buffers: reply.buffers.clone(),
                 started,
-                completed: date_of(reply, self.now.unix),
+                completed,
                 received: self.now.unix,
             }),
         });
+        if let Some(task) = owed {
+            self.record(Change::ReplyOwed { task });
+        }
+        (started, completed)
+    }
+
+    /// Of one of our own making.
+    pub(super) fn record_own_reply(&mut self, msg_id: &str, reply: &Message, engine: Option<&EngineUuid>, owed: Option<TaskId>) {
+        let (metadata, content) = (reply.metadata().unwrap_or_default(), reply.content().unwrap_or_default());
+        self.record_reply(msg_id, reply, (&metadata, &content), engine, owed);
     }
 
     /// The engine will not answer. Direct requests are settled by the client itself when it hears that the engine is gone.
@@ -555,18 +618,31 @@ impl Core {
         self.requests.stranded.entry(uuid.clone()).or_default().extend(ids.iter().cloned());
         self.remind(STRANDED_GRACE, Due::Stranded(uuid.clone()));
         for id in ids {
-            self.engines.change(uuid, |e| {
-                e.requests.remove(&id);
-            });
+            self.engines.change(uuid, |e| e.drop_request(&id));
         }
     }
 
     pub(super) fn stranded(&mut self, uuid: EngineUuid) {
-        for msg_id in self.requests.stranded.remove(&uuid).unwrap_or_default() {
+        let sent = |id: &String| {
+            self.requests
+                .open
+                .get(id)
+                .filter(|o| o.engine.as_ref() == Some(&uuid))
+                .map(|o| o.sent)
+        };
+        let left = self.requests.stranded.get(&uuid).into_iter().flatten();
+        let mut left: Vec<(u64, String)> = left.filter_map(|id| Some((sent(id)?, id.clone()))).collect();
+        left.sort();
+        left.dedup();
+        self.requests.stranded.remove(&uuid);
+        for (place, (sent, msg_id)) in left.into_iter().enumerate() {
             let Some(open) = self.requests.open.get_mut(&msg_id) else {
                 continue;
             };
-            if open.engine.as_ref() != Some(&uuid) {
+            if open.queue == Channel::Task && sent > 0 && place > 0 {
+                // It stood behind the one that the engine may have died of.
+                self.take_back(&msg_id);
+                self.admit(&msg_id);
                 continue;
             }
             if open.queue == Channel::Task && open.retries > 0 {
@@ -581,9 +657,10 @@ impl Core {
             } else if let Some(open) = self.requests.open.remove(&msg_id) {
                 let content = ErrorContent::new("EngineError", why);
                 let reply = self.message(&reply_type(&open.message), Some(&open.message.header_json), &content);
-                self.record_reply(&msg_id, &reply, None);
-                if let Some(original) = &open.broadcast {
-                    self.broadcast_reply(original, msg_id, (open.client, open.key), reply, "error");
+                let is_part = open.broadcast.is_some();
+                self.record_own_reply(&msg_id, &reply, None, open.owed().filter(|_| is_part));
+                if is_part {
+                    self.hand_over(msg_id, open, None, reply, "error");
                 }
             }
         }

@@ -1,11 +1,14 @@
 //! A controller that starts again takes up what the records hold: tasks that were with an engine stay with it until
 //! the engine comes back or its lease is over.
-use super::event::{FoundClient, FoundTask, Restored};
+use super::broadcast::{Part, is_joined};
+use super::event::{FoundClient, FoundReply, FoundTask, Restored, UnfinishedRequest};
 use super::maps::{InFlight, Map, Returned, Tries};
-use super::{Core, Due};
+use super::returning::OwedReply;
+use super::{ClientChannel, Core, Due};
 use crate::model::change::Change;
 use crate::model::task::{Outcome, TaskState};
 use crate::model::{EngineUuid, TaskId};
+use bytes::Bytes;
 use std::collections::HashMap;
 
 impl Core {
@@ -77,7 +80,9 @@ impl Core {
                 }
             }
             self.keys.insert(found.key, id);
+            let waiting_for = map.waiting_for;
             self.maps.insert(id, map);
+            self.follow(id, waiting_for);
             self.note_runnable(id);
             self.abort_if_hopeless(id);
             if self.maps.get(&id).is_some_and(|m| m.is_complete()) {
@@ -93,10 +98,48 @@ impl Core {
         }
         for client in clients {
             self.requests.restore_session(client.session, client.map, client.next_index);
+            self.take_up_owed(client.key.as_ref(), client.owed, &client.requests);
             for request in client.requests {
                 self.restore_request(client.key.clone(), request);
             }
         }
+    }
+
+    /// Replies that the client was not given, and broadcasts whose joined reply it was not.
+    fn take_up_owed(&mut self, key: Option<&String>, owed: Vec<FoundReply>, unfinished: &[UnfinishedRequest]) {
+        let mut parts: Vec<Part> = Vec::new();
+        for found in owed {
+            let channel = match found.queue.as_str() {
+                "mux" => ClientChannel::Mux,
+                "broadcast" => ClientChannel::Broadcast,
+                _ => ClientChannel::Task,
+            };
+            if channel == ClientChannel::Broadcast && is_joined(&found.metadata) {
+                parts.push(Part {
+                    task: found.task,
+                    msg_id: found.msg_id,
+                    metadata: found.metadata,
+                    reply: Some(found.reply),
+                });
+            } else if let Some(key) = key {
+                // As it would have been sent: a reply of a broadcast's part has no engine in front.
+                let engine = found.engine.filter(|_| channel != ClientChannel::Broadcast).map(Bytes::from);
+                let reply = OwedReply {
+                    key: key.clone(),
+                    tasks: vec![found.task],
+                    engine,
+                    message: found.reply,
+                };
+                self.keep_reply(channel, reply);
+            }
+        }
+        parts.extend(unfinished.iter().filter(|open| open.request.queue == "broadcast").map(|open| Part {
+            task: open.task,
+            msg_id: open.request.msg_id.clone(),
+            metadata: open.request.metadata.clone(),
+            reply: None,
+        }));
+        self.restore_broadcasts(key, parts);
     }
 
     fn restored_targets(&self, targets: &crate::model::targets::Targets) -> Vec<EngineUuid> {

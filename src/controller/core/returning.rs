@@ -2,6 +2,7 @@
 //! controller, they come back under another routing id. With CURVE they are known again by their key, and get the replies
 //! that came meanwhile.
 use super::{ClientChannel, Core, Effect};
+use crate::model::TaskId;
 use crate::model::change::Change;
 use crate::wire::Message;
 use bytes::Bytes;
@@ -20,17 +21,28 @@ pub(super) struct Returning {
     bytes: usize,
 }
 
+/// A reply on its way to a client that can be known again.
+#[derive(Clone, Debug)]
+pub struct OwedReply {
+    pub key: String,
+    /// What it answers: one request, or the parts of a broadcast.
+    pub tasks: Vec<TaskId>,
+    /// The frame in front of it: the engine, where one has made it.
+    pub engine: Option<Bytes>,
+    pub message: Message,
+}
+
 #[derive(Debug)]
 struct Kept {
     at: Duration,
-    engine: Option<Bytes>,
-    message: Message,
+    reply: OwedReply,
 }
 
 impl Kept {
     fn size(&self) -> usize {
-        let buffers: usize = self.message.buffers.iter().map(Bytes::len).sum();
-        buffers + self.message.content_json.len() + self.message.metadata_json.len() + 1000
+        let message = &self.reply.message;
+        let buffers: usize = message.buffers.iter().map(Bytes::len).sum();
+        buffers + message.content_json.len() + message.metadata_json.len() + 1000
     }
 }
 
@@ -39,24 +51,37 @@ impl Returning {
         self.connected.get(&(channel, identity.clone())).cloned().flatten()
     }
 
-    fn keep(&mut self, channel: ClientChannel, key: String, kept: Kept) -> bool {
+    /// As which the client of this key is connected.
+    fn identity_of(&self, channel: ClientChannel, key: &str) -> Option<Bytes> {
+        let mut connected = self.connected.iter();
+        let found = connected.find(|((its, _), known)| *its == channel && known.as_deref() == Some(key));
+        found.map(|((_, identity), _)| identity.clone())
+    }
+
+    /// What is kept no longer for that is returned: what these replies answer.
+    fn keep(&mut self, channel: ClientChannel, kept: Kept) -> Vec<TaskId> {
         let now = kept.at;
-        let mut freed = 0;
+        let (mut freed, mut given_up) = (0, Vec::new());
         self.kept.retain(|_, list| {
             list.retain(|old| {
                 let stays = old.at + KEPT_FOR > now;
-                freed += if stays { 0 } else { old.size() };
+                if !stays {
+                    freed += old.size();
+                    given_up.extend_from_slice(&old.reply.tasks);
+                }
                 stays
             });
             !list.is_empty()
         });
         self.bytes -= freed.min(self.bytes);
         if self.bytes + kept.size() > KEPT_BYTES {
-            return false;
+            tracing::info!("a reply's client is not connected, and no more is kept for such; the reply is in the records");
+            given_up.extend(kept.reply.tasks);
+            return given_up;
         }
         self.bytes += kept.size();
-        self.kept.entry((channel, key)).or_default().push(kept);
-        true
+        self.kept.entry((channel, kept.reply.key.clone())).or_default().push(kept);
+        given_up
     }
 }
 
@@ -84,7 +109,7 @@ impl Core {
         }
         for kept in self.requests.returning.kept.remove(&(channel, key.clone())).unwrap_or_default() {
             self.requests.returning.bytes -= kept.size().min(self.requests.returning.bytes);
-            self.deliver(channel, identity.clone(), Some(key.clone()), kept.engine, kept.message);
+            self.give(channel, identity.clone(), kept.reply);
         }
     }
 
@@ -97,16 +122,51 @@ impl Core {
         }
     }
 
-    /// Sends a reply to its client, or keeps it until that is back.
-    pub(super) fn deliver(&mut self, channel: ClientChannel, client: Bytes, key: Option<String>, engine: Option<Bytes>, message: Message) {
-        if !client.is_empty() {
-            let route = std::iter::once(client).chain(engine).collect();
-            return self.effects.push(Effect::ToClient { channel, route, message });
+    /// Sends a reply to its client, or keeps it until that is back. `tasks`: what it answers.
+    pub(super) fn deliver(
+        &mut self,
+        channel: ClientChannel,
+        (client, key): (Bytes, Option<String>),
+        tasks: Vec<TaskId>,
+        engine: Option<Bytes>,
+        message: Message,
+    ) {
+        if let Some(key) = key {
+            let reply = OwedReply {
+                key,
+                tasks,
+                engine,
+                message,
+            };
+            return self.give(channel, client, reply);
         }
+        if client.is_empty() {
+            return tracing::info!("a reply's client is not connected; the reply is in the records");
+        }
+        let route = std::iter::once(client).chain(engine).collect();
+        self.effects.push(Effect::ToClient { channel, route, message });
+    }
+
+    fn give(&mut self, channel: ClientChannel, client: Bytes, reply: OwedReply) {
+        match client.is_empty() {
+            false => self.effects.push(Effect::Reply { channel, client, reply }),
+            true => self.keep_reply(channel, reply),
+        }
+    }
+
+    /// For a client that is not connected. `restore` has those of before.
+    pub(super) fn keep_reply(&mut self, channel: ClientChannel, reply: OwedReply) {
         let at = self.now.since_start;
-        let kept = key.is_some_and(|key| self.requests.returning.keep(channel, key, Kept { at, engine, message }));
-        if !kept {
-            tracing::info!("a reply's client is not connected; the reply is in the records");
+        let tasks = self.requests.returning.keep(channel, Kept { at, reply });
+        if !tasks.is_empty() {
+            self.record(Change::RepliesGiven { tasks });
         }
+    }
+
+    /// Its client has left before the news of that. It may be back already, under another name.
+    pub(super) fn reply_unsent(&mut self, channel: ClientChannel, client: &Bytes, reply: OwedReply) {
+        self.client_left(channel, client);
+        let now = self.requests.returning.identity_of(channel, &reply.key).unwrap_or_default();
+        self.give(channel, now, reply);
     }
 }

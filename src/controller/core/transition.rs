@@ -8,6 +8,7 @@ pub const ARROWS: &[(TaskState, TaskState, &str)] = &[
     (Waiting, Timeout, "its dependencies were not met in time"),
     (Ready, Assigned, "sent to an engine"),
     (Ready, Aborted, "cancelled, or no engine can ever run it"),
+    (Ready, Timeout, "no engine was there for it in time"),
     (Ready, Lost, "the engine that it was meant for has gone"),
     (Assigned, Running, "the engine has begun it"),
     (Assigned, Ready, "given back, or its engine has gone"),

@@ -9,7 +9,6 @@ mod tasks;
 
 use crate::model::MapId;
 use crate::model::change::Change;
-use crate::model::task::Outcome;
 pub use engines::Known;
 use maps::Counted;
 pub use maps::row_range;
@@ -105,6 +104,8 @@ impl<'a> Batch<'a> {
             Change::RequestAdded { task, request } => self.request_added(*task, request),
             Change::RequestFinished { msg_id, reply } => self.request_finished(msg_id, reply),
             Change::RequestResubmitted { msg_id, new_id } => self.request_resubmitted(msg_id, new_id),
+            Change::ReplyOwed { task } => self.reply_owed(*task),
+            Change::RepliesGiven { tasks } => self.replies_given(tasks),
             Change::RequestOutput { msg_id, output } => self.request_output(msg_id, output),
             Change::Purged { what } => self.purged(what),
         }
@@ -126,17 +127,6 @@ impl ToSql for Text<'_> {
             Cow::Owned(text) => text.into(),
         })
     }
-}
-
-/// The bytes of what a task's row keeps of an outcome.
-fn size(outcome: &Outcome) -> usize {
-    let error = outcome
-        .error
-        .as_ref()
-        .map_or(0, |e| e.ename.len() + e.evalue.len() + e.traceback.len());
-    let value = outcome.value.as_ref().map_or(0, |v| v.get().len());
-    let text = |text: &Option<String>| text.as_ref().map_or(0, String::len);
-    error + value + text(&outcome.pickled) + text(&outcome.repr) + outcome.stdout.len() + outcome.stderr.len()
 }
 
 /// NULL for an empty text: most tasks print nothing.

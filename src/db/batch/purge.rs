@@ -46,6 +46,7 @@ impl Batch<'_> {
                 "DELETE FROM attempt WHERE task = ?1",
                 "DELETE FROM output WHERE task = ?1",
                 "DELETE FROM cancelling WHERE task = ?1",
+                "DELETE FROM owed WHERE task = ?1",
                 "DELETE FROM task WHERE id = ?1",
             ] {
                 self.connection.prepare_cached(sql)?.execute([row])?;
@@ -91,6 +92,7 @@ fn delete_tasks(connection: &Connection, (first, last): (i64, i64)) -> rusqlite:
         "DELETE FROM attempt WHERE task BETWEEN ?1 AND ?2",
         "DELETE FROM output WHERE task BETWEEN ?1 AND ?2",
         "DELETE FROM cancelling WHERE task BETWEEN ?1 AND ?2",
+        "DELETE FROM owed WHERE task BETWEEN ?1 AND ?2",
         "DELETE FROM task WHERE id BETWEEN ?1 AND ?2",
     ] {
         connection.prepare_cached(sql)?.execute([first, last])?;

@@ -133,6 +133,17 @@ impl Batch<'_> {
         Ok(())
     }
 
+    pub(super) fn reply_owed(&mut self, task: TaskId) -> rusqlite::Result<()> {
+        let sql = "INSERT OR IGNORE INTO owed (task) SELECT task FROM request WHERE task = ?1";
+        self.connection.prepare_cached(sql)?.execute([task.row_id()])?;
+        Ok(())
+    }
+
+    pub(super) fn replies_given(&mut self, tasks: &[TaskId]) -> rusqlite::Result<()> {
+        let mut given = self.connection.prepare_cached("DELETE FROM owed WHERE task = ?1")?;
+        tasks.iter().try_for_each(|task| given.execute([task.row_id()]).map(drop))
+    }
+
     pub(super) fn request_output(&mut self, msg_id: &str, output: &RequestOutput) -> rusqlite::Result<()> {
         let Some((task, prior)) = self.known_request(msg_id, "RequestOutput")? else {
             return Ok(());

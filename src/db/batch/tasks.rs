@@ -1,6 +1,6 @@
 //! A task's steps. Each first looks at the task as it stands, so that what was told twice or too late changes nothing.
 use super::maps::row_range;
-use super::{Batch, Text, size, some_text};
+use super::{Batch, Text, some_text};
 use crate::model::change::Attempt;
 use crate::model::task::{Outcome, TaskState};
 use crate::model::{EngineId, MapId, TaskId, UnixTime};
@@ -250,7 +250,7 @@ impl Batch<'_> {
 
     /// What to record instead of an outcome that no row can hold.
     fn too_large(&self, outcome: &Outcome, before: &(String, String)) -> Option<Outcome> {
-        let bytes = size(outcome) + before.0.len() + before.1.len();
+        let bytes = outcome.bytes() + before.0.len() + before.1.len();
         let largest = self.known.largest_outcome;
         (bytes > largest).then(|| {
             let why = format!("the value and output have {bytes} bytes; the database keeps at most {largest} of a task");

@@ -97,7 +97,7 @@ fn open_maps_their_unfinished_tasks_and_the_engines() {
 
     // And it goes on.
     writer.apply(&[finished(2, 0, 1, 1, ok("7")), engine(1)]).unwrap();
-    assert_eq!(reader.finished_from(MapId(2), 0, 9).unwrap().len(), 2);
+    assert_eq!(reader.finished_from(MapId(2), 0, 9).unwrap().1.len(), 2);
     assert_eq!(reader.restart_state().unwrap().engines.len(), 3);
 }
 
@@ -121,7 +121,7 @@ fn output_of_a_running_task_survives() {
     outcome.stdout = "after".into();
     writer.apply(&[finished(1, 0, 1, 0, outcome)]).unwrap();
     assert_eq!(
-        writer.reader().unwrap().finished_from(MapId(1), 0, 1).unwrap()[0].stdout,
+        writer.reader().unwrap().finished_from(MapId(1), 0, 1).unwrap().1[0].stdout,
         "before after"
     );
 }

@@ -78,7 +78,7 @@ fn version_1() {
     // And a controller goes on with it.
     let mut writer = Writer::open(&path, Durability::Normal).unwrap();
     writer.apply(&[finished(1, 4, 1, 0, ok("4"))]).unwrap();
-    let row = writer.reader().unwrap().finished_from(MapId(1), 4, 1).unwrap().remove(0);
+    let row = writer.reader().unwrap().finished_from(MapId(1), 4, 1).unwrap().1.remove(0);
     assert_eq!((row.state, row.stdout.as_str()), (TaskState::Ok, "so far"));
 }
 
@@ -95,6 +95,21 @@ fn version_2() {
     assert_eq!(cancelled, [(4, true)]);
 }
 
+/// What version 3 added: maps whose tasks are still to be deleted.
+#[test]
+fn version_3() {
+    let (_directory, path) = kept("v3.db");
+    let tasks = |reader: Reader| reader.tasks(&TaskQuery::default()).unwrap().1;
+    assert_eq!(tasks(Reader::open(&path).unwrap()), 7);
+    let mut writer = Writer::open(&path, Durability::Normal).unwrap();
+    assert!(writer.is_untidy());
+    writer.compact().unwrap();
+    assert_eq!(tasks(writer.reader().unwrap()), 7);
+    let rows = Connection::open(&path).unwrap();
+    let left: i64 = rows.query_row("SELECT count(*) FROM task", [], |row| row.get(0)).unwrap();
+    assert_eq!(left, 7);
+}
+
 /// The shape of a file: every column of every table and view.
 fn shape(connection: &Connection) -> BTreeSet<(String, String)> {
     let sql = "SELECT m.name, c.name FROM sqlite_master m, pragma_table_info(m.name) c \
@@ -106,7 +121,7 @@ fn shape(connection: &Connection) -> BTreeSet<(String, String)> {
 
 #[test]
 fn an_old_file_gets_the_shape_of_a_new_one() {
-    for file in ["v1.db", "v2.db"] {
+    for file in ["v1.db", "v2.db", "v3.db"] {
         let (_directory, path) = kept(file);
         Writer::open(&path, Durability::Normal).unwrap().close().unwrap();
         let (old, new) = (Connection::open(&path).unwrap(), Db::new());

@@ -123,7 +123,7 @@ pub enum Effect {
     SendResults(Arc<Results>),
     SendProgress(Progress),
     SendReturned(Returned),
-    /// iopub `status: busy`.
+    /// It runs for a while already, or has something to say: iopub `status: busy`.
     RequestBegun(Arc<Request>),
     Stream {
         request: Arc<Request>,

@@ -26,7 +26,6 @@ impl Core {
                 self.forget(held.map, effects);
             }
             Unit::Request(request) => {
-                effects.push(Effect::RequestBegun(request.clone()));
                 effects.push(Effect::Reply {
                     request,
                     started: now.unix,
@@ -40,7 +39,6 @@ impl Core {
     }
 
     pub(super) fn reply_aborted(&mut self, now: Now, request: Arc<Request>, effects: &mut Vec<Effect>) {
-        effects.push(Effect::RequestBegun(request.clone()));
         effects.push(Effect::Reply {
             request,
             started: now.unix,
@@ -150,9 +148,13 @@ impl Core {
     }
 
     fn end_request(&mut self, request: Arc<Request>, started: UnixTime, reply: RequestReply, current: Current, effects: &mut Vec<Effect>) {
+        let mut told = current.told;
         for (stderr, text) in [(false, current.stdout.finish()), (true, current.stderr.finish())] {
             if !text.is_empty() {
                 let request = request.clone();
+                if !std::mem::replace(&mut told, true) {
+                    effects.push(Effect::RequestBegun(request.clone()));
+                }
                 effects.push(Effect::Stream { request, stderr, text });
             }
         }

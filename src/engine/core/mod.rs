@@ -23,14 +23,14 @@ pub use unit::{Request, Unit};
 
 use crate::model::definition::MapDefinition;
 use crate::model::{MapId, UnixTime};
-use crate::wire::content::engine::{Held, Progress, Returned};
+use crate::wire::content::engine::{Held, Progress};
 use feed::WorkerState;
 use outbox::Outbox;
 use output::{Pieces, Text};
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use stop::{AfterRecall, Leaving, Stop, StopReason};
+use stop::{AfterRecall, Leaving, Stop, StopReason, returned};
 
 /// What a core must know beforehand.
 #[derive(Clone, Debug)]
@@ -178,8 +178,7 @@ impl Core {
                     input,
                 });
                 if self.leaving.is_some() {
-                    let tasks: Vec<Held> = units.filter_map(|unit| unit.held()).collect();
-                    effects.push(Effect::SendReturned(Returned { tasks }));
+                    effects.push(Effect::SendReturned(returned(units)));
                 } else {
                     self.queue.extend(units);
                 }
@@ -193,6 +192,8 @@ impl Core {
                     self.reply_aborted(now, request, effects);
                 } else if self.leaving.is_none() {
                     self.queue.push_back(Unit::Request(request));
+                } else if request.may_go_back() {
+                    effects.push(Effect::SendReturned(returned([Unit::Request(request)])));
                 }
             }
             Event::AbortAsked { msg_ids } => self.recall_then(now, AfterRecall::Abort(msg_ids), effects),
@@ -201,12 +202,8 @@ impl Core {
             Event::WorkerFailed { reason } => self.worker_failed(now, reason),
             Event::UnitBegun { ticket, output } => {
                 self.wrote(output, effects);
-                if let Some(Given {
-                    unit: Unit::Request(request),
-                    ..
-                }) = self.given.front().filter(|given| given.ticket == ticket)
-                {
-                    effects.push(Effect::RequestBegun(request.clone()));
+                if self.given.front().is_some_and(|given| given.ticket == ticket) {
+                    self.tell_begun(effects);
                 }
             }
             Event::UnitEnded {
@@ -227,6 +224,7 @@ impl Core {
                 buffers,
             } => {
                 self.wrote(output, effects);
+                self.tell_begun(effects);
                 if let Some(Unit::Request(request)) = self.given.front().map(|given| &given.unit) {
                     effects.push(Effect::Publish {
                         request: request.clone(),
@@ -319,7 +317,10 @@ impl Core {
             let age = now.instant - current.since;
             current.next_look = now.instant + if age > Duration::from_secs(10) { SLOW_LOOK } else { LOOK };
             match self.command {
-                None => effects.push(Effect::ReadOutput),
+                None => {
+                    self.tell_begun(effects);
+                    effects.push(Effect::ReadOutput);
+                }
                 Some(_) => self.tell_progress(effects),
             }
         }
@@ -331,6 +332,7 @@ impl Core {
         if stdout.is_empty() && stderr.is_empty() {
             return;
         }
+        self.tell_begun(effects);
         let Some(current) = &mut self.current else { return };
         current.stdout.push(stdout);
         current.stderr.push(stderr);
@@ -341,6 +343,16 @@ impl Core {
                     effects.push(Effect::Stream { request, stderr, text });
                 }
             }
+        }
+    }
+
+    /// Says once that a request runs: when it has something to say or has run for a while. Of one that ends at once its end
+    /// is enough; each message costs the client more than it costs us.
+    fn tell_begun(&mut self, effects: &mut Vec<Effect>) {
+        if let (Some(Unit::Request(request)), Some(current)) = (self.given.front().map(|given| &given.unit), &mut self.current)
+            && !std::mem::replace(&mut current.told, true)
+        {
+            effects.push(Effect::RequestBegun(request.clone()));
         }
     }
 

@@ -66,6 +66,18 @@ const LAST_WORD: Duration = Duration::from_secs(2);
 /// Ids of requests to abort that have not come yet, at most.
 const MOST_ABORTED: usize = 10_000;
 
+/// What is said of units that go back; of those that cannot (they are this engine's alone) nothing.
+pub(super) fn returned(units: impl IntoIterator<Item = Unit>) -> Returned {
+    let (mut tasks, mut requests) = (Vec::new(), Vec::new());
+    for unit in units.into_iter().filter(Unit::may_go_back) {
+        match unit {
+            Unit::Task { held, .. } => tasks.push(held),
+            Unit::Request(request) => requests.push(request.msg_id().to_string()),
+        }
+    }
+    Returned { tasks, requests }
+}
+
 impl Core {
     pub(super) fn recall_then(&mut self, now: Now, then: AfterRecall, effects: &mut Vec<Effect>) {
         if self.given.is_empty() {
@@ -114,9 +126,9 @@ impl Core {
                 self.abort_where(now, is_execution, effects);
             }
             AfterRecall::Leave => {
-                let tasks: Vec<Held> = self.queue.drain(..).filter_map(|unit| unit.held()).collect();
-                if !tasks.is_empty() {
-                    effects.push(Effect::SendReturned(Returned { tasks }));
+                let back = returned(self.queue.drain(..));
+                if !back.is_empty() {
+                    effects.push(Effect::SendReturned(back));
                 }
             }
         }
@@ -125,7 +137,7 @@ impl Core {
     // ---- giving back
 
     pub(super) fn give_back(&mut self, now: Now, at_most: usize, effects: &mut Vec<Effect>) {
-        let queued = self.queue.iter().filter(|unit| unit.held().is_some()).count();
+        let queued = self.queue.iter().filter(|unit| unit.may_go_back()).count();
         if queued >= at_most || self.given.len() < 2 {
             self.give_back_queued(at_most, effects);
         } else {
@@ -134,17 +146,14 @@ impl Core {
     }
 
     fn give_back_queued(&mut self, at_most: usize, effects: &mut Vec<Effect>) {
-        let (mut tasks, mut kept) = (Vec::new(), Vec::new());
-        while tasks.len() < at_most
+        let (mut back, mut kept) = (Vec::new(), Vec::new());
+        while back.len() < at_most
             && let Some(unit) = self.queue.pop_back()
         {
-            match unit {
-                Unit::Task { held, .. } => tasks.push(held),
-                request => kept.push(request),
-            }
+            if unit.may_go_back() { &mut back } else { &mut kept }.push(unit);
         }
         self.queue.extend(kept.into_iter().rev());
-        effects.push(Effect::SendReturned(Returned { tasks }));
+        effects.push(Effect::SendReturned(returned(back)));
     }
 
     // ---- cancelling

@@ -26,6 +26,13 @@ impl Unit {
             Unit::Request(_) => None,
         }
     }
+    /// Another engine could run it as well.
+    pub fn may_go_back(&self) -> bool {
+        match self {
+            Unit::Task { .. } => true,
+            Unit::Request(request) => request.may_go_back(),
+        }
+    }
     pub fn size(&self) -> usize {
         match self {
             Unit::Task { input, .. } => input.len(),
@@ -84,6 +91,10 @@ impl Request {
             stops_others: method == Method::Execute && !flags.silent && flags.stop_on_error.unwrap_or(true),
             message,
         }
+    }
+    /// It came through the balanced scheduler.
+    pub fn may_go_back(&self) -> bool {
+        self.channel == Channel::Task
     }
     pub fn msg_id(&self) -> &str {
         &self.message.header.msg_id

@@ -4,6 +4,7 @@ use crate::engine::core::unit::Method;
 use crate::engine::core::{Event, Request};
 use crate::engine::requests;
 use crate::engine::worker::protocol::frame;
+use crate::model::definition::MapDefinition;
 use crate::wire::content::engine::*;
 use crate::wire::{Frames, Message};
 use serde::Deserialize;
@@ -61,7 +62,23 @@ impl Driver {
             FORGET => Event::Forgotten {
                 map: read::<Forget>(&message)?.map,
             },
-            TASKS => tasks_came(&message)?,
+            TASKS => {
+                let (defined, came) = tasks_came(&message)?;
+                if let Some(defined) = defined {
+                    self.handle(defined).await;
+                }
+                came
+            }
+            SETTLED => {
+                let Settled { recorded, forget } = read(&message)?;
+                for sequence in recorded {
+                    self.handle(Event::Recorded { sequence }).await;
+                }
+                for map in forget {
+                    self.handle(Event::Forgotten { map }).await;
+                }
+                return None;
+            }
             RECORDED => Event::Recorded {
                 sequence: read::<Recorded>(&message)?.sequence,
             },
@@ -110,7 +127,7 @@ impl Driver {
                 "abort_reply"
             }
             "clear_request" => {
-                if let Some(worker) = &self.worker {
+                if let Some(worker) = &mut self.worker {
                     worker.send(vec![frame(b'C', 0, b"")]);
                 }
                 "clear_reply"
@@ -149,11 +166,13 @@ fn read<'a, T: Deserialize<'a>>(message: &'a Message) -> Option<T> {
         .ok()
 }
 
-/// Inputs stay where they are in the message.
-fn tasks_came(message: &Message) -> Option<Event> {
+/// The definition, where it comes along, and the tasks. Inputs stay where they are in the message.
+fn tasks_came(message: &Message) -> Option<(Option<Event>, Event)> {
     #[derive(Deserialize)]
     struct TasksHere<'a> {
         map: crate::model::MapId,
+        #[serde(default)]
+        definition: Option<Arc<MapDefinition>>,
         #[serde(borrow)]
         tasks: Vec<TaskHere<'a>>,
     }
@@ -164,10 +183,11 @@ fn tasks_came(message: &Message) -> Option<Event> {
         #[serde(borrow)]
         input: &'a RawValue,
     }
-    let TasksHere { map, tasks } = read(message)?;
+    let TasksHere { map, definition, tasks } = read(message)?;
     let input = |raw: &RawValue| message.content_json.slice_ref(raw.get().as_bytes());
-    Some(Event::TasksCame {
+    let came = Event::TasksCame {
         map,
         tasks: tasks.into_iter().map(|task| (task.index, task.run, input(task.input))).collect(),
-    })
+    };
+    Some((definition.map(|definition| Event::Defined { map, definition }), came))
 }

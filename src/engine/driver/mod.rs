@@ -82,7 +82,7 @@ impl Driver {
             pid: std::process::id(),
             version: crate::model::VERSION.into(),
             python: String::new(),
-            capabilities: ["call", "command", "execute"].map(String::from).to_vec(),
+            capabilities: ["call", "command", "execute", EngineFacts::JOINED].map(String::from).to_vec(),
             job: crate::engine::settings::job(),
             ends: crate::engine::settings::ends(),
         };

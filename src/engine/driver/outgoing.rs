@@ -15,8 +15,8 @@ use bytes::Bytes;
 use std::collections::VecDeque;
 use std::time::Duration;
 
-/// How long a worker has for its own exit handlers when the engine ends.
-const LAST_BREATH: Duration = Duration::from_secs(1);
+/// How long a worker has for its own exit handlers (MPI_Finalize is one) when the engine ends.
+const LAST_BREATH: Duration = Duration::from_secs(3);
 
 impl Driver {
     pub(super) async fn handle(&mut self, event: Event) {
@@ -45,7 +45,7 @@ impl Driver {
             Effect::SendResults(results) => self.send(RESULTS, &*results),
             Effect::SendProgress(progress) => self.send(PROGRESS, &progress),
             Effect::SendReturned(returned) => self.send(RETURNED, &returned),
-            Effect::RequestBegun(request) => requests::status(self.link.as_mut()?, &request, "busy"),
+            Effect::RequestBegun(request) => requests::busy(self.link.as_mut()?, &request),
             Effect::Stream { request, stderr, text } => requests::stream(self.link.as_mut()?, &request, stderr, &text),
             Effect::Publish {
                 request,
@@ -56,7 +56,6 @@ impl Driver {
             Effect::Reply { request, started, reply } => {
                 let link = self.link.as_mut()?;
                 requests::reply(link, &request, started, reply, &self.facts.uuid);
-                requests::status(link, &request, "idle");
             }
             Effect::Leave { reason, as_another } => {
                 tracing::info!("leaving: {reason}");
@@ -65,8 +64,9 @@ impl Driver {
                 self.as_another = as_another;
             }
             Effect::StartWorker => return self.start_worker().await,
-            Effect::Define { map, definition } => self.tell_worker(|| vec![frame(b'D', 0, &to_json(&(map, &*definition)))], 0),
-            Effect::Forget { map } => self.tell_worker(|| vec![frame(b'F', 0, &to_json(&map))], 0),
+            // With the tasks that follow.
+            Effect::Define { map, definition } => self.tell_worker_later(|| frame(b'D', 0, &to_json(&(map, &*definition)))),
+            Effect::Forget { map } => self.tell_worker_later(|| frame(b'F', 0, &to_json(&map))),
             Effect::GiveTasks { map, first, inputs } => {
                 let count = inputs.len();
                 self.tell_worker(|| vec![tasks_frame(map.0, first, inputs.iter())], count);
@@ -121,10 +121,17 @@ impl Driver {
 
     pub(super) fn tell_worker(&mut self, frames: impl FnOnce() -> Vec<Bytes>, tokens: usize) {
         if let Some(worker) = &mut self.worker {
-            worker.send(frames());
+            // First, so that the worker finds them.
             if tokens > 0 {
                 worker.allow(tokens);
             }
+            worker.send(frames());
+        }
+    }
+
+    fn tell_worker_later(&mut self, frame: impl FnOnce() -> Bytes) {
+        if let Some(worker) = &mut self.worker {
+            worker.send_later(frame());
         }
     }
 

@@ -44,7 +44,7 @@ impl Controller {
 
     pub async fn with_answer(change: impl FnOnce(&mut EngineSettings), welcome: bool) -> Controller {
         let keys = KeyPair::generate();
-        let socket = Socket::new(Kind::Router, None, &Security::Server(keys.clone())).unwrap();
+        let socket = Socket::new(Kind::Router, None, &Security::Server(keys.clone())).unwrap().packing();
         let port = socket.bind("127.0.0.1", 0).await.unwrap();
         let mut settings = EngineSettings::new(connection_file(port, &keys.public));
         if let Ok(python) = std::env::var("PCLUSTER_TEST_PYTHON") {
@@ -140,7 +140,11 @@ impl Controller {
                 input: RawValue::from_string(input.to_string()).unwrap(),
             })
             .collect();
-        self.native(TASKS, &Tasks { map: MapId(map), tasks });
+        self.native(TASKS, &Tasks {
+            map: MapId(map),
+            definition: None,
+            tasks,
+        });
     }
 
     /// The next message that is not one of every day.

@@ -41,7 +41,7 @@ fn execute(client: &mut Session, code: &str) -> Message {
     request(client, "execute_request", content, Vec::new())
 }
 
-/// Everything up to `idle`, which ends each request: (channel, type or state, content, the whole message).
+/// Everything up to the reply (that all is said then, the controller tells the clients): (channel, type or state, content, the whole message).
 async fn conversation(c: &mut Controller, parent: &str) -> Vec<(Channel, String, Value, Message)> {
     let mut heard = Vec::new();
     loop {
@@ -57,7 +57,7 @@ async fn conversation(c: &mut Controller, parent: &str) -> Vec<(Channel, String,
             None => message.msg_type().to_string(),
         };
         heard.push((channel, word, content, message));
-        if heard.last().is_some_and(|last| last.1 == "idle") {
+        if heard.last().is_some_and(|last| last.1.ends_with("_reply")) {
             return heard;
         }
     }
@@ -81,7 +81,7 @@ async fn applications_share_the_namespace_and_reply_with_buffers() {
     let apply = request(&mut client, "apply_request", json!({}), buffers);
     c.send(Channel::Task, &[Bytes::from_static(b"client")], &apply);
     let heard = conversation(&mut c, &apply.header.msg_id).await;
-    assert_eq!(words(&heard), ["busy", "stream", "apply_reply", "idle"]);
+    assert_eq!(words(&heard), ["busy", "stream", "apply_reply"]);
     assert_eq!(heard[1].2, json!({ "name": "stdout", "text": "hi\n" }));
     assert_eq!(heard[1].3.identities[2], "engine.3.stdout");
     let (channel, _, content, reply) = &heard[2];
@@ -97,7 +97,7 @@ async fn applications_share_the_namespace_and_reply_with_buffers() {
     let apply = request(&mut client, "apply_request", json!({}), packed("lambda x: x / 0").unwrap());
     c.send(Channel::Mux, &[Bytes::from_static(b"client")], &apply);
     let heard = conversation(&mut c, &apply.header.msg_id).await;
-    assert_eq!(words(&heard), ["busy", "error", "apply_reply", "idle"]);
+    assert_eq!(words(&heard), ["busy", "error", "apply_reply"]);
     let content = &heard[2].2;
     assert_eq!(
         (&content["ename"], &content["evalue"]),
@@ -132,8 +132,7 @@ async fn executions_publish_what_they_print_and_display() {
             "stream",
             "display_data",
             "execute_result",
-            "execute_reply",
-            "idle"
+            "execute_reply"
         ]
     );
     assert_eq!(heard[4].2["data"]["text/html"], "<b>");
@@ -153,13 +152,13 @@ async fn executions_publish_what_they_print_and_display() {
         c.send(Channel::Mux, &[Bytes::from_static(b"client")], message);
     }
     let heard = conversation(&mut c, &wait.header.msg_id).await;
-    assert_eq!(words(&heard), ["busy", "execute_input", "error", "execute_reply", "idle"]);
+    assert_eq!(words(&heard), ["busy", "execute_input", "error", "execute_reply"]);
     assert_eq!(heard[3].2["ename"], "ZeroDivisionError");
     for message in [&second, &third] {
         let heard = conversation(&mut c, &message.header.msg_id).await;
-        assert_eq!(words(&heard), ["busy", "execute_reply", "idle"]);
-        assert_eq!(heard[1].2, json!({ "status": "aborted" }));
-        assert_eq!(heard[1].3.metadata::<Value>().unwrap()["status"], "aborted");
+        assert_eq!(words(&heard), ["execute_reply"]);
+        assert_eq!(heard[0].2, json!({ "status": "aborted" }));
+        assert_eq!(heard[0].3.metadata::<Value>().unwrap()["status"], "aborted");
     }
     c.end().await;
 }
@@ -185,11 +184,11 @@ async fn control_requests_are_answered_while_code_runs() {
     );
     c.send(Channel::Control, &[Bytes::from_static(b"client")], &abort);
     let heard = conversation(&mut c, &queued.header.msg_id).await;
-    assert_eq!(heard[1].2, json!({ "status": "aborted" }));
+    assert_eq!(heard[0].2, json!({ "status": "aborted" }));
     let interrupt = request(&mut client, "signal_request", json!({ "sig": "SIGINT" }), Vec::new());
     c.send(Channel::Control, &[Bytes::from_static(b"client")], &interrupt);
     let heard = conversation(&mut c, &long.header.msg_id).await;
-    assert_eq!(heard[heard.len() - 2].2["ename"], "KeyboardInterrupt");
+    assert_eq!(heard[heard.len() - 1].2["ename"], "KeyboardInterrupt");
     let stop = request(&mut client, "shutdown_request", json!({ "restart": false }), Vec::new());
     c.send(Channel::Control, &[Bytes::from_static(b"client")], &stop);
     loop {
@@ -218,7 +217,7 @@ async fn without_ipyparallel_the_reply_says_what_to_install() {
     let run = execute(&mut client, "1");
     c.send(Channel::Mux, &[Bytes::from_static(b"client")], &run);
     let heard = conversation(&mut c, &run.header.msg_id).await;
-    let reply = &heard[heard.len() - 2].2;
+    let reply = &heard[heard.len() - 1].2;
     assert_eq!(reply["ename"], "ImportError");
     assert!(
         reply["evalue"]

@@ -4,6 +4,7 @@ Loaded by worker.py before the first such request. `handle` makes the reply's co
 publishes meanwhile goes through `worker["publish"]`.
 """
 import asyncio
+import copy
 import sys
 
 worker = {}
@@ -115,6 +116,8 @@ def make_shell():
     config.HistoryManager.hist_file = ":memory:"
     if told["profile_dir"]:
         config.ProfileDir.location = told["profile_dir"]
+    # The shell adds to its own what an application would warn of.
+    for_startup = copy.deepcopy(config)
     session, pub_socket = make_session(), object()
     made = ZMQInteractiveShell.instance(config=config, user_module=worker["main"], user_ns=worker["namespace"])
     made.kernel = Kernel(session, pub_socket)
@@ -128,7 +131,7 @@ def make_shell():
     refuse_input()
     shell = made
     set_loop()
-    run_startup(config)
+    run_startup(for_startup)
 
 
 def run_startup(config):

@@ -6,3 +6,4 @@ pub mod protocol;
 mod reader;
 #[cfg(test)]
 mod tests;
+mod writer;

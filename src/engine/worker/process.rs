@@ -1,19 +1,18 @@
-//! The worker as a process: starting it, its pipes (a thread writes, a thread reads, the engine's own loop never waits),
-//! its tokens, its end.
+//! The worker as a process: starting it, its pipes (the engine's own loop never waits for them), its tokens, its end.
 use super::files::OutputFile;
 use super::protocol::Record;
 use super::reader::read_records;
+use super::writer::FrameWriter;
 use crate::engine::core::output::Pieces;
 use crate::engine::forker::Forker;
 use bytes::Bytes;
 use nix::fcntl::{FcntlArg, FdFlag, OFlag, fcntl, open};
 use nix::sys::stat::Mode;
-use std::io::{self, IoSlice, Read, Write};
+use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::process::Stdio;
-use std::sync::{Arc, Mutex, mpsc};
 use tokio::sync::mpsc::UnboundedSender;
 
 const BOOTSTRAP: &str = include_str!("bootstrap.py");
@@ -56,7 +55,8 @@ pub struct WorkerCommand {
 pub struct Worker {
     pub number: u64,
     pub pid: i32,
-    frames: Option<mpsc::Sender<Vec<Bytes>>>,
+    frames: Option<FrameWriter>,
+    later: Vec<Bytes>,
     /// The reading end is open here too, without waiting: what is read here will not be read there.
     tokens_in: std::fs::File,
     tokens_out: std::fs::File,
@@ -110,42 +110,32 @@ impl Worker {
         } = parts;
         let tokens_in = reopened(&tokens_in).map_err(|e| said("cannot read its tokens", &e))?;
 
-        let (frames, to_write) = mpsc::channel::<Vec<Bytes>>();
-        let exit: Arc<Mutex<Option<io::Result<std::process::ExitStatus>>>> = Arc::default();
+        let frames = FrameWriter::new(frames_out.into()).map_err(|e| said("cannot start a thread", &e))?;
         let (wake_in, wake_out) = pipe().map_err(|e| said("cannot make a pipe", &e))?;
         let (look_in, look_out) = pipe().map_err(|e| said("cannot make a pipe", &e))?;
-        let spawn = |name: &str, run: Box<dyn FnOnce() + Send>| std::thread::Builder::new().name(name.into()).spawn(run).map(drop);
-        spawn("worker-writer", Box::new(move || write_frames(frames_out.into(), to_write)))
-            .map_err(|e| said("cannot start a thread", &e))?;
-        let status = exit.clone();
-        spawn(
-            "worker-reader",
-            Box::new(move || {
-                let broken = read_records(records_in, wake_in, look_in, number, &events, pid);
-                let status = status.lock().ok().and_then(|mut status| status.take());
-                let killed = broken.is_none() && status.as_ref().is_some_and(|s| s.as_ref().is_ok_and(|s| s.signal().is_some()));
-                let how = match status {
-                    Some(Ok(status)) => describe(status),
-                    Some(Err(e)) => format!("ended ({e})"),
-                    None => "ended".into(),
-                };
-                let how = broken.map_or(how, |why| format!("was killed, because it {why}"));
-                let _ = events.send((number, WorkerEvent::Exited(WorkerExit { how, killed })));
-            }),
-        )
-        .map_err(|e| said("cannot start a thread", &e))?;
-        tokio::spawn(async move {
+        let waiting = tokio::spawn(async move {
             let ended = child.wait().await;
-            if let Ok(mut exit) = exit.lock() {
-                *exit = Some(ended);
-            }
             // The reader sees the pipe close.
             drop(wake_out);
+            ended
+        });
+        tokio::spawn(async move {
+            let broken = read_records(records_in, wake_in, look_in, number, &events, pid).await;
+            let status = waiting.await.ok();
+            let killed = broken.is_none() && status.as_ref().is_some_and(|s| s.as_ref().is_ok_and(|s| s.signal().is_some()));
+            let how = match status {
+                Some(Ok(status)) => describe(status),
+                Some(Err(e)) => format!("ended ({e})"),
+                None => "ended".into(),
+            };
+            let how = broken.map_or(how, |why| format!("was killed, because it {why}"));
+            let _ = events.send((number, WorkerEvent::Exited(WorkerExit { how, killed })));
         });
         Ok(Worker {
             number,
             pid,
             frames: Some(frames),
+            later: Vec::new(),
             tokens_in,
             tokens_out,
             stdout,
@@ -172,11 +162,19 @@ impl Worker {
         }
     }
 
-    /// Frames are written in order, in the background.
-    pub fn send(&self, frames: Vec<Bytes>) {
-        if let Some(pipe) = &self.frames {
-            let _ = pipe.send(frames);
+    /// Frames are written in order; what the pipe does not take at once, in the background.
+    pub fn send(&mut self, mut frames: Vec<Bytes>) {
+        if let Some(pipe) = &mut self.frames {
+            if !self.later.is_empty() {
+                frames.splice(0..0, self.later.drain(..));
+            }
+            pipe.send(frames);
         }
+    }
+
+    /// In front of what is sent next.
+    pub fn send_later(&mut self, frame: Bytes) {
+        self.later.push(frame);
     }
 
     /// No more frames: an idle worker ends.
@@ -266,7 +264,9 @@ impl Parts {
         for end in [&frames_out, &records_out] {
             let _ = fcntl(end.as_fd(), FcntlArg::F_SETPIPE_SZ(PIPE_SIZE));
         }
-        fcntl(records_in.as_fd(), FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
+        for end in [&frames_out, &records_in] {
+            fcntl(end.as_fd(), FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
+        }
         let (tokens_in, tokens_out) = pipe()?;
         Ok(Parts {
             script,
@@ -296,32 +296,6 @@ impl Parts {
 
 fn pipe() -> nix::Result<(OwnedFd, OwnedFd)> {
     nix::unistd::pipe2(OFlag::O_CLOEXEC)
-}
-
-fn write_frames(mut pipe: std::fs::File, frames: mpsc::Receiver<Vec<Bytes>>) {
-    for parts in frames {
-        if write_parts(&mut pipe, &parts).is_err() {
-            return;
-        }
-    }
-}
-
-fn write_parts(pipe: &mut std::fs::File, parts: &[Bytes]) -> io::Result<()> {
-    let mut slices: Vec<IoSlice<'_>> = parts
-        .iter()
-        .filter(|part| !part.is_empty())
-        .map(|part| IoSlice::new(part))
-        .collect();
-    let mut left = &mut slices[..];
-    while !left.is_empty() {
-        match pipe.write_vectored(&left[..left.len().min(1024)]) {
-            Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
-            Ok(count) => IoSlice::advance_slices(&mut left, count),
-            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-            Err(e) => return Err(e),
-        }
-    }
-    Ok(())
 }
 
 /// A second, never waiting, reader of a pipe.

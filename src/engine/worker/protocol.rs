@@ -22,7 +22,7 @@
 //! | `V` value | its JSON text |
 //! | `P` pickled value | JSON `{pickled, repr}` |
 //! | `E` error | JSON `{ename, evalue, traceback}` |
-//! | `B` a request has begun | |
+//! | `B` an execution has begun | |
 //! | `I` published meanwhile | parts: JSON `{type, topic}`, content, buffers… |
 //! | `A` a request's reply | parts: JSON `{status, ename}`, content, buffers… |
 //!

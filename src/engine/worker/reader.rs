@@ -1,24 +1,27 @@
-//! Reading what the worker says, on a thread of its own.
+//! Reading what the worker says.
 use super::process::{WorkerEvent, signal_group};
 use super::protocol::{RECORD_HEAD, Record, RecordHead, record_head};
 use bytes::Bytes;
-use nix::errno::Errno;
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use std::io::{self, Read};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
+use tokio::net::unix::pipe::Receiver;
 use tokio::sync::mpsc::UnboundedSender;
 
 /// No record is longer.
 const LONGEST_RECORD: usize = 1 << 36;
 /// Bytes asked for in one read.
 const CHUNK: usize = 256 << 10;
-/// While records come this close to each other, the reader waits as long between reads: they come many at a time then.
-const CLOSE: Duration = Duration::from_micros(250);
+/// Records that come so close to each other,
+const CLOSE: Duration = Duration::from_micros(100);
+/// ... so often in a row,
+const OFTEN: u32 = 3;
+/// ... are left to gather for so long: they come many at a time then.
+const GATHER: Duration = Duration::from_millis(1);
 
-/// Reads until the worker has ended and its pipe is empty; a worker that sends nonsense is killed, with the reason. For each
-/// byte in `look`: [`WorkerEvent::Looked`] when all has been told that was in the pipe by then.
-pub fn read_records(
+/// Reads until the worker has ended (`wake` closes) and its pipe is empty; a worker that sends nonsense is killed, with the
+/// reason. For each byte in `look`: [`WorkerEvent::Looked`] when all has been told that was in the pipe by then.
+pub async fn read_records(
     records: OwnedFd,
     wake: OwnedFd,
     look: OwnedFd,
@@ -26,54 +29,49 @@ pub fn read_records(
     events: &UnboundedSender<(u64, WorkerEvent)>,
     pid: i32,
 ) -> Option<String> {
-    let mut file = std::fs::File::from(records);
-    let mut look = Some(std::fs::File::from(look));
+    let receivers = [records, wake, look].map(Receiver::from_owned_fd);
+    let [Ok(records), Ok(wake), Ok(look)] = receivers else {
+        signal_group(pid, nix::libc::SIGKILL);
+        return Some("could not be listened to".into());
+    };
+    let mut look = Some(look);
     let mut reader = RecordReader::default();
-    let mut last = Instant::now();
+    let (mut since, mut close) = (Instant::now(), 0);
     let (mut ended, mut closed, mut looked) = (false, false, false);
     let mut broken = None;
     loop {
         if !ended && !looked {
-            let input = |fd| PollFd::new(fd, PollFlags::POLLIN);
-            // Closed, though the process is there: its exit is what counts.
-            let pipe = (!closed).then(|| input(file.as_fd()));
-            let mut waiting: Vec<PollFd> = pipe.into_iter().chain([input(wake.as_fd())]).collect();
-            waiting.extend(look.as_ref().map(|look| input(look.as_fd())));
-            match poll(&mut waiting, PollTimeout::NONE) {
-                Err(Errno::EINTR) => continue,
-                Err(_) => return broken,
-                Ok(_) => {}
-            }
-            let mut flags = waiting.iter().map(|fd| fd.revents().unwrap_or(PollFlags::POLLERR));
-            let said = if closed {
-                PollFlags::empty()
-            } else {
-                flags.next().unwrap_or(PollFlags::POLLERR)
-            };
-            closed |= said == PollFlags::POLLHUP;
-            ended = flags.next().is_some_and(|flags| !flags.is_empty());
-            if flags.next().is_some_and(|flags| !flags.is_empty()) {
-                drop(flags);
-                looked = matches!(look.as_mut().map(|look| look.read(&mut [0; 64])), Some(Ok(1..)));
-                // Nobody is left who could look.
-                look = look.filter(|_| looked);
+            tokio::select! {
+                // Closed, though the process is there: its exit is what counts.
+                ready = records.readable(), if !closed => if ready.is_err() {
+                    return broken;
+                },
+                _ = wake.readable() => ended = true,
+                asked = asked(&look) => {
+                    looked = asked;
+                    // Nobody is left who could look.
+                    look = look.filter(|_| looked);
+                }
             }
         }
+        close = if since.elapsed() < CLOSE { close + 1 } else { 0 };
         let mut found = Vec::new();
-        let outcome = reader.read(&mut file, &mut found);
+        let outcome = match ended || looked {
+            false => reader.read(&mut Now(&records), &mut found),
+            true => reader.read(&mut AtTheEnd(&records), &mut found),
+        };
         if !found.is_empty() && broken.is_none() && events.send((number, WorkerEvent::Records(found))).is_err() {
             return broken;
         }
         match outcome {
-            Ok(true) => {}
-            Ok(false) if ended => return broken,
-            Ok(false) if looked => {
-                looked = false;
-                if events.send((number, WorkerEvent::Looked)).is_err() {
+            Ok(Got::Something) => {}
+            Ok(_) if ended => return broken,
+            Ok(got) => {
+                closed |= got == Got::End;
+                if std::mem::take(&mut looked) && events.send((number, WorkerEvent::Looked)).is_err() {
                     return broken;
                 }
             }
-            Ok(false) => {}
             Err(why) => {
                 broken.get_or_insert(why);
                 signal_group(pid, nix::libc::SIGKILL);
@@ -83,26 +81,69 @@ pub fn read_records(
                 reader = RecordReader::default();
             }
         }
-        let now = Instant::now();
-        if !ended && !looked && now - last < 2 * CLOSE {
-            std::thread::sleep(CLOSE);
+        if !ended && !looked && close >= OFTEN {
+            tokio::time::sleep(GATHER).await;
         }
-        last = now;
+        since = Instant::now();
     }
+}
+
+/// Waits for a byte; false when none will come.
+async fn asked(look: &Option<Receiver>) -> bool {
+    let Some(look) = look else { return std::future::pending().await };
+    loop {
+        match look.try_read(&mut [0; 64]) {
+            Ok(count) => return count > 0,
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
+            Err(_) => return false,
+        }
+        if look.readable().await.is_err() {
+            return false;
+        }
+    }
+}
+
+/// Reads what is there now.
+struct Now<'a>(&'a Receiver);
+
+impl Read for Now<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        self.0.try_read(buffer)
+    }
+}
+
+/// The same when the runtime may not have heard yet of what is there.
+struct AtTheEnd<'a>(&'a Receiver);
+
+impl Read for AtTheEnd<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        Ok(nix::unistd::read(self.0, buffer)?)
+    }
+}
+
+/// What came of a read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Got {
+    Something,
+    Nothing,
+    /// There will not be more.
+    End,
 }
 
 /// Cuts a byte stream into records.
 #[derive(Default)]
 struct RecordReader {
     buffer: Vec<u8>,
+    /// Where a read goes first: to make room for it in `buffer` each time would be to clear that.
+    chunk: Vec<u8>,
     start: usize,
     /// A long record on its way: its head, and the body as far as it has come.
     long: Option<(RecordHead, Vec<u8>)>,
 }
 
 impl RecordReader {
-    /// Reads what is there, one chunk or one long body; false when nothing was.
-    fn read(&mut self, file: &mut std::fs::File, found: &mut Vec<Record>) -> Result<bool, String> {
+    /// Reads what is there, one chunk or one long body.
+    fn read(&mut self, file: &mut impl Read, found: &mut Vec<Record>) -> Result<Got, String> {
         if let Some((head, body)) = &mut self.long {
             let missing = head.length - body.len();
             let before = body.len();
@@ -111,24 +152,26 @@ impl RecordReader {
             if body.len() == head.length {
                 let (head, body) = self.long.take().ok_or("lost a record")?;
                 found.push(head.with(Bytes::from(body)).ok_or("sent a record without its positions")?);
-                return Ok(true);
+                return Ok(Got::Something);
             }
             return match outcome {
-                Err(e) if e.kind() == io::ErrorKind::WouldBlock => Ok(progressed),
+                _ if progressed => Ok(Got::Something),
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => Ok(Got::Nothing),
                 Err(e) => Err(format!("could not be read ({e})")),
-                Ok(_) => Ok(progressed),
+                Ok(_) => Ok(Got::End),
             };
         }
-        let old = self.buffer.len();
-        self.buffer.resize(old + CHUNK, 0);
-        let count = match file.read(&mut self.buffer[old..]) {
-            Ok(count) => count,
-            Err(e) if matches!(e.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => 0,
+        self.chunk.resize(CHUNK, 0);
+        let (count, got) = match file.read(&mut self.chunk) {
+            Ok(0) => (0, Got::End),
+            Ok(count) => (count, Got::Something),
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => (0, Got::Nothing),
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => (0, Got::Something),
             Err(e) => return Err(format!("could not be read ({e})")),
         };
-        self.buffer.truncate(old + count);
+        self.buffer.extend_from_slice(&self.chunk[..count]);
         self.cut(found)?;
-        Ok(count > 0)
+        Ok(got)
     }
 
     fn cut(&mut self, found: &mut Vec<Record>) -> Result<(), String> {

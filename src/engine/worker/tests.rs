@@ -65,7 +65,7 @@ impl Started {
         }
     }
 
-    fn define(&self, text: &str) {
+    fn define(&mut self, text: &str) {
         let source = serde_json::json!({ "file": { "name": "t.py", "text": text } });
         let definition = serde_json::json!([1, { "work": { "kind": "call", "from": source, "function": "f" } }]);
         self.worker.send(vec![frame(b'D', 0, definition.to_string().as_bytes())]);

@@ -6,6 +6,7 @@ Standard library only, Python 3.8 syntax. The frames are described in protocol.r
 """
 import base64
 import builtins
+import functools
 import importlib
 import importlib.util
 import json
@@ -32,6 +33,7 @@ RECORD = struct.Struct("<cBxxIQdd")  # kind, flags, ticket, length of the body, 
 POSITIONS = struct.Struct("<QQ")  # ends of stdout and stderr; in front of the body where flags is 1
 REPR_LENGTH = 1000
 TEXT_LENGTH = 200_000
+SMALL = 1 << 16  # bytes that are copied to be written at once
 RETRY_AFTER = 2.0  # seconds until a definition that failed is tried again
 
 encode = json.JSONEncoder(allow_nan=False, ensure_ascii=False, separators=(",", ":")).encode
@@ -100,7 +102,11 @@ def record_parts(kind, ticket, started, ended, parts):
     sizes = [len(part) for part in parts]
     reported_out, reported_err = seek(STDOUT, 0, 2), seek(STDERR, 0, 2)
     head = POSITIONS.pack(reported_out, reported_err) + struct.pack("<I%dQ" % len(sizes), len(sizes), *sizes)
-    write_all(pack(kind, 1, ticket, len(head) + sum(sizes), started, ended) + head)
+    head = pack(kind, 1, ticket, len(head) + sum(sizes), started, ended) + head
+    if sum(sizes) <= SMALL:  # one write wakes the engine once
+        write_all(b"".join([head] + parts))
+        return
+    write_all(head)
     for part in parts:
         write_all(part)
 
@@ -198,6 +204,12 @@ def remember_source(name, text):
     linecache.cache[name] = (len(text), None, text.splitlines(True), name)
 
 
+@functools.lru_cache(maxsize=32)
+def compiled(text, place):
+    """Maps of one function come one after the other."""
+    return compile(text, place, "exec", dont_inherit=True)
+
+
 def hint(doing):
     return "%s with %s; another interpreter is set as `engine: python:` in the profile" % (doing, PYTHON)
 
@@ -213,7 +225,7 @@ def load_function(source, function):
         place, text = source["file"]["name"], source["file"]["text"]
         remember_source(place, text)
         try:
-            code = compile(text, place, "exec", dont_inherit=True)
+            code = compiled(text, place)
         except (SyntaxError, ValueError) as error:
             line = getattr(error, "lineno", None)
             where = ", line %d" % line if line else ""
@@ -473,8 +485,9 @@ def run_request(ticket, body):
     if not may_begin():
         return
     started = clock()
-    record(b"B", ticket, started, started, b"")
     meta = json.loads(bytes(parts[0]))
+    if meta["method"] == "execute":  # of an application the engine says so when it takes long
+        record(b"B", ticket, started, started, b"")
     try:
         running = True
         content, buffers = ipython["handle"](meta, parts[1:], ticket)

@@ -3,8 +3,7 @@ use super::JobKind;
 use super::request::{JobRequest, job_name};
 use crate::launchers::{ControllerLaunch, EnginesLaunch, LaunchError, engine, python};
 use crate::profile::ProfileDir;
-use crate::profile::config::EngineKind;
-use crate::profile::config::resources::{MpiConfig, Resources};
+use crate::profile::config::resources::{MpiConfig, Resources, StartMode};
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
@@ -17,9 +16,10 @@ pub fn engines(launch: &EnginesLaunch, resources: &Resources, mpi: &MpiConfig, u
         launch.python = Path::new(&found).is_absolute().then_some(found);
     }
     let (program, mut arguments) = engine::engine_command(&launch)?;
-    if resources.start == crate::profile::config::resources::StartMode::Mpiexec && launch.kind == EngineKind::Pcluster {
-        // A rank that was started a second time could not join the others.
+    if resources.start == StartMode::Mpiexec {
+        // A rank that was started a second time could not join the others. An engine's id is its rank.
         arguments.retain(|argument| argument != "--supervise");
+        arguments.push("--mpi".into());
     }
     let mut request = request(JobKind::Engines, &launch.profile, &launch.cluster_id, resources, unique);
     request.n = launch.n.max(1);

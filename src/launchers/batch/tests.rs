@@ -117,7 +117,8 @@ fn files(system: &dyn BatchSystem, request: &JobRequest) -> Result<Vec<String>, 
 
 #[test]
 fn every_setting_of_a_system_reaches_the_script_or_is_refused() {
-    let set: [(&str, &dyn Fn(&mut Resources)); 18] = [
+    type Change<'a> = &'a dyn Fn(&mut Resources);
+    let set: [(&str, Change); 18] = [
         ("queue", &|r| r.queue = Some("needle".into())),
         ("account", &|r| r.account = Some("needle".into())),
         ("qos", &|r| r.qos = Some("needle".into())),

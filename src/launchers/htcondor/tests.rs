@@ -33,6 +33,7 @@ fn an_engine_set_is_a_description_and_the_script_that_it_runs() {
     # pcluster 0.1.0: what each job of pcluster-mycluster-k3x9 runs; its arguments are the cluster and the process number.
 
     export PCLUSTER_JOB="$1" PCLUSTER_ELEMENT="$(($2 + 1))"
+    export PCLUSTER_ENDS="$(($(date +%s) + 7200))"
     exec >> /home/ada/.ipython/profile_mycluster/log/engines-"$PCLUSTER_JOB.$PCLUSTER_ELEMENT.log" 2>&1
     "#);
 }

@@ -1,1 +1,261 @@
+//! The launcher over a scheduler that the test answers for; what real ones say is in the rows' tests.
+use super::*;
+use crate::launchers::Process;
+use crate::profile::config::EngineKind;
+use std::collections::VecDeque;
+use std::os::unix::fs::PermissionsExt;
+use std::sync::Mutex;
 
+/// Answers in the order given; what was asked is kept.
+#[derive(Default)]
+struct Scheduler {
+    answers: Mutex<VecDeque<(&'static str, Result<Output, RunError>)>>,
+    asked: Mutex<Vec<String>>,
+}
+
+impl Runner for Scheduler {
+    fn run(&self, command: &CommandLine, _timeout: Duration) -> Result<Output, RunError> {
+        self.asked.lock().unwrap().push(command.to_string());
+        let (program, answer) = self.answers.lock().unwrap().pop_front().unwrap_or_else(|| panic!("{command}"));
+        assert_eq!(program, command.program);
+        answer
+    }
+}
+
+impl Scheduler {
+    fn will(&self, program: &'static str, code: i32, stdout: &str, stderr: &str) {
+        let output = Output {
+            code: Some(code),
+            stdout: stdout.into(),
+            stderr: stderr.into(),
+        };
+        self.answers.lock().unwrap().push_back((program, Ok(output)));
+    }
+    fn will_not_answer(&self, program: &'static str) {
+        let error = RunError::TimedOut {
+            program: program.into(),
+            seconds: 60.0,
+        };
+        self.answers.lock().unwrap().push_back((program, Err(error)));
+    }
+    fn asked(&self) -> Vec<String> {
+        std::mem::take(&mut self.asked.lock().unwrap())
+    }
+}
+
+struct World {
+    _dir: tempfile::TempDir,
+    profile: ProfileDir,
+    scheduler: Arc<Scheduler>,
+    slurm: Jobs,
+}
+
+fn world() -> World {
+    let dir = tempfile::tempdir().unwrap();
+    let profile = ProfileDir::named("x", Some(dir.path())).unwrap();
+    profile.create().unwrap();
+    let scheduler = Arc::new(Scheduler::default());
+    let row = batch::by_name("slurm").unwrap();
+    let slurm = Jobs::with_runner(row, &profile, &Config::default(), scheduler.clone());
+    World {
+        _dir: dir,
+        profile,
+        scheduler,
+        slurm,
+    }
+}
+
+impl World {
+    fn launch(&self, n: u32) -> EnginesLaunch {
+        EnginesLaunch {
+            program: "/opt/pcluster".into(),
+            profile: self.profile.clone(),
+            cluster_id: String::new(),
+            settings: Vec::new(),
+            kind: EngineKind::Pcluster,
+            n,
+            first: 0,
+            python: Some("/usr/bin/python3".into()),
+            ipengine: None,
+            cwd: "/".into(),
+            log_level: None,
+        }
+    }
+
+    /// Submitted a while ago.
+    fn submitted(&self, n: u32) -> Launched {
+        self.scheduler.will("sbatch", 0, "18\n", "");
+        let mut launched = self.slurm.start_engines(&self.launch(n)).unwrap();
+        self.scheduler.asked();
+        launched.jobs[0].submitted -= 1000.0;
+        launched
+    }
+
+    /// A line of squeue as the row asks for it.
+    fn line(&self, launched: &Launched, element: u32, state: &str, reason: &str) -> String {
+        format!("18|{element}|{state}|{reason}|n1|{}\n", launched.jobs[0].name)
+    }
+}
+
+#[test]
+fn one_submission_whose_script_is_kept_for_its_owner() {
+    let world = world();
+    world.scheduler.will("sbatch", 0, "welcome to the cluster\n18\n", "");
+    let launched = world.slurm.start_engines(&world.launch(15)).unwrap();
+    let job = &launched.jobs[0];
+    assert_eq!((job.id.as_str(), job.size, job.engines, job.elements.len()), ("18", 15, 15, 15));
+    let asked = world.scheduler.asked();
+    assert_eq!(asked, [format!("sbatch --parsable {}", job.script.display())]);
+    assert_eq!(std::fs::metadata(&job.script).unwrap().permissions().mode() & 0o077, 0);
+    assert!(job.log.ends_with("/engines-18_{}.log"), "{}", job.log);
+    // Nothing is asked of a scheduler that has just been given the job.
+    assert!(world.slurm.states(&launched).iter().all(|state| state.stage == Stage::Queued));
+    assert!(world.scheduler.asked().is_empty());
+}
+
+#[test]
+fn what_the_scheduler_refuses_is_told_with_its_words_and_the_script() {
+    let world = world();
+    world.scheduler.will(
+        "sbatch",
+        1,
+        "",
+        "sbatch: error: Batch job submission failed: Invalid partition name specified\n",
+    );
+    let error = world.slurm.start_engines(&world.launch(1)).unwrap_err();
+    let text = error.to_string();
+    assert!(
+        text.contains("Invalid partition name") && text.contains("sbatch --parsable"),
+        "{text}"
+    );
+    assert!(error.hint().unwrap().contains("sinfo"));
+    let script = text.rsplit("the script: ").next().unwrap();
+    assert!(std::path::Path::new(script).exists(), "{text}");
+    assert_eq!(world.scheduler.asked().len(), 1, "it is not tried again");
+}
+
+#[test]
+fn a_submission_without_an_answer_is_looked_for_and_not_repeated() {
+    let world = world();
+    world.scheduler.will_not_answer("sbatch");
+    // The name is made up while submitting, so the answer must be made from the question.
+    struct Finds(Arc<Scheduler>);
+    impl Runner for Finds {
+        fn run(&self, command: &CommandLine, timeout: Duration) -> Result<Output, RunError> {
+            if command.program != "squeue" {
+                return self.0.run(command, timeout);
+            }
+            self.0.asked.lock().unwrap().push(command.to_string());
+            let named = command.arguments.iter().find_map(|a| a.strip_prefix("--name=")).unwrap();
+            Ok(Output {
+                code: Some(0),
+                stdout: format!("77|1|PENDING|Priority||{named}\n77|2|PENDING|Priority||{named}\n"),
+                stderr: String::new(),
+            })
+        }
+    }
+    let row = batch::by_name("slurm").unwrap();
+    let slurm = Jobs::with_runner(row, &world.profile, &Config::default(), Arc::new(Finds(world.scheduler.clone())));
+    let launched = slurm.start_engines(&world.launch(2)).unwrap();
+    assert_eq!(launched.jobs[0].id, "77");
+    let asked = world.scheduler.asked();
+    let submissions = asked.iter().filter(|line| line.starts_with("sbatch")).count();
+    assert_eq!((submissions, asked.len()), (1, 2), "{asked:?}");
+}
+
+#[test]
+fn one_question_for_many_looks_and_its_answer_is_shared() {
+    let world = world();
+    let launched = world.submitted(3);
+    let lines = [
+        world.line(&launched, 1, "RUNNING", "None"),
+        world.line(&launched, 2, "PENDING", "Resources"),
+        world.line(&launched, 3, "GRINDING", "None"),
+    ];
+    world.scheduler.will("squeue", 0, &lines.concat(), "");
+    let states = world.slurm.states(&launched);
+    let stages: Vec<Stage> = states.iter().map(|state| state.stage).collect();
+    assert_eq!(stages, [Stage::Running, Stage::Queued, Stage::Unknown]);
+    assert_eq!((states[1].reason.as_str(), states[2].word.as_str()), ("Resources", "GRINDING"));
+    assert_eq!(world.slurm.states(&launched), states);
+    // Another command finds the answer in the file.
+    let row = batch::by_name("slurm").unwrap();
+    let other = Jobs::with_runner(row, &world.profile, &Config::default(), world.scheduler.clone());
+    assert_eq!(other.states(&launched), states);
+    assert_eq!(world.scheduler.asked().len(), 1);
+}
+
+#[test]
+fn without_an_answer_nothing_is_known_least_of_all_an_end() {
+    let world = world();
+    let launched = world.submitted(1);
+    world.scheduler.will(
+        "squeue",
+        1,
+        "",
+        "slurm_load_jobs error: Unable to contact slurm controller (connect failure)\n",
+    );
+    let states = world.slurm.states(&launched);
+    assert_eq!(states[0].stage, Stage::Unknown);
+    assert!(states[0].reason.contains("Unable to contact"), "{states:?}");
+    assert_eq!(world.slurm.states(&launched), states, "and it is left in peace for a while");
+    assert_eq!(world.scheduler.asked().len(), 1);
+    // Nor is such a job given up by a stop: its number stays on record, with an error.
+    let error = world.slurm.stop(&launched, Duration::ZERO).unwrap_err();
+    assert!(error.to_string().contains("Unable to contact"), "{error}");
+}
+
+#[test]
+fn what_is_not_shown_any_more_has_ended_as_the_records_say() {
+    let world = world();
+    let launched = world.submitted(2);
+    world.scheduler.will("squeue", 0, "", "");
+    world.scheduler.will(
+        "sacct",
+        0,
+        "18_1|TIMEOUT|0:0|n1|x\n18_2|FAILED|3:0|n1|x\n"
+            .replace("|x", &format!("|{}", launched.jobs[0].name))
+            .as_str(),
+        "",
+    );
+    let words: Vec<String> = world.slurm.states(&launched).into_iter().map(|s| s.word).collect();
+    assert_eq!(words, ["timed out (TIMEOUT)", "failed, exit code 3 (FAILED)"]);
+}
+
+#[test]
+fn a_stop_cancels_what_is_there_and_a_job_of_another_name_never() {
+    let world = world();
+    let launched = world.submitted(3);
+    let lines = [
+        world.line(&launched, 1, "RUNNING", "None"),
+        world.line(&launched, 3, "PENDING", "Resources"),
+    ];
+    world.scheduler.will("squeue", 0, &lines.concat(), "");
+    world.scheduler.will("sacct", 1, "", "Slurm accounting storage is disabled");
+    world.scheduler.will("scancel", 0, "", "");
+    let ended = world.slurm.stop(&launched, Duration::ZERO).unwrap();
+    assert_eq!(ended.cancelled, 2);
+    assert_eq!(world.scheduler.asked().last().unwrap(), "scancel 18");
+
+    // Some of it.
+    world.scheduler.will("squeue", 0, &lines.concat(), "");
+    world.scheduler.will("scancel", 0, "", "");
+    world.slurm.stop(&launched.only(|place| place != 1), Duration::ZERO).unwrap();
+    assert_eq!(world.scheduler.asked().last().unwrap(), "scancel 18_1 18_3");
+
+    // The number is another's by now.
+    world.scheduler.will("squeue", 0, "18|N/A|RUNNING|None|n1|another\n", "");
+    let ended = world.slurm.stop(&launched, Duration::ZERO).unwrap();
+    assert_eq!(ended.cancelled, 0);
+    assert_eq!(world.scheduler.asked().len(), 1, "nothing but the question");
+}
+
+#[test]
+fn a_launch_of_processes_alone_asks_no_scheduler() {
+    let world = world();
+    let mut launched = Launched::new("slurm", "h".into());
+    assert!(world.slurm.states(&launched).is_empty());
+    launched.processes.push(Process::default());
+    assert!(world.slurm.stop(&launched, Duration::ZERO).unwrap().cancelled == 0);
+    assert!(world.scheduler.asked().is_empty());
+}

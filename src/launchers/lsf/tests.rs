@@ -30,6 +30,7 @@ fn an_engine_set_is_one_array() {
     # pcluster 0.1.0: 15 engines of profile mycluster, cluster id ""
 
     export PCLUSTER_JOB="$LSB_JOBID" PCLUSTER_ELEMENT="${LSB_JOBINDEX#0}"
+    export PCLUSTER_ENDS="$(($(date +%s) + 172800))"
     "#);
     let command = Lsf.submit_command(&request.script, &script, &request);
     assert_eq!((command.to_string().as_str(), command.stdin), ("bsub", Some(script)));

@@ -39,6 +39,7 @@ fn the_dialects_ask_in_their_own_ways() {
     #PBS -j oe
     #PBS -o /dev/null
     export PCLUSTER_JOB="${PBS_JOBID%%\[*}[]${PBS_JOBID##*\]}" PCLUSTER_ELEMENT="$PBS_ARRAY_INDEX"
+    export PCLUSTER_ENDS="$(($(date +%s) + 129600))"
     "#);
     insta::assert_snapshot!(asked(&TORQUE), @r#"
     #PBS -S /bin/sh
@@ -51,6 +52,7 @@ fn the_dialects_ask_in_their_own_ways() {
     #PBS -j oe
     #PBS -o /dev/null
     export PCLUSTER_JOB="${PBS_JOBID%%\[*}[]${PBS_JOBID##*\]}" PCLUSTER_ELEMENT="$PBS_ARRAYID"
+    export PCLUSTER_ENDS="$(($(date +%s) + 129600))"
     "#);
     insta::assert_snapshot!(asked(&SLURM), @r#"
     #PBS -S /bin/sh
@@ -63,6 +65,7 @@ fn the_dialects_ask_in_their_own_ways() {
     #PBS -j oe
     #PBS -o /dev/null
     export PCLUSTER_JOB="$SLURM_ARRAY_JOB_ID" PCLUSTER_ELEMENT="$SLURM_ARRAY_TASK_ID"
+    export PCLUSTER_ENDS="$(($(date +%s) + 129600))"
     "#);
     let mut request = engines(15);
     request.resources.walltime = Some("90".parse().unwrap());

@@ -28,6 +28,7 @@ fn an_engine_set_is_one_array() {
     # pcluster 0.1.0: 15 engines of profile mycluster, cluster id ""
 
     export PCLUSTER_JOB="$JOB_ID" PCLUSTER_ELEMENT="${SGE_TASK_ID#undefined}"
+    export PCLUSTER_ENDS="$(($(date +%s) + 172800))"
     module load python/3.12
     "#);
     request.cwd = "/home/ada/it's".into();

@@ -36,14 +36,35 @@ pub struct MapRequest {
     pub key: String,
     #[serde(flatten)]
     pub definition: MapDefinition,
+    /// Buffer 0 holds all inputs, as in [`InputsRequest`]; none will follow. A repetition must say so ([`Again`]).
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub whole: bool,
+    /// Answer as a [`WatchRequest`] from the first result on would be, that is perhaps not before there is a result.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub watch: Option<FirstWatch>,
 }
 #[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct FirstWatch {
+    pub limit: u32,
+    pub wait_ms: u64,
+}
+#[derive(Debug, Serialize, Deserialize)]
 pub struct MapReply {
     pub status: String,
     pub map: MapId,
     /// For maps with targets: the engines, in order; one input each is expected.
     #[serde(default)]
     pub engines: Vec<EngineId>,
+    /// Where `watch` was asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub update: Option<WatchReply>,
+}
+
+/// Metadata of a request that is sent again, since no reply has come: what it asks for may have been done.
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Again {
+    pub again: bool,
 }
 
 /// Inputs `first…` of a map; buffer 0 holds them, one JSON text a line. Those already known are passed over.

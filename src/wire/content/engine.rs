@@ -9,6 +9,7 @@ use crate::model::task::Outcome;
 use crate::model::{EngineId, MapId};
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
+use std::sync::Arc;
 
 /// The first frame on the engine's one connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -116,6 +117,15 @@ pub const RETURNED: &str = "returned";
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Returned {
     pub tasks: Vec<Held>,
+    /// Balanced requests of ipyparallel's clients.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub requests: Vec<String>,
+}
+
+impl Returned {
+    pub fn is_empty(&self) -> bool {
+        self.tasks.is_empty() && self.requests.is_empty()
+    }
 }
 
 /// The engine is about to leave (its job's time is nearly over, it got a signal): it takes no more tasks, has given back those that it
@@ -171,11 +181,26 @@ pub struct Forget {
     pub map: MapId,
 }
 
+/// In the place of several [`Recorded`] and [`Forget`], for engines with the capability `joined`: after a moment, since no
+/// engine is in a hurry for it.
+pub const SETTLED: &str = "settled";
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Settled {
+    /// `results` with these sequence numbers are on disk.
+    pub recorded: Vec<u64>,
+    /// These maps are finished.
+    pub forget: Vec<MapId>,
+}
+
 /// Tasks to run, in this order.
 pub const TASKS: &str = "tasks";
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Tasks {
     pub map: MapId,
+    /// For engines with the capability `joined`, in the place of [`Definition`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub definition: Option<Arc<MapDefinition>>,
     pub tasks: Vec<TaskToRun>,
 }
 #[derive(Clone, Debug, Serialize, Deserialize)]

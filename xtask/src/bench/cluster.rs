@@ -104,7 +104,7 @@ fn wrong_line(text: &str, tasks: u64) -> Option<u64> {
 /// Linux counts CPU time for `/proc` in hundredths of a second.
 const TICKS: f64 = 100.0;
 
-fn usage(stat: &str, status: &str) -> Usage {
+pub fn usage(stat: &str, status: &str) -> Usage {
     // The program's name, in brackets, may hold anything.
     let behind = stat.rsplit_once(')').map_or("", |(_, behind)| behind);
     let field = |number: usize| behind.split_whitespace().nth(number - 3).and_then(|f| f.parse::<f64>().ok());

@@ -116,7 +116,7 @@ pub fn median(values: &[f64]) -> f64 {
 }
 
 /// `12,345`, rounded to what was measured (three digits are enough of a noisy number).
-fn thousands(value: f64) -> String {
+pub fn thousands(value: f64) -> String {
     if !value.is_finite() {
         return "–".into();
     }

@@ -24,13 +24,38 @@ pub struct Tools {
 }
 
 impl Tools {
+    /// For ipyparallel's client alone: no other peers, and no `load`.
+    pub fn for_client(places: &Places) -> Result<Tools, String> {
+        let folder = made(places)?;
+        let words = ["cargo", "build", "--release", "--bin", "pcluster"];
+        echo(&words.join(" "));
+        captured(&mut program(&places.root, &words))?;
+        let (mut missing, mut versions) = (Vec::new(), Vec::new());
+        let python = environment(
+            places,
+            &folder.join("peers"),
+            &["ipyparallel", "numpy"],
+            &mut missing,
+            &mut versions,
+        )?;
+        Ok(Tools {
+            root: places.root.clone(),
+            pcluster: places.target.join("release/pcluster"),
+            load: PathBuf::new(),
+            python,
+            missing,
+            versions,
+            has_parallel: false,
+            folder,
+        })
+    }
+
     pub fn prepare(places: &Places) -> Result<Tools, String> {
-        let folder = places.target.join("bench");
-        std::fs::create_dir_all(&folder).map_err(|e| format!("cannot make {}: {e}", folder.display()))?;
+        let folder = made(places)?;
         let load = build(places)?;
         let mut missing = Vec::new();
         let mut versions = Vec::new();
-        let python = environment(places, &folder.join("peers"), &mut missing, &mut versions)?;
+        let python = environment(places, &folder.join("peers"), PEERS, &mut missing, &mut versions)?;
         let parallel = captured(&mut program(&places.root, &["parallel", "--version"]));
         match &parallel {
             Ok(said) => versions.extend(said.lines().next().map(str::to_string)),
@@ -66,13 +91,25 @@ fn executable(said: &str, target: &str) -> Option<PathBuf> {
     Some(PathBuf::from(path.split_once('"')?.0))
 }
 
-fn environment(places: &Places, folder: &Path, missing: &mut Vec<String>, versions: &mut Vec<String>) -> Result<PathBuf, String> {
+fn made(places: &Places) -> Result<PathBuf, String> {
+    let folder = places.target.join("bench");
+    std::fs::create_dir_all(&folder).map_err(|e| format!("cannot make {}: {e}", folder.display()))?;
+    Ok(folder)
+}
+
+fn environment(
+    places: &Places,
+    folder: &Path,
+    peers: &[&str],
+    missing: &mut Vec<String>,
+    versions: &mut Vec<String>,
+) -> Result<PathBuf, String> {
     let python = folder.join("bin/python");
     if !python.exists() {
         python::make(places, &python::find(places)?, &folder.to_string_lossy())?;
     }
     let path = python.to_string_lossy().into_owned();
-    for peer in PEERS {
+    for peer in peers {
         let show = format!("from importlib.metadata import version; print(version({peer:?}))");
         let mut asked = captured(&mut program(&places.root, &[&path, "-c", &show]));
         if asked.is_err() {

@@ -36,7 +36,9 @@ impl Exceptions {
                     test: test.into(),
                     reason: reason.into(),
                 }),
-                _ => Err(format!("line {number} of the exceptions is not `engines | fails or flaky | test | reason`: {line}")),
+                _ => Err(format!(
+                    "line {number} of the exceptions is not `engines | fails or flaky | test | reason`: {line}"
+                )),
             }
         });
         Ok(Exceptions(parsed.collect::<Result<_, _>>()?))
@@ -70,8 +72,14 @@ mod tests {
     fn each_line_is_an_engine_a_word_a_test_and_a_reason() {
         let text = "# talk\n\nall | fails | test_a.py::b | it cannot\npcluster ipengine | flaky | test_a.py::c | now | and then\n";
         let exceptions = Exceptions::parse(text).unwrap();
-        assert_eq!(exceptions.verdict("ipengine", "test_a.py::b", "failed"), Verdict::Excepted("it cannot"));
-        assert_eq!(exceptions.verdict("ipengine", "test_a.py::b", "passed"), Verdict::PassesThoughListed);
+        assert_eq!(
+            exceptions.verdict("ipengine", "test_a.py::b", "failed"),
+            Verdict::Excepted("it cannot")
+        );
+        assert_eq!(
+            exceptions.verdict("ipengine", "test_a.py::b", "passed"),
+            Verdict::PassesThoughListed
+        );
         assert_eq!(
             exceptions.verdict("pcluster", "test_a.py::c", "failed"),
             Verdict::Excepted("now | and then")

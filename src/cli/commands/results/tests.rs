@@ -222,8 +222,8 @@ fn the_tasks_of_a_map() {
     "#);
     insta::assert_snapshot!(world.results("2 --json"), @r#"
     {"version":1,"tasks":[
-    {"task":"2.0","map":2,"index":0,"state":"ok","input":["a.txt"],"value":null,"stdout":"17 a.txt\n","stderr":"","exit_code":0,"error":null,"engine":0,"host":"node1","attempts":1,"submitted":"2026-11-20T21:00:00.000000Z","started":"2026-11-20T21:06:40.000000Z","completed":"2026-11-20T22:08:20.000000Z","duration":3700.0,"label":null},
-    {"task":"2.1","map":2,"index":1,"state":"ready","input":["b.txt"],"value":null,"stdout":"","stderr":"","exit_code":null,"error":null,"engine":null,"host":null,"attempts":0,"submitted":"2026-11-20T21:00:00.000000Z","started":null,"completed":null,"duration":null,"label":null}
+    {"task":"2.0","map":2,"index":0,"state":"ok","input":["a.txt"],"value":null,"stdout":"17 a.txt\n","stderr":"","exit_code":0,"error":null,"engine":0,"host":"node1","attempts":1,"run":1,"submitted":"2026-11-20T21:00:00.000000Z","started":"2026-11-20T21:06:40.000000Z","completed":"2026-11-20T22:08:20.000000Z","duration":3700.0,"label":null},
+    {"task":"2.1","map":2,"index":1,"state":"ready","input":["b.txt"],"value":null,"stdout":"","stderr":"","exit_code":null,"error":null,"engine":null,"host":null,"attempts":0,"run":0,"submitted":"2026-11-20T21:00:00.000000Z","started":null,"completed":null,"duration":null,"label":null}
     ]}
     "#);
     insta::assert_snapshot!(world.results("1.1 2.0 --csv"), @r#"

@@ -29,6 +29,9 @@ struct Wish {
     options: MapOptions,
     count: u32,
     map: Option<MapId>,
+    /// All inputs come with the first request.
+    whole: bool,
+    asked: bool,
     sent: u32,
     closed: bool,
     refused: bool,
@@ -45,11 +48,20 @@ impl Wish {
                 work,
                 options: self.options.clone(),
             };
+            let lines: Vec<String> = (0..self.count).map(|i| format!("[{i}]")).collect();
             let request = say::MapRequest {
                 key: self.key.clone(),
                 definition,
+                whole: self.whole,
+                watch: None,
             };
-            if let Some(reply) = w.try_ask(say::MAP, &request, vec![]) {
+            let buffers = match self.whole {
+                true => vec![Bytes::from(lines.join("\n"))],
+                false => vec![],
+            };
+            let again = std::mem::replace(&mut self.asked, true);
+            if let Some(reply) = w.try_ask_again(say::MAP, &request, buffers, again) {
+                self.closed = self.whole;
                 self.map = reply["map"].as_u64().map(|m| MapId(m as u32));
                 // The map that it was to follow has failed: that, too, is an answer.
                 self.refused = self.map.is_none();
@@ -107,6 +119,8 @@ fn live(seed: u64) {
                     options,
                     count,
                     map: None,
+                    whole: dice.roll(2) == 0,
+                    asked: false,
                     sent: 0,
                     closed: false,
                     refused: false,
@@ -136,7 +150,7 @@ fn live(seed: u64) {
                 let engine = w.engines.get_mut(name).unwrap();
                 let keep = engine.queue.len().saturating_sub(n);
                 let tasks = engine.queue.split_off(keep);
-                w.engine_says(name, tell::RETURNED, &tell::Returned { tasks });
+                w.engine_says(name, tell::RETURNED, &tell::Returned { tasks, requests: vec![] });
             }
             9 => {
                 let map = wishes.get(dice.roll(6) as usize).and_then(|wish| wish.map);

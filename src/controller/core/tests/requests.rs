@@ -312,3 +312,127 @@ fn a_client_whose_first_message_is_quicker_than_the_news_of_it_is_known_all_the_
     assert_eq!(w.to_clients.last().unwrap().2.parent().unwrap().msg_id, id);
     assert_eq!(w.ledger.client_keys.len(), 1, "and said once");
 }
+
+/// An ipyparallel client that is known by its key: its requests so far have gone under `identity`.
+fn keyed(w: &mut World, channel: ClientChannel, identity: &'static str) {
+    w.event(Event::ClientCame {
+        channel,
+        identity: Bytes::from_static(identity.as_bytes()),
+        key: Some("key".into()),
+    });
+}
+
+/// What was sent to clients under this identity since the last look.
+fn got(w: &mut World, identity: &'static str) -> Vec<Message> {
+    let all = std::mem::take(&mut w.to_clients);
+    all.into_iter()
+        .filter(|(_, route, _)| route[0] == identity)
+        .map(|(_, _, message)| message)
+        .collect()
+}
+
+#[test]
+fn a_reply_that_was_recorded_and_not_sent_is_sent_after_a_restart_and_once() {
+    let mut w = World::new();
+    stock(&mut w, "e");
+    keyed(&mut w, ClientChannel::Mux, "client");
+    let mut ids = Vec::new();
+    for _ in 0..2 {
+        ids.push(request(&mut w, ClientChannel::Mux, Some("e"), json!({})));
+    }
+    let messages: Vec<Message> = sent(&mut w).into_iter().map(|(_, message)| message).collect();
+    reply(&mut w, "e", Channel::Mux, &messages[0], ok(), json!({}));
+    assert_eq!((got(&mut w, "client").len(), w.ledger.owed.len()), (1, 0), "given and told of");
+    w.dies = Some(Dies::BeforeSend);
+    reply(&mut w, "e", Channel::Mux, &messages[1], ok(), json!({}));
+    assert_eq!((got(&mut w, "client").len(), w.ledger.owed.len()), (0, 1));
+    keyed(&mut w, ClientChannel::Task, "elsewhere");
+    assert_eq!(got(&mut w, "elsewhere").len(), 0, "on another channel");
+    keyed(&mut w, ClientChannel::Mux, "again");
+    let replies = got(&mut w, "again");
+    assert_eq!(replies.len(), 1);
+    assert_eq!(replies[0].parent().unwrap().msg_id, ids[1]);
+    assert_eq!(w.ledger.owed.len(), 0);
+    w.restart();
+    keyed(&mut w, ClientChannel::Mux, "once more");
+    assert_eq!(got(&mut w, "once more").len(), 0);
+}
+
+#[test]
+fn a_reply_to_a_client_that_has_just_left_waits_for_it() {
+    let mut w = World::new();
+    stock(&mut w, "e");
+    keyed(&mut w, ClientChannel::Mux, "client");
+    request(&mut w, ClientChannel::Mux, Some("e"), json!({}));
+    let message = sent(&mut w).remove(0).1;
+    let unsent = super::super::returning::OwedReply {
+        key: "key".into(),
+        tasks: vec![],
+        engine: None,
+        message,
+    };
+    let event = |reply| Event::ReplyUnsent {
+        channel: ClientChannel::Mux,
+        client: "client".into(),
+        reply,
+    };
+    w.event(event(unsent.clone()));
+    assert_eq!(got(&mut w, "client").len(), 0);
+    keyed(&mut w, ClientChannel::Mux, "again");
+    assert_eq!(got(&mut w, "again").len(), 1);
+    // News of the old connection that comes late.
+    w.event(event(unsent));
+    assert_eq!(got(&mut w, "again").len(), 1);
+}
+
+#[test]
+fn a_broadcast_that_is_joined_is_put_together_again_after_a_restart() {
+    for dies in [Dies::BeforeCommit, Dies::BeforeSend] {
+        let mut w = World::new();
+        for name in ["e", "f", "g"] {
+            stock(&mut w, name);
+        }
+        keyed(&mut w, ClientChannel::Broadcast, "client");
+        let targets = json!([["e", 0], ["f", 1], ["g", 2]]);
+        let metadata = json!({"is_broadcast": true, "is_coalescing": true, "targets": targets});
+        let id = request(&mut w, ClientChannel::Broadcast, None, metadata);
+        let parts = sent(&mut w);
+        let answer = |w: &mut World, at: usize| {
+            let (engine, part) = &parts[at];
+            let mut message = w.session.message("", "apply_reply", Some(&part.header_json), &ok());
+            message.metadata_json = to_json(&json!({"is_coalescing": true}));
+            message.buffers = vec![Bytes::copy_from_slice(engine.as_bytes())];
+            let engine = EngineUuid::from(engine.as_str());
+            w.event(Event::EngineSaid {
+                engine,
+                native: false,
+                channel: Channel::Broadcast,
+                client: Bytes::from_static(b"client"),
+                message,
+            });
+        };
+        answer(&mut w, 2);
+        // It dies with the second reply, and with the last.
+        w.dies = Some(dies);
+        answer(&mut w, 0);
+        if dies == Dies::BeforeCommit {
+            answer(&mut w, 0);
+        }
+        w.dies = Some(dies);
+        answer(&mut w, 1);
+        keyed(&mut w, ClientChannel::Broadcast, "again");
+        if dies == Dies::BeforeCommit {
+            assert_eq!(got(&mut w, "again").len(), 0, "a part is missing");
+            answer(&mut w, 1);
+        }
+        let replies = got(&mut w, "again");
+        assert_eq!(replies.len(), 1, "{dies:?}");
+        assert_eq!(replies[0].buffers, ["e", "f", "g"]);
+        let metadata: Value = replies[0].metadata().unwrap();
+        assert_eq!(
+            (&metadata["broadcast_targets"], &metadata["original_msg_id"]),
+            (&targets, &json!(id))
+        );
+        assert_eq!(w.ledger.owed.len(), 0);
+    }
+}

@@ -27,7 +27,7 @@ fn a_map_runs_in_order_over_its_engines() {
     }
     w.assert_all_done();
     assert_eq!(w.ledger.completed, [map]);
-    assert_eq!(w.engines["a"].definitions, [map], "the definition travels once");
+    assert_eq!(w.engines["a"].defined, [map], "the definition travels once");
 }
 
 #[test]
@@ -202,7 +202,14 @@ fn unbegun_tasks_are_taken_back_from_a_stuck_engine() {
     }
     assert_eq!(w.engines["a"].gave_back, 1);
     let last = w.engines.get_mut("a").unwrap().queue.pop().unwrap();
-    w.engine_says("a", tell::RETURNED, &tell::Returned { tasks: vec![last] });
+    w.engine_says(
+        "a",
+        tell::RETURNED,
+        &tell::Returned {
+            tasks: vec![last],
+            requests: vec![],
+        },
+    );
     assert_eq!(
         w.engines["b"].queue,
         [tell::Held {
@@ -279,6 +286,8 @@ fn targeted_tasks_go_to_their_engines_and_nowhere_else() {
                     ..MapOptions::default()
                 },
             },
+            whole: false,
+            watch: None,
         },
         vec![],
     );

@@ -1,9 +1,9 @@
 //! Fake engines and clients around a core, in virtual time.
-use super::super::effect::{ClientChannel, Effect};
-use super::super::event::{Event, FoundMap, FoundTask, Restored};
+use super::super::effect::{Ask, ClientChannel, Effect, Query};
+use super::super::event::{Event, FoundClient, FoundMap, FoundReply, FoundTask, Restored, UnfinishedRequest};
 use super::super::transition;
 use super::super::{Core, Facts, Now};
-use crate::model::change::{Change, Purge};
+use crate::model::change::{Change, Purge, Reply, Request};
 use crate::model::definition::{CallSource, MapDefinition, MapOptions, Work};
 use crate::model::engine::EngineFacts;
 use crate::model::task::{Counts, Outcome, TaskState};
@@ -11,11 +11,12 @@ use crate::model::{EngineId, EngineUuid, MapId, TaskId, UnixTime};
 use crate::profile::config::ControllerConfig;
 use crate::wire::content::client as say;
 use crate::wire::content::engine::{self as tell, Channel, Held, TaskResult};
+use crate::wire::message::to_json;
 use crate::wire::{Message, Session};
 use bytes::Bytes;
 use serde::Serialize;
 use serde_json::Value;
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::time::Duration;
 
 /// What a task is according to the records alone.
@@ -35,6 +36,9 @@ pub struct Ledger {
     attempts: HashMap<TaskId, (u32, u32)>,
     cancelling: HashSet<TaskId>,
     requests: HashMap<String, TaskId>,
+    sent: BTreeMap<TaskId, Request>,
+    replies: BTreeMap<TaskId, Reply>,
+    pub owed: BTreeSet<TaskId>,
     engines: BTreeMap<EngineId, EngineFacts>,
     next_engine: u32,
 }
@@ -58,6 +62,10 @@ impl Ledger {
         self.tasks.insert(task, (to, run));
     }
 
+    fn map_of(&self, key: &str) -> Option<MapId> {
+        self.maps.iter().find(|(_, map)| map.key == key).map(|(id, _)| *id)
+    }
+
     pub fn story_of(&self, task: TaskId) -> String {
         let word = format!("{task} ");
         self.story
@@ -77,6 +85,10 @@ impl Ledger {
         };
         restored.engines = self.engines.iter().map(|(id, facts)| (*id, facts.clone(), UnixTime(1e9))).collect();
         for (id, map) in &self.maps {
+            if let Work::Client { curve_key } = &map.definition.work {
+                restored.clients.push(self.client(*id, map.key.clone(), curve_key.clone()));
+                continue;
+            }
             let tasks = || self.tasks.range(TaskId::new(*id, 0)..=TaskId::new(*id, u32::MAX));
             let mut counts = Counts {
                 total: tasks().count() as u64,
@@ -114,6 +126,47 @@ impl Ledger {
         restored
     }
 
+    fn client(&self, map: MapId, session: String, key: Option<String>) -> FoundClient {
+        let range = TaskId::new(map, 0)..=TaskId::new(map, u32::MAX);
+        let requests = self.sent.range(range.clone()).filter(|(task, _)| !self.tasks[task].0.is_done());
+        let unfinished = |(task, request): (&TaskId, &Request)| UnfinishedRequest {
+            task: *task,
+            run: self.tasks[task].1,
+            engine: match &request.engine {
+                Some(uuid) => self.engines.iter().find(|(_, facts)| facts.uuid == *uuid).map(|(id, _)| *id),
+                None => self.places.get(task).copied().filter(|_| self.tasks[task].0 != TaskState::Ready),
+            },
+            request: request.clone(),
+        };
+        let owed = |task: &TaskId| {
+            let (request, reply) = (&self.sent[task], &self.replies[task]);
+            FoundReply {
+                task: *task,
+                msg_id: request.msg_id.clone(),
+                queue: request.queue.into(),
+                metadata: request.metadata.clone(),
+                engine: reply.engine.as_ref().map(|(_, uuid)| uuid.to_string()),
+                reply: Message {
+                    identities: vec![],
+                    header: serde_json::from_slice(&reply.header).unwrap(),
+                    header_json: reply.header.clone(),
+                    parent_json: request.header.clone(),
+                    metadata_json: reply.metadata.clone(),
+                    content_json: reply.content.clone(),
+                    buffers: reply.buffers.clone(),
+                },
+            }
+        };
+        FoundClient {
+            session,
+            key,
+            map,
+            next_index: self.sent.range(range.clone()).last().map_or(0, |(task, _)| task.index + 1),
+            requests: requests.map(unfinished).collect(),
+            owed: self.owed.range(range).map(owed).collect(),
+        }
+    }
+
     fn apply(&mut self, change: &Change) {
         match change {
             Change::MapAdded {
@@ -128,8 +181,21 @@ impl Ledger {
                 assert!(self.maps.insert(*map, entry).is_none(), "map {map} was added twice");
             }
             Change::MapClosed { map, .. } => self.maps.get_mut(map).unwrap().closed = true,
+            Change::ReplyOwed { task } => {
+                self.owed.insert(*task);
+            }
+            Change::RepliesGiven { tasks } => tasks.iter().for_each(|task| {
+                self.owed.remove(task);
+            }),
             Change::Purged { what } => self.purged.push(what.clone()),
-            Change::ClientKnown { curve_key, .. } => self.client_keys.push(curve_key.clone()),
+            Change::ClientKnown { map, curve_key } => {
+                self.client_keys.push(curve_key.clone());
+                if let Some(map) = self.maps.get_mut(map) {
+                    map.definition.work = Work::Client {
+                        curve_key: Some(curve_key.clone()),
+                    };
+                }
+            }
             Change::TaskCancelling { task } => {
                 self.cancelling.insert(*task);
             }
@@ -151,10 +217,12 @@ impl Ledger {
                 };
                 assert!(self.tasks.insert(*task, (state, 1)).is_none(), "{task} was added twice");
                 self.requests.insert(request.msg_id.clone(), *task);
+                self.sent.insert(*task, (**request).clone());
             }
             Change::RequestFinished { msg_id, reply } => {
                 let task = self.requests[msg_id];
                 let run = self.tasks[&task].1;
+                self.replies.insert(task, (**reply).clone());
                 self.go(task, reply.status, run);
                 *self.finished.entry(task).or_default() += 1;
             }
@@ -230,8 +298,11 @@ impl Ledger {
 pub struct FakeEngine {
     pub queue: Vec<Held>,
     pub definitions: Vec<MapId>,
+    /// Every definition that it was sent, those that it was to forget too.
+    pub defined: Vec<MapId>,
     pub sequence: u64,
     pub gave_back: u32,
+    pub recorded_replies: Vec<String>,
     /// Nothing reaches it, and nothing that it says is heard, until it registers again.
     pub cut: bool,
     /// Results that the controller has not called recorded.
@@ -256,6 +327,8 @@ pub struct World {
     pub check_every: u64,
     /// What engines say to what they have just heard; said when all of that is delivered.
     answers: Vec<(String, tell::Results)>,
+    /// Replies just handed over.
+    given: Vec<TaskId>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -285,6 +358,7 @@ impl World {
             events: 0,
             check_every: 1,
             answers: Vec::new(),
+            given: Vec::new(),
             now: Duration::ZERO,
             ledger: Ledger::default(),
             engines: BTreeMap::new(),
@@ -333,6 +407,10 @@ impl World {
                 self.restart();
             }
         }
+        if !self.given.is_empty() {
+            let tasks = std::mem::take(&mut self.given);
+            self.event(Event::RepliesGiven { tasks });
+        }
         while !self.answers.is_empty() {
             let (name, results) = self.answers.remove(0);
             self.engine_says(&name, tell::RESULTS, &results);
@@ -353,6 +431,11 @@ impl World {
     fn carry_out(&mut self, effect: Effect) {
         match effect {
             Effect::Record(change) => self.ledger.apply(&change),
+            Effect::Reply { channel, client, reply } => {
+                let route = std::iter::once(client).chain(reply.engine).collect();
+                self.to_clients.push((channel, route, reply.message));
+                self.given.extend(reply.tasks);
+            }
             Effect::ToClient { channel, route, message } => self.to_clients.push((channel, route, message)),
             Effect::ToEngine {
                 engine,
@@ -360,6 +443,13 @@ impl World {
                 message,
                 ..
             } => self.engine_hears(&engine.0, &message),
+            Effect::Query(Query {
+                ask: Ask::MapOf { key, request },
+                ..
+            }) => {
+                let map = self.ledger.map_of(&key);
+                self.event(Event::MapFound { request, map });
+            }
             other => self.other.push(other),
         }
     }
@@ -384,10 +474,27 @@ impl World {
                 let recorded: tell::Recorded = message.content().unwrap();
                 engine.kept.retain(|(sequence, _)| *sequence > recorded.sequence);
             }
+            tell::SETTLED => {
+                let settled: tell::Settled = message.content().unwrap();
+                engine.kept.retain(|(sequence, _)| !settled.recorded.contains(sequence));
+                engine.definitions.retain(|map| !settled.forget.contains(map));
+            }
+            tell::FORGET => {
+                let forget: tell::Forget = message.content().unwrap();
+                engine.definitions.retain(|map| *map != forget.map);
+            }
             tell::CANCEL => engine.cancelled.extend(message.content::<tell::Cancel>().unwrap().tasks),
-            tell::DEFINITION => engine.definitions.push(message.content::<tell::Definition>().unwrap().map),
+            tell::DEFINITION => {
+                let tell::Definition { map, .. } = message.content().unwrap();
+                engine.definitions.push(map);
+                engine.defined.push(map);
+            }
             tell::TASKS => {
                 let tasks: tell::Tasks = message.content().unwrap();
+                if tasks.definition.is_some() {
+                    engine.definitions.push(tasks.map);
+                    engine.defined.push(tasks.map);
+                }
                 assert!(
                     engine.definitions.contains(&tasks.map),
                     "the definition of {} comes before its tasks",
@@ -399,6 +506,9 @@ impl World {
                     run: t.run,
                 }));
             }
+            tell::REPLIES_RECORDED => engine
+                .recorded_replies
+                .extend(message.content::<tell::RepliesRecorded>().unwrap().msg_ids),
             tell::GIVE_BACK => engine.gave_back = message.content::<tell::GiveBack>().unwrap().at_most,
             _ => {}
         }
@@ -443,7 +553,11 @@ impl World {
             pid: 2,
             version: "0".into(),
             python: String::new(),
-            capabilities: vec!["call".into()],
+            // Half of them are of the new kind.
+            capabilities: match name.bytes().map(usize::from).sum::<usize>() % 2 {
+                0 => vec!["call".into(), EngineFacts::JOINED.into()],
+                _ => vec!["call".into()],
+            },
             job: String::new(),
             ends: None,
         };
@@ -512,9 +626,14 @@ impl World {
     // ---- clients
 
     pub fn ask<T: Serialize>(&mut self, msg_type: &str, content: &T, buffers: Vec<Bytes>) {
+        self.say(msg_type, content, buffers, false);
+    }
+
+    fn say<T: Serialize>(&mut self, msg_type: &str, content: &T, buffers: Vec<Bytes>, again: bool) {
         let mut message = self.session.message("", msg_type, None, content);
         message.identities = vec![Bytes::from_static(b"me")];
         message.buffers = buffers;
+        message.metadata_json = to_json(&say::Again { again });
         self.event(Event::ClientSaid {
             channel: ClientChannel::Registration,
             message,
@@ -523,8 +642,13 @@ impl World {
 
     /// Asks, and the reply to just this; none when it was lost.
     pub fn try_ask<T: Serialize>(&mut self, msg_type: &str, content: &T, buffers: Vec<Bytes>) -> Option<Value> {
+        self.try_ask_again(msg_type, content, buffers, false)
+    }
+
+    /// The same for a request that may have been sent before.
+    pub fn try_ask_again<T: Serialize>(&mut self, msg_type: &str, content: &T, buffers: Vec<Bytes>, again: bool) -> Option<Value> {
         let before = self.to_clients.len();
-        self.ask(msg_type, content, buffers);
+        self.say(msg_type, content, buffers, again);
         self.to_clients[before..]
             .iter()
             .find(|(_, _, m)| m.msg_type() == say::reply_type(msg_type))
@@ -554,6 +678,8 @@ impl World {
             &say::MapRequest {
                 key,
                 definition: MapDefinition { work, options },
+                whole: false,
+                watch: None,
             },
             vec![],
         );

@@ -1,0 +1,176 @@
+//! What ipyparallel's clients and launchers lean on beyond the plain way of a request.
+use super::super::effect::{ClientChannel, Effect};
+use super::super::event::Event;
+use super::requests::{ok, reply, request, sent, stock};
+use super::world::*;
+use crate::model::change::Change;
+use crate::wire::content::engine::Channel;
+use bytes::Bytes;
+use serde_json::{Value, json};
+use std::time::Duration;
+
+fn failed() -> Value {
+    json!({"status": "error", "ename": "ValueError", "evalue": ""})
+}
+
+/// Fails the one request that is with an engine; says which engine that was.
+fn fail_it(w: &mut World) -> String {
+    let mut with = sent(w);
+    assert_eq!(with.len(), 1);
+    let (engine, message) = with.remove(0);
+    reply(w, &engine, Channel::Task, &message, failed(), json!({"status": "error"}));
+    engine
+}
+
+#[test]
+fn a_failed_task_goes_to_each_engine_and_then_again_to_one_as_another_message() {
+    let mut w = World::new();
+    stock(&mut w, "e");
+    stock(&mut w, "f");
+    request(&mut w, ClientChannel::Task, None, json!({"retries": 2}));
+    let first = fail_it(&mut w);
+    let second = fail_it(&mut w);
+    assert_ne!(first, second);
+    let (_, message) = sent(&mut w).remove(0);
+    // The very same message would be a replay to an engine.
+    assert_eq!(message.metadata::<Value>().unwrap()["pcluster_run"], 3);
+    reply(&mut w, &first, Channel::Task, &message, failed(), json!({"status": "error"}));
+    reply(&mut w, &second, Channel::Task, &message, failed(), json!({"status": "error"}));
+    assert_eq!(w.reply()["ename"], "ValueError", "no retries are left");
+}
+
+#[test]
+fn one_with_a_timeout_waits_for_another_engine_so_long() {
+    let mut w = World::new();
+    stock(&mut w, "e");
+    request(&mut w, ClientChannel::Task, None, json!({"retries": 5, "timeout": 2.0}));
+    w.pass(Duration::from_millis(1500));
+    fail_it(&mut w);
+    assert!(sent(&mut w).is_empty(), "it has failed everywhere");
+    // The time counts from its return.
+    w.pass(Duration::from_millis(1000));
+    stock(&mut w, "f");
+    assert_eq!(fail_it(&mut w), "f");
+    w.pass(Duration::from_millis(2100));
+    assert_eq!(w.reply()["ename"], "TaskTimeout");
+}
+
+fn announced(w: &mut World) -> Vec<Value> {
+    let effects = std::mem::take(&mut w.other);
+    let notified = effects.into_iter().filter_map(|effect| match effect {
+        Effect::Notify { message } if message.msg_type() == "registration_notification" => message.content::<Value>().ok(),
+        _ => None,
+    });
+    notified.map(|content| content["uuid"].clone()).collect()
+}
+
+#[test]
+fn engines_that_come_while_a_client_connects_are_announced_again() {
+    let mut w = World::new();
+    stock(&mut w, "old");
+    w.pass(Duration::from_secs(1));
+    announced(&mut w);
+    let message = w.session.message("", "connection_request", None, &json!({}));
+    let mut asked = message;
+    asked.identities = vec![Bytes::from_static(b"client")];
+    w.event(Event::ClientSaid {
+        channel: ClientChannel::Registration,
+        message: asked,
+    });
+    w.pass(Duration::from_millis(100));
+    stock(&mut w, "new");
+    assert_eq!(announced(&mut w), ["new"]);
+    w.pass(Duration::from_secs(2));
+    assert_eq!(announced(&mut w), ["new", "new"]);
+    w.pass(Duration::from_secs(3));
+    assert_eq!(announced(&mut w), ["new"]);
+}
+
+#[test]
+fn what_an_ipengine_said_before_it_left_is_passed_on() {
+    let mut w = World::new();
+    stock(&mut w, "e");
+    let direct = request(&mut w, ClientChannel::Mux, Some("e"), json!({}));
+    let (_, message) = sent(&mut w).remove(0);
+    let shut_down = w.session.message("", "shutdown_reply", None, &json!({"status": "ok"}));
+    w.event(Event::EngineSaid {
+        engine: "e".into(),
+        native: false,
+        channel: Channel::Iopub,
+        client: Bytes::from_static(b"engine.0.shutdown"),
+        message: shut_down.clone(),
+    });
+    // It has more connections than one: these were sent first.
+    reply(&mut w, "e", Channel::Mux, &message, ok(), json!({"status": "ok"}));
+    assert_eq!(w.to_clients.last().unwrap().2.parent().unwrap().msg_id, direct);
+    assert_eq!(w.reply()["status"], "ok");
+    w.event(Event::EngineSaid {
+        engine: "e".into(),
+        native: false,
+        channel: Channel::Control,
+        client: Bytes::from_static(b"client"),
+        message: shut_down,
+    });
+    assert_eq!(w.to_clients.last().unwrap().2.msg_type(), "shutdown_reply");
+}
+
+#[test]
+fn dask_is_asked_for_and_its_place_told() {
+    let mut w = World::new();
+    let mut message = w
+        .session
+        .message("", "become_dask_request", None, &json!({"scheduler_args": {"port": 0}}));
+    message.identities = vec![Bytes::from_static(b"client")];
+    w.event(Event::ClientSaid {
+        channel: ClientChannel::Registration,
+        message,
+    });
+    let Some(Effect::StartDask { client, parent, arguments }) = w.other.pop() else {
+        panic!("no scheduler is started");
+    };
+    assert_eq!(arguments, json!({"port": 0}));
+    w.event(Event::DaskAnswered {
+        client,
+        parent,
+        place: Ok(json!({"status": "ok", "port": 7})),
+    });
+    assert_eq!(w.reply()["port"], 7);
+    assert_eq!(w.to_clients.last().unwrap().2.msg_type(), "become_dask_reply");
+}
+
+#[test]
+fn what_is_resubmitted_is_recorded_with_its_new_id() {
+    let mut w = World::new();
+    stock(&mut w, "e");
+    let old = request(&mut w, ClientChannel::Task, None, json!({}));
+    let (_, message) = sent(&mut w).remove(0);
+    reply(&mut w, "e", Channel::Task, &message, ok(), json!({"status": "ok"}));
+    let found = Event::RequestsFound {
+        client: Bytes::from_static(b"client"),
+        parent: message.header_json.clone(),
+        request: "resubmit_request".into(),
+        found: vec![super::super::event::FoundRequest {
+            msg_id: old.clone(),
+            header: message.header_json.clone(),
+            metadata: message.metadata_json.clone(),
+            content: message.content_json.clone(),
+            buffers: vec![],
+        }],
+        missing: vec![],
+    };
+    let now = super::super::Now {
+        since_start: w.now,
+        unix: crate::model::UnixTime(5000.0),
+    };
+    let mut effects = Vec::new();
+    w.core.handle(now, found, &mut effects);
+    let new = effects.iter().find_map(|effect| match effect {
+        Effect::Record(Change::RequestResubmitted { msg_id, new_id }) if *msg_id == old => Some(new_id.clone()),
+        _ => None,
+    });
+    let told = effects.iter().find_map(|effect| match effect {
+        Effect::ToClient { message, .. } => Some(message.content::<Value>().unwrap()["resubmitted"].clone()),
+        _ => None,
+    });
+    assert_eq!(told, Some(json!({ old: new.unwrap() })));
+}

@@ -1,0 +1,105 @@
+//! Writing to the worker's pipe: at once what it takes, the rest on a thread.
+use bytes::{Buf, Bytes};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use std::collections::VecDeque;
+use std::fs::File;
+use std::io::{self, IoSlice, Write};
+use std::os::fd::AsFd;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, mpsc};
+
+/// Slices in one call, at most (Linux: `IOV_MAX`).
+const SLICES: usize = 1024;
+
+pub struct FrameWriter {
+    pipe: File,
+    /// Pieces that the thread has not written: what comes next must wait behind them.
+    waiting: Arc<AtomicUsize>,
+    rest: mpsc::Sender<VecDeque<Bytes>>,
+}
+
+impl FrameWriter {
+    /// Over the writing end of a pipe that does not block.
+    pub fn new(pipe: File) -> io::Result<FrameWriter> {
+        let (rest, to_write) = mpsc::channel();
+        let waiting = Arc::new(AtomicUsize::new(0));
+        let (mut end, count) = (pipe.try_clone()?, waiting.clone());
+        std::thread::Builder::new()
+            .name("worker-writer".into())
+            .spawn(move || write_rest(&mut end, &to_write, &count))?;
+        Ok(FrameWriter { pipe, waiting, rest })
+    }
+
+    pub fn send(&mut self, frames: Vec<Bytes>) {
+        let mut frames = VecDeque::from(frames);
+        if self.waiting.load(Ordering::Acquire) == 0 && !matches!(write(&mut self.pipe, &mut frames), Ok(false)) {
+            // All is written, or the worker has gone, which is told by its exit.
+            return;
+        }
+        self.waiting.fetch_add(1, Ordering::AcqRel);
+        let _ = self.rest.send(frames);
+    }
+}
+
+fn write_rest(pipe: &mut File, rest: &mpsc::Receiver<VecDeque<Bytes>>, waiting: &AtomicUsize) {
+    for mut frames in rest {
+        while let Ok(false) = write(pipe, &mut frames) {
+            let mut room = [PollFd::new(pipe.as_fd(), PollFlags::POLLOUT)];
+            let _ = poll(&mut room, PollTimeout::NONE);
+        }
+        waiting.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+/// Writes what the pipe takes, and leaves the rest; whether that was all.
+fn write(pipe: &mut File, frames: &mut VecDeque<Bytes>) -> io::Result<bool> {
+    loop {
+        while frames.front().is_some_and(Bytes::is_empty) {
+            frames.pop_front();
+        }
+        if frames.is_empty() {
+            return Ok(true);
+        }
+        let slices: Vec<IoSlice<'_>> = frames.iter().take(SLICES).map(|part| IoSlice::new(part)).collect();
+        match pipe.write_vectored(&slices) {
+            Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+            Ok(count) => take_off(frames, count),
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => return Ok(false),
+            Err(e) => return Err(e),
+        }
+    }
+}
+
+fn take_off(frames: &mut VecDeque<Bytes>, mut count: usize) {
+    while let Some(front) = frames.front_mut() {
+        if front.len() > count {
+            front.advance(count);
+            return;
+        }
+        count -= front.len();
+        frames.pop_front();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use nix::fcntl::OFlag;
+    use std::io::Read;
+
+    #[test]
+    fn what_a_pipe_does_not_take_follows_in_order() {
+        let (from, to) = nix::unistd::pipe2(OFlag::O_CLOEXEC).unwrap();
+        nix::fcntl::fcntl(to.as_fd(), nix::fcntl::FcntlArg::F_SETFL(OFlag::O_NONBLOCK)).unwrap();
+        let mut writer = FrameWriter::new(File::from(to)).unwrap();
+        let piece = |i: u32| Bytes::from(vec![i as u8; 50_000 + i as usize]);
+        for i in (0..40).step_by(2) {
+            writer.send(vec![piece(i), Bytes::new(), piece(i + 1)]);
+        }
+        drop(writer);
+        let mut all = Vec::new();
+        File::from(from).read_to_end(&mut all).unwrap();
+        assert!(all == (0..40).flat_map(piece).collect::<Vec<u8>>());
+    }
+}

@@ -1,0 +1,138 @@
+//! Engines under one `mpiexec`, from this host: on it, or on those that `mpiexec` is told (a hosts file, or what a batch system has
+//! granted to the shell that this runs in). With mpi4py the engines' workers are one MPI world.
+//!
+//! What is started is one process, `mpiexec`, and the engines are its children or those of its daemons; [`Local`] starts and ends it.
+use super::engine::engine_command;
+use super::local::Local;
+use super::{ControllerLaunch, Ended, EnginesLaunch, LaunchError, Launched, Launcher, MemberState};
+use crate::profile::config::EngineKind;
+use crate::profile::config::resources::MpiConfig;
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::time::Duration;
+
+pub const NAME: &str = "mpi";
+
+pub struct Mpi {
+    local: Local,
+    config: MpiConfig,
+}
+
+impl Mpi {
+    pub fn new(config: &MpiConfig) -> Mpi {
+        Mpi {
+            local: Local::default(),
+            config: config.clone(),
+        }
+    }
+}
+
+/// `mpiexec <arguments> -n <n> <engine>`. An engine is not supervised: one that was started a second time could not join the others.
+pub fn command(config: &MpiConfig, launch: &EnginesLaunch) -> Result<(PathBuf, Vec<OsString>), LaunchError> {
+    let (program, arguments) = engine_command(launch)?;
+    let mut words: Vec<OsString> = config.arguments.iter().map(OsString::from).collect();
+    words.extend(["-n".into(), launch.n.to_string().into(), program.into()]);
+    let ours = |word: &OsString| launch.kind == EngineKind::Ipengine || word != "--supervise";
+    words.extend(arguments.into_iter().filter(ours));
+    // An engine's id is its rank.
+    words.push("--mpi".into());
+    Ok((PathBuf::from(&config.command), words))
+}
+
+impl Launcher for Mpi {
+    fn name(&self) -> &str {
+        NAME
+    }
+
+    /// `mpiexec` may have been told of other hosts.
+    fn is_elsewhere(&self) -> bool {
+        let told = [
+            "-f",
+            "-host",
+            "--host",
+            "-hosts",
+            "--hosts",
+            "-hostfile",
+            "--hostfile",
+            "-machinefile",
+            "--machinefile",
+        ];
+        let granted = ["SLURM_JOB_ID", "PBS_NODEFILE", "PE_HOSTFILE", "LSB_MCPU_HOSTS"];
+        self.config.arguments.iter().any(|word| told.contains(&word.as_str()))
+            || granted.iter().any(|name| std::env::var_os(name).is_some())
+    }
+
+    fn start_controller(&self, launch: &ControllerLaunch) -> Result<Launched, LaunchError> {
+        self.local.start_controller(launch)
+    }
+
+    fn start_engines(&self, launch: &EnginesLaunch) -> Result<Launched, LaunchError> {
+        let mut launched = Launched::new(NAME, crate::connection::process::host());
+        if launch.n == 0 {
+            return Ok(launched);
+        }
+        let (program, arguments) = command(&self.config, launch)?;
+        let log = launch.profile.engine_log(&launch.cluster_id, launch.first);
+        let mut process = self.local.start_one(program, arguments, &launch.cwd, log)?;
+        process.engines = Some(launch.n);
+        launched.processes.push(process);
+        Ok(launched)
+    }
+
+    fn states(&self, launched: &Launched) -> Vec<MemberState> {
+        self.local.states(launched)
+    }
+
+    fn signal(&self, launched: &Launched, signal: i32) -> Result<usize, LaunchError> {
+        self.local.signal(launched, signal)
+    }
+
+    fn stop(&self, launched: &Launched, grace: Duration) -> Result<Ended, LaunchError> {
+        self.local.stop(launched, grace)
+    }
+
+    fn describe(&self, launched: &Launched) -> String {
+        let engines: u32 = launched.members().iter().map(|member| member.engines).sum();
+        format!("{engines} engines under {}", self.local.describe(launched))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::profile::ProfileDir;
+    use std::path::Path;
+
+    fn launch(kind: EngineKind) -> EnginesLaunch {
+        EnginesLaunch {
+            program: "/opt/pcluster".into(),
+            profile: ProfileDir::at(Path::new("/home/ada/.ipython/profile_x")),
+            cluster_id: String::new(),
+            settings: Vec::new(),
+            kind,
+            n: 3,
+            first: 0,
+            python: Some("/venv/bin/python".into()),
+            ipengine: None,
+            cwd: "/".into(),
+            log_level: None,
+        }
+    }
+
+    fn words(config: &MpiConfig, kind: EngineKind) -> String {
+        let (program, arguments) = command(config, &launch(kind)).unwrap();
+        let words: Vec<String> = arguments.iter().map(|word| word.to_string_lossy().into_owned()).collect();
+        format!("{} {}", program.display(), words.join(" "))
+    }
+
+    #[test]
+    fn all_engines_are_one_command() {
+        let config = MpiConfig {
+            command: "mpirun".into(),
+            arguments: vec!["--hostfile".into(), "hosts".into()],
+        };
+        insta::assert_snapshot!(words(&config, EngineKind::Pcluster), @r"mpirun --hostfile hosts -n 3 /opt/pcluster engine --file /home/ada/.ipython/profile_x/security/ipcontroller-engine.json --profile-dir /home/ada/.ipython/profile_x --python /venv/bin/python --mpi");
+        insta::assert_snapshot!(words(&MpiConfig::default(), EngineKind::Ipengine), @r"mpiexec -n 3 /venv/bin/python -m ipyparallel.engine --profile-dir=/home/ada/.ipython/profile_x --file=/home/ada/.ipython/profile_x/security/ipcontroller-engine.json --mpi");
+        assert!(Mpi::new(&config).is_elsewhere());
+    }
+}

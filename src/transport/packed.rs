@@ -1,0 +1,83 @@
+//! Small messages between pcluster's own ends travel as one frame: each frame of its own costs a seal of CURVE's, microseconds
+//! on either side, and a message of a task has ten.
+//!
+//! Packed: four bytes of [`MARK`], then for each part its length (u32, little-endian) and the part.
+use crate::wire::Frames;
+use bytes::{Buf, BufMut, BytesMut};
+
+/// No channel of the native protocol is called so.
+const MARK: &[u8; 4] = b"\0pk1";
+/// What is larger travels as it is, uncopied.
+const LARGEST: usize = 32 << 10;
+
+/// The frames from `first` on as one, where they are small.
+pub fn pack(frames: Frames, first: usize) -> Frames {
+    let parts = frames.get(first..).unwrap_or_default();
+    let size: usize = parts.iter().map(|part| part.len() + 4).sum();
+    if parts.len() < 2 || size > LARGEST {
+        return frames;
+    }
+    let mut packed = BytesMut::with_capacity(MARK.len() + size);
+    packed.put_slice(MARK);
+    for part in parts {
+        packed.put_u32_le(part.len() as u32);
+        packed.put_slice(part);
+    }
+    let mut frames = frames;
+    frames.truncate(first);
+    frames.push(packed.freeze());
+    frames
+}
+
+/// The frames as they were before [`pack`]; others as they are. None where the lengths do not fit, or for more than `most`.
+pub fn unpack(mut frames: Frames, most: usize) -> Option<Frames> {
+    if frames.last().is_none_or(|last| !last.starts_with(MARK)) {
+        return Some(frames);
+    }
+    let mut packed = frames.pop()?;
+    packed.advance(MARK.len());
+    while packed.has_remaining() {
+        let length = packed.try_get_u32_le().ok()? as usize;
+        if length > packed.len() || frames.len() >= most {
+            return None;
+        }
+        frames.push(packed.split_to(length));
+    }
+    Some(frames)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use bytes::Bytes;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn frames_come_back(
+            list in proptest::collection::vec(proptest::collection::vec(any::<u8>(), 0..40), 0..12),
+            first in 0usize..3,
+            long in any::<bool>(),
+        ) {
+            let mut given: Frames = list.into_iter().map(Bytes::from).collect();
+            if long {
+                given.push(Bytes::from(vec![1; LARGEST]));
+            }
+            let packed = pack(given.clone(), first);
+            prop_assert_eq!(packed.len() == given.len(), long || given.len() < first + 2);
+            prop_assert_eq!(unpack(packed, usize::MAX), Some(given));
+        }
+        #[test]
+        fn foreign_frames_never_panic(body in proptest::collection::vec(any::<u8>(), 0..60)) {
+            let _ = unpack(vec![Bytes::from([&MARK[..], &body].concat())], 5);
+        }
+    }
+
+    #[test]
+    fn the_number_of_frames_is_bounded() {
+        let packed = pack(vec![Bytes::new(); 10], 0);
+        assert_eq!(packed.len(), 1);
+        assert_eq!(unpack(packed.clone(), 9), None);
+        assert_eq!(unpack(packed, 10).map(|frames| frames.len()), Some(10));
+    }
+}

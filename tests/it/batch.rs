@@ -1,0 +1,115 @@
+//! Launchers of batch systems that cannot be installed here, with stand-ins for their commands (tests/fake_bin): the jobs are real.
+//! Slurm and Grid Engine themselves are tried by `cargo xtask test`.
+use super::support::{Home, wait_until};
+use std::os::unix::fs::PermissionsExt;
+use std::process::Command;
+
+/// A home with the commands of a batch system on the PATH, and a `pcluster` command in it.
+struct Site {
+    home: Home,
+    path: String,
+}
+
+impl Site {
+    fn new(commands: &[&str]) -> Site {
+        let home = Home::new();
+        let fake = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fake_bin/fake_batch.py");
+        for command in commands {
+            let path = home.file(
+                &format!("bin/{command}"),
+                &format!("#!/bin/sh\nexec python3 {fake} {command} \"$@\"\n"),
+            );
+            let file = std::fs::File::open(&path).unwrap();
+            file.set_permissions(std::fs::Permissions::from_mode(0o755)).unwrap();
+        }
+        std::fs::create_dir(home.path().join("jobs")).unwrap();
+        let path = format!("{}:{}", home.path().join("bin").display(), std::env::var("PATH").unwrap());
+        Site { home, path }
+    }
+
+    /// Code, stdout, stderr.
+    fn run(&self, line: &str) -> (Option<i32>, String, String) {
+        let mut command: Command = self.home.program(super::support::PCLUSTER);
+        command.env("PATH", &self.path).env("FAKE_BATCH_DIR", self.home.path().join("jobs"));
+        let output = command.args(line.split(' ')).output().unwrap();
+        let text = |bytes| String::from_utf8(bytes).unwrap();
+        (output.status.code(), text(output.stdout), text(output.stderr))
+    }
+
+    #[track_caller]
+    fn ok(&self, line: &str) -> String {
+        let (code, stdout, stderr) = self.run(line);
+        assert_eq!(code, Some(0), "{line}\n{stdout}\n{stderr}");
+        stdout
+    }
+
+    /// The processes that the jobs were given have ended.
+    fn jobs_have_ended(&self) -> bool {
+        let names = std::fs::read_dir(self.home.path().join("jobs")).unwrap();
+        let names: Vec<String> = names.map(|e| e.unwrap().file_name().to_string_lossy().into_owned()).collect();
+        let count = |begin: &str| {
+            names
+                .iter()
+                .filter(|name| name.starts_with(begin) && !name.ends_with(".new"))
+                .count()
+        };
+        count("end-") == 2
+    }
+
+    /// Two engines through a batch system, work on them, and nothing left after.
+    fn whole_life(&self, launcher: &str) {
+        self.ok(&format!("start -n 2 --launcher {launcher} --set launcher.poll_ms=200"));
+        assert_eq!(self.ok("map math:sqrt --range 1..4").lines().last(), Some("1.7320508075688772"));
+        let list = self.ok("list --json");
+        assert!(list.contains(launcher), "{list}");
+        let scripts = std::fs::read_dir(self.home.profile().join("batch")).unwrap().count();
+        assert!(scripts > 0, "the script is kept");
+        self.ok("stop");
+        wait_until("the jobs have ended", || self.jobs_have_ended().then_some(()));
+    }
+
+    /// What is said when there is no such queue.
+    fn wrong_queue(&self, launcher: &str, said: &str) {
+        let (code, _, stderr) = self.run(&format!("start -n 2 --launcher {launcher} --queue nope"));
+        assert_ne!(code, Some(0));
+        assert!(stderr.contains(said) && stderr.contains("--queue"), "{stderr}");
+        let left = std::fs::read_dir(self.home.profile().join("pid")).unwrap().count();
+        assert_eq!(left, 0, "nothing of it is left");
+    }
+}
+
+#[test]
+fn a_cluster_lives_on_lsf() {
+    let site = Site::new(&["bsub", "bjobs", "bkill"]);
+    site.wrong_queue("lsf", "nope: No such queue. Job not submitted.");
+    site.whole_life("lsf");
+}
+
+#[test]
+fn a_cluster_lives_on_openpbs() {
+    let site = Site::new(&["qsub", "qstat", "qdel", "qselect"]);
+    site.wrong_queue("pbs", "qsub: Unknown queue");
+    site.whole_life("pbs");
+}
+
+#[test]
+fn a_cluster_lives_on_htcondor() {
+    let site = Site::new(&["condor_submit", "condor_q", "condor_history", "condor_rm"]);
+    site.whole_life("htcondor");
+}
+
+#[test]
+fn a_script_is_shown_and_nothing_is_submitted() {
+    let site = Site::new(&["bsub"]);
+    let script = site.ok("script -n 15 --launcher lsf --queue long --walltime 90m");
+    assert!(
+        script.starts_with("#!/bin/sh\n#BSUB -J \"pcluster-default-preview[1-15]\"\n"),
+        "{script}"
+    );
+    assert!(script.contains("#BSUB -W 1:30\n#BSUB -q long\n"), "{script}");
+    let (code, _, stderr) = site.run("script --launcher local");
+    assert_eq!((code, stderr.contains("submits no script")), (Some(2), true), "{stderr}");
+    let (code, _, stderr) = site.run("script --launcher slurm --template nothere.sh");
+    assert_eq!((code, stderr.contains("nothere.sh")), (Some(5), true), "{stderr}");
+    assert_eq!(std::fs::read_dir(site.home.path().join("jobs")).unwrap().count(), 0);
+}

@@ -1,0 +1,346 @@
+"""Clusters on a real batch system. Which one, and where it was brought up: PCLUSTER_TEST_BATCH=slurm:/its/directory (see ci/batch/).
+Without it none of this is collected."""
+import json
+import os
+import pathlib
+import re
+import signal
+import subprocess
+
+
+import pytest
+
+from conftest import Cluster, pcluster_binary, wait_until
+
+SYSTEM, DIRECTORY = os.environ["PCLUSTER_TEST_BATCH"].split(":", 1)
+FUNCTIONS = '''
+import os, time
+
+def size(path):
+    with open(path) as file:
+        return len(file.read())
+
+def slow(number):
+    time.sleep(0.3)
+    return number
+
+def slower(number):
+    time.sleep(2)
+    return number
+
+def held(number):
+    while not os.path.exists("go"):
+        time.sleep(0.05)
+    return number
+
+def job(number):
+    return os.environ.get("PCLUSTER_JOB", "")
+'''
+# All that a system of ci/batch/ runs at once.
+PLACES = 16
+
+
+def environment_of(file):
+    """What the variables are once the file has been sourced."""
+    done = subprocess.run(
+        ["bash", "-c", '. "$1" && exec env -0', "bash", file], stdout=subprocess.PIPE, check=True, timeout=60
+    )
+    pairs = [entry.split("=", 1) for entry in done.stdout.decode().split("\0") if "=" in entry]
+    return dict(pairs)
+
+
+def said(*words):
+    done = subprocess.run(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, universal_newlines=True, timeout=60)
+    return done.stdout
+
+
+class Slurm:
+    launcher = "slurm"
+    environment = "env.sh"
+    # Its limits are in whole minutes.
+    walltime_s = 60
+
+    def queue(self):
+        return said("squeue", "--noheader", "--array", "--format=%i %j %T").splitlines()
+
+    def submit_a_strangers_job(self):
+        return said("sbatch", "--parsable", "--job-name=stranger", "--output=/dev/null", "--wrap", "sleep 600").strip()
+
+    def cancel(self, job):
+        said("scancel", job)
+
+    def take_a_node_away(self):
+        said("scontrol", "update", "nodename=n1", "state=down", "reason=test")
+
+    def bring_it_back(self):
+        said("scontrol", "update", "nodename=n1", "state=resume")
+
+        def is_back():
+            return said("sinfo", "--noheader", "--nodes=n1", "--format=%t").split()[0] in ("idle", "mix")
+
+        wait_until("the node to be back", is_back)
+
+
+class Pbs(Slurm):
+    """Torque's commands before Slurm."""
+
+    launcher = "pbs"
+    environment = "torque-env.sh"
+    walltime_s = None
+
+
+class Sge:
+    launcher = "sge"
+    environment = "env.sh"
+    walltime_s = 24
+
+    def queue(self):
+        lines = said("qstat", "-u", "*").splitlines()
+        return [line for line in lines if re.match(r"\s*\d+ ", line)]
+
+    def submit_a_strangers_job(self):
+        done = said("qsub", "-terse", "-N", "stranger", "-b", "y", "-o", "/dev/null", "-j", "y", "sleep", "600")
+        return done.strip().splitlines()[-1]
+
+    def cancel(self, job):
+        said("qdel", job)
+
+    def link(self, state):
+        prefix = pathlib.Path(DIRECTORY, "net", "prefix").read_text().strip()
+        subprocess.run(["ip", "link", "set", "v-{}2".format(prefix), state], check=True)
+
+    def take_a_node_away(self):
+        self.link("down")
+
+    def bring_it_back(self):
+        self.link("up")
+
+
+SITE = {"slurm": Slurm, "pbs": Pbs, "sge": Sge}[SYSTEM]()
+os.environ.update(environment_of(str(pathlib.Path(DIRECTORY, SITE.environment))))
+
+
+class OnSite(Cluster):
+    """A cluster with engines of the batch system; its function file and its inputs are beside it."""
+
+    def __init__(self, *arguments):
+        fast = ["--set", "launcher.poll_ms=1000"]
+        super().__init__("--launcher", SITE.launcher, *fast, *arguments)
+        self.functions = self.folder / "functions.py"
+        self.functions.write_text(FUNCTIONS)
+
+    def map(self, function, inputs, *arguments):
+        path = self.folder / "inputs.txt"
+        path.write_text("".join("{}\n".format(line) for line in inputs))
+        words = ["map", "{}:{}".format(self.functions, function), str(path), *arguments]
+        return [json.loads(line) for line in self.run(*words).splitlines()]
+
+    def start_map(self, function, count):
+        self.run("map", "{}:{}".format(self.functions, function), "--range", "0..{}".format(count), "--detach")
+
+    def tasks(self):
+        return json.loads(self.run("results", "1", "--limit", "0", "--json"))["tasks"]
+
+    def finished(self):
+        return sum(task["state"] == "ok" for task in self.tasks())
+
+    def listed(self):
+        (cluster,) = json.loads(self.run("list", "--json"))["clusters"]
+        return cluster
+
+    def state(self):
+        return json.loads((self.ipython_dir / "profile_default" / "pid" / "pcluster.json").read_text())
+
+    def processes(self):
+        """What runs for this cluster, on whatever host of this machine."""
+        found = []
+        for entry in pathlib.Path("/proc").iterdir():
+            try:
+                if entry.name.isdigit() and str(self.folder).encode() in (entry / "cmdline").read_bytes():
+                    if int(entry.name) != self.guard.pid:
+                        found.append(int(entry.name))
+            except OSError:
+                continue
+        return found
+
+    def logs(self):
+        folder = self.ipython_dir / "profile_default" / "log"
+        return "".join(path.read_text() for path in folder.glob("engines*.log"))
+
+
+def nothing_is_left(cluster):
+    wait_until("the queue to be empty: {}".format(SITE.queue()), lambda: not SITE.queue())
+    wait_until("processes to end", lambda: not cluster.processes())
+
+
+@pytest.fixture
+def on_site():
+    """Starts clusters; what a failed test left in the queue is taken away."""
+    clusters = []
+
+    def start(*arguments):
+        clusters.append(OnSite(*arguments))
+        return clusters[-1]
+
+    yield start
+    for cluster in clusters:
+        cluster_state = cluster.ipython_dir / "profile_default" / "pid" / "pcluster.json"
+        if cluster_state.exists():
+            subprocess.run([pcluster_binary(), "stop", "--all"], env=cluster.environment, timeout=120, check=False)
+        cluster.end()
+    for line in SITE.queue():
+        SITE.cancel(line.split()[0].split("_")[0])
+    wait_until("the queue to be empty", lambda: not SITE.queue())
+
+
+def refused(on_site_arguments):
+    """What a start says that is to fail, and the folder it failed in."""
+    with pytest.raises(AssertionError) as failure:
+        OnSite(*on_site_arguments)
+    return str(failure.value)
+
+
+def test_fifteen_engines_map_over_files_and_are_gone_after(on_site):
+    cluster = on_site("-n", "15")
+    listed = cluster.listed()
+    assert (listed["state"], listed["launcher"], listed["engines_registered"]) == ("running", SITE.launcher, 15)
+    (launch,) = listed["engines"]
+    (job,) = launch["jobs"]
+    assert len(job["elements"]) == 15, "one submission"
+    assert pathlib.Path(job["script"]).stat().st_mode & 0o077 == 0
+    files = []
+    for number in range(45):
+        path = cluster.folder / "file {}".format(number)
+        path.write_text("x" * number)
+        files.append(str(path))
+    assert cluster.map("size", files) == list(range(45))
+    tasks = cluster.tasks()
+    assert [task["state"] for task in tasks] == ["ok"] * 45
+    engines = json.loads(cluster.run("engines", "--json"))["engines"]
+    assert len({(engine["host"], engine["pid"]) for engine in engines}) == 15
+    jobs = set(cluster.map("job", range(30)))
+    assert len(jobs) == 1 and re.match(r"\d+", jobs.pop())[0] == re.match(r"\d+", job["id"])[0]
+    cluster.run("stop")
+    nothing_is_left(cluster)
+    assert cluster.finished() == 45, "its records stay"
+
+
+def test_engines_beyond_the_places_are_queued_listed_scaled_and_stopped(on_site):
+    cluster = on_site("-n", str(PLACES + 4), "--wait", str(PLACES))
+    queued = wait_until("queued engines", lambda: [c for c in [cluster.listed()] if c["engines_queued"] == 4])
+    assert queued[0]["engines_registered"] == PLACES
+    if SITE.launcher == "slurm":
+        assert "4 queued: Resources" in queued[0]["engines"][0]["states"]
+    # Those that wait go first.
+    said = json.loads(cluster.run("scale", str(PLACES - 6), "--json"))
+    assert (said["cancelled"], len(said["stopping"]), said["left"]) == (4, 6, PLACES - 6)
+    wait_until("six to leave", lambda: len(json.loads(cluster.run("engines", "--json"))["engines"]) == PLACES - 6)
+    wait_until("their jobs to end", lambda: len(SITE.queue()) == PLACES - 6)
+    said = json.loads(cluster.run("scale", str(PLACES - 2), "--json"))
+    assert said == dict(said, added=4, engines=PLACES - 2)
+    # And beyond the places once more, to be stopped while some wait.
+    cluster.run("engines", "add", "6", "--wait", "none")
+    wait_until("queued engines", lambda: cluster.listed()["engines_queued"] > 0)
+    cluster.run("stop")
+    nothing_is_left(cluster)
+
+
+def test_an_engine_that_is_to_go_finishes_its_task(on_site):
+    cluster = on_site("-n", "2")
+    cluster.start_map("held", 2)
+    wait_until("both to be busy", lambda: sum(e["state"] == "busy" for e in engines(cluster)) == 2)
+    said = json.loads(cluster.run("engines", "remove", "1", "--json"))
+    assert (len(said["stopping"]), said["busy"], said["left"]) == (1, 1, 1)
+    (cluster.folder / "go").touch()
+    cluster.run("wait")
+    assert [(task["state"], task["attempts"]) for task in cluster.tasks()] == [("ok", 1)] * 2
+    wait_until("it to be gone", lambda: len(engines(cluster)) == 1)
+    cluster.run("stop")
+    nothing_is_left(cluster)
+
+
+def engines(cluster):
+    return json.loads(cluster.run("engines", "--json"))["engines"]
+
+
+def test_a_node_that_is_lost_in_the_middle_of_a_map(on_site):
+    cluster = on_site("-n", "15", "--set", "controller.lease_ms=3000", "--set", "controller.heartbeat_ms=500")
+    cluster.start_map("slow", 150)
+    wait_until("some tasks", lambda: cluster.finished() > 5)
+    SITE.take_a_node_away()
+    try:
+        cluster.run("wait")
+        tasks = cluster.tasks()
+        assert [task["state"] for task in tasks] == ["ok"] * 150
+        assert sorted(task["value"] for task in tasks) == list(range(150)), "each has ended once, with its value"
+        assert len([e for e in engines(cluster) if e["state"] != "silent"]) < 15
+    finally:
+        SITE.bring_it_back()
+    cluster.run("stop")
+    nothing_is_left(cluster)
+
+
+@pytest.mark.skipif(SITE.walltime_s is None, reason="the same Slurm as without Torque's commands")
+def test_walltime_in_the_middle_of_a_map(on_site):
+    cluster = on_site("-n", "2", "--walltime", "{}s".format(SITE.walltime_s))
+    (engine, _) = engines(cluster)
+    assert engine["ends"] is not None
+    cluster.start_map("slower", SITE.walltime_s + 10)
+    wait_until("both to leave", lambda: not engines(cluster), 120)
+    assert "the time of its job is nearly over" in cluster.logs()
+    tasks = cluster.tasks()
+    done = sum(task["state"] == "ok" for task in tasks)
+    assert 0 < done < len(tasks)
+    # What the engines had not begun is nobody's failure, and others take it up.
+    assert {task["state"] for task in tasks} <= {"ok", "ready"}
+    cluster.run("engines", "add", "12", "--walltime", "10m")
+    cluster.run("wait")
+    tasks = cluster.tasks()
+    assert [task["state"] for task in tasks] == ["ok"] * len(tasks)
+    assert max(task["attempts"] for task in tasks) == 1, "none was cut off"
+    cluster.run("stop")
+    nothing_is_left(cluster)
+
+
+def test_a_queue_that_is_not_there(on_site):
+    said = refused(["-n", "2", "--queue", "nope"])
+    assert " ended with 5:" in said and "nope" in said or "artition" in said
+    script = re.search(r"the script: (.*\.sh)", said)[1]
+    assert script.startswith("/") and "hint:" in said
+    assert not SITE.queue()
+
+
+def test_a_job_that_dies_at_once_is_found_at_once(on_site):
+    said = refused(["-n", "2", "--set", "launchers.{}.before=[\"echo no such module; exit 3\"]".format(SITE.launcher)])
+    assert "engines ended before they were registered" in said
+    assert "no such module" in said, "the end of its log"
+    wait_until("the queue to be empty", lambda: not SITE.queue())
+
+
+def test_after_a_reboot_of_this_host_stop_ends_our_jobs_and_no_others(on_site):
+    stranger = SITE.submit_a_strangers_job()
+    cluster = on_site("-n", str(PLACES + 2), "--wait", "4")
+    state = cluster.state()
+    (supervisor,) = state["controller"]["processes"]
+    file = cluster.ipython_dir / "profile_default" / "security" / "ipcontroller-client.json"
+    controller = json.loads(file.read_text())["pcluster"]
+    for pid in (supervisor["pid"], controller["pid"]):
+        os.kill(pid, signal.SIGKILL)
+    wait_until("the controller to be gone", lambda: cluster.listed()["state"] == "stale")
+    assert cluster.listed()["engines_queued"] > 0
+    cluster.run("stop")
+    wait_until("only the stranger's job to be left", lambda: len(SITE.queue()) == 1)
+    assert "stranger" in SITE.queue()[0]
+    SITE.cancel(stranger)
+    nothing_is_left(cluster)
+
+
+def test_the_controller_may_be_a_job_too(on_site):
+    cluster = on_site("-n", "3", "--controller-launcher", SITE.launcher)
+    listed = cluster.listed()
+    assert listed["state"] == "running" and len(listed["controller_launch"]["jobs"]) == 1
+    assert listed["controller_host"] not in (None, "")
+    assert cluster.map("slow", ["a", "b", "c"]) == ["a", "b", "c"]
+    cluster.run("stop")
+    nothing_is_left(cluster)
+

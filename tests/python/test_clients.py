@@ -1,0 +1,163 @@
+"""ipyparallel's clients, many and unlucky: beyond what the package's own tests do."""
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+
+import pytest
+
+ipp = pytest.importorskip("ipyparallel", reason="ipyparallel is not installed in this Python")
+
+from conftest import Cluster, pcluster_binary, wait_until  # noqa: E402
+
+PATIENCE_S = 60
+CLIENTS = 50
+QUEUED = 10_000
+
+
+@ipp.interactive  # engines have no module of the name of this one
+def square(x):
+    return x * x
+
+
+@pytest.fixture(scope="module")
+def two():
+    """A cluster of two engines of pcluster's, and a way to connect to it."""
+    running = Cluster("-n", "2")
+    running.connect = lambda: ipp.Client(profile_dir=str(running.ipython_dir / "profile_default"), timeout=30)
+    yield running
+    running.run("stop")
+    running.end()
+
+
+def test_a_new_client_fetches_what_a_killed_one_had_begun(two):
+    script = """
+        import json, sys, time
+        import ipyparallel as ipp
+
+        def slow_square(x):
+            import time
+            time.sleep(0.1)
+            return x * x
+
+        client = ipp.Client(profile_dir=sys.argv[1], timeout=30)
+        result = client.load_balanced_view().map_async(slow_square, range(30))
+        next(iter(result))
+        print(json.dumps(result.msg_ids), flush=True)
+        time.sleep(600)
+    """
+    words = [sys.executable, "-c", textwrap.dedent(script), str(two.ipython_dir / "profile_default")]
+    first = subprocess.Popen(words, env=two.environment, stdout=subprocess.PIPE, universal_newlines=True)
+    try:
+        msg_ids = json.loads(first.stdout.readline())
+    finally:
+        first.kill()
+        first.wait()
+        first.stdout.close()
+    with two.connect() as client:
+        result = client.get_result(msg_ids, owner=False)
+        # ipyparallel's map may pack several inputs into one task.
+        values = [value for part in result.get(timeout=PATIENCE_S) for value in (part if isinstance(part, list) else [part])]
+        assert values == [x * x for x in range(30)]
+        assert client.result_status(msg_ids)["pending"] == []
+
+
+def test_fifty_clients_at_once(two):
+    values, failures = {}, []
+    with two.connect() as client:
+        # What the package imports at its first use is not for many threads at once.
+        client[:].apply_sync(square, 2)
+
+    def work(number):
+        try:
+            with two.connect() as client:
+                views = client.load_balanced_view(), client[:]
+                values[number] = views[0].apply(square, number).get(PATIENCE_S), views[1].apply(square, number).get(PATIENCE_S)
+        except Exception as error:
+            failures.append((number, repr(error)))
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(CLIENTS)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(2 * PATIENCE_S)
+    assert failures == []
+    assert values == {number: (number**2, [number**2] * 2) for number in range(CLIENTS)}
+
+
+def test_an_engine_is_restarted_under_a_view(two):
+    with two.connect() as client:
+        view = client.load_balanced_view()
+        old = client.ids[-1]
+        pids = client[:].apply(os.getppid).get_dict()  # the engine is the parent of its Python
+        os.kill(pids[old], signal.SIGKILL)
+        # Its supervisor starts another, which has an id of its own.
+        wait_until("another engine", lambda: len(client.ids) == 2 and old not in client.ids, PATIENCE_S)
+        assert view.map(square, range(20), block=True) == [x * x for x in range(20)]
+        now = client[:].apply(os.getppid).get_dict()
+        assert sorted(now) == client.ids and pids[old] not in now.values()
+        with pytest.raises(IndexError):
+            client[old]
+
+
+def test_ten_thousand_tasks_are_queued_while_another_client_asks(two):
+    with two.connect() as busy, two.connect() as other:
+        begun = threading.Event()
+        queued = []
+
+        def queue():
+            view = busy.load_balanced_view()
+            for number in range(QUEUED):
+                queued.append(view.apply(square, number))
+                begun.set()
+
+        thread = threading.Thread(target=queue)
+        thread.start()
+        assert begun.wait(PATIENCE_S)
+        asked = 0
+        while thread.is_alive() or asked < 3:
+            status = other.queue_status()
+            assert set(status) == {"unassigned"} | set(other.ids)
+            sent = queued[-1].msg_ids[0]
+            records = other.db_query({"msg_id": {"$in": [sent]}}, keys=["msg_id", "completed"])
+            assert [record["msg_id"] for record in records] in ([], [sent])
+            asked += 1
+        thread.join()
+        assert [result.get(4 * PATIENCE_S) for result in queued] == [number**2 for number in range(QUEUED)]
+        assert other.queue_status()["unassigned"] == 0
+
+
+def test_without_curve_ipengine_pclusters_engine_and_clients_are_served(tmp_path):
+    """For clients whose ZeroMQ has no CURVE; started as ipyparallel's launchers would."""
+    profile = tmp_path / "profile_plain"
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(("PCLUSTER_", "IPP_"))}
+    environment.update(IPYTHONDIR=str(tmp_path), IPP_PROFILE_DIR=str(profile), IPP_CLUSTER_ID="c")
+    log = open(tmp_path / "log", "w")
+    commands = [
+        [pcluster_binary(), "controller", "--no-curve", "--ping=500", "--log-level=20", "--dictdb"],
+        [pcluster_binary(), "engine", "--python", sys.executable, "--log-level=WARN"],
+        [sys.executable, "-m", "ipyparallel.engine"],
+    ]
+    running = []
+    try:
+        for command in commands:
+            running.append(subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log))
+            wait_until("the connection file", (profile / "security" / "ipcontroller-c-client.json").exists, PATIENCE_S)
+        file = json.loads((profile / "security" / "ipcontroller-c-client.json").read_text())
+        assert file["curve_serverkey"] is None and file["key"]
+        with ipp.Client(profile_dir=str(profile), cluster_id="c", timeout=30) as client:
+            client.wait_for_engines(2, timeout=PATIENCE_S)
+            assert client[:].apply(square, 3).get(PATIENCE_S) == [9, 9]
+            assert client.load_balanced_view().map(square, range(8), block=True) == [x * x for x in range(8)]
+            client.shutdown(hub=True)
+        for process in running:
+            process.wait(PATIENCE_S)
+        assert "dictdb" in (tmp_path / "log").read_text().lower(), "it is said that the option has no effect"
+    finally:
+        for process in running:
+            process.kill()
+            process.wait()
+        log.close()

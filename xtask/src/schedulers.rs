@@ -1,0 +1,103 @@
+//! Real batch systems, brought up on this machine for the tests and taken down after: Slurm, Grid Engine, and Torque's commands
+//! before Slurm. What cannot be brought up here (no root, no packages) is counted as not run, with the reason.
+use crate::Places;
+use crate::run::{captured, echo, program};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+/// The file with the tests.
+pub const TESTS: &str = "tests/python/test_batch.py";
+
+pub struct Scheduler {
+    /// As pcluster calls it.
+    pub name: &'static str,
+    up: &'static str,
+    down: &'static str,
+    environment: &'static [(&'static str, &'static str)],
+}
+
+/// Ports, networks and host names are unlike those of the scripts by default, so that one that is up already is no obstacle.
+pub const ALL: [Scheduler; 3] = [
+    Scheduler {
+        name: "slurm",
+        up: "slurm-up.sh",
+        down: "slurm-down.sh",
+        environment: &[("SLURM_CTLD_PORT", "36817"), ("SLURM_NODE_PORT", "36820")],
+    },
+    Scheduler {
+        name: "sge",
+        up: "sge-up.sh",
+        down: "sge-down.sh",
+        environment: &[("SGE_HOSTS", "2"), ("SGE_HOST_PREFIX", "xge"), ("SGE_NET", "10.231.98")],
+    },
+    Scheduler {
+        name: "pbs",
+        up: "slurm-torque-up.sh",
+        down: "slurm-torque-down.sh",
+        environment: &[("SLURM_CTLD_PORT", "37817"), ("SLURM_NODE_PORT", "37820")],
+    },
+];
+
+/// One that is up; it is taken down when this is dropped.
+pub struct Up<'a> {
+    scheduler: &'a Scheduler,
+    root: PathBuf,
+    directory: PathBuf,
+}
+
+impl Scheduler {
+    /// Brings it up, or says why that cannot be.
+    pub fn up(&self, places: &Places) -> Result<Up<'_>, String> {
+        if captured(&mut program(&places.root, &["id", "-u"]))?.trim() != "0" {
+            return Err("only root may bring up a batch system here".into());
+        }
+        let directory = places.target.join("batch").join(self.name);
+        let up = Up {
+            scheduler: self,
+            root: places.root.clone(),
+            directory,
+        };
+        // One of a run that was cut off.
+        up.run(self.down);
+        let mut command = up.command(self.up);
+        echo(&format!("ci/batch/{} {}", self.up, up.directory.display()));
+        // Its daemons hold what they have inherited: no pipe of ours may be among it.
+        let log = places.target.join("batch").join(format!("{}.log", self.name));
+        let opened = std::fs::create_dir_all(places.target.join("batch")).and_then(|()| std::fs::File::create(&log));
+        let file = opened.map_err(|e| format!("{}: {e}", log.display()))?;
+        let again = file.try_clone().map_err(|e| e.to_string())?;
+        let status = command.stdout(file).stderr(again).status().map_err(|e| e.to_string())?;
+        let said = std::fs::read_to_string(&log).unwrap_or_default();
+        let last = said.lines().rev().find(|line| !line.trim().is_empty()).unwrap_or_default();
+        match status.success() {
+            true => Ok(up),
+            false => Err(format!("it could not be brought up: {last} (all that was said: {})", log.display())),
+        }
+    }
+}
+
+impl Up<'_> {
+    /// What the tests look for in `PCLUSTER_TEST_BATCH`.
+    pub fn place(&self) -> String {
+        format!("{}:{}", self.scheduler.name, self.directory.display())
+    }
+
+    fn command(&self, script: &str) -> Command {
+        let script = Path::new("ci/batch").join(script);
+        let mut command = program(&self.root, &["bash"]);
+        command.arg(script).arg(&self.directory);
+        command.envs(self.scheduler.environment.iter().copied());
+        command
+    }
+
+    fn run(&self, script: &str) {
+        let null = std::process::Stdio::null;
+        let _ = self.command(script).stdout(null()).stderr(null()).status();
+    }
+}
+
+impl Drop for Up<'_> {
+    fn drop(&mut self) {
+        self.run(self.scheduler.down);
+    }
+}
