@@ -91,7 +91,7 @@ def test_both_clients_reach_a_controller_on_a_node(net, on_node):
     assert key not in state and key not in net.logs()
     assert not [command for command in net.pids("laptop").values() if key in command]
     table = net.pcluster("laptop", "list")
-    assert re.search(r"^hpc +- +connected +- +\d+ +node1", table, re.M), table
+    assert re.search(r"^hpc .* connected .* node1 ", table, re.M), table
 
     net.pcluster("laptop", "disconnect", "--profile", on_node)
     assert not file.exists()
