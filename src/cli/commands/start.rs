@@ -44,7 +44,7 @@ pub struct Args {
 /// How engines are started; `engines add` takes the same.
 #[derive(Clone, Debug, clap::Args)]
 pub struct How {
-    /// What starts the engines: local, slurm, sge, pbs, lsf, htcondor
+    /// What starts the engines: local, mpi, slurm, sge, pbs, lsf, htcondor
     #[arg(long, value_name = "NAME")]
     pub launcher: Option<String>,
     /// pcluster's own engine, or ipyparallel's
