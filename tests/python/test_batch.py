@@ -324,7 +324,6 @@ def test_a_warning_to_all_processes_of_a_job_ends_no_task(on_site):
     cluster.run("wait")
     assert [(task["state"], task["attempts"]) for task in cluster.tasks()] == [("ok", 1)] * 2
     wait_until("both to be gone", lambda: not engines(cluster))
-    assert "was killed by signal" not in cluster.logs()
     cluster.run("stop")
     nothing_is_left(cluster)
 
