@@ -87,24 +87,39 @@ impl Scheduler {
         };
         // One of a run that was cut off.
         up.run(self.down);
-        let mut command = up.command(self.up);
-        echo(&format!("ci/batch/{} {}", self.up, up.directory.display()));
-        // Its daemons hold what they have inherited: no pipe of ours may be among it.
         let log = places.target.join("batch").join(format!("{}.log", self.folder));
-        let opened = std::fs::create_dir_all(places.target.join("batch")).and_then(|()| std::fs::File::create(&log));
-        let file = opened.map_err(|e| format!("{}: {e}", log.display()))?;
-        let again = file.try_clone().map_err(|e| e.to_string())?;
-        let status = command.stdout(file).stderr(again).status().map_err(|e| e.to_string())?;
-        let said = std::fs::read_to_string(&log).unwrap_or_default();
-        let last = said.lines().rev().find(|line| !line.trim().is_empty()).unwrap_or_default();
-        match status.success() {
-            true => Ok(up),
-            false => Err(format!("it could not be brought up: {last} (all that was said: {})", log.display())),
+        let mut said = up.bring_up(&log)?;
+        // Package lists of a new machine are empty or old.
+        if said.as_ref().is_err_and(|last| last.contains("apt-get"))
+            && captured(&mut program(&places.root, &["apt-get", "update", "-qq"])).is_ok()
+        {
+            said = up.bring_up(&log)?;
+        }
+        match said {
+            Ok(()) => Ok(up),
+            Err(last) => Err(format!("it could not be brought up: {last} (all that was said: {})", log.display())),
         }
     }
 }
 
 impl Up<'_> {
+    /// The inner error is the script's last word.
+    fn bring_up(&self, log: &Path) -> Result<Result<(), String>, String> {
+        let mut command = self.command(self.scheduler.up);
+        echo(&format!("ci/batch/{} {}", self.scheduler.up, self.directory.display()));
+        // Its daemons hold what they have inherited: no pipe of ours may be among it.
+        let opened = log
+            .parent()
+            .map_or(Ok(()), std::fs::create_dir_all)
+            .and_then(|()| std::fs::File::create(log));
+        let file = opened.map_err(|e| format!("{}: {e}", log.display()))?;
+        let again = file.try_clone().map_err(|e| e.to_string())?;
+        let status = command.stdout(file).stderr(again).status().map_err(|e| e.to_string())?;
+        let said = std::fs::read_to_string(log).unwrap_or_default();
+        let last = said.lines().rev().find(|line| !line.trim().is_empty()).unwrap_or_default();
+        Ok(if status.success() { Ok(()) } else { Err(last.to_string()) })
+    }
+
     /// What the tests look for in `PCLUSTER_TEST_BATCH`.
     pub fn place(&self) -> String {
         format!("{}:{}", self.scheduler.name, self.directory.display())
