@@ -44,6 +44,7 @@ struct World {
     left: bool,
     /// Attempts that came: whether they have ended.
     came: HashMap<Held, bool>,
+    dropped: HashSet<Held>,
     /// Of the messages with results that have come.
     sequences: HashSet<u64>,
 }
@@ -69,6 +70,7 @@ impl World {
             command: false,
             left: false,
             came: HashMap::new(),
+            dropped: HashSet::new(),
             sequences: HashSet::new(),
         };
         world.event(Event::Registered { drop: Vec::new() });
@@ -94,9 +96,9 @@ impl World {
             "forget" => self.event(Event::Forgotten { map }),
             "cancel" => self.event(Event::CancelAsked { tasks: vec![held] }),
             "registered" => {
-                let drop = number(0).map(|_| held).into_iter().collect();
-                // What the controller has it drop, it has given away: no result is owed.
-                self.came.remove(&held);
+                let drop: Vec<Held> = number(0).map(|_| held).into_iter().collect();
+                // What the controller has it drop, it has given away: no result is owed, and none counts.
+                self.dropped.extend(drop.iter().filter(|held| self.came.contains_key(held)));
                 self.event(Event::Registered { drop });
             }
             "unknown" => self.event(Event::Unknown),
@@ -317,9 +319,14 @@ impl World {
     }
 
     fn ends(&mut self, held: Held) {
-        if let Some(ended) = self.came.get_mut(&held) {
+        if let Some(ended) = self.came.get_mut(&held).filter(|_| !self.dropped.contains(&held)) {
             assert!(!std::mem::replace(ended, true), "{held:?} ended twice");
         }
+    }
+
+    fn open(&self) -> Vec<&Held> {
+        let open = self.came.iter().filter(|(held, ended)| !**ended && !self.dropped.contains(held));
+        open.map(|(held, _)| held).collect()
     }
 
     /// Everyone does what is to be done.
@@ -331,11 +338,11 @@ impl World {
             self.finish(0);
             self.end_command(0);
             self.pass(100);
-            if self.left || self.came.values().all(|ended| *ended) {
+            if self.left || self.open().is_empty() {
                 return;
             }
         }
-        let open: Vec<&Held> = self.came.iter().filter(|(_, ended)| !**ended).map(|(held, _)| held).collect();
+        let open = self.open();
         // Of a map that it has no definition of, it waits for that.
         let held = self.core.holds();
         assert!(open.iter().all(|open| held.contains(open)), "neither held nor ended: {open:?}");
