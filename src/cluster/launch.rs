@@ -167,13 +167,19 @@ pub(super) async fn registered(
                     tail: new.watched.tail(place),
                 });
             }
-            enough = enough.min(coming);
+            if coming < enough {
+                let (ending, tail) = (new.watched.ending(place, new.word(place)), new.watched.tail(place));
+                progress(StartProgress::Note(format!("{ended} of the engines have ended; {ending}: {tail}")));
+                enough = coming;
+            }
         }
-        if new
-            .states
-            .iter()
-            .any(|state| matches!(state.stage, Stage::Queued | Stage::Suspended | Stage::Unknown))
-        {
+        // A batch system that does not answer may still have them in its queue; a host that does not answer has no queue.
+        let is_queue = !new.watched.launched.jobs.is_empty();
+        if new.states.iter().any(|state| match state.stage {
+            Stage::Queued | Stage::Suspended => true,
+            Stage::Unknown => is_queue,
+            Stage::Running | Stage::Ended => false,
+        }) {
             deadline = Instant::now() + goal.timeout;
         }
         if Instant::now() >= goal.at_most.map_or(deadline, |time| deadline.min(begin + time)) {

@@ -24,7 +24,14 @@ const ANSWERS: Duration = Duration::from_secs(10);
 
 pub struct OverSsh {
     config: SshConfig,
-    asked: Mutex<Option<(Instant, Vec<Process>, Vec<MemberState>)>>,
+    asked: Mutex<Option<Asked>>,
+}
+
+/// The last answer.
+struct Asked {
+    when: Instant,
+    of: Vec<Process>,
+    states: Vec<MemberState>,
 }
 
 impl OverSsh {
@@ -131,11 +138,11 @@ impl Launcher for OverSsh {
 
     fn states(&self, launched: &Launched) -> Vec<MemberState> {
         let mut asked = self.asked.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some((when, processes, states)) = asked.as_ref()
-            && when.elapsed() < ASK_EVERY
-            && *processes == launched.processes
+        if let Some(last) = asked
+            .as_ref()
+            .filter(|last| last.when.elapsed() < ASK_EVERY && last.of == launched.processes)
         {
-            return states.clone();
+            return last.states.clone();
         }
         let answers = self.on_each(launched, |host, processes| async move {
             let states = match tokio::time::timeout(ANSWERS, there::states(&host, &processes)).await {
@@ -155,7 +162,11 @@ impl Launcher for OverSsh {
             }
             Err(e) => states.fill(MemberState::unknown(e.to_string())),
         }
-        *asked = Some((Instant::now(), launched.processes.clone(), states.clone()));
+        *asked = Some(Asked {
+            when: Instant::now(),
+            of: launched.processes.clone(),
+            states: states.clone(),
+        });
         states
     }
 

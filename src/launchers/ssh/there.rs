@@ -139,7 +139,8 @@ fn running(text: &str, processes: &[(usize, Process)]) -> Result<Running, HostEr
         let (there, node) = (there.to_string(), node.clone());
         return Err(HostError::Other { there, node });
     }
-    let (mut found, mut marks): (Vec<(Found, f64)>, Vec<(u32, u32, f64)>) = Default::default();
+    let mut found: Vec<(Found, f64)> = Vec::new();
+    let mut marks: Vec<(u32, u32, f64)> = Vec::new();
     for line in text.lines() {
         if let Some(stat) = line.strip_prefix("process ") {
             found.extend(parse(stat, text));
