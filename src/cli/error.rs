@@ -215,9 +215,14 @@ impl From<ClusterError> for CommandError {
             ClusterError::Config(error) => return error.into(),
             ClusterError::Connection(error) => return error.into(),
             ClusterError::Client(error) => return error.into(),
-            ClusterError::Launch(LaunchError::UnknownLauncher { .. } | LaunchError::BadCommand { .. } | LaunchError::Template(_)) => {
-                ErrorKind::Usage
-            }
+            ClusterError::Launch(
+                LaunchError::UnknownLauncher { .. }
+                | LaunchError::BadCommand { .. }
+                | LaunchError::Template(_)
+                | LaunchError::NoHosts
+                | LaunchError::TooFewPlaces { .. }
+                | LaunchError::OnlyEngines { .. },
+            ) => ErrorKind::Usage,
             ClusterError::NotRunning { .. } => ErrorKind::NotFound,
             ClusterError::Ssh(SshError::BadDestination { .. }) => ErrorKind::Usage,
             ClusterError::Ssh(SshError::NoSsh(_) | SshError::Place { .. }) => ErrorKind::Environment,

@@ -108,19 +108,29 @@ pub async fn add_engines(options: AddOptions, progress: &mut dyn FnMut(StartProg
     let engines = launcher.start_engines(&wish.launch(profile, &state, options.n))?;
     let mut undo = Undo::new(Duration::from_millis(wish.config.launcher.kill_ms));
     undo.add(&launcher, &engines);
+    engines
+        .trouble
+        .iter()
+        .for_each(|trouble| progress(StartProgress::Note(trouble.clone())));
     let old = state.clone();
     state.n += options.n;
     state.next_engine += options.n;
     state.engines.push(engines.clone());
     state.write(profile)?;
     let lock = Some(lock).filter(|_| !launcher.is_elsewhere());
-    let expected = before + options.n as usize;
+    let new = match engines.trouble.is_empty() {
+        true => options.n as usize,
+        false => engines.engines(),
+    };
+    let expected = before + new;
+    let enough = match options.wait {
+        Wait::None => 0,
+        wait => before + wait.of(new),
+    };
     let goal = Goal {
         all: expected,
-        enough: match options.wait {
-            Wait::None => 0,
-            wait => before + wait.of(options.n as usize),
-        },
+        enough,
+        at_least: launch::at_least(&wish.config, new).saturating_add(before).min(enough),
         timeout: Duration::from_millis(wish.config.launcher.engines_timeout_ms),
         at_most: options.timeout,
     };

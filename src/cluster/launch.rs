@@ -49,6 +49,10 @@ impl EngineWish {
     /// Whether the Python that is asked for will do. Without one that is asked for, a missing one is no obstacle:
     /// commands run without. Says what is to be warned of.
     pub fn check(&self) -> Result<Option<String>, ClusterError> {
+        if self.config.launcher.engines == launchers::ssh::NAME {
+            // Each host is asked for its own.
+            return Ok(None);
+        }
         let engine = &self.config.engine;
         if engine.kind == EngineKind::Ipengine && engine.ipengine.is_some() {
             return Ok(None);
@@ -83,6 +87,19 @@ impl EngineWish {
     }
 }
 
+/// How many engines the hosts of the launcher `ssh` are for, where it starts them.
+pub(super) fn places(config: &Config) -> Option<u32> {
+    let is_ssh = config.launcher.engines == launchers::ssh::NAME;
+    config.launchers.ssh.engines().filter(|_| is_ssh)
+}
+
+/// With how many engines one is content if no more come.
+pub(super) fn at_least(config: &Config, enough: usize) -> usize {
+    let is_ssh = config.launcher.engines == launchers::ssh::NAME;
+    let least = config.launchers.ssh.min_engines.filter(|_| is_ssh);
+    least.map_or(enough, |least| enough.min(least as usize))
+}
+
 /// How many engines are waited for, and how long.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Goal {
@@ -90,6 +107,8 @@ pub(super) struct Goal {
     pub all: usize,
     /// With so many one is content.
     pub enough: usize,
+    /// With so many too, when no more are to come.
+    pub at_least: usize,
     /// How long it may take from when they have all been started; the time in a queue does not count.
     pub timeout: Duration,
     /// How long it may take in all.
@@ -109,6 +128,7 @@ pub(super) async fn registered(
     let mut deadline = begin + goal.timeout;
     let members = new.launched.members();
     let (mut new, mut controller) = (Watcher::new(new), controller.map(Watcher::new));
+    let mut enough = goal.enough;
     let mut last: Option<(usize, String)> = None;
     loop {
         let answer = tokio::time::timeout(ANSWER, client.status()).await;
@@ -126,7 +146,7 @@ pub(super) async fn registered(
             });
             last = Some((registered, left.clone()));
         }
-        if registered >= goal.enough {
+        if registered >= enough {
             return Ok(registered);
         }
         if let Some(controller) = &mut controller
@@ -137,7 +157,8 @@ pub(super) async fn registered(
         if let Some((_, place)) = new.first_ended().await? {
             let of_ended = members.iter().zip(&new.states).filter(|(_, state)| state.has_ended());
             let ended: usize = of_ended.map(|(member, _)| member.engines as usize).sum();
-            if goal.all.saturating_sub(ended) < goal.enough {
+            let coming = goal.all.saturating_sub(ended);
+            if coming < goal.at_least {
                 return Err(ClusterError::EnginesEnded {
                     ended,
                     n: new.watched.launched.engines(),
@@ -146,15 +167,25 @@ pub(super) async fn registered(
                     tail: new.watched.tail(place),
                 });
             }
+            if coming < enough {
+                let (ending, tail) = (new.watched.ending(place, new.word(place)), new.watched.tail(place));
+                progress(StartProgress::Note(format!("{ended} of the engines have ended; {ending}: {tail}")));
+                enough = coming;
+            }
         }
-        if new
-            .states
-            .iter()
-            .any(|state| matches!(state.stage, Stage::Queued | Stage::Suspended | Stage::Unknown))
-        {
+        // A batch system that does not answer may still have them in its queue; a host that does not answer has no queue.
+        let is_queue = !new.watched.launched.jobs.is_empty();
+        if new.states.iter().any(|state| match state.stage {
+            Stage::Queued | Stage::Suspended => true,
+            Stage::Unknown => is_queue,
+            Stage::Running | Stage::Ended => false,
+        }) {
             deadline = Instant::now() + goal.timeout;
         }
         if Instant::now() >= goal.at_most.map_or(deadline, |time| deadline.min(begin + time)) {
+            if registered >= goal.at_least {
+                return Ok(registered);
+            }
             // A log to begin with; which engine is missing is not known.
             let place = new.states.iter().rposition(|state| state.stage == Stage::Running);
             let place = place.unwrap_or(members.len().saturating_sub(1));

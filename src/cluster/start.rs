@@ -158,7 +158,11 @@ pub async fn start(options: StartOptions, progress: &mut dyn FnMut(StartProgress
     let controllers = launch::launcher(&config.launcher.controller, profile, &config)?;
     let engine_launcher = launch::launcher(&config.launcher.engines, profile, &config)?;
     let mut settings = options.settings.clone();
-    let n = options.n.or(config.launcher.n).unwrap_or_else(processors);
+    let n = options
+        .n
+        .or_else(|| launch::places(&config))
+        .or(config.launcher.n)
+        .unwrap_or_else(processors);
     let elsewhere = [
         (&controllers, &config.launcher.controller),
         (&engine_launcher, &config.launcher.engines),
@@ -234,6 +238,10 @@ pub async fn start(options: StartOptions, progress: &mut dyn FnMut(StartProgress
     // Not in a thread: what is started must be in `undo` before anybody can stop waiting.
     let engines = engine_launcher.start_engines(&wish.launch(profile, &state, missing))?;
     undo.add(&engine_launcher, &engines);
+    engines
+        .trouble
+        .iter()
+        .for_each(|trouble| progress(StartProgress::Note(trouble.clone())));
     state.n = n;
     state.next_engine += missing;
     if missing > 0 {
@@ -242,10 +250,15 @@ pub async fn start(options: StartOptions, progress: &mut dyn FnMut(StartProgress
     state.write(profile)?;
     // Others need not wait until a queue lets the engines go: the state file says what there is.
     let lock = Some(lock).filter(|_| !engine_launcher.is_elsewhere());
-    let expected = (n as usize).max(alive);
+    let expected = match engines.trouble.is_empty() {
+        true => (n as usize).max(alive),
+        false => alive + engines.engines(),
+    };
+    let enough = options.wait.of(expected);
     let goal = Goal {
         all: expected,
-        enough: options.wait.of(expected),
+        enough,
+        at_least: launch::at_least(&wish.config, enough),
         timeout: Duration::from_millis(wish.config.launcher.engines_timeout_ms),
         at_most: options.timeout,
     };

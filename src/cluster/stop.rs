@@ -137,7 +137,12 @@ async fn end(profile: &ProfileDir, cluster_id: &str, force: bool, progress: &mut
     let mut ended = Ended::default();
     for (launcher, launched) in launches.0 {
         let launcher = launcher?;
-        ended += in_thread(move || launcher.stop(&launched, kill_after)).await??;
+        match in_thread(move || launcher.stop(&launched, kill_after)).await? {
+            Ok(took) => ended += took,
+            // Of a host that is gone for good nothing can be ended any more.
+            Err(e @ LaunchError::OverSsh { .. }) if force => progress(StopProgress::Note(e.to_string())),
+            Err(e) => return Err(e.into()),
+        }
     }
     remove_files(profile, cluster_id);
     let was_dead = standing.condition != Condition::Running && !asked;

@@ -43,6 +43,18 @@ pub enum LaunchError {
         command: String,
         said: String,
     },
+    #[error("the launcher ssh has no hosts")]
+    NoHosts,
+    #[error("{wanted} engines were asked for, and the hosts are for {places}")]
+    TooFewPlaces { wanted: u32, places: u32 },
+    #[error("the launcher {launcher} starts engines only")]
+    OnlyEngines { launcher: &'static str },
+    #[error("{started} of {wanted} engines could be started over ssh; they are ended again{}", list(troubles))]
+    Hosts { started: u32, wanted: u32, troubles: Vec<String> },
+    #[error("cannot {doing} all engines{}", list(troubles))]
+    OverSsh { doing: &'static str, troubles: Vec<String> },
+    #[error("cannot work over ssh: {why}")]
+    NoRuntime { why: String },
     #[error("process {pid} is still there after SIGKILL")]
     Unkillable { pid: u32 },
 }
@@ -60,6 +72,15 @@ impl LaunchError {
             LaunchError::NoIpyparallel { python, .. } => Some(format!(
                 "install it there: {python} -m pip install ipyparallel; or name another interpreter with --python"
             )),
+            LaunchError::NoHosts => {
+                Some("--host node1:4 --host user@node2:8, or launchers.ssh.hosts in the profile's pcluster.yaml".into())
+            }
+            LaunchError::TooFewPlaces { .. } => Some("ask for fewer with -n, or give a host a larger number".into()),
+            LaunchError::OnlyEngines { .. } => {
+                Some("the controller runs where `pcluster start` does; `pcluster start --on HOST` starts all of it there".into())
+            }
+            LaunchError::Hosts { .. } => Some("--min-engines N goes on with those that start".into()),
+            LaunchError::OverSsh { .. } => Some("try again when the hosts answer: what runs there is on record".into()),
             LaunchError::Template(error) => error.hint(),
             LaunchError::Submit { hint, .. } => hint.clone(),
             LaunchError::Batch { .. } => Some("try again when the batch system answers; nothing was forgotten".into()),
@@ -67,4 +88,11 @@ impl LaunchError {
             _ => None,
         }
     }
+}
+
+fn list(troubles: &[String]) -> String {
+    troubles
+        .iter()
+        .map(|trouble| format!("\n  {}", trouble.replace('\n', "\n  ")))
+        .collect()
 }

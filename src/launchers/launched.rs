@@ -14,6 +14,9 @@ pub struct Launched {
     /// Of a batch system: one for each submission.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub jobs: Vec<Job>,
+    /// What did not start, and why, where the rest is enough. Said once, not kept.
+    #[serde(skip)]
+    pub trouble: Vec<String>,
     /// What a later pcluster wrote.
     #[serde(flatten)]
     pub other: Map<String, Value>,
@@ -31,6 +34,12 @@ pub struct Process {
     /// Where it runs, if that is not the launch's host; as the launcher that reaches it spells it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub on: Option<String>,
+    /// The name that this host gives itself: behind a name for several hosts it may be another one's turn.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub node: Option<String>,
+    /// A directory on that host that is this launch's alone, and goes with it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub directory: Option<PathBuf>,
     /// It was told to leave, and may still be finishing a task.
     #[serde(default, skip_serializing_if = "is_false")]
     pub leaving: bool,

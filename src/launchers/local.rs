@@ -487,6 +487,6 @@ mod tests {
         let error = super::super::by_name("cloud", &World::new().profile, &Default::default())
             .err()
             .unwrap();
-        insta::assert_snapshot!(error, @r#"there is no launcher "cloud"; there are: local, mpi, slurm, sge, pbs, lsf, htcondor"#);
+        insta::assert_snapshot!(error, @r#"there is no launcher "cloud"; there are: local, mpi, ssh, slurm, sge, pbs, lsf, htcondor"#);
     }
 }

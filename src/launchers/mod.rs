@@ -1,7 +1,8 @@
 //! Ways to start a controller or engines, and to end what was started.
 //!
 //! Parts: the trait [`Launcher`] and [`by_name`], [`launched`] (what a launch started: plain data that another process can take
-//! up), [`local`] (processes on this host), [`mpi`] (engines under one `mpiexec`), [`batch`] (what batch systems have in common), a row for each ([`slurm`], [`sge`], [`pbs`],
+//! up), [`local`] (processes on this host), [`mpi`] (engines under one `mpiexec`), [`ssh`] (engines on other hosts),
+//! [`batch`] (what batch systems have in common), a row for each ([`slurm`], [`sge`], [`pbs`],
 //! [`lsf`], [`htcondor`]), [`templates`] and [`jobs`] (the launcher that runs what a row says),
 //! [`engine`] (the command that is one engine), [`supervisor`] (brings back what was killed), [`python`] (the interpreter that
 //! engines are to use), [`command`] (runs others' programs), [`logs`] (what was written), [`error`].
@@ -21,6 +22,7 @@ pub mod pbs;
 pub mod python;
 pub mod sge;
 pub mod slurm;
+pub mod ssh;
 pub mod supervisor;
 pub mod templates;
 
@@ -34,7 +36,7 @@ use std::time::Duration;
 
 /// The launchers that there are.
 pub fn known() -> Vec<&'static str> {
-    ["local", mpi::NAME].into_iter().chain(batch::SYSTEMS).collect()
+    ["local", mpi::NAME, ssh::NAME].into_iter().chain(batch::SYSTEMS).collect()
 }
 
 /// A way to start a controller or engines. Its calls may take seconds (a batch system, another host): never make them from
@@ -76,6 +78,7 @@ pub fn by_name(name: &str, profile: &ProfileDir, config: &Config) -> Result<Box<
     match name {
         "local" => Ok(Box::new(local::Local::default())),
         mpi::NAME => Ok(Box::new(mpi::Mpi::new(&config.launchers.mpi))),
+        ssh::NAME => Ok(Box::new(ssh::OverSsh::new(&config.launchers.ssh))),
         _ => match jobs::by_name(name, profile, config) {
             Some(jobs) => Ok(Box::new(jobs)),
             None => Err(LaunchError::UnknownLauncher { name: name.to_string() }),

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 
 /// The oldest version that a worker runs on.
-const OLDEST: (u32, u32) = (3, 8);
+pub(super) const OLDEST: (u32, u32) = (3, 8);
 
 /// The interpreter: what was given, else that of the active virtual or conda environment, else `python3` on the PATH.
 pub fn resolve(given: Option<&str>) -> String {

@@ -7,8 +7,10 @@ use crate::cli::resources::ResourceArgs;
 use crate::cli::{CommandError, Context, ErrorKind, Exit};
 use crate::cluster::remote::run::Told;
 use crate::cluster::{self, StartOptions, StartProgress, Started, Wait};
+use crate::launchers::ssh;
 use crate::profile::Config;
 use crate::profile::config::EngineKind;
+use crate::profile::config::resources::SshHost;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use std::time::Duration;
 use tokio::signal::unix::{SignalKind, signal};
@@ -44,7 +46,7 @@ pub struct Args {
 /// How engines are started; `engines add` takes the same.
 #[derive(Clone, Debug, clap::Args)]
 pub struct How {
-    /// What starts the engines: local, mpi, slurm, sge, pbs, lsf, htcondor
+    /// What starts the engines: local, mpi, ssh, slurm, sge, pbs, lsf, htcondor
     #[arg(long, value_name = "NAME")]
     pub launcher: Option<String>,
     /// pcluster's own engine, or ipyparallel's
@@ -59,6 +61,12 @@ pub struct How {
     /// How long to wait for them (`90s`, `5m`) [default: launcher.engines_timeout_ms, not counting time in a batch system's queue]
     #[arg(long, value_name = "TIME", value_parser = super::wait::duration)]
     pub timeout: Option<Duration>,
+    /// With --launcher ssh, again for each host: where engines start, and how many [default: launchers.ssh.hosts of the profile]
+    #[arg(long = "host", value_name = "[USER@]HOST[:N]", value_parser = host)]
+    pub hosts: Vec<String>,
+    /// With --launcher ssh: with so many engines it is a success, whatever other hosts say [default: all]
+    #[arg(long, value_name = "N")]
+    pub min_engines: Option<u32>,
     #[command(flatten)]
     pub resources: ResourceArgs,
     /// A setting over those of the profile's pcluster.yaml, for example engine.interrupt_ms=1000
@@ -84,6 +92,10 @@ impl From<Kind> for EngineKind {
     }
 }
 
+fn host(text: &str) -> Result<String, String> {
+    SshHost::parse(text).map(|_| text.to_string())
+}
+
 /// `12`, `all`, `none`
 fn wait_for(text: &str) -> Result<Wait, String> {
     match text {
@@ -100,11 +112,22 @@ impl How {
         if let Some(timeout) = self.timeout {
             settings.push(("launcher.engines_timeout_ms".into(), timeout.as_millis().to_string()));
         }
-        if !self.resources.given().is_empty() {
+        let for_ssh = !self.hosts.is_empty() || self.min_engines.is_some();
+        if for_ssh || !self.resources.given().is_empty() {
             let launcher = match &self.launcher {
                 Some(launcher) => launcher.clone(),
                 None => Config::load_with(&context.profile_dir()?, &settings)?.launcher.engines,
             };
+            if for_ssh && launcher != ssh::NAME {
+                let why = format!("--host and --min-engines are for --launcher ssh; the engines' launcher is {launcher}");
+                return Err(CommandError::usage(why));
+            }
+            if !self.hosts.is_empty() {
+                settings.push(("launchers.ssh.hosts".into(), format!("{:?}", self.hosts)));
+            }
+            if let Some(least) = self.min_engines {
+                settings.push(("launchers.ssh.min_engines".into(), least.to_string()));
+            }
             settings.extend(self.resources.settings(&launcher).map_err(CommandError::usage)?);
         }
         Ok(settings)

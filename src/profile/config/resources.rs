@@ -1,7 +1,10 @@
 //! What a site's batch system is to be asked for: one section for each system, `launchers.<system>`.
 use super::amounts::{Memory, Walltime};
-use serde::{Deserialize, Serialize};
+use serde::de::value::MapAccessDeserializer;
+use serde::de::{Error, MapAccess, Visitor};
+use serde::{Deserialize, Deserializer, Serialize};
 use std::collections::BTreeMap;
+use std::fmt;
 
 /// One section for each launcher that has settings of its own.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -13,6 +16,7 @@ pub struct LaunchersConfig {
     pub lsf: Resources,
     pub htcondor: Resources,
     pub mpi: MpiConfig,
+    pub ssh: SshConfig,
 }
 
 impl LaunchersConfig {
@@ -95,6 +99,162 @@ impl Default for MpiConfig {
         MpiConfig {
             command: "mpiexec".into(),
             arguments: Vec::new(),
+        }
+    }
+}
+
+/// Engines on other hosts, by ssh.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct SshConfig {
+    pub hosts: Vec<SshHost>,
+    /// How many hosts are logged in to at the same time.
+    pub at_once: usize,
+    /// With so many engines a start is a success; by default all that are asked for.
+    pub min_engines: Option<u32>,
+}
+
+impl Default for SshConfig {
+    fn default() -> Self {
+        SshConfig {
+            hosts: Vec::new(),
+            at_once: 16,
+            min_engines: None,
+        }
+    }
+}
+
+impl SshConfig {
+    /// How many engines the hosts are for, one that does not say it for one; none without hosts.
+    pub fn engines(&self) -> Option<u32> {
+        let all = self.hosts.iter().map(|host| host.engines.unwrap_or(1));
+        (!self.hosts.is_empty()).then(|| all.fold(0, u32::saturating_add))
+    }
+}
+
+/// A host for engines: `node1:4`, or a mapping.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+pub struct SshHost {
+    /// As ssh takes it.
+    pub host: String,
+    /// How many at most; without it, any number.
+    pub engines: Option<u32>,
+    pub python: Option<String>,
+    /// The directory that they start in.
+    pub directory: Option<String>,
+    /// Environment variables of the engines.
+    pub env: BTreeMap<String, String>,
+}
+
+impl SshHost {
+    /// `node1`, `user@node1:4`, `ssh://user@node1:2222`, `ssh://user@node1:2222:4`.
+    pub fn parse(text: &str) -> Result<SshHost, String> {
+        let address = text.strip_prefix("ssh://");
+        // Of an IPv6 address the last number is no count.
+        let may_count = match (address, text.matches(':').count()) {
+            (None, colons) => colons == 1,
+            (Some(_), colons) => colons == 3,
+        };
+        let (host, engines) = match text.rsplit_once(':').filter(|_| may_count) {
+            None => (text, None),
+            Some((host, count)) => match count.parse() {
+                Ok(0) | Err(_) => return Err(format!("{text:?}: after the colon stands how many engines, for example node1:4")),
+                Ok(count) => (host, Some(count)),
+            },
+        };
+        if host.is_empty() {
+            return Err(format!("{text:?} names no host"));
+        }
+        Ok(SshHost {
+            host: host.into(),
+            engines,
+            ..SshHost::default()
+        })
+    }
+}
+
+impl<'de> Deserialize<'de> for SshHost {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<SshHost, D::Error> {
+        #[derive(Deserialize)]
+        #[serde(deny_unknown_fields)]
+        struct Fields {
+            host: String,
+            #[serde(default)]
+            engines: Option<u32>,
+            #[serde(default)]
+            python: Option<String>,
+            #[serde(default)]
+            directory: Option<String>,
+            #[serde(default)]
+            env: BTreeMap<String, String>,
+        }
+        struct Either;
+        impl<'de> Visitor<'de> for Either {
+            type Value = SshHost;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a host, as in node1:4, or a mapping with `host`")
+            }
+            fn visit_str<E: Error>(self, text: &str) -> Result<SshHost, E> {
+                SshHost::parse(text).map_err(E::custom)
+            }
+            fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<SshHost, A::Error> {
+                let fields = Fields::deserialize(MapAccessDeserializer::new(map))?;
+                let parsed = SshHost::parse(&fields.host).map_err(A::Error::custom)?;
+                if let Some(name) = fields.env.keys().find(|name| !is_variable(name)) {
+                    return Err(A::Error::custom(format!("{name:?} is no name of an environment variable")));
+                }
+                Ok(SshHost {
+                    host: parsed.host,
+                    engines: fields.engines.or(parsed.engines),
+                    python: fields.python,
+                    directory: fields.directory,
+                    env: fields.env,
+                })
+            }
+        }
+        from.deserialize_any(Either)
+    }
+}
+
+fn is_variable(name: &str) -> bool {
+    name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_') && name.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_')
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_host_is_a_word_or_a_mapping() {
+        for (text, host, engines) in [
+            ("node1", "node1", None),
+            ("me@node1:4", "me@node1", Some(4)),
+            ("ssh://me@node1:2222", "ssh://me@node1:2222", None),
+            ("ssh://me@node1:2222:4", "ssh://me@node1:2222", Some(4)),
+            ("me@fd00::1", "me@fd00::1", None),
+        ] {
+            let parsed = SshHost::parse(text).unwrap();
+            assert_eq!((parsed.host.as_str(), parsed.engines), (host, engines), "{text}");
+        }
+        for text in ["node1:0", "node1:many", ":4", ""] {
+            assert!(SshHost::parse(text).is_err(), "{text}");
+        }
+        let yaml = "hosts: [node1:4, {host: me@node2, engines: 8, python: /opt/python, directory: /scratch, env: {A: b}}]";
+        let config: SshConfig = serde_yaml::from_str(yaml).unwrap();
+        assert_eq!(
+            (config.engines(), config.hosts[1].python.as_deref()),
+            (Some(12), Some("/opt/python"))
+        );
+        assert_eq!(
+            serde_yaml::from_value::<SshConfig>(serde_yaml::to_value(&config).unwrap()).unwrap(),
+            config
+        );
+        for wrong in [
+            "hosts: [4]",
+            "hosts: [{host: a, colour: blue}]",
+            "hosts: [{host: a, env: {'a b': c}}]",
+        ] {
+            assert!(serde_yaml::from_str::<SshConfig>(wrong).is_err(), "{wrong}");
         }
     }
 }

@@ -177,7 +177,7 @@ fn the_page_has_every_key_with_its_default_and_no_other() {
             let (section, key) = (section.as_str().unwrap(), key.as_str().unwrap());
             match (section, default) {
                 ("launchers", Value::Mapping(keys)) => {
-                    let system = if key == "mpi" { "mpi" } else { "<system>" };
+                    let system = if matches!(key, "mpi" | "ssh") { key } else { "<system>" };
                     let named = keys
                         .iter()
                         .map(|(k, v)| (format!("launchers.{system}.{}", k.as_str().unwrap()), one_line(v)));

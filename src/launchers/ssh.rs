@@ -1,0 +1,249 @@
+//! Engines on other hosts, started and ended over ssh. Each is a daemon there, in a session of its own, that needs the connection
+//! no longer which started it; another process ends it later over another one, told by host name, process id and start time.
+//!
+//! Parts: [`plan`] (which host gets which engines), [`start`] (one host's engines), [`there`] (what runs on a host, and its end).
+mod plan;
+mod start;
+mod there;
+
+use super::{ControllerLaunch, Ended, EnginesLaunch, LaunchError, Launched, Launcher, MemberState, Process, logs};
+use crate::connection::process;
+use crate::connection::ssh::{Destination, Ssh, SshError};
+use crate::profile::config::resources::SshConfig;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
+
+pub const NAME: &str = "ssh";
+
+/// Hosts are asked for states no more often than this,
+const ASK_EVERY: Duration = Duration::from_secs(3);
+/// ... and have so long to answer, logging in included.
+const ANSWERS: Duration = Duration::from_secs(10);
+
+pub struct OverSsh {
+    config: SshConfig,
+    asked: Mutex<Option<Asked>>,
+}
+
+/// The last answer.
+struct Asked {
+    when: Instant,
+    of: Vec<Process>,
+    states: Vec<MemberState>,
+}
+
+impl OverSsh {
+    pub fn new(config: &SshConfig) -> OverSsh {
+        OverSsh {
+            config: config.clone(),
+            asked: Mutex::new(None),
+        }
+    }
+
+    /// Each host's processes, with their places, handled by `work`, some hosts at a time. By host, in the order of `launched`.
+    fn on_each<T, F>(&self, launched: &Launched, work: impl Fn(String, Vec<(usize, Process)>) -> F) -> Result<Vec<T>, LaunchError>
+    where
+        T: Send + 'static,
+        F: Future<Output = T> + Send + 'static,
+    {
+        let hosts = by_host(launched);
+        self.at_once(hosts.into_iter().map(|(host, processes)| work(host, processes)).collect())
+    }
+
+    /// All, some at a time; what they gave, in their order.
+    fn at_once<T, F>(&self, works: Vec<F>) -> Result<Vec<T>, LaunchError>
+    where
+        T: Send + 'static,
+        F: Future<Output = T> + Send + 'static,
+    {
+        let seats = Arc::new(Semaphore::new(self.config.at_once.max(1)));
+        let all = async move {
+            let mut running = JoinSet::new();
+            for (at, work) in works.into_iter().enumerate() {
+                let seats = seats.clone();
+                running.spawn(async move {
+                    let _seat = seats.acquire_owned().await;
+                    (at, work.await)
+                });
+            }
+            let mut done = running.join_all().await;
+            done.sort_by_key(|(at, _)| *at);
+            done.into_iter().map(|(_, result)| result).collect()
+        };
+        // The caller may be in a runtime, which must not be entered twice.
+        std::thread::scope(|scope| {
+            let thread = scope.spawn(|| {
+                let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+                runtime.map(|runtime| runtime.block_on(all)).map_err(|e| e.to_string())
+            });
+            thread.join().unwrap_or_else(|_| Err("its thread has failed".into()))
+        })
+        .map_err(|why| LaunchError::NoRuntime { why })
+    }
+}
+
+impl Launcher for OverSsh {
+    fn name(&self) -> &str {
+        NAME
+    }
+
+    fn is_elsewhere(&self) -> bool {
+        true
+    }
+
+    fn is_asked_seldom(&self) -> bool {
+        true
+    }
+
+    fn start_controller(&self, _: &ControllerLaunch) -> Result<Launched, LaunchError> {
+        Err(LaunchError::OnlyEngines { launcher: NAME })
+    }
+
+    fn start_engines(&self, launch: &EnginesLaunch) -> Result<Launched, LaunchError> {
+        let mut launched = Launched::new(NAME, process::host());
+        if launch.n == 0 {
+            return Ok(launched);
+        }
+        let plan = plan::plan(&self.config.hosts, launch.n, launch.first)?;
+        let launch = Arc::new(launch.clone());
+        let works = plan.into_iter().map(|(host, numbers)| {
+            let (host, launch) = (host.clone(), launch.clone());
+            async move { (host.host.clone(), start::start(&host, &launch, &numbers).await) }
+        });
+        let mut started: Vec<(u32, Process)> = Vec::new();
+        for (host, result) in self.at_once(works.collect())? {
+            match result {
+                Ok(processes) => started.extend(processes),
+                Err(why) => launched.trouble.push(format!("{host} has no engines: {why}")),
+            }
+        }
+        started.sort_by_key(|(number, _)| *number);
+        launched.processes = started.into_iter().map(|(_, process)| process).collect();
+        let there = launched.processes.len() as u32;
+        if there < self.config.min_engines.unwrap_or(launch.n).min(launch.n) {
+            let mut troubles = std::mem::take(&mut launched.trouble);
+            if let Err(e) = self.stop(&launched, Duration::from_secs(5)) {
+                troubles.push(e.to_string());
+            }
+            return Err(LaunchError::Hosts {
+                started: there,
+                wanted: launch.n,
+                troubles,
+            });
+        }
+        Ok(launched)
+    }
+
+    fn states(&self, launched: &Launched) -> Vec<MemberState> {
+        let mut asked = self.asked.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(last) = asked
+            .as_ref()
+            .filter(|last| last.when.elapsed() < ASK_EVERY && last.of == launched.processes)
+        {
+            return last.states.clone();
+        }
+        let answers = self.on_each(launched, |host, processes| async move {
+            let states = match tokio::time::timeout(ANSWERS, there::states(&host, &processes)).await {
+                Ok(Ok(states)) => states,
+                Ok(Err(e)) => vec![MemberState::unknown(first_line(&e.to_string())); processes.len()],
+                Err(_) => vec![MemberState::unknown(format!("{host} has not answered for {} s", ANSWERS.as_secs())); processes.len()],
+            };
+            let places = processes.into_iter().map(|(place, _)| place);
+            places.zip(states).collect::<Vec<_>>()
+        });
+        let mut states = vec![MemberState::unknown(""); launched.len()];
+        match answers {
+            Ok(answers) => {
+                for (place, state) in answers.into_iter().flatten() {
+                    states[place] = state;
+                }
+            }
+            Err(e) => states.fill(MemberState::unknown(e.to_string())),
+        }
+        *asked = Some(Asked {
+            when: Instant::now(),
+            of: launched.processes.clone(),
+            states: states.clone(),
+        });
+        states
+    }
+
+    fn signal(&self, launched: &Launched, signal: i32) -> Result<usize, LaunchError> {
+        let answers = self.on_each(launched, move |host, processes| async move {
+            let sent = there::signal(&host, &processes, signal).await;
+            sent.map_err(|e| format!("{host}: {e}"))
+        })?;
+        let sent = told("send a signal to", answers)?;
+        Ok(sent.into_iter().sum())
+    }
+
+    fn stop(&self, launched: &Launched, grace: Duration) -> Result<Ended, LaunchError> {
+        let answers = self.on_each(launched, move |host, processes| async move {
+            let ended = there::end(&host, &processes, grace).await;
+            ended.map_err(|e| format!("{host}: {e}"))
+        })?;
+        let mut all = Ended::default();
+        told("end", answers)?.into_iter().for_each(|ended| all += ended);
+        Ok(all)
+    }
+
+    fn log_end(&self, launched: &Launched, place: usize, lines: usize) -> String {
+        let Some(process) = launched.processes.get(place).cloned() else {
+            return String::new();
+        };
+        if process.directory.is_none() {
+            return logs::end(&process.log, process.log_from, lines);
+        }
+        let end = self.at_once(vec![async move {
+            let end = tokio::time::timeout(ANSWERS, there::log_end(&process, lines)).await;
+            end.ok().and_then(Result::ok).unwrap_or_default()
+        }]);
+        end.ok().and_then(|mut ends| ends.pop()).unwrap_or_default()
+    }
+
+    fn describe(&self, launched: &Launched) -> String {
+        let hosts: Vec<String> = by_host(launched)
+            .into_iter()
+            .map(|(host, processes)| format!("{} on {host}", processes.len()))
+            .collect();
+        format!("engines: {}", hosts.join(", "))
+    }
+}
+
+/// What each host gave, if all gave something; else what the others say.
+fn told<T>(doing: &'static str, answers: Vec<Result<T, String>>) -> Result<Vec<T>, LaunchError> {
+    let (mut fine, mut troubles) = (Vec::new(), Vec::new());
+    for answer in answers {
+        match answer {
+            Ok(value) => fine.push(value),
+            Err(why) => troubles.push(why),
+        }
+    }
+    match troubles.is_empty() {
+        true => Ok(fine),
+        false => Err(LaunchError::OverSsh { doing, troubles }),
+    }
+}
+
+/// Hosts as they were named, each with its processes and their places.
+fn by_host(launched: &Launched) -> Vec<(String, Vec<(usize, Process)>)> {
+    let mut hosts: Vec<(String, Vec<(usize, Process)>)> = Vec::new();
+    for (place, process) in launched.processes.iter().enumerate() {
+        let host = process.on.as_ref().unwrap_or(&launched.host);
+        match hosts.iter_mut().find(|(name, _)| name == host) {
+            Some((_, processes)) => processes.push((place, process.clone())),
+            None => hosts.push((host.clone(), vec![(place, process.clone())])),
+        }
+    }
+    hosts
+}
+
+async fn connect(host: &str) -> Result<Ssh, SshError> {
+    Ssh::connect(&Destination::parse(host)?).await
+}
+
+fn first_line(text: &str) -> String {
+    text.lines().next().unwrap_or_default().to_string()
+}

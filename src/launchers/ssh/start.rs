@@ -1,0 +1,284 @@
+//! The engines of one host: what is there is looked at first, then all are started by one script.
+use super::connect;
+use crate::connection::process;
+use crate::connection::ssh::{Output, Ssh, SshError, quoted};
+use crate::launchers::engine::engine_command;
+use crate::launchers::python;
+use crate::launchers::{EnginesLaunch, Process};
+use crate::model::VERSION;
+use crate::profile::ProfileDir;
+use crate::profile::config::resources::SshHost;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// Home directories of clusters may be slow, and so may a first Python.
+const PATIENCE: Duration = Duration::from_secs(60);
+const BEGIN: &str = "=== pcluster begins ===";
+const END: &str = "=== pcluster ends ===";
+/// Directories of engines whose host does not see the profile, below the home directory there.
+pub const PRIVATE: &str = ".pcluster/profile_";
+
+/// What a host said of itself.
+#[derive(Debug, Default, PartialEq)]
+struct Seen {
+    node: String,
+    machine: String,
+    home: String,
+    directory: Option<String>,
+    /// Every pcluster there, and what it says its version is.
+    programs: Vec<(String, String)>,
+    /// Every interpreter that was tried, and what it says its version is.
+    pythons: Vec<(String, String)>,
+}
+
+/// Starts the engines with these numbers; or what is wrong, in the host's own words.
+pub async fn start(host: &SshHost, launch: &EnginesLaunch, numbers: &[u32]) -> Result<Vec<(u32, Process)>, String> {
+    let ssh = connect(&host.host).await.map_err(with_hint)?;
+    let started = on(&ssh, host, launch, numbers).await;
+    ssh.close().await;
+    started
+}
+
+async fn on(ssh: &Ssh, host: &SshHost, launch: &EnginesLaunch, numbers: &[u32]) -> Result<Vec<(u32, Process)>, String> {
+    let pythons = pythons(host, launch);
+    let output = ssh.script(&look(host, launch, &pythons), PATIENCE).await.map_err(with_hint)?;
+    let seen = Seen::parse(&between_marks(&output)?);
+    let program = seen.program(&host.host)?;
+    let python = seen.python(&host.host)?;
+    let directory = match (&seen.directory, &host.directory) {
+        (Some(directory), _) => directory,
+        (None, Some(wanted)) => return Err(format!("the directory to start in, {wanted}, is not there")),
+        (None, None) => &seen.home,
+    };
+    let file = launch.profile.engine_file(&launch.cluster_id);
+    let ours = std::fs::read(&file).map_err(|e| format!("cannot read {}: {e}", file.display()))?;
+    let look = marked(&format!("cat {} 2>/dev/null", quoted(&file.to_string_lossy())));
+    let theirs = between_marks(&ssh.script(&look, PATIENCE).await.map_err(with_hint)?)?;
+    let private = match theirs.trim_end().as_bytes() == ours.trim_ascii_end() {
+        true => None,
+        false => Some(copy(ssh, &seen.home, launch, &ours).await?),
+    };
+    let profile = private.as_deref().map_or_else(|| launch.profile.clone(), ProfileDir::at);
+    let there = EnginesLaunch {
+        program: program.into(),
+        profile,
+        python: Some(python.into()),
+        // What is not for engines would only make their command lines long.
+        settings: launch
+            .settings
+            .iter()
+            .filter(|(key, _)| !key.starts_with("launcher"))
+            .cloned()
+            .collect(),
+        ..launch.clone()
+    };
+    let script = script(host, &there, numbers, directory).map_err(|e| e.to_string())?;
+    let result = match ssh.script(&script, PATIENCE).await {
+        Ok(output) => between_marks(&output).and_then(|text| started(&text, host, &there, &seen.node, private.as_deref())),
+        Err(e) => Err(format!("{}; what has been started there ends with the controller", with_hint(e))),
+    };
+    if let (Err(_), Some(private)) = (&result, &private) {
+        let remove = format!("rm -rf -- {}", quoted(&private.to_string_lossy()));
+        let _ = ssh.script(&remove, PATIENCE).await;
+    }
+    result
+}
+
+/// Interpreters in the order in which they are tried: only the one that was asked for, or that of the environment that is active
+/// here, if it is there too, before `python3`.
+fn pythons(host: &SshHost, launch: &EnginesLaunch) -> Vec<String> {
+    if let Some(python) = host.python.as_ref().or(launch.python.as_ref()) {
+        return vec![python.clone()];
+    }
+    let mut pythons = vec![python::resolve(None), "python3".to_string()];
+    pythons.dedup();
+    pythons
+}
+
+/// The script that looks around. What it runs must not read the rest of the script.
+fn look(host: &SshHost, launch: &EnginesLaunch, pythons: &[String]) -> String {
+    let words = |words: &[String]| words.iter().map(|word| quoted(word)).collect::<Vec<_>>().join(" ");
+    let directory = host.directory.clone().unwrap_or_else(|| launch.cwd.to_string_lossy().into_owned());
+    format!(
+        r#"echo '{BEGIN}'
+echo "node=$(uname -n)"
+echo "machine=$(uname -s) on $(uname -m)"
+echo "home=$HOME"
+(cd {} 2>/dev/null && echo "directory=$PWD")
+for p in {} "$HOME/.local/bin/pcluster" "$HOME/.cargo/bin/pcluster" "$(command -v pcluster)"; do
+  [ -n "$p" ] && [ -x "$p" ] || continue
+  echo "program=$p=$("$p" version 2>&1 </dev/null | tail -n 1)"
+done
+for p in {}; do
+  echo "python=$p=$("$p" -c 'import sys; print("%d.%d.%d" % sys.version_info[:3])' 2>&1 </dev/null | tail -n 1)"
+done
+echo '{END}'
+"#,
+        quoted(&directory),
+        quoted(&launch.program.to_string_lossy()),
+        words(pythons),
+    )
+}
+
+impl Seen {
+    fn parse(text: &str) -> Seen {
+        let mut seen = Seen::default();
+        for (key, value) in text.lines().filter_map(|line| line.split_once('=')) {
+            let value = value.trim().to_string();
+            let two = |value: &str| value.split_once('=').map(|(a, b)| (a.to_string(), b.to_string()));
+            match key {
+                "node" => seen.node = value,
+                "machine" => seen.machine = value,
+                "home" => seen.home = value,
+                "directory" => seen.directory = Some(value),
+                "program" => seen.programs.extend(two(&value)),
+                "python" => seen.pythons.extend(two(&value)),
+                _ => {}
+            }
+        }
+        seen
+    }
+
+    fn program(&self, host: &str) -> Result<&str, String> {
+        let ours = format!("pcluster {VERSION}");
+        if let Some((path, _)) = self.programs.iter().find(|(_, version)| *version == ours) {
+            return Ok(path);
+        }
+        Err(match self.programs.first() {
+            Some((path, said)) => format!(
+                "{path} there ({}) is not {ours}, it says {said:?}; pcluster install {host}",
+                self.machine
+            ),
+            None => format!("there is no pcluster there ({}); pcluster install {host}", self.machine),
+        })
+    }
+
+    fn python(&self, host: &str) -> Result<&str, String> {
+        let will_do = |version: &str| {
+            let mut numbers = version.split('.').map_while(|n| n.parse::<u32>().ok());
+            matches!((numbers.next(), numbers.next()), (Some(major), Some(minor)) if (major, minor) >= python::OLDEST)
+        };
+        if let Some((python, _)) = self.pythons.iter().find(|(_, version)| will_do(version)) {
+            return Ok(python);
+        }
+        let (python, said) = self.pythons.last().map_or(("python3", ""), |(p, s)| (p, s));
+        Err(format!(
+            "{python} does not run there, or is older than 3.8: {said:?}; name one in --python, or for {host} in launchers.ssh.hosts"
+        ))
+    }
+}
+
+/// A private profile there with what engines read.
+async fn copy(ssh: &Ssh, home: &str, launch: &EnginesLaunch, file: &[u8]) -> Result<PathBuf, String> {
+    let directory = PathBuf::from(format!("{home}/{PRIVATE}{}", uuid::Uuid::new_v4().simple()));
+    let profile = ProfileDir::at(&directory);
+    let path = |path: PathBuf| path.to_string_lossy().into_owned();
+    let put = async {
+        if let Ok(config) = std::fs::read(launch.profile.config_file()) {
+            ssh.put(&config, &path(profile.config_file()), false, PATIENCE).await?;
+        }
+        ssh.put(file, &path(profile.engine_file(&launch.cluster_id)), false, PATIENCE).await
+    };
+    match put.await {
+        Ok(()) => Ok(directory),
+        Err(e) => {
+            let remove = format!("rm -rf -- {}", quoted(&directory.to_string_lossy()));
+            let _ = ssh.script(&remove, PATIENCE).await;
+            Err(with_hint(e))
+        }
+    }
+}
+
+/// The script that starts the engines. In a shell without job control `setsid` becomes what it starts: `$!` is the engine's.
+fn script(host: &SshHost, there: &EnginesLaunch, numbers: &[u32], directory: &str) -> Result<String, crate::launchers::LaunchError> {
+    let (program, arguments) = engine_command(there)?;
+    let mut command = quoted(&program.to_string_lossy());
+    for argument in arguments {
+        command.push_str(&format!(" {}", quoted(&argument.to_string_lossy())));
+    }
+    let mut script = format!("umask 077\ncd {} || exit 1\n", quoted(directory));
+    for (name, value) in &host.env {
+        script.push_str(&format!("export {name}={}\n", quoted(value)));
+    }
+    let logs = there.profile.log_dir();
+    script.push_str(&format!("mkdir -p {} || exit 1\n", quoted(&logs.to_string_lossy())));
+    script.push_str(&format!("echo '{BEGIN}'\ngrep '^btime ' /proc/stat\n"));
+    for number in numbers {
+        let log = there.profile.engine_log(&there.cluster_id, *number);
+        script.push_str(&format!(
+            "l={}\n: >>\"$l\" || exit 1\nb=$(wc -c <\"$l\")\nsetsid {command} </dev/null >>\"$l\" 2>&1 &\np=$!\ns=\n\
+             {{ read -r s </proc/$p/stat; }} 2>/dev/null\necho \"engine {number} $p $((b)) $s\"\n",
+            quoted(&log.to_string_lossy())
+        ));
+    }
+    script.push_str(&format!("echo '{END}'\n"));
+    Ok(script)
+}
+
+/// What the script started.
+fn started(text: &str, host: &SshHost, there: &EnginesLaunch, node: &str, private: Option<&Path>) -> Result<Vec<(u32, Process)>, String> {
+    let mut all = Vec::new();
+    for line in text.lines().filter_map(|line| line.strip_prefix("engine ")) {
+        let mut words = line.splitn(4, ' ');
+        let mut next = || words.next().unwrap_or_default();
+        let (number, pid, from, stat) = (next(), next(), next(), next());
+        let (Ok(number), Ok(pid)) = (number.parse(), pid.parse()) else {
+            return Err(format!("it says of an engine {line:?}"));
+        };
+        let process = Process {
+            pid,
+            // None if it has ended already: then no process is taken for it.
+            started: process::started_from(stat, text).unwrap_or_default(),
+            log: there.profile.engine_log(&there.cluster_id, number),
+            log_from: from.parse().unwrap_or_default(),
+            on: Some(host.host.clone()),
+            node: Some(node.to_string()),
+            directory: private.map(Path::to_path_buf),
+            ..Process::default()
+        };
+        all.push((number, process));
+    }
+    Ok(all)
+}
+
+/// What a script printed, without what the shell's start-up files may have said before.
+pub fn between_marks(output: &Output) -> Result<String, String> {
+    let text = output.stdout_text();
+    let inside = text.split_once(&format!("{BEGIN}\n")).and_then(|(_, rest)| rest.split_once(END));
+    match inside {
+        Some((inside, _)) => Ok(inside.to_string()),
+        None => Err(format!("its shell has not done what it was asked; it says: {}", output.words())),
+    }
+}
+
+pub fn marked(script: &str) -> String {
+    format!("echo '{BEGIN}'\n{script}\necho '{END}'\n")
+}
+
+fn with_hint(error: SshError) -> String {
+    match error.hint() {
+        Some(hint) => format!("{error}\n  {hint}"),
+        None => error.to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_host_lacks_is_said() {
+        let seen = Seen::parse(&format!(
+            "node=n\nmachine=Linux on s390x\nhome=/h\nprogram=/a=pcluster 0.0.1\npython=/v/bin/python=sh: 1: /v/bin/python: not found\npython=python3=3.11.2\nprogram=/b=pcluster {VERSION}\n"
+        ));
+        assert_eq!((seen.program("n"), seen.python("n")), (Ok("/b"), Ok("python3")));
+        let seen = Seen::parse("machine=Linux on s390x\nprogram=/a=cannot execute: Exec format error\npython=python3=3.6.8\n");
+        let why = seen.program("me@n").unwrap_err();
+        assert!(
+            why.contains("s390x") && why.contains("Exec format error") && why.ends_with("pcluster install me@n"),
+            "{why}"
+        );
+        assert!(seen.python("n").unwrap_err().contains("3.6.8"));
+        assert!(Seen::default().program("n").unwrap_err().starts_with("there is no pcluster there"));
+    }
+}

@@ -1,0 +1,317 @@
+//! What of a launch still runs on a host, and its end. A process is ours only on the host of that name, with its start time;
+//! what a killed supervisor has left is told by the mark in its environment.
+use super::connect;
+use super::start::{PRIVATE, between_marks, marked};
+use crate::connection::process;
+use crate::connection::ssh::{Ssh, SshError, quoted};
+use crate::launchers::{Ended, MemberState, Process};
+use std::path::Path;
+use std::time::Duration;
+
+const PATIENCE: Duration = Duration::from_secs(30);
+/// How long SIGKILL may take, in tenths of a second.
+const KILL_TAKES: u32 = 100;
+
+#[derive(Debug, thiserror::Error)]
+pub enum HostError {
+    #[error("{}", with_hint(.0))]
+    Ssh(#[from] SshError),
+    #[error("{0}")]
+    Said(String),
+    #[error("the host that answers is {there}, not {node}")]
+    Other { there: String, node: String },
+    #[error("it has no /proc, by which processes are known")]
+    NoProc,
+    #[error("process {0} is still there after SIGKILL")]
+    Unkillable(String),
+}
+
+fn with_hint(error: &SshError) -> String {
+    match error.hint() {
+        Some(hint) => format!("{error}\n  {hint}"),
+        None => error.to_string(),
+    }
+}
+
+/// A process that runs there: `ticks` is its start time as the kernel counts it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Found {
+    pid: u32,
+    ticks: String,
+    session: u32,
+}
+
+/// One answer: what was recorded and runs, by index.
+type Running = Vec<(usize, Found)>;
+
+pub async fn states(host: &str, processes: &[(usize, Process)]) -> Result<Vec<MemberState>, HostError> {
+    let ssh = connect(host).await?;
+    let running = ask(&ssh, processes).await;
+    ssh.close().await;
+    let running = running?;
+    let state = |at: usize| match running.iter().any(|(index, _)| *index == at) {
+        true => MemberState::running(),
+        false => MemberState::ended(""),
+    };
+    Ok((0..processes.len()).map(state).collect())
+}
+
+pub async fn signal(host: &str, processes: &[(usize, Process)], signal: i32) -> Result<usize, HostError> {
+    let ssh = connect(host).await?;
+    let sent = async {
+        let running = ask(&ssh, processes).await?;
+        let script = format!(
+            "{TICKS}n=0\nfor t in {}; do is $t && kill -{signal} ${{t%:*}} && n=$((n+1)); done\necho \"sent $n\"",
+            targets(&running)
+        );
+        let text = said(&ssh, &script, PATIENCE).await?;
+        Ok(count(&text, "sent"))
+    };
+    let sent = sent.await;
+    ssh.close().await;
+    sent
+}
+
+/// SIGTERM, after `grace` SIGKILL, with what is left of their sessions; then their private files go.
+pub async fn end(host: &str, processes: &[(usize, Process)], grace: Duration) -> Result<Ended, HostError> {
+    let ssh = connect(host).await?;
+    let ended = async {
+        let running = ask(&ssh, processes).await?;
+        // Only of a session whose leader was surely ours may the rest be ended too.
+        let sessions: Vec<String> = running.iter().map(|(_, found)| found.session.to_string()).collect();
+        let directories = directories(processes);
+        let script = end_script(&targets(&running), &sessions.join(" "), &directories, grace);
+        let text = said(&ssh, &script, PATIENCE + grace).await?;
+        match text.lines().find_map(|line| line.strip_prefix("left ")) {
+            Some(left) if !left.trim().is_empty() => Err(HostError::Unkillable(left.trim().into())),
+            _ => Ok(Ended {
+                terminated: count(&text, "terminated"),
+                killed: count(&text, "killed"),
+                cancelled: 0,
+            }),
+        }
+    };
+    let ended = ended.await;
+    ssh.close().await;
+    ended
+}
+
+pub async fn log_end(process: &Process, lines: usize) -> Result<String, HostError> {
+    let ssh = connect(process.on.as_deref().unwrap_or_default()).await?;
+    let path = process.log.to_string_lossy();
+    let tail = ssh.run(&["tail", "-n", &lines.to_string(), "--", &path], b"", PATIENCE).await;
+    ssh.close().await;
+    Ok(String::from_utf8_lossy(&tail?.stdout).trim_end().to_string())
+}
+
+/// Functions of the scripts. `is PID:TICKS`: whether it runs, and is the one that it was; `f` reads a process's fields from
+/// its state (the third of proc_pid_stat(5)) on.
+const TICKS: &str = r#"f() { s=; { read -r s <"/proc/$1/stat"; } 2>/dev/null || return 1; f=${s##*) }; }
+is() { f "${1%:*}" || return 1; t=${1#*:}; set -- $f; case $1 in Z|X) return 1 ;; esac; [ "${20}" = "$t" ]; }
+"#;
+
+async fn ask(ssh: &Ssh, processes: &[(usize, Process)]) -> Result<Running, HostError> {
+    let pids: Vec<String> = processes.iter().map(|(_, process)| process.pid.to_string()).collect();
+    let script = format!(
+        r#"echo "node $(uname -n)"
+grep '^btime ' /proc/stat
+{TICKS}for d in /proc/[0-9]*; do
+  p=${{d#/proc/}}
+  f "$p" || continue
+  set -- $f
+  case " {} " in *" $4 "*) ;; *) continue ;; esac
+  echo "process $s"
+  m=$(tr '\0' '\n' <"$d/environ" 2>/dev/null | grep '^{}=' | head -n 1)
+  [ -z "$m" ] || echo "mark $p ${{m#*=}}"
+done"#,
+        pids.join(" "),
+        process::SUPERVISOR,
+    );
+    running(&said(ssh, &script, PATIENCE).await?, processes)
+}
+
+fn running(text: &str, processes: &[(usize, Process)]) -> Result<Running, HostError> {
+    let there = text.lines().find_map(|line| line.strip_prefix("node ")).unwrap_or_default();
+    if !text.contains("btime ") {
+        return Err(HostError::NoProc);
+    }
+    if let Some(node) = processes.iter().find_map(|(_, p)| p.node.as_ref().filter(|node| *node != there)) {
+        let (there, node) = (there.to_string(), node.clone());
+        return Err(HostError::Other { there, node });
+    }
+    let mut found: Vec<(Found, f64)> = Vec::new();
+    let mut marks: Vec<(u32, u32, f64)> = Vec::new();
+    for line in text.lines() {
+        if let Some(stat) = line.strip_prefix("process ") {
+            found.extend(parse(stat, text));
+        } else if let Some(mark) = line.strip_prefix("mark ") {
+            let mut words = mark.split(' ');
+            let mut next = || words.next().unwrap_or_default();
+            if let (Ok(pid), Ok(supervisor), Ok(at)) = (next().parse(), next().parse(), next().parse()) {
+                marks.push((pid, supervisor, at));
+            }
+        }
+    }
+    let mut running = Vec::new();
+    for (at, (_, process)) in processes.iter().enumerate() {
+        let itself = found
+            .iter()
+            .find(|(f, started)| f.pid == process.pid && process::same_start(*started, process.started));
+        if let Some((itself, _)) = itself {
+            running.push((at, itself.clone()));
+            continue;
+        }
+        let is_left = |pid: u32| {
+            marks
+                .iter()
+                .any(|(p, by, when)| *p == pid && *by == process.pid && process::same_start(*when, process.started))
+        };
+        let left = found.iter().filter(|(f, _)| is_left(f.pid));
+        running.extend(left.map(|(f, _)| (at, f.clone())));
+    }
+    Ok(running)
+}
+
+fn parse(stat: &str, host_stat: &str) -> Option<(Found, f64)> {
+    let started = process::started_from(stat, host_stat)?;
+    let pid = stat.split(' ').next()?.parse().ok()?;
+    let fields: Vec<&str> = stat.rsplit_once(')')?.1.split_ascii_whitespace().collect();
+    let (session, ticks) = (fields.get(3)?.parse().ok()?, fields.get(19)?.to_string());
+    Some((Found { pid, ticks, session }, started))
+}
+
+/// `pid:ticks`, each once.
+fn targets(running: &Running) -> String {
+    let mut all: Vec<String> = running.iter().map(|(_, f)| format!("{}:{}", f.pid, f.ticks)).collect();
+    all.sort();
+    all.dedup();
+    all.join(" ")
+}
+
+/// Private directories, and nothing that only somebody else can have written into the state file.
+fn directories(processes: &[(usize, Process)]) -> Vec<String> {
+    let is_ours = |path: &Path| {
+        let text = path.to_string_lossy();
+        let id = text.rsplit_once(PRIVATE).map(|(_, id)| id.to_string());
+        path.is_absolute() && !text.contains("/../") && id.is_some_and(|id| id.len() == 32 && id.bytes().all(|b| b.is_ascii_hexdigit()))
+    };
+    let named = processes.iter().filter_map(|(_, process)| process.directory.as_deref());
+    let mut all: Vec<String> = named
+        .filter(|path| is_ours(path))
+        .map(|path| quoted(&path.to_string_lossy()))
+        .collect();
+    all.sort();
+    all.dedup();
+    all
+}
+
+fn end_script(targets: &str, sessions: &str, directories: &[String], grace: Duration) -> String {
+    let mut script = format!(
+        r#"{TICKS}
+left() {{ l=; for x in {targets}; do is "$x" && l="$l ${{x%:*}}"; done; [ -n "$l" ]; }}
+a=0; k=0
+for x in {targets}; do is "$x" && kill -TERM "${{x%:*}}" 2>/dev/null && a=$((a+1)); done
+i=0; while left && [ $i -lt {} ]; do sleep 0.1; i=$((i+1)); done
+for x in {targets}; do is "$x" && kill -KILL "${{x%:*}}" 2>/dev/null && k=$((k+1)); done
+i=0; while left && [ $i -lt {KILL_TAKES} ]; do sleep 0.1; i=$((i+1)); done
+for d in /proc/[0-9]*; do
+  f "${{d#/proc/}}" || continue
+  set -- $f
+  case " {sessions} " in *" $4 "*) ;; *) continue ;; esac
+  case $1 in Z|X) ;; *) kill -KILL "${{d#/proc/}}" 2>/dev/null && k=$((k+1)) ;; esac
+done
+left
+echo "terminated $a"
+echo "killed $k"
+echo "left $l""#,
+        grace.as_millis() / 100,
+    );
+    for directory in directories {
+        script.push_str(&format!(
+            "\n[ -n \"$l\" ] || {{ rm -rf -- {directory}; rmdir -- \"$(dirname -- {directory})\" 2>/dev/null; }}"
+        ));
+    }
+    script
+}
+
+async fn said(ssh: &Ssh, script: &str, patience: Duration) -> Result<String, HostError> {
+    let output = ssh.script(&marked(script), patience).await?;
+    between_marks(&output).map_err(HostError::Said)
+}
+
+fn count(text: &str, word: &str) -> usize {
+    let line = text.lines().find_map(|line| line.strip_prefix(word)?.strip_prefix(' '));
+    line.and_then(|number| number.parse().ok()).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn recorded(pid: u32, started: f64, directory: Option<&str>) -> (usize, Process) {
+        let process = Process {
+            pid,
+            started,
+            node: Some("n".into()),
+            directory: directory.map(Into::into),
+            ..Process::default()
+        };
+        (0, process)
+    }
+
+    fn stat(pid: u32, session: u32, ticks: u32) -> String {
+        format!("{pid} (a b) S 1 {session} {session} 0 -1 4194560 9 8 7 6 5 4 3 2 20 0 1 0 {ticks} 99 98")
+    }
+
+    #[test]
+    fn only_what_fits_is_ours() {
+        let text = format!(
+            "node n\nbtime 1000\nprocess {}\nprocess {}\nmark 8 9 1020\nprocess {}\nmark 11 10 5\n",
+            stat(7, 7, 1000),
+            stat(8, 9, 3000),
+            stat(11, 10, 4000),
+        );
+        // The first one itself, what the second one left; the third one's number is another's now.
+        let processes = [recorded(7, 1010.0, None), recorded(9, 1020.0, None), recorded(10, 900.0, None)];
+        let found = running(&text, &processes).unwrap();
+        assert_eq!(found.iter().map(|(at, f)| (*at, f.pid)).collect::<Vec<_>>(), [(0, 7), (1, 8)]);
+        assert_eq!(targets(&found), "7:1000 8:3000");
+        assert!(running(&text, &[recorded(7, 500.0, None)]).unwrap().is_empty());
+        assert!(matches!(running("node m\nbtime 1\n", &processes), Err(HostError::Other { .. })));
+        assert!(matches!(running("node n\n", &processes), Err(HostError::NoProc)));
+    }
+
+    #[test]
+    fn only_private_directories_are_removed() {
+        let good = "/home/ada/.pcluster/profile_0123456789abcdef0123456789abcdef";
+        for (directory, removed) in [(good, 1), ("/home/ada", 0), ("/home/ada/.pcluster/profile_x", 0), ("x", 0)] {
+            assert_eq!(
+                directories(&[recorded(1, 1.0, Some(directory)), recorded(2, 1.0, Some(directory))]).len(),
+                removed
+            );
+        }
+    }
+
+    #[test]
+    fn the_script_ends_a_process_and_no_other() {
+        let run = |script: &str| {
+            let output = std::process::Command::new("sh").args(["-c", script]).output().unwrap();
+            String::from_utf8(output.stdout).unwrap()
+        };
+        let mut ours = std::process::Command::new("sleep").arg("60").spawn().unwrap();
+        let line = std::fs::read_to_string(format!("/proc/{}/stat", ours.id())).unwrap();
+        let (found, _) = parse(line.trim(), "btime 1").unwrap();
+        let other = format!("{}:{}", found.pid, found.ticks.parse::<u64>().unwrap() + 1);
+        assert_eq!(
+            run(&end_script(&other, "", &[], Duration::from_secs(1))),
+            "terminated 0\nkilled 0\nleft \n"
+        );
+        assert_eq!(ours.try_wait().unwrap(), None);
+        let exact = format!("{}:{}", found.pid, found.ticks);
+        assert_eq!(
+            run(&end_script(&exact, "", &[], Duration::from_secs(5))),
+            "terminated 1\nkilled 0\nleft \n"
+        );
+        ours.wait().unwrap();
+    }
+}
