@@ -33,7 +33,7 @@ pub enum EngineError {
 }
 
 /// Runs one engine until it is told to leave: by its controller, or by SIGTERM. SIGINT is for what it
-/// runs, and ends an idle engine on a terminal; SIGUSR1 and SIGUSR2 go to the worker.
+/// runs, and ends an idle engine on a terminal; SIGUSR1 and SIGUSR2 go to the worker, or are a batch system's warning.
 pub async fn run(settings: EngineSettings) -> Result<(), EngineError> {
     // A task of the runtime's thread, which wakes itself more cheaply than what the runtime waits for.
     match tokio::spawn(driver::Driver::new(settings)?.run()).await {

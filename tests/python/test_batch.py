@@ -59,6 +59,7 @@ class Slurm:
     environment = "env.sh"
     # Its limits are in whole minutes.
     walltime_s = 60
+    for_warnings = ()
 
     def queue(self):
         return said("squeue", "--noheader", "--array", "--format=%i %j %T").splitlines()
@@ -68,6 +69,9 @@ class Slurm:
 
     def cancel(self, job):
         said("scancel", job)
+
+    def warn(self, job):
+        said("scancel", "--full", "--signal=USR2", job)
 
     def take_a_node_away(self):
         said("scontrol", "update", "nodename=n1", "state=down", "reason=test")
@@ -93,6 +97,7 @@ class Sge:
     launcher = "sge"
     environment = "env.sh"
     walltime_s = 24
+    for_warnings = ("--set", 'launchers.sge.directives=["-notify"]')
 
     def queue(self):
         lines = said("qstat", "-u", "*").splitlines()
@@ -104,6 +109,10 @@ class Sge:
 
     def cancel(self, job):
         said("qdel", job)
+
+    def warn(self, job):
+        # SIGUSR2 comes first, and SIGKILL after the queue's notify time, a minute.
+        self.cancel(job)
 
     def link(self, state):
         prefix = pathlib.Path(DIRECTORY, "net", "prefix").read_text().strip()
@@ -298,6 +307,23 @@ def test_walltime_in_the_middle_of_a_map(on_site):
     tasks = cluster.tasks()
     assert [task["state"] for task in tasks] == ["ok"] * len(tasks)
     assert max(task["attempts"] for task in tasks) == 1, "none was cut off"
+    cluster.run("stop")
+    nothing_is_left(cluster)
+
+
+@pytest.mark.skipif(SITE.launcher == "pbs", reason="the same Slurm as without Torque's commands")
+def test_a_warning_to_all_processes_of_a_job_ends_no_task(on_site):
+    cluster = on_site("-n", "2", "--walltime", "10m", *SITE.for_warnings)
+    cluster.start_map("held", 2)
+    wait_until("both to be busy", lambda: sum(e["state"] == "busy" for e in engines(cluster)) == 2)
+    ((job,),) = [launch["jobs"] for launch in cluster.listed()["engines"]]
+    SITE.warn(job["id"])
+    # Warned by the script's shell too, they give a task five seconds.
+    wait_until("both to be leaving", lambda: cluster.logs().count("giving tasks back and leaving") >= 2)
+    (cluster.folder / "go").touch()
+    cluster.run("wait")
+    assert [(task["state"], task["attempts"]) for task in cluster.tasks()] == [("ok", 1)] * 2
+    wait_until("both to be gone", lambda: not engines(cluster))
     cluster.run("stop")
     nothing_is_left(cluster)
 

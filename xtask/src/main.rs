@@ -32,6 +32,7 @@ The project's chores:
   cargo xtask conformance  runs ipyparallel's own test suite on pcluster (--engine pcluster|ipengine|ipyparallel, -k EXPRESSION)
   cargo xtask bench  pcluster and its peers side by side; writes docs/performance.md and README.md (--quick: only prints)
                      (cargo xtask bench ipyparallel: its client on pcluster's cluster and on its own; --quick)
+                     (cargo xtask bench start: from start to n engines, also on a real Slurm and Grid Engine; --quick: development build)
 ";
 
 fn main() -> ExitCode {
@@ -42,6 +43,8 @@ fn main() -> ExitCode {
         ["bench"] => bench::run(&Places::find(), false).map(|()| true),
         ["bench", "ipyparallel"] => bench::stock::run(&Places::find(), false).map(|()| true),
         ["bench", "ipyparallel", "--quick"] => bench::stock::run(&Places::find(), true).map(|()| true),
+        ["bench", "start"] => bench::start::run(&Places::find(), false).map(|()| true),
+        ["bench", "start", "--quick"] => bench::start::run(&Places::find(), true).map(|()| true),
         ["bench", "--quick"] => bench::run(&Places::find(), true).map(|()| true),
         ["fuzz", arguments @ ..] => fuzz::run(&Places::find(), arguments),
         ["chaos", options @ ..] => match chaos_options(options) {

@@ -11,6 +11,8 @@ pub const TESTS: &str = "tests/python/test_batch.py";
 pub struct Scheduler {
     /// As pcluster calls it.
     pub name: &'static str,
+    /// Its directory under target/batch/.
+    folder: &'static str,
     up: &'static str,
     down: &'static str,
     environment: &'static [(&'static str, &'static str)],
@@ -20,21 +22,47 @@ pub struct Scheduler {
 pub const ALL: [Scheduler; 3] = [
     Scheduler {
         name: "slurm",
+        folder: "slurm",
         up: "slurm-up.sh",
         down: "slurm-down.sh",
         environment: &[("SLURM_CTLD_PORT", "36817"), ("SLURM_NODE_PORT", "36820")],
     },
     Scheduler {
         name: "sge",
+        folder: "sge",
         up: "sge-up.sh",
         down: "sge-down.sh",
         environment: &[("SGE_HOSTS", "2"), ("SGE_HOST_PREFIX", "xge"), ("SGE_NET", "10.231.98")],
     },
     Scheduler {
         name: "pbs",
+        folder: "pbs",
         up: "slurm-torque-up.sh",
         down: "slurm-torque-down.sh",
         environment: &[("SLURM_CTLD_PORT", "37817"), ("SLURM_NODE_PORT", "37820")],
+    },
+];
+
+/// With places for 64 engines at once, for the benchmark; the tests' may be up beside them.
+pub const WIDE: [Scheduler; 2] = [
+    Scheduler {
+        name: "slurm",
+        folder: "wide-slurm",
+        up: "slurm-up.sh",
+        down: "slurm-down.sh",
+        environment: &[("SLURM_CTLD_PORT", "38817"), ("SLURM_NODE_PORT", "38820"), ("SLURM_CPUS", "16")],
+    },
+    Scheduler {
+        name: "sge",
+        folder: "wide-sge",
+        up: "sge-up.sh",
+        down: "sge-down.sh",
+        environment: &[
+            ("SGE_HOSTS", "2"),
+            ("SGE_HOST_PREFIX", "wge"),
+            ("SGE_NET", "10.231.93"),
+            ("SGE_SLOTS", "64"),
+        ],
     },
 ];
 
@@ -51,7 +79,7 @@ impl Scheduler {
         if captured(&mut program(&places.root, &["id", "-u"]))?.trim() != "0" {
             return Err("only root may bring up a batch system here".into());
         }
-        let directory = places.target.join("batch").join(self.name);
+        let directory = places.target.join("batch").join(self.folder);
         let up = Up {
             scheduler: self,
             root: places.root.clone(),
@@ -59,27 +87,46 @@ impl Scheduler {
         };
         // One of a run that was cut off.
         up.run(self.down);
-        let mut command = up.command(self.up);
-        echo(&format!("ci/batch/{} {}", self.up, up.directory.display()));
-        // Its daemons hold what they have inherited: no pipe of ours may be among it.
-        let log = places.target.join("batch").join(format!("{}.log", self.name));
-        let opened = std::fs::create_dir_all(places.target.join("batch")).and_then(|()| std::fs::File::create(&log));
-        let file = opened.map_err(|e| format!("{}: {e}", log.display()))?;
-        let again = file.try_clone().map_err(|e| e.to_string())?;
-        let status = command.stdout(file).stderr(again).status().map_err(|e| e.to_string())?;
-        let said = std::fs::read_to_string(&log).unwrap_or_default();
-        let last = said.lines().rev().find(|line| !line.trim().is_empty()).unwrap_or_default();
-        match status.success() {
-            true => Ok(up),
-            false => Err(format!("it could not be brought up: {last} (all that was said: {})", log.display())),
+        let log = places.target.join("batch").join(format!("{}.log", self.folder));
+        let mut said = up.bring_up(&log)?;
+        // Package lists of a new machine are empty or old.
+        if said.as_ref().is_err_and(|last| last.contains("apt-get"))
+            && captured(&mut program(&places.root, &["apt-get", "update", "-qq"])).is_ok()
+        {
+            said = up.bring_up(&log)?;
+        }
+        match said {
+            Ok(()) => Ok(up),
+            Err(last) => Err(format!("it could not be brought up: {last} (all that was said: {})", log.display())),
         }
     }
 }
 
 impl Up<'_> {
+    /// The inner error is the script's last word.
+    fn bring_up(&self, log: &Path) -> Result<Result<(), String>, String> {
+        let mut command = self.command(self.scheduler.up);
+        echo(&format!("ci/batch/{} {}", self.scheduler.up, self.directory.display()));
+        // Its daemons hold what they have inherited: no pipe of ours may be among it.
+        let opened = log
+            .parent()
+            .map_or(Ok(()), std::fs::create_dir_all)
+            .and_then(|()| std::fs::File::create(log));
+        let file = opened.map_err(|e| format!("{}: {e}", log.display()))?;
+        let again = file.try_clone().map_err(|e| e.to_string())?;
+        let status = command.stdout(file).stderr(again).status().map_err(|e| e.to_string())?;
+        let said = std::fs::read_to_string(log).unwrap_or_default();
+        let last = said.lines().rev().find(|line| !line.trim().is_empty()).unwrap_or_default();
+        Ok(if status.success() { Ok(()) } else { Err(last.to_string()) })
+    }
+
     /// What the tests look for in `PCLUSTER_TEST_BATCH`.
     pub fn place(&self) -> String {
         format!("{}:{}", self.scheduler.name, self.directory.display())
+    }
+
+    pub fn directory(&self) -> &Path {
+        &self.directory
     }
 
     fn command(&self, script: &str) -> Command {

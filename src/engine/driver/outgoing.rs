@@ -143,6 +143,7 @@ impl Driver {
             cwd: self.settings.cwd.clone(),
             env: self.settings.env.clone().into_iter().collect(),
             greets_late: self.settings.shell_at_start,
+            in_job: !self.facts.job.is_empty(),
         };
         match Worker::start(&command, self.workers, &self.forker, self.worker_sender.clone()).await {
             Ok(worker) => {

@@ -7,6 +7,7 @@ use crate::engine::core::output::Pieces;
 use crate::engine::forker::Forker;
 use bytes::Bytes;
 use nix::fcntl::{FcntlArg, FdFlag, OFlag, fcntl, open};
+use nix::sys::signal::{SigHandler, Signal, signal};
 use nix::sys::stat::Mode;
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
@@ -50,6 +51,8 @@ pub struct WorkerCommand {
     pub env: Vec<(String, String)>,
     /// It says hello only after it has been told to make IPython's shell.
     pub greets_late: bool,
+    /// Inside a batch job, whose system may warn every process of it; the warning is the engine's to understand.
+    pub in_job: bool,
 }
 
 pub struct Worker {
@@ -91,6 +94,9 @@ impl Worker {
                 return Err(format!("{}: its working directory {cwd} is not a directory", command.python));
             }
             process.current_dir(cwd);
+        }
+        if command.in_job {
+            ignore_warnings(&mut process);
         }
         let mut child = forker.spawn(process, inherited.to_vec()).await.map_err(|e| match e.kind() {
             io::ErrorKind::NotFound => format!("no interpreter {:?}", command.python),
@@ -219,10 +225,27 @@ impl Drop for Worker {
     }
 }
 
+/// SIGUSR1 and SIGUSR2 end a program that does not expect them: here they do nothing until user code sets a handler of its own.
+fn ignore_warnings(process: &mut tokio::process::Command) {
+    let ignore = || {
+        for warning in [Signal::SIGUSR1, Signal::SIGUSR2] {
+            #[expect(unsafe_code, reason = "no handler of this program's is replaced by another")]
+            unsafe {
+                signal(warning, SigHandler::SigIgn)?;
+            }
+        }
+        Ok(())
+    };
+    #[expect(unsafe_code, reason = "between fork and exec only system calls are made")]
+    unsafe {
+        process.pre_exec(ignore);
+    }
+}
+
 /// A signal for a process group; one that is gone is no error.
 pub fn signal_group(pid: i32, signal: i32) {
     if pid > 1
-        && let Ok(signal) = nix::sys::signal::Signal::try_from(signal)
+        && let Ok(signal) = Signal::try_from(signal)
     {
         let _ = nix::sys::signal::killpg(nix::unistd::Pid::from_raw(pid), signal);
     }
@@ -238,7 +261,7 @@ pub fn describe(status: std::process::ExitStatus) -> String {
 }
 
 pub fn signal_name(number: i32) -> String {
-    nix::sys::signal::Signal::try_from(number).map_or_else(|_| "unknown".into(), |signal| signal.as_str().to_string())
+    Signal::try_from(number).map_or_else(|_| "unknown".into(), |signal| signal.as_str().to_string())
 }
 
 /// The files between engine and worker.

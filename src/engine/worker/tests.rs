@@ -17,12 +17,17 @@ struct Started {
 
 impl Started {
     async fn new() -> Started {
+        Started::with(false).await
+    }
+
+    async fn with(in_job: bool) -> Started {
         let (sender, events) = unbounded_channel();
         let command = WorkerCommand {
             python: std::env::var("PCLUSTER_TEST_PYTHON").unwrap_or_else(|_| "python3".into()),
             cwd: None,
             env: Vec::new(),
             greets_late: false,
+            in_job,
         };
         let forker = Forker::new().unwrap();
         let worker = Worker::start(&command, 7, &forker, sender).await.unwrap();
@@ -143,6 +148,7 @@ async fn an_interpreter_that_is_missing_or_no_python_is_named() {
         cwd: None,
         env: Vec::new(),
         greets_late: false,
+        in_job: false,
     };
     let error = Worker::start(&command, 1, &forker, sender.clone()).await.err().unwrap();
     assert!(error.contains("/no/python"), "{error}");
@@ -181,4 +187,38 @@ async fn a_look_comes_behind_the_ends_of_what_was_written_before() {
     started.worker.look();
     while !matches!(started.event().await, WorkerEvent::Looked) {}
     assert!(started.worker.written()[0].is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_batch_systems_warning_ends_no_worker_but_reaches_user_code_that_waits_for_it() {
+    let mut started = Started::with(true).await;
+    started.define(
+        "import signal, time\n\
+         def f(number):\n\
+        \x20   got = []\n\
+        \x20   if number: signal.signal(number, lambda n, _: got.append(n))\n\
+        \x20   print('x', flush=True)\n\
+        \x20   while number and not got: time.sleep(0.005)\n\
+        \x20   return got\n",
+    );
+    for signal in [nix::libc::SIGUSR1, nix::libc::SIGUSR2] {
+        started.worker.signal(signal);
+    }
+    started.tasks(0, &["[0]", &format!("[{}]", nix::libc::SIGUSR2)], 2);
+    let record = started.record().await;
+    assert_eq!((record.ticket, &record.body[..]), (0, &b"[]"[..]));
+    while started.worker.stdout.size() < 4 {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    started.worker.signal(nix::libc::SIGUSR2);
+    let record = started.record().await;
+    assert_eq!(
+        (record.ticket, &record.body[..]),
+        (1, format!("[{}]", nix::libc::SIGUSR2).as_bytes())
+    );
+
+    // Elsewhere they do what they do to every program.
+    let mut started = Started::new().await;
+    started.worker.signal(nix::libc::SIGUSR1);
+    assert_eq!(started.exit().await, "was killed by signal 10 (SIGUSR1)");
 }

@@ -6,12 +6,13 @@
 //! Parts: [`tools`] (what is built and installed for it), [`cluster`] (one of pcluster's, in a directory of its own, and
 //! what /proc says of its controller), [`contenders`] (one round), [`scale`] (a million tasks, a thousand engines),
 //! [`table`] (medians and Markdown), [`pages`] (into which pages they go); [`stock`] with [`side`] (ipyparallel's client on
-//! pcluster's cluster and on its own: a chore of its own).
+//! pcluster's cluster and on its own: a chore of its own); [`start`] (how long a start takes: another).
 mod cluster;
 mod contenders;
 mod pages;
 mod scale;
 mod side;
+pub mod start;
 pub mod stock;
 mod table;
 mod tools;

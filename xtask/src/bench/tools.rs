@@ -50,6 +50,30 @@ impl Tools {
         })
     }
 
+    /// For pcluster alone; `development`: the build that `cargo build` makes.
+    pub fn alone(places: &Places, python: &str, development: bool) -> Result<Tools, String> {
+        let folder = made(places)?;
+        let (words, pcluster): (&[&str], _) = match development {
+            true => (&["cargo", "build", "--bin", "pcluster"], places.target.join("debug/pcluster")),
+            false => (
+                &["cargo", "build", "--release", "--bin", "pcluster"],
+                places.target.join("release/pcluster"),
+            ),
+        };
+        echo(&words.join(" "));
+        captured(&mut program(&places.root, words))?;
+        Ok(Tools {
+            root: places.root.clone(),
+            folder,
+            pcluster,
+            load: PathBuf::new(),
+            python: python.into(),
+            missing: Vec::new(),
+            versions: Vec::new(),
+            has_parallel: false,
+        })
+    }
+
     pub fn prepare(places: &Places) -> Result<Tools, String> {
         let folder = made(places)?;
         let load = build(places)?;

@@ -1,0 +1,241 @@
+//! `cargo xtask bench start`: how long `pcluster start` takes until n engines are registered, on this host, on a Slurm and on a Grid Engine
+//! that are brought up here; beside it how long the batch system itself takes until an array of n jobs that do nothing has run.
+use super::pages;
+use super::table::{self, median};
+use super::tools::Tools;
+use crate::Places;
+use crate::python;
+use crate::run::{captured, program};
+use crate::schedulers::{self, Up};
+use std::collections::BTreeMap;
+use std::fmt::Write;
+use std::fs;
+use std::process::Command;
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+const MARK: &str = "cargo xtask bench start";
+/// The batch systems are brought up with places for the most of them at once.
+const ENGINES: [u32; 3] = [1, 16, 64];
+const LOOK_EVERY: Duration = Duration::from_millis(10);
+/// A batch system that has not run an array of jobs by then will not.
+const LONGEST: Duration = Duration::from_secs(300);
+
+/// Seconds of each round, by column and number of engines.
+type Found = BTreeMap<(String, u32), Vec<f64>>;
+
+/// With `quick` once, of the development build, and only printed.
+pub fn run(places: &Places, quick: bool) -> Result<(), String> {
+    let rounds = if quick { 1 } else { 3 };
+    let mut tools = Tools::alone(places, &python::find(places)?, quick)?;
+    let mut found = Found::new();
+    let mut columns = vec!["local".to_string()];
+    said("local", &measured(&tools, &Site::Here, rounds, &mut found));
+    for scheduler in &schedulers::WIDE {
+        let up = match scheduler.up(places) {
+            Ok(up) => up,
+            Err(why) => {
+                println!("  {}: {why}", scheduler.name);
+                tools.missing.push(format!("{} ({why})", scheduler.name));
+                continue;
+            }
+        };
+        let site = Site::Batch(scheduler.name, up);
+        tools.versions.extend(site.version(&tools));
+        columns.extend([scheduler.name.to_string(), floor_of(scheduler.name)]);
+        said(scheduler.name, &measured(&tools, &site, rounds, &mut found));
+    }
+    let build = if quick { "The development build; one round.\n" } else { "" };
+    let text = format!("{}{build}\n{}", table::head(places, rounds, &tools), table(&columns, &found));
+    let kept = tools.folder.join("start.md");
+    fs::write(&kept, &text).map_err(|e| format!("cannot write {}: {e}", kept.display()))?;
+    println!("\n{text}");
+    if quick {
+        println!("(--quick: no page is changed; the table is in {})", kept.display());
+        return Ok(());
+    }
+    pages::put_marked(&places.root.join("docs/performance.md"), MARK, &text)
+}
+
+fn said(what: &str, done: &Result<(), String>) {
+    match done {
+        Ok(()) => println!("  {what}"),
+        Err(why) => println!("  {what} failed: {why}"),
+    }
+}
+
+fn floor_of(system: &str) -> String {
+    format!("*limit: {system} alone*")
+}
+
+/// Where engines are started.
+enum Site<'a> {
+    Here,
+    Batch(&'static str, Up<'a>),
+}
+
+fn measured(tools: &Tools, site: &Site, rounds: usize, found: &mut Found) -> Result<(), String> {
+    for _ in 0..rounds {
+        for n in ENGINES {
+            let seconds = site.start(tools, n)?;
+            println!("    {}: {n} engines after {seconds:.2} s", site.launcher());
+            found.entry((site.launcher().into(), n)).or_default().push(seconds);
+            if let Site::Batch(name, _) = site {
+                let seconds = site.floor(tools, n)?;
+                println!("    {name}: an array of {n} has run after {seconds:.2} s");
+                found.entry((floor_of(name), n)).or_default().push(seconds);
+            }
+        }
+    }
+    Ok(())
+}
+
+impl Site<'_> {
+    fn launcher(&self) -> &'static str {
+        match self {
+            Site::Here => "local",
+            Site::Batch(name, _) => name,
+        }
+    }
+
+    /// A command with what the batch system's own commands need in its environment.
+    fn command(&self, tools: &Tools, words: &[&str]) -> Command {
+        let mut command = match self {
+            Site::Here => program(&tools.root, words),
+            Site::Batch(_, up) => {
+                let file = up.directory().join("env.sh");
+                let mut all = vec!["bash", "-c", ". \"$0\" && exec \"$@\""];
+                let file = file.to_string_lossy();
+                all.push(&file);
+                all.extend(words);
+                program(&tools.root, &all)
+            }
+        };
+        command.env("IPYTHONDIR", tools.folder.join("start-ipython"));
+        for name in ["PCLUSTER_PROFILE", "PCLUSTER_CLUSTER_ID"] {
+            command.env_remove(name);
+        }
+        command
+    }
+
+    /// Seconds from the command's start to its end, which is when all are registered. They are stopped after, and gone.
+    fn start(&self, tools: &Tools, n: u32) -> Result<f64, String> {
+        let (pcluster, python) = (tools.pcluster.to_string_lossy(), tools.python.to_string_lossy());
+        let stop = || captured(&mut self.command(tools, &[&pcluster, "stop"]));
+        // What a run that was interrupted has left.
+        let _ = stop();
+        let count = n.to_string();
+        let words = [&pcluster, "start", "-n", &count, "--python", &python, "--launcher", self.launcher()];
+        let began = Instant::now();
+        let started = captured(&mut self.command(tools, &words));
+        let seconds = began.elapsed().as_secs_f64();
+        let stopped = stop();
+        started?;
+        stopped?;
+        self.wait_until("the queue to be empty", || Ok(self.queue(tools)?.is_empty()))?;
+        Ok(seconds)
+    }
+
+    /// Seconds until each job of an array has left a file; a `true` whose end can be seen at once.
+    fn floor(&self, tools: &Tools, n: u32) -> Result<f64, String> {
+        let folder = tools.folder.join("start-floor");
+        let _ = fs::remove_dir_all(&folder);
+        let script = folder.join("true.sh");
+        let text = "#!/bin/sh\n: > \"done-${SLURM_ARRAY_TASK_ID:-$SGE_TASK_ID}\"\n";
+        let written = fs::create_dir_all(&folder).and_then(|()| fs::write(&script, text));
+        written.map_err(|e| format!("cannot write {}: {e}", script.display()))?;
+        let (path, script, array) = (folder.to_string_lossy(), script.to_string_lossy(), format!("1-{n}"));
+        let words = match self.launcher() {
+            "slurm" => vec!["sbatch", "--chdir", &path, "--output", "/dev/null", "--array", &array, &script],
+            _ => vec![
+                "qsub",
+                "-wd",
+                &path,
+                "-S",
+                "/bin/sh",
+                "-j",
+                "y",
+                "-o",
+                "/dev/null",
+                "-t",
+                &array,
+                &script,
+            ],
+        };
+        let began = Instant::now();
+        captured(&mut self.command(tools, &words))?;
+        self.wait_until("an array of jobs to run", || {
+            let entries = fs::read_dir(&folder).map_err(|e| format!("cannot read {}: {e}", folder.display()))?;
+            let done = entries
+                .flatten()
+                .filter(|entry| entry.file_name().to_string_lossy().starts_with("done-"));
+            Ok(done.count() == n as usize)
+        })?;
+        let seconds = began.elapsed().as_secs_f64();
+        self.wait_until("the queue to be empty", || Ok(self.queue(tools)?.is_empty()))?;
+        Ok(seconds)
+    }
+
+    fn queue(&self, tools: &Tools) -> Result<String, String> {
+        let words: &[&str] = match self.launcher() {
+            "local" => return Ok(String::new()),
+            "slurm" => &["squeue", "--noheader"],
+            _ => &["qstat", "-u", "*"],
+        };
+        Ok(captured(&mut self.command(tools, words))?.trim().to_string())
+    }
+
+    fn version(&self, tools: &Tools) -> Option<String> {
+        let words: &[&str] = match self.launcher() {
+            "local" => return None,
+            "slurm" => &["sinfo", "--version"],
+            _ => &["qstat", "-help"],
+        };
+        let said = captured(&mut self.command(tools, words)).ok()?;
+        said.lines().next().map(|line| line.trim().to_string())
+    }
+
+    fn wait_until(&self, what: &str, is_so: impl Fn() -> Result<bool, String>) -> Result<(), String> {
+        let deadline = Instant::now() + LONGEST;
+        while !is_so()? {
+            if Instant::now() >= deadline {
+                return Err(format!(
+                    "{}: waited for {what} for {} s in vain",
+                    self.launcher(),
+                    LONGEST.as_secs()
+                ));
+            }
+            sleep(LOOK_EVERY);
+        }
+        Ok(())
+    }
+}
+
+/// One line for each number of engines, one column for each launcher; what could not be measured is a dash.
+fn table(columns: &[String], found: &Found) -> String {
+    let mut out = format!("| engines | {} |\n|--:|{}\n", columns.join(" | "), "--:|".repeat(columns.len()));
+    for n in ENGINES {
+        let cell = |column: &String| match found.get(&(column.clone(), n)) {
+            Some(seconds) => format!("{:.2} s", median(seconds)),
+            None => "–".into(),
+        };
+        let cells: Vec<String> = columns.iter().map(cell).collect();
+        let _ = writeln!(out, "| {n} | {} |", cells.join(" | "));
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_for_each_number_and_a_dash_for_what_is_missing() {
+        let columns = ["local".to_string(), floor_of("slurm")];
+        let found = Found::from([(("local".into(), 1), vec![3.0, 1.0, 2.0]), ((floor_of("slurm"), 16), vec![0.25])]);
+        assert_eq!(
+            table(&columns, &found),
+            "| engines | local | *limit: slurm alone* |\n|--:|--:|--:|\n| 1 | 2.00 s | – |\n| 16 | – | 0.25 s |\n| 64 | – | – |\n"
+        );
+    }
+}
