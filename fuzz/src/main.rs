@@ -4,9 +4,10 @@
 //!     cargo xtask fuzz --seconds 60 [--seed 7] [--target core]
 //!     cargo xtask fuzz --replay fuzz/failures/core-1f2e3d
 //!
-//! Parts: [`targets`] (what is fuzzed), [`controller`] (the controller's core as a target), [`mutate`]; good inputs are in `fuzz/corpus/<target>/`.
+//! Parts: [`targets`] (what is fuzzed), [`controller`] and [`engine`] (their cores as targets), [`mutate`]; good inputs are in `fuzz/corpus/<target>/`.
 #![allow(clippy::panic, reason = "a target that finds something panics")]
 mod controller;
+mod engine;
 mod mutate;
 mod targets;
 

@@ -34,6 +34,10 @@ pub const TARGETS: &[Target] = &[
         run: crate::controller::run,
     },
     Target {
+        name: "engine",
+        run: crate::engine::run,
+    },
+    Target {
         name: "connection",
         run: connection,
     },

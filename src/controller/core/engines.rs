@@ -84,6 +84,8 @@ pub struct Engines {
     /// How many in `by_load` are of our own kind.
     native_free: u32,
     turns: u64,
+    /// An engine has less to do than before, or may take work again.
+    freed: bool,
     pub next_id: u32,
 }
 
@@ -115,6 +117,7 @@ impl Engines {
         let result = change(engine);
         let (new_load, new_free) = (engine.load(), engine.is_here() && !engine.leaving);
         if (new_load, new_free) != (load, free) {
+            self.freed |= new_free && (new_load < load || !free);
             if free {
                 self.by_load.remove(&(load, turn, uuid.clone()));
             }
@@ -181,6 +184,11 @@ impl Engines {
         }
         self.by_id.remove(&engine.id);
         Some(engine)
+    }
+
+    /// Whether an engine has got room since this was asked last.
+    pub fn take_freed(&mut self) -> bool {
+        std::mem::take(&mut self.freed)
     }
 
     /// How many of our own kind may take work.

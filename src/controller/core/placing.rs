@@ -32,7 +32,9 @@ impl Core {
 
     /// Sends balanced tasks to engines that have room for them.
     pub(super) fn dispatch_requests(&mut self) {
-        if std::mem::take(&mut self.requests.recheck) {
+        // A bound one may have waited for an engine that was away, or ran a map.
+        let freed = self.engines.take_freed() && !self.requests.bound.is_empty() && self.engine_with_room(&|_| true).is_some();
+        if std::mem::take(&mut self.requests.recheck) || freed {
             self.dispatch_bound();
         }
         while !self.requests.ready.is_empty() {
@@ -65,6 +67,11 @@ impl Core {
             let places: HashSet<&EngineUuid> = open.follow.ids.iter().filter_map(ran_at).collect();
             if open.follow.all && places.len() > 1 {
                 failed.push((msg_id, "it must follow tasks that ran on different engines"));
+                continue;
+            }
+            let all_ended = open.follow.ids.iter().all(|id| outcome(id).is_some());
+            if !open.follow.is_empty() && all_ended && !places.iter().any(|place| self.engines.get(place).is_some()) {
+                failed.push((msg_id, "the engine of the tasks that it must follow has gone"));
                 continue;
             }
             if !open.after.is_met(outcome) {

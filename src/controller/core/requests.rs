@@ -107,6 +107,15 @@ impl Open {
         self.after.is_empty() && self.follow.is_empty() && self.targets.is_empty() && self.blacklist.is_empty()
     }
 
+    /// As it is sent. An engine that has had it before takes the very same message for a replay.
+    fn of_run(&self) -> Message {
+        let mut message = self.message.clone();
+        if self.run > 1 {
+            message.metadata_json = with_run(&message.metadata_json, self.run);
+        }
+        message
+    }
+
     /// How long it may wait for an engine.
     fn timeout(&mut self, metadata: &Value) -> Option<std::time::Duration> {
         let seconds = metadata
@@ -305,11 +314,7 @@ impl Core {
         let balanced = open.queue == Channel::Task;
         let function = open.function;
         let (task, run) = (open.task, open.run);
-        let (channel, client, mut message) = (open.queue, open.client.clone(), open.message.clone());
-        if run > 1 {
-            // An engine that has had it before takes the very same message for a replay.
-            message.metadata_json = with_run(&message.metadata_json, run);
-        }
+        let (channel, client, message) = (open.queue, open.client.clone(), open.of_run());
         if let (true, Some(engine)) = (balanced, self.engines.get(uuid).map(|e| e.id)) {
             self.record(Change::TasksAssigned {
                 map: task.map,
@@ -438,7 +443,8 @@ impl Core {
         self.requests.recheck = !self.requests.bound.is_empty();
     }
 
-    /// An engine is back with these requests: those that it was sent and does not have never reached it.
+    /// An engine is back with these requests: those that it was sent and does not have never reached it, or it gave them back
+    /// to a controller that is no more.
     pub(super) fn send_again(&mut self, uuid: &EngineUuid, has: &[String]) {
         let Some(engine) = self.engines.get(uuid) else { return };
         let mut missing: Vec<&Open> = engine
@@ -449,14 +455,24 @@ impl Core {
             .collect();
         missing.sort_by_key(|open| open.task);
         let native = engine.native;
+        let mut of_before = Vec::new();
         for open in missing {
+            if open.queue == Channel::Task && open.sent == 0 {
+                of_before.push(open.message.header.msg_id.clone());
+                continue;
+            }
             self.effects.push(Effect::ToEngine {
                 engine: uuid.clone(),
                 native,
                 channel: open.queue,
                 client: open.client.clone(),
-                message: open.message.clone(),
+                message: open.of_run(),
             });
+        }
+        for msg_id in of_before {
+            self.engines.change(uuid, |e| e.drop_request(&msg_id));
+            self.take_back(&msg_id);
+            self.send_request(&msg_id, uuid);
         }
     }
 
@@ -525,12 +541,19 @@ impl Core {
         open.blacklist.insert(engine.clone());
         self.forget_at_engine(msg_id, engine);
         self.take_back(msg_id);
+        let Some(open) = self.requests.open.get(msg_id) else {
+            return true;
+        };
+        let ran_at = |id: &String| self.requests.outcomes.get(id).and_then(|(_, engine)| engine.clone());
+        let follows: HashSet<EngineUuid> = open.follow.ids.iter().filter_map(ran_at).collect();
+        let may = |uuid: &EngineUuid| {
+            (open.targets.is_empty() || open.targets.contains(uuid)) && (open.follow.ids.is_empty() || follows.contains(uuid))
+        };
+        let nowhere_else = self.engines.iter().all(|(uuid, _)| !may(uuid) || open.blacklist.contains(uuid));
+        let asked: Value = open.message.metadata().unwrap_or_default();
         let Some(open) = self.requests.open.get_mut(msg_id) else {
             return true;
         };
-        let may = |uuid: &EngineUuid| open.targets.is_empty() || open.targets.contains(uuid);
-        let nowhere_else = self.engines.iter().all(|(uuid, _)| !may(uuid) || open.blacklist.contains(uuid));
-        let asked: Value = open.message.metadata().unwrap_or_default();
         match open.timeout(&asked) {
             _ if nowhere_else && !met => {
                 self.fail_request(msg_id, "ImpossibleDependency", "no engine meets what it needs");
@@ -659,6 +682,7 @@ impl Core {
                 let reply = self.message(&reply_type(&open.message), Some(&open.message.header_json), &content);
                 let is_part = open.broadcast.is_some();
                 self.record_own_reply(&msg_id, &reply, None, open.owed().filter(|_| is_part));
+                self.settle(&msg_id, false, Some(uuid.clone()));
                 if is_part {
                     self.hand_over(msg_id, open, None, reply, "error");
                 }

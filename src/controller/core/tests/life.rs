@@ -1,7 +1,8 @@
 //! Seeded random lives: engines come, are cut off, return and die; tasks succeed, fail, crash; maps are cancelled; the controller
-//! dies before or after a commit and starts again on its records; clients repeat what was not answered. At the end every task is
-//! done exactly once. A failing seed is printed; run it alone with `PCLUSTER_SEED=<n>`.
+//! dies before or after a commit and starts again on its records; clients repeat what was not answered, and those of
+//! ipyparallel come back for their replies. At the end every task is done exactly once, and every reply has come. A failing seed is printed; run it alone with `PCLUSTER_SEED=<n>`.
 use super::super::Event;
+use super::askers::Asker;
 use super::world::*;
 use crate::model::definition::{CallSource, MapDefinition, MapOptions, Work};
 use crate::model::task::TaskState;
@@ -9,13 +10,14 @@ use crate::model::{MapId, TaskId};
 use crate::wire::content::client as say;
 use crate::wire::content::engine as tell;
 use bytes::Bytes;
+use std::collections::HashSet;
 use std::time::Duration;
 
 /// xorshift64*: small, seeded, the same everywhere.
-struct Dice(u64);
+pub struct Dice(u64);
 
 impl Dice {
-    fn roll(&mut self, sides: u64) -> u64 {
+    pub fn roll(&mut self, sides: u64) -> u64 {
         self.0 ^= self.0 >> 12;
         self.0 ^= self.0 << 25;
         self.0 ^= self.0 >> 27;
@@ -91,12 +93,14 @@ impl Wish {
     }
 }
 
-const NAMES: [&str; 4] = ["a", "b", "c", "d"];
+pub const NAMES: [&str; 4] = ["a", "b", "c", "d"];
 
 fn live(seed: u64) {
     let mut dice = Dice(seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1);
     let mut w = World::new();
     w.check_every = 16;
+    w.connected = Some(HashSet::new());
+    let mut askers = Asker::three();
     let mut wishes: Vec<Wish> = Vec::new();
     for step in 0..200 {
         let name = NAMES[dice.roll(4) as usize];
@@ -104,7 +108,7 @@ fn live(seed: u64) {
         if dice.roll(25) == 0 {
             w.dies = Some(if dice.roll(2) == 0 { Dies::BeforeCommit } else { Dies::BeforeSend });
         }
-        match dice.roll(16) {
+        match dice.roll(22) {
             0 => {
                 let done: Vec<MapId> = wishes.iter().filter_map(|wish| wish.map).collect();
                 let options = MapOptions {
@@ -167,13 +171,33 @@ fn live(seed: u64) {
                 };
                 w.select(say::CANCEL, selection);
             }
+            16..=19 => {
+                let who = dice.roll(3) as usize;
+                let (earlier, others) = askers.split_at_mut(who);
+                if let Some((asker, later)) = others.split_first_mut() {
+                    asker.step(&mut w, &mut dice, earlier.iter().chain(&*later));
+                }
+            }
+            20 => {
+                let who = dice.roll(3) as usize;
+                askers[who].leave(&mut w, &mut dice);
+            }
+            21 if alive => w.give_requests_back(name, dice.roll(3) as usize),
             10 => w.pass(Duration::from_millis(dice.roll(4000))),
             _ if alive => work(&mut w, name, &mut dice),
             _ => {}
         }
+        askers.iter_mut().for_each(|asker| asker.read(&w));
+        w.to_clients.clear();
+        w.died_at.clear();
     }
     settle(&mut w, &mut wishes, &mut dice);
     w.assert_all_done();
+    for asker in &mut askers {
+        asker.come(&mut w);
+        asker.read(&w);
+        asker.assert_answered(&w);
+    }
     for map in wishes.iter().filter_map(|wish| wish.map) {
         assert!(w.ledger.completed.contains(&map), "map {map} is complete");
     }
@@ -202,6 +226,9 @@ fn work(w: &mut World, name: &str, dice: &mut Dice) {
         }
         w.finish_one(name, outcome);
     }
+    for _ in 0..dice.roll(4) {
+        w.answer_one(name, dice.roll(10));
+    }
 }
 
 /// The end: everyone is well, nothing new comes.
@@ -215,6 +242,7 @@ fn settle(w: &mut World, wishes: &mut [Wish], dice: &mut Dice) {
             w.register(name);
             let outcome = w.ok();
             while w.finish_one(name, outcome.clone()).is_some() {}
+            while w.answer_one(name, 9) {}
         }
         if w.ledger.tasks.values().all(|(state, _)| state.is_done()) {
             return;

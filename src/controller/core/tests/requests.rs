@@ -436,3 +436,85 @@ fn a_broadcast_that_is_joined_is_put_together_again_after_a_restart() {
         assert_eq!(w.ledger.owed.len(), 0);
     }
 }
+
+fn failed() -> Value {
+    json!({"status": "error", "ename": "X", "evalue": ""})
+}
+
+#[test]
+fn a_request_bound_to_a_busy_engine_runs_when_the_map_there_has_ended() {
+    let mut w = World::new();
+    w.register("n");
+    w.submit(1, crate::model::definition::MapOptions::default());
+    let bound = request(&mut w, ClientChannel::Task, None, json!({"targets": ["n"]}));
+    assert!(sent(&mut w).is_empty());
+    let outcome = w.ok();
+    w.finish_one("n", outcome);
+    assert_eq!(sent(&mut w)[0].1.header.msg_id, bound);
+}
+
+#[test]
+fn a_request_bound_to_an_engine_that_was_away_runs_when_it_is_back() {
+    let mut w = World::new();
+    w.register("n");
+    w.event(Event::ConnectionEnded { engine: "n".into() });
+    let bound = request(&mut w, ClientChannel::Task, None, json!({"targets": ["n"]}));
+    assert!(sent(&mut w).is_empty());
+    w.register("n");
+    assert_eq!(sent(&mut w)[0].1.header.msg_id, bound);
+}
+
+#[test]
+fn what_waits_for_a_direct_request_hears_of_the_end_of_its_engine() {
+    let mut w = World::new();
+    stock(&mut w, "e");
+    stock(&mut w, "f");
+    let direct = request(&mut w, ClientChannel::Mux, Some("e"), json!({}));
+    let after = request(&mut w, ClientChannel::Task, None, json!({"after": [direct]}));
+    w.event(Event::ConnectionEnded { engine: "e".into() });
+    w.pass(Duration::from_secs(8));
+    assert_eq!(w.reply()["ename"], "ImpossibleDependency");
+    assert_eq!(w.to_clients.last().unwrap().2.parent().unwrap().msg_id, after);
+}
+
+#[test]
+fn a_request_that_follows_another_is_tried_again_in_its_place_and_ends_with_it() {
+    let mut w = World::new();
+    stock(&mut w, "e");
+    let first = request(&mut w, ClientChannel::Task, None, json!({}));
+    let message = sent(&mut w).remove(0).1;
+    reply(&mut w, "e", Channel::Task, &message, ok(), json!({"status": "ok"}));
+    stock(&mut w, "f");
+    let follower = json!({"follow": [first], "retries": 1});
+    request(&mut w, ClientChannel::Task, None, follower.clone());
+    let (engine, message) = sent(&mut w).remove(0);
+    reply(&mut w, &engine, Channel::Task, &message, failed(), json!({"status": "error"}));
+    assert_eq!(sent(&mut w).iter().map(|(e, _)| e.as_str()).collect::<Vec<_>>(), ["e"]);
+    request(&mut w, ClientChannel::Task, None, follower);
+    w.event(Event::ConnectionEnded { engine: "e".into() });
+    w.pass(Duration::from_secs(8));
+    let replies = w.to_clients.iter().rev().take(2).map(|(_, _, m)| m.content::<Value>().unwrap());
+    let names: Vec<String> = replies.map(|content| content["ename"].as_str().unwrap().to_string()).collect();
+    assert_eq!(
+        names,
+        ["EngineError", "ImpossibleDependency"],
+        "the one that ran there, and the one that was to"
+    );
+    w.assert_all_done();
+}
+
+#[test]
+fn what_an_engine_gave_back_to_a_controller_that_died_is_sent_as_another_run() {
+    let mut w = World::new();
+    w.register("n");
+    let id = request(&mut w, ClientChannel::Task, None, json!({}));
+    let before = sent(&mut w).remove(0).1;
+    w.restart();
+    w.register("n");
+    let again = sent(&mut w).remove(0).1;
+    assert_eq!(again.header.msg_id, id);
+    assert_ne!(
+        again.metadata_json, before.metadata_json,
+        "the very same would be refused as a replay"
+    );
+}

@@ -3,6 +3,7 @@ use super::super::effect::{Ask, ClientChannel, Effect, Query};
 use super::super::event::{Event, FoundClient, FoundMap, FoundReply, FoundTask, Restored, UnfinishedRequest};
 use super::super::transition;
 use super::super::{Core, Facts, Now};
+use super::serving::Serving;
 use crate::model::change::{Change, Purge, Reply, Request};
 use crate::model::definition::{CallSource, MapDefinition, MapOptions, Work};
 use crate::model::engine::EngineFacts;
@@ -16,7 +17,7 @@ use crate::wire::{Message, Session};
 use bytes::Bytes;
 use serde::Serialize;
 use serde_json::Value;
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
 use std::time::Duration;
 
 /// What a task is according to the records alone.
@@ -35,7 +36,7 @@ pub struct Ledger {
     /// Attempts that failed, and that crashed.
     attempts: HashMap<TaskId, (u32, u32)>,
     cancelling: HashSet<TaskId>,
-    requests: HashMap<String, TaskId>,
+    pub requests: HashMap<String, TaskId>,
     sent: BTreeMap<TaskId, Request>,
     replies: BTreeMap<TaskId, Reply>,
     pub owed: BTreeSet<TaskId>,
@@ -70,7 +71,7 @@ impl Ledger {
         let word = format!("{task} ");
         self.story
             .iter()
-            .filter(|line| line.starts_with(&word))
+            .filter(|line| line.starts_with(&word) || line.starts_with("the controller"))
             .cloned()
             .collect::<Vec<_>>()
             .join("\n")
@@ -83,6 +84,7 @@ impl Ledger {
             next_engine: self.next_engine,
             ..Restored::default()
         };
+        restored.outcomes = self.outcomes();
         restored.engines = self.engines.iter().map(|(id, facts)| (*id, facts.clone(), UnixTime(1e9))).collect();
         for (id, map) in &self.maps {
             if let Work::Client { curve_key } = &map.definition.work {
@@ -124,6 +126,17 @@ impl Ledger {
             });
         }
         restored
+    }
+
+    /// How requests ended: others may wait for them.
+    fn outcomes(&self) -> Vec<(String, bool, Option<EngineUuid>)> {
+        let ended = self.replies.iter();
+        ended
+            .map(|(task, reply)| {
+                let engine = reply.engine.as_ref().map(|(_, uuid)| uuid.clone());
+                (self.sent[task].msg_id.clone(), reply.status == TaskState::Ok, engine)
+            })
+            .collect()
     }
 
     fn client(&self, map: MapId, session: String, key: Option<String>) -> FoundClient {
@@ -217,12 +230,22 @@ impl Ledger {
                 };
                 assert!(self.tasks.insert(*task, (state, 1)).is_none(), "{task} was added twice");
                 self.requests.insert(request.msg_id.clone(), *task);
+                let (id, queue) = (&request.msg_id, request.queue);
+                self.story.push(format!(
+                    "{task} {id} added to {queue} {}",
+                    String::from_utf8_lossy(&request.metadata)
+                ));
                 self.sent.insert(*task, (**request).clone());
             }
             Change::RequestFinished { msg_id, reply } => {
                 let task = self.requests[msg_id];
                 let run = self.tasks[&task].1;
                 self.replies.insert(task, (**reply).clone());
+                self.story.push(format!(
+                    "{task} finished {} {}",
+                    reply.status,
+                    String::from_utf8_lossy(&reply.content)
+                ));
                 self.go(task, reply.status, run);
                 *self.finished.entry(task).or_default() += 1;
             }
@@ -308,6 +331,7 @@ pub struct FakeEngine {
     /// Results that the controller has not called recorded.
     pub kept: Vec<(u64, TaskResult)>,
     cancelled: Vec<Held>,
+    pub serving: Serving,
 }
 
 pub struct World {
@@ -329,6 +353,13 @@ pub struct World {
     answers: Vec<(String, tell::Results)>,
     /// Replies just handed over.
     given: Vec<TaskId>,
+    /// The connections of ipyparallel clients; none where a test plays their part and that of the engines.
+    pub connected: Option<HashSet<(ClientChannel, Bytes)>>,
+    pub restarts: u32,
+    /// Of what is in `to_clients`, how many the controllers had said that have died since it was emptied.
+    pub died_at: Vec<usize>,
+    /// What happens when all of an event's effects are carried out.
+    pub next: VecDeque<Event>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -359,6 +390,10 @@ impl World {
             check_every: 1,
             answers: Vec::new(),
             given: Vec::new(),
+            connected: None,
+            restarts: 0,
+            died_at: Vec::new(),
+            next: VecDeque::new(),
             now: Duration::ZERO,
             ledger: Ledger::default(),
             engines: BTreeMap::new(),
@@ -415,12 +450,20 @@ impl World {
             let (name, results) = self.answers.remove(0);
             self.engine_says(&name, tell::RESULTS, &results);
         }
+        while let Some(next) = self.next.pop_front() {
+            self.event(next);
+        }
     }
 
     /// Another controller on the same records. Engines have to find it.
     pub fn restart(&mut self) {
         self.ledger.story.push("the controller dies and starts again".into());
+        self.restarts += 1;
+        self.died_at.push(self.to_clients.len());
         self.engines.values_mut().for_each(|e| e.cut = true);
+        self.connected.iter_mut().for_each(HashSet::clear);
+        // What was on its way to the one that has died is lost.
+        self.next.clear();
         self.core = World::start(&self.config, self.now);
         let mut effects = Vec::new();
         self.core.restore(World::time(self.now), self.ledger.restored(), &mut effects);
@@ -431,6 +474,9 @@ impl World {
     fn carry_out(&mut self, effect: Effect) {
         match effect {
             Effect::Record(change) => self.ledger.apply(&change),
+            Effect::Reply { channel, client, reply } if !self.is_connected(channel, &client) => {
+                self.next.push_back(Event::ReplyUnsent { channel, client, reply });
+            }
             Effect::Reply { channel, client, reply } => {
                 let route = std::iter::once(client).chain(reply.engine).collect();
                 self.to_clients.push((channel, route, reply.message));
@@ -443,6 +489,13 @@ impl World {
                 message,
                 ..
             } => self.engine_hears(&engine.0, &message),
+            Effect::ToEngine {
+                engine,
+                channel,
+                client,
+                message,
+                ..
+            } if self.connected.is_some() => self.engine_is_asked(&engine.0, channel, client, message),
             Effect::Query(Query {
                 ask: Ask::MapOf { key, request },
                 ..
@@ -452,6 +505,11 @@ impl World {
             }
             other => self.other.push(other),
         }
+    }
+
+    fn is_connected(&self, channel: ClientChannel, client: &Bytes) -> bool {
+        let among = |connected: &HashSet<_>| connected.contains(&(channel, client.clone()));
+        self.connected.as_ref().is_none_or(among)
     }
 
     fn engine_hears(&mut self, name: &str, message: &Message) {
@@ -468,7 +526,9 @@ impl World {
                 let sequence = engine.sequence;
                 let results: Vec<TaskResult> = engine.kept.iter().map(|(_, r)| r.clone()).collect();
                 engine.kept.iter_mut().for_each(|(s, _)| *s = sequence);
+                let again = engine.serving.replies_of(name);
                 self.answers.push((name.to_string(), tell::Results { sequence, results }));
+                self.next.extend(again);
             }
             tell::RECORDED => {
                 let recorded: tell::Recorded = message.content().unwrap();
@@ -506,9 +566,11 @@ impl World {
                     run: t.run,
                 }));
             }
-            tell::REPLIES_RECORDED => engine
-                .recorded_replies
-                .extend(message.content::<tell::RepliesRecorded>().unwrap().msg_ids),
+            tell::REPLIES_RECORDED => {
+                let told: tell::RepliesRecorded = message.content().unwrap();
+                engine.serving.forget(&told.msg_ids);
+                engine.recorded_replies.extend(told.msg_ids);
+            }
             tell::GIVE_BACK => engine.gave_back = message.content::<tell::GiveBack>().unwrap().at_most,
             _ => {}
         }
@@ -547,6 +609,7 @@ impl World {
         engine.cut = false;
         engine.definitions.clear();
         let holds = engine.queue.clone();
+        let requests = engine.serving.held();
         let facts = EngineFacts {
             uuid: name.into(),
             host: "node".into(),
@@ -566,7 +629,7 @@ impl World {
             facts,
             id: None,
             holds,
-            requests: vec![],
+            requests,
         };
         self.engine_says(name, tell::REGISTER, &register);
     }

@@ -1,0 +1,153 @@
+//! ipyparallel clients in seeded lives: they ask once, wait, lose their connections and come back, or leave.
+use super::super::effect::ClientChannel;
+use super::super::event::Event;
+use super::life::{Dice, NAMES};
+use super::world::World;
+use crate::model::task::TaskState;
+use crate::wire::Session;
+use crate::wire::message::to_json;
+use bytes::Bytes;
+use serde_json::json;
+use std::collections::{HashMap, HashSet};
+
+const CHANNELS: [ClientChannel; 3] = [ClientChannel::Mux, ClientChannel::Task, ClientChannel::Control];
+
+pub struct Asker {
+    name: &'static str,
+    /// Without one it cannot be known again.
+    key: Option<String>,
+    session: Session,
+    connections: u32,
+    asked: Vec<String>,
+    direct: HashSet<String>,
+    /// Replies: at which life of the controller each last came.
+    got: HashMap<String, u32>,
+    left: bool,
+}
+
+impl Asker {
+    pub fn three() -> [Asker; 3] {
+        ["x", "y", "stranger"].map(|name| Asker {
+            name,
+            key: (name != "stranger").then(|| format!("the key of {name}")),
+            session: Session::new(b"", name, name),
+            connections: 0,
+            asked: Vec::new(),
+            direct: HashSet::new(),
+            got: HashMap::new(),
+            left: false,
+        })
+    }
+
+    /// As which it is connected now, or was last.
+    fn identity(&self) -> Bytes {
+        Bytes::from(format!("{} {}", self.name, self.connections))
+    }
+
+    fn is_connected(&self, w: &World) -> bool {
+        let connected = w.connected.as_ref().unwrap();
+        CHANNELS.iter().all(|channel| connected.contains(&(*channel, self.identity())))
+    }
+
+    /// Its connections stand, whatever becomes of the controller meanwhile.
+    pub fn come(&mut self, w: &mut World) {
+        while !self.left && !self.is_connected(w) {
+            self.connections += 1;
+            for channel in CHANNELS {
+                let identity = self.identity();
+                w.connected.as_mut().unwrap().insert((channel, identity.clone()));
+                let key = self.key.clone();
+                w.event(Event::ClientCame { channel, identity, key });
+            }
+        }
+    }
+
+    /// Its connections break; the controller may hear of that late. Rarely it does not come back.
+    pub fn leave(&mut self, w: &mut World, dice: &mut Dice) {
+        self.left |= dice.roll(20) == 0;
+        for channel in CHANNELS {
+            let identity = self.identity();
+            let known = w.connected.as_mut().unwrap().remove(&(channel, identity.clone()));
+            if known && dice.roll(2) == 0 {
+                w.event(Event::ClientLeft { channel, identity });
+            }
+        }
+    }
+
+    pub fn step<'a>(&mut self, w: &mut World, dice: &mut Dice, others: impl Iterator<Item = &'a Asker>) {
+        self.come(w);
+        if self.left {
+            return;
+        }
+        let target = NAMES[dice.roll(4) as usize];
+        let mut known: Vec<&String> = others.flat_map(|other| &other.asked).chain(&self.asked).collect();
+        known.sort();
+        let one = |dice: &mut Dice| match known.len() {
+            0 => json!([]),
+            n => json!([known[dice.roll(n as u64) as usize]]),
+        };
+        let (channel, kind, metadata, content) = match dice.roll(12) {
+            0 => (ClientChannel::Control, "abort_request", json!({}), json!({"msg_ids": one(dice)})),
+            1..=3 => (ClientChannel::Mux, "apply_request", json!({}), json!({})),
+            choice => {
+                let mut metadata = json!({"retries": dice.roll(3)});
+                match choice {
+                    4 => metadata["targets"] = json!([target]),
+                    5 => metadata["after"] = one(dice),
+                    6 => metadata["follow"] = one(dice),
+                    7 => metadata["timeout"] = json!(1 + dice.roll(10)),
+                    _ => {}
+                }
+                (ClientChannel::Task, "apply_request", metadata, json!({}))
+            }
+        };
+        let mut message = self.session.message("2026-11-20T00:00:00Z", kind, None, &content);
+        message.metadata_json = to_json(&metadata);
+        message.identities = vec![self.identity()];
+        if channel != ClientChannel::Task {
+            message.identities.push(Bytes::from_static(target.as_bytes()));
+        }
+        message.buffers = vec![Bytes::from_static(b"f")];
+        if channel == ClientChannel::Mux {
+            self.direct.insert(message.header.msg_id.clone());
+        }
+        if kind == "apply_request" {
+            self.asked.push(message.header.msg_id.clone());
+        }
+        w.event(Event::ClientSaid { channel, message });
+    }
+
+    /// Takes what has come for it.
+    pub fn read(&mut self, w: &World) {
+        let mine = format!("{} ", self.name);
+        for (at, (_, route, message)) in w.to_clients.iter().enumerate() {
+            let Some(parent) = message.parent().filter(|_| route[0].starts_with(mine.as_bytes())) else {
+                continue;
+            };
+            let since = w.died_at.iter().filter(|end| at < **end).count() as u32;
+            let life = w.restarts - since;
+            let before = self.got.insert(parent.msg_id.clone(), life);
+            // That it was given is told behind it; a controller that has died in between gives it once more.
+            assert!(before != Some(life), "{} has its reply twice", parent.msg_id);
+        }
+    }
+
+    /// Who is known by a key and has not left has the reply to all that is on record.
+    pub fn assert_answered(&self, w: &World) {
+        if self.key.is_none() || self.left {
+            return;
+        }
+        for id in &self.asked {
+            if let Some(task) = w.ledger.requests.get(id) {
+                // Of a direct one whose engine has gone it hears by the notification of that.
+                let ended_with_engine = self.direct.contains(id) && w.ledger.tasks[task].0 == TaskState::Lost;
+                assert!(
+                    self.got.contains_key(id) || ended_with_engine,
+                    "{id} ({task}) has no reply; its client is {}\n{}",
+                    self.name,
+                    w.ledger.story_of(*task)
+                );
+            }
+        }
+    }
+}

@@ -1,0 +1,143 @@
+//! What a fake engine of ours does with requests of ipyparallel clients.
+use super::super::event::Event;
+use super::world::World;
+use crate::model::UnixTime;
+use crate::wire::Message;
+use crate::wire::content::engine::{self as tell, Channel};
+use crate::wire::message::to_json;
+use bytes::Bytes;
+use serde_json::{Value, json};
+use std::collections::HashSet;
+
+struct Asked {
+    channel: Channel,
+    client: Bytes,
+    message: Message,
+}
+
+#[derive(Default)]
+pub struct Serving {
+    queue: Vec<Asked>,
+    /// Every message that has come: the very same one again is a replay, and refused.
+    seen: HashSet<(String, Bytes)>,
+    /// Replies that the controller has not called recorded.
+    replies: Vec<Asked>,
+}
+
+fn id_of(asked: &Asked) -> String {
+    match asked.message.msg_type() {
+        "apply_reply" => asked.message.parent().unwrap().msg_id,
+        _ => asked.message.header.msg_id.clone(),
+    }
+}
+
+fn said(name: &str, reply: &Asked) -> Event {
+    Event::EngineSaid {
+        engine: name.into(),
+        native: true,
+        channel: reply.channel,
+        client: reply.client.clone(),
+        message: reply.message.clone(),
+    }
+}
+
+impl Serving {
+    pub fn held(&self) -> Vec<String> {
+        self.queue.iter().chain(&self.replies).map(id_of).collect()
+    }
+
+    pub fn forget(&mut self, msg_ids: &[String]) {
+        self.replies.retain(|reply| !msg_ids.contains(&id_of(reply)));
+    }
+
+    pub fn replies_of(&self, name: &str) -> Vec<Event> {
+        self.replies.iter().map(|reply| said(name, reply)).collect()
+    }
+}
+
+impl World {
+    pub fn engine_is_asked(&mut self, name: &str, channel: Channel, client: Bytes, message: Message) {
+        let Some(engine) = self.engines.get_mut(name).filter(|e| !e.cut) else {
+            return;
+        };
+        if message.msg_type() == "abort_request" {
+            let ids: Vec<String> = serde_json::from_value(message.content::<Value>().unwrap()["msg_ids"].clone()).unwrap();
+            // The first of them is running.
+            let queue = &mut engine.serving.queue;
+            let behind = queue.split_off(queue.len().min(1));
+            let (ended, stays) = behind.into_iter().partition(|asked| ids.contains(&id_of(asked)));
+            queue.extend::<Vec<Asked>>(stays);
+            let ended: Vec<Asked> = ended;
+            for asked in ended {
+                let event = self.answer(name, asked, json!({"status": "aborted"}), json!({"status": "aborted"}));
+                self.next.push_back(event);
+            }
+            return;
+        }
+        let signed = (message.header.msg_id.clone(), message.metadata_json.clone());
+        if engine.serving.seen.insert(signed) {
+            engine.serving.queue.push(Asked { channel, client, message });
+        }
+    }
+
+    fn answer(&mut self, name: &str, asked: Asked, content: Value, mut metadata: Value) -> Event {
+        let Asked { channel, client, message } = asked;
+        let ended = UnixTime(1e9 + self.now.as_secs_f64());
+        metadata["started"] = UnixTime(ended.0 - 0.001).to_iso().into();
+        let mut reply = self
+            .session
+            .message(&ended.to_iso(), "apply_reply", Some(&message.header_json), &content);
+        reply.metadata_json = to_json(&metadata);
+        let reply = Asked {
+            channel,
+            client,
+            message: reply,
+        };
+        let event = said(name, &reply);
+        if let Some(engine) = self.engines.get_mut(name) {
+            engine.serving.replies.push(reply);
+        }
+        event
+    }
+
+    /// The engine answers the first of its requests, if it has one.
+    pub fn answer_one(&mut self, name: &str, luck: u64) -> bool {
+        let Some(engine) = self.engines.get_mut(name).filter(|e| !e.serving.queue.is_empty()) else {
+            return false;
+        };
+        let asked = engine.serving.queue.remove(0);
+        let (content, metadata) = match luck {
+            0 | 1 => (
+                json!({"status": "error", "ename": "ValueError", "evalue": ""}),
+                json!({"status": "error"}),
+            ),
+            2 => (
+                json!({"status": "error", "ename": "UnmetDependency", "evalue": ""}),
+                json!({"status": "error", "dependencies_met": false}),
+            ),
+            _ => (json!({"status": "ok"}), json!({"status": "ok"})),
+        };
+        let cut = engine.cut;
+        let event = self.answer(name, asked, content, metadata);
+        if !cut {
+            self.event(event);
+        }
+        true
+    }
+
+    /// Balanced ones that the engine has not begun. (What it says while it is cut off is lost, and this would not be said again.)
+    pub fn give_requests_back(&mut self, name: &str, most: usize) {
+        let engine = self.engines.get_mut(name).unwrap();
+        if engine.cut {
+            return;
+        }
+        let queue = &mut engine.serving.queue;
+        let mut requests = Vec::new();
+        for at in (1..queue.len()).rev() {
+            if requests.len() < most && queue[at].channel == Channel::Task {
+                requests.push(id_of(&queue.remove(at)));
+            }
+        }
+        self.engine_says(name, tell::RETURNED, &tell::Returned { tasks: vec![], requests });
+    }
+}
