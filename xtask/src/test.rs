@@ -228,7 +228,7 @@ fn counted(report: &mut Report, command: &mut Command, count: fn(&str) -> Option
 }
 
 /// How many test functions the Python files of `folder` hold.
-fn functions_in(folder: &Path) -> u64 {
+pub fn functions_in(folder: &Path) -> u64 {
     let Ok(entries) = std::fs::read_dir(folder) else { return 0 };
     let files = entries
         .flatten()
