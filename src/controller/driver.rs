@@ -15,7 +15,8 @@ use crate::model::{EngineUuid, TaskId, UnixTime};
 use crate::profile::config::Durability;
 use crate::transport::{Security, TransportError};
 use crate::wire::content::client::reply_type;
-use crate::wire::content::engine::Channel;
+use crate::wire::content::engine::{BUFFERS, Channel};
+use crate::wire::message::to_json;
 use crate::wire::{Frames, Message, Session};
 use bytes::Bytes;
 use std::collections::HashMap;
@@ -475,7 +476,10 @@ impl Driver {
             if channel != Channel::Native {
                 prefix.push(client);
             }
-            let frames: Frames = self.engine_session.seal(&prefix, message);
+            let frames: Frames = match message.kept.name() {
+                Some(name) => self.engine_session.seal(&prefix, &without_buffers(message, name)),
+                None => self.engine_session.seal(&prefix, message),
+            };
             self.sockets.to_native_engine(frames)
         } else {
             let frames = self.engine_session.seal(&[uuid, client], message);
@@ -509,6 +513,17 @@ fn said_by(engine: EngineUuid, native: bool, channel: Channel, mut message: Mess
         channel,
         client,
         message,
+    }
+}
+
+/// For an engine that opens the file in which they are.
+fn without_buffers(message: &Message, name: &str) -> Message {
+    let mut metadata: serde_json::Map<String, serde_json::Value> = message.metadata().unwrap_or_default();
+    metadata.insert(BUFFERS.into(), name.into());
+    Message {
+        metadata_json: to_json(&metadata),
+        buffers: Vec::new(),
+        ..message.clone()
     }
 }
 

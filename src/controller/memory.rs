@@ -40,8 +40,13 @@ fn resident() -> Option<usize> {
     Some(kilobytes << 10)
 }
 
-#[cfg(target_env = "gnu")]
 fn trim() {
+    crate::memory::give_back();
+    trim_system();
+}
+
+#[cfg(target_env = "gnu")]
+fn trim_system() {
     // SAFETY: malloc_trim(3) may be called by any thread at any time.
     #[allow(unsafe_code, reason = "the standard library has no way to ask the allocator")]
     unsafe {
@@ -50,4 +55,4 @@ fn trim() {
 }
 
 #[cfg(not(target_env = "gnu"))]
-fn trim() {}
+fn trim_system() {}

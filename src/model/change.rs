@@ -2,6 +2,7 @@
 //! what the outside is told about them is sent only after that commit.
 use super::definition::MapDefinition;
 use super::engine::EngineFacts;
+use super::kept::Kept;
 use super::task::{Outcome, TaskState};
 use super::{EngineId, EngineUuid, MapId, TaskId, UnixTime};
 use bytes::Bytes;
@@ -148,6 +149,7 @@ pub struct Request {
     pub metadata: Bytes,
     pub content: Bytes,
     pub buffers: Vec<Bytes>,
+    pub kept: Kept,
     pub engine: Option<EngineUuid>,
     pub submitted: UnixTime,
     pub label: Option<String>,

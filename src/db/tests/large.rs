@@ -1,8 +1,8 @@
 //! Large buffers of messages: files beside the database.
 use super::requests::{added, replied, reply, request};
 use super::*;
-use crate::db::large::LEAST;
 use crate::model::change::{Purge, Reply, Request};
+use crate::model::kept::{Kept, LEAST};
 use std::os::unix::fs::PermissionsExt;
 
 fn array(byte: u8) -> Vec<Bytes> {
@@ -12,6 +12,7 @@ fn array(byte: u8) -> Vec<Bytes> {
 fn carrying(msg_id: &str, byte: u8) -> Request {
     Request {
         buffers: array(byte),
+        kept: Kept::when_written(&array(byte)),
         ..request(msg_id, "mux", 1001.0)
     }
 }

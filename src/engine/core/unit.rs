@@ -1,12 +1,14 @@
 //! What the engine runs: tasks of pcluster, and requests of ipyparallel clients.
 use crate::model::UnixTime;
 use crate::model::definition::{MapDefinition, Work};
+use crate::model::kept::is_name;
 use crate::model::task::{Outcome, TaskError, TaskState};
 use crate::wire::Message;
-use crate::wire::content::engine::{Channel, Held};
+use crate::wire::content::engine::{BUFFERS, Channel, Held};
 use bytes::Bytes;
 use serde::Deserialize;
 use serde_json::value::RawValue;
+use serde_json::{Map, Value};
 use std::sync::Arc;
 
 #[derive(Clone, Debug)]
@@ -73,6 +75,8 @@ pub struct Request {
     /// An execution whose failure makes those queued behind it not run.
     pub stops_others: bool,
     pub message: Message,
+    /// The name of the file that has its buffers, in the place of the message.
+    pub file: Option<String>,
 }
 
 impl Request {
@@ -84,12 +88,14 @@ impl Request {
             stop_on_error: Option<bool>,
         }
         let flags: Flags = message.content().unwrap_or_default();
+        let file = file_of(&message);
         Request {
             channel,
             client,
             method,
             stops_others: method == Method::Execute && !flags.silent && flags.stop_on_error.unwrap_or(true),
             message,
+            file,
         }
     }
     /// It came through the balanced scheduler.
@@ -99,6 +105,15 @@ impl Request {
     pub fn msg_id(&self) -> &str {
         &self.message.header.msg_id
     }
+}
+
+fn file_of(message: &Message) -> Option<String> {
+    if !message.buffers.is_empty() {
+        return None;
+    }
+    let metadata: Map<String, Value> = message.metadata().ok()?;
+    let name = metadata.get(BUFFERS)?.as_str()?;
+    is_name(name).then(|| name.to_string())
 }
 
 /// What the worker says of a unit that has ended.

@@ -50,6 +50,10 @@ impl Channel {
     }
 }
 
+/// In the metadata of a request, for engines with the capability `files`: the name of the file that has its buffers, in the directory
+/// that the engine's connection file names. The message itself has none then.
+pub const BUFFERS: &str = "pcluster_buffers";
+
 // ---- engine to controller
 
 /// The first message of an engine, and again after each reconnection or `unknown_engine`.
