@@ -62,7 +62,7 @@ pub(super) async fn run(settings: ControllerSettings) -> Result<(), ControllerEr
         database = %database.display(),
         "the controller serves"
     );
-    let giving_back = tokio::spawn(super::memory::give_back());
+    let giving_back = tokio::spawn(crate::memory::give_back());
     let result = driver.serve(arrivals, words, events).await;
     giving_back.abort();
     bootstrap::put_away_files(&settings, &mut secrets);
