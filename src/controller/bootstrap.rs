@@ -351,3 +351,14 @@ fn outcomes(reader: &Reader, msg_ids: &[String]) -> Result<Vec<(String, bool, Op
         .map(|r| (r.msg_id.clone(), ok(r), r.engine_uuid.as_deref().map(EngineUuid::from)))
         .collect())
 }
+
+/// A thousand engines need some thousand sockets.
+pub(super) fn raise_open_file_limit() {
+    use nix::sys::resource::{Resource, getrlimit, setrlimit};
+    if let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE)
+        && soft < hard
+        && let Err(error) = setrlimit(Resource::RLIMIT_NOFILE, hard, hard)
+    {
+        tracing::debug!(%error, soft, hard, "the open-file limit stays");
+    }
+}

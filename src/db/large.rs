@@ -59,19 +59,18 @@ impl Large {
     }
 
     fn write(&self, list: &[Bytes], durability: Durability) -> io::Result<String> {
-        let head = buffers::head(list);
+        let pieces = buffers::laid_out(list);
         let mut hash = Sha256::new();
-        hash.update(&head);
-        list.iter().for_each(|buffer| hash.update(buffer));
+        pieces.iter().for_each(|piece| hash.update(piece));
         let name = hex::encode(hash.finalize());
         let path = self.directory.join(&name);
-        let size = list.iter().map(Bytes::len).sum::<usize>() + head.len();
+        let size = pieces.iter().map(Bytes::len).sum::<usize>();
         if fs::metadata(&path).is_ok_and(|found| found.len() == size as u64) {
             return Ok(name);
         }
         make(&self.directory)?;
         let unfinished = self.directory.join(format!("{name}.part"));
-        match self.fill(&unfinished, &head, list, durability) {
+        match self.fill(&unfinished, &pieces, durability) {
             Ok(()) => fs::rename(&unfinished, &path)?,
             Err(error) => {
                 let _ = fs::remove_file(&unfinished);
@@ -84,10 +83,9 @@ impl Large {
         Ok(name)
     }
 
-    fn fill(&self, path: &Path, head: &[u8], list: &[Bytes], durability: Durability) -> io::Result<()> {
+    fn fill(&self, path: &Path, pieces: &[Bytes], durability: Durability) -> io::Result<()> {
         let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(path)?;
-        file.write_all(head)?;
-        list.iter().try_for_each(|buffer| file.write_all(buffer))?;
+        pieces.iter().try_for_each(|piece| file.write_all(piece))?;
         match durability {
             Durability::Full => file.sync_all(),
             Durability::Normal => Ok(()),

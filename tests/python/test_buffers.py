@@ -60,7 +60,7 @@ def test_an_engine_on_the_controllers_host_uses_its_files(client_file):
     with ipp.Client(connection_info=str(client_file)) as client:
         client.wait_for_engines(2, timeout=60)
         one = client[0]
-        engine = one.apply_sync(lambda: __import__("os").getppid())
+        engine = one.apply_sync(ipp.interactive(lambda: __import__("os").getppid()))
         before = memory(engine, "VmHWM:")
         earlier = set(buffers.iterdir())
         sent = numpy.random.default_rng(1).integers(0, 256, SIZE, dtype="uint8")
@@ -71,9 +71,10 @@ def test_an_engine_on_the_controllers_host_uses_its_files(client_file):
 
         def change():
             mapped[:1000] += 1  # noqa: F821
-            return open("/proc/self/maps").read()
+            return open("/proc/self/maps").read(), mapped.ctypes.data % 64  # noqa: F821
 
-        assert file.name in one.apply_sync(ipp.interactive(change))
+        maps, unaligned = one.apply_sync(ipp.interactive(change))
+        assert file.name in maps and unaligned == 0
         assert file.read_bytes() == kept
         # The request is forgotten, and its file goes: what was pushed stays.
         client.purge_everything()

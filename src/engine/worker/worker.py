@@ -35,6 +35,7 @@ POSITIONS = struct.Struct("<QQ")  # ends of stdout and stderr; in front of the b
 REPR_LENGTH = 1000
 TEXT_LENGTH = 200_000
 SMALL = 1 << 16  # bytes that are copied to be written at once
+ALIGNED = 1 << 63  # in the number of a file's buffers
 RETRY_AFTER = 2.0  # seconds until a definition that failed is tried again
 
 encode = json.JSONEncoder(allow_nan=False, ensure_ascii=False, separators=(",", ":")).encode
@@ -511,9 +512,11 @@ def mapped(path):
     """The buffers in a file of the controller's (src/db/buffers.rs). They are its pages, not a copy; what is written to them stays here."""
     with open(path, "rb") as file:
         view = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY))
-    (count,) = struct.unpack_from("<Q", view)
+    (number,) = struct.unpack_from("<Q", view)
+    count, alignment = (number & ~ALIGNED, 64) if number & ALIGNED else (number, 1)
     offset, buffers = 8 + 8 * count, []
     for size in struct.unpack_from("<%dQ" % count, view, 8):
+        offset += -offset % alignment
         buffers.append(view[offset : offset + size])
         offset += size
     return buffers
