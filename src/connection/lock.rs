@@ -1,10 +1,8 @@
-//! One command at a time starts, changes or stops a cluster.
+//! What only one process at a time may do: start, change or stop a cluster, or be its controller.
 //!
 //! The lock is the kernel's (flock), which ends with its process; the file says whose it is, for the other's error. It
 //! is removed by its owner, so a lock counts only if the path still leads to the locked file.
-use super::ClusterError;
-use crate::connection::process;
-use crate::profile::ProfileDir;
+use super::process;
 use serde::{Deserialize, Serialize};
 use std::fs::{self, File, TryLockError};
 use std::io::{self, Write};
@@ -18,20 +16,23 @@ pub struct Lock {
     _file: File,
 }
 
-#[derive(Serialize, Deserialize)]
-struct Holder {
-    host: String,
-    pid: u32,
+/// As it has written it into the file.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Holder {
+    pub host: String,
+    pub pid: u32,
+}
+
+#[derive(Debug)]
+pub enum NotLocked {
+    /// By this one, if it has said so already.
+    Held(Option<Holder>),
+    Failed(io::Error),
 }
 
 impl Lock {
-    pub fn take(profile: &ProfileDir, cluster_id: &str) -> Result<Lock, ClusterError> {
-        let path = profile.lock_file(cluster_id);
-        let failed = |e: io::Error| ClusterError::StateFile {
-            doing: "lock",
-            path: path.clone(),
-            why: e.to_string(),
-        };
+    pub fn take(path: PathBuf) -> Result<Lock, NotLocked> {
+        let failed = NotLocked::Failed;
         loop {
             let mut file = File::options()
                 .create(true)
@@ -43,7 +44,7 @@ impl Lock {
                 .map_err(failed)?;
             match file.try_lock() {
                 Ok(()) => {}
-                Err(TryLockError::WouldBlock) => return Err(busy(path)),
+                Err(TryLockError::WouldBlock) => return Err(NotLocked::Held(holder(&path))),
                 Err(TryLockError::Error(e)) => return Err(failed(e)),
             }
             let ours = file.metadata().map_err(failed)?;
@@ -69,13 +70,8 @@ impl Drop for Lock {
     }
 }
 
-fn busy(path: PathBuf) -> ClusterError {
-    let read = |path: &Path| serde_json::from_str(&fs::read_to_string(path).ok()?).ok();
-    let holder: Option<Holder> = read(&path);
-    ClusterError::Busy {
-        path,
-        holder: holder.map(|h| format!("process {} on {}", h.pid, h.host)),
-    }
+fn holder(path: &Path) -> Option<Holder> {
+    serde_json::from_str(&fs::read_to_string(path).ok()?).ok()
 }
 
 #[cfg(test)]
@@ -85,33 +81,30 @@ mod tests {
     #[test]
     fn one_wins_and_the_other_is_told_who() {
         let dir = tempfile::tempdir().unwrap();
-        let profile = ProfileDir::named("x", Some(dir.path())).unwrap();
-        profile.create().unwrap();
-        let lock = Lock::take(&profile, "").unwrap();
-        let error = Lock::take(&profile, "").unwrap_err().to_string();
-        assert!(
-            error.contains(&format!("process {} on {}", std::process::id(), process::host())),
-            "{error}"
-        );
-        let other = Lock::take(&profile, "other").unwrap();
+        let path = |name: &str| dir.path().join(name);
+        let lock = Lock::take(path("one")).unwrap();
+        let Err(NotLocked::Held(Some(holder))) = Lock::take(path("one")) else {
+            panic!("it is held, and said whose it is");
+        };
+        assert_eq!((holder.pid, holder.host), (std::process::id(), process::host()));
+        let other = Lock::take(path("other")).unwrap();
         drop(lock);
-        assert!(!profile.lock_file("").exists());
-        drop(Lock::take(&profile, "").unwrap());
+        assert!(!path("one").exists());
+        drop(Lock::take(path("one")).unwrap());
         drop(other);
+        assert!(matches!(Lock::take(path("none/one")), Err(NotLocked::Failed(_))));
     }
 
     #[test]
     fn of_many_at_once_one_at_a_time_has_it() {
         use std::sync::atomic::{AtomicU32, Ordering};
         let dir = tempfile::tempdir().unwrap();
-        let profile = ProfileDir::named("x", Some(dir.path())).unwrap();
-        profile.create().unwrap();
         let (holding, taken) = (AtomicU32::new(0), AtomicU32::new(0));
         std::thread::scope(|scope| {
             for _ in 0..4 {
                 scope.spawn(|| {
                     while taken.load(Ordering::SeqCst) < 200 {
-                        if let Ok(lock) = Lock::take(&profile, "") {
+                        if let Ok(lock) = Lock::take(dir.path().join("lock")) {
                             assert_eq!(holding.fetch_add(1, Ordering::SeqCst), 0);
                             taken.fetch_add(1, Ordering::SeqCst);
                             holding.fetch_sub(1, Ordering::SeqCst);
