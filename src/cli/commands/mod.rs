@@ -28,6 +28,7 @@ pub mod run;
 pub mod scale;
 pub mod scatter;
 pub mod script;
+pub mod signal;
 pub mod start;
 pub mod status;
 pub mod stop;
@@ -81,6 +82,7 @@ commands! {
     Pull => pull,
     Scatter => scatter,
     Gather => gather,
+    Signal => signal,
     Results => results,
     Resubmit => resubmit,
     Cancel => cancel,
