@@ -4,7 +4,7 @@ use crate::model::query::TaskQuery;
 use crate::model::task::{MapRow, TaskRow};
 use crate::model::{EngineId, MapId, TaskId};
 use crate::wire::content::client::{
-    CANCEL, DETAILS, DetailsReply, DetailsRequest, Done, MAPS, MapsReply, MapsRequest, PURGE, PurgeRequest, RESUBMIT, STATUS, STOP,
+    CANCEL, DETAILS, DetailsReply, DetailsRequest, Done, JOBS, JobsReply, JobsRequest, MAPS, MapsReply, MapsRequest, PURGE, PurgeRequest, RESUBMIT, STATUS, STOP,
     STOP_ENGINES, Selection, SelectionReply, SelectionRequest, StatusReply, StopEnginesRequest, StopRequest, TASKS, TasksReply,
     TasksRequest,
 };
@@ -56,6 +56,11 @@ impl Client {
         self.request::<_, Done>(STOP_ENGINES, &StopEnginesRequest { engines, drain }, Vec::new())
             .await
             .map(drop)
+    }
+
+    /// Tells what a batch system says of jobs, and asks what is on record.
+    pub async fn jobs(&self, request: &JobsRequest) -> Result<JobsReply, ClientError> {
+        self.request(JOBS, request, Vec::new()).await
     }
 
     /// Forgets finished maps.

@@ -10,6 +10,11 @@ use std::fs::{self, File, TryLockError};
 use std::io::{self, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+/// The keeper gives its lock back after so long at most: two submissions that are not answered.
+const KEEPER_TAKES: Duration = Duration::from_secs(240);
+const LOOK_EVERY: Duration = Duration::from_millis(50);
 
 /// Held until it is dropped.
 #[derive(Debug)]
@@ -22,10 +27,32 @@ pub struct Lock {
 struct Holder {
     host: String,
     pid: u32,
+    /// It is the cluster's keeper, which gives it back by itself.
+    #[serde(default)]
+    keeper: bool,
 }
 
 impl Lock {
+    /// For a command. One that finds the cluster's keeper at work waits until that is done.
+    pub async fn wait(profile: &ProfileDir, cluster_id: &str) -> Result<Lock, ClusterError> {
+        let begun = Instant::now();
+        loop {
+            match Lock::take(profile, cluster_id) {
+                Err(ClusterError::Busy { passes: true, .. }) if begun.elapsed() < KEEPER_TAKES => tokio::time::sleep(LOOK_EVERY).await,
+                taken => return taken,
+            }
+        }
+    }
+
     pub fn take(profile: &ProfileDir, cluster_id: &str) -> Result<Lock, ClusterError> {
+        Lock::take_as(profile, cluster_id, false)
+    }
+
+    pub fn take_as_keeper(profile: &ProfileDir, cluster_id: &str) -> Result<Lock, ClusterError> {
+        Lock::take_as(profile, cluster_id, true)
+    }
+
+    fn take_as(profile: &ProfileDir, cluster_id: &str, keeper: bool) -> Result<Lock, ClusterError> {
         let path = profile.lock_file(cluster_id);
         let failed = |e: io::Error| ClusterError::StateFile {
             doing: "lock",
@@ -54,6 +81,7 @@ impl Lock {
             let holder = Holder {
                 host: process::host(),
                 pid: std::process::id(),
+                keeper,
             };
             let text = serde_json::to_string(&holder).map_err(|e| failed(e.into()))?;
             file.set_len(0).and_then(|()| file.write_all(text.as_bytes())).map_err(failed)?;
@@ -74,6 +102,7 @@ fn busy(path: PathBuf) -> ClusterError {
     let holder: Option<Holder> = read(&path);
     ClusterError::Busy {
         path,
+        passes: holder.as_ref().is_some_and(|h| h.keeper),
         holder: holder.map(|h| format!("process {} on {}", h.pid, h.host)),
     }
 }
@@ -98,6 +127,24 @@ mod tests {
         assert!(!profile.lock_file("").exists());
         drop(Lock::take(&profile, "").unwrap());
         drop(other);
+    }
+
+    #[tokio::test]
+    async fn a_command_waits_for_the_keeper_and_for_nobody_else() {
+        let dir = tempfile::tempdir().unwrap();
+        let profile = ProfileDir::named("x", Some(dir.path())).unwrap();
+        profile.create().unwrap();
+        let command = Lock::take(&profile, "").unwrap();
+        assert!(matches!(Lock::wait(&profile, "").await, Err(ClusterError::Busy { .. })));
+        drop(command);
+        let keeper = Lock::take_as_keeper(&profile, "").unwrap();
+        let waits = Lock::wait(&profile, "");
+        let ends = async {
+            assert!(matches!(Lock::take(&profile, ""), Err(ClusterError::Busy { passes: true, .. })));
+            drop(keeper);
+        };
+        let (taken, ()) = tokio::join!(waits, ends);
+        drop(taken.unwrap());
     }
 
     #[test]
