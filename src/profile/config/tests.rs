@@ -95,7 +95,7 @@ fn a_mistyped_key_is_shown_with_the_nearest_one() {
     pcluster.yaml:2:3: engine: unknown key `quux`
       2 |   quux: 1
         |   ^
-    hint: known here: kind, python, ipengine, interrupt_ms, terminate_ms, env, cwd
+    hint: known here: kind, python, ipengine, interrupt_ms, terminate_ms, grace_ms, env, cwd
     "#);
 }
 
