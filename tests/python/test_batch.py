@@ -83,6 +83,7 @@ class Slurm:
     def requeue(self, job, element):
         name = "{}_{}".format(job, element)
         said("scontrol", "requeue", name)
+        wait_until("it to wait", lambda: said("squeue", "--noheader", "--jobs=" + name, "--format=%T").strip() == "PENDING")
         self.begin_again(name)
 
     def begin_again(self, name):
@@ -142,12 +143,6 @@ class Sge:
 
     def release(self, job, element):
         said("qrls", "{}.{}".format(job, element))
-
-    def suspend(self, job, element):
-        said("qmod", "-sj", "{}.{}".format(job, element))
-
-    def resume(self, job, element):
-        said("qmod", "-usj", "{}.{}".format(job, element))
 
     def warn(self, job):
         # SIGUSR2 comes first, and SIGKILL after the queue's notify time, a minute.
@@ -373,7 +368,7 @@ def test_walltime_in_the_middle_of_a_map(on_site):
     on_record = cluster.listed()["jobs_on_record"]
     assert all(row["over"] for row in on_record)
     assert {row["replaces"] for row in on_record} == set(range(1 + max(job["replaces"] for job in new)))
-    assert [row["state"] for row in on_record if row["name"] == job["name"]] == ["completed"] * 2
+    assert [row["state"].split(" (")[0] for row in on_record if row["name"] == job["name"]] == ["completed"] * 2
 
 
 @pytest.mark.skipif(SITE.walltime_s is None, reason="the same Slurm as without Torque's commands")
@@ -433,25 +428,27 @@ def test_held_suspended_and_requeued_jobs_are_shown_and_whole_again(on_site):
     assert "1 held" in cluster.listed()["engines"][0]["states"]
     SITE.release(job["id"], waiting)
     wait_until("it to be queued", lambda: states()[waiting] == "queued")
+    if SITE.launcher == "sge":
+        # It would warn with SIGUSR1 before, as it does before its soft limit: the engine leaves.
+        cluster.run("stop")
+        return nothing_is_left(cluster)
     SITE.suspend(job["id"], 1)
     wait_until("one to be suspended", lambda: states()[1] == "suspended")
     assert cluster.listed()["engines"][0]["suspended"] == 1
     SITE.resume(job["id"], 1)
     wait_until("it to run again", lambda: states()[1] == "running")
-    # Idle, all of them: what was stopped has come back with its id.
-    wait_until("all to be heard of", lambda: [e["state"] for e in engines(cluster)] == ["idle"] * PLACES)
-    if SITE.launcher == "slurm":
-        # Room for it: the one that waits would take its place.
-        cluster.run("scale", str(PLACES - 1))
-        place = next(engine for engine in engines(cluster) if engine["state"] == "idle")
-        element = int(place["job"].rsplit(".", 1)[1])
-        SITE.requeue(job["id"], element)
+    # Idle, all of them: what was stopped is heard of again. (The one that waited may run by now, in the place that was free.)
+    wait_until("all to be heard of", lambda: len(up(cluster)) == len(engines(cluster)) >= PLACES)
+    # Room for the one to be requeued: the one that waits would take its place.
+    cluster.run("scale", str(PLACES - 1))
+    place = next(engine for engine in engines(cluster) if engine["state"] == "idle")
+    SITE.requeue(job["id"], int(place["job"].rsplit(".", 1)[1]))
 
-        def is_back():
-            there = [engine["uuid"] for engine in up(cluster) if engine["job"] == place["job"]]
-            return there and there != [place["uuid"]] and len(up(cluster)) == PLACES - 1
+    def is_back():
+        there = [engine["uuid"] for engine in up(cluster) if engine["job"] == place["job"]]
+        return there and there != [place["uuid"]] and len(up(cluster)) == PLACES - 1
 
-        wait_until("the requeued one to be back under its job's number", is_back)
+    wait_until("the requeued one to be back under its job's number", is_back)
     cluster.run("stop")
     nothing_is_left(cluster)
 
@@ -485,10 +482,13 @@ def test_a_preempted_job_that_slurm_requeues_comes_back_as_the_same(on_site):
     (job,) = jobs(cluster)
     stranger = SITE.submit_a_strangers_job("--partition=batch", "--ntasks=1", "--cpus-per-task=4")
     wait_until("engines to make room", lambda: len(up(cluster)) == PLACES - 4, 90)
+    def waiting():
+        return [element for element, state in jobs(cluster)[0]["elements"] if state in ("queued", "requeued")]
+
+    again = wait_until("four to be in the queue again", lambda: waiting() if len(waiting()) == 4 else None)
     SITE.cancel(stranger)
-    for element, state in jobs(cluster)[0]["elements"]:
-        if state != "running":
-            SITE.begin_again("{}_{}".format(job["id"], element))
+    for element in again:
+        SITE.begin_again("{}_{}".format(job["id"], element))
     wait_until("all engines", lambda: len(up(cluster)) == PLACES)
     assert [(j["id"], j["replaces"]) for j in jobs(cluster)] == [(job["id"], 0)], "nothing was submitted"
     cluster.run("stop")
