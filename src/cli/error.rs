@@ -11,7 +11,6 @@ use crate::engine::EngineError;
 use crate::launchers::LaunchError;
 use crate::profile::{ConfigError, ProfileError};
 use std::fmt::Display;
-use std::process::ExitCode;
 
 /// How a command ended that did its work.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -155,11 +154,11 @@ impl CommandError {
     }
 
     /// Says it, and gives the exit code.
-    pub fn report(&self, context: &Context) -> ExitCode {
+    pub fn report(&self, context: &Context) -> u8 {
         if self.kind != ErrorKind::OutputClosed {
             super::output::stderr_text(&self.render(context.terminal.color_stderr));
         }
-        ExitCode::from(self.kind.code())
+        self.kind.code()
     }
 }
 

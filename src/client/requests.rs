@@ -1,12 +1,13 @@
 //! What may be asked of the controller, one method each. Shapes are those of [`crate::wire::content::client`].
 use super::{Client, ClientError};
 use crate::model::query::TaskQuery;
+use crate::model::targets::Targets;
 use crate::model::task::{MapRow, TaskRow};
 use crate::model::{EngineId, MapId, TaskId};
 use crate::wire::content::client::{
-    CANCEL, DETAILS, DetailsReply, DetailsRequest, Done, JOBS, JobsReply, JobsRequest, MAPS, MapsReply, MapsRequest, PURGE, PurgeRequest, RESUBMIT, STATUS, STOP,
-    STOP_ENGINES, Selection, SelectionReply, SelectionRequest, StatusReply, StopEnginesRequest, StopRequest, TASKS, TasksReply,
-    TasksRequest,
+    CANCEL, DETAILS, DetailsReply, DetailsRequest, Done, JOBS, JobsReply, JobsRequest, MAPS, MapsReply, MapsRequest, PURGE, PurgeRequest,
+    RESUBMIT, SIGNAL_ENGINES, STATUS, STOP, STOP_ENGINES, Selection, SelectionReply, SelectionRequest, SignalEnginesReply,
+    SignalEnginesRequest, StatusReply, StopEnginesRequest, StopRequest, TASKS, TasksReply, TasksRequest,
 };
 use serde::Serialize;
 
@@ -61,6 +62,13 @@ impl Client {
     /// Tells what a batch system says of jobs, and asks what is on record.
     pub async fn jobs(&self, request: &JobsRequest) -> Result<JobsReply, ClientError> {
         self.request(JOBS, request, Vec::new()).await
+    }
+
+    /// Sends a signal to what these engines run at this moment. Who has been told.
+    pub async fn signal_engines(&self, targets: Targets, signal: i32) -> Result<Vec<EngineId>, ClientError> {
+        let request = SignalEnginesRequest { targets, signal };
+        let reply: SignalEnginesReply = self.request(SIGNAL_ENGINES, &request, Vec::new()).await?;
+        Ok(reply.engines)
     }
 
     /// Forgets finished maps.

@@ -1,7 +1,7 @@
 //! What starting a cluster and adding engines to one share: engines started and waited for, and all undone that was
 //! started in vain.
-use super::start::StartProgress;
 use super::lock::Lock;
+use super::start::StartProgress;
 use super::{ClusterError, ClusterState};
 use crate::client::{Client, StatusReply};
 use crate::connection::process;

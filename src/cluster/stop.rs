@@ -9,10 +9,10 @@ use crate::client::Client;
 use crate::connection::ConnectionFile;
 use crate::connection::ssh::place;
 use crate::launchers::{Ended, LaunchError, Launched, Launcher, Process};
-use crate::profile::ProfileDir;
-use crate::profile::config::Config;
 use crate::model::UnixTime;
 use crate::model::job::JobRow;
+use crate::profile::ProfileDir;
+use crate::profile::config::Config;
 use std::net::{TcpStream, ToSocketAddrs};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -261,6 +261,7 @@ pub(super) fn remove_files(profile: &ProfileDir, cluster_id: &str) {
         profile.engine_file(cluster_id),
         profile.controller_file(cluster_id),
         profile.state_file(cluster_id),
+        profile.controller_lock(cluster_id),
     ];
     for path in files {
         if let Err(e) = std::fs::remove_file(&path)

@@ -2,8 +2,8 @@
 //! (tests/fixtures/batch/lsf says which). Never tried on a real one.
 use super::batch::render::{FoundBy, Need, Value, Variables, common, nodes_are_of_one_job, put, unfit, unsupported};
 use super::batch::{
-    BatchSystem, CommandLine, JobId, JobKind, JobRequest, JobRow, JobStatus, JobTarget, KillWait, Output, Problem, QueryFailure, SubmitFailure,
-    Template, TemplateError, engines, failure,
+    BatchSystem, CommandLine, JobId, JobKind, JobRequest, JobRow, JobStatus, JobTarget, KillWait, Output, Problem, QueryFailure,
+    SubmitFailure, Template, TemplateError, engines, failure,
 };
 use crate::profile::config::resources::StartMode;
 use std::path::{Path, PathBuf};

@@ -4,8 +4,8 @@
 //! an array is asked for (`-J`, `-t`), how its jobs are told theirs (`PBS_ARRAY_INDEX`, `PBS_ARRAYID`), and in what is asked for with `-l`.
 use super::batch::render::{FoundBy, Need, Value, Variables, common, nodes_are_of_one_job, put, unfit, unsupported};
 use super::batch::{
-    BatchSystem, CommandLine, JobId, JobKind, JobRequest, JobRow, JobTarget, KillWait, Output, Problem, QueryFailure, SubmitFailure, Template,
-    TemplateError, engines, failure, quote, squeue,
+    BatchSystem, CommandLine, JobId, JobKind, JobRequest, JobRow, JobTarget, KillWait, Output, Problem, QueryFailure, SubmitFailure,
+    Template, TemplateError, engines, failure, quote, squeue,
 };
 use crate::profile::config::resources::StartMode;
 use std::path::{Path, PathBuf};

@@ -2,8 +2,8 @@
 //! 8.1.9, and what that version printed.
 use super::batch::render::{FoundBy, Need, Value, Variables, common, put, unfit, unsupported};
 use super::batch::{
-    BatchSystem, CommandLine, JobId, JobKind, JobRequest, JobRow, JobStatus, JobTarget, KillWait, Output, Problem, QueryFailure, SubmitFailure,
-    Template, TemplateError, engines, failure, ranges, xml,
+    BatchSystem, CommandLine, JobId, JobKind, JobRequest, JobRow, JobStatus, JobTarget, KillWait, Output, Problem, QueryFailure,
+    SubmitFailure, Template, TemplateError, engines, failure, ranges, xml,
 };
 use crate::profile::config::resources::StartMode;
 use std::path::{Path, PathBuf};

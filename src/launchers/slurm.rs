@@ -1,8 +1,8 @@
 //! Slurm. Sources: sbatch(1), squeue(1), scancel(1), sacct(1) of Slurm 22.05, and what that version printed.
 use super::batch::render::{FoundBy, Need, Value, Variables, common, nodes_are_of_one_job, put, unsupported};
 use super::batch::{
-    BatchSystem, CommandLine, JobId, JobKind, JobRequest, JobRow, JobTarget, KillWait, Output, QueryFailure, SubmitFailure, Template, TemplateError,
-    engines, failure, squeue,
+    BatchSystem, CommandLine, JobId, JobKind, JobRequest, JobRow, JobTarget, KillWait, Output, QueryFailure, SubmitFailure, Template,
+    TemplateError, engines, failure, squeue,
 };
 use std::path::{Path, PathBuf};
 

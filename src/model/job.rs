@@ -79,7 +79,10 @@ mod tests {
         let warned = format!("{WARNED} (SIGUSR1)");
         assert!(departure(TIME_IS_OVER, 10.0, None).is_of_walltime());
         assert!(departure(&warned, 35_000.0, Some(36_000.0)).is_of_walltime());
-        assert!(!departure(&warned, 30_000.0, Some(36_000.0)).is_of_walltime(), "somebody else wanted it gone");
+        assert!(
+            !departure(&warned, 30_000.0, Some(36_000.0)).is_of_walltime(),
+            "somebody else wanted it gone"
+        );
         assert!(!departure(&warned, 30_000.0, None).is_of_walltime());
         assert!(!departure("it was told to stop", 35_999.0, Some(36_000.0)).is_of_walltime());
     }

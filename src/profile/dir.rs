@@ -225,6 +225,10 @@ impl ProfileDir {
     pub fn lock_file(&self, cluster_id: &str) -> PathBuf {
         self.pid_dir().join(format!("{}.lock", with_id("pcluster", cluster_id)))
     }
+    /// Held by the controller as long as it lives: there is one of each cluster.
+    pub fn controller_lock(&self, cluster_id: &str) -> PathBuf {
+        self.pid_dir().join(format!("{}.lock", with_id("controller", cluster_id)))
+    }
     pub fn controller_log(&self, cluster_id: &str) -> PathBuf {
         self.log_dir().join(format!("{}.log", with_id("controller", cluster_id)))
     }

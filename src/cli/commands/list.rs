@@ -105,7 +105,10 @@ impl JobView {
 
 /// Those of a cluster that does not run. What cannot be read is not shown: the list is of more than that.
 fn jobs_on_record(cluster: &ClusterSummary) -> Vec<JobView> {
-    let path = cluster.database.as_ref().filter(|_| matches!(cluster.state, Condition::Stopped | Condition::Stale));
+    let path = cluster
+        .database
+        .as_ref()
+        .filter(|_| matches!(cluster.state, Condition::Stopped | Condition::Stale));
     let jobs = path.and_then(|path| Reader::open(path).ok()?.jobs().ok());
     jobs.unwrap_or_default().into_iter().map(JobView::new).collect()
 }
@@ -195,7 +198,9 @@ pub fn run(args: Args, context: &Context) -> Result<Exit, CommandError> {
         for launch in cluster.engines.iter().chain(&cluster.controller_launch) {
             let jobs: Vec<&str> = launch.jobs.iter().map(|job| job.id.as_str()).collect();
             let replaces = launch.jobs.iter().filter(|job| job.replaces > 0);
-            let replaces = replaces.map(|job| format!("replacement {} of {}", job.replaces, job.max_restarts)).next();
+            let replaces = replaces
+                .map(|job| format!("replacement {} of {}", job.replaces, job.max_restarts))
+                .next();
             let leaving = match launch.leaving {
                 0 => None,
                 n => Some(format!("{} leaving", counted(n as u64, "engine"))),

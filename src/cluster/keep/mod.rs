@@ -154,7 +154,10 @@ impl Keeper {
         let Some(state) = state.filter(|state| state.started == self.started) else {
             return Ok(None);
         };
-        let settings = state.engines.iter().find_map(|launched| Some(launched.recipe.as_ref()?.settings.clone()));
+        let settings = state
+            .engines
+            .iter()
+            .find_map(|launched| Some(launched.recipe.as_ref()?.settings.clone()));
         let config = Config::load_with(&self.profile, &settings.unwrap_or_default())?;
         let again = Duration::from_millis(config.launcher.poll_ms.max(100));
         let launches: Vec<Launched> = state.engines.into_iter().filter(|launched| !launched.jobs.is_empty()).collect();
@@ -175,7 +178,12 @@ impl Keeper {
         let client = Client::connect(&file, CONNECT).await?;
         let request = JobsRequest {
             jobs: rows,
-            gone_since: launches.iter().flat_map(|l| &l.jobs).map(|job| job.submitted).reduce(f64::min).map(UnixTime),
+            gone_since: launches
+                .iter()
+                .flat_map(|l| &l.jobs)
+                .map(|job| job.submitted)
+                .reduce(f64::min)
+                .map(UnixTime),
             list: false,
         };
         let reply = client.jobs(&request).await?;
@@ -217,7 +225,10 @@ impl Keeper {
         match done {
             Ok(()) => (self.not_before, self.pause) = (None, FIRST_PAUSE),
             Err(error) => {
-                tracing::error!("engines could not be replaced; the next try is in {} s: {error}", self.pause.as_secs());
+                tracing::error!(
+                    "engines could not be replaced; the next try is in {} s: {error}",
+                    self.pause.as_secs()
+                );
                 self.not_before = Some(Instant::now() + self.pause);
                 self.pause = (self.pause * 2).min(LONGEST_PAUSE);
             }
@@ -227,7 +238,10 @@ impl Keeper {
 
     /// What the controller does not know yet.
     fn news(&self, launches: &[Launched], states: &[Vec<MemberState>]) -> Vec<JobRow> {
-        let rows = launches.iter().zip(states).flat_map(|(launched, states)| jobs::rows(launched, states));
+        let rows = launches
+            .iter()
+            .zip(states)
+            .flat_map(|(launched, states)| jobs::rows(launched, states));
         rows.filter(|row| {
             let told = self.told.get(&(row.name.clone(), row.element));
             told.is_none_or(|(state, reason)| *state != row.state || *reason != row.reason)

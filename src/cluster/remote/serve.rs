@@ -6,9 +6,10 @@ use super::there::Host;
 use super::way::{self, CHANNELS, GREETS, Wanted, Way};
 use super::{there, wanted_of};
 use crate::cluster::ClusterError;
+use crate::connection::ConnectionFile;
+use crate::connection::process::Mark;
 use crate::connection::ssh::{Destination, Ssh, place};
 use crate::connection::tunnel::{self, Found, Ports};
-use crate::connection::{ConnectionFile, process};
 use crate::profile::ProfileDir;
 use nix::time::{ClockId, clock_gettime};
 use std::path::Path;
@@ -86,11 +87,10 @@ pub async fn serve(profile: ProfileDir, cluster_id: &str, first: bool) -> Result
 
 /// As the supervisor has said it.
 fn supervisor() -> Option<Own> {
-    let text = std::env::var(process::SUPERVISOR).ok()?;
-    let (pid, started) = text.split_once(' ')?;
+    let mark = Mark::of_this_process()?;
     Some(Own {
-        pid: pid.parse().ok()?,
-        started: started.parse().ok()?,
+        pid: mark.pid,
+        started: mark.started,
     })
 }
 

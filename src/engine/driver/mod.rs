@@ -206,7 +206,10 @@ impl Driver {
     /// What runs may go on as long as is known to be left.
     async fn leave_because(&mut self, reason: &str, warning: Warning) {
         let (reason, grace_ms) = (reason.to_string(), self.grace_after(warning));
-        tracing::info!("{reason}: giving tasks back and leaving; what runs has {:.1} s", grace_ms as f64 / 1000.0);
+        tracing::info!(
+            "{reason}: giving tasks back and leaving; what runs has {:.1} s",
+            grace_ms as f64 / 1000.0
+        );
         self.send(LEAVING, &Leaving { reason: reason.clone() });
         let event = Event::ShutdownAsked {
             drain: true,
@@ -240,6 +243,7 @@ impl Driver {
                 .held_requests()
                 .chain(self.link.iter().flat_map(|link| link.kept()))
                 .collect(),
+            returned: self.core.unheard_returns(),
         }
     }
 

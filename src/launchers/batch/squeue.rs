@@ -130,7 +130,15 @@ pub fn kill_wait() -> CommandLine {
 
 /// `KillWait                = 30 sec`
 pub fn parse_kill_wait(output: &Output) -> Option<u32> {
-    let value = |line: &str| line.strip_prefix("KillWait")?.trim_start().strip_prefix('=')?.split_whitespace().next()?.parse().ok();
+    let value = |line: &str| {
+        line.strip_prefix("KillWait")?
+            .trim_start()
+            .strip_prefix('=')?
+            .split_whitespace()
+            .next()?
+            .parse()
+            .ok()
+    };
     output.stdout.lines().find_map(value)
 }
 

@@ -325,6 +325,7 @@ pub struct FakeEngine {
     pub defined: Vec<MapId>,
     pub sequence: u64,
     pub gave_back: u32,
+    pub signals: Vec<i32>,
     pub recorded_replies: Vec<String>,
     /// Nothing reaches it, and nothing that it says is heard, until it registers again.
     pub cut: bool,
@@ -571,6 +572,11 @@ impl World {
                 engine.serving.forget(&told.msg_ids);
                 engine.recorded_replies.extend(told.msg_ids);
             }
+            tell::RETURN_RECORDED => {
+                let recorded: tell::ReturnRecorded = message.content().unwrap();
+                engine.serving.returned.retain(|returned| returned.sequence != recorded.sequence);
+            }
+            tell::SIGNAL => engine.signals.push(message.content::<tell::Signal>().unwrap().signal),
             tell::GIVE_BACK => engine.gave_back = message.content::<tell::GiveBack>().unwrap().at_most,
             _ => {}
         }
@@ -630,6 +636,7 @@ impl World {
             id: None,
             holds,
             requests,
+            returned: engine.serving.returned.clone(),
         };
         self.engine_says(name, tell::REGISTER, &register);
     }
