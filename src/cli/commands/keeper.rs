@@ -1,5 +1,5 @@
 //! `pcluster keeper`: what `start` starts beside a cluster whose engines may be replaced.
-use super::supervise;
+use super::{Care, supervise};
 use crate::cli::{CommandError, Context, Exit, logging};
 use crate::cluster::keep;
 use crate::profile::ProfileDir;
@@ -24,7 +24,11 @@ pub struct Args {
 pub fn run(args: Args, context: &Context) -> Result<Exit, CommandError> {
     logging::start(context.log_level(&args.log_level));
     if args.supervise {
-        return supervise(&[], true);
+        return supervise(&Care {
+            again: &[],
+            insists: true,
+            watches: false,
+        });
     }
     let profile = match &args.profile_dir {
         Some(dir) => ProfileDir::at(dir),
