@@ -4,6 +4,7 @@ import json
 import os
 import pathlib
 import re
+import shutil
 import signal
 import subprocess
 
@@ -501,6 +502,21 @@ def test_a_queue_that_is_not_there(on_site):
     script = re.search(r"the script: (.*\.sh)", said)[1]
     assert script.startswith("/") and "hint:" in said
     assert not SITE.queue()
+
+
+@pytest.mark.skipif(SITE.launcher != "slurm", reason="the same code for all")
+def test_a_submission_without_an_answer_is_found_and_a_sites_banner_is_no_answer(on_site, tmp_path, monkeypatch):
+    real, wrapper = shutil.which("sbatch"), tmp_path / "sbatch"
+    monkeypatch.setenv("PATH", "{}:{}".format(tmp_path, os.environ["PATH"]))
+    for text in ('"{}" "$@" > /dev/null && exec sleep 600', 'echo "Welcome to node 7"; "{}" "$@" && echo "Have fun, 42"'):
+        wrapper.write_text("#!/bin/sh\n" + text.format(real) + "\n")
+        wrapper.chmod(0o755)
+        cluster = on_site("-n", "1", "--set", "launcher.command_ms=5000")
+        (job,) = jobs(cluster)
+        (line,) = SITE.queue()
+        assert line.split()[:2] == ["{}_1".format(job["id"]), job["name"]], "submitted once"
+        cluster.run("stop")
+        nothing_is_left(cluster)
 
 
 def test_a_job_that_dies_at_once_is_found_at_once(on_site):
