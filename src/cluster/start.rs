@@ -168,7 +168,11 @@ pub async fn start(options: StartOptions, progress: &mut dyn FnMut(StartProgress
         (&engine_launcher, &config.launcher.engines),
     ];
     if let Some((_, name)) = elsewhere.into_iter().find(|(launcher, _)| launcher.is_elsewhere()) {
-        listen_for_others(&mut settings, name, &config)?;
+        let only_way = !controllers.is_elsewhere() && engine_launcher.is_only_way();
+        if !only_way {
+            let brings_a_way = (!controllers.is_elsewhere() && engine_launcher.brings_a_way()) || config.controller.engine_ssh.is_some();
+            listen_for_others(&mut settings, name, brings_a_way, &config)?;
+        }
     }
     let wish = EngineWish {
         settings,
@@ -238,10 +242,8 @@ pub async fn start(options: StartOptions, progress: &mut dyn FnMut(StartProgress
     // Not in a thread: what is started must be in `undo` before anybody can stop waiting.
     let engines = engine_launcher.start_engines(&wish.launch(profile, &state, missing))?;
     undo.add(&engine_launcher, &engines);
-    engines
-        .trouble
-        .iter()
-        .for_each(|trouble| progress(StartProgress::Note(trouble.clone())));
+    let said = engines.notes.iter().chain(&engines.trouble);
+    said.for_each(|text| progress(StartProgress::Note(text.clone())));
     state.n = n;
     state.next_engine += missing;
     if missing > 0 {
@@ -311,13 +313,16 @@ pub async fn start(options: StartOptions, progress: &mut dyn FnMut(StartProgress
     })
 }
 
-/// Engines on other hosts do not reach a controller that listens on the loopback.
-fn listen_for_others(settings: &mut Vec<(String, String)>, launcher: &str, config: &Config) -> Result<(), ClusterError> {
+/// Engines on other hosts do not reach a controller that listens on the loopback, unless there is another way.
+fn listen_for_others(settings: &mut Vec<(String, String)>, launcher: &str, brings_a_way: bool, config: &Config) -> Result<(), ClusterError> {
     let ip = addresses::of_interface(&config.controller.ip);
     if !addresses::is_loopback(&ip) {
         return Ok(());
     }
     if settings.iter().any(|(key, _)| key == "controller.ip") {
+        if brings_a_way {
+            return Ok(());
+        }
         return Err(ClusterError::Unreachable {
             launcher: launcher.into(),
             ip,

@@ -34,6 +34,12 @@ use crate::profile::config::{Config, EngineKind};
 use std::path::PathBuf;
 use std::time::Duration;
 
+/// Seconds since 1970.
+fn now() -> f64 {
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    now.map_or(0.0, |d| d.as_micros() as f64 / 1e6)
+}
+
 /// The launchers that there are.
 pub fn known() -> Vec<&'static str> {
     ["local", mpi::NAME, ssh::NAME].into_iter().chain(batch::SYSTEMS).collect()
@@ -45,6 +51,14 @@ pub trait Launcher: Send + Sync {
     fn name(&self) -> &str;
     /// Whether what it starts may run on other hosts: then the controller must listen where these reach it.
     fn is_elsewhere(&self) -> bool {
+        false
+    }
+    /// Whether engines may be started where they do not reach a controller over the network: it need not listen there.
+    fn brings_a_way(&self) -> bool {
+        false
+    }
+    /// Whether no engine is to reach the controller over the network.
+    fn is_only_way(&self) -> bool {
         false
     }
     /// Whether its states may be as old as some seconds, because who tells them is asked seldom.

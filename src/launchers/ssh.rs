@@ -1,8 +1,10 @@
 //! Engines on other hosts, started and ended over ssh. Each is a daemon there, in a session of its own, that needs the connection
 //! no longer which started it; another process ends it later over another one, told by host name, process id and start time.
 //!
-//! Parts: [`plan`] (which host gets which engines), [`start`] (one host's engines), [`there`] (what runs on a host, and its end).
+//! Parts: [`plan`] (which host gets which engines), [`start`] (one host's engines), [`there`] (what runs on a host, and its end),
+//! [`reverse`] (ways to the controller for hosts that do not reach it).
 mod plan;
+pub mod reverse;
 mod start;
 mod there;
 
@@ -10,6 +12,7 @@ use super::{ControllerLaunch, Ended, EnginesLaunch, LaunchError, Launched, Launc
 use crate::connection::process;
 use crate::connection::ssh::{Destination, Ssh, SshError};
 use crate::profile::config::resources::SshConfig;
+use start::Way;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 use tokio::sync::Semaphore;
@@ -93,6 +96,14 @@ impl Launcher for OverSsh {
         true
     }
 
+    fn brings_a_way(&self) -> bool {
+        !self.config.needs_network()
+    }
+
+    fn is_only_way(&self) -> bool {
+        self.config.only_tunnels()
+    }
+
     fn is_asked_seldom(&self) -> bool {
         true
     }
@@ -109,15 +120,28 @@ impl Launcher for OverSsh {
         let plan = plan::plan(&self.config.hosts, launch.n, launch.first)?;
         let launch = Arc::new(launch.clone());
         let works = plan.into_iter().map(|(host, numbers)| {
-            let (host, launch) = (host.clone(), launch.clone());
-            async move { (host.host.clone(), start::start(&host, &launch, &numbers).await) }
+            let (host, launch, mode) = (host.clone(), launch.clone(), self.config.tunnel_of(host));
+            async move { (host.host.clone(), start::start(&host, mode, &launch, &numbers).await) }
         });
         let mut started: Vec<(u32, Process)> = Vec::new();
+        let mut direct = Vec::new();
         for (host, result) in self.at_once(works.collect())? {
             match result {
-                Ok(processes) => started.extend(processes),
+                Ok(of_host) => {
+                    started.extend(of_host.engines);
+                    match of_host.way {
+                        Way::Given => {}
+                        Way::Direct(_) => direct.push(host),
+                        Way::Tunnel(why) => launched
+                            .notes
+                            .push(format!("{host}: its engines reach the controller through a reverse tunnel ({why})")),
+                    }
+                }
                 Err(why) => launched.trouble.push(format!("{host} has no engines: {why}")),
             }
+        }
+        if !direct.is_empty() {
+            launched.notes.insert(0, format!("{}: the controller is reached directly", direct.join(", ")));
         }
         started.sort_by_key(|(number, _)| *number);
         launched.processes = started.into_iter().map(|(_, process)| process).collect();
@@ -184,6 +208,8 @@ impl Launcher for OverSsh {
             let ended = there::end(&host, &processes, grace).await;
             ended.map_err(|e| format!("{host}: {e}"))
         })?;
+        // Also of hosts that did not answer: the tunnels of these lead nowhere.
+        launched.tunnels().iter().for_each(|file| reverse::end(file));
         let mut all = Ended::default();
         told("end", answers)?.into_iter().for_each(|ended| all += ended);
         Ok(all)
