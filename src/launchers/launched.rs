@@ -206,9 +206,12 @@ impl Launched {
 
     /// The state files of its reverse tunnels, each once.
     pub fn tunnels(&self) -> Vec<PathBuf> {
-        let mut all: Vec<PathBuf> = self.processes.iter().filter_map(|process| process.tunnel.clone()).collect();
-        all.sort();
-        all.dedup();
+        let mut all = Vec::new();
+        for file in self.processes.iter().filter_map(|process| process.tunnel.as_ref()) {
+            if !all.contains(file) {
+                all.push(file.clone());
+            }
+        }
         all
     }
 

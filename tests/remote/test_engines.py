@@ -151,7 +151,7 @@ def test_what_a_host_lacks_is_said(net):
 def test_engines_that_cannot_reach_the_controller(net):
     """The node knows no way to the laptop, login does."""
     words = ["start", "--launcher", "ssh", "--host", "node1:1", "--host", "login:1", "--profile", "cut", "--python", PYTHON]
-    words += ["--set", "controller.registration_timeout_ms=2000"]
+    words += ["--tunnel", "never", "--set", "controller.registration_timeout_ms=2000"]
     code, err = net.fails("laptop", *words)
     assert "on node1" in err and "no controller answered" in err and "Network is unreachable" in err
     done = net.run("laptop", PCLUSTER, *words, "--min-engines", "1")

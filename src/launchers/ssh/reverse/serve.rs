@@ -6,6 +6,7 @@ use super::{Phase, ReverseError, ReverseState};
 use crate::connection::ConnectionFile;
 use crate::connection::keep::{Clocks, LONGEST_PAUSE, Pauses, TICK};
 use crate::connection::process::Own;
+use crate::connection::relay::Relay;
 use crate::connection::ssh::{Destination, Ssh, SshError, place};
 use crate::launchers::ssh::start::{between_marks, marked};
 use crate::profile::ProfileDir;
@@ -16,6 +17,10 @@ use tokio::signal::unix::{SignalKind, signal};
 
 /// How often one looks where the controller is.
 const LOOK_EVERY: Duration = Duration::from_secs(5);
+/// How long an ssh process that has closed its connections may take to be gone.
+const ENDS: Duration = Duration::from_millis(100);
+/// An engine that has not connected again for so long after the tunnel was up has gone with its connection.
+const COMES_BACK: Duration = Duration::from_secs(10);
 /// How long the other host may take to answer.
 const ANSWERS: Duration = Duration::from_secs(10);
 /// Without a controller's file for so long, there is nothing to lead to any more: its engines have given up, too.
@@ -28,6 +33,7 @@ const PORTS: std::ops::Range<u16> = 10_000..32_000;
 struct Tunnel {
     file: PathBuf,
     state: ReverseState,
+    relay: Relay,
     /// How often it was up.
     ups: u64,
     /// When the controller's file was last there.
@@ -51,6 +57,7 @@ pub async fn serve(file: &Path, first: bool) -> Result<(), ReverseError> {
     let mut tunnel = Tunnel {
         file: file.to_path_buf(),
         state,
+        relay: Relay::default(),
         ups: 0,
         seen: Instant::now(),
     };
@@ -111,11 +118,18 @@ impl Tunnel {
         let file = self.engine_file()?;
         let address = target::find(&file, &self.state.channels).await?;
         let ports = target::ports(&file);
+        let mut listening = Vec::new();
         for name in self.state.channels.clone() {
             let Some(port) = ports.get(&name) else {
                 return Err(ReverseError::Internal(format!("the engines' connection file has no channel {name}")));
             };
-            self.forward(ssh, &name, &address, *port).await?;
+            let path = ssh.place().join(&name);
+            listening.push(self.relay.listen(&path, &address, *port).map_err(|e| ReverseError::State {
+                doing: "listen at",
+                path: path.clone(),
+                why: e.to_string(),
+            })?);
+            self.forward(ssh, &name, &path).await?;
         }
         self.ups += 1;
         if self.ups > 1 {
@@ -144,9 +158,9 @@ impl Tunnel {
     }
 
     /// The port that the engines know; at first one that is free.
-    async fn forward(&mut self, ssh: &Ssh, name: &str, address: &str, port: u16) -> Result<(), ReverseError> {
+    async fn forward(&mut self, ssh: &Ssh, name: &str, path: &Path) -> Result<(), ReverseError> {
         if let Some(known) = self.state.ports.get(name).copied() {
-            return match ssh.forward_there(known, address, port).await {
+            return match ssh.forward_there(known, path).await {
                 Err(SshError::Forward { why, .. }) => Err(ReverseError::Taken {
                     to: self.state.to.clone(),
                     port: known,
@@ -158,7 +172,7 @@ impl Tunnel {
         let mut tries = 0;
         loop {
             let there = any_port(uuid::Uuid::new_v4().as_u128());
-            match ssh.forward_there(there, address, port).await {
+            match ssh.forward_there(there, path).await {
                 Ok(()) => {
                     self.state.ports.insert(name.to_string(), there);
                     return Ok(());
@@ -171,14 +185,30 @@ impl Tunnel {
 
     /// Until the connection is lost, or the tunnel is no longer wanted.
     async fn watch(&mut self, ssh: &Ssh, ports: &BTreeMap<String, u16>) -> Result<(), ReverseError> {
-        let mut looked = Instant::now();
+        let (begun, mut looked) = (Instant::now(), Instant::now());
+        let mut holds = true;
         loop {
             let clocks = Clocks::now();
-            tokio::time::sleep(TICK).await;
+            let ended = tokio::select! {
+                () = tokio::time::sleep(TICK) => false,
+                () = self.relay.far_side_ended() => true,
+            };
+            if ended {
+                // An ssh process that is about to end has closed its connections first.
+                tokio::time::sleep(ENDS).await;
+            }
             if !self.is_wanted() {
                 return Ok(());
             }
             ssh.check().await?;
+            if ended {
+                self.relay.is_alive();
+            }
+            if holds && begun.elapsed() > COMES_BACK {
+                // Of the engines of before, those that there are have connected again.
+                self.relay.release();
+                holds = false;
+            }
             if clocks.slept() {
                 tracing::info!("this host has slept");
                 ssh.run(&["true"], b"", ANSWERS).await?;
