@@ -52,7 +52,7 @@ def nothing_is_left(net, profile):
     wait_until("sshd's processes of the connections to end", lambda: not served())
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="class")
 def behind(net):
     """A controller on the laptop's own loopback, and eight engines on nodes that know no way there; the profile's name."""
     said = start(net, "behind", "--host", "node1:4", "--host", "node2:4", "--tunnel", "always")
@@ -62,86 +62,83 @@ def behind(net):
     nothing_is_left(net, "behind")
 
 
-def test_eight_engines_behind_reverse_tunnels(net, behind):
-    file = json.loads(net.client_file(behind).read_text())
-    assert file["interface"] == "tcp://127.0.0.1", "only this host reaches the controller"
-    assert phases(net, behind) == {"node1": "up", "node2": "up"}
-    assert "reverse tunnels are up to node1, node2" in net.run("laptop", PCLUSTER, "list").stderr
-    engines = json.loads(net.pcluster("laptop", "engines", "--profile", behind, "--json"))["engines"]
-    assert sorted(engine["host"] for engine in engines) == ["node1"] * 4 + ["node2"] * 4
-    code = """
-    import ipyparallel as ipp
-    client = ipp.Client(profile="behind", timeout=20)
-    assert sorted(client[:].apply_sync(lambda: __import__("socket").gethostname())) == ["node1"] * 4 + ["node2"] * 4
-    assert client.load_balanced_view().map_sync(lambda n: n * n, range(40)) == [n * n for n in range(40)]
-    client[:].push({"data": b"x" * 10_000_000}, block=True)
-    assert client[7].pull("data", block=True) == b"x" * 10_000_000
-    client.close()
-    """
-    net.python("laptop", textwrap.dedent(code))
-    # On the node the port is the loopback's alone, and the file that names it is private.
-    (port,) = tunnels(net, behind)["node1"]["ports"].values()
-    listening = net.ok("node1", "ss", "-Hltn", "state", "listening")
-    assert "127.0.0.1:{} ".format(port) in listening and "0.0.0.0:{}".format(port) not in listening, listening
-    copies = sorted(net.cluster_home.glob(".pcluster/profile_*/security/*.json"))
-    assert len(copies) == 2 and all(stat.S_IMODE(copy.stat().st_mode) == 0o600 for copy in copies)
-    key = json.loads(copies[0].read_text())["key"]
-    state = "".join(p.read_text() for p in (net.laptop_home / ".ipython/profile_behind/pid").iterdir())
-    assert key not in state + tunnel_logs(net, behind)
-    assert not [c for host in ("laptop", "node1", "node2") for c in net.pids(host).values() if key in c]
+class TestBehind:
+    def test_eight_engines_behind_reverse_tunnels(self, net, behind):
+        file = json.loads(net.client_file(behind).read_text())
+        assert file["interface"] == "tcp://127.0.0.1", "only this host reaches the controller"
+        assert phases(net, behind) == {"node1": "up", "node2": "up"}
+        assert "reverse tunnels are up to node1, node2" in net.run("laptop", PCLUSTER, "list").stderr
+        engines = json.loads(net.pcluster("laptop", "engines", "--profile", behind, "--json"))["engines"]
+        assert sorted(engine["host"] for engine in engines) == ["node1"] * 4 + ["node2"] * 4
+        code = """
+        import ipyparallel as ipp
+        client = ipp.Client(profile="behind", timeout=20)
+        assert sorted(client[:].apply_sync(lambda: __import__("socket").gethostname())) == ["node1"] * 4 + ["node2"] * 4
+        assert client.load_balanced_view().map_sync(lambda n: n * n, range(40)) == [n * n for n in range(40)]
+        client[:].push({"data": b"x" * 10_000_000}, block=True)
+        assert client[7].pull("data", block=True) == b"x" * 10_000_000
+        client.close()
+        """
+        net.python("laptop", textwrap.dedent(code))
+        # On the node the port is the loopback's alone, and the file that names it is private.
+        (port,) = tunnels(net, behind)["node1"]["ports"].values()
+        listening = net.ok("node1", "ss", "-Hltn", "state", "listening")
+        assert "127.0.0.1:{} ".format(port) in listening and "0.0.0.0:{}".format(port) not in listening, listening
+        copies = sorted(net.cluster_home.glob(".pcluster/profile_*/security/*.json"))
+        assert len(copies) == 2 and all(stat.S_IMODE(copy.stat().st_mode) == 0o600 for copy in copies)
+        key = json.loads(copies[0].read_text())["key"]
+        state = "".join(p.read_text() for p in (net.laptop_home / ".ipython/profile_behind/pid").iterdir())
+        assert key not in state + tunnel_logs(net, behind)
+        assert not [c for host in ("laptop", "node1", "node2") for c in net.pids(host).values() if key in c]
 
+    def test_a_short_cut_of_reverse_tunnels_loses_nothing(self, net, behind):
+        before = engine_ids(net, behind)
+        work = Recorded(net, behind, "reverse-short", n=240)
+        net.link("login", "down")
+        time.sleep(4)
+        net.link("login", "up")
+        work.finish()
+        assert engine_ids(net, behind) == before
+        assert {t["reconnects"] for t in tunnels(net, behind).values()} == {0}, "the same connections went on"
 
-def test_a_short_cut_of_reverse_tunnels_loses_nothing(net, behind):
-    before = engine_ids(net, behind)
-    work = Recorded(net, behind, "reverse-short", n=240)
-    net.link("login", "down")
-    time.sleep(4)
-    net.link("login", "up")
-    work.finish()
-    assert engine_ids(net, behind) == before
-    assert {t["reconnects"] for t in tunnels(net, behind).values()} == {0}, "the same connections went on"
+    def test_a_long_cut_of_reverse_tunnels_is_healed(self, net, behind):
+        """The far end has not noticed the cut: what served the connection before still holds the port there."""
+        before, ports = engine_ids(net, behind), {to: t["ports"] for to, t in tunnels(net, behind).items()}
+        work = Recorded(net, behind, "reverse-long", n=240)
+        net.link("login", "down")
+        wait_until("the tunnels to be down", lambda: set(phases(net, behind).values()) == {"down"})
+        assert "is lost and is being made again" in net.run("laptop", PCLUSTER, "list").stderr
+        net.link("login", "up")
+        work.finish()
+        wait_until("the tunnels to be up", lambda: set(phases(net, behind).values()) == {"up"})
+        assert {to: t["ports"] for to, t in tunnels(net, behind).items()} == ports
+        assert engine_ids(net, behind) == before
 
+    def test_sshd_and_the_tunnel_and_the_controller_are_killed(self, net, behind):
+        before = engine_ids(net, behind)
+        work = Recorded(net, behind, "reverse-sshd", n=240)
+        net.sshd("node1", "stop")
+        wait_until("the tunnel to be down", lambda: phases(net, behind)["node1"] == "down")
+        net.sshd("node1", "start")
+        work.finish()
+        wait_until("the tunnel to be up", lambda: phases(net, behind)["node1"] == "up")
 
-def test_a_long_cut_of_reverse_tunnels_is_healed(net, behind):
-    """The far end has not noticed the cut: what served the connection before still holds the port there."""
-    before, ports = engine_ids(net, behind), {to: t["ports"] for to, t in tunnels(net, behind).items()}
-    work = Recorded(net, behind, "reverse-long", n=240)
-    net.link("login", "down")
-    wait_until("the tunnels to be down", lambda: set(phases(net, behind).values()) == {"down"})
-    assert "is lost and is being made again" in net.run("laptop", PCLUSTER, "list").stderr
-    net.link("login", "up")
-    work.finish()
-    wait_until("the tunnels to be up", lambda: set(phases(net, behind).values()) == {"up"})
-    assert {to: t["ports"] for to, t in tunnels(net, behind).items()} == ports
-    assert engine_ids(net, behind) == before
+        work = Recorded(net, behind, "reverse-process", n=240)
+        for tunnel in tunnels(net, behind).values():
+            os.kill(tunnel["pid"], signal.SIGKILL)
+        work.finish()
 
+        work = Recorded(net, behind, "reverse-controller", n=240)
+        os.kill(json.loads(net.client_file(behind).read_text())["pcluster"]["pid"], signal.SIGKILL)
+        work.finish()
+        wait_until("the engines", lambda: engine_ids(net, behind) == before)
+        wait_until("the tunnels to be up", lambda: set(phases(net, behind).values()) == {"up"})
 
-def test_sshd_and_the_tunnel_and_the_controller_are_killed(net, behind):
-    before = engine_ids(net, behind)
-    work = Recorded(net, behind, "reverse-sshd", n=240)
-    net.sshd("node1", "stop")
-    wait_until("the tunnel to be down", lambda: phases(net, behind)["node1"] == "down")
-    net.sshd("node1", "start")
-    work.finish()
-    wait_until("the tunnel to be up", lambda: phases(net, behind)["node1"] == "up")
-
-    work = Recorded(net, behind, "reverse-process", n=240)
-    for tunnel in tunnels(net, behind).values():
-        os.kill(tunnel["pid"], signal.SIGKILL)
-    work.finish()
-
-    work = Recorded(net, behind, "reverse-controller", n=240)
-    os.kill(json.loads(net.client_file(behind).read_text())["pcluster"]["pid"], signal.SIGKILL)
-    work.finish()
-    wait_until("the engines", lambda: engine_ids(net, behind) == before)
-    wait_until("the tunnels to be up", lambda: set(phases(net, behind).values()) == {"up"})
-
-
-def test_the_login_host_between_is_rebooted(net, behind):
-    work = Recorded(net, behind, "reverse-reboot", n=240)
-    net.reboot("login")
-    work.finish()
-    wait_until("the tunnels to be up", lambda: set(phases(net, behind).values()) == {"up"})
+    def test_the_login_host_between_is_rebooted(self, net, behind):
+        work = Recorded(net, behind, "reverse-reboot", n=240)
+        net.reboot("login")
+        work.finish()
+        wait_until("the tunnels to be up", lambda: set(phases(net, behind).values()) == {"up"})
 
 
 def test_a_cut_for_good_moves_the_tasks(net):
@@ -156,9 +153,9 @@ def test_a_cut_for_good_moves_the_tasks(net):
         out, err = work.running.communicate(timeout=100)
         assert work.running.returncode == 0, err
         assert [int(line) for line in out.split()] == [n * n for n in range(work.n)]
-        # What node1 had begun when the cut came has run elsewhere too, and nothing else.
+        # What node1 held when the cut came has run elsewhere too, and nothing else: one task that ran and one ahead, for each engine.
         ran = work.ran.read_text().split()
-        assert work.n <= len(ran) <= work.n + 2 and set(map(int, ran)) == set(range(work.n))
+        assert work.n <= len(ran) <= work.n + 4 and set(map(int, ran)) == set(range(work.n))
         code, err = net.fails("laptop", "stop", "--profile", "moves")
         assert "node1" in err
     finally:
