@@ -83,6 +83,15 @@ pub trait Launcher: Send + Sync {
             .get(place)
             .map_or_else(String::new, |m| logs::end(&m.log, m.log_from, lines))
     }
+    /// The last lines of what these members have written on other hosts, by place; or why they cannot be had.
+    fn logs_elsewhere(&self, _: &Launched, _places: &[usize], _lines: usize) -> Vec<(usize, Result<String, String>)> {
+        Vec::new()
+    }
+    /// The places of the engines that are these processes: each the name that its host gives itself, and its id there. Only of
+    /// processes on other hosts; those that cannot be told are left out.
+    fn places_of(&self, _: &Launched, _processes: &[(String, u32)]) -> Vec<usize> {
+        Vec::new()
+    }
     /// One line for people.
     fn describe(&self, launched: &Launched) -> String;
 }

@@ -229,6 +229,51 @@ impl Launcher for OverSsh {
         end.ok().and_then(|mut ends| ends.pop()).unwrap_or_default()
     }
 
+    fn logs_elsewhere(&self, launched: &Launched, places: &[usize], lines: usize) -> Vec<(usize, Result<String, String>)> {
+        let mut hosts = by_host(launched);
+        for (_, processes) in &mut hosts {
+            processes.retain(|(place, process)| process.directory.is_some() && places.contains(place));
+        }
+        hosts.retain(|(_, processes)| !processes.is_empty());
+        let works = hosts.into_iter().map(|(host, processes)| async move {
+            let read = match tokio::time::timeout(ANSWERS, there::log_ends(&host, &processes, lines)).await {
+                Ok(read) => read.map_err(|e| format!("{host}: {e}")),
+                Err(_) => Err(format!("{host} has not answered for {} s", ANSWERS.as_secs())),
+            };
+            let of = |(place, _): (usize, Process)| {
+                let text = read.as_ref().map(|read| read.get(&place).cloned().unwrap_or_default());
+                (place, text.map_err(String::clone))
+            };
+            processes.into_iter().map(of).collect::<Vec<_>>()
+        });
+        let mut logs: Vec<_> = match self.at_once(works.collect()) {
+            Ok(logs) => logs.into_iter().flatten().collect(),
+            Err(e) => places.iter().map(|place| (*place, Err(e.to_string()))).collect(),
+        };
+        logs.sort_by_key(|(place, _)| *place);
+        logs
+    }
+
+    fn places_of(&self, launched: &Launched, engines: &[(String, u32)]) -> Vec<usize> {
+        let mut works = Vec::new();
+        for (host, processes) in by_host(launched) {
+            let node = processes.iter().find_map(|(_, process)| process.node.clone());
+            let of_it = engines.iter().filter(|(name, _)| Some(name) == node.as_ref());
+            let pids: Vec<u32> = of_it.map(|(_, pid)| *pid).collect();
+            if pids.is_empty() {
+                continue;
+            }
+            works.push(async move {
+                let asked = tokio::time::timeout(ANSWERS, there::parents(&host, &pids)).await;
+                let parents = asked.ok().and_then(Result::ok).unwrap_or_default();
+                let is_it = |pid: u32| pids.contains(&pid) || parents.contains(&pid);
+                let places = processes.into_iter().filter(|(_, process)| is_it(process.pid));
+                places.map(|(place, _)| place).collect::<Vec<_>>()
+            });
+        }
+        self.at_once(works).unwrap_or_default().into_iter().flatten().collect()
+    }
+
     fn describe(&self, launched: &Launched) -> String {
         let hosts: Vec<String> = by_host(launched)
             .into_iter()
