@@ -58,7 +58,10 @@ pub const GROUPS: &[(&str, &[&str])] = &[
         ],
     ),
     ("Elsewhere", &["connect", "disconnect", "connection", "install"]),
-    ("Work", &["map", "apply", "exec", "run", "push", "pull", "scatter", "gather"]),
+    (
+        "Work",
+        &["map", "apply", "exec", "run", "push", "pull", "scatter", "gather", "signal"],
+    ),
     ("Results", &["results", "resubmit", "cancel", "wait", "purge"]),
     ("Setup", &["doctor", "profile", "template", "completions", "version"]),
 ];
@@ -158,6 +161,7 @@ mod tests {
           scatter      Cut a list into even parts, one for each engine, under one name
           gather       Put the lists that engines have under one name together, in the
                        engines' order, and print them as one JSON list
+          signal       Send a signal to what the engines run at this moment
 
         Results:
           results      List maps, their tasks, or all that is known of a task

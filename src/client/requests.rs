@@ -1,12 +1,13 @@
 //! What may be asked of the controller, one method each. Shapes are those of [`crate::wire::content::client`].
 use super::{Client, ClientError};
 use crate::model::query::TaskQuery;
+use crate::model::targets::Targets;
 use crate::model::task::{MapRow, TaskRow};
 use crate::model::{EngineId, MapId, TaskId};
 use crate::wire::content::client::{
-    CANCEL, DETAILS, DetailsReply, DetailsRequest, Done, MAPS, MapsReply, MapsRequest, PURGE, PurgeRequest, RESUBMIT, STATUS, STOP,
-    STOP_ENGINES, Selection, SelectionReply, SelectionRequest, StatusReply, StopEnginesRequest, StopRequest, TASKS, TasksReply,
-    TasksRequest,
+    CANCEL, DETAILS, DetailsReply, DetailsRequest, Done, MAPS, MapsReply, MapsRequest, PURGE, PurgeRequest, RESUBMIT, SIGNAL_ENGINES,
+    STATUS, STOP, STOP_ENGINES, Selection, SelectionReply, SelectionRequest, SignalEnginesReply, SignalEnginesRequest, StatusReply,
+    StopEnginesRequest, StopRequest, TASKS, TasksReply, TasksRequest,
 };
 use serde::Serialize;
 
@@ -56,6 +57,13 @@ impl Client {
         self.request::<_, Done>(STOP_ENGINES, &StopEnginesRequest { engines, drain }, Vec::new())
             .await
             .map(drop)
+    }
+
+    /// Sends a signal to what these engines run at this moment. Who has been told.
+    pub async fn signal_engines(&self, targets: Targets, signal: i32) -> Result<Vec<EngineId>, ClientError> {
+        let request = SignalEnginesRequest { targets, signal };
+        let reply: SignalEnginesReply = self.request(SIGNAL_ENGINES, &request, Vec::new()).await?;
+        Ok(reply.engines)
     }
 
     /// Forgets finished maps.

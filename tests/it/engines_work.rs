@@ -1,5 +1,5 @@
 //! Work on engines that are named: apply, exec, run, push, pull, scatter, gather.
-use super::support::{Cluster, shared};
+use super::support::{Cluster, shared, wait_until};
 use serde_json::{Value, json};
 
 #[test]
@@ -99,4 +99,25 @@ fn a_namespace_outlives_failing_code() {
     cluster.run(&["exec", "raise SystemExit(3)"]);
     cluster.run(&["exec", "import sys; sys.exit()"]);
     assert_eq!(cluster.ok(&["pull", "kept"]), "[0] 7\n[1] 7\n");
+}
+
+#[test]
+fn a_signal_reaches_what_runs_and_nothing_else() {
+    let cluster = Cluster::start(2);
+    cluster.ok(&["push", "kept=7"]);
+    let begun = cluster.path().join("begun");
+    let script = format!("import time\nasleep = 1\nopen({begun:?}, 'w').close()\ntime.sleep(600)\n");
+    cluster.file("asleep.py", &script);
+    let running = cluster.spawn(&["run", "asleep.py", "--targets", "1"]);
+    wait_until("the script runs", || begun.exists().then_some(()));
+    // Engine 0 is idle: an interrupt finds nothing there.
+    assert_eq!(cluster.run(&["signal", "INT"]).stderr, "SIGINT to 2 engines\n");
+    let ended = running.end().fails(1, &["KeyboardInterrupt"]);
+    assert!(ended.stderr.contains("[1]"), "{}", ended.story());
+    // Both have kept their namespaces.
+    assert_eq!(cluster.ok(&["pull", "kept"]), "[0] 7\n[1] 7\n");
+    cluster
+        .run(&["signal", "USR1", "--targets", "0,9"])
+        .fails(3, &["there is no engine 9", "pcluster engines"]);
+    cluster.run(&["signal", "HUMBUG"]).fails(2, &["HUMBUG", "kill -l"]);
 }

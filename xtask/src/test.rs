@@ -8,10 +8,13 @@ use crate::run::{captured, echo, program, spelled, status, watched};
 use crate::schedulers;
 use crate::tally::Tally;
 use crate::wheel;
-use std::path::Path;
-use std::process::Command;
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command};
 
 const PYTHON_TESTS: &str = "tests/python";
+/// Of the campaign that kills processes at random.
+const CHAOS_MINUTES: &str = "5";
 
 /// Whether all passed.
 pub fn run(places: &Places) -> Result<bool, String> {
@@ -41,16 +44,49 @@ pub fn run(places: &Places) -> Result<bool, String> {
             report.add("cargo xtask conformance", Tally::of_check(false));
         }
     }
+    // These wait more than they work, so the campaign runs beside them.
+    let chaos = Beside::start(places, &["chaos", "--minutes", CHAOS_MINUTES]);
     remote_tests(places, &mut report, python.as_deref());
     batch_tests(places, &mut report, python.as_deref());
-    // Last: it needs the program that the tests have built.
-    echo("cargo xtask chaos --minutes 1");
-    let chaos = crate::chaos::run(places, 1.0, None);
-    if let Err(why) = &chaos {
+    let passed = chaos.and_then(Beside::end).unwrap_or_else(|why| {
         println!("{why}");
-    }
-    report.add("cargo xtask chaos", Tally::of_check(chaos.is_ok()));
+        false
+    });
+    report.add("cargo xtask chaos", Tally::of_check(passed));
     Ok(report.close())
+}
+
+/// A chore that runs in another process while tests run here. What it says is shown when it has ended.
+struct Beside {
+    line: String,
+    process: Child,
+    log: PathBuf,
+}
+
+impl Beside {
+    fn start(places: &Places, words: &[&str]) -> Result<Beside, String> {
+        let line = format!("cargo xtask {}", words.join(" "));
+        let log = places.target.join(format!("{}.log", words[0]));
+        let own = std::env::current_exe().map_err(|e| format!("{line}: cannot find this program: {e}"))?;
+        let failed = |e: std::io::Error| format!("cannot run {line} with its output in {}: {e}", log.display());
+        let output = File::create(&log).map_err(failed)?;
+        let mut command = program(&places.root, &[&own.to_string_lossy()]);
+        command.args(words).stdout(output.try_clone().map_err(failed)?).stderr(output);
+        let process = command.spawn().map_err(failed)?;
+        println!("\n$ {line} &");
+        Ok(Beside { line, process, log })
+    }
+
+    /// Waits for its end. Whether it passed.
+    fn end(mut self) -> Result<bool, String> {
+        let status = self.process.wait().map_err(|e| format!("{}: {e}", self.line))?;
+        echo(&format!("{}   # ran beside the tests above", self.line));
+        print!(
+            "{}",
+            fs::read_to_string(&self.log).unwrap_or_else(|e| format!("{}: {e}\n", self.log.display()))
+        );
+        Ok(status.success())
+    }
 }
 
 #[derive(Default)]

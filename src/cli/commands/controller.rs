@@ -1,7 +1,7 @@
 //! `pcluster controller`: what launchers start, pcluster's and ipyparallel's.
 use super::{setting, supervise};
 use crate::cli::ipyparallel::Trait;
-use crate::cli::ipyparallel::common::{LauncherEnvironment, Place};
+use crate::cli::ipyparallel::common::{CommonOptions, LauncherEnvironment, Place};
 use crate::cli::ipyparallel::controller::ControllerWords;
 use crate::cli::{CommandError, Context, Exit, logging};
 use crate::connection::addresses;
@@ -73,18 +73,6 @@ struct Ipcontroller {
     /// The same as --reuse: a controller that was killed finds its engines again in any case
     #[arg(long)]
     restore: bool,
-    /// Log to a file in the profile's log directory
-    #[arg(long)]
-    log_to_file: bool,
-    /// Before that, remove the log files of controllers before
-    #[arg(long)]
-    clean_logs: bool,
-    /// Work in this directory
-    #[arg(long, value_name = "DIR")]
-    work_dir: Option<String>,
-    /// Log all there is to say
-    #[arg(long)]
-    debug: bool,
     /// Has no effect: every task is recorded in the cluster's own database
     #[arg(long)]
     dictdb: bool,
@@ -104,25 +92,8 @@ struct Ipcontroller {
     port: Option<String>,
     #[arg(long, hide = true)]
     transport: Option<String>,
-    #[arg(long, hide = true)]
-    user: Option<String>,
-    #[arg(long, hide = true)]
-    ident: Option<String>,
-    #[arg(long, hide = true)]
-    keyfile: Option<String>,
-    #[arg(long, hide = true)]
-    secure: bool,
-    #[arg(long, hide = true)]
-    no_secure: bool,
-    #[arg(long, hide = true)]
-    init: bool,
-    #[arg(long, hide = true)]
-    config: Option<String>,
-    #[arg(long, hide = true)]
-    log_url: Option<String>,
-    /// Any option of ipcontroller as traitlets spells it: --IPController.ip=0.0.0.0
-    #[arg(long = "trait", value_name = "CLASS.NAME=VALUE", value_parser = Trait::parse)]
-    traits: Vec<Trait>,
+    #[command(flatten)]
+    common: CommonOptions,
 }
 
 impl Ipcontroller {
@@ -137,38 +108,19 @@ impl Ipcontroller {
             ("TaskScheduler", "hwm", &self.hwm),
             ("IPController", "ssh_server", &self.ssh),
             ("IPController", "engine_ssh_server", &self.enginessh),
-            ("BaseParallelApplication", "work_dir", &self.work_dir),
             ("IPController", "regport", &self.port),
             ("IPController", "transport", &self.transport),
-            ("Session", "username", &self.user),
-            ("Session", "session", &self.ident),
-            ("Session", "keyfile", &self.keyfile),
-            ("BaseIPythonApplication", "extra_config_file", &self.config),
-            ("BaseParallelApplication", "log_url", &self.log_url),
         ];
         let flags = [
             ("IPController", "reuse_files", "True", self.reuse),
             ("IPController", "restore_engines", "True", self.restore),
-            ("BaseParallelApplication", "log_to_file", "True", self.log_to_file),
-            ("BaseParallelApplication", "clean_logs", "True", self.clean_logs),
-            ("Application", "log_level", "10", self.debug),
             ("IPController", "db_class", "DictDB", self.dictdb),
             ("IPController", "db_class", "SQLiteDB", self.sqlitedb),
             ("IPController", "db_class", "MongoDB", self.mongodb),
             ("IPController", "db_class", "NoDB", self.nodb),
             ("IPController", "use_threads", "True", self.usethreads),
-            ("Session", "signature_scheme", "hmac-sha256", self.secure),
-            ("Session", "key", "", self.no_secure),
-            ("BaseIPythonApplication", "copy_config_files", "True", self.init),
         ];
-        let valued = valued
-            .iter()
-            .filter_map(|(class, name, value)| Some(Trait::of(class, name, value.as_ref()?)));
-        let flags = flags
-            .iter()
-            .filter(|f| f.3)
-            .map(|(class, name, value, _)| Trait::of(class, name, value));
-        valued.chain(flags).chain(self.traits.iter().cloned()).collect()
+        self.common.after(&valued, &flags)
     }
 }
 

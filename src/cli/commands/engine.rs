@@ -1,7 +1,7 @@
 //! `pcluster engine`: what launchers start, pcluster's and ipyparallel's.
 use super::{setting, supervise};
 use crate::cli::ipyparallel::Trait;
-use crate::cli::ipyparallel::common::{LauncherEnvironment, Place};
+use crate::cli::ipyparallel::common::{CommonOptions, LauncherEnvironment, Place};
 use crate::cli::ipyparallel::engine::{EngineWords, mpi_rank};
 use crate::cli::{CommandError, Context, Exit, logging, output};
 use crate::connection::tunnel::{self, Found};
@@ -74,43 +74,14 @@ struct Ipengine {
     /// The controller's host, instead of what the connection file says
     #[arg(long, value_name = "HOST")]
     location: Option<String>,
-    /// Log to a file in the profile's log directory
-    #[arg(long)]
-    log_to_file: bool,
-    /// Before that, remove the log files of engines before
-    #[arg(long)]
-    clean_logs: bool,
-    /// Work in this directory
-    #[arg(long, value_name = "DIR")]
-    work_dir: Option<String>,
-    /// Log all there is to say
-    #[arg(long)]
-    debug: bool,
     #[arg(long, hide = true)]
     ssh: Option<String>,
     #[arg(long, hide = true)]
     sshkey: Option<String>,
     #[arg(long, hide = true)]
     url: Option<String>,
-    #[arg(long, hide = true)]
-    user: Option<String>,
-    #[arg(long, hide = true)]
-    ident: Option<String>,
-    #[arg(long, hide = true)]
-    keyfile: Option<String>,
-    #[arg(long, hide = true)]
-    secure: bool,
-    #[arg(long, hide = true)]
-    no_secure: bool,
-    #[arg(long, hide = true)]
-    init: bool,
-    #[arg(long, hide = true)]
-    config: Option<String>,
-    #[arg(long, hide = true)]
-    log_url: Option<String>,
-    /// Any option of ipengine and IPython's shell as traitlets spells it: --InteractiveShell.colors=nocolor
-    #[arg(long = "trait", value_name = "CLASS.NAME=VALUE", value_parser = Trait::parse)]
-    traits: Vec<Trait>,
+    #[command(flatten)]
+    common: CommonOptions,
 }
 
 impl Ipengine {
@@ -121,33 +92,12 @@ impl Ipengine {
             ("IPEngine", "startup_script", &self.script),
             ("IPEngine", "timeout", &self.timeout),
             ("IPEngine", "location", &self.location),
-            ("BaseParallelApplication", "work_dir", &self.work_dir),
             ("IPEngine", "sshserver", &self.ssh),
             ("IPEngine", "sshkey", &self.sshkey),
             ("IPEngine", "registration_url", &self.url),
-            ("Session", "username", &self.user),
-            ("Session", "session", &self.ident),
-            ("Session", "keyfile", &self.keyfile),
-            ("BaseIPythonApplication", "extra_config_file", &self.config),
-            ("BaseParallelApplication", "log_url", &self.log_url),
         ];
-        let flags = [
-            ("IPEngine", "use_mpi", "True", self.mpi),
-            ("BaseParallelApplication", "log_to_file", "True", self.log_to_file),
-            ("BaseParallelApplication", "clean_logs", "True", self.clean_logs),
-            ("Application", "log_level", "10", self.debug),
-            ("Session", "signature_scheme", "hmac-sha256", self.secure),
-            ("Session", "key", "", self.no_secure),
-            ("BaseIPythonApplication", "copy_config_files", "True", self.init),
-        ];
-        let valued = valued
-            .iter()
-            .filter_map(|(class, name, value)| Some(Trait::of(class, name, value.as_ref()?)));
-        let flags = flags
-            .iter()
-            .filter(|f| f.3)
-            .map(|(class, name, value, _)| Trait::of(class, name, value));
-        valued.chain(flags).chain(self.traits.iter().cloned()).collect()
+        let flags = [("IPEngine", "use_mpi", "True", self.mpi)];
+        self.common.after(&valued, &flags)
     }
 }
 

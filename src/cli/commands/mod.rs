@@ -28,6 +28,7 @@ pub mod run;
 pub mod scale;
 pub mod scatter;
 pub mod script;
+pub mod signal;
 pub mod start;
 pub mod status;
 pub mod stop;
@@ -80,6 +81,7 @@ commands! {
     Pull => pull,
     Scatter => scatter,
     Gather => gather,
+    Signal => signal,
     Results => results,
     Resubmit => resubmit,
     Cancel => cancel,

@@ -5,6 +5,74 @@ use crate::cli::{CommandError, Context, logging};
 use crate::profile::ProfileDir;
 use std::path::{Path, PathBuf};
 
+/// The options that both have, and those that both take without effect.
+#[derive(Debug, clap::Args)]
+pub struct CommonOptions {
+    /// Log to a file in the profile's log directory
+    #[arg(long)]
+    log_to_file: bool,
+    /// Before that, remove the log files of those before
+    #[arg(long)]
+    clean_logs: bool,
+    /// Work in this directory
+    #[arg(long, value_name = "DIR")]
+    work_dir: Option<String>,
+    /// Log all there is to say
+    #[arg(long)]
+    debug: bool,
+    #[arg(long, hide = true)]
+    user: Option<String>,
+    #[arg(long, hide = true)]
+    ident: Option<String>,
+    #[arg(long, hide = true)]
+    keyfile: Option<String>,
+    #[arg(long, hide = true)]
+    secure: bool,
+    #[arg(long, hide = true)]
+    no_secure: bool,
+    #[arg(long, hide = true)]
+    init: bool,
+    #[arg(long, hide = true)]
+    config: Option<String>,
+    #[arg(long, hide = true)]
+    log_url: Option<String>,
+    /// Any further option as traitlets spells it: --IPController.ip=0.0.0.0, --InteractiveShell.colors=nocolor
+    #[arg(long = "trait", value_name = "CLASS.NAME=VALUE", value_parser = Trait::parse)]
+    traits: Vec<Trait>,
+}
+
+/// A trait's class and name, and what it is set to if that was said.
+pub type Valued<'a> = (&'a str, &'a str, &'a Option<String>);
+/// A trait's class, name and value, and whether the flag was given that means it.
+pub type Flag<'a> = (&'a str, &'a str, &'a str, bool);
+
+impl CommonOptions {
+    /// Each option is a name for a trait. Those of the one program, then these; what was spelled as a trait comes last.
+    pub fn after(&self, valued: &[Valued<'_>], flags: &[Flag<'_>]) -> Vec<Trait> {
+        let all_valued = [
+            ("BaseParallelApplication", "work_dir", &self.work_dir),
+            ("Session", "username", &self.user),
+            ("Session", "session", &self.ident),
+            ("Session", "keyfile", &self.keyfile),
+            ("BaseIPythonApplication", "extra_config_file", &self.config),
+            ("BaseParallelApplication", "log_url", &self.log_url),
+        ];
+        let all_flags = [
+            ("BaseParallelApplication", "log_to_file", "True", self.log_to_file),
+            ("BaseParallelApplication", "clean_logs", "True", self.clean_logs),
+            ("Application", "log_level", "10", self.debug),
+            ("Session", "signature_scheme", "hmac-sha256", self.secure),
+            ("Session", "key", "", self.no_secure),
+            ("BaseIPythonApplication", "copy_config_files", "True", self.init),
+        ];
+        let valued = valued.iter().chain(&all_valued);
+        let valued = valued.filter_map(|(class, name, value)| Some(Trait::of(class, name, value.as_ref()?)));
+        let flags = flags.iter().chain(&all_flags).filter(|flag| flag.3);
+        let flags = flags.map(|(class, name, value, _)| Trait::of(class, name, value));
+        valued.chain(flags).chain(self.traits.iter().cloned()).collect()
+    }
+}
+
 #[derive(Debug, Default, PartialEq)]
 pub struct Common {
     pub profile: Option<String>,

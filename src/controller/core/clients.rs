@@ -10,7 +10,6 @@ use crate::model::task::TaskState;
 use crate::model::{EngineId, EngineUuid, MapId, PROTOCOL_VERSION, TaskId, VERSION};
 use crate::wire::Message;
 use crate::wire::content::client::{self as say, ok, reply_type};
-use crate::wire::content::engine as engine_say;
 use crate::wire::content::error::ErrorContent;
 use bytes::Bytes;
 use serde::de::DeserializeOwned;
@@ -71,6 +70,7 @@ impl Core {
                 self.stop(r.engines);
             }),
             say::STOP_ENGINES => self.stop_engines(&asked, &message),
+            say::SIGNAL_ENGINES => self.signal_engines(&asked, &message),
             say::PURGE => self.purge_maps(&asked, &message),
             _ => return self.hub_asked(asked, message),
         };
@@ -500,49 +500,6 @@ impl Core {
             cut_off: self.cut_off,
         };
         self.answer(asked, &reply);
-    }
-
-    pub(super) fn stop(&mut self, engines: bool) {
-        let message = self.message(crate::wire::content::hub::SHUTDOWN_NOTIFICATION, None, &say::Done { status: ok() });
-        self.effects.push(Effect::Notify { message });
-        if engines {
-            let all: Vec<EngineUuid> = self.engines.iter().map(|(uuid, _)| uuid.clone()).collect();
-            for engine in all {
-                self.shut_down_engine(&engine, false);
-            }
-        }
-        self.effects.push(Effect::Stop {
-            after: Duration::from_millis(300),
-        });
-    }
-
-    fn shut_down_engine(&mut self, engine: &EngineUuid, drain: bool) {
-        let Some(native) = self.engines.change(engine, |e| {
-            e.leaving = true;
-            e.native
-        }) else {
-            return;
-        };
-        if native {
-            self.tell_engine(engine, engine_say::SHUTDOWN, &engine_say::Shutdown { drain });
-        } else {
-            self.shut_down_stock(engine);
-        }
-    }
-
-    fn stop_engines(&mut self, asked: &Asked, message: &Message) -> Result<(), ErrorContent> {
-        let request: say::StopEnginesRequest = read(message)?;
-        let find = |id: &EngineId| {
-            let none =
-                || ErrorContent::new("NoSuchEngine", format!("there is no engine {id}")).hint("`pcluster engines` lists the engines");
-            self.engines.uuid_of(*id).cloned().ok_or_else(none)
-        };
-        let engines = request.engines.iter().map(find).collect::<Result<Vec<_>, _>>()?;
-        for engine in &engines {
-            self.shut_down_engine(engine, request.drain);
-        }
-        self.answer(asked, &say::Done { status: ok() });
-        Ok(())
     }
 
     fn purge_maps(&mut self, asked: &Asked, message: &Message) -> Result<(), ErrorContent> {

@@ -16,6 +16,7 @@ mod finish;
 mod hub;
 mod maps;
 mod membership;
+mod orders;
 mod output;
 mod placing;
 pub mod policy;

@@ -690,17 +690,6 @@ impl Core {
         }
     }
 
-    pub(super) fn shut_down_stock(&mut self, engine: &EngineUuid) {
-        let message = self.message("shutdown_request", None, &serde_json::json!({"restart": false}));
-        self.effects.push(Effect::ToEngine {
-            engine: engine.clone(),
-            native: false,
-            channel: Channel::Control,
-            client: Bytes::from_static(b"pcluster"),
-            message,
-        });
-    }
-
     /// A finished request is to run again, under a new id (ipyparallel's `resubmit_request`).
     pub(super) fn resubmit_request(&mut self, client: Bytes, found: super::event::FoundRequest) -> String {
         let msg_id = self.session.next_id();

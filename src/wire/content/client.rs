@@ -2,10 +2,11 @@
 //!
 //! Every request is answered by one reply with the request as parent: `X_request` by `X_reply`, or any by
 //! [`super::error::ErrorContent`] (`status: error`) of the reply's type. A request may be repeated after a reconnection:
-//! each is idempotent.
+//! each is idempotent, but for a signal, which may then arrive twice.
 use crate::model::definition::MapDefinition;
 use crate::model::engine::EngineStatus;
 use crate::model::query::TaskQuery;
+use crate::model::targets::Targets;
 use crate::model::task::{AttemptRow, Counts, MapRow, TaskRow};
 use crate::model::{EngineId, MapId, TaskId, UnixTime};
 use serde::{Deserialize, Serialize};
@@ -215,6 +216,21 @@ pub const STOP_ENGINES: &str = "stop_engines_request";
 pub struct StopEnginesRequest {
     pub engines: Vec<EngineId>,
     pub drain: bool,
+}
+
+/// A signal for what these engines run at this moment (`pcluster signal`): the Python worker, and a command. Numbers are the
+/// controller's host's.
+pub const SIGNAL_ENGINES: &str = "signal_engines_request";
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct SignalEnginesRequest {
+    pub targets: Targets,
+    pub signal: i32,
+}
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct SignalEnginesReply {
+    pub status: String,
+    /// Who has been told.
+    pub engines: Vec<EngineId>,
 }
 
 /// Forget a finished map.

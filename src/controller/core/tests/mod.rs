@@ -4,6 +4,7 @@ mod ahead;
 mod askers;
 mod hub;
 mod life;
+mod orders;
 mod requests;
 mod retention;
 mod scheduling;

@@ -325,6 +325,7 @@ pub struct FakeEngine {
     pub defined: Vec<MapId>,
     pub sequence: u64,
     pub gave_back: u32,
+    pub signals: Vec<i32>,
     pub recorded_replies: Vec<String>,
     /// Nothing reaches it, and nothing that it says is heard, until it registers again.
     pub cut: bool,
@@ -571,6 +572,7 @@ impl World {
                 engine.serving.forget(&told.msg_ids);
                 engine.recorded_replies.extend(told.msg_ids);
             }
+            tell::SIGNAL => engine.signals.push(message.content::<tell::Signal>().unwrap().signal),
             tell::GIVE_BACK => engine.gave_back = message.content::<tell::GiveBack>().unwrap().at_most,
             _ => {}
         }

@@ -1,0 +1,92 @@
+//! What engines are told to do because somebody said so: leave, stop, take a signal. And the end of the controller itself.
+use super::clients::{Asked, read};
+use super::{Core, Effect};
+use crate::model::targets::Targets;
+use crate::model::{EngineId, EngineUuid};
+use crate::wire::Message;
+use crate::wire::content::client::{self as say, ok};
+use crate::wire::content::engine::{self as engine_say, Channel};
+use crate::wire::content::error::ErrorContent;
+use crate::wire::content::hub;
+
+use bytes::Bytes;
+use std::time::Duration;
+
+impl Core {
+    pub(super) fn stop(&mut self, engines: bool) {
+        let message = self.message(hub::SHUTDOWN_NOTIFICATION, None, &say::Done { status: ok() });
+        self.effects.push(Effect::Notify { message });
+        if engines {
+            let all: Vec<EngineUuid> = self.engines.iter().map(|(uuid, _)| uuid.clone()).collect();
+            for engine in all {
+                self.shut_down_engine(&engine, false);
+            }
+        }
+        self.effects.push(Effect::Stop {
+            after: Duration::from_millis(300),
+        });
+    }
+
+    pub(super) fn shut_down_engine(&mut self, engine: &EngineUuid, drain: bool) {
+        let Some(native) = self.engines.change(engine, |e| {
+            e.leaving = true;
+            e.native
+        }) else {
+            return;
+        };
+        if native {
+            self.tell_engine(engine, engine_say::SHUTDOWN, &engine_say::Shutdown { drain });
+        } else {
+            self.tell_stock_engine(engine, "shutdown_request", &serde_json::json!({"restart": false}));
+        }
+    }
+
+    pub(super) fn stop_engines(&mut self, asked: &Asked, message: &Message) -> Result<(), ErrorContent> {
+        let request: say::StopEnginesRequest = read(message)?;
+        let engines = self.uuids_of(&request.engines)?;
+        for engine in &engines {
+            self.shut_down_engine(engine, request.drain);
+        }
+        self.answer(asked, &say::Done { status: ok() });
+        Ok(())
+    }
+
+    /// A signal is told, not recorded: it means what runs at this moment.
+    pub(super) fn signal_engines(&mut self, asked: &Asked, message: &Message) -> Result<(), ErrorContent> {
+        let request: say::SignalEnginesRequest = read(message)?;
+        let ids: Vec<EngineId> = match request.targets {
+            Targets::All => self.engines.iter().map(|(_, e)| e.id).collect(),
+            Targets::Some(ids) => ids,
+        };
+        for engine in &self.uuids_of(&ids)? {
+            match self.engines.get(engine).is_some_and(|e| e.native) {
+                true => self.tell_engine(engine, engine_say::SIGNAL, &engine_say::Signal { signal: request.signal }),
+                false => self.tell_stock_engine(engine, "signal_request", &serde_json::json!({"sig": request.signal})),
+            }
+        }
+        let status = ok();
+        self.answer(asked, &say::SignalEnginesReply { status, engines: ids });
+        Ok(())
+    }
+
+    fn uuids_of(&self, engines: &[EngineId]) -> Result<Vec<EngineUuid>, ErrorContent> {
+        let find = |id: &EngineId| {
+            let none =
+                || ErrorContent::new("NoSuchEngine", format!("there is no engine {id}")).hint("`pcluster engines` lists the engines");
+            self.engines.uuid_of(*id).cloned().ok_or_else(none)
+        };
+        engines.iter().map(find).collect()
+    }
+
+    /// An ipengine takes orders as a client's control requests; its reply goes to nobody.
+    fn tell_stock_engine(&mut self, engine: &EngineUuid, kind: &str, content: &serde_json::Value) {
+        let message = self.message(kind, None, content);
+        self.effects.push(Effect::ToEngine {
+            engine: engine.clone(),
+            native: false,
+            channel: Channel::Control,
+            client: Bytes::from_static(b"pcluster"),
+            message,
+        });
+    }
+}

@@ -1,0 +1,46 @@
+//! What engines are told by order.
+use super::super::effect::Effect;
+use super::requests::stock;
+use super::world::*;
+use crate::model::targets::Targets;
+use crate::wire::content::client as say;
+use crate::wire::content::engine::Channel;
+use serde_json::{Value, json};
+
+fn signal(w: &mut World, targets: &str) -> Value {
+    let targets: Targets = targets.parse().unwrap();
+    w.try_ask(say::SIGNAL_ENGINES, &say::SignalEnginesRequest { targets, signal: 10 }, Vec::new())
+        .unwrap()
+}
+
+/// What ipengines have been told, in their own words.
+fn controls(w: &mut World) -> Vec<(String, Value)> {
+    let told = std::mem::take(&mut w.other).into_iter().filter_map(|effect| match effect {
+        Effect::ToEngine {
+            engine,
+            channel: Channel::Control,
+            message,
+            ..
+        } => Some((format!("{engine} {}", message.msg_type()), message.content().unwrap())),
+        _ => None,
+    });
+    told.collect()
+}
+
+#[test]
+fn a_signal_goes_to_whom_it_is_meant_for_in_each_ones_words() {
+    let mut w = World::new();
+    w.register("a");
+    w.register("b");
+    stock(&mut w, "s");
+    w.other.clear();
+    assert_eq!(signal(&mut w, "1")["engines"], json!([1]));
+    let told = |w: &World, name: &str| w.engines[name].signals.clone();
+    assert_eq!((told(&w, "a"), told(&w, "b"), controls(&mut w)), (vec![], vec![10], vec![]));
+    assert_eq!(signal(&mut w, "all")["engines"], json!([0, 1, 2]));
+    assert_eq!((told(&w, "a"), told(&w, "b")), (vec![10], vec![10, 10]));
+    assert_eq!(controls(&mut w), [("s signal_request".to_string(), json!({"sig": 10}))]);
+    // Nobody is told if one of them is not there.
+    assert_eq!(signal(&mut w, "0,7")["ename"], "NoSuchEngine");
+    assert_eq!((told(&w, "a"), controls(&mut w)), (vec![10], vec![]));
+}
