@@ -50,7 +50,10 @@ pub fn elsewhere(profile: &ProfileDir, cluster_id: &str, wanted: impl Fn(u32) ->
         let places: Vec<usize> = (0..numbers.len()).filter(|place| numbers[*place].is_some_and(&wanted)).collect();
         if let (false, Ok(launcher)) = (places.is_empty(), launch::launcher(&launched.launcher, profile, &config)) {
             let logs = launcher.logs_elsewhere(&launched, &places, lines);
-            found.extend(logs.into_iter().filter_map(|(place, log)| Some((numbers.get(place).copied()??, log))));
+            found.extend(
+                logs.into_iter()
+                    .filter_map(|(place, log)| Some((numbers.get(place).copied()??, log))),
+            );
         }
     }
     found

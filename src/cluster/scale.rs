@@ -233,7 +233,9 @@ impl World {
         for (at, launched) in launches {
             let of_it = |place: usize| places.contains(&(at, place));
             let processes = launched.processes.iter_mut().enumerate();
-            processes.filter(|(place, _)| of_it(*place)).for_each(|(_, process)| process.leaving = true);
+            processes
+                .filter(|(place, _)| of_it(*place))
+                .for_each(|(_, process)| process.leaving = true);
         }
     }
 

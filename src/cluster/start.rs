@@ -314,7 +314,12 @@ pub async fn start(options: StartOptions, progress: &mut dyn FnMut(StartProgress
 }
 
 /// Engines on other hosts do not reach a controller that listens on the loopback, unless there is another way.
-fn listen_for_others(settings: &mut Vec<(String, String)>, launcher: &str, brings_a_way: bool, config: &Config) -> Result<(), ClusterError> {
+fn listen_for_others(
+    settings: &mut Vec<(String, String)>,
+    launcher: &str,
+    brings_a_way: bool,
+    config: &Config,
+) -> Result<(), ClusterError> {
     let ip = addresses::of_interface(&config.controller.ip);
     if !addresses::is_loopback(&ip) {
         return Ok(());

@@ -93,7 +93,10 @@ mod tests {
     fn pauses_grow_to_a_bound_and_start_again() {
         let mut pauses = Pauses::default();
         let taken: Vec<Duration> = (0..10).map(|_| pauses.take()).collect();
-        assert!(taken.is_sorted() && taken[0] == FIRST_PAUSE && taken[9] == LONGEST_PAUSE, "{taken:?}");
+        assert!(
+            taken.is_sorted() && taken[0] == FIRST_PAUSE && taken[9] == LONGEST_PAUSE,
+            "{taken:?}"
+        );
         pauses.start_again();
         assert_eq!(pauses.take(), FIRST_PAUSE);
         assert!(!Clocks::now().slept());

@@ -21,6 +21,8 @@ pub struct Relay {
 /// How often it was said. What ended before lets go.
 #[derive(Clone, Copy, Default)]
 struct Verdicts {
+    /// Which ssh connection it is.
+    connection: u64,
     alive: u64,
     released: u64,
 }
@@ -45,6 +47,11 @@ impl Default for Relay {
 }
 
 impl Relay {
+    /// What connects from now on comes by another ssh connection; all that came before has ended with the one before.
+    pub fn begin(&self) {
+        self.verdicts.send_modify(|verdicts| verdicts.connection += 1);
+    }
+
     /// What connects to a socket that is made here is carried to `address`:`port`.
     pub fn listen(&self, path: &Path, address: &str, port: u16) -> io::Result<Listening> {
         let listener = UnixListener::bind(path)?;
@@ -68,7 +75,7 @@ impl Relay {
         self.ended.notified().await;
     }
 
-    /// It is not: what has ended so far ends here, too.
+    /// It is not: what has come by it and has ended so far ends here, too.
     pub fn is_alive(&self) {
         self.verdicts.send_modify(|verdicts| verdicts.alive += 1);
     }
@@ -80,6 +87,7 @@ impl Relay {
 }
 
 async fn carry(far: UnixStream, address: String, port: u16, mut verdicts: watch::Receiver<Verdicts>, ended: Arc<Notify>) {
+    let came_by = verdicts.borrow().connection;
     let near = match TcpStream::connect((address.as_str(), port)).await {
         Ok(near) => near,
         Err(error) => return tracing::debug!(address, port, %error, "nobody listens"),
@@ -88,7 +96,10 @@ async fn carry(far: UnixStream, address: String, port: u16, mut verdicts: watch:
     let _ = near.set_nodelay(true);
     let (from_far, mut to_far) = far.into_split();
     let (from_near, mut to_near) = near.into_split();
-    let (mut from_far, mut from_near) = (BufReader::with_capacity(BUFFER, from_far), BufReader::with_capacity(BUFFER, from_near));
+    let (mut from_far, mut from_near) = (
+        BufReader::with_capacity(BUFFER, from_far),
+        BufReader::with_capacity(BUFFER, from_near),
+    );
     let near_ended = tokio::select! {
         _ = copy_buf(&mut from_far, &mut to_near) => false,
         sent = copy_buf(&mut from_near, &mut to_far) => sent.is_ok(),
@@ -98,6 +109,7 @@ async fn carry(far: UnixStream, address: String, port: u16, mut verdicts: watch:
     }
     drop((from_far, to_far));
     let before = *verdicts.borrow_and_update();
+    let is_of = |now: &Verdicts| now.connection == came_by;
     ended.notify_one();
     let mut dropped = vec![0; BUFFER];
     loop {
@@ -105,7 +117,7 @@ async fn carry(far: UnixStream, address: String, port: u16, mut verdicts: watch:
             read = from_near.read(&mut dropped) => if !matches!(read, Ok(1..)) { return },
             said = verdicts.changed() => {
                 let now = *verdicts.borrow_and_update();
-                if said.is_err() || now.alive > before.alive || now.released > before.released {
+                if said.is_err() || (is_of(&now) && now.alive > before.alive) || now.released > before.released {
                     return;
                 }
             }
@@ -165,9 +177,15 @@ mod tests {
         let mut world = world().await;
         drop(world.far);
         world.relay.far_side_ended().await;
+        // A word about the next connection is none about this one.
+        world.relay.begin();
+        world.relay.is_alive();
         // More than any buffer holds: it is taken and dropped.
         world.near.write_all(&vec![0; 16 << 20]).await.unwrap();
-        assert!(world.near.try_read(&mut [0]).is_err_and(|e| e.kind() == io::ErrorKind::WouldBlock), "it stands");
+        assert!(
+            world.near.try_read(&mut [0]).is_err_and(|e| e.kind() == io::ErrorKind::WouldBlock),
+            "it stands"
+        );
         world.relay.release();
         let ended = world.near.read(&mut [0]).await;
         assert!(matches!(ended, Ok(0) | Err(_)), "{ended:?}");

@@ -153,6 +153,11 @@ impl Ssh {
         &self.to
     }
 
+    /// Whether it is a connection that the user had open already.
+    pub fn is_borrowed(&self) -> bool {
+        self.borrowed
+    }
+
     /// The directory of this connection's sockets; private, gone with the connection.
     pub fn place(&self) -> &Path {
         self.place.path()

@@ -83,7 +83,10 @@ impl Link {
                     match Link::try_address(settings, "127.0.0.1", way.port(), register).await? {
                         Ok((mut link, registered)) => {
                             let (server, address) = (&file.ssh, &way.address);
-                            tracing::info!("the controller is reached through {server}, at {address}:{port}; not directly: {}", failures.join(", "));
+                            tracing::info!(
+                                "the controller is reached through {server}, at {address}:{port}; not directly: {}",
+                                failures.join(", ")
+                            );
                             link.through = through;
                             return Ok((link, registered));
                         }

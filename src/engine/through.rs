@@ -81,7 +81,9 @@ impl Target {
         }
         let said = ssh.said();
         ssh.close().await;
-        Err(format!("from there nothing answers at {} {said}", tried.join(" or ")).trim_end().to_string())
+        Err(format!("from there nothing answers at {} {said}", tried.join(" or "))
+            .trim_end()
+            .to_string())
     }
 }
 

@@ -141,7 +141,9 @@ impl Launcher for OverSsh {
             }
         }
         if !direct.is_empty() {
-            launched.notes.insert(0, format!("{}: the controller is reached directly", direct.join(", ")));
+            launched
+                .notes
+                .insert(0, format!("{}: the controller is reached directly", direct.join(", ")));
         }
         started.sort_by_key(|(number, _)| *number);
         launched.processes = started.into_iter().map(|(_, process)| process).collect();

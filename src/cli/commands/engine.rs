@@ -164,7 +164,9 @@ pub fn run(args: Args, context: &Context) -> Result<Exit, CommandError> {
 fn probe(addresses: &[String], context: &Context) -> Result<Exit, CommandError> {
     let mut parsed = Vec::new();
     for text in addresses {
-        let parts = text.rsplit_once(':').and_then(|(host, port)| Some((host, port.parse::<u16>().ok()?)));
+        let parts = text
+            .rsplit_once(':')
+            .and_then(|(host, port)| Some((host, port.parse::<u16>().ok()?)));
         let (host, port) = parts.ok_or_else(|| CommandError::usage(format!("{text:?} is not ADDRESS:PORT")))?;
         parsed.push((host.trim_matches(['[', ']']).to_string(), port));
     }

@@ -155,7 +155,9 @@ pub fn run(args: Args, context: &Context) -> Result<Exit, CommandError> {
         if !well.is_empty() {
             context.say(format!("{name}: reverse tunnels are up to {}", well.join(", ")));
         }
-        tunnels().filter(|t| !t.is_well()).for_each(|t| context.say(format!("{name}: {}", t.words)));
+        tunnels()
+            .filter(|t| !t.is_well())
+            .for_each(|t| context.say(format!("{name}: {}", t.words)));
     }
     for cluster in clusters.iter().filter(|c| c.trouble.is_some()) {
         context.say(format!(

@@ -171,7 +171,10 @@ mod tests {
         assert!(!path.exists(), "its process is gone");
         fs::write(strange.path().join(OWNER), format!("{} 1 pid:[1]", gone.id())).unwrap();
         drop(Place::make().unwrap());
-        assert!(mine.path().exists() && strange.path().exists(), "of another container nothing is known");
+        assert!(
+            mine.path().exists() && strange.path().exists(),
+            "of another container nothing is known"
+        );
     }
 
     #[test]

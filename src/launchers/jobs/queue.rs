@@ -1,8 +1,8 @@
 //! What the batch system says of jobs. Schedulers answer slowly and hate to be polled: one question for all jobs of the user, at
 //! most once in an interval, less often while there are no answers; shared with other pcluster commands through a small file.
 use super::Jobs;
-use crate::launchers::{Job, now};
 use crate::launchers::batch::{BatchSystem, JobId, JobRow};
+use crate::launchers::{Job, now};
 use crate::profile::ProfileDir;
 use crate::profile::config::Config;
 use serde::{Deserialize, Serialize};

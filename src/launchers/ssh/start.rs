@@ -1,9 +1,9 @@
 //! The engines of one host: what is there is looked at first, then all are started by one script.
 use super::connect;
 use super::reverse::{self, target};
+use crate::connection::ConnectionFile;
 use crate::connection::process;
 use crate::connection::ssh::{Output, Ssh, SshError, quoted};
-use crate::connection::ConnectionFile;
 use crate::launchers::engine::engine_command;
 use crate::launchers::python;
 use crate::launchers::{EnginesLaunch, Process};
@@ -121,7 +121,7 @@ async fn on(ssh: &Ssh, host: &SshHost, mode: TunnelMode, launch: &EnginesLaunch,
     for (_, process) in &mut engines {
         process.tunnel = tunnel.as_ref().map(|tunnel| tunnel.file.clone());
     }
-    undo.is_needed();
+    undo.keep();
     Ok(Started { engines, way })
 }
 
@@ -129,7 +129,7 @@ async fn on(ssh: &Ssh, host: &SshHost, mode: TunnelMode, launch: &EnginesLaunch,
 struct EndsTunnel(Option<PathBuf>);
 
 impl EndsTunnel {
-    fn is_needed(mut self) {
+    fn keep(mut self) {
         self.0 = None;
     }
 }
@@ -243,7 +243,8 @@ async fn copy(ssh: &Ssh, home: &str, id: &str, launch: &EnginesLaunch, file: &Co
         if let Ok(config) = std::fs::read(launch.profile.config_file()) {
             ssh.put(&config, &path(profile.config_file()), false, PATIENCE).await?;
         }
-        ssh.put(&file, &path(profile.engine_file(&launch.cluster_id)), false, PATIENCE).await
+        ssh.put(&file, &path(profile.engine_file(&launch.cluster_id)), false, PATIENCE)
+            .await
     };
     match put.await {
         Ok(()) => Ok(directory),

@@ -114,7 +114,9 @@ pub async fn log_ends(host: &str, processes: &[(usize, Process)], lines: usize) 
     let mut script = String::new();
     for (place, process) in processes {
         let path = quoted(&process.log.to_string_lossy());
-        script.push_str(&format!("echo; echo '{mark} {place}'; tail -c {MOST_LOG} -- {path} 2>&1 | tail -n {lines}\n"));
+        script.push_str(&format!(
+            "echo; echo '{mark} {place}'; tail -c {MOST_LOG} -- {path} 2>&1 | tail -n {lines}\n"
+        ));
     }
     let ssh = connect(host).await?;
     let read = said(&ssh, &script, PATIENCE).await;
@@ -122,13 +124,18 @@ pub async fn log_ends(host: &str, processes: &[(usize, Process)], lines: usize) 
     let text = read?;
     let mark = format!("\n{mark} ");
     let parts = text.split(&mark).skip(1).filter_map(|part| part.split_once('\n'));
-    Ok(parts.filter_map(|(place, log)| Some((place.parse().ok()?, log.to_string()))).collect())
+    Ok(parts
+        .filter_map(|(place, log)| Some((place.parse().ok()?, log.to_string())))
+        .collect())
 }
 
 /// The parents of those of these processes that run there.
 pub async fn parents(host: &str, pids: &[u32]) -> Result<Vec<u32>, HostError> {
     let pids: Vec<String> = pids.iter().map(u32::to_string).collect();
-    let script = format!("{TICKS}for p in {}; do f $p && {{ set -- $f; echo \"parent $2\"; }}; done\n:", pids.join(" "));
+    let script = format!(
+        "{TICKS}for p in {}; do f $p && {{ set -- $f; echo \"parent $2\"; }}; done\n:",
+        pids.join(" ")
+    );
     let ssh = connect(host).await?;
     let asked = said(&ssh, &script, PATIENCE).await;
     ssh.close().await;

@@ -67,7 +67,10 @@ const WAYS: [Way; 7] = [
     },
 ];
 
-const COPIES: [(&str, &str); 2] = [("*limit: `scp` to the login host*", "login"), ("*limit: `scp` through it to a node*", "node1")];
+const COPIES: [(&str, &str); 2] = [
+    ("*limit: `scp` to the login host*", "login"),
+    ("*limit: `scp` through it to a node*", "node1"),
+];
 
 impl Way {
     const fn new(name: &'static str, host: &'static str, profile: &'static str) -> Way {
@@ -89,7 +92,9 @@ pub fn run(places: &Places, quick: bool) -> Result<(), String> {
     remote::ready(places)?;
     let mut tools = Tools::for_client(places, quick)?;
     let said = captured(program(&places.root, &["sh", "-c", "ssh -V 2>&1"]).env("LC_ALL", "C"))?;
-    tools.versions.extend(said.split(',').next().map(|version| version.trim().to_string()));
+    tools
+        .versions
+        .extend(said.split(',').next().map(|version| version.trim().to_string()));
     let net = Net::up(&tools)?;
     let mut found = Found::new();
     net.start()?;
@@ -175,15 +180,25 @@ impl<'a> Net<'a> {
         start("login", "local", &[])?;
         start("node1", "far", &["--ip", "0.0.0.0"])?;
         start("login", "spread", &["--launcher", "ssh", "--host", "node1:2", "--tunnel", "never"])?;
-        start("laptop", "reverse", &["--launcher", "ssh", "--host", "node1:2", "--tunnel", "always"])?;
+        start(
+            "laptop",
+            "reverse",
+            &["--launcher", "ssh", "--host", "node1:2", "--tunnel", "always"],
+        )?;
         start("node1", "plain", &["--ip", "0.0.0.0", "--set", "controller.curve=false"])?;
         self.pcluster("laptop", &["connect", "login", "--profile", "far"])?;
         self.pcluster("laptop", &["connect", "login", "--profile", "plain"])?;
-        self.pcluster("node1", &["connection", "export", "plain.json", "--profile", "plain", "--ssh", "login"])?;
+        self.pcluster(
+            "node1",
+            &["connection", "export", "plain.json", "--profile", "plain", "--ssh", "login"],
+        )?;
         captured(&mut self.on("laptop", &["scp", "-q", "login:plain.json", "plain.json"]))?;
         let file = self.home("laptop").join("bytes");
         let (of, count) = (format!("of={}", file.display()), format!("count={MB}"));
-        captured(&mut program(&self.tools.root, &["dd", "if=/dev/urandom", &of, "bs=1000000", &count, "status=none"]))?;
+        captured(&mut program(
+            &self.tools.root,
+            &["dd", "if=/dev/urandom", &of, "bs=1000000", &count, "status=none"],
+        ))?;
         Ok(())
     }
 
@@ -231,7 +246,11 @@ impl<'a> Net<'a> {
             }
         };
         let path = format!("PATH={}:/usr/bin:/bin", self.home("laptop").join("wrapped").display());
-        let (python, script, file) = (self.tools.python.to_string_lossy(), script.to_string_lossy(), file.to_string_lossy());
+        let (python, script, file) = (
+            self.tools.python.to_string_lossy(),
+            script.to_string_lossy(),
+            file.to_string_lossy(),
+        );
         let all = [&["env", &path, &python, "-W", "ignore", &script, &file, "2"][..], words].concat();
         Ok(super::side::values(&captured(&mut self.on(way.host, &all))?))
     }
@@ -247,7 +266,13 @@ impl<'a> Net<'a> {
 
 impl Drop for Net<'_> {
     fn drop(&mut self) {
-        for (host, profile) in [("login", "local"), ("login", "spread"), ("laptop", "reverse"), ("node1", "far"), ("node1", "plain")] {
+        for (host, profile) in [
+            ("login", "local"),
+            ("login", "spread"),
+            ("laptop", "reverse"),
+            ("node1", "far"),
+            ("node1", "plain"),
+        ] {
             // The hosts' end takes all processes along; this lets them remove what they made outside.
             let _ = self.pcluster(host, &["stop", "--profile", profile]);
         }

@@ -1,10 +1,11 @@
 //! A reverse tunnel's process: started, waited for until its ports are there, and ended.
 use super::target::channels;
 use super::{Phase, ReverseError, ReverseState};
+use crate::connection::ConnectionFile;
 use crate::connection::process::{self, Own};
 use crate::connection::ssh::place;
-use crate::connection::ConnectionFile;
 use crate::launchers::EnginesLaunch;
+use crate::profile::ProfileDir;
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::os::unix::fs::OpenOptionsExt;
@@ -115,6 +116,22 @@ async fn wait(undo: &mut Undo<'_>, host: &str) -> Result<BTreeMap<String, u16>, 
 /// Ends a tunnel and removes what it has made here. One whose process is on another host sees that its state is gone, and ends itself.
 pub fn end(file: &Path) {
     end_with(file, &mut None);
+}
+
+/// Ends all that there are of a cluster, also those of a start that was killed.
+pub fn end_all(profile: &ProfileDir, cluster_id: &str) {
+    for path in std::fs::read_dir(profile.pid_dir())
+        .into_iter()
+        .flatten()
+        .flatten()
+        .map(|entry| entry.path())
+    {
+        let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+        let is_one = name.starts_with("reverse-") && name.ends_with(".json");
+        if is_one && matches!(ReverseState::read(&path), Ok(Some(state)) if state.cluster_id == cluster_id) {
+            end(&path);
+        }
+    }
 }
 
 fn end_with(file: &Path, child: &mut Option<Child>) {

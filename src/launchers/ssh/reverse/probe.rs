@@ -58,6 +58,9 @@ mod tests {
     fn one_address_will_do_and_all_that_failed_are_named() {
         assert_eq!(answer("failed 10.0.0.1:7 (a)\nreached 10.0.0.2:7\n"), Ok("10.0.0.2:7".into()));
         assert_eq!(answer("failed a:7 (x)\nfailed b:7 (y)\n"), Err("a:7 (x), b:7 (y)".into()));
-        assert_eq!(answer("error: no such option\n"), Err("it was not tried: error: no such option".into()));
+        assert_eq!(
+            answer("error: no such option\n"),
+            Err("it was not tried: error: no such option".into())
+        );
     }
 }

@@ -119,9 +119,12 @@ impl Tunnel {
         let address = target::find(&file, &self.state.channels).await?;
         let ports = target::ports(&file);
         let mut listening = Vec::new();
+        self.relay.begin();
         for name in self.state.channels.clone() {
             let Some(port) = ports.get(&name) else {
-                return Err(ReverseError::Internal(format!("the engines' connection file has no channel {name}")));
+                return Err(ReverseError::Internal(format!(
+                    "the engines' connection file has no channel {name}"
+                )));
             };
             let path = ssh.place().join(&name);
             listening.push(self.relay.listen(&path, &address, *port).map_err(|e| ReverseError::State {
@@ -145,7 +148,7 @@ impl Tunnel {
     /// that serves this connection.
     async fn end_session_before(&mut self, ssh: &Ssh) -> Result<(), ReverseError> {
         let before = self.state.session.take();
-        let end = before.as_ref().map_or(String::new(), |before| end_script(before));
+        let end = before.as_ref().map_or(String::new(), end_script);
         // `$PPID` is the process of sshd that serves this connection: it holds its forwards.
         let script = format!("{END_FUNCTIONS}{end}ticks $PPID && echo \"session $PPID $t\"\n:");
         let output = ssh.script(&marked(&script), ANSWERS).await?;
@@ -153,7 +156,8 @@ impl Tunnel {
         if text.lines().any(|line| line == "ended") {
             tracing::info!("ended what was left of the connection before on {}", self.state.to);
         }
-        self.state.session = text.lines().find_map(session);
+        // One that is the user's own is not ours to end.
+        self.state.session = text.lines().find_map(session).filter(|_| !ssh.is_borrowed());
         Ok(())
     }
 
@@ -239,7 +243,8 @@ impl Tunnel {
     }
 
     fn is_wanted(&self) -> bool {
-        self.file.exists()
+        // A file system that does not answer is no word.
+        !matches!(self.file.try_exists(), Ok(false))
     }
 
     async fn until_unwanted(&self) {

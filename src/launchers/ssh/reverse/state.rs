@@ -1,8 +1,8 @@
 //! What is known of one reverse tunnel, as JSON in the profile's `pid/`: by the launcher for the tunnel's process, by that process
 //! for all who want to know. It holds no keys. Where it is gone, the tunnel is to end.
 use super::ReverseError;
-use crate::connection::process::{self, Own};
 use crate::connection::private;
+use crate::connection::process::{self, Own};
 use crate::profile::ProfileDir;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;

@@ -126,7 +126,10 @@ mod tests {
         let there: BTreeMap<String, u16> = stock.into_iter().zip(501..).collect();
         let far = far_end(&file, &there);
         assert_eq!(ports(&far), there);
-        assert_eq!((far.key.as_str(), far.location.as_str(), far.broadcast), ("secret", "127.0.0.1", BroadcastPorts::Leaves(vec![501, 502])));
+        assert_eq!(
+            (far.key.as_str(), far.location.as_str(), far.broadcast),
+            ("secret", "127.0.0.1", BroadcastPorts::Leaves(vec![501, 502]))
+        );
         let far = far_end(&file, &BTreeMap::from([(NATIVE.to_string(), 600)]));
         let keys = far.pcluster.unwrap();
         assert_eq!((keys.engine_port, keys.addresses), (Some(600), vec!["127.0.0.1".to_string()]));
