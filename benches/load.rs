@@ -158,6 +158,7 @@ impl LightEngine {
             },
             id: None,
             requests: vec![],
+            returned: vec![],
             holds: Vec::new(),
         };
         engine.send(REGISTER, &register)?;
@@ -189,7 +190,7 @@ impl LightEngine {
                     let message = self.session.open(frames?)?;
                     match message.msg_type() {
                         TASKS => self.run(&message.content::<Tasks>()?)?,
-                        GIVE_BACK => self.send(RETURNED, &Returned { tasks: Vec::new(), requests: Vec::new() })?,
+                        GIVE_BACK => self.send(RETURNED, &Returned::default())?,
                         SHUTDOWN => {
                             self.send(UNREGISTER, &Unregister { reason: "told to".into() })?;
                             self.socket.close().await;

@@ -12,7 +12,6 @@ use crate::launchers::LaunchError;
 use crate::launchers::ssh::reverse::ReverseError;
 use crate::profile::{ConfigError, ProfileError};
 use std::fmt::Display;
-use std::process::ExitCode;
 
 /// How a command ended that did its work.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -156,11 +155,11 @@ impl CommandError {
     }
 
     /// Says it, and gives the exit code.
-    pub fn report(&self, context: &Context) -> ExitCode {
+    pub fn report(&self, context: &Context) -> u8 {
         if self.kind != ErrorKind::OutputClosed {
             super::output::stderr_text(&self.render(context.terminal.color_stderr));
         }
-        ExitCode::from(self.kind.code())
+        self.kind.code()
     }
 }
 

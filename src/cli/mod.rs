@@ -23,6 +23,7 @@ pub mod views;
 pub use context::Context;
 pub use error::{CommandError, ErrorKind, Exit};
 
+use crate::launchers::supervisor;
 use std::process::ExitCode;
 
 /// Runs the command line of this process.
@@ -36,8 +37,11 @@ pub fn run() -> ExitCode {
         }
     };
     let context = Context::new(&cli.global);
-    match commands::dispatch(cli.command, &context) {
-        Ok(exit) => ExitCode::from(exit.code()),
+    let code = match commands::dispatch(cli.command, &context) {
+        Ok(exit) => exit.code(),
         Err(error) => error.report(&context),
-    }
+    };
+    // A supervisor that has not started this process does not learn it from the system.
+    supervisor::guard::ends(code);
+    ExitCode::from(code)
 }

@@ -213,6 +213,20 @@ impl ControllerProcess {
     pub(super) fn runs_here(&self) -> bool {
         self.is_here() && process::is_same_process(self.pid, self.started)
     }
+    /// Where it was a supervisor and is gone: the one that has taken its place, or what it kept running.
+    fn or_what_it_left(self) -> ControllerProcess {
+        if self.is_here()
+            && !self.runs_here()
+            && let Some(left) = process::left_by(&[(self.pid, self.started)]).first()
+        {
+            return ControllerProcess {
+                pid: left.pid,
+                started: left.started,
+                ..self
+            };
+        }
+        self
+    }
 }
 
 /// Whether something of the controller runs here, were it only the supervisor that is about to start it again.
@@ -314,11 +328,12 @@ impl Standing {
         };
         let recorded = state.as_ref().and_then(|s| s.controller.as_ref()).and_then(|launched| {
             let process = launched.processes.first()?;
-            Some(ControllerProcess {
+            let recorded = ControllerProcess {
                 pid: process.pid,
                 host: launched.host.clone(),
                 started: process.started,
-            })
+            };
+            Some(recorded.or_what_it_left())
         });
         let published = connection
             .as_ref()

@@ -251,8 +251,9 @@ impl World {
                 }
             }
             if launched.host == engine.facts.host && launched.host == process::host() {
-                let parent = process::parent_of(engine.facts.pid);
-                let is_it = |pid: u32| pid == engine.facts.pid || Some(pid) == parent;
+                // Its supervisor, or the one before that, leads its session.
+                let session = process::session_of(engine.facts.pid);
+                let is_it = |pid: u32| pid == engine.facts.pid || Some(pid) == session;
                 launched
                     .processes
                     .iter_mut()

@@ -239,6 +239,7 @@ pub(super) fn remove_files(profile: &ProfileDir, cluster_id: &str) {
         profile.engine_file(cluster_id),
         profile.controller_file(cluster_id),
         profile.state_file(cluster_id),
+        profile.controller_lock(cluster_id),
     ];
     for path in files {
         if let Err(e) = std::fs::remove_file(&path)

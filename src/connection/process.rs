@@ -27,10 +27,12 @@ pub fn is_same_process(pid: u32, started: f64) -> bool {
     started_of(pid).is_some_and(|s| (s - started).abs() < TOLERANCE_S)
 }
 
-/// The parent of this process; none if there is no such process.
-pub fn parent_of(pid: u32) -> Option<u32> {
+/// The session of this process, by its leader; none if there is no such process, or it has ended.
+pub fn session_of(pid: u32) -> Option<u32> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    stat.rsplit_once(')')?.1.split_ascii_whitespace().nth(1)?.parse().ok()
+    start_ticks(&stat)?;
+    // state, parent, process group, session
+    stat.rsplit_once(')')?.1.split_ascii_whitespace().nth(3)?.parse().ok()
 }
 
 /// This host's name, as connection and state files spell it.
@@ -65,13 +67,7 @@ fn start_ticks(stat: &str) -> Option<u64> {
 /// The processes of the sessions that these lead, or led: what they started and left behind.
 pub fn in_sessions_of(leaders: &[u32]) -> Vec<u32> {
     let Ok(all) = fs::read_dir("/proc") else { return Vec::new() };
-    let member = |pid: u32| {
-        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-        start_ticks(&stat)?;
-        // state, parent, process group, session
-        let session: u32 = stat.rsplit_once(')')?.1.split_ascii_whitespace().nth(3)?.parse().ok()?;
-        leaders.contains(&session).then_some(pid)
-    };
+    let member = |pid: u32| leaders.contains(&session_of(pid)?).then_some(pid);
     all.filter_map(|entry| member(entry.ok()?.file_name().to_str()?.parse().ok()?))
         .collect()
 }
@@ -79,9 +75,59 @@ pub fn in_sessions_of(leaders: &[u32]) -> Vec<u32> {
 /// Names its supervisor in the environment of a process.
 pub const SUPERVISOR: &str = "PCLUSTER_SUPERVISOR";
 
-/// What stands there: process id and start time of the supervisor.
-pub fn mark(supervisor: u32, started: f64) -> String {
-    format!("{supervisor} {started}")
+/// What stands there: the supervisor that was started first, whose session they are in. One that has taken its place says so.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Mark {
+    pub pid: u32,
+    pub started: f64,
+    /// On a supervisor itself.
+    pub is_supervisor: bool,
+}
+
+impl Mark {
+    /// Of a process that this one is about to start, as its supervisor.
+    pub fn for_supervised() -> Mark {
+        let own = std::process::id();
+        let first = Mark::of_this_process().filter(|mark| mark.is_supervisor);
+        Mark {
+            is_supervisor: false,
+            ..first.unwrap_or(Mark {
+                pid: own,
+                started: started_of(own).unwrap_or_default(),
+                is_supervisor: false,
+            })
+        }
+    }
+
+    pub fn of_this_process() -> Option<Mark> {
+        Mark::parse(&std::env::var(SUPERVISOR).ok()?)
+    }
+
+    pub fn parse(text: &str) -> Option<Mark> {
+        let mut words = text.split(' ');
+        let (pid, started) = (words.next()?.parse().ok()?, words.next()?.parse().ok()?);
+        Some(Mark {
+            pid,
+            started,
+            is_supervisor: words.next().is_some(),
+        })
+    }
+}
+
+impl std::fmt::Display for Mark {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let word = if self.is_supervisor { " supervisor" } else { "" };
+        write!(f, "{} {}{word}", self.pid, self.started)
+    }
+}
+
+/// A process that a supervisor has left which is gone.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Left {
+    /// Which one's, by index.
+    pub of: usize,
+    pub pid: u32,
+    pub started: f64,
 }
 
 /// A process of this host, as state files name it.
@@ -101,11 +147,10 @@ impl Own {
 
     /// The supervisor of this process, as it has said it.
     pub fn supervisor() -> Option<Own> {
-        let text = std::env::var(SUPERVISOR).ok()?;
-        let (pid, started) = text.split_once(' ')?;
+        let mark = Mark::of_this_process()?;
         Some(Own {
-            pid: pid.parse().ok()?,
-            started: started.parse().ok()?,
+            pid: mark.pid,
+            started: mark.started,
         })
     }
 
@@ -145,19 +190,25 @@ pub fn end(processes: &[Own], child: &mut Option<std::process::Child>) {
     wait(KILL_TAKES);
 }
 
-/// What these supervisors, which are gone, left running: which one of them, and the process with its start time.
-pub fn left_by(supervisors: &[(u32, f64)]) -> Vec<(usize, u32, f64)> {
+/// What these supervisors, which are gone, left: the supervisor that has taken the place of one, else what that kept running.
+pub fn left_by(supervisors: &[(u32, f64)]) -> Vec<Left> {
     let sessions: Vec<u32> = supervisors.iter().map(|(pid, _)| *pid).collect();
     let marked = |pid: u32| {
         let environment = fs::read(format!("/proc/{pid}/environ")).ok()?;
         let variable = |entry: &[u8]| entry.strip_prefix(SUPERVISOR.as_bytes())?.strip_prefix(b"=").map(<[u8]>::to_vec);
-        let text = String::from_utf8(environment.split(|byte| *byte == 0).find_map(variable)?).ok()?;
-        let (supervisor, started) = text.split_once(' ')?;
-        let (supervisor, started): (u32, f64) = (supervisor.parse().ok()?, started.parse().ok()?);
-        let same = |(pid, at): &(u32, f64)| *pid == supervisor && (at - started).abs() < TOLERANCE_S;
-        Some((supervisors.iter().position(same)?, pid, started_of(pid)?))
+        let mark = Mark::parse(&String::from_utf8(environment.split(|byte| *byte == 0).find_map(variable)?).ok()?)?;
+        let same = |(pid, at): &(u32, f64)| *pid == mark.pid && same_start(*at, mark.started);
+        let left = Left {
+            of: supervisors.iter().position(same)?,
+            pid,
+            started: started_of(pid)?,
+        };
+        Some((left, mark.is_supervisor))
     };
-    in_sessions_of(&sessions).into_iter().filter_map(marked).collect()
+    let found: Vec<(Left, bool)> = in_sessions_of(&sessions).into_iter().filter_map(marked).collect();
+    let has_another = |of: usize| found.iter().any(|(left, is_supervisor)| left.of == of && *is_supervisor);
+    let counts = |(left, is_supervisor): &&(Left, bool)| *is_supervisor || !has_another(left.of);
+    found.iter().filter(counts).map(|(left, _)| *left).collect()
 }
 
 fn boot_time() -> Option<f64> {
@@ -183,7 +234,8 @@ mod tests {
         assert!(started <= now + TOLERANCE_S && started > now - 86_400.0, "{started} {now}");
         assert!(is_same_process(pid, started));
         assert!(!is_same_process(pid, started - 60.0));
-        assert_eq!(parent_of(pid), Some(std::os::unix::process::parent_id()));
+        let session = nix::unistd::getsid(None).unwrap().as_raw();
+        assert_eq!(session_of(pid), u32::try_from(session).ok());
     }
 
     #[test]
@@ -199,6 +251,24 @@ mod tests {
         }
         child.wait().unwrap();
         assert_eq!(started_of(child.id()), None);
+    }
+
+    #[test]
+    fn a_mark_is_read_as_it_was_written() {
+        let first = Mark {
+            pid: 17,
+            started: 1234.56,
+            is_supervisor: false,
+        };
+        let next = Mark {
+            is_supervisor: true,
+            ..first
+        };
+        assert_eq!(first.to_string(), "17 1234.56", "as version 0.1.0 wrote it");
+        for mark in [first, next] {
+            assert_eq!(Mark::parse(&mark.to_string()), Some(mark));
+        }
+        assert_eq!((Mark::parse(""), Mark::parse("17"), Mark::parse("x 1.0")), (None, None, None));
     }
 
     #[test]

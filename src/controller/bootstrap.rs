@@ -6,6 +6,7 @@ use super::sockets::Ports;
 use super::{ControllerError, ControllerSettings};
 use crate::connection::ConnectionFile;
 use crate::connection::file::{BroadcastPorts, PclusterKeys};
+use crate::connection::lock::{Holder, Lock, NotLocked};
 use crate::connection::{private, process};
 use crate::db::{Reader, RequestRecord};
 use crate::model::definition::Work;
@@ -57,6 +58,27 @@ impl Secrets {
         KeyPair {
             public: self.engine_public.clone(),
             secret: self.engine_secret.clone(),
+        }
+    }
+}
+
+/// There is one controller of a cluster, whoever started it, as long as this is held.
+pub(super) fn only_one(settings: &ControllerSettings) -> Result<Option<Lock>, ControllerError> {
+    let path = settings.profile.controller_lock(&settings.cluster_id);
+    match Lock::take(path.clone()) {
+        Ok(lock) => Ok(Some(lock)),
+        Err(NotLocked::Held(holder)) => {
+            let Holder { host, pid } = holder.unwrap_or(Holder {
+                host: "some host".into(),
+                pid: 0,
+            });
+            let file = path.display().to_string();
+            Err(ControllerError::Running { pid, host, file })
+        }
+        // A network file system may have no locks.
+        Err(NotLocked::Failed(error)) => {
+            tracing::warn!(path = %path.display(), %error, "nothing keeps a second controller of this cluster away");
+            Ok(None)
         }
     }
 }

@@ -34,6 +34,7 @@ const MOST_SUSPECTS: usize = 4096;
 
 pub(super) async fn run(settings: ControllerSettings) -> Result<(), ControllerError> {
     raise_open_file_limit();
+    let _only_one = bootstrap::only_one(&settings)?;
     let (mut secrets, killed) = bootstrap::secrets(&settings)?;
     let database = settings.profile.database_file(&settings.cluster_id);
     let durability = match settings.config.durability {

@@ -26,8 +26,22 @@ pub fn settings_arguments(settings: &[(String, String)]) -> impl Iterator<Item =
         .flat_map(|(key, value)| ["--set".into(), format!("{key}={value}").into()])
 }
 
-/// The program and arguments that are one engine.
+/// The program and arguments that are one engine, with its supervisor.
 pub fn engine_command(launch: &EnginesLaunch) -> Result<(PathBuf, Vec<OsString>), LaunchError> {
+    let (program, mut arguments) = lone_engine_command(launch)?;
+    match launch.kind {
+        EngineKind::Pcluster => arguments.insert(1, "--supervise".into()),
+        EngineKind::Ipengine => {
+            let ours = ["engine".into(), "--supervise".into(), "--".into(), program.into_os_string()];
+            arguments.splice(0..0, ours);
+            return Ok((launch.program.clone(), arguments));
+        }
+    }
+    Ok((program, arguments))
+}
+
+/// The same without a supervisor.
+pub fn lone_engine_command(launch: &EnginesLaunch) -> Result<(PathBuf, Vec<OsString>), LaunchError> {
     let file = launch.profile.engine_file(&launch.cluster_id);
     if launch.kind == EngineKind::Ipengine {
         let (program, mut arguments) = ipengine(launch)?;
@@ -41,7 +55,7 @@ pub fn engine_command(launch: &EnginesLaunch) -> Result<(PathBuf, Vec<OsString>)
         }
         return Ok((program, arguments));
     }
-    let mut arguments: Vec<OsString> = vec!["engine".into(), "--supervise".into(), "--file".into(), file.into()];
+    let mut arguments: Vec<OsString> = vec!["engine".into(), "--file".into(), file.into()];
     arguments.extend(["--profile-dir".into(), launch.profile.path().into()]);
     if let Some(python) = &launch.python {
         arguments.extend(["--python".into(), python.into()]);

@@ -5,7 +5,7 @@ use crate::connection::process;
 use nix::errno::Errno;
 use nix::sys::signal::Signal;
 use nix::unistd::Pid;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::ffi::OsString;
 use std::fs::File;
 use std::io;
@@ -100,25 +100,30 @@ impl Launcher for Local {
         if !is_here(launched) {
             return Ok(Ended::default());
         }
-        let ours: Vec<Process> = self.running(launched).into_iter().map(|(_, process)| process).collect();
+        let ours = self.running(launched);
         let mut ended = Ended::default();
-        for process in &ours {
+        for (_, process) in &ours {
             ended.terminated += usize::from(send(process.pid, Signal::SIGTERM as i32)?);
         }
-        self.wait_for_end(&ours, grace);
-        for process in ours.iter().filter(|p| self.runs(p)) {
-            ended.killed += usize::from(send(process.pid, Signal::SIGKILL as i32)?);
-        }
-        self.wait_for_end(&ours, KILL_TAKES);
-        // Only of a session whose leader was surely ours may the rest be ended too.
-        let is_leader = |p: &&Process| launched.processes.iter().any(|leader| leader.pid == p.pid);
-        let leaders: Vec<u32> = ours.iter().filter(is_leader).map(|p| p.pid).collect();
-        for pid in process::in_sessions_of(&leaders) {
-            ended.killed += usize::from(send(pid, Signal::SIGKILL as i32)?);
-        }
-        match ours.iter().find(|p| self.runs(p)) {
-            Some(process) => Err(LaunchError::Unkillable { pid: process.pid }),
-            None => Ok(ended),
+        self.wait_for_end(launched, grace);
+        let deadline = Instant::now() + KILL_TAKES;
+        let mut killed = HashSet::new();
+        loop {
+            // One that is about to take the place of another comes to light only when that is gone.
+            let mut left: Vec<u32> = self.running(launched).iter().map(|(_, process)| process.pid).collect();
+            // Only of a session that was surely ours may the rest be ended too.
+            let sessions: Vec<u32> = ours.iter().map(|(at, _)| launched.processes[*at].pid).collect();
+            left.extend(process::in_sessions_of(&sessions));
+            left.sort_unstable();
+            left.dedup();
+            let Some(first) = left.first() else { return Ok(ended) };
+            if Instant::now() >= deadline {
+                return Err(LaunchError::Unkillable { pid: *first });
+            }
+            for pid in left {
+                ended.killed += usize::from(send(pid, Signal::SIGKILL as i32)? && killed.insert(pid));
+            }
+            std::thread::sleep(LOOK_EVERY);
         }
     }
 
@@ -192,7 +197,7 @@ impl Local {
     }
 
     /// What runs of a launch, each with its place there: the process that was started, or, where that was a supervisor and
-    /// has been killed, the one that it kept running.
+    /// has been killed, the one that has taken its place, or what it kept running.
     fn running(&self, launched: &Launched) -> Vec<(usize, Process)> {
         let (mut running, mut gone) = (Vec::new(), Vec::new());
         for (at, process) in launched.processes.iter().enumerate() {
@@ -208,11 +213,11 @@ impl Local {
             .iter()
             .map(|at| (launched.processes[*at].pid, launched.processes[*at].started))
             .collect();
-        for (supervisor, pid, started) in process::left_by(&supervisors) {
-            let at = gone[supervisor];
+        for left in process::left_by(&supervisors) {
+            let at = gone[left.of];
             let process = Process {
-                pid,
-                started,
+                pid: left.pid,
+                started: left.started,
                 ..launched.processes[at].clone()
             };
             running.push((at, process));
@@ -220,9 +225,9 @@ impl Local {
         running
     }
 
-    fn wait_for_end(&self, processes: &[Process], at_most: Duration) {
+    fn wait_for_end(&self, launched: &Launched, at_most: Duration) {
         let deadline = Instant::now() + at_most;
-        while processes.iter().any(|p| self.runs(p)) && Instant::now() < deadline {
+        while !self.running(launched).is_empty() && Instant::now() < deadline {
             std::thread::sleep(LOOK_EVERY);
         }
     }
@@ -433,9 +438,7 @@ mod tests {
         launch.cwd = world.dir.path().join("gone");
         assert!(matches!(local.start_engines(&launch), Err(LaunchError::NoDirectory { .. })));
         launch.kind = EngineKind::Ipengine;
-        launch.python = Some("/nonexistent/python".into());
         launch.cwd = world.dir.path().to_path_buf();
-        assert!(matches!(local.start_engines(&launch), Err(LaunchError::Start { .. })));
         launch.ipengine = Some("  ".into());
         assert!(matches!(local.start_engines(&launch), Err(LaunchError::BadCommand { .. })));
     }
@@ -443,13 +446,17 @@ mod tests {
     #[test]
     fn an_ipengine_gets_the_engine_file() {
         let world = World::new();
-        let mut launch = world.engines(PathBuf::new(), 1);
+        let mut launch = world.engines("/opt/pcluster".into(), 1);
         launch.kind = EngineKind::Ipengine;
         launch.ipengine = Some("/opt/x/ipengine --debug".into());
         let (program, arguments) = engine_command(&launch).unwrap();
-        assert_eq!(program, Path::new("/opt/x/ipengine"));
+        assert_eq!(program, Path::new("/opt/pcluster"));
         let dir = world.profile.path().display();
         let expected = [
+            "engine".into(),
+            "--supervise".into(),
+            "--".into(),
+            "/opt/x/ipengine".into(),
             "--debug".into(),
             format!("--profile-dir={dir}"),
             format!("--file={dir}/security/ipcontroller-7-engine.json"),

@@ -2,10 +2,9 @@
 //! granted to the shell that this runs in). With mpi4py the engines' workers are one MPI world.
 //!
 //! What is started is one process, `mpiexec`, and the engines are its children or those of its daemons; [`Local`] starts and ends it.
-use super::engine::engine_command;
+use super::engine::lone_engine_command;
 use super::local::Local;
 use super::{ControllerLaunch, Ended, EnginesLaunch, LaunchError, Launched, Launcher, MemberState};
-use crate::profile::config::EngineKind;
 use crate::profile::config::resources::MpiConfig;
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -29,11 +28,10 @@ impl Mpi {
 
 /// `mpiexec <arguments> -n <n> <engine>`. An engine is not supervised: one that was started a second time could not join the others.
 pub fn command(config: &MpiConfig, launch: &EnginesLaunch) -> Result<(PathBuf, Vec<OsString>), LaunchError> {
-    let (program, arguments) = engine_command(launch)?;
+    let (program, arguments) = lone_engine_command(launch)?;
     let mut words: Vec<OsString> = config.arguments.iter().map(OsString::from).collect();
     words.extend(["-n".into(), launch.n.to_string().into(), program.into()]);
-    let ours = |word: &OsString| launch.kind == EngineKind::Ipengine || word != "--supervise";
-    words.extend(arguments.into_iter().filter(ours));
+    words.extend(arguments);
     // An engine's id is its rank.
     words.push("--mpi".into());
     Ok((PathBuf::from(&config.command), words))
@@ -101,6 +99,7 @@ impl Launcher for Mpi {
 mod tests {
     use super::*;
     use crate::profile::ProfileDir;
+    use crate::profile::config::EngineKind;
     use std::path::Path;
 
     fn launch(kind: EngineKind) -> EnginesLaunch {

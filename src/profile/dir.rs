@@ -232,6 +232,10 @@ impl ProfileDir {
         let host: String = host.chars().map(plain).collect();
         self.log_dir().join(format!("{}-to-{host}.log", with_id("tunnel", cluster_id)))
     }
+    /// Held by the controller as long as it lives: there is one of each cluster.
+    pub fn controller_lock(&self, cluster_id: &str) -> PathBuf {
+        self.pid_dir().join(format!("{}.lock", with_id("controller", cluster_id)))
+    }
     pub fn controller_log(&self, cluster_id: &str) -> PathBuf {
         self.log_dir().join(format!("{}.log", with_id("controller", cluster_id)))
     }

@@ -1,6 +1,6 @@
 //! Starts that do not work out: what is said, and that nothing of them is left.
-use super::support::{Cluster, Home, signal, wait_for_exit, wait_until};
-use nix::sys::signal::Signal::{SIGINT, SIGKILL};
+use super::support::{Cluster, Home, kill_both, signal, wait_for_exit, wait_until};
+use nix::sys::signal::Signal::SIGINT;
 use serde_json::Value;
 use std::os::unix::fs::PermissionsExt;
 
@@ -83,10 +83,7 @@ fn after_a_crash_engines_that_run_are_kept_and_missing_ones_added() {
     assert!(home.supervisors().contains(&lost) && home.supervisors().contains(&kept));
     home.kill_controller_for_good();
     // With its supervisor, or there would be another one.
-    for gone in [lost, processes[0]] {
-        signal(gone, SIGKILL);
-        wait_for_exit(gone);
-    }
+    kill_both(lost, processes[0]);
     home.ok(&["start", "-n", "2"]);
     let engines = home.supervisors()[1..].to_vec();
     assert_eq!(engines.len(), 2);

@@ -15,4 +15,5 @@ mod recovery;
 mod results;
 mod retention;
 mod small_commands;
+mod storage;
 mod support;

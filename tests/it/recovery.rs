@@ -1,6 +1,8 @@
 //! What is killed comes back, and no task is lost or done twice.
-use super::support::{Cluster, Home, signal, wait_for_exit, wait_until};
-use nix::sys::signal::Signal::{SIGCONT, SIGKILL, SIGSTOP};
+use super::support::{Cluster, Home, signal, successor_of, wait_for_exit, wait_until};
+use nix::sys::signal::Signal::{SIGCONT, SIGKILL, SIGSTOP, SIGTERM};
+use nix::sys::signal::kill;
+use nix::unistd::Pid;
 use serde_json::Value;
 use std::path::Path;
 
@@ -108,9 +110,7 @@ fn a_controller_killed_under_a_map_is_back_at_once_and_no_task_is_run_twice() {
     until_begun(&cluster, 200);
     let first = cluster.controller_pid();
     signal(first, SIGKILL);
-    wait_until("another controller", || {
-        (cluster.controller_pid() != first && cluster.run(&["status"]).code == Some(0)).then_some(())
-    });
+    until_another_controller(&cluster, first);
     // Once more, and with what watches it.
     until_begun(&cluster, 800);
     cluster.kill_controller_for_good();
@@ -147,19 +147,114 @@ fn killed_engines_are_replaced_and_their_tasks_run_again() {
     left.into_iter().for_each(wait_for_exit);
 }
 
+/// Another process than `pid`, as the controller's file has it, that answers.
+fn until_another_controller(cluster: &Cluster, pid: u32) -> u32 {
+    wait_until("another controller", || {
+        (cluster.controller_pid() != pid && cluster.run(&["status"]).code == Some(0)).then_some(())
+    });
+    cluster.controller_pid()
+}
+
 #[test]
-fn engines_go_on_without_their_supervisors_and_are_ended_with_the_cluster() {
+fn a_killed_supervisor_is_replaced_by_what_it_supervised_and_all_come_back_from_any_kill() {
+    let cluster = cluster(2, &[]);
+    let running = cluster.spawn(&["map", "work.py:short", "--range", "0..1000"]);
+    until_begun(&cluster, 50);
+    let (first, engines, controller) = (cluster.supervisors(), cluster.engine_pids(), cluster.controller_pid());
+    first.iter().for_each(|pid| signal(*pid, SIGKILL));
+    let second: Vec<u32> = first.iter().map(|pid| successor_of(*pid, &[*pid])).collect();
+    // Nothing but the supervisors is another now, and they are known.
+    assert_eq!((cluster.engine_pids(), cluster.controller_pid()), (engines.clone(), controller));
+    let listed = cluster.json(&["list"]);
+    assert_eq!(listed["clusters"][0]["engines_alive"], 2, "{listed:#}");
+    // The new ones are replaced too, and bring back what is killed.
+    second.iter().for_each(|pid| signal(*pid, SIGKILL));
+    let third: Vec<u32> = first
+        .iter()
+        .zip(&second)
+        .map(|(first, second)| successor_of(*first, &[*first, *second]))
+        .collect();
+    engines.iter().for_each(|pid| signal(*pid, SIGKILL));
+    signal(controller, SIGKILL);
+    let controller = until_another_controller(&cluster, controller);
+    until_whole(&cluster, 2, &engines);
+    // And once more: those are now in the hands of the same.
+    let again = cluster.engine_pids();
+    again.iter().for_each(|pid| signal(*pid, SIGKILL));
+    signal(controller, SIGKILL);
+    let controller = until_another_controller(&cluster, controller);
+    until_whole(&cluster, 2, &again);
+    assert_eq!(running.end().ok(), squares(1000));
+    let all = [third, cluster.engine_pids(), vec![controller]].concat();
+    cluster.ok(&["stop"]);
+    all.into_iter().for_each(wait_for_exit);
+    nothing_runs(&cluster);
+}
+
+/// No process of this home.
+fn nothing_runs(cluster: &Cluster) {
+    let mark = format!("IPYTHONDIR={}", cluster.path().join("ipython").display());
+    wait_until("the end of all processes", || {
+        let all = std::fs::read_dir("/proc").unwrap().flatten();
+        let of_it = |path: &Path| std::fs::read(path).is_ok_and(|environ| environ.split(|b| *b == 0).any(|v| v == mark.as_bytes()));
+        (!all.map(|entry| entry.path().join("environ")).any(|path| of_it(&path))).then_some(())
+    });
+}
+
+#[test]
+fn what_ends_in_order_stays_ended_whoever_supervises_it() {
+    let cluster = cluster(3, &[]);
+    let first = cluster.supervisors();
+    first.iter().for_each(|pid| signal(*pid, SIGKILL));
+    let second: Vec<u32> = first.iter().map(|pid| successor_of(*pid, &[*pid])).collect();
+    let supervisor_of = |engine: u32| {
+        let session = session_of(engine);
+        second[first.iter().position(|pid| *pid == session).unwrap()]
+    };
+    let engines: Vec<(u32, u32)> = cluster.engine_pids().into_iter().map(|pid| (pid, supervisor_of(pid))).collect();
+    // An engine that is told to leave takes its new supervisor with it, as it would have taken the first one,
+    cluster.ok(&["engines", "remove", "1"]);
+    wait_until("two engines", || (cluster.engine_pids().len() == 2).then_some(()));
+    let stay = cluster.engine_pids();
+    let (gone, stay): (Vec<_>, Vec<_>) = engines.into_iter().partition(|(engine, _)| !stay.contains(engine));
+    gone.iter()
+        .for_each(|(engine, supervisor)| [*engine, *supervisor].into_iter().for_each(wait_for_exit));
+    // ... and one whose supervisor is ended ends with it.
+    signal(stay[0].1, SIGTERM);
+    [stay[0].0, stay[0].1].into_iter().for_each(wait_for_exit);
+    assert_eq!(cluster.engine_pids(), [stay[1].0]);
+    // Also when supervisors are killed while the cluster stops.
+    let stop = cluster.spawn(&["stop"]);
+    for pid in [stay[1].1, second[0]] {
+        // It may have gone already.
+        let _ = kill(Pid::from_raw(pid as i32), SIGKILL);
+    }
+    stop.end().ok();
+    nothing_runs(&cluster);
+}
+
+fn session_of(pid: u32) -> u32 {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+    let fields = stat.rsplit(')').next().unwrap();
+    fields.split_ascii_whitespace().nth(3).unwrap().parse().unwrap()
+}
+
+#[test]
+fn engines_are_ended_with_the_cluster_also_without_any_supervisor() {
     let cluster = cluster(2, &[]);
     let engines = cluster.engine_pids();
+    // What is stopped starts no other.
+    engines.iter().for_each(|pid| signal(*pid, SIGSTOP));
     for supervisor in &cluster.supervisors()[1..] {
         signal(*supervisor, SIGKILL);
         wait_for_exit(*supervisor);
     }
-    assert_eq!(cluster.ok(&["map", "work.py:short", "--range", "0..10"]), squares(10));
-    // Even where there is no controller that could tell them to leave.
     cluster.kill_controller_for_good();
-    cluster.ok(&["stop"]);
+    let stop = cluster.spawn(&["stop"]);
+    engines.iter().for_each(|pid| signal(*pid, SIGCONT));
+    stop.end().ok();
     engines.into_iter().for_each(wait_for_exit);
+    nothing_runs(&cluster);
 }
 
 #[test]

@@ -1,6 +1,7 @@
 """ipyparallel's clients, many and unlucky: beyond what the package's own tests do."""
 import json
 import os
+import pathlib
 import signal
 import subprocess
 import sys
@@ -101,6 +102,54 @@ def test_an_engine_is_restarted_under_a_view(two):
         assert sorted(now) == client.ids and pids[old] not in now.values()
         with pytest.raises(IndexError):
             client[old]
+
+
+def parents(running, program):
+    """Of each process that runs this there: its parent, which is its supervisor."""
+    mark = "IPYTHONDIR={}".format(running.ipython_dir).encode()
+    found = {}
+    for folder in pathlib.Path("/proc").glob("[0-9]*"):
+        try:
+            words = (folder / "cmdline").read_bytes().split(b"\0")
+            state, parent = (folder / "stat").read_text().rsplit(")", 1)[1].split()[:2]
+            is_it = program in words and b"--supervise" not in words and mark in (folder / "environ").read_bytes().split(b"\0")
+        except OSError:
+            continue
+        if is_it and state != "Z":
+            found[int(folder.name)] = int(parent)
+    return found
+
+
+def is_gone(pid):
+    try:
+        return pathlib.Path("/proc/{}/stat".format(pid)).read_text().rsplit(")", 1)[1].split()[0] == "Z"
+    except OSError:
+        return True
+
+
+def test_an_ipengine_that_is_killed_is_replaced_and_one_that_is_told_to_leave_is_not():
+    running = Cluster("-n", "2", "--engine", "ipengine")
+    try:
+        with ipp.Client(profile_dir=str(running.ipython_dir / "profile_default"), timeout=30) as client:
+            before = client.ids
+            engines = parents(running, b"ipyparallel.engine")
+            assert len(engines) == 2
+            killed = min(engines)
+            os.kill(killed, signal.SIGKILL)
+            wait_until("another engine", lambda: len(client.ids) == 2 and client.ids != before, PATIENCE_S)
+            assert client[:].apply(square, 3).get(PATIENCE_S) == [9, 9]
+            engines = parents(running, b"ipyparallel.engine")
+            assert len(engines) == 2 and killed not in engines
+            running.run("engines", "remove", "1")
+            wait_until("one engine", lambda: len(parents(running, b"ipyparallel.engine")) == 1, PATIENCE_S)
+            (gone,) = set(engines) - set(parents(running, b"ipyparallel.engine"))
+            wait_until("the end of its supervisor", lambda: is_gone(engines[gone]), PATIENCE_S)
+            assert len(client.ids) == 1
+        left = parents(running, b"ipyparallel.engine")
+        running.run("stop")
+        wait_until("the end of all", lambda: all(is_gone(pid) for pid in [*left, *left.values()]), PATIENCE_S)
+    finally:
+        running.end()
 
 
 def test_ten_thousand_tasks_are_queued_while_another_client_asks(two):

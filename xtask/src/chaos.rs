@@ -4,7 +4,8 @@
 //! Each execution of a task writes a line into a ledger, behind pcluster's back. At the end every map must have printed
 //! the right values, every task must be done once according to the records, and of a task that was executed more than
 //! once at most one execution may have been by a process that was neither killed nor given up by the controller because
-//! its lease had run out. The seed decides what is done to whom; how the processes run beside each other it cannot decide.
+//! its lease had run out. Whatever is killed must come back by itself, unless it was killed together with its supervisor.
+//! The seed decides what is done to whom; how the processes run beside each other it cannot decide.
 //!
 //! Parts: `processes` (who there is), `verdict` (what must hold).
 mod processes;
@@ -24,6 +25,10 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 const ENGINES: usize = 3;
 /// Maps at a time.
 const MAPS: usize = 3;
+/// A supervisor that was killed must have a successor within this.
+const SUCCESSOR: Duration = Duration::from_secs(20);
+/// After a `stop` the last process must be gone within this.
+const LAST: Duration = Duration::from_secs(5);
 /// After the last kill all that was begun must be done within this.
 const PATIENCE: Duration = Duration::from_secs(180);
 /// Short, so that engines which are stopped lose their leases, and tasks that they have run are run elsewhere too.
@@ -64,7 +69,11 @@ pub fn run(places: &Places, minutes: f64, seed: Option<u64>) -> Result<(), Strin
     println!("seed {seed}, {minutes} minutes");
     let mut chaos = Chaos::new(places, seed)?;
     let done = chaos.campaign(Duration::from_secs_f64(minutes * 60.0));
-    chaos.end();
+    let left = chaos.end();
+    let done = done.and_then(|verdict| match left {
+        0 => Ok(verdict),
+        left => Err(format!("{left} processes were left after the stop")),
+    });
     println!("{}", chaos.counts_in_words());
     match done {
         Ok(verdict) => {
@@ -87,6 +96,9 @@ struct Chaos {
     /// Engines and workers that were killed, or may have been ended by a command that failed.
     gone: BTreeSet<u32>,
     stopped: Vec<(u32, Instant)>,
+    /// Controllers and engines that were killed together with their supervisors, and those that were brought back by hand.
+    lost: u64,
+    healed: u64,
 }
 
 /// One `pcluster map` that runs, or has run.
@@ -114,6 +126,8 @@ impl Chaos {
             counts: BTreeMap::new(),
             gone: BTreeSet::new(),
             stopped: Vec::new(),
+            lost: 0,
+            healed: 0,
         })
     }
 
@@ -125,7 +139,7 @@ impl Chaos {
             self.submit()?;
             let pause = 100 + self.dice.roll(1200);
             sleep(Duration::from_millis(pause));
-            self.harm();
+            self.harm()?;
             self.wake(false);
         }
         self.wake(true);
@@ -143,6 +157,12 @@ impl Chaos {
             sleep(Duration::from_millis(200));
         }
         self.whole(patience)?;
+        if self.healed > self.lost {
+            return Err(format!(
+                "{} had to be brought back by hand, and only {} were killed together with their supervisors",
+                self.healed, self.lost
+            ));
+        }
         verdict::of(self)
     }
 
@@ -162,28 +182,32 @@ impl Chaos {
         }
     }
 
-    /// Does by hand what a supervisor would have done that was killed.
+    /// Brings back by hand what was killed together with its supervisor.
     fn heal(&mut self) {
         let there = processes::of(&self.home);
         let has = |kind: Kind| there.iter().any(|p| p.kind == kind);
         let engines = processes::slots(&there);
         if !has(Kind::Controller) && !has(Kind::ControllerSupervisor) {
             let silent = !self.stopped.is_empty() && self.dice.roll(2) == 0;
-            match silent {
-                true => self.command("pcluster start beside an engine that is stopped", &start()),
+            let what = match silent {
+                true => "pcluster start beside an engine that is stopped",
                 false => {
                     self.wake(true);
-                    self.command("pcluster start", &start());
+                    "pcluster start"
                 }
-            }
+            };
+            // It brings the missing engines back, too.
+            self.command(what, &start(), 1 + (ENGINES - engines.min(ENGINES)) as u64);
         } else if engines < ENGINES {
             // Engines that are waited for must not be stopped.
             self.wake(true);
-            self.command("pcluster engines add", &["engines", "add", &(ENGINES - engines).to_string()]);
+            let missing = ENGINES - engines;
+            self.command("pcluster engines add", &["engines", "add", &missing.to_string()], missing as u64);
         }
     }
 
-    fn command(&mut self, what: &'static str, words: &[&str]) {
+    /// One that brings so many back.
+    fn command(&mut self, what: &'static str, words: &[&str], healed: u64) {
         if let Err(why) = self.pcluster(words) {
             // What it had started it has ended again, whatever that was doing.
             let alive: BTreeSet<u32> = processes::of(&self.home).iter().map(|p| p.pid).collect();
@@ -193,38 +217,106 @@ impl Chaos {
             self.count("commands that failed and were repeated");
             println!("{what}: {why}");
             sleep(Duration::from_millis(500));
+        } else {
+            self.healed += healed;
         }
         self.count(what);
     }
 
-    fn harm(&mut self) {
+    fn harm(&mut self) -> Result<(), String> {
         let there = processes::of(&self.home);
         let (kind, what) = match self.dice.roll(100) {
-            0..25 => (Kind::Controller, "controllers killed"),
-            25..45 => (Kind::Engine, "engines killed"),
-            45..70 => (Kind::Worker, "workers killed"),
-            70..80 => (Kind::ControllerSupervisor, "supervisors of controllers killed"),
-            80..88 => (Kind::EngineSupervisor, "supervisors of engines killed"),
-            88..94 => (Kind::Engine, "engines stopped for a while"),
+            0..20 => (Kind::Controller, "controllers killed"),
+            20..38 => (Kind::Engine, "engines killed"),
+            38..60 => (Kind::Worker, "workers killed"),
+            60..68 => (Kind::ControllerSupervisor, "supervisors of controllers killed"),
+            68..73 => (
+                Kind::ControllerSupervisor,
+                "supervisors of controllers killed, and then their controllers",
+            ),
+            73..79 => (Kind::EngineSupervisor, "supervisors of engines killed"),
+            79..86 => (Kind::EngineSupervisor, "supervisors of engines killed, and then their engines"),
+            86..88 => (Kind::Controller, "controllers killed together with their supervisors"),
+            88..90 => (Kind::Engine, "engines killed together with their supervisors"),
+            90..95 => (Kind::Engine, "engines stopped for a while"),
             _ => (Kind::Engine, "engines stopped for longer than their lease"),
         };
         let those: Vec<&Process> = there.iter().filter(|p| p.kind == kind).collect();
         if those.is_empty() {
-            return;
+            return Ok(());
         }
-        let victim = those[self.dice.roll(those.len() as u64) as usize];
+        let victim = those[self.dice.roll(those.len() as u64) as usize].clone();
         if what.contains("stopped") {
             let shortest = if what.contains("lease") { 5000 } else { 200 };
             let pause = Duration::from_millis(shortest + self.dice.roll(4000));
             processes::signal("STOP", victim.pid);
             self.stopped.push((victim.pid, Instant::now() + pause));
+        } else if what.contains("together") {
+            // What is stopped starts no other supervisor.
+            processes::signal("STOP", victim.pid);
+            there
+                .iter()
+                .filter(|p| p.session == victim.session && p.pid != victim.pid && p.kind != Kind::Worker)
+                .for_each(|p| processes::signal("KILL", p.pid));
+            self.kill(&victim);
+            self.lost += 1;
         } else {
-            processes::signal("KILL", victim.pid);
-            if matches!(kind, Kind::Engine | Kind::Worker) {
-                self.gone.insert(victim.pid);
+            let is_supervisor = matches!(kind, Kind::ControllerSupervisor | Kind::EngineSupervisor);
+            if is_supervisor {
+                // Only who runs can see that.
+                self.wake(true);
+            }
+            self.kill(&victim);
+            if is_supervisor {
+                self.succeeded(&victim)?;
+            }
+            if what.contains("and then") {
+                let supervised = if kind == Kind::EngineSupervisor {
+                    Kind::Engine
+                } else {
+                    Kind::Controller
+                };
+                let there = processes::of(&self.home);
+                let orphans = there.iter().filter(|p| p.session == victim.session && p.kind == supervised);
+                orphans.for_each(|orphan| self.kill(orphan));
             }
         }
         self.count(what);
+        Ok(())
+    }
+
+    fn kill(&mut self, victim: &Process) {
+        processes::signal("KILL", victim.pid);
+        if matches!(victim.kind, Kind::Engine | Kind::Worker) {
+            self.gone.insert(victim.pid);
+        }
+    }
+
+    /// Waits until another supervisor has taken the place of this one, if there is anything left to supervise.
+    fn succeeded(&mut self, victim: &Process) -> Result<(), String> {
+        let until = Instant::now() + SUCCESSOR;
+        loop {
+            let there = processes::of(&self.home);
+            let mut of_session = there
+                .iter()
+                .filter(|p| p.session == victim.session && p.pid != victim.pid)
+                .peekable();
+            if of_session.peek().is_none() {
+                // It was about to bring back what had been killed before.
+                self.lost += 1;
+                return Ok(());
+            }
+            if of_session.any(|p| p.kind == victim.kind) {
+                return Ok(());
+            }
+            if Instant::now() >= until {
+                return Err(format!(
+                    "nobody has taken the place of the supervisor {} ({:?})",
+                    victim.pid, victim.kind
+                ));
+            }
+            sleep(Duration::from_millis(10));
+        }
     }
 
     /// Engines that have been stopped for long enough go on.
@@ -295,21 +387,25 @@ impl Chaos {
         captured(&mut self.command_of(words))
     }
 
-    /// Nothing of it stays running.
-    fn end(&mut self) {
+    /// Nothing of it stays running; how many had to be ended.
+    fn end(&mut self) -> usize {
         self.wake(true);
         let _ = self.pcluster(&["stop"]);
         for map in &mut self.maps {
             let _ = map.child.kill();
             let _ = map.child.wait();
         }
+        let until = Instant::now() + LAST;
+        let mut left = 0;
         loop {
             let there = processes::of(&self.home);
             if there.is_empty() {
-                return;
+                return left;
             }
-            self.counts.insert("processes left after the stop", there.len() as u64);
-            there.iter().for_each(|p| processes::signal("KILL", p.pid));
+            if Instant::now() >= until {
+                left = left.max(there.len());
+                there.iter().for_each(|p| processes::signal("KILL", p.pid));
+            }
             sleep(Duration::from_millis(100));
         }
     }

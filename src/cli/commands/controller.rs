@@ -1,5 +1,5 @@
 //! `pcluster controller`: what launchers start, pcluster's and ipyparallel's.
-use super::{setting, supervise};
+use super::{Care, setting, supervise, watch_supervisor};
 use crate::cli::ipyparallel::Trait;
 use crate::cli::ipyparallel::common::{CommonOptions, LauncherEnvironment, Place};
 use crate::cli::ipyparallel::controller::ControllerWords;
@@ -124,11 +124,18 @@ impl Ipcontroller {
     }
 }
 
+const CARE: Care = Care {
+    again: &[],
+    insists: true,
+    watches: true,
+};
+
 pub fn run(args: Args, context: &Context) -> Result<Exit, CommandError> {
     if args.supervise {
         logging::start(context.log_level(args.log_level.as_deref().unwrap_or("info")));
-        return supervise(&[], true);
+        return supervise(&CARE);
     }
+    watch_supervisor(&CARE)?;
     let mut words = ControllerWords::of(&args.ipcontroller.traits()).map_err(CommandError::usage)?;
     words.common.log_level = args.log_level.or(words.common.log_level);
     let place = Place::find(&words.common, args.profile_dir, LauncherEnvironment::of_this_process(), context)?;

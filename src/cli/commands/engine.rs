@@ -1,5 +1,5 @@
 //! `pcluster engine`: what launchers start, pcluster's and ipyparallel's.
-use super::{setting, supervise};
+use super::{Care, setting, supervise, supervise_this, watch_supervisor};
 use crate::cli::ipyparallel::Trait;
 use crate::cli::ipyparallel::common::{CommonOptions, LauncherEnvironment, Place};
 use crate::cli::ipyparallel::engine::{EngineWords, mpi_rank};
@@ -8,8 +8,10 @@ use crate::connection::tunnel::{self, Found};
 use crate::connection::{ConnectionError, ConnectionFile, discover};
 use crate::engine::{self, EngineSettings};
 use crate::launchers::ssh::reverse::probe::{FAILED, REACHED};
+use crate::launchers::supervisor::Supervised;
 use crate::model::EngineId;
 use crate::profile::Config;
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -51,6 +53,9 @@ pub struct Args {
     /// How much to log: error, warn, info, debug, trace, or Python's numbers and names of levels
     #[arg(long, value_name = "LEVEL")]
     log_level: Option<String>,
+    /// What is to be started and supervised instead: the command of an ipengine
+    #[arg(last = true, requires = "supervise", value_name = "COMMAND", hide = true)]
+    instead: Vec<OsString>,
     #[command(flatten)]
     ipengine: Ipengine,
 }
@@ -101,14 +106,31 @@ impl Ipengine {
     }
 }
 
+const CARE: Care = Care {
+    again: &["--replacement"],
+    insists: false,
+    watches: true,
+};
+
 pub fn run(args: Args, context: &Context) -> Result<Exit, CommandError> {
     if !args.probe.is_empty() {
         return probe(&args.probe, context);
     }
     if args.supervise {
         logging::start(context.log_level(args.log_level.as_deref().unwrap_or("info")));
-        return supervise(&["--replacement"], false);
+        return match args.instead.split_first() {
+            None => supervise(&CARE),
+            Some((program, arguments)) => supervise_this(&Supervised {
+                program: program.into(),
+                arguments: arguments.to_vec(),
+                again: Vec::new(),
+                insists: false,
+                watches: false,
+                is_this_program: false,
+            }),
+        };
     }
+    watch_supervisor(&CARE)?;
     let mut words = EngineWords::of(&args.ipengine.traits()).map_err(CommandError::usage)?;
     words.common.log_level = args.log_level.or(words.common.log_level);
     // Whoever names the file or the directory has not been started by ipyparallel's launchers.

@@ -40,6 +40,7 @@ pub mod wait;
 
 use super::{CommandError, Context, Exit};
 use crate::launchers::supervisor::{self, Supervised};
+use std::ffi::OsString;
 
 macro_rules! commands {
     ($($(#[$attribute:meta])* $variant:ident => $module:ident),* $(,)?) => {
@@ -118,22 +119,58 @@ pub fn setting(text: &str) -> Result<(String, String), String> {
     }
 }
 
-/// Runs this command line as a process of its own, without `--supervise`, and again when it was killed or has crashed:
-/// then with the arguments `again`. With `insists`, also when it then refuses to start.
-fn supervise(again: &[&str], insists: bool) -> Result<Exit, CommandError> {
-    let program = std::env::current_exe().map_err(|e| CommandError::environment(format!("cannot tell which program this is: {e}")))?;
-    let supervised = Supervised {
-        arguments: std::env::args_os().skip(1).filter(|word| word != "--supervise").collect(),
-        again: again.iter().map(Into::into).collect(),
-        insists,
-        program,
-    };
-    match supervisor::run(&supervised) {
+/// How a process is supervised that this program is itself.
+struct Care {
+    /// Further arguments for a start that is not the first.
+    again: &'static [&'static str],
+    /// One that ran before and then refuses to start is tried again.
+    insists: bool,
+    /// It watches its supervisor.
+    watches: bool,
+}
+
+const SUPERVISE: &str = "--supervise";
+
+/// Runs this command line as a process of its own, without `--supervise`, and again when it was killed or has crashed.
+fn supervise(care: &Care) -> Result<Exit, CommandError> {
+    let supervised = care.of(std::env::args_os().skip(1).filter(|word| word != SUPERVISE).collect())?;
+    supervise_this(&supervised)
+}
+
+fn supervise_this(supervised: &Supervised) -> Result<Exit, CommandError> {
+    match supervisor::run(supervised) {
         Ok(0) => Ok(Exit::Fine),
         Ok(code) => Ok(Exit::OfSupervised(code)),
         Err(e) => Err(CommandError::environment(format!(
             "cannot start {}: {e}",
             supervised.program.display()
         ))),
+    }
+}
+
+/// If this process is supervised: watches its supervisor, and starts another one when that is gone. Not in a batch job: its script
+/// waits for the supervisor, and the job ends with that.
+fn watch_supervisor(care: &Care) -> Result<(), CommandError> {
+    if std::env::var_os("PCLUSTER_JOB").is_some() {
+        return Ok(());
+    }
+    let mut arguments: Vec<OsString> = std::env::args_os().skip(1).collect();
+    arguments.retain(|word| !care.again.iter().any(|again| word == again));
+    arguments.insert(arguments.len().min(1), SUPERVISE.into());
+    supervisor::guard::begin(care.of(arguments)?);
+    Ok(())
+}
+
+impl Care {
+    fn of(&self, arguments: Vec<OsString>) -> Result<Supervised, CommandError> {
+        let program = std::env::current_exe().map_err(|e| CommandError::environment(format!("cannot tell which program this is: {e}")))?;
+        Ok(Supervised {
+            program,
+            arguments,
+            again: self.again.iter().map(Into::into).collect(),
+            insists: self.insists,
+            watches: self.watches,
+            is_this_program: true,
+        })
     }
 }

@@ -1,5 +1,5 @@
 //! `pcluster tunnel`: what `connect` starts.
-use super::supervise;
+use super::{Care, supervise};
 use crate::cli::{CommandError, Context, Exit, logging};
 use crate::cluster::remote;
 use crate::launchers::ssh::reverse;
@@ -36,7 +36,11 @@ pub fn run(args: Args, context: &Context) -> Result<Exit, CommandError> {
     if args.supervise {
         // Fails where it leads a session already: then there is nothing to be done.
         let _ = nix::unistd::setsid();
-        return supervise(&["--again"], true);
+        return supervise(&Care {
+            again: &["--again"],
+            insists: true,
+            watches: false,
+        });
     }
     if let Some(file) = &args.reverse {
         context.block_on(reverse::serve(file, args.first && !args.again))??;

@@ -115,18 +115,18 @@ impl Core {
     }
 
     /// The engine has not begun these requests.
-    pub(super) fn requests_returned(&mut self, uuid: &EngineUuid, msg_ids: Vec<String>) {
-        for msg_id in msg_ids {
-            let open = self.requests.open.get(&msg_id);
-            let Some(open) = open.filter(|o| o.engine.as_ref() == Some(uuid) && o.queue == Channel::Task) else {
-                continue;
-            };
+    pub(super) fn requests_returned(&mut self, uuid: &EngineUuid, returned: &say::Returned) {
+        for (msg_id, run) in returned.requests() {
+            let open = self.requests.open.get(msg_id);
+            // What is said again may have been heard the first time, and it may be there again since.
+            let is_this = |o: &&Open| o.engine.as_ref() == Some(uuid) && o.queue == Channel::Task && run.is_none_or(|run| run == o.run);
+            let Some(open) = open.filter(is_this) else { continue };
             let anywhere = open.may_run_anywhere();
-            self.engines.change(uuid, |e| e.drop_request(&msg_id));
-            self.take_back(&msg_id);
+            self.engines.change(uuid, |e| e.drop_request(msg_id));
+            self.take_back(msg_id);
             match anywhere {
-                true => self.requests.ready.push_front(msg_id),
-                false => self.admit(&msg_id),
+                true => self.requests.ready.push_front(msg_id.to_string()),
+                false => self.admit(msg_id),
             }
         }
     }

@@ -279,7 +279,7 @@ impl Core {
     }
 
     /// Unbegun tasks come back.
-    pub(super) fn returned(&mut self, engine: &EngineUuid, tasks: Vec<Held>) {
+    pub(super) fn returned(&mut self, engine: &EngineUuid, tasks: &[Held]) {
         self.engines.change(engine, |e| e.asked_back = false);
         for held in tasks {
             let task = TaskId::new(held.map, held.index);

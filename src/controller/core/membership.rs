@@ -67,9 +67,8 @@ impl Core {
                 }
             }
             say::RETURNED => {
-                if let Some(say::Returned { tasks, requests }) = parse(message) {
-                    self.requests_returned(engine, requests);
-                    self.returned(engine, tasks);
+                if let Some(returned) = parse(message) {
+                    self.given_back(engine, &returned);
                 }
             }
             say::HEARTBEAT => self.heartbeat(engine),
@@ -84,6 +83,18 @@ impl Core {
                 self.engine_gone(engine, &reason);
             }
             other => tracing::warn!(kind = other, %engine, "an engine said something unknown"),
+        }
+    }
+
+    fn given_back(&mut self, engine: &EngineUuid, returned: &say::Returned) {
+        self.requests_returned(engine, returned);
+        self.returned(engine, &returned.tasks);
+        self.say_return_recorded(engine, returned);
+    }
+
+    fn say_return_recorded(&mut self, engine: &EngineUuid, say::Returned { sequence, .. }: &say::Returned) {
+        if *sequence > 0 {
+            self.tell_engine(engine, say::RETURN_RECORDED, &say::ReturnRecorded { sequence: *sequence });
         }
     }
 
@@ -133,6 +144,8 @@ impl Core {
         let known = self.engines.get(uuid).map(|e| e.id);
         let id = match known {
             Some(id) => {
+                // It may not have arrived when it was said.
+                register.returned.iter().for_each(|returned| self.given_back(uuid, returned));
                 self.reconcile(uuid, &register.holds, &mut reply.drop);
                 self.send_again(uuid, &register.requests);
                 id
@@ -146,6 +159,11 @@ impl Core {
                 let id = register.id.filter(|id| !promised(id));
                 let id = self.engines.choose_id(id);
                 self.add_engine(id, register.facts);
+                // All that it had was given away, that too.
+                register
+                    .returned
+                    .iter()
+                    .for_each(|returned| self.say_return_recorded(uuid, returned));
                 id
             }
         };

@@ -38,6 +38,10 @@ pub enum Event {
     Recorded {
         sequence: u64,
     },
+    /// What was given back with this number is on the controller's disk.
+    ReturnRecorded {
+        sequence: u64,
+    },
     GiveBackAsked {
         at_most: u32,
     },

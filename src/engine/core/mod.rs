@@ -23,14 +23,14 @@ pub use unit::{Request, Unit};
 
 use crate::model::definition::MapDefinition;
 use crate::model::{MapId, UnixTime};
-use crate::wire::content::engine::{Held, Progress};
+use crate::wire::content::engine::{Held, Progress, Returned};
 use feed::WorkerState;
 use outbox::Outbox;
 use output::{Pieces, Text};
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use stop::{AfterRecall, Leaving, Stop, StopReason, returned};
+use stop::{AfterRecall, GivenBack, Leaving, Stop, StopReason};
 
 /// What a core must know beforehand.
 #[derive(Clone, Debug)]
@@ -98,6 +98,7 @@ pub struct Core {
     command: Option<Unit>,
     current: Option<Current>,
     outbox: Outbox,
+    given_back: GivenBack,
     after_recall: Vec<AfterRecall>,
     /// To be stopped when its result is the next to come.
     stop_next: Option<(u32, StopReason)>,
@@ -120,6 +121,7 @@ impl Core {
             command: None,
             current: None,
             outbox: Outbox::default(),
+            given_back: GivenBack::default(),
             after_recall: Vec::new(),
             stop_next: None,
             leaving: None,
@@ -178,12 +180,13 @@ impl Core {
                     input,
                 });
                 if self.leaving.is_some() {
-                    effects.push(Effect::SendReturned(returned(units)));
+                    self.send_back(units, effects);
                 } else {
                     self.queue.extend(units);
                 }
             }
             Event::Recorded { sequence } => self.outbox.recorded(sequence),
+            Event::ReturnRecorded { sequence } => self.given_back.recorded(sequence),
             Event::GiveBackAsked { at_most } => self.give_back(now, at_most as usize, effects),
             Event::CancelAsked { tasks } => self.cancel(now, tasks.into_iter().collect(), false, effects),
             Event::ShutdownAsked { drain, reason, grace_ms } => self.leave(now, drain, reason, grace_ms, effects),
@@ -193,7 +196,7 @@ impl Core {
                 } else if self.leaving.is_none() {
                     self.queue.push_back(Unit::Request(request));
                 } else if request.may_go_back() {
-                    effects.push(Effect::SendReturned(returned([Unit::Request(request)])));
+                    self.send_back([Unit::Request(request)], effects);
                 }
             }
             Event::AbortAsked { msg_ids } => self.recall_then(now, AfterRecall::Abort(msg_ids), effects),
@@ -299,6 +302,11 @@ impl Core {
             Unit::Request(request) => Some(request.msg_id().to_string()),
             Unit::Task { .. } => None,
         })
+    }
+
+    /// What was given back and may not have arrived.
+    pub fn unheard_returns(&self) -> Vec<Returned> {
+        self.given_back.unheard.clone()
     }
 
     fn check_times(&mut self, now: Now, effects: &mut Vec<Effect>) {

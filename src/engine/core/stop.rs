@@ -66,19 +66,45 @@ const LAST_WORD: Duration = Duration::from_secs(2);
 /// Ids of requests to abort that have not come yet, at most.
 const MOST_ABORTED: usize = 10_000;
 
-/// What is said of units that go back; of those that cannot (they are this engine's alone) nothing.
-pub(super) fn returned(units: impl IntoIterator<Item = Unit>) -> Returned {
-    let (mut tasks, mut requests) = (Vec::new(), Vec::new());
-    for unit in units.into_iter().filter(Unit::may_go_back) {
-        match unit {
-            Unit::Task { held, .. } => tasks.push(held),
-            Unit::Request(request) => requests.push(request.msg_id().to_string()),
-        }
+/// What has been given back, until the controller says that this is on its disk: what is said as a connection breaks may be lost.
+#[derive(Debug, Default)]
+pub(super) struct GivenBack {
+    sequence: u64,
+    pub unheard: Vec<Returned>,
+}
+
+impl GivenBack {
+    pub fn recorded(&mut self, sequence: u64) {
+        self.unheard.retain(|returned| returned.sequence != sequence);
     }
-    Returned { tasks, requests }
+
+    /// What is said of units that go back; of those that cannot (they are this engine's alone) nothing.
+    fn say(&mut self, units: impl IntoIterator<Item = Unit>) -> Returned {
+        let mut back = Returned::default();
+        for unit in units.into_iter().filter(Unit::may_go_back) {
+            match unit {
+                Unit::Task { held, .. } => back.tasks.push(held),
+                Unit::Request(request) => {
+                    back.requests.push(request.msg_id().to_string());
+                    back.runs.push(request.run);
+                }
+            }
+        }
+        if !back.is_empty() {
+            self.sequence += 1;
+            back.sequence = self.sequence;
+            self.unheard.push(back.clone());
+        }
+        back
+    }
 }
 
 impl Core {
+    /// Also when there is nothing: somebody has asked.
+    pub(super) fn send_back(&mut self, units: impl IntoIterator<Item = Unit>, effects: &mut Vec<Effect>) {
+        effects.push(Effect::SendReturned(self.given_back.say(units)));
+    }
+
     pub(super) fn recall_then(&mut self, now: Now, then: AfterRecall, effects: &mut Vec<Effect>) {
         if self.given.is_empty() {
             self.after_recall(now, then, effects);
@@ -126,9 +152,9 @@ impl Core {
                 self.abort_where(now, is_execution, effects);
             }
             AfterRecall::Leave => {
-                let back = returned(self.queue.drain(..));
-                if !back.is_empty() {
-                    effects.push(Effect::SendReturned(back));
+                let back = std::mem::take(&mut self.queue);
+                if back.iter().any(Unit::may_go_back) {
+                    self.send_back(back, effects);
                 }
             }
         }
@@ -153,7 +179,7 @@ impl Core {
             if unit.may_go_back() { &mut back } else { &mut kept }.push(unit);
         }
         self.queue.extend(kept.into_iter().rev());
-        effects.push(Effect::SendReturned(returned(back)));
+        self.send_back(back, effects);
     }
 
     // ---- cancelling

@@ -249,6 +249,31 @@ fn nothing_is_given_behind_a_long_task() {
 }
 
 #[test]
+fn what_is_given_back_is_remembered_until_it_is_on_the_controllers_disk() {
+    let mut world = running_world();
+    let unheard = |world: &World| -> Vec<(u64, usize)> {
+        let returns = world.core.unheard_returns();
+        returns.iter().map(|back| (back.sequence, back.tasks.len())).collect()
+    };
+    world.event(Event::GiveBackAsked { at_most: 2 });
+    world.event(Event::GiveBackAsked { at_most: 3 });
+    assert_eq!(unheard(&world), [(1, 2), (2, 3)]);
+    // A registration alone says nothing of what was said after it.
+    world.event(Event::Registered { drop: vec![] });
+    world.event(Event::ReturnRecorded { sequence: 1 });
+    assert_eq!(unheard(&world), [(2, 3)]);
+    world.event(Event::ReturnRecorded { sequence: 2 });
+    // Where there is nothing, there is nothing to be remembered.
+    while !world.core.holds().is_empty() {
+        world.ready();
+        world.begin();
+        world.finish(0.001);
+    }
+    world.event(Event::GiveBackAsked { at_most: 3 });
+    assert_eq!(unheard(&world), []);
+}
+
+#[test]
 fn a_timeout_is_for_the_task_that_runs() {
     let mut world = World::new();
     world.send(TIMED, 0..3);

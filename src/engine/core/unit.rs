@@ -72,6 +72,8 @@ pub struct Request {
     pub method: Method,
     /// An execution whose failure makes those queued behind it not run.
     pub stops_others: bool,
+    /// How often it was sent to an engine.
+    pub run: u32,
     pub message: Message,
 }
 
@@ -83,8 +85,19 @@ impl Request {
             silent: bool,
             stop_on_error: Option<bool>,
         }
+        #[derive(Deserialize, Default)]
+        #[serde(default)]
+        struct Run {
+            pcluster_run: Option<u32>,
+        }
         let flags: Flags = message.content().unwrap_or_default();
+        // Only a balanced one is ever asked for it, and reading costs time.
+        let run: Run = match channel {
+            Channel::Task => message.metadata().unwrap_or_default(),
+            _ => Run::default(),
+        };
         Request {
+            run: run.pcluster_run.unwrap_or(1),
             channel,
             client,
             method,

@@ -87,6 +87,9 @@ impl Driver {
                 self.link.as_mut()?.recorded(&msg_ids);
                 return None;
             }
+            RETURN_RECORDED => Event::ReturnRecorded {
+                sequence: read::<ReturnRecorded>(&message)?.sequence,
+            },
             GIVE_BACK => Event::GiveBackAsked {
                 at_most: read::<GiveBack>(&message)?.at_most,
             },

@@ -241,6 +241,7 @@ impl Driver {
                 .held_requests()
                 .chain(self.link.iter().flat_map(|link| link.kept()))
                 .collect(),
+            returned: self.core.unheard_returns(),
         }
     }
 

@@ -15,12 +15,15 @@ pub fn engines(launch: &EnginesLaunch, resources: &Resources, mpi: &MpiConfig, u
         let found = python::resolve(None);
         launch.python = Path::new(&found).is_absolute().then_some(found);
     }
-    let (program, mut arguments) = engine::engine_command(&launch)?;
-    if resources.start == StartMode::Mpiexec {
-        // A rank that was started a second time could not join the others. An engine's id is its rank.
-        arguments.retain(|argument| argument != "--supervise");
-        arguments.push("--mpi".into());
-    }
+    let (program, arguments) = match resources.start {
+        StartMode::Mpiexec => {
+            // A rank that was started a second time could not join the others. An engine's id is its rank.
+            let (program, mut arguments) = engine::lone_engine_command(&launch)?;
+            arguments.push("--mpi".into());
+            (program, arguments)
+        }
+        StartMode::Array | StartMode::Srun => engine::engine_command(&launch)?,
+    };
     let mut request = request(JobKind::Engines, &launch.profile, &launch.cluster_id, resources, unique);
     request.n = launch.n.max(1);
     request.engines_per_job = resources.engines_per_job.unwrap_or(1).max(1);

@@ -2,7 +2,7 @@
 //! what a killed supervisor has left is told by the mark in its environment.
 use super::connect;
 use super::start::{PRIVATE, between_marks, marked};
-use crate::connection::process;
+use crate::connection::process::{self, Mark};
 use crate::connection::ssh::{Ssh, SshError, quoted};
 use crate::launchers::{Ended, MemberState, Process};
 use std::collections::BTreeMap;
@@ -181,16 +181,13 @@ fn running(text: &str, processes: &[(usize, Process)]) -> Result<Running, HostEr
         return Err(HostError::Other { there, node });
     }
     let mut found: Vec<(Found, f64)> = Vec::new();
-    let mut marks: Vec<(u32, u32, f64)> = Vec::new();
+    let mut marks: Vec<(u32, Mark)> = Vec::new();
     for line in text.lines() {
         if let Some(stat) = line.strip_prefix("process ") {
             found.extend(parse(stat, text));
         } else if let Some(mark) = line.strip_prefix("mark ") {
-            let mut words = mark.split(' ');
-            let mut next = || words.next().unwrap_or_default();
-            if let (Ok(pid), Ok(supervisor), Ok(at)) = (next().parse(), next().parse(), next().parse()) {
-                marks.push((pid, supervisor, at));
-            }
+            let read = |(pid, mark): (&str, &str)| Some((pid.parse().ok()?, Mark::parse(mark)?));
+            marks.extend(mark.split_once(' ').and_then(read));
         }
     }
     let mut running = Vec::new();
@@ -202,11 +199,11 @@ fn running(text: &str, processes: &[(usize, Process)]) -> Result<Running, HostEr
             running.push((at, itself.clone()));
             continue;
         }
-        let is_left = |pid: u32| {
-            marks
-                .iter()
-                .any(|(p, by, when)| *p == pid && *by == process.pid && process::same_start(*when, process.started))
-        };
+        // The supervisor that has taken the place of one, else what that kept running.
+        let is_of_it = |mark: &Mark| mark.pid == process.pid && process::same_start(mark.started, process.started);
+        let of_it: Vec<&(u32, Mark)> = marks.iter().filter(|(_, mark)| is_of_it(mark)).collect();
+        let has_another = of_it.iter().any(|(_, mark)| mark.is_supervisor);
+        let is_left = |pid: u32| of_it.iter().any(|(p, mark)| *p == pid && mark.is_supervisor == has_another);
         let left = found.iter().filter(|(f, _)| is_left(f.pid));
         running.extend(left.map(|(f, _)| (at, f.clone())));
     }
@@ -255,11 +252,17 @@ for x in {targets}; do is "$x" && kill -TERM "${{x%:*}}" 2>/dev/null && a=$((a+1
 i=0; while left && [ $i -lt {} ]; do sleep 0.1; i=$((i+1)); done
 for x in {targets}; do is "$x" && kill -KILL "${{x%:*}}" 2>/dev/null && k=$((k+1)); done
 i=0; while left && [ $i -lt {KILL_TAKES} ]; do sleep 0.1; i=$((i+1)); done
-for d in /proc/[0-9]*; do
-  f "${{d#/proc/}}" || continue
-  set -- $f
-  case " {sessions} " in *" $4 "*) ;; *) continue ;; esac
-  case $1 in Z|X) ;; *) kill -KILL "${{d#/proc/}}" 2>/dev/null && k=$((k+1)) ;; esac
+# One that is about to take the place of another comes to light only when that is gone.
+i=0; n=1; while [ $n -gt 0 ] && [ $i -lt {KILL_TAKES} ]; do
+  n=0
+  for d in /proc/[0-9]*; do
+    f "${{d#/proc/}}" || continue
+    set -- $f
+    case " {sessions} " in *" $4 "*) ;; *) continue ;; esac
+    case $1 in Z|X) ;; *) n=$((n+1)); kill -KILL "${{d#/proc/}}" 2>/dev/null && k=$((k+1)) ;; esac
+  done
+  [ $n -eq 0 ] || sleep 0.1
+  i=$((i+1))
 done
 left
 echo "terminated $a"
@@ -307,16 +310,23 @@ mod tests {
     #[test]
     fn only_what_fits_is_ours() {
         let text = format!(
-            "node n\nbtime 1000\nprocess {}\nprocess {}\nmark 8 9 1020\nprocess {}\nmark 11 10 5\n",
+            "node n\nbtime 1000\nprocess {}\nprocess {}\nmark 8 9 1020\nprocess {}\nmark 11 10 5\nprocess {}\nmark 14 12 1030\n\
+             process {}\nmark 15 12 1030 supervisor\n",
             stat(7, 7, 1000),
             stat(8, 9, 3000),
             stat(11, 10, 4000),
+            stat(14, 12, 4500),
+            stat(15, 12, 5000),
         );
-        // The first one itself, what the second one left; the third one's number is another's now.
-        let processes = [recorded(7, 1010.0, None), recorded(9, 1020.0, None), recorded(10, 900.0, None)];
+        // The first one itself, what the second one left; the third one's number is another's now; the fourth one's supervisor has been replaced.
+        let recorded_at = [(7, 1010.0), (9, 1020.0), (10, 900.0), (12, 1030.0)];
+        let processes = recorded_at.map(|(pid, started)| recorded(pid, started, None));
         let found = running(&text, &processes).unwrap();
-        assert_eq!(found.iter().map(|(at, f)| (*at, f.pid)).collect::<Vec<_>>(), [(0, 7), (1, 8)]);
-        assert_eq!(targets(&found), "7:1000 8:3000");
+        assert_eq!(
+            found.iter().map(|(at, f)| (*at, f.pid)).collect::<Vec<_>>(),
+            [(0, 7), (1, 8), (3, 15)]
+        );
+        assert_eq!(targets(&found), "15:5000 7:1000 8:3000");
         assert!(running(&text, &[recorded(7, 500.0, None)]).unwrap().is_empty());
         assert!(matches!(running("node m\nbtime 1\n", &processes), Err(HostError::Other { .. })));
         assert!(matches!(running("node n\n", &processes), Err(HostError::NoProc)));

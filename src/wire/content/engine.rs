@@ -69,6 +69,9 @@ pub struct Register {
     /// Ids of requests of ipyparallel clients that it holds: unfinished, or with a reply not yet called recorded.
     #[serde(default)]
     pub requests: Vec<String>,
+    /// What it has given back without hearing that this is on disk: it may have been lost on the way.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub returned: Vec<Returned>,
 }
 #[derive(Clone, Copy, Debug, Serialize, Deserialize, PartialEq, Eq, Hash)]
 pub struct Held {
@@ -114,17 +117,28 @@ pub struct Progress {
 
 /// Tasks given back unbegun: the answer to [`GiveBack`], and before an engine leaves.
 pub const RETURNED: &str = "returned";
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Returned {
+    /// 1, 2, … for what is to be answered with [`ReturnRecorded`]; 0: nothing.
+    #[serde(default)]
+    pub sequence: u64,
     pub tasks: Vec<Held>,
     /// Balanced requests of ipyparallel's clients.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub requests: Vec<String>,
+    /// Of each request, which run of it was given back; where this is missing, the one that the engine was sent last.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub runs: Vec<u32>,
 }
 
 impl Returned {
     pub fn is_empty(&self) -> bool {
         self.tasks.is_empty() && self.requests.is_empty()
+    }
+    /// Each request, with its run where that is known.
+    pub fn requests(&self) -> impl Iterator<Item = (&str, Option<u32>)> {
+        let runs = self.runs.iter().copied().map(Some).chain(std::iter::repeat(None));
+        self.requests.iter().map(String::as_str).zip(runs)
     }
 }
 
@@ -223,6 +237,13 @@ pub const REPLIES_RECORDED: &str = "replies_recorded";
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct RepliesRecorded {
     pub msg_ids: Vec<String>,
+}
+
+/// What was given back with [`Returned`] of this number is on disk. An engine says it again until then, when it registers again.
+pub const RETURN_RECORDED: &str = "return_recorded";
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct ReturnRecorded {
+    pub sequence: u64,
 }
 
 /// Give back up to so many unbegun tasks, the last ones first. Answered with [`Returned`], which may be empty.

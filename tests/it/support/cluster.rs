@@ -2,6 +2,7 @@
 use super::command::Ended;
 use super::home::Home;
 use super::wait::wait_until;
+use nix::sys::signal::Signal;
 use serde_json::Value;
 use std::ops::Deref;
 use std::sync::OnceLock;
@@ -75,12 +76,9 @@ impl Cluster {
             .collect()
     }
 
-    /// Kills the controller's supervisor and then the controller.
+    /// Kills the controller and its supervisor.
     pub fn kill_controller_for_good(&self) {
-        for pid in [self.supervisors()[0], self.controller_pid()] {
-            signal(pid, nix::sys::signal::Signal::SIGKILL);
-            wait_for_exit(pid);
-        }
+        kill_both(self.supervisors()[0], self.controller_pid());
     }
 
     pub fn controller_pid(&self) -> u32 {
@@ -90,8 +88,32 @@ impl Cluster {
     }
 }
 
+/// Kills a supervisor and what it supervises. What is stopped cannot see its supervisor's end and start another one.
+pub fn kill_both(supervisor: u32, supervised: u32) {
+    signal(supervised, Signal::SIGSTOP);
+    for pid in [supervisor, supervised] {
+        signal(pid, Signal::SIGKILL);
+        wait_for_exit(pid);
+    }
+}
+
+/// The supervisor that is now in the place of the first one, which has led their session.
+pub fn successor_of(first: u32, before: &[u32]) -> u32 {
+    wait_until(&format!("a supervisor in the place of {first}"), || {
+        let all = std::fs::read_dir("/proc").unwrap().flatten();
+        let mut pids = all.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
+        pids.find(|pid| {
+            let read = |name: &str| std::fs::read_to_string(format!("/proc/{pid}/{name}")).unwrap_or_default();
+            let stat = read("stat");
+            let fields: Vec<&str> = stat.rsplit(')').next().unwrap_or_default().split_ascii_whitespace().collect();
+            let in_session = fields.first().is_some_and(|state| *state != "Z") && fields.get(3) == Some(&first.to_string().as_str());
+            in_session && !before.contains(pid) && read("cmdline").split('\0').any(|word| word == "--supervise")
+        })
+    })
+}
+
 /// Sends a signal to a process that the test started (or had started).
-pub fn signal(pid: u32, signal: nix::sys::signal::Signal) {
+pub fn signal(pid: u32, signal: Signal) {
     nix::sys::signal::kill(nix::unistd::Pid::from_raw(i32::try_from(pid).unwrap()), signal).unwrap();
 }
 

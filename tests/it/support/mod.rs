@@ -5,7 +5,7 @@ mod home;
 mod normalise;
 mod wait;
 
-pub use cluster::{Cluster, shared, signal, wait_for_exit};
+pub use cluster::{Cluster, kill_both, shared, signal, successor_of, wait_for_exit};
 pub use command::Ended;
 pub use home::{Home, PCLUSTER};
 pub use wait::wait_until;

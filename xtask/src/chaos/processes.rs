@@ -1,4 +1,5 @@
 //! The processes of one cluster, known by the IPython directory in their environment.
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -16,14 +17,15 @@ pub enum Kind {
 #[derive(Clone, Debug)]
 pub struct Process {
     pub pid: u32,
-    pub parent: u32,
+    /// Those that look after each other are in one, which the first supervisor of them has led.
+    pub session: u32,
     pub kind: Kind,
 }
 
 /// All that run in this home, but commands of the command line.
 pub fn of(home: &Path) -> Vec<Process> {
     let variable = format!("IPYTHONDIR={}", home.join("ipython").display());
-    let mut found: Vec<(u32, u32, Vec<String>)> = Vec::new();
+    let mut found: Vec<(u32, (u32, u32), Vec<String>)> = Vec::new();
     for entry in fs::read_dir("/proc").into_iter().flatten().flatten() {
         let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse().ok()) else {
             continue;
@@ -34,9 +36,9 @@ pub fn of(home: &Path) -> Vec<Process> {
             text.split('\0').map(String::from).collect()
         };
         if strings("environ").contains(&variable)
-            && let Some(parent) = parent(entry.path().join("stat").as_path())
+            && let Some(place) = parent_and_session(entry.path().join("stat").as_path())
         {
-            found.push((pid, parent, strings("cmdline")));
+            found.push((pid, place, strings("cmdline")));
         }
     }
     let word = |words: &[String], word: &str| words.iter().any(|w| w == word);
@@ -51,11 +53,11 @@ pub fn of(home: &Path) -> Vec<Process> {
         }
     };
     let engines: Vec<u32> = found.iter().filter(|f| kind(&f.2) == Some(Kind::Engine)).map(|f| f.0).collect();
-    let known = |(pid, parent, words): &(u32, u32, Vec<String>)| {
+    let known = |(pid, (parent, session), words): &(u32, (u32, u32), Vec<String>)| {
         let worker = engines.contains(parent).then_some(Kind::Worker);
         Some(Process {
             pid: *pid,
-            parent: *parent,
+            session: *session,
             kind: kind(words).or(worker)?,
         })
     };
@@ -64,26 +66,19 @@ pub fn of(home: &Path) -> Vec<Process> {
     processes
 }
 
-/// How many engines there are or will be: those that are supervised, and those whose supervisor is gone.
+/// How many engines there are or will be: each with its supervisor, or one of the two.
 pub fn slots(processes: &[Process]) -> usize {
-    let supervisors: Vec<u32> = processes
-        .iter()
-        .filter(|p| p.kind == Kind::EngineSupervisor)
-        .map(|p| p.pid)
-        .collect();
-    let alone = processes
-        .iter()
-        .filter(|p| p.kind == Kind::Engine && !supervisors.contains(&p.parent));
-    supervisors.len() + alone.count()
+    let of_engines = processes.iter().filter(|p| matches!(p.kind, Kind::EngineSupervisor | Kind::Engine));
+    of_engines.map(|p| p.session).collect::<BTreeSet<u32>>().len()
 }
 
 /// None for one that has ended.
-fn parent(stat: &Path) -> Option<u32> {
+fn parent_and_session(stat: &Path) -> Option<(u32, u32)> {
     let stat = fs::read_to_string(stat).ok()?;
-    let mut fields = stat.rsplit_once(')')?.1.split_ascii_whitespace();
-    match fields.next()? {
+    let fields: Vec<&str> = stat.rsplit_once(')')?.1.split_ascii_whitespace().collect();
+    match *fields.first()? {
         "Z" | "X" => None,
-        _ => fields.next()?.parse().ok(),
+        _ => Some((fields.get(1)?.parse().ok()?, fields.get(3)?.parse().ok()?)),
     }
 }
 

@@ -117,9 +117,47 @@ fn requests_behind_a_long_one_are_asked_back_for_an_idle_engine() {
     w.pass(Duration::from_millis(500));
     assert_eq!(w.engines["a"].gave_back, 2);
     let requests = vec![at_a[2].clone(), at_a[1].clone()];
-    w.engine_says("a", tell::RETURNED, &tell::Returned { tasks: vec![], requests });
+    w.engine_says(
+        "a",
+        tell::RETURNED,
+        &tell::Returned {
+            requests,
+            ..Default::default()
+        },
+    );
     assert_eq!(held(&sent(&mut w), "b"), at_a[1..]);
     assert_eq!(w.state(MapId(1), 3), TaskState::Assigned);
+}
+
+#[test]
+fn what_was_given_back_as_the_connection_broke_runs_elsewhere_once_the_engine_is_back() {
+    let mut w = practised(&["a"]);
+    for _ in 0..3 {
+        apply(&mut w, b"f", json!({}));
+    }
+    let at_a = held(&sent(&mut w), "a");
+    w.register("b");
+    // It was said, and not heard; what it still holds is said to be held.
+    let back = tell::Returned {
+        sequence: 1,
+        requests: vec![at_a[2].clone()],
+        runs: vec![1],
+        ..Default::default()
+    };
+    let returned = |w: &mut World| w.engines.get_mut("a").unwrap().serving.returned.clone();
+    w.engines.get_mut("a").unwrap().serving.returned.push(back.clone());
+    w.event(Event::ConnectionEnded { engine: "a".into() });
+    w.register("a");
+    let now = sent(&mut w);
+    assert_eq!(held(&now, "b"), at_a[2..], "to the one that is idle");
+    assert_eq!(held(&now, "a"), at_a[..2], "it had said that it has none");
+    assert!(returned(&mut w).is_empty(), "that is on disk now");
+    // Said once more, since its answer was lost: the request is elsewhere by now, and stays there.
+    w.engines.get_mut("a").unwrap().serving.returned.push(back.clone());
+    w.event(Event::ConnectionEnded { engine: "a".into() });
+    w.register("a");
+    assert!(held(&sent(&mut w), "b").is_empty());
+    assert!(returned(&mut w).is_empty());
 }
 
 #[test]
@@ -128,7 +166,14 @@ fn what_is_bound_to_an_engine_stays_so_when_it_is_given_back() {
     let bound = apply(&mut w, b"f", json!({"targets": ["a"]}));
     assert_eq!(held(&sent(&mut w), "a"), std::slice::from_ref(&bound));
     let requests = vec![bound.clone()];
-    w.engine_says("a", tell::RETURNED, &tell::Returned { tasks: vec![], requests });
+    w.engine_says(
+        "a",
+        tell::RETURNED,
+        &tell::Returned {
+            requests,
+            ..Default::default()
+        },
+    );
     assert_eq!(held(&sent(&mut w), "a"), [bound], "to the same one again");
 }
 

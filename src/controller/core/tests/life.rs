@@ -154,7 +154,14 @@ fn live(seed: u64) {
                 let engine = w.engines.get_mut(name).unwrap();
                 let keep = engine.queue.len().saturating_sub(n);
                 let tasks = engine.queue.split_off(keep);
-                w.engine_says(name, tell::RETURNED, &tell::Returned { tasks, requests: vec![] });
+                w.engine_says(
+                    name,
+                    tell::RETURNED,
+                    &tell::Returned {
+                        tasks,
+                        ..Default::default()
+                    },
+                );
             }
             9 => {
                 let map = wishes.get(dice.roll(6) as usize).and_then(|wish| wish.map);

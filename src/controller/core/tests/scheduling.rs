@@ -207,7 +207,7 @@ fn unbegun_tasks_are_taken_back_from_a_stuck_engine() {
         tell::RETURNED,
         &tell::Returned {
             tasks: vec![last],
-            requests: vec![],
+            ..Default::default()
         },
     );
     assert_eq!(

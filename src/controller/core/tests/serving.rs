@@ -22,6 +22,9 @@ pub struct Serving {
     seen: HashSet<(String, Bytes)>,
     /// Replies that the controller has not called recorded.
     replies: Vec<Asked>,
+    /// What was given back and not called recorded, and how often that was done.
+    pub returned: Vec<tell::Returned>,
+    returns: u64,
 }
 
 fn id_of(asked: &Asked) -> String {
@@ -125,19 +128,23 @@ impl World {
         true
     }
 
-    /// Balanced ones that the engine has not begun. (What it says while it is cut off is lost, and this would not be said again.)
+    /// Balanced ones that the engine has not begun. What it says while it is cut off is lost, and said again when it registers.
     pub fn give_requests_back(&mut self, name: &str, most: usize) {
-        let engine = self.engines.get_mut(name).unwrap();
-        if engine.cut {
-            return;
-        }
-        let queue = &mut engine.serving.queue;
-        let mut requests = Vec::new();
-        for at in (1..queue.len()).rev() {
-            if requests.len() < most && queue[at].channel == Channel::Task {
-                requests.push(id_of(&queue.remove(at)));
+        let serving = &mut self.engines.get_mut(name).unwrap().serving;
+        let mut back = tell::Returned::default();
+        for at in (1..serving.queue.len()).rev() {
+            if back.requests.len() < most && serving.queue[at].channel == Channel::Task {
+                let asked = serving.queue.remove(at);
+                let metadata: Value = asked.message.metadata().unwrap();
+                back.runs.push(metadata["pcluster_run"].as_u64().unwrap_or(1) as u32);
+                back.requests.push(id_of(&asked));
             }
         }
-        self.engine_says(name, tell::RETURNED, &tell::Returned { tasks: vec![], requests });
+        if !back.is_empty() {
+            serving.returns += 1;
+            back.sequence = serving.returns;
+            serving.returned.push(back.clone());
+        }
+        self.engine_says(name, tell::RETURNED, &back);
     }
 }

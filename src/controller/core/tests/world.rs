@@ -572,6 +572,10 @@ impl World {
                 engine.serving.forget(&told.msg_ids);
                 engine.recorded_replies.extend(told.msg_ids);
             }
+            tell::RETURN_RECORDED => {
+                let recorded: tell::ReturnRecorded = message.content().unwrap();
+                engine.serving.returned.retain(|returned| returned.sequence != recorded.sequence);
+            }
             tell::SIGNAL => engine.signals.push(message.content::<tell::Signal>().unwrap().signal),
             tell::GIVE_BACK => engine.gave_back = message.content::<tell::GiveBack>().unwrap().at_most,
             _ => {}
@@ -632,6 +636,7 @@ impl World {
             id: None,
             holds,
             requests,
+            returned: engine.serving.returned.clone(),
         };
         self.engine_says(name, tell::REGISTER, &register);
     }

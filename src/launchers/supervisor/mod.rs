@@ -1,19 +1,26 @@
 //! Keeps one process running: starts it, waits, and starts it again when it was killed or has crashed.
 //!
-//! It is one thread that sleeps, so it must begin before this process has a runtime. What it runs knows nothing of it, and
-//! goes on when the supervisor itself is killed; [`process::left_by`] finds it then.
-use crate::connection::process;
+//! It is one thread that sleeps, so it must begin before this process has a runtime. What it runs goes on when the supervisor
+//! itself is killed, and starts another one ([`guard`]), which takes it over. All of them are in the session of the first, and are
+//! marked with it; [`process::left_by`] finds them.
+//!
+//! Parts: `bond` (how one of the two learns of the other's end), [`guard`] (the other half, in the process that is supervised).
+mod bond;
+pub mod guard;
+
+use crate::connection::process::{self, Mark};
+use bond::Bond;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::unistd::Pid;
 use std::ffi::OsString;
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 /// The pause before a new start; each further one is twice as long,
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
@@ -26,7 +33,10 @@ const MOST_REFUSALS: u32 = 10;
 /// Exit codes of a process that failed by a mistake of its own: cli/error.rs has the one, a panic the other.
 const MISTAKES: [i32; 2] = [70, 101];
 
-/// What is kept running.
+/// How often one looks whether a process that has closed its files is gone.
+const LOOK_EVERY: Duration = Duration::from_millis(5);
+
+/// What is to be kept running.
 #[derive(Clone, Debug)]
 pub struct Supervised {
     pub program: PathBuf,
@@ -35,6 +45,10 @@ pub struct Supervised {
     pub again: Vec<OsString>,
     /// Whether one that ran before and then cannot start (its port is taken, its disk is full) is to be tried again.
     pub insists: bool,
+    /// Whether it watches its supervisor ([`guard`]).
+    pub watches: bool,
+    /// Whether the program is this one.
+    pub is_this_program: bool,
 }
 
 /// What to do about a process that has ended.
@@ -95,8 +109,8 @@ impl Record {
 }
 
 /// Runs it until it ends in order, refuses to start, or this process gets SIGTERM or SIGINT (which are passed on, as
-/// are SIGUSR1 and SIGUSR2). Its
-/// last exit code, or 128 and the number of the signal that ended it.
+/// are SIGUSR1 and SIGUSR2). Where this process was started in the place of a supervisor that is gone, what that had kept
+/// running is taken over first. Its last exit code, or 128 and the number of the signal that ended it.
 pub fn run(supervised: &Supervised) -> io::Result<u8> {
     let mut mask = SigSet::empty();
     [Signal::SIGTERM, Signal::SIGINT, Signal::SIGUSR1, Signal::SIGUSR2, Signal::SIGCHLD]
@@ -108,15 +122,19 @@ pub fn run(supervised: &Supervised) -> io::Result<u8> {
         told_to_end: false,
     };
     let mut record = Record::new(supervised.insists);
+    let mut taken_over = TakenOver::inherited()?;
     loop {
         record.starts += 1;
-        let next = match supervised.start(record.starts > 1) {
-            Ok(mut child) => {
-                let begun = Instant::now();
-                let status = signals.wait_for(&mut child)?;
-                let next = record.ended(status, begun.elapsed(), signals.told_to_end);
+        let running = match taken_over.take() {
+            Some(process) => Ok(Running::TakenOver(process)),
+            None => supervised.start(record.starts > 1),
+        };
+        let next = match running {
+            Ok(mut running) => {
+                let (status, lived) = signals.wait_for(&mut running)?;
+                let next = record.ended(status, lived, signals.told_to_end);
                 if let Next::Again(pause) = next {
-                    tracing::warn!("process {} ended ({status}); starting it again in {pause:?}", child.id());
+                    tracing::warn!("process {} ended ({status}); starting it again in {pause:?}", running.pid());
                 }
                 next
             }
@@ -135,10 +153,23 @@ pub fn run(supervised: &Supervised) -> io::Result<u8> {
 }
 
 impl Supervised {
-    fn start(&self, again: bool) -> io::Result<Child> {
-        let own = std::process::id();
+    fn start(&self, again: bool) -> io::Result<Running> {
+        let mut command = self.command(again);
+        let bond = match self.watches {
+            true => Some(Bond::to(&mut command)?),
+            false => None,
+        };
+        command.env(process::SUPERVISOR, Mark::for_supervised().to_string());
+        Ok(Running::Child {
+            child: command.spawn()?,
+            begun: Instant::now(),
+            _bond: bond,
+        })
+    }
+
+    fn command(&self, again: bool) -> Command {
         // A program that was replaced on disk meanwhile goes on as it was.
-        let program = if self.program.exists() {
+        let program = if self.program.exists() || !self.is_this_program {
             self.program.clone()
         } else {
             "/proc/self/exe".into()
@@ -148,17 +179,108 @@ impl Supervised {
         if again {
             command.args(&self.again);
         }
-        command.env(
-            process::SUPERVISOR,
-            process::mark(own, process::started_of(own).unwrap_or_default()),
-        );
         // SAFETY: between fork and exec only a system call is made.
         #[allow(unsafe_code, reason = "the standard library leaves the signals blocked that are blocked here")]
         unsafe {
             command.pre_exec(|| Ok(SigSet::empty().thread_set_mask()?))
         };
-        command.spawn()
+        command
     }
+}
+
+/// What is kept running.
+enum Running {
+    Child {
+        child: Child,
+        begun: Instant,
+        /// Open as long as this process lives: its end says that.
+        _bond: Option<Bond>,
+    },
+    TakenOver(TakenOver),
+}
+
+/// A process that another supervisor has started.
+struct TakenOver {
+    pid: u32,
+    /// None where it is gone already.
+    started: Option<f64>,
+    bond: Bond,
+    /// As it has said.
+    code: Option<u8>,
+}
+
+impl TakenOver {
+    /// The process that has started this one, if that is to be kept running.
+    fn inherited() -> io::Result<Option<TakenOver>> {
+        let Some((bond, pid)) = Bond::inherited() else { return Ok(None) };
+        bond.never_wait()?;
+        tracing::info!("process {pid}, whose supervisor is gone, is kept running");
+        Ok(Some(TakenOver {
+            pid,
+            started: process::started_of(pid),
+            bond,
+            code: None,
+        }))
+    }
+
+    fn runs(&self) -> bool {
+        self.started.is_some_and(|started| process::is_same_process(self.pid, started))
+    }
+}
+
+impl Running {
+    fn pid(&self) -> u32 {
+        match self {
+            Running::Child { child, .. } => child.id(),
+            Running::TakenOver(process) => process.pid,
+        }
+    }
+
+    /// What can be read from when it may have ended. Of a child a signal tells.
+    fn end(&self) -> Option<BorrowedFd<'_>> {
+        match self {
+            Running::Child { .. } => None,
+            Running::TakenOver(process) => Some(process.bond.as_fd()),
+        }
+    }
+
+    /// How it ended, if it has, and how long it had lived.
+    fn ended(&mut self) -> io::Result<Option<(ExitStatus, Duration)>> {
+        match self {
+            Running::Child { child, begun, .. } => Ok(child.try_wait()?.map(|status| (status, begun.elapsed()))),
+            Running::TakenOver(process) => {
+                match process.bond.read() {
+                    Ok(Some(code)) => process.code = Some(code),
+                    Ok(None) => {
+                        // Its files are closed a moment before it is gone; never are there two.
+                        while process.runs() {
+                            std::thread::sleep(LOOK_EVERY);
+                        }
+                        let lived = process.started.map_or(0.0, |started| unix_now() - started);
+                        // One that says nothing was killed or has crashed, however that was.
+                        let status = process.code.map_or(Signal::SIGKILL as i32, |code| i32::from(code) << 8);
+                        return Ok(Some((ExitStatus::from_raw(status), Duration::from_secs_f64(lived.max(0.0)))));
+                    }
+                    Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {}
+                    Err(error) => return Err(error),
+                }
+                Ok(None)
+            }
+        }
+    }
+
+    fn signal(&self, signal: Signal) {
+        // A child is not waited for yet, so the number is still its own.
+        if matches!(self, Running::TakenOver(process) if !process.runs()) {
+            return;
+        }
+        let _ = nix::sys::signal::kill(Pid::from_raw(self.pid() as i32), signal);
+    }
+}
+
+fn unix_now() -> f64 {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH);
+    now.unwrap_or_default().as_secs_f64()
 }
 
 fn ends(signal: Signal) -> bool {
@@ -171,17 +293,17 @@ struct Signals {
 }
 
 impl Signals {
-    fn wait_for(&mut self, child: &mut Child) -> io::Result<ExitStatus> {
+    /// How it ended, and how long it had lived.
+    fn wait_for(&mut self, running: &mut Running) -> io::Result<(ExitStatus, Duration)> {
         loop {
-            if let Some(status) = child.try_wait()? {
-                return Ok(status);
+            if let Some(ended) = running.ended()? {
+                return Ok(ended);
             }
-            for signal in self.next(None)? {
+            for signal in self.next(running.end(), None)? {
                 if signal != Signal::SIGCHLD {
                     // SIGUSR1 and SIGUSR2 are for what runs to make something of.
                     self.told_to_end |= ends(signal);
-                    // Not waited for yet, so the number is still its own.
-                    let _ = nix::sys::signal::kill(Pid::from_raw(child.id() as i32), signal);
+                    running.signal(signal);
                 }
             }
         }
@@ -192,20 +314,22 @@ impl Signals {
         let until = Instant::now() + time;
         loop {
             let left = until.saturating_duration_since(Instant::now());
-            self.told_to_end |= self.next(Some(left))?.iter().any(|signal| ends(*signal));
+            self.told_to_end |= self.next(None, Some(left))?.iter().any(|signal| ends(*signal));
             if self.told_to_end || Instant::now() >= until {
                 return Ok(self.told_to_end);
             }
         }
     }
 
-    /// The signals that came; none when the time is over.
-    fn next(&mut self, at_most: Option<Duration>) -> io::Result<Vec<Signal>> {
+    /// The signals that came; none when there is something to read from `other`, or the time is over.
+    fn next(&mut self, other: Option<BorrowedFd<'_>>, at_most: Option<Duration>) -> io::Result<Vec<Signal>> {
         let timeout = match at_most {
             None => PollTimeout::NONE,
             Some(time) => PollTimeout::try_from(time + Duration::from_millis(1)).unwrap_or(PollTimeout::MAX),
         };
-        match poll(&mut [PollFd::new(self.file.as_fd(), PollFlags::POLLIN)], timeout) {
+        let mut files = vec![PollFd::new(self.file.as_fd(), PollFlags::POLLIN)];
+        files.extend(other.map(|other| PollFd::new(other, PollFlags::POLLIN)));
+        match poll(&mut files, timeout) {
             Ok(_) | Err(nix::errno::Errno::EINTR) => {}
             Err(error) => return Err(error.into()),
         }
