@@ -228,7 +228,7 @@ pub async fn start(options: StartOptions, progress: &mut dyn FnMut(StartProgress
     progress(StartProgress::ControllerReady { pid: controller_pid });
 
     // Engines of a controller that came back with its keys and ports find it again; those of another never will.
-    let kept = leftovers.settle(profile, &wish.config, &engine_file, progress).await?;
+    let kept = leftovers.settle(profile, &wish, &engine_file, progress).await?;
     files.before = None;
     if let Some(before) = leftovers.state.filter(|_| !kept.is_empty()) {
         state.next_engine = before.next_engine;
@@ -468,7 +468,7 @@ impl Leftovers {
     async fn settle(
         &self,
         profile: &ProfileDir,
-        config: &Config,
+        wish: &EngineWish,
         now: &ConnectionFile,
         progress: &mut dyn FnMut(StartProgress),
     ) -> Result<Vec<Launched>, ClusterError> {
@@ -483,7 +483,7 @@ impl Leftovers {
         let same = self.engine_file.as_ref().is_some_and(|before| place(before) == place(now));
         let mut kept = Vec::new();
         for launched in self.state.iter().flat_map(|s| s.engines.clone()) {
-            let launcher = launch::launcher(&launched.launcher, profile, config)?;
+            let launcher = launch::launcher(&launched.launcher, profile, &wish.config)?;
             let (asked, whole) = (launcher.clone(), launched.clone());
             let states = in_thread(move || asked.states(&whole)).await?;
             // What cannot be told of may still run.
@@ -494,6 +494,9 @@ impl Leftovers {
             let n = launched.engines();
             if same {
                 progress(StartProgress::Note(format!("{n} engines of before still run and are kept")));
+                for text in launcher.bring_back_ways(&launched, &wish.program) {
+                    progress(StartProgress::Note(text));
+                }
                 kept.push(launched);
                 continue;
             }

@@ -31,7 +31,7 @@ pub use launched::{Ended, Job, Launched, Member, MemberState, Process, Stage};
 
 use crate::profile::ProfileDir;
 use crate::profile::config::{Config, EngineKind};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 /// Seconds since 1970.
@@ -76,6 +76,10 @@ pub trait Launcher: Send + Sync {
     /// Ends these members and no other ([`Launched::only`] names some): SIGTERM, and SIGKILL to what is still there after
     /// `grace`, with all that these left; or the batch system is told. Waits for the end where that is soon; says what it took.
     fn stop(&self, launched: &Launched, grace: Duration) -> Result<Ended, LaunchError>;
+    /// Brings back what carries messages to members that still run, and has gone; the program is pcluster. What people should know of it.
+    fn bring_back_ways(&self, _: &Launched, _program: &Path) -> Vec<String> {
+        Vec::new()
+    }
     /// The last lines of what the member at this place has written, without blank ones; empty if there are none.
     fn log_end(&self, launched: &Launched, place: usize, lines: usize) -> String {
         launched
@@ -143,7 +147,7 @@ pub struct EnginesLaunch {
 
 #[cfg(test)]
 pub(crate) mod tests {
-    use std::path::Path;
+    use super::Path;
 
     /// Writes a program. Another process does it: one that is open for writing here, or in a process just forked from
     /// here by another test, cannot be run.

@@ -13,6 +13,7 @@ use crate::connection::process;
 use crate::connection::ssh::{Destination, Ssh, SshError};
 use crate::profile::config::resources::SshConfig;
 use start::Way;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 use tokio::sync::Semaphore;
@@ -215,6 +216,15 @@ impl Launcher for OverSsh {
         let mut all = Ended::default();
         told("end", answers)?.into_iter().for_each(|ended| all += ended);
         Ok(all)
+    }
+
+    fn bring_back_ways(&self, launched: &Launched, program: &Path) -> Vec<String> {
+        let brought = |file: &PathBuf| match reverse::bring_back(program, file) {
+            Ok(true) => Some("a reverse tunnel of before was gone and is started again".to_string()),
+            Ok(false) => None,
+            Err(error) => Some(error.to_string()),
+        };
+        launched.tunnels().iter().filter_map(brought).collect()
     }
 
     fn log_end(&self, launched: &Launched, place: usize, lines: usize) -> String {

@@ -86,12 +86,15 @@ class Net:
 
     def reboot(self, host):
         """All of its processes end, and its sshd starts again."""
+        self.kill_all(host)
+        self.sshd(host, "start")
+
+    def kill_all(self, host):
         for pid in self.pids(host):
             try:
                 os.kill(pid, signal.SIGKILL)
             except ProcessLookupError:
                 pass
-        self.sshd(host, "start")
 
     def pids(self, host):
         """The processes of a host, but for the one that makes it one."""

@@ -140,6 +140,16 @@ class TestBehind:
         work.finish()
         wait_until("the tunnels to be up", lambda: set(phases(net, behind).values()) == {"up"})
 
+    def test_the_laptop_is_rebooted(self, net, behind):
+        """The controller comes back with its keys and ports, the tunnels lead to it, and the engines have waited."""
+        before = engine_ids(net, behind)
+        wait_until("all of the laptop to end", lambda: [net.kill_all("laptop")] and not net.pids("laptop"))
+        said = start(net, behind, "--host", "node1:4", "--host", "node2:4", "--tunnel", "always")
+        assert "8 engines of before still run and are kept" in said and said.count("is started again") == 2, said
+        wait_until("the engines", lambda: engine_ids(net, behind) == before)
+        out = net.pcluster("laptop", "map", "--profile", behind, "math:sqrt", "--range", "4..5")
+        assert out.split() == ["2.0"]
+
 
 def test_a_cut_for_good_moves_the_tasks(net):
     """Also that of a direct way: login's engine reaches the controller itself."""

@@ -9,7 +9,7 @@ pub mod serve;
 pub mod state;
 pub mod target;
 
-pub use open::{end, end_all, open};
+pub use open::{bring_back, end, end_all, open};
 pub use serve::serve;
 pub use state::{Phase, ReverseState};
 

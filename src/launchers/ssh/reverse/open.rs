@@ -37,7 +37,8 @@ pub async fn open(launch: &EnginesLaunch, host: &str, id: &str, engine_file: &Co
         child: None,
         armed: true,
     };
-    undo.child = Some(start_process(launch, host, &file)?);
+    let log = launch.profile.reverse_log(&launch.cluster_id, host);
+    undo.child = Some(start_process(&launch.program, host, &file, &log, "--first")?);
     let ports = wait(&mut undo, host).await?;
     undo.armed = false;
     drop(undo);
@@ -45,23 +46,33 @@ pub async fn open(launch: &EnginesLaunch, host: &str, id: &str, engine_file: &Co
 }
 
 /// In a session of its own (it sees to that itself), so that neither Ctrl-C nor the terminal's end reaches it.
-fn start_process(launch: &EnginesLaunch, host: &str, file: &Path) -> Result<Child, ReverseError> {
-    let path = launch.profile.reverse_log(&launch.cluster_id, host);
+fn start_process(program: &Path, host: &str, file: &Path, path: &Path, how: &str) -> Result<Child, ReverseError> {
     let failed = |why: std::io::Error| ReverseError::State {
         doing: "log to",
-        path: path.clone(),
+        path: path.into(),
         why: why.to_string(),
     };
-    let log = File::options().create(true).append(true).mode(0o600).open(&path).map_err(failed)?;
-    let mut command = Command::new(&launch.program);
-    command.args(["tunnel", "--supervise", "--first", "--reverse"]).arg(file);
+    let log = File::options().create(true).append(true).mode(0o600).open(path).map_err(failed)?;
+    let mut command = Command::new(program);
+    command.args(["tunnel", "--supervise", how, "--reverse"]).arg(file);
     // Its own directory would otherwise be one that cannot be unmounted.
     command.current_dir("/").stdin(Stdio::null());
     command.stdout(log.try_clone().map_err(failed)?).stderr(log);
     command.spawn().map_err(|e| ReverseError::Ended {
         to: host.into(),
-        said: format!("cannot start {}: {e}", launch.program.display()),
+        said: format!("cannot start {}: {e}", program.display()),
     })
+}
+
+/// Starts the process of a tunnel again that is gone, with this host for instance: its engines know its ports. Does not wait until it is
+/// up. Whether it was gone.
+pub fn bring_back(program: &Path, file: &Path) -> Result<bool, ReverseError> {
+    let Some(state) = ReverseState::read(file)?.filter(|state| state.runs() == Some(false)) else {
+        return Ok(false);
+    };
+    let log = ProfileDir::at(&state.profile).reverse_log(&state.cluster_id, &state.to);
+    start_process(program, &state.to, file, &log, "--again")?;
+    Ok(true)
 }
 
 /// Ends a tunnel that did not become one, also when nobody waits any more (Ctrl-C).
