@@ -9,6 +9,7 @@ use crate::controller::ControllerError;
 use crate::db::{DbError, DbErrorKind};
 use crate::engine::EngineError;
 use crate::launchers::LaunchError;
+use crate::launchers::ssh::reverse::ReverseError;
 use crate::profile::{ConfigError, ProfileError};
 use std::fmt::Display;
 
@@ -207,6 +208,17 @@ impl From<DbError> for CommandError {
     }
 }
 
+impl From<ReverseError> for CommandError {
+    fn from(error: ReverseError) -> Self {
+        let hint = match &error {
+            ReverseError::Ssh(error) => error.hint(),
+            ReverseError::File(error) => error.hint(),
+            _ => None,
+        };
+        CommandError::new(ErrorKind::Refused, error).hints(hint)
+    }
+}
+
 impl From<ClusterError> for CommandError {
     fn from(error: ClusterError) -> Self {
         let kind = match error {
@@ -349,6 +361,7 @@ mod tests {
             (
                 ClusterError::Busy {
                     path: "/lock".into(),
+                    passes: false,
                     holder: None,
                 }
                 .into(),

@@ -1,13 +1,15 @@
 //! What clusters there are, and whether they run. Read from files and the process table; no controller is asked.
+use super::keep::KeeperState;
 use super::remote::{self, TunnelState};
 use super::{ClusterError, ClusterState};
 use crate::connection::{ConnectionError, ConnectionFile, process};
+use crate::launchers::ssh::reverse::{Phase, ReverseState};
 use crate::launchers::{self, Launched, MemberState, Stage};
 use crate::profile::Config;
 use crate::profile::ProfileDir;
 use crate::profile::dir::check_cluster_id;
 use serde::Serialize;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -64,6 +66,8 @@ pub struct ClusterSummary {
     pub trouble: Option<String>,
     /// Where it is connected to another host.
     pub tunnel: Option<TunnelState>,
+    /// What submits new jobs for engines whose time was over.
+    pub keeper: Option<KeeperState>,
 }
 
 /// One launch, and how its members are. Counts are of engines; of a controller, 1.
@@ -84,6 +88,47 @@ pub struct LaunchSummary {
     pub leaving: usize,
     /// `3 queued: Resources`, of those that do not simply run.
     pub states: String,
+    /// Through which its engines reach the controller.
+    pub reverse_tunnels: Vec<ReverseSummary>,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct ReverseSummary {
+    /// As it is given to ssh.
+    pub to: String,
+    /// `up`, `down`, `connecting`, `failed`.
+    pub phase: Phase,
+    /// The process that keeps it, and whether one runs (null where that cannot be told from here).
+    pub pid: Option<u32>,
+    pub runs: Option<bool>,
+    /// Of the other host's loopback, by channel.
+    pub ports: BTreeMap<String, u16>,
+    pub problem: Option<String>,
+    pub reconnects: u64,
+    /// For people.
+    #[serde(skip)]
+    pub words: String,
+}
+
+impl ReverseSummary {
+    /// None of one that has been ended.
+    fn of(file: &Path) -> Option<ReverseSummary> {
+        let state = ReverseState::read(file).ok()??;
+        Some(ReverseSummary {
+            words: state.in_words(),
+            runs: state.runs(),
+            pid: state.tunnel.map(|own| own.pid),
+            to: state.to,
+            phase: state.phase,
+            ports: state.ports,
+            problem: state.problem,
+            reconnects: state.reconnects,
+        })
+    }
+
+    pub fn is_well(&self) -> bool {
+        self.phase == Phase::Up && self.runs != Some(false)
+    }
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
@@ -93,6 +138,9 @@ pub struct JobSummary {
     pub script: PathBuf,
     /// Seconds since 1970.
     pub submitted: f64,
+    /// How often its engines had been replaced before, and how often that may be.
+    pub replaces: u32,
+    pub max_restarts: u32,
     /// Element, or 1, and its state in words.
     pub elements: Vec<(u32, String)>,
 }
@@ -108,6 +156,7 @@ impl LaunchSummary {
             launcher: launched.launcher.clone(),
             host: launched.host.clone(),
             states: launchers::launched::in_words(&members, &states),
+            reverse_tunnels: launched.tunnels().iter().filter_map(|file| ReverseSummary::of(file)).collect(),
             ..LaunchSummary::default()
         };
         for (member, state) in members.iter().zip(&states) {
@@ -127,15 +176,14 @@ impl LaunchSummary {
         }
         let mut states = states.iter().skip(launched.processes.len());
         for job in &launched.jobs {
-            let word = |state: &MemberState| match (state.stage, state.word.as_str()) {
-                (Stage::Running, "") => "running".to_string(),
-                (_, word) => word.to_string(),
-            };
+            let word = |state: &MemberState| state.in_words().to_string();
             summary.jobs.push(JobSummary {
                 id: job.id.clone(),
                 name: job.name.clone(),
                 script: job.script.clone(),
                 submitted: job.submitted,
+                replaces: job.replaces,
+                max_restarts: launched.recipe.as_ref().map_or(0, |recipe| recipe.max_restarts),
                 elements: job.elements.iter().copied().zip((&mut states).map(word)).collect(),
             });
         }
@@ -213,6 +261,7 @@ pub fn status(profile: &ProfileDir, cluster_id: &str) -> Option<ClusterSummary> 
     }
     let config = Config::load(profile).unwrap_or_default();
     let state = standing.state.as_ref();
+    let keeper = state.and_then(|s| s.keeper.clone());
     let engines: Vec<LaunchSummary> = state
         .iter()
         .flat_map(|s| &s.engines)
@@ -241,8 +290,9 @@ pub fn status(profile: &ProfileDir, cluster_id: &str) -> Option<ClusterSummary> 
             .or(standing.controller.as_ref().map(|c| c.started)),
         controller: standing.controller,
         database,
-        trouble: standing.trouble,
+        trouble: standing.trouble.or_else(|| keeper.as_ref()?.trouble.clone()),
         tunnel: standing.tunnel,
+        keeper,
     })
 }
 

@@ -72,7 +72,7 @@ pub async fn remove_engines(profile: &ProfileDir, cluster_id: &str, which: Which
     if !profile.exists() {
         return Err(super::not_running(profile, cluster_id));
     }
-    let _lock = Lock::take(profile, cluster_id)?;
+    let _lock = Lock::wait(profile, cluster_id).await?;
     let mut world = World::of(profile, cluster_id).await?;
     let mut removed = Removed::default();
     let mut told: Vec<EngineStatus> = match &which {
@@ -93,8 +93,11 @@ pub async fn remove_engines(profile: &ProfileDir, cluster_id: &str, which: Which
     removed.busy = told.iter().filter(|engine| drain && engine.assigned > 0).count();
     removed.told = told.iter().map(|engine| engine.id).collect();
     if !removed.told.is_empty() {
+        // Before they are gone.
+        let elsewhere = world.places_elsewhere(profile, &told).await?;
         world.client.stop_engines(removed.told.clone(), drain).await?;
         told.iter().for_each(|engine| world.mark(engine));
+        world.mark_elsewhere(&elsewhere);
     }
     let gone = |engine: &&EngineStatus| !removed.told.contains(&engine.id);
     removed.left = world.staying().filter(gone).count();
@@ -212,6 +215,30 @@ impl World {
         Ok(chosen.iter().map(|p| p.engines).sum())
     }
 
+    /// Which processes on other hosts these engines are: launch and place.
+    async fn places_elsewhere(&self, profile: &ProfileDir, engines: &[EngineStatus]) -> Result<Vec<(usize, usize)>, ClusterError> {
+        let processes: Vec<(String, u32)> = engines.iter().map(|e| (e.facts.host.clone(), e.facts.pid)).collect();
+        let mut found = Vec::new();
+        for (at, launched) in self.state.iter().flat_map(|s| s.engines.clone()).enumerate() {
+            let launcher = launch::launcher(&launched.launcher, profile, &self.config)?;
+            let processes = processes.clone();
+            let places = in_thread(move || launcher.places_of(&launched, &processes)).await?;
+            found.extend(places.into_iter().map(|place| (at, place)));
+        }
+        Ok(found)
+    }
+
+    fn mark_elsewhere(&mut self, places: &[(usize, usize)]) {
+        let launches = self.state.iter_mut().flat_map(|state| &mut state.engines).enumerate();
+        for (at, launched) in launches {
+            let of_it = |place: usize| places.contains(&(at, place));
+            let processes = launched.processes.iter_mut().enumerate();
+            processes
+                .filter(|(place, _)| of_it(*place))
+                .for_each(|(_, process)| process.leaving = true);
+        }
+    }
+
     /// Notes that this engine was told to leave.
     fn mark(&mut self, engine: &EngineStatus) {
         let Some(state) = &mut self.state else { return };
@@ -237,9 +264,12 @@ impl World {
     }
 }
 
-/// Whether the engine is in this element of the job.
 fn is_in(engine: &EngineStatus, job: &Job, element: u32) -> bool {
-    let said = engine.facts.job.as_str();
+    is_of(&engine.facts.job, job, element)
+}
+
+/// Whether what an engine says of its job ([`crate::model::engine::EngineFacts::job`]) is this element of the job.
+pub(super) fn is_of(said: &str, job: &Job, element: u32) -> bool {
     let (id, of_array) = match said.rsplit_once('.') {
         Some((id, last)) if last.bytes().all(|b| b.is_ascii_digit()) && !last.is_empty() => (id, last.parse().ok()),
         _ => (said, None),

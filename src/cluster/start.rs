@@ -2,7 +2,7 @@
 use super::launch::{self, EngineWish, Goal, Undo, Watched};
 use super::list::{Condition, Standing};
 use super::lock::Lock;
-use super::{ClusterError, ClusterState, list, stop};
+use super::{ClusterError, ClusterState, jobs, keep, list, stop};
 use crate::client::Client;
 use crate::connection::{ConnectionError, ConnectionFile, addresses, discover};
 use crate::launchers::{ControllerLaunch, Launched, Launcher, MemberState, Stage, launched};
@@ -168,7 +168,11 @@ pub async fn start(options: StartOptions, progress: &mut dyn FnMut(StartProgress
         (&engine_launcher, &config.launcher.engines),
     ];
     if let Some((_, name)) = elsewhere.into_iter().find(|(launcher, _)| launcher.is_elsewhere()) {
-        listen_for_others(&mut settings, name, &config)?;
+        let only_way = !controllers.is_elsewhere() && engine_launcher.is_only_way();
+        if !only_way {
+            let brings_a_way = (!controllers.is_elsewhere() && engine_launcher.brings_a_way()) || config.controller.engine_ssh.is_some();
+            listen_for_others(&mut settings, name, brings_a_way, &config)?;
+        }
     }
     let wish = EngineWish {
         settings,
@@ -183,7 +187,7 @@ pub async fn start(options: StartOptions, progress: &mut dyn FnMut(StartProgress
         progress(StartProgress::Note(warning));
     }
     profile.create()?;
-    let lock = Lock::take(profile, cluster_id)?;
+    let lock = Lock::wait(profile, cluster_id).await?;
     let leftovers = refuse_running(profile, cluster_id, progress).await?;
 
     let mut state = ClusterState::new(cluster_id, wish.cwd.clone());
@@ -224,10 +228,14 @@ pub async fn start(options: StartOptions, progress: &mut dyn FnMut(StartProgress
     progress(StartProgress::ControllerReady { pid: controller_pid });
 
     // Engines of a controller that came back with its keys and ports find it again; those of another never will.
-    let kept = leftovers.settle(profile, &wish.config, &engine_file, progress).await?;
+    let kept = leftovers.settle(profile, &wish, &engine_file, progress).await?;
     files.before = None;
-    if let Some(before) = leftovers.state.filter(|_| !kept.is_empty()) {
-        state.next_engine = before.next_engine;
+    if let Some(before) = &leftovers.state {
+        // The new one has a keeper of its own.
+        keep::end(before, Duration::from_millis(wish.config.launcher.kill_ms)).await?;
+        if !kept.is_empty() {
+            state.next_engine = before.next_engine;
+        }
     }
     let alive: usize = kept.iter().map(Launched::engines).sum();
     state.engines = kept;
@@ -236,18 +244,23 @@ pub async fn start(options: StartOptions, progress: &mut dyn FnMut(StartProgress
         progress(StartProgress::EnginesStarting { n: missing });
     }
     // Not in a thread: what is started must be in `undo` before anybody can stop waiting.
-    let engines = engine_launcher.start_engines(&wish.launch(profile, &state, missing))?;
+    let launch = wish.launch(profile, &state, missing);
+    let engines = launch::recorded(engine_launcher.start_engines(&launch)?, &launch, &wish.config);
     undo.add(&engine_launcher, &engines);
-    engines
-        .trouble
-        .iter()
-        .for_each(|trouble| progress(StartProgress::Note(trouble.clone())));
+    let said = engines.notes.iter().chain(&engines.trouble);
+    said.for_each(|text| progress(StartProgress::Note(text.clone())));
     state.n = n;
     state.next_engine += missing;
     if missing > 0 {
         state.engines.push(engines.clone());
     }
+    if keep::ensure(profile, &mut state, &wish.program)?
+        && let Some(keeper) = &state.keeper
+    {
+        undo.add(&launch::launcher("local", profile, &wish.config)?, &keeper.launched());
+    }
     state.write(profile)?;
+    jobs::tell(&client, jobs::submitted(&state)).await;
     // Others need not wait until a queue lets the engines go: the state file says what there is.
     let lock = Some(lock).filter(|_| !engine_launcher.is_elsewhere());
     let expected = match engines.trouble.is_empty() {
@@ -289,6 +302,7 @@ pub async fn start(options: StartOptions, progress: &mut dyn FnMut(StartProgress
             }
             undo.all_went_well();
             files.armed = false;
+            launch::no_longer_awaited(profile, cluster_id).await;
             return Err(late);
         }
         done => done?,
@@ -296,6 +310,9 @@ pub async fn start(options: StartOptions, progress: &mut dyn FnMut(StartProgress
 
     undo.all_went_well();
     files.armed = false;
+    if lock.is_none() {
+        launch::no_longer_awaited(profile, cluster_id).await;
+    }
     drop(lock);
     Ok(Started {
         profile: profile.clone(),
@@ -311,13 +328,21 @@ pub async fn start(options: StartOptions, progress: &mut dyn FnMut(StartProgress
     })
 }
 
-/// Engines on other hosts do not reach a controller that listens on the loopback.
-fn listen_for_others(settings: &mut Vec<(String, String)>, launcher: &str, config: &Config) -> Result<(), ClusterError> {
+/// Engines on other hosts do not reach a controller that listens on the loopback, unless there is another way.
+fn listen_for_others(
+    settings: &mut Vec<(String, String)>,
+    launcher: &str,
+    brings_a_way: bool,
+    config: &Config,
+) -> Result<(), ClusterError> {
     let ip = addresses::of_interface(&config.controller.ip);
     if !addresses::is_loopback(&ip) {
         return Ok(());
     }
     if settings.iter().any(|(key, _)| key == "controller.ip") {
+        if brings_a_way {
+            return Ok(());
+        }
         return Err(ClusterError::Unreachable {
             launcher: launcher.into(),
             ip,
@@ -458,7 +483,7 @@ impl Leftovers {
     async fn settle(
         &self,
         profile: &ProfileDir,
-        config: &Config,
+        wish: &EngineWish,
         now: &ConnectionFile,
         progress: &mut dyn FnMut(StartProgress),
     ) -> Result<Vec<Launched>, ClusterError> {
@@ -473,7 +498,7 @@ impl Leftovers {
         let same = self.engine_file.as_ref().is_some_and(|before| place(before) == place(now));
         let mut kept = Vec::new();
         for launched in self.state.iter().flat_map(|s| s.engines.clone()) {
-            let launcher = launch::launcher(&launched.launcher, profile, config)?;
+            let launcher = launch::launcher(&launched.launcher, profile, &wish.config)?;
             let (asked, whole) = (launcher.clone(), launched.clone());
             let states = in_thread(move || asked.states(&whole)).await?;
             // What cannot be told of may still run.
@@ -484,6 +509,9 @@ impl Leftovers {
             let n = launched.engines();
             if same {
                 progress(StartProgress::Note(format!("{n} engines of before still run and are kept")));
+                for text in launcher.bring_back_ways(&launched, &wish.program) {
+                    progress(StartProgress::Note(text));
+                }
                 kept.push(launched);
                 continue;
             }

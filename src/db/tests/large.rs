@@ -45,14 +45,22 @@ fn files(db: &Db) -> Vec<PathBuf> {
 
 #[test]
 fn large_buffers_come_back_and_the_same_ones_are_kept_once() {
-    let db = pushed();
+    let mut db = pushed();
     let record = requests::one(&db, "a");
     assert_eq!((record.buffers, record.result_buffers), (array(1), array(2)));
     let mut unfinished = Vec::new();
     db.reader()
-        .unfinished_requests(MapId(1), &mut |found| unfinished.push(found.request.buffers))
+        .unfinished_requests(MapId(1), &mut |found| unfinished.push(found.request))
         .unwrap();
-    assert_eq!(unfinished, [array(1)]);
+    assert_eq!(unfinished.len(), 1);
+    assert_eq!(unfinished[0].buffers, array(1));
+    let name = unfinished[0].kept.name().unwrap().to_string();
+    assert!(db.directory.path().join("t.db-buffers").join(&name).exists());
+    // Who has recorded it is told the same.
+    let again = carrying("c", 1);
+    let kept = again.kept.clone();
+    db.apply(&[added(2, again)]);
+    assert_eq!(kept.name(), Some(name.as_str()));
     assert_eq!(files(&db).len(), 2);
     let size = std::fs::metadata(db.path()).unwrap().len() + std::fs::metadata(db.directory.path().join("t.db-wal")).unwrap().len();
     assert!(size < LEAST as u64, "they are not in the database, which has {size} bytes");

@@ -250,3 +250,34 @@ pub fn command_outcome(end: CommandEnd) -> Outcome {
         CommandExit::NotStarted(ename, evalue) => Outcome::failure(TaskState::Error, &ename, evalue, started, ended),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn buffers_are_looked_for_under_a_name_and_never_under_a_path() {
+        let file = |name: &str, buffers: Vec<Bytes>| {
+            let metadata = serde_json::json!({ BUFFERS: name }).to_string();
+            let message = Message {
+                metadata_json: metadata.into(),
+                buffers,
+                ..Message::default()
+            };
+            Request::new(Channel::Mux, Vec::new(), Method::Apply, message).file
+        };
+        let name = "0123456789abcdef".repeat(4);
+        assert_eq!(file(&name, Vec::new()), Some(name.clone()));
+        assert_eq!(file(&name, vec![Bytes::from_static(b"here")]), None);
+        for other in [
+            "",
+            "/etc/passwd",
+            "../secrets",
+            &name[1..],
+            &"../".repeat(21),
+            &format!("{}/", &name[1..]),
+        ] {
+            assert_eq!(file(other, Vec::new()), None, "{other}");
+        }
+    }
+}

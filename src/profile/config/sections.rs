@@ -11,6 +11,8 @@ pub struct ControllerConfig {
     pub ip: String,
     /// The name or address that clients are to use, where `ip` does not tell.
     pub location: Option<String>,
+    /// `[user@]host[:port]`: the ssh server through which engines reach it where they do not reach it otherwise.
+    pub engine_ssh: Option<String>,
     /// `10101-10116`: the ports to listen on, 16 of them; by default any that are free.
     pub ports: Option<String>,
     /// Encrypt with CURVE.
@@ -48,6 +50,7 @@ impl Default for ControllerConfig {
         ControllerConfig {
             ip: "127.0.0.1".into(),
             location: None,
+            engine_ssh: None,
             ports: None,
             curve: true,
             heartbeat_ms: 1000,
@@ -88,6 +91,8 @@ pub struct EngineConfig {
     pub interrupt_ms: u64,
     /// From SIGTERM to SIGKILL.
     pub terminate_ms: u64,
+    /// How long a task may go on at most once its engine was warned; by default as long as its batch system is known to leave.
+    pub grace_ms: Option<u64>,
     /// Environment variables of the workers, besides those inherited.
     pub env: BTreeMap<String, String>,
     /// The workers' working directory, by default the engine's.
@@ -102,6 +107,7 @@ impl Default for EngineConfig {
             ipengine: None,
             interrupt_ms: 5000,
             terminate_ms: 5000,
+            grace_ms: None,
             env: BTreeMap::new(),
             cwd: None,
         }
@@ -138,6 +144,8 @@ pub struct LauncherConfig {
     pub poll_ms: u64,
     /// A command of a batch system may take so long.
     pub command_ms: u64,
+    /// How often engines are replaced by a new job when theirs was ended by its time limit, by the loss of a node, or by preemption.
+    pub max_walltime_restarts: u32,
 }
 
 impl Default for LauncherConfig {
@@ -152,6 +160,7 @@ impl Default for LauncherConfig {
             kill_ms: 5000,
             poll_ms: 10_000,
             command_ms: 60_000,
+            max_walltime_restarts: 0,
         }
     }
 }
