@@ -6,6 +6,7 @@ use crate::cli::ipyparallel::engine::{EngineWords, mpi_rank};
 use crate::cli::{CommandError, Context, Exit, logging, output};
 use crate::connection::tunnel::{self, Found};
 use crate::connection::{ConnectionError, ConnectionFile, discover};
+use crate::engine::settings::BatchJob;
 use crate::engine::{self, EngineSettings};
 use crate::launchers::ssh::reverse::probe::{FAILED, REACHED};
 use crate::launchers::supervisor::Supervised;
@@ -169,6 +170,8 @@ pub fn run(args: Args, context: &Context) -> Result<Exit, CommandError> {
         python: args.python.or(config.engine.python),
         interrupt_ms: config.engine.interrupt_ms,
         terminate_ms: config.engine.terminate_ms,
+        grace_ms: config.engine.grace_ms,
+        batch: BatchJob::of_this_process(),
         registration_timeout_ms,
         cwd: config.engine.cwd.map(|dir| dir.to_string_lossy().into_owned()),
         env: config.engine.env,
