@@ -349,6 +349,7 @@ mod tests {
             (
                 ClusterError::Busy {
                     path: "/lock".into(),
+                    passes: false,
                     holder: None,
                 }
                 .into(),

@@ -71,7 +71,7 @@ fn section(text: &mut String, command: &Command, level: &str, path: &str) {
     }
     let usage = command.clone().render_usage().to_string();
     text.push_str(&format!("```text\n{}\n```\n\n", usage.trim_start_matches("Usage: ")));
-    options(text, command.get_positionals());
+    options(text, command.get_positionals().filter(|argument| !argument.is_hide_set()));
     let own = |arg: &&Arg| {
         !arg.is_global_set() && !arg.is_positional() && !matches!(arg.get_id().as_str(), "help" | "version") && !arg.is_hide_set()
     };

@@ -25,4 +25,6 @@ pub use view::View;
 pub use watch::{Update, Watch};
 
 /// The shapes of what is asked and answered, for those who may not name the wire.
-pub use crate::wire::content::client::{DetailsReply, MapReply, MapsRequest, Selection, SelectionReply, StatusReply};
+pub use crate::wire::content::client::{
+    DetailsReply, JobsReply, JobsRequest, MapReply, MapsRequest, Selection, SelectionReply, StatusReply,
+};

@@ -5,9 +5,9 @@ use crate::model::targets::Targets;
 use crate::model::task::{MapRow, TaskRow};
 use crate::model::{EngineId, MapId, TaskId};
 use crate::wire::content::client::{
-    CANCEL, DETAILS, DetailsReply, DetailsRequest, Done, MAPS, MapsReply, MapsRequest, PURGE, PurgeRequest, RESUBMIT, SIGNAL_ENGINES,
-    STATUS, STOP, STOP_ENGINES, Selection, SelectionReply, SelectionRequest, SignalEnginesReply, SignalEnginesRequest, StatusReply,
-    StopEnginesRequest, StopRequest, TASKS, TasksReply, TasksRequest,
+    CANCEL, DETAILS, DetailsReply, DetailsRequest, Done, JOBS, JobsReply, JobsRequest, MAPS, MapsReply, MapsRequest, PURGE, PurgeRequest,
+    RESUBMIT, SIGNAL_ENGINES, STATUS, STOP, STOP_ENGINES, Selection, SelectionReply, SelectionRequest, SignalEnginesReply,
+    SignalEnginesRequest, StatusReply, StopEnginesRequest, StopRequest, TASKS, TasksReply, TasksRequest,
 };
 use serde::Serialize;
 
@@ -57,6 +57,11 @@ impl Client {
         self.request::<_, Done>(STOP_ENGINES, &StopEnginesRequest { engines, drain }, Vec::new())
             .await
             .map(drop)
+    }
+
+    /// Tells what a batch system says of jobs, and asks what is on record.
+    pub async fn jobs(&self, request: &JobsRequest) -> Result<JobsReply, ClientError> {
+        self.request(JOBS, request, Vec::new()).await
     }
 
     /// Sends a signal to what these engines run at this moment. Who has been told.

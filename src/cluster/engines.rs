@@ -3,7 +3,7 @@ use super::launch::{self, EngineWish, Goal, Undo, Watched};
 use super::list::{Condition, Standing};
 use super::lock::Lock;
 use super::start::{StartProgress, Wait, kind_word};
-use super::{ClusterError, ClusterState};
+use super::{ClusterError, ClusterState, jobs, keep};
 use crate::client::Client;
 use crate::connection::{addresses, discover};
 use crate::profile::ProfileDir;
@@ -69,7 +69,7 @@ pub async fn add_engines(options: AddOptions, progress: &mut dyn FnMut(StartProg
     if !profile.exists() {
         return Err(super::not_running(profile, cluster_id));
     }
-    let lock = Lock::take(profile, cluster_id)?;
+    let lock = Lock::wait(profile, cluster_id).await?;
     let standing = Standing::of(profile, cluster_id);
     if !matches!(standing.condition, Condition::Running | Condition::Elsewhere) {
         return Err(super::not_running(profile, cluster_id));
@@ -105,7 +105,8 @@ pub async fn add_engines(options: AddOptions, progress: &mut dyn FnMut(StartProg
         state.engine_kind = kind_word(wish.config.engine.kind).into();
     }
     progress(StartProgress::EnginesStarting { n: options.n });
-    let engines = launcher.start_engines(&wish.launch(profile, &state, options.n))?;
+    let launch = wish.launch(profile, &state, options.n);
+    let engines = launch::recorded(launcher.start_engines(&launch)?, &launch, &wish.config);
     let mut undo = Undo::new(Duration::from_millis(wish.config.launcher.kill_ms));
     undo.add(&launcher, &engines);
     engines
@@ -116,7 +117,9 @@ pub async fn add_engines(options: AddOptions, progress: &mut dyn FnMut(StartProg
     state.n += options.n;
     state.next_engine += options.n;
     state.engines.push(engines.clone());
+    keep::ensure(profile, &mut state, &wish.program)?;
     state.write(profile)?;
+    jobs::tell(&client, jobs::submitted_by(&engines)).await;
     let lock = Some(lock).filter(|_| !launcher.is_elsewhere());
     let new = match engines.trouble.is_empty() {
         true => options.n as usize,
@@ -145,6 +148,7 @@ pub async fn add_engines(options: AddOptions, progress: &mut dyn FnMut(StartProg
                 *options = Some(super::options_of(profile, cluster_id));
             }
             undo.all_went_well();
+            launch::no_longer_awaited(profile, cluster_id).await;
             return Err(late);
         }
         Err(error) => {
@@ -165,6 +169,9 @@ pub async fn add_engines(options: AddOptions, progress: &mut dyn FnMut(StartProg
         Ok(_) => {}
     }
     undo.all_went_well();
+    if lock.is_none() {
+        launch::no_longer_awaited(profile, cluster_id).await;
+    }
     drop(lock);
     Ok(expected as u32)
 }

@@ -45,7 +45,12 @@ pub enum ClusterError {
         pid: u32,
     },
     #[error("another pcluster command is starting or stopping this cluster: {}", holder.as_deref().unwrap_or("it has not said which"))]
-    Busy { path: PathBuf, holder: Option<String> },
+    Busy {
+        path: PathBuf,
+        holder: Option<String>,
+        /// It is the cluster's keeper: it will be done soon.
+        passes: bool,
+    },
     #[error("the controller ended at once ({ending}){}", quoted(tail))]
     ControllerEnded { ending: String, log: PathBuf, tail: String },
     #[error("the controller wrote no connection file within {seconds} s{}", quoted(tail))]

@@ -1,9 +1,11 @@
 //! What starting a cluster and adding engines to one share: engines started and waited for, and all undone that was
 //! started in vain.
+use super::lock::Lock;
 use super::start::StartProgress;
 use super::{ClusterError, ClusterState};
 use crate::client::{Client, StatusReply};
-use crate::launchers::{self, EnginesLaunch, LaunchError, Launched, Launcher, MemberState, Stage, launched};
+use crate::connection::process;
+use crate::launchers::{self, Awaiting, EnginesLaunch, LaunchError, Launched, Launcher, MemberState, Recipe, Stage, launched};
 use crate::profile::ProfileDir;
 use crate::profile::config::{Config, EngineKind};
 use std::path::{Path, PathBuf};
@@ -84,6 +86,44 @@ impl EngineWish {
             cwd: self.cwd.clone(),
             log_level: self.log_level.clone(),
         }
+    }
+}
+
+/// With what is to be known to start the same again, where that may be needed; and whose it is until its engines have come.
+pub(super) fn recorded(engines: Launched, launch: &EnginesLaunch, config: &Config) -> Launched {
+    if engines.jobs.is_empty() {
+        return engines;
+    }
+    let mut launch = launch.clone();
+    if launch.python.is_none() {
+        // Who starts them again may do so from another environment.
+        let found = launchers::python::resolve(None);
+        launch.python = Path::new(&found).is_absolute().then_some(found);
+    }
+    let pid = std::process::id();
+    Launched {
+        recipe: Some(Recipe::of(&launch, config.launcher.max_walltime_restarts)),
+        awaited_by: process::started_of(pid).map(|started| Awaiting { pid, started }),
+        ..engines
+    }
+}
+
+/// This process does not take back any more what it has launched. If it cannot be noted, it is when the process ends.
+pub(super) async fn no_longer_awaited(profile: &ProfileDir, cluster_id: &str) {
+    let noted = async {
+        let _lock = Lock::wait(profile, cluster_id).await?;
+        let Some(mut state) = ClusterState::read(profile, cluster_id)? else {
+            return Ok(());
+        };
+        let own = |by: &Awaiting| by.pid == std::process::id();
+        for launched in &mut state.engines {
+            launched.awaited_by.take_if(|by| own(by));
+        }
+        state.write(profile)
+    };
+    let noted: Result<(), ClusterError> = noted.await;
+    if let Err(error) = noted {
+        tracing::debug!("{error}");
     }
 }
 

@@ -1,4 +1,5 @@
 //! What clusters there are, and whether they run. Read from files and the process table; no controller is asked.
+use super::keep::KeeperState;
 use super::remote::{self, TunnelState};
 use super::{ClusterError, ClusterState};
 use crate::connection::{ConnectionError, ConnectionFile, process};
@@ -64,6 +65,8 @@ pub struct ClusterSummary {
     pub trouble: Option<String>,
     /// Where it is connected to another host.
     pub tunnel: Option<TunnelState>,
+    /// What submits new jobs for engines whose time was over.
+    pub keeper: Option<KeeperState>,
 }
 
 /// One launch, and how its members are. Counts are of engines; of a controller, 1.
@@ -93,6 +96,9 @@ pub struct JobSummary {
     pub script: PathBuf,
     /// Seconds since 1970.
     pub submitted: f64,
+    /// How often its engines had been replaced before, and how often that may be.
+    pub replaces: u32,
+    pub max_restarts: u32,
     /// Element, or 1, and its state in words.
     pub elements: Vec<(u32, String)>,
 }
@@ -127,15 +133,14 @@ impl LaunchSummary {
         }
         let mut states = states.iter().skip(launched.processes.len());
         for job in &launched.jobs {
-            let word = |state: &MemberState| match (state.stage, state.word.as_str()) {
-                (Stage::Running, "") => "running".to_string(),
-                (_, word) => word.to_string(),
-            };
+            let word = |state: &MemberState| state.in_words().to_string();
             summary.jobs.push(JobSummary {
                 id: job.id.clone(),
                 name: job.name.clone(),
                 script: job.script.clone(),
                 submitted: job.submitted,
+                replaces: job.replaces,
+                max_restarts: launched.recipe.as_ref().map_or(0, |recipe| recipe.max_restarts),
                 elements: job.elements.iter().copied().zip((&mut states).map(word)).collect(),
             });
         }
@@ -213,6 +218,7 @@ pub fn status(profile: &ProfileDir, cluster_id: &str) -> Option<ClusterSummary> 
     }
     let config = Config::load(profile).unwrap_or_default();
     let state = standing.state.as_ref();
+    let keeper = state.and_then(|s| s.keeper.clone());
     let engines: Vec<LaunchSummary> = state
         .iter()
         .flat_map(|s| &s.engines)
@@ -241,8 +247,9 @@ pub fn status(profile: &ProfileDir, cluster_id: &str) -> Option<ClusterSummary> 
             .or(standing.controller.as_ref().map(|c| c.started)),
         controller: standing.controller,
         database,
-        trouble: standing.trouble,
+        trouble: standing.trouble.or_else(|| keeper.as_ref()?.trouble.clone()),
         tunnel: standing.tunnel,
+        keeper,
     })
 }
 

@@ -1,19 +1,44 @@
-//! One command at a time starts, changes or stops a cluster.
+//! One command at a time starts, changes or stops a cluster; and its keeper, for which commands wait.
 use super::ClusterError;
 use crate::connection::lock::{self, NotLocked};
 use crate::profile::ProfileDir;
+use std::time::{Duration, Instant};
+
+/// The keeper gives its lock back after so long at most: two submissions that are not answered.
+const KEEPER_TAKES: Duration = Duration::from_secs(240);
+const LOOK_EVERY: Duration = Duration::from_millis(50);
 
 /// Held until it is dropped.
 #[derive(Debug)]
 pub struct Lock(#[expect(dead_code, reason = "what counts is that it is there")] lock::Lock);
 
 impl Lock {
+    /// For a command. One that finds the cluster's keeper at work waits until that is done.
+    pub async fn wait(profile: &ProfileDir, cluster_id: &str) -> Result<Lock, ClusterError> {
+        let begun = Instant::now();
+        loop {
+            match Lock::take(profile, cluster_id) {
+                Err(ClusterError::Busy { passes: true, .. }) if begun.elapsed() < KEEPER_TAKES => tokio::time::sleep(LOOK_EVERY).await,
+                taken => return taken,
+            }
+        }
+    }
+
     pub fn take(profile: &ProfileDir, cluster_id: &str) -> Result<Lock, ClusterError> {
+        Lock::take_as(profile, cluster_id, false)
+    }
+
+    pub fn take_as_keeper(profile: &ProfileDir, cluster_id: &str) -> Result<Lock, ClusterError> {
+        Lock::take_as(profile, cluster_id, true)
+    }
+
+    fn take_as(profile: &ProfileDir, cluster_id: &str, passes: bool) -> Result<Lock, ClusterError> {
         let path = profile.lock_file(cluster_id);
-        match lock::Lock::take(path.clone()) {
+        match lock::Lock::take_for(path.clone(), passes) {
             Ok(lock) => Ok(Lock(lock)),
             Err(NotLocked::Held(holder)) => Err(ClusterError::Busy {
                 path,
+                passes: holder.as_ref().is_some_and(|h| h.passes),
                 holder: holder.map(|h| format!("process {} on {}", h.pid, h.host)),
             }),
             Err(NotLocked::Failed(error)) => Err(ClusterError::StateFile {
@@ -22,5 +47,28 @@ impl Lock {
                 why: error.to_string(),
             }),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_command_waits_for_the_keeper_and_for_nobody_else() {
+        let dir = tempfile::tempdir().unwrap();
+        let profile = ProfileDir::named("x", Some(dir.path())).unwrap();
+        profile.create().unwrap();
+        let command = Lock::take(&profile, "").unwrap();
+        assert!(matches!(Lock::wait(&profile, "").await, Err(ClusterError::Busy { .. })));
+        drop(command);
+        let keeper = Lock::take_as_keeper(&profile, "").unwrap();
+        let waits = Lock::wait(&profile, "");
+        let ends = async {
+            assert!(matches!(Lock::take(&profile, ""), Err(ClusterError::Busy { passes: true, .. })));
+            drop(keeper);
+        };
+        let (taken, ()) = tokio::join!(waits, ends);
+        drop(taken.unwrap());
     }
 }

@@ -72,7 +72,7 @@ pub async fn remove_engines(profile: &ProfileDir, cluster_id: &str, which: Which
     if !profile.exists() {
         return Err(super::not_running(profile, cluster_id));
     }
-    let _lock = Lock::take(profile, cluster_id)?;
+    let _lock = Lock::wait(profile, cluster_id).await?;
     let mut world = World::of(profile, cluster_id).await?;
     let mut removed = Removed::default();
     let mut told: Vec<EngineStatus> = match &which {
@@ -237,9 +237,12 @@ impl World {
     }
 }
 
-/// Whether the engine is in this element of the job.
 fn is_in(engine: &EngineStatus, job: &Job, element: u32) -> bool {
-    let said = engine.facts.job.as_str();
+    is_of(&engine.facts.job, job, element)
+}
+
+/// Whether what an engine says of its job ([`crate::model::engine::EngineFacts::job`]) is this element of the job.
+pub(super) fn is_of(said: &str, job: &Job, element: u32) -> bool {
     let (id, of_array) = match said.rsplit_once('.') {
         Some((id, last)) if last.bytes().all(|b| b.is_ascii_digit()) && !last.is_empty() => (id, last.parse().ok()),
         _ => (said, None),

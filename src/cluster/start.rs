@@ -2,7 +2,7 @@
 use super::launch::{self, EngineWish, Goal, Undo, Watched};
 use super::list::{Condition, Standing};
 use super::lock::Lock;
-use super::{ClusterError, ClusterState, list, stop};
+use super::{ClusterError, ClusterState, jobs, keep, list, stop};
 use crate::client::Client;
 use crate::connection::{ConnectionError, ConnectionFile, addresses, discover};
 use crate::launchers::{ControllerLaunch, Launched, Launcher, MemberState, Stage, launched};
@@ -183,7 +183,7 @@ pub async fn start(options: StartOptions, progress: &mut dyn FnMut(StartProgress
         progress(StartProgress::Note(warning));
     }
     profile.create()?;
-    let lock = Lock::take(profile, cluster_id)?;
+    let lock = Lock::wait(profile, cluster_id).await?;
     let leftovers = refuse_running(profile, cluster_id, progress).await?;
 
     let mut state = ClusterState::new(cluster_id, wish.cwd.clone());
@@ -226,8 +226,12 @@ pub async fn start(options: StartOptions, progress: &mut dyn FnMut(StartProgress
     // Engines of a controller that came back with its keys and ports find it again; those of another never will.
     let kept = leftovers.settle(profile, &wish.config, &engine_file, progress).await?;
     files.before = None;
-    if let Some(before) = leftovers.state.filter(|_| !kept.is_empty()) {
-        state.next_engine = before.next_engine;
+    if let Some(before) = &leftovers.state {
+        // The new one has a keeper of its own.
+        keep::end(before, Duration::from_millis(wish.config.launcher.kill_ms)).await?;
+        if !kept.is_empty() {
+            state.next_engine = before.next_engine;
+        }
     }
     let alive: usize = kept.iter().map(Launched::engines).sum();
     state.engines = kept;
@@ -236,7 +240,8 @@ pub async fn start(options: StartOptions, progress: &mut dyn FnMut(StartProgress
         progress(StartProgress::EnginesStarting { n: missing });
     }
     // Not in a thread: what is started must be in `undo` before anybody can stop waiting.
-    let engines = engine_launcher.start_engines(&wish.launch(profile, &state, missing))?;
+    let launch = wish.launch(profile, &state, missing);
+    let engines = launch::recorded(engine_launcher.start_engines(&launch)?, &launch, &wish.config);
     undo.add(&engine_launcher, &engines);
     engines
         .trouble
@@ -247,7 +252,13 @@ pub async fn start(options: StartOptions, progress: &mut dyn FnMut(StartProgress
     if missing > 0 {
         state.engines.push(engines.clone());
     }
+    if keep::ensure(profile, &mut state, &wish.program)?
+        && let Some(keeper) = &state.keeper
+    {
+        undo.add(&launch::launcher("local", profile, &wish.config)?, &keeper.launched());
+    }
     state.write(profile)?;
+    jobs::tell(&client, jobs::submitted(&state)).await;
     // Others need not wait until a queue lets the engines go: the state file says what there is.
     let lock = Some(lock).filter(|_| !engine_launcher.is_elsewhere());
     let expected = match engines.trouble.is_empty() {
@@ -289,6 +300,7 @@ pub async fn start(options: StartOptions, progress: &mut dyn FnMut(StartProgress
             }
             undo.all_went_well();
             files.armed = false;
+            launch::no_longer_awaited(profile, cluster_id).await;
             return Err(late);
         }
         done => done?,
@@ -296,6 +308,9 @@ pub async fn start(options: StartOptions, progress: &mut dyn FnMut(StartProgress
 
     undo.all_went_well();
     files.armed = false;
+    if lock.is_none() {
+        launch::no_longer_awaited(profile, cluster_id).await;
+    }
     drop(lock);
     Ok(Started {
         profile: profile.clone(),

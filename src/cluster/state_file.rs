@@ -2,6 +2,7 @@
 //!
 //! A later pcluster may write more: keys not known here are kept when the file is written again.
 use super::ClusterError;
+use super::keep::KeeperState;
 use crate::connection::private;
 use crate::launchers::Launched;
 use crate::profile::ProfileDir;
@@ -37,6 +38,9 @@ pub struct ClusterState {
     pub engine_settings: Vec<(String, String)>,
     /// One for each launch of engines.
     pub engines: Vec<Launched>,
+    /// What submits new jobs for engines whose time was over.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub keeper: Option<KeeperState>,
     #[serde(flatten)]
     pub other: serde_json::Map<String, serde_json::Value>,
 }
@@ -56,6 +60,7 @@ impl ClusterState {
             controller: None,
             engine_settings: Vec::new(),
             engines: Vec::new(),
+            keeper: None,
             other: Default::default(),
         }
     }

@@ -4,11 +4,13 @@ use super::list::{Condition, Standing};
 use super::lock::Lock;
 use super::remote::TunnelState;
 use super::start::in_thread;
-use super::{ClusterError, launch};
+use super::{ClusterError, jobs, keep, launch};
 use crate::client::Client;
 use crate::connection::ConnectionFile;
 use crate::connection::ssh::place;
 use crate::launchers::{Ended, LaunchError, Launched, Launcher, Process};
+use crate::model::UnixTime;
+use crate::model::job::JobRow;
 use crate::profile::ProfileDir;
 use crate::profile::config::Config;
 use std::net::{TcpStream, ToSocketAddrs};
@@ -27,7 +29,7 @@ pub enum StopProgress {
 }
 
 /// What it took.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Stopped {
     /// The controller ran, and did as it was asked.
     pub asked: bool,
@@ -36,6 +38,8 @@ pub struct Stopped {
     /// How many engine processes ended.
     pub engines: usize,
     pub ended: Ended,
+    /// The jobs of a batch system, as they ended.
+    pub jobs: Vec<JobRow>,
 }
 
 /// Ends a cluster and its files; its tasks' records stay. Works also when its controller is gone already.
@@ -67,7 +71,7 @@ async fn end(profile: &ProfileDir, cluster_id: &str, force: bool, progress: &mut
     if !profile.exists() {
         return Err(super::not_running(profile, cluster_id));
     }
-    let _lock = Lock::take(profile, cluster_id)?;
+    let _lock = Lock::wait(profile, cluster_id).await?;
     let standing = Standing::of(profile, cluster_id);
     match (standing.condition, &standing.controller) {
         (Condition::Stopped, _) => return Err(super::not_running(profile, cluster_id)),
@@ -90,8 +94,12 @@ async fn end(profile: &ProfileDir, cluster_id: &str, force: bool, progress: &mut
         Duration::from_millis(config.launcher.stop_ms),
         Duration::from_millis(config.launcher.kill_ms),
     );
+    // Nothing is replaced from here on.
+    if let Some(state) = &standing.state {
+        keep::end(state, kill_after).await?;
+    }
     let launches = Launches::of(recorded(&standing), profile, &config);
-    let engines = Launches::of(standing.state.iter().flat_map(|s| s.engines.clone()), profile, &config)
+    let (engines, jobs) = Launches::of(standing.state.iter().flat_map(|s| s.engines.clone()), profile, &config)
         .count()
         .await?;
 
@@ -151,7 +159,22 @@ async fn end(profile: &ProfileDir, cluster_id: &str, force: bool, progress: &mut
         was_dead,
         engines,
         ended,
+        jobs: jobs.into_iter().map(stopped).collect(),
     })
+}
+
+/// What was not over is now.
+fn stopped(job: JobRow) -> JobRow {
+    match job.over {
+        true => job,
+        false => JobRow {
+            state: "stopped".into(),
+            reason: "pcluster stop".into(),
+            over: true,
+            since: UnixTime(super::now()),
+            ..job
+        },
+    }
 }
 
 async fn ask(file: &ConnectionFile, patience: Duration) -> Result<(), crate::client::ClientError> {
@@ -190,13 +213,14 @@ impl Launches {
         Launches(launches.into_iter().map(with).collect())
     }
 
-    /// How many engines are known to be there.
-    async fn count(&self) -> Result<usize, ClusterError> {
-        let mut there = 0;
+    /// How many engines are known to be there, and how the jobs are.
+    async fn count(&self) -> Result<(usize, Vec<JobRow>), ClusterError> {
+        let (mut there, mut rows) = (0, Vec::new());
         for (launcher, launched) in &self.0 {
             if let (Ok(launcher), launched) = (launcher, launched.clone()) {
-                let (launcher, members) = (launcher.clone(), launched.members());
-                let states = in_thread(move || launcher.states(&launched)).await?;
+                let (launcher, members, whole) = (launcher.clone(), launched.members(), launched.clone());
+                let states = in_thread(move || launcher.states(&whole)).await?;
+                rows.extend(jobs::rows(&launched, &states));
                 let engines = members
                     .iter()
                     .zip(states)
@@ -205,7 +229,7 @@ impl Launches {
                 there += engines.sum::<usize>();
             }
         }
-        Ok(there)
+        Ok((there, rows))
     }
 
     /// Whether the end of all processes can be seen at once.

@@ -21,6 +21,9 @@ pub struct Lock {
 pub struct Holder {
     pub host: String,
     pub pid: u32,
+    /// It gives the lock back by itself, and soon.
+    #[serde(default)]
+    pub passes: bool,
 }
 
 #[derive(Debug)]
@@ -32,6 +35,11 @@ pub enum NotLocked {
 
 impl Lock {
     pub fn take(path: PathBuf) -> Result<Lock, NotLocked> {
+        Lock::take_for(path, false)
+    }
+
+    /// `passes`: what is said to who finds it held.
+    pub fn take_for(path: PathBuf, passes: bool) -> Result<Lock, NotLocked> {
         let failed = NotLocked::Failed;
         loop {
             let mut file = File::options()
@@ -55,6 +63,7 @@ impl Lock {
             let holder = Holder {
                 host: process::host(),
                 pid: std::process::id(),
+                passes,
             };
             let text = serde_json::to_string(&holder).map_err(|e| failed(e.into()))?;
             file.set_len(0).and_then(|()| file.write_all(text.as_bytes())).map_err(failed)?;

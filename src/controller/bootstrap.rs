@@ -68,9 +68,10 @@ pub(super) fn only_one(settings: &ControllerSettings) -> Result<Option<Lock>, Co
     match Lock::take(path.clone()) {
         Ok(lock) => Ok(Some(lock)),
         Err(NotLocked::Held(holder)) => {
-            let Holder { host, pid } = holder.unwrap_or(Holder {
+            let Holder { host, pid, .. } = holder.unwrap_or(Holder {
                 host: "some host".into(),
                 pid: 0,
+                passes: false,
             });
             let file = path.display().to_string();
             Err(ControllerError::Running { pid, host, file })

@@ -165,6 +165,7 @@ fn weight(change: &Change) -> usize {
     let (steps, bytes) = match change {
         Change::TasksAdded { inputs, .. } => (inputs.len(), all(inputs)),
         Change::TasksAssigned { count, .. } => (*count as usize, 0),
+        Change::JobsSeen { jobs } => (jobs.len(), 0),
         Change::TaskFinished { outcome: o, .. } => (1, o.bytes()),
         Change::TaskReturned {
             attempt: Some(Attempt { outcome: o, .. }),
@@ -309,6 +310,11 @@ fn respond(reader: &Reader, query: &Query) -> Result<Response, DbError> {
                 matching,
             })
         }
+        Ask::Jobs { list, gone_since } => to_json(&say::JobsReply {
+            status: ok(),
+            jobs: if *list { reader.jobs()? } else { Vec::new() },
+            gone: gone_since.map_or(Ok(Vec::new()), |since| reader.departures(since))?,
+        }),
         Ask::Details { task } => {
             let (definition, earlier) = (reader.map_definition(task.map)?, reader.attempts(*task)?);
             to_json(&say::DetailsReply {

@@ -9,6 +9,7 @@ mod error;
 mod expired;
 mod file;
 mod find;
+mod jobs;
 mod large;
 mod reader;
 mod requests;

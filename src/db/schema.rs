@@ -14,6 +14,7 @@ const MIGRATIONS: &[&str] = &[
     include_str!("migrations/0004_jobs.sql"),
     include_str!("migrations/0005_resubmitted.sql"),
     include_str!("migrations/0006_owed.sql"),
+    include_str!("migrations/0007_batch_jobs.sql"),
 ];
 
 /// The version that this program writes, in `PRAGMA user_version`.

@@ -17,8 +17,10 @@ pub struct EngineSettings {
     pub interrupt_ms: u64,
     /// From SIGTERM to SIGKILL.
     pub terminate_ms: u64,
-    /// How long a running task may go on after the engine was told to leave (SIGTERM, SIGINT).
-    pub grace_ms: u64,
+    /// How long a running task may go on after the engine was told to leave (SIGTERM, a warning of its batch system); by default as
+    /// long as that system is known to leave, and 5 seconds where that is not known.
+    pub grace_ms: Option<u64>,
+    pub batch: BatchJob,
     /// How long to try to register before giving up.
     pub registration_timeout_ms: u64,
     /// Working directory of workers and commands.
@@ -42,7 +44,8 @@ impl EngineSettings {
             python: None,
             interrupt_ms: 5000,
             terminate_ms: 5000,
-            grace_ms: 5000,
+            grace_ms: None,
+            batch: BatchJob::default(),
             registration_timeout_ms: 30_000,
             cwd: None,
             env: BTreeMap::new(),
@@ -67,6 +70,30 @@ pub fn interpreter(set: Option<&str>) -> String {
     }
 }
 
+/// How long a batch system waits with SIGKILL after it has warned, in seconds; none where that is not known.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct BatchJob {
+    /// After SIGTERM.
+    pub after_term_s: Option<f64>,
+    /// After SIGUSR1 or SIGUSR2.
+    pub after_user_s: Option<f64>,
+}
+
+impl BatchJob {
+    /// As the job's script says it.
+    pub fn of_this_process() -> BatchJob {
+        BatchJob {
+            after_term_s: seconds("PCLUSTER_AFTER_TERM"),
+            after_user_s: seconds("PCLUSTER_AFTER_USR"),
+        }
+    }
+}
+
+fn seconds(name: &str) -> Option<f64> {
+    let seconds = std::env::var(name).ok()?.trim().parse::<f64>().ok()?;
+    (seconds.is_finite() && seconds > 0.0).then_some(seconds)
+}
+
 /// The batch job that this process is in, as the job's script says it.
 pub fn job() -> String {
     let variable = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
@@ -79,7 +106,6 @@ pub fn job() -> String {
 
 /// When the job's time is over: what the script says, or Slurm itself (sbatch(1), "OUTPUT ENVIRONMENT VARIABLES").
 pub fn ends() -> Option<UnixTime> {
-    let seconds = |name: &str| std::env::var(name).ok()?.trim().parse::<f64>().ok();
-    let ends = ["PCLUSTER_ENDS", "SLURM_JOB_END_TIME"].into_iter().find_map(seconds)?;
-    (ends.is_finite() && ends > 0.0).then_some(UnixTime(ends))
+    let ends = ["PCLUSTER_ENDS", "SLURM_JOB_END_TIME"].into_iter().find_map(seconds);
+    ends.map(UnixTime)
 }

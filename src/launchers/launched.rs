@@ -1,5 +1,8 @@
 //! What one launch started: processes here, processes on other hosts, or jobs of a batch system. Plain data, kept in the
 //! cluster's state file, so that another process can take it up.
+use super::EnginesLaunch;
+use crate::profile::ProfileDir;
+use crate::profile::config::EngineKind;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use std::path::PathBuf;
@@ -14,12 +17,71 @@ pub struct Launched {
     /// Of a batch system: one for each submission.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub jobs: Vec<Job>,
+    /// How its engines were started, where they may be replaced.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub recipe: Option<Recipe>,
+    /// The command that waits for its engines and takes it back if they do not come: while that runs, it is that command's alone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub awaited_by: Option<Awaiting>,
     /// What did not start, and why, where the rest is enough. Said once, not kept.
     #[serde(skip)]
     pub trouble: Vec<String>,
     /// What a later pcluster wrote.
     #[serde(flatten)]
     pub other: Map<String, Value>,
+}
+
+/// A process of the launch's host.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Awaiting {
+    pub pid: u32,
+    pub started: f64,
+}
+
+/// What is to be known to start the same engines again, besides the profile.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Recipe {
+    pub program: PathBuf,
+    pub settings: Vec<(String, String)>,
+    pub kind: EngineKind,
+    pub python: Option<String>,
+    pub ipengine: Option<String>,
+    pub cwd: PathBuf,
+    pub log_level: Option<String>,
+    /// How often each of the engines may be replaced.
+    pub max_restarts: u32,
+}
+
+impl Recipe {
+    pub fn of(launch: &EnginesLaunch, max_restarts: u32) -> Recipe {
+        Recipe {
+            program: launch.program.clone(),
+            settings: launch.settings.clone(),
+            kind: launch.kind,
+            python: launch.python.clone(),
+            ipengine: launch.ipengine.clone(),
+            cwd: launch.cwd.clone(),
+            log_level: launch.log_level.clone(),
+            max_restarts,
+        }
+    }
+
+    /// So many engines like these; `first` is the number of the first one.
+    pub fn launch(&self, profile: &ProfileDir, cluster_id: &str, n: u32, first: u32) -> EnginesLaunch {
+        EnginesLaunch {
+            program: self.program.clone(),
+            profile: profile.clone(),
+            cluster_id: cluster_id.into(),
+            settings: self.settings.clone(),
+            kind: self.kind,
+            n,
+            first,
+            python: self.python.clone(),
+            ipengine: self.ipengine.clone(),
+            cwd: self.cwd.clone(),
+            log_level: self.log_level.clone(),
+        }
+    }
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -77,6 +139,9 @@ pub struct Job {
     /// The number of the first engine, for its log file's name.
     #[serde(default)]
     pub first_engine: u32,
+    /// How often its engines had been replaced before: 0 for a job that a command has submitted.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub replaces: u32,
     /// What an element writes outside of its engines' logs; `{}` stands for its number.
     #[serde(default)]
     pub log: String,
@@ -88,6 +153,10 @@ pub struct Job {
 
 fn is_false(value: &bool) -> bool {
     !value
+}
+
+fn is_zero(value: &u32) -> bool {
+    *value == 0
 }
 
 fn one() -> u32 {
@@ -133,6 +202,21 @@ pub struct MemberState {
     pub word: String,
     /// Why, in the batch system's words (`Resources`); may be empty.
     pub reason: String,
+    /// How a job ended, where its system has said so.
+    pub ending: Option<Ending>,
+}
+
+/// How a batch system's job ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Ending {
+    /// By itself, well or not.
+    Itself,
+    Cancelled,
+    TimedOut,
+    NodeFailed,
+    OutOfMemory,
+    Preempted,
 }
 
 impl MemberState {
@@ -141,6 +225,7 @@ impl MemberState {
             stage,
             word: word.into(),
             reason: reason.into(),
+            ending: None,
         }
     }
     pub fn running() -> MemberState {
@@ -151,6 +236,18 @@ impl MemberState {
     }
     pub fn unknown(why: impl Into<String>) -> MemberState {
         MemberState::new(Stage::Unknown, "", why)
+    }
+    /// Handed to a batch system that has not said anything of it yet.
+    pub fn submitted() -> MemberState {
+        MemberState::new(Stage::Queued, SUBMITTED, "")
+    }
+    /// `running`, `queued`, or the system's own word.
+    pub fn in_words(&self) -> &str {
+        match (self.stage, self.word.as_str()) {
+            (Stage::Running, "") => "running",
+            (Stage::Ended, "") => "ended",
+            (_, word) => word,
+        }
     }
     pub fn has_ended(&self) -> bool {
         self.stage == Stage::Ended

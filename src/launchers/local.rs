@@ -136,7 +136,7 @@ impl Launcher for Local {
 
 impl Local {
     /// One process, of any command.
-    pub(super) fn start_one(&self, program: PathBuf, arguments: Vec<OsString>, cwd: &Path, log: PathBuf) -> Result<Process, LaunchError> {
+    pub fn start_one(&self, program: PathBuf, arguments: Vec<OsString>, cwd: &Path, log: PathBuf) -> Result<Process, LaunchError> {
         let cwd = cwd.to_path_buf();
         self.spawn(&Daemon {
             program,

@@ -2,8 +2,8 @@
 //! (tests/fixtures/batch/lsf says which). Never tried on a real one.
 use super::batch::render::{FoundBy, Need, Value, Variables, common, nodes_are_of_one_job, put, unfit, unsupported};
 use super::batch::{
-    BatchSystem, CommandLine, JobId, JobKind, JobRequest, JobRow, JobStatus, JobTarget, Output, Problem, QueryFailure, SubmitFailure,
-    Template, TemplateError, engines, failure,
+    BatchSystem, CommandLine, JobId, JobKind, JobRequest, JobRow, JobStatus, JobTarget, KillWait, Output, Problem, QueryFailure,
+    SubmitFailure, Template, TemplateError, engines, failure,
 };
 use crate::profile::config::resources::StartMode;
 use std::path::{Path, PathBuf};
@@ -300,6 +300,14 @@ impl BatchSystem for Lsf {
 
     fn find_command(&self, name: &str, user: &str) -> CommandLine {
         CommandLine::new("bjobs", ["-a", "-u", user, "-J", name, "-noheader", "-o", FIELDS])
+    }
+
+    /// lsb.params(5), JOB_TERMINATE_INTERVAL: 10 s from SIGTERM to SIGKILL; bsub(1), -W: SIGUSR2 comes ten minutes before the end.
+    fn kill_wait(&self) -> KillWait {
+        KillWait {
+            term_s: Some(10),
+            user_s: Some(600),
+        }
     }
 
     fn cancel_command(&self, targets: &[JobTarget]) -> CommandLine {

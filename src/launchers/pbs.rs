@@ -4,8 +4,8 @@
 //! an array is asked for (`-J`, `-t`), how its jobs are told theirs (`PBS_ARRAY_INDEX`, `PBS_ARRAYID`), and in what is asked for with `-l`.
 use super::batch::render::{FoundBy, Need, Value, Variables, common, nodes_are_of_one_job, put, unfit, unsupported};
 use super::batch::{
-    BatchSystem, CommandLine, JobId, JobKind, JobRequest, JobRow, JobTarget, Output, Problem, QueryFailure, SubmitFailure, Template,
-    TemplateError, engines, failure, quote, squeue,
+    BatchSystem, CommandLine, JobId, JobKind, JobRequest, JobRow, JobTarget, KillWait, Output, Problem, QueryFailure, SubmitFailure,
+    Template, TemplateError, engines, failure, quote, squeue,
 };
 use crate::profile::config::resources::StartMode;
 use std::path::{Path, PathBuf};
@@ -368,6 +368,27 @@ impl BatchSystem for Pbs {
                 .collect()),
             false => Err(failure::of_query(output, FAILURES)),
         }
+    }
+
+    /// pbs_queue_attributes(7B), kill_delay: 10 s by default; Torque's of the same name: 2 s.
+    fn kill_wait(&self) -> KillWait {
+        let term_s = match self.0 {
+            Dialect::OpenPbs => 10,
+            Dialect::Torque => 2,
+            Dialect::Slurm => squeue::KILL_WAIT_S,
+        };
+        KillWait {
+            term_s: Some(term_s),
+            user_s: None,
+        }
+    }
+
+    fn kill_wait_command(&self) -> Option<CommandLine> {
+        (self.0 == Dialect::Slurm).then(squeue::kill_wait)
+    }
+
+    fn parse_kill_wait(&self, output: &Output) -> Option<u32> {
+        squeue::parse_kill_wait(output)
     }
 
     fn cancel_command(&self, targets: &[JobTarget]) -> CommandLine {

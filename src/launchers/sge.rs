@@ -2,8 +2,8 @@
 //! 8.1.9, and what that version printed.
 use super::batch::render::{FoundBy, Need, Value, Variables, common, put, unfit, unsupported};
 use super::batch::{
-    BatchSystem, CommandLine, JobId, JobKind, JobRequest, JobRow, JobStatus, JobTarget, Output, Problem, QueryFailure, SubmitFailure,
-    Template, TemplateError, engines, failure, ranges, xml,
+    BatchSystem, CommandLine, JobId, JobKind, JobRequest, JobRow, JobStatus, JobTarget, KillWait, Output, Problem, QueryFailure,
+    SubmitFailure, Template, TemplateError, engines, failure, ranges, xml,
 };
 use crate::profile::config::resources::StartMode;
 use std::path::{Path, PathBuf};
@@ -338,6 +338,14 @@ impl BatchSystem for Sge {
 
     fn find_command(&self, _name: &str, user: &str) -> CommandLine {
         self.query_command(&[], user)
+    }
+
+    /// queue_conf(5), `notify`: SIGUSR2 comes so long before SIGKILL, by default 00:00:60. There is no SIGTERM.
+    fn kill_wait(&self) -> KillWait {
+        KillWait {
+            term_s: None,
+            user_s: Some(60),
+        }
     }
 
     fn cancel_command(&self, targets: &[JobTarget]) -> CommandLine {

@@ -1,8 +1,8 @@
 //! Slurm. Sources: sbatch(1), squeue(1), scancel(1), sacct(1) of Slurm 22.05, and what that version printed.
 use super::batch::render::{FoundBy, Need, Value, Variables, common, nodes_are_of_one_job, put, unsupported};
 use super::batch::{
-    BatchSystem, CommandLine, JobId, JobKind, JobRequest, JobRow, JobTarget, Output, QueryFailure, SubmitFailure, Template, TemplateError,
-    engines, failure, squeue,
+    BatchSystem, CommandLine, JobId, JobKind, JobRequest, JobRow, JobTarget, KillWait, Output, QueryFailure, SubmitFailure, Template,
+    TemplateError, engines, failure, squeue,
 };
 use std::path::{Path, PathBuf};
 
@@ -186,6 +186,19 @@ impl BatchSystem for Slurm {
 
     fn parse_cancel(&self, output: &Output) -> Result<(), QueryFailure> {
         squeue::cancelled(output)
+    }
+
+    fn kill_wait(&self) -> KillWait {
+        KillWait {
+            term_s: Some(squeue::KILL_WAIT_S),
+            user_s: None,
+        }
+    }
+    fn kill_wait_command(&self) -> Option<CommandLine> {
+        Some(squeue::kill_wait())
+    }
+    fn parse_kill_wait(&self, output: &Output) -> Option<u32> {
+        squeue::parse_kill_wait(output)
     }
 
     fn signal_command(&self, targets: &[JobTarget], signal: &str) -> Option<CommandLine> {

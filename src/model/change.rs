@@ -2,6 +2,7 @@
 //! what the outside is told about them is sent only after that commit.
 use super::definition::MapDefinition;
 use super::engine::EngineFacts;
+use super::job::JobRow;
 use super::task::{Outcome, TaskState};
 use super::{EngineId, EngineUuid, MapId, TaskId, UnixTime};
 use bytes::Bytes;
@@ -91,6 +92,10 @@ pub enum Change {
         uuid: EngineUuid,
         at: UnixTime,
         reason: String,
+    },
+    /// Batch jobs as somebody has seen them.
+    JobsSeen {
+        jobs: Vec<JobRow>,
     },
     /// The CURVE key of an ipyparallel client became known after its submission was added.
     ClientKnown {

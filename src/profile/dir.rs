@@ -218,6 +218,9 @@ impl ProfileDir {
     pub fn tunnel_log(&self, cluster_id: &str) -> PathBuf {
         self.log_dir().join(format!("{}.log", with_id("tunnel", cluster_id)))
     }
+    pub fn keeper_log(&self, cluster_id: &str) -> PathBuf {
+        self.log_dir().join(format!("{}.log", with_id("keeper", cluster_id)))
+    }
     /// Keeps two starts of one cluster apart.
     pub fn lock_file(&self, cluster_id: &str) -> PathBuf {
         self.pid_dir().join(format!("{}.lock", with_id("pcluster", cluster_id)))

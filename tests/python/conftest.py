@@ -43,7 +43,7 @@ class Cluster:
             self.end()
             raise
 
-    def run(self, *arguments):
+    def run(self, *arguments, timeout=120):
         """`pcluster …`, expected to succeed; its stdout."""
         done = subprocess.run(
             [pcluster_binary(), *arguments],
@@ -53,7 +53,7 @@ class Cluster:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             universal_newlines=True,
-            timeout=120,
+            timeout=timeout,
         )
         assert done.returncode == 0, "pcluster {} ended with {}:\n{}{}".format(
             " ".join(arguments), done.returncode, done.stdout, done.stderr

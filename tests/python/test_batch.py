@@ -4,6 +4,7 @@ import json
 import os
 import pathlib
 import re
+import shutil
 import signal
 import subprocess
 
@@ -64,8 +65,36 @@ class Slurm:
     def queue(self):
         return said("squeue", "--noheader", "--array", "--format=%i %j %T").splitlines()
 
-    def submit_a_strangers_job(self):
-        return said("sbatch", "--parsable", "--job-name=stranger", "--output=/dev/null", "--wrap", "sleep 600").strip()
+    def submit_a_strangers_job(self, *options):
+        words = ["sbatch", "--parsable", "--job-name=stranger", "--output=/dev/null", *options, "--wrap", "sleep 600"]
+        return said(*words).strip()
+
+    def hold(self, job, element):
+        said("scontrol", "hold", "{}_{}".format(job, element))
+
+    def release(self, job, element):
+        said("scontrol", "release", "{}_{}".format(job, element))
+
+    def suspend(self, job, element):
+        said("scontrol", "suspend", "{}_{}".format(job, element))
+
+    def resume(self, job, element):
+        said("scontrol", "resume", "{}_{}".format(job, element))
+
+    def requeue(self, job, element):
+        name = "{}_{}".format(job, element)
+        said("scontrol", "requeue", name)
+        wait_until("it to wait", lambda: said("squeue", "--noheader", "--jobs=" + name, "--format=%T").strip() == "PENDING")
+        self.begin_again(name)
+
+    def begin_again(self, name):
+        """Slurm lets a requeued job wait for two minutes, unless it is told otherwise."""
+
+        def is_told():
+            said("scontrol", "update", "jobid=" + name, "starttime=now")
+            return "BeginTime" not in said("squeue", "--noheader", "--jobs=" + name, "--format=%r")
+
+        wait_until("{} to begin again".format(name), is_told)
 
     def cancel(self, job):
         said("scancel", job)
@@ -109,6 +138,12 @@ class Sge:
 
     def cancel(self, job):
         said("qdel", job)
+
+    def hold(self, job, element):
+        said("qhold", "{}.{}".format(job, element))
+
+    def release(self, job, element):
+        said("qrls", "{}.{}".format(job, element))
 
     def warn(self, job):
         # SIGUSR2 comes first, and SIGKILL after the queue's notify time, a minute.
@@ -268,6 +303,22 @@ def test_an_engine_that_is_to_go_finishes_its_task(on_site):
     nothing_is_left(cluster)
 
 
+def jobs(cluster):
+    return [job for launch in cluster.listed()["engines"] for job in launch["jobs"]]
+
+
+def up(cluster):
+    return [engine for engine in engines(cluster) if engine["state"] in ("idle", "busy")]
+
+
+def keeper_log(cluster):
+    return (cluster.ipython_dir / "profile_default" / "log" / "keeper.log").read_text()
+
+
+def children_of(pid):
+    return [int(child) for child in pathlib.Path("/proc/{0}/task/{0}/children".format(pid)).read_text().split()]
+
+
 def engines(cluster):
     return json.loads(cluster.run("engines", "--json"))["engines"]
 
@@ -291,9 +342,41 @@ def test_a_node_that_is_lost_in_the_middle_of_a_map(on_site):
 
 @pytest.mark.skipif(SITE.walltime_s is None, reason="the same Slurm as without Torque's commands")
 def test_walltime_in_the_middle_of_a_map(on_site):
-    cluster = on_site("-n", "2", "--walltime", "{}s".format(SITE.walltime_s))
+    cluster = on_site("-n", "2", "--walltime", "{}s".format(SITE.walltime_s), "--max-walltime-restarts", "3")
     (engine, _) = engines(cluster)
     assert engine["ends"] is not None
+    (job,) = jobs(cluster)
+    # It outlives its own end, and that of the controller.
+    state = cluster.state()
+    for process in (state["keeper"]["process"], state["controller"]["processes"][0]):
+        (child,) = children_of(process["pid"])
+        os.kill(child, signal.SIGKILL)
+    cluster.start_map("slower", SITE.walltime_s + 10)
+    cluster.run("wait", timeout=240)
+    tasks = cluster.tasks()
+    assert [task["state"] for task in tasks] == ["ok"] * len(tasks)
+    # What the engines had not begun when they left is nobody's failure.
+    assert max(task["attempts"] for task in tasks) == 1, "none was cut off"
+    assert "the time of its job is nearly over" in cluster.logs()
+    new = jobs(cluster)
+    assert job["name"] not in [job["name"] for job in new], "all of it was replaced"
+    assert sum(len(job["elements"]) for job in new) == 2 and all(1 <= job["replaces"] <= 3 for job in new)
+    listed = cluster.listed()
+    assert (listed["engines_started"], listed["keeper"]["runs"]) == (2, True)
+    assert listed["keeper"]["replaced"] % 2 == 0
+    cluster.run("stop")
+    nothing_is_left(cluster)
+    on_record = cluster.listed()["jobs_on_record"]
+    assert all(row["over"] for row in on_record)
+    assert {row["replaces"] for row in on_record} == set(range(1 + max(job["replaces"] for job in new)))
+    assert [row["state"].split(" (")[0] for row in on_record if row["name"] == job["name"]] == ["completed"] * 2
+
+
+@pytest.mark.skipif(SITE.walltime_s is None, reason="the same Slurm as without Torque's commands")
+def test_walltime_without_restarts(on_site):
+    if SITE.launcher == "slurm":
+        pytest.skip("a minute more, for what Grid Engine shows too")
+    cluster = on_site("-n", "2", "--walltime", "{}s".format(SITE.walltime_s))
     cluster.start_map("slower", SITE.walltime_s + 10)
     wait_until("both to leave", lambda: not engines(cluster), 120)
     assert "the time of its job is nearly over" in cluster.logs()
@@ -318,12 +401,97 @@ def test_a_warning_to_all_processes_of_a_job_ends_no_task(on_site):
     wait_until("both to be busy", lambda: sum(e["state"] == "busy" for e in engines(cluster)) == 2)
     ((job,),) = [launch["jobs"] for launch in cluster.listed()["engines"]]
     SITE.warn(job["id"])
-    # Warned by the script's shell too, they give a task five seconds.
+    # Warned by the script's shell too; and what runs has all the time that is left, but for its stopping and the farewell: on Slurm nearly
+    # the whole ten minutes, on Grid Engine the minute that `-notify` gives.
     wait_until("both to be leaving", lambda: cluster.logs().count("giving tasks back and leaving") >= 2)
+    given = [float(seconds) for seconds in re.findall(r"what runs has ([0-9.]+) s", cluster.logs())]
+    assert all(300 < seconds < 600 if SITE.launcher == "slurm" else seconds == 48 for seconds in given), given
     (cluster.folder / "go").touch()
     cluster.run("wait")
     assert [(task["state"], task["attempts"]) for task in cluster.tasks()] == [("ok", 1)] * 2
     wait_until("both to be gone", lambda: not engines(cluster))
+    cluster.run("stop")
+    nothing_is_left(cluster)
+
+
+@pytest.mark.skipif(SITE.launcher == "pbs", reason="the same Slurm as without Torque's commands")
+def test_held_suspended_and_requeued_jobs_are_shown_and_whole_again(on_site):
+    cluster = on_site("-n", str(PLACES + 1), "--wait", str(PLACES))
+    ((job,),) = [launch["jobs"] for launch in cluster.listed()["engines"]]
+
+    def states():
+        (job,) = jobs(cluster)
+        return dict(job["elements"])
+
+    waiting = wait_until("the one that waits", lambda: [e for e, state in states().items() if state == "queued"])[0]
+    SITE.hold(job["id"], waiting)
+    wait_until("it to be held", lambda: states()[waiting] == "held")
+    assert "1 held" in cluster.listed()["engines"][0]["states"]
+    SITE.release(job["id"], waiting)
+    wait_until("it to be queued", lambda: states()[waiting] == "queued")
+    if SITE.launcher == "sge":
+        # It would warn with SIGUSR1 before, as it does before its soft limit: the engine leaves.
+        cluster.run("stop")
+        return nothing_is_left(cluster)
+    SITE.suspend(job["id"], 1)
+    wait_until("one to be suspended", lambda: states()[1] == "suspended")
+    assert cluster.listed()["engines"][0]["suspended"] == 1
+    SITE.resume(job["id"], 1)
+    wait_until("it to run again", lambda: states()[1] == "running")
+    # Idle, all of them: what was stopped is heard of again. (The one that waited may run by now, in the place that was free.)
+    wait_until("all to be heard of", lambda: len(up(cluster)) == len(engines(cluster)) >= PLACES)
+    # Room for the one to be requeued: the one that waits would take its place.
+    cluster.run("scale", str(PLACES - 1))
+    place = next(engine for engine in engines(cluster) if engine["state"] == "idle")
+    SITE.requeue(job["id"], int(place["job"].rsplit(".", 1)[1]))
+
+    def is_back():
+        there = [engine["uuid"] for engine in up(cluster) if engine["job"] == place["job"]]
+        return there and there != [place["uuid"]] and len(up(cluster)) == PLACES - 1
+
+    wait_until("the requeued one to be back under its job's number", is_back)
+    cluster.run("stop")
+    nothing_is_left(cluster)
+
+
+@pytest.mark.skipif(SITE.launcher != "slurm", reason="Grid Engine has no such states, and Torque's commands are before the same Slurm")
+def test_a_lost_node_and_preemption_cost_no_engines(on_site):
+    # Neither is requeued by Slurm itself.
+    options = ["--queue", "scavenge", "--max-walltime-restarts", "2", "--set", 'launchers.slurm.directives=["--no-requeue"]']
+    cluster = on_site("-n", str(PLACES), *options)
+    SITE.take_a_node_away()
+    try:
+        wait_until("new jobs", lambda: [job["replaces"] for job in jobs(cluster)] == [0, 1])
+    finally:
+        SITE.bring_it_back()
+    wait_until("all engines", lambda: len(up(cluster)) == PLACES)
+    assert "its node was lost" in keeper_log(cluster)
+    stranger = SITE.submit_a_strangers_job("--partition=batch", "--ntasks=1", "--cpus-per-task=4")
+    wait_until("new jobs", lambda: sum(len(job["elements"]) for job in jobs(cluster) if job["replaces"]) == 8, 90)
+    assert "it had to make room" in keeper_log(cluster)
+    assert cluster.listed()["engines_started"] == PLACES
+    SITE.cancel(stranger)
+    wait_until("all engines", lambda: len(up(cluster)) == PLACES)
+    cluster.run("stop")
+    nothing_is_left(cluster)
+    assert {"node failed", "preempted", "stopped"} <= {row["state"].split(" (")[0] for row in cluster.listed()["jobs_on_record"]}
+
+
+@pytest.mark.skipif(SITE.launcher != "slurm", reason="Slurm's own way")
+def test_a_preempted_job_that_slurm_requeues_comes_back_as_the_same(on_site):
+    cluster = on_site("-n", str(PLACES), "--queue", "again", "--max-walltime-restarts", "1")
+    (job,) = jobs(cluster)
+    stranger = SITE.submit_a_strangers_job("--partition=batch", "--ntasks=1", "--cpus-per-task=4")
+    wait_until("engines to make room", lambda: len(up(cluster)) == PLACES - 4, 90)
+    def waiting():
+        return [element for element, state in jobs(cluster)[0]["elements"] if state in ("queued", "requeued")]
+
+    again = wait_until("four to be in the queue again", lambda: waiting() if len(waiting()) == 4 else None)
+    SITE.cancel(stranger)
+    for element in again:
+        SITE.begin_again("{}_{}".format(job["id"], element))
+    wait_until("all engines", lambda: len(up(cluster)) == PLACES)
+    assert [(j["id"], j["replaces"]) for j in jobs(cluster)] == [(job["id"], 0)], "nothing was submitted"
     cluster.run("stop")
     nothing_is_left(cluster)
 
@@ -334,6 +502,21 @@ def test_a_queue_that_is_not_there(on_site):
     script = re.search(r"the script: (.*\.sh)", said)[1]
     assert script.startswith("/") and "hint:" in said
     assert not SITE.queue()
+
+
+@pytest.mark.skipif(SITE.launcher != "slurm", reason="the same code for all")
+def test_a_submission_without_an_answer_is_found_and_a_sites_banner_is_no_answer(on_site, tmp_path, monkeypatch):
+    real, wrapper = shutil.which("sbatch"), tmp_path / "sbatch"
+    monkeypatch.setenv("PATH", "{}:{}".format(tmp_path, os.environ["PATH"]))
+    for text in ('"{}" "$@" > /dev/null && exec sleep 600', 'echo "Welcome to node 7"; "{}" "$@" && echo "Have fun, 42"'):
+        wrapper.write_text("#!/bin/sh\n" + text.format(real) + "\n")
+        wrapper.chmod(0o755)
+        cluster = on_site("-n", "1", "--set", "launcher.command_ms=5000")
+        (job,) = jobs(cluster)
+        (line,) = SITE.queue()
+        assert line.split()[:2] == ["{}_1".format(job["id"]), job["name"]], "submitted once"
+        cluster.run("stop")
+        nothing_is_left(cluster)
 
 
 def test_a_job_that_dies_at_once_is_found_at_once(on_site):

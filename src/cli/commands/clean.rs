@@ -1,6 +1,6 @@
 //! `pcluster clean`
 use super::counted;
-use super::stop::{in_words, notes};
+use super::stop::{in_words, notes, record};
 use crate::cli::output::json;
 use crate::cli::{CommandError, Context, Exit};
 use crate::cluster::{self, Condition};
@@ -28,6 +28,7 @@ pub fn run(args: Args, context: &Context) -> Result<Exit, CommandError> {
         let profile = ProfileDir::at(&cluster.directory);
         let mut show = notes(context);
         let stopped = context.block_on(cluster::clean(&profile, &cluster.cluster_id, args.force, &mut show))??;
+        record(&stopped, &profile, &cluster.cluster_id, context);
         if !context.json {
             let engines = match stopped.engines {
                 0 => String::new(),

@@ -5,6 +5,7 @@ use crate::cli::ipyparallel::common::{CommonOptions, LauncherEnvironment, Place}
 use crate::cli::ipyparallel::engine::{EngineWords, mpi_rank};
 use crate::cli::{CommandError, Context, Exit, logging};
 use crate::connection::{ConnectionError, ConnectionFile, discover};
+use crate::engine::settings::BatchJob;
 use crate::engine::{self, EngineSettings};
 use crate::launchers::supervisor::Supervised;
 use crate::model::EngineId;
@@ -159,6 +160,8 @@ pub fn run(args: Args, context: &Context) -> Result<Exit, CommandError> {
         python: args.python.or(config.engine.python),
         interrupt_ms: config.engine.interrupt_ms,
         terminate_ms: config.engine.terminate_ms,
+        grace_ms: config.engine.grace_ms,
+        batch: BatchJob::of_this_process(),
         registration_timeout_ms,
         cwd: config.engine.cwd.map(|dir| dir.to_string_lossy().into_owned()),
         env: config.engine.env,

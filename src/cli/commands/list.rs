@@ -10,7 +10,9 @@ use crate::cluster::list::LaunchSummary;
 use crate::cluster::remote::{Phase, TunnelState};
 use crate::cluster::{ClusterSummary, Condition};
 use crate::connection::ConnectionFile;
+use crate::db::Reader;
 use crate::model::UnixTime;
+use crate::model::job::JobRow;
 use crate::profile::ProfileDir;
 use serde::Serialize;
 use std::time::Duration;
@@ -52,6 +54,63 @@ struct View<'a> {
     trouble: Option<&'a str>,
     /// Where it is connected to another host.
     tunnel: Option<TunnelView<'a>>,
+    /// What submits new jobs for engines whose time was over.
+    keeper: Option<KeeperView<'a>>,
+    /// Of a cluster that does not run: the jobs on record, as they were last seen.
+    jobs_on_record: Vec<JobView>,
+}
+
+#[derive(Serialize)]
+struct KeeperView<'a> {
+    host: &'a str,
+    pid: u32,
+    runs: bool,
+    /// How many engines have got a new job.
+    replaced: u32,
+    trouble: Option<&'a str>,
+}
+
+#[derive(Serialize)]
+struct JobView {
+    launcher: String,
+    job: String,
+    name: String,
+    element: u32,
+    engines: u32,
+    replaces: u32,
+    submitted: String,
+    state: String,
+    reason: String,
+    over: bool,
+    since: String,
+}
+
+impl JobView {
+    fn new(row: JobRow) -> JobView {
+        JobView {
+            launcher: row.launcher,
+            job: row.job,
+            name: row.name,
+            element: row.element,
+            engines: row.engines,
+            replaces: row.replaces,
+            submitted: row.submitted.to_iso(),
+            state: row.state,
+            reason: row.reason,
+            over: row.over,
+            since: row.since.to_iso(),
+        }
+    }
+}
+
+/// Those of a cluster that does not run. What cannot be read is not shown: the list is of more than that.
+fn jobs_on_record(cluster: &ClusterSummary) -> Vec<JobView> {
+    let path = cluster
+        .database
+        .as_ref()
+        .filter(|_| matches!(cluster.state, Condition::Stopped | Condition::Stale));
+    let jobs = path.and_then(|path| Reader::open(path).ok()?.jobs().ok());
+    jobs.unwrap_or_default().into_iter().map(JobView::new).collect()
 }
 
 #[derive(Serialize)]
@@ -107,6 +166,14 @@ impl<'a> View<'a> {
             database: cluster.database.as_deref(),
             trouble: cluster.trouble.as_deref(),
             tunnel: cluster.tunnel.as_ref().map(TunnelView::new),
+            keeper: cluster.keeper.as_ref().map(|keeper| KeeperView {
+                host: &keeper.host,
+                pid: keeper.process.pid,
+                runs: keeper.runs(),
+                replaced: keeper.replaced,
+                trouble: keeper.trouble.as_deref(),
+            }),
+            jobs_on_record: jobs_on_record(cluster),
         }
     }
 }
@@ -130,6 +197,10 @@ pub fn run(args: Args, context: &Context) -> Result<Exit, CommandError> {
     for cluster in &clusters {
         for launch in cluster.engines.iter().chain(&cluster.controller_launch) {
             let jobs: Vec<&str> = launch.jobs.iter().map(|job| job.id.as_str()).collect();
+            let replaces = launch.jobs.iter().filter(|job| job.replaces > 0);
+            let replaces = replaces
+                .map(|job| format!("replacement {} of {}", job.replaces, job.max_restarts))
+                .next();
             let leaving = match launch.leaving {
                 0 => None,
                 n => Some(format!("{} leaving", counted(n as u64, "engine"))),
@@ -138,6 +209,7 @@ pub fn run(args: Args, context: &Context) -> Result<Exit, CommandError> {
                 .filter(|s| !s.is_empty())
                 .into_iter()
                 .chain(leaving)
+                .chain(replaces)
                 .collect();
             if !jobs.is_empty() && !words.is_empty() {
                 let name = in_words(&ProfileDir::at(&cluster.directory), &cluster.cluster_id);
@@ -290,6 +362,7 @@ mod tests {
             database: None,
             trouble: None,
             tunnel: None,
+            keeper: None,
         };
         let clusters = [
             cluster("default", "", Condition::Running, Some(4), 4),

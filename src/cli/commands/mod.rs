@@ -14,6 +14,7 @@ pub mod exec;
 pub mod gather;
 pub mod help_markdown;
 pub mod install;
+pub mod keeper;
 pub mod list;
 pub mod logs;
 pub mod map;
@@ -97,6 +98,8 @@ commands! {
     Controller => controller,
     #[command(hide = true)]
     Engine => engine,
+    #[command(hide = true)]
+    Keeper => keeper,
     #[command(hide = true)]
     Tunnel => tunnel,
     #[command(hide = true)]

@@ -57,6 +57,10 @@ pub fn run(args: Args, context: &Context) -> Result<Exit, CommandError> {
     };
     let system = dialect(system, context);
     let request = request(&args, &config, &profile, system, context)?;
+    let said = request
+        .kill_wait_question(system)
+        .and_then(|question| Here.run(&question, ANSWER).ok());
+    let request = request.with_kill_wait(system, said.as_ref());
     let files = templates::scripts(&profile, system, &request, None).map_err(ClusterError::Launch)?;
     show(system, &request, &files, context)
 }

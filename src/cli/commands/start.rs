@@ -7,7 +7,7 @@ use crate::cli::resources::ResourceArgs;
 use crate::cli::{CommandError, Context, ErrorKind, Exit};
 use crate::cluster::remote::run::Told;
 use crate::cluster::{self, StartOptions, StartProgress, Started, Wait};
-use crate::launchers::ssh;
+use crate::launchers::{batch, ssh};
 use crate::profile::Config;
 use crate::profile::config::EngineKind;
 use crate::profile::config::resources::SshHost;
@@ -61,6 +61,10 @@ pub struct How {
     /// How long to wait for them (`90s`, `5m`) [default: launcher.engines_timeout_ms, not counting time in a batch system's queue]
     #[arg(long, value_name = "TIME", value_parser = super::wait::duration)]
     pub timeout: Option<Duration>,
+    /// Engines whose job was ended by its time limit, by the loss of its node or by preemption get a new job, each so often
+    /// [default: launcher.max_walltime_restarts, 0]
+    #[arg(long, value_name = "N", help_heading = "For batch systems")]
+    pub max_walltime_restarts: Option<u32>,
     /// With --launcher ssh, again for each host: where engines start, and how many [default: launchers.ssh.hosts of the profile]
     #[arg(long = "host", value_name = "[USER@]HOST[:N]", value_parser = host)]
     pub hosts: Vec<String>,
@@ -113,7 +117,8 @@ impl How {
             settings.push(("launcher.engines_timeout_ms".into(), timeout.as_millis().to_string()));
         }
         let for_ssh = !self.hosts.is_empty() || self.min_engines.is_some();
-        if for_ssh || !self.resources.given().is_empty() {
+        let restarts = self.max_walltime_restarts;
+        if for_ssh || restarts.is_some() || !self.resources.given().is_empty() {
             let launcher = match &self.launcher {
                 Some(launcher) => launcher.clone(),
                 None => Config::load_with(&context.profile_dir()?, &settings)?.launcher.engines,
@@ -121,6 +126,14 @@ impl How {
             if for_ssh && launcher != ssh::NAME {
                 let why = format!("--host and --min-engines are for --launcher ssh; the engines' launcher is {launcher}");
                 return Err(CommandError::usage(why));
+            }
+            if let Some(restarts) = restarts {
+                if !batch::SYSTEMS.contains(&launcher.as_str()) {
+                    let systems = batch::SYSTEMS.join(", ");
+                    let why = format!("--max-walltime-restarts is for batch systems ({systems}); the engines' launcher is {launcher}");
+                    return Err(CommandError::usage(why));
+                }
+                settings.push(("launcher.max_walltime_restarts".into(), restarts.to_string()));
             }
             if !self.hosts.is_empty() {
                 settings.push(("launchers.ssh.hosts".into(), format!("{:?}", self.hosts)));
@@ -328,6 +341,7 @@ mod tests {
             ("pcluster start --set controller.hwm=many", 2, "--set controller.hwm=many"),
             ("pcluster start -n 1 --python /nonexistent/python", 5, "/nonexistent/python"),
             ("pcluster start --launcher cloud", 2, "no launcher \"cloud\""),
+            ("pcluster start --max-walltime-restarts 2", 2, "for batch systems"),
             ("pcluster engines add 2", 3, "no cluster is running"),
             ("pcluster stop", 3, "no cluster is running"),
             ("pcluster status", 3, "no cluster is running"),

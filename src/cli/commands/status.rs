@@ -4,6 +4,7 @@ use super::engines::EngineView;
 use crate::cli::output::{self, json, times};
 use crate::cli::{CommandError, Context, Exit};
 use crate::client::StatusReply;
+use crate::cluster::ClusterState;
 use crate::model::UnixTime;
 use serde::Serialize;
 use std::path::Path;
@@ -27,6 +28,8 @@ struct View<'a> {
     finished: u64,
     /// Clients and engines that have lost their connection because they did not read.
     cut_off: u64,
+    /// Where engines whose job has ended may get a new one: how many have.
+    replaced: Option<u32>,
 }
 
 #[derive(Serialize)]
@@ -41,6 +44,10 @@ pub fn run(_args: Args, context: &Context) -> Result<Exit, CommandError> {
     let profile = context.profile_dir()?;
     let client = context.client()?;
     let status = context.block_on(client.status())??;
+    let keeper = ClusterState::read(&profile, &context.cluster_id)
+        .ok()
+        .flatten()
+        .and_then(|state| state.keeper);
     if context.json {
         json::print(&View {
             profile: profile.name(),
@@ -58,9 +65,17 @@ pub fn run(_args: Args, context: &Context) -> Result<Exit, CommandError> {
             running: status.running,
             finished: status.finished,
             cut_off: status.cut_off,
+            replaced: keeper.as_ref().map(|keeper| keeper.replaced),
         })?;
     } else {
         output::print(&text(&status, &context.cluster_in_words(), profile.path(), times::now()))?;
+        if let Some(keeper) = keeper.filter(|keeper| keeper.replaced > 0 || keeper.trouble.is_some()) {
+            let engines = counted(u64::from(keeper.replaced), "engine");
+            context.say(format!(
+                "{engines} got a new job when theirs had ended; `pcluster list` shows the jobs"
+            ));
+            keeper.trouble.iter().for_each(|trouble| context.say(trouble));
+        }
         if status.engines.is_empty() {
             context.say(format!("no engines: pcluster engines add 4{}", context.options()));
         }

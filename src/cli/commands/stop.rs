@@ -3,6 +3,8 @@ use super::counted;
 use crate::cli::output::json;
 use crate::cli::{CommandError, Context, Exit};
 use crate::cluster::{self, Condition, StopProgress, Stopped};
+use crate::db::{Durability, Writer};
+use crate::model::change::Change;
 use crate::profile::ProfileDir;
 
 /// Stop a cluster: its engines, then its controller
@@ -65,7 +67,25 @@ pub fn run(args: Args, context: &Context) -> Result<Exit, CommandError> {
 
 pub fn stop(profile: &ProfileDir, cluster_id: &str, context: &Context) -> Result<Stopped, CommandError> {
     let mut show = notes(context);
-    Ok(context.block_on(cluster::stop(profile, cluster_id, &mut show))??)
+    let stopped = context.block_on(cluster::stop(profile, cluster_id, &mut show))??;
+    record(&stopped, profile, cluster_id, context);
+    Ok(stopped)
+}
+
+/// How the jobs have ended; the controller is gone by now.
+pub fn record(stopped: &Stopped, profile: &ProfileDir, cluster_id: &str, context: &Context) {
+    let path = profile.database_file(cluster_id);
+    if stopped.jobs.is_empty() || !path.exists() {
+        return;
+    }
+    let jobs = stopped.jobs.clone();
+    let written = Writer::open(&path, Durability::Normal).and_then(|mut writer| {
+        writer.apply(&[Change::JobsSeen { jobs }])?;
+        writer.close()
+    });
+    if let Err(error) = written {
+        context.say(format!("how the jobs have ended is not on record: {error}"));
+    }
 }
 
 /// Says what people should know, each state once.

@@ -60,7 +60,7 @@ pub async fn connect(options: ConnectOptions) -> Result<Connected, ClusterError>
     check_cluster_id(cluster_id)?;
     let destination = Destination::parse(&options.destination)?;
     profile.create()?;
-    let _lock = Lock::take(profile, cluster_id)?;
+    let _lock = Lock::wait(profile, cluster_id).await?;
     let standing = Standing::of(profile, cluster_id);
     let (state, reused) = match (standing.condition, TunnelState::read(profile, cluster_id).ok().flatten()) {
         (Condition::Connected, Some(state)) => {
@@ -234,7 +234,7 @@ pub async fn disconnect(profile: &ProfileDir, cluster_id: &str) -> Result<Tunnel
     if !profile.exists() {
         return Err(not_connected(profile, cluster_id));
     }
-    let _lock = Lock::take(profile, cluster_id)?;
+    let _lock = Lock::wait(profile, cluster_id).await?;
     let Some(state) = TunnelState::read(profile, cluster_id)? else {
         return Err(not_connected(profile, cluster_id));
     };

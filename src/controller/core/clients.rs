@@ -70,6 +70,18 @@ impl Core {
                 self.stop(r.engines);
             }),
             say::STOP_ENGINES => self.stop_engines(&asked, &message),
+            say::JOBS => read(&message).map(|r: say::JobsRequest| {
+                if !r.jobs.is_empty() {
+                    self.record(Change::JobsSeen { jobs: r.jobs });
+                }
+                self.query(
+                    &asked,
+                    Ask::Jobs {
+                        list: r.list,
+                        gone_since: r.gone_since,
+                    },
+                );
+            }),
             say::SIGNAL_ENGINES => self.signal_engines(&asked, &message),
             say::PURGE => self.purge_maps(&asked, &message),
             _ => return self.hub_asked(asked, message),

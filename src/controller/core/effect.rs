@@ -111,6 +111,11 @@ pub enum Ask {
     Tasks {
         query: Box<TaskQuery>,
     },
+    /// Batch jobs, and engines of them that have gone since.
+    Jobs {
+        list: bool,
+        gone_since: Option<UnixTime>,
+    },
     /// A task's definition and the attempts that did not stand.
     Details {
         task: TaskId,

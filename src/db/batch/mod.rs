@@ -1,7 +1,8 @@
 //! One transaction's changes, one by one. What a map counts is kept in memory meanwhile and written once at the end.
 //!
-//! Parts: `maps` (maps and their counters), `tasks` (a task's steps), `requests` (of ipyparallel clients), `engines`, `purge`.
+//! Parts: `maps` (maps and their counters), `tasks` (a task's steps), `requests` (of ipyparallel clients), `engines`, `jobs`, `purge`.
 mod engines;
+mod jobs;
 mod maps;
 mod purge;
 mod requests;
@@ -101,6 +102,7 @@ impl<'a> Batch<'a> {
             Change::MapCompleted { map, at } => self.map_completed(*map, *at),
             Change::EngineRegistered { id, facts, at } => self.engine_registered(*id, facts, *at),
             Change::EngineGone { uuid, at, reason, .. } => self.engine_gone(uuid, *at, reason),
+            Change::JobsSeen { jobs } => self.jobs_seen(jobs),
             Change::RequestAdded { task, request } => self.request_added(*task, request),
             Change::RequestFinished { msg_id, reply } => self.request_finished(msg_id, reply),
             Change::RequestResubmitted { msg_id, new_id } => self.request_resubmitted(msg_id, new_id),

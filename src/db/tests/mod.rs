@@ -1,8 +1,9 @@
 //! Tests on real files. Here what they share; by subject: `steps` (a task's life), `queries`, `requests`, `restart`,
-//! `forgetting`, `files` (what can be wrong with one), `large` (buffers), `agreement` (random changes against a plain model), `versions` (old files, the views, the documentation).
+//! `forgetting`, `jobs`, `files` (what can be wrong with one), `large` (buffers), `agreement` (random changes against a plain model), `versions` (old files, the views, the documentation).
 mod agreement;
 mod files;
 mod forgetting;
+mod jobs;
 mod large;
 mod queries;
 mod requests;

@@ -15,8 +15,10 @@ use crate::engine::link::{Link, unix_now};
 use crate::engine::worker::process::{Worker, WorkerEvent};
 use crate::engine::{EngineError, EngineSettings};
 use crate::model::engine::EngineFacts;
+use crate::model::job::TIME_IS_OVER;
 use crate::model::{EngineUuid, PROTOCOL_VERSION};
 use crate::wire::content::engine::*;
+use ending::Warning;
 use signals::Signals;
 use std::time::{Duration, Instant};
 use tokio::sync::mpsc::{Receiver, UnboundedReceiver, UnboundedSender, channel, unbounded_channel};
@@ -177,7 +179,7 @@ impl Driver {
                 signal = self.signals.user.recv() => self.user_signal(signal).await,
                 () = tokio::time::sleep_until(leave_at.unwrap_or(deadline).into()), if leave_at.is_some() => {
                     leave_at = None;
-                    self.leave_in_time("the time of its job is nearly over").await;
+                    self.leave_because(TIME_IS_OVER, Warning::Clock).await;
                 }
             }
             let instant = Instant::now();
@@ -198,16 +200,16 @@ impl Driver {
     }
 
     pub(super) async fn told_to_leave(&mut self, signal: &str) {
-        self.leave(format!("the engine got {signal}"), self.settings.grace_ms).await;
+        self.leave_because(&format!("the engine got {signal}"), Warning::Terminate).await;
     }
 
-    /// What runs may go on while the job's time lasts.
-    pub(super) async fn leave_in_time(&mut self, reason: &str) {
-        self.leave(reason.into(), self.grace_in_job()).await;
-    }
-
-    async fn leave(&mut self, reason: String, grace_ms: u64) {
-        tracing::info!("{reason}: giving tasks back and leaving");
+    /// What runs may go on as long as is known to be left.
+    async fn leave_because(&mut self, reason: &str, warning: Warning) {
+        let (reason, grace_ms) = (reason.to_string(), self.grace_after(warning));
+        tracing::info!(
+            "{reason}: giving tasks back and leaving; what runs has {:.1} s",
+            grace_ms as f64 / 1000.0
+        );
         self.send(LEAVING, &Leaving { reason: reason.clone() });
         let event = Event::ShutdownAsked {
             drain: true,

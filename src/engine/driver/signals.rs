@@ -1,5 +1,7 @@
 //! Signals that the engine's process gets: what ends it, and what is meant for the user's code.
 use super::Driver;
+use super::ending::Warning;
+use crate::model::job::WARNED;
 use std::io::{self, IsTerminal};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
@@ -46,7 +48,7 @@ impl Driver {
             true => self.signal_user_code(signal),
             false => {
                 let name = if signal == nix::libc::SIGUSR1 { "SIGUSR1" } else { "SIGUSR2" };
-                self.leave_in_time(&format!("the engine got {name} in a batch job")).await;
+                self.leave_because(&format!("{WARNED} ({name})"), Warning::User).await;
             }
         }
     }

@@ -5,8 +5,8 @@ use super::render::{FoundBy, Need};
 use super::request::JobRequest;
 use crate::profile::config::resources::StartMode;
 
-/// What runs is a child of the script's shell, which turns each signal that a batch system warns with into one SIGTERM for it, and
-/// waits for its end. Several run beside each other.
+/// What runs is a child of the script's shell, which hands each signal that a batch system warns with on to it (as SIGTERM, where it does not
+/// know the others), and waits for its end. Several run beside each other.
 pub fn lines(request: &JobRequest) -> Vec<String> {
     let command = shell_words(&request.argv);
     let (count, last) = match request.is_one_job() {
@@ -34,8 +34,16 @@ pub fn lines(request: &JobRequest) -> Vec<String> {
         lines.extend(["while [ \"$count\" -gt 0 ]; do".into(), format!("    {command} &")]);
         lines.extend(["    started=\"$started $!\"", "    count=$((count - 1))", "done"].map(String::from));
     }
+    let traps: &[&str] = match request.hears_warnings {
+        // They do not all leave the same time.
+        true => &[
+            "trap 'kill -TERM $started 2>/dev/null' TERM INT",
+            "trap 'kill -USR2 $started 2>/dev/null' USR1 USR2 XCPU",
+        ],
+        false => &["trap 'kill -TERM $started 2>/dev/null' TERM INT USR1 USR2 XCPU"],
+    };
+    lines.extend(traps.iter().map(|line| line.to_string()));
     let waiting = [
-        "trap 'kill -TERM $started 2>/dev/null' TERM INT USR1 USR2 XCPU",
         "status=0",
         "for process in $started; do",
         "    wait \"$process\" || status=$?",
@@ -67,6 +75,10 @@ pub fn environment(request: &JobRequest, job: &str, element: &str) -> Vec<String
     if let Some(walltime) = request.resources.walltime {
         // Engines leave before it, also those that take the place of another in the job.
         lines.push(format!("export PCLUSTER_ENDS=\"$(($(date +%s) + {}))\"", walltime.seconds));
+    }
+    for (name, seconds) in [("AFTER_TERM", request.after_term_s), ("AFTER_USR", request.after_user_s)] {
+        // A task that runs then may use the time.
+        lines.extend(seconds.map(|seconds| format!("export PCLUSTER_{name}={seconds}")));
     }
     lines
 }

@@ -3,6 +3,7 @@ use super::JobKind;
 use super::request::{JobRequest, job_name};
 use crate::launchers::{ControllerLaunch, EnginesLaunch, LaunchError, engine, python};
 use crate::profile::ProfileDir;
+use crate::profile::config::EngineKind;
 use crate::profile::config::resources::{MpiConfig, Resources, StartMode};
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -29,6 +30,8 @@ pub fn engines(launch: &EnginesLaunch, resources: &Resources, mpi: &MpiConfig, u
     request.engines_per_job = resources.engines_per_job.unwrap_or(1).max(1);
     request.argv = argv(program, arguments);
     request.cwd = launch.cwd;
+    // What `mpiexec` makes of other signals is its own affair.
+    request.hears_warnings = launch.kind == EngineKind::Pcluster && resources.start != StartMode::Mpiexec;
     request.mpiexec = std::iter::once(&mpi.command).chain(&mpi.arguments).cloned().collect();
     Ok(request)
 }
@@ -67,6 +70,9 @@ fn request(kind: JobKind, profile: &ProfileDir, cluster_id: &str, resources: &Re
         },
         env: Vec::new(),
         resources: resources.clone(),
+        hears_warnings: false,
+        after_term_s: None,
+        after_user_s: None,
         mpiexec: Vec::new(),
     }
 }

@@ -118,9 +118,61 @@ pub trait BatchSystem: Send + Sync {
     fn cancel_command(&self, targets: &[JobTarget]) -> CommandLine;
     /// A job that is unknown, or over, counts as cancelled.
     fn parse_cancel(&self, output: &Output) -> Result<(), QueryFailure>;
+    /// How the system warns before SIGKILL, by its manual.
+    fn kill_wait(&self) -> KillWait {
+        KillWait::default()
+    }
+    /// Asks the system how long it waits, where it tells.
+    fn kill_wait_command(&self) -> Option<CommandLine> {
+        None
+    }
+    /// In seconds.
+    fn parse_kill_wait(&self, _output: &Output) -> Option<u32> {
+        None
+    }
+
     /// Sends a signal (`TERM`) to what runs; none where the system has no such command.
     fn signal_command(&self, _targets: &[JobTarget], _signal: &str) -> Option<CommandLine> {
         None
+    }
+}
+
+/// How many seconds pass from a batch system's warning to its SIGKILL, where that is known.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct KillWait {
+    /// After SIGTERM; what a site sets is this one, if there is one.
+    pub term_s: Option<u32>,
+    /// After SIGUSR1 or SIGUSR2.
+    pub user_s: Option<u32>,
+}
+
+impl KillWait {
+    /// With what a site says of itself.
+    pub fn at_site(mut self, said_s: Option<u32>) -> KillWait {
+        let place = match (self.term_s, self.user_s) {
+            (None, Some(_)) => &mut self.user_s,
+            _ => &mut self.term_s,
+        };
+        *place = said_s.or(*place);
+        self
+    }
+}
+
+impl JobRequest {
+    /// Notes how long the system waits with SIGKILL: the setting's word, else the system's own (`said`), else its manual's.
+    pub fn with_kill_wait(mut self, row: &dyn BatchSystem, said: Option<&Output>) -> JobRequest {
+        if self.kind == JobKind::Engines {
+            let said = said.and_then(|output| row.parse_kill_wait(output));
+            let wait = row.kill_wait().at_site(self.resources.kill_wait_s.or(said));
+            (self.after_term_s, self.after_user_s) = (wait.term_s, wait.user_s);
+        }
+        self
+    }
+
+    /// What to ask the system for that; none where it need not be asked.
+    pub fn kill_wait_question(&self, row: &dyn BatchSystem) -> Option<CommandLine> {
+        let is_open = self.kind == JobKind::Engines && self.resources.kill_wait_s.is_none();
+        row.kill_wait_command().filter(|_| is_open)
     }
 }
 

@@ -41,6 +41,11 @@ pub struct JobRequest {
     /// Environment variables of the job. They override those of [`Resources::env`]. Never a secret.
     pub env: Vec<(String, String)>,
     pub resources: Resources,
+    /// What runs understands SIGUSR2 as its batch system's warning: pcluster's own engine.
+    pub hears_warnings: bool,
+    /// So long after SIGTERM, or after SIGUSR1 or SIGUSR2, the system sends SIGKILL, in seconds; see [`super::KillWait`].
+    pub after_term_s: Option<u32>,
+    pub after_user_s: Option<u32>,
     /// How `mpiexec` is called, for [`StartMode::Mpiexec`].
     pub mpiexec: Vec<String>,
 }

@@ -120,6 +120,28 @@ pub const FAILURES: &[(&str, Problem, &str)] = &[
     ),
 ];
 
+/// slurm.conf(5), KillWait: "the interval, in seconds, given to a job's processes between the SIGTERM and SIGKILL signals upon reaching
+/// its time limit … The default value is 30 seconds". scancel(1) and preemption use it too.
+pub const KILL_WAIT_S: u32 = 30;
+
+pub fn kill_wait() -> CommandLine {
+    CommandLine::new("scontrol", ["show", "config"])
+}
+
+/// `KillWait                = 30 sec`
+pub fn parse_kill_wait(output: &Output) -> Option<u32> {
+    let value = |line: &str| {
+        line.strip_prefix("KillWait")?
+            .trim_start()
+            .strip_prefix('=')?
+            .split_whitespace()
+            .next()?
+            .parse()
+            .ok()
+    };
+    output.stdout.lines().find_map(value)
+}
+
 /// All jobs of a user, by user: an id that squeue has forgotten would be an error. Jobs that are over are shown for MinJobAge (300 s).
 pub fn query(user: &str) -> CommandLine {
     let (user, format) = (format!("--user={user}"), format!("--format={FORMAT}"));

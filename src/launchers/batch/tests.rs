@@ -26,6 +26,9 @@ pub(crate) fn engines(n: u32) -> JobRequest {
         log_stem: "engines".into(),
         env: Vec::new(),
         resources: Resources::default(),
+        hears_warnings: true,
+        after_term_s: None,
+        after_user_s: None,
         mpiexec: vec!["mpiexec".into()],
     }
 }

@@ -150,7 +150,7 @@ impl Launcher for Jobs {
 
     fn start_controller(&self, launch: &ControllerLaunch) -> Result<Launched, LaunchError> {
         let request = launch::controller(launch, &self.resources(), &submit::unique());
-        Ok(self.launched(self.submit(&request)?))
+        Ok(self.launched(self.submit(request)?))
     }
 
     fn start_engines(&self, launch: &EnginesLaunch) -> Result<Launched, LaunchError> {
@@ -158,7 +158,7 @@ impl Launcher for Jobs {
             return Ok(Launched::new(self.system.name(), process::host()));
         }
         let request = launch::engines(launch, &self.resources(), &self.config.launchers.mpi, &submit::unique())?;
-        let mut job = self.submit(&request)?;
+        let mut job = self.submit(request)?;
         job.first_engine = launch.first;
         Ok(self.launched(job))
     }

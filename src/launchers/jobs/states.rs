@@ -2,8 +2,8 @@
 use super::queue::Known;
 use super::stage;
 use crate::launchers::batch::{JobId, JobRow, JobStatus};
-use crate::launchers::launched::SUBMITTED;
-use crate::launchers::{Job, MemberState, Stage};
+use crate::launchers::launched::Ending;
+use crate::launchers::{Job, MemberState};
 
 /// A job that was submitted so lately may not be shown yet.
 const NOT_SHOWN_YET_S: f64 = 60.0;
@@ -39,7 +39,22 @@ fn of_row(row: &JobRow, reason: Option<&str>) -> MemberState {
     if !matches!(row.status, JobStatus::Unknown(_)) && row.status.is_over() && row.word.to_lowercase() != word {
         word.push_str(&format!(" ({})", row.word));
     }
-    MemberState::new(stage(&row.status), word, why.unwrap_or_default())
+    MemberState {
+        ending: ending(&row.status),
+        ..MemberState::new(stage(&row.status), word, why.unwrap_or_default())
+    }
+}
+
+fn ending(status: &JobStatus) -> Option<Ending> {
+    match status {
+        JobStatus::Completed | JobStatus::Failed => Some(Ending::Itself),
+        JobStatus::Cancelled => Some(Ending::Cancelled),
+        JobStatus::TimedOut => Some(Ending::TimedOut),
+        JobStatus::NodeFailed => Some(Ending::NodeFailed),
+        JobStatus::OutOfMemory => Some(Ending::OutOfMemory),
+        JobStatus::Preempted => Some(Ending::Preempted),
+        _ => None,
+    }
 }
 
 fn of_missing(job: &Job, known: &Known, now: f64) -> MemberState {
@@ -48,7 +63,7 @@ fn of_missing(job: &Job, known: &Known, now: f64) -> MemberState {
     }
     let is_new = job.submitted + NOT_SHOWN_YET_S > known.at().max(now);
     match known.asked(&JobId(job.id.clone())) {
-        _ if is_new => MemberState::new(Stage::Queued, SUBMITTED, ""),
+        _ if is_new => MemberState::submitted(),
         false => MemberState::unknown("the batch system was not asked yet"),
         true => MemberState::ended("gone from the queue"),
     }

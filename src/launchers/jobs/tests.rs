@@ -15,6 +15,10 @@ struct Scheduler {
 
 impl Runner for Scheduler {
     fn run(&self, command: &CommandLine, _timeout: Duration) -> Result<Output, RunError> {
+        if command.program == "scontrol" {
+            // How long it waits with SIGKILL, this one does not tell.
+            return Ok(Output::default());
+        }
         self.asked.lock().unwrap().push(command.to_string());
         let (program, answer) = self.answers.lock().unwrap().pop_front().unwrap_or_else(|| panic!("{command}"));
         assert_eq!(program, command.program);

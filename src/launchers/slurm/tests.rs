@@ -25,7 +25,8 @@ fn an_engine_set_is_one_array() {
     started=
     /opt/pcluster/bin/pcluster engine --profile-dir /home/ada/.ipython/profile_mycluster &
     started=$!
-    trap 'kill -TERM $started 2>/dev/null' TERM INT USR1 USR2 XCPU
+    trap 'kill -TERM $started 2>/dev/null' TERM INT
+    trap 'kill -USR2 $started 2>/dev/null' USR1 USR2 XCPU
     status=0
     for process in $started; do
         wait "$process" || status=$?
@@ -171,4 +172,33 @@ fn one_job_for_all_engines_is_started_by_srun() {
     Slurm has no number of nodes for jobs that are on one node each
     hint: set launchers.slurm.start to srun for one job of all engines, or leave launchers.slurm.nodes out
     ");
+}
+
+#[test]
+fn the_job_is_told_how_long_after_a_warning_it_is_killed() {
+    let lines = |request: JobRequest| -> Vec<String> {
+        let script = rendered(&Slurm, &request);
+        let told = script.lines().filter(|line| line.contains("AFTER_") || line.contains("trap 'kill"));
+        told.map(str::to_string).collect()
+    };
+    let said = fixture("slurm/config.txt");
+    assert_eq!(
+        lines(engines(1).with_kill_wait(&Slurm, Some(&said))),
+        [
+            "export PCLUSTER_AFTER_TERM=2",
+            "trap 'kill -TERM $started 2>/dev/null' TERM INT",
+            "trap 'kill -USR2 $started 2>/dev/null' USR1 USR2 XCPU",
+        ]
+    );
+    assert_eq!(lines(engines(1).with_kill_wait(&Slurm, None))[0], "export PCLUSTER_AFTER_TERM=30");
+    let mut request = engines(1);
+    (request.resources.kill_wait_s, request.hears_warnings) = (Some(7), false);
+    assert!(request.kill_wait_question(&Slurm).is_none(), "the setting is believed");
+    assert_eq!(
+        lines(request.with_kill_wait(&Slurm, None)),
+        [
+            "export PCLUSTER_AFTER_TERM=7",
+            "trap 'kill -TERM $started 2>/dev/null' TERM INT USR1 USR2 XCPU",
+        ]
+    );
 }

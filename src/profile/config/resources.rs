@@ -43,6 +43,8 @@ pub struct Resources {
     pub account: Option<String>,
     pub qos: Option<String>,
     pub walltime: Option<Walltime>,
+    /// So many seconds after its warning the system kills a job.
+    pub kill_wait_s: Option<u32>,
     pub memory: Option<Memory>,
     pub cpus: Option<u32>,
     pub gpus: Option<u32>,

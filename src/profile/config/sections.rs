@@ -88,6 +88,8 @@ pub struct EngineConfig {
     pub interrupt_ms: u64,
     /// From SIGTERM to SIGKILL.
     pub terminate_ms: u64,
+    /// How long a task may go on at most once its engine was warned; by default as long as its batch system is known to leave.
+    pub grace_ms: Option<u64>,
     /// Environment variables of the workers, besides those inherited.
     pub env: BTreeMap<String, String>,
     /// The workers' working directory, by default the engine's.
@@ -102,6 +104,7 @@ impl Default for EngineConfig {
             ipengine: None,
             interrupt_ms: 5000,
             terminate_ms: 5000,
+            grace_ms: None,
             env: BTreeMap::new(),
             cwd: None,
         }
@@ -138,6 +141,8 @@ pub struct LauncherConfig {
     pub poll_ms: u64,
     /// A command of a batch system may take so long.
     pub command_ms: u64,
+    /// How often engines are replaced by a new job when theirs was ended by its time limit, by the loss of a node, or by preemption.
+    pub max_walltime_restarts: u32,
 }
 
 impl Default for LauncherConfig {
@@ -152,6 +157,7 @@ impl Default for LauncherConfig {
             kill_ms: 5000,
             poll_ms: 10_000,
             command_ms: 60_000,
+            max_walltime_restarts: 0,
         }
     }
 }

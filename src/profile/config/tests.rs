@@ -95,7 +95,7 @@ fn a_mistyped_key_is_shown_with_the_nearest_one() {
     pcluster.yaml:2:3: engine: unknown key `quux`
       2 |   quux: 1
         |   ^
-    hint: known here: kind, python, ipengine, interrupt_ms, terminate_ms, env, cwd
+    hint: known here: kind, python, ipengine, interrupt_ms, terminate_ms, grace_ms, env, cwd
     "#);
 }
 
@@ -229,6 +229,6 @@ fn amounts_of_batch_systems_are_read_with_their_units() {
     pcluster.yaml:3:5: launchers.slurm: unknown key `partition`
       3 |     partition: batch
         |     ^
-    hint: known here: queue, account, qos, walltime, memory, cpus, gpus, nodes, constraint, parallel_environment, reservation, mail_user, mail_type, directives, modules, before, env, engines_per_job, start, template
+    hint: known here: queue, account, qos, walltime, kill_wait_s, memory, cpus, gpus, nodes, constraint, parallel_environment, reservation, mail_user, mail_type, directives, modules, before, env, engines_per_job, start, template
     ");
 }

@@ -5,6 +5,7 @@
 //! each is idempotent, but for a signal, which may then arrive twice.
 use crate::model::definition::MapDefinition;
 use crate::model::engine::EngineStatus;
+use crate::model::job::{Departure, JobRow};
 use crate::model::query::TaskQuery;
 use crate::model::targets::Targets;
 use crate::model::task::{AttemptRow, Counts, MapRow, TaskRow};
@@ -201,6 +202,27 @@ pub struct StatusReply {
     /// Clients and engines that have lost their connection because they did not read.
     #[serde(default)]
     pub cut_off: u64,
+}
+
+/// What the batch system says of the cluster's jobs, to be recorded; answered with what is on record.
+pub const JOBS: &str = "jobs_request";
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct JobsRequest {
+    /// As they were seen; one that was seen so before changes nothing.
+    pub jobs: Vec<JobRow>,
+    /// Answer with the jobs on record.
+    pub list: bool,
+    /// Answer with the engines of jobs that have gone since.
+    pub gone_since: Option<UnixTime>,
+}
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct JobsReply {
+    pub status: String,
+    #[serde(default)]
+    pub jobs: Vec<JobRow>,
+    #[serde(default)]
+    pub gone: Vec<Departure>,
 }
 
 /// Ends the controller; with `engines`, these first. Answered before it goes.

@@ -1,5 +1,6 @@
 //! `cargo xtask bench start`: how long `pcluster start` takes until n engines are registered, on this host, on a Slurm and on a Grid Engine
-//! that are brought up here; beside it how long the batch system itself takes until an array of n jobs that do nothing has run.
+//! that are brought up here; beside it how long ipyparallel's own cluster takes on that Slurm, and how long the batch system itself takes
+//! until an array of n jobs that do nothing has run.
 use super::pages;
 use super::table::{self, median};
 use super::tools::Tools;
@@ -10,6 +11,7 @@ use crate::schedulers::{self, Up};
 use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::fs;
+use std::path::Path;
 use std::process::Command;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
@@ -17,6 +19,7 @@ use std::time::{Duration, Instant};
 const MARK: &str = "cargo xtask bench start";
 /// The batch systems are brought up with places for the most of them at once.
 const ENGINES: [u32; 3] = [1, 16, 64];
+const IPYPARALLEL: &str = "ipyparallel on slurm";
 const LOOK_EVERY: Duration = Duration::from_millis(10);
 /// A batch system that has not run an array of jobs by then will not.
 const LONGEST: Duration = Duration::from_secs(300);
@@ -28,9 +31,15 @@ type Found = BTreeMap<(String, u32), Vec<f64>>;
 pub fn run(places: &Places, quick: bool) -> Result<(), String> {
     let rounds = if quick { 1 } else { 3 };
     let mut tools = Tools::alone(places, &python::find(places)?, quick)?;
+    // Where ipyparallel is; without it that column is missing.
+    let stock = python::test_environment(places);
+    if let Err(why) = &stock {
+        tools.missing.push(format!("ipyparallel ({why})"));
+    }
+    let stock = stock.ok();
     let mut found = Found::new();
     let mut columns = vec!["local".to_string()];
-    said("local", &measured(&tools, &Site::Here, rounds, &mut found));
+    said("local", &measured(&tools, &Site::Here, rounds, None, &mut found));
     for scheduler in &schedulers::WIDE {
         let up = match scheduler.up(places) {
             Ok(up) => up,
@@ -42,8 +51,11 @@ pub fn run(places: &Places, quick: bool) -> Result<(), String> {
         };
         let site = Site::Batch(scheduler.name, up);
         tools.versions.extend(site.version(&tools));
-        columns.extend([scheduler.name.to_string(), floor_of(scheduler.name)]);
-        said(scheduler.name, &measured(&tools, &site, rounds, &mut found));
+        columns.push(scheduler.name.to_string());
+        let stock = stock.as_deref().filter(|_| scheduler.name == "slurm");
+        columns.extend(stock.map(|_| IPYPARALLEL.to_string()));
+        columns.push(floor_of(scheduler.name));
+        said(scheduler.name, &measured(&tools, &site, rounds, stock, &mut found));
     }
     let build = if quick { "The development build; one round.\n" } else { "" };
     let text = format!("{}{build}\n{}", table::head(places, rounds, &tools), table(&columns, &found));
@@ -74,12 +86,23 @@ enum Site<'a> {
     Batch(&'static str, Up<'a>),
 }
 
-fn measured(tools: &Tools, site: &Site, rounds: usize, found: &mut Found) -> Result<(), String> {
+/// `stock`: a Python with ipyparallel, where that is to be compared with.
+fn measured(tools: &Tools, site: &Site, rounds: usize, stock: Option<&Path>, found: &mut Found) -> Result<(), String> {
     for _ in 0..rounds {
         for n in ENGINES {
             let seconds = site.start(tools, n)?;
             println!("    {}: {n} engines after {seconds:.2} s", site.launcher());
             found.entry((site.launcher().into(), n)).or_default().push(seconds);
+            if let Some(python) = stock {
+                // One that does not manage so many engines is no reason to lose the rest.
+                match site.start_stock(tools, python, n) {
+                    Ok(seconds) => {
+                        println!("    ipyparallel: {n} engines after {seconds:.2} s");
+                        found.entry((IPYPARALLEL.into(), n)).or_default().push(seconds);
+                    }
+                    Err(why) => println!("    ipyparallel: {n} engines: {why}"),
+                }
+            }
             if let Site::Batch(name, _) = site {
                 let seconds = site.floor(tools, n)?;
                 println!("    {name}: an array of {n} has run after {seconds:.2} s");
@@ -134,6 +157,18 @@ impl Site<'_> {
         stopped?;
         self.wait_until("the queue to be empty", || Ok(self.queue(tools)?.is_empty()))?;
         Ok(seconds)
+    }
+
+    /// The same of ipyparallel's own cluster, whose engines are a job of the same system.
+    fn start_stock(&self, tools: &Tools, python: &Path, n: u32) -> Result<f64, String> {
+        let (python, count) = (python.to_string_lossy(), n.to_string());
+        let words = [&*python, "benches/peers/ipcluster_start.py", &count, self.launcher()];
+        let mut command = self.command(tools, &words);
+        command.env("IPYTHONDIR", tools.folder.join("start-ipyparallel"));
+        let said = captured(&mut command)?;
+        let seconds = said.lines().rev().find_map(|line| line.trim().parse().ok());
+        self.wait_until("the queue to be empty", || Ok(self.queue(tools)?.is_empty()))?;
+        seconds.ok_or_else(|| format!("{} does not say how long it took: {said}", words[1]))
     }
 
     /// Seconds until each job of an array has left a file; a `true` whose end can be seen at once.

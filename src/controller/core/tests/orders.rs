@@ -1,4 +1,5 @@
-//! What engines are told by order.
+//! What engines are told by order; and what the controller is told of batch jobs.
+use super::super::Ask;
 use super::super::effect::Effect;
 use super::requests::stock;
 use super::world::*;
@@ -43,4 +44,30 @@ fn a_signal_goes_to_whom_it_is_meant_for_in_each_ones_words() {
     // Nobody is told if one of them is not there.
     assert_eq!(signal(&mut w, "0,7")["ename"], "NoSuchEngine");
     assert_eq!((told(&w, "a"), controls(&mut w)), (vec![10], vec![]));
+}
+
+#[test]
+fn jobs_that_are_told_are_recorded_before_the_records_are_asked_and_nobody_else_hears_of_it() {
+    let mut w = World::new();
+    w.register("a");
+    w.other.clear();
+    let row = json!({"launcher": "slurm", "job": "18", "name": "pcluster-x-k3x9", "element": 1, "engines": 1, "submitted": 1000.0,
+        "state": "timed out (TIMEOUT)", "over": true, "since": 1060.0});
+    w.ask(say::JOBS, &json!({"jobs": [row], "gone_since": 900.0}), Vec::new());
+    assert_eq!((w.ledger.jobs.len(), w.ledger.jobs[0].state.as_str()), (1, "timed out (TIMEOUT)"));
+    let asked: Vec<_> = std::mem::take(&mut w.other);
+    match &asked[..] {
+        [Effect::Query(query)] => {
+            assert!(matches!(query.ask, Ask::Jobs { list: false, gone_since: Some(since) } if since.0 == 900.0));
+        }
+        other => panic!("{other:?}"),
+    }
+    // Only asked for, nothing is recorded; and what is malformed is answered.
+    w.ask(say::JOBS, &json!({"list": true}), Vec::new());
+    assert!(matches!(&w.other[..], [Effect::Query(query)] if matches!(query.ask, Ask::Jobs { list: true, gone_since: None })));
+    assert_eq!(w.ledger.jobs.len(), 1);
+    assert_eq!(
+        w.try_ask(say::JOBS, &json!({"jobs": 4}), Vec::new()).unwrap()["ename"],
+        "BadRequest"
+    );
 }

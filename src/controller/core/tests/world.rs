@@ -30,6 +30,8 @@ pub struct Ledger {
     pub story: Vec<String>,
     pub client_keys: Vec<String>,
     pub purged: Vec<Purge>,
+    /// Batch jobs as they were told.
+    pub jobs: Vec<crate::model::job::JobRow>,
     maps: BTreeMap<MapId, LedgerMap>,
     inputs: HashMap<TaskId, Bytes>,
     places: HashMap<TaskId, EngineId>,
@@ -201,6 +203,7 @@ impl Ledger {
                 self.owed.remove(task);
             }),
             Change::Purged { what } => self.purged.push(what.clone()),
+            Change::JobsSeen { jobs } => self.jobs.extend(jobs.clone()),
             Change::ClientKnown { map, curve_key } => {
                 self.client_keys.push(curve_key.clone());
                 if let Some(map) = self.maps.get_mut(map) {

@@ -1,0 +1,59 @@
+//! What a batch system says of a cluster's jobs, for the records.
+use super::ClusterState;
+use crate::client::{Client, JobsRequest};
+use crate::launchers::{Launched, MemberState, Stage};
+use crate::model::UnixTime;
+use crate::model::job::JobRow;
+
+/// A row for each element of the launch's jobs.
+pub fn rows(launched: &Launched, states: &[MemberState]) -> Vec<JobRow> {
+    let now = UnixTime(super::now());
+    let mut states = states.iter().skip(launched.processes.len());
+    let mut rows = Vec::new();
+    for job in &launched.jobs {
+        for (element, state) in job.elements.iter().zip(&mut states) {
+            if state.stage == Stage::Unknown && state.word.is_empty() {
+                continue; // the system does not answer: that says nothing of the job
+            }
+            rows.push(JobRow {
+                launcher: launched.launcher.clone(),
+                job: job.id.clone(),
+                name: job.name.clone(),
+                element: *element,
+                engines: job.engines_of(*element),
+                replaces: job.replaces,
+                submitted: UnixTime(job.submitted),
+                state: state.in_words().into(),
+                reason: state.reason.clone(),
+                over: state.has_ended(),
+                since: now,
+            });
+        }
+    }
+    rows
+}
+
+/// The rows of a launch that was submitted just now.
+pub(super) fn submitted_by(launched: &Launched) -> Vec<JobRow> {
+    rows(launched, &vec![MemberState::submitted(); launched.len()])
+}
+
+/// The same of the cluster's latest engines, and of its controller.
+pub(super) fn submitted(state: &ClusterState) -> Vec<JobRow> {
+    let latest = state.engines.last().into_iter().chain(&state.controller);
+    latest.flat_map(submitted_by).collect()
+}
+
+/// That they cannot be told is no reason for anything to fail.
+pub(super) async fn tell(client: &Client, rows: Vec<JobRow>) {
+    if rows.is_empty() {
+        return;
+    }
+    let request = JobsRequest {
+        jobs: rows,
+        ..JobsRequest::default()
+    };
+    if let Err(error) = client.jobs(&request).await {
+        tracing::warn!("the controller could not be told of the jobs: {error}");
+    }
+}

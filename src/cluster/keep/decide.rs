@@ -1,0 +1,203 @@
+//! Which engines of batch jobs get a new job: those whose job was ended by its time limit (or that left shortly before), by the loss of
+//! its node, or to make room for another. Pure: what is known is given.
+//!
+//! None of those whose job somebody cancelled, which were told to leave, which failed or needed too much memory (they would again), which
+//! the controller still hears of, whatever a batch system says, and which have been replaced as often as they may.
+use crate::cluster::scale::is_of;
+use crate::launchers::{Ending, Job, Launched, MemberState};
+use crate::model::engine::EngineStatus;
+use crate::model::job::Departure;
+
+/// What the controller knows.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Known<'a> {
+    pub engines: &'a [EngineStatus],
+    pub gone: &'a [Departure],
+}
+
+/// An element of a job whose engines are to get a new one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Due {
+    /// The job's name, which no other has.
+    pub job: String,
+    pub element: u32,
+    pub why: Why,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Why {
+    Walltime,
+    NodeLost,
+    Preempted,
+}
+
+impl Why {
+    pub fn in_words(self) -> &'static str {
+        match self {
+            Why::Walltime => "its time was over",
+            Why::NodeLost => "its node was lost",
+            Why::Preempted => "it had to make room",
+        }
+    }
+}
+
+/// `states`: for each launch that of each of its members.
+pub fn due(launches: &[Launched], states: &[Vec<MemberState>], known: Known) -> Vec<Due> {
+    let mut found = Vec::new();
+    for (launched, states) in launches.iter().zip(states) {
+        let most = launched.recipe.as_ref().map_or(0, |recipe| recipe.max_restarts);
+        let mut states = states.iter().skip(launched.processes.len());
+        for job in &launched.jobs {
+            for (element, state) in job.elements.iter().zip(&mut states) {
+                let may = job.replaces < most && !job.leaving.contains(element);
+                if let Some(why) = why(job, *element, state, known).filter(|_| may) {
+                    found.push(Due {
+                        job: job.name.clone(),
+                        element: *element,
+                        why,
+                    });
+                }
+            }
+        }
+    }
+    found
+}
+
+fn why(job: &Job, element: u32, state: &MemberState, known: Known) -> Option<Why> {
+    let is_heard_of = |engine: &EngineStatus| engine.state != "silent" && is_of(&engine.facts.job, job, element);
+    if !state.has_ended() || known.engines.iter().any(is_heard_of) {
+        return None;
+    }
+    // Numbers of jobs are used again.
+    let mut gone = known
+        .gone
+        .iter()
+        .filter(|engine| engine.gone.0 >= job.submitted && is_of(&engine.job, job, element));
+    match state.ending {
+        Some(Ending::TimedOut) => Some(Why::Walltime),
+        Some(Ending::NodeFailed) => Some(Why::NodeLost),
+        Some(Ending::Preempted) => Some(Why::Preempted),
+        Some(Ending::Cancelled | Ending::OutOfMemory) => None,
+        // It ended by itself, or its system has forgotten how: then its engines know why.
+        Some(Ending::Itself) | None => gone.any(Departure::is_of_walltime).then_some(Why::Walltime),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::launchers::{Recipe, Stage};
+    use crate::model::UnixTime;
+    use crate::model::job::TIME_IS_OVER;
+    use crate::profile::config::EngineKind;
+
+    fn launched(replaces: u32, max_restarts: u32) -> Launched {
+        let job = Job {
+            id: "18".into(),
+            name: "pcluster-x-k3x9".into(),
+            array: true,
+            size: 3,
+            elements: vec![1, 2, 3],
+            engines_per_element: 1,
+            engines: 3,
+            submitted: 1000.0,
+            replaces,
+            ..Job::default()
+        };
+        Launched {
+            jobs: vec![job],
+            recipe: Some(Recipe {
+                program: "/opt/pcluster".into(),
+                settings: Vec::new(),
+                kind: EngineKind::Pcluster,
+                python: None,
+                ipengine: None,
+                cwd: "/".into(),
+                log_level: None,
+                max_restarts,
+            }),
+            ..Launched::new("slurm", "h".into())
+        }
+    }
+
+    fn ended(ending: Option<Ending>) -> MemberState {
+        MemberState {
+            ending,
+            ..MemberState::ended("")
+        }
+    }
+
+    fn gone(job: &str, reason: &str, at: f64) -> Departure {
+        Departure {
+            job: job.into(),
+            reason: reason.into(),
+            registered: UnixTime(at - 50.0),
+            gone: UnixTime(at),
+            ends: None,
+        }
+    }
+
+    fn engine(job: &str, state: &str) -> EngineStatus {
+        let engine = serde_json::json!({"id": 0, "uuid": "a", "state": state, "assigned": 0, "finished": 0, "registered": 1.0, "job": job});
+        serde_json::from_value(engine).unwrap()
+    }
+
+    /// The elements that are replaced, with why.
+    fn replaced(launched: Launched, states: [MemberState; 3], known: Known) -> Vec<(u32, Why)> {
+        let due = due(&[launched], &[states.to_vec()], known);
+        due.into_iter().map(|due| (due.element, due.why)).collect()
+    }
+
+    #[test]
+    fn walltime_a_lost_node_and_preemption_are_replaced_and_nothing_else() {
+        use Ending::*;
+        let of = |endings: [Option<Ending>; 3]| replaced(launched(0, 1), endings.map(ended), Known::default());
+        assert_eq!(
+            of([Some(TimedOut), Some(NodeFailed), Some(Preempted)]),
+            [(1, Why::Walltime), (2, Why::NodeLost), (3, Why::Preempted)]
+        );
+        assert_eq!(of([Some(Cancelled), Some(OutOfMemory), Some(Itself)]), []);
+        assert_eq!(of([None, None, None]), [], "nobody knows how they ended");
+        for stage in [Stage::Queued, Stage::Running, Stage::Suspended, Stage::Unknown] {
+            let states = [(); 3].map(|()| MemberState::new(stage, "", ""));
+            assert_eq!(replaced(launched(0, 1), states, Known::default()), [], "{stage:?}");
+        }
+    }
+
+    #[test]
+    fn one_that_ended_by_itself_is_replaced_when_its_engine_left_for_the_time() {
+        let engines = [
+            gone("18.1", TIME_IS_OVER, 1050.0),
+            gone("18.2", "it was told to stop", 1050.0),
+            // Of a job of before that had the same number.
+            gone("18.3", TIME_IS_OVER, 900.0),
+        ];
+        let known = Known {
+            gone: &engines,
+            ..Known::default()
+        };
+        let by_itself = [(); 3].map(|()| ended(Some(Ending::Itself)));
+        assert_eq!(replaced(launched(0, 1), by_itself, known), [(1, Why::Walltime)]);
+        let forgotten = [(); 3].map(|()| ended(None));
+        assert_eq!(replaced(launched(0, 1), forgotten, known), [(1, Why::Walltime)]);
+    }
+
+    #[test]
+    fn each_as_often_as_it_may_unless_it_was_told_to_leave_or_is_still_heard_of() {
+        let timed_out = || [(); 3].map(|()| ended(Some(Ending::TimedOut)));
+        assert_eq!(replaced(launched(1, 2), timed_out(), Known::default()).len(), 3);
+        assert_eq!(replaced(launched(2, 2), timed_out(), Known::default()), []);
+        assert_eq!(replaced(launched(0, 0), timed_out(), Known::default()), []);
+        let mut some = launched(0, 1);
+        some.jobs[0].leaving = vec![2];
+        let engines = [engine("18.1", "busy"), engine("18.3", "silent")];
+        let known = Known {
+            engines: &engines,
+            ..Known::default()
+        };
+        assert_eq!(replaced(some, timed_out(), known), [(3, Why::Walltime)]);
+        let mut by_hand = launched(0, 1);
+        by_hand.recipe = None;
+        assert_eq!(replaced(by_hand, timed_out(), Known::default()), [], "it is not known how");
+    }
+}

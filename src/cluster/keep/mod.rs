@@ -1,0 +1,262 @@
+//! The keeper: a small process beside a cluster whose engines are batch jobs and may be replaced (`--max-walltime-restarts`). It looks how
+//! the jobs are, tells the controller, for the records, and submits new jobs for engines whose old one was ended ([`decide`] says which).
+//!
+//! It outlives the command that started it, and the controller; it ends with the cluster, whose state file it follows. What it changes, it
+//! changes under the cluster's lock, for which other commands wait. How often an engine has been replaced is in the state file, with its job.
+pub mod decide;
+mod replace;
+
+use super::lock::Lock;
+use super::start::in_thread;
+use super::{ClusterError, ClusterState, jobs, launch};
+use crate::client::{Client, JobsRequest};
+use crate::connection::{ConnectionFile, process};
+use crate::launchers::local::Local;
+use crate::launchers::{Launched, Launcher, MemberState, Process};
+use crate::model::UnixTime;
+use crate::model::job::JobRow;
+use crate::profile::ProfileDir;
+use crate::profile::config::Config;
+use decide::{Due, Known, due};
+use serde::{Deserialize, Serialize};
+use std::collections::HashMap;
+use std::path::Path;
+use std::time::{Duration, Instant};
+use tokio::signal::unix::{SignalKind, signal};
+
+const CONNECT: Duration = Duration::from_secs(10);
+/// Elements of one job seldom end at the very same time. One waits until a second look finds no more of them, but no longer than this.
+const GATHER: Duration = Duration::from_secs(60);
+/// A submission that failed is tried again after so long; each further time after twice as long,
+const FIRST_PAUSE: Duration = Duration::from_secs(30);
+/// ... up to this.
+const LONGEST_PAUSE: Duration = Duration::from_secs(600);
+
+/// The keeper as the cluster's state file has it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct KeeperState {
+    /// Where it runs, and what keeps it running.
+    pub host: String,
+    pub process: Process,
+    /// How many engines have got a new job so far.
+    #[serde(default)]
+    pub replaced: u32,
+    /// Why the last replacement could not be made.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub trouble: Option<String>,
+}
+
+impl KeeperState {
+    /// On another host it cannot be told, and then it counts as running.
+    pub fn runs(&self) -> bool {
+        let launched = self.launched();
+        self.host != process::host() || !Local::default().states(&launched).iter().all(MemberState::has_ended)
+    }
+
+    /// For who ends it.
+    pub fn launched(&self) -> Launched {
+        Launched {
+            processes: vec![self.process.clone()],
+            ..Launched::new("local", self.host.clone())
+        }
+    }
+}
+
+/// Whether any of its engines may be replaced.
+fn is_wanted(state: &ClusterState) -> bool {
+    let may = |launched: &Launched| !launched.jobs.is_empty() && launched.recipe.as_ref().is_some_and(|recipe| recipe.max_restarts > 0);
+    state.engines.iter().any(may)
+}
+
+/// Starts the keeper of this cluster, if it wants one and has none that runs; notes it in `state`. Whether it did.
+pub(super) fn ensure(profile: &ProfileDir, state: &mut ClusterState, program: &Path) -> Result<bool, ClusterError> {
+    if !is_wanted(state) || state.keeper.as_ref().is_some_and(KeeperState::runs) {
+        return Ok(false);
+    }
+    let mut arguments = vec!["keeper".into(), "--supervise".into(), "--profile-dir".into(), profile.path().into()];
+    arguments.extend(["--cluster-id".into(), state.cluster_id.clone().into()]);
+    let log = profile.keeper_log(&state.cluster_id);
+    let process = Local::default().start_one(program.to_path_buf(), arguments, &state.cwd, log)?;
+    state.keeper = Some(KeeperState {
+        host: process::host(),
+        process,
+        replaced: state.keeper.as_ref().map_or(0, |keeper| keeper.replaced),
+        trouble: None,
+    });
+    Ok(true)
+}
+
+/// Ends the keeper of a cluster, if there is one here.
+pub(super) async fn end(state: &ClusterState, grace: Duration) -> Result<(), ClusterError> {
+    if let Some(launched) = state.keeper.as_ref().map(KeeperState::launched) {
+        in_thread(move || Local::default().stop(&launched, grace)).await??;
+    }
+    Ok(())
+}
+
+/// Runs until the cluster has been stopped, or SIGTERM or SIGINT.
+pub async fn serve(profile: ProfileDir, cluster_id: &str) -> Result<(), ClusterError> {
+    let (Ok(mut terminated), Ok(mut interrupted)) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt())) else {
+        return Err(ClusterError::Internal("no signals can be received".into()));
+    };
+    let Some(state) = ClusterState::read(&profile, cluster_id)? else {
+        return Ok(());
+    };
+    let mut keeper = Keeper {
+        profile,
+        cluster_id: cluster_id.into(),
+        started: state.started,
+        told: HashMap::new(),
+        due: Vec::new(),
+        due_since: Instant::now(),
+        not_before: None,
+        pause: FIRST_PAUSE,
+    };
+    let keeping = async {
+        loop {
+            match keeper.look().await {
+                Ok(Some(pause)) => tokio::time::sleep(pause).await,
+                Ok(None) => return,
+                Err(error) => {
+                    tracing::warn!("{error}");
+                    tokio::time::sleep(CONNECT).await;
+                }
+            }
+        }
+    };
+    tokio::select! {
+        () = keeping => tracing::info!("the cluster has been stopped"),
+        _ = terminated.recv() => {}
+        _ = interrupted.recv() => {}
+    }
+    Ok(())
+}
+
+struct Keeper {
+    profile: ProfileDir,
+    cluster_id: String,
+    /// Of the cluster: another one of this name is not ours.
+    started: f64,
+    /// What the controller was told last of each element.
+    told: HashMap<(String, u32), (String, String)>,
+    /// As the last look has found them.
+    due: Vec<Due>,
+    due_since: Instant,
+    /// After a failure.
+    not_before: Option<Instant>,
+    pause: Duration,
+}
+
+impl Keeper {
+    /// How long to sleep until the next look; none when the cluster is gone.
+    async fn look(&mut self) -> Result<Option<Duration>, ClusterError> {
+        let state = ClusterState::read(&self.profile, &self.cluster_id)?;
+        let Some(state) = state.filter(|state| state.started == self.started) else {
+            return Ok(None);
+        };
+        let settings = state
+            .engines
+            .iter()
+            .find_map(|launched| Some(launched.recipe.as_ref()?.settings.clone()));
+        let config = Config::load_with(&self.profile, &settings.unwrap_or_default())?;
+        let again = Duration::from_millis(config.launcher.poll_ms.max(100));
+        let launches: Vec<Launched> = state.engines.into_iter().filter(|launched| !launched.jobs.is_empty()).collect();
+        let mut states = Vec::new();
+        for launched in launches.clone() {
+            let launcher = launch::launcher(&launched.launcher, &self.profile, &config)?;
+            states.push(in_thread(move || launcher.states(&launched)).await?);
+        }
+        let rows = self.news(&launches, &states);
+        let has_ended = states.iter().flatten().any(MemberState::has_ended);
+        if rows.is_empty() && !has_ended {
+            return Ok(Some(again));
+        }
+        // Without a controller there is nothing that engines could join; it may be about to come back.
+        let Ok(file) = ConnectionFile::read(&self.profile.client_file(&self.cluster_id)) else {
+            return Ok(Some(again));
+        };
+        let client = Client::connect(&file, CONNECT).await?;
+        let request = JobsRequest {
+            jobs: rows,
+            gone_since: launches
+                .iter()
+                .flat_map(|l| &l.jobs)
+                .map(|job| job.submitted)
+                .reduce(f64::min)
+                .map(UnixTime),
+            list: false,
+        };
+        let reply = client.jobs(&request).await?;
+        self.was_told(request.jobs);
+        let engines = client.status().await?.engines;
+        let known = Known {
+            engines: &engines,
+            gone: &reply.gone,
+        };
+        let is_free = |launched: &&Launched| !is_awaited(launched);
+        let (launches, states): (Vec<Launched>, Vec<_>) = launches.into_iter().zip(states).filter(|(l, _)| is_free(&l)).unzip();
+        self.gathered(due(&launches, &states, known)).await?;
+        Ok(Some(again))
+    }
+
+    /// Replaces what is due, unless more of it is still to come.
+    async fn gathered(&mut self, due: Vec<Due>) -> Result<(), ClusterError> {
+        if due.is_empty() {
+            self.due.clear();
+            return Ok(());
+        }
+        if self.due.is_empty() {
+            self.due_since = Instant::now();
+        }
+        let is_all = due == self.due || self.due_since.elapsed() >= GATHER;
+        self.due = due;
+        if !is_all || self.not_before.is_some_and(|time| Instant::now() < time) {
+            return Ok(());
+        }
+        // A command that changes the cluster comes first; what it leaves is looked at anew.
+        let lock = match Lock::take_as_keeper(&self.profile, &self.cluster_id) {
+            Err(ClusterError::Busy { .. }) => return Ok(()),
+            taken => taken?,
+        };
+        let (profile, cluster_id, started) = (self.profile.clone(), self.cluster_id.clone(), self.started);
+        let due = std::mem::take(&mut self.due);
+        // Also when nobody waits for it any more (SIGTERM) it is done to its end: what is submitted must be on record.
+        let done = in_thread(move || replace::replace(&profile, &cluster_id, started, &due, lock)).await?;
+        match done {
+            Ok(()) => (self.not_before, self.pause) = (None, FIRST_PAUSE),
+            Err(error) => {
+                tracing::error!(
+                    "engines could not be replaced; the next try is in {} s: {error}",
+                    self.pause.as_secs()
+                );
+                self.not_before = Some(Instant::now() + self.pause);
+                self.pause = (self.pause * 2).min(LONGEST_PAUSE);
+            }
+        }
+        Ok(())
+    }
+
+    /// What the controller does not know yet.
+    fn news(&self, launches: &[Launched], states: &[Vec<MemberState>]) -> Vec<JobRow> {
+        let rows = launches
+            .iter()
+            .zip(states)
+            .flat_map(|(launched, states)| jobs::rows(launched, states));
+        rows.filter(|row| {
+            let told = self.told.get(&(row.name.clone(), row.element));
+            told.is_none_or(|(state, reason)| *state != row.state || *reason != row.reason)
+        })
+        .collect()
+    }
+
+    fn was_told(&mut self, rows: Vec<JobRow>) {
+        let told = rows.into_iter().map(|row| ((row.name, row.element), (row.state, row.reason)));
+        self.told.extend(told);
+    }
+}
+
+/// Whether the command that started it still waits for its engines, and would take it back.
+fn is_awaited(launched: &Launched) -> bool {
+    let by = launched.awaited_by.filter(|_| launched.host == process::host());
+    by.is_some_and(|by| process::is_same_process(by.pid, by.started))
+}

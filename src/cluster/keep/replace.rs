@@ -1,0 +1,69 @@
+//! New jobs in the place of those that have ended.
+use super::decide::Due;
+use crate::cluster::lock::Lock;
+use crate::cluster::{ClusterError, ClusterState, launch};
+use crate::profile::ProfileDir;
+use crate::profile::config::Config;
+
+/// Submits a job for the engines that are due, one for each launch, and notes it in the state file, where it holds the place of the old
+/// elements. What another command has taken away meanwhile, or told to leave, is left alone.
+pub fn replace(profile: &ProfileDir, cluster_id: &str, started: f64, due: &[Due], _lock: Lock) -> Result<(), ClusterError> {
+    let Some(mut state) = ClusterState::read(profile, cluster_id)?.filter(|state| state.started == started) else {
+        return Ok(());
+    };
+    let mut failed = None;
+    // Those that are added on the way are not due.
+    for at in 0..state.engines.len() {
+        if let Err(error) = of_launch(profile, &mut state, at, due) {
+            failed = Some(error);
+        }
+    }
+    let trouble = failed.as_ref().map(|error| format!("engines could not be replaced: {error}"));
+    state.engines.retain(|launched| !launched.is_empty());
+    if let Some(keeper) = &mut state.keeper {
+        keeper.trouble = trouble;
+    }
+    state.write(profile)?;
+    failed.map_or(Ok(()), Err)
+}
+
+fn of_launch(profile: &ProfileDir, state: &mut ClusterState, at: usize, due: &[Due]) -> Result<(), ClusterError> {
+    let old = state.engines[at].clone();
+    let Some(recipe) = &old.recipe else { return Ok(()) };
+    let (mut n, mut replaces, mut places, mut words) = (0, 0, Vec::new(), Vec::new());
+    let mut place = old.processes.len();
+    for job in &old.jobs {
+        for element in &job.elements {
+            let is_it = |due: &&Due| due.job == job.name && due.element == *element && !job.leaving.contains(element);
+            if let Some(found) = due.iter().find(is_it) {
+                n += job.engines_of(*element);
+                replaces = replaces.max(job.replaces + 1);
+                places.push(place);
+                words.push(format!("{}: {}", job.element_name(*element), found.why.in_words()));
+            }
+            place += 1;
+        }
+    }
+    if n == 0 {
+        return Ok(());
+    }
+    let config = Config::load_with(profile, &recipe.settings)?;
+    let launcher = launch::launcher(&old.launcher, profile, &config)?;
+    let mut new = launcher.start_engines(&recipe.launch(profile, &state.cluster_id, n, state.next_engine))?;
+    new.jobs.iter_mut().for_each(|job| job.replaces = replaces);
+    new.recipe = old.recipe.clone();
+    tracing::info!(
+        "{n} engines have a new job, {} (replacement {replaces} of {}); {} job {}",
+        launcher.describe(&new),
+        recipe.max_restarts,
+        old.launcher,
+        words.join("; ")
+    );
+    state.next_engine += n;
+    state.engines[at] = old.only(|place| !places.contains(&place));
+    state.engines.push(new);
+    if let Some(keeper) = &mut state.keeper {
+        keeper.replaced += n;
+    }
+    state.write(profile)
+}
