@@ -9,6 +9,7 @@ use crate::controller::ControllerError;
 use crate::db::{DbError, DbErrorKind};
 use crate::engine::EngineError;
 use crate::launchers::LaunchError;
+use crate::launchers::ssh::reverse::ReverseError;
 use crate::profile::{ConfigError, ProfileError};
 use std::fmt::Display;
 
@@ -204,6 +205,17 @@ impl From<DbError> for CommandError {
         };
         let hint = error.hint();
         CommandError::new(kind, error).hints(hint)
+    }
+}
+
+impl From<ReverseError> for CommandError {
+    fn from(error: ReverseError) -> Self {
+        let hint = match &error {
+            ReverseError::Ssh(error) => error.hint(),
+            ReverseError::File(error) => error.hint(),
+            _ => None,
+        };
+        CommandError::new(ErrorKind::Refused, error).hints(hint)
     }
 }
 

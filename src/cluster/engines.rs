@@ -89,6 +89,8 @@ pub async fn add_engines(options: AddOptions, progress: &mut dyn FnMut(StartProg
     let client_file = super::start::in_thread(move || discover::wait(&path, CONNECT, || Ok::<_, ClusterError>(()))).await??;
     let client = Client::connect(&client_file, CONNECT).await?;
     if launcher.is_elsewhere()
+        && !launcher.brings_a_way()
+        && wish.config.controller.engine_ssh.is_none()
         && let Some(keys) = &client_file.pcluster
         && keys.addresses.iter().all(|address| addresses::is_loopback(address))
     {
@@ -109,10 +111,8 @@ pub async fn add_engines(options: AddOptions, progress: &mut dyn FnMut(StartProg
     let engines = launch::recorded(launcher.start_engines(&launch)?, &launch, &wish.config);
     let mut undo = Undo::new(Duration::from_millis(wish.config.launcher.kill_ms));
     undo.add(&launcher, &engines);
-    engines
-        .trouble
-        .iter()
-        .for_each(|trouble| progress(StartProgress::Note(trouble.clone())));
+    let said = engines.notes.iter().chain(&engines.trouble);
+    said.for_each(|text| progress(StartProgress::Note(text.clone())));
     let old = state.clone();
     state.n += options.n;
     state.next_engine += options.n;

@@ -3,12 +3,13 @@ use super::keep::KeeperState;
 use super::remote::{self, TunnelState};
 use super::{ClusterError, ClusterState};
 use crate::connection::{ConnectionError, ConnectionFile, process};
+use crate::launchers::ssh::reverse::{Phase, ReverseState};
 use crate::launchers::{self, Launched, MemberState, Stage};
 use crate::profile::Config;
 use crate::profile::ProfileDir;
 use crate::profile::dir::check_cluster_id;
 use serde::Serialize;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -87,6 +88,47 @@ pub struct LaunchSummary {
     pub leaving: usize,
     /// `3 queued: Resources`, of those that do not simply run.
     pub states: String,
+    /// Through which its engines reach the controller.
+    pub reverse_tunnels: Vec<ReverseSummary>,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct ReverseSummary {
+    /// As it is given to ssh.
+    pub to: String,
+    /// `up`, `down`, `connecting`, `failed`.
+    pub phase: Phase,
+    /// The process that keeps it, and whether one runs (null where that cannot be told from here).
+    pub pid: Option<u32>,
+    pub runs: Option<bool>,
+    /// Of the other host's loopback, by channel.
+    pub ports: BTreeMap<String, u16>,
+    pub problem: Option<String>,
+    pub reconnects: u64,
+    /// For people.
+    #[serde(skip)]
+    pub words: String,
+}
+
+impl ReverseSummary {
+    /// None of one that has been ended.
+    fn of(file: &Path) -> Option<ReverseSummary> {
+        let state = ReverseState::read(file).ok()??;
+        Some(ReverseSummary {
+            words: state.in_words(),
+            runs: state.runs(),
+            pid: state.tunnel.map(|own| own.pid),
+            to: state.to,
+            phase: state.phase,
+            ports: state.ports,
+            problem: state.problem,
+            reconnects: state.reconnects,
+        })
+    }
+
+    pub fn is_well(&self) -> bool {
+        self.phase == Phase::Up && self.runs != Some(false)
+    }
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
@@ -114,6 +156,7 @@ impl LaunchSummary {
             launcher: launched.launcher.clone(),
             host: launched.host.clone(),
             states: launchers::launched::in_words(&members, &states),
+            reverse_tunnels: launched.tunnels().iter().filter_map(|file| ReverseSummary::of(file)).collect(),
             ..LaunchSummary::default()
         };
         for (member, state) in members.iter().zip(&states) {

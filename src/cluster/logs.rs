@@ -1,7 +1,7 @@
 //! The log files of a cluster's processes.
-use super::ClusterState;
-use crate::launchers::Job;
-use crate::profile::ProfileDir;
+use super::{ClusterState, launch};
+use crate::launchers::{Job, Process};
+use crate::profile::{Config, ProfileDir};
 use std::path::PathBuf;
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -33,6 +33,30 @@ pub fn logs(profile: &ProfileDir, cluster_id: &str) -> Vec<LogFile> {
         path: controller,
     });
     controller.into_iter().chain(engines).collect()
+}
+
+/// The ends of the logs of engines whose host has a directory of its own for them: the number of each that is `wanted`, and its last
+/// lines, or why they cannot be had. May take seconds.
+pub fn elsewhere(profile: &ProfileDir, cluster_id: &str, wanted: impl Fn(u32) -> bool, lines: usize) -> Vec<(u32, Result<String, String>)> {
+    let config = Config::load(profile).unwrap_or_default();
+    let state = ClusterState::read(profile, cluster_id).ok().flatten();
+    let mut found = Vec::new();
+    for launched in state.into_iter().flat_map(|s| s.engines) {
+        let number = |process: &Process| -> Option<u32> {
+            process.directory.as_ref()?;
+            process.log.file_stem()?.to_str()?.rsplit_once('-')?.1.parse().ok()
+        };
+        let numbers: Vec<Option<u32>> = launched.processes.iter().map(number).collect();
+        let places: Vec<usize> = (0..numbers.len()).filter(|place| numbers[*place].is_some_and(&wanted)).collect();
+        if let (false, Ok(launcher)) = (places.is_empty(), launch::launcher(&launched.launcher, profile, &config)) {
+            let logs = launcher.logs_elsewhere(&launched, &places, lines);
+            found.extend(
+                logs.into_iter()
+                    .filter_map(|(place, log)| Some((numbers.get(place).copied()??, log))),
+            );
+        }
+    }
+    found
 }
 
 /// What the jobs of a batch system have written: the number of the first engine that a file is of, and its path. Those of the jobs on

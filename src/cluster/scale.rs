@@ -93,8 +93,11 @@ pub async fn remove_engines(profile: &ProfileDir, cluster_id: &str, which: Which
     removed.busy = told.iter().filter(|engine| drain && engine.assigned > 0).count();
     removed.told = told.iter().map(|engine| engine.id).collect();
     if !removed.told.is_empty() {
+        // Before they are gone.
+        let elsewhere = world.places_elsewhere(profile, &told).await?;
         world.client.stop_engines(removed.told.clone(), drain).await?;
         told.iter().for_each(|engine| world.mark(engine));
+        world.mark_elsewhere(&elsewhere);
     }
     let gone = |engine: &&EngineStatus| !removed.told.contains(&engine.id);
     removed.left = world.staying().filter(gone).count();
@@ -210,6 +213,30 @@ impl World {
         state.engines.retain(|launched| !launched.is_empty());
         state.write(profile)?;
         Ok(chosen.iter().map(|p| p.engines).sum())
+    }
+
+    /// Which processes on other hosts these engines are: launch and place.
+    async fn places_elsewhere(&self, profile: &ProfileDir, engines: &[EngineStatus]) -> Result<Vec<(usize, usize)>, ClusterError> {
+        let processes: Vec<(String, u32)> = engines.iter().map(|e| (e.facts.host.clone(), e.facts.pid)).collect();
+        let mut found = Vec::new();
+        for (at, launched) in self.state.iter().flat_map(|s| s.engines.clone()).enumerate() {
+            let launcher = launch::launcher(&launched.launcher, profile, &self.config)?;
+            let processes = processes.clone();
+            let places = in_thread(move || launcher.places_of(&launched, &processes)).await?;
+            found.extend(places.into_iter().map(|place| (at, place)));
+        }
+        Ok(found)
+    }
+
+    fn mark_elsewhere(&mut self, places: &[(usize, usize)]) {
+        let launches = self.state.iter_mut().flat_map(|state| &mut state.engines).enumerate();
+        for (at, launched) in launches {
+            let of_it = |place: usize| places.contains(&(at, place));
+            let processes = launched.processes.iter_mut().enumerate();
+            processes
+                .filter(|(place, _)| of_it(*place))
+                .for_each(|(_, process)| process.leaving = true);
+        }
     }
 
     /// Notes that this engine was told to leave.

@@ -168,7 +168,11 @@ pub async fn start(options: StartOptions, progress: &mut dyn FnMut(StartProgress
         (&engine_launcher, &config.launcher.engines),
     ];
     if let Some((_, name)) = elsewhere.into_iter().find(|(launcher, _)| launcher.is_elsewhere()) {
-        listen_for_others(&mut settings, name, &config)?;
+        let only_way = !controllers.is_elsewhere() && engine_launcher.is_only_way();
+        if !only_way {
+            let brings_a_way = (!controllers.is_elsewhere() && engine_launcher.brings_a_way()) || config.controller.engine_ssh.is_some();
+            listen_for_others(&mut settings, name, brings_a_way, &config)?;
+        }
     }
     let wish = EngineWish {
         settings,
@@ -224,7 +228,7 @@ pub async fn start(options: StartOptions, progress: &mut dyn FnMut(StartProgress
     progress(StartProgress::ControllerReady { pid: controller_pid });
 
     // Engines of a controller that came back with its keys and ports find it again; those of another never will.
-    let kept = leftovers.settle(profile, &wish.config, &engine_file, progress).await?;
+    let kept = leftovers.settle(profile, &wish, &engine_file, progress).await?;
     files.before = None;
     if let Some(before) = &leftovers.state {
         // The new one has a keeper of its own.
@@ -243,10 +247,8 @@ pub async fn start(options: StartOptions, progress: &mut dyn FnMut(StartProgress
     let launch = wish.launch(profile, &state, missing);
     let engines = launch::recorded(engine_launcher.start_engines(&launch)?, &launch, &wish.config);
     undo.add(&engine_launcher, &engines);
-    engines
-        .trouble
-        .iter()
-        .for_each(|trouble| progress(StartProgress::Note(trouble.clone())));
+    let said = engines.notes.iter().chain(&engines.trouble);
+    said.for_each(|text| progress(StartProgress::Note(text.clone())));
     state.n = n;
     state.next_engine += missing;
     if missing > 0 {
@@ -326,13 +328,21 @@ pub async fn start(options: StartOptions, progress: &mut dyn FnMut(StartProgress
     })
 }
 
-/// Engines on other hosts do not reach a controller that listens on the loopback.
-fn listen_for_others(settings: &mut Vec<(String, String)>, launcher: &str, config: &Config) -> Result<(), ClusterError> {
+/// Engines on other hosts do not reach a controller that listens on the loopback, unless there is another way.
+fn listen_for_others(
+    settings: &mut Vec<(String, String)>,
+    launcher: &str,
+    brings_a_way: bool,
+    config: &Config,
+) -> Result<(), ClusterError> {
     let ip = addresses::of_interface(&config.controller.ip);
     if !addresses::is_loopback(&ip) {
         return Ok(());
     }
     if settings.iter().any(|(key, _)| key == "controller.ip") {
+        if brings_a_way {
+            return Ok(());
+        }
         return Err(ClusterError::Unreachable {
             launcher: launcher.into(),
             ip,
@@ -473,7 +483,7 @@ impl Leftovers {
     async fn settle(
         &self,
         profile: &ProfileDir,
-        config: &Config,
+        wish: &EngineWish,
         now: &ConnectionFile,
         progress: &mut dyn FnMut(StartProgress),
     ) -> Result<Vec<Launched>, ClusterError> {
@@ -488,7 +498,7 @@ impl Leftovers {
         let same = self.engine_file.as_ref().is_some_and(|before| place(before) == place(now));
         let mut kept = Vec::new();
         for launched in self.state.iter().flat_map(|s| s.engines.clone()) {
-            let launcher = launch::launcher(&launched.launcher, profile, config)?;
+            let launcher = launch::launcher(&launched.launcher, profile, &wish.config)?;
             let (asked, whole) = (launcher.clone(), launched.clone());
             let states = in_thread(move || asked.states(&whole)).await?;
             // What cannot be told of may still run.
@@ -499,6 +509,9 @@ impl Leftovers {
             let n = launched.engines();
             if same {
                 progress(StartProgress::Note(format!("{n} engines of before still run and are kept")));
+                for text in launcher.bring_back_ways(&launched, &wish.program) {
+                    progress(StartProgress::Note(text));
+                }
                 kept.push(launched);
                 continue;
             }

@@ -8,6 +8,7 @@ use super::{ClusterError, jobs, keep, launch};
 use crate::client::Client;
 use crate::connection::ConnectionFile;
 use crate::connection::ssh::place;
+use crate::launchers::ssh::reverse;
 use crate::launchers::{Ended, LaunchError, Launched, Launcher, Process};
 use crate::model::UnixTime;
 use crate::model::job::JobRow;
@@ -256,6 +257,7 @@ impl Launches {
 /// The connection files, the controller's own, and the state file. What is gone already is no error, and what cannot be removed is stale anyway.
 pub(super) fn remove_files(profile: &ProfileDir, cluster_id: &str) {
     remove_tunnel(profile, cluster_id);
+    reverse::end_all(profile, cluster_id);
     let files = [
         profile.client_file(cluster_id),
         profile.engine_file(cluster_id),

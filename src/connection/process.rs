@@ -1,12 +1,19 @@
 //! Whether a process is still the one that it was: process ids are used again, but not with the same start time.
 //!
 //! Source: proc_pid_stat(5) and proc_stat(5). A process that has ended and was not waited for (a zombie) counts as gone.
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde::{Deserialize, Serialize};
 use std::fs;
+use std::time::{Duration, Instant};
 
 /// The unit of times in `/proc/<pid>/stat`: USER_HZ, which is 100 on every Linux that Rust runs on.
 const TICKS_A_SECOND: f64 = 100.0;
 /// The boot time is a whole number of seconds and moves by one when the clock is set.
 const TOLERANCE_S: f64 = 2.0;
+/// How long processes may take to end when they are told to, and when they are killed.
+const ENDS: Duration = Duration::from_secs(8);
+const KILL_TAKES: Duration = Duration::from_secs(3);
 
 /// When this process started, in seconds since 1970; none if there is no such process.
 pub fn started_of(pid: u32) -> Option<f64> {
@@ -121,6 +128,66 @@ pub struct Left {
     pub of: usize,
     pub pid: u32,
     pub started: f64,
+}
+
+/// A process of this host, as state files name it.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Own {
+    pub pid: u32,
+    pub started: f64,
+}
+
+impl Own {
+    pub fn of(pid: u32) -> Own {
+        Own {
+            pid,
+            started: started_of(pid).unwrap_or_default(),
+        }
+    }
+
+    /// The supervisor of this process, as it has said it.
+    pub fn supervisor() -> Option<Own> {
+        let mark = Mark::of_this_process()?;
+        Some(Own {
+            pid: mark.pid,
+            started: mark.started,
+        })
+    }
+
+    pub fn runs(&self) -> bool {
+        is_same_process(self.pid, self.started)
+    }
+}
+
+/// SIGTERM to the first that runs (a supervisor passes it on), SIGKILL to what does not end. `child`: one of them that this process
+/// has started.
+pub fn end(processes: &[Own], child: &mut Option<std::process::Child>) {
+    let mut wait = |patience: Duration| {
+        let deadline = Instant::now() + patience;
+        loop {
+            // Ours must be waited for, or it stays as a zombie.
+            if let Some(child) = child.as_mut() {
+                let _ = child.try_wait();
+            }
+            if !processes.iter().any(Own::runs) {
+                return true;
+            }
+            if Instant::now() > deadline {
+                return false;
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    };
+    if let Some(own) = processes.iter().find(|own| own.runs()) {
+        let _ = kill(Pid::from_raw(own.pid as i32), Signal::SIGTERM);
+    }
+    if wait(ENDS) {
+        return;
+    }
+    for own in processes.iter().filter(|own| own.runs()) {
+        let _ = kill(Pid::from_raw(own.pid as i32), Signal::SIGKILL);
+    }
+    wait(KILL_TAKES);
 }
 
 /// What these supervisors, which are gone, left: the supervisor that has taken the place of one, else what that kept running.

@@ -153,6 +153,11 @@ impl Ssh {
         &self.to
     }
 
+    /// Whether it is a connection that the user had open already.
+    pub fn is_borrowed(&self) -> bool {
+        self.borrowed
+    }
+
     /// The directory of this connection's sockets; private, gone with the connection.
     pub fn place(&self) -> &Path {
         self.place.path()
@@ -265,10 +270,12 @@ impl Ssh {
         Ok(path)
     }
 
-    /// The reverse: connections to `there_port` on the other host's loopback come to `host`:`port` as seen from here.
-    pub async fn forward_there(&self, there_port: u16, host: &str, port: u16) -> Result<(), SshError> {
-        self.forward(ForwardType::Remote, tcp("127.0.0.1", there_port), tcp(host, port))
-            .await
+    /// The reverse: connections to `there_port` on the other host's loopback come to a socket here.
+    pub async fn forward_there(&self, there_port: u16, path: &Path) -> Result<(), SshError> {
+        let connect = Socket::UnixSocket {
+            path: Cow::Owned(path.to_path_buf()),
+        };
+        self.forward(ForwardType::Remote, tcp("127.0.0.1", there_port), connect).await
     }
 
     async fn forward(&self, way: ForwardType, listen: Socket<'static>, connect: Socket<'static>) -> Result<(), SshError> {

@@ -148,6 +148,19 @@ pub enum Found {
     Silent,
 }
 
+/// Looks what is at an address; an error where there is no connection.
+pub async fn look_at(address: &str, port: u16, timeout: Duration) -> Result<Found, String> {
+    let heard = async {
+        let mut stream = TcpStream::connect((address, port)).await.map_err(|e| e.to_string())?;
+        let said = stream.read(&mut [0]).await;
+        Ok(if matches!(said, Ok(1)) { Found::Speaks } else { Found::Closed })
+    };
+    match tokio::time::timeout(timeout, heard).await {
+        Ok(found) => found,
+        Err(_) => Ok(Found::Silent),
+    }
+}
+
 /// Looks what is behind a socket that leads there.
 pub async fn look(socket: &Path, timeout: Duration) -> Found {
     let heard = async {

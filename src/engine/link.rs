@@ -1,4 +1,5 @@
 //! The engine's one connection to its controller: finding the address that answers, registering, sealing and opening.
+use super::through::Through;
 use super::{EngineError, EngineSettings};
 use crate::model::{EngineId, EngineUuid, UnixTime};
 use crate::transport::{Kind, Security, Socket};
@@ -25,6 +26,8 @@ pub struct Link {
     /// Replies that the controller has not called recorded, oldest first, by the request's id.
     kept: VecDeque<(String, Channel, Vec<Bytes>, Message)>,
     kept_bytes: usize,
+    /// Where the controller is not reached otherwise.
+    through: Option<Through>,
 }
 
 /// Replies are kept up to so many bytes; beyond them the oldest go first, with a word in the log.
@@ -38,7 +41,8 @@ pub fn unix_now() -> UnixTime {
 }
 
 impl Link {
-    /// Tries each address of the controller, again and again, until one answers or the time is over.
+    /// Tries each address of the controller, then the ssh server that the file names if it names one; again and again, until one
+    /// answers or the time is over.
     pub async fn connect(settings: &EngineSettings, register: &Register) -> Result<(Link, Registered), EngineError> {
         let file = &settings.connection;
         let keys = file.pcluster.as_ref();
@@ -53,14 +57,40 @@ impl Link {
             addresses.push(file.location.clone());
         }
         let until = Instant::now() + Duration::from_millis(settings.registration_timeout_ms);
+        let mut through: Option<Through> = None;
         loop {
             let mut failures = Vec::new();
             for address in &addresses {
                 match Link::try_address(settings, address, port, register).await? {
-                    Ok(found) => return Ok(found),
+                    Ok(found) => {
+                        tracing::info!("the controller is at {address}:{port}");
+                        return Ok(found);
+                    }
                     Err(why) => {
                         tracing::debug!(address, port, why, "no answer from the controller");
                         failures.push(format!("{address}:{port} ({why})"));
+                    }
+                }
+            }
+            if !file.ssh.is_empty() {
+                if through.is_none() {
+                    match Through::open(&file.ssh, &addresses, port).await {
+                        Ok(opened) => through = Some(opened),
+                        Err(why) => failures.push(format!("through {} ({why})", file.ssh)),
+                    }
+                }
+                if let Some(way) = &through {
+                    match Link::try_address(settings, "127.0.0.1", way.port(), register).await? {
+                        Ok((mut link, registered)) => {
+                            let (server, address) = (&file.ssh, &way.address);
+                            tracing::info!(
+                                "the controller is reached through {server}, at {address}:{port}; not directly: {}",
+                                failures.join(", ")
+                            );
+                            link.through = through;
+                            return Ok((link, registered));
+                        }
+                        Err(why) => failures.push(format!("through {} ({why})", file.ssh)),
                     }
                 }
             }
@@ -69,7 +99,7 @@ impl Link {
                 let seconds = settings.registration_timeout_ms as f64 / 1000.0;
                 let text = format!(
                     "no controller answered in {seconds} s. Tried: {tried}. Is it running (`pcluster status`), and can this host ({}) reach it? \
-                     A controller for other hosts needs `controller: ip:` in the profile",
+                     A controller for other hosts needs `controller: ip:` in the profile, or `controller: engine_ssh:`",
                     super::command::host()
                 );
                 return Err(EngineError::Unreachable(text));
@@ -107,6 +137,7 @@ impl Link {
             id: EngineId(0),
             kept: VecDeque::new(),
             kept_bytes: 0,
+            through: None,
         };
         link.send_native(REGISTER, register);
         let until = tokio::time::Instant::now() + ANSWER;

@@ -10,6 +10,7 @@ mod requests;
 pub mod settings;
 #[cfg(test)]
 mod tests;
+mod through;
 pub mod worker;
 
 pub use settings::EngineSettings;

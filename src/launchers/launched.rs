@@ -26,6 +26,9 @@ pub struct Launched {
     /// What did not start, and why, where the rest is enough. Said once, not kept.
     #[serde(skip)]
     pub trouble: Vec<String>,
+    /// What else people should know. Said once, not kept.
+    #[serde(skip)]
+    pub notes: Vec<String>,
     /// What a later pcluster wrote.
     #[serde(flatten)]
     pub other: Map<String, Value>,
@@ -102,6 +105,9 @@ pub struct Process {
     /// A directory on that host that is this launch's alone, and goes with it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub directory: Option<PathBuf>,
+    /// The state file of the reverse tunnel through which it reaches the controller.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tunnel: Option<PathBuf>,
     /// It was told to leave, and may still be finishing a task.
     #[serde(default, skip_serializing_if = "is_false")]
     pub leaving: bool,
@@ -293,6 +299,17 @@ impl Launched {
     pub fn engines(&self) -> usize {
         let staying = self.members().into_iter().filter(|member| !member.leaving);
         staying.map(|member| member.engines as usize).sum()
+    }
+
+    /// The state files of its reverse tunnels, each once.
+    pub fn tunnels(&self) -> Vec<PathBuf> {
+        let mut all = Vec::new();
+        for file in self.processes.iter().filter_map(|process| process.tunnel.as_ref()) {
+            if !all.contains(file) {
+                all.push(file.clone());
+            }
+        }
+        all
     }
 
     /// Only the members for which `wanted` (by place) is true.

@@ -31,8 +31,14 @@ pub use launched::{Awaiting, Ended, Ending, Job, Launched, Member, MemberState, 
 
 use crate::profile::ProfileDir;
 use crate::profile::config::{Config, EngineKind};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
+
+/// Seconds since 1970.
+fn now() -> f64 {
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    now.map_or(0.0, |d| d.as_micros() as f64 / 1e6)
+}
 
 /// The launchers that there are.
 pub fn known() -> Vec<&'static str> {
@@ -45,6 +51,14 @@ pub trait Launcher: Send + Sync {
     fn name(&self) -> &str;
     /// Whether what it starts may run on other hosts: then the controller must listen where these reach it.
     fn is_elsewhere(&self) -> bool {
+        false
+    }
+    /// Whether engines may be started where they do not reach a controller over the network: it need not listen there.
+    fn brings_a_way(&self) -> bool {
+        false
+    }
+    /// Whether no engine is to reach the controller over the network.
+    fn is_only_way(&self) -> bool {
         false
     }
     /// Whether its states may be as old as some seconds, because who tells them is asked seldom.
@@ -62,12 +76,25 @@ pub trait Launcher: Send + Sync {
     /// Ends these members and no other ([`Launched::only`] names some): SIGTERM, and SIGKILL to what is still there after
     /// `grace`, with all that these left; or the batch system is told. Waits for the end where that is soon; says what it took.
     fn stop(&self, launched: &Launched, grace: Duration) -> Result<Ended, LaunchError>;
+    /// Brings back what carries messages to members that still run, and has gone; the program is pcluster. What people should know of it.
+    fn bring_back_ways(&self, _: &Launched, _program: &Path) -> Vec<String> {
+        Vec::new()
+    }
     /// The last lines of what the member at this place has written, without blank ones; empty if there are none.
     fn log_end(&self, launched: &Launched, place: usize, lines: usize) -> String {
         launched
             .members()
             .get(place)
             .map_or_else(String::new, |m| logs::end(&m.log, m.log_from, lines))
+    }
+    /// The last lines of what these members have written on other hosts, by place; or why they cannot be had.
+    fn logs_elsewhere(&self, _: &Launched, _places: &[usize], _lines: usize) -> Vec<(usize, Result<String, String>)> {
+        Vec::new()
+    }
+    /// The places of the engines that are these processes: each the name that its host gives itself, and its id there. Only of
+    /// processes on other hosts; those that cannot be told are left out.
+    fn places_of(&self, _: &Launched, _processes: &[(String, u32)]) -> Vec<usize> {
+        Vec::new()
     }
     /// One line for people.
     fn describe(&self, launched: &Launched) -> String;
@@ -120,7 +147,7 @@ pub struct EnginesLaunch {
 
 #[cfg(test)]
 pub(crate) mod tests {
-    use std::path::Path;
+    use super::Path;
 
     /// Writes a program. Another process does it: one that is open for writing here, or in a process just forked from
     /// here by another test, cannot be run.

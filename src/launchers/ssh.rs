@@ -1,8 +1,10 @@
 //! Engines on other hosts, started and ended over ssh. Each is a daemon there, in a session of its own, that needs the connection
 //! no longer which started it; another process ends it later over another one, told by host name, process id and start time.
 //!
-//! Parts: [`plan`] (which host gets which engines), [`start`] (one host's engines), [`there`] (what runs on a host, and its end).
+//! Parts: [`plan`] (which host gets which engines), [`start`] (one host's engines), [`there`] (what runs on a host, and its end),
+//! [`reverse`] (ways to the controller for hosts that do not reach it).
 mod plan;
+pub mod reverse;
 mod start;
 mod there;
 
@@ -10,6 +12,8 @@ use super::{ControllerLaunch, Ended, EnginesLaunch, LaunchError, Launched, Launc
 use crate::connection::process;
 use crate::connection::ssh::{Destination, Ssh, SshError};
 use crate::profile::config::resources::SshConfig;
+use start::Way;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 use tokio::sync::Semaphore;
@@ -93,6 +97,14 @@ impl Launcher for OverSsh {
         true
     }
 
+    fn brings_a_way(&self) -> bool {
+        !self.config.needs_network()
+    }
+
+    fn is_only_way(&self) -> bool {
+        self.config.only_tunnels()
+    }
+
     fn is_asked_seldom(&self) -> bool {
         true
     }
@@ -109,15 +121,30 @@ impl Launcher for OverSsh {
         let plan = plan::plan(&self.config.hosts, launch.n, launch.first)?;
         let launch = Arc::new(launch.clone());
         let works = plan.into_iter().map(|(host, numbers)| {
-            let (host, launch) = (host.clone(), launch.clone());
-            async move { (host.host.clone(), start::start(&host, &launch, &numbers).await) }
+            let (host, launch, mode) = (host.clone(), launch.clone(), self.config.tunnel_of(host));
+            async move { (host.host.clone(), start::start(&host, mode, &launch, &numbers).await) }
         });
         let mut started: Vec<(u32, Process)> = Vec::new();
+        let mut direct = Vec::new();
         for (host, result) in self.at_once(works.collect())? {
             match result {
-                Ok(processes) => started.extend(processes),
+                Ok(of_host) => {
+                    started.extend(of_host.engines);
+                    match of_host.way {
+                        Way::Given => {}
+                        Way::Direct(_) => direct.push(host),
+                        Way::Tunnel(why) => launched
+                            .notes
+                            .push(format!("{host}: its engines reach the controller through a reverse tunnel ({why})")),
+                    }
+                }
                 Err(why) => launched.trouble.push(format!("{host} has no engines: {why}")),
             }
+        }
+        if !direct.is_empty() {
+            launched
+                .notes
+                .insert(0, format!("{}: the controller is reached directly", direct.join(", ")));
         }
         started.sort_by_key(|(number, _)| *number);
         launched.processes = started.into_iter().map(|(_, process)| process).collect();
@@ -184,9 +211,20 @@ impl Launcher for OverSsh {
             let ended = there::end(&host, &processes, grace).await;
             ended.map_err(|e| format!("{host}: {e}"))
         })?;
+        // Also of hosts that did not answer: the tunnels of these lead nowhere.
+        launched.tunnels().iter().for_each(|file| reverse::end(file));
         let mut all = Ended::default();
         told("end", answers)?.into_iter().for_each(|ended| all += ended);
         Ok(all)
+    }
+
+    fn bring_back_ways(&self, launched: &Launched, program: &Path) -> Vec<String> {
+        let brought = |file: &PathBuf| match reverse::bring_back(program, file) {
+            Ok(true) => Some("a reverse tunnel of before was gone and is started again".to_string()),
+            Ok(false) => None,
+            Err(error) => Some(error.to_string()),
+        };
+        launched.tunnels().iter().filter_map(brought).collect()
     }
 
     fn log_end(&self, launched: &Launched, place: usize, lines: usize) -> String {
@@ -201,6 +239,51 @@ impl Launcher for OverSsh {
             end.ok().and_then(Result::ok).unwrap_or_default()
         }]);
         end.ok().and_then(|mut ends| ends.pop()).unwrap_or_default()
+    }
+
+    fn logs_elsewhere(&self, launched: &Launched, places: &[usize], lines: usize) -> Vec<(usize, Result<String, String>)> {
+        let mut hosts = by_host(launched);
+        for (_, processes) in &mut hosts {
+            processes.retain(|(place, process)| process.directory.is_some() && places.contains(place));
+        }
+        hosts.retain(|(_, processes)| !processes.is_empty());
+        let works = hosts.into_iter().map(|(host, processes)| async move {
+            let read = match tokio::time::timeout(ANSWERS, there::log_ends(&host, &processes, lines)).await {
+                Ok(read) => read.map_err(|e| format!("{host}: {e}")),
+                Err(_) => Err(format!("{host} has not answered for {} s", ANSWERS.as_secs())),
+            };
+            let of = |(place, _): (usize, Process)| {
+                let text = read.as_ref().map(|read| read.get(&place).cloned().unwrap_or_default());
+                (place, text.map_err(String::clone))
+            };
+            processes.into_iter().map(of).collect::<Vec<_>>()
+        });
+        let mut logs: Vec<_> = match self.at_once(works.collect()) {
+            Ok(logs) => logs.into_iter().flatten().collect(),
+            Err(e) => places.iter().map(|place| (*place, Err(e.to_string()))).collect(),
+        };
+        logs.sort_by_key(|(place, _)| *place);
+        logs
+    }
+
+    fn places_of(&self, launched: &Launched, engines: &[(String, u32)]) -> Vec<usize> {
+        let mut works = Vec::new();
+        for (host, processes) in by_host(launched) {
+            let node = processes.iter().find_map(|(_, process)| process.node.clone());
+            let of_it = engines.iter().filter(|(name, _)| Some(name) == node.as_ref());
+            let pids: Vec<u32> = of_it.map(|(_, pid)| *pid).collect();
+            if pids.is_empty() {
+                continue;
+            }
+            works.push(async move {
+                let asked = tokio::time::timeout(ANSWERS, there::parents(&host, &pids)).await;
+                let parents = asked.ok().and_then(Result::ok).unwrap_or_default();
+                let is_it = |pid: u32| pids.contains(&pid) || parents.contains(&pid);
+                let places = processes.into_iter().filter(|(_, process)| is_it(process.pid));
+                places.map(|(place, _)| place).collect::<Vec<_>>()
+            });
+        }
+        self.at_once(works).unwrap_or_default().into_iter().flatten().collect()
     }
 
     fn describe(&self, launched: &Launched) -> String {

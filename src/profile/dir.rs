@@ -225,6 +225,16 @@ impl ProfileDir {
     pub fn lock_file(&self, cluster_id: &str) -> PathBuf {
         self.pid_dir().join(format!("{}.lock", with_id("pcluster", cluster_id)))
     }
+    /// Of one reverse tunnel: what is known of it. `id` is unlike that of any other.
+    pub fn reverse_file(&self, id: &str) -> PathBuf {
+        self.pid_dir().join(format!("reverse-{id}.json"))
+    }
+    /// What the reverse tunnel to a host has said.
+    pub fn reverse_log(&self, cluster_id: &str, host: &str) -> PathBuf {
+        let plain = |c: char| if c.is_ascii_alphanumeric() || "-_.".contains(c) { c } else { '_' };
+        let host: String = host.chars().map(plain).collect();
+        self.log_dir().join(format!("{}-to-{host}.log", with_id("tunnel", cluster_id)))
+    }
     /// Held by the controller as long as it lives: there is one of each cluster.
     pub fn controller_lock(&self, cluster_id: &str) -> PathBuf {
         self.pid_dir().join(format!("{}.lock", with_id("controller", cluster_id)))

@@ -17,7 +17,7 @@ const ARROWS: &[(&str, &str)] = &[
     ("client", "transport connection wire profile model"),
     ("controller", "controller::core transport connection db wire profile model"),
     ("engine", "engine::core transport connection wire profile model"),
-    ("launchers", "connection::ssh connection::process profile model"),
+    ("launchers", "connection profile model"),
     ("connection", "wire profile model"),
     ("transport", "wire model"),
     ("db", "model"),

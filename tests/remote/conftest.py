@@ -3,6 +3,7 @@ import json
 import os
 import pathlib
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -82,6 +83,18 @@ class Net:
 
     def link(self, host, what):
         subprocess.run([str(self.state / "link"), host, what], check=True, timeout=30)
+
+    def reboot(self, host):
+        """All of its processes end, and its sshd starts again."""
+        self.kill_all(host)
+        self.sshd(host, "start")
+
+    def kill_all(self, host):
+        for pid in self.pids(host):
+            try:
+                os.kill(pid, signal.SIGKILL)
+            except ProcessLookupError:
+                pass
 
     def pids(self, host):
         """The processes of a host, but for the one that makes it one."""

@@ -6,7 +6,7 @@ import stat
 
 import pytest
 
-from conftest import PCLUSTER, PYTHON
+from conftest import PCLUSTER, PYTHON, wait_until
 
 WHERE = """
 import os, socket
@@ -80,6 +80,25 @@ def test_a_host_that_does_not_see_the_profile_gets_a_copy(net, unshared):
     (engine, *_) = [pid for pid, c in net.pids("node2").items() if "engine --supervise" in c]
     assert os.readlink("/proc/{}/cwd".format(engine)) == str(net.cluster_home / "work")
     assert json.loads(file.read_text()) == json.loads(net.client_file(unshared, net.cluster_home).with_name(file.name).read_text())
+    # What is written there is shown here, and a host that cannot be asked is named.
+    assert "engine 0" in net.pcluster("login", "logs", "engines", "--profile", unshared)
+    logged = net.pcluster("login", "logs", "engines", "1", "-n", "1", "--profile", unshared)
+    assert logged.count("\n") == 1 and "registration" in logged or "controller" in logged, logged
+    net.sshd("node2", "stop")
+    try:
+        assert "logs cannot be had: node2" in net.run("login", PCLUSTER, "logs", "engines", "--profile", unshared).stderr
+    finally:
+        net.sshd("node2", "start")
+    # Fewer of them: those that were told to leave are not missed.
+    net.pcluster("login", "engines", "stop", "1", "--profile", unshared)
+    net.pcluster("login", "engines", "remove", "1", "--profile", unshared)
+    listed = lambda: next(c for c in json.loads(net.pcluster("login", "list", "--json"))["clusters"] if c["profile"] == unshared)
+    wait_until("two of three to be gone", lambda: [listed()["engines_started"], listed()["engines_alive"]] == [1, 1])
+    assert listed()["engines"][0]["ended"] == 0
+    net.pcluster("login", "scale", "2", "--host", "node2:2", "--profile", unshared)
+    assert len(json.loads(net.pcluster("login", "engines", "--profile", unshared, "--json"))["engines"]) == 2
+    net.pcluster("login", "scale", "1", "--profile", unshared)
+    wait_until("one of two to be gone", lambda: listed()["engines_started"] == 1)
     net.pcluster("login", "stop", "--profile", unshared)
     assert not (net.cluster_home / ".pcluster").exists()
     for host in ("login", "node1", "node2"):
@@ -154,7 +173,7 @@ def test_what_a_host_lacks_is_said(net):
 def test_engines_that_cannot_reach_the_controller(net):
     """The node knows no way to the laptop, login does."""
     words = ["start", "--launcher", "ssh", "--host", "node1:1", "--host", "login:1", "--profile", "cut", "--python", PYTHON]
-    words += ["--set", "controller.registration_timeout_ms=2000"]
+    words += ["--tunnel", "never", "--set", "controller.registration_timeout_ms=2000"]
     code, err = net.fails("laptop", *words)
     assert "on node1" in err and "no controller answered" in err and "Network is unreachable" in err
     done = net.run("laptop", PCLUSTER, *words, "--min-engines", "1")

@@ -206,6 +206,13 @@ def test_sshd_killed_and_restarted_under_a_map(net, connected):
     assert tunnel["reconnects"] >= 1 and tunnel["ports"] == ports
 
 
+def test_the_login_host_is_rebooted_under_a_map(net, connected):
+    work = Recorded(net, connected, "reboot")
+    net.reboot("login")
+    work.finish()
+    wait_until("the tunnel to be up", lambda: net.tunnel(connected)["phase"] == "up")
+
+
 def test_a_killed_controller_is_found_again(net, connected):
     work = Recorded(net, connected, "kill")
     file = json.loads(net.client_file(connected, net.cluster_home).read_text())

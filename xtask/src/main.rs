@@ -33,6 +33,7 @@ The project's chores:
   cargo xtask bench  pcluster and its peers side by side; writes docs/performance.md and README.md (--quick: only prints)
                      (cargo xtask bench ipyparallel: its client on pcluster's cluster and on its own; --quick)
                      (cargo xtask bench start: from start to n engines, also on a real Slurm and Grid Engine; --quick: development build)
+                     (cargo xtask bench remote: through tunnels over ssh, on hosts that are made here; needs root; --quick: development build)
 ";
 
 fn main() -> ExitCode {
@@ -45,6 +46,8 @@ fn main() -> ExitCode {
         ["bench", "ipyparallel", "--quick"] => bench::stock::run(&Places::find(), true).map(|()| true),
         ["bench", "start"] => bench::start::run(&Places::find(), false).map(|()| true),
         ["bench", "start", "--quick"] => bench::start::run(&Places::find(), true).map(|()| true),
+        ["bench", "remote"] => bench::remote::run(&Places::find(), false).map(|()| true),
+        ["bench", "remote", "--quick"] => bench::remote::run(&Places::find(), true).map(|()| true),
         ["bench", "--quick"] => bench::run(&Places::find(), true).map(|()| true),
         ["fuzz", arguments @ ..] => fuzz::run(&Places::find(), arguments),
         ["chaos", options @ ..] => match chaos_options(options) {

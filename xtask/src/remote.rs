@@ -6,8 +6,8 @@ use std::process::Command;
 
 const TESTS: &str = "tests/remote";
 
-/// The command that runs them, or why they cannot run here.
-pub fn tests(places: &Places, python: &Path) -> Result<Command, String> {
+/// Whether the hosts can be made here; OpenSSH is installed where it is missing.
+pub fn ready(places: &Places) -> Result<(), String> {
     let said = |words: &[&str]| captured(&mut program(&places.root, words));
     if said(&["id", "-u"])?.trim() != "0" {
         return Err("only root can make network namespaces".into());
@@ -19,6 +19,12 @@ pub fn tests(places: &Places, python: &Path) -> Result<Command, String> {
     }
     said(&["sh", "-c", "ip netns add pcl-try && ip netns del pcl-try"])
         .map_err(|why| format!("this machine does not let network namespaces be made: {}", why.trim()))?;
+    Ok(())
+}
+
+/// The command that runs them, or why they cannot run here.
+pub fn tests(places: &Places, python: &Path) -> Result<Command, String> {
+    ready(places)?;
     let python = python.to_string_lossy();
     let words = [
         &*python,

@@ -155,13 +155,14 @@ pub fn run(args: Args, context: &Context) -> Result<Exit, CommandError> {
         config = Config::load_with(&profile, &settings)?;
     }
     config.controller.ip = addresses::of_interface(&config.controller.ip);
+    let engine_ssh = words.engine_ssh.or(config.controller.engine_ssh.clone());
     let settings = ControllerSettings {
         profile,
         cluster_id: place.cluster_id,
         config: config.controller,
         python: interpreter(args.python.or(config.engine.python).as_deref()),
         ssh: words.ssh.unwrap_or_default(),
-        engine_ssh: words.engine_ssh.unwrap_or_default(),
+        engine_ssh: engine_ssh.unwrap_or_default(),
         reuse: words.reuse,
     };
     context.use_threads();

@@ -3,10 +3,12 @@ use super::{Care, setting, supervise, supervise_this, watch_supervisor};
 use crate::cli::ipyparallel::Trait;
 use crate::cli::ipyparallel::common::{CommonOptions, LauncherEnvironment, Place};
 use crate::cli::ipyparallel::engine::{EngineWords, mpi_rank};
-use crate::cli::{CommandError, Context, Exit, logging};
+use crate::cli::{CommandError, Context, Exit, logging, output};
+use crate::connection::tunnel::{self, Found};
 use crate::connection::{ConnectionError, ConnectionFile, discover};
 use crate::engine::settings::BatchJob;
 use crate::engine::{self, EngineSettings};
+use crate::launchers::ssh::reverse::probe::{FAILED, REACHED};
 use crate::launchers::supervisor::Supervised;
 use crate::model::EngineId;
 use crate::profile::Config;
@@ -16,6 +18,8 @@ use std::time::Duration;
 
 /// How long an engine waits for its connection file: batch systems may start it before the controller has written it.
 const FILE_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long `--probe` waits for a controller's greeting.
+const PROBE: Duration = Duration::from_secs(4);
 
 /// Run an engine in the foreground
 ///
@@ -44,6 +48,9 @@ pub struct Args {
     /// It takes the place of one that was killed: its controller may be about to come back too
     #[arg(long, hide = true)]
     replacement: bool,
+    /// Start nothing: say whether a controller greets at these addresses
+    #[arg(long, value_name = "ADDRESS:PORT", hide = true)]
+    probe: Vec<String>,
     /// How much to log: error, warn, info, debug, trace, or Python's numbers and names of levels
     #[arg(long, value_name = "LEVEL")]
     log_level: Option<String>,
@@ -107,6 +114,9 @@ const CARE: Care = Care {
 };
 
 pub fn run(args: Args, context: &Context) -> Result<Exit, CommandError> {
+    if !args.probe.is_empty() {
+        return probe(&args.probe, context);
+    }
     if args.supervise {
         logging::start(context.log_level(args.log_level.as_deref().unwrap_or("info")));
         return match args.instead.split_first() {
@@ -172,6 +182,40 @@ pub fn run(args: Args, context: &Context) -> Result<Exit, CommandError> {
         ..EngineSettings::new(connection)
     };
     context.block_on_one_thread(engine::run(settings))??;
+    Ok(Exit::Fine)
+}
+
+/// All at the same time; one line for each, in their order.
+fn probe(addresses: &[String], context: &Context) -> Result<Exit, CommandError> {
+    let mut parsed = Vec::new();
+    for text in addresses {
+        let parts = text
+            .rsplit_once(':')
+            .and_then(|(host, port)| Some((host, port.parse::<u16>().ok()?)));
+        let (host, port) = parts.ok_or_else(|| CommandError::usage(format!("{text:?} is not ADDRESS:PORT")))?;
+        parsed.push((host.trim_matches(['[', ']']).to_string(), port));
+    }
+    let found = context.block_on(async {
+        let look = |(host, port): (String, u16)| tokio::spawn(async move { tunnel::look_at(&host, port, PROBE).await });
+        let looks: Vec<_> = parsed.into_iter().map(look).collect();
+        let mut found = Vec::new();
+        for look in looks {
+            found.push(look.await.unwrap_or_else(|e| Err(e.to_string())));
+        }
+        found
+    })?;
+    let mut lines = String::new();
+    for (address, found) in addresses.iter().zip(found) {
+        let line = match found {
+            Ok(Found::Speaks) => format!("{REACHED} {address}"),
+            Ok(Found::Closed) => format!("{FAILED} {address} (closed: it is no controller)"),
+            Ok(Found::Silent) => format!("{FAILED} {address} (no answer in {} s)", PROBE.as_secs()),
+            Err(why) => format!("{FAILED} {address} ({why})"),
+        };
+        lines.push_str(&line);
+        lines.push('\n');
+    }
+    output::print(&lines)?;
     Ok(Exit::Fine)
 }
 

@@ -217,6 +217,20 @@ pub fn run(args: Args, context: &Context) -> Result<Exit, CommandError> {
             }
         }
     }
+    for cluster in &clusters {
+        let tunnels = || cluster.engines.iter().flat_map(|launch| &launch.reverse_tunnels);
+        if tunnels().next().is_none() {
+            continue;
+        }
+        let name = in_words(&ProfileDir::at(&cluster.directory), &cluster.cluster_id);
+        let well: Vec<&str> = tunnels().filter(|t| t.is_well()).map(|t| t.to.as_str()).collect();
+        if !well.is_empty() {
+            context.say(format!("{name}: reverse tunnels are up to {}", well.join(", ")));
+        }
+        tunnels()
+            .filter(|t| !t.is_well())
+            .for_each(|t| context.say(format!("{name}: {}", t.words)));
+    }
     for cluster in clusters.iter().filter(|c| c.trouble.is_some()) {
         context.say(format!(
             "profile `{}`: {}",

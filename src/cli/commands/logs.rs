@@ -38,6 +38,16 @@ enum Of {
     All,
 }
 
+impl Args {
+    /// Whether the log of the engine process with this number is wanted.
+    fn wants(&self, number: u32) -> bool {
+        match &self.engines {
+            Some(Targets::Some(ids)) => ids.iter().any(|id| id.0 == number),
+            _ => true,
+        }
+    }
+}
+
 struct Log {
     /// `controller`, `engine 3`
     name: String,
@@ -51,7 +61,11 @@ struct Log {
 pub fn run(args: Args, context: &Context) -> Result<Exit, CommandError> {
     let profile = context.profile_dir()?;
     let mut logs = find(&profile, &context.cluster_id, &args)?;
-    if logs.is_empty() {
+    let elsewhere = match args.of {
+        Of::Controller => Vec::new(),
+        _ => cluster::logs::elsewhere(&profile, &context.cluster_id, |number| args.wants(number), args.lines),
+    };
+    if logs.is_empty() && elsewhere.is_empty() {
         return Err(
             CommandError::not_found(format!("there are no such logs in {}", profile.log_dir().display())).hint(format!(
                 "a cluster logs there once it was started: pcluster start{} -n 4",
@@ -59,11 +73,23 @@ pub fn run(args: Args, context: &Context) -> Result<Exit, CommandError> {
             )),
         );
     }
-    let several = logs.len() > 1;
+    let several = logs.len() + elsewhere.len() > 1;
     for log in &mut logs {
         let lines = last_lines(log, args.lines).map_err(|e| unreadable(&log.path, &e))?;
-        show(log, &lines, several)?;
+        show(&log.name, &lines, several)?;
     }
+    if args.follow && !elsewhere.is_empty() {
+        context.say("logs on hosts that do not see the profile are shown, not followed");
+    }
+    let mut troubles = Vec::new();
+    for (number, text) in &elsewhere {
+        match text {
+            Ok(text) => show(&format!("engine {number}"), text.as_bytes(), several)?,
+            Err(why) if troubles.contains(&why) => {}
+            Err(why) => troubles.push(why),
+        }
+    }
+    troubles.iter().for_each(|why| context.say(format!("logs cannot be had: {why}")));
     if !args.follow {
         return Ok(Exit::Fine);
     }
@@ -72,7 +98,7 @@ pub fn run(args: Args, context: &Context) -> Result<Exit, CommandError> {
         std::thread::sleep(LOOK_EVERY);
         for log in &mut logs {
             let more = read_on(log).map_err(|e| unreadable(&log.path, &e))?;
-            show(log, &more, several)?;
+            show(&log.name, &more, several)?;
         }
     }
 }
@@ -97,20 +123,12 @@ fn find(profile: &ProfileDir, cluster_id: &str, args: &Args) -> Result<Vec<Log>,
     }
     if args.of != Of::Controller {
         for number in engine_numbers(profile, cluster_id) {
-            let wanted = match &args.engines {
-                Some(Targets::Some(ids)) => ids.iter().any(|id| id.0 == number),
-                _ => true,
-            };
-            if wanted {
+            if args.wants(number) {
                 logs.push(log(format!("engine {number}"), profile.engine_log(cluster_id, number)));
             }
         }
         for (number, path) in cluster::logs::of_jobs(profile, cluster_id) {
-            let wanted = match &args.engines {
-                Some(Targets::Some(ids)) => ids.iter().any(|id| id.0 == number),
-                _ => true,
-            };
-            if wanted {
+            if args.wants(number) {
                 logs.push(log(format!("engine {number}"), path));
             }
         }
@@ -135,14 +153,14 @@ fn engine_numbers(profile: &ProfileDir, cluster_id: &str) -> Vec<u32> {
     numbers
 }
 
-fn show(log: &Log, text: &[u8], several: bool) -> Result<(), CommandError> {
+fn show(name: &str, text: &[u8], several: bool) -> Result<(), CommandError> {
     if text.is_empty() {
         return Ok(());
     }
     output::stdout(|out| {
         for line in text.split_inclusive(|b| *b == b'\n') {
             if several {
-                write!(out, "[{}] ", log.name)?;
+                write!(out, "[{name}] ")?;
             }
             out.write_all(line)?;
             if !line.ends_with(b"\n") {

@@ -71,6 +71,10 @@ pub struct How {
     /// With --launcher ssh: with so many engines it is a success, whatever other hosts say [default: all]
     #[arg(long, value_name = "N")]
     pub min_engines: Option<u32>,
+    /// With --launcher ssh: whether engines reach the controller through a reverse tunnel: where they must (auto), always, never
+    /// [default: launchers.ssh.tunnel of the profile]
+    #[arg(long, value_name = "WHEN")]
+    pub tunnel: Option<Tunnel>,
     #[command(flatten)]
     pub resources: ResourceArgs,
     /// A setting over those of the profile's pcluster.yaml, for example engine.interrupt_ms=1000
@@ -85,6 +89,23 @@ pub struct How {
 pub enum Kind {
     Pcluster,
     Ipengine,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Tunnel {
+    Auto,
+    Always,
+    Never,
+}
+
+impl Tunnel {
+    fn word(self) -> &'static str {
+        match self {
+            Tunnel::Auto => "auto",
+            Tunnel::Always => "always",
+            Tunnel::Never => "never",
+        }
+    }
 }
 
 impl From<Kind> for EngineKind {
@@ -116,7 +137,7 @@ impl How {
         if let Some(timeout) = self.timeout {
             settings.push(("launcher.engines_timeout_ms".into(), timeout.as_millis().to_string()));
         }
-        let for_ssh = !self.hosts.is_empty() || self.min_engines.is_some();
+        let for_ssh = !self.hosts.is_empty() || self.min_engines.is_some() || self.tunnel.is_some();
         let restarts = self.max_walltime_restarts;
         if for_ssh || restarts.is_some() || !self.resources.given().is_empty() {
             let launcher = match &self.launcher {
@@ -124,7 +145,7 @@ impl How {
                 None => Config::load_with(&context.profile_dir()?, &settings)?.launcher.engines,
             };
             if for_ssh && launcher != ssh::NAME {
-                let why = format!("--host and --min-engines are for --launcher ssh; the engines' launcher is {launcher}");
+                let why = format!("--host, --min-engines and --tunnel are for --launcher ssh; the engines' launcher is {launcher}");
                 return Err(CommandError::usage(why));
             }
             if let Some(restarts) = restarts {
@@ -140,6 +161,9 @@ impl How {
             }
             if let Some(least) = self.min_engines {
                 settings.push(("launchers.ssh.min_engines".into(), least.to_string()));
+            }
+            if let Some(tunnel) = self.tunnel {
+                settings.push(("launchers.ssh.tunnel".into(), tunnel.word().into()));
             }
             settings.extend(self.resources.settings(&launcher).map_err(CommandError::usage)?);
         }

@@ -2,6 +2,7 @@
 use super::{Care, supervise};
 use crate::cli::{CommandError, Context, Exit, logging};
 use crate::cluster::remote;
+use crate::launchers::ssh::reverse;
 use crate::profile::ProfileDir;
 use std::path::PathBuf;
 
@@ -13,6 +14,9 @@ pub struct Args {
     /// The profile's directory, instead of --profile
     #[arg(long, value_name = "DIR")]
     profile_dir: Option<PathBuf>,
+    /// One that leads engines on another host to the controller here, by its state file: `pcluster start` starts it
+    #[arg(long, value_name = "FILE", hide = true)]
+    reverse: Option<PathBuf>,
     /// Run as a process of its own session, and again whenever it was killed or has crashed
     #[arg(long)]
     supervise: bool,
@@ -37,6 +41,10 @@ pub fn run(args: Args, context: &Context) -> Result<Exit, CommandError> {
             insists: true,
             watches: false,
         });
+    }
+    if let Some(file) = &args.reverse {
+        context.block_on(reverse::serve(file, args.first && !args.again))??;
+        return Ok(Exit::Fine);
     }
     let profile = match &args.profile_dir {
         Some(dir) => ProfileDir::at(dir),

@@ -1,17 +1,16 @@
 //! Connecting to a cluster elsewhere, and disconnecting: the tunnel's process is started, waited for, and ended.
 use super::error::RemoteError;
-use super::state::{LeadsTo, Own, Phase, TunnelState};
+use super::state::{LeadsTo, Phase, TunnelState};
 use super::{not_connected, remove_near_end};
 use crate::client::Client;
 use crate::cluster::list::{Condition, Standing};
 use crate::cluster::lock::Lock;
 use crate::cluster::{ClusterError, in_words, launch, options_of};
+use crate::connection::process::Own;
 use crate::connection::ssh::{Destination, place};
 use crate::connection::{ConnectionFile, process};
 use crate::profile::ProfileDir;
 use crate::profile::dir::check_cluster_id;
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
 use std::fs::File;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::PathBuf;
@@ -24,8 +23,6 @@ const COMES_BACK: Duration = Duration::from_secs(60);
 /// All steps of a first connection together; each has a limit of its own, and says so.
 const FIRST: Duration = Duration::from_secs(180);
 const ANSWERS: Duration = Duration::from_secs(15);
-const ENDS: Duration = Duration::from_secs(8);
-const KILL_TAKES: Duration = Duration::from_secs(3);
 
 #[derive(Clone, Debug)]
 pub struct ConnectOptions {
@@ -182,7 +179,7 @@ impl Drop for Undo<'_> {
         let state = TunnelState::read(profile, cluster_id).ok().flatten();
         let others = state.iter().flat_map(|s| s.processes());
         let processes: Vec<Own> = own.into_iter().chain(others).collect();
-        end_processes(&processes, &mut self.child);
+        process::end(&processes, &mut self.child);
         clear_away(profile, cluster_id, state.as_ref());
     }
 }
@@ -240,7 +237,7 @@ pub async fn disconnect(profile: &ProfileDir, cluster_id: &str) -> Result<Tunnel
     };
     if state.host == process::host() {
         let processes: Vec<Own> = state.processes().collect();
-        end_processes(&processes, &mut None);
+        process::end(&processes, &mut None);
     }
     // It may have written once more.
     let last = TunnelState::read(profile, cluster_id).ok().flatten();
@@ -256,34 +253,4 @@ fn clear_away(profile: &ProfileDir, cluster_id: &str, state: Option<&TunnelState
         remove_near_end(profile, cluster_id, &state.destination);
     }
     let _ = std::fs::remove_file(profile.tunnel_file(cluster_id));
-}
-
-/// SIGTERM to the first that runs (the supervisor passes it on), SIGKILL to what does not end.
-fn end_processes(processes: &[Own], child: &mut Option<std::process::Child>) {
-    let mut wait = |patience: Duration| {
-        let deadline = Instant::now() + patience;
-        loop {
-            // Ours must be waited for, or it stays as a zombie.
-            if let Some(child) = child.as_mut() {
-                let _ = child.try_wait();
-            }
-            if !processes.iter().any(Own::runs) {
-                return true;
-            }
-            if Instant::now() > deadline {
-                return false;
-            }
-            std::thread::sleep(Duration::from_millis(10));
-        }
-    };
-    if let Some(own) = processes.iter().find(|own| own.runs()) {
-        let _ = kill(Pid::from_raw(own.pid as i32), Signal::SIGTERM);
-    }
-    if wait(ENDS) {
-        return;
-    }
-    for own in processes.iter().filter(|own| own.runs()) {
-        let _ = kill(Pid::from_raw(own.pid as i32), Signal::SIGKILL);
-    }
-    wait(KILL_TAKES);
 }

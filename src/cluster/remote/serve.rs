@@ -1,32 +1,23 @@
 //! The tunnel's own process: makes the ssh connection, finds the cluster, opens the way, writes the connection file; and
 //! does so again whenever the connection breaks, the host wakes up, or the controller is started anew.
 use super::error::RemoteError;
-use super::state::{LeadsTo, Own, Phase, TunnelState};
+use super::state::{LeadsTo, Phase, TunnelState};
 use super::there::Host;
 use super::way::{self, CHANNELS, GREETS, Wanted, Way};
 use super::{there, wanted_of};
 use crate::cluster::ClusterError;
 use crate::connection::ConnectionFile;
-use crate::connection::process::Mark;
+use crate::connection::keep::{Clocks, LONGEST_PAUSE, Pauses, TICK};
+use crate::connection::process::Own;
 use crate::connection::ssh::{Destination, Ssh, place};
 use crate::connection::tunnel::{self, Found, Ports};
 use crate::profile::ProfileDir;
-use nix::time::{ClockId, clock_gettime};
 use std::path::Path;
 use std::time::{Duration, Instant};
 use tokio::signal::unix::{SignalKind, signal};
 
-/// How often one looks whether the ssh process still holds its connection.
-const TICK: Duration = Duration::from_secs(1);
 /// How often one looks whether the controller is still there, without being told that it is not.
 const LOOK_EVERY: Duration = Duration::from_secs(5);
-/// A clock that has gone so much further than this process has slept.
-const SLEPT: Duration = Duration::from_secs(5);
-/// The pause before a new connection; each further one is longer,
-const FIRST_PAUSE: Duration = Duration::from_millis(300);
-/// ... up to this; and to this where somebody must do something first.
-const LONGEST_PAUSE: Duration = Duration::from_secs(15);
-const PAUSE_WHEN_REFUSED: Duration = Duration::from_secs(60);
 /// Without a cluster to lead to, a tunnel ends after so long.
 const IN_VAIN: Duration = Duration::from_secs(24 * 3600);
 
@@ -59,7 +50,7 @@ pub async fn serve(profile: ProfileDir, cluster_id: &str, first: bool) -> Result
     }
     state.ports = ports.local().clone();
     state.tunnel = Some(Own::of(std::process::id()));
-    state.supervisor = supervisor();
+    state.supervisor = Own::supervisor();
     let mut tunnel = Tunnel {
         wanted: wanted_of(&state, &profile, cluster_id),
         profile,
@@ -85,18 +76,9 @@ pub async fn serve(profile: ProfileDir, cluster_id: &str, first: bool) -> Result
     ended
 }
 
-/// As the supervisor has said it.
-fn supervisor() -> Option<Own> {
-    let mark = Mark::of_this_process()?;
-    Some(Own {
-        pid: mark.pid,
-        started: mark.started,
-    })
-}
-
 impl Tunnel {
     async fn run(&mut self, mut first: bool) -> Result<(), ClusterError> {
-        let mut pause = FIRST_PAUSE;
+        let mut pauses = Pauses::default();
         loop {
             let begun = Instant::now();
             let ups = self.ways;
@@ -113,11 +95,9 @@ impl Tunnel {
                 return Ok(());
             }
             if self.ways > ups && begun.elapsed() > LONGEST_PAUSE {
-                pause = FIRST_PAUSE;
+                pauses.start_again();
             }
-            let may_pass = !matches!(&error, ClusterError::Ssh(e) if !e.may_pass());
-            sleep_or_wake(if may_pass { pause } else { PAUSE_WHEN_REFUSED }).await;
-            pause = (pause * 2).min(LONGEST_PAUSE);
+            pauses.wait(!matches!(&error, ClusterError::Ssh(e) if !e.may_pass())).await;
         }
     }
 
@@ -134,12 +114,13 @@ impl Tunnel {
 
     async fn lead(&mut self, ssh: &Ssh, first: &mut bool) -> Result<(), ClusterError> {
         let host = there::look(ssh).await?;
-        let mut pause = FIRST_PAUSE;
+        let mut pauses = Pauses::default();
         loop {
             match self.open(ssh, &host).await {
                 Ok(way) => {
                     self.up(&way, ssh)?;
-                    (*first, pause) = (false, FIRST_PAUSE);
+                    *first = false;
+                    pauses.start_again();
                     self.watch(ssh, &way).await?;
                     tracing::info!("the controller does not answer any more; looking for it");
                 }
@@ -152,8 +133,7 @@ impl Tunnel {
                     if self.in_vain() {
                         return Ok(());
                     }
-                    sleep_or_wake(pause).await;
-                    pause = (pause * 2).min(LONGEST_PAUSE);
+                    pauses.wait(true).await;
                 }
             }
             ssh.check().await?;
@@ -276,46 +256,5 @@ impl Tunnel {
     /// Nobody may take it for one of a cluster that can be reached.
     fn remove_connection_file(&self) {
         super::remove_near_end(&self.profile, &self.cluster_id, &self.state.destination);
-    }
-}
-
-/// Ends early when the host wakes up.
-async fn sleep_or_wake(pause: Duration) {
-    let end = Instant::now() + pause;
-    loop {
-        let left = end.saturating_duration_since(Instant::now());
-        if left.is_zero() {
-            return;
-        }
-        let clocks = Clocks::now();
-        tokio::time::sleep(left.min(TICK)).await;
-        if clocks.slept() {
-            return;
-        }
-    }
-}
-
-/// The clock that stands still while the host sleeps, and the one that does not (clock_gettime(2)).
-struct Clocks {
-    awake: Option<Duration>,
-    all: Option<Duration>,
-}
-
-impl Clocks {
-    fn now() -> Clocks {
-        let read = |clock| clock_gettime(clock).ok().map(Duration::from);
-        Clocks {
-            awake: read(ClockId::CLOCK_MONOTONIC),
-            all: read(ClockId::CLOCK_BOOTTIME),
-        }
-    }
-
-    fn slept(&self) -> bool {
-        let now = Clocks::now();
-        let since = |now: Option<Duration>, then: Option<Duration>| Some(now?.saturating_sub(then?));
-        match (since(now.awake, self.awake), since(now.all, self.all)) {
-            (Some(awake), Some(all)) => all > awake + SLEPT,
-            _ => false,
-        }
     }
 }

@@ -1,6 +1,7 @@
 //! What is known of a tunnel, as JSON in the profile's `pid/`: by `connect` for the tunnel's process, by that process for
 //! all who want to know. It holds no keys.
 use crate::cluster::ClusterError;
+use crate::connection::process::Own;
 use crate::connection::{private, process};
 use crate::profile::ProfileDir;
 use serde::{Deserialize, Serialize};
@@ -55,13 +56,6 @@ pub struct TunnelState {
     pub reconnects: u64,
 }
 
-/// A process of this host.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Own {
-    pub pid: u32,
-    pub started: f64,
-}
-
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct LeadsTo {
     pub profile: String,
@@ -88,18 +82,6 @@ pub enum Phase {
     Waiting,
     /// It could not be made, and the process has ended.
     Failed,
-}
-
-impl Own {
-    pub fn of(pid: u32) -> Own {
-        Own {
-            pid,
-            started: process::started_of(pid).unwrap_or_default(),
-        }
-    }
-    pub fn runs(&self) -> bool {
-        process::is_same_process(self.pid, self.started)
-    }
 }
 
 impl TunnelState {

@@ -1,6 +1,7 @@
 //! The private directory of one connection's sockets, on a file system of this host (a home directory may be on the network,
 //! where sockets do not work, and its path too long for one), and the ssh processes that name it.
 use super::SshError;
+use crate::connection::process;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::{Pid, getuid};
 use std::fs;
@@ -24,6 +25,7 @@ impl Place {
     pub fn make() -> Result<Place, SshError> {
         let parent = parent();
         let failed = |path: &Path, why: String| SshError::Place { path: path.into(), why };
+        sweep(&parent);
         make_private(&parent).map_err(|e| failed(&parent, e.to_string()))?;
         let name = uuid::Uuid::new_v4().simple().to_string();
         let path = parent.join(&name[..12]);
@@ -31,7 +33,9 @@ impl Place {
             .mode(0o700)
             .create(&path)
             .map_err(|e| failed(&path, e.to_string()))?;
-        Ok(Place { path })
+        let place = Place { path };
+        fs::write(place.path.join(OWNER), owner()).map_err(|e| failed(&place.path, e.to_string()))?;
+        Ok(place)
     }
 
     pub fn path(&self) -> &Path {
@@ -42,6 +46,37 @@ impl Place {
 impl Drop for Place {
     fn drop(&mut self) {
         clear(&self.path);
+    }
+}
+
+/// The file that says whose a directory is.
+const OWNER: &str = "owner";
+
+/// This process, and which process ids it means: those of another container are others.
+fn owner() -> String {
+    let pid = std::process::id();
+    let started = process::started_of(pid).unwrap_or_default();
+    format!("{pid} {started} {}", namespace())
+}
+
+fn namespace() -> String {
+    let link = fs::read_link("/proc/self/ns/pid").unwrap_or_default();
+    link.to_string_lossy().into_owned()
+}
+
+/// Clears away the directories of processes that were killed.
+fn sweep(parent: &Path) {
+    let Ok(all) = fs::read_dir(parent) else { return };
+    for path in all.flatten().map(|entry| entry.path()) {
+        let text = fs::read_to_string(path.join(OWNER)).unwrap_or_default();
+        let mut words = text.splitn(3, ' ');
+        let mut next = || words.next().unwrap_or_default();
+        let (Ok(pid), Ok(started)) = (next().parse(), next().parse()) else {
+            continue;
+        };
+        if next() == namespace() && !process::is_same_process(pid, started) {
+            clear(&path);
+        }
     }
 }
 
@@ -66,7 +101,7 @@ pub fn clear(path: &Path) {
 }
 
 fn runs(pid: u32) -> bool {
-    crate::connection::process::started_of(pid).is_some()
+    process::started_of(pid).is_some()
 }
 
 /// The user's processes whose command line names the directory: ssh, before and after it has gone into the background.
@@ -122,6 +157,24 @@ mod tests {
         fs::write(path.join("x"), "").unwrap();
         drop(place);
         assert!(!path.exists());
+    }
+
+    #[test]
+    fn what_a_killed_process_left_is_cleared_away() {
+        let mine = Place::make().unwrap();
+        let left = Place::make().unwrap();
+        let path = left.path().to_path_buf();
+        let mut gone = std::process::Command::new("true").spawn().unwrap();
+        gone.wait().unwrap();
+        fs::write(path.join(OWNER), format!("{} 1 {}", gone.id(), namespace())).unwrap();
+        let strange = Place::make().unwrap();
+        assert!(!path.exists(), "its process is gone");
+        fs::write(strange.path().join(OWNER), format!("{} 1 pid:[1]", gone.id())).unwrap();
+        drop(Place::make().unwrap());
+        assert!(
+            mine.path().exists() && strange.path().exists(),
+            "of another container nothing is known"
+        );
     }
 
     #[test]

@@ -108,7 +108,7 @@ impl Jobs {
                 tracing::warn!("{} job {} is another's by now: it is left alone", self.system.title(), job.id);
                 continue;
             }
-            let states = states::of_job(job, &known, queue::now());
+            let states = states::of_job(job, &known, crate::launchers::now());
             let left: Vec<u32> = job
                 .elements
                 .iter()
@@ -168,7 +168,7 @@ impl Launcher for Jobs {
         launched
             .jobs
             .iter()
-            .flat_map(|job| states::of_job(job, &known, queue::now()))
+            .flat_map(|job| states::of_job(job, &known, crate::launchers::now()))
             .collect()
     }
 

@@ -1,8 +1,8 @@
 //! What the batch system says of jobs. Schedulers answer slowly and hate to be polled: one question for all jobs of the user, at
 //! most once in an interval, less often while there are no answers; shared with other pcluster commands through a small file.
 use super::Jobs;
-use crate::launchers::Job;
 use crate::launchers::batch::{BatchSystem, JobId, JobRow};
+use crate::launchers::{Job, now};
 use crate::profile::ProfileDir;
 use crate::profile::config::Config;
 use serde::{Deserialize, Serialize};
@@ -11,7 +11,7 @@ use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::PathBuf;
 use std::sync::{Mutex, PoisonError};
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 /// However often there was no answer, one asks again after this.
 const LONGEST_PAUSE: Duration = Duration::from_secs(300);
@@ -86,11 +86,6 @@ impl Known {
         let is_answered = |job: &Job| self.asked.contains(&JobId(job.id.clone())) || now - job.submitted < FIRST_LOOK_S;
         age < newer_than.as_secs_f64() && jobs.iter().all(is_answered)
     }
-}
-
-pub(super) fn now() -> f64 {
-    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
-    now.map_or(0.0, |d| d.as_micros() as f64 / 1e6)
 }
 
 impl Queue {

@@ -1,10 +1,9 @@
 //! A submission: the script is written and kept, submitted, and never submitted twice. Where it is not known whether a submission
 //! worked, the job is looked for by its name before anything is repeated.
-use super::queue::now;
 use super::{Jobs, LaunchError};
 use crate::launchers::batch::{BatchSystem, JobId, JobKind, JobRequest, SubmitFailure};
 use crate::launchers::command::RunError;
-use crate::launchers::{Job, templates};
+use crate::launchers::{Job, now, templates};
 use std::fs;
 use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};

@@ -1,5 +1,7 @@
 //! The engines of one host: what is there is looked at first, then all are started by one script.
 use super::connect;
+use super::reverse::{self, target};
+use crate::connection::ConnectionFile;
 use crate::connection::process;
 use crate::connection::ssh::{Output, Ssh, SshError, quoted};
 use crate::launchers::engine::engine_command;
@@ -7,7 +9,7 @@ use crate::launchers::python;
 use crate::launchers::{EnginesLaunch, Process};
 use crate::model::VERSION;
 use crate::profile::ProfileDir;
-use crate::profile::config::resources::SshHost;
+use crate::profile::config::resources::{SshHost, TunnelMode};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -31,15 +33,33 @@ struct Seen {
     pythons: Vec<(String, String)>,
 }
 
+/// What one host's engines are, each with its number, and how they reach the controller.
+#[derive(Debug)]
+pub struct Started {
+    pub engines: Vec<(u32, Process)>,
+    pub way: Way,
+}
+
+/// How the engines of a host reach the controller.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Way {
+    /// As the profile says it, without a look.
+    Given,
+    /// It was tried, at this address.
+    Direct(String),
+    /// Through a reverse tunnel: why.
+    Tunnel(String),
+}
+
 /// Starts the engines with these numbers; or what is wrong, in the host's own words.
-pub async fn start(host: &SshHost, launch: &EnginesLaunch, numbers: &[u32]) -> Result<Vec<(u32, Process)>, String> {
+pub async fn start(host: &SshHost, mode: TunnelMode, launch: &EnginesLaunch, numbers: &[u32]) -> Result<Started, String> {
     let ssh = connect(&host.host).await.map_err(with_hint)?;
-    let started = on(&ssh, host, launch, numbers).await;
+    let started = on(&ssh, host, mode, launch, numbers).await;
     ssh.close().await;
     started
 }
 
-async fn on(ssh: &Ssh, host: &SshHost, launch: &EnginesLaunch, numbers: &[u32]) -> Result<Vec<(u32, Process)>, String> {
+async fn on(ssh: &Ssh, host: &SshHost, mode: TunnelMode, launch: &EnginesLaunch, numbers: &[u32]) -> Result<Started, String> {
     let pythons = pythons(host, launch);
     let output = ssh.script(&look(host, launch, &pythons), PATIENCE).await.map_err(with_hint)?;
     let seen = Seen::parse(&between_marks(&output)?);
@@ -50,13 +70,29 @@ async fn on(ssh: &Ssh, host: &SshHost, launch: &EnginesLaunch, numbers: &[u32]) 
         (None, Some(wanted)) => return Err(format!("the directory to start in, {wanted}, is not there")),
         (None, None) => &seen.home,
     };
-    let file = launch.profile.engine_file(&launch.cluster_id);
-    let ours = std::fs::read(&file).map_err(|e| format!("cannot read {}: {e}", file.display()))?;
-    let look = marked(&format!("cat {} 2>/dev/null", quoted(&file.to_string_lossy())));
-    let theirs = between_marks(&ssh.script(&look, PATIENCE).await.map_err(with_hint)?)?;
-    let private = match theirs.trim_end().as_bytes() == ours.trim_ascii_end() {
-        true => None,
-        false => Some(copy(ssh, &seen.home, launch, &ours).await?),
+    let path = launch.profile.engine_file(&launch.cluster_id);
+    let file = ConnectionFile::read(&path).map_err(|e| e.to_string())?;
+    let way = match mode {
+        TunnelMode::Never => Way::Given,
+        TunnelMode::Always => Way::Tunnel("as it is set".into()),
+        TunnelMode::Auto => match reverse::probe::probe(ssh, program, &seen.node, &file).await {
+            Ok(address) => Way::Direct(address),
+            Err(why) => Way::Tunnel(why),
+        },
+    };
+    let id = uuid::Uuid::new_v4().simple().to_string();
+    let tunnel = match &way {
+        Way::Tunnel(_) => Some(reverse::open(launch, &host.host, &id, &file).await.map_err(|e| e.to_string())?),
+        Way::Given | Way::Direct(_) => None,
+    };
+    let undo = EndsTunnel(tunnel.as_ref().map(|tunnel| tunnel.file.clone()));
+    let file = match &tunnel {
+        Some(tunnel) => target::far_end(&file, &tunnel.ports),
+        None => file,
+    };
+    let private = match &tunnel {
+        None if sees(ssh, &path, &file).await? => None,
+        _ => Some(copy(ssh, &seen.home, &id, launch, &file).await?),
     };
     let profile = private.as_deref().map_or_else(|| launch.profile.clone(), ProfileDir::at);
     let there = EnginesLaunch {
@@ -81,7 +117,36 @@ async fn on(ssh: &Ssh, host: &SshHost, launch: &EnginesLaunch, numbers: &[u32]) 
         let remove = format!("rm -rf -- {}", quoted(&private.to_string_lossy()));
         let _ = ssh.script(&remove, PATIENCE).await;
     }
-    result
+    let mut engines = result?;
+    for (_, process) in &mut engines {
+        process.tunnel = tunnel.as_ref().map(|tunnel| tunnel.file.clone());
+    }
+    undo.keep();
+    Ok(Started { engines, way })
+}
+
+/// Ends the tunnel of engines that were not started, also when nobody waits any more.
+struct EndsTunnel(Option<PathBuf>);
+
+impl EndsTunnel {
+    fn keep(mut self) {
+        self.0 = None;
+    }
+}
+
+impl Drop for EndsTunnel {
+    fn drop(&mut self) {
+        if let Some(file) = &self.0 {
+            reverse::end(file);
+        }
+    }
+}
+
+/// Whether the host has the same file at the same place.
+async fn sees(ssh: &Ssh, path: &Path, file: &ConnectionFile) -> Result<bool, String> {
+    let look = marked(&format!("cat {} 2>/dev/null", quoted(&path.to_string_lossy())));
+    let theirs = between_marks(&ssh.script(&look, PATIENCE).await.map_err(with_hint)?)?;
+    Ok(ConnectionFile::parse(&theirs, path).is_ok_and(|theirs| theirs == *file))
 }
 
 /// Interpreters in the order in which they are tried: only the one that was asked for, or that of the environment that is active
@@ -169,15 +234,17 @@ impl Seen {
 }
 
 /// A private profile there with what engines read.
-async fn copy(ssh: &Ssh, home: &str, launch: &EnginesLaunch, file: &[u8]) -> Result<PathBuf, String> {
-    let directory = PathBuf::from(format!("{home}/{PRIVATE}{}", uuid::Uuid::new_v4().simple()));
+async fn copy(ssh: &Ssh, home: &str, id: &str, launch: &EnginesLaunch, file: &ConnectionFile) -> Result<PathBuf, String> {
+    let directory = PathBuf::from(format!("{home}/{PRIVATE}{id}"));
+    let file = serde_json::to_vec_pretty(file).map_err(|e| e.to_string())?;
     let profile = ProfileDir::at(&directory);
     let path = |path: PathBuf| path.to_string_lossy().into_owned();
     let put = async {
         if let Ok(config) = std::fs::read(launch.profile.config_file()) {
             ssh.put(&config, &path(profile.config_file()), false, PATIENCE).await?;
         }
-        ssh.put(file, &path(profile.engine_file(&launch.cluster_id)), false, PATIENCE).await
+        ssh.put(&file, &path(profile.engine_file(&launch.cluster_id)), false, PATIENCE)
+            .await
     };
     match put.await {
         Ok(()) => Ok(directory),

@@ -5,10 +5,13 @@ use super::start::{PRIVATE, between_marks, marked};
 use crate::connection::process::{self, Mark};
 use crate::connection::ssh::{Ssh, SshError, quoted};
 use crate::launchers::{Ended, MemberState, Process};
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Duration;
 
 const PATIENCE: Duration = Duration::from_secs(30);
+/// Of one log, bytes.
+const MOST_LOG: u64 = 1 << 20;
 /// How long SIGKILL may take, in tenths of a second.
 const KILL_TAKES: u32 = 100;
 
@@ -102,6 +105,44 @@ pub async fn log_end(process: &Process, lines: usize) -> Result<String, HostErro
     let tail = ssh.run(&["tail", "-n", &lines.to_string(), "--", &path], b"", PATIENCE).await;
     ssh.close().await;
     Ok(String::from_utf8_lossy(&tail?.stdout).trim_end().to_string())
+}
+
+/// The ends of the logs of all these, by place; of each at most so many lines, and so many bytes.
+pub async fn log_ends(host: &str, processes: &[(usize, Process)], lines: usize) -> Result<BTreeMap<usize, String>, HostError> {
+    // What nobody has written into a log.
+    let mark = uuid::Uuid::new_v4().simple().to_string();
+    let mut script = String::new();
+    for (place, process) in processes {
+        let path = quoted(&process.log.to_string_lossy());
+        script.push_str(&format!(
+            "echo; echo '{mark} {place}'; tail -c {MOST_LOG} -- {path} 2>&1 | tail -n {lines}\n"
+        ));
+    }
+    let ssh = connect(host).await?;
+    let read = said(&ssh, &script, PATIENCE).await;
+    ssh.close().await;
+    let text = read?;
+    let mark = format!("\n{mark} ");
+    let parts = text.split(&mark).skip(1).filter_map(|part| part.split_once('\n'));
+    Ok(parts
+        .filter_map(|(place, log)| Some((place.parse().ok()?, log.to_string())))
+        .collect())
+}
+
+/// The parents of those of these processes that run there.
+pub async fn parents(host: &str, pids: &[u32]) -> Result<Vec<u32>, HostError> {
+    let pids: Vec<String> = pids.iter().map(u32::to_string).collect();
+    let script = format!(
+        "{TICKS}for p in {}; do f $p && {{ set -- $f; echo \"parent $2\"; }}; done\n:",
+        pids.join(" ")
+    );
+    let ssh = connect(host).await?;
+    let asked = said(&ssh, &script, PATIENCE).await;
+    ssh.close().await;
+    let text = asked?;
+    let found = text.lines().filter_map(|line| line.strip_prefix("parent ")?.parse().ok());
+    // The first of all processes takes in those whose parent has ended.
+    Ok(found.filter(|pid| *pid > 1).collect())
 }
 
 /// Functions of the scripts. `is PID:TICKS`: whether it runs, and is the one that it was; `f` reads a process's fields from

@@ -114,6 +114,19 @@ pub struct SshConfig {
     pub at_once: usize,
     /// With so many engines a start is a success; by default all that are asked for.
     pub min_engines: Option<u32>,
+    /// Whether engines reach the controller through a reverse tunnel.
+    pub tunnel: TunnelMode,
+}
+
+/// Whether the engines of a host reach the controller through a reverse tunnel.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum TunnelMode {
+    /// Where they do not reach it otherwise, which is tried first.
+    #[default]
+    Auto,
+    Always,
+    Never,
 }
 
 impl Default for SshConfig {
@@ -122,6 +135,7 @@ impl Default for SshConfig {
             hosts: Vec::new(),
             at_once: 16,
             min_engines: None,
+            tunnel: TunnelMode::Auto,
         }
     }
 }
@@ -131,6 +145,21 @@ impl SshConfig {
     pub fn engines(&self) -> Option<u32> {
         let all = self.hosts.iter().map(|host| host.engines.unwrap_or(1));
         (!self.hosts.is_empty()).then(|| all.fold(0, u32::saturating_add))
+    }
+
+    pub fn tunnel_of(&self, host: &SshHost) -> TunnelMode {
+        host.tunnel.unwrap_or(self.tunnel)
+    }
+
+    /// Whether no engine is to reach the controller over the network.
+    pub fn only_tunnels(&self) -> bool {
+        let always = |host: &SshHost| self.tunnel_of(host) == TunnelMode::Always;
+        !self.hosts.is_empty() && self.hosts.iter().all(always)
+    }
+
+    /// Whether an engine on one of the hosts could be left without a way to a controller that only its own host reaches.
+    pub fn needs_network(&self) -> bool {
+        self.hosts.iter().any(|host| self.tunnel_of(host) == TunnelMode::Never)
     }
 }
 
@@ -146,6 +175,8 @@ pub struct SshHost {
     pub directory: Option<String>,
     /// Environment variables of the engines.
     pub env: BTreeMap<String, String>,
+    /// Instead of what holds for all hosts.
+    pub tunnel: Option<TunnelMode>,
 }
 
 impl SshHost {
@@ -189,6 +220,8 @@ impl<'de> Deserialize<'de> for SshHost {
             directory: Option<String>,
             #[serde(default)]
             env: BTreeMap<String, String>,
+            #[serde(default)]
+            tunnel: Option<TunnelMode>,
         }
         struct Either;
         impl<'de> Visitor<'de> for Either {
@@ -211,6 +244,7 @@ impl<'de> Deserialize<'de> for SshHost {
                     python: fields.python,
                     directory: fields.directory,
                     env: fields.env,
+                    tunnel: fields.tunnel,
                 })
             }
         }
@@ -241,12 +275,15 @@ mod tests {
         for text in ["node1:0", "node1:many", ":4", ""] {
             assert!(SshHost::parse(text).is_err(), "{text}");
         }
-        let yaml = "hosts: [node1:4, {host: me@node2, engines: 8, python: /opt/python, directory: /scratch, env: {A: b}}]";
+        let yaml = "hosts: [node1:4, {host: me@node2, engines: 8, python: /opt/python, directory: /scratch, env: {A: b}, tunnel: never}]";
         let config: SshConfig = serde_yaml::from_str(yaml).unwrap();
         assert_eq!(
             (config.engines(), config.hosts[1].python.as_deref()),
             (Some(12), Some("/opt/python"))
         );
+        let modes: Vec<TunnelMode> = config.hosts.iter().map(|host| config.tunnel_of(host)).collect();
+        assert_eq!(modes, [TunnelMode::Auto, TunnelMode::Never]);
+        assert!(config.needs_network() && !config.only_tunnels());
         assert_eq!(
             serde_yaml::from_value::<SshConfig>(serde_yaml::to_value(&config).unwrap()).unwrap(),
             config
@@ -254,6 +291,7 @@ mod tests {
         for wrong in [
             "hosts: [4]",
             "hosts: [{host: a, colour: blue}]",
+            "hosts: [{host: a, tunnel: perhaps}]",
             "hosts: [{host: a, env: {'a b': c}}]",
         ] {
             assert!(serde_yaml::from_str::<SshConfig>(wrong).is_err(), "{wrong}");

@@ -11,6 +11,8 @@ pub struct ControllerConfig {
     pub ip: String,
     /// The name or address that clients are to use, where `ip` does not tell.
     pub location: Option<String>,
+    /// `[user@]host[:port]`: the ssh server through which engines reach it where they do not reach it otherwise.
+    pub engine_ssh: Option<String>,
     /// `10101-10116`: the ports to listen on, 16 of them; by default any that are free.
     pub ports: Option<String>,
     /// Encrypt with CURVE.
@@ -48,6 +50,7 @@ impl Default for ControllerConfig {
         ControllerConfig {
             ip: "127.0.0.1".into(),
             location: None,
+            engine_ssh: None,
             ports: None,
             curve: true,
             heartbeat_ms: 1000,

@@ -6,10 +6,11 @@
 //! Parts: [`tools`] (what is built and installed for it), [`cluster`] (one of pcluster's, in a directory of its own, and
 //! what /proc says of its controller), [`contenders`] (one round), [`scale`] (a million tasks, a thousand engines),
 //! [`table`] (medians and Markdown), [`pages`] (into which pages they go); [`stock`] with [`side`] (ipyparallel's client on
-//! pcluster's cluster and on its own: a chore of its own); [`start`] (how long a start takes: another).
+//! pcluster's cluster and on its own: a chore of its own); [`start`] (how long a start takes: another); [`remote`] (what ssh costs: a third).
 mod cluster;
 mod contenders;
 mod pages;
+pub mod remote;
 mod scale;
 mod side;
 pub mod start;

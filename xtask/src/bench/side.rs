@@ -118,7 +118,7 @@ fn is_controller(line: &str, ours: bool) -> bool {
     }
 }
 
-fn values(said: &str) -> BTreeMap<String, f64> {
+pub fn values(said: &str) -> BTreeMap<String, f64> {
     let pairs = said.lines().filter_map(|line| line.split_once(' '));
     pairs
         .filter_map(|(name, value)| Some((name.to_string(), value.trim().parse().ok()?)))

@@ -68,7 +68,7 @@ impl Found {
 
 pub fn run(places: &Places, quick: bool) -> Result<(), String> {
     let size = if quick { QUICK } else { FULL };
-    let tools = Tools::for_client(places)?;
+    let tools = Tools::for_client(places, false)?;
     let found = measured(&tools, &size);
     let text = format!("{}\n{}", table::head(places, size.rounds, &tools), tables(&found, &size));
     let kept = tools.folder.join("ipyparallel.md");

@@ -24,12 +24,10 @@ pub struct Tools {
 }
 
 impl Tools {
-    /// For ipyparallel's client alone: no other peers, and no `load`.
-    pub fn for_client(places: &Places) -> Result<Tools, String> {
+    /// For ipyparallel's client alone: no other peers, and no `load`; `development`: the build that `cargo build` makes.
+    pub fn for_client(places: &Places, development: bool) -> Result<Tools, String> {
         let folder = made(places)?;
-        let words = ["cargo", "build", "--release", "--bin", "pcluster"];
-        echo(&words.join(" "));
-        captured(&mut program(&places.root, &words))?;
+        let pcluster = build_pcluster(places, development)?;
         let (mut missing, mut versions) = (Vec::new(), Vec::new());
         let python = environment(
             places,
@@ -40,7 +38,7 @@ impl Tools {
         )?;
         Ok(Tools {
             root: places.root.clone(),
-            pcluster: places.target.join("release/pcluster"),
+            pcluster,
             load: PathBuf::new(),
             python,
             missing,
@@ -53,15 +51,7 @@ impl Tools {
     /// For pcluster alone; `development`: the build that `cargo build` makes.
     pub fn alone(places: &Places, python: &str, development: bool) -> Result<Tools, String> {
         let folder = made(places)?;
-        let (words, pcluster): (&[&str], _) = match development {
-            true => (&["cargo", "build", "--bin", "pcluster"], places.target.join("debug/pcluster")),
-            false => (
-                &["cargo", "build", "--release", "--bin", "pcluster"],
-                places.target.join("release/pcluster"),
-            ),
-        };
-        echo(&words.join(" "));
-        captured(&mut program(&places.root, words))?;
+        let pcluster = build_pcluster(places, development)?;
         Ok(Tools {
             root: places.root.clone(),
             folder,
@@ -96,6 +86,20 @@ impl Tools {
             folder,
         })
     }
+}
+
+/// Gives back where it is.
+fn build_pcluster(places: &Places, development: bool) -> Result<PathBuf, String> {
+    let (words, pcluster): (&[&str], _) = match development {
+        true => (&["cargo", "build", "--bin", "pcluster"], places.target.join("debug/pcluster")),
+        false => (
+            &["cargo", "build", "--release", "--bin", "pcluster"],
+            places.target.join("release/pcluster"),
+        ),
+    };
+    echo(&words.join(" "));
+    captured(&mut program(&places.root, words))?;
+    Ok(pcluster)
 }
 
 /// Builds for speed; gives back where `load` is.
