@@ -3,6 +3,7 @@
 //! The code map, from the words up to the command line. An arrow may only point down this list
 //! (`tests/it/house.rs` holds the exact table):
 //!
+//! - [`memory`]: the allocator, which keeps long messages off small pages
 //! - [`model`]: the words that every room shares, plain data
 //! - [`wire`]: signed multipart messages, bytes in and bytes out
 //! - [`transport`]: sockets; the one place that knows the ZeroMQ crate
@@ -23,7 +24,11 @@ pub mod controller;
 pub mod db;
 pub mod engine;
 pub mod launchers;
+pub mod memory;
 pub mod model;
 pub mod profile;
 pub mod transport;
 pub mod wire;
+
+#[global_allocator]
+static ALLOCATOR: memory::Allocator = memory::Allocator;

@@ -1,6 +1,7 @@
 //! One connection file, as ipyparallel writes it (`ipcontroller[-<cluster id>]-{client,engine}.json` in the profile's
 //! `security/`), with the keys that pcluster adds under `pcluster` (ipyparallel ignores keys it does not know).
 pub use super::error::ConnectionError;
+use super::place::Place;
 use super::{addresses, private, process};
 use serde::{Deserialize, Serialize};
 use std::fs;
@@ -142,6 +143,9 @@ pub struct PclusterKeys {
     /// Engine file only: the one port that our own engine uses.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub engine_port: Option<u16>,
+    /// Engine file only: where the controller keeps large buffers; an engine that finds it, too, need not be sent them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub buffers: Option<Place>,
     /// The controller process, to tell a stale file by.
     pub pid: u32,
     pub host: String,
@@ -173,6 +177,7 @@ impl PclusterKeys {
             cluster_id: cluster_id.into(),
             addresses: addresses::reachable(ip),
             engine_port,
+            buffers: None,
             pid,
             host: process::host(),
             started: process::started_of(pid).unwrap_or_default(),

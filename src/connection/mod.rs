@@ -2,7 +2,7 @@
 //!
 //! Parts: [`file`] (what one says; reading and writing it), [`discover`] (find one or wait for it, and tell a stale one),
 //! [`private`] (files that are born for their owner only), [`lock`] (what one process at a time may do), [`process`] (is this still the process that wrote it?),
-//! [`addresses`] (where this host can be reached), [`ssh`] (a connection to another host), [`keep`] (making one again), [`tunnel`]
+//! [`place`] (is this still the directory?), [`addresses`] (where this host can be reached), [`ssh`] (a connection to another host), [`keep`] (making one again), [`tunnel`]
 //! (ports here that lead to ports there), [`relay`] (the reverse). What is said over a connection is not known here.
 pub mod addresses;
 pub mod discover;
@@ -10,6 +10,7 @@ mod error;
 pub mod file;
 pub mod keep;
 pub mod lock;
+pub mod place;
 pub mod private;
 pub mod process;
 pub mod relay;

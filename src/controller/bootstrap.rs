@@ -7,10 +7,12 @@ use super::{ControllerError, ControllerSettings};
 use crate::connection::ConnectionFile;
 use crate::connection::file::{BroadcastPorts, PclusterKeys};
 use crate::connection::lock::{Holder, Lock, NotLocked};
+use crate::connection::place::Place;
 use crate::connection::{private, process};
 use crate::db::{Reader, RequestRecord};
 use crate::model::definition::Work;
 use crate::model::engine::EngineFacts;
+use crate::model::kept::Kept;
 use crate::model::query::MapQuery;
 use crate::model::{EngineId, EngineUuid, MapId};
 use crate::transport::KeyPair;
@@ -167,7 +169,7 @@ fn location(settings: &ControllerSettings) -> String {
     found.unwrap_or_else(process::host)
 }
 
-fn base(settings: &ControllerSettings, key: &str, public: &str, engine_port: Option<u16>) -> ConnectionFile {
+fn base(settings: &ControllerSettings, key: &str, public: &str) -> ConnectionFile {
     let config = &settings.config;
     ConnectionFile {
         ssh: String::new(),
@@ -188,7 +190,7 @@ fn base(settings: &ControllerSettings, key: &str, public: &str, engine_port: Opt
         pack: "json".into(),
         unpack: "json".into(),
         signature_scheme: "hmac-sha256".into(),
-        pcluster: Some(PclusterKeys::of_this_process(&settings.cluster_id, &config.ip, engine_port)),
+        pcluster: Some(PclusterKeys::of_this_process(&settings.cluster_id, &config.ip, None)),
     }
 }
 
@@ -204,7 +206,7 @@ pub(super) fn client_file(settings: &ControllerSettings, secrets: &Secrets) -> C
         task_scheme: Some(settings.config.task_scheme.clone()),
         broadcast: BroadcastPorts::One(ports.broadcast),
         ssh: settings.ssh.clone(),
-        ..base(settings, &secrets.client_key, &secrets.client_public, None)
+        ..base(settings, &secrets.client_key, &secrets.client_public)
     }
 }
 
@@ -220,8 +222,20 @@ pub(super) fn engine_file(settings: &ControllerSettings, secrets: &Secrets) -> C
         hb_pong: Some(ports.hb_pong),
         broadcast: BroadcastPorts::Leaves(vec![ports.broadcast]),
         ssh: settings.engine_ssh.clone(),
-        ..base(settings, &secrets.engine_key, &secrets.engine_public, Some(ports.native))
+        pcluster: Some(PclusterKeys {
+            buffers: buffers_place(settings),
+            ..PclusterKeys::of_this_process(&settings.cluster_id, &settings.config.ip, Some(ports.native))
+        }),
+        ..base(settings, &secrets.engine_key, &secrets.engine_public)
     }
+}
+
+/// Engines do without it.
+fn buffers_place(settings: &ControllerSettings) -> Option<Place> {
+    let made = crate::db::made_buffers_directory(&settings.profile.database_file(&settings.cluster_id));
+    made.inspect_err(|error| tracing::warn!(%error, "no directory for large buffers could be made"))
+        .ok()
+        .and_then(|path| Place::of(&path))
 }
 
 /// What the records hold. `killed`: the engines of the run before may still be there.
@@ -343,6 +357,7 @@ fn found_reply(record: RequestRecord) -> Option<FoundReply> {
             metadata_json: record.result_metadata.unwrap_or_default(),
             content_json: record.result_content.unwrap_or_default(),
             buffers: record.result_buffers,
+            kept: Kept::default(),
         },
     })
 }
@@ -358,4 +373,15 @@ fn outcomes(reader: &Reader, msg_ids: &[String]) -> Result<Vec<(String, bool, Op
     Ok(finished
         .map(|r| (r.msg_id.clone(), ok(r), r.engine_uuid.as_deref().map(EngineUuid::from)))
         .collect())
+}
+
+/// A thousand engines need some thousand sockets.
+pub(super) fn raise_open_file_limit() {
+    use nix::sys::resource::{Resource, getrlimit, setrlimit};
+    if let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE)
+        && soft < hard
+        && let Err(error) = setrlimit(Resource::RLIMIT_NOFILE, hard, hard)
+    {
+        tracing::debug!(%error, soft, hard, "the open-file limit stays");
+    }
 }

@@ -15,7 +15,7 @@ use crate::model::{EngineUuid, TaskId, UnixTime};
 use crate::profile::config::Durability;
 use crate::transport::{Security, TransportError};
 use crate::wire::content::client::reply_type;
-use crate::wire::content::engine::Channel;
+use crate::wire::content::engine::{Channel, without_buffers};
 use crate::wire::{Frames, Message, Session};
 use bytes::Bytes;
 use std::collections::HashMap;
@@ -27,13 +27,16 @@ use tokio::sync::mpsc;
 const TURN: usize = 256;
 /// A batch of many requests of ipyparallel's clients waits so long for more.
 const GATHER: Duration = Duration::from_millis(2);
+/// That replies have been given is put on record with the next commit, or after so long: a commit of its own would be a third of what a
+/// client costs that asks one thing after the other.
+const GIVEN_WAITS: Duration = Duration::from_millis(20);
 /// So many messages of one peer that cannot be opened end its connection.
 const MOST_BAD: u32 = 16;
 /// Peers whose bad messages are counted at a time.
 const MOST_SUSPECTS: usize = 4096;
 
 pub(super) async fn run(settings: ControllerSettings) -> Result<(), ControllerError> {
-    raise_open_file_limit();
+    bootstrap::raise_open_file_limit();
     let _only_one = bootstrap::only_one(&settings)?;
     let (mut secrets, killed) = bootstrap::secrets(&settings)?;
     let database = settings.profile.database_file(&settings.cluster_id);
@@ -62,7 +65,7 @@ pub(super) async fn run(settings: ControllerSettings) -> Result<(), ControllerEr
         database = %database.display(),
         "the controller serves"
     );
-    let giving_back = tokio::spawn(super::memory::give_back());
+    let giving_back = tokio::spawn(crate::memory::give_back());
     let result = driver.serve(arrivals, words, events).await;
     giving_back.abort();
     bootstrap::put_away_files(&settings, &mut secrets);
@@ -146,6 +149,7 @@ struct Driver {
     stop_at: Option<Instant>,
     bad_messages: u64,
     given: Vec<TaskId>,
+    given_due: Option<Instant>,
     unsent: Vec<Event>,
     /// Peers that did not read, as the core knows.
     cut_off: u64,
@@ -182,6 +186,7 @@ impl Driver {
             stop_at: None,
             bad_messages: 0,
             given: Vec::new(),
+            given_due: None,
             unsent: Vec::new(),
             cut_off: 0,
             suspects: HashMap::new(),
@@ -244,12 +249,8 @@ impl Driver {
 
     /// What became of replies to clients that can be known again.
     fn tell_of_replies(&mut self) {
-        if self.given.is_empty() && self.unsent.is_empty() {
-            return;
-        }
-        if !self.given.is_empty() {
-            let tasks = std::mem::take(&mut self.given);
-            self.handle(Event::RepliesGiven { tasks });
+        if !self.given.is_empty() && *self.given_due.get_or_insert(Instant::now() + GIVEN_WAITS) <= Instant::now() {
+            self.record_given();
         }
         for event in std::mem::take(&mut self.unsent) {
             self.handle(event);
@@ -257,10 +258,18 @@ impl Driver {
         self.flush();
     }
 
+    fn record_given(&mut self) {
+        self.given_due = None;
+        if !self.given.is_empty() {
+            let tasks = std::mem::take(&mut self.given);
+            self.handle(Event::RepliesGiven { tasks });
+        }
+    }
+
     fn next_wake(&self) -> Duration {
         let core = self.core.next_wake().unwrap_or(Duration::from_secs(60));
         let wake = core.saturating_sub(self.clock.start.elapsed());
-        let times = [self.stop_at, self.gathering];
+        let times = [self.stop_at, self.gathering, self.given_due];
         let first = times
             .into_iter()
             .flatten()
@@ -383,6 +392,7 @@ impl Driver {
                 }
             }
             self.gathering = None;
+            self.record_given();
             let mut changes: Vec<Change> = Vec::new();
             for effect in self.effects.drain(..) {
                 match effect {
@@ -476,7 +486,10 @@ impl Driver {
             if channel != Channel::Native {
                 prefix.push(client);
             }
-            let frames: Frames = self.engine_session.seal(&prefix, message);
+            let frames: Frames = match message.kept.name() {
+                Some(name) => self.engine_session.seal(&prefix, &without_buffers(message, name)),
+                None => self.engine_session.seal(&prefix, message),
+            };
             self.sockets.to_native_engine(frames)
         } else {
             let frames = self.engine_session.seal(&[uuid, client], message);
@@ -510,16 +523,5 @@ fn said_by(engine: EngineUuid, native: bool, channel: Channel, mut message: Mess
         channel,
         client,
         message,
-    }
-}
-
-/// A thousand engines need some thousand sockets.
-fn raise_open_file_limit() {
-    use nix::sys::resource::{Resource, getrlimit, setrlimit};
-    if let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE)
-        && soft < hard
-        && let Err(error) = setrlimit(Resource::RLIMIT_NOFILE, hard, hard)
-    {
-        tracing::debug!(%error, soft, hard, "the open-file limit stays");
     }
 }

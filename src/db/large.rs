@@ -4,6 +4,7 @@
 //! A file is named after what is in it (SHA-256), so that an array that is pushed to eight engines is there once. It is whole
 //! before the commit that names it; files that no row names are swept away when the database is opened and after a purge.
 use super::{DbError, Durability, buffers, file};
+use crate::model::kept::{Kept, LEAST, is_name};
 use bytes::Bytes;
 use rusqlite::types::ValueRef;
 use rusqlite::{Connection, Row};
@@ -14,9 +15,22 @@ use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-/// A message's buffers of fewer bytes together stay in their row.
-pub const LEAST: usize = 1 << 20;
 const WRITE: &str = "write large buffers into";
+
+/// Where the files of a database are.
+fn directory(database: &Path) -> PathBuf {
+    file::with_suffix(database, "-buffers")
+}
+
+/// The same, made where it is not there yet.
+pub fn made_directory(database: &Path) -> io::Result<PathBuf> {
+    let directory = directory(database);
+    make(&directory).map(|()| directory)
+}
+
+fn make(directory: &Path) -> io::Result<()> {
+    DirBuilder::new().recursive(true).mode(0o700).create(directory)
+}
 
 #[derive(Clone, Debug)]
 pub struct Large {
@@ -26,34 +40,37 @@ pub struct Large {
 impl Large {
     pub fn beside(database: &Path) -> Large {
         Large {
-            directory: file::with_suffix(database, "-buffers"),
+            directory: directory(database),
         }
     }
 
-    /// The name under which a message's buffers were kept; None for those that fit into a row.
-    pub fn keep(&self, list: &[Bytes], durability: Durability) -> Result<Option<String>, DbError> {
+    /// The name under which a message's buffers were kept; None for those that fit into a row. `kept` is told.
+    pub fn keep(&self, list: &[Bytes], kept: Option<&Kept>, durability: Durability) -> Result<Option<String>, DbError> {
         if list.iter().map(Bytes::len).sum::<usize>() < LEAST {
             return Ok(None);
         }
-        self.write(list, durability)
-            .map(Some)
-            .map_err(|error| DbError::io(WRITE, &self.directory, &error))
+        let name = self
+            .write(list, durability)
+            .map_err(|error| DbError::io(WRITE, &self.directory, &error))?;
+        if let Some(kept) = kept {
+            kept.set(&name);
+        }
+        Ok(Some(name))
     }
 
     fn write(&self, list: &[Bytes], durability: Durability) -> io::Result<String> {
-        let head = buffers::head(list);
+        let pieces = buffers::laid_out(list);
         let mut hash = Sha256::new();
-        hash.update(&head);
-        list.iter().for_each(|buffer| hash.update(buffer));
+        pieces.iter().for_each(|piece| hash.update(piece));
         let name = hex::encode(hash.finalize());
         let path = self.directory.join(&name);
-        let size = list.iter().map(Bytes::len).sum::<usize>() + head.len();
+        let size = pieces.iter().map(Bytes::len).sum::<usize>();
         if fs::metadata(&path).is_ok_and(|found| found.len() == size as u64) {
             return Ok(name);
         }
-        DirBuilder::new().recursive(true).mode(0o700).create(&self.directory)?;
+        make(&self.directory)?;
         let unfinished = self.directory.join(format!("{name}.part"));
-        match self.fill(&unfinished, &head, list, durability) {
+        match self.fill(&unfinished, &pieces, durability) {
             Ok(()) => fs::rename(&unfinished, &path)?,
             Err(error) => {
                 let _ = fs::remove_file(&unfinished);
@@ -66,10 +83,9 @@ impl Large {
         Ok(name)
     }
 
-    fn fill(&self, path: &Path, head: &[u8], list: &[Bytes], durability: Durability) -> io::Result<()> {
+    fn fill(&self, path: &Path, pieces: &[Bytes], durability: Durability) -> io::Result<()> {
         let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(path)?;
-        file.write_all(head)?;
-        list.iter().try_for_each(|buffer| file.write_all(buffer))?;
+        pieces.iter().try_for_each(|piece| file.write_all(piece))?;
         match durability {
             Durability::Full => file.sync_all(),
             Durability::Normal => Ok(()),
@@ -84,6 +100,14 @@ impl Large {
             other => other.as_bytes().map(Bytes::copy_from_slice).ok(),
         };
         Ok(found.and_then(buffers::decode).unwrap_or_default())
+    }
+
+    /// In which file the buffers in a column are.
+    pub fn kept(row: &Row, column: usize) -> rusqlite::Result<Kept> {
+        Ok(Kept::named(match row.get_ref(column)? {
+            ValueRef::Text(name) => Some(String::from_utf8_lossy(name).into_owned()),
+            _ => None,
+        }))
     }
 
     fn read(&self, name: &str) -> Option<Bytes> {
@@ -120,8 +144,4 @@ impl Large {
         }
         Ok(())
     }
-}
-
-fn is_name(name: &str) -> bool {
-    name.len() == 64 && name.bytes().all(|b| b.is_ascii_hexdigit())
 }

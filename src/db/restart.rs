@@ -1,5 +1,6 @@
 //! What a controller needs to carry on from the file of one that ended, however it ended.
 use super::batch::{row_range, state_of};
+use super::large::Large;
 use super::requests::queue_of;
 use super::{DbError, Reader, rows};
 use crate::model::change::Request;
@@ -157,6 +158,7 @@ impl Reader {
                         metadata: bytes(row, 8)?,
                         content: bytes(row, 9)?,
                         buffers: self.large.list(row, 10)?,
+                        kept: Large::kept(row, 10)?,
                         engine: row.get::<_, Option<String>>(11)?.map(|uuid| uuid.as_str().into()),
                         submitted: UnixTime(row.get(12)?),
                         label: row.get(13)?,

@@ -3,6 +3,7 @@ use super::batch::{Batch, Known, tidy};
 use super::large::Large;
 use super::{DbError, Durability, Reader, file};
 use crate::model::change::Change;
+use crate::model::kept::Kept;
 use bytes::Bytes;
 use rusqlite::{Connection, TransactionBehavior};
 use std::path::{Path, PathBuf};
@@ -51,7 +52,10 @@ impl Writer {
         if changes.is_empty() {
             return Ok(());
         }
-        let stored = changes.iter().map(|change| self.large.keep(buffers_of(change), self.durability));
+        let stored = changes.iter().map(|change| {
+            let (buffers, kept) = buffers_of(change);
+            self.large.keep(buffers, kept, self.durability)
+        });
         let stored: Vec<Option<String>> = stored.collect::<Result<_, _>>()?;
         let connection = lock(&self.connection);
         let applied = apply(&connection, &mut self.known, changes, stored);
@@ -156,11 +160,11 @@ impl Writer {
     }
 }
 
-fn buffers_of(change: &Change) -> &[Bytes] {
+fn buffers_of(change: &Change) -> (&[Bytes], Option<&Kept>) {
     match change {
-        Change::RequestAdded { request, .. } => &request.buffers,
-        Change::RequestFinished { reply, .. } => &reply.buffers,
-        _ => &[],
+        Change::RequestAdded { request, .. } => (&request.buffers, Some(&request.kept)),
+        Change::RequestFinished { reply, .. } => (&reply.buffers, None),
+        _ => (&[], None),
     }
 }
 

@@ -3,6 +3,7 @@
 use super::definition::MapDefinition;
 use super::engine::EngineFacts;
 use super::job::JobRow;
+use super::kept::Kept;
 use super::task::{Outcome, TaskState};
 use super::{EngineId, EngineUuid, MapId, TaskId, UnixTime};
 use bytes::Bytes;
@@ -153,6 +154,7 @@ pub struct Request {
     pub metadata: Bytes,
     pub content: Bytes,
     pub buffers: Vec<Bytes>,
+    pub kept: Kept,
     pub engine: Option<EngineUuid>,
     pub submitted: UnixTime,
     pub label: Option<String>,

@@ -40,6 +40,13 @@ impl EngineFacts {
 
     pub const JOINED: &str = "joined";
 
+    /// Whether it can open the files in which the controller keeps large buffers.
+    pub fn reads_files(&self) -> bool {
+        self.has(EngineFacts::FILES)
+    }
+
+    pub const FILES: &str = "files";
+
     fn has(&self, capability: &str) -> bool {
         self.capabilities.iter().any(|c| c == capability)
     }

@@ -1,4 +1,5 @@
 //! A message whose signature was checked, with its parts as they came.
+use crate::model::kept::Kept;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
@@ -25,6 +26,8 @@ pub struct Message {
     pub metadata_json: Bytes,
     pub content_json: Bytes,
     pub buffers: Vec<Bytes>,
+    /// Does not travel: where the buffers are kept here.
+    pub kept: Kept,
 }
 
 /// The protocol's word for "nothing" in a JSON part.

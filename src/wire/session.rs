@@ -2,6 +2,7 @@
 use super::message::{EMPTY, Header, Message, to_json};
 use super::signature::Key;
 use super::{DELIMITER, Frames};
+use crate::model::kept::Kept;
 use bytes::Bytes;
 use serde::Serialize;
 use std::collections::{HashSet, VecDeque};
@@ -80,6 +81,7 @@ impl Session {
             metadata_json,
             content_json,
             buffers: frames.collect(),
+            kept: Kept::default(),
         })
     }
 
@@ -125,6 +127,7 @@ impl Session {
             metadata_json: EMPTY,
             content_json: to_json(content),
             buffers: Vec::new(),
+            kept: Kept::default(),
         }
     }
 

@@ -15,7 +15,7 @@ const ARROWS: &[(&str, &str)] = &[
     ("cluster", "launchers client connection profile model"),
     ("dashboard", "client model"),
     ("client", "transport connection wire profile model"),
-    ("controller", "controller::core transport connection db wire profile model"),
+    ("controller", "controller::core transport connection db wire profile model memory"),
     ("engine", "engine::core transport connection wire profile model"),
     ("launchers", "connection profile model"),
     ("connection", "wire profile model"),
@@ -26,6 +26,7 @@ const ARROWS: &[(&str, &str)] = &[
     ("wire", "model"),
     ("profile", "model"),
     ("model", ""),
+    ("memory", ""),
 ];
 
 /// What a pure room must not know: clocks, files, sockets, processes, threads, randomness.

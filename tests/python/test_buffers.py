@@ -2,12 +2,14 @@
 import json
 import os
 import pathlib
+import subprocess
+import sys
 
 import pytest
 
 ipp = pytest.importorskip("ipyparallel", reason="ipyparallel is not installed in this Python")
 
-from conftest import Cluster, wait_until  # noqa: E402
+from conftest import Cluster, pcluster_binary, wait_until  # noqa: E402
 
 MEGABYTE = 1_000_000
 SIZE = 64 * MEGABYTE
@@ -49,3 +51,61 @@ def test_an_array_reaches_engines_and_comes_back_in_few_copies(client_file):
     kept = sorted(entry.stat().st_size for entry in buffers.iterdir())
     # The push, the same from every request that made it; the pull's reply.
     assert len(kept) == 2 and kept[0] >= SIZE
+
+
+def test_an_engine_on_the_controllers_host_uses_its_files(client_file):
+    """Nothing is sent, received or copied: the worker has the file's pages, and what it writes to them is its own."""
+    numpy = pytest.importorskip("numpy")
+    buffers = client_file.parents[1] / "pcluster.db-buffers"
+    with ipp.Client(connection_info=str(client_file)) as client:
+        client.wait_for_engines(2, timeout=60)
+        one = client[0]
+        engine = one.apply_sync(ipp.interactive(lambda: __import__("os").getppid()))
+        before = memory(engine, "VmHWM:")
+        earlier = set(buffers.iterdir())
+        sent = numpy.random.default_rng(1).integers(0, 256, SIZE, dtype="uint8")
+        one.push({"mapped": sent}, block=True)
+        (file,) = set(buffers.iterdir()) - earlier
+        kept = file.read_bytes()
+        assert memory(engine, "VmHWM:") - before < SIZE // 8
+
+        def change():
+            mapped[:1000] += 1  # noqa: F821
+            return open("/proc/self/maps").read(), mapped.ctypes.data % 64  # noqa: F821
+
+        maps, unaligned = one.apply_sync(ipp.interactive(change))
+        assert file.name in maps and unaligned == 0
+        assert file.read_bytes() == kept
+        # The request is forgotten, and its file goes: what was pushed stays.
+        client.purge_everything()
+        wait_until("the file to be gone", lambda: not file.exists())
+        sent[:1000] += 1
+        assert (one.pull("mapped", block=True) == sent).all()
+        one.push({"mapped": None}, block=True)
+
+
+def test_an_engine_that_does_not_find_the_files_is_sent_what_is_in_them(client_file):
+    """As on another host: there the directory that the engine's file names is another, or none."""
+    engine_file = client_file.with_name("ipcontroller-engine.json")
+    told = json.loads(engine_file.read_text())
+    told["pcluster"]["buffers"]["boot_id"] = "another host's"
+    elsewhere = client_file.with_name("elsewhere.json")
+    elsewhere.write_text(json.dumps(told))
+    command = [pcluster_binary(), "engine", "--file", str(elsewhere), "--python", sys.executable]
+    with ipp.Client(connection_info=str(client_file)) as client:
+        client.wait_for_engines(2, timeout=60)
+        known = set(client.ids)
+        engine = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        try:
+            (third,) = wait_until("the third engine", lambda: set(client.ids) - known)
+            sent = bytearray(os.urandom(MEGABYTE)) * 4
+            client[[0, third]].push({"array": sent}, block=True)
+
+            def look():
+                return bytes(array), "db-buffers" in open("/proc/self/maps").read()  # noqa: F821
+
+            assert client[third].apply_sync(ipp.interactive(look)) == (sent, False)
+            assert client[0].pull("array", block=True) == sent
+        finally:
+            engine.kill()
+            engine.wait()

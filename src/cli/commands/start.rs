@@ -29,6 +29,9 @@ pub struct Args {
     /// and 0.0.0.0 where engines may be on other hosts]
     #[arg(long, value_name = "ADDRESS")]
     ip: Option<String>,
+    /// Do not encrypt: for clients and engines whose ZeroMQ has no CURVE. Messages are signed all the same
+    #[arg(long)]
+    no_curve: bool,
     /// What starts the controller: local, or a batch system, which runs it as a job of its own [default: local]
     #[arg(long, value_name = "NAME")]
     controller_launcher: Option<String>,
@@ -176,11 +179,7 @@ pub fn run(args: Args, context: &Context) -> Result<Exit, CommandError> {
         on::start(destination, !args.no_install, context)?;
         return Ok(Exit::Fine);
     }
-    let mut settings = args.how.settings(context)?;
-    if let Some(ip) = args.ip {
-        // As YAML text: an address of digits and points must stay one.
-        settings.push(("controller.ip".into(), format!("{ip:?}")));
-    }
+    let settings = settings(&args, context)?;
     let options = StartOptions {
         profile: context.profile_dir()?,
         cluster_id: context.cluster_id.clone(),
@@ -205,6 +204,18 @@ pub fn run(args: Args, context: &Context) -> Result<Exit, CommandError> {
     bar.clear();
     report(&started, context)?;
     Ok(Exit::Fine)
+}
+
+fn settings(args: &Args, context: &Context) -> Result<Vec<(String, String)>, CommandError> {
+    let mut settings = args.how.settings(context)?;
+    if let Some(ip) = &args.ip {
+        // As YAML text: an address of digits and points must stay one.
+        settings.push(("controller.ip".into(), format!("{ip:?}")));
+    }
+    if args.no_curve {
+        settings.push(("controller.curve".into(), "false".into()));
+    }
+    Ok(settings)
 }
 
 fn tell(progress: &StartProgress, context: &Context) {
@@ -389,24 +400,21 @@ mod tests {
     }
 
     #[test]
-    fn an_address_stays_an_address() {
-        let line = "pcluster start --ip 0.0.0.0 --timeout 2m --set controller.hwm=2";
+    fn what_options_say_is_set_and_an_address_stays_an_address() {
+        let line = "pcluster start --ip 0.0.0.0 --no-curve --timeout 2m --set controller.hwm=2";
         let Command::Start(args) = args::parse(line.split(' ').map(Into::into)).unwrap().command else {
             panic!()
         };
-        let mut settings = args
-            .how
-            .settings(&Context::for_tests(std::path::Path::new("/nonexistent")))
-            .unwrap();
-        settings.push(("controller.ip".into(), format!("{:?}", args.ip.unwrap())));
+        let settings = super::settings(&args, &Context::for_tests(std::path::Path::new("/nonexistent"))).unwrap();
         let config = crate::profile::Config::parse("", &settings).unwrap();
         assert_eq!(
             (
                 config.controller.ip.as_str(),
                 config.controller.hwm,
+                config.controller.curve,
                 config.launcher.engines_timeout_ms
             ),
-            ("0.0.0.0", 2, 120_000)
+            ("0.0.0.0", 2, false, 120_000)
         );
     }
 }

@@ -158,6 +158,7 @@ pub fn near_end(way: &Way, destination: &str, local: &BTreeMap<String, u16>) -> 
         pcluster: there.pcluster.as_ref().map(|keys| PclusterKeys {
             addresses: vec!["127.0.0.1".into()],
             engine_port: None,
+            buffers: None,
             pid: own,
             host: process::host(),
             started: process::started_of(own).unwrap_or_default(),

@@ -7,6 +7,7 @@ use super::membership::STRANDED_GRACE;
 use super::{ClientChannel, Core, Due, Effect};
 use crate::model::change::{Change, Reply, Request};
 use crate::model::definition::{MapDefinition, MapOptions, Work};
+use crate::model::kept::Kept;
 use crate::model::task::TaskState;
 use crate::model::{EngineUuid, MapId, TaskId, UnixTime};
 use crate::wire::Message;
@@ -108,8 +109,12 @@ impl Open {
     }
 
     /// As it is sent. An engine that has had it before takes the very same message for a replay.
-    fn of_run(&self) -> Message {
+    /// `reads_files`: for an engine that can have large buffers from where they are kept.
+    fn of_run(&self, reads_files: bool) -> Message {
         let mut message = self.message.clone();
+        if !reads_files {
+            message.kept = Kept::default();
+        }
         if self.run > 1 {
             message.metadata_json = with_run(&message.metadata_json, self.run);
         }
@@ -206,10 +211,11 @@ impl Core {
         &mut self,
         queue: Channel,
         client: Bytes,
-        message: Message,
+        mut message: Message,
         engine: Option<EngineUuid>,
         broadcast: Option<String>,
     ) {
+        message.kept = Kept::when_written(&message.buffers);
         let metadata: Value = message.metadata().unwrap_or_default();
         let session = message.header.session.clone();
         let key = self.requests.returning.key_of(client_channel(queue), &client);
@@ -253,6 +259,7 @@ impl Core {
                 metadata: message.metadata_json.clone(),
                 content: message.content_json.clone(),
                 buffers: message.buffers.clone(),
+                kept: message.kept.clone(),
                 engine: engine.clone(),
                 submitted: date_of(&message, self.now.unix),
                 label: metadata.get("label").and_then(Value::as_str).map(str::to_string),
@@ -285,6 +292,7 @@ impl Core {
             metadata_json: request.metadata,
             content_json: request.content,
             buffers: request.buffers,
+            kept: request.kept,
         };
         let msg_id = request.msg_id;
         let broadcast = super::broadcast::original_of(&message.metadata_json).filter(|_| queue == Channel::Broadcast);
@@ -309,12 +317,13 @@ impl Core {
     }
 
     pub(super) fn send_request(&mut self, msg_id: &str, uuid: &EngineUuid) {
+        let reads_files = self.engines.get(uuid).is_some_and(|e| e.facts.reads_files());
         let Some(open) = self.requests.open.get_mut(msg_id) else { return };
         open.engine = Some(uuid.clone());
         let balanced = open.queue == Channel::Task;
         let function = open.function;
         let (task, run) = (open.task, open.run);
-        let (channel, client, message) = (open.queue, open.client.clone(), open.of_run());
+        let (channel, client, message) = (open.queue, open.client.clone(), open.of_run(reads_files));
         if let (true, Some(engine)) = (balanced, self.engines.get(uuid).map(|e| e.id)) {
             self.record(Change::TasksAssigned {
                 map: task.map,
@@ -454,7 +463,7 @@ impl Core {
             .filter_map(|id| self.requests.open.get(id))
             .collect();
         missing.sort_by_key(|open| open.task);
-        let native = engine.native;
+        let (native, reads_files) = (engine.native, engine.facts.reads_files());
         let mut of_before = Vec::new();
         for open in missing {
             if open.queue == Channel::Task && open.sent == 0 {
@@ -466,7 +475,7 @@ impl Core {
                 native,
                 channel: open.queue,
                 client: open.client.clone(),
-                message: open.of_run(),
+                message: open.of_run(reads_files),
             });
         }
         for msg_id in of_before {
@@ -707,6 +716,7 @@ impl Core {
             metadata_json: found.metadata,
             content_json: found.content,
             buffers: found.buffers,
+            kept: Kept::default(),
         };
         self.task_request(message);
         msg_id

@@ -1,8 +1,8 @@
 //! Large buffers of messages: files beside the database.
 use super::requests::{added, replied, reply, request};
 use super::*;
-use crate::db::large::LEAST;
 use crate::model::change::{Purge, Reply, Request};
+use crate::model::kept::{Kept, LEAST};
 use std::os::unix::fs::PermissionsExt;
 
 fn array(byte: u8) -> Vec<Bytes> {
@@ -12,6 +12,7 @@ fn array(byte: u8) -> Vec<Bytes> {
 fn carrying(msg_id: &str, byte: u8) -> Request {
     Request {
         buffers: array(byte),
+        kept: Kept::when_written(&array(byte)),
         ..request(msg_id, "mux", 1001.0)
     }
 }
@@ -44,14 +45,22 @@ fn files(db: &Db) -> Vec<PathBuf> {
 
 #[test]
 fn large_buffers_come_back_and_the_same_ones_are_kept_once() {
-    let db = pushed();
+    let mut db = pushed();
     let record = requests::one(&db, "a");
     assert_eq!((record.buffers, record.result_buffers), (array(1), array(2)));
     let mut unfinished = Vec::new();
     db.reader()
-        .unfinished_requests(MapId(1), &mut |found| unfinished.push(found.request.buffers))
+        .unfinished_requests(MapId(1), &mut |found| unfinished.push(found.request))
         .unwrap();
-    assert_eq!(unfinished, [array(1)]);
+    assert_eq!(unfinished.len(), 1);
+    assert_eq!(unfinished[0].buffers, array(1));
+    let name = unfinished[0].kept.name().unwrap().to_string();
+    assert!(db.directory.path().join("t.db-buffers").join(&name).exists());
+    // Who has recorded it is told the same.
+    let again = carrying("c", 1);
+    let kept = again.kept.clone();
+    db.apply(&[added(2, again)]);
+    assert_eq!(kept.name(), Some(name.as_str()));
     assert_eq!(files(&db).len(), 2);
     let size = std::fs::metadata(db.path()).unwrap().len() + std::fs::metadata(db.directory.path().join("t.db-wal")).unwrap().len();
     assert!(size < LEAST as u64, "they are not in the database, which has {size} bytes");

@@ -1,12 +1,14 @@
 //! What the engine runs: tasks of pcluster, and requests of ipyparallel clients.
 use crate::model::UnixTime;
 use crate::model::definition::{MapDefinition, Work};
+use crate::model::kept::is_name;
 use crate::model::task::{Outcome, TaskError, TaskState};
 use crate::wire::Message;
-use crate::wire::content::engine::{Channel, Held};
+use crate::wire::content::engine::{BUFFERS, Channel, Held};
 use bytes::Bytes;
 use serde::Deserialize;
 use serde_json::value::RawValue;
+use serde_json::{Map, Value};
 use std::sync::Arc;
 
 #[derive(Clone, Debug)]
@@ -75,6 +77,8 @@ pub struct Request {
     /// How often it was sent to an engine.
     pub run: u32,
     pub message: Message,
+    /// The name of the file that has its buffers, in the place of the message.
+    pub file: Option<String>,
 }
 
 impl Request {
@@ -91,6 +95,7 @@ impl Request {
             pcluster_run: Option<u32>,
         }
         let flags: Flags = message.content().unwrap_or_default();
+        let file = file_of(&message);
         // Only a balanced one is ever asked for it, and reading costs time.
         let run: Run = match channel {
             Channel::Task => message.metadata().unwrap_or_default(),
@@ -103,6 +108,7 @@ impl Request {
             method,
             stops_others: method == Method::Execute && !flags.silent && flags.stop_on_error.unwrap_or(true),
             message,
+            file,
         }
     }
     /// It came through the balanced scheduler.
@@ -112,6 +118,15 @@ impl Request {
     pub fn msg_id(&self) -> &str {
         &self.message.header.msg_id
     }
+}
+
+fn file_of(message: &Message) -> Option<String> {
+    if !message.buffers.is_empty() {
+        return None;
+    }
+    let metadata: Map<String, Value> = message.metadata().ok()?;
+    let name = metadata.get(BUFFERS)?.as_str()?;
+    is_name(name).then(|| name.to_string())
 }
 
 /// What the worker says of a unit that has ended.
@@ -233,5 +248,36 @@ pub fn command_outcome(end: CommandEnd) -> Outcome {
             )
         },
         CommandExit::NotStarted(ename, evalue) => Outcome::failure(TaskState::Error, &ename, evalue, started, ended),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn buffers_are_looked_for_under_a_name_and_never_under_a_path() {
+        let file = |name: &str, buffers: Vec<Bytes>| {
+            let metadata = serde_json::json!({ BUFFERS: name }).to_string();
+            let message = Message {
+                metadata_json: metadata.into(),
+                buffers,
+                ..Message::default()
+            };
+            Request::new(Channel::Mux, Vec::new(), Method::Apply, message).file
+        };
+        let name = "0123456789abcdef".repeat(4);
+        assert_eq!(file(&name, Vec::new()), Some(name.clone()));
+        assert_eq!(file(&name, vec![Bytes::from_static(b"here")]), None);
+        for other in [
+            "",
+            "/etc/passwd",
+            "../secrets",
+            &name[1..],
+            &"../".repeat(21),
+            &format!("{}/", &name[1..]),
+        ] {
+            assert_eq!(file(other, Vec::new()), None, "{other}");
+        }
     }
 }

@@ -20,6 +20,7 @@ use crate::model::{EngineUuid, PROTOCOL_VERSION};
 use crate::wire::content::engine::*;
 use ending::Warning;
 use signals::Signals;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 use tokio::sync::mpsc::{Receiver, UnboundedReceiver, UnboundedSender, channel, unbounded_channel};
 
@@ -42,6 +43,8 @@ pub struct Driver {
     command_events: Receiver<CommandEvent>,
     command_sender: tokio::sync::mpsc::Sender<CommandEvent>,
     facts: EngineFacts,
+    /// Where the controller keeps large buffers, if this process finds it.
+    buffers: Option<PathBuf>,
     link: Option<Link>,
     left: bool,
     /// Not the end: this process goes on as another engine.
@@ -78,13 +81,20 @@ impl Driver {
         let (worker_sender, worker_events) = unbounded_channel();
         let (command_sender, command_events) = channel(16);
         let core = new_core(&settings, &python);
+        let keys = settings.connection.pcluster.as_ref();
+        let buffers = keys.and_then(|keys| keys.buffers.as_ref()?.here().map(Path::to_path_buf));
+        let files = buffers.is_some().then_some(EngineFacts::FILES);
         let facts = EngineFacts {
             uuid: new_uuid(),
             host: command::host(),
             pid: std::process::id(),
             version: crate::model::VERSION.into(),
             python: String::new(),
-            capabilities: ["call", "command", "execute", EngineFacts::JOINED].map(String::from).to_vec(),
+            capabilities: ["call", "command", "execute", EngineFacts::JOINED]
+                .into_iter()
+                .chain(files)
+                .map(String::from)
+                .collect(),
             job: crate::engine::settings::job(),
             ends: crate::engine::settings::ends(),
         };
@@ -102,6 +112,7 @@ impl Driver {
             command_events,
             command_sender,
             facts,
+            buffers,
             link: None,
             left: false,
             as_another: false,

@@ -74,7 +74,10 @@ impl Driver {
             Effect::GiveRequest { ticket, request } => {
                 self.give_ipython(false);
                 let id = self.link.as_ref().map(|link| link.id);
-                let meta = serde_json::json!({ "method": request.method.word(), "engine_uuid": self.facts.uuid, "engine_id": id });
+                let mut meta = serde_json::json!({ "method": request.method.word(), "engine_uuid": self.facts.uuid, "engine_id": id });
+                if let (Some(name), Some(directory)) = (&request.file, &self.buffers) {
+                    meta["buffers"] = directory.join(name).to_string_lossy().into();
+                }
                 let Message {
                     header_json,
                     metadata_json,

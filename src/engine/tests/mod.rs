@@ -264,6 +264,7 @@ fn connection_file(port: u16, server_key: &str) -> ConnectionFile {
             cluster_id: String::new(),
             addresses: vec!["127.0.0.1".into()],
             engine_port: Some(port),
+            buffers: None,
             pid: 0,
             host: String::new(),
             started: 0.0,

@@ -7,6 +7,8 @@ use crate::model::definition::MapDefinition;
 use crate::model::engine::EngineFacts;
 use crate::model::task::Outcome;
 use crate::model::{EngineId, MapId};
+use crate::wire::Message;
+use crate::wire::message::to_json;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use std::sync::Arc;
@@ -47,6 +49,21 @@ impl Channel {
         ]
         .into_iter()
         .find(|c| c.frame() == frame)
+    }
+}
+
+/// In the metadata of a request, for engines with the capability `files`: the name of the file that has its buffers, in the directory
+/// that the engine's connection file names. The message itself has none then.
+pub const BUFFERS: &str = "pcluster_buffers";
+
+/// The request as such an engine gets it.
+pub fn without_buffers(message: &Message, name: &str) -> Message {
+    let mut metadata: serde_json::Map<String, serde_json::Value> = message.metadata().unwrap_or_default();
+    metadata.insert(BUFFERS.into(), name.into());
+    Message {
+        metadata_json: to_json(&metadata),
+        buffers: Vec::new(),
+        ..message.clone()
     }
 }
 

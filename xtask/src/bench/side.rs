@@ -25,6 +25,15 @@ pub struct Sum {
 impl<'a> Side<'a> {
     /// With so many engines. `settings` are for pcluster: `--set key=value`.
     pub fn start(tools: &'a Tools, ours: bool, engines: u64, settings: &[&str]) -> Result<Side<'a>, String> {
+        Side::start_with(tools, ours, engines, settings, false)
+    }
+
+    /// ipyparallel's, with CURVE.
+    pub fn start_encrypted(tools: &'a Tools, engines: u64) -> Result<Side<'a>, String> {
+        Side::start_with(tools, false, engines, &[], true)
+    }
+
+    fn start_with(tools: &'a Tools, ours: bool, engines: u64, settings: &[&str], encrypted: bool) -> Result<Side<'a>, String> {
         let name = if ours { "side-pcluster" } else { "side-ipyparallel" };
         let side = Side {
             tools,
@@ -39,7 +48,11 @@ impl<'a> Side<'a> {
             true => [&["start", "-n", &count, "--python", &python][..], settings].concat(),
             false => vec!["start", "-n", &count, "--daemonize"],
         };
-        captured(side.cluster().args(words))?;
+        let mut cluster = side.cluster();
+        if encrypted {
+            cluster.env("IPP_ENABLE_CURVE", "1");
+        }
+        captured(cluster.args(words))?;
         let until = Instant::now() + Duration::from_secs(60);
         while !side.client_file().exists() && Instant::now() < until {
             std::thread::sleep(Duration::from_millis(100));

@@ -17,8 +17,8 @@ struct Size {
     rounds: usize,
     tasks: u64,
     latencies: u64,
-    /// For the memory of the controllers, after the rounds.
-    many: u64,
+    /// For the memory of the controllers, after the rounds: of pcluster, and of ipyparallel, which takes longer.
+    many: [u64; 2],
     /// To so many engines at once; the last is the size of the cluster.
     calls: &'static [&'static str],
     count: &'static str,
@@ -30,7 +30,7 @@ const FULL: Size = Size {
     rounds: 3,
     tasks: 2_000,
     latencies: 200,
-    many: 20_000,
+    many: [100_000, 20_000],
     calls: &["1", "16", "64"],
     count: "300",
     pushes: "3",
@@ -41,7 +41,7 @@ const QUICK: Size = Size {
     rounds: 2,
     tasks: 300,
     latencies: 50,
-    many: 2_000,
+    many: [2_000, 2_000],
     calls: &["1", "4"],
     count: "20",
     pushes: "1",
@@ -69,7 +69,8 @@ impl Found {
 pub fn run(places: &Places, quick: bool) -> Result<(), String> {
     let size = if quick { QUICK } else { FULL };
     let tools = Tools::for_client(places, false)?;
-    let found = measured(&tools, &size);
+    let mut found = measured(&tools, &size);
+    shared(&mut found, &size);
     let text = format!("{}\n{}", table::head(places, size.rounds, &tools), tables(&found, &size));
     let kept = tools.folder.join("ipyparallel.md");
     fs::write(&kept, &text).map_err(|e| format!("cannot write {}: {e}", kept.display()))?;
@@ -85,7 +86,7 @@ fn measured(tools: &Tools, size: &Size) -> Found {
     let mut found = Found::default();
     said("many tasks, 2 engines", two_engines(tools, size, &mut found));
     said("direct views", direct(tools, size, &mut found));
-    said("pushes without encryption", plain(tools, size, &mut found));
+    said("pushes, both encrypted or neither", alike(tools, size, &mut found));
     found
 }
 
@@ -113,7 +114,7 @@ fn two_engines(tools: &Tools, size: &Size, found: &mut Found) -> Result<(), Stri
     }
     for (i, side) in sides.iter().enumerate() {
         found.add(i, "idle_mb", side.processes().0.mb);
-        tasks(side, i, size.many, 1, "many_", found)?;
+        tasks(side, i, if i == 0 { size.many[0] } else { size.many[1] }, 1, "many_", found)?;
         found.add(i, "many_mb", side.processes().0.mb);
     }
     Ok(())
@@ -150,15 +151,32 @@ fn direct(tools: &Tools, size: &Size, found: &mut Found) -> Result<(), String> {
     Ok(())
 }
 
-/// ipyparallel's own does not encrypt unless it is told to.
-fn plain(tools: &Tools, size: &Size, found: &mut Found) -> Result<(), String> {
+/// ipyparallel's own does not encrypt unless it is told to: here pcluster does not, and ipyparallel does.
+fn alike(tools: &Tools, size: &Size, found: &mut Found) -> Result<(), String> {
     let most = size.push_to.last().copied().unwrap_or("1");
-    let side = Side::start(tools, true, most.parse().unwrap_or(1), &["--set", "controller.curve=false"])?;
+    let engines = most.parse().unwrap_or(1);
+    let sides = [
+        Side::start(tools, true, engines, &["--no-curve"])?,
+        Side::start_encrypted(tools, engines)?,
+    ];
     for _ in 0..size.rounds {
-        let pushes = [&[most, "push", ARRAY, size.pushes], size.push_to].concat();
-        take(0, "plain_", side.script("direct_view.py", &pushes)?, found);
+        for (side, prefix) in sides.iter().zip(["plain_", "curve_"]) {
+            let pushes = [&[most, "push", ARRAY, size.pushes], size.push_to].concat();
+            take(usize::from(!side.ours), prefix, side.script("direct_view.py", &pushes)?, found);
+        }
     }
     Ok(())
+}
+
+/// What was measured once stands in two lines: pcluster encrypted, and ipyparallel not.
+fn shared(found: &mut Found, size: &Size) {
+    for engines in size.push_to {
+        for (side, prefix) in [(0, "curve_"), (1, "plain_")] {
+            if let Some(seconds) = found.median(side, &format!("push_{engines}")) {
+                found.add(side, &format!("{prefix}push_{engines}"), seconds);
+            }
+        }
+    }
 }
 
 fn take(side: usize, prefix: &str, values: BTreeMap<String, f64>, found: &mut Found) {
@@ -213,10 +231,16 @@ fn tables(found: &Found, size: &Size) -> String {
             &seconds,
             false,
         );
-        row("… not encrypted".into(), &format!("plain_push_{engines}"), &seconds, false);
+        row("… both encrypted".into(), &format!("curve_push_{engines}"), &seconds, false);
+        row("… neither encrypted".into(), &format!("plain_push_{engines}"), &seconds, false);
     }
     row("controller's memory before many tasks".into(), "idle_mb", &mb, false);
-    row(format!("… after {} tasks more", thousands(size.many as f64)), "many_mb", &mb, false);
+    let [ours, theirs] = size.many.map(|count| thousands(count as f64));
+    let after = match ours == theirs {
+        true => format!("… after {ours} tasks more"),
+        false => format!("… after {ours} tasks more; ipyparallel's after {theirs}"),
+    };
+    row(after, "many_mb", &mb, false);
     row("… tasks/s meanwhile".into(), "many_rate", &rate, true);
     row("… controller's CPU for a task".into(), "many_controller_us", &us, false);
     out

@@ -169,6 +169,7 @@ impl Ledger {
                     metadata_json: reply.metadata.clone(),
                     content_json: reply.content.clone(),
                     buffers: reply.buffers.clone(),
+                    kept: Default::default(),
                 },
             }
         };

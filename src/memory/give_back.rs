@@ -1,5 +1,8 @@
-//! Memory that large messages needed goes back to the system when they are through: the allocator keeps what was freed in
-//! pieces, in an arena for each thread (malloc(3), mallopt(3)).
+//! Memory that large messages needed goes back to the system when they are through: what is kept here, and what the system's allocator
+//! keeps in an arena for each thread (malloc(3), mallopt(3)).
+use super::pieces::pieces;
+use super::ranges::ranges;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 const LOOK_EVERY: Duration = Duration::from_secs(1);
@@ -7,16 +10,19 @@ const MOST_PAUSE: Duration = Duration::from_secs(30);
 /// So much more than at the least is worth a walk through the arenas.
 const SLACK_BYTES: usize = 32 << 20;
 
-/// Looks now and then, and gives back when no more is being taken; less often where that brought little, since what is there may be in use.
-/// Never ends.
-pub(super) async fn give_back() {
+/// Looks now and then, and gives back when nothing large was taken since the last look; less often where that brought little, since what is
+/// there may be in use. Never ends.
+pub async fn give_back() {
     let Some(mut least) = resident() else { return };
+    super::KEEPS.store(true, Ordering::Relaxed);
     let mut last = least;
     let mut pause = LOOK_EVERY;
+    let mut taken = 0;
     loop {
         tokio::time::sleep(pause).await;
-        let Some(now) = resident() else { return };
-        if now > least + SLACK_BYTES && now <= last {
+        let Some(now) = resident() else { break };
+        let taken_before = std::mem::replace(&mut taken, ranges().taken);
+        if now > least + SLACK_BYTES && now <= last && taken == taken_before {
             let _ = tokio::task::spawn_blocking(trim).await;
             let left = resident().unwrap_or(now);
             pause = match now.saturating_sub(left) >= SLACK_BYTES {
@@ -30,6 +36,7 @@ pub(super) async fn give_back() {
         }
         least = least.min(last);
     }
+    super::KEEPS.store(false, Ordering::Relaxed);
 }
 
 /// Bytes (proc(5), `VmRSS`).
@@ -40,8 +47,14 @@ fn resident() -> Option<usize> {
     Some(kilobytes << 10)
 }
 
-#[cfg(target_env = "gnu")]
 fn trim() {
+    pieces().shrink(0);
+    ranges().give_back();
+    trim_system();
+}
+
+#[cfg(target_env = "gnu")]
+fn trim_system() {
     // SAFETY: malloc_trim(3) may be called by any thread at any time.
     #[allow(unsafe_code, reason = "the standard library has no way to ask the allocator")]
     unsafe {
@@ -50,4 +63,4 @@ fn trim() {
 }
 
 #[cfg(not(target_env = "gnu"))]
-fn trim() {}
+fn trim_system() {}

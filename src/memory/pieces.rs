@@ -1,0 +1,175 @@
+//! The pieces in which a message comes in: blocks of one size, in regions of one large page.
+use super::{LARGE_PAGE, map, unmap};
+use std::ptr::{NonNull, null_mut};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+/// The pieces have more than half of this, and at most this (what the transport reads at once).
+pub const PIECE: usize = 128 << 10;
+/// The first piece's place is the region's head.
+const PIECES: u32 = (LARGE_PAGE / PIECE) as u32 - 1;
+/// So many regions stay when they are free, where somebody gives them back later.
+const MOST_FREE: usize = 128;
+/// ... and where nobody does.
+const FEW_FREE: usize = 2;
+
+static POOL: Mutex<Pool> = Mutex::new(Pool { open: None, free: 0 });
+
+pub fn pieces() -> MutexGuard<'static, Pool> {
+    POOL.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Regions that have a free piece are in a list.
+pub struct Pool {
+    open: Option<NonNull<Region>>,
+    /// Of the list's regions, those without a used piece.
+    free: usize,
+}
+
+/// The head of a region, in its first page.
+struct Region {
+    previous: Option<NonNull<Region>>,
+    next: Option<NonNull<Region>>,
+    /// A bit for each piece that is free.
+    free: u32,
+}
+
+const ALL_FREE: u32 = (1 << PIECES) - 1;
+
+// SAFETY: regions are touched only under the lock that the pool is in.
+#[expect(unsafe_code, reason = "the pool holds pointers")]
+unsafe impl Send for Pool {}
+
+#[expect(unsafe_code, reason = "an allocator is one")]
+impl Pool {
+    /// A piece, or null when the system has no more memory.
+    pub fn take(&mut self) -> *mut u8 {
+        let Some(mut region) = self.open.or_else(|| self.another()) else {
+            return null_mut();
+        };
+        // SAFETY: regions of the list are mapped, and only this pool has their heads.
+        let head = unsafe { region.as_mut() };
+        self.free -= usize::from(head.free == ALL_FREE);
+        let index = head.free.trailing_zeros();
+        head.free &= !(1 << index);
+        if head.free == 0 {
+            self.unlink(region);
+        }
+        (region.as_ptr() as usize + (index as usize + 1) * PIECE) as *mut u8
+    }
+
+    pub fn put(&mut self, piece: *mut u8, keep: bool) {
+        let base = piece as usize & !(LARGE_PAGE - 1);
+        let index = (piece as usize - base) / PIECE - 1;
+        let Some(mut region) = NonNull::new(base as *mut Region) else {
+            return;
+        };
+        // SAFETY: a region with a used piece is mapped.
+        let head = unsafe { region.as_mut() };
+        if head.free == 0 {
+            self.link(region);
+        }
+        head.free |= 1 << index;
+        if head.free == ALL_FREE {
+            self.free += 1;
+            self.shrink(if keep { MOST_FREE } else { FEW_FREE });
+        }
+    }
+
+    /// A new region.
+    fn another(&mut self) -> Option<NonNull<Region>> {
+        let region = NonNull::new(map(LARGE_PAGE) as *mut Region)?;
+        let head = Region {
+            previous: None,
+            next: None,
+            free: ALL_FREE,
+        };
+        // SAFETY: the region is new, and longer than its head.
+        unsafe { region.write(head) };
+        self.free += 1;
+        self.link(region);
+        Some(region)
+    }
+
+    fn link(&mut self, mut region: NonNull<Region>) {
+        // SAFETY: as in `take`.
+        unsafe {
+            region.as_mut().previous = None;
+            region.as_mut().next = self.open;
+            if let Some(mut next) = self.open {
+                next.as_mut().previous = Some(region);
+            }
+        }
+        self.open = Some(region);
+    }
+
+    fn unlink(&mut self, region: NonNull<Region>) {
+        // SAFETY: as in `take`.
+        unsafe {
+            let (previous, next) = (region.as_ref().previous, region.as_ref().next);
+            match previous {
+                Some(mut previous) => previous.as_mut().next = next,
+                None => self.open = next,
+            }
+            if let Some(mut next) = next {
+                next.as_mut().previous = previous;
+            }
+        }
+    }
+
+    /// Until so many free regions are left.
+    pub fn shrink(&mut self, most: usize) {
+        let mut at = self.open;
+        while let Some(region) = at
+            && self.free > most
+        {
+            // SAFETY: as in `take`; nobody uses a piece of what is unmapped.
+            unsafe {
+                at = region.as_ref().next;
+                if region.as_ref().free == ALL_FREE {
+                    self.unlink(region);
+                    self.free -= 1;
+                    unmap(region.as_ptr() as usize, LARGE_PAGE);
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::BTreeSet;
+
+    fn pool() -> Pool {
+        Pool { open: None, free: 0 }
+    }
+
+    #[test]
+    #[expect(unsafe_code, reason = "pieces are written to")]
+    fn pieces_do_not_overlap_and_are_used_again() {
+        let mut pool = pool();
+        let taken: Vec<*mut u8> = (0..100).map(|_| pool.take()).collect();
+        for (i, piece) in taken.iter().enumerate() {
+            unsafe { piece.write_bytes(i as u8, PIECE) };
+        }
+        for (i, piece) in taken.iter().enumerate() {
+            let found = unsafe { std::slice::from_raw_parts(*piece, PIECE) };
+            assert!(found.iter().all(|byte| *byte == i as u8), "piece {i}");
+        }
+        let places: BTreeSet<usize> = taken.iter().map(|piece| *piece as usize).collect();
+        assert_eq!(places.len(), 100);
+        // Of seven regions: out of order, and all.
+        for piece in taken.iter().rev().step_by(2).chain(taken.iter().step_by(2)) {
+            pool.put(*piece, true);
+        }
+        assert_eq!(pool.free, 7);
+        let again: BTreeSet<usize> = (0..100).map(|_| pool.take() as usize).collect();
+        assert!(again.iter().all(|piece| places.contains(&(piece & !(LARGE_PAGE - 1) | PIECE))));
+        assert_eq!(pool.free, 0);
+        again.into_iter().for_each(|piece| pool.put(piece as *mut u8, true));
+        pool.shrink(2);
+        assert_eq!(pool.free, 2);
+        pool.shrink(0);
+        assert_eq!((pool.free, pool.open), (0, None));
+    }
+}
