@@ -1,11 +1,15 @@
 # What a test started ends with it: run as `sh -c "$(cat guard.sh)" guard FOLDER` with a pipe as stdin, in a session of its
 # own. Reads until the pipe is closed, which also happens when the test process is killed; then kills every process of
-# the folder (known by its IPYTHONDIR) and removes the folder.
+# the folder (known by its IPYTHONDIR), and those that they start in each other's place meanwhile, and removes the folder.
 cat >/dev/null
-for environ in /proc/[0-9]*/environ; do
-    if tr '\0' '\n' <"$environ" 2>/dev/null | grep -qxF "IPYTHONDIR=$1/ipython"; then
-        pid=${environ#/proc/}
-        kill -KILL "${pid%/environ}" 2>/dev/null
-    fi
+found=1
+while [ -n "$found" ]; do
+    found=
+    for environ in /proc/[0-9]*/environ; do
+        if tr '\0' '\n' <"$environ" 2>/dev/null | grep -qxF "IPYTHONDIR=$1/ipython"; then
+            pid=${environ#/proc/}
+            kill -KILL "${pid%/environ}" 2>/dev/null && found=1
+        fi
+    done
 done
 rm -rf "$1"

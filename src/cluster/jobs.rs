@@ -33,6 +33,22 @@ pub fn rows(launched: &Launched, states: &[MemberState]) -> Vec<JobRow> {
     rows
 }
 
+/// The same after a command of ours has ended what was not over.
+pub(super) fn stopped(rows: Vec<JobRow>) -> Vec<JobRow> {
+    let since = UnixTime(super::now());
+    let stopped = |row: JobRow| match row.over {
+        true => row,
+        false => JobRow {
+            state: "stopped".into(),
+            reason: "by pcluster".into(),
+            over: true,
+            since,
+            ..row
+        },
+    };
+    rows.into_iter().map(stopped).collect()
+}
+
 /// The rows of a launch that was submitted just now.
 pub(super) fn submitted_by(launched: &Launched) -> Vec<JobRow> {
     rows(launched, &vec![MemberState::submitted(); launched.len()])

@@ -3,7 +3,7 @@ use super::launch;
 use super::list::{Condition, Standing};
 use super::lock::Lock;
 use super::start::{StartProgress, in_thread};
-use super::{AddOptions, ClusterError, ClusterState, add_engines};
+use super::{AddOptions, ClusterError, ClusterState, add_engines, jobs};
 use crate::client::{Client, StatusReply};
 use crate::connection::{discover, process};
 use crate::launchers::{Job, Launched, MemberState, Stage};
@@ -207,7 +207,9 @@ impl World {
             }
             let launcher = launch::launcher(&launched.launcher, profile, &self.config)?;
             let grace = Duration::from_millis(self.config.launcher.kill_ms);
+            let rows = jobs::rows(&part, &vec![MemberState::submitted(); part.len()]);
             in_thread(move || launcher.stop(&part, grace)).await??;
+            jobs::tell(&self.client, jobs::stopped(rows)).await;
             *launched = launched.only(|place| !is_chosen(place));
         }
         state.engines.retain(|launched| !launched.is_empty());

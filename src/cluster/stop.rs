@@ -10,7 +10,6 @@ use crate::connection::ConnectionFile;
 use crate::connection::ssh::place;
 use crate::launchers::ssh::reverse;
 use crate::launchers::{Ended, LaunchError, Launched, Launcher, Process};
-use crate::model::UnixTime;
 use crate::model::job::JobRow;
 use crate::profile::ProfileDir;
 use crate::profile::config::Config;
@@ -100,9 +99,11 @@ async fn end(profile: &ProfileDir, cluster_id: &str, force: bool, progress: &mut
         keep::end(state, kill_after).await?;
     }
     let launches = Launches::of(recorded(&standing), profile, &config);
-    let (engines, jobs) = Launches::of(standing.state.iter().flat_map(|s| s.engines.clone()), profile, &config)
+    let (engines, mut rows) = Launches::of(standing.state.iter().flat_map(|s| s.engines.clone()), profile, &config)
         .count()
         .await?;
+    let controller = standing.state.as_ref().and_then(|s| s.controller.as_ref());
+    rows.extend(controller.into_iter().flat_map(jobs::submitted_by));
 
     let mut asked = false;
     if matches!(standing.condition, Condition::Running | Condition::Elsewhere)
@@ -160,22 +161,8 @@ async fn end(profile: &ProfileDir, cluster_id: &str, force: bool, progress: &mut
         was_dead,
         engines,
         ended,
-        jobs: jobs.into_iter().map(stopped).collect(),
+        jobs: jobs::stopped(rows),
     })
-}
-
-/// What was not over is now.
-fn stopped(job: JobRow) -> JobRow {
-    match job.over {
-        true => job,
-        false => JobRow {
-            state: "stopped".into(),
-            reason: "pcluster stop".into(),
-            over: true,
-            since: UnixTime(super::now()),
-            ..job
-        },
-    }
 }
 
 async fn ask(file: &ConnectionFile, patience: Duration) -> Result<(), crate::client::ClientError> {

@@ -30,6 +30,17 @@ def held(x):
         time.sleep(0.02)
     return os.getpid()
 
+def stubborn(x):
+    import signal
+    def note(number, frame):
+        with open("signals", "a") as signals:
+            signals.write(signal.Signals(number).name + "\n")
+    signal.signal(signal.SIGINT, note)
+    signal.signal(signal.SIGTERM, note)
+    enter(x)
+    while True:
+        time.sleep(0.01)
+
 def dies(how):
     import ctypes, signal, sys
     sys.stderr.write("about to end\n")
@@ -310,6 +321,35 @@ fn after_its_lease_a_stopped_engines_task_is_given_away_and_one_result_is_record
 }
 
 #[test]
+fn a_task_that_does_not_heed_its_cancellation_gets_one_signal_after_the_other() {
+    let cluster = cluster(2, &["--set", "engine.interrupt_ms=400", "--set", "engine.terminate_ms=400"]);
+    let running = cluster.spawn(&["map", "work.py:stubborn", "--range", "0..1"]);
+    until_begun(&cluster, 1);
+    let other = cluster.spawn(&["map", "work.py:held", "--range", "1..2"]);
+    until_begun(&cluster, 2);
+    let engines = cluster.engine_pids();
+    cluster.ok(&["cancel", "1"]);
+    running.end().fails(1, &["cancelled"]);
+    // The third cannot be noted.
+    assert_eq!(
+        std::fs::read_to_string(cluster.path().join("signals")).unwrap(),
+        "SIGINT\nSIGTERM\n"
+    );
+    let task = &tasks(&cluster, "1")[0];
+    assert_eq!(
+        (&task["state"], &task["error"]["ename"]),
+        (&"aborted".into(), &"TaskCancelled".into()),
+        "{task:#}"
+    );
+    // Nothing else has noticed, and the engine takes the next one.
+    cluster.file("go", "");
+    assert_eq!(other.end().ok().lines().count(), 1);
+    assert_eq!(cluster.engine_pids(), engines);
+    assert_eq!(cluster.ok(&["map", "work.py:short", "--range", "2..20"]).lines().count(), 18);
+    cluster.ok(&["stop"]);
+}
+
+#[test]
 fn whatever_a_task_does_to_its_worker_is_reported_with_its_cause_and_hurts_no_other() {
     let cluster = cluster(2, &["--set", "engine.interrupt_ms=300", "--set", "engine.terminate_ms=300"]);
     let engines = cluster.engine_pids();
@@ -333,6 +373,8 @@ fn whatever_a_task_does_to_its_worker_is_reported_with_its_cause_and_hurts_no_ot
         assert_eq!(task["error"]["ename"].as_str().unwrap_or_default(), ename, "{task:#}");
         let evalue = task["error"]["evalue"].as_str().unwrap_or_default();
         assert!(words.iter().all(|word| evalue.contains(word)), "{task:#}");
+        // What it had written is on record, however it ended.
+        assert_eq!(task["stderr"].as_str().unwrap_or_default(), "about to end\n", "{task:#}");
     }
     // The engines are the same, and well.
     assert_eq!(cluster.engine_pids(), engines);

@@ -153,7 +153,7 @@ impl Drop for SmallDisk {
 #[test]
 fn on_a_full_disk_all_waits_and_goes_on_when_there_is_room_again() {
     let home = Home::new();
-    let Some(disk) = SmallDisk::at(&home.profile(), "12m") else {
+    let Some(disk) = SmallDisk::at(&home.profile(), "64m") else {
         eprintln!("not run: only root can mount a small file system");
         return;
     };

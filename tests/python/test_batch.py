@@ -533,6 +533,8 @@ def test_after_a_reboot_of_this_host_stop_ends_our_jobs_and_no_others(on_site):
     (supervisor,) = state["controller"]["processes"]
     file = cluster.ipython_dir / "profile_default" / "security" / "ipcontroller-client.json"
     controller = json.loads(file.read_text())["pcluster"]
+    # What is stopped starts no other supervisor.
+    os.kill(controller["pid"], signal.SIGSTOP)
     for pid in (supervisor["pid"], controller["pid"]):
         os.kill(pid, signal.SIGKILL)
     wait_until("the controller to be gone", lambda: cluster.listed()["state"] == "stale")

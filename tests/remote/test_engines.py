@@ -149,7 +149,7 @@ def test_what_a_host_lacks_is_said(net):
     assert done.returncode == 2 and "--launcher ssh" in done.stderr
     done = launch(net, "lacks")
     assert done.returncode == 2 and "has no hosts" in done.stderr
-    # With a supervisor killed, and the controller too, only what is on record tells what is to be ended.
+    # With a supervisor killed (another takes its place), and the controller too, only what is on record tells what is to be ended.
     done = launch(net, "lacks", "--host", "node1:1", "--host", "node2:1")
     assert done.returncode == 0, done.stderr
     other = net.start("node1", "sleep", "300")
@@ -157,6 +157,9 @@ def test_what_a_host_lacks_is_said(net):
     os.kill(supervisor, signal.SIGKILL)
     controllers = [pid for pid, c in net.pids("login").items() if " controller " in c and "profile_lacks" in c]
     assert len(controllers) == 2
+    # What is stopped starts no other supervisor.
+    for pid in controllers:
+        os.kill(pid, signal.SIGSTOP)
     for pid in sorted(controllers):
         os.kill(pid, signal.SIGKILL)
     assert engines_on(net, "node1", "lacks") != []

@@ -28,7 +28,7 @@ def own(net):
     for engine in engines:
         assert engine.wait(timeout=30) == 0, [log.read_text() for log in logs]
     for node in ("node1", "node2"):
-        left = lambda: [c for c in net.pids(node).values() if c.startswith("ssh ") or "pcluster" in c]
+        left = lambda: [c for c in net.pids(node).values() if c.startswith("ssh ") or "profile_through" in c]
         wait_until("nothing to be left on " + node, lambda: not left())
     assert not list(pathlib.Path("/tmp").glob("pcluster-0/*"))
 
@@ -57,7 +57,7 @@ def test_engines_tunnel_to_the_controller_themselves(net, own):
     assert sorted(map(int, ran.read_text().split())) == list(range(80)), "each task ran once"
     assert "leads to the controller at 127.0.0.1 again" in own[0].read_text()
     # What a killed engine has left, the next one clears away.
-    (engine,) = [pid for pid, c in net.pids("node1").items() if " engine " in c and "--supervise" not in c]
+    (engine,) = [pid for pid, c in net.pids("node1").items() if " engine " in c and "profile_through" in c and "--supervise" not in c]
     (left,) = [pid for pid, c in net.pids("node1").items() if c.startswith("ssh ")]
     os.kill(engine, signal.SIGKILL)
     wait_until("another engine", lambda: own[0].read_text().count("is reached through login") == 2)

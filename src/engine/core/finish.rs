@@ -9,8 +9,14 @@ use crate::model::task::{Outcome, TaskError, TaskState};
 use crate::wire::content::engine::{Held, TaskResult};
 use std::sync::Arc;
 
-/// Workers that end so often in a row while nothing ran make Python count as broken.
+/// Workers that end by themselves so often in a row while nothing ran make Python count as broken.
 const MOST_IDLE_DEATHS: u32 = 3;
+/// The same for those that were killed: somebody else may have done that (a system without memory), which says little of Python.
+const MOST_IDLE_KILLS: u32 = 10;
+
+fn most_idle(killed: bool) -> u32 {
+    if killed { MOST_IDLE_KILLS } else { MOST_IDLE_DEATHS }
+}
 
 impl Core {
     pub(super) fn push_outcome(&mut self, now: Now, held: Held, outcome: Outcome) {
@@ -171,9 +177,9 @@ impl Core {
     ) {
         if let WorkerState::Starting { .. } = self.worker {
             let tail = stderr_tail.trim();
-            // Somebody killed it before it was ready: that says nothing of the interpreter.
+            // One that ended by itself before it was ready will do so again.
             self.idle_deaths += 1;
-            if killed && self.idle_deaths < MOST_IDLE_DEATHS && self.leaving.is_none() {
+            if killed && self.idle_deaths < MOST_IDLE_KILLS && self.leaving.is_none() {
                 self.start_worker(now, effects);
                 return;
             }
@@ -222,11 +228,11 @@ impl Core {
         if namespace_lost {
             self.leave_as_another(now, &how, effects);
         }
-        if self.idle_deaths >= MOST_IDLE_DEATHS {
-            self.idle_deaths = 0;
+        if self.idle_deaths >= most_idle(killed) {
+            let times = std::mem::take(&mut self.idle_deaths);
             self.worker_failed(
                 now,
-                format!("it ended {MOST_IDLE_DEATHS} times while it had nothing to do, the last time: {how}"),
+                format!("it ended {times} times while it had nothing to do, the last time: {how}"),
             );
         } else if self.leaving.is_none() && begun > 0 {
             self.start_worker(now, effects);

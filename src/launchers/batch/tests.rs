@@ -298,10 +298,16 @@ mod running {
     use std::io::{BufRead, BufReader, Read};
     use std::process::{Command, Stdio};
 
+    /// Of engines that know no warning but SIGTERM.
     fn script(n: u32, per_job: u32, code: &str) -> String {
         let mut request = engines(n);
+        request.hears_warnings = false;
+        script_of(request, per_job, ["/bin/sh", "-c", code])
+    }
+
+    fn script_of(mut request: JobRequest, per_job: u32, argv: [&str; 3]) -> String {
         request.engines_per_job = per_job;
-        request.argv = ["/bin/sh", "-c", code].map(String::from).to_vec();
+        request.argv = argv.map(String::from).to_vec();
         let system = by_name("slurm").unwrap();
         let text = "#SBATCH -a {{ array }}\n{{ engines }}\n";
         render(system, "t.sh", text, &request).unwrap()
@@ -309,10 +315,32 @@ mod running {
 
     #[test]
     fn a_warning_to_the_shell_is_one_sigterm_for_each_engine_and_their_end_is_waited_for() {
-        for signal in ["TERM", "USR1", "USR2", "XCPU"] {
-            let code = "trap 'echo told; exit 0' TERM; echo up; while :; do sleep 0.05; done";
+        let code = "trap 'echo told; exit 0' TERM; echo up; while :; do sleep 0.05; done";
+        warn(
+            &script(6, 3, code),
+            &[("TERM", "told"), ("USR1", "told"), ("USR2", "told"), ("XCPU", "told")],
+        );
+    }
+
+    #[test]
+    fn an_engine_that_knows_warnings_is_told_which_it_is() {
+        // A shell could not trap what it was started to ignore.
+        let code = "import signal, sys, time\n\
+                    def on(said):\n return lambda *_: (print(said, flush=True), sys.exit(0))\n\
+                    signal.signal(signal.SIGTERM, on('told'))\nsignal.signal(signal.SIGUSR2, on('warned'))\n\
+                    print('up', flush=True)\nwhile True: time.sleep(0.05)";
+        let script = script_of(engines(6), 3, ["python3", "-c", code]);
+        warn(
+            &script,
+            &[("TERM", "told"), ("USR1", "warned"), ("USR2", "warned"), ("XCPU", "warned")],
+        );
+    }
+
+    /// Each signal to the shell, and what each of three engines says then.
+    fn warn(script: &str, signals: &[(&str, &str)]) {
+        for (signal, said) in signals {
             let mut child = Command::new("/bin/sh")
-                .args(["-c", &script(6, 3, code)])
+                .args(["-c", script])
                 .env("PCLUSTER_ELEMENT", "1")
                 .stdout(Stdio::piped())
                 .spawn()
@@ -332,7 +360,7 @@ mod running {
             assert!(asked.success());
             let mut rest = String::new();
             lines.read_to_string(&mut rest).unwrap();
-            assert_eq!(rest, "told\ntold\ntold\n", "{signal}");
+            assert_eq!(rest, format!("{said}\n").repeat(3), "{signal}");
             assert!(child.wait().unwrap().success());
         }
     }

@@ -1,22 +1,37 @@
 //! Processes that tests have left running: found by what their environment says of the run that they belong to.
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
 use std::process::Command;
 
-/// Ends them; says how many there were.
+/// Ends them, and those that they start in each other's place meanwhile; says how many there were.
 pub fn end(report: &Path) -> usize {
     let mark = format!("PCLUSTER_REPORT={}", report.display());
-    let mut ended = 0;
+    let mut ended = BTreeSet::new();
+    loop {
+        let there = of_run(&mark);
+        if there.is_empty() {
+            return ended.len();
+        }
+        for pid in there {
+            let _ = Command::new("kill").args(["-KILL", &pid]).status();
+            ended.insert(pid);
+        }
+    }
+}
+
+fn of_run(mark: &str) -> Vec<String> {
+    let mut found = Vec::new();
     for process in fs::read_dir("/proc").into_iter().flatten().flatten() {
         let name = process.file_name();
         let Some(pid) = name.to_str().filter(|name| name.bytes().all(|b| b.is_ascii_digit())) else {
             continue;
         };
-        // Of a process of another user, or of one that has just ended, nothing is read.
+        // Of a process of another user, or of one that has ended, nothing is read.
         let environment = fs::read(process.path().join("environ")).unwrap_or_default();
         if environment.split(|byte| *byte == 0).any(|variable| variable == mark.as_bytes()) {
-            ended += usize::from(Command::new("kill").args(["-KILL", pid]).status().is_ok_and(|s| s.success()));
+            found.push(pid.to_string());
         }
     }
-    ended
+    found
 }
