@@ -35,6 +35,27 @@ pub fn session_of(pid: u32) -> Option<u32> {
     stat.rsplit_once(')')?.1.split_ascii_whitespace().nth(3)?.parse().ok()
 }
 
+/// The processes that these have started and that still belong to them, and those that these have started, and so on.
+pub fn descendants_of(processes: &[u32]) -> Vec<u32> {
+    let all = fs::read_dir("/proc").into_iter().flatten().flatten();
+    let pids = all.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    let parents: Vec<(u32, u32)> = pids.filter_map(|pid| Some((pid, parent_of(pid)?))).collect();
+    let (mut found, mut last) = (Vec::new(), processes.to_vec());
+    while !last.is_empty() {
+        let children = parents.iter().filter(|(_, parent)| last.contains(parent)).map(|(pid, _)| *pid);
+        last = children.filter(|pid| !found.contains(pid)).collect();
+        found.extend(&last);
+    }
+    found
+}
+
+fn parent_of(pid: u32) -> Option<u32> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    start_ticks(&stat)?;
+    // state, parent
+    stat.rsplit_once(')')?.1.split_ascii_whitespace().nth(1)?.parse().ok()
+}
+
 /// This host's name, as connection and state files spell it.
 pub fn host() -> String {
     match nix::unistd::gethostname() {

@@ -75,7 +75,12 @@ pub(super) async fn run(settings: ControllerSettings) -> Result<(), ControllerEr
     result
 }
 
-/// On the ports of the run before, where that was killed and they are free.
+/// Whoever has a port of a killed controller may give it back soon (the start of another cluster, a test); elsewhere its engines and
+/// clients would not find it. Less than `start` waits for a controller by default.
+const PORTS_PATIENCE: Duration = Duration::from_secs(20);
+const PORTS_PAUSE: Duration = Duration::from_millis(200);
+
+/// On the ports of the run before, where that was killed and they are free, or become so.
 async fn listen(
     settings: &ControllerSettings,
     secrets: &mut Secrets,
@@ -99,7 +104,20 @@ async fn listen(
         secrets.ports = ports;
         return Ok(listening);
     }
-    let listening = match Sockets::listen(ip, &secrets.ports, &client, &engine, &settings.config).await {
+    let ports = secrets.ports.clone();
+    let as_before = || Sockets::listen(ip, &ports, &client, &engine, &settings.config);
+    let mut listening = as_before().await;
+    if let Err(error) = &listening
+        && killed
+    {
+        tracing::warn!(%error, "a port of the run before is taken; waiting for it");
+        let until = Instant::now() + PORTS_PATIENCE;
+        while listening.is_err() && Instant::now() < until {
+            tokio::time::sleep(PORTS_PAUSE).await;
+            listening = as_before().await;
+        }
+    }
+    let listening = match listening {
         Err(error) if killed => {
             tracing::warn!(%error, "the ports of the run before are taken; its engines and clients will not find this one");
             Sockets::listen(ip, &Ports::default(), &client, &engine, &settings.config).await?

@@ -4,6 +4,7 @@ use nix::sys::signal::Signal::{SIGCONT, SIGKILL, SIGSTOP, SIGTERM};
 use nix::sys::signal::kill;
 use nix::unistd::Pid;
 use serde_json::Value;
+use std::net::TcpListener;
 use std::path::Path;
 
 /// Each writes its input into the ledger when it begins: what was really run is known without asking pcluster.
@@ -132,6 +133,35 @@ fn a_controller_killed_under_a_map_is_back_at_once_and_no_task_is_run_twice() {
     let processes = [cluster.supervisors(), engines, vec![cluster.controller_pid()]].concat();
     cluster.ok(&["stop"]);
     processes.into_iter().for_each(wait_for_exit);
+}
+
+#[test]
+fn a_controller_that_comes_back_waits_for_its_ports() {
+    let cluster = cluster(1, &[]);
+    let running = cluster.spawn(&["map", "work.py:held", "--range", "0..1"]);
+    until_begun(&cluster, 1);
+    let (engines, port) = (cluster.engine_pids(), control_port(&cluster));
+    cluster.kill_controller_for_good();
+    let taken = wait_until("the port to be free", || TcpListener::bind(("127.0.0.1", port)).ok());
+    let start = cluster.spawn(&["start", "-n", "1"]);
+    wait_until("the controller to find it taken", || {
+        let log = std::fs::read_to_string(cluster.profile().join("log/controller.log")).ok()?;
+        log.contains("a port of the run before is taken; waiting for it").then_some(())
+    });
+    drop(taken);
+    start.end().ok();
+    assert_eq!((control_port(&cluster), cluster.engine_pids()), (port, engines));
+    cluster.file("go", "");
+    assert_eq!(running.end().ok().lines().count(), 1);
+    each_was_run_once(&cluster, "1", 1);
+    cluster.ok(&["stop"]);
+}
+
+/// One of the ports for clients.
+fn control_port(cluster: &Cluster) -> u16 {
+    let file = std::fs::read(cluster.profile().join("security/ipcontroller-client.json")).unwrap();
+    let file: Value = serde_json::from_slice(&file).unwrap();
+    file["control"].as_u64().unwrap().try_into().unwrap()
 }
 
 #[test]

@@ -85,13 +85,19 @@ pub fn clear(path: &Path) {
     if path.parent() != Some(&parent()) {
         return;
     }
+    let mut all: Vec<(u32, f64)> = Vec::new();
     for signal in [Signal::SIGTERM, Signal::SIGKILL] {
-        let processes = processes(path);
-        for pid in &processes {
+        let named = processes(path);
+        // An ssh that is ended while it connects leaves what it connects through (ProxyJump, ProxyCommand) to itself.
+        let started = process::descendants_of(&named);
+        let found = named.iter().chain(&started);
+        all.extend(found.filter_map(|pid| Some((*pid, process::started_of(*pid)?))));
+        all.retain(|(pid, started)| process::is_same_process(*pid, *started));
+        for (pid, _) in &all {
             let _ = kill(Pid::from_raw(*pid as i32), signal);
         }
         let deadline = Instant::now() + ENDS;
-        while processes.iter().any(|pid| runs(*pid)) && Instant::now() < deadline {
+        while all.iter().any(|(pid, _)| runs(*pid)) && Instant::now() < deadline {
             std::thread::sleep(Duration::from_millis(5));
         }
     }
@@ -147,6 +153,8 @@ fn make_private(path: &Path) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::io::BufRead;
+    use std::os::unix::process::CommandExt;
 
     #[test]
     fn a_place_is_private_and_goes() {
@@ -175,6 +183,27 @@ mod tests {
             mine.path().exists() && strange.path().exists(),
             "of another container nothing is known"
         );
+    }
+
+    #[test]
+    fn what_an_ssh_connects_through_ends_with_it() {
+        let place = Place::make().unwrap();
+        // As a process that names the place, and has started one that does not and outlives it.
+        let name = format!("ssh -S {}/master", place.path().display());
+        let mut ssh = std::process::Command::new("bash")
+            .args(["-c", "sleep 600 & echo $!; wait"])
+            .arg0(name)
+            .stdout(std::process::Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut line = String::new();
+        std::io::BufReader::new(ssh.stdout.take().unwrap()).read_line(&mut line).unwrap();
+        let through: u32 = line.trim().parse().unwrap();
+        assert!(runs(through));
+        assert_eq!(process::descendants_of(&[ssh.id()]), [through]);
+        drop(place);
+        assert!(!runs(through) && !runs(ssh.id()));
+        ssh.wait().unwrap();
     }
 
     #[test]
