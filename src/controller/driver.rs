@@ -110,7 +110,7 @@ async fn listen(
     if let Err(error) = &listening
         && killed
     {
-        tracing::warn!(%error, "a port of the run before is taken; waiting for it");
+        tracing::warn!(%error, "cannot listen where the run before did; trying again");
         let until = Instant::now() + PORTS_PATIENCE;
         while listening.is_err() && Instant::now() < until {
             tokio::time::sleep(PORTS_PAUSE).await;

@@ -146,7 +146,7 @@ fn a_controller_that_comes_back_waits_for_its_ports() {
     let start = cluster.spawn(&["start", "-n", "1"]);
     wait_until("the controller to find it taken", || {
         let log = std::fs::read_to_string(cluster.profile().join("log/controller.log")).ok()?;
-        log.contains("a port of the run before is taken; waiting for it").then_some(())
+        log.contains("cannot listen where the run before did; trying again").then_some(())
     });
     drop(taken);
     start.end().ok();
