@@ -170,7 +170,8 @@ impl Context {
     /// Connected to the running controller, versions compared.
     pub fn client(&self) -> Result<Client, CommandError> {
         let file = self.connection().map_err(|e| self.because_of_tunnel(e))?;
-        let connected = self.block_on(Client::connect(&file, CONNECT))?;
+        let path = self.profile_dir()?.client_file(&self.cluster_id);
+        let connected = self.block_on(Client::connect_and_follow(&file, &path, CONNECT))?;
         connected.map_err(|e| {
             let error = self.because_of_tunnel(e.into());
             match file.ssh.as_str() {

@@ -12,6 +12,7 @@ use bytes::Bytes;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::collections::HashMap;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 use tokio::sync::mpsc;
@@ -21,6 +22,8 @@ use tokio::task::JoinHandle;
 const RESEND: Duration = Duration::from_secs(4);
 /// ... and given up after so long, unless the caller says otherwise ([`Client::with_patience`]).
 const PATIENCE: Duration = Duration::from_secs(45);
+/// While a reply is waited for, the connection file is looked at so often.
+const LOOK: Duration = Duration::from_secs(2);
 /// How long one TCP connection to one address may take.
 const PROBE: Duration = Duration::from_secs(5);
 
@@ -33,13 +36,27 @@ pub struct Client {
 }
 
 struct Link {
-    socket: Socket,
+    way: Mutex<Way>,
+    /// Read again when the controller is silent.
+    file: Option<PathBuf>,
     session: Mutex<Session>,
     waiting: Arc<Mutex<Waiting>>,
+    hello: HelloReply,
+}
+
+/// Where the controller is, as far as is known.
+struct Way {
+    socket: Socket,
     /// `tcp://…`, for errors.
     address: String,
-    hello: HelloReply,
+    connection: ConnectionFile,
     receiver: JoinHandle<()>,
+}
+
+impl Drop for Way {
+    fn drop(&mut self) {
+        self.receiver.abort();
+    }
 }
 
 #[derive(Default)]
@@ -57,32 +74,24 @@ impl Client {
     /// Connects to the controller that wrote `file` (its client file), says hello and compares versions.
     /// `timeout` bounds all of it.
     pub async fn connect(file: &ConnectionFile, timeout: Duration) -> Result<Client, ClientError> {
-        let here = nix::unistd::gethostname()
-            .ok()
-            .and_then(|h| h.into_string().ok())
-            .unwrap_or_else(|| "localhost".into());
-        let ip = reachable(file, candidates(file, &here)?, timeout).await?;
-        let security = match &file.curve_serverkey {
-            Some(server_key) => Security::Client {
-                server_key: server_key.clone(),
-            },
-            None => Security::Plain,
-        };
+        Client::connected(file, None, timeout).await
+    }
+
+    /// The same for one that lasts. `path` is where `file` was read: when the controller is silent, it is read again, and a controller that
+    /// has come back at other ports is found there.
+    pub async fn connect_and_follow(file: &ConnectionFile, path: &Path, timeout: Duration) -> Result<Client, ClientError> {
+        Client::connected(file, Some(path.to_path_buf()), timeout).await
+    }
+
+    async fn connected(file: &ConnectionFile, path: Option<PathBuf>, timeout: Duration) -> Result<Client, ClientError> {
         let id = uuid::Uuid::new_v4().simple().to_string();
-        let socket = Socket::new(Kind::Dealer, Some(&id), &security)?;
-        socket.connect(&ip, file.registration).await?;
-        let waiting = Arc::new(Mutex::new(Waiting::default()));
         let user = std::env::var("USER").unwrap_or_else(|_| "pcluster".into());
-        let receiver = tokio::spawn(receive(
-            socket.clone(),
-            Session::new(file.key.as_bytes(), id.clone(), &user),
-            waiting.clone(),
-        ));
+        let waiting = Arc::new(Mutex::new(Waiting::default()));
         let mut link = Link {
-            socket,
+            way: Mutex::new(Way::open(file, &id, &waiting, timeout).await?),
+            file: path,
             session: Mutex::new(Session::new(file.key.as_bytes(), id, user)),
             waiting,
-            address: format!("tcp://{ip}:{}", file.registration),
             hello: HelloReply {
                 status: String::new(),
                 protocol: 0,
@@ -92,7 +101,6 @@ impl Client {
                 host: String::new(),
                 started: UnixTime::default(),
             },
-            receiver,
         };
         let hello = Hello {
             protocol: PROTOCOL_VERSION,
@@ -101,7 +109,7 @@ impl Client {
         let reply = link
             .exchange(HELLO, &hello, &[], Duration::ZERO, RESEND.min(timeout / 3), timeout)
             .await?;
-        link.hello = checked_hello(&reply, &link.address)?;
+        link.hello = checked_hello(&reply, &link.address())?;
         Ok(Client {
             link: Arc::new(link),
             patience: PATIENCE,
@@ -124,8 +132,8 @@ impl Client {
     }
 
     /// `tcp://…` of the controller's registration port.
-    pub fn address(&self) -> &str {
-        &self.link.address
+    pub fn address(&self) -> String {
+        self.link.address()
     }
 
     /// How long ago anything was heard from the controller.
@@ -164,19 +172,73 @@ impl Client {
     /// Sends what is still to be sent and closes the connection (the last clone does so too, without waiting).
     pub async fn close(self) {
         if let Ok(link) = Arc::try_unwrap(self.link).map_err(drop) {
-            link.receiver.abort();
-            link.socket.clone().close().await;
+            let way = lock(&link.way);
+            way.receiver.abort();
+            let socket = way.socket.clone();
+            drop(way);
+            socket.close().await;
         }
     }
 }
 
-impl Drop for Link {
-    fn drop(&mut self) {
-        self.receiver.abort();
+impl Way {
+    /// To the first address at which something listens, under the routing id `id`.
+    async fn open(
+        file: &ConnectionFile,
+        id: &str,
+        waiting: &Arc<Mutex<Waiting>>,
+        timeout: Duration,
+    ) -> Result<Way, ClientError> {
+        let here = nix::unistd::gethostname()
+            .ok()
+            .and_then(|h| h.into_string().ok())
+            .unwrap_or_else(|| "localhost".into());
+        let ip = reachable(file, candidates(file, &here)?, timeout).await?;
+        let security = match &file.curve_serverkey {
+            Some(server_key) => Security::Client {
+                server_key: server_key.clone(),
+            },
+            None => Security::Plain,
+        };
+        let socket = Socket::new(Kind::Dealer, Some(id), &security)?;
+        socket.connect(&ip, file.registration).await?;
+        Ok(Way {
+            receiver: tokio::spawn(receive(
+                socket.clone(),
+                // It only opens messages.
+                Session::new(file.key.as_bytes(), id, ""),
+                waiting.clone(),
+            )),
+            socket,
+            address: format!("tcp://{ip}:{}", file.registration),
+            connection: file.clone(),
+        })
     }
 }
 
 impl Link {
+    fn address(&self) -> String {
+        lock(&self.way).address.clone()
+    }
+
+    /// A controller that is silent may have come back at other ports; then its file says so. Whether it was found there.
+    async fn follow(&self) -> bool {
+        let moved = self.file.as_ref().and_then(|path| lock(&self.way).connection.moved(path));
+        let Some(moved) = moved else { return false };
+        let id = lock(&self.session).id.clone();
+        match Way::open(&moved, &id, &self.waiting, PROBE).await {
+            Ok(way) => {
+                tracing::info!(address = way.address, "the controller has come back elsewhere");
+                *lock(&self.way) = way;
+                true
+            }
+            Err(error) => {
+                tracing::debug!(%error, "the connection file names another place, but no controller answers there");
+                false
+            }
+        }
+    }
+
     async fn exchange<Req: Serialize + ?Sized>(
         &self,
         msg_type: &str,
@@ -197,11 +259,17 @@ impl Link {
         loop {
             self.send(msg_type, content, buffers, &reply_to, &mut registered.ids)?;
             let until = (Instant::now() + pause).min(deadline);
-            match tokio::time::timeout_at(until.into(), reply.recv()).await {
-                Ok(Some(message)) => return Ok(message),
-                // Cannot be: `reply_to` lives here. Waiting on would be right all the same.
-                Ok(None) => tokio::time::sleep_until(until.into()).await,
-                Err(_) => {}
+            while Instant::now() < until {
+                let look = (Instant::now() + LOOK).min(until);
+                match tokio::time::timeout_at(look.into(), reply.recv()).await {
+                    Ok(Some(message)) => return Ok(message),
+                    // Cannot be: `reply_to` lives here. Waiting on would be right all the same.
+                    Ok(None) => tokio::time::sleep_until(look.into()).await,
+                    Err(_) => {}
+                }
+                if self.follow().await {
+                    break;
+                }
             }
             if Instant::now() >= deadline {
                 return Err(self.unreachable(msg_type, began.elapsed()));
@@ -231,7 +299,8 @@ impl Link {
             ids.push(message.header.msg_id.clone());
             session.seal(&[], &message)
         };
-        Ok(self.socket.send(frames)?)
+        let socket = lock(&self.way).socket.clone();
+        Ok(socket.send(frames)?)
     }
 
     fn unreachable(&self, request: &str, silent: Duration) -> ClientError {
@@ -243,7 +312,7 @@ impl Link {
             _ => "nothing was ever heard from it".into(),
         };
         ClientError::Unreachable {
-            address: self.address.clone(),
+            address: self.address(),
             request: request.into(),
             silent_s: silent.as_secs_f64(),
             heard,

@@ -91,6 +91,11 @@ impl EngineWish {
 
 /// With what is to be known to start the same again, where that may be needed; and whose it is until its engines have come.
 pub(super) fn recorded(engines: Launched, launch: &EnginesLaunch, config: &Config) -> Launched {
+    let engines = Launched {
+        // Over ssh they have a copy of the file.
+        follows: launch.kind == EngineKind::Pcluster && engines.launcher != "ssh",
+        ..engines
+    };
     if engines.jobs.is_empty() {
         return engines;
     }

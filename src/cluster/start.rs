@@ -479,7 +479,7 @@ struct Leftovers {
 }
 
 impl Leftovers {
-    /// Keeps those that run, if the new controller is where the old one was; else ends them.
+    /// Keeps those that run, if the new controller is where the old one was or they find it elsewhere; else ends them.
     async fn settle(
         &self,
         profile: &ProfileDir,
@@ -487,15 +487,13 @@ impl Leftovers {
         now: &ConnectionFile,
         progress: &mut dyn FnMut(StartProgress),
     ) -> Result<Vec<Launched>, ClusterError> {
+        let keys = |file: &ConnectionFile| (file.key.clone(), file.curve_serverkey.clone());
         let place = |file: &ConnectionFile| {
-            (
-                file.key.clone(),
-                file.registration,
-                file.location.clone(),
-                file.pcluster.as_ref().and_then(|keys| keys.engine_port),
-            )
+            let port = file.pcluster.as_ref().and_then(|keys| keys.engine_port);
+            (file.registration, file.location.clone(), port)
         };
-        let same = self.engine_file.as_ref().is_some_and(|before| place(before) == place(now));
+        let same_keys = self.engine_file.as_ref().is_some_and(|before| keys(before) == keys(now));
+        let same_place = self.engine_file.as_ref().is_some_and(|before| place(before) == place(now));
         let mut kept = Vec::new();
         for launched in self.state.iter().flat_map(|s| s.engines.clone()) {
             let launcher = launch::launcher(&launched.launcher, profile, &wish.config)?;
@@ -507,7 +505,7 @@ impl Leftovers {
                 continue;
             }
             let n = launched.engines();
-            if same {
+            if same_keys && (same_place || launched.follows) {
                 progress(StartProgress::Note(format!("{n} engines of before still run and are kept")));
                 for text in launcher.bring_back_ways(&launched, &wish.program) {
                     progress(StartProgress::Note(text));

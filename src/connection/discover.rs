@@ -29,8 +29,11 @@ pub fn wait<E: From<ConnectionError>>(
 ) -> Result<ConnectionFile, E> {
     let deadline = Instant::now() + timeout;
     let (sender, notices) = mpsc::channel();
-    let told = move |_: notify::Result<notify::Event>| {
-        let _ = sender.send(());
+    let told = move |event: notify::Result<notify::Event>| {
+        // That somebody reads there is no news: it may be this very function.
+        if !event.is_ok_and(|event| event.kind.is_access()) {
+            let _ = sender.send(());
+        }
     };
     let mut watcher = notify::recommended_watcher(told).ok();
     // The directory must be there to be watched; where it is not, looking often must do.
@@ -111,6 +114,26 @@ mod tests {
             example().write(&path).unwrap();
             assert_eq!(waiter.join().unwrap().unwrap(), example());
         });
+    }
+
+    #[test]
+    fn one_who_waits_rests() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("ipcontroller-client.json");
+        let mut file = example();
+        if let Some(keys) = &mut file.pcluster {
+            keys.started = 1.0;
+        }
+        file.write(&path).unwrap();
+        let mut looks = 0;
+        let counted = || {
+            looks += 1;
+            never_ends()
+        };
+        let error = wait(&path, Duration::from_secs(1), counted).unwrap_err();
+        assert!(matches!(error, ConnectionError::TimedOut { .. }), "{error}");
+        // Ten by the clock, some for the notices of what was written just before.
+        assert!((2..=20).contains(&looks), "it looked {looks} times");
     }
 
     #[test]

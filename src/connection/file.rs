@@ -2,7 +2,7 @@
 //! `security/`), with the keys that pcluster adds under `pcluster` (ipyparallel ignores keys it does not know).
 pub use super::error::ConnectionError;
 use super::place::Place;
-use super::{addresses, private, process};
+use super::{addresses, discover, private, process};
 use serde::{Deserialize, Serialize};
 use std::fs;
 use std::io;
@@ -124,6 +124,20 @@ impl ConnectionFile {
             .is_some_and(|keys| keys.host == process::host() && !process::is_same_process(keys.pid, keys.started))
     }
 
+    /// What `path` holds by now, if that is of the same cluster's controller, which runs, but listens elsewhere than this says: another
+    /// program had one of its ports when it came back.
+    pub fn moved(&self, path: &Path) -> Option<ConnectionFile> {
+        let now = discover::find(path).ok()?;
+        let is_same_cluster = now.key == self.key && now.curve_serverkey == self.curve_serverkey;
+        (is_same_cluster && now.whereabouts() != self.whereabouts()).then_some(now)
+    }
+
+    /// All that a pcluster client or engine finds the controller by.
+    fn whereabouts(&self) -> impl PartialEq + '_ {
+        let keys = self.pcluster.as_ref().map(|keys| (&keys.addresses, keys.engine_port));
+        (self.registration, &self.ssh, &self.location, keys)
+    }
+
     /// What only a file of pcluster's own controller has; `path` is for the error.
     pub fn pcluster_keys(&self, path: &Path) -> Result<&PclusterKeys, ConnectionError> {
         self.pcluster
@@ -229,6 +243,30 @@ pub(crate) mod tests {
         assert_eq!(mode(path.parent().unwrap()), 0o700);
         let left: Vec<_> = std::fs::read_dir(path.parent().unwrap()).unwrap().collect();
         assert_eq!(left.len(), 1, "{left:?}");
+    }
+
+    #[test]
+    fn a_controller_that_listens_elsewhere_is_told_from_the_same_and_from_a_stranger() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("ipcontroller-client.json");
+        let before = example();
+        assert_eq!(before.moved(&path), None, "there is none");
+        before.write(&path).unwrap();
+        assert_eq!(before.moved(&path), None, "it is where it was");
+        let mut after = example();
+        after.registration += 1;
+        after.write(&path).unwrap();
+        assert_eq!(before.moved(&path), Some(after.clone()));
+        for change in [
+            |file: &mut ConnectionFile| file.key.push('x'),
+            |file: &mut ConnectionFile| file.curve_serverkey = Some("another".into()),
+            |file: &mut ConnectionFile| file.pcluster.as_mut().unwrap().started -= 1.0,
+        ] {
+            let mut other = after.clone();
+            change(&mut other);
+            other.write(&path).unwrap();
+            assert_eq!(before.moved(&path), None, "another cluster, or a controller that is gone");
+        }
     }
 
     #[test]

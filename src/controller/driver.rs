@@ -75,8 +75,8 @@ pub(super) async fn run(settings: ControllerSettings) -> Result<(), ControllerEr
     result
 }
 
-/// Whoever has a port of a killed controller may give it back soon (the start of another cluster, a test); elsewhere its engines and
-/// clients would not find it. Less than `start` waits for a controller by default.
+/// Whoever has a port of a killed controller may give it back soon (the start of another cluster, a test); elsewhere `ipengine`s and
+/// ipyparallel's clients would not find it. Less than `start` waits for a controller by default.
 const PORTS_PATIENCE: Duration = Duration::from_secs(20);
 const PORTS_PAUSE: Duration = Duration::from_millis(200);
 
@@ -119,7 +119,7 @@ async fn listen(
     }
     let listening = match listening {
         Err(error) if killed => {
-            tracing::warn!(%error, "the ports of the run before are taken; its engines and clients will not find this one");
+            tracing::warn!(%error, "the ports of the run before are taken; pcluster's engines and clients find this one by its connection file, ipyparallel's will not");
             Sockets::listen(ip, &Ports::default(), &client, &engine, &settings.config).await?
         }
         other => other?,

@@ -1,9 +1,10 @@
 //! The engine's one connection to its controller: finding the address that answers, registering, sealing and opening.
 use super::through::Through;
 use super::{EngineError, EngineSettings};
+use crate::connection::ConnectionFile;
 use crate::model::{EngineId, EngineUuid, UnixTime};
-use crate::transport::{Kind, Security, Socket};
-use crate::wire::content::engine::{Channel, REGISTER, REGISTERED, Register, Registered};
+use crate::transport::{Connections, Kind, Security, Socket};
+use crate::wire::content::engine::{Channel, HEARTBEAT, Heartbeat, REGISTER, REGISTERED, Register, Registered, UNKNOWN_ENGINE};
 use crate::wire::message::to_json;
 use crate::wire::{Frames, Message, Session};
 use bytes::Bytes;
@@ -20,6 +21,8 @@ const PAUSE: Duration = Duration::from_millis(500);
 
 pub struct Link {
     pub socket: Socket,
+    /// Of the socket; it connects again by itself, to the same address.
+    pub connections: Connections,
     session: Session,
     uuid: EngineUuid,
     pub id: EngineId,
@@ -40,59 +43,37 @@ pub fn unix_now() -> UnixTime {
     UnixTime((since.as_secs_f64() * 1e6).round() / 1e6)
 }
 
+/// What a connection begins with, and the answers that it waits for.
+struct First<'a> {
+    uuid: &'a EngineUuid,
+    msg_type: &'static str,
+    content: serde_json::Value,
+    answers: &'static [&'static str],
+}
+
 impl Link {
     /// Tries each address of the controller, then the ssh server that the file names if it names one; again and again, until one
     /// answers or the time is over.
-    pub async fn connect(settings: &EngineSettings, register: &Register) -> Result<(Link, Registered), EngineError> {
-        let file = &settings.connection;
-        let keys = file.pcluster.as_ref();
-        let bad = || {
-            EngineError::BadConnectionFile(
-                "the connection file is not an engine file of a pcluster controller (no pcluster.engine_port)".into(),
-            )
+    pub async fn connect(settings: &mut EngineSettings, register: &Register) -> Result<(Link, Registered), EngineError> {
+        let first = First {
+            uuid: &register.facts.uuid,
+            msg_type: REGISTER,
+            content: serde_json::to_value(register).unwrap_or_default(),
+            answers: &[REGISTERED],
         };
-        let port = keys.and_then(|keys| keys.engine_port).ok_or_else(bad)?;
-        let mut addresses = keys.map(|keys| keys.addresses.clone()).unwrap_or_default();
-        if addresses.is_empty() {
-            addresses.push(file.location.clone());
-        }
         let until = Instant::now() + Duration::from_millis(settings.registration_timeout_ms);
         let mut through: Option<Through> = None;
         loop {
             let mut failures = Vec::new();
-            for address in &addresses {
-                match Link::try_address(settings, address, port, register).await? {
-                    Ok(found) => {
-                        tracing::info!("the controller is at {address}:{port}");
-                        return Ok(found);
-                    }
-                    Err(why) => {
-                        tracing::debug!(address, port, why, "no answer from the controller");
-                        failures.push(format!("{address}:{port} ({why})"));
-                    }
+            if let Some((mut link, answer)) = Link::round(settings, &first, &mut through, &mut failures).await? {
+                let registered: Registered = answer
+                    .content()
+                    .map_err(|e| EngineError::Refused(format!("its answer cannot be read: {e}")))?;
+                if registered.status != "ok" {
+                    return Err(EngineError::Refused(registered.evalue));
                 }
-            }
-            if !file.ssh.is_empty() {
-                if through.is_none() {
-                    match Through::open(&file.ssh, &addresses, port).await {
-                        Ok(opened) => through = Some(opened),
-                        Err(why) => failures.push(format!("through {} ({why})", file.ssh)),
-                    }
-                }
-                if let Some(way) = &through {
-                    match Link::try_address(settings, "127.0.0.1", way.port(), register).await? {
-                        Ok((mut link, registered)) => {
-                            let (server, address) = (&file.ssh, &way.address);
-                            tracing::info!(
-                                "the controller is reached through {server}, at {address}:{port}; not directly: {}",
-                                failures.join(", ")
-                            );
-                            link.through = through;
-                            return Ok((link, registered));
-                        }
-                        Err(why) => failures.push(format!("through {} ({why})", file.ssh)),
-                    }
-                }
+                link.id = registered.id.unwrap_or(EngineId(0));
+                return Ok((link, registered));
             }
             if Instant::now() >= until {
                 let tried = failures.join(", ");
@@ -105,33 +86,105 @@ impl Link {
                 return Err(EngineError::Unreachable(text));
             }
             tokio::time::sleep(PAUSE).await;
+            if let Some(moved) = settings.moved() {
+                (settings.connection, through) = (moved, None);
+            }
+        }
+    }
+
+    /// A connection to a controller that knows, or knew, the engine already, with its first answer: whether it has to register again.
+    pub async fn connect_again(settings: &EngineSettings, uuid: &EngineUuid) -> Result<(Link, Message), String> {
+        let first = First {
+            uuid,
+            msg_type: HEARTBEAT,
+            content: serde_json::to_value(Heartbeat {}).unwrap_or_default(),
+            answers: &[HEARTBEAT, UNKNOWN_ENGINE],
+        };
+        let mut failures = Vec::new();
+        match Link::round(settings, &first, &mut None, &mut failures).await {
+            Ok(Some(found)) => Ok(found),
+            Ok(None) => Err(failures.join(", ")),
+            Err(error) => Err(error.to_string()),
+        }
+    }
+
+    /// Tries each address once, then the ssh server.
+    async fn round(
+        settings: &EngineSettings,
+        first: &First<'_>,
+        through: &mut Option<Through>,
+        failures: &mut Vec<String>,
+    ) -> Result<Option<(Link, Message)>, EngineError> {
+        let (file, addresses) = (&settings.connection, settings.addresses());
+        let port = file.pcluster.as_ref().and_then(|keys| keys.engine_port).ok_or_else(|| {
+            EngineError::BadConnectionFile(
+                "the connection file is not an engine file of a pcluster controller (no pcluster.engine_port)".into(),
+            )
+        })?;
+        for address in &addresses {
+            match Link::try_address(file, address, port, first).await? {
+                Ok(found) => {
+                    tracing::info!("the controller is at {address}:{port}");
+                    return Ok(Some(found));
+                }
+                Err(why) => {
+                    tracing::debug!(address, port, why, "no answer from the controller");
+                    failures.push(format!("{address}:{port} ({why})"));
+                }
+            }
+        }
+        if file.ssh.is_empty() {
+            return Ok(None);
+        }
+        if through.is_none() {
+            match Through::open(&file.ssh, &addresses, port).await {
+                Ok(opened) => *through = Some(opened),
+                Err(why) => failures.push(format!("through {} ({why})", file.ssh)),
+            }
+        }
+        let Some(way) = through.as_ref() else { return Ok(None) };
+        match Link::try_address(file, "127.0.0.1", way.port(), first).await? {
+            Ok((mut link, answer)) => {
+                let (server, address) = (&file.ssh, &way.address);
+                tracing::info!(
+                    "the controller is reached through {server}, at {address}:{port}; not directly: {}",
+                    failures.join(", ")
+                );
+                link.through = through.take();
+                Ok(Some((link, answer)))
+            }
+            Err(why) => {
+                failures.push(format!("through {} ({why})", file.ssh));
+                Ok(None)
+            }
         }
     }
 
     /// The outer error is final, the inner one this address's.
     async fn try_address(
-        settings: &EngineSettings,
+        file: &ConnectionFile,
         address: &str,
         port: u16,
-        register: &Register,
-    ) -> Result<Result<(Link, Registered), String>, EngineError> {
+        first: &First<'_>,
+    ) -> Result<Result<(Link, Message), String>, EngineError> {
         match tokio::time::timeout(PROBE, tokio::net::TcpStream::connect((address, port))).await {
             Err(_) => return Ok(Err(format!("no connection in {} s", PROBE.as_secs()))),
             Ok(Err(e)) => return Ok(Err(e.to_string())),
             Ok(Ok(_)) => {}
         }
-        let file = &settings.connection;
         let security = match &file.curve_serverkey {
             Some(key) => Security::Client { server_key: key.clone() },
             None => Security::Plain,
         };
-        let uuid = register.facts.uuid.clone();
+        let uuid = first.uuid.clone();
         let unusable = |e: crate::transport::TransportError| EngineError::BadConnectionFile(e.to_string());
         let socket = Socket::new(Kind::Dealer, Some(&uuid.0), &security).map_err(unusable)?.packing();
+        let connections = socket.connections();
         socket.connect(address, port).await.map_err(unusable)?;
         let user = std::env::var("USER").unwrap_or_else(|_| "engine".into());
         let mut link = Link {
             socket,
+            connections,
             session: Session::new(file.key.as_bytes(), uuid.to_string(), user),
             uuid,
             id: EngineId(0),
@@ -139,7 +192,7 @@ impl Link {
             kept_bytes: 0,
             through: None,
         };
-        link.send_native(REGISTER, register);
+        link.send_native(first.msg_type, &first.content);
         let until = tokio::time::Instant::now() + ANSWER;
         loop {
             let frames = match tokio::time::timeout_at(until, link.socket.receive()).await {
@@ -154,18 +207,17 @@ impl Link {
                 }
             };
             if let Some((Channel::Native, message)) = link.open(frames)
-                && message.msg_type() == REGISTERED
+                && first.answers.contains(&message.msg_type())
             {
-                let registered: Registered = message
-                    .content()
-                    .map_err(|e| EngineError::Refused(format!("its answer cannot be read: {e}")))?;
-                if registered.status != "ok" {
-                    return Err(EngineError::Refused(registered.evalue));
-                }
-                link.id = registered.id.unwrap_or(EngineId(0));
-                return Ok(Ok((link, registered)));
+                return Ok(Ok((link, message)));
             }
         }
+    }
+
+    /// Is to the engine what the connection before was: its id, its count of messages, the replies that are not known to be recorded.
+    pub fn succeed(&mut self, before: Link) {
+        (self.id, self.session) = (before.id, before.session);
+        (self.kept, self.kept_bytes) = (before.kept, before.kept_bytes);
     }
 
     /// None for what is not signed with our key, or names no channel (said in the log).

@@ -9,6 +9,10 @@ use std::path::PathBuf;
 pub struct EngineSettings {
     /// The engine file's content.
     pub connection: ConnectionFile,
+    /// The engine file, to be read again when its controller is silent.
+    pub file: Option<PathBuf>,
+    /// An address of the controller's that is tried first, whatever the file says.
+    pub location: Option<String>,
     /// The id that it would like.
     pub id: Option<EngineId>,
     /// The worker's interpreter; none: the active virtual environment's, else `python3`.
@@ -40,6 +44,8 @@ impl EngineSettings {
     pub fn new(connection: ConnectionFile) -> EngineSettings {
         EngineSettings {
             connection,
+            file: None,
+            location: None,
             id: None,
             python: None,
             interrupt_ms: 5000,
@@ -53,6 +59,21 @@ impl EngineSettings {
             shell_at_start: false,
             profile_dir: None,
         }
+    }
+
+    /// The engine file as it is now, where the controller has moved.
+    pub fn moved(&self) -> Option<ConnectionFile> {
+        self.connection.moved(self.file.as_deref()?)
+    }
+
+    /// Where the controller may be, in the order in which it is tried there.
+    pub fn addresses(&self) -> Vec<String> {
+        let mut addresses: Vec<String> = self.location.iter().cloned().collect();
+        match &self.connection.pcluster {
+            Some(keys) if !keys.addresses.is_empty() => addresses.extend(keys.addresses.iter().cloned()),
+            _ => addresses.push(self.connection.location.clone()),
+        }
+        addresses
     }
 }
 

@@ -17,6 +17,9 @@ pub struct Launched {
     /// Of a batch system: one for each submission.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub jobs: Vec<Job>,
+    /// Its engines read the connection file again when the controller is silent, and find it where it is then.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub follows: bool,
     /// How its engines were started, where they may be replaced.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub recipe: Option<Recipe>,

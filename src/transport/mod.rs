@@ -8,7 +8,7 @@ mod waiting;
 mod zmq;
 
 pub use waiting::Waiting;
-pub use zmq::{Connection, Socket};
+pub use zmq::{Connection, Connections, Socket};
 
 /// What a socket is to ZeroMQ.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

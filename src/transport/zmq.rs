@@ -301,7 +301,7 @@ impl Socket {
         taken
     }
 
-    /// Connections of a bound socket, as they begin and end.
+    /// Connections of a socket, as they begin and end.
     pub fn connections(&self) -> Connections {
         Connections(self.omq.monitor())
     }

@@ -1,5 +1,5 @@
 //! What is killed comes back, and no task is lost or done twice.
-use super::support::{Cluster, Home, signal, successor_of, wait_for_exit, wait_until};
+use super::support::{Cluster, Home, Running, signal, successor_of, wait_for_exit, wait_until};
 use nix::sys::signal::Signal::{SIGCONT, SIGKILL, SIGSTOP, SIGTERM};
 use nix::sys::signal::kill;
 use nix::unistd::Pid;
@@ -137,24 +137,67 @@ fn a_controller_killed_under_a_map_is_back_at_once_and_no_task_is_run_twice() {
 
 #[test]
 fn a_controller_that_comes_back_waits_for_its_ports() {
-    let cluster = cluster(1, &[]);
-    let running = cluster.spawn(&["map", "work.py:held", "--range", "0..1"]);
-    until_begun(&cluster, 1);
-    let (engines, port) = (cluster.engine_pids(), control_port(&cluster));
-    cluster.kill_controller_for_good();
-    let taken = wait_until("the port to be free", || TcpListener::bind(("127.0.0.1", port)).ok());
-    let start = cluster.spawn(&["start", "-n", "1"]);
-    wait_until("the controller to find it taken", || {
-        let log = std::fs::read_to_string(cluster.profile().join("log/controller.log")).ok()?;
-        log.contains("cannot listen where the run before did; trying again").then_some(())
-    });
-    drop(taken);
-    start.end().ok();
+    let taken = TakenPort::of_a_killed_controller();
+    let port = taken.port;
+    let (cluster, engines) = taken.gives_it_back(|held| drop(held));
     assert_eq!((control_port(&cluster), cluster.engine_pids()), (port, engines));
-    cluster.file("go", "");
-    assert_eq!(running.end().ok().lines().count(), 1);
-    each_was_run_once(&cluster, "1", 1);
     cluster.ok(&["stop"]);
+}
+
+#[test]
+fn a_controller_that_comes_back_elsewhere_is_found_by_its_engines_and_clients() {
+    let taken = TakenPort::of_a_killed_controller();
+    let port = taken.port;
+    let mut kept = None;
+    let (cluster, engines) = taken.gives_it_back(|held| kept = Some(held));
+    assert_ne!(control_port(&cluster), port);
+    assert_eq!(cluster.engine_pids(), engines);
+    cluster.ok(&["stop"]);
+    engines.into_iter().for_each(wait_for_exit);
+    drop(kept);
+}
+
+/// A cluster whose controller was killed in the midst of a map, and another program has one of its ports.
+struct TakenPort {
+    cluster: Cluster,
+    engines: Vec<u32>,
+    port: u16,
+    map: Running,
+    held: TcpListener,
+}
+
+impl TakenPort {
+    fn of_a_killed_controller() -> TakenPort {
+        let cluster = cluster(1, &[]);
+        let map = cluster.spawn(&["map", "work.py:held", "--range", "0..1"]);
+        until_begun(&cluster, 1);
+        let (engines, port) = (cluster.engine_pids(), control_port(&cluster));
+        cluster.kill_controller_for_good();
+        let held = wait_until("the port to be free", || TcpListener::bind(("127.0.0.1", port)).ok());
+        TakenPort {
+            cluster,
+            engines,
+            port,
+            map,
+            held,
+        }
+    }
+
+    /// A controller is started and finds the port taken; with the port is done what `then` does. The map ends well.
+    fn gives_it_back(self, then: impl FnOnce(TcpListener)) -> (Cluster, Vec<u32>) {
+        let cluster = self.cluster;
+        let start = cluster.spawn(&["start", "-n", "1"]);
+        wait_until("the controller to find it taken", || {
+            let log = std::fs::read_to_string(cluster.profile().join("log/controller.log")).ok()?;
+            log.contains("cannot listen where the run before did; trying again").then_some(())
+        });
+        then(self.held);
+        start.end().ok();
+        cluster.file("go", "");
+        assert_eq!(self.map.end().ok().lines().count(), 1);
+        each_was_run_once(&cluster, "1", 1);
+        (cluster, self.engines)
+    }
 }
 
 /// One of the ports for clients.

@@ -149,23 +149,20 @@ pub fn run(args: Args, context: &Context) -> Result<Exit, CommandError> {
         Some(name) => profile.security_dir().join(name),
         None => profile.engine_file(&place.cluster_id),
     });
-    let mut connection = match place.connection_info {
-        Some(text) => ConnectionFile::parse(&text, Path::new("$IPP_CONNECTION_INFO"))?,
-        // One whose controller was killed with it takes the file as it is: the ports will be the same.
-        None if args.replacement => ConnectionFile::read(&file)?,
-        None => wait_for(&file, words.file_timeout_ms)?,
+    let (connection, file) = match place.connection_info {
+        Some(text) => (ConnectionFile::parse(&text, Path::new("$IPP_CONNECTION_INFO"))?, None),
+        // One whose controller was killed with it takes the file as it is: the ports will most likely be the same.
+        None if args.replacement => (ConnectionFile::read(&file)?, Some(file)),
+        None => (wait_for(&file, words.file_timeout_ms)?, Some(file)),
     };
-    if let Some(location) = words.location {
-        let keys = connection.pcluster.as_mut();
-        keys.into_iter().for_each(|keys| keys.addresses.insert(0, location.clone()));
-        connection.location = location;
-    }
     let rank = || words.mpi.then(|| mpi_rank(|name| std::env::var(name).ok())).flatten();
     let registration_timeout_ms = match args.replacement {
         true => config.controller.controller_patience_ms,
         false => words.timeout_ms.unwrap_or(config.controller.registration_timeout_ms),
     };
     let settings = EngineSettings {
+        file,
+        location: words.location,
         id: args.id.or(words.id).or_else(rank).map(EngineId),
         python: args.python.or(config.engine.python),
         interrupt_ms: config.engine.interrupt_ms,

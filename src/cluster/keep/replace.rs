@@ -51,7 +51,7 @@ fn of_launch(profile: &ProfileDir, state: &mut ClusterState, at: usize, due: &[D
     let launcher = launch::launcher(&old.launcher, profile, &config)?;
     let mut new = launcher.start_engines(&recipe.launch(profile, &state.cluster_id, n, state.next_engine))?;
     new.jobs.iter_mut().for_each(|job| job.replaces = replaces);
-    new.recipe = old.recipe.clone();
+    (new.recipe, new.follows) = (old.recipe.clone(), old.follows);
     tracing::info!(
         "{n} engines have a new job, {} (replacement {replaces} of {}); {} job {}",
         launcher.describe(&new),

@@ -17,6 +17,7 @@ use crate::engine::{EngineError, EngineSettings};
 use crate::model::engine::EngineFacts;
 use crate::model::job::TIME_IS_OVER;
 use crate::model::{EngineUuid, PROTOCOL_VERSION};
+use crate::wire::Message;
 use crate::wire::content::engine::*;
 use ending::Warning;
 use signals::Signals;
@@ -26,6 +27,8 @@ use tokio::sync::mpsc::{Receiver, UnboundedReceiver, UnboundedSender, channel, u
 
 /// A worker that is not ready after so long does not hold up the registration.
 const READY_FOR_REGISTRATION: Duration = Duration::from_secs(30);
+/// A way to a controller that is elsewhere, while it is tried.
+type Moving = tokio::task::JoinHandle<Option<(EngineSettings, Link, Message)>>;
 /// Messages taken from the socket in one go.
 const AT_ONCE: usize = 64;
 
@@ -148,7 +151,7 @@ impl Driver {
         }
         let register = self.register(Vec::new());
         let registered = tokio::select! {
-            connected = Link::connect(&self.settings, &register) => {
+            connected = Link::connect(&mut self.settings, &register) => {
                 let (link, registered) = connected?;
                 // ipengine's words: scripts look for them.
                 tracing::info!("Completed registration with id {}", link.id);
@@ -165,12 +168,14 @@ impl Driver {
         let mut beat_at = Instant::now() + heartbeat;
         let mut last_heard = Instant::now();
         let mut leave_at = self.leave_at();
+        // Since its connection ended the controller has said nothing; and what was found of it elsewhere.
+        let (mut is_cut, mut moving): (bool, Option<Moving>) = (false, None);
         while !self.left {
-            let Some(link) = &self.link else { break };
+            let Some(link) = &mut self.link else { break };
             let deadline = self.core.next_deadline().map_or(beat_at, |deadline| deadline.min(beat_at));
             tokio::select! {
                 frames = link.socket.receive() => {
-                    last_heard = Instant::now();
+                    (last_heard, is_cut) = (Instant::now(), false);
                     let mut next = Some(frames.map_err(|e| EngineError::System(format!("the connection to the controller: {e}")))?);
                     let mut count = 0;
                     while let Some(frames) = next.take() {
@@ -182,12 +187,20 @@ impl Driver {
                         next = self.link.as_ref().filter(|_| count < AT_ONCE).and_then(|link| link.socket.try_receive());
                     }
                 }
+                Some(_) = link.connections.next_end() => is_cut = true,
                 Some((number, event)) = self.worker_events.recv() => self.worker_said(number, event).await,
                 Some(event) = self.command_events.recv() => self.command_said(event).await,
                 () = tokio::time::sleep_until(deadline.into()) => self.handle(Event::Tick).await,
                 _ = self.signals.terminate.recv() => self.told_to_leave("SIGTERM").await,
                 _ = self.signals.interrupt.recv() => self.interrupted().await,
                 signal = self.signals.user.recv() => self.user_signal(signal).await,
+                found = async { moving.as_mut()?.await.ok()? }, if moving.is_some() => {
+                    moving = None;
+                    if let Some((settings, link, answer)) = found {
+                        (last_heard, is_cut) = (Instant::now(), false);
+                        self.go_on_with(settings, link, answer).await;
+                    }
+                }
                 () = tokio::time::sleep_until(leave_at.unwrap_or(deadline).into()), if leave_at.is_some() => {
                     leave_at = None;
                     self.leave_because(TIME_IS_OVER, Warning::Clock).await;
@@ -197,6 +210,10 @@ impl Driver {
             if instant >= beat_at {
                 beat_at = instant + heartbeat;
                 self.send(HEARTBEAT, &Heartbeat {});
+                // A silent controller answers one heartbeat in an eighth of that time.
+                if moving.is_none() && (is_cut || instant - last_heard > patience / 4) {
+                    moving = self.look_for_controller();
+                }
             }
             if instant - last_heard > patience {
                 self.end_worker().await;
@@ -208,6 +225,31 @@ impl Driver {
             link.socket.close().await;
         }
         Ok(())
+    }
+
+    /// A controller that is silent may have come back at other ports; then its file says so.
+    fn look_for_controller(&self) -> Option<Moving> {
+        let (mut settings, uuid) = (self.settings.clone(), self.facts.uuid.clone());
+        settings.connection = settings.moved()?;
+        Some(tokio::spawn(async move {
+            match Link::connect_again(&settings, &uuid).await {
+                Ok((link, answer)) => Some((settings, link, answer)),
+                Err(why) => {
+                    tracing::warn!("the connection file names another place, but no controller answers there: {why}");
+                    None
+                }
+            }
+        }))
+    }
+
+    async fn go_on_with(&mut self, settings: EngineSettings, mut link: Link, answer: Message) {
+        tracing::info!("the controller has come back elsewhere");
+        self.settings = settings;
+        if let Some(before) = self.link.take() {
+            link.succeed(before);
+        }
+        self.link = Some(link);
+        self.receive_native(answer).await;
     }
 
     pub(super) async fn told_to_leave(&mut self, signal: &str) {

@@ -6,6 +6,6 @@ mod normalise;
 mod wait;
 
 pub use cluster::{Cluster, kill_both, shared, signal, successor_of, wait_for_exit};
-pub use command::Ended;
+pub use command::{Ended, Running};
 pub use home::{Home, PCLUSTER};
 pub use wait::wait_until;
