@@ -183,12 +183,7 @@ impl Client {
 
 impl Way {
     /// To the first address at which something listens, under the routing id `id`.
-    async fn open(
-        file: &ConnectionFile,
-        id: &str,
-        waiting: &Arc<Mutex<Waiting>>,
-        timeout: Duration,
-    ) -> Result<Way, ClientError> {
+    async fn open(file: &ConnectionFile, id: &str, waiting: &Arc<Mutex<Waiting>>, timeout: Duration) -> Result<Way, ClientError> {
         let here = nix::unistd::gethostname()
             .ok()
             .and_then(|h| h.into_string().ok())

@@ -1,14 +1,15 @@
 //! Commands: tasks that are a program with arguments, without a shell and without Python.
 use super::core::output::Pieces;
 use super::core::unit::{CommandEnd, CommandExit};
+use super::exec::Program;
 use super::forker::Forker;
 use super::worker::process::{signal_group, signal_name};
 use crate::model::UnixTime;
 use crate::model::definition::MapOptions;
 use std::collections::BTreeMap;
+use std::ffi::OsString;
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
-use std::process::Stdio;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
 use std::time::Duration;
@@ -139,40 +140,39 @@ pub async fn run(to_run: ToRun, forker: Forker, running: Running, events: Sender
 }
 
 async fn run_inner(to_run: &ToRun, forker: &Forker, running: &Running, events: &Sender<CommandEvent>) -> CommandExit {
-    let Some((program, arguments)) = to_run.argv.split_first() else {
+    let Some(program) = to_run.argv.first() else {
         return CommandExit::NotStarted("CommandNotFound".into(), "the command is empty".into());
     };
-    let mut command = tokio::process::Command::new(program);
-    command
-        .args(arguments)
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped());
-    command.envs(&to_run.env).envs(&to_run.options.env);
     // Where the map was submitted, if this host has that.
     let submitted_in = to_run.options.directory.as_ref().filter(|directory| Path::new(directory).is_dir());
-    let cwd = to_run
+    let directory = to_run
         .options
         .cwd
         .as_ref()
         .or(submitted_in)
         .or(to_run.cwd.as_ref())
         .map(|cwd| with_home(cwd));
-    if let Some(cwd) = &cwd {
-        if !Path::new(cwd).is_dir() {
-            let evalue = format!(
-                "cannot run {program:?}: its working directory {cwd} is not a directory on {}",
-                host()
-            );
-            return CommandExit::NotStarted("DirectoryNotFound".into(), evalue);
-        }
-        command.current_dir(cwd);
+    if let Some(cwd) = &directory
+        && !Path::new(cwd).is_dir()
+    {
+        let evalue = format!(
+            "cannot run {program:?}: its working directory {cwd} is not a directory on {}",
+            host()
+        );
+        return CommandExit::NotStarted("DirectoryNotFound".into(), evalue);
     }
-    let mut child = match forker.spawn(command, Vec::new()).await {
+    let set = to_run.env.iter().chain(&to_run.options.env);
+    let set = set.map(|(name, value)| (OsString::from(name), OsString::from(value)));
+    let to_start = Program {
+        argv: to_run.argv.clone(),
+        environment: std::env::vars_os().chain(set).collect(),
+        directory,
+    };
+    let mut child = match forker.start(to_start).await {
         Ok(child) => child,
         Err(e) => return not_started(program, &e),
     };
-    let pid = child.id().unwrap_or_default() as i32;
+    let pid = child.pid;
     running.pid.store(pid, Ordering::SeqCst);
     let early = running.early.load(Ordering::SeqCst);
     if early != 0 {

@@ -3,6 +3,7 @@
 mod command;
 pub mod core;
 mod driver;
+mod exec;
 mod forker;
 mod link;
 mod memory;

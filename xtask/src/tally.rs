@@ -33,6 +33,14 @@ impl Tally {
         }
     }
 
+    /// Of a test program; one that failed without counting a failure (it did not compile, it crashed) counts as one.
+    pub fn of_one_that(self, passed: bool) -> Tally {
+        Tally {
+            failed: self.failed.max(u64::from(!passed)),
+            ..self
+        }
+    }
+
     /// `test result: ok. 12 passed; 0 failed; 3 ignored; 0 measured; 0 filtered out; finished in 0.02s`
     pub fn from_cargo(line: &str) -> Option<Tally> {
         let counts = line.strip_prefix("test result: ")?;
@@ -72,6 +80,18 @@ impl Tally {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_program_that_crashes_counts_as_a_failure() {
+        let tally = |passed, failed| Tally {
+            passed,
+            failed,
+            skipped: 0,
+        };
+        assert_eq!(tally(3, 0).of_one_that(true), tally(3, 0));
+        assert_eq!(tally(3, 0).of_one_that(false), tally(3, 1));
+        assert_eq!(tally(3, 2).of_one_that(false), tally(3, 2));
+    }
 
     fn tally(passed: u64, failed: u64, skipped: u64) -> Option<Tally> {
         Some(Tally { passed, failed, skipped })

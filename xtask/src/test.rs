@@ -37,6 +37,8 @@ pub fn run(places: &Places) -> Result<bool, String> {
     let fuzzed = fuzz::run(places, &["--seconds", fuzz::IN_TESTS]);
     report.add("cargo xtask fuzz", Tally::of_check(fuzzed.unwrap_or(false)));
     python_tests(places, &mut report, python.as_deref());
+    // What waits more than it works runs beside something else.
+    let chaos = chaos(places);
     match crate::conformance::run(places, &crate::conformance::Engine::BOTH, None) {
         Ok(tallies) => tallies.iter().for_each(|(what, tally)| report.add(what, *tally)),
         Err(why) => {
@@ -44,19 +46,23 @@ pub fn run(places: &Places) -> Result<bool, String> {
             report.add("cargo xtask conformance", Tally::of_check(false));
         }
     }
-    // These wait more than they work, so the campaign runs beside them.
-    let chaos = Beside::start(places, &["chaos", "--minutes", CHAOS_MINUTES]);
-    remote_tests(places, &mut report, python.as_deref());
+    Beside::count(chaos, &mut report, "cargo xtask chaos", None);
+    let remote = remote_tests(places, &mut report, python.as_deref());
     batch_tests(places, &mut report, python.as_deref());
-    let passed = chaos.and_then(Beside::end).unwrap_or_else(|why| {
-        println!("{why}");
-        false
-    });
-    report.add("cargo xtask chaos", Tally::of_check(passed));
+    if let Some(remote) = remote {
+        Beside::count(remote, &mut report, "tests/remote", Some(Tally::from_pytest));
+    }
     Ok(report.close())
 }
 
-/// A chore that runs in another process while tests run here. What it says is shown when it has ended.
+fn chaos(places: &Places) -> Result<Beside, String> {
+    let own = std::env::current_exe().map_err(|e| format!("cannot find this program: {e}"))?;
+    let mut command = program(&places.root, &[&own.to_string_lossy()]);
+    command.args(["chaos", "--minutes", CHAOS_MINUTES]);
+    Beside::start(places, "chaos.log", command)
+}
+
+/// A command that runs while tests run here. What it says is shown when it has ended.
 struct Beside {
     line: String,
     process: Child,
@@ -64,28 +70,41 @@ struct Beside {
 }
 
 impl Beside {
-    fn start(places: &Places, words: &[&str]) -> Result<Beside, String> {
-        let line = format!("cargo xtask {}", words.join(" "));
-        let log = places.target.join(format!("{}.log", words[0]));
-        let own = std::env::current_exe().map_err(|e| format!("{line}: cannot find this program: {e}"))?;
+    fn start(places: &Places, log: &str, mut command: Command) -> Result<Beside, String> {
+        let (line, log) = (spelled(&command), places.target.join(log));
         let failed = |e: std::io::Error| format!("cannot run {line} with its output in {}: {e}", log.display());
         let output = File::create(&log).map_err(failed)?;
-        let mut command = program(&places.root, &[&own.to_string_lossy()]);
-        command.args(words).stdout(output.try_clone().map_err(failed)?).stderr(output);
+        command.stdout(output.try_clone().map_err(failed)?).stderr(output);
         let process = command.spawn().map_err(failed)?;
         println!("\n$ {line} &");
         Ok(Beside { line, process, log })
     }
 
-    /// Waits for its end. Whether it passed.
-    fn end(mut self) -> Result<bool, String> {
+    /// Waits for its end. Whether it passed, and what it said.
+    fn end(mut self) -> Result<(bool, String), String> {
         let status = self.process.wait().map_err(|e| format!("{}: {e}", self.line))?;
         echo(&format!("{}   # ran beside the tests above", self.line));
-        print!(
-            "{}",
-            fs::read_to_string(&self.log).unwrap_or_else(|e| format!("{}: {e}\n", self.log.display()))
-        );
-        Ok(status.success())
+        let said = fs::read(&self.log).map_err(|e| format!("{}: {e}", self.log.display()))?;
+        let said = String::from_utf8_lossy(&said).into_owned();
+        print!("{said}");
+        Ok((status.success(), said))
+    }
+
+    /// Adds up the lines in which it counts; what does not count is one test.
+    fn count(started: Result<Beside, String>, report: &mut Report, what: &str, count: Option<fn(&str) -> Option<Tally>>) {
+        let (passed, said) = started.and_then(Beside::end).unwrap_or_else(|why| {
+            println!("{why}");
+            (false, String::new())
+        });
+        let tally = match count {
+            Some(count) => {
+                let mut tally = Tally::default();
+                said.lines().filter_map(count).for_each(|more| tally += more);
+                tally.of_one_that(passed)
+            }
+            None => Tally::of_check(passed),
+        };
+        report.add(what, tally);
     }
 }
 
@@ -234,12 +253,15 @@ fn batch_tests(places: &Places, report: &mut Report, python: Option<&Path>) {
     }
 }
 
-/// Over ssh, between hosts made for it.
-fn remote_tests(places: &Places, report: &mut Report, python: Option<&Path>) {
+/// Over ssh, between hosts made for it, if they can be made.
+fn remote_tests(places: &Places, report: &mut Report, python: Option<&Path>) -> Option<Result<Beside, String>> {
     let ready = python.ok_or_else(|| "there is no Python environment for them".to_string());
     match ready.and_then(|python| remote::tests(places, python)) {
-        Ok(mut command) => counted(report, &mut command, Tally::from_pytest),
-        Err(why) => report.skip("tests/remote", remote::count(places), &why),
+        Ok(command) => Some(Beside::start(places, "remote.log", command)),
+        Err(why) => {
+            report.skip("tests/remote", remote::count(places), &why);
+            None
+        }
     }
 }
 
@@ -257,10 +279,7 @@ fn counted(report: &mut Report, command: &mut Command, count: fn(&str) -> Option
     if let Err(why) = &passed {
         println!("{why}");
     }
-    if !passed.is_ok_and(|status| status.success()) && tally.failed == 0 {
-        tally.failed = 1;
-    }
-    report.add(&line, tally);
+    report.add(&line, tally.of_one_that(passed.is_ok_and(|status| status.success())));
 }
 
 /// How many test functions the Python files of `folder` hold.
