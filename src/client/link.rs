@@ -100,6 +100,7 @@ impl Client {
                 pid: 0,
                 host: String::new(),
                 started: UnixTime::default(),
+                packs: false,
             },
         };
         let hello = Hello {
@@ -110,6 +111,9 @@ impl Client {
             .exchange(HELLO, &hello, &[], Duration::ZERO, RESEND.min(timeout / 3), timeout)
             .await?;
         link.hello = checked_hello(&reply, &link.address())?;
+        if link.hello.packs {
+            lock(&link.way).pack();
+        }
         Ok(Client {
             link: Arc::new(link),
             patience: PATIENCE,
@@ -195,7 +199,7 @@ impl Way {
             },
             None => Security::Plain,
         };
-        let socket = Socket::new(Kind::Dealer, Some(id), &security)?;
+        let socket = Socket::new(Kind::Dealer, Some(id), &security)?.packing_likewise();
         socket.connect(&ip, file.registration).await?;
         Ok(Way {
             receiver: tokio::spawn(receive(
@@ -208,6 +212,11 @@ impl Way {
             address: format!("tcp://{ip}:{}", file.registration),
             connection: file.clone(),
         })
+    }
+
+    /// The controller has said that it unpacks.
+    fn pack(&mut self) {
+        self.socket = self.socket.clone().packing();
     }
 }
 
@@ -222,7 +231,10 @@ impl Link {
         let Some(moved) = moved else { return false };
         let id = lock(&self.session).id.clone();
         match Way::open(&moved, &id, &self.waiting, PROBE).await {
-            Ok(way) => {
+            Ok(mut way) => {
+                if self.hello.packs {
+                    way.pack();
+                }
                 tracing::info!(address = way.address, "the controller has come back elsewhere");
                 *lock(&self.way) = way;
                 true

@@ -211,7 +211,7 @@ impl Sockets {
             }};
         }
         let clients = ClientSockets {
-            registration: bind!(client, registration, Router, most),
+            registration: bind!(client, registration, Router, most).packing_likewise(),
             control: bind!(client, control, Router, most),
             mux: bind!(client, mux, Router, most, |s| tell_connections(s, &inbox, ClientChannel::Mux)),
             task: bind!(client, task, Router, most, |s| tell_connections(s, &inbox, ClientChannel::Task)),

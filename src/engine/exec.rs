@@ -93,12 +93,26 @@ pub fn is_possible() -> bool {
     true
 }
 
-/// Memory for the child's first steps; one is enough for all that are started one after the other.
-pub struct Stack(Vec<u128>);
+/// Starts one program after the other.
+pub struct Starter {
+    /// For the child's first steps.
+    stack: Vec<u128>,
+    /// Where the last one was found. As shells do, it is looked for there first.
+    last: Option<Found>,
+}
 
-impl Default for Stack {
-    fn default() -> Stack {
-        Stack(vec![0; STACK / size_of::<u128>()])
+struct Found {
+    name: String,
+    path: Option<OsString>,
+    at: CString,
+}
+
+impl Default for Starter {
+    fn default() -> Starter {
+        Starter {
+            stack: vec![0; STACK / size_of::<u128>()],
+            last: None,
+        }
     }
 }
 
@@ -112,18 +126,26 @@ struct Shared {
     directory: *const c_char,
     stdio: [RawFd; 3],
     parent: Pid,
+    /// Which of the paths it tried last.
+    tried: usize,
     /// Why it did not become the program.
     errno: c_int,
 }
 
-impl Process {
+impl Starter {
     /// Starts it in a session of its own, with these three files as its standard ones. The kernel kills it when the calling thread ends.
-    pub fn start(program: &Program, stdio: [BorrowedFd<'_>; 3], stack: &mut Stack) -> io::Result<Process> {
+    pub fn start(&mut self, program: &Program, stdio: [BorrowedFd<'_>; 3]) -> io::Result<Process> {
         let pointers = |texts: &[CString]| {
             let pointers = texts.iter().map(|text| text.as_ptr());
             pointers.chain([std::ptr::null()]).collect::<Vec<_>>()
         };
-        let texts = program.texts()?;
+        let mut texts = program.texts()?;
+        let path = program.environment.get(OsStr::new("PATH"));
+        let known = self.last.as_ref();
+        let known = known.filter(|last| program.argv.first() == Some(&last.name) && path == last.path.as_ref());
+        if let Some(known) = known {
+            texts.paths.insert(0, known.at.clone());
+        }
         let arguments = pointers(&texts.arguments);
         let mut shared = Shared {
             paths: pointers(&texts.paths),
@@ -136,6 +158,7 @@ impl Process {
             directory: texts.directory.as_ref().map_or(std::ptr::null(), |directory| directory.as_ptr()),
             stdio: stdio.map(|fd| fd.as_raw_fd()),
             parent: getpid(),
+            tried: 0,
             errno: 0,
         };
         // A handler that ran in the child would run in this process's memory.
@@ -144,7 +167,7 @@ impl Process {
         let mut end: c_int = -1;
         let flags = libc::CLONE_VM | libc::CLONE_VFORK | libc::CLONE_PIDFD | libc::SIGCHLD;
         let pid = {
-            let top = stack.0.as_mut_ptr_range().end;
+            let top = self.stack.as_mut_ptr_range().end;
             let (shared, end) = (&raw mut shared, &raw mut end);
             #[expect(unsafe_code, reason = "this thread waits until the child has left its memory; see `child`")]
             unsafe {
@@ -162,6 +185,13 @@ impl Process {
         if shared.errno != 0 {
             let _ = how_it_ended(pid);
             return Err(io::Error::from_raw_os_error(shared.errno));
+        }
+        if shared.tried > 0 {
+            self.last = texts.paths.get(shared.tried).map(|at| Found {
+                name: program.argv.first().cloned().unwrap_or_default(),
+                path: path.cloned(),
+                at: at.clone(),
+            });
         }
         Ok(Process { pid, end })
     }
@@ -210,7 +240,8 @@ fn become_program(shared: &mut Shared) -> c_int {
         }
         signals_as_at_first();
         let mut refused = 0;
-        for path in shared.paths.iter().copied().take_while(|path| !path.is_null()) {
+        for (place, path) in shared.paths.iter().copied().enumerate().take_while(|(_, path)| !path.is_null()) {
+            shared.tried = place;
             libc::execve(path, shared.arguments.as_ptr(), shared.environment.as_ptr());
             if errno() == libc::ENOEXEC {
                 if let Some(script) = shared.shell_arguments.get_mut(1) {

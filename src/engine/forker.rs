@@ -1,6 +1,6 @@
 //! Starts child processes from one thread that lives as long as the engine: the kernel kills a child when the thread
 //! that started it ends, and threads of the runtime come and go.
-use super::exec::{self, Process, Program, Stack};
+use super::exec::{self, Process, Program, Starter};
 use super::worker::process::{keep_open, signal_group};
 use nix::fcntl::OFlag;
 use nix::sys::prctl::set_pdeathsig;
@@ -55,13 +55,13 @@ impl Forker {
         let nothing = File::open("/dev/null")?;
         std::thread::Builder::new().name("forker".into()).spawn(move || {
             let _within = runtime.enter();
-            let mut stack = Stack::default();
+            let mut starter = Starter::default();
             for job in to_start {
                 match job {
                     Job::Child(mut command, reply) => drop(reply.send(command.spawn())),
                     Job::Program(program, [out, err], reply) => {
                         let stdio = [nothing.as_fd(), out.as_fd(), err.as_fd()];
-                        drop(reply.send(Process::start(&program, stdio, &mut stack)));
+                        drop(reply.send(starter.start(&program, stdio)));
                     }
                 }
             }
@@ -207,6 +207,9 @@ mod tests {
             ),
             (&[&without, "1"], &[], None, "exit status: 0", "/without 1 \n"),
             (&["with", "é"], &[("PATH", &path)], None, "exit status: 3", ""),
+            (&["with", "é"], &[("PATH", &path)], None, "exit status: 3", ""),
+            (&["with"], &[("PATH", "/bin")], None, "NotFound", ""),
+            (&["with"], &[("PATH", &path)], None, "exit status: 3", ""),
             (&["./with", "é"], &[], Some(&bin), "exit status: 3", ""),
             (&["with"], &[("PATH", "")], Some(&bin), "exit status: 3", ""),
             (&[&with, ""], &[], None, "exit status: 3", ""),

@@ -5,7 +5,7 @@
 use crate::wire::Frames;
 use bytes::{Buf, BufMut, BytesMut};
 
-/// No channel of the native protocol is called so.
+/// No channel of the native protocol is called so, and no message of ipyparallel's consists of one frame.
 const MARK: &[u8; 4] = b"\0pk1";
 /// What is larger travels as it is, uncopied.
 const LARGEST: usize = 32 << 10;
@@ -29,9 +29,13 @@ pub fn pack(frames: Frames, first: usize) -> Frames {
     frames
 }
 
+pub fn is_packed(frame: &[u8]) -> bool {
+    frame.starts_with(MARK)
+}
+
 /// The frames as they were before [`pack`]; others as they are. None where the lengths do not fit, or for more than `most`.
 pub fn unpack(mut frames: Frames, most: usize) -> Option<Frames> {
-    if frames.last().is_none_or(|last| !last.starts_with(MARK)) {
+    if frames.last().is_none_or(|last| !is_packed(last)) {
         return Some(frames);
     }
     let mut packed = frames.pop()?;

@@ -1,6 +1,6 @@
 //! Sockets over `omq-tokio` (docs/adr/0001-zeromq-crate.md).
 use super::overflow::{Offered, Overflow, TooMuch};
-use super::packed::{pack, unpack};
+use super::packed::{is_packed, pack, unpack};
 use super::waiting::{Load, WEIGHED, WINDOW, Waiting, weighed};
 use super::{KeyPair, Kind, Limits, Security, TransportError};
 use crate::wire::Frames;
@@ -9,7 +9,7 @@ use omq_tokio::{
     CurveKeypair, CurvePublicKey, CurveSecretKey, Error, Message, MonitorEvent, MonitorRecvError, MonitorStream, Options, ReconnectPolicy,
     Socket as Omq, SocketType, TrySendError,
 };
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -20,6 +20,15 @@ const MOST_WAITING: usize = 1 << 30;
 /// How many such there may be at a socket; beyond them new ones are closed at once. Those that have proven themselves do not count.
 const MOST_HANDSHAKES: usize = 512;
 
+/// Whether small messages travel as one frame.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Packs {
+    Never,
+    /// To those who send theirs so.
+    Likewise,
+    Always,
+}
+
 #[derive(Clone)]
 pub struct Socket {
     omq: Omq,
@@ -28,8 +37,9 @@ pub struct Socket {
     /// Of a ROUTER: the connections of its peers, by routing id.
     peers: Arc<Mutex<HashMap<Bytes, u64>>>,
     most_frames: usize,
-    /// The other end is pcluster too.
-    packs: bool,
+    packs: Packs,
+    /// Peers whose last message came packed.
+    packing: Arc<Mutex<HashSet<Bytes>>>,
     waiting: Waiting,
     /// Of those that share [`Socket::waiting`].
     number: usize,
@@ -84,7 +94,8 @@ impl Socket {
             overflow: Arc::default(),
             peers: Arc::default(),
             most_frames: limits.frames,
-            packs: false,
+            packs: Packs::Never,
+            packing: Arc::default(),
             number: waiting.join(sender),
             waiting,
         };
@@ -103,17 +114,24 @@ impl Socket {
         Ok(socket)
     }
 
-    /// Small messages travel as one frame; the other end must do the same. Before the socket is bound or connected.
+    /// Small messages travel as one frame; the other end must do the same, or do likewise.
     #[must_use]
     pub fn packing(mut self) -> Socket {
-        self.packs = true;
+        self.packs = Packs::Always;
+        self
+    }
+
+    /// Small messages to a peer that sends its own as one frame do so, too. Before the socket is bound or connected.
+    #[must_use]
+    pub fn packing_likewise(mut self) -> Socket {
+        self.packs = Packs::Likewise;
         self
     }
 
     /// Keeps the table of peers.
     fn note_peers(&self) {
         let (mut monitor, peers, overflow) = (self.omq.monitor(), self.peers.clone(), self.overflow.clone());
-        let (waiting, number) = (self.waiting.downgrade(), self.number);
+        let (waiting, number, packing) = (self.waiting.downgrade(), self.number, self.packing.clone());
         tokio::spawn(async move {
             loop {
                 match monitor.recv().await {
@@ -132,6 +150,7 @@ impl Socket {
                         let current = peers.get(&identity).is_none_or(|id| *id == peer.connection_id);
                         if current {
                             peers.remove(&identity);
+                            lock(&packing).remove(&identity);
                             lock(&overflow).forget(&identity);
                             if let Some(waiting) = waiting.upgrade() {
                                 waiting.forget(number, &identity);
@@ -186,7 +205,12 @@ impl Socket {
             Kind::Router => (frames.first().cloned().unwrap_or_default(), 1),
             _ => (Bytes::new(), 0),
         };
-        let mut frames = if self.packs { pack(frames, first) } else { frames };
+        let packs = match self.packs {
+            Packs::Never => false,
+            Packs::Likewise => lock(&self.packing).contains(&peer),
+            Packs::Always => true,
+        };
+        let mut frames = if packs { pack(frames, first) } else { frames };
         let size: usize = frames.iter().map(Bytes::len).sum();
         let mut load: Option<Arc<Load>> = None;
         if size >= WEIGHED && self.kind == Kind::Router {
@@ -286,7 +310,8 @@ impl Socket {
     fn accepted(&self, message: &Message) -> Option<Frames> {
         let count = message.len();
         let taken = match count <= self.most_frames {
-            true if self.packs => unpack(frames(message), self.most_frames),
+            true if self.packs == Packs::Always => unpack(frames(message), self.most_frames),
+            true if self.packs == Packs::Likewise => self.unpacked_likewise(frames(message)),
             true => Some(frames(message)),
             false => None,
         };
@@ -299,6 +324,21 @@ impl Socket {
             self.cut_off(&peer, &why);
         }
         taken
+    }
+
+    /// A message that came as one frame is packed if it is marked so.
+    fn unpacked_likewise(&self, frames: Frames) -> Option<Frames> {
+        let first = usize::from(self.kind == Kind::Router);
+        if frames.len() != first + 1 || !is_packed(&frames[first]) {
+            return Some(frames);
+        }
+        let peer = if first == 1 { frames[0].clone() } else { Bytes::new() };
+        let mut packing = lock(&self.packing);
+        if !packing.contains(&peer) {
+            packing.insert(peer);
+        }
+        drop(packing);
+        unpack(frames, self.most_frames)
     }
 
     /// Connections of a socket, as they begin and end.
@@ -455,6 +495,39 @@ mod tests {
                 router.send(vec![Bytes::from_static(b"nobody"), Bytes::new()]),
                 Err(TransportError::NoPeer)
             ));
+        }
+    }
+
+    #[tokio::test]
+    async fn small_messages_travel_as_one_frame_to_those_who_send_them_so() {
+        let router = Socket::new(Kind::Router, None, &Security::Plain).unwrap().packing_likewise();
+        let port = router.bind("127.0.0.1", 0).await.unwrap();
+        let (plain, other) = (
+            dealer(port, Some("plain")).await,
+            dealer(port, Some("other")).await.packing_likewise(),
+        );
+        let parts = || vec![Bytes::from_static(b"a"), Bytes::new(), Bytes::from_static(b"\0pk1")];
+        let to = |name: &'static str| [vec![Bytes::from_static(name.as_bytes())], parts()].concat();
+        for (socket, name) in [(&plain, "plain"), (&other, "other")] {
+            socket.send(parts()).unwrap();
+            assert_eq!(router.receive().await.unwrap(), to(name));
+            router.send(to(name)).unwrap();
+            assert_eq!(socket.receive().await.unwrap(), parts());
+        }
+        // What is packed by hand is answered so, and nobody here unpacks it.
+        plain.send(pack(parts(), 0)).unwrap();
+        assert_eq!(router.receive().await.unwrap(), to("plain"));
+        router.send(to("plain")).unwrap();
+        assert_eq!(plain.receive().await.unwrap(), pack(parts(), 0));
+        other.clone().packing().send(parts()).unwrap();
+        assert_eq!(router.receive().await.unwrap(), to("other"));
+        router.send(to("other")).unwrap();
+        assert_eq!(other.receive().await.unwrap(), parts());
+        // One that has gone and come again is another.
+        assert!(lock(&router.packing).contains(&b"other"[..]));
+        other.close().await;
+        while lock(&router.packing).contains(&b"other"[..]) {
+            tokio::time::sleep(Duration::from_millis(5)).await;
         }
     }
 

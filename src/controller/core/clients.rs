@@ -114,6 +114,7 @@ impl Core {
             pid: self.facts.pid,
             host: self.facts.host.clone(),
             started: self.facts.started,
+            packs: true,
         })
         .unwrap_or_default();
         if hello.protocol != PROTOCOL_VERSION {

@@ -9,8 +9,11 @@ use std::time::{Duration, Instant};
 const MOST: usize = 512;
 /// ... or so many bytes,
 const MOST_BYTES: usize = 512 << 10;
-/// ... or its oldest result is so old.
-const OLDEST: Duration = Duration::from_millis(2);
+/// ... or its oldest result is so old and it holds some,
+const OLD: Duration = Duration::from_millis(2);
+const SOME: usize = 8;
+/// ... or it is so old. Less than the work that an engine has ahead (`prefetch_ms`).
+const OLDEST: Duration = Duration::from_millis(10);
 
 #[derive(Debug, Default)]
 pub struct Outbox {
@@ -33,13 +36,17 @@ impl Outbox {
     }
 
     pub fn deadline(&self) -> Option<Instant> {
-        self.since.map(|since| since + OLDEST)
+        self.since.map(|since| since + self.patience())
+    }
+
+    fn patience(&self) -> Duration {
+        if self.collecting.len() >= SOME { OLD } else { OLDEST }
     }
 
     /// Closes the message if it is full or old, or `idle` says that no more is to come.
     pub fn flush(&mut self, now: Now, idle: bool, registered: bool, effects: &mut Vec<Effect>) {
         let Some(since) = self.since else { return };
-        let due = idle || self.collecting.len() >= MOST || self.bytes >= MOST_BYTES || now.instant >= since + OLDEST;
+        let due = idle || self.collecting.len() >= MOST || self.bytes >= MOST_BYTES || now.instant >= since + self.patience();
         if !due {
             return;
         }

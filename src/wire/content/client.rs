@@ -29,6 +29,9 @@ pub struct HelloReply {
     pub pid: u32,
     pub host: String,
     pub started: UnixTime,
+    /// Small messages may be sent as one frame from now on, and then are answered so.
+    #[serde(default)]
+    pub packs: bool,
 }
 
 /// A new map. `key` is chosen by the client; the same key again answers with the same map.
