@@ -6,19 +6,24 @@ use super::forker::Forker;
 use super::worker::process::{signal_group, signal_name};
 use crate::model::UnixTime;
 use crate::model::definition::MapOptions;
+use nix::errno::Errno;
 use std::collections::BTreeMap;
 use std::ffi::OsString;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncReadExt};
+use tokio::net::unix::pipe::Receiver;
 use tokio::sync::mpsc::Sender;
 
 /// After the end of a command its pipes are read for so long, if processes that it left behind hold them open.
 const LAST_OUTPUT: Duration = Duration::from_millis(200);
 const CHUNK: usize = 64 << 10;
+/// A command that ends within so long is short.
+const SHORT: Duration = Duration::from_millis(5);
 
 #[derive(Debug)]
 pub enum CommandEvent {
@@ -143,16 +148,16 @@ async fn run_inner(to_run: &ToRun, forker: &Forker, running: &Running, events: &
     let Some(program) = to_run.argv.first() else {
         return CommandExit::NotStarted("CommandNotFound".into(), "the command is empty".into());
     };
+    let options = &to_run.options;
     // Where the map was submitted, if this host has that.
-    let submitted_in = to_run.options.directory.as_ref().filter(|directory| Path::new(directory).is_dir());
-    let directory = to_run
-        .options
-        .cwd
-        .as_ref()
-        .or(submitted_in)
-        .or(to_run.cwd.as_ref())
-        .map(|cwd| with_home(cwd));
+    let submitted_in = options.directory.as_ref().filter(|directory| Path::new(directory).is_dir());
+    let directory = match (&options.cwd, submitted_in, &to_run.cwd) {
+        (Some(cwd), _, _) | (None, None, Some(cwd)) => Some(with_home(cwd)),
+        (None, Some(directory), _) => Some(directory.clone()),
+        (None, None, None) => None,
+    };
     if let Some(cwd) = &directory
+        && submitted_in != Some(cwd)
         && !Path::new(cwd).is_dir()
     {
         let evalue = format!(
@@ -161,7 +166,7 @@ async fn run_inner(to_run: &ToRun, forker: &Forker, running: &Running, events: &
         );
         return CommandExit::NotStarted("DirectoryNotFound".into(), evalue);
     }
-    let set = to_run.env.iter().chain(&to_run.options.env);
+    let set = to_run.env.iter().chain(&options.env);
     let set = set.map(|(name, value)| (OsString::from(name), OsString::from(value)));
     let to_start = Program {
         argv: to_run.argv.clone(),
@@ -178,10 +183,24 @@ async fn run_inner(to_run: &ToRun, forker: &Forker, running: &Running, events: &
     if early != 0 {
         signal_group(pid, early);
     }
-    let (mut stdout, mut stderr) = (child.stdout.take(), child.stderr.take());
     let (mut out, mut err) = (vec![0; CHUNK], vec![0; CHUNK]);
-    let mut status = None;
+    // Most commands that are short write little: their pipes need not be watched.
+    let mut status = tokio::time::timeout(SHORT, child.wait()).await.ok();
+    let (mut stdout, mut stderr) = match &status {
+        None => (watched(child.stdout.as_fd()), watched(child.stderr.as_fd())),
+        Some(_) => {
+            end_what_is_left(pid, running);
+            let (wrote, out_ended) = read_now(child.stdout.as_fd(), &mut out);
+            let (complained, err_ended) = read_now(child.stderr.as_fd(), &mut err);
+            tell(events, [&out[..wrote], &err[..complained]]).await;
+            let unless = |ended: bool, fd: &OwnedFd| if ended { None } else { watched(fd.as_fd()) };
+            (unless(out_ended, &child.stdout), unless(err_ended, &child.stderr))
+        }
+    };
     let status = loop {
+        if status.is_some() && stdout.is_none() && stderr.is_none() {
+            break status;
+        }
         let quiet = async {
             match status {
                 Some(_) => tokio::time::sleep(LAST_OUTPUT).await,
@@ -193,15 +212,9 @@ async fn run_inner(to_run: &ToRun, forker: &Forker, running: &Running, events: &
             count = read(&mut stderr, &mut err) => tell(events, [&[], &err[..count]]).await,
             ended = child.wait(), if status.is_none() => {
                 status = Some(ended);
-                if running.was_signalled() {
-                    // What it started and left behind (a shell's background jobs do not hear SIGINT) goes with it.
-                    signal_group(pid, nix::libc::SIGKILL);
-                }
+                end_what_is_left(pid, running);
             }
             () = quiet => break status,
-        }
-        if status.is_some() && stdout.is_none() && stderr.is_none() {
-            break status;
         }
     };
     match status {
@@ -215,6 +228,36 @@ async fn run_inner(to_run: &ToRun, forker: &Forker, running: &Running, events: &
         Some(Err(e)) => CommandExit::NotStarted("CommandLost".into(), format!("cannot wait for {program:?}: {e}")),
         None => CommandExit::NotStarted("CommandLost".into(), format!("{program:?} has ended, nobody knows how")),
     }
+}
+
+/// What it started and left behind (a shell's background jobs do not hear SIGINT) goes with it.
+fn end_what_is_left(pid: i32, running: &Running) {
+    if running.was_signalled() {
+        signal_group(pid, nix::libc::SIGKILL);
+    }
+}
+
+/// What is in the pipe now, as far as there is room for it; and whether nobody can write into it any more.
+fn read_now(fd: BorrowedFd<'_>, into: &mut [u8]) -> (usize, bool) {
+    let mut count = 0;
+    while count < into.len() {
+        match nix::unistd::read(fd, &mut into[count..]) {
+            Ok(0) => return (count, true),
+            Ok(more) => count += more,
+            Err(Errno::EINTR) => {}
+            Err(Errno::EAGAIN) => break,
+            Err(_) => return (count, true),
+        }
+    }
+    (count, false)
+}
+
+/// None for one that cannot be: then nothing more is read from it.
+fn watched(fd: BorrowedFd<'_>) -> Option<Receiver> {
+    let watched = fd.try_clone_to_owned().and_then(Receiver::from_owned_fd);
+    watched
+        .inspect_err(|error| tracing::warn!(%error, "the output of a command cannot be read"))
+        .ok()
 }
 
 /// Waits for ever where there is nothing (more) to read.

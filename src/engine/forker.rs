@@ -2,7 +2,7 @@
 //! that started it ends, and threads of the runtime come and go.
 use super::exec::{self, Process, Program, Starter};
 use super::worker::process::{keep_open, signal_group};
-use nix::fcntl::OFlag;
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::prctl::set_pdeathsig;
 use nix::sys::signal::Signal;
 use nix::unistd::{Pid, getpid, getppid, pipe2, setsid};
@@ -13,7 +13,6 @@ use std::process::{ExitStatus, Stdio};
 use std::sync::mpsc;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
-use tokio::net::unix::pipe::Receiver;
 use tokio::process::{Child, Command};
 use tokio::sync::oneshot;
 
@@ -32,8 +31,9 @@ pub struct Forker {
 /// A program that was started.
 pub struct Started {
     pub pid: i32,
-    pub stdout: Option<Receiver>,
-    pub stderr: Option<Receiver>,
+    /// The near ends of its pipes, which do not block.
+    pub stdout: OwnedFd,
+    pub stderr: OwnedFd,
     end: End,
 }
 
@@ -92,16 +92,18 @@ impl Forker {
             let mut command = program.command();
             command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
             let mut child = self.spawn(command, Vec::new()).await?;
-            let receiver = |fd: io::Result<OwnedFd>| Receiver::from_owned_fd(fd?);
+            let gone = || io::Error::other("it has no pipe");
             return Ok(Started {
                 pid: child.id().unwrap_or_default() as i32,
-                stdout: child.stdout.take().map(|out| receiver(out.into_owned_fd())).transpose()?,
-                stderr: child.stderr.take().map(|err| receiver(err.into_owned_fd())).transpose()?,
+                stdout: child.stdout.take().ok_or_else(gone)?.into_owned_fd()?,
+                stderr: child.stderr.take().ok_or_else(gone)?.into_owned_fd()?,
                 end: End::Child(Box::new(child)),
             });
         }
         let ((out, out_of_child), (err, err_of_child)) = (pipe2(OFlag::O_CLOEXEC)?, pipe2(OFlag::O_CLOEXEC)?);
-        let (stdout, stderr) = (Receiver::from_owned_fd(out)?, Receiver::from_owned_fd(err)?);
+        for near in [&out, &err] {
+            fcntl(near, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
+        }
         let ends = [out_of_child, err_of_child];
         let Process { pid, end } = self.asked(|reply| Job::Program(Box::new(program), ends, reply)).await?;
         #[expect(unsafe_code, reason = "an OwnedFd is the same file until it is dropped")]
@@ -115,8 +117,8 @@ impl Forker {
         };
         Ok(Started {
             pid: pid.as_raw(),
-            stdout: Some(stdout),
-            stderr: Some(stderr),
+            stdout: out,
+            stderr: err,
             end,
         })
     }
@@ -130,7 +132,7 @@ impl Forker {
 }
 
 impl Started {
-    /// Waits for its end, once.
+    /// Waits for its end. It may be asked again until it has told of it.
     pub async fn wait(&mut self) -> io::Result<ExitStatus> {
         match &mut self.end {
             End::Child(child) => child.wait().await,
@@ -149,6 +151,7 @@ mod tests {
     use std::ffi::OsString;
     use std::os::unix::fs::PermissionsExt;
     use tokio::io::AsyncReadExt;
+    use tokio::net::unix::pipe::Receiver;
 
     /// What became of it in words; and what it wrote.
     async fn outcome(forker: &Forker, argv: &[&str], environment: &[(&str, &str)], directory: Option<&str>) -> (String, String, String) {
@@ -165,8 +168,9 @@ mod tests {
             Err(error) => return (format!("{:?}", error.kind()), String::new(), String::new()),
         };
         let (mut out, mut err) = (String::new(), String::new());
-        started.stdout.take().unwrap().read_to_string(&mut out).await.unwrap();
-        started.stderr.take().unwrap().read_to_string(&mut err).await.unwrap();
+        let pipe = |fd: &OwnedFd| Receiver::from_owned_fd(fd.try_clone().unwrap()).unwrap();
+        pipe(&started.stdout).read_to_string(&mut out).await.unwrap();
+        pipe(&started.stderr).read_to_string(&mut err).await.unwrap();
         (started.wait().await.unwrap().to_string(), out, err)
     }
 
