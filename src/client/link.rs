@@ -176,10 +176,11 @@ impl Client {
     /// Sends what is still to be sent and closes the connection (the last clone does so too, without waiting).
     pub async fn close(self) {
         if let Ok(link) = Arc::try_unwrap(self.link).map_err(drop) {
-            let way = lock(&link.way);
-            way.receiver.abort();
-            let socket = way.socket.clone();
-            drop(way);
+            let socket = {
+                let way = lock(&link.way);
+                way.receiver.abort();
+                way.socket.clone()
+            };
             socket.close().await;
         }
     }

@@ -260,7 +260,7 @@ pub(crate) mod tests {
         for change in [
             |file: &mut ConnectionFile| file.key.push('x'),
             |file: &mut ConnectionFile| file.curve_serverkey = Some("another".into()),
-            |file: &mut ConnectionFile| file.pcluster.as_mut().unwrap().started -= 1.0,
+            |file: &mut ConnectionFile| file.pcluster.as_mut().unwrap().started = 1.0,
         ] {
             let mut other = after.clone();
             change(&mut other);

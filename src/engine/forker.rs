@@ -149,7 +149,6 @@ mod tests {
     use super::*;
     use std::collections::BTreeMap;
     use std::ffi::OsString;
-    use std::os::unix::fs::PermissionsExt;
     use tokio::io::AsyncReadExt;
     use tokio::net::unix::pipe::Receiver;
 
@@ -179,13 +178,17 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let script = |name: &str, text: &str, mode| {
             let path = dir.path().join(name);
-            std::fs::write(&path, text).unwrap();
-            std::fs::set_permissions(&path, std::fs::Permissions::from_mode(mode)).unwrap();
+            // By another process: this one's other tests fork, and who would execute a file that is open for writing is refused.
+            let mut write = std::process::Command::new("sh");
+            write
+                .args(["-c", "printf %s \"$2\" > \"$1\" && chmod \"$3\" \"$1\"", "sh"])
+                .arg(&path);
+            assert!(write.args([text, mode]).status().unwrap().success());
             path.to_string_lossy().into_owned()
         };
-        let without = script("without", "echo \"no interpreter: $0 $1 $X\"\n", 0o755);
-        let with = script("with", "#!/bin/sh\necho \"$1\" >&2; exit 3\n", 0o755);
-        let text = script("text", "echo no\n", 0o644);
+        let without = script("without", "echo \"no interpreter: $0 $1 $X\"\n", "755");
+        let with = script("with", "#!/bin/sh\necho \"$1\" >&2; exit 3\n", "755");
+        let text = script("text", "echo no\n", "644");
         let bin = dir.path().to_string_lossy().into_owned();
         let path = format!("/nowhere:{bin}:/bin:/usr/bin");
         let (quick, other) = (Forker::that_is_quick(true).unwrap(), Forker::that_is_quick(false).unwrap());

@@ -139,7 +139,7 @@ fn a_controller_killed_under_a_map_is_back_at_once_and_no_task_is_run_twice() {
 fn a_controller_that_comes_back_waits_for_its_ports() {
     let taken = TakenPort::of_a_killed_controller();
     let port = taken.port;
-    let (cluster, engines) = taken.gives_it_back(|held| drop(held));
+    let (cluster, engines) = taken.gives_it_back(drop);
     assert_eq!((control_port(&cluster), cluster.engine_pids()), (port, engines));
     cluster.ok(&["stop"]);
 }
