@@ -12,8 +12,8 @@ from hyperqueue.cluster import WorkerConfig
 
 def job(tasks, directory):
     job = Job(directory)
-    for _ in range(tasks):
-        job.program(["/bin/true"], stdout=None, stderr=None)
+    for number in range(tasks):
+        job.program(["/bin/true", str(number)], stdout=None, stderr=None)
     return job
 
 

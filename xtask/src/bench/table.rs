@@ -196,7 +196,7 @@ fn python(numbers: &Numbers) -> String {
 }
 
 fn commands(numbers: &Numbers) -> String {
-    let mut out = String::from("| command `true`, 2 at a time | tasks/s | of the limit |\n|---|--:|--:|\n");
+    let mut out = String::from("| command `true NUMBER`, 2 at a time | tasks/s | of the limit |\n|---|--:|--:|\n");
     let base = numbers.median_rate("spawn").unwrap_or(f64::NAN);
     for (label, name) in [
         ("`pcluster map … -- true`", "true"),
