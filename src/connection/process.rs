@@ -49,6 +49,33 @@ pub fn descendants_of(processes: &[u32]) -> Vec<u32> {
     found
 }
 
+/// Others that read from and write to these through pipes, as a ProxyCommand of ssh does: ssh has left it to itself when it went into
+/// the background.
+pub fn behind_pipes_of(processes: &[u32]) -> Vec<u32> {
+    let pipe = |path: std::path::PathBuf| {
+        let link = fs::read_link(path).ok()?.into_os_string().into_string().ok()?;
+        link.starts_with("pipe:").then_some(link)
+    };
+    let files = processes
+        .iter()
+        .filter_map(|pid| fs::read_dir(format!("/proc/{pid}/fd")).ok())
+        .flatten();
+    let theirs: Vec<String> = files.flatten().filter_map(|entry| pipe(entry.path())).collect();
+    let all = fs::read_dir("/proc").into_iter().flatten().flatten();
+    let pids = all.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
+    let others = pids.filter(|pid| !processes.contains(pid) && *pid != std::process::id());
+    let is_behind = |pid: &u32| {
+        [0, 1]
+            .iter()
+            .all(|fd| pipe(format!("/proc/{pid}/fd/{fd}").into()).is_some_and(|link| theirs.contains(&link)))
+    };
+    if theirs.is_empty() {
+        Vec::new()
+    } else {
+        others.filter(is_behind).collect()
+    }
+}
+
 fn parent_of(pid: u32) -> Option<u32> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     start_ticks(&stat)?;

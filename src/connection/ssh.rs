@@ -139,7 +139,10 @@ impl Ssh {
         // A jump host has its own time to connect.
         let all = timeout * 2 + LOG_IN;
         match tokio::time::timeout(all, builder.connect_mux(to.as_str())).await {
-            Ok(Ok(session)) => Ok(new(session, false, place)),
+            Ok(Ok(session)) => {
+                place.note_ways();
+                Ok(new(session, false, place))
+            }
             Ok(Err(error)) => Err(SshError::of_connecting(to, &error)),
             Err(_) => Err(SshError::Silent {
                 to: to.to_string(),

@@ -41,6 +41,23 @@ impl Place {
     pub fn path(&self) -> &Path {
         &self.path
     }
+
+    /// Notes what the connection goes through (ProxyJump, ProxyCommand), to be ended with it: it may outlive an ssh that ends by itself, for as
+    /// long as it has something to wait for.
+    pub fn note_ways(&self) {
+        let lines = ways_of(&processes(&self.path))
+            .into_iter()
+            .filter_map(|pid| Some(format!("{pid} {}\n", process::started_of(pid)?)));
+        if let Err(error) = fs::write(self.path.join(WAYS), lines.collect::<String>()) {
+            tracing::debug!(%error, "what an ssh goes through could not be noted");
+        }
+    }
+}
+
+fn ways_of(named: &[u32]) -> Vec<u32> {
+    let mut behind = process::behind_pipes_of(named);
+    behind.extend(process::descendants_of(&[named, &behind[..]].concat()));
+    behind
 }
 
 impl Drop for Place {
@@ -51,6 +68,8 @@ impl Drop for Place {
 
 /// The file that says whose a directory is.
 const OWNER: &str = "owner";
+/// ... and the one with the processes that the connection goes through: each a line, with its id and when it started.
+const WAYS: &str = "ways";
 
 /// This process, and which process ids it means: those of another container are others.
 fn owner() -> String {
@@ -85,12 +104,17 @@ pub fn clear(path: &Path) {
     if path.parent() != Some(&parent()) {
         return;
     }
-    let mut all: Vec<(u32, f64)> = Vec::new();
+    let noted = fs::read_to_string(path.join(WAYS)).unwrap_or_default();
+    let pair = |line: &str| {
+        let (pid, started) = line.split_once(' ')?;
+        Some((pid.parse().ok()?, started.parse().ok()?))
+    };
+    let mut all: Vec<(u32, f64)> = noted.lines().filter_map(pair).collect();
     for signal in [Signal::SIGTERM, Signal::SIGKILL] {
         let named = processes(path);
-        // An ssh that is ended while it connects leaves what it connects through (ProxyJump, ProxyCommand) to itself.
-        let started = process::descendants_of(&named);
-        let found = named.iter().chain(&started);
+        // An ssh that is ended leaves what it goes through (ProxyJump, ProxyCommand) to itself.
+        let ways = ways_of(&named);
+        let found = named.iter().chain(&ways);
         all.extend(found.filter_map(|pid| Some((*pid, process::started_of(*pid)?))));
         all.retain(|(pid, started)| process::is_same_process(*pid, *started));
         for (pid, _) in &all {
@@ -204,6 +228,39 @@ mod tests {
         drop(place);
         assert!(!runs(through) && !runs(ssh.id()));
         ssh.wait().unwrap();
+    }
+
+    #[test]
+    fn what_an_ssh_goes_through_ends_with_it_though_it_has_ended_by_itself() {
+        let place = Place::make().unwrap();
+        // As a process that names the place, and is connected by pipes with one that is not its child and hears nothing of its end.
+        let name = format!("ssh -S {}/master", place.path().display());
+        let script = "trap '' PIPE HUP; exec sleep 600";
+        let mut way = std::process::Command::new("bash")
+            .args(["-c", script])
+            .stdin(std::process::Stdio::piped())
+            .stdout(std::process::Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut ssh = std::process::Command::new("bash")
+            .args(["-c", "read line"])
+            .arg0(name)
+            .stdin(way.stdout.take().unwrap())
+            .stdout(way.stdin.take().unwrap())
+            .spawn()
+            .unwrap();
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while processes(place.path()).is_empty() && Instant::now() < deadline {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        assert_eq!(process::behind_pipes_of(&[ssh.id()]), [way.id()]);
+        place.note_ways();
+        ssh.kill().unwrap();
+        ssh.wait().unwrap();
+        assert!(runs(way.id()));
+        drop(place);
+        assert!(!runs(way.id()));
+        way.wait().unwrap();
     }
 
     #[test]
