@@ -505,8 +505,12 @@ impl Leftovers {
                 continue;
             }
             let n = launched.engines();
+            let (engines, stay) = match n {
+                1 => ("engine", "still runs and is kept"),
+                _ => ("engines", "still run and are kept"),
+            };
             if same_keys && (same_place || launched.follows) {
-                progress(StartProgress::Note(format!("{n} engines of before still run and are kept")));
+                progress(StartProgress::Note(format!("{n} {engines} of before {stay}")));
                 for text in launcher.bring_back_ways(&launched, &wish.program) {
                     progress(StartProgress::Note(text));
                 }
@@ -514,7 +518,7 @@ impl Leftovers {
                 continue;
             }
             in_thread(move || launcher.stop(&launched, Duration::from_secs(5))).await??;
-            progress(StartProgress::Note(format!("stopped {n} engines of before")));
+            progress(StartProgress::Note(format!("stopped {n} {engines} of before")));
         }
         Ok(kept)
     }
