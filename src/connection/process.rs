@@ -76,6 +76,13 @@ pub fn behind_pipes_of(processes: &[u32]) -> Vec<u32> {
     }
 }
 
+/// By SIGSTOP, or a debugger.
+pub fn is_stopped(pid: u32) -> bool {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    let state = stat.rsplit_once(')').map_or("", |(_, rest)| rest.trim_start());
+    state.starts_with(['T', 't'])
+}
+
 fn parent_of(pid: u32) -> Option<u32> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     start_ticks(&stat)?;

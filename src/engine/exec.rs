@@ -1,8 +1,9 @@
 //! Starts a program without copying this process: until the child executes it, it runs in this process's memory while the thread that
 //! starts it waits (`CLONE_VM` and `CLONE_VFORK`, clone(2)). posix_spawn(3) does the same, but has no way to say `PR_SET_PDEATHSIG`; and a
 //! fork copies the page tables of an engine, which takes longer than many a program runs.
+use super::worker::process::signal_group;
 use nix::libc::{self, c_char, c_int, c_void};
-use nix::sys::signal::{SigSet, SigmaskHow, sigprocmask};
+use nix::sys::signal::{SigSet, SigmaskHow};
 use nix::unistd::{Pid, getpid};
 use std::collections::BTreeMap;
 use std::ffi::{CString, OsStr, OsString};
@@ -83,14 +84,19 @@ pub struct Process {
 
 /// Whether this kernel gives such descriptors (Linux 5.3 for all that is asked of them here).
 pub fn is_possible() -> bool {
-    #[expect(unsafe_code, reason = "nix has no pidfd_open")]
-    let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, getpid().as_raw(), 0) };
-    if fd < 0 {
-        return false;
+    end_of(getpid()).is_ok()
+}
+
+/// A descriptor that tells of the end of a process, which must not have been waited for.
+fn end_of(pid: Pid) -> io::Result<OwnedFd> {
+    #[expect(unsafe_code, reason = "nix has no pidfd_open; what the system gives is nobody else's")]
+    unsafe {
+        let fd = libc::syscall(libc::SYS_pidfd_open, pid.as_raw(), 0);
+        match RawFd::try_from(fd) {
+            Ok(fd @ 0..) => Ok(OwnedFd::from_raw_fd(fd)),
+            _ => Err(io::Error::last_os_error()),
+        }
     }
-    #[expect(unsafe_code, reason = "the system has just given it to nobody else")]
-    drop(unsafe { OwnedFd::from_raw_fd(fd as RawFd) });
-    true
 }
 
 /// Starts one program after the other.
@@ -162,30 +168,30 @@ impl Starter {
             errno: 0,
         };
         // A handler that ran in the child would run in this process's memory.
-        let mut before = SigSet::empty();
-        sigprocmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::all()), Some(&mut before))?;
-        let mut end: c_int = -1;
-        let flags = libc::CLONE_VM | libc::CLONE_VFORK | libc::CLONE_PIDFD | libc::SIGCHLD;
+        let before = SigSet::all().thread_swap_mask(SigmaskHow::SIG_SETMASK)?;
+        let flags = libc::CLONE_VM | libc::CLONE_VFORK | libc::SIGCHLD;
         let pid = {
             let top = self.stack.as_mut_ptr_range().end;
-            let (shared, end) = (&raw mut shared, &raw mut end);
+            let shared = &raw mut shared;
             #[expect(unsafe_code, reason = "this thread waits until the child has left its memory; see `child`")]
             unsafe {
-                libc::clone(child, top.cast(), flags, shared.cast::<c_void>(), end)
+                libc::clone(child, top.cast(), flags, shared.cast::<c_void>())
             }
         };
         let failed = (pid < 0).then(io::Error::last_os_error);
-        sigprocmask(SigmaskHow::SIG_SETMASK, Some(&before), None)?;
+        before.thread_set_mask()?;
         if let Some(error) = failed {
             return Err(error);
         }
         let pid = Pid::from_raw(pid);
-        #[expect(unsafe_code, reason = "the system has just given it to nobody else")]
-        let end = unsafe { OwnedFd::from_raw_fd(end) };
         if shared.errno != 0 {
             let _ = how_it_ended(pid);
             return Err(io::Error::from_raw_os_error(shared.errno));
         }
+        let end = end_of(pid).inspect_err(|_| {
+            signal_group(pid.as_raw(), libc::SIGKILL);
+            let _ = how_it_ended(pid);
+        })?;
         if shared.tried > 0 {
             self.last = texts.paths.get(shared.tried).map(|at| Found {
                 name: program.argv.first().cloned().unwrap_or_default(),

@@ -45,13 +45,29 @@ impl Place {
     /// Notes what the connection goes through (ProxyJump, ProxyCommand), to be ended with it: it may outlive an ssh that ends by itself, for as
     /// long as it has something to wait for.
     pub fn note_ways(&self) {
-        let lines = ways_of(&processes(&self.path))
-            .into_iter()
-            .filter_map(|pid| Some(format!("{pid} {}\n", process::started_of(pid)?)));
-        if let Err(error) = fs::write(self.path.join(WAYS), lines.collect::<String>()) {
-            tracing::debug!(%error, "what an ssh goes through could not be noted");
-        }
+        note(&self.path, &of(ways_of(&processes(&self.path))));
     }
+}
+
+/// Processes with when they started.
+fn of(pids: Vec<u32>) -> Vec<(u32, f64)> {
+    pids.into_iter().filter_map(|pid| Some((pid, process::started_of(pid)?))).collect()
+}
+
+fn note(path: &Path, ways: &[(u32, f64)]) {
+    let lines: String = ways.iter().map(|(pid, started)| format!("{pid} {started}\n")).collect();
+    if let Err(error) = fs::write(path.join(WAYS), lines) {
+        tracing::debug!(%error, "what an ssh goes through could not be noted");
+    }
+}
+
+fn noted(path: &Path) -> Vec<(u32, f64)> {
+    let pair = |line: &str| {
+        let (pid, started) = line.split_once(' ')?;
+        Some((pid.parse().ok()?, started.parse().ok()?))
+    };
+    let text = fs::read_to_string(path.join(WAYS)).unwrap_or_default();
+    text.lines().filter_map(pair).collect()
 }
 
 fn ways_of(named: &[u32]) -> Vec<u32> {
@@ -104,26 +120,28 @@ pub fn clear(path: &Path) {
     if path.parent() != Some(&parent()) {
         return;
     }
-    let noted = fs::read_to_string(path.join(WAYS)).unwrap_or_default();
-    let pair = |line: &str| {
-        let (pid, started) = line.split_once(' ')?;
-        Some((pid.parse().ok()?, started.parse().ok()?))
+    let tell = |(pid, _): &(u32, f64), signal| {
+        let _ = kill(Pid::from_raw(*pid as i32), signal);
     };
-    let mut all: Vec<(u32, f64)> = noted.lines().filter_map(pair).collect();
-    for signal in [Signal::SIGTERM, Signal::SIGKILL] {
-        let named = processes(path);
-        // An ssh that is ended leaves what it goes through (ProxyJump, ProxyCommand) to itself.
-        let ways = ways_of(&named);
-        let found = named.iter().chain(&ways);
-        all.extend(found.filter_map(|pid| Some((*pid, process::started_of(*pid)?))));
-        all.retain(|(pid, started)| process::is_same_process(*pid, *started));
-        for (pid, _) in &all {
-            let _ = kill(Pid::from_raw(*pid as i32), signal);
-        }
+    let until = |is: &dyn Fn() -> bool| {
         let deadline = Instant::now() + ENDS;
-        while all.iter().any(|(pid, _)| runs(*pid)) && Instant::now() < deadline {
+        while !is() && Instant::now() < deadline {
             std::thread::sleep(Duration::from_millis(5));
         }
+    };
+    let mut ways = noted(path);
+    for signal in [Signal::SIGTERM, Signal::SIGKILL] {
+        let named = of(processes(path));
+        // An ssh that is ended leaves what it goes through to itself. It is not to start that between the look and the end.
+        named.iter().for_each(|ssh| tell(ssh, Signal::SIGSTOP));
+        until(&|| named.iter().all(|(pid, _)| !runs(*pid) || process::is_stopped(*pid)));
+        ways.extend(of(ways_of(&named.iter().map(|(pid, _)| *pid).collect::<Vec<_>>())));
+        ways.retain(|(pid, started)| process::is_same_process(*pid, *started));
+        // For who comes next, if this process is killed meanwhile.
+        note(path, &ways);
+        named.iter().chain(&ways).for_each(|process| tell(process, signal));
+        named.iter().for_each(|ssh| tell(ssh, Signal::SIGCONT));
+        until(&|| !named.iter().chain(&ways).any(|(pid, _)| runs(*pid)));
     }
     let _ = fs::remove_dir_all(path);
     // Gone when it was the last one.
