@@ -76,6 +76,19 @@ pub fn behind_pipes_of(processes: &[u32]) -> Vec<u32> {
     }
 }
 
+/// What one process has started and what still belongs to it, without a look at all processes. Empty where the kernel does not tell
+/// (`CONFIG_PROC_CHILDREN`, proc(5)).
+pub fn children_of(pid: u32) -> Vec<u32> {
+    let threads = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
+    let lists = threads.filter_map(|thread| fs::read_to_string(thread.path().join("children")).ok());
+    let pids = |list: String| {
+        list.split_ascii_whitespace()
+            .filter_map(|pid| pid.parse().ok())
+            .collect::<Vec<u32>>()
+    };
+    lists.flat_map(pids).collect()
+}
+
 /// By SIGSTOP, or a debugger.
 pub fn is_stopped(pid: u32) -> bool {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();

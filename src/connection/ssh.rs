@@ -14,6 +14,7 @@ use openssh::{ForwardType, KnownHosts, Session, SessionBuilder, Socket, Stdio};
 use place::Place;
 use settings::{HostKeys, Settings};
 use std::borrow::Cow;
+use std::convert::Infallible;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -24,6 +25,8 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
 const CONNECT: Duration = Duration::from_secs(15);
 /// For logging in after that: a host that hangs then is given up.
 const LOG_IN: Duration = Duration::from_secs(20);
+/// So often it is noted what a connection that is being made goes through.
+const NOTE_EVERY: Duration = Duration::from_millis(200);
 /// A connection on which nothing is heard is asked so often whether it lives, and given up after three answers that do not
 /// come; unless the user's configuration says it.
 const ALIVE_EVERY: Duration = Duration::from_secs(5);
@@ -138,7 +141,12 @@ impl Ssh {
         }
         // A jump host has its own time to connect.
         let all = timeout * 2 + LOG_IN;
-        match tokio::time::timeout(all, builder.connect_mux(to.as_str())).await {
+        let connecting = tokio::time::timeout(all, builder.connect_mux(to.as_str()));
+        let connected = tokio::select! {
+            connected = connecting => connected,
+            never = note_ways(&place) => match never {},
+        };
+        match connected {
             Ok(Ok(session)) => {
                 place.note_ways();
                 Ok(new(session, false, place))
@@ -349,6 +357,14 @@ impl Running {
             Err(e) => return Err(lost(error::chain(&e))),
         };
         Ok(Output { code, stdout, stderr })
+    }
+}
+
+/// While a connection is being made.
+async fn note_ways(place: &Place) -> Infallible {
+    loop {
+        tokio::time::sleep(NOTE_EVERY).await;
+        place.note_ways_of_child();
     }
 }
 

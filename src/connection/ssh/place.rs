@@ -42,10 +42,34 @@ impl Place {
         &self.path
     }
 
-    /// Notes what the connection goes through (ProxyJump, ProxyCommand), to be ended with it: it may outlive an ssh that ends by itself, for as
-    /// long as it has something to wait for.
+    /// Notes what the connection goes through (ProxyJump, ProxyCommand), to be ended with it: it may outlive an ssh that ends by
+    /// itself, for as long as it has something to wait for (and under nohup(1) it does not hear ssh's SIGHUP).
     pub fn note_ways(&self) {
-        note(&self.path, &of(ways_of(&processes(&self.path))));
+        self.note(ways_of(&processes(&self.path)));
+    }
+
+    /// The same as long as ssh is this process's child: quick, to be done often.
+    pub fn note_ways_of_child(&self) {
+        let own = process::children_of(std::process::id());
+        let mut last: Vec<u32> = own.into_iter().filter(|pid| names(*pid, &self.path)).collect();
+        let mut ways = Vec::new();
+        while !last.is_empty() {
+            last = last.into_iter().flat_map(process::children_of).collect();
+            ways.extend(&last);
+        }
+        self.note(ways);
+    }
+
+    fn note(&self, pids: Vec<u32>) {
+        let (mut ways, before) = (noted(&self.path), noted(&self.path).len());
+        for way in of(pids) {
+            if !ways.contains(&way) {
+                ways.push(way);
+            }
+        }
+        if ways.len() > before {
+            note(&self.path, &ways);
+        }
     }
 }
 
@@ -155,17 +179,17 @@ fn runs(pid: u32) -> bool {
 /// The user's processes whose command line names the directory: ssh, before and after it has gone into the background.
 pub fn processes(path: &Path) -> Vec<u32> {
     let Ok(all) = fs::read_dir("/proc") else { return Vec::new() };
+    let pids = all.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
+    pids.filter(|pid| names(*pid, path)).collect()
+}
+
+fn names(pid: u32, path: &Path) -> bool {
     let mut needle = path.as_os_str().as_encoded_bytes().to_vec();
     needle.push(b'/');
-    let ours = |pid: u32| {
-        let command = fs::read(format!("/proc/{pid}/cmdline")).ok()?;
-        let names = command.windows(needle.len()).any(|part| part == needle);
-        let is_ssh = command.starts_with(b"ssh");
-        let owner = fs::metadata(format!("/proc/{pid}")).ok()?.uid();
-        (names && is_ssh && owner == getuid().as_raw() && runs(pid)).then_some(pid)
-    };
-    all.filter_map(|entry| ours(entry.ok()?.file_name().to_str()?.parse().ok()?))
-        .collect()
+    let command = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+    let names = command.windows(needle.len()).any(|part| part == needle);
+    let owner = || fs::metadata(format!("/proc/{pid}")).map(|it| it.uid());
+    names && command.starts_with(b"ssh") && owner().is_ok_and(|owner| owner == getuid().as_raw()) && runs(pid)
 }
 
 /// `$XDG_RUNTIME_DIR/pcluster` where there is one and it is not too long, else `/tmp/pcluster-<user id>`.
@@ -243,6 +267,10 @@ mod tests {
         let through: u32 = line.trim().parse().unwrap();
         assert!(runs(through));
         assert_eq!(process::descendants_of(&[ssh.id()]), [through]);
+        assert_eq!(process::children_of(ssh.id()), [through]);
+        place.note_ways_of_child();
+        place.note_ways_of_child();
+        assert_eq!(noted(place.path()), of(vec![through]));
         drop(place);
         assert!(!runs(through) && !runs(ssh.id()));
         ssh.wait().unwrap();
