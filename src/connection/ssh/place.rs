@@ -61,13 +61,14 @@ impl Place {
     }
 
     fn note(&self, pids: Vec<u32>) {
-        let (mut ways, before) = (noted(&self.path), noted(&self.path).len());
-        for way in of(pids) {
-            if !ways.contains(&way) {
-                ways.push(way);
-            }
-        }
-        if ways.len() > before {
+        let mut ways = noted(&self.path);
+        let is_noted = |pid: u32| {
+            ways.iter()
+                .any(|(noted, started)| *noted == pid && process::is_same_process(pid, *started))
+        };
+        let new = of(pids.into_iter().filter(|pid| !is_noted(*pid)).collect());
+        if !new.is_empty() {
+            ways.extend(new);
             note(&self.path, &ways);
         }
     }
@@ -270,7 +271,7 @@ mod tests {
         assert_eq!(process::children_of(ssh.id()), [through]);
         place.note_ways_of_child();
         place.note_ways_of_child();
-        assert_eq!(noted(place.path()), of(vec![through]));
+        assert_eq!(noted(place.path()).iter().map(|(pid, _)| *pid).collect::<Vec<_>>(), [through]);
         drop(place);
         assert!(!runs(through) && !runs(ssh.id()));
         ssh.wait().unwrap();
