@@ -1,7 +1,7 @@
 //! One connection to a controller: requests go out, a background task finds for every reply the request that waits for it.
 use super::address::candidates;
 use super::error::{ClientError, writer_of};
-use crate::connection::ConnectionFile;
+use crate::connection::{ConnectionFile, process};
 use crate::model::{PROTOCOL_VERSION, UnixTime, VERSION};
 use crate::transport::{Kind, Security, Socket};
 use crate::wire::content::client::{Again, HELLO, Hello, HelloReply};
@@ -189,11 +189,7 @@ impl Client {
 impl Way {
     /// To the first address at which something listens, under the routing id `id`.
     async fn open(file: &ConnectionFile, id: &str, waiting: &Arc<Mutex<Waiting>>, timeout: Duration) -> Result<Way, ClientError> {
-        let here = nix::unistd::gethostname()
-            .ok()
-            .and_then(|h| h.into_string().ok())
-            .unwrap_or_else(|| "localhost".into());
-        let ip = reachable(file, candidates(file, &here)?, timeout).await?;
+        let ip = reachable(file, candidates(file, &process::host())?, timeout).await?;
         let security = match &file.curve_serverkey {
             Some(server_key) => Security::Client {
                 server_key: server_key.clone(),

@@ -487,12 +487,11 @@ impl Leftovers {
         now: &ConnectionFile,
         progress: &mut dyn FnMut(StartProgress),
     ) -> Result<Vec<Launched>, ClusterError> {
-        let keys = |file: &ConnectionFile| (file.key.clone(), file.curve_serverkey.clone());
         let place = |file: &ConnectionFile| {
             let port = file.pcluster.as_ref().and_then(|keys| keys.engine_port);
             (file.registration, file.location.clone(), port)
         };
-        let same_keys = self.engine_file.as_ref().is_some_and(|before| keys(before) == keys(now));
+        let same_keys = self.engine_file.as_ref().is_some_and(|before| before.is_of_same_cluster(now));
         let same_place = self.engine_file.as_ref().is_some_and(|before| place(before) == place(now));
         let mut kept = Vec::new();
         for launched in self.state.iter().flat_map(|s| s.engines.clone()) {

@@ -128,8 +128,12 @@ impl ConnectionFile {
     /// program had one of its ports when it came back.
     pub fn moved(&self, path: &Path) -> Option<ConnectionFile> {
         let now = discover::find(path).ok()?;
-        let is_same_cluster = now.key == self.key && now.curve_serverkey == self.curve_serverkey;
-        (is_same_cluster && now.whereabouts() != self.whereabouts()).then_some(now)
+        (now.is_of_same_cluster(self) && now.whereabouts() != self.whereabouts()).then_some(now)
+    }
+
+    /// By its keys, which outlast a controller.
+    pub fn is_of_same_cluster(&self, other: &ConnectionFile) -> bool {
+        self.key == other.key && self.curve_serverkey == other.curve_serverkey
     }
 
     /// All that a pcluster client or engine finds the controller by.

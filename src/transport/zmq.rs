@@ -38,7 +38,7 @@ pub struct Socket {
     peers: Arc<Mutex<HashMap<Bytes, u64>>>,
     most_frames: usize,
     packs: Packs,
-    /// Peers whose last message came packed.
+    /// Peers that have sent a packed message on their connection.
     packing: Arc<Mutex<HashSet<Bytes>>>,
     waiting: Waiting,
     /// Of those that share [`Socket::waiting`].
@@ -333,11 +333,7 @@ impl Socket {
             return Some(frames);
         }
         let peer = if first == 1 { frames[0].clone() } else { Bytes::new() };
-        let mut packing = lock(&self.packing);
-        if !packing.contains(&peer) {
-            packing.insert(peer);
-        }
-        drop(packing);
+        lock(&self.packing).insert(peer);
         unpack(frames, self.most_frames)
     }
 

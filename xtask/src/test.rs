@@ -59,7 +59,7 @@ fn chaos(places: &Places) -> Result<Beside, String> {
     let own = std::env::current_exe().map_err(|e| format!("cannot find this program: {e}"))?;
     let mut command = program(&places.root, &[&own.to_string_lossy()]);
     command.args(["chaos", "--minutes", CHAOS_MINUTES]);
-    Beside::start(places, "chaos.log", command)
+    Beside::start(places, "chaos.log", format!("cargo xtask chaos --minutes {CHAOS_MINUTES}"), command)
 }
 
 /// A command that runs while tests run here. What it says is shown when it has ended.
@@ -70,8 +70,9 @@ struct Beside {
 }
 
 impl Beside {
-    fn start(places: &Places, log: &str, mut command: Command) -> Result<Beside, String> {
-        let (line, log) = (spelled(&command), places.target.join(log));
+    /// `line` is how a user would run it.
+    fn start(places: &Places, log: &str, line: String, mut command: Command) -> Result<Beside, String> {
+        let log = places.target.join(log);
         let failed = |e: std::io::Error| format!("cannot run {line} with its output in {}: {e}", log.display());
         let output = File::create(&log).map_err(failed)?;
         command.stdout(output.try_clone().map_err(failed)?).stderr(output);
@@ -257,7 +258,7 @@ fn batch_tests(places: &Places, report: &mut Report, python: Option<&Path>) {
 fn remote_tests(places: &Places, report: &mut Report, python: Option<&Path>) -> Option<Result<Beside, String>> {
     let ready = python.ok_or_else(|| "there is no Python environment for them".to_string());
     match ready.and_then(|python| remote::tests(places, python)) {
-        Ok(command) => Some(Beside::start(places, "remote.log", command)),
+        Ok(command) => Some(Beside::start(places, "remote.log", spelled(&command), command)),
         Err(why) => {
             report.skip("tests/remote", remote::count(places), &why);
             None
