@@ -10,7 +10,7 @@ import time
 import unittest
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
-from worker_harness import Worker, source  # noqa: E402
+from worker_harness import PARTS, Worker, source  # noqa: E402
 
 
 class WorkerTest(unittest.TestCase):
@@ -187,7 +187,7 @@ class WorkerTest(unittest.TestCase):
 
 class SourcesTest(unittest.TestCase):
     def test_the_sources_are_of_python_3_8(self):
-        for name in ("worker.py", "ipython.py", "bootstrap.py"):
+        for name in PARTS + ("ipython.py", "bootstrap.py"):
             ast.parse(source(name), feature_version=(3, 8))
 
     def test_the_bootstrap_says_which_python_is_too_old(self):

@@ -12,6 +12,9 @@ FRAME = struct.Struct("<cxxxIQ")
 RECORD = struct.Struct("<cBxxIQdd")
 
 
+PARTS = ("state.py", "records.py", "values.py", "code.py", "worker.py")
+
+
 def source(name):
     with open(os.path.join(SOURCES, name)) as file:
         return file.read()
@@ -29,19 +32,20 @@ class Record:
 
 class Worker:
     def __init__(self, python=sys.executable):
-        script_in, script_out = os.pipe()
+        script = tempfile.TemporaryFile()
+        script.write("\n".join(source(name) for name in PARTS).encode())
+        script.seek(0)
         frames_in, self.frames = os.pipe()
         self.records, records_out = os.pipe()
         tokens_in, self.tokens = os.pipe()
         self.stdout, self.stderr = tempfile.TemporaryFile("ab+"), tempfile.TemporaryFile("ab+")
-        kept = [script_in, frames_in, records_out, tokens_in, self.stdout.fileno(), self.stderr.fileno()]
-        os.write(script_out, source("worker.py").encode())
-        os.close(script_out)
+        kept = [script.fileno(), frames_in, records_out, tokens_in, self.stdout.fileno(), self.stderr.fileno()]
         command = [python, "-c", source("bootstrap.py")] + [str(fd) for fd in kept]
         self.process = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=self.stdout, stderr=self.stderr, pass_fds=kept, start_new_session=True
         )
-        for fd in kept[:4]:
+        script.close()
+        for fd in kept[1:4]:
             os.close(fd)
         self.reader = os.fdopen(self.records, "rb")
         self.next = 0

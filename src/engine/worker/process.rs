@@ -7,9 +7,10 @@ use crate::engine::core::output::Pieces;
 use crate::engine::forker::Forker;
 use bytes::Bytes;
 use nix::fcntl::{FcntlArg, FdFlag, OFlag, fcntl, open};
+use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::signal::{SigHandler, Signal, signal};
 use nix::sys::stat::Mode;
-use std::io::{self, Read, Write};
+use std::io::{self, Read, Seek, Write};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
@@ -17,7 +18,18 @@ use std::process::Stdio;
 use tokio::sync::mpsc::UnboundedSender;
 
 const BOOTSTRAP: &str = include_str!("bootstrap.py");
-const WORKER: &str = include_str!("worker.py");
+/// One script of parts that share a namespace.
+const WORKER: &str = concat!(
+    include_str!("state.py"),
+    "\n",
+    include_str!("records.py"),
+    "\n",
+    include_str!("values.py"),
+    "\n",
+    include_str!("code.py"),
+    "\n",
+    include_str!("worker.py"),
+);
 /// Sent before the first request of an ipyparallel client.
 pub const IPYTHON: &str = include_str!("ipython.py");
 
@@ -279,9 +291,10 @@ struct Parts {
 
 impl Parts {
     fn make() -> io::Result<Parts> {
-        let (script, mut script_out) = pipe().map(|(script, out)| (script, std::fs::File::from(out)))?;
-        let _ = fcntl(script.as_fd(), FcntlArg::F_SETPIPE_SZ(PIPE_SIZE));
-        script_out.write_all(WORKER.as_bytes())?;
+        // In memory rather than in a pipe: pipes can be as small as a page (pipe(7), pipe-user-pages-soft).
+        let mut script = std::fs::File::from(memfd_create("script", MFdFlags::MFD_CLOEXEC)?);
+        script.write_all(WORKER.as_bytes())?;
+        script.rewind()?;
         let (frames_in, frames_out) = pipe()?;
         let (records_in, records_out) = pipe()?;
         for end in [&frames_out, &records_out] {
@@ -292,7 +305,7 @@ impl Parts {
         }
         let (tokens_in, tokens_out) = pipe()?;
         Ok(Parts {
-            script,
+            script: script.into(),
             frames_in,
             frames_out,
             records_in,

@@ -1,0 +1,65 @@
+"""The engine's Python: runs tasks one after the other and says how each went.
+
+Started by the engine with the numbers of private file descriptors as arguments:
+frames (in), records (out), tokens (in: one byte per task, "g" begin it, "s" skip it), and twins of stdout and stderr.
+Standard library only, Python 3.8 syntax. The frames are described in protocol.rs.
+"""
+import base64
+import builtins
+import functools
+import importlib
+import importlib.util
+import json
+import linecache
+import mmap
+import os
+import pickle
+import signal
+import struct
+import sys
+import time
+import traceback
+import types
+
+FRAMES, RECORDS, TOKENS, STDOUT, STDERR = (int(number) for number in sys.argv[2:7])
+# It is ready only when IPython's shell has run what it runs at its start.
+greets_late = sys.argv[7:] == ["shell"]
+for descriptor in (FRAMES, RECORDS, TOKENS, STDOUT, STDERR):
+    os.set_inheritable(descriptor, False)
+
+SELF = "<pcluster worker>"
+PYTHON = "Python %s (%s)" % (sys.version.split()[0], sys.executable)
+FRAME = struct.Struct("<cxxxIQ")  # kind, first ticket, length of the body
+RECORD = struct.Struct("<cBxxIQdd")  # kind, flags, ticket, length of the body, started, ended
+POSITIONS = struct.Struct("<QQ")  # ends of stdout and stderr; in front of the body where flags is 1
+REPR_LENGTH = 1000
+TEXT_LENGTH = 200_000
+SMALL = 1 << 16  # bytes that are copied to be written at once
+ALIGNED = 1 << 63  # in the number of a file's buffers
+RETRY_AFTER = 2.0  # seconds until a definition that failed is tried again
+
+encode = json.JSONEncoder(allow_nan=False, ensure_ascii=False, separators=(",", ":")).encode
+encode_ascii = json.JSONEncoder(allow_nan=False, separators=(",", ":")).encode
+read, write, seek, clock, pack = os.read, os.write, os.lseek, time.time, RECORD.pack
+
+# True while code of the user runs: only then does SIGINT interrupt.
+running = False
+# How far stdout and stderr have been reported.
+reported_out = reported_err = 0
+# A forked child of a task is not the worker.
+is_worker = True
+
+
+def interrupt(number, frame):
+    global running
+    if running:
+        running = False
+        raise KeyboardInterrupt
+
+
+def forked():
+    global is_worker, running
+    is_worker = running = False
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    for descriptor in (FRAMES, RECORDS, TOKENS):
+        os.close(descriptor)
