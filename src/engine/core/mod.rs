@@ -19,11 +19,13 @@ mod tests;
 pub mod unit;
 
 pub use event::{Effect, Event, Now, RequestReply, Stage};
+use event::{Parent, Published};
 pub use unit::{Request, Unit};
 
 use crate::model::definition::MapDefinition;
 use crate::model::{MapId, UnixTime};
 use crate::wire::content::engine::{Held, Progress, Returned};
+use crate::wire::message::to_json;
 use feed::WorkerState;
 use outbox::Outbox;
 use output::{Pieces, Text};
@@ -220,24 +222,11 @@ impl Core {
                 self.wrote(output, effects);
                 self.unit_ended(now, ticket, started, ended, result, effects);
             }
-            Event::Published {
-                ticket: _,
-                output,
-                meta,
-                content,
-                buffers,
-            } => {
+            Event::Published { output, published } => {
                 self.wrote(output, effects);
-                self.tell_begun(effects);
-                if let Some(Unit::Request(request)) = self.given.front().map(|given| &given.unit) {
-                    effects.push(Effect::Publish {
-                        request: request.clone(),
-                        meta,
-                        content,
-                        buffers,
-                    });
-                }
+                self.publish(published, effects);
             }
+            Event::OutputUnclaimed { output } => unclaimed(output, effects),
             Event::WorkerExited {
                 unread,
                 how,
@@ -355,6 +344,21 @@ impl Core {
         }
     }
 
+    fn publish(&mut self, published: Published, effects: &mut Vec<Effect>) {
+        let parent = match &published.parent {
+            Parent::Running => {
+                self.tell_begun(effects);
+                match self.given.front().map(|given| &given.unit) {
+                    Some(Unit::Request(request)) => Some(request.message.header_json.clone()),
+                    _ => return,
+                }
+            }
+            Parent::Ended(header) => Some(header.clone()),
+            Parent::None => None,
+        };
+        effects.push(Effect::Publish { parent, published });
+    }
+
     /// Says once that a request runs: when it has something to say or has run for a while. Of one that ends at once its end
     /// is enough; each message costs the client more than it costs us.
     fn tell_begun(&mut self, effects: &mut Vec<Effect>) {
@@ -392,6 +396,25 @@ impl Core {
                 effects.push(Effect::Forget { map });
             }
             self.maps.remove(&map);
+        }
+    }
+}
+
+/// Output of no unit: published as of no request.
+fn unclaimed([stdout, stderr]: [Pieces; 2], effects: &mut Vec<Effect>) {
+    for (name, pieces) in [("stdout", stdout), ("stderr", stderr)] {
+        let mut text = Text::unbounded();
+        text.push(pieces);
+        let text = text.finish();
+        if !text.is_empty() {
+            let published = Published {
+                parent: Parent::None,
+                kind: "stream".into(),
+                topic: name.into(),
+                content: to_json(&serde_json::json!({ "name": name, "text": text })),
+                buffers: Vec::new(),
+            };
+            effects.push(Effect::Publish { parent: None, published });
         }
     }
 }
