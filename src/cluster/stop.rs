@@ -145,14 +145,21 @@ async fn end(profile: &ProfileDir, cluster_id: &str, force: bool, progress: &mut
         }
     }
     let mut ended = Ended::default();
+    let mut failures = Vec::new();
     for (launcher, launched) in launches.0 {
         let launcher = launcher?;
         match in_thread(move || launcher.stop(&launched, kill_after)).await? {
             Ok(took) => ended += took,
-            // Of a host that is gone for good nothing can be ended any more.
-            Err(e @ LaunchError::OverSsh { .. }) if force => progress(StopProgress::Note(e.to_string())),
-            Err(e) => return Err(e.into()),
+            // Of a host that is gone for good nothing can be ended any more; and jobs that are known to be another's are forgotten.
+            Err(e @ (LaunchError::OverSsh { .. } | LaunchError::JobsLeft { .. })) if force => progress(StopProgress::Note(e.to_string())),
+            // The others are ended all the same, and this one stays on record.
+            Err(e) => failures.push(e),
         }
+    }
+    let mut failures = failures.into_iter();
+    if let Some(failure) = failures.next() {
+        failures.for_each(|failure| progress(StopProgress::Note(failure.to_string())));
+        return Err(failure.into());
     }
     remove_files(profile, cluster_id);
     let was_dead = standing.condition != Condition::Running && !asked;

@@ -43,6 +43,14 @@ pub enum LaunchError {
         command: String,
         said: String,
     },
+    #[error("{} of {system} {} still there{}", counted(jobs.len(), "job"), if jobs.len() == 1 { "is" } else { "are" }, list(jobs))]
+    JobsLeft {
+        system: &'static str,
+        /// What each is, and why it is there.
+        jobs: Vec<String>,
+        /// The commands that would cancel them.
+        commands: Vec<String>,
+    },
     #[error("the launcher ssh has no hosts")]
     NoHosts,
     #[error("{wanted} engines were asked for, and the hosts are for {places}")]
@@ -84,10 +92,18 @@ impl LaunchError {
             LaunchError::Template(error) => error.hint(),
             LaunchError::Submit { hint, .. } => hint.clone(),
             LaunchError::Batch { .. } => Some("try again when the batch system answers; nothing was forgotten".into()),
+            LaunchError::JobsLeft { commands, .. } => Some(format!(
+                "if they are this cluster's, cancel them and stop it again: {}; `pcluster clean --force` forgets them",
+                commands.join("; ")
+            )),
             LaunchError::Unkillable { .. } => Some("it waits for a device or a network file system; it will end when that answers".into()),
             _ => None,
         }
     }
+}
+
+fn counted(n: usize, what: &str) -> String {
+    format!("{n} {what}{}", if n == 1 { "" } else { "s" })
 }
 
 fn list(troubles: &[String]) -> String {

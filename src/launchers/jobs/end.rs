@@ -1,0 +1,222 @@
+//! Ending a launch's jobs: what is ours is cancelled, and then the system is asked until it is gone. What is still there, or does not
+//! look like ours, is reported.
+use super::{Jobs, states};
+use crate::launchers::batch::{BatchSystem, CommandLine, JobId, JobRow, JobStatus, JobTarget};
+use crate::launchers::{Ended, Job, LaunchError, Launched, now};
+use std::time::{Duration, Instant};
+
+/// An answer that is newer than this is new enough to decide what is to be cancelled.
+const NEW: Duration = Duration::from_secs(2);
+/// A system may take this long to cancel what waits; what runs has the time that the system gives it besides.
+pub(super) const CANCEL_TIMEOUT: Duration = Duration::from_secs(10);
+/// Between the questions whether jobs are gone; the last pause again and again.
+const PAUSES: [Duration; 4] = [
+    Duration::from_millis(300),
+    Duration::from_millis(700),
+    Duration::from_secs(1),
+    Duration::from_secs(2),
+];
+
+/// What is to be ended, of one job.
+#[derive(Clone)]
+struct Target {
+    row: &'static dyn BatchSystem,
+    /// The job's name.
+    name: String,
+    target: JobTarget,
+    /// How many jobs of an array that is.
+    count: usize,
+}
+
+/// What of a launch is there.
+#[derive(Default)]
+struct There {
+    /// Under their name.
+    ours: Vec<Target>,
+    /// Jobs on record whose number has another name in the system: which, and the command that would cancel them.
+    strangers: Vec<(String, String)>,
+}
+
+impl Jobs {
+    /// Cancels those jobs of a launch that are there, waits until they are gone, and fails with what is still there.
+    pub(super) fn end(&self, launched: &Launched) -> Result<Ended, LaunchError> {
+        let there = self.there(launched)?;
+        let mut ended = Ended::default();
+        let (mut left, mut commands): (Vec<String>, Vec<String>) = there.strangers.into_iter().unzip();
+        let mut failure = None;
+        for group in groups(there.ours) {
+            let Some(first) = group.first() else { continue };
+            let targets: Vec<JobTarget> = group.iter().map(|target| target.target.clone()).collect();
+            let command = first.row.cancel_command(&targets);
+            if let Err(error) = self.order("cancel the jobs", first.row, &command) {
+                // The others are cancelled all the same.
+                failure.get_or_insert(error);
+                continue;
+            }
+            ended.cancelled += group.iter().map(|target| target.count).sum::<usize>();
+            for (state, target) in self.left_of(launched, &group)? {
+                left.push(state);
+                commands.push(first.row.cancel_command(&[target]).to_string());
+            }
+        }
+        self.queue.forget();
+        match failure {
+            Some(failure) => Err(failure),
+            None if left.is_empty() => Ok(ended),
+            None => Err(LaunchError::JobsLeft {
+                system: self.system.title(),
+                jobs: left,
+                commands,
+            }),
+        }
+    }
+
+    pub(super) fn send(&self, launched: &Launched, signal: i32) -> Result<usize, LaunchError> {
+        let name = nix::sys::signal::Signal::try_from(signal).map_or("TERM", |s| s.as_str().trim_start_matches("SIG"));
+        let mut sent = 0;
+        for target in self.there(launched)?.ours {
+            if let Some(command) = target.row.signal_command(&[target.target], name) {
+                self.order("signal the job", target.row, &command)?;
+                sent += target.count;
+            }
+        }
+        Ok(sent)
+    }
+
+    /// Those jobs of a launch that are there under their name, with the elements that are not over. Of a job that the system
+    /// has forgotten there is nothing to end, and its number may be another's by now.
+    fn there(&self, launched: &Launched) -> Result<There, LaunchError> {
+        let mut there = There::default();
+        let known = self.queue.ask(self, &launched.jobs, NEW);
+        if let Some(failure) = known.failure() {
+            return Err(self.failed("ask about the jobs", &failure.command, failure.said.clone()));
+        }
+        for job in &launched.jobs {
+            let row = self.row(job);
+            let id = JobId(job.id.clone());
+            let states = states::of_job(job, &known, now());
+            let elements = job.elements.iter().zip(&states);
+            let left: Vec<u32> = elements.filter(|(_, s)| !s.has_ended()).map(|(element, _)| *element).collect();
+            if left.is_empty() {
+                continue;
+            }
+            let whole = JobTarget {
+                job: id.clone(),
+                element: None,
+            };
+            if let Some(stranger) = states::stranger(job, &known) {
+                there.strangers.push((stranger, row.cancel_command(&[whole]).to_string()));
+                continue;
+            }
+            let target = |target: JobTarget, count: usize| Target {
+                row,
+                name: job.name.clone(),
+                target,
+                count,
+            };
+            if job.is_whole() {
+                there.ours.push(target(whole, left.len()));
+                continue;
+            }
+            let each = |element: u32| JobTarget {
+                job: id.clone(),
+                element: Some(element),
+            };
+            there.ours.extend(left.into_iter().map(|element| target(each(element), 1)));
+        }
+        Ok(there)
+    }
+
+    /// Those of one group that are not gone within the time that their system takes: in words, and as a target.
+    fn left_of(&self, launched: &Launched, group: &[Target]) -> Result<Vec<(String, JobTarget)>, LaunchError> {
+        let Some(first) = group.first() else { return Ok(Vec::new()) };
+        let row = first.row;
+        let mut jobs: Vec<JobId> = group.iter().map(|target| target.target.job.clone()).collect();
+        jobs.dedup();
+        let command = row.query_command(&jobs, &super::queue::user());
+        let kill_wait = Duration::from_secs(u64::from(row.kill_wait().term_s.unwrap_or_default()));
+        let begun = Instant::now();
+        let mut pauses = PAUSES.iter();
+        loop {
+            let answer = self.run(row, command.clone());
+            let rows = match answer.map(|output| row.parse_query(&output)) {
+                Ok(Ok(rows)) => Ok(rows),
+                Ok(Err(failure)) => Err(failure.said),
+                Err(error) => Err(error.to_string()),
+            };
+            let over = |timeout: Duration| begun.elapsed() >= timeout;
+            match rows {
+                Ok(rows) => {
+                    let left: Vec<&JobRow> = rows.iter().filter(|row| group.iter().any(|t| is_left(row, t))).collect();
+                    let runs = left.iter().any(|row| !row.status.is_waiting());
+                    if left.is_empty() || over(self.cancel_timeout + if runs { kill_wait } else { Duration::ZERO }) {
+                        return Ok(left.into_iter().map(|row| described(launched, row)).collect());
+                    }
+                }
+                Err(said) if over(self.cancel_timeout) => {
+                    return Err(self.failed("ask whether the jobs are gone", &command.to_string(), said));
+                }
+                Err(_) => {}
+            }
+            std::thread::sleep(*pauses.next().or(PAUSES.last()).unwrap_or(&CANCEL_TIMEOUT));
+        }
+    }
+
+    /// Runs a command whose only answer is that it was done.
+    fn order(&self, doing: &'static str, row: &dyn BatchSystem, command: &CommandLine) -> Result<(), LaunchError> {
+        let failed = |said: String| self.failed(doing, &command.to_string(), said);
+        let output = self.run(row, command.clone()).map_err(|e| failed(e.to_string()))?;
+        row.parse_cancel(&output).map_err(|e| failed(e.said))
+    }
+
+    fn failed(&self, doing: &'static str, command: &str, said: String) -> LaunchError {
+        LaunchError::Batch {
+            system: self.system.title(),
+            doing,
+            command: command.into(),
+            said,
+        }
+    }
+}
+
+/// Those that one command can cancel: of one dialect, and on one cluster.
+fn groups(targets: Vec<Target>) -> Vec<Vec<Target>> {
+    let mut groups: Vec<Vec<Target>> = Vec::new();
+    for target in targets {
+        let is_like = |other: &Target| {
+            other.row.dialect() == target.row.dialect()
+                && other.row.cluster_of(&other.target.job) == target.row.cluster_of(&target.target.job)
+        };
+        match groups.iter_mut().find(|group| group.first().is_some_and(is_like)) {
+            Some(group) => group.push(target),
+            None => groups.push(vec![target]),
+        }
+    }
+    groups
+}
+
+/// Whether this row is of a job that was cancelled, and is not gone, nor about to go.
+fn is_left(row: &JobRow, target: &Target) -> bool {
+    let is_it =
+        row.job == target.target.job && (target.target.element.is_none() || row.element.is_none_or(|e| Some(e) == target.target.element));
+    let is_named = row.name.as_ref().is_none_or(|name| *name == target.name);
+    is_it && is_named && !row.status.is_over() && row.status != JobStatus::Completing
+}
+
+/// `18_3: running on n2`
+fn described(launched: &Launched, row: &JobRow) -> (String, JobTarget) {
+    let is_array = |job: &Job| job.id == row.job.0 && job.array;
+    let element = row.element.filter(|_| launched.jobs.iter().any(is_array));
+    let mut text = match element {
+        Some(element) => format!("job {}, element {element}: {}", row.job, row.status),
+        None => format!("job {}: {}", row.job, row.status),
+    };
+    if let Some(host) = &row.host {
+        text.push_str(&format!(" on {host}"));
+    }
+    if let Some(reason) = &row.reason {
+        text.push_str(&format!(" ({reason})"));
+    }
+    let job = row.job.clone();
+    (text, JobTarget { job, element })
+}
