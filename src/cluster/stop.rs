@@ -156,7 +156,7 @@ async fn end(profile: &ProfileDir, cluster_id: &str, force: bool, progress: &mut
             Err(e) => failures.push(e),
         }
     }
-    let mut failures = failures.into_iter();
+    let mut failures = LaunchError::merged(failures).into_iter();
     if let Some(failure) = failures.next() {
         failures.for_each(|failure| progress(StopProgress::Note(failure.to_string())));
         return Err(failure.into());

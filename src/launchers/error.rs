@@ -43,7 +43,7 @@ pub enum LaunchError {
         command: String,
         said: String,
     },
-    #[error("{} of {system} {} still there{}", counted(jobs.len(), "job"), if jobs.len() == 1 { "is" } else { "are" }, list(jobs))]
+    #[error("jobs of {system} are still there{}", list(jobs))]
     JobsLeft {
         system: &'static str,
         /// What each is, and why it is there.
@@ -68,6 +68,28 @@ pub enum LaunchError {
 }
 
 impl LaunchError {
+    /// The same failures, with those of one kind that say only what is left in one.
+    pub fn merged(failures: Vec<LaunchError>) -> Vec<LaunchError> {
+        let mut merged: Vec<LaunchError> = Vec::new();
+        for failure in failures {
+            match (merged.last_mut(), failure) {
+                (
+                    Some(LaunchError::JobsLeft { system, jobs, commands }),
+                    LaunchError::JobsLeft {
+                        system: of,
+                        jobs: more,
+                        commands: more_commands,
+                    },
+                ) if *system == of => {
+                    jobs.extend(more);
+                    commands.extend(more_commands);
+                }
+                (_, failure) => merged.push(failure),
+            }
+        }
+        merged
+    }
+
     /// What to do next.
     pub fn hint(&self) -> Option<String> {
         match self {
@@ -100,10 +122,6 @@ impl LaunchError {
             _ => None,
         }
     }
-}
-
-fn counted(n: usize, what: &str) -> String {
-    format!("{n} {what}{}", if n == 1 { "" } else { "s" })
 }
 
 fn list(troubles: &[String]) -> String {

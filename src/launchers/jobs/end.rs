@@ -1,8 +1,8 @@
 //! Ending a launch's jobs: what is ours is cancelled, and then the system is asked until it is gone. What is still there, or does not
 //! look like ours, is reported.
 use super::{Jobs, states};
-use crate::launchers::batch::{BatchSystem, CommandLine, JobId, JobRow, JobStatus, JobTarget};
-use crate::launchers::{Ended, Job, LaunchError, Launched, now};
+use crate::launchers::batch::{BatchSystem, CommandLine, JobId, JobRow, JobStatus, JobTarget, ranges};
+use crate::launchers::{Ended, LaunchError, Launched, now};
 use std::time::{Duration, Instant};
 
 /// An answer that is newer than this is new enough to decide what is to be cancelled.
@@ -54,9 +54,10 @@ impl Jobs {
                 continue;
             }
             ended.cancelled += group.iter().map(|target| target.count).sum::<usize>();
-            for (state, target) in self.left_of(launched, &group)? {
-                left.push(state);
-                commands.push(first.row.cancel_command(&[target]).to_string());
+            let there = self.left_of(launched, &group)?;
+            if !there.is_empty() {
+                left.extend(there);
+                commands.push(command.to_string());
             }
         }
         self.queue.forget();
@@ -127,8 +128,8 @@ impl Jobs {
         Ok(there)
     }
 
-    /// Those of one group that are not gone within the time that their system takes: in words, and as a target.
-    fn left_of(&self, launched: &Launched, group: &[Target]) -> Result<Vec<(String, JobTarget)>, LaunchError> {
+    /// Those of one group that are not gone within the time that their system takes, in words.
+    fn left_of(&self, launched: &Launched, group: &[Target]) -> Result<Vec<String>, LaunchError> {
         let Some(first) = group.first() else { return Ok(Vec::new()) };
         let row = first.row;
         let mut jobs: Vec<JobId> = group.iter().map(|target| target.target.job.clone()).collect();
@@ -150,7 +151,7 @@ impl Jobs {
                     let left: Vec<&JobRow> = rows.iter().filter(|row| group.iter().any(|t| is_left(row, t))).collect();
                     let runs = left.iter().any(|row| !row.status.is_waiting());
                     if left.is_empty() || over(self.cancel_timeout + if runs { kill_wait } else { Duration::ZERO }) {
-                        return Ok(left.into_iter().map(|row| described(launched, row)).collect());
+                        return Ok(described(launched, &left));
                     }
                 }
                 Err(said) if over(self.cancel_timeout) => {
@@ -203,20 +204,26 @@ fn is_left(row: &JobRow, target: &Target) -> bool {
     is_it && is_named && !row.status.is_over() && row.status != JobStatus::Completing
 }
 
-/// `18_3: running on n2`
-fn described(launched: &Launched, row: &JobRow) -> (String, JobTarget) {
-    let is_array = |job: &Job| job.id == row.job.0 && job.array;
-    let element = row.element.filter(|_| launched.jobs.iter().any(is_array));
-    let mut text = match element {
-        Some(element) => format!("job {}, element {element}: {}", row.job, row.status),
-        None => format!("job {}: {}", row.job, row.status),
+/// `job 18, elements 3-5: queued (Resources)`, one for all that are alike.
+fn described(launched: &Launched, rows: &[&JobRow]) -> Vec<String> {
+    let mut alike: Vec<(&JobRow, Vec<u32>)> = Vec::new();
+    for row in rows {
+        let is_like = |other: &JobRow| (&other.job, &other.status, &other.reason) == (&row.job, &row.status, &row.reason);
+        match alike.iter_mut().find(|(other, _)| is_like(other)) {
+            Some((_, elements)) => elements.extend(row.element),
+            None => alike.push((row, row.element.into_iter().collect())),
+        }
+    }
+    let in_words = |(row, mut elements): (&JobRow, Vec<u32>)| {
+        let is_array = launched.jobs.iter().any(|job| job.id == row.job.0 && job.array);
+        elements.sort_unstable();
+        let which = match elements.as_slice() {
+            [one] if is_array => format!(", element {one}"),
+            [_, _, ..] => format!(", elements {}", ranges::collapse(&elements)),
+            _ => String::new(),
+        };
+        let reason = row.reason.as_ref().map_or(String::new(), |reason| format!(" ({reason})"));
+        format!("job {}{which}: {}{reason}", row.job, row.status)
     };
-    if let Some(host) = &row.host {
-        text.push_str(&format!(" on {host}"));
-    }
-    if let Some(reason) = &row.reason {
-        text.push_str(&format!(" ({reason})"));
-    }
-    let job = row.job.clone();
-    (text, JobTarget { job, element })
+    alike.into_iter().map(in_words).collect()
 }

@@ -271,10 +271,10 @@ fn a_job_that_is_still_there_after_a_stop_is_an_error_with_its_state() {
     world.scheduler.will("squeue", 0, &lines, "");
     let error = slurm.stop(&launched, Duration::ZERO).unwrap_err();
     insta::assert_snapshot!(format!("{error}\nhint: {}", error.hint().unwrap()), @r"
-    2 jobs of Slurm are still there
-      job 18, element 1: held on n1 (JobHeldUser)
-      job 18, element 2: queued on n1 (Resources)
-    hint: if they are this cluster's, cancel them and stop it again: scancel 18_1; scancel 18_2; `pcluster clean --force` forgets them
+    jobs of Slurm are still there
+      job 18, element 1: held (JobHeldUser)
+      job 18, element 2: queued (Resources)
+    hint: if they are this cluster's, cancel them and stop it again: scancel 18; `pcluster clean --force` forgets them
     ");
 }
 
