@@ -121,9 +121,9 @@ async fn end(
     }
     match ended.unseen.join("; ") {
         unseen if unseen.is_empty() => {}
-        unseen if asked => progress(StopProgress::Note(format!(
-            "the controller has told its engines to end; these cannot be seen from here: {unseen}"
-        ))),
+        _ if asked => progress(StopProgress::Note(
+            "the controller has told its engines to end; whether they have cannot be seen from here".into(),
+        )),
         unseen if force => progress(StopProgress::Note(format!("may still run, and are on record no more: {unseen}"))),
         _ => left.extend(ended.unseen.iter().cloned()),
     }
