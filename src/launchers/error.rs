@@ -48,8 +48,6 @@ pub enum LaunchError {
         system: &'static str,
         /// What each is, and why it is there.
         jobs: Vec<String>,
-        /// The commands that would cancel them.
-        commands: Vec<String>,
     },
     #[error("the launcher ssh has no hosts")]
     NoHosts,
@@ -68,28 +66,6 @@ pub enum LaunchError {
 }
 
 impl LaunchError {
-    /// The same failures, with those of one kind that say only what is left in one.
-    pub fn merged(failures: Vec<LaunchError>) -> Vec<LaunchError> {
-        let mut merged: Vec<LaunchError> = Vec::new();
-        for failure in failures {
-            match (merged.last_mut(), failure) {
-                (
-                    Some(LaunchError::JobsLeft { system, jobs, commands }),
-                    LaunchError::JobsLeft {
-                        system: of,
-                        jobs: more,
-                        commands: more_commands,
-                    },
-                ) if *system == of => {
-                    jobs.extend(more);
-                    commands.extend(more_commands);
-                }
-                (_, failure) => merged.push(failure),
-            }
-        }
-        merged
-    }
-
     /// What to do next.
     pub fn hint(&self) -> Option<String> {
         match self {
@@ -114,10 +90,7 @@ impl LaunchError {
             LaunchError::Template(error) => error.hint(),
             LaunchError::Submit { hint, .. } => hint.clone(),
             LaunchError::Batch { .. } => Some("try again when the batch system answers; nothing was forgotten".into()),
-            LaunchError::JobsLeft { commands, .. } => Some(format!(
-                "if they are this cluster's, cancel them and stop it again: {}; `pcluster clean --force` forgets them",
-                commands.join("; ")
-            )),
+            LaunchError::JobsLeft { .. } => Some("try again; `pcluster clean --force` forgets them".into()),
             LaunchError::Unkillable { .. } => Some("it waits for a device or a network file system; it will end when that answers".into()),
             _ => None,
         }

@@ -22,6 +22,10 @@ pub enum Event {
     Registered {
         drop: Vec<Held>,
     },
+    /// It receives no longer message.
+    LimitKnown {
+        max_message: usize,
+    },
     /// It does not know the engine.
     Unknown,
     Defined {
@@ -151,6 +155,9 @@ pub enum Effect {
         reason: String,
         as_another: bool,
     },
+
+    // ---- to the log
+    Warn(String),
 
     // ---- to the worker
     StartWorker,

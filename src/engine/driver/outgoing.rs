@@ -63,6 +63,7 @@ impl Driver {
                 self.left = true;
                 self.as_another = as_another;
             }
+            Effect::Warn(text) => tracing::warn!("{text}"),
             Effect::StartWorker => return self.start_worker().await,
             // With the tasks that follow.
             Effect::Define { map, definition } => self.tell_worker_later(|| frame(b'D', 0, &to_json(&(map, &*definition)))),

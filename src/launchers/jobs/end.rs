@@ -33,8 +33,8 @@ struct Target {
 struct There {
     /// Under their name.
     ours: Vec<Target>,
-    /// Jobs on record whose number has another name in the system: which, and the command that would cancel them.
-    strangers: Vec<(String, String)>,
+    /// Jobs on record whose number has another name in the system, for people.
+    strangers: Vec<String>,
 }
 
 impl Jobs {
@@ -42,8 +42,7 @@ impl Jobs {
     pub(super) fn end(&self, launched: &Launched) -> Result<Ended, LaunchError> {
         let there = self.there(launched)?;
         let mut ended = Ended::default();
-        let (mut left, mut commands): (Vec<String>, Vec<String>) = there.strangers.into_iter().unzip();
-        let mut failure = None;
+        let (mut left, mut failure) = (there.strangers, None);
         for group in groups(there.ours) {
             let Some(first) = group.first() else { continue };
             let targets: Vec<JobTarget> = group.iter().map(|target| target.target.clone()).collect();
@@ -54,11 +53,7 @@ impl Jobs {
                 continue;
             }
             ended.cancelled += group.iter().map(|target| target.count).sum::<usize>();
-            let there = self.left_of(launched, &group)?;
-            if !there.is_empty() {
-                left.extend(there);
-                commands.push(command.to_string());
-            }
+            left.extend(self.left_of(launched, &group)?);
         }
         self.queue.forget();
         match failure {
@@ -67,7 +62,6 @@ impl Jobs {
             None => Err(LaunchError::JobsLeft {
                 system: self.system.title(),
                 jobs: left,
-                commands,
             }),
         }
     }
@@ -106,7 +100,10 @@ impl Jobs {
                 element: None,
             };
             if let Some(stranger) = states::stranger(job, &known) {
-                there.strangers.push((stranger, row.cancel_command(&[whole]).to_string()));
+                let cancel = row.cancel_command(&[whole]);
+                there.strangers.push(format!(
+                    "{stranger}: it is left alone; if it is this cluster's, cancel it: {cancel}"
+                ));
                 continue;
             }
             let target = |target: JobTarget, count: usize| Target {

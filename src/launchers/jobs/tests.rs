@@ -274,7 +274,7 @@ fn a_job_that_is_still_there_after_a_stop_is_an_error_with_its_state() {
     jobs of Slurm are still there
       job 18, element 1: held (JobHeldUser)
       job 18, element 2: queued (Resources)
-    hint: if they are this cluster's, cancel them and stop it again: scancel 18; `pcluster clean --force` forgets them
+    hint: try again; `pcluster clean --force` forgets them
     ");
 }
 
