@@ -556,3 +556,91 @@ fn world_definition(map: MapId) -> Arc<MapDefinition> {
         _ => definition(call, None),
     }
 }
+
+impl World {
+    fn define(&mut self, map: MapId, work: Work) {
+        let definition = definition(work, None);
+        self.event(Event::Defined { map, definition });
+    }
+
+    /// Until these tasks have ended.
+    fn run(&mut self, map: MapId, indices: std::ops::Range<u32>) {
+        self.send(map, indices);
+        self.run_dry();
+    }
+}
+
+fn execution() -> Work {
+    Work::Execute {
+        code: "pass".into(),
+        filename: "<exec>".into(),
+    }
+}
+
+#[test]
+fn each_map_has_a_worker_until_it_is_forgotten_and_interactive_work_another() {
+    let mut world = World::new();
+    let called = |interactive| {
+        let options = MapOptions {
+            interactive,
+            ..MapOptions::default()
+        };
+        let work = world_definition(CALLS).work.clone();
+        Arc::new(MapDefinition { work, options })
+    };
+    for (map, interactive) in [(MapId(11), false), (MapId(12), true)] {
+        let definition = called(interactive);
+        world.event(Event::Defined { map, definition });
+        world.run(map, 0..3);
+    }
+    world.define(MapId(13), execution());
+    world.run(MapId(13), 0..1);
+    assert_eq!(world.workers, [WorkerKey::Map(MapId(11)), WorkerKey::Interactive]);
+    assert!(world.starting || world.spare, "the next one is ready");
+    for map in [11, 12, 13] {
+        world.event(Event::Forgotten { map: MapId(map) });
+    }
+    assert_eq!(world.workers, [WorkerKey::Interactive]);
+}
+
+#[test]
+fn many_open_maps_do_not_keep_many_workers() {
+    let mut world = World::new();
+    world.define(MapId(100), execution());
+    world.run(MapId(100), 0..1);
+    for map in 11..30 {
+        world.define(MapId(map), world_definition(CALLS).work.clone());
+        world.run(MapId(map), 0..2);
+    }
+    // The one that ran last, and those that ran before it; the namespace is not counted.
+    let expected: Vec<WorkerKey> = (25..30).map(|map| WorkerKey::Map(MapId(map))).collect();
+    assert_eq!(world.workers, [&[WorkerKey::Interactive], &expected[..]].concat());
+    // One that was ended comes back for more.
+    world.run(MapId(11), 2..3);
+    assert_eq!(world.results.last(), Some(&(held(MapId(11), 2), TaskState::Ok)));
+}
+
+#[test]
+fn a_namespace_that_is_lost_while_nothing_runs_takes_the_id_along() {
+    let exited = |worker| Event::WorkerExited {
+        worker,
+        unread: 0,
+        how: "died".into(),
+        killed: true,
+        stderr_tail: String::new(),
+        output: Default::default(),
+    };
+    let mut world = World::new();
+    world.define(MapId(100), execution());
+    world.run(MapId(100), 0..1);
+    world.run(CALLS, 1..2);
+    world.workers.retain(|worker| *worker == WorkerKey::Interactive);
+    world.event(exited(Some(WorkerKey::Map(CALLS))));
+    assert!(!world.left);
+    world.workers.clear();
+    world.event(exited(Some(WorkerKey::Interactive)));
+    for sequence in world.sequences.clone() {
+        world.event(Event::Recorded { sequence });
+    }
+    assert!(world.left);
+}
