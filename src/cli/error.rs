@@ -295,7 +295,7 @@ impl From<ControllerError> for CommandError {
 impl From<ClientError> for CommandError {
     fn from(error: ClientError) -> Self {
         let kind = match &error {
-            ClientError::Inputs { .. } => ErrorKind::Usage,
+            ClientError::Inputs { .. } | ClientError::TooLarge { .. } => ErrorKind::Usage,
             ClientError::Refused { ename, .. } if ename.starts_with("NoSuch") => ErrorKind::NotFound,
             _ => ErrorKind::Refused,
         };

@@ -9,6 +9,7 @@ mod house;
 mod launch;
 mod lifecycle;
 mod map;
+mod outputs;
 mod printed;
 mod readme;
 mod recovery;

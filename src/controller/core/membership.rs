@@ -122,6 +122,7 @@ impl Core {
             heartbeat_ms: 0,
             controller_patience_ms: 0,
             drop: vec![],
+            max_message_bytes: 0,
         };
         let mut reply = say::Registered {
             status: "ok".into(),
@@ -130,6 +131,7 @@ impl Core {
             heartbeat_ms: self.config.heartbeat_ms,
             controller_patience_ms: self.config.controller_patience_ms,
             drop: vec![],
+            max_message_bytes: self.max_message_bytes(),
         };
         if register.protocol != PROTOCOL_VERSION {
             let why = format!(

@@ -295,6 +295,11 @@ impl Core {
         });
     }
 
+    /// Of messages that come here; peers are told.
+    fn max_message_bytes(&self) -> u64 {
+        self.config.most_message_mb.saturating_mul(1 << 20)
+    }
+
     fn period(ms: u64) -> Duration {
         Duration::from_millis(ms)
     }

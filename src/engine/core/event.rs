@@ -22,6 +22,10 @@ pub enum Event {
     Registered {
         drop: Vec<Held>,
     },
+    /// It receives no longer message.
+    LimitKnown {
+        max_message: usize,
+    },
     /// It does not know the engine.
     Unknown,
     Defined {
@@ -156,6 +160,9 @@ pub enum Effect {
         reason: String,
         as_another: bool,
     },
+
+    // ---- to the log
+    Warn(String),
 
     // ---- to workers
     /// Start a spare: a worker that has run no user code.

@@ -161,6 +161,7 @@ impl Core {
                     current.told = false;
                 }
             }
+            Event::LimitKnown { max_message } => self.outbox.set_limit(max_message),
             Event::Unknown => {
                 self.registered = false;
                 effects.push(Effect::Register { holds: self.holds() });

@@ -217,12 +217,32 @@ pub fn worker_outcome(result: WorkerResult, started: UnixTime, ended: UnixTime) 
         }
         WorkerResult::Error(body) => match serde_json::from_slice::<TaskError>(&body) {
             Ok(error) => Outcome {
-                error: Some(error),
+                error: Some(bounded(error)),
                 ..Outcome::failure(TaskState::Error, "", "", started, ended)
             },
             Err(_) => bad("an error"),
         },
         WorkerResult::Reply { .. } => bad("a reply to a task"),
+    }
+}
+
+/// Of one text of an error, so many bytes are kept at either end.
+const ERROR_TEXT_END: usize = 128 << 10;
+
+/// An error is for reading: its texts are cut in the middle, with a note that says so.
+fn bounded(error: TaskError) -> TaskError {
+    let cut = |text: String| {
+        if text.len() <= 3 * ERROR_TEXT_END {
+            return text;
+        }
+        let head = text.floor_char_boundary(ERROR_TEXT_END);
+        let tail = text.floor_char_boundary(text.len() - ERROR_TEXT_END);
+        format!("{}\n[... {} bytes cut ...]\n{}", &text[..head], tail - head, &text[tail..])
+    };
+    TaskError {
+        ename: cut(error.ename),
+        evalue: cut(error.evalue),
+        traceback: cut(error.traceback),
     }
 }
 

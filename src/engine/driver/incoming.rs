@@ -45,10 +45,7 @@ impl Driver {
                     link.id = registered.id.unwrap_or(link.id);
                     link.send_kept();
                 }
-                self.handle(Event::Registered {
-                    drop: registered.drop.clone(),
-                })
-                .await;
+                self.registered(&registered).await;
                 return Some(registered);
             }
             UNKNOWN_ENGINE => Event::Unknown,

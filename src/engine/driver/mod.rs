@@ -163,7 +163,7 @@ impl Driver {
         let mut heartbeat = Duration::from_millis(registered.heartbeat_ms.max(10));
         let mut patience = Duration::from_millis(registered.controller_patience_ms.max(1000));
         self.settings.registration_timeout_ms = patience.as_millis() as u64;
-        self.handle(Event::Registered { drop: registered.drop }).await;
+        self.registered(&registered).await;
         let mut beat_at = Instant::now() + heartbeat;
         let mut last_heard = Instant::now();
         let mut leave_at = self.leave_at();
@@ -224,6 +224,19 @@ impl Driver {
             link.socket.close().await;
         }
         Ok(())
+    }
+
+    async fn registered(&mut self, registered: &Registered) {
+        if let Some(max_message) = usize::try_from(registered.max_message_bytes).ok().filter(|max| *max > 0) {
+            if let Some(link) = &mut self.link {
+                link.max_message = max_message;
+            }
+            self.handle(Event::LimitKnown { max_message }).await;
+        }
+        self.handle(Event::Registered {
+            drop: registered.drop.clone(),
+        })
+        .await;
     }
 
     /// A controller that is silent may have come back at other ports; then its file says so.

@@ -58,6 +58,7 @@ impl Driver {
                 self.left = true;
                 self.as_another = as_another;
             }
+            Effect::Warn(text) => tracing::warn!("{text}"),
             Effect::StartWorker { has_shell } => return self.start_worker(has_shell).await,
             Effect::AssignSpare { worker } => self.pool.assign_spare(worker),
             Effect::EndWorker { worker } => self.pool.end(worker),

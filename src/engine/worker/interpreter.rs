@@ -107,8 +107,8 @@ struct Fork {
     ended: oneshot::Sender<ProcessEnd>,
 }
 
-/// Workers that were asked for and have not ended. None: the interpreter has ended.
-type Forks = Mutex<Option<HashMap<u32, Fork>>>;
+/// Workers that were asked for and have not ended; or how the interpreter has ended.
+type Forks = Mutex<Result<HashMap<u32, Fork>, ProcessEnd>>;
 
 pub struct Interpreter {
     socket: Arc<AsyncFd<OwnedFd>>,
@@ -116,7 +116,7 @@ pub struct Interpreter {
     pid: i32,
 }
 
-fn lock(forks: &Forks) -> MutexGuard<'_, Option<HashMap<u32, Fork>>> {
+fn lock(forks: &Forks) -> MutexGuard<'_, Result<HashMap<u32, Fork>, ProcessEnd>> {
     forks.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -157,13 +157,13 @@ impl Interpreter {
         #[expect(unsafe_code, reason = "an OwnedFd is the same file until it is dropped")]
         let watched = watched.and_then(|_| Ok(unsafe { AsyncFd::register_with_interest(near, Interest::READABLE) }?));
         let socket = Arc::new(watched.map_err(|e| said("cannot watch its socket", &e))?);
-        let forks = Arc::new(Mutex::new(Some(HashMap::new())));
+        let forks = Arc::new(Mutex::new(Ok(HashMap::new())));
         tokio::spawn(listen(socket.clone(), forks.clone(), child, output));
         Ok(Interpreter { socket, forks, pid })
     }
 
     pub fn has_ended(&self) -> bool {
-        lock(&self.forks).is_none()
+        lock(&self.forks).is_err()
     }
 
     pub fn pid(&self) -> i32 {
@@ -175,13 +175,10 @@ impl Interpreter {
         let (ended, end) = oneshot::channel();
         let pid = WorkerPid::default();
         let fork = Fork { pid: pid.clone(), ended };
-        let gone = |fork: Fork| {
-            let _ = fork.ended.send(ProcessEnd::NotForked("its interpreter has ended".into()));
-        };
         match &mut *lock(&self.forks) {
-            Some(forks) => drop(forks.insert(number, fork)),
-            None => {
-                gone(fork);
+            Ok(forks) => drop(forks.insert(number, fork)),
+            Err(end_of_interpreter) => {
+                let _ = fork.ended.send(end_of_interpreter.clone());
                 return (pid, end);
             }
         }
@@ -195,8 +192,12 @@ impl Interpreter {
             MsgFlags::MSG_NOSIGNAL,
             None,
         );
+        // If it has just ended, that is reported with how.
         if let Err(error) = sent
-            && let Some(fork) = lock(&self.forks).as_mut().and_then(|forks| forks.remove(&number))
+            && error != nix::errno::Errno::EPIPE
+            && error != nix::errno::Errno::ECONNRESET
+            && let Ok(forks) = &mut *lock(&self.forks)
+            && let Some(fork) = forks.remove(&number)
         {
             let _ = fork
                 .ended
@@ -251,11 +252,12 @@ async fn listen(socket: Arc<AsyncFd<OwnedFd>>, forks: Arc<Forks>, mut child: Chi
         None => child.wait().await.ok(),
     };
     let last_words = output.last_words(4096);
-    for (_, fork) in lock(&forks).take().into_iter().flatten() {
+    let end = ProcessEnd::WithInterpreter { status, last_words };
+    let left = std::mem::replace(&mut *lock(&forks), Err(end.clone()));
+    for (_, fork) in left.into_iter().flatten() {
         fork.pid.signal(nix::libc::SIGKILL);
         fork.pid.set_ended();
-        let last_words = last_words.clone();
-        let _ = fork.ended.send(ProcessEnd::WithInterpreter { status, last_words });
+        let _ = fork.ended.send(end.clone());
     }
 }
 
@@ -263,7 +265,7 @@ fn take_in(report: &[u8], forks: &Forks, pids: &mut HashMap<i32, u32>) {
     let Some((kind, rest)) = report.split_first() else { return };
     let word = |at: usize| rest.get(at..).and_then(|rest| rest.first_chunk()).copied().unwrap_or_default();
     let mut forks = lock(forks);
-    let Some(forks) = forks.as_mut() else { return };
+    let Ok(forks) = forks.as_mut() else { return };
     match kind {
         b'F' => {
             let (number, pid) = (u32::from_le_bytes(word(0)), i32::from_le_bytes(word(4)));
