@@ -30,7 +30,7 @@ impl Outbox {
         self.bytes += outcome.stdout.len()
             + outcome.stderr.len()
             + outcome.value.as_ref().map_or(0, |v| v.get().len())
-            + outcome.pickled.as_ref().map_or(0, |p| p.len());
+            + outcome.pickled.as_ref().map_or(0, |p| p.bytes.len());
         self.collecting.push(result);
         self.since.get_or_insert(now.instant);
     }

@@ -4,11 +4,11 @@ Started by the engine with the numbers of private file descriptors as arguments:
 frames (in), records (out), tokens (in: one byte per task, "g" begin it, "s" skip it), and twins of stdout and stderr.
 Standard library only, Python 3.8 syntax. The frames are described in protocol.rs.
 """
-import base64
 import builtins
 import functools
 import importlib
 import importlib.util
+import itertools
 import json
 import linecache
 import mmap
@@ -40,6 +40,7 @@ RETRY_AFTER = 2.0  # seconds until a definition that failed is tried again
 
 encode = json.JSONEncoder(allow_nan=False, ensure_ascii=False, separators=(",", ":")).encode
 encode_ascii = json.JSONEncoder(allow_nan=False, separators=(",", ":")).encode
+decode, dump, chain = json.loads, pickle.dumps, itertools.chain.from_iterable
 read, write, seek, clock, pack = os.read, os.write, os.lseek, time.time, RECORD.pack
 
 # True while code of the user runs: only then does SIGINT interrupt.
