@@ -102,6 +102,14 @@ pub struct MapOptions {
     pub reduces: Option<Reduces>,
     /// None: balanced. Some: task i goes to the i-th of these engines and nowhere else.
     pub targets: Option<Targets>,
+    /// A Python function is called in the engine's interactive worker, whose state stays (`pcluster apply`), and not in a worker of
+    /// this map's own.
+    #[serde(skip_serializing_if = "is_false")]
+    pub interactive: bool,
+}
+
+fn is_false(value: &bool) -> bool {
+    !value
 }
 
 impl Default for MapOptions {
@@ -119,6 +127,7 @@ impl Default for MapOptions {
             after: None,
             reduces: None,
             targets: None,
+            interactive: false,
         }
     }
 }

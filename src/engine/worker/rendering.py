@@ -1,7 +1,5 @@
 # ---- rendering: JSON for people of a value that JSON does not hold exactly. Compiled when the first such value comes;
 # one namespace with the other parts. Bounded in depth, size and time; what is left out is named in its place.
-import math
-
 RENDERED_SIZE = 64 << 10  # characters of one rendering, about
 RENDERED_DEPTH = 40
 RENDERED_TIME = 0.5  # seconds

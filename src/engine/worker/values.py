@@ -162,9 +162,9 @@ class Fold:
         return total
 
     def check(self):
-        import inspect
-
         try:
+            import inspect
+
             signature = inspect.signature(self.function)
         except Exception:
             return  # one of C's, perhaps, that does not say
@@ -177,8 +177,6 @@ class Fold:
     def value(self, item):
         if len(item) < 3:
             return item[1]
-        import base64
-
         data = base64.b64decode(item[2])
         try:
             try:

@@ -51,6 +51,7 @@ impl TaskOptions {
             reduces: None,
             after: self.after,
             targets: None,
+            interactive: false,
         }
     }
 }
