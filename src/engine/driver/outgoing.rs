@@ -37,7 +37,11 @@ impl Driver {
                 let register = self.register(holds);
                 self.send(REGISTER, &register);
             }
-            Effect::SendResults(results) => self.send(RESULTS, &*results),
+            Effect::SendResults(results) => {
+                if let Some(link) = &mut self.link {
+                    link.send_with_buffers(RESULTS, &*results, results.buffers());
+                }
+            }
             Effect::SendProgress(progress) => self.send(PROGRESS, &progress),
             Effect::SendReturned(returned) => self.send(RETURNED, &returned),
             Effect::RequestBegun(request) => requests::busy(self.link.as_mut()?, &request),

@@ -80,7 +80,14 @@ impl Driver {
             b'N' => Event::OutputUnclaimed { output },
             b'B' => Event::UnitBegun { worker, ticket, output },
             b'V' => ended_with(WorkerResult::Value(body)),
-            b'P' => ended_with(WorkerResult::Pickled(body)),
+            b'P' => {
+                let mut parts = parts(body)?.into_iter();
+                ended_with(WorkerResult::Pickled {
+                    meta: parts.next()?,
+                    rendering: parts.next()?,
+                    pickle: parts.next()?,
+                })
+            }
             b'E' => ended_with(WorkerResult::Error(body)),
             b'A' | b'I' => {
                 let mut parts = parts(body)?.into_iter();

@@ -59,9 +59,10 @@ def run_tasks(first, number, inputs):
         started = clock()
         try:
             running = True
+            if type(arguments) is Unusable:
+                raise arguments
             run = definition.prepare() if plain else prepare_in_surroundings(definition)
             value = run(arguments)
-            running = False
             ended = clock()
             if not is_worker:
                 os._exit(0)
@@ -69,13 +70,14 @@ def run_tasks(first, number, inputs):
                 kind, body = b"V", b"null"
             elif type(value) is int:
                 kind, body = encode_integer(value)
-            else:
+            else:  # code of the user's too
                 kind, body = encode_value(value)
+            running = False
         except BaseException as error:
             running = False
             ended_with(error, ticket, started)
         else:
-            surely(record, kind, ticket, started, ended, body)
+            surely(record if type(body) is bytes else record_parts, kind, ticket, started, ended, body)
         value = arguments = None
     if back:
         os.chdir(back)
@@ -197,7 +199,7 @@ def serve():
         if length and frames.readinto(body) < length:
             return
         if kind == b"T":
-            number, inputs = json.loads(body)
+            number, inputs = decoded_inputs(body)
             run_tasks(ticket, number, inputs)
         elif kind == b"R":
             run_request(ticket, body)
