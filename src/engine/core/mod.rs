@@ -433,6 +433,7 @@ fn unclaimed([stdout, stderr]: [Pieces; 2], effects: &mut Vec<Effect>) {
                 parent: Parent::None,
                 kind: "stream".into(),
                 topic: name.into(),
+                metadata: Default::default(),
                 content: to_json(&serde_json::json!({ "name": name, "text": text })),
                 buffers: Vec::new(),
             };

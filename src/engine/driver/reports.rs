@@ -10,6 +10,7 @@ use crate::model::UnixTime;
 use bytes::Bytes;
 use serde::Deserialize;
 use serde_json::value::RawValue;
+use serde_json::{Map, Value};
 
 impl Driver {
     pub(super) async fn worker_said(&mut self, number: u64, event: WorkerEvent) {
@@ -66,6 +67,10 @@ impl Driver {
         if kind == b'H' {
             self.introduce(&body);
             return key.is_none().then_some(Event::WorkerReady);
+        }
+        if kind == b'L' {
+            tracing::warn!("the Python worker: {}", String::from_utf8_lossy(&body).escape_debug());
+            return None;
         }
         let worker = key?;
         let ended_with = |result| Event::UnitEnded {
@@ -139,10 +144,17 @@ fn published(meta: &[u8], content: Bytes, buffers: Vec<Bytes>) -> Option<Publish
         #[serde(rename = "type")]
         kind: String,
         topic: String,
+        #[serde(default)]
+        metadata: Map<String, Value>,
         #[serde(borrow)]
         parent: Option<&'a RawValue>,
     }
-    let Meta { kind, topic, parent } = serde_json::from_slice(meta)
+    let Meta {
+        kind,
+        topic,
+        metadata,
+        parent,
+    } = serde_json::from_slice(meta)
         .inspect_err(|e| tracing::warn!("the worker published something that cannot be read: {e}"))
         .ok()?;
     let parent = match parent.map(RawValue::get) {
@@ -154,6 +166,7 @@ fn published(meta: &[u8], content: Bytes, buffers: Vec<Bytes>) -> Option<Publish
         parent,
         kind,
         topic,
+        metadata,
         content,
         buffers,
     })
