@@ -10,6 +10,8 @@ def encoded(value):
 
 def exact_text(text):
     """The same as a plain str that UTF-8 holds: no subclass, and lone surrogates written as escapes."""
+    if type(text) is str and text.isascii():
+        return text
     return "".join((text, "")).encode("utf-8", "backslashreplace").decode()
 
 
@@ -41,7 +43,8 @@ def formatted(error):
 
 
 # What JSON gives back as it was: these types, not what is derived from them.
-PLAIN = frozenset((int, str, float, bool, type(None), list, dict))
+SCALARS = frozenset((int, str, float, bool, type(None)))
+PLAIN = SCALARS | {list, dict}
 STRINGS = frozenset((str,))
 DEEPEST = 500  # levels of lists and dicts in JSON
 MANY = 1 << 16  # elements from which on it is asked whether one list or dict stands at many places
@@ -49,23 +52,29 @@ MANY = 1 << 16  # elements from which on it is asked whether one list or dict st
 
 def is_plain(value):
     """Whether a list or dict holds nothing but what JSON gives back equal and with the same types. Level by level, in C's loops."""
-    lists, dicts, seen = ([value], (), 0) if type(value) is list else ((), [value], 0)
+    if type(value) is list:
+        inner = value
+    elif STRINGS.issuperset(map(type, value)):
+        inner = value.values()
+    else:
+        return False
+    seen = 0
     for _ in range(DEEPEST):
+        kinds = set(map(type, inner))
+        if SCALARS.issuperset(kinds):
+            return True
+        if not PLAIN.issuperset(kinds):
+            return False
+        lists = [one for one in inner if type(one) is list] if list in kinds else ()
+        dicts = [one for one in inner if type(one) is dict] if dict in kinds else ()
+        seen += len(inner)
+        if seen > MANY and len(set(map(id, lists)) | set(map(id, dicts))) < len(lists) + len(dicts):
+            return False  # JSON would write it out at each place
         inner = list(chain(lists))
         if dicts:
             if not STRINGS.issuperset(map(type, chain(dicts))):
                 return False
-            inner.extend(chain(map(dict.values, dicts)))
-        kinds = set(map(type, inner))
-        if not kinds <= PLAIN:
-            return False
-        lists = [one for one in inner if type(one) is list] if list in kinds else ()
-        dicts = [one for one in inner if type(one) is dict] if dict in kinds else ()
-        if not lists and not dicts:
-            return True
-        seen += len(inner)
-        if seen > MANY and len(set(map(id, lists)) | set(map(id, dicts))) < len(lists) + len(dicts):
-            return False  # JSON would write it out at each place
+            inner += chain(map(dict.values, dicts))
     return False
 
 
@@ -84,8 +93,8 @@ def encode_value(value):
         pickled = pickled_value(value)
     except Exception as error:
         evalue = "the value is of type %s, which neither JSON nor pickle can hold (%s): %s"
-        return b"E", error_body("ValueNotSerializable", evalue % (type_name(value), text_of(error), bounded_repr(value)))
-    return b"P", [encoded({"type": type_name(value)}), rendered(value), pickled]
+        return b"E", error_body("ValueNotSerializable", evalue % (type_name(kind), text_of(error), bounded_repr(value)))
+    return b"P", [meta_of(kind), rendered(value), pickled]
 
 
 def pickled_value(value):
@@ -110,7 +119,7 @@ def later(name):
     return function
 
 
-type_name, rendered, bounded_repr = later("type_name"), later("rendered"), later("bounded_repr")
+type_name, meta_of, rendered, bounded_repr = (later(name) for name in ("type_name", "meta_of", "rendered", "bounded_repr"))
 
 
 def encode_integer(value):
