@@ -19,6 +19,7 @@ import math
 import mmap
 import os
 import pickle
+import re
 import signal
 import struct
 import sys

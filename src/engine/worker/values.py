@@ -47,6 +47,8 @@ SCALARS = frozenset((int, str, float, bool, type(None)))
 PLAIN = SCALARS | {list, dict}
 STRINGS = frozenset((str,))
 DEEPEST = 500  # levels of lists and dicts in JSON
+DIGITS = 4300  # of an integer that every Python reads
+LONGEST = 14_000  # bits of an integer in JSON
 MANY = 1 << 16  # elements from which on it is asked whether one list or dict stands at many places
 
 
@@ -78,6 +80,12 @@ def is_plain(value):
     return False
 
 
+def has_long_integer(body):
+    """Whether JSON text may hold an integer that other Pythons do not read: this one then writes what they do not."""
+    limit = sys.get_int_max_str_digits() if hasattr(sys, "get_int_max_str_digits") else 0
+    return limit != DIGITS and re.search(b"[0-9]{%d}" % (DIGITS + 1), body) is not None
+
+
 def encode_value(value):
     """(kind, body) of a value: its JSON where that is exact, else parts: what it is, a rendering, its pickle."""
     kind = type(value)
@@ -86,7 +94,9 @@ def encode_value(value):
             if value - value == 0.0:
                 return b"V", repr(value).encode()
         elif kind is str or kind is bool or ((kind is dict or kind is list) and is_plain(value)):
-            return b"V", encode(value).encode()
+            body = encode(value).encode()
+            if len(body) <= DIGITS or not has_long_integer(body):
+                return b"V", body
     except (ValueError, RecursionError, OverflowError, MemoryError, RuntimeError):
         pass  # not finite, half of a surrogate pair, too many digits, changed by a thread meanwhile
     try:
@@ -123,10 +133,7 @@ type_name, meta_of, rendered, bounded_repr = (later(name) for name in ("type_nam
 
 
 def encode_integer(value):
-    try:
-        return b"V", b"%d" % value
-    except ValueError:  # more digits than this Python writes
-        return encode_value(value)
+    return (b"V", b"%d" % value) if value.bit_length() < LONGEST else encode_value(value)
 
 
 def decoded_inputs(body):
