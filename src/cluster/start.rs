@@ -187,7 +187,7 @@ pub async fn start(options: StartOptions, progress: &mut dyn FnMut(StartProgress
         progress(StartProgress::Note(warning));
     }
     profile.create()?;
-    let lock = Lock::wait(profile, cluster_id).await?;
+    let mut lock = Some(Lock::wait(profile, cluster_id).await?);
     let leftovers = refuse_running(profile, cluster_id, progress).await?;
 
     let mut state = ClusterState::new(cluster_id, wish.cwd.clone());
@@ -262,7 +262,7 @@ pub async fn start(options: StartOptions, progress: &mut dyn FnMut(StartProgress
     state.write(profile)?;
     jobs::tell(&client, jobs::submitted(&state)).await;
     // Others need not wait until a queue lets the engines go: the state file says what there is.
-    let lock = Some(lock).filter(|_| !engine_launcher.is_elsewhere());
+    lock.take_if(|_| engine_launcher.is_elsewhere());
     let expected = match engines.trouble.is_empty() {
         true => (n as usize).max(alive),
         false => alive + engines.engines(),
