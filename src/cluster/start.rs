@@ -456,7 +456,15 @@ async fn refuse_running(
             progress(StartProgress::Note(format!(
                 "the controller{who} of {cluster} is gone without having been stopped; starting a new one"
             )));
-            if let Some(trouble) = &standing.trouble {
+            let files = [profile.client_file(cluster_id), profile.engine_file(cluster_id)];
+            let damaged: Vec<String> = files
+                .iter()
+                .filter_map(|path| Some(ConnectionFile::remove_damaged(path)?.to_string()))
+                .collect();
+            damaged
+                .iter()
+                .for_each(|what| progress(StartProgress::Note(format!("{what}; a new one is written"))));
+            if let Some(trouble) = standing.trouble.as_ref().filter(|trouble| !damaged.contains(trouble)) {
                 progress(StartProgress::Note(trouble.clone()));
             }
             Ok(Leftovers {

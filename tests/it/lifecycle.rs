@@ -187,3 +187,23 @@ fn an_interrupted_scale_leaves_the_cluster_as_it_was() {
     assert_eq!(cluster.ok(&["map", "math:sqrt", "--range", "4..5"]), "2.0\n");
     cluster.ok(&["stop"]);
 }
+
+#[test]
+fn a_damaged_file_of_a_dead_controller_is_written_anew_and_bars_nothing() {
+    let cluster = Cluster::start(1);
+    assert_eq!(cluster.ok(&["map", "math:sqrt", "--range", "4..5"]), "2.0\n");
+    let engine = cluster.engine_pids()[0];
+    cluster.kill_controller_for_good();
+    let file = cluster.profile().join("security/ipcontroller-client.json");
+    let mut bytes = std::fs::read(&file).unwrap();
+    bytes[5] = 0;
+    std::fs::write(&file, bytes).unwrap();
+    cluster.run(&["status"]).fails(3, &["is not JSON", "pcluster start"]);
+    assert_eq!(cluster.json(&["results"])["maps"].as_array().unwrap().len(), 1);
+    let started = cluster.start_again(1, &[]);
+    assert!(started.stderr.contains("a new one is written"), "{}", started.story());
+    started.ok();
+    assert_eq!(cluster.engine_pids(), [engine], "it is kept");
+    assert_eq!(cluster.ok(&["map", "math:sqrt", "--range", "9..10"]), "3.0\n");
+    cluster.ok(&["stop"]);
+}
