@@ -45,6 +45,8 @@ pub struct Engine {
     pub leaving: bool,
     /// Why it cannot run Python: it gets commands only.
     pub unavailable: Option<String>,
+    /// When a reply of its was last passed on to a client.
+    pub last_reply: Option<Duration>,
     turn: u64,
 }
 
@@ -194,6 +196,7 @@ impl Engines {
             finished_seen: 0,
             leaving: false,
             unavailable: None,
+            last_reply: None,
             turn: self.turns,
         };
         self.by_load.insert((0, engine.turn, uuid.clone()));
