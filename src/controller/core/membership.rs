@@ -76,8 +76,11 @@ impl Core {
     fn native_said(&mut self, engine: &EngineUuid, message: &Message) {
         match message.msg_type() {
             say::RESULTS => {
-                if let Some(results) = parse(message) {
-                    self.results(engine, results);
+                let results = parse(message).map(|results: say::Results| results.with_buffers(&message.buffers));
+                match results {
+                    Some(Some(results)) => self.results(engine, results),
+                    Some(None) => tracing::warn!(%engine, "results without their buffers are dropped"),
+                    None => {}
                 }
             }
             say::PROGRESS => {
