@@ -46,12 +46,7 @@ impl Driver {
             Effect::SendReturned(returned) => self.send(RETURNED, &returned),
             Effect::RequestBegun(request) => requests::busy(self.link.as_mut()?, &request),
             Effect::Stream { request, stderr, text } => requests::stream(self.link.as_mut()?, &request, stderr, &text),
-            Effect::Publish {
-                request,
-                meta,
-                content,
-                buffers,
-            } => requests::publish(self.link.as_mut()?, &request, &meta, content, buffers),
+            Effect::Publish { parent, published } => requests::publish(self.link.as_mut()?, parent.as_ref(), published),
             Effect::Reply { request, started, reply } => {
                 let link = self.link.as_mut()?;
                 requests::reply(link, &request, started, reply, &self.facts.uuid);

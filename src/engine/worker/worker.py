@@ -47,6 +47,8 @@ def run_tasks(first, number, inputs):
     back = go_to(definition.directory)
     plain = not definition.cwd and not definition.env
     ticket = first - 1
+    if shared is not None:
+        report_unclaimed()
     for arguments in inputs:
         ticket += 1
         token = read(TOKENS, 1)
@@ -96,6 +98,7 @@ def run_request(ticket, body):
         offset += size
     if not may_begin():
         return
+    report_unclaimed()
     started = clock()
     meta = json.loads(bytes(parts[0]))
     if meta["method"] == "execute":  # of an application the engine says so when it takes long
@@ -132,8 +135,8 @@ def mapped(path):
     return buffers
 
 
-def publish(ticket, kind, topic, content, buffers=()):
-    """An iopub message, behind what was printed before it."""
+def publish(ticket, kind, topic, content, buffers=(), parent=None):
+    """An iopub message, behind what was printed before it: of the request that runs, or of the header that is its `parent`."""
     global has_warned
     if getpid() != owner:
         if not has_warned:
@@ -141,7 +144,10 @@ def publish(ticket, kind, topic, content, buffers=()):
             sys.stderr.write("what a forked child displays is not shown; display it in the process that forked it\n")
         return
     now = clock()
-    record_parts(b"I", ticket, now, now, [encoded({"type": kind, "topic": topic}), encoded(content)] + list(buffers))
+    meta = {"type": kind, "topic": topic}
+    if parent is not None:
+        meta["parent"] = parent
+    record_parts(b"I", ticket, now, now, [encoded(meta), encoded(content)] + list(buffers))
 
 
 def clear():
