@@ -13,7 +13,7 @@ FRAME = struct.Struct("<cxxxIQ")
 RECORD = struct.Struct("<cBxxIQdd")
 
 
-PARTS = ("state.py", "records.py", "values.py", "code.py", "worker.py", "interpreter.py")
+PARTS = ("state.py", "records.py", "values.py", "code.py", "frames.py", "streams.py", "worker.py", "interpreter.py")
 
 
 def source(name):

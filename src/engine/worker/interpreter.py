@@ -1,7 +1,5 @@
 # ---- the interpreter: forks workers on request, and reports their ends. The last part: it begins.
 import _socket
-import gc
-import select
 
 FORKED, NOT_FORKED, ENDED = struct.Struct("<cIi"), struct.Struct("<cI"), struct.Struct("<cii")
 REQUEST, FILES = struct.Struct("<I?"), struct.Struct("=5i")
