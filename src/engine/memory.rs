@@ -26,7 +26,8 @@ fn resident(pid: i32) -> u64 {
     kilobytes.unwrap_or(0u64) * 1024
 }
 
-fn children(pid: i32) -> Vec<i32> {
+/// Processes that it has started, directly, and not waited for.
+pub fn children(pid: i32) -> Vec<i32> {
     let threads = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
     let listed = threads.filter_map(|thread| fs::read_to_string(thread.path().join("children")).ok());
     listed

@@ -48,7 +48,7 @@ class Worker:
         far.close()
         files = [frames_in, records_out, tokens_in, self.stdout.fileno(), self.stderr.fileno()]
         rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, struct.pack("=5i", *files))]
-        self.control.sendmsg([struct.pack("<I?", 1, False)], rights)
+        self.control.sendmsg([struct.pack("<I?", 1, False) + b"engine.1"], rights)
         report = self.control.recv(4096)
         self.number, self.pid = struct.unpack("<Ii", report[1:])
         for fd in files[:3]:

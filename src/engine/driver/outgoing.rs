@@ -60,7 +60,7 @@ impl Driver {
             }
             Effect::Warn(text) => tracing::warn!("{text}"),
             Effect::StartWorker { has_shell } => return self.start_worker(has_shell).await,
-            Effect::AssignSpare { worker } => self.pool.assign_spare(worker),
+            Effect::AssignSpare { worker } => self.assign_spare(worker),
             Effect::EndWorker { worker } => self.pool.end(worker),
             // With the tasks that follow.
             Effect::Define { worker, map, definition } => self.tell_worker_later(worker, || frame(b'D', 0, &to_json(&(map, &*definition)))),

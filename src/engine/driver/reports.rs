@@ -30,7 +30,7 @@ impl Driver {
                 self.handle(Event::OutputRead { output }).await;
             }
             WorkerEvent::Exited(WorkerExit { how, killed, last_words }) => {
-                let Some(mut worker) = self.pool.remove(key) else { return };
+                let Some(mut worker) = self.remove_worker(key) else { return };
                 let how = format!("the Python worker (pid {}, {}) {how}", worker.pid.get(), self.python);
                 tracing::warn!("{how}");
                 let event = Event::WorkerExited {

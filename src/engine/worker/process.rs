@@ -5,6 +5,7 @@ use super::protocol::Record;
 use super::reader::read_records;
 use super::writer::FrameWriter;
 use crate::engine::core::output::Pieces;
+use crate::engine::leftovers::Owner;
 use bytes::Bytes;
 use nix::fcntl::{FcntlArg, FdFlag, OFlag, fcntl, open};
 use nix::sys::signal::Signal;
@@ -66,6 +67,8 @@ impl WorkerExit {
 
 pub struct Worker {
     pub number: u64,
+    /// Dropped behind the kill of its group.
+    _owner: Owner,
     pub pid: WorkerPid,
     /// It was sent what serves ipyparallel's clients.
     pub has_ipython: bool,
@@ -86,13 +89,14 @@ impl Worker {
     /// Has the interpreter fork one. With `greets_late` it says hello only when it has made IPython's shell.
     pub fn start(
         interpreter: &Interpreter,
-        number: u64,
+        owner: Owner,
         greets_late: bool,
         events: UnboundedSender<(u64, WorkerEvent)>,
     ) -> Result<Worker, String> {
         let said = |e: io::Error| format!("cannot make pipes for a worker: {e}");
-        let parts = Parts::make().map_err(said)?;
-        let (pid, end) = interpreter.fork(number as u32, greets_late, &parts.for_worker());
+        let (number, mark) = (owner.number, owner.mark());
+        let parts = Parts::make(&mark).map_err(said)?;
+        let (pid, end) = interpreter.fork(number as u32, greets_late, &mark, &parts.for_worker());
         let Parts {
             frames_in: _,
             frames_out,
@@ -122,6 +126,7 @@ impl Worker {
         });
         Ok(Worker {
             number,
+            _owner: owner,
             pid,
             has_ipython: false,
             frames: Some(frames),
@@ -253,7 +258,8 @@ struct Parts {
 }
 
 impl Parts {
-    fn make() -> io::Result<Parts> {
+    /// Files of this name are open in the worker and in what it forks, and nowhere else.
+    fn make(mark: &str) -> io::Result<Parts> {
         let (frames_in, frames_out) = pipe()?;
         let (records_in, records_out) = pipe()?;
         for end in [&frames_out, &records_out] {
@@ -270,8 +276,8 @@ impl Parts {
             records_out,
             tokens_in: tokens_in.into(),
             tokens_out: tokens_out.into(),
-            stdout: OutputFile::new("stdout")?,
-            stderr: OutputFile::new("stderr")?,
+            stdout: OutputFile::new(&format!("{mark}-stdout"))?,
+            stderr: OutputFile::new(&format!("{mark}-stderr"))?,
         })
     }
 
