@@ -71,11 +71,7 @@ impl Forker {
                 }
             }
         })?;
-        Ok(Forker {
-            jobs,
-            is_quick,
-            leftovers,
-        })
+        Ok(Forker { jobs, is_quick, leftovers })
     }
 
     pub fn leftovers(&self) -> &Arc<Leftovers> {
@@ -198,7 +194,11 @@ mod tests {
         pipe(&started.stdout).read_to_string(&mut out).await.unwrap();
         pipe(&started.stderr).read_to_string(&mut err).await.unwrap();
         // Each has its own mark.
-        let out = out.lines().filter(|line| !line.starts_with(MARK)).map(|line| format!("{line}\n")).collect();
+        let out = out
+            .lines()
+            .filter(|line| !line.starts_with(MARK))
+            .map(|line| format!("{line}\n"))
+            .collect();
         (started.wait().await.unwrap().to_string(), out, err)
     }
 

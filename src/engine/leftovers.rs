@@ -182,7 +182,10 @@ fn is_ssh(pid: i32) -> bool {
 
 /// An orphan that has ended is forgotten by the system.
 fn has_ended(pid: i32) -> bool {
-    !matches!(waitpid(Pid::from_raw(pid), Some(WaitPidFlag::WNOHANG)), Ok(nix::sys::wait::WaitStatus::StillAlive))
+    !matches!(
+        waitpid(Pid::from_raw(pid), Some(WaitPidFlag::WNOHANG)),
+        Ok(nix::sys::wait::WaitStatus::StillAlive)
+    )
 }
 
 fn kill_tree(pid: i32) {

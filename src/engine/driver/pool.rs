@@ -76,7 +76,8 @@ impl Pool {
 
 impl Driver {
     pub(super) fn assign_spare(&mut self, key: WorkerKey) {
-        if let Some(worker) = self.pool.spare.take() {
+        if let Some(mut worker) = self.pool.spare.take() {
+            worker.enlarge();
             self.pool.workers.insert(key, worker);
             self.forker.leftovers().keep_unmarked(self.pool.has_interactive());
         }

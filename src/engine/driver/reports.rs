@@ -18,6 +18,9 @@ impl Driver {
         };
         match event {
             WorkerEvent::Records(records) => {
+                if let Some(worker) = self.pool.get_mut(key) {
+                    worker.has_moved();
+                }
                 for record in records {
                     if let Some(event) = self.record_event(key, record) {
                         self.handle(event).await;
