@@ -136,6 +136,7 @@ class Definition:
         self.is_map = work["kind"] == "call" and not options.get("interactive")
         # A descriptor of the directory in which a map's tasks run.
         self.place = None
+        self.reduces = options.get("reduces")
         self.run = self.module = self.failure = None
         self.tried = 0.0
 
@@ -152,7 +153,7 @@ class Definition:
                 except Unusable as failure:
                     self.failure = failure
                     raise
-                self.run = lambda arguments: call(function, arguments)
+                self.run = Fold(function, self.reduces) if self.reduces else lambda arguments: call(function, arguments)
                 self.function = function
             elif kind == "execute":
                 code, filename = self.work["code"], self.work["filename"]

@@ -23,6 +23,8 @@ def run_tasks(units):
     definition, inputs = definitions[units.what], units.inputs
     is_map = definition.is_map
     done, _ = units.state
+    if shared is not None:
+        report_unclaimed()
     count = len(inputs)
     while done < count:
         may_begin = units.may_begin(done)
@@ -38,12 +40,14 @@ def run_tasks(units):
         try:
             units.state = done + 1, (ticket, started)
             running = True
+            arguments = inputs[done]
+            if type(arguments) is Unusable:
+                raise arguments
             if is_map:
                 definition.enter()
-                value = definition.run(inputs[done])
+                value = definition.run(arguments)
             else:
-                value = run_in_surroundings(definition, inputs[done])
-            running = False
+                value = run_in_surroundings(definition, arguments)
             ended = clock()
             if not is_worker:
                 os._exit(0)
@@ -51,15 +55,16 @@ def run_tasks(units):
                 kind, body = b"V", b"null"
             elif type(value) is int:
                 kind, body = encode_integer(value)
-            else:
+            else:  # code of the user's too
                 kind, body = encode_value(value)
+            running = False
         except BaseException as error:
             running = False
             ended = started + 1
             ended_with(error, ticket, started)
         else:
-            surely(record, kind, ticket, started, ended, body)
-        value = None
+            surely(record if type(body) is bytes else record_parts, kind, ticket, started, ended, body)
+        value = arguments = None
         done += 1
         units.state = done, None
         try:
@@ -83,6 +88,7 @@ def run_request(units):
     if not may_begin:
         leaving = may_begin is None
         return
+    report_unclaimed()
     ticket, started = units.first, clock()
     try:
         units.state = 1, (ticket, started)
@@ -137,8 +143,8 @@ def mapped(path):
     return buffers
 
 
-def publish(ticket, kind, topic, content, buffers=()):
-    """An iopub message, behind what was printed before it."""
+def publish(ticket, kind, topic, content, buffers=(), parent=None):
+    """An iopub message, behind what was printed before it: of the request that runs, or of the header that is its `parent`."""
     global has_warned
     if getpid() != owner:
         if not has_warned:
@@ -146,7 +152,10 @@ def publish(ticket, kind, topic, content, buffers=()):
             sys.stderr.write("what a forked child displays is not shown; display it in the process that forked it\n")
         return
     now = clock()
-    record_parts(b"I", ticket, now, now, [encoded({"type": kind, "topic": topic}), encoded(content)] + list(buffers))
+    meta = {"type": kind, "topic": topic}
+    if parent is not None:
+        meta["parent"] = parent
+    record_parts(b"I", ticket, now, now, [encoded(meta), encoded(content)] + list(buffers))
 
 
 def clear():
@@ -199,7 +208,7 @@ def step(frames):
         return
     kind, ticket, body, place = frame
     if kind == b"T":
-        number, inputs = from_json(body)
+        number, inputs = decoded_inputs(body if type(body) is bytearray else bytes(body))
         frames.take(place, Units(ticket, number, inputs))
         return
     if kind == b"R":
