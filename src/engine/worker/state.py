@@ -1,6 +1,6 @@
 """The engine's Python: runs tasks one after the other and says how each went.
 
-Started by the engine with the numbers of private file descriptors as arguments:
+Forked from an interpreter that has run no user code (interpreter.py), with private files:
 frames (in), records (out), tokens (in: one byte per task, "g" begin it, "s" skip it), and twins of stdout and stderr.
 Standard library only, Python 3.8 syntax. The frames are described in protocol.rs.
 """
@@ -26,11 +26,10 @@ import types
 from queue import SimpleQueue
 from select import PIPE_BUF
 
-FRAMES, RECORDS, TOKENS, STDOUT, STDERR = (int(number) for number in sys.argv[2:7])
+# Of this worker: be_worker sets them.
+FRAMES = RECORDS = TOKENS = STDOUT = STDERR = -1
 # It is ready only when IPython's shell has run what it runs at its start.
-greets_late = sys.argv[7:] == ["shell"]
-for descriptor in (FRAMES, RECORDS, TOKENS, STDOUT, STDERR):
-    os.set_inheritable(descriptor, False)
+greets_late = False
 
 SELF = "<pcluster worker>"
 PYTHON = "Python %s (%s)" % (sys.version.split()[0], sys.executable)

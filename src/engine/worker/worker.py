@@ -1,4 +1,4 @@
-# ---- tasks: running them, one after the other. The last part: it begins.
+# ---- tasks: running them, one after the other.
 def may_begin():
     """Waits for the token of the next task."""
     token = read(TOKENS, 1)
@@ -154,10 +154,18 @@ def clear():
 # ---- the loop
 
 
-def hello():
+facts = b""
+
+
+def find_facts():
+    """What the engine reports of this Python."""
+    global facts
     there = all(importlib.util.find_spec(name) is not None for name in ("IPython", "ipyparallel", "ipykernel"))
-    facts = {"version": sys.version.split()[0], "executable": sys.executable, "apply": there}
-    record(b"H", 0, clock(), clock(), encoded(facts))
+    facts = encoded({"version": sys.version.split()[0], "executable": sys.executable, "apply": there})
+
+
+def hello():
+    record(b"H", 0, clock(), clock(), facts)
 
 
 def nothing_waits(frames):
@@ -205,12 +213,16 @@ def serve():
             clear()
 
 
-def begin():
+def be_worker(*files):
+    global FRAMES, RECORDS, TOKENS, STDOUT, STDERR
+    FRAMES, RECORDS, TOKENS, STDOUT, STDERR = files
+    os.dup2(STDOUT, 1)
+    os.dup2(STDERR, 2)
+    for descriptor in files:
+        os.set_inheritable(descriptor, False)
     own_records()
     signal.signal(signal.SIGINT, interrupt)
     os.register_at_fork(after_in_child=forked)
-    for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(encoding="utf-8", errors="backslashreplace", line_buffering=True)
     sys.modules["__main__"] = main
     sys.argv[:] = [""]
     try:
@@ -220,6 +232,3 @@ def begin():
         finish_records()
     except BrokenPipeError:
         pass  # the engine is gone
-
-
-begin()
