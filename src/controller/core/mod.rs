@@ -3,7 +3,7 @@
 //!
 //! Parts: [`event`], [`effect`], [`engines`] (the table of engines), [`maps`] (unfinished maps), [`balanced`] (which engine gets what),
 //! [`finish`] (what results, losses and cancellations do to tasks), [`membership`] (engines come and go), [`clients`] (pcluster's own requests),
-//! [`hub`] (ipyparallel's hub requests), [`requests`] (ipyparallel's tasks), [`placing`] (which of them run where), [`ahead`], [`broadcast`], [`output`], [`policy`] (its schemes), [`dependency`], [`returning`] (clients that reconnect), [`restore`], [`retention`] (what is forgotten unasked), [`transition`].
+//! [`hub`] (ipyparallel's hub requests), [`requests`] (ipyparallel's tasks), [`placing`] (which of them run where), [`ahead`], [`broadcast`], [`output`], [`policy`] (its schemes), [`dependency`], [`returning`] (clients that reconnect), [`restore`], [`retention`] (what is forgotten unasked), [`transition`], [`untrusted`] (what engines send, checked).
 mod ahead;
 mod balanced;
 mod broadcast;
@@ -25,6 +25,7 @@ mod restore;
 mod retention;
 pub mod returning;
 pub mod transition;
+mod untrusted;
 
 #[cfg(test)]
 mod tests;
@@ -115,6 +116,8 @@ pub struct Core {
     finished: HashMap<MapId, bool>,
     requests: Requests,
     departures: membership::Departures,
+    /// Engines that broke the protocol, and how: they are not registered again.
+    refused: HashMap<EngineUuid, String>,
     ahead: Ahead,
     readers: retention::Readers,
     timers: BinaryHeap<Reverse<(Duration, Due)>>,
@@ -144,6 +147,7 @@ impl Core {
             finished: HashMap::new(),
             requests: Requests::default(),
             departures: Default::default(),
+            refused: HashMap::new(),
             ahead: Ahead::default(),
             readers: Default::default(),
             timers: BinaryHeap::new(),

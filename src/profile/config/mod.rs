@@ -14,8 +14,8 @@ pub use sections::{ControllerConfig, Durability, EngineConfig, EngineKind, Launc
 use super::ProfileDir;
 use super::error::{ConfigError, of_setting, of_yaml, shortened};
 use serde::{Deserialize, Serialize};
-use std::path::PathBuf;
 use serde_yaml::{Mapping, Value};
+use std::path::PathBuf;
 
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]

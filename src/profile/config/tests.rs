@@ -244,7 +244,11 @@ fn what_is_nested_without_end_is_an_error_at_once() {
         "? ".repeat(deep),
     ] {
         let error = Config::parse(&text, &[]).unwrap_err().to_string();
-        assert!(error.contains("more than 100 levels") && error.len() < 200, "{}", &error[..200.min(error.len())]);
+        assert!(
+            error.contains("more than 100 levels") && error.len() < 200,
+            "{}",
+            &error[..200.min(error.len())]
+        );
     }
     let setting = ("engine.env".to_string(), "[".repeat(deep));
     let error = Config::parse("", &[setting]).unwrap_err().to_string();

@@ -292,7 +292,16 @@ impl Ledger {
                 }
             }
             Change::TaskBegun { task, run, .. } => self.go(*task, TaskState::Running, *run),
-            Change::TaskFinished { task, run, outcome, .. } => {
+            Change::TaskFinished {
+                task,
+                run,
+                outcome,
+                engine,
+            } => {
+                assert!(outcome.status.is_done(), "{task} ends as {}", outcome.status);
+                if let Some(engine) = engine {
+                    assert_eq!(self.places.get(task), Some(engine), "{task} ends where it is");
+                }
                 self.story.push(format!("{task} run {run} finished {}", outcome.status));
                 self.go(*task, outcome.status, *run);
                 *self.finished.entry(*task).or_default() += 1;
@@ -363,6 +372,8 @@ pub struct World {
     given: Vec<TaskId>,
     /// The connections of ipyparallel clients; none where a test plays their part and that of the engines.
     pub connected: Option<HashSet<(ClientChannel, Bytes)>>,
+    /// What is said to engines that are not played here.
+    pub heard: Vec<(String, Message)>,
     /// What happens when all of an event's effects are carried out.
     pub next: VecDeque<Event>,
 }
@@ -396,6 +407,7 @@ impl World {
             answers: Vec::new(),
             given: Vec::new(),
             connected: None,
+            heard: Vec::new(),
             next: VecDeque::new(),
             now: Duration::ZERO,
             ledger: Ledger::default(),
@@ -515,6 +527,9 @@ impl World {
     }
 
     fn engine_hears(&mut self, name: &str, message: &Message) {
+        if !self.engines.contains_key(name) {
+            self.heard.push((name.to_string(), message.clone()));
+        }
         // What is sent to a dead engine is lost.
         let Some(engine) = self.engines.get_mut(name).filter(|e| !e.cut) else {
             return;
