@@ -55,7 +55,7 @@ pub(super) fn time(time: UnixTime, now: Now) -> UnixTime {
 
 /// The name under which an engine connects stands in logs, on screens and in the database.
 pub(super) fn is_name(uuid: &str) -> bool {
-    (1..=MAX_NAME).contains(&uuid.len()) && uuid.bytes().all(|b| b.is_ascii_graphic())
+    (1..=MAX_NAME).contains(&uuid.len()) && uuid.bytes().all(|b| b == b' ' || b.is_ascii_graphic())
 }
 
 pub(super) fn facts(mut facts: EngineFacts) -> EngineFacts {
@@ -160,6 +160,6 @@ mod tests {
         let longest = kept.capabilities.iter().chain([&kept.host, &kept.version, &kept.python, &kept.job]);
         assert!(longest.map(String::len).max() < Some(2000));
         assert!(!kept.host.contains('\u{7}'));
-        assert!(is_name("7b1c") && !is_name("") && !is_name("a b") && !is_name("a\u{1b}") && !is_name(&"x".repeat(256)));
+        assert!(is_name("7b1c") && !is_name("") && !is_name("a\u{1b}") && !is_name(&"x".repeat(256)));
     }
 }

@@ -7,7 +7,7 @@ use super::serving::Serving;
 use crate::model::change::{Change, Purge, Reply, Request};
 use crate::model::definition::{CallSource, MapDefinition, MapOptions, Work};
 use crate::model::engine::EngineFacts;
-use crate::model::task::{Counts, Outcome, TaskState};
+use crate::model::task::{Counts, INPUTS_MISSING, Outcome, TaskState};
 use crate::model::{EngineId, EngineUuid, MapId, TaskId, UnixTime};
 use crate::profile::config::ControllerConfig;
 use crate::wire::content::client as say;
@@ -42,6 +42,7 @@ pub struct Ledger {
     sent: BTreeMap<TaskId, Request>,
     replies: BTreeMap<TaskId, Reply>,
     pub owed: BTreeSet<TaskId>,
+    abandoned: HashSet<MapId>,
     /// Replies that were written to their connections: noted in a file in that moment.
     pub delivered: HashSet<TaskId>,
     engines: BTreeMap<EngineId, EngineFacts>,
@@ -126,6 +127,7 @@ impl Ledger {
                 definition: map.definition.clone(),
                 key: map.key.clone(),
                 closed: map.closed,
+                abandoned: self.abandoned.contains(id),
                 counts,
                 tasks: tasks().filter(|(_, (state, _))| !state.is_done()).map(found).collect(),
             });
@@ -298,6 +300,9 @@ impl Ledger {
                 outcome,
                 engine,
             } => {
+                if outcome.error.as_ref().is_some_and(|error| error.ename == INPUTS_MISSING) {
+                    self.abandoned.insert(task.map);
+                }
                 assert!(outcome.status.is_done(), "{task} ends as {}", outcome.status);
                 if let Some(engine) = engine {
                     assert_eq!(self.places.get(task), Some(engine), "{task} ends where it is");
