@@ -81,7 +81,7 @@ impl Core {
 
     fn native_said(&mut self, engine: &EngineUuid, message: &Message) {
         match message.msg_type() {
-            say::RESULTS => match self.checked_results(&message.content_json) {
+            say::RESULTS => match self.checked_results(message) {
                 Ok(results) => self.results(engine, results),
                 Err(why) => self.refuse_engine(engine, &why),
             },
@@ -96,6 +96,11 @@ impl Core {
                 }
             }
             say::HEARTBEAT => self.heartbeat(engine),
+            say::AVAILABILITY => {
+                if let Some(say::Availability { reason }) = parse(message) {
+                    self.availability(engine, reason.as_deref().map(untrusted::reason));
+                }
+            }
             say::LEAVING => {
                 let reason = untrusted::reason(&parse::<say::Leaving>(message).map(|l| l.reason).unwrap_or_default());
                 let id = self.engines.get(engine).map(|e| e.id.0);
@@ -107,6 +112,24 @@ impl Core {
                 self.engine_gone(engine, &reason);
             }
             other => tracing::warn!(kind = other, %engine, "an engine said something unknown"),
+        }
+    }
+
+    /// Whether its Python works now.
+    fn availability(&mut self, engine: &EngineUuid, reason: Option<String>) {
+        let id = self.engines.get(engine).map(|e| e.id.0);
+        let changed = self.engines.change(engine, |e| {
+            let changed = e.unavailable != reason;
+            e.unavailable = reason.clone();
+            changed
+        });
+        match (changed, reason) {
+            (Some(true), Some(reason)) => tracing::warn!(engine = id, %reason, "an engine cannot run Python: it gets commands only"),
+            (Some(true), None) => {
+                tracing::info!(engine = id, "an engine can run Python");
+                self.requests.recheck = true;
+            }
+            _ => {}
         }
     }
 
@@ -194,6 +217,7 @@ impl Core {
             }
         };
         reply.id = Some(id);
+        self.availability(uuid, register.unavailable.as_deref().map(untrusted::reason));
         self.tell_engine(uuid, say::REGISTERED, &reply);
     }
 

@@ -7,6 +7,7 @@ use super::{Core, Now};
 use crate::model::engine::EngineFacts;
 use crate::model::task::{Outcome, TaskState};
 use crate::model::{EngineUuid, TaskId, UnixTime};
+use crate::wire::Message;
 use crate::wire::content::engine::{self as say, Results};
 
 /// Characters of a host's name, a version, a job; of a reason; of a capability; capabilities.
@@ -92,9 +93,11 @@ pub(super) fn outcome(outcome: &mut Outcome, now: Now) -> Result<(), String> {
 
 impl Core {
     /// The engine's results, if every one of them is one.
-    pub(super) fn checked_results(&self, content: &[u8]) -> Result<Results, String> {
-        let mut results: Results =
-            serde_json::from_slice(content).map_err(|e| line(&format!("its results cannot be read: {e}"), MAX_REASON))?;
+    pub(super) fn checked_results(&self, message: &Message) -> Result<Results, String> {
+        let results: Results = message
+            .content()
+            .map_err(|e| line(&format!("its results cannot be read: {e}"), MAX_REASON))?;
+        let mut results = results.with_buffers(&message.buffers).ok_or("its results lack their buffers")?;
         for result in &mut results.results {
             let task = TaskId::new(result.map, result.index);
             outcome(&mut result.outcome, self.now).map_err(|why| format!("its result of task {task} is none: {why}"))?;
