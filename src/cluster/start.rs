@@ -6,6 +6,7 @@ use super::{ClusterError, ClusterState, jobs, keep, list, stop};
 use crate::client::Client;
 use crate::connection::{ConnectionError, ConnectionFile, addresses, discover};
 use crate::launchers::{ControllerLaunch, Launched, Launcher, MemberState, Stage, launched};
+use crate::model::engine::EngineStatus;
 use crate::profile::ProfileDir;
 use crate::profile::config::{Config, EngineKind};
 use crate::profile::dir::check_cluster_id;
@@ -141,6 +142,8 @@ pub struct Started {
     /// How many engines are registered, and how many there are to be.
     pub engines: u32,
     pub n: u32,
+    /// Those of them that cannot run Python, with the reason.
+    pub unavailable: Vec<EngineStatus>,
     /// `slurm job 4711`, where a batch system has the engines.
     pub job: Option<String>,
     pub client_file: PathBuf,
@@ -187,7 +190,7 @@ pub async fn start(options: StartOptions, progress: &mut dyn FnMut(StartProgress
         progress(StartProgress::Note(warning));
     }
     profile.create()?;
-    let lock = Lock::wait(profile, cluster_id).await?;
+    let mut lock = Some(Lock::wait(profile, cluster_id).await?);
     let leftovers = refuse_running(profile, cluster_id, progress).await?;
 
     let mut state = ClusterState::new(cluster_id, wish.cwd.clone());
@@ -262,7 +265,7 @@ pub async fn start(options: StartOptions, progress: &mut dyn FnMut(StartProgress
     state.write(profile)?;
     jobs::tell(&client, jobs::submitted(&state)).await;
     // Others need not wait until a queue lets the engines go: the state file says what there is.
-    let lock = Some(lock).filter(|_| !engine_launcher.is_elsewhere());
+    lock.take_if(|_| engine_launcher.is_elsewhere());
     let expected = match engines.trouble.is_empty() {
         true => (n as usize).max(alive),
         false => alive + engines.engines(),
@@ -308,6 +311,8 @@ pub async fn start(options: StartOptions, progress: &mut dyn FnMut(StartProgress
         done => done?,
     };
 
+    let status = client.status().await.map(|status| status.engines).unwrap_or_default();
+    let unavailable = status.into_iter().filter(|engine| engine.reason.is_some()).collect();
     undo.all_went_well();
     files.armed = false;
     if lock.is_none() {
@@ -321,6 +326,7 @@ pub async fn start(options: StartOptions, progress: &mut dyn FnMut(StartProgress
         controller_job,
         engines: registered as u32,
         n: expected as u32,
+        unavailable,
         job,
         client_file: profile.client_file(cluster_id),
         controller_log: controller.members().first().map(|m| m.log.clone()).unwrap_or_default(),
@@ -456,7 +462,15 @@ async fn refuse_running(
             progress(StartProgress::Note(format!(
                 "the controller{who} of {cluster} is gone without having been stopped; starting a new one"
             )));
-            if let Some(trouble) = &standing.trouble {
+            let files = [profile.client_file(cluster_id), profile.engine_file(cluster_id)];
+            let damaged: Vec<String> = files
+                .iter()
+                .filter_map(|path| Some(ConnectionFile::remove_damaged(path)?.to_string()))
+                .collect();
+            damaged
+                .iter()
+                .for_each(|what| progress(StartProgress::Note(format!("{what}; a new one is written"))));
+            if let Some(trouble) = standing.trouble.as_ref().filter(|trouble| !damaged.contains(trouble)) {
                 progress(StartProgress::Note(trouble.clone()));
             }
             Ok(Leftovers {

@@ -169,10 +169,13 @@ impl Core {
             check_fit(inputs.len(), self.native_targets(targets)?.len())?;
         }
         let id = self.add_map(key, definition)?;
-        if let Some(lines) = lines {
-            self.add_inputs(id, lines, inputs);
-            self.close_map(id);
-            self.note_runnable(id);
+        match lines {
+            Some(lines) => {
+                self.add_inputs(id, lines, inputs);
+                self.close_map(id);
+                self.note_runnable(id);
+            }
+            None => self.expect_inputs(id),
         }
         self.answer_map(asked, id, watch);
         self.abort_if_hopeless(id);
@@ -318,10 +321,12 @@ impl Core {
         let request: say::InputsRequest = read(message)?;
         let id = request.map;
         let lines = message.buffers.first().cloned().unwrap_or_default();
+        self.check_abandoned(id)?;
+        self.note_fed(id);
         let Some(map) = self.maps.get_mut(&id) else {
             return Err(ErrorContent::new(
                 "NoSuchMap",
-                format!("map {id} is not open for inputs: it has finished, or never was"),
+                format!("map {id} is not open for inputs: it has finished (its client may have been silent for too long), or never was"),
             ));
         };
         let total = map.counts.total as u32;
@@ -405,8 +410,9 @@ impl Core {
         let id = request.map;
         let wait = Duration::from_millis(request.wait_ms).min(LONGEST_WATCH);
         let until = self.now.since_start + wait;
-        let engines = self.engines.native_free();
         let Some(map) = self.maps.get_mut(&id) else {
+            // It is complete: nothing waits for an engine.
+            let engines = self.engines.free(true);
             self.note_reader(id);
             self.query(
                 asked,
@@ -439,8 +445,8 @@ impl Core {
     /// Answers the watches whose result has come or whose time is up.
     pub(super) fn answer_watches(&mut self, id: MapId) {
         let now = self.now.since_start;
-        let engines = self.engines.native_free();
         let Some(map) = self.maps.get_mut(&id) else { return };
+        let engines = self.engines.free(map.is_command());
         let complete = map.is_complete();
         let done = map.counts.done();
         let total = map.counts.total;
@@ -487,10 +493,12 @@ impl Core {
                 state: match (e.is_here(), e.load()) {
                     (false, _) => "silent",
                     _ if e.leaving => "leaving",
+                    (true, 0) if e.unavailable.is_some() => "unavailable",
                     (true, 0) => "idle",
                     (true, _) => "busy",
                 }
                 .into(),
+                reason: e.unavailable.clone(),
                 assigned: e.load(),
                 finished: e.finished,
                 registered: e.registered,

@@ -1,6 +1,6 @@
 //! The unfinished maps. A task that has not been sent is no more than a line of its chunk; one in flight has an entry;
 //! one that is done has nothing here (it is in the records).
-use crate::model::definition::MapDefinition;
+use crate::model::definition::{MapDefinition, Work};
 use crate::model::task::{Counts, TaskState};
 use crate::model::{EngineId, EngineUuid, MapId};
 use bytes::Bytes;
@@ -81,6 +81,10 @@ pub struct Map {
     /// Maps with targets: task i goes to the i-th.
     pub targets: Option<Vec<EngineUuid>>,
     pub closed: bool,
+    /// When its client last sent something, while it is open: since the controller's start.
+    pub fed: Duration,
+    /// Its client was silent for too long: what it had not sent is missing.
+    pub abandoned: bool,
     pub counts: Counts,
     chunks: VecDeque<Chunk>,
     /// Lines in all chunks, dropped ones too.
@@ -107,6 +111,8 @@ impl Map {
             waiting_for: None,
             targets: None,
             closed: false,
+            fed: Duration::ZERO,
+            abandoned: false,
             counts: Counts::default(),
             chunks: VecDeque::new(),
             lines_left: 0,
@@ -154,6 +160,11 @@ impl Map {
 
     fn unsent(&self) -> usize {
         self.lines_left - self.dropped.len()
+    }
+
+    /// Its tasks need no Python.
+    pub fn is_command(&self) -> bool {
+        matches!(self.definition.work, Work::Command { .. })
     }
 
     pub fn has_ready(&self) -> bool {
@@ -266,7 +277,7 @@ impl Map {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::definition::{MapOptions, Work};
+    use crate::model::definition::MapOptions;
 
     fn map() -> Map {
         Map::new(

@@ -91,6 +91,9 @@ pub struct Register {
     /// What it has given back without hearing that this is on disk: it may have been lost on the way.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub returned: Vec<Returned>,
+    /// Why it cannot run Python now, as in [`Availability`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unavailable: Option<String>,
 }
 #[derive(Clone, Copy, Debug, Serialize, Deserialize, PartialEq, Eq, Hash)]
 pub struct Held {
@@ -173,6 +176,16 @@ impl Returned {
     }
 }
 
+/// Whether the engine can run Python functions: sent when that changes. While it cannot, it gets only commands; tasks that it had are
+/// given back before, uncharged.
+pub const AVAILABILITY: &str = "availability";
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Availability {
+    /// Why not; none: it can.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+}
+
 /// The engine is about to leave (its job's time is nearly over, it got a signal): it takes no more tasks, has given back those that it
 /// has not begun, and finishes the one that runs, if that can be.
 pub const LEAVING: &str = "leaving";
@@ -192,7 +205,7 @@ pub struct Unregister {
 // ---- controller to engine
 
 pub const REGISTERED: &str = "engine_registration_reply";
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Registered {
     /// `ok`, or `error` with the reason in `evalue`.
     pub status: String,

@@ -1,6 +1,6 @@
 //! pcluster's own tasks, one decision a test.
 use super::world::*;
-use crate::model::definition::MapOptions;
+use crate::model::definition::{MapOptions, Work};
 use crate::model::targets::Targets;
 use crate::model::task::TaskState;
 use crate::model::{MapId, TaskId};
@@ -384,4 +384,148 @@ fn a_task_that_kills_its_engines_at_once_is_not_tried_for_ever() {
         (TaskState::Ok, TaskState::Ok),
         "the others are not to blame"
     );
+}
+
+#[test]
+fn a_map_whose_client_died_while_it_sent_inputs_is_closed_and_ends_as_failed() {
+    let mut w = World::new();
+    w.register("a");
+    let map = w.open_map(MapOptions::default());
+    w.inputs(map, 0, 3, false);
+    let outcome = w.ok();
+    while w.finish_one("a", outcome.clone()).is_some() {}
+    let follower = w.submit(
+        1,
+        MapOptions {
+            after: Some(map),
+            ..MapOptions::default()
+        },
+    );
+    // A client without inputs says that it is there.
+    for _ in 0..10 {
+        w.pass(Duration::from_secs(30));
+        w.inputs(map, 3, 0, false);
+        w.engine_says("a", tell::HEARTBEAT, &serde_json::json!({}));
+    }
+    assert!(w.ledger.completed.is_empty());
+    w.restart();
+    w.pass(Duration::from_secs(49));
+    assert!(w.ledger.completed.is_empty(), "its time counts from the start of this controller");
+    w.pass(Duration::from_secs(2));
+    assert_eq!(w.ledger.completed, [map, follower]);
+    assert_eq!((w.state(map, 2), w.state(map, 3)), (TaskState::Ok, TaskState::Aborted));
+    assert_eq!(w.state(follower, 0), TaskState::Aborted);
+    // The client was only stopped, and goes on.
+    w.inputs(map, 3, 1, true);
+    assert_eq!(w.reply()["ename"], "NoSuchMap");
+    w.assert_all_done();
+}
+
+#[test]
+fn a_client_that_goes_on_after_its_map_was_closed_is_told_also_by_another_controller() {
+    let mut w = World::new();
+    w.register("a");
+    let map = w.open_map(MapOptions::default());
+    w.inputs(map, 0, 3, false);
+    w.register("b");
+    for _ in 0..8 {
+        w.pass(Duration::from_secs(8));
+        for name in ["a", "b"] {
+            w.engine_says(name, tell::HEARTBEAT, &serde_json::json!({}));
+        }
+    }
+    for restarted in [false, true] {
+        if restarted {
+            w.restart();
+        }
+        // One more input would be as many as are counted.
+        w.inputs(map, 3, 1, true);
+        assert_eq!(w.reply()["ename"], "MapClosed", "restarted: {restarted}");
+    }
+    for name in ["a", "b"] {
+        w.register(name);
+        let outcome = w.ok();
+        while w.finish_one(name, outcome.clone()).is_some() {}
+    }
+    assert_eq!((w.ledger.completed.len(), w.state(map, 0)), (1, TaskState::Ok));
+    w.assert_all_done();
+}
+
+fn available(w: &mut World, name: &str, reason: Option<&str>) {
+    let reason = reason.map(String::from);
+    w.engine_says(name, tell::AVAILABILITY, &tell::Availability { reason });
+}
+
+/// The engine gives back what it has not begun, as one does whose Python has failed.
+fn give_all_back(w: &mut World, name: &str) {
+    let tasks = std::mem::take(&mut w.engines.get_mut(name).unwrap().queue);
+    let returned = tell::Returned {
+        tasks,
+        ..tell::Returned::default()
+    };
+    w.engine_says(name, tell::RETURNED, &returned);
+}
+
+#[test]
+fn an_engine_without_a_working_python_gets_no_python_tasks_and_they_cost_nothing() {
+    let mut w = World::new();
+    w.register("a");
+    w.register("b");
+    let map = w.submit(4, MapOptions::default());
+    assert_eq!(w.engines["a"].queue.len() + w.engines["b"].queue.len(), 4);
+    available(&mut w, "a", Some("no interpreter"));
+    give_all_back(&mut w, "a");
+    for _ in 0..4 {
+        let outcome = w.ok();
+        w.finish_one("b", outcome);
+        assert_eq!(w.engines["a"].queue, [], "it was given something again");
+    }
+    w.assert_all_done();
+    assert_eq!(w.ledger.completed, [map]);
+}
+
+#[test]
+fn an_engine_whose_python_works_again_gets_tasks_again() {
+    let mut w = World::new();
+    w.register_as("a", Some("no interpreter"));
+    let map = w.submit(2, MapOptions::default());
+    assert_eq!(w.engines["a"].queue, []);
+    w.ask(say::STATUS, &serde_json::json!({}), Vec::new());
+    let engine = w.reply()["engines"][0].clone();
+    assert_eq!(
+        (&engine["state"], &engine["reason"]),
+        (&"unavailable".into(), &"no interpreter".into())
+    );
+    available(&mut w, "a", None);
+    assert_eq!(w.engines["a"].queue.len(), 2);
+    // An engine that registers again reports anew how it is.
+    give_all_back(&mut w, "a");
+    w.register_as("a", Some("it died"));
+    for _ in 0..2 {
+        let outcome = w.ok();
+        w.finish_one("a", outcome);
+    }
+    w.register("a");
+    while w.finish_one("a", w.ok()).is_some() {}
+    w.assert_all_done();
+    assert_eq!(w.ledger.completed, [map]);
+}
+
+#[test]
+fn commands_run_where_python_does_not() {
+    let mut w = World::new();
+    w.register_as("a", Some("no interpreter"));
+    w.register("b");
+    let work = Work::Command { argv: vec!["true".into()] };
+    let map = w.open_map_of(work, MapOptions::default());
+    w.inputs(map, 0, 6, true);
+    assert!(!w.engines["a"].queue.is_empty() && !w.engines["b"].queue.is_empty());
+    for _ in 0..6 {
+        for name in ["a", "b"] {
+            let outcome = w.ok();
+            w.finish_one(name, outcome);
+        }
+    }
+    w.assert_all_done();
+    assert_eq!(w.ledger.completed, [map]);
 }
