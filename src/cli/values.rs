@@ -7,8 +7,10 @@
 //! Parts: here the formats, [`sink`] (where they go).
 pub mod sink;
 
+use crate::model::output::Output;
 use crate::model::task::{TaskError, TaskRow};
 use base64::Engine as _;
+use serde::{Serialize, Serializer};
 use serde_json::json;
 use serde_json::value::RawValue;
 use std::borrow::Cow;
@@ -71,12 +73,12 @@ impl Style {
         match self {
             Style::Values => writeln!(out, "{}", value_line(row)),
             Style::Rows => {
-                serde_json::to_writer(&mut *out, row)?;
+                serde_json::to_writer(&mut *out, &Whole(row))?;
                 out.write_all(b"\n")
             }
             Style::Output => {
-                out.write_all(row.stdout.as_bytes())?;
-                errors.write_all(row.stderr.as_bytes())
+                out.write_all(&row.stdout.bytes)?;
+                errors.write_all(&row.stderr.bytes)
             }
             Style::OutputJson => writeln!(out, "{}", output_json(row)),
             Style::Csv { command } => {
@@ -84,7 +86,7 @@ impl Style {
                 match command {
                     true => {
                         let code = row.exit_code.map(|c| c.to_string()).unwrap_or_default();
-                        csv_record(out, &[&task, row.state.word(), &input, &code, &row.stdout, &row.stderr])
+                        csv_record(out, &[task.as_bytes(), row.state.word().as_bytes(), input.as_bytes(), code.as_bytes(), &row.stdout.bytes, &row.stderr.bytes])
                     }
                     false => {
                         let value = if row.state.is_failed() {
@@ -169,14 +171,50 @@ fn cell(json: &str) -> String {
 }
 
 fn output_json(row: &TaskRow) -> String {
-    let mut object = json!({"stdout": row.stdout, "stderr": row.stderr, "exit_code": row.exit_code});
+    let mut object = serde_json::Map::new();
+    put_output(&mut object, "stdout", &row.stdout);
+    put_output(&mut object, "stderr", &row.stderr);
+    object.insert("exit_code".into(), row.exit_code.into());
     if let (true, Some(error)) = (row.exit_code.is_none(), &row.error) {
-        object["error"] = in_words(error).into();
+        object.insert("error".into(), in_words(error).into());
     }
-    object.to_string()
+    serde_json::Value::from(object).to_string()
 }
 
-fn csv_record(out: &mut dyn Write, fields: &[&str]) -> io::Result<()> {
+/// Under its name where it is UTF-8; else null, and `<name>_base64` has the bytes.
+fn put_output(object: &mut serde_json::Map<String, serde_json::Value>, name: &str, output: &Output) {
+    match std::str::from_utf8(&output.bytes) {
+        Ok(text) => drop(object.insert(name.into(), text.into())),
+        Err(_) => {
+            object.insert(name.into(), serde_json::Value::Null);
+            object.insert(format!("{name}_base64"), output.base64().into());
+        }
+    }
+}
+
+/// A row whose output is said as everywhere in JSON.
+struct Whole<'a>(&'a TaskRow);
+
+impl Serialize for Whole<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let row = self.0;
+        if row.stdout.is_plain_text() && row.stderr.is_plain_text() {
+            return row.serialize(serializer);
+        }
+        let value = serde_json::to_value(row).map_err(serde::ser::Error::custom)?;
+        let mut object = serde_json::Map::new();
+        for (key, value) in value.as_object().into_iter().flatten() {
+            match key.as_str() {
+                "stdout" => put_output(&mut object, key, &row.stdout),
+                "stderr" => put_output(&mut object, key, &row.stderr),
+                _ => drop(object.insert(key.clone(), value.clone())),
+            }
+        }
+        object.serialize(serializer)
+    }
+}
+
+fn csv_record<F: AsRef<[u8]>>(out: &mut dyn Write, fields: &[F]) -> io::Result<()> {
     let mut writer = csv::Writer::from_writer(Vec::new());
     writer.write_record(fields).map_err(io::Error::other)?;
     out.write_all(&writer.into_inner().map_err(|e| io::Error::other(e.to_string()))?)

@@ -176,6 +176,19 @@ impl Client {
         decode(msg_type, &reply)
     }
 
+    /// The same for a request whose reply has buffers.
+    pub async fn request_with_buffers<Req, Rep>(&self, msg_type: &str, content: &Req) -> Result<(Rep, Vec<Bytes>), ClientError>
+    where
+        Req: Serialize + ?Sized,
+        Rep: DeserializeOwned,
+    {
+        let reply = self
+            .link
+            .exchange(msg_type, content, &[], Duration::ZERO, self.resend, self.patience)
+            .await?;
+        Ok((decode(msg_type, &reply)?, reply.buffers))
+    }
+
     /// Sends what is still to be sent and closes the connection (the last clone does so too, without waiting).
     pub async fn close(self) {
         if let Ok(link) = Arc::try_unwrap(self.link).map_err(drop) {

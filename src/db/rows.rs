@@ -1,6 +1,8 @@
 //! Rows of the database as the model's rows.
 use super::batch::state_of;
+use super::outputs;
 use crate::model::definition::MapDefinition;
+use crate::model::output::Stream;
 use crate::model::task::{AttemptRow, Counts, MapRow, Outcome, TaskError, TaskRow};
 use crate::model::{EngineId, MapId, TaskId, UnixTime};
 use rusqlite::Row;
@@ -11,13 +13,8 @@ pub fn task_columns(brief: bool, msg_id: &str, label: &str) -> String {
     let long = if brief {
         "NULL, NULL, NULL, NULL, NULL".to_string()
     } else {
-        let output = |stream| {
-            format!(
-                "CASE WHEN t.completed IS NULL THEN (SELECT group_concat(text, '') FROM \
-                 (SELECT text FROM output WHERE task = t.id AND stream = '{stream}' ORDER BY id)) ELSE t.{stream} END"
-            )
-        };
-        format!("t.value, t.pickled, {}, {}, t.traceback", output("stdout"), output("stderr"))
+        let (stdout, stderr) = (outputs::so_far(Stream::Stdout), outputs::so_far(Stream::Stderr));
+        format!("t.value, t.pickled, {stdout}, {stderr}, t.traceback")
     };
     format!(
         "t.id, t.state, t.engine, t.host, t.attempts, t.submitted, t.started, t.completed, t.exit_code, t.input, t.ename, t.evalue, \
@@ -43,8 +40,8 @@ pub fn task_row(row: &Row) -> rusqlite::Result<TaskRow> {
         value: json(row, 13)?,
         pickled: row.get(14)?,
         repr: row.get(12)?,
-        stdout: row.get::<_, Option<String>>(15)?.unwrap_or_default(),
-        stderr: row.get::<_, Option<String>>(16)?.unwrap_or_default(),
+        stdout: outputs::output(row, 15)?,
+        stderr: outputs::output(row, 16)?,
         exit_code: row.get(8)?,
         error,
         engine: row.get::<_, Option<u32>>(2)?.map(EngineId),
@@ -74,7 +71,7 @@ pub fn size(row: &TaskRow) -> usize {
     let raw = |value: &Option<Box<RawValue>>| value.as_ref().map_or(0, |v| v.get().len());
     let text = |text: &Option<String>| text.as_ref().map_or(0, String::len);
     let error = row.error.as_ref().map_or(0, |e| e.ename.len() + e.evalue.len() + e.traceback.len());
-    200 + raw(&row.input) + raw(&row.value) + text(&row.pickled) + text(&row.repr) + row.stdout.len() + row.stderr.len() + error
+    200 + raw(&row.input) + raw(&row.value) + text(&row.pickled) + text(&row.repr) + row.stdout.bytes.len() + row.stderr.bytes.len() + error
 }
 
 pub const MAP_COLUMNS: &str =
@@ -132,12 +129,11 @@ pub fn attempt_row(row: &Row) -> rusqlite::Result<AttemptRow> {
         value: json(row, 7)?,
         pickled: text(8)?,
         repr: text(9)?,
-        stdout: text(10)?.unwrap_or_default(),
-        stderr: text(11)?.unwrap_or_default(),
+        stdout: outputs::output(row, 10)?,
+        stderr: outputs::output(row, 11)?,
         exit_code: row.get(6)?,
         error,
         crashed: row.get(3)?,
-        whole_output: false,
         started: row.get::<_, Option<f64>>(4)?.map_or(ended, UnixTime),
         ended,
     };

@@ -248,6 +248,12 @@ impl Link {
         self.send(Channel::Native, &[], &message);
     }
 
+    pub fn send_native_with<T: Serialize + ?Sized>(&mut self, msg_type: &str, content: &T, buffers: Vec<Bytes>) {
+        let mut message = self.message(msg_type, None, content);
+        message.buffers = buffers;
+        self.send(Channel::Native, &[], &message);
+    }
+
     /// A message of ours; its metadata names the engine.
     pub fn message<T: Serialize + ?Sized>(&mut self, msg_type: &str, parent: Option<&Bytes>, content: &T) -> Message {
         let mut message = self.session.message(&unix_now().to_iso(), msg_type, parent, content);

@@ -1,9 +1,8 @@
 //! What happens to an engine ([`Event`]), and what it does about it ([`Effect`]).
-use super::output::Pieces;
 use super::unit::{CommandEnd, Request, Unit, WorkerResult};
 use crate::model::definition::MapDefinition;
 use crate::model::{MapId, UnixTime};
-use crate::wire::content::engine::{Held, Progress, Results, Returned};
+use crate::wire::content::engine::{Held, OutputRecorded, Progress, Results, Returned};
 use bytes::Bytes;
 use std::sync::Arc;
 use std::time::Instant;
@@ -42,6 +41,8 @@ pub enum Event {
     Recorded {
         sequence: u64,
     },
+    /// So much of what a task has written is on the controller's disk.
+    OutputRecorded(OutputRecorded),
     /// What was given back with this number is on the controller's disk.
     ReturnRecorded {
         sequence: u64,
@@ -73,19 +74,19 @@ pub enum Event {
     /// The unit with this ticket has begun (told for requests only).
     UnitBegun {
         ticket: u32,
-        output: [Pieces; 2],
+        output: [Bytes; 2],
     },
     UnitEnded {
         ticket: u32,
         started: UnixTime,
         ended: UnixTime,
-        output: [Pieces; 2],
+        output: [Bytes; 2],
         result: WorkerResult,
     },
     /// A request has published something, behind this output.
     Published {
         ticket: u32,
-        output: [Pieces; 2],
+        output: [Bytes; 2],
         meta: Bytes,
         content: Bytes,
         buffers: Vec<Bytes>,
@@ -96,15 +97,19 @@ pub enum Event {
         how: String,
         killed: bool,
         stderr_tail: String,
-        output: [Pieces; 2],
+        output: [Bytes; 2],
     },
     /// The answer to [`Effect::TakeTokens`].
     TokensTaken {
         count: usize,
     },
+    /// Output of the unit that runs; more may be there, for which [`super::Core::has_room`] is to be asked.
+    Wrote {
+        output: [Bytes; 2],
+    },
     /// The answer to [`Effect::ReadOutput`]: after the end of every unit that ended before.
     OutputRead {
-        output: [Pieces; 2],
+        output: [Bytes; 2],
     },
 
     /// The answer to [`Effect::MeasureMemory`]: resident bytes of what runs and all that it started.
@@ -114,7 +119,7 @@ pub enum Event {
 
     // ---- from the command that runs
     CommandWrote {
-        output: [Pieces; 2],
+        output: [Bytes; 2],
     },
     CommandEnded(CommandEnd),
 
@@ -129,7 +134,8 @@ pub enum Effect {
         holds: Vec<Held>,
     },
     SendResults(Arc<Results>),
-    SendProgress(Progress),
+    /// With the bytes of its parts.
+    SendProgress(Progress, Vec<Bytes>),
     SendReturned(Returned),
     /// It runs for a while already, or has something to say: iopub `status: busy`.
     RequestBegun(Arc<Request>),

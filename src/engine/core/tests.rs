@@ -1,4 +1,3 @@
-use super::output::Pieces;
 use super::unit::{CommandEnd, CommandExit, WorkerResult};
 use super::*;
 use crate::model::definition::{CallSource, MapOptions, Work};
@@ -175,7 +174,7 @@ impl World {
             (self.worker, self.starting, self.begun) = (false, false, None);
             let unread = std::mem::take(&mut self.frames).len();
             let (how, stderr_tail) = ("died".to_string(), String::new());
-            let output: [Pieces; 2] = Default::default();
+            let output: [Bytes; 2] = Default::default();
             self.event(Event::WorkerExited {
                 unread,
                 how,

@@ -43,7 +43,7 @@ impl Driver {
                 self.send(REGISTER, &register);
             }
             Effect::SendResults(results) => self.send(RESULTS, &*results),
-            Effect::SendProgress(progress) => self.send(PROGRESS, &progress),
+            Effect::SendProgress(progress, bytes) => self.link.as_mut()?.send_native_with(PROGRESS, &progress, bytes),
             Effect::SendReturned(returned) => self.send(RETURNED, &returned),
             Effect::RequestBegun(request) => requests::busy(self.link.as_mut()?, &request),
             Effect::Stream { request, stderr, text } => requests::stream(self.link.as_mut()?, &request, stderr, &text),

@@ -3,44 +3,83 @@ use super::Driver;
 use crate::engine::command::CommandEvent;
 use crate::engine::core::Event;
 use crate::engine::core::unit::WorkerResult;
+use crate::engine::worker::files::CHUNK;
 use crate::engine::worker::process::{WorkerEvent, WorkerExit};
 use crate::engine::worker::protocol::{Record, parts};
 use crate::model::UnixTime;
 use serde::Deserialize;
 
+/// What a worker has said and what waits until the output in front of it has been read.
+#[derive(Debug)]
+pub(super) enum Said {
+    Record(Record),
+    Looked,
+    Exited(WorkerExit),
+}
+
 impl Driver {
     pub(super) async fn worker_said(&mut self, number: u64, event: WorkerEvent) {
-        if self.worker.as_ref().is_none_or(|worker| worker.number != number) {
-            return;
-        }
         match event {
-            WorkerEvent::Records(records) => {
-                for record in records {
+            WorkerEvent::Records(records) => self.said.extend(records.into_iter().map(|record| (number, Said::Record(record)))),
+            WorkerEvent::Looked => self.said.push_back((number, Said::Looked)),
+            WorkerEvent::Exited(exit) => self.said.push_back((number, Said::Exited(exit))),
+        }
+        self.hear_worker().await;
+    }
+
+    /// Hands on what workers have said, as far as there is room for the output in front of it.
+    pub(super) async fn hear_worker(&mut self) {
+        while let Some((number, said)) = self.said.pop_front() {
+            let Some(worker) = self.worker.as_mut().filter(|worker| worker.number == number) else {
+                continue;
+            };
+            let upto = match &said {
+                Said::Record(record) => record.positions.map(Some),
+                Said::Looked => worker.looked_at.map(Some),
+                Said::Exited(_) => Some(None),
+            };
+            if let Some(upto) = upto
+                && worker.unread_output(upto) > CHUNK
+            {
+                let is_behind = self.link.as_ref().is_some_and(|link| link.socket.is_behind());
+                if is_behind || !self.core.has_room() {
+                    self.said.push_front((number, said));
+                    return;
+                }
+                let output = worker.read_output(upto);
+                self.said.push_front((number, said));
+                self.handle(Event::Wrote { output }).await;
+                continue;
+            }
+            match said {
+                Said::Record(record) => {
                     if let Some(event) = self.record_event(record) {
                         self.handle(event).await;
                     }
                 }
-            }
-            WorkerEvent::Looked => {
-                let Some(worker) = &mut self.worker else { return };
-                let output = worker.written();
-                self.handle(Event::OutputRead { output }).await;
-            }
-            WorkerEvent::Exited(WorkerExit { how, killed }) => {
-                let Some(mut worker) = self.worker.take() else { return };
-                let how = format!("the Python worker (pid {}, {}) {how}", worker.pid, self.python);
-                tracing::warn!("{how}");
-                let event = Event::WorkerExited {
-                    unread: worker.left_over(),
-                    how,
-                    killed,
-                    stderr_tail: last_lines(&worker.stderr.last_words(4096)),
-                    output: [worker.stdout.read_to(None), worker.stderr.read_to(None)],
-                };
-                drop(worker);
-                self.handle(event).await;
+                Said::Looked => {
+                    let looked_at = worker.looked_at.take();
+                    let output = looked_at.map(|upto| worker.read_output(Some(upto))).unwrap_or_default();
+                    self.handle(Event::OutputRead { output }).await;
+                }
+                Said::Exited(exit) => self.worker_exited(exit).await,
             }
         }
+    }
+
+    async fn worker_exited(&mut self, WorkerExit { how, killed }: WorkerExit) {
+        let Some(mut worker) = self.worker.take() else { return };
+        let how = format!("the Python worker (pid {}, {}) {how}", worker.pid, self.python);
+        tracing::warn!("{how}");
+        let event = Event::WorkerExited {
+            unread: worker.left_over(),
+            how,
+            killed,
+            stderr_tail: last_lines(&worker.stderr.last_words(4096)),
+            output: worker.read_output(None),
+        };
+        drop(worker);
+        self.handle(event).await;
     }
 
     pub(super) fn record_event(&mut self, record: Record) -> Option<Event> {
@@ -53,7 +92,7 @@ impl Driver {
             body,
         } = record;
         let output = match (positions, &mut self.worker) {
-            (Some((out, err)), Some(worker)) => [worker.stdout.read_to(Some(out)), worker.stderr.read_to(Some(err))],
+            (Some(upto), Some(worker)) => worker.read_output(Some(upto)),
             _ => Default::default(),
         };
         let ended_with = |result| Event::UnitEnded {

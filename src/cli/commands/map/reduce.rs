@@ -3,7 +3,7 @@
 //! Neighbouring values form groups; each group is folded from left to right by one task; the results are folded again
 //! until one is left. All that is one further map, "reduce of map N", whose inputs follow as the groups are done. So the
 //! function must be associative, need not be commutative, and few values (up to [`GROUP`]) are a plain left fold.
-use super::follow::{Ended, Feed, Job};
+use super::follow::{Ended, Feed, Job, LongOutputs, Taken};
 use super::interrupts::Interrupts;
 use crate::cli::progress::Progress;
 use crate::cli::values::value_line;
@@ -99,10 +99,13 @@ impl Reduction<'_> {
             total: None,
             feed: Some(feed),
             detachable: false,
+            outputs: LongOutputs::Left,
         };
         let (ended, _) = job
-            .follow(interrupts, &mut progress, &mut |_, rows| {
-                rows.into_iter().for_each(|row| rounds.take(row));
+            .follow(interrupts, &mut progress, &mut |_, taken| {
+                if let Taken::Rows(rows) = taken {
+                    rows.into_iter().for_each(|row| rounds.take(row));
+                }
                 Ok(())
             })
             .await?;
