@@ -5,8 +5,8 @@ use super::output::times;
 use super::records::Details;
 use super::views::{error_line, map_state};
 use crate::cli::output::shown;
-use crate::model::output::{Output, Stream};
 use crate::model::definition::Work;
+use crate::model::output::{Output, Stream};
 use crate::model::task::{MapRow, TaskRow, TaskState};
 use crate::model::{EngineId, TaskId, UnixTime};
 
@@ -200,7 +200,10 @@ fn push_output(text: &mut String, (task, run): (TaskId, Option<u32>), outputs: [
         push_block(text, name, &shown);
         if more > 0 {
             let run = run.map(|run| format!(" --run {run}")).unwrap_or_default();
-            text.push_str(&format!("  … {} more: pcluster results {task}{run} --{name} > FILE\n", shown::size(more)));
+            text.push_str(&format!(
+                "  … {} more: pcluster results {task}{run} --{name} > FILE\n",
+                shown::size(more)
+            ));
         }
     }
 }
@@ -211,7 +214,7 @@ fn push_block(text: &mut String, name: &str, block: &str) {
         return;
     }
     text.push_str(&format!("{name}:\n"));
-    for line in block.lines() {
+    for line in shown::escaped(block.as_bytes()).lines() {
         text.push_str(&format!("  {line}\n"));
     }
 }

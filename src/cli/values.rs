@@ -86,7 +86,17 @@ impl Style {
                 match command {
                     true => {
                         let code = row.exit_code.map(|c| c.to_string()).unwrap_or_default();
-                        csv_record(out, &[task.as_bytes(), row.state.word().as_bytes(), input.as_bytes(), code.as_bytes(), &row.stdout.bytes, &row.stderr.bytes])
+                        csv_record(
+                            out,
+                            &[
+                                task.as_bytes(),
+                                row.state.word().as_bytes(),
+                                input.as_bytes(),
+                                code.as_bytes(),
+                                &row.stdout.bytes,
+                                &row.stderr.bytes,
+                            ],
+                        )
                     }
                     false => {
                         let value = if row.state.is_failed() {

@@ -92,9 +92,9 @@ impl<'a> OutputView<'a> {
         let text = |output: &'a Output| match std::str::from_utf8(&output.bytes) {
             Ok(text) => Some(text.into()),
             // Cut in the middle of a character, or no text at all.
-            Err(error) if !output.is_whole() && error.error_len().is_none() => {
-                Some(Cow::Owned(String::from_utf8_lossy(&output.bytes[..error.valid_up_to()]).into_owned()))
-            }
+            Err(error) if !output.is_whole() && error.error_len().is_none() => Some(Cow::Owned(
+                String::from_utf8_lossy(&output.bytes[..error.valid_up_to()]).into_owned(),
+            )),
             Err(_) => None,
         };
         let (out, err) = (text(stdout), text(stderr));

@@ -228,7 +228,9 @@ impl Outputs {
         let sql = "SELECT 1 FROM task WHERE id = ?1 AND (run = ?2 OR EXISTS (SELECT 1 FROM attempt WHERE task = ?1 AND run = ?2))";
         let mut known = connection.prepare_cached(sql)?;
         for entry in found.flatten() {
-            let Some((task, run)) = entry.file_name().to_str().and_then(parse_name) else { continue };
+            let Some((task, run)) = entry.file_name().to_str().and_then(parse_name) else {
+                continue;
+            };
             let is_known = known.query_row((task, run), |_| Ok(())).optional()?.is_some();
             if !is_known {
                 let _ = fs::remove_file(entry.path());

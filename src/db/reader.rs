@@ -162,10 +162,16 @@ impl Reader {
                 let mut select = connection.prepare_cached(sql)?;
                 select.query_row(params, |row| Ok(outputs::stored(row.get_ref(0)?))).optional()
             };
-            let current = format!("SELECT {} FROM task t WHERE id = ?1 AND (?2 IS NULL OR run = ?2)", outputs::so_far(stream));
+            let current = format!(
+                "SELECT {} FROM task t WHERE id = ?1 AND (?2 IS NULL OR run = ?2)",
+                outputs::so_far(stream)
+            );
             let mut found = stored(&current, &[&task.row_id(), &run])?;
             if found.is_none() && run.is_some() {
-                let earlier = format!("SELECT {} FROM attempt WHERE task = ?1 AND run = ?2 ORDER BY id DESC LIMIT 1", stream.word());
+                let earlier = format!(
+                    "SELECT {} FROM attempt WHERE task = ?1 AND run = ?2 ORDER BY id DESC LIMIT 1",
+                    stream.word()
+                );
                 found = stored(&earlier, &[&task.row_id(), &run])?;
             }
             let Some(found) = found else { return Ok(None) };

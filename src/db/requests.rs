@@ -139,12 +139,22 @@ impl Reader {
         self.read(OPERATION, |connection| {
             let (narrow, values) = filter.narrow();
             // First only what is tested is read, then what is wanted of those that match.
-            let matches = select((connection, &self.large, &self.outputs), &filter.fields(), &narrow, values, |record| {
-                filter.matches(record)
-            })?;
+            let matches = select(
+                (connection, &self.large, &self.outputs),
+                &filter.fields(),
+                &narrow,
+                values,
+                |record| filter.matches(record),
+            )?;
             let rows = Value::from_iter(matches.iter().filter_map(|record| record.task).map(|task| task.row_id()));
             let narrow = "r.task IN (SELECT value FROM json_each(?))";
-            select((connection, &self.large, &self.outputs), &wanted, narrow, vec![rows.to_string().into()], |_| true)
+            select(
+                (connection, &self.large, &self.outputs),
+                &wanted,
+                narrow,
+                vec![rows.to_string().into()],
+                |_| true,
+            )
         })
     }
 }
@@ -212,7 +222,14 @@ fn record(row: &Row, large: &Large, outputs: &Outputs) -> rusqlite::Result<Reque
         let json = || -> rusqlite::Result<_> { Ok(Some(bytes(row, column)?).filter(|b| !b.is_empty())) };
         let time = || -> rusqlite::Result<_> { Ok(row.get::<_, Option<f64>>(column)?.map(UnixTime)) };
         let list = || large.list(row, column);
-        let whole = |stream| -> rusqlite::Result<_> { Ok(text(TaskId::from_row_id(row.get(0)?), stream, &outputs::stored(row.get_ref(column)?), outputs)) };
+        let whole = |stream| -> rusqlite::Result<_> {
+            Ok(text(
+                TaskId::from_row_id(row.get(0)?),
+                stream,
+                &outputs::stored(row.get_ref(column)?),
+                outputs,
+            ))
+        };
         match field {
             Field::MsgId => record.msg_id = row.get::<_, Option<String>>(column)?.unwrap_or_default(),
             Field::Header => record.header = json()?,

@@ -77,7 +77,11 @@ impl Output {
     /// What is here, if it is UTF-8 that JSON does not make much longer.
     fn plain_text(&self) -> Option<&str> {
         // A byte that is escaped takes six.
-        let escaped = self.bytes.iter().filter(|byte| byte.is_ascii_control() && !byte.is_ascii_whitespace()).count();
+        let escaped = self
+            .bytes
+            .iter()
+            .filter(|byte| byte.is_ascii_control() && !byte.is_ascii_whitespace())
+            .count();
         (escaped <= 16 || escaped <= self.bytes.len() / 8)
             .then(|| std::str::from_utf8(&self.bytes).ok())
             .flatten()
@@ -179,10 +183,7 @@ mod tests {
     fn text_is_a_string_and_all_else_says_what_it_is() {
         let json = |output: &Output| serde_json::to_string(output).unwrap();
         assert_eq!(json(&"a\n".into()), r#""a\n""#);
-        assert_eq!(
-            json(&Output::whole(vec![0xff, 0])),
-            r#"{"base64":"/wA=","start":0,"size":2}"#
-        );
+        assert_eq!(json(&Output::whole(vec![0xff, 0])), r#"{"base64":"/wA=","start":0,"size":2}"#);
         assert_eq!(json(&Output::rest(3, "x")), r#"{"text":"x","start":3,"size":4}"#);
         for bad in ["7", r#"{"base64":"?"}"#, r#"{"text":"x","start":18446744073709551615}"#] {
             assert!(serde_json::from_str::<Output>(bad).is_err(), "{bad}");

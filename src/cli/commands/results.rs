@@ -118,7 +118,9 @@ pub fn run(args: Args, context: &Context) -> Result<Exit, CommandError> {
         (true, _) => Some(Stream::Stdout),
         (_, true) => Some(Stream::Stderr),
         _ if args.run.is_some() => {
-            return Err(CommandError::usage("--run says of which run --stdout or --stderr is wanted").hint("pcluster results 1.3 --run 1 --stdout"));
+            return Err(
+                CommandError::usage("--run says of which run --stdout or --stderr is wanted").hint("pcluster results 1.3 --run 1 --stdout")
+            );
         }
         _ => None,
     };
@@ -147,8 +149,10 @@ pub fn run(args: Args, context: &Context) -> Result<Exit, CommandError> {
 /// All that one task has written on one stream.
 fn write_output(args: &Args, query: &TaskQuery, stream: Stream, context: &Context) -> Result<Exit, CommandError> {
     let (true, [task]) = (query.maps.is_empty() && !context.json, query.tasks.as_slice()) else {
-        return Err(CommandError::usage(format!("--{} writes the output of one task, as it is", stream.word()))
-            .hint(format!("name one: pcluster results 1.3 --{} > FILE", stream.word())));
+        return Err(
+            CommandError::usage(format!("--{} writes the output of one task, as it is", stream.word()))
+                .hint(format!("name one: pcluster results 1.3 --{} > FILE", stream.word())),
+        );
     };
     let records = Records::open(context)?;
     let mut sink = None;

@@ -56,6 +56,9 @@ mod tests {
         let (text, more) = shown(&long);
         assert_eq!(text.len() as u64 + more, long.size);
         assert!(text.chars().all(|c| c == 'é') && text.len() <= SHOWN);
-        assert_eq!(["999 bytes", "1.5 kB", "2.9 MB", "3.0 GB"], [999, 1_500, 2_900_000, 3_000_000_000].map(size));
+        assert_eq!(
+            ["999 bytes", "1.5 kB", "2.9 MB", "3.0 GB"],
+            [999, 1_500, 2_900_000, 3_000_000_000].map(size)
+        );
     }
 }

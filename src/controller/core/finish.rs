@@ -20,7 +20,13 @@ const LARGE: usize = 64 << 10;
 /// What of an output follows the bytes that are on record; none where some between are missing.
 fn following(output: &Output, written: u64) -> Option<Bytes> {
     let known = usize::try_from(written.checked_sub(output.start)?).ok()?;
-    Some(output.bytes.get(known..).map(|rest| output.bytes.slice_ref(rest)).unwrap_or_default())
+    Some(
+        output
+            .bytes
+            .get(known..)
+            .map(|rest| output.bytes.slice_ref(rest))
+            .unwrap_or_default(),
+    )
 }
 
 /// The outcome with what of its output is not on record yet. One of which some is missing does not stand: the attempt counts as lost.

@@ -64,7 +64,9 @@ impl Batch<'_> {
         let row = params![task.row_id(), stream.word(), in_file];
         if was_here {
             let drop = "DELETE FROM output WHERE task = ?1 AND stream = ?2";
-            self.connection.prepare_cached(drop)?.execute(params![task.row_id(), stream.word()])?;
+            self.connection
+                .prepare_cached(drop)?
+                .execute(params![task.row_id(), stream.word()])?;
         }
         let update = "UPDATE output SET text = ?3 WHERE task = ?1 AND stream = ?2";
         if was_here || self.connection.prepare_cached(update)?.execute(row)? == 0 {
@@ -138,7 +140,14 @@ impl Batch<'_> {
     }
 
     /// What was written before, and the rest, as a column has it.
-    pub(super) fn column(&mut self, task: TaskId, run: u32, stream: Stream, before: Option<Stored>, rest: &Output) -> rusqlite::Result<Column> {
+    pub(super) fn column(
+        &mut self,
+        task: TaskId,
+        run: u32,
+        stream: Stream,
+        before: Option<Stored>,
+        rest: &Output,
+    ) -> rusqlite::Result<Column> {
         let size = before.as_ref().map_or(0, Stored::size) + rest.bytes.len() as u64;
         match before {
             None if size <= INLINE as u64 => Ok(short(rest.bytes.clone())),

@@ -2,8 +2,8 @@
 use super::tasks::Prior;
 use super::{Batch, Text, some_text};
 use crate::db::buffers;
-use crate::model::change::{Reply, Request, RequestOutput};
 use crate::db::outputs;
+use crate::model::change::{Reply, Request, RequestOutput};
 use crate::model::output::{Output, Stream};
 use crate::model::task::TaskState;
 use crate::model::{EngineId, TaskId};

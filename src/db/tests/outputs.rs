@@ -26,7 +26,10 @@ fn with_stdout(mut outcome: Outcome, bytes: impl Into<Bytes>) -> Outcome {
 fn whole(reader: &Reader, task: TaskId, run: Option<u32>) -> Vec<u8> {
     let mut all = Vec::new();
     loop {
-        let (size, piece) = reader.output(task, run, Stream::Stdout, all.len() as u64, 100_003).unwrap().unwrap();
+        let (size, piece) = reader
+            .output(task, run, Stream::Stdout, all.len() as u64, 100_003)
+            .unwrap()
+            .unwrap();
         all.extend_from_slice(&piece);
         if all.len() as u64 >= size {
             return all;
@@ -72,7 +75,9 @@ fn a_growing_output_is_seen_while_it_grows_and_moves_into_a_file_in_time() {
         assert!(whole(&db.reader(), task(1, 0), Some(1)) == all[..seen]);
         assert_eq!(files(&db).len(), usize::from(seen > INLINE));
         let mut written = Vec::new();
-        db.reader().unfinished_tasks(MapId(1), &mut |task| written.push(task.written)).unwrap();
+        db.reader()
+            .unfinished_tasks(MapId(1), &mut |task| written.push(task.written))
+            .unwrap();
         assert_eq!(written, [[seen as u64, 0], [0, 0]]);
     }
     db.apply(&[finished(1, 0, 1, 0, with_stdout(ok("1"), b"the rest".to_vec()))]);
@@ -80,10 +85,20 @@ fn a_growing_output_is_seen_while_it_grows_and_moves_into_a_file_in_time() {
     assert!(whole(&db.reader(), task(1, 0), None) == all);
     let path = db.directory.path().join("t.db-outputs").join(&files(&db)[0]);
     assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
-    assert_eq!(std::fs::metadata(path.parent().unwrap()).unwrap().permissions().mode() & 0o777, 0o700);
+    assert_eq!(
+        std::fs::metadata(path.parent().unwrap()).unwrap().permissions().mode() & 0o777,
+        0o700
+    );
     assert!(db.reader().output(task(1, 9), None, Stream::Stdout, 0, 9).unwrap().is_none());
     assert!(db.reader().output(task(1, 0), Some(7), Stream::Stdout, 0, 9).unwrap().is_none());
-    assert!(db.reader().output(task(1, 0), None, Stream::Stdout, u64::MAX, 9).unwrap().unwrap().1.is_empty());
+    assert!(
+        db.reader()
+            .output(task(1, 0), None, Stream::Stdout, u64::MAX, 9)
+            .unwrap()
+            .unwrap()
+            .1
+            .is_empty()
+    );
 }
 
 #[test]
@@ -94,7 +109,10 @@ fn a_part_whose_commit_did_not_happen_is_written_again() {
     // As a controller leaves it that dies between the file and the commit.
     let path = db.directory.path().join("t.db-outputs").join(&files(&db)[0]);
     std::fs::write(&path, [&first[..], b"something else, and longer"].concat()).unwrap();
-    drop(std::mem::replace(&mut db.writer, Writer::open(&db.directory.path().join("other.db"), Durability::Full).unwrap()));
+    drop(std::mem::replace(
+        &mut db.writer,
+        Writer::open(&db.directory.path().join("other.db"), Durability::Full).unwrap(),
+    ));
     db.writer = Writer::open(&db.path(), Durability::Full).unwrap();
     db.apply(&[wrote(task(1, 0), Stream::Stdout, &second), finished(1, 0, 1, 0, ok("1"))]);
     assert!(whole(&db.reader(), task(1, 0), None) == [first, second].concat());
@@ -112,8 +130,16 @@ fn each_run_keeps_its_own_and_files_go_with_their_tasks() {
     let task = task(1, 0);
     db.apply(&[Change::TaskReturned { task, run: 2, attempt }]);
     // Of a run that was given back nothing is kept.
-    db.apply(&[assigned(1, 0, 1, 2, 0), begun(1, 0, 2, 0), wrote(task, Stream::Stdout, &bytes(INLINE + 9))]);
-    db.apply(&[Change::TaskReturned { task, run: 3, attempt: None }]);
+    db.apply(&[
+        assigned(1, 0, 1, 2, 0),
+        begun(1, 0, 2, 0),
+        wrote(task, Stream::Stdout, &bytes(INLINE + 9)),
+    ]);
+    db.apply(&[Change::TaskReturned {
+        task,
+        run: 3,
+        attempt: None,
+    }]);
     db.apply(&[assigned(1, 0, 1, 3, 0), finished(1, 0, 3, 0, with_stdout(ok("1"), two.clone()))]);
     assert!(whole(&db.reader(), task, Some(1)) == one && whole(&db.reader(), task, None) == two);
     assert_eq!(db.reader().attempts(task).unwrap()[0].outcome.stdout.size, one.len() as u64);
@@ -121,7 +147,10 @@ fn each_run_keeps_its_own_and_files_go_with_their_tasks() {
     // It is swept away at the next start, and other people's files are not.
     let other = db.directory.path().join("t.db-outputs").join("notes");
     std::fs::write(&other, "x").unwrap();
-    drop(std::mem::replace(&mut db.writer, Writer::open(&db.directory.path().join("other.db"), Durability::Normal).unwrap()));
+    drop(std::mem::replace(
+        &mut db.writer,
+        Writer::open(&db.directory.path().join("other.db"), Durability::Normal).unwrap(),
+    ));
     db.writer = Writer::open(&db.path(), Durability::Normal).unwrap();
     assert_eq!(files(&db).len(), 3);
     assert!(whole(&db.reader(), task, Some(1)) == one && whole(&db.reader(), task, None) == two);
@@ -131,7 +160,9 @@ fn each_run_keeps_its_own_and_files_go_with_their_tasks() {
             map: MapId(1),
             at: Some(UnixTime(3000.0)),
         },
-        Change::Purged { what: Purge::Map(MapId(1)) },
+        Change::Purged {
+            what: Purge::Map(MapId(1)),
+        },
     ]);
     assert_eq!(files(&db), ["notes"]);
 }

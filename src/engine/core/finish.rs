@@ -1,9 +1,9 @@
 //! Units that end: by a result, by a command's exit, by the death of the worker.
 use super::event::{Effect, Now, RequestReply};
 use super::feed::WorkerState;
+use super::output::{Streams, Text};
 use super::stop::{AfterRecall, StopReason};
 use super::unit::{CommandEnd, Request, Unit, WorkerResult, command_outcome, worker_outcome};
-use super::output::{Streams, Text};
 use super::{Closing, Core, Current, Given, Wrote};
 use crate::model::UnixTime;
 use crate::model::task::{Outcome, TaskError, TaskState};

@@ -85,7 +85,11 @@ async fn long_output_comes_in_parts_as_it_is_and_is_not_read_faster_than_recorde
     let result = c.result().await;
     let long = std::fs::read(directory.path().join("long")).unwrap();
     let told = &c.progress[0];
-    let whole = [&told.written[0][..result.outcome.stdout.start as usize], &result.outcome.stdout.bytes].concat();
+    let whole = [
+        &told.written[0][..result.outcome.stdout.start as usize],
+        &result.outcome.stdout.bytes,
+    ]
+    .concat();
     assert!(whole == long && result.outcome.stdout.size == 6_000_000);
     assert!(told.largest <= 256 << 10);
     assert!(result.outcome.stdout.bytes.len() <= 256 << 10, "the rest is short");
@@ -104,7 +108,11 @@ async fn long_output_comes_in_parts_as_it_is_and_is_not_read_faster_than_recorde
     c.record_output = true;
     c.welcome(Vec::new());
     let result = c.result().await;
-    let whole = [&c.progress[1].written[0][..result.outcome.stdout.start as usize], &result.outcome.stdout.bytes].concat();
+    let whole = [
+        &c.progress[1].written[0][..result.outcome.stdout.start as usize],
+        &result.outcome.stdout.bytes,
+    ]
+    .concat();
     assert!(whole == long);
     c.end().await;
 }

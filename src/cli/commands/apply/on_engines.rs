@@ -209,7 +209,12 @@ fn prefixed(out: &mut dyn Write, engine: EngineId, text: &str) -> io::Result<()>
 
 /// The same for what was written, whatever it is.
 fn prefixed_bytes(out: &mut dyn Write, engine: EngineId, bytes: &[u8]) -> io::Result<()> {
-    for line in bytes.strip_suffix(b"\n").unwrap_or(bytes).split(|byte| *byte == b'\n').filter(|_| !bytes.is_empty()) {
+    for line in bytes
+        .strip_suffix(b"\n")
+        .unwrap_or(bytes)
+        .split(|byte| *byte == b'\n')
+        .filter(|_| !bytes.is_empty())
+    {
         write!(out, "[{engine}] ")?;
         out.write_all(line)?;
         out.write_all(b"\n")?;

@@ -53,7 +53,11 @@ pub struct Ledger {
 
 /// What a run of a task writes.
 pub fn output_of(task: TaskId, run: u32) -> Vec<u8> {
-    let seed = task.index.wrapping_mul(31).wrapping_add(run.wrapping_mul(17)).wrapping_add(task.map.0);
+    let seed = task
+        .index
+        .wrapping_mul(31)
+        .wrapping_add(run.wrapping_mul(17))
+        .wrapping_add(task.map.0);
     (0..seed % 23).map(|at| (seed.wrapping_add(at * at)) as u8).collect()
 }
 
@@ -80,7 +84,11 @@ impl Ledger {
     fn end_output(&mut self, task: TaskId, run: u32, outcome: &Outcome) {
         let mut all = self.written.remove(&task).unwrap_or_default();
         if self.all_write {
-            assert!(outcome.error.as_ref().is_none_or(|e| e.ename != "OutputLost"), "{task}\n{}", self.story_of(task));
+            assert!(
+                outcome.error.as_ref().is_none_or(|e| e.ename != "OutputLost"),
+                "{task}\n{}",
+                self.story_of(task)
+            );
             all.extend_from_slice(&outcome.stdout.bytes);
             let truth = output_of(task, run);
             assert!(truth.starts_with(&all), "{task} run {run}\n{}", self.story_of(task));
