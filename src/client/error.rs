@@ -114,5 +114,5 @@ impl ClientError {
 
 /// `process 77 on n1`, where the file says so.
 pub(super) fn writer_of(file: &ConnectionFile) -> Option<String> {
-    file.pcluster.as_ref().map(|keys| format!("process {} on {}", keys.pid, keys.host))
+    file.pcluster.as_ref().map(|keys| keys.process.to_string())
 }

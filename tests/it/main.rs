@@ -6,6 +6,7 @@ mod docs;
 mod engines_work;
 mod hostile;
 mod house;
+mod identity;
 mod launch;
 mod lifecycle;
 mod map;

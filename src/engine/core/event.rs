@@ -1,5 +1,5 @@
 //! What happens to an engine ([`Event`]), and what it does about it ([`Effect`]).
-use super::unit::{CommandEnd, Request, Unit, WorkerResult};
+use super::unit::{CommandEnd, Request, Unit, WorkerKey, WorkerResult};
 use crate::model::definition::MapDefinition;
 use crate::model::{MapId, UnixTime};
 use crate::wire::content::engine::{Held, OutputRecorded, Progress, Results, Returned};
@@ -65,18 +65,21 @@ pub enum Event {
         msg_ids: Option<Vec<String>>,
     },
 
-    // ---- from the worker; what an earlier worker said is not told
+    // ---- from workers; events of a worker that has been ended are not reported
+    /// The spare has started.
     WorkerReady,
-    /// It could not be started.
+    /// The spare could not be started.
     WorkerFailed {
         reason: String,
     },
     /// The unit with this ticket has begun (told for requests only).
     UnitBegun {
+        worker: WorkerKey,
         ticket: u32,
         output: [Bytes; 2],
     },
     UnitEnded {
+        worker: WorkerKey,
         ticket: u32,
         started: UnixTime,
         ended: UnixTime,
@@ -85,14 +88,16 @@ pub enum Event {
     },
     /// A request has published something, behind this output.
     Published {
+        worker: WorkerKey,
         ticket: u32,
         output: [Bytes; 2],
         meta: Bytes,
         content: Bytes,
         buffers: Vec<Bytes>,
     },
-    /// `unread` tokens were left; `how` it ended, in words; whether a signal `killed` it.
+    /// None: the spare. `unread` tokens were left; `how` it ended, in words; whether a signal `killed` it.
     WorkerExited {
+        worker: Option<WorkerKey>,
         unread: usize,
         how: String,
         killed: bool,
@@ -165,17 +170,32 @@ pub enum Effect {
     // ---- to the log
     Warn(String),
 
-    // ---- to the worker
-    StartWorker,
+    // ---- to workers
+    /// Start a spare: a worker that has run no user code.
+    StartWorker {
+        /// It is ready when it has made IPython's shell: it will be the interactive one.
+        has_shell: bool,
+    },
+    /// The spare is this worker from now on.
+    AssignSpare {
+        worker: WorkerKey,
+    },
+    /// End a worker that has nothing to do, and all that it has started.
+    EndWorker {
+        worker: WorkerKey,
+    },
     Define {
+        worker: WorkerKey,
         map: MapId,
         definition: Arc<MapDefinition>,
     },
     Forget {
+        worker: WorkerKey,
         map: MapId,
     },
     /// Tasks of one map; their tickets count up from `first`.
     GiveTasks {
+        worker: WorkerKey,
         map: MapId,
         first: u32,
         inputs: Vec<Bytes>,
@@ -185,11 +205,20 @@ pub enum Effect {
         request: Arc<Request>,
     },
     /// Make the worker skip every unit that it has not begun, and say how many at once, before anything else.
-    TakeTokens,
+    TakeTokens {
+        worker: WorkerKey,
+    },
     /// Look for what was written since the last look.
-    ReadOutput,
-    MeasureMemory,
+    ReadOutput {
+        worker: WorkerKey,
+    },
+    /// Of this worker; None: of the command.
+    MeasureMemory {
+        worker: Option<WorkerKey>,
+    },
+    /// None: the spare, which is not ready.
     SignalWorker {
+        worker: Option<WorkerKey>,
         signal: Stage,
     },
 

@@ -1,8 +1,8 @@
 //! What the engine runs: tasks of pcluster, and requests of ipyparallel clients.
-use crate::model::UnixTime;
 use crate::model::definition::{MapDefinition, Work};
 use crate::model::kept::is_name;
 use crate::model::task::{Outcome, TaskError, TaskState};
+use crate::model::{MapId, UnixTime};
 use crate::wire::Message;
 use crate::wire::content::engine::{BUFFERS, Channel, Held};
 use bytes::Bytes;
@@ -159,9 +159,22 @@ pub enum CommandExit {
     NotStarted(String, String),
 }
 
-/// Whether a map's tasks run in the worker (others are commands).
-pub fn runs_in_worker(definition: &MapDefinition) -> bool {
-    !matches!(definition.work, Work::Command { .. })
+/// Which worker of an engine runs a unit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum WorkerKey {
+    /// The long-lived one: ipyparallel's namespace, `exec`, `push`, `pull`, `apply`.
+    Interactive,
+    /// The one of a map of a Python function.
+    Map(MapId),
+}
+
+/// The worker that runs the tasks of this map; None: they are commands.
+pub fn worker_of(map: MapId, definition: &MapDefinition) -> Option<WorkerKey> {
+    match definition.work {
+        Work::Command { .. } => None,
+        Work::Call { .. } if !definition.options.interactive => Some(WorkerKey::Map(map)),
+        _ => Some(WorkerKey::Interactive),
+    }
 }
 
 fn succeeded(started: UnixTime, ended: UnixTime) -> Outcome {

@@ -1,10 +1,11 @@
 //! Between the core and the world: sockets, the worker's process, commands, signals, clocks.
 //!
-//! Parts: `incoming` (from the controller), `reports` (from the worker and from commands), `outgoing` (effects), `signals`,
-//! `ending` (a batch job's time).
+//! Parts: `incoming` (from the controller), `pool` (the workers), `reports` (from workers and from commands), `outgoing` (effects),
+//! `signals`, `ending` (a batch job's time).
 mod ending;
 mod incoming;
 mod outgoing;
+mod pool;
 mod reports;
 mod signals;
 
@@ -12,7 +13,7 @@ use crate::engine::command::{self, CommandEvent, Running};
 use crate::engine::core::{Core, CoreSettings, Event, Now};
 use crate::engine::forker::Forker;
 use crate::engine::link::{Link, unix_now};
-use crate::engine::worker::process::{Worker, WorkerEvent};
+use crate::engine::worker::process::WorkerEvent;
 use crate::engine::{EngineError, EngineSettings};
 use crate::model::engine::EngineFacts;
 use crate::model::job::TIME_IS_OVER;
@@ -20,6 +21,7 @@ use crate::model::{EngineUuid, PROTOCOL_VERSION};
 use crate::wire::Message;
 use crate::wire::content::engine::*;
 use ending::Warning;
+use pool::Pool;
 use reports::Said;
 use signals::Signals;
 use std::collections::VecDeque;
@@ -41,9 +43,7 @@ pub struct Driver {
     python: String,
     core: Core,
     forker: Forker,
-    worker: Option<Worker>,
-    workers: u64,
-    has_ipython: bool,
+    pool: Pool,
     said: VecDeque<(u64, Said)>,
     worker_events: UnboundedReceiver<(u64, WorkerEvent)>,
     worker_sender: UnboundedSender<(u64, WorkerEvent)>,
@@ -76,6 +76,7 @@ fn new_core(settings: &EngineSettings, python: &str) -> Core {
         interrupt: Duration::from_millis(settings.interrupt_ms),
         terminate: Duration::from_millis(settings.terminate_ms),
         python: python.to_string(),
+        shell_at_start: settings.shell_at_start,
     })
 }
 
@@ -111,9 +112,7 @@ impl Driver {
             python,
             core,
             forker: Forker::new().map_err(system("cannot start a thread"))?,
-            worker: None,
-            workers: 0,
-            has_ipython: false,
+            pool: Pool::default(),
             said: VecDeque::new(),
             worker_events,
             worker_sender,
@@ -149,7 +148,7 @@ impl Driver {
         let effects = self.core.warm_up(now());
         self.act(effects).await;
         self.wait_for_worker().await;
-        if self.settings.shell_at_start && self.worker.is_none() && self.facts.python.is_empty() && !self.left {
+        if self.settings.shell_at_start && !self.pool.has_spare() && self.facts.python.is_empty() && !self.left {
             let why = self.core.why_no_worker().unwrap_or("it ended");
             return Err(EngineError::System(format!(
                 "the engine's Python did not get through its start: {why}"
@@ -227,11 +226,11 @@ impl Driver {
                 }
             }
             if instant - last_heard > patience {
-                self.end_worker().await;
+                self.end_workers().await;
                 return Err(EngineError::ControllerGone(patience.as_secs()));
             }
         }
-        self.end_worker().await;
+        self.end_workers().await;
         if let Some(link) = self.link.take() {
             link.socket.close().await;
         }
@@ -299,7 +298,7 @@ impl Driver {
     /// Until the worker has said what Python it is, or that there is none.
     pub(super) async fn wait_for_worker(&mut self) {
         let until = tokio::time::Instant::now() + READY_FOR_REGISTRATION;
-        while self.worker.is_some() && self.facts.python.is_empty() {
+        while self.pool.has_spare() && self.facts.python.is_empty() {
             tokio::select! {
                 Some((number, event)) = self.worker_events.recv() => self.worker_said(number, event).await,
                 () = tokio::time::sleep_until(until) => return,

@@ -1,8 +1,8 @@
 //! What comes from the worker and from commands, made into events.
 use super::Driver;
 use crate::engine::command::CommandEvent;
-use crate::engine::core::Event;
 use crate::engine::core::unit::WorkerResult;
+use crate::engine::core::{Event, WorkerKey};
 use crate::engine::worker::files::CHUNK;
 use crate::engine::worker::process::{WorkerEvent, WorkerExit};
 use crate::engine::worker::protocol::{Record, parts};
@@ -30,9 +30,13 @@ impl Driver {
     /// Hands on what workers have said, as far as there is room for the output in front of it.
     pub(super) async fn hear_worker(&mut self) {
         while let Some((number, said)) = self.said.pop_front() {
-            let Some(worker) = self.worker.as_mut().filter(|worker| worker.number == number) else {
+            let Some(key) = self.pool.find(number) else {
+                if matches!(said, Said::Exited(_)) {
+                    self.pool.has_ended(number);
+                }
                 continue;
             };
+            let Some(worker) = self.pool.get_mut(key) else { continue };
             let upto = match &said {
                 Said::Record(record) => record.positions.map(Some),
                 Said::Looked => worker.looked_at.map(Some),
@@ -41,19 +45,24 @@ impl Driver {
             if let Some(upto) = upto
                 && worker.unread_output(upto) > CHUNK
             {
+                let runs = self.core.running_worker();
                 let is_behind = self.link.as_ref().is_some_and(|link| link.socket.is_behind());
-                if is_behind || !self.core.has_room() {
+                // What a worker writes in which nothing runs is nobody's.
+                let is_ours = key.is_some() && runs == key;
+                if is_ours && (is_behind || !self.core.has_room()) {
                     self.said.push_front((number, said));
                     return;
                 }
                 let output = worker.read_output(upto);
                 self.said.push_front((number, said));
-                self.handle(Event::Wrote { output }).await;
+                if is_ours {
+                    self.handle(Event::Wrote { output }).await;
+                }
                 continue;
             }
             match said {
                 Said::Record(record) => {
-                    if let Some(event) = self.record_event(record) {
+                    if let Some(event) = self.record_event(key, record) {
                         self.handle(event).await;
                     }
                 }
@@ -62,27 +71,29 @@ impl Driver {
                     let output = looked_at.map(|upto| worker.read_output(Some(upto))).unwrap_or_default();
                     self.handle(Event::OutputRead { output }).await;
                 }
-                Said::Exited(exit) => self.worker_exited(exit).await,
+                Said::Exited(exit) => self.worker_exited(key, exit).await,
             }
         }
     }
 
-    async fn worker_exited(&mut self, WorkerExit { how, killed }: WorkerExit) {
-        let Some(mut worker) = self.worker.take() else { return };
-        let how = format!("the Python worker (pid {}, {}) {how}", worker.pid, self.python);
+    async fn worker_exited(&mut self, key: Option<WorkerKey>, exit: WorkerExit) {
+        let WorkerExit { how, killed, last_words } = exit;
+        let Some(mut worker) = self.pool.remove(key) else { return };
+        let how = format!("the Python worker (pid {}, {}) {how}", worker.pid.get(), self.python);
         tracing::warn!("{how}");
         let event = Event::WorkerExited {
+            worker: key,
             unread: worker.left_over(),
             how,
             killed,
-            stderr_tail: last_lines(&worker.stderr.last_words(4096)),
+            stderr_tail: last_lines(&(last_words + &worker.stderr.last_words(4096))),
             output: worker.read_output(None),
         };
         drop(worker);
         self.handle(event).await;
     }
 
-    pub(super) fn record_event(&mut self, record: Record) -> Option<Event> {
+    pub(super) fn record_event(&mut self, key: Option<WorkerKey>, record: Record) -> Option<Event> {
         let Record {
             kind,
             ticket,
@@ -91,11 +102,17 @@ impl Driver {
             positions,
             body,
         } = record;
-        let output = match (positions, &mut self.worker) {
+        let output = match (positions, self.pool.get_mut(key)) {
             (Some(upto), Some(worker)) => worker.read_output(Some(upto)),
             _ => Default::default(),
         };
+        if kind == b'H' {
+            self.introduce(&body);
+            return key.is_none().then_some(Event::WorkerReady);
+        }
+        let worker = key?;
         let ended_with = |result| Event::UnitEnded {
+            worker,
             ticket,
             started: UnixTime(started),
             ended: UnixTime(ended),
@@ -103,11 +120,7 @@ impl Driver {
             result,
         };
         Some(match kind {
-            b'H' => {
-                self.introduce(&body);
-                Event::WorkerReady
-            }
-            b'B' => Event::UnitBegun { ticket, output },
+            b'B' => Event::UnitBegun { worker, ticket, output },
             b'V' => ended_with(WorkerResult::Value(body)),
             b'P' => ended_with(WorkerResult::Pickled(body)),
             b'E' => ended_with(WorkerResult::Error(body)),
@@ -118,6 +131,7 @@ impl Driver {
                 match kind {
                     b'A' => ended_with(WorkerResult::Reply { meta, content, buffers }),
                     _ => Event::Published {
+                        worker,
                         ticket,
                         output,
                         meta,

@@ -322,9 +322,7 @@ fn connection_file(port: u16, server_key: &str) -> ConnectionFile {
             addresses: vec!["127.0.0.1".into()],
             engine_port: Some(port),
             buffers: None,
-            pid: 0,
-            host: String::new(),
-            started: 0.0,
+            process: Default::default(),
             tunnel: None,
         }),
     }
