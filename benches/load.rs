@@ -158,6 +158,7 @@ impl LightEngine {
             },
             id: None,
             requests: vec![],
+            unavailable: None,
             returned: vec![],
             holds: Vec::new(),
         };

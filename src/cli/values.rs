@@ -1,6 +1,6 @@
 //! How results look when they leave: JSON lines, CSV or one pickle, in input order, to stdout or a file.
 //!
-//! - A function's value is one JSON line. One that JSON cannot hold is `{"__pickled__": "<base64>", "repr": "…"}`; a task
+//! - A function's value is one JSON line; where JSON does not hold it exactly, that is a rendering of it. A task
 //!   that failed is `{"__error__": {"task": "1.3", "state": "error", "ename": "…", "evalue": "…"}}`, so that line *n* belongs to input *n*.
 //! - A command's result is what it wrote: stdout to stdout, stderr to stderr, byte for byte, nothing in between.
 //!
@@ -8,12 +8,15 @@
 pub mod sink;
 
 use crate::model::output::Output;
+use crate::model::pickled::Pickled;
 use crate::model::task::{TaskError, TaskRow};
 use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use serde::{Serialize, Serializer};
 use serde_json::json;
 use serde_json::value::RawValue;
 use std::borrow::Cow;
+use std::collections::BTreeMap;
 use std::io::{self, Write};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -73,7 +76,7 @@ impl Style {
         match self {
             Style::Values => writeln!(out, "{}", value_line(row)),
             Style::Rows => {
-                serde_json::to_writer(&mut *out, &Whole(row))?;
+                serde_json::to_writer(&mut *out, &whole(row))?;
                 out.write_all(b"\n")
             }
             Style::Output => {
@@ -133,10 +136,81 @@ pub fn value_line(row: &TaskRow) -> Cow<'_, str> {
         let error = json!({"task": row.task, "state": row.state, "ename": ename, "evalue": evalue});
         return json!({ "__error__": error }).to_string().into();
     }
-    match (&row.value, &row.pickled) {
-        (Some(value), _) => one_line(value),
-        (None, Some(pickled)) => json!({"__pickled__": pickled, "repr": row.repr}).to_string().into(),
-        (None, None) => "null".into(),
+    row.value.as_deref().map_or("null".into(), one_line)
+}
+
+/// A task as `--json` shows it, with what makes its value exact, and its output as it is everywhere in JSON.
+pub fn whole(row: &TaskRow) -> impl Serialize {
+    Whole(row)
+}
+
+struct Whole<'a>(&'a TaskRow);
+
+impl Serialize for Whole<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        #[derive(Serialize)]
+        struct Exact<'a> {
+            #[serde(flatten)]
+            row: Cow<'a, TaskRow>,
+            #[serde(flatten)]
+            inexact: Option<Inexact<'a>>,
+        }
+        let row = self.0;
+        let has_text = row.stdout.is_plain_text() && row.stderr.is_plain_text();
+        let bare = || TaskRow {
+            pickled: None,
+            stdout: Output::default(),
+            stderr: Output::default(),
+            ..row.clone()
+        };
+        let text = || TaskRow {
+            pickled: None,
+            ..row.clone()
+        };
+        let exact = Exact {
+            row: match (has_text, row.pickled.is_some()) {
+                (true, false) => Cow::Borrowed(row),
+                (true, true) => Cow::Owned(text()),
+                (false, _) => Cow::Owned(bare()),
+            },
+            inexact: row.pickled.as_ref().map(Inexact::of),
+        };
+        if has_text {
+            return exact.serialize(serializer);
+        }
+        // As texts: numbers stay as they are.
+        let failed = serde::ser::Error::custom::<serde_json::Error>;
+        let json = serde_json::to_string(&exact).map_err(failed)?;
+        let mut fields: BTreeMap<String, Box<RawValue>> = serde_json::from_str(&json).map_err(failed)?;
+        let mut outputs = serde_json::Map::new();
+        put_output(&mut outputs, "stdout", &row.stdout);
+        put_output(&mut outputs, "stderr", &row.stderr);
+        for (name, output) in &outputs {
+            fields.insert(name.clone(), serde_json::value::to_raw_value(output).map_err(failed)?);
+        }
+        fields.serialize(serializer)
+    }
+}
+
+/// Beside a value that is only a rendering.
+#[derive(Debug, Serialize)]
+pub struct Inexact<'a> {
+    /// False, and only there where it is.
+    exact: bool,
+    /// `collections.Counter`.
+    #[serde(rename = "type")]
+    python_type: &'a str,
+    /// The pickle, base64.
+    pickled: String,
+}
+
+impl Inexact<'_> {
+    pub fn of(pickled: &Pickled) -> Inexact<'_> {
+        Inexact {
+            exact: false,
+            python_type: &pickled.python_type,
+            pickled: STANDARD.encode(&pickled.bytes),
+        }
     }
 }
 
@@ -202,28 +276,6 @@ fn put_output(object: &mut serde_json::Map<String, serde_json::Value>, name: &st
     }
 }
 
-/// A row whose output is said as everywhere in JSON.
-struct Whole<'a>(&'a TaskRow);
-
-impl Serialize for Whole<'_> {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let row = self.0;
-        if row.stdout.is_plain_text() && row.stderr.is_plain_text() {
-            return row.serialize(serializer);
-        }
-        let value = serde_json::to_value(row).map_err(serde::ser::Error::custom)?;
-        let mut object = serde_json::Map::new();
-        for (key, value) in value.as_object().into_iter().flatten() {
-            match key.as_str() {
-                "stdout" => put_output(&mut object, key, &row.stdout),
-                "stderr" => put_output(&mut object, key, &row.stderr),
-                _ => drop(object.insert(key.clone(), value.clone())),
-            }
-        }
-        object.serialize(serializer)
-    }
-}
-
 fn csv_record<F: AsRef<[u8]>>(out: &mut dyn Write, fields: &[F]) -> io::Result<()> {
     let mut writer = csv::Writer::from_writer(Vec::new());
     writer.write_record(fields).map_err(io::Error::other)?;
@@ -241,13 +293,10 @@ fn pickle_item(row: &TaskRow, command: bool, out: &mut dyn Write) -> io::Result<
     if command || (!row.state.is_failed() && row.pickled.is_none()) {
         out.write_all(b"h\x00")?;
         text(out, &if command { output_json(row).into() } else { value_line(row) })?;
-    } else if let Some(pickled) = row.pickled.as_deref().filter(|_| !row.state.is_failed()) {
-        let bytes = base64::engine::general_purpose::STANDARD
-            .decode(pickled)
-            .map_err(io::Error::other)?;
+    } else if let Some(Pickled { bytes, .. }) = row.pickled.as_ref().filter(|_| !row.state.is_failed()) {
         out.write_all(b"cpickle\nloads\nB")?;
         out.write_all(&length(bytes.len())?)?;
-        out.write_all(&bytes)?;
+        out.write_all(bytes)?;
     } else {
         out.write_all(b"cbuiltins\nRuntimeError\n")?;
         let error = row.error.as_ref().map(in_words).unwrap_or_default();

@@ -64,7 +64,7 @@ impl Client {
             }),
         };
         let buffer = Bytes::from(inputs.join(&b'\n'));
-        let reply: MapReply = self.request_that_waits(MAP, &request, vec![buffer], every).await?;
+        let reply: MapReply = self.request_for_rows(MAP, &request, vec![buffer], every).await?;
         let mut watch = self.watch(reply.map, every);
         watch.first = reply.update.map(Update::from);
         Ok((reply.map, watch))
@@ -144,7 +144,7 @@ impl Watch {
             wait_ms: milliseconds(wait),
             done,
         };
-        let reply: WatchReply = self.client.request_that_waits(WATCH, &request, Vec::new(), wait).await?;
+        let reply: WatchReply = self.client.request_for_rows(WATCH, &request, Vec::new(), wait).await?;
         Ok(reply.into())
     }
 }

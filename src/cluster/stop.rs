@@ -328,8 +328,10 @@ impl Launches {
                     }
                     all += took;
                 }
-                // Of a host that is gone for good nothing can be ended any more.
-                Err(e @ LaunchError::OverSsh { .. }) if force => progress(StopProgress::Note(e.to_string())),
+                // Of a host that is gone for good nothing can be ended any more, and of jobs that are known to be another's nothing need be.
+                Err(e @ (LaunchError::OverSsh { .. } | LaunchError::JobsLeft { .. })) if force => {
+                    progress(StopProgress::Note(e.to_string()))
+                }
                 // The others are ended all the same.
                 Err(e) => {
                     all.left.push(e.to_string());

@@ -283,6 +283,7 @@ fn respond(reader: &Reader, query: &Query) -> Result<Response, DbError> {
             begun,
         } => {
             let (counts, results) = reader.finished_from(*map, *from, *limit)?;
+            let buffers = say::row_buffers(&results);
             let reply = say::WatchReply {
                 status: ok(),
                 counts,
@@ -290,7 +291,7 @@ fn respond(reader: &Reader, query: &Query) -> Result<Response, DbError> {
                 engines: *engines,
                 results,
             };
-            match begun {
+            let content = match begun {
                 None => to_json(&reply),
                 Some(engines) => to_json(&say::MapReply {
                     status: ok(),
@@ -298,7 +299,8 @@ fn respond(reader: &Reader, query: &Query) -> Result<Response, DbError> {
                     engines: engines.clone(),
                     update: Some(reply),
                 }),
-            }
+            };
+            return Ok(Response::Content(content, buffers));
         }
         Ask::MapOf { key, request } => {
             let (request, map) = (request.clone(), reader.map_of_client(key)?);
@@ -318,11 +320,13 @@ fn respond(reader: &Reader, query: &Query) -> Result<Response, DbError> {
         }
         Ask::Tasks { query } => {
             let (tasks, matching) = reader.tasks(query)?;
-            to_json(&say::TasksReply {
+            let buffers = say::row_buffers(&tasks);
+            let reply = say::TasksReply {
                 status: ok(),
                 tasks,
                 matching,
-            })
+            };
+            return Ok(Response::Content(to_json(&reply), buffers));
         }
         Ask::Jobs { list, gone_since } => to_json(&say::JobsReply {
             status: ok(),

@@ -97,6 +97,9 @@ pub struct MapOptions {
     pub env: BTreeMap<String, String>,
     /// Start when that map has finished.
     pub after: Option<MapId>,
+    /// The values of that map are reduced: the function takes two of them, and a task's input is a list of them.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reduces: Option<Reduces>,
     /// None: balanced. Some: task i goes to the i-th of these engines and nowhere else.
     pub targets: Option<Targets>,
     /// A Python function is called in the engine's interactive worker, whose state stays (`pcluster apply`), and not in a worker of
@@ -122,10 +125,19 @@ impl Default for MapOptions {
             directory: None,
             env: BTreeMap::new(),
             after: None,
+            reduces: None,
             targets: None,
             interactive: false,
         }
     }
+}
+
+/// A map whose values another one folds.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Reduces {
+    pub map: MapId,
+    /// What it ran: values may be of classes that are defined there.
+    pub work: Work,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

@@ -1,7 +1,8 @@
 //! Words that every room shares: plain data, no sockets, files, clocks or randomness.
 //!
 //! Parts: [`ids`], [`time`], [`targets`], [`definition`] (what a map runs), [`task`] (states and outcomes),
-//! [`change`] (what is to be recorded), [`kept`] (where large buffers are), [`output`] (what tasks write), [`query`] (what may be asked of the records), [`engine`], [`job`].
+//! [`change`] (what is to be recorded), [`kept`] (where large buffers are), [`output`] (what tasks write), [`pickled`] (values that JSON does not hold),
+//! [`query`] (what may be asked of the records), [`engine`], [`job`].
 pub mod change;
 pub mod definition;
 pub mod engine;
@@ -9,6 +10,7 @@ pub mod ids;
 pub mod job;
 pub mod kept;
 pub mod output;
+pub mod pickled;
 pub mod query;
 pub mod targets;
 pub mod task;

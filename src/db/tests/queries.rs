@@ -350,7 +350,7 @@ fn one_answer_holds_about_16_mib() {
     db.add_map(1, 5);
     for index in 0..5 {
         let mut outcome = ok("1");
-        outcome.repr = Some("x".repeat(6 << 20));
+        outcome.value = Some(RawValue::from_string(format!("\"{}\"", "x".repeat(6 << 20))).unwrap());
         db.apply(&[finished(1, index, 1, 0, outcome)]);
     }
     let reader = db.reader();
@@ -374,7 +374,7 @@ fn plans_are_ranges_of_rows() {
     let db = sample();
     let connection = rusqlite::Connection::open(db.path()).unwrap();
     let plan = |query: &TaskQuery| {
-        let sql = super::super::tasks::rows(query).unwrap();
+        let sql = super::super::tasks::rows(query, crate::db::schema::VERSION).unwrap();
         let mut explain = connection.prepare(&format!("EXPLAIN QUERY PLAN {}", sql.text)).unwrap();
         let rows = explain
             .query_map(rusqlite::params_from_iter(sql.values), |row| row.get::<_, String>(3))

@@ -65,7 +65,7 @@ impl Outbox {
         let mut bytes = result.outcome.bytes();
         // Escaped, a byte of a text may take six.
         if bytes.saturating_mul(6) + HEAD > self.limit {
-            bytes = encoded(&result.outcome);
+            bytes = encoded(&result.outcome) + result.outcome.pickled.as_ref().map_or(0, |p| p.bytes.len());
             if bytes + HEAD > self.limit {
                 let evalue = too_large("the result", bytes, self.limit);
                 self.warnings.push(format!("task {}.{}: {evalue}", result.map, result.index));
@@ -133,7 +133,7 @@ impl Outbox {
     }
 }
 
-/// Bytes of the outcome as JSON.
+/// Bytes of the outcome in a message: its JSON, and its buffer.
 fn encoded(outcome: &Outcome) -> usize {
     struct Count(usize);
     impl io::Write for Count {
@@ -147,7 +147,7 @@ fn encoded(outcome: &Outcome) -> usize {
     }
     let mut count = Count(0);
     let _ = serde_json::to_writer(&mut count, outcome);
-    count.0
+    count.0 + outcome.pickled.as_ref().map_or(0, |pickled| pickled.bytes.len())
 }
 
 /// What is said in the place of an outcome that cannot be sent. It is final: the same would come of another try.

@@ -37,17 +37,16 @@ impl Driver {
                 let register = self.register(holds);
                 self.send(REGISTER, &register);
             }
-            Effect::SendResults(results) => self.send(RESULTS, &*results),
-            Effect::SendProgress(progress, bytes) => self.link.as_mut()?.send_native_with(PROGRESS, &progress, bytes),
+            Effect::SendResults(results) => {
+                if let Some(link) = &mut self.link {
+                    link.send_with_buffers(RESULTS, &*results, results.buffers());
+                }
+            }
+            Effect::SendProgress(progress, bytes) => self.link.as_mut()?.send_with_buffers(PROGRESS, &progress, bytes),
             Effect::SendReturned(returned) => self.send(RETURNED, &returned),
             Effect::RequestBegun(request) => requests::busy(self.link.as_mut()?, &request),
             Effect::Stream { request, stderr, text } => requests::stream(self.link.as_mut()?, &request, stderr, &text),
-            Effect::Publish {
-                request,
-                meta,
-                content,
-                buffers,
-            } => requests::publish(self.link.as_mut()?, &request, &meta, content, buffers),
+            Effect::Publish { parent, published } => requests::publish(self.link.as_mut()?, parent.as_ref(), published),
             Effect::Reply { request, started, reply } => {
                 let link = self.link.as_mut()?;
                 requests::reply(link, &request, started, reply, &self.facts.uuid);

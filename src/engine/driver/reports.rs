@@ -1,13 +1,16 @@
 //! What comes from the worker and from commands, made into events.
 use super::Driver;
 use crate::engine::command::CommandEvent;
+use crate::engine::core::event::{Parent, Published};
 use crate::engine::core::unit::WorkerResult;
 use crate::engine::core::{Event, WorkerKey};
 use crate::engine::worker::files::CHUNK;
 use crate::engine::worker::process::{WorkerEvent, WorkerExit};
 use crate::engine::worker::protocol::{Record, parts};
 use crate::model::UnixTime;
+use bytes::Bytes;
 use serde::Deserialize;
+use serde_json::value::RawValue;
 
 /// What a worker has said and what waits until the output in front of it has been read.
 #[derive(Debug)]
@@ -48,15 +51,17 @@ impl Driver {
                 let runs = self.core.running_worker();
                 let is_behind = self.link.as_ref().is_some_and(|link| link.socket.is_behind());
                 // What a worker writes in which nothing runs is nobody's.
-                let is_ours = key.is_some() && runs == key;
+                let is_unclaimed = matches!(&said, Said::Record(record) if record.kind == b'N');
+                let is_ours = key.is_some() && runs == key && !is_unclaimed;
                 if is_ours && (is_behind || !self.core.has_room()) {
                     self.said.push_front((number, said));
                     return;
                 }
                 let output = worker.read_output(upto);
                 self.said.push_front((number, said));
-                if is_ours {
-                    self.handle(Event::Wrote { output }).await;
+                match is_ours {
+                    true => self.handle(Event::Wrote { output }).await,
+                    false => self.handle(Event::OutputUnclaimed { output }).await,
                 }
                 continue;
             }
@@ -120,9 +125,17 @@ impl Driver {
             result,
         };
         Some(match kind {
+            b'N' => Event::OutputUnclaimed { output },
             b'B' => Event::UnitBegun { worker, ticket, output },
             b'V' => ended_with(WorkerResult::Value(body)),
-            b'P' => ended_with(WorkerResult::Pickled(body)),
+            b'P' => {
+                let mut parts = parts(body)?.into_iter();
+                ended_with(WorkerResult::Pickled {
+                    meta: parts.next()?,
+                    rendering: parts.next()?,
+                    pickle: parts.next()?,
+                })
+            }
             b'E' => ended_with(WorkerResult::Error(body)),
             b'A' | b'I' => {
                 let mut parts = parts(body)?.into_iter();
@@ -132,11 +145,8 @@ impl Driver {
                     b'A' => ended_with(WorkerResult::Reply { meta, content, buffers }),
                     _ => Event::Published {
                         worker,
-                        ticket,
                         output,
-                        meta,
-                        content,
-                        buffers,
+                        published: published(&meta, content, buffers)?,
                     },
                 }
             }
@@ -168,6 +178,33 @@ impl Driver {
         };
         self.handle(event).await;
     }
+}
+
+/// `meta` is JSON `{type, topic}`, with `parent` where it is not of the unit that runs.
+fn published(meta: &[u8], content: Bytes, buffers: Vec<Bytes>) -> Option<Published> {
+    #[derive(Deserialize)]
+    struct Meta<'a> {
+        #[serde(rename = "type")]
+        kind: String,
+        topic: String,
+        #[serde(borrow)]
+        parent: Option<&'a RawValue>,
+    }
+    let Meta { kind, topic, parent } = serde_json::from_slice(meta)
+        .inspect_err(|e| tracing::warn!("the worker published something that cannot be read: {e}"))
+        .ok()?;
+    let parent = match parent.map(RawValue::get) {
+        None => Parent::Running,
+        Some(header) if header.starts_with('{') && header != "{}" => Parent::Ended(Bytes::copy_from_slice(header.as_bytes())),
+        Some(_) => Parent::None,
+    };
+    Some(Published {
+        parent,
+        kind,
+        topic,
+        content,
+        buffers,
+    })
 }
 
 /// The last lines of what was written to stderr, as many as fit into an error.

@@ -132,6 +132,7 @@ class Definition:
         self.cwd = options.get("cwd")
         self.directory = None if self.cwd else options.get("directory")
         self.env = options.get("env") or {}
+        self.reduces = options.get("reduces")
         self.run = self.module = self.failure = None
         self.tried = 0.0
 
@@ -148,7 +149,7 @@ class Definition:
                 except Unusable as failure:
                     self.failure = failure
                     raise
-                self.run = lambda arguments: call(function, arguments)
+                self.run = Fold(function, self.reduces) if self.reduces else lambda arguments: call(function, arguments)
                 self.function = function
             elif kind == "execute":
                 code, filename = self.work["code"], self.work["filename"]

@@ -6,12 +6,14 @@
 use super::follow::{Ended, Feed, Job, LongOutputs, Taken};
 use super::interrupts::Interrupts;
 use crate::cli::progress::Progress;
-use crate::cli::values::value_line;
+use crate::cli::values::{in_words, value_line};
 use crate::cli::{CommandError, Context};
 use crate::client::{Client, Feeding};
-use crate::model::MapId;
-use crate::model::definition::{CallSource, MapDefinition, MapOptions, Work};
+use crate::model::definition::{MapDefinition, MapOptions, Reduces, Work};
 use crate::model::task::TaskRow;
+use crate::model::{MapId, TaskId};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 
 /// Values in one group, at least (where there are so many),
@@ -21,18 +23,46 @@ const LARGEST: usize = 5_000;
 /// and bytes of them, at most (but always two values).
 const GROUP_BYTES: usize = 4 << 20;
 
-/// The name of the function that folds one group.
-const FOLD: &str = "__pcluster_fold__";
+/// A value, exactly, and of which of the map's tasks it is the reduction.
+#[derive(Clone, Debug, PartialEq)]
+struct Item {
+    first: TaskId,
+    last: TaskId,
+    /// Its JSON; `null` and a pickle in base64 where JSON is not exact.
+    value: String,
+}
 
-/// Values in input order, each as JSON text.
+impl Item {
+    fn new(first: TaskId, last: TaskId, row: &TaskRow) -> Item {
+        let value = match &row.pickled {
+            Some(pickled) => format!("null,\"{}\"", STANDARD.encode(&pickled.bytes)),
+            None => value_line(row).into_owned(),
+        };
+        Item { first, last, value }
+    }
+
+    /// As the worker's `Fold` takes it.
+    fn text(&self) -> String {
+        format!("[\"{}\",{}]", self.whose(), self.value)
+    }
+
+    fn whose(&self) -> String {
+        match self.first == self.last {
+            true => self.first.to_string(),
+            false => format!("{} to {}", self.first, self.last),
+        }
+    }
+}
+
+/// Values in input order.
 #[derive(Debug, Default)]
-pub struct Values(Vec<String>);
+pub struct Values(Vec<Item>);
 
 impl Values {
     /// Takes a result; one of a failed task is left out.
     pub fn add(&mut self, row: TaskRow) {
         if !row.state.is_failed() {
-            self.0.push(value_line(&row).into_owned());
+            self.0.push(Item::new(row.task, row.task, &row));
         }
     }
 }
@@ -46,8 +76,9 @@ pub struct Reduction<'a> {
     pub context: &'a Context,
     pub client: &'a Client,
     pub function: Work,
-    /// The map whose values they are.
+    /// The map whose values they are, and what it ran.
     pub of: MapId,
+    pub work: Work,
     /// That map's options.
     pub options: MapOptions,
 }
@@ -59,16 +90,7 @@ impl Reduction<'_> {
             return Err(CommandError::failed(format!("map {} has no values to reduce", self.of)));
         }
         let name = format!("reduce of map {}", self.of);
-        let definition = MapDefinition {
-            work: folding(self.function)?,
-            options: MapOptions {
-                name: Some(name.clone()),
-                after: None,
-                targets: None,
-                timeout_s: None,
-                ..self.options
-            },
-        };
+        let definition = self.definition(name.clone());
         let engines = self.client.look(self.of).await?.engines.max(1) as usize;
         let largest = (values.len() / (8 * engines)).clamp(GROUP, LARGEST);
         let map = self.client.begin(definition).await?.map;
@@ -85,6 +107,7 @@ impl Reduction<'_> {
             largest,
             sender: Some(sender),
             expected: 0,
+            groups: Vec::new(),
             values: Vec::new(),
             last: None,
             failed: None,
@@ -138,6 +161,72 @@ impl Reduction<'_> {
     }
 }
 
+impl Reduction<'_> {
+    fn definition(&self, name: String) -> MapDefinition {
+        MapDefinition {
+            work: self.function.clone(),
+            options: MapOptions {
+                name: Some(name),
+                after: None,
+                targets: None,
+                timeout_s: None,
+                reduces: Some(Reduces {
+                    map: self.of,
+                    work: self.work.clone(),
+                }),
+                ..self.options.clone()
+            },
+        }
+    }
+
+    /// Has an engine load the function and look whether it takes two values, before the map runs. None: interrupted.
+    pub async fn check(&self, interrupts: &mut Interrupts) -> Result<Option<()>, CommandError> {
+        let name = format!("check of the function that reduces map {}", self.of);
+        let map = self.client.begin(self.definition(name.clone())).await?.map;
+        self.client.feed(map, [Ok(Bytes::from_static(b"[]"))], Feeding::default()).await?;
+        let mut progress = Progress::new(&name, false);
+        let job = Job {
+            context: self.context,
+            client: self.client.clone(),
+            map,
+            name,
+            total: Some(1),
+            feed: None,
+            detachable: false,
+            outputs: LongOutputs::Left,
+        };
+        let mut failed = None;
+        let (ended, _) = job
+            .follow(interrupts, &mut progress, &mut |_, rows| {
+                if let Taken::Rows(rows) = rows {
+                    failed = rows.into_iter().find(|row| row.state.is_failed()).or(failed.take());
+                }
+                Ok(())
+            })
+            .await?;
+        if ended != Ended::Complete {
+            return Ok(None);
+        }
+        match failed {
+            None => {
+                // It has told what it was for.
+                let _ = self.client.purge(vec![map]).await;
+                Ok(Some(()))
+            }
+            Some(row) => {
+                let error = row.error.as_ref().map_or_else(|| row.state.to_string(), in_words);
+                Err(
+                    CommandError::failed(format!("the function of --reduce cannot be used, so nothing was run: {error}")).hint(format!(
+                        "all that is known: pcluster results{} {}",
+                        self.context.options(),
+                        row.task
+                    )),
+                )
+            }
+        }
+    }
+}
+
 /// The levels of the fold: what is out, what has come back.
 struct Rounds {
     largest: usize,
@@ -145,19 +234,26 @@ struct Rounds {
     sender: Option<std::sync::mpsc::Sender<String>>,
     /// Results that this round still waits for.
     expected: usize,
-    values: Vec<String>,
+    /// Of each task of the reduction: which of the map's tasks it folds.
+    groups: Vec<(TaskId, TaskId)>,
+    values: Vec<Item>,
     last: Option<TaskRow>,
     failed: Option<String>,
 }
 
 impl Rounds {
-    fn next(&mut self, values: Vec<String>) {
+    fn next(&mut self, values: Vec<Item>) {
         let groups = groups(&values, self.largest, GROUP_BYTES);
         self.expected = groups.len();
-        if let Some(sender) = &self.sender {
-            for group in groups {
+        for group in groups {
+            let (Some(first), Some(last)) = (group.first(), group.last()) else {
+                continue;
+            };
+            self.groups.push((first.first, last.last));
+            if let Some(sender) = &self.sender {
+                let items: Vec<String> = group.iter().map(Item::text).collect();
                 // The receiver ends only when the map does.
-                let _ = sender.send(format!("[{}]", group.join(",")));
+                let _ = sender.send(format!("[{}]", items.join(",")));
             }
         }
         if self.expected == 1 {
@@ -167,18 +263,18 @@ impl Rounds {
 
     /// One group's result, in order.
     fn take(&mut self, row: TaskRow) {
+        let (first, last) = self.groups.get(row.task.index as usize).copied().unwrap_or((row.task, row.task));
         if row.state.is_failed() {
-            let error = row
-                .error
-                .as_ref()
-                .map(crate::cli::values::in_words)
-                .unwrap_or_else(|| row.state.to_string());
-            self.failed.get_or_insert(format!("task {} failed: {error}", row.task));
+            let error = row.error.as_ref().map_or_else(|| row.state.to_string(), in_words);
+            self.failed.get_or_insert(format!(
+                "task {}, with the values of tasks {first} to {last}, failed: {error}",
+                row.task
+            ));
             self.sender = None;
             return;
         }
         self.expected = self.expected.saturating_sub(1);
-        self.values.push(value_line(&row).into_owned());
+        self.values.push(Item::new(first, last, &row));
         self.last = Some(row);
         if self.expected == 0 && self.values.len() > 1 && self.failed.is_none() {
             let values = std::mem::take(&mut self.values);
@@ -188,16 +284,16 @@ impl Rounds {
 }
 
 /// Neighbours together; never more groups than half the values, so that it comes to an end.
-fn groups(values: &[String], largest: usize, bytes: usize) -> Vec<&[String]> {
+fn groups(values: &[Item], largest: usize, bytes: usize) -> Vec<&[Item]> {
     let mut groups = Vec::new();
     let (mut start, mut size) = (0, 0);
     for (i, value) in values.iter().enumerate() {
         let length = i - start;
-        if length >= 2 && (length >= largest || size + value.len() > bytes) {
+        if length >= 2 && (length >= largest || size + value.value.len() > bytes) {
             groups.push(&values[start..i]);
             (start, size) = (i, 0);
         }
-        size += value.len() + 1;
+        size += value.value.len() + 1;
     }
     if start < values.len() {
         groups.push(&values[start..]);
@@ -205,43 +301,16 @@ fn groups(values: &[String], largest: usize, bytes: usize) -> Vec<&[String]> {
     groups
 }
 
-/// The function that folds one group: the user's source with a few lines behind it.
-fn folding(function: Work) -> Result<Work, CommandError> {
-    let Work::Call { from, function } = function else {
-        return Err(CommandError::usage("--reduce takes a Python function"));
-    };
-    let (name, text, function) = match from {
-        CallSource::File { name, text } => (name, text, function),
-        CallSource::Module { module } => {
-            let head = function.split('.').next().unwrap_or(&function);
-            (
-                format!("reduce_{}.py", module.replace('.', "_")),
-                format!("from {module} import {head}\n"),
-                function,
-            )
-        }
-    };
-    let text = format!(
-        "{text}\n\n\
-         def {FOLD}(*values):\n    \
-             import base64, functools, pickle\n    \
-             def restored(value):\n        \
-                 if isinstance(value, dict) and set(value) == {{'__pickled__', 'repr'}}:\n            \
-                     return pickle.loads(base64.b64decode(value['__pickled__']))\n        \
-                 return value\n    \
-             return functools.reduce({function}, map(restored, values))\n"
-    );
-    Ok(Work::Call {
-        from: CallSource::File { name, text },
-        function: FOLD.into(),
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cli::values::tests::row;
+    use crate::cli::values::tests::{a_set, row};
     use proptest::prelude::*;
+
+    fn item(index: u32, value: &str) -> Item {
+        let task = TaskId::new(MapId(7), index);
+        Item::new(task, task, &row(index, Some(value)))
+    }
 
     /// Folds by concatenation, as engines would.
     fn folded(count: usize, largest: usize) -> (String, usize) {
@@ -250,14 +319,16 @@ mod tests {
             largest,
             sender: Some(sender),
             expected: 0,
+            groups: Vec::new(),
             values: Vec::new(),
             last: None,
             failed: None,
         };
-        rounds.next((0..count).map(|i| format!("\"{i};\"")).collect());
+        rounds.next((0..count).map(|i| item(i as u32, &format!("\"{i};\""))).collect());
         let mut tasks = 0;
         for input in receiver {
-            let values: Vec<String> = serde_json::from_str(&input).unwrap();
+            let values: Vec<(String, String)> = serde_json::from_str(&input).unwrap();
+            let values: Vec<String> = values.into_iter().map(|(_, value)| value).collect();
             rounds.take(row(tasks as u32, Some(&format!("{:?}", values.concat()))));
             tasks += 1;
         }
@@ -273,7 +344,7 @@ mod tests {
         }
         #[test]
         fn groups_are_the_values(lengths in proptest::collection::vec(0usize..50, 0..100), largest in 2usize..10, bytes in 0usize..200) {
-            let values: Vec<String> = lengths.iter().map(|n| "x".repeat(*n)).collect();
+            let values: Vec<Item> = lengths.iter().map(|n| item(0, &format!("{:?}", "x".repeat(*n)))).collect();
             let groups = groups(&values, largest, bytes);
             prop_assert_eq!(groups.concat(), values.clone());
             prop_assert!(groups.iter().all(|g| g.len() <= largest));
@@ -294,56 +365,29 @@ mod tests {
             largest: 2,
             sender: Some(sender),
             expected: 0,
+            groups: Vec::new(),
             values: Vec::new(),
             last: None,
             failed: None,
         };
-        rounds.next(vec!["1".into(), "2".into(), "3".into(), "4".into()]);
+        rounds.next((0..4).map(|i| item(i, "1")).collect());
         rounds.take(TaskRow {
             state: crate::model::task::TaskState::Error,
             ..row(0, None)
         });
         rounds.take(row(1, Some("7")));
         assert_eq!(receiver.into_iter().count(), 2, "no more groups, and the channel is closed");
-        assert_eq!(rounds.failed.as_deref(), Some("task 1.0 failed: error"));
+        let said = "task 1.0, with the values of tasks 7.0 to 7.1, failed: error";
+        assert_eq!(rounds.failed.as_deref(), Some(said));
     }
 
-    /// The lines that are put behind the user's are Python, and do what they say.
     #[test]
-    fn the_fold_is_python() {
-        let from = CallSource::File {
-            name: "f.py".into(),
-            text: "def add(a, b): return a + b".into(),
-        };
-        let own = folding(Work::Call {
-            from,
-            function: "add".into(),
-        })
-        .unwrap();
-        let module = folding(Work::Call {
-            from: CallSource::Module { module: "operator".into() },
-            function: "add".into(),
-        })
-        .unwrap();
-        let python = std::env::var("PCLUSTER_TEST_PYTHON").unwrap_or_else(|_| "python3".into());
-        for work in [own, module] {
-            let Work::Call {
-                from: CallSource::File { text, .. },
-                function,
-            } = work
-            else {
-                panic!()
-            };
-            let code = format!(
-                "{text}\nimport pickle, base64\np = base64.b64encode(pickle.dumps([3])).decode()\nprint({function}([1], [2], {{'__pickled__': p, 'repr': ''}}))"
-            );
-            let said = std::process::Command::new(&python).args(["-c", &code]).output().unwrap();
-            assert_eq!(
-                String::from_utf8_lossy(&said.stdout),
-                "[1, 2, 3]\n",
-                "{}",
-                String::from_utf8_lossy(&said.stderr)
-            );
-        }
+    fn values_are_handed_over_exactly() {
+        assert_eq!(item(3, "{\"a\":1}").text(), r#"["7.3",{"a":1}]"#);
+        let (first, last) = (TaskId::new(MapId(7), 0), TaskId::new(MapId(7), 4));
+        assert_eq!(
+            Item::new(first, last, &a_set(0)).text(),
+            r#"["7.0 to 7.4",null,"gAOPKEsBSwKQLg=="]"#
+        );
     }
 }

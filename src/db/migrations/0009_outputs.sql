@@ -15,6 +15,7 @@ CREATE VIEW tasks AS SELECT
     t.completed - t.started AS duration,
     t.input,
     COALESCE(t.value, t.repr) AS value,
+    t.type,
     t.ename || ': ' || COALESCE(t.evalue, '') AS error,
     CASE WHEN t.completed IS NULL THEN (SELECT group_concat(CASE typeof(o.text) WHEN 'text' THEN o.text ELSE '(see pcluster results)' END, '')
                                         FROM output o WHERE o.task = t.id AND o.stream = 'stdout')
