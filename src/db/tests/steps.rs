@@ -333,7 +333,7 @@ fn a_result_that_no_row_can_hold_is_an_error_of_its_task_alone() {
         (row.state, error.ename.as_str(), row.stdout.as_str()),
         (TaskState::Error, "ResultTooLarge", "y".repeat(60_000).as_str())
     );
-    assert!(error.evalue.contains("120002 bytes"), "{}", error.evalue);
+    assert!(error.evalue.contains("120001 bytes"), "{}", error.evalue);
     assert_eq!(
         db.reader().attempts(task(1, 2)).unwrap()[0].outcome.error.as_ref().unwrap().ename,
         "ResultTooLarge"
