@@ -168,7 +168,7 @@ fn both_streams_of_a_task_are_on_record_and_shown_in_bounds() {
     cluster.run(&["results", "--stdout"]).fails(2, &["of one task"]);
     cluster
         .run(&["results", &task, "--stdout", "--run", "9"])
-        .fails(4, &["no such run"]);
+        .fails(3, &["no such run"]);
 }
 
 #[test]
@@ -185,7 +185,7 @@ fn what_a_function_prints_is_complete_and_seen_while_it_runs() {
     );
     let printed = cluster.ok(&["map", "work.py:prints", "--range", "20000000..20000001"]);
     assert_eq!(printed, "20000000\n");
-    let block: Vec<u8> = (0..1u64 << 16).map(|at| (at * at >> 3) as u8).collect();
+    let block: Vec<u8> = (0..1u64 << 16).map(|at| ((at * at) >> 3) as u8).collect();
     let expected = block.repeat(20_000_000 >> 16);
     assert!(into_file(&cluster, "results 1.0 --stdout", "printed.bin") == expected);
 
