@@ -22,6 +22,11 @@ pub(super) enum Said {
 
 impl Driver {
     pub(super) async fn worker_said(&mut self, number: u64, event: WorkerEvent) {
+        if matches!(event, WorkerEvent::Records(_))
+            && let Some(worker) = self.pool.find(number).and_then(|key| self.pool.get_mut(key))
+        {
+            worker.has_moved();
+        }
         match event {
             WorkerEvent::Records(records) => self.said.extend(records.into_iter().map(|record| (number, Said::Record(record)))),
             WorkerEvent::Looked => self.said.push_back((number, Said::Looked)),
@@ -83,7 +88,7 @@ impl Driver {
 
     async fn worker_exited(&mut self, key: Option<WorkerKey>, exit: WorkerExit) {
         let WorkerExit { how, killed, last_words } = exit;
-        let Some(mut worker) = self.pool.remove(key) else { return };
+        let Some(mut worker) = self.remove_worker(key) else { return };
         let how = format!("the Python worker (pid {}, {}) {how}", worker.pid.get(), self.python);
         tracing::warn!("{how}");
         let event = Event::WorkerExited {
