@@ -4,12 +4,13 @@
 //! by who asks, while that thread has nothing to do. Large ones go to the threads, and so does everything after them until they are done.
 use super::core::event::{FoundMap, FoundRequest, FoundTask};
 use super::core::{Ask, Event, Expired, Query};
+use super::rescue::{self, Copy};
 use crate::db::{DbError, Reader, RequestRecord, Writer};
 use crate::model::change::{Attempt, Change};
 use crate::model::definition::Work;
 use crate::model::query::{MapQuery, TaskQuery};
 use crate::model::task::{INPUTS_MISSING, TaskRow, TaskState};
-use crate::model::{MapId, TaskId};
+use crate::model::{MapId, TaskId, UnixTime};
 use crate::wire::content::client::{self as say, Selection, ok};
 use crate::wire::content::error::ErrorContent;
 use crate::wire::message::to_json;
@@ -49,6 +50,9 @@ pub(super) struct Records {
     changes: Option<std_mpsc::Sender<Vec<Change>>>,
     queries: Option<std_mpsc::Sender<Query>>,
     threads: Vec<std::thread::JoinHandle<()>>,
+    copy: Arc<Mutex<Option<Copy>>>,
+    /// Its end ends the watch over the file.
+    watched: Option<std_mpsc::Sender<()>>,
 }
 
 /// What the threads say.
@@ -76,7 +80,13 @@ impl Records {
         let quick = writer.own_reader();
         let writer = Arc::new(Mutex::new(writer));
         let to_share = writer.clone();
+        let (watched, until) = std_mpsc::channel();
+        let (copy, to_watch) = (Arc::<Mutex<Option<Copy>>>::default(), writer.clone());
+        let copied = copy.clone();
         let threads = vec![
+            std::thread::Builder::new()
+                .name("records-watch".into())
+                .spawn(move || rescue::watch(&to_watch, &copied, &until, now))?,
             std::thread::Builder::new()
                 .name("records-write".into())
                 .spawn(move || write(&to_share, &to_write, &committed))?,
@@ -93,6 +103,8 @@ impl Records {
                 changes: Some(changes),
                 queries: Some(queries),
                 threads,
+                copy,
+                watched: Some(watched),
             },
             heard,
         ))
@@ -148,11 +160,21 @@ impl Records {
     pub(super) fn close(mut self) -> bool {
         self.changes = None;
         self.queries = None;
+        self.watched = None;
         for thread in self.threads.drain(..) {
             let _ = thread.join();
         }
-        let Records { writer, reader, .. } = self;
+        let Records { writer, reader, copy, .. } = self;
         drop(reader);
+        {
+            let writer = writer.lock().unwrap_or_else(PoisonError::into_inner);
+            rescue::save(
+                &writer,
+                &mut copy.lock().unwrap_or_else(PoisonError::into_inner),
+                Duration::ZERO,
+                now,
+            );
+        }
         if let Some(writer) = Arc::into_inner(writer)
             && let Err(error) = writer.into_inner().unwrap_or_else(PoisonError::into_inner).close()
         {
@@ -161,6 +183,10 @@ impl Records {
         }
         true
     }
+}
+
+fn now() -> UnixTime {
+    super::driver::unix_now()
 }
 
 /// About how much work a change is to write, a small change being one.

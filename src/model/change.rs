@@ -94,6 +94,10 @@ pub enum Change {
         at: UnixTime,
         reason: String,
     },
+    /// How far the time has come by which records age (`controller.keep_days`).
+    RetentionClock {
+        at: UnixTime,
+    },
     /// Batch jobs as somebody has seen them.
     JobsSeen {
         jobs: Vec<JobRow>,

@@ -239,6 +239,9 @@ pub struct StatusReply {
     /// Clients and engines that have lost their connection because they did not read.
     #[serde(default)]
     pub cut_off: u64,
+    /// Why tasks wait, where that is not plain: a sentence each.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub notes: Vec<String>,
 }
 
 /// What the batch system says of the cluster's jobs, to be recorded; answered with what is on record.
