@@ -166,21 +166,20 @@ impl Records {
         }
         let Records { writer, reader, copy, .. } = self;
         drop(reader);
-        {
+        let orphaned = {
             let writer = writer.lock().unwrap_or_else(PoisonError::into_inner);
-            rescue::save(
-                &writer,
-                &mut copy.lock().unwrap_or_else(PoisonError::into_inner),
-                Duration::ZERO,
-                now,
-            );
-        }
+            let mut copy = copy.lock().unwrap_or_else(PoisonError::into_inner);
+            rescue::save(&writer, &mut copy, Duration::ZERO, now);
+            rescue::orphaned_files(&writer, &copy)
+        };
         if let Some(writer) = Arc::into_inner(writer)
             && let Err(error) = writer.into_inner().unwrap_or_else(PoisonError::into_inner).close()
         {
             tracing::warn!(%error, "the database was not closed in order");
             return false;
         }
+        // What is in them is in the copy, and the next database would not be opened beside them.
+        orphaned.iter().for_each(|path| drop(std::fs::remove_file(path)));
         true
     }
 }

@@ -63,6 +63,20 @@ pub(super) fn save(writer: &Writer, copy: &mut Option<Copy>, pause: Duration, no
     true
 }
 
+/// The write-ahead log of a database that was deleted, when the copy has everything.
+pub(super) fn orphaned_files(writer: &Writer, copy: &Option<Copy>) -> Vec<PathBuf> {
+    let is_whole = copy.as_ref().is_some_and(|copy| copy.changes == writer.total_changes());
+    if !is_whole || writer.path().exists() {
+        return Vec::new();
+    }
+    let beside = |suffix: &str| {
+        let mut name = writer.path().as_os_str().to_os_string();
+        name.push(suffix);
+        PathBuf::from(name)
+    };
+    vec![beside("-wal"), beside("-shm")]
+}
+
 /// Beside the database; where its directory is gone, too, among temporary files.
 fn place(database: &Path, now: UnixTime) -> PathBuf {
     let stamp: String = now.to_iso().chars().filter(char::is_ascii_digit).take(14).collect();
