@@ -65,6 +65,7 @@ async fn latency(file: ConnectionFile, count: usize) -> Outcomes {
                 text: "def noop(x): return x\n".into(),
             },
             function: "noop".into(),
+            reduce: false,
         },
         options: MapOptions::default(),
     };

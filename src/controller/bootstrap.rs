@@ -283,7 +283,7 @@ pub(super) fn restored(reader: &Reader, killed: bool) -> Result<Restored, Contro
         })?;
         restored.maps.push(FoundMap {
             map: map.map,
-            definition: map.definition,
+            definition: reader.with_bundle(map.definition)?,
             key: map.client,
             closed: map.closed,
             counts: map.counts,

@@ -15,6 +15,7 @@ const MIGRATIONS: &[&str] = &[
     include_str!("migrations/0005_resubmitted.sql"),
     include_str!("migrations/0006_owed.sql"),
     include_str!("migrations/0007_batch_jobs.sql"),
+    include_str!("migrations/0008_bundles.sql"),
 ];
 
 /// The version that this program writes, in `PRAGMA user_version`.

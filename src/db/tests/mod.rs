@@ -76,6 +76,7 @@ pub fn definition() -> MapDefinition {
                 text: "def f(x):\n    return x\n".into(),
             },
             function: "f".into(),
+            reduce: false,
         },
         options: MapOptions::default(),
     }

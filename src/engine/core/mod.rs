@@ -166,7 +166,13 @@ impl Core {
                     forgotten: false,
                     mean: None,
                 };
-                self.maps.entry(map).or_insert(state).forgotten = false;
+                match self.maps.get_mut(&map) {
+                    // Sent again, not changed.
+                    Some(known) if known.definition == state.definition => known.forgotten = false,
+                    _ => {
+                        self.maps.insert(map, state);
+                    }
+                }
             }
             Event::Forgotten { map } => {
                 if let Some(state) = self.maps.get_mut(&map) {

@@ -65,6 +65,7 @@ impl World {
         let call = Work::Call {
             from: CallSource::Module { module: "m".into() },
             function: "f".into(),
+            reduce: false,
         };
         let command = Work::Command { argv: vec!["true".into()] };
         for (map, definition) in [
@@ -518,6 +519,7 @@ fn world_definition(map: MapId) -> Arc<MapDefinition> {
     let call = Work::Call {
         from: CallSource::Module { module: "m".into() },
         function: "f".into(),
+        reduce: false,
     };
     match map {
         COMMANDS => definition(Work::Command { argv: vec!["true".into()] }, Some(5.0)),

@@ -8,6 +8,7 @@ mod outgoing;
 mod reports;
 mod signals;
 
+use crate::engine::bundles::Bundles;
 use crate::engine::command::{self, CommandEvent, Running};
 use crate::engine::core::{Core, CoreSettings, Event, Now};
 use crate::engine::forker::Forker;
@@ -48,6 +49,8 @@ pub struct Driver {
     facts: EngineFacts,
     /// Where the controller keeps large buffers, if this process finds it.
     buffers: Option<PathBuf>,
+    /// The code of maps.
+    bundles: Bundles,
     link: Option<Link>,
     left: bool,
     /// Not the end: this process goes on as another engine.
@@ -116,6 +119,7 @@ impl Driver {
             command_sender,
             facts,
             buffers,
+            bundles: Bundles::default(),
             link: None,
             left: false,
             as_another: false,

@@ -65,7 +65,13 @@ impl Driver {
             }
             Effect::StartWorker => return self.start_worker().await,
             // With the tasks that follow.
-            Effect::Define { map, definition } => self.tell_worker_later(|| frame(b'D', 0, &to_json(&(map, &*definition)))),
+            Effect::Define { map, definition } => {
+                let code = definition.work.bundle().map(|named| match self.bundles.place(&named.hash) {
+                    Ok(directory) => serde_json::json!({ "directory": directory }),
+                    Err(why) => serde_json::json!({ "missing": why }),
+                });
+                self.tell_worker_later(|| frame(b'D', 0, &to_json(&(map, &*definition, code))));
+            }
             Effect::Forget { map } => self.tell_worker_later(|| frame(b'F', 0, &to_json(&map))),
             Effect::GiveTasks { map, first, inputs } => {
                 let count = inputs.len();

@@ -64,6 +64,7 @@ async fn definitions_that_cannot_be_used_say_why() {
         Work::Call {
             from,
             function: "f".into(),
+            reduce: false,
         },
         MapOptions::default(),
     );
@@ -73,6 +74,7 @@ async fn definitions_that_cannot_be_used_say_why() {
         Work::Call {
             from,
             function: "basename".into(),
+            reduce: false,
         },
         MapOptions::default(),
     );
@@ -149,6 +151,7 @@ async fn output_comes_while_a_task_runs_and_belongs_to_it() {
         Work::Call {
             from,
             function: "f".into(),
+            reduce: false,
         },
         options,
     );
@@ -177,6 +180,7 @@ async fn the_namespace_is_shared_by_execute_push_and_pull() {
     let execute = |code: &str| Work::Execute {
         code: code.into(),
         filename: "<exec>".into(),
+        bundle: None,
     };
     c.define(1, Work::Push, MapOptions::default());
     c.define(2, execute("import os\nb = a + 1\nb * 2"), MapOptions::default());

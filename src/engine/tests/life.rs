@@ -17,6 +17,7 @@ async fn timeouts_end_a_task_and_cancelling_too() {
         Work::Call {
             from: from.clone(),
             function: "f".into(),
+            reduce: false,
         },
         options,
     );
@@ -25,6 +26,7 @@ async fn timeouts_end_a_task_and_cancelling_too() {
         Work::Call {
             from,
             function: "f".into(),
+            reduce: false,
         },
         MapOptions::default(),
     );

@@ -125,6 +125,7 @@ impl Controller {
             Work::Call {
                 from,
                 function: "f".into(),
+                reduce: false,
             },
             MapOptions::default(),
         );

@@ -1,5 +1,5 @@
 //! The Python worker: its process ([`process`]), what is said to it and by it ([`protocol`]), and its own code
-//! (`state.py`, `records.py`, `values.py`, `code.py`, `worker.py`: one script; `ipython.py`).
+//! (`state.py`, `records.py`, `values.py`, `bundle.py`, `code.py`, `worker.py`: one script; `ipython.py`).
 pub mod files;
 pub mod process;
 pub mod protocol;

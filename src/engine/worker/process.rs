@@ -26,6 +26,8 @@ const WORKER: &str = concat!(
     "\n",
     include_str!("values.py"),
     "\n",
+    include_str!("bundle.py"),
+    "\n",
     include_str!("code.py"),
     "\n",
     include_str!("worker.py"),

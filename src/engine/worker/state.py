@@ -8,6 +8,7 @@ import base64
 import builtins
 import functools
 import importlib
+import importlib.machinery
 import importlib.util
 import json
 import linecache

@@ -181,8 +181,8 @@ def serve():
         elif kind == b"R":
             run_request(ticket, body)
         elif kind == b"D":
-            number, definition = json.loads(body)
-            definitions[number] = Definition(definition["work"], definition.get("options") or {})
+            number, definition, place = json.loads(body)
+            definitions[number] = Definition(definition["work"], definition.get("options") or {}, place)
         elif kind == b"F":
             definitions.pop(json.loads(body), None)
         elif kind == b"M":

@@ -5,12 +5,13 @@
 //! function must be associative, need not be commutative, and few values (up to [`GROUP`]) are a plain left fold.
 use super::follow::{Ended, Feed, Job};
 use super::interrupts::Interrupts;
+use crate::cli::inputs::code::CodeArgs;
 use crate::cli::progress::Progress;
 use crate::cli::values::value_line;
 use crate::cli::{CommandError, Context};
 use crate::client::{Client, Feeding};
 use crate::model::MapId;
-use crate::model::definition::{CallSource, MapDefinition, MapOptions, Work};
+use crate::model::definition::{MapDefinition, MapOptions, Work};
 use crate::model::task::TaskRow;
 use bytes::Bytes;
 
@@ -20,9 +21,6 @@ const GROUP: usize = 16;
 const LARGEST: usize = 5_000;
 /// and bytes of them, at most (but always two values).
 const GROUP_BYTES: usize = 4 << 20;
-
-/// The name of the function that folds one group.
-const FOLD: &str = "__pcluster_fold__";
 
 /// Values in input order, each as JSON text.
 #[derive(Debug, Default)]
@@ -202,36 +200,24 @@ fn groups(values: &[String], largest: usize, bytes: usize) -> Vec<&[String]> {
     groups
 }
 
-/// The function that folds one group: the user's source with a few lines behind it.
+/// The function as one that folds a group.
 fn folding(function: Work) -> Result<Work, CommandError> {
-    let Work::Call { from, function } = function else {
-        return Err(CommandError::usage("--reduce takes a Python function"));
-    };
-    let (name, text, function) = match from {
-        CallSource::File { name, text } => (name, text, function),
-        CallSource::Module { module } => {
-            let head = function.split('.').next().unwrap_or(&function);
-            (
-                format!("reduce_{}.py", module.replace('.', "_")),
-                format!("from {module} import {head}\n"),
-                function,
-            )
-        }
-    };
-    let text = format!(
-        "{text}\n\n\
-         def {FOLD}(*values):\n    \
-             import base64, functools, pickle\n    \
-             def restored(value):\n        \
-                 if isinstance(value, dict) and set(value) == {{'__pickled__', 'repr'}}:\n            \
-                     return pickle.loads(base64.b64decode(value['__pickled__']))\n        \
-                 return value\n    \
-             return functools.reduce({function}, map(restored, values))\n"
-    );
-    Ok(Work::Call {
-        from: CallSource::File { name, text },
-        function: FOLD.into(),
-    })
+    match function {
+        Work::Call { from, function, .. } => Ok(Work::Call {
+            from,
+            function,
+            reduce: true,
+        }),
+        _ => Err(CommandError::usage("--reduce takes a Python function")),
+    }
+}
+
+/// What `--with` names is also there for a function that reduces, if that is in a file.
+pub fn code_of(function: &str, code: &CodeArgs) -> CodeArgs {
+    match function.contains(".py:") || function.contains('/') {
+        true => code.clone(),
+        false => CodeArgs::default(),
+    }
 }
 
 #[cfg(test)]
@@ -303,44 +289,5 @@ mod tests {
         rounds.take(row(1, Some("7")));
         assert_eq!(receiver.into_iter().count(), 2, "no more groups, and the channel is closed");
         assert_eq!(rounds.failed.as_deref(), Some("task 1.0 failed: error"));
-    }
-
-    /// The lines that are put behind the user's are Python, and do what they say.
-    #[test]
-    fn the_fold_is_python() {
-        let from = CallSource::File {
-            name: "f.py".into(),
-            text: "def add(a, b): return a + b".into(),
-        };
-        let own = folding(Work::Call {
-            from,
-            function: "add".into(),
-        })
-        .unwrap();
-        let module = folding(Work::Call {
-            from: CallSource::Module { module: "operator".into() },
-            function: "add".into(),
-        })
-        .unwrap();
-        let python = std::env::var("PCLUSTER_TEST_PYTHON").unwrap_or_else(|_| "python3".into());
-        for work in [own, module] {
-            let Work::Call {
-                from: CallSource::File { text, .. },
-                function,
-            } = work
-            else {
-                panic!()
-            };
-            let code = format!(
-                "{text}\nimport pickle, base64\np = base64.b64encode(pickle.dumps([3])).decode()\nprint({function}([1], [2], {{'__pickled__': p, 'repr': ''}}))"
-            );
-            let said = std::process::Command::new(&python).args(["-c", &code]).output().unwrap();
-            assert_eq!(
-                String::from_utf8_lossy(&said.stdout),
-                "[1, 2, 3]\n",
-                "{}",
-                String::from_utf8_lossy(&said.stderr)
-            );
-        }
     }
 }

@@ -117,6 +117,7 @@ fn changes() -> Vec<Change> {
             text: "def total(path): ...".into(),
         },
         function: "total".into(),
+        reduce: false,
     };
     let command = Work::Command {
         argv: vec!["wc".into(), "-l".into(), "{}".into()],

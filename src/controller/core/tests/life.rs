@@ -45,6 +45,7 @@ impl Wish {
             let work = Work::Call {
                 from: CallSource::Module { module: "m".into() },
                 function: "f".into(),
+                reduce: false,
             };
             let definition = MapDefinition {
                 work,
@@ -56,6 +57,7 @@ impl Wish {
                 definition,
                 whole: self.whole,
                 watch: None,
+                with_bundle: false,
             };
             let buffers = match self.whole {
                 true => vec![Bytes::from(lines.join("\n"))],
