@@ -61,6 +61,7 @@ fn what_is_imported_comes_along_and_nothing_else() {
             "pkg/late.py",
             "pkg/setup.py",
             "pkg/star/__init__.py",
+            "pkg/star/one.py",
             "pkg/sub/__init__.py",
             "pkg/sub/deep.py",
             "second.py",
