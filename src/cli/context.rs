@@ -299,7 +299,7 @@ mod tests {
         let path = context.profile_dir().unwrap().client_file("");
         let mut keys = crate::connection::PclusterKeys::of_this_process("", "127.0.0.1", None);
         // This process, had it started long ago.
-        keys.started -= 100_000.0;
+        keys.process.ticks = Some(1);
         let file: ConnectionFile = serde_json::from_value(serde_json::json!({
             "ssh": "", "interface": "tcp://127.0.0.1", "registration": 1, "control": 2, "mux": 3, "task": 4, "iopub": 5, "broadcast": 6,
             "key": "k", "curve_serverkey": null, "location": "here", "pack": "json", "unpack": "json",
@@ -312,8 +312,8 @@ mod tests {
         let text = error.render(false);
         let text = text
             .replace(&dir.path().display().to_string(), "DIR")
-            .replace(&keys.pid.to_string(), "PID");
-        insta::assert_snapshot!(text.replace(&keys.host, "HOST"), @r#"
+            .replace(&keys.process.pid.to_string(), "PID");
+        insta::assert_snapshot!(text.replace(&keys.process.host, "HOST"), @r#"
         error: the cluster in profile "default" is gone: DIR/profile_default/security/ipcontroller-client.json was written by process PID on HOST, which no longer runs
         hint: start it anew, with all its tasks: pcluster start
         hint: or clear away what it left: pcluster clean

@@ -240,9 +240,11 @@ impl From<ClusterError> for CommandError {
             ClusterError::Told { missing: true, .. } => ErrorKind::NotFound,
             ClusterError::Ssh(_) | ClusterError::Told { .. } => ErrorKind::Refused,
             ClusterError::Remote(ref error) => remote_kind(error),
-            ClusterError::Running { .. } | ClusterError::Foreign { .. } | ClusterError::Elsewhere { .. } | ClusterError::Busy { .. } => {
-                ErrorKind::Refused
-            }
+            ClusterError::Running { .. }
+            | ClusterError::Foreign { .. }
+            | ClusterError::Elsewhere { .. }
+            | ClusterError::Left { .. }
+            | ClusterError::Busy { .. } => ErrorKind::Refused,
             ClusterError::Internal(_) => ErrorKind::Internal,
             _ => ErrorKind::Environment,
         };
@@ -295,7 +297,7 @@ impl From<ControllerError> for CommandError {
 impl From<ClientError> for CommandError {
     fn from(error: ClientError) -> Self {
         let kind = match &error {
-            ClientError::Inputs { .. } => ErrorKind::Usage,
+            ClientError::Inputs { .. } | ClientError::TooLarge { .. } => ErrorKind::Usage,
             ClientError::Refused { ename, .. } if ename.starts_with("NoSuch") => ErrorKind::NotFound,
             _ => ErrorKind::Refused,
         };
@@ -342,8 +344,11 @@ mod tests {
                 ClusterError::Running {
                     cluster: cluster(),
                     options: String::new(),
-                    pid: 7,
-                    host: "n1".into(),
+                    controller: Some(crate::connection::process::ProcessId {
+                        pid: 7,
+                        host: "n1".into(),
+                        ..Default::default()
+                    }),
                 }
                 .into(),
                 4,

@@ -57,7 +57,7 @@ pub fn candidates(file: &ConnectionFile, here: &str) -> Result<Vec<String>, Clie
 fn host_of(file: &ConnectionFile) -> String {
     file.pcluster
         .as_ref()
-        .map(|keys| keys.host.clone())
+        .map(|keys| keys.process.host.clone())
         .unwrap_or_else(|| "another host".into())
 }
 
@@ -65,7 +65,7 @@ fn host_of(file: &ConnectionFile) -> String {
 fn is_here(file: &ConnectionFile, here: &str) -> bool {
     let same = |name: &str| !name.is_empty() && short(name).eq_ignore_ascii_case(short(here));
     match &file.pcluster {
-        Some(keys) if !keys.host.is_empty() => same(&keys.host),
+        Some(keys) if !keys.process.host.is_empty() => same(&keys.process.host),
         _ => is_loopback(&file.location) || same(&file.location),
     }
 }

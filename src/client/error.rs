@@ -40,6 +40,9 @@ pub enum ClientError {
     NotPcluster { address: String, why: String },
     #[error("the controller's answer to {request} cannot be read: {why}")]
     BadReply { request: String, why: String },
+    /// The controller receives no message of this length.
+    #[error("{request} has {bytes} bytes; the controller receives messages of up to {max} bytes")]
+    TooLarge { request: String, bytes: u64, max: u64 },
     /// The inputs of a map ended with an error; what was submitted of it is cancelled.
     #[error("{why}; map {map}, with the inputs before it ({submitted}), is cancelled")]
     Inputs { map: MapId, submitted: u32, why: String },
@@ -89,6 +92,9 @@ impl ClientError {
                 say(&["ipyparallel's own ipcontroller runs no maps: stop it, and start the cluster with `pcluster start`"])
             }
             ClientError::BadReply { .. } => say(&["update pcluster here or on the controller's host, so that both are of one version"]),
+            ClientError::TooLarge { .. } => say(&[
+                "restart the cluster with a larger `controller.most_message_mb`, or pass large data as files and only their names as inputs",
+            ]),
             ClientError::Inputs { .. } => say(&["correct the input and run the map again"]),
             ClientError::Transport(TransportError::BadKey(_)) => {
                 say(&["the connection file is damaged: restart the cluster with `pcluster restart`"])
@@ -108,5 +114,5 @@ impl ClientError {
 
 /// `process 77 on n1`, where the file says so.
 pub(super) fn writer_of(file: &ConnectionFile) -> Option<String> {
-    file.pcluster.as_ref().map(|keys| format!("process {} on {}", keys.pid, keys.host))
+    file.pcluster.as_ref().map(|keys| keys.process.to_string())
 }

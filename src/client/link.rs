@@ -26,6 +26,8 @@ const PATIENCE: Duration = Duration::from_secs(45);
 const LOOK: Duration = Duration::from_secs(2);
 /// How long one TCP connection to one address may take.
 const PROBE: Duration = Duration::from_secs(5);
+/// A message has less besides its buffers.
+const HEAD_BYTES: u64 = 64 << 10;
 
 /// A connected client. Cheap to clone; clones share the connection, which ends with the last of them.
 #[derive(Clone)]
@@ -101,6 +103,7 @@ impl Client {
                 host: String::new(),
                 started: UnixTime::default(),
                 packs: false,
+                max_message_bytes: 0,
             },
         };
         let hello = Hello {
@@ -292,6 +295,16 @@ impl Link {
         reply_to: &mpsc::Sender<Message>,
         ids: &mut Vec<String>,
     ) -> Result<(), ClientError> {
+        // The controller would end the connection, and the same request would be sent again.
+        let bytes = buffers.iter().map(|buffer| buffer.len() as u64).sum::<u64>();
+        let max = self.hello.max_message_bytes;
+        if max > 0 && bytes + HEAD_BYTES > max {
+            return Err(ClientError::TooLarge {
+                request: msg_type.into(),
+                bytes,
+                max,
+            });
+        }
         let frames = {
             let mut session = lock(&self.session);
             let mut message = session.message(&now().to_iso(), msg_type, None, content);

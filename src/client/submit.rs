@@ -136,7 +136,12 @@ impl Client {
                 _ => None,
             };
             let last = !matches!(end, End::More);
-            batches.send(batch, last).await?;
+            let failed = match batches.send(batch, last).await {
+                Err(ClientError::TooLarge { bytes, max, .. }) => Some(format!(
+                    "an input has {bytes} bytes; the controller receives messages of up to {max} bytes (controller.most_message_mb)"
+                )),
+                sent => sent.map(|()| failed)?,
+            };
             if let Some(why) = failed {
                 let submitted = batches.next;
                 batches.finish().await?;
@@ -244,6 +249,7 @@ impl<'a> Batches<'a> {
             first: self.next,
             last,
         };
+        let request_first = self.next;
         self.next = self.next.saturating_add(u32::try_from(batch.len()).unwrap_or(u32::MAX));
         let (client, end, text, feeding) = (self.client.clone(), self.next, Bytes::from(text), self.feeding.clone());
         let mut work = Box::pin(async move {
@@ -259,7 +265,12 @@ impl<'a> Batches<'a> {
         });
         // Begun here, so that batches leave in order: spawned tasks begin in any, and a batch too early waits for REOFFER.
         match poll_fn(|context| Poll::Ready(work.as_mut().poll(context))).await {
-            Poll::Ready(arrived) => return arrived,
+            Poll::Ready(arrived) => {
+                if arrived.is_err() {
+                    self.next = request_first;
+                }
+                return arrived;
+            }
             Poll::Pending => self.on_their_way.spawn(work),
         };
         Ok(())

@@ -2,6 +2,7 @@
 use super::remote::RemoteError;
 use crate::client::ClientError;
 use crate::connection::ConnectionError;
+use crate::connection::process::ProcessId;
 use crate::connection::ssh::SshError;
 use crate::launchers::LaunchError;
 use crate::profile::{ConfigError, ProfileError};
@@ -26,23 +27,30 @@ pub enum ClusterError {
     /// What another process of ours has said of its failure.
     #[error("{what}")]
     Told { what: String, hints: Vec<String>, missing: bool },
-    #[error("{cluster} is running already: its controller is {}", super::list::process_in_words(*pid, host))]
+    #[error("{cluster} is running already{}", controller.as_ref().map(|c| format!(": its controller is {c}")).unwrap_or_default())]
     Running {
         cluster: String,
         options: String,
-        pid: u32,
-        host: String,
+        controller: Option<ProcessId>,
     },
     #[error("no cluster is running: {cluster} has been stopped, or was never started")]
     NotRunning { cluster: String, options: String },
     #[error("in {cluster} runs a controller that is not pcluster's; it wrote {}", path.display())]
     Foreign { cluster: String, options: String, path: PathBuf },
-    #[error("{cluster} was started on {host} (controller: process {pid}), and nothing answers from there")]
+    #[error(
+        "it cannot be told whether {cluster} still runs: its controller ({controller}) does not answer, and cannot be seen from here: {why}"
+    )]
     Elsewhere {
         cluster: String,
         options: String,
-        host: String,
-        pid: u32,
+        controller: ProcessId,
+        why: String,
+    },
+    #[error("{cluster} is not stopped altogether:{}", lines(&left.join("\n")))]
+    Left {
+        cluster: String,
+        options: String,
+        left: Vec<String>,
     },
     #[error("another pcluster command is starting or stopping this cluster: {}", holder.as_deref().unwrap_or("it has not said which"))]
     Busy {
@@ -129,6 +137,14 @@ fn lines(tail: &str) -> String {
     tail.lines().map(|line| format!("\n  | {line}")).collect()
 }
 
+/// `clean` without a profile is about all profiles.
+fn clean_options(options: &str) -> String {
+    match options.starts_with(" --profile") {
+        true => options.to_string(),
+        false => format!(" --profile default{options}"),
+    }
+}
+
 impl ClusterError {
     /// What to do next, one line each.
     pub fn hints(&self) -> Vec<String> {
@@ -152,10 +168,11 @@ impl ClusterError {
                 "stop it as it was started (ipcluster stop), or start under a name of its own: --cluster-id NAME".into(),
                 format!("if you know that it is gone, remove {}", path.display()),
             ],
-            ClusterError::Elsewhere { options, host, .. } => vec![
-                format!("on {host}: pcluster stop{options}"),
-                format!("if you know that it is gone: pcluster clean{options} --force"),
+            ClusterError::Elsewhere { options, .. } => vec![
+                format!("where it was started: pcluster stop{options}"),
+                format!("if you know that it is gone: pcluster clean{} --force", clean_options(options)),
             ],
+            ClusterError::Left { options, .. } => vec![format!("try again: pcluster stop{options}")],
             ClusterError::Busy { .. } => vec!["wait for it to finish, then try again".into()],
             ClusterError::ControllerEnded { log, .. } | ClusterError::ControllerSilent { log, .. } => {
                 vec![format!("all that it said: {}", log.display())]

@@ -4,8 +4,8 @@ use super::lock::Lock;
 use super::start::StartProgress;
 use super::{ClusterError, ClusterState};
 use crate::client::{Client, StatusReply};
-use crate::connection::process;
-use crate::launchers::{self, Awaiting, EnginesLaunch, LaunchError, Launched, Launcher, MemberState, Recipe, Stage, launched};
+use crate::connection::process::ProcessId;
+use crate::launchers::{self, EnginesLaunch, LaunchError, Launched, Launcher, MemberState, Recipe, Stage, launched};
 use crate::profile::ProfileDir;
 use crate::profile::config::{Config, EngineKind};
 use std::path::{Path, PathBuf};
@@ -105,10 +105,9 @@ pub(super) fn recorded(engines: Launched, launch: &EnginesLaunch, config: &Confi
         let found = launchers::python::resolve(None);
         launch.python = Path::new(&found).is_absolute().then_some(found);
     }
-    let pid = std::process::id();
     Launched {
         recipe: Some(Recipe::of(&launch, config.launcher.max_walltime_restarts)),
-        awaited_by: process::started_of(pid).map(|started| Awaiting { pid, started }),
+        awaited_by: Some(ProcessId::own()),
         ..engines
     }
 }
@@ -120,9 +119,9 @@ pub(super) async fn no_longer_awaited(profile: &ProfileDir, cluster_id: &str) {
         let Some(mut state) = ClusterState::read(profile, cluster_id)? else {
             return Ok(());
         };
-        let own = |by: &Awaiting| by.pid == std::process::id();
+        let own = ProcessId::own();
         for launched in &mut state.engines {
-            launched.awaited_by.take_if(|by| own(by));
+            launched.awaited_by.take_if(|by| *by == own);
         }
         state.write(profile)
     };

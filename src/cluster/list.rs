@@ -2,7 +2,9 @@
 use super::keep::KeeperState;
 use super::remote::{self, TunnelState};
 use super::{ClusterError, ClusterState};
-use crate::connection::{ConnectionError, ConnectionFile, process};
+use crate::connection::lock::{self, Asked};
+use crate::connection::process::{self, Presence, ProcessId};
+use crate::connection::{ConnectionError, ConnectionFile, network_fs};
 use crate::launchers::ssh::reverse::{Phase, ReverseState};
 use crate::launchers::{self, Launched, MemberState, Stage};
 use crate::profile::Config;
@@ -23,7 +25,7 @@ pub enum Condition {
     Stale,
     /// Nothing of it runs; its tasks may be on record.
     Stopped,
-    /// It was started on another host, from where nothing can be told here.
+    /// It was started where its processes cannot be seen from here: on another host, or in another PID namespace.
     Elsewhere,
     /// Another controller than pcluster's wrote the connection file.
     Foreign,
@@ -48,7 +50,10 @@ pub struct ClusterSummary {
     pub directory: PathBuf,
     pub cluster_id: String,
     pub state: Condition,
-    pub controller: Option<ControllerProcess>,
+    /// Without a process id where that is not known: the controller of a job that waits in a queue.
+    pub controller: Option<ProcessId>,
+    /// Why its processes cannot be seen from here.
+    pub unseen: Option<String>,
     /// How many engine processes were started, and how many of them run (none where that cannot be told from here).
     pub engines_started: usize,
     pub engines_alive: Option<usize>,
@@ -117,7 +122,7 @@ impl ReverseSummary {
         Some(ReverseSummary {
             words: state.in_words(),
             runs: state.runs(),
-            pid: state.tunnel.map(|own| own.pid),
+            pid: state.tunnel.as_ref().map(|own| own.pid),
             to: state.to,
             phase: state.phase,
             ports: state.ports,
@@ -191,46 +196,24 @@ impl LaunchSummary {
     }
 }
 
-#[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct ControllerProcess {
-    /// 0 where it is not known: the controller of a job that waits in a queue.
-    pub pid: u32,
-    pub host: String,
-    /// Seconds since 1970.
-    pub started: f64,
+/// Where it was a supervisor and is gone: the one that has taken its place, or what it kept running.
+fn or_what_it_left(process: ProcessId) -> ProcessId {
+    if !process.is_gone() {
+        return process;
+    }
+    let left = process::left_by(std::slice::from_ref(&process)).into_iter().next();
+    left.map_or(process, |left| left.process)
 }
 
-/// `process 4242 on login1`; of a controller in a job that has not begun, the job.
-pub(super) fn process_in_words(pid: u32, host: &str) -> String {
-    match pid {
-        0 => host.to_string(),
-        pid => format!("process {pid} on {host}"),
-    }
-}
-
-impl ControllerProcess {
-    pub(super) fn is_here(&self) -> bool {
-        self.host == process::host()
-    }
-    pub(super) fn in_words(&self) -> String {
-        process_in_words(self.pid, &self.host)
-    }
-    pub(super) fn runs_here(&self) -> bool {
-        self.is_here() && process::is_same_process(self.pid, self.started)
-    }
-    /// Where it was a supervisor and is gone: the one that has taken its place, or what it kept running.
-    fn or_what_it_left(self) -> ControllerProcess {
-        if self.is_here()
-            && !self.runs_here()
-            && let Some(left) = process::left_by(&[(self.pid, self.started)]).first()
-        {
-            return ControllerProcess {
-                pid: left.pid,
-                started: left.started,
-                ..self
-            };
-        }
-        self
+/// Why it cannot be told from here whether a process runs. `shared`: hosts may have the file in common that names it.
+fn why_unseen(process: &ProcessId, shared: bool) -> Option<String> {
+    match process.presence() {
+        Presence::Unknown(why) => Some(why.to_string()),
+        Presence::Gone if shared && process.is_of_another_boot() => Some(format!(
+            "it was started before the last boot of {0}, or on another host that is called {0} too",
+            process.host
+        )),
+        Presence::Gone | Presence::Runs => None,
     }
 }
 
@@ -287,8 +270,9 @@ pub fn status(profile: &ProfileDir, cluster_id: &str) -> Option<ClusterSummary> 
             .state
             .as_ref()
             .map(|s| s.started)
-            .or(standing.controller.as_ref().map(|c| c.started)),
+            .or_else(|| Some(super::now() - standing.controller.as_ref()?.age()?.as_secs_f64())),
         controller: standing.controller,
+        unseen: standing.unseen,
         database,
         trouble: standing.trouble.or_else(|| keeper.as_ref()?.trouble.clone()),
         tunnel: standing.tunnel,
@@ -302,7 +286,9 @@ pub(super) struct Standing {
     pub state: Option<ClusterState>,
     pub connection: Option<ConnectionFile>,
     /// The controller that runs, else the last one.
-    pub controller: Option<ControllerProcess>,
+    pub controller: Option<ProcessId>,
+    /// Why its processes cannot be seen from here.
+    pub unseen: Option<String>,
     pub trouble: Option<String>,
     /// That runs, or has left its file.
     pub tunnel: Option<TunnelState>,
@@ -334,22 +320,21 @@ impl Standing {
             }
         };
         let recorded = state.as_ref().and_then(|s| s.controller.as_ref()).and_then(|launched| {
-            let process = launched.processes.first()?;
-            let recorded = ControllerProcess {
-                pid: process.pid,
-                host: launched.host.clone(),
-                started: process.started,
-            };
-            Some(recorded.or_what_it_left())
+            let mut id = launched.processes.first()?.id.clone();
+            if id.host.is_empty() {
+                id.host.clone_from(&launched.host);
+            }
+            Some(or_what_it_left(id))
         });
-        let published = connection
-            .as_ref()
-            .and_then(|file| file.pcluster.as_ref())
-            .map(|keys| ControllerProcess {
-                pid: keys.pid,
-                host: keys.host.clone(),
-                started: keys.started,
-            });
+        let published = connection.as_ref().and_then(|file| Some(file.pcluster.as_ref()?.process.clone()));
+        let holder = match lock::ask(&profile.controller_lock(cluster_id)) {
+            Asked::Held(holder) => Some(holder.map(|holder| holder.process)),
+            Asked::Free => None,
+            Asked::Unknown(why) => {
+                tracing::debug!("whether the controller's lock is held cannot be told: {why}");
+                None
+            }
+        };
         // A controller in a job: the batch system knows of it.
         let job = state.as_ref().and_then(|s| s.controller.as_ref()).filter(|l| !l.jobs.is_empty());
         let job_stage = job.and_then(|launched| {
@@ -357,27 +342,34 @@ impl Standing {
             let launcher = launchers::by_name(&launched.launcher, profile, &config).ok()?;
             launcher.states(launched).first().map(|state| state.stage)
         });
-        let of_job = job.map(|launched| ControllerProcess {
-            pid: 0,
+        let of_job = job.map(|launched| ProcessId {
             host: format!("{} job {}", launched.launcher, launched.jobs[0].id),
-            started: launched.jobs[0].submitted,
+            ..ProcessId::default()
         });
         let tunnel = TunnelState::read(profile, cluster_id).unwrap_or_else(|e| {
             trouble = Some(e.to_string());
             None
         });
         let foreign = connection.as_ref().is_some_and(|file| file.pcluster.is_none());
-        let known: Vec<&ControllerProcess> = published.iter().chain(&recorded).chain(&of_job).collect();
+        let known: Vec<&ProcessId> = published.iter().chain(&recorded).chain(&of_job).collect();
+        let shared = network_fs::may_be_shared(profile.path());
+        let locker = holder.as_ref().and_then(Option::as_ref);
+        let running = locker.into_iter().chain(known.iter().copied()).find(|process| process.runs());
+        let unseen = known.iter().copied().chain(locker).find_map(|process| why_unseen(process, shared));
+        let unseen = unseen.filter(|_| running.is_none());
         let left_over = profile.engine_file(cluster_id).exists() || trouble.is_some() || state.is_some() || tunnel.is_some();
         let condition = if tunnel.as_ref().is_some_and(TunnelState::runs) {
             Condition::Connected
-        } else if known.iter().any(|c| c.runs_here()) || matches!(job_stage, Some(Stage::Queued | Stage::Running | Stage::Suspended)) {
+        } else if holder.is_some()
+            || known.iter().any(|process| process.runs())
+            || matches!(job_stage, Some(Stage::Queued | Stage::Running | Stage::Suspended))
+        {
             Condition::Running
         } else if job_stage == Some(Stage::Ended) {
             Condition::Stale
         } else if foreign {
             Condition::Foreign
-        } else if known.iter().any(|c| !c.is_here()) {
+        } else if unseen.is_some() {
             Condition::Elsewhere
         } else if !known.is_empty() || left_over {
             Condition::Stale
@@ -385,21 +377,25 @@ impl Standing {
             Condition::Stopped
         };
         let leads_to = tunnel.as_ref().filter(|_| condition == Condition::Connected);
-        let far = leads_to.map(|t| ControllerProcess {
+        let far = leads_to.map(|t| ProcessId {
             pid: t.leads_to.as_ref().and_then(|l| l.pid).unwrap_or_default(),
             host: t
                 .leads_to
                 .as_ref()
                 .and_then(|l| l.host.clone())
                 .unwrap_or_else(|| t.destination.clone()),
-            started: t.since,
+            ..ProcessId::default()
         });
-        let controller = known.iter().find(|c| c.runs_here()).or(known.first()).map(|c| (*c).clone());
+        // What the controller says of itself before who keeps it running.
+        let of_running = known.iter().copied().find(|process| process.runs()).or(running);
+        let not_gone = known.iter().copied().find(|process| !process.is_gone());
+        let controller = of_running.or(not_gone).or(locker).or(known.first().copied()).cloned();
         let controller = far.or(controller);
         Standing {
             condition,
             state,
             connection,
+            unseen,
             controller,
             trouble,
             tunnel,

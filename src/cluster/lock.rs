@@ -39,7 +39,7 @@ impl Lock {
             Err(NotLocked::Held(holder)) => Err(ClusterError::Busy {
                 path,
                 passes: holder.as_ref().is_some_and(|h| h.passes),
-                holder: holder.map(|h| format!("process {} on {}", h.pid, h.host)),
+                holder: holder.map(|h| h.process.to_string()),
             }),
             Err(NotLocked::Failed(error)) => Err(ClusterError::StateFile {
                 doing: "lock",

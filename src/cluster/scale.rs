@@ -259,7 +259,7 @@ impl World {
                 launched
                     .processes
                     .iter_mut()
-                    .filter(|p| is_it(p.pid))
+                    .filter(|p| is_it(p.id.pid))
                     .for_each(|p| p.leaving = true);
             }
         }

@@ -223,7 +223,7 @@ pub async fn start(options: StartOptions, progress: &mut dyn FnMut(StartProgress
     state.write(profile)?;
     let timeout = Duration::from_millis(wish.config.launcher.controller_timeout_ms);
     let (client_file, engine_file) = serving(profile, cluster_id, &controllers, &controller, timeout, progress).await?;
-    let controller_pid = client_file.pcluster.as_ref().map_or(0, |keys| keys.pid);
+    let controller_pid = client_file.pcluster.as_ref().map_or(0, |keys| keys.process.pid);
     let client = Client::connect(&client_file, CONNECT).await?;
     progress(StartProgress::ControllerReady { pid: controller_pid });
 
@@ -409,14 +409,12 @@ async fn refuse_running(
     let options = super::options_of(profile, cluster_id);
     match (standing.condition, &standing.controller) {
         (Condition::Connected, _) => Err(list::connected(profile, cluster_id)),
-        (Condition::Running, Some(controller)) => Err(ClusterError::Running {
+        (Condition::Running, controller) => Err(ClusterError::Running {
             cluster,
             options,
-            pid: controller.pid,
-            host: controller.host.clone(),
+            controller: controller.clone(),
         }),
         (Condition::Elsewhere, Some(controller)) => {
-            let (host, pid) = (controller.host.clone(), controller.pid);
             let answers = match &standing.connection {
                 Some(file) => Client::connect(file, CONNECT).await.is_ok(),
                 None => false,
@@ -425,15 +423,14 @@ async fn refuse_running(
                 ClusterError::Running {
                     cluster,
                     options,
-                    pid,
-                    host,
+                    controller: Some(controller.clone()),
                 }
             } else {
                 ClusterError::Elsewhere {
                     cluster,
                     options,
-                    host,
-                    pid,
+                    controller: controller.clone(),
+                    why: standing.unseen.unwrap_or_default(),
                 }
             })
         }
@@ -451,9 +448,9 @@ async fn refuse_running(
         }
         (Condition::Stale, controller) => {
             stop::remove_tunnel(profile, cluster_id);
-            let who = controller.as_ref().map(|c| match c.is_here() {
+            let who = controller.as_ref().map(|c| match c.is_on_this_host() {
                 true => format!(" (process {})", c.pid),
-                false => format!(" ({})", c.in_words()),
+                false => format!(" ({c})"),
             });
             let who = who.unwrap_or_default();
             progress(StartProgress::Note(format!(

@@ -101,6 +101,7 @@ impl ClusterState {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::connection::process::ProcessId;
     use crate::launchers::Process;
     use std::os::unix::fs::PermissionsExt;
     use std::path::Path;
@@ -118,8 +119,7 @@ mod tests {
         assert_eq!(ClusterState::read(&profile, "night").unwrap(), None);
         let mut state = ClusterState::new("night", "/here".into());
         let process = Process {
-            pid: 17,
-            started: 1.5,
+            id: ProcessId::own(),
             log: "/log".into(),
             log_from: 3,
             ..Process::default()
@@ -148,7 +148,7 @@ mod tests {
             "engines": []}"#;
         fs::write(profile.state_file(""), text).unwrap();
         let state = ClusterState::read(&profile, "").unwrap().unwrap();
-        assert_eq!(state.controller.as_ref().unwrap().processes[0].pid, 4);
+        assert_eq!(state.controller.as_ref().unwrap().processes[0].id.pid, 4);
         state.write(&profile).unwrap();
         let again: serde_json::Value = serde_json::from_slice(&fs::read(profile.state_file("")).unwrap()).unwrap();
         assert_eq!((&again["colour"], &again["controller"]["task"]), (&"blue".into(), &"12".into()));

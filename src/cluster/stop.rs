@@ -7,6 +7,8 @@ use super::start::in_thread;
 use super::{ClusterError, jobs, keep, launch};
 use crate::client::Client;
 use crate::connection::ConnectionFile;
+use crate::connection::lock::{self, Asked};
+use crate::connection::process::ProcessId;
 use crate::connection::ssh::place;
 use crate::launchers::ssh::reverse;
 use crate::launchers::{Ended, LaunchError, Launched, Launcher, Process};
@@ -42,49 +44,46 @@ pub struct Stopped {
     pub jobs: Vec<JobRow>,
 }
 
-/// Ends a cluster and its files; its tasks' records stay. Works also when its controller is gone already.
-pub async fn stop(profile: &ProfileDir, cluster_id: &str, progress: &mut dyn FnMut(StopProgress)) -> Result<Stopped, ClusterError> {
-    end(profile, cluster_id, false, progress).await
+/// What is to become of a cluster.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Purpose {
+    Stop,
+    /// Only what is dead; with force also what cannot be told of.
+    Clean {
+        force: bool,
+    },
 }
 
-/// Removes what a dead cluster left: engines, files. Refuses a running one. With `force`, one that was started on
-/// another host, or by another controller than pcluster's, counts as dead.
+/// Ends a cluster and its files; its tasks' records stay. Works also when its controller is gone already. What is not gone in the end
+/// is an error that names it, and stays on record.
+pub async fn stop(profile: &ProfileDir, cluster_id: &str, progress: &mut dyn FnMut(StopProgress)) -> Result<Stopped, ClusterError> {
+    end(profile, cluster_id, Purpose::Stop, progress).await
+}
+
+/// Removes what a dead cluster left: engines, files. Refuses a running one. With `force`, one that cannot be seen from here and does
+/// not answer, or another controller's than pcluster's, counts as dead; what it may leave behind is named.
 pub async fn clean(
     profile: &ProfileDir,
     cluster_id: &str,
     force: bool,
     progress: &mut dyn FnMut(StopProgress),
 ) -> Result<Stopped, ClusterError> {
-    let standing = Standing::of(profile, cluster_id);
-    match (standing.condition, standing.controller) {
-        (Condition::Running, Some(controller)) => Err(ClusterError::Running {
-            cluster: super::in_words(profile, cluster_id),
-            options: super::options_of(profile, cluster_id),
-            pid: controller.pid,
-            host: controller.host,
-        }),
-        _ => end(profile, cluster_id, force, progress).await,
-    }
+    end(profile, cluster_id, Purpose::Clean { force }, progress).await
 }
 
-async fn end(profile: &ProfileDir, cluster_id: &str, force: bool, progress: &mut dyn FnMut(StopProgress)) -> Result<Stopped, ClusterError> {
+async fn end(
+    profile: &ProfileDir,
+    cluster_id: &str,
+    purpose: Purpose,
+    progress: &mut dyn FnMut(StopProgress),
+) -> Result<Stopped, ClusterError> {
     if !profile.exists() {
         return Err(super::not_running(profile, cluster_id));
     }
     let _lock = Lock::wait(profile, cluster_id).await?;
     let standing = Standing::of(profile, cluster_id);
-    match (standing.condition, &standing.controller) {
-        (Condition::Stopped, _) => return Err(super::not_running(profile, cluster_id)),
-        (Condition::Connected, _) => return Err(super::list::connected(profile, cluster_id)),
-        (Condition::Foreign, _) if !force && standing.connection.as_ref().is_some_and(something_listens) => {
-            return Err(ClusterError::Foreign {
-                cluster: super::in_words(profile, cluster_id),
-                options: super::options_of(profile, cluster_id),
-                path: profile.client_file(cluster_id),
-            });
-        }
-        _ => {}
-    }
+    let force = purpose == Purpose::Clean { force: true };
+    refuse(&standing, profile, cluster_id, purpose).await?;
     if let Some(trouble) = &standing.trouble {
         progress(StopProgress::Note(trouble.clone()));
     }
@@ -105,54 +104,36 @@ async fn end(profile: &ProfileDir, cluster_id: &str, force: bool, progress: &mut
     let controller = standing.state.as_ref().and_then(|s| s.controller.as_ref());
     rows.extend(controller.into_iter().flat_map(jobs::submitted_by));
 
-    let mut asked = false;
-    if matches!(standing.condition, Condition::Running | Condition::Elsewhere)
-        && let Some(file) = &standing.connection
-    {
-        match ask(file, stop_for.max(CONNECT)).await {
-            Ok(()) => asked = true,
-            Err(_) if standing.condition == Condition::Elsewhere && force => {}
-            Err(e) => match &standing.controller {
-                Some(controller) if standing.condition == Condition::Elsewhere => {
-                    return Err(ClusterError::Elsewhere {
-                        cluster: super::in_words(profile, cluster_id),
-                        options: super::options_of(profile, cluster_id),
-                        host: controller.host.clone(),
-                        pid: controller.pid,
-                    });
-                }
-                _ => progress(StopProgress::Note(format!(
-                    "the controller does not do as it is asked ({e}); its processes are ended"
-                ))),
-            },
-        }
-    }
+    let asked = match purpose {
+        Purpose::Stop => ask_to_end(&standing, stop_for, profile, cluster_id, progress).await?,
+        Purpose::Clean { .. } => false,
+    };
     if asked {
-        let deadline = Instant::now() + stop_for;
-        let mut last = 0;
-        loop {
-            let left = launches.count_here().await?;
-            // A controller elsewhere is gone when its file is.
-            let file = (standing.condition == Condition::Elsewhere || !launches.have_all()) && profile.client_file(cluster_id).exists();
-            if (left == 0 && !file) || Instant::now() >= deadline {
-                break;
-            }
-            if left != last {
-                progress(StopProgress::Waiting { processes: left });
-                last = left;
-            }
-            tokio::time::sleep(LOOK_EVERY).await;
-        }
+        wait_for_end(&launches, &standing, stop_for, profile, cluster_id, progress).await?;
     }
-    let mut ended = Ended::default();
-    for (launcher, launched) in launches.0 {
-        let launcher = launcher?;
-        match in_thread(move || launcher.stop(&launched, kill_after)).await? {
-            Ok(took) => ended += took,
-            // Of a host that is gone for good nothing can be ended any more.
-            Err(e @ LaunchError::OverSsh { .. }) if force => progress(StopProgress::Note(e.to_string())),
-            Err(e) => return Err(e.into()),
-        }
+    let (ended, remaining) = launches.end(kill_after, force, progress).await?;
+    let mut left = ended.left.clone();
+    if standing.unseen.is_some() && matches!(lock::ask(&profile.controller_lock(cluster_id)), Asked::Held(_)) {
+        left.push(match &standing.controller {
+            Some(controller) => format!("the controller ({controller}) still holds its lock"),
+            None => "the controller still holds its lock".into(),
+        });
+    }
+    match ended.unseen.join("; ") {
+        unseen if unseen.is_empty() => {}
+        _ if asked => progress(StopProgress::Note(
+            "the controller has told its engines to end; whether they have cannot be seen from here".into(),
+        )),
+        unseen if force => progress(StopProgress::Note(format!("may still run, and are on record no more: {unseen}"))),
+        _ => left.extend(ended.unseen.iter().cloned()),
+    }
+    if !left.is_empty() {
+        keep_on_record(&standing, remaining, profile);
+        return Err(ClusterError::Left {
+            cluster: super::in_words(profile, cluster_id),
+            options: super::options_of(profile, cluster_id),
+            left,
+        });
     }
     remove_files(profile, cluster_id);
     let was_dead = standing.condition != Condition::Running && !asked;
@@ -165,6 +146,111 @@ async fn end(profile: &ProfileDir, cluster_id: &str, force: bool, progress: &mut
     })
 }
 
+/// Fails where there is nothing to do, or where it must not be done.
+async fn refuse(standing: &Standing, profile: &ProfileDir, cluster_id: &str, purpose: Purpose) -> Result<(), ClusterError> {
+    let (cluster, options) = (super::in_words(profile, cluster_id), super::options_of(profile, cluster_id));
+    let running = |controller: Option<ProcessId>| ClusterError::Running {
+        cluster: cluster.clone(),
+        options: options.clone(),
+        controller,
+    };
+    let force = purpose == Purpose::Clean { force: true };
+    match (standing.condition, purpose) {
+        (Condition::Stopped, _) => Err(super::not_running(profile, cluster_id)),
+        (Condition::Connected, _) => Err(super::list::connected(profile, cluster_id)),
+        (Condition::Foreign, _) if !force && standing.connection.as_ref().is_some_and(something_listens) => Err(ClusterError::Foreign {
+            path: profile.client_file(cluster_id),
+            cluster,
+            options,
+        }),
+        (Condition::Running, Purpose::Clean { .. }) => Err(running(standing.controller.clone())),
+        (Condition::Elsewhere, Purpose::Clean { .. }) => match &standing.connection {
+            Some(file) if Client::connect(file, CONNECT).await.is_ok() => Err(running(standing.controller.clone())),
+            _ if force => Ok(()),
+            _ => Err(not_seen(standing, profile, cluster_id)),
+        },
+        _ => Ok(()),
+    }
+}
+
+fn not_seen(standing: &Standing, profile: &ProfileDir, cluster_id: &str) -> ClusterError {
+    ClusterError::Elsewhere {
+        cluster: super::in_words(profile, cluster_id),
+        options: super::options_of(profile, cluster_id),
+        controller: standing.controller.clone().unwrap_or_default(),
+        why: standing.unseen.clone().unwrap_or_default(),
+    }
+}
+
+/// Whether the controller does as it is asked. Where it cannot be ended otherwise, that it does not is an error.
+async fn ask_to_end(
+    standing: &Standing,
+    patience: Duration,
+    profile: &ProfileDir,
+    cluster_id: &str,
+    progress: &mut dyn FnMut(StopProgress),
+) -> Result<bool, ClusterError> {
+    if !matches!(standing.condition, Condition::Running | Condition::Elsewhere) {
+        return Ok(false);
+    }
+    let Some(file) = &standing.connection else {
+        return match standing.unseen {
+            Some(_) => Err(not_seen(standing, profile, cluster_id)),
+            None => Ok(false),
+        };
+    };
+    match ask(file, patience.max(CONNECT)).await {
+        Ok(()) => Ok(true),
+        Err(_) if standing.unseen.is_some() => Err(not_seen(standing, profile, cluster_id)),
+        Err(e) => {
+            progress(StopProgress::Note(format!(
+                "the controller does not do as it is asked ({e}); its processes are ended"
+            )));
+            Ok(false)
+        }
+    }
+}
+
+/// Until all processes are gone that can be seen, and a controller that cannot be has removed its file and lock; no longer than
+/// `at_most`.
+async fn wait_for_end(
+    launches: &Launches,
+    standing: &Standing,
+    at_most: Duration,
+    profile: &ProfileDir,
+    cluster_id: &str,
+    progress: &mut dyn FnMut(StopProgress),
+) -> Result<(), ClusterError> {
+    let deadline = Instant::now() + at_most;
+    let by_files = standing.unseen.is_some() || !launches.have_all();
+    let mut last = 0;
+    loop {
+        let left = launches.count_here().await?;
+        let is_held = || matches!(lock::ask(&profile.controller_lock(cluster_id)), Asked::Held(_));
+        let file = by_files && (profile.client_file(cluster_id).exists() || is_held());
+        if (left == 0 && !file) || Instant::now() >= deadline {
+            return Ok(());
+        }
+        if left != last {
+            progress(StopProgress::Waiting { processes: left });
+            last = left;
+        }
+        tokio::time::sleep(LOOK_EVERY).await;
+    }
+}
+
+/// What is not gone can be ended by a later `stop`.
+fn keep_on_record(standing: &Standing, remaining: Vec<Launched>, profile: &ProfileDir) {
+    let Some(mut state) = standing.state.clone() else { return };
+    let is_controllers = |launched: &Launched| state.controller.as_ref().is_some_and(|c| c == launched);
+    let (controller, engines): (Vec<_>, Vec<_>) = remaining.into_iter().partition(is_controllers);
+    state.controller = controller.into_iter().next();
+    state.engines = engines;
+    if let Err(error) = state.write(profile) {
+        tracing::warn!("{error}");
+    }
+}
+
 async fn ask(file: &ConnectionFile, patience: Duration) -> Result<(), crate::client::ClientError> {
     let client = Client::connect(file, CONNECT).await?.with_patience(patience);
     client.stop(true).await
@@ -173,12 +259,11 @@ async fn ask(file: &ConnectionFile, patience: Duration) -> Result<(), crate::cli
 /// Engines first, then the controller; also one that was started by hand and is in no state file.
 fn recorded(standing: &Standing) -> Vec<Launched> {
     let mut launches: Vec<Launched> = standing.state.iter().flat_map(|s| s.launched().cloned()).collect();
-    if let Some(controller) = standing.controller.as_ref().filter(|c| c.runs_here()) {
-        let known = launches.iter().flat_map(|l| &l.processes).any(|p| p.pid == controller.pid);
+    if let Some(controller) = standing.controller.as_ref().filter(|c| c.runs()) {
+        let known = launches.iter().flat_map(|l| &l.processes).any(|p| p.id == *controller);
         if !known {
             let process = Process {
-                pid: controller.pid,
-                started: controller.started,
+                id: controller.clone(),
                 ..Process::default()
             };
             launches.push(Launched {
@@ -220,6 +305,43 @@ impl Launches {
         Ok((there, rows))
     }
 
+    /// Ends all; what that took, and the launches of which something is left, or may be.
+    async fn end(
+        self,
+        grace: Duration,
+        force: bool,
+        progress: &mut dyn FnMut(StopProgress),
+    ) -> Result<(Ended, Vec<Launched>), ClusterError> {
+        let (mut all, mut remaining) = (Ended::default(), Vec::new());
+        for (launcher, launched) in self.0 {
+            let took = match launcher {
+                Ok(launcher) => {
+                    let launched = launched.clone();
+                    in_thread(move || launcher.stop(&launched, grace)).await?
+                }
+                Err(error) => Err(error),
+            };
+            match took {
+                Ok(took) => {
+                    if !took.left.is_empty() || !took.unseen.is_empty() {
+                        remaining.push(launched);
+                    }
+                    all += took;
+                }
+                // Of a host that is gone for good nothing can be ended any more, and of jobs that are known to be another's nothing need be.
+                Err(e @ (LaunchError::OverSsh { .. } | LaunchError::JobsLeft { .. })) if force => {
+                    progress(StopProgress::Note(e.to_string()))
+                }
+                // The others are ended all the same.
+                Err(e) => {
+                    all.left.push(e.to_string());
+                    remaining.push(launched);
+                }
+            }
+        }
+        Ok((all, remaining))
+    }
+
     /// Whether the end of all processes can be seen at once.
     fn have_all(&self) -> bool {
         self.0
@@ -250,8 +372,9 @@ pub(super) fn remove_files(profile: &ProfileDir, cluster_id: &str) {
         profile.engine_file(cluster_id),
         profile.controller_file(cluster_id),
         profile.state_file(cluster_id),
-        profile.controller_lock(cluster_id),
     ];
+    // A controller that has just been started by hand keeps its own.
+    lock::remove_free(&profile.controller_lock(cluster_id));
     for path in files {
         if let Err(e) = std::fs::remove_file(&path)
             && e.kind() != std::io::ErrorKind::NotFound

@@ -1,7 +1,8 @@
 //! Starts that fail, stops of what is dead, and what is said of clusters: with programs that only pretend to be pcluster.
 //! The real ones are in `tests/it/`.
 use super::*;
-use crate::connection::{ConnectionFile, process};
+use crate::connection::process::{self, ProcessId};
+use crate::connection::{ConnectionFile, lock as file_lock};
 use crate::launchers::{Launched, Process};
 use crate::profile::ProfileDir;
 use std::path::{Path, PathBuf};
@@ -89,10 +90,8 @@ impl Drop for Sleeper {
 fn sleeper() -> (Sleeper, Process) {
     let mut command = std::process::Command::new("sleep");
     let child = command.arg("1000").stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
-    let started = process::started_of(child.id()).unwrap();
     let process = Process {
-        pid: child.id(),
-        started,
+        id: ProcessId::of(child.id()),
         ..Process::default()
     };
     (Sleeper(child), process)
@@ -116,7 +115,7 @@ fn connection_of(process: &Process) -> ConnectionFile {
     let mut file = crate::connection::file::tests::example();
     file.registration = 1;
     if let Some(keys) = &mut file.pcluster {
-        (keys.pid, keys.started) = (process.pid, process.started);
+        keys.process = process.id.clone();
     }
     file
 }
@@ -157,7 +156,7 @@ async fn a_controller_that_never_gets_ready_is_ended_again() {
         "{error}"
     );
     let log = std::fs::read_to_string(world.profile.controller_log("")).unwrap();
-    assert_eq!(process::started_of(log.trim().parse().unwrap()), None);
+    assert!(!process::exists(log.trim().parse().unwrap()));
     assert_eq!(world.state(), None);
 }
 
@@ -177,7 +176,7 @@ async fn who_stops_waiting_leaves_nothing_running() {
         () = written => {}
     }
     let pid = std::fs::read_to_string(&log).unwrap().trim().parse().unwrap();
-    assert_eq!(process::started_of(pid), None);
+    assert!(!process::exists(pid));
     assert_eq!(world.state(), None);
     drop(lock::Lock::take(&world.profile, "").unwrap());
 }
@@ -212,7 +211,7 @@ async fn a_second_start_of_a_running_cluster_is_refused() {
     state.controller = Some(launched(vec![controller.clone()]));
     state.write(&world.profile).unwrap();
     let (error, _) = start_fails(world.options("exit 1")).await;
-    insta::assert_snapshot!(world.plain(said(&error)).replace(&controller.pid.to_string(), "CONTROLLER"), @r#"
+    insta::assert_snapshot!(world.plain(said(&error)).replace(&controller.id.pid.to_string(), "CONTROLLER"), @r#"
     the cluster of profile "x" is running already: its controller is process CONTROLLER on HOST
     hint: stop it first: pcluster stop --profile x; or see its engines: pcluster engines --profile x
     hint: a second cluster in the same profile needs a name of its own: --cluster-id NAME
@@ -256,7 +255,7 @@ async fn a_start_after_a_crash_says_so_and_if_it_fails_keeps_the_engines_on_reco
     let (error, notes) = start_fails(world.options("exit 1")).await;
     assert!(matches!(error, ClusterError::ControllerEnded { .. }), "{error}");
     assert_eq!(notes.len(), 1);
-    let pid = controller.pid;
+    let pid = controller.id.pid;
     assert_eq!(
         notes[0],
         format!("the controller (process {pid}) of the cluster of profile \"x\" is gone without having been stopped; starting a new one")
@@ -268,7 +267,7 @@ async fn a_start_after_a_crash_says_so_and_if_it_fails_keeps_the_engines_on_reco
         (stopped.asked, stopped.was_dead, stopped.engines, stopped.ended.terminated),
         (false, true, 1, 1)
     );
-    assert_eq!(process::started_of(engine.pid), None);
+    assert!(!process::exists(engine.id.pid));
 }
 
 #[tokio::test]
@@ -337,7 +336,7 @@ async fn a_cluster_of_another_host_is_left_alone_unless_forced() {
     let world = World::new();
     let mut file = connection_of(&dead());
     if let Some(keys) = &mut file.pcluster {
-        keys.host = "elsewhere.invalid".into();
+        keys.process.host = "elsewhere.invalid".into();
     }
     file.write(&world.profile.client_file("")).unwrap();
     assert_eq!(status(&world.profile, "").unwrap().state, Condition::Elsewhere);
@@ -352,6 +351,94 @@ async fn a_cluster_of_another_host_is_left_alone_unless_forced() {
     assert!(world.profile.client_file("").exists());
     clean(&world.profile, "", true, &mut quiet()).await.unwrap();
     assert!(!world.profile.client_file("").exists());
+}
+
+/// As processes in another container are recorded: a number that here means something else, or nothing.
+fn in_a_container() -> Process {
+    Process {
+        id: ProcessId {
+            pid_namespace: "pid:[1]".into(),
+            ..ProcessId::own()
+        },
+        ..Process::default()
+    }
+}
+
+#[tokio::test]
+async fn a_cluster_whose_lock_is_held_runs_wherever_its_processes_are() {
+    let world = World::new();
+    let mut state = ClusterState::new("", "/".into());
+    // In a container of this host that is gone, as far as its processes can be seen; the lock says otherwise.
+    state.controller = Some(launched(vec![in_a_container()]));
+    state.write(&world.profile).unwrap();
+    connection_of(&in_a_container()).write(&world.profile.client_file("")).unwrap();
+    let before = std::fs::read(world.profile.client_file("")).unwrap();
+    let lock = file_lock::Lock::take(world.profile.controller_lock("")).unwrap();
+    assert_eq!(status(&world.profile, "").unwrap().state, Condition::Running);
+    for force in [false, true] {
+        let refused = clean(&world.profile, "", force, &mut quiet()).await;
+        assert!(matches!(refused, Err(ClusterError::Running { .. })), "{refused:?}");
+    }
+    assert!(matches!(start_fails(world.options("exit 1")).await.0, ClusterError::Running { .. }));
+    assert_eq!(std::fs::read(world.profile.client_file("")).unwrap(), before);
+    assert_eq!(world.state(), Some(state));
+    assert!(world.profile.controller_lock("").exists());
+    drop(lock);
+}
+
+/// Version 0.1.0 noted when a process started by the wall clock: what has its process id now may be another one.
+#[tokio::test]
+async fn an_old_record_of_a_process_id_that_is_in_use_is_not_taken_for_gone() {
+    let world = World::new();
+    let (_child, other) = sleeper();
+    let mut state = ClusterState::new("", "/".into());
+    let old = serde_json::json!({"pid": other.id.pid, "started": 1_700_000_000.5, "log": "/l"});
+    state.controller = Some(launched(vec![serde_json::from_value(old).unwrap()]));
+    state.write(&world.profile).unwrap();
+    let seen = status(&world.profile, "").unwrap();
+    assert_eq!(seen.state, Condition::Elsewhere);
+    let (error, _) = start_fails(world.options("exit 1")).await;
+    insta::assert_snapshot!(world.plain(said(&error)).replace(&other.id.pid.to_string(), "CONTROLLER"), @r#"
+    it cannot be told whether the cluster of profile "x" still runs: its controller (process CONTROLLER on HOST) does not answer, and cannot be seen from here: an older pcluster has recorded it, and its process id may be another process's by now
+    hint: where it was started: pcluster stop --profile x
+    hint: if you know that it is gone: pcluster clean --profile x --force
+    "#);
+    assert!(matches!(
+        clean(&world.profile, "", false, &mut quiet()).await,
+        Err(ClusterError::Elsewhere { .. })
+    ));
+    assert!(matches!(
+        stop(&world.profile, "", &mut quiet()).await,
+        Err(ClusterError::Elsewhere { .. })
+    ));
+    let mut notes = Vec::new();
+    clean(&world.profile, "", true, &mut |p| notes.push(p)).await.unwrap();
+    let named = |note: &StopProgress| matches!(note, StopProgress::Note(text) if text.starts_with("may still run"));
+    assert!(notes.iter().any(named), "what may be left is named: {notes:?}");
+    assert!(other.id.runs(), "nothing is signalled that may be another process");
+    assert_eq!(world.state(), None);
+}
+
+/// What cannot be seen from here is not forgotten by `stop`.
+#[tokio::test]
+async fn engines_that_cannot_be_seen_are_named_and_stay_on_record() {
+    let world = World::new();
+    let mut state = ClusterState::new("", "/".into());
+    let mut far = in_a_container();
+    far.id.host = "elsewhere.invalid".into();
+    state.controller = Some(launched(vec![dead()]));
+    state.engines = vec![launched(vec![dead()]), launched(vec![far.clone()])];
+    state.write(&world.profile).unwrap();
+    let error = stop(&world.profile, "", &mut quiet()).await.unwrap_err();
+    insta::assert_snapshot!(world.plain(said(&error)), @r#"
+    the cluster of profile "x" is not stopped altogether:
+      | process PID: it is on elsewhere.invalid
+    hint: try again: pcluster stop --profile x
+    "#);
+    let left = world.state().unwrap();
+    assert_eq!((left.controller, left.engines), (None, vec![launched(vec![far])]));
+    clean(&world.profile, "", true, &mut quiet()).await.unwrap();
+    assert_eq!(world.state(), None);
 }
 
 #[tokio::test]

@@ -14,8 +14,8 @@ pub fn find(path: &Path) -> Result<ConnectionFile, ConnectionError> {
     match &file.pcluster {
         Some(keys) if file.is_stale() => Err(ConnectionError::Stale {
             path: path.to_path_buf(),
-            pid: keys.pid,
-            host: keys.host.clone(),
+            pid: keys.process.pid,
+            host: keys.process.host.clone(),
         }),
         _ => Ok(file),
     }
@@ -70,7 +70,7 @@ pub fn wait<E: From<ConnectionError>>(
 #[cfg(test)]
 mod tests {
     use super::super::file::tests::example;
-    use super::super::process;
+    use super::super::process::ProcessId;
     use super::*;
 
     fn never_ends() -> Result<(), ConnectionError> {
@@ -84,8 +84,7 @@ mod tests {
         let mut child = std::process::Command::new("sleep").arg("60").spawn().unwrap();
         let mut file = example();
         if let Some(keys) = &mut file.pcluster {
-            keys.pid = child.id();
-            keys.started = process::started_of(child.id()).unwrap();
+            keys.process = ProcessId::of(child.id());
         }
         file.write(&path).unwrap();
         assert_eq!(find(&path).unwrap(), file);
@@ -95,12 +94,15 @@ mod tests {
         assert!(matches!(error, ConnectionError::Stale { pid, .. } if pid == child.id()), "{error}");
         // Of a controller on another host nothing can be said from here.
         if let Some(keys) = &mut file.pcluster {
-            keys.host = "elsewhere.invalid".into();
+            keys.process.host = "elsewhere.invalid".into();
         }
         assert!(!file.is_stale());
         // Another process may have got the id since.
         if let Some(keys) = &mut file.pcluster {
-            (keys.host, keys.pid, keys.started) = (process::host(), std::process::id(), 1.0);
+            keys.process = ProcessId {
+                ticks: Some(1),
+                ..ProcessId::own()
+            };
         }
         assert!(file.is_stale());
     }
@@ -122,7 +124,7 @@ mod tests {
         let path = dir.path().join("ipcontroller-client.json");
         let mut file = example();
         if let Some(keys) = &mut file.pcluster {
-            keys.started = 1.0;
+            keys.process.ticks = Some(1);
         }
         file.write(&path).unwrap();
         let mut looks = 0;

@@ -2,7 +2,8 @@
 //! `security/`), with the keys that pcluster adds under `pcluster` (ipyparallel ignores keys it does not know).
 pub use super::error::ConnectionError;
 use super::place::Place;
-use super::{addresses, discover, private, process};
+use super::process::ProcessId;
+use super::{addresses, discover, private};
 use serde::{Deserialize, Serialize};
 use std::fs;
 use std::io;
@@ -119,9 +120,7 @@ impl ConnectionFile {
 
     /// Whether the controller that wrote this is known to be gone. Of one on another host, or not ours, nothing is known.
     pub fn is_stale(&self) -> bool {
-        self.pcluster
-            .as_ref()
-            .is_some_and(|keys| keys.host == process::host() && !process::is_same_process(keys.pid, keys.started))
+        self.pcluster.as_ref().is_some_and(|keys| keys.process.is_gone())
     }
 
     /// What `path` holds by now, if that is of the same cluster's controller, which runs, but listens elsewhere than this says: another
@@ -165,10 +164,8 @@ pub struct PclusterKeys {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub buffers: Option<Place>,
     /// The controller process, to tell a stale file by.
-    pub pid: u32,
-    pub host: String,
-    /// When that process started (seconds since 1970).
-    pub started: f64,
+    #[serde(flatten)]
+    pub process: ProcessId,
     /// Where this is the near end of a tunnel: then the process is the tunnel's, which is on this host.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tunnel: Option<TunnelKeys>,
@@ -180,15 +177,13 @@ pub struct TunnelKeys {
     /// As it is given to ssh.
     pub destination: String,
     /// The controller there.
-    pub pid: u32,
-    pub host: String,
-    pub started: f64,
+    #[serde(flatten)]
+    pub process: ProcessId,
 }
 
 impl PclusterKeys {
     /// For a controller that is this process and listens on `ip`.
     pub fn of_this_process(cluster_id: &str, ip: &str, engine_port: Option<u16>) -> PclusterKeys {
-        let pid = std::process::id();
         PclusterKeys {
             version: crate::model::VERSION.into(),
             protocol: crate::model::PROTOCOL_VERSION,
@@ -196,9 +191,7 @@ impl PclusterKeys {
             addresses: addresses::reachable(ip),
             engine_port,
             buffers: None,
-            pid,
-            host: process::host(),
-            started: process::started_of(pid).unwrap_or_default(),
+            process: ProcessId::own(),
             tunnel: None,
         }
     }
@@ -264,7 +257,7 @@ pub(crate) mod tests {
         for change in [
             |file: &mut ConnectionFile| file.key.push('x'),
             |file: &mut ConnectionFile| file.curve_serverkey = Some("another".into()),
-            |file: &mut ConnectionFile| file.pcluster.as_mut().unwrap().started = 1.0,
+            |file: &mut ConnectionFile| file.pcluster.as_mut().unwrap().process.ticks = Some(1),
         ] {
             let mut other = after.clone();
             change(&mut other);

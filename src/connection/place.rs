@@ -2,6 +2,7 @@
 //! another container.
 //!
 //! Source: random(4), `/proc/sys/kernel/random/boot_id`; stat(2), `st_dev` and `st_ino`.
+use super::process::boot_id;
 use serde::{Deserialize, Serialize};
 use std::fs;
 use std::os::unix::fs::MetadataExt;
@@ -34,11 +35,6 @@ impl Place {
         let same = Place::of(&self.path)? == *self && owner == nix::unistd::geteuid().as_raw();
         same.then_some(&self.path)
     }
-}
-
-fn boot_id() -> Option<String> {
-    let text = fs::read_to_string("/proc/sys/kernel/random/boot_id").ok()?;
-    Some(text.trim().to_string()).filter(|id| !id.is_empty())
 }
 
 #[cfg(test)]

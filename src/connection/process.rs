@@ -1,106 +1,258 @@
-//! Whether a process is still the one that it was: process ids are used again, but not with the same start time.
+//! Which process is meant: a process id alone is used again, and means another process on another host, after a boot, and in another PID
+//! namespace. The wall clock has no part in it.
 //!
-//! Source: proc_pid_stat(5) and proc_stat(5). A process that has ended and was not waited for (a zombie) counts as gone.
+//! Parts: [`ProcessId`], [`mark`] (whose a supervised process is), [`related`] (children, sessions, pipes).
+//!
+//! Source: proc_pid_stat(5), pid_namespaces(7), random(4). A process that has ended and was not waited for (a zombie) counts as gone.
+mod mark;
+mod related;
+
+pub use mark::{Left, Mark, SUPERVISOR, left_by};
+pub use related::{behind_pipes_of, children_of, descendants_of, in_sessions_of, is_stopped, session_of};
+
 use nix::sys::signal::{Signal, kill};
+use nix::time::{ClockId, clock_gettime};
 use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
 use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 /// The unit of times in `/proc/<pid>/stat`: USER_HZ, which is 100 on every Linux that Rust runs on.
-const TICKS_A_SECOND: f64 = 100.0;
-/// The boot time is a whole number of seconds and moves by one when the clock is set.
-const TOLERANCE_S: f64 = 2.0;
+const TICKS_A_SECOND: u64 = 100;
+/// From the first PID namespace of a host all its processes are seen (`PROC_PID_INIT_INO` of the kernel).
+const FIRST_NAMESPACE: &str = "pid:[4026531836]";
 /// How long processes may take to end when they are told to, and when they are killed.
 const ENDS: Duration = Duration::from_secs(8);
 const KILL_TAKES: Duration = Duration::from_secs(3);
 
-/// When this process started, in seconds since 1970; none if there is no such process.
-pub fn started_of(pid: u32) -> Option<f64> {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    let ticks = start_ticks(&stat)?;
-    Some(boot_time()? + ticks as f64 / TICKS_A_SECOND)
+/// A process, and no other one, as files name it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct ProcessId {
+    pub pid: u32,
+    /// Its name as the host gives it to itself.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub host: String,
+    /// When it started, in clock ticks since the boot (`starttime` of proc_pid_stat(5)). None of one that had ended already when it was
+    /// looked at.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ticks: Option<u64>,
+    /// Empty in files of version 0.1.0, as are `ticks`.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub boot_id: String,
+    /// `pid:[4026531836]`
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub pid_namespace: String,
 }
 
-/// Whether `pid` is the process that started at `started` (as [`started_of`] said it).
-pub fn is_same_process(pid: u32, started: f64) -> bool {
-    started_of(pid).is_some_and(|s| (s - started).abs() < TOLERANCE_S)
+/// Whether a process runs, as far as this process can see.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Presence {
+    Runs,
+    Gone,
+    Unknown(Unseen),
 }
 
-/// The session of this process, by its leader; none if there is no such process, or it has ended.
-pub fn session_of(pid: u32) -> Option<u32> {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    start_ticks(&stat)?;
-    // state, parent, process group, session
-    stat.rsplit_once(')')?.1.split_ascii_whitespace().nth(3)?.parse().ok()
+/// Why it cannot be told whether a process runs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Unseen {
+    OtherHost(String),
+    OtherNamespace,
+    /// A process of this id runs; version 0.1.0 has noted the id alone, so it may be another one.
+    OldRecord,
 }
 
-/// The processes that these have started and that still belong to them, and those that these have started, and so on.
-pub fn descendants_of(processes: &[u32]) -> Vec<u32> {
-    let all = fs::read_dir("/proc").into_iter().flatten().flatten();
-    let pids = all.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
-    let parents: Vec<(u32, u32)> = pids.filter_map(|pid| Some((pid, parent_of(pid)?))).collect();
-    let (mut found, mut last) = (Vec::new(), processes.to_vec());
-    while !last.is_empty() {
-        let children = parents.iter().filter(|(_, parent)| last.contains(parent)).map(|(pid, _)| *pid);
-        last = children.filter(|pid| !found.contains(pid)).collect();
-        found.extend(&last);
-    }
-    found
-}
-
-/// Others that read from and write to these through pipes, as a ProxyCommand of ssh does: ssh has left it to itself when it went into
-/// the background.
-pub fn behind_pipes_of(processes: &[u32]) -> Vec<u32> {
-    let pipe = |path: std::path::PathBuf| {
-        let link = fs::read_link(path).ok()?.into_os_string().into_string().ok()?;
-        link.starts_with("pipe:").then_some(link)
-    };
-    let files = processes
-        .iter()
-        .filter_map(|pid| fs::read_dir(format!("/proc/{pid}/fd")).ok())
-        .flatten();
-    let theirs: Vec<String> = files.flatten().filter_map(|entry| pipe(entry.path())).collect();
-    let all = fs::read_dir("/proc").into_iter().flatten().flatten();
-    let pids = all.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
-    let others = pids.filter(|pid| !processes.contains(pid) && *pid != std::process::id());
-    let is_behind = |pid: &u32| {
-        [0, 1]
-            .iter()
-            .all(|fd| pipe(format!("/proc/{pid}/fd/{fd}").into()).is_some_and(|link| theirs.contains(&link)))
-    };
-    if theirs.is_empty() {
-        Vec::new()
-    } else {
-        others.filter(is_behind).collect()
+impl std::fmt::Display for Unseen {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Unseen::OtherHost(host) => write!(f, "it is on {host}"),
+            Unseen::OtherNamespace => f.write_str("it is in another PID namespace (a container)"),
+            Unseen::OldRecord => f.write_str("an older pcluster has recorded it, and its process id may be another process's by now"),
+        }
     }
 }
 
-/// What one process has started and what still belongs to it, without a look at all processes. Empty where the kernel does not tell
-/// (`CONFIG_PROC_CHILDREN`, proc(5)).
-pub fn children_of(pid: u32) -> Vec<u32> {
-    let threads = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
-    let lists = threads.filter_map(|thread| fs::read_to_string(thread.path().join("children")).ok());
-    let pids = |list: String| {
-        list.split_ascii_whitespace()
-            .filter_map(|pid| pid.parse().ok())
-            .collect::<Vec<u32>>()
-    };
-    lists.flat_map(pids).collect()
+/// The host, boot and PID namespace of a process that looks at others.
+#[derive(Clone, Debug)]
+struct Here {
+    proc: PathBuf,
+    host: String,
+    boot_id: String,
+    /// Empty where `/proc` is not that of this process's namespace.
+    pid_namespace: String,
 }
 
-/// By SIGSTOP, or a debugger.
-pub fn is_stopped(pid: u32) -> bool {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-    let state = stat.rsplit_once(')').map_or("", |(_, rest)| rest.trim_start());
-    state.starts_with(['T', 't'])
+impl Here {
+    fn now() -> Here {
+        static NEVER_CHANGES: OnceLock<Here> = OnceLock::new();
+        let here = NEVER_CHANGES.get_or_init(|| Here::at(Path::new("/proc"), std::process::id()));
+        Here {
+            host: host(),
+            ..here.clone()
+        }
+    }
+
+    /// As the process `pid` sees it in a file system like proc(5).
+    fn at(proc: &Path, pid: u32) -> Here {
+        let is_ours = fs::read_link(proc.join("self")).is_ok_and(|link| link.as_os_str() == pid.to_string().as_str());
+        let namespace = fs::read_link(proc.join("self/ns/pid")).ok().filter(|_| is_ours);
+        Here {
+            proc: proc.into(),
+            host: host(),
+            boot_id: read_boot_id(proc).unwrap_or_default(),
+            pid_namespace: namespace.map_or_else(String::new, |link| link.to_string_lossy().into_owned()),
+        }
+    }
+
+    fn ticks(&self, pid: u32) -> Option<u64> {
+        start_ticks(&fs::read_to_string(self.proc.join(pid.to_string()).join("stat")).ok()?)
+    }
+
+    fn process(&self, pid: u32) -> ProcessId {
+        ProcessId {
+            pid,
+            host: self.host.clone(),
+            ticks: self.ticks(pid).filter(|_| !self.pid_namespace.is_empty()),
+            boot_id: self.boot_id.clone(),
+            pid_namespace: self.pid_namespace.clone(),
+        }
+    }
+
+    fn presence(&self, of: &ProcessId) -> Presence {
+        let gone_unless = |runs: bool| if runs { Presence::Runs } else { Presence::Gone };
+        if !of.host.is_empty() && of.host != self.host {
+            return Presence::Unknown(Unseen::OtherHost(of.host.clone()));
+        }
+        if of.pid == 0 {
+            return Presence::Gone;
+        }
+        if of.boot_id.is_empty() && of.ticks.is_none() {
+            return match self.ticks(of.pid) {
+                Some(_) => Presence::Unknown(Unseen::OldRecord),
+                None => Presence::Gone,
+            };
+        }
+        if of.boot_id != self.boot_id {
+            return Presence::Gone;
+        }
+        if of.pid_namespace != self.pid_namespace {
+            let sees_all = self.pid_namespace == FIRST_NAMESPACE;
+            return match sees_all && !self.has_namespace(&of.pid_namespace) {
+                true => Presence::Gone,
+                false => Presence::Unknown(Unseen::OtherNamespace),
+            };
+        }
+        gone_unless(of.ticks.is_some() && self.ticks(of.pid) == of.ticks)
+    }
+
+    /// Whether a process that is seen from here is in this PID namespace.
+    fn has_namespace(&self, namespace: &str) -> bool {
+        let all = fs::read_dir(&self.proc).into_iter().flatten().flatten();
+        all.filter(|entry| entry.file_name().to_str().is_some_and(|name| name.parse::<u32>().is_ok()))
+            .any(|entry| fs::read_link(entry.path().join("ns/pid")).is_ok_and(|link| link.as_os_str() == namespace))
+    }
 }
 
-fn parent_of(pid: u32) -> Option<u32> {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    start_ticks(&stat)?;
-    // state, parent
-    stat.rsplit_once(')')?.1.split_ascii_whitespace().nth(1)?.parse().ok()
+impl ProcessId {
+    /// A process that this one sees.
+    pub fn of(pid: u32) -> ProcessId {
+        Here::now().process(pid)
+    }
+
+    /// This process.
+    pub fn own() -> ProcessId {
+        ProcessId::of(std::process::id())
+    }
+
+    /// The supervisor of this process, as it has said it.
+    pub fn supervisor() -> Option<ProcessId> {
+        let mark = Mark::of_this_process()?;
+        Some(ProcessId {
+            ticks: Some(mark.ticks),
+            ..ProcessId::of(mark.pid)
+        })
+    }
+
+    /// Of a host that was asked by a script: its own [`ProcessId::ABOUT`], and the process's line of `/proc/<pid>/stat`.
+    pub fn from_script(about: &str, stat: &str) -> Option<ProcessId> {
+        let line = |key: &str| about.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(' '));
+        Some(ProcessId {
+            pid: stat.split(' ').next()?.parse().ok()?,
+            host: line("node").unwrap_or_default().trim().into(),
+            ticks: Some(start_ticks(stat)?),
+            boot_id: line("boot")?.trim().into(),
+            pid_namespace: line("pidns").unwrap_or_default().trim().into(),
+        })
+    }
+
+    /// The same of one that has ended already.
+    pub fn ended_from_script(about: &str, pid: u32) -> ProcessId {
+        let stat = format!("{pid} () S 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0");
+        ProcessId {
+            ticks: None,
+            ..ProcessId::from_script(about, &stat).unwrap_or_default()
+        }
+    }
+
+    /// Commands of the POSIX shell that say which host, boot and PID namespace theirs are, in lines of their own.
+    pub const ABOUT: &str = "echo \"node $(uname -n)\"\necho \"boot $(cat /proc/sys/kernel/random/boot_id 2>/dev/null)\"\necho \"pidns $(readlink /proc/self/ns/pid 2>/dev/null)\"\n";
+
+    pub fn presence(&self) -> Presence {
+        Here::now().presence(self)
+    }
+
+    /// Known to run, and seen from here.
+    pub fn runs(&self) -> bool {
+        self.presence() == Presence::Runs
+    }
+
+    /// Known to have ended.
+    pub fn is_gone(&self) -> bool {
+        self.presence() == Presence::Gone
+    }
+
+    /// Whether it is of this host, as that is named.
+    pub fn is_on_this_host(&self) -> bool {
+        self.host.is_empty() || self.host == host()
+    }
+
+    /// It was started before this host's last boot, or on another host of this name.
+    pub fn is_of_another_boot(&self) -> bool {
+        !self.boot_id.is_empty() && self.is_on_this_host() && self.boot_id != Here::now().boot_id
+    }
+
+    /// For how long it has been running.
+    pub fn age(&self) -> Option<Duration> {
+        let since_boot = Duration::from(clock_gettime(ClockId::CLOCK_BOOTTIME).ok()?);
+        let started = Duration::from_millis(self.ticks?.saturating_mul(1000 / TICKS_A_SECOND));
+        (self.runs()).then(|| since_boot.saturating_sub(started))
+    }
+}
+
+/// `process 4242 on login1`; of one whose number is not known, where it is.
+impl std::fmt::Display for ProcessId {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self.pid {
+            0 => f.write_str(&self.host),
+            pid => write!(f, "process {pid} on {}", self.host),
+        }
+    }
+}
+
+/// Unlike that of any other host, and of this host before it was booted; none where the system does not say it.
+pub fn boot_id() -> Option<String> {
+    read_boot_id(Path::new("/proc"))
+}
+
+fn read_boot_id(proc: &Path) -> Option<String> {
+    let text = fs::read_to_string(proc.join("sys/kernel/random/boot_id")).ok()?;
+    Some(text.trim().to_string()).filter(|id| !id.is_empty())
+}
+
+/// Whether there is a process of this id. It may be another one than was meant.
+pub fn exists(pid: u32) -> bool {
+    Here::now().ticks(pid).is_some()
 }
 
 /// This host's name, as connection and state files spell it.
@@ -109,16 +261,6 @@ pub fn host() -> String {
         Ok(name) => name.to_string_lossy().into_owned(),
         Err(_) => "localhost".into(),
     }
-}
-
-/// When a process of another host started, from its `/proc/<pid>/stat` and that host's `/proc/stat`.
-pub fn started_from(process_stat: &str, host_stat: &str) -> Option<f64> {
-    Some(boot_time_in(host_stat)? + start_ticks(process_stat)? as f64 / TICKS_A_SECOND)
-}
-
-/// Whether two start times are one.
-pub fn same_start(one: f64, other: f64) -> bool {
-    (one - other).abs() < TOLERANCE_S
 }
 
 /// `pid (name) state … starttime(22)`; the name may have spaces and parentheses. None for one that has ended.
@@ -132,104 +274,9 @@ fn start_ticks(stat: &str) -> Option<u64> {
     fields.nth(22 - 4)?.parse().ok()
 }
 
-/// The processes of the sessions that these lead, or led: what they started and left behind.
-pub fn in_sessions_of(leaders: &[u32]) -> Vec<u32> {
-    let Ok(all) = fs::read_dir("/proc") else { return Vec::new() };
-    let member = |pid: u32| leaders.contains(&session_of(pid)?).then_some(pid);
-    all.filter_map(|entry| member(entry.ok()?.file_name().to_str()?.parse().ok()?))
-        .collect()
-}
-
-/// Names its supervisor in the environment of a process.
-pub const SUPERVISOR: &str = "PCLUSTER_SUPERVISOR";
-
-/// What stands there: the supervisor that was started first, whose session they are in. One that has taken its place says so.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Mark {
-    pub pid: u32,
-    pub started: f64,
-    /// On a supervisor itself.
-    pub is_supervisor: bool,
-}
-
-impl Mark {
-    /// Of a process that this one is about to start, as its supervisor.
-    pub fn for_supervised() -> Mark {
-        let own = std::process::id();
-        let first = Mark::of_this_process().filter(|mark| mark.is_supervisor);
-        Mark {
-            is_supervisor: false,
-            ..first.unwrap_or(Mark {
-                pid: own,
-                started: started_of(own).unwrap_or_default(),
-                is_supervisor: false,
-            })
-        }
-    }
-
-    pub fn of_this_process() -> Option<Mark> {
-        Mark::parse(&std::env::var(SUPERVISOR).ok()?)
-    }
-
-    pub fn parse(text: &str) -> Option<Mark> {
-        let mut words = text.split(' ');
-        let (pid, started) = (words.next()?.parse().ok()?, words.next()?.parse().ok()?);
-        Some(Mark {
-            pid,
-            started,
-            is_supervisor: words.next().is_some(),
-        })
-    }
-}
-
-impl std::fmt::Display for Mark {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let word = if self.is_supervisor { " supervisor" } else { "" };
-        write!(f, "{} {}{word}", self.pid, self.started)
-    }
-}
-
-/// A process that a supervisor has left which is gone.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Left {
-    /// Which one's, by index.
-    pub of: usize,
-    pub pid: u32,
-    pub started: f64,
-}
-
-/// A process of this host, as state files name it.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Own {
-    pub pid: u32,
-    pub started: f64,
-}
-
-impl Own {
-    pub fn of(pid: u32) -> Own {
-        Own {
-            pid,
-            started: started_of(pid).unwrap_or_default(),
-        }
-    }
-
-    /// The supervisor of this process, as it has said it.
-    pub fn supervisor() -> Option<Own> {
-        let mark = Mark::of_this_process()?;
-        Some(Own {
-            pid: mark.pid,
-            started: mark.started,
-        })
-    }
-
-    pub fn runs(&self) -> bool {
-        is_same_process(self.pid, self.started)
-    }
-}
-
 /// SIGTERM to the first that runs (a supervisor passes it on), SIGKILL to what does not end. `child`: one of them that this process
 /// has started.
-pub fn end(processes: &[Own], child: &mut Option<std::process::Child>) {
+pub fn end(processes: &[ProcessId], child: &mut Option<std::process::Child>) {
     let mut wait = |patience: Duration| {
         let deadline = Instant::now() + patience;
         loop {
@@ -237,7 +284,7 @@ pub fn end(processes: &[Own], child: &mut Option<std::process::Child>) {
             if let Some(child) = child.as_mut() {
                 let _ = child.try_wait();
             }
-            if !processes.iter().any(Own::runs) {
+            if !processes.iter().any(ProcessId::runs) {
                 return true;
             }
             if Instant::now() > deadline {
@@ -258,85 +305,143 @@ pub fn end(processes: &[Own], child: &mut Option<std::process::Child>) {
     wait(KILL_TAKES);
 }
 
-/// What these supervisors, which are gone, left: the supervisor that has taken the place of one, else what that kept running.
-pub fn left_by(supervisors: &[(u32, f64)]) -> Vec<Left> {
-    let sessions: Vec<u32> = supervisors.iter().map(|(pid, _)| *pid).collect();
-    let marked = |pid: u32| {
-        let environment = fs::read(format!("/proc/{pid}/environ")).ok()?;
-        let variable = |entry: &[u8]| entry.strip_prefix(SUPERVISOR.as_bytes())?.strip_prefix(b"=").map(<[u8]>::to_vec);
-        let mark = Mark::parse(&String::from_utf8(environment.split(|byte| *byte == 0).find_map(variable)?).ok()?)?;
-        let same = |(pid, at): &(u32, f64)| *pid == mark.pid && same_start(*at, mark.started);
-        let left = Left {
-            of: supervisors.iter().position(same)?,
-            pid,
-            started: started_of(pid)?,
-        };
-        Some((left, mark.is_supervisor))
-    };
-    let found: Vec<(Left, bool)> = in_sessions_of(&sessions).into_iter().filter_map(marked).collect();
-    let has_another = |of: usize| found.iter().any(|(left, is_supervisor)| left.of == of && *is_supervisor);
-    let counts = |(left, is_supervisor): &&(Left, bool)| *is_supervisor || !has_another(left.of);
-    found.iter().filter(counts).map(|(left, _)| *left).collect()
-}
-
-fn boot_time() -> Option<f64> {
-    boot_time_in(&fs::read_to_string("/proc/stat").ok()?)
-}
-
-fn boot_time_in(stat: &str) -> Option<f64> {
-    stat.lines().find_map(|l| l.strip_prefix("btime "))?.trim().parse().ok()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    /// A file system like proc(5), as the process 4242 sees it.
+    struct Proc(tempfile::TempDir);
+
+    impl Proc {
+        fn new(boot_id: &str, namespace: &str) -> Proc {
+            let proc = Proc(tempfile::tempdir().unwrap());
+            fs::create_dir_all(proc.0.path().join("sys/kernel/random")).unwrap();
+            fs::write(proc.0.path().join("sys/kernel/random/boot_id"), format!("{boot_id}\n")).unwrap();
+            proc.process(4242, 100, namespace);
+            std::os::unix::fs::symlink("4242", proc.0.path().join("self")).unwrap();
+            proc
+        }
+
+        fn process(&self, pid: u32, ticks: u64, namespace: &str) {
+            let dir = self.0.path().join(pid.to_string());
+            let _ = fs::remove_dir_all(&dir);
+            fs::create_dir_all(dir.join("ns")).unwrap();
+            fs::write(
+                dir.join("stat"),
+                format!("{pid} (x) S 1 1 1 0 -1 0 0 0 0 0 0 0 0 0 20 0 1 0 {ticks} 9 9\n"),
+            )
+            .unwrap();
+            std::os::unix::fs::symlink(namespace, dir.join("ns/pid")).unwrap();
+        }
+
+        fn here(&self) -> Here {
+            Here::at(self.0.path(), 4242)
+        }
+    }
+
     #[test]
-    fn our_own_process_started_not_long_ago() {
-        let pid = std::process::id();
-        let started = started_of(pid).unwrap();
-        let now = std::time::SystemTime::now()
-            .duration_since(std::time::UNIX_EPOCH)
-            .unwrap()
-            .as_secs_f64();
-        assert!(started <= now + TOLERANCE_S && started > now - 86_400.0, "{started} {now}");
-        assert!(is_same_process(pid, started));
-        assert!(!is_same_process(pid, started - 60.0));
+    fn a_process_is_known_by_boot_namespace_and_ticks() {
+        let outside = Proc::new("boot-1", FIRST_NAMESPACE);
+        outside.process(7, 500, FIRST_NAMESPACE);
+        let process = outside.here().process(7);
+        assert_eq!((process.pid, process.ticks, process.boot_id.as_str()), (7, Some(500), "boot-1"));
+        assert_eq!(outside.here().presence(&process), Presence::Runs);
+
+        // The id is used again.
+        outside.process(7, 501, FIRST_NAMESPACE);
+        assert_eq!(outside.here().presence(&process), Presence::Gone);
+
+        // The host was booted.
+        let later = Proc::new("boot-2", FIRST_NAMESPACE);
+        later.process(7, 500, FIRST_NAMESPACE);
+        assert_eq!(later.here().presence(&process), Presence::Gone);
+
+        // In a container there is another process of this id.
+        let container = Proc::new("boot-1", "pid:[7]");
+        container.process(7, 500, "pid:[7]");
+        assert_eq!(container.here().presence(&process), Presence::Unknown(Unseen::OtherNamespace));
+
+        let elsewhere = ProcessId {
+            host: "elsewhere.invalid".into(),
+            ..process.clone()
+        };
+        let unseen = Unseen::OtherHost("elsewhere.invalid".into());
+        assert_eq!(outside.here().presence(&elsewhere), Presence::Unknown(unseen));
+    }
+
+    #[test]
+    fn what_ran_in_a_container_is_gone_with_it_as_seen_from_outside() {
+        let outside = Proc::new("boot-1", FIRST_NAMESPACE);
+        let container = Proc::new("boot-1", "pid:[7]");
+        let process = container.here().process(4242);
+        outside.process(9, 600, "pid:[7]");
+        assert_eq!(outside.here().presence(&process), Presence::Unknown(Unseen::OtherNamespace));
+        outside.process(9, 600, "pid:[8]");
+        assert_eq!(outside.here().presence(&process), Presence::Gone);
+        // From another container that cannot be told.
+        let other = Proc::new("boot-1", "pid:[8]");
+        assert_eq!(other.here().presence(&process), Presence::Unknown(Unseen::OtherNamespace));
+    }
+
+    #[test]
+    fn a_proc_of_another_namespace_says_nothing() {
+        let outside = Proc::new("boot-1", FIRST_NAMESPACE);
+        let process = outside.here().process(4242);
+        let blind = Here::at(outside.0.path(), 1);
+        assert_eq!(blind.process(4242).ticks, None);
+        assert_eq!(blind.presence(&process), Presence::Unknown(Unseen::OtherNamespace));
+    }
+
+    /// Version 0.1.0 noted the process id and a time of the wall clock.
+    #[test]
+    fn an_old_record_is_gone_with_its_process_id_and_else_unknown() {
+        let outside = Proc::new("boot-1", FIRST_NAMESPACE);
+        let old: ProcessId = serde_json::from_str(r#"{"pid": 4242, "started": 1700000000.25}"#).unwrap();
+        assert_eq!(outside.here().presence(&old), Presence::Unknown(Unseen::OldRecord));
+        let gone = ProcessId { pid: 17, ..old };
+        assert_eq!(outside.here().presence(&gone), Presence::Gone);
+        assert_eq!(outside.here().presence(&ProcessId::default()), Presence::Gone);
+    }
+
+    #[test]
+    fn what_is_written_is_the_same_process_when_it_is_read() {
+        let own = ProcessId::own();
+        assert!(own.runs() && !own.is_of_another_boot() && own.age().is_some());
+        let read: ProcessId = serde_json::from_value(serde_json::to_value(&own).unwrap()).unwrap();
+        assert_eq!(read, own);
+        let earlier = ProcessId {
+            ticks: own.ticks.map(|ticks| ticks - 1),
+            ..own.clone()
+        };
+        assert!(earlier.is_gone());
         let session = nix::unistd::getsid(None).unwrap().as_raw();
-        assert_eq!(session_of(pid), u32::try_from(session).ok());
+        assert_eq!(session_of(own.pid), u32::try_from(session).ok());
     }
 
     #[test]
     fn a_child_is_gone_when_it_has_ended_even_before_it_is_waited_for() {
         let mut child = std::process::Command::new("sleep").arg("60").spawn().unwrap();
-        let started = started_of(child.id()).unwrap();
-        assert!(is_same_process(child.id(), started));
+        let process = ProcessId::of(child.id());
+        assert!(process.runs());
         child.kill().unwrap();
         let deadline = std::time::Instant::now() + std::time::Duration::from_secs(10);
-        while is_same_process(child.id(), started) {
+        while process.runs() {
             assert!(std::time::Instant::now() < deadline, "a killed process still counts as alive");
             std::thread::sleep(std::time::Duration::from_millis(2));
         }
         child.wait().unwrap();
-        assert_eq!(started_of(child.id()), None);
+        assert!(process.is_gone() && !exists(process.pid));
+        // One that had ended already when it was looked at is no process of a later time.
+        assert!(ProcessId::of(process.pid).is_gone());
     }
 
     #[test]
-    fn a_mark_is_read_as_it_was_written() {
-        let first = Mark {
-            pid: 17,
-            started: 1234.56,
-            is_supervisor: false,
-        };
-        let next = Mark {
-            is_supervisor: true,
-            ..first
-        };
-        assert_eq!(first.to_string(), "17 1234.56", "as version 0.1.0 wrote it");
-        for mark in [first, next] {
-            assert_eq!(Mark::parse(&mark.to_string()), Some(mark));
-        }
-        assert_eq!((Mark::parse(""), Mark::parse("17"), Mark::parse("x 1.0")), (None, None, None));
+    fn another_hosts_process_is_read_from_what_its_shell_says() {
+        let said = std::process::Command::new("sh").args(["-c", ProcessId::ABOUT]).output().unwrap();
+        let stat = fs::read_to_string("/proc/self/stat").unwrap();
+        let read = ProcessId::from_script(&String::from_utf8(said.stdout).unwrap(), &stat).unwrap();
+        assert_eq!(read, ProcessId::own());
+        assert_eq!(ProcessId::from_script("node n\n", &stat), None, "it has no /proc");
     }
 
     #[test]

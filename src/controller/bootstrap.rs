@@ -6,7 +6,7 @@ use super::sockets::Ports;
 use super::{ControllerError, ControllerSettings};
 use crate::connection::ConnectionFile;
 use crate::connection::file::{BroadcastPorts, PclusterKeys};
-use crate::connection::lock::{Holder, Lock, NotLocked};
+use crate::connection::lock::{Lock, NotLocked};
 use crate::connection::place::Place;
 use crate::connection::{private, process};
 use crate::db::{Reader, RequestRecord};
@@ -70,11 +70,7 @@ pub(super) fn only_one(settings: &ControllerSettings) -> Result<Option<Lock>, Co
     match Lock::take(path.clone()) {
         Ok(lock) => Ok(Some(lock)),
         Err(NotLocked::Held(holder)) => {
-            let Holder { host, pid, .. } = holder.unwrap_or(Holder {
-                host: "some host".into(),
-                pid: 0,
-                passes: false,
-            });
+            let (host, pid) = holder.map_or(("some host".into(), 0), |holder| (holder.process.host, holder.process.pid));
             let file = path.display().to_string();
             Err(ControllerError::Running { pid, host, file })
         }
@@ -91,14 +87,13 @@ pub(super) fn secrets(settings: &ControllerSettings) -> Result<(Secrets, bool), 
     let client_file = settings.profile.client_file(&settings.cluster_id);
     if let Ok(file) = ConnectionFile::read(&client_file)
         && let Some(keys) = &file.pcluster
-        && keys.host == process::host()
-        && keys.pid != std::process::id()
-        && process::is_same_process(keys.pid, keys.started)
+        && keys.process.pid != std::process::id()
+        && keys.process.runs()
     {
         let file = client_file.display().to_string();
         return Err(ControllerError::Running {
-            pid: keys.pid,
-            host: keys.host.clone(),
+            pid: keys.process.pid,
+            host: keys.process.host.clone(),
             file,
         });
     }
@@ -248,7 +243,7 @@ pub(super) fn restored(reader: &Reader, killed: bool) -> Result<Restored, Contro
     };
     if killed {
         // An engine of this host whose process is gone need not be waited for.
-        let is_gone = |facts: &EngineFacts| facts.pid > 0 && facts.host == process::host() && process::started_of(facts.pid).is_none();
+        let is_gone = |facts: &EngineFacts| facts.pid > 0 && facts.host == process::host() && !process::exists(facts.pid);
         for engine in state.engines {
             match is_gone(&engine.facts) {
                 true => restored.departed.push((engine.id, engine.facts.uuid)),

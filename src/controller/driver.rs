@@ -3,15 +3,17 @@
 //! Effects of many events are gathered into a batch. A batch's changes are committed by the records' thread, and only then are
 //! its messages sent; meanwhile the next batch gathers. So commits are grouped under load, and nothing is told that is not on disk.
 use super::bootstrap::{self, Secrets};
+use super::core::returning::OwedReply;
 use super::core::{Core, Effect, Event, Facts, Now};
 use super::dask::Dask;
+use super::delivered::{Delivered, Pending};
 use super::records::{Records, Word};
 use super::sockets::{Arrival, Place, Ports, Sockets};
 use super::{ControllerError, ControllerSettings};
 use crate::connection::process;
 use crate::db::Writer;
 use crate::model::change::Change;
-use crate::model::{EngineUuid, TaskId, UnixTime};
+use crate::model::{EngineUuid, UnixTime};
 use crate::profile::config::Durability;
 use crate::transport::{Security, TransportError};
 use crate::wire::content::client::reply_type;
@@ -27,8 +29,8 @@ use tokio::sync::mpsc;
 const TURN: usize = 256;
 /// A batch of many requests of ipyparallel's clients waits so long for more.
 const GATHER: Duration = Duration::from_millis(2);
-/// That replies have been given is put on record with the next commit, or after so long: a commit of its own would be a third of what a
-/// client costs that asks one thing after the other.
+/// That replies were delivered is put on record with the next commit, or after so long: a commit of its own would be a third of what a
+/// client costs that asks one thing after the other. Until then it is noted in a file ([`Delivered`]).
 const GIVEN_WAITS: Duration = Duration::from_millis(20);
 /// So many messages of one peer that cannot be opened end its connection.
 const MOST_BAD: u32 = 16;
@@ -47,7 +49,9 @@ pub(super) async fn run(settings: ControllerSettings) -> Result<(), ControllerEr
     let writer = Writer::open(&database, durability)?;
     // The writer's own: on a network file system it alone may have the file open.
     let reader = writer.reader()?;
-    let restored = bootstrap::restored(&reader, killed)?;
+    let mut restored = bootstrap::restored(&reader, killed)?;
+    let (delivered, delivered_before) = Delivered::open(&database, killed);
+    restored.delivered = delivered_before;
     let (sockets, arrivals) = listen(&settings, &mut secrets, killed).await?;
     bootstrap::write_files(&settings, &secrets)?;
     let (records, words) = Records::start(writer, reader).map_err(|e| ControllerError::Prepare {
@@ -56,7 +60,7 @@ pub(super) async fn run(settings: ControllerSettings) -> Result<(), ControllerEr
     })?;
     let (later, events) = mpsc::unbounded_channel();
     let dask = Dask::new(&settings.python, &settings.config.ip, later);
-    let mut driver = Driver::new(&settings, &secrets, sockets, records, dask);
+    let mut driver = Driver::new(&settings, &secrets, sockets, records, dask, delivered);
     driver.core.restore(driver.clock.now(), restored, &mut driver.effects);
     tracing::info!(
         profile = %settings.profile.path().display(),
@@ -70,7 +74,10 @@ pub(super) async fn run(settings: ControllerSettings) -> Result<(), ControllerEr
     giving_back.abort();
     bootstrap::put_away_files(&settings, &mut secrets);
     driver.sockets.close().await;
-    driver.records.close();
+    let Driver { records, delivered, .. } = driver;
+    if records.close() {
+        delivered.close();
+    }
     tracing::info!("the controller has ended");
     result
 }
@@ -166,7 +173,7 @@ struct Driver {
     gathering: Option<Instant>,
     stop_at: Option<Instant>,
     bad_messages: u64,
-    given: Vec<TaskId>,
+    delivered: Delivered,
     given_due: Option<Instant>,
     unsent: Vec<Event>,
     /// Peers that did not read, as the core knows.
@@ -176,7 +183,14 @@ struct Driver {
 }
 
 impl Driver {
-    fn new(settings: &ControllerSettings, secrets: &Secrets, sockets: Sockets, records: Records, dask: Dask) -> Driver {
+    fn new(
+        settings: &ControllerSettings,
+        secrets: &Secrets,
+        sockets: Sockets,
+        records: Records,
+        dask: Dask,
+        delivered: Delivered,
+    ) -> Driver {
         let clock = Clock { start: Instant::now() };
         let session = uuid::Uuid::new_v4().to_string();
         let facts = Facts {
@@ -203,7 +217,7 @@ impl Driver {
             gathering: None,
             stop_at: None,
             bad_messages: 0,
-            given: Vec::new(),
+            delivered,
             given_due: None,
             unsent: Vec::new(),
             cut_off: 0,
@@ -267,7 +281,7 @@ impl Driver {
 
     /// What became of replies to clients that can be known again.
     fn tell_of_replies(&mut self) {
-        if !self.given.is_empty() && *self.given_due.get_or_insert(Instant::now() + GIVEN_WAITS) <= Instant::now() {
+        if self.delivered.is_open() && *self.given_due.get_or_insert(Instant::now() + GIVEN_WAITS) <= Instant::now() {
             self.record_given();
         }
         for event in std::mem::take(&mut self.unsent) {
@@ -278,8 +292,8 @@ impl Driver {
 
     fn record_given(&mut self) {
         self.given_due = None;
-        if !self.given.is_empty() {
-            let tasks = std::mem::take(&mut self.given);
+        let tasks = self.delivered.take();
+        if !tasks.is_empty() {
             self.handle(Event::RepliesGiven { tasks });
         }
     }
@@ -434,13 +448,16 @@ impl Driver {
             Effect::Record(_) => return,
             Effect::Reply { channel, client, reply } => {
                 let route: Vec<Bytes> = std::iter::once(client.clone()).chain(reply.engine.clone()).collect();
-                let frames = self.client_session.seal(&route, &reply.message);
+                let (message, pending) = self.watched(&reply);
+                let frames = self.client_session.seal(&route, &message);
+                drop(message);
                 let result = self.sockets.to_client(channel, frames);
                 match &result {
+                    Ok(()) => pending.sent(),
                     Err(TransportError::NoPeer | TransportError::CutOff(_)) => {
                         self.unsent.push(Event::ReplyUnsent { channel, client, reply });
                     }
-                    _ => self.given.extend(reply.tasks),
+                    Err(_) => {}
                 }
                 result
             }
@@ -488,6 +505,15 @@ impl Driver {
             }
         };
         self.sent(result);
+    }
+
+    /// It is noted when this reply is written to its connection.
+    fn watched(&self, reply: &OwedReply) -> (Message, Pending) {
+        let mut message = reply.message.clone();
+        let header = std::mem::take(&mut message.header_json);
+        let (header, pending) = self.delivered.watch(header, reply.tasks.clone());
+        message.header_json = header;
+        (message, pending)
     }
 
     fn to_engine(

@@ -22,6 +22,8 @@ use tokio::sync::mpsc;
 
 /// Between two tries of a batch that could not be written.
 const RETRY: Duration = Duration::from_secs(1);
+/// Of these tries, every so many is logged.
+const LOG_EACH: u32 = 30;
 /// A batch is small up to this [`weight`].
 const SMALL: usize = 64;
 /// Bytes that weigh as much as one change.
@@ -142,8 +144,8 @@ impl Records {
         self.asked = self.asked.saturating_sub(1);
     }
 
-    /// Waits until everything is written and the file is closed.
-    pub(super) fn close(mut self) {
+    /// Waits until everything is written and the file is closed. False: not in order.
+    pub(super) fn close(mut self) -> bool {
         self.changes = None;
         self.queries = None;
         for thread in self.threads.drain(..) {
@@ -155,7 +157,9 @@ impl Records {
             && let Err(error) = writer.into_inner().unwrap_or_else(PoisonError::into_inner).close()
         {
             tracing::warn!(%error, "the database was not closed in order");
+            return false;
         }
+        true
     }
 }
 
@@ -189,12 +193,20 @@ fn write(writer: &Mutex<Writer>, batches: &std_mpsc::Receiver<Vec<Change>>, word
     let mut tidied = Instant::now();
     while let Some(batch) = next(writer, batches, &mut tidied) {
         // Nobody is told of what is not on disk, so a batch is tried until it is: a full disk may be emptied.
+        let since = Instant::now();
+        let mut tries = 0;
         while let Err(error) = writer.lock().unwrap_or_else(PoisonError::into_inner).apply(&batch) {
-            tracing::error!(%error, hint = error.hint(), "the records cannot be written; nothing goes on until they can");
+            if tries % LOG_EACH == 0 {
+                tracing::error!(%error, hint = error.hint(), "the records cannot be written; nothing goes on until they can");
+            }
+            tries += 1;
             std::thread::sleep(RETRY);
             if words.is_closed() {
                 return;
             }
+        }
+        if tries > 0 {
+            tracing::warn!("the records can be written again, after {:.0} s", since.elapsed().as_secs_f64());
         }
         if words.send(Word::Committed).is_err() {
             return;

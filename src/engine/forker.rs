@@ -69,14 +69,14 @@ impl Forker {
         Ok(Forker { jobs, is_quick })
     }
 
-    /// Starts a process in a session of its own, which the kernel kills when the engine dies; `kept` stay open in it.
-    pub async fn spawn(&self, mut command: Command, kept: Vec<RawFd>) -> io::Result<Child> {
+    /// Starts a process in a session of its own, to which the kernel sends `at_death` when the engine dies; `kept` stay open in it.
+    pub async fn spawn(&self, mut command: Command, kept: Vec<RawFd>, at_death: Signal) -> io::Result<Child> {
         let engine = getpid();
         #[expect(unsafe_code, reason = "between fork and exec only system calls are made")]
         unsafe {
             command.pre_exec(move || {
                 setsid()?;
-                set_pdeathsig(Signal::SIGKILL)?;
+                set_pdeathsig(at_death)?;
                 if getppid() != engine {
                     return Err(io::ErrorKind::BrokenPipe.into());
                 }
@@ -91,7 +91,7 @@ impl Forker {
         if !self.is_quick {
             let mut command = program.command();
             command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-            let mut child = self.spawn(command, Vec::new()).await?;
+            let mut child = self.spawn(command, Vec::new(), Signal::SIGKILL).await?;
             let gone = || io::Error::other("it has no pipe");
             return Ok(Started {
                 pid: child.id().unwrap_or_default() as i32,

@@ -29,12 +29,17 @@ pub struct Link {
     /// Replies that the controller has not called recorded, oldest first, by the request's id.
     kept: VecDeque<(String, Channel, Vec<Bytes>, Message)>,
     kept_bytes: usize,
+    /// The controller receives no longer message.
+    pub max_message: usize,
     /// Where the controller is not reached otherwise.
     through: Option<Through>,
 }
 
 /// Replies are kept up to so many bytes; beyond them the oldest go first, with a word in the log.
 const KEPT_BYTES: usize = 512 << 20;
+
+/// A message has less besides its parts: header, signature, and some bytes for each frame.
+pub const HEAD: usize = 16 << 10;
 
 pub fn unix_now() -> UnixTime {
     let since = std::time::SystemTime::now()
@@ -190,6 +195,7 @@ impl Link {
             id: EngineId(0),
             kept: VecDeque::new(),
             kept_bytes: 0,
+            max_message: usize::MAX,
             through: None,
         };
         link.send_native(first.msg_type, &first.content);
@@ -218,6 +224,7 @@ impl Link {
     pub fn succeed(&mut self, before: Link) {
         (self.id, self.session) = (before.id, before.session);
         (self.kept, self.kept_bytes) = (before.kept, before.kept_bytes);
+        self.max_message = before.max_message;
     }
 
     /// None for what is not signed with our key, or names no channel (said in the log).
@@ -246,6 +253,11 @@ impl Link {
         let mut message = self.session.message(&unix_now().to_iso(), msg_type, parent, content);
         message.metadata_json = to_json(&serde_json::json!({ "engine": self.uuid }));
         message
+    }
+
+    /// Whether the controller would end the connection over this message.
+    pub fn is_too_large(&self, message: &Message) -> bool {
+        size(message) + message.metadata_json.len() + message.parent_json.len() + HEAD > self.max_message
     }
 
     /// Sends a reply to a request, and keeps it until it is recorded.

@@ -1,4 +1,5 @@
 //! What ipyparallel's clients get back: replies and iopub messages, in the form of ipyparallel's own engine.
+use super::core::outbox::too_large;
 use super::core::{Request, RequestReply};
 use super::link::Link;
 use crate::model::{EngineUuid, UnixTime};
@@ -51,12 +52,35 @@ fn iopub(link: &mut Link, request: &Request, kind: &str, topic: &str, content: B
     let mut message = link.message(kind, Some(&request.message.header_json), &());
     message.content_json = content;
     message.buffers = buffers;
+    if link.is_too_large(&message) {
+        let max = link.max_message;
+        return tracing::warn!(
+            msg_id = request.msg_id(),
+            kind,
+            "not published: the message is larger than the {max} bytes that the controller receives"
+        );
+    }
     let topic = Bytes::from(format!("engine.{}.{topic}", link.id));
     link.send(Channel::Iopub, &[topic], &message);
 }
 
 /// `apply_reply` or `execute_reply`, with the metadata that ipyparallel's schedulers and clients look at.
 pub fn reply(link: &mut Link, request: &Request, started: UnixTime, reply: RequestReply, uuid: &EngineUuid) {
+    let mut message = reply_message(link, request, started, reply, uuid);
+    if link.is_too_large(&message) {
+        let bytes = message.content_json.len() + message.buffers.iter().map(Bytes::len).sum::<usize>();
+        let evalue = too_large("the reply", bytes, link.max_message);
+        tracing::warn!(msg_id = request.msg_id(), "{evalue}");
+        let reply = RequestReply::Failed {
+            ename: "ResultTooLarge".into(),
+            evalue,
+        };
+        message = reply_message(link, request, started, reply, uuid);
+    }
+    link.reply(request.msg_id(), request.channel, &request.client, message);
+}
+
+fn reply_message(link: &mut Link, request: &Request, started: UnixTime, reply: RequestReply, uuid: &EngineUuid) -> Message {
     let engine_info = json!({ "engine_uuid": uuid, "engine_id": link.id });
     let (status, ename, content, buffers) = match reply {
         RequestReply::Made {
@@ -100,7 +124,7 @@ pub fn reply(link: &mut Link, request: &Request, started: UnixTime, reply: Reque
     message.content_json = content;
     message.metadata_json = to_json(&metadata);
     message.buffers = buffers;
-    link.reply(request.msg_id(), request.channel, &request.client, message);
+    message
 }
 
 /// The answer to a control request that went well.

@@ -1,5 +1,5 @@
 //! Running a command line to its end, within a time. A trait, since the commands of a batch system may be on another host.
-use super::batch::{CommandLine, Output};
+use super::batch::{CommandLine, Output, environment};
 use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
 use std::io::{self, Read, Write};
@@ -40,6 +40,15 @@ pub struct Here;
 impl Runner for Here {
     fn run(&self, line: &CommandLine, timeout: Duration) -> Result<Output, RunError> {
         let mut command = Command::new(&line.program);
+        for (name, _) in std::env::vars_os() {
+            if environment::is_removed(&name.to_string_lossy(), &line.without, &line.keeping) {
+                tracing::debug!("{} does not get {}", line.program, name.display());
+                command.env_remove(name);
+            }
+        }
+        if line.in_english {
+            command.env("LC_ALL", "C").env_remove("LANGUAGE");
+        }
         command
             .args(&line.arguments)
             .envs(line.env.iter().map(|(k, v)| (k, v)))
@@ -154,6 +163,19 @@ mod tests {
     }
 
     #[test]
+    fn a_command_does_not_get_what_it_is_to_be_without() {
+        let mut line = CommandLine::new("env", [""; 0]);
+        line.in_english = true;
+        let all = Here.run(&line, LONG).unwrap().stdout;
+        assert!(all.contains("\nCARGO_PKG_NAME=") || all.starts_with("CARGO_PKG_NAME="), "{all}");
+        (line.without, line.keeping) = (vec!["CARGO*"], vec!["CARGO_PKG_VERSION"]);
+        let left = Here.run(&line, LONG).unwrap().stdout;
+        let of_cargo: Vec<&str> = left.lines().filter(|line| line.starts_with("CARGO")).collect();
+        assert_eq!(of_cargo, [concat!("CARGO_PKG_VERSION=", env!("CARGO_PKG_VERSION"))]);
+        assert!(left.lines().any(|line| line == "LC_ALL=C"), "{left}");
+    }
+
+    #[test]
     fn much_output_does_not_stop_a_command() {
         let output = Here.run(&sh("seq 1 200000; seq 1 200000 >&2"), LONG).unwrap();
         assert_eq!((output.stdout.lines().count(), output.stderr.lines().count()), (200_000, 200_000));
@@ -168,7 +190,7 @@ mod tests {
         assert_eq!(error.to_string(), "sh did not end within 0.3 s");
         let pid: u32 = std::fs::read_to_string(&pid).unwrap().trim().parse().unwrap();
         let deadline = Instant::now() + LONG;
-        while crate::connection::process::started_of(pid).is_some() {
+        while crate::connection::process::exists(pid) {
             assert!(Instant::now() < deadline, "its child lives on");
             std::thread::sleep(LOOK_EVERY);
         }

@@ -43,6 +43,12 @@ pub enum LaunchError {
         command: String,
         said: String,
     },
+    #[error("jobs of {system} are still there{}", list(jobs))]
+    JobsLeft {
+        system: &'static str,
+        /// What each is, and why it is there.
+        jobs: Vec<String>,
+    },
     #[error("the launcher ssh has no hosts")]
     NoHosts,
     #[error("{wanted} engines were asked for, and the hosts are for {places}")]
@@ -84,6 +90,7 @@ impl LaunchError {
             LaunchError::Template(error) => error.hint(),
             LaunchError::Submit { hint, .. } => hint.clone(),
             LaunchError::Batch { .. } => Some("try again when the batch system answers; nothing was forgotten".into()),
+            LaunchError::JobsLeft { .. } => Some("try again; `pcluster clean --force` forgets them".into()),
             LaunchError::Unkillable { .. } => Some("it waits for a device or a network file system; it will end when that answers".into()),
             _ => None,
         }

@@ -1,10 +1,11 @@
 //! HTCondor: a submit description, and beside it the shell script that each job runs. Sources: the pages of condor_submit, condor_q,
 //! condor_rm and condor_history in the HTCondor manual (23.0), and outputs that others recorded (tests/fixtures/batch/htcondor says
 //! which). Never tried on a real one.
+use super::batch::environment::{Names, Rule};
 use super::batch::render::{FoundBy, Need, Value, Variables, common, put, unfit, unsupported};
 use super::batch::{
-    BatchSystem, CommandLine, JobId, JobKind, JobRequest, JobRow, JobStatus, JobTarget, Output, Problem, QueryFailure, SubmitFailure,
-    Template, TemplateError, engines, failure,
+    BatchSystem, CommandLine, EnvironmentRules, JobId, JobKind, JobRequest, JobRow, JobStatus, JobTarget, Output, Problem, QueryFailure,
+    SubmitFailure, Template, TemplateError, engines, failure,
 };
 use serde::Deserialize;
 use std::path::{Path, PathBuf};
@@ -211,6 +212,22 @@ impl BatchSystem for HtCondor {
             (!id.is_empty()).then_some(JobId(id))
         });
         id.ok_or_else(|| failure::no_id(output, "`condor_q` shows whether the job is there"))
+    }
+
+    /// A variable `_CONDOR_NAME` sets NAME of the configuration, which also says which pool it is; so only what changes answers goes.
+    fn environment(&self) -> EnvironmentRules {
+        const DISPLAY: Names = &["_CONDOR_CONDOR_Q_*", "_CONDOR_TOOL_DEBUG*"];
+        EnvironmentRules {
+            submissions: Rule {
+                removed: DISPLAY,
+                kept: &[],
+            },
+            queries: Rule {
+                removed: DISPLAY,
+                kept: &[],
+            },
+            options: &[],
+        }
     }
 
     fn query_command(&self, jobs: &[JobId], _user: &str) -> CommandLine {

@@ -1,6 +1,7 @@
 //! What one launch started: processes here, processes on other hosts, or jobs of a batch system. Plain data, kept in the
 //! cluster's state file, so that another process can take it up.
 use super::EnginesLaunch;
+use crate::connection::process::ProcessId;
 use crate::profile::ProfileDir;
 use crate::profile::config::EngineKind;
 use serde::{Deserialize, Serialize};
@@ -25,7 +26,7 @@ pub struct Launched {
     pub recipe: Option<Recipe>,
     /// The command that waits for its engines and takes it back if they do not come: while that runs, it is that command's alone.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub awaited_by: Option<Awaiting>,
+    pub awaited_by: Option<ProcessId>,
     /// What did not start, and why, where the rest is enough. Said once, not kept.
     #[serde(skip)]
     pub trouble: Vec<String>,
@@ -35,13 +36,6 @@ pub struct Launched {
     /// What a later pcluster wrote.
     #[serde(flatten)]
     pub other: Map<String, Value>,
-}
-
-/// A process of the launch's host.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Awaiting {
-    pub pid: u32,
-    pub started: f64,
 }
 
 /// What is to be known to start the same engines again, besides the profile.
@@ -92,9 +86,8 @@ impl Recipe {
 
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Process {
-    pub pid: u32,
-    /// Seconds since 1970, as `connection::process::started_of` says it.
-    pub started: f64,
+    #[serde(flatten)]
+    pub id: ProcessId,
     pub log: PathBuf,
     /// Where in the log this process begins, in bytes.
     #[serde(default)]
@@ -287,8 +280,8 @@ impl Launched {
     pub fn members(&self) -> Vec<Member> {
         let processes = self.processes.iter().map(|process| Member {
             name: match &process.on {
-                Some(host) => format!("process {} on {host}", process.pid),
-                None => format!("process {}", process.pid),
+                Some(host) => format!("process {} on {host}", process.id.pid),
+                None => format!("process {}", process.id.pid),
             },
             engines: process.engines.unwrap_or(1),
             log: process.log.clone(),
@@ -390,7 +383,7 @@ pub fn in_words(members: &[Member], states: &[MemberState]) -> String {
 }
 
 /// What it took to end members.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Ended {
     /// Got SIGTERM.
     pub terminated: usize,
@@ -399,6 +392,12 @@ pub struct Ended {
     /// Elements of jobs that the batch system was told to end.
     #[serde(default)]
     pub cancelled: usize,
+    /// What is known to be still there, each with the reason, for people.
+    #[serde(default)]
+    pub left: Vec<String>,
+    /// What cannot be seen from here, and may be still there: the same.
+    #[serde(default)]
+    pub unseen: Vec<String>,
 }
 
 impl std::ops::AddAssign for Ended {
@@ -406,6 +405,8 @@ impl std::ops::AddAssign for Ended {
         self.terminated += other.terminated;
         self.killed += other.killed;
         self.cancelled += other.cancelled;
+        self.left.extend(other.left);
+        self.unseen.extend(other.unseen);
     }
 }
 
@@ -430,7 +431,10 @@ mod tests {
     fn members_are_processes_and_then_elements() {
         let mut launched = Launched::new("x", "h".into());
         launched.processes.push(Process {
-            pid: 7,
+            id: ProcessId {
+                pid: 7,
+                ..ProcessId::default()
+            },
             on: Some("node1".into()),
             ..Process::default()
         });
@@ -467,7 +471,7 @@ mod tests {
     fn an_old_launch_is_read_and_what_is_not_known_is_kept() {
         let text = r#"{"launcher":"local","host":"h","processes":[{"pid":4,"started":1.0,"log":"/l"}],"colour":"blue"}"#;
         let launched: Launched = serde_json::from_str(text).unwrap();
-        assert_eq!((launched.processes[0].pid, launched.jobs.len()), (4, 0));
+        assert_eq!((launched.processes[0].id.pid, launched.jobs.len()), (4, 0));
         let again = serde_json::to_value(&launched).unwrap();
         assert_eq!(again["colour"], "blue");
         assert!(again.get("jobs").is_none(), "an older pcluster does not miss it");

@@ -1,7 +1,7 @@
 //! Processes on this host, each in a session of its own: neither Ctrl-C in the shell that started them nor its end reaches them.
 use super::engine::{controller_command, engine_command};
 use super::{ControllerLaunch, Ended, EnginesLaunch, LaunchError, Launched, Launcher, MemberState, Process};
-use crate::connection::process;
+use crate::connection::process::{self, Presence, ProcessId, Unseen};
 use nix::errno::Errno;
 use nix::sys::signal::Signal;
 use nix::unistd::Pid;
@@ -76,14 +76,11 @@ impl Launcher for Local {
     }
 
     fn states(&self, launched: &Launched) -> Vec<MemberState> {
-        if !is_here(launched) {
-            let elsewhere = MemberState::unknown(format!("it is on {}", launched.host));
-            return vec![elsewhere; launched.len()];
-        }
         let running: Vec<usize> = self.running(launched).into_iter().map(|(at, _)| at).collect();
-        let state = |(at, process)| match running.contains(&at) {
-            true => MemberState::running(),
-            false => MemberState::ended(self.ending(process).unwrap_or_default()),
+        let state = |(at, process): (usize, &Process)| match (running.contains(&at), presence(launched, process)) {
+            (true, _) => MemberState::running(),
+            (false, Presence::Unknown(why)) => MemberState::unknown(why.to_string()),
+            (false, _) => MemberState::ended(self.ending(process).unwrap_or_default()),
         };
         launched.processes.iter().enumerate().map(state).collect()
     }
@@ -91,28 +88,28 @@ impl Launcher for Local {
     fn signal(&self, launched: &Launched, signal: i32) -> Result<usize, LaunchError> {
         let mut sent = 0;
         for (_, process) in self.running(launched) {
-            sent += usize::from(send(process.pid, signal)?);
+            sent += usize::from(send(process.id.pid, signal)?);
         }
         Ok(sent)
     }
 
     fn stop(&self, launched: &Launched, grace: Duration) -> Result<Ended, LaunchError> {
-        if !is_here(launched) {
-            return Ok(Ended::default());
-        }
         let ours = self.running(launched);
-        let mut ended = Ended::default();
+        let mut ended = Ended {
+            unseen: unseen(launched),
+            ..Ended::default()
+        };
         for (_, process) in &ours {
-            ended.terminated += usize::from(send(process.pid, Signal::SIGTERM as i32)?);
+            ended.terminated += usize::from(send(process.id.pid, Signal::SIGTERM as i32)?);
         }
         self.wait_for_end(launched, grace);
         let deadline = Instant::now() + KILL_TAKES;
         let mut killed = HashSet::new();
         loop {
             // One that is about to take the place of another comes to light only when that is gone.
-            let mut left: Vec<u32> = self.running(launched).iter().map(|(_, process)| process.pid).collect();
+            let mut left: Vec<u32> = self.running(launched).iter().map(|(_, process)| process.id.pid).collect();
             // Only of a session that was surely ours may the rest be ended too.
-            let sessions: Vec<u32> = ours.iter().map(|(at, _)| launched.processes[*at].pid).collect();
+            let sessions: Vec<u32> = ours.iter().map(|(at, _)| launched.processes[*at].id.pid).collect();
             left.extend(process::in_sessions_of(&sessions));
             left.sort_unstable();
             left.dedup();
@@ -128,7 +125,7 @@ impl Launcher for Local {
     }
 
     fn describe(&self, launched: &Launched) -> String {
-        let pids: Vec<String> = launched.processes.iter().map(|p| p.pid.to_string()).collect();
+        let pids: Vec<String> = launched.processes.iter().map(|p| p.id.pid.to_string()).collect();
         let word = if pids.len() == 1 { "process" } else { "processes" };
         format!("{word} {} on {}", pids.join(" "), launched.host)
     }
@@ -149,7 +146,7 @@ impl Local {
     /// How a process ended, where this very process started it.
     fn ending(&self, process: &Process) -> Option<String> {
         let mut children = self.children.lock().unwrap_or_else(PoisonError::into_inner);
-        let status = children.get_mut(&process.pid)?.try_wait().ok()??;
+        let status = children.get_mut(&process.id.pid)?.try_wait().ok()??;
         Some(in_words(status))
     }
 
@@ -174,13 +171,11 @@ impl Local {
             command.pre_exec(own_session)
         };
         let child = command.spawn().map_err(failed)?;
-        let pid = child.id();
-        // None if it has ended already: then no process is taken for it.
-        let started = process::started_of(pid).unwrap_or_default();
-        self.children.lock().unwrap_or_else(PoisonError::into_inner).insert(pid, child);
+        // If it has ended already, no process is taken for it.
+        let id = ProcessId::of(child.id());
+        self.children.lock().unwrap_or_else(PoisonError::into_inner).insert(id.pid, child);
         Ok(Process {
-            pid,
-            started,
+            id,
             log: daemon.log.clone(),
             log_from,
             ..Process::default()
@@ -188,12 +183,16 @@ impl Local {
     }
 
     fn runs(&self, process: &Process) -> bool {
-        if let Some(child) = self.children.lock().unwrap_or_else(PoisonError::into_inner).get_mut(&process.pid)
+        if let Some(child) = self
+            .children
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .get_mut(&process.id.pid)
             && matches!(child.try_wait(), Ok(Some(_)))
         {
             return false;
         }
-        process::is_same_process(process.pid, process.started)
+        process.id.runs()
     }
 
     /// What runs of a launch, each with its place there: the process that was started, or, where that was a supervisor and
@@ -203,21 +202,18 @@ impl Local {
         for (at, process) in launched.processes.iter().enumerate() {
             match self.runs(process) {
                 true => running.push((at, process.clone())),
-                false => gone.push(at),
+                false if presence(launched, process) == Presence::Gone => gone.push(at),
+                false => {}
             }
         }
         if gone.is_empty() {
             return running;
         }
-        let supervisors: Vec<(u32, f64)> = gone
-            .iter()
-            .map(|at| (launched.processes[*at].pid, launched.processes[*at].started))
-            .collect();
+        let supervisors: Vec<ProcessId> = gone.iter().map(|at| launched.processes[*at].id.clone()).collect();
         for left in process::left_by(&supervisors) {
             let at = gone[left.of];
             let process = Process {
-                pid: left.pid,
-                started: left.started,
+                id: left.process,
                 ..launched.processes[at].clone()
             };
             running.push((at, process));
@@ -252,8 +248,21 @@ fn launched(processes: Vec<Process>) -> Launched {
     }
 }
 
-fn is_here(launched: &Launched) -> bool {
-    launched.host == process::host()
+/// Files of version 0.1.0 name the host of a launch alone.
+fn presence(launched: &Launched, process: &Process) -> Presence {
+    match process.id.host.is_empty() && launched.host != process::host() {
+        true => Presence::Unknown(Unseen::OtherHost(launched.host.clone())),
+        false => process.id.presence(),
+    }
+}
+
+/// Those of which it cannot be told from here whether they run.
+fn unseen(launched: &Launched) -> Vec<String> {
+    let why = |process: &Process| match presence(launched, process) {
+        Presence::Unknown(why) => Some(format!("process {}: {why}", process.id.pid)),
+        Presence::Runs | Presence::Gone => None,
+    };
+    launched.processes.iter().filter_map(why).collect()
 }
 
 /// The log to append to, and its length so far.
@@ -362,7 +371,7 @@ mod tests {
             assert_eq!(lines[1], world.dir.path().canonicalize().unwrap().to_string_lossy());
             let after_name = lines[2].rsplit_once(") ").unwrap().1;
             let session: u32 = after_name.split(' ').nth(3).unwrap().parse().unwrap();
-            assert_eq!(session, process.pid, "it leads a session of its own");
+            assert_eq!(session, process.id.pid, "it leads a session of its own");
             assert_eq!(fs::metadata(&process.log).unwrap().permissions().mode() & 0o777, 0o600);
         }
         assert_eq!(
@@ -389,7 +398,7 @@ mod tests {
         let ended = Local::default().stop(&launched, Duration::from_millis(50)).unwrap();
         assert_eq!(ended.terminated, 1);
         assert!(ended.killed >= 2, "{ended:?}");
-        until("its child is gone", || process::started_of(child).is_none());
+        until("its child is gone", || !process::exists(child));
         assert_eq!(starter.states(&launched), [MemberState::ended("signal SIGKILL")]);
     }
 
@@ -397,8 +406,10 @@ mod tests {
     fn a_process_id_that_now_is_another_process_is_left_alone() {
         let mut stranger = Command::new("sleep").arg("100").spawn().unwrap();
         let process = Process {
-            pid: stranger.id(),
-            started: 1.0,
+            id: ProcessId {
+                ticks: Some(1),
+                ..ProcessId::of(stranger.id())
+            },
             ..Process::default()
         };
         let local = Local::default();
@@ -414,7 +425,10 @@ mod tests {
     #[test]
     fn of_another_host_nothing_is_known_and_nothing_is_stopped() {
         let mut elsewhere = launched(vec![Process {
-            pid: std::process::id(),
+            id: ProcessId {
+                pid: std::process::id(),
+                ..ProcessId::default()
+            },
             ..Process::default()
         }]);
         elsewhere.host = "elsewhere.invalid".into();
@@ -422,7 +436,9 @@ mod tests {
             Local::default().states(&elsewhere),
             [MemberState::unknown("it is on elsewhere.invalid")]
         );
-        assert_eq!(Local::default().stop(&elsewhere, Duration::ZERO).unwrap(), Ended::default());
+        let ended = Local::default().stop(&elsewhere, Duration::ZERO).unwrap();
+        let unseen = format!("process {}: it is on elsewhere.invalid", std::process::id());
+        assert_eq!((ended.unseen, ended.terminated, ended.killed), (vec![unseen], 0, 0));
     }
 
     #[test]

@@ -1,9 +1,10 @@
 //! LSF. Sources: the pages of bsub, bjobs and bkill in the IBM Spectrum LSF 10.1 command reference, and outputs that others recorded
 //! (tests/fixtures/batch/lsf says which). Never tried on a real one.
+use super::batch::environment::Rule;
 use super::batch::render::{FoundBy, Need, Value, Variables, common, nodes_are_of_one_job, put, unfit, unsupported};
 use super::batch::{
-    BatchSystem, CommandLine, JobId, JobKind, JobRequest, JobRow, JobStatus, JobTarget, KillWait, Output, Problem, QueryFailure,
-    SubmitFailure, Template, TemplateError, engines, failure,
+    BatchSystem, CommandLine, EnvironmentRules, JobId, JobKind, JobRequest, JobRow, JobStatus, JobTarget, KillWait, Output, Problem,
+    QueryFailure, SubmitFailure, Template, TemplateError, engines, failure,
 };
 use crate::profile::config::resources::StartMode;
 use std::path::{Path, PathBuf};
@@ -282,6 +283,22 @@ impl BatchSystem for Lsf {
             (Some(id), true) => Ok(id),
             (None, true) => Err(failure::no_id(output, "`bjobs` shows whether the job is there")),
             (_, false) => Err(failure::of_submit(output, FAILURES)),
+        }
+    }
+
+    /// IBM Spectrum LSF 10.1, "Environment variables": `BSUB_BLOCK` waits for the job's end, `BSUB_CHK_RESREQ` submits nothing,
+    /// `BSUB_QUIET` says no number. Defaults (`LSB_DEFAULTQUEUE`, …) are for what a script does not say, and stay.
+    fn environment(&self) -> EnvironmentRules {
+        EnvironmentRules {
+            submissions: Rule {
+                removed: &["BSUB_*"],
+                kept: &[],
+            },
+            queries: Rule {
+                removed: &["BSUB_*", "LSB_BJOBS_*", "LSB_DISPLAY_*", "LSB_SHORT_HOSTLIST", "LSB_SUBK_*"],
+                kept: &[],
+            },
+            options: &[],
         }
     }
 

@@ -2,10 +2,11 @@
 //!
 //! Sources: qsub(1B), qstat(1B), qdel(1B) of OpenPBS 23.06 and of Torque 6, and the perl of slurm-wlm-torque 22.05. They differ in how
 //! an array is asked for (`-J`, `-t`), how its jobs are told theirs (`PBS_ARRAY_INDEX`, `PBS_ARRAYID`), and in what is asked for with `-l`.
+use super::batch::environment::{Names, Rule};
 use super::batch::render::{FoundBy, Need, Value, Variables, common, nodes_are_of_one_job, put, unfit, unsupported};
 use super::batch::{
-    BatchSystem, CommandLine, JobId, JobKind, JobRequest, JobRow, JobTarget, KillWait, Output, Problem, QueryFailure, SubmitFailure,
-    Template, TemplateError, engines, failure, quote, squeue,
+    BatchSystem, CommandLine, EnvironmentRules, JobId, JobKind, JobRequest, JobRow, JobTarget, KillWait, Output, Problem, QueryFailure,
+    SubmitFailure, Template, TemplateError, engines, failure, quote, slurm_environment, squeue,
 };
 use crate::profile::config::resources::StartMode;
 use std::path::{Path, PathBuf};
@@ -284,6 +285,26 @@ impl BatchSystem for Pbs {
         request.log_dir.join(format!("{}-{number}.{element}.log", request.log_stem))
     }
 
+    /// pbs(7B) and qsub(1B): `PBS_DPREFIX` is another prefix of directives. Torque's qstat hides jobs by `PBS_QSTAT_…`. Slurm's `qsub` runs
+    /// sbatch, and does not say which cluster a job was sent to.
+    fn environment(&self) -> EnvironmentRules {
+        const DISPLAY: Names = &["PBS_DPREFIX", "PBS_QSTAT_*"];
+        match self.0 {
+            Dialect::Slurm => slurm_environment::WITHOUT_CLUSTERS,
+            _ => EnvironmentRules {
+                submissions: Rule {
+                    removed: DISPLAY,
+                    kept: &[],
+                },
+                queries: Rule {
+                    removed: DISPLAY,
+                    kept: &[],
+                },
+                options: &[],
+            },
+        }
+    }
+
     /// Slurm's `qsub` puts an output of its own in front of what the script says, and hands all it is given to a shell.
     fn submit_command(&self, script: &Path, _text: &str, request: &JobRequest) -> CommandLine {
         let script = script.to_string_lossy().into_owned();
@@ -312,7 +333,7 @@ impl BatchSystem for Pbs {
 
     fn query_command(&self, jobs: &[JobId], user: &str) -> CommandLine {
         match self.0 {
-            Dialect::Slurm => squeue::query(user),
+            Dialect::Slurm => squeue::query(jobs, user),
             _ => {
                 let ids = jobs.iter().map(|job| job.0.clone());
                 CommandLine::new("qstat", ["-f", "-t"].map(String::from).into_iter().chain(ids))

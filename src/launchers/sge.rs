@@ -1,9 +1,10 @@
 //! Grid Engine (SGE, Son of Grid Engine, Open Grid Scheduler, Univa, Altair). Sources: qsub(1), qstat(1), sge_status(5), accounting(5) of
 //! 8.1.9, and what that version printed.
+use super::batch::environment::{Names, Rule};
 use super::batch::render::{FoundBy, Need, Value, Variables, common, put, unfit, unsupported};
 use super::batch::{
-    BatchSystem, CommandLine, JobId, JobKind, JobRequest, JobRow, JobStatus, JobTarget, KillWait, Output, Problem, QueryFailure,
-    SubmitFailure, Template, TemplateError, engines, failure, ranges, xml,
+    BatchSystem, CommandLine, EnvironmentRules, JobId, JobKind, JobRequest, JobRow, JobStatus, JobTarget, KillWait, Output, Problem,
+    QueryFailure, SubmitFailure, Template, TemplateError, engines, failure, ranges, xml,
 };
 use crate::profile::config::resources::StartMode;
 use std::path::{Path, PathBuf};
@@ -252,7 +253,10 @@ impl BatchSystem for Sge {
     }
 
     fn submit_command(&self, script: &Path, _text: &str, _request: &JobRequest) -> CommandLine {
-        CommandLine::new("qsub", ["-terse".to_string(), script.to_string_lossy().into_owned()])
+        // What a default request file (sge_request(5): `~/.sge_request`, `sge_request` of the cell) may say that a script cannot undo: that
+        // it is no script, or is to begin at once or not at all.
+        let options = ["-terse", "-b", "n", "-now", "n", "-C", "#$"].map(String::from);
+        CommandLine::new("qsub", options.into_iter().chain([script.to_string_lossy().into_owned()]))
     }
 
     fn parse_submit(&self, output: &Output) -> Result<JobId, SubmitFailure> {
@@ -264,8 +268,26 @@ impl BatchSystem for Sge {
             .ok_or_else(|| failure::no_id(output, "`qstat` shows whether the job is there"))
     }
 
+    /// sge_intro(1): debugging output goes between the answers; names are cut or lines joined by the others. What the default request
+    /// files ask for is another matter: see `submit_command`.
+    fn environment(&self) -> EnvironmentRules {
+        const DISPLAY: Names = &["SGE_DEBUG_LEVEL", "SGE_DEBUG_TARGET", "SGE_LONG_*", "SGE_SINGLE_LINE"];
+        EnvironmentRules {
+            submissions: Rule {
+                removed: DISPLAY,
+                kept: &[],
+            },
+            queries: Rule {
+                removed: DISPLAY,
+                kept: &[],
+            },
+            options: &[],
+        }
+    }
+
     fn query_command(&self, _jobs: &[JobId], user: &str) -> CommandLine {
-        CommandLine::new("qstat", ["-u", user, "-xml"])
+        // The states and queues are named because a default file (`~/.sge_qstat`, `sge_qstat` of the cell) may name others.
+        CommandLine::new("qstat", ["-u", user, "-s", "prs", "-q", "*", "-xml"])
     }
 
     fn parse_query(&self, output: &Output) -> Result<Vec<JobRow>, QueryFailure> {

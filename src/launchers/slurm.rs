@@ -1,8 +1,8 @@
 //! Slurm. Sources: sbatch(1), squeue(1), scancel(1), sacct(1) of Slurm 22.05, and what that version printed.
 use super::batch::render::{FoundBy, Need, Value, Variables, common, nodes_are_of_one_job, put, unsupported};
 use super::batch::{
-    BatchSystem, CommandLine, JobId, JobKind, JobRequest, JobRow, JobTarget, KillWait, Output, QueryFailure, SubmitFailure, Template,
-    TemplateError, engines, failure, squeue,
+    BatchSystem, CommandLine, EnvironmentRules, JobId, JobKind, JobRequest, JobRow, JobTarget, KillWait, Output, QueryFailure,
+    SubmitFailure, Template, TemplateError, engines, failure, slurm_environment, squeue,
 };
 use std::path::{Path, PathBuf};
 
@@ -121,11 +121,19 @@ impl BatchSystem for Slurm {
     }
 
     fn log_path(&self, request: &JobRequest, job: &JobId, element: Option<u32>) -> PathBuf {
+        let job = squeue::number_of(job);
         let name = match element {
             Some(element) => format!("{}-{job}_{element}.log", request.log_stem),
             None => format!("{}-{job}.log", request.log_stem),
         };
         request.log_dir.join(name)
+    }
+
+    fn environment(&self) -> EnvironmentRules {
+        slurm_environment::RULES
+    }
+    fn cluster_of<'a>(&self, job: &'a JobId) -> &'a str {
+        squeue::cluster_of(job)
     }
 
     fn submit_command(&self, script: &Path, _text: &str, _request: &JobRequest) -> CommandLine {
@@ -139,16 +147,23 @@ impl BatchSystem for Slurm {
         // A site's banner may stand before it, a wrapper may print sbatch's sentence.
         let id = output.stdout.lines().rev().find_map(|line| {
             let line = line.trim();
-            let id = line.strip_prefix("Submitted batch job ").unwrap_or(line);
-            let id = id.split([';', ' ']).next().unwrap_or_default();
-            let whole = line.len() == id.len() || line.starts_with("Submitted batch job ") || line[id.len()..].starts_with(';');
-            (whole && !id.is_empty() && id.bytes().all(|b| b.is_ascii_digit())).then(|| JobId(id.into()))
+            let (id, rest) = match line.strip_prefix("Submitted batch job ") {
+                Some(sentence) => sentence.split_once(' ').unwrap_or((sentence, "")),
+                None => (line, ""),
+            };
+            // `18;east` where it was sent to another cluster; in the sentence, `18 on cluster east`.
+            let (number, cluster) = match (id.split_once(';'), rest.strip_prefix("on cluster ")) {
+                (Some((number, cluster)), _) => (number, Some(cluster)),
+                (None, cluster) => (id, cluster.map(str::trim)),
+            };
+            let is_id = !number.is_empty() && number.bytes().all(|b| b.is_ascii_digit());
+            is_id.then(|| JobId(cluster.map_or(number.into(), |cluster| format!("{number};{cluster}"))))
         });
         id.ok_or_else(|| failure::no_id(output, "`squeue --me` shows whether the job is there"))
     }
 
-    fn query_command(&self, _jobs: &[JobId], user: &str) -> CommandLine {
-        squeue::query(user)
+    fn query_command(&self, jobs: &[JobId], user: &str) -> CommandLine {
+        squeue::query(jobs, user)
     }
 
     fn parse_query(&self, output: &Output) -> Result<Vec<JobRow>, QueryFailure> {
@@ -156,17 +171,13 @@ impl BatchSystem for Slurm {
     }
 
     fn history_command(&self, job: &JobId) -> Option<CommandLine> {
-        let jobs = format!("--jobs={job}");
-        Some(CommandLine::new(
-            "sacct",
-            [
-                "--noheader",
-                "--parsable2",
-                "--allocations",
-                "--format=JobID,State,ExitCode,NodeList,JobName",
-                &jobs,
-            ],
-        ))
+        let fields = "--format=JobID,State,ExitCode,NodeList,JobName";
+        let mut arguments = ["--noheader", "--parsable2", "--allocations", fields].map(String::from).to_vec();
+        arguments.push(format!("--jobs={}", squeue::number_of(job)));
+        if !squeue::cluster_of(job).is_empty() {
+            arguments.push(format!("--clusters={}", squeue::cluster_of(job)));
+        }
+        Some(CommandLine::new("sacct", arguments))
     }
 
     fn parse_history(&self, output: &Output) -> Vec<JobRow> {

@@ -279,7 +279,7 @@ impl Launcher for OverSsh {
                 let asked = tokio::time::timeout(ANSWERS, there::parents(&host, &pids)).await;
                 let parents = asked.ok().and_then(Result::ok).unwrap_or_default();
                 let is_it = |pid: u32| pids.contains(&pid) || parents.contains(&pid);
-                let places = processes.into_iter().filter(|(_, process)| is_it(process.pid));
+                let places = processes.into_iter().filter(|(_, process)| is_it(process.id.pid));
                 places.map(|(place, _)| place).collect::<Vec<_>>()
             });
         }

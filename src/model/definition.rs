@@ -185,6 +185,14 @@ pub struct MapOptions {
     pub after: Option<MapId>,
     /// None: balanced. Some: task i goes to the i-th of these engines and nowhere else.
     pub targets: Option<Targets>,
+    /// A Python function is called in the engine's interactive worker, whose state stays (`pcluster apply`), and not in a worker of
+    /// this map's own.
+    #[serde(skip_serializing_if = "is_false")]
+    pub interactive: bool,
+}
+
+fn is_false(value: &bool) -> bool {
+    !value
 }
 
 impl Default for MapOptions {
@@ -201,6 +209,7 @@ impl Default for MapOptions {
             env: BTreeMap::new(),
             after: None,
             targets: None,
+            interactive: false,
         }
     }
 }

@@ -4,9 +4,11 @@
 //! up to a bound; beyond it the peer is cut off, so that it connects and asks again).
 mod overflow;
 mod packed;
+mod receipt;
 mod waiting;
 mod zmq;
 
+pub use receipt::{Receipt, with_receipt};
 pub use waiting::Waiting;
 pub use zmq::{Connection, Connections, Socket};
 

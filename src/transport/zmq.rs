@@ -6,8 +6,8 @@ use super::{KeyPair, Kind, Limits, Security, TransportError};
 use crate::wire::Frames;
 use bytes::Bytes;
 use omq_tokio::{
-    CurveKeypair, CurvePublicKey, CurveSecretKey, Error, Message, MonitorEvent, MonitorRecvError, MonitorStream, Options, ReconnectPolicy,
-    Socket as Omq, SocketType, TrySendError,
+    CurveKeypair, CurvePublicKey, CurveSecretKey, DisconnectReason, Error, Message, MonitorEvent, MonitorRecvError, MonitorStream, Options,
+    ReconnectPolicy, Socket as Omq, SocketType, TrySendError,
 };
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -133,6 +133,7 @@ impl Socket {
         let (mut monitor, peers, overflow) = (self.omq.monitor(), self.peers.clone(), self.overflow.clone());
         let (waiting, number, packing) = (self.waiting.downgrade(), self.number, self.packing.clone());
         tokio::spawn(async move {
+            let mut errors = 0;
             loop {
                 match monitor.recv().await {
                     Ok(MonitorEvent::HandshakeSucceeded { peer, .. }) => {
@@ -140,12 +141,19 @@ impl Socket {
                             lock(&peers).insert(identity, peer.connection_id);
                         }
                     }
-                    Ok(MonitorEvent::Disconnected { peer, .. }) => {
+                    Ok(MonitorEvent::Disconnected { peer, reason, .. }) => {
                         let identity = peer
                             .peer_identity
                             .filter(|identity| !identity.is_empty())
                             .unwrap_or_else(|| omq_tokio::message::generated_identity(peer.connection_id));
                         let mut peers = lock(&peers);
+                        if let DisconnectReason::Error(why) = &reason {
+                            errors += 1u64;
+                            // A message beyond the limit, for one. Not each of those of strangers, who could fill the log.
+                            if peers.contains_key(&identity) || errors.is_power_of_two() {
+                                tracing::info!(errors, why, "a peer's connection ended with an error");
+                            }
+                        }
                         // One that has come back under its name has another connection already.
                         let current = peers.get(&identity).is_none_or(|id| *id == peer.connection_id);
                         if current {

@@ -1,5 +1,5 @@
 //! Secrets stay secret, and those who have none are served nothing, while everybody else is.
-use super::support::{Cluster, Home, PCLUSTER, shared, wait_until};
+use super::support::{Cluster, Home, PCLUSTER, shared, skip, wait_until};
 use pcluster::transport::{Kind, Security, Socket};
 use pcluster::wire::content::client::{HELLO, Hello};
 use pcluster::wire::{Frames, Session};
@@ -358,7 +358,7 @@ id -u
 )]
 fn another_user_of_the_host_reaches_nothing() {
     if !nix::unistd::geteuid().is_root() {
-        eprintln!("SKIPPED: another_user_of_the_host_reaches_nothing needs root, to be a second user");
+        skip("only root can act as a second user");
         return;
     }
     let home = Home::new();

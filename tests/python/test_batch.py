@@ -70,6 +70,9 @@ class Slurm:
         words = ["sbatch", "--parsable", "--job-name=stranger", "--output=/dev/null", *options, "--wrap", "sleep 600"]
         return said(*words).strip()
 
+    def held(self):
+        return ["--set", 'launchers.{}.directives=["{}"]'.format(self.launcher, "-h" if self.launcher == "pbs" else "--hold")]
+
     def hold(self, job, element):
         said("scontrol", "hold", "{}_{}".format(job, element))
 
@@ -124,6 +127,9 @@ class Sge:
     environment = "env.sh"
     walltime_s = 24
     for_warnings = ("--set", 'launchers.sge.directives=["-notify"]')
+
+    def held(self):
+        return ["--set", 'launchers.sge.directives=["-h"]']
 
     def queue(self):
         lines = said("qstat", "-u", "*").splitlines()
@@ -556,3 +562,141 @@ def test_the_controller_may_be_a_job_too(on_site):
     cluster.run("stop")
     nothing_is_left(cluster)
 
+
+
+# What a user's or a site's environment may say to Slurm's commands; each by itself was a way to lose jobs or to ask for others.
+OVERRIDING = {
+    "SBATCH_ARRAY_INX": "1-9",
+    "SBATCH_ERROR": "/nowhere/error",
+    "SBATCH_INPUT": "/nowhere/input",
+    "SBATCH_JOB_NAME": "another",
+    "SBATCH_MEM_PER_CPU": "7000",
+    "SBATCH_MEM_PER_NODE": "7000",
+    "SBATCH_NO_REQUEUE": "1",
+    "SBATCH_OPEN_MODE": "truncate",
+    "SBATCH_OUTPUT": "/nowhere/output",
+    "SBATCH_PARTITION": "short",
+    "SBATCH_TIMELIMIT": "1",
+    "SBATCH_WAIT": "1",
+    "SLURM_ARRAY_TASK_ID": "77",
+    "SLURM_EXIT_ERROR": "0",
+    "SLURM_JOB_ID": "4711",
+    "SLURM_MEM_PER_CPU": "7000",
+}
+HIDING = {
+    "SACCT_FORMAT": "JobName",
+    "SCANCEL_INTERACTIVE": "1",
+    "SCANCEL_NAME": "another",
+    "SCANCEL_PARTITION": "short",
+    "SCANCEL_STATE": "SUSPENDED",
+    "SCANCEL_USER": "nobody",
+    "SLURM_BITSTR_LEN": "8",
+    "SLURM_CLUSTERS": "nowhere",
+    "SLURM_TIME_FORMAT": "%a",
+    "SQUEUE_ACCOUNT": "nobody",
+    "SQUEUE_FORMAT": "%i",
+    "SQUEUE_FORMAT2": "jobid",
+    "SQUEUE_NAMES": "another",
+    "SQUEUE_PARTITION": "short",
+    "SQUEUE_QOS": "nobody",
+    "SQUEUE_SORT": "zz",
+    "SQUEUE_STATES": "SUSPENDED",
+    "SQUEUE_USERS": "nobody",
+}
+
+
+@pytest.mark.skipif(SITE.launcher == "sge", reason="Grid Engine's commands obey files, not variables")
+def test_the_environment_overrides_nothing_that_was_asked_for(on_site):
+    cluster = on_site("-n", "1")
+    site = {"SBATCH_ACCOUNT": "physics", "SBATCH_COMMENT": "x", "SBATCH_EXPORT": "ALL"}
+    cluster.environment.update(OVERRIDING, **site)
+    requeue = ["--set", 'launchers.slurm.directives=["--requeue"]'] if SITE.launcher == "slurm" else []
+    cluster.run("engines", "add", "2", "--queue", "batch", "--walltime", "10m", "--mem", "50M", "--cpus", "1", *requeue)
+    (job,) = jobs(cluster)[1:]
+    shown = said("scontrol", "show", "job", "{}_1".format(job["id"]))
+    fields = dict(word.split("=", 1) for word in shown.split() if "=" in word)
+    assert (fields["JobName"], fields["Partition"], fields["TimeLimit"]) == (job["name"], "batch", "00:10:00")
+    assert (fields["MinMemoryNode"], fields["Account"]) == ("50M", "physics"), shown
+    assert len(said("squeue", "--noheader", "--array", "--jobs=" + job["id"]).splitlines()) == 2
+    assert "/nowhere/" not in shown
+    if SITE.launcher == "slurm":
+        assert (fields["Requeue"], "gpu" in shown) == ("1", False), shown
+    cluster.run("engines", "add", "2", "--wait", "none", "--mem", "50M", *SITE.held())
+    cluster.environment.update(HIDING)
+    wait_until("what waits to be seen", lambda: cluster.listed()["engines_queued"] == 2)
+    cluster.run("scale", "2")
+    cluster.run("stop")
+    nothing_is_left(cluster)
+
+
+@pytest.mark.skipif(SITE.launcher != "sge", reason="Grid Engine's files")
+def test_default_request_files_override_nothing_that_was_asked_for(on_site):
+    cluster = on_site("-n", "1")
+    asked = ["-N another", "-q short.q", "-l h_rt=55", "-o /nowhere/output", "-j n", "-S /bin/false", "-t 1-9", "-b y", "-now y", "-C XX"]
+    site = ["-l s_rt=500"]
+    (cluster.folder / ".sge_request").write_text("\n".join(asked + site) + "\n")
+    cluster.run("engines", "add", "2", "--queue", "all.q", "--walltime", "10m")
+    (job,) = jobs(cluster)[1:]
+    shown = said("qstat", "-j", job["id"])
+    fields = dict(line.split(":", 1) for line in shown.splitlines() if ":" in line)
+    fields = {name: value.strip() for name, value in fields.items()}
+    assert (fields["job_name"], fields["hard_queue_list"], fields["merge"]) == (job["name"], "all.q", "y")
+    assert set(fields["hard resource_list"].split(",")) == {"h_rt=600", "s_rt=500"}
+    assert fields["job-array tasks"] == "1-2:1" and "/nowhere/" not in fields["stdout_path_list"]
+    defaults = pathlib.Path(os.environ["SGE_ROOT"], os.environ["SGE_CELL"], "common", "sge_qstat")
+    defaults.write_text("-s z -q short.q\n")
+    try:
+        cluster.environment.update(SGE_LONG_QNAMES="3", SGE_SINGLE_LINE="1", LC_ALL="C.UTF-8")
+        cluster.run("engines", "add", str(PLACES), "--wait", "none")
+        wait_until("what waits to be seen", lambda: cluster.listed()["engines_queued"] == 3)
+        cluster.run("stop")
+    finally:
+        defaults.unlink()
+    nothing_is_left(cluster)
+
+
+def failed_stop(cluster):
+    done = subprocess.run(
+        [pcluster_binary(), "stop"], env=cluster.environment, cwd=str(cluster.folder), stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, universal_newlines=True, timeout=120,
+    )
+    assert done.returncode != 0, done.stdout
+    return done.stdout
+
+
+@pytest.mark.skipif(SITE.launcher == "pbs", reason="the same Slurm as without Torque's commands")
+def test_a_stop_that_leaves_jobs_says_which_and_can_be_repeated(on_site, tmp_path):
+    cluster = on_site("-n", "1")
+    cluster.run("engines", "add", "3", "--wait", "none", *SITE.held())
+    (_, job) = jobs(cluster)
+    before = cluster.environment["PATH"]
+    wrapper = tmp_path / ("scancel" if SITE.launcher == "slurm" else "qdel")
+    wrapper.write_text("#!/bin/sh\nexit 0\n")
+    wrapper.chmod(0o755)
+    cluster.environment["PATH"] = "{}:{}".format(tmp_path, before)
+    told = failed_stop(cluster)
+    assert re.search(r"jobs of .* are still there", told), told
+    assert re.search(r"job {}, elements 1-3: held".format(job["id"]), told) and "hint:" in told, told
+    assert SITE.queue()
+    cluster.environment["PATH"] = before
+    cluster.run("stop")
+    nothing_is_left(cluster)
+
+
+@pytest.mark.skipif(SITE.launcher != "slurm", reason="the same code for all")
+def test_a_job_under_another_name_is_reported_and_left_alone(on_site):
+    cluster = on_site("-n", "1")
+    (job,) = jobs(cluster)
+    said("scontrol", "update", "JobId=" + job["id"], "JobName=renamed")
+    wait_until("it to be reported", lambda: "is named renamed" in json.dumps(cluster.listed()))
+    # Its engine leaves with the controller: what is left to be cancelled is another one, which waits.
+    cluster.run("engines", "add", "1", "--wait", "none", *SITE.held())
+    (_, waiting) = jobs(cluster)
+    said("scontrol", "update", "JobId=" + waiting["id"], "JobName=renamed")
+    wait_until("both to be reported", lambda: json.dumps(cluster.listed()).count("is named renamed") == 2)
+    told = failed_stop(cluster)
+    assert "job {} is named renamed".format(waiting["id"]) in told and "scancel " + waiting["id"] in told, told
+    assert any(line.startswith(waiting["id"]) for line in SITE.queue())
+    SITE.cancel(waiting["id"])
+    cluster.run("stop")
+    nothing_is_left(cluster)

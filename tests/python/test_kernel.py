@@ -245,6 +245,51 @@ def test_data_is_published_while_a_function_runs(client):
     wait_until("the data", lambda: result.data == {"progress": 0.5})
 
 
+def test_threads_that_display_do_not_touch_results(client):
+    engine = client[0]
+    execute(
+        engine,
+        """
+import threading
+from IPython.display import HTML, display
+stop = []
+def report(text):
+    while not stop: display(text)
+for text in ("progress", HTML("x" * 300_000)):
+    threading.Thread(target=report, args=(text,)).start()
+""",
+    )
+    try:
+        for _ in range(30):
+            assert engine.apply(bytes, 2_000_000).get(PATIENCE_S) == bytes(2_000_000)
+    finally:
+        engine.execute("stop.append(1)").get(PATIENCE_S)
+    # What several threads of one cell display comes whole, and all of it.
+    code = """
+from concurrent.futures import ThreadPoolExecutor
+with ThreadPoolExecutor(4) as pool: list(pool.map(lambda _: [display(HTML("y" * 100_000)) for _ in range(10)], range(4)))
+"""
+    assert [output["data"]["text/html"] for output in execute(engine, code).outputs] == ["y" * 100_000] * 40
+
+
+def test_forked_children_do_not_write_to_the_engine(client, tmp_path):
+    client[0]["folder"] = str(tmp_path)
+    code = """
+import multiprocessing, os
+from IPython.display import display
+def work(_):
+    files = [open(os.path.join(folder, str(k)), "w") for k in range(10)]
+    display("from a child")
+    for file in files: file.write("data"); file.close()
+with multiprocessing.get_context("fork").Pool(1) as pool: pool.map(work, [0])
+display("from the parent")
+"""
+    result = execute(client[0], code)
+    assert [output["data"]["text/plain"] for output in result.outputs] == ["'from the parent'"]
+    assert "what a forked child displays is not shown" in result.stderr
+    assert [path.read_text() for path in tmp_path.iterdir()] == ["data"] * 10
+
+
 # ---- errors
 
 

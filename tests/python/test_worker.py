@@ -128,11 +128,11 @@ class WorkerTest(unittest.TestCase):
 
     def test_interrupts_reach_the_task_and_nothing_else(self):
         self.worker.define_file(1, "import time\ndef f(s):\n print('begun'); time.sleep(s)")
-        os.kill(self.worker.process.pid, signal.SIGINT)
+        os.kill(self.worker.pid, signal.SIGINT)
         self.worker.tasks(1, [[600]])
         while not os.fstat(self.worker.stdout.fileno()).st_size:
             time.sleep(0.005)
-        os.kill(self.worker.process.pid, signal.SIGINT)
+        os.kill(self.worker.pid, signal.SIGINT)
         self.assertEqual(self.error(self.worker.record())["ename"], "KeyboardInterrupt")
         self.assertIsNone(self.value(self.worker.call(1, [0])[0]))
 
@@ -175,8 +175,7 @@ class WorkerTest(unittest.TestCase):
 
     def test_it_ends_with_its_engine(self):
         os.close(self.worker.frames)
-        self.worker.process.wait(10)
-        self.assertEqual(self.worker.process.returncode, 0)
+        self.assertEqual(self.worker.wait(), 0)
         self.worker.stderr.seek(0)
         self.assertEqual(self.worker.stderr.read(), b"")
 

@@ -1,6 +1,7 @@
 """Starts the worker as the engine does, over raw pipes, and speaks to it."""
 import json
 import os
+import socket
 import struct
 import subprocess
 import sys
@@ -12,7 +13,7 @@ FRAME = struct.Struct("<cxxxIQ")
 RECORD = struct.Struct("<cBxxIQdd")
 
 
-PARTS = ("state.py", "records.py", "values.py", "code.py", "worker.py")
+PARTS = ("state.py", "records.py", "values.py", "code.py", "worker.py", "interpreter.py")
 
 
 def source(name):
@@ -31,7 +32,7 @@ class Record:
 
 
 class Worker:
-    def __init__(self, python=sys.executable):
+    def __init__(self, python=sys.executable, **options):
         script = tempfile.TemporaryFile()
         script.write("\n".join(source(name) for name in PARTS).encode())
         script.seek(0)
@@ -39,13 +40,18 @@ class Worker:
         self.records, records_out = os.pipe()
         tokens_in, self.tokens = os.pipe()
         self.stdout, self.stderr = tempfile.TemporaryFile("ab+"), tempfile.TemporaryFile("ab+")
-        kept = [script.fileno(), frames_in, records_out, tokens_in, self.stdout.fileno(), self.stderr.fileno()]
+        self.control, far = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        kept = [script.fileno(), far.fileno()]
         command = [python, "-c", source("bootstrap.py")] + [str(fd) for fd in kept]
-        self.process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=self.stdout, stderr=self.stderr, pass_fds=kept, start_new_session=True
-        )
+        self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, pass_fds=kept, start_new_session=True, **options)
         script.close()
-        for fd in kept[1:4]:
+        far.close()
+        files = [frames_in, records_out, tokens_in, self.stdout.fileno(), self.stderr.fileno()]
+        rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, struct.pack("=5i", *files))]
+        self.control.sendmsg([struct.pack("<I?", 1, False)], rights)
+        report = self.control.recv(4096)
+        self.number, self.pid = struct.unpack("<Ii", report[1:])
+        for fd in files[:3]:
             os.close(fd)
         self.reader = os.fdopen(self.records, "rb")
         self.next = 0
@@ -82,7 +88,14 @@ class Worker:
         self.tasks(number, list(inputs))
         return [self.record() for _ in inputs]
 
+    def wait(self):
+        """Until the worker has ended; its wait status."""
+        kind, pid, status = struct.unpack("<cii", self.control.recv(4096))
+        assert (kind, pid) == (b"X", self.pid), (kind, pid)
+        return status
+
     def close(self):
+        self.control.close()
         for fd in (self.frames, self.tokens):
             try:
                 os.close(fd)

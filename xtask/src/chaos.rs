@@ -1,25 +1,32 @@
 //! `cargo xtask chaos --minutes N [--seed S]`: a real cluster under load, whose controller, engines, workers and supervisors
 //! are killed or stopped at random.
 //!
-//! Each execution of a task writes a line into a ledger, behind pcluster's back. At the end every map must have printed
+//! The load: maps of functions, commands with large outputs, large values, reductions, chains, detached maps, and an unmodified
+//! ipyparallel client with many requests outstanding. Each execution of a task writes a line into a ledger, behind pcluster's back.
+//! At the end every map must have printed
 //! the right values, every task must be done once according to the records, and of a task that was executed more than
 //! once at most one execution may have been by a process that was neither killed nor given up by the controller because
 //! its lease had run out. Whatever is killed must come back by itself, unless it was killed together with its supervisor.
 //! The seed decides what is done to whom; how the processes run beside each other it cannot decide.
 //!
-//! Parts: `processes` (who there is), `verdict` (what must hold).
+//! Parts: `workload` (what is submitted), `faults` (what is done to whom), `disk`, `processes` (who there is), `verdict` (what must hold).
+mod disk;
+mod faults;
 mod processes;
 mod verdict;
+mod workload;
 
 use crate::run::{captured, program};
 use crate::{Places, python};
-use processes::{Kind, Process};
+use disk::Disk;
+use processes::Kind;
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs::{self, File};
+use std::fs;
 use std::path::PathBuf;
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::thread::sleep;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use workload::{CLIENT, Map, WORK};
 
 /// As [`SETTINGS`] have it.
 const ENGINES: usize = 3;
@@ -43,22 +50,6 @@ const SETTINGS: [&str; 8] = [
     "launcher.engines_timeout_ms=8000",
 ];
 
-const WORK: &str = r#"
-import os, time
-
-def work(n):
-    with open("ledger", "ab", buffering=0) as ledger:
-        ledger.write(b"%d %d %d\n" % (n, os.getppid(), os.getpid()))
-    print(os.getppid(), os.getpid())
-    time.sleep((0.001, 0.01, 0.05, 0.6)[n % 50 % 4 if n % 50 < 12 else 0])
-    return n * n + 1
-"#;
-
-/// The value of [`WORK`].
-fn expected(input: u64) -> u64 {
-    input * input + 1
-}
-
 pub fn run(places: &Places, minutes: f64, seed: Option<u64>) -> Result<(), String> {
     // Copied away from the sources, this program uses the pcluster that was copied with it.
     if places.target.starts_with(&places.root) {
@@ -81,14 +72,24 @@ pub fn run(places: &Places, minutes: f64, seed: Option<u64>) -> Result<(), Strin
             println!("{verdict}");
             Ok(())
         }
-        Err(why) => Err(format!("{why}\nseed {seed}; what is left to look at: {}", chaos.home.display())),
+        Err(why) => {
+            if chaos.disk.is_some() {
+                // Its disk goes with it.
+                let copy = ["cp", "--archive", "ipython", "ipython-copy"];
+                let _ = captured(&mut program(&chaos.home, &copy));
+            }
+            Err(format!("{why}\nseed {seed}; what is left to look at: {}", chaos.home.display()))
+        }
     }
 }
 
 struct Chaos {
     pcluster: PathBuf,
-    python: String,
     home: PathBuf,
+    /// A Python with ipyparallel, if there is one.
+    client_python: Option<String>,
+    /// What the profile is on, where it could be mounted.
+    disk: Option<Disk>,
     dice: Dice,
     maps: Vec<Map>,
     next_input: u64,
@@ -101,24 +102,26 @@ struct Chaos {
     healed: u64,
 }
 
-/// One `pcluster map` that runs, or has run.
-struct Map {
-    name: String,
-    first: u64,
-    count: u64,
-    child: Child,
-    code: Option<Option<i32>>,
-}
-
 impl Chaos {
     fn new(places: &Places, seed: u64) -> Result<Chaos, String> {
+        python::find(places)?;
         let home = places.target.join(format!("chaos-{}", std::process::id()));
         let failed = |e: std::io::Error| format!("cannot make {}: {e}", home.display());
         fs::create_dir_all(home.join("ipython")).map_err(failed)?;
         fs::write(home.join("work.py"), WORK).map_err(failed)?;
+        fs::write(home.join("client.py"), CLIENT).map_err(failed)?;
+        let disk = Disk::at(&home.join("ipython"));
+        if disk.is_none() {
+            println!("left out: a disk that is full for a while (only root can mount one)");
+        }
+        let client_python = python_with_ipyparallel(places);
+        if client_python.is_none() {
+            println!("left out: an ipyparallel client (there is no Python with ipyparallel; `cargo xtask test` makes one)");
+        }
         Ok(Chaos {
             pcluster: places.pcluster.clone(),
-            python: python::find(places)?,
+            client_python,
+            disk,
             home,
             dice: Dice(seed | 1),
             maps: Vec::new(),
@@ -144,7 +147,7 @@ impl Chaos {
         }
         self.wake(true);
         let patience = Instant::now() + PATIENCE;
-        while self.unfinished() > 0 {
+        while self.unfinished() + self.clients_running() > 0 {
             if Instant::now() >= patience {
                 let names: Vec<&str> = self.maps.iter().filter(|m| m.code.is_none()).map(|m| m.name.as_str()).collect();
                 return Err(format!(
@@ -223,161 +226,29 @@ impl Chaos {
         self.count(what);
     }
 
-    fn harm(&mut self) -> Result<(), String> {
-        let there = processes::of(&self.home);
-        let (kind, what) = match self.dice.roll(100) {
-            0..20 => (Kind::Controller, "controllers killed"),
-            20..38 => (Kind::Engine, "engines killed"),
-            38..60 => (Kind::Worker, "workers killed"),
-            60..68 => (Kind::ControllerSupervisor, "supervisors of controllers killed"),
-            68..73 => (
-                Kind::ControllerSupervisor,
-                "supervisors of controllers killed, and then their controllers",
-            ),
-            73..79 => (Kind::EngineSupervisor, "supervisors of engines killed"),
-            79..86 => (Kind::EngineSupervisor, "supervisors of engines killed, and then their engines"),
-            86..88 => (Kind::Controller, "controllers killed together with their supervisors"),
-            88..90 => (Kind::Engine, "engines killed together with their supervisors"),
-            90..95 => (Kind::Engine, "engines stopped for a while"),
-            _ => (Kind::Engine, "engines stopped for longer than their lease"),
-        };
-        let those: Vec<&Process> = there.iter().filter(|p| p.kind == kind).collect();
-        if those.is_empty() {
-            return Ok(());
-        }
-        let victim = those[self.dice.roll(those.len() as u64) as usize].clone();
-        if what.contains("stopped") {
-            let shortest = if what.contains("lease") { 5000 } else { 200 };
-            let pause = Duration::from_millis(shortest + self.dice.roll(4000));
-            processes::signal("STOP", victim.pid);
-            self.stopped.push((victim.pid, Instant::now() + pause));
-        } else if what.contains("together") {
-            // What is stopped starts no other supervisor.
-            processes::signal("STOP", victim.pid);
-            there
-                .iter()
-                .filter(|p| p.session == victim.session && p.pid != victim.pid && p.kind != Kind::Worker)
-                .for_each(|p| processes::signal("KILL", p.pid));
-            self.kill(&victim);
-            self.lost += 1;
-        } else {
-            let is_supervisor = matches!(kind, Kind::ControllerSupervisor | Kind::EngineSupervisor);
-            if is_supervisor {
-                // Only who runs can see that.
-                self.wake(true);
-            }
-            self.kill(&victim);
-            if is_supervisor {
-                self.succeeded(&victim)?;
-            }
-            if what.contains("and then") {
-                let supervised = if kind == Kind::EngineSupervisor {
-                    Kind::Engine
-                } else {
-                    Kind::Controller
-                };
-                let there = processes::of(&self.home);
-                let orphans = there.iter().filter(|p| p.session == victim.session && p.kind == supervised);
-                orphans.for_each(|orphan| self.kill(orphan));
-            }
-        }
-        self.count(what);
-        Ok(())
-    }
-
-    fn kill(&mut self, victim: &Process) {
-        processes::signal("KILL", victim.pid);
-        if matches!(victim.kind, Kind::Engine | Kind::Worker) {
-            self.gone.insert(victim.pid);
-        }
-    }
-
-    /// Waits until another supervisor has taken the place of this one, if there is anything left to supervise.
-    fn succeeded(&mut self, victim: &Process) -> Result<(), String> {
-        let until = Instant::now() + SUCCESSOR;
-        loop {
-            let there = processes::of(&self.home);
-            let mut of_session = there
-                .iter()
-                .filter(|p| p.session == victim.session && p.pid != victim.pid)
-                .peekable();
-            if of_session.peek().is_none() {
-                // It was about to bring back what had been killed before.
-                self.lost += 1;
-                return Ok(());
-            }
-            if of_session.any(|p| p.kind == victim.kind) {
-                return Ok(());
-            }
-            if Instant::now() >= until {
-                return Err(format!(
-                    "nobody has taken the place of the supervisor {} ({:?})",
-                    victim.pid, victim.kind
-                ));
-            }
-            sleep(Duration::from_millis(10));
-        }
-    }
-
-    /// Engines that have been stopped for long enough go on.
-    fn wake(&mut self, all: bool) {
-        self.stopped.retain(|(pid, until)| {
-            let due = all || Instant::now() >= *until;
-            if due {
-                processes::signal("CONT", *pid);
-            }
-            !due
-        });
-    }
-
-    fn submit(&mut self) -> Result<(), String> {
-        while self.unfinished() < MAPS {
-            let count = 20 + self.dice.roll(400);
-            let name = format!("chaos-{}", self.maps.len());
-            let file = |extension: &str| File::create(self.home.join(format!("{name}.{extension}"))).map_err(|e| e.to_string());
-            let range = format!("{}..{}", self.next_input, self.next_input + count);
-            let mut command = self.command_of(&["map", "work.py:work", "--range", &range, "--name", &name, "--max-crashes", "1000"]);
-            let child = command
-                .stdout(file("out")?)
-                .stderr(file("err")?)
-                .spawn()
-                .map_err(|e| e.to_string())?;
-            let (first, code) = (self.next_input, None);
-            self.maps.push(Map {
-                name,
-                first,
-                count,
-                child,
-                code,
-            });
-            self.next_input += count;
-        }
-        Ok(())
-    }
-
-    fn unfinished(&mut self) -> usize {
-        let mut running = 0;
-        for map in self.maps.iter_mut().filter(|map| map.code.is_none()) {
-            match map.child.try_wait() {
-                Ok(Some(status)) => map.code = Some(status.code()),
-                _ => running += 1,
-            }
-        }
-        running
-    }
-
     fn count(&mut self, what: &'static str) {
         *self.counts.entry(what).or_default() += 1;
     }
 
     fn command_of(&self, words: &[&str]) -> Command {
-        let mut command = program(&self.home, &[&self.pcluster.to_string_lossy()]);
-        command
-            .args(words)
-            .env("IPYTHONDIR", self.home.join("ipython"))
-            .env("PCLUSTER_PYTHON", &self.python);
-        for name in ["PCLUSTER_PROFILE", "PCLUSTER_CLUSTER_ID", "VIRTUAL_ENV"] {
+        let pcluster = self.pcluster.to_string_lossy();
+        self.other_program(&[&[&*pcluster], words].concat())
+    }
+
+    /// With the arguments $1, $2, …
+    fn script(&self, text: &str, arguments: &[&str]) -> Command {
+        self.other_program(&[&["sh", "-c", text, "sh"], arguments].concat())
+    }
+
+    fn other_program(&self, words: &[&str]) -> Command {
+        let mut command = program(&self.home, words);
+        command.env("IPYTHONDIR", self.home.join("ipython"));
+        for name in ["PCLUSTER_PROFILE", "PCLUSTER_CLUSTER_ID", "VIRTUAL_ENV", "CONDA_PREFIX"] {
             command.env_remove(name);
+        }
+        // As where it is activated: the engines use it, and serve ipyparallel's clients.
+        if let Some(environment) = self.client_python.as_deref().and_then(|python| python.strip_suffix("/bin/python")) {
+            command.env("VIRTUAL_ENV", environment);
         }
         command.stdout(Stdio::piped()).stderr(Stdio::piped());
         command
@@ -390,6 +261,7 @@ impl Chaos {
     /// Nothing of it stays running; how many had to be ended.
     fn end(&mut self) -> usize {
         self.wake(true);
+        let _ = self.disk.as_ref().map(Disk::make_room);
         let _ = self.pcluster(&["stop"]);
         for map in &mut self.maps {
             let _ = map.child.kill();
@@ -414,6 +286,13 @@ impl Chaos {
         let lines: Vec<String> = self.counts.iter().map(|(what, count)| format!("{count:6} {what}")).collect();
         lines.join("\n")
     }
+}
+
+/// That of the tests, if it was made.
+fn python_with_ipyparallel(places: &Places) -> Option<String> {
+    let python = places.target.join("python/bin/python").to_string_lossy().into_owned();
+    captured(&mut program(&places.root, &[&python, "-c", "import ipyparallel"])).ok()?;
+    Some(python)
 }
 
 fn start() -> Vec<&'static str> {

@@ -1,7 +1,7 @@
 //! The project's chores: `cargo xtask demo`, `cargo xtask test`, `cargo xtask bench`. Needs nothing but Rust; what else a chore needs it
 //! sets up itself, or says what is missing.
 //!
-//! Parts: [`run`] (running programs), [`python`] (finding one, and the tests' virtual environment), [`demo`], [`bench`], [`chaos`], [`conformance`], [`fuzz`], [`wheel`], [`test`]
+//! Parts: [`run`] (running programs), [`python`] (finding one, and the tests' virtual environment), [`demo`], [`bench`], [`chaos`], [`conformance`], [`fuzz`], [`wheel`], [`ordinary_user`], [`test`]
 //! with [`tally`] (what the tools say of themselves), [`remote`] (the hosts for what goes over ssh), [`pi`] (the demo's independent count).
 mod bench;
 mod chaos;
@@ -9,6 +9,7 @@ mod conformance;
 mod demo;
 mod fuzz;
 mod mpi;
+mod ordinary_user;
 mod pi;
 mod python;
 mod remote;

@@ -2,6 +2,7 @@
 use crate::Places;
 use crate::fuzz;
 use crate::mpi;
+use crate::ordinary_user::{self, OrdinaryUser};
 use crate::python;
 use crate::remote;
 use crate::run::{captured, echo, program, spelled, status, watched};
@@ -36,7 +37,17 @@ pub fn run(places: &Places) -> Result<bool, String> {
     rust_tests(places, &mut report, python.as_deref());
     let fuzzed = fuzz::run(places, &["--seconds", fuzz::IN_TESTS]);
     report.add("cargo xtask fuzz", Tally::of_check(fuzzed.unwrap_or(false)));
+    let as_user = as_ordinary_user(places, &mut report);
     python_tests(places, &mut report, python.as_deref());
+    if let Some((user, beside)) = as_user {
+        Beside::count(
+            beside,
+            &mut report,
+            "integration tests as an ordinary user",
+            Some(Tally::from_cargo),
+        );
+        report.add_skipped("integration tests as an ordinary user", &user.skipped);
+    }
     // What waits more than it works runs beside something else.
     let chaos = chaos(places);
     match crate::conformance::run(places, &crate::conformance::Engine::BOTH, None) {
@@ -130,6 +141,15 @@ impl Report {
         self.skipped.push(format!("{what} ({count}): {why}"));
     }
 
+    /// Tests of Rust that returned early and reported that they could not run, one a line: they were counted as passed.
+    fn add_skipped(&mut self, what: &str, reported: &Path) {
+        for line in fs::read_to_string(reported).unwrap_or_default().lines() {
+            self.tally.passed = self.tally.passed.saturating_sub(1);
+            let (test, why) = line.split_once(": ").unwrap_or((line, "it gave no reason"));
+            self.skip(&format!("{what}: {test}"), 1, why);
+        }
+    }
+
     /// The closing line stands last and alone.
     fn close(self) -> bool {
         println!();
@@ -169,7 +189,27 @@ fn rust_tests(places: &Places, report: &mut Report, python: Option<&Path>) {
         Some(python) => command.env("PCLUSTER_TEST_PYTHON", python),
         None => command.env_remove("PCLUSTER_TEST_PYTHON"),
     };
+    let skipped = places.target.join("skipped.txt");
+    let _ = fs::remove_file(&skipped);
+    command.env("PCLUSTER_TEST_SKIPPED", &skipped);
     counted(report, &mut command, Tally::from_cargo);
+    report.add_skipped("cargo test", &skipped);
+}
+
+/// Starts the integration tests as an ordinary user, beside what follows.
+fn as_ordinary_user(places: &Places, report: &mut Report) -> Option<(OrdinaryUser, Result<Beside, String>)> {
+    let ready = OrdinaryUser::make(places).and_then(|user| Ok((user, ordinary_user::integration_tests(places)?)));
+    match ready {
+        Ok((user, binary)) => {
+            let command = user.tests(&binary);
+            let line = format!("{binary}   # as an ordinary user");
+            Some((user, Beside::start(places, "ordinary-user.log", line, command)))
+        }
+        Err(why) => {
+            report.skip("integration tests as an ordinary user", 1, &why);
+            None
+        }
+    }
 }
 
 fn python_tests(places: &Places, report: &mut Report, python: Option<&Path>) {

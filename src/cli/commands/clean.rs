@@ -46,10 +46,10 @@ pub fn run(args: Args, context: &Context) -> Result<Exit, CommandError> {
         context.say("nothing to clear away");
     }
     for cluster in clusters.iter().filter(|c| !args.force && c.state == Condition::Elsewhere) {
-        let host = cluster.controller.as_ref().map(|c| c.host.as_str()).unwrap_or("another host");
+        let why = cluster.unseen.as_deref().unwrap_or("it is on another host");
         let name = in_words(&ProfileDir::at(&cluster.directory), &cluster.cluster_id);
         context.say(format!(
-            "{name}: left alone, as it was started on {host}; if you know that it is gone: --force"
+            "{name}: left alone, as it cannot be told whether it runs: {why}; if you know that it is gone: --force"
         ));
     }
     Ok(Exit::Fine)

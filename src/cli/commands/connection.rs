@@ -3,7 +3,7 @@ use crate::cli::output::{self, json};
 use crate::cli::{CommandError, Context, ErrorKind, Exit};
 use crate::cluster::{self, Condition};
 use crate::connection::file::BroadcastPorts;
-use crate::connection::{ConnectionFile, private, process};
+use crate::connection::{ConnectionFile, private};
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
@@ -88,7 +88,7 @@ fn state(file: &ConnectionFile, context: &Context) -> Result<&'static str, Comma
     Ok(match &file.pcluster {
         _ if condition == Some(Condition::Connected) => "connected",
         Some(_) if file.is_stale() => "gone",
-        Some(keys) if keys.host == process::host() => "running",
+        Some(keys) if keys.process.runs() => "running",
         _ => "unknown",
     })
 }
@@ -110,8 +110,8 @@ fn show(which: &Which, context: &Context) -> Result<(), CommandError> {
     if context.json {
         return json::print(&serde_json::json!({
             "path": path, "state": state, "interface": file.interface, "location": file.location, "ssh": file.ssh, "ports": ports,
-            "addresses": addresses, "curve": file.curve_serverkey.is_some(), "controller_pid": keys.map(|k| k.pid),
-            "controller_host": keys.map(|k| &k.host), "pcluster": keys.map(|k| &k.version), "destination": destination(&file),
+            "addresses": addresses, "curve": file.curve_serverkey.is_some(), "controller_pid": keys.map(|k| k.process.pid),
+            "controller_host": keys.map(|k| &k.process.host), "pcluster": keys.map(|k| &k.version), "destination": destination(&file),
         }));
     }
     let mut lines = vec![
@@ -134,10 +134,10 @@ fn show(which: &Which, context: &Context) -> Result<(), CommandError> {
     if let Some(keys) = keys {
         lines.push(("addresses", addresses.join(", ")));
         let tunnel = keys.tunnel.as_ref();
-        let (pid, host) = tunnel.map_or((keys.pid, &keys.host), |t| (t.pid, &t.host));
-        lines.push(("controller", format!("pcluster {}, process {pid} on {host}", keys.version)));
+        let controller = tunnel.map_or(&keys.process, |tunnel| &tunnel.process);
+        lines.push(("controller", format!("pcluster {}, {controller}", keys.version)));
         if let Some(tunnel) = tunnel {
-            lines.push(("tunnel", format!("process {} here, to {}", keys.pid, tunnel.destination)));
+            lines.push(("tunnel", format!("process {} here, to {}", keys.process.pid, tunnel.destination)));
         }
     }
     let text: String = lines.iter().map(|(name, value)| format!("{name:<12}{value}\n")).collect();
@@ -166,7 +166,7 @@ fn export(which: &Which, to: &Path, ssh: Option<String>, context: &Context) -> R
     if let Some(keys) = &file.pcluster
         && matches!(file.location.as_str(), "127.0.0.1" | "::1" | "localhost" | "")
     {
-        file.location = keys.host.clone();
+        file.location = keys.process.host.clone();
     }
     if let Some(ssh) = ssh {
         if file.curve_serverkey.is_some() {
@@ -230,7 +230,7 @@ fn import(from: &Path, engine: bool, force: bool, context: &Context) -> Result<(
     }
     profile.create()?;
     file.write(&path)?;
-    let reach = match (file.ssh.is_empty(), file.pcluster.as_ref().map(|k| k.host.clone())) {
+    let reach = match (file.ssh.is_empty(), file.pcluster.as_ref().map(|k| k.process.host.clone())) {
         (false, _) => format!("; ipyparallel's Client opens a tunnel through {}", file.ssh),
         (true, Some(host)) => format!("; its controller is on {host}"),
         _ => String::new(),

@@ -52,6 +52,8 @@ struct View<'a> {
     started: Option<String>,
     database: Option<&'a std::path::Path>,
     trouble: Option<&'a str>,
+    /// Why its processes cannot be seen from here.
+    unseen: Option<&'a str>,
     /// Where it is connected to another host.
     tunnel: Option<TunnelView<'a>>,
     /// What submits new jobs for engines whose time was over.
@@ -134,7 +136,7 @@ impl<'a> TunnelView<'a> {
             phase: tunnel.phase,
             since: UnixTime(tunnel.since).to_iso(),
             problem: tunnel.problem.as_deref(),
-            pid: tunnel.tunnel.map(|own| own.pid),
+            pid: tunnel.tunnel.as_ref().map(|own| own.pid),
             reconnects: tunnel.reconnects,
             remote_profile: tunnel.leads_to.as_ref().map(|l| l.profile.as_str()),
             remote_cluster_id: tunnel.leads_to.as_ref().map(|l| l.cluster_id.as_str()),
@@ -152,6 +154,7 @@ impl<'a> View<'a> {
             directory: &cluster.directory,
             controller_pid: cluster.controller.as_ref().map(|c| c.pid),
             controller_host: cluster.controller.as_ref().map(|c| c.host.as_str()),
+            unseen: cluster.unseen.as_deref(),
             engines_started: cluster.engines_started,
             engines_alive: cluster.engines_alive,
             engines_queued: cluster.engines_queued,
@@ -168,7 +171,7 @@ impl<'a> View<'a> {
             tunnel: cluster.tunnel.as_ref().map(TunnelView::new),
             keeper: cluster.keeper.as_ref().map(|keeper| KeeperView {
                 host: &keeper.host,
-                pid: keeper.process.pid,
+                pid: keeper.process.id.pid,
                 runs: keeper.runs(),
                 replaced: keeper.replaced,
                 trouble: keeper.trouble.as_deref(),
@@ -237,6 +240,11 @@ pub fn run(args: Args, context: &Context) -> Result<Exit, CommandError> {
             cluster.profile,
             cluster.trouble.as_deref().unwrap_or_default()
         ));
+    }
+    for cluster in clusters.iter().filter(|c| c.state == Condition::Elsewhere) {
+        let name = in_words(&ProfileDir::at(&cluster.directory), &cluster.cluster_id);
+        let why = cluster.unseen.as_deref().unwrap_or("it is on another host");
+        context.say(format!("{name}: its controller cannot be seen from here: {why}"));
     }
     for cluster in clusters.iter().filter(|c| c.state == Condition::Connected) {
         let Some(tunnel) = &cluster.tunnel else { continue };
@@ -351,7 +359,7 @@ fn table(clusters: &[ClusterSummary], said: &[Option<StatusReply>], now: UnixTim
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cluster::list::ControllerProcess;
+    use crate::connection::process::ProcessId;
 
     #[test]
     fn clusters_at_80_columns() {
@@ -360,11 +368,12 @@ mod tests {
             directory: format!("/home/u/.ipython/profile_{profile}").into(),
             cluster_id: id.into(),
             state,
-            controller: Some(ControllerProcess {
+            controller: Some(ProcessId {
                 pid: 4242,
                 host: "login1".into(),
-                started: 1000.0,
+                ..ProcessId::default()
             }),
+            unseen: None,
             engines_started: started,
             engines_alive: alive,
             engines_queued: 0,

@@ -4,7 +4,7 @@ use crate::cli::output::{self, json};
 use crate::cli::resources::SettingArgs;
 use crate::cli::{CommandError, Context, Exit};
 use crate::cluster::ClusterError;
-use crate::launchers::batch::{self, BatchSystem, JobRequest, ScriptFile};
+use crate::launchers::batch::{self, BatchSystem, JobRequest, ScriptFile, environment};
 use crate::launchers::command::{Here, Runner};
 use crate::launchers::{ControllerLaunch, EnginesLaunch, templates};
 use crate::profile::config::EngineKind;
@@ -59,7 +59,7 @@ pub fn run(args: Args, context: &Context) -> Result<Exit, CommandError> {
     let request = request(&args, &config, &profile, system, context)?;
     let said = request
         .kill_wait_question(system)
-        .and_then(|question| Here.run(&question, ANSWER).ok());
+        .and_then(|question| Here.run(&environment::for_query(system, question), ANSWER).ok());
     let request = request.with_kill_wait(system, said.as_ref());
     let files = templates::scripts(&profile, system, &request, None).map_err(ClusterError::Launch)?;
     show(system, &request, &files, context)
@@ -70,7 +70,7 @@ fn dialect(system: &'static dyn BatchSystem, context: &Context) -> &'static dyn 
     let Some(question) = system.dialect_command() else {
         return system;
     };
-    let said = Here.run(&question, ANSWER).ok();
+    let said = Here.run(&environment::for_query(system, question.clone()), ANSWER).ok();
     match said.and_then(|said| system.of_dialect(&said)) {
         Some(dialect) => dialect,
         None => {
@@ -91,9 +91,9 @@ fn request(
     system: &dyn BatchSystem,
     context: &Context,
 ) -> Result<JobRequest, CommandError> {
-    let environment = |what: &str, e: std::io::Error| CommandError::environment(format!("cannot tell {what}: {e}"));
-    let program = std::env::current_exe().map_err(|e| environment("which program this is", e))?;
-    let cwd = std::env::current_dir().map_err(|e| environment("the working directory", e))?;
+    let unknown = |what: &str, e: std::io::Error| CommandError::environment(format!("cannot tell {what}: {e}"));
+    let program = std::env::current_exe().map_err(|e| unknown("which program this is", e))?;
+    let cwd = std::env::current_dir().map_err(|e| unknown("the working directory", e))?;
     let resources = config.launchers.of(system.name()).cloned().unwrap_or_default();
     // As `start` has it: what only says how engines are started is of no use to them.
     let settings = args.settings.settings.clone();

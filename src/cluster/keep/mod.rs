@@ -10,7 +10,8 @@ use super::lock::Lock;
 use super::start::in_thread;
 use super::{ClusterError, ClusterState, jobs, launch};
 use crate::client::{Client, JobsRequest};
-use crate::connection::{ConnectionFile, process};
+use crate::connection::ConnectionFile;
+use crate::connection::process::{self, ProcessId};
 use crate::launchers::local::Local;
 use crate::launchers::{Launched, Launcher, MemberState, Process};
 use crate::model::UnixTime;
@@ -257,6 +258,5 @@ impl Keeper {
 
 /// Whether the command that started it still waits for its engines, and would take it back.
 fn is_awaited(launched: &Launched) -> bool {
-    let by = launched.awaited_by.filter(|_| launched.host == process::host());
-    by.is_some_and(|by| process::is_same_process(by.pid, by.started))
+    launched.awaited_by.as_ref().is_some_and(ProcessId::runs)
 }

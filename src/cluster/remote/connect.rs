@@ -6,7 +6,7 @@ use crate::client::Client;
 use crate::cluster::list::{Condition, Standing};
 use crate::cluster::lock::Lock;
 use crate::cluster::{ClusterError, in_words, launch, options_of};
-use crate::connection::process::Own;
+use crate::connection::process::ProcessId;
 use crate::connection::ssh::{Destination, place};
 use crate::connection::{ConnectionFile, process};
 use crate::profile::ProfileDir;
@@ -73,12 +73,10 @@ pub async fn connect(options: ConnectOptions) -> Result<Connected, ClusterError>
             (wait(&options, COMES_BACK, None).await?, true)
         }
         (Condition::Running | Condition::Elsewhere, _) if standing.controller.is_some() => {
-            let controller = standing.controller.as_ref();
             return Err(ClusterError::Running {
                 cluster: in_words(profile, cluster_id),
                 options: options_of(profile, cluster_id),
-                pid: controller.map_or(0, |c| c.pid),
-                host: controller.map(|c| c.host.clone()).unwrap_or_default(),
+                controller: standing.controller,
             });
         }
         (_, left) => (make(&options, left).await?, false),
@@ -96,7 +94,7 @@ pub async fn connect(options: ConnectOptions) -> Result<Connected, ClusterError>
         destination: state.destination.clone(),
         leads_to: state.leads_to.clone(),
         client_file,
-        tunnel_pid: state.tunnel.map(|own| own.pid),
+        tunnel_pid: state.tunnel.as_ref().map(|own| own.pid),
         reused,
         engines,
         took: begun.elapsed(),
@@ -175,10 +173,10 @@ impl Drop for Undo<'_> {
             return;
         }
         let (profile, cluster_id) = (&self.options.profile, self.options.cluster_id.as_str());
-        let own = self.child.as_ref().map(|child| Own::of(child.id()));
+        let own = self.child.as_ref().map(|child| ProcessId::of(child.id()));
         let state = TunnelState::read(profile, cluster_id).ok().flatten();
-        let others = state.iter().flat_map(|s| s.processes());
-        let processes: Vec<Own> = own.into_iter().chain(others).collect();
+        let others = state.iter().flat_map(|s| s.processes().cloned());
+        let processes: Vec<ProcessId> = own.into_iter().chain(others).collect();
         process::end(&processes, &mut self.child);
         clear_away(profile, cluster_id, state.as_ref());
     }
@@ -236,7 +234,7 @@ pub async fn disconnect(profile: &ProfileDir, cluster_id: &str) -> Result<Tunnel
         return Err(not_connected(profile, cluster_id));
     };
     if state.host == process::host() {
-        let processes: Vec<Own> = state.processes().collect();
+        let processes: Vec<ProcessId> = state.processes().cloned().collect();
         process::end(&processes, &mut None);
     }
     // It may have written once more.

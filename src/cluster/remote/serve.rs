@@ -8,7 +8,7 @@ use super::{there, wanted_of};
 use crate::cluster::ClusterError;
 use crate::connection::ConnectionFile;
 use crate::connection::keep::{Clocks, LONGEST_PAUSE, Pauses, TICK};
-use crate::connection::process::Own;
+use crate::connection::process::ProcessId;
 use crate::connection::ssh::{Destination, Ssh, place};
 use crate::connection::tunnel::{self, Found, Ports};
 use crate::profile::ProfileDir;
@@ -49,8 +49,8 @@ pub async fn serve(profile: ProfileDir, cluster_id: &str, first: bool) -> Result
         tracing::warn!("taken meanwhile, others are used: the ports of {}", moved.join(", "));
     }
     state.ports = ports.local().clone();
-    state.tunnel = Some(Own::of(std::process::id()));
-    state.supervisor = Own::supervisor();
+    state.tunnel = Some(ProcessId::own());
+    state.supervisor = ProcessId::supervisor();
     let mut tunnel = Tunnel {
         wanted: wanted_of(&state, &profile, cluster_id),
         profile,
@@ -158,8 +158,8 @@ impl Tunnel {
         self.state.leads_to = Some(LeadsTo {
             profile: way.found.profile.clone(),
             cluster_id: way.found.cluster_id.clone(),
-            pid: keys.map(|k| k.pid),
-            host: keys.map(|k| k.host.clone()),
+            pid: keys.map(|k| k.process.pid),
+            host: keys.map(|k| k.process.host.clone()),
             address: way.address.clone(),
             path: way.found.path.clone(),
         });

@@ -1,7 +1,7 @@
 //! What is known of a tunnel, as JSON in the profile's `pid/`: by `connect` for the tunnel's process, by that process for
 //! all who want to know. It holds no keys.
 use crate::cluster::ClusterError;
-use crate::connection::process::Own;
+use crate::connection::process::ProcessId;
 use crate::connection::{private, process};
 use crate::profile::ProfileDir;
 use serde::{Deserialize, Serialize};
@@ -29,9 +29,9 @@ pub struct TunnelState {
     pub host: String,
     /// The process that keeps the tunnel running, and the tunnel.
     #[serde(default)]
-    pub supervisor: Option<Own>,
+    pub supervisor: Option<ProcessId>,
     #[serde(default)]
-    pub tunnel: Option<Own>,
+    pub tunnel: Option<ProcessId>,
     /// The ssh connection's directory, to be cleared when the tunnel could not.
     #[serde(default)]
     pub place: Option<PathBuf>,
@@ -136,8 +136,8 @@ impl TunnelState {
     }
 
     /// The supervisor first.
-    pub fn processes(&self) -> impl Iterator<Item = Own> {
-        [self.supervisor, self.tunnel].into_iter().flatten()
+    pub fn processes(&self) -> impl Iterator<Item = &ProcessId> {
+        self.supervisor.iter().chain(&self.tunnel)
     }
 
     /// In a few words, for people.

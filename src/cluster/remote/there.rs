@@ -2,8 +2,9 @@
 //! the POSIX shell, so that it works where no pcluster is installed.
 use super::error::RemoteError;
 use crate::cluster::ClusterError;
+use crate::connection::ConnectionFile;
+use crate::connection::process::ProcessId;
 use crate::connection::ssh::{Ssh, quoted};
-use crate::connection::{ConnectionFile, process};
 use std::path::Path;
 use std::time::Duration;
 
@@ -103,21 +104,37 @@ pub async fn clusters(ssh: &Ssh, host: &Host, ipython_dir: Option<&str>) -> Resu
     }
     let pids: Vec<String> = here.iter().map(u32::to_string).collect();
     let script = format!(
-        "grep btime /proc/stat\nfor p in {}; do\n[ -r /proc/$p/stat ] && echo \"process $p $(cat /proc/$p/stat)\"\ndone\n:\n",
+        "{}for p in {}; do\n[ -r /proc/$p/stat ] && echo \"process $(cat /proc/$p/stat)\"\ndone\n:\n",
+        ProcessId::ABOUT,
         pids.join(" ")
     );
     let processes = between_marks(ssh, &script, "its processes").await?;
-    let started = |pid: u32| {
-        let line = processes.lines().find_map(|l| l.strip_prefix(&format!("process {pid} ")))?;
-        process::started_from(line, &processes)
+    Ok(files.into_iter().partition(|found| !is_gone(found, host, &processes)))
+}
+
+/// Whether the process that wrote a file is known to have ended, from what the host says of it.
+fn is_gone(found: &FoundFile, host: &Host, processes: &str) -> bool {
+    let Some(keys) = found.file.pcluster.as_ref().filter(|_| of_host(found, host).is_some()) else {
+        return false;
     };
-    // A system without /proc tells nothing.
-    let can_tell = processes.contains("btime");
-    let is_gone = |found: &FoundFile| match (&found.file.pcluster, of_host(found, host)) {
-        (Some(keys), Some(pid)) if can_tell => !started(pid).is_some_and(|at| process::same_start(at, keys.started)),
-        _ => false,
-    };
-    Ok(files.into_iter().partition(|found| !is_gone(found)))
+    let said = |key: &str| processes.lines().find_map(|line| line.strip_prefix(key)).unwrap_or_default().trim();
+    let (recorded, boot_id) = (&keys.process, said("boot "));
+    let stats = processes.lines().filter_map(|line| line.strip_prefix("process "));
+    let running = stats
+        .filter_map(|stat| ProcessId::from_script(processes, stat))
+        .find(|process| process.pid == recorded.pid);
+    // A system without /proc tells nothing, nor can a process be seen in another container.
+    if boot_id.is_empty() {
+        return false;
+    }
+    if recorded.boot_id.is_empty() {
+        return running.is_none();
+    }
+    match (recorded.boot_id == boot_id, recorded.pid_namespace == said("pidns ")) {
+        (false, _) => true,
+        (true, false) => false,
+        (true, true) => running.is_none_or(|process| process.ticks != recorded.ticks),
+    }
 }
 
 /// The process that wrote a file, where it is of this host.
@@ -126,8 +143,8 @@ fn of_host(found: &FoundFile, host: &Host) -> Option<u32> {
         .file
         .pcluster
         .as_ref()
-        .filter(|keys| keys.host == host.name)
-        .map(|keys| keys.pid)
+        .filter(|keys| keys.process.host == host.name)
+        .map(|keys| keys.process.pid)
 }
 
 /// `file PATH`, then its text in one line. What cannot be understood is passed over.
@@ -178,6 +195,36 @@ async fn between_marks(ssh: &Ssh, script: &str, what: &'static str) -> Result<St
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_controller_there_is_known_by_boot_namespace_and_ticks() {
+        let host = Host {
+            name: "n".into(),
+            ..Host::default()
+        };
+        let said = |boot: &str, namespace: &str, ticks: u32| {
+            format!("node n\nboot {boot}\npidns {namespace}\nprocess 7 (x) S 1 7 7 0 -1 0 0 0 0 0 0 0 0 0 20 0 1 0 {ticks} 9 9\n")
+        };
+        let mut file = crate::connection::file::tests::example();
+        let keys = file.pcluster.as_mut().unwrap();
+        let stat = "7 (x) S 1 7 7 0 -1 0 0 0 0 0 0 0 0 0 20 0 1 0 500 9 9";
+        keys.process = ProcessId::from_script(&said("b", "pid:[1]", 0), stat).unwrap();
+        let mut found = FoundFile {
+            path: "/x".into(),
+            profile: "x".into(),
+            cluster_id: String::new(),
+            file,
+        };
+        let gone = |processes: String| is_gone(&found, &host, &processes);
+        assert!(!gone(said("b", "pid:[1]", 500)));
+        assert!(gone(said("b", "pid:[1]", 501)));
+        assert!(gone(said("c", "pid:[1]", 500)));
+        assert!(!gone(said("b", "pid:[2]", 501)), "in another container it may run");
+        assert!(!gone("node n\nboot \n".into()), "it has no /proc");
+        found.file.pcluster.as_mut().unwrap().process = serde_json::from_str(r#"{"pid": 7, "host": "n", "started": 1.0}"#).unwrap();
+        assert!(!is_gone(&found, &host, &said("b", "pid:[1]", 500)), "of 0.1.0");
+        assert!(is_gone(&found, &host, "node n\nboot b\n"));
+    }
 
     #[test]
     fn files_are_read_whatever_stands_between_them() {

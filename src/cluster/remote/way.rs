@@ -6,9 +6,10 @@ use crate::client::ClientError;
 use crate::client::address::candidates;
 use crate::cluster::ClusterError;
 use crate::connection::file::{BroadcastPorts, TunnelKeys};
+use crate::connection::process::ProcessId;
 use crate::connection::ssh::Ssh;
 use crate::connection::tunnel::{self, Found, Route};
-use crate::connection::{ConnectionFile, PclusterKeys, process};
+use crate::connection::{ConnectionFile, PclusterKeys};
 use std::collections::BTreeMap;
 use std::time::Duration;
 
@@ -53,8 +54,8 @@ fn choose(to: &str, mut running: Vec<FoundFile>, gone: Vec<FoundFile>, wanted: &
         return Err(RemoteError::Gone {
             to: to.to_string(),
             path: stale.path.clone(),
-            pid: keys.pid,
-            host: keys.host.clone(),
+            pid: keys.process.pid,
+            host: keys.process.host.clone(),
         }
         .into());
     }
@@ -111,7 +112,7 @@ pub async fn open(ssh: &Ssh, host: &Host, found: FoundFile, number: u64) -> Resu
         tried,
         said: ssh.said(),
         writer: match &found.file.pcluster {
-            Some(keys) => format!("process {} on {}", keys.pid, keys.host),
+            Some(keys) => keys.process.to_string(),
             None => format!("a controller on {}", found.file.location),
         },
     }
@@ -143,7 +144,6 @@ fn ports(file: &ConnectionFile) -> BTreeMap<&'static str, u16> {
 pub fn near_end(way: &Way, destination: &str, local: &BTreeMap<String, u16>) -> ConnectionFile {
     let there = &way.found.file;
     let port = |name: &str| local.get(name).copied().unwrap_or_default();
-    let own = std::process::id();
     ConnectionFile {
         ssh: String::new(),
         interface: "tcp://127.0.0.1".into(),
@@ -159,14 +159,10 @@ pub fn near_end(way: &Way, destination: &str, local: &BTreeMap<String, u16>) -> 
             addresses: vec!["127.0.0.1".into()],
             engine_port: None,
             buffers: None,
-            pid: own,
-            host: process::host(),
-            started: process::started_of(own).unwrap_or_default(),
+            process: ProcessId::own(),
             tunnel: Some(TunnelKeys {
                 destination: destination.into(),
-                pid: keys.pid,
-                host: keys.host.clone(),
-                started: keys.started,
+                process: keys.process.clone(),
             }),
             ..keys.clone()
         }),
@@ -227,13 +223,16 @@ mod tests {
         let local = CHANNELS.iter().zip(5001..).map(|(name, port)| (name.to_string(), port)).collect();
         let near = near_end(&way, "me@login", &local);
         let keys = near.pcluster.clone().unwrap();
-        assert_eq!((keys.host, keys.pid), (process::host(), std::process::id()));
-        assert_eq!(keys.tunnel.map(|t| (t.destination, t.host)), Some(("me@login".into(), "n7".into())));
+        assert_eq!(keys.process, ProcessId::own());
+        assert_eq!(
+            keys.tunnel.map(|t| (t.destination, t.process.host)),
+            Some(("me@login".into(), "n7".into()))
+        );
         assert_eq!(
             (near.registration, near.notification, near.broadcast.clone()),
             (5001, Some(5006), BroadcastPorts::One(5007))
         );
         assert_eq!((near.key.as_str(), near.task_scheme.as_deref()), ("secret", Some("lru")));
-        assert_eq!(candidates(&near, &process::host()).unwrap(), ["127.0.0.1"]);
+        assert_eq!(candidates(&near, &crate::connection::process::host()).unwrap(), ["127.0.0.1"]);
     }
 }

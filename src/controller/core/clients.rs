@@ -123,6 +123,7 @@ impl Core {
             host: self.facts.host.clone(),
             started: self.facts.started,
             packs: true,
+            max_message_bytes: self.max_message_bytes(),
         })
         .unwrap_or_default();
         if hello.protocol != PROTOCOL_VERSION {

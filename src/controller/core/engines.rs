@@ -45,6 +45,8 @@ pub struct Engine {
     pub finished_seen: u64,
     /// It was told to stop: no new tasks.
     pub leaving: bool,
+    /// When a reply of its was last passed on to a client.
+    pub last_reply: Option<Duration>,
     turn: u64,
 }
 
@@ -172,6 +174,7 @@ impl Engines {
             stuck: false,
             finished_seen: 0,
             leaving: false,
+            last_reply: None,
             turn: self.turns,
         };
         self.by_load.insert((0, engine.turn, uuid.clone()));

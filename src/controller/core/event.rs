@@ -9,6 +9,7 @@ use crate::wire::Message;
 use crate::wire::content::client::Selection;
 use crate::wire::content::engine::Channel;
 use bytes::Bytes;
+use std::collections::HashSet;
 
 #[derive(Debug)]
 pub enum Event {
@@ -186,6 +187,8 @@ pub struct Restored {
     pub outcomes: Vec<(String, bool, Option<EngineUuid>)>,
     /// Engines that may come back.
     pub engines: Vec<(EngineId, EngineFacts, UnixTime)>,
+    /// Replies that the controller before had written to their connections, whether or not the records know.
+    pub delivered: HashSet<TaskId>,
     /// Engines that ended with the controller before.
     pub departed: Vec<(EngineId, EngineUuid)>,
 }

@@ -20,6 +20,9 @@ const ANNOUNCE_AGAIN: [Duration; 4] = [
     Duration::from_secs(15),
 ];
 
+/// The last of them.
+pub(super) const LONGEST_CONNECTING: Duration = Duration::from_secs(16);
+
 impl Core {
     pub(super) fn hub_asked(&mut self, asked: Asked, message: Message) {
         let result = match message.msg_type() {
@@ -67,6 +70,9 @@ impl Core {
             "resubmit_request" => read(&message).map(|r: ResultRequest| self.query(&asked, Ask::ResubmitRequests { msg_ids: r.msg_ids })),
             "shutdown_request" => {
                 self.answer(&asked, &json!({"status": "ok"}));
+                // Programs that leave their client open print tracebacks when they hear of it, so others that stop us do not say it.
+                let message = self.message(hub::SHUTDOWN_NOTIFICATION, None, &json!({"status": "ok"}));
+                self.effects.push(Effect::Notify { message });
                 // ipyparallel's client stops the engines itself, through the control channel.
                 self.stop(false);
                 Ok(())

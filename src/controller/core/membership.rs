@@ -9,6 +9,7 @@ use crate::wire::content::error::ErrorContent;
 use crate::wire::content::hub;
 use bytes::Bytes;
 use serde::de::DeserializeOwned;
+use std::collections::HashMap;
 use std::time::Duration;
 
 /// An engine whose connection ended may come back for so long before its tasks are given away. A process that lives
@@ -18,6 +19,24 @@ const RECONNECT_GRACE: Duration = Duration::from_secs(5);
 const CONFIRM_GRACE: Duration = Duration::from_secs(5);
 /// ipyparallel waits so long for late replies of an engine that left.
 pub(super) const STRANDED_GRACE: Duration = Duration::from_secs(2);
+
+/// A reply is read before news that is sent so much later on another connection.
+const REPLY_LEAD: Duration = Duration::from_secs(1);
+
+/// Engines that have gone, as ipyparallel's clients hear of it.
+#[derive(Debug, Default)]
+pub(super) struct Departures {
+    /// Not published yet.
+    pub(super) pending: HashMap<EngineUuid, Departure>,
+    /// Published lately: since the controller's start.
+    recent: Vec<(Duration, EngineUuid, EngineId)>,
+}
+
+#[derive(Debug)]
+pub(super) struct Departure {
+    id: EngineId,
+    due: Duration,
+}
 
 fn parse<T: DeserializeOwned>(message: &Message) -> Option<T> {
     match message.content() {
@@ -122,6 +141,7 @@ impl Core {
             heartbeat_ms: 0,
             controller_patience_ms: 0,
             drop: vec![],
+            max_message_bytes: 0,
         };
         let mut reply = say::Registered {
             status: "ok".into(),
@@ -130,6 +150,7 @@ impl Core {
             heartbeat_ms: self.config.heartbeat_ms,
             controller_patience_ms: self.config.controller_patience_ms,
             drop: vec![],
+            max_message_bytes: self.max_message_bytes(),
         };
         if register.protocol != PROTOCOL_VERSION {
             let why = format!(
@@ -221,6 +242,7 @@ impl Core {
 
     fn add_engine(&mut self, id: EngineId, facts: EngineFacts) {
         let uuid = facts.uuid.clone();
+        self.publish_pending_departure(&uuid);
         self.engines.add(id, facts.clone(), self.now.unix, self.now.since_start);
         self.record(Change::EngineRegistered {
             id,
@@ -254,6 +276,83 @@ impl Core {
         for (id, uuid) in new {
             self.announce(id, &uuid);
         }
+        // Not under a number that another has by now.
+        let gone = self
+            .departures
+            .recent
+            .iter()
+            .filter(|(at, _, id)| *at >= since && self.engines.by_id(*id).is_none());
+        let gone: Vec<_> = gone.map(|(_, uuid, id)| (uuid.clone(), *id)).collect();
+        for (uuid, id) in gone {
+            self.notify_departure(&uuid, id);
+        }
+    }
+
+    // ---- news for ipyparallel's clients
+
+    /// Such a client ends its direct requests to an engine when it hears that the engine has gone, and does not survive
+    /// a reply to one of them that it reads afterwards. Replies come on another connection than this news, so they get a lead.
+    fn announce_departure(&mut self, uuid: &EngineUuid, id: EngineId, last_reply: Option<Duration>, awaited: bool) {
+        let now = self.now.since_start;
+        let settled = last_reply.map_or(now, |at| at + REPLY_LEAD);
+        let due = if awaited { settled.max(now + STRANDED_GRACE) } else { settled };
+        if due <= now {
+            return self.publish_departure(uuid.clone(), id);
+        }
+        self.departures.pending.insert(uuid.clone(), Departure { id, due });
+        self.remind(due - now, Due::Departed(uuid.clone()));
+    }
+
+    /// The departure's lead may be over.
+    pub(super) fn departed(&mut self, uuid: EngineUuid) {
+        let now = self.now.since_start;
+        match self.departures.pending.get(&uuid) {
+            Some(departure) if departure.due > now => {
+                let after = departure.due - now;
+                self.remind(after, Due::Departed(uuid));
+            }
+            Some(_) => self.publish_pending_departure(&uuid),
+            None => {}
+        }
+    }
+
+    fn publish_pending_departure(&mut self, uuid: &EngineUuid) {
+        if let Some(departure) = self.departures.pending.remove(uuid) {
+            self.publish_departure(uuid.clone(), departure.id);
+        }
+    }
+
+    fn publish_departure(&mut self, uuid: EngineUuid, id: EngineId) {
+        let now = self.now.since_start;
+        self.departures
+            .recent
+            .retain(|(at, _, _)| now.saturating_sub(*at) <= super::hub::LONGEST_CONNECTING);
+        self.notify_departure(&uuid, id);
+        self.departures.recent.push((now, uuid, id));
+    }
+
+    fn notify_departure(&mut self, uuid: &EngineUuid, id: EngineId) {
+        let content = hub::EngineNotification {
+            id: id.0,
+            uuid: uuid.to_string(),
+        };
+        let message = self.message(hub::UNREGISTRATION_NOTIFICATION, None, &content);
+        self.effects.push(Effect::Notify { message });
+    }
+
+    /// A reply of this engine's is on its way to a client. False: clients know that the engine has gone, and have given its
+    /// direct requests up.
+    pub(super) fn note_reply(&mut self, uuid: &EngineUuid) -> bool {
+        let now = self.now.since_start;
+        if self.engines.change(uuid, |e| e.last_reply = Some(now)).is_some() {
+            return true;
+        }
+        let pending = self.departures.pending.get_mut(uuid);
+        let is_pending = pending.is_some();
+        if let Some(departure) = pending {
+            departure.due = departure.due.max(now + REPLY_LEAD);
+        }
+        is_pending
     }
 
     pub(super) fn heard_of(&mut self, uuid: &EngineUuid) {
@@ -323,19 +422,17 @@ impl Core {
         self.engines.change(uuid, |e| e.leaving = true);
         self.tasks_of_gone(uuid, id, tasks, reason);
         self.requests_of_gone(uuid);
-        self.engines.remove(uuid);
+        let departed = self.engines.remove(uuid);
         self.record(Change::EngineGone {
             id,
             uuid: uuid.clone(),
             at: self.now.unix,
             reason: reason.to_string(),
         });
-        let content = hub::EngineNotification {
-            id: id.0,
-            uuid: uuid.to_string(),
-        };
-        let message = self.message(hub::UNREGISTRATION_NOTIFICATION, None, &content);
-        self.effects.push(Effect::Notify { message });
+        let last = departed.as_ref().and_then(|e| e.last_reply);
+        // An `ipengine` has several connections: its last replies may come behind the news that it has left.
+        let awaited = departed.is_some_and(|e| !e.native) && self.requests.stranded.contains_key(uuid);
+        self.announce_departure(uuid, id, last, awaited);
         self.recheck_impossible();
     }
 

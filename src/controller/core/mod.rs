@@ -89,6 +89,8 @@ enum Due {
     RequestTimeout(String, u32),
     /// What an `ipengine` had when it left: late replies may still come.
     Stranded(EngineUuid),
+    /// ipyparallel's clients may hear that it has gone.
+    Departed(EngineUuid),
     /// Is there something to be forgotten?
     Retention,
     /// Engines that have registered since then are announced again: to a client that did not listen yet.
@@ -115,6 +117,7 @@ pub struct Core {
     /// Finished maps: whether a task failed. One entry a map, not a task.
     finished: HashMap<MapId, bool>,
     requests: Requests,
+    departures: membership::Departures,
     ahead: Ahead,
     readers: retention::Readers,
     timers: BinaryHeap<Reverse<(Duration, Due)>>,
@@ -144,6 +147,7 @@ impl Core {
             runnable: BTreeSet::new(),
             finished: HashMap::new(),
             requests: Requests::default(),
+            departures: Default::default(),
             ahead: Ahead::default(),
             readers: Default::default(),
             timers: BinaryHeap::new(),
@@ -257,6 +261,7 @@ impl Core {
                 Due::RepliesRecorded(engine) => self.tell_recorded(&engine),
                 Due::RequestTimeout(msg_id, run) => self.request_timed_out(&msg_id, run),
                 Due::Stranded(engine) => self.stranded(engine),
+                Due::Departed(engine) => self.departed(engine),
                 Due::Announce(since) => self.announce_again(since),
                 Due::Retention => self.look_for_expired(),
             }
@@ -304,6 +309,11 @@ impl Core {
             client: Bytes::new(),
             message,
         });
+    }
+
+    /// Of messages that come here; peers are told.
+    fn max_message_bytes(&self) -> u64 {
+        self.config.most_message_mb.saturating_mul(1 << 20)
     }
 
     fn period(ms: u64) -> Duration {

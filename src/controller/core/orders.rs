@@ -7,15 +7,11 @@ use crate::wire::Message;
 use crate::wire::content::client::{self as say, ok};
 use crate::wire::content::engine::{self as engine_say, Channel};
 use crate::wire::content::error::ErrorContent;
-use crate::wire::content::hub;
-
 use bytes::Bytes;
 use std::time::Duration;
 
 impl Core {
     pub(super) fn stop(&mut self, engines: bool) {
-        let message = self.message(hub::SHUTDOWN_NOTIFICATION, None, &say::Done { status: ok() });
-        self.effects.push(Effect::Notify { message });
         if engines {
             let all: Vec<EngineUuid> = self.engines.iter().map(|(uuid, _)| uuid.clone()).collect();
             for engine in all {

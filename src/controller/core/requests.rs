@@ -370,6 +370,10 @@ impl Core {
             return;
         };
         message.identities.clear();
+        if self.departures.pending.contains_key(&target) {
+            // The client hears that it has gone, and ends this request with the others.
+            return tracing::info!(%target, "a direct request to an engine that has just gone");
+        }
         let Some(native) = self.engines.get(&target).map(|e| e.native) else {
             let content = ErrorContent::new(
                 "EngineError",
@@ -517,13 +521,18 @@ impl Core {
         }
         let Some(open) = self.requests.open.remove(&msg_id) else { return };
         self.forget_at_engine(&msg_id, engine);
-        let (started, ended) = self.record_reply(&msg_id, &message, (&metadata, &content), Some(engine), open.owed());
+        // A direct request, not a part of a broadcast, ends at its client with its engine.
+        let is_given_up = !self.note_reply(engine) && open.queue == Channel::Mux;
+        let owed = open.owed().filter(|_| !is_given_up);
+        let (started, ended) = self.record_reply(&msg_id, &message, (&metadata, &content), Some(engine), owed);
         if native {
             self.learn_request(&open, started, ended);
             self.publish_idle(engine, &message);
         }
         self.settle(&msg_id, status == "ok", Some(engine.clone()));
-        self.hand_over(msg_id, open, Some(uuid), message, &status);
+        if !is_given_up {
+            self.hand_over(msg_id, open, Some(uuid), message, &status);
+        }
     }
 
     /// A reply on its way to its client, by itself or as a part.

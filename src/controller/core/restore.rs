@@ -8,8 +8,10 @@ use super::{ClientChannel, Core, Due};
 use crate::model::change::Change;
 use crate::model::task::{Outcome, TaskState};
 use crate::model::{EngineUuid, TaskId};
+use crate::wire::Message;
+use crate::wire::message::to_json;
 use bytes::Bytes;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 impl Core {
     /// To be called once, before the first event.
@@ -46,7 +48,7 @@ impl Core {
             });
         }
         self.finished.extend(restored.finished);
-        self.take_up_clients(restored.outcomes, restored.clients);
+        self.take_up_clients(restored.outcomes, restored.clients, &restored.delivered);
         for found in restored.maps {
             let id = found.map;
             let mut map = Map::new(self.with_shared_bundle(found.definition), found.key.clone());
@@ -92,11 +94,22 @@ impl Core {
     }
 
     /// After the engines. Dependencies may be on requests of other clients, so all outcomes come first.
-    fn take_up_clients(&mut self, outcomes: Vec<(String, bool, Option<EngineUuid>)>, clients: Vec<FoundClient>) {
+    fn take_up_clients(
+        &mut self,
+        outcomes: Vec<(String, bool, Option<EngineUuid>)>,
+        clients: Vec<FoundClient>,
+        delivered: &HashSet<TaskId>,
+    ) {
         for (msg_id, ok, engine) in outcomes {
             self.requests.restore_outcome(&msg_id, ok, engine);
         }
-        for client in clients {
+        for mut client in clients {
+            let (has, owed) = client.owed.into_iter().partition(|reply| delivered.contains(&reply.task));
+            client.owed = owed;
+            let tasks: Vec<TaskId> = Vec::from_iter(has.iter().map(|reply: &FoundReply| reply.task));
+            if !tasks.is_empty() {
+                self.record(Change::RepliesGiven { tasks });
+            }
             self.requests.restore_session(client.session, client.map, client.next_index);
             self.take_up_owed(client.key.as_ref(), client.owed, &client.requests);
             for request in client.requests {
@@ -108,7 +121,8 @@ impl Core {
     /// Replies that the client was not given, and broadcasts whose joined reply it was not.
     fn take_up_owed(&mut self, key: Option<&String>, owed: Vec<FoundReply>, unfinished: &[UnfinishedRequest]) {
         let mut parts: Vec<Part> = Vec::new();
-        for found in owed {
+        for mut found in owed {
+            self.renew(&mut found.reply);
             let channel = match found.queue.as_str() {
                 "mux" => ClientChannel::Mux,
                 "broadcast" => ClientChannel::Broadcast,
@@ -140,6 +154,15 @@ impl Core {
             reply: None,
         }));
         self.restore_broadcasts(key, parts);
+    }
+
+    /// What is sent again is another message: clients refuse a signature that they have seen. The date stays: it is when the
+    /// request was completed.
+    fn renew(&mut self, reply: &mut Message) {
+        let mut header: serde_json::Map<String, serde_json::Value> = serde_json::from_slice(&reply.header_json).unwrap_or_default();
+        header.insert("msg_id".into(), self.session.next_id().into());
+        reply.header_json = to_json(&header);
+        reply.header = serde_json::from_slice(&reply.header_json).unwrap_or_default();
     }
 
     fn restored_targets(&self, targets: &crate::model::targets::Targets) -> Vec<EngineUuid> {

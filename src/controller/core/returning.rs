@@ -88,6 +88,7 @@ impl Returning {
 impl Core {
     pub(super) fn client_came(&mut self, channel: ClientChannel, identity: Bytes, key: Option<String>) {
         self.requests.returning.connected.insert((channel, identity.clone()), key.clone());
+        tracing::debug!(?channel, identity = %identity.escape_ascii(), key, "a client has connected");
         let Some(key) = key else { return };
         // Its first message may have been quicker than the news of its connection.
         let mut newly_known = std::collections::BTreeSet::new();
@@ -114,6 +115,7 @@ impl Core {
     }
 
     pub(super) fn client_left(&mut self, channel: ClientChannel, identity: &Bytes) {
+        tracing::debug!(?channel, identity = %identity.escape_ascii(), "a client has left");
         self.requests.returning.connected.remove(&(channel, identity.clone()));
         for open in self.requests.open_on(channel) {
             if open.client == *identity && open.key.is_some() {
@@ -148,6 +150,7 @@ impl Core {
     }
 
     fn give(&mut self, channel: ClientChannel, client: Bytes, reply: OwedReply) {
+        tracing::debug!(?channel, client = %client.escape_ascii(), tasks = ?reply.tasks, "a reply goes to its client");
         match client.is_empty() {
             false => self.effects.push(Effect::Reply { channel, client, reply }),
             true => self.keep_reply(channel, reply),

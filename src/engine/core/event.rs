@@ -1,6 +1,6 @@
 //! What happens to an engine ([`Event`]), and what it does about it ([`Effect`]).
 use super::output::Pieces;
-use super::unit::{CommandEnd, Request, Unit, WorkerResult};
+use super::unit::{CommandEnd, Request, Unit, WorkerKey, WorkerResult};
 use crate::model::definition::MapDefinition;
 use crate::model::{MapId, UnixTime};
 use crate::wire::content::engine::{Held, Progress, Results, Returned};
@@ -21,6 +21,10 @@ pub enum Event {
     /// It took the engine (back); these of its tasks it must forget.
     Registered {
         drop: Vec<Held>,
+    },
+    /// It receives no longer message.
+    LimitKnown {
+        max_message: usize,
     },
     /// It does not know the engine.
     Unknown,
@@ -60,18 +64,21 @@ pub enum Event {
         msg_ids: Option<Vec<String>>,
     },
 
-    // ---- from the worker; what an earlier worker said is not told
+    // ---- from workers; events of a worker that has been ended are not reported
+    /// The spare has started.
     WorkerReady,
-    /// It could not be started.
+    /// The spare could not be started.
     WorkerFailed {
         reason: String,
     },
     /// The unit with this ticket has begun (told for requests only).
     UnitBegun {
+        worker: WorkerKey,
         ticket: u32,
         output: [Pieces; 2],
     },
     UnitEnded {
+        worker: WorkerKey,
         ticket: u32,
         started: UnixTime,
         ended: UnixTime,
@@ -80,14 +87,16 @@ pub enum Event {
     },
     /// A request has published something, behind this output.
     Published {
+        worker: WorkerKey,
         ticket: u32,
         output: [Pieces; 2],
         meta: Bytes,
         content: Bytes,
         buffers: Vec<Bytes>,
     },
-    /// `unread` tokens were left; `how` it ended, in words; whether a signal `killed` it.
+    /// None: the spare. `unread` tokens were left; `how` it ended, in words; whether a signal `killed` it.
     WorkerExited {
+        worker: Option<WorkerKey>,
         unread: usize,
         how: String,
         killed: bool,
@@ -152,17 +161,35 @@ pub enum Effect {
         as_another: bool,
     },
 
-    // ---- to the worker
-    StartWorker,
+    // ---- to the log
+    Warn(String),
+
+    // ---- to workers
+    /// Start a spare: a worker that has run no user code.
+    StartWorker {
+        /// It is ready when it has made IPython's shell: it will be the interactive one.
+        has_shell: bool,
+    },
+    /// The spare is this worker from now on.
+    AssignSpare {
+        worker: WorkerKey,
+    },
+    /// End a worker that has nothing to do, and all that it has started.
+    EndWorker {
+        worker: WorkerKey,
+    },
     Define {
+        worker: WorkerKey,
         map: MapId,
         definition: Arc<MapDefinition>,
     },
     Forget {
+        worker: WorkerKey,
         map: MapId,
     },
     /// Tasks of one map; their tickets count up from `first`.
     GiveTasks {
+        worker: WorkerKey,
         map: MapId,
         first: u32,
         inputs: Vec<Bytes>,
@@ -172,11 +199,20 @@ pub enum Effect {
         request: Arc<Request>,
     },
     /// Make the worker skip every unit that it has not begun, and say how many at once, before anything else.
-    TakeTokens,
+    TakeTokens {
+        worker: WorkerKey,
+    },
     /// Look for what was written since the last look.
-    ReadOutput,
-    MeasureMemory,
+    ReadOutput {
+        worker: WorkerKey,
+    },
+    /// Of this worker; None: of the command.
+    MeasureMemory {
+        worker: Option<WorkerKey>,
+    },
+    /// None: the spare, which is not ready.
     SignalWorker {
+        worker: Option<WorkerKey>,
         signal: Stage,
     },
 

@@ -1,11 +1,12 @@
 //! Giving work out: which unit is next, and how many the worker gets ahead.
 use super::event::{Effect, Now};
 use super::output::Text;
-use super::unit::{Unit, runs_in_worker};
+use super::unit::{Unit, WorkerKey, worker_of};
+use super::workers::Readiness;
 use super::{Core, Current, FIRST_LOOK, Given, LOOK, MEMORY_LOOK, MemoryWatch};
 use crate::model::UnixTime;
 use crate::model::task::{Outcome, TaskState};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// The worker gets about so much work ahead,
 const AHEAD: Duration = Duration::from_millis(5);
@@ -15,67 +16,15 @@ const FEWEST: usize = 2;
 const MOST: usize = 1000;
 /// ... and not more than about so many bytes.
 const MOST_BYTES: usize = 1 << 20;
-/// A worker that could not be started is tried again after so long, when there is work for it.
-const RETRY: Duration = Duration::from_secs(10);
-/// A worker that is not ready after so long is given up.
-const START: Duration = Duration::from_secs(120);
-
-#[derive(Debug)]
-pub(super) enum WorkerState {
-    Absent,
-    Starting { until: Option<Instant> },
-    Ready,
-    Unavailable { reason: String, since: Instant },
-}
-
-impl WorkerState {
-    pub(super) fn deadline(&self) -> Option<Instant> {
-        match self {
-            WorkerState::Starting { until } => *until,
-            _ => None,
-        }
-    }
-}
-
 enum Next {
     Nothing,
     Command,
-    Worker,
+    Worker(WorkerKey),
     /// The definition is missing.
     Unknown,
 }
 
 impl Core {
-    /// Starts the worker, though nothing is there for it yet.
-    pub fn warm_up(&mut self, now: Now) -> Vec<Effect> {
-        let mut effects = Vec::new();
-        self.start_worker(now, &mut effects);
-        effects
-    }
-
-    pub(super) fn start_worker(&mut self, now: Now, effects: &mut Vec<Effect>) {
-        self.worker = WorkerState::Starting {
-            until: Some(now.instant + START),
-        };
-        self.maps.values_mut().for_each(|state| state.in_worker = false);
-        effects.push(Effect::StartWorker);
-    }
-
-    /// In words, where the last one could not be started.
-    pub fn why_no_worker(&self) -> Option<&str> {
-        match &self.worker {
-            WorkerState::Unavailable { reason, .. } => Some(reason),
-            _ => None,
-        }
-    }
-
-    pub(super) fn worker_failed(&mut self, now: Now, reason: String) {
-        self.worker = WorkerState::Unavailable {
-            reason,
-            since: now.instant,
-        };
-    }
-
     pub(super) fn feed(&mut self, now: Now, effects: &mut Vec<Effect>) {
         let stopping = self.stop_next.is_some() || self.current.as_ref().is_some_and(|current| current.stop.is_some());
         if stopping || self.leaving.is_some() {
@@ -100,8 +49,9 @@ impl Core {
                     }
                     self.start_command(now, effects);
                 }
-                Next::Worker => {
-                    if self.command.is_some() || !self.feed_worker(now, effects) {
+                Next::Worker(worker) => {
+                    let other_runs = self.command.is_some() || (!self.given.is_empty() && !self.workers.is_active(worker));
+                    if other_runs || !self.feed_worker(now, worker, effects) {
                         return;
                     }
                 }
@@ -112,11 +62,10 @@ impl Core {
     fn next(&self) -> Next {
         match self.queue.front() {
             None => Next::Nothing,
-            Some(Unit::Request(_)) => Next::Worker,
+            Some(Unit::Request(_)) => Next::Worker(WorkerKey::Interactive),
             Some(Unit::Task { held, .. }) => match self.maps.get(&held.map) {
                 None => Next::Unknown,
-                Some(state) if runs_in_worker(&state.definition) => Next::Worker,
-                Some(_) => Next::Command,
+                Some(state) => worker_of(held.map, &state.definition).map_or(Next::Command, Next::Worker),
             },
         }
     }
@@ -136,18 +85,11 @@ impl Core {
     }
 
     /// Gives the worker what it should have ahead; false if nothing more can be given now.
-    fn feed_worker(&mut self, now: Now, effects: &mut Vec<Effect>) -> bool {
-        match &self.worker {
-            WorkerState::Absent => {
-                self.start_worker(now, effects);
-                return false;
-            }
-            WorkerState::Starting { .. } => return false,
-            WorkerState::Unavailable { since, .. } if now.instant >= *since + RETRY => {
-                self.start_worker(now, effects);
-                return false;
-            }
-            WorkerState::Unavailable { reason, .. } => {
+    fn feed_worker(&mut self, now: Now, worker: WorkerKey, effects: &mut Vec<Effect>) -> bool {
+        match self.use_worker(now, worker, effects) {
+            Readiness::Ready => {}
+            Readiness::NotYet => return false,
+            Readiness::Unavailable(reason) => {
                 let reason = format!(
                     "no Python worker: {reason}. Set `engine: python:` in the profile's pcluster.yaml to a Python of 3.8 or later (now: {})",
                     self.settings.python
@@ -157,7 +99,6 @@ impl Core {
                 }
                 return true;
             }
-            WorkerState::Ready => {}
         }
         let room = self.room(now);
         let Some(front) = self.queue.front() else { return false };
@@ -182,6 +123,7 @@ impl Core {
                 if !state.in_worker {
                     state.in_worker = true;
                     effects.push(Effect::Define {
+                        worker,
                         map,
                         definition: state.definition.clone(),
                     });
@@ -197,7 +139,12 @@ impl Core {
                     let ticket = self.ticket();
                     self.given.push_back(Given { ticket, unit });
                 }
-                effects.push(Effect::GiveTasks { map, first, inputs });
+                effects.push(Effect::GiveTasks {
+                    worker,
+                    map,
+                    first,
+                    inputs,
+                });
             }
         }
         if was_empty {

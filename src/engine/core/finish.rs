@@ -1,22 +1,12 @@
 //! Units that end: by a result, by a command's exit, by the death of the worker.
 use super::event::{Effect, Now, RequestReply};
-use super::feed::WorkerState;
 use super::stop::{AfterRecall, StopReason};
-use super::unit::{CommandEnd, Request, Unit, WorkerResult, command_outcome, worker_outcome};
+use super::unit::{CommandEnd, Request, Unit, WorkerKey, WorkerResult, command_outcome, worker_outcome};
 use super::{Core, Current, Given};
 use crate::model::UnixTime;
 use crate::model::task::{Outcome, TaskError, TaskState};
 use crate::wire::content::engine::{Held, TaskResult};
 use std::sync::Arc;
-
-/// Workers that end by themselves so often in a row while nothing ran make Python count as broken.
-const MOST_IDLE_DEATHS: u32 = 3;
-/// The same for those that were killed: somebody else may have done that (a system without memory), which says little of Python.
-const MOST_IDLE_KILLS: u32 = 10;
-
-fn most_idle(killed: bool) -> u32 {
-    if killed { MOST_IDLE_KILLS } else { MOST_IDLE_DEATHS }
-}
 
 impl Core {
     pub(super) fn push_outcome(&mut self, now: Now, held: Held, outcome: Outcome) {
@@ -67,7 +57,7 @@ impl Core {
         let (Some(Given { unit, .. }), Some(current)) = (self.given.pop_front(), self.current.take()) else {
             return;
         };
-        self.idle_deaths = 0;
+        self.workers.has_run_something();
         self.new_current(now, ended);
         if let Some((ticket, reason)) = self.stop_next
             && self.given.front().is_some_and(|given| given.ticket == ticket)
@@ -170,29 +160,20 @@ impl Core {
     pub(super) fn worker_exited(
         &mut self,
         now: Now,
+        worker: WorkerKey,
         unread: usize,
         (how, killed): (String, bool),
         stderr_tail: String,
         effects: &mut Vec<Effect>,
     ) {
-        if let WorkerState::Starting { .. } = self.worker {
-            let tail = stderr_tail.trim();
-            // One that ended by itself before it was ready will do so again.
-            self.idle_deaths += 1;
-            if killed && self.idle_deaths < MOST_IDLE_KILLS && self.leaving.is_none() {
-                self.start_worker(now, effects);
-                return;
-            }
-            self.idle_deaths = 0;
-            let reason = if tail.is_empty() { how } else { format!("{how}: {tail}") };
-            self.worker_failed(now, reason);
+        if !self.workers.is_active(worker) || self.given.is_empty() {
+            self.worker_is_gone(now, worker, (&how, killed), (0, 0), effects);
             return;
         }
         self.stop_next = None;
-        let was_unavailable = matches!(self.worker, WorkerState::Unavailable { .. });
-        let begun = self.given.len().saturating_sub(unread);
-        let mut current = if self.command.is_none() { self.current.take() } else { None };
-        let mut namespace_lost = false;
+        let units = self.given.len();
+        let begun = units.saturating_sub(unread);
+        let mut current = self.current.take();
         for _ in 0..begun {
             let Some(Given { unit, .. }) = self.given.pop_front() else { break };
             let since = current.as_ref().map_or(now.unix, |current| current.started);
@@ -208,7 +189,6 @@ impl Core {
                     self.end_task(now, held, outcome, own, effects);
                 }
                 Unit::Request(request) => {
-                    namespace_lost = true;
                     // ipyparallel's word for an engine that died.
                     let reply = RequestReply::Failed {
                         ename: "EngineError".into(),
@@ -221,24 +201,7 @@ impl Core {
         while let Some(Given { unit, .. }) = self.given.pop_back() {
             self.queue.push_front(unit);
         }
-        self.idle_deaths = if begun > 0 { 0 } else { self.idle_deaths + 1 };
-        if was_unavailable {
-            return;
-        }
-        if namespace_lost {
-            self.leave_as_another(now, &how, effects);
-        }
-        if self.idle_deaths >= most_idle(killed) {
-            let times = std::mem::take(&mut self.idle_deaths);
-            self.worker_failed(
-                now,
-                format!("it ended {times} times while it had nothing to do, the last time: {how}"),
-            );
-        } else if self.leaving.is_none() && begun > 0 {
-            self.start_worker(now, effects);
-        } else {
-            self.worker = WorkerState::Absent;
-        }
+        self.worker_is_gone(now, worker, (&how, killed), (units, begun), effects);
     }
 
     fn no_current(&self, now: Now) -> Current {

@@ -17,20 +17,21 @@ mod stop;
 #[cfg(test)]
 mod tests;
 pub mod unit;
+mod workers;
 
 pub use event::{Effect, Event, Now, RequestReply, Stage};
-pub use unit::{Request, Unit};
+pub use unit::{Request, Unit, WorkerKey};
 
 use crate::model::definition::MapDefinition;
 use crate::model::{MapId, UnixTime};
 use crate::wire::content::engine::{Held, Progress, Returned};
-use feed::WorkerState;
 use outbox::Outbox;
 use output::{Pieces, Text};
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use stop::{AfterRecall, GivenBack, Leaving, Stop, StopReason};
+use workers::Workers;
 
 /// What a core must know beforehand.
 #[derive(Clone, Debug)]
@@ -39,12 +40,14 @@ pub struct CoreSettings {
     pub terminate: Duration,
     /// How the interpreter is called, for errors.
     pub python: String,
+    /// The interactive worker is made at the start, with IPython's shell.
+    pub shell_at_start: bool,
 }
 
 #[derive(Debug)]
 struct MapState {
     definition: Arc<MapDefinition>,
-    /// The worker that runs now has it.
+    /// Its worker has the definition.
     in_worker: bool,
     forgotten: bool,
     /// Of its tasks, seconds.
@@ -92,7 +95,8 @@ pub struct Core {
     registered: bool,
     maps: HashMap<MapId, MapState>,
     queue: VecDeque<Unit>,
-    worker: WorkerState,
+    workers: Workers,
+    /// In the active worker.
     given: VecDeque<Given>,
     next_ticket: u32,
     command: Option<Unit>,
@@ -104,8 +108,6 @@ pub struct Core {
     stop_next: Option<(u32, StopReason)>,
     leaving: Option<Leaving>,
     aborted: HashSet<String>,
-    /// Ends of workers in a row under which nothing ran.
-    idle_deaths: u32,
 }
 
 impl Core {
@@ -115,7 +117,7 @@ impl Core {
             registered: false,
             maps: HashMap::new(),
             queue: VecDeque::new(),
-            worker: WorkerState::Absent,
+            workers: Workers::default(),
             given: VecDeque::new(),
             next_ticket: 0,
             command: None,
@@ -126,13 +128,17 @@ impl Core {
             stop_next: None,
             leaving: None,
             aborted: HashSet::new(),
-            idle_deaths: 0,
         }
     }
 
     /// Whether user code runs.
     pub fn is_busy(&self) -> bool {
         self.current.is_some()
+    }
+
+    /// The worker that runs something.
+    pub fn running_worker(&self) -> Option<WorkerKey> {
+        self.workers.active().filter(|_| !self.given.is_empty())
     }
 
     /// The only way in.
@@ -155,6 +161,7 @@ impl Core {
                     current.told = false;
                 }
             }
+            Event::LimitKnown { max_message } => self.outbox.set_limit(max_message),
             Event::Unknown => {
                 self.registered = false;
                 effects.push(Effect::Register { holds: self.holds() });
@@ -207,15 +214,18 @@ impl Core {
             }
             Event::AbortAsked { msg_ids } => self.recall_then(now, AfterRecall::Abort(msg_ids), effects),
 
-            Event::WorkerReady => self.worker = WorkerState::Ready,
-            Event::WorkerFailed { reason } => self.worker_failed(now, reason),
-            Event::UnitBegun { ticket, output } => {
+            Event::WorkerReady => self.spare_is_ready(effects),
+            Event::WorkerFailed { reason } => self.spare_failed(now, reason),
+            Event::UnitBegun { worker, .. } | Event::UnitEnded { worker, .. } | Event::Published { worker, .. }
+                if !self.workers.is_active(worker) => {}
+            Event::UnitBegun { ticket, output, .. } => {
                 self.wrote(output, effects);
                 if self.given.front().is_some_and(|given| given.ticket == ticket) {
                     self.tell_begun(effects);
                 }
             }
             Event::UnitEnded {
+                worker: _,
                 ticket,
                 started,
                 ended,
@@ -226,6 +236,7 @@ impl Core {
                 self.unit_ended(now, ticket, started, ended, result, effects);
             }
             Event::Published {
+                worker: _,
                 ticket: _,
                 output,
                 meta,
@@ -244,17 +255,27 @@ impl Core {
                 }
             }
             Event::WorkerExited {
+                worker,
                 unread,
                 how,
                 killed,
                 stderr_tail,
                 output,
-            } => {
-                if self.command.is_none() {
-                    self.wrote(output, effects);
+            } => match worker {
+                None => {
+                    let reason = match stderr_tail.trim() {
+                        "" => how.clone(),
+                        tail => format!("{how}: {tail}"),
+                    };
+                    self.spare_exited(now, how, killed, reason);
                 }
-                self.worker_exited(now, unread, (how, killed), stderr_tail, effects);
-            }
+                Some(worker) => {
+                    if !self.given.is_empty() && self.workers.is_active(worker) {
+                        self.wrote(output, effects);
+                    }
+                    self.worker_exited(now, worker, unread, (how, killed), stderr_tail, effects);
+                }
+            },
             Event::TokensTaken { count } => self.recalled(now, count, effects),
             Event::OutputRead { output } => {
                 self.wrote(output, effects);
@@ -272,6 +293,7 @@ impl Core {
         self.check_times(now, effects);
         if self.after_recall.is_empty() {
             self.feed(now, effects);
+            self.keep_spare(now, effects);
         }
         let idle = self.queue.is_empty() && self.given.is_empty() && self.command.is_none();
         self.outbox.flush(now, idle, self.registered, effects);
@@ -287,7 +309,7 @@ impl Core {
             current.and_then(|current| current.timeout.filter(|_| current.stop.is_none())),
             current.and_then(|current| current.stop.as_ref()?.next),
             current.and_then(|current| Some(current.memory.filter(|_| current.stop.is_none())?.next)),
-            self.worker.deadline(),
+            self.workers.deadline(),
             self.leaving.as_ref().and_then(Leaving::deadline),
         ]
         .into_iter()
@@ -316,26 +338,24 @@ impl Core {
     }
 
     fn check_times(&mut self, now: Now, effects: &mut Vec<Effect>) {
-        if self.worker.deadline().is_some_and(|deadline| now.instant >= deadline) {
-            effects.push(Effect::SignalWorker { signal: Stage::Kill });
-            self.worker_failed(now, "it did not get ready in 120 s".into());
-        }
+        self.check_spare(now, effects);
+        let worker = self.workers.active().filter(|_| self.command.is_none());
         let Some(current) = &mut self.current else { return };
         if current.stop.is_none()
             && let Some(memory) = current.memory.as_mut().filter(|memory| now.instant >= memory.next)
         {
             memory.next = now.instant + MEMORY_LOOK;
-            effects.push(Effect::MeasureMemory);
+            effects.push(Effect::MeasureMemory { worker });
         }
         if now.instant >= current.next_look {
             let age = now.instant - current.since;
             current.next_look = now.instant + if age > Duration::from_secs(10) { SLOW_LOOK } else { LOOK };
-            match self.command {
-                None => {
+            match worker {
+                Some(worker) => {
                     self.tell_begun(effects);
-                    effects.push(Effect::ReadOutput);
+                    effects.push(Effect::ReadOutput { worker });
                 }
-                Some(_) => self.tell_progress(effects),
+                None => self.tell_progress(effects),
             }
         }
         self.check_stop(now, effects);
@@ -393,9 +413,8 @@ impl Core {
     fn forget(&mut self, map: MapId, effects: &mut Vec<Effect>) {
         let Some(state) = self.maps.get(&map) else { return };
         if state.forgotten && !self.holds().iter().any(|held| held.map == map) {
-            if state.in_worker {
-                effects.push(Effect::Forget { map });
-            }
+            let worker = unit::worker_of(map, &state.definition);
+            self.forget_in_worker(map, worker, effects);
             self.maps.remove(&map);
         }
     }

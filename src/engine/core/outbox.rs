@@ -1,7 +1,9 @@
 //! Results on their way: short tasks share a message, and each message is kept until the controller has it on disk.
 use super::event::{Effect, Now};
+use crate::model::task::{Outcome, TaskState};
 use crate::wire::content::engine::{Results, TaskResult};
 use std::collections::VecDeque;
+use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -14,23 +16,67 @@ const OLD: Duration = Duration::from_millis(2);
 const SOME: usize = 8;
 /// ... or it is so old. Less than the work that an engine has ahead (`prefetch_ms`).
 const OLDEST: Duration = Duration::from_millis(10);
+/// A message of one result has less besides its outcome.
+const HEAD: usize = 16 << 10;
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Outbox {
     collecting: Vec<TaskResult>,
     bytes: usize,
     since: Option<Instant>,
     last_sequence: u64,
+    /// Closed since the last flush.
+    closed: Vec<Arc<Results>>,
     unrecorded: VecDeque<Arc<Results>>,
+    /// The controller receives no longer message.
+    limit: usize,
+    warnings: Vec<String>,
+}
+
+impl Default for Outbox {
+    fn default() -> Self {
+        Outbox {
+            collecting: Vec::new(),
+            bytes: 0,
+            since: None,
+            last_sequence: 0,
+            closed: Vec::new(),
+            unrecorded: VecDeque::new(),
+            limit: usize::MAX,
+            warnings: Vec::new(),
+        }
+    }
+}
+
+/// `the result has 17 MB …`: what is said of a message that cannot be sent.
+pub fn too_large(what: &str, bytes: usize, limit: usize) -> String {
+    format!(
+        "{what} has {bytes} bytes; the controller receives messages of up to {limit} bytes (controller.most_message_mb). \
+         Write large data to a file and return its name, or restart the cluster with a larger limit"
+    )
 }
 
 impl Outbox {
-    pub fn push(&mut self, now: Now, result: TaskResult) {
-        let outcome = &result.outcome;
-        self.bytes += outcome.stdout.len()
-            + outcome.stderr.len()
-            + outcome.value.as_ref().map_or(0, |v| v.get().len())
-            + outcome.pickled.as_ref().map_or(0, |p| p.len());
+    pub fn set_limit(&mut self, limit: usize) {
+        self.limit = limit;
+    }
+
+    pub fn push(&mut self, now: Now, mut result: TaskResult) {
+        let mut bytes = result.outcome.bytes();
+        // Escaped, a byte of a text may take six.
+        if bytes.saturating_mul(6) + HEAD > self.limit {
+            bytes = encoded(&result.outcome);
+            if bytes + HEAD > self.limit {
+                let evalue = too_large("the result", bytes, self.limit);
+                self.warnings.push(format!("task {}.{}: {evalue}", result.map, result.index));
+                result.outcome = instead(&result.outcome, evalue);
+                bytes = 0;
+            }
+        }
+        if !self.collecting.is_empty() && self.bytes + bytes > MOST_BYTES {
+            self.close();
+        }
+        self.bytes += bytes;
         self.collecting.push(result);
         self.since.get_or_insert(now.instant);
     }
@@ -43,23 +89,29 @@ impl Outbox {
         if self.collecting.len() >= SOME { OLD } else { OLDEST }
     }
 
-    /// Closes the message if it is full or old, or `idle` says that no more is to come.
+    /// Closes the message if it is full or old, or `idle` says that no more is to come; sends what is closed.
     pub fn flush(&mut self, now: Now, idle: bool, registered: bool, effects: &mut Vec<Effect>) {
-        let Some(since) = self.since else { return };
-        let due = idle || self.collecting.len() >= MOST || self.bytes >= MOST_BYTES || now.instant >= since + self.patience();
-        if !due {
-            return;
+        effects.extend(self.warnings.drain(..).map(Effect::Warn));
+        if let Some(since) = self.since
+            && (idle || self.collecting.len() >= MOST || self.bytes >= MOST_BYTES || now.instant >= since + self.patience())
+        {
+            self.close();
         }
+        let closed = self.closed.drain(..);
+        if registered {
+            effects.extend(closed.map(Effect::SendResults));
+        }
+    }
+
+    fn close(&mut self) {
         self.last_sequence += 1;
         let results = Arc::new(Results {
             sequence: self.last_sequence,
             results: std::mem::take(&mut self.collecting),
         });
         (self.bytes, self.since) = (0, None);
-        self.unrecorded.push_back(results.clone());
-        if registered {
-            effects.push(Effect::SendResults(results));
-        }
+        self.closed.push(results.clone());
+        self.unrecorded.push_back(results);
     }
 
     pub fn recorded(&mut self, sequence: u64) {
@@ -71,11 +123,107 @@ impl Outbox {
     }
 
     /// After a registration: everything that may be lost, again.
-    pub fn resend(&self, effects: &mut Vec<Effect>) {
+    pub fn resend(&mut self, effects: &mut Vec<Effect>) {
+        self.closed.clear();
         effects.extend(self.unrecorded.iter().cloned().map(Effect::SendResults));
     }
 
     pub fn is_empty(&self) -> bool {
         self.collecting.is_empty() && self.unrecorded.is_empty()
+    }
+}
+
+/// Bytes of the outcome as JSON.
+fn encoded(outcome: &Outcome) -> usize {
+    struct Count(usize);
+    impl io::Write for Count {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0 += bytes.len();
+            Ok(bytes.len())
+        }
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+    let mut count = Count(0);
+    let _ = serde_json::to_writer(&mut count, outcome);
+    count.0
+}
+
+/// What is said in the place of an outcome that cannot be sent. It is final: the same would come of another try.
+fn instead(outcome: &Outcome, evalue: String) -> Outcome {
+    let status = if outcome.status == TaskState::Ok {
+        TaskState::Error
+    } else {
+        outcome.status
+    };
+    let mut instead = Outcome::failure(status, "ResultTooLarge", evalue, outcome.started, outcome.ended);
+    (instead.exit_code, instead.crashed) = (outcome.exit_code, outcome.crashed);
+    instead
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::{MapId, UnixTime};
+    use serde_json::value::RawValue;
+
+    fn result(index: u32, value: &str, stdout: &str) -> TaskResult {
+        let mut outcome = Outcome::failure(TaskState::Ok, "", "", UnixTime(1.0), UnixTime(2.0));
+        outcome.error = None;
+        outcome.value = Some(RawValue::from_string(value.to_string()).unwrap());
+        outcome.stdout = stdout.to_string();
+        TaskResult {
+            map: MapId(1),
+            index,
+            run: 1,
+            outcome,
+        }
+    }
+
+    fn sent(outbox: &mut Outbox) -> (Vec<Arc<Results>>, usize) {
+        let now = Now {
+            instant: Instant::now(),
+            unix: UnixTime(1.0),
+        };
+        let mut effects = Vec::new();
+        outbox.flush(now, true, true, &mut effects);
+        let warnings = effects.iter().filter(|effect| matches!(effect, Effect::Warn(_))).count();
+        let sent = effects.into_iter().filter_map(|effect| match effect {
+            Effect::SendResults(results) => Some(results),
+            _ => None,
+        });
+        (sent.collect(), warnings)
+    }
+
+    #[test]
+    fn a_result_that_the_controller_does_not_receive_is_an_error_that_it_does() {
+        let now = Now {
+            instant: Instant::now(),
+            unix: UnixTime(1.0),
+        };
+        let mut outbox = Outbox::default();
+        outbox.set_limit(1 << 20);
+        outbox.push(now, result(0, "1", ""));
+        outbox.push(now, result(1, &format!("\"{}\"", "x".repeat(1 << 20)), ""));
+        // As text it fits; escaped it does not.
+        outbox.push(now, result(2, "2", &"\u{1}".repeat(200 << 10)));
+        outbox.push(now, result(3, &format!("\"{}\"", "x".repeat(900 << 10)), ""));
+        outbox.push(now, result(4, "4", ""));
+        let (messages, warnings) = sent(&mut outbox);
+        assert_eq!(warnings, 2);
+        let of = |index: u32| messages.iter().flat_map(|m| &m.results).find(|r| r.index == index).unwrap();
+        for index in [1, 2] {
+            let outcome = &of(index).outcome;
+            assert_eq!(outcome.error.as_ref().unwrap().ename, "ResultTooLarge");
+            assert_eq!(outcome.status, TaskState::Error);
+            assert!(outcome.value.is_none() && outcome.stdout.is_empty());
+        }
+        assert!(of(3).outcome.value.is_some() && of(4).outcome.value.is_some());
+        for message in &messages {
+            assert!(serde_json::to_vec(&**message).unwrap().len() < 1 << 20);
+        }
+        let sequences: Vec<u64> = messages.iter().map(|m| m.sequence).collect();
+        assert_eq!(sequences, (1..=messages.len() as u64).collect::<Vec<_>>());
     }
 }

@@ -111,7 +111,9 @@ impl Core {
             return;
         }
         if self.after_recall.is_empty() {
-            effects.push(Effect::TakeTokens);
+            if let Some(worker) = self.workers.active() {
+                effects.push(Effect::TakeTokens { worker });
+            }
         }
         self.after_recall.push(then);
     }
@@ -261,7 +263,10 @@ impl Core {
     fn signal(&self, signal: Stage) -> Effect {
         match self.command {
             Some(_) => Effect::SignalCommand { signal },
-            None => Effect::SignalWorker { signal },
+            None => Effect::SignalWorker {
+                worker: self.workers.active(),
+                signal,
+            },
         }
     }
 

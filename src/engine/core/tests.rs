@@ -17,8 +17,11 @@ struct World {
     frames: VecDeque<u32>,
     /// Ticket that has begun.
     begun: Option<u32>,
-    worker: bool,
+    workers: Vec<WorkerKey>,
+    /// The one that was given something last.
+    active: Option<WorkerKey>,
     starting: bool,
+    spare: bool,
     command: bool,
     sent: Vec<Held>,
     results: Vec<(Held, TaskState)>,
@@ -42,6 +45,7 @@ impl World {
             interrupt: Duration::from_secs(1),
             terminate: Duration::from_secs(1),
             python: "python3".into(),
+            shell_at_start: false,
         };
         let mut world = World {
             core: Core::new(settings),
@@ -51,8 +55,10 @@ impl World {
             },
             frames: VecDeque::new(),
             begun: None,
-            worker: false,
+            workers: Vec::new(),
+            active: None,
             starting: false,
+            spare: false,
             command: false,
             sent: Vec::new(),
             results: Vec::new(),
@@ -87,20 +93,34 @@ impl World {
 
     fn effect(&mut self, effect: Effect) {
         match effect {
-            Effect::StartWorker => {
-                assert!(!self.worker && !self.starting, "one worker at a time");
+            Effect::StartWorker { .. } => {
+                assert!(!self.spare && !self.starting, "one spare at a time");
                 self.starting = true;
             }
-            Effect::GiveTasks { first, inputs, .. } => {
-                assert!(self.worker);
+            Effect::AssignSpare { worker } => {
+                assert!(std::mem::take(&mut self.spare));
+                self.workers.push(worker);
+            }
+            Effect::EndWorker { worker } => {
+                assert!(self.active != Some(worker) || (self.frames.is_empty() && self.begun.is_none()));
+                assert!(self.workers.contains(&worker));
+                self.workers.retain(|other| *other != worker);
+            }
+            Effect::GiveTasks { worker, first, inputs, .. } => {
+                assert!(self.workers.contains(&worker));
+                assert!(
+                    self.active == Some(worker) || (self.frames.is_empty() && self.begun.is_none()),
+                    "one worker has units at a time"
+                );
+                self.active = Some(worker);
                 self.frames.extend((0..inputs.len() as u32).map(|i| first.wrapping_add(i)));
             }
-            Effect::TakeTokens => {
+            Effect::TakeTokens { .. } => {
                 let count = self.frames.len();
                 self.frames.clear();
                 self.event(Event::TokensTaken { count });
             }
-            Effect::ReadOutput => self.event(Event::OutputRead {
+            Effect::ReadOutput { .. } => self.event(Event::OutputRead {
                 output: Default::default(),
             }),
             Effect::StartCommand { .. } => {
@@ -116,7 +136,7 @@ impl World {
                     .extend(results.results.iter().map(|r| (held(r.map, r.index), r.outcome.status)));
             }
             Effect::SendReturned(returned) => self.returned.extend(returned.tasks),
-            Effect::SignalWorker { signal } | Effect::SignalCommand { signal } => self.signals.push(signal),
+            Effect::SignalWorker { signal, .. } | Effect::SignalCommand { signal } => self.signals.push(signal),
             Effect::Leave { .. } => self.left = true,
             _ => {}
         }
@@ -136,7 +156,7 @@ impl World {
 
     fn ready(&mut self) {
         if self.starting {
-            (self.starting, self.worker) = (false, true);
+            (self.starting, self.spare) = (false, true);
             self.event(Event::WorkerReady);
         }
     }
@@ -152,6 +172,7 @@ impl World {
         let Some(ticket) = self.begun.take() else { return };
         let started = UnixTime(self.now.unix.0 - seconds);
         self.event(Event::UnitEnded {
+            worker: self.active.unwrap(),
             ticket,
             started,
             ended: self.now.unix,
@@ -172,12 +193,20 @@ impl World {
     }
 
     fn crash(&mut self) {
-        if self.worker || self.starting {
-            (self.worker, self.starting, self.begun) = (false, false, None);
+        let worker = self.active.filter(|active| self.workers.contains(active));
+        if worker.is_some() || self.starting || self.spare {
+            match worker {
+                Some(worker) => {
+                    self.workers.retain(|other| *other != worker);
+                    self.begun = None;
+                }
+                None => (self.starting, self.spare) = (false, false),
+            }
             let unread = std::mem::take(&mut self.frames).len();
             let (how, stderr_tail) = ("died".to_string(), String::new());
             let output: [Pieces; 2] = Default::default();
             self.event(Event::WorkerExited {
+                worker,
                 unread,
                 how,
                 killed: false,
@@ -347,9 +376,10 @@ fn a_worker_that_ends_for_nothing_is_not_started_for_ever() {
             world.send(CALLS, [world.sent.len() as u32]);
             world.ready();
             world.frames.clear();
-            (world.worker, world.begun) = (false, None);
+            (world.workers, world.begun) = (Vec::new(), None);
             let unread = 100;
             world.event(Event::WorkerExited {
+                worker: Some(WorkerKey::Map(CALLS)),
                 unread,
                 how: "died".into(),
                 killed,
@@ -370,6 +400,7 @@ fn a_worker_that_ends_for_nothing_is_not_started_for_ever() {
 #[test]
 fn a_worker_that_is_killed_before_it_is_ready_is_started_again_and_not_for_ever() {
     let killed = || Event::WorkerExited {
+        worker: None,
         unread: 0,
         how: "the Python worker was killed by signal 9 (SIGKILL)".into(),
         killed: true,
@@ -526,4 +557,93 @@ fn world_definition(map: MapId) -> Arc<MapDefinition> {
         TIMED => definition(call, Some(2.0)),
         _ => definition(call, None),
     }
+}
+
+impl World {
+    fn define(&mut self, map: MapId, work: Work) {
+        let definition = definition(work, None);
+        self.event(Event::Defined { map, definition });
+    }
+
+    /// Until these tasks have ended.
+    fn run(&mut self, map: MapId, indices: std::ops::Range<u32>) {
+        self.send(map, indices);
+        self.run_dry();
+    }
+}
+
+fn execution() -> Work {
+    Work::Execute {
+        code: "pass".into(),
+        filename: "<exec>".into(),
+        bundle: None,
+    }
+}
+
+#[test]
+fn each_map_has_a_worker_until_it_is_forgotten_and_interactive_work_another() {
+    let mut world = World::new();
+    let called = |interactive| {
+        let options = MapOptions {
+            interactive,
+            ..MapOptions::default()
+        };
+        let work = world_definition(CALLS).work.clone();
+        Arc::new(MapDefinition { work, options })
+    };
+    for (map, interactive) in [(MapId(11), false), (MapId(12), true)] {
+        let definition = called(interactive);
+        world.event(Event::Defined { map, definition });
+        world.run(map, 0..3);
+    }
+    world.define(MapId(13), execution());
+    world.run(MapId(13), 0..1);
+    assert_eq!(world.workers, [WorkerKey::Map(MapId(11)), WorkerKey::Interactive]);
+    assert!(world.starting || world.spare, "the next one is ready");
+    for map in [11, 12, 13] {
+        world.event(Event::Forgotten { map: MapId(map) });
+    }
+    assert_eq!(world.workers, [WorkerKey::Interactive]);
+}
+
+#[test]
+fn many_open_maps_do_not_keep_many_workers() {
+    let mut world = World::new();
+    world.define(MapId(100), execution());
+    world.run(MapId(100), 0..1);
+    for map in 11..30 {
+        world.define(MapId(map), world_definition(CALLS).work.clone());
+        world.run(MapId(map), 0..2);
+    }
+    // The one that ran last, and those that ran before it; the namespace is not counted.
+    let expected: Vec<WorkerKey> = (25..30).map(|map| WorkerKey::Map(MapId(map))).collect();
+    assert_eq!(world.workers, [&[WorkerKey::Interactive], &expected[..]].concat());
+    // One that was ended comes back for more.
+    world.run(MapId(11), 2..3);
+    assert_eq!(world.results.last(), Some(&(held(MapId(11), 2), TaskState::Ok)));
+}
+
+#[test]
+fn a_namespace_that_is_lost_while_nothing_runs_takes_the_id_along() {
+    let exited = |worker| Event::WorkerExited {
+        worker,
+        unread: 0,
+        how: "died".into(),
+        killed: true,
+        stderr_tail: String::new(),
+        output: Default::default(),
+    };
+    let mut world = World::new();
+    world.define(MapId(100), execution());
+    world.run(MapId(100), 0..1);
+    world.run(CALLS, 1..2);
+    world.workers.retain(|worker| *worker == WorkerKey::Interactive);
+    world.event(exited(Some(WorkerKey::Map(CALLS))));
+    assert!(!world.left);
+    world.workers.clear();
+    world.event(exited(Some(WorkerKey::Interactive)));
+    for sequence in world.sequences.clone() {
+        world.event(Event::Recorded { sequence });
+    }
+    assert!(world.left);
 }

@@ -1,8 +1,8 @@
 //! What the engine runs: tasks of pcluster, and requests of ipyparallel clients.
-use crate::model::UnixTime;
 use crate::model::definition::{MapDefinition, Work};
 use crate::model::kept::is_name;
 use crate::model::task::{Outcome, TaskError, TaskState};
+use crate::model::{MapId, UnixTime};
 use crate::wire::Message;
 use crate::wire::content::engine::{BUFFERS, Channel, Held};
 use bytes::Bytes;
@@ -159,9 +159,22 @@ pub enum CommandExit {
     NotStarted(String, String),
 }
 
-/// Whether a map's tasks run in the worker (others are commands).
-pub fn runs_in_worker(definition: &MapDefinition) -> bool {
-    !matches!(definition.work, Work::Command { .. })
+/// Which worker of an engine runs a unit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum WorkerKey {
+    /// The long-lived one: ipyparallel's namespace, `exec`, `push`, `pull`, `apply`.
+    Interactive,
+    /// The one of a map of a Python function.
+    Map(MapId),
+}
+
+/// The worker that runs the tasks of this map; None: they are commands.
+pub fn worker_of(map: MapId, definition: &MapDefinition) -> Option<WorkerKey> {
+    match definition.work {
+        Work::Command { .. } => None,
+        Work::Call { .. } if !definition.options.interactive => Some(WorkerKey::Map(map)),
+        _ => Some(WorkerKey::Interactive),
+    }
 }
 
 fn succeeded(started: UnixTime, ended: UnixTime) -> Outcome {
@@ -204,12 +217,32 @@ pub fn worker_outcome(result: WorkerResult, started: UnixTime, ended: UnixTime) 
         }
         WorkerResult::Error(body) => match serde_json::from_slice::<TaskError>(&body) {
             Ok(error) => Outcome {
-                error: Some(error),
+                error: Some(bounded(error)),
                 ..Outcome::failure(TaskState::Error, "", "", started, ended)
             },
             Err(_) => bad("an error"),
         },
         WorkerResult::Reply { .. } => bad("a reply to a task"),
+    }
+}
+
+/// Of one text of an error, so many bytes are kept at either end.
+const ERROR_TEXT_END: usize = 128 << 10;
+
+/// An error is for reading: its texts are cut in the middle, with a note that says so.
+fn bounded(error: TaskError) -> TaskError {
+    let cut = |text: String| {
+        if text.len() <= 3 * ERROR_TEXT_END {
+            return text;
+        }
+        let head = text.floor_char_boundary(ERROR_TEXT_END);
+        let tail = text.floor_char_boundary(text.len() - ERROR_TEXT_END);
+        format!("{}\n[... {} bytes cut ...]\n{}", &text[..head], tail - head, &text[tail..])
+    };
+    TaskError {
+        ename: cut(error.ename),
+        evalue: cut(error.evalue),
+        traceback: cut(error.traceback),
     }
 }
 

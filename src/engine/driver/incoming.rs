@@ -2,7 +2,7 @@
 use super::Driver;
 use crate::engine::bundles;
 use crate::engine::core::unit::Method;
-use crate::engine::core::{Event, Request};
+use crate::engine::core::{Event, Request, WorkerKey};
 use crate::engine::requests;
 use crate::engine::worker::protocol::frame;
 use crate::model::MapId;
@@ -48,10 +48,7 @@ impl Driver {
                     link.id = registered.id.unwrap_or(link.id);
                     link.send_kept();
                 }
-                self.handle(Event::Registered {
-                    drop: registered.drop.clone(),
-                })
-                .await;
+                self.registered(&registered).await;
                 return Some(registered);
             }
             UNKNOWN_ENGINE => Event::Unknown,
@@ -149,10 +146,11 @@ impl Driver {
         self.bundles.written(hash, place);
     }
 
-    /// For the command that runs, and the worker.
-    pub(super) fn signal_user_code(&self, signal: i32) {
+    /// For the command or the worker that runs something; if none does, for the interactive worker.
+    pub(super) fn signal_user_code(&mut self, signal: i32) {
         self.command.signal(signal);
-        if let Some(worker) = &self.worker {
+        let worker = self.core.running_worker().unwrap_or(WorkerKey::Interactive);
+        if let Some(worker) = self.pool.get_mut(Some(worker)) {
             worker.signal(signal);
         }
     }
@@ -165,7 +163,7 @@ impl Driver {
                 "abort_reply"
             }
             "clear_request" => {
-                if let Some(worker) = &mut self.worker {
+                if let Some(worker) = self.pool.get_mut(Some(WorkerKey::Interactive)) {
                     worker.send(vec![frame(b'C', 0, b"")]);
                 }
                 "clear_reply"

@@ -1,10 +1,11 @@
 //! Between the core and the world: sockets, the worker's process, commands, signals, clocks.
 //!
-//! Parts: `incoming` (from the controller), `reports` (from the worker and from commands), `outgoing` (effects), `signals`,
-//! `ending` (a batch job's time).
+//! Parts: `incoming` (from the controller), `pool` (the workers), `reports` (from workers and from commands), `outgoing` (effects),
+//! `signals`, `ending` (a batch job's time).
 mod ending;
 mod incoming;
 mod outgoing;
+mod pool;
 mod reports;
 mod signals;
 
@@ -13,7 +14,7 @@ use crate::engine::command::{self, CommandEvent, Running};
 use crate::engine::core::{Core, CoreSettings, Event, Now};
 use crate::engine::forker::Forker;
 use crate::engine::link::{Link, unix_now};
-use crate::engine::worker::process::{Worker, WorkerEvent};
+use crate::engine::worker::process::WorkerEvent;
 use crate::engine::{EngineError, EngineSettings};
 use crate::model::engine::EngineFacts;
 use crate::model::job::TIME_IS_OVER;
@@ -21,6 +22,7 @@ use crate::model::{EngineUuid, PROTOCOL_VERSION};
 use crate::wire::Message;
 use crate::wire::content::engine::*;
 use ending::Warning;
+use pool::Pool;
 use signals::Signals;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -38,9 +40,7 @@ pub struct Driver {
     python: String,
     core: Core,
     forker: Forker,
-    worker: Option<Worker>,
-    workers: u64,
-    has_ipython: bool,
+    pool: Pool,
     worker_events: UnboundedReceiver<(u64, WorkerEvent)>,
     worker_sender: UnboundedSender<(u64, WorkerEvent)>,
     command: Running,
@@ -74,6 +74,7 @@ fn new_core(settings: &EngineSettings, python: &str) -> Core {
         interrupt: Duration::from_millis(settings.interrupt_ms),
         terminate: Duration::from_millis(settings.terminate_ms),
         python: python.to_string(),
+        shell_at_start: settings.shell_at_start,
     })
 }
 
@@ -109,9 +110,7 @@ impl Driver {
             python,
             core,
             forker: Forker::new().map_err(system("cannot start a thread"))?,
-            worker: None,
-            workers: 0,
-            has_ipython: false,
+            pool: Pool::default(),
             worker_events,
             worker_sender,
             command: Running::default(),
@@ -147,7 +146,7 @@ impl Driver {
         let effects = self.core.warm_up(now());
         self.act(effects).await;
         self.wait_for_worker().await;
-        if self.settings.shell_at_start && self.worker.is_none() && self.facts.python.is_empty() && !self.left {
+        if self.settings.shell_at_start && !self.pool.has_spare() && self.facts.python.is_empty() && !self.left {
             let why = self.core.why_no_worker().unwrap_or("it ended");
             return Err(EngineError::System(format!(
                 "the engine's Python did not get through its start: {why}"
@@ -168,7 +167,7 @@ impl Driver {
         let mut heartbeat = Duration::from_millis(registered.heartbeat_ms.max(10));
         let mut patience = Duration::from_millis(registered.controller_patience_ms.max(1000));
         self.settings.registration_timeout_ms = patience.as_millis() as u64;
-        self.handle(Event::Registered { drop: registered.drop }).await;
+        self.registered(&registered).await;
         let mut beat_at = Instant::now() + heartbeat;
         let mut last_heard = Instant::now();
         let mut leave_at = self.leave_at();
@@ -220,15 +219,28 @@ impl Driver {
                 }
             }
             if instant - last_heard > patience {
-                self.end_worker().await;
+                self.end_workers().await;
                 return Err(EngineError::ControllerGone(patience.as_secs()));
             }
         }
-        self.end_worker().await;
+        self.end_workers().await;
         if let Some(link) = self.link.take() {
             link.socket.close().await;
         }
         Ok(())
+    }
+
+    async fn registered(&mut self, registered: &Registered) {
+        if let Some(max_message) = usize::try_from(registered.max_message_bytes).ok().filter(|max| *max > 0) {
+            if let Some(link) = &mut self.link {
+                link.max_message = max_message;
+            }
+            self.handle(Event::LimitKnown { max_message }).await;
+        }
+        self.handle(Event::Registered {
+            drop: registered.drop.clone(),
+        })
+        .await;
     }
 
     /// A controller that is silent may have come back at other ports; then its file says so.
@@ -279,7 +291,7 @@ impl Driver {
     /// Until the worker has said what Python it is, or that there is none.
     pub(super) async fn wait_for_worker(&mut self) {
         let until = tokio::time::Instant::now() + READY_FOR_REGISTRATION;
-        while self.worker.is_some() && self.facts.python.is_empty() {
+        while self.pool.has_spare() && self.facts.python.is_empty() {
             tokio::select! {
                 Some((number, event)) = self.worker_events.recv() => self.worker_said(number, event).await,
                 () = tokio::time::sleep_until(until) => return,

@@ -1,8 +1,8 @@
 //! What comes from the worker and from commands, made into events.
 use super::Driver;
 use crate::engine::command::CommandEvent;
-use crate::engine::core::Event;
 use crate::engine::core::unit::WorkerResult;
+use crate::engine::core::{Event, WorkerKey};
 use crate::engine::worker::process::{WorkerEvent, WorkerExit};
 use crate::engine::worker::protocol::{Record, parts};
 use crate::model::UnixTime;
@@ -10,31 +10,35 @@ use serde::Deserialize;
 
 impl Driver {
     pub(super) async fn worker_said(&mut self, number: u64, event: WorkerEvent) {
-        if self.worker.as_ref().is_none_or(|worker| worker.number != number) {
+        let Some(key) = self.pool.find(number) else {
+            if matches!(event, WorkerEvent::Exited(_)) {
+                self.pool.has_ended(number);
+            }
             return;
-        }
+        };
         match event {
             WorkerEvent::Records(records) => {
                 for record in records {
-                    if let Some(event) = self.record_event(record) {
+                    if let Some(event) = self.record_event(key, record) {
                         self.handle(event).await;
                     }
                 }
             }
             WorkerEvent::Looked => {
-                let Some(worker) = &mut self.worker else { return };
+                let Some(worker) = self.pool.get_mut(key) else { return };
                 let output = worker.written();
                 self.handle(Event::OutputRead { output }).await;
             }
-            WorkerEvent::Exited(WorkerExit { how, killed }) => {
-                let Some(mut worker) = self.worker.take() else { return };
-                let how = format!("the Python worker (pid {}, {}) {how}", worker.pid, self.python);
+            WorkerEvent::Exited(WorkerExit { how, killed, last_words }) => {
+                let Some(mut worker) = self.pool.remove(key) else { return };
+                let how = format!("the Python worker (pid {}, {}) {how}", worker.pid.get(), self.python);
                 tracing::warn!("{how}");
                 let event = Event::WorkerExited {
+                    worker: key,
                     unread: worker.left_over(),
                     how,
                     killed,
-                    stderr_tail: last_lines(&worker.stderr.last_words(4096)),
+                    stderr_tail: last_lines(&(last_words + &worker.stderr.last_words(4096))),
                     output: [worker.stdout.read_to(None), worker.stderr.read_to(None)],
                 };
                 drop(worker);
@@ -43,7 +47,7 @@ impl Driver {
         }
     }
 
-    pub(super) fn record_event(&mut self, record: Record) -> Option<Event> {
+    pub(super) fn record_event(&mut self, key: Option<WorkerKey>, record: Record) -> Option<Event> {
         let Record {
             kind,
             ticket,
@@ -52,11 +56,17 @@ impl Driver {
             positions,
             body,
         } = record;
-        let output = match (positions, &mut self.worker) {
+        let output = match (positions, self.pool.get_mut(key)) {
             (Some((out, err)), Some(worker)) => [worker.stdout.read_to(Some(out)), worker.stderr.read_to(Some(err))],
             _ => Default::default(),
         };
+        if kind == b'H' {
+            self.introduce(&body);
+            return key.is_none().then_some(Event::WorkerReady);
+        }
+        let worker = key?;
         let ended_with = |result| Event::UnitEnded {
+            worker,
             ticket,
             started: UnixTime(started),
             ended: UnixTime(ended),
@@ -64,11 +74,7 @@ impl Driver {
             result,
         };
         Some(match kind {
-            b'H' => {
-                self.introduce(&body);
-                Event::WorkerReady
-            }
-            b'B' => Event::UnitBegun { ticket, output },
+            b'B' => Event::UnitBegun { worker, ticket, output },
             b'V' => ended_with(WorkerResult::Value(body)),
             b'P' => ended_with(WorkerResult::Pickled(body)),
             b'E' => ended_with(WorkerResult::Error(body)),
@@ -79,6 +85,7 @@ impl Driver {
                 match kind {
                     b'A' => ended_with(WorkerResult::Reply { meta, content, buffers }),
                     _ => Event::Published {
+                        worker,
                         ticket,
                         output,
                         meta,

@@ -157,6 +157,7 @@ async fn a_refused_engine_says_why() {
         heartbeat_ms: 0,
         controller_patience_ms: 0,
         drop: Vec::new(),
+        max_message_bytes: 0,
     };
     c.native(REGISTERED, &refusal);
     let error = tokio::time::timeout(LONGEST, c.process)

@@ -33,6 +33,8 @@ pub(super) struct Controller {
     results: VecDeque<TaskResult>,
     pub progress: Vec<Progress>,
     pub record: bool,
+    /// What it says of the messages that it receives.
+    pub max_message_bytes: u64,
     since: std::time::Instant,
     others: VecDeque<(Channel, Message)>,
 }
@@ -64,6 +66,7 @@ impl Controller {
             results: VecDeque::new(),
             progress: Vec::new(),
             record: true,
+            max_message_bytes: 0,
             since: std::time::Instant::now(),
             others: VecDeque::new(),
         };
@@ -89,6 +92,7 @@ impl Controller {
             heartbeat_ms: 200,
             controller_patience_ms,
             drop,
+            max_message_bytes: self.max_message_bytes,
         };
         self.native(REGISTERED, &registered);
     }
@@ -266,9 +270,7 @@ fn connection_file(port: u16, server_key: &str) -> ConnectionFile {
             addresses: vec!["127.0.0.1".into()],
             engine_port: Some(port),
             buffers: None,
-            pid: 0,
-            host: String::new(),
-            started: 0.0,
+            process: Default::default(),
             tunnel: None,
         }),
     }

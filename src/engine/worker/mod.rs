@@ -1,6 +1,8 @@
-//! The Python worker: its process ([`process`]), what is said to it and by it ([`protocol`]), and its own code
-//! (`state.py`, `records.py`, `values.py`, `bundle.py`, `code.py`, `worker.py`: one script; `ipython.py`).
+//! The Python workers: the interpreter that forks them ([`interpreter`]), their processes ([`process`]), what is said to them and
+//! by them ([`protocol`]), and their own code (`state.py`, `records.py`, `values.py`, `bundle.py`, `code.py`, `worker.py`, `interpreter.py`: one
+//! script; `ipython.py`).
 pub mod files;
+pub mod interpreter;
 pub mod process;
 pub mod protocol;
 mod reader;

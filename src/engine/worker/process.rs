@@ -1,37 +1,19 @@
-//! The worker as a process: starting it, its pipes (the engine's own loop never waits for them), its tokens, its end.
+//! A worker as a process: having it forked, its pipes (the engine's own loop never waits for them), its tokens, its end.
 use super::files::OutputFile;
+use super::interpreter::{Interpreter, ProcessEnd, WorkerPid};
 use super::protocol::Record;
 use super::reader::read_records;
 use super::writer::FrameWriter;
 use crate::engine::core::output::Pieces;
-use crate::engine::forker::Forker;
 use bytes::Bytes;
 use nix::fcntl::{FcntlArg, FdFlag, OFlag, fcntl, open};
-use nix::sys::memfd::{MFdFlags, memfd_create};
-use nix::sys::signal::{SigHandler, Signal, signal};
+use nix::sys::signal::Signal;
 use nix::sys::stat::Mode;
-use std::io::{self, Read, Seek, Write};
+use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::os::unix::process::ExitStatusExt;
-use std::path::Path;
-use std::process::Stdio;
 use tokio::sync::mpsc::UnboundedSender;
 
-const BOOTSTRAP: &str = include_str!("bootstrap.py");
-/// One script of parts that share a namespace.
-const WORKER: &str = concat!(
-    include_str!("state.py"),
-    "\n",
-    include_str!("records.py"),
-    "\n",
-    include_str!("values.py"),
-    "\n",
-    include_str!("bundle.py"),
-    "\n",
-    include_str!("code.py"),
-    "\n",
-    include_str!("worker.py"),
-);
 /// Sent before the first request of an ipyparallel client.
 pub const IPYTHON: &str = include_str!("ipython.py");
 
@@ -55,23 +37,38 @@ pub struct WorkerExit {
     pub how: String,
     /// By a signal that was not sent for something that it wrote.
     pub killed: bool,
+    /// On the stderr of the interpreter, where it has ended with that.
+    pub last_words: String,
 }
 
-/// How to start a worker.
-#[derive(Clone, Debug)]
-pub struct WorkerCommand {
-    pub python: String,
-    pub cwd: Option<String>,
-    pub env: Vec<(String, String)>,
-    /// It says hello only after it has been told to make IPython's shell.
-    pub greets_late: bool,
-    /// Inside a batch job, whose system may warn every process of it; the warning is the engine's to understand.
-    pub in_job: bool,
+impl WorkerExit {
+    /// `broken`: why it was killed, for something that it wrote.
+    fn of(end: Option<ProcessEnd>, broken: Option<String>) -> WorkerExit {
+        let (how, killed, last_words) = match end {
+            Some(ProcessEnd::Ended(status)) => (describe(status), status.signal().is_some(), String::new()),
+            Some(ProcessEnd::WithInterpreter { status, last_words }) => {
+                let how = status.map_or("ended".into(), describe);
+                (how, status.is_some_and(|status| status.signal().is_some()), last_words)
+            }
+            Some(ProcessEnd::NotForked(why)) => (why, false, String::new()),
+            None => ("ended".into(), false, String::new()),
+        };
+        match broken {
+            Some(why) => WorkerExit {
+                how: format!("was killed, because it {why}"),
+                killed: false,
+                last_words,
+            },
+            None => WorkerExit { how, killed, last_words },
+        }
+    }
 }
 
 pub struct Worker {
     pub number: u64,
-    pub pid: i32,
+    pub pid: WorkerPid,
+    /// It was sent what serves ipyparallel's clients.
+    pub has_ipython: bool,
     frames: Option<FrameWriter>,
     later: Vec<Bytes>,
     /// The reading end is open here too, without waiting: what is read here will not be read there.
@@ -86,39 +83,17 @@ pub struct Worker {
 }
 
 impl Worker {
-    /// Errors are in words, with the interpreter.
-    pub async fn start(
-        command: &WorkerCommand,
+    /// Has the interpreter fork one. With `greets_late` it says hello only when it has made IPython's shell.
+    pub fn start(
+        interpreter: &Interpreter,
         number: u64,
-        forker: &Forker,
+        greets_late: bool,
         events: UnboundedSender<(u64, WorkerEvent)>,
     ) -> Result<Worker, String> {
-        let said = |what: &str, e: &dyn std::fmt::Display| format!("{}: {what}: {e}", command.python);
-        let parts = Parts::make().map_err(|e| said("cannot make pipes for it", &e))?;
-        let inherited = parts.inherited();
-        let mut process = tokio::process::Command::new(&command.python);
-        process.arg("-c").arg(BOOTSTRAP).args(inherited.map(|fd| fd.to_string()));
-        process.args(command.greets_late.then_some("shell"));
-        process.stdin(Stdio::null());
-        process.stdout(parts.stdout.for_child().map_err(|e| said("stdout", &e))?);
-        process.stderr(parts.stderr.for_child().map_err(|e| said("stderr", &e))?);
-        process.envs(command.env.iter().map(|(k, v)| (k, v)));
-        if let Some(cwd) = &command.cwd {
-            if !Path::new(cwd).is_dir() {
-                return Err(format!("{}: its working directory {cwd} is not a directory", command.python));
-            }
-            process.current_dir(cwd);
-        }
-        if command.in_job {
-            ignore_warnings(&mut process);
-        }
-        let mut child = forker.spawn(process, inherited.to_vec()).await.map_err(|e| match e.kind() {
-            io::ErrorKind::NotFound => format!("no interpreter {:?}", command.python),
-            _ => said("cannot start it", &e),
-        })?;
-        let pid = child.id().unwrap_or_default() as i32;
+        let said = |e: io::Error| format!("cannot make pipes for a worker: {e}");
+        let parts = Parts::make().map_err(said)?;
+        let (pid, end) = interpreter.fork(number as u32, greets_late, &parts.for_worker());
         let Parts {
-            script: _,
             frames_in: _,
             frames_out,
             records_in,
@@ -128,32 +103,27 @@ impl Worker {
             stdout,
             stderr,
         } = parts;
-        let tokens_in = reopened(&tokens_in).map_err(|e| said("cannot read its tokens", &e))?;
-
-        let frames = FrameWriter::new(frames_out.into()).map_err(|e| said("cannot start a thread", &e))?;
-        let (wake_in, wake_out) = pipe().map_err(|e| said("cannot make a pipe", &e))?;
-        let (look_in, look_out) = pipe().map_err(|e| said("cannot make a pipe", &e))?;
+        let tokens_in = reopened(&tokens_in).map_err(said)?;
+        let frames = FrameWriter::new(frames_out.into()).map_err(said)?;
+        let (wake_in, wake_out) = pipe().map_err(|e| said(e.into()))?;
+        let (look_in, look_out) = pipe().map_err(|e| said(e.into()))?;
         let waiting = tokio::spawn(async move {
-            let ended = child.wait().await;
+            let ended = end.await;
             // The reader sees the pipe close.
             drop(wake_out);
             ended
         });
+        let killed = pid.clone();
         tokio::spawn(async move {
-            let broken = read_records(records_in, wake_in, look_in, number, &events, pid).await;
-            let status = waiting.await.ok();
-            let killed = broken.is_none() && status.as_ref().is_some_and(|s| s.as_ref().is_ok_and(|s| s.signal().is_some()));
-            let how = match status {
-                Some(Ok(status)) => describe(status),
-                Some(Err(e)) => format!("ended ({e})"),
-                None => "ended".into(),
-            };
-            let how = broken.map_or(how, |why| format!("was killed, because it {why}"));
-            let _ = events.send((number, WorkerEvent::Exited(WorkerExit { how, killed })));
+            let kill = || killed.signal(nix::libc::SIGKILL);
+            let broken = read_records(records_in, wake_in, look_in, number, &events, kill).await;
+            let end = waiting.await.ok().and_then(Result::ok);
+            let _ = events.send((number, WorkerEvent::Exited(WorkerExit::of(end, broken))));
         });
         Ok(Worker {
             number,
             pid,
+            has_ipython: false,
             frames: Some(frames),
             later: Vec::new(),
             tokens_in,
@@ -229,30 +199,13 @@ impl Worker {
 
     /// To the worker and all that it has started.
     pub fn signal(&self, signal: i32) {
-        signal_group(self.pid, signal);
+        self.pid.signal(signal);
     }
 }
 
 impl Drop for Worker {
     fn drop(&mut self) {
-        signal_group(self.pid, nix::libc::SIGKILL);
-    }
-}
-
-/// SIGUSR1 and SIGUSR2 end a program that does not expect them: here they do nothing until user code sets a handler of its own.
-fn ignore_warnings(process: &mut tokio::process::Command) {
-    let ignore = || {
-        for warning in [Signal::SIGUSR1, Signal::SIGUSR2] {
-            #[expect(unsafe_code, reason = "no handler of this program's is replaced by another")]
-            unsafe {
-                signal(warning, SigHandler::SigIgn)?;
-            }
-        }
-        Ok(())
-    };
-    #[expect(unsafe_code, reason = "between fork and exec only system calls are made")]
-    unsafe {
-        process.pre_exec(ignore);
+        self.pid.signal(nix::libc::SIGKILL);
     }
 }
 
@@ -262,6 +215,15 @@ pub fn signal_group(pid: i32, signal: i32) {
         && let Ok(signal) = Signal::try_from(signal)
     {
         let _ = nix::sys::signal::killpg(nix::unistd::Pid::from_raw(pid), signal);
+    }
+}
+
+/// A signal for one process; one that is gone is no error.
+pub fn signal_one(pid: i32, signal: i32) {
+    if pid > 1
+        && let Ok(signal) = Signal::try_from(signal)
+    {
+        let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), signal);
     }
 }
 
@@ -280,7 +242,6 @@ pub fn signal_name(number: i32) -> String {
 
 /// The files between engine and worker.
 struct Parts {
-    script: OwnedFd,
     frames_in: OwnedFd,
     frames_out: OwnedFd,
     records_in: OwnedFd,
@@ -293,10 +254,6 @@ struct Parts {
 
 impl Parts {
     fn make() -> io::Result<Parts> {
-        // In memory rather than in a pipe: pipes can be as small as a page (pipe(7), pipe-user-pages-soft).
-        let mut script = std::fs::File::from(memfd_create("script", MFdFlags::MFD_CLOEXEC)?);
-        script.write_all(WORKER.as_bytes())?;
-        script.rewind()?;
         let (frames_in, frames_out) = pipe()?;
         let (records_in, records_out) = pipe()?;
         for end in [&frames_out, &records_out] {
@@ -307,7 +264,6 @@ impl Parts {
         }
         let (tokens_in, tokens_out) = pipe()?;
         Ok(Parts {
-            script: script.into(),
             frames_in,
             frames_out,
             records_in,
@@ -320,9 +276,8 @@ impl Parts {
     }
 
     /// In the order in which `worker.py` expects them.
-    fn inherited(&self) -> [RawFd; 6] {
+    fn for_worker(&self) -> [RawFd; 5] {
         [
-            self.script.as_raw_fd(),
             self.frames_in.as_raw_fd(),
             self.records_out.as_raw_fd(),
             self.tokens_in.as_raw_fd(),

@@ -1,5 +1,5 @@
 //! Reading what the worker says.
-use super::process::{WorkerEvent, signal_group};
+use super::process::WorkerEvent;
 use super::protocol::{RECORD_HEAD, Record, RecordHead, record_head};
 use bytes::Bytes;
 use std::io::{self, Read};
@@ -27,11 +27,11 @@ pub async fn read_records(
     look: OwnedFd,
     number: u64,
     events: &UnboundedSender<(u64, WorkerEvent)>,
-    pid: i32,
+    kill: impl Fn(),
 ) -> Option<String> {
     let receivers = [records, wake, look].map(Receiver::from_owned_fd);
     let [Ok(records), Ok(wake), Ok(look)] = receivers else {
-        signal_group(pid, nix::libc::SIGKILL);
+        kill();
         return Some("could not be listened to".into());
     };
     let mut look = Some(look);
@@ -74,7 +74,7 @@ pub async fn read_records(
             }
             Err(why) => {
                 broken.get_or_insert(why);
-                signal_group(pid, nix::libc::SIGKILL);
+                kill();
                 if ended {
                     return broken;
                 }

@@ -1,15 +1,18 @@
 """The engine's Python: runs tasks one after the other and says how each went.
 
-Started by the engine with the numbers of private file descriptors as arguments:
+Forked from an interpreter that has run no user code (interpreter.py), with private files:
 frames (in), records (out), tokens (in: one byte per task, "g" begin it, "s" skip it), and twins of stdout and stderr.
 Standard library only, Python 3.8 syntax. The frames are described in protocol.rs.
 """
+import _thread
 import base64
 import builtins
+import collections
 import functools
 import importlib
 import importlib.machinery
 import importlib.util
+import io
 import json
 import linecache
 import mmap
@@ -21,12 +24,13 @@ import sys
 import time
 import traceback
 import types
+from queue import SimpleQueue
+from select import PIPE_BUF
 
-FRAMES, RECORDS, TOKENS, STDOUT, STDERR = (int(number) for number in sys.argv[2:7])
+# Of this worker: be_worker sets them.
+FRAMES = RECORDS = TOKENS = STDOUT = STDERR = -1
 # It is ready only when IPython's shell has run what it runs at its start.
-greets_late = sys.argv[7:] == ["shell"]
-for descriptor in (FRAMES, RECORDS, TOKENS, STDOUT, STDERR):
-    os.set_inheritable(descriptor, False)
+greets_late = False
 
 SELF = "<pcluster worker>"
 PYTHON = "Python %s (%s)" % (sys.version.split()[0], sys.executable)
@@ -41,7 +45,7 @@ RETRY_AFTER = 2.0  # seconds until a definition that failed is tried again
 
 encode = json.JSONEncoder(allow_nan=False, ensure_ascii=False, separators=(",", ":")).encode
 encode_ascii = json.JSONEncoder(allow_nan=False, separators=(",", ":")).encode
-read, write, seek, clock, pack = os.read, os.write, os.lseek, time.time, RECORD.pack
+read, write, seek, clock, pack, getpid = os.read, os.write, os.lseek, time.time, RECORD.pack, os.getpid
 
 # True while code of the user runs: only then does SIGINT interrupt.
 running = False

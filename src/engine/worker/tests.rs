@@ -1,5 +1,6 @@
 //! The process, with a real Python.
-use super::process::{Worker, WorkerCommand, WorkerEvent, WorkerExit};
+use super::interpreter::{Interpreter, InterpreterCommand};
+use super::process::{Worker, WorkerEvent, WorkerExit};
 use super::protocol::{Record, frame, tasks_frame};
 use crate::engine::forker::Forker;
 use bytes::Bytes;
@@ -13,6 +14,7 @@ struct Started {
     events: UnboundedReceiver<(u64, WorkerEvent)>,
     records: std::collections::VecDeque<Record>,
     code: tempfile::TempDir,
+    _interpreter: Interpreter,
     _forker: Forker,
 }
 
@@ -23,20 +25,21 @@ impl Started {
 
     async fn with(in_job: bool) -> Started {
         let (sender, events) = unbounded_channel();
-        let command = WorkerCommand {
+        let command = InterpreterCommand {
             python: std::env::var("PCLUSTER_TEST_PYTHON").unwrap_or_else(|_| "python3".into()),
             cwd: None,
             env: Vec::new(),
-            greets_late: false,
             in_job,
         };
         let forker = Forker::new().unwrap();
-        let worker = Worker::start(&command, 7, &forker, sender).await.unwrap();
+        let interpreter = Interpreter::start(&command, &forker).await.unwrap();
+        let worker = Worker::start(&interpreter, 7, false, sender).unwrap();
         let mut started = Started {
             worker,
             events,
             records: Default::default(),
             code: tempfile::tempdir().unwrap(),
+            _interpreter: interpreter,
             _forker: forker,
         };
         assert_eq!(started.record().await.kind, b'H');
@@ -137,7 +140,13 @@ async fn an_end_is_told_behind_the_last_record_though_a_child_lives_on() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_worker_that_talks_nonsense_is_ended() {
     let mut started = Started::new().await;
-    started.define("import os, sys, time\ndef f(): os.write(int(sys.orig_argv[-4] if hasattr(sys, 'orig_argv') else 0), b'?' * 100); time.sleep(600)\n");
+    started.define(
+        "import fcntl, os, time\n\
+         def f():\n\
+        \x20   pipes = [fd for fd in range(3, 64) if os.path.exists('/proc/self/fd/%d' % fd) and fcntl.fcntl(fd, fcntl.F_GETFL) & 3 == os.O_WRONLY]\n\
+        \x20   os.write(pipes[0], b'?' * 100)\n\
+        \x20   time.sleep(600)\n",
+    );
     started.tasks(0, &["[]"], 1);
     let how = started.exit().await;
     assert!(how.contains("wrote what is not a record"), "{how}");
@@ -147,22 +156,22 @@ async fn a_worker_that_talks_nonsense_is_ended() {
 async fn an_interpreter_that_is_missing_or_no_python_is_named() {
     let (sender, mut events) = unbounded_channel();
     let forker = Forker::new().unwrap();
-    let mut command = WorkerCommand {
+    let mut command = InterpreterCommand {
         python: "/no/python".into(),
         cwd: None,
         env: Vec::new(),
-        greets_late: false,
         in_job: false,
     };
-    let error = Worker::start(&command, 1, &forker, sender.clone()).await.err().unwrap();
+    let error = Interpreter::start(&command, &forker).await.err().unwrap();
     assert!(error.contains("/no/python"), "{error}");
     command.cwd = Some("/no/dir".into());
-    let error = Worker::start(&command, 1, &forker, sender.clone()).await.err().unwrap();
+    let error = Interpreter::start(&command, &forker).await.err().unwrap();
     assert!(error.contains("/no/dir"), "{error}");
     (command.python, command.cwd) = ("false".into(), None);
-    let _worker = Worker::start(&command, 1, &forker, sender).await.unwrap();
+    let interpreter = Interpreter::start(&command, &forker).await.unwrap();
+    let _worker = Worker::start(&interpreter, 1, false, sender).unwrap();
     let (_, event) = tokio::time::timeout(LONGEST, events.recv()).await.unwrap().unwrap();
-    assert!(matches!(event, WorkerEvent::Exited(WorkerExit { how, killed: false }) if how == "ended with exit code 1"));
+    assert!(matches!(event, WorkerEvent::Exited(WorkerExit { how, killed: false, .. }) if how == "ended with exit code 1"));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

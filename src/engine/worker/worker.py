@@ -1,4 +1,4 @@
-# ---- tasks: running them, one after the other. The last part: it begins.
+# ---- tasks: running them, one after the other.
 def may_begin():
     """Waits for the token of the next task."""
     token = read(TOKENS, 1)
@@ -9,6 +9,7 @@ def may_begin():
 
 def leave():
     flush()
+    finish_records()
     sys.exit(0)
 
 
@@ -24,7 +25,7 @@ def ended_with(error, ticket, started):
         if isinstance(error, KeyboardInterrupt) and not evalue:
             evalue = "interrupted"
         body = error_body(type(error).__name__, evalue, formatted(error))
-    record(b"E", ticket, started, ended, body)
+    surely(record, b"E", ticket, started, ended, body)
 
 
 def go_to(directory):
@@ -72,7 +73,7 @@ def run_tasks(first, number, inputs):
             running = False
             ended_with(error, ticket, started)
         else:
-            record(kind, ticket, started, ended, body)
+            surely(record, kind, ticket, started, ended, body)
         value = arguments = None
     if back:
         os.chdir(back)
@@ -112,7 +113,7 @@ def run_request(ticket, body):
     if not is_worker:
         os._exit(0)
     status = encoded({"status": content["status"], "ename": content.get("ename", "")})
-    record_parts(b"A", ticket, started, clock(), [status, encoded(content)] + buffers)
+    surely(record_parts, b"A", ticket, started, clock(), [status, encoded(content)] + buffers)
 
 
 def mapped(path):
@@ -131,6 +132,12 @@ def mapped(path):
 
 def publish(ticket, kind, topic, content, buffers=()):
     """An iopub message, behind what was printed before it."""
+    global has_warned
+    if getpid() != owner:
+        if not has_warned:
+            has_warned = True
+            sys.stderr.write("what a forked child displays is not shown; display it in the process that forked it\n")
+        return
     now = clock()
     record_parts(b"I", ticket, now, now, [encoded({"type": kind, "topic": topic}), encoded(content)] + list(buffers))
 
@@ -147,10 +154,18 @@ def clear():
 # ---- the loop
 
 
-def hello():
+facts = b""
+
+
+def find_facts():
+    """What the engine reports of this Python."""
+    global facts
     there = all(importlib.util.find_spec(name) is not None for name in ("IPython", "ipyparallel", "ipykernel"))
-    facts = {"version": sys.version.split()[0], "executable": sys.executable, "apply": there}
-    record(b"H", 0, clock(), clock(), encoded(facts))
+    facts = encoded({"version": sys.version.split()[0], "executable": sys.executable, "apply": there})
+
+
+def hello():
+    record(b"H", 0, clock(), clock(), facts)
 
 
 def nothing_waits(frames):
@@ -186,6 +201,7 @@ def serve():
         elif kind == b"F":
             definitions.pop(json.loads(body), None)
         elif kind == b"M":
+            share_records()
             exec(compile(bytes(body), SELF, "exec"), ipython)
             ipython["start"](globals())
             has_background, run_background = ipython["has_background"], ipython["run_background"]
@@ -197,19 +213,22 @@ def serve():
             clear()
 
 
-def begin():
+def be_worker(*files):
+    global FRAMES, RECORDS, TOKENS, STDOUT, STDERR
+    FRAMES, RECORDS, TOKENS, STDOUT, STDERR = files
+    os.dup2(STDOUT, 1)
+    os.dup2(STDERR, 2)
+    for descriptor in files:
+        os.set_inheritable(descriptor, False)
+    own_records()
     signal.signal(signal.SIGINT, interrupt)
     os.register_at_fork(after_in_child=forked)
-    for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(encoding="utf-8", errors="backslashreplace", line_buffering=True)
     sys.modules["__main__"] = main
     sys.argv[:] = [""]
     try:
         if not greets_late:
             hello()
         serve()
+        finish_records()
     except BrokenPipeError:
         pass  # the engine is gone
-
-
-begin()

@@ -7,6 +7,11 @@ pub struct CommandLine {
     pub arguments: Vec<String>,
     /// Set for this command alone.
     pub env: Vec<(String, String)>,
+    /// Variables that it does not get, but for those in `keeping`; see [`super::environment`].
+    pub without: Vec<&'static str>,
+    pub keeping: Vec<&'static str>,
+    /// What it says is to be read: in English.
+    pub in_english: bool,
     /// What it reads; by default nothing.
     pub stdin: Option<String>,
 }

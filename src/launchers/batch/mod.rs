@@ -2,9 +2,10 @@
 //!
 //! A batch system is one row, a [`BatchSystem`], with its templates. The rows share what is here and know nothing of each other.
 //! Parts: [`request`] (what a job is to be), [`job`] (what is said about jobs), [`command`] (a command line, an output),
-//! [`failure`], [`launch`] (a launch becomes a request), [`render`] (a template becomes a script), [`quote`].
+//! [`environment`] (which variables it does not get), [`failure`], [`launch`] (a launch becomes a request), [`render`] (a template becomes a script), [`quote`].
 pub mod command;
 pub mod engines;
+pub mod environment;
 pub mod failure;
 pub mod job;
 pub mod launch;
@@ -12,10 +13,12 @@ pub mod quote;
 pub mod ranges;
 pub mod render;
 pub mod request;
+pub mod slurm_environment;
 pub mod squeue;
 pub mod xml;
 
 pub use command::{CommandLine, Output};
+pub use environment::EnvironmentRules;
 pub use failure::{Problem, QueryFailure, SubmitFailure};
 pub use job::{JobId, JobRow, JobStatus, JobTarget};
 pub use render::{ScriptFile, Template, TemplateError, render};
@@ -77,6 +80,13 @@ pub trait BatchSystem: Send + Sync {
     fn needs(&self, template: &str, request: &JobRequest) -> Vec<render::Need>;
     /// Where the output of a job is, or will be. For one that is over it may be missing.
     fn log_path(&self, request: &JobRequest, job: &JobId, element: Option<u32>) -> PathBuf;
+
+    /// Which environment variables its commands must not get.
+    fn environment(&self) -> EnvironmentRules;
+    /// The cluster that a job was sent to, where one system has several; empty for its own.
+    fn cluster_of<'a>(&self, _job: &'a JobId) -> &'a str {
+        ""
+    }
 
     /// Submits `script` (the first of the rendered files). To be run in the request's working directory.
     fn submit_command(&self, script: &Path, text: &str, request: &JobRequest) -> CommandLine;

@@ -18,9 +18,31 @@ pub fn expand(text: &str) -> Vec<u32> {
     all
 }
 
+/// `1-3,7` for 1, 2, 3, 7, which are in order.
+pub fn collapse(numbers: &[u32]) -> String {
+    let mut parts: Vec<(u32, u32)> = Vec::new();
+    for number in numbers {
+        match parts.last_mut() {
+            Some((_, last)) if number.saturating_sub(*last) <= 1 => *last = *number,
+            _ => parts.push((*number, *number)),
+        }
+    }
+    let part = |(first, last): &(u32, u32)| match first == last {
+        true => first.to_string(),
+        false => format!("{first}-{last}"),
+    };
+    parts.iter().map(part).collect::<Vec<_>>().join(",")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn numbers_in_order_become_ranges() {
+        assert_eq!(collapse(&[1, 2, 3, 7, 9, 10]), "1-3,7,9-10");
+        assert_eq!(collapse(&[]), "");
+    }
 
     #[test]
     fn lists_in_every_spelling() {

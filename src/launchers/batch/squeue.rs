@@ -1,6 +1,6 @@
 //! Slurm's own questions and answers about jobs, for whoever submitted them: sbatch, or a `qsub` in front of it.
 //! Sources: squeue(1), scancel(1) of Slurm 22.05, and what that version printed.
-use super::{CommandLine, JobRow, JobStatus, JobTarget, Output, Problem, QueryFailure, failure};
+use super::{CommandLine, JobId, JobRow, JobStatus, JobTarget, Output, Problem, QueryFailure, failure};
 
 /// Array job id, index, state, reason, batch host, name (which may hold anything, so it stands last).
 const FORMAT: &str = "%F|%K|%T|%r|%B|%j";
@@ -142,27 +142,45 @@ pub fn parse_kill_wait(output: &Output) -> Option<u32> {
     output.stdout.lines().find_map(value)
 }
 
-/// All jobs of a user, by user: an id that squeue has forgotten would be an error. Jobs that are over are shown for MinJobAge (300 s).
-pub fn query(user: &str) -> CommandLine {
+/// `18;east` is job 18 of the cluster east.
+pub fn cluster_of(job: &JobId) -> &str {
+    job.0.split_once(';').map_or("", |(_, cluster)| cluster)
+}
+
+pub fn number_of(job: &JobId) -> &str {
+    job.0.split(';').next().unwrap_or_default()
+}
+
+/// All jobs of a user on the cluster of these, by user: an id that squeue has forgotten would be an error. Jobs that are over are shown for MinJobAge (300 s).
+pub fn query(jobs: &[JobId], user: &str) -> CommandLine {
     let (user, format) = (format!("--user={user}"), format!("--format={FORMAT}"));
-    CommandLine::new("squeue", ["--noheader", "--array", "--states=all", &user, &format])
+    let mut command = CommandLine::new("squeue", ["--noheader", "--array", "--states=all", &user, &format]);
+    command.arguments.extend(jobs.first().and_then(clusters));
+    command
+}
+
+fn clusters(job: &JobId) -> Option<String> {
+    Some(cluster_of(job))
+        .filter(|cluster| !cluster.is_empty())
+        .map(|cluster| format!("--clusters={cluster}"))
 }
 
 pub fn find(name: &str, user: &str) -> CommandLine {
-    let mut command = query(user);
+    let mut command = query(&[], user);
     command.arguments.push(format!("--name={name}"));
     command
 }
 
 pub fn parse(output: &Output) -> Result<Vec<JobRow>, QueryFailure> {
     match output.is_success() {
-        true => Ok(output.stdout.lines().filter_map(row).collect()),
+        true => Ok(rows(&output.stdout)),
         false => Err(failure::of_query(output, FAILURES)),
     }
 }
 
 pub fn cancel(targets: &[JobTarget]) -> CommandLine {
-    CommandLine::new("scancel", targets.iter().map(target))
+    let cluster = targets.first().and_then(|target| clusters(&target.job));
+    CommandLine::new("scancel", cluster.into_iter().chain(targets.iter().map(target)))
 }
 
 pub fn cancelled(output: &Output) -> Result<(), QueryFailure> {
@@ -175,15 +193,36 @@ pub fn cancelled(output: &Output) -> Result<(), QueryFailure> {
 
 /// To the shell of the script and to the steps.
 pub fn signal(targets: &[JobTarget], signal: &str) -> CommandLine {
-    let options = ["--full".to_string(), format!("--signal={signal}")];
-    CommandLine::new("scancel", options.into_iter().chain(targets.iter().map(target)))
+    let mut command = cancel(targets);
+    command.arguments.splice(0..0, ["--full".to_string(), format!("--signal={signal}")]);
+    command
 }
 
 fn target(target: &JobTarget) -> String {
     match target.element {
-        Some(element) => format!("{}_{element}", target.job),
-        None => target.job.0.clone(),
+        Some(element) => format!("{}_{element}", number_of(&target.job)),
+        None => number_of(&target.job).into(),
     }
+}
+
+/// The rows of an answer. Where a cluster was named, a line `CLUSTER: east` is before its jobs.
+fn rows(text: &str) -> Vec<JobRow> {
+    let mut cluster = "";
+    let mut rows = Vec::new();
+    for line in text.lines() {
+        if let Some(name) = line.strip_prefix("CLUSTER: ") {
+            cluster = name.trim();
+            continue;
+        }
+        rows.extend(row(line).map(|row| match cluster {
+            "" => row,
+            _ => JobRow {
+                job: JobId(format!("{};{cluster}", row.job)),
+                ..row
+            },
+        }));
+    }
+    rows
 }
 
 /// A line of [`FORMAT`]; none for anything else (a banner).

@@ -1,14 +1,15 @@
 //! The launcher over a batch system: what its row says is run, and what is answered is understood by the row.
 //!
 //! Parts: `submit` (a script is kept and submitted, once), `queue` (what the system says of all jobs, asked seldom), `states`
-//! (rows become members' states).
+//! (rows become members' states), `end` (jobs are cancelled, and are gone).
+mod end;
 mod queue;
 mod states;
 mod submit;
 #[cfg(test)]
 mod tests;
 
-use super::batch::{self, BatchSystem, CommandLine, JobId, JobTarget, Output, launch};
+use super::batch::{self, BatchSystem, CommandLine, Output, environment, launch};
 use super::command::{Here, RunError, Runner};
 use super::launched::Launched;
 use super::{ControllerLaunch, Ended, EnginesLaunch, Job, LaunchError, Launcher, MemberState, Stage, logs};
@@ -20,15 +21,14 @@ use queue::Queue;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// A job's answer that is newer than this is new enough to decide what is to be cancelled.
-const NEW: Duration = Duration::from_secs(2);
-
 pub struct Jobs {
     system: &'static dyn BatchSystem,
     runner: Arc<dyn Runner>,
     profile: ProfileDir,
     config: Config,
     queue: Queue,
+    /// How long a system may take to cancel what waits.
+    cancel_timeout: Duration,
 }
 
 impl Jobs {
@@ -41,6 +41,7 @@ impl Jobs {
         Jobs {
             system,
             queue: Queue::new(system, profile, config),
+            cancel_timeout: end::CANCEL_TIMEOUT,
             runner,
             profile: profile.clone(),
             config: config.clone(),
@@ -56,7 +57,17 @@ impl Jobs {
         Duration::from_millis(self.config.launcher.command_ms)
     }
 
-    fn run(&self, command: &CommandLine) -> Result<Output, RunError> {
+    /// Runs a question or an order, whose answer the environment does not change.
+    fn run(&self, row: &dyn BatchSystem, command: CommandLine) -> Result<Output, RunError> {
+        self.run_as(&environment::for_query(row, command))
+    }
+
+    /// Runs a submission of `script`, which the environment does not override.
+    fn run_submission(&self, row: &dyn BatchSystem, command: CommandLine, script: &str) -> Result<Output, RunError> {
+        self.run_as(&environment::for_submission(row, command, script))
+    }
+
+    fn run_as(&self, command: &CommandLine) -> Result<Output, RunError> {
         tracing::debug!("{command}");
         self.runner.run(command, self.patience())
     }
@@ -74,7 +85,7 @@ impl Jobs {
         let Some(question) = self.system.dialect_command() else {
             return self.system;
         };
-        match self.run(&question) {
+        match self.run(self.system, question) {
             Ok(said) => self.system.of_dialect(&said).unwrap_or(self.system),
             Err(_) => self.system,
         }
@@ -85,53 +96,6 @@ impl Jobs {
             jobs: vec![job],
             ..Launched::new(self.system.name(), process::host())
         }
-    }
-
-    /// Those jobs of a launch that are there under their name, with the elements that are not over. Of a job that the system
-    /// has forgotten there is nothing to end, and its number may be another's by now.
-    fn ours(&self, launched: &Launched) -> Result<Vec<(&'static dyn BatchSystem, JobTarget, usize)>, LaunchError> {
-        let mut targets = Vec::new();
-        let known = self.queue.ask(self, &launched.jobs, NEW);
-        if let Some(failure) = known.failure() {
-            return Err(LaunchError::Batch {
-                system: self.system.title(),
-                doing: "ask about the jobs",
-                command: failure.command.clone(),
-                said: failure.said.clone(),
-            });
-        }
-        for job in &launched.jobs {
-            let row = self.row(job);
-            let id = JobId(job.id.clone());
-            let there: Vec<_> = known.rows().iter().filter(|r| r.job == id).collect();
-            if there.iter().any(|r| r.name.as_ref().is_some_and(|name| *name != job.name)) {
-                tracing::warn!("{} job {} is another's by now: it is left alone", self.system.title(), job.id);
-                continue;
-            }
-            let states = states::of_job(job, &known, crate::launchers::now());
-            let left: Vec<u32> = job
-                .elements
-                .iter()
-                .zip(&states)
-                .filter(|(_, state)| !state.has_ended())
-                .map(|(element, _)| *element)
-                .collect();
-            if left.is_empty() {
-                continue;
-            }
-            if job.is_whole() {
-                targets.push((row, JobTarget { job: id, element: None }, left.len()));
-                continue;
-            }
-            targets.extend(left.into_iter().map(|element| {
-                let target = JobTarget {
-                    job: id.clone(),
-                    element: Some(element),
-                };
-                (row, target, 1)
-            }));
-        }
-        Ok(targets)
     }
 }
 
@@ -173,31 +137,12 @@ impl Launcher for Jobs {
     }
 
     fn signal(&self, launched: &Launched, signal: i32) -> Result<usize, LaunchError> {
-        let name = nix::sys::signal::Signal::try_from(signal).map_or("TERM", |s| s.as_str().trim_start_matches("SIG"));
-        let mut sent = 0;
-        for (row, target, count) in self.ours(launched)? {
-            if let Some(command) = row.signal_command(&[target], name) {
-                self.order("signal the job", row, &command)?;
-                sent += count;
-            }
-        }
-        Ok(sent)
+        self.send(launched, signal)
     }
 
+    /// Waits until the jobs are gone, and fails with those that are not.
     fn stop(&self, launched: &Launched, _grace: Duration) -> Result<Ended, LaunchError> {
-        let mut ended = Ended::default();
-        let mut targets = self.ours(launched)?;
-        while let Some((row, _, _)) = targets.first() {
-            let row = *row;
-            let (same, others) = targets.into_iter().partition(|(r, _, _)| r.dialect() == row.dialect());
-            targets = others;
-            let same: Vec<(_, JobTarget, usize)> = same;
-            ended.cancelled += same.iter().map(|(_, _, count)| count).sum::<usize>();
-            let same: Vec<JobTarget> = same.into_iter().map(|(_, target, _)| target).collect();
-            self.order("cancel the jobs", row, &row.cancel_command(&same))?;
-            self.queue.forget();
-        }
-        Ok(ended)
+        self.end(launched)
     }
 
     fn log_end(&self, launched: &Launched, place: usize, lines: usize) -> String {
@@ -211,20 +156,6 @@ impl Launcher for Jobs {
         let jobs: Vec<&str> = launched.jobs.iter().map(|job| job.id.as_str()).collect();
         let word = if jobs.len() == 1 { "job" } else { "jobs" };
         format!("{} {word} {}", self.system.name(), jobs.join(" "))
-    }
-}
-
-impl Jobs {
-    /// Runs a command whose only answer is that it was done.
-    fn order(&self, doing: &'static str, row: &dyn BatchSystem, command: &CommandLine) -> Result<(), LaunchError> {
-        let failed = |said: String| LaunchError::Batch {
-            system: self.system.title(),
-            doing,
-            command: command.to_string(),
-            said,
-        };
-        let output = self.run(command).map_err(|e| failed(e.to_string()))?;
-        row.parse_cancel(&output).map_err(|e| failed(e.said))
     }
 }
 

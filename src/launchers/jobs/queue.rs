@@ -1,6 +1,7 @@
 //! What the batch system says of jobs. Schedulers answer slowly and hate to be polled: one question for all jobs of the user, at
 //! most once in an interval, less often while there are no answers; shared with other pcluster commands through a small file.
 use super::Jobs;
+use super::states::is_ours;
 use crate::launchers::batch::{BatchSystem, JobId, JobRow};
 use crate::launchers::{Job, now};
 use crate::profile::ProfileDir;
@@ -161,16 +162,20 @@ fn question(launcher: &Jobs, jobs: &[Job], before: Known, now: f64) -> Known {
     };
     let mut left: Vec<&Job> = jobs.iter().collect();
     while let Some(first) = left.first() {
-        let (row, dialect) = (launcher.row(first), first.dialect.clone());
-        let (same, others): (Vec<&Job>, Vec<&Job>) = left.iter().partition(|job| job.dialect == dialect);
+        let row = launcher.row(first);
+        let (dialect, cluster) = (first.dialect.clone(), cluster_of(row, first));
+        let (same, others): (Vec<&Job>, Vec<&Job>) = left
+            .iter()
+            .partition(|job| job.dialect == dialect && cluster_of(row, job) == cluster);
         left = others;
         let mut ids: Vec<JobId> = same.iter().map(|job| JobId(job.id.clone())).collect();
         // Who else asks through the same file is not to lose its answer.
-        ids.extend(before.rows.iter().map(|row| row.job.clone()).filter(|id| before.asked.contains(id)));
+        let shared = before.rows.iter().map(|row| row.job.clone());
+        ids.extend(shared.filter(|id| before.asked.contains(id) && row.cluster_of(id) == cluster));
         ids.sort();
         ids.dedup();
         let command = row.query_command(&ids, &user());
-        let answer = match launcher.run(&command) {
+        let answer = match launcher.run(row, command.clone()) {
             Ok(output) => row.parse_query(&output).map_err(|failure| failure.said),
             Err(error) => Err(error.to_string()),
         };
@@ -192,26 +197,36 @@ fn question(launcher: &Jobs, jobs: &[Job], before: Known, now: f64) -> Known {
     known
 }
 
+fn cluster_of(row: &dyn BatchSystem, job: &Job) -> String {
+    row.cluster_of(&JobId(job.id.clone())).to_string()
+}
+
 /// Asks what became of jobs that are not shown any more, and why those wait that do not say it.
 fn further(launcher: &Jobs, system: &'static dyn BatchSystem, jobs: &[&Job], rows: &[JobRow], known: &mut Known) {
     for job in jobs {
         let id = JobId(job.id.clone());
         let shown = |element: u32| {
-            let is_it = |row: &&JobRow| row.job == id && row.element.is_none_or(|e| e == element);
+            let is_it = |row: &&JobRow| row.job == id && is_ours(row, job) && row.element.is_none_or(|e| e == element);
             rows.iter().chain(&known.history).find(is_it)
         };
         if job.elements.iter().any(|element| shown(*element).is_none())
             && let Some(command) = system.history_command(&id)
-            && let Ok(output) = launcher.run(&command)
+            && let Ok(output) = launcher.run(system, command)
         {
             let over = system.parse_history(&output).into_iter().filter(|row| row.status.is_over());
+            // On another cluster a record has the bare number.
+            let is_elsewhere = !system.cluster_of(&id).is_empty();
+            let over = over.map(|row| match is_elsewhere {
+                true => JobRow { job: id.clone(), ..row },
+                false => row,
+            });
             known.history.retain(|row| row.job != id);
             known.history.extend(over);
         }
         let waits = rows.iter().find(|row| row.job == id && row.status.is_waiting());
         if waits.is_some_and(|row| row.reason.is_none())
             && let Some(command) = system.reason_command(&id)
-            && let Ok(output) = launcher.run(&command)
+            && let Ok(output) = launcher.run(system, command)
             && let Some(reason) = system.parse_reason(&output)
         {
             known.reasons.insert(id.0.clone(), reason);

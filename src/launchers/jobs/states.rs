@@ -19,14 +19,27 @@ pub fn of_job(job: &Job, known: &Known, now: f64) -> Vec<MemberState> {
         // A system may speak of an array as a whole while none of it has begun.
         match own.or_else(|| rows.iter().find(|row| row.element.is_none())) {
             Some(row) => of_row(row, known.reason(&id)),
-            None => of_missing(job, known, now),
+            None => match stranger(job, known) {
+                Some(stranger) => MemberState::unknown(stranger),
+                None => of_missing(job, known, now),
+            },
         }
     };
     job.elements.iter().map(state).collect()
 }
 
+/// Where the job's number has another name in the system, what people should know: perhaps it was renamed, perhaps the number was
+/// used again. Nobody can tell, so it is neither cancelled nor taken for gone.
+pub fn stranger(job: &Job, known: &Known) -> Option<String> {
+    let is_it = |row: &&JobRow| row.job.0 == job.id && !row.status.is_over();
+    let there: Vec<&JobRow> = known.rows().iter().filter(is_it).collect();
+    let other = there.iter().find(|row| !is_ours(row, job)).and_then(|row| row.name.as_ref())?;
+    let is_there = there.iter().any(|row| is_ours(row, job));
+    (!is_there).then(|| format!("job {} is named {other} in the batch system, and not {}", job.id, job.name))
+}
+
 /// Numbers of jobs are used again.
-fn is_ours(row: &JobRow, job: &Job) -> bool {
+pub fn is_ours(row: &JobRow, job: &Job) -> bool {
     row.name.as_ref().is_none_or(|name| *name == job.name)
 }
 

@@ -34,7 +34,7 @@ impl Jobs {
     pub(super) fn submit(&self, request: JobRequest) -> Result<Job, LaunchError> {
         let row = self.row_here();
         // A system that does not answer says so when it is given the job.
-        let said = request.kill_wait_question(row).and_then(|question| self.run(&question).ok());
+        let said = request.kill_wait_question(row).and_then(|question| self.run(row, question).ok());
         let request = &request.with_kill_wait(row, said.as_ref());
         let script = self.write_script(row, request)?;
         let id = self.submitted(row, request, &script)?;
@@ -96,7 +96,7 @@ impl Jobs {
         let mut tries = 0;
         loop {
             tries += 1;
-            let failure = match self.run(&command) {
+            let failure = match self.run_submission(row, command.clone(), &script.1) {
                 Ok(output) => match row.parse_submit(&output) {
                     Ok(id) => return Ok(id),
                     Err(failure) if failure.problem.is_uncertain() => failure,
@@ -142,7 +142,7 @@ impl Jobs {
         let mut found = Found::CannotTell;
         for pause in LOOKS {
             std::thread::sleep(pause);
-            let Ok(output) = self.run(&command) else { continue };
+            let Ok(output) = self.run(row, command.clone()) else { continue };
             match row.parse_find(&output, name) {
                 Ok(ids) => match ids.into_iter().next() {
                     Some(id) => return Found::Job(id),

@@ -237,21 +237,108 @@ fn a_stop_cancels_what_is_there_and_a_job_of_another_name_never() {
     world.scheduler.will("squeue", 0, &lines.concat(), "");
     world.scheduler.will("sacct", 1, "", "Slurm accounting storage is disabled");
     world.scheduler.will("scancel", 0, "", "");
+    world
+        .scheduler
+        .will("squeue", 0, &world.line(&launched, 1, "COMPLETING", "None"), "");
     let ended = world.slurm.stop(&launched, Duration::ZERO).unwrap();
     assert_eq!(ended.cancelled, 2);
-    assert_eq!(world.scheduler.asked().last().unwrap(), "scancel 18");
+    assert!(world.scheduler.asked().contains(&"scancel 18".to_string()));
 
     // Some of it.
     world.scheduler.will("squeue", 0, &lines.concat(), "");
     world.scheduler.will("scancel", 0, "", "");
+    world.scheduler.will("squeue", 0, &world.line(&launched, 2, "RUNNING", "None"), "");
     world.slurm.stop(&launched.only(|place| place != 1), Duration::ZERO).unwrap();
-    assert_eq!(world.scheduler.asked().last().unwrap(), "scancel 18_1 18_3");
+    assert!(world.scheduler.asked().contains(&"scancel 18_1 18_3".to_string()));
+}
 
-    // The number is another's by now.
+#[test]
+fn a_job_that_is_still_there_after_a_stop_is_an_error_with_its_state() {
+    let world = world();
+    let launched = world.submitted(2);
+    let lines = [
+        world.line(&launched, 1, "PENDING", "JobHeldUser"),
+        world.line(&launched, 2, "PENDING", "Resources"),
+    ]
+    .concat();
+    world.scheduler.will("squeue", 0, &lines, "");
+    world.scheduler.will("scancel", 0, "", "");
+    // The time is over by the first answer.
+    let slurm = Jobs {
+        cancel_timeout: Duration::ZERO,
+        ..world.slurm
+    };
+    world.scheduler.will("squeue", 0, &lines, "");
+    let error = slurm.stop(&launched, Duration::ZERO).unwrap_err();
+    insta::assert_snapshot!(format!("{error}\nhint: {}", error.hint().unwrap()), @r"
+    jobs of Slurm are still there
+      job 18, element 1: held (JobHeldUser)
+      job 18, element 2: queued (Resources)
+    hint: try again; `pcluster clean --force` forgets them
+    ");
+}
+
+#[test]
+fn a_job_under_another_name_is_left_alone_and_reported() {
+    let world = world();
+    let launched = world.submitted(2);
+    world.scheduler.will("squeue", 0, "18|1|RUNNING|None|n1|another\n", "");
+    world.scheduler.will("sacct", 1, "", "Slurm accounting storage is disabled");
+    let error = world.slurm.stop(&launched, Duration::ZERO).unwrap_err();
+    let name = &launched.jobs[0].name;
+    assert!(
+        error
+            .to_string()
+            .contains(&format!("job 18 is named another in the batch system, and not {name}")),
+        "{error}"
+    );
+    let asked = world.scheduler.asked();
+    assert!(asked.iter().all(|line| !line.starts_with("scancel")), "{asked:?}");
+    world.scheduler.will("squeue", 0, "18|1|RUNNING|None|n1|another\n", "");
+    world.scheduler.will("sacct", 1, "", "Slurm accounting storage is disabled");
+    let states = world.slurm.states(&launched);
+    assert!(
+        states
+            .iter()
+            .all(|state| state.stage == Stage::Unknown && state.reason.contains("another")),
+        "{states:?}"
+    );
+    // Ours has ended, and its number was used again.
+    let row = format!("18_1|COMPLETED|0:0|n1|{name}\n18_2|COMPLETED|0:0|n1|{name}\n");
+    world.slurm.queue.forget();
     world.scheduler.will("squeue", 0, "18|N/A|RUNNING|None|n1|another\n", "");
-    let ended = world.slurm.stop(&launched, Duration::ZERO).unwrap();
-    assert_eq!(ended.cancelled, 0);
-    assert_eq!(world.scheduler.asked().len(), 1, "nothing but the question");
+    world.scheduler.will("sacct", 0, &row, "");
+    assert_eq!(world.slurm.stop(&launched, Duration::ZERO).unwrap().cancelled, 0);
+}
+
+#[test]
+fn a_job_on_another_cluster_is_asked_for_and_cancelled_there() {
+    let world = world();
+    world.scheduler.will("sbatch", 0, "18;east\n", "");
+    let mut launched = world.slurm.start_engines(&world.launch(2)).unwrap();
+    launched.jobs[0].submitted -= 1000.0;
+    assert_eq!(launched.jobs[0].id, "18;east");
+    assert!(launched.jobs[0].log.ends_with("/engines-18_{}.log"), "{}", launched.jobs[0].log);
+    world.scheduler.asked();
+    let lines = [
+        world.line(&launched, 1, "RUNNING", "None"),
+        world.line(&launched, 2, "PENDING", "Resources"),
+    ]
+    .concat();
+    world.scheduler.will("squeue", 0, &format!("CLUSTER: east\n{lines}"), "");
+    assert!(world.slurm.states(&launched).iter().all(|state| state.is_there()));
+    world.scheduler.will("scancel", 0, "", "");
+    world.scheduler.will("squeue", 0, "CLUSTER: east\n", "");
+    world.slurm.stop(&launched, Duration::ZERO).unwrap();
+    let asked = world.scheduler.asked();
+    assert!(
+        asked
+            .iter()
+            .filter(|line| line.starts_with("squeue"))
+            .all(|line| line.ends_with("--clusters=east")),
+        "{asked:?}"
+    );
+    assert!(asked.contains(&"scancel --clusters=east 18".to_string()), "{asked:?}");
 }
 
 #[test]

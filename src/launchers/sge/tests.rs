@@ -65,7 +65,7 @@ fn refusals_have_a_kind_and_a_hint() {
 
 #[test]
 fn a_query_is_understood() {
-    assert_eq!(Sge.query_command(&[], "ada").to_string(), "qstat -u ada -xml");
+    assert_eq!(Sge.query_command(&[], "ada").to_string(), "qstat -u ada -s prs -q '*' -xml");
     insta::assert_snapshot!(shown(&Sge.parse_query(&fixture("sge/qstat.txt")).unwrap()), @r"
     1 1 Running [r] sge1 - pcluster-x-g1: -
     1 2 Completing [dr] sge1 - pcluster-x-g1: -

@@ -41,13 +41,14 @@ fn an_engine_set_is_one_array() {
 
 #[test]
 fn ids_are_found_also_between_a_sites_words() {
-    for name in ["submit", "submit-sentence", "submit-federation", "submit-banner"] {
+    for name in ["submit", "submit-sentence", "submit-banner"] {
         assert_eq!(
             Slurm.parse_submit(&fixture(&format!("slurm/{name}.txt"))).unwrap().0,
             "18",
             "{name}"
         );
     }
+    assert_eq!(Slurm.parse_submit(&fixture("slurm/submit-federation.txt")).unwrap().0, "18;cluster");
 }
 
 #[test]

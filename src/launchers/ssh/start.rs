@@ -2,7 +2,7 @@
 use super::connect;
 use super::reverse::{self, target};
 use crate::connection::ConnectionFile;
-use crate::connection::process;
+use crate::connection::process::ProcessId;
 use crate::connection::ssh::{Output, Ssh, SshError, quoted};
 use crate::launchers::engine::engine_command;
 use crate::launchers::python;
@@ -269,7 +269,7 @@ fn script(host: &SshHost, there: &EnginesLaunch, numbers: &[u32], directory: &st
     }
     let logs = there.profile.log_dir();
     script.push_str(&format!("mkdir -p {} || exit 1\n", quoted(&logs.to_string_lossy())));
-    script.push_str(&format!("echo '{BEGIN}'\ngrep '^btime ' /proc/stat\n"));
+    script.push_str(&format!("echo '{BEGIN}'\n{}", ProcessId::ABOUT));
     for number in numbers {
         let log = there.profile.engine_log(&there.cluster_id, *number);
         script.push_str(&format!(
@@ -293,9 +293,8 @@ fn started(text: &str, host: &SshHost, there: &EnginesLaunch, node: &str, privat
             return Err(format!("it says of an engine {line:?}"));
         };
         let process = Process {
-            pid,
-            // None if it has ended already: then no process is taken for it.
-            started: process::started_from(stat, text).unwrap_or_default(),
+            // Without a start time if it has ended already: then no process is taken for it.
+            id: ProcessId::from_script(text, stat).unwrap_or_else(|| ProcessId::ended_from_script(text, pid)),
             log: there.profile.engine_log(&there.cluster_id, number),
             log_from: from.parse().unwrap_or_default(),
             on: Some(host.host.clone()),

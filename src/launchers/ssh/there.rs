@@ -2,7 +2,7 @@
 //! what a killed supervisor has left is told by the mark in its environment.
 use super::connect;
 use super::start::{PRIVATE, between_marks, marked};
-use crate::connection::process::{self, Mark};
+use crate::connection::process::{self, Mark, ProcessId, Unseen};
 use crate::connection::ssh::{Ssh, SshError, quoted};
 use crate::launchers::{Ended, MemberState, Process};
 use std::collections::BTreeMap;
@@ -27,6 +27,8 @@ pub enum HostError {
     NoProc,
     #[error("process {0} is still there after SIGKILL")]
     Unkillable(String),
+    #[error("process {pid} there: {why}")]
+    Unseen { pid: u32, why: Unseen },
 }
 
 fn with_hint(error: &SshError) -> String {
@@ -36,11 +38,10 @@ fn with_hint(error: &SshError) -> String {
     }
 }
 
-/// A process that runs there: `ticks` is its start time as the kernel counts it.
+/// A process that runs there.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Found {
-    pid: u32,
-    ticks: String,
+    id: ProcessId,
     session: u32,
 }
 
@@ -90,7 +91,7 @@ pub async fn end(host: &str, processes: &[(usize, Process)], grace: Duration) ->
             _ => Ok(Ended {
                 terminated: count(&text, "terminated"),
                 killed: count(&text, "killed"),
-                cancelled: 0,
+                ..Ended::default()
             }),
         }
     };
@@ -152,11 +153,9 @@ is() { f "${1%:*}" || return 1; t=${1#*:}; set -- $f; case $1 in Z|X) return 1 ;
 "#;
 
 async fn ask(ssh: &Ssh, processes: &[(usize, Process)]) -> Result<Running, HostError> {
-    let pids: Vec<String> = processes.iter().map(|(_, process)| process.pid.to_string()).collect();
+    let pids: Vec<String> = processes.iter().map(|(_, process)| process.id.pid.to_string()).collect();
     let script = format!(
-        r#"echo "node $(uname -n)"
-grep '^btime ' /proc/stat
-{TICKS}for d in /proc/[0-9]*; do
+        r#"{}{TICKS}for d in /proc/[0-9]*; do
   p=${{d#/proc/}}
   f "$p" || continue
   set -- $f
@@ -165,6 +164,7 @@ grep '^btime ' /proc/stat
   m=$(tr '\0' '\n' <"$d/environ" 2>/dev/null | grep '^{}=' | head -n 1)
   [ -z "$m" ] || echo "mark $p ${{m#*=}}"
 done"#,
+        ProcessId::ABOUT,
         pids.join(" "),
         process::SUPERVISOR,
     );
@@ -172,19 +172,20 @@ done"#,
 }
 
 fn running(text: &str, processes: &[(usize, Process)]) -> Result<Running, HostError> {
-    let there = text.lines().find_map(|line| line.strip_prefix("node ")).unwrap_or_default();
-    if !text.contains("btime ") {
+    let said = |key: &str| text.lines().find_map(|line| line.strip_prefix(key)).unwrap_or_default().trim();
+    let (there, boot_id, pid_namespace) = (said("node "), said("boot "), said("pidns "));
+    if boot_id.is_empty() {
         return Err(HostError::NoProc);
     }
     if let Some(node) = processes.iter().find_map(|(_, p)| p.node.as_ref().filter(|node| *node != there)) {
         let (there, node) = (there.to_string(), node.clone());
         return Err(HostError::Other { there, node });
     }
-    let mut found: Vec<(Found, f64)> = Vec::new();
+    let mut found: Vec<Found> = Vec::new();
     let mut marks: Vec<(u32, Mark)> = Vec::new();
     for line in text.lines() {
         if let Some(stat) = line.strip_prefix("process ") {
-            found.extend(parse(stat, text));
+            found.extend(Found::of(stat, text));
         } else if let Some(mark) = line.strip_prefix("mark ") {
             let read = |(pid, mark): (&str, &str)| Some((pid.parse().ok()?, Mark::parse(mark)?));
             marks.extend(mark.split_once(' ').and_then(read));
@@ -192,35 +193,49 @@ fn running(text: &str, processes: &[(usize, Process)]) -> Result<Running, HostEr
     }
     let mut running = Vec::new();
     for (at, (_, process)) in processes.iter().enumerate() {
-        let itself = found
-            .iter()
-            .find(|(f, started)| f.pid == process.pid && process::same_start(*started, process.started));
-        if let Some((itself, _)) = itself {
+        let id = &process.id;
+        let unseen = |why: Unseen| Err(HostError::Unseen { pid: id.pid, why });
+        if id.boot_id.is_empty() && found.iter().any(|found| found.id.pid == id.pid) {
+            return unseen(Unseen::OldRecord);
+        }
+        if id.boot_id != boot_id {
+            continue; // it was before the host's last boot
+        }
+        if id.pid_namespace != pid_namespace {
+            return unseen(Unseen::OtherNamespace);
+        }
+        let is_itself = |found: &&Found| found.id.pid == id.pid && found.id.ticks == id.ticks;
+        if let Some(itself) = found.iter().find(is_itself) {
             running.push((at, itself.clone()));
             continue;
         }
         // The supervisor that has taken the place of one, else what that kept running.
-        let is_of_it = |mark: &Mark| mark.pid == process.pid && process::same_start(mark.started, process.started);
-        let of_it: Vec<&(u32, Mark)> = marks.iter().filter(|(_, mark)| is_of_it(mark)).collect();
+        let of_it: Vec<&(u32, Mark)> = marks.iter().filter(|(_, mark)| mark.is_of(id)).collect();
         let has_another = of_it.iter().any(|(_, mark)| mark.is_supervisor);
         let is_left = |pid: u32| of_it.iter().any(|(p, mark)| *p == pid && mark.is_supervisor == has_another);
-        let left = found.iter().filter(|(f, _)| is_left(f.pid));
-        running.extend(left.map(|(f, _)| (at, f.clone())));
+        let left = found.iter().filter(|found| is_left(found.id.pid));
+        running.extend(left.map(|found| (at, found.clone())));
     }
     Ok(running)
 }
 
-fn parse(stat: &str, host_stat: &str) -> Option<(Found, f64)> {
-    let started = process::started_from(stat, host_stat)?;
-    let pid = stat.split(' ').next()?.parse().ok()?;
-    let fields: Vec<&str> = stat.rsplit_once(')')?.1.split_ascii_whitespace().collect();
-    let (session, ticks) = (fields.get(3)?.parse().ok()?, fields.get(19)?.to_string());
-    Some((Found { pid, ticks, session }, started))
+impl Found {
+    fn of(stat: &str, about: &str) -> Option<Found> {
+        let id = ProcessId::from_script(about, stat)?;
+        let fields: Vec<&str> = stat.rsplit_once(')')?.1.split_ascii_whitespace().collect();
+        let session = fields.get(3)?.parse().ok()?;
+        Some(Found { id, session })
+    }
+
+    /// `pid:ticks`
+    fn target(&self) -> String {
+        format!("{}:{}", self.id.pid, self.id.ticks.unwrap_or_default())
+    }
 }
 
 /// `pid:ticks`, each once.
 fn targets(running: &Running) -> String {
-    let mut all: Vec<String> = running.iter().map(|(_, f)| format!("{}:{}", f.pid, f.ticks)).collect();
+    let mut all: Vec<String> = running.iter().map(|(_, found)| found.target()).collect();
     all.sort();
     all.dedup();
     all.join(" ")
@@ -292,10 +307,19 @@ fn count(text: &str, word: &str) -> usize {
 mod tests {
     use super::*;
 
-    fn recorded(pid: u32, started: f64, directory: Option<&str>) -> (usize, Process) {
-        let process = Process {
+    fn id(pid: u32, ticks: u64) -> ProcessId {
+        ProcessId {
             pid,
-            started,
+            host: "n".into(),
+            ticks: Some(ticks),
+            boot_id: "b".into(),
+            pid_namespace: "pid:[1]".into(),
+        }
+    }
+
+    fn recorded(pid: u32, ticks: u64, directory: Option<&str>) -> (usize, Process) {
+        let process = Process {
+            id: id(pid, ticks),
             node: Some("n".into()),
             directory: directory.map(Into::into),
             ..Process::default()
@@ -310,8 +334,8 @@ mod tests {
     #[test]
     fn only_what_fits_is_ours() {
         let text = format!(
-            "node n\nbtime 1000\nprocess {}\nprocess {}\nmark 8 9 1020\nprocess {}\nmark 11 10 5\nprocess {}\nmark 14 12 1030\n\
-             process {}\nmark 15 12 1030 supervisor\n",
+            "node n\nboot b\npidns pid:[1]\nprocess {}\nprocess {}\nmark 8 9 2000\nprocess {}\nmark 11 10 5\nprocess {}\nmark 14 12 3000\n\
+             process {}\nmark 15 12 3000 supervisor\n",
             stat(7, 7, 1000),
             stat(8, 9, 3000),
             stat(11, 10, 4000),
@@ -319,17 +343,26 @@ mod tests {
             stat(15, 12, 5000),
         );
         // The first one itself, what the second one left; the third one's number is another's now; the fourth one's supervisor has been replaced.
-        let recorded_at = [(7, 1010.0), (9, 1020.0), (10, 900.0), (12, 1030.0)];
-        let processes = recorded_at.map(|(pid, started)| recorded(pid, started, None));
+        let recorded_at = [(7, 1000), (9, 2000), (10, 900), (12, 3000)];
+        let processes = recorded_at.map(|(pid, ticks)| recorded(pid, ticks, None));
         let found = running(&text, &processes).unwrap();
         assert_eq!(
-            found.iter().map(|(at, f)| (*at, f.pid)).collect::<Vec<_>>(),
+            found.iter().map(|(at, f)| (*at, f.id.pid)).collect::<Vec<_>>(),
             [(0, 7), (1, 8), (3, 15)]
         );
         assert_eq!(targets(&found), "15:5000 7:1000 8:3000");
-        assert!(running(&text, &[recorded(7, 500.0, None)]).unwrap().is_empty());
-        assert!(matches!(running("node m\nbtime 1\n", &processes), Err(HostError::Other { .. })));
-        assert!(matches!(running("node n\n", &processes), Err(HostError::NoProc)));
+        assert!(running(&text, &[recorded(7, 500, None)]).unwrap().is_empty());
+        assert!(running(&text.replace("boot b", "boot c"), &processes).unwrap().is_empty());
+        let unseen = |process: (usize, Process)| matches!(running(&text, &[process]), Err(HostError::Unseen { pid: 7, .. }));
+        let (at, mut in_a_container) = recorded(7, 1000, None);
+        in_a_container.id.pid_namespace = "pid:[2]".into();
+        let old = Process {
+            id: serde_json::from_str(r#"{"pid": 7, "started": 1010.0}"#).unwrap(),
+            ..Process::default()
+        };
+        assert!(unseen((at, in_a_container)) && unseen((at, old)));
+        assert!(matches!(running("node m\nboot b\n", &processes), Err(HostError::Other { .. })));
+        assert!(matches!(running("node n\nboot \n", &processes), Err(HostError::NoProc)));
     }
 
     #[test]
@@ -337,7 +370,7 @@ mod tests {
         let good = "/home/ada/.pcluster/profile_0123456789abcdef0123456789abcdef";
         for (directory, removed) in [(good, 1), ("/home/ada", 0), ("/home/ada/.pcluster/profile_x", 0), ("x", 0)] {
             assert_eq!(
-                directories(&[recorded(1, 1.0, Some(directory)), recorded(2, 1.0, Some(directory))]).len(),
+                directories(&[recorded(1, 1, Some(directory)), recorded(2, 1, Some(directory))]).len(),
                 removed
             );
         }
@@ -351,14 +384,14 @@ mod tests {
         };
         let mut ours = std::process::Command::new("sleep").arg("60").spawn().unwrap();
         let line = std::fs::read_to_string(format!("/proc/{}/stat", ours.id())).unwrap();
-        let (found, _) = parse(line.trim(), "btime 1").unwrap();
-        let other = format!("{}:{}", found.pid, found.ticks.parse::<u64>().unwrap() + 1);
+        let found = Found::of(line.trim(), "boot b").unwrap();
+        let other = format!("{}:{}", found.id.pid, found.id.ticks.unwrap() + 1);
         assert_eq!(
             run(&end_script(&other, "", &[], Duration::from_secs(1))),
             "terminated 0\nkilled 0\nleft \n"
         );
         assert_eq!(ours.try_wait().unwrap(), None);
-        let exact = format!("{}:{}", found.pid, found.ticks);
+        let exact = found.target();
         assert_eq!(
             run(&end_script(&exact, "", &[], Duration::from_secs(5))),
             "terminated 1\nkilled 0\nleft \n"

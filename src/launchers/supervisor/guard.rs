@@ -47,6 +47,16 @@ pub fn ends(code: u8) {
     }
 }
 
+/// The same, from wherever a thread has panicked: it may be the one that knows the supervisor.
+pub fn ends_by_panic(code: u8) {
+    if let Ok(mut state) = STATE.try_lock() {
+        state.ends = true;
+        if let Some(bond) = &state.bond {
+            bond.say(code);
+        }
+    }
+}
+
 fn watch(mut bond: Bond, supervisor: &Supervised, mark: Mark) {
     let mut child: Option<Child> = None;
     let mut pause = Duration::ZERO;

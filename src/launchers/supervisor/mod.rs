@@ -8,7 +8,7 @@
 mod bond;
 pub mod guard;
 
-use crate::connection::process::{self, Mark};
+use crate::connection::process::{self, Mark, ProcessId};
 use bond::Bond;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{SigSet, Signal};
@@ -20,7 +20,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 /// The pause before a new start; each further one is twice as long,
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
@@ -201,9 +201,8 @@ enum Running {
 
 /// A process that another supervisor has started.
 struct TakenOver {
-    pid: u32,
-    /// None where it is gone already.
-    started: Option<f64>,
+    process: ProcessId,
+    begun: Instant,
     bond: Bond,
     /// As it has said.
     code: Option<u8>,
@@ -216,15 +215,15 @@ impl TakenOver {
         bond.never_wait()?;
         tracing::info!("process {pid}, whose supervisor is gone, is kept running");
         Ok(Some(TakenOver {
-            pid,
-            started: process::started_of(pid),
+            process: ProcessId::of(pid),
+            begun: Instant::now(),
             bond,
             code: None,
         }))
     }
 
     fn runs(&self) -> bool {
-        self.started.is_some_and(|started| process::is_same_process(self.pid, started))
+        self.process.runs()
     }
 }
 
@@ -232,7 +231,7 @@ impl Running {
     fn pid(&self) -> u32 {
         match self {
             Running::Child { child, .. } => child.id(),
-            Running::TakenOver(process) => process.pid,
+            Running::TakenOver(taken) => taken.process.pid,
         }
     }
 
@@ -248,18 +247,18 @@ impl Running {
     fn ended(&mut self) -> io::Result<Option<(ExitStatus, Duration)>> {
         match self {
             Running::Child { child, begun, .. } => Ok(child.try_wait()?.map(|status| (status, begun.elapsed()))),
-            Running::TakenOver(process) => {
-                match process.bond.read() {
-                    Ok(Some(code)) => process.code = Some(code),
+            Running::TakenOver(taken) => {
+                match taken.bond.read() {
+                    Ok(Some(code)) => taken.code = Some(code),
                     Ok(None) => {
+                        let lived = taken.process.age().unwrap_or(taken.begun.elapsed());
                         // Its files are closed a moment before it is gone; never are there two.
-                        while process.runs() {
+                        while taken.runs() {
                             std::thread::sleep(LOOK_EVERY);
                         }
-                        let lived = process.started.map_or(0.0, |started| unix_now() - started);
                         // One that says nothing was killed or has crashed, however that was.
-                        let status = process.code.map_or(Signal::SIGKILL as i32, |code| i32::from(code) << 8);
-                        return Ok(Some((ExitStatus::from_raw(status), Duration::from_secs_f64(lived.max(0.0)))));
+                        let status = taken.code.map_or(Signal::SIGKILL as i32, |code| i32::from(code) << 8);
+                        return Ok(Some((ExitStatus::from_raw(status), lived)));
                     }
                     Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {}
                     Err(error) => return Err(error),
@@ -276,11 +275,6 @@ impl Running {
         }
         let _ = nix::sys::signal::kill(Pid::from_raw(self.pid() as i32), signal);
     }
-}
-
-fn unix_now() -> f64 {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH);
-    now.unwrap_or_default().as_secs_f64()
 }
 
 fn ends(signal: Signal) -> bool {

@@ -33,6 +33,9 @@ pub struct HelloReply {
     /// Small messages may be sent as one frame from now on, and then are answered so.
     #[serde(default)]
     pub packs: bool,
+    /// The controller receives no longer message; 0: not known.
+    #[serde(default)]
+    pub max_message_bytes: u64,
 }
 
 /// A new map. `key` is chosen by the client; the same key again answers with the same map.

@@ -194,6 +194,9 @@ pub struct Registered {
     /// Which of its `holds` it must drop (finished or given away meanwhile).
     #[serde(default)]
     pub drop: Vec<Held>,
+    /// The controller receives no longer message; 0: not known.
+    #[serde(default)]
+    pub max_message_bytes: u64,
 }
 
 /// What a map runs: once per engine and map, before its first task there.

@@ -10,7 +10,9 @@ pub enum Kind {
     Controller,
     EngineSupervisor,
     Engine,
-    /// The Python child of an engine.
+    /// The Python that an engine has started, if it forks workers.
+    Interpreter,
+    /// A Python that runs tasks.
     Worker,
 }
 
@@ -53,8 +55,15 @@ pub fn of(home: &Path) -> Vec<Process> {
         }
     };
     let engines: Vec<u32> = found.iter().filter(|f| kind(&f.2) == Some(Kind::Engine)).map(|f| f.0).collect();
+    let is_python = |words: &[String]| words.iter().any(|word| word.contains("pcluster worker"));
+    let pythons: Vec<(u32, u32)> = found.iter().filter(|f| is_python(&f.2)).map(|f| (f.0, f.1.0)).collect();
     let known = |(pid, (parent, session), words): &(u32, (u32, u32), Vec<String>)| {
-        let worker = engines.contains(parent).then_some(Kind::Worker);
+        let has_workers = pythons.iter().any(|(_, parent)| parent == pid);
+        let of_engine = engines.contains(parent) || pythons.iter().any(|(python, _)| python == parent);
+        let worker = (is_python(words) && of_engine).then_some(match has_workers {
+            true => Kind::Interpreter,
+            false => Kind::Worker,
+        });
         Some(Process {
             pid: *pid,
             session: *session,

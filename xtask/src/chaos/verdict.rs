@@ -1,5 +1,6 @@
 //! What must hold after a campaign, from three witnesses: what each `pcluster map` printed, the records, and the ledger.
-use super::{Chaos, expected};
+use super::Chaos;
+use super::workload::{Map, Part, Workload, expected, expected_large, output_is_right};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 
@@ -15,58 +16,73 @@ pub fn of(chaos: &Chaos) -> Result<String, String> {
     let listed = chaos.pcluster(&["results", "--jsonl"])?;
     let mut refused = 0;
     for map in &chaos.maps {
-        let out = fs::read_to_string(chaos.home.join(format!("{}.out", map.name))).unwrap_or_default();
-        let inputs = map.first..map.first + map.count;
-        let values: String = inputs.clone().map(|n| format!("{}\n", expected(n))).collect();
-        let name = format!("\"name\":\"{}\"", map.name);
-        let numbers: Vec<u64> = listed
-            .lines()
-            .filter(|l| l.contains(&name))
-            .filter_map(|l| number(l, "map"))
-            .collect();
-        // Nobody was there to take it, it said so, and nothing of it happened: an answer, too.
-        let unheard = numbers.is_empty() && out.is_empty() && !inputs.clone().any(|n| ledger.contains_key(&n));
-        if unheard && matches!(map.code, Some(Some(3 | 4))) {
-            refused += 1;
+        if map.workload == Workload::Client {
+            of_client(chaos, map, &mut wrong);
             continue;
         }
-        if map.code != Some(Some(0)) || out != values {
+        // No process was there to take it, it reported that, and nothing of it happened: an answer, too.
+        let known = |part: &Part| !numbers_of(&listed, &part.name).is_empty();
+        let executed = |part: &Part| (part.first..part.first + part.count).any(|n| ledger.contains_key(&n));
+        let unreachable = matches!(map.code, Some(Some(3 | 4)));
+        let (taken, untaken): (Vec<Part>, Vec<Part>) = map.parts().into_iter().partition(|part| known(part) || executed(part));
+        let is_refused = unreachable && !untaken.is_empty();
+        if is_refused {
+            refused += 1;
+        } else if map.code != Some(Some(0)) || !output_is_right(map, &chaos.home) {
             let said = fs::read_to_string(chaos.home.join(format!("{}.err", map.name))).unwrap_or_default();
-            let (got, count) = (out.lines().count(), map.count);
             wrong.push(format!(
-                "{}: ended with {:?} and {got} of {count} values: {said}",
-                map.name, map.code
+                "{} ({:?}, {} tasks): ended with {:?}, and its output is {}right: {said}",
+                map.name,
+                map.workload,
+                map.count,
+                map.code,
+                if output_is_right(map, &chaos.home) { "" } else { "not " }
             ));
         }
-        let [number_of_map] = numbers[..] else {
-            wrong.push(format!("{}: {} maps of this name are on record", map.name, numbers.len()));
-            continue;
-        };
-        let tasks = chaos.pcluster(&["results", &number_of_map.to_string(), "--jsonl"])?;
-        let mut indices: Vec<u64> = tasks.lines().filter_map(|line| number(line, "index")).collect();
-        indices.sort_unstable();
-        if indices != (0..map.count).collect::<Vec<_>>() {
-            wrong.push(format!("{}: {} of {} tasks are on record", map.name, indices.len(), map.count));
-        }
-        for line in tasks.lines() {
-            let input = map.first + number(line, "index").unwrap_or_default();
-            let right = number(line, "value") == Some(expected(input)) && line.contains("\"state\":\"ok\"");
-            let executions = ledger.get(&input).map_or(&[][..], |list| list);
-            let attempts = number(line, "attempts").unwrap_or_default();
-            let of_living = executions
-                .iter()
-                .filter(|(engine, worker)| !excused(engine) && !excused(worker))
-                .count();
-            // Whichever stood, its output is that of one execution.
-            let told = executions
-                .iter()
-                .any(|(engine, worker)| line.contains(&format!("\"stdout\":\"{engine} {worker}\\n\"")));
-            let too_often = of_living > 1;
-            // What was killed before it wrote into the ledger may count as an attempt.
-            let too_many = attempts > executions.len() as u64 + (chaos.gone.len() + given_up.len()) as u64;
-            if !right || !told || attempts == 0 || too_often || too_many {
-                wrong.push(format!("{}: executed by {executions:?} (engine, worker): {line}", map.name));
+        let mut ends = Vec::new();
+        let expected_parts = if is_refused { taken } else { map.parts() };
+        for part in expected_parts {
+            let [number_of_map] = numbers_of(&listed, &part.name)[..] else {
+                wrong.push(format!("{}: not exactly one map of this name is on record", part.name));
+                continue;
+            };
+            let tasks = chaos.pcluster(&["results", &number_of_map.to_string(), "--jsonl"])?;
+            let mut indices: Vec<u64> = tasks.lines().filter_map(|line| number(line, "index")).collect();
+            indices.sort_unstable();
+            if indices != (0..part.count).collect::<Vec<_>>() {
+                wrong.push(format!("{}: {} of {} tasks are on record", part.name, indices.len(), part.count));
             }
+            let started = tasks.lines().filter_map(|line| text(line, "started")).min();
+            let completed = tasks.lines().filter_map(|line| text(line, "completed")).max();
+            ends.push((started.map(String::from), completed.map(String::from)));
+            for line in tasks.lines() {
+                let input = part.first + number(line, "index").unwrap_or_default();
+                let executions = ledger.get(&input).map_or(&[][..], |list| list);
+                let attempts = number(line, "attempts").unwrap_or_default();
+                let of_living = executions
+                    .iter()
+                    .filter(|(engine, worker)| !excused(engine) && !excused(worker))
+                    .count();
+                // Whichever stood, its output is that of one execution.
+                let reported = executions
+                    .iter()
+                    .any(|(engine, worker)| line.contains(&format!("\"stdout\":\"{engine} {worker}\\n\"")));
+                // What was killed before it wrote into the ledger may count as an attempt.
+                let too_many = attempts > executions.len() as u64 + (chaos.gone.len() + given_up.len()) as u64;
+                let right = has_right_value(map.workload, input, line) && (reported || map.workload == Workload::Command);
+                if !right || attempts == 0 || of_living > 1 || too_many {
+                    let line: String = line.chars().take(1000).collect();
+                    wrong.push(format!("{}: executed by {executions:?} (engine, worker): {line}", part.name));
+                }
+            }
+        }
+        if let [(_, Some(completed)), (Some(started), _)] = &ends[..]
+            && started < completed
+        {
+            wrong.push(format!(
+                "{}: began at {started}, before what it waits for was complete ({completed})",
+                map.name
+            ));
         }
     }
     if refused > 0 {
@@ -92,6 +108,54 @@ pub fn of(chaos: &Chaos) -> Result<String, String> {
         ledger.len(),
         given_up.difference(&chaos.gone).count(),
     ))
+}
+
+fn has_right_value(workload: Workload, input: u64, line: &str) -> bool {
+    let value = match workload {
+        Workload::Command => line.contains("\"exit_code\":0,"),
+        Workload::Large => line.contains(&format!("\"value\":\"{}\"", expected_large(input))),
+        _ => number(line, "value") == Some(expected(input)),
+    };
+    value && line.contains("\"state\":\"ok\"")
+}
+
+/// What an ipyparallel client has reported of its requests.
+fn of_client(chaos: &Chaos, map: &Map, wrong: &mut Vec<String>) {
+    let read = |extension: &str| fs::read_to_string(chaos.home.join(format!("{}.{extension}", map.name))).unwrap_or_default();
+    let (out, said) = (read("out"), read("err"));
+    let report = out.lines().find(|line| line.starts_with('{')).unwrap_or_default();
+    let nothing = |name: &str| report.contains(&format!("\"{name}\": []"));
+    let complete = ["wrong", "accepted_without_reply", "reply_on_record_not_given"]
+        .into_iter()
+        .all(nothing);
+    // Its only way to the controller was lost when that had to take other ports (docs/promises.md).
+    let moved = report.contains("\"ports_changed\": true");
+    // IPython makes a profile on the disk that was full.
+    let had_no_room = said.contains("No space left on device");
+    if had_no_room && map.code != Some(Some(0)) {
+        println!("    {}: an ipyparallel client found the disk full", map.name);
+    } else if map.code != Some(Some(0)) || !(complete || moved) {
+        let said: String = said.chars().rev().take(2000).collect::<Vec<_>>().into_iter().rev().collect();
+        wrong.push(format!(
+            "{}: an ipyparallel client ended with {:?} and reports {report:?}: {said}",
+            map.name, map.code
+        ));
+    } else {
+        println!("    {}: {report}", map.name);
+    }
+}
+
+/// The numbers of the maps of this name.
+fn numbers_of(listed: &str, name: &str) -> Vec<u64> {
+    let name = format!("\"name\":\"{name}\"");
+    let of_name = listed.lines().filter(|line| line.contains(&name));
+    of_name.filter_map(|line| number(line, "map")).collect()
+}
+
+/// The text of this name in one line of JSON, if it has no escapes.
+fn text<'a>(line: &'a str, name: &str) -> Option<&'a str> {
+    let (_, after) = line.split_once(&format!("\"{name}\":\""))?;
+    after.split('"').next()
 }
 
 /// Engines that the controller has given up for their silence, by its own word.

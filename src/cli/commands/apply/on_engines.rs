@@ -57,6 +57,7 @@ pub fn run(
         },
         // What it does to an engine's namespace is lost with the worker: to do it again elsewhere in time would hide that.
         max_crashes: 0,
+        interactive: true,
         ..view.options
     };
     context.block_on(async {

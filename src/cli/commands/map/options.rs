@@ -50,6 +50,7 @@ impl TaskOptions {
             env: BTreeMap::from_iter(self.env.iter().cloned()),
             after: self.after,
             targets: None,
+            interactive: false,
         }
     }
 }

@@ -55,13 +55,105 @@ fn one_with_a_timeout_waits_for_another_engine_so_long() {
     assert_eq!(w.reply()["ename"], "TaskTimeout");
 }
 
-fn announced(w: &mut World) -> Vec<Value> {
+fn notified(w: &mut World, kind: &str) -> Vec<Value> {
     let effects = std::mem::take(&mut w.other);
     let notified = effects.into_iter().filter_map(|effect| match effect {
-        Effect::Notify { message } if message.msg_type() == "registration_notification" => message.content::<Value>().ok(),
+        Effect::Notify { message } if message.msg_type() == kind => message.content::<Value>().ok(),
         _ => None,
     });
     notified.map(|content| content["uuid"].clone()).collect()
+}
+
+fn announced(w: &mut World) -> Vec<Value> {
+    notified(w, "registration_notification")
+}
+
+fn departed(w: &mut World) -> Vec<Value> {
+    notified(w, "unregistration_notification")
+}
+
+fn connect(w: &mut World) {
+    let mut message = w.session.message("", "connection_request", None, &json!({}));
+    message.identities = vec![Bytes::from_static(b"client")];
+    w.event(Event::ClientSaid {
+        channel: ClientChannel::Registration,
+        message,
+    });
+}
+
+fn unregister(w: &mut World, id: u32) {
+    let message = w.session.message("", "unregistration_request", None, &json!({"id": id}));
+    let identity = Bytes::from_static(b"e");
+    w.event(Event::RegistrantSaid { identity, message });
+}
+
+#[test]
+fn clients_hear_of_a_departure_after_the_last_reply() {
+    let mut w = World::new();
+    stock(&mut w, "e");
+    stock(&mut w, "f");
+    for _ in 0..2 {
+        request(&mut w, ClientChannel::Mux, Some("e"), json!({}));
+    }
+    let messages = sent(&mut w);
+    unregister(&mut w, 0);
+    // It left by another connection than the one that brings its replies.
+    w.pass(Duration::from_millis(1900));
+    assert!(departed(&mut w).is_empty());
+    reply(&mut w, "e", Channel::Mux, &messages[0].1, ok(), json!({}));
+    assert_eq!(w.to_clients.len(), 1);
+    // A request that comes meanwhile is ended by the client when it hears of the departure.
+    request(&mut w, ClientChannel::Mux, Some("e"), json!({}));
+    w.pass(Duration::from_millis(900));
+    assert!(departed(&mut w).is_empty(), "the reply gets a lead");
+    w.pass(Duration::from_millis(200));
+    assert_eq!((departed(&mut w), w.to_clients.len()), (vec![json!("e")], 1));
+    // One that has nothing open is gone at once.
+    unregister(&mut w, 1);
+    assert_eq!(departed(&mut w), ["f"]);
+}
+
+#[test]
+fn a_direct_reply_that_comes_when_clients_know_of_the_departure_is_only_recorded() {
+    let mut w = World::new();
+    w.register("n");
+    let id = request(&mut w, ClientChannel::Mux, Some("n"), json!({}));
+    let message = sent(&mut w).remove(0).1;
+    w.engine_says("n", crate::wire::content::engine::UNREGISTER, &json!({"reason": "it ends"}));
+    assert_eq!(departed(&mut w), ["n"], "on its one connection, nothing comes behind that");
+    reply(&mut w, "n", Channel::Mux, &message, ok(), json!({}));
+    assert_eq!(w.to_clients.iter().filter(|(_, _, m)| m.msg_type() == "apply_reply").count(), 0);
+    let task = w.ledger.requests[&id];
+    assert_eq!(w.ledger.tasks[&task].0, crate::model::task::TaskState::Ok);
+}
+
+#[test]
+fn engines_that_go_while_a_client_connects_are_announced_again() {
+    let mut w = World::new();
+    stock(&mut w, "e");
+    connect(&mut w);
+    w.pass(Duration::from_millis(100));
+    unregister(&mut w, 0);
+    assert_eq!(departed(&mut w), ["e"]);
+    w.pass(Duration::from_secs(2));
+    assert_eq!(departed(&mut w), ["e", "e"]);
+    w.pass(Duration::from_secs(20));
+    departed(&mut w);
+    connect(&mut w);
+    w.pass(Duration::from_secs(20));
+    assert!(departed(&mut w).is_empty(), "that was before");
+}
+
+#[test]
+fn only_a_clients_own_request_is_announced_as_a_shutdown() {
+    let shutdowns = |w: &mut World| notified(w, "shutdown_notification").len();
+    let mut w = World::new();
+    w.event(Event::StopAsked { engines: true });
+    assert_eq!(shutdowns(&mut w), 0);
+    w.ask(crate::wire::content::client::STOP, &json!({"engines": true}), Vec::new());
+    assert_eq!(shutdowns(&mut w), 0);
+    w.ask("shutdown_request", &json!({}), Vec::new());
+    assert_eq!(shutdowns(&mut w), 1);
 }
 
 #[test]
@@ -70,13 +162,7 @@ fn engines_that_come_while_a_client_connects_are_announced_again() {
     stock(&mut w, "old");
     w.pass(Duration::from_secs(1));
     announced(&mut w);
-    let message = w.session.message("", "connection_request", None, &json!({}));
-    let mut asked = message;
-    asked.identities = vec![Bytes::from_static(b"client")];
-    w.event(Event::ClientSaid {
-        channel: ClientChannel::Registration,
-        message: asked,
-    });
+    connect(&mut w);
     w.pass(Duration::from_millis(100));
     stock(&mut w, "new");
     assert_eq!(announced(&mut w), ["new"]);

@@ -198,7 +198,6 @@ fn live(seed: u64) {
         }
         askers.iter_mut().for_each(|asker| asker.read(&w));
         w.to_clients.clear();
-        w.died_at.clear();
     }
     settle(&mut w, &mut wishes, &mut dice);
     w.assert_all_done();

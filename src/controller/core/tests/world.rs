@@ -42,6 +42,8 @@ pub struct Ledger {
     sent: BTreeMap<TaskId, Request>,
     replies: BTreeMap<TaskId, Reply>,
     pub owed: BTreeSet<TaskId>,
+    /// Replies that were written to their connections: noted in a file in that moment.
+    pub delivered: HashSet<TaskId>,
     engines: BTreeMap<EngineId, EngineFacts>,
     next_engine: u32,
 }
@@ -87,6 +89,7 @@ impl Ledger {
             ..Restored::default()
         };
         restored.outcomes = self.outcomes();
+        restored.delivered = self.delivered.clone();
         restored.engines = self.engines.iter().map(|(id, facts)| (*id, facts.clone(), UnixTime(1e9))).collect();
         for (id, map) in &self.maps {
             if let Work::Client { curve_key } = &map.definition.work {
@@ -360,9 +363,6 @@ pub struct World {
     given: Vec<TaskId>,
     /// The connections of ipyparallel clients; none where a test plays their part and that of the engines.
     pub connected: Option<HashSet<(ClientChannel, Bytes)>>,
-    pub restarts: u32,
-    /// Of what is in `to_clients`, how many the controllers had said that have died since it was emptied.
-    pub died_at: Vec<usize>,
     /// What happens when all of an event's effects are carried out.
     pub next: VecDeque<Event>,
 }
@@ -396,8 +396,6 @@ impl World {
             answers: Vec::new(),
             given: Vec::new(),
             connected: None,
-            restarts: 0,
-            died_at: Vec::new(),
             next: VecDeque::new(),
             now: Duration::ZERO,
             ledger: Ledger::default(),
@@ -463,8 +461,6 @@ impl World {
     /// Another controller on the same records. Engines have to find it.
     pub fn restart(&mut self) {
         self.ledger.story.push("the controller dies and starts again".into());
-        self.restarts += 1;
-        self.died_at.push(self.to_clients.len());
         self.engines.values_mut().for_each(|e| e.cut = true);
         self.connected.iter_mut().for_each(HashSet::clear);
         // What was on its way to the one that has died is lost.
@@ -485,6 +481,7 @@ impl World {
             Effect::Reply { channel, client, reply } => {
                 let route = std::iter::once(client).chain(reply.engine).collect();
                 self.to_clients.push((channel, route, reply.message));
+                self.ledger.delivered.extend(reply.tasks.iter().copied());
                 self.given.extend(reply.tasks);
             }
             Effect::ToClient { channel, route, message } => self.to_clients.push((channel, route, message)),

@@ -2,7 +2,7 @@
 use super::target::channels;
 use super::{Phase, ReverseError, ReverseState};
 use crate::connection::ConnectionFile;
-use crate::connection::process::{self, Own};
+use crate::connection::process::{self, ProcessId};
 use crate::connection::ssh::place;
 use crate::launchers::EnginesLaunch;
 use crate::profile::ProfileDir;
@@ -146,7 +146,7 @@ pub fn end_all(profile: &ProfileDir, cluster_id: &str) {
 }
 
 fn end_with(file: &Path, child: &mut Option<Child>) {
-    let mut processes: Vec<Own> = child.iter().map(|child| Own::of(child.id())).collect();
+    let mut processes: Vec<ProcessId> = child.iter().map(|child| ProcessId::of(child.id())).collect();
     let state = ReverseState::read(file).ok().flatten();
     // From here on it may not write its state any more.
     if let Err(error) = std::fs::remove_file(file)
@@ -158,7 +158,7 @@ fn end_with(file: &Path, child: &mut Option<Child>) {
         process::end(&processes, child);
         return;
     };
-    processes.extend(state.processes());
+    processes.extend(state.processes().cloned());
     process::end(&processes, child);
     if let Some(path) = &state.place {
         place::clear(path);

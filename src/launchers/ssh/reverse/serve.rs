@@ -1,13 +1,12 @@
 //! The tunnel's own process: makes the ssh connection, finds the controller, asks for the ports there; and does so again whenever
 //! the connection breaks, this host wakes up, or the controller is at other ports. It ends when its state file is gone.
-use super::state::FarProcess;
 use super::target;
 use super::{Phase, ReverseError, ReverseState};
 use crate::connection::ConnectionFile;
 use crate::connection::keep::{Clocks, LONGEST_PAUSE, Pauses, TICK};
-use crate::connection::process::Own;
+use crate::connection::process::ProcessId;
 use crate::connection::relay::Relay;
-use crate::connection::ssh::{Destination, Ssh, SshError, place};
+use crate::connection::ssh::{Destination, Ssh, SshError, place, quoted};
 use crate::launchers::ssh::start::{between_marks, marked};
 use crate::profile::ProfileDir;
 use std::collections::BTreeMap;
@@ -52,8 +51,8 @@ pub async fn serve(file: &Path, first: bool) -> Result<(), ReverseError> {
     if let Some(path) = state.place.take() {
         place::clear(&path);
     }
-    state.tunnel = Some(Own::of(std::process::id()));
-    state.supervisor = Own::supervisor();
+    state.tunnel = Some(ProcessId::own());
+    state.supervisor = ProcessId::supervisor();
     let mut tunnel = Tunnel {
         file: file.to_path_buf(),
         state,
@@ -150,14 +149,14 @@ impl Tunnel {
         let before = self.state.session.take();
         let end = before.as_ref().map_or(String::new(), end_script);
         // `$PPID` is the process of sshd that serves this connection: it holds its forwards.
-        let script = format!("{END_FUNCTIONS}{end}ticks $PPID && echo \"session $PPID $t\"\n:");
+        let script = format!("{}{END_FUNCTIONS}{end}ticks $PPID && echo \"session $s\"\n:", ProcessId::ABOUT);
         let output = ssh.script(&marked(&script), ANSWERS).await?;
         let text = between_marks(&output).map_err(ReverseError::Internal)?;
         if text.lines().any(|line| line == "ended") {
             tracing::info!("ended what was left of the connection before on {}", self.state.to);
         }
         // One that is the user's own is not ours to end.
-        self.state.session = text.lines().find_map(session).filter(|_| !ssh.is_borrowed());
+        self.state.session = session(&text).filter(|_| !ssh.is_borrowed());
         Ok(())
     }
 
@@ -286,24 +285,22 @@ fn any_port(random: u128) -> u16 {
 const END_FUNCTIONS: &str = r#"ticks() { t=; s=; { read -r s <"/proc/$1/stat"; } 2>/dev/null || return 1; set -- ${s##*) }; case $1 in Z|X) return 1 ;; esac; t=${20}; }
 "#;
 
-fn end_script(before: &FarProcess) -> String {
-    let FarProcess { pid, ticks } = before;
+fn end_script(before: &ProcessId) -> String {
+    let (pid, ticks) = (before.pid, before.ticks.unwrap_or_default());
     format!(
-        r#"if [ {pid} != $PPID ] && ticks {pid} && [ "$t" = {ticks} ] && kill -TERM {pid} 2>/dev/null; then
+        r#"if [ "$(cat /proc/sys/kernel/random/boot_id 2>/dev/null)" = {} ] && [ {pid} != $PPID ] && ticks {pid} && [ "$t" = {ticks} ] && kill -TERM {pid} 2>/dev/null; then
   i=0; while ticks {pid} && [ "$t" = {ticks} ] && [ $i -lt 50 ]; do sleep 0.1; i=$((i+1)); done
   echo ended
 fi
-"#
+"#,
+        quoted(&before.boot_id)
     )
 }
 
-/// `session 4242 1234567`
-fn session(line: &str) -> Option<FarProcess> {
-    let mut words = line.strip_prefix("session ")?.split(' ');
-    Some(FarProcess {
-        pid: words.next()?.parse().ok()?,
-        ticks: words.next()?.parse().ok()?,
-    })
+/// The process in `session PID (…) …`, of the host that says so.
+fn session(text: &str) -> Option<ProcessId> {
+    let stat = text.lines().find_map(|line| line.strip_prefix("session "))?;
+    ProcessId::from_script(text, stat)
 }
 
 #[cfg(test)]
@@ -324,12 +321,22 @@ mod tests {
             String::from_utf8(output.stdout).unwrap()
         };
         let mut left = std::process::Command::new("sleep").arg("60").spawn().unwrap();
-        let said = run(format!("{END_FUNCTIONS}ticks {0} && echo \"session {0} $t\"", left.id()));
-        let found = session(said.trim()).unwrap();
-        let other = FarProcess {
-            ticks: found.ticks + 1,
+        let said = run(format!(
+            "{}{END_FUNCTIONS}ticks {} && echo \"session $s\"",
+            ProcessId::ABOUT,
+            left.id()
+        ));
+        let found = session(&said).unwrap();
+        assert_eq!(found, ProcessId::of(left.id()));
+        let other = ProcessId {
+            ticks: found.ticks.map(|ticks| ticks + 1),
             ..found.clone()
         };
+        let before_a_boot = ProcessId {
+            boot_id: "4711".into(),
+            ..found.clone()
+        };
+        assert_eq!(run(format!("{END_FUNCTIONS}{}", end_script(&before_a_boot))), "");
         assert_eq!(run(format!("{END_FUNCTIONS}{}", end_script(&other))), "");
         assert_eq!(left.try_wait().unwrap(), None);
         // The one that serves the script itself stays.
@@ -337,6 +344,6 @@ mod tests {
         assert_ne!(run(format!("{END_FUNCTIONS}{own}")), "");
         assert_eq!(run(format!("{END_FUNCTIONS}{}", end_script(&found))), "ended\n");
         left.wait().unwrap();
-        assert_eq!(session("session 7 x; rm"), None);
+        assert_eq!(session("boot b\nsession 7 x; rm"), None);
     }
 }

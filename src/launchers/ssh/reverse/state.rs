@@ -2,7 +2,7 @@
 //! for all who want to know. It holds no keys. Where it is gone, the tunnel is to end.
 use super::ReverseError;
 use crate::connection::private;
-use crate::connection::process::{self, Own};
+use crate::connection::process::{self, Presence, ProcessId};
 use crate::profile::ProfileDir;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -26,9 +26,9 @@ pub struct ReverseState {
     pub host: String,
     /// The process that keeps the tunnel running, and the tunnel.
     #[serde(default)]
-    pub supervisor: Option<Own>,
+    pub supervisor: Option<ProcessId>,
     #[serde(default)]
-    pub tunnel: Option<Own>,
+    pub tunnel: Option<ProcessId>,
     /// The ssh connection's directory, to be cleared when the tunnel could not.
     #[serde(default)]
     pub place: Option<PathBuf>,
@@ -37,7 +37,7 @@ pub struct ReverseState {
     pub ports: BTreeMap<String, u16>,
     /// What serves the connection there: after a cut it may live on and hold the ports.
     #[serde(default)]
-    pub session: Option<FarProcess>,
+    pub session: Option<ProcessId>,
     /// The controller's address as seen from here.
     #[serde(default)]
     pub leads_to: Option<String>,
@@ -49,13 +49,6 @@ pub struct ReverseState {
     /// How often it was connected anew.
     #[serde(default)]
     pub reconnects: u64,
-}
-
-/// A process of the other host: `ticks` is its start time as the kernel counts it.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct FarProcess {
-    pub pid: u32,
-    pub ticks: u64,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -119,12 +112,13 @@ impl ReverseState {
 
     /// Whether anything of it runs; of one of another host that cannot be told.
     pub fn runs(&self) -> Option<bool> {
-        (self.host == process::host()).then(|| self.processes().any(|own| own.runs()))
+        let seen = self.host == process::host() && self.processes().all(|own| !matches!(own.presence(), Presence::Unknown(_)));
+        seen.then(|| self.processes().any(|own| own.runs()))
     }
 
     /// The supervisor first.
-    pub fn processes(&self) -> impl Iterator<Item = Own> {
-        [self.supervisor, self.tunnel].into_iter().flatten()
+    pub fn processes(&self) -> impl Iterator<Item = &ProcessId> {
+        self.supervisor.iter().chain(&self.tunnel)
     }
 
     /// In a few words, for people.

@@ -53,7 +53,7 @@ fn addresses(file: &ConnectionFile) -> Vec<String> {
     let Some(keys) = &file.pcluster else {
         return vec![file.location.clone()];
     };
-    let is_here = keys.host == process::host();
+    let is_here = keys.process.host == process::host();
     let mut addresses: Vec<String> = keys.addresses.iter().filter(|a| is_here || !is_loopback(a)).cloned().collect();
     // Here the loopback is there whatever becomes of the network.
     addresses.sort_by_key(|address| !is_loopback(address));
@@ -139,7 +139,7 @@ mod tests {
     fn the_loopback_is_another_hosts_or_the_best() {
         let mut file = engine_file();
         assert_eq!(addresses(&file), ["10.0.0.7"]);
-        file.pcluster.as_mut().unwrap().host = process::host();
+        file.pcluster.as_mut().unwrap().process.host = process::host();
         assert_eq!(addresses(&file), ["127.0.0.1", "10.0.0.7"]);
     }
 
@@ -148,7 +148,7 @@ mod tests {
         let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let mut file = engine_file();
         let keys = file.pcluster.as_mut().unwrap();
-        keys.host = process::host();
+        keys.process.host = process::host();
         keys.addresses = vec!["127.0.0.1".into()];
         keys.engine_port = Some(taken.local_addr().unwrap().port());
         drop(taken);

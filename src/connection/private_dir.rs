@@ -1,0 +1,136 @@
+//! A directory that is this user's alone, also below one that everybody may write to: what is in it may be believed, and nothing that
+//! is done in it goes through a link to another place.
+//!
+//! Source: open(2) (`O_NOFOLLOW`), openat(2), fstat(2), path_resolution(7).
+use nix::fcntl::{OFlag, open, openat, renameat};
+use nix::sys::stat::{Mode, fstat};
+use nix::unistd::{UnlinkatFlags, geteuid, unlinkat};
+use std::fs::{self, File};
+use std::io::{self, Read, Write};
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+/// Files in it are short; another one is not ours.
+const MAX_FILE: u64 = 1 << 20;
+
+/// Open for as long as it is used, so that it stays the one that was looked at.
+#[derive(Debug)]
+pub struct PrivateDir {
+    path: PathBuf,
+    dir: OwnedFd,
+}
+
+impl PrivateDir {
+    /// Makes it, where it is not there, with mode 0700.
+    pub fn make(path: &Path) -> io::Result<PrivateDir> {
+        match fs::DirBuilder::new().mode(0o700).create(path) {
+            Err(e) if e.kind() != io::ErrorKind::AlreadyExists => Err(e),
+            _ => PrivateDir::open(path),
+        }
+    }
+
+    /// Fails for a link, for what another user owns, and for what others may read or write.
+    pub fn open(path: &Path) -> io::Result<PrivateDir> {
+        let flags = OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+        let dir = open(path, flags, Mode::empty())?;
+        let found = fstat(&dir)?;
+        if found.st_uid != geteuid().as_raw() || found.st_mode & 0o077 != 0 {
+            return Err(io::Error::other("something of this name is there, and it is not yours alone"));
+        }
+        Ok(PrivateDir { path: path.into(), dir })
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// A file in it; fails for a link, and for what is no file of this user's.
+    pub fn read(&self, name: &str) -> io::Result<String> {
+        // Without waiting for who writes to a named pipe.
+        let flags = OFlag::O_RDONLY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC | OFlag::O_NONBLOCK;
+        let file = File::from(openat(&self.dir, name, flags, Mode::empty())?);
+        let found = file.metadata()?;
+        if !found.is_file() || found.uid() != geteuid().as_raw() || found.nlink() != 1 {
+            return Err(io::Error::other("it is not a file of yours alone"));
+        }
+        let mut text = String::new();
+        file.take(MAX_FILE).read_to_string(&mut text)?;
+        Ok(text)
+    }
+
+    /// Writes a new file with mode 0600, and renames it into place.
+    pub fn write(&self, name: &str, bytes: &[u8]) -> io::Result<()> {
+        let temporary = format!(".{name}.{}", uuid::Uuid::new_v4().simple());
+        let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+        let mut file = File::from(openat(&self.dir, temporary.as_str(), flags, Mode::from_bits_truncate(0o600))?);
+        let written = file
+            .set_permissions(fs::Permissions::from_mode(0o600))
+            .and_then(|()| file.write_all(bytes))
+            .and_then(|()| Ok(renameat(&self.dir, temporary.as_str(), &self.dir, name)?));
+        if written.is_err() {
+            let _ = unlinkat(&self.dir, temporary.as_str(), UnlinkatFlags::NoRemoveDir);
+        }
+        written
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::symlink;
+
+    #[test]
+    fn what_is_not_ours_alone_is_refused() {
+        let parent = tempfile::tempdir().unwrap();
+        let path = |name: &str| parent.path().join(name);
+        let dir = PrivateDir::make(&path("own")).unwrap();
+        assert_eq!(fs::metadata(dir.path()).unwrap().permissions().mode() & 0o777, 0o700);
+        assert!(PrivateDir::make(&path("own")).is_ok());
+        symlink(path("own"), path("link")).unwrap();
+        assert!(PrivateDir::make(&path("link")).is_err());
+        for mode in [0o755, 0o710, 0o702] {
+            fs::set_permissions(path("own"), fs::Permissions::from_mode(mode)).unwrap();
+            assert!(PrivateDir::open(&path("own")).is_err(), "{mode:o}");
+        }
+        fs::write(path("file"), "").unwrap();
+        assert!(PrivateDir::make(&path("file")).is_err());
+        assert!(PrivateDir::make(Path::new("/tmp")).is_err());
+        assert!(PrivateDir::open(&path("none")).is_err());
+    }
+
+    #[test]
+    fn no_link_is_followed() {
+        let parent = tempfile::tempdir().unwrap();
+        let precious = parent.path().join("precious");
+        fs::write(&precious, "precious").unwrap();
+        let dir = PrivateDir::make(&parent.path().join("own")).unwrap();
+        let name = dir.path().join("note");
+        for link in [true, false] {
+            match link {
+                true => symlink(&precious, &name).unwrap(),
+                false => fs::hard_link(&precious, &name).unwrap(),
+            }
+            assert!(dir.read("note").is_err());
+            dir.write("note", b"ours").unwrap();
+            assert_eq!(dir.read("note").unwrap(), "ours");
+            assert_eq!(fs::read_to_string(&precious).unwrap(), "precious");
+            fs::remove_file(&name).unwrap();
+        }
+        nix::unistd::mkfifo(&name, Mode::from_bits_truncate(0o600)).unwrap();
+        assert!(dir.read("note").is_err(), "one does not wait for a writer");
+        let left: Vec<_> = fs::read_dir(dir.path()).unwrap().collect();
+        assert_eq!(left.len(), 1, "{left:?}");
+    }
+
+    #[test]
+    fn the_directory_that_was_looked_at_is_the_one_that_is_used() {
+        let parent = tempfile::tempdir().unwrap();
+        let path = parent.path().join("own");
+        let dir = PrivateDir::make(&path).unwrap();
+        fs::rename(&path, parent.path().join("moved")).unwrap();
+        fs::create_dir(&path).unwrap();
+        dir.write("note", b"ours").unwrap();
+        assert!(!path.join("note").exists() && parent.path().join("moved/note").exists());
+    }
+}

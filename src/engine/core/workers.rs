@@ -1,0 +1,279 @@
+//! Which workers there are: a spare that has run no user code, the interactive one, and one for each map of a Python function.
+use super::Core;
+use super::event::{Effect, Now, Stage};
+use super::unit::WorkerKey;
+use crate::model::MapId;
+use std::time::{Duration, Instant};
+
+/// Python that was found unavailable is tried again after this time, when there is work for it.
+const RETRY: Duration = Duration::from_secs(10);
+/// A spare that is not ready after this time is given up.
+const START: Duration = Duration::from_secs(120);
+/// So many workers of maps stay when nothing of theirs runs; of more, the least recently used one is ended.
+pub(super) const MAX_IDLE_MAP_WORKERS: usize = 4;
+/// Workers that end by themselves so often in a row while nothing ran make Python count as broken.
+const MAX_IDLE_DEATHS: u32 = 3;
+/// The same for those that were killed: something else may have done that (a system without memory), which says little of Python.
+const MAX_IDLE_KILLS: u32 = 10;
+
+#[derive(Debug)]
+enum Spare {
+    Absent,
+    Starting { until: Instant, has_shell: bool },
+    Ready,
+}
+
+#[derive(Debug)]
+struct Unavailable {
+    reason: String,
+    since: Instant,
+}
+
+#[derive(Debug)]
+pub(super) struct Workers {
+    spare: Spare,
+    /// A spare is to be there; false until Python is first needed.
+    wants_spare: bool,
+    unavailable: Option<Unavailable>,
+    /// Least recently used first.
+    known: Vec<WorkerKey>,
+    /// Which has what was given out.
+    active: Option<WorkerKey>,
+    /// Ends of workers in a row under which nothing ran.
+    idle_deaths: u32,
+}
+
+impl Default for Workers {
+    fn default() -> Workers {
+        Workers {
+            spare: Spare::Absent,
+            wants_spare: false,
+            unavailable: None,
+            known: Vec::new(),
+            active: None,
+            idle_deaths: 0,
+        }
+    }
+}
+
+impl Workers {
+    pub(super) fn deadline(&self) -> Option<Instant> {
+        match self.spare {
+            Spare::Starting { until, .. } => Some(until),
+            _ => None,
+        }
+    }
+
+    pub(super) fn active(&self) -> Option<WorkerKey> {
+        self.active
+    }
+
+    pub(super) fn is_active(&self, worker: WorkerKey) -> bool {
+        self.active == Some(worker)
+    }
+
+    pub(super) fn has_run_something(&mut self) {
+        self.idle_deaths = 0;
+    }
+}
+
+/// Whether units can be given to a worker.
+pub(super) enum Readiness {
+    Ready,
+    NotYet,
+    Unavailable(String),
+}
+
+impl Core {
+    /// Starts a spare, though there is nothing for it yet.
+    pub fn warm_up(&mut self, now: Now) -> Vec<Effect> {
+        let mut effects = Vec::new();
+        self.workers.wants_spare = true;
+        self.keep_spare(now, &mut effects);
+        effects
+    }
+
+    /// In words, where the last spare could not be started.
+    pub fn why_no_worker(&self) -> Option<&str> {
+        self.workers.unavailable.as_ref().map(|unavailable| unavailable.reason.as_str())
+    }
+
+    pub(super) fn keep_spare(&mut self, now: Now, effects: &mut Vec<Effect>) {
+        let workers = &self.workers;
+        let wanted = workers.wants_spare && workers.unavailable.is_none() && self.leaving.is_none();
+        if wanted && matches!(workers.spare, Spare::Absent) {
+            self.start_spare(now, effects);
+        }
+    }
+
+    pub(super) fn spare_is_ready(&mut self, effects: &mut Vec<Effect>) {
+        let has_shell = matches!(self.workers.spare, Spare::Starting { has_shell: true, .. });
+        self.workers.spare = Spare::Ready;
+        if has_shell {
+            self.assign_spare(WorkerKey::Interactive, effects);
+        }
+    }
+
+    fn assign_spare(&mut self, worker: WorkerKey, effects: &mut Vec<Effect>) {
+        self.workers.spare = Spare::Absent;
+        self.workers.known.push(worker);
+        effects.push(Effect::AssignSpare { worker });
+    }
+
+    fn start_spare(&mut self, now: Now, effects: &mut Vec<Effect>) {
+        let has_shell = self.settings.shell_at_start && !self.workers.known.contains(&WorkerKey::Interactive);
+        self.workers.wants_spare = true;
+        self.workers.unavailable = None;
+        self.workers.spare = Spare::Starting {
+            until: now.instant + START,
+            has_shell,
+        };
+        effects.push(Effect::StartWorker { has_shell });
+    }
+
+    /// The spare could not be started.
+    pub(super) fn spare_failed(&mut self, now: Now, reason: String) {
+        self.workers.spare = Spare::Absent;
+        self.worker_failed(now, reason);
+    }
+
+    fn worker_failed(&mut self, now: Now, reason: String) {
+        self.workers.unavailable = Some(Unavailable {
+            reason,
+            since: now.instant,
+        });
+    }
+
+    /// A spare that has taken too long.
+    pub(super) fn check_spare(&mut self, now: Now, effects: &mut Vec<Effect>) {
+        if self.workers.deadline().is_some_and(|deadline| now.instant >= deadline) {
+            effects.push(Effect::SignalWorker {
+                worker: None,
+                signal: Stage::Kill,
+            });
+            self.spare_failed(now, "it did not get ready in 120 s".into());
+        }
+    }
+
+    /// Makes this worker the one that gets units, if it can: it is there, or the spare becomes it.
+    pub(super) fn use_worker(&mut self, now: Now, worker: WorkerKey, effects: &mut Vec<Effect>) -> Readiness {
+        if let Some(at) = self.workers.known.iter().position(|known| *known == worker) {
+            if !self.workers.is_active(worker) {
+                self.workers.known.remove(at);
+                self.workers.known.push(worker);
+                self.workers.active = Some(worker);
+            }
+            return Readiness::Ready;
+        }
+        if let Some(Unavailable { reason, since }) = &self.workers.unavailable {
+            if now.instant < *since + RETRY {
+                return Readiness::Unavailable(reason.clone());
+            }
+            self.workers.unavailable = None;
+        }
+        match &self.workers.spare {
+            Spare::Ready => {
+                self.assign_spare(worker, effects);
+                self.workers.active = Some(worker);
+                self.end_surplus_workers(effects);
+                Readiness::Ready
+            }
+            Spare::Absent => {
+                self.start_spare(now, effects);
+                Readiness::NotYet
+            }
+            Spare::Starting { .. } => Readiness::NotYet,
+        }
+    }
+
+    fn end_surplus_workers(&mut self, effects: &mut Vec<Effect>) {
+        let is_idle_map = |known: &&WorkerKey| matches!(known, WorkerKey::Map(_)) && !self.workers.is_active(**known);
+        let idle: Vec<WorkerKey> = self.workers.known.iter().filter(is_idle_map).copied().collect();
+        for worker in &idle[..idle.len().saturating_sub(MAX_IDLE_MAP_WORKERS)] {
+            self.end_worker(*worker, effects);
+        }
+    }
+
+    /// One that has nothing to do.
+    fn end_worker(&mut self, worker: WorkerKey, effects: &mut Vec<Effect>) {
+        if self.lose_worker(worker) {
+            effects.push(Effect::EndWorker { worker });
+        }
+    }
+
+    /// The map is forgotten: its worker with all that it has started goes; in the interactive worker its definition.
+    pub(super) fn forget_in_worker(&mut self, map: MapId, worker: Option<WorkerKey>, effects: &mut Vec<Effect>) {
+        match worker {
+            Some(worker @ WorkerKey::Map(_)) => self.end_worker(worker, effects),
+            Some(worker @ WorkerKey::Interactive) if self.maps.get(&map).is_some_and(|state| state.in_worker) => {
+                effects.push(Effect::Forget { worker, map });
+            }
+            _ => {}
+        }
+    }
+
+    /// Whether it was known.
+    fn lose_worker(&mut self, worker: WorkerKey) -> bool {
+        let count = self.workers.known.len();
+        self.workers.known.retain(|known| *known != worker);
+        if self.workers.is_active(worker) {
+            self.workers.active = None;
+        }
+        for (map, state) in &mut self.maps {
+            state.in_worker &= super::unit::worker_of(*map, &state.definition) != Some(worker);
+        }
+        count != self.workers.known.len()
+    }
+
+    /// The spare has ended. `reason` is how, with its last words.
+    pub(super) fn spare_exited(&mut self, now: Now, how: String, killed: bool, reason: String) {
+        match self.workers.spare {
+            // It was given up.
+            Spare::Absent => {}
+            Spare::Starting { .. } => {
+                self.workers.spare = Spare::Absent;
+                // One that ended by itself before it was ready will do so again.
+                self.workers.idle_deaths += 1;
+                if !killed || self.workers.idle_deaths >= MAX_IDLE_KILLS {
+                    self.workers.idle_deaths = 0;
+                    self.worker_failed(now, reason);
+                }
+            }
+            Spare::Ready => {
+                self.workers.spare = Spare::Absent;
+                self.count_idle_death(now, &how, killed);
+            }
+        }
+    }
+
+    /// A worker has ended, to which so many units were given, so many of them begun.
+    pub(super) fn worker_is_gone(
+        &mut self,
+        now: Now,
+        worker: WorkerKey,
+        (how, killed): (&str, bool),
+        (units, begun): (usize, usize),
+        effects: &mut Vec<Effect>,
+    ) {
+        if !self.lose_worker(worker) {
+            return;
+        }
+        if begun > 0 {
+            self.workers.has_run_something();
+        } else if units > 0 {
+            self.count_idle_death(now, how, killed);
+        }
+        if worker == WorkerKey::Interactive {
+            self.leave_as_another(now, how, effects);
+        }
+    }
+
+    fn count_idle_death(&mut self, now: Now, how: &str, killed: bool) {
+        self.workers.idle_deaths += 1;
+        if self.workers.idle_deaths >= if killed { MAX_IDLE_KILLS } else { MAX_IDLE_DEATHS } {
+            let times = std::mem::take(&mut self.workers.idle_deaths);
+            let reason = format!("it ended {times} times while it had nothing to do, the last time: {how}");
+            self.worker_failed(now, reason);
+        }
+    }
+}

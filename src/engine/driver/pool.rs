@@ -1,0 +1,161 @@
+//! The workers of an engine, and the interpreter that forks them.
+use super::Driver;
+use crate::engine::core::{Event, WorkerKey};
+use crate::engine::worker::interpreter::{Interpreter, InterpreterCommand};
+use crate::engine::worker::process::{IPYTHON, Worker, WorkerEvent};
+use crate::engine::worker::protocol::frame;
+use crate::wire::message::to_json;
+use bytes::Bytes;
+use std::collections::HashMap;
+use std::time::Duration;
+
+/// How long workers have for their own exit handlers (MPI_Finalize is one).
+const LAST_BREATH: Duration = Duration::from_secs(3);
+
+#[derive(Default)]
+pub(super) struct Pool {
+    interpreter: Option<Interpreter>,
+    /// How many workers there have been: each has a number.
+    count: u64,
+    spare: Option<Worker>,
+    workers: HashMap<WorkerKey, Worker>,
+    /// They were told to end, and have not yet.
+    ending: HashMap<u64, Worker>,
+}
+
+impl Pool {
+    pub(super) fn has_spare(&self) -> bool {
+        self.spare.is_some()
+    }
+
+    /// None: the spare.
+    pub(super) fn get_mut(&mut self, worker: Option<WorkerKey>) -> Option<&mut Worker> {
+        match worker {
+            Some(key) => self.workers.get_mut(&key),
+            None => self.spare.as_mut(),
+        }
+    }
+
+    /// Whose number this is, where it is the spare or in use.
+    pub(super) fn find(&self, number: u64) -> Option<Option<WorkerKey>> {
+        if self.spare.as_ref().is_some_and(|spare| spare.number == number) {
+            return Some(None);
+        }
+        let mut workers = self.workers.iter();
+        workers.find(|(_, worker)| worker.number == number).map(|(key, _)| Some(*key))
+    }
+
+    /// A worker that has ended, as it is taken out.
+    pub(super) fn remove(&mut self, worker: Option<WorkerKey>) -> Option<Worker> {
+        match worker {
+            Some(key) => self.workers.remove(&key),
+            None => self.spare.take(),
+        }
+    }
+
+    /// One that was told to end has ended.
+    pub(super) fn has_ended(&mut self, number: u64) {
+        self.ending.remove(&number);
+    }
+
+    pub(super) fn assign_spare(&mut self, key: WorkerKey) {
+        if let Some(worker) = self.spare.take() {
+            self.workers.insert(key, worker);
+        }
+    }
+
+    /// It may run its exit handlers; then it is killed.
+    pub(super) fn end(&mut self, key: WorkerKey) {
+        let Some(mut worker) = self.workers.remove(&key) else { return };
+        worker.close();
+        let pid = worker.pid.clone();
+        tokio::spawn(async move {
+            tokio::time::sleep(LAST_BREATH).await;
+            pid.kill_unless_ended();
+        });
+        self.ending.insert(worker.number, worker);
+    }
+
+    /// All workers, told to end.
+    fn close(&mut self) {
+        let all = self.workers.drain().map(|(_, worker)| worker).chain(self.spare.take());
+        for mut worker in all {
+            worker.close();
+            self.ending.insert(worker.number, worker);
+        }
+    }
+}
+
+impl Driver {
+    pub(super) async fn start_worker(&mut self, has_shell: bool) -> Option<Event> {
+        match self.fork_worker(has_shell).await {
+            Ok(worker) => {
+                self.pool.spare = Some(worker);
+                if has_shell {
+                    self.give_ipython(None, true);
+                }
+                None
+            }
+            Err(reason) => {
+                tracing::warn!("no Python worker: {reason}");
+                Some(Event::WorkerFailed { reason })
+            }
+        }
+    }
+
+    async fn fork_worker(&mut self, has_shell: bool) -> Result<Worker, String> {
+        self.pool.count += 1;
+        let number = self.pool.count;
+        if self.pool.interpreter.as_ref().is_none_or(Interpreter::has_ended) {
+            let command = InterpreterCommand {
+                python: self.python.clone(),
+                cwd: self.settings.cwd.clone(),
+                env: self.settings.env.clone().into_iter().collect(),
+                in_job: !self.facts.job.is_empty(),
+            };
+            self.pool.interpreter = Some(Interpreter::start(&command, &self.forker).await?);
+        }
+        let interpreter = self.pool.interpreter.as_ref().ok_or("no interpreter")?;
+        Worker::start(interpreter, number, has_shell, self.worker_sender.clone())
+    }
+
+    /// Once for each worker.
+    pub(super) fn give_ipython(&mut self, key: Option<WorkerKey>, now: bool) {
+        let told = serde_json::json!({ "traits": self.settings.shell, "profile_dir": self.settings.profile_dir, "now": now });
+        let Some(worker) = self.pool.get_mut(key) else { return };
+        if !std::mem::replace(&mut worker.has_ipython, true) {
+            worker.send(vec![frame(b'M', 0, IPYTHON.as_bytes()), frame(b'S', 0, &to_json(&told))]);
+        }
+    }
+
+    pub(super) fn tell_worker(&mut self, key: WorkerKey, frames: impl FnOnce() -> Vec<Bytes>, tokens: usize) {
+        if let Some(worker) = self.pool.get_mut(Some(key)) {
+            // First, so that the worker finds them.
+            if tokens > 0 {
+                worker.allow(tokens);
+            }
+            worker.send(frames());
+        }
+    }
+
+    pub(super) fn tell_worker_later(&mut self, key: WorkerKey, frame: impl FnOnce() -> Bytes) {
+        if let Some(worker) = self.pool.get_mut(Some(key)) {
+            worker.send_later(frame());
+        }
+    }
+
+    /// With all that they have started.
+    pub(super) async fn end_workers(&mut self) {
+        self.pool.close();
+        let until = tokio::time::Instant::now() + LAST_BREATH;
+        while !self.pool.ending.is_empty()
+            && let Ok(Some((number, event))) = tokio::time::timeout_at(until, self.worker_events.recv()).await
+        {
+            if matches!(event, WorkerEvent::Exited(_)) {
+                self.pool.has_ended(number);
+            }
+        }
+        // Those that are left are killed.
+        self.pool.ending.clear();
+    }
+}

@@ -1,0 +1,92 @@
+# ---- the interpreter: forks workers on request, and reports their ends. The last part: it begins.
+import _socket
+import gc
+import select
+
+FORKED, NOT_FORKED, ENDED = struct.Struct("<cIi"), struct.Struct("<cI"), struct.Struct("<cii")
+REQUEST, FILES = struct.Struct("<I?"), struct.Struct("=5i")
+
+
+def be_interpreter(descriptor):
+    control = _socket.socket(fileno=descriptor)
+    os.set_inheritable(descriptor, False)
+    wake, waker = _socket.socketpair()
+    wake.setblocking(False)
+    waker.setblocking(False)
+    signal.signal(signal.SIGCHLD, lambda number, frame: None)
+    signal.set_wakeup_fd(waker.fileno(), warn_on_full_buffer=False)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda number, frame: None)
+    workers = set()
+    find_facts()
+    sys.path[:] = users_path
+    gc.collect()
+    gc.freeze()
+    waiting = select.poll()
+    waiting.register(control, select.POLLIN)
+    waiting.register(wake, select.POLLIN)
+    try:
+        while True:
+            ready = [descriptor for descriptor, _ in waiting.poll()]
+            if wake.fileno() in ready:
+                wake.recv(4096)
+                report_ends(control, workers)
+            if descriptor not in ready:
+                continue
+            request, extra, _, _ = control.recvmsg(64, _socket.CMSG_SPACE(FILES.size), MSG_CMSG_CLOEXEC)
+            if not request:
+                break
+            files = FILES.unpack(extra[0][2][: FILES.size])
+            number, greets_late = REQUEST.unpack(request)
+            if fork(control, number, workers) == 0:
+                signal.set_wakeup_fd(-1)
+                signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+                signal.signal(signal.SIGTERM, signal.SIG_DFL)
+                for it in (control, wake, waker):
+                    it.close()
+                return greets_late, files
+            for file in files:
+                os.close(file)
+    except OSError:
+        pass  # the engine is gone
+    for pid in workers:
+        try:
+            os.killpg(pid, signal.SIGKILL)
+        except OSError:
+            pass
+    os._exit(0)
+
+
+def fork(control, number, workers):
+    try:
+        pid = os.fork()
+    except OSError as error:
+        control.send(NOT_FORKED.pack(b"N", number) + ("it could not be forked: %s" % error).encode())
+        return -1
+    if pid == 0:
+        # Signals for a worker are for all that it starts.
+        os.setsid()
+    else:
+        workers.add(pid)
+        control.send(FORKED.pack(b"F", number, pid))
+    return pid
+
+
+def report_ends(control, workers):
+    while workers:
+        try:
+            pid, status = os.waitpid(-1, os.WNOHANG)
+        except ChildProcessError:
+            return
+        if pid == 0:
+            return
+        workers.discard(pid)
+        control.send(ENDED.pack(b"X", pid, status))
+
+
+MSG_CMSG_CLOEXEC = getattr(_socket, "MSG_CMSG_CLOEXEC", 0)
+
+for stream in (sys.stdout, sys.stderr):
+    stream.reconfigure(encoding="utf-8", errors="backslashreplace", line_buffering=True)
+greets_late, files = be_interpreter(int(sys.argv[2]))
+be_worker(*files)

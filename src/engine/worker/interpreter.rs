@@ -1,0 +1,311 @@
+//! The warm interpreter: a Python that has imported what workers need and no user code, and forks a worker on request.
+//!
+//! Requests and reports go through a socket that keeps messages apart. A request is the number of the new worker (u32, little endian),
+//! a byte that is 1 if it says hello only when it has made IPython's shell, and its files. Reports begin with a letter: `F` number and pid of a new worker (u32, i32); `N` number, and why there is none;
+//! `X` pid and wait status of a worker that has ended (i32, i32).
+use super::files::OutputFile;
+use super::process::{signal_group, signal_one};
+use crate::engine::forker::Forker;
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use nix::sys::memfd::{MFdFlags, memfd_create};
+use nix::sys::signal::{SigHandler, Signal, signal};
+use nix::sys::socket::{AddressFamily, ControlMessage, MsgFlags, Shutdown, SockFlag, SockType, recv, sendmsg, shutdown, socketpair};
+use std::collections::HashMap;
+use std::io::{self, IoSlice, Seek, Write};
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::os::unix::process::ExitStatusExt;
+use std::path::Path;
+use std::process::{ExitStatus, Stdio};
+use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+use tokio::process::Child;
+use tokio::sync::oneshot;
+
+const BOOTSTRAP: &str = include_str!("bootstrap.py");
+/// One script of parts that share a namespace.
+const WORKER: &str = concat!(
+    include_str!("state.py"),
+    "\n",
+    include_str!("records.py"),
+    "\n",
+    include_str!("values.py"),
+    "\n",
+    include_str!("bundle.py"),
+    "\n",
+    include_str!("code.py"),
+    "\n",
+    include_str!("worker.py"),
+    "\n",
+    include_str!("interpreter.py"),
+);
+
+/// How to start an interpreter.
+#[derive(Clone, Debug)]
+pub struct InterpreterCommand {
+    pub python: String,
+    pub cwd: Option<String>,
+    pub env: Vec<(String, String)>,
+    /// Inside a batch job, whose system may warn every process of it; the warning is the engine's to understand.
+    pub in_job: bool,
+}
+
+/// The process id of a worker, once it is known.
+#[derive(Clone, Debug, Default)]
+pub struct WorkerPid(Arc<KnownPid>);
+
+#[derive(Debug, Default)]
+struct KnownPid {
+    pid: AtomicI32,
+    has_ended: AtomicBool,
+}
+
+impl WorkerPid {
+    /// 0 before it is known.
+    pub fn get(&self) -> i32 {
+        self.0.pid.load(Ordering::SeqCst)
+    }
+
+    /// To the worker and what it has started in its group.
+    pub fn signal(&self, number: i32) {
+        let pid = self.get();
+        signal_group(pid, number);
+        // It may not have its own group yet. After its end the number may be another process's.
+        if !self.0.has_ended.load(Ordering::SeqCst) {
+            signal_one(pid, number);
+        }
+    }
+
+    pub fn kill_unless_ended(&self) {
+        if !self.0.has_ended.load(Ordering::SeqCst) {
+            self.signal(nix::libc::SIGKILL);
+        }
+    }
+
+    fn set(&self, pid: i32) {
+        self.0.pid.store(pid, Ordering::SeqCst);
+    }
+
+    fn set_ended(&self) {
+        self.0.has_ended.store(true, Ordering::SeqCst);
+    }
+}
+
+/// How a worker's process ended.
+#[derive(Clone, Debug)]
+pub enum ProcessEnd {
+    Ended(ExitStatus),
+    /// With the interpreter that it was forked from; `last_words` on that one's stderr.
+    WithInterpreter {
+        status: Option<ExitStatus>,
+        last_words: String,
+    },
+    NotForked(String),
+}
+
+struct Fork {
+    pid: WorkerPid,
+    ended: oneshot::Sender<ProcessEnd>,
+}
+
+/// Workers that were asked for and have not ended; or how the interpreter has ended.
+type Forks = Mutex<Result<HashMap<u32, Fork>, ProcessEnd>>;
+
+pub struct Interpreter {
+    socket: Arc<AsyncFd<OwnedFd>>,
+    forks: Arc<Forks>,
+    pid: i32,
+}
+
+fn lock(forks: &Forks) -> MutexGuard<'_, Result<HashMap<u32, Fork>, ProcessEnd>> {
+    forks.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Interpreter {
+    /// Errors are in words, with the interpreter's name.
+    pub async fn start(command: &InterpreterCommand, forker: &Forker) -> Result<Interpreter, String> {
+        let said = |what: &str, e: &dyn std::fmt::Display| format!("{}: {what}: {e}", command.python);
+        let script = script().map_err(|e| said("cannot make its script", &e))?;
+        let pair = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC);
+        let (near, far) = pair.map_err(|e| said("cannot make a socket for it", &e))?;
+        let output = OutputFile::new("interpreter").map_err(|e| said("cannot make a file for its output", &e))?;
+        let inherited = [script.as_raw_fd(), far.as_raw_fd()];
+        let mut process = tokio::process::Command::new(&command.python);
+        process.arg("-c").arg(BOOTSTRAP).args(inherited.map(|fd| fd.to_string()));
+        process.stdin(Stdio::null());
+        process.stdout(output.for_child().map_err(|e| said("stdout", &e))?);
+        process.stderr(output.for_child().map_err(|e| said("stderr", &e))?);
+        process.envs(command.env.iter().map(|(k, v)| (k, v)));
+        if let Some(cwd) = &command.cwd {
+            if !Path::new(cwd).is_dir() {
+                return Err(format!("{}: its working directory {cwd} is not a directory", command.python));
+            }
+            process.current_dir(cwd);
+        }
+        if command.in_job {
+            ignore_warnings(&mut process);
+        }
+        // At the end of the engine it ends its workers, and then itself.
+        let child = forker
+            .spawn(process, inherited.to_vec(), Signal::SIGTERM)
+            .await
+            .map_err(|e| match e.kind() {
+                io::ErrorKind::NotFound => format!("no interpreter {:?}", command.python),
+                _ => said("cannot start it", &e),
+            })?;
+        let pid = child.id().unwrap_or_default() as i32;
+        let watched = fcntl(&near, FcntlArg::F_SETFL(OFlag::O_NONBLOCK)).map_err(io::Error::from);
+        #[expect(unsafe_code, reason = "an OwnedFd is the same file until it is dropped")]
+        let watched = watched.and_then(|_| Ok(unsafe { AsyncFd::register_with_interest(near, Interest::READABLE) }?));
+        let socket = Arc::new(watched.map_err(|e| said("cannot watch its socket", &e))?);
+        let forks = Arc::new(Mutex::new(Ok(HashMap::new())));
+        tokio::spawn(listen(socket.clone(), forks.clone(), child, output));
+        Ok(Interpreter { socket, forks, pid })
+    }
+
+    pub fn has_ended(&self) -> bool {
+        lock(&self.forks).is_err()
+    }
+
+    pub fn pid(&self) -> i32 {
+        self.pid
+    }
+
+    /// Asks for a worker with these files. How it ends comes through what is returned, also if it was never there.
+    pub fn fork(&self, number: u32, greets_late: bool, files: &[RawFd]) -> (WorkerPid, oneshot::Receiver<ProcessEnd>) {
+        let (ended, end) = oneshot::channel();
+        let pid = WorkerPid::default();
+        let fork = Fork { pid: pid.clone(), ended };
+        match &mut *lock(&self.forks) {
+            Ok(forks) => drop(forks.insert(number, fork)),
+            Err(end_of_interpreter) => {
+                let _ = fork.ended.send(end_of_interpreter.clone());
+                return (pid, end);
+            }
+        }
+        let mut request = number.to_le_bytes().to_vec();
+        request.push(greets_late.into());
+        let rights = [ControlMessage::ScmRights(files)];
+        let sent = sendmsg::<()>(
+            self.socket.as_raw_fd(),
+            &[IoSlice::new(&request)],
+            &rights,
+            MsgFlags::MSG_NOSIGNAL,
+            None,
+        );
+        // If it has just ended, that is reported with how.
+        if let Err(error) = sent
+            && error != nix::errno::Errno::EPIPE
+            && error != nix::errno::Errno::ECONNRESET
+            && let Ok(forks) = &mut *lock(&self.forks)
+            && let Some(fork) = forks.remove(&number)
+        {
+            let _ = fork
+                .ended
+                .send(ProcessEnd::NotForked(format!("its interpreter could not be asked for it: {error}")));
+        }
+        (pid, end)
+    }
+}
+
+impl Drop for Interpreter {
+    fn drop(&mut self) {
+        // It ends its workers, then itself. While it starts (a `sitecustomize` may hang) it does not listen yet: then the signal ends it.
+        let _ = shutdown(self.socket.as_raw_fd(), Shutdown::Both);
+        signal_one(self.pid, nix::libc::SIGTERM);
+    }
+}
+
+/// In memory rather than in a pipe: pipes can be as small as a page (pipe(7), pipe-user-pages-soft).
+fn script() -> io::Result<std::fs::File> {
+    let mut script = std::fs::File::from(memfd_create("script", MFdFlags::MFD_CLOEXEC)?);
+    script.write_all(WORKER.as_bytes())?;
+    script.rewind()?;
+    Ok(script)
+}
+
+/// Takes in reports until the interpreter has ended; then all its workers have.
+async fn listen(socket: Arc<AsyncFd<OwnedFd>>, forks: Arc<Forks>, mut child: Child, output: OutputFile) {
+    let mut pids: HashMap<i32, u32> = HashMap::new();
+    let mut report = [0; 4096];
+    let mut ended = None;
+    loop {
+        tokio::select! {
+            biased;
+            ready = socket.readable() => {
+                let Ok(mut ready) = ready else { break };
+                match recv(socket.as_raw_fd(), &mut report, MsgFlags::MSG_DONTWAIT) {
+                    Ok(0) => break,
+                    Ok(count) => take_in(&report[..count], &forks, &mut pids),
+                    Err(nix::errno::Errno::EAGAIN) => ready.clear_ready(),
+                    Err(nix::errno::Errno::EINTR) => {}
+                    Err(_) => break,
+                }
+            }
+            status = child.wait(), if ended.is_none() => {
+                // What it reported before is still to be read.
+                ended = Some(status.ok());
+            }
+        }
+    }
+    let status = match ended {
+        Some(status) => status,
+        None => child.wait().await.ok(),
+    };
+    let last_words = output.last_words(4096);
+    let end = ProcessEnd::WithInterpreter { status, last_words };
+    let left = std::mem::replace(&mut *lock(&forks), Err(end.clone()));
+    for (_, fork) in left.into_iter().flatten() {
+        fork.pid.signal(nix::libc::SIGKILL);
+        fork.pid.set_ended();
+        let _ = fork.ended.send(end.clone());
+    }
+}
+
+fn take_in(report: &[u8], forks: &Forks, pids: &mut HashMap<i32, u32>) {
+    let Some((kind, rest)) = report.split_first() else { return };
+    let word = |at: usize| rest.get(at..).and_then(|rest| rest.first_chunk()).copied().unwrap_or_default();
+    let mut forks = lock(forks);
+    let Ok(forks) = forks.as_mut() else { return };
+    match kind {
+        b'F' => {
+            let (number, pid) = (u32::from_le_bytes(word(0)), i32::from_le_bytes(word(4)));
+            if let Some(fork) = forks.get(&number) {
+                fork.pid.set(pid);
+                pids.insert(pid, number);
+            }
+        }
+        b'N' => {
+            if let Some(fork) = forks.remove(&u32::from_le_bytes(word(0))) {
+                let why = String::from_utf8_lossy(rest.get(4..).unwrap_or_default()).into_owned();
+                let _ = fork.ended.send(ProcessEnd::NotForked(why));
+            }
+        }
+        b'X' => {
+            let (pid, status) = (i32::from_le_bytes(word(0)), i32::from_le_bytes(word(4)));
+            if let Some(fork) = pids.remove(&pid).and_then(|number| forks.remove(&number)) {
+                fork.pid.set_ended();
+                let _ = fork.ended.send(ProcessEnd::Ended(ExitStatus::from_raw(status)));
+            }
+        }
+        _ => {}
+    }
+}
+
+/// SIGUSR1 and SIGUSR2 end a program that does not expect them: here they do nothing until user code sets a handler of its own.
+fn ignore_warnings(process: &mut tokio::process::Command) {
+    let ignore = || {
+        for warning in [Signal::SIGUSR1, Signal::SIGUSR2] {
+            #[expect(unsafe_code, reason = "no handler of this program's is replaced by another")]
+            unsafe {
+                signal(warning, SigHandler::SigIgn)?;
+            }
+        }
+        Ok(())
+    };
+    #[expect(unsafe_code, reason = "between fork and exec only system calls are made")]
+    unsafe {
+        process.pre_exec(ignore);
+    }
+}

@@ -1,0 +1,172 @@
+//! The environment is an input to a scheduler's commands. What it may change is data here and in each system's row; the launcher
+//! removes the rest before it runs a command.
+//!
+//! A submission keeps a site's defaults for what pcluster does not set (`SBATCH_ACCOUNT` where no account is given) and loses what
+//! would override the script, or change what the command prints. All other commands lose every option.
+use super::{BatchSystem, CommandLine};
+
+/// Names of variables; one that ends with `*` stands for all that begin so.
+pub type Names = &'static [&'static str];
+
+/// What of the environment one kind of command does not get: what is in `removed` and not in `kept`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Rule {
+    pub removed: Names,
+    pub kept: Names,
+}
+
+/// What of the environment a system's commands do not get.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct EnvironmentRules {
+    pub submissions: Rule,
+    /// Questions, orders and history.
+    pub queries: Rule,
+    /// Where variables override the script's directives: which ones override which option.
+    pub options: &'static [ScriptOption],
+}
+
+/// An option of a script (`--time`, `-t`), and the variables that would override it or contradict it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ScriptOption {
+    pub long: &'static str,
+    pub short: &'static str,
+    pub variables: Names,
+}
+
+/// This submission of `script`, without what would override it. The job may inherit the environment, so the locale stays.
+pub fn for_submission(row: &dyn BatchSystem, mut command: CommandLine, script: &str) -> CommandLine {
+    let rules = row.environment();
+    let overridden = options_of(script, row.directive_prefix())
+        .filter_map(|word| option(rules.options, word))
+        .flat_map(|option| option.variables);
+    command.without = names(rules.submissions.removed.iter().chain(overridden));
+    command.keeping = names(rules.submissions.kept);
+    // What a directive sets overrules what is kept otherwise.
+    command.keeping.retain(|kept| !command.without.contains(kept));
+    command
+}
+
+/// This question or order, whose answer the environment does not change.
+pub fn for_query(row: &dyn BatchSystem, mut command: CommandLine) -> CommandLine {
+    let rule = row.environment().queries;
+    command.without = names(rule.removed);
+    command.in_english = true;
+    command.keeping = names(rule.kept);
+    command
+}
+
+fn names<'a>(names: impl IntoIterator<Item = &'a &'static str>) -> Vec<&'static str> {
+    let mut names: Vec<&'static str> = names.into_iter().copied().collect();
+    names.sort_unstable();
+    names.dedup();
+    names
+}
+
+/// The words of a script's directive lines that may be options, without their values.
+fn options_of<'a>(script: &'a str, prefix: &'a str) -> impl Iterator<Item = &'a str> {
+    let lines = script.lines().filter_map(move |line| line.strip_prefix(prefix));
+    let words = lines
+        .filter(move |rest| !prefix.is_empty() && rest.starts_with(char::is_whitespace))
+        .flat_map(str::split_whitespace);
+    words.filter(|word| word.starts_with('-'))
+}
+
+/// `--time=5`, `--time`, `-t5`, `-t`; long ones may be shortened.
+fn option<'a>(options: &'a [ScriptOption], word: &str) -> Option<&'a ScriptOption> {
+    let Some(long) = word.strip_prefix("--") else {
+        let letter = word.get(..2)?;
+        return options.iter().find(|option| option.short == letter);
+    };
+    let long = long.split('=').next().unwrap_or_default();
+    let exact = options.iter().find(|option| option.long == long);
+    exact.or_else(|| options.iter().find(|option| !long.is_empty() && option.long.starts_with(long)))
+}
+
+/// Whether a command without `without`, but for `keeping`, does not get this variable.
+pub fn is_removed(name: &str, without: &[&str], keeping: &[&str]) -> bool {
+    let is_in = |names: &[&str]| {
+        names.iter().any(|pattern| match pattern.strip_suffix('*') {
+            Some(begin) => name.starts_with(begin),
+            None => name == *pattern,
+        })
+    };
+    is_in(without) && !is_in(keeping)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{SYSTEMS, by_name};
+    use super::*;
+
+    /// Of these variables, those that a submission of this script gets.
+    fn reach_submission(system: &str, script: &str, variables: &[&'static str]) -> Vec<&'static str> {
+        let command = for_submission(by_name(system).unwrap(), CommandLine::default(), script);
+        let stays = |name: &&&str| !is_removed(name, &command.without, &command.keeping);
+        variables.iter().filter(stays).copied().collect()
+    }
+
+    #[test]
+    fn what_a_script_sets_is_not_overridden_and_the_sites_other_defaults_stay() {
+        let all = [
+            "SBATCH_ACCOUNT",
+            "SBATCH_ARRAY_INX",
+            "SBATCH_JOB_NAME",
+            "SBATCH_MEM_PER_CPU",
+            "SBATCH_MEM_PER_NODE",
+            "SBATCH_PARTITION",
+            "SBATCH_TIMELIMIT",
+            "SBATCH_WAIT",
+            "SBATCH_WAIT_ALL_NODES",
+            "SLURM_CLUSTERS",
+            "SLURM_CONF",
+            "SLURM_EXIT_ERROR",
+            "SLURM_HINT",
+            "SLURM_MEM_PER_CPU",
+            "PATH",
+        ];
+        let site = [
+            "SBATCH_ACCOUNT",
+            "SBATCH_MEM_PER_CPU",
+            "SBATCH_MEM_PER_NODE",
+            "SBATCH_PARTITION",
+            "SBATCH_TIMELIMIT",
+            "SBATCH_WAIT_ALL_NODES",
+            "SLURM_CLUSTERS",
+            "SLURM_CONF",
+            "SLURM_HINT",
+            "PATH",
+        ];
+        assert_eq!(reach_submission("slurm", "#!/bin/bash\n#SBATCH --job-name=x\n", &all), site);
+        let script = "#SBATCH --time=5 -p batch\n#SBATCH --mem 3M\n#SBATCH -Mwest\n#SBATCH --acc=pi --hint=nomultithread\n##SBATCH -x\n";
+        assert_eq!(
+            reach_submission("slurm", script, &all),
+            ["SBATCH_WAIT_ALL_NODES", "SLURM_CONF", "PATH"]
+        );
+    }
+
+    #[test]
+    fn queries_see_no_options_and_know_their_system() {
+        let cases = [
+            ("slurm", "SQUEUE_PARTITION", "SLURM_CONF"),
+            ("slurm", "SLURM_CLUSTERS", "SLURM_JWT"),
+            ("slurm", "SCANCEL_STATE", "SBATCH_ACCOUNT"),
+            ("slurm", "SLURM_TIME_FORMAT", "PATH"),
+            ("sge", "SGE_LONG_QNAMES", "SGE_ROOT"),
+            ("sge", "SGE_DEBUG_LEVEL", "SGE_CELL"),
+            ("pbs", "PBS_DPREFIX", "PBS_DEFAULT"),
+            ("pbs", "PBS_QSTAT_NO_COMPLETE", "PBS_SERVER"),
+            ("lsf", "LSB_BJOBS_FORMAT", "LSF_ENVDIR"),
+            ("htcondor", "_CONDOR_CONDOR_Q_ONLY_MY_JOBS", "CONDOR_CONFIG"),
+        ];
+        for (system, removed, kept) in cases {
+            let command = for_query(by_name(system).unwrap(), CommandLine::default());
+            assert!(is_removed(removed, &command.without, &command.keeping), "{system} {removed}");
+            assert!(!is_removed(kept, &command.without, &command.keeping), "{system} {kept}");
+        }
+        for system in SYSTEMS {
+            assert!(for_query(by_name(system).unwrap(), CommandLine::default()).in_english);
+            let submission = for_submission(by_name(system).unwrap(), CommandLine::default(), "");
+            assert!(!submission.in_english, "the job may inherit the locale");
+        }
+    }
+}

@@ -1,0 +1,226 @@
+//! Ending a launch's jobs: what is ours is cancelled, and then the system is asked until it is gone. What is still there, or does not
+//! look like ours, is reported.
+use super::{Jobs, states};
+use crate::launchers::batch::{BatchSystem, CommandLine, JobId, JobRow, JobStatus, JobTarget, ranges};
+use crate::launchers::{Ended, LaunchError, Launched, now};
+use std::time::{Duration, Instant};
+
+/// An answer that is newer than this is new enough to decide what is to be cancelled.
+const NEW: Duration = Duration::from_secs(2);
+/// A system may take this long to cancel what waits; what runs has the time that the system gives it besides.
+pub(super) const CANCEL_TIMEOUT: Duration = Duration::from_secs(10);
+/// Between the questions whether jobs are gone; the last pause again and again.
+const PAUSES: [Duration; 4] = [
+    Duration::from_millis(300),
+    Duration::from_millis(700),
+    Duration::from_secs(1),
+    Duration::from_secs(2),
+];
+
+/// What is to be ended, of one job.
+#[derive(Clone)]
+struct Target {
+    row: &'static dyn BatchSystem,
+    /// The job's name.
+    name: String,
+    target: JobTarget,
+    /// How many jobs of an array that is.
+    count: usize,
+}
+
+/// What of a launch is there.
+#[derive(Default)]
+struct There {
+    /// Under their name.
+    ours: Vec<Target>,
+    /// Jobs on record whose number has another name in the system, for people.
+    strangers: Vec<String>,
+}
+
+impl Jobs {
+    /// Cancels those jobs of a launch that are there, waits until they are gone, and fails with what is still there.
+    pub(super) fn end(&self, launched: &Launched) -> Result<Ended, LaunchError> {
+        let there = self.there(launched)?;
+        let mut ended = Ended::default();
+        let (mut left, mut failure) = (there.strangers, None);
+        for group in groups(there.ours) {
+            let Some(first) = group.first() else { continue };
+            let targets: Vec<JobTarget> = group.iter().map(|target| target.target.clone()).collect();
+            let command = first.row.cancel_command(&targets);
+            if let Err(error) = self.order("cancel the jobs", first.row, &command) {
+                // The others are cancelled all the same.
+                failure.get_or_insert(error);
+                continue;
+            }
+            ended.cancelled += group.iter().map(|target| target.count).sum::<usize>();
+            left.extend(self.left_of(launched, &group)?);
+        }
+        self.queue.forget();
+        match failure {
+            Some(failure) => Err(failure),
+            None if left.is_empty() => Ok(ended),
+            None => Err(LaunchError::JobsLeft {
+                system: self.system.title(),
+                jobs: left,
+            }),
+        }
+    }
+
+    pub(super) fn send(&self, launched: &Launched, signal: i32) -> Result<usize, LaunchError> {
+        let name = nix::sys::signal::Signal::try_from(signal).map_or("TERM", |s| s.as_str().trim_start_matches("SIG"));
+        let mut sent = 0;
+        for target in self.there(launched)?.ours {
+            if let Some(command) = target.row.signal_command(&[target.target], name) {
+                self.order("signal the job", target.row, &command)?;
+                sent += target.count;
+            }
+        }
+        Ok(sent)
+    }
+
+    /// Those jobs of a launch that are there under their name, with the elements that are not over. Of a job that the system
+    /// has forgotten there is nothing to end, and its number may be another's by now.
+    fn there(&self, launched: &Launched) -> Result<There, LaunchError> {
+        let mut there = There::default();
+        let known = self.queue.ask(self, &launched.jobs, NEW);
+        if let Some(failure) = known.failure() {
+            return Err(self.failed("ask about the jobs", &failure.command, failure.said.clone()));
+        }
+        for job in &launched.jobs {
+            let row = self.row(job);
+            let id = JobId(job.id.clone());
+            let states = states::of_job(job, &known, now());
+            let elements = job.elements.iter().zip(&states);
+            let left: Vec<u32> = elements.filter(|(_, s)| !s.has_ended()).map(|(element, _)| *element).collect();
+            if left.is_empty() {
+                continue;
+            }
+            let whole = JobTarget {
+                job: id.clone(),
+                element: None,
+            };
+            if let Some(stranger) = states::stranger(job, &known) {
+                let cancel = row.cancel_command(&[whole]);
+                there.strangers.push(format!(
+                    "{stranger}: it is left alone; if it is this cluster's, cancel it: {cancel}"
+                ));
+                continue;
+            }
+            let target = |target: JobTarget, count: usize| Target {
+                row,
+                name: job.name.clone(),
+                target,
+                count,
+            };
+            if job.is_whole() {
+                there.ours.push(target(whole, left.len()));
+                continue;
+            }
+            let each = |element: u32| JobTarget {
+                job: id.clone(),
+                element: Some(element),
+            };
+            there.ours.extend(left.into_iter().map(|element| target(each(element), 1)));
+        }
+        Ok(there)
+    }
+
+    /// Those of one group that are not gone within the time that their system takes, in words.
+    fn left_of(&self, launched: &Launched, group: &[Target]) -> Result<Vec<String>, LaunchError> {
+        let Some(first) = group.first() else { return Ok(Vec::new()) };
+        let row = first.row;
+        let mut jobs: Vec<JobId> = group.iter().map(|target| target.target.job.clone()).collect();
+        jobs.dedup();
+        let command = row.query_command(&jobs, &super::queue::user());
+        let kill_wait = Duration::from_secs(u64::from(row.kill_wait().term_s.unwrap_or_default()));
+        let begun = Instant::now();
+        let mut pauses = PAUSES.iter();
+        loop {
+            let answer = self.run(row, command.clone());
+            let rows = match answer.map(|output| row.parse_query(&output)) {
+                Ok(Ok(rows)) => Ok(rows),
+                Ok(Err(failure)) => Err(failure.said),
+                Err(error) => Err(error.to_string()),
+            };
+            let over = |timeout: Duration| begun.elapsed() >= timeout;
+            match rows {
+                Ok(rows) => {
+                    let left: Vec<&JobRow> = rows.iter().filter(|row| group.iter().any(|t| is_left(row, t))).collect();
+                    let runs = left.iter().any(|row| !row.status.is_waiting());
+                    if left.is_empty() || over(self.cancel_timeout + if runs { kill_wait } else { Duration::ZERO }) {
+                        return Ok(described(launched, &left));
+                    }
+                }
+                Err(said) if over(self.cancel_timeout) => {
+                    return Err(self.failed("ask whether the jobs are gone", &command.to_string(), said));
+                }
+                Err(_) => {}
+            }
+            std::thread::sleep(*pauses.next().or(PAUSES.last()).unwrap_or(&CANCEL_TIMEOUT));
+        }
+    }
+
+    /// Runs a command whose only answer is that it was done.
+    fn order(&self, doing: &'static str, row: &dyn BatchSystem, command: &CommandLine) -> Result<(), LaunchError> {
+        let failed = |said: String| self.failed(doing, &command.to_string(), said);
+        let output = self.run(row, command.clone()).map_err(|e| failed(e.to_string()))?;
+        row.parse_cancel(&output).map_err(|e| failed(e.said))
+    }
+
+    fn failed(&self, doing: &'static str, command: &str, said: String) -> LaunchError {
+        LaunchError::Batch {
+            system: self.system.title(),
+            doing,
+            command: command.into(),
+            said,
+        }
+    }
+}
+
+/// Those that one command can cancel: of one dialect, and on one cluster.
+fn groups(targets: Vec<Target>) -> Vec<Vec<Target>> {
+    let mut groups: Vec<Vec<Target>> = Vec::new();
+    for target in targets {
+        let is_like = |other: &Target| {
+            other.row.dialect() == target.row.dialect()
+                && other.row.cluster_of(&other.target.job) == target.row.cluster_of(&target.target.job)
+        };
+        match groups.iter_mut().find(|group| group.first().is_some_and(is_like)) {
+            Some(group) => group.push(target),
+            None => groups.push(vec![target]),
+        }
+    }
+    groups
+}
+
+/// Whether this row is of a job that was cancelled, and is not gone, nor about to go.
+fn is_left(row: &JobRow, target: &Target) -> bool {
+    let is_it =
+        row.job == target.target.job && (target.target.element.is_none() || row.element.is_none_or(|e| Some(e) == target.target.element));
+    let is_named = row.name.as_ref().is_none_or(|name| *name == target.name);
+    is_it && is_named && !row.status.is_over() && row.status != JobStatus::Completing
+}
+
+/// `job 18, elements 3-5: queued (Resources)`, one for all that are alike.
+fn described(launched: &Launched, rows: &[&JobRow]) -> Vec<String> {
+    let mut alike: Vec<(&JobRow, Vec<u32>)> = Vec::new();
+    for row in rows {
+        let is_like = |other: &JobRow| (&other.job, &other.status, &other.reason) == (&row.job, &row.status, &row.reason);
+        match alike.iter_mut().find(|(other, _)| is_like(other)) {
+            Some((_, elements)) => elements.extend(row.element),
+            None => alike.push((row, row.element.into_iter().collect())),
+        }
+    }
+    let in_words = |(row, mut elements): (&JobRow, Vec<u32>)| {
+        let is_array = launched.jobs.iter().any(|job| job.id == row.job.0 && job.array);
+        elements.sort_unstable();
+        let which = match elements.as_slice() {
+            [one] if is_array => format!(", element {one}"),
+            [_, _, ..] => format!(", elements {}", ranges::collapse(&elements)),
+            _ => String::new(),
+        };
+        let reason = row.reason.as_ref().map_or(String::new(), |reason| format!(" ({reason})"));
+        format!("job {}{which}: {}{reason}", row.job, row.status)
+    };
+    alike.into_iter().map(in_words).collect()
+}

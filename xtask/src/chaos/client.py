@@ -1,0 +1,86 @@
+"""An unmodified ipyparallel client with many requests outstanding. Arguments: profile directory, database, first input, count.
+
+Prints one line of JSON: how many replies it has, which are wrong, and of the missing ones which are on record.
+"""
+import json
+import os
+import sqlite3
+import sys
+import time
+
+import ipyparallel as ipp
+
+QUIET_S = 60
+profile_dir, database, first, count = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
+
+
+def request(n, folder):
+    import os
+    import time
+
+    pid = os.getppid()
+    for _ in range(4):
+        with open("/proc/%d/cmdline" % pid, "rb") as file:
+            if file.read().split(b"\0")[1:2] == [b"engine"]:
+                break
+        with open("/proc/%d/stat" % pid) as file:
+            pid = int(file.read().rsplit(")", 1)[1].split()[1])
+    with open(folder + "/ledger-of-requests", "ab", buffering=0) as ledger:
+        ledger.write(b"%d %d %d\n" % (n, pid, os.getpid()))
+    time.sleep(0.005)
+    return n * n + 1
+
+
+def on_record(msg_ids):
+    """Those that the controller has accepted, and those of them that it has a reply of."""
+    with sqlite3.connect("file:%s?mode=ro" % database, uri=True, timeout=60) as records:
+        found = {}
+        for msg_id in msg_ids:
+            row = records.execute("SELECT received IS NOT NULL FROM request WHERE msg_id = ?", (msg_id,)).fetchone()
+            if row is not None:
+                found[msg_id] = bool(row[0])
+    return found
+
+
+def ports():
+    with open(profile_dir + "/security/ipcontroller-client.json") as file:
+        return {name: value for name, value in json.load(file).items() if type(value) is int}
+
+
+before = ports()
+client = ipp.Client(profile_dir=profile_dir, timeout=120)
+view = client.load_balanced_view()
+view.retries = 1000
+results = [view.apply_async(request, n, os.getcwd()) for n in range(first, first + count)]
+ready, since = 0, time.monotonic()
+while ready < count and time.monotonic() - since < QUIET_S:
+    now = sum(result.ready() for result in results)
+    if now != ready:
+        ready, since = now, time.monotonic()
+    time.sleep(0.1)
+wrong, missing = [], []
+for n, result in zip(range(first, first + count), results):
+    if not result.ready():
+        missing.append(result.msg_ids[0])
+        continue
+    try:
+        value = result.get(timeout=10)
+    except Exception as error:
+        value = "%s: %s" % (type(error).__name__, error)
+    if value != n * n + 1:
+        wrong.append([n, value])
+accepted = on_record(missing)
+print(
+    json.dumps(
+        {
+            "ready": ready,
+            "wrong": wrong[:5],
+            "ports_changed": ports() != before,
+            "never_accepted": len(missing) - len(accepted),
+            "accepted_without_reply": [msg_id for msg_id, replied in accepted.items() if not replied][:5],
+            "reply_on_record_not_given": [msg_id for msg_id, replied in accepted.items() if replied][:5],
+        }
+    ),
+    flush=True,
+)
+os._exit(0)
