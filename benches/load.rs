@@ -65,7 +65,6 @@ async fn latency(file: ConnectionFile, count: usize) -> Outcomes {
                 text: "def noop(x): return x\n".into(),
             },
             function: "noop".into(),
-            reduce: false,
         },
         options: MapOptions::default(),
     };
@@ -159,6 +158,7 @@ impl LightEngine {
             },
             id: None,
             requests: vec![],
+            unavailable: None,
             returned: vec![],
             holds: Vec::new(),
         };

@@ -138,7 +138,6 @@ impl World {
         let work = Work::Call {
             from: CallSource::Module { module: "m".into() },
             function: "f".into(),
-            reduce: false,
         };
         self.defined(map, work, timeout_s);
     }

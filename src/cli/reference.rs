@@ -19,8 +19,9 @@ line. Points in time are ISO 8601 in UTC, durations seconds.
 - a map: `map kind name label state submitted completed duration tasks done ok failed pending running assigned error aborted
   timeout lost`, where `state` is `open` (inputs still come), `queued`, `running`, `ok` or `failed`
 - a task: `task map index state input value stdout stderr exit_code error engine host attempts submitted started completed
-  duration label`, and where it has them `pickled` and `repr` (of a value that JSON cannot hold), `msg_id` (of a request of
-  ipyparallel's clients); `error` is `ename evalue traceback`. Where single tasks are asked for, also `definition` and
+  duration label`, and where it has them `exact type pickled` and `msg_id repr` (of a request of ipyparallel's clients).
+  Where `exact` is there it is false: JSON does not hold the value, of the Python type `type`, and `value` is how it reads;
+  `pickled` is the value itself, a pickle in base64. `error` is `ename evalue traceback`. Where single tasks are asked for, also `definition` and
   `earlier` (the attempts that did not stand)
 
 ## Exit codes

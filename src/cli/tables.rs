@@ -138,10 +138,11 @@ pub fn task(row: &TaskRow, details: &Details, now: UnixTime) -> String {
     line("duration", row.duration.map(times::duration));
     line("msg_id", row.msg_id.clone());
     if let Some(value) = &row.value {
-        line("value", Some(value.get().to_string()));
-    }
-    if let Some(repr) = &row.repr {
-        line("value", Some(format!("{repr}  (not JSON: kept pickled, see --json)")));
+        let pickled = row.pickled.as_ref();
+        let note = pickled.map(|p| format!("  (of type {}; kept exactly, this is how it reads)", p.python_type));
+        line("value", Some(format!("{}{}", value.get(), note.unwrap_or_default())));
+    } else if let Some(repr) = &row.repr {
+        line("value", Some(repr.clone()));
     }
     let traceback = row.error.as_ref().map(|e| e.traceback.as_str()).unwrap_or_default();
     for (name, block) in [("stdout", row.stdout.as_str()), ("stderr", &row.stderr), ("traceback", traceback)] {

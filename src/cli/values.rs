@@ -1,14 +1,17 @@
 //! How results look when they leave: JSON lines, CSV or one pickle, in input order, to stdout or a file.
 //!
-//! - A function's value is one JSON line. One that JSON cannot hold is `{"__pickled__": "<base64>", "repr": "…"}`; a task
+//! - A function's value is one JSON line; where JSON does not hold it exactly, that is a rendering of it. A task
 //!   that failed is `{"__error__": {"task": "1.3", "state": "error", "ename": "…", "evalue": "…"}}`, so that line *n* belongs to input *n*.
 //! - A command's result is what it wrote: stdout to stdout, stderr to stderr, byte for byte, nothing in between.
 //!
 //! Parts: here the formats, [`sink`] (where they go).
 pub mod sink;
 
+use crate::model::pickled::Pickled;
 use crate::model::task::{TaskError, TaskRow};
 use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use serde::Serialize;
 use serde_json::json;
 use serde_json::value::RawValue;
 use std::borrow::Cow;
@@ -71,7 +74,7 @@ impl Style {
         match self {
             Style::Values => writeln!(out, "{}", value_line(row)),
             Style::Rows => {
-                serde_json::to_writer(&mut *out, row)?;
+                serde_json::to_writer(&mut *out, &whole(row))?;
                 out.write_all(b"\n")
             }
             Style::Output => {
@@ -121,10 +124,51 @@ pub fn value_line(row: &TaskRow) -> Cow<'_, str> {
         let error = json!({"task": row.task, "state": row.state, "ename": ename, "evalue": evalue});
         return json!({ "__error__": error }).to_string().into();
     }
-    match (&row.value, &row.pickled) {
-        (Some(value), _) => one_line(value),
-        (None, Some(pickled)) => json!({"__pickled__": pickled, "repr": row.repr}).to_string().into(),
-        (None, None) => "null".into(),
+    row.value.as_deref().map_or("null".into(), one_line)
+}
+
+/// A task as `--json` shows it, with what makes its value exact.
+pub fn whole(row: &TaskRow) -> impl Serialize {
+    #[derive(Serialize)]
+    struct Whole<'a> {
+        #[serde(flatten)]
+        row: Cow<'a, TaskRow>,
+        #[serde(flatten)]
+        inexact: Option<Inexact<'a>>,
+    }
+    let bare = |row: &TaskRow| TaskRow {
+        pickled: None,
+        ..row.clone()
+    };
+    Whole {
+        row: if row.pickled.is_some() {
+            Cow::Owned(bare(row))
+        } else {
+            Cow::Borrowed(row)
+        },
+        inexact: row.pickled.as_ref().map(Inexact::of),
+    }
+}
+
+/// Beside a value that is only a rendering.
+#[derive(Debug, Serialize)]
+pub struct Inexact<'a> {
+    /// False, and only there where it is.
+    exact: bool,
+    /// `collections.Counter`.
+    #[serde(rename = "type")]
+    python_type: &'a str,
+    /// The pickle, base64.
+    pickled: String,
+}
+
+impl Inexact<'_> {
+    pub fn of(pickled: &Pickled) -> Inexact<'_> {
+        Inexact {
+            exact: false,
+            python_type: &pickled.python_type,
+            pickled: STANDARD.encode(&pickled.bytes),
+        }
     }
 }
 
@@ -193,13 +237,10 @@ fn pickle_item(row: &TaskRow, command: bool, out: &mut dyn Write) -> io::Result<
     if command || (!row.state.is_failed() && row.pickled.is_none()) {
         out.write_all(b"h\x00")?;
         text(out, &if command { output_json(row).into() } else { value_line(row) })?;
-    } else if let Some(pickled) = row.pickled.as_deref().filter(|_| !row.state.is_failed()) {
-        let bytes = base64::engine::general_purpose::STANDARD
-            .decode(pickled)
-            .map_err(io::Error::other)?;
+    } else if let Some(Pickled { bytes, .. }) = row.pickled.as_ref().filter(|_| !row.state.is_failed()) {
         out.write_all(b"cpickle\nloads\nB")?;
         out.write_all(&length(bytes.len())?)?;
-        out.write_all(&bytes)?;
+        out.write_all(bytes)?;
     } else {
         out.write_all(b"cbuiltins\nRuntimeError\n")?;
         let error = row.error.as_ref().map(in_words).unwrap_or_default();

@@ -1,5 +1,6 @@
 //! Maps and tasks as JSON and CSV show them: dates in ISO 8601 (UTC), durations in seconds. These shapes are version 1 of
 //! what programs may rely on: keys are added, never changed.
+use super::values::Inexact;
 use crate::model::definition::MapDefinition;
 use crate::model::task::{AttemptRow, MapRow, TaskError, TaskRow, TaskState};
 use crate::model::{EngineId, MapId, TaskId, UnixTime};
@@ -78,9 +79,9 @@ pub struct TaskView<'a> {
     pub state: TaskState,
     pub input: Option<&'a RawValue>,
     pub value: Option<&'a RawValue>,
-    /// Of a value that JSON cannot hold: its pickle (base64) and its `repr`.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub pickled: Option<&'a str>,
+    #[serde(flatten)]
+    pub inexact: Option<Inexact<'a>>,
+    /// What an ipyparallel client's execution showed.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub repr: Option<&'a str>,
     pub stdout: &'a str,
@@ -151,7 +152,7 @@ impl<'a> TaskView<'a> {
             state: row.state,
             input: row.input.as_deref(),
             value: row.value.as_deref(),
-            pickled: row.pickled.as_deref(),
+            inexact: row.pickled.as_ref().map(Inexact::of),
             repr: row.repr.as_deref(),
             stdout: &row.stdout,
             stderr: &row.stderr,

@@ -4,7 +4,7 @@ use super::error::{ClientError, writer_of};
 use crate::connection::{ConnectionFile, process};
 use crate::model::{PROTOCOL_VERSION, UnixTime, VERSION};
 use crate::transport::{Kind, Security, Socket};
-use crate::wire::content::client::{Again, HELLO, Hello, HelloReply};
+use crate::wire::content::client::{Again, HELLO, HasRows, Hello, HelloReply};
 use crate::wire::content::error::{ErrorContent, Status};
 use crate::wire::message::to_json;
 use crate::wire::{Message, Session};
@@ -174,6 +174,32 @@ impl Client {
             .exchange(msg_type, content, &buffers, wait, self.resend, self.patience)
             .await?;
         decode(msg_type, &reply)
+    }
+
+    /// The same where the answer holds tasks, whose values may be buffers behind it.
+    pub async fn request_for_rows<Req, Rep>(
+        &self,
+        msg_type: &str,
+        content: &Req,
+        buffers: Vec<Bytes>,
+        wait: Duration,
+    ) -> Result<Rep, ClientError>
+    where
+        Req: Serialize + ?Sized,
+        Rep: DeserializeOwned + HasRows,
+    {
+        let reply = self
+            .link
+            .exchange(msg_type, content, &buffers, wait, self.resend, self.patience)
+            .await?;
+        let mut content: Rep = decode(msg_type, &reply)?;
+        match content.fill(reply.buffers) {
+            true => Ok(content),
+            false => Err(ClientError::BadReply {
+                request: msg_type.into(),
+                why: "its buffers are not those of its values".into(),
+            }),
+        }
     }
 
     /// Sends what is still to be sent and closes the connection (the last clone does so too, without waiting).

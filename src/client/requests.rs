@@ -10,6 +10,7 @@ use crate::wire::content::client::{
     SignalEnginesRequest, StatusReply, StopEnginesRequest, StopRequest, TASKS, TasksReply, TasksRequest,
 };
 use serde::Serialize;
+use std::time::Duration;
 
 #[derive(Serialize)]
 struct Nothing {}
@@ -28,7 +29,9 @@ impl Client {
 
     /// Tasks, and how many match without limit and offset.
     pub async fn tasks(&self, query: TaskQuery) -> Result<(Vec<TaskRow>, u64), ClientError> {
-        let reply: TasksReply = self.request(TASKS, &TasksRequest { query }, Vec::new()).await?;
+        let reply: TasksReply = self
+            .request_for_rows(TASKS, &TasksRequest { query }, Vec::new(), Duration::ZERO)
+            .await?;
         Ok((reply.tasks, reply.matching))
     }
 

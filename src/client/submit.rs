@@ -88,10 +88,11 @@ impl Client {
         mut buffers: Vec<Bytes>,
         waits: Option<Duration>,
     ) -> Result<MapReply, ClientError> {
-        let bundle = request.definition.work.bundle().and_then(|bundle| bundle.content.clone());
+        let wait = waits.unwrap_or_default();
+        let bundle = request.definition.bundle().and_then(|bundle| bundle.content.clone());
         if let Some(bundle) = bundle {
             if bundle.content.len() > ASK_FIRST {
-                match self.request(MAP, &request, buffers.clone()).await {
+                match self.request_for_rows(MAP, &request, buffers.clone(), wait).await {
                     Err(ClientError::Refused { ename, .. }) if ename == UNKNOWN_BUNDLE => {}
                     answer => return answer,
                 }
@@ -99,10 +100,7 @@ impl Client {
             request.with_bundle = true;
             buffers.push(bundle.content.clone());
         }
-        match waits {
-            Some(every) => self.request_that_waits(MAP, &request, buffers, every).await,
-            None => self.request(MAP, &request, buffers).await,
-        }
+        self.request_for_rows(MAP, &request, buffers, wait).await
     }
 
     /// Sends inputs until there are no more, then closes the map; returns how many there were. `inputs` may block: it is

@@ -145,7 +145,7 @@ impl Watch {
             wait_ms: milliseconds(wait),
             done,
         };
-        let reply: WatchReply = self.client.request_that_waits(WATCH, &request, Vec::new(), wait).await?;
+        let reply: WatchReply = self.client.request_for_rows(WATCH, &request, Vec::new(), wait).await?;
         Ok(reply.into())
     }
 }

@@ -6,6 +6,7 @@ use super::{ClusterError, ClusterState, jobs, keep, list, stop};
 use crate::client::Client;
 use crate::connection::{ConnectionError, ConnectionFile, addresses, discover};
 use crate::launchers::{ControllerLaunch, Launched, Launcher, MemberState, Stage, launched};
+use crate::model::engine::EngineStatus;
 use crate::profile::ProfileDir;
 use crate::profile::config::{Config, EngineKind};
 use crate::profile::dir::check_cluster_id;
@@ -141,6 +142,8 @@ pub struct Started {
     /// How many engines are registered, and how many there are to be.
     pub engines: u32,
     pub n: u32,
+    /// Those of them that cannot run Python, with the reason.
+    pub unavailable: Vec<EngineStatus>,
     /// `slurm job 4711`, where a batch system has the engines.
     pub job: Option<String>,
     pub client_file: PathBuf,
@@ -308,6 +311,8 @@ pub async fn start(options: StartOptions, progress: &mut dyn FnMut(StartProgress
         done => done?,
     };
 
+    let status = client.status().await.map(|status| status.engines).unwrap_or_default();
+    let unavailable = status.into_iter().filter(|engine| engine.reason.is_some()).collect();
     undo.all_went_well();
     files.armed = false;
     if lock.is_none() {
@@ -321,6 +326,7 @@ pub async fn start(options: StartOptions, progress: &mut dyn FnMut(StartProgress
         controller_job,
         engines: registered as u32,
         n: expected as u32,
+        unavailable,
         job,
         client_file: profile.client_file(cluster_id),
         controller_log: controller.members().first().map(|m| m.log.clone()).unwrap_or_default(),

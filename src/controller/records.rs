@@ -281,6 +281,7 @@ fn respond(reader: &Reader, query: &Query) -> Result<Response, DbError> {
             begun,
         } => {
             let (counts, results) = reader.finished_from(*map, *from, *limit)?;
+            let buffers = say::row_buffers(&results);
             let reply = say::WatchReply {
                 status: ok(),
                 counts,
@@ -288,7 +289,7 @@ fn respond(reader: &Reader, query: &Query) -> Result<Response, DbError> {
                 engines: *engines,
                 results,
             };
-            match begun {
+            let content = match begun {
                 None => to_json(&reply),
                 Some(engines) => to_json(&say::MapReply {
                     status: ok(),
@@ -296,7 +297,8 @@ fn respond(reader: &Reader, query: &Query) -> Result<Response, DbError> {
                     engines: engines.clone(),
                     update: Some(reply),
                 }),
-            }
+            };
+            return Ok(Response::Content(content, buffers));
         }
         Ask::MapOf { key, request, bundle } => {
             let (request, map) = (request.clone(), reader.map_of_client(key)?);
@@ -317,11 +319,13 @@ fn respond(reader: &Reader, query: &Query) -> Result<Response, DbError> {
         }
         Ask::Tasks { query } => {
             let (tasks, matching) = reader.tasks(query)?;
-            to_json(&say::TasksReply {
+            let buffers = say::row_buffers(&tasks);
+            let reply = say::TasksReply {
                 status: ok(),
                 tasks,
                 matching,
-            })
+            };
+            return Ok(Response::Content(to_json(&reply), buffers));
         }
         Ask::Jobs { list, gone_since } => to_json(&say::JobsReply {
             status: ok(),
@@ -330,10 +334,7 @@ fn respond(reader: &Reader, query: &Query) -> Result<Response, DbError> {
         }),
         Ask::Details { task, files } => {
             let (definition, earlier) = (reader.map_definition(task.map)?, reader.attempts(*task)?);
-            let bundle = definition
-                .as_ref()
-                .filter(|_| *files)
-                .and_then(|definition| definition.work.bundle());
+            let bundle = definition.as_ref().filter(|_| *files).and_then(|definition| definition.bundle());
             let files = bundle.map(|named| reader.file_hashes(named)).transpose()?.unwrap_or_default();
             to_json(&say::DetailsReply {
                 status: ok(),

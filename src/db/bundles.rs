@@ -15,7 +15,7 @@ impl Reader {
     pub fn bundle(&self, hash: &str) -> Result<Option<Bytes>, DbError> {
         self.read(OPERATION, |connection| {
             // A file that is only read keeps the tables that it has.
-            if schema::version(connection)? < 8 {
+            if schema::version(connection)? < 9 {
                 return Ok(None);
             }
             let mut select = connection.prepare_cached("SELECT content FROM bundle WHERE hash = ?1")?;
@@ -26,7 +26,7 @@ impl Reader {
 
     /// The definition with its code, where that is on record and whole.
     pub fn with_bundle(&self, mut definition: MapDefinition) -> Result<MapDefinition, DbError> {
-        if let Some(named) = definition.work.bundle_mut().filter(|named| named.content.is_none()) {
+        if let Some(named) = definition.bundle_mut().filter(|named| named.content.is_none()) {
             let found = self.bundle(&named.hash)?.map(Bundle::from);
             let is_whole = |bundle: &Bundle| bundle.hash == named.hash;
             named.content = found.filter(is_whole).map(Arc::new);

@@ -1,8 +1,8 @@
 //! The one that reads: beside a running controller, or the file of a stopped one.
 use super::large::Large;
-use super::rows::{self, ATTEMPT_COLUMNS, MAP_COLUMNS};
+use super::rows::{self, MAP_COLUMNS};
 use super::writer::{in_transaction, lock};
-use super::{DbError, DbErrorKind, file, tasks};
+use super::{DbError, DbErrorKind, file, schema, tasks};
 use crate::model::definition::MapDefinition;
 use crate::model::query::{MapQuery, TaskQuery};
 use crate::model::task::{AttemptRow, Counts, MapRow, TaskRow};
@@ -18,6 +18,8 @@ const MOST_BYTES: usize = 16 << 20;
 pub struct Reader {
     connection: Arc<Mutex<Connection>>,
     path: PathBuf,
+    /// Of the tables: an old file is read as it is.
+    version: i32,
     pub(super) large: Large,
 }
 
@@ -25,13 +27,18 @@ impl Reader {
     /// Opens the file for reading, in a directory that cannot be written too.
     pub fn open(path: &Path) -> Result<Reader, DbError> {
         let connection = file::open_for_reading(path)?;
-        Ok(Reader::over(Arc::new(Mutex::new(connection)), path))
+        let version = schema::version(&connection).map_err(|error| DbError::sqlite("open", path, &error))?;
+        Ok(Reader {
+            version,
+            ..Reader::over(Arc::new(Mutex::new(connection)), path)
+        })
     }
 
     /// Over a writer's connection, between its commits.
     pub(super) fn over(connection: Arc<Mutex<Connection>>, path: &Path) -> Reader {
         Reader {
             connection,
+            version: schema::VERSION,
             path: path.to_path_buf(),
             large: Large::beside(path),
         }
@@ -83,7 +90,7 @@ impl Reader {
     pub fn tasks(&self, query: &TaskQuery) -> Result<(Vec<TaskRow>, u64), DbError> {
         const OPERATION: &str = "read tasks from";
         let bad = |cause| self.bad_query(OPERATION, cause);
-        let select = tasks::rows(query).map_err(bad)?;
+        let select = tasks::rows(query, self.version).map_err(bad)?;
         let count = tasks::count(query).map_err(bad)?;
         self.read(OPERATION, |connection| {
             let mut statement = connection.prepare_cached(&select.text)?;
@@ -119,7 +126,7 @@ impl Reader {
                 true => ("r.msg_id", "LEFT JOIN request r ON r.task = t.id"),
                 false => ("NULL", ""),
             };
-            let columns = rows::task_columns(false, msg_id, "?4");
+            let columns = rows::task_columns(self.version, false, msg_id, "?4");
             let sql = format!("SELECT {columns} FROM task t {join} WHERE t.id BETWEEN ?1 AND ?2 ORDER BY t.id LIMIT ?3");
             let mut select = connection.prepare_cached(&sql)?;
             let first = TaskId::new(map, from).row_id();
@@ -145,7 +152,10 @@ impl Reader {
     /// Attempts that did not stand, oldest first.
     pub fn attempts(&self, task: TaskId) -> Result<Vec<AttemptRow>, DbError> {
         self.read("read attempts from", |connection| {
-            let sql = format!("SELECT {ATTEMPT_COLUMNS} FROM attempt WHERE task = ?1 ORDER BY id");
+            let sql = format!(
+                "SELECT {} FROM attempt WHERE task = ?1 ORDER BY id",
+                rows::attempt_columns(self.version)
+            );
             let mut select = connection.prepare_cached(&sql)?;
             let found = select.query_map([task.row_id()], rows::attempt_row)?;
             found.collect()

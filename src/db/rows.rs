@@ -1,15 +1,23 @@
 //! Rows of the database as the model's rows.
 use super::batch::state_of;
 use crate::model::definition::MapDefinition;
+use crate::model::pickled::Pickled;
 use crate::model::task::{AttemptRow, Counts, MapRow, Outcome, TaskError, TaskRow};
 use crate::model::{EngineId, MapId, TaskId, UnixTime};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use bytes::Bytes;
 use rusqlite::Row;
-use serde_json::value::RawValue;
+use rusqlite::types::ValueRef;
+use serde_json::value::{RawValue, to_raw_value};
 
-/// What [`task_row`] reads, of `task t`. `msg_id` and `label` are expressions for the last two columns.
-pub fn task_columns(brief: bool, msg_id: &str, label: &str) -> String {
+/// The version of the tables from which on they say of what type a pickled value is.
+const TYPES_SINCE: i32 = 8;
+
+/// What [`task_row`] reads, of `task t` in a file of that version. `msg_id` and `label` are expressions for the last two columns.
+pub fn task_columns(version: i32, brief: bool, msg_id: &str, label: &str) -> String {
     let long = if brief {
-        "NULL, NULL, NULL, NULL, NULL".to_string()
+        "NULL, NULL, NULL, NULL, NULL, NULL".to_string()
     } else {
         let output = |stream| {
             format!(
@@ -17,7 +25,12 @@ pub fn task_columns(brief: bool, msg_id: &str, label: &str) -> String {
                  (SELECT text FROM output WHERE task = t.id AND stream = '{stream}' ORDER BY id)) ELSE t.{stream} END"
             )
         };
-        format!("t.value, t.pickled, {}, {}, t.traceback", output("stdout"), output("stderr"))
+        let python_type = if version < TYPES_SINCE { "NULL" } else { "t.type" };
+        format!(
+            "t.value, t.pickled, {}, {}, t.traceback, {python_type}",
+            output("stdout"),
+            output("stderr")
+        )
     };
     format!(
         "t.id, t.state, t.engine, t.host, t.attempts, t.submitted, t.started, t.completed, t.exit_code, t.input, t.ename, t.evalue, \
@@ -27,6 +40,7 @@ pub fn task_columns(brief: bool, msg_id: &str, label: &str) -> String {
 
 pub fn task_row(row: &Row) -> rusqlite::Result<TaskRow> {
     let (started, completed): (Option<f64>, Option<f64>) = (row.get(6)?, row.get(7)?);
+    let (value, pickled) = value(row, (13, 14, 18, 12))?;
     let ename: Option<String> = row.get(10)?;
     let error = match ename {
         None => None,
@@ -40,8 +54,8 @@ pub fn task_row(row: &Row) -> rusqlite::Result<TaskRow> {
         task: TaskId::from_row_id(row.get(0)?),
         state: state_of(row.get_ref(1)?.as_str()?)?,
         input: json(row, 9)?,
-        value: json(row, 13)?,
-        pickled: row.get(14)?,
+        value,
+        pickled,
         repr: row.get(12)?,
         stdout: row.get::<_, Option<String>>(15)?.unwrap_or_default(),
         stderr: row.get::<_, Option<String>>(16)?.unwrap_or_default(),
@@ -50,13 +64,13 @@ pub fn task_row(row: &Row) -> rusqlite::Result<TaskRow> {
         engine: row.get::<_, Option<u32>>(2)?.map(EngineId),
         host: row.get(3)?,
         attempts: row.get(4)?,
-        run: row.get(20)?,
+        run: row.get(21)?,
         submitted: UnixTime(row.get(5)?),
         started: started.map(UnixTime),
         completed: completed.map(UnixTime),
         duration: started.zip(completed).map(|(from, to)| UnixTime(to).since(UnixTime(from))),
-        msg_id: row.get(18)?,
-        label: row.get(19)?,
+        msg_id: row.get(19)?,
+        label: row.get(20)?,
     })
 }
 
@@ -69,12 +83,40 @@ fn json(row: &Row, column: usize) -> rusqlite::Result<Option<Box<RawValue>>> {
     Ok(raw.ok())
 }
 
+/// A value, out of the columns `value`, `pickled`, `type` and `repr`. Up to version 7 a pickle is base64, with a `repr` alone beside it.
+fn value(
+    row: &Row,
+    (value, pickled, python_type, repr): (usize, usize, usize, usize),
+) -> rusqlite::Result<(Option<Box<RawValue>>, Option<Pickled>)> {
+    let value = json(row, value)?;
+    let bytes = match row.get_ref(pickled)? {
+        ValueRef::Blob(bytes) => Bytes::copy_from_slice(bytes),
+        ValueRef::Text(text) => match STANDARD.decode(text) {
+            Ok(bytes) => bytes.into(),
+            Err(_) => return Ok((value, None)),
+        },
+        _ => return Ok((value, None)),
+    };
+    let shown = match value {
+        Some(value) => Some(value),
+        None => row.get_ref(repr)?.as_str_or_null()?.and_then(|repr| to_raw_value(repr).ok()),
+    };
+    let python_type = row.get::<_, Option<String>>(python_type)?.unwrap_or_else(|| "object".into());
+    Ok((shown, Some(Pickled { python_type, bytes })))
+}
+
 /// Bytes that the row takes in a message, about.
 pub fn size(row: &TaskRow) -> usize {
     let raw = |value: &Option<Box<RawValue>>| value.as_ref().map_or(0, |v| v.get().len());
     let text = |text: &Option<String>| text.as_ref().map_or(0, String::len);
     let error = row.error.as_ref().map_or(0, |e| e.ename.len() + e.evalue.len() + e.traceback.len());
-    200 + raw(&row.input) + raw(&row.value) + text(&row.pickled) + text(&row.repr) + row.stdout.len() + row.stderr.len() + error
+    200 + raw(&row.input)
+        + raw(&row.value)
+        + row.pickled.as_ref().map_or(0, |p| p.bytes.len())
+        + text(&row.repr)
+        + row.stdout.len()
+        + row.stderr.len()
+        + error
 }
 
 pub const MAP_COLUMNS: &str =
@@ -115,8 +157,14 @@ pub fn counts(row: &Row, at: usize) -> rusqlite::Result<Counts> {
     })
 }
 
-pub const ATTEMPT_COLUMNS: &str = "run, engine, state, crashed, started, completed, exit_code, value, pickled, repr, stdout, stderr, \
-                                   ename, evalue, traceback, host";
+/// What [`attempt_row`] reads.
+pub fn attempt_columns(version: i32) -> String {
+    let python_type = if version < TYPES_SINCE { "NULL" } else { "type" };
+    format!(
+        "run, engine, state, crashed, started, completed, exit_code, value, pickled, repr, stdout, stderr, ename, evalue, traceback, \
+         host, {python_type}"
+    )
+}
 
 pub fn attempt_row(row: &Row) -> rusqlite::Result<AttemptRow> {
     let text = |column: usize| row.get::<_, Option<String>>(column);
@@ -129,11 +177,11 @@ pub fn attempt_row(row: &Row) -> rusqlite::Result<AttemptRow> {
             traceback: text(14)?.unwrap_or_default(),
         }),
     };
+    let (value, pickled) = value(row, (7, 8, 16, 9))?;
     let outcome = Outcome {
         status: state_of(row.get_ref(2)?.as_str()?)?,
-        value: json(row, 7)?,
-        pickled: text(8)?,
-        repr: text(9)?,
+        value,
+        pickled,
         stdout: text(10)?.unwrap_or_default(),
         stderr: text(11)?.unwrap_or_default(),
         exit_code: row.get(6)?,

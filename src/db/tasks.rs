@@ -70,10 +70,10 @@ fn json_list(numbers: impl Iterator<Item = i64>) -> Value {
     serde_json::Value::from_iter(numbers).to_string().into()
 }
 
-/// The rows.
-pub fn rows(query: &TaskQuery) -> Result<Sql, String> {
+/// The rows, of a file of that version.
+pub fn rows(query: &TaskQuery, version: i32) -> Result<Sql, String> {
     let Sql { text, mut values } = matching(query)?;
-    let columns = task_columns(query.brief, "r.msg_id", LABEL);
+    let columns = task_columns(version, query.brief, "r.msg_id", LABEL);
     let order = match query.sort {
         // What has no value comes last, whichever the direction.
         Some((column, descending)) => {

@@ -165,7 +165,7 @@ fn buffers_of(change: &Change) -> (&[Bytes], Option<&Kept>) {
         Change::RequestAdded { request, .. } => (&request.buffers, Some(&request.kept)),
         Change::RequestFinished { reply, .. } => (&reply.buffers, None),
         Change::MapAdded { definition, .. } | Change::CodeReplaced { definition, .. } => {
-            let bundle = definition.work.bundle().and_then(|named| named.content.as_ref());
+            let bundle = definition.bundle().and_then(|named| named.content.as_ref());
             (bundle.map_or(&[], |bundle| std::slice::from_ref(&bundle.content)), None)
         }
         _ => (&[], None),

@@ -244,7 +244,12 @@ impl Link {
     }
 
     pub fn send_native<T: Serialize + ?Sized>(&mut self, msg_type: &str, content: &T) {
-        let message = self.message(msg_type, None, content);
+        self.send_with_buffers(msg_type, content, Vec::new());
+    }
+
+    pub fn send_with_buffers<T: Serialize + ?Sized>(&mut self, msg_type: &str, content: &T, buffers: Vec<Bytes>) {
+        let mut message = self.message(msg_type, None, content);
+        message.buffers = buffers;
         self.send(Channel::Native, &[], &message);
     }
 

@@ -1,4 +1,5 @@
 //! What ipyparallel's clients get back: replies and iopub messages, in the form of ipyparallel's own engine.
+use super::core::event::{Parent, Published};
 use super::core::outbox::too_large;
 use super::core::{Request, RequestReply};
 use super::link::Link;
@@ -12,56 +13,48 @@ use serde_json::{Map, Value, json};
 
 /// `status` on iopub. That it is idle again the controller says when it has the reply.
 pub fn busy(link: &mut Link, request: &Request) {
-    iopub(
-        link,
-        request,
-        "status",
-        "status",
-        to_json(&json!({ "execution_state": "busy" })),
-        Vec::new(),
-    );
+    iopub(link, request, "status", "status", &json!({ "execution_state": "busy" }));
 }
 
 pub fn stream(link: &mut Link, request: &Request, stderr: bool, text: &str) {
     let name = if stderr { "stderr" } else { "stdout" };
-    iopub(
-        link,
-        request,
-        "stream",
-        name,
-        to_json(&json!({ "name": name, "text": text })),
-        Vec::new(),
-    );
+    iopub(link, request, "stream", name, &json!({ "name": name, "text": text }));
 }
 
-/// What IPython publishes; `meta` is JSON `{type, topic}`.
-pub fn publish(link: &mut Link, request: &Request, meta: &[u8], content: Bytes, buffers: Vec<Bytes>) {
-    #[derive(Deserialize)]
-    struct Meta {
-        #[serde(rename = "type")]
-        kind: String,
-        topic: String,
-    }
-    match serde_json::from_slice::<Meta>(meta) {
-        Ok(Meta { kind, topic }) => iopub(link, request, &kind, &topic, content, buffers),
-        Err(e) => tracing::warn!("the worker published something that cannot be read: {e}"),
-    }
-}
-
-fn iopub(link: &mut Link, request: &Request, kind: &str, topic: &str, content: Bytes, buffers: Vec<Bytes>) {
-    let mut message = link.message(kind, Some(&request.message.header_json), &());
+/// What IPython publishes, as of the request whose header `parent` is.
+pub fn publish(link: &mut Link, parent: Option<&Bytes>, published: Published) {
+    let Published {
+        kind,
+        topic,
+        content,
+        buffers,
+        ..
+    } = published;
+    let mut message = link.message(&kind, parent, &());
     message.content_json = content;
     message.buffers = buffers;
     if link.is_too_large(&message) {
         let max = link.max_message;
+        let of = message.parent().map(|parent| parent.msg_id).unwrap_or_default();
         return tracing::warn!(
-            msg_id = request.msg_id(),
+            msg_id = of,
             kind,
             "not published: the message is larger than the {max} bytes that the controller receives"
         );
     }
     let topic = Bytes::from(format!("engine.{}.{topic}", link.id));
     link.send(Channel::Iopub, &[topic], &message);
+}
+
+fn iopub(link: &mut Link, request: &Request, kind: &str, topic: &str, content: &Value) {
+    let published = Published {
+        parent: Parent::Running,
+        kind: kind.into(),
+        topic: topic.into(),
+        content: to_json(content),
+        buffers: Vec::new(),
+    };
+    publish(link, Some(&request.message.header_json), published);
 }
 
 /// `apply_reply` or `execute_reply`, with the metadata that ipyparallel's schedulers and clients look at.

@@ -1,6 +1,7 @@
 //! What a map runs, and how. It travels once to the controller and once to each engine; a task carries only its input.
 use super::MapId;
 use super::bundle::{Bundle, File, is_relative};
+use super::stdlib;
 use super::targets::Targets;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
@@ -16,9 +17,6 @@ pub enum Work {
         /// Where the function is: in files of the user's, which travel, or in a module that the engine's Python imports.
         from: CallSource,
         function: String,
-        /// It is a function of two values that folds a list: a task's input is a list of values.
-        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
-        reduce: bool,
     },
     /// A command without a shell. `{}` stands for the whole input, `{1}` `{2}` … for its columns, in any word;
     /// without any, the input is appended. A task's input is a JSON list of strings.
@@ -138,11 +136,42 @@ pub struct BundleRef {
 }
 
 impl BundleRef {
+    /// Where a file of the bundle comes from.
+    pub fn original(&self, path: &str) -> String {
+        if let Some(from) = self.moved.get(path) {
+            return from.clone();
+        }
+        match path.split_once('/').and_then(|(first, rest)| Some((self.moved.get(first)?, rest))) {
+            Some((from, rest)) => format!("{from}/{rest}"),
+            None => format!("{}/{path}", self.origin),
+        }
+    }
+
+    /// With the files of another bundle that this one does not have.
+    pub fn add(&mut self, other: &BundleRef) {
+        let files = |named: &BundleRef| Some(named.content.as_ref()?.files().unwrap_or_default());
+        let (Some(own), Some(others)) = (files(self), files(other)) else {
+            return;
+        };
+        let others = others.into_iter().filter(|file| own.iter().all(|own| own.path != file.path));
+        let others: Vec<File> = others.collect();
+        for file in &others {
+            let original = other.original(&file.path);
+            if original != self.original(&file.path) {
+                self.moved.insert(file.path.clone(), original);
+            }
+        }
+        let bundle = Bundle::of(others.into_iter().chain(own));
+        self.hash = bundle.hash.clone();
+        self.content = Some(Arc::new(bundle));
+    }
+
     /// A file that is not on the disk.
     fn of_text(name: &str, text: &str) -> BundleRef {
         let last = name.rsplit('/').next().unwrap_or_default();
         let stem = last.strip_suffix(".py").unwrap_or(last);
-        let entry = match is_relative(last) && !stem.contains('.') && !stem.is_empty() {
+        let entry = match is_relative(last) && !stem.is_empty() {
+            true if stdlib::is_taken(stem) => format!("pcluster_{}.py", stem.replace('.', "_")),
             true => format!("{stem}.py"),
             false => "pcluster_file.py".to_string(),
         };
@@ -183,6 +212,9 @@ pub struct MapOptions {
     pub env: BTreeMap<String, String>,
     /// Start when that map has finished.
     pub after: Option<MapId>,
+    /// The values of that map are reduced: the function takes two of them, and a task's input is a list of them.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reduces: Option<Reduces>,
     /// None: balanced. Some: task i goes to the i-th of these engines and nowhere else.
     pub targets: Option<Targets>,
     /// A Python function is called in the engine's interactive worker, whose state stays (`pcluster apply`), and not in a worker of
@@ -208,10 +240,19 @@ impl Default for MapOptions {
             directory: None,
             env: BTreeMap::new(),
             after: None,
+            reduces: None,
             targets: None,
             interactive: false,
         }
     }
+}
+
+/// A map whose values another one folds.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Reduces {
+    pub map: MapId,
+    /// What it ran: values may be of classes that are defined there.
+    pub work: Work,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -222,6 +263,17 @@ pub struct MapDefinition {
 }
 
 impl MapDefinition {
+    /// The files that travel with it: the work's, or for a module's function that reduces, those of the map whose values it gets.
+    pub fn bundle(&self) -> Option<&BundleRef> {
+        let reduced = || self.options.reduces.as_ref()?.work.bundle();
+        self.work.bundle().or_else(reduced)
+    }
+    pub fn bundle_mut(&mut self) -> Option<&mut BundleRef> {
+        match self.work.bundle().is_some() {
+            true => self.work.bundle_mut(),
+            false => self.options.reduces.as_mut()?.work.bundle_mut(),
+        }
+    }
     /// With files of older versions as bundles.
     pub fn with_bundle(mut self) -> MapDefinition {
         if let Work::Call { from, .. } = &mut self.work
@@ -248,9 +300,19 @@ mod tests {
         // The content itself never travels in the definition.
         let again: MapDefinition = serde_json::from_str(&serde_json::to_string(&definition).unwrap()).unwrap();
         assert_eq!(again.work.bundle().unwrap().content, None);
+        let mut both = bundle.clone();
+        both.add(&BundleRef::of_text("jobs/b.py", "y = 2"));
+        both.add(&BundleRef::of_text("other/b.py", "y = 3"));
+        assert_eq!(both.content.as_ref().unwrap().files().unwrap().len(), 2);
+        assert_eq!(
+            (both.original("a.py"), both.original("b.py")),
+            ("jobs/a.py".into(), "jobs/b.py".into())
+        );
+        assert_ne!(both.hash, bundle.hash);
         for (name, entry) in [
             ("", "pcluster_file.py"),
-            ("a.b.py", "pcluster_file.py"),
+            ("a.b.py", "pcluster_a_b.py"),
+            ("json.py", "pcluster_json.py"),
             ("x", "x.py"),
             ("/a/..", "pcluster_file.py"),
         ] {

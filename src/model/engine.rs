@@ -58,8 +58,12 @@ pub struct EngineStatus {
     pub id: EngineId,
     #[serde(flatten)]
     pub facts: EngineFacts,
-    /// `idle`, `busy`, `leaving` (told to stop, and finishing a task), `silent` (no heartbeat for a while, lease not yet over).
+    /// `idle`, `busy`, `leaving` (told to stop, and finishing a task), `silent` (no heartbeat for a while, lease not yet over),
+    /// `unavailable` (its Python does not work: it gets commands only).
     pub state: String,
+    /// Why it is `unavailable`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
     /// Tasks sent there and not finished.
     pub assigned: u32,
     /// Tasks finished there since it registered.

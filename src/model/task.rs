@@ -1,4 +1,5 @@
 //! A task's states and outcomes. The table of allowed changes is `controller::core::transition`.
+use super::pickled::Pickled;
 use super::{EngineId, MapId, TaskId, UnixTime};
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
@@ -92,15 +93,12 @@ pub struct TaskError {
 pub struct Outcome {
     /// One of the done states.
     pub status: TaskState,
-    /// The value as JSON text, untouched since the worker wrote it. None for failures and for what JSON cannot hold.
+    /// The value as JSON text, untouched since the worker wrote it; with `pickled` only a rendering of it. None for failures.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub value: Option<Box<RawValue>>,
-    /// A value that JSON cannot hold: its pickle, base64.
+    /// A value that JSON does not hold exactly.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub pickled: Option<String>,
-    /// ... and its `repr`, cut to a readable length.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub repr: Option<String>,
+    pub pickled: Option<Pickled>,
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub stdout: String,
     #[serde(default, skip_serializing_if = "String::is_empty")]
@@ -126,7 +124,6 @@ impl Outcome {
             status,
             value: None,
             pickled: None,
-            repr: None,
             stdout: String::new(),
             stderr: String::new(),
             exit_code: None,
@@ -149,8 +146,8 @@ impl Outcome {
             .as_ref()
             .map_or(0, |e| e.ename.len() + e.evalue.len() + e.traceback.len());
         let value = self.value.as_ref().map_or(0, |v| v.get().len());
-        let text = |text: &Option<String>| text.as_ref().map_or(0, String::len);
-        error + value + text(&self.pickled) + text(&self.repr) + self.stdout.len() + self.stderr.len()
+        let pickled = self.pickled.as_ref().map_or(0, |p| p.python_type.len() + p.bytes.len());
+        error + value + pickled + self.stdout.len() + self.stderr.len()
     }
 }
 
@@ -161,10 +158,12 @@ pub struct TaskRow {
     pub state: TaskState,
     /// The input as JSON text.
     pub input: Option<Box<RawValue>>,
+    /// As in [`Outcome`].
     #[serde(skip_serializing_if = "Option::is_none")]
     pub value: Option<Box<RawValue>>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub pickled: Option<String>,
+    pub pickled: Option<Pickled>,
+    /// What an ipyparallel client's execution showed.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub repr: Option<String>,
     #[serde(default)]

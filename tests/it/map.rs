@@ -246,9 +246,101 @@ fn reduce_with_a_failed_task_says_what_to_do() {
 fn what_json_cannot_hold_is_kept_and_said_so() {
     let cluster = cluster();
     let values = lines(&cluster.ok(&["map", "--name", "sets", "work.py:a_set", "--range", "5..6"]));
-    assert_eq!(values[0]["repr"], "{5}");
-    assert!(values[0]["__pickled__"].is_string(), "{}", values[0]);
-    assert_eq!(tasks_of(cluster, "sets")[0]["repr"], "{5}");
+    assert_eq!(values, [json!([5])]);
+    let task = &tasks_of(cluster, "sets")[0];
+    assert_eq!(
+        (&task["value"], &task["exact"], &task["type"]),
+        (&json!([5]), &json!(false), &json!("set"))
+    );
+    assert!(task["pickled"].is_string(), "{task}");
+}
+
+/// Through worker, controller, database and command line, once inline and once read from the records.
+#[test]
+fn values_come_back_exactly() {
+    let cluster = cluster();
+    let source = "from collections import Counter, OrderedDict, namedtuple\n\
+                  P = namedtuple('P', 'x y')\n\
+                  V = [None, -0.0, 2**70, 0.1, 'a\\0\\u2028', {'k': [1, {}]}, (1, 2), {10: 1, 20: 2}, {1: 'a', '1': 'b'}, P(1, (2,)),\n\
+                  \x20    Counter('abca'), OrderedDict(a=1), True, float('inf'), '\\ud83d\\ude00', 10**5000, b'\\xff' * 3000000, [[(1,)]]]\n\
+                  def f(i): return V[i]\n\
+                  def both(a, b): return (a if type(a) is list else [a]) + (b if type(b) is list else [b])\n\
+                  def check():\n\
+                  \x20   import pickle, sys\n\
+                  \x20   sys.modules['exact'] = sys.modules[__name__]\n\
+                  \x20   found = pickle.load(open(sys.argv[1], 'rb'))\n\
+                  \x20   if hasattr(sys, 'set_int_max_str_digits'): sys.set_int_max_str_digits(0)\n\
+                  \x20   assert repr(found) == repr(V) and list(map(type, found)) == list(map(type, V)), [r for r in zip(found, V) if repr(r[0]) != repr(r[1])]\n";
+    std::fs::write(cluster.path().join("exact.py"), source).unwrap();
+    let file = cluster.path().join("exact.pickle");
+    let output = file.to_str().unwrap();
+    cluster.ok(&["map", "exact.py:f", "--range", "0..18", "--format", "pickle", "-o", output]);
+    let check = "import sys, exact; exact.check()";
+    let python = std::env::var("PCLUSTER_TEST_PYTHON").unwrap_or_else(|_| "python3".into());
+    let checked = std::process::Command::new(python)
+        .current_dir(cluster.path())
+        .args(["-c", check, output])
+        .output()
+        .unwrap();
+    assert!(checked.status.success(), "{}", String::from_utf8_lossy(&checked.stderr));
+    // The fold of `hist` values adds what the function returned, not what JSON makes of it.
+    let hist = "def hist(n): return {10: 1, 20: 2}\ndef add(a, b): return {k: a.get(k, 0) + b.get(k, 0) for k in (10, 20)}\n";
+    std::fs::write(cluster.path().join("hist.py"), hist).unwrap();
+    let reduced = cluster.ok(&["map", "hist.py:hist", "--range", "0..40", "--reduce", "hist.py:add"]);
+    assert_eq!(reduced, "{\"10\":40,\"20\":80}\n");
+    // Of a class that only the map's file has.
+    let added = cluster.ok(&["map", "exact.py:f", "--range", "9..10", "--reduce", "operator:add"]);
+    assert_eq!(added, "{\"x\":1,\"y\":[2]}\n");
+}
+
+#[test]
+fn a_reduction_is_checked_first_and_says_what_failed() {
+    let cluster = cluster();
+    let source = "import time\ndef f(n):\n    open('ran-%d' % n, 'w').close()\n    return n\n\
+                  def one(a): return a\ndef picky(a, b):\n    if b == 3: raise ValueError('three')\n    return b\n";
+    std::fs::write(cluster.path().join("checked.py"), source).unwrap();
+    let ended = cluster.run(&["map", "checked.py:f", "--range", "0..3", "--reduce", "checked.py:one"]);
+    ended.fails(1, &["nothing was run", "two values", "(a)"]);
+    assert!(!cluster.path().join("ran-0").exists());
+    let ended = cluster.run(&[
+        "map",
+        "--name",
+        "folded",
+        "checked.py:f",
+        "--range",
+        "0..5",
+        "--reduce",
+        "checked.py:picky",
+    ]);
+    let ended = ended.fails(1, &["three", "with the values of tasks"]);
+    let failed = ended
+        .stderr
+        .lines()
+        .find_map(|line| line.split("pcluster results").nth(1)?.split_once(" --failed"));
+    let map = failed.unwrap().0.split_whitespace().last().unwrap().to_string();
+    let task = &cluster.json(&["results", &format!("{map}.0")])["tasks"][0];
+    let traceback = task["error"]["traceback"].as_str().unwrap();
+    assert!(traceback.contains("Reducing map") && traceback.contains("second: 3"), "{traceback}");
+}
+
+#[test]
+fn a_poisonous_input_fails_alone() {
+    let cluster = cluster();
+    let mut lines: Vec<String> = (0..60).map(|i| format!("[{i}]")).collect();
+    lines[20] = format!("[{}]", "7".repeat(5000));
+    lines[40] = format!("{}{}", "[".repeat(50_000), "]".repeat(50_000));
+    std::fs::write(cluster.path().join("poison.jsonl"), lines.join("\n")).unwrap();
+    let ended = cluster.run(&["map", "--jsonl", "work.py:double", "poison.jsonl"]);
+    let failed: Vec<usize> = ended
+        .stdout
+        .lines()
+        .enumerate()
+        .filter(|(_, line)| line.contains("__error__"))
+        .map(|(i, _)| i)
+        .collect();
+    assert!(failed == [20, 40] || failed == [40], "{}", ended.story());
+    assert_eq!(ended.stdout.lines().count(), 60);
+    assert!(ended.stdout.contains("RecursionError") && ended.stdout.contains("the input cannot be decoded"));
 }
 
 #[test]

@@ -290,6 +290,71 @@ display("from the parent")
     assert [path.read_text() for path in tmp_path.iterdir()] == ["data"] * 10
 
 
+def heard(result):
+    result.get(PATIENCE_S)
+    return result.wait_for_output(1)
+
+
+LATE = """
+import asyncio, os, subprocess, sys, threading, time
+from IPython.display import display
+go, said = threading.Event(), threading.Event()
+def late(how):
+    go.wait()
+    sys.stdout.write("printed late by " + how + "\\n")
+    sys.stderr.write("to stderr by " + how + "\\n")
+    display("displayed late by " + how)
+def of_thread():
+    inner = threading.Thread(target=late, args=("a thread of a thread",))
+    inner.start()
+    late("a thread")
+    inner.join()
+    said.set()
+threading.Thread(target=of_thread).start()
+async def of_loop():
+    while not said.is_set():
+        await asyncio.sleep(0.01)
+    late("the event loop")
+looping = asyncio.ensure_future(of_loop())
+print("in time")
+"""
+
+
+def test_what_is_said_after_a_request_has_ended_is_of_that_request(engines, client):
+    first = execute(client[0], LATE)
+    assert (first.stdout, first.stderr, first.outputs) == ("in time\n", "", [])
+    other = client_of(engines)
+    try:
+        wait_until("the other client to hear what is published", lambda: heard(other[1].execute("", silent=False)))
+        # While another client's request runs, and between requests.
+        during = execute(other[0], "go.set()\nsaid.wait()\nprint('of another')")
+        assert during.stdout == "of another\n"
+        assert (during.stderr, during.outputs) == ("", [])
+        speakers = ["a thread", "a thread of a thread", "the event loop"]
+        # What comes after the result the client keeps under the request's id.
+        late = client.metadata[first.msg_ids[0]]
+        wait_until("what is said late", lambda: len(late.outputs) == 3 and late.stderr.count("\n") == 3)
+        assert sorted(late.stdout.splitlines()) == ["printed late by " + speaker for speaker in speakers]
+        assert sorted(late.stderr.splitlines()) == ["to stderr by " + speaker for speaker in speakers]
+        assert {output["data"]["text/plain"] for output in late.outputs} == {repr("displayed late by " + s) for s in speakers}
+        assert (during.stdout, during.stderr, during.outputs) == ("of another\n", "", [])
+    finally:
+        other.close()
+
+
+def test_what_a_child_process_writes_between_requests_is_of_no_request(client, tmp_path):
+    client[0]["go"], client[0]["done"] = str(tmp_path / "go"), str(tmp_path / "done")
+    code = """
+import subprocess
+child = subprocess.Popen(["sh", "-c", 'until [ -e "$1" ]; do sleep 0.01; done; echo from a child; : > "$2"', "sh", go, done])
+"""
+    assert execute(client[0], code).stdout == ""
+    (tmp_path / "go").touch()
+    wait_until("the child", (tmp_path / "done").exists)
+    assert execute(client[0], "print('next')").stdout == "next\n"
+    client[0].execute("child.wait()").get(PATIENCE_S)
+
+
 # ---- errors
 
 
@@ -583,7 +648,7 @@ def test_the_worker_on_other_pythons_of_this_machine():
 
 
 @needs("vermin")
-@pytest.mark.parametrize("name", ["state.py", "records.py", "values.py", "code.py", "worker.py", "ipython.py"])
+@pytest.mark.parametrize("name", ["state.py", "records.py", "values.py", "code.py", "worker.py", "interpreter.py", "origins.py", "ipython.py"])
 def test_the_worker_is_of_python_3_8(name):
     source = REPOSITORY / "src" / "engine" / "worker" / name
     checked = subprocess.run(

@@ -1,6 +1,7 @@
 """Starts the worker as the engine does, over raw pipes, and speaks to it."""
 import json
 import os
+import pickle
 import socket
 import struct
 import subprocess
@@ -13,7 +14,14 @@ FRAME = struct.Struct("<cxxxIQ")
 RECORD = struct.Struct("<cBxxIQdd")
 
 
-PARTS = ("state.py", "records.py", "values.py", "code.py", "worker.py", "interpreter.py")
+PARTS = ("state.py", "records.py", "values.py", "bundle.py", "code.py", "worker.py", "interpreter.py")
+
+
+def script():
+    """The parts in one, as process.rs joins them."""
+    parts = [source(name) for name in PARTS]
+    parts.insert(3, "RENDERING = r'''" + source("rendering.py") + "'''\n")
+    return "\n".join(parts)
 
 
 def source(name):
@@ -30,21 +38,40 @@ class Record:
     def json(self):
         return json.loads(self.body)
 
+    def parts(self):
+        """Of a body that is several parts."""
+        (count,) = struct.unpack_from("<I", self.body)
+        sizes = struct.unpack_from("<%dQ" % count, self.body, 4)
+        offset, parts = 4 + 8 * count, []
+        for size in sizes:
+            parts.append(self.body[offset : offset + size])
+            offset += size
+        return parts
+
+    def value(self):
+        """What the function returned, exactly."""
+        return pickle.loads(self.parts()[2]) if self.kind == "P" else self.json()
+
+    def rendering(self):
+        """What people see of it, and its type."""
+        meta, rendering, _ = self.parts()
+        return json.loads(rendering), json.loads(meta)["type"]
+
 
 class Worker:
     def __init__(self, python=sys.executable, **options):
-        script = tempfile.TemporaryFile()
-        script.write("\n".join(source(name) for name in PARTS).encode())
-        script.seek(0)
+        file = tempfile.TemporaryFile()
+        file.write(script().encode())
+        file.seek(0)
         frames_in, self.frames = os.pipe()
         self.records, records_out = os.pipe()
         tokens_in, self.tokens = os.pipe()
         self.stdout, self.stderr = tempfile.TemporaryFile("ab+"), tempfile.TemporaryFile("ab+")
         self.control, far = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        kept = [script.fileno(), far.fileno()]
+        kept = [file.fileno(), far.fileno()]
         command = [python, "-c", source("bootstrap.py")] + [str(fd) for fd in kept]
         self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, pass_fds=kept, start_new_session=True, **options)
-        script.close()
+        file.close()
         far.close()
         files = [frames_in, records_out, tokens_in, self.stdout.fileno(), self.stderr.fileno()]
         rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, struct.pack("=5i", *files))]
@@ -55,6 +82,7 @@ class Worker:
             os.close(fd)
         self.reader = os.fdopen(self.records, "rb")
         self.next = 0
+        self.bundles = []
         self.hello = self.record()
 
     def frame(self, kind, ticket, body):
@@ -70,19 +98,33 @@ class Worker:
         kind, flags, ticket, length, started, ended = RECORD.unpack(head)
         return Record(kind, flags, ticket, started, ended, self.reader.read(length))
 
-    def define(self, number, work, **options):
-        self.frame(b"D", 0, json.dumps([number, {"work": work, "options": options}]).encode())
+    def define(self, number, work, place=None, **options):
+        self.frame(b"D", 0, json.dumps([number, {"work": work, "options": options}, place]).encode())
 
     def define_file(self, number, text, function="f", name="shipped.py", **options):
-        self.define(number, {"kind": "call", "from": {"file": {"name": name, "text": text}}, "function": function}, **options)
+        """A bundle of one file, as the engine would have written it."""
+        directory = tempfile.TemporaryDirectory()
+        self.bundles.append(directory)
+        entry = os.path.basename(name)
+        if entry[:-3] in getattr(sys, "stdlib_module_names", ["json"]):
+            entry = "pcluster_" + entry
+        with open(os.path.join(directory.name, entry), "w") as file:
+            file.write(text)
+        named = {"hash": "", "name": name, "entry": entry, "origin": "", "moved": {entry: name}}
+        work = {"kind": "call", "from": {"bundle": named}, "function": function}
+        self.define(number, work, {"directory": directory.name}, **options)
 
     def tasks(self, number, inputs, tokens=None):
         """Sends tasks, by default with a "go" for each; returns the first ticket."""
         first = self.next
         self.next += len(inputs)
-        self.frame(b"T", first, json.dumps([number, inputs]).encode())
+        self.texts(number, first, [json.dumps(one).encode() for one in inputs])
         os.write(self.tokens, b"g" * len(inputs) if tokens is None else tokens)
         return first
+
+    def texts(self, number, first, texts):
+        """A frame of tasks; inputs are JSON texts."""
+        self.frame(b"T", first, b"[%d,[\n" % number + b",\n".join(texts) + b"\n]]")
 
     def call(self, number, *inputs):
         self.tasks(number, list(inputs))
@@ -96,6 +138,8 @@ class Worker:
 
     def close(self):
         self.control.close()
+        for bundle in self.bundles:
+            bundle.cleanup()
         for fd in (self.frames, self.tokens):
             try:
                 os.close(fd)

@@ -59,6 +59,8 @@ pub struct EngineView<'a> {
     id: EngineId,
     uuid: &'a str,
     state: &'a str,
+    /// Why it is unavailable.
+    reason: Option<&'a str>,
     /// Whether it is pcluster's own; an `ipengine` serves ipyparallel's clients alone.
     native: bool,
     host: &'a str,
@@ -81,6 +83,7 @@ impl<'a> EngineView<'a> {
             id: engine.id,
             uuid: &facts.uuid.0,
             state: &engine.state,
+            reason: engine.reason.as_deref(),
             native: facts.is_native(),
             host: &facts.host,
             pid: facts.pid,
@@ -126,9 +129,52 @@ fn list(context: &Context) -> Result<Exit, CommandError> {
         ));
     } else {
         output::print(&table(&status.engines, times::now()).render(&context.terminal))?;
+        note_unavailable(&status.engines, context);
     }
     Ok(Exit::Fine)
 }
+
+/// Says which engines cannot run Python, and why: those with the same reason in one line.
+pub fn note_unavailable(engines: &[EngineStatus], context: &Context) {
+    for line in unavailable_in_words(engines) {
+        context.say(line);
+    }
+}
+
+/// `engines 3, 4 (node7): cannot run Python functions: REASON`, a line for each reason.
+pub fn unavailable_in_words(engines: &[EngineStatus]) -> Vec<String> {
+    let mut by_reason: Vec<(&str, Vec<&EngineStatus>)> = Vec::new();
+    for engine in engines {
+        let Some(reason) = engine.reason.as_deref() else { continue };
+        match by_reason.iter_mut().find(|(known, _)| *known == reason) {
+            Some((_, of_reason)) => of_reason.push(engine),
+            None => by_reason.push((reason, vec![engine])),
+        }
+    }
+    let line = |(reason, of_reason): (&str, Vec<&EngineStatus>)| {
+        let mut hosts: Vec<&str> = of_reason
+            .iter()
+            .map(|e| e.facts.host.as_str())
+            .filter(|host| !host.is_empty())
+            .collect();
+        hosts.dedup();
+        let mut ids: Vec<String> = of_reason.iter().take(NAMED).map(|e| e.id.to_string()).collect();
+        if of_reason.len() > NAMED {
+            ids.push(format!("{} more", of_reason.len() - NAMED));
+        }
+        hosts.truncate(NAMED);
+        let engines = if of_reason.len() == 1 { "engine" } else { "engines" };
+        format!(
+            "{engines} {} on {} cannot run Python functions, only commands: {reason}",
+            ids.join(", "),
+            hosts.join(", ")
+        )
+    };
+    by_reason.into_iter().map(line).collect()
+}
+
+/// Engines and hosts that are named in one line.
+const NAMED: usize = 8;
 
 fn table(engines: &[EngineStatus], now: UnixTime) -> Table {
     let mut table = Table::new()

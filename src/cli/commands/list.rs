@@ -43,6 +43,8 @@ struct View<'a> {
     engines_queued: usize,
     /// As the controller has them: null where it does not run or does not answer.
     engines_registered: Option<usize>,
+    /// Those of them that cannot run Python.
+    engines_unavailable: Option<usize>,
     tasks_waiting: Option<u64>,
     tasks_running: Option<u64>,
     engines: &'a [LaunchSummary],
@@ -159,6 +161,7 @@ impl<'a> View<'a> {
             engines_alive: cluster.engines_alive,
             engines_queued: cluster.engines_queued,
             engines_registered: said.map(registered),
+            engines_unavailable: said.map(|status| status.engines.iter().filter(|engine| engine.reason.is_some()).count()),
             tasks_waiting: said.map(|status| status.queued),
             tasks_running: said.map(|status| status.running),
             engines: &cluster.engines,
@@ -233,6 +236,13 @@ pub fn run(args: Args, context: &Context) -> Result<Exit, CommandError> {
         tunnels()
             .filter(|t| !t.is_well())
             .for_each(|t| context.say(format!("{name}: {}", t.words)));
+    }
+    for (cluster, status) in clusters.iter().zip(&said) {
+        let engines = status.as_ref().map(|status| status.engines.as_slice()).unwrap_or_default();
+        let name = in_words(&ProfileDir::at(&cluster.directory), &cluster.cluster_id);
+        for line in super::engines::unavailable_in_words(engines) {
+            context.say(format!("{name}: {line}"));
+        }
     }
     for cluster in clusters.iter().filter(|c| c.trouble.is_some()) {
         context.say(format!(

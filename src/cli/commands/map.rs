@@ -18,7 +18,7 @@ use crate::cli::{CommandError, Context, Exit, output};
 use crate::client::submit::Input;
 use crate::client::{Client, ClientError, Feeding, MapReply, Selection};
 use crate::model::MapId;
-use crate::model::definition::{MapDefinition, MapOptions, Work};
+use crate::model::definition::{MapDefinition, Work};
 use crate::model::targets::Targets;
 use bytes::Bytes;
 use follow::{Ended, Feed, Job};
@@ -36,7 +36,8 @@ use std::time::Instant;
 /// INPUTS is a file with one input a line (empty lines are passed over), or - for stdin.
 ///
 /// Results come out on stdout in input order: a function's values as JSON lines, a command's output as it is.
-/// A task that failed has a line {"__error__": …} in its place, a value that JSON cannot hold {"__pickled__": …, "repr": …}.
+/// A task that failed has a line {"__error__": …} in its place. Values that JSON does not hold exactly (tuples, sets, arrays, keys that are
+/// no strings, …) are shown as readable JSON; --reduce and --format pickle have them as they are.
 /// With --json each line is all that is known of a task. Exit code 1: some tasks failed.
 #[derive(Debug, clap::Args)]
 #[command(
@@ -122,7 +123,8 @@ impl Plan {
         let reduce = args.results.reduce.as_deref();
         let reduce = reduce
             .map(|spec| function::work(spec, &reduce::code_of(spec, &args.code)))
-            .transpose()?;
+            .transpose()?
+            .map(|function| reduce::bring_code(function, &work));
         let shape = match &work {
             Work::Command { .. } if reduce.is_some() => {
                 return Err(CommandError::usage(
@@ -175,11 +177,28 @@ impl Run<'_> {
         };
         let texts = texts.map(|text| -> Input { text.map(Bytes::from).map_err(|e| e.to_string()) });
         let name = definition.options.name.clone().unwrap_or_else(|| definition.work.default_name());
-        let options = definition.options.clone();
+        let (options, work) = (definition.options.clone(), definition.work.clone());
 
         let begun = self.client.begin(definition).await?;
         let map = begun.map;
         self.check_targets(&begun, inputs.count).await?;
+        let reduction = reduce.map(|function| Reduction {
+            context,
+            client: &self.client,
+            function,
+            of: map,
+            work,
+            options,
+        });
+        if let Some(reduction) = &reduction {
+            match reduction.check(&mut interrupts).await {
+                Ok(Some(())) => {}
+                checked => {
+                    self.abandon(map).await?;
+                    return checked.map(|_| Exit::Interrupted);
+                }
+            }
+        }
         context.say_more(format!("map {map}: {name}"));
         let feeding = Feeding::default();
         let (feeder, state) = (self.client.clone(), feeding.clone());
@@ -204,7 +223,7 @@ impl Run<'_> {
             detachable: self.cluster_stays,
         };
         let mut report = Report::new(map);
-        report.values_shown = reduce.is_none() && !results.sink.is_nowhere();
+        report.values_shown = reduction.is_none() && !results.sink.is_nowhere();
         report.cluster_stays = self.cluster_stays;
         results.begin()?;
         let (ended, counts) = job
@@ -221,43 +240,16 @@ impl Run<'_> {
             return Ok(Exit::Interrupted);
         }
         report.say(context, &counts, began.elapsed());
-        if counts.failed() > 0 && reduce.is_some() && !self.args.results.skip_failed {
+        if counts.failed() > 0 && reduction.is_some() && !self.args.results.skip_failed {
             let hint = "reduce the values that there are with --skip-failed, or correct the cause and run the map again";
             return Err(
                 CommandError::failed(format!("map {map} is not reduced, because {} of its tasks failed", counts.failed())).hint(hint),
             );
         }
         let exit = if counts.failed() > 0 { Exit::SomeFailed } else { Exit::Fine };
-        match reduce {
+        match reduction {
             None => results.end().map(|()| exit),
-            Some(function) => self.reduce(function, map, options, results, &mut interrupts, exit).await,
-        }
-    }
-
-    async fn reduce(
-        &self,
-        function: Work,
-        of: MapId,
-        options: MapOptions,
-        mut results: Results,
-        interrupts: &mut Interrupts,
-        exit: Exit,
-    ) -> Result<Exit, CommandError> {
-        let values = results.fold.take().unwrap_or_default();
-        let reduction = Reduction {
-            context: self.context,
-            client: &self.client,
-            function,
-            of,
-            options,
-        };
-        match reduction.run(values, interrupts).await? {
-            Reduced::Value(row) => {
-                results.sink.write(|out| writeln!(out, "{}", value_line(&row)))?;
-                results.sink.finish()?;
-                Ok(exit)
-            }
-            Reduced::Interrupted => Ok(Exit::Interrupted),
+            Some(reduction) => write_reduced(reduction, results, &mut interrupts, exit).await,
         }
     }
 
@@ -267,11 +259,16 @@ impl Run<'_> {
             (Some(_), Some(count)) if count != begun.engines.len() as u64 => (begun.engines.len(), count),
             _ => return Ok(()),
         };
-        self.client.feed(begun.map, Vec::new(), Feeding::default()).await?;
-        self.cancel(begun.map).await?;
+        self.abandon(begun.map).await?;
         Err(CommandError::usage(format!(
             "--targets means {engines} engines, and there are {count} inputs: there must be one for each"
         )))
+    }
+
+    /// Ends a map to which no input was sent.
+    async fn abandon(&self, map: MapId) -> Result<(), ClientError> {
+        self.client.feed(map, Vec::new(), Feeding::default()).await?;
+        self.cancel(map).await
     }
 
     async fn cancel(&self, map: MapId) -> Result<(), ClientError> {
@@ -304,6 +301,24 @@ impl Run<'_> {
         }
         self.context.say(follow::come_back(map, &self.context.options()));
         Ok(Exit::Fine)
+    }
+}
+
+/// Writes what the values are folded to.
+async fn write_reduced(
+    reduction: Reduction<'_>,
+    mut results: Results,
+    interrupts: &mut Interrupts,
+    exit: Exit,
+) -> Result<Exit, CommandError> {
+    let values = results.fold.take().unwrap_or_default();
+    match reduction.run(values, interrupts).await? {
+        Reduced::Value(row) => {
+            results.sink.write(|out| writeln!(out, "{}", value_line(&row)))?;
+            results.sink.finish()?;
+            Ok(exit)
+        }
+        Reduced::Interrupted => Ok(Exit::Interrupted),
     }
 }
 

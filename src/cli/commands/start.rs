@@ -236,6 +236,7 @@ fn report(started: &Started, context: &Context) -> Result<(), CommandError> {
             "controller_job": started.controller_job,
             "engines": started.engines,
             "engines_wanted": started.n,
+            "engines_unavailable": started.unavailable.len(),
             "job": started.job,
             "client_file": started.client_file,
             "controller_log": started.controller_log,
@@ -253,6 +254,9 @@ fn report(started: &Started, context: &Context) -> Result<(), CommandError> {
         engines_in_words(started),
         started.took.as_secs_f64(),
     ));
+    for line in super::engines::unavailable_in_words(&started.unavailable) {
+        context.say(format!("warning: {line}"));
+    }
     context.say(format!(
         "next: pcluster map{options} FILE.py:FUNCTION INPUTS.txt  (pcluster status{options}, pcluster stop{options})"
     ));

@@ -76,6 +76,7 @@ pub fn run(_args: Args, context: &Context) -> Result<Exit, CommandError> {
             ));
             keeper.trouble.iter().for_each(|trouble| context.say(trouble));
         }
+        super::engines::note_unavailable(&status.engines, context);
         if status.engines.is_empty() {
             context.say(format!("no engines: pcluster engines add 4{}", context.options()));
         }

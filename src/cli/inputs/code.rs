@@ -4,12 +4,12 @@
 //! submitted from: so are they looked for here, by the import statements ([`imports`]), recursively. In the bundle, modules lie as
 //! in the one directory that comes first in `sys.path` on the engine.
 mod imports;
-mod stdlib;
 mod with;
 
 use crate::cli::CommandError;
 use crate::model::bundle::{Bundle, File, is_relative};
 use crate::model::definition::BundleRef;
+use crate::model::stdlib;
 use bytes::Bytes;
 pub use imports::declared_encoding;
 use imports::{Import, imports};

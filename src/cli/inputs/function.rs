@@ -48,7 +48,6 @@ pub fn work(spec: &str, code: &CodeArgs) -> Result<Work, CommandError> {
     Ok(Work::Call {
         from,
         function: function.into(),
-        reduce: false,
     })
 }
 

@@ -46,15 +46,20 @@ fn text(style: Style, rows: &[TaskRow]) -> String {
     String::from_utf8(written(style, rows).0).unwrap()
 }
 
-/// `{1, 2}`, pickled.
-const PICKLED: &str = "gAOPKEsBSwKQLg==";
+/// `{1, 2}`.
+pub fn a_set(index: u32) -> TaskRow {
+    let pickled = Pickled {
+        python_type: "set".into(),
+        bytes: STANDARD.decode("gAOPKEsBSwKQLg==").unwrap().into(),
+    };
+    TaskRow {
+        pickled: Some(pickled),
+        ..row(index, Some("[1,2]"))
+    }
+}
 
 fn one_of_each() -> Vec<TaskRow> {
-    let pickled = TaskRow {
-        pickled: Some(PICKLED.into()),
-        repr: Some("{1, 2}".into()),
-        ..row(3, None)
-    };
+    let pickled = a_set(3);
     vec![
         row(0, Some("{\"a\":\n[1,2]}")),
         row(1, Some("\"x\\ny\"")),
@@ -70,7 +75,7 @@ fn values_are_json_lines() {
     {"a": [1,2]}
     "x\ny"
     null
-    {"__pickled__":"gAOPKEsBSwKQLg==","repr":"{1, 2}"}
+    [1,2]
     {"__error__":{"task":"1.4","state":"error","ename":"ValueError","evalue":"no\n  digits"}}
     "#);
 }
@@ -83,7 +88,7 @@ fn values_are_csv() {
     1.1,ok,"in,1","x
     y",
     1.2,ok,"in,2",,
-    1.3,ok,"in,3","{""__pickled__"":""gAOPKEsBSwKQLg=="",""repr"":""{1, 2}""}",
+    1.3,ok,"in,3","[1,2]",
     1.4,error,"in,4",,ValueError: no digits
     "#);
 }
@@ -116,6 +121,10 @@ fn rows_are_whole_tasks() {
     let line = text(Style::of(None, false, true), &[failed(4)]);
     let row: TaskRow = serde_json::from_str(&line).unwrap();
     assert_eq!((row.task.index, row.state), (4, TaskState::Error));
+    // Beside a rendering stands what it is, and the exact value.
+    let line: serde_json::Value = serde_json::from_str(&text(Style::of(None, false, true), &[a_set(0)])).unwrap();
+    let keys = ["value", "exact", "type", "pickled"].map(|key| &line[key]);
+    assert_eq!(serde_json::json!(keys), json!([[1, 2], false, "set", "gAOPKEsBSwKQLg=="]));
 }
 
 /// Python is what reads it in the end: any will do.

@@ -29,14 +29,16 @@ impl Core {
 
     /// Sends what can be sent.
     pub(super) fn dispatch(&mut self) {
-        let mut full = false;
+        // Engines for tasks that need Python, and those for commands.
+        let mut full = [false; 2];
         let maps: Vec<MapId> = self.runnable.iter().copied().take(64).collect();
         for id in maps {
             let Some(map) = self.maps.get(&id) else { continue };
+            let full = &mut full[usize::from(map.is_command())];
             if map.targets.is_some() {
                 self.dispatch_targeted(id);
-            } else if !full {
-                full = !self.dispatch_balanced(id);
+            } else if !*full {
+                *full = !self.dispatch_balanced(id);
             }
             self.note_runnable(id);
         }
@@ -71,19 +73,16 @@ impl Core {
             if ready == 0 {
                 return true;
             }
-            let Some((engine, load)) = self
-                .engines
-                .by_load()
-                .find(|(_, e)| e.native)
-                .map(|(uuid, e)| (uuid.clone(), e.load()))
-            else {
+            let is_command = map.is_command();
+            let least = self.engines.least_loaded(is_command);
+            let Some((engine, load)) = least.map(|(uuid, e)| (uuid.clone(), e.load())) else {
                 return false;
             };
             // Refill at half, so that tasks travel in batches.
             if load > depth / 2 || load >= depth {
                 return false;
             }
-            let engines = self.engines.native_free().max(1);
+            let engines = self.engines.free(is_command).max(1);
             let fair = ready.div_ceil(engines).max(self.worth_sending(id));
             let count = (depth - load).min(fair);
             let tasks: Vec<Taken> = match self.maps.get_mut(&id) {
@@ -172,7 +171,7 @@ impl Core {
         {
             map.known_by.push(engine.clone());
             let definition = map.definition.clone();
-            if let Some(bundle) = definition.work.bundle() {
+            if let Some(bundle) = definition.bundle() {
                 self.send_bundle(engine, bundle);
             }
             if joined {

@@ -50,7 +50,7 @@ impl Core {
 
     /// Puts the code into a definition that names it.
     pub(super) fn add_content(&mut self, definition: &mut MapDefinition, came: Option<Bytes>) -> Result<Option<String>, ErrorContent> {
-        let Some(named) = definition.work.bundle_mut().filter(|named| named.content.is_none()) else {
+        let Some(named) = definition.bundle_mut().filter(|named| named.content.is_none()) else {
             return Ok(None);
         };
         if let Some(there) = self.bundles.get(&named.hash) {
@@ -72,7 +72,7 @@ impl Core {
 
     /// A definition of the records, which has its code with it.
     pub(super) fn with_shared_bundle(&mut self, mut definition: MapDefinition) -> MapDefinition {
-        if let Some(named) = definition.work.bundle_mut() {
+        if let Some(named) = definition.bundle_mut() {
             named.content = named.content.take().map(|bundle| self.bundles.share(bundle));
         }
         definition
@@ -125,7 +125,7 @@ impl Core {
         let Some(e) = self.engines.get(engine).filter(|e| e.bundles.len() > KEPT) else {
             return Vec::new();
         };
-        let of_map = |id: &MapId| Some(self.maps.get(id)?.definition.work.bundle()?.hash.as_str());
+        let of_map = |id: &MapId| Some(self.maps.get(id)?.definition.bundle()?.hash.as_str());
         let needed: HashSet<&str> = e.definitions.iter().filter_map(of_map).collect();
         let many = e.bundles.len() - KEPT;
         let forget: Vec<String> = e.bundles[..e.bundles.len() - 1]

@@ -402,8 +402,9 @@ impl Core {
         let id = request.map;
         let wait = Duration::from_millis(request.wait_ms).min(LONGEST_WATCH);
         let until = self.now.since_start + wait;
-        let engines = self.engines.native_free();
         let Some(map) = self.maps.get_mut(&id) else {
+            // It is complete: nothing waits for an engine.
+            let engines = self.engines.free(true);
             self.note_reader(id);
             self.query(
                 asked,
@@ -436,8 +437,8 @@ impl Core {
     /// Answers the watches whose result has come or whose time is up.
     pub(super) fn answer_watches(&mut self, id: MapId) {
         let now = self.now.since_start;
-        let engines = self.engines.native_free();
         let Some(map) = self.maps.get_mut(&id) else { return };
+        let engines = self.engines.free(map.is_command());
         let complete = map.is_complete();
         let done = map.counts.done();
         let total = map.counts.total;
@@ -484,10 +485,12 @@ impl Core {
                 state: match (e.is_here(), e.load()) {
                     (false, _) => "silent",
                     _ if e.leaving => "leaving",
+                    (true, 0) if e.unavailable.is_some() => "unavailable",
                     (true, 0) => "idle",
                     (true, _) => "busy",
                 }
                 .into(),
+                reason: e.unavailable.clone(),
                 assigned: e.load(),
                 finished: e.finished,
                 registered: e.registered,

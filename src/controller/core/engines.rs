@@ -45,6 +45,8 @@ pub struct Engine {
     pub finished_seen: u64,
     /// It was told to stop: no new tasks.
     pub leaving: bool,
+    /// Why it cannot run Python: it gets commands only.
+    pub unavailable: Option<String>,
     /// When a reply of its was last passed on to a client.
     pub last_reply: Option<Duration>,
     turn: u64,
@@ -77,6 +79,21 @@ impl Engine {
     pub fn is_here(&self) -> bool {
         self.away_until.is_none()
     }
+    /// Which of the orders by load it is in, if it may take work.
+    fn order(&self) -> Option<Order> {
+        match (self.is_here() && !self.leaving, &self.unavailable) {
+            (false, _) => None,
+            (true, None) => Some(Order::Any),
+            (true, Some(_)) => Some(Order::CommandsOnly),
+        }
+    }
+}
+
+/// What an engine may be given.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Order {
+    Any,
+    CommandsOnly,
 }
 
 #[derive(Debug, Default)]
@@ -85,6 +102,8 @@ pub struct Engines {
     by_id: BTreeMap<EngineId, EngineUuid>,
     /// Engines that may take work: load, then who waited longest.
     by_load: BTreeSet<(u32, u64, EngineUuid)>,
+    /// The same for engines without a Python that works: they may take commands.
+    commands_only: BTreeSet<(u32, u64, EngineUuid)>,
     /// How many in `by_load` are of our own kind.
     native_free: u32,
     turns: u64,
@@ -117,25 +136,30 @@ impl Engines {
     /// Changes an engine and keeps the order by load.
     pub fn change<T>(&mut self, uuid: &EngineUuid, change: impl FnOnce(&mut Engine) -> T) -> Option<T> {
         let engine = self.by_uuid.get_mut(uuid)?;
-        let (load, turn, free) = (engine.load(), engine.turn, engine.is_here() && !engine.leaving);
+        let (load, turn, order) = (engine.load(), engine.turn, engine.order());
         let result = change(engine);
-        let (new_load, new_free) = (engine.load(), engine.is_here() && !engine.leaving);
-        if (new_load, new_free) != (load, free) {
-            self.freed |= new_free && (new_load < load || !free);
-            if free {
-                self.by_load.remove(&(load, turn, uuid.clone()));
-            }
+        let (new_load, new_order) = (engine.load(), engine.order());
+        if (new_load, new_order) != (load, order) {
+            let (was_free, is_free) = (order == Some(Order::Any), new_order == Some(Order::Any));
+            self.freed |= is_free && (new_load < load || !was_free);
+            match order {
+                Some(Order::Any) => self.by_load.remove(&(load, turn, uuid.clone())),
+                Some(Order::CommandsOnly) => self.commands_only.remove(&(load, turn, uuid.clone())),
+                None => false,
+            };
             if engine.native {
-                self.native_free = self.native_free + u32::from(new_free) - u32::from(free);
+                self.native_free = self.native_free + u32::from(is_free) - u32::from(was_free);
             }
             if new_load > load {
                 // To the end of the line of those equally loaded.
                 self.turns += 1;
                 engine.turn = self.turns;
             }
-            if new_free {
-                self.by_load.insert((new_load, engine.turn, uuid.clone()));
-            }
+            match new_order {
+                Some(Order::Any) => self.by_load.insert((new_load, engine.turn, uuid.clone())),
+                Some(Order::CommandsOnly) => self.commands_only.insert((new_load, engine.turn, uuid.clone())),
+                None => false,
+            };
         }
         Some(result)
     }
@@ -174,6 +198,7 @@ impl Engines {
             stuck: false,
             finished_seen: 0,
             leaving: false,
+            unavailable: None,
             last_reply: None,
             turn: self.turns,
         };
@@ -185,9 +210,11 @@ impl Engines {
 
     pub fn remove(&mut self, uuid: &EngineUuid) -> Option<Engine> {
         let engine = self.by_uuid.remove(uuid)?;
-        if self.by_load.remove(&(engine.load(), engine.turn, uuid.clone())) {
+        let key = (engine.load(), engine.turn, uuid.clone());
+        if self.by_load.remove(&key) {
             self.native_free -= u32::from(engine.native);
         }
+        self.commands_only.remove(&key);
         self.by_id.remove(&engine.id);
         Some(engine)
     }
@@ -197,14 +224,22 @@ impl Engines {
         std::mem::take(&mut self.freed)
     }
 
-    /// How many of our own kind may take work.
-    pub fn native_free(&self) -> u32 {
-        self.native_free
-    }
-
     /// Those that may take work, least loaded first.
     pub fn by_load(&self) -> impl DoubleEndedIterator<Item = (&EngineUuid, &Engine)> {
         self.by_load.iter().filter_map(|(_, _, uuid)| Some((uuid, self.by_uuid.get(uuid)?)))
+    }
+
+    /// Of our own kind, the least loaded that may take a task: a command, or one that needs Python.
+    pub fn least_loaded(&self, is_command: bool) -> Option<(&EngineUuid, &Engine)> {
+        let any = self.by_load().find(|(_, e)| e.native);
+        let limited = self.commands_only.iter().find(|_| is_command);
+        let limited = limited.and_then(|(_, _, uuid)| Some((uuid, self.by_uuid.get(uuid)?)));
+        any.into_iter().chain(limited).min_by_key(|(_, e)| (e.load(), e.turn))
+    }
+
+    /// How many of our own kind may take such a task.
+    pub fn free(&self, is_command: bool) -> u32 {
+        self.native_free + if is_command { self.commands_only.len() as u32 } else { 0 }
     }
 
     /// Holds the table against itself; for tests and debug builds.
@@ -215,11 +250,16 @@ impl Engines {
             let key = (engine.load(), engine.turn, uuid.clone());
             assert_eq!(
                 self.by_load.contains(&key),
-                engine.is_here() && !engine.leaving,
+                engine.order() == Some(Order::Any),
                 "{uuid} in the order by load"
             );
+            assert_eq!(
+                self.commands_only.contains(&key),
+                engine.order() == Some(Order::CommandsOnly),
+                "{uuid} among those for commands"
+            );
         }
-        assert!(self.by_load.len() <= self.by_uuid.len());
+        assert!(self.by_load.len() + self.commands_only.len() <= self.by_uuid.len());
         assert_eq!(self.native_free as usize, self.by_load().filter(|(_, e)| e.native).count());
     }
 }

@@ -1,6 +1,6 @@
 //! The unfinished maps. A task that has not been sent is no more than a line of its chunk; one in flight has an entry;
 //! one that is done has nothing here (it is in the records).
-use crate::model::definition::MapDefinition;
+use crate::model::definition::{MapDefinition, Work};
 use crate::model::task::{Counts, TaskState};
 use crate::model::{EngineId, EngineUuid, MapId};
 use bytes::Bytes;
@@ -156,6 +156,11 @@ impl Map {
         self.lines_left - self.dropped.len()
     }
 
+    /// Its tasks need no Python.
+    pub fn is_command(&self) -> bool {
+        matches!(self.definition.work, Work::Command { .. })
+    }
+
     pub fn has_ready(&self) -> bool {
         self.waiting_for.is_none() && self.ready() > 0
     }
@@ -266,7 +271,7 @@ impl Map {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::definition::{MapOptions, Work};
+    use crate::model::definition::MapOptions;
 
     fn map() -> Map {
         Map::new(

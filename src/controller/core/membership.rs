@@ -76,8 +76,11 @@ impl Core {
     fn native_said(&mut self, engine: &EngineUuid, message: &Message) {
         match message.msg_type() {
             say::RESULTS => {
-                if let Some(results) = parse(message) {
-                    self.results(engine, results);
+                let results = parse(message).map(|results: say::Results| results.with_buffers(&message.buffers));
+                match results {
+                    Some(Some(results)) => self.results(engine, results),
+                    Some(None) => tracing::warn!(%engine, "results without their buffers are dropped"),
+                    None => {}
                 }
             }
             say::PROGRESS => {
@@ -91,6 +94,11 @@ impl Core {
                 }
             }
             say::HEARTBEAT => self.heartbeat(engine),
+            say::AVAILABILITY => {
+                if let Some(say::Availability { reason }) = parse(message) {
+                    self.availability(engine, reason);
+                }
+            }
             say::LEAVING => {
                 let reason = parse::<say::Leaving>(message).map(|l| l.reason).unwrap_or_default();
                 let id = self.engines.get(engine).map(|e| e.id.0);
@@ -102,6 +110,24 @@ impl Core {
                 self.engine_gone(engine, &reason);
             }
             other => tracing::warn!(kind = other, %engine, "an engine said something unknown"),
+        }
+    }
+
+    /// Whether its Python works now.
+    fn availability(&mut self, engine: &EngineUuid, reason: Option<String>) {
+        let id = self.engines.get(engine).map(|e| e.id.0);
+        let changed = self.engines.change(engine, |e| {
+            let changed = e.unavailable != reason;
+            e.unavailable = reason.clone();
+            changed
+        });
+        match (changed, reason) {
+            (Some(true), Some(reason)) => tracing::warn!(engine = id, %reason, "an engine cannot run Python: it gets commands only"),
+            (Some(true), None) => {
+                tracing::info!(engine = id, "an engine can run Python");
+                self.requests.recheck = true;
+            }
+            _ => {}
         }
     }
 
@@ -189,6 +215,7 @@ impl Core {
             }
         };
         reply.id = Some(id);
+        self.availability(uuid, register.unavailable);
         self.tell_engine(uuid, say::REGISTERED, &reply);
     }
 

@@ -96,7 +96,7 @@ impl Batch<'_> {
             client,
             submitted.0,
             json,
-            definition.work.bundle().map(|bundle| &bundle.hash),
+            definition.bundle().map(|bundle| &bundle.hash),
         ])?;
         // Looked for in vain earlier in this batch, perhaps.
         if let Some(None) = self.maps.get(&map) {
@@ -107,7 +107,7 @@ impl Batch<'_> {
 
     /// Stores the code that a definition names, if it is not there.
     fn add_bundle(&mut self, definition: &MapDefinition) -> rusqlite::Result<()> {
-        let Some(bundle) = definition.work.bundle().and_then(|named| named.content.as_ref()) else {
+        let Some(bundle) = definition.bundle().and_then(|named| named.content.as_ref()) else {
             return Ok(());
         };
         let sql = "INSERT OR IGNORE INTO bundle (hash, files, bytes, content) VALUES (?1, ?2, ?3, ?4)";
@@ -124,7 +124,7 @@ impl Batch<'_> {
         let keep = "INSERT INTO earlier_code (map, code, definition, bundle) SELECT id, code, definition, bundle FROM map WHERE id = ?1";
         self.connection.prepare_cached(keep)?.execute([map.0])?;
         let json = serde_json::to_string(definition).map_err(|error| rusqlite::Error::ToSqlConversionFailure(error.into()))?;
-        let hash = definition.work.bundle().map(|bundle| &bundle.hash);
+        let hash = definition.bundle().map(|bundle| &bundle.hash);
         let replace = "UPDATE map SET definition = ?2, bundle = ?3, code = code + 1 WHERE id = ?1";
         self.connection.prepare_cached(replace)?.execute(params![map.0, json, hash])?;
         Ok(())

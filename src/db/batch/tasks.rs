@@ -10,7 +10,7 @@ use rusqlite::{OptionalExtension, params};
 pub const ADD: &str = "INSERT OR IGNORE INTO task (id, state, submitted, input) VALUES (?1, ?2, ?3, ?4)";
 pub const LOOK: &str = "SELECT state, run, attempts, engine FROM task WHERE id = ?1";
 pub const END: &str = "UPDATE task SET state = ?2, run = ?3, attempts = ?4, engine = ?5, host = ?6, started = ?7, completed = ?8, \
-                       exit_code = ?9, value = ?10, ename = ?11, evalue = ?12, repr = ?13, stdout = ?14, stderr = ?15, \
+                       exit_code = ?9, value = ?10, ename = ?11, evalue = ?12, type = ?13, stdout = ?14, stderr = ?15, \
                        traceback = ?16, pickled = ?17 WHERE id = ?1";
 
 /// A task as it stands before a change.
@@ -239,11 +239,11 @@ impl Batch<'_> {
             outcome.value.as_ref().map(|v| v.get()),
             error.map(|e| &e.ename),
             error.map(|e| &e.evalue),
-            outcome.repr,
+            outcome.pickled.as_ref().map(|p| &p.python_type),
             some_text(&stdout),
             some_text(&stderr),
             error.and_then(|e| some_text(&e.traceback)),
-            outcome.pickled,
+            outcome.pickled.as_ref().map(|p| &p.bytes[..]),
         ])?;
         self.count_step(task.map, prior.state, outcome.status)
     }
@@ -306,7 +306,7 @@ impl Batch<'_> {
         before: &(String, String),
     ) -> rusqlite::Result<()> {
         let sql = "INSERT INTO attempt (task, run, state, crashed, engine, started, completed, exit_code, host, value, ename, evalue, \
-                   repr, stdout, stderr, traceback, pickled, code) \
+                   type, stdout, stderr, traceback, pickled, code) \
                    VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, \
                    (SELECT code FROM task WHERE id = ?1))";
         let host = self.host(Some(engine))?;
@@ -331,11 +331,11 @@ impl Batch<'_> {
             outcome.value.as_ref().map(|v| v.get()),
             error.map(|e| &e.ename),
             error.map(|e| &e.evalue),
-            outcome.repr,
+            outcome.pickled.as_ref().map(|p| &p.python_type),
             some_text(&stdout),
             some_text(&stderr),
             error.and_then(|e| some_text(&e.traceback)),
-            outcome.pickled,
+            outcome.pickled.as_ref().map(|p| &p.bytes[..]),
         ])?;
         Ok(())
     }
@@ -354,13 +354,13 @@ impl Batch<'_> {
     /// A finished task's outcome becomes an attempt; the task is ready again.
     fn reopen(&mut self, task: TaskId, prior: &Prior, run: u32) -> rusqlite::Result<()> {
         let keep = "INSERT INTO attempt (task, run, state, crashed, engine, started, completed, exit_code, host, value, ename, evalue, \
-                    repr, stdout, stderr, traceback, pickled, code) \
+                    repr, stdout, stderr, traceback, pickled, type, code) \
                     SELECT id, run, state, state = 'lost', engine, started, completed, exit_code, host, value, ename, evalue, \
-                    repr, stdout, stderr, traceback, pickled, code FROM task WHERE id = ?1";
+                    repr, stdout, stderr, traceback, pickled, type, code FROM task WHERE id = ?1";
         self.connection.prepare_cached(keep)?.execute([task.row_id()])?;
         let clear = "UPDATE task SET state = 'ready', run = ?2, crashes = 0, failures = 0, engine = NULL, host = NULL, started = NULL, \
                      completed = NULL, exit_code = NULL, value = NULL, ename = NULL, evalue = NULL, repr = NULL, stdout = NULL, \
-                     stderr = NULL, traceback = NULL, pickled = NULL, \
+                     stderr = NULL, traceback = NULL, pickled = NULL, type = NULL, \
                      code = COALESCE((SELECT code FROM map WHERE map.id = task.id >> 32), 0) WHERE id = ?1";
         self.connection.prepare_cached(clear)?.execute(params![task.row_id(), run])?;
         self.count_step(task.map, prior.state, TaskState::Ready)

@@ -76,7 +76,6 @@ pub fn definition() -> MapDefinition {
                 text: "def f(x):\n    return x\n".into(),
             },
             function: "f".into(),
-            reduce: false,
         },
         options: MapOptions::default(),
     }

@@ -374,7 +374,7 @@ fn plans_are_ranges_of_rows() {
     let db = sample();
     let connection = rusqlite::Connection::open(db.path()).unwrap();
     let plan = |query: &TaskQuery| {
-        let sql = super::super::tasks::rows(query).unwrap();
+        let sql = super::super::tasks::rows(query, crate::db::schema::VERSION).unwrap();
         let mut explain = connection.prepare(&format!("EXPLAIN QUERY PLAN {}", sql.text)).unwrap();
         let rows = explain
             .query_map(rusqlite::params_from_iter(sql.values), |row| row.get::<_, String>(3))

@@ -1,6 +1,9 @@
 //! A task's life, step by step.
 use super::*;
 use crate::model::change::{Attempt, Purge};
+use crate::model::pickled::Pickled;
+use bytes::Bytes;
+use rusqlite::Connection;
 
 #[test]
 fn a_task_from_input_to_value() {
@@ -294,13 +297,26 @@ fn a_finished_map_is_forgotten_and_its_number_not_given_again() {
 fn a_value_that_json_cannot_hold_comes_back_pickled() {
     let mut db = Db::new();
     db.add_map(1, 1);
-    let mut outcome = ok("0");
-    (outcome.value, outcome.pickled, outcome.repr) = (None, Some("gASVAAA=".into()), Some("<object>".into()));
+    let mut outcome = ok("[1,2]");
+    let pickled = Pickled {
+        python_type: "tuple".into(),
+        bytes: Bytes::from_static(b"\x80\x05K\x01K\x02\x86\x94.\x00\xff"),
+    };
+    outcome.pickled = Some(pickled.clone());
     db.apply(&[finished(1, 0, 1, 0, outcome)]);
     let row = db.task(1, 0);
+    assert_eq!((row.value.unwrap().get(), row.pickled.as_ref()), ("[1,2]", Some(&pickled)));
+    let kind: String = Connection::open(db.path())
+        .unwrap()
+        .query_row("SELECT typeof(pickled) FROM task", [], |row| row.get(0))
+        .unwrap();
+    assert_eq!(kind, "blob");
+    // A task that is run again has another value, and the first stays with its attempt.
+    db.apply(&[Change::TaskResubmitted { task: task(1, 0), run: 2 }, finished(1, 0, 2, 0, ok("5"))]);
+    assert_eq!(db.task(1, 0).pickled, None);
     assert_eq!(
-        (row.value.is_none(), row.pickled.as_deref(), row.repr.as_deref()),
-        (true, Some("gASVAAA="), Some("<object>"))
+        db.reader().attempts(task(1, 0)).unwrap()[0].outcome.pickled.as_ref(),
+        Some(&pickled)
     );
 }
 

@@ -88,11 +88,12 @@ pub enum Event {
     /// A request has published something, behind this output.
     Published {
         worker: WorkerKey,
-        ticket: u32,
         output: [Pieces; 2],
-        meta: Bytes,
-        content: Bytes,
-        buffers: Vec<Bytes>,
+        published: Published,
+    },
+    /// Written while no unit ran.
+    OutputUnclaimed {
+        output: [Pieces; 2],
     },
     /// None: the spare. `unread` tokens were left; `how` it ended, in words; whether a signal `killed` it.
     WorkerExited {
@@ -127,6 +128,27 @@ pub enum Event {
     Tick,
 }
 
+/// A message for iopub.
+#[derive(Clone, Debug)]
+pub struct Published {
+    pub parent: Parent,
+    pub kind: String,
+    pub topic: String,
+    /// JSON text.
+    pub content: Bytes,
+    pub buffers: Vec<Bytes>,
+}
+
+/// What a message is of.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Parent {
+    /// The request that runs.
+    Running,
+    /// A request that has ended: its header, as JSON text.
+    Ended(Bytes),
+    None,
+}
+
 #[derive(Debug)]
 pub enum Effect {
     // ---- to the controller
@@ -144,10 +166,9 @@ pub enum Effect {
         text: String,
     },
     Publish {
-        request: Arc<Request>,
-        meta: Bytes,
-        content: Bytes,
-        buffers: Vec<Bytes>,
+        /// The header of the request that it is of.
+        parent: Option<Bytes>,
+        published: Published,
     },
     /// The reply, then iopub `status: idle`.
     Reply {

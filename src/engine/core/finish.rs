@@ -237,7 +237,6 @@ fn stopped(outcome: &mut Outcome, status: TaskState, ename: &str, evalue: String
     outcome.crashed = false;
     outcome.value = None;
     outcome.pickled = None;
-    outcome.repr = None;
     outcome.error = Some(TaskError {
         ename: ename.into(),
         evalue,

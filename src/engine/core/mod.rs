@@ -20,11 +20,13 @@ pub mod unit;
 mod workers;
 
 pub use event::{Effect, Event, Now, RequestReply, Stage};
+use event::{Parent, Published};
 pub use unit::{Request, Unit, WorkerKey};
 
 use crate::model::definition::MapDefinition;
 use crate::model::{MapId, UnixTime};
 use crate::wire::content::engine::{Held, Progress, Returned};
+use crate::wire::message::to_json;
 use outbox::Outbox;
 use output::{Pieces, Text};
 use std::collections::{HashMap, HashSet, VecDeque};
@@ -216,8 +218,7 @@ impl Core {
 
             Event::WorkerReady => self.spare_is_ready(effects),
             Event::WorkerFailed { reason } => self.spare_failed(now, reason),
-            Event::UnitBegun { worker, .. } | Event::UnitEnded { worker, .. } | Event::Published { worker, .. }
-                if !self.workers.is_active(worker) => {}
+            Event::UnitBegun { worker, .. } | Event::UnitEnded { worker, .. } if !self.workers.is_active(worker) => {}
             Event::UnitBegun { ticket, output, .. } => {
                 self.wrote(output, effects);
                 if self.given.front().is_some_and(|given| given.ticket == ticket) {
@@ -235,25 +236,17 @@ impl Core {
                 self.wrote(output, effects);
                 self.unit_ended(now, ticket, started, ended, result, effects);
             }
-            Event::Published {
-                worker: _,
-                ticket: _,
-                output,
-                meta,
-                content,
-                buffers,
-            } => {
-                self.wrote(output, effects);
-                self.tell_begun(effects);
-                if let Some(Unit::Request(request)) = self.given.front().map(|given| &given.unit) {
-                    effects.push(Effect::Publish {
-                        request: request.clone(),
-                        meta,
-                        content,
-                        buffers,
-                    });
+            Event::Published { worker, output, published } => {
+                let is_active = self.workers.is_active(worker);
+                match is_active {
+                    true => self.wrote(output, effects),
+                    false => unclaimed(output, effects),
+                }
+                if is_active || published.parent != Parent::Running {
+                    self.publish(published, effects);
                 }
             }
+            Event::OutputUnclaimed { output } => unclaimed(output, effects),
             Event::WorkerExited {
                 worker,
                 unread,
@@ -380,6 +373,21 @@ impl Core {
         }
     }
 
+    fn publish(&mut self, published: Published, effects: &mut Vec<Effect>) {
+        let parent = match &published.parent {
+            Parent::Running => {
+                self.tell_begun(effects);
+                match self.given.front().map(|given| &given.unit) {
+                    Some(Unit::Request(request)) => Some(request.message.header_json.clone()),
+                    _ => return,
+                }
+            }
+            Parent::Ended(header) => Some(header.clone()),
+            Parent::None => None,
+        };
+        effects.push(Effect::Publish { parent, published });
+    }
+
     /// Says once that a request runs: when it has something to say or has run for a while. Of one that ends at once its end
     /// is enough; each message costs the client more than it costs us.
     fn tell_begun(&mut self, effects: &mut Vec<Effect>) {
@@ -416,6 +424,25 @@ impl Core {
             let worker = unit::worker_of(map, &state.definition);
             self.forget_in_worker(map, worker, effects);
             self.maps.remove(&map);
+        }
+    }
+}
+
+/// Output of no unit: published as of no request.
+fn unclaimed([stdout, stderr]: [Pieces; 2], effects: &mut Vec<Effect>) {
+    for (name, pieces) in [("stdout", stdout), ("stderr", stderr)] {
+        let mut text = Text::unbounded();
+        text.push(pieces);
+        let text = text.finish();
+        if !text.is_empty() {
+            let published = Published {
+                parent: Parent::None,
+                kind: "stream".into(),
+                topic: name.into(),
+                content: to_json(&serde_json::json!({ "name": name, "text": text })),
+                buffers: Vec::new(),
+            };
+            effects.push(Effect::Publish { parent: None, published });
         }
     }
 }

@@ -133,7 +133,7 @@ impl Outbox {
     }
 }
 
-/// Bytes of the outcome as JSON.
+/// Bytes of the outcome in a message: its JSON, and its buffer.
 fn encoded(outcome: &Outcome) -> usize {
     struct Count(usize);
     impl io::Write for Count {
@@ -147,7 +147,7 @@ fn encoded(outcome: &Outcome) -> usize {
     }
     let mut count = Count(0);
     let _ = serde_json::to_writer(&mut count, outcome);
-    count.0
+    count.0 + outcome.pickled.as_ref().map_or(0, |pickled| pickled.bytes.len())
 }
 
 /// What is said in the place of an outcome that cannot be sent. It is final: the same would come of another try.

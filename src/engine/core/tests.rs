@@ -71,7 +71,6 @@ impl World {
         let call = Work::Call {
             from: CallSource::Module { module: "m".into() },
             function: "f".into(),
-            reduce: false,
         };
         let command = Work::Command { argv: vec!["true".into()] };
         for (map, definition) in [
@@ -550,13 +549,65 @@ fn world_definition(map: MapId) -> Arc<MapDefinition> {
     let call = Work::Call {
         from: CallSource::Module { module: "m".into() },
         function: "f".into(),
-        reduce: false,
     };
     match map {
         COMMANDS => definition(Work::Command { argv: vec!["true".into()] }, Some(5.0)),
         TIMED => definition(call, Some(2.0)),
         _ => definition(call, None),
     }
+}
+
+#[test]
+fn what_is_published_is_of_the_request_that_it_came_from() {
+    let mut world = World::new();
+    world.event(Event::WorkerReady);
+    let request = |id: &str| {
+        let message = crate::wire::Message {
+            header_json: Bytes::from(format!(r#"{{"msg_id":"{id}"}}"#)),
+            ..crate::wire::Message::default()
+        };
+        Arc::new(Request::new(
+            crate::wire::content::engine::Channel::Mux,
+            Vec::new(),
+            unit::Method::Apply,
+            message,
+        ))
+    };
+    let published = |parent| Event::Published {
+        worker: WorkerKey::Interactive,
+        output: Default::default(),
+        published: Published {
+            parent,
+            kind: "display_data".into(),
+            topic: "displaypub".into(),
+            content: Bytes::new(),
+            buffers: Vec::new(),
+        },
+    };
+    let now = world.now;
+    let mut parents = |event| {
+        let effects = world.core.handle(now, event);
+        let parents = effects.into_iter().filter_map(|effect| match effect {
+            Effect::Publish { parent, .. } => Some(parent),
+            _ => None,
+        });
+        parents.collect::<Vec<_>>()
+    };
+    let ended = Bytes::from_static(br#"{"msg_id":"ended"}"#);
+    let unclaimed = || Event::OutputUnclaimed {
+        output: [Pieces::whole(b"text".to_vec()), Pieces::default()],
+    };
+    assert_eq!(parents(published(Parent::Running)), []);
+    assert_eq!(parents(published(Parent::Ended(ended.clone()))), [Some(ended.clone())]);
+    assert_eq!(parents(unclaimed()), [None]);
+    parents(Event::RequestCame(request("running")));
+    assert_eq!(
+        parents(published(Parent::Running)),
+        [Some(Bytes::from_static(br#"{"msg_id":"running"}"#))]
+    );
+    assert_eq!(parents(published(Parent::Ended(ended.clone()))), [Some(ended)]);
+    assert_eq!(parents(published(Parent::None)), [None]);
+    assert_eq!(parents(unclaimed()), [None]);
 }
 
 impl World {

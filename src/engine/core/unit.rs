@@ -1,6 +1,7 @@
 //! What the engine runs: tasks of pcluster, and requests of ipyparallel clients.
 use crate::model::definition::{MapDefinition, Work};
 use crate::model::kept::is_name;
+use crate::model::pickled::Pickled;
 use crate::model::task::{Outcome, TaskError, TaskState};
 use crate::model::{MapId, UnixTime};
 use crate::wire::Message;
@@ -134,8 +135,8 @@ fn file_of(message: &Message) -> Option<String> {
 pub enum WorkerResult {
     /// JSON text.
     Value(Bytes),
-    /// JSON `{pickled, repr}`.
-    Pickled(Bytes),
+    /// JSON `{type}`, a rendering as JSON text, the pickle.
+    Pickled { meta: Bytes, rendering: Bytes, pickle: Bytes },
     /// JSON `{ename, evalue, traceback}`.
     Error(Bytes),
     /// A request's: JSON `{status, ename}`, content, buffers.
@@ -200,21 +201,14 @@ pub fn worker_outcome(result: WorkerResult, started: UnixTime, ended: UnixTime) 
             },
             None => bad("a value"),
         },
-        WorkerResult::Pickled(body) => {
-            #[derive(Deserialize)]
-            struct Pickled {
-                pickled: String,
-                repr: String,
-            }
-            match serde_json::from_slice::<Pickled>(&body) {
-                Ok(Pickled { pickled, repr }) => Outcome {
-                    pickled: Some(pickled),
-                    repr: Some(repr),
-                    ..succeeded(started, ended)
-                },
-                Err(_) => bad("a pickled value"),
-            }
-        }
+        WorkerResult::Pickled { meta, rendering, pickle } => match (serde_json::from_slice(&meta), raw_json(rendering)) {
+            (Ok(pickled), Some(value)) => Outcome {
+                value: Some(value),
+                pickled: Some(Pickled { bytes: pickle, ..pickled }),
+                ..succeeded(started, ended)
+            },
+            _ => bad("a pickled value"),
+        },
         WorkerResult::Error(body) => match serde_json::from_slice::<TaskError>(&body) {
             Ok(error) => Outcome {
                 error: Some(bounded(error)),

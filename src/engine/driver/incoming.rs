@@ -122,7 +122,7 @@ impl Driver {
     async fn defined(&mut self, map: MapId, definition: MapDefinition) {
         let mut definition = definition.with_bundle();
         // Of an older version's file.
-        if let Some(bundle) = definition.work.bundle_mut().and_then(|named| named.content.take()) {
+        if let Some(bundle) = definition.bundle_mut().and_then(|named| named.content.take()) {
             self.bundle_came(bundle.hash.clone(), bundle.content.clone()).await;
         }
         let definition = Arc::new(definition);

@@ -313,6 +313,7 @@ impl Driver {
                 .chain(self.link.iter().flat_map(|link| link.kept()))
                 .collect(),
             returned: self.core.unheard_returns(),
+            unavailable: self.core.why_no_worker().map(String::from),
         }
     }
 

@@ -37,17 +37,16 @@ impl Driver {
                 let register = self.register(holds);
                 self.send(REGISTER, &register);
             }
-            Effect::SendResults(results) => self.send(RESULTS, &*results),
+            Effect::SendResults(results) => {
+                if let Some(link) = &mut self.link {
+                    link.send_with_buffers(RESULTS, &*results, results.buffers());
+                }
+            }
             Effect::SendProgress(progress) => self.send(PROGRESS, &progress),
             Effect::SendReturned(returned) => self.send(RETURNED, &returned),
             Effect::RequestBegun(request) => requests::busy(self.link.as_mut()?, &request),
             Effect::Stream { request, stderr, text } => requests::stream(self.link.as_mut()?, &request, stderr, &text),
-            Effect::Publish {
-                request,
-                meta,
-                content,
-                buffers,
-            } => requests::publish(self.link.as_mut()?, &request, &meta, content, buffers),
+            Effect::Publish { parent, published } => requests::publish(self.link.as_mut()?, parent.as_ref(), published),
             Effect::Reply { request, started, reply } => {
                 let link = self.link.as_mut()?;
                 requests::reply(link, &request, started, reply, &self.facts.uuid);
@@ -64,7 +63,7 @@ impl Driver {
             Effect::EndWorker { worker } => self.pool.end(worker),
             // With the tasks that follow.
             Effect::Define { worker, map, definition } => {
-                let code = definition.work.bundle().map(|named| match self.bundles.place(&named.hash) {
+                let code = definition.bundle().map(|named| match self.bundles.place(&named.hash) {
                     Ok(directory) => serde_json::json!({ "directory": directory }),
                     Err(why) => serde_json::json!({ "missing": why }),
                 });

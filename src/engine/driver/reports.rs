@@ -1,12 +1,15 @@
 //! What comes from the worker and from commands, made into events.
 use super::Driver;
 use crate::engine::command::CommandEvent;
+use crate::engine::core::event::{Parent, Published};
 use crate::engine::core::unit::WorkerResult;
 use crate::engine::core::{Event, WorkerKey};
 use crate::engine::worker::process::{WorkerEvent, WorkerExit};
 use crate::engine::worker::protocol::{Record, parts};
 use crate::model::UnixTime;
+use bytes::Bytes;
 use serde::Deserialize;
+use serde_json::value::RawValue;
 
 impl Driver {
     pub(super) async fn worker_said(&mut self, number: u64, event: WorkerEvent) {
@@ -74,9 +77,17 @@ impl Driver {
             result,
         };
         Some(match kind {
+            b'N' => Event::OutputUnclaimed { output },
             b'B' => Event::UnitBegun { worker, ticket, output },
             b'V' => ended_with(WorkerResult::Value(body)),
-            b'P' => ended_with(WorkerResult::Pickled(body)),
+            b'P' => {
+                let mut parts = parts(body)?.into_iter();
+                ended_with(WorkerResult::Pickled {
+                    meta: parts.next()?,
+                    rendering: parts.next()?,
+                    pickle: parts.next()?,
+                })
+            }
             b'E' => ended_with(WorkerResult::Error(body)),
             b'A' | b'I' => {
                 let mut parts = parts(body)?.into_iter();
@@ -86,11 +97,8 @@ impl Driver {
                     b'A' => ended_with(WorkerResult::Reply { meta, content, buffers }),
                     _ => Event::Published {
                         worker,
-                        ticket,
                         output,
-                        meta,
-                        content,
-                        buffers,
+                        published: published(&meta, content, buffers)?,
                     },
                 }
             }
@@ -122,6 +130,33 @@ impl Driver {
         };
         self.handle(event).await;
     }
+}
+
+/// `meta` is JSON `{type, topic}`, with `parent` where it is not of the unit that runs.
+fn published(meta: &[u8], content: Bytes, buffers: Vec<Bytes>) -> Option<Published> {
+    #[derive(Deserialize)]
+    struct Meta<'a> {
+        #[serde(rename = "type")]
+        kind: String,
+        topic: String,
+        #[serde(borrow)]
+        parent: Option<&'a RawValue>,
+    }
+    let Meta { kind, topic, parent } = serde_json::from_slice(meta)
+        .inspect_err(|e| tracing::warn!("the worker published something that cannot be read: {e}"))
+        .ok()?;
+    let parent = match parent.map(RawValue::get) {
+        None => Parent::Running,
+        Some(header) if header.starts_with('{') && header != "{}" => Parent::Ended(Bytes::copy_from_slice(header.as_bytes())),
+        Some(_) => Parent::None,
+    };
+    Some(Published {
+        parent,
+        kind,
+        topic,
+        content,
+        buffers,
+    })
 }
 
 /// The last lines of what was written to stderr, as many as fit into an error.

@@ -32,20 +32,26 @@ async fn functions_are_called() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn values_that_json_cannot_hold_are_pickled() {
     let mut c = Controller::new().await;
-    let source =
-        "import threading\ndef f(k):\n    return [(1, 2), {1, 2}, float('nan'), threading.Lock(), '\\ud800', {(1, 2): 3}, 10**5000][k]\n";
+    let source = "import threading\ndef f(k):\n    return [(1, 2), {1: 2}, float('nan'), threading.Lock(), '\\ud800', {'a': [1, True]}, 10**5000][k]\n";
     c.define_file(1, source);
     c.tasks(1, 0, &["[0]", "[1]", "[2]", "[3]", "[4]", "[5]", "[6]"]);
     let results = c.results(7).await;
-    assert_eq!(value(&results[0]), "[1,2]");
-    assert_eq!(results[1].outcome.repr.as_deref(), Some("{1, 2}"));
-    assert!(results[1].outcome.pickled.is_some() && results[1].outcome.value.is_none());
-    assert_eq!(results[2].outcome.repr.as_deref(), Some("nan"));
+    let pickled = |result: &TaskResult| {
+        let pickled = result.outcome.pickled.as_ref().unwrap();
+        assert_eq!((pickled.bytes[0], pickled.bytes[1]), (0x80, 5), "a pickle of protocol 5");
+        (value(result).to_string(), pickled.python_type.clone())
+    };
+    assert_eq!(pickled(&results[0]), ("[1,2]".into(), "tuple".into()));
+    assert_eq!(pickled(&results[1]), ("{\"1\":2}".into(), "dict".into()));
+    assert_eq!(pickled(&results[2]), ("\"NaN\"".into(), "float".into()));
     assert_eq!(ename(&results[3]), "ValueNotSerializable");
     assert!(evalue(&results[3]).contains("_thread.lock"), "{}", evalue(&results[3]));
-    assert_eq!(value(&results[4]), "\"\\ud800\"");
-    assert_eq!(results[5].outcome.repr.as_deref(), Some("{(1, 2): 3}"));
-    assert_eq!(results[6].outcome.status, TaskState::Ok);
+    assert_eq!(pickled(&results[4]), ("\"\\\\ud800\"".into(), "str".into()));
+    assert_eq!(
+        (value(&results[5]), results[5].outcome.pickled.is_none()),
+        ("{\"a\":[1,true]}", true)
+    );
+    assert!(pickled(&results[6]).0.ends_with("(16610 bits)\""));
     c.end().await;
 }
 
@@ -64,7 +70,6 @@ async fn definitions_that_cannot_be_used_say_why() {
         Work::Call {
             from,
             function: "f".into(),
-            reduce: false,
         },
         MapOptions::default(),
     );
@@ -74,7 +79,6 @@ async fn definitions_that_cannot_be_used_say_why() {
         Work::Call {
             from,
             function: "basename".into(),
-            reduce: false,
         },
         MapOptions::default(),
     );
@@ -151,7 +155,6 @@ async fn output_comes_while_a_task_runs_and_belongs_to_it() {
         Work::Call {
             from,
             function: "f".into(),
-            reduce: false,
         },
         options,
     );

@@ -17,7 +17,6 @@ async fn timeouts_end_a_task_and_cancelling_too() {
         Work::Call {
             from: from.clone(),
             function: "f".into(),
-            reduce: false,
         },
         options,
     );
@@ -26,7 +25,6 @@ async fn timeouts_end_a_task_and_cancelling_too() {
         Work::Call {
             from,
             function: "f".into(),
-            reduce: false,
         },
         MapOptions::default(),
     );

@@ -129,7 +129,6 @@ impl Controller {
             Work::Call {
                 from,
                 function: "f".into(),
-                reduce: false,
             },
             MapOptions::default(),
         );
@@ -182,7 +181,8 @@ impl Controller {
                     return None;
                 }
                 RESULTS => {
-                    let Results { sequence, results } = message.content().unwrap();
+                    let content: Results = message.content().unwrap();
+                    let Results { sequence, results } = content.with_buffers(&message.buffers).unwrap();
                     self.results.extend(results);
                     if self.record {
                         self.native(RECORDED, &Recorded { sequence });

@@ -21,10 +21,12 @@ def hint(doing):
 
 
 def load_function(source, function, bundle):
-    if bundle is not None:
+    if "bundle" in source:
         place, module = bundle.named["name"], bundle.module()
     else:
         place = source["module"]["module"]
+        if bundle is not None:
+            bundle.activate()
         try:
             module = importlib.import_module(place)
         except BaseException as error:
@@ -58,13 +60,6 @@ def call(function, arguments):
     if type(arguments) is dict:
         return function(**arguments)
     return function(arguments)
-
-
-def restored(value):
-    """A value as it was, of one in a list that is to be folded."""
-    if isinstance(value, dict) and set(value) == {"__pickled__", "repr"}:
-        return pickle.loads(base64.b64decode(value["__pickled__"]))
-    return value
 
 
 def push(names):
@@ -106,6 +101,7 @@ class Definition:
         self.cwd = options.get("cwd")
         self.directory = None if self.cwd else options.get("directory")
         self.env = options.get("env") or {}
+        self.reduces = options.get("reduces")
         self.run = self.bundle = self.failure = None
         self.tried = 0.0
 
@@ -118,15 +114,12 @@ class Definition:
             kind = self.work["kind"]
             if kind == "call":
                 try:
-                    self.bundle = self.bundle_of(self.work["from"].get("bundle"))
+                    self.bundle = self.bundle_of(self.work["from"].get("bundle") or self.reduced_bundle())
                     function = load_function(self.work["from"], self.work["function"], self.bundle)
                 except Unusable as failure:
                     self.failure = failure
                     raise
-                if self.work.get("reduce"):
-                    self.run = lambda values: functools.reduce(function, map(restored, values))
-                else:
-                    self.run = lambda arguments: call(function, arguments)
+                self.run = Fold(function, self.reduces) if self.reduces else lambda arguments: call(function, arguments)
             elif kind == "execute":
                 self.bundle = self.bundle_of(self.work.get("bundle"))
                 self.run = lambda _: self.execute()
@@ -139,6 +132,10 @@ class Definition:
         if self.bundle is not None:
             self.bundle.activate()
         return self.run
+
+    def reduced_bundle(self):
+        """Of a module's function that reduces: the files with the classes of the values."""
+        return ((self.reduces or {}).get("work", {}).get("from") or {}).get("bundle")
 
     def bundle_of(self, named):
         return None if named is None else Bundle(named, self.place)

@@ -1,17 +1,15 @@
 """Requests of ipyparallel clients, run in the worker with IPython's shell, as ipyparallel's own engine runs them.
 
-Loaded by worker.py before the first such request. `handle` makes the reply's content and buffers; what the shell
-publishes meanwhile goes through `worker["publish"]`.
+Loaded by worker.py before the first such request, together with origins.py. `handle` makes the reply's content and buffers; what
+the shell publishes meanwhile goes through `published`.
 """
 import asyncio
 import copy
 import sys
 
-worker = {}
 shell = None
 loop = None
 problem = None
-current_ticket = 0
 engine = {"engine_uuid": "", "engine_id": -1}
 # What the engine was started with: traits for the shell (`--InteractiveShell.colors=nocolor`), the profile's directory.
 told = {"traits": [], "profile_dir": None}
@@ -19,6 +17,7 @@ told = {"traits": [], "profile_dir": None}
 
 def start(worker_globals):
     worker.update(worker_globals)
+    know_origins()
 
 
 def tell(settings):
@@ -57,7 +56,7 @@ def make_session():
                 kind = msg_or_type
             topic = ident[0] if isinstance(ident, list) else ident
             topic = (topic or kind.encode()).decode("utf-8", "replace")
-            worker["publish"](current_ticket, kind, topic, clean(content or {}), buffers or ())
+            published(kind, topic, clean(content or {}), buffers or ())
 
     return PipeSession()
 
@@ -211,23 +210,22 @@ def clean(content):
 
 def handle(meta, parts, ticket):
     """Runs one request. meta: type, engine_uuid, engine_id; parts: header, metadata, content, buffers."""
-    global current_ticket
     import json
 
     engine.update(engine_uuid=meta["engine_uuid"], engine_id=meta["engine_id"])
-    current_ticket = ticket
-    have_shell()
-    if shell is None:
-        return failure("ImportError", problem, ["ImportError: " + problem], meta["method"]), []
     header, metadata, content = (json.loads(bytes(part)) for part in parts[:3])
-    set_loop()
-    shell.set_parent({"header": header, "metadata": metadata, "content": content, "parent_header": {}})
+    begin(ticket, header)
     try:
+        have_shell()
+        if shell is None:
+            return failure("ImportError", problem, ["ImportError: " + problem], meta["method"]), []
+        set_loop()
+        shell.set_parent({"header": header, "metadata": metadata, "content": content, "parent_header": {}})
         if meta["method"] == "apply":
             return apply(parts[3:])
         return execute(content, metadata), []
     finally:
-        current_ticket = 0
+        end()
 
 
 def missing(error):
@@ -269,7 +267,7 @@ def execute(content, metadata):
     code = content["code"]
     if not silent:
         sent = {"code": code, "execution_count": shell.execution_count}
-        worker["publish"](current_ticket, "execute_input", "execute_input", sent)
+        published("execute_input", "execute_input", sent)
     shell._last_traceback_during_displayhook = False
     asyncio.events._set_running_loop(loop)
     try:

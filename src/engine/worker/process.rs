@@ -15,7 +15,7 @@ use std::os::unix::process::ExitStatusExt;
 use tokio::sync::mpsc::UnboundedSender;
 
 /// Sent before the first request of an ipyparallel client.
-pub const IPYTHON: &str = include_str!("ipython.py");
+pub const IPYTHON: &str = concat!(include_str!("origins.py"), "\n", include_str!("ipython.py"));
 
 /// What the pipes hold, where the system allows it.
 const PIPE_SIZE: i32 = 1 << 20;

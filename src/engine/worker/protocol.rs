@@ -5,10 +5,10 @@
 //! | kind | ticket | body |
 //! |---|---|---|
 //! | `D` definition | | JSON `[map, {work, options}, where its code is]`: `{directory}`, `{missing: why}` or null |
-//! | `T` tasks | of the first, the others follow | JSON `[map, [input, …]]` |
+//! | `T` tasks | of the first, the others follow | JSON `[map, [input, …]]`, each input on a line of its own |
 //! | `R` request of an ipyparallel client | its own | parts: JSON, header, metadata, content, buffers… |
 //! | `F` forget | | JSON `map` |
-//! | `M` module | | the source of `ipython.py` |
+//! | `M` module | | the source of `origins.py` and `ipython.py` |
 //! | `S` IPython's shell is to be made with this | | JSON `{traits, profile_dir, now}` |
 //! | `C` clear the namespace | | |
 //!
@@ -20,10 +20,11 @@
 //! |---|---|
 //! | `H` hello | JSON `{version, executable, apply}` |
 //! | `V` value | its JSON text |
-//! | `P` pickled value | JSON `{pickled, repr}` |
+//! | `P` value that JSON does not hold exactly | parts: JSON `{type}`, a rendering as JSON text, the pickle |
 //! | `E` error | JSON `{ename, evalue, traceback}` |
 //! | `B` an execution has begun | |
-//! | `I` published meanwhile | parts: JSON `{type, topic}`, content, buffers… |
+//! | `I` published meanwhile | parts: JSON `{type, topic}`, content, buffers…; with `parent`, a header, it is of that request, which has ended, and with `{}` of none |
+//! | `N` what was written up to here is of no unit | |
 //! | `A` a request's reply | parts: JSON `{status, ename}`, content, buffers… |
 //!
 //! Parts are: their number (u32), their lengths (u64 each), then they.
@@ -50,16 +51,21 @@ pub fn frame(kind: u8, ticket: u32, body: &[u8]) -> Bytes {
     bytes.freeze()
 }
 
-/// A `T` frame; inputs are JSON texts.
+/// A `T` frame; inputs are JSON texts. The worker reads them all at once, and one by one, line by line, where that fails: what
+/// is wrong with one is wrong with none of its neighbours.
 pub fn tasks_frame<'a>(map: u32, first: u32, inputs: impl Iterator<Item = &'a Bytes>) -> Bytes {
     let mut body = format!("[{map},[").into_bytes();
     for (i, input) in inputs.enumerate() {
-        if i > 0 {
-            body.push(b',');
-        }
+        body.extend_from_slice(if i > 0 { b",\n" } else { b"\n" });
+        let start = body.len();
         body.extend_from_slice(input);
+        // Between the tokens of JSON a line break is as good as a blank; inside of them there is none.
+        body[start..]
+            .iter_mut()
+            .filter(|byte| **byte == b'\n')
+            .for_each(|byte| *byte = b' ');
     }
-    body.extend_from_slice(b"]]");
+    body.extend_from_slice(b"\n]]");
     frame(b'T', first, &body)
 }
 
@@ -169,9 +175,9 @@ mod tests {
 
     #[test]
     fn tasks_are_one_json_text() {
-        let inputs = [Bytes::from_static(b"[1]"), Bytes::from_static(b"{\"a\":2}")];
+        let inputs = [Bytes::from_static(b"[1]"), Bytes::from_static(b"{\"a\":\n2}")];
         let frame = tasks_frame(3, 10, inputs.iter());
-        assert_eq!(&frame[FRAME_HEAD..], b"[3,[[1],{\"a\":2}]]");
+        assert_eq!(&frame[FRAME_HEAD..], b"[3,[\n[1],\n{\"a\": 2}\n]]");
         assert_eq!((frame[0], frame[4]), (b'T', 10));
     }
 

@@ -13,8 +13,10 @@ import importlib
 import importlib.machinery
 import importlib.util
 import io
+import itertools
 import json
 import linecache
+import math
 import mmap
 import os
 import pickle
@@ -45,6 +47,7 @@ RETRY_AFTER = 2.0  # seconds until a definition that failed is tried again
 
 encode = json.JSONEncoder(allow_nan=False, ensure_ascii=False, separators=(",", ":")).encode
 encode_ascii = json.JSONEncoder(allow_nan=False, separators=(",", ":")).encode
+decode, dump, chain = json.loads, pickle.dumps, itertools.chain.from_iterable
 read, write, seek, clock, pack, getpid = os.read, os.write, os.lseek, time.time, RECORD.pack, os.getpid
 
 # True while code of the user runs: only then does SIGINT interrupt.

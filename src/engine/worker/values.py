@@ -8,14 +8,21 @@ def encoded(value):
         return encode_ascii(value).encode()
 
 
+def exact_text(text):
+    """The same as a plain str that UTF-8 holds: no subclass, and lone surrogates written as escapes."""
+    return "".join((text, "")).encode("utf-8", "backslashreplace").decode()
+
+
 def error_body(ename, evalue, lines=""):
-    return encoded({"ename": ename, "evalue": cut(evalue, TEXT_LENGTH), "traceback": cut(lines, TEXT_LENGTH)})
+    said = [exact_text(cut(text, TEXT_LENGTH)) for text in (ename, evalue, lines)]
+    return encoded(dict(zip(("ename", "evalue", "traceback"), said)))
 
 
 def text_of(error):
+    """What an exception says of itself, which is its own code: it may raise anything."""
     try:
         return str(error)
-    except Exception as failure:
+    except BaseException as failure:
         return "<str() of the %s failed: %s>" % (type(error).__name__, type(failure).__name__)
 
 
@@ -27,29 +34,83 @@ def own_frames_hidden(trace):
 
 def formatted(error):
     try:
-        return "".join(traceback.format_exception(type(error), error, own_frames_hidden(error.__traceback__)))
-    except Exception:
+        lines = traceback.format_exception(type(error), error, own_frames_hidden(error.__traceback__))
+        return "".join(lines) + getattr(error, "pcluster_note", "")
+    except BaseException:
         return "%s: %s\n" % (type(error).__name__, text_of(error))
 
 
+# What JSON gives back as it was: these types, not what is derived from them.
+PLAIN = frozenset((int, str, float, bool, type(None), list, dict))
+STRINGS = frozenset((str,))
+DEEPEST = 500  # levels of lists and dicts in JSON
+MANY = 1 << 16  # elements from which on it is asked whether one list or dict stands at many places
+
+
+def is_plain(value):
+    """Whether a list or dict holds nothing but what JSON gives back equal and with the same types. Level by level, in C's loops."""
+    lists, dicts, seen = ([value], (), 0) if type(value) is list else ((), [value], 0)
+    for _ in range(DEEPEST):
+        inner = list(chain(lists))
+        if dicts:
+            if not STRINGS.issuperset(map(type, chain(dicts))):
+                return False
+            inner.extend(chain(map(dict.values, dicts)))
+        kinds = set(map(type, inner))
+        if not kinds <= PLAIN:
+            return False
+        lists = [one for one in inner if type(one) is list] if list in kinds else ()
+        dicts = [one for one in inner if type(one) is dict] if dict in kinds else ()
+        if not lists and not dicts:
+            return True
+        seen += len(inner)
+        if seen > MANY and len(set(map(id, lists)) | set(map(id, dicts))) < len(lists) + len(dicts):
+            return False  # JSON would write it out at each place
+    return False
+
+
 def encode_value(value):
-    """(kind, body) of a value: JSON where it can be, otherwise a pickle with its repr."""
+    """(kind, body) of a value: its JSON where that is exact, else parts: what it is, a rendering, its pickle."""
+    kind = type(value)
     try:
-        return b"V", encoded(value)
-    except (TypeError, ValueError, RecursionError, OverflowError):
-        pass
+        if kind is float:
+            if value - value == 0.0:
+                return b"V", repr(value).encode()
+        elif kind is str or kind is bool or ((kind is dict or kind is list) and is_plain(value)):
+            return b"V", encode(value).encode()
+    except (ValueError, RecursionError, OverflowError, MemoryError, RuntimeError):
+        pass  # not finite, half of a surrogate pair, too many digits, changed by a thread meanwhile
     try:
-        shown = repr(value)
+        pickled = pickled_value(value)
     except Exception as error:
-        shown = "<repr() failed: %s>" % text_of(error)
-    shown = shown if len(shown) <= REPR_LENGTH else shown[: REPR_LENGTH - 1] + "\u2026"
+        evalue = "the value is of type %s, which neither JSON nor pickle can hold (%s): %s"
+        return b"E", error_body("ValueNotSerializable", evalue % (type_name(value), text_of(error), bounded_repr(value)))
+    return b"P", [encoded({"type": type_name(value)}), rendered(value), pickled]
+
+
+def pickled_value(value):
+    """A pickle; one of cloudpickle's where pickle itself fails and that is installed."""
     try:
-        pickled = pickle.dumps(value, protocol=4)
-    except Exception as error:
-        name = type(value).__module__ + "." + type(value).__qualname__
-        evalue = "the value is of type %s, which neither JSON nor pickle can hold (%s): %s" % (name, text_of(error), shown)
-        return b"E", error_body("ValueNotSerializable", evalue)
-    return b"P", encoded({"pickled": base64.b64encode(pickled).decode(), "repr": shown})
+        return dump(value, protocol=5)
+    except (pickle.PicklingError, AttributeError, TypeError) as failure:
+        try:
+            import cloudpickle
+        except Exception:
+            raise failure from None
+        return cloudpickle.dumps(value, protocol=5)
+
+
+def later(name):
+    """A function of rendering.py, which most workers never need."""
+
+    def function(*arguments):
+        exec(compile(RENDERING, SELF, "exec"), globals())
+        return globals()[name](*arguments)
+
+    return function
+
+
+type_name, rendered, bounded_repr = later("type_name"), later("rendered"), later("bounded_repr")
 
 
 def encode_integer(value):
@@ -57,3 +118,77 @@ def encode_integer(value):
         return b"V", b"%d" % value
     except ValueError:  # more digits than this Python writes
         return encode_value(value)
+
+
+def decoded_inputs(body):
+    """(map, inputs) of a frame of tasks. An input that cannot be decoded is an Unusable in its place, for its own task."""
+    try:
+        return decode(body)
+    except Exception:
+        head, *lines, _ = bytes(body).split(b"\n")
+        return int(head[1:-2]), [decoded_input(line[:-1] if line.endswith(b",") else line) for line in lines]
+
+
+def decoded_input(text):
+    try:
+        return decode(text)
+    except Exception as error:
+        evalue = "the input cannot be decoded: %s" % text_of(error)
+        return Unusable(type(error).__name__, evalue)
+
+
+# ---- --reduce: a task folds some of a map's values
+
+
+class Fold:
+    """Reduces values with a function of two. `of` is the map's number and its work. An input is a list of items: whose value it is, its
+    JSON, and where that is not exact its pickle in base64; an empty list asks whether the function can be called so at all."""
+
+    def __init__(self, function, of):
+        self.function, self.of = function, of
+
+    def __call__(self, items):
+        if not items:
+            return self.check()
+        whose, total = items[0][0], self.value(items[0])
+        for item in items[1:]:
+            value = self.value(item)
+            try:
+                total = self.function(total, value)
+            except BaseException as error:
+                self.note(error, "the first value is that of task %s, the second that of task %s" % (whose, item[0]), total, value)
+                raise
+            whose = "%s to %s" % (whose.split(" to ")[0], item[0].split(" to ")[-1])
+        return total
+
+    def check(self):
+        try:
+            import inspect
+
+            signature = inspect.signature(self.function)
+        except Exception:
+            return  # one of C's, perhaps, that does not say
+        try:
+            signature.bind(None, None)
+        except TypeError as error:
+            evalue = "--reduce calls the function with two values, and it has the parameters %s (%s)"
+            raise Unusable("TypeError", evalue % (signature, text_of(error)))
+
+    def value(self, item):
+        if len(item) < 3:
+            return item[1]
+        data = base64.b64decode(item[2])
+        try:
+            return pickle.loads(data)
+        except BaseException as error:
+            self.note(error, "the value of task %s could not be unpickled" % item[0])
+            raise
+
+    def note(self, error, text, *arguments):
+        """What the traceback ends with."""
+        lines = ["Reducing map %s: %s" % (self.of["map"], text)]
+        lines += ["  %s: %s" % (name, bounded_repr(argument, 200)) for name, argument in zip(("first", "second"), arguments)]
+        try:
+            error.pcluster_note = "\n".join(lines) + "\n"
+        except Exception:
+            pass  # it takes no attributes

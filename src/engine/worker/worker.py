@@ -47,6 +47,8 @@ def run_tasks(first, number, inputs):
     back = go_to(definition.directory)
     plain = not definition.cwd and not definition.env
     ticket = first - 1
+    if shared is not None:
+        report_unclaimed()
     for arguments in inputs:
         ticket += 1
         token = read(TOKENS, 1)
@@ -57,9 +59,10 @@ def run_tasks(first, number, inputs):
         started = clock()
         try:
             running = True
+            if type(arguments) is Unusable:
+                raise arguments
             run = definition.prepare() if plain else prepare_in_surroundings(definition)
             value = run(arguments)
-            running = False
             ended = clock()
             if not is_worker:
                 os._exit(0)
@@ -67,13 +70,14 @@ def run_tasks(first, number, inputs):
                 kind, body = b"V", b"null"
             elif type(value) is int:
                 kind, body = encode_integer(value)
-            else:
+            else:  # code of the user's too
                 kind, body = encode_value(value)
+            running = False
         except BaseException as error:
             running = False
             ended_with(error, ticket, started)
         else:
-            surely(record, kind, ticket, started, ended, body)
+            surely(record if type(body) is bytes else record_parts, kind, ticket, started, ended, body)
         value = arguments = None
     if back:
         os.chdir(back)
@@ -94,6 +98,7 @@ def run_request(ticket, body):
         offset += size
     if not may_begin():
         return
+    report_unclaimed()
     started = clock()
     meta = json.loads(bytes(parts[0]))
     if meta["method"] == "execute":  # of an application the engine says so when it takes long
@@ -130,8 +135,8 @@ def mapped(path):
     return buffers
 
 
-def publish(ticket, kind, topic, content, buffers=()):
-    """An iopub message, behind what was printed before it."""
+def publish(ticket, kind, topic, content, buffers=(), parent=None):
+    """An iopub message, behind what was printed before it: of the request that runs, or of the header that is its `parent`."""
     global has_warned
     if getpid() != owner:
         if not has_warned:
@@ -139,7 +144,10 @@ def publish(ticket, kind, topic, content, buffers=()):
             sys.stderr.write("what a forked child displays is not shown; display it in the process that forked it\n")
         return
     now = clock()
-    record_parts(b"I", ticket, now, now, [encoded({"type": kind, "topic": topic}), encoded(content)] + list(buffers))
+    meta = {"type": kind, "topic": topic}
+    if parent is not None:
+        meta["parent"] = parent
+    record_parts(b"I", ticket, now, now, [encoded(meta), encoded(content)] + list(buffers))
 
 
 def clear():
@@ -191,7 +199,7 @@ def serve():
         if length and frames.readinto(body) < length:
             return
         if kind == b"T":
-            number, inputs = json.loads(body)
+            number, inputs = decoded_inputs(body)
             run_tasks(ticket, number, inputs)
         elif kind == b"R":
             run_request(ticket, body)

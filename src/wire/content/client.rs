@@ -6,10 +6,12 @@
 use crate::model::definition::MapDefinition;
 use crate::model::engine::EngineStatus;
 use crate::model::job::{Departure, JobRow};
+use crate::model::pickled;
 use crate::model::query::TaskQuery;
 use crate::model::targets::Targets;
 use crate::model::task::{AttemptRow, Counts, MapRow, TaskRow};
 use crate::model::{EngineId, MapId, TaskId, UnixTime};
+use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
@@ -122,6 +124,35 @@ pub struct WatchReply {
     /// Engines that can take the map's tasks.
     pub engines: u32,
     pub results: Vec<TaskRow>,
+}
+
+/// A reply with tasks: the pickles of those values that JSON does not hold travel as buffers behind it, in order.
+pub trait HasRows {
+    fn rows(&mut self) -> &mut [TaskRow];
+    /// Puts the buffers in their places; false where they are not as many as they should be.
+    fn fill(&mut self, buffers: Vec<Bytes>) -> bool {
+        let mut buffers = buffers.into_iter();
+        pickled::fill(self.rows().iter_mut().map(|row| &mut row.pickled), &mut buffers) && buffers.next().is_none()
+    }
+}
+impl HasRows for WatchReply {
+    fn rows(&mut self) -> &mut [TaskRow] {
+        &mut self.results
+    }
+}
+impl HasRows for MapReply {
+    fn rows(&mut self) -> &mut [TaskRow] {
+        self.update.as_mut().map_or(&mut [], |update| update.rows())
+    }
+}
+impl HasRows for TasksReply {
+    fn rows(&mut self) -> &mut [TaskRow] {
+        &mut self.tasks
+    }
+}
+/// What travels behind a [`HasRows`].
+pub fn row_buffers(rows: &[TaskRow]) -> Vec<Bytes> {
+    pickled::buffers(rows.iter().map(|row| &row.pickled))
 }
 
 /// Maps, newest last.

@@ -5,10 +5,12 @@
 //! come back with the reply. On [`Channel::Native`] the messages below travel; `msg_type` is the constant beside each.
 use crate::model::definition::MapDefinition;
 use crate::model::engine::EngineFacts;
+use crate::model::pickled;
 use crate::model::task::Outcome;
 use crate::model::{EngineId, MapId};
 use crate::wire::Message;
 use crate::wire::message::to_json;
+use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use std::sync::Arc;
@@ -89,6 +91,9 @@ pub struct Register {
     /// What it has given back without hearing that this is on disk: it may have been lost on the way.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub returned: Vec<Returned>,
+    /// Why it cannot run Python now, as in [`Availability`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unavailable: Option<String>,
 }
 #[derive(Clone, Copy, Debug, Serialize, Deserialize, PartialEq, Eq, Hash)]
 pub struct Held {
@@ -109,6 +114,18 @@ pub struct Results {
     /// Counts this engine's `results` messages, from 1.
     pub sequence: u64,
     pub results: Vec<TaskResult>,
+}
+impl Results {
+    /// What travels behind the JSON: the pickles of those values that JSON does not hold, in order.
+    pub fn buffers(&self) -> Vec<Bytes> {
+        pickled::buffers(self.results.iter().map(|result| &result.outcome.pickled))
+    }
+    /// A message's content with its buffers; None where they are not as many as they should be.
+    pub fn with_buffers(mut self, buffers: &[Bytes]) -> Option<Results> {
+        let mut buffers = buffers.iter().cloned();
+        let filled = pickled::fill(self.results.iter_mut().map(|result| &mut result.outcome.pickled), &mut buffers);
+        (filled && buffers.next().is_none()).then_some(self)
+    }
 }
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct TaskResult {
@@ -157,6 +174,16 @@ impl Returned {
         let runs = self.runs.iter().copied().map(Some).chain(std::iter::repeat(None));
         self.requests.iter().map(String::as_str).zip(runs)
     }
+}
+
+/// Whether the engine can run Python functions: sent when that changes. While it cannot, it gets only commands; tasks that it had are
+/// given back before, uncharged.
+pub const AVAILABILITY: &str = "availability";
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Availability {
+    /// Why not; none: it can.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
 }
 
 /// The engine is about to leave (its job's time is nearly over, it got a signal): it takes no more tasks, has given back those that it

@@ -3,7 +3,7 @@ use crate::cli::commands::map::follow::{Ended, Job};
 use crate::cli::commands::map::interrupts::Interrupts;
 use crate::cli::commands::map::options::current_directory;
 use crate::cli::progress::Progress;
-use crate::cli::values::{in_words, value_line};
+use crate::cli::values::{in_words, value_line, whole};
 use crate::cli::{CommandError, Context, Exit, output};
 use crate::client::submit::Input;
 use crate::model::definition::{MapOptions, Work};
@@ -127,7 +127,7 @@ impl Answers {
             output::stdout(|out| {
                 let mut list = output::json::List::begin(out, "results")?;
                 for (_, row) in &self.rows {
-                    list.item(out, row)?;
+                    list.item(out, &whole(row))?;
                 }
                 list.end(out)
             })?;
@@ -192,10 +192,9 @@ fn write_answer(out: &mut dyn Write, errors: &mut dyn Write, engine: EngineId, r
         }
         return prefixed(errors, engine, traceback);
     }
-    match (show, &row.repr) {
-        (Show::Never, _) => Ok(()),
-        (_, Some(repr)) => prefixed(out, engine, repr),
-        (Show::NotNone, None) if value_line(row) == "null" => Ok(()),
+    match show {
+        Show::Never => Ok(()),
+        Show::NotNone if value_line(row) == "null" => Ok(()),
         _ => prefixed(out, engine, &value_line(row)),
     }
 }
@@ -232,12 +231,6 @@ mod tests {
         assert_eq!(written(&row(0, None), Show::NotNone).0, "");
         assert_eq!(written(&row(0, Some("5")), Show::NotNone).0, "[3] 5\n");
         assert_eq!(written(&row(0, Some("5")), Show::Never).0, "");
-        let pickled = TaskRow {
-            pickled: Some("x".into()),
-            repr: Some("array([1,\n 2])".into()),
-            ..row(0, None)
-        };
-        assert_eq!(written(&pickled, Show::NotNone).0, "[3] array([1,\n[3]  2])\n");
     }
 
     #[test]

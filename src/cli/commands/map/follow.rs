@@ -1,5 +1,6 @@
 //! Staying with a map until it is done: results out, progress, Ctrl-C.
 use super::interrupts::Interrupts;
+use crate::cli::commands::engines::unavailable_in_words;
 use crate::cli::progress::Progress;
 use crate::cli::{CommandError, Context};
 use crate::client::{Client, ClientError, Feeding, Selection, Update};
@@ -88,7 +89,7 @@ impl Job<'_> {
                 update = updates.recv() => match update {
                     Some(Ok(Update { counts: now, engines: able, results, .. })) => {
                         counts = now;
-                        self.note_engines(&mut engines, able, &counts, progress);
+                        self.note_engines(&mut engines, able, &counts, progress).await;
                         progress.update(&counts, self.total, able);
                         if let Err(error) = take(progress, results) {
                             progress.clear();
@@ -116,17 +117,22 @@ impl Job<'_> {
         }
     }
 
-    /// Says once that nobody is there to do the work, and once that somebody came.
-    fn note_engines(&self, notes: &mut EngineNotes, able: u32, counts: &Counts, progress: &Progress) {
+    /// Says once that no engine can do the work, with the reason, and once that one can.
+    async fn note_engines(&self, notes: &mut EngineNotes, able: u32, counts: &Counts, progress: &Progress) {
         match notes.note(Instant::now(), able, counts.pending()) {
-            Some(true) => progress.aside(|| {
-                self.context.say(format!(
-                    "note: no engine can take the tasks of map {} yet; waiting for one",
-                    self.map
-                ));
-                self.context
-                    .say(format!("hint: `pcluster engines{}` shows the engines", self.context.options()));
-            }),
+            Some(true) => {
+                let status = self.client.status().await;
+                let reasons = status.map(|status| unavailable_in_words(&status.engines)).unwrap_or_default();
+                progress.aside(|| {
+                    self.context.say(format!(
+                        "note: no engine can take the tasks of map {} yet; waiting for one",
+                        self.map
+                    ));
+                    reasons.iter().for_each(|reason| self.context.say(reason));
+                    self.context
+                        .say(format!("hint: `pcluster engines{}` shows the engines", self.context.options()));
+                });
+            }
             Some(false) => progress.aside(|| self.context.say(format!("note: {able} engines are there now"))),
             None => {}
         }

@@ -48,6 +48,7 @@ impl TaskOptions {
             cwd: self.cwd.clone(),
             directory: current_directory(),
             env: BTreeMap::from_iter(self.env.iter().cloned()),
+            reduces: None,
             after: self.after,
             targets: None,
             interactive: false,

@@ -7,12 +7,14 @@ use super::follow::{Ended, Feed, Job};
 use super::interrupts::Interrupts;
 use crate::cli::inputs::code::CodeArgs;
 use crate::cli::progress::Progress;
-use crate::cli::values::value_line;
+use crate::cli::values::{in_words, value_line};
 use crate::cli::{CommandError, Context};
 use crate::client::{Client, Feeding};
-use crate::model::MapId;
-use crate::model::definition::{MapDefinition, MapOptions, Work};
+use crate::model::definition::{MapDefinition, MapOptions, Reduces, Work};
 use crate::model::task::TaskRow;
+use crate::model::{MapId, TaskId};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 
 /// Values in one group, at least (where there are so many),
@@ -22,15 +24,46 @@ const LARGEST: usize = 5_000;
 /// and bytes of them, at most (but always two values).
 const GROUP_BYTES: usize = 4 << 20;
 
-/// Values in input order, each as JSON text.
+/// A value, exactly, and of which of the map's tasks it is the reduction.
+#[derive(Clone, Debug, PartialEq)]
+struct Item {
+    first: TaskId,
+    last: TaskId,
+    /// Its JSON; `null` and a pickle in base64 where JSON is not exact.
+    value: String,
+}
+
+impl Item {
+    fn new(first: TaskId, last: TaskId, row: &TaskRow) -> Item {
+        let value = match &row.pickled {
+            Some(pickled) => format!("null,\"{}\"", STANDARD.encode(&pickled.bytes)),
+            None => value_line(row).into_owned(),
+        };
+        Item { first, last, value }
+    }
+
+    /// As the worker's `Fold` takes it.
+    fn text(&self) -> String {
+        format!("[\"{}\",{}]", self.whose(), self.value)
+    }
+
+    fn whose(&self) -> String {
+        match self.first == self.last {
+            true => self.first.to_string(),
+            false => format!("{} to {}", self.first, self.last),
+        }
+    }
+}
+
+/// Values in input order.
 #[derive(Debug, Default)]
-pub struct Values(Vec<String>);
+pub struct Values(Vec<Item>);
 
 impl Values {
     /// Takes a result; one of a failed task is left out.
     pub fn add(&mut self, row: TaskRow) {
         if !row.state.is_failed() {
-            self.0.push(value_line(&row).into_owned());
+            self.0.push(Item::new(row.task, row.task, &row));
         }
     }
 }
@@ -44,8 +77,9 @@ pub struct Reduction<'a> {
     pub context: &'a Context,
     pub client: &'a Client,
     pub function: Work,
-    /// The map whose values they are.
+    /// The map whose values they are, and what it ran.
     pub of: MapId,
+    pub work: Work,
     /// That map's options.
     pub options: MapOptions,
 }
@@ -57,16 +91,7 @@ impl Reduction<'_> {
             return Err(CommandError::failed(format!("map {} has no values to reduce", self.of)));
         }
         let name = format!("reduce of map {}", self.of);
-        let definition = MapDefinition {
-            work: folding(self.function)?,
-            options: MapOptions {
-                name: Some(name.clone()),
-                after: None,
-                targets: None,
-                timeout_s: None,
-                ..self.options
-            },
-        };
+        let definition = self.definition(name.clone());
         let engines = self.client.look(self.of).await?.engines.max(1) as usize;
         let largest = (values.len() / (8 * engines)).clamp(GROUP, LARGEST);
         let map = self.client.begin(definition).await?.map;
@@ -83,6 +108,7 @@ impl Reduction<'_> {
             largest,
             sender: Some(sender),
             expected: 0,
+            groups: Vec::new(),
             values: Vec::new(),
             last: None,
             failed: None,
@@ -133,6 +159,69 @@ impl Reduction<'_> {
     }
 }
 
+impl Reduction<'_> {
+    fn definition(&self, name: String) -> MapDefinition {
+        MapDefinition {
+            work: self.function.clone(),
+            options: MapOptions {
+                name: Some(name),
+                after: None,
+                targets: None,
+                timeout_s: None,
+                reduces: Some(Reduces {
+                    map: self.of,
+                    work: self.work.clone(),
+                }),
+                ..self.options.clone()
+            },
+        }
+    }
+
+    /// Has an engine load the function and look whether it takes two values, before the map runs. None: interrupted.
+    pub async fn check(&self, interrupts: &mut Interrupts) -> Result<Option<()>, CommandError> {
+        let name = format!("check of the function that reduces map {}", self.of);
+        let map = self.client.begin(self.definition(name.clone())).await?.map;
+        self.client.feed(map, [Ok(Bytes::from_static(b"[]"))], Feeding::default()).await?;
+        let mut progress = Progress::new(&name, false);
+        let job = Job {
+            context: self.context,
+            client: self.client.clone(),
+            map,
+            name,
+            total: Some(1),
+            feed: None,
+            detachable: false,
+        };
+        let mut failed = None;
+        let (ended, _) = job
+            .follow(interrupts, &mut progress, &mut |_, rows| {
+                failed = rows.into_iter().find(|row| row.state.is_failed()).or(failed.take());
+                Ok(())
+            })
+            .await?;
+        if ended != Ended::Complete {
+            return Ok(None);
+        }
+        match failed {
+            None => {
+                // It has told what it was for.
+                let _ = self.client.purge(vec![map]).await;
+                Ok(Some(()))
+            }
+            Some(row) => {
+                let error = row.error.as_ref().map_or_else(|| row.state.to_string(), in_words);
+                Err(
+                    CommandError::failed(format!("the function of --reduce cannot be used, so nothing was run: {error}")).hint(format!(
+                        "all that is known: pcluster results{} {}",
+                        self.context.options(),
+                        row.task
+                    )),
+                )
+            }
+        }
+    }
+}
+
 /// The levels of the fold: what is out, what has come back.
 struct Rounds {
     largest: usize,
@@ -140,19 +229,26 @@ struct Rounds {
     sender: Option<std::sync::mpsc::Sender<String>>,
     /// Results that this round still waits for.
     expected: usize,
-    values: Vec<String>,
+    /// Of each task of the reduction: which of the map's tasks it folds.
+    groups: Vec<(TaskId, TaskId)>,
+    values: Vec<Item>,
     last: Option<TaskRow>,
     failed: Option<String>,
 }
 
 impl Rounds {
-    fn next(&mut self, values: Vec<String>) {
+    fn next(&mut self, values: Vec<Item>) {
         let groups = groups(&values, self.largest, GROUP_BYTES);
         self.expected = groups.len();
-        if let Some(sender) = &self.sender {
-            for group in groups {
+        for group in groups {
+            let (Some(first), Some(last)) = (group.first(), group.last()) else {
+                continue;
+            };
+            self.groups.push((first.first, last.last));
+            if let Some(sender) = &self.sender {
+                let items: Vec<String> = group.iter().map(Item::text).collect();
                 // The receiver ends only when the map does.
-                let _ = sender.send(format!("[{}]", group.join(",")));
+                let _ = sender.send(format!("[{}]", items.join(",")));
             }
         }
         if self.expected == 1 {
@@ -162,18 +258,18 @@ impl Rounds {
 
     /// One group's result, in order.
     fn take(&mut self, row: TaskRow) {
+        let (first, last) = self.groups.get(row.task.index as usize).copied().unwrap_or((row.task, row.task));
         if row.state.is_failed() {
-            let error = row
-                .error
-                .as_ref()
-                .map(crate::cli::values::in_words)
-                .unwrap_or_else(|| row.state.to_string());
-            self.failed.get_or_insert(format!("task {} failed: {error}", row.task));
+            let error = row.error.as_ref().map_or_else(|| row.state.to_string(), in_words);
+            self.failed.get_or_insert(format!(
+                "task {}, with the values of tasks {first} to {last}, failed: {error}",
+                row.task
+            ));
             self.sender = None;
             return;
         }
         self.expected = self.expected.saturating_sub(1);
-        self.values.push(value_line(&row).into_owned());
+        self.values.push(Item::new(first, last, &row));
         self.last = Some(row);
         if self.expected == 0 && self.values.len() > 1 && self.failed.is_none() {
             let values = std::mem::take(&mut self.values);
@@ -183,16 +279,16 @@ impl Rounds {
 }
 
 /// Neighbours together; never more groups than half the values, so that it comes to an end.
-fn groups(values: &[String], largest: usize, bytes: usize) -> Vec<&[String]> {
+fn groups(values: &[Item], largest: usize, bytes: usize) -> Vec<&[Item]> {
     let mut groups = Vec::new();
     let (mut start, mut size) = (0, 0);
     for (i, value) in values.iter().enumerate() {
         let length = i - start;
-        if length >= 2 && (length >= largest || size + value.len() > bytes) {
+        if length >= 2 && (length >= largest || size + value.value.len() > bytes) {
             groups.push(&values[start..i]);
             (start, size) = (i, 0);
         }
-        size += value.len() + 1;
+        size += value.value.len() + 1;
     }
     if start < values.len() {
         groups.push(&values[start..]);
@@ -200,16 +296,14 @@ fn groups(values: &[String], largest: usize, bytes: usize) -> Vec<&[String]> {
     groups
 }
 
-/// The function as one that folds a group.
-fn folding(function: Work) -> Result<Work, CommandError> {
-    match function {
-        Work::Call { from, function, .. } => Ok(Work::Call {
-            from,
-            function,
-            reduce: true,
-        }),
-        _ => Err(CommandError::usage("--reduce takes a Python function")),
+/// The classes of the map's own files must be there for the function that reduces their instances.
+pub fn bring_code(mut function: Work, work: &Work) -> Work {
+    if let (Some(own), Some(other)) = (function.bundle_mut(), work.bundle())
+        && own.hash != other.hash
+    {
+        own.add(other);
     }
+    function
 }
 
 /// What `--with` names is also there for a function that reduces, if that is in a file.
@@ -223,8 +317,13 @@ pub fn code_of(function: &str, code: &CodeArgs) -> CodeArgs {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cli::values::tests::row;
+    use crate::cli::values::tests::{a_set, row};
     use proptest::prelude::*;
+
+    fn item(index: u32, value: &str) -> Item {
+        let task = TaskId::new(MapId(7), index);
+        Item::new(task, task, &row(index, Some(value)))
+    }
 
     /// Folds by concatenation, as engines would.
     fn folded(count: usize, largest: usize) -> (String, usize) {
@@ -233,14 +332,16 @@ mod tests {
             largest,
             sender: Some(sender),
             expected: 0,
+            groups: Vec::new(),
             values: Vec::new(),
             last: None,
             failed: None,
         };
-        rounds.next((0..count).map(|i| format!("\"{i};\"")).collect());
+        rounds.next((0..count).map(|i| item(i as u32, &format!("\"{i};\""))).collect());
         let mut tasks = 0;
         for input in receiver {
-            let values: Vec<String> = serde_json::from_str(&input).unwrap();
+            let values: Vec<(String, String)> = serde_json::from_str(&input).unwrap();
+            let values: Vec<String> = values.into_iter().map(|(_, value)| value).collect();
             rounds.take(row(tasks as u32, Some(&format!("{:?}", values.concat()))));
             tasks += 1;
         }
@@ -256,7 +357,7 @@ mod tests {
         }
         #[test]
         fn groups_are_the_values(lengths in proptest::collection::vec(0usize..50, 0..100), largest in 2usize..10, bytes in 0usize..200) {
-            let values: Vec<String> = lengths.iter().map(|n| "x".repeat(*n)).collect();
+            let values: Vec<Item> = lengths.iter().map(|n| item(0, &format!("{:?}", "x".repeat(*n)))).collect();
             let groups = groups(&values, largest, bytes);
             prop_assert_eq!(groups.concat(), values.clone());
             prop_assert!(groups.iter().all(|g| g.len() <= largest));
@@ -277,17 +378,29 @@ mod tests {
             largest: 2,
             sender: Some(sender),
             expected: 0,
+            groups: Vec::new(),
             values: Vec::new(),
             last: None,
             failed: None,
         };
-        rounds.next(vec!["1".into(), "2".into(), "3".into(), "4".into()]);
+        rounds.next((0..4).map(|i| item(i, "1")).collect());
         rounds.take(TaskRow {
             state: crate::model::task::TaskState::Error,
             ..row(0, None)
         });
         rounds.take(row(1, Some("7")));
         assert_eq!(receiver.into_iter().count(), 2, "no more groups, and the channel is closed");
-        assert_eq!(rounds.failed.as_deref(), Some("task 1.0 failed: error"));
+        let said = "task 1.0, with the values of tasks 7.0 to 7.1, failed: error";
+        assert_eq!(rounds.failed.as_deref(), Some(said));
+    }
+
+    #[test]
+    fn values_are_handed_over_exactly() {
+        assert_eq!(item(3, "{\"a\":1}").text(), r#"["7.3",{"a":1}]"#);
+        let (first, last) = (TaskId::new(MapId(7), 0), TaskId::new(MapId(7), 4));
+        assert_eq!(
+            Item::new(first, last, &a_set(0)).text(),
+            r#"["7.0 to 7.4",null,"gAOPKEsBSwKQLg=="]"#
+        );
     }
 }

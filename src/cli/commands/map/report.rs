@@ -92,8 +92,12 @@ impl Report {
         let mut text = String::new();
         if self.pickled > 0 && self.values_shown {
             text.push_str(&format!(
-                "note: {} that JSON cannot hold: kept pickled, shown as {{\"__pickled__\": base64, \"repr\": …}} (--format pickle writes the values themselves)\n",
-                if self.pickled == 1 { "1 value".to_string() } else { format!("{} values", self.pickled) },
+                "note: {} more than JSON holds: readable JSON is shown; --format pickle and --reduce have the exact values\n",
+                if self.pickled == 1 {
+                    "1 value is".to_string()
+                } else {
+                    format!("{} values are", self.pickled)
+                },
             ));
         }
         for failure in &self.failures {
@@ -142,6 +146,7 @@ fn cut(text: &str) -> String {
 mod tests {
     use super::*;
     use crate::cli::values::tests::row;
+    use crate::model::pickled::Pickled;
     use crate::model::task::{TaskError, TaskState};
 
     fn failed(index: u32, evalue: &str) -> TaskRow {
@@ -162,7 +167,7 @@ mod tests {
         let mut report = Report::new(MapId(1));
         report.look_at(&row(0, Some("1")));
         report.look_at(&TaskRow {
-            pickled: Some("x".into()),
+            pickled: Some(Pickled::default()),
             ..row(1, None)
         });
         for index in 2..5 {
@@ -176,7 +181,7 @@ mod tests {
             ..Counts::default()
         };
         insta::assert_snapshot!(report.text(&counts, "", false), @r#"
-        note: 1 value that JSON cannot hold: kept pickled, shown as {"__pickled__": base64, "repr": …} (--format pickle writes the values themselves)
+        note: 1 value is more than JSON holds: readable JSON is shown; --format pickle and --reduce have the exact values
         task 1.2 failed on in,2: ValueError: no digits (and 2 more like it)
         task 1.5 failed on in,5: ValueError: too long
         4 of 15 tasks failed

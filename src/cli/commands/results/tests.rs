@@ -7,8 +7,10 @@ use crate::db::{Durability, Writer};
 use crate::model::change::{Attempt, Change};
 use crate::model::definition::{CallSource, MapDefinition, MapOptions, Work};
 use crate::model::engine::EngineFacts;
+use crate::model::pickled::Pickled;
 use crate::model::task::{Outcome, TaskError};
 use crate::model::{EngineId, MapId, UnixTime};
+use bytes::Bytes;
 use serde_json::value::RawValue;
 
 /// 2026-11-20 20:00:00 UTC.
@@ -117,7 +119,6 @@ fn changes() -> Vec<Change> {
             text: "def total(path): ...".into(),
         },
         function: "total".into(),
-        reduce: false,
     };
     let command = Work::Command {
         argv: vec!["wc".into(), "-l".into(), "{}".into()],
@@ -125,9 +126,11 @@ fn changes() -> Vec<Change> {
     let facts: EngineFacts = serde_json::from_value(serde_json::json!({"uuid": "e0", "host": "node1"})).unwrap();
     let mut wrote = outcome(TaskState::Ok, Some("{\"sum\": 3}"), None, 2.0, 3.5);
     wrote.stdout = "reading a.txt\n".into();
-    let mut odd = outcome(TaskState::Ok, None, None, 3.0, 3.004);
-    odd.pickled = Some("gASVBw==".into());
-    odd.repr = Some("<Sum 7>".into());
+    let mut odd = outcome(TaskState::Ok, Some("\"<Sum 7>\""), None, 3.0, 3.004);
+    odd.pickled = Some(Pickled {
+        python_type: "sums.Sum".into(),
+        bytes: Bytes::from_static(b"\x80\x04\x95\x07"),
+    });
     let mut ran = outcome(TaskState::Ok, Some("null"), None, 4000.0, 7700.0);
     ran.exit_code = Some(0);
     ran.stdout = "17 a.txt\n".into();
@@ -324,7 +327,7 @@ fn one_task_in_full() {
       engine     0 on node1
       attempts   1
       duration   4.0 ms
-      value      <Sum 7>  (not JSON: kept pickled, see --json)
+      value      "<Sum 7>"  (of type sums.Sum; kept exactly, this is how it reads)
     "#);
     // In the order asked for, and both.
     let both = world.results("1.2 1.0");

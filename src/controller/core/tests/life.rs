@@ -45,7 +45,6 @@ impl Wish {
             let work = Work::Call {
                 from: CallSource::Module { module: "m".into() },
                 function: "f".into(),
-                reduce: false,
             };
             let definition = MapDefinition {
                 work,

@@ -1,6 +1,6 @@
 //! pcluster's own tasks, one decision a test.
 use super::world::*;
-use crate::model::definition::MapOptions;
+use crate::model::definition::{MapOptions, Work};
 use crate::model::targets::Targets;
 use crate::model::task::TaskState;
 use crate::model::{MapId, TaskId};
@@ -385,4 +385,83 @@ fn a_task_that_kills_its_engines_at_once_is_not_tried_for_ever() {
         (TaskState::Ok, TaskState::Ok),
         "the others are not to blame"
     );
+}
+
+fn available(w: &mut World, name: &str, reason: Option<&str>) {
+    let reason = reason.map(String::from);
+    w.engine_says(name, tell::AVAILABILITY, &tell::Availability { reason });
+}
+
+/// The engine gives back what it has not begun, as one does whose Python has failed.
+fn give_all_back(w: &mut World, name: &str) {
+    let tasks = std::mem::take(&mut w.engines.get_mut(name).unwrap().queue);
+    let returned = tell::Returned {
+        tasks,
+        ..tell::Returned::default()
+    };
+    w.engine_says(name, tell::RETURNED, &returned);
+}
+
+#[test]
+fn an_engine_without_a_working_python_gets_no_python_tasks_and_they_cost_nothing() {
+    let mut w = World::new();
+    w.register("a");
+    w.register("b");
+    let map = w.submit(4, MapOptions::default());
+    assert_eq!(w.engines["a"].queue.len() + w.engines["b"].queue.len(), 4);
+    available(&mut w, "a", Some("no interpreter"));
+    give_all_back(&mut w, "a");
+    for _ in 0..4 {
+        let outcome = w.ok();
+        w.finish_one("b", outcome);
+        assert_eq!(w.engines["a"].queue, [], "it was given something again");
+    }
+    w.assert_all_done();
+    assert_eq!(w.ledger.completed, [map]);
+}
+
+#[test]
+fn an_engine_whose_python_works_again_gets_tasks_again() {
+    let mut w = World::new();
+    w.register_as("a", Some("no interpreter"));
+    let map = w.submit(2, MapOptions::default());
+    assert_eq!(w.engines["a"].queue, []);
+    w.ask(say::STATUS, &serde_json::json!({}), Vec::new());
+    let engine = w.reply()["engines"][0].clone();
+    assert_eq!(
+        (&engine["state"], &engine["reason"]),
+        (&"unavailable".into(), &"no interpreter".into())
+    );
+    available(&mut w, "a", None);
+    assert_eq!(w.engines["a"].queue.len(), 2);
+    // An engine that registers again reports anew how it is.
+    give_all_back(&mut w, "a");
+    w.register_as("a", Some("it died"));
+    for _ in 0..2 {
+        let outcome = w.ok();
+        w.finish_one("a", outcome);
+    }
+    w.register("a");
+    while w.finish_one("a", w.ok()).is_some() {}
+    w.assert_all_done();
+    assert_eq!(w.ledger.completed, [map]);
+}
+
+#[test]
+fn commands_run_where_python_does_not() {
+    let mut w = World::new();
+    w.register_as("a", Some("no interpreter"));
+    w.register("b");
+    let work = Work::Command { argv: vec!["true".into()] };
+    let map = w.open_map_of(work, MapOptions::default());
+    w.inputs(map, 0, 6, true);
+    assert!(!w.engines["a"].queue.is_empty() && !w.engines["b"].queue.is_empty());
+    for _ in 0..6 {
+        for name in ["a", "b"] {
+            let outcome = w.ok();
+            w.finish_one(name, outcome);
+        }
+    }
+    w.assert_all_done();
+    assert_eq!(w.ledger.completed, [map]);
 }

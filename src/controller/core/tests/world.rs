@@ -616,6 +616,11 @@ impl World {
     }
 
     pub fn register(&mut self, name: &str) {
+        self.register_as(name, None);
+    }
+
+    /// With the reason why it cannot run Python, if it cannot.
+    pub fn register_as(&mut self, name: &str, unavailable: Option<&str>) {
         let engine = self.engines.entry(name.to_string()).or_default();
         engine.cut = false;
         engine.definitions.clear();
@@ -642,6 +647,7 @@ impl World {
             holds,
             requests,
             returned: engine.serving.returned.clone(),
+            unavailable: unavailable.map(String::from),
         };
         self.engine_says(name, tell::REGISTER, &register);
     }
@@ -746,8 +752,11 @@ impl World {
         let work = Work::Call {
             from: CallSource::Module { module: "m".into() },
             function: "f".into(),
-            reduce: false,
         };
+        self.open_map_of(work, options)
+    }
+
+    pub fn open_map_of(&mut self, work: Work, options: MapOptions) -> MapId {
         let key = format!("key {}", self.session.next_id());
         self.ask(
             say::MAP,

@@ -1,0 +1,55 @@
+//! Values that JSON does not hold exactly.
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+
+/// The pickle of a Python value whose JSON is only a rendering, for people. In a message only its type stands in the JSON;
+/// the pickles are buffers behind it, in the order of the values ([`buffers`], [`fill`]).
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Pickled {
+    /// `collections.Counter`, `dict` (one whose keys are not strings, say).
+    #[serde(rename = "type")]
+    pub python_type: String,
+    #[serde(skip)]
+    pub bytes: Bytes,
+}
+
+/// What travels behind the JSON of a message.
+pub fn buffers<'a>(values: impl IntoIterator<Item = &'a Option<Pickled>>) -> Vec<Bytes> {
+    values.into_iter().flatten().map(|pickled| pickled.bytes.clone()).collect()
+}
+
+/// Puts the buffers of a message back into its values. False where they are not as many as the values that need one.
+pub fn fill<'a>(values: impl IntoIterator<Item = &'a mut Option<Pickled>>, buffers: &mut impl Iterator<Item = Bytes>) -> bool {
+    values.into_iter().flatten().all(|pickled| match buffers.next() {
+        Some(bytes) => {
+            pickled.bytes = bytes;
+            true
+        }
+        None => false,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn buffers_go_back_to_their_values() {
+        let pickled = |bytes: &'static [u8]| {
+            Some(Pickled {
+                python_type: "set".into(),
+                bytes: Bytes::from_static(bytes),
+            })
+        };
+        let values = [pickled(b"a"), None, pickled(b"bc")];
+        let mut heard: Vec<Option<Pickled>> = serde_json::from_str(&serde_json::to_string(&values).unwrap()).unwrap();
+        assert_ne!(heard, values);
+        let sent = buffers(&values);
+        assert_eq!(sent.len(), 2);
+        let mut left = sent.clone().into_iter().chain([Bytes::from_static(b"more")]);
+        assert!(fill(&mut heard, &mut left));
+        assert_eq!(heard, values);
+        assert_eq!(left.next().as_deref(), Some(&b"more"[..]));
+        assert!(!fill(&mut heard, &mut sent.into_iter().skip(1)));
+    }
+}
