@@ -6,6 +6,7 @@ pub mod core;
 mod driver;
 mod exec;
 mod forker;
+mod leftovers;
 mod link;
 mod memory;
 mod requests;
