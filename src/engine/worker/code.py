@@ -96,8 +96,8 @@ def execute(code, filename, file=None):
 class Definition:
     """What one map runs."""
 
-    def __init__(self, work, options, place=None):
-        self.work, self.place = work, place
+    def __init__(self, work, options, code=None):
+        self.work, self.code = work, code
         self.cwd = options.get("cwd")
         self.directory = None if self.cwd else options.get("directory")
         self.env = options.get("env") or {}
@@ -142,7 +142,7 @@ class Definition:
         return ((self.reduces or {}).get("work", {}).get("from") or {}).get("bundle")
 
     def bundle_of(self, named):
-        return None if named is None else Bundle(named, self.place)
+        return None if named is None else Bundle(named, self.code)
 
     def execute(self):
         bundle = self.bundle
@@ -151,7 +151,6 @@ class Definition:
         with open(bundle.entry, "rb") as file:
             code = file.read()
         return execute(code, bundle.original(bundle.entry), bundle.file(bundle.entry))
-
 
     def enter(self):
         """Before each task of a map: to its directory and environment, whatever the one before has done; and `run` is there."""
