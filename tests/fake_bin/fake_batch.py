@@ -104,7 +104,7 @@ def bsub(_arguments):
     open(script, "w").write(text)
     log = option(lines, "-o")
     job = submit(
-        spelled.group(1), range(1, n + 1), is_array, lambda job, index: ["/bin/sh", script],
+        spelled.group(1), range(1, n + 1), is_array, lambda job, index: ["/bin/bash", script],
         lambda job, index: {"LSB_JOBID": str(job), "LSB_JOBINDEX": str(index if is_array else 0)},
         option(lines, "-cwd"), lambda job, index: log.replace("%J", str(job)).replace("%I", str(index)),
     )
@@ -219,7 +219,7 @@ def qsub(arguments):
 
     n = int(limits.group(1)) if limits else 1
     job = submit(
-        option(lines, "-N"), range(1, n + 1), limits is not None, lambda job, index: ["/bin/sh", os.path.abspath(arguments[0])],
+        option(lines, "-N"), range(1, n + 1), limits is not None, lambda job, index: ["/bin/bash", os.path.abspath(arguments[0])],
         environment, os.path.expanduser("~"),
     )
     print("{}{}.pbs1".format(job, "[]" if limits else ""))

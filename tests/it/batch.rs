@@ -103,7 +103,7 @@ fn a_script_is_shown_and_nothing_is_submitted() {
     let site = Site::new(&["bsub"]);
     let script = site.ok("script -n 15 --launcher lsf --queue long --walltime 90m");
     assert!(
-        script.starts_with("#!/bin/sh\n#BSUB -J \"pcluster-default-preview[1-15]\"\n"),
+        script.starts_with("#!/bin/bash\n#BSUB -J \"pcluster-default-preview[1-15]\"\n"),
         "{script}"
     );
     assert!(script.contains("#BSUB -W 1:30\n#BSUB -q long\n"), "{script}");

@@ -20,3 +20,4 @@ mod small_commands;
 mod storage;
 mod support;
 mod unavailable;
+mod workers;

@@ -700,3 +700,16 @@ def test_a_job_under_another_name_is_reported_and_left_alone(on_site):
     SITE.cancel(waiting["id"])
     cluster.run("stop")
     nothing_is_left(cluster)
+
+
+def test_setup_lines_run_in_bash_and_one_that_fails_fails_the_start(on_site, tmp_path):
+    said = refused(["-n", "2", "--set", "launchers.{}.before=[\"module load nosuch/1.2\"]".format(SITE.launcher)])
+    assert "a setup line failed (exit code 127), line " in said and ": module load nosuch/1.2" in said, said
+    wait_until("the queue to be empty", lambda: not SITE.queue())
+    # As the activation of an environment: relative to the working directory, with `source`.
+    (tmp_path / "env.sh").write_text("false\nexport FROM_SETUP=here\n")
+    before = json.dumps(["cd {}".format(tmp_path), "source ./env.sh"])
+    cluster = on_site("-n", "1", "--set", "launchers.{}.before={}".format(SITE.launcher, before))
+    assert "here" in cluster.run("exec", "import os; print(os.environ['FROM_SETUP'])")
+    cluster.run("stop")
+    nothing_is_left(cluster)

@@ -12,6 +12,7 @@ mod signals;
 use crate::engine::command::{self, CommandEvent, Running};
 use crate::engine::core::{Core, CoreSettings, Event, Now};
 use crate::engine::forker::Forker;
+use crate::engine::leftovers::Leftovers;
 use crate::engine::link::{Link, unix_now};
 use crate::engine::worker::process::WorkerEvent;
 use crate::engine::{EngineError, EngineSettings};
@@ -29,6 +30,8 @@ use tokio::sync::mpsc::{Receiver, UnboundedReceiver, UnboundedSender, channel, u
 
 /// A worker that is not ready after so long does not hold up the registration.
 const READY_FOR_REGISTRATION: Duration = Duration::from_secs(30);
+/// How long an engine that is told to leave waits for the answer to its registration.
+const FAREWELL: Duration = Duration::from_secs(2);
 /// A way to a controller that is elsewhere, while it is tried.
 type Moving = tokio::task::JoinHandle<Option<(EngineSettings, Link, Message)>>;
 /// Messages taken from the socket in one go.
@@ -82,6 +85,9 @@ impl Driver {
             let what = what.to_string();
             move |e: std::io::Error| EngineError::System(format!("{what}: {e}"))
         };
+        if settings.takes_in_orphans {
+            Leftovers::take_in_orphans();
+        }
         let (worker_sender, worker_events) = unbounded_channel();
         let (command_sender, command_events) = channel(16);
         let core = new_core(&settings, &python);
@@ -148,22 +154,22 @@ impl Driver {
                 "the engine's Python did not get through its start: {why}"
             )));
         }
-        let register = self.register(Vec::new());
-        let registered = tokio::select! {
-            connected = Link::connect(&mut self.settings, &register) => {
-                let (link, registered) = connected?;
-                // ipengine's words: scripts look for them.
-                tracing::info!("Completed registration with id {}", link.id);
-                self.link = Some(link);
-                registered
-            }
-            _ = self.signals.terminate.recv() => return Ok(()),
-            _ = self.signals.interrupt.recv() => return Ok(()),
+        if self.left {
+            // It was told to leave before anybody knew of it.
+            self.end_workers().await;
+            return Ok(());
+        }
+        let Some((registered, told_by)) = self.connect().await? else {
+            self.end_workers().await;
+            return Ok(());
         };
         let mut heartbeat = Duration::from_millis(registered.heartbeat_ms.max(10));
         let mut patience = Duration::from_millis(registered.controller_patience_ms.max(1000));
         self.settings.registration_timeout_ms = patience.as_millis() as u64;
         self.registered(&registered).await;
+        if let Some(signal) = told_by {
+            self.told_to_leave(signal).await;
+        }
         let mut beat_at = Instant::now() + heartbeat;
         let mut last_heard = Instant::now();
         let mut leave_at = self.leave_at();
@@ -224,6 +230,31 @@ impl Driver {
             link.socket.close().await;
         }
         Ok(())
+    }
+
+    /// Registers; also which signal has told the engine to leave meanwhile: the controller may know of it by then, and is not to wait
+    /// for it in vain. None where no controller has answered soon after the signal.
+    async fn connect(&mut self) -> Result<Option<(Registered, Option<&'static str>)>, EngineError> {
+        let register = self.register(Vec::new());
+        let mut told_by: Option<(&'static str, tokio::time::Instant)> = None;
+        let (link, registered) = {
+            let connect = Link::connect(&mut self.settings, &register);
+            tokio::pin!(connect);
+            let soon = || tokio::time::Instant::now() + FAREWELL;
+            loop {
+                let until = told_by.map_or_else(soon, |(_, until)| until);
+                tokio::select! {
+                    connected = &mut connect => break connected?,
+                    _ = self.signals.terminate.recv(), if told_by.is_none() => told_by = Some(("SIGTERM", soon())),
+                    _ = self.signals.interrupt.recv(), if told_by.is_none() => told_by = Some(("SIGINT", soon())),
+                    () = tokio::time::sleep_until(until), if told_by.is_some() => return Ok(None),
+                }
+            }
+        };
+        // ipengine's words: scripts look for them.
+        tracing::info!("Completed registration with id {}", link.id);
+        self.link = Some(link);
+        Ok(Some((registered, told_by.map(|(signal, _)| signal))))
     }
 
     async fn registered(&mut self, registered: &Registered) {

@@ -16,10 +16,11 @@ pub fn lines(request: &JobRequest) -> Vec<String> {
     let command = match request.resources.start {
         StartMode::Array => command,
         _ if !request.is_one_job() => command,
-        StartMode::Srun => format!("srun --ntasks={} --kill-on-bad-exit=0 --wait=0 {command}", request.n),
+        StartMode::Srun => format!("srun --ntasks={} --export=ALL --kill-on-bad-exit=0 --wait=0 {command}", request.n),
         StartMode::Mpiexec => format!("{} -n {} {command}", shell_words(&request.mpiexec), request.n),
     };
     let mut lines = vec![
+        DISARM.to_string(),
         "# A batch system may warn a whole process group before it kills; here only the shell hears it.".to_string(),
         "trap '' USR1 USR2 XCPU".into(),
         "started=".into(),
@@ -80,7 +81,44 @@ pub fn environment(request: &JobRequest, job: &str, element: &str) -> Vec<String
         // A task that runs then may use the time.
         lines.extend(seconds.map(|seconds| format!("export PCLUSTER_{name}={seconds}")));
     }
+    let setup = [&request.resources.modules, &request.resources.before].into_iter().flatten();
+    if !request.resources.modules.is_empty() || setup.clone().any(|line| uses_modules(line)) {
+        lines.extend(MODULES.map(String::from));
+    }
+    lines.extend(ARM.map(String::from));
     lines
+}
+
+/// From here to [`DISARM`] a command that fails at the script's own level ends the job and is shown; what a function or a sourced file does
+/// inside is its own affair, only its status counts. A template of one's own may be for another shell, which has no such trap.
+const ARM: [&str; 11] = [
+    "# A setup line that fails ends the job, and is shown.",
+    r#"if [ -n "$BASH_VERSION" ]; then"#,
+    "    pcluster_script=${BASH_SOURCE[0]-}",
+    "    pcluster_failed() {",
+    "        trap - ERR EXIT",
+    r#"        echo "pcluster: a setup line failed (exit code $1), line $2: $(sed -n "$2{s/^ *//;p}" "$pcluster_script" 2> /dev/null || echo "$3")" >&2"#,
+    r#"        exit "$1""#,
+    "    }",
+    r#"    trap 'pcluster_status=$?; [ "${BASH_SOURCE[0]-}" != "$pcluster_script" ] || pcluster_failed "$pcluster_status" "$LINENO" "$BASH_COMMAND"' ERR"#,
+    r#"    trap 'echo "pcluster: the script ended before it started anything (exit code $?), after: $BASH_COMMAND" >&2' EXIT"#,
+    "fi",
+];
+const DISARM: &str = r#"[ -z "$BASH_VERSION" ] || trap - ERR EXIT"#;
+
+/// Login shells define `module`; jobs are no login shells, whose other settings (PATH) would undo what the job was given.
+const MODULES: [&str; 7] = [
+    "# A shell that is no login shell may not know `module`.",
+    "if ! type module > /dev/null 2>&1; then",
+    "    for file in /etc/profile.d/modules.sh /etc/profile.d/lmod.sh /etc/profile.d/z00_lmod.sh \\",
+    r#"        "${MODULESHOME:-/usr/share/modules}/init/bash" "${LMOD_PKG:-/usr/share/lmod/lmod}/init/bash"; do"#,
+    r#"        if [ -r "$file" ]; then . "$file"; break; fi"#,
+    "    done",
+    "fi",
+];
+
+fn uses_modules(line: &str) -> bool {
+    line.split_whitespace().any(|word| matches!(word, "module" | "ml"))
 }
 
 /// Whatever else a template leaves out, this it must have.

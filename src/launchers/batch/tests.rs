@@ -339,7 +339,7 @@ mod running {
     /// Each signal to the shell, and what each of three engines says then.
     fn warn(script: &str, signals: &[(&str, &str)]) {
         for (signal, said) in signals {
-            let mut child = Command::new("/bin/sh")
+            let mut child = Command::new("/bin/bash")
                 .args(["-c", script])
                 .env("PCLUSTER_ELEMENT", "1")
                 .stdout(Stdio::piped())
@@ -368,7 +368,7 @@ mod running {
     #[test]
     fn an_engines_exit_code_is_the_jobs_and_the_last_job_holds_what_is_left() {
         for (element, starts) in [("1", 4), ("2", 2)] {
-            let output = Command::new("/bin/sh")
+            let output = Command::new("/bin/bash")
                 .args(["-c", &script(6, 4, "echo x; exit 3")])
                 .env("PCLUSTER_ELEMENT", element)
                 .output()
@@ -376,5 +376,113 @@ mod running {
             assert_eq!(output.status.code(), Some(3));
             assert_eq!(String::from_utf8_lossy(&output.stdout), "x\n".repeat(starts));
         }
+    }
+
+    /// What a job with these setup lines does, by the shell that runs its script as a file: its exit code and what it says.
+    fn set_up(shell: &str, before: &[&str]) -> (Option<i32>, String) {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(
+            dir.path().join("odd"),
+            "inside() { false; return 3; }\nfalse\ninside\n[ -n '' ]\ntrue\n",
+        )
+        .unwrap();
+        std::fs::write(dir.path().join("bad"), "echo no licence >&2\nreturn 4\n").unwrap();
+        let mut request = engines(1);
+        request.resources.before = before.iter().map(|line| line.to_string()).collect();
+        request.argv = ["echo", "started"].map(String::from).to_vec();
+        let system = by_name("slurm").unwrap();
+        let text = "#SBATCH -a {{ array }}\n{{ environment }}\n{{ before }}\n{{ engines }}\n";
+        let script = render(system, "t.sh", text, &request).unwrap();
+        std::fs::write(dir.path().join("script"), script).unwrap();
+        let output = Command::new(shell).arg("script").current_dir(dir.path()).output().unwrap();
+        let said = [output.stdout, output.stderr].concat();
+        (output.status.code(), String::from_utf8(said).unwrap())
+    }
+
+    #[test]
+    fn a_setup_line_that_fails_ends_the_job_and_is_shown() {
+        let failing: &[(&[&str], i32, &str)] = &[
+            (
+                &["module() { return 1; }", "module load gcc/12"],
+                1,
+                "a setup line failed (exit code 1), line L: module load gcc/12",
+            ),
+            (
+                &["source ./bad"],
+                4,
+                "no licence|a setup line failed (exit code 4), line L: source ./bad",
+            ),
+            (
+                &["if true; then", "  cd /nowhere", "fi"],
+                1,
+                "a setup line failed (exit code 1), line L: cd /nowhere",
+            ),
+            (&["X=$(exit 7)"], 7, "a setup line failed (exit code 7), line L: X=$(exit 7)"),
+            (
+                &["exit 3"],
+                3,
+                "the script ended before it started anything (exit code 3), after: exit 3",
+            ),
+            (
+                &["exit 0"],
+                0,
+                "the script ended before it started anything (exit code 0), after: exit 0",
+            ),
+            (
+                &["done"],
+                2,
+                "syntax error near unexpected token `done'|the script ended before it started anything (exit code 2)",
+            ),
+        ];
+        for (before, code, said) in failing {
+            let (ended, text) = set_up("bash", before);
+            assert_eq!(ended, Some(*code), "{before:?} {text}");
+            let text = match text.split_once("), line ") {
+                Some((before, after)) => format!("{before}), line L{}", after.trim_start_matches(|c: char| c.is_ascii_digit())),
+                None => text,
+            };
+            for part in said.split('|') {
+                assert!(text.contains(part), "{before:?} {text}");
+            }
+            assert!(!text.contains("started\n"), "{before:?} {text}");
+        }
+        let fine: &[&[&str]] = &[
+            &[],
+            &["source ./odd"],
+            &["module() { false; true; }", "module load x"],
+            &[
+                "false || true",
+                "test -d /nowhere && cd /nowhere",
+                "if false; then :; fi",
+                "false | true",
+            ],
+            &["for x in 1 2; do", "  test $x = 3 || continue", "done", "! false"],
+            &["unset HOME", "echo ${NOT_SET} > /dev/null"],
+        ];
+        for before in fine {
+            assert_eq!(set_up("bash", before), (Some(0), "started\n".into()), "{before:?}");
+        }
+        // A template of one's own for another shell has no such trap, and works.
+        assert_eq!(set_up("sh", &[]), (Some(0), "started\n".into()));
+    }
+
+    #[test]
+    fn module_is_known_also_where_the_shell_is_no_login_shell() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::create_dir(dir.path().join("init")).unwrap();
+        std::fs::write(dir.path().join("init/bash"), "module() { echo \"$@\"; }\n").unwrap();
+        let mut request = engines(1);
+        request.resources.modules = vec!["gcc/12".into()];
+        request.argv = vec!["true".into()];
+        let text = "#SBATCH -a {{ array }}\n{{ environment }}\n{{ modules }}\n{{ engines }}\n";
+        let script = render(by_name("slurm").unwrap(), "t.sh", text, &request).unwrap();
+        // As if the site's own files were not there.
+        let script = script.replace("/etc/profile.d/", "/nowhere/");
+        let output = Command::new("bash")
+            .args(["-c", &script])
+            .env("MODULESHOME", dir.path())
+            .output()
+            .unwrap();
+        assert_eq!(String::from_utf8_lossy(&output.stdout), "load gcc/12\n", "{output:?}");
     }
 }

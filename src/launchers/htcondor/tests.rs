@@ -29,12 +29,25 @@ fn an_engine_set_is_a_description_and_the_script_that_it_runs() {
     let template = HtCondor.templates(JobKind::Engines)[1];
     let script = render(&HtCondor, template.name, template.text, &request).unwrap();
     insta::assert_snapshot!(script.split("# A batch system").next().unwrap(), @r#"
-    #!/bin/sh
+    #!/bin/bash
     # pcluster 0.1.0: what each job of pcluster-mycluster-k3x9 runs; its arguments are the cluster and the process number.
 
     export PCLUSTER_JOB="$1" PCLUSTER_ELEMENT="$(($2 + 1))"
     export PCLUSTER_ENDS="$(($(date +%s) + 7200))"
+    # A setup line that fails ends the job, and is shown.
+    if [ -n "$BASH_VERSION" ]; then
+        pcluster_script=${BASH_SOURCE[0]-}
+        pcluster_failed() {
+            trap - ERR EXIT
+            echo "pcluster: a setup line failed (exit code $1), line $2: $(sed -n "$2{s/^ *//;p}" "$pcluster_script" 2> /dev/null || echo "$3")" >&2
+            exit "$1"
+        }
+        trap 'pcluster_status=$?; [ "${BASH_SOURCE[0]-}" != "$pcluster_script" ] || pcluster_failed "$pcluster_status" "$LINENO" "$BASH_COMMAND"' ERR
+        trap 'echo "pcluster: the script ended before it started anything (exit code $?), after: $BASH_COMMAND" >&2' EXIT
+    fi
     exec >> /home/ada/.ipython/profile_mycluster/log/engines-"$PCLUSTER_JOB.$PCLUSTER_ELEMENT.log" 2>&1
+
+    [ -z "$BASH_VERSION" ] || trap - ERR EXIT
     "#);
 }
 

@@ -13,7 +13,7 @@ fn an_engine_set_is_one_array() {
     request.engines_per_job = 4;
     let script = rendered(&Lsf, &request);
     insta::assert_snapshot!(script.split("# A batch system").next().unwrap(), @r#"
-    #!/bin/sh
+    #!/bin/bash
     #BSUB -J "pcluster-mycluster-k3x9[1-4]"
     #BSUB -n 4
     #BSUB -R "span[hosts=1]"
@@ -31,6 +31,19 @@ fn an_engine_set_is_one_array() {
 
     export PCLUSTER_JOB="$LSB_JOBID" PCLUSTER_ELEMENT="${LSB_JOBINDEX#0}"
     export PCLUSTER_ENDS="$(($(date +%s) + 172800))"
+    # A setup line that fails ends the job, and is shown.
+    if [ -n "$BASH_VERSION" ]; then
+        pcluster_script=${BASH_SOURCE[0]-}
+        pcluster_failed() {
+            trap - ERR EXIT
+            echo "pcluster: a setup line failed (exit code $1), line $2: $(sed -n "$2{s/^ *//;p}" "$pcluster_script" 2> /dev/null || echo "$3")" >&2
+            exit "$1"
+        }
+        trap 'pcluster_status=$?; [ "${BASH_SOURCE[0]-}" != "$pcluster_script" ] || pcluster_failed "$pcluster_status" "$LINENO" "$BASH_COMMAND"' ERR
+        trap 'echo "pcluster: the script ended before it started anything (exit code $?), after: $BASH_COMMAND" >&2' EXIT
+    fi
+
+    [ -z "$BASH_VERSION" ] || trap - ERR EXIT
     "#);
     let command = Lsf.submit_command(&request.script, &script, &request);
     assert_eq!((command.to_string().as_str(), command.stdin), ("bsub", Some(script)));

@@ -30,7 +30,7 @@ fn asked(row: &Pbs) -> String {
 #[test]
 fn the_dialects_ask_in_their_own_ways() {
     insta::assert_snapshot!(asked(&OPENPBS), @r#"
-    #PBS -S /bin/sh
+    #PBS -S /bin/bash
     #PBS -N pcluster-mycluster-k3x9
     #PBS -J 1-15
     #PBS -l select=1:ncpus=2:mem=2048mb:ngpus=1:bigmem=True
@@ -42,7 +42,7 @@ fn the_dialects_ask_in_their_own_ways() {
     export PCLUSTER_ENDS="$(($(date +%s) + 129600))"
     "#);
     insta::assert_snapshot!(asked(&TORQUE), @r#"
-    #PBS -S /bin/sh
+    #PBS -S /bin/bash
     #PBS -N pcluster-mycluster-k3x9
     #PBS -t 1-15
     #PBS -l nodes=1:ppn=2:gpus=1:bigmem=True
@@ -55,7 +55,7 @@ fn the_dialects_ask_in_their_own_ways() {
     export PCLUSTER_ENDS="$(($(date +%s) + 129600))"
     "#);
     insta::assert_snapshot!(asked(&SLURM), @r#"
-    #PBS -S /bin/sh
+    #PBS -S /bin/bash
     #PBS -N pcluster-mycluster-k3x9
     #PBS -t 1-15
     #PBS -l nodes=1:ppn=2:gpus=1:bigmem=True

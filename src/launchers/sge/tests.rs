@@ -12,8 +12,8 @@ fn an_engine_set_is_one_array() {
     request.cwd = "/home/ada/my work".into();
     let script = rendered(&Sge, &request);
     insta::assert_snapshot!(script.split("# A batch system").next().unwrap(), @r#"
-    #!/bin/sh
-    #$ -S /bin/sh
+    #!/bin/bash
+    #$ -S /bin/bash
     #$ -N pcluster-mycluster-k3x9
     #$ -t 1-15
     #$ -pe smp 2
@@ -29,7 +29,27 @@ fn an_engine_set_is_one_array() {
 
     export PCLUSTER_JOB="$JOB_ID" PCLUSTER_ELEMENT="${SGE_TASK_ID#undefined}"
     export PCLUSTER_ENDS="$(($(date +%s) + 172800))"
+    # A shell that is no login shell may not know `module`.
+    if ! type module > /dev/null 2>&1; then
+        for file in /etc/profile.d/modules.sh /etc/profile.d/lmod.sh /etc/profile.d/z00_lmod.sh \
+            "${MODULESHOME:-/usr/share/modules}/init/bash" "${LMOD_PKG:-/usr/share/lmod/lmod}/init/bash"; do
+            if [ -r "$file" ]; then . "$file"; break; fi
+        done
+    fi
+    # A setup line that fails ends the job, and is shown.
+    if [ -n "$BASH_VERSION" ]; then
+        pcluster_script=${BASH_SOURCE[0]-}
+        pcluster_failed() {
+            trap - ERR EXIT
+            echo "pcluster: a setup line failed (exit code $1), line $2: $(sed -n "$2{s/^ *//;p}" "$pcluster_script" 2> /dev/null || echo "$3")" >&2
+            exit "$1"
+        }
+        trap 'pcluster_status=$?; [ "${BASH_SOURCE[0]-}" != "$pcluster_script" ] || pcluster_failed "$pcluster_status" "$LINENO" "$BASH_COMMAND"' ERR
+        trap 'echo "pcluster: the script ended before it started anything (exit code $?), after: $BASH_COMMAND" >&2' EXIT
+    fi
     module load python/3.12
+
+    [ -z "$BASH_VERSION" ] || trap - ERR EXIT
     "#);
     request.cwd = "/home/ada/it's".into();
     let error = super::super::batch::render(&Sge, "engines.sh.tera", Sge.templates(JobKind::Engines)[0].text, &request).unwrap_err();

@@ -7,7 +7,7 @@ fn an_engine_set_is_one_array() {
     request.resources.queue = Some("batch".into());
     request.resources.directives = vec!["--exclusive".into(), "--comment=\"for pi\"".into()];
     insta::assert_snapshot!(rendered(&Slurm, &request), @r#"
-    #!/bin/sh
+    #!/bin/bash
     #SBATCH --job-name=pcluster-mycluster-k3x9
     #SBATCH --array=1-15
     #SBATCH --partition=batch
@@ -19,7 +19,19 @@ fn an_engine_set_is_one_array() {
     # pcluster 0.1.0: 15 engines of profile mycluster, cluster id ""
 
     export PCLUSTER_JOB="${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}" PCLUSTER_ELEMENT="${SLURM_ARRAY_TASK_ID:-}"
+    # A setup line that fails ends the job, and is shown.
+    if [ -n "$BASH_VERSION" ]; then
+        pcluster_script=${BASH_SOURCE[0]-}
+        pcluster_failed() {
+            trap - ERR EXIT
+            echo "pcluster: a setup line failed (exit code $1), line $2: $(sed -n "$2{s/^ *//;p}" "$pcluster_script" 2> /dev/null || echo "$3")" >&2
+            exit "$1"
+        }
+        trap 'pcluster_status=$?; [ "${BASH_SOURCE[0]-}" != "$pcluster_script" ] || pcluster_failed "$pcluster_status" "$LINENO" "$BASH_COMMAND"' ERR
+        trap 'echo "pcluster: the script ended before it started anything (exit code $?), after: $BASH_COMMAND" >&2' EXIT
+    fi
 
+    [ -z "$BASH_VERSION" ] || trap - ERR EXIT
     # A batch system may warn a whole process group before it kills; here only the shell hears it.
     trap '' USR1 USR2 XCPU
     started=
@@ -165,7 +177,7 @@ fn one_job_for_all_engines_is_started_by_srun() {
     #SBATCH --chdir=/home/ada/work
     #SBATCH --output=/home/ada/.ipython/profile_mycluster/log/engines-%j.log
     #SBATCH --open-mode=append
-    srun --ntasks=16 --kill-on-bad-exit=0 --wait=0 /opt/pcluster/bin/pcluster engine --profile-dir /home/ada/.ipython/profile_mycluster &
+    srun --ntasks=16 --export=ALL --kill-on-bad-exit=0 --wait=0 /opt/pcluster/bin/pcluster engine --profile-dir /home/ada/.ipython/profile_mycluster &
     ");
     request.resources.start = Default::default();
     let error = Slurm.variables(&request).unwrap_err();
