@@ -284,6 +284,7 @@ impl Core {
     /// What follows from the state alone, after any event.
     fn settle(&mut self, now: Now, effects: &mut Vec<Effect>) {
         self.check_times(now, effects);
+        self.report_availability(effects);
         if self.after_recall.is_empty() {
             self.feed(now, effects);
             self.keep_spare(now, effects);

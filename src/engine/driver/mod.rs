@@ -332,7 +332,7 @@ impl Driver {
         }
     }
 
-    pub(super) fn register(&self, holds: Vec<Held>) -> Register {
+    pub(super) fn register(&mut self, holds: Vec<Held>) -> Register {
         Register {
             protocol: PROTOCOL_VERSION,
             facts: self.facts.clone(),
@@ -344,7 +344,7 @@ impl Driver {
                 .chain(self.link.iter().flat_map(|link| link.kept()))
                 .collect(),
             returned: self.core.unheard_returns(),
-            unavailable: self.core.why_no_worker().map(String::from),
+            unavailable: self.core.unavailable_at_registration(),
         }
     }
 

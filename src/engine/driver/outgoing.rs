@@ -44,6 +44,13 @@ impl Driver {
             }
             Effect::SendProgress(progress) => self.send(PROGRESS, &progress),
             Effect::SendReturned(returned) => self.send(RETURNED, &returned),
+            Effect::ReportAvailability { reason } => {
+                match &reason {
+                    Some(reason) => tracing::warn!("this engine cannot run Python functions: {reason}"),
+                    None => tracing::info!("this engine can run Python functions"),
+                }
+                self.send(AVAILABILITY, &Availability { reason });
+            }
             Effect::RequestBegun(request) => requests::busy(self.link.as_mut()?, &request),
             Effect::Stream { request, stderr, text } => requests::stream(self.link.as_mut()?, &request, stderr, &text),
             Effect::Publish { parent, published } => requests::publish(self.link.as_mut()?, parent.as_ref(), published),
