@@ -296,7 +296,7 @@ pub(super) fn restored(reader: &Reader, killed: bool) -> Result<Restored, Contro
         restored.maps.push(FoundMap {
             abandoned: map.closed && is_abandoned(reader, map.map, map.counts.total)?,
             map: map.map,
-            definition: map.definition,
+            definition: reader.with_bundle(map.definition)?,
             key: map.client,
             closed: map.closed,
             counts: map.counts,

@@ -325,9 +325,10 @@ fn respond(reader: &Reader, query: &Query) -> Result<Response, DbError> {
             };
             return Ok(Response::Content(content, buffers));
         }
-        Ask::MapOf { key, request } => {
+        Ask::MapOf { key, request, bundle } => {
             let (request, map) = (request.clone(), reader.map_of_client(key)?);
-            return Ok(Response::Event(Box::new(Event::MapFound { request, map })));
+            let bundle = bundle.as_ref().map(|hash| reader.bundle(hash)).transpose()?.flatten();
+            return Ok(Response::Event(Box::new(Event::MapFound { request, map, bundle })));
         }
         Ask::Maps { maps, since, label, limit } => {
             let query = MapQuery {
@@ -356,12 +357,15 @@ fn respond(reader: &Reader, query: &Query) -> Result<Response, DbError> {
             jobs: if *list { reader.jobs()? } else { Vec::new() },
             gone: gone_since.map_or(Ok(Vec::new()), |since| reader.departures(since))?,
         }),
-        Ask::Details { task } => {
+        Ask::Details { task, files } => {
             let (definition, earlier) = (reader.map_definition(task.map)?, reader.attempts(*task)?);
+            let bundle = definition.as_ref().filter(|_| *files).and_then(|definition| definition.bundle());
+            let files = bundle.map(|named| reader.file_hashes(named)).transpose()?.unwrap_or_default();
             to_json(&say::DetailsReply {
                 status: ok(),
                 definition,
                 earlier,
+                files,
             })
         }
         Ask::Resubmit { selection } => {
@@ -437,6 +441,7 @@ fn finished_tasks(reader: &Reader, selection: &Selection) -> Result<Vec<FoundMap
     let mut found = Vec::new();
     for (map, tasks) in by_map {
         let Some(definition) = reader.map_definition(map)? else { continue };
+        let definition = reader.with_bundle(definition)?;
         let Some(row) = reader
             .maps(&MapQuery {
                 maps: vec![map],

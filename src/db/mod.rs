@@ -5,6 +5,7 @@
 //! `docs/database.md` tells users what is in the file. Nothing here knows a socket, a clock or the controller's core.
 mod batch;
 mod buffers;
+mod bundles;
 mod error;
 mod expired;
 mod file;

@@ -212,6 +212,10 @@ fn buffers_of(change: &Change) -> (&[Bytes], Option<&Kept>) {
     match change {
         Change::RequestAdded { request, .. } => (&request.buffers, Some(&request.kept)),
         Change::RequestFinished { reply, .. } => (&reply.buffers, None),
+        Change::MapAdded { definition, .. } | Change::CodeReplaced { definition, .. } => {
+            let bundle = definition.bundle().and_then(|named| named.content.as_ref());
+            (bundle.map_or(&[], |bundle| std::slice::from_ref(&bundle.content)), None)
+        }
         _ => (&[], None),
     }
 }

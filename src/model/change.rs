@@ -17,6 +17,11 @@ pub enum Change {
         client: String,
         submitted: UnixTime,
     },
+    /// Tasks of the map that are resubmitted from now on run this, with other code.
+    CodeReplaced {
+        map: MapId,
+        definition: Box<MapDefinition>,
+    },
     /// Consecutive tasks of one map, from `first` on. Each input is JSON text.
     TasksAdded {
         map: MapId,

@@ -179,6 +179,9 @@ impl Core {
         {
             map.known_by.push(engine.clone());
             let definition = map.definition.clone();
+            if let Some(bundle) = definition.bundle() {
+                self.send_bundle(engine, bundle);
+            }
             if joined {
                 return Some(definition);
             }

@@ -27,6 +27,8 @@ pub struct Engine {
     pub quick: HashSet<String>,
     /// Maps whose definition it has.
     pub definitions: HashSet<MapId>,
+    /// Bundles that it has, by their hashes; the last one was used last.
+    pub bundles: Vec<String>,
     /// It understands [`crate::wire::content::engine::Settled`] and what else holds several things.
     pub joined: bool,
     /// What it is to be told when there is time: results that are on disk, maps that are finished.
@@ -189,6 +191,7 @@ impl Engines {
             requests: HashSet::new(),
             quick: HashSet::new(),
             definitions: HashSet::new(),
+            bundles: Vec::new(),
             finished: 0,
             unsure: false,
             asked_back: false,

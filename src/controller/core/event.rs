@@ -63,6 +63,7 @@ pub enum Event {
     MapFound {
         request: Box<Message>,
         map: Option<MapId>,
+        bundle: Option<Bytes>,
     },
     RequestsFound {
         client: Bytes,

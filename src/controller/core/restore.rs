@@ -54,7 +54,7 @@ impl Core {
         self.take_up_clients(restored.outcomes, restored.clients, &restored.delivered);
         for found in restored.maps {
             let id = found.map;
-            let mut map = Map::new(found.definition, found.key.clone());
+            let mut map = Map::new(self.with_shared_bundle(found.definition), found.key.clone());
             map.closed = found.closed;
             map.abandoned = found.abandoned;
             map.counts = found.counts;

@@ -73,6 +73,7 @@ impl<'a> Batch<'a> {
                 state,
                 submitted,
             } => self.tasks_added(*map, *first, inputs, *state, *submitted),
+            Change::CodeReplaced { map, definition } => self.code_replaced(*map, definition),
             Change::MapClosed { map, total } => self.map_closed(*map, *total),
             Change::MapReleased { map } => self.map_released(*map),
             Change::ClientKnown { map, curve_key } => self.client_known(*map, curve_key),

@@ -9,9 +9,11 @@ mod pool;
 mod reports;
 mod signals;
 
+use crate::engine::bundles::Bundles;
 use crate::engine::command::{self, CommandEvent, Running};
 use crate::engine::core::{Core, CoreSettings, Event, Now};
 use crate::engine::forker::Forker;
+use crate::engine::leftovers::Leftovers;
 use crate::engine::link::{Link, unix_now};
 use crate::engine::worker::process::WorkerEvent;
 use crate::engine::{EngineError, EngineSettings};
@@ -50,6 +52,8 @@ pub struct Driver {
     facts: EngineFacts,
     /// Where the controller keeps large buffers, if this process finds it.
     buffers: Option<PathBuf>,
+    /// The code of maps.
+    bundles: Bundles,
     link: Option<Link>,
     left: bool,
     /// Not the end: this process goes on as another engine.
@@ -84,6 +88,9 @@ impl Driver {
             let what = what.to_string();
             move |e: std::io::Error| EngineError::System(format!("{what}: {e}"))
         };
+        if settings.takes_in_orphans {
+            Leftovers::take_in_orphans();
+        }
         let (worker_sender, worker_events) = unbounded_channel();
         let (command_sender, command_events) = channel(16);
         let core = new_core(&settings, &python);
@@ -117,6 +124,7 @@ impl Driver {
             command_sender,
             facts,
             buffers,
+            bundles: Bundles::default(),
             link: None,
             left: false,
             as_another: false,
@@ -324,7 +332,7 @@ impl Driver {
         }
     }
 
-    pub(super) fn register(&self, holds: Vec<Held>) -> Register {
+    pub(super) fn register(&mut self, holds: Vec<Held>) -> Register {
         Register {
             protocol: PROTOCOL_VERSION,
             facts: self.facts.clone(),
@@ -336,7 +344,7 @@ impl Driver {
                 .chain(self.link.iter().flat_map(|link| link.kept()))
                 .collect(),
             returned: self.core.unheard_returns(),
-            unavailable: self.core.why_no_worker().map(String::from),
+            unavailable: self.core.unavailable_at_registration(),
         }
     }
 

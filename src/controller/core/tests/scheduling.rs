@@ -286,6 +286,7 @@ fn targeted_tasks_go_to_their_engines_and_nowhere_else() {
                     ..MapOptions::default()
                 },
             },
+            with_bundle: false,
             whole: false,
             watch: None,
         },
