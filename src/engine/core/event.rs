@@ -164,6 +164,10 @@ pub enum Effect {
     /// With the bytes of its parts.
     SendProgress(Progress, Vec<Bytes>),
     SendReturned(Returned),
+    /// Whether Python functions can run here: `reason` is why not.
+    ReportAvailability {
+        reason: Option<String>,
+    },
     /// It runs for a while already, or has something to say: iopub `status: busy`.
     RequestBegun(Arc<Request>),
     Stream {
