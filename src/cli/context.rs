@@ -2,7 +2,7 @@
 use super::args::{Color, Global};
 use super::error::{CommandError, ErrorKind};
 use crate::client::Client;
-use crate::cluster::{self, ClusterSummary, remote};
+use crate::cluster::{self, ClusterSummary, Condition, remote};
 use crate::connection::{ConnectionError, ConnectionFile, discover};
 use crate::profile::ProfileDir;
 use crate::profile::dir::check_cluster_id;
@@ -163,8 +163,17 @@ impl Context {
             Err(error @ ConnectionError::Stale { .. }) => Err(CommandError::not_found(error)
                 .hint(format!("start it anew, with all its tasks: pcluster start{}", self.options()))
                 .hint("or clear away what it left: pcluster clean")),
+            Err(error) if error.is_damaged() && !self.may_run(&profile) => Err(CommandError::not_found(error).hint(format!(
+                "no cluster runs there; a new one is written by pcluster start{}",
+                self.options()
+            ))),
             other => Ok(other?),
         }
+    }
+
+    fn may_run(&self, profile: &ProfileDir) -> bool {
+        let state = cluster::status(profile, &self.cluster_id).map(|cluster| cluster.state);
+        !matches!(state, None | Some(Condition::Stale | Condition::Stopped))
     }
 
     /// Connected to the running controller, versions compared.

@@ -1,8 +1,9 @@
 //! Where a map's inputs come from, and what each becomes: one JSON text a task.
 //!
 //! For a function an input is a JSON list (positional arguments) or object (keyword arguments); for a command a list of
-//! strings. Parts: [`function`] (what to run), [`range`] (`A..B`), `paths` (`--glob`), [`rows`] (lines, JSON lines), `csv`, `recount` (what was counted is what
-//! is sent), here the choice between them.
+//! strings. Parts: [`function`] (what to run), [`code`] (the files that travel with it), [`range`] (`A..B`), `paths` (`--glob`), [`rows`] (lines,
+//! JSON lines), `csv`, `recount` (what was counted is what is sent), here the choice between them.
+pub mod code;
 mod csv;
 pub mod function;
 mod paths;

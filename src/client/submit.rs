@@ -2,7 +2,7 @@
 use super::{Client, ClientError};
 use crate::model::MapId;
 use crate::model::definition::MapDefinition;
-use crate::wire::content::client::{INPUTS, InputsReply, InputsRequest, MAP, MapReply, MapRequest, Selection};
+use crate::wire::content::client::{INPUTS, InputsReply, InputsRequest, MAP, MapReply, MapRequest, Selection, UNKNOWN_BUNDLE};
 use bytes::Bytes;
 use std::collections::VecDeque;
 use std::future::poll_fn;
@@ -20,12 +20,16 @@ const BATCH_INPUTS: usize = 5_000;
 const BATCH_BYTES: usize = 1 << 20;
 /// or when no more has come for so long.
 const LINGER: Duration = Duration::from_millis(5);
+/// A bundle of more bytes is not sent to a controller that has it.
+const ASK_FIRST: usize = 256 << 10;
 /// Batches on their way at once.
 const IN_FLIGHT: usize = 3;
 /// Inputs that have been read and not yet batched, at most.
 const READ_AHEAD: usize = 256;
 /// How soon a wish to stop is noticed while no input comes.
 const STOP_CHECK: Duration = Duration::from_millis(100);
+/// With nothing to send the controller is told so often that the client lives: it gives a map up whose client has died.
+const KEEP_ALIVE: Duration = Duration::from_secs(10);
 /// How long to wait before a batch that came before its predecessor is offered again.
 const REOFFER: Duration = Duration::from_millis(100);
 
@@ -72,10 +76,33 @@ impl Client {
         let request = MapRequest {
             key,
             definition,
+            with_bundle: false,
             whole: false,
             watch: None,
         };
-        self.request(MAP, &request, Vec::new()).await
+        self.send_map(request, Vec::new(), None).await
+    }
+
+    /// A small bundle goes with its map; before a large one is sent, the controller is asked whether it has it.
+    pub(super) async fn send_map(
+        &self,
+        mut request: MapRequest,
+        mut buffers: Vec<Bytes>,
+        waits: Option<Duration>,
+    ) -> Result<MapReply, ClientError> {
+        let wait = waits.unwrap_or_default();
+        let bundle = request.definition.bundle().and_then(|bundle| bundle.content.clone());
+        if let Some(bundle) = bundle {
+            if bundle.content.len() > ASK_FIRST {
+                match self.request_for_rows(MAP, &request, buffers.clone(), wait).await {
+                    Err(ClientError::Refused { ename, .. }) if ename == UNKNOWN_BUNDLE => {}
+                    answer => return answer,
+                }
+            }
+            request.with_bundle = true;
+            buffers.push(bundle.content.clone());
+        }
+        self.request_for_rows(MAP, &request, buffers, wait).await
     }
 
     /// Sends inputs until there are no more, then closes the map; returns how many there were. `inputs` may block: it is
@@ -146,10 +173,11 @@ struct Reader {
 }
 
 impl Reader {
-    /// The next batch: what is there, having waited for the first input and a moment for more.
+    /// The next batch: what is there, having waited for the first input and a moment for more; none after [`KEEP_ALIVE`].
     async fn batch(&mut self, feeding: &Feeding) -> (Vec<Bytes>, End) {
         let (mut batch, mut bytes) = (Vec::new(), 0);
         let mut until = Instant::now();
+        let idle_until = Instant::now() + KEEP_ALIVE;
         loop {
             while let Some(input) = self.read.pop_front() {
                 match input {
@@ -168,6 +196,9 @@ impl Reader {
             }
             if feeding.is_stopped() {
                 return (batch, End::NoMore);
+            }
+            if batch.is_empty() && Instant::now() >= idle_until {
+                return (batch, End::More);
             }
             if batch.is_empty() {
                 until = Instant::now() + STOP_CHECK;
@@ -204,7 +235,9 @@ impl<'a> Batches<'a> {
     }
 
     async fn send(&mut self, batch: Vec<Bytes>, last: bool) -> Result<(), ClientError> {
-        if batch.is_empty() && !last {
+        if batch.is_empty() && !last && !self.on_their_way.is_empty() {
+            // They say that this client lives.
+            self.one_arrived().await?;
             return Ok(());
         }
         // The last one closes the map: it goes when the others have arrived.

@@ -1,5 +1,5 @@
 //! More engines for a cluster that runs.
-use super::launch::{self, EngineWish, Goal, Undo, Watched};
+use super::launch::{self, EngineWish, Goal, Record, Undo, Watched};
 use super::list::{Condition, Standing};
 use super::lock::Lock;
 use super::start::{StartProgress, Wait, kind_word};
@@ -69,7 +69,7 @@ pub async fn add_engines(options: AddOptions, progress: &mut dyn FnMut(StartProg
     if !profile.exists() {
         return Err(super::not_running(profile, cluster_id));
     }
-    let lock = Lock::wait(profile, cluster_id).await?;
+    let mut lock = Some(Lock::wait(profile, cluster_id).await?);
     let standing = Standing::of(profile, cluster_id);
     if !matches!(standing.condition, Condition::Running | Condition::Elsewhere) {
         return Err(super::not_running(profile, cluster_id));
@@ -107,20 +107,21 @@ pub async fn add_engines(options: AddOptions, progress: &mut dyn FnMut(StartProg
         state.engine_kind = kind_word(wish.config.engine.kind).into();
     }
     progress(StartProgress::EnginesStarting { n: options.n });
+    let mut record = Record::new(profile, cluster_id);
     let launch = wish.launch(profile, &state, options.n);
     let engines = launch::recorded(launcher.start_engines(&launch)?, &launch, &wish.config);
     let mut undo = Undo::new(Duration::from_millis(wish.config.launcher.kill_ms));
     undo.add(&launcher, &engines);
     let said = engines.notes.iter().chain(&engines.trouble);
     said.for_each(|text| progress(StartProgress::Note(text.clone())));
-    let old = state.clone();
     state.n += options.n;
     state.next_engine += options.n;
     state.engines.push(engines.clone());
+    record.added(&engines);
     keep::ensure(profile, &mut state, &wish.program)?;
     state.write(profile)?;
     jobs::tell(&client, jobs::submitted_by(&engines)).await;
-    let lock = Some(lock).filter(|_| !launcher.is_elsewhere());
+    lock.take_if(|_| launcher.is_elsewhere());
     let new = match engines.trouble.is_empty() {
         true => options.n as usize,
         false => engines.engines(),
@@ -141,34 +142,20 @@ pub async fn add_engines(options: AddOptions, progress: &mut dyn FnMut(StartProg
         launcher: launcher.clone(),
         launched: &engines,
     };
-    let done = launch::registered(&client, goal, new, None, progress).await;
-    match done {
+    match launch::registered(&client, goal, new, None, progress).await {
         Err(mut late @ ClusterError::EnginesLate { .. }) if launcher.is_elsewhere() => {
             if let ClusterError::EnginesLate { options, .. } = &mut late {
                 *options = Some(super::options_of(profile, cluster_id));
             }
             undo.all_went_well();
+            record.all_went_well();
             launch::no_longer_awaited(profile, cluster_id).await;
             return Err(late);
         }
-        Err(error) => {
-            drop(undo);
-            // Another command may have changed the rest meanwhile.
-            match ClusterState::read(profile, cluster_id)? {
-                Some(mut now) if launcher.is_elsewhere() => {
-                    now.engines
-                        .retain(|launched| launched.jobs != engines.jobs || launched.processes != engines.processes);
-                    now.n = now.n.saturating_sub(options.n);
-                    now.write(profile)?;
-                }
-                None if launcher.is_elsewhere() => {}
-                _ => old.write(profile)?,
-            }
-            return Err(error);
-        }
-        Ok(_) => {}
-    }
+        done => done?,
+    };
     undo.all_went_well();
+    record.all_went_well();
     if lock.is_none() {
         launch::no_longer_awaited(profile, cluster_id).await;
     }

@@ -336,6 +336,55 @@ pub(super) fn controller_silent(controller: &Watched<'_>, timeout: Duration) -> 
     }
 }
 
+/// Takes engines off the record again that are ended, unless all went well: also when the caller stops waiting (Ctrl-C). To be made
+/// before the [`Undo`] that ends them, so that it is dropped after that.
+pub(super) struct Record<'a> {
+    profile: &'a ProfileDir,
+    cluster_id: &'a str,
+    added: Option<Launched>,
+}
+
+impl<'a> Record<'a> {
+    pub fn new(profile: &'a ProfileDir, cluster_id: &'a str) -> Record<'a> {
+        Record {
+            profile,
+            cluster_id,
+            added: None,
+        }
+    }
+    /// From here on they are on record.
+    pub fn added(&mut self, launched: &Launched) {
+        self.added = Some(launched.clone());
+    }
+    pub fn all_went_well(mut self) {
+        self.added = None;
+    }
+
+    fn take_back(&self, added: &Launched) -> Result<(), ClusterError> {
+        let Some(mut state) = ClusterState::read(self.profile, self.cluster_id)? else {
+            return Ok(());
+        };
+        let before = state.engines.len();
+        state
+            .engines
+            .retain(|launched| launched.jobs != added.jobs || launched.processes != added.processes);
+        if state.engines.len() < before {
+            state.n = state.n.saturating_sub(added.engines() as u32);
+            state.write(self.profile)?;
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Record<'_> {
+    fn drop(&mut self) {
+        let Some(added) = self.added.take() else { return };
+        if let Err(error) = self.take_back(&added) {
+            tracing::warn!("{error}");
+        }
+    }
+}
+
 /// Ends what was started, unless all went well: also when the caller stops waiting (Ctrl-C).
 pub(super) struct Undo {
     started: Vec<(Arc<dyn Launcher>, Launched)>,

@@ -205,6 +205,15 @@ fn or_what_it_left(process: ProcessId) -> ProcessId {
     left.map_or(process, |left| left.process)
 }
 
+/// Whether all processes of a cluster are known to be gone, with those that they have left.
+fn nothing_runs(state: &ClusterState) -> bool {
+    state.launched().all(|launched| {
+        let ids: Vec<ProcessId> = launched.processes.iter().map(|process| process.id.clone()).collect();
+        let are_seen = launched.jobs.is_empty() && launched.processes.iter().all(|process| process.on.is_none());
+        are_seen && ids.iter().all(ProcessId::is_gone) && process::left_by(&ids).is_empty()
+    })
+}
+
 /// Why it cannot be told from here whether a process runs. `shared`: hosts may have the file in common that names it.
 fn why_unseen(process: &ProcessId, shared: bool) -> Option<String> {
     match process.presence() {
@@ -357,7 +366,10 @@ impl Standing {
         let running = locker.into_iter().chain(known.iter().copied()).find(|process| process.runs());
         let unseen = known.iter().copied().chain(locker).find_map(|process| why_unseen(process, shared));
         let unseen = unseen.filter(|_| running.is_none());
-        let left_over = profile.engine_file(cluster_id).exists() || trouble.is_some() || state.is_some() || tunnel.is_some();
+        let ended_in_order = !profile.controller_file(cluster_id).exists() && connection.is_none();
+        let is_record_alone = ended_in_order && state.as_ref().is_some_and(nothing_runs);
+        let left_over = profile.engine_file(cluster_id).exists() || trouble.is_some() || tunnel.is_some();
+        let left_over = left_over || !(is_record_alone || state.is_none());
         let condition = if tunnel.as_ref().is_some_and(TunnelState::runs) {
             Condition::Connected
         } else if holder.is_some()
@@ -371,7 +383,7 @@ impl Standing {
             Condition::Foreign
         } else if unseen.is_some() {
             Condition::Elsewhere
-        } else if !known.is_empty() || left_over {
+        } else if left_over || !(known.is_empty() || is_record_alone) {
             Condition::Stale
         } else {
             Condition::Stopped

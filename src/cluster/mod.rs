@@ -3,10 +3,11 @@
 //! Parts: [`start`], [`engines`] (more of them for a running cluster), [`scale`] (fewer of them), [`stop`] (and clearing away what a
 //! dead one left), [`keep`] (new jobs for engines whose time was over), [`jobs`] (what a batch system says, for the records), [`list`] (what there is and whether it runs), [`logs`], [`remote`] (clusters on other hosts, over ssh); beneath
 //! them [`state_file`] (which processes the cluster is,
-//! for the next pcluster command), [`lock`] (one command changes a cluster at a time), [`error`].
+//! for the next pcluster command), `ipyparallel_file` (the same for ipyparallel), [`lock`] (one command changes a cluster at a time), [`error`].
 //! Tasks are not known here, nor what is printed.
 pub mod engines;
 pub mod error;
+mod ipyparallel_file;
 pub mod jobs;
 pub mod keep;
 mod launch;

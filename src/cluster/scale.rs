@@ -95,16 +95,20 @@ pub async fn remove_engines(profile: &ProfileDir, cluster_id: &str, which: Which
     if !removed.told.is_empty() {
         // Before they are gone.
         let elsewhere = world.places_elsewhere(profile, &told).await?;
-        world.client.stop_engines(removed.told.clone(), drain).await?;
+        let before = world.state.clone();
         told.iter().for_each(|engine| world.mark(engine));
         world.mark_elsewhere(&elsewhere);
+        // Before they are told: who stops waiting for the answer leaves no engines that are missed.
+        world.write(profile)?;
+        if let Err(error) = world.client.stop_engines(removed.told.clone(), drain).await {
+            world.state = before;
+            world.write(profile)?;
+            return Err(error.into());
+        }
     }
     let gone = |engine: &&EngineStatus| !removed.told.contains(&engine.id);
     removed.left = world.staying().filter(gone).count();
-    if let Some(state) = &mut world.state {
-        state.n = state.engines.iter().map(Launched::engines).sum::<usize>() as u32;
-        state.write(profile)?;
-    }
+    world.write(profile)?;
     Ok(removed)
 }
 
@@ -151,6 +155,12 @@ impl World {
             state: standing.state,
             states,
         })
+    }
+
+    fn write(&mut self, profile: &ProfileDir) -> Result<(), ClusterError> {
+        let Some(state) = &mut self.state else { return Ok(()) };
+        state.n = state.engines.iter().map(Launched::engines).sum::<usize>() as u32;
+        state.write(profile)
     }
 
     /// Registered, and not told to leave.

@@ -190,7 +190,7 @@ pub async fn start(options: StartOptions, progress: &mut dyn FnMut(StartProgress
         progress(StartProgress::Note(warning));
     }
     profile.create()?;
-    let lock = Lock::wait(profile, cluster_id).await?;
+    let mut lock = Some(Lock::wait(profile, cluster_id).await?);
     let leftovers = refuse_running(profile, cluster_id, progress).await?;
 
     let mut state = ClusterState::new(cluster_id, wish.cwd.clone());
@@ -265,7 +265,7 @@ pub async fn start(options: StartOptions, progress: &mut dyn FnMut(StartProgress
     state.write(profile)?;
     jobs::tell(&client, jobs::submitted(&state)).await;
     // Others need not wait until a queue lets the engines go: the state file says what there is.
-    let lock = Some(lock).filter(|_| !engine_launcher.is_elsewhere());
+    lock.take_if(|_| engine_launcher.is_elsewhere());
     let expected = match engines.trouble.is_empty() {
         true => (n as usize).max(alive),
         false => alive + engines.engines(),
@@ -462,7 +462,15 @@ async fn refuse_running(
             progress(StartProgress::Note(format!(
                 "the controller{who} of {cluster} is gone without having been stopped; starting a new one"
             )));
-            if let Some(trouble) = &standing.trouble {
+            let files = [profile.client_file(cluster_id), profile.engine_file(cluster_id)];
+            let damaged: Vec<String> = files
+                .iter()
+                .filter_map(|path| Some(ConnectionFile::remove_damaged(path)?.to_string()))
+                .collect();
+            damaged
+                .iter()
+                .for_each(|what| progress(StartProgress::Note(format!("{what}; a new one is written"))));
+            if let Some(trouble) = standing.trouble.as_ref().filter(|trouble| !damaged.contains(trouble)) {
                 progress(StartProgress::Note(trouble.clone()));
             }
             Ok(Leftovers {

@@ -1,8 +1,8 @@
 //! Which processes a cluster is, as JSON in the profile's `pid/`, so that another process can stop it.
 //!
 //! A later pcluster may write more: keys not known here are kept when the file is written again.
-use super::ClusterError;
 use super::keep::KeeperState;
+use super::{ClusterError, ipyparallel_file};
 use crate::connection::private;
 use crate::launchers::Launched;
 use crate::profile::ProfileDir;
@@ -79,7 +79,7 @@ impl ClusterState {
         }
     }
 
-    /// Replaces the file as a whole; only its owner can read it.
+    /// Replaces the file as a whole, and ipyparallel's with it; only their owner can read them.
     pub fn write(&self, profile: &ProfileDir) -> Result<(), ClusterError> {
         let path = profile.state_file(&self.cluster_id);
         let written = serde_json::to_vec_pretty(self)
@@ -89,7 +89,9 @@ impl ClusterState {
             doing: "write",
             path,
             why: e.to_string(),
-        })
+        })?;
+        ipyparallel_file::update(profile, self);
+        Ok(())
     }
 
     /// Controller and engines, engines first: the order to stop them in.

@@ -4,7 +4,7 @@ use super::list::{Condition, Standing};
 use super::lock::Lock;
 use super::remote::TunnelState;
 use super::start::in_thread;
-use super::{ClusterError, jobs, keep, launch};
+use super::{ClusterError, ipyparallel_file, jobs, keep, launch};
 use crate::client::Client;
 use crate::connection::ConnectionFile;
 use crate::connection::lock::{self, Asked};
@@ -373,6 +373,7 @@ pub(super) fn remove_files(profile: &ProfileDir, cluster_id: &str) {
         profile.controller_file(cluster_id),
         profile.state_file(cluster_id),
     ];
+    ipyparallel_file::remove(profile, cluster_id);
     // A controller that has just been started by hand keeps its own.
     lock::remove_free(&profile.controller_lock(cluster_id));
     for path in files {

@@ -21,7 +21,7 @@ pub fn find(path: &Path) -> Result<ConnectionFile, ConnectionError> {
     }
 }
 
-/// Waits for a connection file that is not stale. `go_on` is asked again and again; what it fails with ends the wait.
+/// Waits for a connection file that is neither stale nor damaged: a controller that starts writes a new one. `go_on` is asked again and again; what it fails with ends the wait.
 pub fn wait<E: From<ConnectionError>>(
     path: &Path,
     timeout: Duration,
@@ -43,16 +43,17 @@ pub fn wait<E: From<ConnectionError>>(
         .map(|(dir, w)| w.watch(dir, RecursiveMode::NonRecursive));
     let watching = matches!(watched, Some(Ok(())));
     loop {
-        match find(path) {
+        let damaged = match find(path) {
             Ok(file) => return Ok(file),
-            Err(ConnectionError::Missing { .. } | ConnectionError::Stale { .. }) => {}
+            Err(ConnectionError::Missing { .. } | ConnectionError::Stale { .. }) => None,
+            Err(other) if other.is_damaged() => Some(other),
             Err(other) => return Err(other.into()),
-        }
+        };
         go_on()?;
         let left = deadline.saturating_duration_since(Instant::now());
         if left.is_zero() {
             let (path, seconds) = (path.to_path_buf(), timeout.as_secs_f64());
-            return Err(ConnectionError::TimedOut { path, seconds }.into());
+            return Err(damaged.unwrap_or(ConnectionError::TimedOut { path, seconds }).into());
         }
         let pause = left.min(LOOK_EVERY);
         if !watching {
@@ -116,6 +117,25 @@ mod tests {
             example().write(&path).unwrap();
             assert_eq!(waiter.join().unwrap().unwrap(), example());
         });
+    }
+
+    #[test]
+    fn a_damaged_file_is_waited_out_and_named_in_the_end() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("ipcontroller-client.json");
+        for damage in [&b"{\"s\0h\": 1}"[..], b"\xff\xfe", b"[]", b"", b"{}"] {
+            std::fs::write(&path, damage).unwrap();
+            let error = wait(&path, Duration::from_millis(20), never_ends).unwrap_err();
+            assert!(error.is_damaged(), "{error}");
+            let written = || {
+                example().write(&path).unwrap();
+                never_ends()
+            };
+            assert_eq!(wait(&path, Duration::from_secs(30), written).unwrap(), example());
+            assert!(ConnectionFile::remove_damaged(&path).is_none() && path.exists());
+            std::fs::write(&path, damage).unwrap();
+            assert!(ConnectionFile::remove_damaged(&path).is_some() && !path.exists());
+        }
     }
 
     #[test]

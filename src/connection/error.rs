@@ -25,6 +25,14 @@ pub enum ConnectionError {
 }
 
 impl ConnectionError {
+    /// The file is there, and is no connection file.
+    pub fn is_damaged(&self) -> bool {
+        matches!(
+            self,
+            ConnectionError::NotJson { .. } | ConnectionError::Lacks { .. } | ConnectionError::Malformed { .. }
+        )
+    }
+
     /// What to do next.
     pub fn hint(&self) -> Option<String> {
         match self {

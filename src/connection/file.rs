@@ -56,7 +56,7 @@ pub enum BroadcastPorts {
 
 impl ConnectionFile {
     pub fn read(path: &Path) -> Result<ConnectionFile, ConnectionError> {
-        let text = match fs::read_to_string(path) {
+        let text = match fs::read(path) {
             Ok(text) => text,
             Err(e) if e.kind() == io::ErrorKind::NotFound => return Err(ConnectionError::Missing { path: path.to_path_buf() }),
             Err(source) => {
@@ -66,7 +66,13 @@ impl ConnectionFile {
                 });
             }
         };
-        ConnectionFile::parse(&text, path)
+        match std::str::from_utf8(&text) {
+            Ok(text) => ConnectionFile::parse(text, path),
+            Err(error) => Err(ConnectionError::NotJson {
+                path: path.to_path_buf(),
+                why: error.to_string(),
+            }),
+        }
     }
 
     /// `path` is for errors.
@@ -104,6 +110,15 @@ impl ConnectionFile {
             path: path(),
             why: e.to_string(),
         })
+    }
+
+    /// Removes the file if it cannot be understood; what was wrong with it.
+    pub fn remove_damaged(path: &Path) -> Option<ConnectionError> {
+        let error = ConnectionFile::read(path).err().filter(ConnectionError::is_damaged)?;
+        if let Err(why) = fs::remove_file(path) {
+            tracing::warn!("cannot remove {}: {why}", path.display());
+        }
+        Some(error)
     }
 
     /// Born private (0600, in a directory that is made 0700 where it is missing), then renamed into place: nobody ever

@@ -198,6 +198,10 @@ impl ProfileDir {
         self.security_dir()
             .join(format!("{}-engine.json", with_id("ipcontroller", cluster_id)))
     }
+    /// ipyparallel's own file of the cluster: `cluster-.json` without an id.
+    pub fn ipyparallel_file(&self, cluster_id: &str) -> PathBuf {
+        self.security_dir().join(format!("cluster-{cluster_id}.json"))
+    }
     /// The controller's own keys and ports, kept while it runs: they outlive its sudden end.
     pub fn controller_file(&self, cluster_id: &str) -> PathBuf {
         self.security_dir()

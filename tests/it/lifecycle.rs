@@ -1,6 +1,6 @@
 //! Clusters that start, are looked at, lose processes, and stop.
 use super::support::{Cluster, Home, signal, wait_for_exit, wait_until};
-use nix::sys::signal::Signal::{SIGKILL, SIGTERM};
+use nix::sys::signal::Signal::{SIGHUP, SIGINT, SIGKILL, SIGTERM};
 use std::os::unix::fs::PermissionsExt;
 
 const SLEEPY: &str = "import time\n\n\ndef sleepy(x):\n    time.sleep(0.2)\n    return x\n";
@@ -160,4 +160,50 @@ fn a_cluster_for_one_map() {
     assert_eq!(home.ok(&["list", "--running", "--json"]).matches("\"profile\"").count(), 0);
     // Its records are the profile's, where `results` looks.
     assert!(home.ok(&["results", "1"]).contains("ok"), "{said}");
+}
+
+/// What is interrupted leaves what was there before: no engine that is counted and does not run, none that runs and is not counted.
+#[test]
+fn an_interrupted_scale_leaves_the_cluster_as_it_was() {
+    let cluster = Cluster::start(2);
+    let before = cluster.engine_pids();
+    let state = cluster.profile().join("pid/pcluster.json");
+    for kind in [SIGINT, SIGTERM, SIGHUP] {
+        let logs = cluster.profile().join("log");
+        let count = || std::fs::read_dir(&logs).unwrap().count();
+        let logs_before = count();
+        let scaling = cluster.spawn(&["scale", "10"]);
+        // Some of the engines are on their way, and some may be there.
+        wait_until("a new engine's log", || (count() > logs_before + 2).then_some(()));
+        signal(scaling.pid(), kind);
+        let ended = scaling.end();
+        ended.fails(130, &["interrupted"]);
+        assert_eq!(cluster.engine_pids(), before, "after {kind}");
+        let list = cluster.json(&["list"]);
+        assert_eq!(list["clusters"][0]["engines_started"], 2, "{list:#}");
+        let noted: serde_json::Value = serde_json::from_slice(&std::fs::read(&state).unwrap()).unwrap();
+        assert_eq!((&noted["n"], noted["engines"].as_array().unwrap().len()), (&2.into(), 1));
+    }
+    assert_eq!(cluster.ok(&["map", "math:sqrt", "--range", "4..5"]), "2.0\n");
+    cluster.ok(&["stop"]);
+}
+
+#[test]
+fn a_damaged_file_of_a_dead_controller_is_written_anew_and_bars_nothing() {
+    let cluster = Cluster::start(1);
+    assert_eq!(cluster.ok(&["map", "math:sqrt", "--range", "4..5"]), "2.0\n");
+    let engine = cluster.engine_pids()[0];
+    cluster.kill_controller_for_good();
+    let file = cluster.profile().join("security/ipcontroller-client.json");
+    let mut bytes = std::fs::read(&file).unwrap();
+    bytes[5] = 0;
+    std::fs::write(&file, bytes).unwrap();
+    cluster.run(&["status"]).fails(3, &["is not JSON", "pcluster start"]);
+    assert_eq!(cluster.json(&["results"])["maps"].as_array().unwrap().len(), 1);
+    let started = cluster.start_again(1, &[]);
+    assert!(started.stderr.contains("a new one is written"), "{}", started.story());
+    started.ok();
+    assert_eq!(cluster.engine_pids(), [engine], "it is kept");
+    assert_eq!(cluster.ok(&["map", "math:sqrt", "--range", "9..10"]), "3.0\n");
+    cluster.ok(&["stop"]);
 }

@@ -275,19 +275,24 @@ fn engines_in_words(started: &Started) -> String {
     text
 }
 
-/// Runs `work` to its end, or until Ctrl-C: then what it had started is ended again.
+/// Runs `work` to its end, or until Ctrl-C, SIGTERM, or the end of the terminal: then what it had started is ended again.
 pub fn interruptible<T, E>(context: &Context, work: impl Future<Output = Result<T, E>>) -> Result<T, CommandError>
 where
     CommandError: From<E>,
 {
     let finished = context.block_on(async {
         // From here on Ctrl-C ends nothing by itself, also before `work` waits for the first time.
-        let Ok(mut interrupts) = signal(SignalKind::interrupt()) else {
+        // Under nohup(1) the end of the terminal is none of its business.
+        let ignores_hangup = is_ignored(SignalKind::hangup());
+        let kinds = [SignalKind::interrupt(), SignalKind::terminate(), SignalKind::hangup()];
+        let [Ok(mut interrupted), Ok(mut terminated), Ok(mut hung_up)] = kinds.map(signal) else {
             return Some(work.await);
         };
         tokio::select! {
             result = work => Some(result),
-            _ = interrupts.recv() => None,
+            _ = interrupted.recv() => None,
+            _ = terminated.recv() => None,
+            _ = hung_up.recv(), if !ignores_hangup => None,
         }
     })?;
     match finished {
@@ -297,6 +302,14 @@ where
             "interrupted; what had been started is stopped again",
         )),
     }
+}
+
+/// Whether this process was started with this signal ignored (`SigIgn` of proc_pid_status(5)).
+fn is_ignored(kind: SignalKind) -> bool {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    let mask = mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok());
+    mask.is_some_and(|mask| mask >> (kind.as_raw_value() - 1) & 1 == 1)
 }
 
 /// On a terminal: what is going on, in one line that goes away.

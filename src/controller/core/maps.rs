@@ -28,6 +28,8 @@ pub struct InFlight {
     pub sent: u64,
     /// The engine has said that it runs.
     pub begun: bool,
+    /// Bytes of its output that are on record, or will be with the next commit: stdout, stderr.
+    pub written: [u64; 2],
     pub tries: Tries,
     /// It is on its way to be cancelled: whatever ends it, it is not tried again.
     pub cancelled: bool,
@@ -81,6 +83,10 @@ pub struct Map {
     /// Maps with targets: task i goes to the i-th.
     pub targets: Option<Vec<EngineUuid>>,
     pub closed: bool,
+    /// When its client last sent something, while it is open: since the controller's start.
+    pub fed: Duration,
+    /// Its client was silent for too long: what it had not sent is missing.
+    pub abandoned: bool,
     pub counts: Counts,
     chunks: VecDeque<Chunk>,
     /// Lines in all chunks, dropped ones too.
@@ -107,6 +113,8 @@ impl Map {
             waiting_for: None,
             targets: None,
             closed: false,
+            fed: Duration::ZERO,
+            abandoned: false,
             counts: Counts::default(),
             chunks: VecDeque::new(),
             lines_left: 0,

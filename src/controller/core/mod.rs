@@ -2,11 +2,13 @@
 //! known here; the driver (`controller::driver`) acts.
 //!
 //! Parts: [`event`], [`effect`], [`engines`] (the table of engines), [`maps`] (unfinished maps), [`balanced`] (which engine gets what),
-//! [`finish`] (what results, losses and cancellations do to tasks), [`membership`] (engines come and go), [`clients`] (pcluster's own requests),
-//! [`hub`] (ipyparallel's hub requests), [`requests`] (ipyparallel's tasks), [`placing`] (which of them run where), [`ahead`], [`broadcast`], [`output`], [`policy`] (its schemes), [`dependency`], [`returning`] (clients that reconnect), [`restore`], [`retention`] (what is forgotten unasked), [`transition`].
+//! [`finish`] (what results, losses and cancellations do to tasks), [`membership`] (engines come and go), [`clients`] (pcluster's own requests), [`bundles`] (the code of maps),
+//! [`abandoned`] (maps whose client has died), [`hub`] (ipyparallel's hub requests), [`requests`] (ipyparallel's tasks), [`placing`] (which of them run where), [`ahead`], [`broadcast`], [`output`], [`policy`] (its schemes), [`dependency`], [`returning`] (clients that reconnect), [`restore`], [`retention`] (what is forgotten unasked), [`transition`], [`untrusted`] (what engines send, checked).
+mod abandoned;
 mod ahead;
 mod balanced;
 mod broadcast;
+mod bundles;
 mod clients;
 pub mod dependency;
 pub mod effect;
@@ -25,6 +27,7 @@ mod restore;
 mod retention;
 pub mod returning;
 pub mod transition;
+mod untrusted;
 
 #[cfg(test)]
 mod tests;
@@ -39,6 +42,7 @@ use crate::profile::config::ControllerConfig;
 use crate::wire::content::engine::Channel;
 use crate::wire::{Message, Session};
 use ahead::Ahead;
+use bundles::Bundles;
 use bytes::Bytes;
 use engines::Engines;
 use maps::Map;
@@ -81,6 +85,8 @@ enum Due {
     /// Tasks that an engine was thought to hold when it came back, and did not name.
     Unconfirmed(EngineUuid, Vec<(crate::model::TaskId, u32)>),
     Watches(MapId),
+    /// Its client may have died while it sent inputs.
+    Inputs(MapId),
     /// Replies of this engine's have been recorded.
     RepliesRecorded(EngineUuid),
     /// It has waited long enough in this run.
@@ -105,6 +111,7 @@ pub struct Core {
     maps: BTreeMap<MapId, Map>,
     keys: HashMap<String, MapId>,
     next_map: u32,
+    bundles: Bundles,
     /// Engines to be told what is on disk and what is finished.
     unsettled: BTreeSet<EngineUuid>,
     /// The maps that wait for a map.
@@ -115,8 +122,12 @@ pub struct Core {
     finished: HashMap<MapId, bool>,
     requests: Requests,
     departures: membership::Departures,
+    /// Engines that broke the protocol, and how: they are not registered again.
+    refused: HashMap<EngineUuid, String>,
     ahead: Ahead,
     readers: retention::Readers,
+    /// [`Core::retention_clock`] at the start of this controller.
+    retention_base: UnixTime,
     timers: BinaryHeap<Reverse<(Duration, Due)>>,
     dice: policy::Dice,
     beats: u64,
@@ -138,14 +149,17 @@ impl Core {
             maps: BTreeMap::new(),
             keys: HashMap::new(),
             next_map: 1,
+            bundles: Bundles::default(),
             unsettled: BTreeSet::new(),
             followers: HashMap::new(),
             runnable: BTreeSet::new(),
             finished: HashMap::new(),
             requests: Requests::default(),
             departures: Default::default(),
+            refused: HashMap::new(),
             ahead: Ahead::default(),
             readers: Default::default(),
+            retention_base: UnixTime(now.unix.0 - now.since_start.as_secs_f64()),
             timers: BinaryHeap::new(),
             dice: policy::Dice::new(facts.seed),
             facts,
@@ -208,7 +222,7 @@ impl Core {
                 selection,
                 maps,
             } => self.resubmit_found(client, parent, &request, selection, maps),
-            Event::MapFound { request, map } => self.map_found(*request, map),
+            Event::MapFound { request, map, bundle } => self.map_found(*request, map, bundle),
             Event::RequestsFound {
                 client,
                 parent,
@@ -254,6 +268,7 @@ impl Core {
                 Due::Registration(engine) => self.registration_stalled(engine),
                 Due::Unconfirmed(engine, tasks) => self.unconfirmed(engine, tasks),
                 Due::Watches(map) => self.answer_watches(map),
+                Due::Inputs(map) => self.inputs_due(map),
                 Due::RepliesRecorded(engine) => self.tell_recorded(&engine),
                 Due::RequestTimeout(msg_id, run) => self.request_timed_out(&msg_id, run),
                 Due::Stranded(engine) => self.stranded(engine),
@@ -290,7 +305,14 @@ impl Core {
     }
 
     fn tell_engine<T: Serialize + ?Sized>(&mut self, engine: &EngineUuid, msg_type: &str, content: &T) {
-        let message = self.message(msg_type, None, content);
+        self.tell_engine_with(engine, msg_type, content, Vec::new());
+    }
+
+    fn tell_engine_with<T: Serialize + ?Sized>(&mut self, engine: &EngineUuid, msg_type: &str, content: &T, buffers: Vec<Bytes>) {
+        let message = Message {
+            buffers,
+            ..self.message(msg_type, None, content)
+        };
         self.effects.push(Effect::ToEngine {
             engine: engine.clone(),
             native: true,

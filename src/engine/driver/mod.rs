@@ -9,9 +9,11 @@ mod pool;
 mod reports;
 mod signals;
 
+use crate::engine::bundles::Bundles;
 use crate::engine::command::{self, CommandEvent, Running};
 use crate::engine::core::{Core, CoreSettings, Event, Now};
 use crate::engine::forker::Forker;
+use crate::engine::leftovers::Leftovers;
 use crate::engine::link::{Link, unix_now};
 use crate::engine::worker::process::WorkerEvent;
 use crate::engine::{EngineError, EngineSettings};
@@ -22,15 +24,21 @@ use crate::wire::Message;
 use crate::wire::content::engine::*;
 use ending::Warning;
 use pool::Pool;
+use reports::Said;
 use signals::Signals;
+use std::collections::VecDeque;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 use tokio::sync::mpsc::{Receiver, UnboundedReceiver, UnboundedSender, channel, unbounded_channel};
 
 /// A worker that is not ready after so long does not hold up the registration.
 const READY_FOR_REGISTRATION: Duration = Duration::from_secs(30);
+/// How long an engine that is told to leave waits for the answer to its registration.
+const FAREWELL: Duration = Duration::from_secs(2);
 /// A way to a controller that is elsewhere, while it is tried.
 type Moving = tokio::task::JoinHandle<Option<(EngineSettings, Link, Message)>>;
+/// While output waits for room, it is looked for so often.
+const BEHIND: Duration = Duration::from_millis(5);
 /// Messages taken from the socket in one go.
 const AT_ONCE: usize = 64;
 
@@ -40,6 +48,7 @@ pub struct Driver {
     core: Core,
     forker: Forker,
     pool: Pool,
+    said: VecDeque<(u64, Said)>,
     worker_events: UnboundedReceiver<(u64, WorkerEvent)>,
     worker_sender: UnboundedSender<(u64, WorkerEvent)>,
     command: Running,
@@ -48,6 +57,8 @@ pub struct Driver {
     facts: EngineFacts,
     /// Where the controller keeps large buffers, if this process finds it.
     buffers: Option<PathBuf>,
+    /// The code of maps.
+    bundles: Bundles,
     link: Option<Link>,
     left: bool,
     /// Not the end: this process goes on as another engine.
@@ -82,6 +93,9 @@ impl Driver {
             let what = what.to_string();
             move |e: std::io::Error| EngineError::System(format!("{what}: {e}"))
         };
+        if settings.takes_in_orphans {
+            Leftovers::take_in_orphans();
+        }
         let (worker_sender, worker_events) = unbounded_channel();
         let (command_sender, command_events) = channel(16);
         let core = new_core(&settings, &python);
@@ -108,6 +122,7 @@ impl Driver {
             core,
             forker: Forker::new().map_err(system("cannot start a thread"))?,
             pool: Pool::default(),
+            said: VecDeque::new(),
             worker_events,
             worker_sender,
             command: Running::default(),
@@ -115,6 +130,7 @@ impl Driver {
             command_sender,
             facts,
             buffers,
+            bundles: Bundles::default(),
             link: None,
             left: false,
             as_another: false,
@@ -148,22 +164,22 @@ impl Driver {
                 "the engine's Python did not get through its start: {why}"
             )));
         }
-        let register = self.register(Vec::new());
-        let registered = tokio::select! {
-            connected = Link::connect(&mut self.settings, &register) => {
-                let (link, registered) = connected?;
-                // ipengine's words: scripts look for them.
-                tracing::info!("Completed registration with id {}", link.id);
-                self.link = Some(link);
-                registered
-            }
-            _ = self.signals.terminate.recv() => return Ok(()),
-            _ = self.signals.interrupt.recv() => return Ok(()),
+        if self.left {
+            // It was told to leave before anybody knew of it.
+            self.end_workers().await;
+            return Ok(());
+        }
+        let Some((registered, told_by)) = self.connect().await? else {
+            self.end_workers().await;
+            return Ok(());
         };
         let mut heartbeat = Duration::from_millis(registered.heartbeat_ms.max(10));
         let mut patience = Duration::from_millis(registered.controller_patience_ms.max(1000));
         self.settings.registration_timeout_ms = patience.as_millis() as u64;
         self.registered(&registered).await;
+        if let Some(signal) = told_by {
+            self.told_to_leave(signal).await;
+        }
         let mut beat_at = Instant::now() + heartbeat;
         let mut last_heard = Instant::now();
         let mut leave_at = self.leave_at();
@@ -171,7 +187,11 @@ impl Driver {
         let (mut is_cut, mut moving): (bool, Option<Moving>) = (false, None);
         while !self.left {
             let Some(link) = &mut self.link else { break };
-            let deadline = self.core.next_deadline().map_or(beat_at, |deadline| deadline.min(beat_at));
+            let mut deadline = self.core.next_deadline().map_or(beat_at, |deadline| deadline.min(beat_at));
+            if !self.said.is_empty() {
+                deadline = deadline.min(Instant::now() + BEHIND);
+            }
+            let has_room = self.core.has_room() && !link.socket.is_behind();
             tokio::select! {
                 frames = link.socket.receive() => {
                     (last_heard, is_cut) = (Instant::now(), false);
@@ -187,8 +207,8 @@ impl Driver {
                     }
                 }
                 Some(_) = link.connections.next_end() => is_cut = true,
-                Some((number, event)) = self.worker_events.recv() => self.worker_said(number, event).await,
-                Some(event) = self.command_events.recv() => self.command_said(event).await,
+                Some((number, event)) = self.worker_events.recv(), if self.said.is_empty() => self.worker_said(number, event).await,
+                Some(event) = self.command_events.recv(), if has_room => self.command_said(event).await,
                 () = tokio::time::sleep_until(deadline.into()) => self.handle(Event::Tick).await,
                 _ = self.signals.terminate.recv() => self.told_to_leave("SIGTERM").await,
                 _ = self.signals.interrupt.recv() => self.interrupted().await,
@@ -205,6 +225,7 @@ impl Driver {
                     self.leave_because(TIME_IS_OVER, Warning::Clock).await;
                 }
             }
+            self.hear_worker().await;
             let instant = Instant::now();
             if instant >= beat_at {
                 beat_at = instant + heartbeat;
@@ -224,6 +245,31 @@ impl Driver {
             link.socket.close().await;
         }
         Ok(())
+    }
+
+    /// Registers; also which signal has told the engine to leave meanwhile: the controller may know of it by then, and is not to wait
+    /// for it in vain. None where no controller has answered soon after the signal.
+    async fn connect(&mut self) -> Result<Option<(Registered, Option<&'static str>)>, EngineError> {
+        let register = self.register(Vec::new());
+        let mut told_by: Option<(&'static str, tokio::time::Instant)> = None;
+        let (link, registered) = {
+            let connect = Link::connect(&mut self.settings, &register);
+            tokio::pin!(connect);
+            let soon = || tokio::time::Instant::now() + FAREWELL;
+            loop {
+                let until = told_by.map_or_else(soon, |(_, until)| until);
+                tokio::select! {
+                    connected = &mut connect => break connected?,
+                    _ = self.signals.terminate.recv(), if told_by.is_none() => told_by = Some(("SIGTERM", soon())),
+                    _ = self.signals.interrupt.recv(), if told_by.is_none() => told_by = Some(("SIGINT", soon())),
+                    () = tokio::time::sleep_until(until), if told_by.is_some() => return Ok(None),
+                }
+            }
+        };
+        // ipengine's words: scripts look for them.
+        tracing::info!("Completed registration with id {}", link.id);
+        self.link = Some(link);
+        Ok(Some((registered, told_by.map(|(signal, _)| signal))))
     }
 
     async fn registered(&mut self, registered: &Registered) {
@@ -297,7 +343,7 @@ impl Driver {
         }
     }
 
-    pub(super) fn register(&self, holds: Vec<Held>) -> Register {
+    pub(super) fn register(&mut self, holds: Vec<Held>) -> Register {
         Register {
             protocol: PROTOCOL_VERSION,
             facts: self.facts.clone(),
@@ -309,7 +355,7 @@ impl Driver {
                 .chain(self.link.iter().flat_map(|link| link.kept()))
                 .collect(),
             returned: self.core.unheard_returns(),
-            unavailable: self.core.why_no_worker().map(String::from),
+            unavailable: self.core.unavailable_at_registration(),
         }
     }
 

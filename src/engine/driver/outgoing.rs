@@ -42,8 +42,15 @@ impl Driver {
                     link.send_with_buffers(RESULTS, &*results, results.buffers());
                 }
             }
-            Effect::SendProgress(progress) => self.send(PROGRESS, &progress),
+            Effect::SendProgress(progress, bytes) => self.link.as_mut()?.send_with_buffers(PROGRESS, &progress, bytes),
             Effect::SendReturned(returned) => self.send(RETURNED, &returned),
+            Effect::ReportAvailability { reason } => {
+                match &reason {
+                    Some(reason) => tracing::warn!("this engine cannot run Python functions: {reason}"),
+                    None => tracing::info!("this engine can run Python functions"),
+                }
+                self.send(AVAILABILITY, &Availability { reason });
+            }
             Effect::RequestBegun(request) => requests::busy(self.link.as_mut()?, &request),
             Effect::Stream { request, stderr, text } => requests::stream(self.link.as_mut()?, &request, stderr, &text),
             Effect::Publish { parent, published } => requests::publish(self.link.as_mut()?, parent.as_ref(), published),
@@ -59,10 +66,16 @@ impl Driver {
             }
             Effect::Warn(text) => tracing::warn!("{text}"),
             Effect::StartWorker { has_shell } => return self.start_worker(has_shell).await,
-            Effect::AssignSpare { worker } => self.pool.assign_spare(worker),
+            Effect::AssignSpare { worker } => self.assign_spare(worker),
             Effect::EndWorker { worker } => self.pool.end(worker),
             // With the tasks that follow.
-            Effect::Define { worker, map, definition } => self.tell_worker_later(worker, || frame(b'D', 0, &to_json(&(map, &*definition)))),
+            Effect::Define { worker, map, definition } => {
+                let code = definition.bundle().map(|named| match self.bundles.place(&named.hash) {
+                    Ok(directory) => serde_json::json!({ "directory": directory }),
+                    Err(why) => serde_json::json!({ "missing": why }),
+                });
+                self.tell_worker_later(worker, || frame(b'D', 0, &to_json(&(map, &*definition, code))));
+            }
             Effect::Forget { worker, map } => self.tell_worker_later(worker, || frame(b'F', 0, &to_json(&map))),
             Effect::GiveTasks {
                 worker,
@@ -98,12 +111,12 @@ impl Driver {
             Effect::ReadOutput { worker } => {
                 self.pool.get_mut(Some(worker))?.look();
             }
-            Effect::MeasureMemory { worker } => {
+            Effect::MeasureMemory { worker, limit } => {
                 let pid = match worker {
                     Some(_) => self.pool.get_mut(worker).map(|worker| worker.pid.get()),
                     None => self.command.pid(),
                 };
-                let bytes = pid.map_or(0, memory::of_group);
+                let bytes = pid.map_or(0, |pid| memory::of_group(pid, limit));
                 return Some(Event::MemoryMeasured { bytes });
             }
             Effect::SignalWorker { worker, signal } => self.pool.get_mut(worker)?.signal(signal_number(signal)),
