@@ -280,10 +280,10 @@ impl Core {
         self.check_times(now, effects);
         if self.after_recall.is_empty() {
             self.feed(now, effects);
-            self.keep_spare(now, effects);
         }
         let idle = self.queue.is_empty() && self.given.is_empty() && self.command.is_none();
         self.outbox.flush(now, idle, self.registered, effects);
+        self.keep_spare(now, idle, effects);
         self.check_leaving(now, idle, effects);
     }
 

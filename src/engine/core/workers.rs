@@ -11,6 +11,8 @@ const RETRY: Duration = Duration::from_secs(10);
 const START: Duration = Duration::from_secs(120);
 /// So many workers of maps stay when nothing of theirs runs; of more, the least recently used one is ended.
 pub(super) const MAX_IDLE_MAP_WORKERS: usize = 4;
+/// While a unit runs the next spare is started after this time: the result of a short one is not to wait for that.
+const SPARE_DELAY: Duration = Duration::from_millis(2);
 /// Workers that end by themselves so often in a row while nothing ran make Python count as broken.
 const MAX_IDLE_DEATHS: u32 = 3;
 /// The same for those that were killed: something else may have done that (a system without memory), which says little of Python.
@@ -34,6 +36,8 @@ pub(super) struct Workers {
     spare: Spare,
     /// A spare is to be there; false until Python is first needed.
     wants_spare: bool,
+    /// When to start the next one at the latest.
+    spare_due: Option<Instant>,
     unavailable: Option<Unavailable>,
     /// Least recently used first.
     known: Vec<WorkerKey>,
@@ -48,6 +52,7 @@ impl Default for Workers {
         Workers {
             spare: Spare::Absent,
             wants_spare: false,
+            spare_due: None,
             unavailable: None,
             known: Vec::new(),
             active: None,
@@ -60,7 +65,8 @@ impl Workers {
     pub(super) fn deadline(&self) -> Option<Instant> {
         match self.spare {
             Spare::Starting { until, .. } => Some(until),
-            _ => None,
+            Spare::Absent => self.spare_due,
+            Spare::Ready => None,
         }
     }
 
@@ -89,7 +95,7 @@ impl Core {
     pub fn warm_up(&mut self, now: Now) -> Vec<Effect> {
         let mut effects = Vec::new();
         self.workers.wants_spare = true;
-        self.keep_spare(now, &mut effects);
+        self.keep_spare(now, true, &mut effects);
         effects
     }
 
@@ -98,10 +104,13 @@ impl Core {
         self.workers.unavailable.as_ref().map(|unavailable| unavailable.reason.as_str())
     }
 
-    pub(super) fn keep_spare(&mut self, now: Now, effects: &mut Vec<Effect>) {
+    pub(super) fn keep_spare(&mut self, now: Now, idle: bool, effects: &mut Vec<Effect>) {
         let workers = &self.workers;
         let wanted = workers.wants_spare && workers.unavailable.is_none() && self.leaving.is_none();
-        if wanted && matches!(workers.spare, Spare::Absent) {
+        let is_due = idle || workers.spare_due.is_none_or(|due| now.instant >= due);
+        if !wanted {
+            self.workers.spare_due = None;
+        } else if is_due && matches!(workers.spare, Spare::Absent) {
             self.start_spare(now, effects);
         }
     }
@@ -124,6 +133,7 @@ impl Core {
         let has_shell = self.settings.shell_at_start && !self.workers.known.contains(&WorkerKey::Interactive);
         self.workers.wants_spare = true;
         self.workers.unavailable = None;
+        self.workers.spare_due = None;
         self.workers.spare = Spare::Starting {
             until: now.instant + START,
             has_shell,
@@ -146,7 +156,7 @@ impl Core {
 
     /// A spare that has taken too long.
     pub(super) fn check_spare(&mut self, now: Now, effects: &mut Vec<Effect>) {
-        if self.workers.deadline().is_some_and(|deadline| now.instant >= deadline) {
+        if matches!(self.workers.spare, Spare::Starting { until, .. } if now.instant >= until) {
             effects.push(Effect::SignalWorker {
                 worker: None,
                 signal: Stage::Kill,
@@ -175,6 +185,7 @@ impl Core {
             Spare::Ready => {
                 self.assign_spare(worker, effects);
                 self.workers.active = Some(worker);
+                self.workers.spare_due = Some(now.instant + SPARE_DELAY);
                 self.end_surplus_workers(effects);
                 Readiness::Ready
             }

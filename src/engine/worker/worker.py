@@ -304,12 +304,15 @@ def leave():
         sys.modules["threading"]._shutdown()
     atexit._run_exitfuncs()
     flush()
-    for it in gc.get_objects():
-        if isinstance(it, io.IOBase):
+    objects = gc.get_objects()
+    kinds = set(map(type, objects))
+    files = tuple(kind for kind in kinds if issubclass(kind, IOBase))
+    if any(hasattr(kind, "__del__") and kind not in files for kind in kinds):
+        return
+    for it in objects:
+        if isinstance(it, files):
             try:
                 it.flush()
             except Exception:
                 pass
-        elif hasattr(type(it), "__del__") and getattr(it, "gi_frame", it) is not None:
-            return
     os._exit(0)
