@@ -7,14 +7,16 @@
 //! Parts: here the formats, [`sink`] (where they go).
 pub mod sink;
 
+use crate::model::output::Output;
 use crate::model::pickled::Pickled;
-use crate::model::task::{TaskError, TaskRow};
+use crate::model::task::{TaskError, TaskRow, TaskState};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use serde::Serialize;
+use serde::{Serialize, Serializer};
 use serde_json::json;
 use serde_json::value::RawValue;
 use std::borrow::Cow;
+use std::collections::BTreeMap;
 use std::io::{self, Write};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -23,7 +25,7 @@ pub enum Format {
     Jsonl,
     /// Columns task, state, input, value, error (of a command: … exit_code, stdout, stderr)
     Csv,
-    /// One Python pickle: the list of values, with an exception in the place of each task that failed
+    /// One Python pickle: the list of exact values, with an exception in the place of each task that failed; with --reduce the one value
     Pickle,
 }
 
@@ -78,8 +80,8 @@ impl Style {
                 out.write_all(b"\n")
             }
             Style::Output => {
-                out.write_all(row.stdout.as_bytes())?;
-                errors.write_all(row.stderr.as_bytes())
+                out.write_all(&row.stdout.bytes)?;
+                errors.write_all(&row.stderr.bytes)
             }
             Style::OutputJson => writeln!(out, "{}", output_json(row)),
             Style::Csv { command } => {
@@ -87,7 +89,17 @@ impl Style {
                 match command {
                     true => {
                         let code = row.exit_code.map(|c| c.to_string()).unwrap_or_default();
-                        csv_record(out, &[&task, row.state.word(), &input, &code, &row.stdout, &row.stderr])
+                        csv_record(
+                            out,
+                            &[
+                                task.as_bytes(),
+                                row.state.word().as_bytes(),
+                                input.as_bytes(),
+                                code.as_bytes(),
+                                &row.stdout.bytes,
+                                &row.stderr.bytes,
+                            ],
+                        )
                     }
                     false => {
                         let value = if row.state.is_failed() {
@@ -127,26 +139,56 @@ pub fn value_line(row: &TaskRow) -> Cow<'_, str> {
     row.value.as_deref().map_or("null".into(), one_line)
 }
 
-/// A task as `--json` shows it, with what makes its value exact.
+/// A task as `--json` shows it, with what makes its value exact, and its output as it is everywhere in JSON.
 pub fn whole(row: &TaskRow) -> impl Serialize {
-    #[derive(Serialize)]
-    struct Whole<'a> {
-        #[serde(flatten)]
-        row: Cow<'a, TaskRow>,
-        #[serde(flatten)]
-        inexact: Option<Inexact<'a>>,
-    }
-    let bare = |row: &TaskRow| TaskRow {
-        pickled: None,
-        ..row.clone()
-    };
-    Whole {
-        row: if row.pickled.is_some() {
-            Cow::Owned(bare(row))
-        } else {
-            Cow::Borrowed(row)
-        },
-        inexact: row.pickled.as_ref().map(Inexact::of),
+    Whole(row)
+}
+
+struct Whole<'a>(&'a TaskRow);
+
+impl Serialize for Whole<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        #[derive(Serialize)]
+        struct Exact<'a> {
+            #[serde(flatten)]
+            row: Cow<'a, TaskRow>,
+            #[serde(flatten)]
+            inexact: Option<Inexact<'a>>,
+        }
+        let row = self.0;
+        let has_text = row.stdout.is_plain_text() && row.stderr.is_plain_text();
+        let bare = || TaskRow {
+            pickled: None,
+            stdout: Output::default(),
+            stderr: Output::default(),
+            ..row.clone()
+        };
+        let text = || TaskRow {
+            pickled: None,
+            ..row.clone()
+        };
+        let exact = Exact {
+            row: match (has_text, row.pickled.is_some()) {
+                (true, false) => Cow::Borrowed(row),
+                (true, true) => Cow::Owned(text()),
+                (false, _) => Cow::Owned(bare()),
+            },
+            inexact: row.pickled.as_ref().map(Inexact::of),
+        };
+        if has_text {
+            return exact.serialize(serializer);
+        }
+        // As texts: numbers stay as they are.
+        let failed = serde::ser::Error::custom::<serde_json::Error>;
+        let json = serde_json::to_string(&exact).map_err(failed)?;
+        let mut fields: BTreeMap<String, Box<RawValue>> = serde_json::from_str(&json).map_err(failed)?;
+        let mut outputs = serde_json::Map::new();
+        put_output(&mut outputs, "stdout", &row.stdout);
+        put_output(&mut outputs, "stderr", &row.stderr);
+        for (name, output) in &outputs {
+            fields.insert(name.clone(), serde_json::value::to_raw_value(output).map_err(failed)?);
+        }
+        fields.serialize(serializer)
     }
 }
 
@@ -213,38 +255,70 @@ fn cell(json: &str) -> String {
 }
 
 fn output_json(row: &TaskRow) -> String {
-    let mut object = json!({"stdout": row.stdout, "stderr": row.stderr, "exit_code": row.exit_code});
+    let mut object = serde_json::Map::new();
+    put_output(&mut object, "stdout", &row.stdout);
+    put_output(&mut object, "stderr", &row.stderr);
+    object.insert("exit_code".into(), row.exit_code.into());
     if let (true, Some(error)) = (row.exit_code.is_none(), &row.error) {
-        object["error"] = in_words(error).into();
+        object.insert("error".into(), in_words(error).into());
     }
-    object.to_string()
+    serde_json::Value::from(object).to_string()
 }
 
-fn csv_record(out: &mut dyn Write, fields: &[&str]) -> io::Result<()> {
+/// Under its name where it is UTF-8; else null, and `<name>_base64` has the bytes.
+fn put_output(object: &mut serde_json::Map<String, serde_json::Value>, name: &str, output: &Output) {
+    match std::str::from_utf8(&output.bytes) {
+        Ok(text) => drop(object.insert(name.into(), text.into())),
+        Err(_) => {
+            object.insert(name.into(), serde_json::Value::Null);
+            object.insert(format!("{name}_base64"), output.base64().into());
+        }
+    }
+}
+
+fn csv_record<F: AsRef<[u8]>>(out: &mut dyn Write, fields: &[F]) -> io::Result<()> {
     let mut writer = csv::Writer::from_writer(Vec::new());
     writer.write_record(fields).map_err(io::Error::other)?;
     out.write_all(&writer.into_inner().map_err(|e| io::Error::other(e.to_string()))?)
 }
 
+/// One value as a pickle of its own: the very one that its worker made, where there is one.
+pub fn lone_pickle(row: &TaskRow, out: &mut dyn Write) -> io::Result<()> {
+    match &row.pickled {
+        Some(pickled) => out.write_all(&pickled.bytes),
+        None => {
+            out.write_all(b"\x80\x03cjson\nloads\n")?;
+            pickled_text(&value_line(row), out)?;
+            out.write_all(b"\x85R.")
+        }
+    }
+}
+
+fn pickled_text(text: &str, out: &mut dyn Write) -> io::Result<()> {
+    out.write_all(b"X")?;
+    out.write_all(&length(text.len())?)?;
+    out.write_all(text.as_bytes())
+}
+
 /// Appends one value to the list. JSON is left to Python's `json.loads`, a pickle to `pickle.loads`.
 fn pickle_item(row: &TaskRow, command: bool, out: &mut dyn Write) -> io::Result<()> {
-    let text = |out: &mut dyn Write, text: &str| -> io::Result<()> {
-        out.write_all(b"X")?;
-        out.write_all(&length(text.len())?)?;
-        out.write_all(text.as_bytes())
-    };
+    let has_value = row.state == TaskState::Ok && row.msg_id.is_none();
     // `\x85R`: a tuple of the one argument, call. `a`: append.
-    if command || (!row.state.is_failed() && row.pickled.is_none()) {
+    if command || (has_value && row.pickled.is_none()) {
         out.write_all(b"h\x00")?;
-        text(out, &if command { output_json(row).into() } else { value_line(row) })?;
-    } else if let Some(Pickled { bytes, .. }) = row.pickled.as_ref().filter(|_| !row.state.is_failed()) {
+        pickled_text(&if command { output_json(row).into() } else { value_line(row) }, out)?;
+    } else if let Some(Pickled { bytes, .. }) = row.pickled.as_ref().filter(|_| has_value) {
         out.write_all(b"cpickle\nloads\nB")?;
         out.write_all(&length(bytes.len())?)?;
         out.write_all(bytes)?;
     } else {
         out.write_all(b"cbuiltins\nRuntimeError\n")?;
-        let error = row.error.as_ref().map(in_words).unwrap_or_default();
-        text(out, &format!("task {} {}: {error}", row.task, row.state))?;
+        let why = match (&row.error, &row.msg_id) {
+            (Some(error), _) => format!("{}: {}", row.state, in_words(error)),
+            (None, Some(msg_id)) => format!("{}: its value is in the reply to {msg_id}", row.state),
+            (None, None) => row.state.to_string(),
+        };
+        pickled_text(&format!("task {} {why}", row.task), out)?;
     }
     out.write_all(b"\x85Ra")
 }

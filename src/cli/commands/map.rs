@@ -10,9 +10,9 @@ pub mod reduce;
 pub mod report;
 pub mod results;
 
+use crate::cli::inputs::code::CodeArgs;
 use crate::cli::inputs::{InputArgs, Inputs, Shape, Texts, function};
 use crate::cli::progress::Progress;
-use crate::cli::values::value_line;
 use crate::cli::{CommandError, Context, Exit, output};
 use crate::client::submit::Input;
 use crate::client::{Client, ClientError, Feeding, MapReply, Selection};
@@ -20,7 +20,7 @@ use crate::model::MapId;
 use crate::model::definition::{MapDefinition, Work};
 use crate::model::targets::Targets;
 use bytes::Bytes;
-use follow::{Ended, Feed, Job};
+use follow::{Ended, Feed, Job, Taken};
 use interrupts::Interrupts;
 use options::TaskOptions;
 use reduce::{Reduced, Reduction};
@@ -30,7 +30,7 @@ use std::time::Instant;
 
 /// Run a Python function or a command on every input
 ///
-/// FN is file.py:function (the file's text travels to the engines) or package.module:function (imported there).
+/// FN is file.py:function (the file and the modules beside it that it imports travel to the engines) or package.module:function (imported there).
 /// A command stands after two dashes instead; {} in it is the input, {1} {2} are its columns.
 /// INPUTS is a file with one input a line (empty lines are passed over), or - for stdin.
 ///
@@ -59,6 +59,8 @@ pub struct Args {
     inputs: InputArgs,
     #[command(flatten)]
     tasks: TaskOptions,
+    #[command(flatten)]
+    code: CodeArgs,
     #[command(flatten)]
     results: ResultOptions,
     /// Without a running cluster: start one of N engines for this map, and stop it after
@@ -99,7 +101,7 @@ struct Plan {
 impl Plan {
     fn of(args: &Args) -> Result<Plan, CommandError> {
         let (work, file) = match (args.command.is_empty(), &args.first, &args.second) {
-            (true, Some(spec), file) => (function::work(spec)?, file),
+            (true, Some(spec), file) => (function::work(spec, &args.code)?, file),
             (true, None, _) => {
                 return Err(CommandError::usage("no function and no command is given")
                     .hint("pcluster map file.py:function inputs.txt")
@@ -117,7 +119,11 @@ impl Plan {
                 file,
             ),
         };
-        let reduce = args.results.reduce.as_deref().map(function::work).transpose()?;
+        let reduce = args.results.reduce.as_deref();
+        let reduce = reduce
+            .map(|spec| function::work(spec, &reduce::code_of(spec, &args.code)))
+            .transpose()?
+            .map(|function| reduce::bring_code(function, &work));
         let shape = match &work {
             Work::Command { .. } if reduce.is_some() => {
                 return Err(CommandError::usage(
@@ -214,15 +220,19 @@ impl Run<'_> {
             total: inputs.count,
             feed: Some(feed),
             detachable: self.cluster_stays,
+            outputs: results.long_outputs(),
         };
         let mut report = Report::new(map);
         report.values_shown = reduction.is_none() && !results.sink.is_nowhere();
         report.cluster_stays = self.cluster_stays;
         results.begin()?;
         let (ended, counts) = job
-            .follow(&mut interrupts, &mut progress, &mut |progress, rows| {
-                rows.iter().for_each(|row| report.look_at(row));
-                results.take(progress, rows)
+            .follow(&mut interrupts, &mut progress, &mut |progress, taken| match taken {
+                Taken::Rows(rows) => {
+                    rows.iter().for_each(|row| report.look_at(row));
+                    results.take(progress, rows)
+                }
+                Taken::Piece(stream, bytes) => results.take_piece(progress, stream, &bytes),
             })
             .await?;
         progress.clear();
@@ -307,8 +317,7 @@ async fn write_reduced(
     let values = results.fold.take().unwrap_or_default();
     match reduction.run(values, interrupts).await? {
         Reduced::Value(row) => {
-            results.sink.write(|out| writeln!(out, "{}", value_line(&row)))?;
-            results.sink.finish()?;
+            results.write_reduced(&row)?;
             Ok(exit)
         }
         Reduced::Interrupted => Ok(Exit::Interrupted),

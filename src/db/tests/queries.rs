@@ -314,7 +314,7 @@ fn maps_newest_last() {
         (second.name.as_str(), second.closed, second.completed),
         ("pi.py:f", true, Some(UnixTime(3000.0)))
     );
-    assert_eq!(reader.map_definition(MapId(2)).unwrap(), Some(definition()));
+    assert_eq!(reader.map_definition(MapId(2)).unwrap(), Some(definition().with_bundle()));
     assert_eq!(reader.map_definition(MapId(3)).unwrap(), None);
     assert_eq!(reader.map_of_client("client").unwrap(), Some(MapId(2)));
     assert_eq!(reader.map_of_client("nobody").unwrap(), None);
@@ -350,7 +350,7 @@ fn one_answer_holds_about_16_mib() {
     db.add_map(1, 5);
     for index in 0..5 {
         let mut outcome = ok("1");
-        outcome.stdout = "x".repeat(6 << 20);
+        outcome.value = Some(RawValue::from_string(format!("\"{}\"", "x".repeat(6 << 20))).unwrap());
         db.apply(&[finished(1, index, 1, 0, outcome)]);
     }
     let reader = db.reader();

@@ -1,9 +1,8 @@
 //! Giving work out: which unit is next, and how many the worker gets ahead.
 use super::event::{Effect, Now};
-use super::output::Text;
 use super::unit::{Unit, WorkerKey, worker_of};
 use super::workers::Readiness;
-use super::{Core, Current, FIRST_LOOK, Given, LOOK, MEMORY_LOOK, MemoryWatch};
+use super::{Core, Current, FIRST_LOOK, Given, LOOK, MEMORY_LOOK, MemoryWatch, Wrote};
 use crate::model::UnixTime;
 use crate::model::task::{Outcome, TaskState};
 use std::time::Duration;
@@ -30,6 +29,7 @@ impl Core {
         if stopping || self.leaving.is_some() {
             return;
         }
+        self.give_up_python(now, effects);
         loop {
             match self.next() {
                 Next::Nothing => return,
@@ -89,14 +89,9 @@ impl Core {
         match self.use_worker(now, worker, effects) {
             Readiness::Ready => {}
             Readiness::NotYet => return false,
-            Readiness::Unavailable(reason) => {
-                let reason = format!(
-                    "no Python worker: {reason}. Set `engine: python:` in the profile's pcluster.yaml to a Python of 3.8 or later (now: {})",
-                    self.settings.python
-                );
-                if let Some(unit) = self.queue.pop_front() {
-                    self.fail(now, unit, "PythonUnavailable", reason, effects);
-                }
+            // Known only now: what there is goes back before the next unit is looked at.
+            Readiness::Unavailable => {
+                self.give_up_python(now, effects);
                 return true;
             }
         }
@@ -153,6 +148,37 @@ impl Core {
         true
     }
 
+    /// No worker can be had. That is the engine's fault, not that of its tasks: they go back, to run elsewhere. What can run nowhere
+    /// else fails with the reason.
+    fn give_up_python(&mut self, now: Now, effects: &mut Vec<Effect>) {
+        let Some(reason) = self.workers.why_unavailable().filter(|_| !self.queue.is_empty()) else {
+            return;
+        };
+        let reason = format!(
+            "no Python worker: {reason}. Set `engine: python:` in the profile's pcluster.yaml to a Python of 3.8 or later (now: {})",
+            self.settings.python
+        );
+        let (mut back, mut failed) = (Vec::new(), Vec::new());
+        for unit in std::mem::take(&mut self.queue) {
+            match &unit {
+                Unit::Task { held, .. } => match self.maps.get(&held.map).map(|state| &state.definition) {
+                    Some(definition) if worker_of(held.map, definition).is_none() => self.queue.push_back(unit),
+                    Some(definition) if definition.options.targets.is_some() => failed.push(unit),
+                    Some(_) => back.push(unit),
+                    None => self.queue.push_back(unit),
+                },
+                Unit::Request(request) if request.may_go_back() => back.push(unit),
+                Unit::Request(_) => failed.push(unit),
+            }
+        }
+        for unit in failed {
+            self.fail(now, unit, "PythonUnavailable", reason.clone(), effects);
+        }
+        if !back.is_empty() {
+            self.send_back(back, effects);
+        }
+    }
+
     fn ticket(&mut self) -> u32 {
         let ticket = self.next_ticket;
         self.next_ticket = self.next_ticket.wrapping_add(1);
@@ -197,7 +223,6 @@ impl Core {
         let unit = self.command.as_ref().or(self.given.front().map(|given| &given.unit));
         self.current = unit.map(|unit| {
             let is_request = unit.held().is_none();
-            let text = if is_request { Text::unbounded } else { Text::default };
             let options = unit
                 .held()
                 .and_then(|held| self.maps.get(&held.map))
@@ -212,8 +237,7 @@ impl Core {
             Current {
                 since: now.instant,
                 started,
-                stdout: text(),
-                stderr: text(),
+                wrote: Wrote::of(unit),
                 told: false,
                 next_look: now.instant + if is_request { LOOK } else { FIRST_LOOK },
                 timeout: timeout.and_then(|timeout| now.instant.checked_add(timeout)),

@@ -11,6 +11,8 @@ fn command(argv: &[&str]) -> Work {
 async fn commands_run_without_python() {
     let mut c = Controller::with(|settings| settings.python = Some("/no/such/python".into())).await;
     assert_eq!(c.register.facts.python, "");
+    let reason = c.register.unavailable.clone().unwrap();
+    assert!(reason.contains("/no/such/python"), "{reason}");
     c.define(
         1,
         command(&["sh", "-c", "echo out $1; echo err >&2; exit $1", "sh"]),
@@ -18,12 +20,23 @@ async fn commands_run_without_python() {
     );
     c.define(2, command(&["no-such-command-here"]), MapOptions::default());
     c.define(3, command(&["sh", "-c", "kill -9 $$"]), MapOptions::default());
-    c.define_file(4, "def f(): pass\n");
+    let call = |from: &str| Work::Call {
+        from: crate::model::definition::CallSource::Module { module: from.into() },
+        function: "f".into(),
+    };
+    let targeted = MapOptions {
+        targets: Some("all".parse().unwrap()),
+        ..MapOptions::default()
+    };
+    c.define(4, call("m"), targeted);
+    c.define(5, call("m"), MapOptions::default());
     c.tasks(1, 0, &["[\"0\"]", "[\"7\"]"]);
     c.tasks(2, 0, &["[\"x\"]"]);
     c.tasks(3, 0, &["[]"]);
     c.tasks(4, 0, &["[]"]);
-    let results = c.results(5).await;
+    c.tasks(5, 0, &["[1]", "[2]"]);
+    let mut results = c.results(5).await;
+    results.sort_by_key(|result| (result.map, result.index));
     assert_eq!(
         (results[0].outcome.stdout.as_str(), results[0].outcome.stderr.as_str()),
         ("out 0\n", "err\n")
@@ -35,6 +48,12 @@ async fn commands_run_without_python() {
     assert_eq!((ename(&results[3]), results[3].outcome.crashed), ("Signal", false));
     assert_eq!(ename(&results[4]), "PythonUnavailable");
     assert!(evalue(&results[4]).contains("/no/such/python") && evalue(&results[4]).contains("engine: python:"));
+    // What other engines can run costs nothing: it goes back. What was meant for this engine alone fails.
+    let (_, message) = c.next().await;
+    assert_eq!(message.msg_type(), RETURNED);
+    let returned: Returned = message.content().unwrap();
+    let indices: Vec<(u32, u32)> = returned.tasks.iter().map(|held| (held.map.0, held.index)).collect();
+    assert_eq!(indices, [(5, 0), (5, 1)]);
     c.end().await;
 }
 
@@ -55,7 +74,7 @@ async fn commands_are_stopped_with_all_that_they_started() {
     let result = c.result().await;
     assert_eq!((result.outcome.status, ename(&result)), (TaskState::Timeout, "TaskTimeout"));
     // The child dies too (a dead process stays until its new parent has heard of it).
-    let stat = format!("/proc/{}/stat", c.progress[0].stdout.trim());
+    let stat = format!("/proc/{}/stat", c.progress[0].stdout().trim());
     let until = std::time::Instant::now() + LONGEST;
     while std::fs::read_to_string(&stat).is_ok_and(|state| !state.contains(") Z ")) {
         assert!(std::time::Instant::now() < until, "a child of the command lives on");
@@ -66,5 +85,53 @@ async fn commands_are_stopped_with_all_that_they_started() {
     c.native(CANCEL, &Cancel { tasks: vec![held(2, 5)] });
     let result = c.result().await;
     assert_eq!((result.outcome.status, ename(&result)), (TaskState::Aborted, "TaskCancelled"));
+    c.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn long_output_comes_in_parts_as_it_is_and_is_not_read_faster_than_recorded() {
+    let mut c = Controller::new().await;
+    c.record_output = true;
+    let script = "head -c 6000000 /dev/urandom > long; (cat long; sha256sum < long >&2)";
+    let directory = tempfile::tempdir().unwrap();
+    let options = MapOptions {
+        cwd: Some(directory.path().to_string_lossy().into_owned()),
+        ..MapOptions::default()
+    };
+    c.define(1, command(&["sh", "-c", script]), options.clone());
+    c.define(2, command(&["sh", "-c", "cat long; touch over"]), options);
+    c.tasks(1, 0, &["[]"]);
+    let result = c.result().await;
+    let long = std::fs::read(directory.path().join("long")).unwrap();
+    let told = &c.progress[0];
+    let whole = [
+        &told.written[0][..result.outcome.stdout.start as usize],
+        &result.outcome.stdout.bytes,
+    ]
+    .concat();
+    assert!(whole == long && result.outcome.stdout.size == 6_000_000);
+    assert!(told.largest <= 256 << 10);
+    assert!(result.outcome.stdout.bytes.len() <= 256 << 10, "the rest is short");
+    assert!(result.outcome.stderr.text().ends_with("-\n"));
+
+    // Nothing is called recorded: the command waits, and the engine keeps no more than it may.
+    c.record_output = false;
+    c.tasks(2, 7, &["[]"]);
+    c.until_running(7).await;
+    while c.progress[1].written[0].len() < 1 << 20 {
+        c.take_one().await;
+    }
+    assert!(!directory.path().join("over").exists());
+    // A connection that is made anew begins where the record ends.
+    c.progress[1].written[0].truncate(300_000);
+    c.record_output = true;
+    c.welcome(Vec::new());
+    let result = c.result().await;
+    let whole = [
+        &c.progress[1].written[0][..result.outcome.stdout.start as usize],
+        &result.outcome.stdout.bytes,
+    ]
+    .concat();
+    assert!(whole == long);
     c.end().await;
 }

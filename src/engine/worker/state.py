@@ -12,6 +12,7 @@ import collections
 import functools
 import gc
 import importlib
+import importlib.machinery
 import importlib.util
 import io
 import itertools
@@ -21,6 +22,7 @@ import math
 import mmap
 import os
 import pickle
+import re
 import select
 import signal
 import struct

@@ -13,6 +13,7 @@ struct Started {
     worker: Worker,
     events: UnboundedReceiver<(u64, WorkerEvent)>,
     records: std::collections::VecDeque<Record>,
+    code: tempfile::TempDir,
     _interpreter: Interpreter,
     _forker: Forker,
 }
@@ -38,6 +39,7 @@ impl Started {
             worker,
             events,
             records: Default::default(),
+            code: tempfile::tempdir().unwrap(),
             _interpreter: interpreter,
             _forker: forker,
         };
@@ -75,8 +77,10 @@ impl Started {
     }
 
     fn define(&mut self, text: &str) {
-        let source = serde_json::json!({ "file": { "name": "t.py", "text": text } });
-        let definition = serde_json::json!([1, { "work": { "kind": "call", "from": source, "function": "f" } }]);
+        std::fs::write(self.code.path().join("t.py"), text).unwrap();
+        let source = serde_json::json!({ "bundle": { "hash": "", "name": "t.py", "entry": "t.py", "origin": "" } });
+        let work = serde_json::json!({ "kind": "call", "from": source, "function": "f" });
+        let definition = serde_json::json!([1, { "work": work }, { "directory": self.code.path() }]);
         self.worker.send(vec![frame(b'D', 0, definition.to_string().as_bytes())]);
     }
 
@@ -181,6 +185,7 @@ async fn a_look_comes_behind_the_ends_of_what_was_written_before() {
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
     started.worker.look();
+    let upto = started.worker.looked_at;
     let mut ends = Vec::new();
     loop {
         match started.event().await {
@@ -190,13 +195,14 @@ async fn a_look_comes_behind_the_ends_of_what_was_written_before() {
         }
     }
     assert_eq!(ends, [(4, 0), (8, 0)]);
-    let read = ends.iter().map(|(out, _)| started.worker.stdout.read_to(Some(*out)).head);
-    assert_eq!(read.collect::<Vec<_>>(), [b"one\n", b"two\n"]);
-    assert_eq!(started.worker.written()[0].head, b"last\n");
+    let read = ends.iter().map(|(out, _)| started.worker.stdout.read_to(Some(*out)));
+    assert_eq!(read.collect::<Vec<_>>(), ["one\n", "two\n"]);
+    assert_eq!(started.worker.read_output(upto)[0], "last\n");
     // Each look is answered.
+    started.worker.looked_at = None;
     started.worker.look();
     while !matches!(started.event().await, WorkerEvent::Looked) {}
-    assert!(started.worker.written()[0].is_empty());
+    assert!(started.worker.read_output(upto)[0].is_empty());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -215,8 +215,8 @@ def step(frames):
         frames.take(place, Units(ticket, parts_of(body), None))
         return
     if kind == b"D":
-        number, definition = from_json(body)
-        definitions[number] = Definition(definition["work"], definition.get("options") or {})
+        number, definition, code = from_json(body)
+        definitions[number] = Definition(definition["work"], definition.get("options") or {}, code)
     elif kind == b"F":
         definitions.pop(from_json(body), None)
     elif kind == b"M":
@@ -308,6 +308,9 @@ def leave():
     kinds = set(map(type, objects))
     files = tuple(kind for kind in kinds if issubclass(kind, IOBase))
     if any(hasattr(kind, "__del__") and kind not in files for kind in kinds):
+        # As at the end of every Python; what was frozen must not hold them.
+        definitions.clear()
+        gc.unfreeze()
         return
     for it in objects:
         if isinstance(it, files):

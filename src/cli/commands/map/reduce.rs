@@ -3,8 +3,9 @@
 //! Neighbouring values form groups; each group is folded from left to right by one task; the results are folded again
 //! until one is left. All that is one further map, "reduce of map N", whose inputs follow as the groups are done. So the
 //! function must be associative, need not be commutative, and few values (up to [`GROUP`]) are a plain left fold.
-use super::follow::{Ended, Feed, Job};
+use super::follow::{Ended, Feed, Job, LongOutputs, Taken};
 use super::interrupts::Interrupts;
+use crate::cli::inputs::code::CodeArgs;
 use crate::cli::progress::Progress;
 use crate::cli::values::{in_words, value_line};
 use crate::cli::{CommandError, Context};
@@ -122,10 +123,13 @@ impl Reduction<'_> {
             total: None,
             feed: Some(feed),
             detachable: false,
+            outputs: LongOutputs::Left,
         };
         let (ended, _) = job
-            .follow(interrupts, &mut progress, &mut |_, rows| {
-                rows.into_iter().for_each(|row| rounds.take(row));
+            .follow(interrupts, &mut progress, &mut |_, taken| {
+                if let Taken::Rows(rows) = taken {
+                    rows.into_iter().for_each(|row| rounds.take(row));
+                }
                 Ok(())
             })
             .await?;
@@ -190,11 +194,14 @@ impl Reduction<'_> {
             total: Some(1),
             feed: None,
             detachable: false,
+            outputs: LongOutputs::Left,
         };
         let mut failed = None;
         let (ended, _) = job
             .follow(interrupts, &mut progress, &mut |_, rows| {
-                failed = rows.into_iter().find(|row| row.state.is_failed()).or(failed.take());
+                if let Taken::Rows(rows) = rows {
+                    failed = rows.into_iter().find(|row| row.state.is_failed()).or(failed.take());
+                }
                 Ok(())
             })
             .await?;
@@ -293,6 +300,24 @@ fn groups(values: &[Item], largest: usize, bytes: usize) -> Vec<&[Item]> {
         groups.push(&values[start..]);
     }
     groups
+}
+
+/// The classes of the map's own files must be there for the function that reduces their instances.
+pub fn bring_code(mut function: Work, work: &Work) -> Work {
+    if let (Some(own), Some(other)) = (function.bundle_mut(), work.bundle())
+        && own.hash != other.hash
+    {
+        own.add(other);
+    }
+    function
+}
+
+/// What `--with` names is also there for a function that reduces, if that is in a file.
+pub fn code_of(function: &str, code: &CodeArgs) -> CodeArgs {
+    match function.contains(".py:") || function.contains('/') {
+        true => code.clone(),
+        false => CodeArgs::default(),
+    }
 }
 
 #[cfg(test)]

@@ -1,10 +1,13 @@
 //! Results on their way out: written, or kept for a reduction.
+use super::follow::LongOutputs;
 use super::reduce::Values;
 use crate::cli::CommandError;
 use crate::cli::progress::Progress;
 use crate::cli::values::sink::Sink;
-use crate::cli::values::{Format, Style};
+use crate::cli::values::{Format, Style, lone_pickle, value_line};
+use crate::model::output::Stream;
 use crate::model::task::TaskRow;
+use std::io::Write;
 use std::path::PathBuf;
 
 /// What becomes of results.
@@ -21,7 +24,7 @@ pub struct ResultOptions {
     #[arg(long, conflicts_with_all = ["output", "format"])]
     pub no_output: bool,
     /// Fold the values, in input order, with a function of two values that is associative; print the one that is left
-    #[arg(long, value_name = "FN", conflicts_with_all = ["format", "detach"])]
+    #[arg(long, value_name = "FN", conflicts_with = "detach")]
     pub reduce: Option<String>,
     /// With --reduce: leave out the tasks that failed
     #[arg(long, requires = "reduce")]
@@ -40,6 +43,9 @@ pub struct Results {
 impl Results {
     /// Opens where they go, before anything is submitted.
     pub fn open(options: &ResultOptions, command: bool, json: bool, terminal: bool) -> Result<Results, CommandError> {
+        if options.reduce.is_some() && options.format == Some(Format::Csv) {
+            return Err(CommandError::usage("--reduce leaves one value, which makes no table").hint("--format jsonl or --format pickle"));
+        }
         let style = Style::of(options.format, command, json && options.reduce.is_none());
         let sink = Sink::open(options.output.as_deref(), options.no_output)?;
         if matches!(style, Style::Pickle { .. }) && sink.is_stdout() && terminal {
@@ -83,6 +89,37 @@ impl Results {
             })
         };
         if aside { progress.aside(write) } else { write() }
+    }
+
+    /// What becomes of outputs that are too long to come with their rows.
+    pub fn long_outputs(&self) -> LongOutputs {
+        match self.style {
+            _ if self.fold.is_some() || self.sink.is_nowhere() => LongOutputs::Left,
+            Style::Output => LongOutputs::Streamed,
+            Style::Values | Style::Csv { command: false } | Style::Pickle { command: false } => LongOutputs::Left,
+            _ => LongOutputs::Fetched,
+        }
+    }
+
+    /// A piece of a command's output.
+    pub fn take_piece(&mut self, progress: &Progress, stream: Stream, bytes: &[u8]) -> Result<(), CommandError> {
+        progress.aside(|| match stream {
+            Stream::Stdout => self.sink.write(|out| out.write_all(bytes)),
+            Stream::Stderr => {
+                let _ = std::io::stderr().write_all(bytes);
+                Ok(())
+            }
+        })
+    }
+
+    /// What the values were folded to.
+    pub fn write_reduced(mut self, row: &TaskRow) -> Result<(), CommandError> {
+        let style = self.style;
+        self.sink.write(|out| match style {
+            Style::Pickle { .. } => lone_pickle(row, out),
+            _ => writeln!(out, "{}", value_line(row)),
+        })?;
+        self.sink.finish()
     }
 
     pub fn end(mut self) -> Result<(), CommandError> {
