@@ -1,7 +1,8 @@
 //! Maps, tasks and one task in full, for people. Pure: rows in, text out.
 use super::context::Terminal;
-use super::output::table::{Cell, Table, Tone, one_line};
+use super::output::table::{Cell, Table, Tone};
 use super::output::times;
+use super::output::visible::{one_line, visible};
 use super::records::Details;
 use super::views::{error_line, map_state};
 use crate::model::definition::Work;
@@ -172,7 +173,7 @@ pub fn task(row: &TaskRow, details: &Details, now: UnixTime) -> String {
             push_block(&mut text, name, block);
         }
     }
-    text
+    visible(&text).into_owned()
 }
 
 /// `3 on node17`
@@ -197,7 +198,7 @@ fn work_name(work: &Work) -> String {
     one_line(&work.default_name())
 }
 
-/// What a task wrote, as it wrote it, under a heading.
+/// What a task wrote, under a heading.
 fn push_block(text: &mut String, name: &str, block: &str) {
     if block.is_empty() {
         return;

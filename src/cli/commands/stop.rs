@@ -1,6 +1,6 @@
 //! `pcluster stop`
 use super::counted;
-use crate::cli::output::json;
+use crate::cli::output::{self, json};
 use crate::cli::{CommandError, Context, Exit};
 use crate::cluster::{self, Condition, StopProgress, Stopped};
 use crate::db::{Durability, Writer};
@@ -48,7 +48,7 @@ pub fn run(args: Args, context: &Context) -> Result<Exit, CommandError> {
             }
             // The others are to be stopped all the same.
             Err(error) if args.all => {
-                context.say(error.render(context.terminal.color_stderr).trim_end());
+                output::stderr_text(&error.render(context.terminal.color_stderr));
                 failed = Some(error);
             }
             Err(error) => return Err(error),

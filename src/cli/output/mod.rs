@@ -3,6 +3,7 @@ pub mod json;
 pub mod sink;
 pub mod table;
 pub mod times;
+pub mod visible;
 
 use super::error::CommandError;
 use std::fmt::Display;
