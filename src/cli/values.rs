@@ -8,7 +8,7 @@
 pub mod sink;
 
 use crate::model::pickled::Pickled;
-use crate::model::task::{TaskError, TaskRow};
+use crate::model::task::{TaskError, TaskRow, TaskState};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde::Serialize;
@@ -23,7 +23,7 @@ pub enum Format {
     Jsonl,
     /// Columns task, state, input, value, error (of a command: … exit_code, stdout, stderr)
     Csv,
-    /// One Python pickle: the list of values, with an exception in the place of each task that failed
+    /// One Python pickle: the list of exact values, with an exception in the place of each task that failed; with --reduce the one value
     Pickle,
 }
 
@@ -226,25 +226,43 @@ fn csv_record(out: &mut dyn Write, fields: &[&str]) -> io::Result<()> {
     out.write_all(&writer.into_inner().map_err(|e| io::Error::other(e.to_string()))?)
 }
 
+/// One value as a pickle of its own: the very one that its worker made, where there is one.
+pub fn lone_pickle(row: &TaskRow, out: &mut dyn Write) -> io::Result<()> {
+    match &row.pickled {
+        Some(pickled) => out.write_all(&pickled.bytes),
+        None => {
+            out.write_all(b"\x80\x03cjson\nloads\n")?;
+            pickled_text(&value_line(row), out)?;
+            out.write_all(b"\x85R.")
+        }
+    }
+}
+
+fn pickled_text(text: &str, out: &mut dyn Write) -> io::Result<()> {
+    out.write_all(b"X")?;
+    out.write_all(&length(text.len())?)?;
+    out.write_all(text.as_bytes())
+}
+
 /// Appends one value to the list. JSON is left to Python's `json.loads`, a pickle to `pickle.loads`.
 fn pickle_item(row: &TaskRow, command: bool, out: &mut dyn Write) -> io::Result<()> {
-    let text = |out: &mut dyn Write, text: &str| -> io::Result<()> {
-        out.write_all(b"X")?;
-        out.write_all(&length(text.len())?)?;
-        out.write_all(text.as_bytes())
-    };
+    let has_value = row.state == TaskState::Ok && row.msg_id.is_none();
     // `\x85R`: a tuple of the one argument, call. `a`: append.
-    if command || (!row.state.is_failed() && row.pickled.is_none()) {
+    if command || (has_value && row.pickled.is_none()) {
         out.write_all(b"h\x00")?;
-        text(out, &if command { output_json(row).into() } else { value_line(row) })?;
-    } else if let Some(Pickled { bytes, .. }) = row.pickled.as_ref().filter(|_| !row.state.is_failed()) {
+        pickled_text(&if command { output_json(row).into() } else { value_line(row) }, out)?;
+    } else if let Some(Pickled { bytes, .. }) = row.pickled.as_ref().filter(|_| has_value) {
         out.write_all(b"cpickle\nloads\nB")?;
         out.write_all(&length(bytes.len())?)?;
         out.write_all(bytes)?;
     } else {
         out.write_all(b"cbuiltins\nRuntimeError\n")?;
-        let error = row.error.as_ref().map(in_words).unwrap_or_default();
-        text(out, &format!("task {} {}: {error}", row.task, row.state))?;
+        let why = match (&row.error, &row.msg_id) {
+            (Some(error), _) => format!("{}: {}", row.state, in_words(error)),
+            (None, Some(msg_id)) => format!("{}: its value is in the reply to {msg_id}", row.state),
+            (None, None) => row.state.to_string(),
+        };
+        pickled_text(&format!("task {} {why}", row.task), out)?;
     }
     out.write_all(b"\x85Ra")
 }

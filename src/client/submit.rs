@@ -26,6 +26,8 @@ const IN_FLIGHT: usize = 3;
 const READ_AHEAD: usize = 256;
 /// How soon a wish to stop is noticed while no input comes.
 const STOP_CHECK: Duration = Duration::from_millis(100);
+/// With nothing to send the controller is told so often that the client lives: it gives a map up whose client has died.
+const KEEP_ALIVE: Duration = Duration::from_secs(10);
 /// How long to wait before a batch that came before its predecessor is offered again.
 const REOFFER: Duration = Duration::from_millis(100);
 
@@ -146,10 +148,11 @@ struct Reader {
 }
 
 impl Reader {
-    /// The next batch: what is there, having waited for the first input and a moment for more.
+    /// The next batch: what is there, having waited for the first input and a moment for more; none after [`KEEP_ALIVE`].
     async fn batch(&mut self, feeding: &Feeding) -> (Vec<Bytes>, End) {
         let (mut batch, mut bytes) = (Vec::new(), 0);
         let mut until = Instant::now();
+        let idle_until = Instant::now() + KEEP_ALIVE;
         loop {
             while let Some(input) = self.read.pop_front() {
                 match input {
@@ -168,6 +171,9 @@ impl Reader {
             }
             if feeding.is_stopped() {
                 return (batch, End::NoMore);
+            }
+            if batch.is_empty() && Instant::now() >= idle_until {
+                return (batch, End::More);
             }
             if batch.is_empty() {
                 until = Instant::now() + STOP_CHECK;
@@ -204,7 +210,9 @@ impl<'a> Batches<'a> {
     }
 
     async fn send(&mut self, batch: Vec<Bytes>, last: bool) -> Result<(), ClientError> {
-        if batch.is_empty() && !last {
+        if batch.is_empty() && !last && !self.on_their_way.is_empty() {
+            // They say that this client lives.
+            self.one_arrived().await?;
             return Ok(());
         }
         // The last one closes the map: it goes when the others have arrived.

@@ -13,8 +13,9 @@ use crate::db::{Reader, RequestRecord};
 use crate::model::definition::Work;
 use crate::model::engine::EngineFacts;
 use crate::model::kept::Kept;
-use crate::model::query::MapQuery;
-use crate::model::{EngineId, EngineUuid, MapId};
+use crate::model::query::{MapQuery, TaskQuery};
+use crate::model::task::INPUTS_MISSING;
+use crate::model::{EngineId, EngineUuid, MapId, TaskId};
 use crate::transport::KeyPair;
 use crate::wire::Message;
 use serde::{Deserialize, Serialize};
@@ -234,6 +235,21 @@ fn buffers_place(settings: &ControllerSettings) -> Option<Place> {
 }
 
 /// What the records hold. `killed`: the engines of the run before may still be there.
+/// Whether its last task stands for inputs that never came.
+fn is_abandoned(reader: &Reader, map: MapId, total: u64) -> Result<bool, ControllerError> {
+    let Some(last) = total.checked_sub(1) else { return Ok(false) };
+    let query = TaskQuery {
+        tasks: vec![TaskId::new(map, last as u32)],
+        brief: true,
+        ..TaskQuery::default()
+    };
+    let (rows, _) = reader.tasks(&query)?;
+    Ok(rows
+        .iter()
+        .filter_map(|row| row.error.as_ref())
+        .any(|error| error.ename == INPUTS_MISSING))
+}
+
 pub(super) fn restored(reader: &Reader, killed: bool) -> Result<Restored, ControllerError> {
     let state = reader.restart_state()?;
     let mut restored = Restored {
@@ -277,6 +293,7 @@ pub(super) fn restored(reader: &Reader, killed: bool) -> Result<Restored, Contro
             });
         })?;
         restored.maps.push(FoundMap {
+            abandoned: map.closed && is_abandoned(reader, map.map, map.counts.total)?,
             map: map.map,
             definition: map.definition,
             key: map.client,

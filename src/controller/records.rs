@@ -8,7 +8,7 @@ use crate::db::{DbError, Reader, RequestRecord, Writer};
 use crate::model::change::{Attempt, Change};
 use crate::model::definition::Work;
 use crate::model::query::{MapQuery, TaskQuery};
-use crate::model::task::{TaskRow, TaskState};
+use crate::model::task::{INPUTS_MISSING, TaskRow, TaskState};
 use crate::model::{MapId, TaskId};
 use crate::wire::content::client::{self as say, Selection, ok};
 use crate::wire::content::error::ErrorContent;
@@ -421,8 +421,11 @@ fn finished_tasks(reader: &Reader, selection: &Selection) -> Result<Vec<FoundMap
         else {
             continue;
         };
+        // One that stands for inputs that never came cannot run.
+        let is_input = |row: &TaskRow| row.error.as_ref().is_none_or(|error| error.ename != INPUTS_MISSING);
         let tasks = tasks
             .into_values()
+            .filter(is_input)
             .map(|row| FoundTask {
                 index: row.task.index,
                 run: row.run,
@@ -445,6 +448,7 @@ fn finished_tasks(reader: &Reader, selection: &Selection) -> Result<Vec<FoundMap
             definition,
             key,
             closed: row.closed,
+            abandoned: false,
             counts: row.counts,
             tasks,
         });

@@ -190,6 +190,7 @@ async fn run_inner(to_run: &ToRun, forker: &Forker, running: &Running, events: &
         None => (watched(child.stdout.as_fd()), watched(child.stderr.as_fd())),
         Some(_) => {
             end_what_is_left(pid, running);
+            child.sweep().await;
             let (wrote, out_ended) = read_now(child.stdout.as_fd(), &mut out);
             let (complained, err_ended) = read_now(child.stderr.as_fd(), &mut err);
             tell(events, [&out[..wrote], &err[..complained]]).await;
@@ -213,6 +214,7 @@ async fn run_inner(to_run: &ToRun, forker: &Forker, running: &Running, events: &
             ended = child.wait(), if status.is_none() => {
                 status = Some(ended);
                 end_what_is_left(pid, running);
+                child.sweep().await;
             }
             () = quiet => break status,
         }

@@ -1,6 +1,7 @@
 //! Starts child processes from one thread that lives as long as the engine: the kernel kills a child when the thread
 //! that started it ends, and threads of the runtime come and go.
 use super::exec::{self, Process, Program, Starter};
+use super::leftovers::{Leftovers, MARK, Owner};
 use super::worker::process::{keep_open, signal_group};
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::prctl::set_pdeathsig;
@@ -10,7 +11,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd, RawFd};
 use std::process::{ExitStatus, Stdio};
-use std::sync::mpsc;
+use std::sync::{Arc, mpsc};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::process::{Child, Command};
@@ -26,6 +27,7 @@ pub struct Forker {
     jobs: mpsc::Sender<Job>,
     /// Programs are started without a copy of the engine.
     is_quick: bool,
+    leftovers: Arc<Leftovers>,
 }
 
 /// A program that was started.
@@ -35,6 +37,8 @@ pub struct Started {
     pub stdout: OwnedFd,
     pub stderr: OwnedFd,
     end: End,
+    owner: Option<Owner>,
+    leftovers: Arc<Leftovers>,
 }
 
 enum End {
@@ -53,6 +57,7 @@ impl Forker {
         let runtime = tokio::runtime::Handle::current();
         let (jobs, to_start) = mpsc::channel::<Job>();
         let nothing = File::open("/dev/null")?;
+        let leftovers = Leftovers::new();
         std::thread::Builder::new().name("forker".into()).spawn(move || {
             let _within = runtime.enter();
             let mut starter = Starter::default();
@@ -66,7 +71,11 @@ impl Forker {
                 }
             }
         })?;
-        Ok(Forker { jobs, is_quick })
+        Ok(Forker { jobs, is_quick, leftovers })
+    }
+
+    pub fn leftovers(&self) -> &Arc<Leftovers> {
+        &self.leftovers
     }
 
     /// Starts a process in a session of its own, to which the kernel sends `at_death` when the engine dies; `kept` stay open in it.
@@ -87,7 +96,10 @@ impl Forker {
     }
 
     /// The same for a program of a task, which reads nothing and writes into pipes.
-    pub async fn start(&self, program: Program) -> io::Result<Started> {
+    pub async fn start(&self, mut program: Program) -> io::Result<Started> {
+        let owner = self.leftovers.owner();
+        program.environment.insert(MARK.into(), owner.mark().into());
+        let (owner, leftovers) = (Some(owner), self.leftovers.clone());
         if !self.is_quick {
             let mut command = program.command();
             command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
@@ -98,6 +110,8 @@ impl Forker {
                 stdout: child.stdout.take().ok_or_else(gone)?.into_owned_fd()?,
                 stderr: child.stderr.take().ok_or_else(gone)?.into_owned_fd()?,
                 end: End::Child(Box::new(child)),
+                owner,
+                leftovers,
             });
         }
         let ((out, out_of_child), (err, err_of_child)) = (pipe2(OFlag::O_CLOEXEC)?, pipe2(OFlag::O_CLOEXEC)?);
@@ -120,6 +134,8 @@ impl Forker {
             stdout: out,
             stderr: err,
             end,
+            owner,
+            leftovers,
         })
     }
 
@@ -134,13 +150,20 @@ impl Forker {
 impl Started {
     /// Waits for its end. It may be asked again until it has told of it.
     pub async fn wait(&mut self) -> io::Result<ExitStatus> {
-        match &mut self.end {
+        let status = match &mut self.end {
             End::Child(child) => child.wait().await,
             End::Told(pid, end) => {
                 let _ = end.readable().await?;
                 exec::how_it_ended(*pid)
             }
-        }
+        };
+        self.owner.take().into_iter().for_each(Owner::end);
+        status
+    }
+
+    /// After its end: waits until what it has left behind has been ended.
+    pub async fn sweep(&self) {
+        self.leftovers.sweep().await;
     }
 }
 
@@ -170,6 +193,12 @@ mod tests {
         let pipe = |fd: &OwnedFd| Receiver::from_owned_fd(fd.try_clone().unwrap()).unwrap();
         pipe(&started.stdout).read_to_string(&mut out).await.unwrap();
         pipe(&started.stderr).read_to_string(&mut err).await.unwrap();
+        // Each has its own mark.
+        let out = out
+            .lines()
+            .filter(|line| !line.starts_with(MARK))
+            .map(|line| format!("{line}\n"))
+            .collect();
         (started.wait().await.unwrap().to_string(), out, err)
     }
 

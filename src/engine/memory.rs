@@ -1,32 +1,47 @@
 //! How much memory what runs takes.
 //!
-//! Source: proc_pid_status(5) for VmRSS, proc_pid_task(5) for `children`.
+//! Source: proc_pid_status(5) for VmRSS, proc_pid_smaps(5) for `smaps_rollup`, proc_pid_task(5) for `children`.
 use std::fs;
 
 /// So many processes are added up at most.
 const MOST: usize = 10_000;
 
-/// Resident memory, in bytes, of a process and all that it started, directly or not. Pages that they share count for each.
-pub fn of_group(pid: i32) -> u64 {
-    let (mut processes, mut at, mut bytes) = (vec![pid], 0, 0);
+/// Bytes in memory of a process and all that it started, directly or not. Pages that several processes share (with a fork, with the
+/// interpreter) count once; that takes the system longer to say, so it is asked only where the plain sum is over the limit.
+pub fn of_group(pid: i32, limit: u64) -> u64 {
+    let (mut processes, mut at, mut resident_bytes) = (vec![pid], 0, 0);
     while let Some(pid) = processes.get(at).copied().filter(|_| at < MOST) {
         at += 1;
-        bytes += resident(pid);
+        resident_bytes += resident(pid);
         processes.extend(children(pid));
     }
-    bytes
+    match resident_bytes > limit {
+        true => processes.iter().take(MOST).map(|pid| share(*pid)).sum(),
+        false => resident_bytes,
+    }
+}
+
+/// Resident memory with each page divided by the number of processes that have it; where that is not said, all of it.
+fn share(pid: i32) -> u64 {
+    match fs::read_to_string(format!("/proc/{pid}/smaps_rollup")) {
+        Ok(text) => kilobytes(&text, "Pss:").map_or_else(|| resident(pid), |kilobytes| kilobytes * 1024),
+        Err(_) => resident(pid),
+    }
+}
+
+fn kilobytes(text: &str, name: &str) -> Option<u64> {
+    text.lines()
+        .find_map(|line| line.strip_prefix(name)?.split_ascii_whitespace().next()?.parse().ok())
 }
 
 /// 0 for one that has ended.
 fn resident(pid: i32) -> u64 {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
-    let kilobytes = status
-        .lines()
-        .find_map(|line| line.strip_prefix("VmRSS:")?.split_ascii_whitespace().next()?.parse().ok());
-    kilobytes.unwrap_or(0u64) * 1024
+    kilobytes(&status, "VmRSS:").unwrap_or_default() * 1024
 }
 
-fn children(pid: i32) -> Vec<i32> {
+/// Processes that it has started, directly, and not waited for.
+pub fn children(pid: i32) -> Vec<i32> {
     let threads = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
     let listed = threads.filter_map(|thread| fs::read_to_string(thread.path().join("children")).ok());
     listed
@@ -39,10 +54,37 @@ mod tests {
     use super::*;
 
     #[test]
+    fn pages_that_processes_share_count_once() {
+        let script = "import os, sys, time\n\
+                      data = bytearray(64 << 20)\n\
+                      for i in range(0, len(data), 4096): data[i] = 1\n\
+                      pids = [os.fork() for _ in range(1)]\n\
+                      if pids[0]: pids.append(os.fork())\n\
+                      if pids[-1]: print(flush=True)\n\
+                      time.sleep(600)\n";
+        let mut python = std::process::Command::new("python3")
+            .args(["-c", script])
+            .stdout(std::process::Stdio::piped())
+            .spawn()
+            .unwrap();
+        std::io::Read::read_exact(python.stdout.as_mut().unwrap(), &mut [0]).unwrap();
+        let pid = python.id() as i32;
+        let (all, once) = (of_group(pid, u64::MAX), of_group(pid, 0));
+        let forks = children(pid);
+        for pid in forks.iter().chain([&pid]) {
+            let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(*pid), nix::sys::signal::Signal::SIGKILL);
+        }
+        python.wait().unwrap();
+        assert_eq!(forks.len(), 2);
+        assert!(all > 3 * (64 << 20), "{all}");
+        assert!(((64 << 20)..(2 * (64 << 20))).contains(&once), "{once}");
+    }
+
+    #[test]
     fn children_and_theirs_are_counted() {
         let own = std::process::id() as i32;
         assert!(resident(own) > 100_000);
-        assert_eq!(of_group(i32::MAX), 0);
+        assert_eq!(of_group(i32::MAX, 0), 0);
         let script = "sh -c 'sleep 100 & echo; wait' & wait";
         let mut shell = std::process::Command::new("sh")
             .args(["-c", script])
@@ -56,7 +98,7 @@ mod tests {
         let sleep = children(inner[0]);
         assert_eq!((inner.len(), sleep.len()), (1, 1));
         // `sleep` may still be loading while it is measured: at last it is at rest.
-        let counted = || of_group(pid) == resident(pid) + resident(inner[0]) + resident(sleep[0]);
+        let counted = || of_group(pid, u64::MAX) == resident(pid) + resident(inner[0]) + resident(sleep[0]);
         let at_last = (0..2000).any(|_| {
             counted() || {
                 std::thread::sleep(std::time::Duration::from_millis(5));

@@ -5,6 +5,7 @@ pub mod core;
 mod driver;
 mod exec;
 mod forker;
+mod leftovers;
 mod link;
 mod memory;
 mod requests;

@@ -35,6 +35,8 @@ pub struct EngineSettings {
     pub shell: Vec<String>,
     /// The shell is made at once, with all that runs at its start; else with a client's first request.
     pub shell_at_start: bool,
+    /// This process is the engine's alone: it may end what tasks leave behind.
+    pub takes_in_orphans: bool,
     /// For the shell's startup files.
     pub profile_dir: Option<PathBuf>,
 }
@@ -57,6 +59,7 @@ impl EngineSettings {
             env: BTreeMap::new(),
             shell: Vec::new(),
             shell_at_start: false,
+            takes_in_orphans: false,
             profile_dir: None,
         }
     }

@@ -78,6 +78,9 @@ impl FromStr for TaskState {
     }
 }
 
+/// The error of the task that stands for the inputs of a map whose client died while it sent them.
+pub const INPUTS_MISSING: &str = "InputsMissing";
+
 /// Why a task ended other than well.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, Default)]
 pub struct TaskError {

@@ -87,11 +87,11 @@ impl std::error::Error for ConfigError {}
 pub(super) fn of_yaml(text: &str, error: &serde_yaml::Error) -> ConfigError {
     let (message, hint) = explain(&error.to_string());
     let place = error.location().map(|at| {
-        let text = text.lines().nth(at.line().saturating_sub(1)).unwrap_or_default().to_string();
+        let text = text.lines().nth(at.line().saturating_sub(1)).unwrap_or_default();
         Box::new(Place {
             line: at.line(),
             column: at.column().max(1),
-            text,
+            text: shortened(text, at.column()),
         })
     });
     ConfigError::Yaml {
@@ -102,10 +102,19 @@ pub(super) fn of_yaml(text: &str, error: &serde_yaml::Error) -> ConfigError {
     }
 }
 
+/// The beginning of a line, up to some words behind the column of interest.
+pub(super) fn shortened(text: &str, column: usize) -> String {
+    let most = column + 80;
+    match text.char_indices().nth(most) {
+        Some((end, _)) => format!("{}…", &text[..end]),
+        None => text.to_string(),
+    }
+}
+
 pub(super) fn of_setting(key: &str, value: &str, error: &serde_yaml::Error) -> ConfigError {
     let (message, hint) = explain(&error.to_string());
     ConfigError::Setting {
-        setting: format!("{key}={value}"),
+        setting: shortened(&format!("{key}={value}"), 0),
         message,
         hint,
     }

@@ -19,3 +19,4 @@ mod retention;
 mod small_commands;
 mod storage;
 mod support;
+mod workers;

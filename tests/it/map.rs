@@ -275,14 +275,26 @@ fn values_come_back_exactly() {
     let file = cluster.path().join("exact.pickle");
     let output = file.to_str().unwrap();
     cluster.ok(&["map", "exact.py:f", "--range", "0..18", "--format", "pickle", "-o", output]);
-    let check = "import sys, exact; exact.check()";
-    let python = std::env::var("PCLUSTER_TEST_PYTHON").unwrap_or_else(|_| "python3".into());
-    let checked = std::process::Command::new(python)
-        .current_dir(cluster.path())
-        .args(["-c", check, output])
-        .output()
-        .unwrap();
-    assert!(checked.status.success(), "{}", String::from_utf8_lossy(&checked.stderr));
+    let python = |code: &str| {
+        let python = std::env::var("PCLUSTER_TEST_PYTHON").unwrap_or_else(|_| "python3".into());
+        let mut command = std::process::Command::new(python);
+        let ran = command.current_dir(cluster.path()).args(["-c", code, output]).output().unwrap();
+        assert!(ran.status.success(), "{}", String::from_utf8_lossy(&ran.stderr));
+        String::from_utf8_lossy(&ran.stdout).into_owned()
+    };
+    python("import sys, exact; exact.check()");
+    // The same out of the records.
+    cluster.ok(&["map", "--name", "exact", "exact.py:f", "--range", "0..18", "--no-output"]);
+    let map = cluster.json(&["results"])["maps"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .rfind(|map| map["name"] == "exact")
+        .unwrap()["map"]
+        .to_string();
+    std::fs::remove_file(&file).unwrap();
+    cluster.ok(&["results", &map, "--pickle", "-o", output]);
+    python("import sys, exact; exact.check()");
     // The fold of `hist` values adds what the function returned, not what JSON makes of it.
     let hist = "def hist(n): return {10: 1, 20: 2}\ndef add(a, b): return {k: a.get(k, 0) + b.get(k, 0) for k in (10, 20)}\n";
     std::fs::write(cluster.path().join("hist.py"), hist).unwrap();
@@ -291,6 +303,13 @@ fn values_come_back_exactly() {
     // Of a class that only the map's file has.
     let added = cluster.ok(&["map", "exact.py:f", "--range", "9..10", "--reduce", "operator:add"]);
     assert_eq!(added, "{\"x\":1,\"y\":[2]}\n");
+    // And what is left may be had exactly, too.
+    let print = "import pickle, sys; print(pickle.load(open(sys.argv[1], 'rb')))";
+    let reduce = ["--range", "0..3", "--format", "pickle", "-o", output, "--reduce"];
+    cluster.ok(&[&["map", "hist.py:hist"], &reduce[..], &["hist.py:add"]].concat());
+    assert_eq!(python(print), "{10: 3, 20: 6}\n");
+    cluster.ok(&[&["map", "work.py:double"], &reduce[..], &["operator:add"]].concat());
+    assert_eq!(python(print), "6\n");
 }
 
 #[test]

@@ -152,6 +152,13 @@ class ValuesTest(unittest.TestCase):
             self.assertEqual(record.kind, "V", text)
             self.assertTrue(same(record.json(), eval(text)), text)
 
+    def test_integers_that_other_pythons_do_not_read_are_not_json(self):
+        text = "[getattr(sys, 'set_int_max_str_digits', int)(0), %s][1]"
+        for value, kind in (("10**4000", "V"), ("10**5000", "P"), ("[10**5000, 1]", "P"), ("{'a': [-10**5000]}", "P"), ("[1] * 5000", "V")):
+            (record,) = self.of(text % value)
+            self.assertEqual(record.kind, kind, value)
+            self.assertTrue(same(record.value(), eval(value)), value)
+
     def test_what_stands_at_many_places_is_not_written_out_at_each(self):
         (record,) = self.of("[a := [], [a := [a, a] for _ in range(60)]][1][-1]")
         self.assertEqual(record.kind, "P")

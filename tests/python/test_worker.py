@@ -2,8 +2,10 @@
 import ast
 import json
 import os
+import shutil
 import signal
 import sys
+import tempfile
 import time
 import unittest
 
@@ -148,12 +150,151 @@ class WorkerTest(unittest.TestCase):
 
     def test_surroundings_are_put_back(self):
         home = os.getcwd()
-        self.worker.define_file(1, "import os\ndef f(): return [os.getcwd(), os.environ.get('K')]", cwd="/", env={"K": "v"})
-        self.worker.define_file(2, "import os\ndef f(): return [os.getcwd(), os.environ.get('K')]", name="b.py")
+        text = "import os\ndef f(): return [os.getcwd(), os.environ.get('K')]"
+        self.worker.define_file(1, text, cwd="/", env={"K": "v"}, interactive=True)
+        self.worker.define_file(2, text, name="b.py", interactive=True)
         self.assertEqual(self.value(self.worker.call(1, [])[0]), ["/", "v"])
         self.assertEqual(self.value(self.worker.call(2, [])[0]), [home, None])
         self.worker.define_file(3, "def f(): pass", cwd="/no/such/dir")
         self.assertIn("/no/such/dir", self.error(self.worker.call(3, [])[0])["evalue"])
+
+    def test_each_task_of_a_map_begins_in_its_directory_and_environment(self):
+        text = (
+            "import os\n"
+            "def f(i):\n"
+            "    seen = [os.getcwd(), os.environ.get('K')]\n"
+            "    os.chdir('/usr'); os.environ['K'] = 'changed'\n"
+            "    return seen\n"
+        )
+        self.worker.define_file(1, text, directory="/etc", env={"K": "v"})
+        self.assertEqual([self.value(r) for r in self.worker.call(1, [0], [1], [2])], [["/etc", "v"]] * 3)
+        # A function that is called in the interactive worker moves nothing there either; executed code does.
+        self.worker.define_file(2, "import os\ndef f(): os.chdir('/usr')", interactive=True)
+        self.worker.define(3, {"kind": "execute", "code": "import os; os.getcwd()", "filename": "<exec>"})
+        self.worker.define(4, {"kind": "execute", "code": "os.chdir('/etc')", "filename": "<exec>"})
+        before = self.value(self.worker.call(3, None)[0])
+        self.worker.call(2, [])
+        self.assertEqual(self.value(self.worker.call(3, None)[0]), before)
+        self.worker.call(4, None)
+        self.assertEqual(self.value(self.worker.call(3, None)[0]), "/etc")
+
+    def test_streams_that_a_task_closes_wraps_or_redirects_are_there_for_the_next(self):
+        ways = [
+            "os.close(1)",
+            "os.close(2)",
+            "os.dup2(os.open('/dev/null', os.O_WRONLY), 1)",
+            "sys.stdout.close()",
+            "sys.stdout.detach()",
+            "sys.stderr = None",
+            "sys.stdout = io.StringIO()",
+            "sys.stdout = open('/dev/null', 'w'); sys.stdout.close()",
+            "w = io.TextIOWrapper(sys.stdout.buffer, encoding='utf-8'); w.write('hello'); w.flush(); del w",
+            "sys.stdout = io.TextIOWrapper(sys.stdout.buffer, encoding='utf-8')",
+        ]
+        self.worker.define_file(1, "import io, os, sys\ndef f(way):\n    exec(way)\n")
+        self.worker.define_file(2, "import sys\ndef f(i):\n    print('out', i)\n    print('err', i, file=sys.stderr)\n")
+        self.worker.define(3, {"kind": "execute", "code": "import io, os, sys; exec(way)", "filename": "<exec>"})
+        self.worker.define(4, {"kind": "push"})
+        out = err = 0
+        for way in ways:
+            for interactive in (False, True):
+                if interactive and way == "sys.stdout = io.StringIO()":
+                    continue  # it works, and stays, as in a notebook
+                if interactive:
+                    self.worker.call(4, {"way": way})
+                self.worker.call(3 if interactive else 1, None if interactive else [way])
+                at = [os.fstat(it.fileno()).st_size for it in (self.worker.stdout, self.worker.stderr)]
+                (record,) = self.worker.call(2, [7])
+                self.assertEqual(record.kind, "V", (way, record.body))
+                self.assertEqual(record.positions, (at[0] + 6, at[1] + 6), way)
+
+    def test_what_user_code_leaves_behind_ends_no_idle_worker(self):
+        text = (
+            "import ctypes, os, signal, threading, time\n"
+            "class Late(BaseException): pass\n"
+            "def late(*_): raise Late\n"
+            "def f(kind):\n"
+            "    main = threading.main_thread().ident\n"
+            "    def throw():\n"
+            "        for _ in range(300):\n"
+            "            ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(main), ctypes.py_object(Late))\n"
+            "            time.sleep(0.0003)\n"
+            "    if kind == 'alarm':\n"
+            "        signal.signal(signal.SIGALRM, late); signal.setitimer(signal.ITIMER_REAL, 0.001, 0.0003)\n"
+            "    elif kind == 'thread':\n"
+            "        threading.Thread(target=throw, daemon=True).start()\n"
+            "    elif kind == 'handler':\n"
+            "        signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+            "    elif kind == 'stop':\n"
+            "        signal.setitimer(signal.ITIMER_REAL, 0)\n"
+            "    return kind\n"
+        )
+        self.worker.define_file(1, text)
+        self.assertEqual(self.value(self.worker.call(1, ["handler"])[0]), "handler")
+        for _ in range(20):
+            os.kill(self.worker.pid, signal.SIGINT)
+            self.ends(1, ["x"])
+        for kind in ("alarm", "thread"):
+            self.ends(1, [kind])
+            for i in range(300):
+                # An exception may meet a task, which then ends with it; each ends once, and its neighbours go on.
+                self.ends(1, [i], [i], [i])
+            if kind == "alarm":
+                self.ends(1, ["stop"])
+            while True:
+                values = [record.kind for record in self.ends(1, *[[i] for i in range(20)])]
+                if values == ["V"] * 20:
+                    break
+
+    def ends(self, number, *inputs):
+        """Runs tasks until each has ended; the last report of one that was reported again."""
+        first = self.worker.tasks(number, list(inputs))
+        ended = {}
+        while len(ended) < len(inputs):
+            record = self.worker.record()
+            self.assertIsNotNone(record, "the worker has ended")
+            if record.ticket >= first:
+                ended.setdefault(record.ticket, record)
+        return [ended[ticket] for ticket in sorted(ended)]
+
+    def test_its_end_is_that_of_a_python_program(self):
+        place = tempfile.mkdtemp()
+        self.addCleanup(shutil.rmtree, place)
+        text = (
+            "import atexit, os, threading, time\n"
+            "log = open(%r + '/log', 'w')\n"
+            "log.write('written')\n"
+            "class C:\n"
+            "    def __del__(self, open=open): open(%r + '/del', 'w').close()\n"
+            "def f(with_object):\n"
+            "    atexit.register(lambda: open(%r + '/atexit', 'w').close())\n"
+            "    threading.Thread(target=lambda: (time.sleep(0.2), open(%r + '/thread', 'w').close())).start()\n"
+            "    if with_object: global c; c = C()\n"
+        ) % ((place,) * 4)
+        for with_object, left in ((False, ["atexit", "log", "thread"]), (True, ["atexit", "del", "log", "thread"])):
+            worker = Worker()
+            self.addCleanup(worker.close)
+            worker.define_file(1, text)
+            worker.call(1, [with_object])
+            os.close(worker.frames)
+            self.assertEqual(worker.wait(), 0)
+            self.assertEqual(sorted(os.listdir(place)), left)
+            with open(os.path.join(place, "log")) as file:
+                self.assertEqual(file.read(), "written")
+            for name in left:
+                os.remove(os.path.join(place, name))
+
+    def test_the_standard_library_is_not_shadowed_where_it_starts(self):
+        place = tempfile.mkdtemp()
+        self.addCleanup(shutil.rmtree, place)
+        for name in ("json", "struct", "types", "queue", "signal", "code", "traceback", "helper"):
+            with open(os.path.join(place, name + ".py"), "w") as file:
+                file.write("MINE = 1\n")
+        for environment in ({}, {"PYTHONPATH": place}, {"PYTHONPATH": ":/nowhere"}):
+            worker = Worker(cwd=place, env=dict(os.environ, **environment))
+            self.addCleanup(worker.close)
+            worker.define_file(1, "import json, helper\ndef f(): return [hasattr(json, 'MINE'), helper.MINE]")
+            self.assertEqual(self.value(worker.call(1, [])[0]), [False, 1])
 
     def test_execute_push_pull_and_clear(self):
         self.worker.define(1, {"kind": "push"})

@@ -14,7 +14,7 @@ FRAME = struct.Struct("<cxxxIQ")
 RECORD = struct.Struct("<cBxxIQdd")
 
 
-PARTS = ("state.py", "records.py", "values.py", "code.py", "worker.py", "interpreter.py")
+PARTS = ("state.py", "records.py", "values.py", "code.py", "frames.py", "streams.py", "worker.py", "interpreter.py")
 
 
 def script():
@@ -75,7 +75,7 @@ class Worker:
         far.close()
         files = [frames_in, records_out, tokens_in, self.stdout.fileno(), self.stderr.fileno()]
         rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, struct.pack("=5i", *files))]
-        self.control.sendmsg([struct.pack("<I?", 1, False)], rights)
+        self.control.sendmsg([struct.pack("<I?", 1, False) + b"engine.1"], rights)
         report = self.control.recv(4096)
         self.number, self.pid = struct.unpack("<Ii", report[1:])
         for fd in files[:3]:

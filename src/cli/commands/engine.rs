@@ -175,6 +175,7 @@ pub fn run(args: Args, context: &Context) -> Result<Exit, CommandError> {
         // A Python startup file of the user's may be heavy: it is for those who come with IPython.
         shell_at_start: !words.shell.is_empty() || (by_ipyparallel && std::env::var_os("PYTHONSTARTUP").is_some_and(|f| !f.is_empty())),
         shell: words.shell,
+        takes_in_orphans: true,
         profile_dir: Some(profile.path().to_path_buf()),
         ..EngineSettings::new(connection)
     };

@@ -12,7 +12,6 @@ pub mod results;
 
 use crate::cli::inputs::{InputArgs, Inputs, Shape, Texts, function};
 use crate::cli::progress::Progress;
-use crate::cli::values::value_line;
 use crate::cli::{CommandError, Context, Exit, output};
 use crate::client::submit::Input;
 use crate::client::{Client, ClientError, Feeding, MapReply, Selection};
@@ -307,8 +306,7 @@ async fn write_reduced(
     let values = results.fold.take().unwrap_or_default();
     match reduction.run(values, interrupts).await? {
         Reduced::Value(row) => {
-            results.sink.write(|out| writeln!(out, "{}", value_line(&row)))?;
-            results.sink.finish()?;
+            results.write_reduced(&row)?;
             Ok(exit)
         }
         Reduced::Interrupted => Ok(Exit::Interrupted),

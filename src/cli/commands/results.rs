@@ -4,6 +4,7 @@ use crate::cli::ids::{self, Ids};
 use crate::cli::output::sink::Sink;
 use crate::cli::output::{json, times};
 use crate::cli::records::{Details, Records};
+use crate::cli::values::Style;
 use crate::cli::views::{self, AttemptView, MapView, TaskView};
 use crate::cli::{CommandError, Context, Exit, tables};
 use crate::model::TaskId;
@@ -40,6 +41,9 @@ pub struct Args {
     /// Print CSV
     #[arg(long)]
     csv: bool,
+    /// Write the exact values as one Python pickle: a list, with an exception for each task without a value
+    #[arg(long, conflicts_with_all = ["csv", "jsonl"])]
+    pickle: bool,
     /// Write to a file instead of stdout
     #[arg(short, long, value_name = "FILE")]
     output: Option<PathBuf>,
@@ -83,6 +87,7 @@ enum Format {
     Json,
     Jsonl,
     Csv,
+    Pickle,
 }
 
 fn parse_sort(text: &str) -> Result<(Column, bool), String> {
@@ -103,6 +108,18 @@ pub fn run(args: Args, context: &Context) -> Result<Exit, CommandError> {
         (.., true) => Format::Json,
         _ => Format::Table,
     };
+    let format = match (args.pickle, context.json) {
+        (true, true) => return Err(CommandError::usage("--json cannot be combined with --pickle")),
+        (true, false) => Format::Pickle,
+        (false, _) => format,
+    };
+    if format == Format::Pickle && is_about_maps(&args) {
+        return Err(CommandError::usage("--pickle writes the values of tasks, and none are named")
+            .hint("pcluster results 1 --pickle -o values.pickle"));
+    }
+    if format == Format::Pickle && args.output.is_none() && context.terminal.stdout {
+        return Err(CommandError::usage("--pickle writes bytes, and stdout is a terminal").hint("name a file: --output values.pickle"));
+    }
     let query = query(&args)?;
     let records = Records::open(context)?;
     let mut sink = Sink::open(args.output.as_deref())?;
@@ -210,6 +227,8 @@ fn show_maps(
             views::csv_line(out, views::MAP_CSV_HEADER)?;
             rows.iter().try_for_each(|row| views::csv_line(out, views::map_csv(row)))
         })?,
+        // Refused before: maps have no values.
+        Format::Pickle => {}
     }
     Ok(counted(rows.len() as u64, "map"))
 }
@@ -275,6 +294,15 @@ fn show_tasks(
                 count += 1;
                 sink.put(|out| views::csv_line(out, views::task_csv(&row)))
             })?;
+        }
+        Format::Pickle => {
+            let style = |command| Style::Pickle { command };
+            sink.put(|out| style(false).begin(out))?;
+            records.each_task(&query, &mut |row| {
+                count += 1;
+                sink.put(|out| style(row.exit_code.is_some()).write(&row, out, &mut std::io::sink()))
+            })?;
+            sink.put(|out| style(false).end(out))?;
         }
     }
     Ok(counted(count, "task"))

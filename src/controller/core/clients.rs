@@ -169,10 +169,13 @@ impl Core {
             check_fit(inputs.len(), self.native_targets(targets)?.len())?;
         }
         let id = self.add_map(key, definition)?;
-        if let Some(lines) = lines {
-            self.add_inputs(id, lines, inputs);
-            self.close_map(id);
-            self.note_runnable(id);
+        match lines {
+            Some(lines) => {
+                self.add_inputs(id, lines, inputs);
+                self.close_map(id);
+                self.note_runnable(id);
+            }
+            None => self.expect_inputs(id),
         }
         self.answer_map(asked, id, watch);
         self.abort_if_hopeless(id);
@@ -318,10 +321,12 @@ impl Core {
         let request: say::InputsRequest = read(message)?;
         let id = request.map;
         let lines = message.buffers.first().cloned().unwrap_or_default();
+        self.check_abandoned(id)?;
+        self.note_fed(id);
         let Some(map) = self.maps.get_mut(&id) else {
             return Err(ErrorContent::new(
                 "NoSuchMap",
-                format!("map {id} is not open for inputs: it has finished, or never was"),
+                format!("map {id} is not open for inputs: it has finished (its client may have been silent for too long), or never was"),
             ));
         };
         let total = map.counts.total as u32;

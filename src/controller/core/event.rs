@@ -108,6 +108,8 @@ pub struct FoundMap {
     /// The key of its `map_request`.
     pub key: String,
     pub closed: bool,
+    /// Closed without all of its inputs.
+    pub abandoned: bool,
     pub counts: Counts,
     pub tasks: Vec<FoundTask>,
 }

@@ -261,7 +261,7 @@ impl Core {
         let first = !std::mem::replace(&mut in_flight.begun, true);
         let Some(id) = self.engines.get(engine).map(|e| e.id) else { return };
         if first {
-            let started = crate::model::UnixTime(progress.started);
+            let started = super::untrusted::time(crate::model::UnixTime(progress.started), self.now);
             self.record(Change::TaskBegun {
                 task,
                 run,

@@ -81,6 +81,10 @@ pub struct Map {
     /// Maps with targets: task i goes to the i-th.
     pub targets: Option<Vec<EngineUuid>>,
     pub closed: bool,
+    /// When its client last sent something, while it is open: since the controller's start.
+    pub fed: Duration,
+    /// Its client was silent for too long: what it had not sent is missing.
+    pub abandoned: bool,
     pub counts: Counts,
     chunks: VecDeque<Chunk>,
     /// Lines in all chunks, dropped ones too.
@@ -107,6 +111,8 @@ impl Map {
             waiting_for: None,
             targets: None,
             closed: false,
+            fed: Duration::ZERO,
+            abandoned: false,
             counts: Counts::default(),
             chunks: VecDeque::new(),
             lines_left: 0,

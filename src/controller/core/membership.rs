@@ -1,5 +1,5 @@
 //! Engines come, fall silent, return, and go.
-use super::{Core, Due, Effect};
+use super::{Core, Due, Effect, untrusted};
 use crate::model::change::Change;
 use crate::model::engine::EngineFacts;
 use crate::model::{EngineId, EngineUuid, PROTOCOL_VERSION, TaskId, VERSION};
@@ -50,6 +50,12 @@ fn parse<T: DeserializeOwned>(message: &Message) -> Option<T> {
 
 impl Core {
     pub(super) fn engine_said(&mut self, engine: EngineUuid, native: bool, channel: Channel, client: Bytes, message: Message) {
+        if native && let Some(why) = self.refused.get(&engine).cloned() {
+            if message.msg_type() == say::REGISTER {
+                self.say_refused(&engine, &why);
+            }
+            return;
+        }
         if channel == Channel::Native && message.msg_type() == say::REGISTER {
             return self.register_native(&engine, &message);
         }
@@ -75,14 +81,10 @@ impl Core {
 
     fn native_said(&mut self, engine: &EngineUuid, message: &Message) {
         match message.msg_type() {
-            say::RESULTS => {
-                let results = parse(message).map(|results: say::Results| results.with_buffers(&message.buffers));
-                match results {
-                    Some(Some(results)) => self.results(engine, results),
-                    Some(None) => tracing::warn!(%engine, "results without their buffers are dropped"),
-                    None => {}
-                }
-            }
+            say::RESULTS => match self.checked_results(message) {
+                Ok(results) => self.results(engine, results),
+                Err(why) => self.refuse_engine(engine, &why),
+            },
             say::PROGRESS => {
                 if let Some(progress) = parse(message) {
                     self.progress(engine, progress);
@@ -96,17 +98,17 @@ impl Core {
             say::HEARTBEAT => self.heartbeat(engine),
             say::AVAILABILITY => {
                 if let Some(say::Availability { reason }) = parse(message) {
-                    self.availability(engine, reason);
+                    self.availability(engine, reason.as_deref().map(untrusted::reason));
                 }
             }
             say::LEAVING => {
-                let reason = parse::<say::Leaving>(message).map(|l| l.reason).unwrap_or_default();
+                let reason = untrusted::reason(&parse::<say::Leaving>(message).map(|l| l.reason).unwrap_or_default());
                 let id = self.engines.get(engine).map(|e| e.id.0);
                 tracing::info!(engine = id, %reason, "an engine is about to leave");
                 self.engines.change(engine, |e| e.leaving = true);
             }
             say::UNREGISTER => {
-                let reason = parse::<say::Unregister>(message).map(|u| u.reason).unwrap_or_default();
+                let reason = untrusted::reason(&parse::<say::Unregister>(message).map(|u| u.reason).unwrap_or_default());
                 self.engine_gone(engine, &reason);
             }
             other => tracing::warn!(kind = other, %engine, "an engine said something unknown"),
@@ -159,16 +161,16 @@ impl Core {
     }
 
     fn register_native(&mut self, uuid: &EngineUuid, message: &Message) {
-        let Some(register) = parse::<say::Register>(message) else { return };
-        let refuse = |why: String| say::Registered {
-            status: "error".into(),
-            evalue: why,
-            id: None,
-            heartbeat_ms: 0,
-            controller_patience_ms: 0,
-            drop: vec![],
-            max_message_bytes: 0,
+        let mut register: say::Register = match message.content() {
+            Ok(register) if untrusted::is_name(&uuid.0) => register,
+            Ok(_) => return self.say_refused(uuid, "its name is not one: up to 255 printable characters"),
+            Err(error) => {
+                let why = untrusted::reason(&format!("its registration cannot be read: {error}"));
+                tracing::warn!(uuid = untrusted::reason(&uuid.0), why, "an engine is refused");
+                return self.say_refused(uuid, &why);
+            }
         };
+        register.facts = untrusted::facts(register.facts);
         let mut reply = say::Registered {
             status: "ok".into(),
             evalue: String::new(),
@@ -183,10 +185,10 @@ impl Core {
                 "the controller is pcluster {VERSION} (protocol {PROTOCOL_VERSION}), the engine {} (protocol {}): start both with the same binary",
                 register.facts.version, register.protocol
             );
-            return self.tell_engine(uuid, say::REGISTERED, &refuse(why));
+            return self.say_refused(uuid, &why);
         }
         if register.facts.uuid != *uuid {
-            return self.tell_engine(uuid, say::REGISTERED, &refuse("its uuid is not its routing id".into()));
+            return self.say_refused(uuid, "its uuid is not its routing id");
         }
         let known = self.engines.get(uuid).map(|e| e.id);
         let id = match known {
@@ -215,7 +217,7 @@ impl Core {
             }
         };
         reply.id = Some(id);
-        self.availability(uuid, register.unavailable);
+        self.availability(uuid, register.unavailable.as_deref().map(untrusted::reason));
         self.tell_engine(uuid, say::REGISTERED, &reply);
     }
 
@@ -486,6 +488,11 @@ impl Core {
         let Some(registration) = parse::<hub::Registration>(message) else {
             return;
         };
+        if !untrusted::is_name(&registration.uuid) {
+            let content = ErrorContent::new("ValueError", "'an engine's uuid has up to 255 printable characters'");
+            let message = self.message("registration_reply", Some(&message.header_json), &content);
+            return self.effects.push(Effect::ToRegistrant { identity, message });
+        }
         let uuid = EngineUuid::from(registration.uuid.as_str());
         let reply = if self.engines.get(&uuid).is_some() || self.incoming.contains_key(&uuid) {
             let content = ErrorContent::new("KeyError", format!("\"uuid '{uuid}' in use\""));

@@ -3,7 +3,8 @@
 //!
 //! Parts: [`event`], [`effect`], [`engines`] (the table of engines), [`maps`] (unfinished maps), [`balanced`] (which engine gets what),
 //! [`finish`] (what results, losses and cancellations do to tasks), [`membership`] (engines come and go), [`clients`] (pcluster's own requests),
-//! [`hub`] (ipyparallel's hub requests), [`requests`] (ipyparallel's tasks), [`placing`] (which of them run where), [`ahead`], [`broadcast`], [`output`], [`policy`] (its schemes), [`dependency`], [`returning`] (clients that reconnect), [`restore`], [`retention`] (what is forgotten unasked), [`transition`].
+//! [`abandoned`] (maps whose client has died), [`hub`] (ipyparallel's hub requests), [`requests`] (ipyparallel's tasks), [`placing`] (which of them run where), [`ahead`], [`broadcast`], [`output`], [`policy`] (its schemes), [`dependency`], [`returning`] (clients that reconnect), [`restore`], [`retention`] (what is forgotten unasked), [`transition`], [`untrusted`] (what engines send, checked).
+mod abandoned;
 mod ahead;
 mod balanced;
 mod broadcast;
@@ -25,6 +26,7 @@ mod restore;
 mod retention;
 pub mod returning;
 pub mod transition;
+mod untrusted;
 
 #[cfg(test)]
 mod tests;
@@ -81,6 +83,8 @@ enum Due {
     /// Tasks that an engine was thought to hold when it came back, and did not name.
     Unconfirmed(EngineUuid, Vec<(crate::model::TaskId, u32)>),
     Watches(MapId),
+    /// Its client may have died while it sent inputs.
+    Inputs(MapId),
     /// Replies of this engine's have been recorded.
     RepliesRecorded(EngineUuid),
     /// It has waited long enough in this run.
@@ -115,6 +119,8 @@ pub struct Core {
     finished: HashMap<MapId, bool>,
     requests: Requests,
     departures: membership::Departures,
+    /// Engines that broke the protocol, and how: they are not registered again.
+    refused: HashMap<EngineUuid, String>,
     ahead: Ahead,
     readers: retention::Readers,
     timers: BinaryHeap<Reverse<(Duration, Due)>>,
@@ -144,6 +150,7 @@ impl Core {
             finished: HashMap::new(),
             requests: Requests::default(),
             departures: Default::default(),
+            refused: HashMap::new(),
             ahead: Ahead::default(),
             readers: Default::default(),
             timers: BinaryHeap::new(),
@@ -254,6 +261,7 @@ impl Core {
                 Due::Registration(engine) => self.registration_stalled(engine),
                 Due::Unconfirmed(engine, tasks) => self.unconfirmed(engine, tasks),
                 Due::Watches(map) => self.answer_watches(map),
+                Due::Inputs(map) => self.inputs_due(map),
                 Due::RepliesRecorded(engine) => self.tell_recorded(&engine),
                 Due::RequestTimeout(msg_id, run) => self.request_timed_out(&msg_id, run),
                 Due::Stranded(engine) => self.stranded(engine),

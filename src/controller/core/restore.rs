@@ -53,6 +53,7 @@ impl Core {
             let id = found.map;
             let mut map = Map::new(found.definition, found.key.clone());
             map.closed = found.closed;
+            map.abandoned = found.abandoned;
             map.counts = found.counts;
             if let Some(targets) = &map.definition.options.targets {
                 map.targets = Some(self.restored_targets(targets));
@@ -85,6 +86,9 @@ impl Core {
             let waiting_for = map.waiting_for;
             self.maps.insert(id, map);
             self.follow(id, waiting_for);
+            if !found.closed {
+                self.expect_inputs(id);
+            }
             self.note_runnable(id);
             self.abort_if_hopeless(id);
             if self.maps.get(&id).is_some_and(|m| m.is_complete()) {

@@ -113,7 +113,7 @@ pub enum Event {
         output: [Pieces; 2],
     },
 
-    /// The answer to [`Effect::MeasureMemory`]: resident bytes of what runs and all that it started.
+    /// The answer to [`Effect::MeasureMemory`]: bytes in memory of what runs and all that it started.
     MemoryMeasured {
         bytes: u64,
     },
@@ -227,9 +227,10 @@ pub enum Effect {
     ReadOutput {
         worker: WorkerKey,
     },
-    /// Of this worker; None: of the command.
+    /// Of this worker; None: of the command. It need not be exact below the limit.
     MeasureMemory {
         worker: Option<WorkerKey>,
+        limit: u64,
     },
     /// None: the spare, which is not ready.
     SignalWorker {

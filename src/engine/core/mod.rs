@@ -332,7 +332,8 @@ impl Core {
             && let Some(memory) = current.memory.as_mut().filter(|memory| now.instant >= memory.next)
         {
             memory.next = now.instant + MEMORY_LOOK;
-            effects.push(Effect::MeasureMemory { worker });
+            let limit = memory.limit;
+            effects.push(Effect::MeasureMemory { worker, limit });
         }
         if now.instant >= current.next_look {
             let age = now.instant - current.since;

@@ -12,6 +12,7 @@ mod signals;
 use crate::engine::command::{self, CommandEvent, Running};
 use crate::engine::core::{Core, CoreSettings, Event, Now};
 use crate::engine::forker::Forker;
+use crate::engine::leftovers::Leftovers;
 use crate::engine::link::{Link, unix_now};
 use crate::engine::worker::process::WorkerEvent;
 use crate::engine::{EngineError, EngineSettings};
@@ -84,6 +85,9 @@ impl Driver {
             let what = what.to_string();
             move |e: std::io::Error| EngineError::System(format!("{what}: {e}"))
         };
+        if settings.takes_in_orphans {
+            Leftovers::take_in_orphans();
+        }
         let (worker_sender, worker_events) = unbounded_channel();
         let (command_sender, command_events) = channel(16);
         let core = new_core(&settings, &python);

@@ -59,7 +59,7 @@ impl Driver {
             }
             Effect::Warn(text) => tracing::warn!("{text}"),
             Effect::StartWorker { has_shell } => return self.start_worker(has_shell).await,
-            Effect::AssignSpare { worker } => self.pool.assign_spare(worker),
+            Effect::AssignSpare { worker } => self.assign_spare(worker),
             Effect::EndWorker { worker } => self.pool.end(worker),
             // With the tasks that follow.
             Effect::Define { worker, map, definition } => self.tell_worker_later(worker, || frame(b'D', 0, &to_json(&(map, &*definition)))),
@@ -98,12 +98,12 @@ impl Driver {
             Effect::ReadOutput { worker } => {
                 self.pool.get_mut(Some(worker))?.look();
             }
-            Effect::MeasureMemory { worker } => {
+            Effect::MeasureMemory { worker, limit } => {
                 let pid = match worker {
                     Some(_) => self.pool.get_mut(worker).map(|worker| worker.pid.get()),
                     None => self.command.pid(),
                 };
-                let bytes = pid.map_or(0, memory::of_group);
+                let bytes = pid.map_or(0, |pid| memory::of_group(pid, limit));
                 return Some(Event::MemoryMeasured { bytes });
             }
             Effect::SignalWorker { worker, signal } => self.pool.get_mut(worker)?.signal(signal_number(signal)),

@@ -15,8 +15,6 @@ const LAST_BREATH: Duration = Duration::from_secs(3);
 #[derive(Default)]
 pub(super) struct Pool {
     interpreter: Option<Interpreter>,
-    /// How many workers there have been: each has a number.
-    count: u64,
     spare: Option<Worker>,
     workers: HashMap<WorkerKey, Worker>,
     /// They were told to end, and have not yet.
@@ -45,23 +43,13 @@ impl Pool {
         workers.find(|(_, worker)| worker.number == number).map(|(key, _)| Some(*key))
     }
 
-    /// A worker that has ended, as it is taken out.
-    pub(super) fn remove(&mut self, worker: Option<WorkerKey>) -> Option<Worker> {
-        match worker {
-            Some(key) => self.workers.remove(&key),
-            None => self.spare.take(),
-        }
-    }
-
     /// One that was told to end has ended.
     pub(super) fn has_ended(&mut self, number: u64) {
         self.ending.remove(&number);
     }
 
-    pub(super) fn assign_spare(&mut self, key: WorkerKey) {
-        if let Some(worker) = self.spare.take() {
-            self.workers.insert(key, worker);
-        }
+    fn has_interactive(&self) -> bool {
+        self.workers.contains_key(&WorkerKey::Interactive)
     }
 
     /// It may run its exit handlers; then it is killed.
@@ -87,6 +75,24 @@ impl Pool {
 }
 
 impl Driver {
+    pub(super) fn assign_spare(&mut self, key: WorkerKey) {
+        if let Some(mut worker) = self.pool.spare.take() {
+            worker.enlarge();
+            self.pool.workers.insert(key, worker);
+            self.forker.leftovers().keep_unmarked(self.pool.has_interactive());
+        }
+    }
+
+    /// A worker that has ended, as it is taken out. None: the spare.
+    pub(super) fn remove_worker(&mut self, key: Option<WorkerKey>) -> Option<Worker> {
+        let worker = match key {
+            Some(key) => self.pool.workers.remove(&key),
+            None => self.pool.spare.take(),
+        };
+        self.forker.leftovers().keep_unmarked(self.pool.has_interactive());
+        worker
+    }
+
     pub(super) async fn start_worker(&mut self, has_shell: bool) -> Option<Event> {
         match self.fork_worker(has_shell).await {
             Ok(worker) => {
@@ -104,8 +110,6 @@ impl Driver {
     }
 
     async fn fork_worker(&mut self, has_shell: bool) -> Result<Worker, String> {
-        self.pool.count += 1;
-        let number = self.pool.count;
         if self.pool.interpreter.as_ref().is_none_or(Interpreter::has_ended) {
             let command = InterpreterCommand {
                 python: self.python.clone(),
@@ -116,7 +120,7 @@ impl Driver {
             self.pool.interpreter = Some(Interpreter::start(&command, &self.forker).await?);
         }
         let interpreter = self.pool.interpreter.as_ref().ok_or("no interpreter")?;
-        Worker::start(interpreter, number, has_shell, self.worker_sender.clone())
+        Worker::start(interpreter, self.forker.leftovers().owner(), has_shell, self.worker_sender.clone())
     }
 
     /// Once for each worker.
@@ -157,5 +161,6 @@ impl Driver {
         }
         // Those that are left are killed.
         self.pool.ending.clear();
+        self.forker.leftovers().end_all().await;
     }
 }

@@ -21,6 +21,9 @@ impl Driver {
         };
         match event {
             WorkerEvent::Records(records) => {
+                if let Some(worker) = self.pool.get_mut(key) {
+                    worker.has_moved();
+                }
                 for record in records {
                     if let Some(event) = self.record_event(key, record) {
                         self.handle(event).await;
@@ -33,7 +36,7 @@ impl Driver {
                 self.handle(Event::OutputRead { output }).await;
             }
             WorkerEvent::Exited(WorkerExit { how, killed, last_words }) => {
-                let Some(mut worker) = self.pool.remove(key) else { return };
+                let Some(mut worker) = self.remove_worker(key) else { return };
                 let how = format!("the Python worker (pid {}, {}) {how}", worker.pid.get(), self.python);
                 tracing::warn!("{how}");
                 let event = Event::WorkerExited {

@@ -132,6 +132,10 @@ class Definition:
         self.cwd = options.get("cwd")
         self.directory = None if self.cwd else options.get("directory")
         self.env = options.get("env") or {}
+        # It has a worker of its own, as the engine knows, too.
+        self.is_map = work["kind"] == "call" and not options.get("interactive")
+        # A descriptor of the directory in which a map's tasks run.
+        self.place = None
         self.reduces = options.get("reduces")
         self.run = self.module = self.failure = None
         self.tried = 0.0
@@ -167,17 +171,44 @@ class Definition:
         return self.run
 
 
+    def enter(self):
+        """Before each task of a map: to its directory and environment, whatever the one before has done; and `run` is there."""
+        if self.place is None:
+            os.fchdir(home)
+            if self.cwd:
+                os.chdir(os.path.expanduser(self.cwd))
+            elif self.directory:
+                go_to(self.directory)
+            self.place = os.open(".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        else:
+            fchdir(self.place)
+        if self.env:
+            os.environ.update(self.env)
+        if self.run is None:
+            self.prepare()
+            adopt_streams()
+
+
 class Surroundings:
-    """Working directory and environment of a map, for the time of one task."""
+    """Working directory and environment of a call in the interactive worker, for its time; of other interactive work only those that it was given."""
 
     def __init__(self, definition):
         self.cwd, self.env = definition.cwd, definition.env
+        self.comes_back = definition.cwd or definition.work["kind"] == "call"
+        self.directory = definition.directory
 
     def __enter__(self):
         self.old = {name: os.environ.get(name) for name in self.env}
-        self.back = os.getcwd() if self.cwd else None
-        if self.cwd:
-            os.chdir(os.path.expanduser(self.cwd))
+        self.back = os.open(".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC) if self.comes_back else None
+        try:
+            if self.cwd:
+                os.chdir(os.path.expanduser(self.cwd))
+            elif self.directory:
+                go_to(self.directory)
+        except BaseException:
+            if self.back is not None:
+                os.close(self.back)
+            raise
         os.environ.update(self.env)
 
     def __exit__(self, *_):
@@ -186,24 +217,22 @@ class Surroundings:
                 os.environ.pop(name, None)
             else:
                 os.environ[name] = value
-        if self.back:
-            os.chdir(self.back)
+        if self.back is not None:
+            os.fchdir(self.back)
+            os.close(self.back)
 
 
-def run_in_surroundings(definition):
-    run = definition.run
+def go_to(directory):
+    """Changes to where a map was submitted, if this host has it."""
+    try:
+        os.chdir(directory)
+    except OSError:
+        pass
 
-    def inner(arguments):
-        with Surroundings(definition):
-            return run(arguments)
 
-    return inner
+def run_in_surroundings(definition, arguments):
+    with Surroundings(definition):
+        return definition.prepare()(arguments)
 
 
 definitions = {}
-
-
-def prepare_in_surroundings(definition):
-    with Surroundings(definition):
-        definition.prepare()
-    return run_in_surroundings(definition)

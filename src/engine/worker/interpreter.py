@@ -1,7 +1,5 @@
 # ---- the interpreter: forks workers on request, and reports their ends. The last part: it begins.
 import _socket
-import gc
-import select
 
 FORKED, NOT_FORKED, ENDED = struct.Struct("<cIi"), struct.Struct("<cI"), struct.Struct("<cii")
 REQUEST, FILES = struct.Struct("<I?"), struct.Struct("=5i")
@@ -33,17 +31,18 @@ def be_interpreter(descriptor):
                 report_ends(control, workers)
             if descriptor not in ready:
                 continue
-            request, extra, _, _ = control.recvmsg(64, _socket.CMSG_SPACE(FILES.size), MSG_CMSG_CLOEXEC)
+            request, extra, _, _ = control.recvmsg(256, _socket.CMSG_SPACE(FILES.size), MSG_CMSG_CLOEXEC)
             if not request:
                 break
             files = FILES.unpack(extra[0][2][: FILES.size])
-            number, greets_late = REQUEST.unpack(request)
+            number, greets_late = REQUEST.unpack_from(request)
             if fork(control, number, workers) == 0:
                 signal.set_wakeup_fd(-1)
                 signal.signal(signal.SIGCHLD, signal.SIG_DFL)
                 signal.signal(signal.SIGTERM, signal.SIG_DFL)
                 for it in (control, wake, waker):
                     it.close()
+                os.environ["PCLUSTER_WORKER"] = request[REQUEST.size :].decode()
                 return greets_late, files
             for file in files:
                 os.close(file)

@@ -1,7 +1,7 @@
 //! The warm interpreter: a Python that has imported what workers need and no user code, and forks a worker on request.
 //!
 //! Requests and reports go through a socket that keeps messages apart. A request is the number of the new worker (u32, little endian),
-//! a byte that is 1 if it says hello only when it has made IPython's shell, and its files. Reports begin with a letter: `F` number and pid of a new worker (u32, i32); `N` number, and why there is none;
+//! a byte that is 1 if it says hello only when it has made IPython's shell, its mark (`leftovers.rs`), and its files. Reports begin with a letter: `F` number and pid of a new worker (u32, i32); `N` number, and why there is none;
 //! `X` pid and wait status of a worker that has ended (i32, i32).
 use super::files::OutputFile;
 use super::process::{signal_group, signal_one};
@@ -35,6 +35,10 @@ const WORKER: &str = concat!(
     include_str!("rendering.py"),
     "'''\n",
     include_str!("code.py"),
+    "\n",
+    include_str!("frames.py"),
+    "\n",
+    include_str!("streams.py"),
     "\n",
     include_str!("worker.py"),
     "\n",
@@ -173,7 +177,7 @@ impl Interpreter {
     }
 
     /// Asks for a worker with these files. How it ends comes through what is returned, also if it was never there.
-    pub fn fork(&self, number: u32, greets_late: bool, files: &[RawFd]) -> (WorkerPid, oneshot::Receiver<ProcessEnd>) {
+    pub fn fork(&self, number: u32, greets_late: bool, mark: &str, files: &[RawFd]) -> (WorkerPid, oneshot::Receiver<ProcessEnd>) {
         let (ended, end) = oneshot::channel();
         let pid = WorkerPid::default();
         let fork = Fork { pid: pid.clone(), ended };
@@ -186,6 +190,7 @@ impl Interpreter {
         }
         let mut request = number.to_le_bytes().to_vec();
         request.push(greets_late.into());
+        request.extend_from_slice(mark.as_bytes());
         let rights = [ControlMessage::ScmRights(files)];
         let sent = sendmsg::<()>(
             self.socket.as_raw_fd(),

@@ -5,6 +5,7 @@ use super::protocol::Record;
 use super::reader::read_records;
 use super::writer::FrameWriter;
 use crate::engine::core::output::Pieces;
+use crate::engine::leftovers::Owner;
 use bytes::Bytes;
 use nix::fcntl::{FcntlArg, FdFlag, OFlag, fcntl, open};
 use nix::sys::signal::Signal;
@@ -12,7 +13,8 @@ use nix::sys::stat::Mode;
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::os::unix::process::ExitStatusExt;
-use tokio::sync::mpsc::UnboundedSender;
+use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
+use tokio::sync::oneshot;
 
 /// Sent before the first request of an ipyparallel client.
 pub const IPYTHON: &str = concat!(include_str!("origins.py"), "\n", include_str!("ipython.py"));
@@ -66,6 +68,8 @@ impl WorkerExit {
 
 pub struct Worker {
     pub number: u64,
+    /// Dropped behind the kill of its group.
+    _owner: Owner,
     pub pid: WorkerPid,
     /// It was sent what serves ipyparallel's clients.
     pub has_ipython: bool,
@@ -76,8 +80,12 @@ pub struct Worker {
     tokens_out: std::fs::File,
     pub stdout: OutputFile,
     pub stderr: OutputFile,
-    /// Wakes the thread that reads.
-    look: std::fs::File,
+    /// Tokens for which the pipe had no room.
+    unsent: Vec<u8>,
+    /// The pipe of records, until it is made large.
+    records: Option<OwnedFd>,
+    /// To what reads the records.
+    look: UnboundedSender<()>,
     /// The ends of stdout and stderr at the look that is under way.
     looked_at: Option<(u64, u64)>,
 }
@@ -86,13 +94,14 @@ impl Worker {
     /// Has the interpreter fork one. With `greets_late` it says hello only when it has made IPython's shell.
     pub fn start(
         interpreter: &Interpreter,
-        number: u64,
+        owner: Owner,
         greets_late: bool,
         events: UnboundedSender<(u64, WorkerEvent)>,
     ) -> Result<Worker, String> {
         let said = |e: io::Error| format!("cannot make pipes for a worker: {e}");
-        let parts = Parts::make().map_err(said)?;
-        let (pid, end) = interpreter.fork(number as u32, greets_late, &parts.for_worker());
+        let (number, mark) = (owner.number, owner.mark());
+        let parts = Parts::make(&mark).map_err(said)?;
+        let (pid, end) = interpreter.fork(number as u32, greets_late, &mark, &parts.for_worker());
         let Parts {
             frames_in: _,
             frames_out,
@@ -104,12 +113,13 @@ impl Worker {
             stderr,
         } = parts;
         let tokens_in = reopened(&tokens_in).map_err(said)?;
-        let frames = FrameWriter::new(frames_out.into()).map_err(said)?;
-        let (wake_in, wake_out) = pipe().map_err(|e| said(e.into()))?;
-        let (look_in, look_out) = pipe().map_err(|e| said(e.into()))?;
+        let frames = FrameWriter::new(frames_out.into());
+        let large = records_in.try_clone().map_err(said)?;
+        let (wake_out, wake_in) = oneshot::channel();
+        let (look_out, look_in) = unbounded_channel();
         let waiting = tokio::spawn(async move {
             let ended = end.await;
-            // The reader sees the pipe close.
+            // The reader hears of it.
             drop(wake_out);
             ended
         });
@@ -122,6 +132,7 @@ impl Worker {
         });
         Ok(Worker {
             number,
+            _owner: owner,
             pid,
             has_ipython: false,
             frames: Some(frames),
@@ -130,7 +141,9 @@ impl Worker {
             tokens_out,
             stdout,
             stderr,
-            look: look_out.into(),
+            unsent: Vec::new(),
+            records: Some(large),
+            look: look_out,
             looked_at: None,
         })
     }
@@ -138,7 +151,8 @@ impl Worker {
     /// Asks for [`WorkerEvent::Looked`], to which [`Worker::written`] is what had been written by now.
     pub fn look(&mut self) {
         let ends = (self.stdout.size(), self.stderr.size());
-        if self.looked_at.is_none() && self.look.write_all(b"?").is_ok() {
+        self.send_tokens(&[]);
+        if self.looked_at.is_none() && self.look.send(()).is_ok() {
             self.looked_at = Some(ends);
         }
     }
@@ -174,13 +188,45 @@ impl Worker {
 
     /// Lets the worker begin so many units more.
     pub fn allow(&mut self, count: usize) {
-        let _ = self.tokens_out.write_all(&vec![b'g'; count]);
+        self.send_tokens(&vec![b'g'; count]);
+    }
+
+    /// Never waits: what the pipe does not take follows when the worker has read some.
+    fn send_tokens(&mut self, tokens: &[u8]) {
+        self.unsent.extend_from_slice(tokens);
+        while !self.unsent.is_empty() {
+            match self.tokens_out.write(&self.unsent) {
+                Ok(count) => drop(self.unsent.drain(..count)),
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                Err(_) => return,
+            }
+        }
+    }
+
+    /// It has said something: it may have read tokens.
+    pub fn has_moved(&mut self) {
+        if !self.unsent.is_empty() {
+            self.send_tokens(&[]);
+        }
+    }
+
+    /// It is going to work: its pipes hold more, where the system allows that.
+    pub fn enlarge(&mut self) {
+        for pipe in self
+            .records
+            .take()
+            .iter()
+            .map(AsFd::as_fd)
+            .chain(self.frames.as_ref().map(FrameWriter::pipe))
+        {
+            let _ = fcntl(pipe, FcntlArg::F_SETPIPE_SZ(PIPE_SIZE));
+        }
     }
 
     /// Makes the worker skip what it has not begun; says how many units that were.
     pub fn recall(&mut self) -> usize {
         let tokens = self.unread_tokens();
-        let _ = self.tokens_out.write_all(&vec![b's'; tokens.len()]);
+        self.send_tokens(&vec![b's'; tokens.len()]);
         tokens.iter().filter(|token| **token == b'g').count()
     }
 
@@ -194,6 +240,7 @@ impl Worker {
         while let Ok(count @ 1..) = self.tokens_in.read(&mut chunk) {
             tokens.extend_from_slice(&chunk[..count]);
         }
+        tokens.append(&mut self.unsent);
         tokens
     }
 
@@ -253,16 +300,14 @@ struct Parts {
 }
 
 impl Parts {
-    fn make() -> io::Result<Parts> {
+    /// Files of this name are open in the worker and in what it forks, and nowhere else.
+    fn make(mark: &str) -> io::Result<Parts> {
         let (frames_in, frames_out) = pipe()?;
         let (records_in, records_out) = pipe()?;
-        for end in [&frames_out, &records_out] {
-            let _ = fcntl(end.as_fd(), FcntlArg::F_SETPIPE_SZ(PIPE_SIZE));
-        }
-        for end in [&frames_out, &records_in] {
+        let (tokens_in, tokens_out) = pipe()?;
+        for end in [&frames_out, &records_in, &tokens_out] {
             fcntl(end.as_fd(), FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
         }
-        let (tokens_in, tokens_out) = pipe()?;
         Ok(Parts {
             frames_in,
             frames_out,
@@ -270,8 +315,8 @@ impl Parts {
             records_out,
             tokens_in: tokens_in.into(),
             tokens_out: tokens_out.into(),
-            stdout: OutputFile::new("stdout")?,
-            stderr: OutputFile::new("stderr")?,
+            stdout: OutputFile::new(&format!("{mark}-stdout"))?,
+            stderr: OutputFile::new(&format!("{mark}-stderr"))?,
         })
     }
 

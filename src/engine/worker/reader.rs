@@ -6,7 +6,8 @@ use std::io::{self, Read};
 use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 use tokio::net::unix::pipe::Receiver;
-use tokio::sync::mpsc::UnboundedSender;
+use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender};
+use tokio::sync::oneshot;
 
 /// No record is longer.
 const LONGEST_RECORD: usize = 1 << 36;
@@ -19,25 +20,23 @@ const OFTEN: u32 = 3;
 /// ... are left to gather for so long: they come many at a time then.
 const GATHER: Duration = Duration::from_millis(1);
 
-/// Reads until the worker has ended (`wake` closes) and its pipe is empty; a worker that sends nonsense is killed, with the
-/// reason. For each byte in `look`: [`WorkerEvent::Looked`] when all has been told that was in the pipe by then.
+/// Reads until the worker has ended (`wake` is dropped) and its pipe is empty; a worker that sends nonsense is killed, with the
+/// reason. For each word of `look`: [`WorkerEvent::Looked`] when all has been told that was in the pipe by then.
 pub async fn read_records(
     records: OwnedFd,
-    wake: OwnedFd,
-    look: OwnedFd,
+    mut wake: oneshot::Receiver<()>,
+    mut look: UnboundedReceiver<()>,
     number: u64,
     events: &UnboundedSender<(u64, WorkerEvent)>,
     kill: impl Fn(),
 ) -> Option<String> {
-    let receivers = [records, wake, look].map(Receiver::from_owned_fd);
-    let [Ok(records), Ok(wake), Ok(look)] = receivers else {
+    let Ok(records) = Receiver::from_owned_fd(records) else {
         kill();
         return Some("could not be listened to".into());
     };
-    let mut look = Some(look);
     let mut reader = RecordReader::default();
     let (mut since, mut close) = (Instant::now(), 0);
-    let (mut ended, mut closed, mut looked) = (false, false, false);
+    let (mut ended, mut closed, mut looked, mut blind) = (false, false, false, false);
     let mut broken = None;
     loop {
         if !ended && !looked {
@@ -46,11 +45,11 @@ pub async fn read_records(
                 ready = records.readable(), if !closed => if ready.is_err() {
                     return broken;
                 },
-                _ = wake.readable() => ended = true,
-                asked = asked(&look) => {
-                    looked = asked;
-                    // Nobody is left who could look.
-                    look = look.filter(|_| looked);
+                _ = &mut wake => ended = true,
+                // None is left who could look.
+                asked = look.recv(), if !blind => {
+                    looked = asked.is_some();
+                    blind = !looked;
                 }
             }
         }
@@ -85,21 +84,6 @@ pub async fn read_records(
             tokio::time::sleep(GATHER).await;
         }
         since = Instant::now();
-    }
-}
-
-/// Waits for a byte; false when none will come.
-async fn asked(look: &Option<Receiver>) -> bool {
-    let Some(look) = look else { return std::future::pending().await };
-    loop {
-        match look.try_read(&mut [0; 64]) {
-            Ok(count) => return count > 0,
-            Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
-            Err(_) => return false,
-        }
-        if look.readable().await.is_err() {
-            return false;
-        }
     }
 }
 

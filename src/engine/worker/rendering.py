@@ -20,11 +20,22 @@ def bounded_repr(value, length=REPR_LENGTH):
     return text if len(text) <= length else text[: length - 1] + "\u2026"
 
 
-def type_name(value):
+@functools.lru_cache(maxsize=256)
+def type_name(kind):
     """`dict`, `collections.Counter`."""
-    kind = type(value)
     module, name = kind.__module__, kind.__qualname__
     return exact_text(name if module == "builtins" else "%s.%s" % (module, name))
+
+
+@functools.lru_cache(maxsize=256)
+def meta_of(kind):
+    return encoded({"type": type_name(kind)})
+
+
+@functools.lru_cache(maxsize=256)
+def names_of(kind):
+    """What a type is and is derived from."""
+    return frozenset("%s.%s" % (base.__module__, base.__qualname__) for base in kind.__mro__)
 
 
 class Rendering:
@@ -63,7 +74,7 @@ class Rendering:
             self.above.discard(id(value))
 
     def other(self, value, kind):
-        names = {"%s.%s" % (base.__module__, base.__qualname__) for base in kind.__mro__}
+        names = names_of(kind)
         if "enum.Enum" in names:
             return self.text("%s.%s" % (kind.__name__, value.name))
         if not AS_TEXT.isdisjoint(names) or any(name.startswith("pathlib.") and name.endswith("PurePath") for name in names):
@@ -130,12 +141,8 @@ class Rendering:
 
     def sequence(self, items, length):
         """A list of what `items` gives, `length` in all."""
-        first = []
-        for item in items:
-            first.append(item)
-            if len(first) * 6 > self.left:
-                break
-        if NUMBERS.issuperset(map(type, first)) and all(map(small_and_finite, first)):
+        first = list(itertools.islice(items, max(self.left // 6, 0) + 1))
+        if NUMBERS.issuperset(map(type, first)) and are_finite(first):
             self.left -= 6 * len(first)
             shown = first
         else:
@@ -210,11 +217,16 @@ def not_finite(value):
     return "NaN" if value != value else "Infinity" if value > 0 else "-Infinity"
 
 
-def small_and_finite(number):
-    return -1e300 < number < 1e300
+def are_finite(numbers):
+    try:
+        return all(map(math.isfinite, numbers))
+    except OverflowError:  # an integer that no float holds
+        return False
 
 
 def key_text(key):
+    if type(key) is int and -(1 << 64) < key < 1 << 64:
+        return str(key)
     if isinstance(key, str):
         return exact_text(key)[:RENDERED_SIZE]
     if type(key) is float and not math.isfinite(key):

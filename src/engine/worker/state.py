@@ -5,10 +5,12 @@ frames (in), records (out), tokens (in: one byte per task, "g" begin it, "s" ski
 Standard library only, Python 3.8 syntax. The frames are described in protocol.rs.
 """
 import _thread
+import atexit
 import base64
 import builtins
 import collections
 import functools
+import gc
 import importlib
 import importlib.util
 import io
@@ -19,6 +21,8 @@ import math
 import mmap
 import os
 import pickle
+import re
+import select
 import signal
 import struct
 import sys
@@ -30,6 +34,7 @@ from select import PIPE_BUF
 
 # Of this worker: be_worker sets them.
 FRAMES = RECORDS = TOKENS = STDOUT = STDERR = -1
+token_reads = home = None
 # It is ready only when IPython's shell has run what it runs at its start.
 greets_late = False
 
@@ -42,12 +47,13 @@ REPR_LENGTH = 1000
 TEXT_LENGTH = 200_000
 SMALL = 1 << 16  # bytes that are copied to be written at once
 ALIGNED = 1 << 63  # in the number of a file's buffers
+FAST = 5e-6  # seconds
 RETRY_AFTER = 2.0  # seconds until a definition that failed is tried again
 
 encode = json.JSONEncoder(allow_nan=False, ensure_ascii=False, separators=(",", ":")).encode
 encode_ascii = json.JSONEncoder(allow_nan=False, separators=(",", ":")).encode
 decode, dump, chain = json.loads, pickle.dumps, itertools.chain.from_iterable
-read, write, seek, clock, pack, getpid = os.read, os.write, os.lseek, time.time, RECORD.pack, os.getpid
+read, write, seek, clock, pack, getpid, fchdir = os.read, os.write, os.lseek, time.time, RECORD.pack, os.getpid, os.fchdir
 
 # True while code of the user runs: only then does SIGINT interrupt.
 running = False

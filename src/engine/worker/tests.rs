@@ -32,7 +32,8 @@ impl Started {
         };
         let forker = Forker::new().unwrap();
         let interpreter = Interpreter::start(&command, &forker).await.unwrap();
-        let worker = Worker::start(&interpreter, 7, false, sender).unwrap();
+        let owner = forker.leftovers().owner();
+        let worker = Worker::start(&interpreter, owner, false, sender).unwrap();
         let mut started = Started {
             worker,
             events,
@@ -46,7 +47,7 @@ impl Started {
 
     async fn event(&mut self) -> WorkerEvent {
         let (number, event) = tokio::time::timeout(LONGEST, self.events.recv()).await.unwrap().unwrap();
-        assert_eq!(number, 7);
+        assert_eq!(number, self.worker.number);
         event
     }
 
@@ -165,7 +166,7 @@ async fn an_interpreter_that_is_missing_or_no_python_is_named() {
     assert!(error.contains("/no/dir"), "{error}");
     (command.python, command.cwd) = ("false".into(), None);
     let interpreter = Interpreter::start(&command, &forker).await.unwrap();
-    let _worker = Worker::start(&interpreter, 1, false, sender).unwrap();
+    let _worker = Worker::start(&interpreter, forker.leftovers().owner(), false, sender).unwrap();
     let (_, event) = tokio::time::timeout(LONGEST, events.recv()).await.unwrap().unwrap();
     assert!(matches!(event, WorkerEvent::Exited(WorkerExit { how, killed: false, .. }) if how == "ended with exit code 1"));
 }

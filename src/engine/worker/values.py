@@ -10,6 +10,8 @@ def encoded(value):
 
 def exact_text(text):
     """The same as a plain str that UTF-8 holds: no subclass, and lone surrogates written as escapes."""
+    if type(text) is str and text.isascii():
+        return text
     return "".join((text, "")).encode("utf-8", "backslashreplace").decode()
 
 
@@ -41,32 +43,47 @@ def formatted(error):
 
 
 # What JSON gives back as it was: these types, not what is derived from them.
-PLAIN = frozenset((int, str, float, bool, type(None), list, dict))
+SCALARS = frozenset((int, str, float, bool, type(None)))
+PLAIN = SCALARS | {list, dict}
 STRINGS = frozenset((str,))
 DEEPEST = 500  # levels of lists and dicts in JSON
+DIGITS = 4300  # of an integer that every Python reads
+LONGEST = 14_000  # bits of an integer in JSON
 MANY = 1 << 16  # elements from which on it is asked whether one list or dict stands at many places
 
 
 def is_plain(value):
     """Whether a list or dict holds nothing but what JSON gives back equal and with the same types. Level by level, in C's loops."""
-    lists, dicts, seen = ([value], (), 0) if type(value) is list else ((), [value], 0)
+    if type(value) is list:
+        inner = value
+    elif STRINGS.issuperset(map(type, value)):
+        inner = value.values()
+    else:
+        return False
+    seen = 0
     for _ in range(DEEPEST):
+        kinds = set(map(type, inner))
+        if SCALARS.issuperset(kinds):
+            return True
+        if not PLAIN.issuperset(kinds):
+            return False
+        lists = [one for one in inner if type(one) is list] if list in kinds else ()
+        dicts = [one for one in inner if type(one) is dict] if dict in kinds else ()
+        seen += len(inner)
+        if seen > MANY and len(set(map(id, lists)) | set(map(id, dicts))) < len(lists) + len(dicts):
+            return False  # JSON would write it out at each place
         inner = list(chain(lists))
         if dicts:
             if not STRINGS.issuperset(map(type, chain(dicts))):
                 return False
-            inner.extend(chain(map(dict.values, dicts)))
-        kinds = set(map(type, inner))
-        if not kinds <= PLAIN:
-            return False
-        lists = [one for one in inner if type(one) is list] if list in kinds else ()
-        dicts = [one for one in inner if type(one) is dict] if dict in kinds else ()
-        if not lists and not dicts:
-            return True
-        seen += len(inner)
-        if seen > MANY and len(set(map(id, lists)) | set(map(id, dicts))) < len(lists) + len(dicts):
-            return False  # JSON would write it out at each place
+            inner += chain(map(dict.values, dicts))
     return False
+
+
+def has_long_integer(body):
+    """Whether JSON text may hold an integer that other Pythons do not read: this one then writes what they do not."""
+    limit = sys.get_int_max_str_digits() if hasattr(sys, "get_int_max_str_digits") else 0
+    return limit != DIGITS and re.search(b"[0-9]{%d}" % (DIGITS + 1), body) is not None
 
 
 def encode_value(value):
@@ -77,15 +94,17 @@ def encode_value(value):
             if value - value == 0.0:
                 return b"V", repr(value).encode()
         elif kind is str or kind is bool or ((kind is dict or kind is list) and is_plain(value)):
-            return b"V", encode(value).encode()
+            body = encode(value).encode()
+            if len(body) <= DIGITS or not has_long_integer(body):
+                return b"V", body
     except (ValueError, RecursionError, OverflowError, MemoryError, RuntimeError):
         pass  # not finite, half of a surrogate pair, too many digits, changed by a thread meanwhile
     try:
         pickled = pickled_value(value)
     except Exception as error:
         evalue = "the value is of type %s, which neither JSON nor pickle can hold (%s): %s"
-        return b"E", error_body("ValueNotSerializable", evalue % (type_name(value), text_of(error), bounded_repr(value)))
-    return b"P", [encoded({"type": type_name(value)}), rendered(value), pickled]
+        return b"E", error_body("ValueNotSerializable", evalue % (type_name(kind), text_of(error), bounded_repr(value)))
+    return b"P", [meta_of(kind), rendered(value), pickled]
 
 
 def pickled_value(value):
@@ -110,14 +129,11 @@ def later(name):
     return function
 
 
-type_name, rendered, bounded_repr = later("type_name"), later("rendered"), later("bounded_repr")
+type_name, meta_of, rendered, bounded_repr = (later(name) for name in ("type_name", "meta_of", "rendered", "bounded_repr"))
 
 
 def encode_integer(value):
-    try:
-        return b"V", b"%d" % value
-    except ValueError:  # more digits than this Python writes
-        return encode_value(value)
+    return (b"V", b"%d" % value) if value.bit_length() < LONGEST else encode_value(value)
 
 
 def decoded_inputs(body):

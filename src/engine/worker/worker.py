@@ -1,16 +1,5 @@
 # ---- tasks: running them, one after the other.
-def may_begin():
-    """Waits for the token of the next task."""
-    token = read(TOKENS, 1)
-    if not token:
-        leave()
-    return token == b"g"
-
-
-def leave():
-    flush()
-    finish_records()
-    sys.exit(0)
+leaving = False
 
 
 def ended_with(error, ticket, started):
@@ -28,41 +17,37 @@ def ended_with(error, ticket, started):
     surely(record, b"E", ticket, started, ended, body)
 
 
-def go_to(directory):
-    """Changes to where a map was submitted, if this host has it; returns the way back, if any."""
-    try:
-        back = os.getcwd()
-        if directory and directory != back:
-            os.chdir(directory)
-            return back
-    except OSError:
-        pass
-    return None
-
-
-def run_tasks(first, number, inputs):
-    """Runs a batch of one map's tasks: tickets first, first + 1, ..."""
-    global running
-    definition = definitions[number]
-    back = go_to(definition.directory)
-    plain = not definition.cwd and not definition.env
-    ticket = first - 1
+def run_tasks(units):
+    """Runs a batch of one map's tasks, or the rest of it."""
+    global running, leaving
+    definition, inputs = definitions[units.what], units.inputs
+    is_map = definition.is_map
+    done, _ = units.state
     if shared is not None:
         report_unclaimed()
-    for arguments in inputs:
-        ticket += 1
-        token = read(TOKENS, 1)
-        if token != b"g":
-            if not token:
-                leave()
+    count = len(inputs)
+    while done < count:
+        may_begin = units.may_begin(done)
+        if not may_begin:
+            if may_begin is None:
+                leaving = True
+                return
+            done += 1
+            units.state = done, None
             continue
+        ticket = units.first + done & 0xFFFFFFFF
         started = clock()
         try:
+            units.state = done + 1, (ticket, started)
             running = True
+            arguments = inputs[done]
             if type(arguments) is Unusable:
                 raise arguments
-            run = definition.prepare() if plain else prepare_in_surroundings(definition)
-            value = run(arguments)
+            if is_map:
+                definition.enter()
+                value = definition.run(arguments)
+            else:
+                value = run_in_surroundings(definition, arguments)
             ended = clock()
             if not is_worker:
                 os._exit(0)
@@ -75,12 +60,20 @@ def run_tasks(first, number, inputs):
             running = False
         except BaseException as error:
             running = False
+            ended = started + 1
             ended_with(error, ticket, started)
         else:
             surely(record if type(body) is bytes else record_parts, kind, ticket, started, ended, body)
         value = arguments = None
-    if back:
-        os.chdir(back)
+        done += 1
+        units.state = done, None
+        try:
+            untouched = seek(1, 0, 1) == reported_out and seek(2, 0, 1) == reported_err
+        except OSError:
+            untouched = False
+        # After a fast one that is looked at alone; it may be wrong where the other file is as long.
+        if not untouched or ended - started > FAST or done == count or sys.stdout is not streams[0] or sys.stderr is not streams[1]:
+            check_streams(not is_map)
 
 
 # ---- requests of ipyparallel clients (ipython.py comes in a frame of its own before the first)
@@ -88,22 +81,20 @@ def run_tasks(first, number, inputs):
 ipython = {"__name__": "pcluster_ipython"}
 
 
-def run_request(ticket, body):
-    global running
-    (count,) = struct.unpack_from("<I", body)
-    sizes = struct.unpack_from("<%dQ" % count, body, 4)
-    offset, parts, view = 4 + 8 * count, [], memoryview(body)
-    for size in sizes:
-        parts.append(view[offset : offset + size])
-        offset += size
-    if not may_begin():
+def run_request(units):
+    global running, leaving
+    parts = units.what
+    may_begin = units.may_begin(0)
+    if not may_begin:
+        leaving = may_begin is None
         return
     report_unclaimed()
-    started = clock()
-    meta = json.loads(bytes(parts[0]))
-    if meta["method"] == "execute":  # of an application the engine says so when it takes long
-        record(b"B", ticket, started, started, b"")
+    ticket, started = units.first, clock()
     try:
+        units.state = 1, (ticket, started)
+        meta = json.loads(bytes(parts[0]))
+        if meta["method"] == "execute":  # of an application the engine says so when it takes long
+            record(b"B", ticket, started, started, b"")
         running = True
         if "buffers" in meta:
             parts += mapped(meta["buffers"])
@@ -111,14 +102,31 @@ def run_request(ticket, body):
         running = False
     except BaseException as error:
         running = False
-        content, buffers = (
-            {"status": "error", "ename": type(error).__name__, "evalue": text_of(error), "traceback": [formatted(error)]},
-            [],
-        )
+        content, buffers = failed_request(error), []
     if not is_worker:
         os._exit(0)
+    reply(ticket, started, content, buffers)
+    units.state = 1, None
+    check_streams(True)
+
+
+def failed_request(error):
+    return {"status": "error", "ename": type(error).__name__, "evalue": text_of(error), "traceback": [formatted(error)]}
+
+
+def reply(ticket, started, content, buffers):
     status = encoded({"status": content["status"], "ename": content.get("ename", "")})
     surely(record_parts, b"A", ticket, started, clock(), [status, encoded(content)] + buffers)
+
+
+def parts_of(body):
+    (count,) = struct.unpack_from("<I", body)
+    sizes = struct.unpack_from("<%dQ" % count, body, 4)
+    offset, parts, view = 4 + 8 * count, [], memoryview(body)
+    for size in sizes:
+        parts.append(view[offset : offset + size])
+        offset += size
+    return parts
 
 
 def mapped(path):
@@ -176,53 +184,90 @@ def hello():
     record(b"H", 0, clock(), clock(), facts)
 
 
-def nothing_waits(frames):
-    """Whether the next frame is still to come."""
-    os.set_blocking(FRAMES, False)
-    try:
-        return not frames.peek(1)
-    finally:
-        os.set_blocking(FRAMES, True)
+def from_json(body):
+    return json.loads(body if type(body) is bytearray else bytes(body))
 
 
-def serve():
-    frames = os.fdopen(FRAMES, "rb", buffering=1 << 16, closefd=False)
-    has_background = run_background = None
-    while True:
-        if has_background is not None and has_background() and nothing_waits(frames):
-            run_background(FRAMES)
-        head = frames.read(FRAME.size)
-        if len(head) < FRAME.size:
-            return
-        kind, ticket, length = FRAME.unpack(head)
-        body = bytearray(length)
-        if length and frames.readinto(body) < length:
-            return
-        if kind == b"T":
-            number, inputs = decoded_inputs(body)
-            run_tasks(ticket, number, inputs)
-        elif kind == b"R":
-            run_request(ticket, body)
-        elif kind == b"D":
-            number, definition = json.loads(body)
-            definitions[number] = Definition(definition["work"], definition.get("options") or {})
-        elif kind == b"F":
-            definitions.pop(json.loads(body), None)
-        elif kind == b"M":
-            share_records()
-            exec(compile(bytes(body), SELF, "exec"), ipython)
-            ipython["start"](globals())
-            has_background, run_background = ipython["has_background"], ipython["run_background"]
-        elif kind == b"S":
-            ipython["tell"](json.loads(body))
-            if greets_late:
-                hello()
-        elif kind == b"C":
-            clear()
+def step(frames):
+    """Does what the next frame says, or goes on where an exception has left off."""
+    global leaving, has_background
+    units = frames.state[2]
+    if units is not None:
+        if units.inputs is None:
+            run_request(units)
+        else:
+            run_tasks(units)
+        pieces, at, _ = frames.state
+        frames.state = pieces, at, None
+        return
+    if has_background is not None and has_background() and frames.are_all_taken():
+        ipython["run_background"](FRAMES)
+    frame = frames.next()
+    if frame is None:
+        leaving = True
+        return
+    kind, ticket, body, place = frame
+    if kind == b"T":
+        number, inputs = decoded_inputs(body if type(body) is bytearray else bytes(body))
+        frames.take(place, Units(ticket, number, inputs))
+        return
+    if kind == b"R":
+        frames.take(place, Units(ticket, parts_of(body), None))
+        return
+    if kind == b"D":
+        number, definition = from_json(body)
+        definitions[number] = Definition(definition["work"], definition.get("options") or {})
+    elif kind == b"F":
+        definitions.pop(from_json(body), None)
+    elif kind == b"M":
+        share_records()
+        exec(compile(bytes(body), SELF, "exec"), ipython)
+        ipython["start"](globals())
+        has_background = ipython["has_background"]
+    elif kind == b"S":
+        ipython["tell"](from_json(body))
+        if greets_late:
+            hello()
+    elif kind == b"C":
+        clear()
+    frames.take(place)
+
+
+def end_unfinished(units, late):
+    """A unit that has begun was left by an exception outside of it: it ends with that."""
+    done, (ticket, started) = units.state
+    error = late or KeyboardInterrupt()
+    if units.inputs is None:
+        reply(ticket, started, failed_request(error), [])
+    else:
+        ended_with(error, ticket, started)
+    units.state = done, None
+
+
+has_background = None
+
+
+def serve(frames):
+    """Whatever user code has left behind (a signal handler, an asynchronous exception) ends nothing here."""
+    global running
+    late = None
+    while not leaving:
+        try:
+            running = False
+            units = frames.state[2]
+            if units is not None and units.state[1] is not None:
+                end_unfinished(units, late)
+            step(frames)
+        except BrokenPipeError:
+            raise
+        except BaseException as error:
+            late = error
+        if not is_worker:
+            os._exit(1)
 
 
 def be_worker(*files):
-    global FRAMES, RECORDS, TOKENS, STDOUT, STDERR
+    global FRAMES, RECORDS, TOKENS, STDOUT, STDERR, token_reads, home
     FRAMES, RECORDS, TOKENS, STDOUT, STDERR = files
     os.dup2(STDOUT, 1)
     os.dup2(STDERR, 2)
@@ -233,10 +278,38 @@ def be_worker(*files):
     os.register_at_fork(after_in_child=forked)
     sys.modules["__main__"] = main
     sys.argv[:] = [""]
+    streams[:] = sys.stdout, sys.stderr
+    token_reads = one_by_one(TOKENS, 1)
+    home = os.open(".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    frames = Frames(FRAMES)
     try:
         if not greets_late:
             hello()
-        serve()
+        while not leaving:
+            try:
+                serve(frames)
+            except BrokenPipeError:
+                raise
+            except BaseException:
+                pass
         finish_records()
     except BrokenPipeError:
-        pass  # the engine is gone
+        return  # the engine is gone
+    leave()
+
+
+def leave():
+    """Ends as Python does; but what the interpreter had before it forked is not taken apart, which would take longer than the rest."""
+    if "threading" in sys.modules:
+        sys.modules["threading"]._shutdown()
+    atexit._run_exitfuncs()
+    flush()
+    for it in gc.get_objects():
+        if isinstance(it, io.IOBase):
+            try:
+                it.flush()
+            except Exception:
+                pass
+        elif hasattr(type(it), "__del__") and getattr(it, "gi_frame", it) is not None:
+            return
+    os._exit(0)

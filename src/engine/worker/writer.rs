@@ -4,7 +4,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use std::collections::VecDeque;
 use std::fs::File;
 use std::io::{self, IoSlice, Write};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, mpsc};
 
@@ -15,19 +15,22 @@ pub struct FrameWriter {
     pipe: File,
     /// Pieces that the thread has not written: what comes next must wait behind them.
     waiting: Arc<AtomicUsize>,
-    rest: mpsc::Sender<VecDeque<Bytes>>,
+    /// To the thread, which is there when it is first needed.
+    rest: Option<mpsc::Sender<VecDeque<Bytes>>>,
 }
 
 impl FrameWriter {
     /// Over the writing end of a pipe that does not block.
-    pub fn new(pipe: File) -> io::Result<FrameWriter> {
-        let (rest, to_write) = mpsc::channel();
-        let waiting = Arc::new(AtomicUsize::new(0));
-        let (mut end, count) = (pipe.try_clone()?, waiting.clone());
-        std::thread::Builder::new()
-            .name("worker-writer".into())
-            .spawn(move || write_rest(&mut end, &to_write, &count))?;
-        Ok(FrameWriter { pipe, waiting, rest })
+    pub fn new(pipe: File) -> FrameWriter {
+        FrameWriter {
+            pipe,
+            waiting: Arc::new(AtomicUsize::new(0)),
+            rest: None,
+        }
+    }
+
+    pub fn pipe(&self) -> BorrowedFd<'_> {
+        self.pipe.as_fd()
     }
 
     pub fn send(&mut self, frames: Vec<Bytes>) {
@@ -37,17 +40,40 @@ impl FrameWriter {
             return;
         }
         self.waiting.fetch_add(1, Ordering::AcqRel);
-        let _ = self.rest.send(frames);
+        if self.rest.is_none() {
+            self.rest = self.start().ok();
+        }
+        match &self.rest {
+            Some(rest) => drop(rest.send(frames)),
+            // Without a thread (the system has no more) the engine waits.
+            None => {
+                write_all(&mut self.pipe, frames);
+                self.waiting.fetch_sub(1, Ordering::AcqRel);
+            }
+        }
+    }
+
+    fn start(&self) -> io::Result<mpsc::Sender<VecDeque<Bytes>>> {
+        let (rest, to_write) = mpsc::channel();
+        let (mut end, count) = (self.pipe.try_clone()?, self.waiting.clone());
+        std::thread::Builder::new()
+            .name("worker-writer".into())
+            .spawn(move || write_rest(&mut end, &to_write, &count))?;
+        Ok(rest)
     }
 }
 
 fn write_rest(pipe: &mut File, rest: &mpsc::Receiver<VecDeque<Bytes>>, waiting: &AtomicUsize) {
-    for mut frames in rest {
-        while let Ok(false) = write(pipe, &mut frames) {
-            let mut room = [PollFd::new(pipe.as_fd(), PollFlags::POLLOUT)];
-            let _ = poll(&mut room, PollTimeout::NONE);
-        }
+    for frames in rest {
+        write_all(pipe, frames);
         waiting.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+fn write_all(pipe: &mut File, mut frames: VecDeque<Bytes>) {
+    while let Ok(false) = write(pipe, &mut frames) {
+        let mut room = [PollFd::new(pipe.as_fd(), PollFlags::POLLOUT)];
+        let _ = poll(&mut room, PollTimeout::NONE);
     }
 }
 
@@ -92,7 +118,7 @@ mod tests {
     fn what_a_pipe_does_not_take_follows_in_order() {
         let (from, to) = nix::unistd::pipe2(OFlag::O_CLOEXEC).unwrap();
         nix::fcntl::fcntl(to.as_fd(), nix::fcntl::FcntlArg::F_SETFL(OFlag::O_NONBLOCK)).unwrap();
-        let mut writer = FrameWriter::new(File::from(to)).unwrap();
+        let mut writer = FrameWriter::new(File::from(to));
         let piece = |i: u32| Bytes::from(vec![i as u8; 50_000 + i as usize]);
         for i in (0..40).step_by(2) {
             writer.send(vec![piece(i), Bytes::new(), piece(i + 1)]);

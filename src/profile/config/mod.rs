@@ -12,9 +12,10 @@ mod sections;
 pub use sections::{ControllerConfig, Durability, EngineConfig, EngineKind, LauncherConfig, TASK_SCHEMES};
 
 use super::ProfileDir;
-use super::error::{ConfigError, of_setting, of_yaml};
+use super::error::{ConfigError, of_setting, of_yaml, shortened};
 use serde::{Deserialize, Serialize};
 use serde_yaml::{Mapping, Value};
+use std::path::PathBuf;
 
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -45,6 +46,12 @@ impl Config {
 
     /// From a text instead of a file.
     pub fn parse(text: &str, settings: &[(String, String)]) -> Result<Config, ConfigError> {
+        check_nesting(text).map_err(|message| ConfigError::Yaml {
+            path: PathBuf::new(),
+            place: None,
+            message,
+            hint: None,
+        })?;
         // A file of comments alone is null to YAML.
         let config = serde_yaml::from_str::<Option<Config>>(text)
             .map_err(|e| of_yaml(text, &e))?
@@ -52,6 +59,11 @@ impl Config {
         let mut tree = serde_yaml::to_value(&config).map_err(|e| of_yaml(text, &e))?;
         let mut config = config;
         for (key, value) in settings {
+            check_nesting(value).map_err(|message| ConfigError::Setting {
+                setting: shortened(&format!("{key}={value}"), 0),
+                message,
+                hint: None,
+            })?;
             let parsed: Value = serde_yaml::from_str(value).map_err(|e| of_setting(key, value, &e))?;
             set(&mut tree, key, parsed);
             config = serde_yaml::from_value(tree.clone()).map_err(|e| of_setting(key, value, &e))?;
@@ -69,6 +81,29 @@ impl Config {
         }
         Ok(self)
     }
+}
+
+/// No configuration is nested so deep, and YAML parsers do not stand what is: they need time, or stack, without bounds.
+const MAX_DEPTH: usize = 100;
+
+/// Counts brackets, those in texts too, and the dashes and question marks that begin a line.
+fn check_nesting(text: &str) -> Result<(), String> {
+    let mut depth = 0usize;
+    for (number, line) in text.lines().enumerate() {
+        let mut markers = line.bytes().take_while(|b| b" -?".contains(b)).filter(|b| *b != b' ').count();
+        for byte in line.bytes() {
+            match byte {
+                b'[' | b'{' => depth += 1,
+                b']' | b'}' => depth = depth.saturating_sub(1),
+                _ => continue,
+            }
+            markers = markers.max(depth);
+        }
+        if markers > MAX_DEPTH {
+            return Err(format!("line {} is nested in more than {MAX_DEPTH} levels", number + 1));
+        }
+    }
+    Ok(())
 }
 
 /// Puts a value at a key spelled with points; what is missing on the way is made, to be refused with the whole.

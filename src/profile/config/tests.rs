@@ -232,3 +232,28 @@ fn amounts_of_batch_systems_are_read_with_their_units() {
     hint: known here: queue, account, qos, walltime, kill_wait_s, memory, cpus, gpus, nodes, constraint, parallel_environment, reservation, mail_user, mail_type, directives, modules, before, env, engines_per_job, start, template
     ");
 }
+
+#[test]
+fn what_is_nested_without_end_is_an_error_at_once() {
+    let deep = 100_000;
+    for text in [
+        "[".repeat(deep),
+        format!("controller: {{ip: {}{}}}", "[".repeat(deep), "]".repeat(deep)),
+        format!("engine: {{env: {}", "{a: ".repeat(deep)),
+        format!("launchers:\n  ssh:\n    hosts:\n      {}", "- ".repeat(deep)),
+        "? ".repeat(deep),
+    ] {
+        let error = Config::parse(&text, &[]).unwrap_err().to_string();
+        assert!(
+            error.contains("more than 100 levels") && error.len() < 200,
+            "{}",
+            &error[..200.min(error.len())]
+        );
+    }
+    let setting = ("engine.env".to_string(), "[".repeat(deep));
+    let error = Config::parse("", &[setting]).unwrap_err().to_string();
+    assert!(error.contains("more than 100 levels") && error.len() < 300, "{}", &error[..200]);
+    // A long line is shown as far as it matters.
+    let error = Config::parse(&format!("controller: {{hwm: x, ip: \"{}\"}}", "y".repeat(deep)), &[]).unwrap_err();
+    assert!(error.to_string().len() < 400);
+}

@@ -205,7 +205,7 @@ pub struct Unregister {
 // ---- controller to engine
 
 pub const REGISTERED: &str = "engine_registration_reply";
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Registered {
     /// `ok`, or `error` with the reason in `evalue`.
     pub status: String,

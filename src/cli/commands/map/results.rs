@@ -3,7 +3,7 @@ use super::reduce::Values;
 use crate::cli::CommandError;
 use crate::cli::progress::Progress;
 use crate::cli::values::sink::Sink;
-use crate::cli::values::{Format, Style};
+use crate::cli::values::{Format, Style, lone_pickle, value_line};
 use crate::model::task::TaskRow;
 use std::path::PathBuf;
 
@@ -21,7 +21,7 @@ pub struct ResultOptions {
     #[arg(long, conflicts_with_all = ["output", "format"])]
     pub no_output: bool,
     /// Fold the values, in input order, with a function of two values that is associative; print the one that is left
-    #[arg(long, value_name = "FN", conflicts_with_all = ["format", "detach"])]
+    #[arg(long, value_name = "FN", conflicts_with = "detach")]
     pub reduce: Option<String>,
     /// With --reduce: leave out the tasks that failed
     #[arg(long, requires = "reduce")]
@@ -40,6 +40,9 @@ pub struct Results {
 impl Results {
     /// Opens where they go, before anything is submitted.
     pub fn open(options: &ResultOptions, command: bool, json: bool, terminal: bool) -> Result<Results, CommandError> {
+        if options.reduce.is_some() && options.format == Some(Format::Csv) {
+            return Err(CommandError::usage("--reduce leaves one value, which makes no table").hint("--format jsonl or --format pickle"));
+        }
         let style = Style::of(options.format, command, json && options.reduce.is_none());
         let sink = Sink::open(options.output.as_deref(), options.no_output)?;
         if matches!(style, Style::Pickle { .. }) && sink.is_stdout() && terminal {
@@ -83,6 +86,16 @@ impl Results {
             })
         };
         if aside { progress.aside(write) } else { write() }
+    }
+
+    /// What the values were folded to.
+    pub fn write_reduced(mut self, row: &TaskRow) -> Result<(), CommandError> {
+        let style = self.style;
+        self.sink.write(|out| match style {
+            Style::Pickle { .. } => lone_pickle(row, out),
+            _ => writeln!(out, "{}", value_line(row)),
+        })?;
+        self.sink.finish()
     }
 
     pub fn end(mut self) -> Result<(), CommandError> {

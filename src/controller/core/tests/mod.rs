@@ -4,6 +4,7 @@ mod ahead;
 mod askers;
 mod hub;
 mod life;
+mod malformed;
 mod orders;
 mod requests;
 mod retention;

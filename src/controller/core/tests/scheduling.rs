@@ -386,6 +386,71 @@ fn a_task_that_kills_its_engines_at_once_is_not_tried_for_ever() {
     );
 }
 
+#[test]
+fn a_map_whose_client_died_while_it_sent_inputs_is_closed_and_ends_as_failed() {
+    let mut w = World::new();
+    w.register("a");
+    let map = w.open_map(MapOptions::default());
+    w.inputs(map, 0, 3, false);
+    let outcome = w.ok();
+    while w.finish_one("a", outcome.clone()).is_some() {}
+    let follower = w.submit(
+        1,
+        MapOptions {
+            after: Some(map),
+            ..MapOptions::default()
+        },
+    );
+    // A client without inputs says that it is there.
+    for _ in 0..10 {
+        w.pass(Duration::from_secs(30));
+        w.inputs(map, 3, 0, false);
+        w.engine_says("a", tell::HEARTBEAT, &serde_json::json!({}));
+    }
+    assert!(w.ledger.completed.is_empty());
+    w.restart();
+    w.pass(Duration::from_secs(49));
+    assert!(w.ledger.completed.is_empty(), "its time counts from the start of this controller");
+    w.pass(Duration::from_secs(2));
+    assert_eq!(w.ledger.completed, [map, follower]);
+    assert_eq!((w.state(map, 2), w.state(map, 3)), (TaskState::Ok, TaskState::Aborted));
+    assert_eq!(w.state(follower, 0), TaskState::Aborted);
+    // The client was only stopped, and goes on.
+    w.inputs(map, 3, 1, true);
+    assert_eq!(w.reply()["ename"], "NoSuchMap");
+    w.assert_all_done();
+}
+
+#[test]
+fn a_client_that_goes_on_after_its_map_was_closed_is_told_also_by_another_controller() {
+    let mut w = World::new();
+    w.register("a");
+    let map = w.open_map(MapOptions::default());
+    w.inputs(map, 0, 3, false);
+    w.register("b");
+    for _ in 0..8 {
+        w.pass(Duration::from_secs(8));
+        for name in ["a", "b"] {
+            w.engine_says(name, tell::HEARTBEAT, &serde_json::json!({}));
+        }
+    }
+    for restarted in [false, true] {
+        if restarted {
+            w.restart();
+        }
+        // One more input would be as many as are counted.
+        w.inputs(map, 3, 1, true);
+        assert_eq!(w.reply()["ename"], "MapClosed", "restarted: {restarted}");
+    }
+    for name in ["a", "b"] {
+        w.register(name);
+        let outcome = w.ok();
+        while w.finish_one(name, outcome.clone()).is_some() {}
+    }
+    assert_eq!((w.ledger.completed.len(), w.state(map, 0)), (1, TaskState::Ok));
+    w.assert_all_done();
+}
+
 fn available(w: &mut World, name: &str, reason: Option<&str>) {
     let reason = reason.map(String::from);
     w.engine_says(name, tell::AVAILABILITY, &tell::Availability { reason });

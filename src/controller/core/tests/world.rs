@@ -7,7 +7,7 @@ use super::serving::Serving;
 use crate::model::change::{Change, Purge, Reply, Request};
 use crate::model::definition::{CallSource, MapDefinition, MapOptions, Work};
 use crate::model::engine::EngineFacts;
-use crate::model::task::{Counts, Outcome, TaskState};
+use crate::model::task::{Counts, INPUTS_MISSING, Outcome, TaskState};
 use crate::model::{EngineId, EngineUuid, MapId, TaskId, UnixTime};
 use crate::profile::config::ControllerConfig;
 use crate::wire::content::client as say;
@@ -42,6 +42,7 @@ pub struct Ledger {
     sent: BTreeMap<TaskId, Request>,
     replies: BTreeMap<TaskId, Reply>,
     pub owed: BTreeSet<TaskId>,
+    abandoned: HashSet<MapId>,
     /// Replies that were written to their connections: noted in a file in that moment.
     pub delivered: HashSet<TaskId>,
     engines: BTreeMap<EngineId, EngineFacts>,
@@ -126,6 +127,7 @@ impl Ledger {
                 definition: map.definition.clone(),
                 key: map.key.clone(),
                 closed: map.closed,
+                abandoned: self.abandoned.contains(id),
                 counts,
                 tasks: tasks().filter(|(_, (state, _))| !state.is_done()).map(found).collect(),
             });
@@ -292,7 +294,19 @@ impl Ledger {
                 }
             }
             Change::TaskBegun { task, run, .. } => self.go(*task, TaskState::Running, *run),
-            Change::TaskFinished { task, run, outcome, .. } => {
+            Change::TaskFinished {
+                task,
+                run,
+                outcome,
+                engine,
+            } => {
+                if outcome.error.as_ref().is_some_and(|error| error.ename == INPUTS_MISSING) {
+                    self.abandoned.insert(task.map);
+                }
+                assert!(outcome.status.is_done(), "{task} ends as {}", outcome.status);
+                if let Some(engine) = engine {
+                    assert_eq!(self.places.get(task), Some(engine), "{task} ends where it is");
+                }
                 self.story.push(format!("{task} run {run} finished {}", outcome.status));
                 self.go(*task, outcome.status, *run);
                 *self.finished.entry(*task).or_default() += 1;
@@ -363,6 +377,8 @@ pub struct World {
     given: Vec<TaskId>,
     /// The connections of ipyparallel clients; none where a test plays their part and that of the engines.
     pub connected: Option<HashSet<(ClientChannel, Bytes)>>,
+    /// What is said to engines that are not played here.
+    pub heard: Vec<(String, Message)>,
     /// What happens when all of an event's effects are carried out.
     pub next: VecDeque<Event>,
 }
@@ -396,6 +412,7 @@ impl World {
             answers: Vec::new(),
             given: Vec::new(),
             connected: None,
+            heard: Vec::new(),
             next: VecDeque::new(),
             now: Duration::ZERO,
             ledger: Ledger::default(),
@@ -515,6 +532,9 @@ impl World {
     }
 
     fn engine_hears(&mut self, name: &str, message: &Message) {
+        if !self.engines.contains_key(name) {
+            self.heard.push((name.to_string(), message.clone()));
+        }
         // What is sent to a dead engine is lost.
         let Some(engine) = self.engines.get_mut(name).filter(|e| !e.cut) else {
             return;
