@@ -1,7 +1,8 @@
 //! Where a map's inputs come from, and what each becomes: one JSON text a task.
 //!
 //! For a function an input is a JSON list (positional arguments) or object (keyword arguments); for a command a list of
-//! strings. Parts: [`function`] (what to run), [`range`] (`A..B`), [`rows`] (lines, JSON lines, CSV), here the choice between them.
+//! strings. Parts: [`function`] (what to run), [`code`] (the files that travel with it), [`range`] (`A..B`), [`rows`] (lines, JSON lines, CSV), here the choice between them.
+pub mod code;
 pub mod function;
 pub mod range;
 pub mod rows;

@@ -37,7 +37,13 @@ impl Client {
 
     /// What a task's row does not say: its map's definition, and the attempts that did not stand.
     pub async fn details(&self, task: TaskId) -> Result<DetailsReply, ClientError> {
-        self.request(DETAILS, &DetailsRequest { task }, Vec::new()).await
+        self.request(DETAILS, &DetailsRequest { task, files: false }, Vec::new()).await
+    }
+
+    /// What a map runs, and a hash of each file of its code.
+    pub async fn code(&self, map: MapId) -> Result<DetailsReply, ClientError> {
+        let task = TaskId::new(map, 0);
+        self.request(DETAILS, &DetailsRequest { task, files: true }, Vec::new()).await
     }
 
     /// Stops tasks, waiting and running.

@@ -2,7 +2,7 @@
 use super::{Client, ClientError};
 use crate::model::MapId;
 use crate::model::definition::MapDefinition;
-use crate::wire::content::client::{INPUTS, InputsReply, InputsRequest, MAP, MapReply, MapRequest, Selection};
+use crate::wire::content::client::{INPUTS, InputsReply, InputsRequest, MAP, MapReply, MapRequest, Selection, UNKNOWN_BUNDLE};
 use bytes::Bytes;
 use std::collections::VecDeque;
 use std::future::poll_fn;
@@ -20,6 +20,8 @@ const BATCH_INPUTS: usize = 5_000;
 const BATCH_BYTES: usize = 1 << 20;
 /// or when no more has come for so long.
 const LINGER: Duration = Duration::from_millis(5);
+/// A bundle of more bytes is not sent to a controller that has it.
+const ASK_FIRST: usize = 256 << 10;
 /// Batches on their way at once.
 const IN_FLIGHT: usize = 3;
 /// Inputs that have been read and not yet batched, at most.
@@ -74,10 +76,33 @@ impl Client {
         let request = MapRequest {
             key,
             definition,
+            with_bundle: false,
             whole: false,
             watch: None,
         };
-        self.request(MAP, &request, Vec::new()).await
+        self.send_map(request, Vec::new(), None).await
+    }
+
+    /// A small bundle goes with its map; before a large one is sent, the controller is asked whether it has it.
+    pub(super) async fn send_map(
+        &self,
+        mut request: MapRequest,
+        mut buffers: Vec<Bytes>,
+        waits: Option<Duration>,
+    ) -> Result<MapReply, ClientError> {
+        let wait = waits.unwrap_or_default();
+        let bundle = request.definition.bundle().and_then(|bundle| bundle.content.clone());
+        if let Some(bundle) = bundle {
+            if bundle.content.len() > ASK_FIRST {
+                match self.request_for_rows(MAP, &request, buffers.clone(), wait).await {
+                    Err(ClientError::Refused { ename, .. }) if ename == UNKNOWN_BUNDLE => {}
+                    answer => return answer,
+                }
+            }
+            request.with_bundle = true;
+            buffers.push(bundle.content.clone());
+        }
+        self.request_for_rows(MAP, &request, buffers, wait).await
     }
 
     /// Sends inputs until there are no more, then closes the map; returns how many there were. `inputs` may block: it is

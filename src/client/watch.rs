@@ -3,7 +3,7 @@ use super::{Client, ClientError};
 use crate::model::MapId;
 use crate::model::definition::MapDefinition;
 use crate::model::task::{Counts, TaskRow};
-use crate::wire::content::client::{FirstWatch, MAP, MapReply, MapRequest, WATCH, WatchReply, WatchRequest};
+use crate::wire::content::client::{FirstWatch, MapRequest, WATCH, WatchReply, WatchRequest};
 use bytes::Bytes;
 use std::time::{Duration, Instant};
 
@@ -57,6 +57,7 @@ impl Client {
         let request = MapRequest {
             key: uuid::Uuid::new_v4().simple().to_string(),
             definition,
+            with_bundle: false,
             whole: true,
             watch: Some(FirstWatch {
                 limit: AT_ONCE,
@@ -64,7 +65,7 @@ impl Client {
             }),
         };
         let buffer = Bytes::from(inputs.join(&b'\n'));
-        let reply: MapReply = self.request_for_rows(MAP, &request, vec![buffer], every).await?;
+        let reply = self.send_map(request, vec![buffer], Some(every)).await?;
         let mut watch = self.watch(reply.map, every);
         watch.first = reply.update.map(Update::from);
         Ok((reply.map, watch))

@@ -254,6 +254,7 @@ pub(super) fn restored(reader: &Reader, killed: bool) -> Result<Restored, Contro
     let state = reader.restart_state()?;
     let mut restored = Restored {
         next_map: state.next_map.0,
+        retention_clock: state.retention_clock,
         next_engine: if killed { state.next_engine.0 } else { 0 },
         ..Restored::default()
     };
@@ -295,7 +296,7 @@ pub(super) fn restored(reader: &Reader, killed: bool) -> Result<Restored, Contro
         restored.maps.push(FoundMap {
             abandoned: map.closed && is_abandoned(reader, map.map, map.counts.total)?,
             map: map.map,
-            definition: map.definition,
+            definition: reader.with_bundle(map.definition)?,
             key: map.client,
             closed: map.closed,
             counts: map.counts,

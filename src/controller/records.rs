@@ -4,12 +4,13 @@
 //! by who asks, while that thread has nothing to do. Large ones go to the threads, and so does everything after them until they are done.
 use super::core::event::{FoundMap, FoundRequest, FoundTask};
 use super::core::{Ask, Event, Expired, Query};
+use super::rescue::{self, Copy};
 use crate::db::{DbError, Reader, RequestRecord, Writer};
 use crate::model::change::{Attempt, Change};
 use crate::model::definition::Work;
 use crate::model::query::{MapQuery, TaskQuery};
 use crate::model::task::{INPUTS_MISSING, TaskRow, TaskState};
-use crate::model::{MapId, TaskId};
+use crate::model::{MapId, TaskId, UnixTime};
 use crate::wire::content::client::{self as say, Selection, ok};
 use crate::wire::content::error::ErrorContent;
 use crate::wire::message::to_json;
@@ -49,6 +50,9 @@ pub(super) struct Records {
     changes: Option<std_mpsc::Sender<Vec<Change>>>,
     queries: Option<std_mpsc::Sender<Query>>,
     threads: Vec<std::thread::JoinHandle<()>>,
+    copy: Arc<Mutex<Option<Copy>>>,
+    /// Its end ends the watch over the file.
+    watched: Option<std_mpsc::Sender<()>>,
 }
 
 /// What the threads say.
@@ -76,7 +80,13 @@ impl Records {
         let quick = writer.own_reader();
         let writer = Arc::new(Mutex::new(writer));
         let to_share = writer.clone();
+        let (watched, until) = std_mpsc::channel();
+        let (copy, to_watch) = (Arc::<Mutex<Option<Copy>>>::default(), writer.clone());
+        let copied = copy.clone();
         let threads = vec![
+            std::thread::Builder::new()
+                .name("records-watch".into())
+                .spawn(move || rescue::watch(&to_watch, &copied, &until, now))?,
             std::thread::Builder::new()
                 .name("records-write".into())
                 .spawn(move || write(&to_share, &to_write, &committed))?,
@@ -93,6 +103,8 @@ impl Records {
                 changes: Some(changes),
                 queries: Some(queries),
                 threads,
+                copy,
+                watched: Some(watched),
             },
             heard,
         ))
@@ -148,19 +160,32 @@ impl Records {
     pub(super) fn close(mut self) -> bool {
         self.changes = None;
         self.queries = None;
+        self.watched = None;
         for thread in self.threads.drain(..) {
             let _ = thread.join();
         }
-        let Records { writer, reader, .. } = self;
+        let Records { writer, reader, copy, .. } = self;
         drop(reader);
+        let orphaned = {
+            let writer = writer.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut copy = copy.lock().unwrap_or_else(PoisonError::into_inner);
+            rescue::save(&writer, &mut copy, Duration::ZERO, now);
+            rescue::orphaned_files(&writer, &copy)
+        };
         if let Some(writer) = Arc::into_inner(writer)
             && let Err(error) = writer.into_inner().unwrap_or_else(PoisonError::into_inner).close()
         {
             tracing::warn!(%error, "the database was not closed in order");
             return false;
         }
+        // What is in them is in the copy, and the next database would not be opened beside them.
+        orphaned.iter().for_each(|path| drop(std::fs::remove_file(path)));
         true
     }
+}
+
+fn now() -> UnixTime {
+    super::driver::unix_now()
 }
 
 /// About how much work a change is to write, a small change being one.
@@ -300,9 +325,10 @@ fn respond(reader: &Reader, query: &Query) -> Result<Response, DbError> {
             };
             return Ok(Response::Content(content, buffers));
         }
-        Ask::MapOf { key, request } => {
+        Ask::MapOf { key, request, bundle } => {
             let (request, map) = (request.clone(), reader.map_of_client(key)?);
-            return Ok(Response::Event(Box::new(Event::MapFound { request, map })));
+            let bundle = bundle.as_ref().map(|hash| reader.bundle(hash)).transpose()?.flatten();
+            return Ok(Response::Event(Box::new(Event::MapFound { request, map, bundle })));
         }
         Ask::Maps { maps, since, label, limit } => {
             let query = MapQuery {
@@ -331,12 +357,15 @@ fn respond(reader: &Reader, query: &Query) -> Result<Response, DbError> {
             jobs: if *list { reader.jobs()? } else { Vec::new() },
             gone: gone_since.map_or(Ok(Vec::new()), |since| reader.departures(since))?,
         }),
-        Ask::Details { task } => {
+        Ask::Details { task, files } => {
             let (definition, earlier) = (reader.map_definition(task.map)?, reader.attempts(*task)?);
+            let bundle = definition.as_ref().filter(|_| *files).and_then(|definition| definition.bundle());
+            let files = bundle.map(|named| reader.file_hashes(named)).transpose()?.unwrap_or_default();
             to_json(&say::DetailsReply {
                 status: ok(),
                 definition,
                 earlier,
+                files,
             })
         }
         Ask::Resubmit { selection } => {
@@ -412,6 +441,7 @@ fn finished_tasks(reader: &Reader, selection: &Selection) -> Result<Vec<FoundMap
     let mut found = Vec::new();
     for (map, tasks) in by_map {
         let Some(definition) = reader.map_definition(map)? else { continue };
+        let definition = reader.with_bundle(definition)?;
         let Some(row) = reader
             .maps(&MapQuery {
                 maps: vec![map],

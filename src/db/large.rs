@@ -130,7 +130,8 @@ impl Large {
             return Ok(());
         };
         let sql = "SELECT buffers FROM request WHERE typeof(buffers) = 'text' \
-                   UNION SELECT result_buffers FROM request WHERE typeof(result_buffers) = 'text'";
+                   UNION SELECT result_buffers FROM request WHERE typeof(result_buffers) = 'text' \
+                   UNION SELECT content FROM bundle WHERE typeof(content) = 'text'";
         let used: HashSet<String> = connection
             .prepare(sql)?
             .query_map([], |row| row.get(0))?

@@ -5,6 +5,7 @@
 //! `docs/database.md` tells users what is in the file. Nothing here knows a socket, a clock or the controller's core.
 mod batch;
 mod buffers;
+mod bundles;
 mod error;
 mod expired;
 mod file;
@@ -23,6 +24,7 @@ mod writer;
 
 pub use error::{DbError, DbErrorKind};
 pub use expired::Expired;
+pub use file::{note_loss, noted_loss};
 pub use large::made_directory as made_buffers_directory;
 pub use reader::Reader;
 pub use requests::RequestRecord;

@@ -20,6 +20,8 @@ pub struct RestartState {
     pub next_engine: EngineId,
     /// Maps that are not completed, those of ipyparallel clients (`Work::Client`) among them, oldest first.
     pub maps: Vec<OpenMap>,
+    /// How far the time had come by which records age; of a file without it, its newest record.
+    pub retention_clock: Option<UnixTime>,
     /// Engines that are registered and not gone.
     pub engines: Vec<RegisteredEngine>,
 }
@@ -74,12 +76,21 @@ pub struct UnfinishedRequest {
     pub request: Request,
 }
 
+fn retention_clock(connection: &Connection) -> rusqlite::Result<Option<UnixTime>> {
+    let sql = "SELECT COALESCE((SELECT CAST(value AS REAL) FROM meta WHERE key = 'retention_clock'), \
+               (SELECT max(max(submitted, COALESCE(completed, 0))) FROM map))";
+    connection
+        .query_row(sql, [], |row| row.get::<_, Option<f64>>(0))
+        .map(|clock| clock.map(UnixTime))
+}
+
 impl Reader {
     pub fn restart_state(&self) -> Result<RestartState, DbError> {
         self.read("read the state of the cluster from", |connection| {
             Ok(RestartState {
                 next_map: MapId(last_map(connection)? + 1),
                 next_engine: connection.query_row("SELECT COALESCE(max(id) + 1, 0) FROM engine", [], |row| row.get(0).map(EngineId))?,
+                retention_clock: retention_clock(connection)?,
                 maps: open_maps(connection)?,
                 engines: registered_engines(connection)?,
             })

@@ -137,7 +137,9 @@ pub fn map_row(row: &Row) -> rusqlite::Result<MapRow> {
 
 pub fn definition(row: &Row, column: usize) -> rusqlite::Result<MapDefinition> {
     let text = row.get_ref(column)?.as_str()?;
-    serde_json::from_str(text).map_err(|error| rusqlite::Error::FromSqlConversionFailure(column, rusqlite::types::Type::Text, error.into()))
+    let definition: MapDefinition = serde_json::from_str(text)
+        .map_err(|error| rusqlite::Error::FromSqlConversionFailure(column, rusqlite::types::Type::Text, error.into()))?;
+    Ok(definition.with_bundle())
 }
 
 /// `total, ok, error, aborted, timeout, lost, running, assigned` from that column on.

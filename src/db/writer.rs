@@ -5,13 +5,17 @@ use super::{DbError, Durability, Reader, file};
 use crate::model::change::Change;
 use crate::model::kept::Kept;
 use bytes::Bytes;
+use rusqlite::config::DbConfig;
 use rusqlite::{Connection, TransactionBehavior};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 pub struct Writer {
     connection: Arc<Mutex<Connection>>,
     path: PathBuf,
+    /// Device and inode of the file at its opening.
+    identity: Option<(u64, u64)>,
     /// No other connection can be opened: readers share this one.
     exclusive: bool,
     known: Known,
@@ -39,6 +43,7 @@ impl Writer {
         Ok(Writer {
             connection: Arc::new(Mutex::new(connection)),
             path: path.to_path_buf(),
+            identity: identity(path).ok(),
             exclusive,
             known,
             large,
@@ -70,6 +75,45 @@ impl Writer {
             self.known.forget();
         }
         applied.map_err(|error| DbError::sqlite("record tasks in", &self.path, &error))
+    }
+
+    /// Whether the file has been deleted or replaced: what is written goes into a file without a name, and ends with this process.
+    pub fn is_lost(&self) -> bool {
+        match (self.identity, identity(&self.path)) {
+            (Some(opened), Ok(found)) => opened != found,
+            (Some(_), Err(error)) => error.kind() == std::io::ErrorKind::NotFound,
+            (None, _) => false,
+        }
+    }
+
+    /// Writes all that is on record into another file, which is there whole or not at all.
+    pub fn rescue(&self, to: &Path) -> Result<(), DbError> {
+        let new = file::with_suffix(to, ".new");
+        let io = |error: std::io::Error| DbError::io("save the records in", to, &error);
+        let _ = std::fs::remove_file(&new);
+        std::fs::OpenOptions::new()
+            .write(true)
+            .create_new(true)
+            .mode(0o600)
+            .open(&new)
+            .map_err(io)?;
+        let connection = lock(&self.connection);
+        let saved = connection.execute("VACUUM INTO ?1", [new.to_string_lossy()]);
+        saved.map_err(|error| DbError::sqlite("save the records in", to, &error))?;
+        // Closing would remove the log of whatever is at the path now.
+        let _ = connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true);
+        std::fs::rename(&new, to).map_err(io)
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Grows with every row that is written.
+    pub fn total_changes(&self) -> i64 {
+        lock(&self.connection)
+            .query_row("SELECT total_changes()", [], |row| row.get(0))
+            .unwrap_or_default()
     }
 
     /// Whether [`Writer::tidy`] has something to do.
@@ -160,10 +204,18 @@ impl Writer {
     }
 }
 
+fn identity(path: &Path) -> std::io::Result<(u64, u64)> {
+    std::fs::metadata(path).map(|found| (found.dev(), found.ino()))
+}
+
 fn buffers_of(change: &Change) -> (&[Bytes], Option<&Kept>) {
     match change {
         Change::RequestAdded { request, .. } => (&request.buffers, Some(&request.kept)),
         Change::RequestFinished { reply, .. } => (&reply.buffers, None),
+        Change::MapAdded { definition, .. } | Change::CodeReplaced { definition, .. } => {
+            let bundle = definition.bundle().and_then(|named| named.content.as_ref());
+            (bundle.map_or(&[], |bundle| std::slice::from_ref(&bundle.content)), None)
+        }
         _ => (&[], None),
     }
 }

@@ -1,5 +1,6 @@
 //! The engine: one process, one slot. It takes tasks from the controller, feeds a Python worker or runs commands, and
 //! keeps every result until the controller says that it is on disk. User code never runs in this process.
+mod bundles;
 mod command;
 pub mod core;
 mod driver;

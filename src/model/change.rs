@@ -17,6 +17,11 @@ pub enum Change {
         client: String,
         submitted: UnixTime,
     },
+    /// Tasks of the map that are resubmitted from now on run this, with other code.
+    CodeReplaced {
+        map: MapId,
+        definition: Box<MapDefinition>,
+    },
     /// Consecutive tasks of one map, from `first` on. Each input is JSON text.
     TasksAdded {
         map: MapId,
@@ -93,6 +98,10 @@ pub enum Change {
         uuid: EngineUuid,
         at: UnixTime,
         reason: String,
+    },
+    /// How far the time has come by which records age (`controller.keep_days`).
+    RetentionClock {
+        at: UnixTime,
     },
     /// Batch jobs as somebody has seen them.
     JobsSeen {

@@ -1,7 +1,8 @@
 //! Words that every room shares: plain data, no sockets, files, clocks or randomness.
 //!
-//! Parts: [`ids`], [`time`], [`targets`], [`definition`] (what a map runs), [`task`] (states and outcomes),
+//! Parts: [`ids`], [`time`], [`targets`], [`definition`] (what a map runs), [`bundle`] (its code), [`stdlib`] (Python's modules), [`task`] (states and outcomes),
 //! [`change`] (what is to be recorded), [`kept`] (where large buffers are), [`pickled`] (values that JSON does not hold), [`query`] (what may be asked of the records), [`engine`], [`job`].
+pub mod bundle;
 pub mod change;
 pub mod definition;
 pub mod engine;
@@ -10,6 +11,7 @@ pub mod job;
 pub mod kept;
 pub mod pickled;
 pub mod query;
+pub mod stdlib;
 pub mod targets;
 pub mod task;
 pub mod time;
@@ -18,6 +20,6 @@ pub use ids::{EngineId, EngineUuid, MapId, TaskId};
 pub use time::UnixTime;
 
 /// The version of pcluster's own messages. A client or engine with another one is refused with a clear word.
-pub const PROTOCOL_VERSION: u32 = 1;
+pub const PROTOCOL_VERSION: u32 = 2;
 /// The version of this binary.
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");

@@ -19,4 +19,5 @@ mod retention;
 mod small_commands;
 mod storage;
 mod support;
+mod unavailable;
 mod workers;

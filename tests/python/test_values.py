@@ -319,8 +319,10 @@ class ValuesTest(unittest.TestCase):
         pickled = [base64.b64encode(record.parts()[2]).decode() for record in self.worker.call(2, [1], [2])]
         fresh = Worker()
         self.addCleanup(fresh.close)
-        work = {"kind": "call", "from": {"file": {"name": "shapes_of_map.py", "text": shapes}}, "function": "f"}
-        fresh.define_file(1, "def f(a, b): return a.n + b.n", reduces={"map": 7, "work": work})
+        # The client has put both into one bundle.
+        fresh.define_file(1, "def f(a, b): return a.n + b.n", reduces={"map": 7, "work": {}})
+        with open(os.path.join(fresh.bundles[-1].name, "shapes_of_map.py"), "w") as file:
+            file.write(shapes)
         (record,) = fresh.call(1, [["7.0", None, pickled[0]], ["7.1", None, pickled[1]]])
         self.assertEqual(record.json(), 3, record.body)
 

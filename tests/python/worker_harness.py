@@ -14,7 +14,7 @@ FRAME = struct.Struct("<cxxxIQ")
 RECORD = struct.Struct("<cBxxIQdd")
 
 
-PARTS = ("state.py", "records.py", "values.py", "code.py", "frames.py", "streams.py", "worker.py", "interpreter.py")
+PARTS = ("state.py", "records.py", "values.py", "bundle.py", "code.py", "frames.py", "streams.py", "worker.py", "interpreter.py")
 
 
 def script():
@@ -82,6 +82,7 @@ class Worker:
             os.close(fd)
         self.reader = os.fdopen(self.records, "rb")
         self.next = 0
+        self.bundles = []
         self.hello = self.record()
 
     def frame(self, kind, ticket, body):
@@ -97,11 +98,21 @@ class Worker:
         kind, flags, ticket, length, started, ended = RECORD.unpack(head)
         return Record(kind, flags, ticket, started, ended, self.reader.read(length))
 
-    def define(self, number, work, **options):
-        self.frame(b"D", 0, json.dumps([number, {"work": work, "options": options}]).encode())
+    def define(self, number, work, place=None, **options):
+        self.frame(b"D", 0, json.dumps([number, {"work": work, "options": options}, place]).encode())
 
     def define_file(self, number, text, function="f", name="shipped.py", **options):
-        self.define(number, {"kind": "call", "from": {"file": {"name": name, "text": text}}, "function": function}, **options)
+        """A bundle of one file, as the engine would have written it."""
+        directory = tempfile.TemporaryDirectory()
+        self.bundles.append(directory)
+        entry = os.path.basename(name)
+        if entry[:-3] in getattr(sys, "stdlib_module_names", ["json"]):
+            entry = "pcluster_" + entry
+        with open(os.path.join(directory.name, entry), "w") as file:
+            file.write(text)
+        named = {"hash": "", "name": name, "entry": entry, "origin": "", "moved": {entry: name}}
+        work = {"kind": "call", "from": {"bundle": named}, "function": function}
+        self.define(number, work, {"directory": directory.name}, **options)
 
     def tasks(self, number, inputs, tokens=None):
         """Sends tasks, by default with a "go" for each; returns the first ticket."""
@@ -127,6 +138,8 @@ class Worker:
 
     def close(self):
         self.control.close()
+        for bundle in self.bundles:
+            bundle.cleanup()
         for fd in (self.frames, self.tokens):
             try:
                 os.close(fd)

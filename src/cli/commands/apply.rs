@@ -1,6 +1,7 @@
 //! `pcluster apply`: one call of a function, or one run of a command, on each of some engines.
 pub mod on_engines;
 
+use crate::cli::inputs::code::CodeArgs;
 use crate::cli::inputs::function;
 use crate::cli::{CommandError, Context, Exit};
 use crate::model::definition::Work;
@@ -9,7 +10,7 @@ use serde_json::value::RawValue;
 
 /// Call a Python function once on each engine
 ///
-/// FN is file.py:function (the file's text travels to the engines) or package.module:function (imported there).
+/// FN is file.py:function (the file and the modules beside it that it imports travel to the engines) or package.module:function (imported there).
 /// Each ARG is JSON, or else a string. Or give a command after two dashes.
 /// What each engine prints and returns is shown with its number in front: [0] …
 #[derive(Debug, clap::Args)]
@@ -32,11 +33,13 @@ pub struct Args {
     command: Vec<String>,
     #[command(flatten)]
     engines: EngineOptions,
+    #[command(flatten)]
+    code: CodeArgs,
 }
 
 pub fn run(args: Args, context: &Context) -> Result<Exit, CommandError> {
     let (work, input) = match (&args.function, args.command.is_empty()) {
-        (Some(spec), true) => (function::work(spec)?, input(&args)?),
+        (Some(spec), true) => (function::work(spec, &args.code)?, input(&args)?),
         (None, false) => (Work::Command { argv: args.command }, "[]".to_string()),
         (None, true) => return Err(CommandError::usage("no function is given").hint("pcluster apply file.py:function 'an argument' 5")),
         (Some(word), false) => {

@@ -30,6 +30,7 @@ pub fn run(args: Args, context: &Context) -> Result<Exit, CommandError> {
     let work = Work::Execute {
         code,
         filename: filename.into(),
+        bundle: None,
     };
     match on_engines::run(context, &args.engines, work, |engines| vec!["[]".into(); engines.len()])? {
         Some(answers) => answers.show(context, Show::NotNone),

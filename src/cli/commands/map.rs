@@ -10,6 +10,7 @@ pub mod reduce;
 pub mod report;
 pub mod results;
 
+use crate::cli::inputs::code::CodeArgs;
 use crate::cli::inputs::{InputArgs, Inputs, Shape, Texts, function};
 use crate::cli::progress::Progress;
 use crate::cli::{CommandError, Context, Exit, output};
@@ -29,7 +30,7 @@ use std::time::Instant;
 
 /// Run a Python function or a command on every input
 ///
-/// FN is file.py:function (the file's text travels to the engines) or package.module:function (imported there).
+/// FN is file.py:function (the file and the modules beside it that it imports travel to the engines) or package.module:function (imported there).
 /// A command stands after two dashes instead; {} in it is the input, {1} {2} are its columns.
 /// INPUTS is a file with one input a line (empty lines are passed over), or - for stdin.
 ///
@@ -58,6 +59,8 @@ pub struct Args {
     inputs: InputArgs,
     #[command(flatten)]
     tasks: TaskOptions,
+    #[command(flatten)]
+    code: CodeArgs,
     #[command(flatten)]
     results: ResultOptions,
     /// Without a running cluster: start one of N engines for this map, and stop it after
@@ -98,7 +101,7 @@ struct Plan {
 impl Plan {
     fn of(args: &Args) -> Result<Plan, CommandError> {
         let (work, file) = match (args.command.is_empty(), &args.first, &args.second) {
-            (true, Some(spec), file) => (function::work(spec)?, file),
+            (true, Some(spec), file) => (function::work(spec, &args.code)?, file),
             (true, None, _) => {
                 return Err(CommandError::usage("no function and no command is given")
                     .hint("pcluster map file.py:function inputs.txt")
@@ -116,7 +119,11 @@ impl Plan {
                 file,
             ),
         };
-        let reduce = args.results.reduce.as_deref().map(function::work).transpose()?;
+        let reduce = args.results.reduce.as_deref();
+        let reduce = reduce
+            .map(|spec| function::work(spec, &reduce::code_of(spec, &args.code)))
+            .transpose()?
+            .map(|function| reduce::bring_code(function, &work));
         let shape = match &work {
             Work::Command { .. } if reduce.is_some() => {
                 return Err(CommandError::usage(

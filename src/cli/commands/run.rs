@@ -1,12 +1,12 @@
 //! `pcluster run`: a Python script in the engines' namespaces.
 use super::apply::on_engines::{self, EngineOptions, Show};
-use crate::cli::inputs::function::source;
+use crate::cli::inputs::code::CodeArgs;
+use crate::cli::inputs::function;
 use crate::cli::{CommandError, Context, Exit};
-use crate::model::definition::Work;
 
 /// Run a Python script in each engine's namespace
 ///
-/// The script's text travels to the engines. What each prints is shown with its number in front: [0] …
+/// The script and the modules beside it that it imports travel to the engines. What each prints is shown with its number in front: [0] …
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// The script
@@ -14,13 +14,12 @@ pub struct Args {
     script: String,
     #[command(flatten)]
     engines: EngineOptions,
+    #[command(flatten)]
+    code: CodeArgs,
 }
 
 pub fn run(args: Args, context: &Context) -> Result<Exit, CommandError> {
-    let work = Work::Execute {
-        code: source(&args.script)?,
-        filename: args.script,
-    };
+    let work = function::script(&args.script, &args.code)?;
     match on_engines::run(context, &args.engines, work, |engines| vec!["[]".into(); engines.len()])? {
         Some(answers) => answers.show(context, Show::Never),
         None => Ok(Exit::Interrupted),

@@ -1,16 +1,18 @@
 //! What to run, as it is typed: `file.py:function` or `package.module:function`.
+use super::code::{self, CodeArgs};
 use crate::cli::CommandError;
 use crate::model::definition::{CallSource, Work};
+use bytes::Bytes;
 use std::path::Path;
 
 /// A larger source file is taken for a mistake.
 const MOST_BYTES: u64 = 32 << 20;
 
-/// Reads a function's name and, for a file, its text.
-pub fn work(spec: &str) -> Result<Work, CommandError> {
+/// Reads a function's name and, for a file, all the code that travels.
+pub fn work(spec: &str, code: &CodeArgs) -> Result<Work, CommandError> {
     let (from, function) = split(spec)?;
     let from = if is_file(from) {
-        let text = source(from).map_err(|error| {
+        let source = source(from).map_err(|error| {
             let module = from
                 .strip_suffix(".py")
                 .map(|stem| stem.replace('/', "."))
@@ -22,11 +24,20 @@ pub fn work(spec: &str) -> Result<Work, CommandError> {
                 _ => error,
             }
         })?;
+        let text = String::from_utf8_lossy(&source);
         if !may_define(&text, function) {
             return Err(unknown_function(from, &text, function));
         }
-        CallSource::File { name: from.into(), text }
+        drop(text);
+        CallSource::Bundle(Box::new(code::bundle(from, source, &code.with)?))
     } else if is_dotted_name(from) {
+        if !code.with.is_empty() {
+            return Err(
+                CommandError::usage(format!("--with sends files along with a Python file, and {from} is a module")).hint(format!(
+                    "a module that the engines can import needs none; of your own files give one: file.py:{function}"
+                )),
+            );
+        }
         CallSource::Module { module: from.into() }
     } else {
         return Err(
@@ -96,8 +107,17 @@ pub fn is_name(text: &str) -> bool {
     characters.next().is_some_and(|c| c.is_alphabetic() || c == '_') && characters.all(|c| c.is_alphanumeric() || c == '_')
 }
 
-/// The text of a Python file.
-pub fn source(file: &str) -> Result<String, CommandError> {
+/// A Python script as work for the engines' namespaces.
+pub fn script(file: &str, code: &CodeArgs) -> Result<Work, CommandError> {
+    Ok(Work::Execute {
+        code: String::new(),
+        filename: file.into(),
+        bundle: Some(Box::new(code::bundle(file, source(file)?, &code.with)?)),
+    })
+}
+
+/// The bytes of a Python file, in an encoding that Python will read.
+pub fn source(file: &str) -> Result<Bytes, CommandError> {
     let path = Path::new(file);
     let cannot = |why: String| CommandError::usage(format!("cannot read the Python file {file}: {why}"));
     let facts = std::fs::metadata(path).map_err(|error| match error.kind() {
@@ -119,15 +139,14 @@ pub fn source(file: &str) -> Result<String, CommandError> {
         );
     }
     let bytes = std::fs::read(path).map_err(|e| cannot(e.to_string()))?;
-    let text = String::from_utf8(bytes).map_err(|e| {
-        let good = e.utf8_error().valid_up_to();
-        let line = e.as_bytes()[..good].iter().filter(|b| **b == b'\n').count() + 1;
-        cannot(format!("line {line} is not UTF-8 text")).hint("save the file as UTF-8")
-    })?;
-    Ok(match text.strip_prefix('\u{feff}') {
-        Some(rest) => rest.to_string(),
-        None => text,
-    })
+    match std::str::from_utf8(&bytes) {
+        Err(error) if code::declared_encoding(&bytes).is_none() => {
+            let line = bytes[..error.valid_up_to()].iter().filter(|b| **b == b'\n').count() + 1;
+            Err(cannot(format!("line {line} is not UTF-8 text"))
+                .hint("save the file as UTF-8, or name its encoding in its first line: # coding: latin-1"))
+        }
+        _ => Ok(bytes.into()),
+    }
 }
 
 /// False only when the text can surely not define the name: the word does not occur, nor anything that makes names unseen.
@@ -201,29 +220,30 @@ mod tests {
     }
 
     fn fails(spec: &str) -> String {
-        let error = work(spec).unwrap_err();
+        let error = work(spec, &CodeArgs::default()).unwrap_err();
         assert_eq!(error.kind.code(), 2);
         error.render(false)
     }
 
     #[test]
     fn a_file_travels_and_a_module_is_named() {
-        let (_dir, path) = file(b"\xef\xbb\xbfdef f(x):\n    return x\n");
-        let Work::Call {
-            from: CallSource::File { name, text },
-            function,
-        } = work(&format!("{path}:f")).unwrap()
-        else {
-            panic!()
-        };
-        assert_eq!((name, text.as_str(), function.as_str()), (path, "def f(x):\n    return x\n", "f"));
-        let Work::Call { from, function } = work("os.path:basename").unwrap() else {
-            panic!()
-        };
-        assert_eq!(
-            (from, function.as_str()),
-            (CallSource::Module { module: "os.path".into() }, "basename")
-        );
+        let (_dir, path) = file(b"def f(x):\n    return x\n");
+        let work = |spec: &str| work(spec, &CodeArgs::default()).unwrap();
+        let call = work(&format!("{path}:f"));
+        let bundle = call.bundle().unwrap();
+        assert_eq!((bundle.name.as_str(), bundle.entry.as_str()), (path.as_str(), "jobs.py"));
+        assert_eq!(call.default_name(), format!("{path}:f"));
+        let module = work("os.path:basename");
+        assert_eq!((module.bundle(), module.default_name().as_str()), (None, "os.path:basename"));
+    }
+
+    #[test]
+    fn the_bytes_travel_in_whatever_encoding_they_are() {
+        let latin = b"# -*- coding: latin-1 -*-\ndef f(x):\n    return '\xe9'\n";
+        let (_dir, path) = file(latin);
+        let call = work(&format!("{path}:f"), &CodeArgs::default()).unwrap();
+        let files = call.bundle().unwrap().content.as_ref().unwrap().files().unwrap();
+        assert_eq!(files[0].content, latin.as_slice());
     }
 
     #[test]
@@ -251,7 +271,7 @@ mod tests {
             "class f:\n  pass\n",
         ] {
             let (_dir, path) = file(text.as_bytes());
-            assert!(work(&format!("{path}:f.g")).is_ok(), "{text}");
+            assert!(work(&format!("{path}:f.g"), &CodeArgs::default()).is_ok(), "{text}");
         }
     }
 

@@ -74,9 +74,17 @@ impl Core {
                 return true;
             }
             let is_command = map.is_command();
-            let least = self.engines.least_loaded(is_command);
-            let Some((engine, load)) = least.map(|(uuid, e)| (uuid.clone(), e.load())) else {
+            let limit = map.definition.options.timeout_s;
+            let Some(least) = self.engines.least_loaded(is_command) else {
                 return false;
+            };
+            let in_time = match least.1.has_time_for(limit, self.now.unix) {
+                true => Some(least),
+                false => self.engines.least_loaded_of(is_command, |e| e.has_time_for(limit, self.now.unix)),
+            };
+            // Other maps may have shorter tasks.
+            let Some((engine, load)) = in_time.map(|(uuid, e)| (uuid.clone(), e.load())) else {
+                return true;
             };
             // Refill at half, so that tasks travel in batches.
             if load > depth / 2 || load >= depth {
@@ -171,6 +179,9 @@ impl Core {
         {
             map.known_by.push(engine.clone());
             let definition = map.definition.clone();
+            if let Some(bundle) = definition.bundle() {
+                self.send_bundle(engine, bundle);
+            }
             if joined {
                 return Some(definition);
             }

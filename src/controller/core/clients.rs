@@ -26,7 +26,7 @@ pub(super) struct Asked {
 }
 
 impl Asked {
-    fn of(message: &Message) -> Asked {
+    pub(super) fn of(message: &Message) -> Asked {
         Asked {
             client: message.sender(),
             parent: message.header_json.clone(),
@@ -55,7 +55,15 @@ impl Core {
                 );
             }),
             say::TASKS => read(&message).map(|r: say::TasksRequest| self.query(&asked, Ask::Tasks { query: Box::new(r.query) })),
-            say::DETAILS => read(&message).map(|r: say::DetailsRequest| self.query(&asked, Ask::Details { task: r.task })),
+            say::DETAILS => read(&message).map(|r: say::DetailsRequest| {
+                self.query(
+                    &asked,
+                    Ask::Details {
+                        task: r.task,
+                        files: r.files,
+                    },
+                )
+            }),
             say::CANCEL => read(&message).map(|r: say::SelectionRequest| {
                 let reply = self.cancel(&r.selection);
                 self.answer(&asked, &reply);
@@ -132,33 +140,22 @@ impl Core {
     }
 
     fn map_request(&mut self, asked: &Asked, message: &Message) -> Result<(), ErrorContent> {
-        let request: say::MapRequest = read(message)?;
+        let mut request: say::MapRequest = read(message)?;
         let again = message.metadata::<say::Again>().unwrap_or_default().again;
-        match self.keys.get(&request.key).copied() {
-            Some(id) => self.map_known(asked, message, request, id),
-            // With its inputs it may have been run to its end meanwhile.
-            None if request.whole && again => {
-                let (key, request) = (request.key, Box::new(message.clone()));
-                self.query(asked, Ask::MapOf { key, request });
-                Ok(())
-            }
-            None => self.map_new(asked, message, request),
+        if let Some(id) = self.keys.get(&request.key).copied() {
+            return self.map_known(asked, message, request, id);
         }
+        let bundle = self.take_bundle(message, &mut request)?;
+        // With its inputs it may have been run to its end meanwhile.
+        if bundle.is_some() || (request.whole && again) {
+            let (key, request) = (request.key, Box::new(message.clone()));
+            self.query(asked, Ask::MapOf { key, request, bundle });
+            return Ok(());
+        }
+        self.map_new(asked, message, request)
     }
 
-    /// The records' answer: which map that request has made, if any.
-    pub(super) fn map_found(&mut self, message: Message, map: Option<MapId>) {
-        let asked = Asked::of(&message);
-        let result = read(&message).and_then(|request: say::MapRequest| match self.keys.get(&request.key).copied().or(map) {
-            Some(id) => self.map_known(&asked, &message, request, id),
-            None => self.map_new(&asked, &message, request),
-        });
-        if let Err(error) = result {
-            self.answer(&asked, &error);
-        }
-    }
-
-    fn map_new(&mut self, asked: &Asked, message: &Message, request: say::MapRequest) -> Result<(), ErrorContent> {
+    pub(super) fn map_new(&mut self, asked: &Asked, message: &Message, request: say::MapRequest) -> Result<(), ErrorContent> {
         let lines = request.whole.then(|| message.buffers.first().cloned().unwrap_or_default());
         let inputs: Vec<Bytes> = lines.iter().flat_map(split_lines).collect();
         check_json(&inputs, 0)?;
@@ -183,7 +180,7 @@ impl Core {
         Ok(())
     }
 
-    fn map_known(&mut self, asked: &Asked, message: &Message, request: say::MapRequest, id: MapId) -> Result<(), ErrorContent> {
+    pub(super) fn map_known(&mut self, asked: &Asked, message: &Message, request: say::MapRequest, id: MapId) -> Result<(), ErrorContent> {
         if let (true, Some(map)) = (request.whole, self.maps.get(&id))
             && !map.closed
         {
@@ -483,6 +480,22 @@ impl Core {
         }
     }
 
+    /// Maps whose tasks wait because no engine's job lasts as long as they may take.
+    fn out_of_time(&self) -> Vec<String> {
+        let waits = |id: &&MapId| {
+            let Some(map) = self.maps.get(id).filter(|map| map.targets.is_none()) else {
+                return false;
+            };
+            let limit = map.definition.options.timeout_s;
+            let is_command = map.is_command();
+            let has_time = |e: &super::engines::Engine| e.has_time_for(limit, self.now.unix);
+            self.engines.least_loaded(is_command).is_some() && self.engines.least_loaded_of(is_command, has_time).is_none()
+        };
+        let maps = self.runnable.iter().filter(waits);
+        maps.map(|id| format!("map {id} waits: no engine's job lasts as long as its tasks may take (--timeout)"))
+            .collect()
+    }
+
     fn status(&mut self, asked: &Asked) {
         let engines = self
             .engines
@@ -520,6 +533,7 @@ impl Core {
             running: begun as u64,
             finished: self.finished_tasks,
             cut_off: self.cut_off,
+            notes: self.out_of_time(),
         };
         self.answer(asked, &reply);
     }
@@ -607,7 +621,8 @@ impl Core {
 
     /// A finished map is unfinished again.
     fn reopen(&mut self, found: &FoundMap) -> Result<(), ErrorContent> {
-        let mut map = Map::new(found.definition.clone(), found.key.clone());
+        let definition = self.with_shared_bundle(found.definition.clone());
+        let mut map = Map::new(definition, found.key.clone());
         if let Some(targets) = &found.definition.options.targets {
             map.targets = Some(self.native_targets(targets)?);
         }

@@ -97,10 +97,12 @@ pub enum Ask {
         /// It is the answer to a `map_request`, with these engines.
         begun: Option<Vec<EngineId>>,
     },
-    /// The map of a `map_request` that is sent again. Comes back as [`super::event::Event::MapFound`].
+    /// The map of a `map_request` that is sent again, and the bundle that it does not bring. Comes back as
+    /// [`super::event::Event::MapFound`].
     MapOf {
         key: String,
         request: Box<Message>,
+        bundle: Option<String>,
     },
     Maps {
         maps: Vec<MapId>,
@@ -116,9 +118,10 @@ pub enum Ask {
         list: bool,
         gone_since: Option<UnixTime>,
     },
-    /// A task's definition and the attempts that did not stand.
+    /// A task's definition and the attempts that did not stand; and, if that is wished, a hash of each file of its code.
     Details {
         task: TaskId,
+        files: bool,
     },
     /// Finished tasks to run again. The answer comes back as [`super::event::Event::ResubmitFound`].
     Resubmit {

@@ -63,6 +63,7 @@ pub enum Event {
     MapFound {
         request: Box<Message>,
         map: Option<MapId>,
+        bundle: Option<Bytes>,
     },
     RequestsFound {
         client: Bytes,
@@ -188,6 +189,8 @@ pub struct Restored {
     pub outcomes: Vec<(String, bool, Option<EngineUuid>)>,
     /// Engines that may come back.
     pub engines: Vec<(EngineId, EngineFacts, UnixTime)>,
+    /// How far the records' age had come.
+    pub retention_clock: Option<UnixTime>,
     /// Replies that the controller before had written to their connections, whether or not the records know.
     pub delivered: HashSet<TaskId>,
     /// Engines that ended with the controller before.

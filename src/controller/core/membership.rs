@@ -227,6 +227,7 @@ impl Core {
         // It may be a new process of the same name: definitions are sent again.
         self.engines.change(uuid, |e| {
             e.definitions.clear();
+            e.bundles.clear();
             e.asked_back = false;
             e.unsure = false;
         });

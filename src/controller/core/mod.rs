@@ -2,12 +2,13 @@
 //! known here; the driver (`controller::driver`) acts.
 //!
 //! Parts: [`event`], [`effect`], [`engines`] (the table of engines), [`maps`] (unfinished maps), [`balanced`] (which engine gets what),
-//! [`finish`] (what results, losses and cancellations do to tasks), [`membership`] (engines come and go), [`clients`] (pcluster's own requests),
+//! [`finish`] (what results, losses and cancellations do to tasks), [`membership`] (engines come and go), [`clients`] (pcluster's own requests), [`bundles`] (the code of maps),
 //! [`abandoned`] (maps whose client has died), [`hub`] (ipyparallel's hub requests), [`requests`] (ipyparallel's tasks), [`placing`] (which of them run where), [`ahead`], [`broadcast`], [`output`], [`policy`] (its schemes), [`dependency`], [`returning`] (clients that reconnect), [`restore`], [`retention`] (what is forgotten unasked), [`transition`], [`untrusted`] (what engines send, checked).
 mod abandoned;
 mod ahead;
 mod balanced;
 mod broadcast;
+mod bundles;
 mod clients;
 pub mod dependency;
 pub mod effect;
@@ -41,6 +42,7 @@ use crate::profile::config::ControllerConfig;
 use crate::wire::content::engine::Channel;
 use crate::wire::{Message, Session};
 use ahead::Ahead;
+use bundles::Bundles;
 use bytes::Bytes;
 use engines::Engines;
 use maps::Map;
@@ -109,6 +111,7 @@ pub struct Core {
     maps: BTreeMap<MapId, Map>,
     keys: HashMap<String, MapId>,
     next_map: u32,
+    bundles: Bundles,
     /// Engines to be told what is on disk and what is finished.
     unsettled: BTreeSet<EngineUuid>,
     /// The maps that wait for a map.
@@ -123,6 +126,8 @@ pub struct Core {
     refused: HashMap<EngineUuid, String>,
     ahead: Ahead,
     readers: retention::Readers,
+    /// [`Core::retention_clock`] at the start of this controller.
+    retention_base: UnixTime,
     timers: BinaryHeap<Reverse<(Duration, Due)>>,
     dice: policy::Dice,
     beats: u64,
@@ -144,6 +149,7 @@ impl Core {
             maps: BTreeMap::new(),
             keys: HashMap::new(),
             next_map: 1,
+            bundles: Bundles::default(),
             unsettled: BTreeSet::new(),
             followers: HashMap::new(),
             runnable: BTreeSet::new(),
@@ -153,6 +159,7 @@ impl Core {
             refused: HashMap::new(),
             ahead: Ahead::default(),
             readers: Default::default(),
+            retention_base: UnixTime(now.unix.0 - now.since_start.as_secs_f64()),
             timers: BinaryHeap::new(),
             dice: policy::Dice::new(facts.seed),
             facts,
@@ -215,7 +222,7 @@ impl Core {
                 selection,
                 maps,
             } => self.resubmit_found(client, parent, &request, selection, maps),
-            Event::MapFound { request, map } => self.map_found(*request, map),
+            Event::MapFound { request, map, bundle } => self.map_found(*request, map, bundle),
             Event::RequestsFound {
                 client,
                 parent,
@@ -298,7 +305,14 @@ impl Core {
     }
 
     fn tell_engine<T: Serialize + ?Sized>(&mut self, engine: &EngineUuid, msg_type: &str, content: &T) {
-        let message = self.message(msg_type, None, content);
+        self.tell_engine_with(engine, msg_type, content, Vec::new());
+    }
+
+    fn tell_engine_with<T: Serialize + ?Sized>(&mut self, engine: &EngineUuid, msg_type: &str, content: &T, buffers: Vec<Bytes>) {
+        let message = Message {
+            buffers,
+            ..self.message(msg_type, None, content)
+        };
         self.effects.push(Effect::ToEngine {
             engine: engine.clone(),
             native: true,

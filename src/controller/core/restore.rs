@@ -25,6 +25,9 @@ impl Core {
     fn take_up(&mut self, restored: Restored) {
         self.next_map = restored.next_map.max(1);
         self.engines.next_id = restored.next_engine;
+        if let Some(clock) = restored.retention_clock {
+            self.restore_retention_clock(clock);
+        }
         let lease = Self::period(self.config.lease_ms);
         let mut uuids: HashMap<crate::model::EngineId, EngineUuid> = HashMap::new();
         for (id, facts, registered) in restored.engines {
@@ -51,7 +54,7 @@ impl Core {
         self.take_up_clients(restored.outcomes, restored.clients, &restored.delivered);
         for found in restored.maps {
             let id = found.map;
-            let mut map = Map::new(found.definition, found.key.clone());
+            let mut map = Map::new(self.with_shared_bundle(found.definition), found.key.clone());
             map.closed = found.closed;
             map.abandoned = found.abandoned;
             map.counts = found.counts;

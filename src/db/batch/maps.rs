@@ -81,7 +81,9 @@ impl Batch<'_> {
     }
 
     pub(super) fn map_added(&mut self, map: MapId, definition: &MapDefinition, client: &str, submitted: UnixTime) -> rusqlite::Result<()> {
-        let sql = "INSERT OR IGNORE INTO map (id, kind, name, label, client, submitted, definition) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)";
+        let sql = "INSERT OR IGNORE INTO map (id, kind, name, label, client, submitted, definition, bundle) \
+                   VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)";
+        self.add_bundle(definition)?;
         let options = &definition.options;
         let name = options.name.clone().unwrap_or_else(|| definition.work.default_name());
         let json = serde_json::to_string(definition).map_err(|error| rusqlite::Error::ToSqlConversionFailure(error.into()))?;
@@ -93,12 +95,38 @@ impl Batch<'_> {
             options.label,
             client,
             submitted.0,
-            json
+            json,
+            definition.bundle().map(|bundle| &bundle.hash),
         ])?;
         // Looked for in vain earlier in this batch, perhaps.
         if let Some(None) = self.maps.get(&map) {
             self.maps.remove(&map);
         }
+        Ok(())
+    }
+
+    /// Stores the code that a definition names, if it is not there.
+    fn add_bundle(&mut self, definition: &MapDefinition) -> rusqlite::Result<()> {
+        let Some(bundle) = definition.bundle().and_then(|named| named.content.as_ref()) else {
+            return Ok(());
+        };
+        let sql = "INSERT OR IGNORE INTO bundle (hash, files, bytes, content) VALUES (?1, ?2, ?3, ?4)";
+        let files = bundle.files().map_or(0, |files| files.len());
+        let content = self.buffers(std::slice::from_ref(&bundle.content));
+        let mut add = self.connection.prepare_cached(sql)?;
+        add.execute(params![bundle.hash, files as i64, bundle.content.len() as i64, content])?;
+        Ok(())
+    }
+
+    /// The map's tasks run another code from now on; which one they ran before stays on record.
+    pub(super) fn code_replaced(&mut self, map: MapId, definition: &MapDefinition) -> rusqlite::Result<()> {
+        self.add_bundle(definition)?;
+        let keep = "INSERT INTO earlier_code (map, code, definition, bundle) SELECT id, code, definition, bundle FROM map WHERE id = ?1";
+        self.connection.prepare_cached(keep)?.execute([map.0])?;
+        let json = serde_json::to_string(definition).map_err(|error| rusqlite::Error::ToSqlConversionFailure(error.into()))?;
+        let hash = definition.bundle().map(|bundle| &bundle.hash);
+        let replace = "UPDATE map SET definition = ?2, bundle = ?3, code = code + 1 WHERE id = ?1";
+        self.connection.prepare_cached(replace)?.execute(params![map.0, json, hash])?;
         Ok(())
     }
 

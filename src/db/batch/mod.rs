@@ -73,6 +73,7 @@ impl<'a> Batch<'a> {
                 state,
                 submitted,
             } => self.tasks_added(*map, *first, inputs, *state, *submitted),
+            Change::CodeReplaced { map, definition } => self.code_replaced(*map, definition),
             Change::MapClosed { map, total } => self.map_closed(*map, *total),
             Change::MapReleased { map } => self.map_released(*map),
             Change::ClientKnown { map, curve_key } => self.client_known(*map, curve_key),
@@ -103,6 +104,7 @@ impl<'a> Batch<'a> {
             Change::EngineRegistered { id, facts, at } => self.engine_registered(*id, facts, *at),
             Change::EngineGone { uuid, at, reason, .. } => self.engine_gone(uuid, *at, reason),
             Change::JobsSeen { jobs } => self.jobs_seen(jobs),
+            Change::RetentionClock { at } => self.retention_clock(*at),
             Change::RequestAdded { task, request } => self.request_added(*task, request),
             Change::RequestFinished { msg_id, reply } => self.request_finished(msg_id, reply),
             Change::RequestResubmitted { msg_id, new_id } => self.request_resubmitted(msg_id, new_id),
@@ -111,6 +113,11 @@ impl<'a> Batch<'a> {
             Change::RequestOutput { msg_id, output } => self.request_output(msg_id, output),
             Change::Purged { what } => self.purged(what),
         }
+    }
+
+    fn retention_clock(&mut self, at: crate::model::UnixTime) -> rusqlite::Result<()> {
+        let sql = "INSERT INTO meta (key, value) VALUES ('retention_clock', ?1) ON CONFLICT (key) DO UPDATE SET value = excluded.value";
+        self.connection.prepare_cached(sql)?.execute([at.0.to_string()]).map(drop)
     }
 
     /// Writes the counters.

@@ -1,6 +1,7 @@
 //! Forgetting: only what is finished.
 use super::Batch;
 use super::maps::row_range;
+use crate::db::bundles;
 use crate::model::change::Purge;
 use crate::model::{MapId, TaskId};
 use rusqlite::{Connection, ToSql, params};
@@ -70,7 +71,14 @@ impl Batch<'_> {
             return Ok(());
         }
         let at_once = counted.counts.total <= STEP;
-        self.connection.prepare_cached("DELETE FROM map WHERE id = ?1")?.execute([map.0])?;
+        let bundles = "SELECT bundle FROM map WHERE id = ?1 AND bundle IS NOT NULL \
+                       UNION SELECT bundle FROM earlier_code WHERE map = ?1 AND bundle IS NOT NULL";
+        let mut bundles = self.connection.prepare_cached(bundles)?;
+        let bundles: Vec<String> = bundles.query_map([map.0], |row| row.get(0))?.collect::<Result<_, _>>()?;
+        for sql in ["DELETE FROM map WHERE id = ?1", "DELETE FROM earlier_code WHERE map = ?1"] {
+            self.connection.prepare_cached(sql)?.execute([map.0])?;
+        }
+        bundles::remove_unused(self.connection, &bundles)?;
         self.maps.insert(map, None);
         self.known.untidy = true;
         match at_once {

@@ -12,7 +12,7 @@ use serde::Deserialize;
 
 impl Batch<'_> {
     /// As they stand in a row: small ones in one blob, the name of the file that holds large ones.
-    fn buffers(&mut self, list: &[Bytes]) -> Value {
+    pub(super) fn buffers(&mut self, list: &[Bytes]) -> Value {
         match self.stored.take() {
             Some(name) => Value::Text(name),
             None => buffers::encode(list).map_or(Value::Null, Value::Blob),

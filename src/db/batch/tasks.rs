@@ -306,8 +306,9 @@ impl Batch<'_> {
         before: &(String, String),
     ) -> rusqlite::Result<()> {
         let sql = "INSERT INTO attempt (task, run, state, crashed, engine, started, completed, exit_code, host, value, ename, evalue, \
-                   type, stdout, stderr, traceback, pickled) \
-                   VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17)";
+                   type, stdout, stderr, traceback, pickled, code) \
+                   VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, \
+                   (SELECT code FROM task WHERE id = ?1))";
         let host = self.host(Some(engine))?;
         let too_large = self.too_large(outcome, before);
         let nothing = Default::default();
@@ -353,13 +354,14 @@ impl Batch<'_> {
     /// A finished task's outcome becomes an attempt; the task is ready again.
     fn reopen(&mut self, task: TaskId, prior: &Prior, run: u32) -> rusqlite::Result<()> {
         let keep = "INSERT INTO attempt (task, run, state, crashed, engine, started, completed, exit_code, host, value, ename, evalue, \
-                    repr, stdout, stderr, traceback, pickled, type) \
+                    repr, stdout, stderr, traceback, pickled, type, code) \
                     SELECT id, run, state, state = 'lost', engine, started, completed, exit_code, host, value, ename, evalue, \
-                    repr, stdout, stderr, traceback, pickled, type FROM task WHERE id = ?1";
+                    repr, stdout, stderr, traceback, pickled, type, code FROM task WHERE id = ?1";
         self.connection.prepare_cached(keep)?.execute([task.row_id()])?;
         let clear = "UPDATE task SET state = 'ready', run = ?2, crashes = 0, failures = 0, engine = NULL, host = NULL, started = NULL, \
                      completed = NULL, exit_code = NULL, value = NULL, ename = NULL, evalue = NULL, repr = NULL, stdout = NULL, \
-                     stderr = NULL, traceback = NULL, pickled = NULL, type = NULL WHERE id = ?1";
+                     stderr = NULL, traceback = NULL, pickled = NULL, type = NULL, \
+                     code = COALESCE((SELECT code FROM map WHERE map.id = task.id >> 32), 0) WHERE id = ?1";
         self.connection.prepare_cached(clear)?.execute(params![task.row_id(), run])?;
         self.count_step(task.map, prior.state, TaskState::Ready)
     }

@@ -314,7 +314,7 @@ fn maps_newest_last() {
         (second.name.as_str(), second.closed, second.completed),
         ("pi.py:f", true, Some(UnixTime(3000.0)))
     );
-    assert_eq!(reader.map_definition(MapId(2)).unwrap(), Some(definition()));
+    assert_eq!(reader.map_definition(MapId(2)).unwrap(), Some(definition().with_bundle()));
     assert_eq!(reader.map_definition(MapId(3)).unwrap(), None);
     assert_eq!(reader.map_of_client("client").unwrap(), Some(MapId(2)));
     assert_eq!(reader.map_of_client("nobody").unwrap(), None);

@@ -76,7 +76,7 @@ fn open_maps_their_unfinished_tasks_and_the_engines() {
     };
     assert_eq!(
         (map.map, map.closed, map.client.as_str(), &map.definition),
-        (MapId(2), false, "client", &definition())
+        (MapId(2), false, "client", &definition().with_bundle())
     );
     assert_eq!((map.counts.total, map.counts.ok, map.counts.running), (5, 1, 1));
 

@@ -158,6 +158,10 @@ pub enum Effect {
     SendResults(Arc<Results>),
     SendProgress(Progress),
     SendReturned(Returned),
+    /// Whether Python functions can run here: `reason` is why not.
+    ReportAvailability {
+        reason: Option<String>,
+    },
     /// It runs for a while already, or has something to say: iopub `status: busy`.
     RequestBegun(Arc<Request>),
     Stream {

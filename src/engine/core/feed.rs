@@ -30,6 +30,7 @@ impl Core {
         if stopping || self.leaving.is_some() {
             return;
         }
+        self.give_up_python(now, effects);
         loop {
             match self.next() {
                 Next::Nothing => return,
@@ -89,14 +90,9 @@ impl Core {
         match self.use_worker(now, worker, effects) {
             Readiness::Ready => {}
             Readiness::NotYet => return false,
-            Readiness::Unavailable(reason) => {
-                let reason = format!(
-                    "no Python worker: {reason}. Set `engine: python:` in the profile's pcluster.yaml to a Python of 3.8 or later (now: {})",
-                    self.settings.python
-                );
-                if let Some(unit) = self.queue.pop_front() {
-                    self.fail(now, unit, "PythonUnavailable", reason, effects);
-                }
+            // Known only now: what there is goes back before the next unit is looked at.
+            Readiness::Unavailable => {
+                self.give_up_python(now, effects);
                 return true;
             }
         }
@@ -151,6 +147,37 @@ impl Core {
             self.new_current(now, now.unix);
         }
         true
+    }
+
+    /// No worker can be had. That is the engine's fault, not that of its tasks: they go back, to run elsewhere. What can run nowhere
+    /// else fails with the reason.
+    fn give_up_python(&mut self, now: Now, effects: &mut Vec<Effect>) {
+        let Some(reason) = self.workers.why_unavailable().filter(|_| !self.queue.is_empty()) else {
+            return;
+        };
+        let reason = format!(
+            "no Python worker: {reason}. Set `engine: python:` in the profile's pcluster.yaml to a Python of 3.8 or later (now: {})",
+            self.settings.python
+        );
+        let (mut back, mut failed) = (Vec::new(), Vec::new());
+        for unit in std::mem::take(&mut self.queue) {
+            match &unit {
+                Unit::Task { held, .. } => match self.maps.get(&held.map).map(|state| &state.definition) {
+                    Some(definition) if worker_of(held.map, definition).is_none() => self.queue.push_back(unit),
+                    Some(definition) if definition.options.targets.is_some() => failed.push(unit),
+                    Some(_) => back.push(unit),
+                    None => self.queue.push_back(unit),
+                },
+                Unit::Request(request) if request.may_go_back() => back.push(unit),
+                Unit::Request(_) => failed.push(unit),
+            }
+        }
+        for unit in failed {
+            self.fail(now, unit, "PythonUnavailable", reason.clone(), effects);
+        }
+        if !back.is_empty() {
+            self.send_back(back, effects);
+        }
     }
 
     fn ticket(&mut self) -> u32 {

@@ -175,7 +175,13 @@ impl Core {
                     forgotten: false,
                     mean: None,
                 };
-                self.maps.entry(map).or_insert(state).forgotten = false;
+                match self.maps.get_mut(&map) {
+                    // Sent again, not changed.
+                    Some(known) if known.definition == state.definition => known.forgotten = false,
+                    _ => {
+                        self.maps.insert(map, state);
+                    }
+                }
             }
             Event::Forgotten { map } => {
                 if let Some(state) = self.maps.get_mut(&map) {
@@ -278,6 +284,7 @@ impl Core {
     /// What follows from the state alone, after any event.
     fn settle(&mut self, now: Now, effects: &mut Vec<Effect>) {
         self.check_times(now, effects);
+        self.report_availability(effects);
         if self.after_recall.is_empty() {
             self.feed(now, effects);
             self.keep_spare(now, effects);

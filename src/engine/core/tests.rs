@@ -387,9 +387,9 @@ fn a_worker_that_ends_for_nothing_is_not_started_for_ever() {
             });
         }
         world.pass(10);
-        assert_eq!(world.results.len(), most);
-        assert!(world.results.iter().all(|(_, state)| *state == TaskState::Error));
+        assert_eq!((world.results.len(), world.returned.len()), (0, most), "they may run elsewhere");
         world.pass(11_000);
+        world.ready();
         world.send(CALLS, [77]);
         world.run_dry();
         assert_eq!(world.results.last(), Some(&(held(CALLS, 77), TaskState::Ok)));
@@ -420,7 +420,7 @@ fn a_worker_that_is_killed_before_it_is_ready_is_started_again_and_not_for_ever(
         world.event(killed());
     }
     world.pass(10);
-    assert_eq!(world.results, [(held(CALLS, 1), TaskState::Error)]);
+    assert_eq!((&world.results[..], &world.returned[..]), (&[][..], &[held(CALLS, 1)][..]));
 }
 
 #[test]
@@ -627,6 +627,7 @@ fn execution() -> Work {
     Work::Execute {
         code: "pass".into(),
         filename: "<exec>".into(),
+        bundle: None,
     }
 }
 
@@ -696,4 +697,67 @@ fn a_namespace_that_is_lost_while_nothing_runs_takes_the_id_along() {
         world.event(Event::Recorded { sequence });
     }
     assert!(world.left);
+}
+
+fn tasks(world: &mut World, map: MapId, indices: std::ops::Range<u32>) -> Vec<Effect> {
+    let tasks = indices.map(|index| (index, 1, Bytes::from_static(b"[]"))).collect();
+    world.core.handle(world.now, Event::TasksCame { map, tasks })
+}
+
+fn fails(world: &mut World) -> Vec<Effect> {
+    let reason = "no interpreter".to_string();
+    world.core.handle(world.now, Event::WorkerFailed { reason })
+}
+
+#[test]
+fn tasks_of_an_engine_whose_python_fails_go_back_uncharged_after_it_has_reported_that() {
+    let mut world = World::new();
+    let effects = tasks(&mut world, CALLS, 0..3);
+    assert!(matches!(effects[..], [Effect::StartWorker { .. }, ..]), "{effects:?}");
+    let effects = fails(&mut world);
+    let [Effect::ReportAvailability { reason: Some(reason) }, Effect::SendReturned(returned)] = &effects[..] else {
+        panic!("{effects:?}");
+    };
+    assert_eq!(reason, "no interpreter");
+    assert_eq!(returned.tasks, [held(CALLS, 0), held(CALLS, 1), held(CALLS, 2)]);
+    // What was on its way goes back too, and commands run.
+    let effects = tasks(&mut world, CALLS, 3..4);
+    assert!(
+        matches!(&effects[..], [Effect::SendReturned(back)] if back.tasks == [held(CALLS, 3)]),
+        "{effects:?}"
+    );
+    let effects = tasks(&mut world, COMMANDS, 0..1);
+    assert!(matches!(effects[..], [Effect::StartCommand { .. }]), "{effects:?}");
+    // While that runs, Python tasks behind it do not wait for it.
+    let effects = tasks(&mut world, CALLS, 4..5);
+    assert!(
+        matches!(&effects[..], [Effect::SendReturned(back)] if back.tasks == [held(CALLS, 4)]),
+        "{effects:?}"
+    );
+}
+
+#[test]
+fn python_that_failed_is_tried_again_ever_more_rarely_until_it_works() {
+    let mut world = World::new();
+    tasks(&mut world, CALLS, 0..1);
+    fails(&mut world);
+    let mut delays = Vec::new();
+    for _ in 0..8 {
+        let at = world.core.next_deadline().unwrap();
+        delays.push((at - world.now.instant).as_secs());
+        world.now.instant = at;
+        let effects = world.core.handle(world.now, Event::Tick);
+        assert!(matches!(effects[..], [Effect::StartWorker { .. }]), "{effects:?}");
+        assert!(fails(&mut world).is_empty(), "the same reason is reported once");
+    }
+    assert_eq!(delays, [1, 2, 4, 8, 16, 32, 60, 60]);
+    world.now.instant = world.core.next_deadline().unwrap();
+    world.core.handle(world.now, Event::Tick);
+    let effects = world.core.handle(world.now, Event::WorkerReady);
+    assert!(matches!(effects[..], [Effect::ReportAvailability { reason: None }]), "{effects:?}");
+    let effects = tasks(&mut world, CALLS, 1..2);
+    assert!(
+        effects.iter().any(|effect| matches!(effect, Effect::GiveTasks { .. })),
+        "{effects:?}"
+    );
 }

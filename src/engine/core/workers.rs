@@ -5,8 +5,10 @@ use super::unit::WorkerKey;
 use crate::model::MapId;
 use std::time::{Duration, Instant};
 
-/// Python that was found unavailable is tried again after this time, when there is work for it.
-const RETRY: Duration = Duration::from_secs(10);
+/// Python that was found unavailable is tried again after this time, then after twice as long each time,
+const FIRST_RETRY: Duration = Duration::from_secs(1);
+/// ... and at the latest after this.
+const LAST_RETRY: Duration = Duration::from_secs(60);
 /// A spare that is not ready after this time is given up.
 const START: Duration = Duration::from_secs(120);
 /// So many workers of maps stay when nothing of theirs runs; of more, the least recently used one is ended.
@@ -26,7 +28,8 @@ enum Spare {
 #[derive(Debug)]
 struct Unavailable {
     reason: String,
-    since: Instant,
+    /// None while a spare is being tried.
+    retry_at: Option<Instant>,
 }
 
 #[derive(Debug)]
@@ -35,6 +38,12 @@ pub(super) struct Workers {
     /// A spare is to be there; false until Python is first needed.
     wants_spare: bool,
     unavailable: Option<Unavailable>,
+    /// How often in a row.
+    failures: u32,
+    /// A spare has been ready: Python works here.
+    is_proven: bool,
+    /// What the controller was last sent of this.
+    reported: Option<String>,
     /// Least recently used first.
     known: Vec<WorkerKey>,
     /// Which has what was given out.
@@ -49,6 +58,9 @@ impl Default for Workers {
             spare: Spare::Absent,
             wants_spare: false,
             unavailable: None,
+            failures: 0,
+            is_proven: false,
+            reported: None,
             known: Vec::new(),
             active: None,
             idle_deaths: 0,
@@ -58,10 +70,19 @@ impl Default for Workers {
 
 impl Workers {
     pub(super) fn deadline(&self) -> Option<Instant> {
-        match self.spare {
+        let late = match self.spare {
             Spare::Starting { until, .. } => Some(until),
             _ => None,
-        }
+        };
+        late.into_iter().chain(self.retry_at()).min()
+    }
+
+    pub(super) fn why_unavailable(&self) -> Option<&str> {
+        self.unavailable.as_ref().map(|unavailable| unavailable.reason.as_str())
+    }
+
+    fn retry_at(&self) -> Option<Instant> {
+        self.unavailable.as_ref()?.retry_at
     }
 
     pub(super) fn active(&self) -> Option<WorkerKey> {
@@ -73,6 +94,7 @@ impl Workers {
     }
 
     pub(super) fn has_run_something(&mut self) {
+        self.failures = 0;
         self.idle_deaths = 0;
     }
 }
@@ -81,7 +103,7 @@ impl Workers {
 pub(super) enum Readiness {
     Ready,
     NotYet,
-    Unavailable(String),
+    Unavailable,
 }
 
 impl Core {
@@ -93,9 +115,29 @@ impl Core {
         effects
     }
 
-    /// In words, where the last spare could not be started.
+    /// Why Python functions cannot run here now: the last spare could not be started, or none has been ready yet.
     pub fn why_no_worker(&self) -> Option<&str> {
-        self.workers.unavailable.as_ref().map(|unavailable| unavailable.reason.as_str())
+        let workers = &self.workers;
+        match &workers.unavailable {
+            Some(unavailable) => Some(&unavailable.reason),
+            None if !workers.is_proven && matches!(workers.spare, Spare::Starting { .. }) => Some("its Python has not started yet"),
+            None => None,
+        }
+    }
+
+    /// The same, for the registration that is about to be sent.
+    pub fn unavailable_at_registration(&mut self) -> Option<String> {
+        self.workers.reported = self.why_no_worker().map(String::from);
+        self.workers.reported.clone()
+    }
+
+    /// Reports to the controller when that has changed. Before tasks are given back: they must not come again.
+    pub(super) fn report_availability(&mut self, effects: &mut Vec<Effect>) {
+        if self.registered && self.workers.reported.as_deref() != self.why_no_worker() {
+            let reason = self.why_no_worker().map(String::from);
+            self.workers.reported.clone_from(&reason);
+            effects.push(Effect::ReportAvailability { reason });
+        }
     }
 
     pub(super) fn keep_spare(&mut self, now: Now, effects: &mut Vec<Effect>) {
@@ -109,6 +151,11 @@ impl Core {
     pub(super) fn spare_is_ready(&mut self, effects: &mut Vec<Effect>) {
         let has_shell = matches!(self.workers.spare, Spare::Starting { has_shell: true, .. });
         self.workers.spare = Spare::Ready;
+        self.workers.is_proven = true;
+        // A spare says nothing against what earlier workers died of: that is tried again in its time.
+        if self.workers.retry_at().is_none() {
+            self.workers.unavailable = None;
+        }
         if has_shell {
             self.assign_spare(WorkerKey::Interactive, effects);
         }
@@ -123,7 +170,9 @@ impl Core {
     fn start_spare(&mut self, now: Now, effects: &mut Vec<Effect>) {
         let has_shell = self.settings.shell_at_start && !self.workers.known.contains(&WorkerKey::Interactive);
         self.workers.wants_spare = true;
-        self.workers.unavailable = None;
+        if let Some(unavailable) = &mut self.workers.unavailable {
+            unavailable.retry_at = None;
+        }
         self.workers.spare = Spare::Starting {
             until: now.instant + START,
             has_shell,
@@ -138,15 +187,26 @@ impl Core {
     }
 
     fn worker_failed(&mut self, now: Now, reason: String) {
+        let delay = FIRST_RETRY.saturating_mul(1 << self.workers.failures.min(10)).min(LAST_RETRY);
+        self.workers.failures += 1;
         self.workers.unavailable = Some(Unavailable {
             reason,
-            since: now.instant,
+            retry_at: Some(now.instant + delay),
         });
     }
 
-    /// A spare that has taken too long.
+    /// A spare that has taken too long, and one that is to be tried again.
     pub(super) fn check_spare(&mut self, now: Now, effects: &mut Vec<Effect>) {
-        if self.workers.deadline().is_some_and(|deadline| now.instant >= deadline) {
+        if self.workers.retry_at().is_some_and(|at| now.instant >= at) && self.leaving.is_none() {
+            match (&self.workers.spare, &mut self.workers.unavailable) {
+                (Spare::Absent, _) => self.start_spare(now, effects),
+                (Spare::Starting { .. }, Some(unavailable)) => unavailable.retry_at = None,
+                (Spare::Ready, _) => self.workers.unavailable = None,
+                (Spare::Starting { .. }, None) => {}
+            }
+        }
+        let is_late = matches!(self.workers.spare, Spare::Starting { until, .. } if now.instant >= until);
+        if is_late {
             effects.push(Effect::SignalWorker {
                 worker: None,
                 signal: Stage::Kill,
@@ -165,11 +225,8 @@ impl Core {
             }
             return Readiness::Ready;
         }
-        if let Some(Unavailable { reason, since }) = &self.workers.unavailable {
-            if now.instant < *since + RETRY {
-                return Readiness::Unavailable(reason.clone());
-            }
-            self.workers.unavailable = None;
+        if self.workers.unavailable.is_some() {
+            return Readiness::Unavailable;
         }
         match &self.workers.spare {
             Spare::Ready => {

@@ -1,12 +1,15 @@
 //! What comes from the controller, read and made into events.
 use super::Driver;
+use crate::engine::bundles;
 use crate::engine::core::unit::Method;
 use crate::engine::core::{Event, Request, WorkerKey};
 use crate::engine::requests;
 use crate::engine::worker::protocol::frame;
+use crate::model::MapId;
 use crate::model::definition::MapDefinition;
 use crate::wire::content::engine::*;
 use crate::wire::{Frames, Message};
+use bytes::Bytes;
 use serde::Deserialize;
 use serde_json::value::RawValue;
 use std::sync::Arc;
@@ -51,18 +54,23 @@ impl Driver {
             UNKNOWN_ENGINE => Event::Unknown,
             DEFINITION => {
                 let Definition { map, definition } = read(&message)?;
-                Event::Defined {
-                    map,
-                    definition: Arc::new(definition),
-                }
+                self.defined(map, definition).await;
+                return None;
+            }
+            BUNDLE => {
+                let BundleCame { hash, forget } = read(&message)?;
+                forget.iter().for_each(|hash| self.bundles.forget(hash));
+                let content = message.buffers.into_iter().next().unwrap_or_default();
+                self.bundle_came(hash, content).await;
+                return None;
             }
             FORGET => Event::Forgotten {
                 map: read::<Forget>(&message)?.map,
             },
             TASKS => {
                 let (defined, came) = tasks_came(&message)?;
-                if let Some(defined) = defined {
-                    self.handle(defined).await;
+                if let Some((map, definition)) = defined {
+                    self.defined(map, definition).await;
                 }
                 came
             }
@@ -109,6 +117,33 @@ impl Driver {
         };
         self.handle(event).await;
         None
+    }
+
+    async fn defined(&mut self, map: MapId, definition: MapDefinition) {
+        let mut definition = definition.with_bundle();
+        // Of an older version's file.
+        if let Some(bundle) = definition.bundle_mut().and_then(|named| named.content.take()) {
+            self.bundle_came(bundle.hash.clone(), bundle.content.clone()).await;
+        }
+        let definition = Arc::new(definition);
+        self.handle(Event::Defined { map, definition }).await;
+    }
+
+    /// Writes the code of a map, before anything else is done: its tasks are the next to come.
+    async fn bundle_came(&mut self, hash: String, content: Bytes) {
+        if !self.bundles.is_missing(&hash) {
+            return;
+        }
+        let place = match self.bundles.directory() {
+            Ok(directory) if content.len() < bundles::LARGE => bundles::write(&directory, &hash, content),
+            Ok(directory) => {
+                let name = hash.clone();
+                let written = tokio::task::spawn_blocking(move || bundles::write(&directory, &name, content)).await;
+                written.unwrap_or_else(|error| Err(error.to_string()))
+            }
+            Err(why) => Err(why),
+        };
+        self.bundles.written(hash, place);
     }
 
     /// For the command or the worker that runs something; if none does, for the interactive worker.
@@ -168,12 +203,12 @@ fn read<'a, T: Deserialize<'a>>(message: &'a Message) -> Option<T> {
 }
 
 /// The definition, where it comes along, and the tasks. Inputs stay where they are in the message.
-fn tasks_came(message: &Message) -> Option<(Option<Event>, Event)> {
+fn tasks_came(message: &Message) -> Option<(Option<(MapId, MapDefinition)>, Event)> {
     #[derive(Deserialize)]
     struct TasksHere<'a> {
-        map: crate::model::MapId,
+        map: MapId,
         #[serde(default)]
-        definition: Option<Arc<MapDefinition>>,
+        definition: Option<MapDefinition>,
         #[serde(borrow)]
         tasks: Vec<TaskHere<'a>>,
     }
@@ -190,5 +225,5 @@ fn tasks_came(message: &Message) -> Option<(Option<Event>, Event)> {
         map,
         tasks: tasks.into_iter().map(|task| (task.index, task.run, input(task.input))).collect(),
     };
-    Some((definition.map(|definition| Event::Defined { map, definition }), came))
+    Some((definition.map(|definition| (map, definition)), came))
 }

@@ -9,6 +9,7 @@ mod pool;
 mod reports;
 mod signals;
 
+use crate::engine::bundles::Bundles;
 use crate::engine::command::{self, CommandEvent, Running};
 use crate::engine::core::{Core, CoreSettings, Event, Now};
 use crate::engine::forker::Forker;
@@ -51,6 +52,8 @@ pub struct Driver {
     facts: EngineFacts,
     /// Where the controller keeps large buffers, if this process finds it.
     buffers: Option<PathBuf>,
+    /// The code of maps.
+    bundles: Bundles,
     link: Option<Link>,
     left: bool,
     /// Not the end: this process goes on as another engine.
@@ -121,6 +124,7 @@ impl Driver {
             command_sender,
             facts,
             buffers,
+            bundles: Bundles::default(),
             link: None,
             left: false,
             as_another: false,
@@ -328,7 +332,7 @@ impl Driver {
         }
     }
 
-    pub(super) fn register(&self, holds: Vec<Held>) -> Register {
+    pub(super) fn register(&mut self, holds: Vec<Held>) -> Register {
         Register {
             protocol: PROTOCOL_VERSION,
             facts: self.facts.clone(),
@@ -340,7 +344,7 @@ impl Driver {
                 .chain(self.link.iter().flat_map(|link| link.kept()))
                 .collect(),
             returned: self.core.unheard_returns(),
-            unavailable: self.core.why_no_worker().map(String::from),
+            unavailable: self.core.unavailable_at_registration(),
         }
     }
 

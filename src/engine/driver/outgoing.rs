@@ -44,6 +44,13 @@ impl Driver {
             }
             Effect::SendProgress(progress) => self.send(PROGRESS, &progress),
             Effect::SendReturned(returned) => self.send(RETURNED, &returned),
+            Effect::ReportAvailability { reason } => {
+                match &reason {
+                    Some(reason) => tracing::warn!("this engine cannot run Python functions: {reason}"),
+                    None => tracing::info!("this engine can run Python functions"),
+                }
+                self.send(AVAILABILITY, &Availability { reason });
+            }
             Effect::RequestBegun(request) => requests::busy(self.link.as_mut()?, &request),
             Effect::Stream { request, stderr, text } => requests::stream(self.link.as_mut()?, &request, stderr, &text),
             Effect::Publish { parent, published } => requests::publish(self.link.as_mut()?, parent.as_ref(), published),
@@ -62,7 +69,13 @@ impl Driver {
             Effect::AssignSpare { worker } => self.assign_spare(worker),
             Effect::EndWorker { worker } => self.pool.end(worker),
             // With the tasks that follow.
-            Effect::Define { worker, map, definition } => self.tell_worker_later(worker, || frame(b'D', 0, &to_json(&(map, &*definition)))),
+            Effect::Define { worker, map, definition } => {
+                let code = definition.bundle().map(|named| match self.bundles.place(&named.hash) {
+                    Ok(directory) => serde_json::json!({ "directory": directory }),
+                    Err(why) => serde_json::json!({ "missing": why }),
+                });
+                self.tell_worker_later(worker, || frame(b'D', 0, &to_json(&(map, &*definition, code))));
+            }
             Effect::Forget { worker, map } => self.tell_worker_later(worker, || frame(b'F', 0, &to_json(&map))),
             Effect::GiveTasks {
                 worker,

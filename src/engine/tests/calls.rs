@@ -183,6 +183,7 @@ async fn the_namespace_is_shared_by_execute_push_and_pull() {
     let execute = |code: &str| Work::Execute {
         code: code.into(),
         filename: "<exec>".into(),
+        bundle: None,
     };
     c.define(1, Work::Push, MapOptions::default());
     c.define(2, execute("import os\nb = a + 1\nb * 2"), MapOptions::default());

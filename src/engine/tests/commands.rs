@@ -11,6 +11,8 @@ fn command(argv: &[&str]) -> Work {
 async fn commands_run_without_python() {
     let mut c = Controller::with(|settings| settings.python = Some("/no/such/python".into())).await;
     assert_eq!(c.register.facts.python, "");
+    let reason = c.register.unavailable.clone().unwrap();
+    assert!(reason.contains("/no/such/python"), "{reason}");
     c.define(
         1,
         command(&["sh", "-c", "echo out $1; echo err >&2; exit $1", "sh"]),
@@ -18,12 +20,23 @@ async fn commands_run_without_python() {
     );
     c.define(2, command(&["no-such-command-here"]), MapOptions::default());
     c.define(3, command(&["sh", "-c", "kill -9 $$"]), MapOptions::default());
-    c.define_file(4, "def f(): pass\n");
+    let call = |from: &str| Work::Call {
+        from: crate::model::definition::CallSource::Module { module: from.into() },
+        function: "f".into(),
+    };
+    let targeted = MapOptions {
+        targets: Some("all".parse().unwrap()),
+        ..MapOptions::default()
+    };
+    c.define(4, call("m"), targeted);
+    c.define(5, call("m"), MapOptions::default());
     c.tasks(1, 0, &["[\"0\"]", "[\"7\"]"]);
     c.tasks(2, 0, &["[\"x\"]"]);
     c.tasks(3, 0, &["[]"]);
     c.tasks(4, 0, &["[]"]);
-    let results = c.results(5).await;
+    c.tasks(5, 0, &["[1]", "[2]"]);
+    let mut results = c.results(5).await;
+    results.sort_by_key(|result| (result.map, result.index));
     assert_eq!(
         (results[0].outcome.stdout.as_str(), results[0].outcome.stderr.as_str()),
         ("out 0\n", "err\n")
@@ -35,6 +48,12 @@ async fn commands_run_without_python() {
     assert_eq!((ename(&results[3]), results[3].outcome.crashed), ("Signal", false));
     assert_eq!(ename(&results[4]), "PythonUnavailable");
     assert!(evalue(&results[4]).contains("/no/such/python") && evalue(&results[4]).contains("engine: python:"));
+    // What other engines can run costs nothing: it goes back. What was meant for this engine alone fails.
+    let (_, message) = c.next().await;
+    assert_eq!(message.msg_type(), RETURNED);
+    let returned: Returned = message.content().unwrap();
+    let indices: Vec<(u32, u32)> = returned.tasks.iter().map(|held| (held.map.0, held.index)).collect();
+    assert_eq!(indices, [(5, 0), (5, 1)]);
     c.end().await;
 }
 

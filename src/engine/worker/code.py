@@ -10,61 +10,27 @@ class Unusable(Exception):
 main = types.ModuleType("__main__")
 main.__builtins__ = builtins
 namespace = main.__dict__
-# What `__name__` of a shipped file is, to the definition that last held it in sys.modules.
-shipped = {}
-
-
-def module_name(path):
-    """A file's module name, made unlike those of modules that are there already."""
-    name = os.path.splitext(os.path.basename(path))[0]
-    if not name.isidentifier():
-        return "pcluster_file"
-    if name in shipped:
-        return name
-    taken = name in sys.modules or name in getattr(sys, "stdlib_module_names", sys.builtin_module_names)
-    return "pcluster_" + name if taken else name
 
 
 def remember_source(name, text):
     linecache.cache[name] = (len(text), None, text.splitlines(True), name)
 
 
-@functools.lru_cache(maxsize=32)
-def compiled(text, place):
-    """Maps of one function come one after the other."""
-    return compile(text, place, "exec", dont_inherit=True)
-
-
 def hint(doing):
     return "%s with %s; another interpreter is set as `engine: python:` in the profile" % (doing, PYTHON)
 
 
-def load_function(source, function):
-    if "module" in source:
+def load_function(source, function, bundle):
+    if "bundle" in source:
+        place, module = bundle.named["name"], bundle.module()
+    else:
         place = source["module"]["module"]
+        if bundle is not None:
+            bundle.activate()
         try:
             module = importlib.import_module(place)
         except BaseException as error:
             raise failed_import(error, "importing %s" % place)
-    else:
-        place, text = source["file"]["name"], source["file"]["text"]
-        remember_source(place, text)
-        try:
-            code = compiled(text, place)
-        except (SyntaxError, ValueError) as error:
-            line = getattr(error, "lineno", None)
-            where = ", line %d" % line if line else ""
-            what = "%s%s does not compile: %s" % (place, where, getattr(error, "msg", None) or text_of(error))
-            lines = "".join(traceback.format_exception_only(type(error), error))
-            raise Unusable(type(error).__name__, hint(what), lines)
-        name = module_name(place)
-        module = types.ModuleType(name)
-        module.__file__ = place
-        sys.modules[name] = shipped[name] = module
-        try:
-            exec(code, module.__dict__)
-        except BaseException as error:
-            raise failed_import(error, "running the top level of %s" % place)
     found = module
     for part in function.split("."):
         try:
@@ -75,13 +41,16 @@ def load_function(source, function):
             raise Unusable("AttributeError", "%s has no function %r; %s" % (place, function, there))
     if not callable(found):
         raise Unusable("TypeError", "%s:%s is a %s, not a function" % (place, function, type(found).__name__))
-    return module, found
+    return found
 
 
 def failed_import(error, doing):
     message = "%s (%s)" % (text_of(error), hint(doing))
     if isinstance(error, ModuleNotFoundError):
-        message = "%s (%s; install the module there)" % (text_of(error), hint(doing))
+        message = "%s (%s; install the module there, or send it along, if it is a file of yours: --with PATH)" % (
+            text_of(error),
+            hint(doing),
+        )
     return Unusable(type(error).__name__, message, formatted(error))
 
 
@@ -104,17 +73,17 @@ def pull(names):
     return {name: namespace[name] for name in names}
 
 
-def execute(code, filename):
+def execute(code, filename, file=None):
     """Runs source in the engine's namespace; the value is that of a last expression."""
     import ast
 
-    remember_source(filename, code)
+    remember_source(filename, importlib.util.decode_source(code) if isinstance(code, bytes) else code)
     tree = ast.parse(code, filename)
     last = None
     if tree.body and isinstance(tree.body[-1], ast.Expr):
         last = ast.Expression(tree.body.pop().value)
     if not filename.startswith("<"):
-        namespace["__file__"] = filename
+        namespace["__file__"] = file or filename
     try:
         exec(compile(tree, filename, "exec", dont_inherit=True), namespace)
         return eval(compile(last, filename, "eval", dont_inherit=True), namespace) if last else None
@@ -127,8 +96,8 @@ def execute(code, filename):
 class Definition:
     """What one map runs."""
 
-    def __init__(self, work, options):
-        self.work = work
+    def __init__(self, work, options, code=None):
+        self.work, self.code = work, code
         self.cwd = options.get("cwd")
         self.directory = None if self.cwd else options.get("directory")
         self.env = options.get("env") or {}
@@ -137,7 +106,7 @@ class Definition:
         # A descriptor of the directory in which a map's tasks run.
         self.place = None
         self.reduces = options.get("reduces")
-        self.run = self.module = self.failure = None
+        self.run = self.bundle = self.failure = None
         self.tried = 0.0
 
     def prepare(self):
@@ -149,27 +118,39 @@ class Definition:
             kind = self.work["kind"]
             if kind == "call":
                 try:
-                    self.module, function = load_function(self.work["from"], self.work["function"])
+                    self.bundle = self.bundle_of(self.work["from"].get("bundle") or self.reduced_bundle())
+                    function = load_function(self.work["from"], self.work["function"], self.bundle)
                 except Unusable as failure:
                     self.failure = failure
                     raise
                 self.run = Fold(function, self.reduces) if self.reduces else lambda arguments: call(function, arguments)
-                self.function = function
             elif kind == "execute":
-                code, filename = self.work["code"], self.work["filename"]
-                self.run = lambda _: execute(code, filename)
+                self.bundle = self.bundle_of(self.work.get("bundle"))
+                self.run = lambda _: self.execute()
             elif kind == "push":
                 self.run = push
             elif kind == "pull":
                 self.run = pull
             else:
                 raise Unusable("TypeError", "tasks of kind %r are unknown to this worker" % kind)
-        if self.module is not None and shipped.get(self.module.__name__, self.module) is not self.module:
-            # Another version of the same file has run since.
-            sys.modules[self.module.__name__] = shipped[self.module.__name__] = self.module
-            remember_source(self.work["from"]["file"]["name"], self.work["from"]["file"]["text"])
+        if self.bundle is not None:
+            self.bundle.activate()
         return self.run
 
+    def reduced_bundle(self):
+        """Of a module's function that reduces: the files with the classes of the values."""
+        return ((self.reduces or {}).get("work", {}).get("from") or {}).get("bundle")
+
+    def bundle_of(self, named):
+        return None if named is None else Bundle(named, self.code)
+
+    def execute(self):
+        bundle = self.bundle
+        if bundle is None:
+            return execute(self.work["code"], self.work["filename"])
+        with open(bundle.entry, "rb") as file:
+            code = file.read()
+        return execute(code, bundle.original(bundle.entry), bundle.file(bundle.entry))
 
     def enter(self):
         """Before each task of a map: to its directory and environment, whatever the one before has done; and `run` is there."""

@@ -34,6 +34,8 @@ const WORKER: &str = concat!(
     "\nRENDERING = r'''",
     include_str!("rendering.py"),
     "'''\n",
+    include_str!("bundle.py"),
+    "\n",
     include_str!("code.py"),
     "\n",
     include_str!("frames.py"),

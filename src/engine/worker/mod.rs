@@ -1,5 +1,5 @@
 //! The Python workers: the interpreter that forks them ([`interpreter`]), their processes ([`process`]), what is said to them and
-//! by them ([`protocol`]), and their own code (`state.py`, `records.py`, `values.py`, `code.py`, `frames.py`, `streams.py`, `worker.py`,
+//! by them ([`protocol`]), and their own code (`state.py`, `records.py`, `values.py`, `bundle.py`, `code.py`, `frames.py`, `streams.py`, `worker.py`,
 //! `interpreter.py`: one
 //! script; `ipython.py`).
 pub mod files;

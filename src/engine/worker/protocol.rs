@@ -4,7 +4,7 @@
 //!
 //! | kind | ticket | body |
 //! |---|---|---|
-//! | `D` definition | | JSON `[map, {work, options}]` |
+//! | `D` definition | | JSON `[map, {work, options}, where its code is]`: `{directory}`, `{missing: why}` or null |
 //! | `T` tasks | of the first, the others follow | JSON `[map, [input, …]]`, each input on a line of its own |
 //! | `R` request of an ipyparallel client | its own | parts: JSON, header, metadata, content, buffers… |
 //! | `F` forget | | JSON `map` |

@@ -12,6 +12,7 @@ import collections
 import functools
 import gc
 import importlib
+import importlib.machinery
 import importlib.util
 import io
 import itertools

@@ -13,6 +13,7 @@ struct Started {
     worker: Worker,
     events: UnboundedReceiver<(u64, WorkerEvent)>,
     records: std::collections::VecDeque<Record>,
+    code: tempfile::TempDir,
     _interpreter: Interpreter,
     _forker: Forker,
 }
@@ -38,6 +39,7 @@ impl Started {
             worker,
             events,
             records: Default::default(),
+            code: tempfile::tempdir().unwrap(),
             _interpreter: interpreter,
             _forker: forker,
         };
@@ -75,8 +77,10 @@ impl Started {
     }
 
     fn define(&mut self, text: &str) {
-        let source = serde_json::json!({ "file": { "name": "t.py", "text": text } });
-        let definition = serde_json::json!([1, { "work": { "kind": "call", "from": source, "function": "f" } }]);
+        std::fs::write(self.code.path().join("t.py"), text).unwrap();
+        let source = serde_json::json!({ "bundle": { "hash": "", "name": "t.py", "entry": "t.py", "origin": "" } });
+        let work = serde_json::json!({ "kind": "call", "from": source, "function": "f" });
+        let definition = serde_json::json!([1, { "work": work }, { "directory": self.code.path() }]);
         self.worker.send(vec![frame(b'D', 0, definition.to_string().as_bytes())]);
     }
 

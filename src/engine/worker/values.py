@@ -195,12 +195,7 @@ class Fold:
             return item[1]
         data = base64.b64decode(item[2])
         try:
-            try:
-                return pickle.loads(data)
-            except (ImportError, AttributeError):
-                # Of a class in the map's own file.
-                load_function(self.of["work"]["from"], self.of["work"]["function"])
-                return pickle.loads(data)
+            return pickle.loads(data)
         except BaseException as error:
             self.note(error, "the value of task %s could not be unpickled" % item[0])
             raise

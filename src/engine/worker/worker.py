@@ -215,8 +215,8 @@ def step(frames):
         frames.take(place, Units(ticket, parts_of(body), None))
         return
     if kind == b"D":
-        number, definition = from_json(body)
-        definitions[number] = Definition(definition["work"], definition.get("options") or {})
+        number, definition, code = from_json(body)
+        definitions[number] = Definition(definition["work"], definition.get("options") or {}, code)
     elif kind == b"F":
         definitions.pop(from_json(body), None)
     elif kind == b"M":

@@ -13,6 +13,7 @@ use crate::model::task::{AttemptRow, Counts, MapRow, TaskRow};
 use crate::model::{EngineId, MapId, TaskId, UnixTime};
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 
 /// First message of a client.
 pub const HELLO: &str = "hello_request";
@@ -46,6 +47,10 @@ pub struct MapRequest {
     pub key: String,
     #[serde(flatten)]
     pub definition: MapDefinition,
+    /// The last buffer holds the bundle that the definition names. Without it the controller must have that
+    /// already, or answers with the error [`UNKNOWN_BUNDLE`].
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub with_bundle: bool,
     /// Buffer 0 holds all inputs, as in [`InputsRequest`]; none will follow. A repetition must say so ([`Again`]).
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub whole: bool,
@@ -53,6 +58,8 @@ pub struct MapRequest {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub watch: Option<FirstWatch>,
 }
+/// The `ename` of the answer to a request for a map whose bundle the controller does not have: it is to come along.
+pub const UNKNOWN_BUNDLE: &str = "UnknownBundle";
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct FirstWatch {
     pub limit: u32,
@@ -184,6 +191,9 @@ pub const DETAILS: &str = "details_request";
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct DetailsRequest {
     pub task: TaskId,
+    /// With the files of the map's code.
+    #[serde(default)]
+    pub files: bool,
 }
 #[derive(Debug, Serialize, Deserialize)]
 pub struct DetailsReply {
@@ -192,6 +202,9 @@ pub struct DetailsReply {
     pub definition: Option<MapDefinition>,
     #[serde(default)]
     pub earlier: Vec<AttemptRow>,
+    /// Path in the bundle to a hash of the file.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub files: BTreeMap<String, String>,
 }
 /// Which tasks a command means.
 #[derive(Clone, Debug, Serialize, Deserialize, Default)]
@@ -239,6 +252,9 @@ pub struct StatusReply {
     /// Clients and engines that have lost their connection because they did not read.
     #[serde(default)]
     pub cut_off: u64,
+    /// Why tasks wait, where that is not plain: a sentence each.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub notes: Vec<String>,
 }
 
 /// What the batch system says of the cluster's jobs, to be recorded; answered with what is on record.

@@ -235,6 +235,16 @@ pub struct Definition {
     pub definition: MapDefinition,
 }
 
+/// The files of a map's code, in buffer 0 ([`crate::model::bundle`]): once per engine, before the first definition that names them.
+pub const BUNDLE: &str = "bundle";
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct BundleCame {
+    pub hash: String,
+    /// These are not needed any more, and will be sent again if they are.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub forget: Vec<String>,
+}
+
 /// The map is finished: its definition may be forgotten.
 pub const FORGET: &str = "forget";
 #[derive(Clone, Debug, Serialize, Deserialize)]

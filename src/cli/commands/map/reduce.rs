@@ -5,6 +5,7 @@
 //! function must be associative, need not be commutative, and few values (up to [`GROUP`]) are a plain left fold.
 use super::follow::{Ended, Feed, Job};
 use super::interrupts::Interrupts;
+use crate::cli::inputs::code::CodeArgs;
 use crate::cli::progress::Progress;
 use crate::cli::values::{in_words, value_line};
 use crate::cli::{CommandError, Context};
@@ -293,6 +294,24 @@ fn groups(values: &[Item], largest: usize, bytes: usize) -> Vec<&[Item]> {
         groups.push(&values[start..]);
     }
     groups
+}
+
+/// The classes of the map's own files must be there for the function that reduces their instances.
+pub fn bring_code(mut function: Work, work: &Work) -> Work {
+    if let (Some(own), Some(other)) = (function.bundle_mut(), work.bundle())
+        && own.hash != other.hash
+    {
+        own.add(other);
+    }
+    function
+}
+
+/// What `--with` names is also there for a function that reduces, if that is in a file.
+pub fn code_of(function: &str, code: &CodeArgs) -> CodeArgs {
+    match function.contains(".py:") || function.contains('/') {
+        true => code.clone(),
+        false => CodeArgs::default(),
+    }
 }
 
 #[cfg(test)]

@@ -56,6 +56,7 @@ impl Wish {
                 definition,
                 whole: self.whole,
                 watch: None,
+                with_bundle: false,
             };
             let buffers = match self.whole {
                 true => vec![Bytes::from(lines.join("\n"))],

@@ -516,11 +516,15 @@ impl World {
                 ..
             } if self.connected.is_some() => self.engine_is_asked(&engine.0, channel, client, message),
             Effect::Query(Query {
-                ask: Ask::MapOf { key, request },
+                ask: Ask::MapOf { key, request, .. },
                 ..
             }) => {
                 let map = self.ledger.map_of(&key);
-                self.event(Event::MapFound { request, map });
+                self.event(Event::MapFound {
+                    request,
+                    map,
+                    bundle: None,
+                });
             }
             other => self.other.push(other),
         }
@@ -781,6 +785,7 @@ impl World {
                 definition: MapDefinition { work, options },
                 whole: false,
                 watch: None,
+                with_bundle: false,
             },
             vec![],
         );

@@ -1,0 +1,140 @@
+//! The code of open maps ([`crate::model::bundle`]): from the request or the records into the map's definition, once for all maps that
+//! have the same; and to each engine once, before the first definition that names it.
+use super::Core;
+use super::clients::read;
+use crate::model::bundle::Bundle;
+use crate::model::definition::{BundleRef, MapDefinition};
+use crate::model::{EngineUuid, MapId};
+use crate::wire::Message;
+use crate::wire::content::client::{self as ask, UNKNOWN_BUNDLE};
+use crate::wire::content::engine as say;
+use crate::wire::content::error::ErrorContent;
+use bytes::Bytes;
+use std::collections::{HashMap, HashSet};
+use std::sync::{Arc, Weak};
+
+/// So many bundles stay with an engine, and what open maps need.
+const KEPT: usize = 32;
+
+#[derive(Debug, Default)]
+pub struct Bundles {
+    open: HashMap<String, Weak<Bundle>>,
+}
+
+impl Bundles {
+    fn get(&self, hash: &str) -> Option<Arc<Bundle>> {
+        self.open.get(hash)?.upgrade()
+    }
+
+    /// The one that is there already, if there is one.
+    fn share(&mut self, bundle: Arc<Bundle>) -> Arc<Bundle> {
+        if let Some(there) = self.get(&bundle.hash) {
+            return there;
+        }
+        if self.open.len() >= 64 {
+            self.open.retain(|_, weak| weak.strong_count() > 0);
+        }
+        self.open.insert(bundle.hash.clone(), Arc::downgrade(&bundle));
+        bundle
+    }
+}
+
+impl Core {
+    /// The request's definition, with its code where that is in the message or here; else which bundle is missing.
+    pub(super) fn take_bundle(&mut self, message: &Message, request: &mut ask::MapRequest) -> Result<Option<String>, ErrorContent> {
+        let came = request.with_bundle.then(|| message.buffers.last().cloned()).flatten();
+        let definition = request.definition.clone().with_bundle();
+        request.definition = self.with_shared_bundle(definition);
+        self.add_content(&mut request.definition, came)
+    }
+
+    /// Puts the code into a definition that names it.
+    pub(super) fn add_content(&mut self, definition: &mut MapDefinition, came: Option<Bytes>) -> Result<Option<String>, ErrorContent> {
+        let Some(named) = definition.bundle_mut().filter(|named| named.content.is_none()) else {
+            return Ok(None);
+        };
+        if let Some(there) = self.bundles.get(&named.hash) {
+            named.content = Some(there);
+            return Ok(None);
+        }
+        let Some(came) = came else {
+            return Ok(Some(named.hash.clone()));
+        };
+        let bundle = Bundle::from(came);
+        let malformed = |what: String| ErrorContent::new("ValueError", what);
+        bundle.files().map_err(malformed)?;
+        if bundle.hash != named.hash {
+            return Err(malformed(format!("the bundle that came is {}, not {}", bundle.hash, named.hash)));
+        }
+        named.content = Some(self.bundles.share(Arc::new(bundle)));
+        Ok(None)
+    }
+
+    /// A definition of the records, which has its code with it.
+    pub(super) fn with_shared_bundle(&mut self, mut definition: MapDefinition) -> MapDefinition {
+        if let Some(named) = definition.bundle_mut() {
+            named.content = named.content.take().map(|bundle| self.bundles.share(bundle));
+        }
+        definition
+    }
+
+    /// The records' answer: the map that this request has made, if any; else the bundle that it did not bring.
+    pub(super) fn map_found(&mut self, message: Message, map: Option<MapId>, bundle: Option<Bytes>) {
+        let asked = super::clients::Asked::of(&message);
+        let result = read(&message).and_then(|mut request: ask::MapRequest| {
+            if let Some(id) = self.keys.get(&request.key).copied().or(map) {
+                return self.map_known(&asked, &message, request, id);
+            }
+            let missing = match self.take_bundle(&message, &mut request)? {
+                None => None,
+                Some(_) => self.add_content(&mut request.definition, bundle)?,
+            };
+            match missing {
+                None => self.map_new(&asked, &message, request),
+                Some(hash) => Err(ErrorContent::new(UNKNOWN_BUNDLE, format!("there is no bundle {hash} here"))),
+            }
+        });
+        if let Err(error) = result {
+            self.answer(&asked, &error);
+        }
+    }
+
+    /// Sends the code of a map to an engine that does not have it.
+    pub(super) fn send_bundle(&mut self, engine: &EngineUuid, named: &BundleRef) {
+        let Some(content) = named.content.clone() else { return };
+        let has = self.engines.change(engine, |e| {
+            let place = e.bundles.iter().position(|hash| *hash == named.hash);
+            let hash = place.map(|place| e.bundles.remove(place));
+            let has = hash.is_some();
+            e.bundles.push(hash.unwrap_or_else(|| named.hash.clone()));
+            has
+        });
+        if has != Some(false) {
+            return;
+        }
+        let forget = self.superfluous_bundles(engine);
+        let content_here = say::BundleCame {
+            hash: named.hash.clone(),
+            forget,
+        };
+        self.tell_engine_with(engine, say::BUNDLE, &content_here, vec![content.content.clone()]);
+    }
+
+    /// Takes the oldest that no open map needs from the list of what the engine has.
+    fn superfluous_bundles(&mut self, engine: &EngineUuid) -> Vec<String> {
+        let Some(e) = self.engines.get(engine).filter(|e| e.bundles.len() > KEPT) else {
+            return Vec::new();
+        };
+        let of_map = |id: &MapId| Some(self.maps.get(id)?.definition.bundle()?.hash.as_str());
+        let needed: HashSet<&str> = e.definitions.iter().filter_map(of_map).collect();
+        let many = e.bundles.len() - KEPT;
+        let forget: Vec<String> = e.bundles[..e.bundles.len() - 1]
+            .iter()
+            .filter(|hash| !needed.contains(hash.as_str()))
+            .take(many)
+            .cloned()
+            .collect();
+        self.engines.change(engine, |e| e.bundles.retain(|hash| !forget.contains(hash)));
+        forget
+    }
+}

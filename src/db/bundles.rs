@@ -1,0 +1,62 @@
+//! The code of maps, as it is read: see [`crate::model::bundle`].
+use super::reader::Reader;
+use super::{DbError, schema};
+use crate::model::bundle::Bundle;
+use crate::model::definition::{BundleRef, MapDefinition};
+use bytes::Bytes;
+use rusqlite::{Connection, OptionalExtension};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+const OPERATION: &str = "read the code of a map from";
+
+impl Reader {
+    /// The content of a bundle; None where there is none, or its file has gone.
+    pub fn bundle(&self, hash: &str) -> Result<Option<Bytes>, DbError> {
+        self.read(OPERATION, |connection| {
+            // A file that is only read keeps the tables that it has.
+            if schema::version(connection)? < 9 {
+                return Ok(None);
+            }
+            let mut select = connection.prepare_cached("SELECT content FROM bundle WHERE hash = ?1")?;
+            let list = select.query_row([hash], |row| self.large.list(row, 0)).optional()?;
+            Ok(list.and_then(|list| list.into_iter().next()))
+        })
+    }
+
+    /// The definition with its code, where that is on record and whole.
+    pub fn with_bundle(&self, mut definition: MapDefinition) -> Result<MapDefinition, DbError> {
+        if let Some(named) = definition.bundle_mut().filter(|named| named.content.is_none()) {
+            let found = self.bundle(&named.hash)?.map(Bundle::from);
+            let is_whole = |bundle: &Bundle| bundle.hash == named.hash;
+            named.content = found.filter(is_whole).map(Arc::new);
+            if named.content.is_none() {
+                tracing::warn!(hash = named.hash, "the code of a map is not on record any more");
+            }
+        }
+        Ok(definition)
+    }
+
+    /// A hash of each file of a bundle, by its path.
+    pub fn file_hashes(&self, named: &BundleRef) -> Result<BTreeMap<String, String>, DbError> {
+        let content = match &named.content {
+            Some(bundle) => Some(bundle.content.clone()),
+            None => self.bundle(&named.hash)?,
+        };
+        let hashes = content.map(|content| Bundle::from(content).hashes());
+        hashes
+            .transpose()
+            .map(Option::unwrap_or_default)
+            .map_err(|cause| self.bad_query(OPERATION, cause))
+    }
+}
+
+/// Removes those of these bundles that no map refers to.
+pub fn remove_unused(connection: &Connection, hashes: &[String]) -> rusqlite::Result<()> {
+    let sql = "DELETE FROM bundle WHERE hash = ?1 AND NOT EXISTS (SELECT 1 FROM map WHERE bundle = ?1) \
+               AND NOT EXISTS (SELECT 1 FROM earlier_code WHERE bundle = ?1)";
+    for hash in hashes {
+        connection.prepare_cached(sql)?.execute([hash])?;
+    }
+    Ok(())
+}

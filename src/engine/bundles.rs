@@ -1,0 +1,184 @@
+//! The code of maps on this host: each bundle is written once, into a directory that is this engine's alone and that it removes at
+//! its end. No other user can write there, and nobody can know its name beforehand.
+use crate::model::bundle::Bundle;
+use bytes::Bytes;
+use std::collections::HashMap;
+use std::fs::{self, DirBuilder, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+/// Bundles from this size on are written by another thread.
+pub const LARGE: usize = 1 << 20;
+
+/// Where a bundle is, or why it is not there.
+type Place = Result<PathBuf, String>;
+
+#[derive(Debug, Default)]
+pub struct Bundles {
+    /// Made when the first bundle comes.
+    directory: Option<PathBuf>,
+    places: HashMap<String, Place>,
+}
+
+impl Bundles {
+    /// Where a bundle with this hash is.
+    pub fn place(&self, hash: &str) -> Place {
+        match self.places.get(hash) {
+            Some(place) => place.clone(),
+            None => Err("it has not come to this engine".into()),
+        }
+    }
+
+    pub fn forget(&mut self, hash: &str) {
+        if let Some(Ok(path)) = self.places.remove(hash) {
+            remove(&path);
+        }
+    }
+
+    /// Whether it is not here yet.
+    pub fn is_missing(&self, hash: &str) -> bool {
+        !matches!(self.places.get(hash), Some(Ok(_)))
+    }
+
+    /// Where to write the next one.
+    pub fn directory(&mut self) -> Place {
+        match &self.directory {
+            Some(directory) if directory.is_dir() => Ok(directory.clone()),
+            _ => {
+                let made = private_directory()?;
+                // Whoever removed the old one removed what was in it.
+                self.places.clear();
+                self.directory = Some(made.clone());
+                Ok(made)
+            }
+        }
+    }
+
+    pub fn written(&mut self, hash: String, place: Place) {
+        if let Err(why) = &place {
+            tracing::warn!(hash, "the code of a map cannot be written: {why}");
+        }
+        self.places.insert(hash, place);
+    }
+}
+
+impl Drop for Bundles {
+    fn drop(&mut self) {
+        if let Some(directory) = &self.directory {
+            remove(directory);
+        }
+    }
+}
+
+fn remove(directory: &Path) {
+    if let Err(error) = fs::remove_dir_all(directory)
+        && error.kind() != io::ErrorKind::NotFound
+    {
+        tracing::debug!(path = %directory.display(), "not removed: {error}");
+    }
+}
+
+/// A new directory in the first place for temporary files that takes one.
+fn private_directory() -> Place {
+    let places = [std::env::temp_dir(), "/dev/shm".into(), "/var/tmp".into()];
+    let mut failures = Vec::new();
+    for place in places {
+        let directory = place.join(format!("pcluster-code-{}", uuid::Uuid::new_v4().simple()));
+        // Of a link or directory that is there already this makes an error.
+        match DirBuilder::new().mode(0o700).create(&directory) {
+            Ok(()) => return Ok(directory),
+            Err(error) => failures.push(format!("{}: {error}", place.display())),
+        }
+    }
+    Err(format!("no directory can be made for it ({})", failures.join(", ")))
+}
+
+/// Writes the files of a bundle below `directory`, if it is the bundle of this hash; the directory that then has them.
+pub fn write(directory: &Path, hash: &str, content: Bytes) -> Place {
+    let bundle = Bundle::from(content);
+    if bundle.hash != hash {
+        return Err(format!("what came is not the bundle {hash}"));
+    }
+    let files = bundle.files()?;
+    // Short: sockets of child processes may lie below it, and it is in every traceback of theirs.
+    let whole = directory.join(hash.get(..16).unwrap_or(hash));
+    let part = directory.join(format!("{hash}.part"));
+    let written = || -> io::Result<()> {
+        DirBuilder::new().mode(0o700).create(&part)?;
+        for file in &files {
+            let path = part.join(&file.path);
+            if let Some(above) = path.parent() {
+                DirBuilder::new().mode(0o700).recursive(true).create(above)?;
+            }
+            let mode = if file.executable { 0o700 } else { 0o600 };
+            let mut options = OpenOptions::new();
+            options
+                .write(true)
+                .create_new(true)
+                .mode(mode)
+                .open(&path)?
+                .write_all(&file.content)?;
+        }
+        fs::rename(&part, &whole)
+    };
+    match written() {
+        Ok(()) => Ok(whole),
+        Err(error) => {
+            remove(&part);
+            Err(format!("{}: {error}", directory.display()))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::bundle::File;
+    use std::os::unix::fs::PermissionsExt;
+
+    fn bundle() -> Bundle {
+        let file = |path: &str| File {
+            path: path.into(),
+            executable: path.ends_with("sh"),
+            content: Bytes::from_static(b"x = 1\n"),
+        };
+        Bundle::of([file("a.py"), file("pkg/sub/b.py"), file("run.sh")])
+    }
+
+    #[test]
+    fn a_bundle_is_written_where_nobody_else_looks_and_goes_with_its_engine() {
+        let mut bundles = Bundles::default();
+        let bundle = bundle();
+        let directory = bundles.directory().unwrap();
+        let place = write(&directory, &bundle.hash, bundle.content.clone()).unwrap();
+        bundles.written(bundle.hash.clone(), Ok(place.clone()));
+        let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
+        assert_eq!((mode(&directory), mode(&place)), (0o700, 0o700));
+        assert_eq!((mode(&place.join("pkg/sub/b.py")), mode(&place.join("run.sh"))), (0o600, 0o700));
+        assert_eq!(
+            (bundles.place(&bundle.hash), bundles.directory().unwrap()),
+            (Ok(place.clone()), directory.clone())
+        );
+        bundles.forget(&bundle.hash);
+        assert!(bundles.is_missing(&bundle.hash) && !place.exists());
+        drop(bundles);
+        assert!(!directory.exists());
+    }
+
+    #[test]
+    fn what_is_not_the_bundle_is_refused_and_leaves_nothing() {
+        let directory = tempfile::tempdir().unwrap();
+        let bundle = bundle();
+        let mut other = bundle.content.to_vec();
+        *other.last_mut().unwrap() = b'!';
+        assert!(write(directory.path(), &bundle.hash, other.into()).is_err());
+        let clash = Bundle::of([("a", "1"), ("a/b", "2")].map(|(path, content)| File {
+            path: path.into(),
+            executable: false,
+            content: content.into(),
+        }));
+        assert!(write(directory.path(), &clash.hash, clash.content.clone()).is_err());
+        assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 0);
+    }
+}

@@ -1,0 +1,36 @@
+//! The names of the modules of Python's standard library, of all versions from 3.8 on. A script with such a name is imported under another.
+
+/// Whether a file of this stem cannot be a module of its own name: it would be taken for another one.
+pub fn is_taken(stem: &str) -> bool {
+    stem.contains('.') || NAMES.split(' ').any(|name| name == stem)
+}
+
+const NAMES: &str = "\
+     __init__ __main__ abc aifc annotationlib antigravity argparse array ast asynchat asyncio asyncore atexit audioop base64 \
+     bdb binascii binhex bisect builtins bz2 cProfile calendar cgi cgitb chunk cmath cmd code codecs codeop collections \
+     colorsys compileall compression concurrent configparser contextlib contextvars copy copyreg crypt csv ctypes curses \
+     dataclasses datetime dbm decimal difflib dis distutils doctest dummy_threading email encodings ensurepip enum errno \
+     faulthandler fcntl filecmp fileinput fnmatch formatter fractions ftplib functools gc genericpath getopt getpass gettext \
+     glob graphlib grp gzip hashlib heapq hmac html http idlelib imaplib imghdr imp importlib inspect io ipaddress itertools \
+     json keyword lib2to3 linecache locale logging lzma macpath mailbox mailcap marshal math mimetypes mmap modulefinder \
+     msilib msvcrt multiprocessing netrc nis nntplib nt ntpath nturl2path numbers opcode operator optparse os ossaudiodev \
+     parser pathlib pdb pickle pickletools pipes pkgutil platform plistlib poplib posix posixpath pprint profile pstats pty \
+     pwd py_compile pyclbr pydoc pydoc_data pyexpat queue quopri random re readline reprlib resource rlcompleter runpy sched \
+     secrets select selectors shelve shlex shutil signal site smtpd smtplib sndhdr socket socketserver spwd sqlite3 \
+     sre_compile sre_constants sre_parse ssl stat statistics string stringprep struct subprocess sunau symbol symtable sys \
+     sysconfig syslog tabnanny tarfile telnetlib tempfile termios textwrap this threading time timeit tkinter token tokenize \
+     tomllib trace traceback tracemalloc tty turtle turtledemo types typing unicodedata unittest urllib uu uuid venv warnings \
+     wave weakref webbrowser winreg winsound wsgiref xdrlib xml xmlrpc zipapp zipfile zipimport zlib zoneinfo";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_script_named_after_a_module_of_python_is_known() {
+        for stem in ["random", "zoneinfo", "abc", "__main__", "a.b", "distutils"] {
+            assert!(is_taken(stem), "{stem}");
+        }
+        assert!(!is_taken("jobs") && !is_taken("my-script"));
+    }
+}

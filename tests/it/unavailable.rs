@@ -1,0 +1,87 @@
+//! Engines whose Python does not work: they take no Python tasks, say why, and recover.
+use super::support::{Cluster, Home, wait_until};
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::PathBuf;
+
+/// A Python that fails as a worker while the file `broken` is there.
+const FRAGILE: &str = r#"#!/bin/sh
+if [ -e "$(dirname "$0")/broken" ] && case "$*" in *"pcluster worker"*) true ;; *) false ;; esac; then
+    echo "cannot open shared object file: libpython3.so" >&2
+    exit 127
+fi
+exec python3 "$@"
+"#;
+
+#[expect(clippy::disallowed_methods, reason = "a program must be executable; it holds no secret")]
+fn fragile_python(home: &Home) -> PathBuf {
+    let path = home.file("fragile-python", FRAGILE);
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+    path
+}
+
+fn states(cluster: &Cluster) -> Vec<String> {
+    let engines = cluster.json(&["engines"])["engines"].as_array().unwrap().clone();
+    engines.iter().map(|engine| engine["state"].as_str().unwrap().to_string()).collect()
+}
+
+#[test]
+fn an_engine_whose_python_fails_takes_no_tasks_says_why_and_recovers() {
+    let cluster = Cluster::start(1);
+    let python = fragile_python(&cluster);
+    let broken = cluster.file("broken", "");
+    let engine_file = cluster.profile().join("security/ipcontroller-engine.json");
+    let (engine_file, python) = (engine_file.to_str().unwrap(), python.to_str().unwrap());
+    let _engine = cluster.spawn(&["engine", "--file", engine_file, "--python", python]);
+    wait_until("the engine to report that its Python fails", || {
+        states(&cluster).contains(&"unavailable".to_string()).then_some(())
+    });
+    let shown = cluster.run(&["engines"]);
+    assert!(shown.stdout.contains("unavailable"), "{}", shown.stdout);
+    assert!(shown.stderr.contains("libpython3.so"), "{}", shown.stderr);
+    for command in ["status", "list"] {
+        let shown = cluster.run(&[command]);
+        assert!(shown.stderr.contains("cannot run Python functions"), "{command}: {}", shown.stderr);
+    }
+    // All of the map is done by the other one, and nothing of it is charged.
+    let values = cluster.ok(&["map", "math:sqrt", "--range", "0..40"]);
+    assert_eq!(values.lines().count(), 40);
+    assert!(!values.contains("error"), "{values}");
+    let tasks = cluster.json(&["results", "1"]);
+    let tasks = tasks["tasks"].as_array().unwrap();
+    assert!(tasks.iter().all(|task| task["state"] == "ok" && task["engine"] == 0), "{tasks:?}");
+    // Both run commands.
+    let pids = cluster.ok(&["map", "--range", "0..20", "--", "sh", "-c", "sleep 0.05; echo $PPID"]);
+    let mut pids: Vec<&str> = pids.lines().collect();
+    pids.sort_unstable();
+    pids.dedup();
+    assert_eq!(pids.len(), 2, "{pids:?}");
+    // What is meant for that engine alone fails with the reason.
+    let direct = cluster.run(&["exec", "--targets", "1", "1 + 1"]);
+    assert_ne!(direct.code, Some(0));
+    assert!((direct.stdout + &direct.stderr).contains("libpython3.so"));
+    fs::remove_file(broken).unwrap();
+    wait_until("the engine to recover", || {
+        states(&cluster).iter().all(|state| state == "idle").then_some(())
+    });
+    assert_eq!(cluster.ok(&["exec", "--targets", "1", "1 + 1"]).trim(), "[1] 2");
+}
+
+#[test]
+fn a_start_whose_engines_have_no_working_python_says_so_and_so_does_a_map_that_waits() {
+    let home = Home::new();
+    let python = fragile_python(&home);
+    let broken = home.file("broken", "");
+    let cluster = Cluster::running_in(home);
+    let started = cluster.start_again(2, &["--python", python.to_str().unwrap()]);
+    assert_eq!(started.code, Some(0), "{}", started.stderr);
+    assert!(
+        started.stderr.contains("warning: engines 0, 1 on ") && started.stderr.contains("libpython3.so"),
+        "{}",
+        started.stderr
+    );
+    let map = cluster.spawn(&["map", "math:sqrt", "--range", "0..2"]);
+    map.wait_to_hear("libpython3.so");
+    fs::remove_file(broken).unwrap();
+    assert_eq!(map.end().ok(), "0.0\n1.0\n");
+}
