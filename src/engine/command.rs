@@ -1,11 +1,11 @@
 //! Commands: tasks that are a program with arguments, without a shell and without Python.
-use super::core::output::Pieces;
 use super::core::unit::{CommandEnd, CommandExit};
 use super::exec::Program;
 use super::forker::Forker;
 use super::worker::process::{signal_group, signal_name};
 use crate::model::UnixTime;
 use crate::model::definition::MapOptions;
+use bytes::Bytes;
 use nix::errno::Errno;
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -27,7 +27,7 @@ const SHORT: Duration = Duration::from_millis(5);
 
 #[derive(Debug)]
 pub enum CommandEvent {
-    Wrote([Pieces; 2]),
+    Wrote([Bytes; 2]),
     Ended(CommandEnd),
 }
 
@@ -278,8 +278,8 @@ async fn read(from: &mut Option<impl AsyncRead + Unpin>, into: &mut [u8]) -> usi
 
 async fn tell(events: &Sender<CommandEvent>, [out, err]: [&[u8]; 2]) {
     if !out.is_empty() || !err.is_empty() {
-        let pieces = [Pieces::whole(out.to_vec()), Pieces::whole(err.to_vec())];
-        let _ = events.send(CommandEvent::Wrote(pieces)).await;
+        let output = [out, err].map(Bytes::copy_from_slice);
+        let _ = events.send(CommandEvent::Wrote(output)).await;
     }
 }
 

@@ -55,6 +55,7 @@ impl Core {
                 );
             }),
             say::TASKS => read(&message).map(|r: say::TasksRequest| self.query(&asked, Ask::Tasks { query: Box::new(r.query) })),
+            say::OUTPUT => read(&message).map(|r: say::OutputRequest| self.query(&asked, Ask::Output(r))),
             say::DETAILS => read(&message).map(|r: say::DetailsRequest| {
                 self.query(
                     &asked,

@@ -128,6 +128,8 @@ pub struct FoundTask {
     pub crashes: u32,
     /// Cancelled while with its engine.
     pub cancelled: bool,
+    /// Bytes of its current run's output that are on record: stdout, stderr.
+    pub written: [u64; 2],
     pub input: Bytes,
 }
 
