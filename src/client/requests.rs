@@ -1,15 +1,18 @@
 //! What may be asked of the controller, one method each. Shapes are those of [`crate::wire::content::client`].
 use super::{Client, ClientError};
 use crate::model::definition::MapDefinition;
+use crate::model::output::Stream;
 use crate::model::query::TaskQuery;
 use crate::model::targets::Targets;
 use crate::model::task::{MapRow, TaskRow};
 use crate::model::{EngineId, MapId, TaskId};
 use crate::wire::content::client::{
-    CANCEL, DETAILS, DetailsReply, DetailsRequest, Done, JOBS, JobsReply, JobsRequest, MAPS, MapsReply, MapsRequest, PURGE, PurgeRequest,
-    RESUBMIT, ResubmitRequest, SIGNAL_ENGINES, STATUS, STOP, STOP_ENGINES, Selection, SelectionReply, SelectionRequest, SignalEnginesReply,
-    SignalEnginesRequest, StatusReply, StopEnginesRequest, StopRequest, TASKS, TasksReply, TasksRequest,
+    CANCEL, DETAILS, DetailsReply, DetailsRequest, Done, JOBS, JobsReply, JobsRequest, MAPS, MapsReply, MapsRequest, OUTPUT, OutputReply,
+    OutputRequest, PURGE, PurgeRequest, RESUBMIT, ResubmitRequest, SIGNAL_ENGINES, STATUS, STOP, STOP_ENGINES, Selection, SelectionReply,
+    SelectionRequest, SignalEnginesReply, SignalEnginesRequest, StatusReply, StopEnginesRequest, StopRequest, TASKS, TasksReply,
+    TasksRequest,
 };
+use bytes::Bytes;
 use serde::Serialize;
 use std::time::Duration;
 
@@ -45,6 +48,19 @@ impl Client {
     pub async fn code(&self, map: MapId) -> Result<DetailsReply, ClientError> {
         let task = TaskId::new(map, 0);
         self.request(DETAILS, &DetailsRequest { task, files: true }, Vec::new()).await
+    }
+
+    /// A part of what a task has written, of an earlier run where one is named: the size of all of it, and what begins at `start`.
+    pub async fn output(&self, task: TaskId, run: Option<u32>, stream: Stream, start: u64) -> Result<(u64, Bytes), ClientError> {
+        let request = OutputRequest {
+            task,
+            stream,
+            run,
+            start,
+            limit: 1 << 20,
+        };
+        let (reply, buffers): (OutputReply, _) = self.request_with_buffers(OUTPUT, &request).await?;
+        Ok((reply.size, buffers.into_iter().next().unwrap_or_default()))
     }
 
     /// Stops tasks, waiting and running.

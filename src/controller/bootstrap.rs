@@ -254,6 +254,7 @@ pub(super) fn restored(reader: &Reader, killed: bool) -> Result<Restored, Contro
     let state = reader.restart_state()?;
     let mut restored = Restored {
         next_map: state.next_map.0,
+        retention_clock: state.retention_clock,
         next_engine: if killed { state.next_engine.0 } else { 0 },
         ..Restored::default()
     };
@@ -289,6 +290,7 @@ pub(super) fn restored(reader: &Reader, killed: bool) -> Result<Restored, Contro
                 errors: task.failures,
                 crashes: task.crashes,
                 cancelled: task.cancelled,
+                written: task.written,
                 input: task.input,
             });
         })?;

@@ -46,6 +46,9 @@ pub(super) async fn run(settings: ControllerSettings) -> Result<(), ControllerEr
         Durability::Normal => crate::db::Durability::Normal,
         Durability::Full => crate::db::Durability::Full,
     };
+    if let Some(text) = crate::db::noted_loss(&database, true) {
+        tracing::warn!("before this start: {text}");
+    }
     let writer = Writer::open(&database, durability)?;
     // The writer's own: on a network file system it alone may have the file open.
     let reader = writer.reader()?;
@@ -148,7 +151,7 @@ impl Clock {
     }
 }
 
-fn unix_now() -> UnixTime {
+pub(super) fn unix_now() -> UnixTime {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     UnixTime((since.as_secs_f64() * 1e6).round() / 1e6)
 }

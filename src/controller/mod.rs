@@ -1,13 +1,14 @@
 //! The controller: hub and schedulers in one process. [`core`] decides; the driver carries out.
 //!
 //! Parts: [`bootstrap`] (ports, keys, connection files), [`sockets`] (what is listened on), [`records`] (the database thread and the
-//! answers out of it), [`driver`] (the loop between them and the core), [`delivered`] (replies that clients have), [`dask`] (a scheduler of Dask's beside it).
+//! answers out of it), [`rescue`] (a database that is deleted meanwhile), [`driver`] (the loop between them and the core), [`delivered`] (replies that clients have), [`dask`] (a scheduler of Dask's beside it).
 mod bootstrap;
 pub mod core;
 mod dask;
 mod delivered;
 mod driver;
 mod records;
+mod rescue;
 mod sockets;
 
 use crate::connection::ConnectionError;

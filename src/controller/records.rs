@@ -4,12 +4,13 @@
 //! by who asks, while that thread has nothing to do. Large ones go to the threads, and so does everything after them until they are done.
 use super::core::event::{FoundMap, FoundRequest, FoundTask};
 use super::core::{Ask, Event, Expired, Query};
+use super::rescue::{self, Copy};
 use crate::db::{DbError, Reader, RequestRecord, Writer};
 use crate::model::change::{Attempt, Change};
 use crate::model::definition::Work;
 use crate::model::query::{MapQuery, TaskQuery};
 use crate::model::task::{INPUTS_MISSING, TaskRow, TaskState};
-use crate::model::{MapId, TaskId};
+use crate::model::{MapId, TaskId, UnixTime};
 use crate::wire::content::client::{self as say, Selection, ok};
 use crate::wire::content::error::ErrorContent;
 use crate::wire::message::to_json;
@@ -34,6 +35,8 @@ const SLOW: Duration = Duration::from_millis(20);
 const SLOW_FOR: Duration = Duration::from_millis(500);
 /// Results that a small question can bring.
 const FEW: u64 = 8;
+/// Bytes of a task's output in one answer.
+const MOST_OUTPUT: usize = 1 << 20;
 /// Before each step of tidying up: batches come first.
 const TIDY_PAUSE: Duration = Duration::from_millis(5);
 /// ... but under load, too, there is a step this often.
@@ -49,6 +52,9 @@ pub(super) struct Records {
     changes: Option<std_mpsc::Sender<Vec<Change>>>,
     queries: Option<std_mpsc::Sender<Query>>,
     threads: Vec<std::thread::JoinHandle<()>>,
+    copy: Arc<Mutex<Option<Copy>>>,
+    /// Its end ends the watch over the file.
+    watched: Option<std_mpsc::Sender<()>>,
 }
 
 /// What the threads say.
@@ -76,7 +82,13 @@ impl Records {
         let quick = writer.own_reader();
         let writer = Arc::new(Mutex::new(writer));
         let to_share = writer.clone();
+        let (watched, until) = std_mpsc::channel();
+        let (copy, to_watch) = (Arc::<Mutex<Option<Copy>>>::default(), writer.clone());
+        let copied = copy.clone();
         let threads = vec![
+            std::thread::Builder::new()
+                .name("records-watch".into())
+                .spawn(move || rescue::watch(&to_watch, &copied, &until, now))?,
             std::thread::Builder::new()
                 .name("records-write".into())
                 .spawn(move || write(&to_share, &to_write, &committed))?,
@@ -93,6 +105,8 @@ impl Records {
                 changes: Some(changes),
                 queries: Some(queries),
                 threads,
+                copy,
+                watched: Some(watched),
             },
             heard,
         ))
@@ -148,19 +162,32 @@ impl Records {
     pub(super) fn close(mut self) -> bool {
         self.changes = None;
         self.queries = None;
+        self.watched = None;
         for thread in self.threads.drain(..) {
             let _ = thread.join();
         }
-        let Records { writer, reader, .. } = self;
+        let Records { writer, reader, copy, .. } = self;
         drop(reader);
+        let orphaned = {
+            let writer = writer.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut copy = copy.lock().unwrap_or_else(PoisonError::into_inner);
+            rescue::save(&writer, &mut copy, Duration::ZERO, now);
+            rescue::orphaned_files(&writer, &copy)
+        };
         if let Some(writer) = Arc::into_inner(writer)
             && let Err(error) = writer.into_inner().unwrap_or_else(PoisonError::into_inner).close()
         {
             tracing::warn!(%error, "the database was not closed in order");
             return false;
         }
+        // What is in them is in the copy, and the next database would not be opened beside them.
+        orphaned.iter().for_each(|path| drop(std::fs::remove_file(path)));
         true
     }
+}
+
+fn now() -> UnixTime {
+    super::driver::unix_now()
 }
 
 /// About how much work a change is to write, a small change being one.
@@ -175,7 +202,7 @@ fn weight(change: &Change) -> usize {
             attempt: Some(Attempt { outcome: o, .. }),
             ..
         } => (1, o.bytes()),
-        Change::OutputAdded { stdout, stderr, .. } => (1, stdout.len() + stderr.len()),
+        Change::OutputAdded { bytes, .. } => (1, bytes.len()),
         Change::RequestAdded { request, .. } => (1, request.content.len() + all(&request.buffers)),
         Change::RequestFinished { reply, .. } => (1, reply.content.len() + all(&reply.buffers)),
         // These go through all tasks of a map.
@@ -343,6 +370,15 @@ fn respond(reader: &Reader, query: &Query) -> Result<Response, DbError> {
                 files,
             })
         }
+        Ask::Output(asked) => {
+            let limit = (asked.limit as usize).min(MOST_OUTPUT);
+            let Some((size, bytes)) = reader.output(asked.task, asked.run, asked.stream, asked.start, limit)? else {
+                let content = ErrorContent::new("NoSuchTask", format!("there is no task {}, or no such run of it", asked.task));
+                return Ok(Response::Content(to_json(&content), vec![]));
+            };
+            let reply = say::OutputReply { status: ok(), size };
+            return Ok(Response::Content(to_json(&reply), vec![bytes]));
+        }
         Ask::Resubmit { selection, definition } => {
             return Ok(Response::Event(Box::new(Event::ResubmitFound {
                 client: query.client.clone(),
@@ -441,6 +477,7 @@ fn finished_tasks(reader: &Reader, selection: &Selection) -> Result<Vec<FoundMap
                 errors: 0,
                 crashes: 0,
                 cancelled: false,
+                written: [0, 0],
                 input: row
                     .input
                     .map(|i| Bytes::from(Box::<str>::from(i).into_string()))

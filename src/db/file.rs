@@ -24,10 +24,22 @@ enum Found {
 /// alone, because closing a file by any other way would drop the locks that this process holds on it (fcntl's rule).
 fn inspect(path: &Path) -> Result<Found, DbError> {
     let foreign = |what: &str| Err(DbError::new(DbErrorKind::Foreign, OPEN, path, what));
+    let log = with_suffix(path, "-wal");
+    let has_log = || std::fs::metadata(&log).is_ok_and(|found| found.len() > 0);
+    // SQLite would remove the log with what is in it.
+    let orphaned = |what: &str| {
+        let cause = format!(
+            "{what}, but its write-ahead log {} is not; restore the database, or move the log away",
+            log.display()
+        );
+        Err(DbError::new(DbErrorKind::Foreign, OPEN, path, cause))
+    };
     match std::fs::metadata(path) {
         Ok(found) if !found.is_file() => return foreign("it is not a regular file"),
+        Ok(found) if found.len() == 0 && has_log() => return orphaned("it is empty"),
         Ok(found) if found.len() == 0 => return Ok(Found::Nothing),
         Ok(_) => {}
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound && has_log() => return orphaned("it is gone"),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Found::Nothing),
         Err(error) => return Err(DbError::io(OPEN, path, &error)),
     }
@@ -199,6 +211,27 @@ fn finish_reading(connection: Connection, path: &Path) -> Result<Connection, DbE
     plan_once(&connection).map_err(sqlite)?;
     connection.set_prepared_statement_cache_capacity(32);
     Ok(connection)
+}
+
+/// Where it is noted that the database was deleted or replaced while a controller wrote it, and where its records are.
+fn note_of_loss(database: &Path) -> PathBuf {
+    with_suffix(database, "-lost.txt")
+}
+
+pub fn note_loss(database: &Path, text: &str) {
+    if let Err(error) = std::fs::write(note_of_loss(database), text) {
+        tracing::warn!(%error, "the loss of the database cannot be noted beside it");
+    }
+}
+
+/// What was noted; with `forget` it is not noted any more.
+pub fn noted_loss(database: &Path, forget: bool) -> Option<String> {
+    let path = note_of_loss(database);
+    let text = std::fs::read_to_string(&path).ok()?;
+    if forget {
+        let _ = std::fs::remove_file(path);
+    }
+    Some(text)
 }
 
 pub fn with_suffix(path: &Path, suffix: &str) -> PathBuf {

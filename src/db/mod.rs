@@ -12,6 +12,7 @@ mod file;
 mod find;
 mod jobs;
 mod large;
+mod outputs;
 mod reader;
 mod requests;
 pub mod restart;
@@ -24,6 +25,7 @@ mod writer;
 
 pub use error::{DbError, DbErrorKind};
 pub use expired::Expired;
+pub use file::{note_loss, noted_loss};
 pub use large::made_directory as made_buffers_directory;
 pub use reader::Reader;
 pub use requests::RequestRecord;

@@ -2,7 +2,7 @@
 use super::batch::{row_range, state_of};
 use super::large::Large;
 use super::requests::queue_of;
-use super::{DbError, Reader, rows};
+use super::{DbError, Reader, outputs, rows};
 use crate::model::change::Request;
 use crate::model::definition::MapDefinition;
 use crate::model::engine::EngineFacts;
@@ -20,6 +20,8 @@ pub struct RestartState {
     pub next_engine: EngineId,
     /// Maps that are not completed, those of ipyparallel clients (`Work::Client`) among them, oldest first.
     pub maps: Vec<OpenMap>,
+    /// How far the time had come by which records age; of a file without it, its newest record.
+    pub retention_clock: Option<UnixTime>,
     /// Engines that are registered and not gone.
     pub engines: Vec<RegisteredEngine>,
 }
@@ -59,6 +61,8 @@ pub struct UnfinishedTask {
     pub failures: u32,
     /// Its current attempt is to be the last.
     pub cancelled: bool,
+    /// Bytes of its current run's output that are on record: stdout, stderr.
+    pub written: [u64; 2],
     /// JSON text; empty for requests of ipyparallel clients.
     pub input: Bytes,
 }
@@ -74,12 +78,21 @@ pub struct UnfinishedRequest {
     pub request: Request,
 }
 
+fn retention_clock(connection: &Connection) -> rusqlite::Result<Option<UnixTime>> {
+    let sql = "SELECT COALESCE((SELECT CAST(value AS REAL) FROM meta WHERE key = 'retention_clock'), \
+               (SELECT max(max(submitted, COALESCE(completed, 0))) FROM map))";
+    connection
+        .query_row(sql, [], |row| row.get::<_, Option<f64>>(0))
+        .map(|clock| clock.map(UnixTime))
+}
+
 impl Reader {
     pub fn restart_state(&self) -> Result<RestartState, DbError> {
         self.read("read the state of the cluster from", |connection| {
             Ok(RestartState {
                 next_map: MapId(last_map(connection)? + 1),
                 next_engine: connection.query_row("SELECT COALESCE(max(id) + 1, 0) FROM engine", [], |row| row.get(0).map(EngineId))?,
+                retention_clock: retention_clock(connection)?,
                 maps: open_maps(connection)?,
                 engines: registered_engines(connection)?,
             })
@@ -96,9 +109,16 @@ impl Reader {
             let (first, last) = row_range(map);
             let mut rows = select.query([first, last])?;
             while let Some(row) = rows.next()? {
+                let (id, state) = (row.get(0)?, state_of(row.get_ref(1)?.as_str()?)?);
+                // Its beginning is on record before its output.
+                let written = match state {
+                    TaskState::Running => outputs::written(connection, id)?,
+                    _ => [0, 0],
+                };
                 take(UnfinishedTask {
-                    index: TaskId::from_row_id(row.get(0)?).index,
-                    state: state_of(row.get_ref(1)?.as_str()?)?,
+                    written,
+                    index: TaskId::from_row_id(id).index,
+                    state,
                     run: row.get(2)?,
                     engine: row.get::<_, Option<u32>>(3)?.map(EngineId),
                     started: row.get::<_, Option<f64>>(4)?.map(UnixTime),

@@ -1,21 +1,27 @@
 //! The one that writes: changes in, commits out.
 use super::batch::{Batch, Known, tidy};
 use super::large::Large;
+use super::outputs::Outputs;
 use super::{DbError, Durability, Reader, file};
 use crate::model::change::Change;
 use crate::model::kept::Kept;
 use bytes::Bytes;
+use rusqlite::config::DbConfig;
 use rusqlite::{Connection, TransactionBehavior};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 pub struct Writer {
     connection: Arc<Mutex<Connection>>,
     path: PathBuf,
+    /// Device and inode of the file at its opening.
+    identity: Option<(u64, u64)>,
     /// No other connection can be opened: readers share this one.
     exclusive: bool,
     known: Known,
     large: Large,
+    outputs: Outputs,
     durability: Durability,
 }
 
@@ -33,15 +39,18 @@ impl Writer {
 
     pub(super) fn open_as(path: &Path, durability: Durability, exclusive: bool) -> Result<Writer, DbError> {
         let connection = file::open_for_writing(path, durability, exclusive)?;
-        let large = Large::beside(path);
-        let known = Known::load(&connection).and_then(|known| large.sweep(&connection).map(|()| known));
+        let (large, outputs) = (Large::beside(path), Outputs::beside(path));
+        let swept = || large.sweep(&connection).and_then(|()| outputs.sweep(&connection));
+        let known = Known::load(&connection).and_then(|known| swept().map(|()| known));
         let known = known.map_err(|error| DbError::sqlite("read", path, &error))?;
         Ok(Writer {
             connection: Arc::new(Mutex::new(connection)),
             path: path.to_path_buf(),
+            identity: identity(path).ok(),
             exclusive,
             known,
             large,
+            outputs,
             durability,
         })
     }
@@ -58,10 +67,10 @@ impl Writer {
         });
         let stored: Vec<Option<String>> = stored.collect::<Result<_, _>>()?;
         let connection = lock(&self.connection);
-        let applied = apply(&connection, &mut self.known, changes, stored);
+        let applied = apply(&connection, &mut self.known, (&self.outputs, self.durability), changes, stored);
         if applied.is_ok()
             && changes.iter().any(|change| matches!(change, Change::Purged { .. }))
-            && let Err(error) = self.large.sweep(&connection)
+            && let Err(error) = self.large.sweep(&connection).and_then(|()| self.outputs.sweep(&connection))
         {
             tracing::warn!(%error, "files of large buffers are left over until the next start");
         }
@@ -70,6 +79,45 @@ impl Writer {
             self.known.forget();
         }
         applied.map_err(|error| DbError::sqlite("record tasks in", &self.path, &error))
+    }
+
+    /// Whether the file has been deleted or replaced: what is written goes into a file without a name, and ends with this process.
+    pub fn is_lost(&self) -> bool {
+        match (self.identity, identity(&self.path)) {
+            (Some(opened), Ok(found)) => opened != found,
+            (Some(_), Err(error)) => error.kind() == std::io::ErrorKind::NotFound,
+            (None, _) => false,
+        }
+    }
+
+    /// Writes all that is on record into another file, which is there whole or not at all.
+    pub fn rescue(&self, to: &Path) -> Result<(), DbError> {
+        let new = file::with_suffix(to, ".new");
+        let io = |error: std::io::Error| DbError::io("save the records in", to, &error);
+        let _ = std::fs::remove_file(&new);
+        std::fs::OpenOptions::new()
+            .write(true)
+            .create_new(true)
+            .mode(0o600)
+            .open(&new)
+            .map_err(io)?;
+        let connection = lock(&self.connection);
+        let saved = connection.execute("VACUUM INTO ?1", [new.to_string_lossy()]);
+        saved.map_err(|error| DbError::sqlite("save the records in", to, &error))?;
+        // Closing would remove the log of whatever is at the path now.
+        let _ = connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true);
+        std::fs::rename(&new, to).map_err(io)
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Grows with every row that is written.
+    pub fn total_changes(&self) -> i64 {
+        lock(&self.connection)
+            .query_row("SELECT total_changes()", [], |row| row.get(0))
+            .unwrap_or_default()
     }
 
     /// Whether [`Writer::tidy`] has something to do.
@@ -88,6 +136,10 @@ impl Writer {
                 transaction.commit().map(|()| more)
             });
         self.known.untidy = done.map_err(|error| DbError::sqlite("tidy up", &self.path, &error))?;
+        if !self.known.untidy {
+            let swept = self.outputs.sweep(&connection);
+            swept.map_err(|error| DbError::sqlite("tidy up", &self.path, &error))?;
+        }
         Ok(())
     }
 
@@ -160,6 +212,10 @@ impl Writer {
     }
 }
 
+fn identity(path: &Path) -> std::io::Result<(u64, u64)> {
+    std::fs::metadata(path).map(|found| (found.dev(), found.ino()))
+}
+
 fn buffers_of(change: &Change) -> (&[Bytes], Option<&Kept>) {
     match change {
         Change::RequestAdded { request, .. } => (&request.buffers, Some(&request.kept)),
@@ -173,9 +229,15 @@ fn buffers_of(change: &Change) -> (&[Bytes], Option<&Kept>) {
 }
 
 /// `stored`: under which name each change's buffers are kept, where they are not in the row.
-fn apply(connection: &Connection, known: &mut Known, changes: &[Change], stored: Vec<Option<String>>) -> rusqlite::Result<()> {
+fn apply(
+    connection: &Connection,
+    known: &mut Known,
+    outputs: (&Outputs, Durability),
+    changes: &[Change],
+    stored: Vec<Option<String>>,
+) -> rusqlite::Result<()> {
     in_transaction(connection, "BEGIN IMMEDIATE", |connection| {
-        let mut batch = Batch::new(connection, known)?;
+        let mut batch = Batch::new(connection, known, outputs)?;
         for (change, stored) in changes.iter().zip(stored) {
             batch.apply(change, stored)?;
         }

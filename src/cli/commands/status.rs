@@ -77,6 +77,10 @@ pub fn run(_args: Args, context: &Context) -> Result<Exit, CommandError> {
             keeper.trouble.iter().for_each(|trouble| context.say(trouble));
         }
         super::engines::note_unavailable(&status.engines, context);
+        status.notes.iter().for_each(|note| context.say(note));
+        if let Some(text) = crate::db::noted_loss(&profile.database_file(&context.cluster_id), false) {
+            context.say(text);
+        }
         if status.engines.is_empty() {
             context.say(format!("no engines: pcluster engines add 4{}", context.options()));
         }

@@ -3,7 +3,7 @@ use super::counted;
 use crate::cli::output::json;
 use crate::cli::{CommandError, Context, Exit};
 use crate::cluster::{self, Condition, StopProgress, Stopped};
-use crate::db::{Durability, Writer};
+use crate::db::{self, Durability, Writer};
 use crate::model::change::Change;
 use crate::profile::ProfileDir;
 
@@ -68,6 +68,9 @@ pub fn run(args: Args, context: &Context) -> Result<Exit, CommandError> {
 pub fn stop(profile: &ProfileDir, cluster_id: &str, context: &Context) -> Result<Stopped, CommandError> {
     let mut show = notes(context);
     let stopped = context.block_on(cluster::stop(profile, cluster_id, &mut show))??;
+    if let Some(text) = db::noted_loss(&profile.database_file(cluster_id), true) {
+        return Err(CommandError::failed(text).hint("the cluster is stopped; move that file to the place of the database"));
+    }
     record(&stopped, profile, cluster_id, context);
     Ok(stopped)
 }

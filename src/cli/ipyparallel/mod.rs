@@ -79,6 +79,11 @@ pub fn traits_as_options(words: impl IntoIterator<Item = OsString>) -> Vec<OsStr
     let mut taken = Vec::new();
     let mut is_theirs = false;
     while let Some(word) = words.next() {
+        // `ipcluster start … ""` passes it on; behind an option it is that one's value.
+        let is_value = taken.last().is_some_and(|last: &OsString| last.to_string_lossy().starts_with('-'));
+        if is_theirs && word.is_empty() && !is_value {
+            continue;
+        }
         is_theirs |= word == "controller" || word == "engine";
         let path = word
             .to_str()
@@ -127,6 +132,10 @@ mod tests {
             rewritten("pcluster engine --IPEngine.use_mpi --Session.x a --file f"),
             "pcluster engine --trait=IPEngine.use_mpi=True --trait=Session.x=a --file f"
         );
+        assert_eq!(rewritten("pcluster controller "), "pcluster controller");
+        assert_eq!(rewritten("pcluster engine --file f  "), "pcluster engine --file f");
+        let other = "pcluster controller --cluster-id  --ping=1";
+        assert_eq!(rewritten(other), other);
         let other = "pcluster map --IPController.ip=* controller";
         assert_eq!(rewritten(other), other);
         let other = "pcluster controller --set a.b=c --Nothing --lower.case=1 --A..b=1";

@@ -74,9 +74,17 @@ impl Core {
                 return true;
             }
             let is_command = map.is_command();
-            let least = self.engines.least_loaded(is_command);
-            let Some((engine, load)) = least.map(|(uuid, e)| (uuid.clone(), e.load())) else {
+            let limit = map.definition.options.timeout_s;
+            let Some(least) = self.engines.least_loaded(is_command) else {
                 return false;
+            };
+            let in_time = match least.1.has_time_for(limit, self.now.unix) {
+                true => Some(least),
+                false => self.engines.least_loaded_of(is_command, |e| e.has_time_for(limit, self.now.unix)),
+            };
+            // Other maps may have shorter tasks.
+            let Some((engine, load)) = in_time.map(|(uuid, e)| (uuid.clone(), e.load())) else {
+                return true;
             };
             // Refill at half, so that tasks travel in batches.
             if load > depth / 2 || load >= depth {
@@ -138,6 +146,7 @@ impl Core {
                 map.in_flight.insert(
                     task.index,
                     InFlight {
+                        written: [0, 0],
                         engine: engine.clone(),
                         run: task.run,
                         input: task.input,

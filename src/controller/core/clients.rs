@@ -55,6 +55,7 @@ impl Core {
                 );
             }),
             say::TASKS => read(&message).map(|r: say::TasksRequest| self.query(&asked, Ask::Tasks { query: Box::new(r.query) })),
+            say::OUTPUT => read(&message).map(|r: say::OutputRequest| self.query(&asked, Ask::Output(r))),
             say::DETAILS => read(&message).map(|r: say::DetailsRequest| {
                 self.query(
                     &asked,
@@ -480,6 +481,22 @@ impl Core {
         }
     }
 
+    /// Maps whose tasks wait because no engine's job lasts as long as they may take.
+    fn out_of_time(&self) -> Vec<String> {
+        let waits = |id: &&MapId| {
+            let Some(map) = self.maps.get(id).filter(|map| map.targets.is_none()) else {
+                return false;
+            };
+            let limit = map.definition.options.timeout_s;
+            let is_command = map.is_command();
+            let has_time = |e: &super::engines::Engine| e.has_time_for(limit, self.now.unix);
+            self.engines.least_loaded(is_command).is_some() && self.engines.least_loaded_of(is_command, has_time).is_none()
+        };
+        let maps = self.runnable.iter().filter(waits);
+        maps.map(|id| format!("map {id} waits: no engine's job lasts as long as its tasks may take (--timeout)"))
+            .collect()
+    }
+
     fn status(&mut self, asked: &Asked) {
         let engines = self
             .engines
@@ -517,6 +534,7 @@ impl Core {
             running: begun as u64,
             finished: self.finished_tasks,
             cut_off: self.cut_off,
+            notes: self.out_of_time(),
         };
         self.answer(asked, &reply);
     }

@@ -124,6 +124,8 @@ pub enum Ask {
         task: TaskId,
         files: bool,
     },
+    /// A part of what a task has written.
+    Output(crate::wire::content::client::OutputRequest),
     /// Finished tasks to run again. The answer comes back as [`super::event::Event::ResubmitFound`].
     Resubmit {
         selection: crate::wire::content::client::Selection,

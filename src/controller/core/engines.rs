@@ -60,7 +60,7 @@ impl Engine {
     pub fn turn(&self) -> u64 {
         self.turn
     }
-    /// Whether a task of this time limit can end there before its job's time is over.
+    /// Whether a task of this timeout can end there before the end of its job, where both are known.
     pub fn has_time_for(&self, limit_s: Option<f64>, now: UnixTime) -> bool {
         match (self.facts.ends, limit_s) {
             (Some(ends), Some(limit)) => now.0 + limit <= ends.0,
@@ -231,9 +231,15 @@ impl Engines {
 
     /// Of our own kind, the least loaded that may take a task: a command, or one that needs Python.
     pub fn least_loaded(&self, is_command: bool) -> Option<(&EngineUuid, &Engine)> {
-        let any = self.by_load().find(|(_, e)| e.native);
-        let limited = self.commands_only.iter().find(|_| is_command);
-        let limited = limited.and_then(|(_, _, uuid)| Some((uuid, self.by_uuid.get(uuid)?)));
+        self.least_loaded_of(is_command, |_| true)
+    }
+
+    /// The same of those that `may`.
+    pub fn least_loaded_of(&self, is_command: bool, may: impl Fn(&Engine) -> bool) -> Option<(&EngineUuid, &Engine)> {
+        let any = self.by_load().find(|(_, e)| e.native && may(e));
+        let limited = self.commands_only.iter().filter(|_| is_command);
+        let mut limited = limited.filter_map(|(_, _, uuid)| Some((uuid, self.by_uuid.get(uuid)?)));
+        let limited = limited.find(|(_, e)| may(e));
         any.into_iter().chain(limited).min_by_key(|(_, e)| (e.load(), e.turn))
     }
 

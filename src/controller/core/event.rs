@@ -129,6 +129,8 @@ pub struct FoundTask {
     pub crashes: u32,
     /// Cancelled while with its engine.
     pub cancelled: bool,
+    /// Bytes of its current run's output that are on record: stdout, stderr.
+    pub written: [u64; 2],
     pub input: Bytes,
 }
 
@@ -190,6 +192,8 @@ pub struct Restored {
     pub outcomes: Vec<(String, bool, Option<EngineUuid>)>,
     /// Engines that may come back.
     pub engines: Vec<(EngineId, EngineFacts, UnixTime)>,
+    /// How far the records' age had come.
+    pub retention_clock: Option<UnixTime>,
     /// Replies that the controller before had written to their connections, whether or not the records know.
     pub delivered: HashSet<TaskId>,
     /// Engines that ended with the controller before.

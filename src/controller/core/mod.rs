@@ -126,6 +126,8 @@ pub struct Core {
     refused: HashMap<EngineUuid, String>,
     ahead: Ahead,
     readers: retention::Readers,
+    /// [`Core::retention_clock`] at the start of this controller.
+    retention_base: UnixTime,
     timers: BinaryHeap<Reverse<(Duration, Due)>>,
     dice: policy::Dice,
     beats: u64,
@@ -157,6 +159,7 @@ impl Core {
             refused: HashMap::new(),
             ahead: Ahead::default(),
             readers: Default::default(),
+            retention_base: UnixTime(now.unix.0 - now.since_start.as_secs_f64()),
             timers: BinaryHeap::new(),
             dice: policy::Dice::new(facts.seed),
             facts,

@@ -25,6 +25,9 @@ impl Core {
     fn take_up(&mut self, restored: Restored) {
         self.next_map = restored.next_map.max(1);
         self.engines.next_id = restored.next_engine;
+        if let Some(clock) = restored.retention_clock {
+            self.restore_retention_clock(clock);
+        }
         let lease = Self::period(self.config.lease_ms);
         let mut uuids: HashMap<crate::model::EngineId, EngineUuid> = HashMap::new();
         for (id, facts, registered) in restored.engines {
@@ -211,6 +214,7 @@ fn place(
                 input: task.input,
                 sent: 0,
                 begun,
+                written: task.written,
                 tries,
                 cancelled: task.cancelled,
             };

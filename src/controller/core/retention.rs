@@ -33,9 +33,24 @@ pub struct Expired {
 pub(super) struct Readers(HashMap<MapId, Duration>);
 
 impl Core {
+    /// The time by which records age: it goes on only while a controller runs, and never ahead of the wall clock. A step of that
+    /// clock, in either direction, ages nothing.
+    fn retention_clock(&self) -> UnixTime {
+        let aged = self.retention_base.0 + self.now.since_start.as_secs_f64();
+        UnixTime(aged.min(self.now.unix.0))
+    }
+
+    /// The controller before had come so far; or, where none has noted it, the newest record is so old.
+    pub(super) fn restore_retention_clock(&mut self, clock: UnixTime) {
+        let base = clock.0 - self.now.since_start.as_secs_f64();
+        self.retention_base = UnixTime(base.min(self.retention_base.0));
+    }
+
     pub(super) fn look_for_expired(&mut self) {
         let Some(days) = self.config.keep_days else { return };
-        let before = UnixTime(self.now.unix.0 - days * DAY_S);
+        let clock = self.retention_clock();
+        self.record(Change::RetentionClock { at: clock });
+        let before = UnixTime(clock.0 - days * DAY_S);
         self.effects.push(Effect::Query(Query {
             client: Bytes::new(),
             request: String::new(),

@@ -240,6 +240,9 @@ fn records_are_found_as_the_hub_finds_them() {
         (json!({}), "c a b d"),
         (json!({"msg_id": "a"}), "a"),
         (json!({"msg_id": {"$in": ["d", "a", "x"]}}), "a d"),
+        // Python's `in`, as in ipyparallel's own databases: part of a text.
+        (json!({"msg_id": {"$in": "xdax"}}), "a d"),
+        (json!({"msg_id": {"$nin": "xdax"}, "queue": {"$glob": "m?x*"}}), ""),
         (json!({"msg_id": {"$nin": ["d", "a"]}}), "c b"),
         (json!({"completed": null}), "c d"),
         (json!({"completed": {"$ne": null}}), "a b"),
@@ -284,7 +287,7 @@ fn queries_that_make_no_sense_are_refused() {
         (json!([]), "an object of fields"),
         (json!({"size": 1}), "no \"size\""),
         (json!({"header": {"msg_id": "a"}}), "not an operator"),
-        (json!({"msg_id": {"$in": "a"}}), "wants a list"),
+        (json!({"msg_id": {"$in": 7}}), "wants a list"),
         (json!({"msg_id": {"$mod": [0, 1]}}), "not 0"),
         (json!({"msg_id": {"$glob": 3}}), "wants a pattern"),
         (json!({"buffers": null}), "cannot be searched"),

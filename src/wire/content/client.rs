@@ -6,6 +6,7 @@
 use crate::model::definition::MapDefinition;
 use crate::model::engine::EngineStatus;
 use crate::model::job::{Departure, JobRow};
+use crate::model::output::Stream;
 use crate::model::pickled;
 use crate::model::query::TaskQuery;
 use crate::model::targets::Targets;
@@ -206,6 +207,26 @@ pub struct DetailsReply {
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub files: BTreeMap<String, String>,
 }
+/// A part of what a task has written.
+pub const OUTPUT: &str = "output_request";
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct OutputRequest {
+    pub task: TaskId,
+    pub stream: Stream,
+    /// Of an attempt that did not stand; else of the current run.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub run: Option<u32>,
+    pub start: u64,
+    pub limit: u32,
+}
+/// Buffer 0 has the bytes, up to `limit` of them (or 1 MiB).
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct OutputReply {
+    pub status: String,
+    /// Of all that is on record.
+    pub size: u64,
+}
+
 /// Which tasks a command means.
 #[derive(Clone, Debug, Serialize, Deserialize, Default)]
 #[serde(default)]
@@ -259,6 +280,9 @@ pub struct StatusReply {
     /// Clients and engines that have lost their connection because they did not read.
     #[serde(default)]
     pub cut_off: u64,
+    /// Why tasks wait, where that is not plain: a sentence each.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub notes: Vec<String>,
 }
 
 /// What the batch system says of the cluster's jobs, to be recorded; answered with what is on record.

@@ -144,3 +144,44 @@ fn a_client_whose_submission_is_forgotten_gets_another() {
     requests::request(&mut w, ClientChannel::Task, None, json!({}));
     assert_eq!(w.ledger.tasks.keys().last().unwrap().map, MapId(map.0 + 1));
 }
+
+#[test]
+fn jumps_of_the_clock_age_nothing() {
+    const YEARS: f64 = 10.0 * 365.0 * 86_400.0;
+    let mut w = world();
+    run(&mut w, MapOptions::default());
+    // What is asked for after so many seconds, when the wall clock says so.
+    let asked = |w: &mut World, second: f64, unix: f64| {
+        let now = super::super::Now {
+            since_start: Duration::from_secs_f64(second),
+            unix: crate::model::UnixTime(unix),
+        };
+        let mut effects = Vec::new();
+        w.core.handle(now, super::super::Event::TimePassed, &mut effects);
+        effects.iter().find_map(|effect| match effect {
+            Effect::Query(query) => match query.ask {
+                Ask::Expired { before } => Some(before.0),
+                _ => None,
+            },
+            _ => None,
+        })
+    };
+    let first = asked(&mut w, 1.5, 1e9 + 1.5).unwrap();
+    found(&mut w, &[]);
+    let later = asked(&mut w, 20_000.0, 1e9 + YEARS).unwrap();
+    assert!(later - first < 20_000.0, "ten years have not passed, but {} s", later - first);
+    // A controller that is started then goes on from there.
+    let mut restored = w.ledger.restored();
+    restored.retention_clock = Some(crate::model::UnixTime(1e9 + 20_000.0));
+    let mut other = World::with(crate::profile::config::ControllerConfig {
+        keep_days: Some(1.0),
+        ..config()
+    });
+    let now = super::super::Now {
+        since_start: Duration::ZERO,
+        unix: crate::model::UnixTime(1e9 + YEARS),
+    };
+    other.core.restore(now, restored, &mut Vec::new());
+    let after = asked(&mut other, 2.0, 1e9 + YEARS).unwrap();
+    assert!(after <= 1e9 + 20_002.0 - 86_400.0, "{after}");
+}

@@ -558,3 +558,27 @@ fn code_is_sent_once_to_each_engine_and_again_to_one_that_has_registered_again()
         w.assert_all_done();
     }
 }
+
+#[test]
+fn an_engine_gets_no_task_whose_time_limit_does_not_fit() {
+    let mut w = World::new();
+    // An engine whose job ends in 100 s.
+    let ends = 1e9 + 100.0;
+    let facts = serde_json::json!({"protocol": crate::model::PROTOCOL_VERSION, "uuid": "job", "host": "node", "pid": 2, "version": "0",
+        "capabilities": ["call", "joined"], "ends": ends});
+    w.engine_says("job", tell::REGISTER, &facts);
+    let limited = |seconds: f64| MapOptions {
+        timeout_s: Some(seconds),
+        ..MapOptions::default()
+    };
+    let (long, short) = (w.submit(1, limited(200.0)), w.submit(1, limited(50.0)));
+    assert_eq!((w.state(long, 0), w.state(short, 0)), (TaskState::Ready, TaskState::Assigned));
+    w.ask(say::STATUS, &serde_json::json!({}), Vec::new());
+    let notes = w.reply()["notes"].clone();
+    assert!(notes[0].as_str().is_some_and(|note| note.starts_with("map 1 waits")), "{notes}");
+    assert_eq!(notes.as_array().map(Vec::len), Some(1));
+    // One without a known end takes it.
+    w.register("a");
+    assert_eq!(w.state(long, 0), TaskState::Assigned);
+    assert_eq!(w.engines["a"].queue.len(), 1);
+}
