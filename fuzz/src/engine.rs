@@ -229,7 +229,11 @@ impl World {
             },
             (false, 0) => WorkerResult::Value(Bytes::from_static(b"1")),
             (false, 1) => WorkerResult::Error(Bytes::from_static(br#"{"ename": "E", "evalue": "v", "traceback": "t"}"#)),
-            (false, 2) => WorkerResult::Pickled(Bytes::from_static(b"not JSON")),
+            (false, 2) => WorkerResult::Pickled {
+                meta: Bytes::from_static(b"not JSON"),
+                rendering: Bytes::from_static(b"[1]"),
+                pickle: Bytes::new(),
+            },
             (false, _) => WorkerResult::Error(Bytes::from_static(b"\xff")),
         };
         let (started, ended) = (self.now.unix, self.now.unix);

@@ -3,13 +3,18 @@ use super::{CommandError, Context, ErrorKind};
 use crate::client::{Client, ClientError, MapsRequest};
 use crate::db::Reader;
 use crate::model::definition::MapDefinition;
+use crate::model::output::Stream;
 use crate::model::query::{Column, Comparison, Condition, ConditionValue, MapQuery, TaskQuery};
 use crate::model::task::{AttemptRow, MapRow, TaskRow};
 use crate::model::{MapId, TaskId};
+use bytes::Bytes;
 use std::collections::HashSet;
 
 /// Rows are asked for in portions of so many.
 pub const PORTION: u64 = 2000;
+
+/// Bytes of an output that are read at a time.
+const PIECE: usize = 1 << 20;
 
 pub enum Records<'a> {
     Running { context: &'a Context, client: Client },
@@ -150,6 +155,17 @@ impl<'a> Records<'a> {
             Records::Stopped(reader) => Ok(Details {
                 definition: reader.map_definition(task.map)?,
                 earlier: reader.attempts(task)?,
+            }),
+        }
+    }
+
+    /// A part of what a task has written, of an earlier run where one is named: the size of all of it, and what begins at `start`.
+    pub fn output(&self, task: TaskId, run: Option<u32>, stream: Stream, start: u64) -> Result<(u64, Bytes), CommandError> {
+        match self {
+            Records::Running { context, client } => Ok(context.block_on(client.output(task, run, stream, start))??),
+            Records::Stopped(reader) => reader.output(task, run, stream, start, PIECE)?.ok_or_else(|| match run {
+                Some(run) => CommandError::not_found(format!("task {task} has no run {run}")),
+                None => self.no_such_task(task),
             }),
         }
     }

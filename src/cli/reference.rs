@@ -22,7 +22,9 @@ line. Points in time are ISO 8601 in UTC, durations seconds.
   duration label`, and where it has them `exact type pickled` and `msg_id repr` (of a request of ipyparallel's clients).
   Where `exact` is there it is false: JSON does not hold the value, of the Python type `type`, and `value` is how it reads;
   `pickled` is the value itself, a pickle in base64. `error` is `ename evalue traceback`. Where single tasks are asked for, also `definition` and
-  `earlier` (the attempts that did not stand)
+  `earlier` (the attempts that did not stand). `stdout` and `stderr` are text; where they are not UTF-8 they are null, and
+  `stdout_base64`, `stderr_base64` have the bytes. Of outputs above 256 KiB `results` shows the beginning, and `stdout_size`,
+  `stderr_size` say how long they are: `results TASK --stdout` writes all of it. `map` writes outputs whole in every format
 
 ## Exit codes
 

@@ -4,7 +4,9 @@ use super::output::table::{Cell, Table, Tone, one_line};
 use super::output::times;
 use super::records::Details;
 use super::views::{error_line, map_state};
+use crate::cli::output::shown;
 use crate::model::definition::Work;
+use crate::model::output::{Output, Stream};
 use crate::model::task::{MapRow, TaskRow, TaskState};
 use crate::model::{EngineId, TaskId, UnixTime};
 
@@ -145,9 +147,8 @@ pub fn task(row: &TaskRow, details: &Details, now: UnixTime) -> String {
         line("value", Some(repr.clone()));
     }
     let traceback = row.error.as_ref().map(|e| e.traceback.as_str()).unwrap_or_default();
-    for (name, block) in [("stdout", row.stdout.as_str()), ("stderr", &row.stderr), ("traceback", traceback)] {
-        push_block(&mut text, name, block);
-    }
+    push_output(&mut text, (row.task, None), [&row.stdout, &row.stderr]);
+    push_block(&mut text, "traceback", traceback);
     for attempt in &details.earlier {
         let outcome = &attempt.outcome;
         let why = outcome
@@ -164,13 +165,8 @@ pub fn task(row: &TaskRow, details: &Details, now: UnixTime) -> String {
             attempt.run, outcome.status
         ));
         let traceback = outcome.error.as_ref().map(|e| e.traceback.as_str()).unwrap_or_default();
-        for (name, block) in [
-            ("stdout", outcome.stdout.as_str()),
-            ("stderr", &outcome.stderr),
-            ("traceback", traceback),
-        ] {
-            push_block(&mut text, name, block);
-        }
+        push_output(&mut text, (row.task, Some(attempt.run)), [&outcome.stdout, &outcome.stderr]);
+        push_block(&mut text, "traceback", traceback);
     }
     text
 }
@@ -197,13 +193,29 @@ fn work_name(work: &Work) -> String {
     one_line(&work.default_name())
 }
 
-/// What a task wrote, as it wrote it, under a heading.
+/// The beginning of what a task wrote, and how to get the rest.
+fn push_output(text: &mut String, (task, run): (TaskId, Option<u32>), outputs: [&Output; 2]) {
+    for (stream, output) in Stream::ALL.into_iter().zip(outputs) {
+        let name = stream.word();
+        let (shown, more) = shown::shown(output);
+        push_block(text, name, &shown);
+        if more > 0 {
+            let run = run.map(|run| format!(" --run {run}")).unwrap_or_default();
+            text.push_str(&format!(
+                "  … {} more: pcluster results {task}{run} --{name} > FILE\n",
+                shown::size(more)
+            ));
+        }
+    }
+}
+
+/// A text under a heading.
 fn push_block(text: &mut String, name: &str, block: &str) {
     if block.is_empty() {
         return;
     }
     text.push_str(&format!("{name}:\n"));
-    for line in block.lines() {
+    for line in shown::escaped(block.as_bytes()).lines() {
         text.push_str(&format!("  {line}\n"));
     }
 }

@@ -7,14 +7,16 @@
 //! Parts: here the formats, [`sink`] (where they go).
 pub mod sink;
 
+use crate::model::output::Output;
 use crate::model::pickled::Pickled;
 use crate::model::task::{TaskError, TaskRow, TaskState};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use serde::Serialize;
+use serde::{Serialize, Serializer};
 use serde_json::json;
 use serde_json::value::RawValue;
 use std::borrow::Cow;
+use std::collections::BTreeMap;
 use std::io::{self, Write};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -78,8 +80,8 @@ impl Style {
                 out.write_all(b"\n")
             }
             Style::Output => {
-                out.write_all(row.stdout.as_bytes())?;
-                errors.write_all(row.stderr.as_bytes())
+                out.write_all(&row.stdout.bytes)?;
+                errors.write_all(&row.stderr.bytes)
             }
             Style::OutputJson => writeln!(out, "{}", output_json(row)),
             Style::Csv { command } => {
@@ -87,7 +89,17 @@ impl Style {
                 match command {
                     true => {
                         let code = row.exit_code.map(|c| c.to_string()).unwrap_or_default();
-                        csv_record(out, &[&task, row.state.word(), &input, &code, &row.stdout, &row.stderr])
+                        csv_record(
+                            out,
+                            &[
+                                task.as_bytes(),
+                                row.state.word().as_bytes(),
+                                input.as_bytes(),
+                                code.as_bytes(),
+                                &row.stdout.bytes,
+                                &row.stderr.bytes,
+                            ],
+                        )
                     }
                     false => {
                         let value = if row.state.is_failed() {
@@ -127,26 +139,56 @@ pub fn value_line(row: &TaskRow) -> Cow<'_, str> {
     row.value.as_deref().map_or("null".into(), one_line)
 }
 
-/// A task as `--json` shows it, with what makes its value exact.
+/// A task as `--json` shows it, with what makes its value exact, and its output as it is everywhere in JSON.
 pub fn whole(row: &TaskRow) -> impl Serialize {
-    #[derive(Serialize)]
-    struct Whole<'a> {
-        #[serde(flatten)]
-        row: Cow<'a, TaskRow>,
-        #[serde(flatten)]
-        inexact: Option<Inexact<'a>>,
-    }
-    let bare = |row: &TaskRow| TaskRow {
-        pickled: None,
-        ..row.clone()
-    };
-    Whole {
-        row: if row.pickled.is_some() {
-            Cow::Owned(bare(row))
-        } else {
-            Cow::Borrowed(row)
-        },
-        inexact: row.pickled.as_ref().map(Inexact::of),
+    Whole(row)
+}
+
+struct Whole<'a>(&'a TaskRow);
+
+impl Serialize for Whole<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        #[derive(Serialize)]
+        struct Exact<'a> {
+            #[serde(flatten)]
+            row: Cow<'a, TaskRow>,
+            #[serde(flatten)]
+            inexact: Option<Inexact<'a>>,
+        }
+        let row = self.0;
+        let has_text = row.stdout.is_plain_text() && row.stderr.is_plain_text();
+        let bare = || TaskRow {
+            pickled: None,
+            stdout: Output::default(),
+            stderr: Output::default(),
+            ..row.clone()
+        };
+        let text = || TaskRow {
+            pickled: None,
+            ..row.clone()
+        };
+        let exact = Exact {
+            row: match (has_text, row.pickled.is_some()) {
+                (true, false) => Cow::Borrowed(row),
+                (true, true) => Cow::Owned(text()),
+                (false, _) => Cow::Owned(bare()),
+            },
+            inexact: row.pickled.as_ref().map(Inexact::of),
+        };
+        if has_text {
+            return exact.serialize(serializer);
+        }
+        // As texts: numbers stay as they are.
+        let failed = serde::ser::Error::custom::<serde_json::Error>;
+        let json = serde_json::to_string(&exact).map_err(failed)?;
+        let mut fields: BTreeMap<String, Box<RawValue>> = serde_json::from_str(&json).map_err(failed)?;
+        let mut outputs = serde_json::Map::new();
+        put_output(&mut outputs, "stdout", &row.stdout);
+        put_output(&mut outputs, "stderr", &row.stderr);
+        for (name, output) in &outputs {
+            fields.insert(name.clone(), serde_json::value::to_raw_value(output).map_err(failed)?);
+        }
+        fields.serialize(serializer)
     }
 }
 
@@ -213,14 +255,28 @@ fn cell(json: &str) -> String {
 }
 
 fn output_json(row: &TaskRow) -> String {
-    let mut object = json!({"stdout": row.stdout, "stderr": row.stderr, "exit_code": row.exit_code});
+    let mut object = serde_json::Map::new();
+    put_output(&mut object, "stdout", &row.stdout);
+    put_output(&mut object, "stderr", &row.stderr);
+    object.insert("exit_code".into(), row.exit_code.into());
     if let (true, Some(error)) = (row.exit_code.is_none(), &row.error) {
-        object["error"] = in_words(error).into();
+        object.insert("error".into(), in_words(error).into());
     }
-    object.to_string()
+    serde_json::Value::from(object).to_string()
 }
 
-fn csv_record(out: &mut dyn Write, fields: &[&str]) -> io::Result<()> {
+/// Under its name where it is UTF-8; else null, and `<name>_base64` has the bytes.
+fn put_output(object: &mut serde_json::Map<String, serde_json::Value>, name: &str, output: &Output) {
+    match std::str::from_utf8(&output.bytes) {
+        Ok(text) => drop(object.insert(name.into(), text.into())),
+        Err(_) => {
+            object.insert(name.into(), serde_json::Value::Null);
+            object.insert(format!("{name}_base64"), output.base64().into());
+        }
+    }
+}
+
+fn csv_record<F: AsRef<[u8]>>(out: &mut dyn Write, fields: &[F]) -> io::Result<()> {
     let mut writer = csv::Writer::from_writer(Vec::new());
     writer.write_record(fields).map_err(io::Error::other)?;
     out.write_all(&writer.into_inner().map_err(|e| io::Error::other(e.to_string()))?)

@@ -2,10 +2,12 @@
 //! what programs may rely on: keys are added, never changed.
 use super::values::Inexact;
 use crate::model::definition::MapDefinition;
+use crate::model::output::Output;
 use crate::model::task::{AttemptRow, MapRow, TaskError, TaskRow, TaskState};
 use crate::model::{EngineId, MapId, TaskId, UnixTime};
 use serde::Serialize;
 use serde_json::value::RawValue;
+use std::borrow::Cow;
 
 #[derive(Serialize)]
 pub struct MapView<'a> {
@@ -71,6 +73,43 @@ impl<'a> MapView<'a> {
     }
 }
 
+/// What was written. Text where it is UTF-8, else null beside its base64. Of a long one the beginning, beside the size of all of it.
+#[derive(Serialize)]
+pub struct OutputView<'a> {
+    pub stdout: Option<Cow<'a, str>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub stdout_base64: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub stdout_size: Option<u64>,
+    pub stderr: Option<Cow<'a, str>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub stderr_base64: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub stderr_size: Option<u64>,
+}
+
+impl<'a> OutputView<'a> {
+    fn new(stdout: &'a Output, stderr: &'a Output) -> OutputView<'a> {
+        let text = |output: &'a Output| match std::str::from_utf8(&output.bytes) {
+            Ok(text) => Some(text.into()),
+            // Cut in the middle of a character, or no text at all.
+            Err(error) if !output.is_whole() && error.error_len().is_none() => Some(Cow::Owned(
+                String::from_utf8_lossy(&output.bytes[..error.valid_up_to()]).into_owned(),
+            )),
+            Err(_) => None,
+        };
+        let (out, err) = (text(stdout), text(stderr));
+        OutputView {
+            stdout_base64: out.is_none().then(|| stdout.base64()),
+            stderr_base64: err.is_none().then(|| stderr.base64()),
+            stdout: out,
+            stderr: err,
+            stdout_size: (!stdout.is_whole()).then_some(stdout.size),
+            stderr_size: (!stderr.is_whole()).then_some(stderr.size),
+        }
+    }
+}
+
 #[derive(Serialize)]
 pub struct TaskView<'a> {
     pub task: TaskId,
@@ -84,8 +123,8 @@ pub struct TaskView<'a> {
     /// What an ipyparallel client's execution showed.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub repr: Option<&'a str>,
-    pub stdout: &'a str,
-    pub stderr: &'a str,
+    #[serde(flatten)]
+    pub output: OutputView<'a>,
     pub exit_code: Option<i32>,
     pub error: Option<&'a TaskError>,
     pub engine: Option<EngineId>,
@@ -116,8 +155,8 @@ pub struct AttemptView<'a> {
     pub host: Option<&'a str>,
     pub state: TaskState,
     pub error: Option<&'a TaskError>,
-    pub stdout: &'a str,
-    pub stderr: &'a str,
+    #[serde(flatten)]
+    pub output: OutputView<'a>,
     pub exit_code: Option<i32>,
     pub started: String,
     pub completed: String,
@@ -133,8 +172,7 @@ impl<'a> AttemptView<'a> {
             host: attempt.host.as_deref(),
             state: outcome.status,
             error: outcome.error.as_ref(),
-            stdout: &outcome.stdout,
-            stderr: &outcome.stderr,
+            output: OutputView::new(&outcome.stdout, &outcome.stderr),
             exit_code: outcome.exit_code,
             started: outcome.started.to_iso(),
             completed: outcome.ended.to_iso(),
@@ -154,8 +192,7 @@ impl<'a> TaskView<'a> {
             value: row.value.as_deref(),
             inexact: row.pickled.as_ref().map(Inexact::of),
             repr: row.repr.as_deref(),
-            stdout: &row.stdout,
-            stderr: &row.stderr,
+            output: OutputView::new(&row.stdout, &row.stderr),
             exit_code: row.exit_code,
             error: row.error.as_ref(),
             engine: row.engine,
@@ -196,7 +233,14 @@ pub const TASK_CSV_HEADER: [&str; 19] = [
     "label",
 ];
 
-pub fn task_csv(row: &TaskRow) -> [String; 19] {
+pub fn task_csv(row: &TaskRow) -> [Vec<u8>; 19] {
+    let outputs = [row.stdout.bytes.to_vec(), row.stderr.bytes.to_vec()];
+    let mut fields = task_csv_texts(row).map(String::into_bytes);
+    [fields[7], fields[8]] = outputs;
+    fields
+}
+
+fn task_csv_texts(row: &TaskRow) -> [String; 19] {
     let text = |t: &Option<String>| t.clone().unwrap_or_default();
     let raw = |t: &Option<Box<RawValue>>| t.as_ref().map(|r| r.get().to_string()).unwrap_or_default();
     let time = |t: Option<UnixTime>| t.map(UnixTime::to_iso).unwrap_or_default();
@@ -208,8 +252,8 @@ pub fn task_csv(row: &TaskRow) -> [String; 19] {
         raw(&row.input),
         raw(&row.value),
         text(&row.repr),
-        row.stdout.clone(),
-        row.stderr.clone(),
+        String::new(),
+        String::new(),
         row.exit_code.map(|c| c.to_string()).unwrap_or_default(),
         row.error.as_ref().map(error_line).unwrap_or_default(),
         row.engine.map(|e| e.to_string()).unwrap_or_default(),

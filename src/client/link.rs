@@ -176,6 +176,19 @@ impl Client {
         decode(msg_type, &reply)
     }
 
+    /// The same for a request whose reply has buffers.
+    pub async fn request_with_buffers<Req, Rep>(&self, msg_type: &str, content: &Req) -> Result<(Rep, Vec<Bytes>), ClientError>
+    where
+        Req: Serialize + ?Sized,
+        Rep: DeserializeOwned,
+    {
+        let reply = self
+            .link
+            .exchange(msg_type, content, &[], Duration::ZERO, self.resend, self.patience)
+            .await?;
+        Ok((decode(msg_type, &reply)?, reply.buffers))
+    }
+
     /// The same where the answer holds tasks, whose values may be buffers behind it.
     pub async fn request_for_rows<Req, Rep>(
         &self,

@@ -1,14 +1,18 @@
 //! What may be asked of the controller, one method each. Shapes are those of [`crate::wire::content::client`].
 use super::{Client, ClientError};
+use crate::model::definition::MapDefinition;
+use crate::model::output::Stream;
 use crate::model::query::TaskQuery;
 use crate::model::targets::Targets;
 use crate::model::task::{MapRow, TaskRow};
 use crate::model::{EngineId, MapId, TaskId};
 use crate::wire::content::client::{
-    CANCEL, DETAILS, DetailsReply, DetailsRequest, Done, JOBS, JobsReply, JobsRequest, MAPS, MapsReply, MapsRequest, PURGE, PurgeRequest,
-    RESUBMIT, SIGNAL_ENGINES, STATUS, STOP, STOP_ENGINES, Selection, SelectionReply, SelectionRequest, SignalEnginesReply,
-    SignalEnginesRequest, StatusReply, StopEnginesRequest, StopRequest, TASKS, TasksReply, TasksRequest,
+    CANCEL, DETAILS, DetailsReply, DetailsRequest, Done, JOBS, JobsReply, JobsRequest, MAPS, MapsReply, MapsRequest, OUTPUT, OutputReply,
+    OutputRequest, PURGE, PurgeRequest, RESUBMIT, ResubmitRequest, SIGNAL_ENGINES, STATUS, STOP, STOP_ENGINES, Selection, SelectionReply,
+    SelectionRequest, SignalEnginesReply, SignalEnginesRequest, StatusReply, StopEnginesRequest, StopRequest, TASKS, TasksReply,
+    TasksRequest,
 };
+use bytes::Bytes;
 use serde::Serialize;
 use std::time::Duration;
 
@@ -46,6 +50,19 @@ impl Client {
         self.request(DETAILS, &DetailsRequest { task, files: true }, Vec::new()).await
     }
 
+    /// A part of what a task has written, of an earlier run where one is named: the size of all of it, and what begins at `start`.
+    pub async fn output(&self, task: TaskId, run: Option<u32>, stream: Stream, start: u64) -> Result<(u64, Bytes), ClientError> {
+        let request = OutputRequest {
+            task,
+            stream,
+            run,
+            start,
+            limit: 1 << 20,
+        };
+        let (reply, buffers): (OutputReply, _) = self.request_with_buffers(OUTPUT, &request).await?;
+        Ok((reply.size, buffers.into_iter().next().unwrap_or_default()))
+    }
+
     /// Stops tasks, waiting and running.
     pub async fn cancel(&self, selection: Selection) -> Result<SelectionReply, ClientError> {
         self.request(CANCEL, &SelectionRequest { selection }, Vec::new()).await
@@ -53,7 +70,16 @@ impl Client {
 
     /// Runs finished tasks again, in place.
     pub async fn resubmit(&self, selection: Selection) -> Result<SelectionReply, ClientError> {
-        self.request(RESUBMIT, &SelectionRequest { selection }, Vec::new()).await
+        let definition = None;
+        self.request(RESUBMIT, &ResubmitRequest { selection, definition }, Vec::new()).await
+    }
+
+    /// The same for one map, whose tasks run this from now on; its bundle goes along.
+    pub async fn resubmit_with(&self, selection: Selection, definition: MapDefinition) -> Result<SelectionReply, ClientError> {
+        let bundle = definition.bundle().and_then(|named| named.content.clone());
+        let buffers = bundle.iter().map(|bundle| bundle.content.clone()).collect();
+        let definition = Some(definition);
+        self.request(RESUBMIT, &ResubmitRequest { selection, definition }, buffers).await
     }
 
     /// Ends the controller, with `engines` these first.

@@ -290,6 +290,7 @@ pub(super) fn restored(reader: &Reader, killed: bool) -> Result<Restored, Contro
                 errors: task.failures,
                 crashes: task.crashes,
                 cancelled: task.cancelled,
+                written: task.written,
                 input: task.input,
             });
         })?;

@@ -35,6 +35,8 @@ const SLOW: Duration = Duration::from_millis(20);
 const SLOW_FOR: Duration = Duration::from_millis(500);
 /// Results that a small question can bring.
 const FEW: u64 = 8;
+/// Bytes of a task's output in one answer.
+const MOST_OUTPUT: usize = 1 << 20;
 /// Before each step of tidying up: batches come first.
 const TIDY_PAUSE: Duration = Duration::from_millis(5);
 /// ... but under load, too, there is a step this often.
@@ -200,7 +202,7 @@ fn weight(change: &Change) -> usize {
             attempt: Some(Attempt { outcome: o, .. }),
             ..
         } => (1, o.bytes()),
-        Change::OutputAdded { stdout, stderr, .. } => (1, stdout.len() + stderr.len()),
+        Change::OutputAdded { bytes, .. } => (1, bytes.len()),
         Change::RequestAdded { request, .. } => (1, request.content.len() + all(&request.buffers)),
         Change::RequestFinished { reply, .. } => (1, reply.content.len() + all(&reply.buffers)),
         // These go through all tasks of a map.
@@ -368,12 +370,22 @@ fn respond(reader: &Reader, query: &Query) -> Result<Response, DbError> {
                 files,
             })
         }
-        Ask::Resubmit { selection } => {
+        Ask::Output(asked) => {
+            let limit = (asked.limit as usize).min(MOST_OUTPUT);
+            let Some((size, bytes)) = reader.output(asked.task, asked.run, asked.stream, asked.start, limit)? else {
+                let content = ErrorContent::new("NoSuchTask", format!("there is no task {}, or no such run of it", asked.task));
+                return Ok(Response::Content(to_json(&content), vec![]));
+            };
+            let reply = say::OutputReply { status: ok(), size };
+            return Ok(Response::Content(to_json(&reply), vec![bytes]));
+        }
+        Ask::Resubmit { selection, definition } => {
             return Ok(Response::Event(Box::new(Event::ResubmitFound {
                 client: query.client.clone(),
                 parent: query.parent.clone(),
                 request: query.request.clone(),
                 selection: selection.clone(),
+                definition: definition.clone(),
                 maps: finished_tasks(reader, selection)?,
             })));
         }
@@ -465,6 +477,7 @@ fn finished_tasks(reader: &Reader, selection: &Selection) -> Result<Vec<FoundMap
                 errors: 0,
                 crashes: 0,
                 cancelled: false,
+                written: [0, 0],
                 input: row
                     .input
                     .map(|i| Bytes::from(Box::<str>::from(i).into_string()))

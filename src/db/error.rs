@@ -1,4 +1,5 @@
 //! What can go wrong with a database file, said so that the reader knows what to do next.
+use super::outputs::FileError;
 use std::path::{Path, PathBuf};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -51,6 +52,11 @@ impl DbError {
     }
 
     pub(super) fn sqlite(operation: &'static str, path: &Path, error: &rusqlite::Error) -> DbError {
+        if let rusqlite::Error::ToSqlConversionFailure(cause) = error
+            && let Some(FileError { path, error }) = cause.downcast_ref()
+        {
+            return DbError::io("write or read the output of a task in", path, error);
+        }
         DbError::new(kind_of(error), operation, path, error.to_string())
     }
 

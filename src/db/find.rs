@@ -42,8 +42,8 @@ fields! {
     ExecuteInput "execute_input" "r.execute_input",
     ExecuteResult "execute_result" "r.execute_result",
     Error "error" "r.error",
-    Stdout "stdout" "CASE WHEN t.completed IS NULL THEN (SELECT group_concat(text, '') FROM (SELECT text FROM output WHERE task = t.id AND stream = 'stdout' ORDER BY id)) ELSE t.stdout END",
-    Stderr "stderr" "CASE WHEN t.completed IS NULL THEN (SELECT group_concat(text, '') FROM (SELECT text FROM output WHERE task = t.id AND stream = 'stderr' ORDER BY id)) ELSE t.stderr END",
+    Stdout "stdout" "(STDOUT)",
+    Stderr "stderr" "(STDERR)",
     Label "label" "COALESCE(r.label, (SELECT label FROM map WHERE id = t.id >> 32))",
 }
 

@@ -12,6 +12,7 @@ mod file;
 mod find;
 mod jobs;
 mod large;
+mod outputs;
 mod reader;
 mod requests;
 pub mod restart;

@@ -1,14 +1,17 @@
 //! The one that reads: beside a running controller, or the file of a stopped one.
 use super::large::Large;
+use super::outputs::{self, Outputs, Stored};
 use super::rows::{self, MAP_COLUMNS};
 use super::writer::{in_transaction, lock};
 use super::{DbError, DbErrorKind, file, schema, tasks};
 use crate::model::definition::MapDefinition;
+use crate::model::output::Stream;
 use crate::model::query::{MapQuery, TaskQuery};
 use crate::model::task::{AttemptRow, Counts, MapRow, TaskRow};
 use crate::model::{MapId, TaskId};
+use bytes::Bytes;
 use rusqlite::types::Value;
-use rusqlite::{Connection, OptionalExtension, params, params_from_iter};
+use rusqlite::{Connection, OptionalExtension, ToSql, params, params_from_iter};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
@@ -21,6 +24,7 @@ pub struct Reader {
     /// Of the tables: an old file is read as it is.
     version: i32,
     pub(super) large: Large,
+    pub(super) outputs: Outputs,
 }
 
 impl Reader {
@@ -41,6 +45,7 @@ impl Reader {
             version: schema::VERSION,
             path: path.to_path_buf(),
             large: Large::beside(path),
+            outputs: Outputs::beside(path),
         }
     }
 
@@ -146,6 +151,39 @@ impl Reader {
                 found.push(row);
             }
             Ok((counts, found))
+        })
+    }
+
+    /// A part of what a task has written, of its current run or of an earlier one that did not stand: the size of all of it, and up to
+    /// so many bytes from a place on. None where there is no such task or attempt.
+    pub fn output(
+        &self,
+        task: TaskId,
+        run: Option<u32>,
+        stream: Stream,
+        start: u64,
+        limit: usize,
+    ) -> Result<Option<(u64, Bytes)>, DbError> {
+        self.read("read the output of a task from", |connection| {
+            let stored = |sql: &str, params: &[&dyn ToSql]| -> rusqlite::Result<Option<Stored>> {
+                let mut select = connection.prepare_cached(sql)?;
+                select.query_row(params, |row| Ok(outputs::stored(row.get_ref(0)?))).optional()
+            };
+            let current = format!(
+                "SELECT {} FROM task t WHERE id = ?1 AND (?2 IS NULL OR run = ?2)",
+                outputs::so_far(stream)
+            );
+            let mut found = stored(&current, &[&task.row_id(), &run])?;
+            if found.is_none() && run.is_some() {
+                let earlier = format!(
+                    "SELECT {} FROM attempt WHERE task = ?1 AND run = ?2 ORDER BY id DESC LIMIT 1",
+                    stream.word()
+                );
+                found = stored(&earlier, &[&task.row_id(), &run])?;
+            }
+            let Some(found) = found else { return Ok(None) };
+            let bytes = self.outputs.read(task, stream, &found, start, limit)?;
+            Ok(Some((found.size(), bytes)))
         })
     }
 

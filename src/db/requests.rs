@@ -1,9 +1,11 @@
 //! Requests of ipyparallel clients as the hub knows them.
 use super::find::{Field, Filter};
 use super::large::Large;
+use super::outputs::{self, Outputs};
 use super::restart::bytes;
 use super::schema;
 use super::{DbError, Reader};
+use crate::model::output::Stream;
 use crate::model::{TaskId, UnixTime};
 use bytes::Bytes;
 use rusqlite::types::Value as SqlValue;
@@ -93,7 +95,7 @@ impl Reader {
         let ids = Value::from(msg_ids.to_vec()).to_string();
         self.read("read requests from", |connection| {
             select(
-                (connection, &self.large),
+                (connection, &self.large, &self.outputs),
                 &Field::ALL,
                 "r.msg_id IN (SELECT value FROM json_each(?))",
                 vec![ids.into()],
@@ -137,19 +139,29 @@ impl Reader {
         self.read(OPERATION, |connection| {
             let (narrow, values) = filter.narrow();
             // First only what is tested is read, then what is wanted of those that match.
-            let matches = select((connection, &self.large), &filter.fields(), &narrow, values, |record| {
-                filter.matches(record)
-            })?;
+            let matches = select(
+                (connection, &self.large, &self.outputs),
+                &filter.fields(),
+                &narrow,
+                values,
+                |record| filter.matches(record),
+            )?;
             let rows = Value::from_iter(matches.iter().filter_map(|record| record.task).map(|task| task.row_id()));
             let narrow = "r.task IN (SELECT value FROM json_each(?))";
-            select((connection, &self.large), &wanted, narrow, vec![rows.to_string().into()], |_| true)
+            select(
+                (connection, &self.large, &self.outputs),
+                &wanted,
+                narrow,
+                vec![rows.to_string().into()],
+                |_| true,
+            )
         })
     }
 }
 
 /// Records of which only `fields` are read, that `keep` keeps.
 fn select(
-    (connection, large): (&Connection, &Large),
+    (connection, large, outputs): (&Connection, &Large, &Outputs),
     fields: &[Field],
     narrow: &str,
     values: Vec<SqlValue>,
@@ -157,12 +169,14 @@ fn select(
 ) -> rusqlite::Result<Vec<RequestRecord>> {
     // A file of before is read as it is.
     let has_resubmitted = schema::version(connection)? >= 5;
-    let columns: Vec<&str> = Field::ALL
+    let columns: Vec<String> = Field::ALL
         .iter()
         .map(|f| match f {
-            Field::Resubmitted if !has_resubmitted => "NULL",
-            f if fields.contains(f) => f.sql(),
-            _ => "NULL",
+            Field::Resubmitted if !has_resubmitted => "NULL".into(),
+            f if !fields.contains(f) => "NULL".into(),
+            Field::Stdout => outputs::so_far(Stream::Stdout),
+            Field::Stderr => outputs::so_far(Stream::Stderr),
+            f => f.sql().into(),
         })
         .collect();
     let sql = format!(
@@ -173,7 +187,7 @@ fn select(
     let mut rows = select.query(params_from_iter(values))?;
     let mut records = Vec::new();
     while let Some(row) = rows.next()? {
-        let record = record(row, large)?;
+        let record = record(row, large, outputs)?;
         if keep(&record) {
             records.push(record);
         }
@@ -181,8 +195,25 @@ fn select(
     Ok(records)
 }
 
+/// A client gets up to so many bytes of one output as text.
+const MOST_TEXT: usize = 64 << 20;
+
+fn text(task: TaskId, stream: Stream, stored: &outputs::Stored, outputs: &Outputs) -> String {
+    let bytes = outputs.read(task, stream, stored, 0, MOST_TEXT).unwrap_or_else(|error| {
+        tracing::warn!(%task, %error, "the output of a request cannot be read");
+        Bytes::new()
+    });
+    let mut text = String::from_utf8_lossy(&bytes).into_owned();
+    let more = stored.size() - bytes.len() as u64;
+    if more > 0 {
+        let stream = stream.word();
+        text.push_str(&format!("\n[... {more} more bytes: pcluster results {task} --{stream} ...]\n"));
+    }
+    text
+}
+
 /// The columns stand in the order of [`Field::ALL`], after the task.
-fn record(row: &Row, large: &Large) -> rusqlite::Result<RequestRecord> {
+fn record(row: &Row, large: &Large, outputs: &Outputs) -> rusqlite::Result<RequestRecord> {
     let mut record = RequestRecord {
         task: Some(TaskId::from_row_id(row.get(0)?)),
         ..RequestRecord::default()
@@ -191,6 +222,14 @@ fn record(row: &Row, large: &Large) -> rusqlite::Result<RequestRecord> {
         let json = || -> rusqlite::Result<_> { Ok(Some(bytes(row, column)?).filter(|b| !b.is_empty())) };
         let time = || -> rusqlite::Result<_> { Ok(row.get::<_, Option<f64>>(column)?.map(UnixTime)) };
         let list = || large.list(row, column);
+        let whole = |stream| -> rusqlite::Result<_> {
+            Ok(text(
+                TaskId::from_row_id(row.get(0)?),
+                stream,
+                &outputs::stored(row.get_ref(column)?),
+                outputs,
+            ))
+        };
         match field {
             Field::MsgId => record.msg_id = row.get::<_, Option<String>>(column)?.unwrap_or_default(),
             Field::Header => record.header = json()?,
@@ -212,8 +251,8 @@ fn record(row: &Row, large: &Large) -> rusqlite::Result<RequestRecord> {
             Field::ExecuteInput => record.execute_input = row.get(column)?,
             Field::ExecuteResult => record.execute_result = json()?,
             Field::Error => record.error = json()?,
-            Field::Stdout => record.stdout = row.get::<_, Option<String>>(column)?.unwrap_or_default(),
-            Field::Stderr => record.stderr = row.get::<_, Option<String>>(column)?.unwrap_or_default(),
+            Field::Stdout => record.stdout = whole(Stream::Stdout)?,
+            Field::Stderr => record.stderr = whole(Stream::Stderr)?,
             Field::Label => record.label = row.get(column)?,
         }
     }

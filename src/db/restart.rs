@@ -2,7 +2,7 @@
 use super::batch::{row_range, state_of};
 use super::large::Large;
 use super::requests::queue_of;
-use super::{DbError, Reader, rows};
+use super::{DbError, Reader, outputs, rows};
 use crate::model::change::Request;
 use crate::model::definition::MapDefinition;
 use crate::model::engine::EngineFacts;
@@ -61,6 +61,8 @@ pub struct UnfinishedTask {
     pub failures: u32,
     /// Its current attempt is to be the last.
     pub cancelled: bool,
+    /// Bytes of its current run's output that are on record: stdout, stderr.
+    pub written: [u64; 2],
     /// JSON text; empty for requests of ipyparallel clients.
     pub input: Bytes,
 }
@@ -107,9 +109,16 @@ impl Reader {
             let (first, last) = row_range(map);
             let mut rows = select.query([first, last])?;
             while let Some(row) = rows.next()? {
+                let (id, state) = (row.get(0)?, state_of(row.get_ref(1)?.as_str()?)?);
+                // Its beginning is on record before its output.
+                let written = match state {
+                    TaskState::Running => outputs::written(connection, id)?,
+                    _ => [0, 0],
+                };
                 take(UnfinishedTask {
-                    index: TaskId::from_row_id(row.get(0)?).index,
-                    state: state_of(row.get_ref(1)?.as_str()?)?,
+                    written,
+                    index: TaskId::from_row_id(id).index,
+                    state,
                     run: row.get(2)?,
                     engine: row.get::<_, Option<u32>>(3)?.map(EngineId),
                     started: row.get::<_, Option<f64>>(4)?.map(UnixTime),

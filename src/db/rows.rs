@@ -1,6 +1,8 @@
 //! Rows of the database as the model's rows.
 use super::batch::state_of;
+use super::outputs;
 use crate::model::definition::MapDefinition;
+use crate::model::output::Stream;
 use crate::model::pickled::Pickled;
 use crate::model::task::{AttemptRow, Counts, MapRow, Outcome, TaskError, TaskRow};
 use crate::model::{EngineId, MapId, TaskId, UnixTime};
@@ -19,18 +21,9 @@ pub fn task_columns(version: i32, brief: bool, msg_id: &str, label: &str) -> Str
     let long = if brief {
         "NULL, NULL, NULL, NULL, NULL, NULL".to_string()
     } else {
-        let output = |stream| {
-            format!(
-                "CASE WHEN t.completed IS NULL THEN (SELECT group_concat(text, '') FROM \
-                 (SELECT text FROM output WHERE task = t.id AND stream = '{stream}' ORDER BY id)) ELSE t.{stream} END"
-            )
-        };
+        let (stdout, stderr) = (outputs::so_far(Stream::Stdout), outputs::so_far(Stream::Stderr));
         let python_type = if version < TYPES_SINCE { "NULL" } else { "t.type" };
-        format!(
-            "t.value, t.pickled, {}, {}, t.traceback, {python_type}",
-            output("stdout"),
-            output("stderr")
-        )
+        format!("t.value, t.pickled, {stdout}, {stderr}, t.traceback, {python_type}")
     };
     format!(
         "t.id, t.state, t.engine, t.host, t.attempts, t.submitted, t.started, t.completed, t.exit_code, t.input, t.ename, t.evalue, \
@@ -57,8 +50,8 @@ pub fn task_row(row: &Row) -> rusqlite::Result<TaskRow> {
         value,
         pickled,
         repr: row.get(12)?,
-        stdout: row.get::<_, Option<String>>(15)?.unwrap_or_default(),
-        stderr: row.get::<_, Option<String>>(16)?.unwrap_or_default(),
+        stdout: outputs::output(row, 15)?,
+        stderr: outputs::output(row, 16)?,
         exit_code: row.get(8)?,
         error,
         engine: row.get::<_, Option<u32>>(2)?.map(EngineId),
@@ -114,8 +107,8 @@ pub fn size(row: &TaskRow) -> usize {
         + raw(&row.value)
         + row.pickled.as_ref().map_or(0, |p| p.bytes.len())
         + text(&row.repr)
-        + row.stdout.len()
-        + row.stderr.len()
+        + row.stdout.bytes.len()
+        + row.stderr.bytes.len()
         + error
 }
 
@@ -182,12 +175,11 @@ pub fn attempt_row(row: &Row) -> rusqlite::Result<AttemptRow> {
         status: state_of(row.get_ref(2)?.as_str()?)?,
         value,
         pickled,
-        stdout: text(10)?.unwrap_or_default(),
-        stderr: text(11)?.unwrap_or_default(),
+        stdout: outputs::output(row, 10)?,
+        stderr: outputs::output(row, 11)?,
         exit_code: row.get(6)?,
         error,
         crashed: row.get(3)?,
-        whole_output: false,
         started: row.get::<_, Option<f64>>(4)?.map_or(ended, UnixTime),
         ended,
     };

@@ -17,6 +17,7 @@ const MIGRATIONS: &[&str] = &[
     include_str!("migrations/0007_batch_jobs.sql"),
     include_str!("migrations/0008_exact_values.sql"),
     include_str!("migrations/0009_bundles.sql"),
+    include_str!("migrations/0010_outputs.sql"),
 ];
 
 /// The version that this program writes, in `PRAGMA user_version`.

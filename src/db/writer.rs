@@ -1,6 +1,7 @@
 //! The one that writes: changes in, commits out.
 use super::batch::{Batch, Known, tidy};
 use super::large::Large;
+use super::outputs::Outputs;
 use super::{DbError, Durability, Reader, file};
 use crate::model::change::Change;
 use crate::model::kept::Kept;
@@ -20,6 +21,7 @@ pub struct Writer {
     exclusive: bool,
     known: Known,
     large: Large,
+    outputs: Outputs,
     durability: Durability,
 }
 
@@ -37,8 +39,9 @@ impl Writer {
 
     pub(super) fn open_as(path: &Path, durability: Durability, exclusive: bool) -> Result<Writer, DbError> {
         let connection = file::open_for_writing(path, durability, exclusive)?;
-        let large = Large::beside(path);
-        let known = Known::load(&connection).and_then(|known| large.sweep(&connection).map(|()| known));
+        let (large, outputs) = (Large::beside(path), Outputs::beside(path));
+        let swept = || large.sweep(&connection).and_then(|()| outputs.sweep(&connection));
+        let known = Known::load(&connection).and_then(|known| swept().map(|()| known));
         let known = known.map_err(|error| DbError::sqlite("read", path, &error))?;
         Ok(Writer {
             connection: Arc::new(Mutex::new(connection)),
@@ -47,6 +50,7 @@ impl Writer {
             exclusive,
             known,
             large,
+            outputs,
             durability,
         })
     }
@@ -63,10 +67,10 @@ impl Writer {
         });
         let stored: Vec<Option<String>> = stored.collect::<Result<_, _>>()?;
         let connection = lock(&self.connection);
-        let applied = apply(&connection, &mut self.known, changes, stored);
+        let applied = apply(&connection, &mut self.known, (&self.outputs, self.durability), changes, stored);
         if applied.is_ok()
             && changes.iter().any(|change| matches!(change, Change::Purged { .. }))
-            && let Err(error) = self.large.sweep(&connection)
+            && let Err(error) = self.large.sweep(&connection).and_then(|()| self.outputs.sweep(&connection))
         {
             tracing::warn!(%error, "files of large buffers are left over until the next start");
         }
@@ -132,6 +136,10 @@ impl Writer {
                 transaction.commit().map(|()| more)
             });
         self.known.untidy = done.map_err(|error| DbError::sqlite("tidy up", &self.path, &error))?;
+        if !self.known.untidy {
+            let swept = self.outputs.sweep(&connection);
+            swept.map_err(|error| DbError::sqlite("tidy up", &self.path, &error))?;
+        }
         Ok(())
     }
 
@@ -221,9 +229,15 @@ fn buffers_of(change: &Change) -> (&[Bytes], Option<&Kept>) {
 }
 
 /// `stored`: under which name each change's buffers are kept, where they are not in the row.
-fn apply(connection: &Connection, known: &mut Known, changes: &[Change], stored: Vec<Option<String>>) -> rusqlite::Result<()> {
+fn apply(
+    connection: &Connection,
+    known: &mut Known,
+    outputs: (&Outputs, Durability),
+    changes: &[Change],
+    stored: Vec<Option<String>>,
+) -> rusqlite::Result<()> {
     in_transaction(connection, "BEGIN IMMEDIATE", |connection| {
-        let mut batch = Batch::new(connection, known)?;
+        let mut batch = Batch::new(connection, known, outputs)?;
         for (change, stored) in changes.iter().zip(stored) {
             batch.apply(change, stored)?;
         }

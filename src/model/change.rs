@@ -4,6 +4,7 @@ use super::definition::MapDefinition;
 use super::engine::EngineFacts;
 use super::job::JobRow;
 use super::kept::Kept;
+use super::output::Stream;
 use super::task::{Outcome, TaskState};
 use super::{EngineId, EngineUuid, MapId, TaskId, UnixTime};
 use bytes::Bytes;
@@ -54,11 +55,11 @@ pub enum Change {
         engine: EngineId,
         started: UnixTime,
     },
-    /// Text that a running task has written so far; `Finished` brings the rest.
+    /// What the current run of a task has written, behind what was added before; `TaskFinished` and `TaskReturned` bring the rest.
     OutputAdded {
         task: TaskId,
-        stdout: String,
-        stderr: String,
+        stream: Stream,
+        bytes: Bytes,
     },
     /// The attempt ended and the task with it. `counted` map counters change by one.
     TaskFinished {

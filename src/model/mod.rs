@@ -1,7 +1,8 @@
 //! Words that every room shares: plain data, no sockets, files, clocks or randomness.
 //!
 //! Parts: [`ids`], [`time`], [`targets`], [`definition`] (what a map runs), [`bundle`] (its code), [`stdlib`] (Python's modules), [`task`] (states and outcomes),
-//! [`change`] (what is to be recorded), [`kept`] (where large buffers are), [`pickled`] (values that JSON does not hold), [`query`] (what may be asked of the records), [`engine`], [`job`].
+//! [`change`] (what is to be recorded), [`kept`] (where large buffers are), [`output`] (what tasks write),
+//! [`pickled`] (values that JSON does not hold), [`query`] (what may be asked of the records), [`engine`], [`job`].
 pub mod bundle;
 pub mod change;
 pub mod definition;
@@ -9,6 +10,7 @@ pub mod engine;
 pub mod ids;
 pub mod job;
 pub mod kept;
+pub mod output;
 pub mod pickled;
 pub mod query;
 pub mod stdlib;

@@ -1,4 +1,5 @@
 //! A task's states and outcomes. The table of allowed changes is `controller::core::transition`.
+use super::output::{Output, Stream};
 use super::pickled::Pickled;
 use super::{EngineId, MapId, TaskId, UnixTime};
 use serde::{Deserialize, Serialize};
@@ -102,10 +103,11 @@ pub struct Outcome {
     /// A value that JSON does not hold exactly.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pickled: Option<Pickled>,
-    #[serde(default, skip_serializing_if = "String::is_empty")]
-    pub stdout: String,
-    #[serde(default, skip_serializing_if = "String::is_empty")]
-    pub stderr: String,
+    /// What was not on record when it ended; before it comes what was.
+    #[serde(default, skip_serializing_if = "Output::is_empty")]
+    pub stdout: Output,
+    #[serde(default, skip_serializing_if = "Output::is_empty")]
+    pub stderr: Output,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub exit_code: Option<i32>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -113,9 +115,6 @@ pub struct Outcome {
     /// The worker or engine died of it (or under it): counts against `max_crashes`, not against `retries`.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub crashed: bool,
-    /// `stdout` and `stderr` take the place of what was told while it ran; else they follow it.
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
-    pub whole_output: bool,
     pub started: UnixTime,
     pub ended: UnixTime,
 }
@@ -127,8 +126,8 @@ impl Outcome {
             status,
             value: None,
             pickled: None,
-            stdout: String::new(),
-            stderr: String::new(),
+            stdout: Output::default(),
+            stderr: Output::default(),
             exit_code: None,
             error: Some(TaskError {
                 ename: ename.into(),
@@ -136,13 +135,19 @@ impl Outcome {
                 traceback: String::new(),
             }),
             crashed: false,
-            whole_output: false,
             started,
             ended,
         }
     }
 
-    /// Bytes of all its texts.
+    pub fn output(&mut self, stream: Stream) -> &mut Output {
+        match stream {
+            Stream::Stdout => &mut self.stdout,
+            Stream::Stderr => &mut self.stderr,
+        }
+    }
+
+    /// Bytes of all that it has here.
     pub fn bytes(&self) -> usize {
         let error = self
             .error
@@ -150,7 +155,7 @@ impl Outcome {
             .map_or(0, |e| e.ename.len() + e.evalue.len() + e.traceback.len());
         let value = self.value.as_ref().map_or(0, |v| v.get().len());
         let pickled = self.pickled.as_ref().map_or(0, |p| p.python_type.len() + p.bytes.len());
-        error + value + pickled + self.stdout.len() + self.stderr.len()
+        error + value + pickled + self.stdout.bytes.len() + self.stderr.bytes.len()
     }
 }
 
@@ -169,10 +174,11 @@ pub struct TaskRow {
     /// What an ipyparallel client's execution showed.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub repr: Option<String>,
+    /// All of a short one, the beginning of a long one.
     #[serde(default)]
-    pub stdout: String,
+    pub stdout: Output,
     #[serde(default)]
-    pub stderr: String,
+    pub stderr: Output,
     pub exit_code: Option<i32>,
     pub error: Option<TaskError>,
     pub engine: Option<EngineId>,
@@ -191,6 +197,15 @@ pub struct TaskRow {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub msg_id: Option<String>,
     pub label: Option<String>,
+}
+
+impl TaskRow {
+    pub fn output(&mut self, stream: Stream) -> &mut Output {
+        match stream {
+            Stream::Stdout => &mut self.stdout,
+            Stream::Stderr => &mut self.stderr,
+        }
+    }
 }
 
 /// An attempt of a task that did not stand: it failed and was repeated, or the task was resubmitted.

@@ -296,6 +296,11 @@ impl Socket {
         cut_off(&self.omq, &self.peers, &self.overflow, peer, why);
     }
 
+    /// Whether something waits that could not be sent at once.
+    pub fn is_behind(&self) -> bool {
+        !lock(&self.overflow).is_empty()
+    }
+
     pub async fn receive(&self) -> Result<Frames, TransportError> {
         loop {
             let message = self.omq.recv().await.map_err(closed)?;

@@ -20,7 +20,7 @@ use crate::model::MapId;
 use crate::model::definition::{MapDefinition, Work};
 use crate::model::targets::Targets;
 use bytes::Bytes;
-use follow::{Ended, Feed, Job};
+use follow::{Ended, Feed, Job, Taken};
 use interrupts::Interrupts;
 use options::TaskOptions;
 use reduce::{Reduced, Reduction};
@@ -220,15 +220,19 @@ impl Run<'_> {
             total: inputs.count,
             feed: Some(feed),
             detachable: self.cluster_stays,
+            outputs: results.long_outputs(),
         };
         let mut report = Report::new(map);
         report.values_shown = reduction.is_none() && !results.sink.is_nowhere();
         report.cluster_stays = self.cluster_stays;
         results.begin()?;
         let (ended, counts) = job
-            .follow(&mut interrupts, &mut progress, &mut |progress, rows| {
-                rows.iter().for_each(|row| report.look_at(row));
-                results.take(progress, rows)
+            .follow(&mut interrupts, &mut progress, &mut |progress, taken| match taken {
+                Taken::Rows(rows) => {
+                    rows.iter().for_each(|row| report.look_at(row));
+                    results.take(progress, rows)
+                }
+                Taken::Piece(stream, bytes) => results.take_piece(progress, stream, &bytes),
             })
             .await?;
         progress.clear();

@@ -2,12 +2,13 @@
 use super::counted;
 use crate::cli::ids::{self, Ids};
 use crate::cli::output::sink::Sink;
-use crate::cli::output::{json, times};
+use crate::cli::output::{json, shown, times};
 use crate::cli::records::{Details, Records};
 use crate::cli::values::Style;
 use crate::cli::views::{self, AttemptView, MapView, TaskView};
 use crate::cli::{CommandError, Context, Exit, tables};
 use crate::model::TaskId;
+use crate::model::output::Stream;
 use crate::model::query::{Column, MapQuery, TaskQuery, parse_conditions};
 use crate::model::targets::Targets;
 use crate::model::task::{TaskRow, TaskState};
@@ -47,6 +48,15 @@ pub struct Args {
     /// Write to a file instead of stdout
     #[arg(short, long, value_name = "FILE")]
     output: Option<PathBuf>,
+    /// Write what one task wrote to stdout, as it is
+    #[arg(long, conflicts_with_all = ["stderr", "jsonl", "csv", "sort", "limit", "offset"])]
+    stdout: bool,
+    /// Write what one task wrote to stderr, as it is
+    #[arg(long, conflicts_with_all = ["jsonl", "csv", "sort", "limit", "offset"])]
+    stderr: bool,
+    /// With --stdout or --stderr: of this run, one that did not stand [default: the current run]
+    #[arg(long, value_name = "N")]
+    run: Option<u32>,
     #[command(flatten)]
     filter: Filter,
 }
@@ -121,6 +131,19 @@ pub fn run(args: Args, context: &Context) -> Result<Exit, CommandError> {
         return Err(CommandError::usage("--pickle writes bytes, and stdout is a terminal").hint("name a file: --output values.pickle"));
     }
     let query = query(&args)?;
+    let stream = match (args.stdout, args.stderr) {
+        (true, _) => Some(Stream::Stdout),
+        (_, true) => Some(Stream::Stderr),
+        _ if args.run.is_some() => {
+            return Err(
+                CommandError::usage("--run says of which run --stdout or --stderr is wanted").hint("pcluster results 1.3 --run 1 --stdout")
+            );
+        }
+        _ => None,
+    };
+    if let Some(stream) = stream {
+        return write_output(&args, &query, stream, context);
+    }
     let records = Records::open(context)?;
     let mut sink = Sink::open(args.output.as_deref())?;
     let shown = if is_about_maps(&args) {
@@ -137,6 +160,39 @@ pub fn run(args: Args, context: &Context) -> Result<Exit, CommandError> {
         context.say(format!("{shown} written to {}", file.display()));
     }
     sink.finish()?;
+    Ok(Exit::Fine)
+}
+
+/// All that one task has written on one stream.
+fn write_output(args: &Args, query: &TaskQuery, stream: Stream, context: &Context) -> Result<Exit, CommandError> {
+    let (true, [task]) = (query.maps.is_empty() && !context.json, query.tasks.as_slice()) else {
+        return Err(
+            CommandError::usage(format!("--{} writes the output of one task, as it is", stream.word()))
+                .hint(format!("name one: pcluster results 1.3 --{} > FILE", stream.word())),
+        );
+    };
+    let records = Records::open(context)?;
+    let mut sink = None;
+    let mut start = 0;
+    loop {
+        let (size, bytes) = records.output(*task, args.run, stream, start)?;
+        let sink = match &mut sink {
+            Some(sink) => sink,
+            // Not before it is known that there is such a task.
+            none => none.insert(Sink::open(args.output.as_deref())?),
+        };
+        sink.put(|out| out.write_all(&bytes))?;
+        start += bytes.len() as u64;
+        if bytes.is_empty() || start >= size {
+            break;
+        }
+    }
+    if let Some(sink) = sink {
+        if let Some(file) = sink.file() {
+            context.say(format!("{} written to {}", shown::size(start), file.display()));
+        }
+        sink.finish()?;
+    }
     Ok(Exit::Fine)
 }
 
@@ -241,7 +297,8 @@ fn show_tasks(
     sink: &mut Sink,
     context: &Context,
 ) -> Result<String, CommandError> {
-    let mut count = 0u64;
+    let (mut count, mut long) = (0u64, 0u64);
+    let is_long = |row: &TaskRow| u64::from(!row.stdout.is_whole() || !row.stderr.is_whole());
     match format {
         Format::Table => {
             query.brief = true;
@@ -279,19 +336,19 @@ fn show_tasks(
             })?;
             let mut list = list.ok_or_else(|| CommandError::internal("a list without a beginning"))?;
             records.each_task(&query, &mut |row| {
-                count += 1;
+                (count, long) = (count + 1, long + is_long(&row));
                 sink.put(|out| list.item(out, &TaskView::new(&row)))
             })?;
             sink.put(|out| list.end(out))?;
         }
         Format::Jsonl => records.each_task(&query, &mut |row| {
-            count += 1;
+            (count, long) = (count + 1, long + is_long(&row));
             sink.put(|out| json::line(out, &TaskView::new(&row)))
         })?,
         Format::Csv => {
             sink.put(|out| views::csv_line(out, views::TASK_CSV_HEADER))?;
             records.each_task(&query, &mut |row| {
-                count += 1;
+                (count, long) = (count + 1, long + is_long(&row));
                 sink.put(|out| views::csv_line(out, views::task_csv(&row)))
             })?;
         }
@@ -304,6 +361,12 @@ fn show_tasks(
             })?;
             sink.put(|out| style(false).end(out))?;
         }
+    }
+    if long > 0 {
+        context.say(format!(
+            "note: of {} with long output only the beginning of that is written; all of it: pcluster results TASK --stdout > FILE",
+            counted(long, "task")
+        ));
     }
     Ok(counted(count, "task"))
 }

@@ -1,5 +1,6 @@
 //! How things are shown. Data goes to stdout, talk to stderr; nothing here panics when the reader has gone.
 pub mod json;
+pub mod shown;
 pub mod sink;
 pub mod table;
 pub mod times;

@@ -1,6 +1,7 @@
 //! What the core asks of the world. Effects are carried out in order; those that tell someone something, only after
 //! every [`Effect::Record`] before them is committed.
 use crate::model::change::Change;
+use crate::model::definition::MapDefinition;
 use crate::model::query::TaskQuery;
 use crate::model::{EngineId, EngineUuid, MapId, TaskId, UnixTime};
 use crate::wire::Message;
@@ -123,9 +124,13 @@ pub enum Ask {
         task: TaskId,
         files: bool,
     },
+    /// A part of what a task has written.
+    Output(crate::wire::content::client::OutputRequest),
     /// Finished tasks to run again. The answer comes back as [`super::event::Event::ResubmitFound`].
     Resubmit {
         selection: crate::wire::content::client::Selection,
+        /// What they are to run, if not what they ran.
+        definition: Option<Box<MapDefinition>>,
     },
     /// ipyparallel's `result_request`; `pending` are those that the core knows to be unfinished.
     Results {

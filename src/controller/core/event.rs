@@ -57,6 +57,7 @@ pub enum Event {
         parent: Bytes,
         request: String,
         selection: Selection,
+        definition: Option<Box<MapDefinition>>,
         maps: Vec<FoundMap>,
     },
     /// The records' answer to [`super::effect::Ask::MapOf`].
@@ -128,6 +129,8 @@ pub struct FoundTask {
     pub crashes: u32,
     /// Cancelled while with its engine.
     pub cancelled: bool,
+    /// Bytes of its current run's output that are on record: stdout, stderr.
+    pub written: [u64; 2],
     pub input: Bytes,
 }
 

@@ -2,10 +2,12 @@
 use super::maps::{InFlight, Returned, Tries};
 use super::{Core, Due};
 use crate::model::change::{Attempt, Change};
+use crate::model::output::{Output, Stream};
 use crate::model::task::{Outcome, TaskState};
-use crate::model::{EngineUuid, MapId, TaskId};
+use crate::model::{EngineUuid, MapId, TaskId, UnixTime};
 use crate::wire::content::client::{Selection, SelectionReply, ok};
 use crate::wire::content::engine::{self as say, Held, Progress, Results, TaskResult};
+use bytes::Bytes;
 use std::collections::BTreeSet;
 use std::time::Duration;
 
@@ -14,6 +16,44 @@ const WATCH_PAUSE: Duration = Duration::from_millis(20);
 
 /// A task of so many bytes is read from the records on the side.
 const LARGE: usize = 64 << 10;
+
+/// What of an output follows the bytes that are on record; none where some between are missing.
+fn following(output: &Output, written: u64) -> Option<Bytes> {
+    let known = usize::try_from(written.checked_sub(output.start)?).ok()?;
+    Some(
+        output
+            .bytes
+            .get(known..)
+            .map(|rest| output.bytes.slice_ref(rest))
+            .unwrap_or_default(),
+    )
+}
+
+/// The outcome with what of its output is not on record yet. One of which some is missing does not stand: the attempt counts as lost.
+fn with_output(mut outcome: Outcome, written: [u64; 2], now: UnixTime) -> Outcome {
+    for stream in Stream::ALL {
+        let written = written[stream as usize];
+        let output = outcome.output(stream);
+        let rest = match output.size {
+            // The engine's own word on it: what is on record is all.
+            0 => Some(Bytes::new()),
+            size => following(output, written).filter(|_| size >= written),
+        };
+        let Some(rest) = rest else {
+            let what = format!(
+                "{written} bytes of the task's {} are on record, and its engine has sent what comes behind the first {} of {}",
+                stream.word(),
+                output.start,
+                output.size
+            );
+            let mut lost = Outcome::failure(TaskState::Lost, "OutputLost", what, outcome.started, now);
+            lost.crashed = true;
+            return lost;
+        };
+        *output = Output::rest(written, rest);
+    }
+    outcome
+}
 
 impl Core {
     pub(super) fn results(&mut self, engine: &EngineUuid, results: Results) {
@@ -74,6 +114,7 @@ impl Core {
             return;
         }
         let Some(in_flight) = self.take_from_engine(task) else { return };
+        let outcome = with_output(outcome, in_flight.written, self.now.unix);
         self.engines.change(engine, |e| e.finished += 1);
         let Some(map) = self.maps.get_mut(&map) else { return };
         map.learn_duration(outcome.ended.since(outcome.started));
@@ -249,19 +290,21 @@ impl Core {
         tasks.len() as u64
     }
 
-    pub(super) fn progress(&mut self, engine: &EngineUuid, progress: Progress) {
+    pub(super) fn progress(&mut self, engine: &EngineUuid, progress: Progress, buffers: &[Bytes]) {
         let Held { map, index, run } = progress.task;
         let task = TaskId::new(map, index);
-        let Some(in_flight) = self.maps.get_mut(&map).and_then(|m| m.in_flight.get_mut(&index)) else {
+        let in_flight = self.maps.get_mut(&map).and_then(|m| m.in_flight.get_mut(&index));
+        let Some(in_flight) = in_flight.filter(|t| t.run == run && t.engine == *engine) else {
+            // Nobody waits for it: the engine need not keep it.
+            if !progress.parts.is_empty() {
+                self.tell_output_recorded(engine, progress.task, u64::MAX, u64::MAX);
+            }
             return;
         };
-        if in_flight.run != run || in_flight.engine != *engine {
-            return;
-        }
         let first = !std::mem::replace(&mut in_flight.begun, true);
         let Some(id) = self.engines.get(engine).map(|e| e.id) else { return };
         if first {
-            let started = super::untrusted::time(crate::model::UnixTime(progress.started), self.now);
+            let started = super::untrusted::time(UnixTime(progress.started), self.now);
             self.record(Change::TaskBegun {
                 task,
                 run,
@@ -269,13 +312,29 @@ impl Core {
                 started,
             });
         }
-        if !(progress.stdout.is_empty() && progress.stderr.is_empty()) {
-            self.record(Change::OutputAdded {
-                task,
-                stdout: progress.stdout,
-                stderr: progress.stderr,
-            });
+        let mut added = Vec::new();
+        if let Some(in_flight) = self.maps.get_mut(&map).and_then(|m| m.in_flight.get_mut(&index)) {
+            for (part, bytes) in progress.parts.iter().zip(buffers) {
+                let written = &mut in_flight.written[part.stream as usize];
+                let rest = Output::rest(part.start, bytes.clone());
+                if let Some(bytes) = following(&rest, *written).filter(|bytes| !bytes.is_empty()) {
+                    *written = rest.size;
+                    added.push((part.stream, bytes));
+                }
+            }
         }
+        for (stream, bytes) in added {
+            self.record(Change::OutputAdded { task, stream, bytes });
+        }
+        if !progress.parts.is_empty() {
+            let in_flight = self.maps.get(&map).and_then(|m| m.in_flight.get(&index));
+            let [stdout, stderr] = in_flight.map(|t| t.written).unwrap_or_default();
+            self.tell_output_recorded(engine, progress.task, stdout, stderr);
+        }
+    }
+
+    fn tell_output_recorded(&mut self, engine: &EngineUuid, task: Held, stdout: u64, stderr: u64) {
+        self.tell_engine(engine, say::OUTPUT_RECORDED, &say::OutputRecorded { task, stdout, stderr });
     }
 
     /// Unbegun tasks come back.

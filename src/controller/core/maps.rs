@@ -28,6 +28,8 @@ pub struct InFlight {
     pub sent: u64,
     /// The engine has said that it runs.
     pub begun: bool,
+    /// Bytes of its output that are on record, or will be with the next commit: stdout, stderr.
+    pub written: [u64; 2],
     pub tries: Tries,
     /// It is on its way to be cancelled: whatever ends it, it is not tried again.
     pub cancelled: bool,

@@ -87,7 +87,7 @@ impl Core {
             },
             say::PROGRESS => {
                 if let Some(progress) = parse(message) {
-                    self.progress(engine, progress);
+                    self.progress(engine, progress, &message.buffers);
                 }
             }
             say::RETURNED => {

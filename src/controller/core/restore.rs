@@ -214,6 +214,7 @@ fn place(
                 input: task.input,
                 sent: 0,
                 begun,
+                written: task.written,
                 tries,
                 cancelled: task.cancelled,
             };

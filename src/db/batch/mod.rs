@@ -1,13 +1,16 @@
 //! One transaction's changes, one by one. What a map counts is kept in memory meanwhile and written once at the end.
 //!
-//! Parts: `maps` (maps and their counters), `tasks` (a task's steps), `requests` (of ipyparallel clients), `engines`, `jobs`, `purge`.
+//! Parts: `maps` (maps and their counters), `tasks` (a task's steps), `outputs` (what it writes), `requests` (of ipyparallel clients), `engines`, `jobs`, `purge`.
 mod engines;
 mod jobs;
 mod maps;
+mod outputs;
 mod purge;
 mod requests;
 mod tasks;
 
+use super::Durability;
+use super::outputs::Outputs;
 use crate::model::MapId;
 use crate::model::change::Change;
 pub use engines::Known;
@@ -23,6 +26,8 @@ pub use tasks::state_of;
 pub struct Batch<'a> {
     connection: &'a Connection,
     known: &'a mut Known,
+    outputs: &'a Outputs,
+    durability: Durability,
     /// Counters of the maps that this batch has named; None: there is no such map.
     maps: HashMap<MapId, Option<Counted>>,
     /// Where the buffers of the change are, if not in its row.
@@ -34,10 +39,16 @@ pub struct Batch<'a> {
 }
 
 impl<'a> Batch<'a> {
-    pub fn new(connection: &'a Connection, known: &'a mut Known) -> rusqlite::Result<Batch<'a>> {
+    pub fn new(
+        connection: &'a Connection,
+        known: &'a mut Known,
+        (outputs, durability): (&'a Outputs, Durability),
+    ) -> rusqlite::Result<Batch<'a>> {
         Ok(Batch {
             connection,
             known,
+            outputs,
+            durability,
             maps: HashMap::new(),
             stored: None,
             add: connection.prepare_cached(tasks::ADD)?,
@@ -91,7 +102,7 @@ impl<'a> Batch<'a> {
                 engine,
                 started,
             } => self.task_begun(*task, *run, *engine, *started),
-            Change::OutputAdded { task, stdout, stderr } => self.output_added(*task, stdout, stderr),
+            Change::OutputAdded { task, stream, bytes } => self.output_added(*task, *stream, bytes),
             Change::TaskFinished {
                 task,
                 run,

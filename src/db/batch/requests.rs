@@ -2,7 +2,9 @@
 use super::tasks::Prior;
 use super::{Batch, Text, some_text};
 use crate::db::buffers;
+use crate::db::outputs;
 use crate::model::change::{Reply, Request, RequestOutput};
+use crate::model::output::{Output, Stream};
 use crate::model::task::TaskState;
 use crate::model::{EngineId, TaskId};
 use bytes::Bytes;
@@ -107,7 +109,10 @@ impl Batch<'_> {
             _ => serde_json::from_slice(&reply.content).unwrap_or_default(),
         };
         let host = self.host(engine)?;
-        let (stdout, stderr) = self.take_output(task)?;
+        let [stdout, stderr] = self.take_output(task)?;
+        let nothing = Output::default();
+        let stdout = self.column(task, prior.run, Stream::Stdout, stdout, &nothing)?;
+        let stderr = self.column(task, prior.run, Stream::Stderr, stderr, &nothing)?;
         let sql = "UPDATE task SET state = ?2, attempts = ?3, engine = ?4, host = ?5, started = COALESCE(?6, started), completed = ?7, \
                    ename = ?8, evalue = ?9, stdout = ?10, stderr = ?11, traceback = ?12 WHERE id = ?1";
         self.connection.prepare_cached(sql)?.execute(params![
@@ -120,8 +125,8 @@ impl Batch<'_> {
             reply.completed.0,
             some_text(&error.ename),
             some_text(&error.evalue),
-            some_text(&stdout),
-            some_text(&stderr),
+            stdout,
+            stderr,
             some_text(&error.traceback.text()),
         ])?;
         self.count_step(task.map, prior.state, reply.status)
@@ -149,18 +154,28 @@ impl Batch<'_> {
             return Ok(());
         };
         match output {
-            RequestOutput::Stream { stderr, text } if prior.state.is_done() => {
-                // Published before the reply, arrived after it.
-                let sql = match stderr {
-                    false => "UPDATE task SET stdout = COALESCE(stdout, '') || ?2 WHERE id = ?1",
-                    true => "UPDATE task SET stderr = COALESCE(stderr, '') || ?2 WHERE id = ?1",
-                };
-                self.connection.prepare_cached(sql)?.execute(params![task.row_id(), text])?;
-                Ok(())
+            RequestOutput::Stream { stderr, text } => {
+                let stream = if *stderr { Stream::Stderr } else { Stream::Stdout };
+                let bytes = Bytes::copy_from_slice(text.as_bytes());
+                match prior.state.is_done() {
+                    // Published before the reply, arrived after it.
+                    true => self.add_late_output(task, prior.run, stream, bytes),
+                    false => self.add_output(task, prior.run, stream, &bytes),
+                }
             }
-            RequestOutput::Stream { stderr, text } => self.add_output(task, if *stderr { "stderr" } else { "stdout" }, text),
             RequestOutput::Json { kind, content } => self.request_json(task, kind, content),
         }
+    }
+
+    fn add_late_output(&mut self, task: TaskId, run: u32, stream: Stream, bytes: Bytes) -> rusqlite::Result<()> {
+        let word = stream.word();
+        let mut load = self.connection.prepare_cached(&format!("SELECT {word} FROM task WHERE id = ?1"))?;
+        let before = load.query_row([task.row_id()], |row| Ok(outputs::stored(row.get_ref(0)?)))?;
+        drop(load);
+        let column = self.column(task, run, stream, Some(before), &Output::whole(bytes))?;
+        let sql = format!("UPDATE task SET {word} = ?2 WHERE id = ?1");
+        self.connection.prepare_cached(&sql)?.execute(params![task.row_id(), column])?;
+        Ok(())
     }
 
     fn request_json(&mut self, task: TaskId, kind: &str, content: &Bytes) -> rusqlite::Result<()> {

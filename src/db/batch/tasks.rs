@@ -1,7 +1,9 @@
 //! A task's steps. Each first looks at the task as it stands, so that what was told twice or too late changes nothing.
 use super::maps::row_range;
+use super::outputs::Before;
 use super::{Batch, Text, some_text};
 use crate::model::change::Attempt;
+use crate::model::output::Stream;
 use crate::model::task::{Outcome, TaskState};
 use crate::model::{EngineId, MapId, TaskId, UnixTime};
 use bytes::Bytes;
@@ -143,61 +145,6 @@ impl Batch<'_> {
         Ok(())
     }
 
-    pub(super) fn output_added(&mut self, task: TaskId, stdout: &str, stderr: &str) -> rusqlite::Result<()> {
-        match self.prior(task, "OutputAdded")? {
-            Some(prior) if !prior.state.is_done() => {
-                self.add_output(task, "stdout", stdout)?;
-                self.add_output(task, "stderr", stderr)
-            }
-            _ => Ok(()),
-        }
-    }
-
-    pub(super) fn add_output(&mut self, task: TaskId, stream: &str, text: &str) -> rusqlite::Result<()> {
-        if text.is_empty() {
-            return Ok(());
-        }
-        self.known.output = true;
-        let mut add = self
-            .connection
-            .prepare_cached("INSERT INTO output (task, stream, text) VALUES (?1, ?2, ?3)")?;
-        add.execute(params![task.row_id(), stream, text])?;
-        Ok(())
-    }
-
-    /// Takes what the attempt wrote before it ended: (stdout, stderr).
-    pub(super) fn take_output(&mut self, task: TaskId) -> rusqlite::Result<(String, String)> {
-        let mut taken = (String::new(), String::new());
-        if !self.known.output {
-            return Ok(taken);
-        }
-        let mut load = self
-            .connection
-            .prepare_cached("SELECT stream, text FROM output WHERE task = ?1 ORDER BY id")?;
-        let mut rows = load.query([task.row_id()])?;
-        let mut any = false;
-        while let Some(row) = rows.next()? {
-            any = true;
-            let text = row.get_ref(1)?.as_str()?;
-            match row.get_ref(0)?.as_str()? {
-                "stderr" => taken.1.push_str(text),
-                _ => taken.0.push_str(text),
-            }
-        }
-        if any {
-            self.connection
-                .prepare_cached("DELETE FROM output WHERE task = ?1")?
-                .execute([task.row_id()])?;
-        }
-        Ok(taken)
-    }
-
-    /// What the attempt wrote before its outcome was told, and is not in that.
-    fn output_before(&mut self, task: TaskId, outcome: &Outcome) -> rusqlite::Result<(String, String)> {
-        let before = self.take_output(task)?;
-        Ok(if outcome.whole_output { Default::default() } else { before })
-    }
-
     pub(super) fn task_finished(&mut self, task: TaskId, run: u32, engine: Option<EngineId>, outcome: &Outcome) -> rusqlite::Result<()> {
         if !outcome.status.is_done() {
             tracing::warn!(%task, state = %outcome.status, "TaskFinished not recorded: that is not a finished state");
@@ -218,13 +165,11 @@ impl Batch<'_> {
         let was_begun = prior.state == TaskState::Running || begun(engine, outcome);
         let attempts = prior.attempts_after(engine, outcome);
         let host = self.host(engine)?;
-        let before = self.output_before(task, outcome)?;
-        let too_large = self.too_large(outcome, &before);
-        let (outcome, before) = match &too_large {
-            Some(instead) => (instead, Default::default()),
-            None => (outcome, before),
-        };
-        let (stdout, stderr) = (joined(&before.0, &outcome.stdout), joined(&before.1, &outcome.stderr));
+        let [stdout, stderr] = self.take_output(task)?;
+        let stdout = self.column(task, run, Stream::Stdout, stdout, &outcome.stdout)?;
+        let stderr = self.column(task, run, Stream::Stderr, stderr, &outcome.stderr)?;
+        let too_large = self.too_large(outcome);
+        let outcome = too_large.as_ref().unwrap_or(outcome);
         let error = outcome.error.as_ref();
         self.end.execute(params![
             task.row_id(),
@@ -240,8 +185,8 @@ impl Batch<'_> {
             error.map(|e| &e.ename),
             error.map(|e| &e.evalue),
             outcome.pickled.as_ref().map(|p| &p.python_type),
-            some_text(&stdout),
-            some_text(&stderr),
+            stdout,
+            stderr,
             error.and_then(|e| some_text(&e.traceback)),
             outcome.pickled.as_ref().map(|p| &p.bytes[..]),
         ])?;
@@ -249,11 +194,11 @@ impl Batch<'_> {
     }
 
     /// What to record instead of an outcome that no row can hold.
-    fn too_large(&self, outcome: &Outcome, before: &(String, String)) -> Option<Outcome> {
-        let bytes = outcome.bytes() + before.0.len() + before.1.len();
+    fn too_large(&self, outcome: &Outcome) -> Option<Outcome> {
+        let bytes = outcome.bytes() - outcome.stdout.bytes.len() - outcome.stderr.bytes.len();
         let largest = self.known.largest_outcome;
         (bytes > largest).then(|| {
-            let why = format!("the value and output have {bytes} bytes; the database keeps at most {largest} of a task");
+            let why = format!("the value has {bytes} bytes; the database keeps at most {largest} of a task");
             let status = if outcome.status == TaskState::Ok {
                 TaskState::Error
             } else {
@@ -283,11 +228,11 @@ impl Batch<'_> {
             self.take_output(task)?;
         }
         if let Some(Attempt { engine, outcome }) = attempt {
-            let before = self.output_before(task, outcome)?;
+            let before = self.take_output(task)?;
             attempts = prior.attempts_after(Some(*engine), outcome);
             crashes = u32::from(outcome.crashed);
             failures = u32::from(outcome.status.is_failed() && !outcome.crashed);
-            self.add_attempt(task, prior.run, *engine, outcome, &before)?;
+            self.add_attempt(task, prior.run, *engine, outcome, before)?;
         }
         let sql = "UPDATE task SET state = 'ready', run = ?2, attempts = ?3, crashes = crashes + ?4, failures = failures + ?5, \
                    engine = NULL, host = NULL, started = NULL WHERE id = ?1";
@@ -303,20 +248,17 @@ impl Batch<'_> {
         run: u32,
         engine: EngineId,
         outcome: &Outcome,
-        before: &(String, String),
+        [stdout, stderr]: Before,
     ) -> rusqlite::Result<()> {
         let sql = "INSERT INTO attempt (task, run, state, crashed, engine, started, completed, exit_code, host, value, ename, evalue, \
                    type, stdout, stderr, traceback, pickled, code) \
                    VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, \
                    (SELECT code FROM task WHERE id = ?1))";
         let host = self.host(Some(engine))?;
-        let too_large = self.too_large(outcome, before);
-        let nothing = Default::default();
-        let (outcome, before) = match &too_large {
-            Some(instead) => (instead, &nothing),
-            None => (outcome, before),
-        };
-        let (stdout, stderr) = (joined(&before.0, &outcome.stdout), joined(&before.1, &outcome.stderr));
+        let stdout = self.column(task, run, Stream::Stdout, stdout, &outcome.stdout)?;
+        let stderr = self.column(task, run, Stream::Stderr, stderr, &outcome.stderr)?;
+        let too_large = self.too_large(outcome);
+        let outcome = too_large.as_ref().unwrap_or(outcome);
         let error = outcome.error.as_ref();
         self.connection.prepare_cached(sql)?.execute(params![
             task.row_id(),
@@ -332,8 +274,8 @@ impl Batch<'_> {
             error.map(|e| &e.ename),
             error.map(|e| &e.evalue),
             outcome.pickled.as_ref().map(|p| &p.python_type),
-            some_text(&stdout),
-            some_text(&stderr),
+            stdout,
+            stderr,
             error.and_then(|e| some_text(&e.traceback)),
             outcome.pickled.as_ref().map(|p| &p.bytes[..]),
         ])?;
@@ -370,11 +312,4 @@ impl Batch<'_> {
 pub fn state_of(word: &str) -> rusqlite::Result<TaskState> {
     word.parse()
         .map_err(|error: String| rusqlite::Error::FromSqlConversionFailure(0, rusqlite::types::Type::Text, error.into()))
-}
-
-fn joined<'a>(before: &str, rest: &'a str) -> std::borrow::Cow<'a, str> {
-    match before {
-        "" => rest.into(),
-        before => [before, rest].concat().into(),
-    }
 }

@@ -13,7 +13,7 @@ fn purged(what: Purge) -> Change {
 fn finish_all(db: &mut Db, map: u32, tasks: u32, at: f64) {
     let outcome = |index| {
         let mut outcome = ok(&index_text(index));
-        outcome.stdout = "x".repeat(1000);
+        outcome.stdout = "x".repeat(1000).into();
         outcome
     };
     let mut changes: Vec<Change> = (0..tasks).map(|i| finished(map, i, 1, 0, outcome(i))).collect();
@@ -86,7 +86,7 @@ fn the_file_of_an_older_version_is_made_small_when_its_cluster_is_stopped() {
     let mut writer = Writer::open(&path, Durability::Normal).unwrap();
     let mut changes = vec![map_added(4), tasks_added(4, 0, 3000, TaskState::Ready)];
     let mut long = ok("1");
-    long.stdout = "x".repeat(1000);
+    long.stdout = "x".repeat(1000).into();
     changes.extend((0..3000).map(|i| finished(4, i, 1, 0, long.clone())));
     writer.apply(&changes).unwrap();
     writer.apply(&[purged(Purge::Map(MapId(4)))]).unwrap();

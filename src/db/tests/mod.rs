@@ -1,10 +1,11 @@
 //! Tests on real files. Here what they share; by subject: `steps` (a task's life), `queries`, `requests`, `restart`,
-//! `forgetting`, `jobs`, `files` (what can be wrong with one), `large` (buffers), `agreement` (random changes against a plain model), `versions` (old files, the views, the documentation).
+//! `forgetting`, `jobs`, `files` (what can be wrong with one), `large` (buffers), `outputs` (what tasks write), `agreement` (random changes against a plain model), `versions` (old files, the views, the documentation).
 mod agreement;
 mod files;
 mod forgetting;
 mod jobs;
 mod large;
+mod outputs;
 mod queries;
 mod requests;
 mod restart;
@@ -15,6 +16,7 @@ use super::{Durability, Reader, Writer};
 use crate::model::change::Change;
 use crate::model::definition::{CallSource, MapDefinition, MapOptions, Work};
 use crate::model::engine::EngineFacts;
+use crate::model::output::Stream;
 use crate::model::query::{MapQuery, TaskQuery};
 use crate::model::task::{Counts, Outcome, TaskRow, TaskState};
 use crate::model::{EngineId, MapId, TaskId, UnixTime};
@@ -120,6 +122,14 @@ pub fn begun(map: u32, index: u32, run: u32, engine: u32) -> Change {
         run,
         engine: EngineId(engine),
         started: UnixTime(2000.0),
+    }
+}
+
+pub fn wrote(task: TaskId, stream: Stream, bytes: &[u8]) -> Change {
+    Change::OutputAdded {
+        task,
+        stream,
+        bytes: Bytes::copy_from_slice(bytes),
     }
 }
 

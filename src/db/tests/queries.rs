@@ -350,7 +350,7 @@ fn one_answer_holds_about_16_mib() {
     db.add_map(1, 5);
     for index in 0..5 {
         let mut outcome = ok("1");
-        outcome.stdout = "x".repeat(6 << 20);
+        outcome.value = Some(RawValue::from_string(format!("\"{}\"", "x".repeat(6 << 20))).unwrap());
         db.apply(&[finished(1, index, 1, 0, outcome)]);
     }
     let reader = db.reader();

@@ -108,11 +108,7 @@ fn output_of_a_running_task_survives() {
     db.apply(&[
         assigned(1, 0, 1, 1, 0),
         begun(1, 0, 1, 0),
-        Change::OutputAdded {
-            task: task(1, 0),
-            stdout: "before ".into(),
-            stderr: String::new(),
-        },
+        wrote(task(1, 0), crate::model::output::Stream::Stdout, b"before "),
     ]);
     let directory = tempfile::tempdir().unwrap();
     let copy = killed(&db, directory.path());
@@ -121,7 +117,7 @@ fn output_of_a_running_task_survives() {
     outcome.stdout = "after".into();
     writer.apply(&[finished(1, 0, 1, 0, outcome)]).unwrap();
     assert_eq!(
-        writer.reader().unwrap().finished_from(MapId(1), 0, 1).unwrap().1[0].stdout,
+        writer.reader().unwrap().finished_from(MapId(1), 0, 1).unwrap().1[0].stdout.as_str(),
         "before after"
     );
 }

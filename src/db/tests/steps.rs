@@ -19,11 +19,7 @@ fn a_task_from_input_to_value() {
     db.apply(&[assigned(1, 0, 2, 1, 3)]);
     assert_eq!((db.task(1, 1).state, db.counts(1).assigned), (TaskState::Assigned, 2));
 
-    let output = Change::OutputAdded {
-        task: task(1, 1),
-        stdout: "half ".into(),
-        stderr: String::new(),
-    };
+    let output = wrote(task(1, 1), Stream::Stdout, b"half ");
     db.apply(&[begun(1, 1, 1, 3), output]);
     let running = db.task(1, 1);
     assert_eq!(
@@ -57,33 +53,6 @@ fn a_task_from_input_to_value() {
         ..Counts::default()
     };
     assert_eq!(db.counts(1), expected);
-}
-
-#[test]
-fn an_outcome_with_all_of_its_output_takes_the_place_of_what_was_told() {
-    let mut db = Db::new();
-    db.apply(&[engine(3)]);
-    db.add_map(1, 2);
-    let told = |index| Change::OutputAdded {
-        task: task(1, index),
-        stdout: "half ".into(),
-        stderr: "oh".into(),
-    };
-    db.apply(&[assigned(1, 0, 2, 1, 3), begun(1, 0, 1, 3), begun(1, 1, 1, 3), told(0), told(1)]);
-    let whole = |mut outcome: Outcome| {
-        (outcome.stdout, outcome.whole_output) = ("half done".into(), true);
-        outcome
-    };
-    let crashed = whole(failed(TaskState::Lost, "WorkerDied", ""));
-    let attempt = Attempt {
-        engine: EngineId(3),
-        outcome: Box::new(crashed),
-    };
-    let (task, attempt) = (task(1, 1), Some(attempt));
-    db.apply(&[finished(1, 0, 1, 3, whole(ok("1"))), Change::TaskReturned { task, run: 2, attempt }]);
-    assert_eq!((db.task(1, 0).stdout.as_str(), db.task(1, 0).stderr.as_str()), ("half done", ""));
-    assert_eq!(db.reader().attempts(task).unwrap()[0].outcome.stdout, "half done");
-    assert_eq!(db.task(1, 1).stdout, "");
 }
 
 #[test]
@@ -167,11 +136,8 @@ fn a_failed_attempt_is_kept_and_the_task_runs_again() {
     db.apply(&[
         assigned(1, 0, 1, 1, 0),
         begun(1, 0, 1, 0),
-        Change::OutputAdded {
-            task: task(1, 0),
-            stdout: "some ".into(),
-            stderr: "bad".into(),
-        },
+        wrote(task(1, 0), Stream::Stdout, b"some "),
+        wrote(task(1, 0), Stream::Stderr, b"bad"),
         Change::TaskReturned {
             task: task(1, 0),
             run: 2,
@@ -343,8 +309,8 @@ fn a_result_that_no_row_can_hold_is_an_error_of_its_task_alone() {
     db.add_map(1, 4);
     db.writer.limit_rows(100_000);
     let mut large = ok("1");
-    large.stdout = "x".repeat(60_000);
-    large.stderr = "y".repeat(60_000);
+    large.value = Some(RawValue::from_string(format!("\"{}\"", "x".repeat(119_999))).unwrap());
+    large.stdout = "y".repeat(60_000).into();
     let input = Change::TasksAdded {
         map: MapId(1),
         first: 9,
@@ -365,7 +331,7 @@ fn a_result_that_no_row_can_hold_is_an_error_of_its_task_alone() {
     let error = row.error.unwrap();
     assert_eq!(
         (row.state, error.ename.as_str(), row.stdout.as_str()),
-        (TaskState::Error, "ResultTooLarge", "")
+        (TaskState::Error, "ResultTooLarge", "y".repeat(60_000).as_str())
     );
     assert!(error.evalue.contains("120001 bytes"), "{}", error.evalue);
     assert_eq!(

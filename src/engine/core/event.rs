@@ -1,9 +1,8 @@
 //! What happens to an engine ([`Event`]), and what it does about it ([`Effect`]).
-use super::output::Pieces;
 use super::unit::{CommandEnd, Request, Unit, WorkerKey, WorkerResult};
 use crate::model::definition::MapDefinition;
 use crate::model::{MapId, UnixTime};
-use crate::wire::content::engine::{Held, Progress, Results, Returned};
+use crate::wire::content::engine::{Held, OutputRecorded, Progress, Results, Returned};
 use bytes::Bytes;
 use std::sync::Arc;
 use std::time::Instant;
@@ -42,6 +41,8 @@ pub enum Event {
     Recorded {
         sequence: u64,
     },
+    /// So much of what a task has written is on the controller's disk.
+    OutputRecorded(OutputRecorded),
     /// What was given back with this number is on the controller's disk.
     ReturnRecorded {
         sequence: u64,
@@ -75,25 +76,25 @@ pub enum Event {
     UnitBegun {
         worker: WorkerKey,
         ticket: u32,
-        output: [Pieces; 2],
+        output: [Bytes; 2],
     },
     UnitEnded {
         worker: WorkerKey,
         ticket: u32,
         started: UnixTime,
         ended: UnixTime,
-        output: [Pieces; 2],
+        output: [Bytes; 2],
         result: WorkerResult,
     },
     /// A request has published something, behind this output.
     Published {
         worker: WorkerKey,
-        output: [Pieces; 2],
+        output: [Bytes; 2],
         published: Published,
     },
     /// Written while no unit ran.
     OutputUnclaimed {
-        output: [Pieces; 2],
+        output: [Bytes; 2],
     },
     /// None: the spare. `unread` tokens were left; `how` it ended, in words; whether a signal `killed` it.
     WorkerExited {
@@ -102,15 +103,19 @@ pub enum Event {
         how: String,
         killed: bool,
         stderr_tail: String,
-        output: [Pieces; 2],
+        output: [Bytes; 2],
     },
     /// The answer to [`Effect::TakeTokens`].
     TokensTaken {
         count: usize,
     },
+    /// Output of the unit that runs; more may be there, for which [`super::Core::has_room`] is to be asked.
+    Wrote {
+        output: [Bytes; 2],
+    },
     /// The answer to [`Effect::ReadOutput`]: after the end of every unit that ended before.
     OutputRead {
-        output: [Pieces; 2],
+        output: [Bytes; 2],
     },
 
     /// The answer to [`Effect::MeasureMemory`]: bytes in memory of what runs and all that it started.
@@ -120,7 +125,7 @@ pub enum Event {
 
     // ---- from the command that runs
     CommandWrote {
-        output: [Pieces; 2],
+        output: [Bytes; 2],
     },
     CommandEnded(CommandEnd),
 
@@ -134,6 +139,8 @@ pub struct Published {
     pub parent: Parent,
     pub kind: String,
     pub topic: String,
+    /// Besides the engine's own.
+    pub metadata: serde_json::Map<String, serde_json::Value>,
     /// JSON text.
     pub content: Bytes,
     pub buffers: Vec<Bytes>,
@@ -156,7 +163,8 @@ pub enum Effect {
         holds: Vec<Held>,
     },
     SendResults(Arc<Results>),
-    SendProgress(Progress),
+    /// With the bytes of its parts.
+    SendProgress(Progress, Vec<Bytes>),
     SendReturned(Returned),
     /// Whether Python functions can run here: `reason` is why not.
     ReportAvailability {

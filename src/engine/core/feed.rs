@@ -1,9 +1,8 @@
 //! Giving work out: which unit is next, and how many the worker gets ahead.
 use super::event::{Effect, Now};
-use super::output::Text;
 use super::unit::{Unit, WorkerKey, worker_of};
 use super::workers::Readiness;
-use super::{Core, Current, FIRST_LOOK, Given, LOOK, MEMORY_LOOK, MemoryWatch};
+use super::{Core, Current, FIRST_LOOK, Given, LOOK, MEMORY_LOOK, MemoryWatch, Wrote};
 use crate::model::UnixTime;
 use crate::model::task::{Outcome, TaskState};
 use std::time::Duration;
@@ -224,7 +223,6 @@ impl Core {
         let unit = self.command.as_ref().or(self.given.front().map(|given| &given.unit));
         self.current = unit.map(|unit| {
             let is_request = unit.held().is_none();
-            let text = if is_request { Text::unbounded } else { Text::default };
             let options = unit
                 .held()
                 .and_then(|held| self.maps.get(&held.map))
@@ -239,8 +237,7 @@ impl Core {
             Current {
                 since: now.instant,
                 started,
-                stdout: text(),
-                stderr: text(),
+                wrote: Wrote::of(unit),
                 told: false,
                 next_look: now.instant + if is_request { LOOK } else { FIRST_LOOK },
                 timeout: timeout.and_then(|timeout| now.instant.checked_add(timeout)),

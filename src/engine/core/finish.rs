@@ -1,8 +1,9 @@
 //! Units that end: by a result, by a command's exit, by the death of the worker.
 use super::event::{Effect, Now, RequestReply};
+use super::output::{Streams, Text};
 use super::stop::{AfterRecall, StopReason};
 use super::unit::{CommandEnd, Request, Unit, WorkerKey, WorkerResult, command_outcome, worker_outcome};
-use super::{Core, Current, Given};
+use super::{Closing, Core, Current, Given, Wrote};
 use crate::model::UnixTime;
 use crate::model::task::{Outcome, TaskError, TaskState};
 use crate::wire::content::engine::{Held, TaskResult};
@@ -113,9 +114,6 @@ impl Core {
 
     /// A task has ended; a stop that was under way decides how.
     fn end_task(&mut self, now: Now, held: Held, mut outcome: Outcome, current: Current, effects: &mut Vec<Effect>) {
-        outcome.whole_output = current.stdout.was_taken() || current.stderr.was_taken();
-        outcome.stdout = current.stdout.finish();
-        outcome.stderr = current.stderr.finish();
         match current.stop.map(|stop| stop.reason) {
             None => {}
             Some(StopReason::Dropped) => {
@@ -139,13 +137,43 @@ impl Core {
                 outcome.crashed = true;
             }
         }
+        let closing = Closing {
+            held,
+            started: current.started,
+            outcome,
+            streams: match current.wrote {
+                Wrote::Kept(streams) => streams,
+                Wrote::Passed(_) => Streams::default(),
+            },
+        };
+        if closing.streams.is_short() {
+            self.close(now, closing, effects);
+        } else {
+            self.closing.push(closing);
+            self.send_parts(effects);
+        }
+    }
+
+    /// The rest of its output leaves with its result.
+    pub(super) fn close(&mut self, now: Now, closing: Closing, effects: &mut Vec<Effect>) {
+        let Closing {
+            held,
+            mut outcome,
+            streams,
+            ..
+        } = closing;
+        [outcome.stdout, outcome.stderr] = streams.finish();
         self.push_outcome(now, held, outcome);
         self.forget(held.map, effects);
     }
 
     fn end_request(&mut self, request: Arc<Request>, started: UnixTime, reply: RequestReply, current: Current, effects: &mut Vec<Effect>) {
         let mut told = current.told;
-        for (stderr, text) in [(false, current.stdout.finish()), (true, current.stderr.finish())] {
+        let texts = match current.wrote {
+            Wrote::Passed(texts) => texts.map(Text::finish),
+            Wrote::Kept(_) => Default::default(),
+        };
+        for (stderr, text) in [false, true].into_iter().zip(texts) {
             if !text.is_empty() {
                 let request = request.clone();
                 if !std::mem::replace(&mut told, true) {
@@ -181,7 +209,7 @@ impl Core {
                 "" => how.clone(),
                 tail => format!("{how}; its last words: {tail}"),
             };
-            let own = current.take().unwrap_or_else(|| self.no_current(now));
+            let own = current.take().unwrap_or_else(|| self.no_current(now, &unit));
             match unit {
                 Unit::Task { held, .. } => {
                     let mut outcome = Outcome::failure(TaskState::Lost, "WorkerDied", evalue, since, now.unix);
@@ -204,12 +232,11 @@ impl Core {
         self.worker_is_gone(now, worker, (&how, killed), (units, begun), effects);
     }
 
-    fn no_current(&self, now: Now) -> Current {
+    fn no_current(&self, now: Now, unit: &Unit) -> Current {
         Current {
             since: now.instant,
             started: now.unix,
-            stdout: Default::default(),
-            stderr: Default::default(),
+            wrote: Wrote::of(unit),
             told: false,
             next_look: now.instant,
             timeout: None,

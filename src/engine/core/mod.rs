@@ -2,7 +2,8 @@
 //! controller. Pure: time comes with each event, and everything done leaves as an effect.
 //!
 //! A unit ([`unit::Unit`]) that has come is in exactly one place: `queue` (not begun, ours to give back), `given` (in the
-//! worker; only the first of them can have begun), `command` (running), or gone (its result in `outbox`, or returned).
+//! worker; only the first of them can have begun), `command` (running), `closing` (ended, its output on its way), or gone (its
+//! result in `outbox`, or returned).
 //! What is in the worker and has not begun can be called back: each unit needs a token, and tokens that are not read
 //! are ours again ([`Effect::TakeTokens`]).
 //!
@@ -24,11 +25,13 @@ use event::{Parent, Published};
 pub use unit::{Request, Unit, WorkerKey};
 
 use crate::model::definition::MapDefinition;
+use crate::model::task::Outcome;
 use crate::model::{MapId, UnixTime};
-use crate::wire::content::engine::{Held, Progress, Returned};
+use crate::wire::content::engine::{Held, OutputRecorded, Part, Progress, Returned};
 use crate::wire::message::to_json;
+use bytes::Bytes;
 use outbox::Outbox;
-use output::{Pieces, Text};
+use output::{Streams, Text, WINDOW};
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -67,14 +70,40 @@ struct Given {
 struct Current {
     since: Instant,
     started: UnixTime,
-    stdout: Text,
-    stderr: Text,
+    wrote: Wrote,
     /// The controller was told that it runs.
     told: bool,
     next_look: Instant,
     timeout: Option<Instant>,
     memory: Option<MemoryWatch>,
     stop: Option<Stop>,
+}
+
+/// What a unit has written.
+#[derive(Debug)]
+enum Wrote {
+    /// A task: kept until it is on record.
+    Kept(Streams),
+    /// A request: passed on.
+    Passed([Text; 2]),
+}
+
+impl Wrote {
+    fn of(unit: &Unit) -> Wrote {
+        match unit {
+            Unit::Task { .. } => Wrote::Kept(Streams::default()),
+            Unit::Request(_) => Wrote::Passed(Default::default()),
+        }
+    }
+}
+
+/// A task that has ended and whose output is on its way: its result follows when what is left of that is short.
+#[derive(Debug)]
+struct Closing {
+    held: Held,
+    started: UnixTime,
+    outcome: Outcome,
+    streams: Streams,
 }
 
 /// Of a task with a limit.
@@ -92,6 +121,9 @@ const FIRST_LOOK: Duration = Duration::from_millis(200);
 const LOOK: Duration = Duration::from_millis(100);
 const SLOW_LOOK: Duration = Duration::from_millis(250);
 
+/// Parts in one message.
+const PARTS: usize = 2;
+
 pub struct Core {
     settings: CoreSettings,
     registered: bool,
@@ -103,6 +135,7 @@ pub struct Core {
     next_ticket: u32,
     command: Option<Unit>,
     current: Option<Current>,
+    closing: Vec<Closing>,
     outbox: Outbox,
     given_back: GivenBack,
     after_recall: Vec<AfterRecall>,
@@ -124,6 +157,7 @@ impl Core {
             next_ticket: 0,
             command: None,
             current: None,
+            closing: Vec::new(),
             outbox: Outbox::default(),
             given_back: GivenBack::default(),
             after_recall: Vec::new(),
@@ -161,7 +195,12 @@ impl Core {
                 self.outbox.resend(effects);
                 if let Some(current) = &mut self.current {
                     current.told = false;
+                    if let Wrote::Kept(streams) = &mut current.wrote {
+                        streams.rewind();
+                    }
                 }
+                self.closing.iter_mut().for_each(|closing| closing.streams.rewind());
+                self.send_parts(effects);
             }
             Event::LimitKnown { max_message } => self.outbox.set_limit(max_message),
             Event::Unknown => {
@@ -201,6 +240,7 @@ impl Core {
                 }
             }
             Event::Recorded { sequence } => self.outbox.recorded(sequence),
+            Event::OutputRecorded(recorded) => self.output_recorded(now, recorded, effects),
             Event::ReturnRecorded { sequence } => self.given_back.recorded(sequence),
             Event::GiveBackAsked { at_most } => self.give_back(now, at_most as usize, effects),
             Event::CancelAsked { tasks } => self.cancel(now, tasks.into_iter().collect(), false, effects),
@@ -270,12 +310,12 @@ impl Core {
                 }
             },
             Event::TokensTaken { count } => self.recalled(now, count, effects),
+            Event::Wrote { output } | Event::CommandWrote { output } => self.wrote(output, effects),
             Event::OutputRead { output } => {
                 self.wrote(output, effects);
                 self.tell_progress(effects);
             }
             Event::MemoryMeasured { bytes } => self.memory_measured(now, bytes, effects),
-            Event::CommandWrote { output } => self.wrote(output, effects),
             Event::CommandEnded(end) => self.command_ended(now, end, effects),
             Event::Tick => {}
         }
@@ -289,7 +329,7 @@ impl Core {
             self.feed(now, effects);
             self.keep_spare(now, effects);
         }
-        let idle = self.queue.is_empty() && self.given.is_empty() && self.command.is_none();
+        let idle = self.queue.is_empty() && self.given.is_empty() && self.command.is_none() && self.closing.is_empty();
         self.outbox.flush(now, idle, self.registered, effects);
         self.check_leaving(now, idle, effects);
     }
@@ -314,7 +354,8 @@ impl Core {
     /// Tasks that have come and not ended.
     pub fn holds(&self) -> Vec<Held> {
         let given = self.given.iter().map(|given| &given.unit);
-        given.chain(&self.command).chain(&self.queue).filter_map(Unit::held).collect()
+        let units = given.chain(&self.command).chain(&self.queue).filter_map(Unit::held);
+        self.closing.iter().map(|closing| closing.held).chain(units).collect()
     }
 
     /// Requests of ipyparallel clients that have come and not ended.
@@ -356,22 +397,89 @@ impl Core {
         self.check_stop(now, effects);
     }
 
+    /// Whether more output is to be read. One who writes faster than the controller records waits.
+    pub fn has_room(&self) -> bool {
+        let of_current = match &self.current {
+            Some(Current {
+                wrote: Wrote::Kept(streams),
+                stop,
+                ..
+            }) if stop.as_ref().is_none_or(|stop| stop.reason != StopReason::Dropped) => streams.bytes(),
+            _ => 0,
+        };
+        let of_closing: usize = self.closing.iter().map(|closing| closing.streams.bytes()).sum();
+        of_current + of_closing < WINDOW
+    }
+
     /// Output of what runs.
-    fn wrote(&mut self, [stdout, stderr]: [Pieces; 2], effects: &mut Vec<Effect>) {
-        if stdout.is_empty() && stderr.is_empty() {
+    fn wrote(&mut self, output: [Bytes; 2], effects: &mut Vec<Effect>) {
+        if output.iter().all(Bytes::is_empty) {
             return;
         }
         self.tell_begun(effects);
         let Some(current) = &mut self.current else { return };
-        current.stdout.push(stdout);
-        current.stderr.push(stderr);
-        if let Some(Unit::Request(request)) = self.given.front().map(|given| &given.unit) {
-            for (stderr, text) in [(false, current.stdout.take()), (true, current.stderr.take())] {
-                if !text.is_empty() {
-                    let request = request.clone();
-                    effects.push(Effect::Stream { request, stderr, text });
+        let is_dropped = current.stop.as_ref().is_some_and(|stop| stop.reason == StopReason::Dropped);
+        match &mut current.wrote {
+            // Nobody wants it.
+            Wrote::Kept(_) if is_dropped => {}
+            Wrote::Kept(streams) => {
+                streams.push(output);
+                if !streams.is_short() {
+                    self.send_parts(effects);
                 }
             }
+            Wrote::Passed(texts) => {
+                let Some(Unit::Request(request)) = self.given.front().map(|given| &given.unit) else {
+                    return;
+                };
+                for ((text, bytes), stderr) in texts.iter_mut().zip(output).zip([false, true]) {
+                    text.push(&bytes);
+                    let text = text.take();
+                    if !text.is_empty() {
+                        let request = request.clone();
+                        effects.push(Effect::Stream { request, stderr, text });
+                    }
+                }
+            }
+        }
+    }
+
+    /// Parts of long outputs that were not sent.
+    fn send_parts(&mut self, effects: &mut Vec<Effect>) {
+        if !self.registered {
+            return;
+        }
+        for closing in &mut self.closing {
+            send(closing.held, closing.started, closing.streams.take_parts(true), effects);
+        }
+        let unit = self.command.as_ref().or(self.given.front().map(|given| &given.unit));
+        if let (Some(current), Some(held)) = (&mut self.current, unit.and_then(Unit::held))
+            && let Wrote::Kept(streams) = &mut current.wrote
+            && !streams.is_short()
+        {
+            let parts = streams.take_parts(false);
+            current.told |= !parts.is_empty();
+            send(held, current.started, parts, effects);
+        }
+    }
+
+    fn output_recorded(&mut self, now: Now, recorded: OutputRecorded, effects: &mut Vec<Effect>) {
+        let OutputRecorded { task, stdout, stderr } = recorded;
+        if let Some(at) = self.closing.iter().position(|closing| closing.held == task) {
+            let streams = &mut self.closing[at].streams;
+            streams.recorded(stdout, stderr);
+            if streams.is_short() {
+                let closing = self.closing.remove(at);
+                self.close(now, closing, effects);
+            }
+            return;
+        }
+        let unit = self.command.as_ref().or(self.given.front().map(|given| &given.unit));
+        if let (Some(current), Some(held)) = (&mut self.current, unit.and_then(Unit::held))
+            && held == task
+            && let Wrote::Kept(streams) = &mut current.wrote
+        {
+            streams.recorded(stdout, stderr);
         }
     }
 
@@ -408,15 +516,14 @@ impl Core {
         if !self.registered || current.stop.is_some() {
             return;
         }
-        let (stdout, stderr) = (current.stdout.take(), current.stderr.take());
-        if !current.told || !stdout.is_empty() || !stderr.is_empty() {
-            current.told = true;
-            effects.push(Effect::SendProgress(Progress {
-                task,
-                started: current.started.0,
-                stdout,
-                stderr,
-            }));
+        let parts = match &mut current.wrote {
+            Wrote::Kept(streams) => streams.take_parts(true),
+            Wrote::Passed(_) => return,
+        };
+        if !std::mem::replace(&mut current.told, true) && parts.is_empty() {
+            effects.push(progress(task, current.started, parts));
+        } else {
+            send(task, current.started, parts, effects);
         }
     }
 
@@ -430,17 +537,31 @@ impl Core {
     }
 }
 
+fn send(task: Held, started: UnixTime, parts: Vec<(Part, Bytes)>, effects: &mut Vec<Effect>) {
+    let mut parts = parts.into_iter().peekable();
+    while parts.peek().is_some() {
+        effects.push(progress(task, started, parts.by_ref().take(PARTS).collect()));
+    }
+}
+
+fn progress(task: Held, started: UnixTime, parts: Vec<(Part, Bytes)>) -> Effect {
+    let (parts, bytes) = parts.into_iter().unzip();
+    let started = started.0;
+    Effect::SendProgress(Progress { task, started, parts }, bytes)
+}
+
 /// Output of no unit: published as of no request.
-fn unclaimed([stdout, stderr]: [Pieces; 2], effects: &mut Vec<Effect>) {
-    for (name, pieces) in [("stdout", stdout), ("stderr", stderr)] {
-        let mut text = Text::unbounded();
-        text.push(pieces);
+fn unclaimed(output: [Bytes; 2], effects: &mut Vec<Effect>) {
+    for (name, bytes) in ["stdout", "stderr"].into_iter().zip(output) {
+        let mut text = Text::default();
+        text.push(&bytes);
         let text = text.finish();
         if !text.is_empty() {
             let published = Published {
                 parent: Parent::None,
                 kind: "stream".into(),
                 topic: name.into(),
+                metadata: Default::default(),
                 content: to_json(&serde_json::json!({ "name": name, "text": text })),
                 buffers: Vec::new(),
             };

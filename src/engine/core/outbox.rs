@@ -65,7 +65,7 @@ impl Outbox {
         let mut bytes = result.outcome.bytes();
         // Escaped, a byte of a text may take six.
         if bytes.saturating_mul(6) + HEAD > self.limit {
-            bytes = encoded(&result.outcome);
+            bytes = encoded(&result.outcome) + result.outcome.pickled.as_ref().map_or(0, |p| p.bytes.len());
             if bytes + HEAD > self.limit {
                 let evalue = too_large("the result", bytes, self.limit);
                 self.warnings.push(format!("task {}.{}: {evalue}", result.map, result.index));
@@ -159,6 +159,7 @@ fn instead(outcome: &Outcome, evalue: String) -> Outcome {
     };
     let mut instead = Outcome::failure(status, "ResultTooLarge", evalue, outcome.started, outcome.ended);
     (instead.exit_code, instead.crashed) = (outcome.exit_code, outcome.crashed);
+    (instead.stdout, instead.stderr) = (outcome.stdout.clone(), outcome.stderr.clone());
     instead
 }
 
@@ -172,7 +173,7 @@ mod tests {
         let mut outcome = Outcome::failure(TaskState::Ok, "", "", UnixTime(1.0), UnixTime(2.0));
         outcome.error = None;
         outcome.value = Some(RawValue::from_string(value.to_string()).unwrap());
-        outcome.stdout = stdout.to_string();
+        outcome.stdout = stdout.into();
         TaskResult {
             map: MapId(1),
             index,
@@ -206,8 +207,8 @@ mod tests {
         outbox.set_limit(1 << 20);
         outbox.push(now, result(0, "1", ""));
         outbox.push(now, result(1, &format!("\"{}\"", "x".repeat(1 << 20)), ""));
-        // As text it fits; escaped it does not.
-        outbox.push(now, result(2, "2", &"\u{1}".repeat(200 << 10)));
+        // What it wrote is short, also where each byte would be escaped.
+        outbox.push(now, result(2, &format!("\"{}\"", "y".repeat(3 << 20)), &"\u{1}".repeat(200 << 10)));
         outbox.push(now, result(3, &format!("\"{}\"", "x".repeat(900 << 10)), ""));
         outbox.push(now, result(4, "4", ""));
         let (messages, warnings) = sent(&mut outbox);
@@ -217,7 +218,7 @@ mod tests {
             let outcome = &of(index).outcome;
             assert_eq!(outcome.error.as_ref().unwrap().ename, "ResultTooLarge");
             assert_eq!(outcome.status, TaskState::Error);
-            assert!(outcome.value.is_none() && outcome.stdout.is_empty());
+            assert!(outcome.value.is_none() && outcome.stdout.size == if index == 2 { 200 << 10 } else { 0 });
         }
         assert!(of(3).outcome.value.is_some() && of(4).outcome.value.is_some());
         for message in &messages {

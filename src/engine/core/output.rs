@@ -1,126 +1,168 @@
-//! What a task has written, kept within bounds: its beginning and its end, and how much was cut between them.
+//! What the unit that runs has written: of a task its bytes, kept until the controller has them on disk; of a request its
+//! text, passed on as it comes.
+//!
+//! A short output stays here and leaves with the task's result. Of one that is longer, or that is looked at while the task
+//! runs, parts leave before. What is kept is bounded ([`WINDOW`]): who reads pipes and files asks before it reads more.
+use crate::model::output::{INLINE, Output, Stream};
+use crate::wire::content::engine::Part;
+use bytes::{Bytes, BytesMut};
+use std::collections::VecDeque;
 
-/// Bytes of each stream that are kept from the beginning.
-pub const HEAD: usize = 512 << 10;
-/// ... and from the end.
-pub const TAIL: usize = 512 << 10;
+/// So much may be kept of all outputs together before no more is read.
+pub const WINDOW: usize = 2 << 20;
+/// A part has up to so many bytes.
+pub const PART: usize = 256 << 10;
 
-/// Consecutive bytes of one stream, `cut` of them left out between `head` and `tail`.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Pieces {
-    pub head: Vec<u8>,
-    pub cut: u64,
-    pub tail: Vec<u8>,
+/// One stream of one attempt, from the first byte that is not known to be on record.
+#[derive(Debug, Default)]
+pub struct Kept {
+    /// So many bytes are on record.
+    start: u64,
+    /// Parts as they are sent.
+    parts: VecDeque<Bytes>,
+    /// How many of them were sent.
+    sent: usize,
+    /// What makes no part yet.
+    last: BytesMut,
+    bytes: usize,
 }
 
-impl Pieces {
-    pub fn whole(bytes: Vec<u8>) -> Pieces {
-        Pieces {
-            head: bytes,
-            ..Pieces::default()
+impl Kept {
+    pub fn push(&mut self, bytes: Bytes) {
+        self.bytes += bytes.len();
+        let mut rest = bytes;
+        while !rest.is_empty() {
+            let room = PART - self.last.len();
+            let taken = rest.split_to(room.min(rest.len()));
+            if self.last.is_empty() && taken.len() == PART {
+                self.parts.push_back(taken);
+                continue;
+            }
+            self.last.extend_from_slice(&taken);
+            if self.last.len() == PART {
+                self.parts.push_back(self.last.split().freeze());
+            }
         }
     }
-    pub fn is_empty(&self) -> bool {
-        self.head.is_empty() && self.cut == 0 && self.tail.is_empty()
+
+    /// Bytes that are kept.
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// What was not sent: full parts, with `all` the rest too.
+    pub fn take_parts(&mut self, stream: Stream, all: bool, into: &mut Vec<(Part, Bytes)>) {
+        if all && !self.last.is_empty() {
+            self.parts.push_back(self.last.split().freeze());
+        }
+        let mut start = self.start + self.parts.iter().take(self.sent).map(|part| part.len() as u64).sum::<u64>();
+        for part in self.parts.iter().skip(self.sent) {
+            into.push((Part { stream, start }, part.clone()));
+            start += part.len() as u64;
+        }
+        self.sent = self.parts.len();
+    }
+
+    /// Everything that is not known to be on record is to be sent again.
+    pub fn rewind(&mut self) {
+        self.sent = 0;
+    }
+
+    /// So many bytes of the stream are on record.
+    pub fn recorded(&mut self, upto: u64) {
+        while let Some(part) = self.parts.front_mut()
+            && self.start < upto
+        {
+            let count = (upto - self.start).min(part.len() as u64);
+            self.start += count;
+            self.bytes -= count as usize;
+            if count == part.len() as u64 {
+                self.parts.pop_front();
+                self.sent = self.sent.saturating_sub(1);
+            } else {
+                *part = part.slice(count as usize..);
+            }
+        }
+    }
+
+    /// What is kept, for the result.
+    pub fn finish(self) -> Output {
+        let mut bytes = BytesMut::with_capacity(self.bytes);
+        self.parts.iter().for_each(|part| bytes.extend_from_slice(part));
+        let bytes = match bytes.is_empty() {
+            true => self.last,
+            false => {
+                bytes.extend_from_slice(&self.last);
+                bytes
+            }
+        };
+        Output::rest(self.start, bytes.freeze())
     }
 }
 
-/// One stream of one task. What was taken is kept: whether it was recorded is not known before the task's result is.
-#[derive(Debug)]
+/// Both streams of one attempt.
+#[derive(Debug, Default)]
+pub struct Streams([Kept; 2]);
+
+impl Streams {
+    pub fn push(&mut self, [out, err]: [Bytes; 2]) {
+        self.0[0].push(out);
+        self.0[1].push(err);
+    }
+
+    pub fn bytes(&self) -> usize {
+        self.0[0].bytes() + self.0[1].bytes()
+    }
+
+    /// It can leave with the result.
+    pub fn is_short(&self) -> bool {
+        self.bytes() <= INLINE
+    }
+
+    pub fn take_parts(&mut self, all: bool) -> Vec<(Part, Bytes)> {
+        let mut parts = Vec::new();
+        for (kept, stream) in self.0.iter_mut().zip(Stream::ALL) {
+            kept.take_parts(stream, all, &mut parts);
+        }
+        parts
+    }
+
+    pub fn rewind(&mut self) {
+        self.0.iter_mut().for_each(Kept::rewind);
+    }
+
+    pub fn recorded(&mut self, stdout: u64, stderr: u64) {
+        self.0[0].recorded(stdout);
+        self.0[1].recorded(stderr);
+    }
+
+    pub fn finish(self) -> [Output; 2] {
+        self.0.map(Kept::finish)
+    }
+}
+
+/// Of a request: text that is passed on as it comes.
+#[derive(Debug, Default)]
 pub struct Text {
-    head_left: usize,
-    head: Vec<u8>,
-    /// So much of the head was taken.
-    taken: usize,
-    tail: Vec<u8>,
-    cut: u64,
-}
-
-impl Default for Text {
-    fn default() -> Self {
-        Text {
-            head_left: HEAD,
-            head: Vec::new(),
-            taken: 0,
-            tail: Vec::new(),
-            cut: 0,
-        }
-    }
+    bytes: Vec<u8>,
 }
 
 impl Text {
-    /// For streams that are passed on as they come, and not kept.
-    pub fn unbounded() -> Text {
-        Text {
-            head_left: usize::MAX,
-            ..Text::default()
-        }
+    pub fn push(&mut self, bytes: &[u8]) {
+        self.bytes.extend_from_slice(bytes);
     }
 
-    pub fn push(&mut self, pieces: Pieces) {
-        self.push_bytes(&pieces.head);
-        if pieces.cut > 0 {
-            if self.head_left == usize::MAX {
-                self.head.extend_from_slice(note(pieces.cut).as_bytes());
-            } else {
-                // What is behind a gap belongs to the end.
-                self.head_left = 0;
-                self.cut += pieces.cut + self.tail.len() as u64;
-                self.tail.clear();
-            }
-        }
-        self.push_bytes(&pieces.tail);
-    }
-
-    fn push_bytes(&mut self, bytes: &[u8]) {
-        let at = bytes.len().min(self.head_left);
-        let (head, rest) = bytes.split_at(at);
-        self.head.extend_from_slice(head);
-        if self.head_left != usize::MAX {
-            self.head_left -= at;
-        }
-        self.tail.extend_from_slice(rest);
-        if self.tail.len() > 2 * TAIL {
-            self.shorten_tail();
-        }
-    }
-
-    fn shorten_tail(&mut self) {
-        let surplus = self.tail.len().saturating_sub(TAIL);
-        self.cut += surplus as u64;
-        self.tail.drain(..surplus);
-    }
-
-    /// What has come and will not be cut; a character that has come in part waits for its other part.
+    /// What has come; a character that has come in part waits for its other part.
     pub fn take(&mut self) -> String {
-        let whole = self.taken + whole_characters(&self.head[self.taken..]);
-        if self.head_left == usize::MAX {
-            let rest = self.head.split_off(whole);
-            return text(std::mem::replace(&mut self.head, rest));
-        }
-        let taken = std::mem::replace(&mut self.taken, whole);
-        text(self.head[taken..whole].to_vec())
+        let whole = whole_characters(&self.bytes);
+        let rest = self.bytes.split_off(whole);
+        text(std::mem::replace(&mut self.bytes, rest))
     }
 
-    /// Some of what [`Text::finish`] will give was taken.
-    pub fn was_taken(&self) -> bool {
-        self.taken > 0
+    /// All that was not taken.
+    pub fn finish(self) -> String {
+        text(self.bytes)
     }
-
-    /// All of it; of a stream that is not kept, what was not taken yet.
-    pub fn finish(mut self) -> String {
-        self.shorten_tail();
-        let mut all = text(std::mem::take(&mut self.head));
-        if self.cut > 0 {
-            all.push_str(&note(self.cut));
-        }
-        all.push_str(&text(std::mem::take(&mut self.tail)));
-        all
-    }
-}
-
-fn note(cut: u64) -> String {
-    format!("\n[... {cut} bytes cut ...]\n")
 }
 
 fn text(bytes: Vec<u8>) -> String {
@@ -148,57 +190,102 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    proptest! {
-        #[test]
-        fn short_output_comes_back_whole(chunks in proptest::collection::vec(("\\PC{0,9}", any::<bool>()), 0..20)) {
-            let whole: String = chunks.iter().map(|(chunk, _)| chunk.as_str()).collect();
-            let (mut text, mut passed_on) = (Text::default(), Text::unbounded());
-            let (mut out, mut passed) = (String::new(), String::new());
-            for (chunk, take) in &chunks {
-                // byte by byte: characters arrive in parts
-                for byte in chunk.bytes() {
-                    text.push(Pieces::whole(vec![byte]));
-                    passed_on.push(Pieces::whole(vec![byte]));
-                    if *take {
-                        out.push_str(&text.take());
-                        passed.push_str(&passed_on.take());
-                    }
-                }
-            }
-            passed.push_str(&passed_on.finish());
-            prop_assert_eq!(&passed, &whole);
-            out.push_str(&text.take());
-            prop_assert_eq!(out, whole.as_str());
-            prop_assert_eq!(text.finish(), whole);
-        }
-        #[test]
-        fn any_bytes_are_bounded(chunks in proptest::collection::vec((any::<u8>(), 0usize..900_000, 0u64..3), 0..8)) {
-            let mut text = Text::default();
-            let mut given = 0u64;
-            for (byte, length, cut) in chunks {
-                given += length as u64 + cut;
-                text.push(Pieces { head: vec![byte & 0x7f; length], cut, tail: Vec::new() });
-            }
-            let out = text.finish();
-            prop_assert!(out.len() <= HEAD + TAIL + 60);
-            if let Some(cut) = out.split("[... ").nth(1).and_then(|rest| rest.split(' ').next()) {
-                let note = format!("\n[... {cut} bytes cut ...]\n").len() as u64;
-                prop_assert_eq!(out.len() as u64 - note + cut.parse::<u64>().unwrap(), given);
-            } else {
-                prop_assert_eq!(out.len() as u64, given);
+    /// A controller's record of one stream, that takes what follows and passes over the rest.
+    #[derive(Default)]
+    struct Record(Vec<u8>);
+
+    impl Record {
+        fn take(&mut self, start: u64, bytes: &[u8]) {
+            let have = self.0.len() as u64;
+            if start <= have
+                && let Some(new) = bytes.get((have - start) as usize..)
+            {
+                self.0.extend_from_slice(new);
             }
         }
     }
 
+    proptest! {
+        #[test]
+        fn text_is_passed_on_whole(chunks in proptest::collection::vec(("\\PC{0,9}", any::<bool>()), 0..20)) {
+            let whole: String = chunks.iter().map(|(chunk, _)| chunk.as_str()).collect();
+            let (mut text, mut passed) = (Text::default(), String::new());
+            for (chunk, take) in &chunks {
+                // byte by byte: characters arrive in parts
+                for byte in chunk.bytes() {
+                    text.push(&[byte]);
+                    if *take {
+                        passed.push_str(&text.take());
+                    }
+                }
+            }
+            passed.push_str(&text.finish());
+            prop_assert_eq!(passed, whole);
+        }
+
+        /// Parts get lost, come twice, come after later ones; words that they are on record get lost or come late: the record is exact.
+        #[test]
+        fn parts_make_up_the_whole(
+            steps in proptest::collection::vec((0usize..3 * PART, 0u8..8, any::<bool>()), 1..30),
+        ) {
+            let (mut kept, mut record, mut all) = (Kept::default(), Record::default(), Vec::new());
+            let mut on_their_way: VecDeque<(u64, Bytes)> = VecDeque::new();
+            for (number, (length, what, flag)) in steps.into_iter().enumerate() {
+                match what {
+                    0..=2 => {
+                        let bytes: Vec<u8> = (0..length).map(|at| (at * 31 + number) as u8).collect();
+                        all.extend_from_slice(&bytes);
+                        kept.push(bytes.into());
+                    }
+                    3 => {
+                        let mut parts = Vec::new();
+                        kept.take_parts(Stream::Stdout, flag, &mut parts);
+                        on_their_way.extend(parts.into_iter().map(|(part, bytes)| (part.start, bytes)));
+                    }
+                    4 => on_their_way.drain(..).for_each(|(start, bytes)| record.take(start, &bytes)),
+                    // The connection breaks: what was under way is lost, or some of it.
+                    5 => {
+                        if flag && let Some((start, bytes)) = on_their_way.pop_front() {
+                            record.take(start, &bytes);
+                        }
+                        on_their_way.clear();
+                        kept.rewind();
+                    }
+                    6 => {
+                        let known = record.0.len() as u64;
+                        kept.recorded(if flag { known } else { known / 2 });
+                    }
+                    _ => if let Some(again) = on_their_way.front().cloned() {
+                        on_their_way.push_back(again);
+                    },
+                }
+                prop_assert!(all.starts_with(&record.0));
+            }
+            on_their_way.drain(..).for_each(|(start, bytes)| record.take(start, &bytes));
+            let rest = kept.finish();
+            prop_assert!(rest.start <= record.0.len() as u64, "nothing is missing");
+            record.take(rest.start, &rest.bytes);
+            prop_assert_eq!(rest.size, all.len() as u64);
+            prop_assert!(record.0 == all);
+        }
+    }
+
     #[test]
-    fn long_output_keeps_both_ends() {
-        let mut text = Text::default();
-        let mut bytes = vec![b'a'; HEAD];
-        bytes.extend(vec![b'b'; 3 * TAIL]);
-        bytes.extend(vec![b'c'; TAIL]);
-        text.push(Pieces::whole(bytes));
-        let out = text.finish();
-        assert!(out.starts_with("aaa") && out.ends_with("ccc") && !out.contains("bbb"));
-        assert!(out.contains(&format!("[... {} bytes cut ...]", 3 * TAIL)));
+    fn full_parts_leave_first_and_the_rest_when_all_is_asked_for() {
+        let mut streams = Streams::default();
+        streams.push([vec![b'x'; PART + 3].into(), Bytes::from_static(b"oh")]);
+        assert!(!streams.is_short());
+        let lengths = |parts: Vec<(Part, Bytes)>| -> Vec<_> { parts.iter().map(|(part, b)| (part.stream, part.start, b.len())).collect() };
+        let (out, err, part) = (Stream::Stdout, Stream::Stderr, PART as u64);
+        assert_eq!(lengths(streams.take_parts(false)), [(out, 0, PART)]);
+        assert_eq!(lengths(streams.take_parts(true)), [(out, part, 3), (err, 0, 2)]);
+        assert_eq!(lengths(streams.take_parts(true)), []);
+        streams.recorded(part, 1);
+        assert!(streams.is_short());
+        streams.rewind();
+        assert_eq!(lengths(streams.take_parts(true)), [(out, part, 3), (err, 1, 1)]);
+        let [stdout, stderr] = streams.finish();
+        assert_eq!((stdout.start, stdout.bytes.len(), stdout.size), (part, 3, part + 3));
+        assert_eq!((stderr.start, &stderr.bytes[..], stderr.size), (1, &b"h"[..], 2));
     }
 }

@@ -200,6 +200,9 @@ impl Core {
     }
 
     fn cancel_queued(&mut self, now: Now, tasks: &HashSet<Held>, drop: bool, effects: &mut Vec<Effect>) {
+        if drop {
+            self.closing.retain(|closing| !tasks.contains(&closing.held));
+        }
         let mut cancelled = Vec::new();
         self.queue.retain(|unit| match unit.held() {
             Some(held) if tasks.contains(&held) => {

@@ -1,4 +1,3 @@
-use super::output::Pieces;
 use super::unit::{CommandEnd, CommandExit, WorkerResult};
 use super::*;
 use crate::model::definition::{CallSource, MapOptions, Work};
@@ -203,7 +202,7 @@ impl World {
             }
             let unread = std::mem::take(&mut self.frames).len();
             let (how, stderr_tail) = ("died".to_string(), String::new());
-            let output: [Pieces; 2] = Default::default();
+            let output: [Bytes; 2] = Default::default();
             self.event(Event::WorkerExited {
                 worker,
                 unread,
@@ -580,6 +579,7 @@ fn what_is_published_is_of_the_request_that_it_came_from() {
             parent,
             kind: "display_data".into(),
             topic: "displaypub".into(),
+            metadata: Default::default(),
             content: Bytes::new(),
             buffers: Vec::new(),
         },
@@ -595,7 +595,7 @@ fn what_is_published_is_of_the_request_that_it_came_from() {
     };
     let ended = Bytes::from_static(br#"{"msg_id":"ended"}"#);
     let unclaimed = || Event::OutputUnclaimed {
-        output: [Pieces::whole(b"text".to_vec()), Pieces::default()],
+        output: [Bytes::from_static(b"text"), Bytes::new()],
     };
     assert_eq!(parents(published(Parent::Running)), []);
     assert_eq!(parents(published(Parent::Ended(ended.clone()))), [Some(ended.clone())]);

@@ -92,6 +92,7 @@ impl Driver {
                 self.link.as_mut()?.recorded(&msg_ids);
                 return None;
             }
+            OUTPUT_RECORDED => Event::OutputRecorded(read(&message)?),
             RETURN_RECORDED => Event::ReturnRecorded {
                 sequence: read::<ReturnRecorded>(&message)?.sequence,
             },

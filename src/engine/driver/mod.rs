@@ -24,7 +24,9 @@ use crate::wire::Message;
 use crate::wire::content::engine::*;
 use ending::Warning;
 use pool::Pool;
+use reports::Said;
 use signals::Signals;
+use std::collections::VecDeque;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 use tokio::sync::mpsc::{Receiver, UnboundedReceiver, UnboundedSender, channel, unbounded_channel};
@@ -35,6 +37,8 @@ const READY_FOR_REGISTRATION: Duration = Duration::from_secs(30);
 const FAREWELL: Duration = Duration::from_secs(2);
 /// A way to a controller that is elsewhere, while it is tried.
 type Moving = tokio::task::JoinHandle<Option<(EngineSettings, Link, Message)>>;
+/// While output waits for room, it is looked for so often.
+const BEHIND: Duration = Duration::from_millis(5);
 /// Messages taken from the socket in one go.
 const AT_ONCE: usize = 64;
 
@@ -44,6 +48,7 @@ pub struct Driver {
     core: Core,
     forker: Forker,
     pool: Pool,
+    said: VecDeque<(u64, Said)>,
     worker_events: UnboundedReceiver<(u64, WorkerEvent)>,
     worker_sender: UnboundedSender<(u64, WorkerEvent)>,
     command: Running,
@@ -117,6 +122,7 @@ impl Driver {
             core,
             forker: Forker::new().map_err(system("cannot start a thread"))?,
             pool: Pool::default(),
+            said: VecDeque::new(),
             worker_events,
             worker_sender,
             command: Running::default(),
@@ -181,7 +187,11 @@ impl Driver {
         let (mut is_cut, mut moving): (bool, Option<Moving>) = (false, None);
         while !self.left {
             let Some(link) = &mut self.link else { break };
-            let deadline = self.core.next_deadline().map_or(beat_at, |deadline| deadline.min(beat_at));
+            let mut deadline = self.core.next_deadline().map_or(beat_at, |deadline| deadline.min(beat_at));
+            if !self.said.is_empty() {
+                deadline = deadline.min(Instant::now() + BEHIND);
+            }
+            let has_room = self.core.has_room() && !link.socket.is_behind();
             tokio::select! {
                 frames = link.socket.receive() => {
                     (last_heard, is_cut) = (Instant::now(), false);
@@ -197,8 +207,8 @@ impl Driver {
                     }
                 }
                 Some(_) = link.connections.next_end() => is_cut = true,
-                Some((number, event)) = self.worker_events.recv() => self.worker_said(number, event).await,
-                Some(event) = self.command_events.recv() => self.command_said(event).await,
+                Some((number, event)) = self.worker_events.recv(), if self.said.is_empty() => self.worker_said(number, event).await,
+                Some(event) = self.command_events.recv(), if has_room => self.command_said(event).await,
                 () = tokio::time::sleep_until(deadline.into()) => self.handle(Event::Tick).await,
                 _ = self.signals.terminate.recv() => self.told_to_leave("SIGTERM").await,
                 _ = self.signals.interrupt.recv() => self.interrupted().await,
@@ -215,6 +225,7 @@ impl Driver {
                     self.leave_because(TIME_IS_OVER, Warning::Clock).await;
                 }
             }
+            self.hear_worker().await;
             let instant = Instant::now();
             if instant >= beat_at {
                 beat_at = instant + heartbeat;

@@ -42,7 +42,7 @@ impl Driver {
                     link.send_with_buffers(RESULTS, &*results, results.buffers());
                 }
             }
-            Effect::SendProgress(progress) => self.send(PROGRESS, &progress),
+            Effect::SendProgress(progress, bytes) => self.link.as_mut()?.send_with_buffers(PROGRESS, &progress, bytes),
             Effect::SendReturned(returned) => self.send(RETURNED, &returned),
             Effect::ReportAvailability { reason } => {
                 match &reason {

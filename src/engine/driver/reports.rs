@@ -4,53 +4,104 @@ use crate::engine::command::CommandEvent;
 use crate::engine::core::event::{Parent, Published};
 use crate::engine::core::unit::WorkerResult;
 use crate::engine::core::{Event, WorkerKey};
+use crate::engine::worker::files::CHUNK;
 use crate::engine::worker::process::{WorkerEvent, WorkerExit};
 use crate::engine::worker::protocol::{Record, parts};
 use crate::model::UnixTime;
 use bytes::Bytes;
 use serde::Deserialize;
 use serde_json::value::RawValue;
+use serde_json::{Map, Value};
+
+/// What a worker has said and what waits until the output in front of it has been read.
+#[derive(Debug)]
+pub(super) enum Said {
+    Record(Record),
+    Looked,
+    Exited(WorkerExit),
+}
 
 impl Driver {
     pub(super) async fn worker_said(&mut self, number: u64, event: WorkerEvent) {
-        let Some(key) = self.pool.find(number) else {
-            if matches!(event, WorkerEvent::Exited(_)) {
-                self.pool.has_ended(number);
-            }
-            return;
-        };
+        if matches!(event, WorkerEvent::Records(_))
+            && let Some(worker) = self.pool.find(number).and_then(|key| self.pool.get_mut(key))
+        {
+            worker.has_moved();
+        }
         match event {
-            WorkerEvent::Records(records) => {
-                if let Some(worker) = self.pool.get_mut(key) {
-                    worker.has_moved();
+            WorkerEvent::Records(records) => self.said.extend(records.into_iter().map(|record| (number, Said::Record(record)))),
+            WorkerEvent::Looked => self.said.push_back((number, Said::Looked)),
+            WorkerEvent::Exited(exit) => self.said.push_back((number, Said::Exited(exit))),
+        }
+        self.hear_worker().await;
+    }
+
+    /// Hands on what workers have said, as far as there is room for the output in front of it.
+    pub(super) async fn hear_worker(&mut self) {
+        while let Some((number, said)) = self.said.pop_front() {
+            let Some(key) = self.pool.find(number) else {
+                if matches!(said, Said::Exited(_)) {
+                    self.pool.has_ended(number);
                 }
-                for record in records {
+                continue;
+            };
+            let Some(worker) = self.pool.get_mut(key) else { continue };
+            let upto = match &said {
+                Said::Record(record) => record.positions.map(Some),
+                Said::Looked => worker.looked_at.map(Some),
+                Said::Exited(_) => Some(None),
+            };
+            if let Some(upto) = upto
+                && worker.unread_output(upto) > CHUNK
+            {
+                let runs = self.core.running_worker();
+                let is_behind = self.link.as_ref().is_some_and(|link| link.socket.is_behind());
+                // What a worker writes in which nothing runs is nobody's.
+                let is_unclaimed = matches!(&said, Said::Record(record) if record.kind == b'N');
+                let is_ours = key.is_some() && runs == key && !is_unclaimed;
+                if is_ours && (is_behind || !self.core.has_room()) {
+                    self.said.push_front((number, said));
+                    return;
+                }
+                let output = worker.read_output(upto);
+                self.said.push_front((number, said));
+                match is_ours {
+                    true => self.handle(Event::Wrote { output }).await,
+                    false => self.handle(Event::OutputUnclaimed { output }).await,
+                }
+                continue;
+            }
+            match said {
+                Said::Record(record) => {
                     if let Some(event) = self.record_event(key, record) {
                         self.handle(event).await;
                     }
                 }
-            }
-            WorkerEvent::Looked => {
-                let Some(worker) = self.pool.get_mut(key) else { return };
-                let output = worker.written();
-                self.handle(Event::OutputRead { output }).await;
-            }
-            WorkerEvent::Exited(WorkerExit { how, killed, last_words }) => {
-                let Some(mut worker) = self.remove_worker(key) else { return };
-                let how = format!("the Python worker (pid {}, {}) {how}", worker.pid.get(), self.python);
-                tracing::warn!("{how}");
-                let event = Event::WorkerExited {
-                    worker: key,
-                    unread: worker.left_over(),
-                    how,
-                    killed,
-                    stderr_tail: last_lines(&(last_words + &worker.stderr.last_words(4096))),
-                    output: [worker.stdout.read_to(None), worker.stderr.read_to(None)],
-                };
-                drop(worker);
-                self.handle(event).await;
+                Said::Looked => {
+                    let looked_at = worker.looked_at.take();
+                    let output = looked_at.map(|upto| worker.read_output(Some(upto))).unwrap_or_default();
+                    self.handle(Event::OutputRead { output }).await;
+                }
+                Said::Exited(exit) => self.worker_exited(key, exit).await,
             }
         }
+    }
+
+    async fn worker_exited(&mut self, key: Option<WorkerKey>, exit: WorkerExit) {
+        let WorkerExit { how, killed, last_words } = exit;
+        let Some(mut worker) = self.remove_worker(key) else { return };
+        let how = format!("the Python worker (pid {}, {}) {how}", worker.pid.get(), self.python);
+        tracing::warn!("{how}");
+        let event = Event::WorkerExited {
+            worker: key,
+            unread: worker.left_over(),
+            how,
+            killed,
+            stderr_tail: last_lines(&(last_words + &worker.stderr.last_words(4096))),
+            output: worker.read_output(None),
+        };
+        drop(worker);
+        self.handle(event).await;
     }
 
     pub(super) fn record_event(&mut self, key: Option<WorkerKey>, record: Record) -> Option<Event> {
@@ -63,12 +114,16 @@ impl Driver {
             body,
         } = record;
         let output = match (positions, self.pool.get_mut(key)) {
-            (Some((out, err)), Some(worker)) => [worker.stdout.read_to(Some(out)), worker.stderr.read_to(Some(err))],
+            (Some(upto), Some(worker)) => worker.read_output(Some(upto)),
             _ => Default::default(),
         };
         if kind == b'H' {
             self.introduce(&body);
             return key.is_none().then_some(Event::WorkerReady);
+        }
+        if kind == b'L' {
+            tracing::warn!("the Python worker: {}", String::from_utf8_lossy(&body).escape_debug());
+            return None;
         }
         let worker = key?;
         let ended_with = |result| Event::UnitEnded {
@@ -142,10 +197,17 @@ fn published(meta: &[u8], content: Bytes, buffers: Vec<Bytes>) -> Option<Publish
         #[serde(rename = "type")]
         kind: String,
         topic: String,
+        #[serde(default)]
+        metadata: Map<String, Value>,
         #[serde(borrow)]
         parent: Option<&'a RawValue>,
     }
-    let Meta { kind, topic, parent } = serde_json::from_slice(meta)
+    let Meta {
+        kind,
+        topic,
+        metadata,
+        parent,
+    } = serde_json::from_slice(meta)
         .inspect_err(|e| tracing::warn!("the worker published something that cannot be read: {e}"))
         .ok()?;
     let parent = match parent.map(RawValue::get) {
@@ -157,6 +219,7 @@ fn published(meta: &[u8], content: Bytes, buffers: Vec<Bytes>) -> Option<Publish
         parent,
         kind,
         topic,
+        metadata,
         content,
         buffers,
     })

@@ -74,7 +74,7 @@ async fn commands_are_stopped_with_all_that_they_started() {
     let result = c.result().await;
     assert_eq!((result.outcome.status, ename(&result)), (TaskState::Timeout, "TaskTimeout"));
     // The child dies too (a dead process stays until its new parent has heard of it).
-    let stat = format!("/proc/{}/stat", c.progress[0].stdout.trim());
+    let stat = format!("/proc/{}/stat", c.progress[0].stdout().trim());
     let until = std::time::Instant::now() + LONGEST;
     while std::fs::read_to_string(&stat).is_ok_and(|state| !state.contains(") Z ")) {
         assert!(std::time::Instant::now() < until, "a child of the command lives on");
@@ -85,5 +85,53 @@ async fn commands_are_stopped_with_all_that_they_started() {
     c.native(CANCEL, &Cancel { tasks: vec![held(2, 5)] });
     let result = c.result().await;
     assert_eq!((result.outcome.status, ename(&result)), (TaskState::Aborted, "TaskCancelled"));
+    c.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn long_output_comes_in_parts_as_it_is_and_is_not_read_faster_than_recorded() {
+    let mut c = Controller::new().await;
+    c.record_output = true;
+    let script = "head -c 6000000 /dev/urandom > long; (cat long; sha256sum < long >&2)";
+    let directory = tempfile::tempdir().unwrap();
+    let options = MapOptions {
+        cwd: Some(directory.path().to_string_lossy().into_owned()),
+        ..MapOptions::default()
+    };
+    c.define(1, command(&["sh", "-c", script]), options.clone());
+    c.define(2, command(&["sh", "-c", "cat long; touch over"]), options);
+    c.tasks(1, 0, &["[]"]);
+    let result = c.result().await;
+    let long = std::fs::read(directory.path().join("long")).unwrap();
+    let told = &c.progress[0];
+    let whole = [
+        &told.written[0][..result.outcome.stdout.start as usize],
+        &result.outcome.stdout.bytes,
+    ]
+    .concat();
+    assert!(whole == long && result.outcome.stdout.size == 6_000_000);
+    assert!(told.largest <= 256 << 10);
+    assert!(result.outcome.stdout.bytes.len() <= 256 << 10, "the rest is short");
+    assert!(result.outcome.stderr.text().ends_with("-\n"));
+
+    // Nothing is called recorded: the command waits, and the engine keeps no more than it may.
+    c.record_output = false;
+    c.tasks(2, 7, &["[]"]);
+    c.until_running(7).await;
+    while c.progress[1].written[0].len() < 1 << 20 {
+        c.take_one().await;
+    }
+    assert!(!directory.path().join("over").exists());
+    // A connection that is made anew begins where the record ends.
+    c.progress[1].written[0].truncate(300_000);
+    c.record_output = true;
+    c.welcome(Vec::new());
+    let result = c.result().await;
+    let whole = [
+        &c.progress[1].written[0][..result.outcome.stdout.start as usize],
+        &result.outcome.stdout.bytes,
+    ]
+    .concat();
+    assert!(whole == long);
     c.end().await;
 }

@@ -31,12 +31,31 @@ pub(super) struct Controller {
     pub process: JoinHandle<Result<(), EngineError>>,
     /// Results that have come and were not looked at.
     results: VecDeque<TaskResult>,
-    pub progress: Vec<Progress>,
+    pub progress: Vec<Told>,
+    /// It calls parts of outputs recorded.
+    pub record_output: bool,
     pub record: bool,
     /// What it says of the messages that it receives.
     pub max_message_bytes: u64,
     since: std::time::Instant,
     others: VecDeque<(Channel, Message)>,
+}
+
+/// What an engine has told of a task while it ran.
+pub(super) struct Told {
+    pub task: Held,
+    pub written: [Vec<u8>; 2],
+    /// Bytes of its largest part.
+    pub largest: usize,
+}
+
+impl Told {
+    pub fn stdout(&self) -> &str {
+        std::str::from_utf8(&self.written[0]).unwrap()
+    }
+    pub fn stderr(&self) -> &str {
+        std::str::from_utf8(&self.written[1]).unwrap()
+    }
 }
 
 impl Controller {
@@ -65,6 +84,7 @@ impl Controller {
             process,
             results: VecDeque::new(),
             progress: Vec::new(),
+            record_output: false,
             record: true,
             max_message_bytes: 0,
             since: std::time::Instant::now(),
@@ -190,13 +210,46 @@ impl Controller {
                     return None;
                 }
                 PROGRESS => {
-                    self.progress.push(message.content().unwrap());
+                    let progress: Progress = message.content().unwrap();
+                    self.told(progress, &message.buffers);
                     return None;
                 }
                 _ => {}
             }
         }
         Some((channel, message))
+    }
+
+    /// Takes the parts that follow what it has of the task.
+    fn told(&mut self, progress: Progress, buffers: &[Bytes]) {
+        assert_eq!(progress.parts.len(), buffers.len());
+        let at = self.progress.iter().position(|told| told.task == progress.task);
+        let at = at.unwrap_or_else(|| {
+            self.progress.push(Told {
+                task: progress.task,
+                written: Default::default(),
+                largest: 0,
+            });
+            self.progress.len() - 1
+        });
+        let told = &mut self.progress[at];
+        for (part, bytes) in progress.parts.iter().zip(buffers) {
+            let written = &mut told.written[part.stream as usize];
+            told.largest = told.largest.max(bytes.len());
+            if let Some(known) = (written.len() as u64).checked_sub(part.start)
+                && let Some(rest) = bytes.get(known as usize..)
+            {
+                written.extend_from_slice(rest);
+            }
+        }
+        if self.record_output {
+            let recorded = OutputRecorded {
+                task: progress.task,
+                stdout: told.written[0].len() as u64,
+                stderr: told.written[1].len() as u64,
+            };
+            self.native(OUTPUT_RECORDED, &recorded);
+        }
     }
 
     pub async fn result(&mut self) -> TaskResult {

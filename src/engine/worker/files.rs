@@ -1,5 +1,5 @@
 //! Where the worker's stdout and stderr go: files in memory, written by the worker, read here, emptied behind the reader.
-use crate::engine::core::output::Pieces;
+use bytes::Bytes;
 use nix::fcntl::{FallocateFlags, FcntlArg, OFlag, fallocate, fcntl};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use std::fs::File;
@@ -8,8 +8,8 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::FileExt;
 use std::process::Stdio;
 
-/// Of what was written between two looks, so many bytes are read at either end.
-const EITHER_END: u64 = 2 << 20;
+/// Bytes of one read.
+pub const CHUNK: u64 = 256 << 10;
 /// Memory is given back in steps of so many bytes.
 const STEP: u64 = 1 << 20;
 
@@ -45,27 +45,24 @@ impl OutputFile {
         self.file.metadata().map_or(0, |metadata| metadata.len())
     }
 
-    /// What was written up to `end` (or by now) and not read yet.
-    pub fn read_to(&mut self, end: Option<u64>) -> Pieces {
+    /// So many bytes up to `end` (or by now) were not read yet.
+    pub fn unread_to(&mut self, end: Option<u64>) -> u64 {
         let size = self.size();
         if size < self.read {
             // Someone has opened it as /dev/stdout and cut it off.
             (self.read, self.freed) = (0, 0);
         }
-        let end = end.unwrap_or(size).min(size);
-        if end <= self.read {
-            return Pieces::default();
+        end.unwrap_or(size).min(size).saturating_sub(self.read)
+    }
+
+    /// The next [`CHUNK`] of what was written up to `end` (or by now) and not read yet.
+    pub fn read_to(&mut self, end: Option<u64>) -> Bytes {
+        let length = self.unread_to(end).min(CHUNK);
+        if length == 0 {
+            return Bytes::new();
         }
-        let length = end - self.read;
-        let pieces = if length <= 2 * EITHER_END {
-            Pieces::whole(self.range(self.read, length))
-        } else {
-            Pieces {
-                head: self.range(self.read, EITHER_END),
-                cut: length - 2 * EITHER_END,
-                tail: self.range(end - EITHER_END, EITHER_END),
-            }
-        };
+        let bytes = self.range(self.read, length);
+        let end = self.read + length;
         self.read = end;
         if self.read - self.freed >= STEP {
             let upto = self.read / STEP * STEP;
@@ -73,7 +70,7 @@ impl OutputFile {
             let _ = fallocate(&self.file, flags, self.freed as i64, (upto - self.freed) as i64);
             self.freed = upto;
         }
-        pieces
+        bytes.into()
     }
 
     /// The last bytes, read or not, as text.
@@ -104,21 +101,26 @@ mod tests {
     use std::io::Write;
 
     #[test]
-    fn what_is_written_is_read_once_and_in_bounds() {
+    fn what_is_written_is_read_once_in_chunks_and_given_back() {
         let mut output = OutputFile::new("test").unwrap();
         let mut writer = output.file.try_clone().unwrap();
         writer.write_all(b"one").unwrap();
-        assert_eq!(output.read_to(Some(2)), Pieces::whole(b"on".to_vec()));
-        assert_eq!(output.read_to(None), Pieces::whole(b"e".to_vec()));
+        assert_eq!(output.read_to(Some(2)), "on");
+        assert_eq!(output.read_to(None), "e");
         assert!(output.read_to(None).is_empty());
-        writer.write_all(&vec![b'x'; 10 << 20]).unwrap();
-        let pieces = output.read_to(None);
-        assert_eq!(pieces.head.len() as u64 + pieces.cut + pieces.tail.len() as u64, 10 << 20);
-        assert_eq!(pieces.tail.len() as u64, EITHER_END);
+        let long: Vec<u8> = (0..10 << 20).map(|at| (at / 7) as u8).collect();
+        writer.write_all(&long).unwrap();
+        let mut read = Vec::new();
+        while output.unread_to(None) > 0 {
+            let chunk = output.read_to(None);
+            assert!(chunk.len() as u64 <= CHUNK);
+            read.extend_from_slice(&chunk);
+        }
+        assert!(read == long);
         use std::os::unix::fs::MetadataExt;
         assert!(output.file.metadata().unwrap().blocks() * 512 < 2 << 20, "memory was given back");
         writer.write_all(b"end").unwrap();
-        assert_eq!(output.last_words(5), "xxend");
+        assert_eq!(output.last_words(3), "end");
     }
 
     #[test]
@@ -128,6 +130,6 @@ mod tests {
         output.read_to(None);
         output.file.set_len(0).unwrap();
         output.file.try_clone().unwrap().write_all(b"67").unwrap();
-        assert_eq!(output.read_to(None), Pieces::whole(b"67".to_vec()));
+        assert_eq!(output.read_to(None), "67");
     }
 }

@@ -4,7 +4,6 @@ use super::interpreter::{Interpreter, ProcessEnd, WorkerPid};
 use super::protocol::Record;
 use super::reader::read_records;
 use super::writer::FrameWriter;
-use crate::engine::core::output::Pieces;
 use crate::engine::leftovers::Owner;
 use bytes::Bytes;
 use nix::fcntl::{FcntlArg, FdFlag, OFlag, fcntl, open};
@@ -17,7 +16,13 @@ use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
 use tokio::sync::oneshot;
 
 /// Sent before the first request of an ipyparallel client.
-pub const IPYTHON: &str = concat!(include_str!("origins.py"), "\n", include_str!("ipython.py"));
+pub const IPYTHON: &str = concat!(
+    include_str!("origins.py"),
+    "\n",
+    include_str!("kernel.py"),
+    "\n",
+    include_str!("ipython.py")
+);
 
 /// What the pipes hold, where the system allows it.
 const PIPE_SIZE: i32 = 1 << 20;
@@ -86,8 +91,9 @@ pub struct Worker {
     records: Option<OwnedFd>,
     /// To what reads the records.
     look: UnboundedSender<()>,
-    /// The ends of stdout and stderr at the look that is under way.
-    looked_at: Option<(u64, u64)>,
+    /// The ends of stdout and stderr at the look that is under way. What was not read up to there is, at [`WorkerEvent::Looked`], of no
+    /// unit whose end has been told. A worker tells the end of a unit before it begins the next, so it is of the one that runs.
+    pub looked_at: Option<(u64, u64)>,
 }
 
 impl Worker {
@@ -148,7 +154,7 @@ impl Worker {
         })
     }
 
-    /// Asks for [`WorkerEvent::Looked`], to which [`Worker::written`] is what had been written by now.
+    /// Asks for [`WorkerEvent::Looked`].
     pub fn look(&mut self) {
         let ends = (self.stdout.size(), self.stderr.size());
         self.send_tokens(&[]);
@@ -157,13 +163,17 @@ impl Worker {
         }
     }
 
-    /// At [`WorkerEvent::Looked`]: what was written before the look and is not of a unit whose end has been told. A worker
-    /// tells the end of a unit before it begins the next, so this is of the one that runs.
-    pub fn written(&mut self) -> [Pieces; 2] {
-        match self.looked_at.take() {
-            Some((out, err)) => [self.stdout.read_to(Some(out)), self.stderr.read_to(Some(err))],
-            None => Default::default(),
-        }
+    /// So many bytes of output up to there were not read.
+    pub fn unread_output(&mut self, upto: Option<(u64, u64)>) -> u64 {
+        self.stdout.unread_to(upto.map(|upto| upto.0)) + self.stderr.unread_to(upto.map(|upto| upto.1))
+    }
+
+    /// The next of it.
+    pub fn read_output(&mut self, upto: Option<(u64, u64)>) -> [Bytes; 2] {
+        [
+            self.stdout.read_to(upto.map(|upto| upto.0)),
+            self.stderr.read_to(upto.map(|upto| upto.1)),
+        ]
     }
 
     /// Frames are written in order; what the pipe does not take at once, in the background.

@@ -6,6 +6,7 @@
 use crate::model::definition::MapDefinition;
 use crate::model::engine::EngineStatus;
 use crate::model::job::{Departure, JobRow};
+use crate::model::output::Stream;
 use crate::model::pickled;
 use crate::model::query::TaskQuery;
 use crate::model::targets::Targets;
@@ -206,6 +207,26 @@ pub struct DetailsReply {
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub files: BTreeMap<String, String>,
 }
+/// A part of what a task has written.
+pub const OUTPUT: &str = "output_request";
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct OutputRequest {
+    pub task: TaskId,
+    pub stream: Stream,
+    /// Of an attempt that did not stand; else of the current run.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub run: Option<u32>,
+    pub start: u64,
+    pub limit: u32,
+}
+/// Buffer 0 has the bytes, up to `limit` of them (or 1 MiB).
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct OutputReply {
+    pub status: String,
+    /// Of all that is on record.
+    pub size: u64,
+}
+
 /// Which tasks a command means.
 #[derive(Clone, Debug, Serialize, Deserialize, Default)]
 #[serde(default)]
@@ -218,8 +239,15 @@ pub struct Selection {
 
 /// Stop tasks, waiting and running. Tasks that are done stay as they are.
 pub const CANCEL: &str = "cancel_request";
-/// Run finished tasks again, in place: same task, next attempt.
+/// Run finished tasks again, in place: same task, next attempt. With a definition its code is what they run, and what the map's tasks run
+/// from then on; buffer 0 is its bundle. Then the selection is of one map, which is finished.
 pub const RESUBMIT: &str = "rerun_request";
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct ResubmitRequest {
+    pub selection: Selection,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub definition: Option<MapDefinition>,
+}
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct SelectionRequest {
     pub selection: Selection,

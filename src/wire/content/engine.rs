@@ -5,6 +5,7 @@
 //! come back with the reply. On [`Channel::Native`] the messages below travel; `msg_type` is the constant beside each.
 use crate::model::definition::MapDefinition;
 use crate::model::engine::EngineFacts;
+use crate::model::output::Stream;
 use crate::model::pickled;
 use crate::model::task::Outcome;
 use crate::model::{EngineId, MapId};
@@ -136,17 +137,23 @@ pub struct TaskResult {
     pub outcome: Outcome,
 }
 
-/// A task that has been running for some time (not said of short ones), with what it has written since the last such message.
+/// A task that has been running for some time (not said of short ones), or has written much; with parts of what it has written.
+/// Parts are kept by the engine until [`OutputRecorded`] covers them.
 pub const PROGRESS: &str = "progress";
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Progress {
     #[serde(flatten)]
     pub task: Held,
     pub started: f64,
-    #[serde(default, skip_serializing_if = "String::is_empty")]
-    pub stdout: String,
-    #[serde(default, skip_serializing_if = "String::is_empty")]
-    pub stderr: String,
+    /// Buffer *i* has the bytes of part *i*.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub parts: Vec<Part>,
+}
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Part {
+    pub stream: Stream,
+    /// So many bytes of the stream come before it.
+    pub start: u64,
 }
 
 /// Tasks given back unbegun: the answer to [`GiveBack`], and before an engine leaves.
@@ -286,6 +293,17 @@ pub const RECORDED: &str = "recorded";
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Recorded {
     pub sequence: u64,
+}
+
+/// So many bytes of what this run of a task has written are on disk. The answer to each [`Progress`] with parts. A part that begins
+/// behind what is on disk (an earlier one was lost with a connection) is passed over, and is to be sent again.
+pub const OUTPUT_RECORDED: &str = "output_recorded";
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct OutputRecorded {
+    #[serde(flatten)]
+    pub task: Held,
+    pub stdout: u64,
+    pub stderr: u64,
 }
 
 /// Replies to these requests of ipyparallel clients are on disk. An engine keeps a reply until then, and sends it again

@@ -1,5 +1,5 @@
 //! One task on each of some engines, and what each said: what `apply`, `exec`, `run`, `push`, `pull`, `scatter` and `gather` share.
-use crate::cli::commands::map::follow::{Ended, Job};
+use crate::cli::commands::map::follow::{Ended, Job, LongOutputs, Taken};
 use crate::cli::commands::map::interrupts::Interrupts;
 use crate::cli::commands::map::options::current_directory;
 use crate::cli::progress::Progress;
@@ -77,11 +77,14 @@ pub fn run(
             total: Some(engines.len() as u64),
             feed: None,
             detachable: true,
+            outputs: LongOutputs::Fetched,
         };
         let mut rows = Vec::new();
         let (ended, _) = job
-            .follow(&mut interrupts, &mut progress, &mut |_, new| {
-                rows.extend(new);
+            .follow(&mut interrupts, &mut progress, &mut |_, taken| {
+                if let Taken::Rows(new) = taken {
+                    rows.extend(new);
+                }
                 Ok(())
             })
             .await?;
@@ -174,12 +177,12 @@ impl Answers {
 }
 
 fn write_answer(out: &mut dyn Write, errors: &mut dyn Write, engine: EngineId, row: &TaskRow, show: Show) -> io::Result<()> {
-    prefixed(out, engine, &row.stdout)?;
+    prefixed_bytes(out, engine, &row.stdout.bytes)?;
     // What an engine printed stands before its errors also where both go to one terminal.
     if !row.stderr.is_empty() || row.state.is_failed() {
         out.flush()?;
     }
-    prefixed(errors, engine, &row.stderr)?;
+    prefixed_bytes(errors, engine, &row.stderr.bytes)?;
     if row.state.is_failed() {
         let error = row.error.as_ref();
         let traceback = error.map(|e| e.traceback.trim_end()).unwrap_or_default();
@@ -202,6 +205,21 @@ fn write_answer(out: &mut dyn Write, errors: &mut dyn Write, engine: EngineId, r
 /// Each line with `[engine] ` in front.
 fn prefixed(out: &mut dyn Write, engine: EngineId, text: &str) -> io::Result<()> {
     text.lines().try_for_each(|line| writeln!(out, "[{engine}] {line}"))
+}
+
+/// The same for what was written, whatever it is.
+fn prefixed_bytes(out: &mut dyn Write, engine: EngineId, bytes: &[u8]) -> io::Result<()> {
+    for line in bytes
+        .strip_suffix(b"\n")
+        .unwrap_or(bytes)
+        .split(|byte| *byte == b'\n')
+        .filter(|_| !bytes.is_empty())
+    {
+        write!(out, "[{engine}] ")?;
+        out.write_all(line)?;
+        out.write_all(b"\n")?;
+    }
+    Ok(())
 }
 
 #[cfg(test)]

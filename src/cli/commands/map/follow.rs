@@ -5,7 +5,9 @@ use crate::cli::progress::Progress;
 use crate::cli::{CommandError, Context};
 use crate::client::{Client, ClientError, Feeding, Selection, Update};
 use crate::model::MapId;
+use crate::model::output::{Output, Stream};
 use crate::model::task::{Counts, TaskRow};
+use bytes::Bytes;
 use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
@@ -31,10 +33,83 @@ pub struct Job<'a> {
     pub feed: Option<Feed>,
     /// Whether it goes on without this command.
     pub detachable: bool,
+    /// What becomes of long outputs.
+    pub outputs: LongOutputs,
+}
+
+/// What becomes of what tasks have written that is too long to come with their rows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LongOutputs {
+    /// Nobody looks at it.
+    Left,
+    /// It is fetched into the row.
+    Fetched,
+    /// It is handed on in pieces, in front of the row, which has none of it then.
+    Streamed,
+}
+
+/// Results, in input order.
+pub enum Taken {
+    Rows(Vec<TaskRow>),
+    /// What the task of the next row has written.
+    Piece(Stream, Bytes),
 }
 
 /// What is done with results.
-pub type Take<'a> = dyn FnMut(&Progress, Vec<TaskRow>) -> Result<(), CommandError> + 'a;
+pub type Take<'a> = dyn FnMut(&Progress, Taken) -> Result<(), CommandError> + 'a;
+
+/// Why results were not handed on.
+enum NotTaken {
+    Fetching(ClientError),
+    Taking(CommandError),
+}
+
+/// Hands on rows, with what is too long to come with them.
+async fn hand_on(
+    client: &Client,
+    rows: Vec<TaskRow>,
+    outputs: LongOutputs,
+    progress: &Progress,
+    take: &mut Take<'_>,
+) -> Result<(), NotTaken> {
+    let is_short = |row: &TaskRow| row.stdout.is_whole() && row.stderr.is_whole();
+    if outputs == LongOutputs::Left || rows.iter().all(is_short) {
+        return take(progress, Taken::Rows(rows)).map_err(NotTaken::Taking);
+    }
+    for mut row in rows {
+        for stream in Stream::ALL {
+            let (task, run) = (row.task, row.run);
+            let output = row.output(stream);
+            if output.is_whole() && (outputs == LongOutputs::Fetched || output.is_empty()) {
+                continue;
+            }
+            let mut piece = std::mem::take(output);
+            let size = piece.size;
+            let (mut start, mut whole) = (0, Vec::new());
+            loop {
+                start += piece.bytes.len() as u64;
+                match outputs {
+                    LongOutputs::Streamed => take(progress, Taken::Piece(stream, piece.bytes)).map_err(NotTaken::Taking)?,
+                    _ => whole.extend_from_slice(&piece.bytes),
+                }
+                if start >= size {
+                    break;
+                }
+                let (_, bytes) = client.output(task, Some(run), stream, start).await.map_err(NotTaken::Fetching)?;
+                if bytes.is_empty() {
+                    let what = format!("the {} of task {task} ends at {start} of {size} bytes", stream.word());
+                    return Err(NotTaken::Taking(CommandError::internal(what)));
+                }
+                piece = Output::whole(bytes);
+            }
+            if outputs == LongOutputs::Fetched {
+                *row.output(stream) = Output::whole(whole);
+            }
+        }
+        take(progress, Taken::Rows(vec![row])).map_err(NotTaken::Taking)?;
+    }
+    Ok(())
+}
 
 pub struct Feed {
     pub task: JoinHandle<Result<u32, ClientError>>,
@@ -91,9 +166,22 @@ impl Job<'_> {
                         counts = now;
                         self.note_engines(&mut engines, able, &counts, progress).await;
                         progress.update(&counts, self.total, able);
-                        if let Err(error) = take(progress, results) {
-                            progress.clear();
-                            return Err(self.nowhere_to_write(error).await);
+                        let client = self.client.with_patience(PATIENCE);
+                        let taken = tokio::select! {
+                            taken = hand_on(&client, results, self.outputs, progress, take) => Some(taken),
+                            () = interrupts.next() => None,
+                        };
+                        match taken {
+                            Some(Ok(())) => {}
+                            Some(Err(NotTaken::Fetching(error))) => return Err(self.lost_sight(error)),
+                            Some(Err(NotTaken::Taking(error))) => {
+                                progress.clear();
+                                return Err(self.nowhere_to_write(error).await);
+                            }
+                            None => {
+                                drop(watcher);
+                                return Ok((self.interrupted(interrupts, progress).await?, counts));
+                            }
                         }
                     }
                     Some(Err(error)) => return Err(self.lost_sight(error)),
@@ -106,14 +194,17 @@ impl Job<'_> {
                 fed = fed(&mut self.feed) => self.total = Some(u64::from(self.fed(fed)?)),
                 () = interrupts.next() => {
                     drop(watcher);
-                    progress.clear();
-                    let ended = match self.detachable {
-                        true => self.detach(interrupts).await?,
-                        false => self.cancel().await?,
-                    };
-                    return Ok((ended, counts));
+                    return Ok((self.interrupted(interrupts, progress).await?, counts));
                 }
             }
+        }
+    }
+
+    async fn interrupted(&mut self, interrupts: &mut Interrupts, progress: &Progress) -> Result<Ended, CommandError> {
+        progress.clear();
+        match self.detachable {
+            true => self.detach(interrupts).await,
+            false => self.cancel().await,
         }
     }
 

@@ -3,7 +3,7 @@
 //! Neighbouring values form groups; each group is folded from left to right by one task; the results are folded again
 //! until one is left. All that is one further map, "reduce of map N", whose inputs follow as the groups are done. So the
 //! function must be associative, need not be commutative, and few values (up to [`GROUP`]) are a plain left fold.
-use super::follow::{Ended, Feed, Job};
+use super::follow::{Ended, Feed, Job, LongOutputs, Taken};
 use super::interrupts::Interrupts;
 use crate::cli::inputs::code::CodeArgs;
 use crate::cli::progress::Progress;
@@ -123,10 +123,13 @@ impl Reduction<'_> {
             total: None,
             feed: Some(feed),
             detachable: false,
+            outputs: LongOutputs::Left,
         };
         let (ended, _) = job
-            .follow(interrupts, &mut progress, &mut |_, rows| {
-                rows.into_iter().for_each(|row| rounds.take(row));
+            .follow(interrupts, &mut progress, &mut |_, taken| {
+                if let Taken::Rows(rows) = taken {
+                    rows.into_iter().for_each(|row| rounds.take(row));
+                }
                 Ok(())
             })
             .await?;
@@ -191,11 +194,14 @@ impl Reduction<'_> {
             total: Some(1),
             feed: None,
             detachable: false,
+            outputs: LongOutputs::Left,
         };
         let mut failed = None;
         let (ended, _) = job
             .follow(interrupts, &mut progress, &mut |_, rows| {
-                failed = rows.into_iter().find(|row| row.state.is_failed()).or(failed.take());
+                if let Taken::Rows(rows) = rows {
+                    failed = rows.into_iter().find(|row| row.state.is_failed()).or(failed.take());
+                }
                 Ok(())
             })
             .await?;

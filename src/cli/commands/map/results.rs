@@ -1,10 +1,13 @@
 //! Results on their way out: written, or kept for a reduction.
+use super::follow::LongOutputs;
 use super::reduce::Values;
 use crate::cli::CommandError;
 use crate::cli::progress::Progress;
 use crate::cli::values::sink::Sink;
 use crate::cli::values::{Format, Style, lone_pickle, value_line};
+use crate::model::output::Stream;
 use crate::model::task::TaskRow;
+use std::io::Write;
 use std::path::PathBuf;
 
 /// What becomes of results.
@@ -86,6 +89,27 @@ impl Results {
             })
         };
         if aside { progress.aside(write) } else { write() }
+    }
+
+    /// What becomes of outputs that are too long to come with their rows.
+    pub fn long_outputs(&self) -> LongOutputs {
+        match self.style {
+            _ if self.fold.is_some() || self.sink.is_nowhere() => LongOutputs::Left,
+            Style::Output => LongOutputs::Streamed,
+            Style::Values | Style::Csv { command: false } | Style::Pickle { command: false } => LongOutputs::Left,
+            _ => LongOutputs::Fetched,
+        }
+    }
+
+    /// A piece of a command's output.
+    pub fn take_piece(&mut self, progress: &Progress, stream: Stream, bytes: &[u8]) -> Result<(), CommandError> {
+        progress.aside(|| match stream {
+            Stream::Stdout => self.sink.write(|out| out.write_all(bytes)),
+            Stream::Stderr => {
+                let _ = std::io::stderr().write_all(bytes);
+                Ok(())
+            }
+        })
     }
 
     /// What the values were folded to.

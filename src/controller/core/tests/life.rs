@@ -5,6 +5,7 @@ use super::super::Event;
 use super::askers::Asker;
 use super::world::*;
 use crate::model::definition::{CallSource, MapDefinition, MapOptions, Work};
+use crate::model::output::Stream;
 use crate::model::task::TaskState;
 use crate::model::{MapId, TaskId};
 use crate::wire::content::client as say;
@@ -99,6 +100,7 @@ pub const NAMES: [&str; 4] = ["a", "b", "c", "d"];
 fn live(seed: u64) {
     let mut dice = Dice(seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1);
     let mut w = World::new();
+    w.ledger.all_write = true;
     w.check_every = 16;
     w.connected = Some(HashSet::new());
     let mut askers = Asker::three();
@@ -223,13 +225,24 @@ fn work(w: &mut World, name: &str, dice: &mut Dice) {
         if dice.roll(4) == 0
             && let Some(held) = engine.queue.first().copied()
         {
+            // Parts that come again, and others behind a gap: what was sent before a connection broke, or its answer, is lost.
+            let truth = output_of(TaskId::new(held.map, held.index), held.run);
+            let (mut parts, mut buffers) = (Vec::new(), Vec::new());
+            for _ in 0..dice.roll(4) {
+                let start = dice.roll(truth.len() as u64 + 1);
+                let end = start + dice.roll(truth.len() as u64 - start + 1);
+                parts.push(tell::Part {
+                    stream: Stream::Stdout,
+                    start,
+                });
+                buffers.push(Bytes::copy_from_slice(&truth[start as usize..end as usize]));
+            }
             let progress = tell::Progress {
                 task: held,
                 started: 1e9,
-                stdout: String::new(),
-                stderr: String::new(),
+                parts,
             };
-            w.engine_says(name, tell::PROGRESS, &progress);
+            w.engine_says_with(name, tell::PROGRESS, &progress, buffers);
         }
         w.finish_one(name, outcome);
     }

@@ -7,6 +7,7 @@ use super::serving::Serving;
 use crate::model::change::{Change, Purge, Reply, Request};
 use crate::model::definition::{CallSource, MapDefinition, MapOptions, Work};
 use crate::model::engine::EngineFacts;
+use crate::model::output::Output;
 use crate::model::task::{Counts, INPUTS_MISSING, Outcome, TaskState};
 use crate::model::{EngineId, EngineUuid, MapId, TaskId, UnixTime};
 use crate::profile::config::ControllerConfig;
@@ -47,6 +48,20 @@ pub struct Ledger {
     pub delivered: HashSet<TaskId>,
     engines: BTreeMap<EngineId, EngineFacts>,
     next_engine: u32,
+    /// What the current run of a task has written, as far as it is on record.
+    pub written: HashMap<TaskId, Vec<u8>>,
+    /// Every run writes [`output_of`].
+    pub all_write: bool,
+}
+
+/// What a run of a task writes.
+pub fn output_of(task: TaskId, run: u32) -> Vec<u8> {
+    let seed = task
+        .index
+        .wrapping_mul(31)
+        .wrapping_add(run.wrapping_mul(17))
+        .wrapping_add(task.map.0);
+    (0..seed % 23).map(|at| (seed.wrapping_add(at * at)) as u8).collect()
 }
 
 struct LedgerMap {
@@ -66,6 +81,24 @@ impl Ledger {
         );
         assert!(run >= had, "{task}: run {run} after run {had}\n{}", self.story_of(task));
         self.tasks.insert(task, (to, run));
+    }
+
+    /// The rest of what a run has written: none of it is missing or there twice.
+    fn end_output(&mut self, task: TaskId, run: u32, outcome: &Outcome) {
+        let mut all = self.written.remove(&task).unwrap_or_default();
+        if self.all_write {
+            assert!(
+                outcome.error.as_ref().is_none_or(|e| e.ename != "OutputLost"),
+                "{task}\n{}",
+                self.story_of(task)
+            );
+            all.extend_from_slice(&outcome.stdout.bytes);
+            let truth = output_of(task, run);
+            assert!(truth.starts_with(&all), "{task} run {run}\n{}", self.story_of(task));
+            if outcome.status == TaskState::Ok {
+                assert_eq!(all, truth, "{task} run {run}\n{}", self.story_of(task));
+            }
+        }
     }
 
     fn map_of(&self, key: &str) -> Option<MapId> {
@@ -120,6 +153,10 @@ impl Ledger {
                 errors: self.attempts.get(task).map_or(0, |a| a.0),
                 crashes: self.attempts.get(task).map_or(0, |a| a.1),
                 cancelled: self.cancelling.contains(task),
+                written: match state {
+                    TaskState::Running => [self.written.get(task).map_or(0, |bytes| bytes.len() as u64), 0],
+                    _ => [0, 0],
+                },
                 input: self.inputs[task].clone(),
             };
             restored.maps.push(FoundMap {
@@ -294,6 +331,11 @@ impl Ledger {
                 }
             }
             Change::TaskBegun { task, run, .. } => self.go(*task, TaskState::Running, *run),
+            Change::OutputAdded { task, stream, bytes } => {
+                assert_eq!(*stream, crate::model::output::Stream::Stdout);
+                assert_eq!(self.tasks[task].0, TaskState::Running, "{task}");
+                self.written.entry(*task).or_default().extend_from_slice(bytes);
+            }
             Change::TaskFinished {
                 task,
                 run,
@@ -307,11 +349,17 @@ impl Ledger {
                 if let Some(engine) = engine {
                     assert_eq!(self.places.get(task), Some(engine), "{task} ends where it is");
                 }
+                self.end_output(*task, *run, outcome);
                 self.story.push(format!("{task} run {run} finished {}", outcome.status));
                 self.go(*task, outcome.status, *run);
                 *self.finished.entry(*task).or_default() += 1;
             }
             Change::TaskReturned { task, run, attempt } => {
+                let before = self.tasks[task].1;
+                match attempt {
+                    Some(attempt) => self.end_output(*task, before, &attempt.outcome),
+                    None => drop(self.written.remove(task)),
+                }
                 if let Some(attempt) = attempt {
                     let used = self.attempts.entry(*task).or_default();
                     match attempt.outcome.crashed {
@@ -344,6 +392,8 @@ pub struct FakeEngine {
     pub definitions: Vec<MapId>,
     /// Every definition that it was sent, those that it was to forget too.
     pub defined: Vec<MapId>,
+    /// Every bundle that it was sent.
+    pub bundles: Vec<String>,
     pub sequence: u64,
     pub gave_back: u32,
     pub signals: Vec<i32>,
@@ -353,6 +403,8 @@ pub struct FakeEngine {
     /// Results that the controller has not called recorded.
     pub kept: Vec<(u64, TaskResult)>,
     cancelled: Vec<Held>,
+    /// What it has heard of output on record.
+    pub output_recorded: HashMap<Held, u64>,
     pub serving: Serving,
 }
 
@@ -570,6 +622,12 @@ impl World {
                 engine.definitions.retain(|map| *map != forget.map);
             }
             tell::CANCEL => engine.cancelled.extend(message.content::<tell::Cancel>().unwrap().tasks),
+            tell::BUNDLE => {
+                let came: tell::BundleCame = message.content().unwrap();
+                let bundle = crate::model::bundle::Bundle::from(message.buffers[0].clone());
+                assert_eq!(bundle.hash, came.hash);
+                engine.bundles.push(came.hash);
+            }
             tell::DEFINITION => {
                 let tell::Definition { map, .. } = message.content().unwrap();
                 engine.definitions.push(map);
@@ -597,6 +655,10 @@ impl World {
                 engine.serving.forget(&told.msg_ids);
                 engine.recorded_replies.extend(told.msg_ids);
             }
+            tell::OUTPUT_RECORDED => {
+                let recorded: tell::OutputRecorded = message.content().unwrap();
+                engine.output_recorded.insert(recorded.task, recorded.stdout);
+            }
             tell::RETURN_RECORDED => {
                 let recorded: tell::ReturnRecorded = message.content().unwrap();
                 engine.serving.returned.retain(|returned| returned.sequence != recorded.sequence);
@@ -621,10 +683,15 @@ impl World {
     // ---- engines
 
     pub fn engine_says<T: Serialize>(&mut self, name: &str, msg_type: &str, content: &T) {
+        self.engine_says_with(name, msg_type, content, Vec::new());
+    }
+
+    pub fn engine_says_with<T: Serialize>(&mut self, name: &str, msg_type: &str, content: &T, buffers: Vec<Bytes>) {
         if self.engines.get(name).is_some_and(|e| e.cut) {
             return;
         }
-        let message = self.session.message("", msg_type, None, content);
+        let mut message = self.session.message("", msg_type, None, content);
+        message.buffers = buffers;
         let engine = EngineUuid::from(name);
         self.event(Event::EngineSaid {
             engine,
@@ -689,6 +756,12 @@ impl World {
             },
             false => outcome,
         };
+        let mut outcome = outcome;
+        if self.ledger.all_write {
+            let start = engine.output_recorded.get(&held).copied().unwrap_or(0);
+            let rest = output_of(TaskId::new(map, index), run).split_off(start as usize);
+            outcome.stdout = Output::rest(start, rest);
+        }
         engine.kept.push((
             engine.sequence,
             TaskResult {

@@ -1,0 +1,248 @@
+//! What tasks have written, as it stands in the columns `stdout` and `stderr` and in files beside the database.
+//!
+//! A short output that is UTF-8 is a TEXT. Anything else is a BLOB whose first byte says what follows: bytes; or the size of a long
+//! output, the run whose file has it, and its beginning. A file's name is `<task.id>-<run>-<stream>`; what it has beyond
+//! the size on record is of a commit that did not happen, and is written over.
+use super::{Durability, file};
+use crate::model::TaskId;
+use crate::model::output::{HEAD, Output, Stream};
+use bytes::{Buf, BufMut, Bytes};
+use rusqlite::types::ValueRef;
+use rusqlite::{Connection, OptionalExtension, Row};
+use std::fmt;
+use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+const BYTES: u8 = 0;
+const IN_FILE: u8 = 1;
+/// Of an unfinished task: its rows of `output`, joined by [`so_far`].
+const JOINED: u8 = 2;
+
+/// Where a long output is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct InFile {
+    pub run: u32,
+    pub size: u64,
+    pub head: Bytes,
+}
+
+/// A column's content.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Stored {
+    Here(Bytes),
+    InFile(InFile),
+}
+
+impl Stored {
+    pub fn size(&self) -> u64 {
+        match self {
+            Stored::Here(bytes) => bytes.len() as u64,
+            Stored::InFile(file) => file.size,
+        }
+    }
+
+    pub fn output(self) -> Output {
+        match self {
+            Stored::Here(bytes) => Output::whole(bytes),
+            Stored::InFile(file) => Output {
+                start: 0,
+                bytes: file.head,
+                size: file.size,
+            },
+        }
+    }
+
+    fn decode(mut blob: Bytes) -> Option<Stored> {
+        match blob.try_get_u8().ok()? {
+            BYTES => Some(Stored::Here(blob)),
+            IN_FILE => Some(Stored::InFile(InFile {
+                size: blob.try_get_u64_le().ok()?,
+                run: blob.try_get_u32_le().ok()?,
+                head: blob,
+            })),
+            JOINED => joined(&blob),
+            _ => None,
+        }
+    }
+}
+
+/// Of bytes that are no text.
+pub fn encode_bytes(bytes: &[u8]) -> Vec<u8> {
+    [&[BYTES], bytes].concat()
+}
+
+impl InFile {
+    pub fn encode(&self) -> Vec<u8> {
+        let mut blob = vec![IN_FILE];
+        blob.put_u64_le(self.size);
+        blob.put_u32_le(self.run);
+        blob.put_slice(&self.head[..self.head.len().min(HEAD)]);
+        blob
+    }
+}
+
+/// SQL for what `task t` has written on this stream so far, whether it is finished or not.
+pub fn so_far(stream: Stream) -> String {
+    let word = stream.word();
+    format!(
+        "CASE WHEN t.completed IS NULL THEN (SELECT CAST(char({JOINED}) || group_concat(substr(typeof(text), 1, 1) || hex(text), ',') AS BLOB) \
+         FROM (SELECT text FROM output WHERE task = t.id AND stream = '{word}' ORDER BY id)) ELSE t.{word} END"
+    )
+}
+
+/// Reads what [`so_far`] makes of rows: `t` and `b` for texts and blobs, each with its bytes as hexadecimal digits.
+fn joined(rows: &[u8]) -> Option<Stored> {
+    let mut bytes = Vec::new();
+    for row in rows.split(|byte| *byte == b',') {
+        let (kind, digits) = row.split_first()?;
+        let content = hex::decode(digits).ok()?;
+        match (kind, Stored::decode(content.clone().into())) {
+            (b'b', Some(Stored::Here(more))) => bytes.extend_from_slice(&more),
+            (b'b', Some(in_file)) => return Some(in_file),
+            (b'b', None) => return None,
+            _ => bytes.extend_from_slice(&content),
+        }
+    }
+    Some(Stored::Here(bytes.into()))
+}
+
+/// A column of `task`, `attempt` or `output`, or of [`so_far`]. What cannot be read is taken as bytes.
+pub fn stored(value: ValueRef) -> Stored {
+    match value {
+        ValueRef::Text(text) => Stored::Here(Bytes::copy_from_slice(text)),
+        ValueRef::Blob(blob) => {
+            let blob = Bytes::copy_from_slice(blob);
+            Stored::decode(blob.clone()).unwrap_or(Stored::Here(blob))
+        }
+        _ => Stored::Here(Bytes::new()),
+    }
+}
+
+pub fn output(row: &Row, column: usize) -> rusqlite::Result<Output> {
+    Ok(stored(row.get_ref(column)?).output())
+}
+
+/// Bytes that are on record of an unfinished task's run: stdout, stderr.
+pub fn written(connection: &Connection, task: i64) -> rusqlite::Result<[u64; 2]> {
+    let mut select = connection.prepare_cached("SELECT stream, text FROM output WHERE task = ?1")?;
+    let mut rows = select.query([task])?;
+    let mut written = [0, 0];
+    while let Some(row) = rows.next()? {
+        let stream = if row.get_ref(0)?.as_str()? == "stderr" { 1 } else { 0 };
+        written[stream] += stored(row.get_ref(1)?).size();
+    }
+    Ok(written)
+}
+
+/// A file that could not be read or written.
+#[derive(Debug)]
+pub struct FileError {
+    pub path: PathBuf,
+    pub error: io::Error,
+}
+
+impl fmt::Display for FileError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.path.display(), self.error)
+    }
+}
+
+impl std::error::Error for FileError {}
+
+/// The files beside one database.
+#[derive(Clone, Debug)]
+pub struct Outputs {
+    directory: PathBuf,
+}
+
+impl Outputs {
+    pub fn beside(database: &Path) -> Outputs {
+        Outputs {
+            directory: file::with_suffix(database, "-outputs"),
+        }
+    }
+
+    fn path(&self, task: TaskId, run: u32, stream: Stream) -> PathBuf {
+        self.directory.join(format!("{}-{run}-{}", task.row_id(), stream.word()))
+    }
+
+    /// The error names the file; SQLite's own errors would not.
+    fn failed(path: &Path, error: io::Error) -> rusqlite::Error {
+        let path = path.to_path_buf();
+        rusqlite::Error::ToSqlConversionFailure(Box::new(FileError { path, error }))
+    }
+
+    /// Writes at a place, which is the end of what is on record; what was there behind it goes.
+    pub fn write(&self, task: TaskId, run: u32, stream: Stream, at: u64, bytes: &[u8], durability: Durability) -> rusqlite::Result<()> {
+        let path = self.path(task, run, stream);
+        let write = || -> io::Result<()> {
+            let open = || OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(&path);
+            let file = match open() {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                    DirBuilder::new().recursive(true).mode(0o700).create(&self.directory)?;
+                    open()?
+                }
+                opened => opened?,
+            };
+            file.write_all_at(bytes, at)?;
+            if file.metadata()?.len() > at + bytes.len() as u64 {
+                file.set_len(at + bytes.len() as u64)?;
+            }
+            if durability == Durability::Full {
+                file.sync_all()?;
+                if at == 0 {
+                    File::open(&self.directory)?.sync_all()?;
+                }
+            }
+            Ok(())
+        };
+        write().map_err(|error| Outputs::failed(&path, error))
+    }
+
+    /// Up to so many bytes from a place on.
+    pub fn read(&self, task: TaskId, stream: Stream, stored: &Stored, start: u64, limit: usize) -> rusqlite::Result<Bytes> {
+        let left = stored.size().saturating_sub(start);
+        let length = usize::try_from(left).unwrap_or(usize::MAX).min(limit);
+        match stored {
+            Stored::Here(bytes) => {
+                let start = bytes.len() - left as usize;
+                Ok(bytes.slice(start..start + length))
+            }
+            Stored::InFile(in_file) => {
+                let path = self.path(task, in_file.run, stream);
+                let mut bytes = vec![0; length];
+                let read = File::open(&path).and_then(|file| file.read_exact_at(&mut bytes, start));
+                read.map_err(|error| Outputs::failed(&path, error))?;
+                Ok(bytes.into())
+            }
+        }
+    }
+
+    /// Removes the files of tasks, and of runs of tasks, that are not on record any more.
+    pub fn sweep(&self, connection: &Connection) -> rusqlite::Result<()> {
+        let Ok(found) = fs::read_dir(&self.directory) else {
+            return Ok(());
+        };
+        let sql = "SELECT 1 FROM task WHERE id = ?1 AND (run = ?2 OR EXISTS (SELECT 1 FROM attempt WHERE task = ?1 AND run = ?2))";
+        let mut known = connection.prepare_cached(sql)?;
+        for entry in found.flatten() {
+            let Some((task, run)) = entry.file_name().to_str().and_then(parse_name) else {
+                continue;
+            };
+            let is_known = known.query_row((task, run), |_| Ok(())).optional()?.is_some();
+            if !is_known {
+                let _ = fs::remove_file(entry.path());
+            }
+        }
+        Ok(())
+    }
+}
+
+fn parse_name(name: &str) -> Option<(i64, u32)> {
+    let mut words = name.split('-');
+    let (task, run, stream) = (words.next()?, words.next()?, words.next()?);
+    let is_stream = Stream::ALL.iter().any(|known| known.word() == stream);
+    (is_stream && words.next().is_none()).then_some((task.parse().ok()?, run.parse().ok()?))
+}

@@ -1,0 +1,182 @@
+//! What tasks write: every byte, in rows and in files.
+use super::*;
+use crate::model::change::{Attempt, Purge};
+use crate::model::output::{HEAD, INLINE, Output};
+use std::os::unix::fs::PermissionsExt;
+
+/// Not UTF-8, and different at each place.
+fn bytes(length: usize) -> Vec<u8> {
+    (0..length as u64).map(|at| (at.wrapping_mul(at) >> 3) as u8).collect()
+}
+
+fn running() -> Db {
+    let mut db = Db::new();
+    db.apply(&[engine(0)]);
+    db.add_map(1, 2);
+    db.apply(&[assigned(1, 0, 2, 1, 0), begun(1, 0, 1, 0)]);
+    db
+}
+
+fn with_stdout(mut outcome: Outcome, bytes: impl Into<Bytes>) -> Outcome {
+    outcome.stdout = Output::whole(bytes);
+    outcome
+}
+
+/// All of it, in pieces of an odd length.
+fn whole(reader: &Reader, task: TaskId, run: Option<u32>) -> Vec<u8> {
+    let mut all = Vec::new();
+    loop {
+        let (size, piece) = reader
+            .output(task, run, Stream::Stdout, all.len() as u64, 100_003)
+            .unwrap()
+            .unwrap();
+        all.extend_from_slice(&piece);
+        if all.len() as u64 >= size {
+            return all;
+        }
+        assert!(!piece.is_empty());
+    }
+}
+
+fn files(db: &Db) -> Vec<String> {
+    let found = std::fs::read_dir(db.directory.path().join("t.db-outputs"));
+    let mut names: Vec<String> = found
+        .into_iter()
+        .flatten()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .collect();
+    names.sort();
+    names
+}
+
+#[test]
+fn short_outputs_stay_in_their_row_whatever_they_are() {
+    let mut db = running();
+    for (index, written) in [&b"text \xc3\xa9\n"[..], &b"\xff\x00\x01bytes"[..]].into_iter().enumerate() {
+        db.apply(&[finished(1, index as u32, 1, 0, with_stdout(ok("1"), written.to_vec()))]);
+        let row = db.task(1, index as u32);
+        assert_eq!((&row.stdout.bytes[..], row.stdout.is_whole()), (written, true));
+        assert_eq!(whole(&db.reader(), task(1, index as u32), None), written);
+    }
+    assert!(files(&db).is_empty());
+}
+
+#[test]
+fn a_growing_output_is_seen_while_it_grows_and_moves_into_a_file_in_time() {
+    let mut db = running();
+    let all = bytes(3 * INLINE + 7);
+    let mut seen = 0;
+    for piece in all.chunks(70_001) {
+        db.apply(&[wrote(task(1, 0), Stream::Stdout, piece)]);
+        seen += piece.len();
+        let row = db.task(1, 0);
+        assert_eq!(row.stdout.size, seen as u64);
+        assert!(all.starts_with(&row.stdout.bytes) && row.stdout.bytes.len() >= seen.min(HEAD));
+        assert!(whole(&db.reader(), task(1, 0), Some(1)) == all[..seen]);
+        assert_eq!(files(&db).len(), usize::from(seen > INLINE));
+        let mut written = Vec::new();
+        db.reader()
+            .unfinished_tasks(MapId(1), &mut |task| written.push(task.written))
+            .unwrap();
+        assert_eq!(written, [[seen as u64, 0], [0, 0]]);
+    }
+    db.apply(&[finished(1, 0, 1, 0, with_stdout(ok("1"), b"the rest".to_vec()))]);
+    let all = [&all[..], b"the rest"].concat();
+    assert!(whole(&db.reader(), task(1, 0), None) == all);
+    let path = db.directory.path().join("t.db-outputs").join(&files(&db)[0]);
+    assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+    assert_eq!(
+        std::fs::metadata(path.parent().unwrap()).unwrap().permissions().mode() & 0o777,
+        0o700
+    );
+    assert!(db.reader().output(task(1, 9), None, Stream::Stdout, 0, 9).unwrap().is_none());
+    assert!(db.reader().output(task(1, 0), Some(7), Stream::Stdout, 0, 9).unwrap().is_none());
+    assert!(
+        db.reader()
+            .output(task(1, 0), None, Stream::Stdout, u64::MAX, 9)
+            .unwrap()
+            .unwrap()
+            .1
+            .is_empty()
+    );
+}
+
+#[test]
+fn a_part_whose_commit_did_not_happen_is_written_again() {
+    let mut db = running();
+    let (first, second) = (bytes(INLINE + 1), b"second".to_vec());
+    db.apply(&[wrote(task(1, 0), Stream::Stdout, &first)]);
+    // As a controller leaves it that dies between the file and the commit.
+    let path = db.directory.path().join("t.db-outputs").join(&files(&db)[0]);
+    std::fs::write(&path, [&first[..], b"something else, and longer"].concat()).unwrap();
+    drop(std::mem::replace(
+        &mut db.writer,
+        Writer::open(&db.directory.path().join("other.db"), Durability::Full).unwrap(),
+    ));
+    db.writer = Writer::open(&db.path(), Durability::Full).unwrap();
+    db.apply(&[wrote(task(1, 0), Stream::Stdout, &second), finished(1, 0, 1, 0, ok("1"))]);
+    assert!(whole(&db.reader(), task(1, 0), None) == [first, second].concat());
+    assert_eq!(std::fs::metadata(&path).unwrap().len(), INLINE as u64 + 7);
+}
+
+#[test]
+fn each_run_keeps_its_own_and_files_go_with_their_tasks() {
+    let mut db = running();
+    let (one, two) = (bytes(INLINE + 1), bytes(INLINE + 2));
+    let attempt = Some(Attempt {
+        engine: EngineId(0),
+        outcome: Box::new(with_stdout(failed(TaskState::Error, "E", ""), one.clone())),
+    });
+    let task = task(1, 0);
+    db.apply(&[Change::TaskReturned { task, run: 2, attempt }]);
+    // Of a run that was given back nothing is kept.
+    db.apply(&[
+        assigned(1, 0, 1, 2, 0),
+        begun(1, 0, 2, 0),
+        wrote(task, Stream::Stdout, &bytes(INLINE + 9)),
+    ]);
+    db.apply(&[Change::TaskReturned {
+        task,
+        run: 3,
+        attempt: None,
+    }]);
+    db.apply(&[assigned(1, 0, 1, 3, 0), finished(1, 0, 3, 0, with_stdout(ok("1"), two.clone()))]);
+    assert!(whole(&db.reader(), task, Some(1)) == one && whole(&db.reader(), task, None) == two);
+    assert_eq!(db.reader().attempts(task).unwrap()[0].outcome.stdout.size, one.len() as u64);
+    assert_eq!(files(&db).len(), 3);
+    // It is swept away at the next start, and other people's files are not.
+    let other = db.directory.path().join("t.db-outputs").join("notes");
+    std::fs::write(&other, "x").unwrap();
+    drop(std::mem::replace(
+        &mut db.writer,
+        Writer::open(&db.directory.path().join("other.db"), Durability::Normal).unwrap(),
+    ));
+    db.writer = Writer::open(&db.path(), Durability::Normal).unwrap();
+    assert_eq!(files(&db).len(), 3);
+    assert!(whole(&db.reader(), task, Some(1)) == one && whole(&db.reader(), task, None) == two);
+    db.apply(&[
+        finished(1, 1, 1, 0, ok("2")),
+        Change::MapCompleted {
+            map: MapId(1),
+            at: Some(UnixTime(3000.0)),
+        },
+        Change::Purged {
+            what: Purge::Map(MapId(1)),
+        },
+    ]);
+    assert_eq!(files(&db), ["notes"]);
+}
+
+#[test]
+fn a_file_that_cannot_be_written_stops_the_commit_and_is_named() {
+    let mut db = running();
+    let directory = db.directory.path().join("t.db-outputs");
+    std::fs::write(&directory, "in the way").unwrap();
+    let changes = [wrote(task(1, 0), Stream::Stdout, &bytes(INLINE + 1)), finished(1, 1, 1, 0, ok("1"))];
+    let error = db.writer.apply(&changes).unwrap_err();
+    assert!(error.to_string().contains("t.db-outputs/4294967296-1-stdout"), "{error}");
+    assert_eq!(db.task(1, 1).state, TaskState::Assigned);
+    std::fs::remove_file(&directory).unwrap();
+    db.apply(&changes);
+    assert!(whole(&db.reader(), task(1, 0), None) == bytes(INLINE + 1));
+}
