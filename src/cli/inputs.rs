@@ -1,14 +1,19 @@
 //! Where a map's inputs come from, and what each becomes: one JSON text a task.
 //!
 //! For a function an input is a JSON list (positional arguments) or object (keyword arguments); for a command a list of
-//! strings. Parts: [`function`] (what to run), [`code`] (the files that travel with it), [`range`] (`A..B`), [`rows`] (lines, JSON lines, CSV), here the choice between them.
+//! strings. Parts: [`function`] (what to run), [`code`] (the files that travel with it), [`range`] (`A..B`), `paths` (`--glob`), [`rows`] (lines,
+//! JSON lines), `csv`, `recount` (what was counted is what is sent), here the choice between them.
 pub mod code;
+mod csv;
 pub mod function;
+mod paths;
 pub mod range;
+mod recount;
 pub mod rows;
 
 use super::CommandError;
 use range::Range;
+use recount::Fingerprint;
 use rows::{InputError, Row};
 use std::fs::File;
 use std::io::{BufReader, IsTerminal, Read};
@@ -51,6 +56,8 @@ pub struct Inputs {
     shape: Shape,
     /// How many there are; not known of a stream.
     pub count: Option<u64>,
+    /// Of a file that was counted: its bytes.
+    fingerprint: Option<u64>,
 }
 
 #[derive(Clone, Debug)]
@@ -76,6 +83,7 @@ enum Form {
 /// More inputs than a map can number.
 const MOST: u64 = u32::MAX as u64;
 
+type Rows = Box<dyn Iterator<Item = Result<Row, InputError>> + Send>;
 pub type Texts = Box<dyn Iterator<Item = Result<String, InputError>> + Send>;
 
 impl Inputs {
@@ -89,7 +97,7 @@ impl Inputs {
                 );
             }
             (Some(range), _, None) => Source::Range(range.clone()),
-            (_, Some(pattern), None) => Source::Paths(paths(pattern)?),
+            (_, Some(pattern), None) => Source::Paths(paths::matching(pattern)?),
             (None, None, None) => {
                 return Err(CommandError::usage("no inputs are given")
                     .hint("name a file with one input a line, or `-` for stdin; or use --range 0..100 or --glob 'data/*.csv'"));
@@ -107,8 +115,9 @@ impl Inputs {
             source,
             shape,
             count: None,
+            fingerprint: None,
         };
-        inputs.count = inputs.checked_count()?;
+        inputs.check()?;
         if let Some(count) = inputs.count {
             if count == 0 {
                 return Err(inputs.none());
@@ -144,38 +153,67 @@ impl Inputs {
         matches!(self.source, Source::Text { place: Place::Stdin, .. }) && std::io::stdin().is_terminal()
     }
 
-    /// Each input as JSON text on one line. Blocks while a stream gives nothing.
+    /// Each input as JSON text on one line. Blocks while a stream gives nothing. Of a file that was counted, an error where it is
+    /// another by now.
     pub fn texts(&self) -> Result<Texts, CommandError> {
         let shape = self.shape;
-        Ok(Box::new(self.rows()?.map(move |row| row.map(|row| row.to_json(shape)))))
-    }
-
-    fn rows(&self) -> Result<Box<dyn Iterator<Item = Result<Row, InputError>> + Send>, CommandError> {
-        let (place, form) = match &self.source {
-            Source::Range(range) => return Ok(Box::new(range.clone().into_iter().map(|n| Ok(Row::Integer(n))))),
-            Source::Paths(paths) => return Ok(Box::new(paths.clone().into_iter().map(|p| Ok(Row::Line(p))))),
-            Source::Text { place, form } => (place, *form),
-        };
-        let (name, reader): (String, Box<dyn Read + Send>) = match place {
-            Place::Stdin => ("stdin".into(), Box::new(std::io::stdin())),
-            Place::File(path) => {
-                let file = File::open(path).map_err(|e| cannot_read(path, &e))?;
-                (path.display().to_string(), Box::new(file))
-            }
-        };
-        let reader = BufReader::with_capacity(256 * 1024, reader);
-        Ok(match form {
-            Form::Lines => Box::new(rows::lines(name, reader).map(|line| line.map(|(_, text)| Row::Line(text)))),
-            Form::JsonLines => Box::new(rows::json_lines(name, reader)),
-            Form::Csv { header } => Box::new(rows::csv_records(name, reader, header)),
+        let (rows, bytes) = self.rows()?;
+        let texts = rows.map(move |row| row.map(|row| row.to_json(shape)));
+        Ok(match (self.count, self.fingerprint) {
+            (Some(count), Some(fingerprint)) => Box::new(recount::same(texts, self.place(), count, move || bytes.get() == fingerprint)),
+            _ => Box::new(texts),
         })
     }
 
-    fn checked_count(&self) -> Result<Option<u64>, CommandError> {
+    fn place(&self) -> String {
         match &self.source {
-            Source::Range(range) => return Ok(Some(range.len())),
-            Source::Paths(paths) => return Ok(Some(paths.len() as u64)),
-            Source::Text { place: Place::Stdin, .. } => return Ok(None),
+            Source::Text {
+                place: Place::File(path), ..
+            } => path.display().to_string(),
+            _ => "stdin".into(),
+        }
+    }
+
+    /// The inputs, and a fingerprint of the bytes read so far.
+    fn rows(&self) -> Result<(Rows, Fingerprint), CommandError> {
+        let fingerprint = Fingerprint::default();
+        let (place, form) = match &self.source {
+            Source::Range(range) => {
+                let numbers = range.clone().into_iter().map(|n| Ok(Row::Integer(n)));
+                return Ok((Box::new(numbers), fingerprint));
+            }
+            Source::Paths(paths) => {
+                let paths = paths.clone().into_iter().map(|p| Ok(Row::Line(p)));
+                return Ok((Box::new(paths), fingerprint));
+            }
+            Source::Text { place, form } => (place, *form),
+        };
+        let reader: Box<dyn Read + Send> = match place {
+            Place::Stdin => Box::new(std::io::stdin()),
+            Place::File(path) => Box::new(File::open(path).map_err(|e| cannot_read(path, &e))?),
+        };
+        let reader = BufReader::with_capacity(256 * 1024, fingerprint.of(reader));
+        let name = self.place();
+        let rows: Rows = match form {
+            Form::Lines => Box::new(rows::lines(name, reader).map(|line| line.map(|(_, text)| Row::Line(text)))),
+            Form::JsonLines => Box::new(rows::json_lines(name, reader, self.shape)),
+            Form::Csv { header } => Box::new(csv::records(name, reader, header)),
+        };
+        Ok((rows, fingerprint))
+    }
+
+    /// Counts what can be read twice.
+    fn check(&mut self) -> Result<(), CommandError> {
+        match &self.source {
+            Source::Range(range) => {
+                self.count = Some(range.len());
+                return Ok(());
+            }
+            Source::Paths(paths) => {
+                self.count = Some(paths.len() as u64);
+                return Ok(());
+            }
+            Source::Text { place: Place::Stdin, .. } => return Ok(()),
             Source::Text {
                 place: Place::File(path), ..
             } => {
@@ -187,16 +225,19 @@ impl Inputs {
                     );
                 }
                 if !facts.is_file() {
-                    return Ok(None);
+                    return Ok(());
                 }
             }
         }
+        let (rows, fingerprint) = self.rows()?;
         let mut count = 0;
-        for row in self.rows()? {
+        for row in rows {
             row.map_err(|e| CommandError::from(e).hint("nothing was submitted"))?;
             count += 1;
         }
-        Ok(Some(count))
+        self.count = Some(count);
+        self.fingerprint = Some(fingerprint.get());
+        Ok(())
     }
 }
 
@@ -214,28 +255,6 @@ fn cannot_read(path: &std::path::Path, error: &std::io::Error) -> CommandError {
         )),
         _ => CommandError::environment(format!("cannot read the inputs file {}: {error}", path.display())),
     }
-}
-
-fn paths(pattern: &str) -> Result<Vec<String>, CommandError> {
-    let matches = glob::glob(pattern).map_err(|e| CommandError::usage(format!("--glob {pattern} is not a pattern: {e}")))?;
-    let mut paths = Vec::new();
-    for path in matches {
-        let path = path
-            .map_err(|e| CommandError::environment(format!("--glob {pattern} cannot look into {}: {}", e.path().display(), e.error())))?;
-        match path.into_os_string().into_string() {
-            Ok(path) => paths.push(path),
-            Err(path) => {
-                return Err(CommandError::usage(format!("--glob {pattern} matches {path:?}, a name that is not UTF-8")).hint("rename it"));
-            }
-        }
-    }
-    if paths.is_empty() {
-        return Err(
-            CommandError::usage(format!("--glob {pattern} matches nothing")).hint("quote the pattern, so that the shell leaves it alone")
-        );
-    }
-    paths.sort();
-    Ok(paths)
 }
 
 impl From<InputError> for CommandError {

@@ -9,6 +9,7 @@ use bytes::Bytes;
 use nix::errno::Errno;
 use std::collections::BTreeMap;
 use std::ffi::OsString;
+use std::io::Read;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
@@ -171,11 +172,11 @@ async fn run_inner(to_run: &ToRun, forker: &Forker, running: &Running, events: &
     let to_start = Program {
         argv: to_run.argv.clone(),
         environment: std::env::vars_os().chain(set).collect(),
-        directory,
+        directory: directory.clone(),
     };
     let mut child = match forker.start(to_start).await {
         Ok(child) => child,
-        Err(e) => return not_started(program, &e),
+        Err(e) => return not_started(program, directory.as_deref(), &e),
     };
     let pid = child.pid;
     running.pid.store(pid, Ordering::SeqCst);
@@ -283,14 +284,43 @@ async fn tell(events: &Sender<CommandEvent>, [out, err]: [&[u8]; 2]) {
     }
 }
 
-fn not_started(program: &str, e: &std::io::Error) -> CommandExit {
+fn not_started(program: &str, directory: Option<&str>, e: &std::io::Error) -> CommandExit {
+    let interpreter = match e.kind() {
+        std::io::ErrorKind::NotFound => missing_interpreter(program, directory),
+        _ => None,
+    };
     let (ename, why) = match e.kind() {
+        _ if interpreter.is_some() => ("InterpreterNotFound", interpreter.unwrap_or_default()),
         std::io::ErrorKind::NotFound if program.contains('/') => ("CommandNotFound", "there is no such file".to_string()),
         std::io::ErrorKind::NotFound => ("CommandNotFound", "no directory in PATH has it".to_string()),
         std::io::ErrorKind::PermissionDenied => ("PermissionDenied", "it is not an executable file, or not ours to run".to_string()),
         _ => ("CommandNotStarted", e.to_string()),
     };
     CommandExit::NotStarted(ename.into(), format!("cannot run {program:?} on {}: {why}", host()))
+}
+
+/// Why a file that is there is "not found": its first line names what is not.
+fn missing_interpreter(program: &str, directory: Option<&str>) -> Option<String> {
+    let path = match program.contains('/') {
+        true => Path::new(directory.unwrap_or(".")).join(program),
+        false => std::env::split_paths(&std::env::var_os("PATH")?)
+            .map(|folder| folder.join(program))
+            .find(|path| path.is_file())?,
+    };
+    let mut begin = Vec::new();
+    std::fs::File::open(path).ok()?.take(256).read_to_end(&mut begin).ok()?;
+    let Some(line) = begin.strip_prefix(b"#!") else {
+        return Some("it is there, but what is to load it is not (was it made for another system?)".into());
+    };
+    let line = line.split(|byte| *byte == b'\n').next().unwrap_or_default();
+    let hint = match line.ends_with(b"\r") {
+        true => "; its lines end with CRLF, as on Windows: convert it with dos2unix",
+        false => "",
+    };
+    Some(format!(
+        "its first line, \"#!{}\", names an interpreter that is not there{hint}",
+        line.escape_ascii()
+    ))
 }
 
 pub fn host() -> String {
@@ -328,6 +358,25 @@ mod tests {
         }
         assert_eq!(input_words(br#"["x", 1, null]"#), words(&["x", "1", "null"]));
         assert_eq!(input_words(br#""x y""#), words(&["x y"]));
+    }
+
+    #[test]
+    fn a_script_whose_interpreter_is_missing_names_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let why = |name: &str, text: &str| {
+            std::fs::write(dir.path().join(name), text).unwrap();
+            missing_interpreter(&format!("./{name}"), dir.path().to_str()).unwrap()
+        };
+        let crlf = why("crlf.sh", "#!/bin/sh\r\necho hi\r\n");
+        assert!(crlf.contains(r##""#!/bin/sh\r""##) && crlf.contains("CRLF"), "{crlf}");
+        let missing = why("missing.sh", "#!/no/such/python -u\n");
+        assert!(
+            missing.contains(r##""#!/no/such/python -u""##) && !missing.contains("CRLF"),
+            "{missing}"
+        );
+        assert!(why("binary", "\x7fELF").contains("what is to load it"));
+        assert_eq!(missing_interpreter("./nothing", dir.path().to_str()), None);
+        assert_eq!(missing_interpreter("no-such-command-anywhere", None), None);
     }
 
     proptest! {

@@ -1,4 +1,4 @@
-//! Inputs out of text: plain lines, JSON lines, CSV. Empty lines are passed over; a byte order mark and `\r` at a line's end too.
+//! Inputs out of text: plain lines and JSON lines. Empty lines are passed over; a byte order mark and `\r` at a line's end too.
 use super::Shape;
 use serde_json::value::RawValue;
 use serde_json::{Map, Value};
@@ -74,6 +74,9 @@ fn words_of(json: &str) -> String {
     Value::from(words).to_string()
 }
 
+/// Neither text nor a word of a command has one.
+pub(super) const NUL: &str = "a NUL character, which text does not have; is it UTF-16, or no text at all?";
+
 /// Lines that are not empty, with their numbers.
 pub fn lines(place: String, mut reader: impl BufRead) -> impl Iterator<Item = Result<(u64, String), InputError>> {
     let mut number = 0;
@@ -97,14 +100,22 @@ pub fn lines(place: String, mut reader: impl BufRead) -> impl Iterator<Item = Re
             if number == 1 && bytes.starts_with(b"\xef\xbb\xbf") {
                 bytes.drain(..3);
             }
+            let is_last = bytes.last() != Some(&b'\n');
             while matches!(bytes.last(), Some(b'\n' | b'\r')) {
                 bytes.pop();
             }
             if bytes.is_empty() {
                 continue;
             }
+            if number == 1 && is_last && bytes.contains(&b'\r') {
+                let why = "its lines end with carriage returns alone; convert it first: tr '\\r' '\\n' < OLD > NEW";
+                return bad(None, None, why.into());
+            }
             return match String::from_utf8(bytes) {
-                Ok(line) => Some(Ok((number, line))),
+                Ok(line) => match line.chars().position(|c| c == '\0') {
+                    None => Some(Ok((number, line))),
+                    Some(at) => bad(Some(number), Some(at as u64 + 1), NUL.into()),
+                },
                 Err(error) => {
                     let good = error.utf8_error().valid_up_to();
                     let column = String::from_utf8_lossy(&error.as_bytes()[..good]).chars().count() as u64 + 1;
@@ -115,7 +126,7 @@ pub fn lines(place: String, mut reader: impl BufRead) -> impl Iterator<Item = Re
     })
 }
 
-pub fn json_lines(place: String, reader: impl BufRead) -> impl Iterator<Item = Result<Row, InputError>> {
+pub fn json_lines(place: String, reader: impl BufRead, shape: Shape) -> impl Iterator<Item = Result<Row, InputError>> {
     lines(place.clone(), reader).filter_map(move |line| {
         let (number, text) = match line {
             Ok(line) => line,
@@ -123,6 +134,16 @@ pub fn json_lines(place: String, reader: impl BufRead) -> impl Iterator<Item = R
         };
         if text.trim().is_empty() {
             return None;
+        }
+        if shape == Shape::Command && text.contains("\\u0000") && words_of(&text).replace(r"\\", "").contains(r"\u0000") {
+            let (place, line) = (place.clone(), Some(number));
+            let why = "a word of a command cannot have a NUL character".into();
+            return Some(Err(InputError {
+                place,
+                line,
+                column: None,
+                why,
+            }));
         }
         Some(serde_json::from_str::<Box<RawValue>>(&text).map(Row::Json).map_err(|error| {
             let message = error.to_string();
@@ -140,66 +161,4 @@ pub fn json_lines(place: String, reader: impl BufRead) -> impl Iterator<Item = R
             }
         }))
     })
-}
-
-/// Records of CSV text; with `header` the first names the columns.
-pub fn csv_records(place: String, reader: impl BufRead, header: bool) -> impl Iterator<Item = Result<Row, InputError>> {
-    let mut reader = csv::ReaderBuilder::new().has_headers(false).flexible(!header).from_reader(reader);
-    let mut names: Option<Vec<String>> = None;
-    let mut failed = false;
-    std::iter::from_fn(move || {
-        loop {
-            if failed {
-                return None;
-            }
-            let mut record = csv::StringRecord::new();
-            match reader.read_record(&mut record) {
-                Ok(false) => return None,
-                Ok(true) => {}
-                Err(error) => {
-                    failed = true;
-                    return Some(Err(csv_error(&place, &error)));
-                }
-            }
-            let columns: Vec<String> = record.iter().map(str::to_string).collect();
-            match &names {
-                _ if !header => return Some(Ok(Row::Columns(columns))),
-                Some(names) => return Some(Ok(Row::Named(names.iter().cloned().zip(columns).collect()))),
-                None => {
-                    let mut columns = columns;
-                    if let Some(first) = columns.first_mut()
-                        && let Some(rest) = first.strip_prefix('\u{feff}')
-                    {
-                        *first = rest.to_string();
-                    }
-                    if let Some(twice) = columns.iter().enumerate().find(|(i, name)| columns[..*i].contains(name)) {
-                        failed = true;
-                        return Some(Err(InputError {
-                            place: place.clone(),
-                            line: Some(1),
-                            column: None,
-                            why: format!("the header names the column {:?} twice", twice.1),
-                        }));
-                    }
-                    names = Some(columns);
-                }
-            }
-        }
-    })
-}
-
-fn csv_error(place: &str, error: &csv::Error) -> InputError {
-    let line = error.position().map(|p| p.line());
-    let why = match error.kind() {
-        csv::ErrorKind::UnequalLengths { expected_len, len, .. } => format!("{len} columns, where the header has {expected_len}"),
-        csv::ErrorKind::Utf8 { err, .. } => format!("column {} is not UTF-8 text", err.field() + 1),
-        csv::ErrorKind::Io(error) => format!("cannot be read any further: {error}"),
-        _ => format!("not CSV: {error}"),
-    };
-    InputError {
-        place: place.into(),
-        line,
-        column: None,
-        why,
-    }
 }

@@ -154,7 +154,7 @@ fn what_is_not_there_is_named() {
 
 proptest! {
     #[test]
-    fn every_line_arrives_as_it_is(lines in proptest::collection::vec("[^\r\n]+", 1..20)) {
+    fn every_line_arrives_as_it_is(lines in proptest::collection::vec("[^\0\r\n]+", 1..20)) {
         prop_assume!(!lines[0].starts_with('\u{feff}'));
         let texts = found(InputArgs::default(), lines.join("\n").as_bytes(), Shape::Call).unwrap();
         let back: Vec<Vec<String>> = texts.iter().map(|t| serde_json::from_str(t).unwrap()).collect();
@@ -166,5 +166,58 @@ proptest! {
         for args in [InputArgs::default(), jsonl(), csv(false), csv(true)] {
             let _ = found(args, &bytes, Shape::Command);
         }
+    }
+}
+
+#[test]
+fn what_would_be_read_as_something_else_is_an_error_with_its_place() {
+    let refused = |args: InputArgs, text: &[u8], shape: Shape| found(args, text, shape).unwrap_err();
+    // A quote that is never closed would make one record of the rest.
+    let error = refused(csv(false), b"a,1\n\"b,2\nc,3\nd,4\ne,5\n", Shape::Call);
+    assert!(error.contains("FILE, line 2: a quote is opened here and never closed"), "{error}");
+    let error = refused(csv(true), b"\xef\xbb\xbfx,y\r\n1,\"a\r\nb\"\r\n3,\"c\r\n", Shape::Call);
+    assert!(error.contains("FILE, line 4: a quote is opened here"), "{error}");
+    let quoted = b"\"a\nb\",\"say \"\"hi\"\"\",in\"side\n\"\",\"x\"\n";
+    let expected = [r#"["a\nb","say \"hi\"","in\"side"]"#, r#"["","x"]"#];
+    assert_eq!(found(csv(false), quoted, Shape::Call).unwrap(), expected);
+    // NULs, which text does not have and words cannot have.
+    let error = refused(InputArgs::default(), b"ab\nc\0d\n", Shape::Call);
+    assert!(error.contains("FILE, line 2, column 2: a NUL"), "{error}");
+    let error = refused(csv(false), b"a,b\nc\0,d\n", Shape::Call);
+    assert!(error.contains("FILE, line 2: a NUL"), "{error}");
+    let error = refused(jsonl(), b"[\"a\"]\n[\"x\\u0000y\"]\n", Shape::Command);
+    assert!(error.contains("FILE, line 2: a word of a command cannot"), "{error}");
+    assert_eq!(found(jsonl(), b"\"x\\u0000y\"\n", Shape::Call).unwrap(), ["[\"x\\u0000y\"]"]);
+    assert_eq!(found(jsonl(), b"\"\\\\u0000\"\n", Shape::Command).unwrap(), ["[\"\\\\u0000\"]"]);
+    // Line ends of an old Mac would make one input of all.
+    let error = refused(InputArgs::default(), b"a\rb\rc\r", Shape::Call);
+    assert!(error.contains("carriage returns alone"), "{error}");
+    assert_eq!(
+        found(csv(false), b"a,1\rb,2\r", Shape::Call).unwrap(),
+        [r#"["a","1"]"#, r#"["b","2"]"#]
+    );
+    assert_eq!(
+        found(InputArgs::default(), b"10%\r20%\nx\n", Shape::Call).unwrap(),
+        [r#"["10%\r20%"]"#, r#"["x"]"#]
+    );
+}
+
+#[test]
+fn a_file_that_changes_between_counting_and_sending_is_an_error() {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    let path = file.path().to_str().unwrap();
+    for (later, why) in [
+        ("1\n2\n", "3 inputs were counted, and now it has 2"),
+        ("1\n2\n3\n4\n", "3 inputs were counted, and now it has 4"),
+        ("", "3 inputs were counted, and now it has 0"),
+        ("1\n2\n4\n", "it still has 3 inputs, but not the same"),
+        ("1\n2\n\u{ff}\n", "not UTF-8"),
+    ] {
+        std::fs::write(path, "1\n2\n3\n").unwrap();
+        let inputs = Inputs::find(&InputArgs::default(), Some(path), Shape::Call).unwrap();
+        let later: Vec<u8> = later.chars().map(|c| c as u8).collect();
+        std::fs::write(path, later).unwrap();
+        let last = inputs.texts().unwrap().last().unwrap().unwrap_err();
+        assert!(last.why.contains(why) && last.why.contains("was changed"), "{last}");
     }
 }

@@ -561,6 +561,7 @@ fn unclaimed(output: [Bytes; 2], effects: &mut Vec<Effect>) {
                 parent: Parent::None,
                 kind: "stream".into(),
                 topic: name.into(),
+                metadata: Default::default(),
                 content: to_json(&serde_json::json!({ "name": name, "text": text })),
                 buffers: Vec::new(),
             };

@@ -143,7 +143,7 @@ def mapped(path):
     return buffers
 
 
-def publish(ticket, kind, topic, content, buffers=(), parent=None):
+def publish(ticket, kind, topic, content, buffers=(), metadata=None, parent=None):
     """An iopub message, behind what was printed before it: of the request that runs, or of the header that is its `parent`."""
     global has_warned
     if getpid() != owner:
@@ -153,9 +153,17 @@ def publish(ticket, kind, topic, content, buffers=(), parent=None):
         return
     now = clock()
     meta = {"type": kind, "topic": topic}
+    if metadata:
+        meta["metadata"] = metadata
     if parent is not None:
         meta["parent"] = parent
     record_parts(b"I", ticket, now, now, [encoded(meta), encoded(content)] + list(buffers))
+
+
+def log(text):
+    """A line for the engine's log."""
+    body, now = text.encode("utf-8", "backslashreplace"), clock()
+    hand_over_small(pack(b"L", 0, 0, len(body), now, now) + body)
 
 
 def clear():

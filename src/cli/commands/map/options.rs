@@ -25,7 +25,7 @@ pub struct TaskOptions {
     /// A word to find it by: pcluster results --label TEXT
     #[arg(long, value_name = "TEXT")]
     pub label: Option<String>,
-    /// Working directory on the engines [default: this one where it exists, else the engine's own]
+    /// Working directory on the engines, from this one on [default: this one where it exists, else the engine's own]
     #[arg(long, value_name = "DIR")]
     pub cwd: Option<String>,
     /// An environment variable of the tasks; K alone passes on its value here
@@ -45,7 +45,7 @@ impl TaskOptions {
             mem_bytes: self.mem,
             retries: self.retries,
             max_crashes: self.max_crashes,
-            cwd: self.cwd.clone(),
+            cwd: self.cwd.as_deref().map(absolute),
             directory: current_directory(),
             env: BTreeMap::from_iter(self.env.iter().cloned()),
             reduces: None,
@@ -54,6 +54,13 @@ impl TaskOptions {
             interactive: false,
         }
     }
+}
+
+/// A working directory as it was meant where it was typed; `~` is left to the engines.
+fn absolute(directory: &str) -> String {
+    let absolute = std::path::absolute(directory).ok().filter(|_| !directory.starts_with('~'));
+    let text = absolute.and_then(|path| path.into_os_string().into_string().ok());
+    text.unwrap_or_else(|| directory.to_string())
 }
 
 /// This directory, where its name is text.
