@@ -312,12 +312,18 @@ def leave():
         sys.modules["threading"]._shutdown()
     atexit._run_exitfuncs()
     flush()
-    for it in gc.get_objects():
-        if isinstance(it, io.IOBase):
+    objects = gc.get_objects()
+    kinds = set(map(type, objects))
+    files = tuple(kind for kind in kinds if issubclass(kind, IOBase))
+    if any(hasattr(kind, "__del__") and kind not in files for kind in kinds):
+        # As at the end of every Python; what was frozen must not hold them.
+        definitions.clear()
+        gc.unfreeze()
+        return
+    for it in objects:
+        if isinstance(it, files):
             try:
                 it.flush()
             except Exception:
                 pass
-        elif hasattr(type(it), "__del__") and getattr(it, "gi_frame", it) is not None:
-            return
     os._exit(0)
