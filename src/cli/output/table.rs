@@ -1,7 +1,7 @@
 //! Tables: on a terminal as wide as it is, long cells cut at an ellipsis; elsewhere aligned by spaces and whole.
 use super::super::context::Terminal;
 use super::visible::one_line;
-use comfy_table::{Attribute, Cell as Drawn, CellAlignment, Color, ColumnConstraint, ContentArrangement, Row};
+use comfy_table::{Attribute, Cell as Drawn, CellAlignment, Color, ColumnConstraint, ContentArrangement, Row, Width};
 
 /// How a cell is coloured, by meaning.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -116,13 +116,18 @@ impl Table {
         let last = self.columns.len().saturating_sub(1);
         for (index, column) in self.columns.iter().enumerate() {
             let Some(drawn) = table.column_mut(index) else { continue };
-            drawn.set_padding((0, if index == last { 0 } else { 2 }));
+            let padding = if index == last { 0 } else { 2 };
+            drawn.set_padding((0, padding));
             if column.right {
                 drawn.set_cell_alignment(CellAlignment::Right);
             }
-            if !column.flexible {
-                drawn.set_constraint(ColumnConstraint::ContentWidth);
-            }
+            // A title is never broken: a terminal too narrow for all of them breaks the lines instead.
+            drawn.set_constraint(if column.flexible {
+                let title = u16::try_from(column.title.len()).unwrap_or(u16::MAX);
+                ColumnConstraint::LowerBoundary(Width::Fixed(title.saturating_add(padding)))
+            } else {
+                ColumnConstraint::ContentWidth
+            });
         }
         let mut text = table.trim_fmt();
         text.push('\n');
@@ -195,7 +200,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_terminal_is_never_too_narrow(width in 70u16..200, input in "\\PC{0,200}", error in ".{0,80}") {
+        fn each_row_is_one_line_however_narrow_the_terminal(width in 1u16..200, input in "\\PC{0,200}", error in ".{0,80}") {
             let mut table = Table::new().column("TASK").text("INPUT").text("ERROR");
             table.row(vec![Cell::new("1.0"), Cell::new(&input), Cell::new(&error)]);
             let text = table.render(&Terminal { stdout: true, width, ..Terminal::NONE });
