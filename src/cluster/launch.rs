@@ -62,6 +62,8 @@ impl EngineWish {
         let python = launchers::python::resolve(engine.python.as_deref());
         let checked = launchers::python::check(&python);
         match (checked, engine.kind) {
+            // By Ctrl-C, which ends this command, too.
+            (Err(launchers::LaunchError::Interrupted { .. }), _) => Ok(None),
             (Ok(()), EngineKind::Pcluster) => Ok(None),
             (Ok(()), EngineKind::Ipengine) => Ok(launchers::python::check_ipyparallel(&python).map(|()| None)?),
             (Err(e), EngineKind::Pcluster) if engine.python.is_none() => {

@@ -14,6 +14,8 @@ pub enum LaunchError {
     NoDirectory { path: PathBuf },
     #[error("cannot run the Python interpreter {python}: {why}")]
     NoPython { python: String, why: String },
+    #[error("the Python interpreter {python} was interrupted")]
+    Interrupted { python: String },
     #[error("the Python interpreter {python} is version {version}; 3.8 is the oldest that will do")]
     OldPython { python: String, version: String },
     #[error("an ipengine needs the package ipyparallel, which {python} cannot import: {why}")]

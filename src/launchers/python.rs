@@ -1,7 +1,9 @@
 //! The Python interpreter that engines are to use.
 use super::LaunchError;
+use nix::sys::signal::Signal;
+use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::{Command, Output, Stdio};
 
 /// The oldest version that a worker runs on.
 pub(super) const OLDEST: (u32, u32) = (3, 8);
@@ -25,10 +27,8 @@ pub fn resolve(given: Option<&str>) -> String {
 
 /// Whether the interpreter runs and is new enough.
 pub fn check(python: &str) -> Result<(), LaunchError> {
-    let said = ask(python, "import sys; print('%d.%d.%d' % sys.version_info[:3])").map_err(|why| LaunchError::NoPython {
-        python: python.into(),
-        why,
-    })?;
+    let said = ask(python, "import sys; print('%d.%d.%d' % sys.version_info[:3])")
+        .map_err(|unanswered| unanswered.into_error(python, |python, why| LaunchError::NoPython { python, why }))?;
     let mut numbers = said.trim().split('.').map_while(|n| n.parse::<u32>().ok());
     match (numbers.next(), numbers.next()) {
         (Some(major), Some(minor)) if (major, minor) >= OLDEST => Ok(()),
@@ -47,28 +47,48 @@ pub fn check(python: &str) -> Result<(), LaunchError> {
 pub fn check_ipyparallel(python: &str) -> Result<(), LaunchError> {
     match ask(python, "import ipyparallel.engine") {
         Ok(_) => Ok(()),
-        Err(why) => Err(LaunchError::NoIpyparallel {
-            python: python.into(),
-            why,
-        }),
+        Err(unanswered) => Err(unanswered.into_error(python, |python, why| LaunchError::NoIpyparallel { python, why })),
+    }
+}
+
+#[derive(Debug, PartialEq, Eq)]
+enum Unanswered {
+    /// By Ctrl-C: nothing is known of the interpreter.
+    Interrupted,
+    Failed(String),
+}
+
+impl Unanswered {
+    fn into_error(self, python: &str, failed: impl FnOnce(String, String) -> LaunchError) -> LaunchError {
+        match self {
+            Unanswered::Interrupted => LaunchError::Interrupted { python: python.into() },
+            Unanswered::Failed(why) => failed(python.into(), why),
+        }
     }
 }
 
 /// What the interpreter prints for a line of code; the error's last line if it fails.
-fn ask(python: &str, code: &str) -> Result<String, String> {
+fn ask(python: &str, code: &str) -> Result<String, Unanswered> {
     let output = Command::new(python)
         .args(["-c", code])
         .stdin(Stdio::null())
         .output()
-        .map_err(|e| e.to_string())?;
+        .map_err(|e| Unanswered::Failed(e.to_string()))?;
+    answer(&output)
+}
+
+fn answer(output: &Output) -> Result<String, Unanswered> {
     if output.status.success() {
         return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
     }
-    let said = String::from_utf8_lossy(&output.stderr);
-    match said.lines().rfind(|l| !l.trim().is_empty()) {
-        Some(last) => Err(last.to_string()),
-        None => Err(output.status.to_string()),
+    if output.status.signal() == Some(Signal::SIGINT as i32) {
+        return Err(Unanswered::Interrupted);
     }
+    let said = String::from_utf8_lossy(&output.stderr);
+    Err(Unanswered::Failed(match said.lines().rfind(|l| !l.trim().is_empty()) {
+        Some(last) => last.to_string(),
+        None => output.status.to_string(),
+    }))
 }
 
 #[cfg(test)]
@@ -81,6 +101,19 @@ mod tests {
         let path = dir.join("python");
         write_program(&path, script);
         path.to_string_lossy().into_owned()
+    }
+
+    #[test]
+    fn an_interrupted_python_is_not_taken_for_one_that_fails() {
+        let ended = |status: i32| {
+            answer(&Output {
+                status: ExitStatusExt::from_raw(status),
+                stdout: Vec::new(),
+                stderr: b"Traceback (most recent call last):\nKeyboardInterrupt\n".to_vec(),
+            })
+        };
+        assert_eq!(ended(Signal::SIGINT as i32), Err(Unanswered::Interrupted));
+        assert_eq!(ended(1 << 8), Err(Unanswered::Failed("KeyboardInterrupt".into())));
     }
 
     #[test]

@@ -298,16 +298,28 @@ fn values_come_back_exactly() {
     // The fold of `hist` values adds what the function returned, not what JSON makes of it.
     let hist = "def hist(n): return {10: 1, 20: 2}\ndef add(a, b): return {k: a.get(k, 0) + b.get(k, 0) for k in (10, 20)}\n";
     std::fs::write(cluster.path().join("hist.py"), hist).unwrap();
-    let reduced = cluster.ok(&["map", "hist.py:hist", "--range", "0..40", "--reduce", "hist.py:add"]);
-    assert_eq!(reduced, "{\"10\":40,\"20\":80}\n");
+    let reduced = cluster.run(&["map", "hist.py:hist", "--range", "0..40", "--reduce", "hist.py:add"]);
+    assert_eq!(reduced.stdout, "{\"10\":40,\"20\":80}\n");
+    assert!(
+        reduced.stderr.contains("note: the value is more than JSON holds"),
+        "{}",
+        reduced.stderr
+    );
     // Of a class that only the map's file has.
     let added = cluster.ok(&["map", "exact.py:f", "--range", "9..10", "--reduce", "operator:add"]);
     assert_eq!(added, "{\"x\":1,\"y\":[2]}\n");
     // And what is left may be had exactly, too.
     let print = "import pickle, sys; print(pickle.load(open(sys.argv[1], 'rb')))";
     let reduce = ["--range", "0..3", "--format", "pickle", "-o", output, "--reduce"];
-    cluster.ok(&[&["map", "hist.py:hist"], &reduce[..], &["hist.py:add"]].concat());
+    let reduced = cluster.run(&[&["map", "hist.py:hist"], &reduce[..], &["hist.py:add"]].concat());
+    assert_eq!((reduced.code, reduced.stderr.as_str()), (Some(0), ""));
     assert_eq!(python(print), "{10: 3, 20: 6}\n");
+    let pickles = cluster.run(&["map", "hist.py:hist", "--range", "0..3", "--format", "pickle", "-o", output]);
+    assert_eq!(
+        (pickles.code, pickles.stderr.as_str()),
+        (Some(0), ""),
+        "nothing that is shown is inexact"
+    );
     cluster.ok(&[&["map", "work.py:double"], &reduce[..], &["operator:add"]].concat());
     assert_eq!(python(print), "6\n");
 }

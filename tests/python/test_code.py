@@ -195,7 +195,8 @@ def test_a_script_and_a_function_that_reduces_bring_their_modules(engines, tmp_p
 def test_a_file_that_does_not_compile_is_named_with_its_line(engines, tmp_path):
     write(tmp_path, work="import broken\ndef f(x): pass", broken="x = 1\ndef g(:\n")
     _, error = pcluster(engines, tmp_path, "map", "work.py:f", "--range", "0..1", code=1)
-    assert "%s, line 2 does not compile" % (tmp_path / "broken.py") in error
+    assert "%s, line 2 does not compile: " % (tmp_path / "broken.py") in error
+    assert "(compiled with Python 3" in error
 
 
 def test_resubmit_says_what_has_changed_and_runs_which_code_is_wanted(engines, tmp_path):
@@ -214,7 +215,7 @@ def test_resubmit_says_what_has_changed_and_runs_which_code_is_wanted(engines, t
     assert "changed" not in said and found == [0, 1, None, 3]
     write(tmp_path, helper="def g(x): return 10 * x")
     said, found = run_again(number, "--failed")
-    assert "the code of map %s has changed since it was submitted: %s" % (number, tmp_path / "helper.py") in said
+    assert "the code of map %s has changed since it was last sent: %s" % (number, tmp_path / "helper.py") in said
     assert "--code current" in said and found == [0, 1, None, 3]
     said, found = run_again(number, "--failed", "--code", "current")
     assert found == [0, 1, 20, 3]

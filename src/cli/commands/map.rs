@@ -223,7 +223,7 @@ impl Run<'_> {
             outputs: results.long_outputs(),
         };
         let mut report = Report::new(map);
-        report.values_shown = reduction.is_none() && !results.sink.is_nowhere();
+        report.values_shown = reduction.is_none() && results.shows_readable();
         report.cluster_stays = self.cluster_stays;
         results.begin()?;
         let (ended, counts) = job
@@ -314,10 +314,14 @@ async fn write_reduced(
     interrupts: &mut Interrupts,
     exit: Exit,
 ) -> Result<Exit, CommandError> {
-    let values = results.fold.take().unwrap_or_default();
+    let (context, values) = (reduction.context, results.fold.take().unwrap_or_default());
     match reduction.run(values, interrupts).await? {
         Reduced::Value(row) => {
+            let is_readable_only = row.pickled.is_some() && results.shows_readable();
             results.write_reduced(&row)?;
+            if is_readable_only {
+                context.say("note: the value is more than JSON holds: readable JSON is shown; --format pickle has the exact value");
+            }
             Ok(exit)
         }
         Reduced::Interrupted => Ok(Exit::Interrupted),

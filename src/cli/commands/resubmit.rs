@@ -27,7 +27,7 @@ pub struct Args {
     /// Of the maps, only the tasks that ended other than well
     #[arg(long)]
     failed: bool,
-    /// Where files have changed since: run the current ones, or those that were submitted [default: ask at a terminal, else submitted]
+    /// Where files have changed since: run the current ones, or those that were submitted (sent last, where `--code current` has replaced them) [default: ask at a terminal, else submitted]
     #[arg(long, value_name = "WHICH")]
     code: Option<Which>,
 }
@@ -134,14 +134,14 @@ fn current_code(client: &Client, context: &Context, which: Option<Which>, map: M
         Err(error) if which == Some(Which::Current) => return Err(error),
         Err(error) => {
             context.say(format!(
-                "the code of map {map} cannot be read any more ({}); it runs as it was submitted",
+                "the code of map {map} cannot be read any more ({}); it runs as it was last sent",
                 error.error
             ));
             return Ok(None);
         }
     };
     context.say(format!(
-        "the code of map {map} has changed since it was submitted: {}",
+        "the code of map {map} has changed since it was last sent: {}",
         differences(named, &details.files, &now)
     ));
     let current = match which {
@@ -150,7 +150,7 @@ fn current_code(client: &Client, context: &Context, which: Option<Which>, map: M
         None => false,
     };
     if !current {
-        context.say("it runs as it was submitted; --code current runs the current files");
+        context.say("it runs as it was last sent; --code current runs the current files");
         return Ok(None);
     }
     *named = now;

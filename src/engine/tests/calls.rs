@@ -217,5 +217,8 @@ async fn the_namespace_is_shared_by_execute_push_and_pull() {
     assert_eq!(value(&results[5]), "null");
     assert_eq!(value(&results[6]), "null");
     assert_eq!(ename(&results[7]), "SyntaxError");
+    // Nothing of Python's own parser stands in it.
+    let traceback = &results[7].outcome.error.as_ref().unwrap().traceback;
+    assert!(!traceback.contains("ast.py"), "{traceback}");
     c.end().await;
 }

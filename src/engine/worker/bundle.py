@@ -141,4 +141,4 @@ class Bundle:
         where = ", line %d" % error.lineno if error.lineno else ""
         what = "%s%s does not compile: %s" % (self.named["name"] if own else error.filename, where, error.msg or text_of(error))
         lines = "".join(traceback.format_exception_only(type(error), error))
-        return Unusable(type(error).__name__, hint(what), lines)
+        return Unusable(type(error).__name__, "%s (%s)" % (what, hint("compiled")), lines)

@@ -75,7 +75,8 @@ def execute(code, filename, file=None):
     import ast
 
     remember_source(filename, importlib.util.decode_source(code) if isinstance(code, bytes) else code)
-    tree = ast.parse(code, filename)
+    # As ast.parse, without its frame in the traceback of a syntax error.
+    tree = compile(code, filename, "exec", ast.PyCF_ONLY_AST, dont_inherit=True)
     last = None
     if tree.body and isinstance(tree.body[-1], ast.Expr):
         last = ast.Expression(tree.body.pop().value)

@@ -66,6 +66,11 @@ impl Results {
         !self.sink.is_stdout() && !self.sink.is_nowhere()
     }
 
+    /// Whether values are shown as JSON for people where they are more than it holds.
+    pub fn shows_readable(&self) -> bool {
+        !self.sink.is_nowhere() && !matches!(self.style, Style::Pickle { .. })
+    }
+
     pub fn begin(&mut self) -> Result<(), CommandError> {
         match self.fold {
             Some(_) => Ok(()),
