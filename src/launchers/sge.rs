@@ -209,6 +209,13 @@ impl BatchSystem for Sge {
                 ("cpus", Value::Text(slots.to_string())),
                 ("gpus", times(resources.gpus.map(|each| u64::from(each) * engines_there))),
                 (
+                    "memory_per_slot",
+                    resources.memory.map_or(Value::Unset, |each| {
+                        let slots_of_them = if one_job { cpus } else { slots };
+                        Value::Text(format!("{}M", (each.mib * engines_there).div_ceil(u64::from(slots_of_them))))
+                    }),
+                ),
+                (
                     "memory",
                     resources
                         .memory

@@ -86,6 +86,10 @@ pub const VARIABLES: &[(&str, &str)] = &[
     ("qos", "the quality of service"),
     ("walltime", "the time limit, as the system writes it"),
     ("memory", "the memory of one job, as the system writes it"),
+    (
+        "memory_per_slot",
+        "Grid Engine: the same for each slot, where the site counts it so",
+    ),
     ("cpus", "the processors of one job; with srun and mpiexec, of one engine"),
     ("gpus", "the GPUs of one job; with srun and mpiexec, of one engine"),
     ("nodes", "over how many nodes one job of all engines goes"),
@@ -230,7 +234,7 @@ fn unused(
             Some(Value::Lines(lines)) => !lines.is_empty(),
             _ => false,
         };
-        is_set && !used.iter().any(|name| name == *key)
+        is_set && !used.iter().any(|name| name.strip_suffix("_per_slot").unwrap_or(name) == **key)
     });
     for key in asked {
         let variable = format!("{{{{ {key} }}}}");

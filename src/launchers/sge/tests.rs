@@ -147,3 +147,13 @@ fn jobs_and_their_elements_are_cancelled() {
     assert!(Sge.parse_cancel(&fixture("sge/qdel-unknown.txt")).is_ok());
     assert!(Sge.parse_cancel(&fixture("sge/down.txt")).is_err());
 }
+
+#[test]
+fn a_template_may_ask_for_memory_per_slot() {
+    let mut request = engines(2);
+    request.resources.cpus = Some(4);
+    request.resources.memory = Some("3G".parse().unwrap());
+    let text = "#$ -t {{ array }}\n#$ -pe {{ parallel_environment }}\n#$ -l mem_free={{ memory_per_slot }}\n{{ engines }}\n";
+    let script = super::super::batch::render(&Sge, "engines.sh.tera", text, &request).unwrap();
+    assert!(script.starts_with("#$ -t 1-2\n#$ -pe smp 4\n#$ -l mem_free=768M\n"), "{script}");
+}
