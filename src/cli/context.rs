@@ -1,6 +1,7 @@
 //! What every command may lean on: which cluster is meant, how to speak, and the way to the controller and to the database.
 use super::args::{Color, Global};
 use super::error::{CommandError, ErrorKind};
+use super::output::visible::visible;
 use crate::client::Client;
 use crate::cluster::{self, ClusterSummary, Condition, remote};
 use crate::connection::{ConnectionError, ConnectionFile, discover};
@@ -226,14 +227,14 @@ impl Context {
     /// Talk, to stderr; nothing under `--quiet`.
     pub fn say(&self, text: impl std::fmt::Display) {
         if !self.quiet {
-            super::output::stderr_line(text);
+            super::output::stderr_line(visible(&text.to_string()));
         }
     }
 
     /// Talk for `-v`.
     pub fn say_more(&self, text: impl std::fmt::Display) {
         if self.verbose > 0 {
-            super::output::stderr_line(text);
+            super::output::stderr_line(visible(&text.to_string()));
         }
     }
 

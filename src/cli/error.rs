@@ -1,5 +1,6 @@
 //! What the user reads when a command did not work: what was tried, why it failed, what to do next. And the exit code, picked here alone.
 use super::context::Context;
+use super::output::visible::visible;
 use crate::client::ClientError;
 use crate::cluster::ClusterError;
 use crate::cluster::remote::RemoteError;
@@ -141,9 +142,9 @@ impl CommandError {
         } else {
             ("", "", "")
         };
-        let mut text = format!("{red}error:{end} {}\n", self.error);
+        let mut text = format!("{red}error:{end} {}\n", visible(&self.error));
         for hint in &self.hints {
-            text.push_str(&format!("{cyan}hint:{end} {hint}\n"));
+            text.push_str(&format!("{cyan}hint:{end} {}\n", visible(hint)));
         }
         if self.kind == ErrorKind::Internal {
             text.push_str(&format!(

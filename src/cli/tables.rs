@@ -1,7 +1,8 @@
 //! Maps, tasks and one task in full, for people. Pure: rows in, text out.
 use super::context::Terminal;
-use super::output::table::{Cell, Table, Tone, one_line};
+use super::output::table::{Cell, Table, Tone};
 use super::output::times;
+use super::output::visible::{one_line, visible};
 use super::records::Details;
 use super::views::{error_line, map_state};
 use crate::cli::output::shown;
@@ -168,7 +169,7 @@ pub fn task(row: &TaskRow, details: &Details, now: UnixTime) -> String {
         push_output(&mut text, (row.task, Some(attempt.run)), [&outcome.stdout, &outcome.stderr]);
         push_block(&mut text, "traceback", traceback);
     }
-    text
+    visible(&text).into_owned()
 }
 
 /// `3 on node17`

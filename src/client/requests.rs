@@ -1,5 +1,6 @@
 //! What may be asked of the controller, one method each. Shapes are those of [`crate::wire::content::client`].
 use super::{Client, ClientError};
+use crate::model::definition::MapDefinition;
 use crate::model::output::Stream;
 use crate::model::query::TaskQuery;
 use crate::model::targets::Targets;
@@ -7,8 +8,9 @@ use crate::model::task::{MapRow, TaskRow};
 use crate::model::{EngineId, MapId, TaskId};
 use crate::wire::content::client::{
     CANCEL, DETAILS, DetailsReply, DetailsRequest, Done, JOBS, JobsReply, JobsRequest, MAPS, MapsReply, MapsRequest, OUTPUT, OutputReply,
-    OutputRequest, PURGE, PurgeRequest, RESUBMIT, SIGNAL_ENGINES, STATUS, STOP, STOP_ENGINES, Selection, SelectionReply, SelectionRequest,
-    SignalEnginesReply, SignalEnginesRequest, StatusReply, StopEnginesRequest, StopRequest, TASKS, TasksReply, TasksRequest,
+    OutputRequest, PURGE, PurgeRequest, RESUBMIT, ResubmitRequest, SIGNAL_ENGINES, STATUS, STOP, STOP_ENGINES, Selection, SelectionReply,
+    SelectionRequest, SignalEnginesReply, SignalEnginesRequest, StatusReply, StopEnginesRequest, StopRequest, TASKS, TasksReply,
+    TasksRequest,
 };
 use bytes::Bytes;
 use serde::Serialize;
@@ -68,7 +70,16 @@ impl Client {
 
     /// Runs finished tasks again, in place.
     pub async fn resubmit(&self, selection: Selection) -> Result<SelectionReply, ClientError> {
-        self.request(RESUBMIT, &SelectionRequest { selection }, Vec::new()).await
+        let definition = None;
+        self.request(RESUBMIT, &ResubmitRequest { selection, definition }, Vec::new()).await
+    }
+
+    /// The same for one map, whose tasks run this from now on; its bundle goes along.
+    pub async fn resubmit_with(&self, selection: Selection, definition: MapDefinition) -> Result<SelectionReply, ClientError> {
+        let bundle = definition.bundle().and_then(|named| named.content.clone());
+        let buffers = bundle.iter().map(|bundle| bundle.content.clone()).collect();
+        let definition = Some(definition);
+        self.request(RESUBMIT, &ResubmitRequest { selection, definition }, buffers).await
     }
 
     /// Ends the controller, with `engines` these first.

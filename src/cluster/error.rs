@@ -51,6 +51,8 @@ pub enum ClusterError {
         cluster: String,
         options: String,
         left: Vec<String>,
+        /// What to do about them.
+        hints: Vec<String>,
     },
     #[error("another pcluster command is starting or stopping this cluster: {}", holder.as_deref().unwrap_or("it has not said which"))]
     Busy {
@@ -172,7 +174,13 @@ impl ClusterError {
                 format!("where it was started: pcluster stop{options}"),
                 format!("if you know that it is gone: pcluster clean{} --force", clean_options(options)),
             ],
-            ClusterError::Left { options, .. } => vec![format!("try again: pcluster stop{options}")],
+            ClusterError::Left { options, hints, .. } => match hints.is_empty() {
+                true => vec![
+                    format!("try again: pcluster stop{options}"),
+                    format!("if you know that it is gone: pcluster clean{} --force", clean_options(options)),
+                ],
+                false => hints.clone(),
+            },
             ClusterError::Busy { .. } => vec!["wait for it to finish, then try again".into()],
             ClusterError::ControllerEnded { log, .. } | ClusterError::ControllerSilent { log, .. } => {
                 vec![format!("all that it said: {}", log.display())]

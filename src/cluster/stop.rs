@@ -111,7 +111,7 @@ async fn end(
     if asked {
         wait_for_end(&launches, &standing, stop_for, profile, cluster_id, progress).await?;
     }
-    let (ended, remaining) = launches.end(kill_after, force, progress).await?;
+    let (ended, remaining, hints) = launches.end(kill_after, force, progress).await?;
     let mut left = ended.left.clone();
     if standing.unseen.is_some() && matches!(lock::ask(&profile.controller_lock(cluster_id)), Asked::Held(_)) {
         left.push(match &standing.controller {
@@ -133,6 +133,7 @@ async fn end(
             cluster: super::in_words(profile, cluster_id),
             options: super::options_of(profile, cluster_id),
             left,
+            hints,
         });
     }
     remove_files(profile, cluster_id);
@@ -305,14 +306,14 @@ impl Launches {
         Ok((there, rows))
     }
 
-    /// Ends all; what that took, and the launches of which something is left, or may be.
+    /// Ends all; what that took, the launches of which something is left, or may be, and what to do about them.
     async fn end(
         self,
         grace: Duration,
         force: bool,
         progress: &mut dyn FnMut(StopProgress),
-    ) -> Result<(Ended, Vec<Launched>), ClusterError> {
-        let (mut all, mut remaining) = (Ended::default(), Vec::new());
+    ) -> Result<(Ended, Vec<Launched>, Vec<String>), ClusterError> {
+        let (mut all, mut remaining, mut hints) = (Ended::default(), Vec::new(), Vec::new());
         for (launcher, launched) in self.0 {
             let took = match launcher {
                 Ok(launcher) => {
@@ -335,11 +336,12 @@ impl Launches {
                 // The others are ended all the same.
                 Err(e) => {
                     all.left.push(e.to_string());
+                    hints.extend(e.hint().filter(|hint| !hints.contains(hint)));
                     remaining.push(launched);
                 }
             }
         }
-        Ok((all, remaining))
+        Ok((all, remaining, hints))
     }
 
     /// Whether the end of all processes can be seen at once.

@@ -434,6 +434,7 @@ async fn engines_that_cannot_be_seen_are_named_and_stay_on_record() {
     the cluster of profile "x" is not stopped altogether:
       | process PID: it is on elsewhere.invalid
     hint: try again: pcluster stop --profile x
+    hint: if you know that it is gone: pcluster clean --profile x --force
     "#);
     let left = world.state().unwrap();
     assert_eq!((left.controller, left.engines), (None, vec![launched(vec![far])]));

@@ -379,12 +379,13 @@ fn respond(reader: &Reader, query: &Query) -> Result<Response, DbError> {
             let reply = say::OutputReply { status: ok(), size };
             return Ok(Response::Content(to_json(&reply), vec![bytes]));
         }
-        Ask::Resubmit { selection } => {
+        Ask::Resubmit { selection, definition } => {
             return Ok(Response::Event(Box::new(Event::ResubmitFound {
                 client: query.client.clone(),
                 parent: query.parent.clone(),
                 request: query.request.clone(),
                 selection: selection.clone(),
+                definition: definition.clone(),
                 maps: finished_tasks(reader, selection)?,
             })));
         }

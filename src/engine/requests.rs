@@ -26,11 +26,19 @@ pub fn publish(link: &mut Link, parent: Option<&Bytes>, published: Published) {
     let Published {
         kind,
         topic,
+        metadata,
         content,
         buffers,
         ..
     } = published;
     let mut message = link.message(&kind, parent, &());
+    if !metadata.is_empty() {
+        let mut all: Map<String, Value> = message.metadata().unwrap_or_default();
+        for (name, value) in metadata {
+            all.entry(name).or_insert(value);
+        }
+        message.metadata_json = to_json(&all);
+    }
     message.content_json = content;
     message.buffers = buffers;
     if link.is_too_large(&message) {
@@ -51,6 +59,7 @@ fn iopub(link: &mut Link, request: &Request, kind: &str, topic: &str, content: &
         parent: Parent::Running,
         kind: kind.into(),
         topic: topic.into(),
+        metadata: Default::default(),
         content: to_json(content),
         buffers: Vec::new(),
     };

@@ -5,6 +5,7 @@
 pub mod config;
 pub mod dir;
 mod error;
+mod ignored;
 
 pub use config::{Config, ControllerConfig, EngineConfig};
 pub use dir::{ProfileDir, ProfileError};

@@ -125,3 +125,33 @@ fn without_colours(line: &str) -> String {
     }
     text
 }
+
+/// What a task says in an error or in its output does not steer the terminal of who looks at it; data stays as it is.
+#[test]
+fn control_characters_are_shown_as_escapes_and_data_is_not_changed() {
+    let cluster = Cluster::start(1);
+    cluster.file(
+        "steer.py",
+        "def steer(x):\n    print('out \\x1b[2J')\n    raise ValueError('bad \\x1b]0;title\\x07 \\x9b2J')\n",
+    );
+    let failed = cluster.run(&["-v", "map", "steer.py:steer", "--range", "0..1"]);
+    let steers = |text: &str| text.chars().any(|c| c.is_control() && !matches!(c, '\n' | '\t'));
+    assert!(!steers(&failed.stderr), "{:?}", failed.stderr);
+    assert!(failed.stderr.contains("\\u{1b}]0;title"), "{}", failed.stderr);
+    for arguments in [&["results", "1"][..], &["results", "1.0"]] {
+        let shown = cluster.ok(arguments);
+        assert!(!steers(&shown) && shown.contains("\\u{1b}"), "{arguments:?}: {shown:?}");
+    }
+    // The same from a log, a connection file and an argument.
+    let log = cluster.profile().join("log/engine-0.log");
+    let before = std::fs::read(&log).unwrap();
+    std::fs::write(&log, [before.as_slice(), b"evil \x1b[2J \xc2\x9b \xff\n"].concat()).unwrap();
+    let shown = cluster.ok(&["logs", "engine"]);
+    assert!(!steers(&shown) && shown.contains("evil \\u{1b}[2J \\u{9b}"), "{shown:?}");
+    let refused = cluster.run(&["results", "--label", "x", "9\u{1b}[2J"]);
+    assert!(!steers(&refused.stderr), "{:?}", refused.stderr);
+    // Data.
+    let output = cluster.ok(&["map", "--range", "0..1", "--", "printf", "\\033[1mx\\n"]);
+    assert_eq!(output, "\u{1b}[1mx\n");
+    cluster.ok(&["stop"]);
+}

@@ -2,6 +2,7 @@
 import json
 import os
 import shutil
+import sqlite3
 import subprocess
 import textwrap
 
@@ -37,7 +38,7 @@ def pcluster(cluster, cwd, *arguments, code=0):
         universal_newlines=True,
         timeout=120,
     )
-    assert done.returncode == code, (done.returncode, done.stdout, done.stderr)
+    assert code is None or done.returncode == code, (done.returncode, done.stdout, done.stderr)
     return done.stdout, done.stderr
 
 
@@ -117,6 +118,9 @@ def test_with_brings_data_and_modules_from_elsewhere(engines, tmp_path):
     found = values(engines, project, "work.py:f", "--with", "data", "--with", "../tool")
     assert found == [["tool", [0, 255], True]]
     _, error = pcluster(engines, project, "map", "work.py:f", "--range", "0..1", code=1)
+    assert "No module named 'tool'" in error
+    write(project, top="import missing_module_of_mine\ndef f(x): pass")
+    _, error = pcluster(engines, project, "map", "top.py:f", "--range", "0..1", code=1)
     assert "ModuleNotFoundError" in error and "--with PATH" in error
     _, error = pcluster(engines, project, "map", "work.py:f", "--range", "0..1", "--with", "nothing", code=2)
     assert "there is no file or directory %s" % (project / "nothing") in error
@@ -172,7 +176,7 @@ def test_a_module_named_like_one_of_pythons_is_the_users_where_python_would_take
     alone = tmp_path / "alone"
     alone.mkdir()
     shutil.move(str(tmp_path / "random.py"), str(alone / "random.py"))
-    assert values(engines, alone, "random.py:f") == [[True, "pcluster_random"]]
+    assert values(engines, tmp_path, "alone/random.py:f") == [[True, "pcluster_random"]]
 
 
 def test_a_script_and_a_function_that_reduces_bring_their_modules(engines, tmp_path):
@@ -192,3 +196,43 @@ def test_a_file_that_does_not_compile_is_named_with_its_line(engines, tmp_path):
     write(tmp_path, work="import broken\ndef f(x): pass", broken="x = 1\ndef g(:\n")
     _, error = pcluster(engines, tmp_path, "map", "work.py:f", "--range", "0..1", code=1)
     assert "%s, line 2 does not compile" % (tmp_path / "broken.py") in error
+
+
+def test_resubmit_says_what_has_changed_and_runs_which_code_is_wanted(engines, tmp_path):
+    write(tmp_path, job="import helper\ndef f(x): return helper.g(x)", helper="def g(x):\n    if x == 2: raise ValueError(x)\n    return x")
+    _, error = pcluster(engines, tmp_path, "map", "job.py:f", "--range", "0..4", "--name", "changing", code=1)
+    number = error.split("task ")[1].split(".")[0]
+
+    def run_again(*arguments, code=0):
+        said = pcluster(engines, tmp_path, "resubmit", *arguments, code=code)[1]
+        if code == 0:
+            pcluster(engines, tmp_path, "wait", number, code=None)
+        rows = pcluster(engines, tmp_path, "results", number, "--jsonl")[0].splitlines()
+        return said, [json.loads(row)["value"] for row in rows]
+
+    said, found = run_again(number, "--failed")
+    assert "changed" not in said and found == [0, 1, None, 3]
+    write(tmp_path, helper="def g(x): return 10 * x")
+    said, found = run_again(number, "--failed")
+    assert "the code of map %s has changed since it was submitted: %s" % (number, tmp_path / "helper.py") in said
+    assert "--code current" in said and found == [0, 1, None, 3]
+    said, found = run_again(number, "--failed", "--code", "current")
+    assert found == [0, 1, 20, 3]
+    said, found = run_again("%s.0-1" % number)
+    assert "changed" not in said and found == [0, 10, 20, 3]
+    with sqlite3.connect("file:%s?mode=ro" % (engines.ipython_dir / "profile_default" / "pcluster.db"), uri=True) as file:
+        codes = lambda table, key: file.execute("SELECT code FROM %s WHERE %s >> 32 = ? ORDER BY id" % (table, key), [int(number)]).fetchall()  # noqa: E731
+        assert codes("task", "id") == [(1,), (1,), (1,), (0,)]
+        assert codes("attempt", "task") == [(0,)] * 5
+        ((before, now),) = file.execute(
+            "SELECT e.bundle, m.bundle FROM earlier_code e JOIN map m ON m.id = e.map WHERE e.map = ?", [number]
+        ).fetchall()
+        assert before != now and file.execute("SELECT count(*) FROM bundle WHERE hash IN (?, ?)", [before, now]).fetchone() == (2,)
+    (tmp_path / "job.py").unlink()
+    said, found = run_again("%s.3" % number)
+    assert "cannot be read any more" in said and found == [0, 10, 20, 30]
+    run_again("%s.3" % number, "--code", "current", code=2)
+    # What no map refers to goes.
+    pcluster(engines, tmp_path, "purge", number, "--yes")
+    with sqlite3.connect("file:%s?mode=ro" % (engines.ipython_dir / "profile_default" / "pcluster.db"), uri=True) as file:
+        assert file.execute("SELECT count(*) FROM bundle WHERE hash IN (?, ?)", [before, now]).fetchone() == (0,)

@@ -648,7 +648,7 @@ def test_the_worker_on_other_pythons_of_this_machine():
 
 
 @needs("vermin")
-@pytest.mark.parametrize("name", ["state.py", "records.py", "values.py", "code.py", "worker.py", "interpreter.py", "origins.py", "ipython.py"])
+@pytest.mark.parametrize("name", ["state.py", "records.py", "values.py", "code.py", "worker.py", "interpreter.py", "origins.py", "kernel.py", "ipython.py"])
 def test_the_worker_is_of_python_3_8(name):
     source = REPOSITORY / "src" / "engine" / "worker" / name
     checked = subprocess.run(

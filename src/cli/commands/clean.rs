@@ -1,7 +1,7 @@
 //! `pcluster clean`
 use super::counted;
 use super::stop::{in_words, notes, record};
-use crate::cli::output::json;
+use crate::cli::output::{self, json};
 use crate::cli::{CommandError, Context, Exit};
 use crate::cluster::{self, Condition};
 use crate::profile::ProfileDir;
@@ -12,7 +12,7 @@ use crate::profile::ProfileDir;
 /// tasks are kept. All profiles, unless --profile names one.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// Also of clusters that were started on another host, from where nothing can be told here
+    /// Also of clusters of which it cannot be told from here whether they run (on another host, in a container); what may be left running is named
     #[arg(long)]
     force: bool,
 }
@@ -24,10 +24,21 @@ pub fn run(args: Args, context: &Context) -> Result<Exit, CommandError> {
         .filter(|c| c.state == Condition::Stale || (args.force && matches!(c.state, Condition::Elsewhere | Condition::Foreign)))
         .collect();
     let mut views = Vec::new();
+    let mut failed: Option<CommandError> = None;
     for cluster in &dead {
         let profile = ProfileDir::at(&cluster.directory);
         let mut show = notes(context);
-        let stopped = context.block_on(cluster::clean(&profile, &cluster.cluster_id, args.force, &mut show))??;
+        let stopped = match context.block_on(cluster::clean(&profile, &cluster.cluster_id, args.force, &mut show))? {
+            Ok(stopped) => stopped,
+            // The others are to be cleared away all the same.
+            Err(error) if dead.len() > 1 => {
+                let error = CommandError::from(error);
+                output::stderr_text(&error.render(context.terminal.color_stderr));
+                failed = Some(error);
+                continue;
+            }
+            Err(error) => return Err(error.into()),
+        };
         record(&stopped, &profile, &cluster.cluster_id, context);
         if !context.json {
             let engines = match stopped.engines {
@@ -40,7 +51,7 @@ pub fn run(args: Args, context: &Context) -> Result<Exit, CommandError> {
     }
     if context.json {
         json::print(&serde_json::json!({"cleaned": views}))?;
-        return Ok(Exit::Fine);
+        return failed.map_or(Ok(Exit::Fine), |error| Err(not_all(&error)));
     }
     if dead.is_empty() {
         context.say("nothing to clear away");
@@ -52,5 +63,9 @@ pub fn run(args: Args, context: &Context) -> Result<Exit, CommandError> {
             "{name}: left alone, as it cannot be told whether it runs: {why}; if you know that it is gone: --force"
         ));
     }
-    Ok(Exit::Fine)
+    failed.map_or(Ok(Exit::Fine), |error| Err(not_all(&error)))
+}
+
+fn not_all(error: &CommandError) -> CommandError {
+    CommandError::new(error.kind, "not every cluster could be cleared away")
 }

@@ -1,4 +1,5 @@
 //! `pcluster connection`
+use crate::cli::output::visible::visible;
 use crate::cli::output::{self, json};
 use crate::cli::{CommandError, Context, ErrorKind, Exit};
 use crate::cluster::{self, Condition};
@@ -141,7 +142,7 @@ fn show(which: &Which, context: &Context) -> Result<(), CommandError> {
         }
     }
     let text: String = lines.iter().map(|(name, value)| format!("{name:<12}{value}\n")).collect();
-    output::print(&text)
+    output::print(&visible(&text))
 }
 
 fn destination(file: &ConnectionFile) -> Option<&str> {

@@ -143,6 +143,13 @@ pub fn run(args: Args, context: &Context) -> Result<Exit, CommandError> {
     place.profile.create()?;
     words.common.begin("ipcontroller", &place, context)?;
     let profile = place.profile;
+    for file in profile.ignored_settings() {
+        tracing::warn!(
+            "{} is ignored: pcluster's controller reads {} (see docs/configuration.md)",
+            file.display(),
+            profile.config_file().display()
+        );
+    }
 
     let mut settings = words.settings.clone();
     if args.no_curve {

@@ -1,5 +1,6 @@
 //! `pcluster doctor`
 use crate::cli::doctor::{Check, Verdict, examine};
+use crate::cli::output::visible::visible;
 use crate::cli::output::{self, json};
 use crate::cli::{CommandError, Context, Exit};
 
@@ -34,10 +35,10 @@ fn text(checks: &[Check], color: bool) -> String {
         };
         let (on, off) = if color { (tone, "\x1b[0m") } else { ("", "") };
         // What was found may have lines of its own: a settings file's line with a mark below it.
-        let found = check.found.replace('\n', "\n                   ");
+        let found = visible(&check.found).replace('\n', "\n                   ");
         text.push_str(&format!("{on}{word:<5}{off} {:<12} {found}\n", check.name));
         if let Some(advice) = &check.advice {
-            text.push_str(&format!("{:19}-> {advice}\n", ""));
+            text.push_str(&format!("{:19}-> {}\n", "", visible(advice)));
         }
     }
     text

@@ -1,5 +1,6 @@
 //! `pcluster logs`
 use crate::cli::output;
+use crate::cli::output::visible::visible;
 use crate::cli::{CommandError, Context, Exit};
 use crate::cluster;
 use crate::model::targets::Targets;
@@ -162,7 +163,7 @@ fn show(name: &str, text: &[u8], several: bool) -> Result<(), CommandError> {
             if several {
                 write!(out, "[{name}] ")?;
             }
-            out.write_all(line)?;
+            out.write_all(visible(&String::from_utf8_lossy(line)).as_bytes())?;
             if !line.ends_with(b"\n") {
                 out.write_all(b"\n")?;
             }

@@ -3,6 +3,7 @@ mod on;
 
 use super::{counted, setting};
 use crate::cli::output::json;
+use crate::cli::output::visible::one_line;
 use crate::cli::resources::ResourceArgs;
 use crate::cli::{CommandError, Context, ErrorKind, Exit};
 use crate::cluster::remote::run::Told;
@@ -335,7 +336,7 @@ impl<'a> Bar<'a> {
             StartProgress::ControllerStarting => self.bar.set_message("starting the controller"),
             StartProgress::ControllerWaits { job, state } => {
                 let state = if state.is_empty() { "submitted".into() } else { state };
-                self.bar.set_message(format!("the controller is {job}: {state}"));
+                self.bar.set_message(one_line(&format!("the controller is {job}: {state}")));
             }
             StartProgress::ControllerReady { pid } => self.bar.set_message(format!("the controller is ready (process {pid})")),
             StartProgress::EnginesStarting { n } => self.bar.set_message(format!("starting {}", counted(u64::from(n), "engine"))),
@@ -346,7 +347,7 @@ impl<'a> Bar<'a> {
                 left,
             } => {
                 let left = if left.is_empty() { String::new() } else { format!(" ({left})") };
-                let line = format!("{job}: {registered}/{n} engines{left}");
+                let line = one_line(&format!("{job}: {registered}/{n} engines{left}"));
                 match self.context.terminal.stderr {
                     true => self.bar.set_message(line),
                     false => self.context.say_more(line),

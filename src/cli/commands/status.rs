@@ -1,6 +1,7 @@
 //! `pcluster status`
 use super::counted;
 use super::engines::EngineView;
+use crate::cli::output::visible::visible;
 use crate::cli::output::{self, json, times};
 use crate::cli::{CommandError, Context, Exit};
 use crate::client::StatusReply;
@@ -122,6 +123,7 @@ fn text(status: &StatusReply, cluster: &str, directory: &Path, now: UnixTime) ->
         ),
     ];
     let mut text: String = lines.iter().map(|(name, value)| format!("{name:<12}{value}\n")).collect();
+    text = visible(&text).into_owned();
     if status.cut_off > 0 {
         let peers = counted(status.cut_off, "peer");
         text.push_str(&format!("{:<12}{peers} that did not read (see pcluster logs)\n", "cut off"));

@@ -1,6 +1,6 @@
 //! `pcluster stop`
 use super::counted;
-use crate::cli::output::json;
+use crate::cli::output::{self, json};
 use crate::cli::{CommandError, Context, Exit};
 use crate::cluster::{self, Condition, StopProgress, Stopped};
 use crate::db::{self, Durability, Writer};
@@ -26,11 +26,16 @@ impl Args {
 pub fn run(args: Args, context: &Context) -> Result<Exit, CommandError> {
     let clusters: Vec<(ProfileDir, String)> = match args.all {
         false => vec![(context.profile_dir()?, context.cluster_id.clone())],
-        true => cluster::list(context.ipython_dir.as_deref())?
-            .iter()
-            .filter(|c| matches!(c.state, Condition::Running | Condition::Stale))
-            .map(|c| (ProfileDir::at(&c.directory), c.cluster_id.clone()))
-            .collect(),
+        true => {
+            let all = cluster::list(context.ipython_dir.as_deref())?;
+            for cluster in all.iter().filter(|c| c.state == Condition::Elsewhere) {
+                let name = in_words(&ProfileDir::at(&cluster.directory), &cluster.cluster_id);
+                let why = cluster.unseen.as_deref().unwrap_or("it is on another host");
+                context.say(format!("{name}: left alone, as it cannot be told whether it runs: {why}"));
+            }
+            let ours = all.iter().filter(|c| matches!(c.state, Condition::Running | Condition::Stale));
+            ours.map(|c| (ProfileDir::at(&c.directory), c.cluster_id.clone())).collect()
+        }
     };
     let mut failed: Option<CommandError> = None;
     let mut views = Vec::new();
@@ -48,7 +53,7 @@ pub fn run(args: Args, context: &Context) -> Result<Exit, CommandError> {
             }
             // The others are to be stopped all the same.
             Err(error) if args.all => {
-                context.say(error.render(context.terminal.color_stderr).trim_end());
+                output::stderr_text(&error.render(context.terminal.color_stderr));
                 failed = Some(error);
             }
             Err(error) => return Err(error),

@@ -35,8 +35,24 @@ pub struct CodeArgs {
 /// Builds the bundle of a Python file, whose bytes are `source`.
 pub fn bundle(file: &str, source: Bytes, with: &[PathBuf]) -> Result<BundleRef, CommandError> {
     let here = std::env::current_dir().map_err(|error| CommandError::environment(format!("cannot tell the working directory: {error}")))?;
+    bundle_in(&here, file, source, with)
+}
+
+/// The bundle as the same command would make it now, in the directory that it was given in.
+pub fn bundle_now(named: &BundleRef, directory: Option<&str>) -> Result<BundleRef, CommandError> {
+    let file = named.original(&named.entry);
+    let here = Path::new(directory.unwrap_or(&named.origin));
+    let with: Vec<PathBuf> = named.with.iter().map(PathBuf::from).collect();
+    let bundle = bundle_in(here, &file, super::function::source(&file)?, &with)?;
+    Ok(BundleRef {
+        name: named.name.clone(),
+        ..bundle
+    })
+}
+
+fn bundle_in(here: &Path, file: &str, source: Bytes, with: &[PathBuf]) -> Result<BundleRef, CommandError> {
     let path = real_file(&here.join(file));
-    let mut found = Collector::new(&path, &source, &here)?;
+    let mut found = Collector::new(&path, &source, here)?;
     let entry = found.entry.clone();
     found.add_python(&entry, &path, Some(source))?;
     for path in with {

@@ -4,6 +4,7 @@ pub mod shown;
 pub mod sink;
 pub mod table;
 pub mod times;
+pub mod visible;
 
 use super::error::CommandError;
 use std::fmt::Display;

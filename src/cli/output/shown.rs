@@ -1,4 +1,5 @@
 //! What a task has written, for people: a bounded part of it, in which nothing steers the terminal.
+use super::visible::visible;
 use crate::model::output::Output;
 use std::fmt::Write;
 
@@ -19,13 +20,7 @@ pub fn shown(output: &Output) -> (String, u64) {
 pub fn escaped(bytes: &[u8]) -> String {
     let mut text = String::new();
     for chunk in bytes.utf8_chunks() {
-        for c in chunk.valid().chars() {
-            match c {
-                '\n' | '\t' => text.push(c),
-                c if c.is_control() => text.extend(c.escape_default()),
-                c => text.push(c),
-            }
-        }
+        text.push_str(&visible(chunk.valid()));
         for byte in chunk.invalid() {
             let _ = write!(text, "\\x{byte:02x}");
         }

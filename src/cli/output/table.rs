@@ -1,5 +1,6 @@
 //! Tables: on a terminal as wide as it is, long cells cut at an ellipsis; elsewhere aligned by spaces and whole.
 use super::super::context::Terminal;
+use super::visible::one_line;
 use comfy_table::{Attribute, Cell as Drawn, CellAlignment, Color, ColumnConstraint, ContentArrangement, Row};
 
 /// How a cell is coloured, by meaning.
@@ -138,23 +139,6 @@ fn draw(cell: &Cell) -> Drawn {
         Tone::Active => drawn.fg(Color::Cyan),
         Tone::Faint => drawn.add_attribute(Attribute::Dim),
     }
-}
-
-/// Control characters as escapes: a cell is one line, and what a task wrote must not steer the terminal from a table.
-pub fn one_line(text: &str) -> String {
-    if !text.chars().any(char::is_control) {
-        return text.to_string();
-    }
-    text.chars()
-        .flat_map(|c| {
-            let escaped: Box<dyn Iterator<Item = char>> = if c.is_control() {
-                Box::new(c.escape_default())
-            } else {
-                Box::new(std::iter::once(c))
-            };
-            escaped
-        })
-        .collect()
 }
 
 #[cfg(test)]

@@ -11,10 +11,12 @@ use std::time::Duration;
 
 /// Of `controller.lease_ms`: a client may be stopped, or suspended with its laptop, for longer than an engine.
 const LEASES: u32 = 5;
+/// A client that has nothing to send says so every ten seconds.
+const SHORTEST: Duration = Duration::from_secs(30);
 
 impl Core {
     fn inputs_lease(&self) -> Duration {
-        Self::period(self.config.lease_ms) * LEASES
+        (Self::period(self.config.lease_ms) * LEASES).max(SHORTEST)
     }
 
     /// Something has come from the client of an open map.

@@ -69,7 +69,7 @@ impl Core {
                 let reply = self.cancel(&r.selection);
                 self.answer(&asked, &reply);
             }),
-            say::RESUBMIT => read(&message).map(|r: say::SelectionRequest| self.query(&asked, Ask::Resubmit { selection: r.selection })),
+            say::RESUBMIT => self.resubmit(&asked, &message),
             say::STATUS => {
                 self.status(&asked);
                 Ok(())
@@ -558,8 +558,51 @@ impl Core {
         Ok(())
     }
 
+    fn resubmit(&mut self, asked: &Asked, message: &Message) -> Result<(), ErrorContent> {
+        let say::ResubmitRequest { selection, mut definition } = read(message)?;
+        if let Some(definition) = &mut definition
+            && self.add_content(definition, message.buffers.first().cloned())?.is_some()
+        {
+            return Err(ErrorContent::new("ValueError", "the code that is to run did not come along"));
+        }
+        let definition = definition.map(Box::new);
+        self.query(asked, Ask::Resubmit { selection, definition });
+        Ok(())
+    }
+
+    /// Gives a finished map that is to be run again other code.
+    fn replace_code(&mut self, found: &mut FoundMap, definition: MapDefinition) -> Result<(), ErrorContent> {
+        let id = found.map;
+        let hash = |definition: &MapDefinition| definition.bundle().map(|named| named.hash.clone());
+        let now = self.maps.get(&id).map(|map| hash(&map.definition));
+        if now.as_ref() == Some(&hash(&definition)) {
+            return Ok(());
+        }
+        if now.is_some() {
+            return Err(ErrorContent::new(
+                "MapOpen",
+                format!("map {id} is not finished, and all its tasks run the code that it has"),
+            )
+            .hint(format!("wait for it: `pcluster wait {id}`; or `--code submitted`")));
+        }
+        found.definition.work = definition.work;
+        self.record(Change::CodeReplaced {
+            map: id,
+            definition: Box::new(found.definition.clone()),
+        });
+        Ok(())
+    }
+
     /// The records' answer: these finished tasks are to run again.
-    pub(super) fn resubmit_found(&mut self, client: Bytes, parent: Bytes, request: &str, selection: say::Selection, found: Vec<FoundMap>) {
+    pub(super) fn resubmit_found(
+        &mut self,
+        client: Bytes,
+        parent: Bytes,
+        request: &str,
+        selection: say::Selection,
+        mut definition: Option<Box<MapDefinition>>,
+        found: Vec<FoundMap>,
+    ) {
         let asked = Asked {
             client,
             parent,
@@ -568,11 +611,16 @@ impl Core {
         let asked_for = selection.tasks.len() as u64;
         let (mut changed, mut unchanged) = (0u64, 0u64);
         let mut maps = Vec::new();
-        for map in found {
+        for mut map in found {
             let id = map.map;
             if matches!(map.definition.work, Work::Client { .. }) {
                 let error = ErrorContent::new("NotOurs", format!("submission {id} holds requests of an ipyparallel client"))
                     .hint("resubmit them from there: `client.resubmit(msg_ids)`");
+                return self.answer(&asked, &error);
+            }
+            if let Some(definition) = definition.take()
+                && let Err(error) = self.replace_code(&mut map, *definition)
+            {
                 return self.answer(&asked, &error);
             }
             maps.push(id);

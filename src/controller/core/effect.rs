@@ -1,6 +1,7 @@
 //! What the core asks of the world. Effects are carried out in order; those that tell someone something, only after
 //! every [`Effect::Record`] before them is committed.
 use crate::model::change::Change;
+use crate::model::definition::MapDefinition;
 use crate::model::query::TaskQuery;
 use crate::model::{EngineId, EngineUuid, MapId, TaskId, UnixTime};
 use crate::wire::Message;
@@ -128,6 +129,8 @@ pub enum Ask {
     /// Finished tasks to run again. The answer comes back as [`super::event::Event::ResubmitFound`].
     Resubmit {
         selection: crate::wire::content::client::Selection,
+        /// What they are to run, if not what they ran.
+        definition: Option<Box<MapDefinition>>,
     },
     /// ipyparallel's `result_request`; `pending` are those that the core knows to be unfinished.
     Results {

@@ -57,6 +57,7 @@ pub enum Event {
         parent: Bytes,
         request: String,
         selection: Selection,
+        definition: Option<Box<MapDefinition>>,
         maps: Vec<FoundMap>,
     },
     /// The records' answer to [`super::effect::Ask::MapOf`].

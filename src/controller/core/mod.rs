@@ -220,8 +220,9 @@ impl Core {
                 parent,
                 request,
                 selection,
+                definition,
                 maps,
-            } => self.resubmit_found(client, parent, &request, selection, maps),
+            } => self.resubmit_found(client, parent, &request, selection, definition, maps),
             Event::MapFound { request, map, bundle } => self.map_found(*request, map, bundle),
             Event::RequestsFound {
                 client,

@@ -312,8 +312,21 @@ impl Core {
                 });
             }
             None if queue == Channel::Task && found.engine.is_none() => self.admit(&msg_id),
+            None if self.has_retry(&msg_id) => self.run_again(&msg_id),
             None => self.fail_request(&msg_id, "EngineError", "its engine ended with the controller"),
         }
+    }
+
+    /// Whether a request whose engine has ended may run on another one; that uses up one of its retries.
+    fn has_retry(&mut self, msg_id: &str) -> bool {
+        let open = self.requests.open.get_mut(msg_id);
+        let retries = open.filter(|open| open.queue == Channel::Task).map(|open| &mut open.retries);
+        retries.filter(|retries| **retries > 0).map(|retries| *retries -= 1).is_some()
+    }
+
+    fn run_again(&mut self, msg_id: &str) {
+        self.take_back(msg_id);
+        self.admit(msg_id);
     }
 
     pub(super) fn send_request(&mut self, msg_id: &str, uuid: &EngineUuid) {
@@ -677,21 +690,17 @@ impl Core {
         left.dedup();
         self.requests.stranded.remove(&uuid);
         for (place, (sent, msg_id)) in left.into_iter().enumerate() {
-            let Some(open) = self.requests.open.get_mut(&msg_id) else {
-                continue;
-            };
+            let Some(open) = self.requests.open.get(&msg_id) else { continue };
             if open.queue == Channel::Task && sent > 0 && place > 0 {
                 // It stood behind the one that the engine may have died of.
-                self.take_back(&msg_id);
-                self.admit(&msg_id);
+                self.run_again(&msg_id);
                 continue;
             }
-            if open.queue == Channel::Task && open.retries > 0 {
-                open.retries -= 1;
-                self.take_back(&msg_id);
-                self.admit(&msg_id);
+            if self.has_retry(&msg_id) {
+                self.run_again(&msg_id);
                 continue;
             }
+            let Some(open) = self.requests.open.get(&msg_id) else { continue };
             let why = format!("Engine {uuid} died while running task {msg_id}");
             if open.queue == Channel::Task {
                 self.fail_request(&msg_id, "EngineError", &why);

@@ -139,6 +139,8 @@ pub struct Published {
     pub parent: Parent,
     pub kind: String,
     pub topic: String,
+    /// Besides the engine's own.
+    pub metadata: serde_json::Map<String, serde_json::Value>,
     /// JSON text.
     pub content: Bytes,
     pub buffers: Vec<Bytes>,

@@ -327,10 +327,10 @@ impl Core {
         self.report_availability(effects);
         if self.after_recall.is_empty() {
             self.feed(now, effects);
-            self.keep_spare(now, effects);
         }
         let idle = self.queue.is_empty() && self.given.is_empty() && self.command.is_none() && self.closing.is_empty();
         self.outbox.flush(now, idle, self.registered, effects);
+        self.keep_spare(now, idle, effects);
         self.check_leaving(now, idle, effects);
     }
 
@@ -561,6 +561,7 @@ fn unclaimed(output: [Bytes; 2], effects: &mut Vec<Effect>) {
                 parent: Parent::None,
                 kind: "stream".into(),
                 topic: name.into(),
+                metadata: Default::default(),
                 content: to_json(&serde_json::json!({ "name": name, "text": text })),
                 buffers: Vec::new(),
             };

@@ -110,10 +110,10 @@ impl Core {
             self.after_recall(now, then, effects);
             return;
         }
-        if self.after_recall.is_empty() {
-            if let Some(worker) = self.workers.active() {
-                effects.push(Effect::TakeTokens { worker });
-            }
+        if self.after_recall.is_empty()
+            && let Some(worker) = self.workers.active()
+        {
+            effects.push(Effect::TakeTokens { worker });
         }
         self.after_recall.push(then);
     }

@@ -579,6 +579,7 @@ fn what_is_published_is_of_the_request_that_it_came_from() {
             parent,
             kind: "display_data".into(),
             topic: "displaypub".into(),
+            metadata: Default::default(),
             content: Bytes::new(),
             buffers: Vec::new(),
         },

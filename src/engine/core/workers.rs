@@ -13,6 +13,8 @@ const LAST_RETRY: Duration = Duration::from_secs(60);
 const START: Duration = Duration::from_secs(120);
 /// So many workers of maps stay when nothing of theirs runs; of more, the least recently used one is ended.
 pub(super) const MAX_IDLE_MAP_WORKERS: usize = 4;
+/// While a unit runs the next spare is started after this time: the result of a short one is not to wait for that.
+const SPARE_DELAY: Duration = Duration::from_millis(2);
 /// Workers that end by themselves so often in a row while nothing ran make Python count as broken.
 const MAX_IDLE_DEATHS: u32 = 3;
 /// The same for those that were killed: something else may have done that (a system without memory), which says little of Python.
@@ -37,6 +39,8 @@ pub(super) struct Workers {
     spare: Spare,
     /// A spare is to be there; false until Python is first needed.
     wants_spare: bool,
+    /// When to start the next one at the latest.
+    spare_due: Option<Instant>,
     unavailable: Option<Unavailable>,
     /// How often in a row.
     failures: u32,
@@ -57,6 +61,7 @@ impl Default for Workers {
         Workers {
             spare: Spare::Absent,
             wants_spare: false,
+            spare_due: None,
             unavailable: None,
             failures: 0,
             is_proven: false,
@@ -72,7 +77,8 @@ impl Workers {
     pub(super) fn deadline(&self) -> Option<Instant> {
         let late = match self.spare {
             Spare::Starting { until, .. } => Some(until),
-            _ => None,
+            Spare::Absent => self.spare_due,
+            Spare::Ready => None,
         };
         late.into_iter().chain(self.retry_at()).min()
     }
@@ -111,7 +117,7 @@ impl Core {
     pub fn warm_up(&mut self, now: Now) -> Vec<Effect> {
         let mut effects = Vec::new();
         self.workers.wants_spare = true;
-        self.keep_spare(now, &mut effects);
+        self.keep_spare(now, true, &mut effects);
         effects
     }
 
@@ -140,10 +146,13 @@ impl Core {
         }
     }
 
-    pub(super) fn keep_spare(&mut self, now: Now, effects: &mut Vec<Effect>) {
+    pub(super) fn keep_spare(&mut self, now: Now, idle: bool, effects: &mut Vec<Effect>) {
         let workers = &self.workers;
         let wanted = workers.wants_spare && workers.unavailable.is_none() && self.leaving.is_none();
-        if wanted && matches!(workers.spare, Spare::Absent) {
+        let is_due = idle || workers.spare_due.is_none_or(|due| now.instant >= due);
+        if !wanted {
+            self.workers.spare_due = None;
+        } else if is_due && matches!(workers.spare, Spare::Absent) {
             self.start_spare(now, effects);
         }
     }
@@ -170,6 +179,7 @@ impl Core {
     fn start_spare(&mut self, now: Now, effects: &mut Vec<Effect>) {
         let has_shell = self.settings.shell_at_start && !self.workers.known.contains(&WorkerKey::Interactive);
         self.workers.wants_spare = true;
+        self.workers.spare_due = None;
         if let Some(unavailable) = &mut self.workers.unavailable {
             unavailable.retry_at = None;
         }
@@ -232,6 +242,7 @@ impl Core {
             Spare::Ready => {
                 self.assign_spare(worker, effects);
                 self.workers.active = Some(worker);
+                self.workers.spare_due = Some(now.instant + SPARE_DELAY);
                 self.end_surplus_workers(effects);
                 Readiness::Ready
             }

@@ -11,6 +11,7 @@ use crate::model::UnixTime;
 use bytes::Bytes;
 use serde::Deserialize;
 use serde_json::value::RawValue;
+use serde_json::{Map, Value};
 
 /// What a worker has said and what waits until the output in front of it has been read.
 #[derive(Debug)]
@@ -120,6 +121,10 @@ impl Driver {
             self.introduce(&body);
             return key.is_none().then_some(Event::WorkerReady);
         }
+        if kind == b'L' {
+            tracing::warn!("the Python worker: {}", String::from_utf8_lossy(&body).escape_debug());
+            return None;
+        }
         let worker = key?;
         let ended_with = |result| Event::UnitEnded {
             worker,
@@ -192,10 +197,17 @@ fn published(meta: &[u8], content: Bytes, buffers: Vec<Bytes>) -> Option<Publish
         #[serde(rename = "type")]
         kind: String,
         topic: String,
+        #[serde(default)]
+        metadata: Map<String, Value>,
         #[serde(borrow)]
         parent: Option<&'a RawValue>,
     }
-    let Meta { kind, topic, parent } = serde_json::from_slice(meta)
+    let Meta {
+        kind,
+        topic,
+        metadata,
+        parent,
+    } = serde_json::from_slice(meta)
         .inspect_err(|e| tracing::warn!("the worker published something that cannot be read: {e}"))
         .ok()?;
     let parent = match parent.map(RawValue::get) {
@@ -207,6 +219,7 @@ fn published(meta: &[u8], content: Bytes, buffers: Vec<Bytes>) -> Option<Publish
         parent,
         kind,
         topic,
+        metadata,
         content,
         buffers,
     })

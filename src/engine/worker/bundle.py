@@ -55,7 +55,7 @@ class Bundle:
             raise Unusable("CodeMissing", "the code of %s is not on this engine: %s" % (named["name"], why))
         self.root, self.named = place["directory"], named
         self.entry = os.path.join(self.root, named["entry"])
-        self.modules, self.displaced, self.shown = {}, {}, set()
+        self.modules, self.displaced, self.shown, self.main = {}, {}, set(), None
         self.names = set()
         for entry in os.scandir(self.root):
             if entry.name.endswith((".py", ".so")):
@@ -132,7 +132,9 @@ class Bundle:
             if isinstance(error, SyntaxError) and error.filename in self.shown:
                 raise self.does_not_compile(error)
             raise failed_import(error, "running the top level of %s" % place)
-        return sys.modules[name]
+        # Kept, so that Python takes it apart at its end as it does others.
+        self.main = sys.modules[name]
+        return self.main
 
     def does_not_compile(self, error):
         own = error.filename == self.original(self.entry)

@@ -47,10 +47,7 @@ def load_function(source, function, bundle):
 def failed_import(error, doing):
     message = "%s (%s)" % (text_of(error), hint(doing))
     if isinstance(error, ModuleNotFoundError):
-        message = "%s (%s; install the module there, or send it along, if it is a file of yours: --with PATH)" % (
-            text_of(error),
-            hint(doing),
-        )
+        message = "%s (a file of yours is sent with --with PATH; %s; install the module there)" % (text_of(error), hint(doing))
     return Unusable(type(error).__name__, message, formatted(error))
 
 

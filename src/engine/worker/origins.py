@@ -25,6 +25,8 @@ origin_here = contextvars.ContextVar("pcluster_origin", default=None)
 running_origin = None
 # Held by a thread that writes for the request that runs, so that the request does not end meanwhile.
 writing = threading.Lock()
+# Where else to publish.
+also_to = []
 main_thread = _thread.get_ident()
 # Of threads that Python did not start: the request that ran when they were first seen.
 foreign = threading.local()
@@ -59,13 +61,16 @@ def end():
     origin_here.set(None)
 
 
-def published(kind, topic, content, buffers=()):
+def published(kind, topic, content, buffers=(), metadata=None):
     """Publishes in the name of the code that calls."""
     of = origin()
+    header = of.header if of is not None else {}
     if of is not None and of is running_origin:
-        worker["publish"](of.ticket, kind, topic, content, buffers)
+        worker["publish"](of.ticket, kind, topic, content, buffers, metadata)
     else:
-        worker["publish"](0, kind, topic, content, buffers, parent=of.header if of is not None else {})
+        worker["publish"](0, kind, topic, content, buffers, metadata, parent=header)
+    for show in also_to:
+        show(kind, topic, content, header, buffers, metadata)
 
 
 class Stream(io.TextIOWrapper):

@@ -16,7 +16,13 @@ use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
 use tokio::sync::oneshot;
 
 /// Sent before the first request of an ipyparallel client.
-pub const IPYTHON: &str = concat!(include_str!("origins.py"), "\n", include_str!("ipython.py"));
+pub const IPYTHON: &str = concat!(
+    include_str!("origins.py"),
+    "\n",
+    include_str!("kernel.py"),
+    "\n",
+    include_str!("ipython.py")
+);
 
 /// What the pipes hold, where the system allows it.
 const PIPE_SIZE: i32 = 1 << 20;

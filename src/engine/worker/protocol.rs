@@ -8,7 +8,7 @@
 //! | `T` tasks | of the first, the others follow | JSON `[map, [input, …]]`, each input on a line of its own |
 //! | `R` request of an ipyparallel client | its own | parts: JSON, header, metadata, content, buffers… |
 //! | `F` forget | | JSON `map` |
-//! | `M` module | | the source of `origins.py` and `ipython.py` |
+//! | `M` module | | the source of `origins.py`, `kernel.py` and `ipython.py` |
 //! | `S` IPython's shell is to be made with this | | JSON `{traits, profile_dir, now}` |
 //! | `C` clear the namespace | | |
 //!
@@ -23,7 +23,8 @@
 //! | `P` value that JSON does not hold exactly | parts: JSON `{type}`, a rendering as JSON text, the pickle |
 //! | `E` error | JSON `{ename, evalue, traceback}` |
 //! | `B` an execution has begun | |
-//! | `I` published meanwhile | parts: JSON `{type, topic}`, content, buffers…; with `parent`, a header, it is of that request, which has ended, and with `{}` of none |
+//! | `I` published meanwhile | parts: JSON `{type, topic}`, perhaps with `metadata` of the message, content, buffers…; with `parent`, a header, it is of that request, which has ended, and with `{}` of none |
+//! | `L` a line for the engine's log | text |
 //! | `N` what was written up to here is of no unit | |
 //! | `A` a request's reply | parts: JSON `{status, ename}`, content, buffers… |
 //!

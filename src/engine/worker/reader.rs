@@ -161,7 +161,7 @@ impl RecordReader {
     fn cut(&mut self, found: &mut Vec<Record>) -> Result<(), String> {
         while let Some(head) = self.buffer[self.start..].first_chunk::<RECORD_HEAD>() {
             let head = record_head(head);
-            if !b"HVPEBIAN".contains(&head.kind) || head.length > LONGEST_RECORD {
+            if !b"HVPEBIANL".contains(&head.kind) || head.length > LONGEST_RECORD {
                 return Err("wrote what is not a record into the engine's pipe".into());
             }
             let body = self.start + RECORD_HEAD;

@@ -30,6 +30,7 @@ import sys
 import time
 import traceback
 import types
+from _io import _IOBase as IOBase
 from queue import SimpleQueue
 from select import PIPE_BUF
 

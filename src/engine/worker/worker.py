@@ -143,7 +143,7 @@ def mapped(path):
     return buffers
 
 
-def publish(ticket, kind, topic, content, buffers=(), parent=None):
+def publish(ticket, kind, topic, content, buffers=(), metadata=None, parent=None):
     """An iopub message, behind what was printed before it: of the request that runs, or of the header that is its `parent`."""
     global has_warned
     if getpid() != owner:
@@ -153,9 +153,17 @@ def publish(ticket, kind, topic, content, buffers=(), parent=None):
         return
     now = clock()
     meta = {"type": kind, "topic": topic}
+    if metadata:
+        meta["metadata"] = metadata
     if parent is not None:
         meta["parent"] = parent
     record_parts(b"I", ticket, now, now, [encoded(meta), encoded(content)] + list(buffers))
+
+
+def log(text):
+    """A line for the engine's log."""
+    body, now = text.encode("utf-8", "backslashreplace"), clock()
+    hand_over_small(pack(b"L", 0, 0, len(body), now, now) + body)
 
 
 def clear():
@@ -304,12 +312,18 @@ def leave():
         sys.modules["threading"]._shutdown()
     atexit._run_exitfuncs()
     flush()
-    for it in gc.get_objects():
-        if isinstance(it, io.IOBase):
+    objects = gc.get_objects()
+    kinds = set(map(type, objects))
+    files = tuple(kind for kind in kinds if issubclass(kind, IOBase))
+    if any(hasattr(kind, "__del__") and kind not in files for kind in kinds):
+        # As at the end of every Python; what was frozen must not hold them.
+        definitions.clear()
+        gc.unfreeze()
+        return
+    for it in objects:
+        if isinstance(it, files):
             try:
                 it.flush()
             except Exception:
                 pass
-        elif hasattr(type(it), "__del__") and getattr(it, "gi_frame", it) is not None:
-            return
     os._exit(0)

@@ -239,8 +239,15 @@ pub struct Selection {
 
 /// Stop tasks, waiting and running. Tasks that are done stay as they are.
 pub const CANCEL: &str = "cancel_request";
-/// Run finished tasks again, in place: same task, next attempt.
+/// Run finished tasks again, in place: same task, next attempt. With a definition its code is what they run, and what the map's tasks run
+/// from then on; buffer 0 is its bundle. Then the selection is of one map, which is finished.
 pub const RESUBMIT: &str = "rerun_request";
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct ResubmitRequest {
+    pub selection: Selection,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub definition: Option<MapDefinition>,
+}
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct SelectionRequest {
     pub selection: Selection,

@@ -2,6 +2,7 @@
 use crate::cli::commands::map::follow::{Ended, Job, LongOutputs, Taken};
 use crate::cli::commands::map::interrupts::Interrupts;
 use crate::cli::commands::map::options::current_directory;
+use crate::cli::output::visible::visible;
 use crate::cli::progress::Progress;
 use crate::cli::values::{in_words, value_line, whole};
 use crate::cli::{CommandError, Context, Exit, output};
@@ -191,9 +192,9 @@ fn write_answer(out: &mut dyn Write, errors: &mut dyn Write, engine: EngineId, r
             .filter(|w| !w.is_empty())
             .unwrap_or_else(|| row.state.to_string());
         if traceback.is_empty() {
-            return prefixed(errors, engine, &words);
+            return prefixed(errors, engine, &visible(&words));
         }
-        return prefixed(errors, engine, traceback);
+        return prefixed(errors, engine, &visible(traceback));
     }
     match show {
         Show::Never => Ok(()),

@@ -77,7 +77,7 @@ impl Report {
     pub fn say(&self, context: &Context, counts: &Counts, took: Duration) {
         let text = self.text(counts, &context.options(), context.verbose > 0);
         if !text.is_empty() && !context.quiet {
-            output::stderr_text(&text);
+            output::stderr_text(&output::visible::visible(&text));
         }
         if counts.failed() == 0 {
             context.say_more(format!(

@@ -188,6 +188,26 @@ fn a_request_whose_engine_dies_ends_with_engine_error() {
 }
 
 #[test]
+fn a_request_whose_engine_ended_just_before_the_controller_runs_again_as_its_retries_say() {
+    let mut w = World::new();
+    stock(&mut w, "e");
+    stock(&mut w, "g");
+    let with_retries = request(&mut w, ClientChannel::Task, None, json!({"retries": 1}));
+    let without = request(&mut w, ClientChannel::Task, None, json!({}));
+    assert_eq!(sent(&mut w).len(), 2);
+    w.event(Event::ConnectionEnded { engine: "e".into() });
+    w.event(Event::ConnectionEnded { engine: "g".into() });
+    // The engine is given up, and its requests wait for replies that may be on their way.
+    w.pass(Duration::from_millis(5100));
+    w.restart();
+    let state = |w: &World, id: &String| w.ledger.tasks[&w.ledger.requests[id]].0;
+    assert_eq!(state(&w, &with_retries), crate::model::task::TaskState::Ready);
+    assert_eq!(state(&w, &without), crate::model::task::TaskState::Lost);
+    stock(&mut w, "f");
+    assert_eq!(sent(&mut w).len(), 1);
+}
+
+#[test]
 fn a_coalescing_broadcast_answers_once_in_the_order_of_its_targets() {
     let mut w = World::new();
     stock(&mut w, "e");

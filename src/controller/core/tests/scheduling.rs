@@ -532,6 +532,34 @@ fn commands_run_where_python_does_not() {
 }
 
 #[test]
+fn code_is_sent_once_to_each_engine_and_again_to_one_that_has_registered_again() {
+    for name in ["a", "b"] {
+        let mut w = World::new();
+        w.register(name);
+        let run = |w: &mut World, text: &str| {
+            let from = crate::model::definition::CallSource::File {
+                name: "jobs.py".into(),
+                text: text.into(),
+            };
+            let work = Work::Call {
+                from,
+                function: "f".into(),
+            };
+            let map = w.open_map_of(work, MapOptions::default());
+            w.inputs(map, 0, 1, true);
+            let outcome = w.ok();
+            w.finish_one(name, outcome);
+            w.engines[name].bundles.len()
+        };
+        let sent: Vec<usize> = ["x = 1", "x = 1", "x = 2", "x = 1"].iter().map(|text| run(&mut w, text)).collect();
+        assert_eq!(sent, [1, 1, 2, 2], "{name}");
+        w.register(name);
+        assert_eq!(run(&mut w, "x = 1"), 3, "{name}");
+        w.assert_all_done();
+    }
+}
+
+#[test]
 fn an_engine_gets_no_task_whose_time_limit_does_not_fit() {
     let mut w = World::new();
     // An engine whose job ends in 100 s.

@@ -392,6 +392,8 @@ pub struct FakeEngine {
     pub definitions: Vec<MapId>,
     /// Every definition that it was sent, those that it was to forget too.
     pub defined: Vec<MapId>,
+    /// Every bundle that it was sent.
+    pub bundles: Vec<String>,
     pub sequence: u64,
     pub gave_back: u32,
     pub signals: Vec<i32>,
@@ -620,6 +622,12 @@ impl World {
                 engine.definitions.retain(|map| *map != forget.map);
             }
             tell::CANCEL => engine.cancelled.extend(message.content::<tell::Cancel>().unwrap().tasks),
+            tell::BUNDLE => {
+                let came: tell::BundleCame = message.content().unwrap();
+                let bundle = crate::model::bundle::Bundle::from(message.buffers[0].clone());
+                assert_eq!(bundle.hash, came.hash);
+                engine.bundles.push(came.hash);
+            }
             tell::DEFINITION => {
                 let tell::Definition { map, .. } = message.content().unwrap();
                 engine.definitions.push(map);

@@ -1,0 +1,85 @@
+//! Text of engines, tasks, hosts and files, made fit for a terminal: it must not move the cursor, change what was printed before, or
+//! type for the user. Data (`map`'s values, a command's output, `results --format`, JSON) does not pass here.
+//!
+//! Source: ECMA-48 (control functions), Unicode UAX #9 (bidirectional formatting characters).
+use std::borrow::Cow;
+
+/// Control characters other than newline and tab as escapes (`\u{1b}`); colours (SGR sequences) are left out, and so is the carriage
+/// return of a line's end.
+pub fn visible(text: &str) -> Cow<'_, str> {
+    match text.chars().any(|c| is_steering(c) && !matches!(c, '\n' | '\t')) {
+        true => Cow::Owned(escaped(text, |c| is_steering(c) && !matches!(c, '\n' | '\t'))),
+        false => Cow::Borrowed(text),
+    }
+}
+
+/// The same in one line: newlines and tabs are escapes too.
+pub fn one_line(text: &str) -> String {
+    match text.chars().any(is_steering) {
+        true => escaped(text, is_steering),
+        false => text.to_string(),
+    }
+}
+
+/// C0, DEL and C1, and what changes the order in which text is shown.
+fn is_steering(c: char) -> bool {
+    c.is_control() || matches!(c, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+}
+
+fn escaped(text: &str, is_bad: impl Fn(char) -> bool) -> String {
+    let mut shown = String::with_capacity(text.len() + 16);
+    let mut rest = text;
+    while let Some(c) = rest.chars().next() {
+        if let Some(after) = after_colour(rest) {
+            rest = after;
+            continue;
+        }
+        rest = &rest[c.len_utf8()..];
+        match c {
+            '\r' if rest.starts_with('\n') && !is_bad('\n') => {}
+            c if is_bad(c) => shown.extend(c.escape_default()),
+            c => shown.push(c),
+        }
+    }
+    shown
+}
+
+/// What follows an SGR sequence, if the text begins with one: `ESC [ 1 ; 31 m`.
+fn after_colour(text: &str) -> Option<&str> {
+    let parameters = text.strip_prefix("\u{1b}[")?;
+    parameters
+        .trim_start_matches(|c: char| c.is_ascii_digit() || matches!(c, ';' | ':'))
+        .strip_prefix('m')
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn what_steers_a_terminal_is_an_escape_and_colours_go() {
+        for (text, shown) in [
+            ("plain\n\ttext é 日本\n", "plain\n\ttext é 日本\n"),
+            ("\u{1b}]0;title\u{7}x", "\\u{1b}]0;title\\u{7}x"),
+            ("\u{1b}[2J\u{1b}[1;31mred\u{1b}[0m", "\\u{1b}[2Jred"),
+            ("\u{9b}2J\u{7f}\0\u{8}", "\\u{9b}2J\\u{7f}\\u{0}\\u{8}"),
+            ("one\r\ntwo\rthree", "one\ntwo\\rthree"),
+            ("a\u{202e}b\u{2066}c", "a\\u{202e}b\\u{2066}c"),
+        ] {
+            assert_eq!(visible(text), shown);
+        }
+        assert_eq!(one_line("a\n\tb\r\n\u{1b}[1mc"), "a\\n\\tb\\r\\nc");
+    }
+
+    proptest! {
+        #[test]
+        fn nothing_steers_whatever_the_text(text in any::<String>()) {
+            prop_assert!(!visible(&text).chars().any(|c| is_steering(c) && !matches!(c, '\n' | '\t')));
+            prop_assert!(!one_line(&text).chars().any(is_steering));
+            if !text.chars().any(is_steering) {
+                prop_assert_eq!(visible(&text), text.as_str());
+            }
+        }
+    }
+}
