@@ -1,6 +1,7 @@
 //! Sockets over `omq-tokio` (docs/adr/0001-zeromq-crate.md).
 use super::overflow::{Offered, Overflow, TooMuch};
 use super::packed::{is_packed, pack, unpack};
+use super::refused::Mismatches;
 use super::waiting::{Load, WEIGHED, WINDOW, Waiting, weighed};
 use super::{KeyPair, Kind, Limits, Security, TransportError};
 use crate::wire::Frames;
@@ -128,12 +129,13 @@ impl Socket {
         self
     }
 
-    /// Keeps the table of peers.
+    /// Keeps the table of peers, and logs those that cannot become one.
     fn note_peers(&self) {
         let (mut monitor, peers, overflow) = (self.omq.monitor(), self.peers.clone(), self.overflow.clone());
         let (waiting, number, packing) = (self.waiting.downgrade(), self.number, self.packing.clone());
         tokio::spawn(async move {
             let mut errors = 0;
+            let mut mismatches = Mismatches::default();
             loop {
                 match monitor.recv().await {
                     Ok(MonitorEvent::HandshakeSucceeded { peer, .. }) => {
@@ -165,6 +167,7 @@ impl Socket {
                             }
                         }
                     }
+                    Ok(MonitorEvent::HandshakeFailed { peer_ident, reason, .. }) => mismatches.note(&peer_ident.to_string(), &reason),
                     Ok(MonitorEvent::Closed) | Err(MonitorRecvError::Closed) => return,
                     Ok(_) | Err(_) => {}
                 }

@@ -259,6 +259,23 @@ const GREETING_NULL: [u8; 64] = {
     greeting
 };
 
+#[test]
+fn the_log_says_why_a_peer_without_curve_is_refused() {
+    let cluster = shared();
+    let port = u16::try_from(file(cluster, "client")["registration"].as_u64().unwrap()).unwrap();
+    wait_until("the line in the controller's log", || {
+        let mut stream = TcpStream::connect(("127.0.0.1", port)).unwrap();
+        stream.write_all(&GREETING_NULL).unwrap();
+        let log = fs::read_to_string(cluster.profile().join("log/controller.log")).unwrap();
+        let line = log.lines().find(|line| line.contains("refused a connection from 127.0.0.1:"))?;
+        assert!(
+            line.contains("is NULL, the cluster's is CURVE") && line.contains("--no-curve"),
+            "{line}"
+        );
+        Some(())
+    });
+}
+
 /// Opens connections until told to stop: silent ones, such that speak without encryption, such that claim endless frames, and rubbish.
 fn flood(ports: &[u16], stop: &AtomicBool, opened: &AtomicUsize) {
     let mut silent: Vec<TcpStream> = Vec::new();
