@@ -5,8 +5,8 @@
 //! `forget 1`, `cancel 1 0`, `request 7 1` (id, whether it executes), `abort 7`, `abort`, `back 3`, `recorded 2`, `registered 1 0` (one to drop), `unknown`,
 //! `shutdown 1 500` (whether it drains, grace); `ready`, `refuses`, `begin`, `publish`, `end 0`…`end 3`, `crash`, `ended 0`; `tick 100`, `memory 1000`.
 use bytes::Bytes;
-use pcluster::engine::core::output::Pieces;
-use pcluster::engine::core::unit::{CommandEnd, CommandExit, Method, WorkerResult};
+use pcluster::engine::core::event::{Parent, Published};
+use pcluster::engine::core::unit::{CommandEnd, CommandExit, Method, WorkerKey, WorkerResult};
 use pcluster::engine::core::{Core, CoreSettings, Effect, Event, Now, Request};
 use pcluster::model::definition::{CallSource, MapDefinition, MapOptions, Work};
 use pcluster::model::{MapId, UnixTime};
@@ -38,8 +38,11 @@ struct World {
     frames: VecDeque<u32>,
     begun: Option<u32>,
     requests: HashSet<u32>,
-    worker: bool,
+    workers: Vec<WorkerKey>,
+    /// The one that was given something last.
+    active: Option<WorkerKey>,
     starting: bool,
+    spare: bool,
     command: bool,
     left: bool,
     /// Attempts that came: whether they have ended.
@@ -55,6 +58,7 @@ impl World {
             interrupt: Duration::from_secs(1),
             terminate: Duration::from_secs(1),
             python: "python3".into(),
+            shell_at_start: false,
         };
         let mut world = World {
             core: Core::new(settings),
@@ -65,8 +69,10 @@ impl World {
             frames: VecDeque::new(),
             begun: None,
             requests: HashSet::new(),
-            worker: false,
+            workers: Vec::new(),
+            active: None,
             starting: false,
+            spare: false,
             command: false,
             left: false,
             came: HashMap::new(),
@@ -189,7 +195,7 @@ impl World {
 
     fn ready(&mut self) {
         if std::mem::take(&mut self.starting) {
-            self.worker = true;
+            self.spare = true;
             self.event(Event::WorkerReady);
         }
     }
@@ -199,26 +205,34 @@ impl World {
             return;
         }
         self.begun = self.frames.pop_front();
-        if let Some(ticket) = self.begun.filter(|ticket| self.requests.contains(ticket)) {
-            let output = [said("begun"), Pieces::default()];
-            self.event(Event::UnitBegun { ticket, output });
+        if let (Some(ticket), Some(worker)) = (self.begun.filter(|ticket| self.requests.contains(ticket)), self.active) {
+            let output = [Bytes::from_static(b"begun"), Bytes::new()];
+            self.event(Event::UnitBegun { worker, ticket, output });
         }
     }
 
     fn publish(&mut self) {
-        if let Some(ticket) = self.begun {
-            self.event(Event::Published {
-                ticket,
-                output: [said("out"), said("err")],
-                meta: EMPTY,
+        if let (Some(_), Some(worker)) = (self.begun, self.active) {
+            let published = Published {
+                parent: Parent::Running,
+                kind: "stream".into(),
+                topic: "stream".into(),
+                metadata: Default::default(),
                 content: EMPTY,
                 buffers: Vec::new(),
+            };
+            self.event(Event::Published {
+                worker,
+                output: [Bytes::from_static(b"out"), Bytes::from_static(b"err")],
+                published,
             });
         }
     }
 
     fn finish(&mut self, how: u32) {
-        let Some(ticket) = self.begun.take() else { return };
+        let (Some(ticket), Some(worker)) = (self.begun.take(), self.active) else {
+            return;
+        };
         let result = match (self.requests.contains(&ticket), how) {
             (true, 0) => reply("ok"),
             (true, 1) => reply("error"),
@@ -238,21 +252,28 @@ impl World {
         };
         let (started, ended) = (self.now.unix, self.now.unix);
         self.event(Event::UnitEnded {
+            worker,
             ticket,
             started,
             ended,
-            output: [said("last"), Pieces::default()],
+            output: [Bytes::from_static(b"last"), Bytes::new()],
             result,
         });
     }
 
     fn crash(&mut self) {
-        if !self.worker && !self.starting {
-            return;
+        let worker = self.active.filter(|active| self.workers.contains(active));
+        match worker {
+            Some(worker) => {
+                self.workers.retain(|other| *other != worker);
+                self.begun = None;
+            }
+            None if self.starting || self.spare => (self.starting, self.spare) = (false, false),
+            None => return,
         }
-        (self.worker, self.starting, self.begun) = (false, false, None);
         let unread = std::mem::take(&mut self.frames).len();
         self.event(Event::WorkerExited {
+            worker,
             unread,
             how: "died".into(),
             killed: false,
@@ -284,23 +305,31 @@ impl World {
 
     fn carry_out(&mut self, effect: Effect) {
         match effect {
-            Effect::StartWorker => {
-                assert!(!self.worker && !self.starting, "a second worker");
+            Effect::StartWorker { .. } => {
+                assert!(!self.spare && !self.starting, "a second spare");
                 self.starting = true;
             }
-            Effect::GiveTasks { first, inputs, .. } => {
+            Effect::AssignSpare { worker } => {
+                assert!(std::mem::take(&mut self.spare), "no spare is there");
+                self.workers.push(worker);
+            }
+            Effect::EndWorker { worker } => self.workers.retain(|other| *other != worker),
+            Effect::GiveTasks { worker, first, inputs, .. } => {
+                assert!(self.workers.contains(&worker), "{worker:?} is not there");
+                self.active = Some(worker);
                 let count = u32::try_from(inputs.len()).unwrap_or(0);
                 self.frames.extend((0..count).map(|i| first.wrapping_add(i)));
             }
             Effect::GiveRequest { ticket, .. } => {
+                self.active = Some(WorkerKey::Interactive);
                 self.requests.insert(ticket);
                 self.frames.push_back(ticket);
             }
-            Effect::TakeTokens => {
+            Effect::TakeTokens { .. } => {
                 let count = std::mem::take(&mut self.frames).len();
                 self.event(Event::TokensTaken { count });
             }
-            Effect::ReadOutput => self.event(Event::OutputRead {
+            Effect::ReadOutput { .. } => self.event(Event::OutputRead {
                 output: Default::default(),
             }),
             Effect::StartCommand { .. } => {
@@ -352,10 +381,6 @@ impl World {
         let held = self.core.holds();
         assert!(open.iter().all(|open| held.contains(open)), "neither held nor ended: {open:?}");
     }
-}
-
-fn said(text: &str) -> Pieces {
-    Pieces::whole(text.as_bytes().to_vec())
 }
 
 fn reply(status: &str) -> WorkerResult {

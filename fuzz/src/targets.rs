@@ -2,7 +2,7 @@
 use bytes::Bytes;
 use pcluster::cli::ids::Ids;
 use pcluster::cli::inputs::range::Range;
-use pcluster::cli::inputs::rows;
+use pcluster::cli::inputs::{Shape, csv, rows};
 use pcluster::client::address::candidates;
 use pcluster::connection::ConnectionFile;
 use pcluster::controller::core::dependency::Dependency;
@@ -165,9 +165,9 @@ fn inputs(input: &[u8]) {
     let most = input.len() + 2;
     let ended = |count: usize| assert!(count <= most, "rows without end");
     ended(rows::lines(place(), Cursor::new(input)).take(most + 1).count());
-    ended(rows::json_lines(place(), Cursor::new(input)).take(most + 1).count());
+    ended(rows::json_lines(place(), Cursor::new(input), Shape::Call).take(most + 1).count());
     for header in [false, true] {
-        ended(rows::csv_records(place(), Cursor::new(input), header).take(most + 1).count());
+        ended(csv::records(place(), Cursor::new(input), header).take(most + 1).count());
     }
 }
 

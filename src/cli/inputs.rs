@@ -4,7 +4,7 @@
 //! strings. Parts: [`function`] (what to run), [`code`] (the files that travel with it), [`range`] (`A..B`), `paths` (`--glob`), [`rows`] (lines,
 //! JSON lines), `csv`, `recount` (what was counted is what is sent), here the choice between them.
 pub mod code;
-mod csv;
+pub mod csv;
 pub mod function;
 mod paths;
 pub mod range;

@@ -42,6 +42,7 @@ fn filter(level: &str) -> EnvFilter {
 
 /// A daemon that has lost one of its threads or tasks would seem to live, and do nothing. Its supervisor can start it again, but
 /// only when it has ended.
+#[expect(clippy::disallowed_methods, reason = "no error can travel from here to main")]
 fn end_with_any_thread() {
     std::panic::set_hook(Box::new(|panic| {
         let thread = std::thread::current().name().unwrap_or("unnamed").to_string();

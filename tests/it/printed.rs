@@ -52,7 +52,7 @@ fn a_session_without_a_terminal() {
       duration  [DURATION]
     traceback:
       Traceback (most recent call last):
-        File "work.py", line 3, in halve
+        File "[TEMP]/work.py", line 3, in halve
           raise ValueError('%s is odd' % n)
       ValueError: 1 is odd
     [exit 0]

@@ -22,17 +22,15 @@ const LATEST: f64 = 1e11;
 /// One line without control characters, of so many characters at most.
 pub(super) fn line(text: &str, max: usize) -> String {
     let mut escaped = String::new();
-    let mut count = 0;
-    for c in text.chars() {
-        if count >= max {
-            escaped.push('…');
-            break;
-        }
+    let mut characters = text.chars();
+    for c in characters.by_ref().take(max) {
         match c.is_control() || is_invisible(c) {
             true => escaped.extend(c.escape_default()),
             false => escaped.push(c),
         }
-        count += 1;
+    }
+    if characters.next().is_some() {
+        escaped.push('…');
     }
     escaped
 }

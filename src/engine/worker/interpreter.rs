@@ -4,7 +4,7 @@
 //! a byte that is 1 if it says hello only when it has made IPython's shell, its mark (`leftovers.rs`), and its files. Reports begin with a letter: `F` number and pid of a new worker (u32, i32); `N` number, and why there is none;
 //! `X` pid and wait status of a worker that has ended (i32, i32).
 use super::files::OutputFile;
-use super::process::{signal_group, signal_one};
+use super::process::{is_group_signalled, signal_one};
 use crate::engine::forker::Forker;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::memfd::{MFdFlags, memfd_create};
@@ -76,9 +76,8 @@ impl WorkerPid {
     /// To the worker and what it has started in its group.
     pub fn signal(&self, number: i32) {
         let pid = self.get();
-        signal_group(pid, number);
         // It may not have its own group yet. After its end the number may be another process's.
-        if !self.0.has_ended.load(Ordering::SeqCst) {
+        if !is_group_signalled(pid, number) && !self.0.has_ended.load(Ordering::SeqCst) {
             signal_one(pid, number);
         }
     }

@@ -268,11 +268,13 @@ impl Drop for Worker {
 
 /// A signal for a process group; one that is gone is no error.
 pub fn signal_group(pid: i32, signal: i32) {
-    if pid > 1
-        && let Ok(signal) = Signal::try_from(signal)
-    {
-        let _ = nix::sys::signal::killpg(nix::unistd::Pid::from_raw(pid), signal);
-    }
+    is_group_signalled(pid, signal);
+}
+
+/// Whether there is such a group.
+pub fn is_group_signalled(pid: i32, signal: i32) -> bool {
+    let Ok(signal) = Signal::try_from(signal) else { return false };
+    pid > 1 && nix::sys::signal::killpg(nix::unistd::Pid::from_raw(pid), signal).is_ok()
 }
 
 /// A signal for one process; one that is gone is no error.

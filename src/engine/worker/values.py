@@ -82,7 +82,7 @@ def is_plain(value):
 
 def has_long_integer(body):
     """Whether JSON text may hold an integer that other Pythons do not read: this one then writes what they do not."""
-    limit = sys.get_int_max_str_digits() if hasattr(sys, "get_int_max_str_digits") else 0
+    limit = getattr(sys, "get_int_max_str_digits", int)()  # missing before 3.8.14, as if there were no limit
     return limit != DIGITS and re.search(b"[0-9]{%d}" % (DIGITS + 1), body) is not None
 
 
