@@ -21,6 +21,15 @@ pub struct Bundles {
     places: HashMap<String, Place>,
 }
 
+/// Why a bundle is not there.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Fault {
+    /// No host could write it: the fault of those who made it.
+    Bundle(String),
+    /// This host, or the way to it: another one may have it.
+    Host(String),
+}
+
 impl Bundles {
     /// Where a bundle with this hash is.
     pub fn place(&self, hash: &str) -> Place {
@@ -28,6 +37,27 @@ impl Bundles {
             Some(place) => place.clone(),
             None => Err("it has not come to this engine".into()),
         }
+    }
+
+    /// Whether tasks that need it can run here, as far as this host is concerned; if not, why.
+    pub fn check(&mut self, hash: &str) -> Result<(), String> {
+        match self.places.get(hash) {
+            Some(Ok(place)) if !place.is_dir() => {
+                let why = format!("{} was removed", place.display());
+                self.places.remove(hash);
+                Err(why)
+            }
+            Some(_) => Ok(()),
+            None => Err("it has not come".into()),
+        }
+    }
+
+    /// Whether files can be written.
+    pub fn probe(&mut self) -> Result<(), String> {
+        let path = self.directory()?.join("probe");
+        let written = fs::write(&path, [0; 4096]);
+        let _ = fs::remove_file(&path);
+        written.map_err(|error| format!("{}: {error}", path.display()))
     }
 
     pub fn forget(&mut self, hash: &str) {
@@ -95,12 +125,12 @@ fn private_directory() -> Place {
 }
 
 /// Writes the files of a bundle below `directory`, if it is the bundle of this hash; the directory that then has them.
-pub fn write(directory: &Path, hash: &str, content: Bytes) -> Place {
+pub fn write(directory: &Path, hash: &str, content: Bytes) -> Result<PathBuf, Fault> {
     let bundle = Bundle::from(content);
     if bundle.hash != hash {
-        return Err(format!("what came is not the bundle {hash}"));
+        return Err(Fault::Host(format!("what came is not the bundle {hash}")));
     }
-    let files = bundle.files()?;
+    let files = bundle.files().map_err(Fault::Bundle)?;
     // Short: sockets of child processes may lie below it, and it is in every traceback of theirs.
     let whole = directory.join(hash.get(..16).unwrap_or(hash));
     let part = directory.join(format!("{hash}.part"));
@@ -126,9 +156,23 @@ pub fn write(directory: &Path, hash: &str, content: Bytes) -> Place {
         Ok(()) => Ok(whole),
         Err(error) => {
             remove(&part);
-            Err(format!("{}: {error}", directory.display()))
+            let why = format!("{}: {error}", directory.display());
+            Err(if is_of_names(&error) {
+                Fault::Bundle(why)
+            } else {
+                Fault::Host(why)
+            })
         }
     }
+}
+
+/// Whether no other disk would take files of these names either.
+fn is_of_names(error: &io::Error) -> bool {
+    use io::ErrorKind::{AlreadyExists, InvalidFilename, InvalidInput, IsADirectory, NotADirectory};
+    matches!(
+        error.kind(),
+        AlreadyExists | InvalidFilename | InvalidInput | IsADirectory | NotADirectory
+    )
 }
 
 #[cfg(test)]
@@ -172,13 +216,18 @@ mod tests {
         let bundle = bundle();
         let mut other = bundle.content.to_vec();
         *other.last_mut().unwrap() = b'!';
-        assert!(write(directory.path(), &bundle.hash, other.into()).is_err());
+        assert!(matches!(write(directory.path(), &bundle.hash, other.into()), Err(Fault::Host(_))));
         let clash = Bundle::of([("a", "1"), ("a/b", "2")].map(|(path, content)| File {
             path: path.into(),
             executable: false,
             content: content.into(),
         }));
-        assert!(write(directory.path(), &clash.hash, clash.content.clone()).is_err());
+        assert!(matches!(
+            write(directory.path(), &clash.hash, clash.content.clone()),
+            Err(Fault::Bundle(_))
+        ));
+        let gone = write(&directory.path().join("gone"), &bundle.hash, bundle.content.clone());
+        assert!(matches!(gone, Err(Fault::Host(_))));
         assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 0);
     }
 }

@@ -2,6 +2,7 @@
 use super::batch::{CommandLine, Output, environment};
 use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
+use std::ffi::OsString;
 use std::io::{self, Read, Write};
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, Stdio};
@@ -39,20 +40,7 @@ pub struct Here;
 
 impl Runner for Here {
     fn run(&self, line: &CommandLine, timeout: Duration) -> Result<Output, RunError> {
-        let mut command = Command::new(&line.program);
-        for (name, _) in std::env::vars_os() {
-            if environment::is_removed(&name.to_string_lossy(), &line.without, &line.keeping) {
-                tracing::debug!("{} does not get {}", line.program, name.display());
-                command.env_remove(name);
-            }
-        }
-        if line.in_english {
-            command.env("LC_ALL", "C").env_remove("LANGUAGE");
-        }
-        command
-            .args(&line.arguments)
-            .envs(line.env.iter().map(|(k, v)| (k, v)))
-            .process_group(0);
+        let mut command = command(line, std::env::vars_os());
         command.stdin(if line.stdin.is_some() { Stdio::piped() } else { Stdio::null() });
         command.stdout(Stdio::piped()).stderr(Stdio::piped());
         let failed = |source: io::Error| match source.kind() {
@@ -88,6 +76,23 @@ impl Runner for Here {
             stderr: stderr.text(),
         })
     }
+}
+
+/// The command in this environment, without what it is not to get.
+fn command(line: &CommandLine, environment: impl IntoIterator<Item = (OsString, OsString)>) -> Command {
+    let mut command = Command::new(&line.program);
+    command.args(&line.arguments).env_clear().process_group(0);
+    for (name, value) in environment {
+        match environment::is_removed(&name.to_string_lossy(), &line.without, &line.keeping) {
+            true => tracing::debug!("{} does not get {}", line.program, name.display()),
+            false => drop(command.env(name, value)),
+        }
+    }
+    if line.in_english {
+        command.env("LC_ALL", "C").env_remove("LANGUAGE");
+    }
+    command.envs(line.env.iter().map(|(k, v)| (k, v)));
+    command
 }
 
 /// Its end; none if it had to be killed.
@@ -164,15 +169,34 @@ mod tests {
 
     #[test]
     fn a_command_does_not_get_what_it_is_to_be_without() {
+        let here = [
+            ("SITE_A", "1"),
+            ("SITE_B", "2"),
+            ("OTHER", "a\nSITE_C=3"),
+            ("LC_ALL", "de_DE"),
+            ("LANGUAGE", "de"),
+        ];
+        let gets = |line: &CommandLine| {
+            let command = command(line, here.map(|(name, value)| (name.into(), value.into())));
+            let set = command
+                .get_envs()
+                .filter_map(|(name, value)| Some((name.to_str()?.to_string(), value?.to_str()?.to_string())));
+            set.collect::<std::collections::BTreeMap<String, String>>()
+        };
+        let of = |pairs: &[(&str, &str)]| pairs.iter().map(|(name, value)| (name.to_string(), value.to_string())).collect();
         let mut line = CommandLine::new("env", [""; 0]);
+        assert_eq!(gets(&line), of(&here));
         line.in_english = true;
-        let all = Here.run(&line, LONG).unwrap().stdout;
-        assert!(all.contains("\nCARGO_PKG_NAME=") || all.starts_with("CARGO_PKG_NAME="), "{all}");
-        (line.without, line.keeping) = (vec!["CARGO*"], vec!["CARGO_PKG_VERSION"]);
-        let left = Here.run(&line, LONG).unwrap().stdout;
-        let of_cargo: Vec<&str> = left.lines().filter(|line| line.starts_with("CARGO")).collect();
-        assert_eq!(of_cargo, [concat!("CARGO_PKG_VERSION=", env!("CARGO_PKG_VERSION"))]);
-        assert!(left.lines().any(|line| line == "LC_ALL=C"), "{left}");
+        (line.without, line.keeping) = (vec!["SITE*"], vec!["SITE_B"]);
+        let expected = of(&[("SITE_B", "2"), ("OTHER", "a\nSITE_C=3"), ("LC_ALL", "C")]);
+        assert_eq!(gets(&line), expected);
+    }
+
+    /// Nothing but what it was given: not the environment of this process.
+    #[test]
+    fn a_command_has_no_other_environment() {
+        let mut command = command(&CommandLine::new("/usr/bin/env", [""; 0]), [("ONLY".into(), "this".into())]);
+        assert_eq!(String::from_utf8(command.output().unwrap().stdout).unwrap(), "ONLY=this\n");
     }
 
     #[test]

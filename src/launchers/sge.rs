@@ -182,8 +182,16 @@ impl BatchSystem for Sge {
             Some(name) => Value::Lines(vec![format!("{} {slots}", one_word(self, name)?)]),
             None => Value::Unset,
         };
-        let times = |value: Option<u64>| value.map_or(Value::Unset, |v| Value::Text(v.to_string()));
+        let amount = |value: Option<u64>, unit: &str| value.map_or(Value::Unset, |v| Value::Text(format!("{v}{unit}")));
         let engines_there = if one_job { 1 } else { u64::from(per_job) };
+        let gpus = resources.gpus.map(|each| u64::from(each) * engines_there);
+        let memory = resources.memory.map(|each| each.mib * engines_there);
+        // complex(5): what is counted for each slot is multiplied by the slots.
+        let each_slot = |whole: u64| whole.div_ceil(u64::from(cpus) * engines_there);
+        let as_counted = |name: &str, whole: u64| match request.counted_by_job.iter().any(|known| known == name) {
+            true => whole,
+            false => each_slot(whole),
+        };
         let is_array = request.kind == JobKind::Engines && !one_job;
         let mut variables = common(request);
         put(
@@ -207,13 +215,11 @@ impl BatchSystem for Sge {
                 ),
                 ("parallel_environment", environment),
                 ("cpus", Value::Text(slots.to_string())),
-                ("gpus", times(resources.gpus.map(|each| u64::from(each) * engines_there))),
-                (
-                    "memory",
-                    resources
-                        .memory
-                        .map_or(Value::Unset, |each| Value::Text(format!("{}M", each.mib * engines_there))),
-                ),
+                ("gpus", amount(gpus, "")),
+                ("gpu", amount(gpus.map(|whole| as_counted("gpu", whole)), "")),
+                ("memory", amount(memory, "M")),
+                ("mem_free", amount(memory.map(|whole| as_counted("mem_free", whole)), "M")),
+                ("memory_per_slot", amount(memory.map(each_slot), "M")),
                 (
                     "log",
                     Value::Text(format!(
@@ -368,6 +374,24 @@ impl BatchSystem for Sge {
             term_s: None,
             user_s: Some(60),
         }
+    }
+
+    fn counting_command(&self) -> Option<CommandLine> {
+        Some(CommandLine::new("qconf", ["-sc"]))
+    }
+
+    /// complex(5): `name shortcut type relop requestable consumable default urgency`. A consumable of `YES` is counted for each slot, one
+    /// of `JOB` for each job; of one of `NO` each host must have as much as is asked for.
+    fn parse_counting(&self, output: &Output) -> Vec<String> {
+        let lines = output.stdout.lines().filter(|line| output.is_success() && !line.starts_with('#'));
+        let names = lines.filter_map(|line| {
+            let columns: Vec<&str> = line.split_whitespace().collect();
+            let [name, _, _, _, _, consumable, ..] = columns[..] else {
+                return None;
+            };
+            matches!(consumable, "JOB" | "NO").then(|| name.to_string())
+        });
+        names.collect()
     }
 
     fn cancel_command(&self, targets: &[JobTarget]) -> CommandLine {

@@ -5,6 +5,7 @@
 mod overflow;
 mod packed;
 mod receipt;
+mod refused;
 mod waiting;
 mod zmq;
 

@@ -1,6 +1,7 @@
 //! Sockets over `omq-tokio` (docs/adr/0001-zeromq-crate.md).
 use super::overflow::{Offered, Overflow, TooMuch};
 use super::packed::{is_packed, pack, unpack};
+use super::refused::Handshakes;
 use super::waiting::{Load, WEIGHED, WINDOW, Waiting, weighed};
 use super::{KeyPair, Kind, Limits, Security, TransportError};
 use crate::wire::Frames;
@@ -109,7 +110,7 @@ impl Socket {
             });
         }
         if kind == Kind::Router {
-            socket.note_peers();
+            socket.note_peers(matches!(security, Security::Server(_)));
         }
         Ok(socket)
     }
@@ -128,15 +129,35 @@ impl Socket {
         self
     }
 
-    /// Keeps the table of peers.
-    fn note_peers(&self) {
+    /// Keeps the table of peers, and logs those that cannot become one.
+    fn note_peers(&self, encrypts: bool) {
         let (mut monitor, peers, overflow) = (self.omq.monitor(), self.peers.clone(), self.overflow.clone());
         let (waiting, number, packing) = (self.waiting.downgrade(), self.number, self.packing.clone());
         tokio::spawn(async move {
             let mut errors = 0;
+            let mut handshakes = Handshakes::new(encrypts);
             loop {
-                match monitor.recv().await {
+                let due = handshakes.due();
+                let wait = async {
+                    match due {
+                        Some(due) => tokio::time::sleep_until(due.into()).await,
+                        None => std::future::pending().await,
+                    }
+                };
+                let event = tokio::select! {
+                    biased;
+                    event = monitor.recv() => event,
+                    () = wait => {
+                        handshakes.look(std::time::Instant::now());
+                        continue;
+                    }
+                };
+                match event {
+                    Ok(MonitorEvent::Accepted {
+                        peer_ident, connection_id, ..
+                    }) => handshakes.began(connection_id, peer_ident.to_string()),
                     Ok(MonitorEvent::HandshakeSucceeded { peer, .. }) => {
+                        handshakes.succeeded(peer.connection_id);
                         if let Some(identity) = peer.peer_identity.filter(|identity| !identity.is_empty()) {
                             lock(&peers).insert(identity, peer.connection_id);
                         }
@@ -165,7 +186,9 @@ impl Socket {
                             }
                         }
                     }
+                    Ok(MonitorEvent::HandshakeFailed { peer_ident, reason, .. }) => handshakes.failed(&peer_ident.to_string(), &reason),
                     Ok(MonitorEvent::Closed) | Err(MonitorRecvError::Closed) => return,
+                    Err(MonitorRecvError::Lagged(_)) => handshakes.forget(),
                     Ok(_) | Err(_) => {}
                 }
             }

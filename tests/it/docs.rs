@@ -45,6 +45,15 @@ fn every_message_type_is_in_the_protocol_page() {
 }
 
 #[test]
+fn the_protocol_version_of_the_page_is_that_of_the_code() {
+    let protocol = format!("`PROTOCOL_VERSION` (now {})", pcluster::model::PROTOCOL_VERSION);
+    assert!(
+        read("docs/protocol.md").contains(&protocol),
+        "docs/protocol.md does not say {protocol}"
+    );
+}
+
+#[test]
 fn links_between_pages_lead_somewhere() {
     let mut links = 0;
     for page in pages() {

@@ -259,6 +259,39 @@ const GREETING_NULL: [u8; 64] = {
     greeting
 };
 
+#[test]
+fn the_log_says_why_a_peer_without_curve_is_not_served() {
+    let cluster = Cluster::start(0);
+    let port = u16::try_from(file(&cluster, "client")["registration"].as_u64().unwrap()).unwrap();
+    // As libzmq does: the first ten bytes; then it reads the greeting, and closes without the name of its mechanism.
+    let mut stream = TcpStream::connect(("127.0.0.1", port)).unwrap();
+    stream.write_all(&GREETING_NULL[..10]).unwrap();
+    stream.read_exact(&mut [0; 64]).unwrap();
+    let peer = stream.local_addr().unwrap();
+    drop(stream);
+    let line = wait_until("the line in the controller's log", || {
+        let log = fs::read_to_string(cluster.profile().join("log/controller.log")).unwrap();
+        log.lines().find(|line| line.contains("no handshake with")).map(String::from)
+    });
+    assert!(
+        line.contains(&format!("no handshake with {peer}: it closed the connection")),
+        "{line}"
+    );
+    assert!(line.contains("--no-curve"), "{line}");
+
+    // One that says its mechanism; at another port, since a port has one line a minute.
+    let port = u16::try_from(file(&cluster, "client")["mux"].as_u64().unwrap()).unwrap();
+    let mut stream = TcpStream::connect(("127.0.0.1", port)).unwrap();
+    stream.write_all(&GREETING_NULL).unwrap();
+    let peer = stream.local_addr().unwrap();
+    wait_until("the second line", || {
+        let log = fs::read_to_string(cluster.profile().join("log/controller.log")).unwrap();
+        let said = format!("no handshake with {peer}: its security mechanism is NULL, the cluster's is CURVE");
+        log.contains(&said).then_some(())
+    });
+    cluster.ok(&["stop"]);
+}
+
 /// Opens connections until told to stop: silent ones, such that speak without encryption, such that claim endless frames, and rubbish.
 fn flood(ports: &[u16], stop: &AtomicBool, opened: &AtomicUsize) {
     let mut silent: Vec<TcpStream> = Vec::new();

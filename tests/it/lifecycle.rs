@@ -42,6 +42,11 @@ fn start_look_around_and_stop() {
     cluster.start_again(1, &[]).ok();
     assert_eq!(cluster.ok(&["map", "math:sqrt", "--range", "9..10"]), "3.0\n");
     assert_eq!(cluster.json(&["results"])["maps"].as_array().unwrap().len(), 2);
+    // A task of the time before the stop is resubmitted.
+    cluster.ok(&["resubmit", "1.0"]);
+    cluster.ok(&["wait", "1"]);
+    let tasks = cluster.ok(&["results", "1", "--jsonl"]);
+    assert!(tasks.contains(r#""state":"ok""#) && tasks.contains(r#""run":2"#), "{tasks}");
     cluster.ok(&["stop"]);
 }
 

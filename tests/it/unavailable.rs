@@ -1,5 +1,5 @@
 //! Engines whose Python does not work: they take no Python tasks, say why, and recover.
-use super::support::{Cluster, Home, wait_until};
+use super::support::{Cluster, Home, PCLUSTER, Running, wait_until};
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
@@ -84,4 +84,79 @@ fn a_start_whose_engines_have_no_working_python_says_so_and_so_does_a_map_that_w
     map.wait_to_hear("libpython3.so");
     fs::remove_file(broken).unwrap();
     assert_eq!(map.end().ok(), "0.0\n1.0\n");
+}
+
+/// The code of a map that this host cannot store: a limit stands for a full disk.
+#[test]
+fn an_engine_that_cannot_store_code_gives_tasks_back_says_why_and_recovers() {
+    let cluster = Cluster::start(1);
+    let engine_file = cluster.profile().join("security/ipcontroller-engine.json");
+    let script = "trap '' XFSZ; ulimit -S -f 4096; exec \"$@\"";
+    let mut limited = cluster.program("sh");
+    limited.args(["-c", script, "sh", PCLUSTER, "engine", "--file", engine_file.to_str().unwrap()]);
+    let engine = Running::spawn(&mut limited, "");
+    wait_until("both engines", || (states(&cluster).len() == 2).then_some(()));
+    cluster.file("data.bin", &"x".repeat(6 << 20));
+    let code = cluster.file(
+        "where.py",
+        "import os, time\ndef pid(x):\n    time.sleep(0.05)\n    return os.getppid()\n",
+    );
+    let function = format!("{}:pid", code.display());
+    let data = cluster.path().join("data.bin");
+    let map = ["map", &function, "--with", data.to_str().unwrap()];
+    let many = [&map[..], &["--range", "0..20"]].concat();
+    let one = [&map[..], &["--range", "0..1", "--targets", "1"]].concat();
+    let done = cluster.run(&many);
+    assert_eq!((done.code, done.stdout.lines().count()), (Some(0), 20), "{}", done.story());
+    let tasks = cluster.json(&["results", "1"]);
+    let tasks = tasks["tasks"].as_array().unwrap();
+    assert!(
+        tasks
+            .iter()
+            .all(|task| task["state"] == "ok" && task["engine"] == 0 && task["runs"].as_u64().unwrap_or(1) == 1),
+        "{tasks:?}"
+    );
+    // One that is meant for it alone fails, with the reason.
+    let direct = cluster.run(&one);
+    assert!(
+        direct.code != Some(0) && direct.stderr.contains("the code of maps cannot be stored"),
+        "{}",
+        direct.story()
+    );
+    // What needs no code it does all the while.
+    assert_eq!(cluster.ok(&["exec", "--targets", "1", "1 + 1"]).trim(), "[1] 2");
+    let lifted = cluster
+        .program("prlimit")
+        .args(["--pid", &engine.pid().to_string(), "--fsize=unlimited"])
+        .status();
+    assert!(lifted.unwrap().success());
+    wait_until("the engine to do its part", || {
+        let done = cluster.run(&one);
+        (done.code == Some(0)).then_some(())
+    });
+    assert!(states(&cluster).iter().all(|state| state == "idle"));
+}
+
+/// As cleaners of temporary directories do.
+#[test]
+fn code_that_is_removed_under_an_engine_comes_again() {
+    let home = Home::new();
+    let temporary = home.path().join("temporary");
+    fs::create_dir(&temporary).unwrap();
+    let cluster = Cluster::running_in(home);
+    let mut start = cluster.program(PCLUSTER);
+    start.args(["start", "-n", "1"]).env("TMPDIR", &temporary);
+    Running::spawn(&mut start, "").end().ok();
+    let code = cluster.file("twice.py", "def f(x):\n    return 2 * x\n");
+    let function = format!("{}:f", code.display());
+    let map = ["map", function.as_str(), "--range", "0..3"];
+    assert_eq!(cluster.ok(&map), "0\n2\n4\n");
+    let stored: Vec<PathBuf> = fs::read_dir(&temporary)
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .filter(|path| path.file_name().unwrap().to_str().unwrap().starts_with("pcluster-code-"))
+        .collect();
+    assert_eq!(stored.len(), 1, "{stored:?}");
+    fs::remove_dir_all(&stored[0]).unwrap();
+    assert_eq!(cluster.ok(&map), "0\n2\n4\n");
 }

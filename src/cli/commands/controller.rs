@@ -32,7 +32,7 @@ pub struct Args {
     /// The Python interpreter for Dask's scheduler [default: engine.python of the profile, else the active environment's]
     #[arg(long, value_name = "PYTHON")]
     python: Option<String>,
-    /// Do not encrypt: for clients and engines whose ZeroMQ has no CURVE. Messages are signed all the same
+    /// Do not encrypt: for clients and engines of ipyparallel 6 or older, or whose ZeroMQ has no CURVE. Messages are still signed
     #[arg(long)]
     no_curve: bool,
     #[command(flatten)]

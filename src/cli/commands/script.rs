@@ -57,10 +57,7 @@ pub fn run(args: Args, context: &Context) -> Result<Exit, CommandError> {
     };
     let system = dialect(system, context);
     let request = request(&args, &config, &profile, system, context)?;
-    let said = request
-        .kill_wait_question(system)
-        .and_then(|question| Here.run(&environment::for_query(system, question), ANSWER).ok());
-    let request = request.with_kill_wait(system, said.as_ref());
+    let request = request.at_site(system, |question| Here.run(&environment::for_query(system, question), ANSWER).ok());
     let files = templates::scripts(&profile, system, &request, None).map_err(ClusterError::Launch)?;
     show(system, &request, &files, context)
 }

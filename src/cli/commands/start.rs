@@ -30,7 +30,7 @@ pub struct Args {
     /// and 0.0.0.0 where engines may be on other hosts]
     #[arg(long, value_name = "ADDRESS")]
     ip: Option<String>,
-    /// Do not encrypt: for clients and engines whose ZeroMQ has no CURVE. Messages are signed all the same
+    /// Do not encrypt: for clients and engines of ipyparallel 6 or older, or whose ZeroMQ has no CURVE. Messages are still signed
     #[arg(long)]
     no_curve: bool,
     /// What starts the controller: local, or a batch system, which runs it as a job of its own [default: local]

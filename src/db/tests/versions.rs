@@ -137,6 +137,8 @@ fn an_old_file_gets_the_shape_of_a_new_one() {
 fn every_column_is_documented_under_its_table() {
     let text = fs::read_to_string(root().join("docs/database.md")).unwrap();
     let db = Db::new();
+    let version = format!("the version of the tables, now {}", schema::VERSION);
+    assert!(text.contains(&version), "docs/database.md does not say: {version}");
     for (table, column) in shape(&Connection::open(db.path()).unwrap()) {
         let heading = format!("### `{table}`\n");
         let section = text.split_once(&heading).unwrap_or_else(|| panic!("no section on {table}")).1;

@@ -65,6 +65,18 @@ pub enum Event {
         msg_ids: Option<Vec<String>>,
     },
 
+    // ---- the code of maps
+    /// It cannot be stored on this host, or is no longer there: this bundle; None: any.
+    CodeFailed {
+        hash: Option<String>,
+        reason: String,
+    },
+    CodeWritten {
+        hash: String,
+    },
+    /// The answer to [`Effect::TryToStoreCode`], unless that failed.
+    CodeUsable,
+
     // ---- from workers; events of a worker that has been ended are not reported
     /// The spare has started.
     WorkerReady,
@@ -193,6 +205,9 @@ pub enum Effect {
         reason: String,
         as_another: bool,
     },
+
+    /// Whether the code of maps can be stored now.
+    TryToStoreCode,
 
     // ---- to the log
     Warn(String),

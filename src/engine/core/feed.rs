@@ -30,6 +30,7 @@ impl Core {
             return;
         }
         self.give_up_python(now, effects);
+        self.give_up_code(now, effects);
         loop {
             match self.next() {
                 Next::Nothing => return,

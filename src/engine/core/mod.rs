@@ -7,8 +7,9 @@
 //! What is in the worker and has not begun can be called back: each unit needs a token, and tokens that are not read
 //! are ours again ([`Effect::TakeTokens`]).
 //!
-//! Parts: [`event`], [`unit`], [`output`], [`outbox`]; `feed` (giving work out), `finish` (units that end), `stop`
+//! Parts: [`event`], [`unit`], [`output`], [`outbox`]; `workers` and `code` (what Python tasks need), `feed` (giving work out), `finish` (units that end), `stop`
 //! (cancelling, timeouts, leaving).
+mod code;
 pub mod event;
 mod feed;
 mod finish;
@@ -30,6 +31,7 @@ use crate::model::{MapId, UnixTime};
 use crate::wire::content::engine::{Held, OutputRecorded, Part, Progress, Returned};
 use crate::wire::message::to_json;
 use bytes::Bytes;
+use code::Code;
 use outbox::Outbox;
 use output::{Streams, Text, WINDOW};
 use std::collections::{HashMap, HashSet, VecDeque};
@@ -130,6 +132,7 @@ pub struct Core {
     maps: HashMap<MapId, MapState>,
     queue: VecDeque<Unit>,
     workers: Workers,
+    code: Code,
     /// In the active worker.
     given: VecDeque<Given>,
     next_ticket: u32,
@@ -153,6 +156,7 @@ impl Core {
             maps: HashMap::new(),
             queue: VecDeque::new(),
             workers: Workers::default(),
+            code: Code::default(),
             given: VecDeque::new(),
             next_ticket: 0,
             command: None,
@@ -256,6 +260,10 @@ impl Core {
             }
             Event::AbortAsked { msg_ids } => self.recall_then(now, AfterRecall::Abort(msg_ids), effects),
 
+            Event::CodeFailed { hash, reason } => self.code_failed(now, hash, reason),
+            Event::CodeWritten { hash } => self.code_written(&hash),
+            Event::CodeUsable => self.code_usable(effects),
+
             Event::WorkerReady => self.spare_is_ready(effects),
             Event::WorkerFailed { reason } => self.spare_failed(now, reason),
             Event::UnitBegun { worker, .. } | Event::UnitEnded { worker, .. } if !self.workers.is_active(worker) => {}
@@ -344,6 +352,7 @@ impl Core {
             current.and_then(|current| current.stop.as_ref()?.next),
             current.and_then(|current| Some(current.memory.filter(|_| current.stop.is_none())?.next)),
             self.workers.deadline(),
+            self.code.deadline(),
             self.leaving.as_ref().and_then(Leaving::deadline),
         ]
         .into_iter()
@@ -374,6 +383,7 @@ impl Core {
 
     fn check_times(&mut self, now: Now, effects: &mut Vec<Effect>) {
         self.check_spare(now, effects);
+        self.check_code(now, effects);
         let worker = self.workers.active().filter(|_| self.command.is_none());
         let Some(current) = &mut self.current else { return };
         if current.stop.is_none()

@@ -761,3 +761,122 @@ fn python_that_failed_is_tried_again_ever_more_rarely_until_it_works() {
         "{effects:?}"
     );
 }
+
+const BUNDLED: MapId = MapId(50);
+
+fn bundled(targets: Option<crate::model::targets::Targets>) -> Arc<MapDefinition> {
+    let from = CallSource::File {
+        name: "m.py".into(),
+        text: "def f(): pass".into(),
+    };
+    let work = Work::Call {
+        from,
+        function: "f".into(),
+    };
+    let options = MapOptions {
+        targets,
+        ..MapOptions::default()
+    };
+    Arc::new(MapDefinition { work, options }.with_bundle())
+}
+
+impl World {
+    fn code_fails(&mut self) -> Vec<Effect> {
+        let hash = self.core.bundle_of(BUNDLED).map(String::from);
+        let reason = "no space".to_string();
+        self.core.handle(self.now, Event::CodeFailed { hash, reason })
+    }
+}
+
+#[test]
+fn tasks_whose_code_cannot_be_stored_go_back_uncharged_after_the_engine_has_reported_that() {
+    let mut world = World::new();
+    world.event(Event::WorkerReady);
+    for (map, targets) in [
+        (BUNDLED, None),
+        (
+            MapId(51),
+            Some(crate::model::targets::Targets::Some(vec![crate::model::EngineId(0)])),
+        ),
+    ] {
+        let definition = bundled(targets);
+        world.event(Event::Defined { map, definition });
+    }
+    let effects = world.code_fails();
+    let [Effect::ReportAvailability { reason: Some(reason) }] = &effects[..] else {
+        panic!("{effects:?}");
+    };
+    assert_eq!(reason, "the code of maps cannot be stored: no space");
+    let effects = tasks(&mut world, BUNDLED, 0..3);
+    assert!(
+        matches!(&effects[..], [Effect::SendReturned(back), ..] if back.tasks.len() == 3),
+        "{effects:?}"
+    );
+    // What can run nowhere else says why; what needs no code runs.
+    let effects = tasks(&mut world, MapId(51), 0..1);
+    let Some(Effect::SendResults(results)) = effects.iter().find(|effect| matches!(effect, Effect::SendResults(_))) else {
+        panic!("{effects:?}");
+    };
+    let error = results.results[0].outcome.error.as_ref().unwrap();
+    assert_eq!((error.ename.as_str(), error.evalue.as_str()), ("CodeUnavailable", reason.as_str()));
+    let effects = tasks(&mut world, CALLS, 0..1);
+    assert!(
+        effects.iter().any(|effect| matches!(effect, Effect::GiveTasks { .. })),
+        "{effects:?}"
+    );
+}
+
+#[test]
+fn storing_code_is_tried_again_ever_more_rarely_and_then_all_of_it_is_asked_for() {
+    let mut world = World::new();
+    let definition = bundled(None);
+    world.event(Event::Defined { map: BUNDLED, definition });
+    world.code_fails();
+    let mut delays = Vec::new();
+    for _ in 0..8 {
+        let at = world.core.next_deadline().unwrap();
+        delays.push((at - world.now.instant).as_secs());
+        world.now.instant = at;
+        let effects = world.core.handle(world.now, Event::Tick);
+        assert!(matches!(effects[..], [Effect::TryToStoreCode]), "{effects:?}");
+        let again = Event::CodeFailed {
+            hash: None,
+            reason: "no space".into(),
+        };
+        assert!(world.core.handle(world.now, again).is_empty(), "the same reason is reported once");
+    }
+    assert_eq!(delays, [1, 2, 4, 8, 16, 32, 60, 60]);
+    let usable = |world: &mut World| {
+        world.now.instant = world.core.next_deadline().unwrap();
+        world.core.handle(world.now, Event::Tick);
+        let effects = world.core.handle(world.now, Event::CodeUsable);
+        assert!(
+            matches!(effects[..], [Effect::Register { .. }, Effect::ReportAvailability { reason: None }]),
+            "{effects:?}"
+        );
+    };
+    usable(&mut world);
+    // It was too early: the row goes on. Once the code has come, a new one begins.
+    world.code_fails();
+    assert_eq!((world.core.next_deadline().unwrap() - world.now.instant).as_secs(), 60);
+    usable(&mut world);
+    let hash = world.core.bundle_of(BUNDLED).unwrap().to_string();
+    world.event(Event::CodeWritten { hash });
+    world.code_fails();
+    assert_eq!((world.core.next_deadline().unwrap() - world.now.instant).as_secs(), 1);
+}
+
+#[test]
+fn code_that_was_removed_is_given_to_its_worker_again() {
+    let mut world = World::new();
+    world.event(Event::WorkerReady);
+    let definition = bundled(None);
+    world.event(Event::Defined { map: BUNDLED, definition });
+    let defines = |effects: &[Effect]| effects.iter().filter(|effect| matches!(effect, Effect::Define { .. })).count();
+    assert_eq!(defines(&tasks(&mut world, BUNDLED, 0..1)), 1);
+    world.code_fails();
+    world.now.instant = world.core.next_deadline().unwrap().max(world.now.instant + Duration::from_secs(1));
+    world.core.handle(world.now, Event::Tick);
+    world.core.handle(world.now, Event::CodeUsable);
+    assert_eq!(defines(&tasks(&mut world, BUNDLED, 1..2)), 1);
+}

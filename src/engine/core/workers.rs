@@ -20,6 +20,11 @@ const MAX_IDLE_DEATHS: u32 = 3;
 /// The same for those that were killed: something else may have done that (a system without memory), which says little of Python.
 const MAX_IDLE_KILLS: u32 = 10;
 
+/// After so many failures in a row before this one.
+pub(super) fn retry_delay(failures: u32) -> Duration {
+    FIRST_RETRY.saturating_mul(1 << failures.min(10)).min(LAST_RETRY)
+}
+
 #[derive(Debug)]
 enum Spare {
     Absent,
@@ -131,16 +136,21 @@ impl Core {
         }
     }
 
+    /// Why Python functions, or those whose code is sent along, cannot run here now.
+    fn why_unavailable(&self) -> Option<&str> {
+        self.why_no_worker().or(self.code.why_unusable())
+    }
+
     /// The same, for the registration that is about to be sent.
     pub fn unavailable_at_registration(&mut self) -> Option<String> {
-        self.workers.reported = self.why_no_worker().map(String::from);
+        self.workers.reported = self.why_unavailable().map(String::from);
         self.workers.reported.clone()
     }
 
     /// Reports to the controller when that has changed. Before tasks are given back: they must not come again.
     pub(super) fn report_availability(&mut self, effects: &mut Vec<Effect>) {
-        if self.registered && self.workers.reported.as_deref() != self.why_no_worker() {
-            let reason = self.why_no_worker().map(String::from);
+        if self.registered && self.workers.reported.as_deref() != self.why_unavailable() {
+            let reason = self.why_unavailable().map(String::from);
             self.workers.reported.clone_from(&reason);
             effects.push(Effect::ReportAvailability { reason });
         }
@@ -197,7 +207,7 @@ impl Core {
     }
 
     fn worker_failed(&mut self, now: Now, reason: String) {
-        let delay = FIRST_RETRY.saturating_mul(1 << self.workers.failures.min(10)).min(LAST_RETRY);
+        let delay = retry_delay(self.workers.failures);
         self.workers.failures += 1;
         self.workers.unavailable = Some(Unavailable {
             reason,

@@ -1,6 +1,6 @@
 //! What comes from the controller, read and made into events.
 use super::Driver;
-use crate::engine::bundles;
+use crate::engine::bundles::{self, Fault};
 use crate::engine::core::unit::Method;
 use crate::engine::core::{Event, Request, WorkerKey};
 use crate::engine::requests;
@@ -72,6 +72,12 @@ impl Driver {
                 if let Some((map, definition)) = defined {
                     self.defined(map, definition).await;
                 }
+                if let Event::TasksCame { map, .. } = &came
+                    && let Some(hash) = self.core.bundle_of(*map).map(String::from)
+                    && let Err(reason) = self.bundles.check(&hash)
+                {
+                    self.handle(Event::CodeFailed { hash: Some(hash), reason }).await;
+                }
                 came
             }
             SETTLED => {
@@ -140,11 +146,18 @@ impl Driver {
             Ok(directory) => {
                 let name = hash.clone();
                 let written = tokio::task::spawn_blocking(move || bundles::write(&directory, &name, content)).await;
-                written.unwrap_or_else(|error| Err(error.to_string()))
+                written.unwrap_or_else(|error| Err(Fault::Host(error.to_string())))
             }
-            Err(why) => Err(why),
+            Err(why) => Err(Fault::Host(why)),
         };
-        self.bundles.written(hash, place);
+        match place {
+            Ok(place) => {
+                self.bundles.written(hash.clone(), Ok(place));
+                self.handle(Event::CodeWritten { hash }).await;
+            }
+            Err(Fault::Bundle(why)) => self.bundles.written(hash, Err(why)),
+            Err(Fault::Host(reason)) => self.handle(Event::CodeFailed { hash: Some(hash), reason }).await,
+        }
     }
 
     /// For the command or the worker that runs something; if none does, for the interactive worker.

@@ -64,6 +64,12 @@ impl Driver {
                 self.left = true;
                 self.as_another = as_another;
             }
+            Effect::TryToStoreCode => {
+                return Some(match self.bundles.probe() {
+                    Ok(()) => Event::CodeUsable,
+                    Err(reason) => Event::CodeFailed { hash: None, reason },
+                });
+            }
             Effect::Warn(text) => tracing::warn!("{text}"),
             Effect::StartWorker { has_shell } => return self.start_worker(has_shell).await,
             Effect::AssignSpare { worker } => self.assign_spare(worker),

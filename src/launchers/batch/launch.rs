@@ -74,6 +74,7 @@ fn request(kind: JobKind, profile: &ProfileDir, cluster_id: &str, resources: &Re
         after_term_s: None,
         after_user_s: None,
         mpiexec: Vec::new(),
+        counted_by_job: Vec::new(),
     }
 }
 

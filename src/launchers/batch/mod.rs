@@ -141,6 +141,14 @@ pub trait BatchSystem: Send + Sync {
         None
     }
 
+    /// Asks which resources the system counts once for each job, where a site decides that.
+    fn counting_command(&self) -> Option<CommandLine> {
+        None
+    }
+    fn parse_counting(&self, _output: &Output) -> Vec<String> {
+        Vec::new()
+    }
+
     /// Sends a signal (`TERM`) to what runs; none where the system has no such command.
     fn signal_command(&self, _targets: &[JobTarget], _signal: &str) -> Option<CommandLine> {
         None
@@ -169,6 +177,16 @@ impl KillWait {
 }
 
 impl JobRequest {
+    /// With what the system says of itself, as far as that matters for this job and the system answers.
+    pub fn at_site(self, row: &dyn BatchSystem, ask: impl Fn(CommandLine) -> Option<Output>) -> JobRequest {
+        let said = self.kill_wait_question(row).and_then(&ask);
+        let mut request = self.with_kill_wait(row, said.as_ref());
+        let amounts = request.resources.memory.is_some() || request.resources.gpus.is_some();
+        let said = row.counting_command().filter(|_| amounts).and_then(ask);
+        request.counted_by_job = said.map_or_else(Vec::new, |output| row.parse_counting(&output));
+        request
+    }
+
     /// Notes how long the system waits with SIGKILL: the setting's word, else the system's own (`said`), else its manual's.
     pub fn with_kill_wait(mut self, row: &dyn BatchSystem, said: Option<&Output>) -> JobRequest {
         if self.kind == JobKind::Engines {

@@ -86,8 +86,14 @@ pub const VARIABLES: &[(&str, &str)] = &[
     ("qos", "the quality of service"),
     ("walltime", "the time limit, as the system writes it"),
     ("memory", "the memory of one job, as the system writes it"),
+    (
+        "mem_free",
+        "Grid Engine: the same as the site counts `mem_free`, for each slot or for each job",
+    ),
+    ("memory_per_slot", "Grid Engine: the same for each slot"),
     ("cpus", "the processors of one job; with srun and mpiexec, of one engine"),
     ("gpus", "the GPUs of one job; with srun and mpiexec, of one engine"),
+    ("gpu", "Grid Engine: the same as the site counts `gpu`"),
     ("nodes", "over how many nodes one job of all engines goes"),
     ("resources", "processors, memory and GPUs in one, where the system wants them so"),
     ("constraint", "what a node must have"),
@@ -230,11 +236,15 @@ fn unused(
             Some(Value::Lines(lines)) => !lines.is_empty(),
             _ => false,
         };
-        is_set && !used.iter().any(|name| name == *key)
+        is_set && !used.iter().any(|name| setting_of(name) == **key)
     });
     for key in asked {
-        let variable = format!("{{{{ {key} }}}}");
-        if let Some(line) = own.text.lines().find(|line| line.contains(&variable)) {
+        let says = |line: &&str| {
+            variables
+                .iter()
+                .any(|(name, _)| setting_of(name) == *key && line.contains(&format!("{{{{ {name} }}}}")))
+        };
+        if let Some(line) = own.text.lines().find(says) {
             return Err(TemplateError::Missing {
                 template: shown.into(),
                 what: format!("what launchers.{}.{key} asks for", system.name()),
@@ -243,6 +253,15 @@ fn unused(
         }
     }
     Ok(())
+}
+
+/// The setting whose value a variable has.
+fn setting_of(variable: &str) -> &str {
+    match variable {
+        "mem_free" | "memory_per_slot" => "memory",
+        "gpu" => "gpus",
+        other => other,
+    }
 }
 
 /// Variables that are settings of their own, by the same name.

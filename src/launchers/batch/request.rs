@@ -48,6 +48,8 @@ pub struct JobRequest {
     pub after_user_s: Option<u32>,
     /// How `mpiexec` is called, for [`StartMode::Mpiexec`].
     pub mpiexec: Vec<String>,
+    /// Resources that the site counts once for each job; the others are counted for each slot. Grid Engine's matter.
+    pub counted_by_job: Vec<String>,
 }
 
 impl JobRequest {

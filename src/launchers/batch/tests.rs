@@ -30,6 +30,7 @@ pub(crate) fn engines(n: u32) -> JobRequest {
         after_term_s: None,
         after_user_s: None,
         mpiexec: vec!["mpiexec".into()],
+        counted_by_job: Vec::new(),
     }
 }
 
@@ -269,7 +270,7 @@ fn a_template_that_misses_something_says_which_line_to_add() {
     ");
     insta::assert_snapshot!(error("#!/bin/sh\n#SBATCH --array={{ arry }}\n", &engines(2)), @r"
     mine.sh:2: there is no variable `arry`
-    hint: the variables are: name, profile, cluster_id, version, n, jobs, engines_per_job, array, single, tasks, engines, controller, command, script, cwd, log, queue, account, qos, walltime, memory, cpus, gpus, nodes, resources, constraint, parallel_environment, reservation, mail_user, mail_type, directives, environment, modules, before; `pcluster template list` explains them
+    hint: the variables are: name, profile, cluster_id, version, n, jobs, engines_per_job, array, single, tasks, engines, controller, command, script, cwd, log, queue, account, qos, walltime, memory, mem_free, memory_per_slot, cpus, gpus, gpu, nodes, resources, constraint, parallel_environment, reservation, mail_user, mail_type, directives, environment, modules, before; `pcluster template list` explains them
     ");
     insta::assert_snapshot!(error("#!/bin/sh\n#SBATCH --array={{ array\n", &engines(2)), @r"
     mine.sh:2: error: Unexpected end of input

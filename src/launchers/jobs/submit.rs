@@ -34,8 +34,7 @@ impl Jobs {
     pub(super) fn submit(&self, request: JobRequest) -> Result<Job, LaunchError> {
         let row = self.row_here();
         // A system that does not answer says so when it is given the job.
-        let said = request.kill_wait_question(row).and_then(|question| self.run(row, question).ok());
-        let request = &request.with_kill_wait(row, said.as_ref());
+        let request = &request.at_site(row, |question| self.run(row, question).ok());
         let script = self.write_script(row, request)?;
         let id = self.submitted(row, request, &script)?;
         let (size, per_element) = match request.is_one_job() {

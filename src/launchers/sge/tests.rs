@@ -20,7 +20,7 @@ fn an_engine_set_is_one_array() {
     #$ -q all.q,short.q
     #$ -P pi
     #$ -l h_rt=48:00:00
-    #$ -l mem_free=2048M
+    #$ -l mem_free=1024M
     #$ -wd "/home/ada/my work"
     #$ -j y
     #$ -o /home/ada/.ipython/profile_mycluster/log/engines-$JOB_ID.$TASK_ID.log
@@ -146,4 +146,75 @@ fn jobs_and_their_elements_are_cancelled() {
     assert!(Sge.parse_cancel(&fixture("sge/qdel.txt")).is_ok());
     assert!(Sge.parse_cancel(&fixture("sge/qdel-unknown.txt")).is_ok());
     assert!(Sge.parse_cancel(&fixture("sge/down.txt")).is_err());
+}
+
+/// Which amounts qsub is given for one engine of 4 processors, 3 GiB and 2 GPUs at a site whose `qconf -sc` said this.
+fn amounts_at(site: Option<Output>) -> Vec<String> {
+    let mut request = engines(2);
+    request.resources.cpus = Some(4);
+    request.resources.memory = Some("3001M".parse().unwrap());
+    request.resources.gpus = Some(2);
+    let request = request.at_site(&Sge, |question| {
+        assert_eq!(question.to_string(), "qconf -sc");
+        site.clone()
+    });
+    let script = rendered(&Sge, &request);
+    let amounts = script.lines().filter_map(|line| line.strip_prefix("#$ -l "));
+    amounts.map(String::from).collect()
+}
+
+#[test]
+fn amounts_are_for_one_engine_however_the_site_counts_them() {
+    // mem_free is no consumable there, and gpu is not known.
+    let plain = fixture("sge/qconf-sc.txt");
+    assert_eq!(amounts_at(Some(plain.clone())), ["mem_free=3001M", "gpu=1"]);
+    let is_mem_free = |line: &&str| line.starts_with("mem_free ");
+    let line = plain.stdout.lines().find(is_mem_free).unwrap();
+    let counted = |how: &str| {
+        let gpu = "gpu gpu INT <= YES JOB 0 0";
+        let changed = format!("mem_free mf MEMORY <= YES {how} 0 0\n{gpu}");
+        Some(Output {
+            stdout: plain.stdout.replace(line, &changed),
+            ..plain.clone()
+        })
+    };
+    // Rounded up: 4 × 751 MiB.
+    assert_eq!(amounts_at(counted("YES")), ["mem_free=751M", "gpu=2"]);
+    assert_eq!(amounts_at(counted("JOB")), ["mem_free=3001M", "gpu=2"]);
+    // Without an answer: for each slot, as most sites have it.
+    assert_eq!(amounts_at(None), ["mem_free=751M", "gpu=1"]);
+    let down = fixture("sge/down.txt");
+    assert_eq!(amounts_at(Some(down)), ["mem_free=751M", "gpu=1"]);
+}
+
+#[test]
+fn several_engines_in_a_job_share_its_slots_and_nothing_is_asked_without_need() {
+    let mut request = engines(6);
+    request.engines_per_job = 3;
+    request.resources.cpus = Some(2);
+    request.clone().at_site(&Sge, |question| panic!("{question}"));
+    request.resources.memory = Some("2G".parse().unwrap());
+    let script = rendered(&Sge, &request);
+    assert!(script.contains("\n#$ -pe smp 6\n#$ -l mem_free=1024M\n"), "{script}");
+    request.resources.start = StartMode::Mpiexec;
+    let script = rendered(&Sge, &request);
+    assert!(script.contains("\n#$ -pe mpi 12\n#$ -l mem_free=1024M\n"), "{script}");
+}
+
+#[test]
+fn a_template_may_ask_for_memory_of_the_job_or_of_each_slot() {
+    let mut request = engines(2);
+    request.resources.cpus = Some(4);
+    request.resources.memory = Some("3G".parse().unwrap());
+    for (variable, expected) in [("memory", "3072M"), ("memory_per_slot", "768M"), ("mem_free", "768M")] {
+        let text =
+            format!("#$ -t {{{{ array }}}}\n#$ -pe {{{{ parallel_environment }}}}\n#$ -l h_vmem={{{{ {variable} }}}}\n{{{{ engines }}}}\n");
+        let script = super::super::batch::render(&Sge, "engines.sh.tera", &text, &request).unwrap();
+        assert!(
+            script.starts_with(&format!("#$ -t 1-2\n#$ -pe smp 4\n#$ -l h_vmem={expected}\n")),
+            "{script}"
+        );
+    }
+    let error = super::super::batch::render(&Sge, "engines.sh.tera", "#$ -t {{ array }}\n{{ engines }}\n", &request).unwrap_err();
+    assert!(error.to_string().contains("memory") || error.to_string().contains("smp"), "{error}");
 }
