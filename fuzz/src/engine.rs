@@ -313,6 +313,8 @@ impl World {
                 assert!(std::mem::take(&mut self.spare), "no spare is there");
                 self.workers.push(worker);
             }
+            // A spare that takes too long is killed, and not waited for.
+            Effect::SignalWorker { worker: None, .. } => (self.starting, self.spare) = (false, false),
             Effect::EndWorker { worker } => self.workers.retain(|other| *other != worker),
             Effect::GiveTasks { worker, first, inputs, .. } => {
                 assert!(self.workers.contains(&worker), "{worker:?} is not there");

@@ -167,18 +167,27 @@ fn a_cluster_for_one_map() {
     assert!(home.ok(&["results", "1"]).contains("ok"), "{said}");
 }
 
+const WAITING_PYTHON: &str = r#"#!/bin/sh
+case "$*" in *"pcluster worker"*) exec sleep 600 ;; esac
+exec python3 "$@"
+"#;
+
 /// What is interrupted leaves what was there before: no engine that is counted and does not run, none that runs and is not counted.
 #[test]
+#[expect(clippy::disallowed_methods, reason = "a program must be executable; it holds no secret")]
 fn an_interrupted_scale_leaves_the_cluster_as_it_was() {
     let cluster = Cluster::start(2);
     let before = cluster.engine_pids();
     let state = cluster.profile().join("pid/pcluster.json");
+    // New engines do not get beyond their start: their Python never answers.
+    let python = cluster.file("python-that-waits", WAITING_PYTHON);
+    std::fs::set_permissions(&python, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
     for kind in [SIGINT, SIGTERM, SIGHUP] {
         let logs = cluster.profile().join("log");
         let count = || std::fs::read_dir(&logs).unwrap().count();
         let logs_before = count();
-        let scaling = cluster.spawn(&["scale", "10"]);
-        // Some of the engines are on their way, and some may be there.
+        let scaling = cluster.spawn(&["scale", "10", "--python", python.to_str().unwrap()]);
+        // Some of the engines are on their way.
         wait_until("a new engine's log", || (count() > logs_before + 2).then_some(()));
         signal(scaling.pid(), kind);
         let ended = scaling.end();

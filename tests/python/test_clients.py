@@ -144,7 +144,7 @@ def test_an_ipengine_that_is_killed_is_replaced_and_one_that_is_told_to_leave_is
             wait_until("one engine", lambda: len(parents(running, b"ipyparallel.engine")) == 1, PATIENCE_S)
             (gone,) = set(engines) - set(parents(running, b"ipyparallel.engine"))
             wait_until("the end of its supervisor", lambda: is_gone(engines[gone]), PATIENCE_S)
-            assert len(client.ids) == 1
+            wait_until("the news of its end", lambda: len(client.ids) == 1, PATIENCE_S)
         left = parents(running, b"ipyparallel.engine")
         running.run("stop")
         wait_until("the end of all", lambda: all(is_gone(pid) for pid in [*left, *left.values()]), PATIENCE_S)

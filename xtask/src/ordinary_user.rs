@@ -100,7 +100,8 @@ impl Drop for OrdinaryUser {
 
 /// The binary of the integration tests, built where it is missing.
 pub fn integration_tests(places: &Places) -> Result<String, String> {
-    let words = ["cargo", "test", "--quiet", "--test", "it", "--no-run", "--message-format=json"];
+    // As they were built for `cargo test`.
+    let words = ["cargo", "test", "--quiet", "--workspace", "--no-run", "--message-format=json"];
     let messages = captured(&mut program(&places.root, &words))?;
     executable(&messages).ok_or_else(|| "cargo does not name the binary of the integration tests".to_string())
 }

@@ -37,8 +37,10 @@ pub fn run(places: &Places) -> Result<bool, String> {
     rust_tests(places, &mut report, python.as_deref());
     let fuzzed = fuzz::run(places, &["--seconds", fuzz::IN_TESTS]);
     report.add("cargo xtask fuzz", Tally::of_check(fuzzed.unwrap_or(false)));
+    let wheel = builds(places, &mut report, python.as_deref());
+    // Beside what follows, which builds nothing more.
     let as_user = as_ordinary_user(places, &mut report);
-    python_tests(places, &mut report, python.as_deref());
+    python_tests(places, &mut report, python.as_deref(), wheel);
     if let Some((user, beside)) = as_user {
         Beside::count(
             beside,
@@ -212,7 +214,23 @@ fn as_ordinary_user(places: &Places, report: &mut Report) -> Option<(OrdinaryUse
     }
 }
 
-fn python_tests(places: &Places, report: &mut Report, python: Option<&Path>) {
+/// What the tests from Python need besides: the program by itself, and the wheel, where that can be had.
+fn builds(places: &Places, report: &mut Report, python: Option<&Path>) -> Option<PathBuf> {
+    python?;
+    // Of cargo test's build; said again in case that failed.
+    if !status(&mut program(&places.root, &["cargo", "build", "--quiet", "--bin", "pcluster"])).is_ok_and(|status| status.success()) {
+        report.add("cargo build", Tally::of_check(false));
+    }
+    mpi::prepare(places);
+    let wheel = wheel::run(places, "dev");
+    if let Err(why) = &wheel {
+        println!("{why}");
+    }
+    report.add("cargo xtask wheel --profile dev", Tally::of_check(wheel.is_ok()));
+    wheel.ok()
+}
+
+fn python_tests(places: &Places, report: &mut Report, python: Option<&Path>, wheel: Option<PathBuf>) {
     let Some(python) = python else {
         let count = functions_in(&places.root.join(PYTHON_TESTS));
         report.skip(
@@ -222,17 +240,6 @@ fn python_tests(places: &Places, report: &mut Report, python: Option<&Path>) {
         );
         return;
     };
-    // Of cargo test's build; said again in case that failed.
-    if !status(&mut program(&places.root, &["cargo", "build", "--quiet", "--bin", "pcluster"])).is_ok_and(|status| status.success()) {
-        report.add("cargo build", Tally::of_check(false));
-        return;
-    }
-    mpi::prepare(places);
-    let wheel = wheel::run(places, "dev");
-    if let Err(why) = &wheel {
-        println!("{why}");
-    }
-    report.add("cargo xtask wheel --profile dev", Tally::of_check(wheel.is_ok()));
     let python = python.to_string_lossy();
     let mut command = program(
         &places.root,
@@ -251,8 +258,8 @@ fn python_tests(places: &Places, report: &mut Report, python: Option<&Path>) {
     );
     command.env("PCLUSTER_BIN", &places.pcluster).env("PCLUSTER_TEST_PYTHON", &*python);
     match wheel {
-        Ok(wheel) => command.env("PCLUSTER_TEST_WHEEL", wheel),
-        Err(_) => command.env_remove("PCLUSTER_TEST_WHEEL"),
+        Some(wheel) => command.env("PCLUSTER_TEST_WHEEL", wheel),
+        None => command.env_remove("PCLUSTER_TEST_WHEEL"),
     };
     counted(report, &mut command, Tally::from_pytest);
 }
