@@ -21,7 +21,8 @@ const CONFIRM_GRACE: Duration = Duration::from_secs(5);
 pub(super) const STRANDED_GRACE: Duration = Duration::from_secs(2);
 
 /// A reply is read before news that is sent so much later on another connection.
-const REPLY_LEAD: Duration = Duration::from_secs(1);
+/// Longer would hold up clients that wait for other engines in the place of these.
+const REPLY_LEAD: Duration = Duration::from_millis(300);
 
 /// Engines that have gone, as ipyparallel's clients hear of it.
 #[derive(Debug, Default)]

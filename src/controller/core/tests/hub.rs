@@ -104,9 +104,9 @@ fn clients_hear_of_a_departure_after_the_last_reply() {
     assert_eq!(w.to_clients.len(), 1);
     // A request that comes meanwhile is ended by the client when it hears of the departure.
     request(&mut w, ClientChannel::Mux, Some("e"), json!({}));
-    w.pass(Duration::from_millis(900));
+    w.pass(Duration::from_millis(250));
     assert!(departed(&mut w).is_empty(), "the reply gets a lead");
-    w.pass(Duration::from_millis(200));
+    w.pass(Duration::from_millis(100));
     assert_eq!((departed(&mut w), w.to_clients.len()), (vec![json!("e")], 1));
     // One that has nothing open is gone at once.
     unregister(&mut w, 1);
