@@ -52,6 +52,7 @@ pub const WITHOUT_CLUSTERS: EnvironmentRules = EnvironmentRules {
         ],
         kept: &["SLURM_CONF", "SLURM_CONF_SERVER", "SLURM_HINT", "SLURM_JWT", "SLURM_MPI_TYPE"],
     },
+    options: TORQUE_OPTIONS,
     ..RULES
 };
 
@@ -68,6 +69,25 @@ const CLUSTERS: Names = &["SBATCH_CLUSTERS", "SLURM_CLUSTERS"];
 const REQUEUE: Names = &["SBATCH_NO_REQUEUE", "SBATCH_REQUEUE"];
 const SWITCHES: Names = &["SBATCH_REQ_SWITCH", "SBATCH_WAIT4SWITCH"];
 const THREADS: Names = &["SBATCH_HINT", "SLURM_HINT", "SBATCH_THREADS_PER_CORE"];
+
+/// The same in Torque's words (`#PBS -l mem=50M`), which Slurm's `qsub` hands on: one word may set several things.
+const TORQUE_OPTIONS: &[ScriptOption] = &[
+    option("", "-A", &["SBATCH_ACCOUNT"]),
+    option(
+        "",
+        "-l",
+        &[
+            "SBATCH_MEM_PER_CPU",
+            "SBATCH_MEM_PER_GPU",
+            "SBATCH_MEM_PER_NODE",
+            "SBATCH_TIMELIMIT",
+            "SBATCH_CPUS_PER_GPU",
+            "SBATCH_GPUS",
+            "SBATCH_GRES",
+        ],
+    ),
+    option("", "-q", &["SBATCH_PARTITION"]),
+];
 
 const fn option(long: &'static str, short: &'static str, variables: Names) -> ScriptOption {
     ScriptOption { long, short, variables }
