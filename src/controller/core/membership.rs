@@ -20,6 +20,9 @@ const CONFIRM_GRACE: Duration = Duration::from_secs(5);
 /// ipyparallel waits so long for late replies of an engine that left.
 pub(super) const STRANDED_GRACE: Duration = Duration::from_secs(2);
 
+/// A client that asks to connect has subscribed to news after this. Departures of later are not announced to it again: one that
+/// waits for engines would take the repeated news for the end of one of them.
+const CONNECTING: Duration = Duration::from_millis(500);
 /// A reply is read before news that is sent so much later on another connection.
 /// Longer would hold up clients that wait for other engines in the place of these.
 const REPLY_LEAD: Duration = Duration::from_millis(300);
@@ -311,7 +314,7 @@ impl Core {
             .departures
             .recent
             .iter()
-            .filter(|(at, _, id)| *at >= since && self.engines.by_id(*id).is_none());
+            .filter(|(at, _, id)| (since..=since + CONNECTING).contains(at) && self.engines.by_id(*id).is_none());
         let gone: Vec<_> = gone.map(|(_, uuid, id)| (uuid.clone(), *id)).collect();
         for (uuid, id) in gone {
             self.notify_departure(&uuid, id);

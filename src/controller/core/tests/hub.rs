@@ -137,6 +137,12 @@ fn engines_that_go_while_a_client_connects_are_announced_again() {
     assert_eq!(departed(&mut w), ["e"]);
     w.pass(Duration::from_secs(2));
     assert_eq!(departed(&mut w), ["e", "e"]);
+    // Later ones it has heard of: no second time, which would disturb one that waits for engines.
+    stock(&mut w, "f");
+    unregister(&mut w, 1);
+    assert_eq!(departed(&mut w), ["f"]);
+    w.pass(Duration::from_secs(4));
+    assert!(!departed(&mut w).contains(&json!("f")));
     w.pass(Duration::from_secs(20));
     departed(&mut w);
     connect(&mut w);
