@@ -37,6 +37,7 @@ line. Points in time are ISO 8601 in UTC, durations seconds.
 | 4 | the controller cannot be reached, or refused |
 | 5 | the environment: Python, ports, files, permissions |
 | 70 | a mistake in pcluster itself |
+| 75 | of `pcluster controller` only: it cannot start at present (a full disk, an address in use); its supervisor tries again |
 | 130 | interrupted (Ctrl-C) |
 | 141 | whoever read the output has gone |
 

@@ -17,6 +17,7 @@ pub mod private_dir;
 pub mod process;
 pub mod relay;
 pub mod ssh;
+pub mod trouble;
 pub mod tunnel;
 
 pub use error::ConnectionError;

@@ -79,6 +79,9 @@ fn an_input_that_exceeds_the_message_limit_is_refused_with_the_limit() {
     cluster
         .run(&["map", "work.py:echo", "many.txt"])
         .fails(2, &["an input has 3145", "is cancelled"]);
+    for map in cluster.json(&["results"])["maps"].as_array().unwrap() {
+        assert!(map["aborted"].as_u64() > Some(0), "listed as failed: {map}");
+    }
     let open = cluster.json(&["results", "--pending"]);
     assert_eq!(open["tasks"], Value::Array(Vec::new()));
     cluster.ok(&["stop"]);
