@@ -5,7 +5,7 @@ leaving = False
 def ended_with(error, ticket, started):
     """A task ended with an exception."""
     ended = clock()
-    if not is_worker:
+    if not is_owner[0]:
         os._exit(1)
     if isinstance(error, Unusable):
         body = error.body
@@ -69,7 +69,7 @@ def run_tasks(units):
             else:
                 value = run_in_surroundings(definition, arguments)
             ended = clock()
-            if not is_worker:
+            if not is_owner[0]:
                 os._exit(0)
             if value is None:
                 body = b"null"
@@ -93,7 +93,6 @@ def run_tasks(units):
                     and len(body) <= AT_ONCE
                     and shared is None
                     and not unwritten
-                    and is_owner[0]
                 ):
                     out.flush()
                     err.flush()
