@@ -31,7 +31,9 @@ impl Driver {
         match event {
             WorkerEvent::Records(mut records) => {
                 if self.said.is_empty() {
-                    let plain = records.iter().take_while(|record| record.kind == b'V' && record.positions.is_none());
+                    let plain = records
+                        .iter()
+                        .take_while(|record| record.kind == b'V' && record.positions.is_none());
                     let rest = records.split_off(plain.count());
                     self.values(number, std::mem::replace(&mut records, rest)).await;
                 }
