@@ -158,6 +158,11 @@ class WorkerTest(unittest.TestCase):
             values = [self.value(record) for record in worker.call(1, *([i] for i in range(20)))]
             self.assertEqual(values, [[i, True] for i in range(20)])
 
+    def test_output_that_no_one_reads_ends_nothing(self):
+        code = "import os\ndef f(i):\n r, w = os.pipe()\n os.dup2(w, 1)\n os.close(r)\n os.close(w)\n print('x', end='')\n return i"
+        self.worker.define_file(1, code)
+        self.assertEqual([self.value(record) for record in self.worker.call(1, [1], [2], [3])], [1, 2, 3])
+
     def test_pools_work_in_tasks(self):
         text = "import multiprocessing as m\ndef g(x): return x * x\ndef f():\n with m.get_context('fork').Pool(2) as p: return p.map(g, [1, 2, 3])"
         self.worker.define_file(1, text, name="pools.py")
