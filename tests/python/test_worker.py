@@ -159,7 +159,7 @@ class WorkerTest(unittest.TestCase):
             self.assertEqual(values, [[i, True] for i in range(20)])
 
     def test_output_that_no_one_reads_ends_nothing(self):
-        code = "import os\ndef f(i):\n r, w = os.pipe()\n os.dup2(w, 1)\n os.close(r)\n os.close(w)\n print('x', end='')\n return i"
+        code = "import os, sys\ndef f(i):\n sys.stdout.write('x')\n r, w = os.pipe()\n os.dup2(w, 1)\n os.close(r)\n os.close(w)\n return i"
         self.worker.define_file(1, code)
         self.assertEqual([self.value(record) for record in self.worker.call(1, [1], [2], [3])], [1, 2, 3])
 
