@@ -78,7 +78,7 @@ fn a_growing_output_is_seen_while_it_grows_and_moves_into_a_file_in_time() {
         db.reader()
             .unfinished_tasks(MapId(1), &mut |task| written.push(task.written))
             .unwrap();
-        assert_eq!(written, [[seen as u64, 0], [0, 0]]);
+        assert_eq!(written, [[seen as u64, 0, 0], [0; 3]]);
     }
     db.apply(&[finished(1, 0, 1, 0, with_stdout(ok("1"), b"the rest".to_vec()))]);
     let all = [&all[..], b"the rest"].concat();
