@@ -228,8 +228,10 @@ impl LongValue {
         let mut bytes = Vec::new();
         let room = usize::try_from(size).ok().filter(|size| bytes.try_reserve_exact(*size).is_ok());
         room.ok_or_else(|| {
-            CommandError::environment(format!("the value of task {task} has {size} bytes, for which there is not enough memory"))
-                .hint("have the function write large data to a file and return its name")
+            CommandError::environment(format!(
+                "the value of task {task} has {size} bytes, for which there is not enough memory"
+            ))
+            .hint("have the function write large data to a file and return its name")
         })?;
         Ok(LongValue { task, size, bytes })
     }
@@ -242,7 +244,10 @@ impl LongValue {
     pub fn add(&mut self, piece: &[u8]) -> Result<(), CommandError> {
         if piece.is_empty() {
             let (have, size) = (self.bytes.len(), self.size);
-            return Err(CommandError::failed(format!("the value of task {} ends at {have} of {size} bytes", self.task)));
+            return Err(CommandError::failed(format!(
+                "the value of task {} ends at {have} of {size} bytes",
+                self.task
+            )));
         }
         self.bytes.extend_from_slice(piece);
         Ok(())

@@ -147,7 +147,10 @@ pub fn output(row: &Row, column: usize) -> rusqlite::Result<Output> {
 }
 
 pub fn stream_of(word: &str) -> Stream {
-    Stream::ALL.into_iter().find(|stream| stream.word() == word).unwrap_or(Stream::Stdout)
+    Stream::ALL
+        .into_iter()
+        .find(|stream| stream.word() == word)
+        .unwrap_or(Stream::Stdout)
 }
 
 /// Bytes that are on record of an unfinished task's run.

@@ -324,9 +324,15 @@ impl Batch<'_> {
 
 /// What the columns `value` and `pickled` are to have. `long`: of a value that is in a file.
 fn value_columns<'a>(outcome: &'a Outcome, long: &'a Option<[Option<Vec<u8>>; 2]>) -> [ToSqlOutput<'a>; 2] {
-    let [value, pickled] = long.as_ref().map_or([None, None], |columns| columns.each_ref().map(Option::as_deref));
+    let [value, pickled] = long
+        .as_ref()
+        .map_or([None, None], |columns| columns.each_ref().map(Option::as_deref));
     let text = outcome.value.as_ref().map(|value| value.get().as_bytes());
-    let bytes = outcome.pickled.as_ref().filter(|_| long.is_none()).map(|pickled| &pickled.bytes[..]);
+    let bytes = outcome
+        .pickled
+        .as_ref()
+        .filter(|_| long.is_none())
+        .map(|pickled| &pickled.bytes[..]);
     [
         value.map(ValueRef::Blob).or(text.map(ValueRef::Text)).unwrap_or(ValueRef::Null),
         pickled.or(bytes).map_or(ValueRef::Null, ValueRef::Blob),

@@ -283,6 +283,26 @@ mod tests {
     }
 
     #[test]
+    fn a_long_value_leaves_in_windows_and_before_its_result() {
+        let value: Vec<u8> = (0..5 * WINDOW + 7).map(|at| (at * 31) as u8).collect();
+        let (mut streams, mut record) = (Streams::default(), Record::default());
+        streams.push_value(value.clone().into());
+        assert!(!streams.is_short() && streams.bytes() == 0);
+        while !streams.is_short() {
+            let parts = streams.take_parts(true);
+            let on_its_way: usize = parts.iter().map(|(_, bytes)| bytes.len()).sum();
+            assert!((1..WINDOW + PART).contains(&on_its_way));
+            assert!(streams.take_parts(true).is_empty(), "not before some is on record");
+            parts.iter().for_each(|(part, bytes)| {
+                assert_eq!(part.stream, Stream::Value);
+                record.take(part.start, bytes);
+            });
+            streams.recorded([0, 0, record.0.len() as u64]);
+        }
+        assert!(record.0 == value);
+    }
+
+    #[test]
     fn full_parts_leave_first_and_the_rest_when_all_is_asked_for() {
         let mut streams = Streams::default();
         streams.push([vec![b'x'; PART + 3].into(), Bytes::from_static(b"oh")]);
