@@ -18,6 +18,7 @@ const MIGRATIONS: &[&str] = &[
     include_str!("migrations/0008_exact_values.sql"),
     include_str!("migrations/0009_bundles.sql"),
     include_str!("migrations/0010_outputs.sql"),
+    include_str!("migrations/0011_long_values.sql"),
 ];
 
 /// Their text is not a step: it is that of the current version whichever version a file comes from.

@@ -20,7 +20,7 @@ CREATE VIEW tasks AS SELECT
     strftime('%Y-%m-%d %H:%M:%f', t.completed, 'unixepoch') AS completed,
     t.completed - t.started AS duration,
     t.input,
-    COALESCE(t.value, t.repr) AS value,
+    CASE typeof(t.value) WHEN 'blob' THEN '(see pcluster results)' ELSE COALESCE(t.value, t.repr) END AS value,
     t.type,
     t.ename || ': ' || COALESCE(t.evalue, '') AS error,
     CASE WHEN t.completed IS NULL THEN (SELECT group_concat(CASE typeof(o.text) WHEN 'text' THEN o.text ELSE '(see pcluster results)' END, '')

@@ -1,5 +1,5 @@
 //! How many engines this host has room for, asked before any is started. Each limit is counted with what an engine was measured to take
-//! (docs/performance.md); what user code takes comes on top and is not known here.
+//! (docs/explanation/performance.md); what user code takes comes on top and is not known here.
 //!
 //! Source: getrlimit(2), proc_meminfo(5), proc_loadavg(5), and the kernel's cgroup-v1/pids and cgroup-v2 documents.
 use super::LaunchError;

@@ -1,0 +1,2 @@
+-- A long value is in a file, as a long output is: in `value` of task and attempt then stands a BLOB that says so, as in `stdout`; of one
+-- that JSON does not hold, in `pickled`. (A pickle begins with a byte of 128.) In `output` its stream is `value`.
