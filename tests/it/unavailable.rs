@@ -1,5 +1,5 @@
 //! Engines whose Python does not work: they take no Python tasks, say why, and recover.
-use super::support::{Cluster, Home, PCLUSTER, Running, kill_both, wait_until};
+use super::support::{Cluster, Home, PCLUSTER, Running, wait_until};
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
@@ -144,40 +144,6 @@ fn stored_in(temporary: &Path) -> Vec<PathBuf> {
         .map(|entry| entry.unwrap().path())
         .filter(|path| path.file_name().unwrap().to_str().unwrap().starts_with("pcluster-code-"))
         .collect()
-}
-
-#[test]
-fn code_that_a_killed_engine_has_left_is_removed_by_clean_and_by_the_next_engine() {
-    let home = Home::new();
-    let temporary = home.path().join("temporary");
-    fs::create_dir(&temporary).unwrap();
-    let cluster = Cluster::running_in(home);
-    let run = |arguments: &[&str]| {
-        let mut command = cluster.program(PCLUSTER);
-        command.args(arguments).env("TMPDIR", &temporary);
-        Running::spawn(&mut command, "").end().ok()
-    };
-    run(&["start", "-n", "1"]);
-    let code = cluster.file("twice.py", "def f(x):\n    return 2 * x\n");
-    let function = format!("{}:f", code.display());
-    let map = ["map", function.as_str(), "--range", "0..3"];
-    for how in [&["clean"][..], &["engines", "add", "1"]] {
-        assert_eq!(cluster.ok(&map), "0\n2\n4\n");
-        assert_eq!(stored_in(&temporary).len(), 1);
-        run(&["clean"]);
-        assert_eq!(stored_in(&temporary).len(), 1, "its engine lives");
-        // One that was killed is listed for a moment.
-        let lives = |pid: &u32| Path::new(&format!("/proc/{pid}")).exists();
-        let engine = cluster.engine_pids().into_iter().find(lives).unwrap();
-        kill_both(*cluster.supervisors().last().unwrap(), engine);
-        assert_eq!(stored_in(&temporary).len(), 1);
-        run(how);
-        wait_until("it to be removed", || stored_in(&temporary).is_empty().then_some(()));
-        if how == ["clean"] {
-            run(&["engines", "add", "1"]);
-        }
-    }
-    cluster.ok(&["stop"]);
 }
 
 /// As cleaners of temporary directories do.
