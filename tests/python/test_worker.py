@@ -46,8 +46,7 @@ class WorkerTest(unittest.TestCase):
         self.worker.define_file(1, "def f(a): print(a)")
         self.worker.tasks(1, [[0], [1]], tokens=b"g")
         self.assertEqual(self.worker.record().ticket, 0)
-        self.worker.stdout.seek(0)
-        self.assertEqual(self.worker.stdout.read(), b"0\n")
+        self.assertEqual(self.worker.outputs.written(), b"0\n")
         os.write(self.worker.tokens, b"g")
         self.assertEqual(self.worker.record().ticket, 1)
 
@@ -133,7 +132,7 @@ class WorkerTest(unittest.TestCase):
         self.worker.define_file(1, "import time\ndef f(s):\n print('begun'); time.sleep(s)")
         os.kill(self.worker.pid, signal.SIGINT)
         self.worker.tasks(1, [[600]])
-        while not os.fstat(self.worker.stdout.fileno()).st_size:
+        while not self.worker.outputs.written():
             time.sleep(0.005)
         os.kill(self.worker.pid, signal.SIGINT)
         self.assertEqual(self.error(self.worker.record())["ename"], "KeyboardInterrupt")
@@ -203,7 +202,7 @@ class WorkerTest(unittest.TestCase):
                 if interactive:
                     self.worker.call(4, {"way": way})
                 self.worker.call(3 if interactive else 1, None if interactive else [way])
-                at = [os.fstat(it.fileno()).st_size for it in (self.worker.stdout, self.worker.stderr)]
+                at = self.worker.outputs.sizes()
                 (record,) = self.worker.call(2, [7])
                 self.assertEqual(record.kind, "V", (way, record.body))
                 self.assertEqual(record.positions, (at[0] + 6, at[1] + 6), way)
@@ -319,8 +318,7 @@ class WorkerTest(unittest.TestCase):
     def test_it_ends_with_its_engine(self):
         os.close(self.worker.frames)
         self.assertEqual(self.worker.wait(), 0)
-        self.worker.stderr.seek(0)
-        self.assertEqual(self.worker.stderr.read(), b"")
+        self.assertEqual(self.worker.outputs.written("err"), b"")
 
     def test_stdin_is_empty(self):
         self.worker.define_file(1, "def f(): return input()")

@@ -407,7 +407,13 @@ impl Core {
         self.check_stop(now, effects);
     }
 
-    /// Whether more output is to be read. One who writes faster than the controller records waits.
+    /// What runs is being stopped.
+    pub fn is_stopping(&self) -> bool {
+        self.current.as_ref().is_some_and(|current| current.stop.is_some())
+    }
+
+    /// Whether more output is to be read. One who writes faster than the controller records waits. What is being stopped may say some
+    /// more: a full pipe is not to hold it up.
     pub fn has_room(&self) -> bool {
         let of_current = match &self.current {
             Some(Current {
@@ -418,7 +424,7 @@ impl Core {
             _ => 0,
         };
         let of_closing: usize = self.closing.iter().map(|closing| closing.streams.bytes()).sum();
-        of_current + of_closing < WINDOW
+        of_current + of_closing < if self.is_stopping() { 2 * WINDOW } else { WINDOW }
     }
 
     /// Output of what runs.

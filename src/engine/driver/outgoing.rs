@@ -115,7 +115,9 @@ impl Driver {
                 return Some(Event::TokensTaken { count });
             }
             Effect::ReadOutput { worker } => {
-                self.pool.get_mut(Some(worker))?.look();
+                let worker = self.pool.get_mut(Some(worker))?;
+                worker.is_awaited = true;
+                worker.look();
             }
             Effect::MeasureMemory { worker, limit } => {
                 let pid = match worker {

@@ -67,12 +67,7 @@ def run_tasks(units):
         value = arguments = None
         done += 1
         units.state = done, None
-        try:
-            untouched = seek(1, 0, 1) == reported_out and seek(2, 0, 1) == reported_err
-        except OSError:
-            untouched = False
-        # After a fast one that is looked at alone; it may be wrong where the other file is as long.
-        if not untouched or ended - started > FAST or done == count or sys.stdout is not streams[0] or sys.stderr is not streams[1]:
+        if is_suspect or sys.stdout is not streams[0] or sys.stderr is not streams[1] or not are_untouched():
             check_streams(not is_map)
 
 
@@ -276,17 +271,15 @@ def serve(frames):
 
 def be_worker(*files):
     global FRAMES, RECORDS, TOKENS, STDOUT, STDERR, token_reads, home
-    FRAMES, RECORDS, TOKENS, STDOUT, STDERR = files
-    os.dup2(STDOUT, 1)
-    os.dup2(STDERR, 2)
     for descriptor in files:
         os.set_inheritable(descriptor, False)
+    FRAMES, RECORDS, TOKENS, STDOUT, STDERR, shown, watch = files
+    open_streams(shown, watch)
     own_records()
     signal.signal(signal.SIGINT, interrupt)
     os.register_at_fork(after_in_child=forked)
     sys.modules["__main__"] = main
     sys.argv[:] = [""]
-    streams[:] = sys.stdout, sys.stderr
     token_reads = one_by_one(TOKENS, 1)
     home = os.open(".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     frames = Frames(FRAMES)
