@@ -161,7 +161,8 @@ impl Leftovers {
         marked.or_else(|| {
             let memory = std::fs::read(format!("/proc/{pid}/maps")).ok()?;
             String::from_utf8_lossy(&memory)
-                .lines().find_map(|line| number(line.split_once(" /memfd:")?.1))
+                .lines()
+                .find_map(|line| number(line.split_once(" /memfd:")?.1))
         })
     }
 

@@ -108,8 +108,12 @@ impl Driver {
     fn rearm_number(&mut self, number: u64) {
         if let Some(worker) = self.pool.any_mut(number) {
             worker.wrote = None;
-            self.watch.rearm(number, &worker.stdout);
-            self.watch.rearm(number, &worker.stderr);
+            for pipe in [&worker.stdout, &worker.stderr] {
+                // One that has ended would be reported for ever.
+                if !pipe.is_closed() {
+                    self.watch.rearm(number, pipe);
+                }
+            }
         }
     }
 }

@@ -7,6 +7,7 @@ use bytes::Bytes;
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::libc;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
@@ -24,12 +25,7 @@ pub const LITTLE: u64 = 4 << 10;
 const TAIL: usize = 4096;
 
 mod ioctl {
-    nix::ioctl_read_bad!(
-        #[expect(unsafe_code, reason = "FIONREAD writes an int")]
-        fionread,
-        nix::libc::FIONREAD,
-        nix::libc::c_int
-    );
+    nix::ioctl_read_bad!(fionread, nix::libc::FIONREAD, nix::libc::c_int);
 }
 
 /// The engine's side of one stream.
@@ -117,6 +113,16 @@ impl OutputPipe {
     /// How much was written.
     pub fn size(&self) -> u64 {
         self.read() + self.waiting()
+    }
+
+    /// Nobody can write into it any more.
+    pub fn is_closed(&self) -> bool {
+        let mut ends = [PollFd::new(self.pipe.as_fd(), PollFlags::empty())];
+        let known = poll(&mut ends, PollTimeout::ZERO);
+        known.is_ok()
+            && ends
+                .iter()
+                .any(|end| end.revents().is_some_and(|events| events.contains(PollFlags::POLLHUP)))
     }
 
     /// Whoever writes may have to wait soon.

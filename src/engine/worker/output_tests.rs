@@ -81,9 +81,20 @@ fn the_counts_are_the_engines_alone_and_the_watch_keeps_no_pipe_open() {
     let pair = pair();
     assert!(nix::sys::uio::pwrite(&pair.shown, &[1; 8], 0).is_err(), "they cannot be written");
     assert!(nix::unistd::ftruncate(&pair.shown, 0).is_err(), "nor cut off");
+    assert!(!pair.outputs[0].is_closed());
     drop(pair.outputs);
     // SIGPIPE is ignored in every Rust program.
     assert_eq!(write(&pair.writers[0], b"x"), Err(Errno::EPIPE));
+}
+
+#[test]
+fn a_pipe_that_nobody_can_write_into_is_closed() {
+    let mut pair = pair();
+    pair.write(0, b"last");
+    let [out, _err] = pair.writers;
+    drop(out);
+    assert!(pair.outputs[0].is_closed() && !pair.outputs[1].is_closed());
+    assert_eq!(pair.outputs[0].read_to(None), "last");
 }
 
 /// As `positions` of streams.py.
@@ -189,7 +200,12 @@ fn check(
             bytes.extend_from_slice(&outputs[stream].read_to(Some(ends[stream])));
         }
         let expected = vec![number as u8; if is_silent { 0 } else { length }];
-        prop_assert!(bytes == expected, "unit {number}, stream {stream}: {} bytes of {}", bytes.len(), expected.len());
+        prop_assert!(
+            bytes == expected,
+            "unit {number}, stream {stream}: {} bytes of {}",
+            bytes.len(),
+            expected.len()
+        );
     }
     Ok(())
 }

@@ -42,6 +42,8 @@ impl OutputWatch {
 
     /// Numbers of those that have written.
     pub async fn written(&self) -> Vec<u64> {
+        // What is always ready must not keep the task from giving way.
+        tokio::task::coop::consume_budget().await;
         loop {
             let Ok(mut ready) = self.0.readable().await else {
                 return std::future::pending().await;
