@@ -259,7 +259,7 @@ async fn a_function_that_prints_faster_than_recorded_waits_and_nothing_is_lost()
     c.welcome(Vec::new());
     let result = c.result().await;
     assert_eq!(result.outcome.status, TaskState::Ok);
-    let block: Vec<u8> = (0..1u64 << 16).map(|i| (i * i >> 4) as u8).collect();
+    let block: Vec<u8> = (0..1u64 << 16).map(|i| ((i * i) >> 4) as u8).collect();
     assert!(whole(&c, &result, 0) == block.repeat(480));
     assert_eq!(whole(&c, &result, 1), b"done\n");
     // One that waits for room can be stopped.
