@@ -156,9 +156,20 @@ def decoded_input(text):
 # ---- --reduce: a task folds some of a map's values
 
 
+def values_in(given):
+    """The values that are in a file, one after the other, as `Fold` takes them. The file has no name any more when the first one is read."""
+    with open(given["file"], "rb") as file:
+        os.unlink(given["file"])
+        for whose, size, pickled in given["values"]:
+            data = file.read(size)
+            if len(data) != size:
+                raise Unusable("ValueUnavailable", "the value of task %s has %d of %d bytes" % (whose, len(data), size))
+            yield (whose, None, data) if pickled else (whose, decode(data))
+
+
 class Fold:
-    """Reduces values with a function of two. `of` is the map's number and its work. An input is a list of items: whose value it is, its
-    JSON, and where that is not exact its pickle in base64; an empty list asks whether the function can be called so at all."""
+    """Reduces values with a function of two. `of` is the map's number and its work. An input names a file that has the values; an empty
+    list asks whether the function can be called so at all. In inputs from before version 11 of the database there are the values."""
 
     def __init__(self, function, of):
         self.function, self.of = function, of
@@ -166,8 +177,10 @@ class Fold:
     def __call__(self, items):
         if not items:
             return self.check()
-        whose, total = items[0][0], self.value(items[0])
-        for item in items[1:]:
+        items = values_in(items) if type(items) is dict else iter(items)
+        first = next(items)
+        whose, total = first[0], self.value(first)
+        for item in items:
             value = self.value(item)
             try:
                 total = self.function(total, value)
@@ -193,7 +206,7 @@ class Fold:
     def value(self, item):
         if len(item) < 3:
             return item[1]
-        data = base64.b64decode(item[2])
+        data = item[2] if type(item[2]) is bytes else base64.b64decode(item[2])
         try:
             return pickle.loads(data)
         except BaseException as error:
