@@ -93,6 +93,9 @@ def encode_value(value):
         if kind is float:
             if value - value == 0.0:
                 return b"V", repr(value).encode()
+        elif kind is int:
+            if value.bit_length() < LONGEST:
+                return b"V", b"%d" % value
         elif kind is str or kind is bool or ((kind is dict or kind is list) and is_plain(value)):
             body = encode(value).encode()
             if len(body) <= DIGITS or not has_long_integer(body):
@@ -132,10 +135,6 @@ def later(name):
 type_name, meta_of, rendered, bounded_repr = (later(name) for name in ("type_name", "meta_of", "rendered", "bounded_repr"))
 
 
-def encode_integer(value):
-    return (b"V", b"%d" % value) if value.bit_length() < LONGEST else encode_value(value)
-
-
 def decoded_inputs(body):
     """(map, inputs) of a frame of tasks. An input that cannot be decoded is an Unusable in its place, for its own task."""
     try:
@@ -156,11 +155,11 @@ def decoded_input(text):
 # ---- --reduce: a task folds some of a map's values
 
 
-def values_in(given):
+def values_in(path, values):
     """The values that are in a file, one after the other, as `Fold` takes them. The file has no name any more when the first one is read."""
-    with open(given["file"], "rb") as file:
-        os.unlink(given["file"])
-        for whose, size, pickled in given["values"]:
+    with open(path, "rb") as file:
+        os.unlink(path)
+        for whose, size, pickled in values:
             data = file.read(size)
             if len(data) != size:
                 raise Unusable("ValueUnavailable", "the value of task %s has %d of %d bytes" % (whose, len(data), size))
@@ -168,17 +167,18 @@ def values_in(given):
 
 
 class Fold:
-    """Reduces values with a function of two. `of` is the map's number and its work. An input names a file that has the values; an empty
-    list asks whether the function can be called so at all. In inputs from before version 11 of the database there are the values."""
+    """Reduces values with a function of two. `of` is the map's number and its work. It is called with the `values` that a file has; without
+    any it is asked whether the function can be called so at all. As inputs from before version 11 of the database have them, with items:
+    whose value it is, its JSON, and where that is not exact its pickle in base64."""
 
     def __init__(self, function, of):
         self.function, self.of = function, of
 
-    def __call__(self, items):
-        if not items:
+    def __call__(self, *items, file=None, values=()):
+        items = values_in(file, values) if values else iter(items)
+        first = next(items, None)
+        if first is None:
             return self.check()
-        items = values_in(items) if type(items) is dict else iter(items)
-        first = next(items)
         whose, total = first[0], self.value(first)
         for item in items:
             value = self.value(item)
