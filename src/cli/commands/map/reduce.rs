@@ -338,7 +338,11 @@ mod tests {
 
     fn item(index: u32, value: &str) -> Item {
         let task = TaskId::new(MapId(7), index);
-        Item::new(task, task, &row(index, Some(value)))
+        let row = TaskRow {
+            task,
+            ..row(index, Some(value))
+        };
+        Item::new(task, task, &row)
     }
 
     /// Folds by concatenation, as engines would.
