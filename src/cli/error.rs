@@ -5,13 +5,13 @@ use crate::client::ClientError;
 use crate::cluster::ClusterError;
 use crate::cluster::remote::RemoteError;
 use crate::connection::ConnectionError;
-use crate::connection::ssh::SshError;
 use crate::controller::ControllerError;
 use crate::db::{DbError, DbErrorKind};
 use crate::engine::EngineError;
 use crate::launchers::LaunchError;
 use crate::launchers::ssh::reverse::ReverseError;
 use crate::profile::{ConfigError, ProfileError};
+use crate::ssh::SshError;
 use std::fmt::Display;
 
 /// How a command ended that did its work.
@@ -237,7 +237,7 @@ impl From<ClusterError> for CommandError {
             ) => ErrorKind::Usage,
             ClusterError::NotRunning { .. } => ErrorKind::NotFound,
             ClusterError::Ssh(SshError::BadDestination { .. }) => ErrorKind::Usage,
-            ClusterError::Ssh(SshError::NoSsh(_) | SshError::Place { .. }) => ErrorKind::Environment,
+            ClusterError::Ssh(SshError::NoSsh(_) | SshError::ControlDir { .. }) => ErrorKind::Environment,
             ClusterError::Told { missing: true, .. } => ErrorKind::NotFound,
             ClusterError::Ssh(_) | ClusterError::Told { .. } => ErrorKind::Refused,
             ClusterError::Remote(ref error) => remote_kind(error),
@@ -345,7 +345,7 @@ mod tests {
                 ClusterError::Running {
                     cluster: cluster(),
                     options: String::new(),
-                    controller: Some(crate::connection::process::ProcessId {
+                    controller: Some(crate::sys::process::ProcessId {
                         pid: 7,
                         host: "n1".into(),
                         ..Default::default()

@@ -2,10 +2,10 @@
 use super::remote::RemoteError;
 use crate::client::ClientError;
 use crate::connection::ConnectionError;
-use crate::connection::process::ProcessId;
-use crate::connection::ssh::SshError;
 use crate::launchers::LaunchError;
 use crate::profile::{ConfigError, ProfileError};
+use crate::ssh::SshError;
+use crate::sys::process::ProcessId;
 use std::path::PathBuf;
 
 #[derive(Debug, thiserror::Error)]

@@ -2,14 +2,15 @@
 use super::keep::KeeperState;
 use super::remote::{self, TunnelState};
 use super::{ClusterError, ClusterState};
-use crate::connection::lock::{self, Asked};
-use crate::connection::process::{self, Presence, ProcessId};
-use crate::connection::{ConnectionError, ConnectionFile, network_fs};
+use crate::connection::{ConnectionError, ConnectionFile};
 use crate::launchers::ssh::reverse::{Phase, ReverseState};
 use crate::launchers::{self, Launched, MemberState, Stage};
 use crate::profile::Config;
 use crate::profile::ProfileDir;
 use crate::profile::dir::check_cluster_id;
+use crate::sys::lock::{self, Asked};
+use crate::sys::network_fs;
+use crate::sys::process::{self, Presence, ProcessId};
 use serde::Serialize;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -279,7 +280,7 @@ pub fn status(profile: &ProfileDir, cluster_id: &str) -> Option<ClusterSummary> 
             .state
             .as_ref()
             .map(|s| s.started)
-            .or_else(|| Some(super::now() - standing.controller.as_ref()?.age()?.as_secs_f64())),
+            .or_else(|| Some(crate::sys::clock::unix_now() - standing.controller.as_ref()?.age()?.as_secs_f64())),
         controller: standing.controller,
         unseen: standing.unseen,
         database,

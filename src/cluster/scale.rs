@@ -5,12 +5,13 @@ use super::lock::Lock;
 use super::start::{StartProgress, in_thread};
 use super::{AddOptions, ClusterError, ClusterState, add_engines, jobs};
 use crate::client::{Client, StatusReply};
-use crate::connection::{discover, process};
+use crate::connection::discover;
 use crate::launchers::{Job, Launched, MemberState, Stage};
 use crate::model::EngineId;
 use crate::model::engine::EngineStatus;
 use crate::profile::ProfileDir;
 use crate::profile::config::Config;
+use crate::sys::process;
 use std::cmp::Reverse;
 use std::time::Duration;
 

@@ -7,14 +7,14 @@ use super::start::in_thread;
 use super::{ClusterError, ipyparallel_file, jobs, keep, launch};
 use crate::client::Client;
 use crate::connection::ConnectionFile;
-use crate::connection::lock::{self, Asked};
-use crate::connection::process::ProcessId;
-use crate::connection::ssh::place;
 use crate::launchers::ssh::reverse;
 use crate::launchers::{Ended, LaunchError, Launched, Launcher, Process};
 use crate::model::job::JobRow;
 use crate::profile::ProfileDir;
 use crate::profile::config::Config;
+use crate::ssh::control_dir;
+use crate::sys::lock::{self, Asked};
+use crate::sys::process::ProcessId;
 use std::net::{TcpStream, ToSocketAddrs};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -393,7 +393,7 @@ pub(super) fn remove_tunnel(profile: &ProfileDir, cluster_id: &str) {
         && !tunnel.runs()
     {
         if let Some(path) = &tunnel.place {
-            place::clear(path);
+            control_dir::clear(path);
         }
         let _ = std::fs::remove_file(profile.tunnel_file(cluster_id));
     }

@@ -1,8 +1,8 @@
 //! A way of the engine's own to a controller that it does not reach: through the ssh server that the connection file names. A port of
 //! this host's loopback leads there; the ssh connection beneath it is made again when it breaks.
-use crate::connection::keep::{Clocks, Pauses, TICK};
-use crate::connection::ssh::{Destination, Ssh};
-use crate::connection::tunnel::{self, Found, Ports, Route};
+use crate::ssh::backoff::{Backoff, SuspendDetector, TICK};
+use crate::ssh::forward::{self, Greeting, Ports, Route};
+use crate::ssh::{Destination, Ssh};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
@@ -39,7 +39,7 @@ impl Through {
         let bound = Ports::bind(&[CHANNEL], &BTreeMap::new()).await;
         let (ports, _) = bound.map_err(|e| format!("cannot listen on this host: {e}"))?;
         let (ssh, route, address) = target.connect().await?;
-        ports.lead(route.clone());
+        ports.set_route(route.clone());
         let ports = Arc::new(ports);
         let keeper = tokio::spawn(keep(target, ports.clone(), ssh, route));
         Ok(Through { ports, keeper, address })
@@ -72,14 +72,14 @@ impl Target {
         let ssh = Ssh::connect(&self.server).await.map_err(|e| e.to_string())?;
         let mut tried = Vec::new();
         for (at, address) in self.addresses.iter().enumerate() {
-            let socket = ssh.forward_here(&format!("{CHANNEL}-{at}"), address, self.port).await;
+            let socket = ssh.forward_local(&format!("{CHANNEL}-{at}"), address, self.port).await;
             let socket = socket.map_err(|e| e.to_string())?;
-            match tunnel::look(&socket, GREETS).await {
-                Found::Speaks => return Ok((ssh, Route::from([(CHANNEL.to_string(), socket)]), address.clone())),
-                Found::Closed | Found::Silent => tried.push(format!("{address}:{}", self.port)),
+            match forward::greeting(&socket, GREETS).await {
+                Greeting::Speaks => return Ok((ssh, Route::from([(CHANNEL.to_string(), socket)]), address.clone())),
+                Greeting::Closed | Greeting::Silent => tried.push(format!("{address}:{}", self.port)),
             }
         }
-        let said = ssh.said();
+        let said = ssh.log_tail();
         ssh.close().await;
         Err(format!("from there nothing answers at {} {said}", tried.join(" or "))
             .trim_end()
@@ -88,14 +88,14 @@ impl Target {
 }
 
 async fn keep(target: Target, ports: Arc<Ports>, mut ssh: Ssh, mut route: Route) {
-    let mut pauses = Pauses::default();
+    let mut backoff = Backoff::default();
     loop {
         let why = until_lost(&ssh, &ports, &route).await;
         tracing::warn!("{why}; making the connection to {} again", target.server);
-        ports.hold();
+        ports.clear_route();
         ssh.close().await;
         (ssh, route) = loop {
-            pauses.wait(true).await;
+            backoff.wait(true).await;
             match target.connect().await {
                 Ok((ssh, route, address)) => {
                     tracing::info!("{} leads to the controller at {address} again", target.server);
@@ -104,15 +104,15 @@ async fn keep(target: Target, ports: Arc<Ports>, mut ssh: Ssh, mut route: Route)
                 Err(why) => tracing::warn!("{why}"),
             }
         };
-        pauses.start_again();
-        ports.lead(route.clone());
+        backoff.reset();
+        ports.set_route(route.clone());
     }
 }
 
 /// Why it is to be made again.
 async fn until_lost(ssh: &Ssh, ports: &Ports, route: &Route) -> String {
     loop {
-        let clocks = Clocks::now();
+        let detector = SuspendDetector::now();
         let refused = tokio::select! {
             () = tokio::time::sleep(TICK) => false,
             () = ports.refused() => true,
@@ -120,14 +120,14 @@ async fn until_lost(ssh: &Ssh, ports: &Ports, route: &Route) -> String {
         if let Err(error) = ssh.check().await {
             return error.to_string();
         }
-        if clocks.slept()
+        if detector.suspended()
             && let Err(error) = ssh.run(&["true"], b"", GREETS).await
         {
             return error.to_string();
         }
         if refused {
             let Some(socket) = route.get(CHANNEL) else { continue };
-            if tunnel::look(socket, GREETS).await == Found::Closed {
+            if forward::greeting(socket, GREETS).await == Greeting::Closed {
                 return "the controller does not answer".into();
             }
             // Just started: not again at once.

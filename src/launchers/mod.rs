@@ -34,12 +34,6 @@ use crate::profile::config::{Config, EngineKind};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-/// Seconds since 1970.
-fn now() -> f64 {
-    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
-    now.map_or(0.0, |d| d.as_micros() as f64 / 1e6)
-}
-
 /// The launchers that there are.
 pub fn known() -> Vec<&'static str> {
     ["local", mpi::NAME, ssh::NAME].into_iter().chain(batch::SYSTEMS).collect()

@@ -65,7 +65,7 @@ impl Launcher for Mpi {
     }
 
     fn start_engines(&self, launch: &EnginesLaunch) -> Result<Launched, LaunchError> {
-        let mut launched = Launched::new(NAME, crate::connection::process::host());
+        let mut launched = Launched::new(NAME, crate::sys::process::host());
         if launch.n == 0 {
             return Ok(launched);
         }

@@ -9,9 +9,9 @@ mod start;
 mod there;
 
 use super::{ControllerLaunch, Ended, EnginesLaunch, LaunchError, Launched, Launcher, MemberState, Process, logs};
-use crate::connection::process;
-use crate::connection::ssh::{Destination, Ssh, SshError};
 use crate::profile::config::resources::SshConfig;
+use crate::ssh::{Destination, Ssh, SshError};
+use crate::sys::process;
 use start::Way;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};

@@ -369,7 +369,7 @@ fn table(clusters: &[ClusterSummary], said: &[Option<StatusReply>], now: UnixTim
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::connection::process::ProcessId;
+    use crate::sys::process::ProcessId;
 
     #[test]
     fn clusters_at_80_columns() {

@@ -6,11 +6,11 @@ use crate::client::Client;
 use crate::cluster::list::{Condition, Standing};
 use crate::cluster::lock::Lock;
 use crate::cluster::{ClusterError, in_words, launch, options_of};
-use crate::connection::process::ProcessId;
-use crate::connection::ssh::{Destination, place};
-use crate::connection::{ConnectionFile, process};
+use crate::connection::ConnectionFile;
 use crate::profile::ProfileDir;
 use crate::profile::dir::check_cluster_id;
+use crate::ssh::{Destination, control_dir};
+use crate::sys::process::{self, ProcessId};
 use std::fs::File;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::PathBuf;
@@ -110,7 +110,7 @@ async fn make(options: &ConnectOptions, left: Option<TunnelState>) -> Result<Tun
     state.remote_ipython_dir = options.remote_ipython_dir.clone();
     if let Some(left) = left {
         if let Some(path) = &left.place {
-            place::clear(path);
+            control_dir::clear(path);
         }
         // Clients that are still there find it again.
         state.ports = left.ports;
@@ -246,7 +246,7 @@ pub async fn disconnect(profile: &ProfileDir, cluster_id: &str) -> Result<Tunnel
 fn clear_away(profile: &ProfileDir, cluster_id: &str, state: Option<&TunnelState>) {
     if let Some(state) = state {
         if let Some(path) = &state.place {
-            place::clear(path);
+            control_dir::clear(path);
         }
         remove_near_end(profile, cluster_id, &state.destination);
     }

@@ -3,8 +3,8 @@
 use super::error::RemoteError;
 use super::there::{Host, PATIENCE};
 use crate::cluster::ClusterError;
-use crate::connection::ssh::{Ssh, quoted};
 use crate::model::VERSION;
+use crate::ssh::{Ssh, quoted};
 use sha2::{Digest, Sha256};
 use std::time::Duration;
 
@@ -83,7 +83,7 @@ pub async fn copy(ssh: &Ssh, host: &Host) -> Result<Installed, ClusterError> {
         }),
         false => Err(RemoteError::DoesNotRun {
             to: to(),
-            said: output.words(),
+            said: output.last_lines(),
         }
         .into()),
     }
@@ -103,7 +103,7 @@ async fn check(ssh: &Ssh, path: &str, here: &str) -> Result<(), ClusterError> {
         true => Ok(()),
         false => Err(RemoteError::DoesNotRun {
             to: to(),
-            said: output.words(),
+            said: output.last_lines(),
         }
         .into()),
     }

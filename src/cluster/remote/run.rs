@@ -2,7 +2,7 @@
 use super::error::RemoteError;
 use super::there::{self, Host};
 use crate::cluster::{ClusterError, StartProgress};
-use crate::connection::ssh::{Destination, Output, Ssh, quoted};
+use crate::ssh::{Destination, Output, Ssh, quoted};
 use serde::{Deserialize, Serialize};
 use std::time::Duration;
 use tokio::signal::unix::{SignalKind, signal};

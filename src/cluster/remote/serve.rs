@@ -7,11 +7,11 @@ use super::way::{self, CHANNELS, GREETS, Wanted, Way};
 use super::{there, wanted_of};
 use crate::cluster::ClusterError;
 use crate::connection::ConnectionFile;
-use crate::connection::keep::{Clocks, LONGEST_PAUSE, Pauses, TICK};
-use crate::connection::process::ProcessId;
-use crate::connection::ssh::{Destination, Ssh, place};
-use crate::connection::tunnel::{self, Found, Ports};
 use crate::profile::ProfileDir;
+use crate::ssh::backoff::{Backoff, MAX_DELAY, SuspendDetector, TICK};
+use crate::ssh::forward::{self, Greeting, Ports};
+use crate::ssh::{Destination, Ssh, control_dir};
+use crate::sys::process::ProcessId;
 use std::path::Path;
 use std::time::{Duration, Instant};
 use tokio::signal::unix::{SignalKind, signal};
@@ -42,7 +42,7 @@ pub async fn serve(profile: ProfileDir, cluster_id: &str, first: bool) -> Result
         return Err(super::not_connected(&profile, cluster_id));
     };
     if let Some(path) = state.place.take() {
-        place::clear(&path);
+        control_dir::clear(&path);
     }
     let (ports, moved) = Ports::bind(&CHANNELS, &state.ports).await.map_err(RemoteError::Listen)?;
     if !moved.is_empty() {
@@ -78,7 +78,7 @@ pub async fn serve(profile: ProfileDir, cluster_id: &str, first: bool) -> Result
 
 impl Tunnel {
     async fn run(&mut self, mut first: bool) -> Result<(), ClusterError> {
-        let mut pauses = Pauses::default();
+        let mut backoff = Backoff::default();
         loop {
             let begun = Instant::now();
             let ups = self.ways;
@@ -88,16 +88,16 @@ impl Tunnel {
                 Err(error) => error,
             };
             tracing::warn!("{error}");
-            self.ports.hold();
+            self.ports.clear_route();
             self.state.place = None;
             self.tell(Phase::Down, Some(&error));
             if self.in_vain() {
                 return Ok(());
             }
-            if self.ways > ups && begun.elapsed() > LONGEST_PAUSE {
-                pauses.start_again();
+            if self.ways > ups && begun.elapsed() > MAX_DELAY {
+                backoff.reset();
             }
-            pauses.wait(!matches!(&error, ClusterError::Ssh(e) if !e.may_pass())).await;
+            backoff.wait(!matches!(&error, ClusterError::Ssh(e) if !e.may_pass())).await;
         }
     }
 
@@ -105,35 +105,35 @@ impl Tunnel {
     async fn connection(&mut self, first: &mut bool) -> Result<(), ClusterError> {
         let destination = Destination::parse(&self.state.destination)?;
         let ssh = Ssh::connect(&destination).await?;
-        self.state.place = Some(ssh.place().to_path_buf());
+        self.state.place = Some(ssh.control_dir().to_path_buf());
         let watched = self.lead(&ssh, first).await;
-        self.ports.hold();
+        self.ports.clear_route();
         ssh.close().await;
         watched
     }
 
     async fn lead(&mut self, ssh: &Ssh, first: &mut bool) -> Result<(), ClusterError> {
         let host = there::look(ssh).await?;
-        let mut pauses = Pauses::default();
+        let mut backoff = Backoff::default();
         loop {
             match self.open(ssh, &host).await {
                 Ok(way) => {
                     self.up(&way, ssh)?;
                     *first = false;
-                    pauses.start_again();
+                    backoff.reset();
                     self.watch(ssh, &way).await?;
                     tracing::info!("the controller does not answer any more; looking for it");
                 }
                 Err(error @ ClusterError::Ssh(_)) => return Err(error),
                 Err(error) if *first => return Err(error),
                 Err(error) => {
-                    self.ports.hold();
+                    self.ports.clear_route();
                     self.remove_connection_file();
                     self.tell(Phase::Waiting, Some(&error));
                     if self.in_vain() {
                         return Ok(());
                     }
-                    pauses.wait(true).await;
+                    backoff.wait(true).await;
                 }
             }
             ssh.check().await?;
@@ -148,7 +148,7 @@ impl Tunnel {
 
     /// The connection file is written, and read by clients: now connections must get through.
     fn up(&mut self, way: &Way, ssh: &Ssh) -> Result<(), ClusterError> {
-        self.ports.lead(way.route.clone());
+        self.ports.set_route(way.route.clone());
         let file = way::near_end(way, &self.state.destination, self.ports.local());
         let path = self.profile.client_file(&self.cluster_id);
         if !ConnectionFile::read(&path).is_ok_and(|there| there == file) {
@@ -172,7 +172,7 @@ impl Tunnel {
         };
         self.state.remote_profile = Some(self.wanted.profile.clone());
         self.state.remote_cluster_id = Some(self.wanted.cluster_id.clone());
-        self.state.place = Some(ssh.place().to_path_buf());
+        self.state.place = Some(ssh.control_dir().to_path_buf());
         if self.ways > 1 {
             self.state.reconnects += 1;
         }
@@ -189,12 +189,12 @@ impl Tunnel {
             return Err(ClusterError::Internal("the way has no registration channel".into()));
         };
         loop {
-            let clocks = Clocks::now();
+            let detector = SuspendDetector::now();
             let refused = tokio::select! {
                 () = tokio::time::sleep(TICK) => false,
                 () = self.ports.refused() => true,
             };
-            let slept = clocks.slept();
+            let slept = detector.suspended();
             ssh.check().await?;
             self.last_up = Instant::now();
             if slept {
@@ -218,10 +218,10 @@ impl Tunnel {
 
     /// Whether the controller greets. An error when the other host itself does not answer.
     async fn look(&self, ssh: &Ssh, socket: &Path) -> Result<bool, ClusterError> {
-        match tunnel::look(socket, GREETS).await {
-            Found::Speaks => Ok(true),
-            Found::Closed => Ok(false),
-            Found::Silent => {
+        match forward::greeting(socket, GREETS).await {
+            Greeting::Speaks => Ok(true),
+            Greeting::Closed => Ok(false),
+            Greeting::Silent => {
                 let output = ssh.run(&["true"], b"", GREETS).await?;
                 // The host is there, its controller is silent: it may only be busy.
                 Ok(output.ok())
@@ -231,7 +231,7 @@ impl Tunnel {
 
     fn tell(&mut self, phase: Phase, error: Option<&ClusterError>) {
         if self.state.phase != phase {
-            self.state.since = crate::cluster::now();
+            self.state.since = crate::sys::clock::unix_now();
         }
         self.state.phase = phase;
         self.state.problem = error.map(ToString::to_string);

@@ -1,9 +1,9 @@
 //! What is known of a tunnel, as JSON in the profile's `pid/`: by `connect` for the tunnel's process, by that process for
 //! all who want to know. It holds no keys.
 use crate::cluster::ClusterError;
-use crate::connection::process::ProcessId;
-use crate::connection::{private, process};
 use crate::profile::ProfileDir;
+use crate::sys::private_file;
+use crate::sys::process::{self, ProcessId};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::fs;
@@ -98,7 +98,7 @@ impl TunnelState {
             place: None,
             ports: BTreeMap::new(),
             phase: Phase::Connecting,
-            since: crate::cluster::now(),
+            since: crate::sys::clock::unix_now(),
             problem: None,
             hints: Vec::new(),
             missing: false,
@@ -122,7 +122,7 @@ impl TunnelState {
         let path = profile.tunnel_file(cluster_id);
         let written = serde_json::to_vec_pretty(self)
             .map_err(io::Error::from)
-            .and_then(|text| private::write(&path, &text));
+            .and_then(|text| private_file::write(&path, &text));
         written.map_err(|e| ClusterError::StateFile {
             doing: "write",
             path,

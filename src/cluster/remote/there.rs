@@ -3,8 +3,8 @@
 use super::error::RemoteError;
 use crate::cluster::ClusterError;
 use crate::connection::ConnectionFile;
-use crate::connection::process::ProcessId;
-use crate::connection::ssh::{Ssh, quoted};
+use crate::ssh::{Ssh, quoted};
+use crate::sys::process::ProcessId;
 use std::path::Path;
 use std::time::Duration;
 
@@ -186,7 +186,7 @@ async fn between_marks(ssh: &Ssh, script: &str, what: &'static str) -> Result<St
         None => Err(RemoteError::Unexpected {
             to: ssh.destination().to_string(),
             what,
-            said: output.words(),
+            said: output.last_lines(),
         }
         .into()),
     }

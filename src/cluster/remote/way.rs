@@ -6,10 +6,10 @@ use crate::client::ClientError;
 use crate::client::address::candidates;
 use crate::cluster::ClusterError;
 use crate::connection::file::{BroadcastPorts, TunnelKeys};
-use crate::connection::process::ProcessId;
-use crate::connection::ssh::Ssh;
-use crate::connection::tunnel::{self, Found, Route};
 use crate::connection::{ConnectionFile, PclusterKeys};
+use crate::ssh::Ssh;
+use crate::ssh::forward::{self, Greeting, Route};
+use crate::sys::process::ProcessId;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
@@ -91,14 +91,14 @@ pub async fn open(ssh: &Ssh, host: &Host, found: FoundFile, number: u64) -> Resu
     let registration = found.file.registration;
     let mut tried = Vec::new();
     for (at, address) in addresses.iter().enumerate() {
-        let socket = ssh.forward_here(&format!("{number}-{at}-look"), address, registration).await?;
-        if tunnel::look(&socket, GREETS).await != Found::Speaks {
+        let socket = ssh.forward_local(&format!("{number}-{at}-look"), address, registration).await?;
+        if forward::greeting(&socket, GREETS).await != Greeting::Speaks {
             tried.push(format!("{address}:{registration}"));
             continue;
         }
         let mut route = Route::new();
         for (name, port) in &ports {
-            let socket = ssh.forward_here(&format!("{number}-{name}"), address, *port).await?;
+            let socket = ssh.forward_local(&format!("{number}-{name}"), address, *port).await?;
             route.insert(name.to_string(), socket);
         }
         return Ok(Way {
@@ -110,7 +110,7 @@ pub async fn open(ssh: &Ssh, host: &Host, found: FoundFile, number: u64) -> Resu
     Err(RemoteError::Unreachable {
         to: ssh.destination().to_string(),
         tried,
-        said: ssh.said(),
+        said: ssh.log_tail(),
         writer: match &found.file.pcluster {
             Some(keys) => keys.process.to_string(),
             None => format!("a controller on {}", found.file.location),
@@ -233,6 +233,6 @@ mod tests {
             (5001, Some(5006), BroadcastPorts::One(5007))
         );
         assert_eq!((near.key.as_str(), near.task_scheme.as_deref()), ("secret", Some("lru")));
-        assert_eq!(candidates(&near, &crate::connection::process::host()).unwrap(), ["127.0.0.1"]);
+        assert_eq!(candidates(&near, &crate::sys::process::host()).unwrap(), ["127.0.0.1"]);
     }
 }

@@ -13,10 +13,10 @@ use super::batch::{self, BatchSystem, CommandLine, Output, environment, launch};
 use super::command::{Here, RunError, Runner};
 use super::launched::Launched;
 use super::{ControllerLaunch, Ended, EnginesLaunch, Job, LaunchError, Launcher, MemberState, Stage, logs};
-use crate::connection::process;
 use crate::profile::ProfileDir;
 use crate::profile::config::Config;
 use crate::profile::config::resources::Resources;
+use crate::sys::process;
 use queue::Queue;
 use std::sync::Arc;
 use std::time::Duration;
@@ -132,7 +132,7 @@ impl Launcher for Jobs {
         launched
             .jobs
             .iter()
-            .flat_map(|job| states::of_job(job, &known, crate::launchers::now()))
+            .flat_map(|job| states::of_job(job, &known, crate::sys::clock::unix_now()))
             .collect()
     }
 

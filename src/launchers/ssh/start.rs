@@ -2,14 +2,14 @@
 use super::connect;
 use super::reverse::{self, target};
 use crate::connection::ConnectionFile;
-use crate::connection::process::ProcessId;
-use crate::connection::ssh::{Output, Ssh, SshError, quoted};
 use crate::launchers::engine::engine_command;
 use crate::launchers::python;
 use crate::launchers::{EnginesLaunch, Process};
 use crate::model::VERSION;
 use crate::profile::ProfileDir;
 use crate::profile::config::resources::{SshHost, TunnelMode};
+use crate::ssh::{Output, Ssh, SshError, quoted};
+use crate::sys::process::ProcessId;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -313,7 +313,10 @@ pub fn between_marks(output: &Output) -> Result<String, String> {
     let inside = text.split_once(&format!("{BEGIN}\n")).and_then(|(_, rest)| rest.split_once(END));
     match inside {
         Some((inside, _)) => Ok(inside.to_string()),
-        None => Err(format!("its shell has not done what it was asked; it says: {}", output.words())),
+        None => Err(format!(
+            "its shell has not done what it was asked; it says: {}",
+            output.last_lines()
+        )),
     }
 }
 

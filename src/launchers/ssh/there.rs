@@ -2,9 +2,9 @@
 //! what a killed supervisor has left is told by the mark in its environment.
 use super::connect;
 use super::start::{PRIVATE, between_marks, marked};
-use crate::connection::process::{self, Mark, ProcessId, Unseen};
-use crate::connection::ssh::{Ssh, SshError, quoted};
 use crate::launchers::{Ended, MemberState, Process};
+use crate::ssh::{Ssh, SshError, quoted};
+use crate::sys::process::{self, Mark, ProcessId, Unseen};
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Duration;

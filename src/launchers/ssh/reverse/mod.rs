@@ -14,7 +14,7 @@ pub use serve::serve;
 pub use state::{Phase, ReverseState};
 
 use crate::connection::ConnectionError;
-use crate::connection::ssh::SshError;
+use crate::ssh::SshError;
 use std::path::PathBuf;
 
 #[derive(Debug, thiserror::Error)]

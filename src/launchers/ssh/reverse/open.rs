@@ -2,10 +2,10 @@
 use super::target::channels;
 use super::{Phase, ReverseError, ReverseState};
 use crate::connection::ConnectionFile;
-use crate::connection::process::{self, ProcessId};
-use crate::connection::ssh::place;
 use crate::launchers::EnginesLaunch;
 use crate::profile::ProfileDir;
+use crate::ssh::control_dir;
+use crate::sys::process::{self, ProcessId};
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::os::unix::fs::OpenOptionsExt;
@@ -161,6 +161,6 @@ fn end_with(file: &Path, child: &mut Option<Child>) {
     processes.extend(state.processes().cloned());
     process::end(&processes, child);
     if let Some(path) = &state.place {
-        place::clear(path);
+        control_dir::clear(path);
     }
 }

@@ -1,9 +1,9 @@
 //! Whether a host's engines reach the controller by themselves: tried there, by the pcluster that is there.
 use crate::connection::ConnectionFile;
 use crate::connection::addresses::is_loopback;
-use crate::connection::process;
-use crate::connection::ssh::{Ssh, quoted};
 use crate::launchers::ssh::start::{between_marks, marked};
+use crate::ssh::{Ssh, quoted};
+use crate::sys::process;
 use std::time::Duration;
 
 /// All addresses together; they are tried at the same time, for less than this.

@@ -3,12 +3,12 @@
 use super::target;
 use super::{Phase, ReverseError, ReverseState};
 use crate::connection::ConnectionFile;
-use crate::connection::keep::{Clocks, LONGEST_PAUSE, Pauses, TICK};
-use crate::connection::process::ProcessId;
-use crate::connection::relay::Relay;
-use crate::connection::ssh::{Destination, Ssh, SshError, place, quoted};
 use crate::launchers::ssh::start::{between_marks, marked};
 use crate::profile::ProfileDir;
+use crate::ssh::backoff::{Backoff, MAX_DELAY, SuspendDetector, TICK};
+use crate::ssh::relay::Relay;
+use crate::ssh::{Destination, Ssh, SshError, control_dir, quoted};
+use crate::sys::process::ProcessId;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -49,7 +49,7 @@ pub async fn serve(file: &Path, first: bool) -> Result<(), ReverseError> {
         return Ok(());
     };
     if let Some(path) = state.place.take() {
-        place::clear(&path);
+        control_dir::clear(&path);
     }
     state.tunnel = Some(ProcessId::own());
     state.supervisor = ProcessId::supervisor();
@@ -74,7 +74,7 @@ pub async fn serve(file: &Path, first: bool) -> Result<(), ReverseError> {
 
 impl Tunnel {
     async fn run(&mut self, first: bool) -> Result<(), ReverseError> {
-        let mut pauses = Pauses::default();
+        let mut backoff = Backoff::default();
         while self.is_wanted() {
             let begun = Instant::now();
             let ups = self.ups;
@@ -89,12 +89,12 @@ impl Tunnel {
                 continue;
             }
             self.tell(Phase::Down, Some(&error));
-            if self.ups > ups && begun.elapsed() > LONGEST_PAUSE {
-                pauses.start_again();
+            if self.ups > ups && begun.elapsed() > MAX_DELAY {
+                backoff.reset();
             }
             // While one waits, too, the tunnel may be no longer wanted.
             tokio::select! {
-                () = pauses.wait(error.may_pass()) => {}
+                () = backoff.wait(error.may_pass()) => {}
                 () = self.until_unwanted() => {}
             }
         }
@@ -105,7 +105,7 @@ impl Tunnel {
     /// One ssh connection, from its beginning until it is lost.
     async fn connection(&mut self) -> Result<(), ReverseError> {
         let ssh = Ssh::connect(&Destination::parse(&self.state.to)?).await?;
-        self.state.place = Some(ssh.place().to_path_buf());
+        self.state.place = Some(ssh.control_dir().to_path_buf());
         self.write();
         let led = self.lead(&ssh).await;
         ssh.close().await;
@@ -118,14 +118,14 @@ impl Tunnel {
         let address = target::find(&file, &self.state.channels).await?;
         let ports = target::ports(&file);
         let mut listening = Vec::new();
-        self.relay.begin();
+        self.relay.new_connection();
         for name in self.state.channels.clone() {
             let Some(port) = ports.get(&name) else {
                 return Err(ReverseError::Internal(format!(
                     "the engines' connection file has no channel {name}"
                 )));
             };
-            let path = ssh.place().join(&name);
+            let path = ssh.control_dir().join(&name);
             listening.push(self.relay.listen(&path, &address, *port).map_err(|e| ReverseError::State {
                 doing: "listen at",
                 path: path.clone(),
@@ -163,7 +163,7 @@ impl Tunnel {
     /// The port that the engines know; at first one that is free.
     async fn forward(&mut self, ssh: &Ssh, name: &str, path: &Path) -> Result<(), ReverseError> {
         if let Some(known) = self.state.ports.get(name).copied() {
-            return match ssh.forward_there(known, path).await {
+            return match ssh.forward_remote(known, path).await {
                 Err(SshError::Forward { why, .. }) => Err(ReverseError::Taken {
                     to: self.state.to.clone(),
                     port: known,
@@ -175,7 +175,7 @@ impl Tunnel {
         let mut tries = 0;
         loop {
             let there = any_port(uuid::Uuid::new_v4().as_u128());
-            match ssh.forward_there(there, path).await {
+            match ssh.forward_remote(there, path).await {
                 Ok(()) => {
                     self.state.ports.insert(name.to_string(), there);
                     return Ok(());
@@ -191,7 +191,7 @@ impl Tunnel {
         let (begun, mut looked) = (Instant::now(), Instant::now());
         let mut holds = true;
         loop {
-            let clocks = Clocks::now();
+            let detector = SuspendDetector::now();
             let ended = tokio::select! {
                 () = tokio::time::sleep(TICK) => false,
                 () = self.relay.far_side_ended() => true,
@@ -205,14 +205,14 @@ impl Tunnel {
             }
             ssh.check().await?;
             if ended {
-                self.relay.is_alive();
+                self.relay.confirm_alive();
             }
             if holds && begun.elapsed() > COMES_BACK {
                 // Of the engines of before, those that there are have connected again.
                 self.relay.release();
                 holds = false;
             }
-            if clocks.slept() {
+            if detector.suspended() {
                 tracing::info!("this host has slept");
                 ssh.run(&["true"], b"", ANSWERS).await?;
             }
@@ -254,7 +254,7 @@ impl Tunnel {
 
     fn tell(&mut self, phase: Phase, error: Option<&ReverseError>) {
         if self.state.phase != phase {
-            self.state.since = crate::launchers::now();
+            self.state.since = crate::sys::clock::unix_now();
         }
         self.state.phase = phase;
         self.state.problem = error.map(|error| match error {

@@ -1,9 +1,9 @@
 //! What is known of one reverse tunnel, as JSON in the profile's `pid/`: by the launcher for the tunnel's process, by that process
 //! for all who want to know. It holds no keys. Where it is gone, the tunnel is to end.
 use super::ReverseError;
-use crate::connection::private;
-use crate::connection::process::{self, Presence, ProcessId};
 use crate::profile::ProfileDir;
+use crate::sys::private_file;
+use crate::sys::process::{self, Presence, ProcessId};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::io;
@@ -102,7 +102,7 @@ impl ReverseState {
     pub fn write(&self, path: &Path) -> Result<(), ReverseError> {
         let written = serde_json::to_vec_pretty(self)
             .map_err(io::Error::from)
-            .and_then(|text| private::write(path, &text));
+            .and_then(|text| private_file::write(path, &text));
         written.map_err(|e| ReverseError::State {
             doing: "write",
             path: path.into(),

@@ -4,9 +4,9 @@ use super::ReverseError;
 use crate::connection::ConnectionFile;
 use crate::connection::addresses::is_loopback;
 use crate::connection::file::{BroadcastPorts, PclusterKeys};
-use crate::connection::process;
-use crate::connection::tunnel::{Found, look_at};
 use crate::profile::config::EngineKind;
+use crate::ssh::forward::{Greeting, greeting_at};
+use crate::sys::process;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
@@ -67,10 +67,10 @@ pub async fn find(file: &ConnectionFile, channels: &[String]) -> Result<String, 
     let port = port.ok_or_else(|| ReverseError::Internal("the engines' connection file has no such channel".into()))?;
     let mut tried = Vec::new();
     for address in addresses(file) {
-        match look_at(&address, port, GREETS).await {
-            Ok(Found::Speaks) => return Ok(address),
-            Ok(Found::Closed) => tried.push(format!("{address}:{port} (it was closed)")),
-            Ok(Found::Silent) => tried.push(format!("{address}:{port} (it says nothing)")),
+        match greeting_at(&address, port, GREETS).await {
+            Ok(Greeting::Speaks) => return Ok(address),
+            Ok(Greeting::Closed) => tried.push(format!("{address}:{port} (it was closed)")),
+            Ok(Greeting::Silent) => tried.push(format!("{address}:{port} (it says nothing)")),
             Err(why) => tried.push(format!("{address}:{port} ({why})")),
         }
     }

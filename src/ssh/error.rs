@@ -1,5 +1,4 @@
 //! What can be wrong on the way to a host, told from what ssh says, and what to do about it.
-use super::Destination;
 use std::path::PathBuf;
 
 #[derive(Debug, thiserror::Error)]
@@ -11,7 +10,7 @@ pub enum SshError {
     #[error("ssh does not accept {to}, or its configuration:{}", lines(said))]
     Configuration { to: String, said: String },
     #[error("cannot make the private directory {} for ssh's sockets: {why}", path.display())]
-    Place { path: PathBuf, why: String },
+    ControlDir { path: PathBuf, why: String },
     #[error("cannot connect to {to}: {what}{}", lines(said))]
     Connect { to: String, what: ConnectFailure, said: String },
     #[error("{to} has not answered for {seconds} s ({doing})")]
@@ -107,7 +106,7 @@ impl ConnectFailure {
 }
 
 impl SshError {
-    pub(super) fn of_connecting(to: &Destination, error: &openssh::Error) -> SshError {
+    pub(super) fn of_connecting(to: &str, error: &openssh::Error) -> SshError {
         if let openssh::Error::Connect(e) = error
             && e.kind() == std::io::ErrorKind::NotFound
             && e.raw_os_error().is_some()
@@ -134,7 +133,7 @@ impl SshError {
             SshError::Silent { to, .. } => Some(format!("try `ssh {to} true`: if that hangs too, the host is the one to look at")),
             SshError::Forward { to, .. } => Some(format!("the ssh server of {to} may not allow forwarding (AllowTcpForwarding)")),
             SshError::Put { .. } => Some("is its disk full, or the directory another's?".into()),
-            SshError::Configuration { .. } | SshError::Place { .. } | SshError::Lost { .. } => None,
+            SshError::Configuration { .. } | SshError::ControlDir { .. } | SshError::Lost { .. } => None,
         }
     }
 
@@ -142,7 +141,7 @@ impl SshError {
     pub fn may_pass(&self) -> bool {
         match self {
             SshError::Connect { what, .. } => !matches!(what, ConnectFailure::HostKeyChanged | ConnectFailure::HostKeyUnknown),
-            SshError::Silent { .. } | SshError::Lost { .. } | SshError::Forward { .. } | SshError::Place { .. } => true,
+            SshError::Silent { .. } | SshError::Lost { .. } | SshError::Forward { .. } | SshError::ControlDir { .. } => true,
             _ => false,
         }
     }
@@ -224,10 +223,7 @@ mod tests {
     #[test]
     fn a_changed_key_is_said_without_the_frame() {
         let said = "@@@@@@@@@@@\n@    WARNING: REMOTE HOST IDENTIFICATION HAS CHANGED!     @\n@@@@@@@@@@@\nIT IS POSSIBLE THAT SOMEONE IS DOING SOMETHING NASTY!\nHost key verification failed.";
-        let error = SshError::of_connecting(
-            &Destination::parse("me@login").unwrap(),
-            &openssh::Error::Connect(std::io::Error::other(said)),
-        );
+        let error = SshError::of_connecting("me@login", &openssh::Error::Connect(std::io::Error::other(said)));
         insta::assert_snapshot!(format!("{error}\nhint: {}", error.hint().unwrap()), @r"
         cannot connect to me@login: its host key has CHANGED: it may be another host
           | WARNING: REMOTE HOST IDENTIFICATION HAS CHANGED!
