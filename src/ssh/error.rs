@@ -24,6 +24,8 @@ pub enum SshError {
         target: String,
         why: String,
     },
+    #[error("{to} has answered with something unexpected:{}", lines(printed))]
+    Unexpected { to: String, printed: String },
     #[error("cannot write {path} on {to}:{}", lines(said))]
     Put { to: String, path: String, said: String },
 }
@@ -132,8 +134,19 @@ impl SshError {
             SshError::Connect { to, what, .. } => what.hint(to),
             SshError::Silent { to, .. } => Some(format!("try `ssh {to} true`: if that hangs too, the host is the one to look at")),
             SshError::Forward { to, .. } => Some(format!("the ssh server of {to} may not allow forwarding (AllowTcpForwarding)")),
+            SshError::Unexpected { to, .. } => Some(format!(
+                "look what `ssh {to} true` prints: a shell's start-up file may print something, or end the shell"
+            )),
             SshError::Put { .. } => Some("is its disk full, or the directory another's?".into()),
             SshError::Configuration { .. } | SshError::ControlDir { .. } | SshError::Lost { .. } => None,
+        }
+    }
+
+    /// With its hint, for a message that has no place of its own for hints.
+    pub fn with_hint(&self) -> String {
+        match self.hint() {
+            Some(hint) => format!("{self}\n  {hint}"),
+            None => self.to_string(),
         }
     }
 
@@ -141,7 +154,8 @@ impl SshError {
     pub fn may_pass(&self) -> bool {
         match self {
             SshError::Connect { what, .. } => !matches!(what, ConnectFailure::HostKeyChanged | ConnectFailure::HostKeyUnknown),
-            SshError::Silent { .. } | SshError::Lost { .. } | SshError::Forward { .. } | SshError::ControlDir { .. } => true,
+            SshError::Silent { .. } | SshError::Lost { .. } | SshError::Forward { .. } => true,
+            SshError::ControlDir { .. } | SshError::Unexpected { .. } => true,
             _ => false,
         }
     }

@@ -1,7 +1,7 @@
 //! Other hosts over ssh: connections, commands, ports that lead from one host to another.
 //!
 //! Parts: [`destination`], [`session`] (one connection), [`error`] (what can go wrong, read from what ssh prints), [`config`] (what
-//! `ssh -G` reports of a host), [`control_dir`] (the private directory of a connection's sockets, and its processes), [`backoff`]
+//! `ssh -G` reports of a host), [`shell`] (scripts and what they print), [`probe`] (what a host is and has), [`control_dir`] (the private directory of a connection's sockets, and its processes), [`backoff`]
 //! (when to connect again), [`forward`] (local ports that lead to a remote address), [`relay`] (remote ports that lead to a local one).
 //! It does not know what a cluster is, nor why a command is run.
 pub mod backoff;
@@ -10,9 +10,12 @@ pub mod control_dir;
 pub mod destination;
 pub mod error;
 pub mod forward;
+pub mod probe;
 pub mod relay;
 pub mod session;
+pub mod shell;
 
 pub use destination::Destination;
 pub use error::{ConnectFailure, SshError};
-pub use session::{Output, Ssh, quoted};
+pub use session::{Output, Ssh};
+pub use shell::quoted;

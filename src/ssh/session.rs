@@ -5,6 +5,7 @@ use super::config::{HostConfig, HostKeys};
 use super::control_dir::ControlDir;
 use super::destination::Destination;
 use super::error::{self, SshError};
+use super::shell::{between_marks, marked, quoted};
 use openssh::{ForwardType, KnownHosts, Session, SessionBuilder, Socket, Stdio};
 use std::borrow::Cow;
 use std::convert::Infallible;
@@ -208,6 +209,18 @@ impl Ssh {
         self.run(&["sh", "-s"], script.as_bytes(), timeout).await
     }
 
+    /// Runs a script of the POSIX shell to its end; what it printed, without what the shell's start-up files print.
+    pub async fn ask(&self, script: &str, timeout: Duration) -> Result<String, SshError> {
+        let output = self.script(&marked(script), timeout).await?;
+        match between_marks(&output.stdout_text()) {
+            Some(printed) => Ok(printed.to_string()),
+            None => Err(SshError::Unexpected {
+                to: self.to.to_string(),
+                printed: output.last_lines(),
+            }),
+        }
+    }
+
     /// Writes a file there: born private, complete before it has its name, its length checked. `path` is absolute;
     /// directories that are missing are made, for their owner only.
     pub async fn put(&self, bytes: &[u8], path: &str, executable: bool, timeout: Duration) -> Result<(), SshError> {
@@ -360,29 +373,9 @@ fn tcp(host: &str, port: u16) -> Socket<'static> {
     }
 }
 
-/// One word for the POSIX shell.
-pub fn quoted(word: &str) -> String {
-    let plain = |c: char| c.is_ascii_alphanumeric() || "-_=/,.+:@%".contains(c);
-    if !word.is_empty() && word.chars().all(plain) {
-        return word.to_string();
-    }
-    format!("'{}'", word.replace('\'', r"'\''"))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_word_stays_one_word() {
-        for word in ["plain", "", "two words", "it's", "$HOME `id` \"x\" \\ !", "new\nline", "-n"] {
-            let output = std::process::Command::new("sh")
-                .args(["-c", &format!("printf %s {}", quoted(word))])
-                .output()
-                .unwrap();
-            assert_eq!(String::from_utf8_lossy(&output.stdout), word);
-        }
-    }
 
     #[test]
     fn of_long_talk_the_end_counts() {

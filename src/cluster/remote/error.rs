@@ -12,8 +12,6 @@ pub enum RemoteError {
     },
     #[error("the connection file {path} on {to} is of a controller that is gone: process {pid} on {host} no longer runs")]
     Gone { to: String, path: String, pid: u32, host: String },
-    #[error("{to} has answered with something unexpected ({what}):{}", lines(said))]
-    Unexpected { to: String, what: &'static str, said: String },
     #[error("the controller runs on {host} and listens only there ({interface}), and {to} is {login}")]
     OnlyThere {
         to: String,
@@ -91,9 +89,6 @@ impl RemoteError {
                 false => say(&["name the one that is meant: --remote-profile NAME and --remote-cluster-id ID"]),
             },
             RemoteError::Gone { to, .. } => vec![format!("on {to}: pcluster list; pcluster start brings it back with its tasks")],
-            RemoteError::Unexpected { to, .. } => vec![format!(
-                "look what `ssh {to} true` prints: a shell's start-up file may say something, or end the shell"
-            )],
             RemoteError::OnlyThere { to, host, .. } => vec![
                 format!(
                     "connect to {host} itself, through {to}: in ~/.ssh/config, Host {host} with ProxyJump {to}; then pcluster connect {host}"

@@ -1,15 +1,15 @@
 //! Clusters on other hosts, reached over ssh: connected to ([`connect`]), started there ([`run`]), with this program copied
 //! there where it is missing ([`install`]).
 //!
-//! Parts: [`there`] (what is on the other host), [`way`] (which cluster is meant, and the forwards to it), [`serve`] (the
+//! Parts: [`find`] (which clusters run there), [`way`] (which cluster is meant, and the forwards to it), [`serve`] (the
 //! tunnel's own process), [`state`] (what is known of it), [`error`].
 pub mod connect;
 pub mod error;
+pub mod find;
 pub mod install;
 pub mod run;
 pub mod serve;
 pub mod state;
-pub mod there;
 pub mod way;
 
 pub use connect::{ConnectOptions, Connected, connect, disconnect};

@@ -2,14 +2,14 @@
 //! does so again whenever the connection breaks, the host wakes up, or the controller is started anew.
 use super::error::RemoteError;
 use super::state::{LeadsTo, Phase, TunnelState};
-use super::there::Host;
+use super::wanted_of;
 use super::way::{self, CHANNELS, GREETS, Wanted, Way};
-use super::{there, wanted_of};
 use crate::cluster::ClusterError;
 use crate::connection::ConnectionFile;
 use crate::profile::ProfileDir;
 use crate::ssh::backoff::{Backoff, MAX_DELAY, SuspendDetector, TICK};
 use crate::ssh::forward::{self, Greeting, Ports};
+use crate::ssh::probe::Host;
 use crate::ssh::{Destination, Ssh, control_dir};
 use crate::sys::process::ProcessId;
 use std::path::Path;
@@ -113,7 +113,7 @@ impl Tunnel {
     }
 
     async fn lead(&mut self, ssh: &Ssh, first: &mut bool) -> Result<(), ClusterError> {
-        let host = there::look(ssh).await?;
+        let host = Host::probe(ssh, &Default::default()).await?;
         let mut backoff = Backoff::default();
         loop {
             match self.open(ssh, &host).await {

@@ -1,7 +1,7 @@
 //! The way to a controller behind an ssh connection: which cluster is meant, at which address the other host reaches its
 //! controller, and a forward for each of its client channels.
 use super::error::RemoteError;
-use super::there::{self, FoundFile, Host};
+use super::find::{self, FoundFile};
 use crate::client::ClientError;
 use crate::client::address::candidates;
 use crate::cluster::ClusterError;
@@ -9,6 +9,7 @@ use crate::connection::file::{BroadcastPorts, TunnelKeys};
 use crate::connection::{ConnectionFile, PclusterKeys};
 use crate::ssh::Ssh;
 use crate::ssh::forward::{self, Greeting, Route};
+use crate::ssh::probe::Host;
 use crate::sys::process::ProcessId;
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -39,7 +40,7 @@ pub struct Way {
 
 /// The cluster that is wanted, if it runs there.
 pub async fn find(ssh: &Ssh, host: &Host, wanted: &Wanted) -> Result<FoundFile, ClusterError> {
-    let (running, gone) = there::clusters(ssh, host, wanted.ipython_dir.as_deref()).await?;
+    let (running, gone) = find::clusters(ssh, host, wanted.ipython_dir.as_deref()).await?;
     choose(ssh.destination().as_str(), running, gone, wanted)
 }
 

@@ -3,10 +3,10 @@
 use super::target;
 use super::{Phase, ReverseError, ReverseState};
 use crate::connection::ConnectionFile;
-use crate::launchers::ssh::start::{between_marks, marked};
 use crate::profile::ProfileDir;
 use crate::ssh::backoff::{Backoff, MAX_DELAY, SuspendDetector, TICK};
 use crate::ssh::relay::Relay;
+use crate::ssh::shell::PROCESS_FUNCTIONS;
 use crate::ssh::{Destination, Ssh, SshError, control_dir, quoted};
 use crate::sys::process::ProcessId;
 use std::collections::BTreeMap;
@@ -149,9 +149,11 @@ impl Tunnel {
         let before = self.state.session.take();
         let end = before.as_ref().map_or(String::new(), end_script);
         // `$PPID` is the process of sshd that serves this connection: it holds its forwards.
-        let script = format!("{}{END_FUNCTIONS}{end}ticks $PPID && echo \"session $s\"\n:", ProcessId::ABOUT);
-        let output = ssh.script(&marked(&script), ANSWERS).await?;
-        let text = between_marks(&output).map_err(ReverseError::Internal)?;
+        let script = format!(
+            "{}{PROCESS_FUNCTIONS}{end}start_ticks $PPID && echo \"session $s\"\n:",
+            ProcessId::ABOUT
+        );
+        let text = ssh.ask(&script, ANSWERS).await?;
         if text.lines().any(|line| line == "ended") {
             tracing::info!("ended what was left of the connection before on {}", self.state.to);
         }
@@ -281,15 +283,11 @@ fn any_port(random: u128) -> u16 {
     PORTS.start + (random % u128::from(PORTS.end - PORTS.start)) as u16
 }
 
-/// `ticks PID`: its start time as the kernel counts it, in `t`; false where it has ended.
-const END_FUNCTIONS: &str = r#"ticks() { t=; s=; { read -r s <"/proc/$1/stat"; } 2>/dev/null || return 1; set -- ${s##*) }; case $1 in Z|X) return 1 ;; esac; t=${20}; }
-"#;
-
 fn end_script(before: &ProcessId) -> String {
     let (pid, ticks) = (before.pid, before.ticks.unwrap_or_default());
     format!(
-        r#"if [ "$(cat /proc/sys/kernel/random/boot_id 2>/dev/null)" = {} ] && [ {pid} != $PPID ] && ticks {pid} && [ "$t" = {ticks} ] && kill -TERM {pid} 2>/dev/null; then
-  i=0; while ticks {pid} && [ "$t" = {ticks} ] && [ $i -lt 50 ]; do sleep 0.1; i=$((i+1)); done
+        r#"if [ "$(cat /proc/sys/kernel/random/boot_id 2>/dev/null)" = {} ] && [ {pid} != $PPID ] && is_same {pid}:{ticks} && kill -TERM {pid} 2>/dev/null; then
+  i=0; while is_same {pid}:{ticks} && [ $i -lt 50 ]; do sleep 0.1; i=$((i+1)); done
   echo ended
 fi
 "#,
@@ -322,7 +320,7 @@ mod tests {
         };
         let mut left = std::process::Command::new("sleep").arg("60").spawn().unwrap();
         let said = run(format!(
-            "{}{END_FUNCTIONS}ticks {} && echo \"session $s\"",
+            "{}{PROCESS_FUNCTIONS}start_ticks {} && echo \"session $s\"",
             ProcessId::ABOUT,
             left.id()
         ));
@@ -336,13 +334,13 @@ mod tests {
             boot_id: "4711".into(),
             ..found.clone()
         };
-        assert_eq!(run(format!("{END_FUNCTIONS}{}", end_script(&before_a_boot))), "");
-        assert_eq!(run(format!("{END_FUNCTIONS}{}", end_script(&other))), "");
+        assert_eq!(run(format!("{PROCESS_FUNCTIONS}{}", end_script(&before_a_boot))), "");
+        assert_eq!(run(format!("{PROCESS_FUNCTIONS}{}", end_script(&other))), "");
         assert_eq!(left.try_wait().unwrap(), None);
         // The one that serves the script itself stays.
-        let own = "ticks $PPID && p=$PPID && ticks $p && echo \"$t\"";
-        assert_ne!(run(format!("{END_FUNCTIONS}{own}")), "");
-        assert_eq!(run(format!("{END_FUNCTIONS}{}", end_script(&found))), "ended\n");
+        let own = "start_ticks $PPID && p=$PPID && start_ticks $p && echo \"$t\"";
+        assert_ne!(run(format!("{PROCESS_FUNCTIONS}{own}")), "");
+        assert_eq!(run(format!("{PROCESS_FUNCTIONS}{}", end_script(&found))), "ended\n");
         left.wait().unwrap();
         assert_eq!(session("boot b\nsession 7 x; rm"), None);
     }
