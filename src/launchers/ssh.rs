@@ -2,14 +2,16 @@
 //! no longer which started it; another process ends it later over another one, told by host name, process id and start time.
 //!
 //! Parts: [`plan`] (which host gets which engines), [`start`] (one host's engines), [`there`] (what runs on a host, and its end),
-//! [`reverse`] (ways to the controller for hosts that do not reach it).
+//! [`reachability`] (whether a host reaches the controller), [`tunnel`] (for hosts that do not).
 mod plan;
-pub mod reverse;
+pub mod reachability;
 mod start;
 mod there;
+pub mod tunnel;
 
 use super::{ControllerLaunch, Ended, EnginesLaunch, LaunchError, Launched, Launcher, MemberState, Process, logs};
 use crate::profile::config::resources::SshConfig;
+use crate::ssh::tunnel::process as tunnels;
 use crate::ssh::{Destination, Ssh, SshError};
 use crate::sys::process;
 use start::Way;
@@ -212,14 +214,14 @@ impl Launcher for OverSsh {
             ended.map_err(|e| format!("{host}: {e}"))
         })?;
         // Also of hosts that did not answer: the tunnels of these lead nowhere.
-        launched.tunnels().iter().for_each(|file| reverse::end(file));
+        launched.tunnels().iter().for_each(|file| tunnels::end(file));
         let mut all = Ended::default();
         told("end", answers)?.into_iter().for_each(|ended| all += ended);
         Ok(all)
     }
 
     fn bring_back_ways(&self, launched: &Launched, program: &Path) -> Vec<String> {
-        let brought = |file: &PathBuf| match reverse::bring_back(program, file) {
+        let brought = |file: &PathBuf| match tunnels::restart(program, file) {
             Ok(true) => Some("a reverse tunnel of before was gone and is started again".to_string()),
             Ok(false) => None,
             Err(error) => Some(error.to_string()),

@@ -2,7 +2,8 @@
 //!
 //! Parts: [`destination`], [`session`] (one connection), [`error`] (what can go wrong, read from what ssh prints), [`config`] (what
 //! `ssh -G` reports of a host), [`shell`] (scripts and what they print), [`probe`] (what a host is and has), [`control_dir`] (the private directory of a connection's sockets, and its processes), [`backoff`]
-//! (when to connect again), [`forward`] (local ports that lead to a remote address), [`relay`] (remote ports that lead to a local one).
+//! (when to connect again), [`forward`] (local ports that lead to a remote address), [`relay`] (remote ports that lead to a local one),
+//! [`tunnel`] (either, kept by a daemon).
 //! It does not know what a cluster is, nor why a command is run.
 pub mod backoff;
 pub mod config;
@@ -14,6 +15,7 @@ pub mod probe;
 pub mod relay;
 pub mod session;
 pub mod shell;
+pub mod tunnel;
 
 pub use destination::Destination;
 pub use error::{ConnectFailure, SshError};

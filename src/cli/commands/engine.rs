@@ -7,7 +7,7 @@ use crate::cli::{CommandError, Context, Exit, logging, output};
 use crate::connection::{ConnectionError, ConnectionFile, discover};
 use crate::engine::settings::BatchJob;
 use crate::engine::{self, EngineSettings};
-use crate::launchers::ssh::reverse::probe::{FAILED, REACHED};
+use crate::launchers::ssh::reachability::{FAILED, REACHED};
 use crate::launchers::supervisor::Supervised;
 use crate::model::EngineId;
 use crate::profile::Config;

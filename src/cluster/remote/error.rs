@@ -1,5 +1,5 @@
 //! What can be wrong with a cluster behind an ssh connection, and what to do next.
-use std::path::PathBuf;
+use crate::ssh::tunnel::TunnelError;
 
 #[derive(Debug, thiserror::Error)]
 pub enum RemoteError {
@@ -19,14 +19,6 @@ pub enum RemoteError {
         host: String,
         interface: String,
     },
-    #[error("nothing answers for the controller at {} as seen from {to}{}", tried.join(" or "), because(said))]
-    Unreachable {
-        to: String,
-        tried: Vec<String>,
-        said: String,
-        /// Process and host that wrote the file.
-        writer: String,
-    },
     #[error("{cluster} is connected to {destination}, and runs there")]
     Connected {
         cluster: String,
@@ -42,17 +34,6 @@ pub enum RemoteError {
     },
     #[error("{cluster} is not connected to another host")]
     NotConnected { cluster: String, options: String },
-    #[error("the tunnel ended before it led anywhere{}", because(said))]
-    Ended { said: String, log: PathBuf },
-    #[error("the tunnel to {to} leads nowhere yet after {seconds} s{}", because(said))]
-    Late {
-        to: String,
-        seconds: u64,
-        said: String,
-        log: PathBuf,
-    },
-    #[error("cannot listen on this host for the tunnel: {0}")]
-    Listen(std::io::Error),
     #[error("{to} is {there}, and this pcluster is for {here}")]
     OtherMachine { to: String, there: String, here: String },
     #[error("pcluster is not installed on {to}")]
@@ -95,12 +76,6 @@ impl RemoteError {
                 ),
                 "or start the cluster so that it listens on the network: pcluster start --ip 0.0.0.0".into(),
             ],
-            RemoteError::Unreachable { to, writer, .. } => vec![
-                format!("the connection file was written by {writer}: does it still run? On {to}: pcluster list"),
-                format!(
-                    "a firewall between {to} and the controller's host, or AllowTcpForwarding in {to}'s sshd_config, may be in the way"
-                ),
-            ],
             RemoteError::Connected { options, destination, .. } => vec![
                 format!("stop it there, and disconnect: pcluster stop{options}"),
                 format!("or only disconnect from {destination}: pcluster disconnect{options}"),
@@ -113,7 +88,6 @@ impl RemoteError {
                     "connect it: pcluster connect me@login.cluster{options}; `pcluster list` shows what is there"
                 )]
             }
-            RemoteError::Ended { log, .. } | RemoteError::Late { log, .. } => vec![format!("all that it said: {}", log.display())],
             RemoteError::OtherMachine { .. } => {
                 say(&["build or download pcluster for that machine, and install it there by hand, as pcluster in ~/.local/bin"])
             }
@@ -125,7 +99,17 @@ impl RemoteError {
                  x86_64-unknown-linux-musl), and install it from there",
             ]),
             RemoteError::Damaged { .. } => say(&["try again"]),
-            RemoteError::Listen(_) | RemoteError::Program(_) | RemoteError::Failed { .. } => Vec::new(),
+            RemoteError::Program(_) | RemoteError::Failed { .. } => Vec::new(),
+        }
+    }
+}
+
+impl From<RemoteError> for TunnelError {
+    fn from(error: RemoteError) -> Self {
+        TunnelError::Reported {
+            what: error.to_string(),
+            hints: error.hints(),
+            missing: matches!(error, RemoteError::NoCluster { .. } | RemoteError::Gone { .. }),
         }
     }
 }
@@ -134,14 +118,6 @@ fn others_in_words(others: &[String]) -> String {
     match others {
         [] => String::new(),
         others => format!("; there run: {}", others.join(", ")),
-    }
-}
-
-fn because(said: &str) -> String {
-    match said.contains('\n') {
-        _ if said.is_empty() => String::new(),
-        false => format!(": {said}"),
-        true => format!(":{}", lines(said)),
     }
 }
 

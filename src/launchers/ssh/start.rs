@@ -1,6 +1,6 @@
 //! The engines of one host: what is there is looked at first, then all are started by one script.
 use super::connect;
-use super::reverse::{self, target};
+use super::{reachability, tunnel};
 use crate::connection::ConnectionFile;
 use crate::launchers::engine::engine_command;
 use crate::launchers::python;
@@ -9,6 +9,7 @@ use crate::model::VERSION;
 use crate::profile::ProfileDir;
 use crate::profile::config::resources::{SshHost, TunnelMode};
 use crate::ssh::probe::{Host, Request};
+use crate::ssh::tunnel::{TunnelError, process};
 use crate::ssh::{Ssh, quoted};
 use crate::sys::process::ProcessId;
 use std::path::{Path, PathBuf};
@@ -64,22 +65,22 @@ async fn on(ssh: &Ssh, host: &SshHost, mode: TunnelMode, launch: &EnginesLaunch,
     let way = match mode {
         TunnelMode::Never => Way::Given,
         TunnelMode::Always => Way::Tunnel("as it is set".into()),
-        TunnelMode::Auto => match reverse::probe::probe(ssh, program, &found.name, &file).await {
+        TunnelMode::Auto => match reachability::probe(ssh, program, &found.name, &file).await {
             Ok(address) => Way::Direct(address),
             Err(why) => Way::Tunnel(why),
         },
     };
     let id = uuid::Uuid::new_v4().simple().to_string();
-    let tunnel = match &way {
-        Way::Tunnel(_) => Some(reverse::open(launch, &host.host, &id, &file).await.map_err(|e| e.to_string())?),
+    let opened = match &way {
+        Way::Tunnel(_) => Some(open_tunnel(launch, &host.host, &id, &file).await?),
         Way::Given | Way::Direct(_) => None,
     };
-    let undo = EndsTunnel(tunnel.as_ref().map(|tunnel| tunnel.file.clone()));
-    let file = match &tunnel {
-        Some(tunnel) => target::far_end(&file, &tunnel.ports),
+    let undo = EndsTunnel(opened.as_ref().map(|tunnel| tunnel.file.clone()));
+    let file = match &opened {
+        Some(tunnel) => tunnel::far_end(&file, &tunnel.ports),
         None => file,
     };
-    let private = match &tunnel {
+    let private = match &opened {
         None if sees(ssh, &path, &file).await? => None,
         _ => Some(copy(ssh, &found.home, &id, launch, &file).await?),
     };
@@ -108,10 +109,18 @@ async fn on(ssh: &Ssh, host: &SshHost, mode: TunnelMode, launch: &EnginesLaunch,
     }
     let mut engines = result?;
     for (_, process) in &mut engines {
-        process.tunnel = tunnel.as_ref().map(|tunnel| tunnel.file.clone());
+        process.tunnel = opened.as_ref().map(|tunnel| tunnel.file.clone());
     }
     undo.keep();
     Ok(Started { engines, way })
+}
+
+async fn open_tunnel(launch: &EnginesLaunch, host: &str, id: &str, file: &ConnectionFile) -> Result<tunnel::Opened, String> {
+    let opened = tunnel::open(launch, host, id, file).await;
+    opened.map_err(|error| match error {
+        TunnelError::Reported { .. } => format!("the tunnel to {host} could not be made: {}", error.with_hints()),
+        other => other.with_hints(),
+    })
 }
 
 /// Ends the tunnel of engines that were not started, also when nobody waits any more.
@@ -126,7 +135,7 @@ impl EndsTunnel {
 impl Drop for EndsTunnel {
     fn drop(&mut self) {
         if let Some(file) = &self.0 {
-            reverse::end(file);
+            process::end(file);
         }
     }
 }
