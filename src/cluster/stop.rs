@@ -346,13 +346,17 @@ impl Launches {
     fn have_all(&self) -> bool {
         self.0
             .iter()
-            .all(|(launcher, _)| launcher.as_ref().is_ok_and(|l| !l.is_asked_seldom()))
+            .all(|(launcher, _)| launcher.as_ref().is_ok_and(|l| !l.capabilities().has_cached_state))
     }
 
     /// How many members are known to be there, of those that can be seen at once.
     async fn count_here(&self) -> Result<usize, ClusterError> {
         let mut there = 0;
-        for (launcher, launched) in self.0.iter().filter(|(l, _)| l.as_ref().is_ok_and(|l| !l.is_asked_seldom())) {
+        for (launcher, launched) in self
+            .0
+            .iter()
+            .filter(|(l, _)| l.as_ref().is_ok_and(|l| !l.capabilities().has_cached_state))
+        {
             if let (Ok(launcher), launched) = (launcher, launched.clone()) {
                 let launcher = launcher.clone();
                 let states = in_thread(move || launcher.states(&launched)).await?;

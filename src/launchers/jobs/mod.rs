@@ -12,7 +12,7 @@ mod tests;
 use super::batch::{self, BatchSystem, CommandLine, Output, environment, launch};
 use super::command::{Here, RunError, Runner};
 use super::launched::Launched;
-use super::{ControllerLaunch, Ended, EnginesLaunch, Job, LaunchError, Launcher, MemberState, Stage, logs};
+use super::{Capabilities, ControllerLaunch, Ended, EnginesLaunch, Job, LaunchError, Launcher, MemberState, Stage, logs};
 use crate::profile::ProfileDir;
 use crate::profile::config::Config;
 use crate::profile::config::resources::Resources;
@@ -104,12 +104,12 @@ impl Launcher for Jobs {
         self.system.name()
     }
 
-    fn is_elsewhere(&self) -> bool {
-        true
-    }
-
-    fn is_asked_seldom(&self) -> bool {
-        true
+    fn capabilities(&self) -> Capabilities {
+        Capabilities {
+            remote: true,
+            has_cached_state: true,
+            ..Capabilities::default()
+        }
     }
 
     fn start_controller(&self, launch: &ControllerLaunch) -> Result<Launched, LaunchError> {

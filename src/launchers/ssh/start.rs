@@ -24,12 +24,12 @@ pub const PRIVATE: &str = ".pcluster/profile_";
 #[derive(Debug)]
 pub struct Started {
     pub engines: Vec<(u32, Process)>,
-    pub way: Way,
+    pub route: Route,
 }
 
 /// How the engines of a host reach the controller.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Way {
+pub enum Route {
     /// As the profile says it, without a look.
     Given,
     /// It was tried, at this address.
@@ -62,18 +62,18 @@ async fn on(ssh: &Ssh, host: &SshHost, mode: TunnelMode, launch: &EnginesLaunch,
     };
     let path = launch.profile.engine_file(&launch.cluster_id);
     let file = ConnectionFile::read(&path).map_err(|e| e.to_string())?;
-    let way = match mode {
-        TunnelMode::Never => Way::Given,
-        TunnelMode::Always => Way::Tunnel("as it is set".into()),
+    let route = match mode {
+        TunnelMode::Never => Route::Given,
+        TunnelMode::Always => Route::Tunnel("as it is set".into()),
         TunnelMode::Auto => match reachability::probe(ssh, program, &found.name, &file).await {
-            Ok(address) => Way::Direct(address),
-            Err(why) => Way::Tunnel(why),
+            Ok(address) => Route::Direct(address),
+            Err(why) => Route::Tunnel(why),
         },
     };
     let id = uuid::Uuid::new_v4().simple().to_string();
-    let opened = match &way {
-        Way::Tunnel(_) => Some(open_tunnel(launch, &host.host, &id, &file).await?),
-        Way::Given | Way::Direct(_) => None,
+    let opened = match &route {
+        Route::Tunnel(_) => Some(open_tunnel(launch, &host.host, &id, &file).await?),
+        Route::Given | Route::Direct(_) => None,
     };
     let undo = EndsTunnel(opened.as_ref().map(|tunnel| tunnel.file.clone()));
     let file = match &opened {
@@ -112,7 +112,7 @@ async fn on(ssh: &Ssh, host: &SshHost, mode: TunnelMode, launch: &EnginesLaunch,
         process.tunnel = opened.as_ref().map(|tunnel| tunnel.file.clone());
     }
     undo.keep();
-    Ok(Started { engines, way })
+    Ok(Started { engines, route })
 }
 
 async fn open_tunnel(launch: &EnginesLaunch, host: &str, id: &str, file: &ConnectionFile) -> Result<tunnel::Opened, String> {
