@@ -5,11 +5,12 @@ use super::error::{CommandError, ErrorKind};
 use super::output::visible::visible;
 use crate::client::Client;
 use crate::cluster::{self, ClusterSummary, Condition, remote};
-use crate::connection::lock::{self, Asked};
 use crate::connection::{ConnectionError, ConnectionFile, discover};
 use crate::model::shell;
 use crate::profile::ProfileDir;
 use crate::profile::dir::check_cluster_id;
+use crate::ssh::tunnel::Phase;
+use crate::sys::lock::{self, Asked};
 use std::cell::{Cell, OnceCell};
 use std::future::Future;
 use std::io::IsTerminal;
@@ -251,8 +252,8 @@ impl Context {
     /// What the cluster's tunnel has to say, where there is one that does not lead anywhere.
     fn because_of_tunnel(&self, error: CommandError) -> CommandError {
         let tunnel = self.profile_dir().ok().and_then(|p| remote::running(&p, &self.cluster_id));
-        match tunnel.filter(|tunnel| tunnel.phase != remote::Phase::Up) {
-            Some(tunnel) => CommandError::refused(tunnel.in_words()).hints(tunnel.hints.clone()).hint(format!(
+        match tunnel.filter(|tunnel| tunnel.phase != Phase::Up) {
+            Some(tunnel) => CommandError::refused(tunnel.describe()).hints(tunnel.hints.clone()).hint(format!(
                 "it is tried again and again; pcluster disconnect{} ends it",
                 self.options()
             )),

@@ -11,10 +11,11 @@ mod records;
 mod rescue;
 mod sockets;
 
-use crate::connection::{ConnectionError, trouble};
+use crate::connection::ConnectionError;
 use crate::db::{DbError, DbErrorKind};
 use crate::profile::ProfileDir;
 use crate::profile::config::ControllerConfig;
+use crate::sys::trouble;
 use crate::transport::TransportError;
 
 #[derive(Clone, Debug)]

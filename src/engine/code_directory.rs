@@ -3,9 +3,9 @@
 //!
 //! Source: flock(2). On a file system of one host it is seen from every PID namespace of that host. Network file systems may not pass it
 //! on, so there only directories of this host's current boot are removed.
-use crate::connection::network_fs;
-use crate::connection::private_dir::PrivateDir;
-use crate::connection::process::ProcessId;
+use crate::sys::network_fs;
+use crate::sys::private_dir::PrivateDir;
+use crate::sys::process::ProcessId;
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};

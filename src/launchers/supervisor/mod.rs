@@ -8,8 +8,8 @@
 mod bond;
 pub mod guard;
 
-use crate::connection::process::{self, Mark, ProcessId};
-use crate::connection::trouble::{Trouble, TroubleFile};
+use crate::sys::process::{self, Mark, ProcessId};
+use crate::sys::trouble::{Trouble, TroubleFile};
 use bond::{Bond, LastWords};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{SigSet, Signal};
