@@ -101,7 +101,7 @@ impl Bundles {
 
     pub fn forget_values(&mut self, name: &str) {
         if let Some(directory) = &self.directory {
-            let _ = fs::remove_file(directory.join(name));
+            let _ = fs::remove_file(directory.path().join(name));
         }
     }
 
