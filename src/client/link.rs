@@ -1,8 +1,9 @@
 //! One connection to a controller: requests go out, a background task finds for every reply the request that waits for it.
 use super::address::candidates;
 use super::error::{ClientError, writer_of};
-use crate::connection::{ConnectionFile, process};
+use crate::connection::ConnectionFile;
 use crate::model::{PROTOCOL_VERSION, UnixTime, VERSION};
+use crate::sys::process;
 use crate::transport::{Kind, Security, Socket};
 use crate::wire::content::client::{Again, HELLO, HasRows, Hello, HelloReply};
 use crate::wire::content::error::{ErrorContent, Status};

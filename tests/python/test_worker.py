@@ -8,8 +8,10 @@ import sys
 import tempfile
 import time
 import unittest
+import unittest.mock
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
+import worker_harness  # noqa: E402
 from worker_harness import PARTS, Worker, source  # noqa: E402
 
 
@@ -142,6 +144,24 @@ class WorkerTest(unittest.TestCase):
     def test_a_forked_child_that_returns_is_not_a_second_worker(self):
         self.worker.define_file(1, "import os\ndef f():\n pid = os.fork()\n if pid: os.waitpid(pid, 0)\n return pid > 0")
         self.assertEqual([self.value(r) for r in self.worker.call(1, [], [])], [True, True])
+
+    def test_a_child_that_was_forked_past_python_is_not_a_second_worker(self):
+        whole = worker_harness.script()
+        self.assertIn("WIPE_ON_FORK = 18", whole)
+        code = "import ctypes, os\nlibc = ctypes.PyDLL(None)\ndef f(i):\n pid = libc.fork()\n if pid: os.waitpid(pid, 0)\n return [i, pid > 0]"
+        for advice in ("18", "9999"):  # a kernel that does not know it
+            script = whole.replace("WIPE_ON_FORK = 18", "WIPE_ON_FORK = " + advice)
+            with unittest.mock.patch("worker_harness.script", return_value=script):
+                worker = Worker()
+            self.addCleanup(worker.close)
+            worker.define_file(1, code)
+            values = [self.value(record) for record in worker.call(1, *([i] for i in range(20)))]
+            self.assertEqual(values, [[i, True] for i in range(20)])
+
+    def test_output_that_no_one_reads_ends_nothing(self):
+        code = "import os, sys\ndef f(i):\n sys.stdout.write('x')\n r, w = os.pipe()\n os.dup2(w, 1)\n os.close(r)\n os.close(w)\n return i"
+        self.worker.define_file(1, code)
+        self.assertEqual([self.value(record) for record in self.worker.call(1, [1], [2], [3])], [1, 2, 3])
 
     def test_pools_work_in_tasks(self):
         text = "import multiprocessing as m\ndef g(x): return x * x\ndef f():\n with m.get_context('fork').Pool(2) as p: return p.map(g, [1, 2, 3])"

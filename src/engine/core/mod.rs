@@ -186,8 +186,15 @@ impl Core {
 
     /// The only way in.
     pub fn handle(&mut self, now: Now, event: Event) -> Vec<Effect> {
+        self.handle_all(now, [event])
+    }
+
+    /// Several events that came together, as one step: what follows from the state is looked for once.
+    pub fn handle_all(&mut self, now: Now, events: impl IntoIterator<Item = Event>) -> Vec<Effect> {
         let mut effects = Vec::new();
-        self.dispatch(now, event, &mut effects);
+        for event in events {
+            self.dispatch(now, event, &mut effects);
+        }
         self.settle(now, &mut effects);
         effects
     }

@@ -1,5 +1,5 @@
 //! What comes from the worker and from commands, made into events.
-use super::Driver;
+use super::{Driver, now};
 use crate::engine::command::CommandEvent;
 use crate::engine::core::event::{Parent, Published};
 use crate::engine::core::unit::WorkerResult;
@@ -29,11 +29,37 @@ impl Driver {
             worker.has_moved();
         }
         match event {
-            WorkerEvent::Records(records) => self.said.extend(records.into_iter().map(|record| (number, Said::Record(record)))),
+            WorkerEvent::Records(mut records) => {
+                if self.said.is_empty() {
+                    let plain = records
+                        .iter()
+                        .take_while(|record| record.kind == b'V' && record.positions.is_none());
+                    let rest = records.split_off(plain.count());
+                    self.values(number, std::mem::replace(&mut records, rest)).await;
+                }
+                self.said.extend(records.into_iter().map(|record| (number, Said::Record(record))));
+            }
             WorkerEvent::Looked => self.said.push_back((number, Said::Looked)),
             WorkerEvent::Exited(exit) => self.said.push_back((number, Said::Exited(exit))),
         }
         self.hear_worker().await;
+    }
+
+    /// Ends of tasks that have written nothing.
+    async fn values(&mut self, number: u64, records: Vec<Record>) {
+        let Some(Some(worker)) = self.pool.find(number).filter(|_| !records.is_empty()) else {
+            return;
+        };
+        let events = records.into_iter().map(|record| Event::UnitEnded {
+            worker,
+            ticket: record.ticket,
+            started: UnixTime(record.started),
+            ended: UnixTime(record.ended),
+            output: Default::default(),
+            result: WorkerResult::Value(record.body),
+        });
+        let effects = self.core.handle_all(now(), events);
+        self.act(effects).await;
     }
 
     /// Hands on what workers have said, as far as there is room for the output in front of it.

@@ -36,7 +36,7 @@ from select import PIPE_BUF
 
 # Of this worker: be_worker sets them.
 FRAMES = RECORDS = TOKENS = STDOUT = STDERR = -1
-token_reads = home = None
+token_file = home = None
 # It is ready only when IPython's shell has run what it runs at its start.
 greets_late = False
 
@@ -50,6 +50,8 @@ TEXT_LENGTH = 200_000
 SMALL = 1 << 16  # bytes that are copied to be written at once
 ALIGNED = 1 << 63  # in the number of a file's buffers
 FAST = 5e-6  # seconds
+BEGIN = ord("g")  # a token
+SHORT = 1 << 63  # of integers
 RETRY_AFTER = 2.0  # seconds until a definition that failed is tried again
 
 encode = json.JSONEncoder(allow_nan=False, ensure_ascii=False, separators=(",", ":")).encode

@@ -93,6 +93,9 @@ def encode_value(value):
         if kind is float:
             if value - value == 0.0:
                 return b"V", repr(value).encode()
+        elif kind is int:
+            if value.bit_length() < LONGEST:
+                return b"V", b"%d" % value
         elif kind is str or kind is bool or ((kind is dict or kind is list) and is_plain(value)):
             body = encode(value).encode()
             if len(body) <= DIGITS or not has_long_integer(body):
@@ -132,10 +135,6 @@ def later(name):
 type_name, meta_of, rendered, bounded_repr = (later(name) for name in ("type_name", "meta_of", "rendered", "bounded_repr"))
 
 
-def encode_integer(value):
-    return (b"V", b"%d" % value) if value.bit_length() < LONGEST else encode_value(value)
-
-
 def decoded_inputs(body):
     """(map, inputs) of a frame of tasks. An input that cannot be decoded is an Unusable in its place, for its own task."""
     try:
@@ -157,13 +156,13 @@ def decoded_input(text):
 
 
 class Fold:
-    """Reduces values with a function of two. `of` is the map's number and its work. An input is a list of items: whose value it is, its
-    JSON, and where that is not exact its pickle in base64; an empty list asks whether the function can be called so at all."""
+    """Reduces values with a function of two. `of` is the map's number and its work. It is called with items: whose value it is, its
+    JSON, and where that is not exact its pickle in base64; without any it is asked whether the function can be called so at all."""
 
     def __init__(self, function, of):
         self.function, self.of = function, of
 
-    def __call__(self, items):
+    def __call__(self, *items):
         if not items:
             return self.check()
         whose, total = items[0][0], self.value(items[0])
