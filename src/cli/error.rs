@@ -40,7 +40,7 @@ impl Exit {
     }
 }
 
-/// Each kind is one exit code; `docs/cli-reference.md` lists them.
+/// Each kind is one exit code; `docs/reference/cli.md` lists them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ErrorKind {
     /// Some tasks failed, or what was waited for did not come in time.

@@ -1,4 +1,4 @@
-//! `docs/cli-reference.md`, out of what clap knows. A test holds the file to it; `UPDATE=1 cargo test cli_reference` rewrites it.
+//! `docs/reference/cli.md`, out of what clap knows. A test holds the file to it; `UPDATE=1 cargo test cli_reference` rewrites it.
 use super::args::{self, GROUPS};
 use clap::{Arg, Command};
 
@@ -151,7 +151,7 @@ fn spelling(argument: &Arg) -> String {
 mod tests {
     #[test]
     fn cli_reference_is_what_the_code_says() {
-        let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/cli-reference.md");
+        let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/reference/cli.md");
         let now = super::markdown();
         if std::env::var_os("UPDATE").is_some() {
             std::fs::create_dir_all(path.parent().unwrap()).unwrap();
@@ -160,7 +160,7 @@ mod tests {
         let file = std::fs::read_to_string(&path).unwrap_or_default();
         assert!(
             file == now,
-            "docs/cli-reference.md is not what the code says: UPDATE=1 cargo test cli_reference"
+            "docs/reference/cli.md is not what the code says: UPDATE=1 cargo test cli_reference"
         );
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! [`Writer`] applies [`crate::model::change::Change`]s, many in one commit; [`Reader`] answers queries, beside a
 //! running controller or on the file of a stopped one; [`restart`] is what a controller needs to carry on from a file.
-//! `docs/database.md` tells users what is in the file. Nothing here knows a socket, a clock or the controller's core.
+//! `docs/reference/database.md` tells users what is in the file. Nothing here knows a socket, a clock or the controller's core.
 mod batch;
 mod buffers;
 mod bundles;

@@ -7,7 +7,7 @@ use serde_json::value::RawValue;
 use std::fmt;
 use std::str::FromStr;
 
-/// Where a task is in its life. One word each, in the database and on the screen; `docs/task-states.md` explains them.
+/// Where a task is in its life. One word each, in the database and on the screen; `docs/reference/task-states.md` explains them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum TaskState {

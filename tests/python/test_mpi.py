@@ -1,7 +1,7 @@
 """Engines under mpiexec: mpi4py in their workers is one MPI world.
 
 A worker is a child of the engine that mpiexec has started; what it needs to join (variables, descriptors) comes through
-its engine. mpi4py from PyPI fits either MPI, whose library it finds at run time (docs/python.md).
+its engine. mpi4py from PyPI fits either MPI, whose library it finds at run time (docs/reference/python.md).
 """
 import ctypes.util
 import importlib.util

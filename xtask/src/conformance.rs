@@ -1,5 +1,5 @@
 //! `cargo xtask conformance`: the test suite that the package ipyparallel carries, run with pcluster's programs where it would
-//! start its own. docs/conformance.md says how, and argues the exceptions, which stand in a file.
+//! start its own. docs/explanation/conformance.md says how, and argues the exceptions, which stand in a file.
 //!
 //! Parts: [`exceptions`] (the file), [`leftovers`] (what a broken test leaves running).
 mod exceptions;

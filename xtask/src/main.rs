@@ -32,7 +32,7 @@ The project's chores:
   cargo xtask chaos  kills controller, engines, workers and supervisors at random under load (--minutes N, --seed S)
   cargo xtask wheel  the Python package with the program in it, in target/wheels/ (--profile dev: of the development build)
   cargo xtask conformance  runs ipyparallel's own test suite on pcluster (--engine pcluster|ipengine|ipyparallel, -k EXPRESSION)
-  cargo xtask bench  pcluster and its peers side by side; writes docs/performance.md and README.md (--quick: only prints)
+  cargo xtask bench  pcluster and its peers side by side; writes docs/explanation/performance.md and README.md (--quick: only prints)
                      (cargo xtask bench ipyparallel: its client on pcluster's cluster and on its own; --quick)
                      (cargo xtask bench start: from start to n engines, also on a real Slurm and Grid Engine; --quick: development build)
                      (cargo xtask bench remote: through tunnels over ssh, on hosts that are made here; needs root; --quick: development build)

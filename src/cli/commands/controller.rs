@@ -145,7 +145,7 @@ pub fn run(args: Args, context: &Context) -> Result<Exit, CommandError> {
     let profile = place.profile;
     for file in profile.ignored_settings() {
         tracing::warn!(
-            "{} is ignored: pcluster's controller reads {} (see docs/configuration.md)",
+            "{} is ignored: pcluster's controller reads {} (see docs/reference/configuration.md)",
             file.display(),
             profile.config_file().display()
         );

@@ -1,4 +1,4 @@
-//! `pcluster help-markdown`: the command line as `docs/cli-reference.md`.
+//! `pcluster help-markdown`: the command line as `docs/reference/cli.md`.
 use crate::cli::{CommandError, Context, Exit, output, reference};
 
 /// Print the command line's reference in Markdown

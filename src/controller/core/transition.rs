@@ -1,4 +1,4 @@
-//! Every change of state that a task may make; `docs/task-states.md` shows the same table.
+//! Every change of state that a task may make; `docs/reference/task-states.md` shows the same table.
 use crate::model::task::TaskState::{self, *};
 
 /// From, to, and what makes it so.
@@ -51,11 +51,11 @@ mod tests {
 
     #[test]
     fn the_page_on_states_names_every_arrow() {
-        let page = include_str!("../../../docs/task-states.md");
+        let page = include_str!("../../../docs/reference/task-states.md");
         for (from, to, _) in ARROWS {
             assert!(
                 page.contains(&format!("{from} → {to}")),
-                "docs/task-states.md lacks `{from} → {to}`"
+                "docs/reference/task-states.md lacks `{from} → {to}`"
             );
         }
     }

@@ -1,5 +1,5 @@
 -- Version 1. Kept to what SQLite could do in 2013 (3.8: partial indexes), so that the sqlite3 of an old cluster reads
--- the file: no STRICT, no generated columns. docs/database.md explains every column.
+-- the file: no STRICT, no generated columns. docs/reference/database.md explains every column.
 -- In `task` what is small and often read stands first: a row's long texts then stay unread on overflow pages.
 
 CREATE TABLE meta (

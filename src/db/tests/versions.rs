@@ -135,10 +135,10 @@ fn an_old_file_gets_the_shape_of_a_new_one() {
 
 #[test]
 fn every_column_is_documented_under_its_table() {
-    let text = fs::read_to_string(root().join("docs/database.md")).unwrap();
+    let text = fs::read_to_string(root().join("docs/reference/database.md")).unwrap();
     let db = Db::new();
     let version = format!("the version of the tables, now {}", schema::VERSION);
-    assert!(text.contains(&version), "docs/database.md does not say: {version}");
+    assert!(text.contains(&version), "docs/reference/database.md does not say: {version}");
     for (table, column) in shape(&Connection::open(db.path()).unwrap()) {
         let heading = format!("### `{table}`\n");
         let section = text.split_once(&heading).unwrap_or_else(|| panic!("no section on {table}")).1;
@@ -150,15 +150,15 @@ fn every_column_is_documented_under_its_table() {
             .collect();
         assert!(
             rows.contains(&format!("`{column}`")),
-            "docs/database.md says nothing of {table}.{column}"
+            "docs/reference/database.md says nothing of {table}.{column}"
         );
     }
 }
 
-/// The indented SQL of docs/database.md runs, on the kept file.
+/// The indented SQL of docs/reference/database.md runs, on the kept file.
 #[test]
 fn the_examples_run() {
-    let text = fs::read_to_string(root().join("docs/database.md")).unwrap();
+    let text = fs::read_to_string(root().join("docs/reference/database.md")).unwrap();
     let examples: Vec<_> = text.lines().filter_map(|line| line.strip_prefix("    SELECT")).collect();
     assert!(examples.len() >= 7);
     let (_directory, path) = kept("v1.db");

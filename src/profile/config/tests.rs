@@ -157,7 +157,7 @@ fn values_that_cannot_be_are_refused() {
 /// Rows `| `key` | `default` | …` of the page.
 #[test]
 fn the_page_has_every_key_with_its_default_and_no_other() {
-    let page = include_str!("../../../docs/configuration.md");
+    let page = include_str!("../../../docs/reference/configuration.md");
     let mut described = BTreeMap::new();
     for line in page.lines() {
         let cells: Vec<&str> = line.split('|').map(|cell| cell.trim().trim_matches('`')).collect();

@@ -1,7 +1,7 @@
 //! `cargo xtask bench`: pcluster and its peers side by side in one run, medians of several rounds.
 //!
 //! In every round each contender has its turn, so that what else the machine does meets all of them alike. A full run
-//! writes its tables into `docs/performance.md` and `README.md`; `--quick` only prints them.
+//! writes its tables into `docs/explanation/performance.md` and `README.md`; `--quick` only prints them.
 //!
 //! Parts: [`tools`] (what is built and installed for it), [`cluster`] (one of pcluster's, in a directory of its own, and
 //! what /proc says of its controller), [`contenders`] (one round), [`scale`] (a million tasks, a thousand engines),
@@ -75,8 +75,8 @@ pub fn run(places: &Places, quick: bool) -> Result<(), String> {
         println!("(--quick: no page is changed; the tables are in {})", kept.display());
         return Ok(());
     }
-    pages::put(&places.root.join("docs/performance.md"), &full)?;
+    pages::put(&places.root.join("docs/explanation/performance.md"), &full)?;
     pages::put(&places.root.join("README.md"), &format!("{head}\n{}", table::short(&numbers)))?;
-    println!("docs/performance.md and README.md have the tables");
+    println!("docs/explanation/performance.md and README.md have the tables");
     Ok(())
 }

@@ -66,7 +66,7 @@ pub fn run(places: &Places, quick: bool) -> Result<(), String> {
         println!("(--quick: no page is changed; the table is in {})", kept.display());
         return Ok(());
     }
-    pages::put_marked(&places.root.join("docs/performance.md"), MARK, &text)
+    pages::put_marked(&places.root.join("docs/explanation/performance.md"), MARK, &text)
 }
 
 fn said(what: &str, done: &Result<(), String>) {

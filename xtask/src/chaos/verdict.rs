@@ -136,7 +136,7 @@ fn of_client(chaos: &Chaos, map: &Map, wrong: &mut Vec<String>) {
     let complete = ["wrong", "accepted_without_reply", "reply_on_record_not_given"]
         .into_iter()
         .all(nothing);
-    // Its only way to the controller was lost when that had to take other ports (docs/promises.md).
+    // Its only way to the controller was lost when that had to take other ports (docs/explanation/promises.md).
     let moved = report.contains("\"ports_changed\": true");
     // IPython makes a profile on the disk that was full.
     let had_no_room = said.contains("No space left on device");
