@@ -477,7 +477,7 @@ fn finished_tasks(reader: &Reader, selection: &Selection) -> Result<Vec<FoundMap
                 errors: 0,
                 crashes: 0,
                 cancelled: false,
-                written: [0, 0],
+                written: Default::default(),
                 input: row
                     .input
                     .map(|i| Bytes::from(Box::<str>::from(i).into_string()))

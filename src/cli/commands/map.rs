@@ -221,6 +221,7 @@ impl Run<'_> {
             feed: Some(feed),
             detachable: self.cluster_stays,
             outputs: results.long_outputs(),
+            values: results.wants_values(),
         };
         let mut report = Report::new(map);
         report.values_shown = reduction.is_none() && results.shows_readable();

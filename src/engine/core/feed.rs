@@ -26,7 +26,7 @@ enum Next {
 impl Core {
     pub(super) fn feed(&mut self, now: Now, effects: &mut Vec<Effect>) {
         let stopping = self.stop_next.is_some() || self.current.as_ref().is_some_and(|current| current.stop.is_some());
-        if stopping || self.leaving.is_some() {
+        if stopping || self.leaving.is_some() || !self.has_room_for_values() {
             return;
         }
         self.give_up_python(now, effects);

@@ -126,6 +126,9 @@ const SLOW_LOOK: Duration = Duration::from_millis(250);
 /// Parts in one message.
 const PARTS: usize = 2;
 
+/// While so many bytes of values are on their way, no task is begun.
+const VALUES_WINDOW: usize = 64 << 20;
+
 pub struct Core {
     settings: CoreSettings,
     registered: bool,
@@ -474,14 +477,20 @@ impl Core {
     }
 
     fn output_recorded(&mut self, now: Now, recorded: OutputRecorded, effects: &mut Vec<Effect>) {
-        let OutputRecorded { task, stdout, stderr } = recorded;
+        let OutputRecorded {
+            task,
+            stdout,
+            stderr,
+            value,
+        } = recorded;
         if let Some(at) = self.closing.iter().position(|closing| closing.held == task) {
             let streams = &mut self.closing[at].streams;
-            streams.recorded(stdout, stderr);
+            streams.recorded([stdout, stderr, value]);
             if streams.is_short() {
                 let closing = self.closing.remove(at);
                 self.close(now, closing, effects);
             }
+            self.send_parts(effects);
             return;
         }
         let unit = self.command.as_ref().or(self.given.front().map(|given| &given.unit));
@@ -489,8 +498,16 @@ impl Core {
             && held == task
             && let Wrote::Kept(streams) = &mut current.wrote
         {
-            streams.recorded(stdout, stderr);
+            streams.recorded([stdout, stderr, value]);
+            if !streams.is_short() {
+                self.send_parts(effects);
+            }
         }
+    }
+
+    /// Whether more tasks are to be run: one whose values are recorded more slowly than they are made waits.
+    fn has_room_for_values(&self) -> bool {
+        self.closing.iter().map(|closing| closing.streams.value_bytes()).sum::<usize>() < VALUES_WINDOW
     }
 
     fn publish(&mut self, published: Published, effects: &mut Vec<Effect>) {

@@ -137,7 +137,8 @@ pub struct TaskResult {
     pub outcome: Outcome,
 }
 
-/// A task that has been running for some time (not said of short ones), or has written much; with parts of what it has written.
+/// A task that has been running for some time (not said of short ones), or has written much; with parts of what it has written, and
+/// when it has ended of its value, if that is long.
 /// Parts are kept by the engine until [`OutputRecorded`] covers them.
 pub const PROGRESS: &str = "progress";
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -304,6 +305,8 @@ pub struct OutputRecorded {
     pub task: Held,
     pub stdout: u64,
     pub stderr: u64,
+    /// Of a long value.
+    pub value: u64,
 }
 
 /// Replies to these requests of ipyparallel clients are on disk. An engine keeps a reply until then, and sends it again

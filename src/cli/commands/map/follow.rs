@@ -2,6 +2,7 @@
 use super::interrupts::Interrupts;
 use crate::cli::commands::engines::unavailable_in_words;
 use crate::cli::progress::Progress;
+use crate::cli::values::LongValue;
 use crate::cli::{CommandError, Context};
 use crate::client::{Client, ClientError, Feeding, Selection, Update};
 use crate::model::MapId;
@@ -35,6 +36,8 @@ pub struct Job<'a> {
     pub detachable: bool,
     /// What becomes of long outputs.
     pub outputs: LongOutputs,
+    /// Whether long values are fetched into their rows.
+    pub values: bool,
 }
 
 /// What becomes of what tasks have written that is too long to come with their rows.
@@ -68,18 +71,31 @@ enum NotTaken {
 async fn hand_on(
     client: &Client,
     rows: Vec<TaskRow>,
-    outputs: LongOutputs,
+    (outputs, values): (LongOutputs, bool),
     progress: &Progress,
     take: &mut Take<'_>,
 ) -> Result<(), NotTaken> {
-    let is_short = |row: &TaskRow| row.stdout.is_whole() && row.stderr.is_whole();
-    if outputs == LongOutputs::Left || rows.iter().all(is_short) {
+    let is_short = |row: &TaskRow| outputs == LongOutputs::Left || (row.stdout.is_whole() && row.stderr.is_whole());
+    if rows.iter().all(|row| is_short(row) && (!values || row.value_size.is_none())) {
         return take(progress, Taken::Rows(rows)).map_err(NotTaken::Taking);
     }
     for mut row in rows {
-        for stream in Stream::ALL {
-            let (task, run) = (row.task, row.run);
-            let output = row.output(stream);
+        let (task, run) = (row.task, row.run);
+        if let Some(size) = row.value_size.filter(|_| values) {
+            let mut value = LongValue::new(task, size).map_err(NotTaken::Taking)?;
+            while let Some(start) = value.missing() {
+                let (_, bytes) = client
+                    .output(task, Some(run), Stream::Value, start)
+                    .await
+                    .map_err(NotTaken::Fetching)?;
+                value.add(&bytes).map_err(NotTaken::Taking)?;
+            }
+            value.put_into(&mut row).map_err(NotTaken::Taking)?;
+        }
+        for (stream, output) in row.outputs() {
+            if outputs == LongOutputs::Left {
+                break;
+            }
             if output.is_whole() && (outputs == LongOutputs::Fetched || output.is_empty()) {
                 continue;
             }
@@ -103,7 +119,7 @@ async fn hand_on(
                 piece = Output::whole(bytes);
             }
             if outputs == LongOutputs::Fetched {
-                *row.output(stream) = Output::whole(whole);
+                *output = Output::whole(whole);
             }
         }
         take(progress, Taken::Rows(vec![row])).map_err(NotTaken::Taking)?;
@@ -168,7 +184,7 @@ impl Job<'_> {
                         progress.update(&counts, self.total, able);
                         let client = self.client.with_patience(PATIENCE);
                         let taken = tokio::select! {
-                            taken = hand_on(&client, results, self.outputs, progress, take) => Some(taken),
+                            taken = hand_on(&client, results, (self.outputs, self.values), progress, take) => Some(taken),
                             () = interrupts.next() => None,
                         };
                         match taken {

@@ -124,6 +124,7 @@ impl Reduction<'_> {
             feed: Some(feed),
             detachable: false,
             outputs: LongOutputs::Left,
+            values: true,
         };
         let (ended, _) = job
             .follow(interrupts, &mut progress, &mut |_, taken| {
@@ -195,6 +196,7 @@ impl Reduction<'_> {
             feed: None,
             detachable: false,
             outputs: LongOutputs::Left,
+            values: false,
         };
         let mut failed = None;
         let (ended, _) = job
