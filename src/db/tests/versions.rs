@@ -113,11 +113,11 @@ fn version_3() {
     assert_eq!(left, 7);
 }
 
-/// The version before the newest: code that maps run, code that one had before, an exact value, and a task that ran at the end. The
+/// The version before 11: outputs that are not text, code that maps run, code that one had before, an exact value, and a task that ran at the end. The
 /// file is of a cluster that was killed.
 #[test]
-fn version_9() {
-    let (_directory, path) = kept("v9.db");
+fn version_10() {
+    let (_directory, path) = kept("v10.db");
     let before = Reader::open(&path).unwrap();
     let read = |reader: &Reader| {
         let (rows, matching) = reader.tasks(&TaskQuery::default()).unwrap();
@@ -145,18 +145,18 @@ fn version_9() {
     let (rows, _) = reader.tasks(&TaskQuery::default()).unwrap();
     let brief: Vec<_> = rows
         .iter()
-        .map(|row| format!("{} {} {:?}", row.task, row.state, row.stdout.as_str()))
+        .map(|row| format!("{} {} {:?}", row.task, row.state, row.stdout.bytes))
         .collect();
     assert_eq!(
         brief,
         [
-            "1.0 ok \"input 0\\n\"",
-            "1.1 ok \"input 1\\n\"",
-            "1.2 error \"input 2\\n\"",
-            "1.3 ok \"input 3\\n\"",
-            "2.0 ok \"out a\\n\"",
-            "2.1 error \"out b\\n\"",
-            "3.0 running \"so far\\n\"",
+            "1.0 ok b\"input 0\\n\"",
+            "1.1 ok b\"input 1\\n\"",
+            "1.2 error b\"input 2\\n\"",
+            "1.3 ok b\"input 3\\n\"",
+            "2.0 ok b\"out a\\n\"",
+            "2.1 error b\"out b\\xff\\0\\n\"",
+            "3.0 running b\"so far\\n\"",
         ]
     );
     let exact = rows[3].pickled.as_ref().unwrap();
@@ -189,7 +189,7 @@ fn version_9() {
         assert!(text.contains("from helper import double") && text.contains(body), "{text}");
     }
 
-    // And a controller goes on with it, also with what only the newest version can hold.
+    // And a controller goes on with it.
     let mut outcome = ok("1");
     outcome.stdout = crate::model::output::Output::rest(7, &b"\xff\0"[..]);
     writer.apply(&[finished(3, 0, 1, 0, outcome)]).unwrap();
@@ -208,7 +208,7 @@ fn shape(connection: &Connection) -> BTreeSet<(String, String)> {
 
 #[test]
 fn an_old_file_gets_the_shape_of_a_new_one() {
-    for file in ["v1.db", "v2.db", "v3.db", "v9.db"] {
+    for file in ["v1.db", "v2.db", "v3.db", "v10.db"] {
         let (_directory, path) = kept(file);
         Writer::open(&path, Durability::Normal).unwrap().close().unwrap();
         let (old, new) = (Connection::open(&path).unwrap(), Db::new());

@@ -43,6 +43,18 @@ def on_record(msg_ids):
     return found
 
 
+def undelivered():
+    """Requests whose replies the controller has not written to a connection."""
+    with sqlite3.connect("file:%s?mode=ro" % database, uri=True, timeout=60) as records:
+        return {msg_id for (msg_id,) in records.execute("SELECT msg_id FROM request JOIN owed USING (task)")}
+
+
+def expected(msg_ids):
+    """Requests whose replies are still to come."""
+    accepted, owed = on_record(msg_ids), undelivered()
+    return [msg_id for msg_id, replied in accepted.items() if not replied or msg_id in owed]
+
+
 def ports():
     with open(profile_dir + "/security/ipcontroller-client.json") as file:
         return {name: value for name, value in json.load(file).items() if type(value) is int}
@@ -86,7 +98,7 @@ while ready < count:
     quiet_s = time.monotonic() - since
     if quiet_s > patience_s:
         moved = patiently(ports) != before
-        if quiet_s > LOST_S or moved or not patiently(on_record, missing_of(results)):
+        if quiet_s > LOST_S or moved or not patiently(expected, missing_of(results)):
             break
         patience_s = quiet_s + 10
     now = sum(result.ready() for result in results)
@@ -104,6 +116,18 @@ for n, result in zip(range(first, first + count), results):
     if value != n * n + 1:
         wrong.append([n, value])
 accepted = patiently(on_record, missing)
+owed = patiently(undelivered)
+# What the controller had written to the connection, and this client had not read, is lost with a kill; the records have it.
+unread = [msg_id for msg_id, replied in accepted.items() if replied and msg_id not in owed]
+fetched = {}
+if unread:
+    asking = connected()[1].get_result(unread, owner=False, block=False)
+    try:
+        fetched = dict(zip(unread, asking.get(timeout=LOST_S)))
+    except Exception as error:
+        print("get_result: %s: %s" % (type(error).__name__, error), file=sys.stderr)
+inputs = {result.msg_ids[0]: n for n, result in zip(range(first, first + count), results)}
+wrong += [[inputs[msg_id], value] for msg_id, value in fetched.items() if value != inputs[msg_id] ** 2 + 1]
 print(
     json.dumps(
         {
@@ -112,7 +136,8 @@ print(
             "ports_changed": patiently(ports) != before,
             "never_accepted": len(missing) - len(accepted),
             "accepted_without_reply": [msg_id for msg_id, replied in accepted.items() if not replied][:5],
-            "reply_on_record_not_given": [msg_id for msg_id, replied in accepted.items() if replied][:5],
+            "fetched": len(fetched),
+            "reply_on_record_not_given": [id for id, replied in accepted.items() if replied and id not in fetched][:5],
         }
     ),
     flush=True,
