@@ -891,7 +891,7 @@ impl World {
             errors: 1,
             crashes: 0,
             cancelled: false,
-            written: [0, 0],
+            written: [0; 3],
             input: self.ledger.inputs[&TaskId::new(map, *index)].clone(),
         };
         let of = &self.ledger.maps[&map];
