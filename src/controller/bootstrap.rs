@@ -66,7 +66,7 @@ impl Secrets {
 }
 
 /// There is one controller of a cluster, whoever started it, as long as this is held.
-pub(super) fn only_one(settings: &ControllerSettings) -> Result<Option<Lock>, ControllerError> {
+pub(super) fn take_controller_lock(settings: &ControllerSettings) -> Result<Option<Lock>, ControllerError> {
     let path = settings.profile.controller_lock(&settings.cluster_id);
     match Lock::take(path.clone()) {
         Ok(lock) => Ok(Some(lock)),
@@ -134,7 +134,7 @@ fn write_secrets(settings: &ControllerSettings, secrets: &Secrets) -> Result<(),
 }
 
 /// After an orderly end nobody needs them, or the next controller (`--reuse`).
-pub(super) fn put_away_files(settings: &ControllerSettings, secrets: &mut Secrets) {
+pub(super) fn retire_files(settings: &ControllerSettings, secrets: &mut Secrets) {
     if settings.reuse {
         secrets.ended = true;
         if let Err(error) = write_secrets(settings, secrets) {
@@ -219,7 +219,7 @@ pub(super) fn engine_file(settings: &ControllerSettings, secrets: &Secrets) -> C
         broadcast: BroadcastPorts::Leaves(vec![ports.broadcast]),
         ssh: settings.engine_ssh.clone(),
         pcluster: Some(PclusterKeys {
-            buffers: buffers_place(settings),
+            buffers: buffers_directory(settings),
             ..PclusterKeys::of_this_process(&settings.cluster_id, &settings.config.ip, Some(ports.native))
         }),
         ..base(settings, &secrets.engine_key, &secrets.engine_public)
@@ -227,7 +227,7 @@ pub(super) fn engine_file(settings: &ControllerSettings, secrets: &Secrets) -> C
 }
 
 /// Engines do without it.
-fn buffers_place(settings: &ControllerSettings) -> Option<DirectoryId> {
+fn buffers_directory(settings: &ControllerSettings) -> Option<DirectoryId> {
     let made = crate::db::made_buffers_directory(&settings.profile.database_file(&settings.cluster_id));
     made.inspect_err(|error| tracing::warn!(%error, "no directory for large buffers could be made"))
         .ok()
@@ -338,11 +338,11 @@ fn found_client(
             request: found.request,
         });
     })?;
-    let mut owed = Vec::new();
+    let mut undelivered = Vec::new();
     if killed && key.is_some() {
-        let records = reader.requests(&reader.owed_replies(map)?)?;
-        owed.extend(records.into_iter().filter_map(found_reply));
-        owed.sort_by_key(|reply: &FoundReply| reply.task);
+        let records = reader.requests(&reader.undelivered_replies(map)?)?;
+        undelivered.extend(records.into_iter().filter_map(found_reply));
+        undelivered.sort_by_key(|reply: &FoundReply| reply.task);
     }
     let client = FoundClient {
         session,
@@ -350,7 +350,7 @@ fn found_client(
         map,
         next_index: reader.next_index(map)?,
         requests,
-        owed,
+        undelivered,
     };
     Ok((client, depends_on))
 }

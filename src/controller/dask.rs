@@ -21,14 +21,14 @@ pub(super) struct Dask {
     python: String,
     /// The address that the controller listens on: Dask's scheduler is not to be reached from farther away.
     host: String,
-    running: Arc<Mutex<Option<Running>>>,
+    running: Arc<Mutex<Option<SchedulerProcess>>>,
     events: mpsc::UnboundedSender<Event>,
 }
 
-struct Running {
+struct SchedulerProcess {
     process: Child,
     /// What clients are told: ip, port, address.
-    place: Value,
+    address: Value,
 }
 
 impl Dask {
@@ -52,17 +52,17 @@ impl Dask {
             if running.as_mut().is_some_and(|r| !matches!(r.process.try_wait(), Ok(None))) {
                 *running = None;
             }
-            let place = match running.as_ref() {
-                Some(there) => Ok(there.place.clone()),
+            let address = match running.as_ref() {
+                Some(there) => Ok(there.address.clone()),
                 None => match start(&python, &arguments).await {
                     Ok(started) => {
-                        tracing::info!(place = %started.place, "Dask's scheduler serves");
-                        Ok(running.insert(started).place.clone())
+                        tracing::info!(address = %started.address, "Dask's scheduler serves");
+                        Ok(running.insert(started).address.clone())
                     }
                     Err(error) => Err(error),
                 },
             };
-            let _ = events.send(Event::DaskAnswered { client, parent, place });
+            let _ = events.send(Event::DaskStarted { client, parent, address });
         });
     }
 
@@ -78,7 +78,7 @@ impl Dask {
     }
 }
 
-async fn start(python: &str, arguments: &Map<String, Value>) -> Result<Running, ErrorContent> {
+async fn start(python: &str, arguments: &Map<String, Value>) -> Result<SchedulerProcess, ErrorContent> {
     let failed = |why: String| {
         ErrorContent::new(
             "RuntimeError",
@@ -105,12 +105,12 @@ async fn start(python: &str, arguments: &Map<String, Value>) -> Result<Running, 
         Ok(Ok(None)) => return Err(failed("it ended at once; the controller's log has its words".into())),
         Ok(Ok(Some(line))) => line,
     };
-    let place: Value = serde_json::from_str(&line).map_err(|_| failed(format!("it said {line:?}")))?;
-    if place["status"] != "ok" {
-        let word = |key: &str| place[key].as_str().unwrap_or_default().to_string();
+    let address: Value = serde_json::from_str(&line).map_err(|_| failed(format!("it said {line:?}")))?;
+    if address["status"] != "ok" {
+        let word = |key: &str| address[key].as_str().unwrap_or_default().to_string();
         return Err(ErrorContent::new(&word("ename"), word("evalue")));
     }
     // Whatever else it prints is not to block it.
     tokio::spawn(async move { while let Ok(Some(_)) = lines.next_line().await {} });
-    Ok(Running { process, place })
+    Ok(SchedulerProcess { process, address })
 }

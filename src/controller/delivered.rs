@@ -2,7 +2,7 @@
 //!
 //! Such a client does not survive a reply that it has already, so after a kill it must be known which ones were written.
 //! Each is noted in a file in the moment before it is written to its connection; the page cache keeps that, whatever
-//! becomes of the process. The database follows with one of its next commits (`RepliesGiven`).
+//! becomes of the process. The database follows with one of its next commits (`RepliesDelivered`).
 use crate::model::{MapId, TaskId};
 use crate::transport::{Receipt, with_receipt};
 use bytes::Bytes;

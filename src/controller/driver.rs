@@ -3,12 +3,12 @@
 //! Effects of many events are gathered into a batch. A batch's changes are committed by the records' thread, and only then are
 //! its messages sent; meanwhile the next batch gathers. So commits are grouped under load, and nothing is told that is not on disk.
 use super::bootstrap::{self, Secrets};
-use super::core::returning::OwedReply;
-use super::core::{Core, Effect, Event, Facts, Now};
+use super::core::reconnect::UndeliveredReply;
+use super::core::{Core, Effect, Event, EventTime, Facts};
 use super::dask::Dask;
 use super::delivered::{Delivered, Pending};
-use super::records::{Records, Word};
-use super::sockets::{Arrival, Place, Ports, Sockets};
+use super::records::{DbReply, Records};
+use super::sockets::{Arrival, PeerSocket, Ports, Sockets};
 use super::{ControllerError, ControllerSettings};
 use crate::db::Writer;
 use crate::model::change::Change;
@@ -28,18 +28,18 @@ use tokio::sync::mpsc;
 /// Events that one turn of the loop takes in.
 const TURN: usize = 256;
 /// A batch of many requests of ipyparallel's clients waits so long for more.
-const GATHER: Duration = Duration::from_millis(2);
+const BATCH_DELAY: Duration = Duration::from_millis(2);
 /// That replies were delivered is put on record with the next commit, or after so long: a commit of its own would be a third of what a
 /// client costs that asks one thing after the other. Until then it is noted in a file ([`Delivered`]).
-const GIVEN_WAITS: Duration = Duration::from_millis(20);
+const DELIVERED_DELAY: Duration = Duration::from_millis(20);
 /// So many messages of one peer that cannot be opened end its connection.
-const MOST_BAD: u32 = 16;
+const MAX_BAD_MESSAGES: u32 = 16;
 /// Peers whose bad messages are counted at a time.
-const MOST_SUSPECTS: usize = 4096;
+const MAX_SUSPECTS: usize = 4096;
 
 pub(super) async fn run(settings: ControllerSettings) -> Result<(), ControllerError> {
     bootstrap::raise_open_file_limit();
-    let _only_one = bootstrap::only_one(&settings)?;
+    let _only_one = bootstrap::take_controller_lock(&settings)?;
     let (mut secrets, killed) = bootstrap::secrets(&settings)?;
     let database = settings.profile.database_file(&settings.cluster_id);
     let durability = match settings.config.durability {
@@ -57,7 +57,7 @@ pub(super) async fn run(settings: ControllerSettings) -> Result<(), ControllerEr
     restored.delivered = delivered_before;
     let (sockets, arrivals) = listen(&settings, &mut secrets, killed).await?;
     bootstrap::write_files(&settings, &secrets)?;
-    let (records, words) = Records::start(writer, reader).map_err(|source| ControllerError::System {
+    let (records, replies) = Records::start(writer, reader).map_err(|source| ControllerError::System {
         what: "the records".into(),
         source,
     })?;
@@ -74,9 +74,9 @@ pub(super) async fn run(settings: ControllerSettings) -> Result<(), ControllerEr
     );
     trouble::clear(&settings.profile.trouble_file(&settings.cluster_id));
     let giving_back = tokio::spawn(crate::memory::give_back());
-    let result = driver.serve(arrivals, words, events).await;
+    let result = driver.serve(arrivals, replies, events).await;
     giving_back.abort();
-    bootstrap::put_away_files(&settings, &mut secrets);
+    bootstrap::retire_files(&settings, &mut secrets);
     driver.sockets.close().await;
     let Driver { records, delivered, .. } = driver;
     if records.close() {
@@ -88,8 +88,8 @@ pub(super) async fn run(settings: ControllerSettings) -> Result<(), ControllerEr
 
 /// Whoever has a port of a killed controller may give it back soon (the start of another cluster, a test); elsewhere `ipengine`s and
 /// ipyparallel's clients would not find it. Less than `start` waits for a controller by default.
-const PORTS_PATIENCE: Duration = Duration::from_secs(20);
-const PORTS_PAUSE: Duration = Duration::from_millis(200);
+const PORTS_TIMEOUT: Duration = Duration::from_secs(20);
+const PORTS_RETRY_INTERVAL: Duration = Duration::from_millis(200);
 
 /// On the ports of the run before, where that was killed and they are free, or become so.
 async fn listen(
@@ -122,9 +122,9 @@ async fn listen(
         && killed
     {
         tracing::warn!(%error, "cannot listen where the run before did; trying again");
-        let until = Instant::now() + PORTS_PATIENCE;
+        let until = Instant::now() + PORTS_TIMEOUT;
         while listening.is_err() && Instant::now() < until {
-            tokio::time::sleep(PORTS_PAUSE).await;
+            tokio::time::sleep(PORTS_RETRY_INTERVAL).await;
             listening = as_before().await;
         }
     }
@@ -144,8 +144,8 @@ struct Clock {
 }
 
 impl Clock {
-    fn now(&self) -> Now {
-        Now {
+    fn now(&self) -> EventTime {
+        EventTime {
             since_start: self.start.elapsed(),
             unix: unix_now(),
         }
@@ -174,16 +174,16 @@ struct Driver {
     held: Vec<Effect>,
     committing: bool,
     /// The next batch begins at that time.
-    gathering: Option<Instant>,
+    batch_due: Option<Instant>,
     stop_at: Option<Instant>,
     bad_messages: u64,
     delivered: Delivered,
-    given_due: Option<Instant>,
-    unsent: Vec<Event>,
+    delivered_due: Option<Instant>,
+    undelivered: Vec<Event>,
     /// Peers that did not read, as the core knows.
     cut_off: u64,
     /// Bad messages of each peer since its connection was last ended for that.
-    suspects: HashMap<(Place, Bytes), u32>,
+    suspects: HashMap<(PeerSocket, Bytes), u32>,
 }
 
 impl Driver {
@@ -218,12 +218,12 @@ impl Driver {
             effects: Vec::new(),
             held: Vec::new(),
             committing: false,
-            gathering: None,
+            batch_due: None,
             stop_at: None,
             bad_messages: 0,
             delivered,
-            given_due: None,
-            unsent: Vec::new(),
+            delivered_due: None,
+            undelivered: Vec::new(),
             cut_off: 0,
             suspects: HashMap::new(),
         }
@@ -232,7 +232,7 @@ impl Driver {
     async fn serve(
         &mut self,
         mut arrivals: mpsc::Receiver<Arrival>,
-        mut words: mpsc::UnboundedReceiver<Word>,
+        mut replies: mpsc::UnboundedReceiver<DbReply>,
         mut events: mpsc::UnboundedReceiver<Event>,
     ) -> Result<(), ControllerError> {
         let failed = |source| ControllerError::System {
@@ -244,11 +244,11 @@ impl Driver {
         let mut arrived = Vec::with_capacity(TURN);
         loop {
             self.flush();
-            self.tell_of_replies();
+            self.report_replies();
             let cut_off = self.sockets.waiting.cut_off();
             if cut_off != self.cut_off {
                 self.cut_off = cut_off;
-                self.handle(Event::PeersCutOff { total: cut_off });
+                self.handle(Event::PeersDisconnected { total: cut_off });
             }
             // Under load there is always something that has arrived; reminders are not to wait for a pause.
             if self.core.next_wake().is_some_and(|at| at <= self.clock.start.elapsed()) {
@@ -258,15 +258,15 @@ impl Driver {
             let wake = self.next_wake();
             tokio::select! {
                 biased;
-                Some(word) = words.recv() => {
-                    self.hear(word);
-                    while let Ok(word) = words.try_recv() {
-                        self.hear(word);
+                Some(reply) = replies.recv() => {
+                    self.on_reply(reply);
+                    while let Ok(reply) = replies.try_recv() {
+                        self.on_reply(reply);
                     }
                 }
                 Some(event) = events.recv() => self.handle(event),
-                _ = terminate.recv() => self.handle(Event::StopAsked { engines: true }),
-                _ = interrupt.recv() => self.handle(Event::StopAsked { engines: true }),
+                _ = terminate.recv() => self.handle(Event::StopRequested { engines: true }),
+                _ = interrupt.recv() => self.handle(Event::StopRequested { engines: true }),
                 count = arrivals.recv_many(&mut arrived, TURN), if self.effects.len() < TURN * 64 => {
                     if count == 0 {
                         return Ok(());
@@ -284,28 +284,28 @@ impl Driver {
     }
 
     /// What became of replies to clients that can be known again.
-    fn tell_of_replies(&mut self) {
-        if self.delivered.is_open() && *self.given_due.get_or_insert(Instant::now() + GIVEN_WAITS) <= Instant::now() {
-            self.record_given();
+    fn report_replies(&mut self) {
+        if self.delivered.is_open() && *self.delivered_due.get_or_insert(Instant::now() + DELIVERED_DELAY) <= Instant::now() {
+            self.record_delivered();
         }
-        for event in std::mem::take(&mut self.unsent) {
+        for event in std::mem::take(&mut self.undelivered) {
             self.handle(event);
         }
         self.flush();
     }
 
-    fn record_given(&mut self) {
-        self.given_due = None;
+    fn record_delivered(&mut self) {
+        self.delivered_due = None;
         let tasks = self.delivered.take();
         if !tasks.is_empty() {
-            self.handle(Event::RepliesGiven { tasks });
+            self.handle(Event::RepliesDelivered { tasks });
         }
     }
 
     fn next_wake(&self) -> Duration {
         let core = self.core.next_wake().unwrap_or(Duration::from_secs(60));
         let wake = core.saturating_sub(self.clock.start.elapsed());
-        let times = [self.stop_at, self.gathering, self.given_due];
+        let times = [self.stop_at, self.batch_due, self.delivered_due];
         let first = times
             .into_iter()
             .flatten()
@@ -330,7 +330,7 @@ impl Driver {
             Arrival::Client(channel, frames) => self
                 .client_session
                 .open(frames)
-                .map(|message| Some(Event::ClientSaid { channel, message })),
+                .map(|message| Some(Event::ClientMessage { channel, message })),
             Arrival::Native(mut frames) => {
                 if frames.len() < 2 {
                     return self.refused(sender, "it has no channel");
@@ -356,15 +356,15 @@ impl Driver {
                     .map(|message| said(engine, false, channel, message))
             }
             Arrival::Registrant(frames) => self.engine_session.open(frames).map(|message| {
-                Some(Event::RegistrantSaid {
+                Some(Event::RegistrantMessage {
                     identity: message.sender(),
                     message,
                 })
             }),
-            Arrival::Pong(frames) => Ok(frames.first().and_then(uuid_of).map(|engine| Event::Ponged { engine })),
-            Arrival::ClientCame(channel, identity, key) => Ok(Some(Event::ClientCame { channel, identity, key })),
-            Arrival::ClientLeft(channel, identity) => Ok(Some(Event::ClientLeft { channel, identity })),
-            Arrival::Gone(engine) => Ok(Some(Event::ConnectionEnded { engine })),
+            Arrival::Pong(frames) => Ok(frames.first().and_then(uuid_of).map(|engine| Event::PongReceived { engine })),
+            Arrival::ClientConnected(channel, identity, key) => Ok(Some(Event::ClientConnected { channel, identity, key })),
+            Arrival::ClientDisconnected(channel, identity) => Ok(Some(Event::ClientDisconnected { channel, identity })),
+            Arrival::Gone(engine) => Ok(Some(Event::EngineDisconnected { engine })),
         };
         match event {
             Ok(Some(event)) => self.handle(event),
@@ -374,39 +374,39 @@ impl Driver {
     }
 
     /// Counts a message that could not be opened, and ends the connection of a peer that has sent too many.
-    fn refused(&mut self, sender: Option<(Place, Bytes)>, why: &str) {
+    fn refused(&mut self, sender: Option<(PeerSocket, Bytes)>, why: &str) {
         self.bad_messages += 1;
         if self.bad_messages.is_power_of_two() {
             tracing::warn!(why, count = self.bad_messages, "a message was refused");
         }
         let Some(sender) = sender else { return };
-        if self.suspects.len() >= MOST_SUSPECTS {
+        if self.suspects.len() >= MAX_SUSPECTS {
             self.suspects.clear();
         }
         let count = self.suspects.entry(sender.clone()).or_default();
         *count += 1;
-        if *count >= MOST_BAD {
+        if *count >= MAX_BAD_MESSAGES {
             self.suspects.remove(&sender);
-            let (place, peer) = sender;
-            let why = format!("{MOST_BAD} of its messages were refused, the last because: {why}");
-            self.sockets.cut_off(place, &peer, &why);
+            let (socket, peer) = sender;
+            let why = format!("{MAX_BAD_MESSAGES} of its messages were refused, the last because: {why}");
+            self.sockets.cut_off(socket, &peer, &why);
         }
     }
 
-    fn hear(&mut self, word: Word) {
-        match word {
-            Word::Committed => {
+    fn on_reply(&mut self, reply: DbReply) {
+        match reply {
+            DbReply::Committed => {
                 self.committing = false;
                 for effect in std::mem::take(&mut self.held) {
                     self.carry_out(effect);
                 }
             }
-            Word::Asked(word) => {
-                self.records.answered();
-                self.hear(*word);
+            DbReply::FromThread(reply) => {
+                self.records.query_done();
+                self.on_reply(*reply);
             }
-            Word::Found(event) => self.handle(*event),
-            Word::Answer { query, content, buffers } => {
+            DbReply::Event(event) => self.handle(*event),
+            DbReply::Answer { query, content, buffers } => {
                 let date = unix_now().to_iso();
                 let mut message = self.answers.message(&date, &reply_type(&query.request), Some(&query.parent), &());
                 message.content_json = content;
@@ -421,14 +421,14 @@ impl Driver {
     fn flush(&mut self) {
         // What is carried out may bring an answer that the core has more to say to.
         while !self.committing && !self.effects.is_empty() {
-            if self.core.may_gather() {
-                let due = *self.gathering.get_or_insert(Instant::now() + GATHER);
+            if self.core.may_batch() {
+                let due = *self.batch_due.get_or_insert(Instant::now() + BATCH_DELAY);
                 if Instant::now() < due {
                     return;
                 }
             }
-            self.gathering = None;
-            self.record_given();
+            self.batch_due = None;
+            self.record_delivered();
             let mut changes: Vec<Change> = Vec::new();
             for effect in self.effects.drain(..) {
                 match effect {
@@ -444,7 +444,7 @@ impl Driver {
                 self.committing = true;
             }
         }
-        self.gathering = None;
+        self.batch_due = None;
     }
 
     fn carry_out(&mut self, effect: Effect) {
@@ -459,7 +459,7 @@ impl Driver {
                 match &result {
                     Ok(()) => pending.sent(),
                     Err(TransportError::NoPeer | TransportError::CutOff(_)) => {
-                        self.unsent.push(Event::ReplyUnsent { channel, client, reply });
+                        self.undelivered.push(Event::ReplyUndelivered { channel, client, reply });
                     }
                     Err(_) => {}
                 }
@@ -490,8 +490,8 @@ impl Driver {
             }
             Effect::Ping { payload } => self.sockets.ping(payload),
             Effect::Query(query) => {
-                if let Some(word) = self.records.ask(query) {
-                    self.hear(word);
+                if let Some(reply) = self.records.query(query) {
+                    self.on_reply(reply);
                 }
                 Ok(())
             }
@@ -512,7 +512,7 @@ impl Driver {
     }
 
     /// It is noted when this reply is written to its connection.
-    fn watched(&self, reply: &OwedReply) -> (Message, Pending) {
+    fn watched(&self, reply: &UndeliveredReply) -> (Message, Pending) {
         let mut message = reply.message.clone();
         let header = std::mem::take(&mut message.header_json);
         let (header, pending) = self.delivered.watch(header, reply.tasks.clone());
@@ -565,7 +565,7 @@ fn said(engine: Option<EngineUuid>, native: bool, channel: impl Into<Option<Chan
 fn said_by(engine: EngineUuid, native: bool, channel: Channel, mut message: Message) -> Event {
     let client = message.sender();
     message.identities.clear();
-    Event::EngineSaid {
+    Event::EngineMessage {
         engine,
         native,
         channel,

@@ -6,9 +6,9 @@ use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::time::{Duration, Instant};
 
 /// Between two looks at the file.
-const LOOK: Duration = Duration::from_secs(1);
+const CHECK_INTERVAL: Duration = Duration::from_secs(1);
 /// Between two copies of records that grow.
-const COPY: Duration = Duration::from_secs(30);
+const COPY_INTERVAL: Duration = Duration::from_secs(30);
 
 /// The copy that was made last.
 #[derive(Debug)]
@@ -20,9 +20,14 @@ pub(super) struct Copy {
 
 /// Looks again and again until the sender is gone.
 pub(super) fn watch(writer: &Mutex<Writer>, copy: &Arc<Mutex<Option<Copy>>>, until: &mpsc::Receiver<()>, now: fn() -> UnixTime) {
-    while until.recv_timeout(LOOK) == Err(mpsc::RecvTimeoutError::Timeout) {
+    while until.recv_timeout(CHECK_INTERVAL) == Err(mpsc::RecvTimeoutError::Timeout) {
         let writer = writer.lock().unwrap_or_else(PoisonError::into_inner);
-        save(&writer, &mut copy.lock().unwrap_or_else(PoisonError::into_inner), COPY, now);
+        save(
+            &writer,
+            &mut copy.lock().unwrap_or_else(PoisonError::into_inner),
+            COPY_INTERVAL,
+            now,
+        );
     }
 }
 
@@ -40,7 +45,7 @@ pub(super) fn save(writer: &Writer, copy: &mut Option<Copy>, pause: Duration, no
     }
     let path = match copy {
         Some(copy) => copy.path.clone(),
-        None => place(writer.path(), now()),
+        None => copy_path(writer.path(), now()),
     };
     match writer.rescue(&path) {
         Ok(()) => {
@@ -78,7 +83,7 @@ pub(super) fn orphaned_files(writer: &Writer, copy: &Option<Copy>) -> Vec<PathBu
 }
 
 /// Beside the database; where its directory is gone, too, among temporary files.
-fn place(database: &Path, now: UnixTime) -> PathBuf {
+fn copy_path(database: &Path, now: UnixTime) -> PathBuf {
     let stamp: String = now.to_iso().chars().filter(char::is_ascii_digit).take(14).collect();
     let name = database.file_name().unwrap_or_default().to_string_lossy();
     let name = format!("{name}.recovered-{stamp}");
@@ -111,18 +116,18 @@ mod tests {
             let mut writer = Writer::open(&path, Durability::Normal).unwrap();
             add(&mut writer, 1.0);
             let mut copy = None;
-            assert!(!save(&writer, &mut copy, COPY, now));
+            assert!(!save(&writer, &mut copy, COPY_INTERVAL, now));
             std::fs::remove_file(&path).unwrap();
             if replaced {
                 std::fs::write(&path, "another").unwrap();
             }
             add(&mut writer, 2.0);
-            assert!(save(&writer, &mut copy, COPY, now));
+            assert!(save(&writer, &mut copy, COPY_INTERVAL, now));
             let kept = dir.path().join("pcluster.db.recovered-20251120201213");
             let clock = |path: &Path| crate::db::Reader::open(path).unwrap().restart_state().unwrap().retention_clock;
             assert_eq!(clock(&kept), Some(UnixTime(2.0)));
             add(&mut writer, 3.0);
-            assert!(save(&writer, &mut copy, COPY, now));
+            assert!(save(&writer, &mut copy, COPY_INTERVAL, now));
             assert_eq!(clock(&kept), Some(UnixTime(2.0)), "not at once again");
             assert!(save(&writer, &mut copy, Duration::ZERO, now));
             assert_eq!(clock(&kept), Some(UnixTime(3.0)));

@@ -13,11 +13,11 @@ use tokio::sync::mpsc;
 const INBOX: usize = 4096;
 
 /// The lowest port that is taken where none is asked for, and how often one is looked for.
-const LOWEST: u16 = 10_000;
-const TRIES: usize = 20;
+const MIN_PORT: u16 = 10_000;
+const BIND_TRIES: usize = 20;
 
 /// Frames of one message, at most. A buffer of a task is one.
-const MOST_FRAMES: usize = 65_536;
+const MAX_FRAMES: usize = 65_536;
 const KIB: usize = 1024;
 const MIB: usize = 1024 * KIB;
 
@@ -33,13 +33,13 @@ pub(super) enum Arrival {
     Native(Frames),
     Gone(EngineUuid),
     /// A client's connection on a channel whose replies may come late.
-    ClientCame(ClientChannel, Bytes, Option<String>),
-    ClientLeft(ClientChannel, Bytes),
+    ClientConnected(ClientChannel, Bytes, Option<String>),
+    ClientDisconnected(ClientChannel, Bytes),
 }
 
 /// A socket whose peers have names, so that one of them can be cut off.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(super) enum Place {
+pub(super) enum PeerSocket {
     Client(ClientChannel),
     Stock(Channel),
     Registrant,
@@ -48,16 +48,16 @@ pub(super) enum Place {
 
 impl Arrival {
     /// Who sent it, as the socket knows; None where it does not (a SUB), and for what is not a message.
-    pub(super) fn sender(&self) -> Option<(Place, Bytes)> {
-        let (place, frames) = match self {
-            Arrival::Client(channel, frames) => (Place::Client(*channel), frames),
+    pub(super) fn sender(&self) -> Option<(PeerSocket, Bytes)> {
+        let (socket, frames) = match self {
+            Arrival::Client(channel, frames) => (PeerSocket::Client(*channel), frames),
             Arrival::Stock(Channel::Iopub, _) | Arrival::Pong(_) | Arrival::Gone(_) => return None,
-            Arrival::ClientCame(..) | Arrival::ClientLeft(..) => return None,
-            Arrival::Stock(channel, frames) => (Place::Stock(*channel), frames),
-            Arrival::Registrant(frames) => (Place::Registrant, frames),
-            Arrival::Native(frames) => (Place::Native, frames),
+            Arrival::ClientConnected(..) | Arrival::ClientDisconnected(..) => return None,
+            Arrival::Stock(channel, frames) => (PeerSocket::Stock(*channel), frames),
+            Arrival::Registrant(frames) => (PeerSocket::Registrant, frames),
+            Arrival::Native(frames) => (PeerSocket::Native, frames),
         };
-        Some((place, frames.first()?.clone()))
+        Some((socket, frames.first()?.clone()))
     }
 }
 
@@ -197,14 +197,14 @@ impl Sockets {
             ($side:ident, $name:ident, $kind:ident, $bytes:expr, $watch:expr) => {{
                 let limits = Limits {
                     message_bytes: Some($bytes),
-                    frames: MOST_FRAMES,
+                    frames: MAX_FRAMES,
                     waiting: Some(waiting.clone()),
                 };
                 let socket = Socket::with_limits(Kind::$kind, None, $side, &limits)?;
                 let watch: &dyn Fn(&Socket) = &$watch;
                 watch(&socket);
                 ports.$side.$name = match wanted.$side.$name {
-                    0 => bind_apart(&socket, ip).await?,
+                    0 => bind_outside_ephemeral(&socket, ip).await?,
                     port => socket.bind(ip, port).await?,
                 };
                 socket
@@ -213,9 +213,9 @@ impl Sockets {
         let clients = ClientSockets {
             registration: bind!(client, registration, Router, most).packing_likewise(),
             control: bind!(client, control, Router, most),
-            mux: bind!(client, mux, Router, most, |s| tell_connections(s, &inbox, ClientChannel::Mux)),
-            task: bind!(client, task, Router, most, |s| tell_connections(s, &inbox, ClientChannel::Task)),
-            broadcast: bind!(client, broadcast, Router, most, |s| tell_connections(
+            mux: bind!(client, mux, Router, most, |s| report_connections(s, &inbox, ClientChannel::Mux)),
+            task: bind!(client, task, Router, most, |s| report_connections(s, &inbox, ClientChannel::Task)),
+            broadcast: bind!(client, broadcast, Router, most, |s| report_connections(
                 s,
                 &inbox,
                 ClientChannel::Broadcast
@@ -224,7 +224,7 @@ impl Sockets {
             notification: bind!(client, notification, Pub, 64 * KIB),
         };
         let engine_iopub = bind!(engine, iopub, Sub, most);
-        let hb_pong = bind!(engine, hb_pong, Router, 64 * KIB, |s| tell_departures(s, &inbox));
+        let hb_pong = bind!(engine, hb_pong, Router, 64 * KIB, |s| report_departures(s, &inbox));
         let engines = EngineSockets {
             registration: bind!(engine, registration, Router, MIB),
             control: bind!(engine, control, Router, most),
@@ -232,7 +232,7 @@ impl Sockets {
             task: bind!(engine, task, Router, most),
             broadcast: bind!(engine, broadcast, Router, most),
             hb_ping: bind!(engine, hb_ping, Pub, 64 * KIB),
-            native: bind!(engine, native, Router, most, |s| tell_departures(s, &inbox)).packing(),
+            native: bind!(engine, native, Router, most, |s| report_departures(s, &inbox)).packing(),
         };
         read(&clients.registration, &inbox, |f| Arrival::Client(ClientChannel::Registration, f));
         read(&clients.control, &inbox, |f| Arrival::Client(ClientChannel::Control, f));
@@ -294,19 +294,19 @@ impl Sockets {
     }
 
     /// Ends a peer's connection.
-    pub(super) fn cut_off(&self, place: Place, peer: &Bytes, why: &str) {
-        match place {
-            Place::Client(ClientChannel::Registration) => &self.client.registration,
-            Place::Client(ClientChannel::Control) => &self.client.control,
-            Place::Client(ClientChannel::Mux) => &self.client.mux,
-            Place::Client(ClientChannel::Task) => &self.client.task,
-            Place::Client(ClientChannel::Broadcast) => &self.client.broadcast,
-            Place::Stock(Channel::Mux) => &self.engine.mux,
-            Place::Stock(Channel::Task) => &self.engine.task,
-            Place::Stock(Channel::Broadcast) => &self.engine.broadcast,
-            Place::Stock(_) => &self.engine.control,
-            Place::Registrant => &self.engine.registration,
-            Place::Native => &self.engine.native,
+    pub(super) fn cut_off(&self, socket: PeerSocket, peer: &Bytes, why: &str) {
+        match socket {
+            PeerSocket::Client(ClientChannel::Registration) => &self.client.registration,
+            PeerSocket::Client(ClientChannel::Control) => &self.client.control,
+            PeerSocket::Client(ClientChannel::Mux) => &self.client.mux,
+            PeerSocket::Client(ClientChannel::Task) => &self.client.task,
+            PeerSocket::Client(ClientChannel::Broadcast) => &self.client.broadcast,
+            PeerSocket::Stock(Channel::Mux) => &self.engine.mux,
+            PeerSocket::Stock(Channel::Task) => &self.engine.task,
+            PeerSocket::Stock(Channel::Broadcast) => &self.engine.broadcast,
+            PeerSocket::Stock(_) => &self.engine.control,
+            PeerSocket::Registrant => &self.engine.registration,
+            PeerSocket::Native => &self.engine.native,
         }
         .cut_off(peer, why);
     }
@@ -328,12 +328,12 @@ impl Sockets {
 
 /// Listens on a port that the system gives to nobody who asks for any: such a one could be taken, by a connection of any other
 /// program, while a killed controller is away, and its engines and clients would not find it again.
-async fn bind_apart(socket: &Socket, ip: &str) -> Result<u16, TransportError> {
+async fn bind_outside_ephemeral(socket: &Socket, ip: &str) -> Result<u16, TransportError> {
     let range = std::fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range").unwrap_or_default();
     let mut given = range.split_whitespace().filter_map(|word| word.parse::<u16>().ok());
-    let first_given = given.next().unwrap_or(32_768);
-    for _ in 0..TRIES {
-        let Some(port) = port_apart(first_given, uuid::Uuid::new_v4().as_u128()) else {
+    let first_ephemeral = given.next().unwrap_or(32_768);
+    for _ in 0..BIND_TRIES {
+        let Some(port) = port_outside_ephemeral(first_ephemeral, uuid::Uuid::new_v4().as_u128()) else {
             break;
         };
         if let Ok(port) = socket.bind(ip, port).await {
@@ -344,9 +344,9 @@ async fn bind_apart(socket: &Socket, ip: &str) -> Result<u16, TransportError> {
 }
 
 /// One of those from 10000 up to the ones that the system gives out; none where these are few.
-fn port_apart(first_given: u16, random: u128) -> Option<u16> {
-    let room = first_given.checked_sub(LOWEST).filter(|room| *room >= 1000)?;
-    Some(LOWEST + (random % u128::from(room)) as u16)
+fn port_outside_ephemeral(first_ephemeral: u16, random: u128) -> Option<u16> {
+    let room = first_ephemeral.checked_sub(MIN_PORT).filter(|room| *room >= 1000)?;
+    Some(MIN_PORT + (random % u128::from(room)) as u16)
 }
 
 fn read(socket: &Socket, inbox: &mpsc::Sender<Arrival>, wrap: impl Fn(Frames) -> Arrival + Send + 'static) {
@@ -366,7 +366,7 @@ fn read(socket: &Socket, inbox: &mpsc::Sender<Arrival>, wrap: impl Fn(Frames) ->
     });
 }
 
-fn tell_departures(socket: &Socket, inbox: &mpsc::Sender<Arrival>) {
+fn report_departures(socket: &Socket, inbox: &mpsc::Sender<Arrival>) {
     let (mut connections, inbox) = (socket.connections(), inbox.clone());
     tokio::spawn(async move {
         while let Some(gone) = connections.next_end().await {
@@ -381,13 +381,13 @@ fn tell_departures(socket: &Socket, inbox: &mpsc::Sender<Arrival>) {
     });
 }
 
-fn tell_connections(socket: &Socket, inbox: &mpsc::Sender<Arrival>, channel: ClientChannel) {
+fn report_connections(socket: &Socket, inbox: &mpsc::Sender<Arrival>, channel: ClientChannel) {
     let (mut connections, inbox) = (socket.connections(), inbox.clone());
     tokio::spawn(async move {
         while let Some(connection) = connections.next().await {
             let arrival = match connection {
-                Connection::Began { identity, key } => Arrival::ClientCame(channel, identity, key),
-                Connection::Ended { identity } => Arrival::ClientLeft(channel, identity),
+                Connection::Began { identity, key } => Arrival::ClientConnected(channel, identity, key),
+                Connection::Ended { identity } => Arrival::ClientDisconnected(channel, identity),
             };
             if inbox.send(arrival).await.is_err() {
                 return;
@@ -420,9 +420,9 @@ mod tests {
     #[tokio::test]
     async fn ports_are_taken_that_nobody_else_gets_by_chance() {
         for random in [0, 7, 22_767, 22_768, u128::MAX] {
-            assert!((10_000..32_768).contains(&port_apart(32_768, random).unwrap()));
+            assert!((10_000..32_768).contains(&port_outside_ephemeral(32_768, random).unwrap()));
         }
-        assert_eq!(port_apart(10_999, 5), None);
+        assert_eq!(port_outside_ephemeral(10_999, 5), None);
         let (sockets, _arrivals) = Sockets::listen(
             "127.0.0.1",
             &Ports::default(),

@@ -128,11 +128,11 @@ pub enum Change {
         new_id: String,
     },
     /// The reply of this request is to be given to its client, which can be known again.
-    ReplyOwed {
+    ReplyUndelivered {
         task: TaskId,
     },
     /// ... and has been given.
-    RepliesGiven {
+    RepliesDelivered {
         tasks: Vec<TaskId>,
     },
     /// What a request printed or displayed (iopub).

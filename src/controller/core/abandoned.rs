@@ -1,7 +1,7 @@
 //! Maps that do not get all their inputs: their client says so and why, or it has died. A client that has no input to send says that it is there ([`KEEP_ALIVE`]); when nothing
 //! has come for some leases, the map is closed: tasks that no engine has are aborted, and one task more stands for the inputs
 //! that are missing. So the map ends as failed, whoever waits for it hears that, and what was to follow it does not run.
-use super::{Core, Due};
+use super::{Core, Timer};
 use crate::model::change::Change;
 use crate::model::task::{INPUTS_MISSING, TaskState};
 use crate::model::{MapId, TaskId};
@@ -20,25 +20,25 @@ impl Core {
     }
 
     /// Something has come from the client of an open map.
-    pub(super) fn note_fed(&mut self, id: MapId) {
+    pub(super) fn note_input(&mut self, id: MapId) {
         if let Some(map) = self.maps.get_mut(&id) {
-            map.fed = self.now.since_start;
+            map.last_input = self.now.since_start;
         }
     }
 
     /// From now on inputs are expected.
     pub(super) fn expect_inputs(&mut self, id: MapId) {
-        self.note_fed(id);
-        self.remind(self.inputs_lease(), Due::Inputs(id));
+        self.note_input(id);
+        self.set_timer(self.inputs_lease(), Timer::Inputs(id));
     }
 
     pub(super) fn inputs_due(&mut self, id: MapId) {
         let Some(map) = self.maps.get(&id).filter(|map| !map.closed) else {
             return;
         };
-        let until = map.fed + self.inputs_lease();
+        let until = map.last_input + self.inputs_lease();
         match until.checked_sub(self.now.since_start).filter(|left| !left.is_zero()) {
-            Some(left) => self.remind(left, Due::Inputs(id)),
+            Some(left) => self.set_timer(left, Timer::Inputs(id)),
             None => self.client_is_silent(id),
         }
     }

@@ -2,13 +2,13 @@
 //!
 //! Short tasks: an engine holds as many as fill `prefetch_ms`, so that it never waits for the wire. Long ones: one each.
 //! Tasks that wait on a stuck engine while another is idle are asked back.
-use super::maps::{InFlight, Taken};
-use super::{Core, Due};
+use super::maps::{InFlight, NextTask};
+use super::{Core, Timer};
 use crate::model::change::Change;
 use crate::model::definition::MapDefinition;
 use crate::model::task::TaskState;
 use crate::model::{EngineId, EngineUuid, MapId, TaskId};
-use crate::wire::content::engine::{self as say, TaskToRun};
+use crate::wire::content::engine::{self, TaskToRun};
 use serde_json::value::RawValue;
 use std::sync::Arc;
 
@@ -93,7 +93,7 @@ impl Core {
             let engines = self.engines.free(is_command).max(1);
             let fair = ready.div_ceil(engines).max(self.worth_sending(id));
             let count = (depth - load).min(fair);
-            let tasks: Vec<Taken> = match self.maps.get_mut(&id) {
+            let tasks: Vec<NextTask> = match self.maps.get_mut(&id) {
                 Some(map) => std::iter::from_fn(|| map.take()).take(count as usize).collect(),
                 None => return true,
             };
@@ -102,7 +102,7 @@ impl Core {
     }
 
     fn dispatch_targeted(&mut self, id: MapId) {
-        let mut by_engine: Vec<(EngineUuid, Vec<Taken>)> = Vec::new();
+        let mut by_engine: Vec<(EngineUuid, Vec<NextTask>)> = Vec::new();
         let mut homeless = Vec::new();
         let Some(map) = self.maps.get_mut(&id) else { return };
         while let Some(task) = map.take() {
@@ -123,7 +123,7 @@ impl Core {
         }
     }
 
-    fn send_tasks(&mut self, id: MapId, engine: &EngineUuid, tasks: Vec<Taken>) {
+    fn send_tasks(&mut self, id: MapId, engine: &EngineUuid, tasks: Vec<NextTask>) {
         let Some(engine_id) = self.engines.get(engine).map(|e| e.id) else {
             return;
         };
@@ -158,10 +158,10 @@ impl Core {
                 );
             }
         });
-        self.tell_engine(
+        self.send_to_engine(
             engine,
-            say::TASKS,
-            &say::Tasks {
+            engine::TASKS,
+            &engine::Tasks {
                 map: id,
                 definition,
                 tasks: to_run,
@@ -171,11 +171,11 @@ impl Core {
 
     /// Sends the definition to an engine that does not have it, or gives it back to go with the tasks.
     fn send_definition(&mut self, id: MapId, engine: &EngineUuid) -> Option<Arc<MapDefinition>> {
-        let asked = self.engines.change(engine, |e| {
+        let known = self.engines.change(engine, |e| {
             e.to_forget.retain(|map| *map != id);
             (!e.definitions.insert(id), e.joined)
         });
-        if let Some((false, joined)) = asked
+        if let Some((false, joined)) = known
             && let Some(map) = self.maps.get_mut(&id)
         {
             map.known_by.push(engine.clone());
@@ -186,17 +186,17 @@ impl Core {
             if joined {
                 return Some(definition);
             }
-            let content = say::Definition {
+            let content = engine::Definition {
                 map: id,
                 definition: (*definition).clone(),
             };
-            self.tell_engine(engine, say::DEFINITION, &content);
+            self.send_to_engine(engine, engine::DEFINITION, &content);
         }
         None
     }
 
     /// One change for each run of neighbours.
-    fn record_assigned(&mut self, map: MapId, engine: EngineId, tasks: &[Taken]) {
+    fn record_assigned(&mut self, map: MapId, engine: EngineId, tasks: &[NextTask]) {
         let mut runs: Vec<(u32, u32, u32)> = Vec::new();
         for task in tasks {
             match runs.last_mut() {
@@ -227,7 +227,7 @@ impl Core {
                 (
                     uuid.clone(),
                     e.load(),
-                    !e.asked_back && e.finished == e.finished_seen && self.has_balanced(e),
+                    !e.recall_pending && e.finished == e.finished_seen && self.has_balanced(e),
                 )
             })
             .collect();
@@ -246,8 +246,8 @@ impl Core {
             self.engines.change(uuid, |e| e.finished_seen = e.finished);
         }
         for (uuid, at_most) in stuck {
-            self.engines.change(&uuid, |e| (e.asked_back, e.stuck) = (true, true));
-            self.tell_engine(&uuid, say::GIVE_BACK, &say::GiveBack { at_most });
+            self.engines.change(&uuid, |e| (e.recall_pending, e.stuck) = (true, true));
+            self.send_to_engine(&uuid, engine::GIVE_BACK, &engine::GiveBack { at_most });
         }
     }
 
@@ -261,16 +261,16 @@ impl Core {
     }
 
     pub(super) fn beat(&mut self) {
-        self.beats += 1;
+        self.heartbeats += 1;
         let heartbeat = Self::period(self.config.heartbeat_ms.max(10));
         // Stuck queues are looked for more often than hearts.
         let step = heartbeat.min(std::time::Duration::from_millis(100));
-        self.remind(step, Due::Beat);
-        self.tell_settled();
+        self.set_timer(step, Timer::Heartbeat);
+        self.flush_settled();
         self.relieve_stuck();
         let per_heartbeat = (heartbeat.as_millis() / step.as_millis().max(1)).max(1) as u64;
-        if self.beats % per_heartbeat == 1 % per_heartbeat {
-            self.beat_hearts();
+        if self.heartbeats % per_heartbeat == 1 % per_heartbeat {
+            self.send_heartbeats();
         }
     }
 }

@@ -89,7 +89,7 @@ impl Core {
             } else if coalescing {
                 let content = ErrorContent::new("EngineError", format!("engine {uuid} is not registered"));
                 let reply = self.message(&super::requests::reply_type(&part), Some(&part.header_json), &content);
-                let key = self.requests.returning.key_of(ClientChannel::Broadcast, &client);
+                let key = self.requests.reconnects.key_of(ClientChannel::Broadcast, &client);
                 self.broadcast_reply(&original, msg_id, (client.clone(), key), None, reply, "error");
             } else {
                 let content = ErrorContent::new("EngineError", format!("engine {uuid} is not registered"));

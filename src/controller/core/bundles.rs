@@ -6,8 +6,8 @@ use crate::model::bundle::Bundle;
 use crate::model::definition::{BundleRef, MapDefinition};
 use crate::model::{EngineUuid, MapId};
 use crate::wire::Message;
-use crate::wire::content::client::{self as ask, UNKNOWN_BUNDLE};
-use crate::wire::content::engine as say;
+use crate::wire::content::client::{self, UNKNOWN_BUNDLE};
+use crate::wire::content::engine;
 use crate::wire::content::error::ErrorContent;
 use bytes::Bytes;
 use std::collections::{HashMap, HashSet};
@@ -41,7 +41,7 @@ impl Bundles {
 
 impl Core {
     /// The request's definition, with its code where that is in the message or here; else which bundle is missing.
-    pub(super) fn take_bundle(&mut self, message: &Message, request: &mut ask::MapRequest) -> Result<Option<String>, ErrorContent> {
+    pub(super) fn take_bundle(&mut self, message: &Message, request: &mut client::MapRequest) -> Result<Option<String>, ErrorContent> {
         let came = request.with_bundle.then(|| message.buffers.last().cloned()).flatten();
         let definition = request.definition.clone().with_bundle();
         request.definition = self.with_shared_bundle(definition);
@@ -80,22 +80,22 @@ impl Core {
 
     /// The records' answer: the map that this request has made, if any; else the bundle that it did not bring.
     pub(super) fn map_found(&mut self, message: Message, map: Option<MapId>, bundle: Option<Bytes>) {
-        let asked = super::clients::Asked::of(&message);
-        let result = read(&message).and_then(|mut request: ask::MapRequest| {
+        let context = super::clients::RequestContext::of(&message);
+        let result = read(&message).and_then(|mut request: client::MapRequest| {
             if let Some(id) = self.keys.get(&request.key).copied().or(map) {
-                return self.map_known(&asked, &message, request, id);
+                return self.map_known(&context, &message, request, id);
             }
             let missing = match self.take_bundle(&message, &mut request)? {
                 None => None,
                 Some(_) => self.add_content(&mut request.definition, bundle)?,
             };
             match missing {
-                None => self.map_new(&asked, &message, request),
+                None => self.map_new(&context, &message, request),
                 Some(hash) => Err(ErrorContent::new(UNKNOWN_BUNDLE, format!("there is no bundle {hash} here"))),
             }
         });
         if let Err(error) = result {
-            self.answer(&asked, &error);
+            self.answer(&context, &error);
         }
     }
 
@@ -113,11 +113,11 @@ impl Core {
             return;
         }
         let forget = self.superfluous_bundles(engine);
-        let content_here = say::BundleCame {
+        let content_here = engine::BundleCame {
             hash: named.hash.clone(),
             forget,
         };
-        self.tell_engine_with(engine, say::BUNDLE, &content_here, vec![content.content.clone()]);
+        self.send_to_engine_with(engine, engine::BUNDLE, &content_here, vec![content.content.clone()]);
     }
 
     /// Takes the oldest that no open map needs from the list of what the engine has.

@@ -41,11 +41,11 @@ pub enum Effect {
         identity: Bytes,
         message: Message,
     },
-    /// A reply to a client that can be known again, told of by [`super::Event::RepliesGiven`] or [`super::Event::ReplyUnsent`].
+    /// A reply to a client that can be known again, told of by [`super::Event::RepliesDelivered`] or [`super::Event::ReplyUndelivered`].
     Reply {
         channel: ClientChannel,
         client: Bytes,
-        reply: super::returning::OwedReply,
+        reply: super::reconnect::UndeliveredReply,
     },
     /// To every client that listens.
     Notify {
@@ -61,7 +61,7 @@ pub enum Effect {
     },
     /// To be answered from the records, after the commit of what came before.
     Query(Query),
-    /// Start Dask's scheduler, if it does not run; answered with [`super::event::Event::DaskAnswered`].
+    /// Start Dask's scheduler, if it does not run; answered with [`super::event::Event::DaskStarted`].
     StartDask {
         client: Bytes,
         parent: Bytes,
@@ -81,11 +81,11 @@ pub struct Query {
     /// The request's message type, and its header as JSON.
     pub request: String,
     pub parent: Bytes,
-    pub ask: Ask,
+    pub kind: QueryKind,
 }
 
 #[derive(Clone, Debug)]
-pub enum Ask {
+pub enum QueryKind {
     /// A watch's results; what the core knows of the map comes along.
     Watch {
         map: MapId,

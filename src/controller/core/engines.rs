@@ -14,9 +14,9 @@ pub struct Engine {
     pub native: bool,
     pub registered: UnixTime,
     /// Since the controller's start.
-    pub heard: Duration,
+    pub last_seen: Duration,
     /// When its heartbeat was last answered.
-    pub answered: Option<Duration>,
+    pub last_pong: Option<Duration>,
     /// Its tasks are taken from it at that time, unless it is heard of before.
     pub away_until: Option<Duration>,
     /// pcluster's own tasks that are there, with their run.
@@ -36,9 +36,9 @@ pub struct Engine {
     pub to_forget: Vec<MapId>,
     pub finished: u64,
     /// What it holds is not known for sure (the controller is new, or its connection broke): it is asked to register again.
-    pub unsure: bool,
+    pub uncertain: bool,
     /// A `give_back` is on its way.
-    pub asked_back: bool,
+    pub recall_pending: bool,
     /// It was asked for tasks because its queue did not move, and has finished none since.
     pub stuck: bool,
     /// `finished` at the last look for stuck queues.
@@ -76,22 +76,22 @@ impl Engine {
         self.quick.remove(msg_id);
         self.requests.remove(msg_id)
     }
-    pub fn is_here(&self) -> bool {
+    pub fn is_connected(&self) -> bool {
         self.away_until.is_none()
     }
     /// Which of the orders by load it is in, if it may take work.
-    fn order(&self) -> Option<Order> {
-        match (self.is_here() && !self.leaving, &self.unavailable) {
+    fn order(&self) -> Option<Eligibility> {
+        match (self.is_connected() && !self.leaving, &self.unavailable) {
             (false, _) => None,
-            (true, None) => Some(Order::Any),
-            (true, Some(_)) => Some(Order::CommandsOnly),
+            (true, None) => Some(Eligibility::Any),
+            (true, Some(_)) => Some(Eligibility::CommandsOnly),
         }
     }
 }
 
 /// What an engine may be given.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Order {
+enum Eligibility {
     Any,
     CommandsOnly,
 }
@@ -113,7 +113,7 @@ pub struct Engines {
 }
 
 /// Engines may wish for ids below this.
-const MOST_WISHED: u32 = 1 << 31;
+const MAX_REQUESTED_ID: u32 = 1 << 31;
 
 impl Engines {
     pub fn get(&self, uuid: &EngineUuid) -> Option<&Engine> {
@@ -140,11 +140,11 @@ impl Engines {
         let result = change(engine);
         let (new_load, new_order) = (engine.load(), engine.order());
         if (new_load, new_order) != (load, order) {
-            let (was_free, is_free) = (order == Some(Order::Any), new_order == Some(Order::Any));
+            let (was_free, is_free) = (order == Some(Eligibility::Any), new_order == Some(Eligibility::Any));
             self.freed |= is_free && (new_load < load || !was_free);
             match order {
-                Some(Order::Any) => self.by_load.remove(&(load, turn, uuid.clone())),
-                Some(Order::CommandsOnly) => self.commands_only.remove(&(load, turn, uuid.clone())),
+                Some(Eligibility::Any) => self.by_load.remove(&(load, turn, uuid.clone())),
+                Some(Eligibility::CommandsOnly) => self.commands_only.remove(&(load, turn, uuid.clone())),
                 None => false,
             };
             if engine.native {
@@ -156,8 +156,8 @@ impl Engines {
                 engine.turn = self.turns;
             }
             match new_order {
-                Some(Order::Any) => self.by_load.insert((new_load, engine.turn, uuid.clone())),
-                Some(Order::CommandsOnly) => self.commands_only.insert((new_load, engine.turn, uuid.clone())),
+                Some(Eligibility::Any) => self.by_load.insert((new_load, engine.turn, uuid.clone())),
+                Some(Eligibility::CommandsOnly) => self.commands_only.insert((new_load, engine.turn, uuid.clone())),
                 None => false,
             };
         }
@@ -167,7 +167,7 @@ impl Engines {
     /// The id that a new engine gets: the one it asks for when free, else the next. Ids are not used twice.
     pub fn choose_id(&mut self, wish: Option<EngineId>) -> EngineId {
         // What is far beyond all ids would leave none for others.
-        let sensible = |id: &EngineId| id.0 < MOST_WISHED && !self.by_id.contains_key(id);
+        let sensible = |id: &EngineId| id.0 < MAX_REQUESTED_ID && !self.by_id.contains_key(id);
         let id = wish.filter(sensible).unwrap_or(EngineId(self.next_id));
         self.next_id = self.next_id.max(id.0.saturating_add(1));
         id
@@ -184,8 +184,8 @@ impl Engines {
             to_forget: Vec::new(),
             facts,
             registered,
-            heard: now,
-            answered: None,
+            last_seen: now,
+            last_pong: None,
             away_until: None,
             tasks: HashMap::new(),
             requests: HashSet::new(),
@@ -193,8 +193,8 @@ impl Engines {
             definitions: HashSet::new(),
             bundles: Vec::new(),
             finished: 0,
-            unsure: false,
-            asked_back: false,
+            uncertain: false,
+            recall_pending: false,
             stuck: false,
             finished_seen: 0,
             leaving: false,
@@ -256,12 +256,12 @@ impl Engines {
             let key = (engine.load(), engine.turn, uuid.clone());
             assert_eq!(
                 self.by_load.contains(&key),
-                engine.order() == Some(Order::Any),
+                engine.order() == Some(Eligibility::Any),
                 "{uuid} in the order by load"
             );
             assert_eq!(
                 self.commands_only.contains(&key),
-                engine.order() == Some(Order::CommandsOnly),
+                engine.order() == Some(Eligibility::CommandsOnly),
                 "{uuid} among those for commands"
             );
         }

@@ -1,4 +1,4 @@
-//! What has happened. Time is given beside each event, see [`super::Now`].
+//! What has happened. Time is given beside each event, see [`super::EventTime`].
 use super::effect::ClientChannel;
 use crate::model::change::Request;
 use crate::model::definition::MapDefinition;
@@ -15,12 +15,12 @@ use std::collections::HashSet;
 #[derive(Debug)]
 pub enum Event {
     /// A client's message; its identities are `[client, (target)]`.
-    ClientSaid {
+    ClientMessage {
         channel: ClientChannel,
         message: Message,
     },
     /// An engine's message. `client` is the frame in front of the delimiter: the client's identity, or iopub's topic.
-    EngineSaid {
+    EngineMessage {
         engine: EngineUuid,
         native: bool,
         channel: Channel,
@@ -28,31 +28,31 @@ pub enum Event {
         message: Message,
     },
     /// An `ipengine` on the engines' registration socket.
-    RegistrantSaid {
+    RegistrantMessage {
         identity: Bytes,
         message: Message,
     },
     /// An `ipengine` answered a ping.
-    Ponged {
+    PongReceived {
         engine: EngineUuid,
     },
     /// An engine's connection ended.
-    ConnectionEnded {
+    EngineDisconnected {
         engine: EngineUuid,
     },
     /// A client's connection on a channel began (with its CURVE key, if it has one) or ended.
-    ClientCame {
+    ClientConnected {
         channel: ClientChannel,
         identity: Bytes,
         key: Option<String>,
     },
-    ClientLeft {
+    ClientDisconnected {
         channel: ClientChannel,
         identity: Bytes,
     },
     /// [`super::Core::next_wake`] has come.
     TimePassed,
-    /// The records' answer to [`super::effect::Ask::Resubmit`].
+    /// The records' answer to [`super::effect::QueryKind::Resubmit`].
     ResubmitFound {
         client: Bytes,
         parent: Bytes,
@@ -61,13 +61,13 @@ pub enum Event {
         definition: Option<Box<MapDefinition>>,
         maps: Vec<FoundMap>,
     },
-    /// The records' answer to [`super::effect::Ask::Values`].
+    /// The records' answer to [`super::effect::QueryKind::Values`].
     ValuesFound {
         engine: EngineUuid,
         values: crate::wire::content::engine::Values,
         buffers: Vec<Bytes>,
     },
-    /// The records' answer to [`super::effect::Ask::MapOf`].
+    /// The records' answer to [`super::effect::QueryKind::MapOf`].
     MapFound {
         request: Box<Message>,
         map: Option<MapId>,
@@ -81,30 +81,30 @@ pub enum Event {
         missing: Vec<String>,
     },
     /// Where Dask's scheduler is, or why there is none.
-    DaskAnswered {
+    DaskStarted {
         client: Bytes,
         parent: Bytes,
-        place: Result<serde_json::Value, crate::wire::content::error::ErrorContent>,
+        address: Result<serde_json::Value, crate::wire::content::error::ErrorContent>,
     },
-    /// The records' answer to [`super::effect::Ask::Expired`].
+    /// The records' answer to [`super::effect::QueryKind::Expired`].
     ExpiredFound(super::Expired),
     /// These replies have been handed to the clients' connections.
-    RepliesGiven {
+    RepliesDelivered {
         tasks: Vec<TaskId>,
     },
     /// This one has not: its client is not connected any more.
-    ReplyUnsent {
+    ReplyUndelivered {
         channel: ClientChannel,
         /// As which it was connected.
         client: Bytes,
-        reply: super::returning::OwedReply,
+        reply: super::reconnect::UndeliveredReply,
     },
     /// So many peers have been cut off since the start because they did not read.
-    PeersCutOff {
+    PeersDisconnected {
         total: u64,
     },
     /// The controller was told to end (SIGTERM).
-    StopAsked {
+    StopRequested {
         engines: bool,
     },
 }
@@ -160,7 +160,7 @@ pub struct FoundClient {
     pub next_index: u32,
     pub requests: Vec<UnfinishedRequest>,
     /// Finished ones whose replies it was not given, in order.
-    pub owed: Vec<FoundReply>,
+    pub undelivered: Vec<FoundReply>,
 }
 
 #[derive(Debug)]

@@ -1,12 +1,12 @@
 //! What ends an attempt, and what that does to its task: finished, or to be tried again.
 use super::maps::{InFlight, Returned, Tries};
-use super::{Core, Due};
+use super::{Core, Timer};
 use crate::model::change::{Attempt, Change};
 use crate::model::output::{Output, Stream, Written};
 use crate::model::task::{Outcome, TaskState};
 use crate::model::{EngineUuid, MapId, TaskId, UnixTime};
 use crate::wire::content::client::{Selection, SelectionReply, ok};
-use crate::wire::content::engine::{self as say, Held, Progress, Results, TaskResult};
+use crate::wire::content::engine::{self, Held, Progress, Results, TaskResult};
 use bytes::Bytes;
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -81,30 +81,30 @@ impl Core {
                 self.unsettled.insert(engine.clone());
             }
             // It waits for this, to leave.
-            _ => self.tell_settled_to(engine),
+            _ => self.send_settled(engine),
         }
     }
 
     /// Tells engines what they need not know at once: many results and maps in one message.
-    pub(super) fn tell_settled(&mut self) {
+    pub(super) fn flush_settled(&mut self) {
         for engine in std::mem::take(&mut self.unsettled) {
-            self.tell_settled_to(&engine);
+            self.send_settled(&engine);
         }
     }
 
-    fn tell_settled_to(&mut self, engine: &EngineUuid) {
+    fn send_settled(&mut self, engine: &EngineUuid) {
         let lists = self.engines.change(engine, |e| {
             (e.joined, std::mem::take(&mut e.recorded), std::mem::take(&mut e.to_forget))
         });
         match lists {
             Some((true, recorded, forget)) if recorded.is_empty() && forget.is_empty() => {}
-            Some((true, recorded, forget)) => self.tell_engine(engine, say::SETTLED, &say::Settled { recorded, forget }),
+            Some((true, recorded, forget)) => self.send_to_engine(engine, engine::SETTLED, &engine::Settled { recorded, forget }),
             Some((false, recorded, forget)) => {
                 for sequence in recorded {
-                    self.tell_engine(engine, say::RECORDED, &say::Recorded { sequence });
+                    self.send_to_engine(engine, engine::RECORDED, &engine::Recorded { sequence });
                 }
                 for map in forget {
-                    self.tell_engine(engine, say::FORGET, &say::Forget { map });
+                    self.send_to_engine(engine, engine::FORGET, &engine::Forget { map });
                 }
             }
             None => {}
@@ -218,7 +218,7 @@ impl Core {
             self.answer_watches(id);
         } else {
             let after = due - self.now.since_start;
-            self.remind(after, Due::Watches(id));
+            self.set_timer(after, Timer::Watches(id));
         }
     }
 
@@ -303,7 +303,7 @@ impl Core {
         let Some(in_flight) = in_flight.filter(|t| t.run == run && t.engine == *engine) else {
             // Nobody waits for it: the engine need not keep it.
             if !progress.parts.is_empty() {
-                self.tell_output_recorded(engine, progress.task, [u64::MAX; 3]);
+                self.send_output_recorded(engine, progress.task, [u64::MAX; 3]);
             }
             return;
         };
@@ -335,23 +335,23 @@ impl Core {
         if !progress.parts.is_empty() {
             let in_flight = self.maps.get(&map).and_then(|m| m.in_flight.get(&index));
             let written = in_flight.map(|t| t.written).unwrap_or_default();
-            self.tell_output_recorded(engine, progress.task, written);
+            self.send_output_recorded(engine, progress.task, written);
         }
     }
 
-    fn tell_output_recorded(&mut self, engine: &EngineUuid, task: Held, [stdout, stderr, value]: Written) {
-        let recorded = say::OutputRecorded {
+    fn send_output_recorded(&mut self, engine: &EngineUuid, task: Held, [stdout, stderr, value]: Written) {
+        let recorded = engine::OutputRecorded {
             task,
             stdout,
             stderr,
             value,
         };
-        self.tell_engine(engine, say::OUTPUT_RECORDED, &recorded);
+        self.send_to_engine(engine, engine::OUTPUT_RECORDED, &recorded);
     }
 
     /// Unbegun tasks come back.
     pub(super) fn returned(&mut self, engine: &EngineUuid, tasks: &[Held]) {
-        self.engines.change(engine, |e| e.asked_back = false);
+        self.engines.change(engine, |e| e.recall_pending = false);
         for held in tasks {
             let task = TaskId::new(held.map, held.index);
             let expected = self.maps.get(&held.map).and_then(|m| m.in_flight.get(&held.index));
@@ -467,7 +467,7 @@ impl Core {
             changed += 1;
         }
         for (engine, tasks) in to_engines {
-            self.tell_engine(&engine, say::CANCEL, &say::Cancel { tasks });
+            self.send_to_engine(&engine, engine::CANCEL, &engine::Cancel { tasks });
         }
         let mut maps: Vec<MapId> = selection.maps.clone();
         maps.extend(selection.tasks.iter().map(|t| t.map));

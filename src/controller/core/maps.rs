@@ -55,7 +55,7 @@ pub struct Tries {
 
 /// A task taken out of the queue to be sent.
 #[derive(Debug)]
-pub struct Taken {
+pub struct NextTask {
     pub index: u32,
     pub run: u32,
     pub input: Bytes,
@@ -85,7 +85,7 @@ pub struct Map {
     pub targets: Option<Vec<EngineUuid>>,
     pub closed: bool,
     /// When its client last sent something, while it is open: since the controller's start.
-    pub fed: Duration,
+    pub last_input: Duration,
     /// Its client was silent for too long: what it had not sent is missing.
     pub abandoned: bool,
     pub counts: Counts,
@@ -114,7 +114,7 @@ impl Map {
             waiting_for: None,
             targets: None,
             closed: false,
-            fed: Duration::ZERO,
+            last_input: Duration::ZERO,
             abandoned: false,
             counts: Counts::default(),
             chunks: VecDeque::new(),
@@ -175,9 +175,9 @@ impl Map {
     }
 
     /// The next task to send: those that came back first, then the inputs in order.
-    pub fn take(&mut self) -> Option<Taken> {
+    pub fn take(&mut self) -> Option<NextTask> {
         if let Some((index, task)) = self.returned.pop_first() {
-            return Some(Taken {
+            return Some(NextTask {
                 index,
                 run: task.run,
                 input: task.input,
@@ -189,7 +189,7 @@ impl Map {
             let (index, input) = self.take_line()?;
             if !self.dropped.remove(&index) {
                 let engine = self.targets.as_ref().and_then(|t| t.get(index as usize).cloned());
-                return Some(Taken {
+                return Some(NextTask {
                     index,
                     run: 1,
                     input,

@@ -1,10 +1,10 @@
 //! Engines come, fall silent, return, and go.
-use super::{Core, Due, Effect, untrusted};
+use super::{Core, Effect, Timer, untrusted};
 use crate::model::change::Change;
 use crate::model::engine::EngineFacts;
 use crate::model::{EngineId, EngineUuid, PROTOCOL_VERSION, TaskId, VERSION};
 use crate::wire::Message;
-use crate::wire::content::engine::{self as say, Channel, Held};
+use crate::wire::content::engine::{self, Channel, Held};
 use crate::wire::content::error::ErrorContent;
 use crate::wire::content::hub;
 use bytes::Bytes;
@@ -18,7 +18,7 @@ const RECONNECT_GRACE: Duration = Duration::from_secs(5);
 /// Results of tasks that an engine held when it returned must arrive within this.
 const CONFIRM_GRACE: Duration = Duration::from_secs(5);
 /// ipyparallel waits so long for late replies of an engine that left.
-pub(super) const STRANDED_GRACE: Duration = Duration::from_secs(2);
+pub(super) const ORPHAN_GRACE: Duration = Duration::from_secs(2);
 
 /// A client that asks to connect has subscribed to news after this. Departures of later are not announced to it again: one that
 /// waits for engines would take the repeated news for the end of one of them.
@@ -53,71 +53,71 @@ fn parse<T: DeserializeOwned>(message: &Message) -> Option<T> {
 }
 
 impl Core {
-    pub(super) fn engine_said(&mut self, engine: EngineUuid, native: bool, channel: Channel, client: Bytes, message: Message) {
+    pub(super) fn engine_message(&mut self, engine: EngineUuid, native: bool, channel: Channel, client: Bytes, message: Message) {
         if native && let Some(why) = self.refused.get(&engine).cloned() {
-            if message.msg_type() == say::REGISTER {
-                self.say_refused(&engine, &why);
+            if message.msg_type() == engine::REGISTER {
+                self.send_refusal(&engine, &why);
             }
             return;
         }
-        if channel == Channel::Native && message.msg_type() == say::REGISTER {
+        if channel == Channel::Native && message.msg_type() == engine::REGISTER {
             return self.register_native(&engine, &message);
         }
         if self.engines.get(&engine).is_none() {
             match channel {
-                _ if native => self.tell_engine(&engine, say::UNKNOWN_ENGINE, &serde_json::json!({})),
+                _ if native => self.send_to_engine(&engine, engine::UNKNOWN_ENGINE, &serde_json::json!({})),
                 Channel::Native | Channel::Iopub => {}
                 // An `ipengine` has several connections: what it said last may come behind the word that it has left.
                 _ => self.reply_of_engine(&engine, channel, client, message),
             }
             return;
         }
-        self.heard_of(&engine);
-        if native && self.engines.get(&engine).is_some_and(|e| e.unsure) && message.msg_type() == say::HEARTBEAT {
-            self.tell_engine(&engine, say::UNKNOWN_ENGINE, &serde_json::json!({}));
+        self.note_activity(&engine);
+        if native && self.engines.get(&engine).is_some_and(|e| e.uncertain) && message.msg_type() == engine::HEARTBEAT {
+            self.send_to_engine(&engine, engine::UNKNOWN_ENGINE, &serde_json::json!({}));
         }
         match channel {
-            Channel::Native => self.native_said(&engine, &message),
+            Channel::Native => self.native_message(&engine, &message),
             Channel::Iopub => self.iopub(&engine, client, message),
             _ => self.reply_of_engine(&engine, channel, client, message),
         }
     }
 
-    fn native_said(&mut self, engine: &EngineUuid, message: &Message) {
+    fn native_message(&mut self, engine: &EngineUuid, message: &Message) {
         match message.msg_type() {
-            say::RESULTS => match self.checked_results(message) {
+            engine::RESULTS => match self.checked_results(message) {
                 Ok(results) => self.results(engine, results),
                 Err(why) => self.refuse_engine(engine, &why),
             },
-            say::PROGRESS => {
+            engine::PROGRESS => {
                 if let Some(progress) = parse(message) {
                     self.progress(engine, progress, &message.buffers);
                 }
             }
-            say::VALUES_REQUEST => {
+            engine::VALUES_REQUEST => {
                 if let Some(request) = parse(message) {
                     self.values_requested(engine, request);
                 }
             }
-            say::RETURNED => {
+            engine::RETURNED => {
                 if let Some(returned) = parse(message) {
-                    self.given_back(engine, &returned);
+                    self.tasks_returned(engine, &returned);
                 }
             }
-            say::HEARTBEAT => self.heartbeat(engine),
-            say::AVAILABILITY => {
-                if let Some(say::Availability { reason }) = parse(message) {
+            engine::HEARTBEAT => self.heartbeat(engine),
+            engine::AVAILABILITY => {
+                if let Some(engine::Availability { reason }) = parse(message) {
                     self.availability(engine, reason.as_deref().map(untrusted::reason));
                 }
             }
-            say::LEAVING => {
-                let reason = untrusted::reason(&parse::<say::Leaving>(message).map(|l| l.reason).unwrap_or_default());
+            engine::LEAVING => {
+                let reason = untrusted::reason(&parse::<engine::Leaving>(message).map(|l| l.reason).unwrap_or_default());
                 let id = self.engines.get(engine).map(|e| e.id.0);
                 tracing::info!(engine = id, %reason, "an engine is about to leave");
                 self.engines.change(engine, |e| e.leaving = true);
             }
-            say::UNREGISTER => {
-                let reason = untrusted::reason(&parse::<say::Unregister>(message).map(|u| u.reason).unwrap_or_default());
+            engine::UNREGISTER => {
+                let reason = untrusted::reason(&parse::<engine::Unregister>(message).map(|u| u.reason).unwrap_or_default());
                 self.engine_gone(engine, &reason);
             }
             other => tracing::warn!(kind = other, %engine, "an engine said something unknown"),
@@ -142,15 +142,15 @@ impl Core {
         }
     }
 
-    fn given_back(&mut self, engine: &EngineUuid, returned: &say::Returned) {
+    fn tasks_returned(&mut self, engine: &EngineUuid, returned: &engine::Returned) {
         self.requests_returned(engine, returned);
         self.returned(engine, &returned.tasks);
-        self.say_return_recorded(engine, returned);
+        self.send_return_recorded(engine, returned);
     }
 
-    fn say_return_recorded(&mut self, engine: &EngineUuid, say::Returned { sequence, .. }: &say::Returned) {
+    fn send_return_recorded(&mut self, engine: &EngineUuid, engine::Returned { sequence, .. }: &engine::Returned) {
         if *sequence > 0 {
-            self.tell_engine(engine, say::RETURN_RECORDED, &say::ReturnRecorded { sequence: *sequence });
+            self.send_to_engine(engine, engine::RETURN_RECORDED, &engine::ReturnRecorded { sequence: *sequence });
         }
     }
 
@@ -158,29 +158,29 @@ impl Core {
     fn heartbeat(&mut self, engine: &EngineUuid) {
         let (now, enough) = (self.now.since_start, Self::period(self.config.controller_patience_ms) / 8);
         let due = self.engines.change(engine, |e| {
-            let due = e.answered.is_none_or(|at| now.saturating_sub(at) >= enough);
+            let due = e.last_pong.is_none_or(|at| now.saturating_sub(at) >= enough);
             if due {
-                e.answered = Some(now);
+                e.last_pong = Some(now);
             }
             due
         });
         if due == Some(true) {
-            self.tell_engine(engine, say::HEARTBEAT, &say::Heartbeat {});
+            self.send_to_engine(engine, engine::HEARTBEAT, &engine::Heartbeat {});
         }
     }
 
     fn register_native(&mut self, uuid: &EngineUuid, message: &Message) {
-        let mut register: say::Register = match message.content() {
+        let mut register: engine::Register = match message.content() {
             Ok(register) if untrusted::is_name(&uuid.0) => register,
-            Ok(_) => return self.say_refused(uuid, "its name is not one: up to 255 printable characters"),
+            Ok(_) => return self.send_refusal(uuid, "its name is not one: up to 255 printable characters"),
             Err(error) => {
                 let why = untrusted::reason(&format!("its registration cannot be read: {error}"));
                 tracing::warn!(uuid = untrusted::reason(&uuid.0), why, "an engine is refused");
-                return self.say_refused(uuid, &why);
+                return self.send_refusal(uuid, &why);
             }
         };
         register.facts = untrusted::facts(register.facts);
-        let mut reply = say::Registered {
+        let mut reply = engine::Registered {
             status: "ok".into(),
             evalue: String::new(),
             id: None,
@@ -194,16 +194,16 @@ impl Core {
                 "the controller is pcluster {VERSION} (protocol {PROTOCOL_VERSION}), the engine {} (protocol {}): start both with the same binary",
                 register.facts.version, register.protocol
             );
-            return self.say_refused(uuid, &why);
+            return self.send_refusal(uuid, &why);
         }
         if register.facts.uuid != *uuid {
-            return self.say_refused(uuid, "its uuid is not its routing id");
+            return self.send_refusal(uuid, "its uuid is not its routing id");
         }
         let known = self.engines.get(uuid).map(|e| e.id);
         let id = match known {
             Some(id) => {
                 // It may not have arrived when it was said.
-                register.returned.iter().for_each(|returned| self.given_back(uuid, returned));
+                register.returned.iter().for_each(|returned| self.tasks_returned(uuid, returned));
                 self.reconcile(uuid, &register.holds, &mut reply.drop);
                 self.send_again(uuid, &register.requests);
                 id
@@ -221,24 +221,24 @@ impl Core {
                 register
                     .returned
                     .iter()
-                    .for_each(|returned| self.say_return_recorded(uuid, returned));
+                    .for_each(|returned| self.send_return_recorded(uuid, returned));
                 id
             }
         };
         reply.id = Some(id);
         self.availability(uuid, register.unavailable.as_deref().map(untrusted::reason));
-        self.tell_engine(uuid, say::REGISTERED, &reply);
+        self.send_to_engine(uuid, engine::REGISTERED, &reply);
     }
 
     /// The engine is back with what it holds; ours are compared.
     fn reconcile(&mut self, uuid: &EngineUuid, holds: &[Held], drop: &mut Vec<Held>) {
-        self.heard_of(uuid);
+        self.note_activity(uuid);
         // It may be a new process of the same name: definitions are sent again.
         self.engines.change(uuid, |e| {
             e.definitions.clear();
             e.bundles.clear();
-            e.asked_back = false;
-            e.unsure = false;
+            e.recall_pending = false;
+            e.uncertain = false;
         });
         let Some(engine) = self.engines.get(uuid) else { return };
         let held: std::collections::HashSet<(TaskId, u32)> = holds.iter().map(|h| (TaskId::new(h.map, h.index), h.run)).collect();
@@ -260,10 +260,10 @@ impl Core {
             .filter(|pair| !held.contains(pair))
             .collect();
         if !missing.is_empty() {
-            self.remind(CONFIRM_GRACE, Due::Unconfirmed(uuid.clone(), missing));
+            self.set_timer(CONFIRM_GRACE, Timer::Unconfirmed(uuid.clone(), missing));
         }
         if !cancelled.is_empty() {
-            self.tell_engine(uuid, say::CANCEL, &say::Cancel { tasks: cancelled });
+            self.send_to_engine(uuid, engine::CANCEL, &engine::Cancel { tasks: cancelled });
         }
     }
 
@@ -333,12 +333,12 @@ impl Core {
     fn announce_departure(&mut self, uuid: &EngineUuid, id: EngineId, last_reply: Option<Duration>, awaited: bool) {
         let now = self.now.since_start;
         let settled = last_reply.map_or(now, |at| at + REPLY_LEAD);
-        let due = if awaited { settled.max(now + STRANDED_GRACE) } else { settled };
+        let due = if awaited { settled.max(now + ORPHAN_GRACE) } else { settled };
         if due <= now {
             return self.publish_departure(uuid.clone(), id);
         }
         self.departures.pending.insert(uuid.clone(), Departure { id, due });
-        self.remind(due - now, Due::Departed(uuid.clone()));
+        self.set_timer(due - now, Timer::Departed(uuid.clone()));
     }
 
     /// The departure's lead may be over.
@@ -347,7 +347,7 @@ impl Core {
         match self.departures.pending.get(&uuid) {
             Some(departure) if departure.due > now => {
                 let after = departure.due - now;
-                self.remind(after, Due::Departed(uuid));
+                self.set_timer(after, Timer::Departed(uuid));
             }
             Some(_) => self.publish_pending_departure(&uuid),
             None => {}
@@ -364,7 +364,7 @@ impl Core {
         let now = self.now.since_start;
         self.departures
             .recent
-            .retain(|(at, _, _)| now.saturating_sub(*at) <= super::hub::LONGEST_CONNECTING);
+            .retain(|(at, _, _)| now.saturating_sub(*at) <= super::hub::MAX_CONNECTING);
         self.notify_departure(&uuid, id);
         self.departures.recent.push((now, uuid, id));
     }
@@ -393,17 +393,17 @@ impl Core {
         is_pending
     }
 
-    pub(super) fn heard_of(&mut self, uuid: &EngineUuid) {
+    pub(super) fn note_activity(&mut self, uuid: &EngineUuid) {
         let now = self.now.since_start;
         self.engines.change(uuid, |e| {
-            e.heard = now;
+            e.last_seen = now;
             e.away_until = None;
         });
     }
 
-    pub(super) fn connection_ended(&mut self, uuid: EngineUuid) {
+    pub(super) fn engine_disconnected(&mut self, uuid: EngineUuid) {
         // What was on its way in either direction may be lost.
-        self.engines.change(&uuid, |e| e.unsure = true);
+        self.engines.change(&uuid, |e| e.uncertain = true);
         self.send_away(&uuid, RECONNECT_GRACE);
     }
 
@@ -417,11 +417,11 @@ impl Core {
             }
         });
         if away == Some(true) {
-            self.remind(grace, Due::Lease(uuid.clone()));
+            self.set_timer(grace, Timer::Lease(uuid.clone()));
         }
     }
 
-    pub(super) fn lease_over(&mut self, uuid: EngineUuid) {
+    pub(super) fn lease_expired(&mut self, uuid: EngineUuid) {
         let due = self
             .engines
             .get(&uuid)
@@ -433,7 +433,7 @@ impl Core {
     }
 
     /// Pings `ipengine`s, and sends those away that have been silent for too long.
-    pub(super) fn beat_hearts(&mut self) {
+    pub(super) fn send_heartbeats(&mut self) {
         if self.engines.iter().any(|(_, e)| !e.native) || !self.incoming.is_empty() {
             let payload = Bytes::from(format!("{:.6}", self.now.since_start.as_secs_f64()));
             self.effects.push(Effect::Ping { payload });
@@ -443,7 +443,7 @@ impl Core {
         let silent: Vec<EngineUuid> = self
             .engines
             .iter()
-            .filter(|(_, e)| e.is_here() && self.now.since_start.saturating_sub(e.heard) > patience)
+            .filter(|(_, e)| e.is_connected() && self.now.since_start.saturating_sub(e.last_seen) > patience)
             .map(|(uuid, _)| uuid.clone())
             .collect();
         for uuid in silent {
@@ -469,14 +469,14 @@ impl Core {
         });
         let last = departed.as_ref().and_then(|e| e.last_reply);
         // An `ipengine` has several connections: its last replies may come behind the news that it has left.
-        let awaited = departed.is_some_and(|e| !e.native) && self.requests.stranded.contains_key(uuid);
+        let awaited = departed.is_some_and(|e| !e.native) && self.requests.orphaned.contains_key(uuid);
         self.announce_departure(uuid, id, last, awaited);
         self.recheck_impossible();
     }
 
     // ---- ipengine
 
-    pub(super) fn registrant_said(&mut self, identity: Bytes, message: Message) {
+    pub(super) fn registrant_message(&mut self, identity: Bytes, message: Message) {
         match message.msg_type() {
             hub::REGISTRATION => self.register_stock(identity, &message),
             hub::UNREGISTRATION => {
@@ -513,7 +513,7 @@ impl Core {
             let id = self.engines.choose_id(wish.filter(|_| !taken));
             self.incoming.insert(uuid.clone(), id);
             let patience = Self::period(self.config.registration_timeout_ms);
-            self.remind(patience, Due::Registration(uuid));
+            self.set_timer(patience, Timer::Registration(uuid));
             let content = serde_json::json!({
                 "id": id.0,
                 "status": "ok",
@@ -534,7 +534,7 @@ impl Core {
     }
 
     /// The first beat completes a registration.
-    pub(super) fn ponged(&mut self, uuid: EngineUuid) {
+    pub(super) fn pong_received(&mut self, uuid: EngineUuid) {
         if let Some(id) = self.incoming.remove(&uuid) {
             let facts = EngineFacts {
                 uuid,
@@ -548,7 +548,7 @@ impl Core {
             };
             self.add_engine(id, facts);
         } else {
-            self.heard_of(&uuid);
+            self.note_activity(&uuid);
         }
     }
 }

@@ -3,9 +3,9 @@
 //!
 //! Parts: [`event`], [`effect`], [`engines`] (the table of engines), [`maps`] (unfinished maps), [`balanced`] (which engine gets what),
 //! [`finish`] (what results, losses and cancellations do to tasks), [`membership`] (engines come and go), [`clients`] (pcluster's own requests), [`bundles`] (the code of maps),
-//! [`abandoned`] (maps whose client has died), [`hub`] (ipyparallel's hub requests), [`requests`] (ipyparallel's tasks), [`placing`] (which of them run where), [`ahead`], [`broadcast`], [`output`], [`policy`] (its schemes), [`dependency`], [`returning`] (clients that reconnect), [`restore`], [`retention`] (what is forgotten unasked), [`transition`], [`untrusted`] (what engines send, checked).
+//! [`abandoned`] (maps whose client has died), [`hub`] (ipyparallel's hub requests), [`requests`] (ipyparallel's tasks), [`schedule`] (which of them run where), [`prefetch`], [`broadcast`], [`output`], [`policy`] (its schemes), [`dependency`], [`reconnect`] (clients that reconnect), [`restore`], [`retention`] (what is forgotten unasked), [`transition`], [`untrusted`] (what engines send, checked).
 mod abandoned;
-mod ahead;
+mod admin;
 mod balanced;
 mod broadcast;
 mod bundles;
@@ -18,14 +18,14 @@ mod finish;
 mod hub;
 mod maps;
 mod membership;
-mod orders;
 mod output;
-mod placing;
 pub mod policy;
+mod prefetch;
+pub mod reconnect;
 mod requests;
 mod restore;
 mod retention;
-pub mod returning;
+mod schedule;
 pub mod transition;
 mod untrusted;
 mod values;
@@ -33,7 +33,7 @@ mod values;
 #[cfg(test)]
 mod tests;
 
-pub use effect::{Ask, ClientChannel, Effect, Query};
+pub use effect::{ClientChannel, Effect, Query, QueryKind};
 pub use event::Event;
 pub use retention::Expired;
 
@@ -42,11 +42,11 @@ use crate::model::{EngineUuid, MapId, UnixTime};
 use crate::profile::config::ControllerConfig;
 use crate::wire::content::engine::Channel;
 use crate::wire::{Message, Session};
-use ahead::Ahead;
 use bundles::Bundles;
 use bytes::Bytes;
 use engines::Engines;
 use maps::Map;
+use prefetch::Prefetch;
 use requests::Requests;
 use serde::Serialize;
 use std::cmp::Reverse;
@@ -55,7 +55,7 @@ use std::time::Duration;
 
 /// The time of an event: since the controller's start for periods, since 1970 for records.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Now {
+pub struct EventTime {
     pub since_start: Duration,
     pub unix: UnixTime,
 }
@@ -77,9 +77,9 @@ pub struct Facts {
 
 /// Something that is due at a time. What it is about may be gone by then.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum Due {
+enum Timer {
     /// Pings, silent engines, stuck queues.
-    Beat,
+    Heartbeat,
     Lease(EngineUuid),
     /// An `ipengine` that has not beaten yet.
     Registration(EngineUuid),
@@ -93,7 +93,7 @@ enum Due {
     /// It has waited long enough in this run.
     RequestTimeout(String, u32),
     /// What an `ipengine` had when it left: late replies may still come.
-    Stranded(EngineUuid),
+    Orphaned(EngineUuid),
     /// ipyparallel's clients may hear that it has gone.
     Departed(EngineUuid),
     /// Is there something to be forgotten?
@@ -125,22 +125,22 @@ pub struct Core {
     departures: membership::Departures,
     /// Engines that broke the protocol, and how: they are not registered again.
     refused: HashMap<EngineUuid, String>,
-    ahead: Ahead,
+    prefetch: Prefetch,
     readers: retention::Readers,
     /// [`Core::retention_clock`] at the start of this controller.
     retention_base: UnixTime,
-    timers: BinaryHeap<Reverse<(Duration, Due)>>,
-    dice: policy::Dice,
-    beats: u64,
+    timers: BinaryHeap<Reverse<(Duration, Timer)>>,
+    rng: policy::Rng,
+    heartbeats: u64,
     finished_tasks: u64,
     sent_tasks: u64,
     cut_off: u64,
     effects: Vec<Effect>,
-    now: Now,
+    now: EventTime,
 }
 
 impl Core {
-    pub fn new(config: ControllerConfig, facts: Facts, now: Now) -> Core {
+    pub fn new(config: ControllerConfig, facts: Facts, now: EventTime) -> Core {
         let session = Session::new(b"", facts.session.clone(), "pcluster");
         let mut core = Core {
             config,
@@ -158,63 +158,63 @@ impl Core {
             requests: Requests::default(),
             departures: Default::default(),
             refused: HashMap::new(),
-            ahead: Ahead::default(),
+            prefetch: Prefetch::default(),
             readers: Default::default(),
             retention_base: UnixTime(now.unix.0 - now.since_start.as_secs_f64()),
             timers: BinaryHeap::new(),
-            dice: policy::Dice::new(facts.seed),
+            rng: policy::Rng::new(facts.seed),
             facts,
-            beats: 0,
+            heartbeats: 0,
             finished_tasks: 0,
             sent_tasks: 0,
             cut_off: 0,
             effects: Vec::new(),
             now,
         };
-        core.remind(Duration::ZERO, Due::Beat);
+        core.set_timer(Duration::ZERO, Timer::Heartbeat);
         if core.config.keep_days.is_some() {
-            core.remind(retention::FIRST, Due::Retention);
+            core.set_timer(retention::FIRST_CHECK, Timer::Retention);
         }
         core
     }
 
     /// The only way in. What is to be done is appended to `effects`.
-    pub fn handle(&mut self, now: Now, event: Event, effects: &mut Vec<Effect>) {
+    pub fn handle(&mut self, now: EventTime, event: Event, effects: &mut Vec<Effect>) {
         self.now = now;
         std::mem::swap(&mut self.effects, effects);
         match event {
-            Event::ClientSaid {
+            Event::ClientMessage {
                 channel: ClientChannel::Registration,
                 message,
-            } => self.client_asked(message),
-            Event::ClientSaid {
+            } => self.client_request(message),
+            Event::ClientMessage {
                 channel: ClientChannel::Mux,
                 message,
             } => self.mux_request(message),
-            Event::ClientSaid {
+            Event::ClientMessage {
                 channel: ClientChannel::Task,
                 message,
             } => self.task_request(message),
-            Event::ClientSaid {
+            Event::ClientMessage {
                 channel: ClientChannel::Broadcast,
                 message,
             } => self.broadcast_request(message),
-            Event::ClientSaid {
+            Event::ClientMessage {
                 channel: ClientChannel::Control,
                 message,
             } => self.control_request(message),
-            Event::EngineSaid {
+            Event::EngineMessage {
                 engine,
                 native,
                 channel,
                 client,
                 message,
-            } => self.engine_said(engine, native, channel, client, message),
-            Event::RegistrantSaid { identity, message } => self.registrant_said(identity, message),
-            Event::Ponged { engine } => self.ponged(engine),
-            Event::ConnectionEnded { engine } => self.connection_ended(engine),
-            Event::ClientCame { channel, identity, key } => self.client_came(channel, identity, key),
-            Event::ClientLeft { channel, identity } => self.client_left(channel, &identity),
+            } => self.engine_message(engine, native, channel, client, message),
+            Event::RegistrantMessage { identity, message } => self.registrant_message(identity, message),
+            Event::PongReceived { engine } => self.pong_received(engine),
+            Event::EngineDisconnected { engine } => self.engine_disconnected(engine),
+            Event::ClientConnected { channel, identity, key } => self.client_connected(channel, identity, key),
+            Event::ClientDisconnected { channel, identity } => self.client_disconnected(channel, &identity),
             Event::TimePassed => self.time_passed(),
             Event::ResubmitFound {
                 client,
@@ -233,12 +233,12 @@ impl Core {
                 found,
                 missing,
             } => self.requests_found(client, parent, &request, found, missing),
-            Event::DaskAnswered { client, parent, place } => self.dask_answered(client, parent, place),
+            Event::DaskStarted { client, parent, address } => self.dask_started(client, parent, address),
             Event::ExpiredFound(expired) => self.expired_found(expired),
-            Event::RepliesGiven { tasks } => self.record(Change::RepliesGiven { tasks }),
-            Event::ReplyUnsent { channel, client, reply } => self.reply_unsent(channel, &client, reply),
-            Event::PeersCutOff { total } => self.cut_off = total,
-            Event::StopAsked { engines } => self.stop(engines),
+            Event::RepliesDelivered { tasks } => self.record(Change::RepliesDelivered { tasks }),
+            Event::ReplyUndelivered { channel, client, reply } => self.reply_undelivered(channel, &client, reply),
+            Event::PeersDisconnected { total } => self.cut_off = total,
+            Event::StopRequested { engines } => self.stop(engines),
         }
         self.dispatch();
         std::mem::swap(&mut self.effects, effects);
@@ -255,7 +255,7 @@ impl Core {
         self.timers.peek().map(|Reverse((at, _))| *at)
     }
 
-    fn remind(&mut self, after: Duration, due: Due) {
+    fn set_timer(&mut self, after: Duration, due: Timer) {
         self.timers.push(Reverse((self.now.since_start + after, due)));
     }
 
@@ -266,18 +266,18 @@ impl Core {
             }
             let Some(Reverse((_, due))) = self.timers.pop() else { break };
             match due {
-                Due::Beat => self.beat(),
-                Due::Lease(engine) => self.lease_over(engine),
-                Due::Registration(engine) => self.registration_stalled(engine),
-                Due::Unconfirmed(engine, tasks) => self.unconfirmed(engine, tasks),
-                Due::Watches(map) => self.answer_watches(map),
-                Due::Inputs(map) => self.inputs_due(map),
-                Due::RepliesRecorded(engine) => self.tell_recorded(&engine),
-                Due::RequestTimeout(msg_id, run) => self.request_timed_out(&msg_id, run),
-                Due::Stranded(engine) => self.stranded(engine),
-                Due::Departed(engine) => self.departed(engine),
-                Due::Announce(since) => self.announce_again(since),
-                Due::Retention => self.look_for_expired(),
+                Timer::Heartbeat => self.beat(),
+                Timer::Lease(engine) => self.lease_expired(engine),
+                Timer::Registration(engine) => self.registration_stalled(engine),
+                Timer::Unconfirmed(engine, tasks) => self.unconfirmed(engine, tasks),
+                Timer::Watches(map) => self.answer_watches(map),
+                Timer::Inputs(map) => self.inputs_due(map),
+                Timer::RepliesRecorded(engine) => self.send_replies_recorded(&engine),
+                Timer::RequestTimeout(msg_id, run) => self.request_timed_out(&msg_id, run),
+                Timer::Orphaned(engine) => self.orphaned(engine),
+                Timer::Departed(engine) => self.departed(engine),
+                Timer::Announce(since) => self.announce_again(since),
+                Timer::Retention => self.check_expired(),
             }
         }
     }
@@ -307,11 +307,11 @@ impl Core {
         });
     }
 
-    fn tell_engine<T: Serialize + ?Sized>(&mut self, engine: &EngineUuid, msg_type: &str, content: &T) {
-        self.tell_engine_with(engine, msg_type, content, Vec::new());
+    fn send_to_engine<T: Serialize + ?Sized>(&mut self, engine: &EngineUuid, msg_type: &str, content: &T) {
+        self.send_to_engine_with(engine, msg_type, content, Vec::new());
     }
 
-    fn tell_engine_with<T: Serialize + ?Sized>(&mut self, engine: &EngineUuid, msg_type: &str, content: &T, buffers: Vec<Bytes>) {
+    fn send_to_engine_with<T: Serialize + ?Sized>(&mut self, engine: &EngineUuid, msg_type: &str, content: &T, buffers: Vec<Bytes>) {
         let message = Message {
             buffers,
             ..self.message(msg_type, None, content)

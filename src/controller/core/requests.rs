@@ -1,10 +1,10 @@
 //! Tasks of ipyparallel clients: `apply_request` and `execute_request` through the direct (`mux`), balanced (`task`) and
 //! broadcast schedulers. Their frames are passed on as they came; only header and metadata are looked at.
-use super::ahead::function_of;
 use super::dependency::Dependency;
 use super::engines::Engines;
-use super::membership::STRANDED_GRACE;
-use super::{ClientChannel, Core, Due, Effect};
+use super::membership::ORPHAN_GRACE;
+use super::prefetch::function_of;
+use super::{ClientChannel, Core, Effect, Timer};
 use crate::model::change::{Change, Reply, Request};
 use crate::model::definition::{MapDefinition, MapOptions, Work};
 use crate::model::kept::Kept;
@@ -36,8 +36,8 @@ pub(super) struct Requests {
     pub(super) sessions: HashMap<String, (MapId, u32)>,
     pub(super) broadcasts: HashMap<String, super::broadcast::Coalescing>,
     /// Requests of `ipengine`s that left; a late reply may still come.
-    pub(super) stranded: HashMap<EngineUuid, Vec<String>>,
-    pub(super) returning: super::returning::Returning,
+    pub(super) orphaned: HashMap<EngineUuid, Vec<String>>,
+    pub(super) reconnects: super::reconnect::Reconnects,
 }
 
 #[derive(Debug)]
@@ -100,11 +100,11 @@ impl Open {
     }
 
     /// Its client can be known again after a restart.
-    fn owed(&self) -> Option<TaskId> {
+    fn undelivered(&self) -> Option<TaskId> {
         self.key.is_some().then_some(self.task)
     }
     /// Nothing binds it to certain engines, and it waits for no other.
-    pub(super) fn may_run_anywhere(&self) -> bool {
+    pub(super) fn is_unconstrained(&self) -> bool {
         self.after.is_empty() && self.follow.is_empty() && self.targets.is_empty() && self.blacklist.is_empty()
     }
 
@@ -183,8 +183,8 @@ impl Requests {
         for (id, open) in &self.open {
             let Some(uuid) = &open.engine else { continue };
             // What an engine had when it was given up waits, also when the engine is back.
-            let stranded = self.stranded.get(uuid).is_some_and(|ids| ids.contains(id));
-            if let Some(engine) = engines.get(uuid).filter(|_| !stranded) {
+            let orphaned = self.orphaned.get(uuid).is_some_and(|ids| ids.contains(id));
+            if let Some(engine) = engines.get(uuid).filter(|_| !orphaned) {
                 assert!(engine.requests.contains(id), "{id} is with its engine");
             }
         }
@@ -218,7 +218,7 @@ impl Core {
         message.kept = Kept::when_written(&message.buffers);
         let metadata: Value = message.metadata().unwrap_or_default();
         let session = message.header.session.clone();
-        let key = self.requests.returning.key_of(client_channel(queue), &client);
+        let key = self.requests.reconnects.key_of(client_channel(queue), &client);
         let known = self.requests.sessions.get(&session).copied();
         let (map, index) = match known {
             Some(place) => place,
@@ -268,7 +268,7 @@ impl Core {
         let mut open = Open::new(TaskId::new(map, index), queue, (client, key), message, &metadata, broadcast);
         let msg_id = open.message.header.msg_id.clone();
         if let Some(timeout) = open.timeout(&metadata) {
-            self.remind(timeout, Due::RequestTimeout(msg_id.clone(), open.run));
+            self.set_timer(timeout, Timer::RequestTimeout(msg_id.clone(), open.run));
         }
         self.requests.open.insert(msg_id.clone(), open);
         if let Some(engine) = engine {
@@ -300,7 +300,7 @@ impl Core {
         let mut open = Open::new(found.task, queue, (Bytes::new(), key), message, &metadata, broadcast);
         open.run = found.run;
         if let Some(timeout) = open.timeout(&metadata) {
-            self.remind(timeout, Due::RequestTimeout(msg_id.clone(), open.run));
+            self.set_timer(timeout, Timer::RequestTimeout(msg_id.clone(), open.run));
         }
         let engine = found.engine.and_then(|id| self.engines.uuid_of(id).cloned());
         open.engine = engine.clone();
@@ -312,7 +312,7 @@ impl Core {
                 });
             }
             None if queue == Channel::Task && found.engine.is_none() => self.admit(&msg_id),
-            None if self.has_retry(&msg_id) => self.run_again(&msg_id),
+            None if self.has_retry(&msg_id) => self.rerun_request(&msg_id),
             None => self.fail_request(&msg_id, "EngineError", "its engine ended with the controller"),
         }
     }
@@ -324,8 +324,8 @@ impl Core {
         retries.filter(|retries| **retries > 0).map(|retries| *retries -= 1).is_some()
     }
 
-    fn run_again(&mut self, msg_id: &str) {
-        self.take_back(msg_id);
+    fn rerun_request(&mut self, msg_id: &str) {
+        self.withdraw_request(msg_id);
         self.admit(msg_id);
     }
 
@@ -347,7 +347,7 @@ impl Core {
             });
         }
         let quick = function.is_some_and(|function| self.is_quick(function));
-        self.ahead.hurry |= !quick;
+        self.prefetch.flush_now |= !quick;
         let native = self.engines.change(uuid, |e| {
             e.requests.insert(msg_id.to_string());
             if quick {
@@ -439,9 +439,9 @@ impl Core {
         if let Some(engine) = &open.engine {
             reply.metadata_json = to_json(&serde_json::json!({"status": "error", "engine": engine.to_string()}));
         }
-        self.record_own_reply(msg_id, &reply, open.engine.as_ref(), open.owed());
+        self.record_own_reply(msg_id, &reply, open.engine.as_ref(), open.undelivered());
         self.settle(msg_id, false, open.engine.clone());
-        self.hand_over(msg_id.to_string(), open, None, reply, "error");
+        self.route_reply(msg_id.to_string(), open, None, reply, "error");
     }
 
     pub(super) fn refuse(&mut self, channel: ClientChannel, client: Bytes, request: &Message, content: &ErrorContent) {
@@ -497,7 +497,7 @@ impl Core {
         }
         for msg_id in of_before {
             self.engines.change(uuid, |e| e.drop_request(&msg_id));
-            self.take_back(&msg_id);
+            self.withdraw_request(&msg_id);
             self.send_request(&msg_id, uuid);
         }
     }
@@ -529,27 +529,27 @@ impl Core {
         let metadata: Value = message.metadata().unwrap_or_default();
         let content: Value = message.content().unwrap_or_default();
         let status = content.get("status").and_then(Value::as_str).unwrap_or("error").to_string();
-        if channel == Channel::Task && self.try_elsewhere(&msg_id, engine, &metadata, &status) {
+        if channel == Channel::Task && self.retry_elsewhere(&msg_id, engine, &metadata, &status) {
             return;
         }
         let Some(open) = self.requests.open.remove(&msg_id) else { return };
         self.forget_at_engine(&msg_id, engine);
         // A direct request, not a part of a broadcast, ends at its client with its engine.
         let is_given_up = !self.note_reply(engine) && open.queue == Channel::Mux;
-        let owed = open.owed().filter(|_| !is_given_up);
-        let (started, ended) = self.record_reply(&msg_id, &message, (&metadata, &content), Some(engine), owed);
+        let undelivered = open.undelivered().filter(|_| !is_given_up);
+        let (started, ended) = self.record_reply(&msg_id, &message, (&metadata, &content), Some(engine), undelivered);
         if native {
             self.learn_request(&open, started, ended);
             self.publish_idle(engine, &message);
         }
         self.settle(&msg_id, status == "ok", Some(engine.clone()));
         if !is_given_up {
-            self.hand_over(msg_id, open, Some(uuid), message, &status);
+            self.route_reply(msg_id, open, Some(uuid), message, &status);
         }
     }
 
     /// A reply on its way to its client, by itself or as a part.
-    fn hand_over(&mut self, msg_id: String, open: Open, engine: Option<Bytes>, reply: Message, status: &str) {
+    fn route_reply(&mut self, msg_id: String, open: Open, engine: Option<Bytes>, reply: Message, status: &str) {
         let client = (open.client, open.key);
         match &open.broadcast {
             Some(original) => self.broadcast_reply(original, msg_id, client, Some(open.task), reply, status),
@@ -558,7 +558,7 @@ impl Core {
     }
 
     /// An unmet functional dependency, or a failure with retries left. True when it will run again.
-    fn try_elsewhere(&mut self, msg_id: &str, engine: &EngineUuid, metadata: &Value, status: &str) -> bool {
+    fn retry_elsewhere(&mut self, msg_id: &str, engine: &EngineUuid, metadata: &Value, status: &str) -> bool {
         let met = metadata.get("dependencies_met").and_then(Value::as_bool).unwrap_or(true);
         let Some(open) = self.requests.open.get_mut(msg_id) else {
             return false;
@@ -571,7 +571,7 @@ impl Core {
         }
         open.blacklist.insert(engine.clone());
         self.forget_at_engine(msg_id, engine);
-        self.take_back(msg_id);
+        self.withdraw_request(msg_id);
         let Some(open) = self.requests.open.get(msg_id) else {
             return true;
         };
@@ -581,11 +581,11 @@ impl Core {
             (open.targets.is_empty() || open.targets.contains(uuid)) && (open.follow.ids.is_empty() || follows.contains(uuid))
         };
         let nowhere_else = self.engines.iter().all(|(uuid, _)| !may(uuid) || open.blacklist.contains(uuid));
-        let asked: Value = open.message.metadata().unwrap_or_default();
+        let request_metadata: Value = open.message.metadata().unwrap_or_default();
         let Some(open) = self.requests.open.get_mut(msg_id) else {
             return true;
         };
-        match open.timeout(&asked) {
+        match open.timeout(&request_metadata) {
             _ if nowhere_else && !met => {
                 self.fail_request(msg_id, "ImpossibleDependency", "no engine meets what it needs");
                 return true;
@@ -593,7 +593,7 @@ impl Core {
             // It waits for another engine to come, so long.
             Some(timeout) => {
                 let run = open.run;
-                self.remind(timeout, Due::RequestTimeout(msg_id.to_string(), run));
+                self.set_timer(timeout, Timer::RequestTimeout(msg_id.to_string(), run));
             }
             None if nowhere_else => open.blacklist.clear(),
             None => {}
@@ -603,7 +603,7 @@ impl Core {
     }
 
     /// It is with no engine any more.
-    pub(super) fn take_back(&mut self, msg_id: &str) {
+    pub(super) fn withdraw_request(&mut self, msg_id: &str) {
         let Some(open) = self.requests.open.get_mut(msg_id) else { return };
         open.engine = None;
         open.run += 1;
@@ -611,14 +611,14 @@ impl Core {
         self.record(Change::TaskReturned { task, run, attempt: None });
     }
 
-    /// `owed`: to whom it must get, whatever becomes of this controller. Returns when it was begun and ended, as far as the reply says.
+    /// `undelivered`: to whom it must get, whatever becomes of this controller. Returns when it was begun and ended, as far as the reply says.
     fn record_reply(
         &mut self,
         msg_id: &str,
         reply: &Message,
         (metadata, content): (&Value, &Value),
         engine: Option<&EngineUuid>,
-        owed: Option<TaskId>,
+        undelivered: Option<TaskId>,
     ) -> (Option<UnixTime>, UnixTime) {
         let status = match content.get("status").and_then(Value::as_str) {
             Some("ok") => TaskState::Ok,
@@ -648,16 +648,16 @@ impl Core {
                 received: self.now.unix,
             }),
         });
-        if let Some(task) = owed {
-            self.record(Change::ReplyOwed { task });
+        if let Some(task) = undelivered {
+            self.record(Change::ReplyUndelivered { task });
         }
         (started, completed)
     }
 
     /// Of one of our own making.
-    pub(super) fn record_own_reply(&mut self, msg_id: &str, reply: &Message, engine: Option<&EngineUuid>, owed: Option<TaskId>) {
+    pub(super) fn record_own_reply(&mut self, msg_id: &str, reply: &Message, engine: Option<&EngineUuid>, undelivered: Option<TaskId>) {
         let (metadata, content) = (reply.metadata().unwrap_or_default(), reply.content().unwrap_or_default());
-        self.record_reply(msg_id, reply, (&metadata, &content), engine, owed);
+        self.record_reply(msg_id, reply, (&metadata, &content), engine, undelivered);
     }
 
     /// The engine will not answer. Direct requests are settled by the client itself when it hears that the engine is gone.
@@ -669,14 +669,14 @@ impl Core {
         }
         // ipyparallel's client, too, waits before it gives up: a reply may be on its way.
         // It may go, come back and go again in that time.
-        self.requests.stranded.entry(uuid.clone()).or_default().extend(ids.iter().cloned());
-        self.remind(STRANDED_GRACE, Due::Stranded(uuid.clone()));
+        self.requests.orphaned.entry(uuid.clone()).or_default().extend(ids.iter().cloned());
+        self.set_timer(ORPHAN_GRACE, Timer::Orphaned(uuid.clone()));
         for id in ids {
             self.engines.change(uuid, |e| e.drop_request(&id));
         }
     }
 
-    pub(super) fn stranded(&mut self, uuid: EngineUuid) {
+    pub(super) fn orphaned(&mut self, uuid: EngineUuid) {
         let sent = |id: &String| {
             self.requests
                 .open
@@ -684,20 +684,20 @@ impl Core {
                 .filter(|o| o.engine.as_ref() == Some(&uuid))
                 .map(|o| o.sent)
         };
-        let left = self.requests.stranded.get(&uuid).into_iter().flatten();
+        let left = self.requests.orphaned.get(&uuid).into_iter().flatten();
         let mut left: Vec<(u64, String)> = left.filter_map(|id| Some((sent(id)?, id.clone()))).collect();
         left.sort();
         left.dedup();
-        self.requests.stranded.remove(&uuid);
+        self.requests.orphaned.remove(&uuid);
         for (place, (sent, msg_id)) in left.into_iter().enumerate() {
             let Some(open) = self.requests.open.get(&msg_id) else { continue };
             if open.queue == Channel::Task && sent > 0 && place > 0 {
                 // It stood behind the one that the engine may have died of.
-                self.run_again(&msg_id);
+                self.rerun_request(&msg_id);
                 continue;
             }
             if self.has_retry(&msg_id) {
-                self.run_again(&msg_id);
+                self.rerun_request(&msg_id);
                 continue;
             }
             let Some(open) = self.requests.open.get(&msg_id) else { continue };
@@ -708,10 +708,10 @@ impl Core {
                 let content = ErrorContent::new("EngineError", why);
                 let reply = self.message(&reply_type(&open.message), Some(&open.message.header_json), &content);
                 let is_part = open.broadcast.is_some();
-                self.record_own_reply(&msg_id, &reply, None, open.owed().filter(|_| is_part));
+                self.record_own_reply(&msg_id, &reply, None, open.undelivered().filter(|_| is_part));
                 self.settle(&msg_id, false, Some(uuid.clone()));
                 if is_part {
-                    self.hand_over(msg_id, open, None, reply, "error");
+                    self.route_reply(msg_id, open, None, reply, "error");
                 }
             }
         }

@@ -3,8 +3,8 @@
 use super::broadcast::{Part, is_joined};
 use super::event::{FoundClient, FoundReply, FoundTask, Restored, UnfinishedRequest};
 use super::maps::{InFlight, Map, Returned, Tries};
-use super::returning::OwedReply;
-use super::{ClientChannel, Core, Due};
+use super::reconnect::UndeliveredReply;
+use super::{ClientChannel, Core, Timer};
 use crate::model::change::Change;
 use crate::model::task::{Outcome, TaskState};
 use crate::model::{EngineUuid, TaskId};
@@ -15,14 +15,14 @@ use std::collections::{HashMap, HashSet};
 
 impl Core {
     /// To be called once, before the first event.
-    pub fn restore(&mut self, now: super::Now, restored: Restored, effects: &mut Vec<super::Effect>) {
+    pub fn restore(&mut self, now: super::EventTime, restored: Restored, effects: &mut Vec<super::Effect>) {
         self.now = now;
         std::mem::swap(&mut self.effects, effects);
-        self.take_up(restored);
+        self.apply_restored(restored);
         std::mem::swap(&mut self.effects, effects);
     }
 
-    fn take_up(&mut self, restored: Restored) {
+    fn apply_restored(&mut self, restored: Restored) {
         self.next_map = restored.next_map.max(1);
         self.engines.next_id = restored.next_engine;
         if let Some(clock) = restored.retention_clock {
@@ -37,9 +37,9 @@ impl Core {
             let until = self.now.since_start + lease;
             self.engines.change(&uuid, |e| {
                 e.away_until = Some(until);
-                e.unsure = true;
+                e.uncertain = true;
             });
-            self.remind(lease, Due::Lease(uuid));
+            self.set_timer(lease, Timer::Lease(uuid));
         }
         for (id, uuid) in restored.departed {
             let reason = "the controller ended".to_string();
@@ -51,7 +51,7 @@ impl Core {
             });
         }
         self.finished.extend(restored.finished);
-        self.take_up_clients(restored.outcomes, restored.clients, &restored.delivered);
+        self.restore_clients(restored.outcomes, restored.clients, &restored.delivered);
         for found in restored.maps {
             let id = found.map;
             let mut map = Map::new(self.with_shared_bundle(found.definition), found.key.clone());
@@ -77,7 +77,7 @@ impl Core {
                     });
                     continue;
                 }
-                if let Some(run) = place(&mut map, task_id, task, &uuids, &mut self.engines) {
+                if let Some(run) = restore_task(&mut map, task_id, task, &uuids, &mut self.engines) {
                     self.record(Change::TaskReturned {
                         task: task_id,
                         run,
@@ -101,7 +101,7 @@ impl Core {
     }
 
     /// After the engines. Dependencies may be on requests of other clients, so all outcomes come first.
-    fn take_up_clients(
+    fn restore_clients(
         &mut self,
         outcomes: Vec<(String, bool, Option<EngineUuid>)>,
         clients: Vec<FoundClient>,
@@ -111,14 +111,14 @@ impl Core {
             self.requests.restore_outcome(&msg_id, ok, engine);
         }
         for mut client in clients {
-            let (has, owed) = client.owed.into_iter().partition(|reply| delivered.contains(&reply.task));
-            client.owed = owed;
+            let (has, undelivered) = client.undelivered.into_iter().partition(|reply| delivered.contains(&reply.task));
+            client.undelivered = undelivered;
             let tasks: Vec<TaskId> = Vec::from_iter(has.iter().map(|reply: &FoundReply| reply.task));
             if !tasks.is_empty() {
-                self.record(Change::RepliesGiven { tasks });
+                self.record(Change::RepliesDelivered { tasks });
             }
             self.requests.restore_session(client.session, client.map, client.next_index);
-            self.take_up_owed(client.key.as_ref(), client.owed, &client.requests);
+            self.restore_undelivered(client.key.as_ref(), client.undelivered, &client.requests);
             for request in client.requests {
                 self.restore_request(client.key.clone(), request);
             }
@@ -126,9 +126,9 @@ impl Core {
     }
 
     /// Replies that the client was not given, and broadcasts whose joined reply it was not.
-    fn take_up_owed(&mut self, key: Option<&String>, owed: Vec<FoundReply>, unfinished: &[UnfinishedRequest]) {
+    fn restore_undelivered(&mut self, key: Option<&String>, undelivered: Vec<FoundReply>, unfinished: &[UnfinishedRequest]) {
         let mut parts: Vec<Part> = Vec::new();
-        for mut found in owed {
+        for mut found in undelivered {
             self.renew(&mut found.reply);
             let channel = match found.queue.as_str() {
                 "mux" => ClientChannel::Mux,
@@ -145,13 +145,13 @@ impl Core {
             } else if let Some(key) = key {
                 // As it would have been sent: a reply of a broadcast's part has no engine in front.
                 let engine = found.engine.filter(|_| channel != ClientChannel::Broadcast).map(Bytes::from);
-                let reply = OwedReply {
+                let reply = UndeliveredReply {
                     key: key.clone(),
                     tasks: vec![found.task],
                     engine,
                     message: found.reply,
                 };
-                self.keep_reply(channel, reply);
+                self.queue_for_client(channel, reply);
             }
         }
         parts.extend(unfinished.iter().filter(|open| open.request.queue == "broadcast").map(|open| Part {
@@ -192,7 +192,7 @@ impl Core {
 }
 
 /// Puts a task where it was. A run number, when it must run again under that.
-fn place(
+fn restore_task(
     map: &mut Map,
     id: TaskId,
     task: FoundTask,

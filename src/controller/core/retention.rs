@@ -1,6 +1,6 @@
 //! Forgetting unasked: what ended longer ago than `controller.keep_days`. The records say what that is, some at a time; here
 //! it is decided what of it is still waited for.
-use super::{Ask, Core, Due, Effect, Query};
+use super::{Core, Effect, Query, QueryKind, Timer};
 use crate::model::change::{Change, Purge};
 use crate::model::{MapId, UnixTime};
 use bytes::Bytes;
@@ -9,14 +9,14 @@ use std::time::Duration;
 
 const DAY_S: f64 = 86_400.0;
 /// The first look, after the start.
-pub(super) const FIRST: Duration = Duration::from_secs(1);
+pub(super) const FIRST_CHECK: Duration = Duration::from_secs(1);
 /// Between two steps while there is something to forget.
-const STEP: Duration = Duration::from_millis(100);
+const STEP_INTERVAL: Duration = Duration::from_millis(100);
 /// Between looks that find nothing: a tenth of the time that is kept, within these.
-const SHORTEST: Duration = Duration::from_secs(1);
-const LONGEST: Duration = Duration::from_secs(600);
+const MIN_INTERVAL: Duration = Duration::from_secs(1);
+const MAX_INTERVAL: Duration = Duration::from_secs(600);
 /// Somebody who asked for a map's results so lately is about to ask for more.
-const READING: Duration = Duration::from_secs(600);
+const READ_GRACE: Duration = Duration::from_secs(600);
 
 /// What ended long ago, according to the records: the oldest of it, not necessarily all.
 #[derive(Debug, Default)]
@@ -46,7 +46,7 @@ impl Core {
         self.retention_base = UnixTime(base.min(self.retention_base.0));
     }
 
-    pub(super) fn look_for_expired(&mut self) {
+    pub(super) fn check_expired(&mut self) {
         let Some(days) = self.config.keep_days else { return };
         let clock = self.retention_clock();
         self.record(Change::RetentionClock { at: clock });
@@ -55,13 +55,13 @@ impl Core {
             client: Bytes::new(),
             request: String::new(),
             parent: Bytes::new(),
-            ask: Ask::Expired { before },
+            kind: QueryKind::Expired { before },
         }));
     }
 
     pub(super) fn expired_found(&mut self, expired: Expired) {
         let now = self.now.since_start;
-        self.readers.0.retain(|_, read| now.saturating_sub(*read) < READING);
+        self.readers.0.retain(|_, read| now.saturating_sub(*read) < READ_GRACE);
         let mut purges = Vec::new();
         for map in expired.maps {
             let followed = self.maps.values().any(|open| open.definition.options.after == Some(map));
@@ -81,12 +81,16 @@ impl Core {
                 purges.push(Purge::EmptySession(map));
             }
         }
-        let keep = Duration::try_from_secs_f64(self.config.keep_days.unwrap_or(0.0) * DAY_S / 10.0).unwrap_or(LONGEST);
-        let pause = if purges.is_empty() { keep.clamp(SHORTEST, LONGEST) } else { STEP };
+        let keep = Duration::try_from_secs_f64(self.config.keep_days.unwrap_or(0.0) * DAY_S / 10.0).unwrap_or(MAX_INTERVAL);
+        let pause = if purges.is_empty() {
+            keep.clamp(MIN_INTERVAL, MAX_INTERVAL)
+        } else {
+            STEP_INTERVAL
+        };
         for what in purges {
             self.record(Change::Purged { what });
         }
-        self.remind(pause, Due::Retention);
+        self.set_timer(pause, Timer::Retention);
     }
 
     /// A finished request that is part of an unfinished broadcast, or runs again.

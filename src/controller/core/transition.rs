@@ -2,7 +2,7 @@
 use crate::model::task::TaskState::{self, *};
 
 /// From, to, and what makes it so.
-pub const ARROWS: &[(TaskState, TaskState, &str)] = &[
+pub const TRANSITIONS: &[(TaskState, TaskState, &str)] = &[
     (Waiting, Ready, "what it depends on has finished well"),
     (Waiting, Aborted, "cancelled, or what it depends on failed"),
     (Waiting, Timeout, "its dependencies were not met in time"),
@@ -31,7 +31,7 @@ pub const ARROWS: &[(TaskState, TaskState, &str)] = &[
 ];
 
 pub fn is_allowed(from: TaskState, to: TaskState) -> bool {
-    ARROWS.iter().any(|(a, b, _)| (*a, *b) == (from, to))
+    TRANSITIONS.iter().any(|(a, b, _)| (*a, *b) == (from, to))
 }
 
 #[cfg(test)]
@@ -42,17 +42,17 @@ mod tests {
     fn every_state_is_reached_and_left() {
         for state in TaskState::ALL {
             assert!(
-                state == Waiting || ARROWS.iter().any(|(_, to, _)| *to == state),
+                state == Waiting || TRANSITIONS.iter().any(|(_, to, _)| *to == state),
                 "{state} is never reached"
             );
-            assert!(ARROWS.iter().any(|(from, _, _)| *from == state), "{state} is never left");
+            assert!(TRANSITIONS.iter().any(|(from, _, _)| *from == state), "{state} is never left");
         }
     }
 
     #[test]
-    fn the_page_on_states_names_every_arrow() {
+    fn task_states_page_lists_every_transition() {
         let page = include_str!("../../../docs/reference/task-states.md");
-        for (from, to, _) in ARROWS {
+        for (from, to, _) in TRANSITIONS {
             assert!(
                 page.contains(&format!("{from} → {to}")),
                 "docs/reference/task-states.md lacks `{from} → {to}`"

@@ -3,12 +3,12 @@
 //!
 //! What only describes an engine is bounded and escaped. An engine whose results cannot be understood is refused: its tasks go
 //! elsewhere, and the fault is not charged to them.
-use super::{Core, Now};
+use super::{Core, EventTime};
 use crate::model::engine::EngineFacts;
 use crate::model::task::{Outcome, TaskState};
 use crate::model::{EngineUuid, TaskId, UnixTime};
 use crate::wire::Message;
-use crate::wire::content::engine::{self as say, Results};
+use crate::wire::content::engine::{self, Results};
 
 /// Characters of a host's name, a version, a job; of a reason; of a capability; capabilities.
 const MAX_NAME: usize = 255;
@@ -48,7 +48,7 @@ fn is_time(time: UnixTime) -> bool {
     (0.0..LATEST).contains(&time.0)
 }
 
-pub(super) fn time(time: UnixTime, now: Now) -> UnixTime {
+pub(super) fn time(time: UnixTime, now: EventTime) -> UnixTime {
     if is_time(time) { time } else { now.unix }
 }
 
@@ -75,7 +75,7 @@ pub(super) fn facts(mut facts: EngineFacts) -> EngineFacts {
 }
 
 /// Times that cannot be are replaced. An error says why there is no outcome.
-pub(super) fn outcome(outcome: &mut Outcome, now: Now) -> Result<(), String> {
+pub(super) fn outcome(outcome: &mut Outcome, now: EventTime) -> Result<(), String> {
     if !outcome.status.is_done() {
         return Err(format!("{} is no end of a task", outcome.status));
     }
@@ -119,16 +119,16 @@ impl Core {
         }
         self.tasks_lost(uuid, id, tasks, why);
         self.engine_gone(uuid, why);
-        self.say_refused(uuid, why);
+        self.send_refusal(uuid, why);
     }
 
-    pub(super) fn say_refused(&mut self, uuid: &EngineUuid, why: &str) {
-        let content = say::Registered {
+    pub(super) fn send_refusal(&mut self, uuid: &EngineUuid, why: &str) {
+        let content = engine::Registered {
             status: "error".into(),
             evalue: why.into(),
             ..Default::default()
         };
-        self.tell_engine(uuid, say::REGISTERED, &content);
+        self.send_to_engine(uuid, engine::REGISTERED, &content);
     }
 }
 

@@ -1,7 +1,7 @@
 //! Values that tasks of `--reduce` fold: their inputs name the tasks, and their engines ask for the values.
-use super::{Ask, Core, Effect, Query};
+use super::{Core, Effect, Query, QueryKind};
 use crate::model::EngineUuid;
-use crate::wire::content::engine::{self as say, Values, ValuesRequest};
+use crate::wire::content::engine::{self, Values, ValuesRequest};
 use bytes::Bytes;
 
 /// Values in one request.
@@ -31,18 +31,18 @@ impl Core {
                     task.map, task.index
                 )),
             };
-            return self.tell_engine(engine, say::VALUES, &values);
+            return self.send_to_engine(engine, engine::VALUES, &values);
         }
         let engine = engine.clone();
         self.effects.push(Effect::Query(Query {
             client: Bytes::new(),
             request: String::new(),
             parent: Bytes::new(),
-            ask: Ask::Values { engine, request },
+            kind: QueryKind::Values { engine, request },
         }));
     }
 
     pub(super) fn values_found(&mut self, engine: &EngineUuid, values: &Values, buffers: Vec<Bytes>) {
-        self.tell_engine_with(engine, say::VALUES, values, buffers);
+        self.send_to_engine_with(engine, engine::VALUES, values, buffers);
     }
 }

@@ -10,20 +10,20 @@ use std::collections::HashMap;
 use std::time::Duration;
 
 /// Replies are kept for clients that are away up to so many bytes in all,
-const KEPT_BYTES: usize = 64 << 20;
+const MAX_QUEUED_BYTES: usize = 64 << 20;
 /// and for so long.
-const KEPT_FOR: Duration = Duration::from_secs(600);
+const QUEUED_FOR: Duration = Duration::from_secs(600);
 
 #[derive(Debug, Default)]
-pub(super) struct Returning {
+pub(super) struct Reconnects {
     connected: HashMap<(ClientChannel, Bytes), Option<String>>,
-    kept: HashMap<(ClientChannel, String), Vec<Kept>>,
+    queued: HashMap<(ClientChannel, String), Vec<QueuedReply>>,
     bytes: usize,
 }
 
 /// A reply on its way to a client that can be known again.
 #[derive(Clone, Debug)]
-pub struct OwedReply {
+pub struct UndeliveredReply {
     pub key: String,
     /// What it answers: one request, or the parts of a broadcast.
     pub tasks: Vec<TaskId>,
@@ -33,12 +33,12 @@ pub struct OwedReply {
 }
 
 #[derive(Debug)]
-struct Kept {
+struct QueuedReply {
     at: Duration,
-    reply: OwedReply,
+    reply: UndeliveredReply,
 }
 
-impl Kept {
+impl QueuedReply {
     fn size(&self) -> usize {
         let message = &self.reply.message;
         let buffers: usize = message.buffers.iter().map(Bytes::len).sum();
@@ -46,7 +46,7 @@ impl Kept {
     }
 }
 
-impl Returning {
+impl Reconnects {
     pub(super) fn key_of(&self, channel: ClientChannel, identity: &Bytes) -> Option<String> {
         self.connected.get(&(channel, identity.clone())).cloned().flatten()
     }
@@ -59,35 +59,35 @@ impl Returning {
     }
 
     /// What is kept no longer for that is returned: what these replies answer.
-    fn keep(&mut self, channel: ClientChannel, kept: Kept) -> Vec<TaskId> {
-        let now = kept.at;
-        let (mut freed, mut given_up) = (0, Vec::new());
-        self.kept.retain(|_, list| {
+    fn enqueue(&mut self, channel: ClientChannel, queued: QueuedReply) -> Vec<TaskId> {
+        let now = queued.at;
+        let (mut freed_bytes, mut expired) = (0, Vec::new());
+        self.queued.retain(|_, list| {
             list.retain(|old| {
-                let stays = old.at + KEPT_FOR > now;
+                let stays = old.at + QUEUED_FOR > now;
                 if !stays {
-                    freed += old.size();
-                    given_up.extend_from_slice(&old.reply.tasks);
+                    freed_bytes += old.size();
+                    expired.extend_from_slice(&old.reply.tasks);
                 }
                 stays
             });
             !list.is_empty()
         });
-        self.bytes -= freed.min(self.bytes);
-        if self.bytes + kept.size() > KEPT_BYTES {
+        self.bytes -= freed_bytes.min(self.bytes);
+        if self.bytes + queued.size() > MAX_QUEUED_BYTES {
             tracing::info!("a reply's client is not connected, and no more is kept for such; the reply is in the records");
-            given_up.extend(kept.reply.tasks);
-            return given_up;
+            expired.extend(queued.reply.tasks);
+            return expired;
         }
-        self.bytes += kept.size();
-        self.kept.entry((channel, kept.reply.key.clone())).or_default().push(kept);
-        given_up
+        self.bytes += queued.size();
+        self.queued.entry((channel, queued.reply.key.clone())).or_default().push(queued);
+        expired
     }
 }
 
 impl Core {
-    pub(super) fn client_came(&mut self, channel: ClientChannel, identity: Bytes, key: Option<String>) {
-        self.requests.returning.connected.insert((channel, identity.clone()), key.clone());
+    pub(super) fn client_connected(&mut self, channel: ClientChannel, identity: Bytes, key: Option<String>) {
+        self.requests.reconnects.connected.insert((channel, identity.clone()), key.clone());
         tracing::debug!(?channel, identity = %identity.escape_ascii(), key, "a client has connected");
         let Some(key) = key else { return };
         // Its first message may have been quicker than the news of its connection.
@@ -108,15 +108,15 @@ impl Core {
                 curve_key: key.clone(),
             });
         }
-        for kept in self.requests.returning.kept.remove(&(channel, key.clone())).unwrap_or_default() {
-            self.requests.returning.bytes -= kept.size().min(self.requests.returning.bytes);
-            self.give(channel, identity.clone(), kept.reply);
+        for queued in self.requests.reconnects.queued.remove(&(channel, key.clone())).unwrap_or_default() {
+            self.requests.reconnects.bytes -= queued.size().min(self.requests.reconnects.bytes);
+            self.send_or_queue(channel, identity.clone(), queued.reply);
         }
     }
 
-    pub(super) fn client_left(&mut self, channel: ClientChannel, identity: &Bytes) {
+    pub(super) fn client_disconnected(&mut self, channel: ClientChannel, identity: &Bytes) {
         tracing::debug!(?channel, identity = %identity.escape_ascii(), "a client has left");
-        self.requests.returning.connected.remove(&(channel, identity.clone()));
+        self.requests.reconnects.connected.remove(&(channel, identity.clone()));
         for open in self.requests.open_on(channel) {
             if open.client == *identity && open.key.is_some() {
                 open.client = Bytes::new();
@@ -134,13 +134,13 @@ impl Core {
         message: Message,
     ) {
         if let Some(key) = key {
-            let reply = OwedReply {
+            let reply = UndeliveredReply {
                 key,
                 tasks,
                 engine,
                 message,
             };
-            return self.give(channel, client, reply);
+            return self.send_or_queue(channel, client, reply);
         }
         if client.is_empty() {
             return tracing::info!("a reply's client is not connected; the reply is in the records");
@@ -149,27 +149,27 @@ impl Core {
         self.effects.push(Effect::ToClient { channel, route, message });
     }
 
-    fn give(&mut self, channel: ClientChannel, client: Bytes, reply: OwedReply) {
+    fn send_or_queue(&mut self, channel: ClientChannel, client: Bytes, reply: UndeliveredReply) {
         tracing::debug!(?channel, client = %client.escape_ascii(), tasks = ?reply.tasks, "a reply goes to its client");
         match client.is_empty() {
             false => self.effects.push(Effect::Reply { channel, client, reply }),
-            true => self.keep_reply(channel, reply),
+            true => self.queue_for_client(channel, reply),
         }
     }
 
     /// For a client that is not connected. `restore` has those of before.
-    pub(super) fn keep_reply(&mut self, channel: ClientChannel, reply: OwedReply) {
+    pub(super) fn queue_for_client(&mut self, channel: ClientChannel, reply: UndeliveredReply) {
         let at = self.now.since_start;
-        let tasks = self.requests.returning.keep(channel, Kept { at, reply });
+        let tasks = self.requests.reconnects.enqueue(channel, QueuedReply { at, reply });
         if !tasks.is_empty() {
-            self.record(Change::RepliesGiven { tasks });
+            self.record(Change::RepliesDelivered { tasks });
         }
     }
 
     /// Its client has left before the news of that. It may be back already, under another name.
-    pub(super) fn reply_unsent(&mut self, channel: ClientChannel, client: &Bytes, reply: OwedReply) {
-        self.client_left(channel, client);
-        let now = self.requests.returning.identity_of(channel, &reply.key).unwrap_or_default();
-        self.give(channel, now, reply);
+    pub(super) fn reply_undelivered(&mut self, channel: ClientChannel, client: &Bytes, reply: UndeliveredReply) {
+        self.client_disconnected(channel, client);
+        let now = self.requests.reconnects.identity_of(channel, &reply.key).unwrap_or_default();
+        self.send_or_queue(channel, now, reply);
     }
 }

@@ -22,7 +22,7 @@ impl Core {
         if open.after.ids.iter().chain(&open.follow.ids).any(unknown) {
             return self.fail_request(msg_id, "InvalidDependency", "it depends on itself or on a task that is not known");
         }
-        if open.may_run_anywhere() {
+        if open.is_unconstrained() {
             requests.ready.push_back(msg_id.to_string());
         } else {
             requests.bound.push_back(msg_id.to_string());
@@ -42,7 +42,7 @@ impl Core {
             let Some(msg_id) = self.requests.ready.pop_front() else { break };
             self.send_request(&msg_id, &engine);
         }
-        self.dispatch_ahead();
+        self.dispatch_prefetched();
     }
 
     fn dispatch_bound(&mut self) {

@@ -5,10 +5,10 @@
 //! long the next will take. Before anything is known, and for long ones, `hwm` alone holds. What an engine has not begun is asked back
 //! when another is idle; when the engine has gone, it is run elsewhere.
 use super::requests::Open;
-use super::{Core, Due, Effect};
+use super::{Core, Effect, Timer};
 use crate::model::{EngineUuid, UnixTime};
 use crate::wire::Message;
-use crate::wire::content::engine::{self as say, Channel};
+use crate::wire::content::engine::{self, Channel};
 use crate::wire::message::to_json;
 use bytes::Bytes;
 use std::collections::HashMap;
@@ -16,44 +16,44 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::time::Duration;
 
 /// Functions whose times are remembered.
-const MOST_FUNCTIONS: usize = 1024;
+const MAX_FUNCTIONS: usize = 1024;
 /// Of a function's bytes so many are looked at.
-const LOOKED_AT: usize = 4096;
+const HASHED_BYTES: usize = 4096;
 /// Engines that are looked at for one with room, least loaded first.
-const LOOKED_FOR: usize = 8;
+const MAX_CANDIDATES: usize = 8;
 /// Engines are told together which replies are recorded: after so long,
-const TELL_RECORDED: Duration = Duration::from_millis(20);
+const RECORDED_DELAY: Duration = Duration::from_millis(20);
 /// or at once when a reply has so many bytes, since they keep it until then.
-const TELL_AT_ONCE: usize = 1 << 20;
+const RECORDED_FLUSH_BYTES: usize = 1 << 20;
 
 #[derive(Debug, Default)]
-pub(super) struct Ahead {
+pub(super) struct Prefetch {
     /// Of a function: mean seconds.
     means: HashMap<u64, f64>,
     /// Replies that are recorded and not yet called so.
     recorded: HashMap<EngineUuid, Vec<String>>,
     /// A request that may take long was sent: its engine is not to wait.
-    pub(super) hurry: bool,
+    pub(super) flush_now: bool,
 }
 
 /// With fewer unfinished requests than this, a client waits for each.
-const FEW: usize = 16;
+const MIN_OPEN_TO_BATCH: usize = 16;
 
 /// What an `apply_request` calls, as a number; None for others.
 pub(super) fn function_of(message: &Message) -> Option<u64> {
     let pickled = message.buffers.first().filter(|_| message.msg_type() == "apply_request")?;
     let mut hasher = DefaultHasher::new();
     pickled.len().hash(&mut hasher);
-    pickled.get(..LOOKED_AT).unwrap_or(pickled).hash(&mut hasher);
+    pickled.get(..HASHED_BYTES).unwrap_or(pickled).hash(&mut hasher);
     Some(hasher.finish())
 }
 
 impl Core {
     /// Whether what came since the last call may wait some milliseconds for more, so that they share a commit and their
     /// messages travel together: when there are many requests, and no engine is kept waiting.
-    pub fn may_gather(&mut self) -> bool {
-        let hurry = std::mem::take(&mut self.ahead.hurry);
-        !hurry && self.requests.open.len() >= FEW
+    pub fn may_batch(&mut self) -> bool {
+        let flush_now = std::mem::take(&mut self.prefetch.flush_now);
+        !flush_now && self.requests.open.len() >= MIN_OPEN_TO_BATCH
     }
 
     pub(super) fn learn_request(&mut self, open: &Open, started: Option<UnixTime>, ended: UnixTime) {
@@ -61,8 +61,8 @@ impl Core {
             return;
         };
         let seconds = ended.since(started).max(0.0);
-        let means = &mut self.ahead.means;
-        if means.len() >= MOST_FUNCTIONS && !means.contains_key(&function) {
+        let means = &mut self.prefetch.means;
+        if means.len() >= MAX_FUNCTIONS && !means.contains_key(&function) {
             means.clear();
         }
         let mean = means.entry(function).or_insert(seconds);
@@ -76,7 +76,7 @@ impl Core {
 
     /// How many like this an engine may hold.
     fn request_depth(&self, function: u64) -> u32 {
-        let Some(mean) = self.ahead.means.get(&function) else { return 1 };
+        let Some(mean) = self.prefetch.means.get(&function) else { return 1 };
         let fit = self.config.prefetch_ms as f64 / 1000.0 / mean.max(1e-6);
         (fit as u32).clamp(1, self.config.most_prefetched.max(1))
     }
@@ -87,10 +87,10 @@ impl Core {
     }
 
     /// Short requests for engines that have `hwm` already.
-    pub(super) fn dispatch_ahead(&mut self) {
+    pub(super) fn dispatch_prefetched(&mut self) {
         while let Some(function) = self.next_function() {
             let depth = self.request_depth(function);
-            let room = self.engines.by_load().take(LOOKED_FOR).find(|(_, e)| e.holds_only_quick());
+            let room = self.engines.by_load().take(MAX_CANDIDATES).find(|(_, e)| e.holds_only_quick());
             let Some((engine, load)) = room.map(|(uuid, e)| (uuid.clone(), e.load())) else {
                 return;
             };
@@ -115,15 +115,15 @@ impl Core {
     }
 
     /// The engine has not begun these requests.
-    pub(super) fn requests_returned(&mut self, uuid: &EngineUuid, returned: &say::Returned) {
+    pub(super) fn requests_returned(&mut self, uuid: &EngineUuid, returned: &engine::Returned) {
         for (msg_id, run) in returned.requests() {
             let open = self.requests.open.get(msg_id);
             // What is said again may have been heard the first time, and it may be there again since.
             let is_this = |o: &&Open| o.engine.as_ref() == Some(uuid) && o.queue == Channel::Task && run.is_none_or(|run| run == o.run);
             let Some(open) = open.filter(is_this) else { continue };
-            let anywhere = open.may_run_anywhere();
+            let anywhere = open.is_unconstrained();
             self.engines.change(uuid, |e| e.drop_request(msg_id));
-            self.take_back(msg_id);
+            self.withdraw_request(msg_id);
             match anywhere {
                 true => self.requests.ready.push_front(msg_id.to_string()),
                 false => self.admit(msg_id),
@@ -144,19 +144,19 @@ impl Core {
 
     /// The engine keeps a reply until it is told that it is recorded.
     pub(super) fn note_recorded(&mut self, uuid: &EngineUuid, msg_id: String, reply: &Message) {
-        let waiting = self.ahead.recorded.entry(uuid.clone()).or_default();
+        let waiting = self.prefetch.recorded.entry(uuid.clone()).or_default();
         waiting.push(msg_id);
         let first = waiting.len() == 1;
-        if reply.buffers.iter().map(Bytes::len).sum::<usize>() >= TELL_AT_ONCE {
-            self.tell_recorded(uuid);
+        if reply.buffers.iter().map(Bytes::len).sum::<usize>() >= RECORDED_FLUSH_BYTES {
+            self.send_replies_recorded(uuid);
         } else if first {
-            self.remind(TELL_RECORDED, Due::RepliesRecorded(uuid.clone()));
+            self.set_timer(RECORDED_DELAY, Timer::RepliesRecorded(uuid.clone()));
         }
     }
 
-    pub(super) fn tell_recorded(&mut self, uuid: &EngineUuid) {
-        if let Some(msg_ids) = self.ahead.recorded.remove(uuid) {
-            self.tell_engine(uuid, say::REPLIES_RECORDED, &say::RepliesRecorded { msg_ids });
+    pub(super) fn send_replies_recorded(&mut self, uuid: &EngineUuid) {
+        if let Some(msg_ids) = self.prefetch.recorded.remove(uuid) {
+            self.send_to_engine(uuid, engine::REPLIES_RECORDED, &engine::RepliesRecorded { msg_ids });
         }
     }
 }
