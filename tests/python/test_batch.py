@@ -406,8 +406,8 @@ def test_a_warning_to_all_processes_of_a_job_ends_no_task(on_site):
     SITE.warn(job["id"])
     # Warned by the script's shell too; and what runs has all the time that is left, but for its stopping and the farewell: on Slurm nearly
     # the whole ten minutes, on Grid Engine the minute that `-notify` gives.
-    wait_until("both to be leaving", lambda: cluster.logs().count("giving tasks back and leaving") >= 2)
-    given = [float(seconds) for seconds in re.findall(r"what runs has ([0-9.]+) s", cluster.logs())]
+    wait_until("both to be leaving", lambda: cluster.logs().count("returning tasks and leaving") >= 2)
+    given = [float(seconds) for seconds in re.findall(r"the running task has ([0-9.]+) s", cluster.logs())]
     assert all(300 < seconds < 600 if SITE.launcher == "slurm" else seconds == 48 for seconds in given), given
     (cluster.folder / "go").touch()
     cluster.run("wait")
@@ -441,8 +441,8 @@ def test_held_suspended_and_requeued_jobs_are_shown_and_whole_again(on_site):
     assert cluster.listed()["engines"][0]["suspended"] == 1
     SITE.resume(job["id"], 1)
     wait_until("it to run again", lambda: states()[1] == "running")
-    # Idle, all of them: what was stopped is heard of again. (The one that waited may run by now, in the place that was free.)
-    wait_until("all to be heard of", lambda: len(up(cluster)) == len(engines(cluster)) >= PLACES)
+    # Idle, all of them: what was stopped is messages of again. (The one that waited may run by now, in the place that was free.)
+    wait_until("all to be messages of", lambda: len(up(cluster)) == len(engines(cluster)) >= PLACES)
     # Room for the one to be requeued: the one that waits would take its place.
     cluster.run("scale", str(PLACES - 1))
     place = next(engine for engine in engines(cluster) if engine["state"] == "idle")

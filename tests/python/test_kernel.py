@@ -21,7 +21,7 @@ from ipyparallel import Reference, depend, interactive, require  # noqa: E402
 from IPython.core.interactiveshell import InteractiveShell  # noqa: E402
 from IPython.utils.capture import capture_output  # noqa: E402
 
-PATIENCE_S = 60
+TIMEOUT_S = 60
 
 
 def needs(module):
@@ -91,8 +91,8 @@ def notebook(client):
 
 def done(result):
     """A result with all its output."""
-    result.get(PATIENCE_S)
-    assert result.wait_for_output(PATIENCE_S)
+    result.get(TIMEOUT_S)
+    assert result.wait_for_output(TIMEOUT_S)
     return result
 
 
@@ -103,7 +103,7 @@ def execute(engine, code):
 def refused(result):
     """The error with which it ends."""
     with pytest.raises(ipp.RemoteError) as caught:
-        result.get(PATIENCE_S)
+        result.get(TIMEOUT_S)
     return caught.value
 
 
@@ -125,7 +125,7 @@ def test_apply_execute_push_and_pull_share_a_namespace_that_stays(client, everyo
 def test_a_function_leaves_nothing_behind(client):
     names = interactive(lambda: set(globals()))
     before = client[0].apply_sync(names)
-    assert client[0].apply_async(names).get(PATIENCE_S) == before
+    assert client[0].apply_async(names).get(TIMEOUT_S) == before
 
 
 # ---- magics
@@ -246,20 +246,20 @@ def test_what_a_child_writes_to_dev_stdout_follows_what_was_printed_before(clien
 
     for name, stream in (("/dev/stdout", "stdout"), ("/dev/stderr", "stderr")):
         result = client[0].apply_async(work, name, stream)
-        result.get(PATIENCE_S)
-        result.wait_for_output(PATIENCE_S)
+        result.get(TIMEOUT_S)
+        result.wait_for_output(TIMEOUT_S)
         assert getattr(result, stream) == "a\nb\nc\n", name
     cell = client[0].execute("import os\nprint('a'); os.system('echo b > /dev/stdout'); print('c')", silent=False)
-    cell.get(PATIENCE_S)
-    cell.wait_for_output(PATIENCE_S)
+    cell.get(TIMEOUT_S)
+    cell.wait_for_output(TIMEOUT_S)
     assert cell.stdout == "a\nb\nc\n"
 
 
 def test_more_output_than_a_pipe_holds_comes_whole_and_in_order(client):
     code = "import os, sys\nfor i in range(60000): print(i)\nos.system('seq 60000 119999')\nsys.stdout.write('x' * 6_000_000 + '\\n')"
     result = client[0].execute(code, silent=False)
-    result.get(PATIENCE_S)
-    result.wait_for_output(PATIENCE_S)
+    result.get(TIMEOUT_S)
+    result.wait_for_output(TIMEOUT_S)
     assert result.stdout == "".join("%d\n" % i for i in range(120000)) + "x" * 6_000_000 + "\n"
 
 
@@ -290,9 +290,9 @@ for text in ("progress", HTML("x" * 300_000)):
     )
     try:
         for _ in range(30):
-            assert engine.apply(bytes, 2_000_000).get(PATIENCE_S) == bytes(2_000_000)
+            assert engine.apply(bytes, 2_000_000).get(TIMEOUT_S) == bytes(2_000_000)
     finally:
-        engine.execute("stop.append(1)").get(PATIENCE_S)
+        engine.execute("stop.append(1)").get(TIMEOUT_S)
     # What several threads of one cell display comes whole, and all of it.
     code = """
 from concurrent.futures import ThreadPoolExecutor
@@ -315,12 +315,12 @@ display("from the parent")
 """
     result = execute(client[0], code)
     assert [output["data"]["text/plain"] for output in result.outputs] == ["'from the parent'"]
-    assert "what a forked child displays is not shown" in result.stderr
+    assert "display output of a forked child process is not shown" in result.stderr
     assert [path.read_text() for path in tmp_path.iterdir()] == ["data"] * 10
 
 
-def heard(result):
-    result.get(PATIENCE_S)
+def messages(result):
+    result.get(TIMEOUT_S)
     return result.wait_for_output(1)
 
 
@@ -354,7 +354,7 @@ def test_what_is_said_after_a_request_has_ended_is_of_that_request(engines, clie
     assert (first.stdout, first.stderr, first.outputs) == ("in time\n", "", [])
     other = client_of(engines)
     try:
-        wait_until("the other client to hear what is published", lambda: heard(other[1].execute("", silent=False)))
+        wait_until("the other client to hear what is published", lambda: messages(other[1].execute("", silent=False)))
         # While another client's request runs, and between requests.
         during = execute(other[0], "go.set()\nsaid.wait()\nprint('of another')")
         assert during.stdout == "of another\n"
@@ -381,7 +381,7 @@ child = subprocess.Popen(["sh", "-c", 'until [ -e "$1" ]; do sleep 0.01; done; e
     (tmp_path / "go").touch()
     wait_until("the child", (tmp_path / "done").exists)
     assert execute(client[0], "print('next')").stdout == "next\n"
-    client[0].execute("child.wait()").get(PATIENCE_S)
+    client[0].execute("child.wait()").get(TIMEOUT_S)
 
 
 # ---- errors
@@ -453,7 +453,7 @@ def test_a_first_cell_is_quiet_and_the_end_of_python_in_a_cell_is_not_the_end_of
         # Who tells it first, the engine or the controller, says it in its own words.
         assert error.ename == "EngineError"
         assert "died while running" in error.evalue or "exit code 3" in error.evalue
-        # It has another id; that the first is gone may be heard of later than its end.
+        # It has another id; that the first is gone may be messages of later than its end.
         wait_until("another engine", lambda: [engine for engine in client.ids if engine != 0])
         assert client[client.ids[-1]].apply_sync(interactive(lambda: 5)) == 5
     finally:
@@ -479,7 +479,7 @@ def test_require_and_depend(client, balanced):
         return get_ipython().kernel.engine_id  # noqa: F821
 
     results = [balanced.apply_async(only_where_it_is_special) for _ in range(6)]
-    assert [result.get(PATIENCE_S) for result in results] == [1] * 6
+    assert [result.get(TIMEOUT_S) for result in results] == [1] * 6
 
     @require("no_such_module_anywhere")
     @interactive
@@ -602,10 +602,10 @@ def test_executors_and_futures(client, balanced):
     import concurrent.futures
 
     with client.executor() as executor:
-        assert executor.submit(pow, 2, 5).result(PATIENCE_S) == 32
+        assert executor.submit(pow, 2, 5).result(TIMEOUT_S) == 32
         assert list(executor.map(pow, [1, 2, 3], [2, 2, 2])) == [1, 4, 9]
     futures = [balanced.apply_async(pow, n, 2) for n in range(5)]
-    finished = concurrent.futures.as_completed(futures, timeout=PATIENCE_S)
+    finished = concurrent.futures.as_completed(futures, timeout=TIMEOUT_S)
     assert sorted(future.result() for future in finished) == [0, 1, 4, 9, 16]
 
 
@@ -622,7 +622,7 @@ def test_joblib(client, balanced):
 @needs("distributed")
 def test_engines_become_dask_workers_and_engines_again(client, everyone):
     with client.become_dask(nthreads=1) as dask:
-        dask.wait_for_workers(2, timeout=PATIENCE_S)
+        dask.wait_for_workers(2, timeout=TIMEOUT_S)
         pids = set(dask.gather(dask.map(lambda n: __import__("os").getpid(), range(20), pure=False)))
         assert pids <= set(everyone.apply_sync(os.getpid)) and pids
         client.stop_dask()
@@ -633,7 +633,7 @@ def test_engines_become_dask_workers_and_engines_again(client, everyone):
 
 
 def test_a_python_without_ipyparallel_says_what_to_install(tmp_path):
-    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(tmp_path / "bare")], check=True, timeout=PATIENCE_S)
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(tmp_path / "bare")], check=True, timeout=TIMEOUT_S)
     python = str(tmp_path / "bare" / "bin" / "python")
     cluster = Cluster("-n", "1", "--python", python)
     client = client_of(cluster)
@@ -685,6 +685,6 @@ def test_the_worker_is_of_python_3_8(name):
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         universal_newlines=True,
-        timeout=PATIENCE_S,
+        timeout=TIMEOUT_S,
     )
     assert checked.returncode == 0, checked.stdout

@@ -18,7 +18,7 @@ from conftest import Cluster, pcluster_binary, wait_until  # noqa: E402
 from ipyparallel import interactive  # noqa: E402
 
 RANKS = 3
-PATIENCE_S = 60
+TIMEOUT_S = 60
 
 
 def mpiexec_of(kind):
@@ -89,20 +89,20 @@ def test_workers_of_engines_under_mpiexec_are_one_world(kind, tmp_path):
             try:
                 wait_until("the engines", lambda: len(client) == RANKS)
                 everyone = client[:]
-                said = everyone.apply_async(rank_and_size).get(PATIENCE_S)
+                said = everyone.apply_async(rank_and_size).get(TIMEOUT_S)
                 assert sorted(rank for rank, _, _ in said) == list(range(RANKS))
                 assert {size for _, size, _ in said} == {RANKS}
                 assert all({"openmpi": "Open MPI", "mpich": "MPICH"}[kind] in version for _, _, version in said)
                 # A collective from a client, in functions and in cells, again and again.
-                assert everyone.apply_async(sum_over_all, 2).get(PATIENCE_S) == [2 * RANKS] * RANKS
+                assert everyone.apply_async(sum_over_all, 2).get(TIMEOUT_S) == [2 * RANKS] * RANKS
                 everyone.scatter("part", list(range(2 * RANKS)), block=True)
-                everyone.execute("from mpi4py import MPI\ntotal = MPI.COMM_WORLD.allreduce(sum(part))").get(PATIENCE_S)
-                assert everyone.pull("total").get(PATIENCE_S) == [sum(range(2 * RANKS))] * RANKS
+                everyone.execute("from mpi4py import MPI\ntotal = MPI.COMM_WORLD.allreduce(sum(part))").get(TIMEOUT_S)
+                assert everyone.pull("total").get(TIMEOUT_S) == [sum(range(2 * RANKS))] * RANKS
                 client.shutdown(targets="all", block=True)
             finally:
                 client.close()
             # How it ends is the MPI's own: Open MPI objects to a rank that had no time for MPI_Finalize.
-            engines.wait(PATIENCE_S)
+            engines.wait(TIMEOUT_S)
         except BaseException:
             log.seek(0)
             print(log.read())
