@@ -1,5 +1,6 @@
-//! Stores the code of maps on this host: each bundle is record once, into a private directory of this engine, which the engine
+//! Stores the code of maps on this host: each bundle is written once, into a private directory of this engine, which the engine
 //! removes at its end. The directory has an unpredictable name, and no other user can write to it.
+use super::code_directory::{CodeDirectory, remove};
 use crate::model::bundle::Bundle;
 use bytes::Bytes;
 use std::collections::HashMap;
@@ -8,7 +9,7 @@ use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-/// Bundles of at least this size are record on another thread.
+/// Bundles of at least this size are written on another thread.
 pub const LARGE: usize = 1 << 20;
 
 /// The path of a bundle, or why it is unavailable.
@@ -17,7 +18,7 @@ type StoredPath = Result<PathBuf, String>;
 #[derive(Debug, Default)]
 pub struct Bundles {
     /// Created for the first bundle.
-    directory: Option<PathBuf>,
+    directory: Option<CodeDirectory>,
     paths: HashMap<String, StoredPath>,
 }
 
@@ -74,13 +75,12 @@ impl Bundles {
     /// The directory of bundles; created if necessary.
     pub fn directory(&mut self) -> StoredPath {
         match &self.directory {
-            Some(directory) if directory.is_dir() => Ok(directory.clone()),
+            Some(directory) if directory.path().is_dir() => Ok(directory.path().into()),
             _ => {
-                let made = private_directory()?;
+                let directory = CodeDirectory::create()?;
                 // The old directory was removed together with its content.
                 self.paths.clear();
-                self.directory = Some(made.clone());
-                Ok(made)
+                Ok(self.directory.insert(directory).path().into())
             }
         }
     }
@@ -101,47 +101,16 @@ impl Bundles {
 
     pub fn delete_values(&mut self, name: &str) {
         if let Some(directory) = &self.directory {
-            let _ = fs::remove_file(directory.join(name));
+            let _ = fs::remove_file(directory.path().join(name));
         }
     }
 
-    pub fn record(&mut self, hash: String, place: StoredPath) {
-        if let Err(why) = &place {
+    pub fn record(&mut self, hash: String, path: StoredPath) {
+        if let Err(why) = &path {
             tracing::warn!(hash, "cannot write the code of a map: {why}");
         }
-        self.paths.insert(hash, place);
+        self.paths.insert(hash, path);
     }
-}
-
-impl Drop for Bundles {
-    fn drop(&mut self) {
-        if let Some(directory) = &self.directory {
-            remove(directory);
-        }
-    }
-}
-
-fn remove(directory: &Path) {
-    if let Err(error) = fs::remove_dir_all(directory)
-        && error.kind() != io::ErrorKind::NotFound
-    {
-        tracing::debug!(path = %directory.display(), "not removed: {error}");
-    }
-}
-
-/// Creates a directory in the first usable location for temporary files.
-fn private_directory() -> StoredPath {
-    let parents = [std::env::temp_dir(), "/dev/shm".into(), "/var/tmp".into()];
-    let mut failures = Vec::new();
-    for parent in parents {
-        let directory = parent.join(format!("pcluster-code-{}", uuid::Uuid::new_v4().simple()));
-        // Fails if a link or directory of this name exists.
-        match DirBuilder::new().mode(0o700).create(&directory) {
-            Ok(()) => return Ok(directory),
-            Err(error) => failures.push(format!("{}: {error}", parent.display())),
-        }
-    }
-    Err(format!("cannot create a directory for it ({})", failures.join(", ")))
 }
 
 /// Writes the files of a bundle below `directory` after checking its hash; returns the directory that contains them.

@@ -1,6 +1,7 @@
 //! The engine: one process, one slot. It receives tasks from the controller, dispatches them to Python workers or runs them as
 //! commands, and keeps every result until the controller has recorded it. User code never runs in this process.
 mod bundles;
+pub mod code_directory;
 mod command;
 pub mod core;
 mod driver;

@@ -77,6 +77,23 @@ def wait_until(what, answer, timeout_s=60):
         time.sleep(0.02)
 
 
+@pytest.fixture
+def guarded_home():
+    """A home directory; processes that use it are ended after the test."""
+    home = pathlib.Path(tempfile.mkdtemp(prefix="pcluster-test-"))
+    guard = (REPOSITORY / "tests" / "guard.sh").read_text()
+    guard = subprocess.Popen(
+        ["sh", "-c", guard, "guard", str(home)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    yield home
+    guard.stdin.close()
+    guard.wait(60)
+
+
 @pytest.fixture(scope="session", params=["pcluster", "ipengine"])
 def cluster(request):
     """A cluster of two engines of each kind, shared by the tests."""

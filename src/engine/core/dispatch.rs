@@ -31,9 +31,9 @@ impl Core {
         if stopping || self.leaving.is_some() || !self.has_value_capacity() {
             return;
         }
-        self.reject_python_units(now, effects);
         self.reject_code_units(now, effects);
         loop {
+            self.reject_python_units(now, effects);
             match self.next_unit() {
                 Next::Nothing => return,
                 Next::Undefined => {
@@ -99,10 +99,7 @@ impl Core {
             Readiness::Ready => {}
             Readiness::NotYet => return false,
             // Just detected: return the queued units before choosing the next one.
-            Readiness::Unavailable => {
-                self.reject_python_units(now, effects);
-                return true;
-            }
+            Readiness::Unavailable => return true,
         }
         let capacity = self.capacity(now);
         let Some(front) = self.queue.front() else { return false };

@@ -11,6 +11,7 @@ mod signals;
 mod walltime;
 
 use crate::engine::bundles::Bundles;
+use crate::engine::code_directory;
 use crate::engine::command::{self, CommandEvent, RunningCommand};
 use crate::engine::core::{Core, CoreSettings, Event, Now};
 use crate::engine::forker::Forker;
@@ -98,6 +99,10 @@ impl Driver {
         };
         if settings.takes_in_orphans {
             OrphanReaper::adopt_orphans();
+        }
+        // Optional cleanup on its own thread, which ends by itself.
+        if let Err(error) = std::thread::Builder::new().name("sweep".into()).spawn(code_directory::sweep) {
+            tracing::debug!("cannot remove leftovers of killed engines: {error}");
         }
         let (worker_sender, worker_events) = unbounded_channel();
         let (command_sender, command_events) = channel(16);
