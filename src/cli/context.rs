@@ -10,7 +10,7 @@ use crate::model::shell;
 use crate::profile::ProfileDir;
 use crate::profile::dir::check_cluster_id;
 use crate::ssh::tunnel::Phase;
-use crate::sys::lock::{self, Asked};
+use crate::sys::lock::{self, LockState};
 use std::cell::{Cell, OnceCell};
 use std::future::Future;
 use std::io::IsTerminal;
@@ -213,8 +213,8 @@ impl Context {
             return Known::Nothing;
         };
         let holder = match lock::ask(&profile.controller_lock(&self.cluster_id)) {
-            Asked::Held(holder) => holder.map(|holder| holder.process),
-            Asked::Free | Asked::Unknown(_) => None,
+            LockState::Held(holder) => holder.map(|holder| holder.process),
+            LockState::Free | LockState::Unknown(_) => None,
         };
         let process = match holder.or(cluster.controller).filter(|process| process.pid != 0) {
             Some(process) => format!("process {} on {}", process.pid, process.host),

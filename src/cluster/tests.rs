@@ -379,7 +379,7 @@ async fn a_lock_counts_while_it_is_held_whatever_process_it_names() {
         // What a killed process has left: this one is free, whoever wrote it.
         for path in [&command, &controller] {
             std::fs::write(path, &text).unwrap();
-            assert_eq!(file_lock::ask(path), file_lock::Asked::Free, "{named}");
+            assert_eq!(file_lock::ask(path), file_lock::LockState::Free, "{named}");
         }
         assert!(status(&world.profile, "").is_none(), "{named}");
         drop(lock::Lock::take(&world.profile, "").unwrap());

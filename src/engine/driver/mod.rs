@@ -108,7 +108,7 @@ impl Driver {
         let (command_sender, command_events) = channel(16);
         let core = new_core(&settings, &python);
         let keys = settings.connection.pcluster.as_ref();
-        let buffers = keys.and_then(|keys| keys.buffers.as_ref()?.here().map(Path::to_path_buf));
+        let buffers = keys.and_then(|keys| keys.buffers.as_ref()?.local_path().map(Path::to_path_buf));
         let files = buffers.is_some().then_some(EngineFacts::FILES);
         let facts = EngineFacts {
             uuid: new_uuid(),
