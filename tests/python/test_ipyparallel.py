@@ -1,6 +1,6 @@
-"""An unmodified ipyparallel client against pcluster's controller, with either kind of engine.
+"""Tests of an unmodified ipyparallel client with pcluster's controller and both kinds of engines.
 
-Functions are marked `interactive`, as if they were typed into a notebook: engines cannot import this file.
+Functions are marked `interactive`, as if defined in a notebook: engines cannot import this file.
 """
 import json
 import os
@@ -47,11 +47,11 @@ def test_one_engine(client):
 
 
 def test_execute_with_output(client, everyone):
-    result = everyone.execute("import sys; print('said on', 6 * 7); print('and cried', file=sys.stderr)")
+    result = everyone.execute("import sys; print('printed on', 6 * 7); print('on stderr', file=sys.stderr)")
     result.get(TIMEOUT_S)
     result.wait_for_output(TIMEOUT_S)
-    assert result.stdout == ["said on 42\n"] * 2
-    assert result.stderr == ["and cried\n"] * 2
+    assert result.stdout == ["printed on 42\n"] * 2
+    assert result.stderr == ["on stderr\n"] * 2
 
 
 def test_execute_shares_the_namespace_of_push_and_pull(everyone):
@@ -79,7 +79,7 @@ def test_direct_map(everyone):
     assert everyone.map_sync(interactive(lambda n: n * n), range(17)) == [n * n for n in range(17)]
 
 
-def test_numpy_arrays_travel_as_buffers(everyone):
+def test_numpy_arrays_are_sent_as_buffers(everyone):
     numpy = pytest.importorskip("numpy")
     array = numpy.arange(300_000, dtype="float64").reshape(300, 1000)
     everyone.push({"array": array}, block=True)
@@ -104,7 +104,7 @@ def test_balanced_map_uses_both_engines(balanced):
     assert len(set(balanced.map(engine_of, range(20)).get(TIMEOUT_S))) == 2
 
 
-def test_balanced_map_unordered_brings_everything(balanced):
+def test_unordered_balanced_map_returns_all_results(balanced):
     results = balanced.map(interactive(lambda n: n * 2), range(30), ordered=False)
     assert sorted(results) == [n * 2 for n in range(30)]
 
@@ -167,14 +167,14 @@ def test_remote_errors_have_name_value_and_traceback(client):
     assert "fails" in "\n".join(caught.value.render_traceback())
 
 
-def test_errors_of_several_engines_come_together(everyone):
+def test_errors_of_several_engines_are_combined(everyone):
     with pytest.raises(ipp.CompositeError) as caught:
         everyone.apply_sync(interactive(lambda: [][1]))
     assert len(caught.value.elist) == 2
     assert {error[0] for error in caught.value.elist} == {"IndexError"}
 
 
-def test_a_failing_task_of_a_map_spares_the_others(balanced):
+def test_a_failing_task_does_not_affect_the_others(balanced):
     @interactive
     def picky(n):
         if n == 3:
@@ -256,7 +256,7 @@ def test_abort_of_a_waiting_task(client, tmp_path):
         second.get(TIMEOUT_S)
 
 
-def test_requests_stand_among_the_results(cluster, client):
+def test_requests_are_listed_in_the_results(cluster, client):
     client[:].apply_sync(interactive(lambda: None))
     assert "client" in cluster.run("results", "--json")
 
@@ -273,7 +273,7 @@ def test_magics_run_code_on_all_engines(client):
     assert captured.stdout.count("from px 2") == 2
 
 
-def test_a_task_that_kills_its_worker_spares_the_engine():
+def test_a_task_that_kills_its_worker_does_not_end_the_engine_process():
     cluster = Cluster("-n", "1")
     try:
         client = ipp.Client(connection_info=str(cluster.ipython_dir / "profile_default/security/ipcontroller-client.json"), timeout=30)
@@ -281,10 +281,10 @@ def test_a_task_that_kills_its_worker_spares_the_engine():
             assert client.ids == [0]
             pid = client[0].apply_sync(os.getpid)
             assert pid > 0
-            # The worker dies of the task; the engine lives and says so. What the worker had is lost: it is another engine now.
+            # The task kills the worker; the engine reports it. The namespace is lost, so it registers as a new engine.
             with pytest.raises(ipp.RemoteError):
                 client[0].apply_sync(os._exit, 3)
-            wait_until("the engine is back under another id", lambda: client.ids == [1])
+            wait_until("the engine to register with a new id", lambda: client.ids == [1])
             assert client[1].apply_sync(interactive(lambda: 5)) == 5
         finally:
             client.close()
@@ -293,7 +293,7 @@ def test_a_task_that_kills_its_worker_spares_the_engine():
         cluster.end()
 
 
-def test_results_come_though_the_controller_is_killed_meanwhile():
+def test_results_arrive_although_the_controller_is_killed():
     cluster = Cluster("-n", "2")
     try:
         client = ipp.Client(connection_info=str(cluster.ipython_dir / "profile_default/security/ipcontroller-client.json"), timeout=30)
@@ -317,7 +317,7 @@ def test_results_come_though_the_controller_is_killed_meanwhile():
             assert balanced.get(TIMEOUT_S) == [x * x for x in range(12)]
             assert direct.get(TIMEOUT_S) == [49, 49]
             assert controller() != killed
-            # And the client goes on as if nothing had been.
+            # The client continues to work.
             assert client[:].apply_sync(slowly, 3) == [9, 9]
         finally:
             client.close()

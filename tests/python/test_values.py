@@ -199,7 +199,7 @@ class ValuesTest(unittest.TestCase):
             shown, name = record.rendering()
             self.assertEqual((shown, name.replace("pathlib._local", "pathlib")), (rendering, kind), text)
 
-    def test_renderings_are_bounded_and_say_what_is_left_out(self):
+    def test_renderings_are_limited_and_name_omissions(self):
         for text, last in (
             ("tuple(range(10**6))", " more"),
             ("{i: 'x' * 100 for i in range(10**5)}", " more"),
@@ -265,12 +265,12 @@ class ValuesTest(unittest.TestCase):
         names = [record.json()["ename"] for record in records if record.kind == "E"]
         self.assertEqual(names, ["ValueNotSerializable"] * 2 + ["KeyboardInterrupt", "SystemExit", "ValueNotSerializable"])
 
-    def test_a_value_that_ends_python_ends_it_in_its_own_task(self):
+    def test_a_value_that_exits_python_affects_only_its_own_task(self):
         self.worker.tasks(1, [["1"], ["Fatal()"], ["2"]])
         self.assertEqual(self.worker.record().json(), 1)
         self.assertIsNone(self.worker.record())
 
-    def test_an_exception_may_say_anything_of_itself(self):
+    def test_exceptions_with_arbitrary_texts(self):
         text = ["Loud(KeyboardInterrupt())", "Loud(SystemExit())", "Loud(7)", "Loud('x' * 10**8)", "Loud(Text('t'))", "Loud('\\udcff')"]
         records = self.of("1", *["raises(%s)" % one for one in text], "2")
         self.assertEqual([record.json() for record in records if record.kind == "V"], [1, 2])
@@ -280,7 +280,7 @@ class ValuesTest(unittest.TestCase):
         self.assertLess(len(records[4].body), 1_000_000)
         self.assertEqual([error["evalue"] for error in errors[4:]], ["t", "\\udcff"])
 
-    def test_a_poisonous_input_fails_alone(self):
+    def test_an_invalid_input_fails_alone(self):
         poison = [b"[" + b"7" * 5000 + b"]", b"[" * 100_000 + b"]" * 100_000, b'["\\ud800"]', b'["ok"]', b"{} "]
         self.worker.define_file(2, "def f(x=0): return len(str(x))")
         self.worker.texts(2, 0, [b"[1]"] + poison + [b"[22]"])
@@ -293,7 +293,7 @@ class ValuesTest(unittest.TestCase):
         self.assertIn("the input cannot be decoded", records[2].json()["evalue"])
         self.assertEqual([record.ticket for record in records], list(range(7)))
 
-    def test_folds_see_exact_values_and_say_what_they_were_doing(self):
+    def test_folds_get_exact_values_and_errors_name_them(self):
         import base64
 
         self.worker.define_file(2, FILE + "def add(a, b): return a + b\ndef one(a): pass\n", "add", reduces={"map": 7, "work": {}})
