@@ -170,10 +170,7 @@ mod tests {
     }
 
     #[test]
-    #[expect(
-        clippy::disallowed_methods,
-        reason = "no secret: what is opened to others here is to be leftover alone"
-    )]
+    #[expect(clippy::disallowed_methods, reason = "no secret: tests that a directory open to others is kept")]
     fn directories_that_are_not_safely_ours_are_kept() {
         let parent = tempfile::tempdir().unwrap();
         let named = |letter: &str| parent.path().join(format!("{PREFIX}{}", letter.repeat(32)));

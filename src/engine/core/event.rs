@@ -7,7 +7,7 @@ use bytes::Bytes;
 use std::sync::Arc;
 use std::time::Instant;
 
-/// The time, dispatched by the driver: one clock for distances, one for dates.
+/// The time, supplied by the driver: a monotonic clock for durations, the wall clock for timestamps.
 #[derive(Clone, Copy, Debug)]
 pub struct Now {
     pub instant: Instant,
@@ -50,7 +50,7 @@ pub enum Event {
         held: Held,
         file: Result<String, String>,
     },
-    /// What was dispatched back with this number is on the controller's disk.
+    /// The controller has recorded the units returned with this sequence number.
     ReturnRecorded {
         sequence: u64,
     },

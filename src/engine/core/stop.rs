@@ -31,7 +31,7 @@ pub(super) enum StopReason {
     Dropped,
 }
 
-/// What to do once all units that have not started are recalled from the worker.
+/// The action to take once all units that have not started are recalled from the worker.
 #[derive(Debug)]
 pub(super) enum AfterRecall {
     Return(usize),

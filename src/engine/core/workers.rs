@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 const FIRST_RETRY: Duration = Duration::from_secs(1);
 /// ... up to this delay.
 const MAX_RETRY: Duration = Duration::from_secs(60);
-/// A spare that is not ready after this time is dispatched up.
+/// A spare that is not ready after this time is killed.
 const START_TIMEOUT: Duration = Duration::from_secs(120);
 /// Maximum number of idle map workers; beyond it the least recently used one is ended.
 pub(super) const MAX_IDLE_MAP_WORKERS: usize = 4;

@@ -63,7 +63,7 @@ impl Driver {
         self.act(effects).await;
     }
 
-    /// Hands on what workers have report, as far as there is room for the output in front of it.
+    /// Processes queued reports as far as buffer space allows reading the output before them.
     pub(super) async fn process_reports(&mut self) {
         while let Some((number, report)) = self.reports.pop_front() {
             let Some(key) = self.pool.find(number) else {

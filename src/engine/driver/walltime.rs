@@ -20,7 +20,7 @@ fn margin(left_s: f64) -> f64 {
     (left_s * FRACTION).clamp(LATEST_S, EARLIEST_S)
 }
 
-/// What causes an engine to leave.
+/// The cause for an engine to leave.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Warning {
     /// The known end of the job.

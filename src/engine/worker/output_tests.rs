@@ -169,7 +169,7 @@ proptest! {
         });
         let (mut early, mut ended, mut reads) = (<[Vec<u8>; 2]>::default(), 0, reads.into_iter().cycle());
         while let Some((limit, waits)) = reads.next().filter(|_| ended < units.len()) {
-            // As a sync does: what was written by now is, behind the ends that are known by then, of the unit that runs.
+            // Like a sync: output written so far, after the ends reported so far, belongs to the running unit.
             let sizes: [u64; 2] = [0, 1].map(|stream: usize| outputs[stream].size());
             while let Ok(end) = reports.try_recv() {
                 check(&mut outputs, &mut early, end, &units)?;

@@ -138,7 +138,7 @@ impl Worker {
         let frames = FrameWriter::new(frames_out.into());
         let large = records_in.try_clone().map_err(error_text)?;
         let (wake_out, wake_in) = oneshot::channel();
-        let (look_out, look_in) = unbounded_channel();
+        let (sync_sender, sync_receiver) = unbounded_channel();
         let exit = tokio::spawn(async move {
             let ended = end.await;
             // Wakes the reader.
@@ -148,7 +148,7 @@ impl Worker {
         let killed = pid.clone();
         tokio::spawn(async move {
             let kill = || killed.signal(nix::libc::SIGKILL);
-            let broken = read_records(records_in, wake_in, look_in, number, &events, kill).await;
+            let broken = read_records(records_in, wake_in, sync_receiver, number, &events, kill).await;
             let end = exit.await.ok().and_then(Result::ok);
             let _ = events.send((number, WorkerEvent::Exited(WorkerExit::of(end, broken))));
         });
@@ -165,7 +165,7 @@ impl Worker {
             stderr,
             unsent: Vec::new(),
             records: Some(large),
-            sync: look_out,
+            sync: sync_sender,
             sync_positions: None,
             is_requested: false,
             ends: None,

@@ -11,7 +11,7 @@ use tokio::sync::oneshot;
 
 /// Maximum length of a record.
 const MAX_RECORD: usize = 1 << 36;
-/// Bytes request for in one read.
+/// Bytes requested in one read.
 const CHUNK: usize = 256 << 10;
 /// When records arrive with less than this gap between them,
 const BURST_GAP: Duration = Duration::from_micros(100);
