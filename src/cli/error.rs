@@ -1,4 +1,4 @@
-//! What the user reads when a command did not work: what was tried, why it failed, what to do next. And the exit code, picked here alone.
+//! Errors of commands: what failed, why, and what to do next. The only place that chooses exit codes.
 use super::context::Context;
 use super::output::visible::visible;
 use crate::client::ClientError;
@@ -14,17 +14,17 @@ use crate::launchers::ssh::reverse::ReverseError;
 use crate::profile::{ConfigError, ProfileError};
 use std::fmt::Display;
 
-/// How a command ended that did its work.
+/// How a command that completed its work ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Exit {
     Fine,
-    /// The command did its work; some tasks failed (and it has said so).
+    /// Some tasks failed; the command has reported them.
     SomeFailed,
-    /// Ctrl-C (and the command has said what that means).
+    /// Interrupted by Ctrl-C; the command has reported the consequences.
     Interrupted,
-    /// As the process that was supervised ended, which has said why.
+    /// The exit code of the supervised process, which has reported the reason.
     OfSupervised(u8),
-    /// `doctor` found something that will not work (and has said so).
+    /// A check of `doctor` failed.
     Unfit,
 }
 
@@ -43,20 +43,20 @@ impl Exit {
 /// Each kind is one exit code; `docs/reference/cli.md` lists them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ErrorKind {
-    /// Some tasks failed, or what was waited for did not come in time.
+    /// Some tasks failed, or a timeout expired.
     Failed,
     /// Bad arguments or bad input.
     Usage,
     /// No such cluster, map, task, engine; no cluster running.
     NotFound,
-    /// The controller cannot be reached, or refused.
+    /// The controller is unreachable, or refused the request.
     Refused,
     /// Python, ports, files, permissions.
     Environment,
-    /// A mistake of pcluster's own.
+    /// A bug in pcluster.
     Internal,
     Interrupted,
-    /// Whoever read stdout has gone: nothing is said.
+    /// The reader of stdout has closed it: nothing is printed.
     OutputClosed,
 }
 
@@ -127,8 +127,8 @@ impl CommandError {
         self
     }
 
-    /// Of an interruption: what became of what had been begun.
-    pub fn instead_of_started(mut self, what: &str) -> CommandError {
+    /// Replaces the message of an interruption by what it caused.
+    pub fn with_interruption(mut self, what: &str) -> CommandError {
         if self.kind == ErrorKind::Interrupted {
             self.error = format!("interrupted; {what}");
         }
@@ -148,14 +148,14 @@ impl CommandError {
         }
         if self.kind == ErrorKind::Internal {
             text.push_str(&format!(
-                "{cyan}hint:{end} this is a mistake in pcluster {}; please report it\n",
+                "{cyan}hint:{end} this is a bug in pcluster {}; please report it\n",
                 crate::model::VERSION
             ));
         }
         text
     }
 
-    /// Says it, and gives the exit code.
+    /// Prints the error and returns its exit code.
     pub fn report(&self, context: &Context) -> u8 {
         if self.kind != ErrorKind::OutputClosed {
             super::output::stderr_text(&self.render(context.terminal.color_stderr));
@@ -259,7 +259,7 @@ fn remote_kind(error: &RemoteError) -> ErrorKind {
         RemoteError::NoCluster { .. } | RemoteError::Gone { .. } | RemoteError::NotConnected { .. } => ErrorKind::NotFound,
         RemoteError::Listen(_) | RemoteError::Program(_) | RemoteError::Ended { .. } => ErrorKind::Environment,
         RemoteError::OtherMachine { .. } | RemoteError::DoesNotRun { .. } | RemoteError::NotInstalled { .. } => ErrorKind::Environment,
-        // As it would have been here.
+        // The same kinds as for a local command.
         RemoteError::Failed { code, .. } => match code {
             Some(1) => ErrorKind::Failed,
             Some(2) => ErrorKind::Usage,
@@ -287,9 +287,12 @@ impl From<ControllerError> for CommandError {
         match error {
             ControllerError::Db(error) => error.into(),
             ControllerError::Connection(error) => error.into(),
-            ControllerError::Running { .. } => CommandError::refused(error).hint("`pcluster list` shows it, `pcluster stop` stops it"),
-            ControllerError::Transport(_) => CommandError::environment(error)
-                .hint("`pcluster doctor` looks at the network; controller.ip in pcluster.yaml says where to listen"),
+            ControllerError::Running { .. } => {
+                CommandError::refused(error).hint("list it with `pcluster list`, stop it with `pcluster stop`")
+            }
+            ControllerError::Transport(_) => {
+                CommandError::environment(error).hint("run `pcluster doctor` to check the network, or set controller.ip in pcluster.yaml")
+            }
             ControllerError::Prepare { .. } => CommandError::environment(error),
         }
     }
@@ -325,7 +328,7 @@ mod tests {
     }
 
     #[test]
-    fn a_closed_pipe_is_no_complaint() {
+    fn a_closed_pipe_is_not_reported() {
         let error = CommandError::output(std::io::Error::from(std::io::ErrorKind::BrokenPipe));
         assert_eq!(error.kind, ErrorKind::OutputClosed);
         assert_eq!(CommandError::output(std::io::Error::other("full")).kind, ErrorKind::Environment);
@@ -435,7 +438,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let profile = crate::profile::ProfileDir::named("p", Some(dir.path())).unwrap();
         profile.create().unwrap();
-        std::fs::write(profile.config_file(), "controller:\n  heartbeat_ms: 500\n  hwmm: 2\n").unwrap();
+        std::fs::write(profile.config_file(), "controller:\n  heartbeat_interval_ms: 500\n  hwmm: 2\n").unwrap();
         let error = CommandError::from(crate::profile::Config::load(&profile).unwrap_err());
         assert_eq!(error.kind, ErrorKind::Usage);
         insta::assert_snapshot!(error.render(false).replace(&dir.path().display().to_string(), "DIR"), @r"

@@ -9,30 +9,30 @@ use std::path::PathBuf;
 
 /// What a batch system is asked for. `start`, `engines add` and `script` take the same.
 #[derive(Clone, Debug, Default, clap::Args)]
-#[command(next_help_heading = "For batch systems")]
+#[command(next_help_heading = "Batch systems")]
 pub struct ResourceArgs {
-    /// The queue or partition
+    /// Submit to this queue or partition
     #[arg(long, value_name = "NAME")]
     pub queue: Option<String>,
-    /// The account or project
+    /// Charge this account or project
     #[arg(long, value_name = "NAME")]
     pub account: Option<String>,
-    /// How long a job may run: 1:30:00, 90m, 36h, 2d; a bare number is minutes
+    /// Limit each job to this time: 1:30:00, 90m, 36h, 2d; a bare number is minutes
     #[arg(long, value_name = "TIME")]
     pub walltime: Option<Walltime>,
-    /// Memory for each engine: 4G, 512M
+    /// Request this much memory per engine: 4G, 512M
     #[arg(long, value_name = "SIZE")]
     pub mem: Option<Memory>,
-    /// Processors for each engine
+    /// Request N processors per engine
     #[arg(long, value_name = "N")]
     pub cpus: Option<u32>,
-    /// GPUs for each engine
+    /// Request N GPUs per engine
     #[arg(long, value_name = "N")]
     pub gpus: Option<u32>,
-    /// How many engines one job holds, on one node
+    /// Run N engines in each job, on one node
     #[arg(long, value_name = "N")]
     pub engines_per_job: Option<u32>,
-    /// A template instead of the profile's or pcluster's own
+    /// Use this template instead of the profile's or pcluster's own
     #[arg(long, value_name = "FILE")]
     pub template: Option<PathBuf>,
 }
@@ -83,10 +83,10 @@ impl ResourceArgs {
 /// What a configuration is made of besides the profile's file, for commands that start nothing.
 #[derive(Clone, Debug, Default, clap::Args)]
 pub struct SettingArgs {
-    /// What starts the engines: local, mpi, slurm, sge, pbs, lsf, htcondor
+    /// Start the engines with this launcher: local, mpi, slurm, sge, pbs, lsf, htcondor
     #[arg(long, value_name = "NAME")]
     pub launcher: Option<String>,
-    /// A setting over those of the profile's pcluster.yaml, for example launchers.slurm.queue=long
+    /// Override a setting of pcluster.yaml, for example launchers.slurm.queue=long
     #[arg(long = "set", value_name = "KEY=VALUE", value_parser = setting)]
     pub settings: Vec<(String, String)>,
     #[command(flatten)]

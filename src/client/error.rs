@@ -93,7 +93,7 @@ impl ClientError {
             }
             ClientError::BadReply { .. } => say(&["update pcluster here or on the controller's host, so that both are of one version"]),
             ClientError::TooLarge { .. } => say(&[
-                "restart the cluster with a larger `controller.most_message_mb`, or pass large data as files and only their names as inputs",
+                "restart the cluster with a larger `controller.max_message_mb`, or pass large data as files and only their names as inputs",
             ]),
             ClientError::Inputs { .. } => say(&["correct the input and run the map again"]),
             ClientError::Transport(TransportError::BadKey(_)) => {

@@ -138,7 +138,7 @@ impl Client {
             let last = !matches!(end, End::More);
             let failed = match batches.send(batch, last).await {
                 Err(ClientError::TooLarge { bytes, max, .. }) => Some(format!(
-                    "an input has {bytes} bytes; the controller receives messages of up to {max} bytes (controller.most_message_mb)"
+                    "an input has {bytes} bytes; the controller receives messages of up to {max} bytes (controller.max_message_mb)"
                 )),
                 sent => sent.map(|()| failed)?,
             };

@@ -110,7 +110,7 @@ pub async fn add_engines(options: AddOptions, progress: &mut dyn FnMut(StartProg
     let mut record = Record::new(profile, cluster_id);
     let launch = wish.launch(profile, &state, options.n);
     let engines = launch::recorded(launcher.start_engines(&launch)?, &launch, &wish.config);
-    let mut undo = Undo::new(Duration::from_millis(wish.config.launcher.kill_ms));
+    let mut undo = Undo::new(Duration::from_millis(wish.config.launcher.kill_timeout_ms));
     undo.add(&launcher, &engines);
     let said = engines.notes.iter().chain(&engines.trouble);
     said.for_each(|text| progress(StartProgress::Note(text.clone())));

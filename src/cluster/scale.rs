@@ -29,7 +29,7 @@ pub enum Which {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Removed {
     /// Told to leave.
-    pub told: Vec<EngineId>,
+    pub leaving: Vec<EngineId>,
     /// Of these, how many finish a task first.
     pub busy: usize,
     /// How many had not begun, and now will not.
@@ -75,7 +75,7 @@ pub async fn remove_engines(profile: &ProfileDir, cluster_id: &str, which: Which
     let _lock = Lock::wait(profile, cluster_id).await?;
     let mut world = World::of(profile, cluster_id).await?;
     let mut removed = Removed::default();
-    let mut told: Vec<EngineStatus> = match &which {
+    let mut leaving: Vec<EngineStatus> = match &which {
         Which::All => {
             removed.cancelled = world.cancel(usize::MAX, profile).await?;
             world.staying().cloned().collect()
@@ -89,24 +89,24 @@ pub async fn remove_engines(profile: &ProfileDir, cluster_id: &str, which: Which
             engines
         }
     };
-    told.sort_by_key(|engine| engine.id);
-    removed.busy = told.iter().filter(|engine| drain && engine.assigned > 0).count();
-    removed.told = told.iter().map(|engine| engine.id).collect();
-    if !removed.told.is_empty() {
+    leaving.sort_by_key(|engine| engine.id);
+    removed.busy = leaving.iter().filter(|engine| drain && engine.assigned > 0).count();
+    removed.leaving = leaving.iter().map(|engine| engine.id).collect();
+    if !removed.leaving.is_empty() {
         // Before they are gone.
-        let elsewhere = world.places_elsewhere(profile, &told).await?;
+        let elsewhere = world.places_elsewhere(profile, &leaving).await?;
         let before = world.state.clone();
-        told.iter().for_each(|engine| world.mark(engine));
+        leaving.iter().for_each(|engine| world.mark(engine));
         world.mark_elsewhere(&elsewhere);
-        // Before they are told: who stops waiting for the answer leaves no engines that are missed.
+        // Before they are told to leave: an interrupted caller must leave no engines on record that are gone.
         world.write(profile)?;
-        if let Err(error) = world.client.stop_engines(removed.told.clone(), drain).await {
+        if let Err(error) = world.client.stop_engines(removed.leaving.clone(), drain).await {
             world.state = before;
             world.write(profile)?;
             return Err(error.into());
         }
     }
-    let gone = |engine: &&EngineStatus| !removed.told.contains(&engine.id);
+    let gone = |engine: &&EngineStatus| !removed.leaving.contains(&engine.id);
     removed.left = world.staying().filter(gone).count();
     world.write(profile)?;
     Ok(removed)
@@ -163,7 +163,7 @@ impl World {
         state.write(profile)
     }
 
-    /// Registered, and not told to leave.
+    /// Registered and not told to leave.
     fn staying(&self) -> impl Iterator<Item = &EngineStatus> {
         let stays = |engine: &&EngineStatus| !matches!(engine.state.as_str(), "silent" | "leaving");
         self.status.engines.iter().filter(stays)
@@ -216,7 +216,7 @@ impl World {
                 continue;
             }
             let launcher = launch::launcher(&launched.launcher, profile, &self.config)?;
-            let grace = Duration::from_millis(self.config.launcher.kill_ms);
+            let grace = Duration::from_millis(self.config.launcher.kill_timeout_ms);
             let rows = jobs::rows(&part, &vec![MemberState::submitted(); part.len()]);
             in_thread(move || launcher.stop(&part, grace)).await??;
             jobs::tell(&self.client, jobs::stopped(rows)).await;
@@ -251,7 +251,7 @@ impl World {
         }
     }
 
-    /// Notes that this engine was told to leave.
+    /// Marks this engine as leaving.
     fn mark(&mut self, engine: &EngineStatus) {
         let Some(state) = &mut self.state else { return };
         for launched in &mut state.engines {

@@ -204,7 +204,7 @@ pub async fn start(options: StartOptions, progress: &mut dyn FnMut(StartProgress
         started: state.started,
         armed: true,
     };
-    let mut undo = Undo::new(Duration::from_millis(wish.config.launcher.kill_ms));
+    let mut undo = Undo::new(Duration::from_millis(wish.config.launcher.kill_timeout_ms));
 
     progress(StartProgress::ControllerStarting);
     if controllers.is_elsewhere() {
@@ -235,7 +235,7 @@ pub async fn start(options: StartOptions, progress: &mut dyn FnMut(StartProgress
     files.before = None;
     if let Some(before) = &leftovers.state {
         // The new one has a keeper of its own.
-        keep::end(before, Duration::from_millis(wish.config.launcher.kill_ms)).await?;
+        keep::end(before, Duration::from_millis(wish.config.launcher.kill_timeout_ms)).await?;
         if !kept.is_empty() {
             state.next_engine = before.next_engine;
         }

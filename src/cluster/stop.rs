@@ -90,8 +90,8 @@ async fn end(
     // Stopping must work with a broken configuration too.
     let config = Config::load(profile).unwrap_or_default();
     let (stop_for, kill_after) = (
-        Duration::from_millis(config.launcher.stop_ms),
-        Duration::from_millis(config.launcher.kill_ms),
+        Duration::from_millis(config.launcher.stop_timeout_ms),
+        Duration::from_millis(config.launcher.kill_timeout_ms),
     );
     // Nothing is replaced from here on.
     if let Some(state) = &standing.state {

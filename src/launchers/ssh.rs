@@ -62,7 +62,7 @@ impl OverSsh {
         T: Send + 'static,
         F: Future<Output = T> + Send + 'static,
     {
-        let seats = Arc::new(Semaphore::new(self.config.at_once.max(1)));
+        let seats = Arc::new(Semaphore::new(self.config.parallelism.max(1)));
         let all = async move {
             let mut running = JoinSet::new();
             for (at, work) in works.into_iter().enumerate() {

@@ -180,21 +180,6 @@ fn section_of(key: &str) -> Option<String> {
 
 /// The known word at the least edit distance, if that is small enough to be a typo.
 fn nearest<'a>(word: &str, known: &[&'a str]) -> Option<&'a str> {
-    let (distance, near) = known.iter().map(|k| (edit_distance(word, k), *k)).min()?;
+    let (distance, near) = known.iter().map(|k| (strsim::levenshtein(word, k), *k)).min()?;
     (distance <= 1 + word.chars().count() / 4).then_some(near)
-}
-
-fn edit_distance(a: &str, b: &str) -> usize {
-    let b: Vec<char> = b.chars().collect();
-    let mut row: Vec<usize> = (0..=b.len()).collect();
-    for (i, x) in a.chars().enumerate() {
-        let mut diagonal = row[0];
-        row[0] = i + 1;
-        for (j, y) in b.iter().enumerate() {
-            let substituted = diagonal + usize::from(x != *y);
-            diagonal = row[j + 1];
-            row[j + 1] = substituted.min(row[j] + 1).min(diagonal + 1);
-        }
-    }
-    row[b.len()]
 }

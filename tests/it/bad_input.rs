@@ -125,11 +125,11 @@ fn a_typo_in_the_configuration_has_its_place() {
     let home = Home::new();
     home.file(
         "ipython/profile_default/pcluster.yaml",
-        "controller:\n  ip: 127.0.0.1\n  hearbeat_ms: 500\n",
+        "controller:\n  ip: 127.0.0.1\n  hearbeat_interval_ms: 500\n",
     );
     let ended = home
         .run(&["start", "-n", "1"])
-        .fails(2, &["pcluster.yaml", "hearbeat_ms", "heartbeat_ms"]);
+        .fails(2, &["pcluster.yaml", "hearbeat_interval_ms", "heartbeat_interval_ms"]);
     assert!(
         ended.stderr.contains("line 3") || ended.stderr.contains(":3:3"),
         "{}",

@@ -58,7 +58,7 @@ impl Site {
 
     /// Two engines through a batch system, work on them, and nothing left after.
     fn whole_life(&self, launcher: &str) {
-        self.ok(&format!("start -n 2 --launcher {launcher} --set launcher.poll_ms=200"));
+        self.ok(&format!("start -n 2 --launcher {launcher} --set launcher.poll_interval_ms=200"));
         assert_eq!(self.ok("map math:sqrt --range 1..4").lines().last(), Some("1.7320508075688772"));
         let list = self.ok("list --json");
         assert!(list.contains(launcher), "{list}");

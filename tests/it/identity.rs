@@ -46,7 +46,7 @@ fn a_running_cluster_is_found_and_left_alone_from_another_pid_namespace() {
     let listed = in_container(&cluster, "list").ok();
     assert!(listed.contains("running"), "{listed}");
     let cleaned = in_container(&cluster, "clean --force");
-    assert!(cleaned.stderr.contains("nothing to clear away"), "{}", cleaned.stderr);
+    assert!(cleaned.stderr.contains("nothing to clean"), "{}", cleaned.stderr);
     in_container(&cluster, "start -n 1").fails(4, &["is running already"]);
     assert_eq!((files(&security), files(&pid)), before);
     assert_eq!(cluster.ok(&["map", "math:sqrt", "--range", "4..5"]), "2.0\n");

@@ -35,7 +35,7 @@ def prints(n):
 fn narrow() -> Cluster {
     let home = Home::new();
     home.file("work.py", WORK);
-    Cluster::start_in(home, 2, &["--set", "controller.most_message_mb=2"])
+    Cluster::start_in(home, 2, &["--set", "controller.max_message_mb=2"])
 }
 
 #[test]
@@ -47,7 +47,7 @@ fn what_exceeds_the_message_limit_is_an_error_and_not_tried_for_ever() {
         &[
             "task 1.3 failed",
             "ResultTooLarge",
-            "controller.most_message_mb",
+            "controller.max_message_mb",
             "1 of 8 tasks failed",
         ],
     );
@@ -108,7 +108,7 @@ fn into_file(cluster: &Cluster, arguments: &str, file: &str) -> Vec<u8> {
 }
 
 #[test]
-fn a_commands_output_is_left_as_it_is_byte_for_byte() {
+fn the_output_of_a_command_is_unchanged_byte_for_byte() {
     let cluster = shared();
     let long = binary(&cluster.path().join("long.bin"), 50_000_000);
     cluster.file("names.txt", "one\ntwo\n");

@@ -60,7 +60,7 @@ fn a_session_without_a_terminal() {
     assert_snapshot!(home.run(&["resubmit", "1.1"]).snapshot(), @r#"
     $ pcluster resubmit 1.1
     1 task resubmitted
-    wait for them: pcluster wait 1
+    wait for them:  pcluster wait 1
     [exit 0]
     "#);
     assert_snapshot!(home.run(&["wait", "1"]).snapshot(), @r#"
@@ -70,7 +70,7 @@ fn a_session_without_a_terminal() {
     "#);
     assert_snapshot!(home.run(&["results", "--pending"]).snapshot(), @r#"
     $ pcluster results --pending
-    no task fits
+    no matching tasks
     [exit 0]
     "#);
     assert_snapshot!(home.run(&["stop"]).snapshot(), @r#"
@@ -82,7 +82,7 @@ fn a_session_without_a_terminal() {
     $ pcluster status
     error: no cluster is running in profile `default`: there is no [TEMP]/ipython/profile_default/security/ipcontroller-client.json
     hint: start one: pcluster start -n 4
-    hint: or choose another with --profile and --cluster-id; `pcluster list` shows those that run
+    hint: or choose another with --profile and --cluster-id; `pcluster list` shows running clusters
     [exit 3]
     "#);
 }

@@ -343,7 +343,7 @@ fn engines_are_ended_with_the_cluster_also_without_any_supervisor() {
 
 #[test]
 fn a_stopped_engine_comes_back_under_its_id_and_its_result_counts() {
-    let cluster = cluster(2, &["--set", "controller.heartbeat_ms=100"]);
+    let cluster = cluster(2, &["--set", "controller.heartbeat_interval_ms=100"]);
     let running = cluster.spawn(&["map", "work.py:held", "--range", "0..2"]);
     until_begun(&cluster, 2);
     let engines = cluster.engine_pids();
@@ -365,7 +365,7 @@ fn a_stopped_engine_comes_back_under_its_id_and_its_result_counts() {
 
 #[test]
 fn after_its_lease_a_stopped_engines_task_is_given_away_and_one_result_is_recorded() {
-    let settings = ["--set", "controller.heartbeat_ms=50", "--set", "controller.lease_ms=400"];
+    let settings = ["--set", "controller.heartbeat_interval_ms=50", "--set", "controller.lease_ms=400"];
     let cluster = cluster(2, &settings);
     let running = cluster.spawn(&["map", "work.py:held", "--range", "0..2"]);
     until_begun(&cluster, 2);
@@ -395,7 +395,15 @@ fn after_its_lease_a_stopped_engines_task_is_given_away_and_one_result_is_record
 
 #[test]
 fn a_task_that_does_not_heed_its_cancellation_gets_one_signal_after_the_other() {
-    let cluster = cluster(2, &["--set", "engine.interrupt_ms=400", "--set", "engine.terminate_ms=400"]);
+    let cluster = cluster(
+        2,
+        &[
+            "--set",
+            "engine.interrupt_timeout_ms=400",
+            "--set",
+            "engine.terminate_timeout_ms=400",
+        ],
+    );
     let running = cluster.spawn(&["map", "work.py:stubborn", "--range", "0..1"]);
     until_begun(&cluster, 1);
     let other = cluster.spawn(&["map", "work.py:held", "--range", "1..2"]);
@@ -424,7 +432,15 @@ fn a_task_that_does_not_heed_its_cancellation_gets_one_signal_after_the_other() 
 
 #[test]
 fn whatever_a_task_does_to_its_worker_is_reported_with_its_cause_and_hurts_no_other() {
-    let cluster = cluster(2, &["--set", "engine.interrupt_ms=300", "--set", "engine.terminate_ms=300"]);
+    let cluster = cluster(
+        2,
+        &[
+            "--set",
+            "engine.interrupt_timeout_ms=300",
+            "--set",
+            "engine.terminate_timeout_ms=300",
+        ],
+    );
     let engines = cluster.engine_pids();
     cluster.file("how", "exit\nsegfault\nkill\nmemory\nloop\nfine\n");
     let options = ["--mem", "200M", "--timeout", "3", "--max-crashes", "1", "--retries", "0"];

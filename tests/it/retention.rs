@@ -1,10 +1,10 @@
-//! `controller.keep_days`: what ended long ago goes, and the file gets smaller.
+//! `controller.retention_days`: what ended long ago goes, and the file gets smaller.
 use super::support::{Cluster, Home, wait_until};
 
 #[test]
 fn what_ended_long_ago_is_forgotten_and_what_is_open_is_kept() {
     // Less than a second.
-    let cluster = Cluster::start_in(Home::new(), 2, &["--set", "controller.keep_days=0.00001"]);
+    let cluster = Cluster::start_in(Home::new(), 2, &["--set", "controller.retention_days=0.00001"]);
     cluster.file(
         "work.py",
         "import os, time\n\ndef long(x):\n    return 'x' * 1000\n\ndef held(x):\n    while not os.path.exists('go'):\n        time.sleep(0.02)\n    return x\n",

@@ -11,7 +11,7 @@ fn profiles_are_made_listed_and_shown() {
     assert!(text.contains("controller:"), "{text}");
     // What it wrote, it can read; nothing in it differs from the defaults.
     let shown = home.ok(&["profile", "show", "night"]);
-    assert!(shown.contains("heartbeat_ms: 1000"), "{shown}");
+    assert!(shown.contains("heartbeat_interval_ms: 1000"), "{shown}");
     home.run(&["profile", "show", "day"]).fails(3, &["day"]);
     std::fs::write(&config, "controller:\n  hwm: 5\n").unwrap();
     assert!(home.ok(&["profile", "show", "night"]).contains("hwm: 5"));

@@ -171,7 +171,7 @@ class OnSite(Cluster):
     """A cluster with engines of the batch system; its function file and its inputs are beside it."""
 
     def __init__(self, *arguments):
-        fast = ["--set", "launcher.poll_ms=1000"]
+        fast = ["--set", "launcher.poll_interval_ms=1000"]
         super().__init__("--launcher", SITE.launcher, *fast, *arguments)
         self.functions = self.folder / "functions.py"
         self.functions.write_text(FUNCTIONS)
@@ -327,7 +327,7 @@ def engines(cluster):
 
 
 def test_a_node_that_is_lost_in_the_middle_of_a_map(on_site):
-    cluster = on_site("-n", "15", "--set", "controller.lease_ms=3000", "--set", "controller.heartbeat_ms=500")
+    cluster = on_site("-n", "15", "--set", "controller.lease_ms=3000", "--set", "controller.heartbeat_interval_ms=500")
     cluster.start_map("slow", 150)
     wait_until("some tasks", lambda: cluster.finished() > 5)
     SITE.take_a_node_away()
@@ -518,7 +518,7 @@ def test_a_submission_without_an_answer_is_found_and_a_sites_banner_is_no_answer
     for text in ('"{}" "$@" > /dev/null && exec sleep 600', 'echo "Welcome to node 7"; "{}" "$@" && echo "Have fun, 42"'):
         wrapper.write_text("#!/bin/sh\n" + text.format(real) + "\n")
         wrapper.chmod(0o755)
-        cluster = on_site("-n", "1", "--set", "launcher.command_ms=5000")
+        cluster = on_site("-n", "1", "--set", "launcher.command_timeout_ms=5000")
         (job,) = jobs(cluster)
         (line,) = SITE.queue()
         assert line.split()[:2] == ["{}_1".format(job["id"]), job["name"]], "submitted once"

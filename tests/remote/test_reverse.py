@@ -153,7 +153,7 @@ class TestBehind:
 
 def test_a_cut_for_good_moves_the_tasks(net):
     """Also that of a direct way: login's engine reaches the controller itself."""
-    said = start(net, "moves", "--host", "node1:2", "--host", "login:2", "--set", "controller.lease_ms=3000", "--set", "controller.heartbeat_ms=500")
+    said = start(net, "moves", "--host", "node1:2", "--host", "login:2", "--set", "controller.lease_ms=3000", "--set", "controller.heartbeat_interval_ms=500")
     assert "login: the controller is reached directly" in said
     assert "node1: its engines reach the controller through a reverse tunnel (" in said and "unreachable" in said
     assert list(phases(net, "moves")) == ["node1"]

@@ -43,7 +43,7 @@ const SETTINGS: [&str; 8] = [
     "--set",
     "launcher.n=3",
     "--set",
-    "controller.heartbeat_ms=500",
+    "controller.heartbeat_interval_ms=500",
     "--set",
     "controller.lease_ms=4000",
     "--set",

@@ -23,61 +23,62 @@ const PROBE: Duration = Duration::from_secs(4);
 
 /// Run an engine in the foreground
 ///
-/// Launchers start this; `pcluster start -n 4` is what one usually wants. It logs to stderr, and works until its controller
-/// or SIGTERM ends it. SIGINT (Ctrl-C) interrupts what runs; where nothing runs, it ends an engine that has a terminal.
+/// Launchers start this; use `pcluster start -n 4` to start a cluster. Logs to stderr, and runs until its controller or SIGTERM
+/// stops it. SIGINT (Ctrl-C) interrupts the running task; an idle engine at a terminal exits.
 #[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:\n  pcluster engine --profile gpu\n  pcluster engine --file ipcontroller-engine.json --log-level debug")]
 pub struct Args {
-    /// The engine's connection file [default: the one of the profile]
+    /// Read this connection file [default: that of the profile]
     #[arg(long, value_name = "FILE")]
     file: Option<PathBuf>,
-    /// The profile's directory, instead of --profile
+    /// Use this profile directory, instead of --profile
     #[arg(long, value_name = "DIR")]
     profile_dir: Option<PathBuf>,
-    /// The Python interpreter for the worker [default: engine.python of the profile, else the active environment's]
+    /// Run workers with this Python interpreter [default: engine.python of the profile, else the active environment's]
     #[arg(long, value_name = "PYTHON")]
     python: Option<String>,
-    /// The id that the engine would like
+    /// Request this engine id
     #[arg(long, value_name = "N")]
     id: Option<u32>,
-    /// A setting over those of the profile's pcluster.yaml, for example engine.interrupt_ms=1000
+    /// Override a setting of pcluster.yaml, for example engine.interrupt_timeout_ms=1000
     #[arg(long = "set", value_name = "KEY=VALUE", value_parser = setting)]
     settings: Vec<(String, String)>,
-    /// Start the engine as a process of its own, and another one whenever it was killed or has crashed
+    /// Run the engine as a child process, and replace it when it is killed or crashes
     #[arg(long)]
     supervise: bool,
-    /// It takes the place of one that was killed: its controller may be about to come back too
+    /// Replace an engine that was killed: its controller may be restarting as well
     #[arg(long, hide = true)]
     replacement: bool,
-    /// Start nothing: say whether a controller greets at these addresses
+    /// Only report whether a controller answers at these addresses
     #[arg(long, value_name = "ADDRESS:PORT", hide = true)]
     probe: Vec<String>,
-    /// How much to log: error, warn, info, debug, trace, or Python's numbers and names of levels
+    /// Set the log level: error, warn, info, debug, trace, or Python's level names and numbers
     #[arg(long, value_name = "LEVEL")]
     log_level: Option<String>,
-    /// What is to be started and supervised instead: the command of an ipengine
+    /// Supervise this command of an ipengine instead
     #[arg(last = true, requires = "supervise", value_name = "COMMAND", hide = true)]
     instead: Vec<OsString>,
     #[command(flatten)]
     ipengine: Ipengine,
 }
 
-/// The same words as ipengine's.
+/// The options of ipengine.
 #[derive(Debug, clap::Args)]
-#[command(next_help_heading = "As ipengine has them")]
+#[command(next_help_heading = "Compatible with ipengine")]
 struct Ipengine {
-    /// Engines that one mpiexec has started: take the MPI rank for an id, and set mpi_rank and mpi_size
+    /// Use the MPI rank as engine id, and set mpi_rank and mpi_size (for engines started by mpiexec)
     #[arg(long)]
     mpi: bool,
-    /// Run this Python code at the start
+    /// Run this Python code at startup
     #[arg(short = 'c', long = "c", value_name = "CODE")]
     command: Option<String>,
-    /// Run this Python file at the start
+    /// Run this Python file at startup
     #[arg(short = 's', long = "s", value_name = "FILE")]
     script: Option<String>,
-    /// Seconds to try to register
+    /// Stop trying to register after SECONDS
     #[arg(long, value_name = "SECONDS")]
     timeout: Option<String>,
-    /// The controller's host, instead of what the connection file says
+    /// Connect to the controller on this host, instead of that in the connection file
     #[arg(long, value_name = "HOST")]
     location: Option<String>,
     #[arg(long, hide = true)]
@@ -157,7 +158,7 @@ pub fn run(args: Args, context: &Context) -> Result<Exit, CommandError> {
     };
     let rank = || words.mpi.then(|| mpi_rank(|name| std::env::var(name).ok())).flatten();
     let registration_timeout_ms = match args.replacement {
-        true => config.controller.controller_patience_ms,
+        true => config.controller.engine_reconnect_timeout_ms,
         false => words.timeout_ms.unwrap_or(config.controller.registration_timeout_ms),
     };
     let settings = EngineSettings {
@@ -165,9 +166,9 @@ pub fn run(args: Args, context: &Context) -> Result<Exit, CommandError> {
         location: words.location,
         id: args.id.or(words.id).or_else(rank).map(EngineId),
         python: args.python.or(config.engine.python),
-        interrupt_ms: config.engine.interrupt_ms,
-        terminate_ms: config.engine.terminate_ms,
-        grace_ms: config.engine.grace_ms,
+        interrupt_timeout_ms: config.engine.interrupt_timeout_ms,
+        terminate_timeout_ms: config.engine.terminate_timeout_ms,
+        grace_period_ms: config.engine.grace_period_ms,
         batch: BatchJob::of_this_process(),
         registration_timeout_ms,
         cwd: config.engine.cwd.map(|dir| dir.to_string_lossy().into_owned()),

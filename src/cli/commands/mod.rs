@@ -22,6 +22,7 @@ pub mod profile;
 pub mod pull;
 pub mod purge;
 pub mod push;
+pub mod remote_command;
 pub mod restart;
 pub mod resubmit;
 pub mod results;
@@ -34,7 +35,6 @@ pub mod start;
 pub mod status;
 pub mod stop;
 pub mod template;
-pub mod there;
 pub mod tunnel;
 pub mod version;
 pub mod wait;
@@ -50,7 +50,7 @@ macro_rules! commands {
             $($(#[$attribute])* $variant($module::Args)),*
         }
         pub fn dispatch(command: Command, context: &Context) -> Result<Exit, CommandError> {
-            if let Some(exit) = there::instead(&command, context)? {
+            if let Some(exit) = remote_command::run_instead(&command, context)? {
                 return Ok(exit);
             }
             match command {
@@ -118,7 +118,7 @@ pub fn counted(count: u64, what: &str) -> String {
 pub fn setting(text: &str) -> Result<(String, String), String> {
     match text.split_once('=') {
         Some((key, value)) if !key.trim().is_empty() => Ok((key.trim().to_string(), value.trim().to_string())),
-        _ => Err(format!("{text:?} is not KEY=VALUE, for example engine.interrupt_ms=1000")),
+        _ => Err(format!("{text:?} is not KEY=VALUE, for example engine.interrupt_timeout_ms=1000")),
     }
 }
 

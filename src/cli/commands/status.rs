@@ -10,8 +10,9 @@ use crate::model::UnixTime;
 use serde::Serialize;
 use std::path::Path;
 
-/// Show how a cluster is doing: controller, engines, queue
+/// Show the state of a cluster: controller, engines, queue
 #[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:\n  pcluster status\n  pcluster status --profile gpu --json")]
 pub struct Args {}
 
 #[derive(Serialize)]
@@ -21,15 +22,15 @@ struct View<'a> {
     directory: &'a Path,
     controller: ControllerView<'a>,
     engines: Vec<EngineView<'a>>,
-    /// Maps that are not finished.
+    /// Unfinished maps.
     open_maps: u64,
     /// Tasks.
     queued: u64,
     running: u64,
     finished: u64,
-    /// Clients and engines that have lost their connection because they did not read.
+    /// Clients and engines disconnected because they did not read.
     cut_off: u64,
-    /// Where engines whose job has ended may get a new one: how many have.
+    /// Number of engines restarted in a new job, if restarts are enabled.
     replaced: Option<u32>,
 }
 
@@ -72,18 +73,16 @@ pub fn run(_args: Args, context: &Context) -> Result<Exit, CommandError> {
         output::print(&text(&status, &context.cluster_in_words(), profile.path(), times::now()))?;
         if let Some(keeper) = keeper.filter(|keeper| keeper.replaced > 0 || keeper.trouble.is_some()) {
             let engines = counted(u64::from(keeper.replaced), "engine");
-            context.say(format!(
-                "{engines} got a new job when theirs had ended; `pcluster list` shows the jobs"
-            ));
-            keeper.trouble.iter().for_each(|trouble| context.say(trouble));
+            context.note(format!("{engines} restarted in a new job; `pcluster list` shows the jobs"));
+            keeper.trouble.iter().for_each(|trouble| context.note(trouble));
         }
         super::engines::note_unavailable(&status.engines, context);
-        status.notes.iter().for_each(|note| context.say(note));
+        status.notes.iter().for_each(|note| context.note(note));
         if let Some(text) = crate::db::noted_loss(&profile.database_file(&context.cluster_id), false) {
-            context.say(text);
+            context.note(text);
         }
         if status.engines.is_empty() {
-            context.say(format!("no engines: pcluster engines add 4{}", context.options()));
+            context.note(format!("no engines; add some: pcluster engines add 4{}", context.options()));
         }
     }
     Ok(Exit::Fine)
@@ -122,11 +121,11 @@ fn text(status: &StatusReply, cluster: &str, directory: &Path, now: UnixTime) ->
             format!("{} queued, {} running, {} finished", status.queued, status.running, status.finished),
         ),
     ];
-    let mut text: String = lines.iter().map(|(name, value)| format!("{name:<12}{value}\n")).collect();
+    let mut text: String = lines.iter().map(|(name, value)| format!("{name:<14}{value}\n")).collect();
     text = visible(&text).into_owned();
     if status.cut_off > 0 {
         let peers = counted(status.cut_off, "peer");
-        text.push_str(&format!("{:<12}{peers} that did not read (see pcluster logs)\n", "cut off"));
+        text.push_str(&format!("{:<14}{peers} that did not read (see pcluster logs)\n", "disconnected"));
     }
     text
 }

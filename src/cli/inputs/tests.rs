@@ -101,9 +101,9 @@ fn ranges_and_globs() {
 }
 
 #[test]
-fn bad_input_is_told_before_anything_is_sent() {
+fn invalid_input_is_reported_before_anything_is_sent() {
     insta::assert_snapshot!(found(jsonl(), b"[1]\n[2,\n", Shape::Call).unwrap_err(), @r"
-    error: FILE, line 2, column 3: not JSON: the line ends in the middle of a value
+    error: FILE, line 2, column 3: not JSON: incomplete JSON value
     hint: nothing was submitted
     ");
     insta::assert_snapshot!(found(jsonl(), "\n[\"é\" 2]\n".as_bytes(), Shape::Call).unwrap_err(), @r"
@@ -129,7 +129,7 @@ fn bad_input_is_told_before_anything_is_sent() {
 }
 
 #[test]
-fn what_is_not_there_is_named() {
+fn missing_inputs_are_reported() {
     let fails = |args: InputArgs, file: Option<&str>| Inputs::find(&args, file, Shape::Call).unwrap_err().render(false);
     let error = fails(InputArgs::default(), Some("no/such/file.txt"));
     assert!(
@@ -138,11 +138,11 @@ fn what_is_not_there_is_named() {
     );
     insta::assert_snapshot!(fails(InputArgs::default(), None), @r"
     error: no inputs are given
-    hint: name a file with one input a line, or `-` for stdin; or use --range 0..100 or --glob 'data/*.csv'
+    hint: pass a file with one input per line or `-` for stdin, or use --range 0..100 or --glob 'data/*.csv'
     ");
     insta::assert_snapshot!(fails(InputArgs { glob: Some("/no/such/*".into()), ..InputArgs::default() }, None), @r"
     error: --glob /no/such/* matches nothing
-    hint: quote the pattern, so that the shell leaves it alone
+    hint: quote the pattern, so that the shell does not expand it
     ");
     insta::assert_snapshot!(fails(InputArgs { range: Some("4..4".parse().unwrap()), ..InputArgs::default() }, None), @"error: --range 4..4 has no numbers in it");
     insta::assert_snapshot!(fails(InputArgs { range: Some("0..4".parse().unwrap()), ..InputArgs::default() }, Some("x")), @r"
@@ -170,11 +170,11 @@ proptest! {
 }
 
 #[test]
-fn what_would_be_read_as_something_else_is_an_error_with_its_place() {
+fn ambiguous_input_is_an_error_with_its_position() {
     let refused = |args: InputArgs, text: &[u8], shape: Shape| found(args, text, shape).unwrap_err();
     // A quote that is never closed would make one record of the rest.
     let error = refused(csv(false), b"a,1\n\"b,2\nc,3\nd,4\ne,5\n", Shape::Call);
-    assert!(error.contains("FILE, line 2: a quote is opened here and never closed"), "{error}");
+    assert!(error.contains("FILE, line 2: unclosed quote"), "{error}");
     let error = refused(csv(true), b"\xef\xbb\xbfx,y\r\n1,\"a\r\nb\"\r\n3,\"c\r\n", Shape::Call);
     assert!(error.contains("FILE, line 4: a quote is opened here"), "{error}");
     let quoted = b"\"a\nb\",\"say \"\"hi\"\"\",in\"side\n\"\",\"x\"\n";

@@ -148,7 +148,7 @@ impl Common {
             true => {
                 place.profile.create()?;
                 let path = log_dir.join(format!("{prefix}{}.log", std::process::id()));
-                context.say(format!("logging to {}", path.display()));
+                context.note(format!("logging to {}", path.display()));
                 logging::start_in(level, &path)
                     .map_err(|e| CommandError::environment(format!("cannot write the log {}: {e}", path.display())))?;
             }

@@ -26,10 +26,10 @@ impl ControllerWords {
         Ok(words)
     }
 
-    /// The heartbeats that may be missed, as a lease: settings for a controller whose period is `heartbeat_ms`.
-    pub fn lease(&self, heartbeat_ms: u64) -> Option<(String, String)> {
-        let lease = (self.misses? * heartbeat_ms as f64) as u64;
-        Some(("controller.lease_ms".into(), lease.max(heartbeat_ms + 1).to_string()))
+    /// The heartbeats that may be missed, as a lease: settings for a controller whose period is `heartbeat_interval_ms`.
+    pub fn lease(&self, heartbeat_interval_ms: u64) -> Option<(String, String)> {
+        let lease = (self.misses? * heartbeat_interval_ms as f64) as u64;
+        Some(("controller.lease_ms".into(), lease.max(heartbeat_interval_ms + 1).to_string()))
     }
 
     fn set(&mut self, key: &str, value: impl ToString) {
@@ -72,7 +72,7 @@ impl ControllerWords {
                 }
                 _ => self.other(told)?,
             },
-            ("HeartMonitor", "period") => self.set("heartbeat_ms", told.number()? as u64),
+            ("HeartMonitor", "period") => self.set("heartbeat_interval_ms", told.number()? as u64),
             ("HeartMonitor", "max_heartmonitor_misses") => self.misses = Some(told.number()?),
             ("TaskScheduler" | "Scheduler", "scheme_name") if told.value == "pure" => {
                 return refused("`pure` is a queue of ZeroMQ's that knows no dependencies; the nearest is --scheme=lru");
@@ -130,7 +130,7 @@ mod tests {
         insta::assert_snapshot!(settings.join("\n"), @r#"
         controller.ip="0.0.0.0"
         controller.location="login1"
-        controller.heartbeat_ms=250
+        controller.heartbeat_interval_ms=250
         controller.task_scheme=lru
         controller.hwm=0
         controller.ports="10101-10116"

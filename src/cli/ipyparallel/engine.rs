@@ -67,7 +67,7 @@ impl EngineWords {
             "enable_nanny" => self.common.pass_over(told, "the engine watches over its Python itself"),
             "max_heartbeat_misses" => self.common.pass_over(
                 told,
-                "the controller says how long it may be silent: controller.controller_patience_ms in the profile",
+                "the controller says how long it may be silent: controller.engine_reconnect_timeout_ms in the profile",
             ),
             "sshkey" | "paramiko" => self
                 .common

@@ -160,7 +160,7 @@ impl Keeper {
             .iter()
             .find_map(|launched| Some(launched.recipe.as_ref()?.settings.clone()));
         let config = Config::load_with(&self.profile, &settings.unwrap_or_default())?;
-        let again = Duration::from_millis(config.launcher.poll_ms.max(100));
+        let again = Duration::from_millis(config.launcher.poll_interval_ms.max(100));
         let launches: Vec<Launched> = state.engines.into_iter().filter(|launched| !launched.jobs.is_empty()).collect();
         let mut states = Vec::new();
         for launched in launches.clone() {

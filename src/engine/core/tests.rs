@@ -527,7 +527,7 @@ proptest! {
             }
         }
         if leaves {
-            world.event(Event::ShutdownAsked { drain: true, reason: "test".into(), grace_ms: Some(10) });
+            world.event(Event::ShutdownAsked { drain: true, reason: "test".into(), grace_period_ms: Some(10) });
         }
         world.run_dry();
         let mut ended: Vec<Held> = world.results.iter().map(|(held, _)| *held).chain(world.returned.iter().copied()).collect();

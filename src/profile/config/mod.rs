@@ -73,10 +73,10 @@ impl Config {
 
     /// What no key can tell alone.
     fn agrees(self) -> Result<Config, ConfigError> {
-        let (heartbeat, lease) = (self.controller.heartbeat_ms, self.controller.lease_ms);
+        let (heartbeat, lease) = (self.controller.heartbeat_interval_ms, self.controller.lease_ms);
         if lease <= heartbeat {
             return Err(ConfigError::Contradiction {
-                message: format!("controller.lease_ms ({lease}) must be more than controller.heartbeat_ms ({heartbeat})"),
+                message: format!("controller.lease_ms ({lease}) must be more than controller.heartbeat_interval_ms ({heartbeat})"),
             });
         }
         Ok(self)

@@ -111,7 +111,7 @@ impl Default for MpiConfig {
 pub struct SshConfig {
     pub hosts: Vec<SshHost>,
     /// How many hosts are logged in to at the same time.
-    pub at_once: usize,
+    pub parallelism: usize,
     /// With so many engines a start is a success; by default all that are asked for.
     pub min_engines: Option<u32>,
     /// Whether engines reach the controller through a reverse tunnel.
@@ -133,7 +133,7 @@ impl Default for SshConfig {
     fn default() -> Self {
         SshConfig {
             hosts: Vec::new(),
-            at_once: 16,
+            parallelism: 16,
             min_engines: None,
             tunnel: TunnelMode::Auto,
         }

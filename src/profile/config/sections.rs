@@ -18,12 +18,12 @@ pub struct ControllerConfig {
     /// Encrypt with CURVE.
     pub curve: bool,
     #[serde(deserialize_with = "above_zero")]
-    pub heartbeat_ms: u64,
+    pub heartbeat_interval_ms: u64,
     /// How long an engine may be silent before it counts as lost.
     pub lease_ms: u64,
     pub registration_timeout_ms: u64,
     /// How long an engine looks for a silent controller before it exits.
-    pub controller_patience_ms: u64,
+    pub engine_reconnect_timeout_ms: u64,
     pub durability: Durability,
     /// ipyparallel's word for how balanced tasks are placed: leastload, lru, plainrandom, twobin, weighted.
     #[serde(deserialize_with = "task_scheme")]
@@ -33,16 +33,16 @@ pub struct ControllerConfig {
     /// About so much work of short tasks is sent to an engine ahead of time.
     pub prefetch_ms: u64,
     /// And never more tasks than this.
-    pub most_prefetched: u32,
+    pub max_prefetch: u32,
     /// A peer that sends a longer message loses its connection.
     #[serde(deserialize_with = "above_zero")]
-    pub most_message_mb: u64,
+    pub max_message_mb: u64,
     /// Finished maps and requests are forgotten so many days after their end.
     #[serde(deserialize_with = "some_days")]
-    pub keep_days: Option<f64>,
+    pub retention_days: Option<f64>,
     /// What may wait in memory for all peers together; beyond it the one that lets most wait is cut off.
     #[serde(deserialize_with = "above_zero")]
-    pub most_waiting_mb: u64,
+    pub max_buffered_mb: u64,
 }
 
 impl Default for ControllerConfig {
@@ -53,18 +53,18 @@ impl Default for ControllerConfig {
             engine_ssh: None,
             ports: None,
             curve: true,
-            heartbeat_ms: 1000,
+            heartbeat_interval_ms: 1000,
             lease_ms: 60_000,
             registration_timeout_ms: 30_000,
-            controller_patience_ms: 600_000,
+            engine_reconnect_timeout_ms: 600_000,
             durability: Durability::Normal,
             task_scheme: "leastload".into(),
             hwm: 1,
             prefetch_ms: 50,
-            most_prefetched: 1000,
-            most_message_mb: 2048,
-            keep_days: None,
-            most_waiting_mb: 4096,
+            max_prefetch: 1000,
+            max_message_mb: 2048,
+            retention_days: None,
+            max_buffered_mb: 4096,
         }
     }
 }
@@ -88,11 +88,11 @@ pub struct EngineConfig {
     /// The command of an `ipengine`, by default `<python> -m ipyparallel.engine`.
     pub ipengine: Option<String>,
     /// From SIGINT to SIGTERM, for a task that is to end.
-    pub interrupt_ms: u64,
+    pub interrupt_timeout_ms: u64,
     /// From SIGTERM to SIGKILL.
-    pub terminate_ms: u64,
+    pub terminate_timeout_ms: u64,
     /// How long a task may go on at most once its engine was warned; by default as long as its batch system is known to leave.
-    pub grace_ms: Option<u64>,
+    pub grace_period_ms: Option<u64>,
     /// Environment variables of the workers, besides those inherited.
     pub env: BTreeMap<String, String>,
     /// The workers' working directory, by default the engine's.
@@ -105,9 +105,9 @@ impl Default for EngineConfig {
             kind: EngineKind::Pcluster,
             python: None,
             ipengine: None,
-            interrupt_ms: 5000,
-            terminate_ms: 5000,
-            grace_ms: None,
+            interrupt_timeout_ms: 5000,
+            terminate_timeout_ms: 5000,
+            grace_period_ms: None,
             env: BTreeMap::new(),
             cwd: None,
         }
@@ -137,13 +137,13 @@ pub struct LauncherConfig {
     /// How long `start` waits for all engines to register.
     pub engines_timeout_ms: u64,
     /// How long `stop` waits after asking, before SIGTERM.
-    pub stop_ms: u64,
+    pub stop_timeout_ms: u64,
     /// How long `stop` waits after SIGTERM, before SIGKILL.
-    pub kill_ms: u64,
+    pub kill_timeout_ms: u64,
     /// A batch system is asked about jobs at most once in so long.
-    pub poll_ms: u64,
+    pub poll_interval_ms: u64,
     /// A command of a batch system may take so long.
-    pub command_ms: u64,
+    pub command_timeout_ms: u64,
     /// How often engines are replaced by a new job when theirs was ended by its time limit, by the loss of a node, or by preemption.
     pub max_walltime_restarts: u32,
 }
@@ -156,10 +156,10 @@ impl Default for LauncherConfig {
             n: None,
             controller_timeout_ms: 30_000,
             engines_timeout_ms: 60_000,
-            stop_ms: 10_000,
-            kill_ms: 5000,
-            poll_ms: 10_000,
-            command_ms: 60_000,
+            stop_timeout_ms: 10_000,
+            kill_timeout_ms: 5000,
+            poll_interval_ms: 10_000,
+            command_timeout_ms: 60_000,
             max_walltime_restarts: 0,
         }
     }

@@ -79,11 +79,11 @@ fn settings_outrank_the_file_and_later_ones_earlier_ones() {
 
 #[test]
 fn a_mistyped_key_is_shown_with_the_nearest_one() {
-    insta::assert_snapshot!(error("controller:\n  curve: true\n  hartbeat_ms: 5\n"), @r#"
-    pcluster.yaml:3:3: controller: unknown key `hartbeat_ms`
-      3 |   hartbeat_ms: 5
+    insta::assert_snapshot!(error("controller:\n  curve: true\n  hartbeat_interval_ms: 5\n"), @r#"
+    pcluster.yaml:3:3: controller: unknown key `hartbeat_interval_ms`
+      3 |   hartbeat_interval_ms: 5
         |   ^
-    hint: did you mean `heartbeat_ms`?
+    hint: did you mean `heartbeat_interval_ms`?
     "#);
     insta::assert_snapshot!(error("controler: {}\n"), @r#"
     pcluster.yaml:1:1: unknown key `controler`
@@ -95,7 +95,7 @@ fn a_mistyped_key_is_shown_with_the_nearest_one() {
     pcluster.yaml:2:3: engine: unknown key `quux`
       2 |   quux: 1
         |   ^
-    hint: known here: kind, python, ipengine, interrupt_ms, terminate_ms, grace_ms, env, cwd
+    hint: known here: kind, python, ipengine, interrupt_timeout_ms, terminate_timeout_ms, grace_period_ms, env, cwd
     "#);
 }
 
@@ -143,14 +143,14 @@ fn values_that_cannot_be_are_refused() {
         |             ^
     hint: did you mean `leastload`?
     "#);
-    insta::assert_snapshot!(error("controller:\n  heartbeat_ms: 0\n"), @r#"
+    insta::assert_snapshot!(error("controller:\n  heartbeat_interval_ms: 0\n"), @r#"
     pcluster.yaml:2:3: controller: invalid value: integer `0`, expected a whole number above 0
-      2 |   heartbeat_ms: 0
+      2 |   heartbeat_interval_ms: 0
         |   ^
     "#);
-    insta::assert_snapshot!(error("controller: {lease_ms: 500}\n"), @r#"controller.lease_ms (500) must be more than controller.heartbeat_ms (1000)"#);
+    insta::assert_snapshot!(error("controller: {lease_ms: 500}\n"), @r#"controller.lease_ms (500) must be more than controller.heartbeat_interval_ms (1000)"#);
     // Together they are fine.
-    let given = settings(&[("controller.lease_ms", "500"), ("controller.heartbeat_ms", "100")]);
+    let given = settings(&[("controller.lease_ms", "500"), ("controller.heartbeat_interval_ms", "100")]);
     assert_eq!(Config::parse("", &given).unwrap().controller.lease_ms, 500);
 }
 
