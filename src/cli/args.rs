@@ -125,69 +125,67 @@ mod tests {
     #[test]
     fn the_whole_help() {
         insta::assert_snapshot!(app_at(80).term_width(80).render_help(), @r"
-        Run Python functions and commands in parallel: locally, over ssh, or on a batch system
+        Run Python functions and commands in parallel: locally, over ssh, or on a batch
+        system
 
         Usage: pcluster [OPTIONS] <COMMAND>
 
         Clusters:
           start        Start a controller and engines
           stop         Stop a cluster: its engines, then its controller
-          restart      Stop a cluster, if it runs, and start it again
+          restart      Stop a cluster if it is running, then start it again
           list         List all clusters of all profiles
-          clean        Clear away what dead clusters have left
-          status       Show how a cluster is doing: controller, engines, queue
-          engines      List a cluster's engines, add some, stop some
-          scale        Bring a running cluster to so many engines: start more, or take
-                       some away
-          logs         Show what the controller and the engines logged
-          script       Show the script that a start would submit to a batch system, and
-                       submit nothing
+          clean        Remove files left by dead clusters
+          status       Show the state of a cluster: controller, engines, queue
+          engines      List, add, remove or stop engines of a cluster
+          scale        Scale a running cluster to N engines
+          logs         Show the logs of the controller and engines
+          script       Print the script that `start` would submit to a batch system
 
-        Elsewhere:
-          connect      Connect to a cluster on another host, through ssh
-          disconnect   End the tunnel to another host; the cluster there runs on
-          connection   Carry connection files by hand: show, export, import
-          install      Copy this pcluster to another host
+        Remote:
+          connect      Connect to a cluster on a remote host through ssh
+          disconnect   Close the tunnel to a remote cluster, which keeps running
+          connection   Show, export or import connection files
+          install      Copy this pcluster to a remote host
 
         Work:
           map          Run a Python function or a command on every input
           apply        Call a Python function once on each engine
           exec         Run Python code in each engine's namespace
           run          Run a Python script in each engine's namespace
-          push         Set names in each engine's namespace
-          pull         Show names of each engine's namespace
-          scatter      Cut a list into even parts, one for each engine, under one name
-          gather       Put the lists that engines have under one name together, in the
-                       engines' order, and print them as one JSON list
-          signal       Send a signal to what the engines run at this moment
+          push         Set variables in each engine's namespace
+          pull         Print variables of each engine's namespace
+          scatter      Partition a list across the engines
+          gather       Concatenate a list variable from all engines
+          signal       Send a signal to the running task of each engine
 
         Results:
-          results      List maps, their tasks, or all that is known of a task
-          resubmit     Run finished tasks again, in place
-          cancel       Stop tasks, waiting or running
-          wait         Wait until maps are finished
-          purge        Forget finished maps, with all their results
+          results      List maps, their tasks, or the details of a task
+          resubmit     Run finished tasks again
+          cancel       Cancel waiting and running tasks
+          wait         Wait until maps have finished
+          purge        Delete finished maps and their results
 
         Setup:
-          doctor       Look whether clusters can work here, and say what to do where not
+          doctor       Check this machine and suggest fixes
           profile      Create, list and show profiles
-          template     List, show and copy the templates of batch scripts
-          completions  Print a completion script for a shell
+          template     List, show and copy batch script templates
+          completions  Print a shell completion script
           version      Print the version
 
         Run `pcluster <COMMAND> --help` for details and examples.
 
         Global options:
-              --profile <NAME>     The profile: a directory `profile_<NAME>` in the
+              --profile <NAME>     Use this profile, a directory `profile_<NAME>` in the
                                    IPython directory [default: default] [env:
                                    PCLUSTER_PROFILE]
-              --cluster-id <ID>    One of several clusters in the profile
-              --ipython-dir <DIR>  Where the profiles are [default: ~/.ipython] [env:
-                                   IPYTHONDIR]
+              --cluster-id <ID>    Use this cluster, if the profile has several
+              --ipython-dir <DIR>  Look for profiles in this directory [default:
+                                   ~/.ipython] [env: IPYTHONDIR]
               --json               Print JSON
-          -v, --verbose...         Say more (-vv: still more)
-          -q, --quiet              Say nothing but results and errors
-              --color <WHEN>       Colours [possible values: auto, always, never]
+          -v, --verbose...         Increase verbosity (-vv for more)
+          -q, --quiet              Suppress progress and status output
+              --color <WHEN>       Use colours [possible values: auto, always, never]
           -h, --help               Print help (see more with '--help')
           -V, --version            Print version
         ");

@@ -207,7 +207,7 @@ impl Context {
 
     fn no_cluster(&self, path: &std::path::Path) -> CommandError {
         CommandError::not_found(format!(
-            "no cluster is running in {}: there is no {}",
+            "no cluster is running in {}: no file {}",
             self.cluster_in_words(),
             path.display()
         ))
@@ -295,7 +295,7 @@ mod tests {
         let error = context.client().err().unwrap();
         assert_eq!(error.kind, ErrorKind::NotFound);
         insta::assert_snapshot!(error.render(false), @r"
-        error: no cluster is running in profile `mine` under cluster id `night`: there is no /nowhere/profile_mine/security/ipcontroller-night-client.json
+        error: no cluster is running in profile `mine` under cluster id `night`: no file /nowhere/profile_mine/security/ipcontroller-night-client.json
         hint: start one: pcluster start --profile mine --cluster-id night -n 4
         hint: or choose another with --profile and --cluster-id; `pcluster list` shows running clusters
         ");
@@ -335,7 +335,7 @@ mod tests {
         context.profile = "a/b".into();
         let error = context.client().err().unwrap();
         assert_eq!(error.kind, ErrorKind::Usage);
-        insta::assert_snapshot!(error.render(false), @r#"error: "a/b" cannot be the name of a profile: it has a slash; give a name, not a path"#);
+        insta::assert_snapshot!(error.render(false), @r#"error: "a/b" is not a valid profile name: it has a slash; use a name, not a path"#);
         context.profile = "fine".into();
         context.cluster_id = "../x".into();
         assert_eq!(context.client().err().unwrap().kind, ErrorKind::Usage);

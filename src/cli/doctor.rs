@@ -406,7 +406,7 @@ mod tests {
         let profile = ProfileDir::named("x", Some(dir.path())).unwrap();
         let check = directory(&profile);
         assert_eq!(check.verdict, Verdict::Ok);
-        assert!(check.found.ends_with("(will be made)"), "{}", check.found);
+        assert!(check.found.ends_with("(will be created)"), "{}", check.found);
         profile.create().unwrap();
         assert_eq!(directory(&profile).verdict, Verdict::Ok);
         assert!(
@@ -418,7 +418,7 @@ mod tests {
     }
 
     #[test]
-    fn keys_that_others_can_read_are_told_of() {
+    fn keys_that_others_can_read_are_reported() {
         let dir = tempfile::tempdir().unwrap();
         let profile = ProfileDir::named("x", Some(dir.path())).unwrap();
         profile.create().unwrap();

@@ -81,7 +81,7 @@ pub struct CommandError {
     pub kind: ErrorKind,
     /// One sentence without a full stop: what was tried, on what, why it failed.
     pub error: String,
-    /// What to do next, one line each.
+    /// Hints, one line each.
     pub hints: Vec<String>,
 }
 
@@ -356,7 +356,7 @@ mod tests {
                 }
                 .into(),
                 4,
-                "running already",
+                "is already running",
             ),
             (
                 ClusterError::NotRunning {

@@ -54,15 +54,15 @@ pub trait Launcher: Send + Sync {
         false
     }
     /// Whether engines may be started where they do not reach a controller over the network: it need not listen there.
-    fn brings_a_way(&self) -> bool {
+    fn provides_tunnel(&self) -> bool {
         false
     }
     /// Whether no engine is to reach the controller over the network.
-    fn is_only_way(&self) -> bool {
+    fn tunnel_only(&self) -> bool {
         false
     }
     /// Whether its states may be as old as some seconds, because who tells them is asked seldom.
-    fn is_asked_seldom(&self) -> bool {
+    fn has_cached_state(&self) -> bool {
         false
     }
     /// Starts one controller.
@@ -77,7 +77,7 @@ pub trait Launcher: Send + Sync {
     /// `grace`, with all that these left; or the batch system is told. Waits for the end where that is soon; says what it took.
     fn stop(&self, launched: &Launched, grace: Duration) -> Result<Ended, LaunchError>;
     /// Brings back what carries messages to members that still run, and has gone; the program is pcluster. What people should know of it.
-    fn bring_back_ways(&self, _: &Launched, _program: &Path) -> Vec<String> {
+    fn restart_tunnels(&self, _: &Launched, _program: &Path) -> Vec<String> {
         Vec::new()
     }
     /// The last lines of what the member at this place has written, without blank ones; empty if there are none.

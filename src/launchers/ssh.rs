@@ -97,15 +97,15 @@ impl Launcher for OverSsh {
         true
     }
 
-    fn brings_a_way(&self) -> bool {
+    fn provides_tunnel(&self) -> bool {
         !self.config.needs_network()
     }
 
-    fn is_only_way(&self) -> bool {
+    fn tunnel_only(&self) -> bool {
         self.config.only_tunnels()
     }
 
-    fn is_asked_seldom(&self) -> bool {
+    fn has_cached_state(&self) -> bool {
         true
     }
 
@@ -138,7 +138,7 @@ impl Launcher for OverSsh {
                             .push(format!("{host}: its engines reach the controller through a reverse tunnel ({why})")),
                     }
                 }
-                Err(why) => launched.trouble.push(format!("{host} has no engines: {why}")),
+                Err(why) => launched.problem.push(format!("{host} has no engines: {why}")),
             }
         }
         if !direct.is_empty() {
@@ -150,7 +150,7 @@ impl Launcher for OverSsh {
         launched.processes = started.into_iter().map(|(_, process)| process).collect();
         let there = launched.processes.len() as u32;
         if there < self.config.min_engines.unwrap_or(launch.n).min(launch.n) {
-            let mut troubles = std::mem::take(&mut launched.trouble);
+            let mut troubles = std::mem::take(&mut launched.problem);
             if let Err(e) = self.stop(&launched, Duration::from_secs(5)) {
                 troubles.push(e.to_string());
             }
@@ -218,7 +218,7 @@ impl Launcher for OverSsh {
         Ok(all)
     }
 
-    fn bring_back_ways(&self, launched: &Launched, program: &Path) -> Vec<String> {
+    fn restart_tunnels(&self, launched: &Launched, program: &Path) -> Vec<String> {
         let brought = |file: &PathBuf| match reverse::bring_back(program, file) {
             Ok(true) => Some("a reverse tunnel of before was gone and is started again".to_string()),
             Ok(false) => None,

@@ -17,7 +17,7 @@ fn refused(home: &Home, arguments: &[&str], code: i32, words: &[&str]) {
 }
 
 #[test]
-fn functions_that_are_not_there() {
+fn missing_functions_are_reported() {
     let cluster: &Cluster = shared();
     cluster.file("good.py", "def f(x):\n    return x\n\nvalue = 3\n");
     cluster.file("broken.py", "def f(x)\n    return x\n");
@@ -44,7 +44,7 @@ fn functions_that_are_not_there() {
 }
 
 #[test]
-fn inputs_that_are_not_there_or_not_what_was_said() {
+fn missing_or_malformed_inputs_are_reported() {
     let cluster = shared();
     cluster.file("good.py", "def f(x):\n    return x\n\nvalue = 3\n");
     cluster.file("empty.txt", "\n\n");
@@ -63,7 +63,7 @@ fn inputs_that_are_not_there_or_not_what_was_said() {
 }
 
 #[test]
-fn nothing_bad_was_submitted() {
+fn invalid_commands_submit_nothing() {
     let cluster = shared();
     cluster.file("good.py", "def f(x):\n    return x\n\nvalue = 3\n");
     cluster.file("half.jsonl", "[1]\nnot json\n");
@@ -107,7 +107,7 @@ fn no_cluster_is_running() {
 }
 
 #[test]
-fn names_that_cannot_be() {
+fn invalid_names_are_rejected() {
     let home = Home::new();
     for name in ["a/b", "..", "", "-x/../y"] {
         let ended = home.run(&["start", "-n", "1", &format!("--profile={name}")]).fails(2, &["profile"]);
@@ -121,7 +121,7 @@ fn names_that_cannot_be() {
 }
 
 #[test]
-fn a_typo_in_the_configuration_has_its_place() {
+fn a_typo_in_the_configuration_has_its_position() {
     let home = Home::new();
     home.file(
         "ipython/profile_default/pcluster.yaml",
@@ -159,7 +159,7 @@ fn a_python_that_is_missing_or_too_old() {
 }
 
 #[test]
-fn maps_and_tasks_that_do_not_exist() {
+fn missing_maps_and_tasks_are_reported() {
     let cluster = shared();
     for arguments in [
         &["results", "999999"][..],

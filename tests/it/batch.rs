@@ -99,7 +99,7 @@ fn a_cluster_lives_on_htcondor() {
 }
 
 #[test]
-fn a_script_is_shown_and_nothing_is_submitted() {
+fn script_prints_and_submits_nothing() {
     let site = Site::new(&["bsub"]);
     let script = site.ok("script -n 15 --launcher lsf --queue long --walltime 90m");
     assert!(
@@ -108,7 +108,7 @@ fn a_script_is_shown_and_nothing_is_submitted() {
     );
     assert!(script.contains("#BSUB -W 1:30\n#BSUB -q long\n"), "{script}");
     let (code, _, stderr) = site.run("script --launcher local");
-    assert_eq!((code, stderr.contains("submits no script")), (Some(2), true), "{stderr}");
+    assert_eq!((code, stderr.contains("does not submit scripts")), (Some(2), true), "{stderr}");
     let (code, _, stderr) = site.run("script --launcher slurm --template nothere.sh");
     assert_eq!((code, stderr.contains("nothere.sh")), (Some(5), true), "{stderr}");
     assert_eq!(std::fs::read_dir(site.home.path().join("jobs")).unwrap().count(), 0);

@@ -63,7 +63,7 @@ fn lists_are_scattered_and_gathered() {
 }
 
 #[test]
-fn an_error_on_one_engine_is_shown_as_its_own() {
+fn an_error_is_shown_with_its_engine() {
     let cluster: &Cluster = shared();
     cluster.ok(&["push", "divisor=0", "--targets", "0"]);
     cluster.ok(&["push", "divisor=2", "--targets", "1"]);
@@ -77,7 +77,7 @@ fn an_error_on_one_engine_is_shown_as_its_own() {
 }
 
 #[test]
-fn engines_and_values_that_cannot_be() {
+fn invalid_engines_and_values_are_rejected() {
     let cluster = shared();
     cluster.run(&["exec", "1", "--targets", "9"]).fails(3, &["9"]);
     cluster.run(&["exec", "1", "--targets", "1-"]).fails(2, &["1-"]);
@@ -93,7 +93,7 @@ fn engines_and_values_that_cannot_be() {
 }
 
 #[test]
-fn a_namespace_outlives_failing_code() {
+fn a_namespace_survives_failing_code() {
     let cluster = shared();
     cluster.ok(&["push", "kept=7"]);
     cluster.run(&["exec", "raise SystemExit(3)"]);
@@ -102,7 +102,7 @@ fn a_namespace_outlives_failing_code() {
 }
 
 #[test]
-fn a_signal_reaches_what_runs_and_nothing_else() {
+fn a_signal_reaches_only_running_tasks() {
     let cluster = Cluster::start(2);
     cluster.ok(&["push", "kept=7"]);
     let begun = cluster.path().join("begun");
@@ -118,6 +118,6 @@ fn a_signal_reaches_what_runs_and_nothing_else() {
     assert_eq!(cluster.ok(&["pull", "kept"]), "[0] 7\n[1] 7\n");
     cluster
         .run(&["signal", "USR1", "--targets", "0,9"])
-        .fails(3, &["there is no engine 9", "pcluster engines"]);
+        .fails(3, &["no engine 9", "pcluster engines"]);
     cluster.run(&["signal", "HUMBUG"]).fails(2, &["HUMBUG", "kill -l"]);
 }

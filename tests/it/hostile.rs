@@ -211,7 +211,7 @@ fn hello(session: &mut Session) -> (String, Frames) {
 }
 
 #[test]
-fn bad_signatures_end_a_connection_and_replays_are_refused() {
+fn invalid_signatures_end_a_connection_and_replays_are_rejected() {
     let cluster = shared();
     let file = file(cluster, "client");
     let key = file["key"].as_str().unwrap().as_bytes();
@@ -260,7 +260,7 @@ const GREETING_NULL: [u8; 64] = {
 };
 
 #[test]
-fn the_log_says_why_a_peer_without_curve_is_not_served() {
+fn the_log_explains_why_a_peer_without_curve_is_rejected() {
     let cluster = Cluster::start(0);
     let port = u16::try_from(file(&cluster, "client")["registration"].as_u64().unwrap()).unwrap();
     // As libzmq does: the first ten bytes; then it reads the greeting, and closes without the name of its mechanism.
@@ -340,7 +340,7 @@ fn memory(pid: u32) -> u64 {
 }
 
 #[test]
-fn a_flood_leaves_others_served() {
+fn a_flood_does_not_block_other_clients() {
     let cluster = Cluster::start(2);
     cluster.file("work.py", WORK);
     let ports: Vec<u16> = ["client", "engine"].iter().flat_map(|side| ports(&cluster, side)).collect();
@@ -389,7 +389,7 @@ id -u
     clippy::disallowed_methods,
     reason = "what is opened to all here holds no secret: the way to the profile, and the program"
 )]
-fn another_user_of_the_host_reaches_nothing() {
+fn another_user_of_the_host_has_no_access() {
     if !nix::unistd::geteuid().is_root() {
         skip("only root can act as a second user");
         return;

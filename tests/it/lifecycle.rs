@@ -6,7 +6,7 @@ use std::os::unix::fs::PermissionsExt;
 const SLEEPY: &str = "import time\n\n\ndef sleepy(x):\n    time.sleep(0.2)\n    return x\n";
 
 #[test]
-fn start_look_around_and_stop() {
+fn start_inspect_and_stop() {
     let cluster = Cluster::start(2);
     let status = cluster.json(&["status"]);
     assert_eq!(status["engines"].as_array().unwrap().len(), 2, "{status:#}");
@@ -72,7 +72,7 @@ fn an_engine_that_is_killed_loses_no_task() {
 }
 
 #[test]
-fn a_controller_that_is_killed_is_found_stale_and_goes_on() {
+fn a_killed_controller_is_stale_and_can_be_restarted() {
     let cluster = Cluster::start(1);
     assert_eq!(cluster.ok(&["map", "math:sqrt", "--range", "4..5"]), "2.0\n");
     let engine = cluster.engine_pids()[0];
@@ -88,7 +88,7 @@ fn a_controller_that_is_killed_is_found_stale_and_goes_on() {
 
 /// Nobody is told that its controller was killed and is there again: not the engines, not `pcluster map`.
 #[test]
-fn a_map_outlives_its_controller() {
+fn a_map_survives_its_controller() {
     let cluster = Cluster::start(2);
     cluster.file("sleepy.py", SLEEPY);
     let running = cluster.spawn(&["map", "sleepy.py:sleepy", "--range", "0..20"]);
@@ -112,7 +112,7 @@ fn a_map_outlives_its_controller() {
 }
 
 #[test]
-fn a_port_that_is_taken_is_named() {
+fn a_port_in_use_is_named() {
     let home = Home::new();
     // Sixteen ports, of which one is taken.
     let (_taken, first) = (21_000..30_000)
@@ -203,7 +203,7 @@ fn an_interrupted_scale_leaves_the_cluster_as_it_was() {
 }
 
 #[test]
-fn a_damaged_file_of_a_dead_controller_is_written_anew_and_bars_nothing() {
+fn a_damaged_file_of_a_dead_controller_is_rewritten() {
     let cluster = Cluster::start(1);
     assert_eq!(cluster.ok(&["map", "math:sqrt", "--range", "4..5"]), "2.0\n");
     let engine = cluster.engine_pids()[0];
@@ -215,7 +215,7 @@ fn a_damaged_file_of_a_dead_controller_is_written_anew_and_bars_nothing() {
     cluster.run(&["status"]).fails(3, &["is not JSON", "pcluster start"]);
     assert_eq!(cluster.json(&["results"])["maps"].as_array().unwrap().len(), 1);
     let started = cluster.start_again(1, &[]);
-    assert!(started.stderr.contains("a new one is written"), "{}", started.story());
+    assert!(started.stderr.contains("writing a new one"), "{}", started.story());
     started.ok();
     assert_eq!(cluster.engine_pids(), [engine], "it is kept");
     assert_eq!(cluster.ok(&["map", "math:sqrt", "--range", "9..10"]), "3.0\n");

@@ -171,7 +171,7 @@ fn a_command_runs_for_each_input() {
 }
 
 #[test]
-fn columns_of_csv_stand_for_numbered_braces() {
+fn csv_columns_replace_numbered_braces() {
     let cluster = cluster();
     cluster.file("columns.csv", "a,b\nc,d\n");
     assert_eq!(cluster.ok(&["map", "columns.csv", "--csv", "--", "echo", "{2}-{1}"]), "b-a\nd-c\n");
@@ -234,7 +234,7 @@ fn reduce_folds_the_values() {
 }
 
 #[test]
-fn reduce_with_a_failed_task_says_what_to_do() {
+fn reduce_with_a_failed_task_suggests_what_to_do() {
     let arguments = ["map", "work.py:picky", "--range", "1..6", "--reduce", "work.py:add"];
     let ended = cluster().run(&arguments).fails(1, &["1 of 5", "resubmit"]);
     assert_eq!(ended.stdout, "");
@@ -243,7 +243,7 @@ fn reduce_with_a_failed_task_says_what_to_do() {
 }
 
 #[test]
-fn what_json_cannot_hold_is_kept_and_said_so() {
+fn values_that_json_cannot_represent_are_kept_and_reported() {
     let cluster = cluster();
     let values = lines(&cluster.ok(&["map", "--name", "sets", "work.py:a_set", "--range", "5..6"]));
     assert_eq!(values, [json!([5])]);
@@ -301,7 +301,7 @@ fn values_come_back_exactly() {
     let reduced = cluster.run(&["map", "hist.py:hist", "--range", "0..40", "--reduce", "hist.py:add"]);
     assert_eq!(reduced.stdout, "{\"10\":40,\"20\":80}\n");
     assert!(
-        reduced.stderr.contains("note: the value is more than JSON holds"),
+        reduced.stderr.contains("note: JSON cannot represent the value exactly"),
         "{}",
         reduced.stderr
     );
@@ -325,7 +325,7 @@ fn values_come_back_exactly() {
 }
 
 #[test]
-fn a_reduction_is_checked_first_and_says_what_failed() {
+fn a_reduction_is_checked_first_and_reports_failures() {
     let cluster = cluster();
     let source = "import time\ndef f(n):\n    open('ran-%d' % n, 'w').close()\n    return n\n\
                   def one(a): return a\ndef picky(a, b):\n    if b == 3: raise ValueError('three')\n    return b\n";
@@ -375,7 +375,7 @@ fn a_poisonous_input_fails_alone() {
 }
 
 #[test]
-fn what_tasks_print_is_kept() {
+fn output_of_tasks_is_kept() {
     let cluster = cluster();
     assert_eq!(
         cluster.ok(&["map", "--name", "speak", "work.py:speak", "--range", "0..2"]),
@@ -415,7 +415,7 @@ fn an_input_of_null_and_a_value_of_null_are_values() {
 }
 
 #[test]
-fn cwd_and_environment_reach_the_task() {
+fn tasks_have_the_given_cwd_and_environment() {
     let values = lines(&cluster().ok(&["map", "work.py:where", "--range", "0..1", "--cwd", "/usr", "--env", "FLAVOUR=mint"]));
     assert_eq!(values, [json!(["/usr", "mint"])]);
     // ... and leave the worker as it was.
@@ -440,7 +440,7 @@ fn a_timeout_ends_a_task() {
 }
 
 #[test]
-fn retries_give_a_task_more_chances() {
+fn failed_tasks_are_retried() {
     let cluster = cluster();
     let marks = cluster.path().join("marks");
     let mark = marks.to_str().unwrap();
@@ -464,7 +464,7 @@ fn a_worker_that_dies_is_a_crash_of_that_task_alone() {
 }
 
 #[test]
-fn detached_maps_are_waited_for() {
+fn wait_waits_for_detached_maps() {
     let cluster = cluster();
     let text = cluster.ok(&["map", "--name", "away", "work.py:double", "--range", "0..5", "--detach"]);
     let number = number_of(cluster, "away").to_string();
@@ -499,7 +499,7 @@ fn ten_thousand_inputs_each_end_once() {
 }
 
 #[test]
-fn ctrl_c_detaches_and_says_how_to_come_back() {
+fn ctrl_c_detaches_and_explains_how_to_return() {
     let cluster = cluster();
     let running = cluster.spawn(&["map", "--name", "interrupted", "work.py:forever", "--range", "0..1"]);
     let number = super::support::wait_until("the map to run", || {

@@ -39,7 +39,7 @@ fn narrow() -> Cluster {
 }
 
 #[test]
-fn what_exceeds_the_message_limit_is_an_error_and_not_tried_for_ever() {
+fn exceeding_the_message_limit_is_an_error_without_retries() {
     let cluster = narrow();
     let ended = cluster.run(&["map", "work.py:large", "--range", "0..8", "--retries", "0"]);
     let ended = ended.fails(
@@ -68,12 +68,12 @@ fn what_exceeds_the_message_limit_is_an_error_and_not_tried_for_ever() {
 }
 
 #[test]
-fn an_input_that_exceeds_the_message_limit_is_refused_with_the_limit() {
+fn an_input_above_the_message_limit_is_rejected_with_the_limit() {
     let cluster = narrow();
     let long = "x".repeat(3 << 20);
     cluster.file("long.txt", &format!("short\n{long}\n"));
     let ended = cluster.run(&["map", "work.py:echo", "long.txt"]);
-    ended.fails(2, &["3145", "messages of up to 2097152 bytes", "is cancelled"]);
+    ended.fails(2, &["3145", "at most 2097152 bytes", "is cancelled"]);
     let lines = std::iter::repeat_n("y", 20_000).collect::<Vec<_>>().join("\n");
     cluster.file("many.txt", &format!("{lines}\n{long}\n"));
     cluster
@@ -135,7 +135,7 @@ fn the_output_of_a_command_is_unchanged_byte_for_byte() {
 }
 
 #[test]
-fn both_streams_of_a_task_are_on_record_and_shown_in_bounds() {
+fn both_streams_of_a_task_are_recorded_and_truncated_for_display() {
     let cluster = shared();
     let long = binary(&cluster.path().join("both.bin"), 3_000_000);
     cluster.file("both.txt", "x\n");
@@ -165,14 +165,14 @@ fn both_streams_of_a_task_are_on_record_and_shown_in_bounds() {
     let json = &json["tasks"][0];
     assert_eq!((&json["stdout"], &json["stdout_size"]), (&Value::Null, &Value::from(9_000_002)));
     assert!(json["stdout_base64"].as_str().unwrap().len() > 1000);
-    cluster.run(&["results", "--stdout"]).fails(2, &["of one task"]);
+    cluster.run(&["results", "--stdout"]).fails(2, &["exactly one task"]);
     cluster
         .run(&["results", &task, "--stdout", "--run", "9"])
         .fails(3, &["no such run"]);
 }
 
 #[test]
-fn what_a_function_prints_is_complete_and_seen_while_it_runs() {
+fn output_of_a_function_is_complete_and_visible_while_it_runs() {
     let cluster = Cluster::start_in(
         {
             let home = Home::new();

@@ -23,7 +23,7 @@ fn a_session_without_a_terminal() {
     task 1.1 failed on 1: ValueError: 1 is odd
     1 of 3 tasks failed
     see them:  pcluster results 1 --failed
-    run them again: pcluster resubmit 1 --failed
+    run them again:  pcluster resubmit 1 --failed
     [exit 1]
     "#);
     assert_snapshot!(home.run(&["results"]).snapshot(), @r#"
@@ -65,7 +65,7 @@ fn a_session_without_a_terminal() {
     "#);
     assert_snapshot!(home.run(&["wait", "1"]).snapshot(), @r#"
     $ pcluster wait 1
-    map 1: 1 failed of 3 tasks; see them: pcluster results 1 --failed
+    map 1: 1 of 3 tasks failed; see them: pcluster results 1 --failed
     [exit 1]
     "#);
     assert_snapshot!(home.run(&["results", "--pending"]).snapshot(), @r#"
@@ -80,7 +80,7 @@ fn a_session_without_a_terminal() {
     "#);
     assert_snapshot!(home.run(&["status"]).snapshot(), @r#"
     $ pcluster status
-    error: no cluster is running in profile `default`: there is no [TEMP]/ipython/profile_default/security/ipcontroller-client.json
+    error: no cluster is running in profile `default`: no file [TEMP]/ipython/profile_default/security/ipcontroller-client.json
     hint: start one: pcluster start -n 4
     hint: or choose another with --profile and --cluster-id; `pcluster list` shows running clusters
     [exit 3]
@@ -128,7 +128,7 @@ fn without_colours(line: &str) -> String {
 
 /// What a task says in an error or in its output does not steer the terminal of who looks at it; data stays as it is.
 #[test]
-fn control_characters_are_shown_as_escapes_and_data_is_not_changed() {
+fn control_characters_are_escaped_and_data_is_unchanged() {
     let cluster = Cluster::start(1);
     cluster.file(
         "steer.py",

@@ -115,7 +115,7 @@ fn until_whole(cluster: &Cluster, engines: usize, gone: &[u32]) {
 }
 
 #[test]
-fn a_controller_killed_under_a_map_is_back_at_once_and_no_task_is_run_twice() {
+fn a_controller_killed_during_a_map_is_restarted_and_no_task_runs_twice() {
     let cluster = cluster(2, &[]);
     let running = cluster.spawn(&["map", "work.py:short", "--range", "0..2000"]);
     let engines = cluster.engine_pids();
@@ -136,7 +136,7 @@ fn a_controller_killed_under_a_map_is_back_at_once_and_no_task_is_run_twice() {
 }
 
 #[test]
-fn a_controller_that_comes_back_waits_for_its_ports() {
+fn a_restarted_controller_waits_for_its_ports() {
     let taken = TakenPort::of_a_killed_controller();
     let port = taken.port;
     let (cluster, engines) = taken.gives_it_back(drop);
@@ -145,7 +145,7 @@ fn a_controller_that_comes_back_waits_for_its_ports() {
 }
 
 #[test]
-fn a_controller_that_comes_back_elsewhere_is_found_by_its_engines_and_clients() {
+fn a_controller_restarted_on_other_ports_is_found_by_its_engines_and_clients() {
     let taken = TakenPort::of_a_killed_controller();
     let port = taken.port;
     let mut kept = None;
@@ -240,7 +240,7 @@ fn until_another_controller(cluster: &Cluster, pid: u32) -> u32 {
 }
 
 #[test]
-fn a_killed_supervisor_is_replaced_by_what_it_supervised_and_all_come_back_from_any_kill() {
+fn a_killed_supervisor_is_replaced_by_its_child_and_all_recover_from_any_kill() {
     let cluster = cluster(2, &[]);
     let running = cluster.spawn(&["map", "work.py:short", "--range", "0..1000"]);
     until_begun(&cluster, 50);
@@ -286,7 +286,7 @@ fn nothing_runs(cluster: &Cluster) {
 }
 
 #[test]
-fn what_ends_in_order_stays_ended_whoever_supervises_it() {
+fn processes_that_exit_in_order_are_not_restarted() {
     let cluster = cluster(3, &[]);
     let first = cluster.supervisors();
     first.iter().for_each(|pid| signal(*pid, SIGKILL));
@@ -324,7 +324,7 @@ fn session_of(pid: u32) -> u32 {
 }
 
 #[test]
-fn engines_are_ended_with_the_cluster_also_without_any_supervisor() {
+fn engines_stop_with_the_cluster_even_without_a_supervisor() {
     let cluster = cluster(2, &[]);
     let engines = cluster.engine_pids();
     // What is stopped starts no other.
@@ -342,7 +342,7 @@ fn engines_are_ended_with_the_cluster_also_without_any_supervisor() {
 }
 
 #[test]
-fn a_stopped_engine_comes_back_under_its_id_and_its_result_counts() {
+fn a_suspended_engine_returns_with_its_id_and_its_result_counts() {
     let cluster = cluster(2, &["--set", "controller.heartbeat_interval_ms=100"]);
     let running = cluster.spawn(&["map", "work.py:held", "--range", "0..2"]);
     until_begun(&cluster, 2);
@@ -364,7 +364,7 @@ fn a_stopped_engine_comes_back_under_its_id_and_its_result_counts() {
 }
 
 #[test]
-fn after_its_lease_a_stopped_engines_task_is_given_away_and_one_result_is_recorded() {
+fn after_its_lease_a_suspended_engines_task_is_reassigned_and_one_result_is_recorded() {
     let settings = ["--set", "controller.heartbeat_interval_ms=50", "--set", "controller.lease_ms=400"];
     let cluster = cluster(2, &settings);
     let running = cluster.spawn(&["map", "work.py:held", "--range", "0..2"]);
@@ -394,7 +394,7 @@ fn after_its_lease_a_stopped_engines_task_is_given_away_and_one_result_is_record
 }
 
 #[test]
-fn a_task_that_does_not_heed_its_cancellation_gets_one_signal_after_the_other() {
+fn a_task_that_ignores_its_cancellation_gets_increasing_signals() {
     let cluster = cluster(
         2,
         &[
@@ -431,7 +431,7 @@ fn a_task_that_does_not_heed_its_cancellation_gets_one_signal_after_the_other() 
 }
 
 #[test]
-fn whatever_a_task_does_to_its_worker_is_reported_with_its_cause_and_hurts_no_other() {
+fn damage_by_a_task_to_its_worker_is_reported_with_its_cause_and_affects_no_other() {
     let cluster = cluster(
         2,
         &[

@@ -40,7 +40,7 @@ fn rows(cluster: &Cluster, arguments: &[&str]) -> Vec<Value> {
 }
 
 #[test]
-fn filters_choose_tasks() {
+fn filters_select_tasks() {
     let cluster = cluster();
     cluster
         .run_reading("0.01\n0.3\n0.02\n", &["map", "--name", "filtered", "later.py:sleeps", "-"])
@@ -77,7 +77,7 @@ fn filters_choose_tasks() {
 }
 
 #[test]
-fn csv_and_json_say_the_same() {
+fn csv_and_json_agree() {
     let cluster = cluster();
     cluster.ok(&["map", "--name", "two forms", "math:sqrt", "--range", "0..3"]);
     let map = number_of(cluster, "two forms").to_string();
@@ -92,7 +92,7 @@ fn csv_and_json_say_the_same() {
 }
 
 #[test]
-fn failed_tasks_are_seen_resubmitted_and_well() {
+fn failed_tasks_are_listed_and_resubmitted() {
     let cluster = cluster();
     cluster
         .run(&["map", "--name", "repair", "later.py:odd_ones_fail", "--range", "0..4"])
@@ -143,7 +143,7 @@ fn waiting_and_running_tasks_are_cancelled() {
 }
 
 #[test]
-fn wait_has_an_end_of_its_own() {
+fn wait_times_out() {
     let cluster = cluster();
     let gate = cluster.path().join("gate");
     cluster
@@ -160,7 +160,7 @@ fn wait_has_an_end_of_its_own() {
 }
 
 #[test]
-fn a_purged_map_is_forgotten() {
+fn a_purged_map_is_deleted() {
     let cluster = cluster();
     cluster.ok(&["map", "--name", "purged", "math:sqrt", "--range", "0..3"]);
     let map = number_of(cluster, "purged").to_string();
@@ -171,7 +171,7 @@ fn a_purged_map_is_forgotten() {
 }
 
 #[test]
-fn people_may_read_the_file_with_sqlite() {
+fn the_file_is_readable_with_sqlite() {
     let cluster = cluster();
     cluster.ok(&["map", "--name", "by hand", "math:sqrt", "--range", "9..10"]);
     let map = number_of(cluster, "by hand").to_string();

@@ -2,7 +2,7 @@
 use super::support::{Cluster, Home, wait_until};
 
 #[test]
-fn what_ended_long_ago_is_forgotten_and_what_is_open_is_kept() {
+fn old_finished_maps_are_deleted_and_open_ones_kept() {
     // Less than a second.
     let cluster = Cluster::start_in(Home::new(), 2, &["--set", "controller.retention_days=0.00001"]);
     cluster.file(

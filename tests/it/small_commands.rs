@@ -2,7 +2,7 @@
 use super::support::{Home, shared};
 
 #[test]
-fn profiles_are_made_listed_and_shown() {
+fn profiles_are_created_listed_and_shown() {
     let home = Home::new();
     home.ok(&["profile", "create", "night"]);
     assert!(home.ok(&["profile", "list"]).contains("night"));
@@ -29,7 +29,7 @@ fn completions_for_every_shell() {
 }
 
 #[test]
-fn doctor_looks_at_python_and_says_what_to_do() {
+fn doctor_checks_python_and_suggests_fixes() {
     let home = Home::new();
     let ended = home.run(&["doctor"]);
     assert!(matches!(ended.code, Some(0)), "{}", ended.story());

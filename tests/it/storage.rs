@@ -25,7 +25,7 @@ fn is_left_alone(home: &Home, before: &[u8]) {
 }
 
 #[test]
-fn a_database_that_cannot_be_used_ends_the_start_and_is_left_alone() {
+fn an_unusable_database_fails_the_start_and_is_unchanged() {
     let home = Home::new();
     fs::create_dir_all(home.profile()).unwrap();
     let begins = ["start", "-n", "0"];
@@ -69,7 +69,7 @@ fn with_sqlite_version(home: &Home, was: u32) {
 }
 
 #[test]
-fn a_database_that_another_process_has_locked_is_said_to_be() {
+fn a_database_locked_by_another_process_is_reported() {
     let cluster = Cluster::start(0);
     cluster.ok(&["stop"]);
     // It holds the file until its stdin ends.
@@ -95,7 +95,7 @@ fn a_database_that_another_process_has_locked_is_said_to_be() {
 }
 
 #[test]
-fn of_several_controllers_that_start_at_once_one_serves_and_the_others_say_so() {
+fn of_several_concurrent_controllers_one_serves_and_the_others_report_it() {
     let home = Home::new();
     let mut all: Vec<_> = (0..4).map(|_| home.spawn(&["controller"])).collect();
     let file = home.profile().join("security/ipcontroller-client.json");
@@ -151,7 +151,7 @@ impl Drop for SmallDisk {
 }
 
 #[test]
-fn on_a_full_disk_all_waits_and_goes_on_when_there_is_room_again() {
+fn a_full_disk_pauses_everything_until_space_is_available() {
     let home = Home::new();
     let Some(disk) = SmallDisk::at(&home.profile(), "64m") else {
         skip("only root can mount a small file system");

@@ -26,7 +26,7 @@ fn states(cluster: &Cluster) -> Vec<String> {
 }
 
 #[test]
-fn an_engine_whose_python_fails_takes_no_tasks_says_why_and_recovers() {
+fn an_engine_with_failing_python_takes_no_tasks_reports_why_and_recovers() {
     let cluster = Cluster::start(1);
     let python = fragile_python(&cluster);
     let broken = cluster.file("broken", "");
@@ -68,7 +68,7 @@ fn an_engine_whose_python_fails_takes_no_tasks_says_why_and_recovers() {
 }
 
 #[test]
-fn a_start_whose_engines_have_no_working_python_says_so_and_so_does_a_map_that_waits() {
+fn a_start_without_working_python_reports_it_and_so_does_a_waiting_map() {
     let home = Home::new();
     let python = fragile_python(&home);
     let broken = home.file("broken", "");
@@ -88,7 +88,7 @@ fn a_start_whose_engines_have_no_working_python_says_so_and_so_does_a_map_that_w
 
 /// The code of a map that this host cannot store: a limit stands for a full disk.
 #[test]
-fn an_engine_that_cannot_store_code_gives_tasks_back_says_why_and_recovers() {
+fn an_engine_that_cannot_store_code_returns_tasks_reports_why_and_recovers() {
     let cluster = Cluster::start(1);
     let engine_file = cluster.profile().join("security/ipcontroller-engine.json");
     let script = "trap '' XFSZ; ulimit -S -f 4096; exec \"$@\"";
@@ -139,7 +139,7 @@ fn an_engine_that_cannot_store_code_gives_tasks_back_says_why_and_recovers() {
 
 /// As cleaners of temporary directories do.
 #[test]
-fn code_that_is_removed_under_an_engine_comes_again() {
+fn code_removed_from_an_engine_is_sent_again() {
     let home = Home::new();
     let temporary = home.path().join("temporary");
     fs::create_dir(&temporary).unwrap();

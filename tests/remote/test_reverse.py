@@ -145,7 +145,7 @@ class TestBehind:
         before = engine_ids(net, behind)
         wait_until("all of the laptop to end", lambda: [net.kill_all("laptop")] and not net.pids("laptop"))
         said = start(net, behind, "--host", "node1:4", "--host", "node2:4", "--tunnel", "always")
-        assert "8 engines of before still run and are kept" in said and said.count("is started again") == 2, said
+        assert "8 earlier engines are still running and are kept" in said and said.count("is started again") == 2, said
         wait_until("the engines", lambda: engine_ids(net, behind) == before)
         out = net.pcluster("laptop", "map", "--profile", behind, "math:sqrt", "--range", "4..5")
         assert out.split() == ["2.0"]

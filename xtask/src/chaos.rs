@@ -37,7 +37,7 @@ const SUCCESSOR: Duration = Duration::from_secs(20);
 /// After a `stop` the last process must be gone within this.
 const LAST: Duration = Duration::from_secs(5);
 /// After the last kill all that was begun must be done within this.
-const PATIENCE: Duration = Duration::from_secs(180);
+const TIMEOUT: Duration = Duration::from_secs(180);
 /// Short, so that engines which are stopped lose their leases, and tasks that they have run are run elsewhere too.
 const SETTINGS: [&str; 8] = [
     "--set",
@@ -146,13 +146,13 @@ impl Chaos {
             self.wake(false);
         }
         self.wake(true);
-        let patience = Instant::now() + PATIENCE;
+        let patience = Instant::now() + TIMEOUT;
         while self.unfinished() + self.clients_running() > 0 {
             if Instant::now() >= patience {
                 let names: Vec<&str> = self.maps.iter().filter(|m| m.code.is_none()).map(|m| m.name.as_str()).collect();
                 return Err(format!(
                     "{} s after the last kill these maps are not done: {}",
-                    PATIENCE.as_secs(),
+                    TIMEOUT.as_secs(),
                     names.join(" ")
                 ));
             }

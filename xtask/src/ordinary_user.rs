@@ -32,7 +32,7 @@ as_user env PATH="$PATH" PCLUSTER_TEST_ORDINARY_USER=1 PCLUSTER_TEST_SKIPPED="$s
 "#;
 
 /// What is about the repository rather than about running clusters.
-const LEFT_OUT: [&str; 4] = ["docs::", "house::", "readme::", "printed::"];
+const LEFT_OUT: [&str; 4] = ["docs::", "architecture::", "readme::", "printed::"];
 
 pub struct OrdinaryUser {
     made: bool,

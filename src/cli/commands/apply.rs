@@ -106,14 +106,14 @@ mod tests {
     }
 
     #[test]
-    fn what_is_missing_or_too_much_is_told() {
+    fn missing_and_unexpected_arguments_are_reported() {
         let context = Context::for_tests(std::path::Path::new("/nowhere"));
         assert!(run(parsed(&[]), &context).unwrap_err().error.contains("no function given"));
         assert!(
             run(parsed(&["m:f", "--", "ls"]), &context)
                 .unwrap_err()
                 .error
-                .contains("one word too many")
+                .contains("unexpected argument")
         );
         assert_eq!(run(parsed(&["m:f"]), &context).unwrap_err().kind.code(), 3);
     }

@@ -22,7 +22,7 @@ pub fn run(args: Args, context: &Context) -> Result<Exit, CommandError> {
     let clusters = context.clusters()?;
     let dead: Vec<_> = clusters
         .iter()
-        .filter(|c| c.state == Condition::Stale || (args.force && matches!(c.state, Condition::Elsewhere | Condition::Foreign)))
+        .filter(|c| c.state == Condition::Stale || (args.force && matches!(c.state, Condition::Remote | Condition::Foreign)))
         .collect();
     let mut views = Vec::new();
     let mut failed: Option<CommandError> = None;
@@ -57,7 +57,7 @@ pub fn run(args: Args, context: &Context) -> Result<Exit, CommandError> {
     if dead.is_empty() {
         context.note("nothing to clean");
     }
-    for cluster in clusters.iter().filter(|c| !args.force && c.state == Condition::Elsewhere) {
+    for cluster in clusters.iter().filter(|c| !args.force && c.state == Condition::Remote) {
         let why = cluster.unseen.as_deref().unwrap_or("it runs on another host");
         let name = in_words(&ProfileDir::at(&cluster.directory), &cluster.cluster_id);
         context.note(format!("{name}: skipped, its state is unknown: {why}; if it is dead: --force"));

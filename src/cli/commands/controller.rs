@@ -98,7 +98,7 @@ struct Ipcontroller {
 }
 
 impl Ipcontroller {
-    /// Each option is a name for a trait.
+    /// The traits of the options.
     fn traits(&self) -> Vec<Trait> {
         let valued = [
             ("IPController", "ip", &self.ip),

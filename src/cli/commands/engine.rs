@@ -92,7 +92,7 @@ struct Ipengine {
 }
 
 impl Ipengine {
-    /// Each option is a name for a trait.
+    /// The traits of the options.
     fn traits(&self) -> Vec<Trait> {
         let valued = [
             ("IPEngine", "startup_command", &self.command),

@@ -267,7 +267,7 @@ fn stop(targets: &Targets, drain: bool, context: &Context) -> Result<Exit, Comma
                 } else {
                     Targets::Some(existing).to_string()
                 };
-                return Err(CommandError::not_found(format!("there is no engine {missing}")).hint(format!("the engines are: {existing}")));
+                return Err(CommandError::not_found(format!("no engine {missing}")).hint(format!("the engines are: {existing}")));
             }
             ids.clone()
         }

@@ -1,7 +1,7 @@
 //! `pcluster keeper`: what `start` starts beside a cluster whose engines may be replaced.
 use super::{Care, supervise};
 use crate::cli::{CommandError, Context, Exit, logging};
-use crate::cluster::keep;
+use crate::cluster::walltime_restart;
 use crate::profile::ProfileDir;
 use std::path::PathBuf;
 
@@ -34,6 +34,6 @@ pub fn run(args: Args, context: &Context) -> Result<Exit, CommandError> {
         Some(dir) => ProfileDir::at(dir),
         None => context.profile_dir()?,
     };
-    context.block_on_one_thread(keep::serve(profile, &context.cluster_id))??;
+    context.block_on_one_thread(walltime_restart::serve(profile, &context.cluster_id))??;
     Ok(Exit::Fine)
 }

@@ -54,7 +54,7 @@ struct View<'a> {
     launcher: Option<&'a str>,
     started: Option<String>,
     database: Option<&'a std::path::Path>,
-    trouble: Option<&'a str>,
+    problem: Option<&'a str>,
     /// Why its processes are not visible on this host.
     unseen: Option<&'a str>,
     /// For a connection to a remote cluster.
@@ -72,7 +72,7 @@ struct KeeperView<'a> {
     runs: bool,
     /// Number of engines restarted in a new job.
     replaced: u32,
-    trouble: Option<&'a str>,
+    problem: Option<&'a str>,
 }
 
 #[derive(Serialize)]
@@ -171,14 +171,14 @@ impl<'a> View<'a> {
             launcher: cluster.launcher.as_deref(),
             started: cluster.started.map(|s| UnixTime(s).to_iso()),
             database: cluster.database.as_deref(),
-            trouble: cluster.trouble.as_deref(),
+            problem: cluster.problem.as_deref(),
             tunnel: cluster.tunnel.as_ref().map(TunnelView::new),
             keeper: cluster.keeper.as_ref().map(|keeper| KeeperView {
                 host: &keeper.host,
                 pid: keeper.process.id.pid,
                 runs: keeper.runs(),
                 replaced: keeper.replaced,
-                trouble: keeper.trouble.as_deref(),
+                problem: keeper.problem.as_deref(),
             }),
             jobs_on_record: jobs_on_record(cluster),
         }
@@ -249,14 +249,14 @@ pub fn run(args: Args, context: &Context) -> Result<Exit, CommandError> {
             context.note(format!("{name}: {line}"));
         }
     }
-    for cluster in clusters.iter().filter(|c| c.trouble.is_some()) {
+    for cluster in clusters.iter().filter(|c| c.problem.is_some()) {
         context.note(format!(
             "profile `{}`: {}",
             cluster.profile,
-            cluster.trouble.as_deref().unwrap_or_default()
+            cluster.problem.as_deref().unwrap_or_default()
         ));
     }
-    for cluster in clusters.iter().filter(|c| c.state == Condition::Elsewhere) {
+    for cluster in clusters.iter().filter(|c| c.state == Condition::Remote) {
         let name = in_words(&ProfileDir::at(&cluster.directory), &cluster.cluster_id);
         let why = cluster.unseen.as_deref().unwrap_or("it is on another host");
         context.note(format!("{name}: its controller is not visible from this host: {why}"));
@@ -274,7 +274,7 @@ pub fn run(args: Args, context: &Context) -> Result<Exit, CommandError> {
 /// The status of each running controller; none if it does not answer in time.
 fn ask(clusters: &[ClusterSummary], context: &Context) -> Result<Vec<Option<StatusReply>>, CommandError> {
     let ask = |cluster: &ClusterSummary| {
-        let runs = matches!(cluster.state, Condition::Running | Condition::Elsewhere | Condition::Connected);
+        let runs = matches!(cluster.state, Condition::Running | Condition::Remote | Condition::Connected);
         let path = ProfileDir::at(&cluster.directory).client_file(&cluster.cluster_id);
         async move {
             let file = ConnectionFile::read(&path).ok().filter(|file| runs && file.pcluster.is_some())?;
@@ -346,7 +346,7 @@ fn table(clusters: &[ClusterSummary], statuses: &[Option<StatusReply>], now: Uni
             Condition::Connected => Tone::Good,
             Condition::Stale => Tone::Bad,
             Condition::Stopped => Tone::Faint,
-            Condition::Elsewhere | Condition::Foreign => Tone::Active,
+            Condition::Remote | Condition::Foreign => Tone::Active,
         };
         let since = cluster.started.filter(|_| cluster.state != Condition::Stopped).map(UnixTime);
         let when = |t: UnixTime| if terminal.stdout { times::ago(now, t) } else { t.to_iso() };
@@ -398,7 +398,7 @@ mod tests {
             launcher: Some("local".into()),
             started: Some(1000.0),
             database: None,
-            trouble: None,
+            problem: None,
             tunnel: None,
             keeper: None,
         };
@@ -406,14 +406,14 @@ mod tests {
             cluster("default", "", Condition::Running, Some(4), 4),
             cluster("default", "night", Condition::Stale, Some(1), 4),
             cluster("mine", "", Condition::Stopped, Some(0), 0),
-            cluster("mine", "far", Condition::Elsewhere, None, 16),
+            cluster("mine", "far", Condition::Remote, None, 16),
         ];
         insta::assert_snapshot!(table(&clusters, &[], UnixTime(9000.0), &Terminal { stdout: true, ..Terminal::NONE }), @r"
-        PROFILE  CLUSTER ID  STATE      ENGINES  WAITING   PID  HOST    SINCE
-        default  -           running    4              -  4242  login1  2 h ago
-        default  night       stale      1 of 4         -  4242  login1  2 h ago
-        mine     -           stopped    -              -     -  -       -
-        mine     far         elsewhere  ? of 16        -  4242  login1  2 h ago
+        PROFILE  CLUSTER ID  STATE    ENGINES  WAITING   PID  HOST    SINCE
+        default  -           running  4              -  4242  login1  2 h ago
+        default  night       stale    1 of 4         -  4242  login1  2 h ago
+        mine     -           stopped  -              -     -  -       -
+        mine     far         remote   ? of 16        -  4242  login1  2 h ago
         ");
         insta::assert_snapshot!(table(&clusters, &[], UnixTime(9000.0), &Terminal::NONE), @r"
         PROFILE  CLUSTER ID  STATE      ENGINES  WAITING   PID  HOST    SINCE

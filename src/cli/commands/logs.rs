@@ -65,7 +65,7 @@ pub fn run(args: Args, context: &Context) -> Result<Exit, CommandError> {
     let mut logs = find(&profile, &context.cluster_id, &args)?;
     let remote = match args.of {
         Of::Controller => Vec::new(),
-        _ => cluster::logs::elsewhere(&profile, &context.cluster_id, |number| args.wants(number), args.lines),
+        _ => cluster::logs::remote(&profile, &context.cluster_id, |number| args.wants(number), args.lines),
     };
     if logs.is_empty() && remote.is_empty() {
         return Err(

@@ -387,7 +387,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_started_is_refused_before_anything_runs() {
+    fn invalid_commands_fail_before_anything_is_created() {
         let dir = tempfile::tempdir().unwrap();
         let mut context = Context::for_tests(dir.path());
         context.quiet = true;
@@ -404,9 +404,9 @@ mod tests {
             ("pcluster cancel --all", 3, "no cluster is running"),
             ("pcluster wait 1", 3, "no cluster is running"),
             ("pcluster purge 1", 3, "no cluster is running"),
-            ("pcluster logs", 3, "there are no such logs"),
+            ("pcluster logs", 3, "no such logs"),
             ("pcluster logs all 3", 2, "only engines have numbers"),
-            ("pcluster profile show", 3, "there is no profile `default`"),
+            ("pcluster profile show", 3, "no profile `default`"),
             ("pcluster profile create a/b", 2, "slash"),
         ] {
             let error = run(line, &context).unwrap_err();
@@ -420,7 +420,7 @@ mod tests {
     }
 
     #[test]
-    fn what_options_say_is_set_and_an_address_stays_an_address() {
+    fn options_become_settings_and_an_address_stays_a_string() {
         let line = "pcluster start --ip 0.0.0.0 --no-curve --timeout 2m --set controller.hwm=2";
         let Command::Start(args) = args::parse(line.split(' ').map(Into::into)).unwrap().command else {
             panic!()

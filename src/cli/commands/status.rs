@@ -71,10 +71,10 @@ pub fn run(_args: Args, context: &Context) -> Result<Exit, CommandError> {
         })?;
     } else {
         output::print(&text(&status, &context.cluster_in_words(), profile.path(), times::now()))?;
-        if let Some(keeper) = keeper.filter(|keeper| keeper.replaced > 0 || keeper.trouble.is_some()) {
+        if let Some(keeper) = keeper.filter(|keeper| keeper.replaced > 0 || keeper.problem.is_some()) {
             let engines = counted(u64::from(keeper.replaced), "engine");
             context.note(format!("{engines} restarted in a new job; `pcluster list` shows the jobs"));
-            keeper.trouble.iter().for_each(|trouble| context.note(trouble));
+            keeper.problem.iter().for_each(|problem| context.note(problem));
         }
         super::engines::note_unavailable(&status.engines, context);
         status.notes.iter().for_each(|note| context.note(note));
@@ -121,11 +121,11 @@ fn text(status: &StatusReply, cluster: &str, directory: &Path, now: UnixTime) ->
             format!("{} queued, {} running, {} finished", status.queued, status.running, status.finished),
         ),
     ];
-    let mut text: String = lines.iter().map(|(name, value)| format!("{name:<14}{value}\n")).collect();
+    let mut text: String = lines.iter().map(|(name, value)| format!("{name:<12}{value}\n")).collect();
     text = visible(&text).into_owned();
     if status.cut_off > 0 {
         let peers = counted(status.cut_off, "peer");
-        text.push_str(&format!("{:<14}{peers} that did not read (see pcluster logs)\n", "disconnected"));
+        text.push_str(&format!("{:<12}{peers} that did not read (see pcluster logs)\n", "dropped"));
     }
     text
 }
@@ -146,13 +146,13 @@ mod tests {
             "open_maps": 1, "queued": 10, "running": 2, "finished": 9,
         }))
         .unwrap();
-        let cut_off = StatusReply {
+        let dropped = StatusReply {
             cut_off: 2,
             ..status.clone()
         };
         let text_of = |status| text(status, "x", Path::new("/"), UnixTime(1075.0));
-        let last = text_of(&cut_off).lines().last().unwrap().to_string();
-        assert_eq!(last, "cut off     2 peers that did not read (see pcluster logs)");
+        let last = text_of(&dropped).lines().last().unwrap().to_string();
+        assert_eq!(last, "dropped     2 peers that did not read (see pcluster logs)");
         insta::assert_snapshot!(text(&status, "profile `default`", Path::new("/home/u/.ipython/profile_default"), UnixTime(1075.0)), @r"
         cluster     profile `default`, in /home/u/.ipython/profile_default
         controller  pcluster 0.1.0, process 17 on n1, up 1 min 15 s

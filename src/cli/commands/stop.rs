@@ -29,7 +29,7 @@ pub fn run(args: Args, context: &Context) -> Result<Exit, CommandError> {
         false => vec![(context.profile_dir()?, context.cluster_id.clone())],
         true => {
             let all = cluster::list(context.ipython_dir.as_deref())?;
-            for cluster in all.iter().filter(|c| c.state == Condition::Elsewhere) {
+            for cluster in all.iter().filter(|c| c.state == Condition::Remote) {
                 let name = in_words(&ProfileDir::at(&cluster.directory), &cluster.cluster_id);
                 let why = cluster.unseen.as_deref().unwrap_or("it runs on another host");
                 context.note(format!("{name}: skipped, its state is unknown: {why}"));
@@ -48,7 +48,7 @@ pub fn run(args: Args, context: &Context) -> Result<Exit, CommandError> {
                     context.note(outcome(&name, &stopped));
                 }
                 views.push(serde_json::json!({
-                    "profile": profile.name(), "cluster_id": cluster_id, "controller_was_gone": stopped.was_dead, "engines": stopped.engines,
+                    "profile": profile.name(), "cluster_id": cluster_id, "controller_was_dead": stopped.was_dead, "engines": stopped.engines,
                     "terminated": stopped.ended.terminated, "killed": stopped.ended.killed,
                 }));
             }

@@ -229,9 +229,9 @@ mod tests {
         assert!(fails(&format!("{path}:two_digit_count")).contains(":two_digit_counts?"));
         assert!(fails(&format!("{path}:other_thing")).contains("it defines: two_digit_counts, add"));
         assert!(fails(&path).contains(&format!("{path}:two_digit_counts")));
-        assert!(fails("nothing.py:f").contains("there is no Python file nothing.py (looked in /"));
-        assert!(fails("f").contains("names no function"));
-        assert!(fails("a.py:1f").contains("cannot be the name"));
+        assert!(fails("nothing.py:f").contains("no Python file nothing.py (in /"));
+        assert!(fails("f").contains("does not name a function"));
+        assert!(fails("a.py:1f").contains("is not a valid name"));
         assert!(fails("a b:f").contains("neither a Python file"));
         let (_dir, path) = file(b"x = 1\ny = '\xff'\n");
         assert!(fails(&format!("{path}:f")).contains("line 2 is not UTF-8"));

@@ -113,7 +113,7 @@ mod tests {
             ("a..b", "not an integer"),
             ("..", "not an integer"),
             ("1..2..0", "step is 0"),
-            ("0..99999999999999999999", "64 bits"),
+            ("0..99999999999999999999", "64-bit"),
         ] {
             let error = text.parse::<Range>().unwrap_err();
             assert!(error.contains(says), "{text}: {error}");

@@ -96,21 +96,15 @@ mod tests {
     }
 
     #[test]
-    fn what_is_sent_is_what_was_counted_or_an_error_with_both_numbers() {
+    fn a_changed_file_is_an_error_with_both_numbers() {
         assert_eq!(sent(&["a", "b"], 2, true), [Ok("a".into()), Ok("b".into())]);
-        let error = |why: &str| Err(format!("in.txt: it was changed while it was read: {why}"));
-        assert_eq!(
-            sent(&["a"], 2, true),
-            [Ok("a".into()), error("2 inputs were counted, and now it has 1")]
-        );
+        let error = |why: &str| Err(format!("in.txt: changed while being read: {why}"));
+        assert_eq!(sent(&["a"], 2, true), [Ok("a".into()), error("counted 2 inputs, now it has 1")]);
         assert_eq!(
             sent(&["a", "b", "c", "d"], 2, true).pop().unwrap(),
-            error("2 inputs were counted, and now it has 4")
+            error("counted 2 inputs, now it has 4")
         );
-        assert_eq!(
-            sent(&["a"], 1, false).pop().unwrap(),
-            error("it still has 1 inputs, but not the same")
-        );
+        assert_eq!(sent(&["a"], 1, false).pop().unwrap(), error("still 1 inputs, but different ones"));
     }
 
     #[test]

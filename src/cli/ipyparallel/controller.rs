@@ -1,19 +1,19 @@
-//! What `ipcontroller` is told.
+//! The options of `ipcontroller`.
 use super::common::Common;
 use super::{Refusal, Trait};
 
 #[derive(Debug, Default, PartialEq)]
 pub struct ControllerWords {
     pub common: Common,
-    /// In the order given, for `Config::load_with`.
+    /// For `Config::load_with`, in the order given.
     pub settings: Vec<(String, String)>,
-    /// The ssh server through which clients reach the controller.
+    /// The ssh server of clients.
     pub ssh: Option<String>,
-    /// The one through which engines do.
+    /// The ssh server of engines.
     pub engine_ssh: Option<String>,
-    /// Keys, ports and connection files outlive an orderly end.
+    /// Keep keys, ports and connection files after an orderly exit.
     pub reuse: bool,
-    /// So many missed heartbeats make an engine lost.
+    /// The number of missed heartbeats after which an engine is lost.
     misses: Option<f64>,
 }
 
@@ -26,7 +26,7 @@ impl ControllerWords {
         Ok(words)
     }
 
-    /// The heartbeats that may be missed, as a lease: settings for a controller whose period is `heartbeat_interval_ms`.
+    /// The missed heartbeats as a lease setting for a controller with this `heartbeat_interval_ms`.
     pub fn lease(&self, heartbeat_interval_ms: u64) -> Option<(String, String)> {
         let lease = (self.misses? * heartbeat_interval_ms as f64) as u64;
         Some(("controller.lease_ms".into(), lease.max(heartbeat_interval_ms + 1).to_string()))
@@ -40,7 +40,7 @@ impl ControllerWords {
         let refused = |why: &str| Err(format!("{}: {why}", told.spelled()));
         match (told.class.as_str(), told.name.as_str()) {
             ("IPController" | "HubFactory" | "IPControllerApp", name) => match name {
-                // As YAML text: an address of digits and points must stay one.
+                // Quoted as YAML text: an address of digits and dots must stay a string.
                 "ip" => self.set("ip", format!("{:?}", told.value)),
                 "location" => self.set("location", format!("{:?}", told.value)),
                 "ports" => self.set("ports", format!("{:?}", told.value)),
@@ -50,32 +50,32 @@ impl ControllerWords {
                 "reuse_files" | "restore_engines" => self.reuse |= told.truth()?,
                 "registration_timeout" => self.set("registration_timeout_ms", told.seconds()?),
                 "db_class" => self.note_database(told),
-                "use_threads" => self.common.pass_over(told, "pcluster's controller is one process in any case"),
-                "broadcast_scheduler_depth" => self.common.pass_over(told, "broadcasts need no tree of schedulers here"),
+                "use_threads" => self.common.ignore(told, "pcluster's controller is always a single process"),
+                "broadcast_scheduler_depth" => self.common.ignore(told, "pcluster needs no tree of schedulers for broadcasts"),
                 "transport" | "engine_transport" | "client_transport" | "monitor_transport" if told.value == "tcp" => {}
                 "transport" | "engine_transport" | "client_transport" | "monitor_transport" => {
-                    return refused("pcluster's controller speaks tcp only; leave it out");
+                    return refused("pcluster's controller supports only tcp; omit it");
                 }
                 "engine_ip" | "client_ip" => {
                     return refused("pcluster's controller listens on one address for clients and engines: --ip=ADDRESS");
                 }
-                "monitor_ip" => self.common.pass_over(told, "there are no processes of its own to be heard"),
+                "monitor_ip" => self.common.ignore(told, "pcluster's controller has no internal sockets"),
                 "client_ports" | "engine_ports" | "regport" | "mon_port" | "notifier_port" | "hb" | "mux" | "task" | "control"
                 | "iopub" => {
-                    return refused("name all ports together, 16 of them: --ports=10101-10116");
+                    return refused("set all 16 ports together: --ports=10101-10116");
                 }
                 "engine_json_file" | "client_json_file" => {
                     return refused("the connection files are named after the cluster: --cluster-id=ID");
                 }
                 "curve_secretkey" | "curve_publickey" => {
-                    return refused("pcluster's controller makes its keys itself, and keeps them where only you can read; leave it out");
+                    return refused("pcluster's controller generates its own private keys; omit it");
                 }
                 _ => self.other(told)?,
             },
             ("HeartMonitor", "period") => self.set("heartbeat_interval_ms", told.number()? as u64),
             ("HeartMonitor", "max_heartmonitor_misses") => self.misses = Some(told.number()?),
             ("TaskScheduler" | "Scheduler", "scheme_name") if told.value == "pure" => {
-                return refused("`pure` is a queue of ZeroMQ's that knows no dependencies; the nearest is --scheme=lru");
+                return refused("`pure` is a ZeroMQ queue without dependencies; the closest is --scheme=lru");
             }
             ("TaskScheduler" | "Scheduler", "scheme_name") => self.set("task_scheme", &told.value),
             ("TaskScheduler" | "Scheduler", "hwm") => self.set("hwm", told.number()? as u64),
@@ -87,17 +87,15 @@ impl ControllerWords {
 
     fn other(&mut self, told: &Trait) -> Result<(), Refusal> {
         if !self.common.take(told)? {
-            let why = format!("pcluster's controller has nothing that answers to {}.{}", told.class, told.name);
-            self.common.pass_over(told, &why);
+            let why = format!("pcluster's controller has no counterpart of {}.{}", told.class, told.name);
+            self.common.ignore(told, &why);
         }
         Ok(())
     }
 
     fn note_database(&mut self, told: &Trait) {
-        self.common.pass_over(
-            told,
-            "every task is recorded in the cluster's own database, for as long as `pcluster purge` does not forget it",
-        );
+        self.common
+            .ignore(told, "every task is recorded in the cluster's own database until `pcluster purge`");
     }
 }
 
@@ -149,7 +147,7 @@ mod tests {
             .common
             .notes;
         insta::assert_snapshot!(notes.join("\n"), @r"
-        --IPController.db_class=DictDB has no effect: every task is recorded in the cluster's own database, for as long as `pcluster purge` does not forget it
+        --IPController.db_class=DictDB has no effect: every task is recorded in the cluster's own database until `pcluster purge`
         --Hub.db=x has no effect: pcluster's controller has nothing that answers to Hub.db
         --Session.username=me has no effect: `username` of messages is pcluster's own matter
         ");
@@ -164,10 +162,10 @@ mod tests {
         .map(|t| words(&[t]).unwrap_err())
         .collect();
         insta::assert_snapshot!(refusals.join("\n"), @r#"
-        --IPController.transport=ipc: pcluster's controller speaks tcp only; leave it out
+        --IPController.transport=ipc: pcluster's controller supports only tcp; omit it
         --IPController.client_ip=1.2.3.4: pcluster's controller listens on one address for clients and engines: --ip=ADDRESS
-        --IPController.regport=5: name all ports together, 16 of them: --ports=10101-10116
-        --TaskScheduler.scheme_name=pure: `pure` is a queue of ZeroMQ's that knows no dependencies; the nearest is --scheme=lru
+        --IPController.regport=5: set all 16 ports together: --ports=10101-10116
+        --TaskScheduler.scheme_name=pure: `pure` is a ZeroMQ queue without dependencies; the closest is --scheme=lru
         --TaskScheduler.hwm=few: "few" is not a number
         "#);
     }

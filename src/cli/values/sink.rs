@@ -142,11 +142,13 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_written_is_told_at_once() {
+    fn an_unwritable_file_is_reported_at_once() {
         let error = Sink::open(Some(Path::new("/no/such/dir/out")), false).unwrap_err();
         assert_eq!(error.kind.code(), 5);
         assert!(
-            error.render(false).contains("hint: is there a directory /no/such/dir?"),
+            error
+                .render(false)
+                .contains("hint: create the directory first: mkdir -p /no/such/dir"),
             "{}",
             error.render(false)
         );

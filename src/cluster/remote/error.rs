@@ -118,7 +118,7 @@ impl RemoteError {
                     "connect it: pcluster connect me@login.cluster{options}; `pcluster list` shows what is there"
                 )]
             }
-            RemoteError::Ended { log, .. } | RemoteError::Late { log, .. } => vec![format!("all that it said: {}", log.display())],
+            RemoteError::Ended { log, .. } | RemoteError::Late { log, .. } => vec![format!("full log: {}", log.display())],
             RemoteError::OtherMachine { .. } => {
                 say(&["build or download pcluster for that machine, and install it there by hand, as pcluster in ~/.local/bin"])
             }

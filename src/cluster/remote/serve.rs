@@ -36,7 +36,7 @@ struct Tunnel {
 /// for who is waiting for it to be told.
 pub async fn serve(profile: ProfileDir, cluster_id: &str, first: bool) -> Result<(), ClusterError> {
     let (Ok(mut terminated), Ok(mut interrupted)) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt())) else {
-        return Err(ClusterError::Internal("no signals can be received".into()));
+        return Err(ClusterError::Internal("cannot install signal handlers".into()));
     };
     let Some(mut state) = TunnelState::read(&profile, cluster_id)? else {
         return Err(super::not_connected(&profile, cluster_id));

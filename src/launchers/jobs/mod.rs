@@ -108,7 +108,7 @@ impl Launcher for Jobs {
         true
     }
 
-    fn is_asked_seldom(&self) -> bool {
+    fn has_cached_state(&self) -> bool {
         true
     }
 

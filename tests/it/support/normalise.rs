@@ -69,7 +69,7 @@ fn is_number(word: &str) -> bool {
 }
 
 #[test]
-fn normalising_takes_out_what_varies_and_nothing_else() {
+fn normalising_replaces_only_what_varies() {
     let text =
         "  12.3 ok    in 0.21 s (process 483) at 2026-11-20 21:03:07.1, see /tmp/pcluster-test-Ab3/ipython/x.log: 3 done (just now)\n";
     assert_eq!(

@@ -2,7 +2,7 @@
 use std::time::{Duration, Instant};
 
 /// Long enough for a loaded machine; no test depends on how long it is.
-const PATIENCE: Duration = Duration::from_secs(90);
+const TIMEOUT: Duration = Duration::from_secs(90);
 
 /// Asks again and again until there is an answer; fails, naming what it waited for, when none comes.
 pub fn wait_until<T>(what: &str, mut answer: impl FnMut() -> Option<T>) -> T {
@@ -11,7 +11,7 @@ pub fn wait_until<T>(what: &str, mut answer: impl FnMut() -> Option<T>) -> T {
         if let Some(answer) = answer() {
             return answer;
         }
-        assert!(begun.elapsed() < PATIENCE, "waited {PATIENCE:?} for {what}");
+        assert!(begun.elapsed() < TIMEOUT, "waited {TIMEOUT:?} for {what}");
         std::thread::sleep(Duration::from_millis(20));
     }
 }

@@ -57,7 +57,7 @@ fn pcluster(tools: &Tools, size: &Size, numbers: &mut Numbers) -> Result<(), Str
 fn ipyparallel(tools: &Tools, size: &Size, numbers: &mut Numbers) -> Result<(), String> {
     let ipython = tools.folder.join("ipyparallel");
     let ipcluster = |words: &[&str]| {
-        let mut command = program(&tools.root, &[&tools.python.to_string_lossy(), "-m", "ipyparallel.cluster"]);
+        let mut command = program(&tools.folder, &[&tools.python.to_string_lossy(), "-m", "ipyparallel.cluster"]);
         command.args(words).env("IPYTHONDIR", &ipython);
         captured(&mut command)
     };

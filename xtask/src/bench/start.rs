@@ -161,9 +161,12 @@ impl Site<'_> {
 
     /// The same of ipyparallel's own cluster, whose engines are a job of the same system.
     fn start_stock(&self, tools: &Tools, python: &Path, n: u32) -> Result<f64, String> {
-        let (python, count) = (python.to_string_lossy(), n.to_string());
-        let words = [&*python, "benches/peers/ipcluster_start.py", &count, self.launcher()];
+        let script = tools.root.join("benches/peers/ipcluster_start.py");
+        let (python, script, count) = (python.to_string_lossy(), script.to_string_lossy(), n.to_string());
+        let words = [&*python, &*script, &count, self.launcher()];
         let mut command = self.command(tools, &words);
+        // ipyparallel's batch launchers write their scripts into the working directory.
+        command.current_dir(&tools.folder);
         command.env("IPYTHONDIR", tools.folder.join("start-ipyparallel"));
         let said = captured(&mut command)?;
         let seconds = said.lines().rev().find_map(|line| line.trim().parse().ok());

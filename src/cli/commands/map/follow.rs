@@ -17,7 +17,7 @@ const NO_ENGINES: Duration = Duration::from_secs(3);
 /// How long to wait for the controller before reporting that it does not answer,
 const SILENT: Duration = Duration::from_secs(10);
 /// and before giving up: long enough to restart it, which the map survives.
-const PATIENCE: Duration = Duration::from_secs(120);
+const CONTROLLER_TIMEOUT: Duration = Duration::from_secs(120);
 /// How long to wait for a second Ctrl-C.
 const SECOND: Duration = Duration::from_millis(1500);
 
@@ -136,7 +136,7 @@ impl Job<'_> {
     ) -> Result<(Ended, Counts), CommandError> {
         let every = Duration::from_millis(if self.context.terminal.stderr { 250 } else { 1000 });
         let (sender, mut updates) = mpsc::channel(4);
-        let mut watch = self.client.with_patience(PATIENCE).watch(self.map, every);
+        let mut watch = self.client.with_timeout(CONTROLLER_TIMEOUT).watch(self.map, every);
         let watcher = tokio::spawn(async move {
             loop {
                 let update = watch.next().await.transpose();
@@ -166,7 +166,7 @@ impl Job<'_> {
                         counts = now;
                         self.note_engines(&mut engines, able, &counts, progress).await;
                         progress.update(&counts, self.total, able);
-                        let client = self.client.with_patience(PATIENCE);
+                        let client = self.client.with_timeout(CONTROLLER_TIMEOUT);
                         let taken = tokio::select! {
                             taken = hand_on(&client, results, self.outputs, progress, take) => Some(taken),
                             () = interrupts.next() => None,

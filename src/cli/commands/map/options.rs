@@ -112,7 +112,11 @@ mod tests {
         assert_eq!(variable("A=b=c"), Ok(("A".into(), "b=c".into())));
         assert_eq!(variable("A="), Ok(("A".into(), String::new())));
         assert!(variable("=x").is_err());
-        assert!(variable("PCLUSTER_NO_SUCH_VARIABLE").unwrap_err().contains("is not set here"));
+        assert!(
+            variable("PCLUSTER_NO_SUCH_VARIABLE")
+                .unwrap_err()
+                .contains("is not set in this environment")
+        );
         assert_eq!(seconds("1.5m"), Ok(90.0));
         assert_eq!(bytes("500M"), Ok(500 << 20));
         assert_eq!(

@@ -180,14 +180,14 @@ mod tests {
             error: 4,
             ..Counts::default()
         };
-        insta::assert_snapshot!(report.text(&counts, "", false), @r#"
-        note: 1 value is more than JSON holds: readable JSON is shown; --format pickle and --reduce have the exact values
-        task 1.2 failed on in,2: ValueError: no digits (and 2 more like it)
+        insta::assert_snapshot!(report.text(&counts, "", false), @r"
+        note: JSON cannot represent 1 value exactly and shows a rendering; --format pickle and --reduce use the exact values
+        task 1.2 failed on in,2: ValueError: no digits (and 2 more with the same error)
         task 1.5 failed on in,5: ValueError: too long
         4 of 15 tasks failed
-        see them:       pcluster results 1 --failed
-        run them again: pcluster resubmit 1 --failed
-        "#);
+        see them:  pcluster results 1 --failed
+        run them again:  pcluster resubmit 1 --failed
+        ");
         assert!(
             report
                 .text(&counts, " --profile p", true)
@@ -196,7 +196,7 @@ mod tests {
         for index in 6..20 {
             report.add(&failed(index, &index.to_string()));
         }
-        assert!(report.text(&counts, "", false).contains("... and 11 other failures\n"));
+        assert!(report.text(&counts, "", false).contains("… and 11 other failures\n"));
         assert_eq!(Report::new(MapId(1)).text(&Counts::default(), "", true), "");
     }
 }

@@ -170,14 +170,10 @@ fn with_adds_files_and_directories() {
 fn files_that_cannot_be_sent_are_named_in_the_error() {
     let directory = project(&[("src/jobs.py", ""), ("src/a/x", ""), ("lib/a/x", ""), ("secret", "")]);
     let fails = |with: &[&str]| sent(&directory, "src/jobs.py", with).unwrap_err();
-    assert!(
-        fails(&["src/none"]).contains("there is no file or directory"),
-        "{}",
-        fails(&["src/none"])
-    );
-    assert!(fails(&["src/a", "lib/a"]).contains("would both be a/x"));
+    assert!(fails(&["src/none"]).contains("no file or directory"), "{}", fails(&["src/none"]));
+    assert!(fails(&["src/a", "lib/a"]).contains("would have the same path a/x"));
     symlink("../../secret", directory.path().join("src/a/out")).unwrap();
-    assert!(fails(&["src/a"]).contains("leads out of the directory"));
+    assert!(fails(&["src/a"]).contains("points outside the directory"));
     fs::remove_file(directory.path().join("src/a/out")).unwrap();
     nix::unistd::mkfifo(&directory.path().join("src/a/pipe"), nix::sys::stat::Mode::S_IRWXU).unwrap();
     assert!(fails(&["src/a"]).contains("neither a file nor a directory"));
