@@ -530,7 +530,7 @@ fn a_second_ctrl_c_cancels() {
             .map(|_| ())
     });
     super::support::signal(running.pid(), nix::sys::signal::Signal::SIGINT);
-    running.wait_to_hear("Ctrl-C again cancels");
+    running.wait_to_hear("press Ctrl-C again to cancel");
     super::support::signal(running.pid(), nix::sys::signal::Signal::SIGINT);
     running.end().fails(130, &[]);
     let number = number_of(cluster, "interrupted twice").to_string();
