@@ -7,6 +7,7 @@ use crate::cluster::{self, ClusterSummary, Condition, remote};
 use crate::connection::{ConnectionError, ConnectionFile, discover};
 use crate::profile::ProfileDir;
 use crate::profile::dir::check_cluster_id;
+use crate::ssh::tunnel::Phase;
 use std::cell::{Cell, OnceCell};
 use std::future::Future;
 use std::io::IsTerminal;
@@ -197,8 +198,8 @@ impl Context {
     /// The state of the cluster's tunnel as an error, if it has one that is not established.
     fn because_of_tunnel(&self, error: CommandError) -> CommandError {
         let tunnel = self.profile_dir().ok().and_then(|p| remote::running(&p, &self.cluster_id));
-        match tunnel.filter(|tunnel| tunnel.phase != remote::Phase::Up) {
-            Some(tunnel) => CommandError::refused(tunnel.in_words())
+        match tunnel.filter(|tunnel| tunnel.phase != Phase::Up) {
+            Some(tunnel) => CommandError::refused(tunnel.describe())
                 .hints(tunnel.hints.clone())
                 .hint(format!("pcluster keeps retrying; pcluster disconnect{} stops it", self.options())),
             None => error,
@@ -335,7 +336,7 @@ mod tests {
         context.profile = "a/b".into();
         let error = context.client().err().unwrap();
         assert_eq!(error.kind, ErrorKind::Usage);
-        insta::assert_snapshot!(error.render(false), @r#"error: "a/b" is not a valid profile name: it has a slash; use a name, not a path"#);
+        insta::assert_snapshot!(error.render(false), @r#"error: "a/b" cannot be the name of a profile: it has a slash; give a name, not a path"#);
         context.profile = "fine".into();
         context.cluster_id = "../x".into();
         assert_eq!(context.client().err().unwrap().kind, ErrorKind::Usage);

@@ -111,7 +111,7 @@ impl Leftovers {
     pub async fn adopt(
         &self,
         profile: &ProfileDir,
-        wish: &EngineSpec,
+        spec: &EngineSpec,
         now: &ConnectionFile,
         progress: &mut dyn FnMut(StartProgress),
     ) -> Result<Vec<Launched>, ClusterError> {
@@ -123,7 +123,7 @@ impl Leftovers {
         let same_place = self.engine_file.as_ref().is_some_and(|before| place(before) == place(now));
         let mut kept = Vec::new();
         for launched in self.state.iter().flat_map(|s| s.engines.clone()) {
-            let launcher = launch::launcher(&launched.launcher, profile, &wish.config)?;
+            let launcher = launch::launcher(&launched.launcher, profile, &spec.config)?;
             let (asked, whole) = (launcher.clone(), launched.clone());
             let states = in_thread(move || asked.states(&whole)).await?;
             // Members of unknown state may still be running.
@@ -138,9 +138,9 @@ impl Leftovers {
             };
             if same_keys && (same_place || launched.follows) {
                 progress(StartProgress::Note(format!("{n} earlier {engines} {stay}")));
-                for text in launcher.restart_tunnels(&launched, &wish.program) {
-                    progress(StartProgress::Note(text));
-                }
+                let restarted = launcher.remote_hosts().map(|hosts| hosts.restart_tunnels(&launched, &spec.program));
+                let notes = restarted.into_iter().flatten();
+                notes.for_each(|text| progress(StartProgress::Note(text)));
                 kept.push(launched);
                 continue;
             }

@@ -74,23 +74,24 @@ pub async fn add_engines(options: AddOptions, progress: &mut dyn FnMut(StartProg
     if !matches!(standing.condition, Condition::Running | Condition::Remote) {
         return Err(super::not_running(profile, cluster_id));
     }
-    let wish = EngineSpec {
+    let spec = EngineSpec {
         settings,
         program: launch::program(&options.program)?,
         cwd: launch::directory(&options.cwd)?,
         log_level: options.log_level,
         config,
     };
-    if let Some(warning) = wish.check()? {
+    if let Some(warning) = spec.check(launcher.as_ref())? {
         progress(StartProgress::Note(warning));
     }
     // Its supervisor may be restarting it.
     let path = profile.client_file(cluster_id);
     let client_file = super::start::in_thread(move || discover::wait(&path, CONNECT, || Ok::<_, ClusterError>(()))).await??;
     let client = Client::connect(&client_file, CONNECT).await?;
-    if launcher.is_elsewhere()
-        && !launcher.provides_tunnel()
-        && wish.config.controller.engine_ssh.is_none()
+    let capabilities = launcher.capabilities();
+    if capabilities.remote
+        && !capabilities.provides_tunnel
+        && spec.config.controller.engine_ssh.is_none()
         && let Some(keys) = &client_file.pcluster
         && keys.addresses.iter().all(|address| addresses::is_loopback(address))
     {
@@ -102,15 +103,15 @@ pub async fn add_engines(options: AddOptions, progress: &mut dyn FnMut(StartProg
     let before = launch::connected_engines(&client.status().await?);
 
     // A manually started controller has no state file.
-    let mut state = standing.state.unwrap_or_else(|| ClusterState::new(cluster_id, wish.cwd.clone()));
+    let mut state = standing.state.unwrap_or_else(|| ClusterState::new(cluster_id, spec.cwd.clone()));
     if state.engines.is_empty() {
-        state.engine_kind = kind_word(wish.config.engine.kind).into();
+        state.engine_kind = kind_word(spec.config.engine.kind).into();
     }
     progress(StartProgress::EnginesStarting { n: options.n });
     let mut record = Record::new(profile, cluster_id);
-    let launch = wish.launch(profile, &state, options.n);
-    let engines = launch::recorded(launcher.start_engines(&launch)?, &launch, &wish.config);
-    let mut undo = Undo::new(Duration::from_millis(wish.config.launcher.kill_timeout_ms));
+    let launch = spec.launch(profile, &state, options.n);
+    let engines = launch::recorded(launcher.start_engines(&launch)?, launcher.as_ref(), &launch, &spec.config);
+    let mut undo = Undo::new(Duration::from_millis(spec.config.launcher.kill_timeout_ms));
     undo.add(&launcher, &engines);
     let said = engines.notes.iter().chain(&engines.problem);
     said.for_each(|text| progress(StartProgress::Note(text.clone())));
@@ -118,10 +119,10 @@ pub async fn add_engines(options: AddOptions, progress: &mut dyn FnMut(StartProg
     state.next_engine += options.n;
     state.engines.push(engines.clone());
     record.added(&engines);
-    walltime_restart::ensure(profile, &mut state, &wish.program)?;
+    walltime_restart::ensure(profile, &mut state, &spec.program)?;
     state.write(profile)?;
     jobs::report(&client, jobs::submitted_by(&engines)).await;
-    lock.take_if(|_| launcher.is_elsewhere());
+    lock.take_if(|_| capabilities.remote);
     let new = match engines.problem.is_empty() {
         true => options.n as usize,
         false => engines.engines(),
@@ -134,8 +135,8 @@ pub async fn add_engines(options: AddOptions, progress: &mut dyn FnMut(StartProg
     let target = Target {
         all: expected,
         enough,
-        at_least: launch::at_least(&wish.config, new).saturating_add(before).min(enough),
-        timeout: Duration::from_millis(wish.config.launcher.engines_timeout_ms),
+        at_least: launch::at_least(launcher.as_ref(), new).saturating_add(before).min(enough),
+        timeout: Duration::from_millis(spec.config.launcher.engines_timeout_ms),
         total_timeout: options.timeout,
     };
     let new = Watched {
@@ -143,7 +144,7 @@ pub async fn add_engines(options: AddOptions, progress: &mut dyn FnMut(StartProg
         launched: &engines,
     };
     match launch::registered(&client, target, new, None, progress).await {
-        Err(mut late @ ClusterError::EnginesLate { .. }) if launcher.is_elsewhere() => {
+        Err(mut late @ ClusterError::EnginesLate { .. }) if capabilities.remote => {
             if let ClusterError::EnginesLate { options, .. } = &mut late {
                 *options = Some(super::options_of(profile, cluster_id));
             }

@@ -3,10 +3,10 @@ use super::lock::Lock;
 use super::start::StartProgress;
 use super::{ClusterError, ClusterState};
 use crate::client::{Client, StatusReply};
-use crate::connection::process::ProcessId;
 use crate::launchers::{self, EnginesLaunch, LaunchError, Launched, Launcher, MemberState, Recipe, Stage, launched};
 use crate::profile::ProfileDir;
 use crate::profile::config::{Config, EngineKind};
+use crate::sys::process::ProcessId;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -49,8 +49,8 @@ pub(super) struct EngineSpec {
 impl EngineSpec {
     /// Checks the configured Python. If none is configured, a missing Python is only a warning, which is returned: commands run
     /// without it.
-    pub fn check(&self) -> Result<Option<String>, ClusterError> {
-        if self.config.launcher.engines == launchers::ssh::NAME {
+    pub fn check(&self, launcher: &dyn Launcher) -> Result<Option<String>, ClusterError> {
+        if launcher.remote_hosts().is_some() {
             // Each host checks its own.
             return Ok(None);
         }
@@ -91,10 +91,10 @@ impl EngineSpec {
 }
 
 /// Adds what is needed to restart the same engines, and the process that waits for them.
-pub(super) fn recorded(engines: Launched, launch: &EnginesLaunch, config: &Config) -> Launched {
+pub(super) fn recorded(engines: Launched, launcher: &dyn Launcher, launch: &EnginesLaunch, config: &Config) -> Launched {
     let engines = Launched {
-        // Over ssh, engines have a copy of the file.
-        follows: launch.kind == EngineKind::Pcluster && engines.launcher != "ssh",
+        // Those on remote hosts may have a copy of the file.
+        follows: launch.kind == EngineKind::Pcluster && launcher.remote_hosts().is_none(),
         ..engines
     };
     if engines.jobs.is_empty() {
@@ -132,16 +132,9 @@ pub(super) async fn release(profile: &ProfileDir, cluster_id: &str) {
     }
 }
 
-/// The number of engines of the ssh hosts, if the launcher is `ssh`.
-pub(super) fn places(config: &Config) -> Option<u32> {
-    let is_ssh = config.launcher.engines == launchers::ssh::NAME;
-    config.launchers.ssh.engines().filter(|_| is_ssh)
-}
-
 /// The minimum number of engines for success if no more can register.
-pub(super) fn at_least(config: &Config, enough: usize) -> usize {
-    let is_ssh = config.launcher.engines == launchers::ssh::NAME;
-    let least = config.launchers.ssh.min_engines.filter(|_| is_ssh);
+pub(super) fn at_least(launcher: &dyn Launcher, enough: usize) -> usize {
+    let least = launcher.remote_hosts().and_then(|hosts| hosts.min_engines());
     least.map_or(enough, |least| enough.min(least as usize))
 }
 

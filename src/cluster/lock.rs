@@ -1,7 +1,7 @@
 //! The lock of a cluster: one command at a time starts, changes or stops it. Commands wait for its keeper.
 use super::ClusterError;
-use crate::connection::lock::{self, NotLocked};
 use crate::profile::ProfileDir;
+use crate::sys::lock::{self, NotLocked};
 use std::time::{Duration, Instant};
 
 /// The maximum time that the keeper holds the lock: two submissions that time out.

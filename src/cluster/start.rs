@@ -186,7 +186,7 @@ pub async fn start(options: StartOptions, progress: &mut dyn FnMut(StartProgress
     let engines = plan.launch_engines(&mut state, alive, &mut undo, progress)?;
     jobs::report(&client, jobs::submitted(&state)).await;
     // Do not hold the lock while engines wait in a queue: the state file records them.
-    lock.take_if(|_| plan.engines.is_elsewhere());
+    lock.take_if(|_| plan.engines.capabilities().remote);
 
     let launched = match engines.problem.is_empty() {
         true => (plan.n as usize).max(alive),
@@ -196,7 +196,7 @@ pub async fn start(options: StartOptions, progress: &mut dyn FnMut(StartProgress
     let (job, controller_job) = (new.job(), watched.job());
     let registered = match plan.await_engines(&client, launched, alive, new, watched, progress).await {
         // Engines in a queue are not a failure.
-        Err(mut late @ ClusterError::EnginesLate { .. }) if plan.engines.is_elsewhere() => {
+        Err(mut late @ ClusterError::EnginesLate { .. }) if plan.engines.capabilities().remote => {
             if let ClusterError::EnginesLate { options, .. } = &mut late {
                 *options = Some(super::options_of(profile, cluster_id));
             }
@@ -250,14 +250,15 @@ impl Plan<'_> {
         let mut settings = options.settings.clone();
         let n = options
             .n
-            .or_else(|| launch::places(&config))
+            .or_else(|| engines.remote_hosts()?.capacity())
             .or(config.launcher.n)
             .unwrap_or_else(processors);
         let remote = [(&controllers, &config.launcher.controller), (&engines, &config.launcher.engines)];
-        if let Some((_, name)) = remote.into_iter().find(|(launcher, _)| launcher.is_elsewhere()) {
-            let tunnel_only = !controllers.is_elsewhere() && engines.tunnel_only();
-            if !tunnel_only {
-                let has_tunnel = (!controllers.is_elsewhere() && engines.provides_tunnel()) || config.controller.engine_ssh.is_some();
+        if let Some((_, name)) = remote.into_iter().find(|(launcher, _)| launcher.capabilities().remote) {
+            let is_local = !controllers.capabilities().remote;
+            let capabilities = engines.capabilities();
+            if !(is_local && capabilities.tunnel_only) {
+                let has_tunnel = (is_local && capabilities.provides_tunnel) || config.controller.engine_ssh.is_some();
                 listen_on_all(&mut settings, name, has_tunnel, &config)?;
             }
         }
@@ -269,7 +270,7 @@ impl Plan<'_> {
             config,
         };
         if n > 0
-            && let Some(warning) = spec.check()?
+            && let Some(warning) = spec.check(engines.as_ref())?
         {
             progress(StartProgress::Note(warning));
         }
@@ -295,7 +296,7 @@ impl Plan<'_> {
     ) -> Result<Launched, ClusterError> {
         let (profile, cluster_id) = (&self.options.profile, self.options.cluster_id.as_str());
         progress(StartProgress::ControllerStarting);
-        if self.controllers.is_elsewhere() {
+        if self.controllers.capabilities().remote {
             // For a controller on another host, stale files cannot be detected.
             for path in [profile.client_file(cluster_id), profile.engine_file(cluster_id)] {
                 let _ = std::fs::remove_file(path);
@@ -341,7 +342,12 @@ impl Plan<'_> {
             progress(StartProgress::EnginesStarting { n: missing });
         }
         let launch = self.spec.launch(profile, state, missing);
-        let engines = launch::recorded(self.engines.start_engines(&launch)?, &launch, &self.spec.config);
+        let engines = launch::recorded(
+            self.engines.start_engines(&launch)?,
+            self.engines.as_ref(),
+            &launch,
+            &self.spec.config,
+        );
         undo.add(&self.engines, &engines);
         let notes = engines.notes.iter().chain(&engines.problem);
         notes.for_each(|text| progress(StartProgress::Note(text.clone())));
@@ -373,7 +379,7 @@ impl Plan<'_> {
         let target = Target {
             all: launched,
             enough,
-            at_least: launch::at_least(&self.spec.config, enough),
+            at_least: launch::at_least(self.engines.as_ref(), enough),
             timeout: Duration::from_millis(self.spec.config.launcher.engines_timeout_ms),
             total_timeout: self.options.timeout,
         };
@@ -466,7 +472,7 @@ async fn await_connection_files(
     timeout: Duration,
     progress: &mut dyn FnMut(StartProgress),
 ) -> Result<(ConnectionFile, ConnectionFile), ClusterError> {
-    if !launcher.has_cached_state() {
+    if !launcher.capabilities().has_cached_state {
         return connection_files(profile, cluster_id, launcher, controller, timeout).await;
     }
     let members = controller.members();

@@ -2,19 +2,17 @@
 //! Signals only processes on record, identified by process id and start time.
 use super::list::{ClusterStatus, Condition};
 use super::lock::Lock;
-use super::remote::TunnelState;
 use super::start::in_thread;
 use super::{ClusterError, ipyparallel_file, jobs, launch, walltime_restart};
 use crate::client::Client;
 use crate::connection::ConnectionFile;
-use crate::connection::lock::{self, Asked};
-use crate::connection::process::ProcessId;
-use crate::connection::ssh::place;
-use crate::launchers::ssh::reverse;
 use crate::launchers::{Ended, LaunchError, Launched, Launcher, Process};
 use crate::model::job::JobRow;
 use crate::profile::ProfileDir;
 use crate::profile::config::Config;
+use crate::ssh::tunnel::{self, TunnelState};
+use crate::sys::lock::{self, Asked};
+use crate::sys::process::ProcessId;
 use std::net::{TcpStream, ToSocketAddrs};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -350,13 +348,17 @@ impl Launches {
     fn have_all(&self) -> bool {
         self.0
             .iter()
-            .all(|(launcher, _)| launcher.as_ref().is_ok_and(|l| !l.has_cached_state()))
+            .all(|(launcher, _)| launcher.as_ref().is_ok_and(|l| !l.capabilities().has_cached_state))
     }
 
     /// The number of members known to be running, of those visible immediately.
     async fn count_here(&self) -> Result<usize, ClusterError> {
         let mut there = 0;
-        for (launcher, launched) in self.0.iter().filter(|(l, _)| l.as_ref().is_ok_and(|l| !l.has_cached_state())) {
+        for (launcher, launched) in self
+            .0
+            .iter()
+            .filter(|(l, _)| l.as_ref().is_ok_and(|l| !l.capabilities().has_cached_state))
+        {
             if let (Ok(launcher), launched) = (launcher, launched.clone()) {
                 let launcher = launcher.clone();
                 let states = in_thread(move || launcher.states(&launched)).await?;
@@ -370,7 +372,7 @@ impl Launches {
 /// Removes the connection files, the controller's file and the state file. Missing files are not an error; the rest becomes stale.
 pub(super) fn remove_files(profile: &ProfileDir, cluster_id: &str) {
     remove_tunnel(profile, cluster_id);
-    reverse::end_all(profile, cluster_id);
+    tunnel::process::end_reverse(profile, cluster_id);
     let files = [
         profile.client_file(cluster_id),
         profile.engine_file(cluster_id),
@@ -391,13 +393,9 @@ pub(super) fn remove_files(profile: &ProfileDir, cluster_id: &str) {
 
 /// Removes the files of a dead tunnel.
 pub(super) fn remove_tunnel(profile: &ProfileDir, cluster_id: &str) {
-    if let Ok(Some(tunnel)) = TunnelState::read(profile, cluster_id)
-        && !tunnel.runs()
-    {
-        if let Some(path) = &tunnel.place {
-            place::clear(path);
-        }
-        let _ = std::fs::remove_file(profile.tunnel_file(cluster_id));
+    let file = profile.tunnel_file(cluster_id);
+    if matches!(TunnelState::read(&file), Ok(Some(tunnel)) if tunnel.runs() != Some(true)) {
+        tunnel::process::end(&file);
     }
 }
 

@@ -1,10 +1,11 @@
 //! Failing starts, stopping dead clusters, and listing clusters: with scripts in place of pcluster. `tests/it/` tests the real
 //! program.
 use super::*;
-use crate::connection::process::{self, ProcessId};
-use crate::connection::{ConnectionFile, lock as file_lock};
+use crate::connection::ConnectionFile;
 use crate::launchers::{Launched, Process};
 use crate::profile::ProfileDir;
+use crate::sys::lock as file_lock;
+use crate::sys::process::{self, ProcessId};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};

@@ -13,7 +13,7 @@ pub struct ProfileDir {
 
 #[derive(Debug, thiserror::Error)]
 pub enum ProfileError {
-    #[error("{name:?} is not a valid {what}: {why}")]
+    #[error("{name:?} is not a valid {what} name: {why}")]
     BadName {
         what: &'static str,
         name: String,
@@ -83,7 +83,7 @@ pub fn ipython_dir() -> Result<PathBuf, ProfileError> {
 impl ProfileDir {
     /// The profile with this name, in `ipython_dir` or IPython's default directory.
     pub fn named(name: &str, ipython_dir: Option<&Path>) -> Result<ProfileDir, ProfileError> {
-        check_name("profile name", name)?;
+        check_name("profile", name)?;
         let parent = match ipython_dir {
             Some(dir) => std::path::absolute(dir).unwrap_or_else(|_| dir.to_path_buf()),
             None => self::ipython_dir()?,
@@ -232,6 +232,15 @@ impl ProfileDir {
     pub fn reverse_file(&self, id: &str) -> PathBuf {
         self.pid_dir().join(format!("reverse-{id}.json"))
     }
+    /// Of all reverse tunnels of all clusters.
+    pub fn reverse_files(&self) -> Vec<PathBuf> {
+        let all = std::fs::read_dir(self.pid_dir()).into_iter().flatten().flatten();
+        let is_one = |path: &PathBuf| {
+            let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+            name.starts_with("reverse-") && name.ends_with(".json")
+        };
+        all.map(|entry| entry.path()).filter(is_one).collect()
+    }
     /// The log of the reverse tunnel to a host.
     pub fn reverse_log(&self, cluster_id: &str, host: &str) -> PathBuf {
         let plain = |c: char| if c.is_ascii_alphanumeric() || "-_.".contains(c) { c } else { '_' };
@@ -277,7 +286,7 @@ mod tests {
         insta::assert_snapshot!(error, @r#""a/b" is not a valid profile name: it has a slash; use a name, not a path"#);
         assert!(check_cluster_id("").is_ok());
         let error = check_cluster_id("../x").unwrap_err();
-        insta::assert_snapshot!(error, @r#""../x" is not a valid cluster id: it has a slash; use a name, not a path"#);
+        insta::assert_snapshot!(error, @r#""../x" is not a valid cluster id name: it has a slash; use a name, not a path"#);
     }
 
     #[test]

@@ -7,13 +7,13 @@ use crate::cli::output::{self, json, times};
 use crate::cli::{CommandError, Context, Exit};
 use crate::client::{Client, StatusReply};
 use crate::cluster::list::LaunchSummary;
-use crate::cluster::remote::{Phase, TunnelState};
 use crate::cluster::{ClusterSummary, Condition};
 use crate::connection::ConnectionFile;
 use crate::db::Reader;
 use crate::model::UnixTime;
 use crate::model::job::JobRow;
 use crate::profile::ProfileDir;
+use crate::ssh::tunnel::{Phase, TunnelState};
 use serde::Serialize;
 use std::time::Duration;
 
@@ -139,7 +139,7 @@ impl<'a> TunnelView<'a> {
             phase: tunnel.phase,
             since: UnixTime(tunnel.since).to_iso(),
             problem: tunnel.problem.as_deref(),
-            pid: tunnel.tunnel.as_ref().map(|own| own.pid),
+            pid: tunnel.daemon.as_ref().map(|own| own.pid),
             reconnects: tunnel.reconnects,
             remote_profile: tunnel.leads_to.as_ref().map(|l| l.profile.as_str()),
             remote_cluster_id: tunnel.leads_to.as_ref().map(|l| l.cluster_id.as_str()),
@@ -263,7 +263,7 @@ pub fn run(args: Args, context: &Context) -> Result<Exit, CommandError> {
     }
     for cluster in clusters.iter().filter(|c| c.state == Condition::Connected) {
         let Some(tunnel) = &cluster.tunnel else { continue };
-        context.note(format!("profile `{}`: {}", cluster.profile, tunnel.in_words()));
+        context.note(format!("profile `{}`: {}", cluster.profile, tunnel.describe()));
     }
     if clusters.iter().any(|c| c.state == Condition::Stale) {
         context.note("`pcluster clean` removes files of stale clusters; `pcluster start` starts one again");
@@ -374,7 +374,7 @@ fn table(clusters: &[ClusterSummary], statuses: &[Option<StatusReply>], now: Uni
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::connection::process::ProcessId;
+    use crate::sys::process::ProcessId;
 
     #[test]
     fn clusters_at_80_columns() {
@@ -409,11 +409,11 @@ mod tests {
             cluster("mine", "far", Condition::Remote, None, 16),
         ];
         insta::assert_snapshot!(table(&clusters, &[], UnixTime(9000.0), &Terminal { stdout: true, ..Terminal::NONE }), @r"
-        PROFILE  CLUSTER ID  STATE    ENGINES  WAITING   PID  HOST    SINCE
-        default  -           running  4              -  4242  login1  2 h ago
-        default  night       stale    1 of 4         -  4242  login1  2 h ago
-        mine     -           stopped  -              -     -  -       -
-        mine     far         remote   ? of 16        -  4242  login1  2 h ago
+        PROFILE  CLUSTER ID  STATE      ENGINES  WAITING   PID  HOST    SINCE
+        default  -           running    4              -  4242  login1  2 h ago
+        default  night       stale      1 of 4         -  4242  login1  2 h ago
+        mine     -           stopped    -              -     -  -       -
+        mine     far         elsewhere  ? of 16        -  4242  login1  2 h ago
         ");
         insta::assert_snapshot!(table(&clusters, &[], UnixTime(9000.0), &Terminal::NONE), @r"
         PROFILE  CLUSTER ID  STATE      ENGINES  WAITING   PID  HOST    SINCE

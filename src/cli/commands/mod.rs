@@ -22,7 +22,7 @@ pub mod profile;
 pub mod pull;
 pub mod purge;
 pub mod push;
-pub mod remote_command;
+pub mod remote_exec;
 pub mod restart;
 pub mod resubmit;
 pub mod results;
@@ -50,7 +50,7 @@ macro_rules! commands {
             $($(#[$attribute])* $variant($module::Args)),*
         }
         pub fn dispatch(command: Command, context: &Context) -> Result<Exit, CommandError> {
-            if let Some(exit) = remote_command::run_instead(&command, context)? {
+            if let Some(exit) = remote_exec::run_instead(&command, context)? {
                 return Ok(exit);
             }
             match command {

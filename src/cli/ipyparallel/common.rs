@@ -88,31 +88,31 @@ pub struct Common {
 
 impl Common {
     /// Whether it was one of these.
-    pub fn take(&mut self, told: &Trait) -> Result<bool, Refusal> {
-        let path = || told.text().map(PathBuf::from);
-        let class = told.class.as_str();
-        match (class, told.name.as_str()) {
+    pub fn take(&mut self, option: &Trait) -> Result<bool, Refusal> {
+        let path = || option.text().map(PathBuf::from);
+        let class = option.class.as_str();
+        match (class, option.name.as_str()) {
             ("Session", "key" | "keyfile") => {
                 return Err(format!(
                     "--Session.{}: pcluster's controller makes its keys itself and keeps them in the connection files, which only you can \
                      read; leave it out",
-                    told.name
+                    option.name
                 ));
             }
-            ("Session", name) => self.ignore(told, &format!("pcluster sets `{name}` of messages itself")),
+            ("Session", name) => self.ignore(option, &format!("pcluster sets `{name}` of messages itself")),
             ("ProfileDir", "location") => self.profile_dir = path(),
-            (_, "profile") => self.profile = told.text(),
+            (_, "profile") => self.profile = option.text(),
             (_, "ipython_dir") => self.ipython_dir = path(),
-            (_, "cluster_id") => self.cluster_id = Some(told.value.clone()),
-            (_, "log_level") => self.log_level = Some(log_level(&told.value)),
-            (_, "log_to_file") => self.log_to_file = told.truth()?,
-            (_, "clean_logs") => self.clean_logs = told.truth()?,
+            (_, "cluster_id") => self.cluster_id = Some(option.value.clone()),
+            (_, "log_level") => self.log_level = Some(log_level(&option.value)),
+            (_, "log_to_file") => self.log_to_file = option.truth()?,
+            (_, "clean_logs") => self.clean_logs = option.truth()?,
             (_, "work_dir") => self.work_dir = path(),
-            (_, "log_url") => self.ignore(told, "pcluster has no log server; `pcluster logs` shows all logs of a cluster"),
-            (_, "log_format" | "log_datefmt") => self.ignore(told, "the format of pcluster's log is fixed"),
+            (_, "log_url") => self.ignore(option, "pcluster has no log server; `pcluster logs` shows all logs of a cluster"),
+            (_, "log_format" | "log_datefmt") => self.ignore(option, "the format of pcluster's log is fixed"),
             (_, "extra_config_file" | "copy_config_files" | "auto_create" | "overwrite" | "verbose_crash") => {
                 self.ignore(
-                    told,
+                    option,
                     "pcluster reads no Python configuration; its settings are in the profile's pcluster.yaml",
                 );
             }
@@ -121,8 +121,8 @@ impl Common {
         Ok(true)
     }
 
-    pub fn ignore(&mut self, told: &Trait, why: &str) {
-        self.notes.push(format!("{} is ignored: {why}", told.spelled()));
+    pub fn ignore(&mut self, option: &Trait, why: &str) {
+        self.notes.push(format!("{} is ignored: {why}", option.spelled()));
     }
 
     /// Changes to the working directory, starts the log of `program`, and logs ignored options.
@@ -216,19 +216,19 @@ fn ipython_dir<'a>(words: &'a Common, context: &'a Context) -> Option<&'a Path> 
 }
 
 /// `10`, `DEBUG` or `debug`: a number or name of Python's levels, or a filter of pcluster.
-pub fn log_level(told: &str) -> String {
-    let level = match told.parse::<i64>() {
+pub fn log_level(option: &str) -> String {
+    let level = match option.parse::<i64>() {
         Ok(..=9) => "trace",
         Ok(10..=19) => "debug",
         Ok(20..=29) => "info",
         Ok(30..=39) => "warn",
         Ok(_) => "error",
-        Err(_) => match told.to_ascii_uppercase().as_str() {
+        Err(_) => match option.to_ascii_uppercase().as_str() {
             "DEBUG" => "debug",
             "INFO" => "info",
             "WARN" | "WARNING" => "warn",
             "ERROR" | "CRITICAL" | "FATAL" => "error",
-            _ => return told.to_string(),
+            _ => return option.to_string(),
         },
     };
     level.to_string()

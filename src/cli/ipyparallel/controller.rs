@@ -20,8 +20,8 @@ pub struct ControllerWords {
 impl ControllerWords {
     pub fn of(traits: &[Trait]) -> Result<ControllerWords, Refusal> {
         let mut words = ControllerWords::default();
-        for told in traits {
-            words.take(told)?;
+        for option in traits {
+            words.take(option)?;
         }
         Ok(words)
     }
@@ -36,30 +36,30 @@ impl ControllerWords {
         self.settings.push((format!("controller.{key}"), value.to_string()));
     }
 
-    fn take(&mut self, told: &Trait) -> Result<(), Refusal> {
-        let refused = |why: &str| Err(format!("{}: {why}", told.spelled()));
-        match (told.class.as_str(), told.name.as_str()) {
+    fn take(&mut self, option: &Trait) -> Result<(), Refusal> {
+        let refused = |why: &str| Err(format!("{}: {why}", option.spelled()));
+        match (option.class.as_str(), option.name.as_str()) {
             ("IPController" | "HubFactory" | "IPControllerApp", name) => match name {
                 // Quoted as YAML text: an address of digits and dots must stay a string.
-                "ip" => self.set("ip", format!("{:?}", told.value)),
-                "location" => self.set("location", format!("{:?}", told.value)),
-                "ports" => self.set("ports", format!("{:?}", told.value)),
-                "ssh_server" => self.ssh = told.text(),
-                "engine_ssh_server" => self.engine_ssh = told.text(),
-                "enable_curve" => self.set("curve", told.truth()?),
-                "reuse_files" | "restore_engines" => self.reuse |= told.truth()?,
-                "registration_timeout" => self.set("registration_timeout_ms", told.seconds()?),
-                "db_class" => self.note_database(told),
-                "use_threads" => self.common.ignore(told, "pcluster's controller is always a single process"),
-                "broadcast_scheduler_depth" => self.common.ignore(told, "pcluster needs no tree of schedulers for broadcasts"),
-                "transport" | "engine_transport" | "client_transport" | "monitor_transport" if told.value == "tcp" => {}
+                "ip" => self.set("ip", format!("{:?}", option.value)),
+                "location" => self.set("location", format!("{:?}", option.value)),
+                "ports" => self.set("ports", format!("{:?}", option.value)),
+                "ssh_server" => self.ssh = option.text(),
+                "engine_ssh_server" => self.engine_ssh = option.text(),
+                "enable_curve" => self.set("curve", option.truth()?),
+                "reuse_files" | "restore_engines" => self.reuse |= option.truth()?,
+                "registration_timeout" => self.set("registration_timeout_ms", option.seconds()?),
+                "db_class" => self.note_database(option),
+                "use_threads" => self.common.ignore(option, "pcluster's controller is always a single process"),
+                "broadcast_scheduler_depth" => self.common.ignore(option, "pcluster needs no tree of schedulers for broadcasts"),
+                "transport" | "engine_transport" | "client_transport" | "monitor_transport" if option.value == "tcp" => {}
                 "transport" | "engine_transport" | "client_transport" | "monitor_transport" => {
                     return refused("pcluster's controller supports only tcp; omit it");
                 }
                 "engine_ip" | "client_ip" => {
                     return refused("pcluster's controller listens on one address for clients and engines: --ip=ADDRESS");
                 }
-                "monitor_ip" => self.common.ignore(told, "pcluster's controller has no internal sockets"),
+                "monitor_ip" => self.common.ignore(option, "pcluster's controller has no internal sockets"),
                 "client_ports" | "engine_ports" | "regport" | "mon_port" | "notifier_port" | "hb" | "mux" | "task" | "control"
                 | "iopub" => {
                     return refused("set all 16 ports together: --ports=10101-10116");
@@ -70,32 +70,32 @@ impl ControllerWords {
                 "curve_secretkey" | "curve_publickey" => {
                     return refused("pcluster's controller generates its own private keys; omit it");
                 }
-                _ => self.other(told)?,
+                _ => self.other(option)?,
             },
-            ("HeartMonitor", "period") => self.set("heartbeat_interval_ms", told.number()? as u64),
-            ("HeartMonitor", "max_heartmonitor_misses") => self.misses = Some(told.number()?),
-            ("TaskScheduler" | "Scheduler", "scheme_name") if told.value == "pure" => {
+            ("HeartMonitor", "period") => self.set("heartbeat_interval_ms", option.number()? as u64),
+            ("HeartMonitor", "max_heartmonitor_misses") => self.misses = Some(option.number()?),
+            ("TaskScheduler" | "Scheduler", "scheme_name") if option.value == "pure" => {
                 return refused("`pure` is a ZeroMQ queue without dependencies; the closest is --scheme=lru");
             }
-            ("TaskScheduler" | "Scheduler", "scheme_name") => self.set("task_scheme", &told.value),
-            ("TaskScheduler" | "Scheduler", "hwm") => self.set("hwm", told.number()? as u64),
-            ("DictDB" | "SQLiteDB" | "MongoDB" | "NoDB", _) => self.note_database(told),
-            _ => self.other(told)?,
+            ("TaskScheduler" | "Scheduler", "scheme_name") => self.set("task_scheme", &option.value),
+            ("TaskScheduler" | "Scheduler", "hwm") => self.set("hwm", option.number()? as u64),
+            ("DictDB" | "SQLiteDB" | "MongoDB" | "NoDB", _) => self.note_database(option),
+            _ => self.other(option)?,
         }
         Ok(())
     }
 
-    fn other(&mut self, told: &Trait) -> Result<(), Refusal> {
-        if !self.common.take(told)? {
-            let why = format!("pcluster's controller has no counterpart of {}.{}", told.class, told.name);
-            self.common.ignore(told, &why);
+    fn other(&mut self, option: &Trait) -> Result<(), Refusal> {
+        if !self.common.take(option)? {
+            let why = format!("pcluster's controller has no counterpart of {}.{}", option.class, option.name);
+            self.common.ignore(option, &why);
         }
         Ok(())
     }
 
-    fn note_database(&mut self, told: &Trait) {
+    fn note_database(&mut self, option: &Trait) {
         self.common
-            .ignore(told, "every task is recorded in the cluster's own database until `pcluster purge`");
+            .ignore(option, "every task is recorded in the cluster's own database until `pcluster purge`");
     }
 }
 

@@ -28,13 +28,13 @@ impl EngineWords {
     pub fn of(traits: &[Trait]) -> Result<EngineWords, Refusal> {
         let mut words = EngineWords::default();
         let mut mpi_init = MPI_INIT.to_string();
-        for told in traits {
-            match (told.class.as_str(), told.name.as_str()) {
-                ("IPEngine" | "EngineFactory" | "IPEngineApp", "init_mpi") => mpi_init = told.value.clone(),
-                ("IPEngine" | "EngineFactory" | "IPEngineApp", name) => words.take(told, name)?,
-                _ if words.common.take(told)? => {}
+        for option in traits {
+            match (option.class.as_str(), option.name.as_str()) {
+                ("IPEngine" | "EngineFactory" | "IPEngineApp", "init_mpi") => mpi_init = option.value.clone(),
+                ("IPEngine" | "EngineFactory" | "IPEngineApp", name) => words.take(option, name)?,
+                _ if words.common.take(option)? => {}
                 // Traits of IPython's shell are passed to the worker.
-                _ => words.shell.push(told.spelled()),
+                _ => words.shell.push(option.spelled()),
             }
         }
         if words.mpi && !mpi_init.is_empty() {
@@ -43,38 +43,38 @@ impl EngineWords {
         Ok(words)
     }
 
-    fn take(&mut self, told: &Trait, name: &str) -> Result<(), Refusal> {
-        let refused = |why: &str| Err(format!("{}: {why}", told.spelled()));
+    fn take(&mut self, option: &Trait, name: &str) -> Result<(), Refusal> {
+        let refused = |why: &str| Err(format!("{}: {why}", option.spelled()));
         match name {
-            "url_file" => self.file = told.text().map(PathBuf::from),
-            "url_file_name" => self.file_name = told.text(),
-            "wait_for_url_file" => self.file_timeout_ms = Some(told.seconds()?),
-            "timeout" => self.timeout_ms = Some(told.seconds()?),
+            "url_file" => self.file = option.text().map(PathBuf::from),
+            "url_file_name" => self.file_name = option.text(),
+            "wait_for_url_file" => self.file_timeout_ms = Some(option.seconds()?),
+            "timeout" => self.timeout_ms = Some(option.seconds()?),
             "id" => {
-                let id = told.value.parse();
-                self.id = Some(id.map_err(|_| format!("{}: {:?} is not an engine's id", told.spelled(), told.value))?);
+                let id = option.value.parse();
+                self.id = Some(id.map_err(|_| format!("{}: {:?} is not an engine's id", option.spelled(), option.value))?);
             }
-            "location" => self.location = told.text(),
-            "use_mpi" => self.mpi = told.truth()?,
-            "startup_command" => self.run_at_start(&told.value),
-            "startup_script" => self.shell.push(format!("--InteractiveShellApp.exec_files={}", told.value)),
+            "location" => self.location = option.text(),
+            "use_mpi" => self.mpi = option.truth()?,
+            "startup_command" => self.run_at_start(&option.value),
+            "startup_script" => self.shell.push(format!("--InteractiveShellApp.exec_files={}", option.value)),
             "registration_url" => return refused("the controller's addresses are in the engine's connection file: --file=FILE"),
-            "sshserver" | "sshkey" | "paramiko" if told.value.is_empty() => {}
+            "sshserver" | "sshkey" | "paramiko" if option.value.is_empty() => {}
             "sshserver" => return refused("the controller sets the ssh server of its engines: ipcontroller's --enginessh"),
             "curve_secretkey" | "curve_publickey" | "curve_serverkey" => {
                 return refused("the controller's key is in the connection file, and each engine generates its own; omit it");
             }
-            "enable_nanny" => self.common.ignore(told, "the engine supervises its Python process itself"),
+            "enable_nanny" => self.common.ignore(option, "the engine supervises its Python process itself"),
             "max_heartbeat_misses" => self.common.ignore(
-                told,
+                option,
                 "the controller sets this timeout: controller.engine_reconnect_timeout_ms in the profile",
             ),
-            "sshkey" | "paramiko" => self.common.ignore(told, "set keys in the configuration of OpenSSH"),
-            "mpi_registration_delay" => self.common.ignore(told, "engines can register concurrently"),
-            _ if self.common.take(told)? => {}
+            "sshkey" | "paramiko" => self.common.ignore(option, "set keys in the configuration of OpenSSH"),
+            "mpi_registration_delay" => self.common.ignore(option, "engines can register concurrently"),
+            _ if self.common.take(option)? => {}
             _ => self
                 .common
-                .ignore(told, &format!("pcluster's engine has no counterpart of IPEngine.{name}")),
+                .ignore(option, &format!("pcluster's engine has no counterpart of IPEngine.{name}")),
         }
         Ok(())
     }
@@ -140,13 +140,13 @@ mod tests {
 
     #[test]
     fn what_it_cannot_do_is_refused() {
-        for told in [
+        for option in [
             "IPEngine.registration_url=tcp://h:1",
             "IPEngine.sshserver=h",
             "IPEngine.curve_secretkey=k",
             "IPEngine.id=x",
         ] {
-            assert!(words(&[told]).is_err(), "{told}");
+            assert!(words(&[option]).is_err(), "{option}");
         }
     }
 

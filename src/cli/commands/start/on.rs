@@ -1,7 +1,7 @@
 //! `pcluster start --on`: runs `start` on a remote host, shows its progress, and connects to the new cluster.
 use super::Bar;
 use crate::cli::commands::connect::connect;
-use crate::cli::commands::remote_command::remote_arguments;
+use crate::cli::commands::remote_exec::remote_arguments;
 use crate::cli::{CommandError, Context, ErrorKind};
 use crate::cluster::remote::run::{self, Ended, Told};
 use crate::cluster::remote::{ConnectOptions, RemoteError, install};
