@@ -112,7 +112,9 @@ impl Context {
                 .map_err(|e| CommandError::new(ErrorKind::Environment, format!("cannot start the threads of this process: {e}")))?;
             let _ = self.runtime.set(runtime);
         }
-        self.runtime.get().ok_or_else(|| CommandError::internal("the runtime is gone"))
+        self.runtime
+            .get()
+            .ok_or_else(|| CommandError::internal("the runtime was not created"))
     }
 
     /// Runs a future to completion.
@@ -336,7 +338,7 @@ mod tests {
         context.profile = "a/b".into();
         let error = context.client().err().unwrap();
         assert_eq!(error.kind, ErrorKind::Usage);
-        insta::assert_snapshot!(error.render(false), @r#"error: "a/b" cannot be the name of a profile: it has a slash; give a name, not a path"#);
+        insta::assert_snapshot!(error.render(false), @r#"error: "a/b" is not a valid profile name: it has a slash; use a name, not a path"#);
         context.profile = "fine".into();
         context.cluster_id = "../x".into();
         assert_eq!(context.client().err().unwrap().kind, ErrorKind::Usage);

@@ -117,7 +117,7 @@ fn interpreter(python: &str) -> Check {
         Err(error) => {
             return Check::fail(
                 "python",
-                format!("{python} cannot be run: {error}"),
+                format!("cannot run {python}: {error}"),
                 "choose another one with --python",
             );
         }

@@ -438,7 +438,7 @@ mod tests {
             let error: CommandError = error;
             assert_eq!(error.kind.code(), code, "{}", error.error);
             assert!(error.error.contains(says), "{}", error.error);
-            // An engine's log is read by whoever has the hints of `start`.
+            // The hints of `start` name the log of the engine.
             assert!(
                 !error.hints.is_empty() || error.error.contains("600 s"),
                 "{} has no hint",

@@ -62,7 +62,7 @@ pub struct Inputs {
     longest: Option<(u64, usize)>,
 }
 
-/// No limit for messages is so low that it forbids an input of so many bytes, each written as six.
+/// An input of this size, with six bytes per character, is below any limit of messages.
 const SURELY_FITS: usize = 128 << 10;
 
 #[derive(Clone, Debug)]
@@ -156,7 +156,7 @@ impl Inputs {
     pub fn must_fit(&self, max: u64) -> Result<(), CommandError> {
         match self.longest {
             Some((number, bytes)) if bytes as u64 > max => Err(CommandError::usage(format!(
-                "input {number} of {} has {bytes} bytes; the controller receives messages of up to {max} bytes (controller.max_message_mb)",
+                "input {number} of {} has {bytes} bytes; the controller accepts at most {max} bytes (controller.max_message_mb)",
                 self.place()
             ))
             .hint(

@@ -101,7 +101,7 @@ impl<W: Write> Lines<W> {
             text.push(b'\n');
         }
         if self.dropped > 0 {
-            text.extend_from_slice(format!("{} lines of the log could not be written\n", self.dropped).as_bytes());
+            text.extend_from_slice(format!("{} lines of the log were dropped\n", self.dropped).as_bytes());
         }
         text.extend_from_slice(line);
         match self.write_all(&text) {
@@ -130,7 +130,7 @@ mod tests {
     use super::*;
     use std::sync::Arc;
 
-    /// A disk with room for so many bytes.
+    /// A disk with space for this many bytes.
     #[derive(Clone, Default)]
     struct Disk(Arc<Mutex<(String, usize)>>);
 
@@ -164,7 +164,7 @@ mod tests {
         write("fifth\n");
         assert_eq!(
             disk.0.lock().unwrap().0,
-            "first\nseco\n2 lines of the log could not be written\nfourth\nfifth\n"
+            "first\nseco\n2 lines of the log were dropped\nfourth\nfifth\n"
         );
     }
 
@@ -177,12 +177,12 @@ mod tests {
             .with_ansi(false)
             .finish();
         tracing::subscriber::with_default(subscriber, || {
-            tracing::warn!("nobody reads this");
+            tracing::warn!("dropped");
             disk.0.lock().unwrap().1 = 1000;
-            tracing::warn!("there is room again");
+            tracing::warn!("space is available again");
         });
         let text = disk.0.lock().unwrap().0.clone();
-        assert!(text.starts_with("1 lines of the log could not be written\n"), "{text}");
-        assert!(text.ends_with("there is room again\n"), "{text}");
+        assert!(text.starts_with("1 lines of the log were dropped\n"), "{text}");
+        assert!(text.ends_with("space is available again\n"), "{text}");
     }
 }

@@ -4,7 +4,7 @@
 //!   is `{"__error__": {"task": "1.3", "state": "error", "ename": "…", "evalue": "…"}}`, so that line *n* belongs to input *n*.
 //! - A command's result is its output, unchanged: stdout to stdout, stderr to stderr.
 //!
-//! Parts: here the formats, [`sink`] (where they go).
+//! Parts: [`sink`] (the destination); this file has the formats.
 pub mod sink;
 
 use crate::cli::CommandError;
@@ -216,7 +216,7 @@ impl Inexact<'_> {
     }
 }
 
-/// A long value on its way into its row.
+/// A long value that is being fetched into its row.
 pub struct LongValue {
     task: TaskId,
     size: u64,
@@ -228,10 +228,8 @@ impl LongValue {
         let mut bytes = Vec::new();
         let room = usize::try_from(size).ok().filter(|size| bytes.try_reserve_exact(*size).is_ok());
         room.ok_or_else(|| {
-            CommandError::environment(format!(
-                "the value of task {task} has {size} bytes, for which there is not enough memory"
-            ))
-            .hint("have the function write large data to a file and return its name")
+            CommandError::environment(format!("out of memory for the value of task {task} ({size} bytes)"))
+                .hint("have the function write large data to a file and return its name")
         })?;
         Ok(LongValue { task, size, bytes })
     }

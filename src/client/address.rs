@@ -3,7 +3,7 @@ use super::ClientError;
 use crate::connection::ConnectionFile;
 use std::net::IpAddr;
 
-/// `here` is this host's name. Addresses are without port.
+/// `here` is the name of this host. Addresses have no port.
 pub fn candidates(file: &ConnectionFile, here: &str) -> Result<Vec<String>, ClientError> {
     let interface = file.interface.strip_prefix("tcp://").unwrap_or(&file.interface);
     let interface = interface.trim_matches(['[', ']']);

@@ -141,7 +141,7 @@ impl Client {
                     let (bytes, index) = longest.unwrap_or_default();
                     let task = TaskId::new(map, index);
                     Some(format!(
-                        "the input of task {task} has {bytes} bytes; the controller receives messages of up to {max} bytes \
+                        "the input of task {task} has {bytes} bytes; the controller accepts at most {max} bytes \
                          (controller.max_message_mb)"
                     ))
                 }
@@ -219,7 +219,7 @@ impl Reader {
     }
 }
 
-/// Batches of one map on their route. The controller takes them in order of `first`; what it has it passes over.
+/// Unacknowledged batches of one map. The controller accepts them in the order of `first` and skips duplicates.
 struct Batches<'a> {
     client: &'a Client,
     map: MapId,

@@ -311,7 +311,7 @@ async fn a_slow_stream_is_sent_as_it_comes() {
         .unwrap();
         assert_eq!(taken.lock().unwrap().len(), count);
     }
-    // The stream goes on, but nobody wants more.
+    // The stream continues, but is stopped.
     feeding.stop();
     assert_eq!(feed.await.unwrap().unwrap(), 3);
 }

@@ -98,7 +98,7 @@ fn sleeper() -> (Sleeper, Process) {
     (Sleeper(child), process)
 }
 
-/// One that is gone.
+/// A dead process.
 fn dead() -> Process {
     let (mut child, process) = sleeper();
     child.end();
@@ -357,7 +357,7 @@ async fn a_cluster_of_another_host_is_not_cleaned_unless_forced() {
     assert!(!fixture.profile.client_file("").exists());
 }
 
-/// As processes in another container are recorded: a number that here means something else, or nothing.
+/// The record of a process in another container: its process id is meaningless on this host.
 fn in_a_container() -> Process {
     Process {
         id: ProcessId {
@@ -372,7 +372,7 @@ fn in_a_container() -> Process {
 async fn a_cluster_whose_lock_is_held_is_running() {
     let fixture = TestCluster::new();
     let mut state = ClusterState::new("", "/".into());
-    // In a container of this host that is gone, as far as its processes can be seen; the lock says otherwise.
+    // Its processes look dead, but its lock is held.
     state.controller = Some(launched(vec![in_a_container()]));
     state.write(&fixture.profile).unwrap();
     connection_of(&in_a_container()).write(&fixture.profile.client_file("")).unwrap();
@@ -420,13 +420,13 @@ async fn an_old_record_of_a_reused_process_id_is_not_dead() {
     ));
     let mut notes = Vec::new();
     clean(&fixture.profile, "", true, &mut |p| notes.push(p)).await.unwrap();
-    let named = |note: &StopProgress| matches!(note, StopProgress::Note(text) if text.starts_with("may still run"));
+    let named = |note: &StopProgress| matches!(note, StopProgress::Note(text) if text.starts_with("may still be running"));
     assert!(notes.iter().any(named), "what may be left is named: {notes:?}");
     assert!(other.id.runs(), "nothing is signalled that may be another process");
     assert_eq!(fixture.state(), None);
 }
 
-/// What cannot be seen from here is not forgotten by `stop`.
+/// `stop` keeps invisible engines on record.
 #[tokio::test]
 async fn invisible_engines_are_listed_and_stay_on_record() {
     let fixture = TestCluster::new();
@@ -471,7 +471,7 @@ async fn a_file_of_ipyparallels_controller_is_kept_while_it_listens() {
     drop(listener);
     let (error, notes) = start_fails(fixture.options("exit 1")).await;
     assert!(matches!(error, ClusterError::ControllerEnded { .. }), "{error}");
-    assert!(notes[0].contains("the controller that wrote it is gone"), "{notes:?}");
+    assert!(notes[0].contains("the controller that wrote it is dead"), "{notes:?}");
 }
 
 #[test]

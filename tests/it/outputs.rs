@@ -52,7 +52,7 @@ fn an_input_above_the_message_limit_is_rejected_with_the_limit() {
         2,
         &[
             "input 2 of long.txt has 3145732 bytes",
-            "messages of up to 20",
+            "accepts at most 20",
             "controller.max_message_mb",
             "nothing was submitted",
         ],
@@ -154,7 +154,7 @@ fn both_streams_of_a_task_are_recorded_and_truncated_for_display() {
     let json = &json["tasks"][0];
     assert_eq!((&json["stdout"], &json["stdout_size"]), (&Value::Null, &Value::from(9_000_002)));
     assert!(json["stdout_base64"].as_str().unwrap().len() > 1000);
-    cluster.run(&["results", "--stdout"]).fails(2, &["of one task"]);
+    cluster.run(&["results", "--stdout"]).fails(2, &["exactly one task"]);
     cluster
         .run(&["results", &task, "--stdout", "--run", "9"])
         .fails(3, &["no such run"]);

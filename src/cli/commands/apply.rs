@@ -72,7 +72,7 @@ fn input(args: &Args) -> Result<String, CommandError> {
     Ok(format!("[{}]", arguments.join(",")))
 }
 
-/// JSON as it is, on one line; else the text as a JSON string.
+/// JSON on one line, else the text as a JSON string.
 pub fn json_or_text(text: &str) -> String {
     match serde_json::from_str::<Box<RawValue>>(text) {
         Ok(json) => json.get().replace(['\n', '\r'], " "),

@@ -1,5 +1,5 @@
-//! `pcluster controller`: what launchers start, pcluster's and ipyparallel's.
-use super::{Care, setting, supervise, watch_supervisor};
+//! `pcluster controller`: started by launchers, pcluster's and ipyparallel's.
+use super::{SupervisionPolicy, setting, supervise, watch_supervisor};
 use crate::cli::ipyparallel::Trait;
 use crate::cli::ipyparallel::common::{CommonOptions, LauncherEnvironment, Place};
 use crate::cli::ipyparallel::controller::ControllerWords;
@@ -125,18 +125,18 @@ impl Ipcontroller {
     }
 }
 
-const CARE: Care = Care {
+const POLICY: SupervisionPolicy = SupervisionPolicy {
     again: &[],
-    insists: true,
+    retries: true,
     watches: true,
 };
 
 pub fn run(args: Args, context: &Context) -> Result<Exit, CommandError> {
     if args.supervise {
         logging::start(context.log_level(args.log_level.as_deref().unwrap_or("info")));
-        return supervise(&CARE);
+        return supervise(&POLICY);
     }
-    watch_supervisor(&CARE)?;
+    watch_supervisor(&POLICY)?;
     let mut words = ControllerWords::of(&args.ipcontroller.traits()).map_err(CommandError::usage)?;
     words.common.log_level = args.log_level.or(words.common.log_level);
     let place = Place::find(&words.common, args.profile_dir, LauncherEnvironment::of_this_process(), context)?;

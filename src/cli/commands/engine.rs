@@ -1,5 +1,5 @@
-//! `pcluster engine`: what launchers start, pcluster's and ipyparallel's.
-use super::{Care, setting, supervise, supervise_this, watch_supervisor};
+//! `pcluster engine`: started by launchers, pcluster's and ipyparallel's.
+use super::{SupervisionPolicy, setting, supervise, supervise_this, watch_supervisor};
 use crate::cli::ipyparallel::Trait;
 use crate::cli::ipyparallel::common::{CommonOptions, LauncherEnvironment, Place};
 use crate::cli::ipyparallel::engine::{EngineWords, mpi_rank};
@@ -16,9 +16,9 @@ use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-/// How long an engine waits for its connection file: batch systems may start it before the controller has written it.
+/// The timeout for the connection file: batch systems may start an engine before the controller has written it.
 const FILE_TIMEOUT: Duration = Duration::from_secs(30);
-/// How long `--probe` waits for a controller's greeting.
+/// The timeout of `--probe` for the greeting of a controller.
 const PROBE: Duration = Duration::from_secs(4);
 
 /// Run an engine in the foreground
@@ -108,9 +108,9 @@ impl Ipengine {
     }
 }
 
-const CARE: Care = Care {
+const POLICY: SupervisionPolicy = SupervisionPolicy {
     again: &["--replacement"],
-    insists: false,
+    retries: false,
     watches: true,
 };
 
@@ -121,7 +121,7 @@ pub fn run(args: Args, context: &Context) -> Result<Exit, CommandError> {
     if args.supervise {
         logging::start(context.log_level(args.log_level.as_deref().unwrap_or("info")));
         return match args.instead.split_first() {
-            None => supervise(&CARE),
+            None => supervise(&POLICY),
             Some((program, arguments)) => supervise_this(&Supervised {
                 program: program.into(),
                 arguments: arguments.to_vec(),
@@ -132,10 +132,10 @@ pub fn run(args: Args, context: &Context) -> Result<Exit, CommandError> {
             }),
         };
     }
-    watch_supervisor(&CARE)?;
+    watch_supervisor(&POLICY)?;
     let mut words = EngineWords::of(&args.ipengine.traits()).map_err(CommandError::usage)?;
     words.common.log_level = args.log_level.or(words.common.log_level);
-    // Whoever names the file or the directory has not been started by ipyparallel's launchers.
+    // An explicit file means that ipyparallel's launchers did not start this process.
     let environment = match args.file.is_some() || words.file.is_some() {
         true => LauncherEnvironment::default(),
         false => LauncherEnvironment::of_this_process(),
@@ -152,7 +152,7 @@ pub fn run(args: Args, context: &Context) -> Result<Exit, CommandError> {
     });
     let (connection, file) = match place.connection_info {
         Some(text) => (ConnectionFile::parse(&text, Path::new("$IPP_CONNECTION_INFO"))?, None),
-        // One whose controller was killed with it takes the file as it is: the ports will most likely be the same.
+        // If the controller was killed as well, use the file anyway: the ports are most likely unchanged.
         None if args.replacement => (ConnectionFile::read(&file)?, Some(file)),
         None => (wait_for(&file, words.file_timeout_ms)?, Some(file)),
     };
@@ -173,7 +173,7 @@ pub fn run(args: Args, context: &Context) -> Result<Exit, CommandError> {
         registration_timeout_ms,
         cwd: config.engine.cwd.map(|dir| dir.to_string_lossy().into_owned()),
         env: config.engine.env,
-        // A Python startup file of the user's may be heavy: it is for those who come with IPython.
+        // A user's Python startup file may be slow: only ipyparallel's launchers load it.
         shell_at_start: !words.shell.is_empty() || (by_ipyparallel && std::env::var_os("PYTHONSTARTUP").is_some_and(|f| !f.is_empty())),
         shell: words.shell,
         takes_in_orphans: true,
@@ -184,7 +184,7 @@ pub fn run(args: Args, context: &Context) -> Result<Exit, CommandError> {
     Ok(Exit::Fine)
 }
 
-/// All at the same time; one line for each, in their order.
+/// Probes all addresses concurrently; prints one line each, in order.
 fn probe(addresses: &[String], context: &Context) -> Result<Exit, CommandError> {
     let mut parsed = Vec::new();
     for text in addresses {
@@ -207,7 +207,7 @@ fn probe(addresses: &[String], context: &Context) -> Result<Exit, CommandError> 
     for (address, found) in addresses.iter().zip(found) {
         let line = match found {
             Ok(Greeting::Speaks) => format!("{REACHED} {address}"),
-            Ok(Greeting::Closed) => format!("{FAILED} {address} (closed: it is no controller)"),
+            Ok(Greeting::Closed) => format!("{FAILED} {address} (closed: not a controller)"),
             Ok(Greeting::Silent) => format!("{FAILED} {address} (no answer in {} s)", PROBE.as_secs()),
             Err(why) => format!("{FAILED} {address} ({why})"),
         };
@@ -218,7 +218,7 @@ fn probe(addresses: &[String], context: &Context) -> Result<Exit, CommandError> 
     Ok(Exit::Fine)
 }
 
-/// The engine may have been started before its controller has written the file.
+/// Waits for the connection file: the engine may start before its controller has written it.
 fn wait_for(file: &Path, timeout_ms: Option<u64>) -> Result<ConnectionFile, CommandError> {
     if !file.exists() {
         tracing::info!(file = %file.display(), "waiting for the controller's connection file");
@@ -226,7 +226,7 @@ fn wait_for(file: &Path, timeout_ms: Option<u64>) -> Result<ConnectionFile, Comm
     let timeout = timeout_ms.map_or(FILE_TIMEOUT, Duration::from_millis);
     let waited = discover::wait(file, timeout, || Ok::<(), ConnectionError>(()));
     waited.map_err(|error| match discover::find(file) {
-        // Rather why than that.
+        // Prefers the reason over the timeout.
         Err(why @ ConnectionError::Stale { .. }) => CommandError::from(why),
         _ => CommandError::from(error),
     })

@@ -409,11 +409,11 @@ mod tests {
             cluster("mine", "far", Condition::Remote, None, 16),
         ];
         insta::assert_snapshot!(table(&clusters, &[], UnixTime(9000.0), &Terminal { stdout: true, ..Terminal::NONE }), @r"
-        PROFILE  CLUSTER ID  STATE      ENGINES  WAITING   PID  HOST    SINCE
-        default  -           running    4              -  4242  login1  2 h ago
-        default  night       stale      1 of 4         -  4242  login1  2 h ago
-        mine     -           stopped    -              -     -  -       -
-        mine     far         elsewhere  ? of 16        -  4242  login1  2 h ago
+        PROFILE  CLUSTER ID  STATE    ENGINES  WAITING   PID  HOST    SINCE
+        default  -           running  4              -  4242  login1  2 h ago
+        default  night       stale    1 of 4         -  4242  login1  2 h ago
+        mine     -           stopped  -              -     -  -       -
+        mine     far         remote   ? of 16        -  4242  login1  2 h ago
         ");
         insta::assert_snapshot!(table(&clusters, &[], UnixTime(9000.0), &Terminal::NONE), @r"
         PROFILE  CLUSTER ID  STATE      ENGINES  WAITING   PID  HOST    SINCE

@@ -40,7 +40,7 @@ pub fn names(names: &[String]) -> Result<String, CommandError> {
     }
 }
 
-/// One member of a JSON object, as it is written.
+/// One member of a JSON object, unchanged.
 pub fn member(object: &RawValue, name: &str) -> Option<Box<RawValue>> {
     let mut members: BTreeMap<String, Box<RawValue>> = serde_json::from_str(object.get()).ok()?;
     members.remove(name)

@@ -127,7 +127,7 @@ fn request(
 
 fn show(system: &dyn BatchSystem, request: &JobRequest, files: &[ScriptFile], context: &Context) -> Result<Exit, CommandError> {
     let Some(first) = files.first() else {
-        return Err(CommandError::internal("there is no template"));
+        return Err(CommandError::internal("no template"));
     };
     let command = system.submit_command(&first.path, &first.text, request);
     if context.json {

@@ -35,8 +35,7 @@ pub fn run(args: Args, context: &Context) -> Result<Exit, CommandError> {
     let engines = context.block_on(client.signal_engines(args.targets, args.signal as i32))??;
     if engines.is_empty() {
         return Err(
-            CommandError::not_found("no engines are registered, so there is nothing to send a signal to")
-                .hint(format!("`pcluster engines{}` shows the engines", context.options())),
+            CommandError::not_found("no engines are registered").hint(format!("`pcluster engines{}` shows the engines", context.options()))
         );
     }
     if context.json {

@@ -82,7 +82,7 @@ fn named(name: &str) -> Result<Vec<Named>, CommandError> {
     let found: Vec<Named> = all().into_iter().filter(means).collect();
     match found.is_empty() {
         false => Ok(found),
-        true => Err(CommandError::not_found(format!("there is no template {name:?}")).hint(format!(
+        true => Err(CommandError::not_found(format!("no template {name:?}")).hint(format!(
             "the batch systems are: {}; `pcluster template list` shows all",
             batch::SYSTEMS.join(", ")
         ))),

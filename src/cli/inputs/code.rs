@@ -371,7 +371,7 @@ impl Collector {
 fn text(path: &Path) -> Result<String, CommandError> {
     path.to_str()
         .map(String::from)
-        .ok_or_else(|| CommandError::usage(format!("{} cannot be sent: its name is not UTF-8 text", path.display())))
+        .ok_or_else(|| CommandError::usage(format!("cannot send {}: its name is not UTF-8 text", path.display())))
 }
 
 fn unreadable(path: &Path, error: &std::io::Error) -> CommandError {

@@ -1,4 +1,4 @@
-//! Each way to give inputs, and each way to give bad ones.
+//! Every source of inputs, valid and invalid.
 use super::*;
 use proptest::prelude::*;
 

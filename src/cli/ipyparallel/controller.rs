@@ -94,8 +94,10 @@ impl ControllerWords {
     }
 
     fn note_database(&mut self, option: &Trait) {
-        self.common
-            .ignore(option, "every task is recorded in the cluster's own database until `pcluster purge`");
+        self.common.ignore(
+            option,
+            "every task is recorded in the cluster's own database until `pcluster purge`",
+        );
     }
 }
 
@@ -147,9 +149,9 @@ mod tests {
             .common
             .notes;
         insta::assert_snapshot!(notes.join("\n"), @r"
-        --IPController.db_class=DictDB has no effect: every task is recorded in the cluster's own database until `pcluster purge`
-        --Hub.db=x has no effect: pcluster's controller has nothing that answers to Hub.db
-        --Session.username=me has no effect: `username` of messages is pcluster's own matter
+        --IPController.db_class=DictDB is ignored: every task is recorded in the cluster's own database until `pcluster purge`
+        --Hub.db=x is ignored: pcluster's controller has no counterpart of Hub.db
+        --Session.username=me is ignored: pcluster sets `username` of messages itself
         ");
         let refusals: Vec<String> = [
             "IPController.transport=ipc",

@@ -134,7 +134,7 @@ mod tests {
         );
         assert_eq!(
             words.common.notes,
-            ["--IPEngine.enable_nanny=False has no effect: the engine supervises its Python process itself"]
+            ["--IPEngine.enable_nanny=False is ignored: the engine supervises its Python process itself"]
         );
     }
 

@@ -172,7 +172,7 @@ impl Keeper {
         if rows.is_empty() && !has_ended {
             return Ok(Some(again));
         }
-        // Without a controller there is nothing that engines could join; it may be about to come back.
+        // Without a controller, engines cannot join; it may be restarting.
         let Ok(file) = ConnectionFile::read(&self.profile.client_file(&self.cluster_id)) else {
             return Ok(Some(again));
         };

@@ -43,7 +43,7 @@ impl Item {
         Item { first, last, task, size }
     }
 
-    /// As an engine takes it, which asks the controller for the value.
+    /// The form for an engine, which fetches the value from the controller.
     fn text(&self) -> String {
         match self.first == self.last && self.first == self.task {
             true => format!("\"{}\"", self.task),

@@ -408,7 +408,7 @@ fn what_cannot_be_answered_says_why() {
     "#);
     insta::assert_snapshot!(fixture.refused("--since tomorrow"), @r#"
     2
-    error: --since: "tomorrow" is neither how long ago (90s, 10m, 2h, 3d) nor a date (2026-11-20, 2026-11-20T21:10)
+    error: --since: "tomorrow" is neither an age (90s, 10m, 2h, 3d) nor a date (2026-11-20, 2026-11-20T21:10)
     "#);
     insta::assert_snapshot!(fixture.refused("--json --csv"), @r"
     2
