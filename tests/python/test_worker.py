@@ -193,6 +193,13 @@ class WorkerTest(unittest.TestCase):
         self.worker.define_file(1, code)
         self.assertEqual([self.value(record) for record in self.worker.call(1, [1], [2], [3])], [1, 2, 3])
 
+    def test_the_time_of_a_first_task_is_without_that_of_its_module(self):
+        self.worker.define_file(1, "import time\ntime.sleep(0.3)\ndef f(): return time.time()")
+        before = time.time()
+        (record,) = self.worker.call(1, [])
+        self.assertGreaterEqual(record.started - before, 0.3)
+        self.assertLessEqual(record.started, self.value(record))
+
     def test_pools_work_in_tasks(self):
         text = "import multiprocessing as m\ndef g(x): return x * x\ndef f():\n with m.get_context('fork').Pool(2) as p: return p.map(g, [1, 2, 3])"
         self.worker.define_file(1, text, name="pools.py")
