@@ -140,7 +140,7 @@ fn model_wire_and_cores_are_pure() {
     assert_none(wrong);
 }
 
-/// Rows, and what they share. A launch becomes a request where the environment is looked at, which is no row's affair.
+/// The batch systems and their shared code. Only the conversion of a launch into a request may read the environment.
 #[test]
 fn batch_systems_are_pure() {
     let systems = ["sge", "pbs", "slurm", "lsf", "htcondor", "batch"];
@@ -183,7 +183,7 @@ fn batch_systems_do_not_name_each_other() {
     assert_none(wrong);
 }
 
-/// The checker itself: what it must see and what it must not.
+/// Tests of the checker: what it must find and what it must accept.
 mod checker {
     use super::*;
 

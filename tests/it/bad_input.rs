@@ -1,7 +1,7 @@
 //! What a tired person reads when something is wrong: a message, a hint, an exit code.
 use super::support::{Cluster, Home, shared};
 
-/// Fails if a message lacks what makes it of use.
+/// Fails if a message lacks essential parts.
 fn is_helpful(stderr: &str) {
     assert!(stderr.contains("error: "), "{stderr}");
     for word in ["panicked", "RUST_BACKTRACE", "Os {", "Some("] {
@@ -12,7 +12,7 @@ fn is_helpful(stderr: &str) {
 #[track_caller]
 fn refused(home: &Home, arguments: &[&str], code: i32, words: &[&str]) {
     let ended = home.run(arguments).fails(code, words);
-    assert_eq!(ended.stdout, "", "{}", ended.story());
+    assert_eq!(ended.stdout, "", "{}", ended.transcript());
     is_helpful(&ended.stderr);
 }
 
@@ -35,9 +35,13 @@ fn missing_functions_are_reported() {
     ] {
         let ended = cluster.run(&["map", function, "inputs.txt"]);
         let said = format!("{}{}", ended.stdout, ended.stderr);
-        assert!(ended.code == Some(code) || ended.code == Some(2), "{function}: {}", ended.story());
+        assert!(
+            ended.code == Some(code) || ended.code == Some(2),
+            "{function}: {}",
+            ended.transcript()
+        );
         for word in words {
-            assert!(said.contains(word), "{function}: {word} is not said\n{}", ended.story());
+            assert!(said.contains(word), "{function}: {word} is not said\n{}", ended.transcript());
         }
         assert!(!said.contains("panicked"), "{said}");
     }
@@ -101,7 +105,7 @@ fn no_cluster_is_running() {
     ] {
         let ended = home.run(arguments).fails(3, &["hint: "]);
         is_helpful(&ended.stderr);
-        assert!(ended.stderr.contains("pcluster start"), "{}", ended.story());
+        assert!(ended.stderr.contains("pcluster start"), "{}", ended.transcript());
     }
     assert_eq!(home.run(&["list"]).code, Some(0));
 }
@@ -133,12 +137,16 @@ fn a_typo_in_the_configuration_has_its_position() {
     assert!(
         ended.stderr.contains("line 3") || ended.stderr.contains(":3:3"),
         "{}",
-        ended.story()
+        ended.transcript()
     );
     is_helpful(&ended.stderr);
     home.file("ipython/profile_default/pcluster.yaml", "controller:\n  hwm: three\n");
     let ended = home.run(&["start", "-n", "1"]).fails(2, &["hwm"]);
-    assert!(ended.stderr.contains("line 2") || ended.stderr.contains(":2:"), "{}", ended.story());
+    assert!(
+        ended.stderr.contains("line 2") || ended.stderr.contains(":2:"),
+        "{}",
+        ended.transcript()
+    );
 }
 
 #[test]

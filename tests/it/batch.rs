@@ -1,4 +1,4 @@
-//! Launchers of batch systems that cannot be installed here, with stand-ins for their commands (tests/fake_bin): the jobs are real.
+//! Launchers of batch systems that are not installable, with fake commands (tests/fake_bin); the jobs are real processes.
 //! Slurm and Grid Engine themselves are tried by `cargo xtask test`.
 use super::support::{Home, wait_until};
 use std::os::unix::fs::PermissionsExt;
@@ -68,7 +68,7 @@ impl Site {
         wait_until("the jobs have ended", || self.jobs_have_ended().then_some(()));
     }
 
-    /// What is said when there is no such queue.
+    /// The error for a missing queue.
     fn wrong_queue(&self, launcher: &str, said: &str) {
         let (code, _, stderr) = self.run(&format!("start -n 2 --launcher {launcher} --queue nope"));
         assert_ne!(code, Some(0));

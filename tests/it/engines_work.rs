@@ -68,10 +68,10 @@ fn an_error_is_shown_with_its_engine() {
     cluster.ok(&["push", "divisor=0", "--targets", "0"]);
     cluster.ok(&["push", "divisor=2", "--targets", "1"]);
     let ended = cluster.run(&["exec", "6 / divisor"]);
-    assert_eq!(ended.code, Some(1), "{}", ended.story());
-    assert!(ended.stdout.contains("[1] 3.0"), "{}", ended.story());
+    assert_eq!(ended.code, Some(1), "{}", ended.transcript());
+    assert!(ended.stdout.contains("[1] 3.0"), "{}", ended.transcript());
     let said = format!("{}{}", ended.stdout, ended.stderr);
-    assert!(said.contains("ZeroDivisionError"), "{}", ended.story());
+    assert!(said.contains("ZeroDivisionError"), "{}", ended.transcript());
     cluster.run(&["exec", "no_such_name_at_all"]).fails(1, &[]);
     cluster.run(&["pull", "no_such_name_at_all"]).fails(1, &[]);
 }
@@ -88,7 +88,7 @@ fn invalid_engines_and_values_are_rejected() {
     assert!(
         matches!(ended.code, Some(1 | 2)) && format!("{}{}", ended.stdout, ended.stderr).contains("SyntaxError"),
         "{}",
-        ended.story()
+        ended.transcript()
     );
 }
 
@@ -113,7 +113,7 @@ fn a_signal_reaches_only_running_tasks() {
     // Engine 0 is idle: an interrupt finds nothing there.
     assert_eq!(cluster.run(&["signal", "INT"]).stderr, "SIGINT to 2 engines\n");
     let ended = running.end().fails(1, &["KeyboardInterrupt"]);
-    assert!(ended.stderr.contains("[1]"), "{}", ended.story());
+    assert!(ended.stderr.contains("[1]"), "{}", ended.transcript());
     // Both have kept their namespaces.
     assert_eq!(cluster.ok(&["pull", "kept"]), "[0] 7\n[1] 7\n");
     cluster

@@ -1,4 +1,4 @@
-//! A cluster is known again, and left alone, whatever the clock does and from whichever namespace it is looked at. As root, which may
+//! A cluster is recognised and not changed, whatever the clock does and from any namespace. As root, which may
 //! make such namespaces.
 use super::support::{Cluster, Ended, Home, PCLUSTER, skip};
 use std::fs;
@@ -64,8 +64,8 @@ fn an_invisible_silent_cluster_is_neither_cleaned_nor_restarted() {
         return;
     }
     let cluster = Cluster::start(1);
-    // Only from outside can it be seen that it is gone, and its engine is not.
-    cluster.kill_controller_for_good();
+    // Only outside the namespace is it visible that the controller is dead and its engine is not.
+    cluster.kill_controller_and_supervisor();
     let state = fs::read(cluster.profile().join("pid/pcluster.json")).unwrap();
     in_container(&cluster, "start -n 1").fails(4, &["PID namespace", "clean --profile default --force"]);
     in_container(&cluster, "stop").fails(4, &["PID namespace"]);

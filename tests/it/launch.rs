@@ -1,10 +1,10 @@
-//! Starts that do not work out: what is said, and that nothing of them is left.
+//! Failing starts: their messages, and that they leave nothing behind.
 use super::support::{Cluster, Home, PCLUSTER, Running, kill_both, signal, wait_for_exit, wait_until};
 use nix::sys::signal::Signal::SIGINT;
 use serde_json::Value;
 use std::os::unix::fs::PermissionsExt;
 
-/// A program that stands for an engine.
+/// A program in place of an engine.
 fn pretender(home: &Home, script: &str) -> String {
     let path = home.file("pretender", &format!("#!/bin/sh\n{script}\n"));
     let file = std::fs::File::open(&path).unwrap();
@@ -77,11 +77,11 @@ fn an_interrupted_start_stops_what_it_started() {
 fn after_a_crash_running_engines_are_kept_and_missing_ones_started() {
     let home = Cluster::start(2);
     let processes = home.engine_pids();
-    // Engines' ids need not come in the order in which they were started.
+    // Engine ids may differ from the order of starting.
     let supervisor = |engine: u32| parent_of(engine);
     let (lost, kept) = (supervisor(processes[0]), supervisor(processes[1]));
     assert!(home.supervisors().contains(&lost) && home.supervisors().contains(&kept));
-    home.kill_controller_for_good();
+    home.kill_controller_and_supervisor();
     // With its supervisor, or there would be another one.
     kill_both(lost, processes[0]);
     home.ok(&["start", "-n", "2"]);

@@ -166,7 +166,7 @@ fn a_command_runs_for_each_input() {
         cluster.ok(&["map", "words.txt", "--", "echo", "<{}>"]),
         "<one>\n<two words>\n<$HOME>\n"
     );
-    // Without braces the input comes last.
+    // Without braces the input is the last argument.
     assert_eq!(cluster.ok(&["map", "--range", "1..3", "--", "echo", "n"]), "n 1\nn 2\n");
 }
 
@@ -239,7 +239,7 @@ fn reduce_with_a_failed_task_suggests_what_to_do() {
     let ended = cluster().run(&arguments).fails(1, &["1 of 5", "resubmit"]);
     assert_eq!(ended.stdout, "");
     let ended = cluster().run(&[&arguments[..], &["--skip-failed"]].concat());
-    assert_eq!(ended.stdout, "12\n", "{}", ended.story());
+    assert_eq!(ended.stdout, "12\n", "{}", ended.transcript());
 }
 
 #[test]
@@ -295,7 +295,7 @@ fn values_come_back_exactly() {
     std::fs::remove_file(&file).unwrap();
     cluster.ok(&["results", &map, "--pickle", "-o", output]);
     python("import sys, exact; exact.check()");
-    // The fold of `hist` values adds what the function returned, not what JSON makes of it.
+    // The fold of `hist` values adds the returned values, not their JSON rendering.
     let hist = "def hist(n): return {10: 1, 20: 2}\ndef add(a, b): return {k: a.get(k, 0) + b.get(k, 0) for k in (10, 20)}\n";
     std::fs::write(cluster.path().join("hist.py"), hist).unwrap();
     let reduced = cluster.run(&["map", "hist.py:hist", "--range", "0..40", "--reduce", "hist.py:add"]);
@@ -308,7 +308,7 @@ fn values_come_back_exactly() {
     // Of a class that only the map's file has.
     let added = cluster.ok(&["map", "exact.py:f", "--range", "9..10", "--reduce", "operator:add"]);
     assert_eq!(added, "{\"x\":1,\"y\":[2]}\n");
-    // And what is left may be had exactly, too.
+    // The reduced value is available exactly, too.
     let print = "import pickle, sys; print(pickle.load(open(sys.argv[1], 'rb')))";
     let reduce = ["--range", "0..3", "--format", "pickle", "-o", output, "--reduce"];
     let reduced = cluster.run(&[&["map", "hist.py:hist"], &reduce[..], &["hist.py:add"]].concat());
@@ -369,7 +369,7 @@ fn a_poisonous_input_fails_alone() {
         .filter(|(_, line)| line.contains("__error__"))
         .map(|(i, _)| i)
         .collect();
-    assert!(failed == [20, 40] || failed == [40], "{}", ended.story());
+    assert!(failed == [20, 40] || failed == [40], "{}", ended.transcript());
     assert_eq!(ended.stdout.lines().count(), 60);
     assert!(ended.stdout.contains("RecursionError") && ended.stdout.contains("the input cannot be decoded"));
 }
@@ -530,7 +530,7 @@ fn a_second_ctrl_c_cancels() {
             .map(|_| ())
     });
     super::support::signal(running.pid(), nix::sys::signal::Signal::SIGINT);
-    running.wait_to_hear("press Ctrl-C again to cancel");
+    running.wait_for_stderr("press Ctrl-C again to cancel");
     super::support::signal(running.pid(), nix::sys::signal::Signal::SIGINT);
     running.end().fails(130, &[]);
     let number = number_of(cluster, "interrupted twice").to_string();

@@ -1,4 +1,4 @@
-//! What tasks write and return: every byte of it, or an error that says why not.
+//! The output and values of tasks: every byte, or an error with the reason.
 use super::support::{Cluster, Home, Running, shared, signal, wait_until};
 use nix::sys::signal::Signal::SIGKILL;
 use serde_json::Value;

@@ -1,10 +1,10 @@
-//! What is printed: without a terminal, and on one of 80 columns.
+//! Printed output: without a terminal, and on one of 80 columns.
 use super::support::{Cluster, Home};
 use insta::assert_snapshot;
 
 const WORK: &str = "def halve(n):\n    if n % 2:\n        raise ValueError('%s is odd' % n)\n    return n // 2\n";
 
-/// One cluster's life, as a newcomer sees it without a terminal.
+/// A complete session without a terminal.
 #[test]
 fn a_session_without_a_terminal() {
     let home = Home::new();
@@ -87,7 +87,7 @@ fn a_session_without_a_terminal() {
     "#);
 }
 
-/// On a terminal of 80 columns no line is longer, and what is only talk stays out of stdout.
+/// On a terminal of 80 columns no line is longer, and status messages do not go to stdout.
 #[test]
 fn tables_fit_a_terminal_of_80_columns() {
     let cluster = Cluster::start_in(Home::new(), 1, &[]);
@@ -126,7 +126,7 @@ fn without_colours(line: &str) -> String {
     text
 }
 
-/// What a task says in an error or in its output does not steer the terminal of who looks at it; data stays as it is.
+/// Errors and output of tasks cannot control the user's terminal; data is unchanged.
 #[test]
 fn control_characters_are_escaped_and_data_is_unchanged() {
     let cluster = Cluster::start(1);

@@ -20,7 +20,7 @@ fn every_command_of_the_readme_works() {
     symlink(PCLUSTER, home.path().join("bin/pcluster")).unwrap();
     let path = format!("{}/bin:{}", home.path().display(), std::env::var("PATH").unwrap());
     for command in commands {
-        // A tenth of the digits tells as much.
+        // A tenth of the digits is enough.
         let command = command.replace("--out", "--digits 100000 --out");
         let output = home.program("sh").args(["-c", &command]).env("PATH", &path).output().unwrap();
         let said = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();

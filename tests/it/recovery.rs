@@ -1,4 +1,4 @@
-//! What is killed comes back, and no task is lost or done twice.
+//! Killed processes are restarted, and no task is lost or done twice.
 use super::support::{Cluster, Home, Running, signal, successor_of, wait_for_exit, wait_until};
 use nix::sys::signal::Signal::{SIGCONT, SIGKILL, SIGSTOP, SIGTERM};
 use nix::sys::signal::kill;
@@ -7,7 +7,7 @@ use serde_json::Value;
 use std::net::TcpListener;
 use std::path::Path;
 
-/// Each writes its input into the ledger when it begins: what was really run is known without asking pcluster.
+/// Each task writes its input into a ledger when it begins: an independent record of what was run.
 const WORK: &str = r#"
 import os, time
 
@@ -123,9 +123,9 @@ fn a_controller_killed_during_a_map_is_restarted_and_no_task_runs_twice() {
     let first = cluster.controller_pid();
     signal(first, SIGKILL);
     until_another_controller(&cluster, first);
-    // Once more, and with what watches it.
+    // Again, together with its supervisor.
     until_begun(&cluster, 800);
-    cluster.kill_controller_for_good();
+    cluster.kill_controller_and_supervisor();
     cluster.start_again(2, &[]).ok();
     assert_eq!(running.end().ok(), squares(2000));
     each_was_run_once(&cluster, "1", 2000);
@@ -172,7 +172,7 @@ impl TakenPort {
         let map = cluster.spawn(&["map", "work.py:held", "--range", "0..1"]);
         until_begun(&cluster, 1);
         let (engines, port) = (cluster.engine_pids(), control_port(&cluster));
-        cluster.kill_controller_for_good();
+        cluster.kill_controller_and_supervisor();
         let held = wait_until("the port to be free", || TcpListener::bind(("127.0.0.1", port)).ok());
         TakenPort {
             cluster,
@@ -251,7 +251,7 @@ fn a_killed_supervisor_is_replaced_by_its_child_and_all_recover_from_any_kill() 
     assert_eq!((cluster.engine_pids(), cluster.controller_pid()), (engines.clone(), controller));
     let listed = cluster.json(&["list"]);
     assert_eq!(listed["clusters"][0]["engines_alive"], 2, "{listed:#}");
-    // The new ones are replaced too, and bring back what is killed.
+    // The new ones are replaced too, and restart killed processes.
     second.iter().for_each(|pid| signal(*pid, SIGKILL));
     let third: Vec<u32> = first
         .iter()
@@ -296,7 +296,7 @@ fn processes_that_exit_in_order_are_not_restarted() {
         second[first.iter().position(|pid| *pid == session).unwrap()]
     };
     let engines: Vec<(u32, u32)> = cluster.engine_pids().into_iter().map(|pid| (pid, supervisor_of(pid))).collect();
-    // An engine that is told to leave takes its new supervisor with it, as it would have taken the first one,
+    // A leaving engine stops its new supervisor, as it would have stopped the first one,
     cluster.ok(&["engines", "remove", "1"]);
     wait_until("two engines", || (cluster.engine_pids().len() == 2).then_some(()));
     let stay = cluster.engine_pids();
@@ -310,7 +310,7 @@ fn processes_that_exit_in_order_are_not_restarted() {
     // Also when supervisors are killed while the cluster stops.
     let stop = cluster.spawn(&["stop"]);
     for pid in [stay[1].1, second[0]] {
-        // It may have gone already.
+        // It may have exited already.
         let _ = kill(Pid::from_raw(pid as i32), SIGKILL);
     }
     stop.end().ok();
@@ -333,7 +333,7 @@ fn engines_stop_with_the_cluster_even_without_a_supervisor() {
         signal(*supervisor, SIGKILL);
         wait_for_exit(*supervisor);
     }
-    cluster.kill_controller_for_good();
+    cluster.kill_controller_and_supervisor();
     let stop = cluster.spawn(&["stop"]);
     engines.iter().for_each(|pid| signal(*pid, SIGCONT));
     stop.end().ok();
@@ -382,7 +382,7 @@ fn after_its_lease_a_suspended_engines_task_is_reassigned_and_one_result_is_reco
     let mut runs: Vec<_> = before.iter().map(|task| task["attempts"].as_u64().unwrap()).collect();
     runs.sort_unstable();
     assert_eq!(runs, [1, 2]);
-    // It comes back as a new one, with a result that nobody wants any more.
+    // It returns as a new engine, with an obsolete result.
     signal(engines[0], SIGCONT);
     wait_until("both engines", || (cluster.engine_pids().len() == 2).then_some(()));
     assert_eq!(cluster.ok(&["map", "math:sqrt", "--range", "4..6"]).lines().count(), 2);
@@ -422,7 +422,7 @@ fn a_task_that_ignores_its_cancellation_gets_increasing_signals() {
         (&"aborted".into(), &"TaskCancelled".into()),
         "{task:#}"
     );
-    // Nothing else has noticed, and the engine takes the next one.
+    // Nothing else is affected, and the engine takes the next task.
     cluster.file("go", "");
     assert_eq!(other.end().ok().lines().count(), 1);
     assert_eq!(cluster.engine_pids(), engines);
@@ -445,8 +445,8 @@ fn damage_by_a_task_to_its_worker_is_reported_with_its_cause_and_affects_no_othe
     cluster.file("how", "exit\nsegfault\nkill\nmemory\nloop\nfine\n");
     let options = ["--mem", "200M", "--timeout", "3", "--max-crashes", "1", "--retries", "0"];
     let ended = cluster.run(&[&["map", "work.py:dies", "how"][..], &options].concat());
-    assert_eq!(ended.code, Some(1), "{}", ended.story());
-    assert!(ended.stdout.contains("\"fine\""), "{}", ended.story());
+    assert_eq!(ended.code, Some(1), "{}", ended.transcript());
+    assert!(ended.stdout.contains("\"fine\""), "{}", ended.transcript());
     let tasks = tasks(&cluster, "1");
     // State, error, how often it was run, words of the error.
     let expected: [(&str, &str, u64, &[&str]); 6] = [

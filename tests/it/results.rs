@@ -1,4 +1,4 @@
-//! `pcluster results`, `resubmit`, `cancel`, `wait`, `purge`: what is kept of tasks, and what can be done with them afterwards.
+//! `pcluster results`, `resubmit`, `cancel`, `wait`, `purge`: the records of tasks, and operations on them.
 use super::map::{number_of, tasks_of};
 use super::support::{Cluster, shared, wait_until};
 use serde_json::{Value, json};
@@ -164,7 +164,7 @@ fn a_purged_map_is_deleted() {
     let cluster = cluster();
     cluster.ok(&["map", "--name", "purged", "math:sqrt", "--range", "0..3"]);
     let map = number_of(cluster, "purged").to_string();
-    // Without a terminal to ask at it must be said.
+    // Without a terminal, confirmation must be an option.
     cluster.run(&["purge", &map]).fails(2, &["--yes"]);
     cluster.ok(&["purge", &map, "--yes"]);
     cluster.run(&["results", &map]).fails(3, &[&map]);

@@ -1,4 +1,4 @@
-//! `controller.retention_days`: what ended long ago goes, and the file gets smaller.
+//! `controller.retention_days`: old records are deleted, and the file shrinks.
 use super::support::{Cluster, Home, wait_until};
 
 #[test]
@@ -22,7 +22,7 @@ fn old_finished_maps_are_deleted_and_open_ones_kept() {
     };
     wait_until("the end of the finished map", || (names() == ["held"]).then_some(()));
     let file = cluster.profile().join("pcluster.db");
-    // The log is written back now and then; it is the file that is to be small in the end.
+    // The log is checkpointed from time to time; the file must be small in the end.
     cluster.file("go", "");
     wait_until("the end of the other", || names().is_empty().then_some(()));
     cluster.run(&["stop"]).ok();

@@ -59,7 +59,7 @@ fn an_unusable_database_fails_the_start_and_is_unchanged() {
     with_sqlite_version(&home, 1000);
 }
 
-/// The version stands in the file's head.
+/// The version is in the header of the file.
 fn with_sqlite_version(home: &Home, was: u32) {
     let mut bytes = fs::read(database(home)).unwrap();
     assert_eq!(bytes[60..64], was.to_be_bytes());
@@ -111,7 +111,7 @@ fn of_several_concurrent_controllers_one_serves_and_the_others_report_it() {
     for other in all {
         other.end().fails(4, &["runs already", &format!("pid {serving}"), "pcluster stop"]);
     }
-    // They have not touched what the first one has written.
+    // They have not changed the files of the first one.
     home.ok(&["status"]);
     home.ok(&["stop"]);
     first.end().ok();
@@ -122,7 +122,7 @@ fn of_several_concurrent_controllers_one_serves_and_the_others_report_it() {
 struct SmallDisk(PathBuf);
 
 impl SmallDisk {
-    /// None where this may not be done.
+    /// None without permission.
     fn at(path: &Path, size: &str) -> Option<SmallDisk> {
         fs::create_dir_all(path).unwrap();
         let mounted = nix::unistd::geteuid().is_root()
@@ -177,7 +177,7 @@ fn a_full_disk_pauses_everything_until_space_is_available() {
         skip("only root can mount a small file system");
         return;
     };
-    // What is wrong can be told, as the log is elsewhere.
+    // The error can be logged, as the log is on another disk.
     fs::create_dir(home.path().join("log")).unwrap();
     std::os::unix::fs::symlink(home.path().join("log"), home.profile().join("log")).unwrap();
     let cluster = Cluster::start_in(home, 2, &[]);

@@ -1,4 +1,4 @@
-//! Each map has a worker of its own on each engine, and what it started goes with it; the interactive worker stays.
+//! Each map has its own worker on each engine, whose processes end with it; the interactive worker remains.
 use super::support::{Cluster, Home, signal, wait_until};
 use nix::sys::signal::Signal;
 use serde_json::Value;

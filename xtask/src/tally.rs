@@ -1,4 +1,4 @@
-//! How many tests passed, failed and were skipped, from what `cargo test` and pytest say.
+//! Counts passed, failed and skipped tests from the output of `cargo test` and pytest.
 use std::fmt;
 use std::ops::AddAssign;
 

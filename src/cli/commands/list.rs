@@ -416,11 +416,11 @@ mod tests {
         mine     far         remote   ? of 16        -  4242  login1  2 h ago
         ");
         insta::assert_snapshot!(table(&clusters, &[], UnixTime(9000.0), &Terminal::NONE), @r"
-        PROFILE  CLUSTER ID  STATE      ENGINES  WAITING   PID  HOST    SINCE
-        default  -           running    4              -  4242  login1  1970-01-01T00:16:40.000000Z
-        default  night       stale      1 of 4         -  4242  login1  1970-01-01T00:16:40.000000Z
-        mine     -           stopped    -              -     -  -       -
-        mine     far         elsewhere  ? of 16        -  4242  login1  1970-01-01T00:16:40.000000Z
+        PROFILE  CLUSTER ID  STATE    ENGINES  WAITING   PID  HOST    SINCE
+        default  -           running  4              -  4242  login1  1970-01-01T00:16:40.000000Z
+        default  night       stale    1 of 4         -  4242  login1  1970-01-01T00:16:40.000000Z
+        mine     -           stopped  -              -     -  -       -
+        mine     far         remote   ? of 16        -  4242  login1  1970-01-01T00:16:40.000000Z
         ");
     }
 }

@@ -1,4 +1,4 @@
-//! A source file as the rules see it: its module, its code without comments, and what that names.
+//! A source file for the rules: its module, its code without comments, and the names that it uses.
 use super::DEPENDENCIES;
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};

@@ -17,7 +17,7 @@ fn prose(text: &str) -> Vec<&str> {
     lines
 }
 
-/// Without what is between backticks, and what is between them.
+/// The text without code spans, and the code spans.
 fn split_code(prose: &str) -> (String, Vec<String>) {
     let (mut text, mut code) = (String::new(), Vec::new());
     for (number, part) in prose.split('`').enumerate() {

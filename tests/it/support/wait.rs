@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 /// Long enough for a loaded machine; no test depends on how long it is.
 const TIMEOUT: Duration = Duration::from_secs(90);
 
-/// Asks again and again until there is an answer; fails, naming what it waited for, when none comes.
+/// Polls until there is an answer; fails, naming what it waited for, on timeout.
 pub fn wait_until<T>(what: &str, mut answer: impl FnMut() -> Option<T>) -> T {
     let begun = Instant::now();
     loop {

@@ -1,4 +1,4 @@
-//! `cargo xtask bench remote`: what ssh costs. The same work on one host, over a network, and through pcluster's tunnels, beside `scp` and
+//! `cargo xtask bench remote`: the cost of ssh. The same work on one host, over a network, and through pcluster's tunnels, beside `scp` and
 //! ipyparallel's own tunnel. The hosts are network namespaces of this machine (ci/ssh/up.sh), so it needs root. In every round each route
 //! has its turn; all clusters are up meanwhile.
 use super::pages;
@@ -136,7 +136,7 @@ impl<'a> Net<'a> {
             tools,
             state: tools.folder.join("remote-net"),
         };
-        // What a run that was interrupted has left.
+        // Stops what an interrupted run has left.
         net.down();
         let state = net.state.to_string_lossy().into_owned();
         captured(program(&tools.root, &["ci/ssh/up.sh", &state]).env("SSHNET_PREFIX", "pb"))?;
@@ -283,7 +283,7 @@ impl Drop for Net<'_> {
     }
 }
 
-/// One line for each route; what could not be measured is a dash.
+/// One line per route; a dash for what could not be measured.
 fn table(found: &Found, size: &Size) -> String {
     let mut out = format!(
         "| | `pcluster map` of {} no-ops, tasks/s | … of one, whole command | `dview.apply_sync` to one engine | push of {MB} MB to one engine | MB/s |\n|---|--:|--:|--:|--:|--:|\n",

@@ -413,7 +413,7 @@ fn what_cannot_be_answered_says_why() {
     insta::assert_snapshot!(fixture.refused("--json --csv"), @r"
     2
     error: --json cannot be combined with --jsonl or --csv
-    hint: --json is one document, --jsonl an object a line
+    hint: --json prints one document, --jsonl one object per line
     ");
     insta::assert_snapshot!(fixture.refused("1.x"), @r#"
     2
