@@ -1,12 +1,13 @@
 //! Tasks of this project: `cargo xtask demo`, `cargo xtask test`, `cargo xtask bench`. Needs only Rust; everything else is set up
 //! automatically, or reported as missing.
 //!
-//! Parts: [`run`] (running programs), [`python`] (finding one, and the tests' virtual environment), [`demo`], [`bench`], [`chaos`], [`conformance`], [`fuzz`], [`wheel`], [`ordinary_user`], [`test`]
+//! Parts: [`run`] (running programs), [`python`] (finding one, and the tests' virtual environment), [`demo`], [`docs`], [`bench`], [`chaos`], [`conformance`], [`fuzz`], [`wheel`], [`ordinary_user`], [`test`]
 //! with [`tally`] and [`reasons`] (what the tools report), [`remote`] (the hosts for what goes over ssh), [`pi`] (the demo's independent count).
 mod bench;
 mod chaos;
 mod conformance;
 mod demo;
+mod docs;
 mod fuzz;
 mod mpi;
 mod ordinary_user;
@@ -28,6 +29,7 @@ Tasks of this project:
 
   cargo xtask demo         count the digit pairs of pi on a cluster of 4 engines, and check the sum
   cargo xtask test         run all checks and tests: format, lints, Rust, worker, ipyparallel clients
+  cargo xtask docs         build the book of docs/ as HTML in target/book/; install mdbook under target/ if missing
   cargo xtask fuzz         fuzz all parsers of foreign input (--seconds, --seed, --target, --replay)
   cargo xtask chaos        kill processes at random under load (--minutes N, --seed S)
   cargo xtask wheel        build the Python package with the program in target/wheels/ (--profile dev: development build)
@@ -42,6 +44,7 @@ fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
     let done = match words.as_slice() {
+        ["docs"] => docs::run(&Places::find()).map(|()| true),
         ["demo"] => demo::run(&Places::find()).map(|()| true),
         ["bench"] => bench::run(&Places::find(), false).map(|()| true),
         ["bench", "ipyparallel"] => bench::stock::run(&Places::find(), false).map(|()| true),

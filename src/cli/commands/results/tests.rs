@@ -421,14 +421,14 @@ fn what_cannot_be_answered_says_why() {
     "#);
     insta::assert_snapshot!(fixture.refused("1 1.2"), @r"
     2
-    error: 1 is a map and 1.2 a task: ask for maps or for tasks
+    error: 1 is a map and 1.2 is a task: select either maps or tasks
     ");
     std::fs::remove_file(fixture.context.profile_dir().unwrap().database_file("")).unwrap();
     insta::assert_snapshot!(fixture.refused(""), @r"
     3
-    error: no cluster is running in profile `default`: there is no DIR/profile_default/security/ipcontroller-client.json
+    error: no cluster is running in profile `default`: no file DIR/profile_default/security/ipcontroller-client.json
     hint: start one: pcluster start -n 4
-    hint: or choose another with --profile and --cluster-id; `pcluster list` shows those that run
-    hint: and no records were ever made: there is no DIR/profile_default/pcluster.db
+    hint: or choose another with --profile and --cluster-id; `pcluster list` shows running clusters
+    hint: no records exist: no file DIR/profile_default/pcluster.db
     ");
 }
