@@ -9,6 +9,7 @@ use crate::controller::ControllerError;
 use crate::db::{DbError, DbErrorKind};
 use crate::engine::EngineError;
 use crate::launchers::LaunchError;
+use crate::launchers::supervisor::TEMPORARY;
 use crate::profile::{ConfigError, ProfileError};
 use crate::ssh::SshError;
 use crate::ssh::tunnel::TunnelError;
@@ -53,6 +54,8 @@ pub enum ErrorKind {
     Refused,
     /// Python, ports, files, permissions.
     Environment,
+    /// A controller that cannot start at present: its supervisor tries again.
+    Temporary,
     /// A bug in pcluster.
     Internal,
     Interrupted,
@@ -69,6 +72,7 @@ impl ErrorKind {
             ErrorKind::Refused => 4,
             ErrorKind::Environment => 5,
             ErrorKind::Internal => 70,
+            ErrorKind::Temporary => TEMPORARY,
             ErrorKind::Interrupted => 130,
             // As a shell shows a process that SIGPIPE ended.
             ErrorKind::OutputClosed => 141,
@@ -298,7 +302,8 @@ impl From<EngineError> for CommandError {
 
 impl From<ControllerError> for CommandError {
     fn from(error: ControllerError) -> Self {
-        match error {
+        let is_transient = error.is_transient();
+        let mut error: CommandError = match error {
             ControllerError::Db(error) => error.into(),
             ControllerError::Connection(error) => error.into(),
             ControllerError::Running { .. } => {
@@ -307,8 +312,12 @@ impl From<ControllerError> for CommandError {
             ControllerError::Transport(_) => {
                 CommandError::environment(error).hint("run `pcluster doctor` to check the network, or set controller.ip in pcluster.yaml")
             }
-            ControllerError::Prepare { .. } => CommandError::environment(error),
+            ControllerError::Prepare { .. } | ControllerError::System { .. } => CommandError::environment(error),
+        };
+        if is_transient {
+            error.kind = ErrorKind::Temporary;
         }
+        error
     }
 }
 
@@ -432,6 +441,11 @@ mod tests {
                 .into(),
                 4,
                 "runs already",
+            ),
+            (
+                ControllerError::Db(DbError::new(DbErrorKind::Full, "open", "/db".as_ref(), "database or disk is full")).into(),
+                75,
+                "disk is full",
             ),
             (EngineError::ControllerGone(600).into(), 4, "600 s"),
         ] {

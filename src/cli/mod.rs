@@ -37,11 +37,11 @@ pub fn run() -> ExitCode {
         }
     };
     let context = Context::new(&cli.global);
-    let code = match commands::dispatch(cli.command, &context) {
-        Ok(exit) => exit.code(),
-        Err(error) => error.report(&context),
+    let (code, reason) = match commands::dispatch(cli.command, &context) {
+        Ok(exit) => (exit.code(), String::new()),
+        Err(error) => (error.report(&context), error.error),
     };
     // A supervisor that did not start this process is not notified by the system.
-    supervisor::guard::ends(code);
+    supervisor::guard::ends(code, &reason);
     ExitCode::from(code)
 }

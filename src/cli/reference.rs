@@ -43,6 +43,7 @@ completed duration label`, and if applicable:
 | 4 | the controller cannot be reached, or rejected the request |
 | 5 | the environment: Python, ports, files, permissions |
 | 70 | a bug in pcluster |
+| 75 | `pcluster controller` only: it cannot start now (full disk, port in use); its supervisor retries |
 | 130 | interrupted (Ctrl-C) |
 | 141 | stdout was closed by its reader |
 

@@ -9,8 +9,8 @@ use crate::profile::ProfileDir;
 use crate::profile::dir::check_cluster_id;
 use crate::ssh::tunnel::{Phase, TunnelState};
 use crate::sys::lock::{self, Asked};
-use crate::sys::network_fs;
 use crate::sys::process::{self, Presence, ProcessId};
+use crate::sys::{network_fs, problem};
 use serde::Serialize;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -227,6 +227,12 @@ fn why_unseen(process: &ProcessId, shared: bool) -> Option<String> {
     }
 }
 
+/// Why the controller of a cluster does not run at present, although its supervisor does.
+pub fn controller_trouble(profile: &ProfileDir, cluster_id: &str) -> Option<String> {
+    let problem = problem::read(&profile.trouble_file(cluster_id))?;
+    Some(format!("the controller is not running: {}", problem.in_words()))
+}
+
 /// Whether the controller, or a supervisor that will restart it, is running on this host.
 pub fn is_supervised(profile: &ProfileDir, cluster_id: &str) -> bool {
     matches!(
@@ -284,7 +290,10 @@ pub fn status(profile: &ProfileDir, cluster_id: &str) -> Option<ClusterSummary> 
         controller: standing.controller,
         unseen: standing.unseen,
         database,
-        problem: standing.problem.or_else(|| keeper.as_ref()?.problem.clone()),
+        problem: standing
+            .problem
+            .or_else(|| controller_trouble(profile, cluster_id).filter(|_| standing.condition == Condition::Running))
+            .or_else(|| keeper.as_ref()?.problem.clone()),
         tunnel: standing.tunnel,
         keeper,
     })

@@ -159,6 +159,9 @@ pub async fn start(options: StartOptions, progress: &mut dyn FnMut(StartProgress
     profile.create()?;
     let mut lock = Some(Lock::wait(profile, cluster_id).await?);
     let leftovers = adopt::check_not_running(profile, cluster_id, progress).await?;
+    // Engines of a dead cluster that are still alive are not started again.
+    let alive: usize = leftovers.state.iter().flat_map(|state| &state.engines).map(Launched::engines).sum();
+    plan.spec.check_room(plan.n.saturating_sub(alive as u32))?;
 
     let mut state = ClusterState::new(cluster_id, plan.spec.cwd.clone());
     state.engine_kind = kind_word(plan.spec.config.engine.kind).into();

@@ -4,12 +4,13 @@ use super::stop::{in_words, notes, record};
 use crate::cli::output::{self, json};
 use crate::cli::{CommandError, Context, Exit};
 use crate::cluster::{self, Condition};
+use crate::engine::code_directory;
 use crate::profile::ProfileDir;
 
 /// Remove files left by dead clusters
 ///
-/// Removes connection and state files of dead controllers, and stops engines that they left behind. Keeps all task records.
-/// Cleans all profiles, unless --profile names one.
+/// Removes connection and state files of dead controllers, and stops engines that they left behind. Also removes the code of maps
+/// that killed engines left on this host. Keeps all task records. Cleans all profiles, unless --profile names one.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:\n  pcluster clean\n  pcluster clean --profile gpu --force")]
 pub struct Args {
@@ -50,12 +51,22 @@ pub fn run(args: Args, context: &Context) -> Result<Exit, CommandError> {
         }
         views.push(serde_json::json!({"profile": profile.name(), "cluster_id": cluster.cluster_id, "engines": stopped.engines}));
     }
+    let swept = code_directory::sweep();
     if context.json {
-        json::print(&serde_json::json!({"cleaned": views}))?;
+        json::print(&serde_json::json!({"cleaned": views, "code_directories": swept}))?;
         return failed.map_or(Ok(Exit::Fine), |error| Err(not_all(&error)));
     }
+    match swept {
+        0 => {}
+        1 => context.note("removed 1 code directory of a killed engine"),
+        n => context.note(format!("removed {n} code directories of killed engines")),
+    }
     if dead.is_empty() {
-        context.note("nothing to clean");
+        context.note(if swept == 0 {
+            "nothing to clean"
+        } else {
+            "clusters: nothing to clean"
+        });
     }
     for cluster in clusters.iter().filter(|c| !args.force && c.state == Condition::Remote) {
         let why = cluster.unseen.as_deref().unwrap_or("it runs on another host");

@@ -42,6 +42,7 @@ pub mod wait;
 use super::{CommandError, Context, Exit};
 use crate::launchers::supervisor::{self, Supervised};
 use std::ffi::OsString;
+use std::path::PathBuf;
 
 macro_rules! commands {
     ($($(#[$attribute:meta])* $variant:ident => $module:ident),* $(,)?) => {
@@ -135,9 +136,9 @@ struct SupervisionPolicy {
 const SUPERVISE: &str = "--supervise";
 
 /// Runs this command line without `--supervise` as a child process, and restarts it when it is killed or crashes.
-fn supervise(policy: &SupervisionPolicy) -> Result<Exit, CommandError> {
+fn supervise(policy: &SupervisionPolicy, problem: Option<PathBuf>) -> Result<Exit, CommandError> {
     let supervised = policy.of(std::env::args_os().skip(1).filter(|word| word != SUPERVISE).collect())?;
-    supervise_this(&supervised)
+    supervise_this(&Supervised { problem, ..supervised })
 }
 
 fn supervise_this(supervised: &Supervised) -> Result<Exit, CommandError> {
@@ -174,6 +175,7 @@ impl SupervisionPolicy {
             again: self.again.iter().map(Into::into).collect(),
             insists: self.retries,
             watches: self.watches,
+            problem: None,
             is_this_program: true,
         })
     }

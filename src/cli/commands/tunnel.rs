@@ -37,11 +37,12 @@ pub fn run(args: Args, context: &Context) -> Result<Exit, CommandError> {
     if args.supervise {
         // Fails if it is already a session leader, which is fine.
         let _ = nix::unistd::setsid();
-        return supervise(&SupervisionPolicy {
+        let policy = SupervisionPolicy {
             again: &["--again"],
             retries: true,
             watches: false,
-        });
+        };
+        return supervise(&policy, None);
     }
     let (file, state) = match args.state {
         // Stopped before it started: the file was removed.
