@@ -135,6 +135,14 @@ impl Client {
     }
 
     /// What the controller said of itself.
+    /// A longer input is not received.
+    pub fn max_input_bytes(&self) -> u64 {
+        match self.link.hello.max_message_bytes {
+            0 => u64::MAX,
+            max => max.saturating_sub(HEAD_BYTES + 1),
+        }
+    }
+
     pub fn hello(&self) -> &HelloReply {
         &self.link.hello
     }

@@ -46,13 +46,28 @@ fn an_input_that_exceeds_the_message_limit_is_refused_with_the_limit() {
     let cluster = narrow();
     let long = "x".repeat(3 << 20);
     cluster.file("long.txt", &format!("short\n{long}\n"));
+    // Of what can be read twice nothing runs.
     let ended = cluster.run(&["map", "work.py:echo", "long.txt"]);
-    ended.fails(2, &["3145", "messages of up to 2097152 bytes", "is cancelled"]);
+    ended.fails(
+        2,
+        &[
+            "input 2 of long.txt has 3145732 bytes",
+            "messages of up to 20",
+            "controller.most_message_mb",
+            "nothing was submitted",
+        ],
+    );
+    assert_eq!(cluster.json(&["results"])["maps"], Value::Array(Vec::new()));
     let lines = std::iter::repeat_n("y", 20_000).collect::<Vec<_>>().join("\n");
-    cluster.file("many.txt", &format!("{lines}\n{long}\n"));
-    cluster
-        .run(&["map", "work.py:echo", "many.txt"])
-        .fails(2, &["an input has 3145", "is cancelled"]);
+    let stream = cluster.run_reading(&format!("{lines}\n{long}\n"), &["map", "work.py:echo", "-"]);
+    stream.fails(
+        2,
+        &[
+            "the input of task 1.20000 has 3145732 bytes",
+            "messages of up to 2097152 bytes",
+            "is cancelled",
+        ],
+    );
     let open = cluster.json(&["results", "--pending"]);
     assert_eq!(open["tasks"], Value::Array(Vec::new()));
     cluster.ok(&["stop"]);

@@ -118,3 +118,78 @@ fn a_value_is_exact_when_the_controller_is_killed_while_it_travels() {
     wait_until("no file of a purged value", || files(&cluster).is_empty().then_some(()));
     cluster.ok(&["stop"]);
 }
+
+/// How many rows of the database have this text in an input, and the pickled values' bytes that are in rows.
+fn in_database(cluster: &Cluster, sql: &str) -> String {
+    let script = "import sqlite3, sys; print(sqlite3.connect('file:%s?mode=ro' % sys.argv[1], uri=True).execute(sys.argv[2]).fetchall())";
+    let python = std::env::var("PCLUSTER_PYTHON").unwrap_or_else(|_| "python3".into());
+    let mut python = cluster.program(&python);
+    let database = cluster.profile().join("pcluster.db");
+    Running::spawn(python.args(["-c", script]).arg(database).arg(sql), "").end().ok()
+}
+
+#[test]
+fn a_reduction_of_large_values_is_exact_and_its_inputs_only_name_them() {
+    let cluster = narrow();
+    let reduce = ["--format", "pickle", "-o", "reduced.pickle", "--reduce", "work.py:join"];
+    // More than fit into one group of values, so that reduced values are reduced again.
+    cluster.ok(&[&["map", "work.py:pair", "--range", "0..4"][..], &reduce].concat());
+    let check = "import pickle\na = pickle.load(open('reduced.pickle', 'rb'))\n\
+                 assert a == (6, bytes(range(256)) * (6 << 13)), a[0]\nprint('exact')";
+    let python = std::env::var("PCLUSTER_PYTHON").unwrap_or_else(|_| "python3".into());
+    let mut python = cluster.program(&python);
+    assert_eq!(Running::spawn(python.args(["-c", check]), "").end().ok(), "exact\n");
+    let reductions = cluster.json(&["results"]);
+    let map = reductions["maps"].as_array().unwrap().last().unwrap()["map"].to_string();
+    let tasks = cluster.json(&["results", &map]);
+    let tasks = tasks["tasks"].as_array().unwrap();
+    assert!(tasks.len() > 1, "{}", tasks.len());
+    assert!(
+        tasks[0]["input"].to_string().starts_with("{\"values\":[\"1.0\",\"1.1\""),
+        "{}",
+        tasks[0]["input"]
+    );
+    assert_eq!(in_database(&cluster, "SELECT max(length(input)) < 200 FROM task"), "[(1,)]\n");
+
+    // What is run again reads them again; when they are gone, that is its error.
+    let task = format!("{map}.0");
+    let value = cluster.json(&["results", &task])["tasks"][0]["pickled"].clone();
+    cluster.ok(&["resubmit", &task]);
+    cluster.ok(&["wait", &map]);
+    assert!(cluster.json(&["results", &task])["tasks"][0]["pickled"] == value);
+    cluster.ok(&["purge", "--yes", "1"]);
+    cluster.ok(&["resubmit", &task]);
+    cluster.run(&["wait", &map]);
+    let error = cluster.json(&["results", &task])["tasks"][0]["error"].clone();
+    assert_eq!(error["ename"], "ValueUnavailable", "{error}");
+    assert!(
+        error["evalue"]
+            .as_str()
+            .unwrap()
+            .contains("the value of task 1.0 is not on record any more"),
+        "{error}"
+    );
+    cluster.ok(&["stop"]);
+}
+
+#[test]
+fn a_reduction_goes_on_when_the_controller_is_killed_in_the_middle() {
+    let cluster = narrow();
+    let source = "import os, time\ndef f(n): return (n,) * 200_000\n\
+                  def add(a, b):\n    while not os.path.exists('go'): time.sleep(0.01)\n    return (a[0] + b[0],) * len(a)\n";
+    cluster.file("slow.py", source);
+    let map = cluster.spawn(&["map", "slow.py:f", "--range", "0..40", "--reduce", "slow.py:add"]);
+    for _ in 0..2 {
+        wait_until("tasks of the reduction", || {
+            let running = cluster.run(&["results", "--running", "--json"]);
+            running.stdout.contains("\"3.").then_some(())
+        });
+        let controller = cluster.controller_pid();
+        signal(controller, SIGKILL);
+        wait_until("another controller", || (cluster.controller_pid() != controller).then_some(()));
+    }
+    cluster.file("go", "");
+    let reduced = map.end().ok();
+    assert!(reduced.starts_with("[780,780,"), "{}", &reduced[..reduced.len().min(200)]);
+    cluster.ok(&["stop"]);
+}

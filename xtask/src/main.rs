@@ -2,7 +2,7 @@
 //! sets up itself, or says what is missing.
 //!
 //! Parts: [`run`] (running programs), [`python`] (finding one, and the tests' virtual environment), [`demo`], [`bench`], [`chaos`], [`conformance`], [`fuzz`], [`wheel`], [`ordinary_user`], [`test`]
-//! with [`tally`] (what the tools say of themselves), [`remote`] (the hosts for what goes over ssh), [`pi`] (the demo's independent count).
+//! with [`tally`] and [`reasons`] (what the tools report), [`remote`] (the hosts for what goes over ssh), [`pi`] (the demo's independent count).
 mod bench;
 mod chaos;
 mod conformance;
@@ -12,6 +12,7 @@ mod mpi;
 mod ordinary_user;
 mod pi;
 mod python;
+mod reasons;
 mod remote;
 mod run;
 mod schedulers;
@@ -59,7 +60,7 @@ fn main() -> ExitCode {
         ["wheel", "--profile", profile] => wheel::run(&Places::find(), profile).map(|_| true),
         ["conformance", words @ ..] => match conformance::options(words) {
             Some((engines, filter)) => {
-                conformance::run(&Places::find(), &engines, filter).map(|tallies| tallies.iter().all(|(_, tally)| tally.failed == 0))
+                conformance::run(&Places::find(), &engines, filter).map(|tallies| tallies.iter().all(|suite| suite.tally.failed == 0))
             }
             None => Err("cargo xtask conformance takes --engine pcluster, ipengine or ipyparallel, and -k EXPRESSION".into()),
         },

@@ -178,6 +178,7 @@ impl Run<'_> {
         let name = definition.options.name.clone().unwrap_or_else(|| definition.work.default_name());
         let (options, work) = (definition.options.clone(), definition.work.clone());
 
+        inputs.must_fit(self.client.max_input_bytes())?;
         let begun = self.client.begin(definition).await?;
         let map = begun.map;
         self.check_targets(&begun, inputs.count).await?;

@@ -61,6 +61,12 @@ pub enum Event {
         definition: Option<Box<MapDefinition>>,
         maps: Vec<FoundMap>,
     },
+    /// The records' answer to [`super::effect::Ask::Values`].
+    ValuesFound {
+        engine: EngineUuid,
+        values: crate::wire::content::engine::Values,
+        buffers: Vec<Bytes>,
+    },
     /// The records' answer to [`super::effect::Ask::MapOf`].
     MapFound {
         request: Box<Message>,

@@ -294,3 +294,63 @@ fn of_a_value_that_does_not_stand_no_file_is_left() {
     assert_eq!((row.state, row.error.unwrap().ename.as_str()), (TaskState::Error, "ValueLost"));
     assert!(files(&db).is_empty());
 }
+
+#[test]
+fn values_are_read_in_order_in_parts_and_those_that_are_missing_are_named() {
+    let mut db = Db::new();
+    db.apply(&[engine(0)]);
+    db.add_map(1, 6);
+    db.apply(&[assigned(1, 0, 6, 1, 0)]);
+    let (long_value, mut pickled) = (bytes(INLINE + 9), ok("\"a set\""));
+    let (python_type, short) = ("set".to_string(), Bytes::from_static(b"\x80\x05short"));
+    pickled.pickled = Some(Pickled {
+        python_type,
+        bytes: short.clone(),
+    });
+    let mut nothing = ok("null");
+    nothing.value = None;
+    db.apply(&[
+        finished(1, 0, 1, 0, ok("[1]")),
+        finished(1, 1, 1, 0, pickled),
+        begun(1, 2, 1, 0),
+        wrote(task(1, 2), Stream::Value, &long_value),
+        finished(1, 2, 1, 0, long(long_value.len(), true)),
+        finished(1, 3, 1, 0, nothing),
+        finished(1, 4, 1, 0, failed(TaskState::Error, "E", "")),
+    ]);
+    let of = |indices: &[u32]| -> Vec<TaskId> { indices.iter().map(|index| task(1, *index)).collect() };
+    let expected: [(&[u8], bool); 5] = [
+        (b"[1]", false),
+        (&short, true),
+        (&long_value, true),
+        (b"null", false),
+        (b"[1]", false),
+    ];
+    let (reader, asked) = (db.reader(), of(&[0, 1, 2, 3, 0]));
+    for limit in [1, 7, 100_000, 1 << 20] {
+        let (mut done, mut start, mut whole) = (0, 0, Vec::new());
+        while done < asked.len() {
+            let (found, error) = reader.values(&asked[done..], start, limit).unwrap();
+            assert!(error.is_none() && !found.is_empty(), "{error:?}");
+            for part in found {
+                assert_eq!((part.size, part.pickled), (expected[done].0.len() as u64, expected[done].1));
+                whole.extend_from_slice(&part.bytes);
+                start = whole.len() as u64;
+                if start == part.size {
+                    assert!(whole == expected[done].0);
+                    (done, start) = (done + 1, 0);
+                    whole.clear();
+                }
+            }
+            if limit < 100 && start > 100 {
+                break; // The rest of the long one is the same.
+            }
+        }
+    }
+    let why = |indices: &[u32]| reader.values(&of(indices), 0, 1 << 20).unwrap();
+    assert_eq!(why(&[0, 4]).0.len(), 1);
+    assert_eq!(why(&[0, 4]).1.unwrap(), "task 1.4 has no value now: it is error");
+    assert_eq!(why(&[5]).1.unwrap(), "task 1.5 has no value now: it is assigned");
+    let purged = "the value of task 1.6 is not on record any more: it was purged";
+    assert_eq!(why(&[6]).1.unwrap(), purged);
+}

@@ -19,6 +19,7 @@ mod stop;
 #[cfg(test)]
 mod tests;
 pub mod unit;
+mod values;
 mod workers;
 
 pub use event::{Effect, Event, Now, RequestReply, Stage};
@@ -38,6 +39,7 @@ use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use stop::{AfterRecall, GivenBack, Leaving, Stop, StopReason};
+use values::Gathered;
 use workers::Workers;
 
 /// What a core must know beforehand.
@@ -149,6 +151,7 @@ pub struct Core {
     stop_next: Option<(u32, StopReason)>,
     leaving: Option<Leaving>,
     aborted: HashSet<String>,
+    gathered: Gathered,
 }
 
 impl Core {
@@ -171,6 +174,7 @@ impl Core {
             stop_next: None,
             leaving: None,
             aborted: HashSet::new(),
+            gathered: Gathered::default(),
         }
     }
 
@@ -215,6 +219,7 @@ impl Core {
                 }
                 self.closing.iter_mut().for_each(|closing| closing.streams.rewind());
                 self.send_parts(effects);
+                self.gather_again(effects);
             }
             Event::LimitKnown { max_message } => self.outbox.set_limit(max_message),
             Event::Unknown => {
@@ -255,6 +260,8 @@ impl Core {
             }
             Event::Recorded { sequence } => self.outbox.recorded(sequence),
             Event::OutputRecorded(recorded) => self.output_recorded(now, recorded, effects),
+            Event::ValuesCame(values, bytes) => self.values_came(now, values, bytes, effects),
+            Event::ValuesKept { held, place } => self.values_kept(now, held, place, effects),
             Event::ReturnRecorded { sequence } => self.given_back.recorded(sequence),
             Event::GiveBackAsked { at_most } => self.give_back(now, at_most as usize, effects),
             Event::CancelAsked { tasks } => self.cancel(now, tasks.into_iter().collect(), false, effects),
@@ -346,6 +353,7 @@ impl Core {
         if self.after_recall.is_empty() {
             self.feed(now, effects);
         }
+        self.forget_values(effects);
         let idle = self.queue.is_empty() && self.given.is_empty() && self.command.is_none() && self.closing.is_empty();
         self.outbox.flush(now, idle, self.registered, effects);
         self.keep_spare(now, idle, effects);
@@ -417,7 +425,13 @@ impl Core {
         self.check_stop(now, effects);
     }
 
-    /// Whether more output is to be read. One who writes faster than the controller records waits.
+    /// What runs is being stopped.
+    pub fn is_stopping(&self) -> bool {
+        self.current.as_ref().is_some_and(|current| current.stop.is_some())
+    }
+
+    /// Whether more output is to be read. One who writes faster than the controller records waits. What is being stopped may say some
+    /// more: a full pipe is not to hold it up.
     pub fn has_room(&self) -> bool {
         let of_current = match &self.current {
             Some(Current {
@@ -428,7 +442,7 @@ impl Core {
             _ => 0,
         };
         let of_closing: usize = self.closing.iter().map(|closing| closing.streams.bytes()).sum();
-        of_current + of_closing < WINDOW
+        of_current + of_closing < if self.is_stopping() { 2 * WINDOW } else { WINDOW }
     }
 
     /// Output of what runs.

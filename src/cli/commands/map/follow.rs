@@ -62,9 +62,29 @@ pub enum Taken {
 pub type Take<'a> = dyn FnMut(&Progress, Taken) -> Result<(), CommandError> + 'a;
 
 /// Why results were not handed on.
-enum NotTaken {
+pub enum NotTaken {
     Fetching(ClientError),
     Taking(CommandError),
+}
+
+impl From<NotTaken> for CommandError {
+    fn from(error: NotTaken) -> CommandError {
+        match error {
+            NotTaken::Fetching(error) => error.into(),
+            NotTaken::Taking(error) => error,
+        }
+    }
+}
+
+/// Fetches a long value into its row.
+pub async fn fetch_value(client: &Client, row: &mut TaskRow) -> Result<(), NotTaken> {
+    let Some(size) = row.value_size else { return Ok(()) };
+    let mut value = LongValue::new(row.task, size).map_err(NotTaken::Taking)?;
+    while let Some(start) = value.missing() {
+        let piece = client.output(row.task, Some(row.run), Stream::Value, start).await;
+        value.add(&piece.map_err(NotTaken::Fetching)?.1).map_err(NotTaken::Taking)?;
+    }
+    value.put_into(row).map_err(NotTaken::Taking)
 }
 
 /// Hands on rows, with what is too long to come with them.
@@ -81,16 +101,8 @@ async fn hand_on(
     }
     for mut row in rows {
         let (task, run) = (row.task, row.run);
-        if let Some(size) = row.value_size.filter(|_| values) {
-            let mut value = LongValue::new(task, size).map_err(NotTaken::Taking)?;
-            while let Some(start) = value.missing() {
-                let (_, bytes) = client
-                    .output(task, Some(run), Stream::Value, start)
-                    .await
-                    .map_err(NotTaken::Fetching)?;
-                value.add(&bytes).map_err(NotTaken::Taking)?;
-            }
-            value.put_into(&mut row).map_err(NotTaken::Taking)?;
+        if values {
+            fetch_value(client, &mut row).await?;
         }
         for (stream, output) in row.outputs() {
             if outputs == LongOutputs::Left {

@@ -108,7 +108,7 @@ impl Results {
 
     /// Whether long values are written.
     pub fn wants_values(&self) -> bool {
-        self.fold.is_some() || !self.sink.is_nowhere()
+        self.fold.is_none() && !self.sink.is_nowhere()
     }
 
     /// A piece of a command's output.
