@@ -214,6 +214,15 @@ fn an_old_file_gets_the_shape_of_a_new_one() {
         let (old, new) = (Connection::open(&path).unwrap(), Db::new());
         assert_eq!(shape(&old), shape(&Connection::open(new.path()).unwrap()), "{file}");
         assert_eq!(schema::version(&old).unwrap(), schema::VERSION);
+        let views = |file: &Connection| -> Vec<String> {
+            let mut select = file
+                .prepare("SELECT sql FROM sqlite_master WHERE type = 'view' ORDER BY name")
+                .unwrap();
+            let rows = select.query_map([], |row| row.get(0)).unwrap();
+            rows.map(Result::unwrap).collect()
+        };
+        assert_eq!(views(&old), views(&Connection::open(new.path()).unwrap()), "{file}");
+        assert_eq!(views(&old).len(), 2);
     }
 }
 

@@ -871,7 +871,12 @@ impl World {
         let lines: Vec<String> = (first..first + count).map(|i| format!("[{i}]")).collect();
         self.ask(
             say::INPUTS,
-            &say::InputsRequest { map, first, last },
+            &say::InputsRequest {
+                map,
+                first,
+                last,
+                abandoned: None,
+            },
             vec![Bytes::from(lines.join("\n"))],
         );
     }
