@@ -1,5 +1,6 @@
 //! What can be wrong with a cluster behind an ssh connection, and what to do next.
 use crate::model::shell;
+use crate::ssh::error::lines;
 use crate::ssh::tunnel::TunnelError;
 
 #[derive(Debug, thiserror::Error)]
@@ -124,8 +125,4 @@ fn others_in_words(others: &[String]) -> String {
         [] => String::new(),
         others => format!("; there run: {}", others.join(", ")),
     }
-}
-
-fn lines(said: &str) -> String {
-    said.lines().map(|line| format!("\n  | {line}")).collect()
 }
