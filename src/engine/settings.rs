@@ -18,12 +18,12 @@ pub struct EngineSettings {
     /// The worker's interpreter; None: that of the active virtual environment, else `python3`.
     pub python: Option<String>,
     /// Time between SIGINT and SIGTERM when a task is stopped.
-    pub interrupt_ms: u64,
+    pub interrupt_timeout_ms: u64,
     /// Time between SIGTERM and SIGKILL.
-    pub terminate_ms: u64,
+    pub terminate_timeout_ms: u64,
     /// Grace period of a running task after SIGTERM or a warning of the batch system; by default the time that the batch system is
     /// known to leave, or 5 seconds if that is unknown.
-    pub grace_ms: Option<u64>,
+    pub grace_period_ms: Option<u64>,
     pub batch: BatchJob,
     /// How long to try to register.
     pub registration_timeout_ms: u64,
@@ -50,9 +50,9 @@ impl EngineSettings {
             location: None,
             id: None,
             python: None,
-            interrupt_ms: 5000,
-            terminate_ms: 5000,
-            grace_ms: None,
+            interrupt_timeout_ms: 5000,
+            terminate_timeout_ms: 5000,
+            grace_period_ms: None,
             batch: BatchJob::default(),
             registration_timeout_ms: 30_000,
             cwd: None,

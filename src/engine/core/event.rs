@@ -64,7 +64,7 @@ pub enum Event {
     ShutdownRequested {
         drain: bool,
         reason: String,
-        grace_ms: Option<u64>,
+        grace_period_ms: Option<u64>,
     },
     RequestReceived(Arc<Request>),
     /// Abort these requests of ipyparallel clients, or all, unless started.

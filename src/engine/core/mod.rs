@@ -265,7 +265,11 @@ impl Core {
             Event::ReturnRecorded { sequence } => self.returns.recorded(sequence),
             Event::ReturnRequested { max_count } => self.recall_and_return(now, max_count as usize, effects),
             Event::CancelRequested { tasks } => self.cancel(now, tasks.into_iter().collect(), false, effects),
-            Event::ShutdownRequested { drain, reason, grace_ms } => self.leave(now, drain, reason, grace_ms, effects),
+            Event::ShutdownRequested {
+                drain,
+                reason,
+                grace_period_ms,
+            } => self.leave(now, drain, reason, grace_period_ms, effects),
             Event::RequestReceived(request) => {
                 if self.aborted.remove(request.msg_id()) {
                     self.reply_aborted(now, request, effects);

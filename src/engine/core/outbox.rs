@@ -51,7 +51,7 @@ impl Default for Outbox {
 /// The error for a message that cannot be sent: `the result has 17000000 bytes; …`.
 pub fn too_large(what: &str, bytes: usize, limit: usize) -> String {
     format!(
-        "{what} has {bytes} bytes; the controller accepts messages of up to {limit} bytes (controller.most_message_mb). \
+        "{what} has {bytes} bytes; the controller accepts messages of up to {limit} bytes (controller.max_message_mb). \
          Write large data to a file and return its name, or restart the cluster with a larger limit"
     )
 }

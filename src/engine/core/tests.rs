@@ -558,7 +558,7 @@ proptest! {
             }
         }
         if leaves {
-            sim.event(Event::ShutdownRequested { drain: true, reason: "test".into(), grace_ms: Some(10) });
+            sim.event(Event::ShutdownRequested { drain: true, reason: "test".into(), grace_period_ms: Some(10) });
         }
         sim.run_until_idle();
         let mut ended: Vec<Held> = sim.results.iter().map(|(held, _)| *held).chain(sim.returned.iter().copied()).collect();

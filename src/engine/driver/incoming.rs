@@ -112,7 +112,7 @@ impl Driver {
             SHUTDOWN => Event::ShutdownRequested {
                 drain: read::<Shutdown>(&message)?.drain,
                 reason: "requested by the controller".into(),
-                grace_ms: None,
+                grace_period_ms: None,
             },
             SIGNAL => {
                 self.signal_user_code(read::<Signal>(&message)?.signal);
@@ -203,7 +203,7 @@ impl Driver {
             let event = Event::ShutdownRequested {
                 drain: false,
                 reason: "shutdown_request of a client".into(),
-                grace_ms: None,
+                grace_period_ms: None,
             };
             self.handle(event).await;
         }

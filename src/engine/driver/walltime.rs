@@ -46,7 +46,7 @@ fn seconds_left(warning: Warning, ends_s: Option<f64>, job: &BatchJob) -> Option
 
 /// Grace period of the running task in milliseconds: the time left minus the time to stop it (`to_stop_s`) and to report that,
 /// limited by the setting.
-fn grace_ms(left_s: Option<f64>, to_stop_s: f64, setting_ms: Option<u64>) -> u64 {
+fn grace_period_ms(left_s: Option<f64>, to_stop_s: f64, setting_ms: Option<u64>) -> u64 {
     let Some(seconds_left) = left_s else {
         return setting_ms.unwrap_or(DEFAULT_GRACE_MS);
     };
@@ -67,11 +67,11 @@ impl Driver {
 
     pub(super) fn grace_after(&self, warning: Warning) -> u64 {
         let ends_s = self.facts.ends.map(|ends| ends.0 - unix_now().0);
-        let to_stop_s = (self.settings.interrupt_ms + self.settings.terminate_ms) as f64 / 1000.0;
-        grace_ms(
+        let to_stop_s = (self.settings.interrupt_timeout_ms + self.settings.terminate_timeout_ms) as f64 / 1000.0;
+        grace_period_ms(
             seconds_left(warning, ends_s, &self.settings.batch),
             to_stop_s,
-            self.settings.grace_ms,
+            self.settings.grace_period_ms,
         )
     }
 }
@@ -118,16 +118,16 @@ mod tests {
 
     #[test]
     fn grace_is_the_time_left_minus_the_time_to_stop() {
-        assert_eq!(grace_ms(Some(60.0), 10.0, None), 48_000);
-        assert_eq!(grace_ms(Some(30.0), 10.0, None), 18_000);
-        assert_eq!(grace_ms(Some(30.0), 10.0, Some(7000)), 7000);
-        assert_eq!(grace_ms(Some(2.0), 10.0, None), 750);
-        assert_eq!(grace_ms(Some(-3.0), 10.0, None), 0);
-        assert_eq!(grace_ms(None, 10.0, None), 5000);
-        assert_eq!(grace_ms(None, 10.0, Some(60_000)), 60_000);
+        assert_eq!(grace_period_ms(Some(60.0), 10.0, None), 48_000);
+        assert_eq!(grace_period_ms(Some(30.0), 10.0, None), 18_000);
+        assert_eq!(grace_period_ms(Some(30.0), 10.0, Some(7000)), 7000);
+        assert_eq!(grace_period_ms(Some(2.0), 10.0, None), 750);
+        assert_eq!(grace_period_ms(Some(-3.0), 10.0, None), 0);
+        assert_eq!(grace_period_ms(None, 10.0, None), 5000);
+        assert_eq!(grace_period_ms(None, 10.0, Some(60_000)), 60_000);
         for seconds_left in 0..200 {
             let seconds_left = f64::from(seconds_left);
-            assert!(grace_ms(Some(seconds_left), 10.0, None) as f64 <= seconds_left * 1000.0);
+            assert!(grace_period_ms(Some(seconds_left), 10.0, None) as f64 <= seconds_left * 1000.0);
         }
     }
 }

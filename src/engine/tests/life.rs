@@ -149,8 +149,8 @@ async fn a_rejected_engine_reports_the_reason() {
         status: "error".into(),
         evalue: "protocol 1 is not supported".into(),
         id: None,
-        heartbeat_ms: 0,
-        controller_patience_ms: 0,
+        heartbeat_interval_ms: 0,
+        engine_reconnect_timeout_ms: 0,
         drop: Vec::new(),
         max_message_bytes: 0,
     };
