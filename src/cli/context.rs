@@ -231,7 +231,7 @@ impl Context {
                 let why = cluster.unseen.map(|why| format!(": {why}")).unwrap_or_default();
                 Known::Controller(format!("a controller may be running ({process}){why}"))
             }
-            _ if engines > 0 => Known::Engines(format!("no controller is running, but {engines} of its engines are")),
+            _ if engines > 0 => Known::Engines(format!("no controller is running; engines still running: {engines}")),
             _ => Known::Nothing,
         }
     }
