@@ -1,4 +1,4 @@
-//! What engines are told to do because somebody said so: leave, stop, take a signal. And the end of the controller itself.
+//! Administrative requests: stop or signal engines, stop the controller.
 use super::clients::{RequestContext, read};
 use super::{Core, Effect};
 use crate::model::targets::Targets;
@@ -47,7 +47,7 @@ impl Core {
         Ok(())
     }
 
-    /// A signal is told, not recorded: it means what runs at this moment.
+    /// Forwards a signal. It is not recorded: it applies only to tasks that run at this moment.
     pub(super) fn signal_engines(&mut self, context: &RequestContext, message: &Message) -> Result<(), ErrorContent> {
         let request: client::SignalEnginesRequest = read(message)?;
         let ids: Vec<EngineId> = match request.targets {
@@ -74,7 +74,7 @@ impl Core {
         engines.iter().map(find).collect()
     }
 
-    /// An ipengine takes orders as a client's control requests; its reply goes to nobody.
+    /// Sends a control request to an ipengine as if from a client; its reply is discarded.
     fn send_to_stock_engine(&mut self, engine: &EngineUuid, kind: &str, content: &serde_json::Value) {
         let message = self.message(kind, None, content);
         self.effects.push(Effect::ToEngine {

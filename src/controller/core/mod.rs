@@ -1,9 +1,9 @@
-//! The controller's decisions, pure: an event and the time in, effects out. No socket, file, clock or random source is
-//! known here; the driver (`controller::driver`) acts.
+//! The controller's decisions as a pure state machine: an event and the time in, effects out. It knows no socket, file,
+//! clock or random source; the driver (`controller::driver`) carries out the effects.
 //!
-//! Parts: [`event`], [`effect`], [`engines`] (the table of engines), [`maps`] (unfinished maps), [`balanced`] (which engine gets what),
-//! [`finish`] (what results, losses and cancellations do to tasks), [`membership`] (engines come and go), [`clients`] (pcluster's own requests), [`bundles`] (the code of maps),
-//! [`abandoned`] (maps whose client has died), [`hub`] (ipyparallel's hub requests), [`requests`] (ipyparallel's tasks), [`schedule`] (which of them run where), [`prefetch`], [`broadcast`], [`output`], [`policy`] (its schemes), [`dependency`], [`reconnect`] (clients that reconnect), [`restore`], [`retention`] (what is forgotten unasked), [`transition`], [`untrusted`] (what engines send, checked).
+//! Parts: [`event`], [`effect`], [`engines`] (the table of engines), [`maps`] (unfinished maps), [`balanced`] (assigns map tasks to engines),
+//! [`finish`] (effects of results, losses and cancellations on tasks), [`membership`] (engines register and leave), [`clients`] (pcluster's own requests), [`bundles`] (the code of maps),
+//! [`abandoned`] (maps whose client has died), [`hub`] (ipyparallel's hub requests), [`requests`] (ipyparallel's tasks), [`schedule`] (assigns them to engines), [`prefetch`], [`broadcast`], [`output`], [`policy`] (its schemes), [`dependency`], [`reconnect`] (clients that reconnect), [`admin`] (stop and signal engines), [`values`], [`restore`], [`retention`] (expiry of old records), [`transition`], [`untrusted`] (validation of what engines send).
 mod abandoned;
 mod admin;
 mod balanced;
@@ -53,52 +53,52 @@ use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, BinaryHeap, HashMap};
 use std::time::Duration;
 
-/// The time of an event: since the controller's start for periods, since 1970 for records.
+/// The time of an event: since the controller's start for intervals, since 1970 for records.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct EventTime {
     pub since_start: Duration,
     pub unix: UnixTime,
 }
 
-/// What the core must know of its own process.
+/// Facts about the controller's own process.
 #[derive(Clone, Debug)]
 pub struct Facts {
     pub cluster_id: String,
     pub pid: u32,
     pub host: String,
     pub started: UnixTime,
-    /// Unique to this run of the controller; the stem of its message ids.
+    /// Unique to this run of the controller; the prefix of its message ids.
     pub session: String,
-    /// What an `ipengine` is told beside its id: the engine connection file as JSON.
+    /// The engine connection file as JSON; an `ipengine` receives it with its id.
     pub engine_file: serde_json::Value,
     /// For schemes that choose at random.
     pub seed: u64,
 }
 
-/// Something that is due at a time. What it is about may be gone by then.
+/// An action scheduled for a later time. Its subject may no longer exist by then.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Timer {
-    /// Pings, silent engines, stuck queues.
+    /// Sends pings and checks for silent engines and stuck queues.
     Heartbeat,
     Lease(EngineUuid),
-    /// An `ipengine` that has not beaten yet.
+    /// An `ipengine` that has not answered its first ping.
     Registration(EngineUuid),
-    /// Tasks that an engine was thought to hold when it came back, and did not name.
+    /// Tasks that were assigned to an engine and that it did not list when it reconnected.
     Unconfirmed(EngineUuid, Vec<(crate::model::TaskId, u32)>),
     Watches(MapId),
-    /// Its client may have died while it sent inputs.
+    /// Checks whether the client that sends the map's inputs is still alive.
     Inputs(MapId),
-    /// Replies of this engine's have been recorded.
+    /// Acknowledges this engine's recorded replies.
     RepliesRecorded(EngineUuid),
-    /// It has waited long enough in this run.
+    /// The request timed out waiting for an engine in this run.
     RequestTimeout(String, u32),
-    /// What an `ipengine` had when it left: late replies may still come.
+    /// Ends the requests that an `ipengine` held when it left; late replies could arrive until now.
     Orphaned(EngineUuid),
-    /// ipyparallel's clients may hear that it has gone.
+    /// Announces the engine's departure to ipyparallel's clients.
     Departed(EngineUuid),
-    /// Is there something to be forgotten?
+    /// Checks for expired records.
     Retention,
-    /// Engines that have registered since then are announced again: to a client that did not listen yet.
+    /// Announces engines that registered since then again, for a client that had not subscribed yet.
     Announce(Duration),
 }
 
@@ -107,23 +107,23 @@ pub struct Core {
     facts: Facts,
     session: Session,
     engines: Engines,
-    /// `ipengine`s that have asked to register and not beaten yet.
+    /// `ipengine`s that requested registration and have not answered a ping yet.
     incoming: HashMap<EngineUuid, crate::model::EngineId>,
     maps: BTreeMap<MapId, Map>,
     keys: HashMap<String, MapId>,
     next_map: u32,
     bundles: Bundles,
-    /// Engines to be told what is on disk and what is finished.
+    /// Engines with pending acknowledgements: results on disk, finished maps.
     unsettled: BTreeSet<EngineUuid>,
-    /// The maps that wait for a map.
+    /// For each map, the maps that wait for it.
     followers: HashMap<MapId, Vec<MapId>>,
-    /// Maps with tasks that could be sent now.
+    /// Maps with tasks that can be sent now.
     runnable: BTreeSet<MapId>,
-    /// Finished maps: whether a task failed. One entry a map, not a task.
+    /// Finished maps: true if a task failed. One entry per map, not per task.
     finished: HashMap<MapId, bool>,
     requests: Requests,
     departures: membership::Departures,
-    /// Engines that broke the protocol, and how: they are not registered again.
+    /// Engines that violated the protocol, with the reason: they are not registered again.
     refused: HashMap<EngineUuid, String>,
     prefetch: Prefetch,
     readers: retention::Readers,
@@ -172,13 +172,13 @@ impl Core {
             now,
         };
         core.set_timer(Duration::ZERO, Timer::Heartbeat);
-        if core.config.keep_days.is_some() {
+        if core.config.retention_days.is_some() {
             core.set_timer(retention::FIRST_CHECK, Timer::Retention);
         }
         core
     }
 
-    /// The only way in. What is to be done is appended to `effects`.
+    /// The only entry point. Appends the effects to carry out to `effects`.
     pub fn handle(&mut self, now: EventTime, event: Event, effects: &mut Vec<Effect>) {
         self.now = now;
         std::mem::swap(&mut self.effects, effects);
@@ -244,13 +244,13 @@ impl Core {
         std::mem::swap(&mut self.effects, effects);
     }
 
-    /// The engine whose id stands in an iopub topic, such as `engine.3.stdout`.
+    /// The engine named by an iopub topic such as `engine.3.stdout`.
     pub fn engine_of_topic(&self, topic: &[u8]) -> Option<EngineUuid> {
         let id = std::str::from_utf8(topic).ok()?.strip_prefix("engine.")?.split('.').next()?;
         self.engines.uuid_of(crate::model::EngineId(id.parse().ok()?)).cloned()
     }
 
-    /// When [`Event::TimePassed`] is wanted next, counted from the start.
+    /// When the next [`Event::TimePassed`] is due, counted from the start.
     pub fn next_wake(&self) -> Option<Duration> {
         self.timers.peek().map(|Reverse((at, _))| *at)
     }
@@ -325,16 +325,16 @@ impl Core {
         });
     }
 
-    /// Of messages that come here; peers are told.
+    /// The size limit of incoming messages; reported to peers.
     fn max_message_bytes(&self) -> u64 {
-        self.config.most_message_mb.saturating_mul(1 << 20)
+        self.config.max_message_mb.saturating_mul(1 << 20)
     }
 
     fn period(ms: u64) -> Duration {
         Duration::from_millis(ms)
     }
 
-    /// Holds everything against everything; for tests and debug builds.
+    /// Checks all invariants; for tests and debug builds.
     pub fn check(&self) {
         self.engines.check();
         for (id, map) in &self.maps {

@@ -1,8 +1,8 @@
-//! ipyparallel's schemes for placing a balanced task (`task_scheme`), over the engines that have room for it.
+//! ipyparallel's schemes for scheduling a balanced task (`task_scheme`) on the engines with a free slot.
 use super::Core;
 use crate::model::EngineUuid;
 
-/// A small seeded generator (xorshift64*): placements need no more, and tests need the same ones again.
+/// A small seeded generator (xorshift64*): good enough for scheduling, and reproducible in tests.
 #[derive(Debug)]
 pub(super) struct Rng(u64);
 
@@ -10,7 +10,7 @@ impl Rng {
     pub(super) fn new(seed: u64) -> Rng {
         Rng(seed | 1)
     }
-    /// Below `sides`, which is not 0.
+    /// A number below `sides`, which must not be 0.
     pub(super) fn roll(&mut self, sides: usize) -> usize {
         self.0 ^= self.0 >> 12;
         self.0 ^= self.0 << 25;
@@ -22,7 +22,7 @@ impl Rng {
 pub const SCHEMES: [&str; 5] = ["leastload", "lru", "plainrandom", "twobin", "weighted"];
 
 impl Core {
-    /// An engine with room for one more of ipyparallel's tasks, of those that `may` run it.
+    /// An engine with a free slot for one of ipyparallel's tasks, among those that `may` run it.
     pub(super) fn engine_with_room(&mut self, may: &dyn Fn(&EngineUuid) -> bool) -> Option<EngineUuid> {
         let hwm = self.config.hwm;
         let with_room = self
@@ -39,7 +39,7 @@ impl Core {
     }
 }
 
-/// Of engines by ascending load, each with when it was last given something.
+/// Chooses among engines in ascending load order, each with the turn of its last assignment.
 fn choose(scheme: &str, candidates: &[(EngineUuid, u32, u64)], rng: &mut Rng) -> Option<usize> {
     let n = candidates.len();
     if n == 0 {
@@ -48,9 +48,9 @@ fn choose(scheme: &str, candidates: &[(EngineUuid, u32, u64)], rng: &mut Rng) ->
     match scheme {
         "lru" => (0..n).min_by_key(|i| candidates[*i].2),
         "plainrandom" => Some(rng.roll(n)),
-        // Two at random, of these the one that waited longer.
+        // Two at random; of these, the one that has waited longer.
         "twobin" => [rng.roll(n), rng.roll(n)].into_iter().min_by_key(|i| candidates[*i].2),
-        // Two at random, each the likelier the less it has; of these the less loaded.
+        // Two at random, weighted towards low load; of these, the less loaded one.
         "weighted" => {
             let weight = |load: u32| 1_000_000 / (load as usize + 1);
             let total: usize = candidates.iter().map(|(_, load, _)| weight(*load)).sum();
@@ -73,7 +73,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn each_scheme_chooses_as_it_says() {
+    fn each_scheme_follows_its_definition() {
         let engines: Vec<(EngineUuid, u32, u64)> = vec![("a".into(), 0, 30), ("b".into(), 1, 10), ("c".into(), 9, 20)];
         let mut rng = Rng::new(7);
         assert_eq!(choose("leastload", &engines, &mut rng), Some(0));

@@ -1,9 +1,9 @@
-//! Balanced requests of ipyparallel's clients that are sent ahead: an engine of ours holds as many short ones as fill
-//! `prefetch_ms`, so that it never waits for the wire, and messages and commits are shared.
+//! Prefetch of ipyparallel's balanced requests: a pcluster engine holds as many short requests as fill `prefetch_ms`, so that
+//! it never waits for the network, and requests share messages and commits.
 //!
-//! What a request calls is not known here, but its bytes are: the time that requests with the same function took tells how
-//! long the next will take. Before anything is known, and for long ones, `hwm` alone holds. What an engine has not begun is asked back
-//! when another is idle; when the engine has gone, it is run elsewhere.
+//! The controller does not know which function a request calls, but it hashes its bytes: the durations of earlier requests with the
+//! same function predict the next one. Unknown and long functions are limited by `hwm` alone. Requests that an engine has not started
+//! are requested back when another engine is idle, and rescheduled when the engine leaves.
 use super::requests::Open;
 use super::{Core, Effect, Timer};
 use crate::model::{EngineUuid, UnixTime};
@@ -15,31 +15,31 @@ use std::collections::HashMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::time::Duration;
 
-/// Functions whose times are remembered.
+/// Functions whose mean duration is kept.
 const MAX_FUNCTIONS: usize = 1024;
-/// Of a function's bytes so many are looked at.
+/// Leading bytes of a pickled function that are hashed.
 const HASHED_BYTES: usize = 4096;
-/// Engines that are looked at for one with room, least loaded first.
+/// Engines checked for a free slot, least loaded first.
 const MAX_CANDIDATES: usize = 8;
-/// Engines are told together which replies are recorded: after so long,
+/// Recorded replies are acknowledged in batches after this delay,
 const RECORDED_DELAY: Duration = Duration::from_millis(20);
-/// or at once when a reply has so many bytes, since they keep it until then.
+/// or immediately for a reply of at least this size, since the engine keeps it until then.
 const RECORDED_FLUSH_BYTES: usize = 1 << 20;
 
 #[derive(Debug, Default)]
 pub(super) struct Prefetch {
-    /// Of a function: mean seconds.
+    /// Mean seconds by function.
     means: HashMap<u64, f64>,
-    /// Replies that are recorded and not yet called so.
+    /// Recorded replies that are not acknowledged yet.
     recorded: HashMap<EngineUuid, Vec<String>>,
-    /// A request that may take long was sent: its engine is not to wait.
+    /// A request that may be long was sent: its engine must not wait for a batch.
     pub(super) flush_now: bool,
 }
 
-/// With fewer unfinished requests than this, a client waits for each.
+/// With fewer unfinished requests, clients probably wait for each one.
 const MIN_OPEN_TO_BATCH: usize = 16;
 
-/// What an `apply_request` calls, as a number; None for others.
+/// A hash of the function that an `apply_request` calls; None for other requests.
 pub(super) fn function_of(message: &Message) -> Option<u64> {
     let pickled = message.buffers.first().filter(|_| message.msg_type() == "apply_request")?;
     let mut hasher = DefaultHasher::new();
@@ -49,8 +49,8 @@ pub(super) fn function_of(message: &Message) -> Option<u64> {
 }
 
 impl Core {
-    /// Whether what came since the last call may wait some milliseconds for more, so that they share a commit and their
-    /// messages travel together: when there are many requests, and no engine is kept waiting.
+    /// Returns true if the effects since the last call may wait some milliseconds to share a commit and messages with later
+    /// ones: if many requests are open and no engine would be idle.
     pub fn may_batch(&mut self) -> bool {
         let flush_now = std::mem::take(&mut self.prefetch.flush_now);
         !flush_now && self.requests.open.len() >= MIN_OPEN_TO_BATCH
@@ -66,7 +66,7 @@ impl Core {
             means.clear();
         }
         let mean = means.entry(function).or_insert(seconds);
-        // Long ones count at once: a queue behind a long one is worse than an empty one.
+        // Weigh long ones immediately: a queue behind a long request is worse than an empty queue.
         *mean = if seconds > *mean * 4.0 {
             (*mean + seconds) / 2.0
         } else {
@@ -74,19 +74,19 @@ impl Core {
         };
     }
 
-    /// How many like this an engine may hold.
+    /// The number of such requests that an engine may hold.
     fn request_depth(&self, function: u64) -> u32 {
         let Some(mean) = self.prefetch.means.get(&function) else { return 1 };
         let fit = self.config.prefetch_ms as f64 / 1000.0 / mean.max(1e-6);
-        (fit as u32).clamp(1, self.config.most_prefetched.max(1))
+        (fit as u32).clamp(1, self.config.max_prefetch.max(1))
     }
 
-    /// More than one such request fits into `prefetch_ms`.
+    /// True if more than one such request fits into `prefetch_ms`.
     pub(super) fn is_quick(&self, function: u64) -> bool {
         self.request_depth(function) > 1
     }
 
-    /// Short requests for engines that have `hwm` already.
+    /// Sends short requests to engines that are already at `hwm`.
     pub(super) fn dispatch_prefetched(&mut self) {
         while let Some(function) = self.next_function() {
             let depth = self.request_depth(function);
@@ -94,7 +94,7 @@ impl Core {
             let Some((engine, load)) = room.map(|(uuid, e)| (uuid.clone(), e.load())) else {
                 return;
             };
-            // Refilled at half, so that they travel together.
+            // Refill at half, so that requests share messages.
             if load >= depth || load > depth / 2 {
                 return;
             }
@@ -114,11 +114,11 @@ impl Core {
         open.function.filter(|_| !open.has_timeout)
     }
 
-    /// The engine has not begun these requests.
+    /// Takes back requests that the engine has not started.
     pub(super) fn requests_returned(&mut self, uuid: &EngineUuid, returned: &engine::Returned) {
         for (msg_id, run) in returned.requests() {
             let open = self.requests.open.get(msg_id);
-            // What is said again may have been heard the first time, and it may be there again since.
+            // A repeated report may have arrived the first time, and the request may have been assigned again since.
             let is_this = |o: &&Open| o.engine.as_ref() == Some(uuid) && o.queue == Channel::Task && run.is_none_or(|run| run == o.run);
             let Some(open) = open.filter(is_this) else { continue };
             let anywhere = open.is_unconstrained();
@@ -131,9 +131,9 @@ impl Core {
         }
     }
 
-    // ---- what engines of ours leave to the controller
+    // ---- duties that pcluster engines leave to the controller
 
-    /// Says on iopub that a request's output is complete: its reply came behind it.
+    /// Publishes on iopub that a request's output is complete: its reply arrived after the output.
     pub(super) fn publish_idle(&mut self, uuid: &EngineUuid, reply: &Message) {
         let Some(id) = self.engines.get(uuid).map(|e| e.id) else { return };
         let mut message = self.message("status", Some(&reply.parent_json), &serde_json::json!({"execution_state": "idle"}));
@@ -142,7 +142,7 @@ impl Core {
         self.effects.push(Effect::Iopub { topic, message });
     }
 
-    /// The engine keeps a reply until it is told that it is recorded.
+    /// Schedules the acknowledgement of a recorded reply; the engine keeps the reply until then.
     pub(super) fn note_recorded(&mut self, uuid: &EngineUuid, msg_id: String, reply: &Message) {
         let waiting = self.prefetch.recorded.entry(uuid.clone()).or_default();
         waiting.push(msg_id);

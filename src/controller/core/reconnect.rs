@@ -1,6 +1,6 @@
-//! ipyparallel's clients that reconnect. Their sockets have no name of their own: after a break, or after a restart of the
-//! controller, they come back under another routing id. With CURVE they are known again by their key, and get the replies
-//! that came meanwhile.
+//! Reconnecting ipyparallel clients. Their sockets have no identity of their own: after a broken connection or a restart of the
+//! controller, they reconnect under another routing id. With CURVE, their key identifies them, and they receive the replies
+//! that arrived meanwhile.
 use super::{ClientChannel, Core, Effect};
 use crate::model::TaskId;
 use crate::model::change::Change;
@@ -9,9 +9,9 @@ use bytes::Bytes;
 use std::collections::HashMap;
 use std::time::Duration;
 
-/// Replies are kept for clients that are away up to so many bytes in all,
+/// Limits of the replies queued for disconnected clients: total bytes,
 const MAX_QUEUED_BYTES: usize = 64 << 20;
-/// and for so long.
+/// and time.
 const QUEUED_FOR: Duration = Duration::from_secs(600);
 
 #[derive(Debug, Default)]
@@ -21,13 +21,13 @@ pub(super) struct Reconnects {
     bytes: usize,
 }
 
-/// A reply on its way to a client that can be known again.
+/// A reply in transit to a client that can be identified after a reconnect.
 #[derive(Clone, Debug)]
 pub struct UndeliveredReply {
     pub key: String,
-    /// What it answers: one request, or the parts of a broadcast.
+    /// The answered tasks: one request, or the parts of a broadcast.
     pub tasks: Vec<TaskId>,
-    /// The frame in front of it: the engine, where one has made it.
+    /// The frame before the reply: the engine, if an engine made it.
     pub engine: Option<Bytes>,
     pub message: Message,
 }
@@ -51,14 +51,14 @@ impl Reconnects {
         self.connected.get(&(channel, identity.clone())).cloned().flatten()
     }
 
-    /// As which the client of this key is connected.
+    /// The routing id under which the client with this key is connected.
     fn identity_of(&self, channel: ClientChannel, key: &str) -> Option<Bytes> {
         let mut connected = self.connected.iter();
         let found = connected.find(|((its, _), known)| *its == channel && known.as_deref() == Some(key));
         found.map(|((_, identity), _)| identity.clone())
     }
 
-    /// What is kept no longer for that is returned: what these replies answer.
+    /// Queues a reply. Returns the tasks of replies that expired or exceed the limit.
     fn enqueue(&mut self, channel: ClientChannel, queued: QueuedReply) -> Vec<TaskId> {
         let now = queued.at;
         let (mut freed_bytes, mut expired) = (0, Vec::new());
@@ -75,7 +75,7 @@ impl Reconnects {
         });
         self.bytes -= freed_bytes.min(self.bytes);
         if self.bytes + queued.size() > MAX_QUEUED_BYTES {
-            tracing::info!("a reply's client is not connected, and no more is kept for such; the reply is in the records");
+            tracing::info!("a reply's client is disconnected, and the queue for such replies is full; the reply stays in the records");
             expired.extend(queued.reply.tasks);
             return expired;
         }
@@ -88,9 +88,9 @@ impl Reconnects {
 impl Core {
     pub(super) fn client_connected(&mut self, channel: ClientChannel, identity: Bytes, key: Option<String>) {
         self.requests.reconnects.connected.insert((channel, identity.clone()), key.clone());
-        tracing::debug!(?channel, identity = %identity.escape_ascii(), key, "a client has connected");
+        tracing::debug!(?channel, identity = %identity.escape_ascii(), key, "client connected");
         let Some(key) = key else { return };
-        // Its first message may have been quicker than the news of its connection.
+        // Its first message may have arrived before this event.
         let mut newly_known = std::collections::BTreeSet::new();
         for open in self.requests.open_on(channel) {
             if open.client == identity {
@@ -115,7 +115,7 @@ impl Core {
     }
 
     pub(super) fn client_disconnected(&mut self, channel: ClientChannel, identity: &Bytes) {
-        tracing::debug!(?channel, identity = %identity.escape_ascii(), "a client has left");
+        tracing::debug!(?channel, identity = %identity.escape_ascii(), "client disconnected");
         self.requests.reconnects.connected.remove(&(channel, identity.clone()));
         for open in self.requests.open_on(channel) {
             if open.client == *identity && open.key.is_some() {
@@ -124,7 +124,7 @@ impl Core {
         }
     }
 
-    /// Sends a reply to its client, or keeps it until that is back. `tasks`: what it answers.
+    /// Sends a reply to its client, or queues it until the client reconnects. `tasks` are the answered tasks.
     pub(super) fn deliver(
         &mut self,
         channel: ClientChannel,
@@ -143,21 +143,21 @@ impl Core {
             return self.send_or_queue(channel, client, reply);
         }
         if client.is_empty() {
-            return tracing::info!("a reply's client is not connected; the reply is in the records");
+            return tracing::info!("a reply's client is disconnected; the reply stays in the records");
         }
         let route = std::iter::once(client).chain(engine).collect();
         self.effects.push(Effect::ToClient { channel, route, message });
     }
 
     fn send_or_queue(&mut self, channel: ClientChannel, client: Bytes, reply: UndeliveredReply) {
-        tracing::debug!(?channel, client = %client.escape_ascii(), tasks = ?reply.tasks, "a reply goes to its client");
+        tracing::debug!(?channel, client = %client.escape_ascii(), tasks = ?reply.tasks, "sending a reply to its client");
         match client.is_empty() {
             false => self.effects.push(Effect::Reply { channel, client, reply }),
             true => self.queue_for_client(channel, reply),
         }
     }
 
-    /// For a client that is not connected. `restore` has those of before.
+    /// Queues a reply for a disconnected client. Also used by `restore` for replies of the previous controller.
     pub(super) fn queue_for_client(&mut self, channel: ClientChannel, reply: UndeliveredReply) {
         let at = self.now.since_start;
         let tasks = self.requests.reconnects.enqueue(channel, QueuedReply { at, reply });
@@ -166,7 +166,7 @@ impl Core {
         }
     }
 
-    /// Its client has left before the news of that. It may be back already, under another name.
+    /// Handles a reply whose client disconnected before this was known. It may have reconnected under another routing id.
     pub(super) fn reply_undelivered(&mut self, channel: ClientChannel, client: &Bytes, reply: UndeliveredReply) {
         self.client_disconnected(channel, client);
         let now = self.requests.reconnects.identity_of(channel, &reply.key).unwrap_or_default();

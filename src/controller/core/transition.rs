@@ -1,28 +1,28 @@
-//! Every change of state that a task may make; `docs/reference/task-states.md` shows the same table.
+//! All state transitions of a task; `docs/reference/task-states.md` shows the same table.
 use crate::model::task::TaskState::{self, *};
 
-/// From, to, and what makes it so.
+/// From, to, and the cause.
 pub const TRANSITIONS: &[(TaskState, TaskState, &str)] = &[
-    (Waiting, Ready, "what it depends on has finished well"),
-    (Waiting, Aborted, "cancelled, or what it depends on failed"),
+    (Waiting, Ready, "its dependency succeeded"),
+    (Waiting, Aborted, "cancelled, or its dependency failed"),
     (Waiting, Timeout, "its dependencies were not met in time"),
     (Ready, Assigned, "sent to an engine"),
     (Ready, Aborted, "cancelled, or no engine can ever run it"),
-    (Ready, Timeout, "no engine was there for it in time"),
-    (Ready, Lost, "the engine that it was meant for has gone"),
-    (Assigned, Running, "the engine has begun it"),
-    (Assigned, Ready, "given back, or its engine has gone"),
-    (Running, Ready, "to be tried again"),
-    (Assigned, Ok, "the engine said so, without a word in between for short tasks"),
-    (Assigned, Error, "the same"),
+    (Ready, Timeout, "no engine was available in time"),
+    (Ready, Lost, "its target engine left"),
+    (Assigned, Running, "the engine started it"),
+    (Assigned, Ready, "returned, or its engine left"),
+    (Running, Ready, "retried"),
+    (Assigned, Ok, "the engine reported success; short tasks skip `running`"),
+    (Assigned, Error, "as for a running task"),
     (Assigned, Aborted, "cancelled"),
-    (Assigned, Timeout, "the same as for a running one"),
-    (Assigned, Lost, "its engine has gone, and it may not be tried again"),
-    (Running, Ok, "the engine said so"),
-    (Running, Error, "its function raised, its command failed"),
+    (Assigned, Timeout, "as for a running task"),
+    (Assigned, Lost, "its engine left, and no retry is left"),
+    (Running, Ok, "the engine reported success"),
+    (Running, Error, "its function raised or its command failed"),
     (Running, Aborted, "cancelled"),
-    (Running, Timeout, "it ran longer than its timeout"),
-    (Running, Lost, "its worker or engine died too often"),
+    (Running, Timeout, "it exceeded its timeout"),
+    (Running, Lost, "its worker or engine crashed too often"),
     (Ok, Ready, "resubmitted"),
     (Error, Ready, "resubmitted"),
     (Aborted, Ready, "resubmitted"),
@@ -45,7 +45,10 @@ mod tests {
                 state == Waiting || TRANSITIONS.iter().any(|(_, to, _)| *to == state),
                 "{state} is never reached"
             );
-            assert!(TRANSITIONS.iter().any(|(from, _, _)| *from == state), "{state} is never left");
+            assert!(
+                TRANSITIONS.iter().any(|(from, _, _)| *from == state),
+                "{state} has no transition to another state"
+            );
         }
     }
 

@@ -1,15 +1,15 @@
-//! Values that tasks of `--reduce` fold: their inputs name the tasks, and their engines ask for the values.
+//! Values for tasks of `--reduce`: their inputs name the tasks to fold, and their engines request the values.
 use super::{Core, Effect, Query, QueryKind};
 use crate::model::EngineUuid;
 use crate::wire::content::engine::{self, Values, ValuesRequest};
 use bytes::Bytes;
 
 /// Values in one request.
-const MOST: usize = 4096;
+const MAX_VALUES: usize = 4096;
 
 impl Core {
     pub(super) fn values_requested(&mut self, engine: &EngineUuid, mut request: ValuesRequest) {
-        request.of.truncate(MOST);
+        request.of.truncate(MAX_VALUES);
         let task = request.task;
         let map = self.maps.get(&task.map);
         let is_its = map
@@ -27,7 +27,7 @@ impl Core {
                 start: request.start,
                 values: Vec::new(),
                 error: Some(format!(
-                    "task {}.{} is not one of this engine that folds values of {first}",
+                    "task {}.{} is not a running task of this engine that reduces {first}",
                     task.map, task.index
                 )),
             };
