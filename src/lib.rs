@@ -8,6 +8,8 @@
 //! - [`wire`]: signed multipart messages, bytes in and bytes out
 //! - [`transport`]: sockets; the one place that knows the ZeroMQ crate
 //! - [`profile`]: where a profile's files are, and what its YAML says
+//! - [`sys`]: the operating system: processes, locks, private files
+//! - [`ssh`]: connections to other hosts, and tunnels through them
 //! - [`connection`]: connection files
 //! - [`db`]: every task, in SQLite
 //! - [`controller`]: the hub and the schedulers; `controller::core` decides, `controller::driver` acts
@@ -27,6 +29,8 @@ pub mod launchers;
 pub mod memory;
 pub mod model;
 pub mod profile;
+pub mod ssh;
+pub mod sys;
 pub mod transport;
 pub mod wire;
 

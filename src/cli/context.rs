@@ -7,6 +7,7 @@ use crate::cluster::{self, ClusterSummary, Condition, remote};
 use crate::connection::{ConnectionError, ConnectionFile, discover};
 use crate::profile::ProfileDir;
 use crate::profile::dir::check_cluster_id;
+use crate::ssh::tunnel::Phase;
 use std::cell::{Cell, OnceCell};
 use std::future::Future;
 use std::io::IsTerminal;
@@ -197,8 +198,8 @@ impl Context {
     /// What the cluster's tunnel has to say, where there is one that does not lead anywhere.
     fn because_of_tunnel(&self, error: CommandError) -> CommandError {
         let tunnel = self.profile_dir().ok().and_then(|p| remote::running(&p, &self.cluster_id));
-        match tunnel.filter(|tunnel| tunnel.phase != remote::Phase::Up) {
-            Some(tunnel) => CommandError::refused(tunnel.in_words()).hints(tunnel.hints.clone()).hint(format!(
+        match tunnel.filter(|tunnel| tunnel.phase != Phase::Up) {
+            Some(tunnel) => CommandError::refused(tunnel.describe()).hints(tunnel.hints.clone()).hint(format!(
                 "it is tried again and again; pcluster disconnect{} ends it",
                 self.options()
             )),

@@ -280,7 +280,7 @@ fn loopback() -> Check {
 }
 
 fn host_name() -> Check {
-    let host = crate::connection::process::host();
+    let host = crate::sys::process::host();
     match (host.as_str(), 0)
         .to_socket_addrs()
         .map(|addresses| addresses.map(|a| a.ip().to_string()).collect::<Vec<_>>())

@@ -5,13 +5,13 @@ use crate::client::ClientError;
 use crate::cluster::ClusterError;
 use crate::cluster::remote::RemoteError;
 use crate::connection::ConnectionError;
-use crate::connection::ssh::SshError;
 use crate::controller::ControllerError;
 use crate::db::{DbError, DbErrorKind};
 use crate::engine::EngineError;
 use crate::launchers::LaunchError;
-use crate::launchers::ssh::reverse::ReverseError;
 use crate::profile::{ConfigError, ProfileError};
+use crate::ssh::SshError;
+use crate::ssh::tunnel::TunnelError;
 use std::fmt::Display;
 
 /// How a command ended that did its work.
@@ -209,14 +209,10 @@ impl From<DbError> for CommandError {
     }
 }
 
-impl From<ReverseError> for CommandError {
-    fn from(error: ReverseError) -> Self {
-        let hint = match &error {
-            ReverseError::Ssh(error) => error.hint(),
-            ReverseError::File(error) => error.hint(),
-            _ => None,
-        };
-        CommandError::new(ErrorKind::Refused, error).hints(hint)
+impl From<TunnelError> for CommandError {
+    fn from(error: TunnelError) -> Self {
+        let hints = error.hints();
+        CommandError::new(tunnel_kind(&error), error).hints(hints)
     }
 }
 
@@ -236,10 +232,8 @@ impl From<ClusterError> for CommandError {
                 | LaunchError::OnlyEngines { .. },
             ) => ErrorKind::Usage,
             ClusterError::NotRunning { .. } => ErrorKind::NotFound,
-            ClusterError::Ssh(SshError::BadDestination { .. }) => ErrorKind::Usage,
-            ClusterError::Ssh(SshError::NoSsh(_) | SshError::Place { .. }) => ErrorKind::Environment,
-            ClusterError::Told { missing: true, .. } => ErrorKind::NotFound,
-            ClusterError::Ssh(_) | ClusterError::Told { .. } => ErrorKind::Refused,
+            ClusterError::Ssh(ref error) => ssh_kind(error),
+            ClusterError::Tunnel(ref error) => tunnel_kind(error),
             ClusterError::Remote(ref error) => remote_kind(error),
             ClusterError::Running { .. }
             | ClusterError::Foreign { .. }
@@ -254,10 +248,30 @@ impl From<ClusterError> for CommandError {
     }
 }
 
+fn ssh_kind(error: &SshError) -> ErrorKind {
+    match error {
+        SshError::BadDestination { .. } => ErrorKind::Usage,
+        SshError::NoSsh(_) | SshError::ControlDir { .. } => ErrorKind::Environment,
+        _ => ErrorKind::Refused,
+    }
+}
+
+fn tunnel_kind(error: &TunnelError) -> ErrorKind {
+    match error {
+        TunnelError::Ssh(error) => ssh_kind(error),
+        TunnelError::Reported { missing: true, .. } => ErrorKind::NotFound,
+        TunnelError::Listen(_) | TunnelError::Start { .. } | TunnelError::State { .. } | TunnelError::Ended { .. } => {
+            ErrorKind::Environment
+        }
+        TunnelError::Internal(_) => ErrorKind::Internal,
+        _ => ErrorKind::Refused,
+    }
+}
+
 fn remote_kind(error: &RemoteError) -> ErrorKind {
     match error {
         RemoteError::NoCluster { .. } | RemoteError::Gone { .. } | RemoteError::NotConnected { .. } => ErrorKind::NotFound,
-        RemoteError::Listen(_) | RemoteError::Program(_) | RemoteError::Ended { .. } => ErrorKind::Environment,
+        RemoteError::Program(_) => ErrorKind::Environment,
         RemoteError::OtherMachine { .. } | RemoteError::DoesNotRun { .. } | RemoteError::NotInstalled { .. } => ErrorKind::Environment,
         // As it would have been here.
         RemoteError::Failed { code, .. } => match code {
@@ -345,7 +359,7 @@ mod tests {
                 ClusterError::Running {
                     cluster: cluster(),
                     options: String::new(),
-                    controller: Some(crate::connection::process::ProcessId {
+                    controller: Some(crate::sys::process::ProcessId {
                         pid: 7,
                         host: "n1".into(),
                         ..Default::default()

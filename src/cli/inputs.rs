@@ -58,7 +58,12 @@ pub struct Inputs {
     pub count: Option<u64>,
     /// Of a file that was counted: its bytes.
     fingerprint: Option<u64>,
+    /// Of a file that was counted, where it is long: which input is the longest (counted from 1), and its bytes.
+    longest: Option<(u64, usize)>,
 }
+
+/// No limit for messages is so low that it forbids an input of so many bytes, each written as six.
+const SURELY_FITS: usize = 128 << 10;
 
 #[derive(Clone, Debug)]
 enum Source {
@@ -116,6 +121,7 @@ impl Inputs {
             shape,
             count: None,
             fingerprint: None,
+            longest: None,
         };
         inputs.check()?;
         if let Some(count) = inputs.count {
@@ -141,6 +147,18 @@ impl Inputs {
             Place::File(path) => format!("{} has no inputs: it is empty, or all its lines are", path.display()),
         };
         CommandError::usage(what).hint("nothing was submitted")
+    }
+
+    /// Of inputs that were counted, whether the controller can receive each.
+    pub fn must_fit(&self, max: u64) -> Result<(), CommandError> {
+        match self.longest {
+            Some((number, bytes)) if bytes as u64 > max => Err(CommandError::usage(format!(
+                "input {number} of {} has {bytes} bytes; the controller receives messages of up to {max} bytes (controller.most_message_mb)",
+                self.place()
+            ))
+            .hint("nothing was submitted; pass large data as files and only their names as inputs, or start the cluster with a larger limit")),
+            _ => Ok(()),
+        }
     }
 
     /// Whether more inputs may still be coming while the first are at work.
@@ -231,9 +249,14 @@ impl Inputs {
         }
         let (rows, fingerprint) = self.rows()?;
         let mut count = 0;
+        let shape = self.shape;
         for row in rows {
-            row.map_err(|e| CommandError::from(e).hint("nothing was submitted"))?;
+            let row = row.map_err(|e| CommandError::from(e).hint("nothing was submitted"))?;
             count += 1;
+            if row.bytes() > SURELY_FITS {
+                let bytes = row.to_json(shape).len();
+                self.longest = self.longest.filter(|longest| longest.1 >= bytes).or(Some((count, bytes)));
+            }
         }
         self.count = Some(count);
         self.fingerprint = Some(fingerprint.get());

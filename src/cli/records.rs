@@ -1,4 +1,5 @@
 //! The records of a cluster, whoever has them: the controller that runs, or the database file of one that does not.
+use super::values::LongValue;
 use super::{CommandError, Context, ErrorKind};
 use crate::client::{Client, ClientError, MapsRequest};
 use crate::db::Reader;
@@ -168,6 +169,16 @@ impl<'a> Records<'a> {
                 None => self.no_such_task(task),
             }),
         }
+    }
+
+    /// Fetches a long value into its row.
+    pub fn fetch_value(&self, row: &mut TaskRow) -> Result<(), CommandError> {
+        let Some(size) = row.value_size else { return Ok(()) };
+        let mut value = LongValue::new(row.task, size)?;
+        while let Some(start) = value.missing() {
+            value.add(&self.output(row.task, Some(row.run), Stream::Value, start)?.1)?;
+        }
+        value.put_into(row)
     }
 
     /// Says which of these maps there are not.

@@ -140,7 +140,13 @@ pub fn task(row: &TaskRow, details: &Details, now: UnixTime) -> String {
     line("completed", row.completed.map(point));
     line("duration", row.duration.map(times::duration));
     line("msg_id", row.msg_id.clone());
-    if let Some(value) = &row.value {
+    if let (Some(size), None) = (row.value_size, &row.value) {
+        let task = row.task;
+        line(
+            "value",
+            Some(format!("JSON of {}: pcluster results {task} --json", shown::size(size))),
+        );
+    } else if let Some(value) = &row.value {
         let pickled = row.pickled.as_ref();
         let note = pickled.map(|p| format!("  (of type {}; kept exactly, this is how it reads)", p.python_type));
         line("value", Some(format!("{}{}", value.get(), note.unwrap_or_default())));
@@ -196,7 +202,7 @@ fn work_name(work: &Work) -> String {
 
 /// The beginning of what a task wrote, and how to get the rest.
 fn push_output(text: &mut String, (task, run): (TaskId, Option<u32>), outputs: [&Output; 2]) {
-    for (stream, output) in Stream::ALL.into_iter().zip(outputs) {
+    for (stream, output) in Stream::OUTPUTS.into_iter().zip(outputs) {
         let name = stream.word();
         let (shown, more) = shown::shown(output);
         push_block(text, name, &shown);

@@ -7,6 +7,8 @@
 //! Parts: here the formats, [`sink`] (where they go).
 pub mod sink;
 
+use crate::cli::CommandError;
+use crate::model::TaskId;
 use crate::model::output::Output;
 use crate::model::pickled::Pickled;
 use crate::model::task::{TaskError, TaskRow, TaskState};
@@ -211,6 +213,49 @@ impl Inexact<'_> {
             python_type: &pickled.python_type,
             pickled: STANDARD.encode(&pickled.bytes),
         }
+    }
+}
+
+/// A long value on its way into its row.
+pub struct LongValue {
+    task: TaskId,
+    size: u64,
+    bytes: Vec<u8>,
+}
+
+impl LongValue {
+    pub fn new(task: TaskId, size: u64) -> Result<LongValue, CommandError> {
+        let mut bytes = Vec::new();
+        let room = usize::try_from(size).ok().filter(|size| bytes.try_reserve_exact(*size).is_ok());
+        room.ok_or_else(|| {
+            CommandError::environment(format!(
+                "the value of task {task} has {size} bytes, for which there is not enough memory"
+            ))
+            .hint("have the function write large data to a file and return its name")
+        })?;
+        Ok(LongValue { task, size, bytes })
+    }
+
+    /// Where the next piece begins; None when all has come.
+    pub fn missing(&self) -> Option<u64> {
+        Some(self.bytes.len() as u64).filter(|have| *have < self.size)
+    }
+
+    pub fn add(&mut self, piece: &[u8]) -> Result<(), CommandError> {
+        if piece.is_empty() {
+            let (have, size) = (self.bytes.len(), self.size);
+            return Err(CommandError::failed(format!(
+                "the value of task {} ends at {have} of {size} bytes",
+                self.task
+            )));
+        }
+        self.bytes.extend_from_slice(piece);
+        Ok(())
+    }
+
+    pub fn put_into(self, row: &mut TaskRow) -> Result<(), CommandError> {
+        let put = row.set_value(self.bytes);
+        put.map_err(|error| CommandError::failed(format!("the value of task {} is no JSON: {error}", self.task)))
     }
 }
 

@@ -1,8 +1,9 @@
 //! One connection to a controller: requests go out, a background task finds for every reply the request that waits for it.
 use super::address::candidates;
 use super::error::{ClientError, writer_of};
-use crate::connection::{ConnectionFile, process};
+use crate::connection::ConnectionFile;
 use crate::model::{PROTOCOL_VERSION, UnixTime, VERSION};
+use crate::sys::process;
 use crate::transport::{Kind, Security, Socket};
 use crate::wire::content::client::{Again, HELLO, HasRows, Hello, HelloReply};
 use crate::wire::content::error::{ErrorContent, Status};
@@ -134,6 +135,14 @@ impl Client {
     }
 
     /// What the controller said of itself.
+    /// A longer input is not received.
+    pub fn max_input_bytes(&self) -> u64 {
+        match self.link.hello.max_message_bytes {
+            0 => u64::MAX,
+            max => max.saturating_sub(HEAD_BYTES + 1),
+        }
+    }
+
     pub fn hello(&self) -> &HelloReply {
         &self.link.hello
     }

@@ -1,7 +1,7 @@
 //! Giving a map to the controller: its definition once, then its inputs in batches while more are still being read.
 use super::{Client, ClientError};
-use crate::model::MapId;
 use crate::model::definition::MapDefinition;
+use crate::model::{MapId, TaskId};
 use crate::wire::content::client::{INPUTS, InputsReply, InputsRequest, MAP, MapReply, MapRequest, Selection, UNKNOWN_BUNDLE};
 use bytes::Bytes;
 use std::collections::VecDeque;
@@ -136,10 +136,16 @@ impl Client {
                 _ => None,
             };
             let last = !matches!(end, End::More);
+            let longest = batch.iter().zip(batches.next..).map(|(input, index)| (input.len(), index)).max();
             let failed = match batches.send(batch, last).await {
-                Err(ClientError::TooLarge { bytes, max, .. }) => Some(format!(
-                    "an input has {bytes} bytes; the controller receives messages of up to {max} bytes (controller.most_message_mb)"
-                )),
+                Err(ClientError::TooLarge { max, .. }) => {
+                    let (bytes, index) = longest.unwrap_or_default();
+                    let task = TaskId::new(map, index);
+                    Some(format!(
+                        "the input of task {task} has {bytes} bytes; the controller receives messages of up to {max} bytes \
+                         (controller.most_message_mb)"
+                    ))
+                }
                 sent => sent.map(|()| failed)?,
             };
             if let Some(why) = failed {

@@ -81,15 +81,16 @@ pub async fn add_engines(options: AddOptions, progress: &mut dyn FnMut(StartProg
         log_level: options.log_level,
         config,
     };
-    if let Some(warning) = wish.check()? {
+    if let Some(warning) = wish.check(launcher.as_ref())? {
         progress(StartProgress::Note(warning));
     }
     // Its supervisor may just be starting it again.
     let path = profile.client_file(cluster_id);
     let client_file = super::start::in_thread(move || discover::wait(&path, CONNECT, || Ok::<_, ClusterError>(()))).await??;
     let client = Client::connect(&client_file, CONNECT).await?;
-    if launcher.is_elsewhere()
-        && !launcher.brings_a_way()
+    let capabilities = launcher.capabilities();
+    if capabilities.remote
+        && !capabilities.provides_tunnel
         && wish.config.controller.engine_ssh.is_none()
         && let Some(keys) = &client_file.pcluster
         && keys.addresses.iter().all(|address| addresses::is_loopback(address))
@@ -109,7 +110,7 @@ pub async fn add_engines(options: AddOptions, progress: &mut dyn FnMut(StartProg
     progress(StartProgress::EnginesStarting { n: options.n });
     let mut record = Record::new(profile, cluster_id);
     let launch = wish.launch(profile, &state, options.n);
-    let engines = launch::recorded(launcher.start_engines(&launch)?, &launch, &wish.config);
+    let engines = launch::recorded(launcher.start_engines(&launch)?, launcher.as_ref(), &launch, &wish.config);
     let mut undo = Undo::new(Duration::from_millis(wish.config.launcher.kill_ms));
     undo.add(&launcher, &engines);
     let said = engines.notes.iter().chain(&engines.trouble);
@@ -121,7 +122,7 @@ pub async fn add_engines(options: AddOptions, progress: &mut dyn FnMut(StartProg
     keep::ensure(profile, &mut state, &wish.program)?;
     state.write(profile)?;
     jobs::tell(&client, jobs::submitted_by(&engines)).await;
-    lock.take_if(|_| launcher.is_elsewhere());
+    lock.take_if(|_| capabilities.remote);
     let new = match engines.trouble.is_empty() {
         true => options.n as usize,
         false => engines.engines(),
@@ -134,7 +135,7 @@ pub async fn add_engines(options: AddOptions, progress: &mut dyn FnMut(StartProg
     let goal = Goal {
         all: expected,
         enough,
-        at_least: launch::at_least(&wish.config, new).saturating_add(before).min(enough),
+        at_least: launch::at_least(launcher.as_ref(), new).saturating_add(before).min(enough),
         timeout: Duration::from_millis(wish.config.launcher.engines_timeout_ms),
         at_most: options.timeout,
     };
@@ -143,7 +144,7 @@ pub async fn add_engines(options: AddOptions, progress: &mut dyn FnMut(StartProg
         launched: &engines,
     };
     match launch::registered(&client, goal, new, None, progress).await {
-        Err(mut late @ ClusterError::EnginesLate { .. }) if launcher.is_elsewhere() => {
+        Err(mut late @ ClusterError::EnginesLate { .. }) if capabilities.remote => {
             if let ClusterError::EnginesLate { options, .. } = &mut late {
                 *options = Some(super::options_of(profile, cluster_id));
             }

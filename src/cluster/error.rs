@@ -2,10 +2,11 @@
 use super::remote::RemoteError;
 use crate::client::ClientError;
 use crate::connection::ConnectionError;
-use crate::connection::process::ProcessId;
-use crate::connection::ssh::SshError;
 use crate::launchers::LaunchError;
 use crate::profile::{ConfigError, ProfileError};
+use crate::ssh::SshError;
+use crate::ssh::tunnel::TunnelError;
+use crate::sys::process::ProcessId;
 use std::path::PathBuf;
 
 #[derive(Debug, thiserror::Error)]
@@ -24,9 +25,8 @@ pub enum ClusterError {
     Ssh(#[from] SshError),
     #[error(transparent)]
     Remote(#[from] RemoteError),
-    /// What another process of ours has said of its failure.
-    #[error("{what}")]
-    Told { what: String, hints: Vec<String>, missing: bool },
+    #[error(transparent)]
+    Tunnel(#[from] TunnelError),
     #[error("{cluster} is running already{}", controller.as_ref().map(|c| format!(": its controller is {c}")).unwrap_or_default())]
     Running {
         cluster: String,
@@ -158,7 +158,7 @@ impl ClusterError {
             ClusterError::Client(e) => e.hints(),
             ClusterError::Ssh(e) => e.hint().into_iter().collect(),
             ClusterError::Remote(e) => e.hints(),
-            ClusterError::Told { hints, .. } => hints.clone(),
+            ClusterError::Tunnel(e) => e.hints(),
             ClusterError::Running { options, .. } => vec![
                 format!("stop it first: pcluster stop{options}; or see its engines: pcluster engines{options}"),
                 "a second cluster in the same profile needs a name of its own: --cluster-id NAME".into(),

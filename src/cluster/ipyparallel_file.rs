@@ -6,9 +6,9 @@
 //!
 //! Source: ipyparallel 9, `Cluster.to_dict` in cluster/cluster.py, `LocalProcessLauncher` in cluster/launcher.py.
 use super::ClusterState;
-use crate::connection::private;
 use crate::launchers::Launched;
 use crate::profile::ProfileDir;
+use crate::sys::private_file;
 use serde_json::{Map, Value, json};
 use std::io;
 
@@ -20,7 +20,7 @@ pub fn update(profile: &ProfileDir, state: &ClusterState) {
     let path = profile.ipyparallel_file(&state.cluster_id);
     let written = serde_json::to_vec(&file)
         .map_err(io::Error::from)
-        .and_then(|text| private::write(&path, &text));
+        .and_then(|text| private_file::write(&path, &text));
     if let Err(error) = written {
         tracing::warn!("cannot write {}: {error}", path.display());
     }
@@ -73,8 +73,8 @@ fn pids(launched: &Launched) -> impl Iterator<Item = u32> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::connection::process::ProcessId;
     use crate::launchers::Process;
+    use crate::sys::process::ProcessId;
 
     fn launched(pids: &[u32]) -> Launched {
         let process = |pid: &u32| Process {

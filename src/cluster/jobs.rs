@@ -7,7 +7,7 @@ use crate::model::job::JobRow;
 
 /// A row for each element of the launch's jobs.
 pub fn rows(launched: &Launched, states: &[MemberState]) -> Vec<JobRow> {
-    let now = UnixTime(super::now());
+    let now = UnixTime(crate::sys::clock::unix_now());
     let mut states = states.iter().skip(launched.processes.len());
     let mut rows = Vec::new();
     for job in &launched.jobs {
@@ -35,7 +35,7 @@ pub fn rows(launched: &Launched, states: &[MemberState]) -> Vec<JobRow> {
 
 /// The same after a command of ours has ended what was not over.
 pub(super) fn stopped(rows: Vec<JobRow>) -> Vec<JobRow> {
-    let since = UnixTime(super::now());
+    let since = UnixTime(crate::sys::clock::unix_now());
     let stopped = |row: JobRow| match row.over {
         true => row,
         false => JobRow {

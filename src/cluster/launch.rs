@@ -4,10 +4,10 @@ use super::lock::Lock;
 use super::start::StartProgress;
 use super::{ClusterError, ClusterState};
 use crate::client::{Client, StatusReply};
-use crate::connection::process::ProcessId;
 use crate::launchers::{self, EnginesLaunch, LaunchError, Launched, Launcher, MemberState, Recipe, Stage, launched};
 use crate::profile::ProfileDir;
 use crate::profile::config::{Config, EngineKind};
+use crate::sys::process::ProcessId;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -50,8 +50,8 @@ pub(super) struct EngineWish {
 impl EngineWish {
     /// Whether the Python that is asked for will do. Without one that is asked for, a missing one is no obstacle:
     /// commands run without. Says what is to be warned of.
-    pub fn check(&self) -> Result<Option<String>, ClusterError> {
-        if self.config.launcher.engines == launchers::ssh::NAME {
+    pub fn check(&self, launcher: &dyn Launcher) -> Result<Option<String>, ClusterError> {
+        if launcher.remote_hosts().is_some() {
             // Each host is asked for its own.
             return Ok(None);
         }
@@ -92,10 +92,10 @@ impl EngineWish {
 }
 
 /// With what is to be known to start the same again, where that may be needed; and whose it is until its engines have come.
-pub(super) fn recorded(engines: Launched, launch: &EnginesLaunch, config: &Config) -> Launched {
+pub(super) fn recorded(engines: Launched, launcher: &dyn Launcher, launch: &EnginesLaunch, config: &Config) -> Launched {
     let engines = Launched {
-        // Over ssh they have a copy of the file.
-        follows: launch.kind == EngineKind::Pcluster && engines.launcher != "ssh",
+        // Those on remote hosts may have a copy of the file.
+        follows: launch.kind == EngineKind::Pcluster && launcher.remote_hosts().is_none(),
         ..engines
     };
     if engines.jobs.is_empty() {
@@ -133,16 +133,9 @@ pub(super) async fn no_longer_awaited(profile: &ProfileDir, cluster_id: &str) {
     }
 }
 
-/// How many engines the hosts of the launcher `ssh` are for, where it starts them.
-pub(super) fn places(config: &Config) -> Option<u32> {
-    let is_ssh = config.launcher.engines == launchers::ssh::NAME;
-    config.launchers.ssh.engines().filter(|_| is_ssh)
-}
-
 /// With how many engines one is content if no more come.
-pub(super) fn at_least(config: &Config, enough: usize) -> usize {
-    let is_ssh = config.launcher.engines == launchers::ssh::NAME;
-    let least = config.launchers.ssh.min_engines.filter(|_| is_ssh);
+pub(super) fn at_least(launcher: &dyn Launcher, enough: usize) -> usize {
+    let least = launcher.remote_hosts().and_then(|hosts| hosts.min_engines());
     least.map_or(enough, |least| enough.min(least as usize))
 }
 

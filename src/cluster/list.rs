@@ -1,15 +1,16 @@
 //! What clusters there are, and whether they run. Read from files and the process table; no controller is asked.
 use super::keep::KeeperState;
-use super::remote::{self, TunnelState};
+use super::remote;
 use super::{ClusterError, ClusterState};
-use crate::connection::lock::{self, Asked};
-use crate::connection::process::{self, Presence, ProcessId};
-use crate::connection::{ConnectionError, ConnectionFile, network_fs};
-use crate::launchers::ssh::reverse::{Phase, ReverseState};
+use crate::connection::{ConnectionError, ConnectionFile};
 use crate::launchers::{self, Launched, MemberState, Stage};
 use crate::profile::Config;
 use crate::profile::ProfileDir;
 use crate::profile::dir::check_cluster_id;
+use crate::ssh::tunnel::{Phase, TunnelState};
+use crate::sys::lock::{self, Asked};
+use crate::sys::network_fs;
+use crate::sys::process::{self, Presence, ProcessId};
 use serde::Serialize;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -118,12 +119,12 @@ pub struct ReverseSummary {
 impl ReverseSummary {
     /// None of one that has been ended.
     fn of(file: &Path) -> Option<ReverseSummary> {
-        let state = ReverseState::read(file).ok()??;
+        let state = TunnelState::read(file).ok()??;
         Some(ReverseSummary {
-            words: state.in_words(),
+            words: state.describe(),
             runs: state.runs(),
-            pid: state.tunnel.as_ref().map(|own| own.pid),
-            to: state.to,
+            pid: state.daemon.as_ref().map(|own| own.pid),
+            to: state.destination,
             phase: state.phase,
             ports: state.ports,
             problem: state.problem,
@@ -279,7 +280,7 @@ pub fn status(profile: &ProfileDir, cluster_id: &str) -> Option<ClusterSummary> 
             .state
             .as_ref()
             .map(|s| s.started)
-            .or_else(|| Some(super::now() - standing.controller.as_ref()?.age()?.as_secs_f64())),
+            .or_else(|| Some(crate::sys::clock::unix_now() - standing.controller.as_ref()?.age()?.as_secs_f64())),
         controller: standing.controller,
         unseen: standing.unseen,
         database,
@@ -355,7 +356,7 @@ impl Standing {
             host: format!("{} job {}", launched.launcher, launched.jobs[0].id),
             ..ProcessId::default()
         });
-        let tunnel = TunnelState::read(profile, cluster_id).unwrap_or_else(|e| {
+        let tunnel = TunnelState::read(&profile.tunnel_file(cluster_id)).unwrap_or_else(|e| {
             trouble = Some(e.to_string());
             None
         });
@@ -370,7 +371,7 @@ impl Standing {
         let is_record_alone = ended_in_order && state.as_ref().is_some_and(nothing_runs);
         let left_over = profile.engine_file(cluster_id).exists() || trouble.is_some() || tunnel.is_some();
         let left_over = left_over || !(is_record_alone || state.is_none());
-        let condition = if tunnel.as_ref().is_some_and(TunnelState::runs) {
+        let condition = if tunnel.as_ref().is_some_and(|tunnel| tunnel.runs() == Some(true)) {
             Condition::Connected
         } else if holder.is_some()
             || known.iter().any(|process| process.runs())

@@ -1,7 +1,7 @@
 //! One command at a time starts, changes or stops a cluster; and its keeper, for which commands wait.
 use super::ClusterError;
-use crate::connection::lock::{self, NotLocked};
 use crate::profile::ProfileDir;
+use crate::sys::lock::{self, NotLocked};
 use std::time::{Duration, Instant};
 
 /// The keeper gives its lock back after so long at most: two submissions that are not answered.

@@ -49,7 +49,8 @@ pub fn elsewhere(profile: &ProfileDir, cluster_id: &str, wanted: impl Fn(u32) ->
         let numbers: Vec<Option<u32>> = launched.processes.iter().map(number).collect();
         let places: Vec<usize> = (0..numbers.len()).filter(|place| numbers[*place].is_some_and(&wanted)).collect();
         if let (false, Ok(launcher)) = (places.is_empty(), launch::launcher(&launched.launcher, profile, &config)) {
-            let logs = launcher.logs_elsewhere(&launched, &places, lines);
+            let hosts = launcher.remote_hosts();
+            let logs = hosts.map(|hosts| hosts.logs(&launched, &places, lines)).unwrap_or_default();
             found.extend(
                 logs.into_iter()
                     .filter_map(|(place, log)| Some((numbers.get(place).copied()??, log))),

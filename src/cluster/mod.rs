@@ -32,12 +32,6 @@ pub use stop::{StopProgress, Stopped, clean, stop};
 
 use crate::profile::ProfileDir;
 
-/// Seconds since 1970, in whole microseconds: so many digits come back from JSON as they were.
-fn now() -> f64 {
-    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
-    now.map_or(0.0, |d| d.as_micros() as f64 / 1e6)
-}
-
 /// `the cluster of profile "x"`, with its id if it has one.
 fn in_words(profile: &ProfileDir, cluster_id: &str) -> String {
     match cluster_id {

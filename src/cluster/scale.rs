@@ -5,12 +5,13 @@ use super::lock::Lock;
 use super::start::{StartProgress, in_thread};
 use super::{AddOptions, ClusterError, ClusterState, add_engines, jobs};
 use crate::client::{Client, StatusReply};
-use crate::connection::{discover, process};
+use crate::connection::discover;
 use crate::launchers::{Job, Launched, MemberState, Stage};
 use crate::model::EngineId;
 use crate::model::engine::EngineStatus;
 use crate::profile::ProfileDir;
 use crate::profile::config::Config;
+use crate::sys::process;
 use std::cmp::Reverse;
 use std::time::Duration;
 
@@ -234,7 +235,8 @@ impl World {
         for (at, launched) in self.state.iter().flat_map(|s| s.engines.clone()).enumerate() {
             let launcher = launch::launcher(&launched.launcher, profile, &self.config)?;
             let processes = processes.clone();
-            let places = in_thread(move || launcher.places_of(&launched, &processes)).await?;
+            let places_of = move || Some(launcher.remote_hosts()?.places_of(&launched, &processes));
+            let places = in_thread(places_of).await?.unwrap_or_default();
             found.extend(places.into_iter().map(|place| (at, place)));
         }
         Ok(found)

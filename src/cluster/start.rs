@@ -163,18 +163,19 @@ pub async fn start(options: StartOptions, progress: &mut dyn FnMut(StartProgress
     let mut settings = options.settings.clone();
     let n = options
         .n
-        .or_else(|| launch::places(&config))
+        .or_else(|| engine_launcher.remote_hosts()?.capacity())
         .or(config.launcher.n)
         .unwrap_or_else(processors);
     let elsewhere = [
         (&controllers, &config.launcher.controller),
         (&engine_launcher, &config.launcher.engines),
     ];
-    if let Some((_, name)) = elsewhere.into_iter().find(|(launcher, _)| launcher.is_elsewhere()) {
-        let only_way = !controllers.is_elsewhere() && engine_launcher.is_only_way();
-        if !only_way {
-            let brings_a_way = (!controllers.is_elsewhere() && engine_launcher.brings_a_way()) || config.controller.engine_ssh.is_some();
-            listen_for_others(&mut settings, name, brings_a_way, &config)?;
+    if let Some((_, name)) = elsewhere.into_iter().find(|(launcher, _)| launcher.capabilities().remote) {
+        let is_local = !controllers.capabilities().remote;
+        let engines = engine_launcher.capabilities();
+        if !(is_local && engines.tunnel_only) {
+            let has_tunnel = (is_local && engines.provides_tunnel) || config.controller.engine_ssh.is_some();
+            listen_for_others(&mut settings, name, has_tunnel, &config)?;
         }
     }
     let wish = EngineWish {
@@ -185,7 +186,7 @@ pub async fn start(options: StartOptions, progress: &mut dyn FnMut(StartProgress
         config,
     };
     if n > 0
-        && let Some(warning) = wish.check()?
+        && let Some(warning) = wish.check(engine_launcher.as_ref())?
     {
         progress(StartProgress::Note(warning));
     }
@@ -207,7 +208,7 @@ pub async fn start(options: StartOptions, progress: &mut dyn FnMut(StartProgress
     let mut undo = Undo::new(Duration::from_millis(wish.config.launcher.kill_ms));
 
     progress(StartProgress::ControllerStarting);
-    if controllers.is_elsewhere() {
+    if controllers.capabilities().remote {
         // Of a controller on another host it cannot be seen whether it is the one that wrote them.
         for path in [profile.client_file(cluster_id), profile.engine_file(cluster_id)] {
             let _ = std::fs::remove_file(path);
@@ -248,7 +249,12 @@ pub async fn start(options: StartOptions, progress: &mut dyn FnMut(StartProgress
     }
     // Not in a thread: what is started must be in `undo` before anybody can stop waiting.
     let launch = wish.launch(profile, &state, missing);
-    let engines = launch::recorded(engine_launcher.start_engines(&launch)?, &launch, &wish.config);
+    let engines = launch::recorded(
+        engine_launcher.start_engines(&launch)?,
+        engine_launcher.as_ref(),
+        &launch,
+        &wish.config,
+    );
     undo.add(&engine_launcher, &engines);
     let said = engines.notes.iter().chain(&engines.trouble);
     said.for_each(|text| progress(StartProgress::Note(text.clone())));
@@ -265,7 +271,7 @@ pub async fn start(options: StartOptions, progress: &mut dyn FnMut(StartProgress
     state.write(profile)?;
     jobs::tell(&client, jobs::submitted(&state)).await;
     // Others need not wait until a queue lets the engines go: the state file says what there is.
-    lock.take_if(|_| engine_launcher.is_elsewhere());
+    lock.take_if(|_| engine_launcher.capabilities().remote);
     let expected = match engines.trouble.is_empty() {
         true => (n as usize).max(alive),
         false => alive + engines.engines(),
@@ -274,7 +280,7 @@ pub async fn start(options: StartOptions, progress: &mut dyn FnMut(StartProgress
     let goal = Goal {
         all: expected,
         enough,
-        at_least: launch::at_least(&wish.config, enough),
+        at_least: launch::at_least(engine_launcher.as_ref(), enough),
         timeout: Duration::from_millis(wish.config.launcher.engines_timeout_ms),
         at_most: options.timeout,
     };
@@ -299,7 +305,7 @@ pub async fn start(options: StartOptions, progress: &mut dyn FnMut(StartProgress
             registered
         }
         // What waits in a queue is no failure.
-        Err(mut late @ ClusterError::EnginesLate { .. }) if engine_launcher.is_elsewhere() => {
+        Err(mut late @ ClusterError::EnginesLate { .. }) if engine_launcher.capabilities().remote => {
             if let ClusterError::EnginesLate { options, .. } = &mut late {
                 *options = Some(super::options_of(profile, cluster_id));
             }
@@ -334,19 +340,14 @@ pub async fn start(options: StartOptions, progress: &mut dyn FnMut(StartProgress
     })
 }
 
-/// Engines on other hosts do not reach a controller that listens on the loopback, unless there is another way.
-fn listen_for_others(
-    settings: &mut Vec<(String, String)>,
-    launcher: &str,
-    brings_a_way: bool,
-    config: &Config,
-) -> Result<(), ClusterError> {
+/// Engines on other hosts do not reach a controller that listens on the loopback, unless a tunnel leads to it.
+fn listen_for_others(settings: &mut Vec<(String, String)>, launcher: &str, has_tunnel: bool, config: &Config) -> Result<(), ClusterError> {
     let ip = addresses::of_interface(&config.controller.ip);
     if !addresses::is_loopback(&ip) {
         return Ok(());
     }
     if settings.iter().any(|(key, _)| key == "controller.ip") {
-        if brings_a_way {
+        if has_tunnel {
             return Ok(());
         }
         return Err(ClusterError::Unreachable {
@@ -521,9 +522,9 @@ impl Leftovers {
             };
             if same_keys && (same_place || launched.follows) {
                 progress(StartProgress::Note(format!("{n} {engines} of before {stay}")));
-                for text in launcher.bring_back_ways(&launched, &wish.program) {
-                    progress(StartProgress::Note(text));
-                }
+                let restarted = launcher.remote_hosts().map(|hosts| hosts.restart_tunnels(&launched, &wish.program));
+                let notes = restarted.into_iter().flatten();
+                notes.for_each(|text| progress(StartProgress::Note(text)));
                 kept.push(launched);
                 continue;
             }
@@ -543,7 +544,7 @@ async fn serving(
     timeout: Duration,
     progress: &mut dyn FnMut(StartProgress),
 ) -> Result<(ConnectionFile, ConnectionFile), ClusterError> {
-    if !launcher.is_asked_seldom() {
+    if !launcher.capabilities().has_cached_state {
         return connection_files(profile, cluster_id, launcher, controller, timeout).await;
     }
     let members = controller.members();

@@ -3,9 +3,9 @@
 //! A later pcluster may write more: keys not known here are kept when the file is written again.
 use super::keep::KeeperState;
 use super::{ClusterError, ipyparallel_file};
-use crate::connection::private;
 use crate::launchers::Launched;
 use crate::profile::ProfileDir;
+use crate::sys::private_file;
 use serde::{Deserialize, Serialize};
 use std::fs;
 use std::io;
@@ -51,9 +51,9 @@ impl ClusterState {
             version: VERSION,
             pcluster: crate::model::VERSION.into(),
             cluster_id: cluster_id.into(),
-            host: crate::connection::process::host(),
+            host: crate::sys::process::host(),
             cwd,
-            started: super::now(),
+            started: crate::sys::clock::unix_now(),
             engine_kind: "pcluster".into(),
             n: 0,
             next_engine: 0,
@@ -84,7 +84,7 @@ impl ClusterState {
         let path = profile.state_file(&self.cluster_id);
         let written = serde_json::to_vec_pretty(self)
             .map_err(io::Error::from)
-            .and_then(|text| private::write(&path, &text));
+            .and_then(|text| private_file::write(&path, &text));
         written.map_err(|e| ClusterError::StateFile {
             doing: "write",
             path,
@@ -103,8 +103,8 @@ impl ClusterState {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::connection::process::ProcessId;
     use crate::launchers::Process;
+    use crate::sys::process::ProcessId;
     use std::os::unix::fs::PermissionsExt;
     use std::path::Path;
 

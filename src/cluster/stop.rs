@@ -2,19 +2,17 @@
 //! dead one left. Nothing is signalled but processes on record, told by process id and start time.
 use super::list::{Condition, Standing};
 use super::lock::Lock;
-use super::remote::TunnelState;
 use super::start::in_thread;
 use super::{ClusterError, ipyparallel_file, jobs, keep, launch};
 use crate::client::Client;
 use crate::connection::ConnectionFile;
-use crate::connection::lock::{self, Asked};
-use crate::connection::process::ProcessId;
-use crate::connection::ssh::place;
-use crate::launchers::ssh::reverse;
 use crate::launchers::{Ended, LaunchError, Launched, Launcher, Process};
 use crate::model::job::JobRow;
 use crate::profile::ProfileDir;
 use crate::profile::config::Config;
+use crate::ssh::tunnel::{self, TunnelState};
+use crate::sys::lock::{self, Asked};
+use crate::sys::process::ProcessId;
 use std::net::{TcpStream, ToSocketAddrs};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -348,13 +346,17 @@ impl Launches {
     fn have_all(&self) -> bool {
         self.0
             .iter()
-            .all(|(launcher, _)| launcher.as_ref().is_ok_and(|l| !l.is_asked_seldom()))
+            .all(|(launcher, _)| launcher.as_ref().is_ok_and(|l| !l.capabilities().has_cached_state))
     }
 
     /// How many members are known to be there, of those that can be seen at once.
     async fn count_here(&self) -> Result<usize, ClusterError> {
         let mut there = 0;
-        for (launcher, launched) in self.0.iter().filter(|(l, _)| l.as_ref().is_ok_and(|l| !l.is_asked_seldom())) {
+        for (launcher, launched) in self
+            .0
+            .iter()
+            .filter(|(l, _)| l.as_ref().is_ok_and(|l| !l.capabilities().has_cached_state))
+        {
             if let (Ok(launcher), launched) = (launcher, launched.clone()) {
                 let launcher = launcher.clone();
                 let states = in_thread(move || launcher.states(&launched)).await?;
@@ -368,7 +370,7 @@ impl Launches {
 /// The connection files, the controller's own, and the state file. What is gone already is no error, and what cannot be removed is stale anyway.
 pub(super) fn remove_files(profile: &ProfileDir, cluster_id: &str) {
     remove_tunnel(profile, cluster_id);
-    reverse::end_all(profile, cluster_id);
+    tunnel::process::end_reverse(profile, cluster_id);
     let files = [
         profile.client_file(cluster_id),
         profile.engine_file(cluster_id),
@@ -389,13 +391,9 @@ pub(super) fn remove_files(profile: &ProfileDir, cluster_id: &str) {
 
 /// What a tunnel left that is gone.
 pub(super) fn remove_tunnel(profile: &ProfileDir, cluster_id: &str) {
-    if let Ok(Some(tunnel)) = TunnelState::read(profile, cluster_id)
-        && !tunnel.runs()
-    {
-        if let Some(path) = &tunnel.place {
-            place::clear(path);
-        }
-        let _ = std::fs::remove_file(profile.tunnel_file(cluster_id));
+    let file = profile.tunnel_file(cluster_id);
+    if matches!(TunnelState::read(&file), Ok(Some(tunnel)) if tunnel.runs() != Some(true)) {
+        tunnel::process::end(&file);
     }
 }
 

@@ -1,10 +1,11 @@
 //! Starts that fail, stops of what is dead, and what is said of clusters: with programs that only pretend to be pcluster.
 //! The real ones are in `tests/it/`.
 use super::*;
-use crate::connection::process::{self, ProcessId};
-use crate::connection::{ConnectionFile, lock as file_lock};
+use crate::connection::ConnectionFile;
 use crate::launchers::{Launched, Process};
 use crate::profile::ProfileDir;
+use crate::sys::lock as file_lock;
+use crate::sys::process::{self, ProcessId};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};

@@ -71,8 +71,8 @@ pub fn wait<E: From<ConnectionError>>(
 #[cfg(test)]
 mod tests {
     use super::super::file::tests::example;
-    use super::super::process::ProcessId;
     use super::*;
+    use crate::sys::process::ProcessId;
 
     fn never_ends() -> Result<(), ConnectionError> {
         Ok(())

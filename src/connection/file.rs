@@ -1,9 +1,10 @@
 //! One connection file, as ipyparallel writes it (`ipcontroller[-<cluster id>]-{client,engine}.json` in the profile's
 //! `security/`), with the keys that pcluster adds under `pcluster` (ipyparallel ignores keys it does not know).
 pub use super::error::ConnectionError;
-use super::place::Place;
-use super::process::ProcessId;
-use super::{addresses, discover, private};
+use super::{addresses, discover};
+use crate::sys::directory_id::DirectoryId;
+use crate::sys::private_file;
+use crate::sys::process::ProcessId;
 use serde::{Deserialize, Serialize};
 use std::fs;
 use std::io;
@@ -130,7 +131,7 @@ impl ConnectionFile {
         };
         let mut text = serde_json::to_vec_pretty(self).map_err(|e| failed(e.into()))?;
         text.push(b'\n');
-        private::write(path, &text).map_err(failed)
+        private_file::write(path, &text).map_err(failed)
     }
 
     /// Whether the controller that wrote this is known to be gone. Of one on another host, or not ours, nothing is known.
@@ -177,7 +178,7 @@ pub struct PclusterKeys {
     pub engine_port: Option<u16>,
     /// Engine file only: where the controller keeps large buffers; an engine that finds it, too, need not be sent them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub buffers: Option<Place>,
+    pub buffers: Option<DirectoryId>,
     /// The controller process, to tell a stale file by.
     #[serde(flatten)]
     pub process: ProcessId,

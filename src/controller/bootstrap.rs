@@ -6,9 +6,6 @@ use super::sockets::Ports;
 use super::{ControllerError, ControllerSettings};
 use crate::connection::ConnectionFile;
 use crate::connection::file::{BroadcastPorts, PclusterKeys};
-use crate::connection::lock::{Lock, NotLocked};
-use crate::connection::place::Place;
-use crate::connection::{private, process};
 use crate::db::{Reader, RequestRecord};
 use crate::model::definition::Work;
 use crate::model::engine::EngineFacts;
@@ -16,6 +13,9 @@ use crate::model::kept::Kept;
 use crate::model::query::{MapQuery, TaskQuery};
 use crate::model::task::INPUTS_MISSING;
 use crate::model::{EngineId, EngineUuid, MapId, TaskId};
+use crate::sys::directory_id::DirectoryId;
+use crate::sys::lock::{Lock, NotLocked};
+use crate::sys::{private_file, process};
 use crate::transport::KeyPair;
 use crate::wire::Message;
 use serde::{Deserialize, Serialize};
@@ -130,7 +130,7 @@ fn write_secrets(settings: &ControllerSettings, secrets: &Secrets) -> Result<(),
     };
     let path = settings.profile.controller_file(&settings.cluster_id);
     let text = serde_json::to_vec_pretty(secrets).map_err(|e| failed(&path, e.to_string()))?;
-    private::write(&path, &text).map_err(|e| failed(&path, e.to_string()))
+    private_file::write(&path, &text).map_err(|e| failed(&path, e.to_string()))
 }
 
 /// After an orderly end nobody needs them, or the next controller (`--reuse`).
@@ -227,11 +227,11 @@ pub(super) fn engine_file(settings: &ControllerSettings, secrets: &Secrets) -> C
 }
 
 /// Engines do without it.
-fn buffers_place(settings: &ControllerSettings) -> Option<Place> {
+fn buffers_place(settings: &ControllerSettings) -> Option<DirectoryId> {
     let made = crate::db::made_buffers_directory(&settings.profile.database_file(&settings.cluster_id));
     made.inspect_err(|error| tracing::warn!(%error, "no directory for large buffers could be made"))
         .ok()
-        .and_then(|path| Place::of(&path))
+        .and_then(|path| DirectoryId::of(&path))
 }
 
 /// What the records hold. `killed`: the engines of the run before may still be there.

@@ -5,13 +5,14 @@
 use super::core::event::{FoundMap, FoundRequest, FoundTask};
 use super::core::{Ask, Event, Expired, Query};
 use super::rescue::{self, Copy};
-use crate::db::{DbError, Reader, RequestRecord, Writer};
+use crate::db::{DbError, FoundValue, Reader, RequestRecord, Writer};
 use crate::model::change::{Attempt, Change};
 use crate::model::definition::Work;
 use crate::model::query::{MapQuery, TaskQuery};
 use crate::model::task::{INPUTS_MISSING, TaskRow, TaskState};
-use crate::model::{MapId, TaskId, UnixTime};
+use crate::model::{EngineUuid, MapId, TaskId, UnixTime};
 use crate::wire::content::client::{self as say, Selection, ok};
+use crate::wire::content::engine::{ValuePart, Values, ValuesRequest};
 use crate::wire::content::error::ErrorContent;
 use crate::wire::message::to_json;
 use bytes::Bytes;
@@ -379,6 +380,7 @@ fn respond(reader: &Reader, query: &Query) -> Result<Response, DbError> {
             let reply = say::OutputReply { status: ok(), size };
             return Ok(Response::Content(to_json(&reply), vec![bytes]));
         }
+        Ask::Values { engine, request } => return Ok(values(reader, engine.clone(), request)),
         Ask::Resubmit { selection, definition } => {
             return Ok(Response::Event(Box::new(Event::ResubmitFound {
                 client: query.client.clone(),
@@ -419,6 +421,31 @@ fn respond(reader: &Reader, query: &Query) -> Result<Response, DbError> {
         }
     };
     Ok(Response::Content(content, vec![]))
+}
+
+/// For a task of `--reduce`. The engine waits for an answer, whatever it is.
+fn values(reader: &Reader, engine: EngineUuid, request: &ValuesRequest) -> Response {
+    let (found, error) = match reader.values(&request.of, request.start, MOST_OUTPUT) {
+        Ok(found) => found,
+        Err(error) => (Vec::new(), Some(error.to_string())),
+    };
+    let part = |value: &FoundValue| ValuePart {
+        size: value.size,
+        pickled: value.pickled,
+    };
+    let values = Values {
+        task: request.task,
+        first: request
+            .of
+            .first()
+            .copied()
+            .unwrap_or(TaskId::new(request.task.map, request.task.index)),
+        start: request.start,
+        values: found.iter().map(part).collect(),
+        error,
+    };
+    let buffers = found.into_iter().map(|value| value.bytes).collect();
+    Response::Event(Box::new(Event::ValuesFound { engine, values, buffers }))
 }
 
 /// The finished tasks of a selection, by map.
@@ -477,7 +504,7 @@ fn finished_tasks(reader: &Reader, selection: &Selection) -> Result<Vec<FoundMap
                 errors: 0,
                 crashes: 0,
                 cancelled: false,
-                written: [0, 0],
+                written: Default::default(),
                 input: row
                     .input
                     .map(|i| Bytes::from(Box::<str>::from(i).into_string()))

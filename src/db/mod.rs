@@ -21,6 +21,7 @@ mod schema;
 mod tasks;
 #[cfg(test)]
 mod tests;
+mod values;
 mod writer;
 
 pub use error::{DbError, DbErrorKind};
@@ -30,6 +31,7 @@ pub use large::made_directory as made_buffers_directory;
 pub use reader::Reader;
 pub use requests::RequestRecord;
 pub use restart::{OpenMap, RegisteredEngine, RestartState, UnfinishedRequest, UnfinishedTask};
+pub use values::FoundValue;
 pub use writer::Writer;
 
 /// When a commit counts as done.

@@ -1,11 +1,12 @@
-//! What tasks have written, as it stands in the columns `stdout` and `stderr` and in files beside the database.
+//! What tasks have written, as it stands in the columns `stdout` and `stderr` and in files beside the database; long values likewise, in
+//! `value` or `pickled`.
 //!
 //! A short output that is UTF-8 is a TEXT. Anything else is a BLOB whose first byte says what follows: bytes; or the size of a long
 //! output, the run whose file has it, and its beginning. A file's name is `<task.id>-<run>-<stream>`; what it has beyond
 //! the size on record is of a commit that did not happen, and is written over.
 use super::{Durability, file};
 use crate::model::TaskId;
-use crate::model::output::{HEAD, Output, Stream};
+use crate::model::output::{HEAD, Output, Stream, Written};
 use bytes::{Buf, BufMut, Bytes};
 use rusqlite::types::ValueRef;
 use rusqlite::{Connection, OptionalExtension, Row};
@@ -85,11 +86,32 @@ impl InFile {
 
 /// SQL for what `task t` has written on this stream so far, whether it is finished or not.
 pub fn so_far(stream: Stream) -> String {
-    let word = stream.word();
+    let (word, column) = (stream.word(), finished(stream));
     format!(
         "CASE WHEN t.completed IS NULL THEN (SELECT CAST(char({JOINED}) || group_concat(substr(typeof(text), 1, 1) || hex(text), ',') AS BLOB) \
-         FROM (SELECT text FROM output WHERE task = t.id AND stream = '{word}' ORDER BY id)) ELSE t.{word} END"
+         FROM (SELECT text FROM output WHERE task = t.id AND stream = '{word}' ORDER BY id)) ELSE {column} END"
     )
+}
+
+/// SQL for the same of `t`, a task or an attempt, that has ended.
+pub fn finished(stream: Stream) -> &'static str {
+    match stream {
+        Stream::Stdout => "t.stdout",
+        Stream::Stderr => "t.stderr",
+        Stream::Value => "COALESCE(t.pickled, t.value)",
+    }
+}
+
+/// Where a long value is; of the columns `value` and `pickled`.
+pub fn long_value(column: ValueRef) -> Option<InFile> {
+    match column {
+        // A pickle begins otherwise, and JSON is a text.
+        ValueRef::Blob(blob) if blob.first() == Some(&IN_FILE) => match stored(column) {
+            Stored::InFile(file) => Some(file),
+            Stored::Here(_) => None,
+        },
+        _ => None,
+    }
 }
 
 /// Reads what [`so_far`] makes of rows: `t` and `b` for texts and blobs, each with its bytes as hexadecimal digits.
@@ -124,14 +146,20 @@ pub fn output(row: &Row, column: usize) -> rusqlite::Result<Output> {
     Ok(stored(row.get_ref(column)?).output())
 }
 
-/// Bytes that are on record of an unfinished task's run: stdout, stderr.
-pub fn written(connection: &Connection, task: i64) -> rusqlite::Result<[u64; 2]> {
+pub fn stream_of(word: &str) -> Stream {
+    Stream::ALL
+        .into_iter()
+        .find(|stream| stream.word() == word)
+        .unwrap_or(Stream::Stdout)
+}
+
+/// Bytes that are on record of an unfinished task's run.
+pub fn written(connection: &Connection, task: i64) -> rusqlite::Result<Written> {
     let mut select = connection.prepare_cached("SELECT stream, text FROM output WHERE task = ?1")?;
     let mut rows = select.query([task])?;
-    let mut written = [0, 0];
+    let mut written = Written::default();
     while let Some(row) = rows.next()? {
-        let stream = if row.get_ref(0)?.as_str()? == "stderr" { 1 } else { 0 };
-        written[stream] += stored(row.get_ref(1)?).size();
+        written[stream_of(row.get_ref(0)?.as_str()?) as usize] += stored(row.get_ref(1)?).size();
     }
     Ok(written)
 }
@@ -220,17 +248,25 @@ impl Outputs {
         }
     }
 
-    /// Removes the files of tasks, and of runs of tasks, that are not on record any more.
+    pub fn remove(&self, task: TaskId, run: u32, stream: Stream) {
+        let _ = fs::remove_file(self.path(task, run, stream));
+    }
+
+    /// Removes the files of tasks, and of runs of tasks, that are not on record any more, and of values that did not stand.
     pub fn sweep(&self, connection: &Connection) -> rusqlite::Result<()> {
         let Ok(found) = fs::read_dir(&self.directory) else {
             return Ok(());
         };
         let sql = "SELECT 1 FROM task WHERE id = ?1 AND (run = ?2 OR EXISTS (SELECT 1 FROM attempt WHERE task = ?1 AND run = ?2))";
         let mut known = connection.prepare_cached(sql)?;
+        let sql = "SELECT 1 FROM task WHERE id = ?1 AND run = ?2 AND (completed IS NULL OR typeof(value) = 'blob' OR substr(pickled, 1, 1) = x'01') \
+                   UNION ALL SELECT 1 FROM attempt WHERE task = ?1 AND run = ?2 AND (typeof(value) = 'blob' OR substr(pickled, 1, 1) = x'01')";
+        let mut known_value = connection.prepare_cached(sql)?;
         for entry in found.flatten() {
-            let Some((task, run)) = entry.file_name().to_str().and_then(parse_name) else {
+            let Some((task, run, stream)) = entry.file_name().to_str().and_then(parse_name) else {
                 continue;
             };
+            let known = if stream == Stream::Value { &mut known_value } else { &mut known };
             let is_known = known.query_row((task, run), |_| Ok(())).optional()?.is_some();
             if !is_known {
                 let _ = fs::remove_file(entry.path());
@@ -240,9 +276,9 @@ impl Outputs {
     }
 }
 
-fn parse_name(name: &str) -> Option<(i64, u32)> {
+fn parse_name(name: &str) -> Option<(i64, u32, Stream)> {
     let mut words = name.split('-');
     let (task, run, stream) = (words.next()?, words.next()?, words.next()?);
-    let is_stream = Stream::ALL.iter().any(|known| known.word() == stream);
-    (is_stream && words.next().is_none()).then_some((task.parse().ok()?, run.parse().ok()?))
+    let stream = Stream::ALL.into_iter().find(|known| known.word() == stream)?;
+    words.next().is_none().then_some((task.parse().ok()?, run.parse().ok()?, stream))
 }

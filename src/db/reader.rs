@@ -154,7 +154,7 @@ impl Reader {
         })
     }
 
-    /// A part of what a task has written, of its current run or of an earlier one that did not stand: the size of all of it, and up to
+    /// A part of what a task has written, or of its exact value, of its current run or of an earlier one that did not stand: the size of all of it, and up to
     /// so many bytes from a place on. None where there is no such task or attempt.
     pub fn output(
         &self,
@@ -176,8 +176,8 @@ impl Reader {
             let mut found = stored(&current, &[&task.row_id(), &run])?;
             if found.is_none() && run.is_some() {
                 let earlier = format!(
-                    "SELECT {} FROM attempt WHERE task = ?1 AND run = ?2 ORDER BY id DESC LIMIT 1",
-                    stream.word()
+                    "SELECT {} FROM attempt t WHERE task = ?1 AND run = ?2 ORDER BY id DESC LIMIT 1",
+                    outputs::finished(stream)
                 );
                 found = stored(&earlier, &[&task.row_id(), &run])?;
             }

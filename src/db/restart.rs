@@ -6,6 +6,7 @@ use super::{DbError, Reader, outputs, rows};
 use crate::model::change::Request;
 use crate::model::definition::MapDefinition;
 use crate::model::engine::EngineFacts;
+use crate::model::output::Written;
 use crate::model::task::{Counts, TaskState};
 use crate::model::{EngineId, MapId, TaskId, UnixTime};
 use bytes::Bytes;
@@ -61,8 +62,8 @@ pub struct UnfinishedTask {
     pub failures: u32,
     /// Its current attempt is to be the last.
     pub cancelled: bool,
-    /// Bytes of its current run's output that are on record: stdout, stderr.
-    pub written: [u64; 2],
+    /// Bytes of its current run's output, and of its value, that are on record.
+    pub written: Written,
     /// JSON text; empty for requests of ipyparallel clients.
     pub input: Bytes,
 }
@@ -113,7 +114,7 @@ impl Reader {
                 // Its beginning is on record before its output.
                 let written = match state {
                     TaskState::Running => outputs::written(connection, id)?,
-                    _ => [0, 0],
+                    _ => Written::default(),
                 };
                 take(UnfinishedTask {
                     written,

@@ -33,7 +33,7 @@ pub fn task_columns(version: i32, brief: bool, msg_id: &str, label: &str) -> Str
 
 pub fn task_row(row: &Row) -> rusqlite::Result<TaskRow> {
     let (started, completed): (Option<f64>, Option<f64>) = (row.get(6)?, row.get(7)?);
-    let (value, pickled) = value(row, (13, 14, 18, 12))?;
+    let (value, pickled, value_size) = value(row, (13, 14, 18, 12))?;
     let ename: Option<String> = row.get(10)?;
     let error = match ename {
         None => None,
@@ -49,6 +49,7 @@ pub fn task_row(row: &Row) -> rusqlite::Result<TaskRow> {
         input: json(row, 9)?,
         value,
         pickled,
+        value_size,
         repr: row.get(12)?,
         stdout: outputs::output(row, 15)?,
         stderr: outputs::output(row, 16)?,
@@ -76,26 +77,34 @@ fn json(row: &Row, column: usize) -> rusqlite::Result<Option<Box<RawValue>>> {
     Ok(raw.ok())
 }
 
+/// JSON, a pickle, the size of a value in a file.
+type Value = (Option<Box<RawValue>>, Option<Pickled>, Option<u64>);
+
 /// A value, out of the columns `value`, `pickled`, `type` and `repr`. Up to version 7 a pickle is base64, with a `repr` alone beside it.
-fn value(
-    row: &Row,
-    (value, pickled, python_type, repr): (usize, usize, usize, usize),
-) -> rusqlite::Result<(Option<Box<RawValue>>, Option<Pickled>)> {
+fn value(row: &Row, (value, pickled, python_type, repr): (usize, usize, usize, usize)) -> rusqlite::Result<Value> {
+    if let Some(file) = outputs::long_value(row.get_ref(value)?) {
+        return Ok((None, None, Some(file.size)));
+    }
     let value = json(row, value)?;
+    if let Some(file) = outputs::long_value(row.get_ref(pickled)?) {
+        let python_type = row.get::<_, Option<String>>(python_type)?.unwrap_or_else(|| "object".into());
+        let bytes = Bytes::new();
+        return Ok((value, Some(Pickled { python_type, bytes }), Some(file.size)));
+    }
     let bytes = match row.get_ref(pickled)? {
         ValueRef::Blob(bytes) => Bytes::copy_from_slice(bytes),
         ValueRef::Text(text) => match STANDARD.decode(text) {
             Ok(bytes) => bytes.into(),
-            Err(_) => return Ok((value, None)),
+            Err(_) => return Ok((value, None, None)),
         },
-        _ => return Ok((value, None)),
+        _ => return Ok((value, None, None)),
     };
     let shown = match value {
         Some(value) => Some(value),
         None => row.get_ref(repr)?.as_str_or_null()?.and_then(|repr| to_raw_value(repr).ok()),
     };
     let python_type = row.get::<_, Option<String>>(python_type)?.unwrap_or_else(|| "object".into());
-    Ok((shown, Some(Pickled { python_type, bytes })))
+    Ok((shown, Some(Pickled { python_type, bytes }), None))
 }
 
 /// Bytes that the row takes in a message, about.
@@ -170,11 +179,12 @@ pub fn attempt_row(row: &Row) -> rusqlite::Result<AttemptRow> {
             traceback: text(14)?.unwrap_or_default(),
         }),
     };
-    let (value, pickled) = value(row, (7, 8, 16, 9))?;
+    let (value, pickled, value_size) = value(row, (7, 8, 16, 9))?;
     let outcome = Outcome {
         status: state_of(row.get_ref(2)?.as_str()?)?,
         value,
         pickled,
+        value_size,
         stdout: outputs::output(row, 10)?,
         stderr: outputs::output(row, 11)?,
         exit_code: row.get(6)?,

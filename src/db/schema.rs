@@ -18,6 +18,7 @@ const MIGRATIONS: &[&str] = &[
     include_str!("migrations/0008_exact_values.sql"),
     include_str!("migrations/0009_bundles.sql"),
     include_str!("migrations/0010_outputs.sql"),
+    include_str!("migrations/0011_long_values.sql"),
 ];
 
 /// The version that this program writes, in `PRAGMA user_version`.

@@ -3,8 +3,10 @@ use super::batch::{Batch, Known, tidy};
 use super::large::Large;
 use super::outputs::Outputs;
 use super::{DbError, Durability, Reader, file};
+use crate::model::TaskId;
 use crate::model::change::Change;
 use crate::model::kept::Kept;
+use crate::model::output::Stream;
 use bytes::Bytes;
 use rusqlite::config::DbConfig;
 use rusqlite::{Connection, TransactionBehavior};
@@ -78,7 +80,11 @@ impl Writer {
             // It may know of engines that were rolled back.
             self.known.forget();
         }
-        applied.map_err(|error| DbError::sqlite("record tasks in", &self.path, &error))
+        let dropped = applied.map_err(|error| DbError::sqlite("record tasks in", &self.path, &error))?;
+        for (task, run, stream) in dropped {
+            self.outputs.remove(task, run, stream);
+        }
+        Ok(())
     }
 
     /// Whether the file has been deleted or replaced: what is written goes into a file without a name, and ends with this process.
@@ -228,14 +234,14 @@ fn buffers_of(change: &Change) -> (&[Bytes], Option<&Kept>) {
     }
 }
 
-/// `stored`: under which name each change's buffers are kept, where they are not in the row.
+/// `stored`: under which name each change's buffers are kept, where they are not in the row. Files that can go now.
 fn apply(
     connection: &Connection,
     known: &mut Known,
     outputs: (&Outputs, Durability),
     changes: &[Change],
     stored: Vec<Option<String>>,
-) -> rusqlite::Result<()> {
+) -> rusqlite::Result<Vec<(TaskId, u32, Stream)>> {
     in_transaction(connection, "BEGIN IMMEDIATE", |connection| {
         let mut batch = Batch::new(connection, known, outputs)?;
         for (change, stored) in changes.iter().zip(stored) {

@@ -85,6 +85,26 @@ impl Bundles {
         }
     }
 
+    /// Adds to a file of values, which their reader removes. Where it is.
+    pub fn keep_values(&mut self, name: &str, is_first: bool, bytes: &[Bytes]) -> Place {
+        let path = self.directory()?.join(name);
+        let write = || -> io::Result<()> {
+            let mut file = OpenOptions::new().append(true).create_new(is_first).mode(0o600).open(&path)?;
+            bytes.iter().try_for_each(|bytes| file.write_all(bytes))
+        };
+        if is_first {
+            let _ = fs::remove_file(&path);
+        }
+        write().map_err(|error| format!("{}: {error}", path.display()))?;
+        Ok(path)
+    }
+
+    pub fn forget_values(&mut self, name: &str) {
+        if let Some(directory) = &self.directory {
+            let _ = fs::remove_file(directory.join(name));
+        }
+    }
+
     pub fn written(&mut self, hash: String, place: Place) {
         if let Err(why) = &place {
             tracing::warn!(hash, "the code of a map cannot be written: {why}");

@@ -3,7 +3,7 @@
 //!
 //! The engine takes in orphans (`PR_SET_CHILD_SUBREAPER`, prctl(2)): the kernel makes them children of its main thread. Workers and
 //! commands are children of another thread. Whose an orphan is says [`MARK`] in its environment, or, if it was forked and has executed
-//! nothing, the name of a file that only the worker and its forks have open.
+//! nothing, the name of a piece of memory that only the worker and its forks have (`worker/counts.rs`).
 use crate::engine::memory::children;
 use nix::sys::prctl::set_child_subreaper;
 use nix::sys::signal::{Signal, kill};
@@ -159,9 +159,10 @@ impl Leftovers {
         let mut variables = environment.split(|byte| *byte == 0).filter_map(|v| std::str::from_utf8(v).ok());
         let marked = variables.find_map(|variable| number(variable.strip_prefix(MARK)?.strip_prefix('=')?));
         marked.or_else(|| {
-            let files = std::fs::read_dir(format!("/proc/{pid}/fd")).ok()?;
-            let mut targets = files.flatten().filter_map(|file| std::fs::read_link(file.path()).ok());
-            targets.find_map(|target| number(target.to_str()?.strip_prefix("/memfd:")?))
+            let memory = std::fs::read(format!("/proc/{pid}/maps")).ok()?;
+            String::from_utf8_lossy(&memory)
+                .lines()
+                .find_map(|line| number(line.split_once(" /memfd:")?.1))
         })
     }
 

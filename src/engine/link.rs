@@ -1,5 +1,5 @@
 //! The engine's one connection to its controller: finding the address that answers, registering, sealing and opening.
-use super::through::Through;
+use super::ssh_tunnel::SshTunnel;
 use super::{EngineError, EngineSettings};
 use crate::connection::ConnectionFile;
 use crate::model::{EngineId, EngineUuid, UnixTime};
@@ -32,7 +32,7 @@ pub struct Link {
     /// The controller receives no longer message.
     pub max_message: usize,
     /// Where the controller is not reached otherwise.
-    through: Option<Through>,
+    tunnel: Option<SshTunnel>,
 }
 
 /// Replies are kept up to so many bytes; beyond them the oldest go first, with a word in the log.
@@ -67,10 +67,10 @@ impl Link {
             answers: &[REGISTERED],
         };
         let until = Instant::now() + Duration::from_millis(settings.registration_timeout_ms);
-        let mut through: Option<Through> = None;
+        let mut tunnel: Option<SshTunnel> = None;
         loop {
             let mut failures = Vec::new();
-            if let Some((mut link, answer)) = Link::round(settings, &first, &mut through, &mut failures).await? {
+            if let Some((mut link, answer)) = Link::round(settings, &first, &mut tunnel, &mut failures).await? {
                 let registered: Registered = answer
                     .content()
                     .map_err(|e| EngineError::Refused(format!("its answer cannot be read: {e}")))?;
@@ -92,7 +92,7 @@ impl Link {
             }
             tokio::time::sleep(PAUSE).await;
             if let Some(moved) = settings.moved() {
-                (settings.connection, through) = (moved, None);
+                (settings.connection, tunnel) = (moved, None);
             }
         }
     }
@@ -117,7 +117,7 @@ impl Link {
     async fn round(
         settings: &EngineSettings,
         first: &First<'_>,
-        through: &mut Option<Through>,
+        tunnel: &mut Option<SshTunnel>,
         failures: &mut Vec<String>,
     ) -> Result<Option<(Link, Message)>, EngineError> {
         let (file, addresses) = (&settings.connection, settings.addresses());
@@ -141,21 +141,21 @@ impl Link {
         if file.ssh.is_empty() {
             return Ok(None);
         }
-        if through.is_none() {
-            match Through::open(&file.ssh, &addresses, port).await {
-                Ok(opened) => *through = Some(opened),
+        if tunnel.is_none() {
+            match SshTunnel::open(&file.ssh, &addresses, port).await {
+                Ok(opened) => *tunnel = Some(opened),
                 Err(why) => failures.push(format!("through {} ({why})", file.ssh)),
             }
         }
-        let Some(way) = through.as_ref() else { return Ok(None) };
-        match Link::try_address(file, "127.0.0.1", way.port(), first).await? {
+        let Some(opened) = tunnel.as_ref() else { return Ok(None) };
+        match Link::try_address(file, "127.0.0.1", opened.port, first).await? {
             Ok((mut link, answer)) => {
-                let (server, address) = (&file.ssh, &way.address);
+                let (server, address) = (&file.ssh, &opened.address);
                 tracing::info!(
                     "the controller is reached through {server}, at {address}:{port}; not directly: {}",
                     failures.join(", ")
                 );
-                link.through = through.take();
+                link.tunnel = tunnel.take();
                 Ok(Some((link, answer)))
             }
             Err(why) => {
@@ -196,7 +196,7 @@ impl Link {
             kept: VecDeque::new(),
             kept_bytes: 0,
             max_message: usize::MAX,
-            through: None,
+            tunnel: None,
         };
         link.send_native(first.msg_type, &first.content);
         let until = tokio::time::Instant::now() + ANSWER;

@@ -11,9 +11,9 @@ mod link;
 mod memory;
 mod requests;
 pub mod settings;
+mod ssh_tunnel;
 #[cfg(test)]
 mod tests;
-mod through;
 pub mod worker;
 
 pub use settings::EngineSettings;

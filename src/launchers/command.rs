@@ -214,7 +214,7 @@ mod tests {
         assert_eq!(error.to_string(), "sh did not end within 0.3 s");
         let pid: u32 = std::fs::read_to_string(&pid).unwrap().trim().parse().unwrap();
         let deadline = Instant::now() + LONG;
-        while crate::connection::process::exists(pid) {
+        while crate::sys::process::exists(pid) {
             assert!(Instant::now() < deadline, "its child lives on");
             std::thread::sleep(LOOK_EVERY);
         }

@@ -1,9 +1,9 @@
 //! What one launch started: processes here, processes on other hosts, or jobs of a batch system. Plain data, kept in the
 //! cluster's state file, so that another process can take it up.
 use super::EnginesLaunch;
-use crate::connection::process::ProcessId;
 use crate::profile::ProfileDir;
 use crate::profile::config::EngineKind;
+use crate::sys::process::ProcessId;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use std::path::PathBuf;

@@ -1,7 +1,7 @@
 //! Processes on this host, each in a session of its own: neither Ctrl-C in the shell that started them nor its end reaches them.
 use super::engine::{controller_command, engine_command};
 use super::{ControllerLaunch, Ended, EnginesLaunch, LaunchError, Launched, Launcher, MemberState, Process};
-use crate::connection::process::{self, Presence, ProcessId, Unseen};
+use crate::sys::process::{self, Presence, ProcessId, Unseen};
 use nix::errno::Errno;
 use nix::sys::signal::Signal;
 use nix::unistd::Pid;

@@ -1,6 +1,6 @@
 //! Ways to start a controller or engines, and to end what was started.
 //!
-//! Parts: the trait [`Launcher`] and [`by_name`], [`launched`] (what a launch started: plain data that another process can take
+//! Parts: the trait [`Launcher`], its [`Capabilities`] and [`RemoteHosts`], and [`by_name`], [`launched`] (what a launch started: plain data that another process can take
 //! up), [`local`] (processes on this host), [`mpi`] (engines under one `mpiexec`), [`ssh`] (engines on other hosts),
 //! [`batch`] (what batch systems have in common), a row for each ([`slurm`], [`sge`], [`pbs`],
 //! [`lsf`], [`htcondor`]), [`templates`] and [`jobs`] (the launcher that runs what a row says),
@@ -34,12 +34,6 @@ use crate::profile::config::{Config, EngineKind};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-/// Seconds since 1970.
-fn now() -> f64 {
-    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
-    now.map_or(0.0, |d| d.as_micros() as f64 / 1e6)
-}
-
 /// The launchers that there are.
 pub fn known() -> Vec<&'static str> {
     ["local", mpi::NAME, ssh::NAME].into_iter().chain(batch::SYSTEMS).collect()
@@ -49,21 +43,12 @@ pub fn known() -> Vec<&'static str> {
 /// an async task.
 pub trait Launcher: Send + Sync {
     fn name(&self) -> &str;
-    /// Whether what it starts may run on other hosts: then the controller must listen where these reach it.
-    fn is_elsewhere(&self) -> bool {
-        false
+    fn capabilities(&self) -> Capabilities {
+        Capabilities::default()
     }
-    /// Whether engines may be started where they do not reach a controller over the network: it need not listen there.
-    fn brings_a_way(&self) -> bool {
-        false
-    }
-    /// Whether no engine is to reach the controller over the network.
-    fn is_only_way(&self) -> bool {
-        false
-    }
-    /// Whether its states may be as old as some seconds, because who tells them is asked seldom.
-    fn is_asked_seldom(&self) -> bool {
-        false
+    /// What can be done with engines on other hosts that only this launcher reaches; none where it reaches none.
+    fn remote_hosts(&self) -> Option<&dyn RemoteHosts> {
+        None
     }
     /// Starts one controller.
     fn start_controller(&self, launch: &ControllerLaunch) -> Result<Launched, LaunchError>;
@@ -76,10 +61,6 @@ pub trait Launcher: Send + Sync {
     /// Ends these members and no other ([`Launched::only`] names some): SIGTERM, and SIGKILL to what is still there after
     /// `grace`, with all that these left; or the batch system is told. Waits for the end where that is soon; says what it took.
     fn stop(&self, launched: &Launched, grace: Duration) -> Result<Ended, LaunchError>;
-    /// Brings back what carries messages to members that still run, and has gone; the program is pcluster. What people should know of it.
-    fn bring_back_ways(&self, _: &Launched, _program: &Path) -> Vec<String> {
-        Vec::new()
-    }
     /// The last lines of what the member at this place has written, without blank ones; empty if there are none.
     fn log_end(&self, launched: &Launched, place: usize, lines: usize) -> String {
         launched
@@ -87,17 +68,37 @@ pub trait Launcher: Send + Sync {
             .get(place)
             .map_or_else(String::new, |m| logs::end(&m.log, m.log_from, lines))
     }
-    /// The last lines of what these members have written on other hosts, by place; or why they cannot be had.
-    fn logs_elsewhere(&self, _: &Launched, _places: &[usize], _lines: usize) -> Vec<(usize, Result<String, String>)> {
-        Vec::new()
-    }
-    /// The places of the engines that are these processes: each the name that its host gives itself, and its id there. Only of
-    /// processes on other hosts; those that cannot be told are left out.
-    fn places_of(&self, _: &Launched, _processes: &[(String, u32)]) -> Vec<usize> {
-        Vec::new()
-    }
     /// One line for people.
     fn describe(&self, launched: &Launched) -> String;
+}
+
+/// What holds of a launcher, as it is configured.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Capabilities {
+    /// What it starts may run on other hosts: the controller must listen where these reach it.
+    pub remote: bool,
+    /// Its engines may run where they do not reach the controller over the network: it need not listen there.
+    pub provides_tunnel: bool,
+    /// None of its engines is to reach the controller over the network.
+    pub tunnel_only: bool,
+    /// Its states may be some seconds old, because whoever reports them is asked seldom.
+    pub has_cached_state: bool,
+}
+
+/// Engines on hosts that are named one by one (`--host`). Each host has a Python, and may have a copy of the connection file, of its own.
+pub trait RemoteHosts: Send + Sync {
+    /// How many engines the hosts are for; none if that is not limited.
+    fn capacity(&self) -> Option<u32>;
+    /// How many engines are enough if no more can be started.
+    fn min_engines(&self) -> Option<u32>;
+    /// Starts the tunnels of members again that are gone while the members still run; the program is pcluster. What people should know of
+    /// it.
+    fn restart_tunnels(&self, launched: &Launched, program: &Path) -> Vec<String>;
+    /// The last lines of what these members have written on their hosts, by place; or why they cannot be had.
+    fn logs(&self, launched: &Launched, places: &[usize], lines: usize) -> Vec<(usize, Result<String, String>)>;
+    /// The places of the engines that are these processes: each the name that its host gives itself, and its id there. Those that cannot be
+    /// told are left out.
+    fn places_of(&self, launched: &Launched, processes: &[(String, u32)]) -> Vec<usize>;
 }
 
 /// The launcher of this name, for this profile and its configuration.
@@ -147,7 +148,31 @@ pub struct EnginesLaunch {
 
 #[cfg(test)]
 pub(crate) mod tests {
-    use super::Path;
+    use super::*;
+    use crate::profile::config::resources::{SshHost, TunnelMode};
+
+    #[test]
+    fn each_launcher_says_what_it_can() {
+        let dir = tempfile::tempdir().unwrap();
+        let profile = ProfileDir::at(dir.path());
+        let mut config = Config::default();
+        config.launchers.ssh.hosts = ["node1:4", "node2:8"].map(|text| SshHost::parse(text).unwrap()).into();
+        config.launchers.ssh.min_engines = Some(3);
+        for name in known() {
+            let launcher = by_name(name, &profile, &config).unwrap();
+            let capabilities = launcher.capabilities();
+            let is_batch = batch::SYSTEMS.contains(&name);
+            assert_eq!(launcher.name(), name);
+            assert_eq!(capabilities.has_cached_state, is_batch || name == ssh::NAME, "{name}");
+            assert_eq!(capabilities.provides_tunnel, name == ssh::NAME, "{name}");
+            let hosts = launcher.remote_hosts().map(|hosts| (hosts.capacity(), hosts.min_engines()));
+            assert_eq!(hosts, (name == ssh::NAME).then_some((Some(12), Some(3))), "{name}");
+        }
+        let tunnel_only = |config: &Config| by_name(ssh::NAME, &profile, config).unwrap().capabilities().tunnel_only;
+        assert!(!tunnel_only(&config));
+        config.launchers.ssh.tunnel = TunnelMode::Always;
+        assert!(tunnel_only(&config));
+    }
 
     /// Writes a program. Another process does it: one that is open for writing here, or in a process just forked from
     /// here by another test, cannot be run.

@@ -4,7 +4,7 @@
 //! What is started is one process, `mpiexec`, and the engines are its children or those of its daemons; [`Local`] starts and ends it.
 use super::engine::lone_engine_command;
 use super::local::Local;
-use super::{ControllerLaunch, Ended, EnginesLaunch, LaunchError, Launched, Launcher, MemberState};
+use super::{Capabilities, ControllerLaunch, Ended, EnginesLaunch, LaunchError, Launched, Launcher, MemberState};
 use crate::profile::config::resources::MpiConfig;
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -37,13 +37,9 @@ pub fn command(config: &MpiConfig, launch: &EnginesLaunch) -> Result<(PathBuf, V
     Ok((PathBuf::from(&config.command), words))
 }
 
-impl Launcher for Mpi {
-    fn name(&self) -> &str {
-        NAME
-    }
-
-    /// `mpiexec` may have been told of other hosts.
-    fn is_elsewhere(&self) -> bool {
+impl Mpi {
+    /// `mpiexec` may have been given other hosts.
+    fn is_remote(&self) -> bool {
         let told = [
             "-f",
             "-host",
@@ -59,13 +55,26 @@ impl Launcher for Mpi {
         self.config.arguments.iter().any(|word| told.contains(&word.as_str()))
             || granted.iter().any(|name| std::env::var_os(name).is_some())
     }
+}
+
+impl Launcher for Mpi {
+    fn name(&self) -> &str {
+        NAME
+    }
+
+    fn capabilities(&self) -> Capabilities {
+        Capabilities {
+            remote: self.is_remote(),
+            ..Capabilities::default()
+        }
+    }
 
     fn start_controller(&self, launch: &ControllerLaunch) -> Result<Launched, LaunchError> {
         self.local.start_controller(launch)
     }
 
     fn start_engines(&self, launch: &EnginesLaunch) -> Result<Launched, LaunchError> {
-        let mut launched = Launched::new(NAME, crate::connection::process::host());
+        let mut launched = Launched::new(NAME, crate::sys::process::host());
         if launch.n == 0 {
             return Ok(launched);
         }
@@ -132,6 +141,6 @@ mod tests {
         };
         insta::assert_snapshot!(words(&config, EngineKind::Pcluster), @r"mpirun --hostfile hosts -n 3 /opt/pcluster engine --file /home/ada/.ipython/profile_x/security/ipcontroller-engine.json --profile-dir /home/ada/.ipython/profile_x --python /venv/bin/python --mpi");
         insta::assert_snapshot!(words(&MpiConfig::default(), EngineKind::Ipengine), @r"mpiexec -n 3 /venv/bin/python -m ipyparallel.engine --profile-dir=/home/ada/.ipython/profile_x --file=/home/ada/.ipython/profile_x/security/ipcontroller-engine.json --mpi");
-        assert!(Mpi::new(&config).is_elsewhere());
+        assert!(Mpi::new(&config).capabilities().remote);
     }
 }

@@ -1,18 +1,22 @@
 //! Engines on other hosts, started and ended over ssh. Each is a daemon there, in a session of its own, that needs the connection
 //! no longer which started it; another process ends it later over another one, told by host name, process id and start time.
 //!
-//! Parts: [`plan`] (which host gets which engines), [`start`] (one host's engines), [`there`] (what runs on a host, and its end),
-//! [`reverse`] (ways to the controller for hosts that do not reach it).
+//! Parts: [`plan`] (which host gets which engines), [`start`] (one host's engines), [`processes`] (what runs on a host, and its end),
+//! [`reachability`] (whether a host reaches the controller), [`tunnel`] (for hosts that do not).
 mod plan;
-pub mod reverse;
+mod processes;
+pub mod reachability;
 mod start;
-mod there;
+pub mod tunnel;
 
-use super::{ControllerLaunch, Ended, EnginesLaunch, LaunchError, Launched, Launcher, MemberState, Process, logs};
-use crate::connection::process;
-use crate::connection::ssh::{Destination, Ssh, SshError};
+use super::{
+    Capabilities, ControllerLaunch, Ended, EnginesLaunch, LaunchError, Launched, Launcher, MemberState, Process, RemoteHosts, logs,
+};
 use crate::profile::config::resources::SshConfig;
-use start::Way;
+use crate::ssh::tunnel::process as tunnels;
+use crate::ssh::{Destination, Ssh, SshError};
+use crate::sys::process;
+use start::Route;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -93,20 +97,17 @@ impl Launcher for OverSsh {
         NAME
     }
 
-    fn is_elsewhere(&self) -> bool {
-        true
+    fn capabilities(&self) -> Capabilities {
+        Capabilities {
+            remote: true,
+            provides_tunnel: !self.config.needs_network(),
+            tunnel_only: self.config.only_tunnels(),
+            has_cached_state: true,
+        }
     }
 
-    fn brings_a_way(&self) -> bool {
-        !self.config.needs_network()
-    }
-
-    fn is_only_way(&self) -> bool {
-        self.config.only_tunnels()
-    }
-
-    fn is_asked_seldom(&self) -> bool {
-        true
+    fn remote_hosts(&self) -> Option<&dyn RemoteHosts> {
+        Some(self)
     }
 
     fn start_controller(&self, _: &ControllerLaunch) -> Result<Launched, LaunchError> {
@@ -130,10 +131,10 @@ impl Launcher for OverSsh {
             match result {
                 Ok(of_host) => {
                     started.extend(of_host.engines);
-                    match of_host.way {
-                        Way::Given => {}
-                        Way::Direct(_) => direct.push(host),
-                        Way::Tunnel(why) => launched
+                    match of_host.route {
+                        Route::Given => {}
+                        Route::Direct(_) => direct.push(host),
+                        Route::Tunnel(why) => launched
                             .notes
                             .push(format!("{host}: its engines reach the controller through a reverse tunnel ({why})")),
                     }
@@ -172,7 +173,7 @@ impl Launcher for OverSsh {
             return last.states.clone();
         }
         let answers = self.on_each(launched, |host, processes| async move {
-            let states = match tokio::time::timeout(ANSWERS, there::states(&host, &processes)).await {
+            let states = match tokio::time::timeout(ANSWERS, processes::states(&host, &processes)).await {
                 Ok(Ok(states)) => states,
                 Ok(Err(e)) => vec![MemberState::unknown(first_line(&e.to_string())); processes.len()],
                 Err(_) => vec![MemberState::unknown(format!("{host} has not answered for {} s", ANSWERS.as_secs())); processes.len()],
@@ -199,7 +200,7 @@ impl Launcher for OverSsh {
 
     fn signal(&self, launched: &Launched, signal: i32) -> Result<usize, LaunchError> {
         let answers = self.on_each(launched, move |host, processes| async move {
-            let sent = there::signal(&host, &processes, signal).await;
+            let sent = processes::signal(&host, &processes, signal).await;
             sent.map_err(|e| format!("{host}: {e}"))
         })?;
         let sent = told("send a signal to", answers)?;
@@ -208,23 +209,14 @@ impl Launcher for OverSsh {
 
     fn stop(&self, launched: &Launched, grace: Duration) -> Result<Ended, LaunchError> {
         let answers = self.on_each(launched, move |host, processes| async move {
-            let ended = there::end(&host, &processes, grace).await;
+            let ended = processes::end(&host, &processes, grace).await;
             ended.map_err(|e| format!("{host}: {e}"))
         })?;
         // Also of hosts that did not answer: the tunnels of these lead nowhere.
-        launched.tunnels().iter().for_each(|file| reverse::end(file));
+        launched.tunnels().iter().for_each(|file| tunnels::end(file));
         let mut all = Ended::default();
         told("end", answers)?.into_iter().for_each(|ended| all += ended);
         Ok(all)
-    }
-
-    fn bring_back_ways(&self, launched: &Launched, program: &Path) -> Vec<String> {
-        let brought = |file: &PathBuf| match reverse::bring_back(program, file) {
-            Ok(true) => Some("a reverse tunnel of before was gone and is started again".to_string()),
-            Ok(false) => None,
-            Err(error) => Some(error.to_string()),
-        };
-        launched.tunnels().iter().filter_map(brought).collect()
     }
 
     fn log_end(&self, launched: &Launched, place: usize, lines: usize) -> String {
@@ -235,20 +227,47 @@ impl Launcher for OverSsh {
             return logs::end(&process.log, process.log_from, lines);
         }
         let end = self.at_once(vec![async move {
-            let end = tokio::time::timeout(ANSWERS, there::log_end(&process, lines)).await;
+            let end = tokio::time::timeout(ANSWERS, processes::log_end(&process, lines)).await;
             end.ok().and_then(Result::ok).unwrap_or_default()
         }]);
         end.ok().and_then(|mut ends| ends.pop()).unwrap_or_default()
     }
 
-    fn logs_elsewhere(&self, launched: &Launched, places: &[usize], lines: usize) -> Vec<(usize, Result<String, String>)> {
+    fn describe(&self, launched: &Launched) -> String {
+        let hosts: Vec<String> = by_host(launched)
+            .into_iter()
+            .map(|(host, processes)| format!("{} on {host}", processes.len()))
+            .collect();
+        format!("engines: {}", hosts.join(", "))
+    }
+}
+
+impl RemoteHosts for OverSsh {
+    fn capacity(&self) -> Option<u32> {
+        self.config.engines()
+    }
+
+    fn min_engines(&self) -> Option<u32> {
+        self.config.min_engines
+    }
+
+    fn restart_tunnels(&self, launched: &Launched, program: &Path) -> Vec<String> {
+        let brought = |file: &PathBuf| match tunnels::restart(program, file) {
+            Ok(true) => Some("a reverse tunnel of before was gone and is started again".to_string()),
+            Ok(false) => None,
+            Err(error) => Some(error.to_string()),
+        };
+        launched.tunnels().iter().filter_map(brought).collect()
+    }
+
+    fn logs(&self, launched: &Launched, places: &[usize], lines: usize) -> Vec<(usize, Result<String, String>)> {
         let mut hosts = by_host(launched);
         for (_, processes) in &mut hosts {
             processes.retain(|(place, process)| process.directory.is_some() && places.contains(place));
         }
         hosts.retain(|(_, processes)| !processes.is_empty());
         let works = hosts.into_iter().map(|(host, processes)| async move {
-            let read = match tokio::time::timeout(ANSWERS, there::log_ends(&host, &processes, lines)).await {
+            let read = match tokio::time::timeout(ANSWERS, processes::log_ends(&host, &processes, lines)).await {
                 Ok(read) => read.map_err(|e| format!("{host}: {e}")),
                 Err(_) => Err(format!("{host} has not answered for {} s", ANSWERS.as_secs())),
             };
@@ -276,7 +295,7 @@ impl Launcher for OverSsh {
                 continue;
             }
             works.push(async move {
-                let asked = tokio::time::timeout(ANSWERS, there::parents(&host, &pids)).await;
+                let asked = tokio::time::timeout(ANSWERS, processes::parents(&host, &pids)).await;
                 let parents = asked.ok().and_then(Result::ok).unwrap_or_default();
                 let is_it = |pid: u32| pids.contains(&pid) || parents.contains(&pid);
                 let places = processes.into_iter().filter(|(_, process)| is_it(process.id.pid));
@@ -284,14 +303,6 @@ impl Launcher for OverSsh {
             });
         }
         self.at_once(works).unwrap_or_default().into_iter().flatten().collect()
-    }
-
-    fn describe(&self, launched: &Launched) -> String {
-        let hosts: Vec<String> = by_host(launched)
-            .into_iter()
-            .map(|(host, processes)| format!("{} on {host}", processes.len()))
-            .collect();
-        format!("engines: {}", hosts.join(", "))
     }
 }
 

@@ -22,6 +22,6 @@ pub use ids::{EngineId, EngineUuid, MapId, TaskId};
 pub use time::UnixTime;
 
 /// The version of pcluster's own messages. A client or engine with another one is refused with a clear word.
-pub const PROTOCOL_VERSION: u32 = 2;
+pub const PROTOCOL_VERSION: u32 = 3;
 /// The version of this binary.
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");

@@ -1,5 +1,5 @@
 //! What a task writes: bytes, exactly as they came. Short outputs travel and are kept with their task; of longer ones the
-//! parts travel by themselves and are kept in a file beside the database.
+//! parts travel by themselves and are kept in a file beside the database. The same is done with long values.
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
@@ -9,7 +9,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use std::borrow::Cow;
 use std::fmt;
 
-/// An output of up to so many bytes stays with its task, in messages and in the database.
+/// An output, or a value, of up to so many bytes stays with its task, in messages and in the database.
 pub const INLINE: usize = 256 << 10;
 /// So many bytes of a longer one are kept with the task, too: for a first look.
 pub const HEAD: usize = 16 << 10;
@@ -19,14 +19,21 @@ pub const HEAD: usize = 16 << 10;
 pub enum Stream {
     Stdout,
     Stderr,
+    /// The exact value: its pickle, else its JSON text.
+    Value,
 }
 
+/// Bytes of each stream.
+pub type Written = [u64; 3];
+
 impl Stream {
-    pub const ALL: [Stream; 2] = [Stream::Stdout, Stream::Stderr];
+    pub const ALL: [Stream; 3] = [Stream::Stdout, Stream::Stderr, Stream::Value];
+    pub const OUTPUTS: [Stream; 2] = [Stream::Stdout, Stream::Stderr];
     pub fn word(self) -> &'static str {
         match self {
             Stream::Stdout => "stdout",
             Stream::Stderr => "stderr",
+            Stream::Value => "value",
         }
     }
 }

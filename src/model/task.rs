@@ -103,6 +103,10 @@ pub struct Outcome {
     /// A value that JSON does not hold exactly.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pickled: Option<Pickled>,
+    /// Of a long value: so many bytes have come as [`Stream::Value`]. They are those that `pickled` would have, where that is there,
+    /// else those of `value`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub value_size: Option<u64>,
     /// What was not on record when it ended; before it comes what was.
     #[serde(default, skip_serializing_if = "Output::is_empty")]
     pub stdout: Output,
@@ -126,6 +130,7 @@ impl Outcome {
             status,
             value: None,
             pickled: None,
+            value_size: None,
             stdout: Output::default(),
             stderr: Output::default(),
             exit_code: None,
@@ -140,11 +145,9 @@ impl Outcome {
         }
     }
 
-    pub fn output(&mut self, stream: Stream) -> &mut Output {
-        match stream {
-            Stream::Stdout => &mut self.stdout,
-            Stream::Stderr => &mut self.stderr,
-        }
+    /// Stdout and stderr.
+    pub fn outputs(&mut self) -> [(Stream, &mut Output); 2] {
+        [(Stream::Stdout, &mut self.stdout), (Stream::Stderr, &mut self.stderr)]
     }
 
     /// Bytes of all that it has here.
@@ -171,6 +174,9 @@ pub struct TaskRow {
     pub value: Option<Box<RawValue>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub pickled: Option<Pickled>,
+    /// As in [`Outcome`]: the bytes of a long value are to be fetched.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub value_size: Option<u64>,
     /// What an ipyparallel client's execution showed.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub repr: Option<String>,
@@ -200,11 +206,22 @@ pub struct TaskRow {
 }
 
 impl TaskRow {
-    pub fn output(&mut self, stream: Stream) -> &mut Output {
-        match stream {
-            Stream::Stdout => &mut self.stdout,
-            Stream::Stderr => &mut self.stderr,
+    /// Stdout and stderr.
+    pub fn outputs(&mut self) -> [(Stream, &mut Output); 2] {
+        [(Stream::Stdout, &mut self.stdout), (Stream::Stderr, &mut self.stderr)]
+    }
+
+    /// Puts a long value, which was fetched, in its place.
+    pub fn set_value(&mut self, bytes: Vec<u8>) -> Result<(), String> {
+        match &mut self.pickled {
+            Some(pickled) => pickled.bytes = bytes.into(),
+            None => {
+                let text = String::from_utf8(bytes).map_err(|error| error.to_string())?;
+                self.value = Some(RawValue::from_string(text).map_err(|error| error.to_string())?);
+            }
         }
+        self.value_size = None;
+        Ok(())
     }
 }
 

@@ -233,6 +233,15 @@ impl ProfileDir {
     pub fn reverse_file(&self, id: &str) -> PathBuf {
         self.pid_dir().join(format!("reverse-{id}.json"))
     }
+    /// Of all reverse tunnels of all clusters.
+    pub fn reverse_files(&self) -> Vec<PathBuf> {
+        let all = std::fs::read_dir(self.pid_dir()).into_iter().flatten().flatten();
+        let is_one = |path: &PathBuf| {
+            let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+            name.starts_with("reverse-") && name.ends_with(".json")
+        };
+        all.map(|entry| entry.path()).filter(is_one).collect()
+    }
     /// What the reverse tunnel to a host has said.
     pub fn reverse_log(&self, cluster_id: &str, host: &str) -> PathBuf {
         let plain = |c: char| if c.is_ascii_alphanumeric() || "-_.".contains(c) { c } else { '_' };

@@ -20,4 +20,5 @@ mod small_commands;
 mod storage;
 mod support;
 mod unavailable;
+mod values;
 mod workers;

@@ -82,6 +82,8 @@ def f(way):
         if pid:
             os.write(far, b"%d" % pid)
             os._exit(0)
+        if way == "daemon":
+            os.closerange(0, 1024)
         time.sleep(600)
         os._exit(0)
     return int(os.read(near, 20))
@@ -91,10 +93,10 @@ def f(way):
 fn what_maps_and_commands_leave_behind_is_ended_with_them_and_what_a_namespace_has_stays_until_stop() {
     let home = Home::new();
     home.file("leaves.py", LEAVES);
-    home.file("ways.txt", "session\nshell\nbare\nfork\n");
+    home.file("ways.txt", "session\nshell\nbare\nfork\ndaemon\n");
     let cluster = Cluster::start_in(home, 1, &[]);
     let left = cluster.ok(&["map", "leaves.py:f", "ways.txt"]);
-    assert_eq!(left.lines().count(), 4);
+    assert_eq!(left.lines().count(), 5);
     wait_until_gone("what a map left", &left);
 
     let script = "setsid sleep 600 >/dev/null 2>&1 & echo $!; sleep 600 >/dev/null 2>&1 & echo $!; env -i setsid sleep 600 >/dev/null 2>&1 & echo $!";

@@ -234,6 +234,35 @@ def test_output_stands_in_the_order_in_which_it_was_made(client):
     assert order == ["0", "display 0", "1", "display 1", "2", "display 2"]
 
 
+def test_what_a_child_writes_to_dev_stdout_follows_what_was_printed_before(client):
+    @interactive
+    def work(name, stream):
+        import subprocess
+        import sys
+
+        print("a", file=getattr(sys, stream))
+        subprocess.run("echo b > " + name, shell=True, check=True)
+        print("c", file=getattr(sys, stream))
+
+    for name, stream in (("/dev/stdout", "stdout"), ("/dev/stderr", "stderr")):
+        result = client[0].apply_async(work, name, stream)
+        result.get(PATIENCE_S)
+        result.wait_for_output(PATIENCE_S)
+        assert getattr(result, stream) == "a\nb\nc\n", name
+    cell = client[0].execute("import os\nprint('a'); os.system('echo b > /dev/stdout'); print('c')", silent=False)
+    cell.get(PATIENCE_S)
+    cell.wait_for_output(PATIENCE_S)
+    assert cell.stdout == "a\nb\nc\n"
+
+
+def test_more_output_than_a_pipe_holds_comes_whole_and_in_order(client):
+    code = "import os, sys\nfor i in range(60000): print(i)\nos.system('seq 60000 119999')\nsys.stdout.write('x' * 6_000_000 + '\\n')"
+    result = client[0].execute(code, silent=False)
+    result.get(PATIENCE_S)
+    result.wait_for_output(PATIENCE_S)
+    assert result.stdout == "".join("%d\n" % i for i in range(120000)) + "x" * 6_000_000 + "\n"
+
+
 def test_data_is_published_while_a_function_runs(client):
     @interactive
     def publishes():

@@ -231,8 +231,7 @@ reporter.join()
             for name in names:
                 with open(os.path.join(folder, name)) as file:
                     self.assertEqual(file.read(), "data")
-        self.worker.stderr.seek(0)
-        self.assertIn(b"what a forked child displays is not shown", self.worker.stderr.read())
+        self.assertIn(b"what a forked child displays is not shown", self.worker.outputs.written("err"))
 
     def test_a_long_value_of_a_task_is_written_on_after_a_signal_handler_has_raised(self):
         # The pipe is full when the handler raises: the harness reads only after that.

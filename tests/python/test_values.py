@@ -12,6 +12,7 @@ import pathlib
 import pickle
 import random
 import sys
+import tempfile
 import unittest
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
@@ -310,6 +311,24 @@ class ValuesTest(unittest.TestCase):
         records = [self.worker.call(number, [])[0] for number in (2, 3, 4, 5)]
         self.assertEqual([record.kind for record in records], ["V", "E", "E", "V"])
         self.assertIn("--reduce calls the function with two values", records[1].json()["evalue"])
+
+    def test_folds_read_values_from_a_file_which_then_is_gone(self):
+        self.worker.define_file(2, "def add(a, b): return a + b", "add", reduces={"map": 7, "work": {}})
+        values = [b"[1]", pickle.dumps([(2,)]), b"[3]", pickle.dumps([{4}])]
+        with tempfile.TemporaryDirectory() as folder:
+            path = os.path.join(folder, "values")
+
+            def fold(content):
+                with open(path, "wb") as file:
+                    file.write(content)
+                named = [["7.%d" % k, len(value), k % 2 == 1] for k, value in enumerate(values)]
+                (record,) = self.worker.call(2, {"file": path, "values": named})
+                self.assertEqual(os.listdir(folder), [])
+                return record
+
+            self.assertEqual(fold(b"".join(values)).value(), [1, (2,), 3, {4}])
+            self.assertIn("the value of task 7.3 has", fold(b"".join(values)[:-1]).json()["evalue"])
+            self.assertIn("task 7.1 could not be unpickled", fold(values[0] + b"x" * 100).json()["traceback"])
 
     def test_values_of_classes_in_the_maps_file_are_found_by_the_fold(self):
         import base64

@@ -1,5 +1,6 @@
 """worker.py alone, over raw pipes. Runs with pytest or with `python -m unittest`, from 3.8 on."""
 import ast
+import fcntl
 import json
 import os
 import shutil
@@ -8,8 +9,10 @@ import sys
 import tempfile
 import time
 import unittest
+import unittest.mock
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
+import worker_harness  # noqa: E402
 from worker_harness import PARTS, Worker, source  # noqa: E402
 
 
@@ -46,8 +49,7 @@ class WorkerTest(unittest.TestCase):
         self.worker.define_file(1, "def f(a): print(a)")
         self.worker.tasks(1, [[0], [1]], tokens=b"g")
         self.assertEqual(self.worker.record().ticket, 0)
-        self.worker.stdout.seek(0)
-        self.assertEqual(self.worker.stdout.read(), b"0\n")
+        self.assertEqual(self.worker.outputs.written(), b"0\n")
         os.write(self.worker.tokens, b"g")
         self.assertEqual(self.worker.record().ticket, 1)
 
@@ -55,6 +57,36 @@ class WorkerTest(unittest.TestCase):
         self.worker.define_file(1, "import sys\ndef f(out, err):\n sys.stdout.write(out); sys.stderr.write(err)")
         first, second, third = self.worker.call(1, ["ab", ""], ["", ""], ["", "xyz"])
         self.assertEqual((first.positions, second.positions, third.positions), ((2, 0), None, (2, 3)))
+
+    def test_positions_are_exact_where_a_pipe_holds_a_page(self):
+        for pipe in (self.worker.outputs.out, self.worker.outputs.err):
+            fcntl.fcntl(pipe, 1031, 4096)  # F_SETPIPE_SZ
+        text = "import os, sys\ndef f(i, out, err):\n print(chr(97 + i % 26) * out); os.write(2, b'e' * err); os.system('echo child' if i % 50 == 0 else ':')\n"
+        self.worker.define_file(1, text)
+        lengths = [(i * i * 37 % 9000, i * 13 % 5000) for i in range(200)]
+        records = self.worker.call(1, *[[i, out, err] for i, (out, err) in enumerate(lengths)])
+        written, at = self.worker.outputs.written(), 0
+        self.worker.outputs.written("err")
+        err_at = 0
+        for i, record in enumerate(records):
+            self.value(record)
+            expected = chr(97 + i % 26) * lengths[i][0] + "\n" + ("child\n" if i % 50 == 0 else "")
+            self.assertEqual(written[at : record.positions[0]].decode(), expected)
+            at, err_at = record.positions[0], err_at + lengths[i][1]
+            self.assertEqual(record.positions[1], err_at)
+
+    def test_a_child_that_makes_stdout_non_blocking_does_so_for_its_task_alone(self):
+        text = "import os\ndef f(way):\n  if way == 'child': os.system('%s -c \"import os; os.set_blocking(1, False)\"')\n  return os.get_blocking(1)\n" % sys.executable
+        self.worker.define_file(1, text)
+        values = [self.value(record) for record in self.worker.call(1, ["child"], ["none"], ["none"])]
+        self.assertEqual(values, [False, True, True])
+
+    def test_a_child_that_leads_stderr_into_stdout_or_closes_it_does_not_meet_the_next(self):
+        text = "import os\ndef f(i):\n os.write(1, b'x' * i); os.dup2(2, 1); os.write(1, b'y')\n"
+        self.worker.define_file(1, text)
+        records = self.worker.call(1, *[[i] for i in range(50)])
+        outs = [sum(range(i + 1)) for i in range(50)]
+        self.assertEqual([record.positions for record in records], [(out, i + 1) for i, out in enumerate(outs)])
 
     def test_output_of_children_counts(self):
         self.worker.define_file(1, "import os\ndef f(): os.system('echo out; echo err >&2')")
@@ -133,7 +165,7 @@ class WorkerTest(unittest.TestCase):
         self.worker.define_file(1, "import time\ndef f(s):\n print('begun'); time.sleep(s)")
         os.kill(self.worker.pid, signal.SIGINT)
         self.worker.tasks(1, [[600]])
-        while not os.fstat(self.worker.stdout.fileno()).st_size:
+        while not self.worker.outputs.written():
             time.sleep(0.005)
         os.kill(self.worker.pid, signal.SIGINT)
         self.assertEqual(self.error(self.worker.record())["ename"], "KeyboardInterrupt")
@@ -142,6 +174,31 @@ class WorkerTest(unittest.TestCase):
     def test_a_forked_child_that_returns_is_not_a_second_worker(self):
         self.worker.define_file(1, "import os\ndef f():\n pid = os.fork()\n if pid: os.waitpid(pid, 0)\n return pid > 0")
         self.assertEqual([self.value(r) for r in self.worker.call(1, [], [])], [True, True])
+
+    def test_a_child_that_was_forked_past_python_is_not_a_second_worker(self):
+        whole = worker_harness.script()
+        self.assertIn("WIPE_ON_FORK = 18", whole)
+        code = "import ctypes, os\nlibc = ctypes.PyDLL(None)\ndef f(i):\n pid = libc.fork()\n if pid: os.waitpid(pid, 0)\n return [i, pid > 0]"
+        for advice in ("18", "9999"):  # a kernel that does not know it
+            script = whole.replace("WIPE_ON_FORK = 18", "WIPE_ON_FORK = " + advice)
+            with unittest.mock.patch("worker_harness.script", return_value=script):
+                worker = Worker()
+            self.addCleanup(worker.close)
+            worker.define_file(1, code)
+            values = [self.value(record) for record in worker.call(1, *([i] for i in range(20)))]
+            self.assertEqual(values, [[i, True] for i in range(20)])
+
+    def test_output_that_no_one_reads_ends_nothing(self):
+        code = "import os, sys\ndef f(i):\n sys.stdout.write('x')\n r, w = os.pipe()\n os.dup2(w, 1)\n os.close(r)\n os.close(w)\n return i"
+        self.worker.define_file(1, code)
+        self.assertEqual([self.value(record) for record in self.worker.call(1, [1], [2], [3])], [1, 2, 3])
+
+    def test_the_time_of_a_first_task_is_without_that_of_its_module(self):
+        self.worker.define_file(1, "import time\ntime.sleep(0.3)\ndef f(): return time.time()")
+        before = time.time()
+        (record,) = self.worker.call(1, [])
+        self.assertGreaterEqual(record.started - before, 0.3)
+        self.assertLessEqual(record.started, self.value(record))
 
     def test_pools_work_in_tasks(self):
         text = "import multiprocessing as m\ndef g(x): return x * x\ndef f():\n with m.get_context('fork').Pool(2) as p: return p.map(g, [1, 2, 3])"
@@ -203,7 +260,7 @@ class WorkerTest(unittest.TestCase):
                 if interactive:
                     self.worker.call(4, {"way": way})
                 self.worker.call(3 if interactive else 1, None if interactive else [way])
-                at = [os.fstat(it.fileno()).st_size for it in (self.worker.stdout, self.worker.stderr)]
+                at = self.worker.outputs.sizes()
                 (record,) = self.worker.call(2, [7])
                 self.assertEqual(record.kind, "V", (way, record.body))
                 self.assertEqual(record.positions, (at[0] + 6, at[1] + 6), way)
@@ -319,8 +376,7 @@ class WorkerTest(unittest.TestCase):
     def test_it_ends_with_its_engine(self):
         os.close(self.worker.frames)
         self.assertEqual(self.worker.wait(), 0)
-        self.worker.stderr.seek(0)
-        self.assertEqual(self.worker.stderr.read(), b"")
+        self.assertEqual(self.worker.outputs.written("err"), b"")
 
     def test_stdin_is_empty(self):
         self.worker.define_file(1, "def f(): return input()")

@@ -1,12 +1,17 @@
 """Starts the worker as the engine does, over raw pipes, and speaks to it."""
+import fcntl
 import json
+import mmap
 import os
 import pickle
+import select
 import socket
 import struct
 import subprocess
 import sys
 import tempfile
+import termios
+import threading
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 SOURCES = os.path.join(HERE, "..", "..", "src", "engine", "worker")
@@ -58,6 +63,74 @@ class Record:
         return json.loads(rendering), json.loads(meta)["type"]
 
 
+class Outputs:
+    """stdout and stderr as the engine has them: pipes that it reads, and counts of what it has read."""
+
+    def __init__(self):
+        self.memory = os.memfd_create("counts", os.MFD_CLOEXEC)
+        os.ftruncate(self.memory, 24)
+        self.counts = memoryview(mmap.mmap(self.memory, 24)).cast("Q")
+        self.watch = select.epoll()
+        (self.out, self.out_writer), (self.err, self.err_writer) = os.pipe(), os.pipe()
+        self.bytes = {self.out: b"", self.err: b""}
+        self.lock = threading.Lock()
+        for pipe in (self.out, self.err):
+            os.set_blocking(pipe, False)
+            self.watch.register(pipe, select.EPOLLIN)
+        self.reads = True
+        self.closing, self.close_now = os.pipe()
+        self.thread = threading.Thread(target=self.keep_reading, daemon=True)
+        self.thread.start()
+
+    def keep_reading(self):
+        waiting = select.poll()
+        for descriptor in (self.out, self.err, self.closing):
+            waiting.register(descriptor, select.POLLIN)
+        while self.closing not in [descriptor for descriptor, _ in waiting.poll()]:
+            if self.reads:
+                for pipe in (self.out, self.err):
+                    self.take(pipe)
+            else:
+                select.select([self.closing], [], [], 0.005)
+
+    def take(self, pipe):
+        with self.lock:
+            self.counts[0] += 1
+            try:
+                data = os.read(pipe, 1 << 20)
+            except BlockingIOError:
+                data = b""
+            self.counts[1 if pipe == self.out else 2] += len(data)
+            self.counts[0] += 1
+            self.bytes[pipe] += data
+
+    def written(self, name="out"):
+        """All that was written by now."""
+        pipe = getattr(self, name)
+        self.take(pipe)
+        return self.bytes[pipe]
+
+    def sizes(self):
+        return len(self.written("out")), len(self.written("err"))
+
+    def in_pipe(self):
+        return struct.unpack("i", fcntl.ioctl(self.out, termios.FIONREAD, b"\0" * 4))[0]
+
+    def for_worker(self):
+        return [self.out_writer, self.err_writer, self.memory, self.watch.fileno()]
+
+    def close_writers(self):
+        for descriptor in (self.out_writer, self.err_writer):
+            os.close(descriptor)
+
+    def close(self):
+        os.close(self.close_now)
+        self.thread.join()
+        self.watch.close()
+        for descriptor in (self.out, self.err, self.memory, self.closing):
+            os.close(descriptor)
+
+
 class Worker:
     def __init__(self, python=sys.executable, **options):
         file = tempfile.TemporaryFile()
@@ -66,20 +139,21 @@ class Worker:
         frames_in, self.frames = os.pipe()
         self.records, records_out = os.pipe()
         tokens_in, self.tokens = os.pipe()
-        self.stdout, self.stderr = tempfile.TemporaryFile("ab+"), tempfile.TemporaryFile("ab+")
+        self.outputs = Outputs()
         self.control, far = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         kept = [file.fileno(), far.fileno()]
         command = [python, "-c", source("bootstrap.py")] + [str(fd) for fd in kept]
         self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, pass_fds=kept, start_new_session=True, **options)
         file.close()
         far.close()
-        files = [frames_in, records_out, tokens_in, self.stdout.fileno(), self.stderr.fileno()]
-        rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, struct.pack("=5i", *files))]
+        files = [frames_in, records_out, tokens_in] + self.outputs.for_worker()
+        rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, struct.pack("=7i", *files))]
         self.control.sendmsg([struct.pack("<I?", 1, False) + b"engine.1"], rights)
         report = self.control.recv(4096)
         self.number, self.pid = struct.unpack("<Ii", report[1:])
         for fd in files[:3]:
             os.close(fd)
+        self.outputs.close_writers()
         self.reader = os.fdopen(self.records, "rb")
         self.next = 0
         self.bundles = []
@@ -151,5 +225,4 @@ class Worker:
             self.process.kill()
             self.process.wait()
             self.reader.close()
-            self.stdout.close()
-            self.stderr.close()
+            self.outputs.close()

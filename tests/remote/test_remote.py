@@ -305,7 +305,7 @@ def test_a_killed_tunnel_comes_back_and_a_dead_one_is_not_used(net, connected):
 
     # With what keeps it running: nothing is left but files and an ssh process.
     state = json.loads((net.laptop_home / ".ipython/profile_hpc/pid/tunnel.json").read_text())
-    for who in ("supervisor", "tunnel"):
+    for who in ("supervisor", "daemon"):
         os.kill(state[who]["pid"], signal.SIGKILL)
     wait_until("their end", lambda: not any("tunnel" in command and "profile_hpc" in command for command in net.pids("laptop").values()))
     code, err = net.fails("laptop", "map", "--profile", connected, "math:sqrt", "--range", "4..5")

@@ -3,8 +3,9 @@ use crate::cli::output::visible::visible;
 use crate::cli::output::{self, json};
 use crate::cli::{CommandError, Context, ErrorKind, Exit};
 use crate::cluster::{self, Condition};
+use crate::connection::ConnectionFile;
 use crate::connection::file::BroadcastPorts;
-use crate::connection::{ConnectionFile, private};
+use crate::sys::private_file;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
@@ -183,7 +184,7 @@ fn export(which: &Which, to: &Path, ssh: Option<String>, context: &Context) -> R
     }
     let mut text = serde_json::to_vec_pretty(&file).map_err(CommandError::internal)?;
     text.push(b'\n');
-    private::write_new(to, &text).map_err(|e| {
+    private_file::write_new(to, &text).map_err(|e| {
         let error = CommandError::environment(format!("cannot write {}: {e}", to.display()));
         match e.kind() {
             std::io::ErrorKind::AlreadyExists => error.hint("give another name, or remove it first"),

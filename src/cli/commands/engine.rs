@@ -4,14 +4,14 @@ use crate::cli::ipyparallel::Trait;
 use crate::cli::ipyparallel::common::{CommonOptions, LauncherEnvironment, Place};
 use crate::cli::ipyparallel::engine::{EngineWords, mpi_rank};
 use crate::cli::{CommandError, Context, Exit, logging, output};
-use crate::connection::tunnel::{self, Found};
 use crate::connection::{ConnectionError, ConnectionFile, discover};
 use crate::engine::settings::BatchJob;
 use crate::engine::{self, EngineSettings};
-use crate::launchers::ssh::reverse::probe::{FAILED, REACHED};
+use crate::launchers::ssh::reachability::{FAILED, REACHED};
 use crate::launchers::supervisor::Supervised;
 use crate::model::EngineId;
 use crate::profile::Config;
+use crate::ssh::forward::{self, Greeting};
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -194,7 +194,7 @@ fn probe(addresses: &[String], context: &Context) -> Result<Exit, CommandError> 
         parsed.push((host.trim_matches(['[', ']']).to_string(), port));
     }
     let found = context.block_on(async {
-        let look = |(host, port): (String, u16)| tokio::spawn(async move { tunnel::look_at(&host, port, PROBE).await });
+        let look = |(host, port): (String, u16)| tokio::spawn(async move { forward::greeting_at(&host, port, PROBE).await });
         let looks: Vec<_> = parsed.into_iter().map(look).collect();
         let mut found = Vec::new();
         for look in looks {
@@ -205,9 +205,9 @@ fn probe(addresses: &[String], context: &Context) -> Result<Exit, CommandError> 
     let mut lines = String::new();
     for (address, found) in addresses.iter().zip(found) {
         let line = match found {
-            Ok(Found::Speaks) => format!("{REACHED} {address}"),
-            Ok(Found::Closed) => format!("{FAILED} {address} (closed: it is no controller)"),
-            Ok(Found::Silent) => format!("{FAILED} {address} (no answer in {} s)", PROBE.as_secs()),
+            Ok(Greeting::Speaks) => format!("{REACHED} {address}"),
+            Ok(Greeting::Closed) => format!("{FAILED} {address} (closed: it is no controller)"),
+            Ok(Greeting::Silent) => format!("{FAILED} {address} (no answer in {} s)", PROBE.as_secs()),
             Err(why) => format!("{FAILED} {address} ({why})"),
         };
         lines.push_str(&line);

@@ -7,13 +7,13 @@ use crate::cli::output::{self, json, times};
 use crate::cli::{CommandError, Context, Exit};
 use crate::client::{Client, StatusReply};
 use crate::cluster::list::LaunchSummary;
-use crate::cluster::remote::{Phase, TunnelState};
 use crate::cluster::{ClusterSummary, Condition};
 use crate::connection::ConnectionFile;
 use crate::db::Reader;
 use crate::model::UnixTime;
 use crate::model::job::JobRow;
 use crate::profile::ProfileDir;
+use crate::ssh::tunnel::{Phase, TunnelState};
 use serde::Serialize;
 use std::time::Duration;
 
@@ -138,7 +138,7 @@ impl<'a> TunnelView<'a> {
             phase: tunnel.phase,
             since: UnixTime(tunnel.since).to_iso(),
             problem: tunnel.problem.as_deref(),
-            pid: tunnel.tunnel.as_ref().map(|own| own.pid),
+            pid: tunnel.daemon.as_ref().map(|own| own.pid),
             reconnects: tunnel.reconnects,
             remote_profile: tunnel.leads_to.as_ref().map(|l| l.profile.as_str()),
             remote_cluster_id: tunnel.leads_to.as_ref().map(|l| l.cluster_id.as_str()),
@@ -258,7 +258,7 @@ pub fn run(args: Args, context: &Context) -> Result<Exit, CommandError> {
     }
     for cluster in clusters.iter().filter(|c| c.state == Condition::Connected) {
         let Some(tunnel) = &cluster.tunnel else { continue };
-        context.say(format!("profile `{}`: {}", cluster.profile, tunnel.in_words()));
+        context.say(format!("profile `{}`: {}", cluster.profile, tunnel.describe()));
     }
     if clusters.iter().any(|c| c.state == Condition::Stale) {
         context.say("`pcluster clean` clears away what the stale ones left; `pcluster start` brings one back");
@@ -369,7 +369,7 @@ fn table(clusters: &[ClusterSummary], said: &[Option<StatusReply>], now: UnixTim
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::connection::process::ProcessId;
+    use crate::sys::process::ProcessId;
 
     #[test]
     fn clusters_at_80_columns() {

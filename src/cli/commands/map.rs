@@ -178,6 +178,7 @@ impl Run<'_> {
         let name = definition.options.name.clone().unwrap_or_else(|| definition.work.default_name());
         let (options, work) = (definition.options.clone(), definition.work.clone());
 
+        inputs.must_fit(self.client.max_input_bytes())?;
         let begun = self.client.begin(definition).await?;
         let map = begun.map;
         self.check_targets(&begun, inputs.count).await?;
@@ -221,6 +222,7 @@ impl Run<'_> {
             feed: Some(feed),
             detachable: self.cluster_stays,
             outputs: results.long_outputs(),
+            values: results.wants_values(),
         };
         let mut report = Report::new(map);
         report.values_shown = reduction.is_none() && results.shows_readable();

@@ -22,6 +22,7 @@ pub mod profile;
 pub mod pull;
 pub mod purge;
 pub mod push;
+pub mod remote_exec;
 pub mod restart;
 pub mod resubmit;
 pub mod results;
@@ -34,7 +35,6 @@ pub mod start;
 pub mod status;
 pub mod stop;
 pub mod template;
-pub mod there;
 pub mod tunnel;
 pub mod version;
 pub mod wait;
@@ -50,7 +50,7 @@ macro_rules! commands {
             $($(#[$attribute])* $variant($module::Args)),*
         }
         pub fn dispatch(command: Command, context: &Context) -> Result<Exit, CommandError> {
-            if let Some(exit) = there::instead(&command, context)? {
+            if let Some(exit) = remote_exec::instead(&command, context)? {
                 return Ok(exit);
             }
             match command {

@@ -335,28 +335,35 @@ fn show_tasks(
                 Ok(())
             })?;
             let mut list = list.ok_or_else(|| CommandError::internal("a list without a beginning"))?;
-            records.each_task(&query, &mut |row| {
+            records.each_task(&query, &mut |mut row| {
                 (count, long) = (count + 1, long + is_long(&row));
+                records.fetch_value(&mut row)?;
                 sink.put(|out| list.item(out, &TaskView::new(&row)))
             })?;
             sink.put(|out| list.end(out))?;
         }
-        Format::Jsonl => records.each_task(&query, &mut |row| {
+        Format::Jsonl => records.each_task(&query, &mut |mut row| {
             (count, long) = (count + 1, long + is_long(&row));
+            records.fetch_value(&mut row)?;
             sink.put(|out| json::line(out, &TaskView::new(&row)))
         })?,
         Format::Csv => {
             sink.put(|out| views::csv_line(out, views::TASK_CSV_HEADER))?;
-            records.each_task(&query, &mut |row| {
+            records.each_task(&query, &mut |mut row| {
                 (count, long) = (count + 1, long + is_long(&row));
+                // Its cells have what is readable.
+                if row.pickled.is_none() {
+                    records.fetch_value(&mut row)?;
+                }
                 sink.put(|out| views::csv_line(out, views::task_csv(&row)))
             })?;
         }
         Format::Pickle => {
             let style = |command| Style::Pickle { command };
             sink.put(|out| style(false).begin(out))?;
-            records.each_task(&query, &mut |row| {
+            records.each_task(&query, &mut |mut row| {
                 count += 1;
+                records.fetch_value(&mut row)?;
                 sink.put(|out| style(row.exit_code.is_some()).write(&row, out, &mut std::io::sink()))
             })?;
             sink.put(|out| style(false).end(out))?;
@@ -380,8 +387,11 @@ fn show_in_full(query: &TaskQuery, records: &Records, format: Format, sink: &mut
     }
     rows.sort_by_key(|row| place(row.task));
     let mut found: Vec<(TaskRow, Details)> = Vec::new();
-    for row in rows {
+    for mut row in rows {
         let details = records.details(row.task)?;
+        if format == Format::Json {
+            records.fetch_value(&mut row)?;
+        }
         found.push((row, details));
     }
     if format == Format::Json {

@@ -8,7 +8,7 @@ use crate::cli::resources::ResourceArgs;
 use crate::cli::{CommandError, Context, ErrorKind, Exit};
 use crate::cluster::remote::run::Told;
 use crate::cluster::{self, StartOptions, StartProgress, Started, Wait};
-use crate::launchers::{batch, ssh};
+use crate::launchers::{self, batch};
 use crate::profile::Config;
 use crate::profile::config::EngineKind;
 use crate::profile::config::resources::SshHost;
@@ -141,14 +141,14 @@ impl How {
         if let Some(timeout) = self.timeout {
             settings.push(("launcher.engines_timeout_ms".into(), timeout.as_millis().to_string()));
         }
-        let for_ssh = !self.hosts.is_empty() || self.min_engines.is_some() || self.tunnel.is_some();
+        let for_hosts = !self.hosts.is_empty() || self.min_engines.is_some() || self.tunnel.is_some();
         let restarts = self.max_walltime_restarts;
-        if for_ssh || restarts.is_some() || !self.resources.given().is_empty() {
-            let launcher = match &self.launcher {
-                Some(launcher) => launcher.clone(),
-                None => Config::load_with(&context.profile_dir()?, &settings)?.launcher.engines,
-            };
-            if for_ssh && launcher != ssh::NAME {
+        if for_hosts || restarts.is_some() || !self.resources.given().is_empty() {
+            let profile = context.profile_dir()?;
+            let config = Config::load_with(&profile, &settings)?;
+            let launcher = self.launcher.clone().unwrap_or_else(|| config.launcher.engines.clone());
+            let takes_hosts = || launchers::by_name(&launcher, &profile, &config).is_ok_and(|launcher| launcher.remote_hosts().is_some());
+            if for_hosts && !takes_hosts() {
                 let why = format!("--host, --min-engines and --tunnel are for --launcher ssh; the engines' launcher is {launcher}");
                 return Err(CommandError::usage(why));
             }

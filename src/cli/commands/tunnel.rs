@@ -2,8 +2,9 @@
 use super::{Care, supervise};
 use crate::cli::{CommandError, Context, Exit, logging};
 use crate::cluster::remote;
-use crate::launchers::ssh::reverse;
+use crate::launchers;
 use crate::profile::ProfileDir;
+use crate::ssh::tunnel::{Direction, TunnelState};
 use std::path::PathBuf;
 
 /// Keep a tunnel to another host, in the foreground
@@ -14,9 +15,9 @@ pub struct Args {
     /// The profile's directory, instead of --profile
     #[arg(long, value_name = "DIR")]
     profile_dir: Option<PathBuf>,
-    /// One that leads engines on another host to the controller here, by its state file: `pcluster start` starts it
+    /// Its state file, written by the command that starts it
     #[arg(long, value_name = "FILE", hide = true)]
-    reverse: Option<PathBuf>,
+    state: Option<PathBuf>,
     /// Run as a process of its own session, and again whenever it was killed or has crashed
     #[arg(long)]
     supervise: bool,
@@ -42,14 +43,26 @@ pub fn run(args: Args, context: &Context) -> Result<Exit, CommandError> {
             watches: false,
         });
     }
-    if let Some(file) = &args.reverse {
-        context.block_on(reverse::serve(file, args.first && !args.again))??;
-        return Ok(Exit::Fine);
-    }
-    let profile = match &args.profile_dir {
-        Some(dir) => ProfileDir::at(dir),
-        None => context.profile_dir()?,
+    let (file, state) = match args.state {
+        // Ended before it has begun: the file is gone.
+        Some(file) => match TunnelState::read(&file)? {
+            Some(state) => (file, state),
+            None => return Ok(Exit::Fine),
+        },
+        None => {
+            let profile = match &args.profile_dir {
+                Some(dir) => ProfileDir::at(dir),
+                None => context.profile_dir()?,
+            };
+            let file = profile.tunnel_file(&context.cluster_id);
+            let state = TunnelState::read(&file)?;
+            (file, state.ok_or_else(|| remote::not_connected(&profile, &context.cluster_id))?)
+        }
     };
-    context.block_on(remote::serve(profile, &context.cluster_id, args.first && !args.again))??;
+    let first = args.first && !args.again;
+    match state.direction {
+        Direction::Forward => context.block_on(remote::serve(&file, state, first))??,
+        Direction::Reverse => context.block_on(launchers::ssh::tunnel::serve(&file, state, first))??,
+    }
     Ok(Exit::Fine)
 }

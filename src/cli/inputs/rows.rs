@@ -15,6 +15,19 @@ pub enum Row {
     Named(Vec<(String, String)>),
 }
 
+impl Row {
+    /// Bytes of its texts. As JSON a byte takes up to six.
+    pub fn bytes(&self) -> usize {
+        match self {
+            Row::Line(text) => text.len(),
+            Row::Integer(_) => 20,
+            Row::Json(text) => text.get().len(),
+            Row::Columns(texts) => texts.iter().map(String::len).sum(),
+            Row::Named(texts) => texts.iter().map(|(name, text)| name.len() + text.len()).sum(),
+        }
+    }
+}
+
 /// What is wrong where.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct InputError {

@@ -1,5 +1,5 @@
 //! What can be wrong with a cluster behind an ssh connection, and what to do next.
-use std::path::PathBuf;
+use crate::ssh::tunnel::TunnelError;
 
 #[derive(Debug, thiserror::Error)]
 pub enum RemoteError {
@@ -12,22 +12,12 @@ pub enum RemoteError {
     },
     #[error("the connection file {path} on {to} is of a controller that is gone: process {pid} on {host} no longer runs")]
     Gone { to: String, path: String, pid: u32, host: String },
-    #[error("{to} has answered with something unexpected ({what}):{}", lines(said))]
-    Unexpected { to: String, what: &'static str, said: String },
     #[error("the controller runs on {host} and listens only there ({interface}), and {to} is {login}")]
     OnlyThere {
         to: String,
         login: String,
         host: String,
         interface: String,
-    },
-    #[error("nothing answers for the controller at {} as seen from {to}{}", tried.join(" or "), because(said))]
-    Unreachable {
-        to: String,
-        tried: Vec<String>,
-        said: String,
-        /// Process and host that wrote the file.
-        writer: String,
     },
     #[error("{cluster} is connected to {destination}, and runs there")]
     Connected {
@@ -44,17 +34,6 @@ pub enum RemoteError {
     },
     #[error("{cluster} is not connected to another host")]
     NotConnected { cluster: String, options: String },
-    #[error("the tunnel ended before it led anywhere{}", because(said))]
-    Ended { said: String, log: PathBuf },
-    #[error("the tunnel to {to} leads nowhere yet after {seconds} s{}", because(said))]
-    Late {
-        to: String,
-        seconds: u64,
-        said: String,
-        log: PathBuf,
-    },
-    #[error("cannot listen on this host for the tunnel: {0}")]
-    Listen(std::io::Error),
     #[error("{to} is {there}, and this pcluster is for {here}")]
     OtherMachine { to: String, there: String, here: String },
     #[error("pcluster is not installed on {to}")]
@@ -91,20 +70,11 @@ impl RemoteError {
                 false => say(&["name the one that is meant: --remote-profile NAME and --remote-cluster-id ID"]),
             },
             RemoteError::Gone { to, .. } => vec![format!("on {to}: pcluster list; pcluster start brings it back with its tasks")],
-            RemoteError::Unexpected { to, .. } => vec![format!(
-                "look what `ssh {to} true` prints: a shell's start-up file may say something, or end the shell"
-            )],
             RemoteError::OnlyThere { to, host, .. } => vec![
                 format!(
                     "connect to {host} itself, through {to}: in ~/.ssh/config, Host {host} with ProxyJump {to}; then pcluster connect {host}"
                 ),
                 "or start the cluster so that it listens on the network: pcluster start --ip 0.0.0.0".into(),
-            ],
-            RemoteError::Unreachable { to, writer, .. } => vec![
-                format!("the connection file was written by {writer}: does it still run? On {to}: pcluster list"),
-                format!(
-                    "a firewall between {to} and the controller's host, or AllowTcpForwarding in {to}'s sshd_config, may be in the way"
-                ),
             ],
             RemoteError::Connected { options, destination, .. } => vec![
                 format!("stop it there, and disconnect: pcluster stop{options}"),
@@ -118,7 +88,6 @@ impl RemoteError {
                     "connect it: pcluster connect me@login.cluster{options}; `pcluster list` shows what is there"
                 )]
             }
-            RemoteError::Ended { log, .. } | RemoteError::Late { log, .. } => vec![format!("all that it said: {}", log.display())],
             RemoteError::OtherMachine { .. } => {
                 say(&["build or download pcluster for that machine, and install it there by hand, as pcluster in ~/.local/bin"])
             }
@@ -130,7 +99,17 @@ impl RemoteError {
                  x86_64-unknown-linux-musl), and install it from there",
             ]),
             RemoteError::Damaged { .. } => say(&["try again"]),
-            RemoteError::Listen(_) | RemoteError::Program(_) | RemoteError::Failed { .. } => Vec::new(),
+            RemoteError::Program(_) | RemoteError::Failed { .. } => Vec::new(),
+        }
+    }
+}
+
+impl From<RemoteError> for TunnelError {
+    fn from(error: RemoteError) -> Self {
+        TunnelError::Reported {
+            what: error.to_string(),
+            hints: error.hints(),
+            missing: matches!(error, RemoteError::NoCluster { .. } | RemoteError::Gone { .. }),
         }
     }
 }
@@ -139,14 +118,6 @@ fn others_in_words(others: &[String]) -> String {
     match others {
         [] => String::new(),
         others => format!("; there run: {}", others.join(", ")),
-    }
-}
-
-fn because(said: &str) -> String {
-    match said.contains('\n') {
-        _ if said.is_empty() => String::new(),
-        false => format!(": {said}"),
-        true => format!(":{}", lines(said)),
     }
 }
 

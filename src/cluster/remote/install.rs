@@ -1,15 +1,17 @@
 //! This program, copied to another host: only where it is missing there or is another one, only where it runs, and told
 //! whole by its hash before it takes its place.
 use super::error::RemoteError;
-use super::there::{Host, PATIENCE};
 use crate::cluster::ClusterError;
-use crate::connection::ssh::{Ssh, quoted};
 use crate::model::VERSION;
+use crate::ssh::probe::Host;
+use crate::ssh::{Ssh, quoted};
 use sha2::{Digest, Sha256};
 use std::time::Duration;
 
 /// A slow line needs its time for some tens of megabytes.
 const COPY: Duration = Duration::from_secs(900);
+/// Home directories of clusters may be slow.
+const TIMEOUT: Duration = Duration::from_secs(30);
 const PLACE: &str = ".local/bin/pcluster";
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -24,21 +26,21 @@ pub struct Installed {
 /// A pcluster there of this one's version; copied where there is none and `may_copy`.
 pub async fn ensure(ssh: &Ssh, host: &Host, may_copy: bool) -> Result<Installed, ClusterError> {
     let to = || ssh.destination().to_string();
-    match (&host.program, host.version.as_deref()) {
-        (Some(path), Some(VERSION)) => Ok(Installed {
-            path: path.clone(),
+    match host.program() {
+        Some((path, Some(VERSION))) => Ok(Installed {
+            path: path.into(),
             copied: false,
             before: None,
         }),
         _ if may_copy => copy(ssh, host).await,
-        (Some(path), version) => Err(RemoteError::OtherVersion {
+        Some((path, version)) => Err(RemoteError::OtherVersion {
             to: to(),
-            path: path.clone(),
+            path: path.into(),
             there: version.unwrap_or("unknown").into(),
             here: VERSION.into(),
         }
         .into()),
-        (None, _) => Err(RemoteError::NotInstalled { to: to() }.into()),
+        None => Err(RemoteError::NotInstalled { to: to() }.into()),
     }
 }
 
@@ -48,7 +50,7 @@ pub async fn copy(ssh: &Ssh, host: &Host) -> Result<Installed, ClusterError> {
     if !same_machine(&host.system, &host.machine) {
         return Err(RemoteError::OtherMachine {
             to: to(),
-            there: format!("{} on {}", host.system, host.machine),
+            there: host.platform(),
             here: format!("{} on {}", std::env::consts::OS, std::env::consts::ARCH),
         }
         .into());
@@ -57,7 +59,10 @@ pub async fn copy(ssh: &Ssh, host: &Host) -> Result<Installed, ClusterError> {
     let bytes = tokio::fs::read(program).await.map_err(RemoteError::Program)?;
     let here = hex::encode(Sha256::digest(&bytes));
     let path = format!("{}/{PLACE}", host.home);
-    let before = host.program.as_ref().filter(|p| **p == path).and(host.version.clone());
+    let before = host
+        .program()
+        .filter(|(found, _)| *found == path)
+        .and_then(|(_, version)| Some(version?.to_string()));
     if hash(ssh, &path).await?.as_deref() == Some(&here) {
         return Ok(Installed {
             path,
@@ -73,7 +78,7 @@ pub async fn copy(ssh: &Ssh, host: &Host) -> Result<Installed, ClusterError> {
         Ok(()) => format!("mv -f {} {}", quoted(&new), quoted(&path)),
         Err(_) => format!("rm -f {}", quoted(&new)),
     };
-    let output = ssh.script(&last, PATIENCE).await?;
+    let output = ssh.script(&last, TIMEOUT).await?;
     checked?;
     match output.ok() {
         true => Ok(Installed {
@@ -83,7 +88,7 @@ pub async fn copy(ssh: &Ssh, host: &Host) -> Result<Installed, ClusterError> {
         }),
         false => Err(RemoteError::DoesNotRun {
             to: to(),
-            said: output.words(),
+            said: output.last_lines(),
         }
         .into()),
     }
@@ -98,12 +103,12 @@ async fn check(ssh: &Ssh, path: &str, here: &str) -> Result<(), ClusterError> {
         let (to, here) = (to(), here.to_string());
         return Err(RemoteError::Damaged { to, there, here }.into());
     }
-    let output = ssh.run(&[path, "version"], b"", PATIENCE).await?;
+    let output = ssh.run(&[path, "version"], b"", TIMEOUT).await?;
     match output.stdout_text().contains(VERSION) && output.ok() {
         true => Ok(()),
         false => Err(RemoteError::DoesNotRun {
             to: to(),
-            said: output.words(),
+            said: output.last_lines(),
         }
         .into()),
     }
@@ -113,7 +118,7 @@ async fn hash(ssh: &Ssh, path: &str) -> Result<Option<String>, ClusterError> {
     let path = quoted(path);
     let script =
         format!("[ -r {path} ] && {{ sha256sum {path} || shasum -a 256 {path} || openssl dgst -r -sha256 {path}; }} 2>/dev/null\n");
-    let output = ssh.script(&script, PATIENCE).await?;
+    let output = ssh.script(&script, TIMEOUT).await?;
     let text = output.stdout_text();
     let is_hash = |word: &&str| word.len() == 64 && word.bytes().all(|b| b.is_ascii_hexdigit());
     Ok(text.split_whitespace().find(is_hash).map(str::to_lowercase))

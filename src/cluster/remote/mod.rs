@@ -1,42 +1,49 @@
 //! Clusters on other hosts, reached over ssh: connected to ([`connect`]), started there ([`run`]), with this program copied
 //! there where it is missing ([`install`]).
 //!
-//! Parts: [`there`] (what is on the other host), [`way`] (which cluster is meant, and the forwards to it), [`serve`] (the
-//! tunnel's own process), [`state`] (what is known of it), [`error`].
+//! Parts: [`find`] (which clusters run there), [`target`] (the one that is meant, as a tunnel's target), [`error`].
 pub mod connect;
 pub mod error;
+pub mod find;
 pub mod install;
 pub mod run;
-pub mod serve;
-pub mod state;
-pub mod there;
-pub mod way;
+pub mod target;
 
 pub use connect::{ConnectOptions, Connected, connect, disconnect};
 pub use error::RemoteError;
-pub use serve::serve;
-pub use state::{Phase, TunnelState, running};
 
 use super::ClusterError;
 use crate::connection::ConnectionFile;
 use crate::profile::ProfileDir;
-use way::Wanted;
+use crate::ssh::tunnel::daemon;
+use crate::ssh::tunnel::forward::Forward;
+use crate::ssh::tunnel::{TunnelError, TunnelState};
+use std::path::Path;
+use std::time::Duration;
+use target::RemoteCluster;
 
-fn not_connected(profile: &ProfileDir, cluster_id: &str) -> ClusterError {
+/// How often a tunnel checks whether the controller is still there, without a sign that it is not.
+const CHECKS_EVERY: Duration = Duration::from_secs(5);
+
+/// The daemon of the tunnel that leads to a cluster on another host.
+pub async fn serve(file: &Path, mut state: TunnelState, first: bool) -> Result<(), TunnelError> {
+    let target = RemoteCluster::of(&state);
+    let forward = Forward::bind(target, &mut state, Some(CHECKS_EVERY)).await?;
+    daemon::serve(forward, state, file, first).await
+}
+
+/// The tunnel of a cluster, if one runs.
+pub fn running(profile: &ProfileDir, cluster_id: &str) -> Option<TunnelState> {
+    let state = TunnelState::read(&profile.tunnel_file(cluster_id)).ok().flatten();
+    state.filter(|state| state.runs() == Some(true))
+}
+
+pub fn not_connected(profile: &ProfileDir, cluster_id: &str) -> ClusterError {
     RemoteError::NotConnected {
         cluster: super::in_words(profile, cluster_id),
         options: super::options_of(profile, cluster_id),
     }
     .into()
-}
-
-fn wanted_of(state: &TunnelState, profile: &ProfileDir, cluster_id: &str) -> Wanted {
-    Wanted {
-        profile: state.remote_profile.clone().unwrap_or_else(|| profile.name().to_string()),
-        cluster_id: state.remote_cluster_id.clone().unwrap_or_else(|| cluster_id.to_string()),
-        exactly: state.remote_profile.is_some() || state.remote_cluster_id.is_some(),
-        ipython_dir: state.remote_ipython_dir.clone(),
-    }
 }
 
 /// Removes the connection file of a tunnel; another one stays.

@@ -1,18 +1,18 @@
 //! pcluster's commands run on the other host, through the pcluster there: what it does here it does there by the same code.
 use super::error::RemoteError;
-use super::there::{self, Host};
 use crate::cluster::{ClusterError, StartProgress};
-use crate::connection::ssh::{Destination, Output, Ssh, quoted};
+use crate::ssh::probe::Host;
+use crate::ssh::{Destination, Output, Ssh, quoted, shell};
 use serde::{Deserialize, Serialize};
 use std::time::Duration;
 use tokio::signal::unix::{SignalKind, signal};
 
 /// How long a command that is told to end may take to undo what it has begun.
 const ENDS: Duration = Duration::from_secs(40);
+/// How long a signal may take.
+const SIGNAL: Duration = Duration::from_secs(30);
 /// Names the process, for the signal that Ctrl-C is.
 const PID: &str = "pcluster-process ";
-/// Stands between what the shell's start-up files may say and what pcluster says.
-const BEGINS: &str = "=== pcluster begins ===";
 
 /// A line of stderr of `start --tell-progress`.
 #[derive(Debug, Serialize, Deserialize)]
@@ -32,7 +32,7 @@ pub enum Ended {
 /// Connected, and told who answers.
 pub async fn reach(destination: &str) -> Result<(Ssh, Host), ClusterError> {
     let ssh = Ssh::connect(&Destination::parse(destination)?).await?;
-    let host = there::look(&ssh).await?;
+    let host = Host::probe(&ssh, &Default::default()).await?;
     Ok((ssh, host))
 }
 
@@ -43,9 +43,9 @@ pub async fn pcluster(ssh: &Ssh, host: &Host, program: &str, words: &[String], l
         .chain(words.iter().map(String::as_str))
         .map(quoted)
         .collect();
-    let script = format!("echo {}; echo {PID}$$ >&2; exec {}", quoted(BEGINS), command.join(" "));
-    let shell = host.shell.rsplit('/').next().unwrap_or_default();
-    let running = match shell {
+    let script = format!("{}; echo {PID}$$ >&2; exec {}", shell::begin(), command.join(" "));
+    let login_shell = host.shell.rsplit('/').next().unwrap_or_default();
+    let running = match login_shell {
         // Those of which `-l -c` means what it says.
         "bash" | "zsh" | "ksh" | "dash" | "sh" => ssh.spawn(&[&host.shell, "-l", "-c", &script]).await?,
         _ => ssh.spawn(&["sh", "-c", &script]).await?,
@@ -72,17 +72,14 @@ pub async fn pcluster(ssh: &Ssh, host: &Host, program: &str, words: &[String], l
     if let Ok(pid) = pids.try_recv()
         && pid.bytes().all(|b| b.is_ascii_digit())
     {
-        ssh.run(&["kill", "-INT", &pid], b"", there::PATIENCE).await?;
+        ssh.run(&["kill", "-INT", &pid], b"", SIGNAL).await?;
         let _ = tokio::time::timeout(ENDS, &mut finish).await;
     }
     Ok(Ended::Interrupted)
 }
 
 fn without_greeting(mut output: Output) -> Output {
-    let mark = format!("{BEGINS}\n");
-    if let Some(at) = output.stdout.windows(mark.len()).position(|part| part == mark.as_bytes()) {
-        output.stdout.drain(..at + mark.len());
-    }
+    output.stdout = shell::after_begin(output.stdout);
     output
 }
 
@@ -105,19 +102,4 @@ pub fn failure(ssh: &Ssh, command: &str, output: &Output) -> ClusterError {
         said: said[from..].join("\n"),
     }
     .into()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn what_a_shell_says_first_is_passed_over() {
-        let output = |stdout: &str| Output {
-            stdout: stdout.into(),
-            ..Output::default()
-        };
-        assert_eq!(without_greeting(output(&format!("Welcome\n{BEGINS}\n{{}}\n"))), output("{}\n"));
-        assert_eq!(without_greeting(output("no such shell\n")), output("no such shell\n"));
-    }
 }

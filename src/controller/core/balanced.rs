@@ -146,7 +146,7 @@ impl Core {
                 map.in_flight.insert(
                     task.index,
                     InFlight {
-                        written: [0, 0],
+                        written: Default::default(),
                         engine: engine.clone(),
                         run: task.run,
                         input: task.input,

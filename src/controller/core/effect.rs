@@ -126,6 +126,11 @@ pub enum Ask {
     },
     /// A part of what a task has written.
     Output(crate::wire::content::client::OutputRequest),
+    /// Values for a task of `--reduce`. Comes back as [`super::event::Event::ValuesFound`].
+    Values {
+        engine: EngineUuid,
+        request: crate::wire::content::engine::ValuesRequest,
+    },
     /// Finished tasks to run again. The answer comes back as [`super::event::Event::ResubmitFound`].
     Resubmit {
         selection: crate::wire::content::client::Selection,

@@ -3,6 +3,7 @@ use super::effect::ClientChannel;
 use crate::model::change::Request;
 use crate::model::definition::MapDefinition;
 use crate::model::engine::EngineFacts;
+use crate::model::output::Written;
 use crate::model::task::{Counts, TaskState};
 use crate::model::{EngineId, EngineUuid, MapId, TaskId, UnixTime};
 use crate::wire::Message;
@@ -59,6 +60,12 @@ pub enum Event {
         selection: Selection,
         definition: Option<Box<MapDefinition>>,
         maps: Vec<FoundMap>,
+    },
+    /// The records' answer to [`super::effect::Ask::Values`].
+    ValuesFound {
+        engine: EngineUuid,
+        values: crate::wire::content::engine::Values,
+        buffers: Vec<Bytes>,
     },
     /// The records' answer to [`super::effect::Ask::MapOf`].
     MapFound {
@@ -130,7 +137,7 @@ pub struct FoundTask {
     /// Cancelled while with its engine.
     pub cancelled: bool,
     /// Bytes of its current run's output that are on record: stdout, stderr.
-    pub written: [u64; 2],
+    pub written: Written,
     pub input: Bytes,
 }
 

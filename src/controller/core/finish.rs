@@ -2,7 +2,7 @@
 use super::maps::{InFlight, Returned, Tries};
 use super::{Core, Due};
 use crate::model::change::{Attempt, Change};
-use crate::model::output::{Output, Stream};
+use crate::model::output::{Output, Stream, Written};
 use crate::model::task::{Outcome, TaskState};
 use crate::model::{EngineUuid, MapId, TaskId, UnixTime};
 use crate::wire::content::client::{Selection, SelectionReply, ok};
@@ -30,10 +30,18 @@ fn following(output: &Output, written: u64) -> Option<Bytes> {
 }
 
 /// The outcome with what of its output is not on record yet. One of which some is missing does not stand: the attempt counts as lost.
-fn with_output(mut outcome: Outcome, written: [u64; 2], now: UnixTime) -> Outcome {
-    for stream in Stream::ALL {
+fn with_output(mut outcome: Outcome, written: Written, now: UnixTime) -> Outcome {
+    let (started, on_record) = (outcome.started, written[Stream::Value as usize]);
+    let lost = |what: String| {
+        let mut lost = Outcome::failure(TaskState::Lost, "OutputLost", what, started, now);
+        lost.crashed = true;
+        lost
+    };
+    if let Some(size) = outcome.value_size.filter(|size| *size != on_record) {
+        return lost(format!("{on_record} bytes of the task's value are on record, and it has {size}"));
+    }
+    for (stream, output) in outcome.outputs() {
         let written = written[stream as usize];
-        let output = outcome.output(stream);
         let rest = match output.size {
             // The engine's own word on it: what is on record is all.
             0 => Some(Bytes::new()),
@@ -46,9 +54,7 @@ fn with_output(mut outcome: Outcome, written: [u64; 2], now: UnixTime) -> Outcom
                 output.start,
                 output.size
             );
-            let mut lost = Outcome::failure(TaskState::Lost, "OutputLost", what, outcome.started, now);
-            lost.crashed = true;
-            return lost;
+            return lost(what);
         };
         *output = Output::rest(written, rest);
     }
@@ -297,7 +303,7 @@ impl Core {
         let Some(in_flight) = in_flight.filter(|t| t.run == run && t.engine == *engine) else {
             // Nobody waits for it: the engine need not keep it.
             if !progress.parts.is_empty() {
-                self.tell_output_recorded(engine, progress.task, u64::MAX, u64::MAX);
+                self.tell_output_recorded(engine, progress.task, [u64::MAX; 3]);
             }
             return;
         };
@@ -328,13 +334,19 @@ impl Core {
         }
         if !progress.parts.is_empty() {
             let in_flight = self.maps.get(&map).and_then(|m| m.in_flight.get(&index));
-            let [stdout, stderr] = in_flight.map(|t| t.written).unwrap_or_default();
-            self.tell_output_recorded(engine, progress.task, stdout, stderr);
+            let written = in_flight.map(|t| t.written).unwrap_or_default();
+            self.tell_output_recorded(engine, progress.task, written);
         }
     }
 
-    fn tell_output_recorded(&mut self, engine: &EngineUuid, task: Held, stdout: u64, stderr: u64) {
-        self.tell_engine(engine, say::OUTPUT_RECORDED, &say::OutputRecorded { task, stdout, stderr });
+    fn tell_output_recorded(&mut self, engine: &EngineUuid, task: Held, [stdout, stderr, value]: Written) {
+        let recorded = say::OutputRecorded {
+            task,
+            stdout,
+            stderr,
+            value,
+        };
+        self.tell_engine(engine, say::OUTPUT_RECORDED, &recorded);
     }
 
     /// Unbegun tasks come back.

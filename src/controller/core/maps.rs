@@ -1,6 +1,7 @@
 //! The unfinished maps. A task that has not been sent is no more than a line of its chunk; one in flight has an entry;
 //! one that is done has nothing here (it is in the records).
 use crate::model::definition::{MapDefinition, Work};
+use crate::model::output::Written;
 use crate::model::task::{Counts, TaskState};
 use crate::model::{EngineId, EngineUuid, MapId};
 use bytes::Bytes;
@@ -29,7 +30,7 @@ pub struct InFlight {
     /// The engine has said that it runs.
     pub begun: bool,
     /// Bytes of its output that are on record, or will be with the next commit: stdout, stderr.
-    pub written: [u64; 2],
+    pub written: Written,
     pub tries: Tries,
     /// It is on its way to be cancelled: whatever ends it, it is not tried again.
     pub cancelled: bool,

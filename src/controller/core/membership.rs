@@ -94,6 +94,11 @@ impl Core {
                     self.progress(engine, progress, &message.buffers);
                 }
             }
+            say::VALUES_REQUEST => {
+                if let Some(request) = parse(message) {
+                    self.values_requested(engine, request);
+                }
+            }
             say::RETURNED => {
                 if let Some(returned) = parse(message) {
                     self.given_back(engine, &returned);

@@ -28,6 +28,7 @@ mod retention;
 pub mod returning;
 pub mod transition;
 mod untrusted;
+mod values;
 
 #[cfg(test)]
 mod tests;
@@ -223,6 +224,7 @@ impl Core {
                 definition,
                 maps,
             } => self.resubmit_found(client, parent, &request, selection, definition, maps),
+            Event::ValuesFound { engine, values, buffers } => self.values_found(&engine, &values, buffers),
             Event::MapFound { request, map, bundle } => self.map_found(*request, map, bundle),
             Event::RequestsFound {
                 client,

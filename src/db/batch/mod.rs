@@ -11,8 +11,9 @@ mod tasks;
 
 use super::Durability;
 use super::outputs::Outputs;
-use crate::model::MapId;
 use crate::model::change::Change;
+use crate::model::output::Stream;
+use crate::model::{MapId, TaskId};
 pub use engines::Known;
 use maps::Counted;
 pub use maps::row_range;
@@ -28,6 +29,8 @@ pub struct Batch<'a> {
     known: &'a mut Known,
     outputs: &'a Outputs,
     durability: Durability,
+    /// Files that nothing names any more once this is committed.
+    dropped: Vec<(TaskId, u32, Stream)>,
     /// Counters of the maps that this batch has named; None: there is no such map.
     maps: HashMap<MapId, Option<Counted>>,
     /// Where the buffers of the change are, if not in its row.
@@ -49,6 +52,7 @@ impl<'a> Batch<'a> {
             known,
             outputs,
             durability,
+            dropped: Vec::new(),
             maps: HashMap::new(),
             stored: None,
             add: connection.prepare_cached(tasks::ADD)?,
@@ -131,9 +135,10 @@ impl<'a> Batch<'a> {
         self.connection.prepare_cached(sql)?.execute([at.0.to_string()]).map(drop)
     }
 
-    /// Writes the counters.
-    pub fn finish(mut self) -> rusqlite::Result<()> {
-        self.write_counters()
+    /// Writes the counters. Which files can go after the commit.
+    pub fn finish(mut self) -> rusqlite::Result<Vec<(TaskId, u32, Stream)>> {
+        self.write_counters()?;
+        Ok(std::mem::take(&mut self.dropped))
     }
 }
 

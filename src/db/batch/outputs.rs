@@ -3,12 +3,13 @@ use super::Batch;
 use crate::db::outputs::{self, InFile, Stored};
 use crate::model::TaskId;
 use crate::model::output::{HEAD, INLINE, Output, Stream};
+use crate::model::task::Outcome;
 use bytes::Bytes;
 use rusqlite::types::{ToSqlOutput, ValueRef};
 use rusqlite::{ToSql, params};
 
-/// What an attempt wrote before its end was told: stdout, stderr.
-pub(super) type Before = [Option<Stored>; 2];
+/// What an attempt wrote before its end was told, and its value, if that is long.
+pub(super) type Before = [Option<Stored>; 3];
 
 /// What a column is to have.
 pub(super) enum Column {
@@ -51,7 +52,7 @@ impl Batch<'_> {
         }
         self.known.output = true;
         let before = self.rows(task, Some(stream))?[stream as usize].take();
-        if before.as_ref().map_or(0, Stored::size) + bytes.len() as u64 <= INLINE as u64 {
+        if stream != Stream::Value && before.as_ref().map_or(0, Stored::size) + bytes.len() as u64 <= INLINE as u64 {
             let column = short(bytes.clone());
             let add = "INSERT INTO output (task, stream, text) VALUES (?1, ?2, ?3)";
             self.connection
@@ -115,7 +116,7 @@ impl Batch<'_> {
         let mut rows = load.query(params![task.row_id(), only.map(Stream::word)])?;
         let mut found = Before::default();
         while let Some(row) = rows.next()? {
-            let place = if row.get_ref(0)?.as_str()? == "stderr" { 1 } else { 0 };
+            let place = outputs::stream_of(row.get_ref(0)?.as_str()?) as usize;
             let more = outputs::stored(row.get_ref(1)?);
             found[place] = Some(match (found[place].take(), more) {
                 (Some(Stored::Here(before)), Stored::Here(more)) => Stored::Here([before, more].concat().into()),
@@ -137,6 +138,27 @@ impl Batch<'_> {
                 .execute([task.row_id()])?;
         }
         Ok(taken)
+    }
+
+    /// Of a value that did not stand nothing is left when this is committed.
+    pub(super) fn drop_value(&mut self, task: TaskId, value: Option<Stored>) {
+        if let Some(Stored::InFile(file)) = value {
+            self.dropped.push((task, file.run, Stream::Value));
+        }
+    }
+
+    /// As the columns `value` and `pickled` have a long value; None where the outcome has none.
+    pub(super) fn long_value(&mut self, task: TaskId, value: Option<Stored>, outcome: &Outcome) -> Option<[Option<Vec<u8>>; 2]> {
+        match (value, outcome.value_size) {
+            (Some(Stored::InFile(file)), Some(size)) if file.size == size => {
+                let blob = Some(file.encode());
+                Some(if outcome.pickled.is_some() { [None, blob] } else { [blob, None] })
+            }
+            (value, _) => {
+                self.drop_value(task, value);
+                None
+            }
+        }
     }
 
     /// What was written before, and the rest, as a column has it.

@@ -109,7 +109,7 @@ impl Batch<'_> {
             _ => serde_json::from_slice(&reply.content).unwrap_or_default(),
         };
         let host = self.host(engine)?;
-        let [stdout, stderr] = self.take_output(task)?;
+        let [stdout, stderr, _] = self.take_output(task)?;
         let nothing = Output::default();
         let stdout = self.column(task, prior.run, Stream::Stdout, stdout, &nothing)?;
         let stderr = self.column(task, prior.run, Stream::Stderr, stderr, &nothing)?;

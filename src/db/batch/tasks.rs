@@ -7,6 +7,7 @@ use crate::model::output::Stream;
 use crate::model::task::{Outcome, TaskState};
 use crate::model::{EngineId, MapId, TaskId, UnixTime};
 use bytes::Bytes;
+use rusqlite::types::{ToSqlOutput, ValueRef};
 use rusqlite::{OptionalExtension, params};
 
 pub const ADD: &str = "INSERT OR IGNORE INTO task (id, state, submitted, input) VALUES (?1, ?2, ?3, ?4)";
@@ -165,12 +166,14 @@ impl Batch<'_> {
         let was_begun = prior.state == TaskState::Running || begun(engine, outcome);
         let attempts = prior.attempts_after(engine, outcome);
         let host = self.host(engine)?;
-        let [stdout, stderr] = self.take_output(task)?;
+        let [stdout, stderr, value] = self.take_output(task)?;
+        let long = self.long_value(task, value, outcome);
         let stdout = self.column(task, run, Stream::Stdout, stdout, &outcome.stdout)?;
         let stderr = self.column(task, run, Stream::Stderr, stderr, &outcome.stderr)?;
-        let too_large = self.too_large(outcome);
-        let outcome = too_large.as_ref().unwrap_or(outcome);
+        let instead = self.instead(outcome, long.is_some());
+        let outcome = instead.as_ref().unwrap_or(outcome);
         let error = outcome.error.as_ref();
+        let [value, pickled] = value_columns(outcome, &long);
         self.end.execute(params![
             task.row_id(),
             outcome.status.word(),
@@ -181,30 +184,37 @@ impl Batch<'_> {
             was_begun.then_some(outcome.started.0),
             outcome.ended.0,
             outcome.exit_code,
-            outcome.value.as_ref().map(|v| v.get()),
+            value,
             error.map(|e| &e.ename),
             error.map(|e| &e.evalue),
             outcome.pickled.as_ref().map(|p| &p.python_type),
             stdout,
             stderr,
             error.and_then(|e| some_text(&e.traceback)),
-            outcome.pickled.as_ref().map(|p| &p.bytes[..]),
+            pickled,
         ])?;
         self.count_step(task.map, prior.state, outcome.status)
     }
 
-    /// What to record instead of an outcome that no row can hold.
-    fn too_large(&self, outcome: &Outcome) -> Option<Outcome> {
+    /// What to record instead of an outcome that no row can hold, or whose long value is not on record.
+    fn instead(&self, outcome: &Outcome, is_long: bool) -> Option<Outcome> {
         let bytes = outcome.bytes() - outcome.stdout.bytes.len() - outcome.stderr.bytes.len();
         let largest = self.known.largest_outcome;
-        (bytes > largest).then(|| {
-            let why = format!("the value has {bytes} bytes; the database keeps at most {largest} of a task");
+        let missing = outcome.value_size.filter(|_| !is_long);
+        (bytes > largest || missing.is_some()).then(|| {
+            let (ename, why) = match missing {
+                Some(size) => ("ValueLost", format!("the {size} bytes of the value are not on record")),
+                None => (
+                    "ResultTooLarge",
+                    format!("the value has {bytes} bytes; the database keeps at most {largest} of a task"),
+                ),
+            };
             let status = if outcome.status == TaskState::Ok {
                 TaskState::Error
             } else {
                 outcome.status
             };
-            let mut instead = Outcome::failure(status, "ResultTooLarge", why, outcome.started, outcome.ended);
+            let mut instead = Outcome::failure(status, ename, why, outcome.started, outcome.ended);
             (instead.exit_code, instead.crashed) = (outcome.exit_code, outcome.crashed);
             instead
         })
@@ -225,7 +235,8 @@ impl Batch<'_> {
         }
         let (mut attempts, mut crashes, mut failures) = (prior.attempts, 0, 0);
         if attempt.is_none() {
-            self.take_output(task)?;
+            let [.., value] = self.take_output(task)?;
+            self.drop_value(task, value);
         }
         if let Some(Attempt { engine, outcome }) = attempt {
             let before = self.take_output(task)?;
@@ -248,18 +259,20 @@ impl Batch<'_> {
         run: u32,
         engine: EngineId,
         outcome: &Outcome,
-        [stdout, stderr]: Before,
+        [stdout, stderr, long]: Before,
     ) -> rusqlite::Result<()> {
         let sql = "INSERT INTO attempt (task, run, state, crashed, engine, started, completed, exit_code, host, value, ename, evalue, \
                    type, stdout, stderr, traceback, pickled, code) \
                    VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, \
                    (SELECT code FROM task WHERE id = ?1))";
         let host = self.host(Some(engine))?;
+        let long = self.long_value(task, long, outcome);
         let stdout = self.column(task, run, Stream::Stdout, stdout, &outcome.stdout)?;
         let stderr = self.column(task, run, Stream::Stderr, stderr, &outcome.stderr)?;
-        let too_large = self.too_large(outcome);
-        let outcome = too_large.as_ref().unwrap_or(outcome);
+        let instead = self.instead(outcome, long.is_some());
+        let outcome = instead.as_ref().unwrap_or(outcome);
         let error = outcome.error.as_ref();
+        let [value, pickled] = value_columns(outcome, &long);
         self.connection.prepare_cached(sql)?.execute(params![
             task.row_id(),
             run,
@@ -270,14 +283,14 @@ impl Batch<'_> {
             outcome.ended.0,
             outcome.exit_code,
             host,
-            outcome.value.as_ref().map(|v| v.get()),
+            value,
             error.map(|e| &e.ename),
             error.map(|e| &e.evalue),
             outcome.pickled.as_ref().map(|p| &p.python_type),
             stdout,
             stderr,
             error.and_then(|e| some_text(&e.traceback)),
-            outcome.pickled.as_ref().map(|p| &p.bytes[..]),
+            pickled,
         ])?;
         Ok(())
     }
@@ -307,6 +320,24 @@ impl Batch<'_> {
         self.connection.prepare_cached(clear)?.execute(params![task.row_id(), run])?;
         self.count_step(task.map, prior.state, TaskState::Ready)
     }
+}
+
+/// What the columns `value` and `pickled` are to have. `long`: of a value that is in a file.
+fn value_columns<'a>(outcome: &'a Outcome, long: &'a Option<[Option<Vec<u8>>; 2]>) -> [ToSqlOutput<'a>; 2] {
+    let [value, pickled] = long
+        .as_ref()
+        .map_or([None, None], |columns| columns.each_ref().map(Option::as_deref));
+    let text = outcome.value.as_ref().map(|value| value.get().as_bytes());
+    let bytes = outcome
+        .pickled
+        .as_ref()
+        .filter(|_| long.is_none())
+        .map(|pickled| &pickled.bytes[..]);
+    [
+        value.map(ValueRef::Blob).or(text.map(ValueRef::Text)).unwrap_or(ValueRef::Null),
+        pickled.or(bytes).map_or(ValueRef::Null, ValueRef::Blob),
+    ]
+    .map(ToSqlOutput::Borrowed)
 }
 
 pub fn state_of(word: &str) -> rusqlite::Result<TaskState> {

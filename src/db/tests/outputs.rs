@@ -2,6 +2,7 @@
 use super::*;
 use crate::model::change::{Attempt, Purge};
 use crate::model::output::{HEAD, INLINE, Output};
+use crate::model::pickled::Pickled;
 use std::os::unix::fs::PermissionsExt;
 
 /// Not UTF-8, and different at each place.
@@ -78,7 +79,7 @@ fn a_growing_output_is_seen_while_it_grows_and_moves_into_a_file_in_time() {
         db.reader()
             .unfinished_tasks(MapId(1), &mut |task| written.push(task.written))
             .unwrap();
-        assert_eq!(written, [[seen as u64, 0], [0, 0]]);
+        assert_eq!(written, [[seen as u64, 0, 0], [0; 3]]);
     }
     db.apply(&[finished(1, 0, 1, 0, with_stdout(ok("1"), b"the rest".to_vec()))]);
     let all = [&all[..], b"the rest"].concat();
@@ -179,4 +180,177 @@ fn a_file_that_cannot_be_written_stops_the_commit_and_is_named() {
     std::fs::remove_file(&directory).unwrap();
     db.apply(&changes);
     assert!(whole(&db.reader(), task(1, 0), None) == bytes(INLINE + 1));
+}
+
+fn long(size: usize, pickled: bool) -> Outcome {
+    let mut outcome = ok("[\"readable\"]");
+    outcome.value_size = Some(size as u64);
+    match pickled {
+        true => {
+            let (python_type, bytes) = ("numpy.ndarray".into(), Bytes::new());
+            outcome.pickled = Some(Pickled { python_type, bytes });
+        }
+        false => outcome.value = None,
+    }
+    outcome
+}
+
+fn value(reader: &Reader, task: TaskId, run: Option<u32>) -> Vec<u8> {
+    let mut all = Vec::new();
+    loop {
+        let (size, piece) = reader.output(task, run, Stream::Value, all.len() as u64, 100_003).unwrap().unwrap();
+        all.extend_from_slice(&piece);
+        if all.len() as u64 >= size {
+            return all;
+        }
+    }
+}
+
+#[test]
+fn a_long_value_is_a_file_that_its_row_names() {
+    let mut db = running();
+    let (json, pickle) = ([b"\"", &vec![b'j'; 2 * INLINE][..], b"\""].concat(), bytes(INLINE + 5));
+    for (index, all) in [&json, &pickle].into_iter().enumerate() {
+        let index = index as u32;
+        db.apply(&[begun(1, index, 1, 0)]);
+        for part in all.chunks(INLINE) {
+            db.apply(&[wrote(task(1, index), Stream::Value, part)]);
+            let mut written = Vec::new();
+            db.reader()
+                .unfinished_tasks(MapId(1), &mut |task| written.push((task.index, task.written[2])))
+                .unwrap();
+            assert!(written.iter().any(|(of, bytes)| *of == index && *bytes > 0), "{written:?}");
+        }
+        db.apply(&[finished(1, index, 1, 0, long(all.len(), index == 1))]);
+        let row = db.task(1, index);
+        assert_eq!((row.state, row.value_size), (TaskState::Ok, Some(all.len() as u64)));
+        assert!(value(&db.reader(), task(1, index), None) == *all);
+    }
+    let [first, second] = [db.task(1, 0), db.task(1, 1)];
+    assert!(first.value.is_none() && first.pickled.is_none());
+    assert_eq!(second.value.as_ref().unwrap().get(), "[\"readable\"]");
+    assert_eq!(second.pickled.as_ref().unwrap().python_type, "numpy.ndarray");
+    let mut filled = first.clone();
+    filled.set_value(json.clone()).unwrap();
+    assert!(filled.value_size.is_none() && filled.value.unwrap().get().as_bytes() == json);
+    assert_eq!(files(&db), ["4294967296-1-value", "4294967297-1-value"]);
+    // Neither is in the database, and the view says where they are.
+    let view = rusqlite::Connection::open(db.path()).unwrap();
+    let in_row = |sql: &str| view.query_row(sql, [], |row| row.get::<_, i64>(0)).unwrap();
+    assert!(in_row("SELECT sum(length(value) + length(COALESCE(pickled, ''))) FROM task") < 2 * HEAD as i64 + 100);
+    assert_eq!(in_row("SELECT count(*) FROM tasks WHERE value = '(see pcluster results)'"), 1);
+
+    // What is run again keeps the value of the run before, until it is purged.
+    db.apply(&[
+        Change::TaskResubmitted { task: task(1, 1), run: 2 },
+        assigned(1, 1, 1, 2, 0),
+        finished(1, 1, 2, 0, ok("2")),
+    ]);
+    assert!(value(&db.reader(), task(1, 1), Some(1)) == pickle);
+    assert_eq!(
+        db.reader().attempts(task(1, 1)).unwrap()[0].outcome.value_size,
+        Some(pickle.len() as u64)
+    );
+    let reopen = |db: &mut Db| {
+        let other = Writer::open(&db.directory.path().join("other.db"), Durability::Normal).unwrap();
+        drop(std::mem::replace(&mut db.writer, other));
+        db.writer = Writer::open(&db.path(), Durability::Normal).unwrap();
+    };
+    reopen(&mut db);
+    assert_eq!(files(&db).len(), 2);
+    let completed = Change::MapCompleted {
+        map: MapId(1),
+        at: Some(UnixTime(3000.0)),
+    };
+    let what = Purge::Map(MapId(1));
+    db.apply(&[completed, Change::Purged { what }]);
+    assert!(files(&db).is_empty());
+}
+
+#[test]
+fn of_a_value_that_does_not_stand_no_file_is_left() {
+    let mut db = running();
+    let (part, task) = (bytes(INLINE), task(1, 0));
+    // Cancelled in the middle.
+    db.apply(&[wrote(task, Stream::Value, &part)]);
+    db.apply(&[finished(1, 0, 1, 0, failed(TaskState::Aborted, "TaskCancelled", ""))]);
+    assert!(files(&db).is_empty() && db.task(1, 0).value_size.is_none());
+    // Given back, and ended by the loss of its engine, to run again.
+    let task = super::task(1, 1);
+    for (run, attempt) in [(2, None), (3, Some(failed(TaskState::Lost, "EngineLost", "")))] {
+        db.apply(&[begun(1, 1, run - 1, 0), wrote(task, Stream::Value, &part)]);
+        assert_eq!(files(&db).len(), 1);
+        let attempt = attempt.map(|outcome| Attempt {
+            engine: EngineId(0),
+            outcome: Box::new(outcome),
+        });
+        db.apply(&[Change::TaskReturned { task, run, attempt }, assigned(1, 1, 1, run, 0)]);
+        assert!(files(&db).is_empty());
+    }
+    // And one of which not all has come is an error.
+    db.apply(&[begun(1, 1, 3, 0), wrote(task, Stream::Value, &part)]);
+    db.apply(&[finished(1, 1, 3, 0, long(part.len() + 1, true))]);
+    let row = db.task(1, 1);
+    assert_eq!((row.state, row.error.unwrap().ename.as_str()), (TaskState::Error, "ValueLost"));
+    assert!(files(&db).is_empty());
+}
+
+#[test]
+fn values_are_read_in_order_in_parts_and_those_that_are_missing_are_named() {
+    let mut db = Db::new();
+    db.apply(&[engine(0)]);
+    db.add_map(1, 6);
+    db.apply(&[assigned(1, 0, 6, 1, 0)]);
+    let (long_value, mut pickled) = (bytes(INLINE + 9), ok("\"a set\""));
+    let (python_type, short) = ("set".to_string(), Bytes::from_static(b"\x80\x05short"));
+    pickled.pickled = Some(Pickled {
+        python_type,
+        bytes: short.clone(),
+    });
+    let mut nothing = ok("null");
+    nothing.value = None;
+    db.apply(&[
+        finished(1, 0, 1, 0, ok("[1]")),
+        finished(1, 1, 1, 0, pickled),
+        begun(1, 2, 1, 0),
+        wrote(task(1, 2), Stream::Value, &long_value),
+        finished(1, 2, 1, 0, long(long_value.len(), true)),
+        finished(1, 3, 1, 0, nothing),
+        finished(1, 4, 1, 0, failed(TaskState::Error, "E", "")),
+    ]);
+    let of = |indices: &[u32]| -> Vec<TaskId> { indices.iter().map(|index| task(1, *index)).collect() };
+    let expected: [(&[u8], bool); 5] = [
+        (b"[1]", false),
+        (&short, true),
+        (&long_value, true),
+        (b"null", false),
+        (b"[1]", false),
+    ];
+    let (reader, asked) = (db.reader(), of(&[0, 1, 2, 3, 0]));
+    for limit in [1, 7, 100_000, 1 << 20] {
+        let (mut done, mut start, mut whole) = (0, 0, Vec::new());
+        while done < asked.len() {
+            let (found, error) = reader.values(&asked[done..], start, limit).unwrap();
+            assert!(error.is_none() && !found.is_empty(), "{error:?}");
+            for part in found {
+                assert_eq!((part.size, part.pickled), (expected[done].0.len() as u64, expected[done].1));
+                whole.extend_from_slice(&part.bytes);
+                start = whole.len() as u64;
+                if start == part.size {
+                    assert!(whole == expected[done].0);
+                    (done, start) = (done + 1, 0);
+                    whole.clear();
+                }
+            }
+            if limit < 100 && start > 100 {
+                break; // The rest of the long one is the same.
+            }
+        }
+    }
+    let why = |indices: &[u32]| reader.values(&of(indices), 0, 1 << 20).unwrap();
+    assert_eq!(why(&[0, 4]).0.len(), 1);
+    assert_eq!(why(&[0, 4]).1.unwrap(), "task 1.4 has no value now: it is error");
+    assert_eq!(why(&[5]).1.unwrap(), "task 1.5 has no value now: it is assigned");
+    let purged = "the value of task 1.6 is not on record any more: it was purged";
+    assert_eq!(why(&[6]).1.unwrap(), purged);
 }

@@ -2,7 +2,7 @@
 use super::unit::{CommandEnd, Request, Unit, WorkerKey, WorkerResult};
 use crate::model::definition::MapDefinition;
 use crate::model::{MapId, UnixTime};
-use crate::wire::content::engine::{Held, OutputRecorded, Progress, Results, Returned};
+use crate::wire::content::engine::{Held, OutputRecorded, Progress, Results, Returned, Values, ValuesRequest};
 use bytes::Bytes;
 use std::sync::Arc;
 use std::time::Instant;
@@ -43,6 +43,13 @@ pub enum Event {
     },
     /// So much of what a task has written is on the controller's disk.
     OutputRecorded(OutputRecorded),
+    /// Values that a task is to fold.
+    ValuesCame(Values, Vec<Bytes>),
+    /// The answer to [`Effect::KeepValues`], when all are in a file, or when that failed.
+    ValuesKept {
+        held: Held,
+        place: Result<String, String>,
+    },
     /// What was given back with this number is on the controller's disk.
     ReturnRecorded {
         sequence: u64,
@@ -178,6 +185,7 @@ pub enum Effect {
     /// With the bytes of its parts.
     SendProgress(Progress, Vec<Bytes>),
     SendReturned(Returned),
+    SendValuesRequest(ValuesRequest),
     /// Whether Python functions can run here: `reason` is why not.
     ReportAvailability {
         reason: Option<String>,
@@ -206,6 +214,17 @@ pub enum Effect {
         as_another: bool,
     },
 
+    /// Add values to the file of a task.
+    KeepValues {
+        held: Held,
+        is_first: bool,
+        bytes: Vec<Bytes>,
+        is_last: bool,
+    },
+    /// Remove that file, if it is there.
+    ForgetValues {
+        held: Held,
+    },
     /// Whether the code of maps can be stored now.
     TryToStoreCode,
 

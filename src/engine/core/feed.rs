@@ -19,6 +19,8 @@ enum Next {
     Nothing,
     Command,
     Worker(WorkerKey),
+    /// Its values are to be fetched.
+    Values,
     /// The definition is missing.
     Unknown,
 }
@@ -26,7 +28,7 @@ enum Next {
 impl Core {
     pub(super) fn feed(&mut self, now: Now, effects: &mut Vec<Effect>) {
         let stopping = self.stop_next.is_some() || self.current.as_ref().is_some_and(|current| current.stop.is_some());
-        if stopping || self.leaving.is_some() {
+        if stopping || self.leaving.is_some() || !self.has_room_for_values() {
             return;
         }
         self.give_up_python(now, effects);
@@ -50,6 +52,11 @@ impl Core {
                     }
                     self.start_command(now, effects);
                 }
+                Next::Values => {
+                    if !self.gather(now, effects) {
+                        return;
+                    }
+                }
                 Next::Worker(worker) => {
                     let other_runs = self.command.is_some() || (!self.given.is_empty() && !self.workers.is_active(worker));
                     if other_runs || !self.feed_worker(now, worker, effects) {
@@ -64,6 +71,7 @@ impl Core {
         match self.queue.front() {
             None => Next::Nothing,
             Some(Unit::Request(_)) => Next::Worker(WorkerKey::Interactive),
+            Some(Unit::Task { held, input }) if self.needs_values(*held, input) => Next::Values,
             Some(Unit::Task { held, .. }) => match self.maps.get(&held.map) {
                 None => Next::Unknown,
                 Some(state) => worker_of(held.map, &state.definition).map_or(Next::Command, Next::Worker),
@@ -126,7 +134,8 @@ impl Core {
                 }
                 let (mut inputs, mut bytes, first) = (Vec::new(), 0, self.next_ticket);
                 while let Some(Unit::Task { held, input }) = self.queue.front() {
-                    if held.map != map || inputs.len() >= room || (inputs.len() >= FEWEST && bytes + input.len() > MOST_BYTES) {
+                    let waits = self.needs_values(*held, input);
+                    if waits || held.map != map || inputs.len() >= room || (inputs.len() >= FEWEST && bytes + input.len() > MOST_BYTES) {
                         break;
                     }
                     bytes += input.len();

@@ -2,11 +2,12 @@
 use super::event::{Effect, Now, RequestReply};
 use super::output::{Streams, Text};
 use super::stop::{AfterRecall, StopReason};
-use super::unit::{CommandEnd, Request, Unit, WorkerKey, WorkerResult, command_outcome, worker_outcome};
+use super::unit::{CommandEnd, Request, Unit, WorkerKey, WorkerResult, command_outcome, long_value, worker_outcome};
 use super::{Closing, Core, Current, Given, Wrote};
 use crate::model::UnixTime;
 use crate::model::task::{Outcome, TaskError, TaskState};
 use crate::wire::content::engine::{Held, TaskResult};
+use bytes::Bytes;
 use std::sync::Arc;
 
 impl Core {
@@ -69,8 +70,9 @@ impl Core {
         match unit {
             Unit::Task { held, .. } => {
                 self.learn(held.map, ended.since(started));
+                let long = long_value(&result);
                 let outcome = worker_outcome(result, started, ended);
-                self.end_task(now, held, outcome, current, effects);
+                self.end_task(now, held, (outcome, long), current, effects);
             }
             Unit::Request(request) => {
                 let reply = match result {
@@ -108,12 +110,19 @@ impl Core {
             return;
         };
         if let Some(held) = unit.held() {
-            self.end_task(now, held, command_outcome(end), current, effects);
+            self.end_task(now, held, (command_outcome(end), None), current, effects);
         }
     }
 
-    /// A task has ended; a stop that was under way decides how.
-    fn end_task(&mut self, now: Now, held: Held, mut outcome: Outcome, current: Current, effects: &mut Vec<Effect>) {
+    /// A task has ended, perhaps with a long value; a stop that was under way decides how.
+    fn end_task(
+        &mut self,
+        now: Now,
+        held: Held,
+        (mut outcome, long): (Outcome, Option<Bytes>),
+        current: Current,
+        effects: &mut Vec<Effect>,
+    ) {
         match current.stop.map(|stop| stop.reason) {
             None => {}
             Some(StopReason::Dropped) => {
@@ -137,7 +146,7 @@ impl Core {
                 outcome.crashed = true;
             }
         }
-        let closing = Closing {
+        let mut closing = Closing {
             held,
             started: current.started,
             outcome,
@@ -146,6 +155,9 @@ impl Core {
                 Wrote::Passed(_) => Streams::default(),
             },
         };
+        if let Some(value) = long.filter(|_| closing.outcome.value_size.is_some()) {
+            closing.streams.push_value(value);
+        }
         if closing.streams.is_short() {
             self.close(now, closing, effects);
         } else {
@@ -154,7 +166,7 @@ impl Core {
         }
     }
 
-    /// The rest of its output leaves with its result.
+    /// The rest of its output leaves with its result; a long value is on record.
     pub(super) fn close(&mut self, now: Now, closing: Closing, effects: &mut Vec<Effect>) {
         let Closing {
             held,
@@ -214,7 +226,7 @@ impl Core {
                 Unit::Task { held, .. } => {
                     let mut outcome = Outcome::failure(TaskState::Lost, "WorkerDied", evalue, since, now.unix);
                     outcome.crashed = true;
-                    self.end_task(now, held, outcome, own, effects);
+                    self.end_task(now, held, (outcome, None), own, effects);
                 }
                 Unit::Request(request) => {
                     // ipyparallel's word for an engine that died.
@@ -264,6 +276,7 @@ fn stopped(outcome: &mut Outcome, status: TaskState, ename: &str, evalue: String
     outcome.crashed = false;
     outcome.value = None;
     outcome.pickled = None;
+    outcome.value_size = None;
     outcome.error = Some(TaskError {
         ename: ename.into(),
         evalue,

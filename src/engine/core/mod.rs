@@ -19,6 +19,7 @@ mod stop;
 #[cfg(test)]
 mod tests;
 pub mod unit;
+mod values;
 mod workers;
 
 pub use event::{Effect, Event, Now, RequestReply, Stage};
@@ -38,6 +39,7 @@ use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use stop::{AfterRecall, GivenBack, Leaving, Stop, StopReason};
+use values::Gathered;
 use workers::Workers;
 
 /// What a core must know beforehand.
@@ -126,6 +128,9 @@ const SLOW_LOOK: Duration = Duration::from_millis(250);
 /// Parts in one message.
 const PARTS: usize = 2;
 
+/// While so many bytes of values are on their way, no task is begun.
+const VALUES_WINDOW: usize = 64 << 20;
+
 pub struct Core {
     settings: CoreSettings,
     registered: bool,
@@ -146,6 +151,7 @@ pub struct Core {
     stop_next: Option<(u32, StopReason)>,
     leaving: Option<Leaving>,
     aborted: HashSet<String>,
+    gathered: Gathered,
 }
 
 impl Core {
@@ -168,6 +174,7 @@ impl Core {
             stop_next: None,
             leaving: None,
             aborted: HashSet::new(),
+            gathered: Gathered::default(),
         }
     }
 
@@ -183,8 +190,15 @@ impl Core {
 
     /// The only way in.
     pub fn handle(&mut self, now: Now, event: Event) -> Vec<Effect> {
+        self.handle_all(now, [event])
+    }
+
+    /// Several events that came together, as one step: what follows from the state is looked for once.
+    pub fn handle_all(&mut self, now: Now, events: impl IntoIterator<Item = Event>) -> Vec<Effect> {
         let mut effects = Vec::new();
-        self.dispatch(now, event, &mut effects);
+        for event in events {
+            self.dispatch(now, event, &mut effects);
+        }
         self.settle(now, &mut effects);
         effects
     }
@@ -205,6 +219,7 @@ impl Core {
                 }
                 self.closing.iter_mut().for_each(|closing| closing.streams.rewind());
                 self.send_parts(effects);
+                self.gather_again(effects);
             }
             Event::LimitKnown { max_message } => self.outbox.set_limit(max_message),
             Event::Unknown => {
@@ -245,6 +260,8 @@ impl Core {
             }
             Event::Recorded { sequence } => self.outbox.recorded(sequence),
             Event::OutputRecorded(recorded) => self.output_recorded(now, recorded, effects),
+            Event::ValuesCame(values, bytes) => self.values_came(now, values, bytes, effects),
+            Event::ValuesKept { held, place } => self.values_kept(now, held, place, effects),
             Event::ReturnRecorded { sequence } => self.given_back.recorded(sequence),
             Event::GiveBackAsked { at_most } => self.give_back(now, at_most as usize, effects),
             Event::CancelAsked { tasks } => self.cancel(now, tasks.into_iter().collect(), false, effects),
@@ -336,6 +353,7 @@ impl Core {
         if self.after_recall.is_empty() {
             self.feed(now, effects);
         }
+        self.forget_values(effects);
         let idle = self.queue.is_empty() && self.given.is_empty() && self.command.is_none() && self.closing.is_empty();
         self.outbox.flush(now, idle, self.registered, effects);
         self.keep_spare(now, idle, effects);
@@ -407,7 +425,13 @@ impl Core {
         self.check_stop(now, effects);
     }
 
-    /// Whether more output is to be read. One who writes faster than the controller records waits.
+    /// What runs is being stopped.
+    pub fn is_stopping(&self) -> bool {
+        self.current.as_ref().is_some_and(|current| current.stop.is_some())
+    }
+
+    /// Whether more output is to be read. One who writes faster than the controller records waits. What is being stopped may say some
+    /// more: a full pipe is not to hold it up.
     pub fn has_room(&self) -> bool {
         let of_current = match &self.current {
             Some(Current {
@@ -418,7 +442,7 @@ impl Core {
             _ => 0,
         };
         let of_closing: usize = self.closing.iter().map(|closing| closing.streams.bytes()).sum();
-        of_current + of_closing < WINDOW
+        of_current + of_closing < if self.is_stopping() { 2 * WINDOW } else { WINDOW }
     }
 
     /// Output of what runs.
@@ -474,14 +498,20 @@ impl Core {
     }
 
     fn output_recorded(&mut self, now: Now, recorded: OutputRecorded, effects: &mut Vec<Effect>) {
-        let OutputRecorded { task, stdout, stderr } = recorded;
+        let OutputRecorded {
+            task,
+            stdout,
+            stderr,
+            value,
+        } = recorded;
         if let Some(at) = self.closing.iter().position(|closing| closing.held == task) {
             let streams = &mut self.closing[at].streams;
-            streams.recorded(stdout, stderr);
+            streams.recorded([stdout, stderr, value]);
             if streams.is_short() {
                 let closing = self.closing.remove(at);
                 self.close(now, closing, effects);
             }
+            self.send_parts(effects);
             return;
         }
         let unit = self.command.as_ref().or(self.given.front().map(|given| &given.unit));
@@ -489,8 +519,16 @@ impl Core {
             && held == task
             && let Wrote::Kept(streams) = &mut current.wrote
         {
-            streams.recorded(stdout, stderr);
+            streams.recorded([stdout, stderr, value]);
+            if !streams.is_short() {
+                self.send_parts(effects);
+            }
         }
+    }
+
+    /// Whether more tasks are to be run: one whose values are recorded more slowly than they are made waits.
+    fn has_room_for_values(&self) -> bool {
+        self.closing.iter().map(|closing| closing.streams.value_bytes()).sum::<usize>() < VALUES_WINDOW
     }
 
     fn publish(&mut self, published: Published, effects: &mut Vec<Effect>) {

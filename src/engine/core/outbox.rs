@@ -73,7 +73,7 @@ impl Outbox {
                 bytes = 0;
             }
         }
-        if !self.collecting.is_empty() && self.bytes + bytes > MOST_BYTES {
+        if !self.collecting.is_empty() && (self.bytes + bytes > MOST_BYTES || self.collecting.len() >= MOST) {
             self.close();
         }
         self.bytes += bytes;

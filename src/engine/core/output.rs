@@ -3,12 +3,12 @@
 //!
 //! A short output stays here and leaves with the task's result. Of one that is longer, or that is looked at while the task
 //! runs, parts leave before. What is kept is bounded ([`WINDOW`]): who reads pipes and files asks before it reads more.
-use crate::model::output::{INLINE, Output, Stream};
+use crate::model::output::{INLINE, Output, Stream, Written};
 use crate::wire::content::engine::Part;
 use bytes::{Bytes, BytesMut};
 use std::collections::VecDeque;
 
-/// So much may be kept of all outputs together before no more is read.
+/// So much may be kept of all outputs together before no more is read, and so much of one stream may be on its way.
 pub const WINDOW: usize = 2 << 20;
 /// A part has up to so many bytes.
 pub const PART: usize = 256 << 10;
@@ -50,17 +50,18 @@ impl Kept {
         self.bytes
     }
 
-    /// What was not sent: full parts, with `all` the rest too.
+    /// What was not sent: full parts, with `all` the rest too; as much as may be on its way at once.
     pub fn take_parts(&mut self, stream: Stream, all: bool, into: &mut Vec<(Part, Bytes)>) {
         if all && !self.last.is_empty() {
             self.parts.push_back(self.last.split().freeze());
         }
-        let mut start = self.start + self.parts.iter().take(self.sent).map(|part| part.len() as u64).sum::<u64>();
-        for part in self.parts.iter().skip(self.sent) {
+        let mut on_its_way: usize = self.parts.iter().take(self.sent).map(Bytes::len).sum();
+        while let Some(part) = self.parts.get(self.sent).filter(|_| on_its_way < WINDOW) {
+            let start = self.start + on_its_way as u64;
             into.push((Part { stream, start }, part.clone()));
-            start += part.len() as u64;
+            on_its_way += part.len();
+            self.sent += 1;
         }
-        self.sent = self.parts.len();
     }
 
     /// Everything that is not known to be on record is to be sent again.
@@ -100,9 +101,9 @@ impl Kept {
     }
 }
 
-/// Both streams of one attempt.
+/// The streams of one attempt.
 #[derive(Debug, Default)]
-pub struct Streams([Kept; 2]);
+pub struct Streams([Kept; 3]);
 
 impl Streams {
     pub fn push(&mut self, [out, err]: [Bytes; 2]) {
@@ -110,13 +111,23 @@ impl Streams {
         self.0[1].push(err);
     }
 
+    /// A long value, all of it.
+    pub fn push_value(&mut self, value: Bytes) {
+        self.0[2].push(value);
+    }
+
+    /// Of what it has written.
     pub fn bytes(&self) -> usize {
         self.0[0].bytes() + self.0[1].bytes()
     }
 
-    /// It can leave with the result.
+    pub fn value_bytes(&self) -> usize {
+        self.0[2].bytes()
+    }
+
+    /// It can leave with the result: no long value is left.
     pub fn is_short(&self) -> bool {
-        self.bytes() <= INLINE
+        self.bytes() <= INLINE && self.value_bytes() == 0
     }
 
     pub fn take_parts(&mut self, all: bool) -> Vec<(Part, Bytes)> {
@@ -131,13 +142,14 @@ impl Streams {
         self.0.iter_mut().for_each(Kept::rewind);
     }
 
-    pub fn recorded(&mut self, stdout: u64, stderr: u64) {
-        self.0[0].recorded(stdout);
-        self.0[1].recorded(stderr);
+    pub fn recorded(&mut self, upto: Written) {
+        self.0.iter_mut().zip(upto).for_each(|(kept, upto)| kept.recorded(upto));
     }
 
+    /// What is left of stdout and stderr.
     pub fn finish(self) -> [Output; 2] {
-        self.0.map(Kept::finish)
+        let [stdout, stderr, _] = self.0;
+        [stdout, stderr].map(Kept::finish)
     }
 }
 
@@ -271,6 +283,26 @@ mod tests {
     }
 
     #[test]
+    fn a_long_value_leaves_in_windows_and_before_its_result() {
+        let value: Vec<u8> = (0..5 * WINDOW + 7).map(|at| (at * 31) as u8).collect();
+        let (mut streams, mut record) = (Streams::default(), Record::default());
+        streams.push_value(value.clone().into());
+        assert!(!streams.is_short() && streams.bytes() == 0);
+        while !streams.is_short() {
+            let parts = streams.take_parts(true);
+            let on_its_way: usize = parts.iter().map(|(_, bytes)| bytes.len()).sum();
+            assert!((1..WINDOW + PART).contains(&on_its_way));
+            assert!(streams.take_parts(true).is_empty(), "not before some is on record");
+            parts.iter().for_each(|(part, bytes)| {
+                assert_eq!(part.stream, Stream::Value);
+                record.take(part.start, bytes);
+            });
+            streams.recorded([0, 0, record.0.len() as u64]);
+        }
+        assert!(record.0 == value);
+    }
+
+    #[test]
     fn full_parts_leave_first_and_the_rest_when_all_is_asked_for() {
         let mut streams = Streams::default();
         streams.push([vec![b'x'; PART + 3].into(), Bytes::from_static(b"oh")]);
@@ -280,7 +312,7 @@ mod tests {
         assert_eq!(lengths(streams.take_parts(false)), [(out, 0, PART)]);
         assert_eq!(lengths(streams.take_parts(true)), [(out, part, 3), (err, 0, 2)]);
         assert_eq!(lengths(streams.take_parts(true)), []);
-        streams.recorded(part, 1);
+        streams.recorded([part, 1, 0]);
         assert!(streams.is_short());
         streams.rewind();
         assert_eq!(lengths(streams.take_parts(true)), [(out, part, 3), (err, 1, 1)]);

@@ -129,6 +129,7 @@ impl World {
                 self.command = true;
             }
             Effect::SendResults(results) => {
+                assert!(results.results.len() <= 512);
                 self.sequences.push(results.sequence);
                 self.results
                     .extend(results.results.iter().map(|r| (held(r.map, r.index), r.outcome.status)));
@@ -260,6 +261,36 @@ fn unknown_tasks_go_in_pairs_and_short_ones_in_heaps() {
         world.finish(0.000_01);
     }
     assert!(world.frames.len() > 100, "{} are ahead", world.frames.len());
+}
+
+#[test]
+fn ends_that_come_together_are_one_step() {
+    let mut world = running_world();
+    world.send(CALLS, 10..5000);
+    for _ in 0..30 {
+        world.begin();
+        world.finish(0.000_001);
+    }
+    world.begin();
+    let tickets: Vec<u32> = world.begun.take().into_iter().chain(world.frames.drain(..)).collect();
+    assert!(tickets.len() > 512, "{} are ahead", tickets.len());
+    let (worker, at) = (world.active.unwrap(), world.now.unix);
+    let ends = tickets.iter().map(|ticket| Event::UnitEnded {
+        worker,
+        ticket: *ticket,
+        started: at,
+        ended: at,
+        output: Default::default(),
+        result: WorkerResult::Value(Bytes::from_static(b"1")),
+    });
+    for effect in world.core.handle_all(world.now, ends) {
+        world.effect(effect);
+    }
+    assert!(!world.frames.is_empty(), "more is given");
+    world.run_dry();
+    let mut ended: Vec<u32> = world.results.iter().map(|(held, _)| held.index).collect();
+    ended.sort();
+    assert_eq!(ended, (0..5000).collect::<Vec<_>>(), "each once");
 }
 
 #[test]

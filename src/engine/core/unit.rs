@@ -1,6 +1,7 @@
 //! What the engine runs: tasks of pcluster, and requests of ipyparallel clients.
 use crate::model::definition::{MapDefinition, Work};
 use crate::model::kept::is_name;
+use crate::model::output::INLINE;
 use crate::model::pickled::Pickled;
 use crate::model::task::{Outcome, TaskError, TaskState};
 use crate::model::{MapId, UnixTime};
@@ -185,6 +186,14 @@ fn succeeded(started: UnixTime, ended: UnixTime) -> Outcome {
     }
 }
 
+/// The exact value, if it is so long that it travels in parts, before the outcome.
+pub fn long_value(result: &WorkerResult) -> Option<Bytes> {
+    match result {
+        WorkerResult::Value(exact) | WorkerResult::Pickled { pickle: exact, .. } if exact.len() > INLINE => Some(exact.clone()),
+        _ => None,
+    }
+}
+
 /// The outcome that a worker's result stands for.
 pub fn worker_outcome(result: WorkerResult, started: UnixTime, ended: UnixTime) -> Outcome {
     let bad = |what: &str| {
@@ -192,6 +201,11 @@ pub fn worker_outcome(result: WorkerResult, started: UnixTime, ended: UnixTime) 
         Outcome::failure(TaskState::Error, "WorkerError", evalue, started, ended)
     };
     match result {
+        // It is not looked into here: that would take seconds, in which nothing else is done.
+        WorkerResult::Value(body) if body.len() > INLINE => Outcome {
+            value_size: Some(body.len() as u64),
+            ..succeeded(started, ended)
+        },
         // On the wire nothing and null are one.
         WorkerResult::Value(body) if body == "null" => succeeded(started, ended),
         WorkerResult::Value(body) => match raw_json(body) {
@@ -202,6 +216,12 @@ pub fn worker_outcome(result: WorkerResult, started: UnixTime, ended: UnixTime) 
             None => bad("a value"),
         },
         WorkerResult::Pickled { meta, rendering, pickle } => match (serde_json::from_slice(&meta), raw_json(rendering)) {
+            (Ok(pickled), Some(value)) if pickle.len() > INLINE => Outcome {
+                value: Some(value),
+                pickled: Some(pickled),
+                value_size: Some(pickle.len() as u64),
+                ..succeeded(started, ended)
+            },
             (Ok(pickled), Some(value)) => Outcome {
                 value: Some(value),
                 pickled: Some(Pickled { bytes: pickle, ..pickled }),

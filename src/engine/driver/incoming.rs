@@ -98,6 +98,7 @@ impl Driver {
                 self.link.as_mut()?.recorded(&msg_ids);
                 return None;
             }
+            VALUES => Event::ValuesCame(read(&message)?, message.buffers),
             OUTPUT_RECORDED => Event::OutputRecorded(read(&message)?),
             RETURN_RECORDED => Event::ReturnRecorded {
                 sequence: read::<ReturnRecorded>(&message)?.sequence,

@@ -1,11 +1,12 @@
 //! Between the core and the world: sockets, the worker's process, commands, signals, clocks.
 //!
-//! Parts: `incoming` (from the controller), `pool` (the workers), `reports` (from workers and from commands), `outgoing` (effects),
-//! `signals`, `ending` (a batch job's time).
+//! Parts: `incoming` (from the controller), `pool` (the workers), `pump` (their output), `reports` (from workers and from commands),
+//! `outgoing` (effects), `signals`, `ending` (a batch job's time).
 mod ending;
 mod incoming;
 mod outgoing;
 mod pool;
+mod pump;
 mod reports;
 mod signals;
 
@@ -16,6 +17,7 @@ use crate::engine::forker::Forker;
 use crate::engine::leftovers::Leftovers;
 use crate::engine::link::{Link, unix_now};
 use crate::engine::worker::process::WorkerEvent;
+use crate::engine::worker::watch::OutputWatch;
 use crate::engine::{EngineError, EngineSettings};
 use crate::model::engine::EngineFacts;
 use crate::model::job::TIME_IS_OVER;
@@ -48,6 +50,7 @@ pub struct Driver {
     core: Core,
     forker: Forker,
     pool: Pool,
+    watch: OutputWatch,
     said: VecDeque<(u64, Said)>,
     worker_events: UnboundedReceiver<(u64, WorkerEvent)>,
     worker_sender: UnboundedSender<(u64, WorkerEvent)>,
@@ -122,6 +125,7 @@ impl Driver {
             core,
             forker: Forker::new().map_err(system("cannot start a thread"))?,
             pool: Pool::default(),
+            watch: OutputWatch::new().map_err(system("cannot watch the output of workers"))?,
             said: VecDeque::new(),
             worker_events,
             worker_sender,
@@ -186,12 +190,15 @@ impl Driver {
         // Since its connection ended the controller has said nothing; and what was found of it elsewhere.
         let (mut is_cut, mut moving): (bool, Option<Moving>) = (false, None);
         while !self.left {
-            let Some(link) = &mut self.link else { break };
             let mut deadline = self.core.next_deadline().map_or(beat_at, |deadline| deadline.min(beat_at));
             if !self.said.is_empty() {
                 deadline = deadline.min(Instant::now() + BEHIND);
             }
-            let has_room = self.core.has_room() && !link.socket.is_behind();
+            if let Some(pump) = self.next_pump() {
+                deadline = deadline.min(pump);
+            }
+            let has_room = self.has_room();
+            let Some(link) = &mut self.link else { break };
             tokio::select! {
                 frames = link.socket.receive() => {
                     (last_heard, is_cut) = (Instant::now(), false);
@@ -208,6 +215,7 @@ impl Driver {
                 }
                 Some(_) = link.connections.next_end() => is_cut = true,
                 Some((number, event)) = self.worker_events.recv(), if self.said.is_empty() => self.worker_said(number, event).await,
+                numbers = self.watch.written() => self.have_written(&numbers),
                 Some(event) = self.command_events.recv(), if has_room => self.command_said(event).await,
                 () = tokio::time::sleep_until(deadline.into()) => self.handle(Event::Tick).await,
                 _ = self.signals.terminate.recv() => self.told_to_leave("SIGTERM").await,
@@ -226,6 +234,7 @@ impl Driver {
                 }
             }
             self.hear_worker().await;
+            self.pump().await;
             let instant = Instant::now();
             if instant >= beat_at {
                 beat_at = instant + heartbeat;
@@ -336,10 +345,12 @@ impl Driver {
         while self.pool.has_spare() && self.facts.python.is_empty() {
             tokio::select! {
                 Some((number, event)) = self.worker_events.recv() => self.worker_said(number, event).await,
+                numbers = self.watch.written() => self.have_written(&numbers),
                 () = tokio::time::sleep_until(until) => return,
                 _ = self.signals.terminate.recv() => return self.told_to_leave("SIGTERM").await,
                 _ = self.signals.interrupt.recv() => return self.told_to_leave("SIGINT").await,
             }
+            self.pump().await;
         }
     }
 

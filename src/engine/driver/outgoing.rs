@@ -43,6 +43,20 @@ impl Driver {
                 }
             }
             Effect::SendProgress(progress, bytes) => self.link.as_mut()?.send_with_buffers(PROGRESS, &progress, bytes),
+            Effect::SendValuesRequest(request) => self.send(VALUES_REQUEST, &request),
+            Effect::KeepValues {
+                held,
+                is_first,
+                bytes,
+                is_last,
+            } => {
+                let place = match self.bundles.keep_values(&file_of(held), is_first, &bytes) {
+                    Ok(_) if !is_last => return None,
+                    place => place.map(|path| path.to_string_lossy().into_owned()),
+                };
+                return Some(Event::ValuesKept { held, place });
+            }
+            Effect::ForgetValues { held } => self.bundles.forget_values(&file_of(held)),
             Effect::SendReturned(returned) => self.send(RETURNED, &returned),
             Effect::ReportAvailability { reason } => {
                 match &reason {
@@ -115,7 +129,9 @@ impl Driver {
                 return Some(Event::TokensTaken { count });
             }
             Effect::ReadOutput { worker } => {
-                self.pool.get_mut(Some(worker))?.look();
+                let worker = self.pool.get_mut(Some(worker))?;
+                worker.is_awaited = true;
+                worker.look();
             }
             Effect::MeasureMemory { worker, limit } => {
                 let pid = match worker {
@@ -145,6 +161,11 @@ impl Driver {
         }
         None
     }
+}
+
+/// Of the values that a task folds.
+fn file_of(held: Held) -> String {
+    format!("values-{}-{}-{}", held.map, held.index, held.run)
 }
 
 fn signal_number(stage: Stage) -> i32 {

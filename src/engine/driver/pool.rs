@@ -43,6 +43,16 @@ impl Pool {
         workers.find(|(_, worker)| worker.number == number).map(|(key, _)| Some(*key))
     }
 
+    pub(super) fn all(&self) -> impl Iterator<Item = &Worker> {
+        self.spare.iter().chain(self.workers.values()).chain(self.ending.values())
+    }
+
+    /// Also one that was told to end.
+    pub(super) fn any_mut(&mut self, number: u64) -> Option<&mut Worker> {
+        let all = self.spare.iter_mut().chain(self.workers.values_mut());
+        all.chain(self.ending.values_mut()).find(|worker| worker.number == number)
+    }
+
     /// One that was told to end has ended.
     pub(super) fn has_ended(&mut self, number: u64) {
         self.ending.remove(&number);
@@ -120,7 +130,12 @@ impl Driver {
             self.pool.interpreter = Some(Interpreter::start(&command, &self.forker).await?);
         }
         let interpreter = self.pool.interpreter.as_ref().ok_or("no interpreter")?;
-        Worker::start(interpreter, self.forker.leftovers().owner(), has_shell, self.worker_sender.clone())
+        let worker = Worker::start(interpreter, self.forker.leftovers().owner(), has_shell, self.worker_sender.clone())?;
+        for pipe in [&worker.stdout, &worker.stderr] {
+            let added = self.watch.add(worker.number, pipe);
+            added.map_err(|e| format!("cannot watch the output of a worker: {e}"))?;
+        }
+        Ok(worker)
     }
 
     /// Once for each worker.
@@ -152,12 +167,17 @@ impl Driver {
     pub(super) async fn end_workers(&mut self) {
         self.pool.close();
         let until = tokio::time::Instant::now() + LAST_BREATH;
-        while !self.pool.ending.is_empty()
-            && let Ok(Some((number, event))) = tokio::time::timeout_at(until, self.worker_events.recv()).await
-        {
-            if matches!(event, WorkerEvent::Exited(_)) {
-                self.pool.has_ended(number);
+        while !self.pool.ending.is_empty() {
+            tokio::select! {
+                said = self.worker_events.recv() => match said {
+                    Some((number, WorkerEvent::Exited(_))) => self.pool.has_ended(number),
+                    Some(_) => {}
+                    None => break,
+                },
+                numbers = self.watch.written() => self.have_written(&numbers),
+                () = tokio::time::sleep_until(until) => break,
             }
+            self.pump().await;
         }
         // Those that are left are killed.
         self.pool.ending.clear();

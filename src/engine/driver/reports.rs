@@ -1,10 +1,10 @@
 //! What comes from the worker and from commands, made into events.
-use super::Driver;
+use super::{Driver, now};
 use crate::engine::command::CommandEvent;
 use crate::engine::core::event::{Parent, Published};
 use crate::engine::core::unit::WorkerResult;
 use crate::engine::core::{Event, WorkerKey};
-use crate::engine::worker::files::CHUNK;
+use crate::engine::worker::output::{CHUNK, LITTLE};
 use crate::engine::worker::process::{WorkerEvent, WorkerExit};
 use crate::engine::worker::protocol::{Record, parts};
 use crate::model::UnixTime;
@@ -29,11 +29,37 @@ impl Driver {
             worker.has_moved();
         }
         match event {
-            WorkerEvent::Records(records) => self.said.extend(records.into_iter().map(|record| (number, Said::Record(record)))),
+            WorkerEvent::Records(mut records) => {
+                if self.said.is_empty() {
+                    let plain = records
+                        .iter()
+                        .take_while(|record| record.kind == b'V' && record.positions.is_none());
+                    let rest = records.split_off(plain.count());
+                    self.values(number, std::mem::replace(&mut records, rest)).await;
+                }
+                self.said.extend(records.into_iter().map(|record| (number, Said::Record(record))));
+            }
             WorkerEvent::Looked => self.said.push_back((number, Said::Looked)),
             WorkerEvent::Exited(exit) => self.said.push_back((number, Said::Exited(exit))),
         }
         self.hear_worker().await;
+    }
+
+    /// Ends of tasks that have written nothing.
+    async fn values(&mut self, number: u64, records: Vec<Record>) {
+        let Some(Some(worker)) = self.pool.find(number).filter(|_| !records.is_empty()) else {
+            return;
+        };
+        let events = records.into_iter().map(|record| Event::UnitEnded {
+            worker,
+            ticket: record.ticket,
+            started: UnixTime(record.started),
+            ended: UnixTime(record.ended),
+            output: Default::default(),
+            result: WorkerResult::Value(record.body),
+        });
+        let effects = self.core.handle_all(now(), events);
+        self.act(effects).await;
     }
 
     /// Hands on what workers have said, as far as there is room for the output in front of it.
@@ -49,21 +75,23 @@ impl Driver {
             let upto = match &said {
                 Said::Record(record) => record.positions.map(Some),
                 Said::Looked => worker.looked_at.map(Some),
-                Said::Exited(_) => Some(None),
-            };
-            if let Some(upto) = upto
-                && worker.unread_output(upto) > CHUNK
-            {
-                let runs = self.core.running_worker();
-                let is_behind = self.link.as_ref().is_some_and(|link| link.socket.is_behind());
-                // What a worker writes in which nothing runs is nobody's.
-                let is_unclaimed = matches!(&said, Said::Record(record) if record.kind == b'N');
-                let is_ours = key.is_some() && runs == key && !is_unclaimed;
-                if is_ours && (is_behind || !self.core.has_room()) {
-                    self.said.push_front((number, said));
-                    return;
+                Said::Exited(_) => {
+                    let written = worker.written();
+                    Some(Some(*worker.ends.get_or_insert(written)))
                 }
-                let output = worker.read_output(upto);
+            };
+            let unread = upto.map_or(0, |upto| worker.unread_output(upto));
+            // What a worker writes in which nothing runs is nobody's.
+            let is_unclaimed = matches!(&said, Said::Record(record) if record.kind == b'N');
+            let is_ours = key.is_some() && self.core.running_worker() == key && !is_unclaimed;
+            // The end of what is being stopped does not wait, else it would be stopped by other means.
+            if is_ours && unread > LITTLE && !self.core.is_stopping() && !self.has_room() {
+                self.said.push_front((number, said));
+                return;
+            }
+            let Some(worker) = self.pool.get_mut(key) else { continue };
+            if unread > CHUNK {
+                let output = worker.read_output(upto.flatten());
                 self.said.push_front((number, said));
                 match is_ours {
                     true => self.handle(Event::Wrote { output }).await,
@@ -80,7 +108,13 @@ impl Driver {
                 Said::Looked => {
                     let looked_at = worker.looked_at.take();
                     let output = looked_at.map(|upto| worker.read_output(Some(upto))).unwrap_or_default();
-                    self.handle(Event::OutputRead { output }).await;
+                    let is_awaited = std::mem::take(&mut worker.is_awaited);
+                    self.rearm(key);
+                    match (is_ours, is_awaited) {
+                        (true, true) => self.handle(Event::OutputRead { output }).await,
+                        (true, false) => self.handle(Event::Wrote { output }).await,
+                        (false, _) => self.handle(Event::OutputUnclaimed { output }).await,
+                    }
                 }
                 Said::Exited(exit) => self.worker_exited(key, exit).await,
             }
@@ -92,13 +126,14 @@ impl Driver {
         let Some(mut worker) = self.remove_worker(key) else { return };
         let how = format!("the Python worker (pid {}, {}) {how}", worker.pid.get(), self.python);
         tracing::warn!("{how}");
+        let output = worker.read_output(worker.ends);
         let event = Event::WorkerExited {
             worker: key,
             unread: worker.left_over(),
             how,
             killed,
-            stderr_tail: last_lines(&(last_words + &worker.stderr.last_words(4096))),
-            output: worker.read_output(None),
+            stderr_tail: last_lines(&(last_words + &worker.stderr.last_words())),
+            output,
         };
         drop(worker);
         self.handle(event).await;

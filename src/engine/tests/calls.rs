@@ -222,3 +222,140 @@ async fn the_namespace_is_shared_by_execute_push_and_pull() {
     assert!(!traceback.contains("ast.py"), "{traceback}");
     c.end().await;
 }
+
+/// What was told of a task and what came with its result, of one stream.
+fn whole(c: &Controller, result: &TaskResult, stream: usize) -> Vec<u8> {
+    let rest = [&result.outcome.stdout, &result.outcome.stderr][stream];
+    let told = c.progress.iter().find(|told| told.task.index == result.index);
+    let told = told.map_or(&[][..], |told| &told.written[stream]);
+    [&told[..rest.start as usize], &rest.bytes].concat()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_function_that_prints_faster_than_recorded_waits_and_nothing_is_lost() {
+    let mut c = Controller::new().await;
+    let source = "import os, sys\nblock = bytes(i * i >> 4 & 255 for i in range(1 << 16))\ndef f(path, count):\n    for i in range(count):\n        sys.stdout.buffer.write(block)\n        sys.stdout.flush()\n        with open(path, 'w') as file: file.write(str((i + 1) * len(block)))\n    print('done', file=sys.stderr)\n";
+    c.define_file(1, source);
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("written");
+    c.tasks(1, 0, &[&format!("[{:?}, 480]", path.display().to_string())]);
+    // Nothing is called recorded.
+    c.until_running(0).await;
+    while c.progress[0].written[0].len() < 2 << 20 {
+        c.take_one().await;
+    }
+    let written = || std::fs::read_to_string(&path).ok()?.parse::<u64>().ok();
+    let (mut before, mut same) = (0, 0);
+    while same < 20 {
+        c.take_one().await;
+        let now = written().unwrap_or_default();
+        same = if now == before { same + 1 } else { 0 };
+        before = now;
+    }
+    // It waits: what it has written is in the engine's window, in the pipe and in its own hands.
+    assert!((2 << 20..3 << 20).contains(&before), "{before}");
+    c.record_output = true;
+    c.progress[0].written[0].truncate(100_000);
+    c.welcome(Vec::new());
+    let result = c.result().await;
+    assert_eq!(result.outcome.status, TaskState::Ok);
+    let block: Vec<u8> = (0..1u64 << 16).map(|i| ((i * i) >> 4) as u8).collect();
+    assert!(whole(&c, &result, 0) == block.repeat(480));
+    assert_eq!(whole(&c, &result, 1), b"done\n");
+    // One that waits for room can be stopped.
+    c.record_output = false;
+    c.tasks(1, 1, &[&format!("[{:?}, 48000]", path.display().to_string())]);
+    c.until_running(1).await;
+    while c.progress[1].written[0].len() < 2 << 20 {
+        c.take_one().await;
+    }
+    c.native(CANCEL, &Cancel { tasks: vec![held(1, 1)] });
+    c.record_output = true;
+    c.welcome(Vec::new());
+    let result = c.result().await;
+    assert_eq!(ename(&result), "TaskCancelled");
+    c.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_child_writes_to_dev_stdout_follows_what_was_printed_before() {
+    let mut c = Controller::new().await;
+    let source = "import os, subprocess, sys\ndef f(k):\n    out, name = (sys.stdout, '/dev/stdout') if k % 2 else (sys.stderr, '/dev/stderr')\n    print('a', k, file=out)\n    subprocess.run(f'echo b {k} > {name}', shell=True, check=True)\n    print('c', k, file=out)\n    with open(name, 'w') as file: file.write('d')\n";
+    c.define_file(1, source);
+    let code = "import subprocess\nprint('a')\nsubprocess.run('echo b > /dev/stdout; echo B > /dev/stderr', shell=True)\nprint('c')";
+    let execute = Work::Execute {
+        code: code.into(),
+        filename: "<exec>".into(),
+        bundle: None,
+    };
+    c.define(2, execute, MapOptions::default());
+    let inputs: Vec<String> = (0..30).map(|k| format!("[{k}]")).collect();
+    c.tasks(1, 0, &inputs.iter().map(String::as_str).collect::<Vec<_>>());
+    for k in 0..30 {
+        let result = c.result().await;
+        let expected = format!("a {k}\nb {k}\nc {k}\nd").into_bytes();
+        let streams = [whole(&c, &result, 0), whole(&c, &result, 1)];
+        let written = if k % 2 == 1 {
+            [expected, Vec::new()]
+        } else {
+            [Vec::new(), expected]
+        };
+        assert!(streams == written, "{k}: {:?}", result.outcome);
+    }
+    c.tasks(2, 0, &["null"]);
+    let result = c.result().await;
+    assert_eq!(
+        (result.outcome.stdout.as_str(), result.outcome.stderr.as_str()),
+        ("a\nb\nc\n", "B\n")
+    );
+    c.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn each_of_many_fast_tasks_gets_what_it_and_its_children_printed() {
+    let mut c = Controller::new().await;
+    c.record_output = true;
+    let source = "import os, sys\ndef f(k):\n    if k % 3: print(k, 'x' * (k % 5000))\n    if k % 7 == 0: print('err', k, file=sys.stderr)\n    if k % 500 == 0:\n        pid = os.fork()\n        if not pid: os.write(1, b'child %d\\n' % k); os._exit(0)\n        os.waitpid(pid, 0)\n    if k == 1111: os.dup2(2, 1)\n    if k == 2222: os.close(1)\n    if k == 3333: os.set_blocking(1, False)\n    return k\n";
+    c.define_file(1, source);
+    let inputs: Vec<String> = (0..6000).map(|k| format!("[{k}]")).collect();
+    c.tasks(1, 0, &inputs.iter().map(String::as_str).collect::<Vec<_>>());
+    for k in 0..6000 {
+        let result = c.result().await;
+        assert_eq!(value(&result), k.to_string());
+        let mut out = if k % 3 != 0 {
+            format!("{k} {}\n", "x".repeat(k % 5000))
+        } else {
+            String::new()
+        };
+        if k % 500 == 0 {
+            out += &format!("child {k}\n");
+        }
+        let err = if k % 7 == 0 { format!("err {k}\n") } else { String::new() };
+        let written = [whole(&c, &result, 0), whole(&c, &result, 1)];
+        assert!(
+            written == [out.into_bytes(), err.into_bytes()],
+            "task {k}: {:?}",
+            written.map(|bytes| bytes.len())
+        );
+    }
+    c.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_child_that_lives_on_keeps_no_result_waiting_and_its_late_words_are_of_no_task() {
+    let mut c = Controller::new().await;
+    let source = "import os, subprocess\ndef f(k):\n    print('task', k)\n    if k == 0: subprocess.Popen(['sh', '-c', 'while :; do echo noise; done'], start_new_session=True)\n    if k == 1: os._exit(3)\n";
+    c.define_file(1, source);
+    c.tasks(1, 0, &["[0]"]);
+    let result = c.result().await;
+    assert!(whole(&c, &result, 0).starts_with(b"task 0\n"));
+    // It writes on and is read as of no task; the worker ends though it holds the pipe.
+    c.record_output = true;
+    c.tasks(1, 1, &["[1]"]);
+    let result = c.result().await;
+    assert_eq!((result.index, ename(&result)), (1, "WorkerDied"));
+    c.tasks(1, 2, &["[2]"]);
+    let result = c.result().await;
+    assert_eq!((result.index, whole(&c, &result, 0)), (2, b"task 2\n".to_vec()));
+    c.end().await;
+}

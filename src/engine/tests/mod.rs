@@ -44,7 +44,7 @@ pub(super) struct Controller {
 /// What an engine has told of a task while it ran.
 pub(super) struct Told {
     pub task: Held,
-    pub written: [Vec<u8>; 2],
+    pub written: [Vec<u8>; 3],
     /// Bytes of its largest part.
     pub largest: usize,
 }
@@ -247,6 +247,7 @@ impl Controller {
                 task: progress.task,
                 stdout: told.written[0].len() as u64,
                 stderr: told.written[1].len() as u64,
+                value: told.written[2].len() as u64,
             };
             self.native(OUTPUT_RECORDED, &recorded);
         }

@@ -103,7 +103,9 @@ class Bundle:
         if active is not None:
             active.deactivate()
         active = self
-        self.displaced = {name: sys.modules.pop(name) for name in list(sys.modules) if self.hides(name)}
+        # A module's parent is there, too; to go through all names takes longer than all else here.
+        is_met = any(name in sys.modules for name in self.names)
+        self.displaced = {name: sys.modules.pop(name) for name in list(sys.modules) if self.hides(name)} if is_met else {}
         sys.modules.update(self.modules)
         sys.path.insert(0, self.root)
 

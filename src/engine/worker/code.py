@@ -101,8 +101,8 @@ class Definition:
         self.env = options.get("env") or {}
         # It has a worker of its own, as the engine knows, too.
         self.is_map = work["kind"] == "call" and not options.get("interactive")
-        # A descriptor of the directory in which a map's tasks run.
-        self.place = None
+        # Once a map's function is there: that, and a descriptor of the directory in which its tasks run.
+        self.function = self.place = None
         self.reduces = options.get("reduces")
         self.run = self.bundle = self.failure = None
         self.tried = 0.0
@@ -121,7 +121,8 @@ class Definition:
                 except Unusable as failure:
                     self.failure = failure
                     raise
-                self.run = Fold(function, self.reduces) if self.reduces else lambda arguments: call(function, arguments)
+                self.function = function = Fold(function, self.reduces) if self.reduces else function
+                self.run = lambda arguments: call(function, arguments)
             elif kind == "execute":
                 self.bundle = self.bundle_of(self.work.get("bundle"))
                 self.run = lambda _: self.execute()
@@ -151,21 +152,18 @@ class Definition:
         return execute(code, bundle.original(bundle.entry), bundle.file(bundle.entry))
 
     def enter(self):
-        """Before each task of a map: to its directory and environment, whatever the one before has done; and `run` is there."""
-        if self.place is None:
-            os.fchdir(home)
-            if self.cwd:
-                os.chdir(os.path.expanduser(self.cwd))
-            elif self.directory:
-                go_to(self.directory)
-            self.place = os.open(".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-        else:
-            fchdir(self.place)
+        """Before the first task of a map: to its directory and environment; and `run` is there. What comes after it is in `run_tasks`."""
+        os.fchdir(home)
+        if self.cwd:
+            os.chdir(os.path.expanduser(self.cwd))
+        elif self.directory:
+            go_to(self.directory)
         if self.env:
             os.environ.update(self.env)
-        if self.run is None:
-            self.prepare()
-            adopt_streams()
+        place = os.open(".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        self.prepare()
+        adopt_streams()
+        self.place = place
 
 
 class Surroundings:

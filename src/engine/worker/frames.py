@@ -58,13 +58,8 @@ class Units:
 
     def __init__(self, first, what, inputs):
         self.first, self.what, self.inputs = first, what, inputs
-        self.tokens = []
-        # How many have begun or were skipped; the last one's ticket and start while its end is not reported.
+        # A byte for each token that has come: `readinto` puts it there in one call.
+        self.tokens = bytearray(1 if inputs is None else len(inputs))
+        self.room = memoryview(self.tokens)
+        # How many have begun or were skipped; the last one's start while its end may not be reported.
         self.state = 0, None
-
-    def may_begin(self, at):
-        """Waits for the token of the next one; None at the end."""
-        if len(self.tokens) == at:
-            self.tokens.extend(itertools.islice(token_reads, 1))
-        token = self.tokens[at]
-        return token == b"g" if token else None

@@ -2,7 +2,7 @@
 import _socket
 
 FORKED, NOT_FORKED, ENDED = struct.Struct("<cIi"), struct.Struct("<cI"), struct.Struct("<cii")
-REQUEST, FILES = struct.Struct("<I?"), struct.Struct("=5i")
+REQUEST, FILES = struct.Struct("<I?"), struct.Struct("=7i")
 
 
 def be_interpreter(descriptor):

@@ -1,6 +1,6 @@
 //! A worker as a process: having it forked, its pipes (the engine's own loop never waits for them), its tokens, its end.
-use super::files::OutputFile;
 use super::interpreter::{Interpreter, ProcessEnd, WorkerPid};
+use super::output::{ForWorker, OutputPipe, Outputs};
 use super::protocol::Record;
 use super::reader::read_records;
 use super::writer::FrameWriter;
@@ -12,6 +12,7 @@ use nix::sys::stat::Mode;
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::os::unix::process::ExitStatusExt;
+use std::time::Instant;
 use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
 use tokio::sync::oneshot;
 
@@ -83,8 +84,8 @@ pub struct Worker {
     /// The reading end is open here too, without waiting: what is read here will not be read there.
     tokens_in: std::fs::File,
     tokens_out: std::fs::File,
-    pub stdout: OutputFile,
-    pub stderr: OutputFile,
+    pub stdout: OutputPipe,
+    pub stderr: OutputPipe,
     /// Tokens for which the pipe had no room.
     unsent: Vec<u8>,
     /// The pipe of records, until it is made large.
@@ -94,6 +95,21 @@ pub struct Worker {
     /// The ends of stdout and stderr at the look that is under way. What was not read up to there is, at [`WorkerEvent::Looked`], of no
     /// unit whose end has been told. A worker tells the end of a unit before it begins the next, so it is of the one that runs.
     pub looked_at: Option<(u64, u64)>,
+    /// The look was asked for by the core, which wants to know of it.
+    pub is_awaited: bool,
+    /// How far its output goes, once it has ended: what it has left behind may write on.
+    pub ends: Option<(u64, u64)>,
+    /// It has written something that was not read yet.
+    pub wrote: Option<Wrote>,
+    /// The last time there was much of it.
+    pub writes_much: bool,
+}
+
+/// When that was seen, and when to look at it again.
+#[derive(Clone, Copy, Debug)]
+pub struct Wrote {
+    pub since: Instant,
+    pub next: Instant,
 }
 
 impl Worker {
@@ -115,9 +131,9 @@ impl Worker {
             records_out: _,
             tokens_in,
             tokens_out,
-            stdout,
-            stderr,
+            outputs,
         } = parts;
+        let [stdout, stderr] = outputs.pipes;
         let tokens_in = reopened(&tokens_in).map_err(said)?;
         let frames = FrameWriter::new(frames_out.into());
         let large = records_in.try_clone().map_err(said)?;
@@ -151,20 +167,29 @@ impl Worker {
             records: Some(large),
             look: look_out,
             looked_at: None,
+            is_awaited: false,
+            ends: None,
+            wrote: None,
+            writes_much: false,
         })
     }
 
     /// Asks for [`WorkerEvent::Looked`].
     pub fn look(&mut self) {
-        let ends = (self.stdout.size(), self.stderr.size());
+        let ends = self.written();
         self.send_tokens(&[]);
         if self.looked_at.is_none() && self.look.send(()).is_ok() {
             self.looked_at = Some(ends);
         }
     }
 
+    /// How much it has written to stdout and stderr.
+    pub fn written(&self) -> (u64, u64) {
+        (self.stdout.size(), self.stderr.size())
+    }
+
     /// So many bytes of output up to there were not read.
-    pub fn unread_output(&mut self, upto: Option<(u64, u64)>) -> u64 {
+    pub fn unread_output(&self, upto: Option<(u64, u64)>) -> u64 {
         self.stdout.unread_to(upto.map(|upto| upto.0)) + self.stderr.unread_to(upto.map(|upto| upto.1))
     }
 
@@ -231,6 +256,8 @@ impl Worker {
         {
             let _ = fcntl(pipe, FcntlArg::F_SETPIPE_SZ(PIPE_SIZE));
         }
+        self.stdout.enlarge();
+        self.stderr.enlarge();
     }
 
     /// Makes the worker skip what it has not begun; says how many units that were.
@@ -307,12 +334,11 @@ struct Parts {
     records_out: OwnedFd,
     tokens_in: std::fs::File,
     tokens_out: std::fs::File,
-    stdout: OutputFile,
-    stderr: OutputFile,
+    outputs: Outputs,
 }
 
 impl Parts {
-    /// Files of this name are open in the worker and in what it forks, and nowhere else.
+    /// Memory of this name is in the worker and in what it forks, and nowhere else.
     fn make(mark: &str) -> io::Result<Parts> {
         let (frames_in, frames_out) = pipe()?;
         let (records_in, records_out) = pipe()?;
@@ -327,19 +353,22 @@ impl Parts {
             records_out,
             tokens_in: tokens_in.into(),
             tokens_out: tokens_out.into(),
-            stdout: OutputFile::new(&format!("{mark}-stdout"))?,
-            stderr: OutputFile::new(&format!("{mark}-stderr"))?,
+            outputs: Outputs::new(mark)?,
         })
     }
 
     /// In the order in which `worker.py` expects them.
-    fn for_worker(&self) -> [RawFd; 5] {
+    fn for_worker(&self) -> [RawFd; 7] {
+        let ForWorker { writers, counts, watch } = &self.outputs.for_worker;
+        let [stdout, stderr] = writers;
         [
             self.frames_in.as_raw_fd(),
             self.records_out.as_raw_fd(),
             self.tokens_in.as_raw_fd(),
-            self.stdout.raw(),
-            self.stderr.raw(),
+            stdout.as_raw_fd(),
+            stderr.as_raw_fd(),
+            counts.as_raw_fd(),
+            watch.as_raw_fd(),
         ]
     }
 }

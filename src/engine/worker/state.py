@@ -1,7 +1,8 @@
 """The engine's Python: runs tasks one after the other and says how each went.
 
 Forked from an interpreter that has run no user code (interpreter.py), with private files:
-frames (in), records (out), tokens (in: one byte per task, "g" begin it, "s" skip it), and twins of stdout and stderr.
+frames (in), records (out), tokens (in: one byte per task, "g" begin it, "s" skip it), the pipes of stdout and stderr, the engine's
+counts of what it has read of them, and what tells whether something is in them.
 Standard library only, Python 3.8 syntax. The frames are described in protocol.rs.
 """
 import _thread
@@ -31,12 +32,14 @@ import time
 import traceback
 import types
 from _io import _IOBase as IOBase
+from fcntl import F_GETFL, fcntl, ioctl
 from queue import SimpleQueue
 from select import PIPE_BUF
+from termios import FIONREAD
 
 # Of this worker: be_worker sets them.
 FRAMES = RECORDS = TOKENS = STDOUT = STDERR = -1
-token_reads = home = None
+token_file = home = None
 # It is ready only when IPython's shell has run what it runs at its start.
 greets_late = False
 
@@ -50,17 +53,19 @@ TEXT_LENGTH = 200_000
 SMALL = 1 << 16  # bytes that are copied to be written at once
 ALIGNED = 1 << 63  # in the number of a file's buffers
 FAST = 5e-6  # seconds
+BEGIN = ord("g")  # a token
+SHORT = 1 << 63  # of integers
 RETRY_AFTER = 2.0  # seconds until a definition that failed is tried again
 
 encode = json.JSONEncoder(allow_nan=False, ensure_ascii=False, separators=(",", ":")).encode
 encode_ascii = json.JSONEncoder(allow_nan=False, separators=(",", ":")).encode
 decode, dump, chain = json.loads, pickle.dumps, itertools.chain.from_iterable
-read, write, seek, clock, pack, getpid, fchdir = os.read, os.write, os.lseek, time.time, RECORD.pack, os.getpid, os.fchdir
+read, write, clock, pack, getpid, fchdir = os.read, os.write, time.time, RECORD.pack, os.getpid, os.fchdir
 
 # True while code of the user runs: only then does SIGINT interrupt.
 running = False
-# How far stdout and stderr have been reported.
-reported_out = reported_err = 0
+# How far stdout and stderr have been reported, and the engine's sequence number then.
+reported_out = reported_err = reported_at = 0
 # A forked child of a task is not the worker.
 is_worker = True
 

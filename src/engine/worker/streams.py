@@ -1,11 +1,95 @@
 # ---- streams: stdout and stderr, which a task may close, wrap or redirect. One namespace with the other parts.
+#
+# Both are pipes that the engine reads. STDOUT and STDERR are nobody else's descriptors of them; 1 and 2 are descriptions of their own,
+# which children inherit: flags that a child sets (O_NONBLOCK) are those of 1 and 2 alone.
+
 # What tasks find as sys.stdout and sys.stderr.
 streams = [sys.stdout, sys.stderr]
+# How 1 and 2 are told from what a task puts in their place: by flags that mean nothing to a pipe.
+MARKS = (os.O_APPEND | os.O_NOATIME, os.O_NOATIME)
+# Their flags as they are now.
+flags = [-1, -1]
+# A stream could not be flushed.
+is_suspect = False
+# The engine's counts: its sequence number, and how much it has read of each pipe (counts.rs).
+counts = (0, 0, 0)
+# Says what is in the pipes.
+in_pipes = None
+
+
+def open_streams(shown, watch):
+    """`shown`: the memory with the engine's counts. `watch`: an epoll descriptor for both pipes."""
+    global counts, in_pipes
+    memory = mmap.mmap(shown, 24, flags=mmap.MAP_SHARED, prot=mmap.PROT_READ)
+    os.close(shown)
+    counts = memoryview(memory).cast("Q")
+    in_pipes = select.epoll.fromfd(watch).poll
+    for number in (0, 1):
+        renew(number)
+        streams[number] = new_stream(number)
+    sys.stdout, sys.stderr = sys.__stdout__, sys.__stderr__ = streams
+
+
+def waiting_in(pipe):
+    count = bytearray(4)
+    ioctl(pipe, FIONREAD, count, True)
+    return int.from_bytes(count, sys.byteorder)
+
+
+def positions():
+    """The engine's sequence number, and how much was written to stdout and to stderr: what it has read and what is in the pipes."""
+    tries = 0
+    while True:
+        at = counts[0]
+        if not at & 1:  # it does not read now
+            out, err = counts[1] + waiting_in(STDOUT), counts[2] + waiting_in(STDERR)
+            if counts[0] == at:
+                return at, out, err
+        tries += 1
+        if tries > 20 and is_engine_gone(1):
+            raise BrokenPipeError
+
+
+def is_engine_gone(milliseconds):
+    ends = select.poll()
+    ends.register(RECORDS, 0)
+    return ends.poll(milliseconds)
+
+
+def renew(number):
+    """Puts the pipe where it belongs."""
+    descriptor, twin = number + 1, (STDOUT, STDERR)[number]
+    try:
+        own = os.open("/proc/self/fd/%d" % twin, os.O_WRONLY | MARKS[number])
+    except OSError:
+        own = os.dup(twin)
+        os.set_blocking(own, True)
+    if own == descriptor:  # it was closed
+        os.set_inheritable(own, True)
+    else:
+        os.dup2(own, descriptor)
+        os.close(own)
+    flags[number] = fcntl(descriptor, F_GETFL)
+
+
+def new_stream(number):
+    raw = io.FileIO(number + 1, "w", closefd=False)
+    raw.name = ("<stdout>", "<stderr>")[number]
+    return io.TextIOWrapper(io.BufferedWriter(raw), encoding="utf-8", errors="backslashreplace", line_buffering=True)
 
 
 def adopt_streams():
     """What a map's code has made of them stays for the map."""
     streams[:] = sys.stdout, sys.stderr
+
+
+def flush_waiting(stream):
+    """What would not wait does."""
+    try:
+        os.set_blocking(stream.fileno(), True)
+        stream.flush()
+    except Exception:
+        pass
 
 
 def is_broken(stream):
@@ -16,23 +100,29 @@ def is_broken(stream):
         return True
 
 
+def are_untouched():
+    try:
+        return fcntl(1, F_GETFL) == flags[0] and fcntl(2, F_GETFL) == flags[1]
+    except OSError:
+        return False
+
+
 def check_streams(keep):
     """After a unit: what it has done to stdout and stderr does not meet the next one. `keep`: replacements that work stay."""
-    for number, name, twin in ((0, "stdout", STDOUT), (1, "stderr", STDERR)):
-        descriptor = number + 1
+    global is_suspect
+    is_suspect = False
+    for number, name in enumerate(("stdout", "stderr")):
         try:
-            is_same = os.path.sameopenfile(descriptor, twin)
+            is_same = fcntl(number + 1, F_GETFL) == flags[number]
         except OSError:
             is_same = False
         if not is_same:
-            os.dup2(twin, descriptor)
+            renew(number)
         if keep and not is_broken(getattr(sys, name, None)):
             continue
         # Whatever else refers to the file must not close it while it is looked at.
         setattr(sys, name, streams[number])
         if is_broken(streams[number]):
-            raw = io.FileIO(descriptor, "w", closefd=False)
-            stream = io.TextIOWrapper(io.BufferedWriter(raw), encoding="utf-8", errors="backslashreplace", line_buffering=True)
-            streams[number] = stream
+            streams[number] = stream = new_stream(number)
             setattr(sys, name, stream)
             setattr(sys, "__%s__" % name, stream)

@@ -61,7 +61,7 @@ impl Started {
             match self.event().await {
                 WorkerEvent::Records(records) => self.records.extend(records),
                 WorkerEvent::Looked => {}
-                WorkerEvent::Exited(exit) => panic!("the worker {}: {}", exit.how, self.worker.stderr.last_words(2000)),
+                WorkerEvent::Exited(exit) => panic!("the worker {}: {}", exit.how, self.worker.stderr.last_words()),
             }
         }
     }

@@ -93,6 +93,9 @@ def encode_value(value):
         if kind is float:
             if value - value == 0.0:
                 return b"V", repr(value).encode()
+        elif kind is int:
+            if value.bit_length() < LONGEST:
+                return b"V", b"%d" % value
         elif kind is str or kind is bool or ((kind is dict or kind is list) and is_plain(value)):
             body = encode(value).encode()
             if len(body) <= DIGITS or not has_long_integer(body):
@@ -132,10 +135,6 @@ def later(name):
 type_name, meta_of, rendered, bounded_repr = (later(name) for name in ("type_name", "meta_of", "rendered", "bounded_repr"))
 
 
-def encode_integer(value):
-    return (b"V", b"%d" % value) if value.bit_length() < LONGEST else encode_value(value)
-
-
 def decoded_inputs(body):
     """(map, inputs) of a frame of tasks. An input that cannot be decoded is an Unusable in its place, for its own task."""
     try:
@@ -156,18 +155,32 @@ def decoded_input(text):
 # ---- --reduce: a task folds some of a map's values
 
 
+def values_in(path, values):
+    """The values that are in a file, one after the other, as `Fold` takes them. The file has no name any more when the first one is read."""
+    with open(path, "rb") as file:
+        os.unlink(path)
+        for whose, size, pickled in values:
+            data = file.read(size)
+            if len(data) != size:
+                raise Unusable("ValueUnavailable", "the value of task %s has %d of %d bytes" % (whose, len(data), size))
+            yield (whose, None, data) if pickled else (whose, decode(data))
+
+
 class Fold:
-    """Reduces values with a function of two. `of` is the map's number and its work. An input is a list of items: whose value it is, its
-    JSON, and where that is not exact its pickle in base64; an empty list asks whether the function can be called so at all."""
+    """Reduces values with a function of two. `of` is the map's number and its work. It is called with the `values` that a file has; without
+    any it is asked whether the function can be called so at all. As inputs from before version 11 of the database have them, with items:
+    whose value it is, its JSON, and where that is not exact its pickle in base64."""
 
     def __init__(self, function, of):
         self.function, self.of = function, of
 
-    def __call__(self, items):
-        if not items:
+    def __call__(self, *items, file=None, values=()):
+        items = values_in(file, values) if values else iter(items)
+        first = next(items, None)
+        if first is None:
             return self.check()
-        whose, total = items[0][0], self.value(items[0])
-        for item in items[1:]:
+        whose, total = first[0], self.value(first)
+        for item in items:
             value = self.value(item)
             try:
                 total = self.function(total, value)
@@ -193,7 +206,7 @@ class Fold:
     def value(self, item):
         if len(item) < 3:
             return item[1]
-        data = base64.b64decode(item[2])
+        data = item[2] if type(item[2]) is bytes else base64.b64decode(item[2])
         try:
             return pickle.loads(data)
         except BaseException as error:

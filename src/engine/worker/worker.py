@@ -5,7 +5,7 @@ leaving = False
 def ended_with(error, ticket, started):
     """A task ended with an exception."""
     ended = clock()
-    if not is_worker:
+    if not is_owner[0]:
         os._exit(1)
     if isinstance(error, Unusable):
         body = error.body
@@ -18,62 +18,103 @@ def ended_with(error, ticket, started):
 
 
 def run_tasks(units):
-    """Runs a batch of one map's tasks, or the rest of it."""
+    """Runs a batch of one map's tasks, or the rest of it.
+
+    What is here for each task was measured (docs/adr/0009-map-workers.md). A state that says that a task's end is not reported is
+    left standing after the report: the engine passes over a second one."""
     global running, leaving
-    definition, inputs = definitions[units.what], units.inputs
-    is_map = definition.is_map
+    definition, inputs, first, tokens = definitions[units.what], units.inputs, units.first, units.tokens
+    is_map, environment, function, place = definition.is_map, definition.env, definition.function, definition.place
+    next_token, room = token_file.readinto, units.room
+    out, err = streams
     done, _ = units.state
     if shared is not None:
         report_unclaimed()
     count = len(inputs)
     while done < count:
-        may_begin = units.may_begin(done)
-        if not may_begin:
-            if may_begin is None:
+        if not tokens[done]:
+            next_token(room[done : done + 1])
+        if tokens[done] != BEGIN:
+            if not tokens[done]:
                 leaving = True
                 return
             done += 1
             units.state = done, None
             continue
-        ticket = units.first + done & 0xFFFFFFFF
+        ticket = first + done & 0xFFFFFFFF
         started = clock()
+        kind, is_quick = b"V", False
         try:
-            units.state = done + 1, (ticket, started)
+            units.state = done + 1, started
             running = True
             arguments = inputs[done]
-            if type(arguments) is Unusable:
+            form = type(arguments)
+            if form is Unusable:
                 raise arguments
-            if is_map:
+            if place is not None:
+                fchdir(place)
+                if environment:
+                    os.environ.update(environment)
+                if form is list:
+                    value = function(*arguments)
+                elif form is dict:
+                    value = function(**arguments)
+                else:
+                    value = function(arguments)
+            elif is_map:
                 definition.enter()
+                function, place = definition.function, definition.place
+                out, err = streams
+                # How long one takes is learnt from this; loading the module is not part of it.
+                started = clock()
+                units.state = done + 1, started
                 value = definition.run(arguments)
             else:
                 value = run_in_surroundings(definition, arguments)
             ended = clock()
-            if not is_worker:
+            if not is_owner[0]:
                 os._exit(0)
             if value is None:
-                kind, body = b"V", b"null"
-            elif type(value) is int:
-                kind, body = encode_integer(value)
+                body = b"null"
+            elif type(value) is int and SHORT > value > -SHORT:
+                body = b"%d" % value
             else:  # code of the user's too
                 kind, body = encode_value(value)
             running = False
         except BaseException as error:
             running = False
-            ended = started + 1
             ended_with(error, ticket, started)
         else:
-            surely(record if type(body) is bytes else record_parts, kind, ticket, started, ended, body)
+            try:
+                # A fast one that has written nothing, and left 1 and 2 as they were.
+                if (
+                    started <= ended < started + FAST
+                    and sys.stdout is out
+                    and sys.stderr is err
+                    and type(body) is bytes
+                    and len(body) <= AT_ONCE
+                    and shared is None
+                    and not unwritten
+                ):
+                    out.flush()
+                    err.flush()
+                    # In this order: what the engine takes out of a pipe changes its number before.
+                    is_silent = not in_pipes(0, 1) and counts[0] == reported_at
+                    if is_silent and fcntl(1, F_GETFL) == flags[0] and fcntl(2, F_GETFL) == flags[1]:
+                        write(RECORDS, pack(kind, 0, ticket, len(body), started, ended) + body)
+                        is_quick = True
+            except BaseException:
+                pass  # what it was comes again, or came too late
+            if not is_quick:
+                surely(record if type(body) is bytes else record_parts, kind, ticket, started, ended, body)
         value = arguments = None
         done += 1
-        units.state = done, None
-        try:
-            untouched = seek(1, 0, 1) == reported_out and seek(2, 0, 1) == reported_err
-        except OSError:
-            untouched = False
-        # After a fast one that is looked at alone; it may be wrong where the other file is as long.
-        if not untouched or ended - started > FAST or done == count or sys.stdout is not streams[0] or sys.stderr is not streams[1]:
-            check_streams(not is_map)
+        if not is_quick:
+            units.state = done, None
+            if is_suspect or sys.stdout is not out or sys.stderr is not err or not are_untouched():
+                check_streams(not is_map)
+            out, err = streams
+    units.state = done, None
 
 
 # ---- requests of ipyparallel clients (ipython.py comes in a frame of its own before the first)
@@ -84,14 +125,15 @@ ipython = {"__name__": "pcluster_ipython"}
 def run_request(units):
     global running, leaving
     parts = units.what
-    may_begin = units.may_begin(0)
-    if not may_begin:
-        leaving = may_begin is None
+    if not units.tokens[0]:
+        token_file.readinto(units.room)
+    if units.tokens[0] != BEGIN:
+        leaving = not units.tokens[0]
         return
     report_unclaimed()
     ticket, started = units.first, clock()
     try:
-        units.state = 1, (ticket, started)
+        units.state = 1, started
         meta = json.loads(bytes(parts[0]))
         if meta["method"] == "execute":  # of an application the engine says so when it takes long
             record(b"B", ticket, started, started, b"")
@@ -243,7 +285,8 @@ def step(frames):
 
 def end_unfinished(units, late):
     """A unit that has begun was left by an exception outside of it: it ends with that."""
-    done, (ticket, started) = units.state
+    done, started = units.state
+    ticket = units.first + done - 1 & 0xFFFFFFFF
     error = late or KeyboardInterrupt()
     if units.inputs is None:
         reply(ticket, started, failed_request(error), [])
@@ -275,19 +318,17 @@ def serve(frames):
 
 
 def be_worker(*files):
-    global FRAMES, RECORDS, TOKENS, STDOUT, STDERR, token_reads, home
-    FRAMES, RECORDS, TOKENS, STDOUT, STDERR = files
-    os.dup2(STDOUT, 1)
-    os.dup2(STDERR, 2)
+    global FRAMES, RECORDS, TOKENS, STDOUT, STDERR, token_file, home
     for descriptor in files:
         os.set_inheritable(descriptor, False)
+    FRAMES, RECORDS, TOKENS, STDOUT, STDERR, shown, watch = files
+    open_streams(shown, watch)
     own_records()
     signal.signal(signal.SIGINT, interrupt)
     os.register_at_fork(after_in_child=forked)
     sys.modules["__main__"] = main
     sys.argv[:] = [""]
-    streams[:] = sys.stdout, sys.stderr
-    token_reads = one_by_one(TOKENS, 1)
+    token_file = io.FileIO(TOKENS, "r", closefd=False)
     home = os.open(".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     frames = Frames(FRAMES)
     try:

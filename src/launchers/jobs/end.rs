@@ -2,7 +2,8 @@
 //! look like ours, is reported.
 use super::{Jobs, states};
 use crate::launchers::batch::{BatchSystem, CommandLine, JobId, JobRow, JobStatus, JobTarget, ranges};
-use crate::launchers::{Ended, LaunchError, Launched, now};
+use crate::launchers::{Ended, LaunchError, Launched};
+use crate::sys::clock::unix_now;
 use std::time::{Duration, Instant};
 
 /// An answer that is newer than this is new enough to decide what is to be cancelled.
@@ -89,7 +90,7 @@ impl Jobs {
         for job in &launched.jobs {
             let row = self.row(job);
             let id = JobId(job.id.clone());
-            let states = states::of_job(job, &known, now());
+            let states = states::of_job(job, &known, unix_now());
             let elements = job.elements.iter().zip(&states);
             let left: Vec<u32> = elements.filter(|(_, s)| !s.has_ended()).map(|(element, _)| *element).collect();
             if left.is_empty() {

@@ -12,11 +12,11 @@ mod tests;
 use super::batch::{self, BatchSystem, CommandLine, Output, environment, launch};
 use super::command::{Here, RunError, Runner};
 use super::launched::Launched;
-use super::{ControllerLaunch, Ended, EnginesLaunch, Job, LaunchError, Launcher, MemberState, Stage, logs};
-use crate::connection::process;
+use super::{Capabilities, ControllerLaunch, Ended, EnginesLaunch, Job, LaunchError, Launcher, MemberState, Stage, logs};
 use crate::profile::ProfileDir;
 use crate::profile::config::Config;
 use crate::profile::config::resources::Resources;
+use crate::sys::process;
 use queue::Queue;
 use std::sync::Arc;
 use std::time::Duration;
@@ -104,12 +104,12 @@ impl Launcher for Jobs {
         self.system.name()
     }
 
-    fn is_elsewhere(&self) -> bool {
-        true
-    }
-
-    fn is_asked_seldom(&self) -> bool {
-        true
+    fn capabilities(&self) -> Capabilities {
+        Capabilities {
+            remote: true,
+            has_cached_state: true,
+            ..Capabilities::default()
+        }
     }
 
     fn start_controller(&self, launch: &ControllerLaunch) -> Result<Launched, LaunchError> {
@@ -132,7 +132,7 @@ impl Launcher for Jobs {
         launched
             .jobs
             .iter()
-            .flat_map(|job| states::of_job(job, &known, crate::launchers::now()))
+            .flat_map(|job| states::of_job(job, &known, crate::sys::clock::unix_now()))
             .collect()
     }
 

@@ -2,10 +2,11 @@
 //! most once in an interval, less often while there are no answers; shared with other pcluster commands through a small file.
 use super::Jobs;
 use super::states::is_ours;
+use crate::launchers::Job;
 use crate::launchers::batch::{BatchSystem, JobId, JobRow};
-use crate::launchers::{Job, now};
 use crate::profile::ProfileDir;
 use crate::profile::config::Config;
+use crate::sys::clock::unix_now;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::io::Write;
@@ -115,7 +116,7 @@ impl Queue {
         if jobs.is_empty() {
             return Known::default();
         }
-        let now = now();
+        let now = unix_now();
         if let Some(known) = kept.as_ref().filter(|known| known.counts(now, newer_than, jobs)) {
             return known.clone();
         }

@@ -3,7 +3,8 @@
 use super::{Jobs, LaunchError};
 use crate::launchers::batch::{BatchSystem, JobId, JobKind, JobRequest, SubmitFailure};
 use crate::launchers::command::RunError;
-use crate::launchers::{Job, now, templates};
+use crate::launchers::{Job, templates};
+use crate::sys::clock::unix_now;
 use std::fs;
 use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
@@ -52,7 +53,7 @@ impl Jobs {
             engines_per_element: per_element,
             engines: if request.kind == JobKind::Engines { request.n } else { 0 },
             log: log_pattern(row, request, &id, array),
-            submitted: now(),
+            submitted: unix_now(),
             id: id.0,
             ..Job::default()
         })

@@ -1,48 +1,35 @@
 //! The engines of one host: what is there is looked at first, then all are started by one script.
 use super::connect;
-use super::reverse::{self, target};
+use super::{reachability, tunnel};
 use crate::connection::ConnectionFile;
-use crate::connection::process::ProcessId;
-use crate::connection::ssh::{Output, Ssh, SshError, quoted};
 use crate::launchers::engine::engine_command;
 use crate::launchers::python;
 use crate::launchers::{EnginesLaunch, Process};
 use crate::model::VERSION;
 use crate::profile::ProfileDir;
 use crate::profile::config::resources::{SshHost, TunnelMode};
+use crate::ssh::probe::{Host, Request};
+use crate::ssh::tunnel::{TunnelError, process};
+use crate::ssh::{Ssh, quoted};
+use crate::sys::process::ProcessId;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 /// Home directories of clusters may be slow, and so may a first Python.
-const PATIENCE: Duration = Duration::from_secs(60);
-const BEGIN: &str = "=== pcluster begins ===";
-const END: &str = "=== pcluster ends ===";
+const TIMEOUT: Duration = Duration::from_secs(60);
 /// Directories of engines whose host does not see the profile, below the home directory there.
 pub const PRIVATE: &str = ".pcluster/profile_";
-
-/// What a host said of itself.
-#[derive(Debug, Default, PartialEq)]
-struct Seen {
-    node: String,
-    machine: String,
-    home: String,
-    directory: Option<String>,
-    /// Every pcluster there, and what it says its version is.
-    programs: Vec<(String, String)>,
-    /// Every interpreter that was tried, and what it says its version is.
-    pythons: Vec<(String, String)>,
-}
 
 /// What one host's engines are, each with its number, and how they reach the controller.
 #[derive(Debug)]
 pub struct Started {
     pub engines: Vec<(u32, Process)>,
-    pub way: Way,
+    pub route: Route,
 }
 
 /// How the engines of a host reach the controller.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Way {
+pub enum Route {
     /// As the profile says it, without a look.
     Given,
     /// It was tried, at this address.
@@ -53,46 +40,49 @@ pub enum Way {
 
 /// Starts the engines with these numbers; or what is wrong, in the host's own words.
 pub async fn start(host: &SshHost, mode: TunnelMode, launch: &EnginesLaunch, numbers: &[u32]) -> Result<Started, String> {
-    let ssh = connect(&host.host).await.map_err(with_hint)?;
+    let ssh = connect(&host.host).await.map_err(|e| e.with_hint())?;
     let started = on(&ssh, host, mode, launch, numbers).await;
     ssh.close().await;
     started
 }
 
 async fn on(ssh: &Ssh, host: &SshHost, mode: TunnelMode, launch: &EnginesLaunch, numbers: &[u32]) -> Result<Started, String> {
-    let pythons = pythons(host, launch);
-    let output = ssh.script(&look(host, launch, &pythons), PATIENCE).await.map_err(with_hint)?;
-    let seen = Seen::parse(&between_marks(&output)?);
-    let program = seen.program(&host.host)?;
-    let python = seen.python(&host.host)?;
-    let directory = match (&seen.directory, &host.directory) {
+    let request = Request {
+        program: Some(launch.program.to_string_lossy().into_owned()),
+        directory: Some(host.directory.clone().unwrap_or_else(|| launch.cwd.to_string_lossy().into_owned())),
+        pythons: pythons(host, launch),
+    };
+    let found = Host::probe(ssh, &request).await.map_err(|e| e.with_hint())?;
+    let program = program(&found, &host.host)?;
+    let python = python(&found, &host.host)?;
+    let directory = match (&found.directory, &host.directory) {
         (Some(directory), _) => directory,
         (None, Some(wanted)) => return Err(format!("the directory to start in, {wanted}, is not there")),
-        (None, None) => &seen.home,
+        (None, None) => &found.home,
     };
     let path = launch.profile.engine_file(&launch.cluster_id);
     let file = ConnectionFile::read(&path).map_err(|e| e.to_string())?;
-    let way = match mode {
-        TunnelMode::Never => Way::Given,
-        TunnelMode::Always => Way::Tunnel("as it is set".into()),
-        TunnelMode::Auto => match reverse::probe::probe(ssh, program, &seen.node, &file).await {
-            Ok(address) => Way::Direct(address),
-            Err(why) => Way::Tunnel(why),
+    let route = match mode {
+        TunnelMode::Never => Route::Given,
+        TunnelMode::Always => Route::Tunnel("as it is set".into()),
+        TunnelMode::Auto => match reachability::probe(ssh, program, &found.name, &file).await {
+            Ok(address) => Route::Direct(address),
+            Err(why) => Route::Tunnel(why),
         },
     };
     let id = uuid::Uuid::new_v4().simple().to_string();
-    let tunnel = match &way {
-        Way::Tunnel(_) => Some(reverse::open(launch, &host.host, &id, &file).await.map_err(|e| e.to_string())?),
-        Way::Given | Way::Direct(_) => None,
+    let opened = match &route {
+        Route::Tunnel(_) => Some(open_tunnel(launch, &host.host, &id, &file).await?),
+        Route::Given | Route::Direct(_) => None,
     };
-    let undo = EndsTunnel(tunnel.as_ref().map(|tunnel| tunnel.file.clone()));
-    let file = match &tunnel {
-        Some(tunnel) => target::far_end(&file, &tunnel.ports),
+    let undo = EndsTunnel(opened.as_ref().map(|tunnel| tunnel.file.clone()));
+    let file = match &opened {
+        Some(tunnel) => tunnel::far_end(&file, &tunnel.ports),
         None => file,
     };
-    let private = match &tunnel {
+    let private = match &opened {
         None if sees(ssh, &path, &file).await? => None,
-        _ => Some(copy(ssh, &seen.home, &id, launch, &file).await?),
+        _ => Some(copy(ssh, &found.home, &id, launch, &file).await?),
     };
     let profile = private.as_deref().map_or_else(|| launch.profile.clone(), ProfileDir::at);
     let there = EnginesLaunch {
@@ -109,20 +99,28 @@ async fn on(ssh: &Ssh, host: &SshHost, mode: TunnelMode, launch: &EnginesLaunch,
         ..launch.clone()
     };
     let script = script(host, &there, numbers, directory).map_err(|e| e.to_string())?;
-    let result = match ssh.script(&script, PATIENCE).await {
-        Ok(output) => between_marks(&output).and_then(|text| started(&text, host, &there, &seen.node, private.as_deref())),
-        Err(e) => Err(format!("{}; what has been started there ends with the controller", with_hint(e))),
+    let result = match ssh.ask(&script, TIMEOUT).await {
+        Ok(text) => started(&text, host, &there, &found.name, private.as_deref()),
+        Err(e) => Err(format!("{}; what has been started there ends with the controller", e.with_hint())),
     };
     if let (Err(_), Some(private)) = (&result, &private) {
         let remove = format!("rm -rf -- {}", quoted(&private.to_string_lossy()));
-        let _ = ssh.script(&remove, PATIENCE).await;
+        let _ = ssh.script(&remove, TIMEOUT).await;
     }
     let mut engines = result?;
     for (_, process) in &mut engines {
-        process.tunnel = tunnel.as_ref().map(|tunnel| tunnel.file.clone());
+        process.tunnel = opened.as_ref().map(|tunnel| tunnel.file.clone());
     }
     undo.keep();
-    Ok(Started { engines, way })
+    Ok(Started { engines, route })
+}
+
+async fn open_tunnel(launch: &EnginesLaunch, host: &str, id: &str, file: &ConnectionFile) -> Result<tunnel::Opened, String> {
+    let opened = tunnel::open(launch, host, id, file).await;
+    opened.map_err(|error| match error {
+        TunnelError::Reported { .. } => format!("the tunnel to {host} could not be made: {}", error.with_hints()),
+        other => other.with_hints(),
+    })
 }
 
 /// Ends the tunnel of engines that were not started, also when nobody waits any more.
@@ -137,15 +135,15 @@ impl EndsTunnel {
 impl Drop for EndsTunnel {
     fn drop(&mut self) {
         if let Some(file) = &self.0 {
-            reverse::end(file);
+            process::end(file);
         }
     }
 }
 
 /// Whether the host has the same file at the same place.
 async fn sees(ssh: &Ssh, path: &Path, file: &ConnectionFile) -> Result<bool, String> {
-    let look = marked(&format!("cat {} 2>/dev/null", quoted(&path.to_string_lossy())));
-    let theirs = between_marks(&ssh.script(&look, PATIENCE).await.map_err(with_hint)?)?;
+    let script = format!("cat {} 2>/dev/null", quoted(&path.to_string_lossy()));
+    let theirs = ssh.ask(&script, TIMEOUT).await.map_err(|e| e.with_hint())?;
     Ok(ConnectionFile::parse(&theirs, path).is_ok_and(|theirs| theirs == *file))
 }
 
@@ -160,77 +158,34 @@ fn pythons(host: &SshHost, launch: &EnginesLaunch) -> Vec<String> {
     pythons
 }
 
-/// The script that looks around. What it runs must not read the rest of the script.
-fn look(host: &SshHost, launch: &EnginesLaunch, pythons: &[String]) -> String {
-    let words = |words: &[String]| words.iter().map(|word| quoted(word)).collect::<Vec<_>>().join(" ");
-    let directory = host.directory.clone().unwrap_or_else(|| launch.cwd.to_string_lossy().into_owned());
-    format!(
-        r#"echo '{BEGIN}'
-echo "node=$(uname -n)"
-echo "machine=$(uname -s) on $(uname -m)"
-echo "home=$HOME"
-(cd {} 2>/dev/null && echo "directory=$PWD")
-for p in {} "$HOME/.local/bin/pcluster" "$HOME/.cargo/bin/pcluster" "$(command -v pcluster)"; do
-  [ -n "$p" ] && [ -x "$p" ] || continue
-  echo "program=$p=$("$p" version 2>&1 </dev/null | tail -n 1)"
-done
-for p in {}; do
-  echo "python=$p=$("$p" -c 'import sys; print("%d.%d.%d" % sys.version_info[:3])' 2>&1 </dev/null | tail -n 1)"
-done
-echo '{END}'
-"#,
-        quoted(&directory),
-        quoted(&launch.program.to_string_lossy()),
-        words(pythons),
-    )
+/// The pcluster there of this version; `name` is what the user calls the host.
+fn program<'a>(found: &'a Host, name: &str) -> Result<&'a str, String> {
+    let ours = format!("pcluster {VERSION}");
+    if let Some((path, _)) = found.programs.iter().find(|(_, version)| *version == ours) {
+        return Ok(path);
+    }
+    Err(match found.programs.first() {
+        Some((path, said)) => format!(
+            "{path} there ({}) is not {ours}, it says {said:?}; pcluster install {name}",
+            found.platform()
+        ),
+        None => format!("there is no pcluster there ({}); pcluster install {name}", found.platform()),
+    })
 }
 
-impl Seen {
-    fn parse(text: &str) -> Seen {
-        let mut seen = Seen::default();
-        for (key, value) in text.lines().filter_map(|line| line.split_once('=')) {
-            let value = value.trim().to_string();
-            let two = |value: &str| value.split_once('=').map(|(a, b)| (a.to_string(), b.to_string()));
-            match key {
-                "node" => seen.node = value,
-                "machine" => seen.machine = value,
-                "home" => seen.home = value,
-                "directory" => seen.directory = Some(value),
-                "program" => seen.programs.extend(two(&value)),
-                "python" => seen.pythons.extend(two(&value)),
-                _ => {}
-            }
-        }
-        seen
+/// The first interpreter there that is new enough.
+fn python<'a>(found: &'a Host, name: &str) -> Result<&'a str, String> {
+    let will_do = |version: &str| {
+        let mut numbers = version.split('.').map_while(|n| n.parse::<u32>().ok());
+        matches!((numbers.next(), numbers.next()), (Some(major), Some(minor)) if (major, minor) >= python::OLDEST)
+    };
+    if let Some((python, _)) = found.pythons.iter().find(|(_, version)| will_do(version)) {
+        return Ok(python);
     }
-
-    fn program(&self, host: &str) -> Result<&str, String> {
-        let ours = format!("pcluster {VERSION}");
-        if let Some((path, _)) = self.programs.iter().find(|(_, version)| *version == ours) {
-            return Ok(path);
-        }
-        Err(match self.programs.first() {
-            Some((path, said)) => format!(
-                "{path} there ({}) is not {ours}, it says {said:?}; pcluster install {host}",
-                self.machine
-            ),
-            None => format!("there is no pcluster there ({}); pcluster install {host}", self.machine),
-        })
-    }
-
-    fn python(&self, host: &str) -> Result<&str, String> {
-        let will_do = |version: &str| {
-            let mut numbers = version.split('.').map_while(|n| n.parse::<u32>().ok());
-            matches!((numbers.next(), numbers.next()), (Some(major), Some(minor)) if (major, minor) >= python::OLDEST)
-        };
-        if let Some((python, _)) = self.pythons.iter().find(|(_, version)| will_do(version)) {
-            return Ok(python);
-        }
-        let (python, said) = self.pythons.last().map_or(("python3", ""), |(p, s)| (p, s));
-        Err(format!(
-            "{python} does not run there, or is older than 3.8: {said:?}; name one in --python, or for {host} in launchers.ssh.hosts"
-        ))
-    }
+    let (python, said) = found.pythons.last().map_or(("python3", ""), |(p, s)| (p, s));
+    Err(format!(
+        "{python} does not run there, or is older than 3.8: {said:?}; name one in --python, or for {name} in launchers.ssh.hosts"
+    ))
 }
 
 /// A private profile there with what engines read.
@@ -241,17 +196,16 @@ async fn copy(ssh: &Ssh, home: &str, id: &str, launch: &EnginesLaunch, file: &Co
     let path = |path: PathBuf| path.to_string_lossy().into_owned();
     let put = async {
         if let Ok(config) = std::fs::read(launch.profile.config_file()) {
-            ssh.put(&config, &path(profile.config_file()), false, PATIENCE).await?;
+            ssh.put(&config, &path(profile.config_file()), false, TIMEOUT).await?;
         }
-        ssh.put(&file, &path(profile.engine_file(&launch.cluster_id)), false, PATIENCE)
-            .await
+        ssh.put(&file, &path(profile.engine_file(&launch.cluster_id)), false, TIMEOUT).await
     };
     match put.await {
         Ok(()) => Ok(directory),
         Err(e) => {
             let remove = format!("rm -rf -- {}", quoted(&directory.to_string_lossy()));
-            let _ = ssh.script(&remove, PATIENCE).await;
-            Err(with_hint(e))
+            let _ = ssh.script(&remove, TIMEOUT).await;
+            Err(e.with_hint())
         }
     }
 }
@@ -269,7 +223,7 @@ fn script(host: &SshHost, there: &EnginesLaunch, numbers: &[u32], directory: &st
     }
     let logs = there.profile.log_dir();
     script.push_str(&format!("mkdir -p {} || exit 1\n", quoted(&logs.to_string_lossy())));
-    script.push_str(&format!("echo '{BEGIN}'\n{}", ProcessId::ABOUT));
+    script.push_str(ProcessId::ABOUT);
     for number in numbers {
         let log = there.profile.engine_log(&there.cluster_id, *number);
         script.push_str(&format!(
@@ -278,7 +232,6 @@ fn script(host: &SshHost, there: &EnginesLaunch, numbers: &[u32], directory: &st
             quoted(&log.to_string_lossy())
         ));
     }
-    script.push_str(&format!("echo '{END}'\n"));
     Ok(script)
 }
 
@@ -307,44 +260,27 @@ fn started(text: &str, host: &SshHost, there: &EnginesLaunch, node: &str, privat
     Ok(all)
 }
 
-/// What a script printed, without what the shell's start-up files may have said before.
-pub fn between_marks(output: &Output) -> Result<String, String> {
-    let text = output.stdout_text();
-    let inside = text.split_once(&format!("{BEGIN}\n")).and_then(|(_, rest)| rest.split_once(END));
-    match inside {
-        Some((inside, _)) => Ok(inside.to_string()),
-        None => Err(format!("its shell has not done what it was asked; it says: {}", output.words())),
-    }
-}
-
-pub fn marked(script: &str) -> String {
-    format!("echo '{BEGIN}'\n{script}\necho '{END}'\n")
-}
-
-fn with_hint(error: SshError) -> String {
-    match error.hint() {
-        Some(hint) => format!("{error}\n  {hint}"),
-        None => error.to_string(),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
     fn what_a_host_lacks_is_said() {
-        let seen = Seen::parse(&format!(
-            "node=n\nmachine=Linux on s390x\nhome=/h\nprogram=/a=pcluster 0.0.1\npython=/v/bin/python=sh: 1: /v/bin/python: not found\npython=python3=3.11.2\nprogram=/b=pcluster {VERSION}\n"
+        let found = Host::parse(&format!(
+            "name=n\nsystem=Linux\nmachine=s390x\nhome=/h\nprogram=/a=pcluster 0.0.1\npython=/v/bin/python=sh: 1: /v/bin/python: not found\npython=python3=3.11.2\nprogram=/b=pcluster {VERSION}\n"
         ));
-        assert_eq!((seen.program("n"), seen.python("n")), (Ok("/b"), Ok("python3")));
-        let seen = Seen::parse("machine=Linux on s390x\nprogram=/a=cannot execute: Exec format error\npython=python3=3.6.8\n");
-        let why = seen.program("me@n").unwrap_err();
+        assert_eq!((program(&found, "n"), python(&found, "n")), (Ok("/b"), Ok("python3")));
+        let found = Host::parse("system=Linux\nmachine=s390x\nprogram=/a=cannot execute: Exec format error\npython=python3=3.6.8\n");
+        let why = program(&found, "me@n").unwrap_err();
         assert!(
             why.contains("s390x") && why.contains("Exec format error") && why.ends_with("pcluster install me@n"),
             "{why}"
         );
-        assert!(seen.python("n").unwrap_err().contains("3.6.8"));
-        assert!(Seen::default().program("n").unwrap_err().starts_with("there is no pcluster there"));
+        assert!(python(&found, "n").unwrap_err().contains("3.6.8"));
+        assert!(
+            program(&Host::default(), "n")
+                .unwrap_err()
+                .starts_with("there is no pcluster there")
+        );
     }
 }

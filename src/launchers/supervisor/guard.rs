@@ -4,7 +4,7 @@
 //! A thread that sleeps does it, beside whatever the process does; it knows nothing of that.
 use super::bond::Bond;
 use super::{FIRST_PAUSE, LONGEST_PAUSE, Supervised, WELL};
-use crate::connection::process::{Mark, SUPERVISOR};
+use crate::sys::process::{Mark, SUPERVISOR};
 use std::io;
 use std::process::Child;
 use std::sync::{Mutex, MutexGuard, PoisonError};

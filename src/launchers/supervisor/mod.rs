@@ -8,7 +8,7 @@
 mod bond;
 pub mod guard;
 
-use crate::connection::process::{self, Mark, ProcessId};
+use crate::sys::process::{self, Mark, ProcessId};
 use bond::Bond;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{SigSet, Signal};

@@ -8,7 +8,7 @@ use crate::model::engine::EngineFacts;
 use crate::model::output::Stream;
 use crate::model::pickled;
 use crate::model::task::Outcome;
-use crate::model::{EngineId, MapId};
+use crate::model::{EngineId, MapId, TaskId};
 use crate::wire::Message;
 use crate::wire::message::to_json;
 use bytes::Bytes;
@@ -137,7 +137,8 @@ pub struct TaskResult {
     pub outcome: Outcome,
 }
 
-/// A task that has been running for some time (not said of short ones), or has written much; with parts of what it has written.
+/// A task that has been running for some time (not said of short ones), or has written much; with parts of what it has written, and
+/// when it has ended of its value, if that is long.
 /// Parts are kept by the engine until [`OutputRecorded`] covers them.
 pub const PROGRESS: &str = "progress";
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -153,6 +154,17 @@ pub struct Progress {
 pub struct Part {
     pub stream: Stream,
     /// So many bytes of the stream come before it.
+    pub start: u64,
+}
+
+/// Values of other tasks, which the function of `--reduce` is to fold in a task that the engine has. Answered with [`Values`].
+pub const VALUES_REQUEST: &str = "values_request";
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ValuesRequest {
+    pub task: Held,
+    /// In this order; the answer has some of the first.
+    pub of: Vec<TaskId>,
+    /// So many bytes of the first have come.
     pub start: u64,
 }
 
@@ -304,6 +316,30 @@ pub struct OutputRecorded {
     pub task: Held,
     pub stdout: u64,
     pub stderr: u64,
+    /// Of a long value.
+    pub value: u64,
+}
+
+/// The answer to [`ValuesRequest`]. Buffer *i* has the bytes of value *i*, the first from `start` on; only the last may be cut short.
+pub const VALUES: &str = "values_reply";
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Values {
+    pub task: Held,
+    /// The first that was asked for.
+    pub first: TaskId,
+    pub start: u64,
+    #[serde(default)]
+    pub values: Vec<ValuePart>,
+    /// Why no more of them can be had.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
+}
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ValuePart {
+    /// Of the whole value.
+    pub size: u64,
+    /// A pickle, else JSON.
+    pub pickled: bool,
 }
 
 /// Replies to these requests of ipyparallel clients are on disk. An engine keeps a reply until then, and sends it again

@@ -79,6 +79,7 @@ pub fn run(
             feed: None,
             detachable: true,
             outputs: LongOutputs::Fetched,
+            values: true,
         };
         let mut rows = Vec::new();
         let (ended, _) = job

@@ -2,6 +2,7 @@
 use super::interrupts::Interrupts;
 use crate::cli::commands::engines::unavailable_in_words;
 use crate::cli::progress::Progress;
+use crate::cli::values::LongValue;
 use crate::cli::{CommandError, Context};
 use crate::client::{Client, ClientError, Feeding, Selection, Update};
 use crate::model::MapId;
@@ -35,6 +36,8 @@ pub struct Job<'a> {
     pub detachable: bool,
     /// What becomes of long outputs.
     pub outputs: LongOutputs,
+    /// Whether long values are fetched into their rows.
+    pub values: bool,
 }
 
 /// What becomes of what tasks have written that is too long to come with their rows.
@@ -59,27 +62,52 @@ pub enum Taken {
 pub type Take<'a> = dyn FnMut(&Progress, Taken) -> Result<(), CommandError> + 'a;
 
 /// Why results were not handed on.
-enum NotTaken {
+pub enum NotTaken {
     Fetching(ClientError),
     Taking(CommandError),
+}
+
+impl From<NotTaken> for CommandError {
+    fn from(error: NotTaken) -> CommandError {
+        match error {
+            NotTaken::Fetching(error) => error.into(),
+            NotTaken::Taking(error) => error,
+        }
+    }
+}
+
+/// Fetches a long value into its row.
+pub async fn fetch_value(client: &Client, row: &mut TaskRow) -> Result<(), NotTaken> {
+    let Some(size) = row.value_size else { return Ok(()) };
+    let mut value = LongValue::new(row.task, size).map_err(NotTaken::Taking)?;
+    while let Some(start) = value.missing() {
+        let piece = client.output(row.task, Some(row.run), Stream::Value, start).await;
+        value.add(&piece.map_err(NotTaken::Fetching)?.1).map_err(NotTaken::Taking)?;
+    }
+    value.put_into(row).map_err(NotTaken::Taking)
 }
 
 /// Hands on rows, with what is too long to come with them.
 async fn hand_on(
     client: &Client,
     rows: Vec<TaskRow>,
-    outputs: LongOutputs,
+    (outputs, values): (LongOutputs, bool),
     progress: &Progress,
     take: &mut Take<'_>,
 ) -> Result<(), NotTaken> {
-    let is_short = |row: &TaskRow| row.stdout.is_whole() && row.stderr.is_whole();
-    if outputs == LongOutputs::Left || rows.iter().all(is_short) {
+    let is_short = |row: &TaskRow| outputs == LongOutputs::Left || (row.stdout.is_whole() && row.stderr.is_whole());
+    if rows.iter().all(|row| is_short(row) && (!values || row.value_size.is_none())) {
         return take(progress, Taken::Rows(rows)).map_err(NotTaken::Taking);
     }
     for mut row in rows {
-        for stream in Stream::ALL {
-            let (task, run) = (row.task, row.run);
-            let output = row.output(stream);
+        let (task, run) = (row.task, row.run);
+        if values {
+            fetch_value(client, &mut row).await?;
+        }
+        for (stream, output) in row.outputs() {
+            if outputs == LongOutputs::Left {
+                break;
+            }
             if output.is_whole() && (outputs == LongOutputs::Fetched || output.is_empty()) {
                 continue;
             }
@@ -103,7 +131,7 @@ async fn hand_on(
                 piece = Output::whole(bytes);
             }
             if outputs == LongOutputs::Fetched {
-                *row.output(stream) = Output::whole(whole);
+                *output = Output::whole(whole);
             }
         }
         take(progress, Taken::Rows(vec![row])).map_err(NotTaken::Taking)?;
@@ -168,7 +196,7 @@ impl Job<'_> {
                         progress.update(&counts, self.total, able);
                         let client = self.client.with_patience(PATIENCE);
                         let taken = tokio::select! {
-                            taken = hand_on(&client, results, self.outputs, progress, take) => Some(taken),
+                            taken = hand_on(&client, results, (self.outputs, self.values), progress, take) => Some(taken),
                             () = interrupts.next() => None,
                         };
                         match taken {

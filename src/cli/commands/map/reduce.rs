@@ -3,18 +3,16 @@
 //! Neighbouring values form groups; each group is folded from left to right by one task; the results are folded again
 //! until one is left. All that is one further map, "reduce of map N", whose inputs follow as the groups are done. So the
 //! function must be associative, need not be commutative, and few values (up to [`GROUP`]) are a plain left fold.
-use super::follow::{Ended, Feed, Job, LongOutputs, Taken};
+use super::follow::{Ended, Feed, Job, LongOutputs, Taken, fetch_value};
 use super::interrupts::Interrupts;
 use crate::cli::inputs::code::CodeArgs;
 use crate::cli::progress::Progress;
-use crate::cli::values::{in_words, value_line};
+use crate::cli::values::in_words;
 use crate::cli::{CommandError, Context};
 use crate::client::{Client, Feeding};
 use crate::model::definition::{MapDefinition, MapOptions, Reduces, Work};
 use crate::model::task::TaskRow;
 use crate::model::{MapId, TaskId};
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 
 /// Values in one group, at least (where there are so many),
@@ -24,27 +22,33 @@ const LARGEST: usize = 5_000;
 /// and bytes of them, at most (but always two values).
 const GROUP_BYTES: usize = 4 << 20;
 
-/// A value, exactly, and of which of the map's tasks it is the reduction.
-#[derive(Clone, Debug, PartialEq)]
+/// A value that is on record, and of which of the map's tasks it is the reduction.
+#[derive(Clone, Copy, Debug, PartialEq)]
 struct Item {
     first: TaskId,
     last: TaskId,
-    /// Its JSON; `null` and a pickle in base64 where JSON is not exact.
-    value: String,
+    /// The task that returned it.
+    task: TaskId,
+    size: usize,
 }
 
 impl Item {
     fn new(first: TaskId, last: TaskId, row: &TaskRow) -> Item {
-        let value = match &row.pickled {
-            Some(pickled) => format!("null,\"{}\"", STANDARD.encode(&pickled.bytes)),
-            None => value_line(row).into_owned(),
+        let size = match (row.value_size, &row.pickled, &row.value) {
+            (Some(size), ..) => usize::try_from(size).unwrap_or(usize::MAX),
+            (None, Some(pickled), _) => pickled.bytes.len(),
+            (None, None, value) => value.as_ref().map_or(4, |value| value.get().len()),
         };
-        Item { first, last, value }
+        let task = row.task;
+        Item { first, last, task, size }
     }
 
-    /// As the worker's `Fold` takes it.
+    /// As an engine takes it, which asks the controller for the value.
     fn text(&self) -> String {
-        format!("[\"{}\",{}]", self.whose(), self.value)
+        match self.first == self.last && self.first == self.task {
+            true => format!("\"{}\"", self.task),
+            false => format!("[\"{}\",\"{}\"]", self.task, self.whose()),
+        }
     }
 
     fn whose(&self) -> String {
@@ -124,6 +128,7 @@ impl Reduction<'_> {
             feed: Some(feed),
             detachable: false,
             outputs: LongOutputs::Left,
+            values: false,
         };
         let (ended, _) = job
             .follow(interrupts, &mut progress, &mut |_, taken| {
@@ -145,7 +150,10 @@ impl Reduction<'_> {
                     "all that is known of the failure: pcluster results{} {map} --failed",
                     self.context.options()
                 ))),
-            (Ended::Complete, None, Some(row)) => Ok(Reduced::Value(Box::new(row))),
+            (Ended::Complete, None, Some(mut row)) => {
+                fetch_value(self.client, &mut row).await?;
+                Ok(Reduced::Value(Box::new(row)))
+            }
             (Ended::Complete, None, None) => Err(CommandError::internal(format!(
                 "the reduction of map {} ended without a value",
                 self.of
@@ -195,6 +203,7 @@ impl Reduction<'_> {
             feed: None,
             detachable: false,
             outputs: LongOutputs::Left,
+            values: false,
         };
         let mut failed = None;
         let (ended, _) = job
@@ -254,7 +263,7 @@ impl Rounds {
             if let Some(sender) = &self.sender {
                 let items: Vec<String> = group.iter().map(Item::text).collect();
                 // The receiver ends only when the map does.
-                let _ = sender.send(format!("[{}]", items.join(",")));
+                let _ = sender.send(format!("{{\"values\":[{}]}}", items.join(",")));
             }
         }
         if self.expected == 1 {
@@ -287,14 +296,14 @@ impl Rounds {
 /// Neighbours together; never more groups than half the values, so that it comes to an end.
 fn groups(values: &[Item], largest: usize, bytes: usize) -> Vec<&[Item]> {
     let mut groups = Vec::new();
-    let (mut start, mut size) = (0, 0);
+    let (mut start, mut size) = (0, 0_usize);
     for (i, value) in values.iter().enumerate() {
         let length = i - start;
-        if length >= 2 && (length >= largest || size + value.value.len() > bytes) {
+        if length >= 2 && (length >= largest || size.saturating_add(value.size) > bytes) {
             groups.push(&values[start..i]);
             (start, size) = (i, 0);
         }
-        size += value.value.len() + 1;
+        size = size.saturating_add(value.size);
     }
     if start < values.len() {
         groups.push(&values[start..]);
@@ -325,10 +334,15 @@ mod tests {
     use super::*;
     use crate::cli::values::tests::{a_set, row};
     use proptest::prelude::*;
+    use std::collections::HashMap;
 
     fn item(index: u32, value: &str) -> Item {
         let task = TaskId::new(MapId(7), index);
-        Item::new(task, task, &row(index, Some(value)))
+        let row = TaskRow {
+            task,
+            ..row(index, Some(value))
+        };
+        Item::new(task, task, &row)
     }
 
     /// Folds by concatenation, as engines would.
@@ -343,15 +357,19 @@ mod tests {
             last: None,
             failed: None,
         };
-        rounds.next((0..count).map(|i| item(i as u32, &format!("\"{i};\""))).collect());
+        let mut on_record: HashMap<String, String> = (0..count).map(|i| (format!("7.{i}"), format!("{i};"))).collect();
+        rounds.next((0..count).map(|i| item(i as u32, "1")).collect());
         let mut tasks = 0;
         for input in receiver {
-            let values: Vec<(String, String)> = serde_json::from_str(&input).unwrap();
-            let values: Vec<String> = values.into_iter().map(|(_, value)| value).collect();
-            rounds.take(row(tasks as u32, Some(&format!("{:?}", values.concat()))));
+            let input: serde_json::Value = serde_json::from_str(&input).unwrap();
+            let named = input["values"].as_array().unwrap().iter();
+            let task = |value: &serde_json::Value| value.as_str().or(value[0].as_str()).unwrap().to_string();
+            let values: Vec<String> = named.map(|value| on_record[&task(value)].clone()).collect();
+            on_record.insert(format!("1.{tasks}"), values.concat());
+            rounds.take(row(tasks as u32, Some("1")));
             tasks += 1;
         }
-        (serde_json::from_str(rounds.last.unwrap().value.unwrap().get()).unwrap(), tasks)
+        (on_record[&rounds.last.unwrap().task.to_string()].clone(), tasks)
     }
 
     proptest! {
@@ -401,12 +419,11 @@ mod tests {
     }
 
     #[test]
-    fn values_are_handed_over_exactly() {
-        assert_eq!(item(3, "{\"a\":1}").text(), r#"["7.3",{"a":1}]"#);
+    fn inputs_name_values_and_have_none() {
+        assert_eq!(item(3, "{\"a\":1}").text(), "\"7.3\"");
         let (first, last) = (TaskId::new(MapId(7), 0), TaskId::new(MapId(7), 4));
-        assert_eq!(
-            Item::new(first, last, &a_set(0)).text(),
-            r#"["7.0 to 7.4",null,"gAOPKEsBSwKQLg=="]"#
-        );
+        let item = Item::new(first, last, &a_set(0));
+        assert_eq!(item.text(), format!("[\"{}\",\"7.0 to 7.4\"]", a_set(0).task));
+        assert_eq!(item.size, a_set(0).pickled.unwrap().bytes.len());
     }
 }

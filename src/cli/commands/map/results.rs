@@ -106,11 +106,16 @@ impl Results {
         }
     }
 
+    /// Whether long values are written.
+    pub fn wants_values(&self) -> bool {
+        self.fold.is_none() && !self.sink.is_nowhere()
+    }
+
     /// A piece of a command's output.
     pub fn take_piece(&mut self, progress: &Progress, stream: Stream, bytes: &[u8]) -> Result<(), CommandError> {
         progress.aside(|| match stream {
             Stream::Stdout => self.sink.write(|out| out.write_all(bytes)),
-            Stream::Stderr => {
+            Stream::Stderr | Stream::Value => {
                 let _ = std::io::stderr().write_all(bytes);
                 Ok(())
             }

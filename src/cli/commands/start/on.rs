@@ -1,7 +1,7 @@
 //! `pcluster start --on`: started on another host by the pcluster there, shown here, and connected to.
 use super::Bar;
 use crate::cli::commands::connect::connect;
-use crate::cli::commands::there::words_for_there;
+use crate::cli::commands::remote_exec::words_for_there;
 use crate::cli::{CommandError, Context, ErrorKind};
 use crate::cluster::remote::run::{self, Ended, Told};
 use crate::cluster::remote::{ConnectOptions, RemoteError, install};

@@ -154,8 +154,8 @@ impl Ledger {
                 crashes: self.attempts.get(task).map_or(0, |a| a.1),
                 cancelled: self.cancelling.contains(task),
                 written: match state {
-                    TaskState::Running => [self.written.get(task).map_or(0, |bytes| bytes.len() as u64), 0],
-                    _ => [0, 0],
+                    TaskState::Running => [self.written.get(task).map_or(0, |bytes| bytes.len() as u64), 0, 0],
+                    _ => [0; 3],
                 },
                 input: self.inputs[task].clone(),
             };

@@ -1,49 +1,146 @@
-//! The way to a controller behind an ssh connection: which cluster is meant, at which address the other host reaches its
-//! controller, and a forward for each of its client channels.
+//! The cluster on another host that a tunnel leads to: which one is meant, where its controller is, and the connection file for this
+//! host.
 use super::error::RemoteError;
-use super::there::{self, FoundFile, Host};
+use super::find::{self, FoundFile};
 use crate::client::ClientError;
 use crate::client::address::candidates;
-use crate::cluster::ClusterError;
 use crate::connection::file::{BroadcastPorts, TunnelKeys};
-use crate::connection::process::ProcessId;
-use crate::connection::ssh::Ssh;
-use crate::connection::tunnel::{self, Found, Route};
 use crate::connection::{ConnectionFile, PclusterKeys};
+use crate::profile::ProfileDir;
+use crate::ssh::Ssh;
+use crate::ssh::probe::Host;
+use crate::ssh::tunnel::{Endpoint, LeadsTo, Target, TunnelError, TunnelState};
+use crate::sys::process::ProcessId;
 use std::collections::BTreeMap;
-use std::time::Duration;
+use std::path::PathBuf;
 
 /// What a client connects to.
 pub const CHANNELS: [&str; 7] = ["registration", "control", "mux", "task", "iopub", "notification", "broadcast"];
-/// How long a controller may take to greet.
-pub const GREETS: Duration = Duration::from_secs(6);
 
 /// Which cluster there is wanted.
 #[derive(Clone, Debug, Default)]
-pub struct Wanted {
-    pub profile: String,
-    pub cluster_id: String,
+struct Wanted {
+    profile: String,
+    cluster_id: String,
     /// The profile or the id were named for the other host; else the only cluster there will do, too.
-    pub exactly: bool,
-    pub ipython_dir: Option<String>,
+    exactly: bool,
+    ipython_dir: Option<String>,
 }
 
-/// A way that is open.
-#[derive(Debug)]
-pub struct Way {
-    pub found: FoundFile,
-    /// The controller's address as the other host sees it.
-    pub address: String,
-    pub route: Route,
+/// The cluster that a profile and cluster id of this host stand for.
+pub struct RemoteCluster {
+    profile: ProfileDir,
+    cluster_id: String,
+    destination: String,
+    wanted: Wanted,
+    /// What answers at the other end of an ssh connection, by the directory of that.
+    host: Option<(PathBuf, Host)>,
+    found: Option<FoundFile>,
 }
 
-/// The cluster that is wanted, if it runs there.
-pub async fn find(ssh: &Ssh, host: &Host, wanted: &Wanted) -> Result<FoundFile, ClusterError> {
-    let (running, gone) = there::clusters(ssh, host, wanted.ipython_dir.as_deref()).await?;
-    choose(ssh.destination().as_str(), running, gone, wanted)
+impl RemoteCluster {
+    pub fn of(state: &TunnelState) -> RemoteCluster {
+        let profile = ProfileDir::at(&state.profile);
+        let (remote_profile, remote_id) = state.remote_names();
+        RemoteCluster {
+            wanted: Wanted {
+                profile: remote_profile.unwrap_or(profile.name()).to_string(),
+                cluster_id: remote_id.unwrap_or(&state.cluster_id).to_string(),
+                exactly: remote_profile.is_some() || remote_id.is_some(),
+                ipython_dir: state.remote_ipython_dir.clone(),
+            },
+            profile,
+            cluster_id: state.cluster_id.clone(),
+            destination: state.destination.clone(),
+            host: None,
+            found: None,
+        }
+    }
+
+    /// Several hosts may answer to one name: asked once on each connection.
+    async fn host(&mut self, ssh: &Ssh) -> Result<Host, TunnelError> {
+        match &self.host {
+            Some((connection, host)) if connection == ssh.control_dir() => Ok(host.clone()),
+            _ => {
+                let host = Host::probe(ssh, &Default::default()).await?;
+                self.host = Some((ssh.control_dir().to_path_buf(), host.clone()));
+                Ok(host)
+            }
+        }
+    }
 }
 
-fn choose(to: &str, mut running: Vec<FoundFile>, gone: Vec<FoundFile>, wanted: &Wanted) -> Result<FoundFile, ClusterError> {
+impl Target for RemoteCluster {
+    async fn locate(&mut self, ssh: &Ssh) -> Result<Endpoint, TunnelError> {
+        let host = self.host(ssh).await?;
+        let to = ssh.destination().as_str();
+        let (running, gone) = find::clusters(ssh, &host, self.wanted.ipython_dir.as_deref()).await?;
+        let found = choose(to, running, gone, &self.wanted)?;
+        let addresses = candidates(&found.file, &host.name).map_err(|e| match e {
+            ClientError::OnlyThere { location, interface, .. } => TunnelError::from(RemoteError::OnlyThere {
+                to: to.to_string(),
+                login: host.name.clone(),
+                host: location,
+                interface,
+            }),
+            other => TunnelError::Reported {
+                what: other.to_string(),
+                hints: other.hints(),
+                missing: false,
+            },
+        })?;
+        let keys = found.file.pcluster.as_ref();
+        let writer = match keys {
+            Some(keys) => keys.process.to_string(),
+            None => format!("a controller on {}", found.file.location),
+        };
+        let endpoint = Endpoint {
+            leads_to: LeadsTo {
+                profile: found.profile.clone(),
+                cluster_id: found.cluster_id.clone(),
+                pid: keys.map(|keys| keys.process.pid),
+                host: keys.map(|keys| keys.process.host.clone()),
+                address: String::new(),
+                path: found.path.clone(),
+            },
+            addresses,
+            ports: ports(&found.file),
+            hints: vec![
+                format!("the connection file was written by {writer}: does it still run? On {to}: pcluster list"),
+                format!(
+                    "a firewall between {to} and the controller's host, or AllowTcpForwarding in {to}'s sshd_config, may be in the way"
+                ),
+            ],
+        };
+        self.found = Some(found);
+        Ok(endpoint)
+    }
+
+    /// From now on it is that cluster which is looked for.
+    fn established(&mut self, leads_to: &LeadsTo, local: &BTreeMap<String, u16>) -> Result<(), TunnelError> {
+        self.wanted.profile.clone_from(&leads_to.profile);
+        self.wanted.cluster_id.clone_from(&leads_to.cluster_id);
+        self.wanted.exactly = true;
+        let Some(found) = &self.found else { return Ok(()) };
+        let file = near_end(&found.file, &self.destination, local);
+        let path = self.profile.client_file(&self.cluster_id);
+        if ConnectionFile::read(&path).is_ok_and(|written| written == file) {
+            return Ok(());
+        }
+        file.write(&path).map_err(|e| TunnelError::Reported {
+            what: e.to_string(),
+            hints: e.hint().into_iter().collect(),
+            missing: false,
+        })
+    }
+
+    /// Nobody may take the connection file for one of a cluster that can be reached.
+    fn lost(&mut self) {
+        super::remove_near_end(&self.profile, &self.cluster_id, &self.destination);
+    }
+}
+
+fn choose(to: &str, mut running: Vec<FoundFile>, gone: Vec<FoundFile>, wanted: &Wanted) -> Result<FoundFile, RemoteError> {
     let meant = |f: &FoundFile| f.profile == wanted.profile && f.cluster_id == wanted.cluster_id;
     if let Some(at) = running.iter().position(meant) {
         return Ok(running.swap_remove(at));
@@ -56,8 +153,7 @@ fn choose(to: &str, mut running: Vec<FoundFile>, gone: Vec<FoundFile>, wanted: &
             path: stale.path.clone(),
             pid: keys.process.pid,
             host: keys.process.host.clone(),
-        }
-        .into());
+        });
     }
     if !wanted.exactly && running.len() == 1 {
         return Ok(running.remove(0));
@@ -71,55 +167,10 @@ fn choose(to: &str, mut running: Vec<FoundFile>, gone: Vec<FoundFile>, wanted: &
         wanted: in_words(&wanted.profile, &wanted.cluster_id),
         others: running.iter().map(|f| in_words(&f.profile, &f.cluster_id)).collect(),
         profile: wanted.profile.clone(),
-    }
-    .into())
+    })
 }
 
-/// Opens a forward for each channel, to the first address at which the controller greets. `number` keeps the sockets of one
-/// connection apart.
-pub async fn open(ssh: &Ssh, host: &Host, found: FoundFile, number: u64) -> Result<Way, ClusterError> {
-    let addresses = candidates(&found.file, &host.name).map_err(|e| match e {
-        ClientError::OnlyThere { location, interface, .. } => ClusterError::Remote(RemoteError::OnlyThere {
-            to: ssh.destination().to_string(),
-            login: host.name.clone(),
-            host: location,
-            interface,
-        }),
-        other => other.into(),
-    })?;
-    let ports = ports(&found.file);
-    let registration = found.file.registration;
-    let mut tried = Vec::new();
-    for (at, address) in addresses.iter().enumerate() {
-        let socket = ssh.forward_here(&format!("{number}-{at}-look"), address, registration).await?;
-        if tunnel::look(&socket, GREETS).await != Found::Speaks {
-            tried.push(format!("{address}:{registration}"));
-            continue;
-        }
-        let mut route = Route::new();
-        for (name, port) in &ports {
-            let socket = ssh.forward_here(&format!("{number}-{name}"), address, *port).await?;
-            route.insert(name.to_string(), socket);
-        }
-        return Ok(Way {
-            address: address.clone(),
-            found,
-            route,
-        });
-    }
-    Err(RemoteError::Unreachable {
-        to: ssh.destination().to_string(),
-        tried,
-        said: ssh.said(),
-        writer: match &found.file.pcluster {
-            Some(keys) => keys.process.to_string(),
-            None => format!("a controller on {}", found.file.location),
-        },
-    }
-    .into())
-}
-
-fn ports(file: &ConnectionFile) -> BTreeMap<&'static str, u16> {
+fn ports(file: &ConnectionFile) -> BTreeMap<String, u16> {
     let broadcast = match &file.broadcast {
         BroadcastPorts::One(port) => Some(*port),
         BroadcastPorts::Leaves(ports) => ports.first().copied(),
@@ -136,13 +187,12 @@ fn ports(file: &ConnectionFile) -> BTreeMap<&'static str, u16> {
     CHANNELS
         .into_iter()
         .zip(all)
-        .filter_map(|(name, port)| Some((name, port?)))
+        .filter_map(|(name, port)| Some((name.to_string(), port?)))
         .collect()
 }
 
 /// The connection file for this host: the same keys, the near ends of the channels.
-pub fn near_end(way: &Way, destination: &str, local: &BTreeMap<String, u16>) -> ConnectionFile {
-    let there = &way.found.file;
+fn near_end(remote: &ConnectionFile, destination: &str, local: &BTreeMap<String, u16>) -> ConnectionFile {
     let port = |name: &str| local.get(name).copied().unwrap_or_default();
     ConnectionFile {
         ssh: String::new(),
@@ -153,9 +203,9 @@ pub fn near_end(way: &Way, destination: &str, local: &BTreeMap<String, u16>) -> 
         mux: port("mux"),
         task: port("task"),
         iopub: port("iopub"),
-        notification: there.notification.map(|_| port("notification")),
+        notification: remote.notification.map(|_| port("notification")),
         broadcast: BroadcastPorts::One(port("broadcast")),
-        pcluster: there.pcluster.as_ref().map(|keys| PclusterKeys {
+        pcluster: remote.pcluster.as_ref().map(|keys| PclusterKeys {
             addresses: vec!["127.0.0.1".into()],
             engine_port: None,
             buffers: None,
@@ -166,7 +216,7 @@ pub fn near_end(way: &Way, destination: &str, local: &BTreeMap<String, u16>) -> 
             }),
             ..keys.clone()
         }),
-        ..there.clone()
+        ..remote.clone()
     }
 }
 
@@ -215,13 +265,8 @@ mod tests {
 
     #[test]
     fn the_near_end_has_the_keys_and_other_ports() {
-        let way = Way {
-            found: found("hpc", ""),
-            address: "10.0.0.7".into(),
-            route: Route::new(),
-        };
         let local = CHANNELS.iter().zip(5001..).map(|(name, port)| (name.to_string(), port)).collect();
-        let near = near_end(&way, "me@login", &local);
+        let near = near_end(&found("hpc", "").file, "me@login", &local);
         let keys = near.pcluster.clone().unwrap();
         assert_eq!(keys.process, ProcessId::own());
         assert_eq!(
@@ -233,6 +278,6 @@ mod tests {
             (5001, Some(5006), BroadcastPorts::One(5007))
         );
         assert_eq!((near.key.as_str(), near.task_scheme.as_deref()), ("secret", Some("lru")));
-        assert_eq!(candidates(&near, &crate::connection::process::host()).unwrap(), ["127.0.0.1"]);
+        assert_eq!(candidates(&near, &crate::sys::process::host()).unwrap(), ["127.0.0.1"]);
     }
 }

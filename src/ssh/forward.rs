@@ -18,7 +18,7 @@ const WAIT: Duration = Duration::from_secs(25);
 /// What one direction of one connection holds at most.
 const BUFFER: usize = 128 << 10;
 
-/// The socket here that leads to each channel there ([`super::ssh::Ssh::forward_here`]).
+/// The socket here that leads to each channel there ([`super::Ssh::forward_local`]).
 pub type Route = BTreeMap<String, PathBuf>;
 
 /// Listens until it is dropped.
@@ -67,12 +67,12 @@ impl Ports {
     }
 
     /// From now on connections go this way. Those that there are keep theirs.
-    pub fn lead(&self, route: Route) {
+    pub fn set_route(&self, route: Route) {
         self.route.send_replace(Some(Arc::new(route)));
     }
 
     /// From now on connections wait.
-    pub fn hold(&self) {
+    pub fn clear_route(&self) {
         self.route.send_replace(None);
     }
 
@@ -139,7 +139,7 @@ async fn carry(mut here: TcpStream, name: String, mut route: watch::Receiver<Opt
 
 /// What was found at the end of a forward.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Found {
+pub enum Greeting {
     /// Something that speaks first, as ZeroMQ does (ZMTP's greeting).
     Speaks,
     /// It was closed: nobody listens, or it may not be reached.
@@ -149,20 +149,24 @@ pub enum Found {
 }
 
 /// Looks what is at an address; an error where there is no connection.
-pub async fn look_at(address: &str, port: u16, timeout: Duration) -> Result<Found, String> {
+pub async fn greeting_at(address: &str, port: u16, timeout: Duration) -> Result<Greeting, String> {
     let heard = async {
         let mut stream = TcpStream::connect((address, port)).await.map_err(|e| e.to_string())?;
         let said = stream.read(&mut [0]).await;
-        Ok(if matches!(said, Ok(1)) { Found::Speaks } else { Found::Closed })
+        Ok(if matches!(said, Ok(1)) {
+            Greeting::Speaks
+        } else {
+            Greeting::Closed
+        })
     };
     match tokio::time::timeout(timeout, heard).await {
         Ok(found) => found,
-        Err(_) => Ok(Found::Silent),
+        Err(_) => Ok(Greeting::Silent),
     }
 }
 
 /// Looks what is behind a socket that leads there.
-pub async fn look(socket: &Path, timeout: Duration) -> Found {
+pub async fn greeting(socket: &Path, timeout: Duration) -> Greeting {
     let heard = async {
         let mut byte = [0];
         match UnixStream::connect(socket).await {
@@ -171,9 +175,9 @@ pub async fn look(socket: &Path, timeout: Duration) -> Found {
         }
     };
     match tokio::time::timeout(timeout, heard).await {
-        Ok(true) => Found::Speaks,
-        Ok(false) => Found::Closed,
-        Err(_) => Found::Silent,
+        Ok(true) => Greeting::Speaks,
+        Ok(false) => Greeting::Closed,
+        Err(_) => Greeting::Silent,
     }
 }
 
@@ -212,14 +216,14 @@ mod tests {
         // Before there is a way.
         let mut stream = TcpStream::connect(("127.0.0.1", port)).await.unwrap();
         let first = echo(&dir.path().join("first"));
-        ports.lead(Route::from([("mux".to_string(), dir.path().join("first"))]));
+        ports.set_route(Route::from([("mux".to_string(), dir.path().join("first"))]));
         assert_eq!(said(&mut stream, b"hello").await, b"hello");
         // The way ends: new connections wait for the next.
         first.abort();
         std::fs::remove_file(dir.path().join("first")).unwrap();
         let mut late = TcpStream::connect(("127.0.0.1", port)).await.unwrap();
         let second = echo(&dir.path().join("second"));
-        ports.lead(Route::from([("mux".to_string(), dir.path().join("second"))]));
+        ports.set_route(Route::from([("mux".to_string(), dir.path().join("second"))]));
         assert_eq!(said(&mut late, b"again").await, b"again");
         second.abort();
     }
@@ -249,9 +253,9 @@ mod tests {
         let path = dir.path().join("closes");
         let listener = UnixListener::bind(&path).unwrap();
         let closer = tokio::spawn(async move { while listener.accept().await.is_ok() {} });
-        assert_eq!(look(&path, Duration::from_secs(20)).await, Found::Closed);
+        assert_eq!(greeting(&path, Duration::from_secs(20)).await, Greeting::Closed);
         let (ports, _) = Ports::bind(&["mux"], &BTreeMap::new()).await.unwrap();
-        ports.lead(Route::from([("mux".to_string(), path)]));
+        ports.set_route(Route::from([("mux".to_string(), path)]));
         let mut stream = TcpStream::connect(("127.0.0.1", ports.local()["mux"])).await.unwrap();
         assert_eq!(stream.read(&mut [0]).await.unwrap(), 0);
         // As ZeroMQ does then.

@@ -1,35 +1,13 @@
-//! What is there on the other host: which host it is, whether it has pcluster, and which clusters run. Asked by scripts of
-//! the POSIX shell, so that it works where no pcluster is installed.
-use super::error::RemoteError;
-use crate::cluster::ClusterError;
+//! Which clusters run on another host, by their connection files and processes.
 use crate::connection::ConnectionFile;
-use crate::connection::process::ProcessId;
-use crate::connection::ssh::{Ssh, quoted};
+use crate::ssh::probe::Host;
+use crate::ssh::{Ssh, SshError, quoted};
+use crate::sys::process::ProcessId;
 use std::path::Path;
 use std::time::Duration;
 
 /// Home directories of clusters may be slow.
-pub const PATIENCE: Duration = Duration::from_secs(30);
-const BEGIN: &str = "=== pcluster begins ===";
-const END: &str = "=== pcluster ends ===";
-
-/// The other host.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Host {
-    /// `uname -n`.
-    pub name: String,
-    /// `Linux`.
-    pub system: String,
-    /// `x86_64`.
-    pub machine: String,
-    pub home: String,
-    pub ipython_dir: String,
-    /// The user's login shell.
-    pub shell: String,
-    /// An installed pcluster, and its version where it says one.
-    pub program: Option<String>,
-    pub version: Option<String>,
-}
+const TIMEOUT: Duration = Duration::from_secs(30);
 
 /// A connection file found there.
 #[derive(Clone, Debug, PartialEq)]
@@ -40,62 +18,14 @@ pub struct FoundFile {
     pub file: ConnectionFile,
 }
 
-const WHERE_AM_I: &str = r#"
-echo "name=$(uname -n)"
-echo "system=$(uname -s)"
-echo "machine=$(uname -m)"
-echo "home=$HOME"
-echo "shell=$SHELL"
-i=$IPYTHONDIR
-[ -n "$i" ] || i=$HOME/.ipython
-[ -d "$i" ] || [ -n "$IPYTHONDIR" ] || [ ! -d "${XDG_CONFIG_HOME:-$HOME/.config}/ipython" ] || i=${XDG_CONFIG_HOME:-$HOME/.config}/ipython
-echo "ipython_dir=$i"
-for p in "$HOME/.local/bin/pcluster" "$HOME/.cargo/bin/pcluster" "$(command -v pcluster)"; do
-  if [ -n "$p" ] && [ -x "$p" ]; then
-    echo "program=$p"
-    echo "version=$("$p" version 2>/dev/null | tail -n 1)"
-    break
-  fi
-done
-"#;
-
-/// Asks the other host who it is.
-pub async fn look(ssh: &Ssh) -> Result<Host, ClusterError> {
-    let text = between_marks(ssh, WHERE_AM_I, "who it is").await?;
-    let mut host = Host::default();
-    for (key, value) in text.lines().filter_map(|line| line.split_once('=')) {
-        let value = value.trim().to_string();
-        match key {
-            "name" => host.name = value,
-            "system" => host.system = value,
-            "machine" => host.machine = value,
-            "home" => host.home = value,
-            "shell" => host.shell = value,
-            "ipython_dir" => host.ipython_dir = value,
-            "program" => host.program = Some(value),
-            "version" => host.version = value.strip_prefix("pcluster ").map(str::to_string),
-            _ => {}
-        }
-    }
-    if host.name.is_empty() || host.home.is_empty() {
-        return Err(RemoteError::Unexpected {
-            to: ssh.destination().to_string(),
-            what: "who it is",
-            said: text,
-        }
-        .into());
-    }
-    Ok(host)
-}
-
 /// All client files of all profiles there, whose controllers are not known to be gone; and those that are.
-pub async fn clusters(ssh: &Ssh, host: &Host, ipython_dir: Option<&str>) -> Result<(Vec<FoundFile>, Vec<FoundFile>), ClusterError> {
+pub async fn clusters(ssh: &Ssh, host: &Host, ipython_dir: Option<&str>) -> Result<(Vec<FoundFile>, Vec<FoundFile>), SshError> {
     let dir = ipython_dir.unwrap_or(&host.ipython_dir);
     let script = format!(
         "for f in {}/profile_*/security/ipcontroller*-client.json; do\n[ -r \"$f\" ] || continue\necho \"file $f\"\ncat \"$f\" | tr '\\n' ' '\necho\ndone\n",
         quoted(dir)
     );
-    let text = between_marks(ssh, &script, "its connection files").await?;
+    let text = ssh.ask(&script, TIMEOUT).await?;
     let files = parse_files(&text);
     // Processes of that very host can be looked at.
     let here: Vec<u32> = files.iter().filter_map(|f| of_host(f, host)).collect();
@@ -108,7 +38,7 @@ pub async fn clusters(ssh: &Ssh, host: &Host, ipython_dir: Option<&str>) -> Resu
         ProcessId::ABOUT,
         pids.join(" ")
     );
-    let processes = between_marks(ssh, &script, "its processes").await?;
+    let processes = ssh.ask(&script, TIMEOUT).await?;
     Ok(files.into_iter().partition(|found| !is_gone(found, host, &processes)))
 }
 
@@ -173,23 +103,6 @@ fn parse_files(text: &str) -> Vec<FoundFile> {
         }
     }
     files
-}
-
-/// What a script prints, without what the shell's start-up files may have said before.
-async fn between_marks(ssh: &Ssh, script: &str, what: &'static str) -> Result<String, ClusterError> {
-    let script = format!("echo {}\n{script}\necho {}\n", quoted(BEGIN), quoted(END));
-    let output = ssh.script(&script, PATIENCE).await?;
-    let text = output.stdout_text();
-    let inside = text.split_once(&format!("{BEGIN}\n")).and_then(|(_, rest)| rest.split_once(END));
-    match inside {
-        Some((inside, _)) => Ok(inside.to_string()),
-        None => Err(RemoteError::Unexpected {
-            to: ssh.destination().to_string(),
-            what,
-            said: output.words(),
-        }
-        .into()),
-    }
 }
 
 #[cfg(test)]

@@ -1,19 +1,80 @@
-//! Where a reverse tunnel leads: the channels that an engine uses, the controller's address as seen from here, and the connection
-//! file of an engine that is at the tunnel's other end.
-use super::ReverseError;
+//! Reverse tunnels: where engines on another host do not reach the controller, ports of that host lead to it.
 use crate::connection::ConnectionFile;
 use crate::connection::addresses::is_loopback;
 use crate::connection::file::{BroadcastPorts, PclusterKeys};
-use crate::connection::process;
-use crate::connection::tunnel::{Found, look_at};
+use crate::launchers::EnginesLaunch;
+use crate::profile::ProfileDir;
 use crate::profile::config::EngineKind;
+use crate::ssh::Ssh;
+use crate::ssh::tunnel::reverse::Reverse;
+use crate::ssh::tunnel::{Direction, Endpoint, LeadsTo, Target, TunnelError, TunnelState, daemon};
 use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-/// How long a controller may take to greet.
-const GREETS: Duration = Duration::from_secs(6);
+/// All steps of a first connection together; each has a limit of its own, and says so.
+const FIRST: Duration = Duration::from_secs(120);
 /// The one connection of pcluster's own engine.
 const NATIVE: &str = "native";
+
+/// A tunnel that is up.
+#[derive(Debug)]
+pub struct Opened {
+    /// Its state file, by which it is ended.
+    pub file: PathBuf,
+    /// The ports of the other host's loopback, by channel.
+    pub ports: BTreeMap<String, u16>,
+}
+
+/// Starts a process that keeps a tunnel from `host` to this cluster's controller, and waits until it leads there. `id` is unlike
+/// that of any other.
+pub async fn open(launch: &EnginesLaunch, host: &str, id: &str, engine_file: &ConnectionFile) -> Result<Opened, TunnelError> {
+    let file = launch.profile.reverse_file(id);
+    let channels = channels(launch.kind, engine_file);
+    let state = TunnelState::new(Direction::Reverse, host, launch.profile.path(), &launch.cluster_id, channels);
+    let state = crate::ssh::tunnel::process::start(&launch.program, &state, &file, FIRST).await?;
+    Ok(Opened { file, ports: state.ports })
+}
+
+/// The daemon of a reverse tunnel.
+pub async fn serve(file: &Path, state: TunnelState, first: bool) -> Result<(), TunnelError> {
+    let target = LocalController {
+        profile: ProfileDir::at(&state.profile),
+        cluster_id: state.cluster_id.clone(),
+    };
+    daemon::serve(Reverse::new(target), state, file, first).await
+}
+
+/// The controller of a cluster of this host, by the connection file for its engines.
+struct LocalController {
+    profile: ProfileDir,
+    cluster_id: String,
+}
+
+impl Target for LocalController {
+    async fn locate(&mut self, _: &Ssh) -> Result<Endpoint, TunnelError> {
+        let path = self.profile.engine_file(&self.cluster_id);
+        let file = ConnectionFile::read(&path).map_err(|e| TunnelError::Reported {
+            what: e.to_string(),
+            hints: e.hint().into_iter().collect(),
+            missing: true,
+        })?;
+        let keys = file.pcluster.as_ref();
+        Ok(Endpoint {
+            leads_to: LeadsTo {
+                profile: self.profile.name().to_string(),
+                cluster_id: self.cluster_id.clone(),
+                pid: keys.map(|keys| keys.process.pid),
+                host: keys.map(|keys| keys.process.host.clone()),
+                address: String::new(),
+                path: path.to_string_lossy().into_owned(),
+            },
+            addresses: addresses(&file),
+            ports: ports(&file),
+            hints: Vec::new(),
+        })
+    }
+}
 
 /// What engines of this kind connect to: ours to one port, an `ipengine` to each of its channels.
 pub fn channels(kind: EngineKind, file: &ConnectionFile) -> Vec<String> {
@@ -53,28 +114,11 @@ fn addresses(file: &ConnectionFile) -> Vec<String> {
     let Some(keys) = &file.pcluster else {
         return vec![file.location.clone()];
     };
-    let is_here = keys.process.host == process::host();
+    let is_here = keys.process.host == crate::sys::process::host();
     let mut addresses: Vec<String> = keys.addresses.iter().filter(|a| is_here || !is_loopback(a)).cloned().collect();
     // Here the loopback is there whatever becomes of the network.
     addresses.sort_by_key(|address| !is_loopback(address));
     addresses
-}
-
-/// The first address at which a controller greets.
-pub async fn find(file: &ConnectionFile, channels: &[String]) -> Result<String, ReverseError> {
-    let ports = ports(file);
-    let port = channels.first().and_then(|name| ports.get(name)).copied();
-    let port = port.ok_or_else(|| ReverseError::Internal("the engines' connection file has no such channel".into()))?;
-    let mut tried = Vec::new();
-    for address in addresses(file) {
-        match look_at(&address, port, GREETS).await {
-            Ok(Found::Speaks) => return Ok(address),
-            Ok(Found::Closed) => tried.push(format!("{address}:{port} (it was closed)")),
-            Ok(Found::Silent) => tried.push(format!("{address}:{port} (it says nothing)")),
-            Err(why) => tried.push(format!("{address}:{port} ({why})")),
-        }
-    }
-    Err(ReverseError::NoController { tried })
 }
 
 /// The same keys, the ports of the tunnel's other end.
@@ -139,20 +183,7 @@ mod tests {
     fn the_loopback_is_another_hosts_or_the_best() {
         let mut file = engine_file();
         assert_eq!(addresses(&file), ["10.0.0.7"]);
-        file.pcluster.as_mut().unwrap().process.host = process::host();
+        file.pcluster.as_mut().unwrap().process.host = crate::sys::process::host();
         assert_eq!(addresses(&file), ["127.0.0.1", "10.0.0.7"]);
-    }
-
-    #[tokio::test]
-    async fn what_does_not_greet_is_no_controller() {
-        let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-        let mut file = engine_file();
-        let keys = file.pcluster.as_mut().unwrap();
-        keys.process.host = process::host();
-        keys.addresses = vec!["127.0.0.1".into()];
-        keys.engine_port = Some(taken.local_addr().unwrap().port());
-        drop(taken);
-        let error = find(&file, &[NATIVE.to_string()]).await.unwrap_err().to_string();
-        assert!(error.contains("127.0.0.1:") && error.contains("refused"), "{error}");
     }
 }

@@ -1,8 +1,8 @@
 //! The private directory of one connection's sockets, on a file system of this host (a home directory may be on the network,
 //! where sockets do not work, and its path too long for one), and the ssh processes that name it.
-use super::SshError;
-use crate::connection::private_dir::PrivateDir;
-use crate::connection::process::{self, ProcessId};
+use super::error::SshError;
+use crate::sys::private_dir::PrivateDir;
+use crate::sys::process::{self, ProcessId};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::{Pid, getuid};
 use std::fs;
@@ -12,30 +12,30 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 /// The path of a socket in it must be shorter than 108 bytes, and OpenSSH puts its own names at the end.
-const MOST_BYTES: usize = 50;
+const MAX_PATH: usize = 50;
 /// Of a connection's directory: so many hexadecimal digits.
-const NAME: usize = 12;
+const NAME_LENGTH: usize = 12;
 /// How long ssh may take to end when it is told to.
 const ENDS: Duration = Duration::from_secs(2);
 
 /// Ends its processes and goes when it is dropped.
 #[derive(Debug)]
-pub struct Place {
+pub struct ControlDir {
     dir: PrivateDir,
 }
 
-impl Place {
-    pub fn make() -> Result<Place, SshError> {
-        let parent = make_parent()?;
+impl ControlDir {
+    pub fn create() -> Result<ControlDir, SshError> {
+        let parent = create_parent()?;
         sweep(&parent);
         let name = uuid::Uuid::new_v4().simple().to_string();
-        let path = parent.path().join(&name[..NAME]);
+        let path = parent.path().join(&name[..NAME_LENGTH]);
         let made = fs::DirBuilder::new().mode(0o700).create(&path);
         let dir = made.and_then(|()| PrivateDir::open(&path)).map_err(|e| failed(&path, &e))?;
-        let place = Place { dir };
+        let control_dir = ControlDir { dir };
         let owner = serde_json::to_vec(&ProcessId::own()).unwrap_or_default();
-        place.dir.write(OWNER, &owner).map_err(|e| failed(&path, &e))?;
-        Ok(place)
+        control_dir.dir.write(OWNER, &owner).map_err(|e| failed(&path, &e))?;
+        Ok(control_dir)
     }
 
     pub fn path(&self) -> &Path {
@@ -44,35 +44,35 @@ impl Place {
 
     /// Notes what the connection goes through (ProxyJump, ProxyCommand), to be ended with it: it may outlive an ssh that ends by
     /// itself, for as long as it has something to wait for (and under nohup(1) it does not hear ssh's SIGHUP).
-    pub fn note_ways(&self) {
-        self.note(ways_of(&processes(self.path())));
+    pub fn record_proxies(&self) {
+        self.note(proxies_of(&processes(self.path())));
     }
 
     /// The same as long as ssh is this process's child: quick, to be done often.
-    pub fn note_ways_of_child(&self) {
+    pub fn record_child_proxies(&self) {
         let own = process::children_of(std::process::id());
         let mut last: Vec<u32> = own.into_iter().filter(|pid| names(*pid, self.path())).collect();
-        let mut ways = Vec::new();
+        let mut proxies = Vec::new();
         while !last.is_empty() {
             last = last.into_iter().flat_map(process::children_of).collect();
-            ways.extend(&last);
+            proxies.extend(&last);
         }
-        self.note(ways);
+        self.note(proxies);
     }
 
     fn note(&self, pids: Vec<u32>) {
-        let mut ways = noted(&self.dir);
-        let is_noted = |pid: u32| ways.iter().any(|noted| noted.pid == pid && noted.runs());
+        let mut proxies = noted(&self.dir);
+        let is_noted = |pid: u32| proxies.iter().any(|noted| noted.pid == pid && noted.runs());
         let new = of(pids.into_iter().filter(|pid| !is_noted(*pid)).collect());
         if !new.is_empty() {
-            ways.extend(new);
-            note(&self.dir, &ways);
+            proxies.extend(new);
+            note(&self.dir, &proxies);
         }
     }
 }
 
 fn failed(path: &Path, why: &io::Error) -> SshError {
-    SshError::Place {
+    SshError::ControlDir {
         path: path.into(),
         why: why.to_string(),
     }
@@ -86,27 +86,27 @@ fn of(pids: Vec<u32>) -> Vec<ProcessId> {
         .collect()
 }
 
-fn note(dir: &PrivateDir, ways: &[ProcessId]) {
-    let written = serde_json::to_vec(ways)
+fn note(dir: &PrivateDir, proxies: &[ProcessId]) {
+    let written = serde_json::to_vec(proxies)
         .map_err(io::Error::from)
-        .and_then(|text| dir.write(WAYS, &text));
+        .and_then(|text| dir.write(PROXIES, &text));
     if let Err(error) = written {
         tracing::debug!(%error, "what an ssh goes through could not be noted");
     }
 }
 
 fn noted(dir: &PrivateDir) -> Vec<ProcessId> {
-    let text = dir.read(WAYS).unwrap_or_default();
+    let text = dir.read(PROXIES).unwrap_or_default();
     serde_json::from_str(&text).unwrap_or_default()
 }
 
-fn ways_of(named: &[u32]) -> Vec<u32> {
+fn proxies_of(named: &[u32]) -> Vec<u32> {
     let mut behind = process::behind_pipes_of(named);
     behind.extend(process::descendants_of(&[named, &behind[..]].concat()));
     behind
 }
 
-impl Drop for Place {
+impl Drop for ControlDir {
     fn drop(&mut self) {
         clear(self.path());
     }
@@ -115,7 +115,7 @@ impl Drop for Place {
 /// The file that says whose a directory is.
 const OWNER: &str = "owner";
 /// ... and the one with the processes that the connection goes through.
-const WAYS: &str = "ways";
+const PROXIES: &str = "proxies";
 
 /// Clears away the directories of processes that were killed.
 fn sweep(parent: &PrivateDir) {
@@ -136,7 +136,7 @@ pub fn clear(path: &Path) {
     let Some(parent) = path.parent().filter(|parent| name(parent).starts_with("pcluster")) else {
         return;
     };
-    let is_ours = name(path).len() == NAME && name(path).bytes().all(|byte| byte.is_ascii_hexdigit());
+    let is_ours = name(path).len() == NAME_LENGTH && name(path).bytes().all(|byte| byte.is_ascii_hexdigit());
     let (Ok(_parent), Ok(dir), true) = (PrivateDir::open(parent), PrivateDir::open(path), is_ours) else {
         return;
     };
@@ -149,19 +149,19 @@ pub fn clear(path: &Path) {
             std::thread::sleep(Duration::from_millis(5));
         }
     };
-    let mut ways = noted(&dir);
+    let mut proxies = noted(&dir);
     for signal in [Signal::SIGTERM, Signal::SIGKILL] {
         let named = of(processes(path));
         // An ssh that is ended leaves what it goes through to itself. It is not to start that between the look and the end.
         named.iter().for_each(|ssh| tell(ssh, Signal::SIGSTOP));
         until(&|| named.iter().all(|ssh| !ssh.runs() || process::is_stopped(ssh.pid)));
-        ways.extend(of(ways_of(&named.iter().map(|ssh| ssh.pid).collect::<Vec<_>>())));
-        ways.retain(ProcessId::runs);
+        proxies.extend(of(proxies_of(&named.iter().map(|ssh| ssh.pid).collect::<Vec<_>>())));
+        proxies.retain(ProcessId::runs);
         // For who comes next, if this process is killed meanwhile.
-        note(&dir, &ways);
-        named.iter().chain(&ways).for_each(|process| tell(process, signal));
+        note(&dir, &proxies);
+        named.iter().chain(&proxies).for_each(|process| tell(process, signal));
         named.iter().for_each(|ssh| tell(ssh, Signal::SIGCONT));
-        until(&|| !named.iter().chain(&ways).any(ProcessId::runs));
+        until(&|| !named.iter().chain(&proxies).any(ProcessId::runs));
     }
     let _ = fs::remove_dir_all(path);
     // Gone when it was the last one.
@@ -186,26 +186,26 @@ fn names(pid: u32, path: &Path) -> bool {
 
 /// `$XDG_RUNTIME_DIR/pcluster` where there is one and it is not too long, else `/tmp/pcluster-<user id>`. Where somebody else has taken
 /// that, or it is not this user's alone, one with a name that nobody knows before.
-fn make_parent() -> Result<PrivateDir, SshError> {
+fn create_parent() -> Result<PrivateDir, SshError> {
     let runtime = std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from);
     let runtime = runtime
         .filter(|dir| dir.is_absolute() && dir.is_dir())
         .map(|dir| dir.join("pcluster"));
     let usual = runtime
-        .filter(|dir| dir.as_os_str().len() <= MOST_BYTES)
+        .filter(|dir| dir.as_os_str().len() <= MAX_PATH)
         .unwrap_or_else(|| PathBuf::from(format!("/tmp/pcluster-{}", getuid())));
-    make_usual_or_other(&usual, &[&std::env::temp_dir(), Path::new("/tmp")])
+    create_usual_or_other(&usual, &[&std::env::temp_dir(), Path::new("/tmp")])
 }
 
-fn make_usual_or_other(usual: &Path, temporary: &[&Path]) -> Result<PrivateDir, SshError> {
+fn create_usual_or_other(usual: &Path, temporary: &[&Path]) -> Result<PrivateDir, SshError> {
     let mut error = match PrivateDir::make(usual) {
         Ok(dir) => return Ok(dir),
         Err(error) => failed(usual, &error),
     };
     tracing::warn!("{error}; another one is made");
-    let name = format!("pcluster-{}", &uuid::Uuid::new_v4().simple().to_string()[..NAME]);
+    let name = format!("pcluster-{}", &uuid::Uuid::new_v4().simple().to_string()[..NAME_LENGTH]);
     let others = temporary.iter().map(|dir| dir.join(&name));
-    for other in others.filter(|dir| dir.as_os_str().len() <= MOST_BYTES) {
+    for other in others.filter(|dir| dir.as_os_str().len() <= MAX_PATH) {
         match PrivateDir::make(&other) {
             Ok(dir) => return Ok(dir),
             Err(why) => error = failed(&other, &why),
@@ -222,18 +222,18 @@ mod tests {
 
     #[test]
     fn a_place_is_private_and_goes() {
-        let place = Place::make().unwrap();
-        let path = place.path().to_path_buf();
+        let control_dir = ControlDir::create().unwrap();
+        let path = control_dir.path().to_path_buf();
         assert_eq!(fs::metadata(&path).unwrap().mode() & 0o777, 0o700);
         fs::write(path.join("x"), "").unwrap();
-        drop(place);
+        drop(control_dir);
         assert!(!path.exists());
     }
 
     #[test]
     fn what_a_killed_process_left_is_cleared_away() {
-        let mine = Place::make().unwrap();
-        let left = Place::make().unwrap();
+        let mine = ControlDir::create().unwrap();
+        let left = ControlDir::create().unwrap();
         let path = left.path().to_path_buf();
         let mut gone = std::process::Command::new("true").spawn().unwrap();
         gone.wait().unwrap();
@@ -242,7 +242,7 @@ mod tests {
             ..ProcessId::of(gone.id())
         };
         left.dir.write(OWNER, &serde_json::to_vec(&owner).unwrap()).unwrap();
-        let strange = Place::make().unwrap();
+        let strange = ControlDir::create().unwrap();
         assert!(!path.exists(), "its process is gone");
         let in_a_container = ProcessId {
             pid_namespace: "pid:[1]".into(),
@@ -250,7 +250,7 @@ mod tests {
             ..owner
         };
         strange.dir.write(OWNER, &serde_json::to_vec(&in_a_container).unwrap()).unwrap();
-        drop(Place::make().unwrap());
+        drop(ControlDir::create().unwrap());
         assert!(
             mine.path().exists() && strange.path().exists(),
             "of another container nothing is known"
@@ -259,9 +259,9 @@ mod tests {
 
     #[test]
     fn what_an_ssh_connects_through_ends_with_it() {
-        let place = Place::make().unwrap();
-        // As a process that names the place, and has started one that does not and outlives it.
-        let name = format!("ssh -S {}/master", place.path().display());
+        let control_dir = ControlDir::create().unwrap();
+        // As a process that names the control_dir, and has started one that does not and outlives it.
+        let name = format!("ssh -S {}/master", control_dir.path().display());
         let mut ssh = std::process::Command::new("bash")
             .args(["-c", "sleep 600 & echo $!; wait"])
             .arg0(name)
@@ -274,21 +274,21 @@ mod tests {
         assert!(process::exists(through));
         assert_eq!(process::descendants_of(&[ssh.id()]), [through]);
         assert_eq!(process::children_of(ssh.id()), [through]);
-        place.note_ways_of_child();
-        place.note_ways_of_child();
-        assert_eq!(noted(&place.dir).iter().map(|way| way.pid).collect::<Vec<_>>(), [through]);
-        drop(place);
+        control_dir.record_child_proxies();
+        control_dir.record_child_proxies();
+        assert_eq!(noted(&control_dir.dir).iter().map(|proxy| proxy.pid).collect::<Vec<_>>(), [through]);
+        drop(control_dir);
         assert!(!process::exists(through) && !process::exists(ssh.id()));
         ssh.wait().unwrap();
     }
 
     #[test]
     fn what_an_ssh_goes_through_ends_with_it_though_it_has_ended_by_itself() {
-        let place = Place::make().unwrap();
-        // As a process that names the place, and is connected by pipes with one that is not its child and hears nothing of its end.
-        let name = format!("ssh -S {}/master", place.path().display());
+        let control_dir = ControlDir::create().unwrap();
+        // As a process that names the control_dir, and is connected by pipes with one that is not its child and hears nothing of its end.
+        let name = format!("ssh -S {}/master", control_dir.path().display());
         let script = "trap '' PIPE HUP; exec sleep 600";
-        let mut way = std::process::Command::new("bash")
+        let mut proxy = std::process::Command::new("bash")
             .args(["-c", script])
             .stdin(std::process::Stdio::piped())
             .stdout(std::process::Stdio::piped())
@@ -297,22 +297,22 @@ mod tests {
         let mut ssh = std::process::Command::new("bash")
             .args(["-c", "read line"])
             .arg0(name)
-            .stdin(way.stdout.take().unwrap())
-            .stdout(way.stdin.take().unwrap())
+            .stdin(proxy.stdout.take().unwrap())
+            .stdout(proxy.stdin.take().unwrap())
             .spawn()
             .unwrap();
         let deadline = Instant::now() + Duration::from_secs(10);
-        while processes(place.path()).is_empty() && Instant::now() < deadline {
+        while processes(control_dir.path()).is_empty() && Instant::now() < deadline {
             std::thread::sleep(Duration::from_millis(5));
         }
-        assert_eq!(process::behind_pipes_of(&[ssh.id()]), [way.id()]);
-        place.note_ways();
+        assert_eq!(process::behind_pipes_of(&[ssh.id()]), [proxy.id()]);
+        control_dir.record_proxies();
         ssh.kill().unwrap();
         ssh.wait().unwrap();
-        assert!(process::exists(way.id()));
-        drop(place);
-        assert!(!process::exists(way.id()));
-        way.wait().unwrap();
+        assert!(process::exists(proxy.id()));
+        drop(control_dir);
+        assert!(!process::exists(proxy.id()));
+        proxy.wait().unwrap();
     }
 
     #[test]
@@ -320,10 +320,10 @@ mod tests {
         let temporary = tempfile::Builder::new().prefix("t").rand_bytes(4).tempdir_in("/tmp").unwrap();
         let usual = temporary.path().join("pcluster-0");
         std::os::unix::fs::symlink("/tmp", &usual).unwrap();
-        let made = make_usual_or_other(&usual, &[temporary.path()]).unwrap();
+        let made = create_usual_or_other(&usual, &[temporary.path()]).unwrap();
         assert_ne!(made.path(), usual);
         assert!(made.path().starts_with(temporary.path()) && PrivateDir::open(made.path()).is_ok());
-        assert!(make_usual_or_other(&usual, &[&temporary.path().join("none")]).is_err());
+        assert!(create_usual_or_other(&usual, &[&temporary.path().join("none")]).is_err());
 
         let strange = made.path().join("not-a-connection");
         fs::create_dir(&strange).unwrap();
@@ -352,9 +352,9 @@ mod tests {
         let mut ours = std::process::Command::new("sleep").arg("60").spawn().unwrap();
         let dead = r#"{"pid": 999999, "ticks": 1, "boot_id": "x"}"#;
         fs::write(connection.join(OWNER), dead).unwrap();
-        fs::write(connection.join(WAYS), serde_json::to_vec(&[ProcessId::of(ours.id())]).unwrap()).unwrap();
+        fs::write(connection.join(PROXIES), serde_json::to_vec(&[ProcessId::of(ours.id())]).unwrap()).unwrap();
         std::os::unix::fs::symlink(&precious, connection.join("link")).unwrap();
-        let made = make_usual_or_other(&parent, &[temporary.path()]).unwrap();
+        let made = create_usual_or_other(&parent, &[temporary.path()]).unwrap();
         sweep(&made);
         clear(&connection);
         assert_ne!(made.path(), parent, "its mode is 0755");

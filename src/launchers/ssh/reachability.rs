@@ -1,13 +1,12 @@
 //! Whether a host's engines reach the controller by themselves: tried there, by the pcluster that is there.
 use crate::connection::ConnectionFile;
 use crate::connection::addresses::is_loopback;
-use crate::connection::process;
-use crate::connection::ssh::{Ssh, quoted};
-use crate::launchers::ssh::start::{between_marks, marked};
+use crate::ssh::{Ssh, quoted};
+use crate::sys::process;
 use std::time::Duration;
 
 /// All addresses together; they are tried at the same time, for less than this.
-const PATIENCE: Duration = Duration::from_secs(30);
+const TIMEOUT: Duration = Duration::from_secs(30);
 /// The first word of what `pcluster engine --probe` prints of an address.
 pub const REACHED: &str = "reached";
 pub const FAILED: &str = "failed";
@@ -31,8 +30,7 @@ pub async fn probe(ssh: &Ssh, program: &str, node: &str, file: &ConnectionFile) 
         })
         .collect();
     let script = format!("{} engine {} 2>&1 </dev/null", quoted(program), words.join(" "));
-    let output = ssh.script(&marked(&script), PATIENCE).await.map_err(|e| e.to_string())?;
-    answer(&between_marks(&output)?)
+    answer(&ssh.ask(&script, TIMEOUT).await.map_err(|e| e.to_string())?)
 }
 
 fn answer(text: &str) -> Result<String, String> {

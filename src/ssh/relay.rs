@@ -48,7 +48,7 @@ impl Default for Relay {
 
 impl Relay {
     /// What connects from now on comes by another ssh connection; all that came before has ended with the one before.
-    pub fn begin(&self) {
+    pub fn new_connection(&self) {
         self.verdicts.send_modify(|verdicts| verdicts.connection += 1);
     }
 
@@ -76,7 +76,7 @@ impl Relay {
     }
 
     /// It is not: what has come by it and has ended so far ends here, too.
-    pub fn is_alive(&self) {
+    pub fn confirm_alive(&self) {
         self.verdicts.send_modify(|verdicts| verdicts.alive += 1);
     }
 
@@ -168,7 +168,7 @@ mod tests {
         let mut world = world().await;
         drop(world.far);
         world.relay.far_side_ended().await;
-        world.relay.is_alive();
+        world.relay.confirm_alive();
         assert_eq!(world.near.read(&mut [0]).await.unwrap(), 0);
     }
 
@@ -178,8 +178,8 @@ mod tests {
         drop(world.far);
         world.relay.far_side_ended().await;
         // A word about the next connection is none about this one.
-        world.relay.begin();
-        world.relay.is_alive();
+        world.relay.new_connection();
+        world.relay.confirm_alive();
         // More than any buffer holds: it is taken and dropped.
         world.near.write_all(&vec![0; 16 << 20]).await.unwrap();
         assert!(

@@ -1,5 +1,4 @@
 //! What can be wrong on the way to a host, told from what ssh says, and what to do about it.
-use super::Destination;
 use std::path::PathBuf;
 
 #[derive(Debug, thiserror::Error)]
@@ -11,7 +10,7 @@ pub enum SshError {
     #[error("ssh does not accept {to}, or its configuration:{}", lines(said))]
     Configuration { to: String, said: String },
     #[error("cannot make the private directory {} for ssh's sockets: {why}", path.display())]
-    Place { path: PathBuf, why: String },
+    ControlDir { path: PathBuf, why: String },
     #[error("cannot connect to {to}: {what}{}", lines(said))]
     Connect { to: String, what: ConnectFailure, said: String },
     #[error("{to} has not answered for {seconds} s ({doing})")]
@@ -25,6 +24,8 @@ pub enum SshError {
         target: String,
         why: String,
     },
+    #[error("{to} has answered with something unexpected:{}", lines(printed))]
+    Unexpected { to: String, printed: String },
     #[error("cannot write {path} on {to}:{}", lines(said))]
     Put { to: String, path: String, said: String },
 }
@@ -107,7 +108,7 @@ impl ConnectFailure {
 }
 
 impl SshError {
-    pub(super) fn of_connecting(to: &Destination, error: &openssh::Error) -> SshError {
+    pub(super) fn of_connecting(to: &str, error: &openssh::Error) -> SshError {
         if let openssh::Error::Connect(e) = error
             && e.kind() == std::io::ErrorKind::NotFound
             && e.raw_os_error().is_some()
@@ -133,8 +134,19 @@ impl SshError {
             SshError::Connect { to, what, .. } => what.hint(to),
             SshError::Silent { to, .. } => Some(format!("try `ssh {to} true`: if that hangs too, the host is the one to look at")),
             SshError::Forward { to, .. } => Some(format!("the ssh server of {to} may not allow forwarding (AllowTcpForwarding)")),
+            SshError::Unexpected { to, .. } => Some(format!(
+                "look what `ssh {to} true` prints: a shell's start-up file may print something, or end the shell"
+            )),
             SshError::Put { .. } => Some("is its disk full, or the directory another's?".into()),
-            SshError::Configuration { .. } | SshError::Place { .. } | SshError::Lost { .. } => None,
+            SshError::Configuration { .. } | SshError::ControlDir { .. } | SshError::Lost { .. } => None,
+        }
+    }
+
+    /// With its hint, for a message that has no place of its own for hints.
+    pub fn with_hint(&self) -> String {
+        match self.hint() {
+            Some(hint) => format!("{self}\n  {hint}"),
+            None => self.to_string(),
         }
     }
 
@@ -142,7 +154,8 @@ impl SshError {
     pub fn may_pass(&self) -> bool {
         match self {
             SshError::Connect { what, .. } => !matches!(what, ConnectFailure::HostKeyChanged | ConnectFailure::HostKeyUnknown),
-            SshError::Silent { .. } | SshError::Lost { .. } | SshError::Forward { .. } | SshError::Place { .. } => true,
+            SshError::Silent { .. } | SshError::Lost { .. } | SshError::Forward { .. } => true,
+            SshError::ControlDir { .. } | SshError::Unexpected { .. } => true,
             _ => false,
         }
     }
@@ -224,10 +237,7 @@ mod tests {
     #[test]
     fn a_changed_key_is_said_without_the_frame() {
         let said = "@@@@@@@@@@@\n@    WARNING: REMOTE HOST IDENTIFICATION HAS CHANGED!     @\n@@@@@@@@@@@\nIT IS POSSIBLE THAT SOMEONE IS DOING SOMETHING NASTY!\nHost key verification failed.";
-        let error = SshError::of_connecting(
-            &Destination::parse("me@login").unwrap(),
-            &openssh::Error::Connect(std::io::Error::other(said)),
-        );
+        let error = SshError::of_connecting("me@login", &openssh::Error::Connect(std::io::Error::other(said)));
         insta::assert_snapshot!(format!("{error}\nhint: {}", error.hint().unwrap()), @r"
         cannot connect to me@login: its host key has CHANGED: it may be another host
           | WARNING: REMOTE HOST IDENTIFICATION HAS CHANGED!

@@ -1,18 +1,12 @@
 //! One connection to one host over ssh: commands, files, forwards. The user's own OpenSSH does it (crate `openssh`), with
-//! the user's configuration, agent, jump hosts and known hosts. Nothing is ever asked: what would need an answer is an error
+//! the user's configuration, agent, jump hosts and known hosts. It never prompts: what would need an answer is an error
 //! in the host's own words.
-//!
-//! Parts: [`error`] (what can be wrong, told from what ssh says), [`settings`] (what `ssh -G` tells of a host),
-//! [`place`] (the private directory of the connection's sockets, and what runs for it). What is run, and why, is not known here.
-pub mod error;
-pub mod place;
-pub mod settings;
-
-pub use error::{ConnectFailure, SshError};
-
+use super::config::{HostConfig, HostKeys};
+use super::control_dir::ControlDir;
+use super::destination::Destination;
+use super::error::{self, SshError};
+use super::shell::{between_marks, marked, quoted};
 use openssh::{ForwardType, KnownHosts, Session, SessionBuilder, Socket, Stdio};
-use place::Place;
-use settings::{HostKeys, Settings};
 use std::borrow::Cow;
 use std::convert::Infallible;
 use std::os::unix::process::ExitStatusExt;
@@ -31,39 +25,7 @@ const NOTE_EVERY: Duration = Duration::from_millis(200);
 /// come; unless the user's configuration says it.
 const ALIVE_EVERY: Duration = Duration::from_secs(5);
 /// More of a command's output than this is not kept.
-const MOST_OUTPUT: u64 = 64 << 20;
-
-/// `[user@]host`, a name of the user's ssh configuration, or `ssh://[user@]host[:port]`.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Destination(String);
-
-impl Destination {
-    /// Refuses what ssh would take for an option, or what no host is called.
-    pub fn parse(text: &str) -> Result<Destination, SshError> {
-        let why = if text.is_empty() || text.ends_with('@') {
-            "it has no host"
-        } else if text.starts_with('-') || text.contains("@-") {
-            "it starts with a dash, like an option"
-        } else if text.chars().any(|c| c.is_whitespace() || c.is_control()) {
-            "it has a blank or a control character"
-        } else if !text.starts_with("ssh://") && text.rsplit('@').next().is_some_and(|h| h.matches(':').count() == 1) {
-            "a port is given as in ssh://user@host:2222"
-        } else {
-            return Ok(Destination(text.to_string()));
-        };
-        let text = text.to_string();
-        Err(SshError::BadDestination { text, why })
-    }
-    pub fn as_str(&self) -> &str {
-        &self.0
-    }
-}
-
-impl std::fmt::Display for Destination {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(&self.0)
-    }
-}
+const MAX_OUTPUT: u64 = 64 << 20;
 
 /// What a command did.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -82,7 +44,7 @@ impl Output {
         String::from_utf8_lossy(&self.stdout).into_owned()
     }
     /// The last lines of what it said, for an error.
-    pub fn words(&self) -> String {
+    pub fn last_lines(&self) -> String {
         let said = if self.stderr.is_empty() { &self.stdout } else { &self.stderr };
         let text = String::from_utf8_lossy(said);
         let lines: Vec<&str> = text.lines().map(str::trim_end).filter(|l| !l.is_empty()).collect();
@@ -91,7 +53,7 @@ impl Output {
 }
 
 /// A command that runs there. Dropped, its output is no longer read; the command is not ended by that.
-pub struct Running {
+pub struct RemoteCommand {
     child: openssh::Child<Arc<Session>>,
     to: String,
 }
@@ -100,7 +62,7 @@ pub struct Running {
 pub struct Ssh {
     session: Option<Arc<Session>>,
     to: Destination,
-    place: Place,
+    control_dir: ControlDir,
     /// It is a connection that the user had open already (ControlMaster): ours to use, not to end.
     borrowed: bool,
     timeout: Duration,
@@ -110,13 +72,13 @@ pub struct Ssh {
 impl Ssh {
     /// Logs in, or uses the connection that the user's ControlMaster has open already.
     pub async fn connect(to: &Destination) -> Result<Ssh, SshError> {
-        let settings = Settings::of(to).await?;
-        let place = Place::make()?;
+        let settings = HostConfig::of(to).await?;
+        let control_dir = ControlDir::create()?;
         let timeout = settings.connect_timeout.unwrap_or(CONNECT);
-        let new = |session: Session, borrowed: bool, place: Place| Ssh {
+        let new = |session: Session, borrowed: bool, control_dir: ControlDir| Ssh {
             session: Some(Arc::new(session)),
             to: to.clone(),
-            place,
+            control_dir,
             borrowed,
             timeout,
             forwards: Default::default(),
@@ -124,12 +86,12 @@ impl Ssh {
         if let Some(path) = settings.control_path.filter(|path| path.exists()) {
             let session = Session::resume_mux(path.into_boxed_path(), None);
             if matches!(tokio::time::timeout(timeout, session.check()).await, Ok(Ok(()))) {
-                return Ok(new(session, true, place));
+                return Ok(new(session, true, control_dir));
             }
         }
         let mut builder = SessionBuilder::default();
         builder
-            .control_directory(place.path())
+            .control_directory(control_dir.path())
             .connect_timeout(timeout)
             .known_hosts_check(match settings.host_keys {
                 HostKeys::Strict => KnownHosts::Strict,
@@ -144,14 +106,14 @@ impl Ssh {
         let connecting = tokio::time::timeout(all, builder.connect_mux(to.as_str()));
         let connected = tokio::select! {
             connected = connecting => connected,
-            never = note_ways(&place) => match never {},
+            never = record_proxies(&control_dir) => match never {},
         };
         match connected {
             Ok(Ok(session)) => {
-                place.note_ways();
-                Ok(new(session, false, place))
+                control_dir.record_proxies();
+                Ok(new(session, false, control_dir))
             }
-            Ok(Err(error)) => Err(SshError::of_connecting(to, &error)),
+            Ok(Err(error)) => Err(SshError::of_connecting(to.as_str(), &error)),
             Err(_) => Err(SshError::Silent {
                 to: to.to_string(),
                 doing: "logging in",
@@ -170,12 +132,12 @@ impl Ssh {
     }
 
     /// The directory of this connection's sockets; private, gone with the connection.
-    pub fn place(&self) -> &Path {
-        self.place.path()
+    pub fn control_dir(&self) -> &Path {
+        self.control_dir.path()
     }
 
     /// What the ssh process has said last, about channels that could not be opened for instance.
-    pub fn said(&self) -> String {
+    pub fn log_tail(&self) -> String {
         let log = self.session.as_ref().and_then(|s| Some(s.control_socket().parent()?.join("log")));
         let text = log
             .filter(|_| !self.borrowed)
@@ -208,7 +170,7 @@ impl Ssh {
     }
 
     /// Starts a command; each word reaches it as it is.
-    pub async fn spawn(&self, words: &[&str]) -> Result<Running, SshError> {
+    pub async fn spawn(&self, words: &[&str]) -> Result<RemoteCommand, SshError> {
         let Some((program, arguments)) = words.split_first() else {
             return Err(self.lost("there is no command to run"));
         };
@@ -216,7 +178,7 @@ impl Ssh {
         command.args(arguments);
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         match tokio::time::timeout(self.timeout, command.spawn()).await {
-            Ok(Ok(child)) => Ok(Running {
+            Ok(Ok(child)) => Ok(RemoteCommand {
                 child,
                 to: self.to.to_string(),
             }),
@@ -247,6 +209,18 @@ impl Ssh {
         self.run(&["sh", "-s"], script.as_bytes(), timeout).await
     }
 
+    /// Runs a script of the POSIX shell to its end; what it printed, without what the shell's start-up files print.
+    pub async fn ask(&self, script: &str, timeout: Duration) -> Result<String, SshError> {
+        let output = self.script(&marked(script), timeout).await?;
+        match between_marks(&output.stdout_text()) {
+            Some(printed) => Ok(printed.to_string()),
+            None => Err(SshError::Unexpected {
+                to: self.to.to_string(),
+                printed: output.last_lines(),
+            }),
+        }
+    }
+
     /// Writes a file there: born private, complete before it has its name, its length checked. `path` is absolute;
     /// directories that are missing are made, for their owner only.
     pub async fn put(&self, bytes: &[u8], path: &str, executable: bool, timeout: Duration) -> Result<(), SshError> {
@@ -265,15 +239,15 @@ impl Ssh {
             false => Err(SshError::Put {
                 to: self.to.to_string(),
                 path: path.into(),
-                said: output.words(),
+                said: output.last_lines(),
             }),
         }
     }
 
-    /// A socket here that leads to an address as the other host sees it. The socket is a file in [`Ssh::place`]: nobody
+    /// A socket here that leads to an address as the other host sees it. The socket is a file in [`Ssh::control_dir`]: nobody
     /// else can use it, and it takes no port.
-    pub async fn forward_here(&self, name: &str, host: &str, port: u16) -> Result<PathBuf, SshError> {
-        let path = self.place.path().join(name);
+    pub async fn forward_local(&self, name: &str, host: &str, port: u16) -> Result<PathBuf, SshError> {
+        let path = self.control_dir.path().join(name);
         let listen = Socket::UnixSocket {
             path: Cow::Owned(path.clone()),
         };
@@ -282,7 +256,7 @@ impl Ssh {
     }
 
     /// The reverse: connections to `there_port` on the other host's loopback come to a socket here.
-    pub async fn forward_there(&self, there_port: u16, path: &Path) -> Result<(), SshError> {
+    pub async fn forward_remote(&self, there_port: u16, path: &Path) -> Result<(), SshError> {
         let connect = Socket::UnixSocket {
             path: Cow::Owned(path.to_path_buf()),
         };
@@ -329,14 +303,14 @@ impl Ssh {
 
 impl Drop for Ssh {
     fn drop(&mut self) {
-        // `place` ends the ssh process, whatever it is doing; asking it politely could wait for ever.
+        // `control_dir` ends the ssh process, whatever it is doing; asking it politely could wait for ever.
         if let Some(Ok(session)) = self.session.take().map(Arc::try_unwrap) {
             let _ = session.detach();
         }
     }
 }
 
-impl Running {
+impl RemoteCommand {
     /// Gives it its input, reads all that it says until it ends. `line` gets each line of stderr as it comes.
     pub async fn finish(mut self, input: &[u8], line: &mut impl FnMut(&str)) -> Result<Output, SshError> {
         let lost = |why: String| SshError::Lost { to: self.to.clone(), why };
@@ -361,17 +335,17 @@ impl Running {
 }
 
 /// While a connection is being made.
-async fn note_ways(place: &Place) -> Infallible {
+async fn record_proxies(control_dir: &ControlDir) -> Infallible {
     loop {
         tokio::time::sleep(NOTE_EVERY).await;
-        place.note_ways_of_child();
+        control_dir.record_child_proxies();
     }
 }
 
 async fn read_all<L: FnMut(&str)>(from: Option<impl AsyncRead + Unpin>, mut line: Option<&mut L>) -> Vec<u8> {
     let mut all = Vec::new();
     let Some(from) = from else { return all };
-    let mut from = from.take(MOST_OUTPUT);
+    let mut from = from.take(MAX_OUTPUT);
     let (mut buffer, mut told) = (vec![0; 16 << 10], 0);
     while let Ok(n) = from.read(&mut buffer).await {
         if n == 0 {
@@ -399,39 +373,9 @@ fn tcp(host: &str, port: u16) -> Socket<'static> {
     }
 }
 
-/// One word for the POSIX shell.
-pub fn quoted(word: &str) -> String {
-    let plain = |c: char| c.is_ascii_alphanumeric() || "-_=/,.+:@%".contains(c);
-    if !word.is_empty() && word.chars().all(plain) {
-        return word.to_string();
-    }
-    format!("'{}'", word.replace('\'', r"'\''"))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn what_is_no_host_is_refused() {
-        for good in ["login", "me@login.cluster", "ssh://me@login:2222", "me@fd00::1"] {
-            assert_eq!(Destination::parse(good).unwrap().as_str(), good);
-        }
-        for bad in ["", "me@", "-oProxyCommand=reboot", "me@-x", "a b", "a\nb", "me@login:2222"] {
-            assert!(Destination::parse(bad).is_err(), "{bad:?}");
-        }
-    }
-
-    #[test]
-    fn a_word_stays_one_word() {
-        for word in ["plain", "", "two words", "it's", "$HOME `id` \"x\" \\ !", "new\nline", "-n"] {
-            let output = std::process::Command::new("sh")
-                .args(["-c", &format!("printf %s {}", quoted(word))])
-                .output()
-                .unwrap();
-            assert_eq!(String::from_utf8_lossy(&output.stdout), word);
-        }
-    }
 
     #[test]
     fn of_long_talk_the_end_counts() {
@@ -441,6 +385,6 @@ mod tests {
             stdout: b"x".to_vec(),
             stderr,
         };
-        assert_eq!(output.words(), "line 4\nline 5\nline 6\nline 7\nline 8\nline 9");
+        assert_eq!(output.last_lines(), "line 4\nline 5\nline 6\nline 7\nline 8\nline 9");
     }
 }

@@ -4,7 +4,8 @@ use super::Command;
 use crate::cli::{CommandError, Context, ErrorKind, Exit, output};
 use crate::cluster::ClusterError;
 use crate::cluster::remote::run::{self, Ended};
-use crate::cluster::remote::{self, TunnelState, install};
+use crate::cluster::remote::{self, install};
+use crate::ssh::tunnel::TunnelState;
 
 /// Options that mean this host, with whether a value follows.
 const OURS: &[(&str, bool)] = &[
@@ -57,8 +58,9 @@ pub fn instead(command: &Command, context: &Context) -> Result<Option<Exit>, Com
 
 /// The options that name the cluster there.
 pub fn names(tunnel: &TunnelState, profile: &crate::profile::ProfileDir, context: &Context) -> Vec<String> {
-    let remote_profile = tunnel.remote_profile.as_deref().unwrap_or(profile.name());
-    let id = tunnel.remote_cluster_id.as_deref().unwrap_or(&context.cluster_id);
+    let (remote_profile, id) = tunnel.remote_names();
+    let remote_profile = remote_profile.unwrap_or(profile.name());
+    let id = id.unwrap_or(&context.cluster_id);
     let mut words = vec![format!("--profile={remote_profile}")];
     if !id.is_empty() {
         words.push(format!("--cluster-id={id}"));

@@ -1,12 +1,13 @@
 //! What the user's ssh configuration says of a host, as `ssh -G` tells it (ssh(1)): only what must be known here, because
 //! it would be overridden or asked for. All the rest ssh does itself.
-use super::{Destination, SshError};
+use super::destination::Destination;
+use super::error::SshError;
 use std::path::PathBuf;
 use std::process::Stdio;
 use std::time::Duration;
 
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Settings {
+pub struct HostConfig {
     /// The address or name behind an alias.
     pub host_name: String,
     /// Where the user's own shared connection would be.
@@ -26,8 +27,8 @@ pub enum HostKeys {
     Unchecked,
 }
 
-impl Settings {
-    pub async fn of(to: &Destination) -> Result<Settings, SshError> {
+impl HostConfig {
+    pub async fn of(to: &Destination) -> Result<HostConfig, SshError> {
         let mut command = tokio::process::Command::new("ssh");
         command.arg("-G");
         // What `ssh://` says of the port, older versions do not take.
@@ -44,11 +45,11 @@ impl Settings {
                 said: String::from_utf8_lossy(&output.stderr).trim().to_string(),
             });
         }
-        Ok(Settings::parse(&String::from_utf8_lossy(&output.stdout)))
+        Ok(HostConfig::parse(&String::from_utf8_lossy(&output.stdout)))
     }
 
-    fn parse(text: &str) -> Settings {
-        let mut settings = Settings::default();
+    fn parse(text: &str) -> HostConfig {
+        let mut settings = HostConfig::default();
         let seconds = |value: &str| value.parse().ok().filter(|s| *s > 0).map(Duration::from_secs);
         for (key, value) in text.lines().filter_map(|line| line.split_once(' ')) {
             match key {
@@ -77,10 +78,10 @@ mod tests {
     #[test]
     fn what_ssh_tells_is_read() {
         let text = "host login\nuser me\nhostname 10.0.0.1\ncontrolpath /h/.ssh/cm-abc\nconnecttimeout 7\nserveraliveinterval 0\nstricthostkeychecking accept-new\nsendenv LANG";
-        let settings = Settings::parse(text);
+        let settings = HostConfig::parse(text);
         assert_eq!(
             settings,
-            Settings {
+            HostConfig {
                 host_name: "10.0.0.1".into(),
                 control_path: Some("/h/.ssh/cm-abc".into()),
                 connect_timeout: Some(Duration::from_secs(7)),
@@ -88,8 +89,8 @@ mod tests {
                 host_keys: HostKeys::AcceptNew,
             }
         );
-        assert_eq!(Settings::parse("stricthostkeychecking ask").host_keys, HostKeys::Strict);
-        assert_eq!(Settings::parse("stricthostkeychecking false").host_keys, HostKeys::Unchecked);
-        assert_eq!(Settings::parse("connecttimeout none").connect_timeout, None);
+        assert_eq!(HostConfig::parse("stricthostkeychecking ask").host_keys, HostKeys::Strict);
+        assert_eq!(HostConfig::parse("stricthostkeychecking false").host_keys, HostKeys::Unchecked);
+        assert_eq!(HostConfig::parse("connecttimeout none").connect_timeout, None);
     }
 }

@@ -1,15 +1,16 @@
 //! What of a launch still runs on a host, and its end. A process is ours only on the host of that name, with its start time;
 //! what a killed supervisor has left is told by the mark in its environment.
 use super::connect;
-use super::start::{PRIVATE, between_marks, marked};
-use crate::connection::process::{self, Mark, ProcessId, Unseen};
-use crate::connection::ssh::{Ssh, SshError, quoted};
+use super::start::PRIVATE;
 use crate::launchers::{Ended, MemberState, Process};
+use crate::ssh::shell::PROCESS_FUNCTIONS;
+use crate::ssh::{Ssh, SshError, quoted};
+use crate::sys::process::{self, Mark, ProcessId, Unseen};
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Duration;
 
-const PATIENCE: Duration = Duration::from_secs(30);
+const TIMEOUT: Duration = Duration::from_secs(30);
 /// Of one log, bytes.
 const MOST_LOG: u64 = 1 << 20;
 /// How long SIGKILL may take, in tenths of a second.
@@ -17,10 +18,8 @@ const KILL_TAKES: u32 = 100;
 
 #[derive(Debug, thiserror::Error)]
 pub enum HostError {
-    #[error("{}", with_hint(.0))]
+    #[error("{}", .0.with_hint())]
     Ssh(#[from] SshError),
-    #[error("{0}")]
-    Said(String),
     #[error("the host that answers is {there}, not {node}")]
     Other { there: String, node: String },
     #[error("it has no /proc, by which processes are known")]
@@ -29,13 +28,6 @@ pub enum HostError {
     Unkillable(String),
     #[error("process {pid} there: {why}")]
     Unseen { pid: u32, why: Unseen },
-}
-
-fn with_hint(error: &SshError) -> String {
-    match error.hint() {
-        Some(hint) => format!("{error}\n  {hint}"),
-        None => error.to_string(),
-    }
 }
 
 /// A process that runs there.
@@ -65,10 +57,10 @@ pub async fn signal(host: &str, processes: &[(usize, Process)], signal: i32) -> 
     let sent = async {
         let running = ask(&ssh, processes).await?;
         let script = format!(
-            "{TICKS}n=0\nfor t in {}; do is $t && kill -{signal} ${{t%:*}} && n=$((n+1)); done\necho \"sent $n\"",
+            "{PROCESS_FUNCTIONS}n=0\nfor t in {}; do is_same $t && kill -{signal} ${{t%:*}} && n=$((n+1)); done\necho \"sent $n\"",
             targets(&running)
         );
-        let text = said(&ssh, &script, PATIENCE).await?;
+        let text = ssh.ask(&script, TIMEOUT).await?;
         Ok(count(&text, "sent"))
     };
     let sent = sent.await;
@@ -85,7 +77,7 @@ pub async fn end(host: &str, processes: &[(usize, Process)], grace: Duration) ->
         let sessions: Vec<String> = running.iter().map(|(_, found)| found.session.to_string()).collect();
         let directories = directories(processes);
         let script = end_script(&targets(&running), &sessions.join(" "), &directories, grace);
-        let text = said(&ssh, &script, PATIENCE + grace).await?;
+        let text = ssh.ask(&script, TIMEOUT + grace).await?;
         match text.lines().find_map(|line| line.strip_prefix("left ")) {
             Some(left) if !left.trim().is_empty() => Err(HostError::Unkillable(left.trim().into())),
             _ => Ok(Ended {
@@ -103,7 +95,7 @@ pub async fn end(host: &str, processes: &[(usize, Process)], grace: Duration) ->
 pub async fn log_end(process: &Process, lines: usize) -> Result<String, HostError> {
     let ssh = connect(process.on.as_deref().unwrap_or_default()).await?;
     let path = process.log.to_string_lossy();
-    let tail = ssh.run(&["tail", "-n", &lines.to_string(), "--", &path], b"", PATIENCE).await;
+    let tail = ssh.run(&["tail", "-n", &lines.to_string(), "--", &path], b"", TIMEOUT).await;
     ssh.close().await;
     Ok(String::from_utf8_lossy(&tail?.stdout).trim_end().to_string())
 }
@@ -120,7 +112,7 @@ pub async fn log_ends(host: &str, processes: &[(usize, Process)], lines: usize) 
         ));
     }
     let ssh = connect(host).await?;
-    let read = said(&ssh, &script, PATIENCE).await;
+    let read = ssh.ask(&script, TIMEOUT).await;
     ssh.close().await;
     let text = read?;
     let mark = format!("\n{mark} ");
@@ -134,11 +126,11 @@ pub async fn log_ends(host: &str, processes: &[(usize, Process)], lines: usize) 
 pub async fn parents(host: &str, pids: &[u32]) -> Result<Vec<u32>, HostError> {
     let pids: Vec<String> = pids.iter().map(u32::to_string).collect();
     let script = format!(
-        "{TICKS}for p in {}; do f $p && {{ set -- $f; echo \"parent $2\"; }}; done\n:",
+        "{PROCESS_FUNCTIONS}for p in {}; do stat_fields $p && {{ set -- $f; echo \"parent $2\"; }}; done\n:",
         pids.join(" ")
     );
     let ssh = connect(host).await?;
-    let asked = said(&ssh, &script, PATIENCE).await;
+    let asked = ssh.ask(&script, TIMEOUT).await;
     ssh.close().await;
     let text = asked?;
     let found = text.lines().filter_map(|line| line.strip_prefix("parent ")?.parse().ok());
@@ -146,18 +138,12 @@ pub async fn parents(host: &str, pids: &[u32]) -> Result<Vec<u32>, HostError> {
     Ok(found.filter(|pid| *pid > 1).collect())
 }
 
-/// Functions of the scripts. `is PID:TICKS`: whether it runs, and is the one that it was; `f` reads a process's fields from
-/// its state (the third of proc_pid_stat(5)) on.
-const TICKS: &str = r#"f() { s=; { read -r s <"/proc/$1/stat"; } 2>/dev/null || return 1; f=${s##*) }; }
-is() { f "${1%:*}" || return 1; t=${1#*:}; set -- $f; case $1 in Z|X) return 1 ;; esac; [ "${20}" = "$t" ]; }
-"#;
-
 async fn ask(ssh: &Ssh, processes: &[(usize, Process)]) -> Result<Running, HostError> {
     let pids: Vec<String> = processes.iter().map(|(_, process)| process.id.pid.to_string()).collect();
     let script = format!(
-        r#"{}{TICKS}for d in /proc/[0-9]*; do
+        r#"{}{PROCESS_FUNCTIONS}for d in /proc/[0-9]*; do
   p=${{d#/proc/}}
-  f "$p" || continue
+  stat_fields "$p" || continue
   set -- $f
   case " {} " in *" $4 "*) ;; *) continue ;; esac
   echo "process $s"
@@ -168,7 +154,7 @@ done"#,
         pids.join(" "),
         process::SUPERVISOR,
     );
-    running(&said(ssh, &script, PATIENCE).await?, processes)
+    running(&ssh.ask(&script, TIMEOUT).await?, processes)
 }
 
 fn running(text: &str, processes: &[(usize, Process)]) -> Result<Running, HostError> {
@@ -260,18 +246,18 @@ fn directories(processes: &[(usize, Process)]) -> Vec<String> {
 
 fn end_script(targets: &str, sessions: &str, directories: &[String], grace: Duration) -> String {
     let mut script = format!(
-        r#"{TICKS}
-left() {{ l=; for x in {targets}; do is "$x" && l="$l ${{x%:*}}"; done; [ -n "$l" ]; }}
+        r#"{PROCESS_FUNCTIONS}
+left() {{ l=; for x in {targets}; do is_same "$x" && l="$l ${{x%:*}}"; done; [ -n "$l" ]; }}
 a=0; k=0
-for x in {targets}; do is "$x" && kill -TERM "${{x%:*}}" 2>/dev/null && a=$((a+1)); done
+for x in {targets}; do is_same "$x" && kill -TERM "${{x%:*}}" 2>/dev/null && a=$((a+1)); done
 i=0; while left && [ $i -lt {} ]; do sleep 0.1; i=$((i+1)); done
-for x in {targets}; do is "$x" && kill -KILL "${{x%:*}}" 2>/dev/null && k=$((k+1)); done
+for x in {targets}; do is_same "$x" && kill -KILL "${{x%:*}}" 2>/dev/null && k=$((k+1)); done
 i=0; while left && [ $i -lt {KILL_TAKES} ]; do sleep 0.1; i=$((i+1)); done
 # One that is about to take the place of another comes to light only when that is gone.
 i=0; n=1; while [ $n -gt 0 ] && [ $i -lt {KILL_TAKES} ]; do
   n=0
   for d in /proc/[0-9]*; do
-    f "${{d#/proc/}}" || continue
+    stat_fields "${{d#/proc/}}" || continue
     set -- $f
     case " {sessions} " in *" $4 "*) ;; *) continue ;; esac
     case $1 in Z|X) ;; *) n=$((n+1)); kill -KILL "${{d#/proc/}}" 2>/dev/null && k=$((k+1)) ;; esac
@@ -291,11 +277,6 @@ echo "left $l""#,
         ));
     }
     script
-}
-
-async fn said(ssh: &Ssh, script: &str, patience: Duration) -> Result<String, HostError> {
-    let output = ssh.script(&marked(script), patience).await?;
-    between_marks(&output).map_err(HostError::Said)
 }
 
 fn count(text: &str, word: &str) -> usize {

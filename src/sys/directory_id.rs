@@ -9,19 +9,19 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Place {
+pub struct DirectoryId {
     path: PathBuf,
     boot_id: String,
     device: u64,
     inode: u64,
 }
 
-impl Place {
+impl DirectoryId {
     /// None for what is not there.
-    pub fn of(path: &Path) -> Option<Place> {
+    pub fn of(path: &Path) -> Option<DirectoryId> {
         let path = fs::canonicalize(path).ok()?;
         let found = fs::metadata(&path).ok()?;
-        Some(Place {
+        Some(DirectoryId {
             boot_id: boot_id()?,
             device: found.dev(),
             inode: found.ino(),
@@ -32,7 +32,7 @@ impl Place {
     /// Its path, if it is the same here, and this user's.
     pub fn here(&self) -> Option<&Path> {
         let owner = fs::metadata(&self.path).ok()?.uid();
-        let same = Place::of(&self.path)? == *self && owner == nix::unistd::geteuid().as_raw();
+        let same = DirectoryId::of(&self.path)? == *self && owner == nix::unistd::geteuid().as_raw();
         same.then_some(&self.path)
     }
 }
@@ -45,13 +45,13 @@ mod tests {
     fn a_place_is_known_again_and_no_other_is_taken_for_it() {
         let parent = tempfile::tempdir().unwrap();
         let path = parent.path().join("records");
-        assert_eq!(Place::of(&path), None);
+        assert_eq!(DirectoryId::of(&path), None);
         fs::create_dir(&path).unwrap();
-        let place = Place::of(&path).unwrap();
-        let place: Place = serde_json::from_value(serde_json::to_value(&place).unwrap()).unwrap();
+        let place = DirectoryId::of(&path).unwrap();
+        let place: DirectoryId = serde_json::from_value(serde_json::to_value(&place).unwrap()).unwrap();
         assert_eq!(place.here(), Some(fs::canonicalize(&path).unwrap().as_path()));
         // Another host, and another directory of that name.
-        let elsewhere = Place {
+        let elsewhere = DirectoryId {
             boot_id: "4711".into(),
             ..place.clone()
         };

@@ -1,0 +1,61 @@
+//! Values, exactly as they were returned, for those who fold them.
+use super::outputs::{self, Stored};
+use super::{DbError, Reader};
+use crate::model::TaskId;
+use crate::model::output::Stream;
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use bytes::Bytes;
+use rusqlite::OptionalExtension;
+use rusqlite::types::ValueRef;
+
+/// A value, or a part of one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FoundValue {
+    /// Of all of it.
+    pub size: u64,
+    /// A pickle, else JSON.
+    pub pickled: bool,
+    pub bytes: Bytes,
+}
+
+impl Reader {
+    /// The values of the first of these tasks, of the first one from a place on, as many as `limit` bytes hold; and why the next one
+    /// cannot be had, where that is so.
+    pub fn values(&self, of: &[TaskId], start: u64, limit: usize) -> Result<(Vec<FoundValue>, Option<String>), DbError> {
+        self.read("read values from", |connection| {
+            let mut select = connection.prepare_cached("SELECT state, value, pickled FROM task WHERE id = ?1")?;
+            let (mut found, mut room) = (Vec::new(), limit);
+            for (i, task) in of.iter().enumerate() {
+                let row = select.query_row([task.row_id()], |row| {
+                    let pickled = row.get_ref(2)?;
+                    let stored = match (pickled, row.get_ref(1)?) {
+                        (ValueRef::Null, ValueRef::Null) => Stored::Here(Bytes::from_static(b"null")),
+                        (ValueRef::Null, value) => outputs::stored(value),
+                        // Of a file from before version 8.
+                        (ValueRef::Text(text), _) => Stored::Here(STANDARD.decode(text).unwrap_or_default().into()),
+                        (pickled, _) => outputs::stored(pickled),
+                    };
+                    Ok((row.get::<_, String>(0)?, pickled != ValueRef::Null, stored))
+                });
+                let why = match row.optional()? {
+                    Some((state, pickled, stored)) if state == "ok" => {
+                        let start = if i == 0 { start } else { 0 };
+                        let bytes = self.outputs.read(*task, Stream::Value, &stored, start, room)?;
+                        let (size, end) = (stored.size(), start + bytes.len() as u64);
+                        room -= bytes.len();
+                        found.push(FoundValue { size, pickled, bytes });
+                        if room == 0 || end < size {
+                            break;
+                        }
+                        continue;
+                    }
+                    Some((state, ..)) => format!("task {task} has no value now: it is {state}"),
+                    None => format!("the value of task {task} is not on record any more: it was purged"),
+                };
+                return Ok((found, Some(why)));
+            }
+            Ok((found, None))
+        })
+    }
+}

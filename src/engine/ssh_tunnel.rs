@@ -1,0 +1,105 @@
+//! A tunnel of the engine's own to a controller that it does not reach: through the ssh server that the connection file names. A port of
+//! this host's loopback leads there.
+use crate::ssh::tunnel::daemon::Daemon;
+use crate::ssh::tunnel::forward::Forward;
+use crate::ssh::tunnel::{Direction, Endpoint, LeadsTo, Target, TunnelError, TunnelState};
+use crate::ssh::{Destination, Ssh};
+use std::collections::BTreeMap;
+use std::path::Path;
+use tokio::sync::oneshot;
+use tokio::task::JoinHandle;
+
+const CHANNEL: &str = "native";
+
+/// Ends its ssh connection when it is dropped.
+pub struct SshTunnel {
+    daemon: JoinHandle<Result<(), TunnelError>>,
+    /// Of this host's loopback.
+    pub port: u16,
+    /// The controller's address as the server sees it.
+    pub address: String,
+}
+
+/// What the connection file says of the controller.
+struct Controller {
+    addresses: Vec<String>,
+    port: u16,
+    /// Gets the address at which it answers.
+    found: Option<oneshot::Sender<String>>,
+}
+
+impl Target for Controller {
+    async fn locate(&mut self, _: &Ssh) -> Result<Endpoint, TunnelError> {
+        Ok(Endpoint {
+            addresses: self.addresses.clone(),
+            ports: BTreeMap::from([(CHANNEL.to_string(), self.port)]),
+            ..Endpoint::default()
+        })
+    }
+
+    fn established(&mut self, leads_to: &LeadsTo, _: &BTreeMap<String, u16>) -> Result<(), TunnelError> {
+        if let Some(found) = self.found.take() {
+            let _ = found.send(leads_to.address.clone());
+        }
+        Ok(())
+    }
+}
+
+impl SshTunnel {
+    /// Opens it; or says why that fails. `server` is `[user@]host[:port]`, as ipyparallel writes it.
+    pub async fn open(server: &str, addresses: &[String], port: u16) -> Result<SshTunnel, TunnelError> {
+        let server = Destination::parse(&for_ssh(server))?;
+        let (sender, found) = oneshot::channel();
+        let controller = Controller {
+            addresses: addresses.to_vec(),
+            port,
+            found: Some(sender),
+        };
+        let mut state = TunnelState::new(Direction::Forward, server.as_str(), Path::new(""), "", vec![CHANNEL.into()]);
+        // It looks for the controller when a connection is refused, and not before: there may be a thousand engines.
+        let forward = Forward::bind(controller, &mut state, None).await?;
+        let port = state.ports.get(CHANNEL).copied().unwrap_or_default();
+        let daemon = tokio::spawn(async move { Daemon::new(forward, state, None).run(true).await });
+        let mut tunnel = SshTunnel {
+            daemon,
+            port,
+            address: String::new(),
+        };
+        tokio::select! {
+            Ok(address) = found => tunnel.address = address,
+            ended = &mut tunnel.daemon => {
+                let why = ended.unwrap_or_else(|e| Err(TunnelError::Internal(e.to_string())));
+                return Err(why.err().unwrap_or_else(|| TunnelError::Internal("it has ended".into())));
+            }
+        }
+        Ok(tunnel)
+    }
+}
+
+impl Drop for SshTunnel {
+    fn drop(&mut self) {
+        self.daemon.abort();
+    }
+}
+
+/// `me@login:2222` as ssh takes it.
+fn for_ssh(server: &str) -> String {
+    let host = server.rsplit('@').next().unwrap_or(server);
+    match !server.starts_with("ssh://") && host.matches(':').count() == 1 {
+        true => format!("ssh://{server}"),
+        false => server.to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::for_ssh;
+
+    #[test]
+    fn a_port_after_the_host_is_for_ssh_what_it_is_for_ipyparallel() {
+        assert_eq!(for_ssh("me@login:2222"), "ssh://me@login:2222");
+        assert_eq!(for_ssh("login"), "login");
+        assert_eq!(for_ssh("me@fd00::1"), "me@fd00::1");
+        assert_eq!(for_ssh("ssh://login:2222"), "ssh://login:2222");
+    }
+}

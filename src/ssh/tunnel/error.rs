@@ -1,0 +1,74 @@
+//! Why a tunnel could not be established, or ended.
+use crate::ssh::SshError;
+use std::io;
+use std::path::PathBuf;
+
+#[derive(Debug, thiserror::Error)]
+pub enum TunnelError {
+    #[error(transparent)]
+    Ssh(#[from] SshError),
+    /// Reported by whoever knows the controller, or by the tunnel's daemon.
+    #[error("{what}")]
+    Reported { what: String, hints: Vec<String>, missing: bool },
+    #[error("nothing answers for the controller at {} as seen from {from}{}", tried.join(" or "), because(log))]
+    NoAnswer {
+        from: String,
+        tried: Vec<String>,
+        log: String,
+        hints: Vec<String>,
+    },
+    #[error("the port {port} of {to} is not free any more, and its engines know no other: {why}")]
+    PortTaken { to: String, port: u16, why: String },
+    #[error("cannot listen on this host for the tunnel: {0}")]
+    Listen(io::Error),
+    #[error("cannot {doing} {}: {why}", path.display())]
+    State { doing: &'static str, path: PathBuf, why: String },
+    #[error("cannot start {}: {source}", program.display())]
+    Start { program: PathBuf, source: io::Error },
+    #[error("the tunnel to {to} ended before it was established{}", because(said))]
+    Ended { to: String, said: String, log: PathBuf },
+    #[error("the tunnel to {to} is not established after {seconds} s{}", because(said))]
+    Late {
+        to: String,
+        seconds: u64,
+        said: String,
+        log: PathBuf,
+    },
+    #[error("{0}")]
+    Internal(String),
+}
+
+impl TunnelError {
+    /// What to do next.
+    pub fn hints(&self) -> Vec<String> {
+        match self {
+            TunnelError::Ssh(error) => error.hint().into_iter().collect(),
+            TunnelError::Reported { hints, .. } | TunnelError::NoAnswer { hints, .. } => hints.clone(),
+            TunnelError::Ended { log, .. } | TunnelError::Late { log, .. } => vec![format!("all that it said: {}", log.display())],
+            _ => Vec::new(),
+        }
+    }
+
+    /// With its hints, for a message that has no place of its own for them.
+    pub fn with_hints(&self) -> String {
+        let hints = self.hints();
+        std::iter::once(self.to_string()).chain(hints).collect::<Vec<_>>().join("\n  ")
+    }
+
+    pub fn is_missing(&self) -> bool {
+        matches!(self, TunnelError::Reported { missing: true, .. })
+    }
+
+    /// Whether a retry may help without an action of the user.
+    pub fn may_pass(&self) -> bool {
+        !matches!(self, TunnelError::Ssh(error) if !error.may_pass())
+    }
+}
+
+fn because(said: &str) -> String {
+    match said.contains('\n') {
+        _ if said.is_empty() => String::new(),
+        false => format!(": {said}"),
+        true => format!(":{}", said.lines().map(|line| format!("\n  | {line}")).collect::<String>()),
+    }
+}

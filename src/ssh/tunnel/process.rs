@@ -1,0 +1,156 @@
+//! A tunnel's daemon as a process: started, waited for until the tunnel is up, ended.
+use super::error::TunnelError;
+use super::state::{Direction, Phase, TunnelState};
+use crate::profile::ProfileDir;
+use crate::ssh::control_dir;
+use crate::sys::process::{self, ProcessId};
+use std::fs::File;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+const CHECKS_EVERY: Duration = Duration::from_millis(25);
+/// So many lines of a log tell what a daemon said last.
+const LOG_LINES: usize = 6;
+
+/// Starts a daemon, and waits until its tunnel is up. If that fails, or nobody waits any more (Ctrl-C), it is ended again.
+pub async fn start(program: &Path, state: &TunnelState, file: &Path, timeout: Duration) -> Result<TunnelState, TunnelError> {
+    state.write(file)?;
+    let mut undo = Undo {
+        file,
+        child: None,
+        armed: true,
+    };
+    undo.child = Some(spawn(program, state, file, true)?);
+    let state = wait(file, timeout, undo.child.as_mut()).await?;
+    undo.armed = false;
+    Ok(state)
+}
+
+/// Starts the daemon of a tunnel again that is gone, with this host for instance: engines know its ports. Does not wait until it is up.
+/// Whether it was gone.
+pub fn restart(program: &Path, file: &Path) -> Result<bool, TunnelError> {
+    let Some(state) = TunnelState::read(file)?.filter(|state| state.runs() == Some(false)) else {
+        return Ok(false);
+    };
+    spawn(program, &state, file, false)?;
+    Ok(true)
+}
+
+/// In a session of its own (it sees to that itself), so that neither Ctrl-C nor the terminal's end reaches it.
+fn spawn(program: &Path, state: &TunnelState, file: &Path, first: bool) -> Result<Child, TunnelError> {
+    let path = state.log();
+    let failed = |why: std::io::Error| TunnelError::State {
+        doing: "log to",
+        path: path.clone(),
+        why: why.to_string(),
+    };
+    // Tunnels of several starts may share the log of a host.
+    let appends = state.direction == Direction::Reverse || !first;
+    let log = File::options()
+        .create(true)
+        .append(appends)
+        .write(true)
+        .truncate(!appends)
+        .mode(0o600)
+        .open(&path)
+        .map_err(failed)?;
+    let mut command = Command::new(program);
+    command.args(["tunnel", "--supervise", if first { "--first" } else { "--again" }, "--state"]);
+    command.arg(file);
+    // Its own directory would otherwise be one that cannot be unmounted.
+    command.current_dir("/").stdin(Stdio::null());
+    command.stdout(log.try_clone().map_err(failed)?).stderr(log);
+    command.spawn().map_err(|source| TunnelError::Start {
+        program: program.into(),
+        source,
+    })
+}
+
+struct Undo<'a> {
+    file: &'a Path,
+    child: Option<Child>,
+    armed: bool,
+}
+
+impl Drop for Undo<'_> {
+    fn drop(&mut self) {
+        if self.armed {
+            end_with(self.file, &mut self.child);
+        }
+    }
+}
+
+/// Until the tunnel is up. `child`: its daemon, if this process has started it.
+pub async fn wait(file: &Path, timeout: Duration, mut child: Option<&mut Child>) -> Result<TunnelState, TunnelError> {
+    let begun = Instant::now();
+    loop {
+        // Asked before the state is read: what it has written last is then read.
+        let ended = child.as_mut().is_some_and(|child| matches!(child.try_wait(), Ok(Some(_))));
+        let Some(state) = TunnelState::read(file)? else {
+            return Err(TunnelError::Internal("the tunnel was ended by another command".into()));
+        };
+        match state.phase {
+            Phase::Up if state.runs() != Some(false) => return Ok(state),
+            Phase::Failed => {
+                return Err(TunnelError::Reported {
+                    what: state.problem.unwrap_or_default(),
+                    hints: state.hints,
+                    missing: state.missing,
+                });
+            }
+            _ => {}
+        }
+        let (to, log) = (state.destination.clone(), state.log());
+        if ended {
+            let said = state.problem.unwrap_or_else(|| log_end(&log));
+            return Err(TunnelError::Ended { to, said, log });
+        }
+        if begun.elapsed() > timeout {
+            return Err(TunnelError::Late {
+                to,
+                seconds: timeout.as_secs(),
+                said: state.problem.unwrap_or_default(),
+                log,
+            });
+        }
+        tokio::time::sleep(CHECKS_EVERY).await;
+    }
+}
+
+fn log_end(log: &Path) -> String {
+    let text = std::fs::read_to_string(log).unwrap_or_default();
+    let lines: Vec<&str> = text.lines().collect();
+    lines[lines.len().saturating_sub(LOG_LINES)..].join("\n")
+}
+
+/// Ends a tunnel and removes what it has made here, also what one left that is gone. One whose daemon is on another host sees that its
+/// state is gone, and ends itself.
+pub fn end(file: &Path) {
+    end_with(file, &mut None);
+}
+
+/// Ends all reverse tunnels of a cluster, also those of a start that was killed.
+pub fn end_reverse(profile: &ProfileDir, cluster_id: &str) {
+    let files: Vec<PathBuf> = profile.reverse_files();
+    let is_of_it = |file: &&PathBuf| matches!(TunnelState::read(file), Ok(Some(state)) if state.cluster_id == cluster_id);
+    files.iter().filter(is_of_it).for_each(|file| end(file));
+}
+
+fn end_with(file: &Path, child: &mut Option<Child>) {
+    let mut processes: Vec<ProcessId> = child.iter().map(|child| ProcessId::of(child.id())).collect();
+    let state = TunnelState::read(file).ok().flatten();
+    // From here on it may not write its state any more.
+    if let Err(error) = std::fs::remove_file(file)
+        && error.kind() != std::io::ErrorKind::NotFound
+    {
+        tracing::warn!("cannot remove {}: {error}", file.display());
+    }
+    let state = state.filter(|state| state.host == process::host());
+    processes.extend(state.iter().flat_map(|state| state.processes().cloned()));
+    process::end(&processes, child);
+    if let Some(path) = state.and_then(|state| state.control_dir) {
+        control_dir::clear(&path);
+    }
+}
