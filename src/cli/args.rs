@@ -110,8 +110,28 @@ fn wrap(text: &str, columns: usize) -> Vec<String> {
     lines
 }
 
+/// Whether this option of `pcluster controller` or `pcluster engine` takes no value.
+fn is_flag(app: &clap::Command, option: &str) -> bool {
+    let is_spelled = |argument: &clap::Arg| {
+        let longs = argument
+            .get_long()
+            .into_iter()
+            .chain(argument.get_all_aliases().unwrap_or_default());
+        let short = argument.get_short().map(|short| format!("-{short}"));
+        option
+            .strip_prefix("--")
+            .is_some_and(|name| longs.into_iter().any(|long| long == name))
+            || short.as_deref() == Some(option)
+    };
+    let commands = ["controller", "engine"].iter().filter_map(|name| app.find_subcommand(name));
+    let mut arguments = app.get_arguments().chain(commands.flat_map(clap::Command::get_arguments));
+    arguments.any(|argument| !argument.get_action().takes_values() && is_spelled(argument))
+}
+
 pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Cli, clap::Error> {
-    let matches = app().try_get_matches_from(super::ipyparallel::traits_as_options(arguments))?;
+    let command_line = app();
+    let words = super::ipyparallel::traits_as_options(arguments, |option| is_flag(&command_line, option));
+    let matches = command_line.try_get_matches_from(words)?;
     Cli::from_arg_matches(&matches).map_err(|e| e.format(&mut app()))
 }
 

@@ -1,13 +1,16 @@
 //! What every command may lean on: which cluster is meant, how to speak, and the way to the controller and to the database.
 use super::args::{Color, Global};
+use super::commands::counted;
 use super::error::{CommandError, ErrorKind};
 use super::output::visible::visible;
 use crate::client::Client;
 use crate::cluster::{self, ClusterSummary, Condition, remote};
 use crate::connection::{ConnectionError, ConnectionFile, discover};
+use crate::model::shell;
 use crate::profile::ProfileDir;
 use crate::profile::dir::check_cluster_id;
 use crate::ssh::tunnel::Phase;
+use crate::sys::lock::{self, Asked};
 use std::cell::{Cell, OnceCell};
 use std::future::Future;
 use std::io::IsTerminal;
@@ -73,6 +76,13 @@ impl Terminal {
             color_stderr: may(stderr),
         }
     }
+}
+
+/// What runs of a cluster whose connection file does not lead to it.
+enum Known {
+    Controller(String),
+    Engines(String),
+    Nothing,
 }
 
 impl Context {
@@ -159,23 +169,67 @@ impl Context {
                     true => Ok(()),
                     false => Err(CommandError::from(ConnectionError::Missing { path: path.clone() })),
                 };
-                discover::wait(&path, CONNECT, go_on).map_err(|_| CommandError::refused(error))
+                discover::wait(&path, CONNECT, go_on).map_err(|_| self.not_back(&profile, error))
             }
-            Err(ConnectionError::Missing { path }) => Err(self.no_cluster(&path)),
+            Err(ConnectionError::Missing { path }) => Err(match self.known_to_run(&profile) {
+                Known::Controller(known) => CommandError::refused(format!("{known}, but there is no {}", path.display())).hint(format!(
+                    "it may be about to start; if not: pcluster stop{0}, then pcluster start{0}",
+                    self.options()
+                )),
+                Known::Engines(known) => self.no_cluster(&path).hint(known),
+                Known::Nothing => self.no_cluster(&path),
+            }),
             Err(error @ ConnectionError::Stale { .. }) => Err(CommandError::not_found(error)
                 .hint(format!("start it anew, with all its tasks: pcluster start{}", self.options()))
                 .hint("or clear away what it left: pcluster clean")),
-            Err(error) if error.is_damaged() && !self.may_run(&profile) => Err(CommandError::not_found(error).hint(format!(
-                "no cluster runs there; a new one is written by pcluster start{}",
-                self.options()
-            ))),
+            Err(error) if error.is_damaged() => {
+                let write = format!("pcluster start{} writes a new file", self.options());
+                Err(match self.known_to_run(&profile) {
+                    Known::Controller(known) => CommandError::refused(error)
+                        .hint(known)
+                        .hint(format!("after pcluster stop{}, {write}", self.options())),
+                    Known::Engines(known) => CommandError::not_found(error).hint(known).hint(write),
+                    Known::Nothing => CommandError::not_found(error).hint(format!("no process of the cluster is known to run; {write}")),
+                })
+            }
             other => Ok(other?),
         }
     }
 
-    fn may_run(&self, profile: &ProfileDir) -> bool {
-        let state = cluster::status(profile, &self.cluster_id).map(|cluster| cluster.state);
-        !matches!(state, None | Some(Condition::Stale | Condition::Stopped))
+    /// A controller whose supervisor lives has not come back.
+    fn not_back(&self, profile: &ProfileDir, error: ConnectionError) -> CommandError {
+        match cluster::controller_trouble(profile, &self.cluster_id) {
+            Some(trouble) => CommandError::refused(format!("{}: {trouble}", self.cluster_in_words())).hint(format!(
+                "remove the cause, and it comes back with its tasks; or give it up: pcluster stop{}",
+                self.options()
+            )),
+            None => CommandError::refused(error),
+        }
+    }
+
+    /// What of the cluster runs, by its lock and its record.
+    fn known_to_run(&self, profile: &ProfileDir) -> Known {
+        let Some(cluster) = cluster::status(profile, &self.cluster_id) else {
+            return Known::Nothing;
+        };
+        let holder = match lock::ask(&profile.controller_lock(&self.cluster_id)) {
+            Asked::Held(holder) => holder.map(|holder| holder.process),
+            Asked::Free | Asked::Unknown(_) => None,
+        };
+        let process = match holder.or(cluster.controller).filter(|process| process.pid != 0) {
+            Some(process) => format!("process {} on {}", process.pid, process.host),
+            None => "its process is not known".into(),
+        };
+        let engines = cluster.engines_alive.unwrap_or_default() as u64;
+        match cluster.state {
+            Condition::Running => Known::Controller(format!("a controller runs ({process}), with {}", counted(engines, "engine"))),
+            Condition::Elsewhere | Condition::Foreign | Condition::Connected => {
+                let why = cluster.unseen.map(|why| format!(": {why}")).unwrap_or_default();
+                Known::Controller(format!("a controller may run ({process}){why}"))
+            }
+            _ if engines > 0 => Known::Engines(format!("no controller runs; of its engines still run: {engines}")),
+            _ => Known::Nothing,
+        }
     }
 
     /// Connected to the running controller, versions compared.
@@ -255,14 +309,7 @@ impl Context {
 
     /// `--profile p --cluster-id c` as far as they are not the defaults, with a space in front: for hints that show a command.
     pub fn options(&self) -> String {
-        let mut text = String::new();
-        if self.profile != "default" {
-            text.push_str(&format!(" --profile {}", self.profile));
-        }
-        if !self.cluster_id.is_empty() {
-            text.push_str(&format!(" --cluster-id {}", self.cluster_id));
-        }
-        text
+        shell::cluster_options(&self.profile, &self.cluster_id)
     }
 }
 

@@ -2,7 +2,8 @@
 use super::context::Context;
 use super::output::times;
 use crate::cluster::{self, Condition};
-use crate::launchers::python;
+use crate::launchers::{capacity, python};
+use crate::model::shell;
 use crate::profile::{Config, ProfileDir};
 use serde::Serialize;
 use std::io::{Read, Write};
@@ -69,6 +70,7 @@ pub fn examine(context: &Context, profile: &ProfileDir, python_given: Option<&st
         loopback(),
         host_name(),
         open_files(),
+        room(),
         program(
             "ssh",
             "ssh",
@@ -138,7 +140,10 @@ fn interpreter(python: &str) -> Check {
     Check::warn(
         "python",
         format!("{found}, without {}", missing.join(" and ")),
-        format!("only ipyparallel's clients (notebooks, ipp.Client) need it: {path} -m pip install ipyparallel"),
+        format!(
+            "only ipyparallel's clients (notebooks, ipp.Client) need it: {} -m pip install ipyparallel",
+            shell::word(path)
+        ),
     )
 }
 
@@ -166,7 +171,7 @@ fn directory(profile: &ProfileDir) -> Check {
         return Check::fail(
             name,
             format!("cannot write in {}: {e}", path.display()),
-            format!("look at ls -ld {}, and at your quota", path.display()),
+            format!("look at ls -ld {}, and at your quota", shell::word(path.display())),
         );
     }
     let security = profile.security_dir();
@@ -174,7 +179,7 @@ fn directory(profile: &ProfileDir) -> Check {
         Ok(mode) if mode & 0o077 != 0 => Check::warn(
             name,
             format!("{} can be read by others (mode {mode:03o})", security.display()),
-            format!("the keys of your clusters are there: chmod 700 {}", security.display()),
+            format!("the keys of your clusters are there: chmod 700 {}", shell::word(security.display())),
         ),
         _ => Check::ok(name, path.display().to_string()),
     }
@@ -312,6 +317,22 @@ fn open_files() -> Check {
         ),
         Ok((soft, hard)) => Check::ok(name, format!("{soft}, and up to {hard} when needed")),
         Err(e) => Check::warn(name, format!("cannot be told: {}", e.desc()), "look at ulimit -n"),
+    }
+}
+
+/// How many engines this host has room for, as `start` counts it.
+fn room() -> Check {
+    let name = "engines";
+    let limits = capacity::Host::this().limits();
+    let Some(first) = limits.first() else {
+        return Check::warn(name, "no limit of this host could be read", "is /proc mounted?");
+    };
+    let found = format!("room for {} more here; {}", first.fits, first.words);
+    let processors = std::thread::available_parallelism().map_or(1, |n| n.get() as u64);
+    match first.fits {
+        0 => Check::fail(name, found, "end other programs, or raise this limit"),
+        fits if fits < processors => Check::warn(name, found, "fewer than processors: end other programs, or raise this limit"),
+        _ => Check::ok(name, found),
     }
 }
 

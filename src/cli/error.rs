@@ -9,6 +9,7 @@ use crate::controller::ControllerError;
 use crate::db::{DbError, DbErrorKind};
 use crate::engine::EngineError;
 use crate::launchers::LaunchError;
+use crate::launchers::supervisor::TEMPORARY;
 use crate::profile::{ConfigError, ProfileError};
 use crate::ssh::SshError;
 use crate::ssh::tunnel::TunnelError;
@@ -53,6 +54,8 @@ pub enum ErrorKind {
     Refused,
     /// Python, ports, files, permissions.
     Environment,
+    /// A controller that cannot start at present: its supervisor tries again.
+    Temporary,
     /// A mistake of pcluster's own.
     Internal,
     Interrupted,
@@ -69,6 +72,7 @@ impl ErrorKind {
             ErrorKind::Refused => 4,
             ErrorKind::Environment => 5,
             ErrorKind::Internal => 70,
+            ErrorKind::Temporary => TEMPORARY,
             ErrorKind::Interrupted => 130,
             // As a shell shows a process that SIGPIPE ended.
             ErrorKind::OutputClosed => 141,
@@ -298,14 +302,19 @@ impl From<EngineError> for CommandError {
 
 impl From<ControllerError> for CommandError {
     fn from(error: ControllerError) -> Self {
-        match error {
+        let is_transient = error.is_transient();
+        let mut error: CommandError = match error {
             ControllerError::Db(error) => error.into(),
             ControllerError::Connection(error) => error.into(),
             ControllerError::Running { .. } => CommandError::refused(error).hint("`pcluster list` shows it, `pcluster stop` stops it"),
             ControllerError::Transport(_) => CommandError::environment(error)
                 .hint("`pcluster doctor` looks at the network; controller.ip in pcluster.yaml says where to listen"),
-            ControllerError::Prepare { .. } => CommandError::environment(error),
+            ControllerError::Prepare { .. } | ControllerError::System { .. } => CommandError::environment(error),
+        };
+        if is_transient {
+            error.kind = ErrorKind::Temporary;
         }
+        error
     }
 }
 
@@ -429,6 +438,11 @@ mod tests {
                 .into(),
                 4,
                 "runs already",
+            ),
+            (
+                ControllerError::Db(DbError::new(DbErrorKind::Full, "open", "/db".as_ref(), "database or disk is full")).into(),
+                75,
+                "disk is full",
             ),
             (EngineError::ControllerGone(600).into(), 4, "600 s"),
         ] {

@@ -37,11 +37,11 @@ pub fn run() -> ExitCode {
         }
     };
     let context = Context::new(&cli.global);
-    let code = match commands::dispatch(cli.command, &context) {
-        Ok(exit) => exit.code(),
-        Err(error) => error.report(&context),
+    let (code, reason) = match commands::dispatch(cli.command, &context) {
+        Ok(exit) => (exit.code(), String::new()),
+        Err(error) => (error.report(&context), error.error),
     };
     // A supervisor that has not started this process does not learn it from the system.
-    supervisor::guard::ends(code);
+    supervisor::guard::ends(code, &reason);
     ExitCode::from(code)
 }

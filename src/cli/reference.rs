@@ -3,42 +3,49 @@ use super::args::{self, GROUPS};
 use clap::{Arg, Command};
 
 const INTRODUCTION: &str = "\
-# The command line
+# Command line
 
 <!-- Written by `UPDATE=1 cargo test cli_reference`; held to the code by the same test. -->
 
-Data goes to stdout, talk to stderr. Tables are cut to the width of a terminal; in a pipe they are whole. Colours appear
-only on a terminal, and not where `NO_COLOR` is set. `--json` prints one document with a `version`, which changes only when
-a key changes its meaning or goes away.
+Data goes to stdout, messages go to stderr. Tables are cut to the width of a terminal; in a pipe they are complete.
+Colours appear only on a terminal, and not if `NO_COLOR` is set. `--json` prints one document with a `version`, which
+changes only when a key changes its meaning or is removed.
 
 ## JSON
 
-`results --json` prints `{\"version\": 1, \"maps\": [...]}` or `{\"version\": 1, \"tasks\": [...]}`, `--jsonl` the same objects, one a
-line. Points in time are ISO 8601 in UTC, durations seconds.
+`results --json` prints `{\"version\": 1, \"maps\": [...]}` or `{\"version\": 1, \"tasks\": [...]}`, `--jsonl` the same
+objects, one a line. Times are ISO 8601 in UTC, durations are seconds.
 
-- a map: `map kind name label state submitted completed duration tasks done ok failed pending running assigned error aborted
-  timeout lost`, where `state` is `open` (inputs still come), `queued`, `running`, `ok` or `failed`
-- a task: `task map index state input value stdout stderr exit_code error engine host attempts submitted started completed
-  duration label`, and where it has them `exact type pickled` and `msg_id repr` (of a request of ipyparallel's clients).
-  Where `exact` is there it is false: JSON does not hold the value, of the Python type `type`, and `value` is how it reads;
-  `pickled` is the value itself, a pickle in base64. `error` is `ename evalue traceback`. Where single tasks are asked for, also `definition` and
-  `earlier` (the attempts that did not stand). `stdout` and `stderr` are text; where they are not UTF-8 they are null, and
-  `stdout_base64`, `stderr_base64` have the bytes. Of outputs above 256 KiB `results` shows the beginning, and `stdout_size`,
-  `stderr_size` say how long they are: `results TASK --stdout` writes all of it. `map` writes outputs whole in every format
+**A map** has `map kind name label state submitted completed duration tasks done ok failed pending running assigned error
+aborted timeout lost`. Its `state` is `open` (more inputs may come), `queued`, `running`, `ok` or `failed`.
+
+**A task** has `task map index state input value stdout stderr exit_code error engine host attempts submitted started
+completed duration label`, and if applicable:
+
+- `exact`, `type`, `pickled`: JSON cannot hold the value. `exact` is false, `type` is its Python type, `value` is a
+  rendering, and `pickled` is the value itself, a pickle in base64.
+- `msg_id`, `repr`: of a request of an ipyparallel client.
+- `definition`, `earlier`: what the task runs, and its superseded attempts, if single tasks are requested.
+- `stdout_base64`, `stderr_base64`: output that is not UTF-8; then `stdout` or `stderr` is null.
+- `stdout_size`, `stderr_size`: the size of an output above 256 KiB, of which `results` shows the beginning.
+  `results TASK --stdout` writes all of it, and `map` writes complete outputs in every format.
+
+`error` has `ename evalue traceback`.
 
 ## Exit codes
 
 | code | meaning |
 |---|---|
-| 0 | fine |
-| 1 | some tasks failed, or what was waited for did not come in time |
-| 2 | bad arguments or bad input |
+| 0 | success |
+| 1 | some tasks failed, or a wait timed out |
+| 2 | invalid arguments or input |
 | 3 | no cluster is running, or there is no such map, task or engine |
-| 4 | the controller cannot be reached, or refused |
+| 4 | the controller cannot be reached, or rejected the request |
 | 5 | the environment: Python, ports, files, permissions |
-| 70 | a mistake in pcluster itself |
+| 70 | a bug in pcluster |
+| 75 | `pcluster controller` only: it cannot start now (full disk, port in use); its supervisor retries |
 | 130 | interrupted (Ctrl-C) |
-| 141 | whoever read the output has gone |
+| 141 | stdout was closed by its reader |
 
 ";
 

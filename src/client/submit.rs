@@ -107,7 +107,7 @@ impl Client {
 
     /// Sends inputs until there are no more, then closes the map; returns how many there were. `inputs` may block: it is
     /// read on a thread of its own, and what it has given is sent after a moment even when more may come.
-    /// After an `Err` among the inputs the map is closed and cancelled.
+    /// After an `Err` among the inputs the map is abandoned.
     pub async fn feed<I>(&self, map: MapId, inputs: I, feeding: Feeding) -> Result<u32, ClientError>
     where
         I: IntoIterator<Item = Input>,
@@ -135,7 +135,7 @@ impl Client {
                 End::Failed(why) => Some(why.clone()),
                 _ => None,
             };
-            let last = !matches!(end, End::More);
+            let last = matches!(end, End::NoMore);
             let longest = batch.iter().zip(batches.next..).map(|(input, index)| (input.len(), index)).max();
             let failed = match batches.send(batch, last).await {
                 Err(ClientError::TooLarge { max, .. }) => {
@@ -149,20 +149,36 @@ impl Client {
                 sent => sent.map(|()| failed)?,
             };
             if let Some(why) = failed {
-                let submitted = batches.next;
-                batches.finish().await?;
-                let maps = vec![map];
-                self.cancel(Selection {
-                    maps,
-                    ..Selection::default()
-                })
-                .await?;
+                let submitted = batches.finish().await?;
+                self.abandon(map, submitted, &why).await?;
                 return Err(ClientError::Inputs { map, submitted, why });
             }
             if last {
                 return batches.finish().await;
             }
         }
+    }
+
+    /// Ends a map of which `first` inputs were sent: it gets no more, what runs of it is cancelled, and it is listed as failed for this reason.
+    pub async fn abandon(&self, map: MapId, first: u32, why: &str) -> Result<(), ClientError> {
+        let request = InputsRequest {
+            map,
+            first,
+            last: true,
+            abandoned: Some(why.into()),
+        };
+        match self.request::<_, InputsReply>(INPUTS, &request, vec![Bytes::new()]).await {
+            // It has ended already.
+            Ok(_) | Err(ClientError::Refused { .. }) => {}
+            Err(error) => return Err(error),
+        }
+        let maps = vec![map];
+        self.cancel(Selection {
+            maps,
+            ..Selection::default()
+        })
+        .await
+        .map(drop)
     }
 }
 
@@ -260,6 +276,7 @@ impl<'a> Batches<'a> {
             map: self.map,
             first: self.next,
             last,
+            abandoned: None,
         };
         let request_first = self.next;
         self.next = self.next.saturating_add(u32::try_from(batch.len()).unwrap_or(u32::MAX));

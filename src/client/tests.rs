@@ -333,7 +333,11 @@ async fn a_bad_input_cancels_the_map() {
         error.to_string(),
         "stdin, line 2: not JSON; map 3, with the inputs before it (1), is cancelled"
     );
-    assert_eq!(of_type(&asked, "inputs_request").last().unwrap()["last"], true);
+    let last = of_type(&asked, "inputs_request").pop().unwrap();
+    assert_eq!(
+        (&last["last"], &last["first"], &last["abandoned"]),
+        (&json!(true), &json!(1), &json!("stdin, line 2: not JSON"))
+    );
     assert_eq!(of_type(&asked, "cancel_request").len(), 1);
 }
 

@@ -81,6 +81,7 @@ pub async fn add_engines(options: AddOptions, progress: &mut dyn FnMut(StartProg
         log_level: options.log_level,
         config,
     };
+    wish.check_room(options.n)?;
     if let Some(warning) = wish.check(launcher.as_ref())? {
         progress(StartProgress::Note(warning));
     }

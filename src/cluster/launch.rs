@@ -74,6 +74,15 @@ impl EngineWish {
         }
     }
 
+    /// Whether this host has room for so many engines more, where they start here.
+    pub fn check_room(&self, n: u32) -> Result<(), ClusterError> {
+        let is_here = self.config.launcher.engines == "local";
+        if is_here && self.config.launcher.check_limits {
+            launchers::capacity::Host::this().check(n)?;
+        }
+        Ok(())
+    }
+
     pub fn launch(&self, profile: &ProfileDir, state: &ClusterState, n: u32) -> EnginesLaunch {
         EnginesLaunch {
             program: self.program.clone(),

@@ -9,8 +9,8 @@ use crate::profile::ProfileDir;
 use crate::profile::dir::check_cluster_id;
 use crate::ssh::tunnel::{Phase, TunnelState};
 use crate::sys::lock::{self, Asked};
-use crate::sys::network_fs;
 use crate::sys::process::{self, Presence, ProcessId};
+use crate::sys::{network_fs, trouble};
 use serde::Serialize;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -227,6 +227,12 @@ fn why_unseen(process: &ProcessId, shared: bool) -> Option<String> {
     }
 }
 
+/// Why the controller of a cluster does not run at present, although its supervisor does.
+pub fn controller_trouble(profile: &ProfileDir, cluster_id: &str) -> Option<String> {
+    let trouble = trouble::read(&profile.trouble_file(cluster_id))?;
+    Some(format!("the controller does not run: {}", trouble.in_words()))
+}
+
 /// Whether something of the controller runs here, were it only the supervisor that is about to start it again.
 pub fn is_supervised(profile: &ProfileDir, cluster_id: &str) -> bool {
     matches!(
@@ -284,7 +290,10 @@ pub fn status(profile: &ProfileDir, cluster_id: &str) -> Option<ClusterSummary> 
         controller: standing.controller,
         unseen: standing.unseen,
         database,
-        trouble: standing.trouble.or_else(|| keeper.as_ref()?.trouble.clone()),
+        trouble: standing
+            .trouble
+            .or_else(|| controller_trouble(profile, cluster_id).filter(|_| standing.condition == Condition::Running))
+            .or_else(|| keeper.as_ref()?.trouble.clone()),
         tunnel: standing.tunnel,
         keeper,
     })

@@ -24,12 +24,13 @@ mod tests;
 
 pub use engines::{AddOptions, add_engines};
 pub use error::ClusterError;
-pub use list::{ClusterSummary, Condition, is_supervised, list, list_profile, status};
+pub use list::{ClusterSummary, Condition, controller_trouble, is_supervised, list, list_profile, status};
 pub use scale::{Removed, Scaled, Which, remove_engines, scale};
 pub use start::{StartOptions, StartProgress, Started, Wait, start};
 pub use state_file::ClusterState;
 pub use stop::{StopProgress, Stopped, clean, stop};
 
+use crate::model::shell;
 use crate::profile::ProfileDir;
 
 /// `the cluster of profile "x"`, with its id if it has one.
@@ -42,14 +43,7 @@ fn in_words(profile: &ProfileDir, cluster_id: &str) -> String {
 
 /// The options that name a cluster, with a blank before each.
 fn options_of(profile: &ProfileDir, cluster_id: &str) -> String {
-    let mut options = String::new();
-    if profile.name() != "default" {
-        options.push_str(&format!(" --profile {}", profile.name()));
-    }
-    if !cluster_id.is_empty() {
-        options.push_str(&format!(" --cluster-id {cluster_id}"));
-    }
-    options
+    shell::cluster_options(profile.name(), cluster_id)
 }
 
 fn not_running(profile: &ProfileDir, cluster_id: &str) -> ClusterError {

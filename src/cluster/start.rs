@@ -193,6 +193,14 @@ pub async fn start(options: StartOptions, progress: &mut dyn FnMut(StartProgress
     profile.create()?;
     let mut lock = Some(Lock::wait(profile, cluster_id).await?);
     let leftovers = refuse_running(profile, cluster_id, progress).await?;
+    // Engines of a cluster before that live on are not started again.
+    let kept = leftovers
+        .state
+        .iter()
+        .flat_map(|state| &state.engines)
+        .map(Launched::engines)
+        .sum::<usize>();
+    wish.check_room(n.saturating_sub(kept as u32))?;
 
     let mut state = ClusterState::new(cluster_id, wish.cwd.clone());
     state.engine_kind = kind_word(wish.config.engine.kind).into();

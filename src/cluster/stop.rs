@@ -376,6 +376,7 @@ pub(super) fn remove_files(profile: &ProfileDir, cluster_id: &str) {
         profile.engine_file(cluster_id),
         profile.controller_file(cluster_id),
         profile.state_file(cluster_id),
+        profile.trouble_file(cluster_id),
     ];
     ipyparallel_file::remove(profile, cluster_id);
     // A controller that has just been started by hand keeps its own.

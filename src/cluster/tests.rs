@@ -354,6 +354,52 @@ async fn a_cluster_of_another_host_is_left_alone_unless_forced() {
     assert!(!world.profile.client_file("").exists());
 }
 
+/// Holders of a lock whose process cannot be seen from here, or is gone.
+fn unseen_holders() -> Vec<ProcessId> {
+    let other = |change: fn(&mut ProcessId)| {
+        let mut process = ProcessId::own();
+        change(&mut process);
+        process
+    };
+    vec![
+        other(|p| p.host = "elsewhere.invalid".into()),
+        other(|p| p.boot_id = "of-another-boot".into()),
+        other(|p| p.pid_namespace = "pid:[1]".into()),
+        other(|p| p.ticks = Some(1)),
+    ]
+}
+
+#[tokio::test]
+async fn a_lock_counts_while_it_is_held_whatever_process_it_names() {
+    let world = World::new();
+    let (command, controller) = (world.profile.lock_file(""), world.profile.controller_lock(""));
+    for process in unseen_holders() {
+        let named = process.to_string();
+        let text = serde_json::to_string(&file_lock::Holder { process, passes: false }).unwrap();
+        // What a killed process has left: this one is free, whoever wrote it.
+        for path in [&command, &controller] {
+            std::fs::write(path, &text).unwrap();
+            assert_eq!(file_lock::ask(path), file_lock::Asked::Free, "{named}");
+        }
+        assert!(status(&world.profile, "").is_none(), "{named}");
+        drop(lock::Lock::take(&world.profile, "").unwrap());
+        // Held, as over a shared file system or from a container: what is written in it is only for the message.
+        for text in [text.as_str(), "", "{\"pid\": \"none\"}"] {
+            std::fs::write(&command, text).unwrap();
+            let held = std::fs::File::open(&command).unwrap();
+            held.lock().unwrap();
+            let Err(ClusterError::Busy { holder, passes, .. }) = lock::Lock::take(&world.profile, "") else {
+                panic!("the lock is held: {named}");
+            };
+            assert_eq!(holder, text.contains("host").then(|| named.clone()));
+            assert!(!passes);
+            assert!(matches!(start_fails(world.options("exit 1")).await.0, ClusterError::Busy { .. }));
+            drop(held);
+            assert_eq!(std::fs::read_to_string(&command).unwrap(), text, "it is left alone");
+        }
+    }
+}
+
 /// As processes in another container are recorded: a number that here means something else, or nothing.
 fn in_a_container() -> Process {
     Process {

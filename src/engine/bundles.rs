@@ -1,5 +1,6 @@
 //! The code of maps on this host: each bundle is written once, into a directory that is this engine's alone and that it removes at
 //! its end. No other user can write there, and nobody can know its name beforehand.
+use super::code_directory::{CodeDirectory, remove};
 use crate::model::bundle::Bundle;
 use bytes::Bytes;
 use std::collections::HashMap;
@@ -17,7 +18,7 @@ type Place = Result<PathBuf, String>;
 #[derive(Debug, Default)]
 pub struct Bundles {
     /// Made when the first bundle comes.
-    directory: Option<PathBuf>,
+    directory: Option<CodeDirectory>,
     places: HashMap<String, Place>,
 }
 
@@ -74,13 +75,12 @@ impl Bundles {
     /// Where to write the next one.
     pub fn directory(&mut self) -> Place {
         match &self.directory {
-            Some(directory) if directory.is_dir() => Ok(directory.clone()),
+            Some(directory) if directory.path().is_dir() => Ok(directory.path().into()),
             _ => {
-                let made = private_directory()?;
+                let made = CodeDirectory::make()?;
                 // Whoever removed the old one removed what was in it.
                 self.places.clear();
-                self.directory = Some(made.clone());
-                Ok(made)
+                Ok(self.directory.insert(made).path().into())
             }
         }
     }
@@ -101,7 +101,7 @@ impl Bundles {
 
     pub fn forget_values(&mut self, name: &str) {
         if let Some(directory) = &self.directory {
-            let _ = fs::remove_file(directory.join(name));
+            let _ = fs::remove_file(directory.path().join(name));
         }
     }
 
@@ -111,37 +111,6 @@ impl Bundles {
         }
         self.places.insert(hash, place);
     }
-}
-
-impl Drop for Bundles {
-    fn drop(&mut self) {
-        if let Some(directory) = &self.directory {
-            remove(directory);
-        }
-    }
-}
-
-fn remove(directory: &Path) {
-    if let Err(error) = fs::remove_dir_all(directory)
-        && error.kind() != io::ErrorKind::NotFound
-    {
-        tracing::debug!(path = %directory.display(), "not removed: {error}");
-    }
-}
-
-/// A new directory in the first place for temporary files that takes one.
-fn private_directory() -> Place {
-    let places = [std::env::temp_dir(), "/dev/shm".into(), "/var/tmp".into()];
-    let mut failures = Vec::new();
-    for place in places {
-        let directory = place.join(format!("pcluster-code-{}", uuid::Uuid::new_v4().simple()));
-        // Of a link or directory that is there already this makes an error.
-        match DirBuilder::new().mode(0o700).create(&directory) {
-            Ok(()) => return Ok(directory),
-            Err(error) => failures.push(format!("{}: {error}", place.display())),
-        }
-    }
-    Err(format!("no directory can be made for it ({})", failures.join(", ")))
 }
 
 /// Writes the files of a bundle below `directory`, if it is the bundle of this hash; the directory that then has them.

@@ -1,6 +1,7 @@
 //! The engine: one process, one slot. It takes tasks from the controller, feeds a Python worker or runs commands, and
 //! keeps every result until the controller says that it is on disk. User code never runs in this process.
 mod bundles;
+pub mod code_directory;
 mod command;
 pub mod core;
 mod driver;

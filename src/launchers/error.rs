@@ -55,6 +55,8 @@ pub enum LaunchError {
     NoHosts,
     #[error("{wanted} engines were asked for, and the hosts are for {places}")]
     TooFewPlaces { wanted: u32, places: u32 },
+    #[error("{engines} engines do not fit on this host, at most {fits}: {limit}")]
+    NoRoom { engines: u32, fits: u64, limit: String },
     #[error("the launcher {launcher} starts engines only")]
     OnlyEngines { launcher: &'static str },
     #[error("{started} of {wanted} engines could be started over ssh; they are ended again{}", list(troubles))]
@@ -84,6 +86,9 @@ impl LaunchError {
                 Some("--host node1:4 --host user@node2:8, or launchers.ssh.hosts in the profile's pcluster.yaml".into())
             }
             LaunchError::TooFewPlaces { .. } => Some("ask for fewer with -n, or give a host a larger number".into()),
+            LaunchError::NoRoom { fits, .. } => Some(format!(
+                "ask for at most {fits} with -n, or raise the limit; --set launcher.check_limits=false starts them all the same"
+            )),
             LaunchError::OnlyEngines { .. } => {
                 Some("the controller runs where `pcluster start` does; `pcluster start --on HOST` starts all of it there".into())
             }

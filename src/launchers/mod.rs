@@ -8,6 +8,7 @@
 //! engines are to use), [`command`] (runs others' programs), [`logs`] (what was written), [`error`].
 //! What a cluster is, and when something is started, is not known here.
 pub mod batch;
+pub mod capacity;
 pub mod command;
 pub mod engine;
 pub mod error;

@@ -13,6 +13,7 @@ pub mod kept;
 pub mod output;
 pub mod pickled;
 pub mod query;
+pub mod shell;
 pub mod stdlib;
 pub mod targets;
 pub mod task;

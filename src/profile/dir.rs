@@ -252,6 +252,10 @@ impl ProfileDir {
     pub fn controller_lock(&self, cluster_id: &str) -> PathBuf {
         self.pid_dir().join(format!("{}.lock", with_id("controller", cluster_id)))
     }
+    /// Why the controller does not run at present ([`crate::sys::trouble`]).
+    pub fn trouble_file(&self, cluster_id: &str) -> PathBuf {
+        self.pid_dir().join(format!("{}.trouble", with_id("controller", cluster_id)))
+    }
     pub fn controller_log(&self, cluster_id: &str) -> PathBuf {
         self.log_dir().join(format!("{}.log", with_id("controller", cluster_id)))
     }

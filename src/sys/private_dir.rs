@@ -47,16 +47,25 @@ impl PrivateDir {
 
     /// A file in it; fails for a link, and for what is no file of this user's.
     pub fn read(&self, name: &str) -> io::Result<String> {
+        let mut text = String::new();
+        self.open_own(name, OFlag::O_RDONLY)?.take(MAX_FILE).read_to_string(&mut text)?;
+        Ok(text)
+    }
+
+    /// The same file, so that a lock on it can be taken, also on NFS.
+    pub fn open_to_lock(&self, name: &str) -> io::Result<File> {
+        self.open_own(name, OFlag::O_RDWR)
+    }
+
+    fn open_own(&self, name: &str, access: OFlag) -> io::Result<File> {
         // Without waiting for who writes to a named pipe.
-        let flags = OFlag::O_RDONLY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC | OFlag::O_NONBLOCK;
+        let flags = access | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC | OFlag::O_NONBLOCK;
         let file = File::from(openat(&self.dir, name, flags, Mode::empty())?);
         let found = file.metadata()?;
         if !found.is_file() || found.uid() != geteuid().as_raw() || found.nlink() != 1 {
             return Err(io::Error::other("it is not a file of yours alone"));
         }
-        let mut text = String::new();
-        file.take(MAX_FILE).read_to_string(&mut text)?;
-        Ok(text)
+        Ok(file)
     }
 
     /// Writes a new file with mode 0600, and renames it into place.

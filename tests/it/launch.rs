@@ -1,5 +1,5 @@
 //! Starts that do not work out: what is said, and that nothing of them is left.
-use super::support::{Cluster, Home, kill_both, signal, wait_for_exit, wait_until};
+use super::support::{Cluster, Home, PCLUSTER, Running, kill_both, signal, wait_for_exit, wait_until};
 use nix::sys::signal::Signal::SIGINT;
 use serde_json::Value;
 use std::os::unix::fs::PermissionsExt;
@@ -98,4 +98,80 @@ fn parent_of(pid: u32) -> u32 {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
     let line = status.lines().find_map(|line| line.strip_prefix("PPid:")).unwrap();
     line.trim().parse().unwrap()
+}
+
+/// The controller's process, once it serves.
+fn serving(home: &Home) -> u32 {
+    let file = home.profile().join("security/ipcontroller-client.json");
+    wait_until("a controller that serves", || {
+        let keys: serde_json::Value = serde_json::from_slice(&std::fs::read(&file).ok()?).ok()?;
+        u32::try_from(keys["pcluster"]["pid"].as_u64()?).ok()
+    })
+}
+
+/// A controller and an engine in the foreground, each from this command line; they do their work and end in order.
+fn serves_with(controller: impl Fn(&Home) -> Running, engine: impl Fn(&Home) -> Running) {
+    let home = Home::new();
+    let controller = controller(&home);
+    assert_eq!(serving(&home), controller.pid());
+    let engine = engine(&home);
+    let cluster = Cluster::running_in(home);
+    wait_until("the engine", || (cluster.engine_pids() == [engine.pid()]).then_some(()));
+    assert_eq!(cluster.ok(&["map", "math:sqrt", "--range", "4..5"]), "2.0\n");
+    // Something that both log.
+    cluster.run(&["map", "os:_exit", "--range", "0..1", "--max-crashes", "0"]);
+    for pid in [controller.pid(), engine.pid()] {
+        assert!(
+            std::fs::metadata(format!("/proc/{pid}/fd/2")).is_ok(),
+            "descriptor 2 is never a file of its own"
+        );
+    }
+    let database = cluster.profile().join("pcluster.db");
+    cluster.ok(&["stop"]);
+    controller.end().ok();
+    engine.end().ok();
+    let head = std::fs::read(database).unwrap();
+    assert!(head.starts_with(b"SQLite format 3\0"));
+}
+
+#[test]
+fn an_empty_argument_is_none() {
+    // As `ipcluster start … ""` starts them.
+    serves_with(|home| home.spawn(&["controller", ""]), |home| home.spawn(&["engine", ""]));
+    serves_with(
+        |home| home.spawn(&["controller", "", "--quiet", ""]),
+        |home| home.spawn(&["engine", "--quiet", ""]),
+    );
+}
+
+/// `pcluster … 2>&-`
+fn without_stderr(home: &Home, arguments: &[&str]) -> Running {
+    let mut shell = home.program("sh");
+    shell.args(["-c", "exec \"$0\" \"$@\" 2>&-", PCLUSTER]).args(arguments);
+    Running::spawn(&mut shell, "")
+}
+
+#[test]
+fn a_closed_stderr_stops_nothing() {
+    serves_with(
+        |home| without_stderr(home, &["controller"]),
+        |home| without_stderr(home, &["engine"]),
+    );
+    let home = Home::new();
+    without_stderr(&home, &["start", "-n", "2"]).end().ok();
+    let cluster = Cluster::running_in(home);
+    assert_eq!(cluster.engine_pids().len(), 2);
+    assert_eq!(
+        without_stderr(&cluster, &["map", "math:sqrt", "--range", "0..2"]).end().ok(),
+        "0.0\n1.0\n"
+    );
+    // An error has nowhere to go but its code.
+    assert_eq!(
+        without_stderr(&cluster, &["map", "os:_exit", "--range", "0..1", "--max-crashes", "0"])
+            .end()
+            .code,
+        Some(1)
+    );
+    without_stderr(&cluster, &["stop"]).end().ok();
+    without_stderr(&cluster, &["status"]).end().fails(3, &[]);
 }

@@ -212,12 +212,41 @@ fn a_damaged_file_of_a_dead_controller_is_written_anew_and_bars_nothing() {
     let mut bytes = std::fs::read(&file).unwrap();
     bytes[5] = 0;
     std::fs::write(&file, bytes).unwrap();
-    cluster.run(&["status"]).fails(3, &["is not JSON", "pcluster start"]);
+    let running = cluster.run(&["status"]);
+    running.fails(
+        3,
+        &["is not JSON", "no controller runs; of its engines still run: 1", "pcluster start"],
+    );
     assert_eq!(cluster.json(&["results"])["maps"].as_array().unwrap().len(), 1);
     let started = cluster.start_again(1, &[]);
     assert!(started.stderr.contains("a new one is written"), "{}", started.story());
     started.ok();
     assert_eq!(cluster.engine_pids(), [engine], "it is kept");
     assert_eq!(cluster.ok(&["map", "math:sqrt", "--range", "9..10"]), "3.0\n");
+    cluster.ok(&["stop"]);
+}
+
+#[test]
+fn a_damaged_or_missing_file_of_a_running_controller_is_named_with_what_runs() {
+    let cluster = Cluster::start(1);
+    let controller = cluster.controller_pid().to_string();
+    let file = cluster.profile().join("security/ipcontroller-client.json");
+    let bytes = std::fs::read(&file).unwrap();
+    std::fs::write(&file, "{").unwrap();
+    let runs = format!("a controller runs (process {controller} on");
+    cluster
+        .run(&["status"])
+        .fails(4, &["is not JSON", &runs, "with 1 engine", "pcluster stop"]);
+    std::fs::remove_file(&file).unwrap();
+    cluster.run(&["status"]).fails(4, &["there is no", &runs]);
+    std::fs::write(&file, &bytes).unwrap();
+    std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o600)).unwrap();
+    let state = cluster.profile().join("pid/pcluster.json");
+    let kept = std::fs::read(&state).unwrap();
+    std::fs::write(&state, "{").unwrap();
+    let status = cluster.run(&["status"]);
+    assert_eq!(status.code, Some(0), "{}", status.story());
+    assert!(status.stderr.contains("cannot read the cluster's state"), "{}", status.story());
+    std::fs::write(&state, kept).unwrap();
     cluster.ok(&["stop"]);
 }

@@ -12,7 +12,6 @@ mod lifecycle;
 mod map;
 mod outputs;
 mod printed;
-mod readme;
 mod recovery;
 mod results;
 mod retention;

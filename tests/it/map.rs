@@ -330,9 +330,20 @@ fn a_reduction_is_checked_first_and_says_what_failed() {
     let source = "import time\ndef f(n):\n    open('ran-%d' % n, 'w').close()\n    return n\n\
                   def one(a): return a\ndef picky(a, b):\n    if b == 3: raise ValueError('three')\n    return b\n";
     std::fs::write(cluster.path().join("checked.py"), source).unwrap();
-    let ended = cluster.run(&["map", "checked.py:f", "--range", "0..3", "--reduce", "checked.py:one"]);
+    let map = ["map", "--name", "unreduced", "checked.py:f", "--range", "0..3", "--reduce"];
+    let ended = cluster.run(&[&map[..], &["checked.py:one"]].concat());
     ended.fails(1, &["nothing was run", "two values", "(a)"]);
     assert!(!cluster.path().join("ran-0").exists());
+    let listed = &cluster.json(&["results"])["maps"];
+    let of = |map: &&Value| map["name"] == "unreduced";
+    let map = listed.as_array().unwrap().iter().find(of).unwrap();
+    assert_eq!((&map["state"], &map["aborted"]), (&"failed".into(), &1.into()), "{map}");
+    let task = &cluster.json(&["results", &format!("{}.0", map["map"])])["tasks"][0];
+    let reason = task["error"]["evalue"].as_str().unwrap();
+    assert!(
+        reason.contains("function of --reduce cannot be used") && reason.contains("two values"),
+        "{reason}"
+    );
     let ended = cluster.run(&[
         "map",
         "--name",

@@ -68,6 +68,8 @@ fn an_input_that_exceeds_the_message_limit_is_refused_with_the_limit() {
             "is cancelled",
         ],
     );
+    let map = &cluster.json(&["results"])["maps"][0];
+    assert!(map["aborted"].as_u64() > Some(0), "listed as failed: {map}");
     let open = cluster.json(&["results", "--pending"]);
     assert_eq!(open["tasks"], Value::Array(Vec::new()));
     cluster.ok(&["stop"]);

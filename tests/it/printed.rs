@@ -20,7 +20,7 @@ fn a_session_without_a_terminal() {
     0
     {"__error__":{"task":"1.1","state":"error","ename":"ValueError","evalue":"1 is odd"}}
     1
-    task 1.1 failed on 1: ValueError: 1 is odd
+    task 1.1 failed on input 1: ValueError: 1 is odd
     1 of 3 tasks failed
     see them:  pcluster results 1 --failed
     run them again: pcluster resubmit 1 --failed

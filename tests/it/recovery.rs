@@ -458,3 +458,41 @@ fn whatever_a_task_does_to_its_worker_is_reported_with_its_cause_and_hurts_no_ot
     cluster.run(&[&hog[..], &python].concat()).fails(1, &["MemoryLimit", "100 MiB"]);
     cluster.ok(&["stop"]);
 }
+
+/// Sixteen ports in a row that are free now.
+fn free_ports() -> std::ops::Range<u16> {
+    let first = 12_000 + u16::try_from(std::process::id() % 500).unwrap() * 32;
+    let mut rows = (0..600).map(|row| first.wrapping_add(row * 16)..first.wrapping_add(row * 16 + 16));
+    let is_free = |port| TcpListener::bind(("127.0.0.1", port)).is_ok();
+    rows.find(|row| row.start > 1024 && row.len() == 16 && row.clone().all(is_free))
+        .unwrap()
+}
+
+#[test]
+fn a_cause_that_passes_never_ends_the_controller_and_status_names_it() {
+    let ports = free_ports();
+    let setting = format!("controller.ports={}-{}", ports.start, ports.end - 1);
+    let cluster = cluster(1, &["--set", &setting]);
+    let (supervisor, controller) = (cluster.supervisors()[0], cluster.controller_pid());
+    signal(supervisor, SIGSTOP);
+    signal(controller, SIGKILL);
+    wait_for_exit(controller);
+    let other = TcpListener::bind(("127.0.0.1", ports.start)).unwrap();
+    signal(supervisor, SIGCONT);
+    wait_until("more failed starts than a lasting cause is given", || {
+        let list = cluster.json(&["list"]);
+        let trouble = list["clusters"][0]["trouble"].as_str().unwrap_or_default().to_string();
+        (trouble.contains("failed starts in a row") && trouble.to_lowercase().contains("in use")).then_some(())
+    });
+    cluster
+        .run(&["status"])
+        .fails(4, &["does not run", "n use", "failed starts", "remove the cause"]);
+    drop(other);
+    wait_until("the controller to be back", || {
+        (cluster.run(&["status"]).code == Some(0)).then_some(())
+    });
+    assert_eq!(cluster.ok(&["map", "math:sqrt", "--range", "0..2"]), "0.0\n1.0\n");
+    assert_eq!(cluster.json(&["list"])["clusters"][0]["trouble"], Value::Null);
+    cluster.ok(&["stop"]);
+    assert!(!cluster.profile().join("pid/controller.trouble").exists());
+}

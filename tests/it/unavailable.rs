@@ -2,7 +2,7 @@
 use super::support::{Cluster, Home, PCLUSTER, Running, wait_until};
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// A Python that fails as a worker while the file `broken` is there.
 const FRAGILE: &str = r#"#!/bin/sh
@@ -137,6 +137,15 @@ fn an_engine_that_cannot_store_code_gives_tasks_back_says_why_and_recovers() {
     assert!(states(&cluster).iter().all(|state| state == "idle"));
 }
 
+/// Directories with the code of maps.
+fn stored_in(temporary: &Path) -> Vec<PathBuf> {
+    let entries = fs::read_dir(temporary).unwrap();
+    entries
+        .map(|entry| entry.unwrap().path())
+        .filter(|path| path.file_name().unwrap().to_str().unwrap().starts_with("pcluster-code-"))
+        .collect()
+}
+
 /// As cleaners of temporary directories do.
 #[test]
 fn code_that_is_removed_under_an_engine_comes_again() {
@@ -151,11 +160,7 @@ fn code_that_is_removed_under_an_engine_comes_again() {
     let function = format!("{}:f", code.display());
     let map = ["map", function.as_str(), "--range", "0..3"];
     assert_eq!(cluster.ok(&map), "0\n2\n4\n");
-    let stored: Vec<PathBuf> = fs::read_dir(&temporary)
-        .unwrap()
-        .map(|entry| entry.unwrap().path())
-        .filter(|path| path.file_name().unwrap().to_str().unwrap().starts_with("pcluster-code-"))
-        .collect();
+    let stored = stored_in(&temporary);
     assert_eq!(stored.len(), 1, "{stored:?}");
     fs::remove_dir_all(&stored[0]).unwrap();
     assert_eq!(cluster.ok(&map), "0\n2\n4\n");

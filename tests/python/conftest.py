@@ -77,6 +77,23 @@ def wait_until(what, answer, patience_s=60):
         time.sleep(0.02)
 
 
+@pytest.fixture
+def guarded_home():
+    """A home directory, in which nothing stays running."""
+    home = pathlib.Path(tempfile.mkdtemp(prefix="pcluster-test-"))
+    guard = (REPOSITORY / "tests" / "guard.sh").read_text()
+    guard = subprocess.Popen(
+        ["sh", "-c", guard, "guard", str(home)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    yield home
+    guard.stdin.close()
+    guard.wait(60)
+
+
 @pytest.fixture(scope="session", params=["pcluster", "ipengine"])
 def cluster(request):
     """A cluster of two engines of either kind, shared by the tests."""

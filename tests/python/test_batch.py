@@ -8,11 +8,14 @@ import re
 import shutil
 import signal
 import subprocess
-
+import sys
 
 import pytest
 
-from conftest import Cluster, pcluster_binary, wait_until
+from conftest import REPOSITORY, Cluster, pcluster_binary, wait_until
+
+sys.path.insert(0, str(REPOSITORY / "tests"))
+import guide_pages  # noqa: E402
 
 SYSTEM, DIRECTORY = os.environ["PCLUSTER_TEST_BATCH"].split(":", 1)
 FUNCTIONS = '''
@@ -713,3 +716,35 @@ def test_setup_lines_run_in_bash_and_one_that_fails_fails_the_start(on_site, tmp
     assert "here" in cluster.run("exec", "import os; print(os.environ['FROM_SETUP'])")
     cluster.run("stop")
     nothing_is_left(cluster)
+
+
+# Stands for conda, which the tests' machines do not have: an environment is one of Python's own, and `conda activate` sets and prints what
+# that of conda 26.7 does.
+CONDA = """
+conda() {
+    case $1 in
+    create) python3 -m venv --without-pip "$HOME/miniconda3/envs/sim" ;;
+    activate)
+        if [ ! -d "$HOME/miniconda3/envs/$2" ]; then
+            echo "EnvironmentNameNotFound: Could not find conda environment: $2"
+            echo 'You can list all discoverable environments with `conda info --envs`.'
+            return 1
+        fi
+        export CONDA_DEFAULT_ENV=$2 CONDA_PREFIX=$HOME/miniconda3/envs/$2
+        PATH=$CONDA_PREFIX/bin:$PATH ;;
+    esac
+}
+"""
+
+
+@pytest.mark.skipif(SYSTEM != "slurm", reason="the guide is for Slurm")
+def test_the_guide_to_conda_shows_what_its_commands_print(guarded_home):
+    script = guarded_home / "miniconda3" / "etc" / "profile.d" / "conda.sh"
+    script.parent.mkdir(parents=True)
+    script.write_text(CONDA)
+    environment = guide_pages.environment_for(guarded_home, pcluster_binary(), sys.executable)
+    environment.update(environment_of(os.path.join(DIRECTORY, "env.sh")), HOME=str(guarded_home))
+    environment["PATH"] = "{}/bin:{}".format(guarded_home, environment["PATH"])
+    environment["IPYTHONDIR"] = str(guarded_home / "ipython")
+    replaced = guide_pages.names_of_this_machine(guarded_home)
+    guide_pages.run_page("docs/how-to/conda-slurm.md", guide_pages.bash(guarded_home, environment, 240), replaced)

@@ -60,7 +60,7 @@ pub fn options<'a>(words: &[&'a str]) -> Option<(Vec<Engine>, Option<&'a str>)> 
 }
 
 /// Runs the suite once for each engine, all at the same time; what each came to. Known exceptions count as skipped.
-pub fn run(places: &Places, engines: &[Engine], filter: Option<&str>) -> Result<Vec<(String, Tally)>, String> {
+pub fn run(places: &Places, engines: &[Engine], filter: Option<&str>) -> Result<Vec<Outcome>, String> {
     let python = python::test_environment(places)?;
     if !status(&mut program(&places.root, &["cargo", "build", "--quiet", "--bin", "pcluster"]))?.success() {
         return Err("pcluster does not build".into());
@@ -97,6 +97,14 @@ fn configure(places: &Places, python: &Path) -> Result<(), String> {
     let copied = fs::create_dir_all(&etc)
         .and_then(|()| fs::copy(places.root.join(OURS).join("ipcluster_config.py"), etc.join("ipcluster_config.py")));
     copied.map(drop).map_err(|e| format!("cannot write to {}: {e}", etc.display()))
+}
+
+/// What one run of the suite came to.
+pub struct Outcome {
+    pub name: String,
+    pub tally: Tally,
+    /// Failed tests that are no exceptions, with their reasons.
+    pub failures: Vec<String>,
 }
 
 /// One run of pytest.
@@ -194,18 +202,18 @@ impl Suite {
         Ok(self.ended.is_some())
     }
 
-    fn close(self, exceptions: &Exceptions, whole: bool) -> Result<(String, Tally), String> {
+    fn close(self, exceptions: &Exceptions, whole: bool) -> Result<Outcome, String> {
         let word = self.engine.word();
         let log = self.folder.join("pytest.log");
         // 0: all passed, 1: some failed; else pytest itself did not get through.
         if !matches!(self.ended, Some(0 | 1)) || self.said.is_empty() {
             let tail = fs::read_to_string(&log).unwrap_or_default();
             let lines: Vec<&str> = tail.lines().collect();
-            println!("{}", lines[lines.len().saturating_sub(20)..].join("\n"));
-            return Err(format!("pytest did not get through (see above, and {})", log.display()));
+            let tail = lines[lines.len().saturating_sub(20)..].join("\n");
+            return Err(format!("{tail}\npytest did not get through (see above, and {})", log.display()));
         }
         let left = leftovers::end(&self.folder.join("report.jsonl"));
-        let mut tally = Tally::default();
+        let (mut tally, mut failures) = (Tally::default(), Vec::new());
         for (test, said) in &self.said {
             match exceptions.verdict(word, test, &said.outcome) {
                 Verdict::Passed => tally.passed += 1,
@@ -220,7 +228,9 @@ impl Suite {
                 }
                 Verdict::Failed => {
                     tally.failed += 1;
-                    println!("{word}: FAILED {test}: {}", said.why);
+                    let failure = format!("FAILED {test}: {}", said.why);
+                    println!("{word}: {failure}");
+                    failures.push(failure);
                 }
             }
         }
@@ -233,7 +243,11 @@ impl Suite {
             println!("{word}: {left} processes that tests had left running were ended");
         }
         println!("{word}: {tally} ({})", log.display());
-        Ok((format!("conformance, engines: {word}"), tally))
+        Ok(Outcome {
+            name: format!("conformance, engines: {word}"),
+            tally,
+            failures,
+        })
     }
 }
 

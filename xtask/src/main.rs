@@ -1,17 +1,19 @@
 //! The project's chores: `cargo xtask demo`, `cargo xtask test`, `cargo xtask bench`. Needs nothing but Rust; what else a chore needs it
 //! sets up itself, or says what is missing.
 //!
-//! Parts: [`run`] (running programs), [`python`] (finding one, and the tests' virtual environment), [`demo`], [`bench`], [`chaos`], [`conformance`], [`fuzz`], [`wheel`], [`ordinary_user`], [`test`]
-//! with [`tally`] (what the tools say of themselves), [`remote`] (the hosts for what goes over ssh), [`pi`] (the demo's independent count).
+//! Parts: [`run`] (running programs), [`python`] (finding one, and the tests' virtual environment), [`demo`], [`docs`], [`bench`], [`chaos`], [`conformance`], [`fuzz`], [`wheel`], [`ordinary_user`], [`test`]
+//! with [`tally`] and [`reasons`] (what the tools report), [`remote`] (the hosts for what goes over ssh), [`pi`] (the demo's independent count).
 mod bench;
 mod chaos;
 mod conformance;
 mod demo;
+mod docs;
 mod fuzz;
 mod mpi;
 mod ordinary_user;
 mod pi;
 mod python;
+mod reasons;
 mod remote;
 mod run;
 mod schedulers;
@@ -27,6 +29,7 @@ The project's chores:
 
   cargo xtask demo   counts the digit pairs of pi on a cluster of 4 engines, command by command, and checks the sum
   cargo xtask test   sets up what the tests need, and runs them all: format, lints, Rust, worker, ipyparallel clients
+  cargo xtask docs   builds the book of docs/ as HTML in target/book/; installs mdbook under target/ if there is none
   cargo xtask fuzz   changes good inputs at random and gives them to all that reads foreign bytes (--seconds, --seed, --target, --replay)
   cargo xtask chaos  kills controller, engines, workers and supervisors at random under load (--minutes N, --seed S)
   cargo xtask wheel  the Python package with the program in it, in target/wheels/ (--profile dev: of the development build)
@@ -41,6 +44,7 @@ fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
     let done = match words.as_slice() {
+        ["docs"] => docs::run(&Places::find()).map(|()| true),
         ["demo"] => demo::run(&Places::find()).map(|()| true),
         ["bench"] => bench::run(&Places::find(), false).map(|()| true),
         ["bench", "ipyparallel"] => bench::stock::run(&Places::find(), false).map(|()| true),
@@ -59,7 +63,7 @@ fn main() -> ExitCode {
         ["wheel", "--profile", profile] => wheel::run(&Places::find(), profile).map(|_| true),
         ["conformance", words @ ..] => match conformance::options(words) {
             Some((engines, filter)) => {
-                conformance::run(&Places::find(), &engines, filter).map(|tallies| tallies.iter().all(|(_, tally)| tally.failed == 0))
+                conformance::run(&Places::find(), &engines, filter).map(|tallies| tallies.iter().all(|suite| suite.tally.failed == 0))
             }
             None => Err("cargo xtask conformance takes --engine pcluster, ipengine or ipyparallel, and -k EXPRESSION".into()),
         },

@@ -31,7 +31,7 @@ pub fn tests(places: &Places, python: &Path) -> Result<Command, String> {
         "-m",
         "pytest",
         "-v",
-        "-rs",
+        "-rsfE",
         "--durations=10",
         // Above all the waiting of the tests themselves.
         "--timeout=240",

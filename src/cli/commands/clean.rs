@@ -4,12 +4,13 @@ use super::stop::{in_words, notes, record};
 use crate::cli::output::{self, json};
 use crate::cli::{CommandError, Context, Exit};
 use crate::cluster::{self, Condition};
+use crate::engine::code_directory;
 use crate::profile::ProfileDir;
 
 /// Clear away what dead clusters have left
 ///
-/// Removes connection and state files of controllers that are gone, and ends engines that they left behind. Records of
-/// tasks are kept. All profiles, unless --profile names one.
+/// Removes connection and state files of controllers that are gone, and ends engines that they left behind; also the code of maps
+/// that engines of yours left on this host when they were killed. Records of tasks are kept. All profiles, unless --profile names one.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// Also of clusters of which it cannot be told from here whether they run (on another host, in a container); what may be left running is named
@@ -49,12 +50,24 @@ pub fn run(args: Args, context: &Context) -> Result<Exit, CommandError> {
         }
         views.push(serde_json::json!({"profile": profile.name(), "cluster_id": cluster.cluster_id, "engines": stopped.engines}));
     }
+    let swept = code_directory::sweep();
     if context.json {
-        json::print(&serde_json::json!({"cleaned": views}))?;
+        json::print(&serde_json::json!({"cleaned": views, "code_directories": swept}))?;
         return failed.map_or(Ok(Exit::Fine), |error| Err(not_all(&error)));
     }
+    match swept {
+        0 => {}
+        1 => context.say("1 directory with code of maps, left by an engine that was killed: removed"),
+        n => context.say(format!(
+            "{n} directories with code of maps, left by engines that were killed: removed"
+        )),
+    }
     if dead.is_empty() {
-        context.say("nothing to clear away");
+        context.say(if swept == 0 {
+            "nothing to clear away"
+        } else {
+            "clusters: nothing to clear away"
+        });
     }
     for cluster in clusters.iter().filter(|c| !args.force && c.state == Condition::Elsewhere) {
         let why = cluster.unseen.as_deref().unwrap_or("it is on another host");

@@ -130,10 +130,23 @@ const CARE: Care = Care {
     watches: true,
 };
 
+/// None where the options are wrong, which the process that is supervised reports.
+fn trouble_file(args: &Args, context: &Context) -> Option<PathBuf> {
+    let words = ControllerWords::of(&args.ipcontroller.traits()).ok()?;
+    let place = Place::find(
+        &words.common,
+        args.profile_dir.clone(),
+        LauncherEnvironment::of_this_process(),
+        context,
+    )
+    .ok()?;
+    Some(place.profile.trouble_file(&place.cluster_id))
+}
+
 pub fn run(args: Args, context: &Context) -> Result<Exit, CommandError> {
     if args.supervise {
         logging::start(context.log_level(args.log_level.as_deref().unwrap_or("info")));
-        return supervise(&CARE);
+        return supervise(&CARE, trouble_file(&args, context));
     }
     watch_supervisor(&CARE)?;
     let mut words = ControllerWords::of(&args.ipcontroller.traits()).map_err(CommandError::usage)?;

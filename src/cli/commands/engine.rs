@@ -120,13 +120,14 @@ pub fn run(args: Args, context: &Context) -> Result<Exit, CommandError> {
     if args.supervise {
         logging::start(context.log_level(args.log_level.as_deref().unwrap_or("info")));
         return match args.instead.split_first() {
-            None => supervise(&CARE),
+            None => supervise(&CARE, None),
             Some((program, arguments)) => supervise_this(&Supervised {
                 program: program.into(),
                 arguments: arguments.to_vec(),
                 again: Vec::new(),
                 insists: false,
                 watches: false,
+                trouble: None,
                 is_this_program: false,
             }),
         };

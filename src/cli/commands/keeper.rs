@@ -24,11 +24,12 @@ pub struct Args {
 pub fn run(args: Args, context: &Context) -> Result<Exit, CommandError> {
     logging::start(context.log_level(&args.log_level));
     if args.supervise {
-        return supervise(&Care {
+        let care = Care {
             again: &[],
             insists: true,
             watches: false,
-        });
+        };
+        return supervise(&care, None);
     }
     let profile = match &args.profile_dir {
         Some(dir) => ProfileDir::at(dir),

@@ -193,9 +193,13 @@ impl Run<'_> {
         if let Some(reduction) = &reduction {
             match reduction.check(&mut interrupts).await {
                 Ok(Some(())) => {}
-                checked => {
-                    self.abandon(map).await?;
-                    return checked.map(|_| Exit::Interrupted);
+                Ok(None) => {
+                    self.client.abandon(map, 0, "interrupted before its inputs were sent").await?;
+                    return Ok(Exit::Interrupted);
+                }
+                Err(error) => {
+                    self.client.abandon(map, 0, &error.error).await?;
+                    return Err(error);
                 }
             }
         }
@@ -264,16 +268,9 @@ impl Run<'_> {
             (Some(_), Some(count)) if count != begun.engines.len() as u64 => (begun.engines.len(), count),
             _ => return Ok(()),
         };
-        self.abandon(begun.map).await?;
-        Err(CommandError::usage(format!(
-            "--targets means {engines} engines, and there are {count} inputs: there must be one for each"
-        )))
-    }
-
-    /// Ends a map to which no input was sent.
-    async fn abandon(&self, map: MapId) -> Result<(), ClientError> {
-        self.client.feed(map, Vec::new(), Feeding::default()).await?;
-        self.cancel(map).await
+        let why = format!("--targets means {engines} engines, and there are {count} inputs: there must be one for each");
+        self.client.abandon(begun.map, 0, &why).await?;
+        Err(CommandError::usage(why))
     }
 
     async fn cancel(&self, map: MapId) -> Result<(), ClientError> {

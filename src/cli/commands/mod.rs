@@ -42,6 +42,7 @@ pub mod wait;
 use super::{CommandError, Context, Exit};
 use crate::launchers::supervisor::{self, Supervised};
 use std::ffi::OsString;
+use std::path::PathBuf;
 
 macro_rules! commands {
     ($($(#[$attribute:meta])* $variant:ident => $module:ident),* $(,)?) => {
@@ -135,9 +136,9 @@ struct Care {
 const SUPERVISE: &str = "--supervise";
 
 /// Runs this command line as a process of its own, without `--supervise`, and again when it was killed or has crashed.
-fn supervise(care: &Care) -> Result<Exit, CommandError> {
+fn supervise(care: &Care, trouble: Option<PathBuf>) -> Result<Exit, CommandError> {
     let supervised = care.of(std::env::args_os().skip(1).filter(|word| word != SUPERVISE).collect())?;
-    supervise_this(&supervised)
+    supervise_this(&Supervised { trouble, ..supervised })
 }
 
 fn supervise_this(supervised: &Supervised) -> Result<Exit, CommandError> {
@@ -173,6 +174,7 @@ impl Care {
             again: self.again.iter().map(Into::into).collect(),
             insists: self.insists,
             watches: self.watches,
+            trouble: None,
             is_this_program: true,
         })
     }

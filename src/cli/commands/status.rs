@@ -45,10 +45,11 @@ pub fn run(_args: Args, context: &Context) -> Result<Exit, CommandError> {
     let profile = context.profile_dir()?;
     let client = context.client()?;
     let status = context.block_on(client.status())??;
-    let keeper = ClusterState::read(&profile, &context.cluster_id)
-        .ok()
-        .flatten()
-        .and_then(|state| state.keeper);
+    let state = ClusterState::read(&profile, &context.cluster_id).unwrap_or_else(|error| {
+        context.say(format!("{error}; the controller runs all the same"));
+        None
+    });
+    let keeper = state.and_then(|state| state.keeper);
     if context.json {
         json::print(&View {
             profile: profile.name(),

@@ -37,11 +37,12 @@ pub fn run(args: Args, context: &Context) -> Result<Exit, CommandError> {
     if args.supervise {
         // Fails where it leads a session already: then there is nothing to be done.
         let _ = nix::unistd::setsid();
-        return supervise(&Care {
+        let care = Care {
             again: &["--again"],
             insists: true,
             watches: false,
-        });
+        };
+        return supervise(&care, None);
     }
     let (file, state) = match args.state {
         // Ended before it has begun: the file is gone.

@@ -73,14 +73,18 @@ impl Trait {
 pub type Refusal = String;
 
 /// The command line of `pcluster controller` and `pcluster engine` with each `--Class.trait=value` (or `--Class.trait value`)
-/// as `--trait=Class.trait=value`, which the argument parser can take. Other commands' lines stay as they are.
-pub fn traits_as_options(words: impl IntoIterator<Item = OsString>) -> Vec<OsString> {
+/// as `--trait=Class.trait=value`, which the argument parser can take. Other commands' lines stay as they are. `is_flag`: this option
+/// takes no value.
+pub fn traits_as_options(words: impl IntoIterator<Item = OsString>, is_flag: impl Fn(&str) -> bool) -> Vec<OsString> {
     let mut words = words.into_iter().peekable();
     let mut taken = Vec::new();
     let mut is_theirs = false;
     while let Some(word) = words.next() {
         // `ipcluster start … ""` passes it on; behind an option it is that one's value.
-        let is_value = taken.last().is_some_and(|last: &OsString| last.to_string_lossy().starts_with('-'));
+        let is_value = taken.last().is_some_and(|last: &OsString| {
+            let last = last.to_string_lossy();
+            last.starts_with('-') && !last.contains('=') && !is_flag(&last)
+        });
         if is_theirs && word.is_empty() && !is_value {
             continue;
         }
@@ -118,7 +122,7 @@ mod tests {
     use super::*;
 
     fn rewritten(line: &str) -> String {
-        let words = traits_as_options(line.split(' ').map(OsString::from));
+        let words = traits_as_options(line.split(' ').map(OsString::from), |option| option == "--quiet");
         words.iter().map(|w| w.to_string_lossy()).collect::<Vec<_>>().join(" ")
     }
 
@@ -134,6 +138,10 @@ mod tests {
         );
         assert_eq!(rewritten("pcluster controller "), "pcluster controller");
         assert_eq!(rewritten("pcluster engine --file f  "), "pcluster engine --file f");
+        assert_eq!(
+            rewritten("pcluster controller  --ping=1  --A.b= --quiet  --log x"),
+            "pcluster controller --ping=1 --trait=A.b= --quiet --log x"
+        );
         let other = "pcluster controller --cluster-id  --ping=1";
         assert_eq!(rewritten(other), other);
         let other = "pcluster map --IPController.ip=* controller";

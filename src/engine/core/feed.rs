@@ -31,9 +31,9 @@ impl Core {
         if stopping || self.leaving.is_some() || !self.has_room_for_values() {
             return;
         }
-        self.give_up_python(now, effects);
         self.give_up_code(now, effects);
         loop {
+            self.give_up_python(now, effects);
             match self.next() {
                 Next::Nothing => return,
                 Next::Unknown => {
@@ -99,10 +99,7 @@ impl Core {
             Readiness::Ready => {}
             Readiness::NotYet => return false,
             // Known only now: what there is goes back before the next unit is looked at.
-            Readiness::Unavailable => {
-                self.give_up_python(now, effects);
-                return true;
-            }
+            Readiness::Unavailable => return true,
         }
         let room = self.room(now);
         let Some(front) = self.queue.front() else { return false };

@@ -11,6 +11,7 @@ mod reports;
 mod signals;
 
 use crate::engine::bundles::Bundles;
+use crate::engine::code_directory;
 use crate::engine::command::{self, CommandEvent, Running};
 use crate::engine::core::{Core, CoreSettings, Event, Now};
 use crate::engine::forker::Forker;
@@ -98,6 +99,10 @@ impl Driver {
         };
         if settings.takes_in_orphans {
             Leftovers::take_in_orphans();
+        }
+        // It ends by itself; an engine works without it.
+        if let Err(error) = std::thread::Builder::new().name("sweep".into()).spawn(code_directory::sweep) {
+            tracing::debug!("what killed engines left is not removed: {error}");
         }
         let (worker_sender, worker_events) = unbounded_channel();
         let (command_sender, command_events) = channel(16);

@@ -13,6 +13,24 @@ use std::sync::atomic::{AtomicBool, Ordering};
 /// Names the other end to the process that is started: its number there, and who made it.
 const VARIABLE: &str = "PCLUSTER_BOND";
 
+/// Bytes of a reason; a socket's buffer takes them without waiting.
+const MAX_REASON: usize = 2000;
+
+/// What a process has sent before its end.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct LastWords(pub Vec<u8>);
+
+impl LastWords {
+    pub fn code(&self) -> Option<u8> {
+        self.0.last().copied()
+    }
+
+    pub fn reason(&self) -> Option<String> {
+        let (_, reason) = self.0.split_last()?;
+        (!reason.is_empty()).then(|| String::from_utf8_lossy(reason).into_owned())
+    }
+}
+
 /// One end.
 #[derive(Debug)]
 pub struct Bond(UnixStream);
@@ -62,17 +80,19 @@ impl Bond {
         self.0.try_clone().map(Bond)
     }
 
-    /// Says the exit code. There may be nobody any more who listens.
-    pub fn say(&self, code: u8) {
-        let _ = (&self.0).write_all(&[code]);
+    /// Sends the reason, if there is one, and the exit code as the last byte. The other may be gone already.
+    pub fn say(&self, code: u8, reason: &str) {
+        let reason = reason.as_bytes();
+        let reason = &reason[..reason.len().min(MAX_REASON)];
+        let _ = (&self.0).write_all(&[reason, &[code]].concat());
     }
 
-    /// Waits until the other is gone; the exit code that it has said before.
-    pub fn wait(&self) -> Option<u8> {
-        let mut said = None;
+    /// Waits until the other is gone.
+    pub fn wait(&self) -> LastWords {
+        let mut said = LastWords::default();
         loop {
             match self.read() {
-                Ok(Some(code)) => said = Some(code),
+                Ok(Some(byte)) => said.0.push(byte),
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Ok(None) | Err(_) => return said,
             }
@@ -121,10 +141,15 @@ mod tests {
     fn an_end_in_order_says_its_code_and_a_kill_says_nothing() {
         // The process writes where the variable says; a child of its own, which has it too, is gone before.
         let (bond, mut child) = shell("set -- $PCLUSTER_BOND; sleep 0; printf '\\005' >&$1");
-        assert_eq!(bond.wait(), Some(5));
+        let said = bond.wait();
+        assert_eq!((said.code(), said.reason()), (Some(5), None));
+        child.wait().unwrap();
+        let (bond, mut child) = shell("set -- $PCLUSTER_BOND; printf 'disk full\\113' >&$1");
+        let said = bond.wait();
+        assert_eq!((said.code(), said.reason().as_deref()), (Some(0o113), Some("disk full")));
         child.wait().unwrap();
         let (bond, mut child) = shell("kill -KILL $$");
-        assert_eq!(bond.wait(), None);
+        assert_eq!(bond.wait(), LastWords::default());
         child.wait().unwrap();
     }
 

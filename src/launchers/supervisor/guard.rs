@@ -38,12 +38,12 @@ pub fn begin(supervisor: Supervised) {
     }
 }
 
-/// This process ends in order, with this exit code.
-pub fn ends(code: u8) {
+/// This process ends in order, with this exit code, for this reason if it failed.
+pub fn ends(code: u8, reason: &str) {
     let mut state = state();
     state.ends = true;
     if let Some(bond) = &state.bond {
-        bond.say(code);
+        bond.say(code, reason);
     }
 }
 
@@ -52,7 +52,7 @@ pub fn ends_by_panic(code: u8) {
     if let Ok(mut state) = STATE.try_lock() {
         state.ends = true;
         if let Some(bond) = &state.bond {
-            bond.say(code);
+            bond.say(code, "");
         }
     }
 }

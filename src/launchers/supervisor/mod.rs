@@ -9,7 +9,8 @@ mod bond;
 pub mod guard;
 
 use crate::sys::process::{self, Mark, ProcessId};
-use bond::Bond;
+use crate::sys::trouble::{Trouble, TroubleFile};
+use bond::{Bond, LastWords};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
@@ -20,7 +21,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 /// The pause before a new start; each further one is twice as long,
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
@@ -32,6 +33,8 @@ const WELL: Duration = Duration::from_secs(60);
 const MOST_REFUSALS: u32 = 10;
 /// Exit codes of a process that failed by a mistake of its own: cli/error.rs has the one, a panic the other.
 const MISTAKES: [i32; 2] = [70, 101];
+/// The exit code of a process that failed for a cause that may pass (sysexits.h: EX_TEMPFAIL): a full disk, an address in use.
+pub const TEMPORARY: u8 = 75;
 
 /// How often one looks whether a process that has closed its files is gone.
 const LOOK_EVERY: Duration = Duration::from_millis(5);
@@ -47,6 +50,8 @@ pub struct Supervised {
     pub insists: bool,
     /// Whether it watches its supervisor ([`guard`]).
     pub watches: bool,
+    /// Where to note why it does not run, while it is to be started again.
+    pub trouble: Option<PathBuf>,
     /// Whether the program is this one.
     pub is_this_program: bool,
 }
@@ -67,6 +72,9 @@ struct Record {
     starts: u32,
     refusals: u32,
     pause: Duration,
+    /// Failed starts in a row, and when the first of them ended.
+    failures: u32,
+    since: Option<SystemTime>,
 }
 
 impl Record {
@@ -76,6 +84,21 @@ impl Record {
             starts: 0,
             refusals: 0,
             pause: FIRST_PAUSE,
+            failures: 0,
+            since: None,
+        }
+    }
+
+    /// Notes a failed start. One that was killed has not failed.
+    fn failed(&mut self, reason: String, file: Option<&TroubleFile>) {
+        let since = *self.since.get_or_insert_with(SystemTime::now);
+        self.failures += 1;
+        if let Some(file) = file {
+            file.note(&Trouble {
+                reason,
+                attempts: self.failures,
+                since: since.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64(),
+            });
         }
     }
 
@@ -87,11 +110,17 @@ impl Record {
         }
         if lived >= WELL {
             (self.pause, self.refusals) = (FIRST_PAUSE, 0);
+            (self.failures, self.since) = (0, None);
+        }
+        let was_well = self.starts > 1 || lived >= WELL;
+        if code == i32::from(TEMPORARY) && self.insists && was_well {
+            // However long that takes.
+            self.refusals = 0;
+            return self.pause();
         }
         let refused = status.code().is_some_and(|code| !MISTAKES.contains(&code));
         if refused {
             self.refusals += 1;
-            let was_well = self.starts > 1 || lived >= WELL;
             if !self.insists || !was_well || self.refusals >= MOST_REFUSALS {
                 return end;
             }
@@ -123,6 +152,7 @@ pub fn run(supervised: &Supervised) -> io::Result<u8> {
     };
     let mut record = Record::new(supervised.insists);
     let mut taken_over = TakenOver::inherited()?;
+    let trouble = supervised.trouble.as_deref().map(TroubleFile::prepare);
     loop {
         record.starts += 1;
         let running = match taken_over.take() {
@@ -135,12 +165,18 @@ pub fn run(supervised: &Supervised) -> io::Result<u8> {
                 let next = record.ended(status, lived, signals.told_to_end);
                 if let Next::Again(pause) = next {
                     tracing::warn!("process {} ended ({status}); starting it again in {pause:?}", running.pid());
+                    if status.code().is_some() {
+                        let reason = running.reason().unwrap_or_else(|| format!("it ended with {status}"));
+                        record.failed(reason, trouble.as_ref());
+                    }
                 }
                 next
             }
             Err(error) if record.starts == 1 => return Err(error),
             Err(error) => {
-                tracing::error!("cannot start {} again: {error}", supervised.program.display());
+                let reason = format!("cannot start {} again: {error}", supervised.program.display());
+                tracing::error!("{reason}");
+                record.failed(reason, trouble.as_ref());
                 record.pause()
             }
         };
@@ -163,7 +199,7 @@ impl Supervised {
         Ok(Running::Child {
             child: command.spawn()?,
             begun: Instant::now(),
-            _bond: bond,
+            bond,
         })
     }
 
@@ -194,7 +230,7 @@ enum Running {
         child: Child,
         begun: Instant,
         /// Open as long as this process lives: its end says that.
-        _bond: Option<Bond>,
+        bond: Option<Bond>,
     },
     TakenOver(TakenOver),
 }
@@ -204,8 +240,7 @@ struct TakenOver {
     process: ProcessId,
     begun: Instant,
     bond: Bond,
-    /// As it has said.
-    code: Option<u8>,
+    said: LastWords,
 }
 
 impl TakenOver {
@@ -218,7 +253,7 @@ impl TakenOver {
             process: ProcessId::of(pid),
             begun: Instant::now(),
             bond,
-            code: None,
+            said: LastWords::default(),
         }))
     }
 
@@ -249,7 +284,7 @@ impl Running {
             Running::Child { child, begun, .. } => Ok(child.try_wait()?.map(|status| (status, begun.elapsed()))),
             Running::TakenOver(taken) => {
                 match taken.bond.read() {
-                    Ok(Some(code)) => taken.code = Some(code),
+                    Ok(Some(byte)) => taken.said.0.push(byte),
                     Ok(None) => {
                         let lived = taken.process.age().unwrap_or(taken.begun.elapsed());
                         // Its files are closed a moment before it is gone; never are there two.
@@ -257,7 +292,7 @@ impl Running {
                             std::thread::sleep(LOOK_EVERY);
                         }
                         // One that says nothing was killed or has crashed, however that was.
-                        let status = taken.code.map_or(Signal::SIGKILL as i32, |code| i32::from(code) << 8);
+                        let status = taken.said.code().map_or(Signal::SIGKILL as i32, |code| i32::from(code) << 8);
                         return Ok(Some((ExitStatus::from_raw(status), lived)));
                     }
                     Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {}
@@ -265,6 +300,19 @@ impl Running {
                 }
                 Ok(None)
             }
+        }
+    }
+
+    /// Why it ended, as it has said; after its end.
+    fn reason(&self) -> Option<String> {
+        match self {
+            Running::Child { bond, .. } => {
+                let bond = bond.as_ref()?;
+                // What it has started may hold the other end still.
+                bond.never_wait().ok()?;
+                bond.wait().reason()
+            }
+            Running::TakenOver(taken) => taken.said.reason(),
         }
     }
 
@@ -390,5 +438,29 @@ mod tests {
         let mut record = Record::new(false);
         record.starts = 2;
         assert_eq!(record.ended(code(4), WELL, false), Next::End(4));
+    }
+
+    #[test]
+    fn a_cause_that_may_pass_ends_nothing_that_ran_before_and_pauses_stay_bounded() {
+        let temporary = || code(i32::from(TEMPORARY));
+        assert_eq!(
+            Record {
+                starts: 1,
+                ..Record::new(true)
+            }
+            .ended(temporary(), SHORT, false),
+            Next::End(TEMPORARY)
+        );
+        let mut record = Record::new(true);
+        record.starts = 2;
+        for _ in 0..10 * MOST_REFUSALS {
+            assert!(matches!(record.ended(temporary(), SHORT, false), Next::Again(pause) if pause <= LONGEST_PAUSE));
+        }
+        // Between them a lasting cause is counted anew.
+        for _ in 1..MOST_REFUSALS {
+            assert!(matches!(record.ended(code(5), SHORT, false), Next::Again(_)));
+        }
+        assert_eq!(record.ended(code(5), SHORT, false), Next::End(5));
+        assert_eq!(record.ended(temporary(), SHORT, true), Next::End(TEMPORARY));
     }
 }

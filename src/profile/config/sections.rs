@@ -132,6 +132,8 @@ pub struct LauncherConfig {
     pub engines: String,
     /// How many engines `start` starts; by default one for each processor here.
     pub n: Option<u32>,
+    /// Whether engines for which this host has no room (processes, memory, open files) are refused before any is started.
+    pub check_limits: bool,
     /// How long `start` waits for the controller's connection files.
     pub controller_timeout_ms: u64,
     /// How long `start` waits for all engines to register.
@@ -154,6 +156,7 @@ impl Default for LauncherConfig {
             controller: "local".into(),
             engines: "local".into(),
             n: None,
+            check_limits: true,
             controller_timeout_ms: 30_000,
             engines_timeout_ms: 60_000,
             stop_ms: 10_000,

@@ -64,6 +64,10 @@ impl Running {
         });
     }
 
+    pub fn has_ended(&mut self) -> bool {
+        self.child.try_wait().unwrap().is_some()
+    }
+
     /// Waits for its end.
     pub fn end(mut self) -> Ended {
         let status = wait_until(&format!("the end of {}", self.spelled), || self.child.try_wait().unwrap());

@@ -43,9 +43,9 @@ pub fn run(places: &Places, quick: bool) -> Result<(), String> {
     for scheduler in &schedulers::WIDE {
         let up = match scheduler.up(places) {
             Ok(up) => up,
-            Err(why) => {
-                println!("  {}: {why}", scheduler.name);
-                tools.missing.push(format!("{} ({why})", scheduler.name));
+            Err(not_up) => {
+                println!("  {}: {}", scheduler.name, not_up.reason);
+                tools.missing.push(format!("{} ({})", scheduler.name, not_up.summary()));
                 continue;
             }
         };

@@ -106,7 +106,7 @@ impl Report {
                 n => format!(" (and {} more like it)", n - 1),
             };
             text.push_str(&format!(
-                "task {} failed on {}: {}{times}\n",
+                "task {} failed on input {}: {}{times}\n",
                 failure.task,
                 cut(&failure.input),
                 cut(&failure.error)
@@ -182,8 +182,8 @@ mod tests {
         };
         insta::assert_snapshot!(report.text(&counts, "", false), @r#"
         note: 1 value is more than JSON holds: readable JSON is shown; --format pickle and --reduce have the exact values
-        task 1.2 failed on in,2: ValueError: no digits (and 2 more like it)
-        task 1.5 failed on in,5: ValueError: too long
+        task 1.2 failed on input in,2: ValueError: no digits (and 2 more like it)
+        task 1.5 failed on input in,5: ValueError: too long
         4 of 15 tasks failed
         see them:       pcluster results 1 --failed
         run them again: pcluster resubmit 1 --failed
