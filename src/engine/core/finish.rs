@@ -151,7 +151,7 @@ impl Core {
             started: current.started,
             outcome,
             streams: match current.wrote {
-                Wrote::Kept(streams) => streams,
+                Wrote::Kept(streams) => *streams,
                 Wrote::Passed(_) => Streams::default(),
             },
         };

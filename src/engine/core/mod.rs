@@ -87,7 +87,7 @@ struct Current {
 #[derive(Debug)]
 enum Wrote {
     /// A task: kept until it is on record.
-    Kept(Streams),
+    Kept(Box<Streams>),
     /// A request: passed on.
     Passed([Text; 2]),
 }
@@ -95,7 +95,7 @@ enum Wrote {
 impl Wrote {
     fn of(unit: &Unit) -> Wrote {
         match unit {
-            Unit::Task { .. } => Wrote::Kept(Streams::default()),
+            Unit::Task { .. } => Wrote::Kept(Box::default()),
             Unit::Request(_) => Wrote::Passed(Default::default()),
         }
     }
