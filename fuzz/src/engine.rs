@@ -123,7 +123,7 @@ impl World {
             "shutdown" => self.event(Event::ShutdownAsked {
                 drain: small(0) == 1,
                 reason: "it was told".into(),
-                grace_ms: number(1),
+                grace_period_ms: number(1),
             }),
             "ready" => self.ready(),
             "refuses" if std::mem::take(&mut self.starting) => self.event(Event::WorkerFailed { reason: "no".into() }),

@@ -14,7 +14,7 @@ use crate::db::Writer;
 use crate::model::change::Change;
 use crate::model::{EngineUuid, UnixTime};
 use crate::profile::config::Durability;
-use crate::sys::{process, trouble};
+use crate::sys::{problem, process};
 use crate::transport::{Security, TransportError};
 use crate::wire::content::client::reply_type;
 use crate::wire::content::engine::{Channel, without_buffers};
@@ -72,7 +72,7 @@ pub(super) async fn run(settings: ControllerSettings) -> Result<(), ControllerEr
         database = %database.display(),
         "the controller serves"
     );
-    trouble::clear(&settings.profile.trouble_file(&settings.cluster_id));
+    problem::clear(&settings.profile.trouble_file(&settings.cluster_id));
     let giving_back = tokio::spawn(crate::memory::give_back());
     let result = driver.serve(arrivals, words, events).await;
     giving_back.abort();

@@ -15,7 +15,7 @@ use crate::connection::ConnectionError;
 use crate::db::{DbError, DbErrorKind};
 use crate::profile::ProfileDir;
 use crate::profile::config::ControllerConfig;
-use crate::sys::trouble;
+use crate::sys::problem;
 use crate::transport::TransportError;
 
 #[derive(Clone, Debug)]
@@ -59,7 +59,7 @@ impl ControllerError {
                 DbErrorKind::Full | DbErrorKind::Disk | DbErrorKind::Locked | DbErrorKind::Exhausted
             ),
             ControllerError::Connection(ConnectionError::Read { source, .. } | ConnectionError::Write { source, .. })
-            | ControllerError::System { source, .. } => trouble::is_transient(source),
+            | ControllerError::System { source, .. } => problem::is_transient(source),
             ControllerError::Connection(_) | ControllerError::Running { .. } | ControllerError::Prepare { .. } => false,
         }
     }

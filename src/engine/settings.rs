@@ -18,12 +18,12 @@ pub struct EngineSettings {
     /// The worker's interpreter; none: the active virtual environment's, else `python3`.
     pub python: Option<String>,
     /// From SIGINT to SIGTERM when a task is stopped.
-    pub interrupt_ms: u64,
+    pub interrupt_timeout_ms: u64,
     /// From SIGTERM to SIGKILL.
-    pub terminate_ms: u64,
+    pub terminate_timeout_ms: u64,
     /// How long a running task may go on after the engine was told to leave (SIGTERM, a warning of its batch system); by default as
     /// long as that system is known to leave, and 5 seconds where that is not known.
-    pub grace_ms: Option<u64>,
+    pub grace_period_ms: Option<u64>,
     pub batch: BatchJob,
     /// How long to try to register before giving up.
     pub registration_timeout_ms: u64,
@@ -50,9 +50,9 @@ impl EngineSettings {
             location: None,
             id: None,
             python: None,
-            interrupt_ms: 5000,
-            terminate_ms: 5000,
-            grace_ms: None,
+            interrupt_timeout_ms: 5000,
+            terminate_timeout_ms: 5000,
+            grace_period_ms: None,
             batch: BatchJob::default(),
             registration_timeout_ms: 30_000,
             cwd: None,

@@ -1,5 +1,6 @@
 //! A tunnel of the engine's own to a controller that it does not reach: through the ssh server that the connection file names. A port of
 //! this host's loopback leads there.
+use crate::connection::file::NATIVE;
 use crate::ssh::tunnel::daemon::Daemon;
 use crate::ssh::tunnel::forward::Forward;
 use crate::ssh::tunnel::{Direction, Endpoint, LeadsTo, Target, TunnelError, TunnelState};
@@ -8,8 +9,6 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
-
-const CHANNEL: &str = "native";
 
 /// Ends its ssh connection when it is dropped.
 pub struct SshTunnel {
@@ -32,7 +31,7 @@ impl Target for Controller {
     async fn locate(&mut self, _: &Ssh) -> Result<Endpoint, TunnelError> {
         Ok(Endpoint {
             addresses: self.addresses.clone(),
-            ports: BTreeMap::from([(CHANNEL.to_string(), self.port)]),
+            ports: BTreeMap::from([(NATIVE.to_string(), self.port)]),
             ..Endpoint::default()
         })
     }
@@ -55,10 +54,10 @@ impl SshTunnel {
             port,
             found: Some(sender),
         };
-        let mut state = TunnelState::new(Direction::Forward, server.as_str(), Path::new(""), "", vec![CHANNEL.into()]);
+        let mut state = TunnelState::new(Direction::Forward, server.as_str(), Path::new(""), "", vec![NATIVE.into()]);
         // It looks for the controller when a connection is refused, and not before: there may be a thousand engines.
         let forward = Forward::bind(controller, &mut state, None).await?;
-        let port = state.ports.get(CHANNEL).copied().unwrap_or_default();
+        let port = state.ports.get(NATIVE).copied().unwrap_or_default();
         let daemon = tokio::spawn(async move { Daemon::new(forward, state, None).run(true).await });
         let mut tunnel = SshTunnel {
             daemon,

@@ -107,6 +107,6 @@ impl LaunchError {
 fn list(troubles: &[String]) -> String {
     troubles
         .iter()
-        .map(|trouble| format!("\n  {}", trouble.replace('\n', "\n  ")))
+        .map(|problem| format!("\n  {}", problem.replace('\n', "\n  ")))
         .collect()
 }

@@ -29,7 +29,7 @@ pub struct Launched {
     pub awaited_by: Option<ProcessId>,
     /// What did not start, and why, where the rest is enough. Said once, not kept.
     #[serde(skip)]
-    pub trouble: Vec<String>,
+    pub problem: Vec<String>,
     /// What else people should know. Said once, not kept.
     #[serde(skip)]
     pub notes: Vec<String>,

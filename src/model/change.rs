@@ -100,7 +100,7 @@ pub enum Change {
         at: UnixTime,
         reason: String,
     },
-    /// How far the time has come by which records age (`controller.keep_days`).
+    /// How far the time has come by which records age (`controller.retention_days`).
     RetentionClock {
         at: UnixTime,
     },

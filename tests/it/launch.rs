@@ -1,10 +1,10 @@
-//! Starts that do not work out: what is said, and that nothing of them is left.
+//! Failing starts: their messages, and that they leave nothing behind.
 use super::support::{Cluster, Home, PCLUSTER, Running, kill_both, signal, wait_for_exit, wait_until};
 use nix::sys::signal::Signal::SIGINT;
 use serde_json::Value;
 use std::os::unix::fs::PermissionsExt;
 
-/// A program that stands for an engine.
+/// A program in place of an engine.
 fn pretender(home: &Home, script: &str) -> String {
     let path = home.file("pretender", &format!("#!/bin/sh\n{script}\n"));
     let file = std::fs::File::open(&path).unwrap();
@@ -30,14 +30,14 @@ fn nothing_is_left(home: &Home) {
 }
 
 #[test]
-fn engines_that_end_at_once_end_the_start_with_their_last_words() {
+fn engines_that_exit_at_once_fail_the_start_with_their_log() {
     let home = Home::new();
     let engine = pretender(&home, "echo 'no licence for this host' >&2; exit 3");
     let ended = home.run(&["start", "-n", "2", "--engine", "ipengine", "--set", &engine]);
     ended.fails(
         5,
         &[
-            "engines ended before they were registered (exit code 3)",
+            "engines exited before they registered (exit code 3)",
             "| no licence for this host",
             "engine-",
         ],
@@ -47,7 +47,7 @@ fn engines_that_end_at_once_end_the_start_with_their_last_words() {
 }
 
 #[test]
-fn engines_that_never_come_are_not_waited_for_without_end() {
+fn waiting_for_engines_times_out() {
     let home = Home::new();
     let engine = pretender(&home, "echo $$; exec sleep 1000");
     let ended = home.run(&["start", "-n", "1", "--engine", "ipengine", "--set", &engine, "--timeout", "1s"]);
@@ -58,7 +58,7 @@ fn engines_that_never_come_are_not_waited_for_without_end() {
 }
 
 #[test]
-fn a_start_that_is_interrupted_takes_back_what_it_started() {
+fn an_interrupted_start_stops_what_it_started() {
     let home = Home::new();
     let engine = pretender(&home, "exec sleep 1000");
     let start = home.spawn(&["start", "-n", "2", "--engine", "ipengine", "--set", &engine]);
@@ -74,14 +74,14 @@ fn a_start_that_is_interrupted_takes_back_what_it_started() {
 }
 
 #[test]
-fn after_a_crash_engines_that_run_are_kept_and_missing_ones_added() {
+fn after_a_crash_running_engines_are_kept_and_missing_ones_started() {
     let home = Cluster::start(2);
     let processes = home.engine_pids();
-    // Engines' ids need not come in the order in which they were started.
+    // Engine ids may differ from the order of starting.
     let supervisor = |engine: u32| parent_of(engine);
     let (lost, kept) = (supervisor(processes[0]), supervisor(processes[1]));
     assert!(home.supervisors().contains(&lost) && home.supervisors().contains(&kept));
-    home.kill_controller_for_good();
+    home.kill_controller_and_supervisor();
     // With its supervisor, or there would be another one.
     kill_both(lost, processes[0]);
     home.ok(&["start", "-n", "2"]);

@@ -27,7 +27,7 @@ fn is_left_alone(home: &Home, before: &[u8]) {
 }
 
 #[test]
-fn a_database_that_cannot_be_used_ends_the_start_and_is_left_alone() {
+fn an_unusable_database_fails_the_start_and_is_unchanged() {
     let home = Home::new();
     fs::create_dir_all(home.profile()).unwrap();
     let begins = ["start", "-n", "0"];
@@ -59,7 +59,7 @@ fn a_database_that_cannot_be_used_ends_the_start_and_is_left_alone() {
     with_sqlite_version(&home, 1000);
 }
 
-/// The version stands in the file's head.
+/// The version is in the header of the file.
 fn with_sqlite_version(home: &Home, was: u32) {
     let mut bytes = fs::read(database(home)).unwrap();
     assert_eq!(bytes[60..64], was.to_be_bytes());
@@ -71,7 +71,7 @@ fn with_sqlite_version(home: &Home, was: u32) {
 }
 
 #[test]
-fn a_database_that_another_process_has_locked_is_said_to_be() {
+fn a_database_locked_by_another_process_is_reported() {
     let cluster = Cluster::start(0);
     cluster.ok(&["stop"]);
     // It holds the file until its stdin ends.
@@ -97,7 +97,7 @@ fn a_database_that_another_process_has_locked_is_said_to_be() {
 }
 
 #[test]
-fn of_several_controllers_that_start_at_once_one_serves_and_the_others_say_so() {
+fn of_several_concurrent_controllers_one_serves_and_the_others_report_it() {
     let home = Home::new();
     let mut all: Vec<_> = (0..4).map(|_| home.spawn(&["controller"])).collect();
     let file = home.profile().join("security/ipcontroller-client.json");
@@ -111,7 +111,7 @@ fn of_several_controllers_that_start_at_once_one_serves_and_the_others_say_so() 
     for other in all {
         other.end().fails(4, &["runs already", &format!("pid {serving}"), "pcluster stop"]);
     }
-    // They have not touched what the first one has written.
+    // They have not changed the files of the first one.
     home.ok(&["status"]);
     home.ok(&["stop"]);
     first.end().ok();
@@ -122,7 +122,7 @@ fn of_several_controllers_that_start_at_once_one_serves_and_the_others_say_so() 
 struct SmallDisk(PathBuf);
 
 impl SmallDisk {
-    /// None where this may not be done.
+    /// None without permission.
     fn at(path: &Path, size: &str) -> Option<SmallDisk> {
         fs::create_dir_all(path).unwrap();
         let mounted = nix::unistd::geteuid().is_root()
@@ -172,13 +172,13 @@ impl Drop for SmallDisk {
 }
 
 #[test]
-fn on_a_full_disk_all_waits_and_goes_on_when_there_is_room_again() {
+fn a_full_disk_pauses_everything_until_space_is_available() {
     let home = Home::new();
     let Some(disk) = SmallDisk::at(&home.profile(), "64m") else {
         skip("only root can mount a small file system");
         return;
     };
-    // What is wrong can be told, as the log is elsewhere.
+    // The error can be logged, as the log is on another disk.
     fs::create_dir(home.path().join("log")).unwrap();
     std::os::unix::fs::symlink(home.path().join("log"), home.profile().join("log")).unwrap();
     let cluster = Cluster::start_in(home, 2, &[]);

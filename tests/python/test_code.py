@@ -123,7 +123,7 @@ def test_with_brings_data_and_modules_from_elsewhere(engines, tmp_path):
     _, error = pcluster(engines, project, "map", "top.py:f", "--range", "0..1", code=1)
     assert "ModuleNotFoundError" in error and "--with PATH" in error
     _, error = pcluster(engines, project, "map", "work.py:f", "--range", "0..1", "--with", "nothing", code=2)
-    assert "there is no file or directory %s" % (project / "nothing") in error
+    assert "no file or directory %s" % (project / "nothing") in error
 
 
 def test_a_large_bundle_is_sent_once(engines, tmp_path):
@@ -215,7 +215,7 @@ def test_resubmit_says_what_has_changed_and_runs_which_code_is_wanted(engines, t
     assert "changed" not in said and found == [0, 1, None, 3]
     write(tmp_path, helper="def g(x): return 10 * x")
     said, found = run_again(number, "--failed")
-    assert "the code of map %s has changed since it was last sent: %s" % (number, tmp_path / "helper.py") in said
+    assert "the code of map %s has changed since it was last submitted: %s" % (number, tmp_path / "helper.py") in said
     assert "--code current" in said and found == [0, 1, None, 3]
     said, found = run_again(number, "--failed", "--code", "current")
     assert found == [0, 1, 20, 3]
@@ -231,7 +231,7 @@ def test_resubmit_says_what_has_changed_and_runs_which_code_is_wanted(engines, t
         assert before != now and file.execute("SELECT count(*) FROM bundle WHERE hash IN (?, ?)", [before, now]).fetchone() == (2,)
     (tmp_path / "job.py").unlink()
     said, found = run_again("%s.3" % number)
-    assert "cannot be read any more" in said and found == [0, 10, 20, 30]
+    assert "cannot read the code of map" in said and found == [0, 10, 20, 30]
     run_again("%s.3" % number, "--code", "current", code=2)
     # What no map refers to goes.
     pcluster(engines, tmp_path, "purge", number, "--yes")

@@ -2,14 +2,14 @@
 //! are killed or stopped at random.
 //!
 //! The load: maps of functions, commands with large outputs, large values, reductions, chains, detached maps, and an unmodified
-//! ipyparallel client with many requests outstanding. Each execution of a task writes a line into a ledger, behind pcluster's back.
+//! ipyparallel client with many outstanding requests. Each execution of a task writes a line into a ledger, independent of pcluster.
 //! At the end every map must have printed
 //! the right values, every task must be done once according to the records, and of a task that was executed more than
 //! once at most one execution may have been by a process that was neither killed nor given up by the controller because
 //! its lease had run out. Whatever is killed must come back by itself, unless it was killed together with its supervisor.
-//! The seed decides what is done to whom; how the processes run beside each other it cannot decide.
+//! The seed determines the faults and their targets, but not the scheduling of the processes.
 //!
-//! Parts: `workload` (what is submitted), `faults` (what is done to whom), `disk`, `processes` (who there is), `verdict` (what must hold).
+//! Parts: `workload` (submitted work), `faults` (injected faults), `disk`, `processes` (the running ones), `verdict` (invariants).
 mod disk;
 mod faults;
 mod processes;
@@ -48,7 +48,7 @@ const SETTINGS: [&str; 8] = [
     "--set",
     "launcher.n=3",
     "--set",
-    "controller.heartbeat_ms=500",
+    "controller.heartbeat_interval_ms=500",
     "--set",
     "controller.lease_ms=4000",
     "--set",

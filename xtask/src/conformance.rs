@@ -1,7 +1,7 @@
-//! `cargo xtask conformance`: the test suite that the package ipyparallel carries, run with pcluster's programs where it would
-//! start its own. docs/explanation/conformance.md says how, and argues the exceptions, which stand in a file.
+//! `cargo xtask conformance`: runs ipyparallel's test suite with pcluster's programs instead of its
+//! own. docs/explanation/conformance.md says how, and argues the exceptions, which stand in a file.
 //!
-//! Parts: [`exceptions`] (the file), [`leftovers`] (what a broken test leaves running).
+//! Parts: [`exceptions`] (the file), [`leftovers`] (processes of failed tests).
 mod exceptions;
 mod leftovers;
 
@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 
 const OURS: &str = "tests/python/conformance";
 const EXCEPTIONS: &str = "tests/python/conformance/exceptions.txt";
-/// One test, with its cluster's start, may take so long.
+/// The timeout of one test, including the start of its cluster.
 const TIMEOUT_S: &str = "150";
 
 /// What serves the suite's clients.
@@ -59,7 +59,7 @@ pub fn options<'a>(words: &[&'a str]) -> Option<(Vec<Engine>, Option<&'a str>)> 
     Some((engines, filter))
 }
 
-/// Runs the suite once for each engine, all at the same time; what each came to. Known exceptions count as skipped.
+/// Runs the suite concurrently for each engine; returns the results. Known exceptions count as skipped.
 pub fn run(places: &Places, engines: &[Engine], filter: Option<&str>) -> Result<Vec<Outcome>, String> {
     let python = python::test_environment(places)?;
     if !status(&mut program(&places.root, &["cargo", "build", "--quiet", "--bin", "pcluster"]))?.success() {
@@ -185,7 +185,7 @@ impl Suite {
         })
     }
 
-    /// Shows what has been reported since the last look. Whether the run is over.
+    /// Shows new results; returns whether the run is complete.
     fn look(&mut self) -> Result<bool, String> {
         if self.ended.is_none() {
             let status = self.process.try_wait().map_err(|e| format!("pytest: {e}"))?;

@@ -1,4 +1,4 @@
-//! Real batch systems, brought up on this machine for the tests and taken down after: Slurm, Grid Engine, and Torque's commands
+//! Real batch systems, started on this machine for the tests and stopped afterwards: Slurm, Grid Engine, and Torque's commands
 //! before Slurm. What cannot be brought up here (no root, no packages) is counted as not run, with the reason.
 use crate::Places;
 use crate::reasons::last_lines;
@@ -72,7 +72,7 @@ pub const WIDE: [Scheduler; 2] = [
     },
 ];
 
-/// One that is up; it is taken down when this is dropped.
+/// A running batch system, stopped on drop.
 pub struct Up<'a> {
     scheduler: &'a Scheduler,
     root: PathBuf,
@@ -140,7 +140,7 @@ impl Up<'_> {
     fn bring_up(&self, log: &Path) -> Result<(), String> {
         let mut command = self.command(self.scheduler.up);
         echo(&format!("ci/batch/{} {}", self.scheduler.up, self.directory.display()));
-        // Its daemons hold what they have inherited: no pipe of ours may be among it.
+        // Its daemons keep inherited file descriptors, so they must not inherit our pipes.
         let opened = log
             .parent()
             .map_or(Ok(()), std::fs::create_dir_all)
@@ -155,7 +155,7 @@ impl Up<'_> {
         Err(last_lines(&String::from_utf8_lossy(&output), SHOWN_LINES))
     }
 
-    /// What the tests look for in `PCLUSTER_TEST_BATCH`.
+    /// The value of `PCLUSTER_TEST_BATCH` for the tests.
     pub fn place(&self) -> String {
         format!("{}:{}", self.scheduler.name, self.directory.display())
     }

@@ -80,7 +80,7 @@ fn chaos(places: &Places) -> Result<Beside, String> {
     Beside::start(places, "chaos.log", format!("cargo xtask chaos --minutes {CHAOS_MINUTES}"), command)
 }
 
-/// A command that runs while tests run here. What it says is shown when it has ended.
+/// A background command, whose output is shown when it has finished.
 struct Beside {
     line: String,
     process: Child,
@@ -99,7 +99,7 @@ impl Beside {
         Ok(Beside { line, process, log })
     }
 
-    /// Waits for its end. Whether it passed, and what it said.
+    /// Waits for completion; returns whether it passed, and its output.
     fn end(mut self) -> Result<(bool, String), String> {
         let status = self.process.wait().map_err(|e| format!("{}: {e}", self.line))?;
         echo(&format!("{}   # ran beside the tests above", self.line));
@@ -272,7 +272,7 @@ fn python_tests(places: &Places, report: &mut Report, python: Option<&Path>, whe
             "pytest",
             "-v",
             "-rsfE",
-            // A test that hangs says where, and fails.
+            // A hanging test prints its stack and fails.
             "--timeout=120",
             "-p",
             "no:cacheprovider",

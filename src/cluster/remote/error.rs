@@ -1,5 +1,6 @@
 //! What can be wrong with a cluster behind an ssh connection, and what to do next.
 use crate::model::shell;
+use crate::ssh::error::lines;
 use crate::ssh::tunnel::TunnelError;
 
 #[derive(Debug, thiserror::Error)]
@@ -68,7 +69,7 @@ impl RemoteError {
         match self {
             RemoteError::NoCluster { to, others, profile, .. } => match others.is_empty() {
                 true => vec![format!(
-                    "start one there: pcluster start --on {} --profile {} -n 4",
+                    "start one on that host: pcluster start --on {} --profile {} -n 4",
                     shell::word(to),
                     shell::word(profile)
                 )],
@@ -124,8 +125,4 @@ fn others_in_words(others: &[String]) -> String {
         [] => String::new(),
         others => format!("; there run: {}", others.join(", ")),
     }
-}
-
-fn lines(said: &str) -> String {
-    said.lines().map(|line| format!("\n  | {line}")).collect()
 }

@@ -64,7 +64,7 @@ pub enum Event {
     ShutdownAsked {
         drain: bool,
         reason: String,
-        grace_ms: Option<u64>,
+        grace_period_ms: Option<u64>,
     },
     RequestCame(Arc<Request>),
     /// Of ipyparallel clients: these requests, or all, if not begun.

@@ -265,7 +265,11 @@ impl Core {
             Event::ReturnRecorded { sequence } => self.given_back.recorded(sequence),
             Event::GiveBackAsked { at_most } => self.give_back(now, at_most as usize, effects),
             Event::CancelAsked { tasks } => self.cancel(now, tasks.into_iter().collect(), false, effects),
-            Event::ShutdownAsked { drain, reason, grace_ms } => self.leave(now, drain, reason, grace_ms, effects),
+            Event::ShutdownAsked {
+                drain,
+                reason,
+                grace_period_ms,
+            } => self.leave(now, drain, reason, grace_period_ms, effects),
             Event::RequestCame(request) => {
                 if self.aborted.remove(request.msg_id()) {
                     self.reply_aborted(now, request, effects);

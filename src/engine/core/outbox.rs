@@ -51,7 +51,7 @@ impl Default for Outbox {
 /// `the result has 17 MB …`: what is said of a message that cannot be sent.
 pub fn too_large(what: &str, bytes: usize, limit: usize) -> String {
     format!(
-        "{what} has {bytes} bytes; the controller receives messages of up to {limit} bytes (controller.most_message_mb). \
+        "{what} has {bytes} bytes; the controller receives messages of up to {limit} bytes (controller.max_message_mb). \
          Write large data to a file and return its name, or restart the cluster with a larger limit"
     )
 }

@@ -311,8 +311,8 @@ impl Core {
 
     // ---- leaving
 
-    pub(super) fn leave(&mut self, now: Now, drain: bool, reason: String, grace_ms: Option<u64>, effects: &mut Vec<Effect>) {
-        let grace = match (drain, grace_ms) {
+    pub(super) fn leave(&mut self, now: Now, drain: bool, reason: String, grace_period_ms: Option<u64>, effects: &mut Vec<Effect>) {
+        let grace = match (drain, grace_period_ms) {
             (false, _) => Some(now.instant),
             (true, None) => None,
             (true, Some(ms)) => Some(now.instant + Duration::from_millis(ms)),

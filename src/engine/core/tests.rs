@@ -397,7 +397,7 @@ fn a_task_over_its_memory_is_killed_at_once_and_the_next_one_is_not() {
 
 #[test]
 fn a_worker_that_ends_for_nothing_is_not_started_for_ever() {
-    // One that is killed may have met somebody else's trouble.
+    // One that is killed may have met somebody else's problem.
     for (killed, most) in [(false, 3), (true, 10)] {
         let mut world = World::new();
         for deaths in 0..most {
@@ -558,7 +558,7 @@ proptest! {
             }
         }
         if leaves {
-            world.event(Event::ShutdownAsked { drain: true, reason: "test".into(), grace_ms: Some(10) });
+            world.event(Event::ShutdownAsked { drain: true, reason: "test".into(), grace_period_ms: Some(10) });
         }
         world.run_dry();
         let mut ended: Vec<Held> = world.results.iter().map(|(held, _)| *held).chain(world.returned.iter().copied()).collect();

@@ -46,7 +46,7 @@ fn left(warning: Warning, ends_s: Option<f64>, job: &BatchJob) -> Option<f64> {
 
 /// How long a task may go on that runs now, in milliseconds: as long as there is time to stop it (`to_stop_s`) and to say so, and
 /// no longer than the setting says.
-fn grace_ms(left_s: Option<f64>, to_stop_s: f64, setting_ms: Option<u64>) -> u64 {
+fn grace_period_ms(left_s: Option<f64>, to_stop_s: f64, setting_ms: Option<u64>) -> u64 {
     let Some(left) = left_s else {
         return setting_ms.unwrap_or(UNKNOWN_MS);
     };
@@ -67,8 +67,12 @@ impl Driver {
 
     pub(super) fn grace_after(&self, warning: Warning) -> u64 {
         let ends_s = self.facts.ends.map(|ends| ends.0 - unix_now().0);
-        let to_stop_s = (self.settings.interrupt_ms + self.settings.terminate_ms) as f64 / 1000.0;
-        grace_ms(left(warning, ends_s, &self.settings.batch), to_stop_s, self.settings.grace_ms)
+        let to_stop_s = (self.settings.interrupt_timeout_ms + self.settings.terminate_timeout_ms) as f64 / 1000.0;
+        grace_period_ms(
+            left(warning, ends_s, &self.settings.batch),
+            to_stop_s,
+            self.settings.grace_period_ms,
+        )
     }
 }
 
@@ -106,16 +110,16 @@ mod tests {
 
     #[test]
     fn a_task_gets_all_that_is_left_but_what_stopping_takes_and_never_more() {
-        assert_eq!(grace_ms(Some(60.0), 10.0, None), 48_000);
-        assert_eq!(grace_ms(Some(30.0), 10.0, None), 18_000);
-        assert_eq!(grace_ms(Some(30.0), 10.0, Some(7000)), 7000);
-        assert_eq!(grace_ms(Some(2.0), 10.0, None), 750);
-        assert_eq!(grace_ms(Some(-3.0), 10.0, None), 0);
-        assert_eq!(grace_ms(None, 10.0, None), 5000);
-        assert_eq!(grace_ms(None, 10.0, Some(60_000)), 60_000);
+        assert_eq!(grace_period_ms(Some(60.0), 10.0, None), 48_000);
+        assert_eq!(grace_period_ms(Some(30.0), 10.0, None), 18_000);
+        assert_eq!(grace_period_ms(Some(30.0), 10.0, Some(7000)), 7000);
+        assert_eq!(grace_period_ms(Some(2.0), 10.0, None), 750);
+        assert_eq!(grace_period_ms(Some(-3.0), 10.0, None), 0);
+        assert_eq!(grace_period_ms(None, 10.0, None), 5000);
+        assert_eq!(grace_period_ms(None, 10.0, Some(60_000)), 60_000);
         for left in 0..200 {
             let left = f64::from(left);
-            assert!(grace_ms(Some(left), 10.0, None) as f64 <= left * 1000.0);
+            assert!(grace_period_ms(Some(left), 10.0, None) as f64 <= left * 1000.0);
         }
     }
 }

@@ -112,7 +112,7 @@ impl Driver {
             SHUTDOWN => Event::ShutdownAsked {
                 drain: read::<Shutdown>(&message)?.drain,
                 reason: "the controller said so".into(),
-                grace_ms: None,
+                grace_period_ms: None,
             },
             SIGNAL => {
                 self.signal_user_code(read::<Signal>(&message)?.signal);
@@ -203,7 +203,7 @@ impl Driver {
             let event = Event::ShutdownAsked {
                 drain: false,
                 reason: "a client's shutdown_request".into(),
-                grace_ms: None,
+                grace_period_ms: None,
             };
             self.handle(event).await;
         }

@@ -83,8 +83,8 @@ fn new_uuid() -> EngineUuid {
 
 fn new_core(settings: &EngineSettings, python: &str) -> Core {
     Core::new(CoreSettings {
-        interrupt: Duration::from_millis(settings.interrupt_ms),
-        terminate: Duration::from_millis(settings.terminate_ms),
+        interrupt: Duration::from_millis(settings.interrupt_timeout_ms),
+        terminate: Duration::from_millis(settings.terminate_timeout_ms),
         python: python.to_string(),
         shell_at_start: settings.shell_at_start,
     })
@@ -182,8 +182,8 @@ impl Driver {
             self.end_workers().await;
             return Ok(());
         };
-        let mut heartbeat = Duration::from_millis(registered.heartbeat_ms.max(10));
-        let mut patience = Duration::from_millis(registered.controller_patience_ms.max(1000));
+        let mut heartbeat = Duration::from_millis(registered.heartbeat_interval_ms.max(10));
+        let mut patience = Duration::from_millis(registered.engine_reconnect_timeout_ms.max(1000));
         self.settings.registration_timeout_ms = patience.as_millis() as u64;
         self.registered(&registered).await;
         if let Some(signal) = told_by {
@@ -211,8 +211,8 @@ impl Driver {
                     let mut count = 0;
                     while let Some(frames) = next.take() {
                         if let Some(again) = self.receive(frames).await {
-                            heartbeat = Duration::from_millis(again.heartbeat_ms.max(10));
-                            patience = Duration::from_millis(again.controller_patience_ms.max(1000));
+                            heartbeat = Duration::from_millis(again.heartbeat_interval_ms.max(10));
+                            patience = Duration::from_millis(again.engine_reconnect_timeout_ms.max(1000));
                         }
                         count += 1;
                         next = self.link.as_ref().filter(|_| count < AT_ONCE).and_then(|link| link.socket.try_receive());
@@ -330,16 +330,16 @@ impl Driver {
 
     /// What runs may go on as long as is known to be left.
     async fn leave_because(&mut self, reason: &str, warning: Warning) {
-        let (reason, grace_ms) = (reason.to_string(), self.grace_after(warning));
+        let (reason, grace_period_ms) = (reason.to_string(), self.grace_after(warning));
         tracing::info!(
             "{reason}: giving tasks back and leaving; what runs has {:.1} s",
-            grace_ms as f64 / 1000.0
+            grace_period_ms as f64 / 1000.0
         );
         self.send(LEAVING, &Leaving { reason: reason.clone() });
         let event = Event::ShutdownAsked {
             drain: true,
             reason,
-            grace_ms: Some(grace_ms),
+            grace_period_ms: Some(grace_period_ms),
         };
         self.handle(event).await;
     }

@@ -152,8 +152,8 @@ async fn a_refused_engine_says_why() {
         status: "error".into(),
         evalue: "protocol 1 is not spoken here".into(),
         id: None,
-        heartbeat_ms: 0,
-        controller_patience_ms: 0,
+        heartbeat_interval_ms: 0,
+        engine_reconnect_timeout_ms: 0,
         drop: Vec::new(),
         max_message_bytes: 0,
     };

@@ -71,7 +71,7 @@ impl Controller {
         if let Ok(python) = std::env::var("PCLUSTER_TEST_PYTHON") {
             settings.python = Some(python);
         }
-        (settings.interrupt_ms, settings.terminate_ms) = (1000, 1000);
+        (settings.interrupt_timeout_ms, settings.terminate_timeout_ms) = (1000, 1000);
         change(&mut settings);
         let process = tokio::spawn(run(settings));
         let mut session = Session::new(b"key", "controller", "me");
@@ -104,13 +104,13 @@ impl Controller {
         self.welcome_for(drop, 20_000);
     }
 
-    pub fn welcome_for(&mut self, drop: Vec<Held>, controller_patience_ms: u64) {
+    pub fn welcome_for(&mut self, drop: Vec<Held>, engine_reconnect_timeout_ms: u64) {
         let registered = Registered {
             status: "ok".into(),
             evalue: String::new(),
             id: Some(EngineId(3)),
-            heartbeat_ms: 200,
-            controller_patience_ms,
+            heartbeat_interval_ms: 200,
+            engine_reconnect_timeout_ms,
             drop,
             max_message_bytes: self.max_message_bytes,
         };

@@ -54,7 +54,7 @@ impl Jobs {
 
     /// How long one command may take.
     fn patience(&self) -> Duration {
-        Duration::from_millis(self.config.launcher.command_ms)
+        Duration::from_millis(self.config.launcher.command_timeout_ms)
     }
 
     /// Runs a question or an order, whose answer the environment does not change.

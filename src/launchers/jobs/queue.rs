@@ -94,7 +94,7 @@ impl Queue {
     pub fn new(system: &dyn BatchSystem, profile: &ProfileDir, config: &Config) -> Queue {
         Queue {
             path: profile.batch_dir().join(format!("{}.queue.json", system.name())),
-            interval: Duration::from_millis(config.launcher.poll_ms),
+            interval: Duration::from_millis(config.launcher.poll_interval_ms),
             kept: Mutex::new(None),
         }
     }

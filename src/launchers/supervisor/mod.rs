@@ -8,8 +8,8 @@
 mod bond;
 pub mod guard;
 
+use crate::sys::problem::{Trouble, TroubleFile};
 use crate::sys::process::{self, Mark, ProcessId};
-use crate::sys::trouble::{Trouble, TroubleFile};
 use bond::{Bond, LastWords};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{SigSet, Signal};
@@ -51,7 +51,7 @@ pub struct Supervised {
     /// Whether it watches its supervisor ([`guard`]).
     pub watches: bool,
     /// Where to note why it does not run, while it is to be started again.
-    pub trouble: Option<PathBuf>,
+    pub problem: Option<PathBuf>,
     /// Whether the program is this one.
     pub is_this_program: bool,
 }
@@ -152,7 +152,7 @@ pub fn run(supervised: &Supervised) -> io::Result<u8> {
     };
     let mut record = Record::new(supervised.insists);
     let mut taken_over = TakenOver::inherited()?;
-    let trouble = supervised.trouble.as_deref().map(TroubleFile::prepare);
+    let problem = supervised.problem.as_deref().map(TroubleFile::prepare);
     loop {
         record.starts += 1;
         let running = match taken_over.take() {
@@ -167,7 +167,7 @@ pub fn run(supervised: &Supervised) -> io::Result<u8> {
                     tracing::warn!("process {} ended ({status}); starting it again in {pause:?}", running.pid());
                     if status.code().is_some() {
                         let reason = running.reason().unwrap_or_else(|| format!("it ended with {status}"));
-                        record.failed(reason, trouble.as_ref());
+                        record.failed(reason, problem.as_ref());
                     }
                 }
                 next
@@ -176,7 +176,7 @@ pub fn run(supervised: &Supervised) -> io::Result<u8> {
             Err(error) => {
                 let reason = format!("cannot start {} again: {error}", supervised.program.display());
                 tracing::error!("{reason}");
-                record.failed(reason, trouble.as_ref());
+                record.failed(reason, problem.as_ref());
                 record.pause()
             }
         };

@@ -103,7 +103,7 @@ pub struct Held {
     pub run: u32,
 }
 
-/// Every `heartbeat_ms`. Answered with the same type.
+/// Every `heartbeat_interval_ms`. Answered with the same type.
 pub const HEARTBEAT: &str = "heartbeat";
 #[derive(Clone, Debug, Serialize, Deserialize, Default)]
 pub struct Heartbeat {}
@@ -233,10 +233,10 @@ pub struct Registered {
     #[serde(default)]
     pub id: Option<EngineId>,
     #[serde(default)]
-    pub heartbeat_ms: u64,
+    pub heartbeat_interval_ms: u64,
     /// An engine that hears nothing from its controller for so long exits.
     #[serde(default)]
-    pub controller_patience_ms: u64,
+    pub engine_reconnect_timeout_ms: u64,
     /// Which of its `holds` it must drop (finished or given away meanwhile).
     #[serde(default)]
     pub drop: Vec<Held>,

@@ -1,4 +1,4 @@
-//! What must hold after a campaign, from three witnesses: what each `pcluster map` printed, the records, and the ledger.
+//! The invariants after a campaign, from three sources: the output of each `pcluster map`, the records, and the ledger.
 use super::Chaos;
 use super::workload::{Map, Part, Workload, expected, expected_large, output_is_right};
 use std::collections::{BTreeMap, BTreeSet};

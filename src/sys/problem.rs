@@ -28,7 +28,7 @@ impl Trouble {
     }
 }
 
-/// None where there is no trouble.
+/// None where there is no problem.
 pub fn read(path: &Path) -> Option<Trouble> {
     let mut text = String::new();
     let file = File::open(path).ok()?;
@@ -65,13 +65,13 @@ impl TroubleFile {
         file
     }
 
-    pub fn note(&self, trouble: &Trouble) {
+    pub fn note(&self, problem: &Trouble) {
         let cut = |reason: &str| reason.chars().filter(|c| !c.is_control()).take(MAX_REASON / 4).collect();
-        let trouble = Trouble {
-            reason: cut(&trouble.reason),
-            ..trouble.clone()
+        let problem = Trouble {
+            reason: cut(&problem.reason),
+            ..problem.clone()
         };
-        let text = serde_json::to_string(&trouble).map_err(io::Error::from);
+        let text = serde_json::to_string(&problem).map_err(io::Error::from);
         if let Err(error) = text.and_then(|text| self.set(&text)) {
             tracing::debug!(path = %self.0.display(), "not written: {error}");
         }
@@ -122,19 +122,19 @@ mod tests {
     #[test]
     fn a_note_is_written_in_place_and_goes_with_its_supervisor() {
         let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("trouble");
+        let path = dir.path().join("problem");
         let file = TroubleFile::prepare(&path);
         assert_eq!((read(&path), path.metadata().unwrap().len()), (None, BLOCK as u64));
-        let trouble = |reason: &str| Trouble {
+        let problem = |reason: &str| Trouble {
             reason: reason.into(),
             attempts: 3,
             since: 5.5,
         };
-        file.note(&trouble(&format!("full\u{1b}[31m \"{}", "é".repeat(5000))));
+        file.note(&problem(&format!("full\u{1b}[31m \"{}", "é".repeat(5000))));
         let noted = read(&path).unwrap();
         assert!(noted.reason.starts_with("full[31m \"é") && noted.reason.len() < MAX_REASON);
-        file.note(&trouble("full"));
-        assert_eq!((read(&path), path.metadata().unwrap().len()), (Some(trouble("full")), BLOCK as u64));
+        file.note(&problem("full"));
+        assert_eq!((read(&path), path.metadata().unwrap().len()), (Some(problem("full")), BLOCK as u64));
         clear(&path);
         assert_eq!(read(&path), None);
         drop(file);
