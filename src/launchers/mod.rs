@@ -28,7 +28,7 @@ pub mod supervisor;
 pub mod templates;
 
 pub use error::LaunchError;
-pub use launched::{Ended, Ending, Job, Launched, Member, MemberState, Process, Recipe, Stage};
+pub use launched::{Ended, Ending, Job, Launched, MemberState, Process, Recipe, Stage};
 
 use crate::profile::ProfileDir;
 use crate::profile::config::{Config, EngineKind};

@@ -7,7 +7,7 @@
 mod mark;
 mod related;
 
-pub use mark::{Left, Mark, SUPERVISOR, left_by};
+pub use mark::{Mark, SUPERVISOR, left_by};
 pub use related::{behind_pipes_of, children_of, descendants_of, in_sessions_of, is_stopped, session_of};
 
 use nix::sys::signal::{Signal, kill};

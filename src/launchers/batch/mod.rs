@@ -22,7 +22,7 @@ pub use environment::EnvironmentRules;
 pub use failure::{Problem, QueryFailure, SubmitFailure};
 pub use job::{JobId, JobRow, JobStatus, JobTarget};
 pub use render::{ScriptFile, Template, TemplateError, render};
-pub use request::{JobKind, JobRequest, job_name};
+pub use request::{JobKind, JobRequest};
 
 use std::path::{Path, PathBuf};
 
