@@ -10,7 +10,7 @@ use crate::model::shell;
 use crate::profile::ProfileDir;
 use crate::profile::dir::check_cluster_id;
 use crate::ssh::tunnel::Phase;
-use crate::sys::lock::{self, Asked};
+use crate::sys::lock::{self, LockState};
 use std::cell::{Cell, OnceCell};
 use std::future::Future;
 use std::io::IsTerminal;
@@ -217,8 +217,8 @@ impl Context {
             return Known::Nothing;
         };
         let holder = match lock::ask(&profile.controller_lock(&self.cluster_id)) {
-            Asked::Held(holder) => holder.map(|holder| holder.process),
-            Asked::Free | Asked::Unknown(_) => None,
+            LockState::Held(holder) => holder.map(|holder| holder.process),
+            LockState::Free | LockState::Unknown(_) => None,
         };
         let process = match holder.or(cluster.controller).filter(|process| process.pid != 0) {
             Some(process) => format!("process {} on {}", process.pid, process.host),
@@ -231,7 +231,7 @@ impl Context {
                 let why = cluster.unseen.map(|why| format!(": {why}")).unwrap_or_default();
                 Known::Controller(format!("a controller may be running ({process}){why}"))
             }
-            _ if engines > 0 => Known::Engines(format!("no controller is running, but {engines} of its engines are")),
+            _ if engines > 0 => Known::Engines(format!("no controller is running; engines still running: {engines}")),
             _ => Known::Nothing,
         }
     }
@@ -358,7 +358,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let context = Context::for_tests(dir.path());
         let path = context.profile_dir().unwrap().client_file("");
-        let mut keys = crate::connection::PclusterKeys::of_this_process("", "127.0.0.1", None);
+        let mut keys = crate::connection::file::PclusterKeys::of_this_process("", "127.0.0.1", None);
         // This pid, with another start time.
         keys.process.ticks = Some(1);
         let file: ConnectionFile = serde_json::from_value(serde_json::json!({

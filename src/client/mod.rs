@@ -23,6 +23,4 @@ pub use submit::Feeding;
 pub use watch::Update;
 
 /// Request and reply types, for modules that may not use `wire`.
-pub use crate::wire::content::client::{
-    JobsRequest, MapReply, MapsRequest, Selection, SelectionReply, StatusReply,
-};
+pub use crate::wire::content::client::{JobsRequest, MapReply, MapsRequest, Selection, SelectionReply, StatusReply};

@@ -8,7 +8,7 @@ use crate::profile::Config;
 use crate::profile::ProfileDir;
 use crate::profile::dir::check_cluster_id;
 use crate::ssh::tunnel::{Phase, TunnelState};
-use crate::sys::lock::{self, Asked};
+use crate::sys::lock::{self, LockState};
 use crate::sys::process::{self, Presence, ProcessId};
 use crate::sys::{network_fs, problem};
 use serde::Serialize;
@@ -202,7 +202,7 @@ fn or_successor(process: ProcessId) -> ProcessId {
     if !process.is_gone() {
         return process;
     }
-    let left = process::left_by(std::slice::from_ref(&process)).into_iter().next();
+    let left = process::orphans_of(std::slice::from_ref(&process)).into_iter().next();
     left.map_or(process, |left| left.process)
 }
 
@@ -211,7 +211,7 @@ fn nothing_runs(state: &ClusterState) -> bool {
     state.launched().all(|launched| {
         let ids: Vec<ProcessId> = launched.processes.iter().map(|process| process.id.clone()).collect();
         let are_seen = launched.jobs.is_empty() && launched.processes.iter().all(|process| process.on.is_none());
-        are_seen && ids.iter().all(ProcessId::is_gone) && process::left_by(&ids).is_empty()
+        are_seen && ids.iter().all(ProcessId::is_gone) && process::orphans_of(&ids).is_empty()
     })
 }
 
@@ -347,9 +347,9 @@ impl ClusterStatus {
         });
         let published = connection.as_ref().and_then(|file| Some(file.pcluster.as_ref()?.process.clone()));
         let holder = match lock::ask(&profile.controller_lock(cluster_id)) {
-            Asked::Held(holder) => Some(holder.map(|holder| holder.process)),
-            Asked::Free => None,
-            Asked::Unknown(why) => {
+            LockState::Held(holder) => Some(holder.map(|holder| holder.process)),
+            LockState::Free => None,
+            LockState::Unknown(why) => {
                 tracing::debug!("cannot determine whether the controller's lock is held: {why}");
                 None
             }

@@ -11,7 +11,7 @@ use crate::model::job::JobRow;
 use crate::profile::ProfileDir;
 use crate::profile::config::Config;
 use crate::ssh::tunnel::{self, TunnelState};
-use crate::sys::lock::{self, Asked};
+use crate::sys::lock::{self, LockState};
 use crate::sys::process::ProcessId;
 use std::net::{TcpStream, ToSocketAddrs};
 use std::sync::Arc;
@@ -111,7 +111,7 @@ async fn end(
     }
     let (ended, remaining, hints) = launches.end(kill_after, force, progress).await?;
     let mut left = ended.left.clone();
-    if standing.unseen.is_some() && matches!(lock::ask(&profile.controller_lock(cluster_id)), Asked::Held(_)) {
+    if standing.unseen.is_some() && matches!(lock::ask(&profile.controller_lock(cluster_id)), LockState::Held(_)) {
         left.push(match &standing.controller {
             Some(controller) => format!("the controller ({controller}) still holds its lock"),
             None => "the controller still holds its lock".into(),
@@ -227,7 +227,7 @@ async fn wait_for_end(
     let mut last = 0;
     loop {
         let left = launches.count_here().await?;
-        let is_held = || matches!(lock::ask(&profile.controller_lock(cluster_id)), Asked::Held(_));
+        let is_held = || matches!(lock::ask(&profile.controller_lock(cluster_id)), LockState::Held(_));
         let file = by_files && (profile.client_file(cluster_id).exists() || is_held());
         if (left == 0 && !file) || Instant::now() >= deadline {
             return Ok(());

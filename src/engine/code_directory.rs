@@ -1,8 +1,8 @@
-//! The directory for the code of maps that one engine has on its host, below one that all users share. Its engine holds a lock in it as long
-//! as it lives, so another engine, or `pcluster clean`, can tell which directories were left by engines that were killed.
+//! An engine's directory for the code of maps, inside of a directory shared by all users. The engine holds a lock in it while it is
+//! running, so that other engines and `pcluster clean` can identify and remove directories leftover by killed engines.
 //!
-//! Source: flock(2). On a file system of one host it is seen from every PID namespace of that host. Network file systems may not pass it
-//! on, so there only directories of this host's current boot are removed.
+//! Source: flock(2). On a local file system the lock is visible in every PID namespace of the host. Network file systems may not
+//! propagate it, so on them only directories of this host's current boot are removed.
 use crate::sys::network_fs;
 use crate::sys::private_dir::PrivateDir;
 use crate::sys::process::ProcessId;
@@ -18,7 +18,7 @@ fn parents() -> [PathBuf; 3] {
     [std::env::temp_dir(), "/dev/shm".into(), "/var/tmp".into()]
 }
 
-/// Removed when it is dropped.
+/// Removed when dropped.
 #[derive(Debug)]
 pub struct CodeDirectory {
     path: PathBuf,
@@ -26,21 +26,21 @@ pub struct CodeDirectory {
 }
 
 impl CodeDirectory {
-    /// A new one in the first place for temporary files that takes one.
-    pub fn make() -> Result<CodeDirectory, String> {
+    /// Creates a directory in the first usable location for temporary files.
+    pub fn create() -> Result<CodeDirectory, String> {
         let mut failures = Vec::new();
         for parent in parents() {
-            match CodeDirectory::make_in(&parent) {
+            match CodeDirectory::create_in(&parent) {
                 Ok(directory) => return Ok(directory),
                 Err(error) => failures.push(format!("{}: {error}", parent.display())),
             }
         }
-        Err(format!("no directory can be made for it ({})", failures.join(", ")))
+        Err(format!("cannot create a directory for it ({})", failures.join(", ")))
     }
 
-    pub fn make_in(parent: &Path) -> io::Result<CodeDirectory> {
+    pub fn create_in(parent: &Path) -> io::Result<CodeDirectory> {
         let path = parent.join(format!("{PREFIX}{}", uuid::Uuid::new_v4().simple()));
-        // Of a link or directory that is there already this makes an error.
+        // Fails if a link or directory of this name exists.
         DirBuilder::new().mode(0o700).create(&path)?;
         let lock = lock(&path);
         if lock.is_err() {
@@ -60,7 +60,7 @@ impl Drop for CodeDirectory {
     }
 }
 
-/// It gets its name when it is held: one of that name that nobody holds is of an engine that has ended.
+/// Creates and locks the file before renaming it: a lock file that is not locked belongs to an engine that has ended.
 fn lock(directory: &Path) -> io::Result<File> {
     let new = directory.join(".lock");
     let mut file = OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(&new)?;
@@ -78,7 +78,7 @@ pub fn remove(directory: &Path) {
     }
 }
 
-/// Removes what engines of this user left that were killed; how many directories.
+/// Removes directories leftover by killed engines of this user; returns their number.
 pub fn sweep() -> usize {
     let mut parents = parents().to_vec();
     parents.dedup();
@@ -88,7 +88,7 @@ pub fn sweep() -> usize {
         .sum()
 }
 
-/// `is_shared`: other hosts may have directories in it, whose locks are not seen here.
+/// `is_shared`: other hosts may have directories in `parent`, whose locks are not visible on this host.
 fn sweep_in(parent: &Path, is_shared: bool) -> usize {
     let names = fs::read_dir(parent).into_iter().flatten().flatten().map(|entry| entry.file_name());
     let is_ours = |name: &str| {
@@ -98,7 +98,7 @@ fn sweep_in(parent: &Path, is_shared: bool) -> usize {
     let mut removed = 0;
     for name in names.filter(|name| name.to_str().is_some_and(is_ours)) {
         let path = parent.join(name);
-        if let Some(_lock) = left_by_the_dead(&path, is_shared) {
+        if let Some(_lock) = lock_if_stale(&path, is_shared) {
             remove(&path);
             removed += usize::from(!path.exists());
         }
@@ -106,8 +106,8 @@ fn sweep_in(parent: &Path, is_shared: bool) -> usize {
     removed
 }
 
-/// Its lock, which no other process that sweeps gets, if the engine is known to be gone.
-fn left_by_the_dead(path: &Path, is_shared: bool) -> Option<File> {
+/// Returns the acquired lock if the engine is known to have ended. It excludes other sweeping processes.
+fn lock_if_stale(path: &Path, is_shared: bool) -> Option<File> {
     let directory = PrivateDir::open(path).ok()?;
     let lock = directory.open_to_lock(LOCK).ok()?;
     lock.try_lock().ok()?;
@@ -126,18 +126,18 @@ mod tests {
     use super::*;
     use std::os::unix::fs::{PermissionsExt, symlink};
 
-    /// As an engine leaves it that is killed: the lock's file is there, and nobody holds it.
-    fn left(parent: &Path) -> PathBuf {
-        let made = CodeDirectory::make_in(parent).unwrap();
-        let (path, text) = (made.path().to_path_buf(), fs::read(made.path().join(LOCK)).unwrap());
-        drop(made);
+    /// A directory like that of a killed engine: with an unlocked lock file.
+    fn leftover(parent: &Path) -> PathBuf {
+        let created = CodeDirectory::create_in(parent).unwrap();
+        let (path, text) = (created.path().to_path_buf(), fs::read(created.path().join(LOCK)).unwrap());
+        drop(created);
         DirBuilder::new().mode(0o700).create(&path).unwrap();
         fs::write(path.join(LOCK), text).unwrap();
         fs::write(path.join("helper.py"), "x = 1\n").unwrap();
         path
     }
 
-    fn said_by_another_boot(path: &Path) {
+    fn mark_as_another_boot(path: &Path) {
         let other = ProcessId {
             boot_id: "another".into(),
             ..ProcessId::own()
@@ -146,11 +146,11 @@ mod tests {
     }
 
     #[test]
-    fn what_killed_engines_left_is_removed_and_what_live_ones_use_stays() {
+    fn only_directories_of_killed_engines_are_removed() {
         let parent = tempfile::tempdir().unwrap();
-        let live = CodeDirectory::make_in(parent.path()).unwrap();
-        let dead = [left(parent.path()), left(parent.path())];
-        said_by_another_boot(&dead[1]);
+        let live = CodeDirectory::create_in(parent.path()).unwrap();
+        let dead = [leftover(parent.path()), leftover(parent.path())];
+        mark_as_another_boot(&dead[1]);
         assert_eq!(sweep_in(parent.path(), false), 2);
         assert!(dead.iter().all(|path| !path.exists()) && live.path().join(LOCK).exists());
         assert_eq!(sweep_in(parent.path(), false), 0);
@@ -160,39 +160,36 @@ mod tests {
     }
 
     #[test]
-    fn where_other_hosts_may_write_only_what_is_of_this_boot_is_removed() {
+    fn on_a_shared_file_system_only_directories_of_this_boot_are_removed() {
         let parent = tempfile::tempdir().unwrap();
-        let (here, elsewhere, unknown) = (left(parent.path()), left(parent.path()), left(parent.path()));
-        said_by_another_boot(&elsewhere);
+        let (here, elsewhere, unknown) = (leftover(parent.path()), leftover(parent.path()), leftover(parent.path()));
+        mark_as_another_boot(&elsewhere);
         fs::write(unknown.join(LOCK), "").unwrap();
         assert_eq!(sweep_in(parent.path(), true), 1);
         assert!(!here.exists() && elsewhere.exists() && unknown.exists());
     }
 
     #[test]
-    #[expect(
-        clippy::disallowed_methods,
-        reason = "no secret: what is opened to others here is to be left alone"
-    )]
-    fn what_is_not_safely_ours_is_left_alone() {
+    #[expect(clippy::disallowed_methods, reason = "no secret: tests that a directory open to others is kept")]
+    fn directories_that_are_not_safely_ours_are_kept() {
         let parent = tempfile::tempdir().unwrap();
         let named = |letter: &str| parent.path().join(format!("{PREFIX}{}", letter.repeat(32)));
         // Others may write to it.
-        let open = left(parent.path());
+        let open = leftover(parent.path());
         fs::set_permissions(&open, fs::Permissions::from_mode(0o777)).unwrap();
-        // A link to one that would be removed.
+        // A link to a removable directory.
         let elsewhere = tempfile::tempdir().unwrap();
-        let target = left(elsewhere.path());
+        let target = leftover(elsewhere.path());
         symlink(&target, named("a")).unwrap();
-        // Its lock is not there yet, or is a link.
+        // Its lock does not exist yet, or is a link.
         let early = named("b");
         DirBuilder::new().mode(0o700).create(&early).unwrap();
-        let linked = left(parent.path());
+        let linked = leftover(parent.path());
         fs::remove_file(linked.join(LOCK)).unwrap();
         symlink(target.join(LOCK), linked.join(LOCK)).unwrap();
         // Another name.
         let other = parent.path().join(format!("{PREFIX}notes"));
-        fs::rename(left(parent.path()), &other).unwrap();
+        fs::rename(leftover(parent.path()), &other).unwrap();
         assert_eq!(sweep_in(parent.path(), false), 0);
         for path in [open, target, named("a"), early, linked, other] {
             assert!(path.exists(), "{}", path.display());

@@ -85,14 +85,6 @@ impl Launcher for Local {
         launched.processes.iter().enumerate().map(state).collect()
     }
 
-    fn signal(&self, launched: &Launched, signal: i32) -> Result<usize, LaunchError> {
-        let mut sent = 0;
-        for (_, process) in self.running(launched) {
-            sent += usize::from(send(process.id.pid, signal)?);
-        }
-        Ok(sent)
-    }
-
     fn stop(&self, launched: &Launched, grace: Duration) -> Result<Ended, LaunchError> {
         let ours = self.running(launched);
         let mut ended = Ended {
@@ -110,7 +102,7 @@ impl Launcher for Local {
             let mut left: Vec<u32> = self.running(launched).iter().map(|(_, process)| process.id.pid).collect();
             // Only of a session that was surely ours may the rest be ended too.
             let sessions: Vec<u32> = ours.iter().map(|(at, _)| launched.processes[*at].id.pid).collect();
-            left.extend(process::in_sessions_of(&sessions));
+            left.extend(process::processes_in_sessions(&sessions));
             left.sort_unstable();
             left.dedup();
             let Some(first) = left.first() else { return Ok(ended) };
@@ -210,7 +202,7 @@ impl Local {
             return running;
         }
         let supervisors: Vec<ProcessId> = gone.iter().map(|at| launched.processes[*at].id.clone()).collect();
-        for left in process::left_by(&supervisors) {
+        for left in process::orphans_of(&supervisors) {
             let at = gone[left.of];
             let process = Process {
                 id: left.process,
@@ -415,7 +407,6 @@ mod tests {
         let local = Local::default();
         let launched = launched(vec![process]);
         assert_eq!(local.states(&launched), [MemberState::ended("")]);
-        assert_eq!(local.signal(&launched, 15).unwrap(), 0);
         assert_eq!(local.stop(&launched, Duration::ZERO).unwrap(), Ended::default());
         assert!(stranger.try_wait().unwrap().is_none(), "it still runs");
         stranger.kill().unwrap();

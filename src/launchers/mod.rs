@@ -57,8 +57,6 @@ pub trait Launcher: Send + Sync {
     fn start_engines(&self, launch: &EnginesLaunch) -> Result<Launched, LaunchError>;
     /// The state of each member, by place. What cannot be told is [`Stage::Unknown`] with the reason.
     fn states(&self, launched: &Launched) -> Vec<MemberState>;
-    /// Sends a signal to those that run; how many that were.
-    fn signal(&self, launched: &Launched, signal: i32) -> Result<usize, LaunchError>;
     /// Ends these members and no other ([`Launched::only`] names some): SIGTERM, and SIGKILL to what is still there after
     /// `grace`, with all that these left; or the batch system is told. Waits for the end where that is soon; says what it took.
     fn stop(&self, launched: &Launched, grace: Duration) -> Result<Ended, LaunchError>;

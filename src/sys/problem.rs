@@ -1,5 +1,5 @@
-//! Why a supervised process does not run at present, for other commands to read. Its supervisor writes it in place, into a file whose
-//! block was allocated beforehand: the cause may be a full disk.
+//! Records why a supervised process is not running, for other commands. Its supervisor writes the reason in place, into a file whose
+//! block is allocated beforehand, because the cause may be a full disk.
 use serde::{Deserialize, Serialize};
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read};
@@ -12,9 +12,9 @@ const MAX_REASON: usize = 1000;
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Trouble {
     pub reason: String,
-    /// Failed starts in a row.
+    /// Number of consecutive failed starts.
     pub attempts: u32,
-    /// The first of them, in seconds since 1970.
+    /// Time of the first of them, in seconds since 1970.
     pub since: f64,
 }
 
@@ -28,7 +28,7 @@ impl Trouble {
     }
 }
 
-/// None where there is no problem.
+/// None if the process is running normally.
 pub fn read(path: &Path) -> Option<Trouble> {
     let mut text = String::new();
     let file = File::open(path).ok()?;
@@ -36,7 +36,7 @@ pub fn read(path: &Path) -> Option<Trouble> {
     serde_json::from_str(&text).ok()
 }
 
-/// The process runs again.
+/// Clears the record when the process is running again.
 pub fn clear(path: &Path) {
     let cleared = OpenOptions::new().write(true).open(path).and_then(|file| write(&file, ""));
     if let Err(error) = cleared
@@ -52,7 +52,7 @@ fn write(file: &File, text: &str) -> io::Result<()> {
     file.write_all_at(&block, 0)
 }
 
-/// The supervisor's side. The file is removed when it is dropped.
+/// The supervisor's side. The file is removed when dropped.
 #[derive(Debug)]
 pub struct TroubleFile(PathBuf);
 
@@ -90,7 +90,7 @@ impl Drop for TroubleFile {
     }
 }
 
-/// Whether what failed may work later although nobody changes anything in the settings or the code.
+/// Returns whether the operation may succeed later without a change of settings or code.
 pub fn is_transient(error: &io::Error) -> bool {
     use io::ErrorKind::{
         AddrInUse, AddrNotAvailable, HostUnreachable, NetworkDown, NetworkUnreachable, OutOfMemory, QuotaExceeded, ResourceBusy,
@@ -120,7 +120,7 @@ mod tests {
     use nix::libc::{EACCES, EADDRINUSE, EAGAIN, EDQUOT, EMFILE, ENOENT, ENOSPC, EPERM};
 
     #[test]
-    fn a_note_is_written_in_place_and_goes_with_its_supervisor() {
+    fn the_file_is_written_in_place_and_removed_with_its_supervisor() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("problem");
         let file = TroubleFile::prepare(&path);
@@ -144,7 +144,7 @@ mod tests {
     }
 
     #[test]
-    fn a_full_disk_passes_and_a_missing_permission_does_not() {
+    fn a_full_disk_is_transient_and_a_missing_permission_is_not() {
         for (code, transient) in [
             (ENOSPC, true),
             (EDQUOT, true),

@@ -215,7 +215,11 @@ fn a_damaged_file_of_a_dead_controller_is_rewritten() {
     let running = cluster.run(&["status"]);
     running.fails(
         3,
-        &["is not JSON", "no controller runs; of its engines still run: 1", "pcluster start"],
+        &[
+            "is not JSON",
+            "no controller is running; engines still running: 1",
+            "pcluster start",
+        ],
     );
     assert_eq!(cluster.json(&["results"])["maps"].as_array().unwrap().len(), 1);
     let started = cluster.start_again(1, &[]);

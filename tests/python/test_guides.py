@@ -1,4 +1,4 @@
-"""The commands of the book's pages work as written, and print what the pages show (tests/guide_pages.py)."""
+"""Tests that the commands of the documentation work as written and print the output shown (tests/guide_pages.py)."""
 import html
 import os
 import re
@@ -29,7 +29,7 @@ def test_every_page_with_a_session_is_run():
 
 
 def test_the_readme_runs_pcluster_in_sessions_only():
-    """So that every command in it is tested. `cargo xtask demo` and `test` are what continuous integration runs."""
+    """Ensures that every command in it is tested. Continuous integration runs `cargo xtask demo` and `test`."""
     text = (REPOSITORY / "README.md").read_text()
     blocks = [block for language, block in re.findall(r"```(\w*)\n(.*?)```", text, flags=re.DOTALL) if language == "sh"]
     lines = "".join(blocks).splitlines() + [line for line in text.splitlines() if line.startswith("    ")]
@@ -38,7 +38,7 @@ def test_the_readme_runs_pcluster_in_sessions_only():
 
 
 def test_the_recording_is_of_a_real_run(tmp_path):
-    """What it shows is what the same commands print now; `ci/recording.py` makes it again."""
+    """The same commands print the output that it shows; `ci/recording.py` recreates it."""
 
     def text_of(svg):
         lines = re.findall(r'<text[^>]*class="l"[^>]*>(.*)</text>', svg.read_text())
@@ -51,7 +51,7 @@ def test_the_recording_is_of_a_real_run(tmp_path):
     assert text_of(new) == text_of(REPOSITORY / "docs" / "images" / "terminal.svg")
 
 
-def test_what_a_page_does_not_show_is_noticed():
+def test_differences_to_a_page_are_detected():
     step = guide_pages.steps_of("```console\n$ echo a\na\n$ true\n```\n")
     assert [(s.command, s.text, s.first, s.last) for s in step] == [("echo a", "a\n", 2, 3), ("true", "", 4, 4)]
     table = "TASK  STATE  ENGINE  INPUT\n1.0   {}     {}       [0]\n"

@@ -28,13 +28,13 @@ pub struct Args {
     #[command(flatten)]
     settings: SettingArgs,
     /// Start this kind of engine: pcluster's own, or ipyparallel's
-    #[arg(long, value_name = "KIND")]
+    #[arg(long, value_name = "KIND", help_heading = None::<&str>)]
     engine: Option<Kind>,
     /// Run this Python interpreter on the engines [default: the active environment's, else python3]
-    #[arg(long, value_name = "PYTHON")]
+    #[arg(long, value_name = "PYTHON", help_heading = None::<&str>)]
     python: Option<String>,
     /// Set the log level of controller and engines: error, warn, info, debug, trace
-    #[arg(long, value_name = "LEVEL")]
+    #[arg(long, value_name = "LEVEL", help_heading = None::<&str>)]
     log_level: Option<String>,
 }
 

@@ -31,19 +31,19 @@ pub struct Args {
     how: How,
     /// Listen on this address or network interface; 0.0.0.0 for all [default: 127.0.0.1, or 0.0.0.0 if engines may run on other
     /// hosts]
-    #[arg(long, value_name = "ADDRESS")]
+    #[arg(long, value_name = "ADDRESS", help_heading = None::<&str>)]
     ip: Option<String>,
     /// Disable encryption, for ipyparallel 6 or older or a ZeroMQ without CURVE; messages are still signed
-    #[arg(long)]
+    #[arg(long, help_heading = None::<&str>)]
     no_curve: bool,
     /// Start the controller with this launcher: local, or a batch system, as a separate job [default: local]
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, value_name = "NAME", help_heading = None::<&str>)]
     controller_launcher: Option<String>,
     /// Start the cluster on a remote host over ssh and connect to it: [user@]host, or a Host of ~/.ssh/config
-    #[arg(long, value_name = "DESTINATION")]
+    #[arg(long, value_name = "DESTINATION", help_heading = None::<&str>)]
     on: Option<String>,
     /// With --on: do not copy this pcluster to the host if it is missing or a different version
-    #[arg(long, requires = "on")]
+    #[arg(long, requires = "on", help_heading = None::<&str>)]
     no_install: bool,
     /// Print progress as JSON lines on stderr, for a pcluster that runs this one over ssh
     #[arg(long, hide = true)]
@@ -84,10 +84,10 @@ pub struct How {
     #[command(flatten)]
     pub resources: ResourceArgs,
     /// Override a setting of pcluster.yaml, for example engine.interrupt_timeout_ms=1000
-    #[arg(long = "set", value_name = "KEY=VALUE", value_parser = setting)]
+    #[arg(long = "set", value_name = "KEY=VALUE", value_parser = setting, help_heading = None::<&str>)]
     pub settings: Vec<(String, String)>,
     /// Set the log level of controller and engines: error, warn, info, debug, trace
-    #[arg(long, value_name = "LEVEL")]
+    #[arg(long, value_name = "LEVEL", help_heading = None::<&str>)]
     pub log_level: Option<String>,
 }
 

@@ -21,7 +21,9 @@ pub use command::{CommandLine, Output};
 pub use environment::EnvironmentRules;
 pub use failure::{Problem, QueryFailure, SubmitFailure};
 pub use job::{JobId, JobRow, JobStatus, JobTarget};
-pub use render::{ScriptFile, Template, TemplateError, render};
+#[cfg(test)]
+pub use render::render;
+pub use render::{ScriptFile, Template, TemplateError};
 pub use request::{JobKind, JobRequest};
 
 use std::path::{Path, PathBuf};
@@ -147,11 +149,6 @@ pub trait BatchSystem: Send + Sync {
     }
     fn parse_counting(&self, _output: &Output) -> Vec<String> {
         Vec::new()
-    }
-
-    /// Sends a signal (`TERM`) to what runs; none where the system has no such command.
-    fn signal_command(&self, _targets: &[JobTarget], _signal: &str) -> Option<CommandLine> {
-        None
     }
 }
 

@@ -167,6 +167,7 @@ enum Place {
 }
 
 /// The script of one job. `name` is the template's (`engines.sh.tera`).
+#[cfg(test)]
 pub fn render(system: &dyn BatchSystem, name: &str, text: &str, request: &JobRequest) -> Result<String, TemplateError> {
     render_named(system, name, name, text, request)
 }

@@ -191,13 +191,6 @@ pub fn cancelled(output: &Output) -> Result<(), QueryFailure> {
     Err(failure::of_query(output, FAILURES))
 }
 
-/// To the shell of the script and to the steps.
-pub fn signal(targets: &[JobTarget], signal: &str) -> CommandLine {
-    let mut command = cancel(targets);
-    command.arguments.splice(0..0, ["--full".to_string(), format!("--signal={signal}")]);
-    command
-}
-
 fn target(target: &JobTarget) -> String {
     match target.element {
         Some(element) => format!("{}_{element}", number_of(&target.job)),

@@ -67,18 +67,6 @@ impl Jobs {
         }
     }
 
-    pub(super) fn send(&self, launched: &Launched, signal: i32) -> Result<usize, LaunchError> {
-        let name = nix::sys::signal::Signal::try_from(signal).map_or("TERM", |s| s.as_str().trim_start_matches("SIG"));
-        let mut sent = 0;
-        for target in self.there(launched)?.ours {
-            if let Some(command) = target.row.signal_command(&[target.target], name) {
-                self.order("signal the job", target.row, &command)?;
-                sent += target.count;
-            }
-        }
-        Ok(sent)
-    }
-
     /// Those jobs of a launch that are there under their name, with the elements that are not over. Of a job that the system
     /// has forgotten there is nothing to end, and its number may be another's by now.
     fn there(&self, launched: &Launched) -> Result<There, LaunchError> {

@@ -136,10 +136,6 @@ impl Launcher for Jobs {
             .collect()
     }
 
-    fn signal(&self, launched: &Launched, signal: i32) -> Result<usize, LaunchError> {
-        self.send(launched, signal)
-    }
-
     /// Waits until the jobs are gone, and fails with those that are not.
     fn stop(&self, launched: &Launched, _grace: Duration) -> Result<Ended, LaunchError> {
         self.end(launched)

@@ -2,7 +2,7 @@
 //!
 //! It is one thread that sleeps, so it must begin before this process has a runtime. What it runs goes on when the supervisor
 //! itself is killed, and starts another one ([`guard`]), which takes it over. All of them are in the session of the first, and are
-//! marked with it; [`process::left_by`] finds them.
+//! marked with it; [`process::orphans_of`] finds them.
 //!
 //! Parts: `bond` (how one of the two learns of the other's end), [`guard`] (the other half, in the process that is supervised).
 mod bond;
