@@ -1,4 +1,5 @@
-//! Running a command line to its end, within a time. A trait, since the commands of a batch system may be on another host.
+//! Runs a command line to completion, with a timeout. A trait, because the commands of a batch
+//! system may run on another host.
 use super::batch::{CommandLine, Output, environment};
 use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
@@ -10,19 +11,20 @@ use std::sync::mpsc::{self, Receiver};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-/// No more of what a command says is taken; the rest is read and dropped.
+/// Maximum captured output; the rest is read and discarded.
 const MOST_BYTES: usize = 64 << 20;
 const LOOK_EVERY: Duration = Duration::from_millis(5);
-/// So long one waits for the end of the output, which a command's own children may hold open.
+/// How long to wait for the end of the output, which the command's children may keep open.
 const OUTPUT_COMES: Duration = Duration::from_millis(500);
 
-/// Runs commands somewhere.
+/// Runs commands, locally or elsewhere.
 pub trait Runner: Send + Sync {
-    /// What the command said, whatever its exit code. It is killed when the time is over.
+    /// Returns the command's output, whatever its exit code. Kills the command when the timeout
+    /// expires.
     fn run(&self, command: &CommandLine, timeout: Duration) -> Result<Output, RunError>;
 }
 
-/// Why a command said nothing.
+/// Why a command produced no output.
 #[derive(Debug, thiserror::Error)]
 pub enum RunError {
     #[error("{program}: command not found")]
@@ -33,8 +35,8 @@ pub enum RunError {
     TimedOut { program: String, seconds: f64 },
 }
 
-/// On this host. What it starts is a process group of its own: Ctrl-C in the shell does not reach it, and its end takes its
-/// children along.
+/// Runs commands on this host. Each command has its own process group: Ctrl-C in the shell does not
+/// reach it, and a timeout also kills its children.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Here;
 
@@ -54,7 +56,7 @@ impl Runner for Here {
         };
         let mut child = command.spawn().map_err(failed)?;
         if let (Some(mut stdin), Some(text)) = (child.stdin.take(), line.stdin.clone()) {
-            // One that does not read it all says why itself.
+            // Ignore errors: a command that does not read all its input reports why itself.
             std::thread::spawn(move || stdin.write_all(text.as_bytes()));
         }
         let stdout = Reader::new(child.stdout.take());
@@ -78,7 +80,7 @@ impl Runner for Here {
     }
 }
 
-/// The command in this environment, without what it is not to get.
+/// Builds the command with this environment, minus the removed variables.
 fn command(line: &CommandLine, environment: impl IntoIterator<Item = (OsString, OsString)>) -> Command {
     let mut command = Command::new(&line.program);
     command.args(&line.arguments).env_clear().process_group(0);
@@ -95,7 +97,7 @@ fn command(line: &CommandLine, environment: impl IntoIterator<Item = (OsString, 
     command
 }
 
-/// Its end; none if it had to be killed.
+/// Waits for the exit status; none if the timeout expired and the command was killed.
 fn wait(child: &mut Child, timeout: Duration) -> io::Result<Option<std::process::ExitStatus>> {
     let deadline = Instant::now() + timeout;
     loop {
@@ -103,7 +105,7 @@ fn wait(child: &mut Child, timeout: Duration) -> io::Result<Option<std::process:
             return Ok(Some(status));
         }
         if Instant::now() >= deadline {
-            // Not waited for yet, so the number is still its own.
+            // The child is not reaped yet, so its pid is still valid.
             let _ = killpg(Pid::from_raw(child.id() as i32), Signal::SIGKILL);
             child.wait()?;
             return Ok(None);
@@ -112,7 +114,7 @@ fn wait(child: &mut Child, timeout: Duration) -> io::Result<Option<std::process:
     }
 }
 
-/// Reads in a thread of its own: a full pipe would stop the command.
+/// Reads in a separate thread: a full pipe would block the command.
 struct Reader {
     read: Arc<Mutex<Vec<u8>>>,
     at_end: Receiver<()>,
@@ -137,7 +139,7 @@ impl Reader {
         Reader { read, at_end }
     }
 
-    /// What came, to its end or as far as it has come.
+    /// The output so far; waits briefly for its end.
     fn text(self) -> String {
         let _ = self.at_end.recv_timeout(OUTPUT_COMES);
         let bytes = self.read.lock().unwrap_or_else(PoisonError::into_inner);
@@ -192,7 +194,7 @@ mod tests {
         assert_eq!(gets(&line), expected);
     }
 
-    /// Nothing but what it was given: not the environment of this process.
+    /// The command gets only the environment that it was given, not that of this process.
     #[test]
     fn a_command_has_no_other_environment() {
         let mut command = command(&CommandLine::new("/usr/bin/env", [""; 0]), [("ONLY".into(), "this".into())]);

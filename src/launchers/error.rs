@@ -1,4 +1,4 @@
-//! Why something could not be started or stopped.
+//! Errors when something cannot be started or stopped.
 use std::io;
 use std::path::PathBuf;
 
@@ -48,7 +48,7 @@ pub enum LaunchError {
     #[error("jobs of {system} are still there{}", list(jobs))]
     JobsLeft {
         system: &'static str,
-        /// What each is, and why it is there.
+        /// A description of each job, and why it is still there.
         jobs: Vec<String>,
     },
     #[error("the launcher ssh has no hosts")]
@@ -68,7 +68,7 @@ pub enum LaunchError {
 }
 
 impl LaunchError {
-    /// What to do next.
+    /// A suggested action.
     pub fn hint(&self) -> Option<String> {
         match self {
             LaunchError::UnknownLauncher { .. } => {

@@ -1,6 +1,7 @@
-//! HTCondor: a submit description, and beside it the shell script that each job runs. Sources: the pages of condor_submit, condor_q,
-//! condor_rm and condor_history in the HTCondor manual (23.0), and outputs that others recorded (tests/fixtures/batch/htcondor says
-//! which). Never tried on a real one.
+//! HTCondor: a submit description and, next to it, the shell script that each job runs. Sources:
+//! the pages of condor_submit, condor_q, condor_rm and condor_history in the HTCondor manual
+//! (23.0), and recorded outputs (tests/fixtures/batch/htcondor names their sources). Not tested
+//! with a real HTCondor.
 use super::batch::environment::{Names, Rule};
 use super::batch::render::{FoundBy, Need, Value, Variables, common, put, unfit, unsupported};
 use super::batch::{
@@ -14,7 +15,7 @@ pub struct HtCondor;
 
 const ATTRIBUTES: &str = "ClusterId,ProcId,JobStatus,JobBatchName,HoldReason,RemoveReason,RemoteHost,LastRemoteHost,ExitCode,ExitBySignal";
 
-/// What its commands say, in lower case, and what it means.
+/// Lower-case text of its errors and what it indicates.
 const FAILURES: &[(&str, Problem, &str)] = &[
     (
         "failed to connect to",
@@ -106,7 +107,7 @@ impl BatchSystem for HtCondor {
         ""
     }
 
-    /// A value is the rest of its line as it is, but for `$(…)`.
+    /// A value is the rest of its line, verbatim, except for `$(…)`.
     fn quote_directive(&self, name: &str, value: &str) -> Result<String, TemplateError> {
         if value.trim() != value || value.ends_with('\\') {
             return Err(unfit(
@@ -156,7 +157,7 @@ impl BatchSystem for HtCondor {
                         .memory
                         .map_or(Value::Unset, |each| Value::Text(format!("{}MB", each.mib * u64::from(here)))),
                 ),
-                // HTCondor has no limit of time but what the job says of itself.
+                // HTCondor has no time limit except one in the job's own description.
                 (
                     "walltime",
                     resources.walltime.map_or(Value::Unset, |time| {
@@ -214,7 +215,8 @@ impl BatchSystem for HtCondor {
         id.ok_or_else(|| failure::no_id(output, "`condor_q` shows whether the job is there"))
     }
 
-    /// A variable `_CONDOR_NAME` sets NAME of the configuration, which also says which pool it is; so only what changes answers goes.
+    /// A variable `_CONDOR_NAME` sets NAME of the configuration, which also selects the pool.
+    /// Therefore only variables that change the output are removed.
     fn environment(&self) -> EnvironmentRules {
         const DISPLAY: Names = &["_CONDOR_CONDOR_Q_*", "_CONDOR_TOOL_DEBUG*"];
         EnvironmentRules {
@@ -278,7 +280,7 @@ impl BatchSystem for HtCondor {
     }
 }
 
-/// What is asked for of a job; whatever is missing or of another kind is not known.
+/// The queried attributes of a job; missing attributes and those of another type are unknown.
 #[derive(Deserialize)]
 #[serde(rename_all = "PascalCase")]
 struct Ad {
@@ -302,7 +304,7 @@ struct Ad {
     exit_by_signal: Option<bool>,
 }
 
-/// A list of ads; nothing at all where there are no jobs. None if it is neither.
+/// Parses a list of ads; empty output means no jobs. None if the output is neither.
 fn rows(text: &str) -> Option<Vec<JobRow>> {
     let Some(begin) = text.find('[') else {
         return text.trim().is_empty().then(Vec::new);
@@ -330,7 +332,7 @@ fn row(ad: Ad) -> JobRow {
     .because(reason)
 }
 
-/// JobStatus of the manual's "Job ClassAd Attributes".
+/// JobStatus in the manual's "Job ClassAd Attributes".
 fn word(number: i64) -> &'static str {
     match number {
         1 => "Idle",

@@ -1,4 +1,5 @@
-//! Processes on this host, each in a session of its own: neither Ctrl-C in the shell that started them nor its end reaches them.
+//! Processes on this host, each in its own session, so that neither Ctrl-C in the shell that
+//! started them nor the shell's exit affects them.
 use super::engine::{controller_command, engine_command};
 use super::{ControllerLaunch, Ended, EnginesLaunch, LaunchError, Launched, Launcher, MemberState, Process};
 use crate::sys::process::{self, Presence, ProcessId, Unseen};
@@ -16,18 +17,18 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-/// How often one looks whether a process has ended.
+/// Interval between checks for the end of processes.
 const LOOK_EVERY: Duration = Duration::from_millis(10);
-/// How long SIGKILL may take.
+/// Time limit for SIGKILL to take effect.
 const KILL_TAKES: Duration = Duration::from_secs(10);
 
 #[derive(Default)]
 pub struct Local {
-    /// Those that this very process started: it must take notice of their end, or they stay as zombies.
+    /// Children of this process: it must reap them, or they remain as zombies.
     children: Mutex<HashMap<u32, Child>>,
 }
 
-/// A command to be run as a daemon.
+/// A command to run as a daemon.
 struct Daemon {
     program: PathBuf,
     arguments: Vec<OsString>,
@@ -66,7 +67,7 @@ impl Launcher for Local {
             match self.spawn(&daemon) {
                 Ok(process) => started.processes.push(process),
                 Err(error) => {
-                    // What has been started already is of no use; the first error is the one to tell.
+                    // Stop those that have already started; report the first error.
                     let _ = self.stop(&started, Duration::from_secs(1));
                     return Err(error);
                 }
@@ -106,9 +107,10 @@ impl Launcher for Local {
         let deadline = Instant::now() + KILL_TAKES;
         let mut killed = HashSet::new();
         loop {
-            // One that is about to take the place of another comes to light only when that is gone.
+            // The replacement of a killed supervisor becomes visible only when the supervisor is
+            // gone.
             let mut left: Vec<u32> = self.running(launched).iter().map(|(_, process)| process.id.pid).collect();
-            // Only of a session that was surely ours may the rest be ended too.
+            // Kill the rest of a session only if the session certainly belongs to this launch.
             let sessions: Vec<u32> = ours.iter().map(|(at, _)| launched.processes[*at].id.pid).collect();
             left.extend(process::in_sessions_of(&sessions));
             left.sort_unstable();
@@ -132,7 +134,7 @@ impl Launcher for Local {
 }
 
 impl Local {
-    /// One process, of any command.
+    /// Starts one process with any command.
     pub fn start_one(&self, program: PathBuf, arguments: Vec<OsString>, cwd: &Path, log: PathBuf) -> Result<Process, LaunchError> {
         let cwd = cwd.to_path_buf();
         self.spawn(&Daemon {
@@ -143,7 +145,7 @@ impl Local {
         })
     }
 
-    /// How a process ended, where this very process started it.
+    /// The exit status of a process, if it is a child of this process.
     fn ending(&self, process: &Process) -> Option<String> {
         let mut children = self.children.lock().unwrap_or_else(PoisonError::into_inner);
         let status = children.get_mut(&process.id.pid)?.try_wait().ok()??;
@@ -165,13 +167,13 @@ impl Local {
         let mut command = Command::new(&daemon.program);
         command.args(&daemon.arguments).current_dir(&daemon.cwd).stdin(Stdio::null());
         command.stdout(log.try_clone().map_err(failed)?).stderr(log);
-        // SAFETY: between fork and exec only system calls are made.
+        // SAFETY: only system calls are made between fork and exec.
         #[allow(unsafe_code, reason = "the standard library has no other way to setsid")]
         unsafe {
             command.pre_exec(own_session)
         };
         let child = command.spawn().map_err(failed)?;
-        // If it has ended already, no process is taken for it.
+        // If the child has already exited, this id matches no process.
         let id = ProcessId::of(child.id());
         self.children.lock().unwrap_or_else(PoisonError::into_inner).insert(id.pid, child);
         Ok(Process {
@@ -195,8 +197,8 @@ impl Local {
         process.id.runs()
     }
 
-    /// What runs of a launch, each with its place there: the process that was started, or, where that was a supervisor and
-    /// has been killed, the one that has taken its place, or what it kept running.
+    /// The running processes of a launch, each with its index: the process that was started, or, if
+    /// that was a supervisor that was killed, its replacement or the process that it supervised.
     fn running(&self, launched: &Launched) -> Vec<(usize, Process)> {
         let (mut running, mut gone) = (Vec::new(), Vec::new());
         for (at, process) in launched.processes.iter().enumerate() {
@@ -229,11 +231,12 @@ impl Local {
     }
 }
 
-/// Runs in the child: a session of its own, and nothing open of ours but stdin, stdout and stderr (a pipe of a caller
-/// that waits for its end would never end).
+/// Runs in the child: creates a session, and closes all inherited files except stdin, stdout and
+/// stderr. Otherwise a caller that reads a pipe to its end would never finish.
 fn own_session() -> io::Result<()> {
     nix::unistd::setsid()?;
-    // SAFETY: a system call on numbers. An old kernel does not know it: then they stay open.
+    // SAFETY: a system call with integer arguments. Old kernels do not support it; then the files
+    // stay open.
     #[allow(unsafe_code, reason = "nix has no close_range")]
     unsafe {
         nix::libc::syscall(nix::libc::SYS_close_range, 3, u32::MAX, nix::libc::CLOSE_RANGE_CLOEXEC)
@@ -248,7 +251,7 @@ fn launched(processes: Vec<Process>) -> Launched {
     }
 }
 
-/// Files of version 0.1.0 name the host of a launch alone.
+/// Files of version 0.1.0 contain only the launch's host.
 fn presence(launched: &Launched, process: &Process) -> Presence {
     match process.id.host.is_empty() && launched.host != process::host() {
         true => Presence::Unknown(Unseen::OtherHost(launched.host.clone())),
@@ -256,7 +259,7 @@ fn presence(launched: &Launched, process: &Process) -> Presence {
     }
 }
 
-/// Those of which it cannot be told from here whether they run.
+/// The processes whose state cannot be determined from this host.
 fn unseen(launched: &Launched) -> Vec<String> {
     let why = |process: &Process| match presence(launched, process) {
         Presence::Unknown(why) => Some(format!("process {}: {why}", process.id.pid)),
@@ -265,14 +268,14 @@ fn unseen(launched: &Launched) -> Vec<String> {
     launched.processes.iter().filter_map(why).collect()
 }
 
-/// The log to append to, and its length so far.
+/// Opens the log for appending; returns it with its current length.
 fn open_log(path: &Path) -> io::Result<(File, u64)> {
     let log = File::options().append(true).create(true).mode(0o600).open(path)?;
     let length = log.metadata()?.len();
     Ok((log, length))
 }
 
-/// False if the process has ended meanwhile.
+/// Returns false if the process has already ended.
 fn send(pid: u32, signal: i32) -> Result<bool, LaunchError> {
     let failed = |why: &dyn std::fmt::Display| LaunchError::Signal {
         signal,
@@ -304,7 +307,7 @@ mod tests {
     use std::fs;
     use std::os::unix::fs::PermissionsExt;
 
-    /// A profile in a directory of its own, and a program that takes the place of pcluster.
+    /// A profile in its own directory, with a program that stands in for pcluster.
     struct World {
         dir: tempfile::TempDir,
         profile: ProfileDir,
@@ -382,7 +385,7 @@ mod tests {
             }
         );
         assert_eq!(local.states(&launched), vec![MemberState::ended("signal SIGTERM"); 2]);
-        // Once more is no harm.
+        // Repeating it is harmless.
         assert_eq!(local.stop(&launched, Duration::ZERO).unwrap(), Ended::default());
     }
 
@@ -394,7 +397,7 @@ mod tests {
         let launched = starter.start_engines(&world.engines(program, 1)).unwrap();
         until("its child runs", || world.log(3).ends_with('\n'));
         let child: u32 = world.log(3).trim().parse().unwrap();
-        // Another process than the starter may stop it.
+        // A process other than the starter may stop it.
         let ended = Local::default().stop(&launched, Duration::from_millis(50)).unwrap();
         assert_eq!(ended.terminated, 1);
         assert!(ended.killed >= 2, "{ended:?}");

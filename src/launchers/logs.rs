@@ -1,12 +1,13 @@
-//! What processes have written, on file systems that this host sees.
+//! Log files on file systems that this host can read.
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
 use std::path::Path;
 
-/// No more of a log's end is read.
+/// Maximum number of bytes read from the end of a log.
 const AT_MOST: u64 = 16 * 1024;
 
-/// The last lines after the byte `from`, without blank ones; empty if there are none or the file is not there.
+/// The last lines after the byte offset `from`, without blank ones; empty if there are none or the
+/// file does not exist.
 pub fn end(log: &Path, from: u64, lines: usize) -> String {
     let read = || -> std::io::Result<Vec<u8>> {
         let mut file = File::open(log)?;

@@ -1,5 +1,5 @@
-//! LSF. Sources: the pages of bsub, bjobs and bkill in the IBM Spectrum LSF 10.1 command reference, and outputs that others recorded
-//! (tests/fixtures/batch/lsf says which). Never tried on a real one.
+//! LSF. Sources: the pages of bsub, bjobs and bkill in the IBM Spectrum LSF 10.1 command reference,
+//! and recorded outputs (tests/fixtures/batch/lsf names their sources). Not tested with a real LSF.
 use super::batch::environment::Rule;
 use super::batch::render::{FoundBy, Need, Value, Variables, common, nodes_are_of_one_job, put, unfit, unsupported};
 use super::batch::{
@@ -11,10 +11,11 @@ use std::path::{Path, PathBuf};
 
 pub struct Lsf;
 
-/// What bjobs is to show, between signs that no name has; the name stands last all the same.
+/// The fields of bjobs, separated by a character that no name contains; the name is last
+/// nevertheless.
 const FIELDS: &str = "jobid jobindex stat first_host exit_code exit_reason pend_reason job_name delimiter='|'";
 
-/// What its commands say, in lower case, and what it means.
+/// Lower-case text of its errors and what it indicates.
 const FAILURES: &[(&str, Problem, &str)] = &[
     (
         "no such queue",
@@ -125,7 +126,8 @@ impl BatchSystem for Lsf {
         "#BSUB"
     }
 
-    /// bsub reads a directive as a shell would read it, but expands nothing: double quotes, without a way to have one inside.
+    /// bsub parses a directive like a shell, but expands nothing: a double-quoted string cannot
+    /// contain a double quote.
     fn quote_directive(&self, name: &str, value: &str) -> Result<String, TemplateError> {
         if value.contains(['"', '\\', '`', '$']) {
             return Err(unfit(self.title(), name, value, "it has a double quote, `\\`, `$` or a backtick"));
@@ -168,7 +170,8 @@ impl BatchSystem for Lsf {
             (true, None) => {}
             _ => wanted.push("span[hosts=1]".into()),
         }
-        // LSF reserves memory for each host of a job; its unit is MB, unless the site has chosen another (LSF_UNIT_FOR_LIMITS).
+        // LSF reserves memory per host of a job. The unit is MB, unless the site has chosen another
+        // one (LSF_UNIT_FOR_LIMITS).
         if let Some(each) = resources.memory {
             wanted.push(format!("rusage[mem={}]", each.mib * u64::from(here)));
         }
@@ -233,7 +236,7 @@ impl BatchSystem for Lsf {
                     "log",
                     Value::Text(format!("{log}-{}", if is_array { "%J.%I.log" } else { "%J.log" })),
                 ),
-                // Outside of an array the index is 0.
+                // Outside an array the index is 0.
                 (
                     "environment",
                     Value::Lines(engines::environment(request, "$LSB_JOBID", "${LSB_JOBINDEX#0}")),
@@ -263,7 +266,7 @@ impl BatchSystem for Lsf {
         request.log_dir.join(name)
     }
 
-    /// bsub reads the script, and its directives, from stdin alone.
+    /// bsub reads the script and its directives only from stdin.
     fn submit_command(&self, _script: &Path, text: &str, _request: &JobRequest) -> CommandLine {
         CommandLine {
             program: "bsub".into(),
@@ -273,7 +276,7 @@ impl BatchSystem for Lsf {
     }
 
     fn parse_submit(&self, output: &Output) -> Result<JobId, SubmitFailure> {
-        // A site's esub may say more, on either stream.
+        // A site's esub may print more, on either stream.
         let id = output.stdout.lines().chain(output.stderr.lines()).find_map(|line| {
             let (_, after) = line.split_once("Job <")?;
             let (id, after) = after.split_once('>')?;
@@ -286,8 +289,9 @@ impl BatchSystem for Lsf {
         }
     }
 
-    /// IBM Spectrum LSF 10.1, "Environment variables": `BSUB_BLOCK` waits for the job's end, `BSUB_CHK_RESREQ` submits nothing,
-    /// `BSUB_QUIET` says no number. Defaults (`LSB_DEFAULTQUEUE`, …) are for what a script does not say, and stay.
+    /// IBM Spectrum LSF 10.1, "Environment variables": `BSUB_BLOCK` waits for the job's end,
+    /// `BSUB_CHK_RESREQ` does not submit, `BSUB_QUIET` suppresses the job id. Defaults
+    /// (`LSB_DEFAULTQUEUE`, …) apply only to options missing from the script, and stay.
     fn environment(&self) -> EnvironmentRules {
         EnvironmentRules {
             submissions: Rule {
@@ -319,7 +323,8 @@ impl BatchSystem for Lsf {
         CommandLine::new("bjobs", ["-a", "-u", user, "-J", name, "-noheader", "-o", FIELDS])
     }
 
-    /// lsb.params(5), JOB_TERMINATE_INTERVAL: 10 s from SIGTERM to SIGKILL; bsub(1), -W: SIGUSR2 comes ten minutes before the end.
+    /// lsb.params(5), JOB_TERMINATE_INTERVAL: 10 s between SIGTERM and SIGKILL; bsub(1), -W:
+    /// SIGUSR2 is sent ten minutes before the end.
     fn kill_wait(&self) -> KillWait {
         KillWait {
             term_s: Some(10),
@@ -364,7 +369,7 @@ fn target(target: &JobTarget) -> String {
     }
 }
 
-/// A line of [`FIELDS`].
+/// Parses a line of [`FIELDS`].
 fn row(line: &str) -> Option<JobRow> {
     let mut fields = line.trim().splitn(8, '|').map(str::trim);
     let (job, index, word) = (fields.next()?, fields.next()?, fields.next()?);
@@ -390,7 +395,8 @@ fn row(line: &str) -> Option<JobRow> {
     )
 }
 
-/// bjobs, "STAT"; why a job has ended is told by its termination reason. 130 is what `bkill` leaves, 140 (128 and SIGUSR2) the time limit.
+/// bjobs, "STAT"; the termination reason tells why a job ended. 130 is the exit code after `bkill`,
+/// 140 (128 and SIGUSR2) that of the time limit.
 fn status(word: &str, exit_code: Option<i32>, reason: Option<&str>) -> JobStatus {
     let because = |words: &str| reason.is_some_and(|reason| reason.contains(words));
     match word {
@@ -406,7 +412,7 @@ fn status(word: &str, exit_code: Option<i32>, reason: Option<&str>) -> JobStatus
         "EXIT" if because("TERM_ZOMBIE") || because("TERM_CHKPNT_HOST") => JobStatus::NodeFailed,
         "EXIT" if because("TERM_OWNER") || because("TERM_ADMIN") || because("TERM_FORCE") || exit_code == Some(130) => JobStatus::Cancelled,
         "EXIT" => JobStatus::Failed,
-        // The host does not answer, or did not when the job was killed: nothing is known.
+        // The host does not answer, or did not when the job was killed: the outcome is unknown.
         other => JobStatus::Unknown(other.into()),
     }
 }

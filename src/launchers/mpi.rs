@@ -1,7 +1,9 @@
-//! Engines under one `mpiexec`, from this host: on it, or on those that `mpiexec` is told (a hosts file, or what a batch system has
-//! granted to the shell that this runs in). With mpi4py the engines' workers are one MPI world.
+//! Engines under one `mpiexec`, started from this host: on this host, or on the hosts that
+//! `mpiexec` is given (a hosts file, or a batch system's allocation in the current shell). With
+//! mpi4py the engines' workers form one MPI world.
 //!
-//! What is started is one process, `mpiexec`, and the engines are its children or those of its daemons; [`Local`] starts and ends it.
+//! The only process started is `mpiexec`; the engines are its children or those of its daemons.
+//! [`Local`] starts and ends it.
 use super::engine::lone_engine_command;
 use super::local::Local;
 use super::{Capabilities, ControllerLaunch, Ended, EnginesLaunch, LaunchError, Launched, Launcher, MemberState};
@@ -26,7 +28,8 @@ impl Mpi {
     }
 }
 
-/// `mpiexec <arguments> -n <n> <engine>`. An engine is not supervised: one that was started a second time could not join the others.
+/// `mpiexec <arguments> -n <n> <engine>`. Engines are not supervised: a restarted engine could not
+/// rejoin the others.
 pub fn command(config: &MpiConfig, launch: &EnginesLaunch) -> Result<(PathBuf, Vec<OsString>), LaunchError> {
     let (program, arguments) = lone_engine_command(launch)?;
     let mut words: Vec<OsString> = config.arguments.iter().map(OsString::from).collect();
@@ -38,7 +41,7 @@ pub fn command(config: &MpiConfig, launch: &EnginesLaunch) -> Result<(PathBuf, V
 }
 
 impl Mpi {
-    /// `mpiexec` may have been given other hosts.
+    /// `mpiexec` may use other hosts.
     fn is_remote(&self) -> bool {
         let told = [
             "-f",

@@ -1,7 +1,9 @@
-//! PBS in three dialects: OpenPBS (with PBS Professional), Torque, and the commands that Slurm has for people who come from Torque.
+//! PBS in three dialects: OpenPBS (with PBS Professional), Torque, and Slurm's commands for former
+//! Torque users.
 //!
-//! Sources: qsub(1B), qstat(1B), qdel(1B) of OpenPBS 23.06 and of Torque 6, and the perl of slurm-wlm-torque 22.05. They differ in how
-//! an array is asked for (`-J`, `-t`), how its jobs are told theirs (`PBS_ARRAY_INDEX`, `PBS_ARRAYID`), and in what is asked for with `-l`.
+//! Sources: qsub(1B), qstat(1B), qdel(1B) of OpenPBS 23.06 and of Torque 6, and the Perl scripts of
+//! slurm-wlm-torque 22.05. They differ in the option for an array (`-J`, `-t`), in the variable
+//! that contains the array index (`PBS_ARRAY_INDEX`, `PBS_ARRAYID`), and in the resources of `-l`.
 use super::batch::environment::{Names, Rule};
 use super::batch::render::{FoundBy, Need, Value, Variables, common, nodes_are_of_one_job, put, unfit, unsupported};
 use super::batch::{
@@ -13,15 +15,15 @@ use std::path::{Path, PathBuf};
 
 mod answers;
 
-/// The PBS of one dialect.
+/// PBS in one dialect.
 pub struct Pbs(Dialect);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Dialect {
     OpenPbs,
     Torque,
-    /// `qsub` in front of Slurm. Its `qstat` shows an array's jobs without their array, and its `qdel 7_2` takes all of array 7
-    /// away, so Slurm itself is asked, which is there too.
+    /// Slurm's `qsub`. Its `qstat` shows an array's jobs without their array, and its `qdel 7_2`
+    /// cancels all of array 7; therefore Slurm's own commands are used, which are installed too.
     Slurm,
 }
 
@@ -29,12 +31,12 @@ static OPENPBS: Pbs = Pbs(Dialect::OpenPbs);
 static TORQUE: Pbs = Pbs(Dialect::Torque);
 static SLURM: Pbs = Pbs(Dialect::Slurm);
 
-/// The row before it is known which dialect it is.
+/// The row to use until the dialect is known.
 pub fn row() -> &'static dyn BatchSystem {
     &OPENPBS
 }
 
-/// What its commands say, in lower case, and what it means.
+/// Lower-case text of its errors and what it indicates.
 const FAILURES: &[(&str, Problem, &str)] = &[
     (
         "unknown queue",
@@ -174,8 +176,8 @@ impl BatchSystem for Pbs {
     fn dialect_command(&self) -> Option<CommandLine> {
         Some(CommandLine::new("qstat", ["--version"]))
     }
-    /// `pbs_version = 23.06.06`; `Version: 6.1.2`, `Commit: …`; slurm-wlm-torque knows no such option and shows its usage, with
-    /// `[-f] [-a|-i|-r] [-n [-1]] [-G|-M]`.
+    /// `pbs_version = 23.06.06`; `Version: 6.1.2`, `Commit: …`; slurm-wlm-torque does not know the
+    /// option and prints its usage, with `[-f] [-a|-i|-r] [-n [-1]] [-G|-M]`.
     fn of_dialect(&self, said: &Output) -> Option<&'static dyn BatchSystem> {
         let said = said.said();
         if said.contains("pbs_version") || said.contains("PBSPro") {
@@ -219,7 +221,8 @@ impl BatchSystem for Pbs {
         "#PBS"
     }
 
-    /// What stands in a #PBS line are names and numbers; paths are the shell's in these scripts.
+    /// #PBS lines contain only names and numbers; paths appear only in shell lines of these
+    /// scripts.
     fn quote_directive(&self, name: &str, value: &str) -> Result<String, TemplateError> {
         if value.is_empty() || value.contains(|c: char| c.is_whitespace() || "'\"\\#$`".contains(c)) {
             return Err(unfit(self.title(), name, value, "it has a blank, a quote, `\\`, `#` or `$`"));
@@ -285,8 +288,9 @@ impl BatchSystem for Pbs {
         request.log_dir.join(format!("{}-{number}.{element}.log", request.log_stem))
     }
 
-    /// pbs(7B) and qsub(1B): `PBS_DPREFIX` is another prefix of directives. Torque's qstat hides jobs by `PBS_QSTAT_…`. Slurm's `qsub` runs
-    /// sbatch, and does not say which cluster a job was sent to.
+    /// pbs(7B) and qsub(1B): `PBS_DPREFIX` changes the prefix of directives. Torque's qstat hides
+    /// jobs according to `PBS_QSTAT_…`. Slurm's `qsub` runs sbatch, and does not print the cluster
+    /// that a job was sent to.
     fn environment(&self) -> EnvironmentRules {
         const DISPLAY: Names = &["PBS_DPREFIX", "PBS_QSTAT_*"];
         match self.0 {
@@ -305,7 +309,8 @@ impl BatchSystem for Pbs {
         }
     }
 
-    /// Slurm's `qsub` puts an output of its own in front of what the script says, and hands all it is given to a shell.
+    /// Slurm's `qsub` puts its own output option before the script's, and passes all its arguments
+    /// through a shell.
     fn submit_command(&self, script: &Path, _text: &str, request: &JobRequest) -> CommandLine {
         let script = script.to_string_lossy().into_owned();
         if self.0 != Dialect::Slurm {
@@ -345,7 +350,8 @@ impl BatchSystem for Pbs {
         if self.0 == Dialect::Slurm {
             return squeue::parse(output);
         }
-        // Of several jobs some may be gone: those are named on stderr, and the exit code is that of the last.
+        // Of several jobs some may be gone: those are named on stderr, and the exit code is that of
+        // the last job.
         let gone = |line: &str| line.contains("Unknown Job") || line.contains("Job has finished");
         let mut complaints = output.stderr.lines().map(str::trim).filter(|line| !line.is_empty());
         match output.is_success() || (!output.stderr.trim().is_empty() && complaints.all(gone)) {
@@ -391,7 +397,8 @@ impl BatchSystem for Pbs {
         }
     }
 
-    /// pbs_queue_attributes(7B), kill_delay: 10 s by default; Torque's of the same name: 2 s.
+    /// pbs_queue_attributes(7B), kill_delay: 10 s by default; Torque's attribute of the same name:
+    /// 2 s.
     fn kill_wait(&self) -> KillWait {
         let term_s = match self.0 {
             Dialect::OpenPbs => 10,
@@ -449,7 +456,7 @@ impl BatchSystem for Pbs {
 }
 
 impl Pbs {
-    /// `-J 1-15`; none for one job. OpenPBS takes no array of one.
+    /// `-J 1-15`; none for one job, since OpenPBS does not accept an array of one.
     fn array(&self, request: &JobRequest) -> Option<String> {
         let jobs = request.jobs();
         if request.kind == JobKind::Controller || request.is_one_job() || (jobs == 1 && self.0 == Dialect::OpenPbs) {
@@ -459,11 +466,12 @@ impl Pbs {
         Some(format!("{option} 1-{jobs}"))
     }
 
-    /// What stands after `-l`.
+    /// The value of `-l`.
     fn resources(&self, request: &JobRequest) -> Vec<String> {
         let resources = &request.resources;
         let one_job = request.is_one_job();
-        // One job of all engines is spread evenly over so many nodes; without a number of them each engine may be anywhere.
+        // One job of all engines is distributed evenly over that number of nodes. Without a number,
+        // each engine may run anywhere.
         let chunks = if one_job {
             resources.nodes.unwrap_or(request.n).clamp(1, request.n.max(1))
         } else {

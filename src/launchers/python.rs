@@ -1,14 +1,15 @@
-//! The Python interpreter that engines are to use.
+//! The Python interpreter of the engines.
 use super::LaunchError;
 use nix::sys::signal::Signal;
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
-/// The oldest version that a worker runs on.
+/// The oldest version that the worker supports.
 pub(super) const OLDEST: (u32, u32) = (3, 8);
 
-/// The interpreter: what was given, else that of the active virtual or conda environment, else `python3` on the PATH.
+/// The interpreter: the given one, else that of the active virtual or conda environment, else
+/// `python3` on the PATH.
 pub fn resolve(given: Option<&str>) -> String {
     if let Some(given) = given {
         return given.to_string();
@@ -25,7 +26,7 @@ pub fn resolve(given: Option<&str>) -> String {
     "python3".into()
 }
 
-/// Whether the interpreter runs and is new enough.
+/// Checks that the interpreter runs and is new enough.
 pub fn check(python: &str) -> Result<(), LaunchError> {
     let said = ask(python, "import sys; print('%d.%d.%d' % sys.version_info[:3])")
         .map_err(|unanswered| unanswered.into_error(python, |python, why| LaunchError::NoPython { python, why }))?;
@@ -43,7 +44,7 @@ pub fn check(python: &str) -> Result<(), LaunchError> {
     }
 }
 
-/// Whether it can be an `ipengine`.
+/// Checks that the interpreter can run an `ipengine`.
 pub fn check_ipyparallel(python: &str) -> Result<(), LaunchError> {
     match ask(python, "import ipyparallel.engine") {
         Ok(_) => Ok(()),
@@ -53,7 +54,7 @@ pub fn check_ipyparallel(python: &str) -> Result<(), LaunchError> {
 
 #[derive(Debug, PartialEq, Eq)]
 enum Unanswered {
-    /// By Ctrl-C: nothing is known of the interpreter.
+    /// Interrupted by Ctrl-C: the state of the interpreter is unknown.
     Interrupted,
     Failed(String),
 }
@@ -67,7 +68,7 @@ impl Unanswered {
     }
 }
 
-/// What the interpreter prints for a line of code; the error's last line if it fails.
+/// Runs a line of code; returns its output, or the last line of the error.
 fn ask(python: &str, code: &str) -> Result<String, Unanswered> {
     let output = Command::new(python)
         .args(["-c", code])
@@ -96,7 +97,7 @@ mod tests {
     use super::super::tests::write_program;
     use super::*;
 
-    /// A program that answers as an interpreter might.
+    /// A program that stands in for an interpreter.
     fn pretender(dir: &Path, script: &str) -> String {
         let path = dir.join("python");
         write_program(&path, script);

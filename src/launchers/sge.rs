@@ -1,5 +1,5 @@
-//! Grid Engine (SGE, Son of Grid Engine, Open Grid Scheduler, Univa, Altair). Sources: qsub(1), qstat(1), sge_status(5), accounting(5) of
-//! 8.1.9, and what that version printed.
+//! Grid Engine (SGE, Son of Grid Engine, Open Grid Scheduler, Univa, Altair). Sources: qsub(1),
+//! qstat(1), sge_status(5), accounting(5) of 8.1.9, and the output of that version.
 use super::batch::environment::{Names, Rule};
 use super::batch::render::{FoundBy, Need, Value, Variables, common, put, unfit, unsupported};
 use super::batch::{
@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 
 pub struct Sge;
 
-/// What its commands say, in lower case, and what it means.
+/// Lower-case text of its errors and what it indicates.
 const FAILURES: &[(&str, Problem, &str)] = &[
     (
         "unknown queue",
@@ -135,11 +135,12 @@ impl BatchSystem for Sge {
         "#$"
     }
 
-    /// qsub takes quotes away wherever they are, and knows no escape. In a path it reads `host:path`, a list at commas, `$JOB_ID`.
+    /// qsub removes quotes everywhere, and has no escape character. In a path it interprets
+    /// `host:path`, commas (as a list) and `$JOB_ID`.
     fn quote_directive(&self, name: &str, value: &str) -> Result<String, TemplateError> {
         let is_path = matches!(name, "cwd" | "log");
         let wrong = |c: char| "'\"#".contains(c) || (is_path && "$:,".contains(c));
-        // The signs of `log` itself are its two variables.
+        // The `$` in `log` itself belongs to its two variables.
         let own = value.replace(LOG_ARRAY, "").replace(LOG_SINGLE, "");
         if (if name == "log" { own.as_str() } else { value }).contains(wrong) {
             return Err(unfit(
@@ -172,7 +173,8 @@ impl BatchSystem for Sge {
         let (one_job, per_job) = (request.is_one_job(), request.engines_in_a_job());
         let cpus = resources.cpus.unwrap_or(1).max(1);
         let slots = if one_job { request.n } else { per_job } * cpus;
-        // A slot is a processor. More than one of them is a matter of a parallel environment, whose name is the site's.
+        // A slot is a processor. More than one slot requires a parallel environment, whose name
+        // depends on the site.
         let name = match &resources.parallel_environment {
             Some(name) => Some(name.as_str()),
             None if one_job => Some("mpi"),
@@ -186,7 +188,7 @@ impl BatchSystem for Sge {
         let engines_there = if one_job { 1 } else { u64::from(per_job) };
         let gpus = resources.gpus.map(|each| u64::from(each) * engines_there);
         let memory = resources.memory.map(|each| each.mib * engines_there);
-        // complex(5): what is counted for each slot is multiplied by the slots.
+        // complex(5): resources that are counted per slot are multiplied by the slots.
         let each_slot = |whole: u64| whole.div_ceil(u64::from(cpus) * engines_there);
         let as_counted = |name: &str, whole: u64| match request.counted_by_job.iter().any(|known| known == name) {
             true => whole,
@@ -228,7 +230,7 @@ impl BatchSystem for Sge {
                         if is_array { LOG_ARRAY } else { LOG_SINGLE }
                     )),
                 ),
-                // Outside of an array SGE_TASK_ID is `undefined`.
+                // Outside an array SGE_TASK_ID is `undefined`.
                 (
                     "environment",
                     Value::Lines(engines::environment(request, "$JOB_ID", "${SGE_TASK_ID#undefined}")),
@@ -259,8 +261,9 @@ impl BatchSystem for Sge {
     }
 
     fn submit_command(&self, script: &Path, _text: &str, _request: &JobRequest) -> CommandLine {
-        // What a default request file (sge_request(5): `~/.sge_request`, `sge_request` of the cell) may say that a script cannot undo: that
-        // it is no script, or is to begin at once or not at all.
+        // Options that a default request file (sge_request(5): `~/.sge_request`, `sge_request` of
+        // the cell) may contain and a script cannot undo: that it is not a script, or must start
+        // immediately or not at all.
         let options = ["-terse", "-b", "n", "-now", "n", "-C", "#$"].map(String::from);
         CommandLine::new("qsub", options.into_iter().chain([script.to_string_lossy().into_owned()]))
     }
@@ -274,8 +277,8 @@ impl BatchSystem for Sge {
             .ok_or_else(|| failure::no_id(output, "`qstat` shows whether the job is there"))
     }
 
-    /// sge_intro(1): debugging output goes between the answers; names are cut or lines joined by the others. What the default request
-    /// files ask for is another matter: see `submit_command`.
+    /// sge_intro(1): debugging output mixes with the answers; the other variables truncate names or
+    /// join lines. The default request files are handled separately: see `submit_command`.
     fn environment(&self) -> EnvironmentRules {
         const DISPLAY: Names = &["SGE_DEBUG_LEVEL", "SGE_DEBUG_TARGET", "SGE_LONG_*", "SGE_SINGLE_LINE"];
         EnvironmentRules {
@@ -292,7 +295,8 @@ impl BatchSystem for Sge {
     }
 
     fn query_command(&self, _jobs: &[JobId], user: &str) -> CommandLine {
-        // The states and queues are named because a default file (`~/.sge_qstat`, `sge_qstat` of the cell) may name others.
+        // States and queues are explicit because a default file (`~/.sge_qstat`, `sge_qstat` of the
+        // cell) may contain others.
         CommandLine::new("qstat", ["-u", user, "-s", "prs", "-q", "*", "-xml"])
     }
 
@@ -307,8 +311,8 @@ impl BatchSystem for Sge {
         Some(CommandLine::new("qstat", ["-j", &job.0]))
     }
 
-    /// The error of a job that cannot start, else the first lines of the scheduler's own words, where the site lets it keep them
-    /// (schedd_job_info).
+    /// The error of a job that cannot start, else the first lines of the scheduler's messages, if
+    /// the site stores them (schedd_job_info).
     fn parse_reason(&self, output: &Output) -> Option<String> {
         let after = |line: &str, begin: &str| -> Option<String> {
             let rest = line.strip_prefix(begin)?;
@@ -321,7 +325,8 @@ impl BatchSystem for Sge {
         let mut told = lines().skip_while(|line| !line.starts_with("scheduling info"));
         let first = after(told.next()?, "scheduling info")?;
         let further: Vec<&str> = told.map(str::trim).take_while(|line| !line.is_empty()).collect();
-        // What rules one queue out comes first; what rules out every place is the reason.
+        // Lines that exclude a single queue come first; the line that excludes every queue is the
+        // reason.
         let best = further
             .iter()
             .rev()
@@ -368,7 +373,8 @@ impl BatchSystem for Sge {
         self.query_command(&[], user)
     }
 
-    /// queue_conf(5), `notify`: SIGUSR2 comes so long before SIGKILL, by default 00:00:60. There is no SIGTERM.
+    /// queue_conf(5), `notify`: SIGUSR2 is sent this long before SIGKILL, by default 00:00:60.
+    /// SIGTERM is not sent.
     fn kill_wait(&self) -> KillWait {
         KillWait {
             term_s: None,
@@ -380,8 +386,9 @@ impl BatchSystem for Sge {
         Some(CommandLine::new("qconf", ["-sc"]))
     }
 
-    /// complex(5): `name shortcut type relop requestable consumable default urgency`. A consumable of `YES` is counted for each slot, one
-    /// of `JOB` for each job; of one of `NO` each host must have as much as is asked for.
+    /// complex(5): `name shortcut type relop requestable consumable default urgency`. A consumable
+    /// of `YES` is counted per slot, one of `JOB` per job; for `NO` each host must offer the
+    /// requested amount.
     fn parse_counting(&self, output: &Output) -> Vec<String> {
         let lines = output.stdout.lines().filter(|line| output.is_success() && !line.starts_with('#'));
         let names = lines.filter_map(|line| {
@@ -404,7 +411,7 @@ impl BatchSystem for Sge {
 
     fn parse_cancel(&self, output: &Output) -> Result<(), QueryFailure> {
         let said = output.said();
-        // It exits with 1 if one of several was gone already.
+        // The exit code is 1 if one of several jobs was already gone.
         let fine = |line: &str| line.contains("does not exist") || line.contains("for deletion") || line.contains("has deleted job");
         match output.is_success() || (!said.is_empty() && said.lines().all(fine)) {
             true => Ok(()),
@@ -435,7 +442,7 @@ fn submitted(line: &str) -> Option<String> {
     (!job.is_empty() && job.bytes().all(|b| b.is_ascii_digit())).then(|| job.to_string())
 }
 
-/// The rows of a `<job_list>`: one, or for waiting ones of an array one for each.
+/// The rows of a `<job_list>`: usually one; one per element for waiting elements of an array.
 fn rows(list: xml::Element) -> Vec<JobRow> {
     let (Some(job), Some(word)) = (list.text("JB_job_number"), list.text("state")) else {
         return Vec::new();
@@ -451,7 +458,7 @@ fn rows(list: xml::Element) -> Vec<JobRow> {
     }
 }
 
-/// sge_status(5). Letters add up: `hqw`, `dRr`, `Eqw`.
+/// sge_status(5). Letters combine: `hqw`, `dRr`, `Eqw`.
 fn status(word: &str) -> JobStatus {
     let has = |letters: &str| letters.chars().any(|letter| word.contains(letter));
     if word.is_empty() || !word.chars().all(|c| "EhqwrtsSTNPdRz".contains(c)) {
@@ -471,7 +478,7 @@ fn status(word: &str) -> JobStatus {
     }
 }
 
-/// `failed` and `exit_status` of accounting(5): 37 is a limit of time or memory, 100 a signal.
+/// `failed` and `exit_status` of accounting(5): 37 is a time or memory limit, 100 a signal.
 fn ended(failed: &str, code: Option<i32>) -> JobStatus {
     match (failed.split_whitespace().next(), code) {
         (Some("0"), Some(0)) => JobStatus::Completed,

@@ -1,4 +1,5 @@
-//! Slurm. Sources: sbatch(1), squeue(1), scancel(1), sacct(1) of Slurm 22.05, and what that version printed.
+//! Slurm. Sources: sbatch(1), squeue(1), scancel(1), sacct(1) of Slurm 22.05, and the output of
+//! that version.
 use super::batch::render::{FoundBy, Need, Value, Variables, common, nodes_are_of_one_job, put, unsupported};
 use super::batch::{
     BatchSystem, CommandLine, EnvironmentRules, JobId, JobKind, JobRequest, JobRow, JobTarget, KillWait, Output, QueryFailure,
@@ -32,7 +33,8 @@ impl BatchSystem for Slurm {
         "#SBATCH"
     }
 
-    /// sbatch reads a directive's words with the shell's quotes and backslashes; a bare `#` would begin a comment.
+    /// sbatch parses a directive's words with the shell's quotes and backslashes; an unquoted `#`
+    /// would begin a comment.
     fn quote_directive(&self, _name: &str, value: &str) -> Result<String, TemplateError> {
         let plain = |c: char| c.is_ascii_alphanumeric() || "_-+=./:,@%^[]&|*!~()<>".contains(c) || !c.is_ascii();
         if !value.is_empty() && value.chars().all(plain) {
@@ -144,14 +146,15 @@ impl BatchSystem for Slurm {
         if !output.is_success() {
             return Err(failure::of_submit(output, squeue::FAILURES));
         }
-        // A site's banner may stand before it, a wrapper may print sbatch's sentence.
+        // A site's banner may precede the id, and a wrapper may print sbatch's sentence.
         let id = output.stdout.lines().rev().find_map(|line| {
             let line = line.trim();
             let (id, rest) = match line.strip_prefix("Submitted batch job ") {
                 Some(sentence) => sentence.split_once(' ').unwrap_or((sentence, "")),
                 None => (line, ""),
             };
-            // `18;east` where it was sent to another cluster; in the sentence, `18 on cluster east`.
+            // `18;east` if the job was sent to another cluster; in the sentence, `18 on cluster
+            // east`.
             let (number, cluster) = match (id.split_once(';'), rest.strip_prefix("on cluster ")) {
                 (Some((number, cluster)), _) => (number, Some(cluster)),
                 (None, cluster) => (id, cluster.map(str::trim)),
@@ -217,7 +220,7 @@ impl BatchSystem for Slurm {
     }
 }
 
-/// sbatch's signs: `%A` array job, `%a` index, `%j` job; `%%` is a percent sign.
+/// sbatch's placeholders: `%A` array job, `%a` index, `%j` job; `%%` is a percent sign.
 fn log_pattern(request: &JobRequest, is_array: bool) -> String {
     let path = request.log_dir.join(&request.log_stem).to_string_lossy().replace('%', "%%");
     format!("{path}-{}.log", if is_array { "%A_%a" } else { "%j" })

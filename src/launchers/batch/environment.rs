@@ -1,31 +1,32 @@
-//! The environment is an input to a scheduler's commands. What it may change is data here and in each system's row; the launcher
-//! removes the rest before it runs a command.
+//! The environment is an input to a scheduler's commands. The data here and in each system's row
+//! defines which variables may affect them; the launcher removes the rest before it runs a command.
 //!
-//! A submission keeps a site's defaults for what pcluster does not set (`SBATCH_ACCOUNT` where no account is given) and loses what
-//! would override the script, or change what the command prints. All other commands lose every option.
+//! A submission keeps a site's defaults for options that pcluster does not set (`SBATCH_ACCOUNT` if
+//! no account is given). It loses variables that would override the script or change what the
+//! command prints. All other commands lose every option.
 use super::{BatchSystem, CommandLine};
 
-/// Names of variables; one that ends with `*` stands for all that begin so.
+/// Names of variables; a trailing `*` matches any suffix.
 pub type Names = &'static [&'static str];
 
-/// What of the environment one kind of command does not get: what is in `removed` and not in `kept`.
+/// The variables removed for one kind of command: those in `removed` and not in `kept`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Rule {
     pub removed: Names,
     pub kept: Names,
 }
 
-/// What of the environment a system's commands do not get.
+/// The variables removed for a system's commands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct EnvironmentRules {
     pub submissions: Rule,
-    /// Questions, orders and history.
+    /// Queries, cancellations and history.
     pub queries: Rule,
-    /// Where variables override the script's directives: which ones override which option.
+    /// Variables that override directives in the script, by option.
     pub options: &'static [ScriptOption],
 }
 
-/// An option of a script (`--time`, `-t`), and the variables that would override it or contradict it.
+/// An option of a script (`--time`, `-t`) and the variables that would override or contradict it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ScriptOption {
     pub long: &'static str,
@@ -33,7 +34,8 @@ pub struct ScriptOption {
     pub variables: Names,
 }
 
-/// This submission of `script`, without what would override it. The job may inherit the environment, so the locale stays.
+/// Prepares the submission of `script`: removes variables that would override it. The locale stays,
+/// since the job may inherit the environment.
 pub fn for_submission(row: &dyn BatchSystem, mut command: CommandLine, script: &str) -> CommandLine {
     let rules = row.environment();
     let overridden = options_of(script, row.directive_prefix())
@@ -41,12 +43,12 @@ pub fn for_submission(row: &dyn BatchSystem, mut command: CommandLine, script: &
         .flat_map(|option| option.variables);
     command.without = names(rules.submissions.removed.iter().chain(overridden));
     command.keeping = names(rules.submissions.kept);
-    // What a directive sets overrules what is kept otherwise.
+    // A directive in the script takes precedence over `kept`.
     command.keeping.retain(|kept| !command.without.contains(kept));
     command
 }
 
-/// This question or order, whose answer the environment does not change.
+/// Prepares a query or cancellation so that the environment does not change its output.
 pub fn for_query(row: &dyn BatchSystem, mut command: CommandLine) -> CommandLine {
     let rule = row.environment().queries;
     command.without = names(rule.removed);
@@ -71,7 +73,7 @@ fn options_of<'a>(script: &'a str, prefix: &'a str) -> impl Iterator<Item = &'a 
     words.filter(|word| word.starts_with('-'))
 }
 
-/// `--time=5`, `--time`, `-t5`, `-t`; long ones may be shortened.
+/// `--time=5`, `--time`, `-t5`, `-t`; long options may be abbreviated.
 fn option<'a>(options: &'a [ScriptOption], word: &str) -> Option<&'a ScriptOption> {
     let Some(long) = word.strip_prefix("--") else {
         let letter = word.get(..2)?;
@@ -82,7 +84,7 @@ fn option<'a>(options: &'a [ScriptOption], word: &str) -> Option<&'a ScriptOptio
     exact.or_else(|| options.iter().find(|option| !long.is_empty() && option.long.starts_with(long)))
 }
 
-/// Whether a command without `without`, but for `keeping`, does not get this variable.
+/// Whether this variable is removed, given `removed_vars` and `kept_vars`.
 pub fn is_removed(name: &str, without: &[&str], keeping: &[&str]) -> bool {
     let is_in = |names: &[&str]| {
         names.iter().any(|pattern| match pattern.strip_suffix('*') {
@@ -98,7 +100,7 @@ mod tests {
     use super::super::{SYSTEMS, by_name};
     use super::*;
 
-    /// Of these variables, those that a submission of this script gets.
+    /// The variables among these that a submission of this script inherits.
     fn reach_submission(system: &str, script: &str, variables: &[&'static str]) -> Vec<&'static str> {
         let command = for_submission(by_name(system).unwrap(), CommandLine::default(), script);
         let stays = |name: &&&str| !is_removed(name, &command.without, &command.keeping);

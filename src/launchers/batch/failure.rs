@@ -1,18 +1,19 @@
-//! When a batch system's command does not do what it was to: the system's words, and what to do.
+//! Failures of a batch system's commands: the system's message and a hint.
 use super::command::Output;
 
-/// A submission that failed. Its text is what the system said.
+/// A failed submission. Displays the system's message.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{said}")]
 pub struct SubmitFailure {
     pub problem: Problem,
-    /// What the command said, or what is to be known where it said nothing.
+    /// The command's output, or a description if it printed nothing.
     pub said: String,
-    /// What to do.
+    /// A suggested action.
     pub hint: Option<String>,
 }
 
-/// A query that failed: nothing is known about the jobs, least of all that they are gone. Its text is what the system said.
+/// A failed query: the state of the jobs is unknown; in particular they are not known to be gone.
+/// Displays the system's message.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{said}")]
 pub struct QueryFailure {
@@ -20,27 +21,27 @@ pub struct QueryFailure {
     pub said: String,
 }
 
-/// What kind of failure it is, as far as the words tell.
+/// The kind of failure, as far as the output reveals it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Problem {
-    /// Its command is not there.
+    /// The command is not installed.
     NoCommand,
     NoSuchQueue,
     NoSuchAccount,
-    /// More than a limit allows, or than there is.
+    /// More than a limit allows, or more than the system has.
     Limit,
     NoPermission,
-    /// It does not answer; whether the job was submitted is to be found out by its name.
+    /// The scheduler does not answer; look up the job by name to find out whether it was submitted.
     SchedulerDown,
-    /// It does not understand a line of the script or an option.
+    /// The system does not understand a line of the script or an option.
     BadScript,
-    /// It said that all is well, but no id was found in its words. The job may be there.
+    /// The command succeeded, but its output contains no job id. The job may exist.
     NoId,
     Other,
 }
 
 impl Problem {
-    /// Whether the job may have been submitted all the same.
+    /// Whether the job may have been submitted despite the error.
     pub fn is_uncertain(self) -> bool {
         matches!(self, Problem::SchedulerDown | Problem::NoId)
     }
@@ -84,7 +85,7 @@ fn words_of(output: &Output) -> String {
     }
 }
 
-/// Words in lower case that an answer may have, what they mean, and what to do.
+/// Lower-case text to search for in the output, the problem it indicates, and a hint.
 pub type Meanings = [(&'static str, Problem, &'static str)];
 
 fn meaning(output: &Output, meanings: &Meanings) -> (Problem, Option<String>) {
@@ -93,18 +94,18 @@ fn meaning(output: &Output, meanings: &Meanings) -> (Problem, Option<String>) {
     found.map_or((Problem::Other, None), |(_, problem, hint)| (*problem, Some(hint.to_string())))
 }
 
-/// A submission that the system refused.
+/// A submission that the system rejected.
 pub fn of_submit(output: &Output, meanings: &Meanings) -> SubmitFailure {
     let (problem, hint) = meaning(output, meanings);
     SubmitFailure::of(problem, output, hint)
 }
 
-/// A submission that seems to have worked, but has no id in what was said.
+/// A submission that succeeded but printed no id.
 pub fn no_id(output: &Output, hint: &str) -> SubmitFailure {
     SubmitFailure::of(Problem::NoId, output, Some(hint.into()))
 }
 
-/// A question or an order that was not answered.
+/// A query or cancellation that failed.
 pub fn of_query(output: &Output, meanings: &Meanings) -> QueryFailure {
     QueryFailure::of(meaning(output, meanings).0, output)
 }

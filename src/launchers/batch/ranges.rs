@@ -1,9 +1,9 @@
 //! Lists of array elements as batch systems print them.
 
-/// No array has more elements.
+/// The maximum number of elements of an array.
 const MOST: usize = 1_000_000;
 
-/// The numbers of `1`, `7-15:1`, `13,14`, `1-10:3,20`. What is no number is passed over.
+/// Parses `1`, `7-15:1`, `13,14`, `1-10:3,20`. Skips anything that is not a number.
 pub fn expand(text: &str) -> Vec<u32> {
     let mut all = Vec::new();
     for part in text.split(',').map(str::trim) {
@@ -18,7 +18,7 @@ pub fn expand(text: &str) -> Vec<u32> {
     all
 }
 
-/// `1-3,7` for 1, 2, 3, 7, which are in order.
+/// Formats sorted numbers: `1-3,7` for 1, 2, 3, 7.
 pub fn collapse(numbers: &[u32]) -> String {
     let mut parts: Vec<(u32, u32)> = Vec::new();
     for number in numbers {

@@ -1,9 +1,10 @@
-//! A template becomes a script.
+//! Renders a template into a script.
 //!
-//! A template is the script itself, with variables `{{ name }}` in it; all else is left alone, so that `${x%.txt}` and `${#x}` stay
-//! the shell's. It is rendered line by line, and what a variable becomes depends on its line: in a directive (`#SBATCH …`) a value
-//! is quoted as the batch system reads it, elsewhere as the shell does. A directive whose variable has no value is left out;
-//! one whose variable is a list stands there once for each.
+//! A template is the script itself, with variables `{{ name }}`; everything else is left unchanged,
+//! so that `${x%.txt}` and `${#x}` keep their meaning in the shell. It is rendered line by line,
+//! and the value of a variable depends on its line: in a directive (`#SBATCH …`) it is quoted for
+//! the batch system, elsewhere for the shell. A directive whose variable has no value is omitted;
+//! one whose variable is a list is repeated for each item.
 use super::quote;
 use super::request::JobRequest;
 use super::{BatchSystem, JobKind};
@@ -11,10 +12,10 @@ use std::borrow::Cow;
 use std::path::PathBuf;
 use tera::{Context, Delimiters, Tera};
 
-/// A template of pcluster's own.
+/// A built-in template.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Template {
-    /// As the file is called in `templates/<system>/`, and in a profile: `engines.sh.tera`.
+    /// The file name in `templates/<system>/` and in a profile: `engines.sh.tera`.
     pub name: &'static str,
     pub text: &'static str,
 }
@@ -27,10 +28,10 @@ pub struct ScriptFile {
     pub executable: bool,
 }
 
-/// What a variable stands for.
+/// The value of a variable.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Value {
-    /// Not asked for.
+    /// Not requested.
     Unset,
     /// One value.
     Text(String),
@@ -43,24 +44,24 @@ pub enum Value {
 /// Names and values, in the order of [`VARIABLES`].
 pub type Variables = Vec<(&'static str, Value)>;
 
-/// Something that a template must have.
+/// Something that a template must contain.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Need {
     pub what: String,
     pub found_by: FoundBy,
-    /// The line that would do.
+    /// A line that satisfies the requirement.
     pub line: String,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum FoundBy {
-    /// One of these variables is used.
+    /// The template uses one of these variables.
     Variable(&'static [&'static str]),
-    /// A directive has a word that begins with one of these.
+    /// A directive contains a word with one of these prefixes.
     Directive(&'static [&'static str]),
 }
 
-/// All that a template may use.
+/// All variables that a template may use.
 pub const VARIABLES: &[(&str, &str)] = &[
     ("name", "the job's name, by which pcluster finds it again"),
     ("profile", "the profile's name"),
@@ -107,7 +108,7 @@ pub const VARIABLES: &[(&str, &str)] = &[
     ("before", "the settings' shell lines before the start"),
 ];
 
-/// Why a template cannot become a script.
+/// Why a template cannot be rendered.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum TemplateError {
     #[error("{template}:{line}: there is no variable `{name}`")]
@@ -139,7 +140,7 @@ pub enum TemplateError {
 }
 
 impl TemplateError {
-    /// What to do.
+    /// A suggested action.
     pub fn hint(&self) -> Option<String> {
         match self {
             TemplateError::UnknownVariable { .. } => {
@@ -158,7 +159,7 @@ impl TemplateError {
     }
 }
 
-/// Where in the script a line stands.
+/// The kind of a line in the script.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Place {
     Directive,
@@ -166,12 +167,12 @@ enum Place {
     Shell,
 }
 
-/// The script of one job. `name` is the template's (`engines.sh.tera`).
+/// Renders the script of one job. `name` is the template's (`engines.sh.tera`).
 pub fn render(system: &dyn BatchSystem, name: &str, text: &str, request: &JobRequest) -> Result<String, TemplateError> {
     render_named(system, name, name, text, request)
 }
 
-/// The same for a template that errors call `shown`.
+/// Renders a template that error messages call `shown`.
 pub fn render_named(system: &dyn BatchSystem, name: &str, shown: &str, text: &str, request: &JobRequest) -> Result<String, TemplateError> {
     let variables = system.variables(request)?;
     let is_description = !name.trim_end_matches(".tera").ends_with(".sh") && system.directive_prefix().is_empty();
@@ -212,7 +213,8 @@ pub fn render_named(system: &dyn BatchSystem, name: &str, shown: &str, text: &st
     Ok(script)
 }
 
-/// Something is asked for, and the template does not say it: the line is the one of pcluster's own template.
+/// A requested resource that the template does not use: the line to add is that of the built-in
+/// template.
 fn unused(
     system: &dyn BatchSystem,
     name: &str,
@@ -255,7 +257,7 @@ fn unused(
     Ok(())
 }
 
-/// The setting whose value a variable has.
+/// The setting that supplies a variable's value.
 fn setting_of(variable: &str) -> &str {
     match variable {
         "mem_free" | "memory_per_slot" => "memory",
@@ -264,7 +266,7 @@ fn setting_of(variable: &str) -> &str {
     }
 }
 
-/// Variables that are settings of their own, by the same name.
+/// Variables that have a setting of the same name.
 const ASKED_FOR: &[&str] = &[
     "queue",
     "account",
@@ -384,7 +386,7 @@ impl Line<'_> {
     }
 }
 
-/// Blocks and comments of the template language are not offered: `${#x}` would begin a comment.
+/// Blocks and comments of the template language are disabled: `${#x}` would begin a comment.
 fn delimiters() -> Delimiters {
     let text = |text: &'static str| Cow::Borrowed(text);
     Delimiters {
@@ -397,7 +399,7 @@ fn delimiters() -> Delimiters {
     }
 }
 
-/// A value that would end its line would begin another directive.
+/// A value with a line break would start another directive.
 fn one_line(system: &dyn BatchSystem, name: &str, value: &str) -> Result<(), TemplateError> {
     match value.chars().any(char::is_control) {
         false => Ok(()),
@@ -434,7 +436,8 @@ fn stands_in_quotes(line: &str, name: &str) -> bool {
     false
 }
 
-/// What every batch system's variables have in common. The rows add, and overwrite, what they write in their own way.
+/// The variables that all batch systems share. The rows add to these and override those that they
+/// format differently.
 pub fn common(request: &JobRequest) -> Variables {
     let resources = &request.resources;
     let text = |value: &Option<String>| value.clone().map_or(Value::Unset, Value::Text);
@@ -486,7 +489,7 @@ pub fn common(request: &JobRequest) -> Variables {
     all
 }
 
-/// Sets variables that [`VARIABLES`] knows.
+/// Sets variables that are listed in [`VARIABLES`].
 pub fn put(variables: &mut Variables, values: impl IntoIterator<Item = (&'static str, Value)>) {
     for (name, value) in values {
         if let Some(place) = variables.iter_mut().find(|(known, _)| *known == name) {
@@ -495,7 +498,7 @@ pub fn put(variables: &mut Variables, values: impl IntoIterator<Item = (&'static
     }
 }
 
-/// A value that this system's directives cannot hold.
+/// A value that this system's directives cannot represent.
 pub fn unfit(system: &'static str, what: &str, value: &str, why: &'static str) -> TemplateError {
     TemplateError::Unfit {
         system,
@@ -505,7 +508,7 @@ pub fn unfit(system: &'static str, what: &str, value: &str, why: &'static str) -
     }
 }
 
-/// Refuses settings that this system has no word for, where they are made.
+/// Rejects settings that this system does not support.
 pub fn unsupported(system: &dyn BatchSystem, _request: &JobRequest, settings: &[(&str, bool)]) -> Result<(), TemplateError> {
     match settings.iter().find(|(_, given)| *given) {
         None => Ok(()),
@@ -520,7 +523,7 @@ pub fn unsupported(system: &dyn BatchSystem, _request: &JobRequest, settings: &[
     }
 }
 
-/// A number of nodes is for one job of all engines, which `start` (`srun`, `mpiexec`) makes.
+/// A number of nodes requires one job of all engines, selected by `start` (`srun`, `mpiexec`).
 pub fn nodes_are_of_one_job(system: &dyn BatchSystem, request: &JobRequest, start: &str) -> Result<(), TemplateError> {
     if request.resources.nodes.is_none() || request.is_one_job() || request.kind == JobKind::Controller {
         return Ok(());

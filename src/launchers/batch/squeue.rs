@@ -1,11 +1,12 @@
-//! Slurm's own questions and answers about jobs, for whoever submitted them: sbatch, or a `qsub` in front of it.
-//! Sources: squeue(1), scancel(1) of Slurm 22.05, and what that version printed.
+//! Slurm's commands for jobs, shared by the two ways of submitting: sbatch, and Slurm's `qsub`.
+//! Sources: squeue(1), scancel(1) of Slurm 22.05, and the output of that version.
 use super::{CommandLine, JobId, JobRow, JobStatus, JobTarget, Output, Problem, QueryFailure, failure};
 
-/// Array job id, index, state, reason, batch host, name (which may hold anything, so it stands last).
+/// Array job id, index, state, reason, batch host, name (last, because it may contain any
+/// character).
 const FORMAT: &str = "%F|%K|%T|%r|%B|%j";
 
-/// What sbatch says, in lower case, and what it means.
+/// Lower-case text of sbatch's errors and what it indicates.
 pub const FAILURES: &[(&str, Problem, &str)] = &[
     (
         "invalid partition",
@@ -151,7 +152,8 @@ pub fn number_of(job: &JobId) -> &str {
     job.0.split(';').next().unwrap_or_default()
 }
 
-/// All jobs of a user on the cluster of these, by user: an id that squeue has forgotten would be an error. Jobs that are over are shown for MinJobAge (300 s).
+/// All jobs of a user on the cluster of these jobs. Queries by user, because squeue fails for an id
+/// that it no longer knows. Jobs that have ended are shown for MinJobAge (300 s).
 pub fn query(jobs: &[JobId], user: &str) -> CommandLine {
     let (user, format) = (format!("--user={user}"), format!("--format={FORMAT}"));
     let mut command = CommandLine::new("squeue", ["--noheader", "--array", "--states=all", &user, &format]);
@@ -191,7 +193,7 @@ pub fn cancelled(output: &Output) -> Result<(), QueryFailure> {
     Err(failure::of_query(output, FAILURES))
 }
 
-/// To the shell of the script and to the steps.
+/// Signals the script's shell and the steps.
 pub fn signal(targets: &[JobTarget], signal: &str) -> CommandLine {
     let mut command = cancel(targets);
     command.arguments.splice(0..0, ["--full".to_string(), format!("--signal={signal}")]);
@@ -205,7 +207,7 @@ fn target(target: &JobTarget) -> String {
     }
 }
 
-/// The rows of an answer. Where a cluster was named, a line `CLUSTER: east` is before its jobs.
+/// Parses the rows. If a cluster was named, a line `CLUSTER: east` precedes its jobs.
 fn rows(text: &str) -> Vec<JobRow> {
     let mut cluster = "";
     let mut rows = Vec::new();
@@ -225,7 +227,7 @@ fn rows(text: &str) -> Vec<JobRow> {
     rows
 }
 
-/// A line of [`FORMAT`]; none for anything else (a banner).
+/// Parses a line of [`FORMAT`]; none for anything else (a banner).
 fn row(line: &str) -> Option<JobRow> {
     let mut fields = line.trim().splitn(6, '|');
     let (job, index, word) = (fields.next()?, fields.next()?, fields.next()?);

@@ -1,9 +1,9 @@
-//! What the rows' tests share.
+//! Helpers shared by the tests of the rows.
 use super::{BatchSystem, JobId, JobKind, JobRequest, JobRow, JobTarget, Output, Problem, SYSTEMS, TemplateError, by_name, render};
 use crate::profile::config::resources::Resources;
 use std::path::Path;
 
-/// A request for so many engines, with nothing asked for.
+/// A request for `n` engines without any resources.
 pub(crate) fn engines(n: u32) -> JobRequest {
     JobRequest {
         kind: JobKind::Engines,
@@ -34,13 +34,14 @@ pub(crate) fn engines(n: u32) -> JobRequest {
     }
 }
 
-/// The script by pcluster's own template.
+/// Renders pcluster's own template.
 pub(crate) fn rendered(system: &dyn BatchSystem, request: &JobRequest) -> String {
     let template = system.templates(request.kind)[0];
     render(system, template.name, template.text, request).unwrap()
 }
 
-/// What a command said once: a file of `tests/fixtures/batch/`, whose first line says where it is from.
+/// Recorded output of a command: a file of `tests/fixtures/batch/` whose first line names its
+/// source.
 pub(crate) fn fixture(name: &str) -> Output {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/batch").join(name);
     let text = std::fs::read_to_string(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
@@ -55,7 +56,7 @@ pub(crate) fn fixture(name: &str) -> Output {
     }
 }
 
-/// Rows one a line: job, element, status, word, host, exit code, name, reason.
+/// One row per line: job, element, status, word, host, exit code, name, reason.
 pub(crate) fn shown(rows: &[JobRow]) -> String {
     let or_dash = |text: Option<String>| text.unwrap_or("-".into());
     let line = |row: &JobRow| {
@@ -70,7 +71,7 @@ pub(crate) fn shown(rows: &[JobRow]) -> String {
     rows.iter().map(line).collect::<Vec<_>>().join("\n")
 }
 
-/// Why a submission failed: the kind, and the hint.
+/// Why a submission failed: the problem and the hint.
 pub(crate) fn refused(system: &dyn BatchSystem, name: &str) -> String {
     let failure = system.parse_submit(&fixture(name)).unwrap_err();
     assert!(!failure.said.is_empty());
@@ -113,7 +114,7 @@ fn what_said_nothing_or_anything_is_no_id_and_no_crash() {
     }
 }
 
-/// All templates of a system, rendered.
+/// Renders all templates of a system.
 fn files(system: &dyn BatchSystem, request: &JobRequest) -> Result<Vec<String>, TemplateError> {
     let templates = system.templates(request.kind).iter();
     templates.map(|t| render(system, t.name, t.text, request)).collect()
@@ -161,7 +162,7 @@ fn every_setting_of_a_system_reaches_the_script_or_is_refused() {
     }
 }
 
-/// One to a thousand engines are one submission.
+/// 1 to 1000 engines are one submission.
 #[test]
 fn any_number_of_engines_is_one_submission() {
     for system in SYSTEMS.iter().filter_map(|name| by_name(name)) {
@@ -187,7 +188,8 @@ mod quoting {
     use super::*;
     use proptest::prelude::*;
 
-    /// Runs a script with `sh`, in which the command prints its words and some of its environment, each after a NUL.
+    /// Runs a script with `sh`. Its command prints its arguments and part of its environment, each
+    /// after a NUL.
     fn words_of(system: &'static dyn BatchSystem, argv: Vec<String>, value: &str) -> Vec<String> {
         let mut request = engines(1);
         let printer = ["/bin/sh", "-c", "printf '%s\\0' \"$@\" \"$NEEDLE\"", "x"].map(String::from);
@@ -195,7 +197,7 @@ mod quoting {
         request.resources.env.insert("NEEDLE".into(), value.into());
         let templates = system.templates(JobKind::Engines);
         let shell = templates.iter().find(|t| t.name.ends_with(".sh.tera")).unwrap();
-        // The output is the test's, not a log's.
+        // Print to the test instead of a log file.
         let text = shell
             .text
             .lines()
@@ -212,7 +214,8 @@ mod quoting {
 
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(24))]
-        /// Whatever is in a word (blanks, quotes, `$`, line breaks, other scripts), the engine gets it as it is.
+        /// The engine receives every argument unchanged, whatever it contains: blanks, quotes, `$`,
+        /// line breaks, other scripts.
         #[test]
         fn words_survive_the_script_and_the_shell(
             words in proptest::collection::vec("[a\"'$`\\\\ #*?!{}%~;&|<>()\n\t=üλ-]{0,12}", 0..4),
@@ -288,18 +291,18 @@ fn a_template_that_misses_something_says_which_line_to_add() {
     mine.sh: what launchers.slurm.queue asks for is missing
     hint: add this line: #SBATCH --partition={{ queue }}
     ");
-    // An array of one's own making, and the command alone, are fine.
+    // A hand-written array and the bare command are accepted.
     let own = render(system, "mine.sh", "#!/bin/sh\n#SBATCH -a 1-2\nexec {{ command }}\n", &engines(2)).unwrap();
     assert!(own.ends_with("exec /opt/pcluster/bin/pcluster engine --profile-dir /home/ada/.ipython/profile_mycluster\n"));
 }
 
-/// What the shell lines do with signals and ends, tried with a real shell.
+/// Tests how the shell lines handle signals and exit codes, with a real shell.
 mod running {
     use super::*;
     use std::io::{BufRead, BufReader, Read};
     use std::process::{Command, Stdio};
 
-    /// Of engines that know no warning but SIGTERM.
+    /// For engines that handle only SIGTERM.
     fn script(n: u32, per_job: u32, code: &str) -> String {
         let mut request = engines(n);
         request.hears_warnings = false;
@@ -325,7 +328,8 @@ mod running {
 
     #[test]
     fn an_engine_that_knows_warnings_is_told_which_it_is() {
-        // A shell could not trap what it was started to ignore. What three say at once must be one write each.
+        // Written in Python, because a shell cannot trap signals that were ignored when it started.
+        // Each message must be a single write, since three processes write at the same time.
         let code = "import os, signal, sys, time\n\
                     def on(said):\n return lambda *_: (os.write(1, said), sys.exit(0))\n\
                     signal.signal(signal.SIGTERM, on(b'told\\n'))\nsignal.signal(signal.SIGUSR2, on(b'warned\\n'))\n\
@@ -337,7 +341,7 @@ mod running {
         );
     }
 
-    /// Each signal to the shell, and what each of three engines says then.
+    /// Sends each signal to the shell, and checks what the three engines print.
     fn warn(script: &str, signals: &[(&str, &str)]) {
         for (signal, said) in signals {
             let mut child = Command::new("/bin/bash")
@@ -353,7 +357,7 @@ mod running {
                 assert_eq!(line, "up\n");
             }
             let kill = format!("kill -{signal} {}", child.id());
-            // The shell is still on its way to its second trap, maybe.
+            // The shell may not have set its second trap yet.
             let asked = Command::new("/bin/sh")
                 .args(["-c", &format!("sleep 0.3; {kill}")])
                 .status()
@@ -379,7 +383,8 @@ mod running {
         }
     }
 
-    /// What a job with these setup lines does, by the shell that runs its script as a file: its exit code and what it says.
+    /// Runs a job with these setup lines in the given shell, as a script file; returns its exit
+    /// code and output.
     fn set_up(shell: &str, before: &[&str]) -> (Option<i32>, String) {
         let dir = tempfile::tempdir().unwrap();
         std::fs::write(
@@ -463,7 +468,7 @@ mod running {
         for before in fine {
             assert_eq!(set_up("bash", before), (Some(0), "started\n".into()), "{before:?}");
         }
-        // A template of one's own for another shell has no such trap, and works.
+        // A user's template for another shell has no such trap, and works.
         assert_eq!(set_up("sh", &[]), (Some(0), "started\n".into()));
     }
 
@@ -477,7 +482,7 @@ mod running {
         request.argv = vec!["true".into()];
         let text = "#SBATCH -a {{ array }}\n{{ environment }}\n{{ modules }}\n{{ engines }}\n";
         let script = render(by_name("slurm").unwrap(), "t.sh", text, &request).unwrap();
-        // As if the site's own files were not there.
+        // Pretend that the site's own files do not exist.
         let script = script.replace("/etc/profile.d/", "/nowhere/");
         let output = Command::new("bash")
             .args(["-c", &script])

@@ -1,16 +1,17 @@
-//! Ending a launch's jobs: what is ours is cancelled, and then the system is asked until it is gone. What is still there, or does not
-//! look like ours, is reported.
+//! Ends a launch's jobs: cancels this cluster's jobs, then polls the system until they are gone.
+//! Reports jobs that remain or do not appear to belong to this cluster.
 use super::{Jobs, states};
 use crate::launchers::batch::{BatchSystem, CommandLine, JobId, JobRow, JobStatus, JobTarget, ranges};
 use crate::launchers::{Ended, LaunchError, Launched};
 use crate::sys::clock::unix_now;
 use std::time::{Duration, Instant};
 
-/// An answer that is newer than this is new enough to decide what is to be cancelled.
+/// An answer newer than this is recent enough to decide what to cancel.
 const NEW: Duration = Duration::from_secs(2);
-/// A system may take this long to cancel what waits; what runs has the time that the system gives it besides.
+/// Time for the system to cancel waiting jobs. Running jobs additionally get the system's own kill
+/// delay.
 pub(super) const CANCEL_TIMEOUT: Duration = Duration::from_secs(10);
-/// Between the questions whether jobs are gone; the last pause again and again.
+/// Delays between polls for the end of the jobs; the last one repeats.
 const PAUSES: [Duration; 4] = [
     Duration::from_millis(300),
     Duration::from_millis(700),
@@ -18,28 +19,29 @@ const PAUSES: [Duration; 4] = [
     Duration::from_secs(2),
 ];
 
-/// What is to be ended, of one job.
+/// What to cancel of one job.
 #[derive(Clone)]
 struct Target {
     row: &'static dyn BatchSystem,
     /// The job's name.
     name: String,
     target: JobTarget,
-    /// How many jobs of an array that is.
+    /// The number of array elements that this covers.
     count: usize,
 }
 
-/// What of a launch is there.
+/// The jobs of a launch that still exist.
 #[derive(Default)]
 struct There {
-    /// Under their name.
+    /// Jobs under their recorded name.
     ours: Vec<Target>,
-    /// Jobs on record whose number has another name in the system, for people.
+    /// Recorded jobs whose number has another name in the system, as messages.
     strangers: Vec<String>,
 }
 
 impl Jobs {
-    /// Cancels those jobs of a launch that are there, waits until they are gone, and fails with what is still there.
+    /// Cancels the jobs of a launch that still exist, waits until they are gone, and fails with
+    /// those that remain.
     pub(super) fn end(&self, launched: &Launched) -> Result<Ended, LaunchError> {
         let there = self.there(launched)?;
         let mut ended = Ended::default();
@@ -49,7 +51,7 @@ impl Jobs {
             let targets: Vec<JobTarget> = group.iter().map(|target| target.target.clone()).collect();
             let command = first.row.cancel_command(&targets);
             if let Err(error) = self.order("cancel the jobs", first.row, &command) {
-                // The others are cancelled all the same.
+                // Cancel the others nevertheless.
                 failure.get_or_insert(error);
                 continue;
             }
@@ -79,8 +81,9 @@ impl Jobs {
         Ok(sent)
     }
 
-    /// Those jobs of a launch that are there under their name, with the elements that are not over. Of a job that the system
-    /// has forgotten there is nothing to end, and its number may be another's by now.
+    /// Finds the jobs of a launch that exist under their recorded name, with the elements that have
+    /// not ended. A job that the system no longer knows needs no cancellation, and its number may
+    /// have been reused.
     fn there(&self, launched: &Launched) -> Result<There, LaunchError> {
         let mut there = There::default();
         let known = self.queue.ask(self, &launched.jobs, NEW);
@@ -126,7 +129,8 @@ impl Jobs {
         Ok(there)
     }
 
-    /// Those of one group that are not gone within the time that their system takes, in words.
+    /// Waits for the jobs of one group to end. Describes those that remain after the system's
+    /// timeout.
     fn left_of(&self, launched: &Launched, group: &[Target]) -> Result<Vec<String>, LaunchError> {
         let Some(first) = group.first() else { return Ok(Vec::new()) };
         let row = first.row;
@@ -161,7 +165,7 @@ impl Jobs {
         }
     }
 
-    /// Runs a command whose only answer is that it was done.
+    /// Runs a command that returns nothing but success or failure.
     fn order(&self, doing: &'static str, row: &dyn BatchSystem, command: &CommandLine) -> Result<(), LaunchError> {
         let failed = |said: String| self.failed(doing, &command.to_string(), said);
         let output = self.run(row, command.clone()).map_err(|e| failed(e.to_string()))?;
@@ -178,7 +182,7 @@ impl Jobs {
     }
 }
 
-/// Those that one command can cancel: of one dialect, and on one cluster.
+/// Groups targets that one command can cancel: the same dialect and the same cluster.
 fn groups(targets: Vec<Target>) -> Vec<Vec<Target>> {
     let mut groups: Vec<Vec<Target>> = Vec::new();
     for target in targets {
@@ -194,7 +198,7 @@ fn groups(targets: Vec<Target>) -> Vec<Vec<Target>> {
     groups
 }
 
-/// Whether this row is of a job that was cancelled, and is not gone, nor about to go.
+/// Whether this row is a cancelled job that still exists and is not completing.
 fn is_left(row: &JobRow, target: &Target) -> bool {
     let is_it =
         row.job == target.target.job && (target.target.element.is_none() || row.element.is_none_or(|e| Some(e) == target.target.element));
@@ -202,7 +206,7 @@ fn is_left(row: &JobRow, target: &Target) -> bool {
     is_it && is_named && !row.status.is_over() && row.status != JobStatus::Completing
 }
 
-/// `job 18, elements 3-5: queued (Resources)`, one for all that are alike.
+/// `job 18, elements 3-5: queued (Resources)`, one line per group of equal states.
 fn described(launched: &Launched, rows: &[&JobRow]) -> Vec<String> {
     let mut alike: Vec<(&JobRow, Vec<u32>)> = Vec::new();
     for row in rows {

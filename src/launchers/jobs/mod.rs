@@ -1,7 +1,9 @@
-//! The launcher over a batch system: what its row says is run, and what is answered is understood by the row.
+//! The launcher for batch systems: it runs the commands that the system's row defines, and the row
+//! parses their output.
 //!
-//! Parts: `submit` (a script is kept and submitted, once), `queue` (what the system says of all jobs, asked seldom), `states`
-//! (rows become members' states), `end` (jobs are cancelled, and are gone).
+//! Modules: `submit` (writes the script and submits it once), `queue` (the cached state of all
+//! jobs), `states` (converts rows into members' states), `end` (cancels jobs and waits for their
+//! end).
 mod end;
 mod queue;
 mod states;
@@ -27,7 +29,7 @@ pub struct Jobs {
     profile: ProfileDir,
     config: Config,
     queue: Queue,
-    /// How long a system may take to cancel what waits.
+    /// How long the system may take to cancel waiting jobs.
     cancel_timeout: Duration,
 }
 
@@ -36,7 +38,7 @@ impl Jobs {
         Jobs::with_runner(system, profile, config, Arc::new(Here))
     }
 
-    /// Its commands are run by another, perhaps elsewhere.
+    /// Uses another runner for the commands, for example on another host.
     pub fn with_runner(system: &'static dyn BatchSystem, profile: &ProfileDir, config: &Config, runner: Arc<dyn Runner>) -> Jobs {
         Jobs {
             system,
@@ -52,17 +54,17 @@ impl Jobs {
         self.config.launchers.of(self.system.name()).cloned().unwrap_or_default()
     }
 
-    /// How long one command may take.
+    /// The timeout of one command.
     fn patience(&self) -> Duration {
         Duration::from_millis(self.config.launcher.command_ms)
     }
 
-    /// Runs a question or an order, whose answer the environment does not change.
+    /// Runs a query or cancellation whose output the environment does not affect.
     fn run(&self, row: &dyn BatchSystem, command: CommandLine) -> Result<Output, RunError> {
         self.run_as(&environment::for_query(row, command))
     }
 
-    /// Runs a submission of `script`, which the environment does not override.
+    /// Runs a submission of `script` that the environment does not override.
     fn run_submission(&self, row: &dyn BatchSystem, command: CommandLine, script: &str) -> Result<Output, RunError> {
         self.run_as(&environment::for_submission(row, command, script))
     }
@@ -72,7 +74,7 @@ impl Jobs {
         self.runner.run(command, self.patience())
     }
 
-    /// The row in the dialect that the job was submitted in.
+    /// The row for the dialect in which the job was submitted.
     fn row(&self, job: &Job) -> &'static dyn BatchSystem {
         match job.dialect.as_str() {
             "" => self.system,
@@ -80,7 +82,7 @@ impl Jobs {
         }
     }
 
-    /// The row in this place's dialect.
+    /// The row for the dialect of this host.
     fn row_here(&self) -> &'static dyn BatchSystem {
         let Some(question) = self.system.dialect_command() else {
             return self.system;
@@ -140,7 +142,7 @@ impl Launcher for Jobs {
         self.send(launched, signal)
     }
 
-    /// Waits until the jobs are gone, and fails with those that are not.
+    /// Waits until the jobs are gone, and fails with those that remain.
     fn stop(&self, launched: &Launched, _grace: Duration) -> Result<Ended, LaunchError> {
         self.end(launched)
     }
@@ -159,12 +161,12 @@ impl Launcher for Jobs {
     }
 }
 
-/// The launcher of a batch system, if there is one of this name.
+/// The launcher of a batch system; none if there is no such system.
 pub fn by_name(name: &str, profile: &ProfileDir, config: &Config) -> Option<Jobs> {
     batch::by_name(name).map(|system| Jobs::new(system, profile, config))
 }
 
-/// In the queue, on its way there, or there.
+/// Waiting, starting, running or completing.
 fn stage(status: &batch::JobStatus) -> Stage {
     use batch::JobStatus::*;
     match status {

@@ -1,5 +1,6 @@
-//! What the batch system says of jobs. Schedulers answer slowly and hate to be polled: one question for all jobs of the user, at
-//! most once in an interval, less often while there are no answers; shared with other pcluster commands through a small file.
+//! The batch system's view of the jobs, cached. Schedulers answer slowly and should not be polled
+//! often: one query covers all jobs of the user, at most once per interval, with backoff while
+//! queries fail. Other pcluster commands share the answer through a small file.
 use super::Jobs;
 use super::states::is_ours;
 use crate::launchers::Job;
@@ -15,11 +16,12 @@ use std::path::PathBuf;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-/// However often there was no answer, one asks again after this.
+/// Maximum backoff after failed queries.
 const LONGEST_PAUSE: Duration = Duration::from_secs(300);
-/// A job that has just been submitted is not asked for at once: the answer would only be that it is there.
+/// A job that was just submitted is not queried immediately, since the answer would only be that it
+/// exists.
 const FIRST_LOOK_S: f64 = 1.5;
-/// Records of so many jobs that are over are kept.
+/// Maximum number of records of ended jobs.
 const MOST_HISTORY: usize = 5000;
 
 pub struct Queue {
@@ -28,23 +30,23 @@ pub struct Queue {
     kept: Mutex<Option<Known>>,
 }
 
-/// One answer. Times are seconds since 1970.
+/// One snapshot. Times are seconds since 1970.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Known {
     at: f64,
     asked: Vec<JobId>,
     rows: Vec<JobRow>,
-    /// Of jobs that a query no longer shows.
+    /// Jobs that no longer appear in the queue.
     history: Vec<JobRow>,
-    /// Why a job waits.
+    /// The reason why a job waits, by job id.
     reasons: BTreeMap<String, String>,
     failure: Option<Failure>,
-    /// How often in a row there was no answer.
+    /// The number of consecutive failures.
     failures: u32,
 }
 
-/// A question without an answer.
+/// A query that failed.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Failure {
@@ -72,10 +74,10 @@ impl Known {
         self.asked.contains(job)
     }
 
-    /// Whether it still counts at this time, for these jobs.
+    /// Whether the snapshot is still valid at this time, for these jobs.
     fn counts(&self, now: f64, newer_than: Duration, jobs: &[Job]) -> bool {
         let age = now - self.at;
-        // A clock that was set back must not silence us.
+        // A snapshot from the future (the clock was set back) must not suppress queries.
         if age < -1.0 {
             return false;
         }
@@ -103,15 +105,15 @@ impl Queue {
         self.interval
     }
 
-    /// The next question is asked whenever it comes.
+    /// Discards the snapshot, so that the next call queries the system.
     pub fn forget(&self) {
         *self.kept.lock().unwrap_or_else(PoisonError::into_inner) = None;
         let _ = std::fs::remove_file(&self.path);
     }
 
-    /// What is known, not older than `newer_than`; asks if need be.
+    /// Returns a snapshot no older than `newer_than`; queries the system if necessary.
     pub fn ask(&self, launcher: &Jobs, jobs: &[Job], newer_than: Duration) -> Known {
-        // One at a time: the others share the answer.
+        // One query at a time: concurrent callers share the result.
         let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
         if jobs.is_empty() {
             return Known::default();
@@ -139,7 +141,7 @@ impl Queue {
         serde_json::from_slice(&std::fs::read(&self.path).ok()?).ok()
     }
 
-    /// That it cannot be kept is no obstacle.
+    /// A failed write is not an error: the snapshot is only a cache.
     fn write(&self, known: &Known) {
         let beside = self.path.with_extension(format!("{}.part", std::process::id()));
         let write = || -> std::io::Result<()> {
@@ -155,7 +157,7 @@ impl Queue {
 }
 
 fn question(launcher: &Jobs, jobs: &[Job], before: Known, now: f64) -> Known {
-    // The dialects are asked one after the other; there is hardly ever more than one.
+    // Queries the dialects and clusters one by one; there is rarely more than one.
     let mut known = Known {
         at: now,
         history: before.history,
@@ -170,7 +172,7 @@ fn question(launcher: &Jobs, jobs: &[Job], before: Known, now: f64) -> Known {
             .partition(|job| job.dialect == dialect && cluster_of(row, job) == cluster);
         left = others;
         let mut ids: Vec<JobId> = same.iter().map(|job| JobId(job.id.clone())).collect();
-        // Who else asks through the same file is not to lose its answer.
+        // Include the jobs of other users of this file, so that they keep their rows.
         let shared = before.rows.iter().map(|row| row.job.clone());
         ids.extend(shared.filter(|id| before.asked.contains(id) && row.cluster_of(id) == cluster));
         ids.sort();
@@ -202,7 +204,7 @@ fn cluster_of(row: &dyn BatchSystem, job: &Job) -> String {
     row.cluster_of(&JobId(job.id.clone())).to_string()
 }
 
-/// Asks what became of jobs that are not shown any more, and why those wait that do not say it.
+/// Queries the outcome of jobs that no longer appear, and the reason for waiting jobs without one.
 fn further(launcher: &Jobs, system: &'static dyn BatchSystem, jobs: &[&Job], rows: &[JobRow], known: &mut Known) {
     for job in jobs {
         let id = JobId(job.id.clone());
@@ -215,7 +217,7 @@ fn further(launcher: &Jobs, system: &'static dyn BatchSystem, jobs: &[&Job], row
             && let Ok(output) = launcher.run(system, command)
         {
             let over = system.parse_history(&output).into_iter().filter(|row| row.status.is_over());
-            // On another cluster a record has the bare number.
+            // Records of another cluster contain the bare job number.
             let is_elsewhere = !system.cluster_of(&id).is_empty();
             let over = over.map(|row| match is_elsewhere {
                 true => JobRow { job: id.clone(), ..row },
@@ -237,7 +239,7 @@ fn further(launcher: &Jobs, system: &'static dyn BatchSystem, jobs: &[&Job], row
     known.history.drain(..too_many);
 }
 
-/// Whose jobs are asked for.
+/// The user whose jobs are queried.
 pub(super) fn user() -> String {
     let of_system = nix::unistd::User::from_uid(nix::unistd::geteuid()).ok().flatten().map(|u| u.name);
     of_system

@@ -1,22 +1,22 @@
-//! What a batch system says of a job becomes the states of its elements.
+//! Converts a batch system's report about a job into the states of its elements.
 use super::queue::Known;
 use super::stage;
 use crate::launchers::batch::{JobId, JobRow, JobStatus};
 use crate::launchers::launched::Ending;
 use crate::launchers::{Job, MemberState};
 
-/// A job that was submitted so lately may not be shown yet.
+/// A job that was submitted within this time may not appear in the queue yet.
 const NOT_SHOWN_YET_S: f64 = 60.0;
 
-/// One state for each element that is wanted. What was not answered is unknown; what was asked about and is not there any more
-/// has ended.
+/// One state per element. Without an answer it is unknown; an element that was queried and no
+/// longer appears has ended.
 pub fn of_job(job: &Job, known: &Known, now: f64) -> Vec<MemberState> {
     let id = JobId(job.id.clone());
     let mut rows: Vec<&JobRow> = known.rows().iter().filter(|row| row.job == id && is_ours(row, job)).collect();
     rows.extend(known.history().iter().filter(|row| row.job == id && is_ours(row, job)));
     let state = |element: &u32| {
         let own = rows.iter().find(|row| row.element == Some(*element));
-        // A system may speak of an array as a whole while none of it has begun.
+        // A system may report an array as a whole until its first element starts.
         match own.or_else(|| rows.iter().find(|row| row.element.is_none())) {
             Some(row) => of_row(row, known.reason(&id)),
             None => match stranger(job, known) {
@@ -28,8 +28,9 @@ pub fn of_job(job: &Job, known: &Known, now: f64) -> Vec<MemberState> {
     job.elements.iter().map(state).collect()
 }
 
-/// Where the job's number has another name in the system, what people should know: perhaps it was renamed, perhaps the number was
-/// used again. Nobody can tell, so it is neither cancelled nor taken for gone.
+/// A message if the job's number has another name in the system: the job may have been renamed, or
+/// the number reused. Since these cases cannot be distinguished, the job is neither cancelled nor
+/// treated as gone.
 pub fn stranger(job: &Job, known: &Known) -> Option<String> {
     let is_it = |row: &&JobRow| row.job.0 == job.id && !row.status.is_over();
     let there: Vec<&JobRow> = known.rows().iter().filter(is_it).collect();
@@ -38,7 +39,7 @@ pub fn stranger(job: &Job, known: &Known) -> Option<String> {
     (!is_there).then(|| format!("job {} is named {other} in the batch system, and not {}", job.id, job.name))
 }
 
-/// Numbers of jobs are used again.
+/// Compares the name, because job numbers are reused.
 pub fn is_ours(row: &JobRow, job: &Job) -> bool {
     row.name.as_ref().is_none_or(|name| *name == job.name)
 }

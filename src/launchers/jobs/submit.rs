@@ -1,5 +1,5 @@
-//! A submission: the script is written and kept, submitted, and never submitted twice. Where it is not known whether a submission
-//! worked, the job is looked for by its name before anything is repeated.
+//! Submits a job: writes the script, keeps it, and never submits it twice. If the outcome of a
+//! submission is unknown, the job is looked up by name before any retry.
 use super::{Jobs, LaunchError};
 use crate::launchers::batch::{BatchSystem, JobId, JobKind, JobRequest, SubmitFailure};
 use crate::launchers::command::RunError;
@@ -11,16 +11,16 @@ use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
-/// Before a job is looked for whose submission was not answered, and between the looks.
+/// Delays before each lookup of a job whose submission was not acknowledged.
 const LOOKS: [Duration; 3] = [Duration::from_secs(1), Duration::from_secs(3), Duration::from_secs(8)];
-/// How often one tries in all.
+/// Maximum number of submission attempts.
 const TRIES: u32 = 2;
-/// Scripts are kept so long.
+/// How long scripts are kept.
 const KEEP: Duration = Duration::from_secs(30 * 86_400);
-/// Stands for an element's number while the pattern of the logs is found out.
+/// Placeholder for an element's number when deriving the pattern of the log paths.
 const SOME_ELEMENT: u32 = 987_654_321;
 
-/// A few letters that no other submission of this user has.
+/// A random suffix that identifies this submission among all of this user's.
 pub fn unique() -> String {
     let (mut text, mut number) = (String::new(), uuid::Uuid::new_v4().as_u128());
     while text.len() < 8 {
@@ -34,7 +34,7 @@ pub fn unique() -> String {
 impl Jobs {
     pub(super) fn submit(&self, request: JobRequest) -> Result<Job, LaunchError> {
         let row = self.row_here();
-        // A system that does not answer says so when it is given the job.
+        // If the system does not answer here, the submission reports it.
         let request = &request.at_site(row, |question| self.run(row, question).ok());
         let script = self.write_script(row, request)?;
         let id = self.submitted(row, request, &script)?;
@@ -59,7 +59,7 @@ impl Jobs {
         })
     }
 
-    /// The path of the file to submit, and its text.
+    /// Writes the files; returns the path and the text of the file to submit.
     fn write_script(&self, row: &dyn BatchSystem, request: &JobRequest) -> Result<(PathBuf, String), LaunchError> {
         let files = templates::scripts(&self.profile, row, request, None)?;
         let dir = self.profile.batch_dir();
@@ -136,7 +136,7 @@ impl Jobs {
         }
     }
 
-    /// A submission of this name. One that is not there may yet come, so one looks more than once.
+    /// Looks up a submission by name. Repeats the lookup, since the job may appear with a delay.
     fn find(&self, row: &dyn BatchSystem, name: &str) -> Found {
         let command = row.find_command(name, &super::queue::user());
         let mut found = Found::CannotTell;
@@ -157,18 +157,18 @@ impl Jobs {
 
 enum Found {
     Job(JobId),
-    /// The system answered, and there is none.
+    /// The system answered; no such job exists.
     None,
     CannotTell,
 }
 
-/// The log's path with `{}` for an element's number.
+/// The path of the log with `{}` for the element's number.
 fn log_pattern(row: &dyn BatchSystem, request: &JobRequest, id: &JobId, array: bool) -> String {
     let path = row.log_path(request, id, array.then_some(SOME_ELEMENT));
     path.to_string_lossy().replace(&SOME_ELEMENT.to_string(), "{}")
 }
 
-/// Scripts of long ago. What cannot be removed stays.
+/// Removes old scripts. Ignores files that cannot be removed.
 fn clear_old(dir: &Path) {
     let is_old = |path: &Path| {
         let modified = fs::metadata(path).and_then(|m| m.modified());

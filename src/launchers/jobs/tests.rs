@@ -1,4 +1,4 @@
-//! The launcher over a scheduler that the test answers for; what real ones say is in the rows' tests.
+//! Tests the launcher with a scripted scheduler. The rows' tests use the output of real ones.
 use super::*;
 use crate::launchers::Process;
 use crate::profile::config::EngineKind;
@@ -6,7 +6,7 @@ use std::collections::VecDeque;
 use std::os::unix::fs::PermissionsExt;
 use std::sync::Mutex;
 
-/// Answers in the order given; what was asked is kept.
+/// Returns answers in order and records the commands.
 #[derive(Default)]
 struct Scheduler {
     answers: Mutex<VecDeque<(&'static str, Result<Output, RunError>)>>,
@@ -16,7 +16,7 @@ struct Scheduler {
 impl Runner for Scheduler {
     fn run(&self, command: &CommandLine, _timeout: Duration) -> Result<Output, RunError> {
         if command.program == "scontrol" {
-            // How long it waits with SIGKILL, this one does not tell.
+            // This scheduler does not report its kill delay.
             return Ok(Output::default());
         }
         self.asked.lock().unwrap().push(command.to_string());
@@ -95,7 +95,7 @@ impl World {
         launched
     }
 
-    /// A line of squeue as the row asks for it.
+    /// A line of squeue in the row's format.
     fn line(&self, launched: &Launched, element: u32, state: &str, reason: &str) -> String {
         format!("18|{element}|{state}|{reason}|n1|{}\n", launched.jobs[0].name)
     }
@@ -112,7 +112,7 @@ fn one_submission_whose_script_is_kept_for_its_owner() {
     assert_eq!(asked, [format!("sbatch --parsable {}", job.script.display())]);
     assert_eq!(std::fs::metadata(&job.script).unwrap().permissions().mode() & 0o077, 0);
     assert!(job.log.ends_with("/engines-18_{}.log"), "{}", job.log);
-    // Nothing is asked of a scheduler that has just been given the job.
+    // A job that was just submitted is not queried yet.
     assert!(world.slurm.states(&launched).iter().all(|state| state.stage == Stage::Queued));
     assert!(world.scheduler.asked().is_empty());
 }
@@ -142,7 +142,7 @@ fn what_the_scheduler_refuses_is_told_with_its_words_and_the_script() {
 fn a_submission_without_an_answer_is_looked_for_and_not_repeated() {
     let world = world();
     world.scheduler.will_not_answer("sbatch");
-    // The name is made up while submitting, so the answer must be made from the question.
+    // The job name is generated during the submission, so the answer is derived from the command.
     struct Finds(Arc<Scheduler>);
     impl Runner for Finds {
         fn run(&self, command: &CommandLine, timeout: Duration) -> Result<Output, RunError> {
@@ -182,7 +182,7 @@ fn one_question_for_many_looks_and_its_answer_is_shared() {
     assert_eq!(stages, [Stage::Running, Stage::Queued, Stage::Unknown]);
     assert_eq!((states[1].reason.as_str(), states[2].word.as_str()), ("Resources", "GRINDING"));
     assert_eq!(world.slurm.states(&launched), states);
-    // Another command finds the answer in the file.
+    // Another command reads the answer from the file.
     let row = batch::by_name("slurm").unwrap();
     let other = Jobs::with_runner(row, &world.profile, &Config::default(), world.scheduler.clone());
     assert_eq!(other.states(&launched), states);
@@ -204,7 +204,7 @@ fn without_an_answer_nothing_is_known_least_of_all_an_end() {
     assert!(states[0].reason.contains("Unable to contact"), "{states:?}");
     assert_eq!(world.slurm.states(&launched), states, "and it is left in peace for a while");
     assert_eq!(world.scheduler.asked().len(), 1);
-    // Nor is such a job given up by a stop: its number stays on record, with an error.
+    // A stop does not give up such a job either: it keeps the record and reports an error.
     let error = world.slurm.stop(&launched, Duration::ZERO).unwrap_err();
     assert!(error.to_string().contains("Unable to contact"), "{error}");
 }
@@ -244,7 +244,7 @@ fn a_stop_cancels_what_is_there_and_a_job_of_another_name_never() {
     assert_eq!(ended.cancelled, 2);
     assert!(world.scheduler.asked().contains(&"scancel 18".to_string()));
 
-    // Some of it.
+    // A partial stop.
     world.scheduler.will("squeue", 0, &lines.concat(), "");
     world.scheduler.will("scancel", 0, "", "");
     world.scheduler.will("squeue", 0, &world.line(&launched, 2, "RUNNING", "None"), "");
@@ -263,7 +263,7 @@ fn a_job_that_is_still_there_after_a_stop_is_an_error_with_its_state() {
     .concat();
     world.scheduler.will("squeue", 0, &lines, "");
     world.scheduler.will("scancel", 0, "", "");
-    // The time is over by the first answer.
+    // The timeout expires before the first answer.
     let slurm = Jobs {
         cancel_timeout: Duration::ZERO,
         ..world.slurm
@@ -303,7 +303,7 @@ fn a_job_under_another_name_is_left_alone_and_reported() {
             .all(|state| state.stage == Stage::Unknown && state.reason.contains("another")),
         "{states:?}"
     );
-    // Ours has ended, and its number was used again.
+    // This cluster's job has ended, and its number was reused.
     let row = format!("18_1|COMPLETED|0:0|n1|{name}\n18_2|COMPLETED|0:0|n1|{name}\n");
     world.slurm.queue.forget();
     world.scheduler.will("squeue", 0, "18|N/A|RUNNING|None|n1|another\n", "");

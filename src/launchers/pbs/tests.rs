@@ -72,7 +72,7 @@ fn the_dialects_ask_in_their_own_ways() {
     request.script = "/home/ada/my scripts/p.sh".into();
     let command = |row: &Pbs| row.submit_command(&request.script, "", &request).to_string();
     assert_eq!(command(&OPENPBS), "qsub '/home/ada/my scripts/p.sh'");
-    // It hands its words to a shell of its own.
+    // It passes its words through its own shell.
     assert_eq!(
         command(&SLURM),
         r#"qsub -j oe -o /dev/null -t 1-15 -l walltime=1:30:00 ''\''/home/ada/my scripts/p.sh'\'''"#
@@ -87,7 +87,7 @@ fn one_engine_is_no_array_for_openpbs() {
     assert!(rendered(&TORQUE, &engines(1)).contains("#PBS -t 1-1\n"));
 }
 
-/// The shell's words for a job's array, tried with a shell.
+/// Evaluates the shell expressions for a job's array with a real shell.
 #[test]
 fn a_job_knows_its_array() {
     let script = rendered(&OPENPBS, &engines(3));

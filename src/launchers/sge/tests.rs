@@ -148,7 +148,8 @@ fn jobs_and_their_elements_are_cancelled() {
     assert!(Sge.parse_cancel(&fixture("sge/down.txt")).is_err());
 }
 
-/// Which amounts qsub is given for one engine of 4 processors, 3 GiB and 2 GPUs at a site whose `qconf -sc` said this.
+/// The amounts passed to qsub for one engine with 4 processors, 3 GiB and 2 GPUs, at a site with
+/// this output of `qconf -sc`.
 fn amounts_at(site: Option<Output>) -> Vec<String> {
     let mut request = engines(2);
     request.resources.cpus = Some(4);
@@ -165,7 +166,7 @@ fn amounts_at(site: Option<Output>) -> Vec<String> {
 
 #[test]
 fn amounts_are_for_one_engine_however_the_site_counts_them() {
-    // mem_free is no consumable there, and gpu is not known.
+    // At this site mem_free is not consumable, and gpu is not defined.
     let plain = fixture("sge/qconf-sc.txt");
     assert_eq!(amounts_at(Some(plain.clone())), ["mem_free=3001M", "gpu=1"]);
     let is_mem_free = |line: &&str| line.starts_with("mem_free ");
@@ -181,7 +182,7 @@ fn amounts_are_for_one_engine_however_the_site_counts_them() {
     // Rounded up: 4 × 751 MiB.
     assert_eq!(amounts_at(counted("YES")), ["mem_free=751M", "gpu=2"]);
     assert_eq!(amounts_at(counted("JOB")), ["mem_free=3001M", "gpu=2"]);
-    // Without an answer: for each slot, as most sites have it.
+    // Without an answer: per slot, as at most sites.
     assert_eq!(amounts_at(None), ["mem_free=751M", "gpu=1"]);
     let down = fixture("sge/down.txt");
     assert_eq!(amounts_at(Some(down)), ["mem_free=751M", "gpu=1"]);

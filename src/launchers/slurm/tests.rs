@@ -102,7 +102,7 @@ fn a_query_is_understood() {
     );
 }
 
-/// Every word of squeue(1), "JOB STATE CODES"; and one that may come.
+/// Every state of squeue(1), "JOB STATE CODES", and an unknown one.
 #[test]
 fn every_state_has_a_meaning_and_an_unknown_one_is_no_end() {
     let words = "BOOT_FAIL CANCELLED COMPLETED CONFIGURING COMPLETING DEADLINE FAILED NODE_FAIL OUT_OF_MEMORY PENDING PREEMPTED \

@@ -1,6 +1,6 @@
-//! What ties a process to its supervisor: a pair of sockets, one end with each. When one of the two is gone, however that came,
-//! the other reads the end of its socket at once, whichever of the two started the other. Before an end in order the process
-//! says its exit code, which nobody but a parent could learn otherwise.
+//! Connects a process to its supervisor with a socket pair. When one of the two ends for any
+//! reason, the other immediately reads end-of-file, whichever of them started the other. Before an
+//! orderly exit the process sends its exit code, which only its parent could learn otherwise.
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
 use std::io::{self, Read, Write};
@@ -10,19 +10,21 @@ use std::os::unix::process::CommandExt;
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-/// Names the other end to the process that is started: its number there, and who made it.
+/// The environment variable that passes the other end to the child: its file descriptor and the
+/// creator's pid.
 const VARIABLE: &str = "PCLUSTER_BOND";
 
-/// One end.
+/// One end of the socket pair.
 #[derive(Debug)]
 pub struct Bond(UnixStream);
 
 impl Bond {
-    /// The other end goes with what `command` starts. The command must be dropped then, as that end stays open with it.
+    /// Passes the other end to the child that `command` starts. Drop the command afterwards, since
+    /// it keeps that end open.
     pub fn to(command: &mut Command) -> io::Result<Bond> {
         let (ours, theirs) = UnixStream::pair()?;
         command.env(VARIABLE, format!("{} {}", theirs.as_raw_fd(), std::process::id()));
-        // SAFETY: between fork and exec only a system call is made.
+        // SAFETY: only a system call is made between fork and exec.
         #[allow(unsafe_code, reason = "the standard library has no other way to leave a file open")]
         unsafe {
             command.pre_exec(move || stay_open(theirs.as_fd(), true))
@@ -30,7 +32,8 @@ impl Bond {
         Ok(Bond(ours))
     }
 
-    /// The end that this process was started with, and who holds the other. Only the first call finds it.
+    /// The end that this process inherited, and the pid of the process at the other end. Only the
+    /// first call returns it.
     pub fn inherited() -> Option<(Bond, u32)> {
         static TAKEN: AtomicBool = AtomicBool::new(false);
         let text = std::env::var(VARIABLE).ok()?;
@@ -39,21 +42,24 @@ impl Bond {
         if number < 3 || TAKEN.swap(true, Ordering::SeqCst) {
             return None;
         }
-        // SAFETY: whether the number is a file, and which, is asked before it is taken.
+        // SAFETY: checks that the descriptor is open and of the expected kind before taking
+        // ownership.
         #[allow(unsafe_code, reason = "what a process inherits has no owner yet")]
         let borrowed = unsafe { BorrowedFd::borrow_raw(number) };
-        // The variable may have come to a process that it is not meant for; the socket itself then is another one, or none.
+        // The variable may have been inherited by a process that it was not meant for; then the
+        // descriptor is another socket, or none.
         let made_by = getsockopt(&borrowed, PeerCredentials).ok()?.pid();
         if u32::try_from(made_by).ok()? != maker || stay_open(borrowed, false).is_err() {
             return None;
         }
-        // SAFETY: nothing else in this process has it: it is the one that was left open for it.
+        // SAFETY: no other code in this process owns the descriptor, which was left open for this
+        // call.
         #[allow(unsafe_code, reason = "what a process inherits has no owner yet")]
         let owned = unsafe { OwnedFd::from_raw_fd(number) };
         Some((Bond(owned.into()), maker))
     }
 
-    /// From now on `read` does not wait.
+    /// From now on `read` does not block.
     pub fn never_wait(&self) -> io::Result<()> {
         self.0.set_nonblocking(true)
     }
@@ -62,12 +68,12 @@ impl Bond {
         self.0.try_clone().map(Bond)
     }
 
-    /// Says the exit code. There may be nobody any more who listens.
+    /// Sends the exit code. The other process may already be gone.
     pub fn say(&self, code: u8) {
         let _ = (&self.0).write_all(&[code]);
     }
 
-    /// Waits until the other is gone; the exit code that it has said before.
+    /// Blocks until the other process is gone; returns the exit code it sent before.
     pub fn wait(&self) -> Option<u8> {
         let mut said = None;
         loop {
@@ -79,7 +85,7 @@ impl Bond {
         }
     }
 
-    /// What the other says; none when it is gone.
+    /// Reads what the other process sends; none if it is gone.
     pub fn read(&self) -> io::Result<Option<u8>> {
         let mut byte = [0];
         match (&self.0).read(&mut byte) {
@@ -97,7 +103,7 @@ impl AsFd for Bond {
     }
 }
 
-/// Whether it stays open in what this process becomes by `exec`.
+/// Sets whether the descriptor stays open across `exec`.
 fn stay_open(file: BorrowedFd<'_>, stays: bool) -> io::Result<()> {
     let flags = if stays { FdFlag::empty() } else { FdFlag::FD_CLOEXEC };
     fcntl(file, FcntlArg::F_SETFD(flags))?;
@@ -119,7 +125,8 @@ mod tests {
 
     #[test]
     fn an_end_in_order_says_its_code_and_a_kill_says_nothing() {
-        // The process writes where the variable says; a child of its own, which has it too, is gone before.
+        // The script writes to the descriptor that the variable names. Its own children, which
+        // inherit it, have exited before.
         let (bond, mut child) = shell("set -- $PCLUSTER_BOND; sleep 0; printf '\\005' >&$1");
         assert_eq!(bond.wait(), Some(5));
         child.wait().unwrap();

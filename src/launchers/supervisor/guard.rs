@@ -1,7 +1,7 @@
-//! The other half of supervision: what is supervised watches its supervisor, and when that is gone starts another one, which takes it
-//! over as it runs. So only who ends both at the same instant ends them for good.
+//! The supervised side: the process watches its supervisor and, when that is gone, starts a new
+//! one, which adopts the running process. Only killing both at the same instant ends them for good.
 //!
-//! A thread that sleeps does it, beside whatever the process does; it knows nothing of that.
+//! This runs in a separate, sleeping thread, invisible to the rest of the process.
 use super::bond::Bond;
 use super::{FIRST_PAUSE, LONGEST_PAUSE, Supervised, WELL};
 use crate::sys::process::{Mark, SUPERVISOR};
@@ -10,12 +10,12 @@ use std::process::Child;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-/// What this process knows of its supervisor, if it has one.
+/// The state of this process's supervision, if it is supervised.
 static STATE: Mutex<State> = Mutex::new(State { bond: None, ends: false });
 
 struct State {
     bond: Option<Bond>,
-    /// This process is about to end in order: whoever is there is told, and nobody new is started.
+    /// This process is exiting in order: it sends its exit code and starts no new supervisor.
     ends: bool,
 }
 
@@ -23,7 +23,8 @@ fn state() -> MutexGuard<'static, State> {
     STATE.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Begins to watch the supervisor that has started this process, if one has. `supervisor` is what would run in its place.
+/// Starts watching the supervisor of this process, if it has one. `supervisor` describes the
+/// supervisor to start as a replacement.
 pub fn begin(supervisor: Supervised) {
     let (Some((bond, _)), Some(mark)) = (Bond::inherited(), Mark::of_this_process()) else {
         return;
@@ -38,7 +39,7 @@ pub fn begin(supervisor: Supervised) {
     }
 }
 
-/// This process ends in order, with this exit code.
+/// Announces an orderly exit with this exit code.
 pub fn ends(code: u8) {
     let mut state = state();
     state.ends = true;
@@ -47,7 +48,7 @@ pub fn ends(code: u8) {
     }
 }
 
-/// The same, from wherever a thread has panicked: it may be the one that knows the supervisor.
+/// The same for a panicking thread, which may hold the lock: skips the announcement in that case.
 pub fn ends_by_panic(code: u8) {
     if let Ok(mut state) = STATE.try_lock() {
         state.ends = true;
@@ -64,7 +65,7 @@ fn watch(mut bond: Bond, supervisor: &Supervised, mark: Mark) {
         let since = Instant::now();
         bond.wait();
         if let Some(mut child) = child.take() {
-            // It has ended, or will at once: nothing ties it to this process any more.
+            // It has ended or is about to: nothing connects it to this process any more.
             let _ = child.wait();
         }
         if since.elapsed() >= WELL {
@@ -73,7 +74,7 @@ fn watch(mut bond: Bond, supervisor: &Supervised, mark: Mark) {
         loop {
             std::thread::sleep(pause);
             pause = (pause * 2).clamp(FIRST_PAUSE, LONGEST_PAUSE);
-            // Whoever ends meanwhile waits until the new one can be told.
+            // A concurrent exit waits for this lock until the new supervisor can be notified.
             let mut state = state();
             if state.ends {
                 return;
@@ -98,7 +99,8 @@ fn watch(mut bond: Bond, supervisor: &Supervised, mark: Mark) {
 fn successor(supervisor: &Supervised, mark: Mark) -> io::Result<(Child, Bond, Bond)> {
     let mut command = supervisor.command(false);
     let bond = Bond::to(&mut command)?;
-    // Before it starts: an end that is closed behind it would tell it that this process is gone.
+    // Clone it before the start: otherwise closing the other copy would look like the end of this
+    // process.
     let again = bond.again()?;
     let mark = Mark {
         is_supervisor: true,

@@ -1,10 +1,11 @@
-//! Keeps one process running: starts it, waits, and starts it again when it was killed or has crashed.
+//! Keeps one process running: starts it, waits, and restarts it if it was killed or has crashed.
 //!
-//! It is one thread that sleeps, so it must begin before this process has a runtime. What it runs goes on when the supervisor
-//! itself is killed, and starts another one ([`guard`]), which takes it over. All of them are in the session of the first, and are
-//! marked with it; [`process::left_by`] finds them.
+//! The supervisor is a single sleeping thread, so it must start before this process has an async
+//! runtime. If the supervisor itself is killed, the supervised process continues and starts a new
+//! supervisor ([`guard`]), which adopts it. All of them belong to the session of the first one and
+//! carry its mark; [`process::left_by`] finds them.
 //!
-//! Parts: `bond` (how one of the two learns of the other's end), [`guard`] (the other half, in the process that is supervised).
+//! Modules: `bond` (notifies each of the two when the other ends), [`guard`] (the supervised side).
 mod bond;
 pub mod guard;
 
@@ -22,45 +23,46 @@ use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus};
 use std::time::{Duration, Instant};
 
-/// The pause before a new start; each further one is twice as long,
+/// The delay before the first restart; doubles with each further one,
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 /// ... up to this.
 const LONGEST_PAUSE: Duration = Duration::from_secs(10);
-/// A process that lived so long was well: pauses are short again.
+/// A process that ran this long is considered stable: the delay is reset.
 const WELL: Duration = Duration::from_secs(60);
-/// Refusals in a row before it is given up.
+/// Maximum number of consecutive refusals to start.
 const MOST_REFUSALS: u32 = 10;
-/// Exit codes of a process that failed by a mistake of its own: cli/error.rs has the one, a panic the other.
+/// Exit codes of crashes: a bug (cli/error.rs) and a panic.
 const MISTAKES: [i32; 2] = [70, 101];
 
-/// How often one looks whether a process that has closed its files is gone.
+/// Poll interval while a process that has closed its files exits.
 const LOOK_EVERY: Duration = Duration::from_millis(5);
 
-/// What is to be kept running.
+/// The process to keep running.
 #[derive(Clone, Debug)]
 pub struct Supervised {
     pub program: PathBuf,
     pub arguments: Vec<OsString>,
-    /// Further arguments for the second start and later ones.
+    /// Further arguments for restarts.
     pub again: Vec<OsString>,
-    /// Whether one that ran before and then cannot start (its port is taken, its disk is full) is to be tried again.
+    /// Whether to retry if it ran before and now refuses to start (its port is in use, its disk is
+    /// full).
     pub insists: bool,
     /// Whether it watches its supervisor ([`guard`]).
     pub watches: bool,
-    /// Whether the program is this one.
+    /// Whether the program is this executable.
     pub is_this_program: bool,
 }
 
-/// What to do about a process that has ended.
+/// What to do after the process has ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Next {
-    /// End too, with this exit code.
+    /// Exit with this code.
     End(u8),
-    /// Start it again after a pause.
+    /// Restart it after a delay.
     Again(Duration),
 }
 
-/// What is remembered from one start to the next.
+/// The history that determines the next action.
 #[derive(Debug)]
 struct Record {
     insists: bool,
@@ -108,9 +110,10 @@ impl Record {
     }
 }
 
-/// Runs it until it ends in order, refuses to start, or this process gets SIGTERM or SIGINT (which are passed on, as
-/// are SIGUSR1 and SIGUSR2). Where this process was started in the place of a supervisor that is gone, what that had kept
-/// running is taken over first. Its last exit code, or 128 and the number of the signal that ended it.
+/// Runs the process until it exits in order, refuses to start, or this process receives SIGTERM or
+/// SIGINT. These signals are forwarded, as are SIGUSR1 and SIGUSR2. If this process replaces a
+/// supervisor that is gone, it first adopts the supervised process. Returns the last exit code, or
+/// 128 plus the number of the fatal signal.
 pub fn run(supervised: &Supervised) -> io::Result<u8> {
     let mut mask = SigSet::empty();
     [Signal::SIGTERM, Signal::SIGINT, Signal::SIGUSR1, Signal::SIGUSR2, Signal::SIGCHLD]
@@ -168,7 +171,7 @@ impl Supervised {
     }
 
     fn command(&self, again: bool) -> Command {
-        // A program that was replaced on disk meanwhile goes on as it was.
+        // If the program on disk was replaced, continue with the running version.
         let program = if self.program.exists() || !self.is_this_program {
             self.program.clone()
         } else {
@@ -179,7 +182,7 @@ impl Supervised {
         if again {
             command.args(&self.again);
         }
-        // SAFETY: between fork and exec only a system call is made.
+        // SAFETY: only a system call is made between fork and exec.
         #[allow(unsafe_code, reason = "the standard library leaves the signals blocked that are blocked here")]
         unsafe {
             command.pre_exec(|| Ok(SigSet::empty().thread_set_mask()?))
@@ -188,28 +191,28 @@ impl Supervised {
     }
 }
 
-/// What is kept running.
+/// The supervised process.
 enum Running {
     Child {
         child: Child,
         begun: Instant,
-        /// Open as long as this process lives: its end says that.
+        /// Open as long as this process lives: closing it signals the end of this process.
         _bond: Option<Bond>,
     },
     TakenOver(TakenOver),
 }
 
-/// A process that another supervisor has started.
+/// A process that another supervisor started.
 struct TakenOver {
     process: ProcessId,
     begun: Instant,
     bond: Bond,
-    /// As it has said.
+    /// The exit code that it sent.
     code: Option<u8>,
 }
 
 impl TakenOver {
-    /// The process that has started this one, if that is to be kept running.
+    /// Adopts the process that started this one, if it requests supervision.
     fn inherited() -> io::Result<Option<TakenOver>> {
         let Some((bond, pid)) = Bond::inherited() else { return Ok(None) };
         bond.never_wait()?;
@@ -235,7 +238,8 @@ impl Running {
         }
     }
 
-    /// What can be read from when it may have ended. Of a child a signal tells.
+    /// The descriptor that becomes readable when the process may have ended. For a child SIGCHLD
+    /// serves this purpose.
     fn end(&self) -> Option<BorrowedFd<'_>> {
         match self {
             Running::Child { .. } => None,
@@ -243,7 +247,7 @@ impl Running {
         }
     }
 
-    /// How it ended, if it has, and how long it had lived.
+    /// The exit status and the lifetime, if it has ended.
     fn ended(&mut self) -> io::Result<Option<(ExitStatus, Duration)>> {
         match self {
             Running::Child { child, begun, .. } => Ok(child.try_wait()?.map(|status| (status, begun.elapsed()))),
@@ -252,11 +256,12 @@ impl Running {
                     Ok(Some(code)) => taken.code = Some(code),
                     Ok(None) => {
                         let lived = taken.process.age().unwrap_or(taken.begun.elapsed());
-                        // Its files are closed a moment before it is gone; never are there two.
+                        // Its files are closed a moment before it exits; wait, so that two never
+                        // run at the same time.
                         while taken.runs() {
                             std::thread::sleep(LOOK_EVERY);
                         }
-                        // One that says nothing was killed or has crashed, however that was.
+                        // Without an exit code it was killed or has crashed, whatever the cause.
                         let status = taken.code.map_or(Signal::SIGKILL as i32, |code| i32::from(code) << 8);
                         return Ok(Some((ExitStatus::from_raw(status), lived)));
                     }
@@ -269,7 +274,7 @@ impl Running {
     }
 
     fn signal(&self, signal: Signal) {
-        // A child is not waited for yet, so the number is still its own.
+        // A child is not reaped yet, so its pid is still valid.
         if matches!(self, Running::TakenOver(process) if !process.runs()) {
             return;
         }
@@ -287,7 +292,7 @@ struct Signals {
 }
 
 impl Signals {
-    /// How it ended, and how long it had lived.
+    /// Returns the exit status and the lifetime.
     fn wait_for(&mut self, running: &mut Running) -> io::Result<(ExitStatus, Duration)> {
         loop {
             if let Some(ended) = running.ended()? {
@@ -295,7 +300,7 @@ impl Signals {
             }
             for signal in self.next(running.end(), None)? {
                 if signal != Signal::SIGCHLD {
-                    // SIGUSR1 and SIGUSR2 are for what runs to make something of.
+                    // SIGUSR1 and SIGUSR2 are handled by the supervised process.
                     self.told_to_end |= ends(signal);
                     running.signal(signal);
                 }
@@ -303,7 +308,7 @@ impl Signals {
         }
     }
 
-    /// Whether, within this time, it was told to end.
+    /// Returns whether a stop was requested within this time.
     fn told_within(&mut self, time: Duration) -> io::Result<bool> {
         let until = Instant::now() + time;
         loop {
@@ -315,7 +320,7 @@ impl Signals {
         }
     }
 
-    /// The signals that came; none when there is something to read from `other`, or the time is over.
+    /// The signals received; none if `other` became readable, or the timeout expired.
     fn next(&mut self, other: Option<BorrowedFd<'_>>, at_most: Option<Duration>) -> io::Result<Vec<Signal>> {
         let timeout = match at_most {
             None => PollTimeout::NONE,
