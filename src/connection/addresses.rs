@@ -1,11 +1,12 @@
-//! Where this host can be reached, for the connection files of a controller that listens on more than the loopback.
+//! The addresses of this host, for the connection files of a controller that listens on more than
+//! the loopback interface.
 use nix::ifaddrs::getifaddrs;
 use nix::net::if_::InterfaceFlags;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-/// The addresses at which a controller listening on `ip` can be reached, best first. One that listens on the loopback or
-/// on one address has that one only; one that listens on all (`0.0.0.0`, `*`, `::`) those of every network that is up, the
-/// loopback last. A host name stands for itself.
+/// The addresses at which a controller listening on `ip` can be reached, best first. If it listens
+/// on the loopback or on one address, only that one; if it listens on all (`0.0.0.0`, `*`, `::`),
+/// those of every network that is up, the loopback last. A host name is returned unchanged.
 pub fn reachable(ip: &str) -> Vec<String> {
     let listening: IpAddr = match ip {
         "*" | "" => Ipv4Addr::UNSPECIFIED.into(),
@@ -23,7 +24,7 @@ pub fn reachable(ip: &str) -> Vec<String> {
         .filter_map(|i| Some((rank(i, listening.is_ipv6())?, i.address)))
         .collect();
     found.push((u8::MAX, Ipv4Addr::LOCALHOST.into()));
-    // Within a rank the kernel's order stands.
+    // Within a rank, keep the kernel's order.
     found.sort_by_key(|(rank, _)| *rank);
     let mut addresses: Vec<String> = Vec::new();
     for (_, address) in found {
@@ -35,7 +36,8 @@ pub fn reachable(ip: &str) -> Vec<String> {
     addresses
 }
 
-/// The address that is meant: of a network interface (`eth0`) its first one, IPv4 before IPv6; all else stands for itself.
+/// Resolves the name of a network interface (`eth0`) to its first address, IPv4 before IPv6;
+/// returns anything else unchanged.
 pub fn of_interface(ip: &str) -> String {
     let mut of_it: Vec<IpAddr> = interfaces()
         .into_iter()
@@ -46,7 +48,7 @@ pub fn of_interface(ip: &str) -> String {
     of_it.first().map_or_else(|| ip.to_string(), IpAddr::to_string)
 }
 
-/// Whether only processes of this host reach it.
+/// Whether only processes on this host can reach it.
 pub fn is_loopback(address: &str) -> bool {
     address == "localhost" || address.trim_matches(['[', ']']).parse::<IpAddr>().is_ok_and(|a| a.is_loopback())
 }
@@ -76,7 +78,7 @@ fn interfaces() -> Vec<Interface> {
     all.filter_map(addressed).collect()
 }
 
-/// How well others can reach an interface, lowest best; none if they cannot.
+/// Ranks an interface by how well others can reach it, lowest is best; none if they cannot.
 fn rank(interface: &Interface, ipv6: bool) -> Option<u8> {
     let inside_this_host = ["docker", "br-", "veth", "virbr", "cni", "podman", "lxc"];
     if !interface.up || interface.address.is_loopback() || interface.address.is_multicast() {
@@ -92,7 +94,7 @@ fn rank(interface: &Interface, ipv6: bool) -> Option<u8> {
     Some(family + if bridge { 10 } else { 0 })
 }
 
-/// `fe80::/10` means nothing without an interface.
+/// `fe80::/10` is meaningless without an interface.
 fn is_link_local(address: Ipv6Addr) -> bool {
     address.segments()[0] & 0xffc0 == 0xfe80
 }

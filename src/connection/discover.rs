@@ -1,14 +1,15 @@
-//! Finding a connection file, or waiting for it.
+//! Finds a connection file, or waits for it.
 use super::{ConnectionError, ConnectionFile};
 use notify::{RecursiveMode, Watcher};
 use std::path::Path;
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
-/// How often one looks although no notice came: network file systems send none.
+/// Poll interval in case no file notification arrives: network file systems send none.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
 
-/// The connection file, if it is there and the controller that wrote it still runs (as far as can be told from here).
+/// Returns the connection file if it exists and the controller that wrote it still runs (as far as
+/// this host can determine).
 pub fn find(path: &Path) -> Result<ConnectionFile, ConnectionError> {
     let file = ConnectionFile::read(path)?;
     match &file.pcluster {
@@ -21,7 +22,8 @@ pub fn find(path: &Path) -> Result<ConnectionFile, ConnectionError> {
     }
 }
 
-/// Waits for a connection file that is neither stale nor damaged: a controller that starts writes a new one. `go_on` is asked again and again; what it fails with ends the wait.
+/// Waits for a connection file that is neither stale nor damaged: a starting controller writes a
+/// new one. Calls `go_on` repeatedly; its error ends the wait.
 pub fn wait<E: From<ConnectionError>>(
     path: &Path,
     timeout: Duration,
@@ -30,13 +32,13 @@ pub fn wait<E: From<ConnectionError>>(
     let deadline = Instant::now() + timeout;
     let (sender, notices) = mpsc::channel();
     let told = move |event: notify::Result<notify::Event>| {
-        // That somebody reads there is no news: it may be this very function.
+        // Ignore read accesses: they may come from this very function.
         if !event.is_ok_and(|event| event.kind.is_access()) {
             let _ = sender.send(());
         }
     };
     let mut watcher = notify::recommended_watcher(told).ok();
-    // The directory must be there to be watched; where it is not, looking often must do.
+    // Only an existing directory can be watched; otherwise rely on polling.
     let watched = path
         .parent()
         .zip(watcher.as_mut())
@@ -93,12 +95,12 @@ mod tests {
         child.wait().unwrap();
         let error = find(&path).unwrap_err();
         assert!(matches!(error, ConnectionError::Stale { pid, .. } if pid == child.id()), "{error}");
-        // Of a controller on another host nothing can be said from here.
+        // The state of a controller on another host cannot be determined.
         if let Some(keys) = &mut file.pcluster {
             keys.process.host = "elsewhere.invalid".into();
         }
         assert!(!file.is_stale());
-        // Another process may have got the id since.
+        // Another process may have reused the pid.
         if let Some(keys) = &mut file.pcluster {
             keys.process = ProcessId {
                 ticks: Some(1),
@@ -154,7 +156,7 @@ mod tests {
         };
         let error = wait(&path, Duration::from_secs(1), counted).unwrap_err();
         assert!(matches!(error, ConnectionError::TimedOut { .. }), "{error}");
-        // Ten by the clock, some for the notices of what was written just before.
+        // About ten polls, plus some notifications of preceding writes.
         assert!((2..=20).contains(&looks), "it looked {looks} times");
     }
 

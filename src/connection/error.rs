@@ -1,4 +1,4 @@
-//! What can be wrong with a connection file, and what to do then.
+//! Errors of connection files, with suggested actions.
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -25,7 +25,7 @@ pub enum ConnectionError {
 }
 
 impl ConnectionError {
-    /// The file is there, and is no connection file.
+    /// The file exists but is not a connection file.
     pub fn is_damaged(&self) -> bool {
         matches!(
             self,
@@ -33,7 +33,7 @@ impl ConnectionError {
         )
     }
 
-    /// What to do next.
+    /// A suggested action.
     pub fn hint(&self) -> Option<String> {
         match self {
             ConnectionError::Missing { path } => Some(format!(
@@ -56,7 +56,7 @@ impl ConnectionError {
     }
 }
 
-/// The profile and cluster id of a connection file in its usual place.
+/// The profile and cluster id of a connection file at its usual path.
 fn owner(path: &Path) -> Option<(String, String)> {
     let profile = path.parent()?.parent()?.file_name()?.to_str()?.strip_prefix("profile_")?;
     let middle = path.file_name()?.to_str()?.strip_prefix("ipcontroller")?;

@@ -1,5 +1,6 @@
-//! One connection file, as ipyparallel writes it (`ipcontroller[-<cluster id>]-{client,engine}.json` in the profile's
-//! `security/`), with the keys that pcluster adds under `pcluster` (ipyparallel ignores keys it does not know).
+//! One connection file in ipyparallel's format (`ipcontroller[-<cluster id>]-{client,engine}.json`
+//! in the profile's `security/`), with pcluster's additional keys under `pcluster` (ipyparallel
+//! ignores unknown keys).
 pub use super::error::ConnectionError;
 use super::{addresses, discover};
 use crate::sys::directory_id::DirectoryId;
@@ -12,10 +13,10 @@ use std::path::Path;
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ConnectionFile {
-    /// An ssh server through which the controller can be reached, or empty.
+    /// An ssh server through which the controller is reachable, or empty.
     #[serde(default)]
     pub ssh: String,
-    /// `tcp://` and the address the controller listens on.
+    /// `tcp://` and the address that the controller listens on.
     pub interface: String,
     pub registration: u16,
     pub control: u16,
@@ -33,13 +34,13 @@ pub struct ConnectionFile {
     pub hb_ping: Option<u16>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hb_pong: Option<u16>,
-    /// One port in the client file, a list of leaves in the engine file.
+    /// One port in the client file, a list of leaf ports in the engine file.
     pub broadcast: BroadcastPorts,
     /// The HMAC key.
     pub key: String,
     /// Z85, or null without CURVE.
     pub curve_serverkey: Option<String>,
-    /// The controller's host: its address or name.
+    /// The controller's host: an address or a name.
     pub location: String,
     pub pack: String,
     pub unpack: String,
@@ -76,7 +77,7 @@ impl ConnectionFile {
         }
     }
 
-    /// `path` is for errors.
+    /// `path` is used in errors.
     pub fn parse(text: &str, path: &Path) -> Result<ConnectionFile, ConnectionError> {
         let path = || path.to_path_buf();
         let value: serde_json::Value = serde_json::from_str(text).map_err(|e| ConnectionError::NotJson {
@@ -113,7 +114,7 @@ impl ConnectionFile {
         })
     }
 
-    /// Removes the file if it cannot be understood; what was wrong with it.
+    /// Removes the file if it is invalid; returns the reason.
     pub fn remove_damaged(path: &Path) -> Option<ConnectionError> {
         let error = ConnectionFile::read(path).err().filter(ConnectionError::is_damaged)?;
         if let Err(why) = fs::remove_file(path) {
@@ -122,8 +123,8 @@ impl ConnectionFile {
         Some(error)
     }
 
-    /// Born private (0600, in a directory that is made 0700 where it is missing), then renamed into place: nobody ever
-    /// sees half a file, and nobody but the owner any of it.
+    /// Created with mode 0600 in a directory with mode 0700, then renamed into place: no process
+    /// ever sees a partial file, and only the owner can read it.
     pub fn write(&self, path: &Path) -> Result<(), ConnectionError> {
         let failed = |source| ConnectionError::Write {
             path: path.to_path_buf(),
@@ -134,30 +135,31 @@ impl ConnectionFile {
         private_file::write(path, &text).map_err(failed)
     }
 
-    /// Whether the controller that wrote this is known to be gone. Of one on another host, or not ours, nothing is known.
+    /// Whether the controller that wrote this file is known to have ended. False if it runs on
+    /// another host or is not pcluster's, since its state is unknown.
     pub fn is_stale(&self) -> bool {
         self.pcluster.as_ref().is_some_and(|keys| keys.process.is_gone())
     }
 
-    /// What `path` holds by now, if that is of the same cluster's controller, which runs, but listens elsewhere than this says: another
-    /// program had one of its ports when it came back.
+    /// The current content of `path` if it describes a running controller of the same cluster at
+    /// another address: another program occupied one of its ports when it restarted.
     pub fn moved(&self, path: &Path) -> Option<ConnectionFile> {
         let now = discover::find(path).ok()?;
         (now.is_of_same_cluster(self) && now.whereabouts() != self.whereabouts()).then_some(now)
     }
 
-    /// By its keys, which outlast a controller.
+    /// Compares the keys, which do not change when a controller restarts.
     pub fn is_of_same_cluster(&self, other: &ConnectionFile) -> bool {
         self.key == other.key && self.curve_serverkey == other.curve_serverkey
     }
 
-    /// All that a pcluster client or engine finds the controller by.
+    /// Everything that a pcluster client or engine needs to find the controller.
     fn whereabouts(&self) -> impl PartialEq + '_ {
         let keys = self.pcluster.as_ref().map(|keys| (&keys.addresses, keys.engine_port));
         (self.registration, &self.ssh, &self.location, keys)
     }
 
-    /// What only a file of pcluster's own controller has; `path` is for the error.
+    /// The part that only the file of a pcluster controller contains; `path` is used in the error.
     pub fn pcluster_keys(&self, path: &Path) -> Result<&PclusterKeys, ConnectionError> {
         self.pcluster
             .as_ref()
@@ -165,40 +167,42 @@ impl ConnectionFile {
     }
 }
 
-/// What pcluster adds.
+/// pcluster's additional keys.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct PclusterKeys {
     pub version: String,
     pub protocol: u32,
     pub cluster_id: String,
-    /// Every address the controller can be reached at, best first; our engines try each.
+    /// Every address at which the controller is reachable, best first; pcluster's engines try each.
     pub addresses: Vec<String>,
-    /// Engine file only: the one port that our own engine uses.
+    /// Engine file only: the single port that pcluster's engines use.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub engine_port: Option<u16>,
-    /// Engine file only: where the controller keeps large buffers; an engine that finds it, too, need not be sent them.
+    /// Engine file only: the directory in which the controller stores large buffers. The controller
+    /// need not send them to an engine that can read it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub buffers: Option<DirectoryId>,
-    /// The controller process, to tell a stale file by.
+    /// The controller's process, used to detect a stale file.
     #[serde(flatten)]
     pub process: ProcessId,
-    /// Where this is the near end of a tunnel: then the process is the tunnel's, which is on this host.
+    /// Set if this is the local end of a tunnel: then the process is the tunnel's, which runs on
+    /// this host.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tunnel: Option<TunnelKeys>,
 }
 
-/// Where a tunnel leads.
+/// The remote end of a tunnel.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct TunnelKeys {
-    /// As it is given to ssh.
+    /// The host as passed to ssh.
     pub destination: String,
-    /// The controller there.
+    /// The controller's process on that host.
     #[serde(flatten)]
     pub process: ProcessId,
 }
 
 impl PclusterKeys {
-    /// For a controller that is this process and listens on `ip`.
+    /// Describes a controller that is this process and listens on `ip`.
     pub fn of_this_process(cluster_id: &str, ip: &str, engine_port: Option<u16>) -> PclusterKeys {
         PclusterKeys {
             version: crate::model::VERSION.into(),
@@ -315,7 +319,7 @@ pub(crate) mod tests {
         );
     }
 
-    /// What ipyparallel 9.2's ipcontroller writes for clients, and for engines.
+    /// The files that ipyparallel 9.2's ipcontroller writes for clients and for engines.
     #[test]
     fn files_of_ipyparallels_controller_are_understood() {
         let client = r#"{"ssh": "", "interface": "tcp://127.0.0.1", "registration": 1, "control": 2, "mux": 3, "task": 4,

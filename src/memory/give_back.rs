@@ -1,5 +1,5 @@
-//! Memory that large messages needed goes back to the system when they are through: what is kept here, and what the system's allocator
-//! keeps in an arena for each thread (malloc(3), mallopt(3)).
+//! Returns memory that large messages needed to the system afterwards: the ranges cached here, and
+//! the arenas of the system's allocator (malloc(3), mallopt(3)).
 use super::pieces::pieces;
 use super::ranges::ranges;
 use std::sync::atomic::Ordering;
@@ -7,11 +7,11 @@ use std::time::Duration;
 
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 const MOST_PAUSE: Duration = Duration::from_secs(30);
-/// So much more than at the least is worth a walk through the arenas.
+/// Growth above the minimum that justifies trimming the arenas.
 const SLACK_BYTES: usize = 32 << 20;
 
-/// Looks now and then, and gives back when nothing large was taken since the last look; less often where that brought little, since what is
-/// there may be in use. Never ends.
+/// Checks periodically, and releases memory if no large block was allocated since the last check;
+/// checks less often if that released little, since the memory may be in use. Never returns.
 pub async fn give_back() {
     let Some(mut least) = resident() else { return };
     super::KEEPS.store(true, Ordering::Relaxed);
@@ -39,7 +39,7 @@ pub async fn give_back() {
     super::KEEPS.store(false, Ordering::Relaxed);
 }
 
-/// Bytes (proc(5), `VmRSS`).
+/// The resident memory in bytes (proc(5), `VmRSS`).
 fn resident() -> Option<usize> {
     let text = std::fs::read_to_string("/proc/self/status").ok()?;
     let line = text.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;

@@ -1,10 +1,11 @@
-//! Memory of long messages. Theirs is taken and given back message by message, and each page of it that is touched for the first
-//! time costs a fault and is cleared: on a virtual machine microseconds, and a message of 100 MB has 25,000 pages in each of its copies. So
-//! what is large lies on large pages (madvise(2), `MADV_HUGEPAGE`), and where somebody promises to give it back ([`give_back`])
-//! what was freed stays for the next message.
+//! Memory of large messages. It is allocated and freed for each message, and the first access to
+//! each page costs a page fault and clears the page: microseconds on a virtual machine, and each
+//! copy of a message of 100 MB has 25,000 pages. Therefore large blocks are on huge pages
+//! (madvise(2), `MADV_HUGEPAGE`), and if a thread runs [`give_back`], freed blocks stay for the
+//! next message.
 //!
-//! Parts: [`Allocator`], [`pieces`] (in which a message comes in), [`ranges`] (large blocks), [`give_back`]. Everything else is the
-//! system allocator's.
+//! Modules: [`Allocator`], [`pieces`] (receive buffers), [`ranges`] (large blocks), [`give_back`].
+//! Everything else is the system allocator's.
 mod give_back;
 mod pieces;
 mod ranges;
@@ -17,11 +18,11 @@ use std::alloc::{GlobalAlloc, Layout, System};
 use std::ptr::null_mut;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-/// Of pieces together, and of a large page.
+/// The size of a region of pieces and of a huge page.
 const LARGE_PAGE: usize = 2 << 20;
 const PAGE: usize = 4096;
 
-/// Somebody gives back what is kept here.
+/// Whether a thread returns cached memory to the system.
 static KEEPS: AtomicBool = AtomicBool::new(false);
 
 fn keeps() -> bool {
@@ -46,12 +47,13 @@ fn kind(layout: &Layout) -> Kind {
     }
 }
 
-// SAFETY: where a block lies follows from its layout alone, so each goes back to where it came from.
+// SAFETY: the owner of a block follows from its layout alone, so each block is freed by the
+// allocator that returned it.
 #[expect(unsafe_code, reason = "an allocator is one")]
 unsafe impl GlobalAlloc for Allocator {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         match kind(&layout) {
-            // SAFETY: the caller's promise.
+            // SAFETY: the caller's guarantee.
             Kind::Small => unsafe { System.alloc(layout) },
             Kind::Piece => pieces().take(),
             Kind::Large => ranges().take(layout.size()).0,
@@ -60,7 +62,7 @@ unsafe impl GlobalAlloc for Allocator {
 
     unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
         match kind(&layout) {
-            // SAFETY: it came from there.
+            // SAFETY: the block was allocated by this pool.
             Kind::Small => unsafe { System.dealloc(block, layout) },
             Kind::Piece => pieces().put(block, keeps()),
             Kind::Large => ranges().put(block, layout.size(), keeps()),
@@ -69,29 +71,29 @@ unsafe impl GlobalAlloc for Allocator {
 
     unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
         let (block, is_new) = match kind(&layout) {
-            // SAFETY: the caller's promise.
+            // SAFETY: the caller's guarantee.
             Kind::Small => return unsafe { System.alloc_zeroed(layout) },
             Kind::Piece => (pieces().take(), false),
             Kind::Large => ranges().take(layout.size()),
         };
         if !block.is_null() && !is_new {
-            // SAFETY: it has so many bytes.
+            // SAFETY: the block is at least this long.
             unsafe { block.write_bytes(0, layout.size()) };
         }
         block
     }
 
     unsafe fn realloc(&self, block: *mut u8, layout: Layout, size: usize) -> *mut u8 {
-        // SAFETY: the caller's promise is that `size` makes a layout.
+        // SAFETY: the caller guarantees that `size` makes a valid layout.
         let new = unsafe { Layout::from_size_align_unchecked(size, layout.align()) };
         match (kind(&layout), kind(&new)) {
-            // SAFETY: it came from there.
+            // SAFETY: the block was allocated by these ranges.
             (Kind::Small, Kind::Small) => return unsafe { System.realloc(block, layout, size) },
             (Kind::Piece, Kind::Piece) => return block,
             (Kind::Large, Kind::Large) if ranges().change(block, layout.size(), size, keeps()) => return block,
             _ => {}
         }
-        // SAFETY: both blocks are as long as what is copied.
+        // SAFETY: both blocks are at least as long as the copied part.
         unsafe {
             let moved = self.alloc(new);
             if moved.is_null() {
@@ -104,14 +106,16 @@ unsafe impl GlobalAlloc for Allocator {
     }
 }
 
-/// New memory on large pages, at a multiple of [`LARGE_PAGE`], of which `length` is one; null when there is none.
+/// Maps new memory on huge pages, aligned to [`LARGE_PAGE`], of which `length` is a multiple; null
+/// if there is none.
 #[expect(unsafe_code, reason = "the standard library maps nothing")]
 fn map(length: usize) -> *mut u8 {
     use nix::libc::{MADV_HUGEPAGE, MAP_ANONYMOUS, MAP_FAILED, MAP_PRIVATE, PROT_READ, PROT_WRITE, madvise, mmap};
     let Some(whole) = length.checked_add(LARGE_PAGE) else {
         return null_mut();
     };
-    // SAFETY: a new mapping, of which an aligned range stays. A system without large pages says so, and nothing is lost.
+    // SAFETY: a new mapping, of which an aligned range remains. On a system without huge pages
+    // madvise fails harmlessly.
     unsafe {
         let found = mmap(null_mut(), whole, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
         if found == MAP_FAILED {
@@ -128,7 +132,7 @@ fn map(length: usize) -> *mut u8 {
 
 fn unmap(start: usize, length: usize) {
     if length > 0 {
-        // SAFETY: the callers' ranges were mapped by `map`, and nobody uses them any more.
+        // SAFETY: the caller's range was mapped by `map` and is no longer used.
         #[expect(unsafe_code, reason = "the standard library maps nothing")]
         unsafe {
             nix::libc::munmap(start as *mut _, length)

@@ -1,15 +1,15 @@
-//! The pieces in which a message comes in: blocks of one size, in regions of one large page.
+//! Receive buffers of messages: blocks of one size, in regions of one huge page.
 use super::{LARGE_PAGE, map, unmap};
 use std::ptr::{NonNull, null_mut};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-/// The pieces have more than half of this, and at most this (what the transport reads at once).
+/// Pieces are larger than half of this, and at most this size (the transport's read size).
 pub const PIECE: usize = 128 << 10;
-/// The first piece's place is the region's head.
+/// The slot of the first piece holds the region's head.
 const PIECES: u32 = (LARGE_PAGE / PIECE) as u32 - 1;
-/// So many regions stay when they are free, where somebody gives them back later.
+/// The number of free regions to keep if a thread returns them later,
 const MOST_FREE: usize = 128;
-/// ... and where nobody does.
+/// ... and otherwise.
 const FEW_FREE: usize = 2;
 
 static POOL: Mutex<Pool> = Mutex::new(Pool { open: None, free: 0 });
@@ -18,10 +18,10 @@ pub fn pieces() -> MutexGuard<'static, Pool> {
     POOL.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Regions that have a free piece are in a list.
+/// The list of regions that have a free piece.
 pub struct Pool {
     open: Option<NonNull<Region>>,
-    /// Of the list's regions, those without a used piece.
+    /// The number of regions in the list without a used piece.
     free: usize,
 }
 
@@ -29,24 +29,24 @@ pub struct Pool {
 struct Region {
     previous: Option<NonNull<Region>>,
     next: Option<NonNull<Region>>,
-    /// A bit for each piece that is free.
+    /// A bit for each free piece.
     free: u32,
 }
 
 const ALL_FREE: u32 = (1 << PIECES) - 1;
 
-// SAFETY: regions are touched only under the lock that the pool is in.
+// SAFETY: regions are accessed only under the lock that holds the pool.
 #[expect(unsafe_code, reason = "the pool holds pointers")]
 unsafe impl Send for Pool {}
 
 #[expect(unsafe_code, reason = "an allocator is one")]
 impl Pool {
-    /// A piece, or null when the system has no more memory.
+    /// Allocates a piece; null if the system has no more memory.
     pub fn take(&mut self) -> *mut u8 {
         let Some(mut region) = self.open.or_else(|| self.another()) else {
             return null_mut();
         };
-        // SAFETY: regions of the list are mapped, and only this pool has their heads.
+        // SAFETY: the regions of the list are mapped, and only this pool refers to their heads.
         let head = unsafe { region.as_mut() };
         self.free -= usize::from(head.free == ALL_FREE);
         let index = head.free.trailing_zeros();
@@ -75,7 +75,7 @@ impl Pool {
         }
     }
 
-    /// A new region.
+    /// Adds a region.
     fn another(&mut self) -> Option<NonNull<Region>> {
         let region = NonNull::new(map(LARGE_PAGE) as *mut Region)?;
         let head = Region {
@@ -116,13 +116,13 @@ impl Pool {
         }
     }
 
-    /// Until so many free regions are left.
+    /// Frees regions until this many free ones are left.
     pub fn shrink(&mut self, most: usize) {
         let mut at = self.open;
         while let Some(region) = at
             && self.free > most
         {
-            // SAFETY: as in `take`; nobody uses a piece of what is unmapped.
+            // SAFETY: as in `take`; no piece of an unmapped region is in use.
             unsafe {
                 at = region.as_ref().next;
                 if region.as_ref().free == ALL_FREE {
@@ -158,7 +158,7 @@ mod tests {
         }
         let places: BTreeSet<usize> = taken.iter().map(|piece| *piece as usize).collect();
         assert_eq!(places.len(), 100);
-        // Of seven regions: out of order, and all.
+        // Pieces of seven regions: free some out of order, then all.
         for piece in taken.iter().rev().step_by(2).chain(taken.iter().step_by(2)) {
             pool.put(*piece, true);
         }

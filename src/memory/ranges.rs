@@ -1,12 +1,13 @@
-//! Large blocks: whole large pages, mapped for themselves. What is freed may stay, and serves as part of a later block.
+//! Large blocks: whole huge pages, each block mapped separately. Freed ranges may be kept and
+//! reused for parts of later blocks.
 use super::{LARGE_PAGE, map, unmap};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-/// From so many bytes on a block is large.
+/// The minimum size of a large block, in bytes.
 pub const LARGE: usize = 4 << 20;
-/// Of free ranges, together; what is beyond goes back to the system at once.
+/// Maximum total size of the free ranges; anything beyond is returned to the system immediately.
 const MOST_KEPT: usize = 512 << 20;
-/// How many free ranges there are at most.
+/// Maximum number of free ranges.
 const MOST_RANGES: usize = 32;
 
 static RANGES: Mutex<Ranges> = Mutex::new(Ranges::NONE);
@@ -21,12 +22,12 @@ struct Range {
     length: usize,
 }
 
-/// The free ones, in no order. An allocator cannot allocate for itself.
+/// The free ranges, unordered. Of fixed size, since an allocator cannot allocate for itself.
 pub struct Ranges {
     free: [Range; MOST_RANGES],
     count: usize,
     bytes: usize,
-    /// How many blocks were taken ever.
+    /// The number of allocations so far.
     pub taken: u64,
 }
 
@@ -42,7 +43,7 @@ impl Ranges {
         taken: 0,
     };
 
-    /// A block, and whether it is new from the system (then it is zeroes).
+    /// Allocates a block; returns whether it is new from the system (then it is zeroed).
     pub fn take(&mut self, size: usize) -> (*mut u8, bool) {
         let Some(length) = whole_pages(size) else {
             return (std::ptr::null_mut(), true);
@@ -70,7 +71,7 @@ impl Ranges {
         }
     }
 
-    /// Whether the block can have another size where it lies.
+    /// Whether the block can be resized in place.
     pub fn change(&mut self, block: *mut u8, old: usize, new: usize, keep: bool) -> bool {
         let (Some(old), Some(new)) = (whole_pages(old), whole_pages(new)) else {
             return false;
@@ -92,7 +93,7 @@ impl Ranges {
         self.free.iter().take(self.count).copied()
     }
 
-    /// Joined with its neighbours. Without a place for it, it goes back to the system.
+    /// Merges the range with its neighbours. If the table is full, returns it to the system.
     fn add(&mut self, mut range: Range) {
         let touches = |a: &Range, b: &Range| a.start + a.length == b.start || b.start + b.length == a.start;
         loop {
@@ -157,7 +158,7 @@ mod tests {
         }
         assert_eq!(ranges.bytes, MOST_KEPT);
         ranges.give_back();
-        // More of them than there are places, none beside another.
+        // More ranges than the table holds, none adjacent to another.
         let blocks: Vec<*mut u8> = (0..3 * MOST_RANGES).map(|_| ranges.take(LARGE).0).collect();
         for block in blocks.iter().step_by(2) {
             ranges.put(*block, LARGE, true);

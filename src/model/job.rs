@@ -1,36 +1,36 @@
-//! A batch system's jobs as the records keep them, and how engines left theirs.
+//! A batch system's jobs in the records, and how engines left their jobs.
 use super::UnixTime;
 use serde::{Deserialize, Serialize};
 
-/// One element of a job (of one that is no array, element 1), as it was last seen.
+/// One element of a job (element 1 if the job is not an array), as last observed.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct JobRow {
     /// `slurm`, `sge` …
     pub launcher: String,
-    /// The batch system's own id; it may use it again.
+    /// The batch system's own id; the system may reuse it.
     pub job: String,
-    /// Unlike that of any other job of the user's.
+    /// Unique among the user's jobs.
     pub name: String,
     pub element: u32,
-    /// How many engines it is; 0 for a controller's job.
+    /// The number of engines; 0 for a controller's job.
     pub engines: u32,
-    /// How often its engines had been replaced by new jobs before: 0 for one that a command has submitted.
+    /// How often its engines were replaced by new jobs before: 0 for a job submitted by a command.
     #[serde(default)]
     pub replaces: u32,
     pub submitted: UnixTime,
-    /// In words (`running`, `timed out (TIMEOUT)`).
+    /// A description (`running`, `timed out (TIMEOUT)`).
     pub state: String,
-    /// Why, in the system's words; may be empty.
+    /// The reason in the system's own terms; may be empty.
     #[serde(default)]
     pub reason: String,
-    /// It will not come back by itself.
+    /// It will not restart by itself.
     #[serde(default)]
     pub over: bool,
-    /// When it was seen so, first.
+    /// When this state was first observed.
     pub since: UnixTime,
 }
 
-/// An engine of a batch job that has gone.
+/// An engine of a batch job that has left.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Departure {
     /// As in [`super::engine::EngineFacts::job`].
@@ -38,21 +38,22 @@ pub struct Departure {
     pub reason: String,
     pub registered: UnixTime,
     pub gone: UnixTime,
-    /// When its job's time is, or was, over.
+    /// The end of its job's time limit.
     #[serde(default)]
     pub ends: Option<UnixTime>,
 }
 
-/// What an engine says that leaves before its job's time is over.
+/// The reason that an engine reports when it leaves before its job's time limit.
 pub const TIME_IS_OVER: &str = "the time of its job is nearly over";
-/// How the reason begins of one that was warned by its batch system.
+/// Prefix of the reason of an engine that was warned by its batch system.
 pub const WARNED: &str = "its batch system has warned it";
 
-/// A warning this long before the known end, or in the last tenth of the time, is about that end.
+/// A warning this long before the known end, or in the last tenth of the time limit, is attributed
+/// to that end.
 const NEAR_S: f64 = 300.0;
 
 impl Departure {
-    /// Whether it left because its job's time was over, or nearly.
+    /// Whether it left because its job's time limit was reached, or nearly.
     pub fn is_of_walltime(&self) -> bool {
         if self.reason == TIME_IS_OVER {
             return true;

@@ -1,16 +1,17 @@
-//! Where a message's buffers are kept, once they are: known to every copy of the message.
+//! The file that stores a message's buffers, known to every copy of the message once they are
+//! written.
 use bytes::Bytes;
 use std::sync::{Arc, OnceLock};
 
-/// A message's buffers of fewer bytes together stay in their row of the database.
+/// Buffers whose total size is below this stay in their database row.
 pub const LEAST: usize = 1 << 20;
 
-/// The name of the file in which a message's buffers are, for those that are kept in one.
+/// The name of the file that contains a message's buffers, if they are stored in a file.
 #[derive(Clone, Debug, Default)]
 pub struct Kept(Option<Arc<OnceLock<String>>>);
 
 impl Kept {
-    /// For a message with these buffers: the name comes when they are written.
+    /// A handle for a message with these buffers: the name is set when they are written.
     pub fn when_written(buffers: &[Bytes]) -> Kept {
         let large = buffers.iter().map(Bytes::len).sum::<usize>() >= LEAST;
         Kept(large.then(Arc::default))
@@ -22,7 +23,7 @@ impl Kept {
 
     pub fn set(&self, name: &str) {
         if let Some(cell) = &self.0 {
-            // A batch that is tried again writes under the same name.
+            // A batch that is retried writes under the same name.
             let _ = cell.set(name.to_string());
         }
     }
@@ -32,7 +33,7 @@ impl Kept {
     }
 }
 
-/// 64 hexadecimal digits: a name is what the file's content hashes to, and never a path.
+/// 64 hexadecimal digits: a name is the hash of the file's content, and never a path.
 pub fn is_name(name: &str) -> bool {
     name.len() == 64 && name.bytes().all(|b| b.is_ascii_hexdigit())
 }

@@ -1,6 +1,8 @@
-//! The names of the modules of Python's standard library, of all versions from 3.8 on. A script with such a name is imported under another.
+//! The names of the modules in Python's standard library, of all versions since 3.8. A script with
+//! such a name is imported under another one.
 
-/// Whether a file of this stem cannot be a module of its own name: it would be taken for another one.
+/// Whether a file with this stem cannot be imported under its own name, because that name belongs
+/// to a standard module.
 pub fn is_taken(stem: &str) -> bool {
     stem.contains('.') || NAMES.split(' ').any(|name| name == stem)
 }

@@ -1,4 +1,4 @@
-//! Which engines: `all`, or a list such as `0,3,5-8`.
+//! Engine targets: `all`, or a list such as `0,3,5-8`.
 use super::EngineId;
 use serde::{Deserialize, Serialize};
 use std::fmt;
@@ -8,7 +8,7 @@ use std::str::FromStr;
 pub enum Targets {
     #[default]
     All,
-    /// In ascending order, each once.
+    /// In ascending order, without duplicates.
     Some(Vec<EngineId>),
 }
 
@@ -19,7 +19,7 @@ pub struct BadTargets {
     why: String,
 }
 
-/// No list may name more engines than this (a mistyped range must not fill the memory).
+/// Maximum number of engines in a list (a mistyped range must not exhaust the memory).
 const MOST: usize = 1_000_000;
 
 impl FromStr for Targets {

@@ -1,13 +1,13 @@
-//! What slow peers have not taken yet: kept per peer, in order, up to a bound.
+//! Send queues of slow peers: one per peer, in order, with a limit.
 use super::waiting::{Load, WINDOW, Weight};
 use bytes::Bytes;
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 
-/// Messages that wait for one slow peer, at most.
+/// Maximum number of messages queued for one slow peer.
 pub const MOST_MESSAGES: usize = 100_000;
 
-/// More than one peer may let wait; its queue is gone.
+/// A peer exceeded its queue limit; its queue was dropped.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 #[error("it does not read: {messages} messages of {bytes} bytes waited for it")]
 pub struct TooMuch {
@@ -15,7 +15,7 @@ pub struct TooMuch {
     pub bytes: usize,
 }
 
-/// What became of an offer.
+/// The result of an offer.
 pub enum Offered<M> {
     Taken,
     Full(M),
@@ -24,7 +24,7 @@ pub enum Offered<M> {
 
 pub struct Overflow<M> {
     by_peer: HashMap<Bytes, Queue<M>>,
-    /// Somebody offers what is kept, again and again.
+    /// Whether a background task is flushing the queues.
     pub flushing: bool,
 }
 
@@ -37,7 +37,7 @@ struct Queue<M> {
 struct Kept<M> {
     message: M,
     size: usize,
-    /// None where the message has it in itself.
+    /// None if the message contains it.
     weight: Option<Weight>,
 }
 
@@ -51,7 +51,7 @@ impl<M> Default for Overflow<M> {
 }
 
 impl<M> Overflow<M> {
-    /// Something waits for this peer, so what comes next must wait behind it.
+    /// Whether messages are queued for this peer, so that further ones must be queued too.
     pub fn holds(&self, peer: &Bytes) -> bool {
         self.by_peer.contains_key(peer)
     }
@@ -60,8 +60,9 @@ impl<M> Overflow<M> {
         self.by_peer.is_empty()
     }
 
-    /// Appends to the peer's queue. Beyond `most` bytes (one message alone may have more) or the bound for messages the whole queue is
-    /// dropped: a peer that misses one message has to ask again for all.
+    /// Appends to the peer's queue. Beyond `max_bytes` (a single message may exceed it) or the
+    /// message limit the whole queue is dropped: a peer that misses one message has to ask again
+    /// for everything.
     pub fn push(
         &mut self,
         peer: &Bytes,
@@ -86,16 +87,17 @@ impl<M> Overflow<M> {
         Ok(())
     }
 
-    /// Drops what waits for a peer.
+    /// Drops the messages queued for a peer.
     pub fn forget(&mut self, peer: &Bytes) {
         self.by_peer.remove(peer);
     }
 
-    /// Offers what is kept, in order per peer, until each is full or has all.
+    /// Sends queued messages, in order per peer, until each peer's socket is full or its queue is
+    /// empty.
     pub fn offer(&mut self, mut take: impl FnMut(M) -> Offered<M>) {
         self.by_peer.retain(|_, queue| {
             while let Some(Kept { message, size, weight }) = queue.messages.pop_front() {
-                // What the socket itself holds for it is bounded too.
+                // The socket's own buffer for the peer is limited too.
                 let inside = queue.load.bytes().saturating_sub(queue.bytes);
                 let answer = if inside >= WINDOW { Offered::Full(message) } else { take(message) };
                 match answer {
@@ -174,7 +176,7 @@ mod tests {
             Offered::Taken
         });
         assert_eq!(taken, [0, 1, 2]);
-        // The socket holds much of this peer's already.
+        // The socket already buffers many messages of this peer.
         let inside = w.load.weigh(WINDOW);
         w.overflow.offer(|_| panic!("not while that is so"));
         drop(inside);

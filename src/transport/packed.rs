@@ -1,16 +1,18 @@
-//! Small messages between pcluster's own ends travel as one frame: each frame of its own costs a seal of CURVE's, microseconds
-//! on either side, and a message of a task has ten.
+//! Sends small messages between pcluster's own ends as one frame: with CURVE each frame costs an
+//! encryption, microseconds on either side, and the message of a task has ten frames.
 //!
-//! Packed: four bytes of [`MARK`], then for each part its length (u32, little-endian) and the part.
+//! Format: the four bytes of [`MARK`], then for each part its length (u32, little-endian) and the
+//! part.
 use crate::wire::Frames;
 use bytes::{Buf, BufMut, BytesMut};
 
-/// No channel of the native protocol is called so, and no message of ipyparallel's consists of one frame.
+/// No channel of the native protocol has this name, and no message of ipyparallel's protocol has
+/// only one frame.
 const MARK: &[u8; 4] = b"\0pk1";
-/// What is larger travels as it is, uncopied.
+/// Larger messages are sent unchanged, without a copy.
 const LARGEST: usize = 32 << 10;
 
-/// The frames from `first` on as one, where they are small.
+/// Combines the frames from `first` on into one, if they are small.
 pub fn pack(frames: Frames, first: usize) -> Frames {
     let parts = frames.get(first..).unwrap_or_default();
     let size: usize = parts.iter().map(|part| part.len() + 4).sum();
@@ -33,7 +35,8 @@ pub fn is_packed(frame: &[u8]) -> bool {
     frame.starts_with(MARK)
 }
 
-/// The frames as they were before [`pack`]; others as they are. None where the lengths do not fit, or for more than `most`.
+/// Restores the frames from before [`pack`]; returns others unchanged. None if the lengths are
+/// invalid, or the frames exceed `max_bytes`.
 pub fn unpack(mut frames: Frames, most: usize) -> Option<Frames> {
     if frames.last().is_none_or(|last| !is_packed(last)) {
         return Some(frames);

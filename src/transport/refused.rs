@@ -1,26 +1,28 @@
-//! What the log says of peers whose encryption is not the socket's.
+//! Logs peers whose encryption does not match the socket's.
 //!
-//! A peer on libzmq (an ipyparallel client) that sees another security mechanism than its own closes the connection before it has sent the name
-//! of its own, and never connects again. omq reports the beginning of such a connection, and of its end nothing, or that it was reset.
+//! A libzmq peer (an ipyparallel client) that receives another security mechanism than its own
+//! closes the connection before it has sent the name of its mechanism, and never reconnects. omq
+//! reports the start of such a connection, and of its end either nothing or a reset.
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
-/// One line in so long: strangers must not fill the log.
+/// Interval between log lines: unknown peers must not fill the log.
 const INTERVAL: Duration = Duration::from_mins(1);
-/// Each handshake has succeeded or failed by then, or its connection was closed by the peer: longer than omq's limit.
+/// After this time each handshake has succeeded or failed, or the peer has closed its connection;
+/// longer than omq's timeout.
 const DECIDED: Duration = Duration::from_secs(7);
-/// A peer that finds an address that answers connects to it within this time.
+/// A peer that finds a responding address connects to it within this time.
 const ATTEMPT: Duration = Duration::from_secs(1);
-/// Connections that are observed at a time. Beyond them none is added.
+/// Maximum number of observed connections. Further ones are not added.
 const MAX_OPEN: usize = 1024;
 
 /// The handshakes of one socket.
 pub struct Handshakes {
     encrypts: bool,
-    /// Peers whose handshakes have begun, by connection.
+    /// Peers with a pending handshake, by connection.
     open: HashMap<u64, (String, Instant)>,
     logged: Option<Instant>,
-    /// Failures since the last line that were not logged.
+    /// Failures since the last log line that were not logged.
     unlogged: u64,
 }
 
@@ -40,7 +42,8 @@ impl Handshakes {
         }
     }
 
-    /// Connections of the same host shortly before were the attempts by which pcluster's own peers find an address that answers.
+    /// Earlier connections of the same host within this time were probes: pcluster's own peers use
+    /// them to find a responding address.
     pub fn succeeded(&mut self, connection: u64) {
         let Some((peer, begin)) = self.open.remove(&connection) else {
             return;
@@ -52,7 +55,8 @@ impl Handshakes {
 
     /// `reason` is omq's.
     pub fn failed(&mut self, peer: &str, reason: &str) {
-        // The peer has closed the connection while it was written to: no more than the end of it, which is not reported.
+        // The peer closed the connection while a write was in progress: a mere disconnect, which is
+        // not reported.
         if reason.starts_with("io error") {
             return;
         }
@@ -68,7 +72,7 @@ impl Handshakes {
         self.open.clear();
     }
 
-    /// When [`Handshakes::look`] is due, if anything is open.
+    /// When [`Handshakes::check_closed`] is due, if any handshake is pending.
     pub fn due(&self) -> Option<Instant> {
         self.open.values().map(|(_, began)| *began + DECIDED).min()
     }
@@ -121,7 +125,8 @@ fn host(peer: &str) -> &str {
     peer.rsplit_once(':').map_or(peer, |(host, _)| host)
 }
 
-/// The peer's of "mechanism mismatch: ours=\"CURVE\" peer=\"NULL\"", if it is one of ZeroMQ's; other names are not repeated.
+/// The peer's mechanism in "mechanism mismatch: ours=\"CURVE\" peer=\"NULL\"", if it is one of
+/// ZeroMQ's; other names are not repeated in the log.
 fn mechanism(reason: &str) -> Option<&str> {
     let (_, after) = reason.split_once("mechanism mismatch: ours=\"")?;
     let (_, theirs) = after.split_once("\" peer=\"")?;
@@ -154,7 +159,8 @@ mod tests {
     #[test]
     fn only_handshakes_that_neither_succeeded_nor_failed_otherwise_are_logged() {
         let mut handshakes = Handshakes::new(true);
-        // An attempt, and the connection that follows it; one that fails in another way; one that is reset, as by libzmq.
+        // A probe and the connection that follows it; a connection that fails otherwise; one that
+        // is reset, as by libzmq.
         for (connection, peer) in [(0, "a:1"), (1, "a:2"), (2, "b:1"), (3, "c:1")] {
             handshakes.began(connection, peer.into());
         }

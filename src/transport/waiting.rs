@@ -1,22 +1,24 @@
-//! What peers have not taken yet, weighed over all sockets of a process: beyond a bound the peer with the most is cut off.
+//! A memory budget for unsent messages, over all sockets of a process: when it is exceeded, the
+//! peer with the most unsent data is disconnected.
 use bytes::Bytes;
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use tokio::sync::mpsc::UnboundedSender;
 
-/// Shorter messages are weighed only when they wait outside of their socket, which holds a thousand.
+/// Shorter messages count only outside their socket, whose own buffer is limited to a thousand
+/// messages.
 pub const WEIGHED: usize = 4096;
-/// So much of one peer's may wait inside of its socket; what comes next waits outside.
+/// Maximum unsent size of one peer inside its socket; further messages are queued outside.
 pub const WINDOW: usize = 64 << 20;
-/// Entries of peers for which nothing waits are dropped when there are so many.
+/// When the table has this many entries, those of peers without unsent messages are removed.
 const MANY: usize = 4096;
 
-/// Shared by the sockets that it bounds together.
+/// Shared by the sockets that it limits together.
 #[derive(Clone)]
 pub struct Waiting(Arc<Shared>);
 
-/// [`Waiting`], as long as anyone has it.
+/// A [`MemoryBudget`] that may already be dropped.
 pub struct Remote(Weak<Shared>);
 
 impl Remote {
@@ -34,21 +36,21 @@ struct Shared {
 
 #[derive(Default)]
 struct Table {
-    /// Each takes the names of peers to be cut off, and why.
+    /// Channels to the sockets; each receives the names of peers to disconnect, and the reasons.
     sockets: Vec<UnboundedSender<(Bytes, String)>>,
     peers: HashMap<(usize, Bytes), Arc<Load>>,
-    /// Of peers that are being cut off: what they still hold will be free.
+    /// The usage of peers that are being disconnected, which will be freed.
     leaving: Vec<Arc<Load>>,
 }
 
-/// What waits for one peer.
+/// The unsent messages of one peer.
 pub struct Load {
     of: Waiting,
     bytes: AtomicUsize,
     messages: AtomicUsize,
 }
 
-/// One message that waits, for as long as this lives.
+/// The share of one unsent message; released on drop.
 pub struct Weight {
     load: Arc<Load>,
     bytes: usize,
@@ -64,12 +66,12 @@ impl Waiting {
         }))
     }
 
-    /// The bound, for one peer as for all.
+    /// The limit, for one peer and for all together.
     pub fn most(&self) -> usize {
         self.0.most
     }
 
-    /// How many peers have been cut off because they do not read.
+    /// The number of peers disconnected because they did not read.
     pub fn cut_off(&self) -> u64 {
         self.0.cut_off.load(Ordering::Relaxed)
     }
@@ -78,7 +80,7 @@ impl Waiting {
         self.0.cut_off.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// Does not keep the sockets.
+    /// Does not keep the sockets alive.
     pub(super) fn downgrade(&self) -> Remote {
         Remote(Arc::downgrade(&self.0))
     }
@@ -87,7 +89,7 @@ impl Waiting {
         self.0.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Another socket; its number.
+    /// Adds a socket; returns its number.
     pub(super) fn join(&self, cut_off: UnboundedSender<(Bytes, String)>) -> usize {
         let sockets = &mut self.table().sockets;
         sockets.push(cut_off);
@@ -109,12 +111,13 @@ impl Waiting {
         table.peers.entry((socket, peer.clone())).or_insert_with(load).clone()
     }
 
-    /// A peer is gone.
+    /// Removes a peer that has disconnected.
     pub(super) fn forget(&self, socket: usize, peer: &Bytes) {
         self.table().peers.remove(&(socket, peer.clone()));
     }
 
-    /// Cuts off who lets most wait until the rest is within the bound. One message alone may be longer.
+    /// Disconnects the peers with the most unsent data until the rest is within the limit. A single
+    /// message may exceed it.
     fn make_room(&self) {
         let mut table = self.table();
         table.leaving.retain(|load| load.messages.load(Ordering::Relaxed) > 0);
@@ -147,7 +150,7 @@ impl Load {
         self.bytes.load(Ordering::Relaxed)
     }
 
-    /// From now on a message waits.
+    /// Accounts for a message that is not sent yet.
     pub fn weigh(self: &Arc<Load>, bytes: usize) -> Weight {
         self.bytes.fetch_add(bytes, Ordering::Relaxed);
         self.messages.fetch_add(1, Ordering::Relaxed);
@@ -168,7 +171,7 @@ impl Drop for Weight {
     }
 }
 
-/// The bytes, which weigh until the last who has them lets go.
+/// Bytes that count until their last copy is dropped.
 pub fn weighed(bytes: Bytes, weight: Weight) -> Bytes {
     struct Owner(Bytes, #[expect(dead_code, reason = "its end counts")] Weight);
     impl AsRef<[u8]> for Owner {
@@ -199,7 +202,7 @@ mod tests {
         let (peer, why) = cut_off.try_recv().unwrap();
         assert_eq!(peer, "b");
         assert!(why.starts_with("it does not read: of the 105 bytes"), "{why}");
-        // Its bytes are as good as free.
+        // Its bytes will be freed shortly.
         let more = load("c").weigh(30);
         assert!(cut_off.try_recv().is_err());
         assert_eq!(waiting.cut_off(), 1);

@@ -1,4 +1,4 @@
-//! Sockets over `omq-tokio` (docs/adr/0001-zeromq-crate.md).
+//! Sockets based on `omq-tokio` (docs/adr/0001-zeromq-crate.md).
 use super::overflow::{Offered, Overflow, TooMuch};
 use super::packed::{is_packed, pack, unpack};
 use super::refused::Handshakes;
@@ -14,18 +14,19 @@ use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-/// A connection that has not proven itself in so long is closed.
+/// Timeout for a connection to authenticate.
 const HANDSHAKE: Duration = Duration::from_secs(5);
-/// What may wait at a socket that is bounded alone, in bytes.
+/// Maximum size in bytes of a socket's unsent messages if it has a budget of its own.
 const MOST_WAITING: usize = 1 << 30;
-/// How many such there may be at a socket; beyond them new ones are closed at once. Those that have proven themselves do not count.
+/// Maximum number of unauthenticated connections per socket; further ones are closed immediately.
+/// Authenticated ones do not count.
 const MOST_HANDSHAKES: usize = 512;
 
-/// Whether small messages travel as one frame.
+/// Whether small messages are sent as one frame.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Packs {
     Never,
-    /// To those who send theirs so.
+    /// Only to peers that do the same.
     Likewise,
     Always,
 }
@@ -35,25 +36,26 @@ pub struct Socket {
     omq: Omq,
     kind: Kind,
     overflow: Arc<Mutex<Overflow<Message>>>,
-    /// Of a ROUTER: the connections of its peers, by routing id.
+    /// The connections of a ROUTER's peers, by routing id.
     peers: Arc<Mutex<HashMap<Bytes, u64>>>,
     most_frames: usize,
     packs: Packs,
-    /// Peers that have sent a packed message on their connection.
+    /// Peers that have sent a packed message on their current connection.
     packing: Arc<Mutex<HashSet<Bytes>>>,
     waiting: Waiting,
-    /// Of those that share [`Socket::waiting`].
+    /// The number of this socket among those that share [`Limits::budget`].
     number: usize,
 }
 
 impl Socket {
-    /// `identity` is the routing id that a ROUTER on the other side sees. What comes is not bounded in length: for one
-    /// that connects, to a peer whose key it knows.
+    /// `identity` is the routing id that a remote ROUTER sees. The length of received messages is
+    /// unlimited: for a socket that connects to a peer whose key it knows.
     pub fn new(kind: Kind, identity: Option<&str>, security: &Security) -> Result<Socket, TransportError> {
         Socket::with_limits(kind, identity, security, &Limits::NONE)
     }
 
-    /// A peer whose message is longer than `limits` allow loses its connection before memory is taken for it.
+    /// A peer that sends a message beyond `limits` is disconnected before memory is allocated for
+    /// it.
     pub fn with_limits(kind: Kind, identity: Option<&str>, security: &Security, limits: &Limits) -> Result<Socket, TransportError> {
         let mut options = Options::new()
             .reconnect(ReconnectPolicy::Exponential {
@@ -63,7 +65,8 @@ impl Socket {
             .handshake_timeout(HANDSHAKE)
             .max_pending_handshakes(MOST_HANDSHAKES)
             .linger(Duration::from_secs(3))
-            // Each takes 340 bytes from the beginning, used or not, and a controller has twelve sockets.
+            // Each slot takes 340 bytes from the start, used or not, and a controller has twelve
+            // sockets.
             .monitor_capacity(1024)
             .router_mandatory(true);
         if let Some(bytes) = limits.message_bytes {
@@ -100,7 +103,8 @@ impl Socket {
             number: waiting.join(sender),
             waiting,
         };
-        // Lives as long as the sockets that it is bounded with; one alone is bounded where it sends.
+        // Lives as long as the sockets that share the budget; a socket with its own budget is
+        // limited when it sends.
         if limits.waiting.is_some() {
             let (omq, peers, overflow) = (socket.omq.clone(), socket.peers.clone(), socket.overflow.clone());
             tokio::spawn(async move {
@@ -115,21 +119,22 @@ impl Socket {
         Ok(socket)
     }
 
-    /// Small messages travel as one frame; the other end must do the same, or do likewise.
+    /// Sends small messages as one frame; the other end must use this mode or the adaptive one.
     #[must_use]
     pub fn packing(mut self) -> Socket {
         self.packs = Packs::Always;
         self
     }
 
-    /// Small messages to a peer that sends its own as one frame do so, too. Before the socket is bound or connected.
+    /// Sends small messages as one frame to peers that do so themselves. Call it before binding or
+    /// connecting the socket.
     #[must_use]
     pub fn packing_likewise(mut self) -> Socket {
         self.packs = Packs::Likewise;
         self
     }
 
-    /// Keeps the table of peers, and logs those that cannot become one.
+    /// Maintains the table of peers, and logs those whose handshake fails.
     fn note_peers(&self, encrypts: bool) {
         let (mut monitor, peers, overflow) = (self.omq.monitor(), self.peers.clone(), self.overflow.clone());
         let (waiting, number, packing) = (self.waiting.downgrade(), self.number, self.packing.clone());
@@ -170,12 +175,14 @@ impl Socket {
                         let mut peers = lock(&peers);
                         if let DisconnectReason::Error(why) = &reason {
                             errors += 1u64;
-                            // A message beyond the limit, for one. Not each of those of strangers, who could fill the log.
+                            // For example a message beyond the limit. Not logged for
+                            // unauthenticated peers, who could fill the log.
                             if peers.contains_key(&identity) || errors.is_power_of_two() {
                                 tracing::info!(errors, why, "a peer's connection ended with an error");
                             }
                         }
-                        // One that has come back under its name has another connection already.
+                        // A peer that has reconnected under the same name already has another
+                        // connection.
                         let current = peers.get(&identity).is_none_or(|id| *id == peer.connection_id);
                         if current {
                             peers.remove(&identity);
@@ -195,7 +202,7 @@ impl Socket {
         });
     }
 
-    /// Listens on `ip:port`; port 0 takes a free one. Returns the port.
+    /// Listens on `ip:port`; port 0 selects a free one. Returns the port.
     pub async fn bind(&self, ip: &str, port: u16) -> Result<u16, TransportError> {
         let address = format!("tcp://{}:{port}", bracketed(ip));
         let endpoint = self.omq.bind(address.as_str()).await.map_err(|e| TransportError::Bind {
@@ -210,7 +217,7 @@ impl Socket {
         })
     }
 
-    /// Connects in the background, again and again until it works.
+    /// Connects in the background, with retries.
     pub async fn connect(&self, ip: &str, port: u16) -> Result<(), TransportError> {
         let address = format!("tcp://{}:{port}", bracketed(ip));
         self.omq.connect(address.as_str()).await.map_err(|e| TransportError::Connect {
@@ -230,7 +237,8 @@ impl Socket {
         Ok(())
     }
 
-    /// Sends without waiting. To a ROUTER's peer that is not there: [`TransportError::NoPeer`].
+    /// Sends without blocking. For a ROUTER's peer that is not connected:
+    /// [`TransportError::NoPeer`].
     pub fn send(&self, frames: Frames) -> Result<(), TransportError> {
         let (peer, first) = match self.kind {
             Kind::Router => (frames.first().cloned().unwrap_or_default(), 1),
@@ -252,7 +260,7 @@ impl Socket {
             load = Some(its);
         }
         let message = Message::multipart(frames);
-        // The message itself is among these bytes.
+        // The message itself is included in these bytes.
         let is_much = load.as_ref().is_some_and(|load| load.bytes() - size.min(load.bytes()) >= WINDOW);
         if is_much || lock(&self.overflow).holds(&peer) {
             return self.keep(&peer, load, message, size);
@@ -266,7 +274,7 @@ impl Socket {
         }
     }
 
-    /// `load`: of a message that is weighed already.
+    /// `load`: the reservation of a message that is already accounted for.
     fn keep(&self, peer: &Bytes, load: Option<Arc<Load>>, message: Message, size: usize) -> Result<(), TransportError> {
         let (load, weight) = match load {
             Some(load) => (load, None),
@@ -296,7 +304,7 @@ impl Socket {
         Ok(())
     }
 
-    /// Offers what is kept until all is taken or its peer is gone.
+    /// Flushes the queue until it is empty or the peer has disconnected.
     async fn flush(self) {
         loop {
             tokio::time::sleep(Duration::from_millis(2)).await;
@@ -313,13 +321,13 @@ impl Socket {
         }
     }
 
-    /// Ends a ROUTER's connection to a peer, with what waits for it. The peer may connect again, and has to ask again for
-    /// what it misses.
+    /// Disconnects a ROUTER's peer and drops its queued messages. The peer may reconnect, and has
+    /// to ask again for what it missed.
     pub fn cut_off(&self, peer: &Bytes, why: &str) {
         cut_off(&self.omq, &self.peers, &self.overflow, peer, why);
     }
 
-    /// Whether something waits that could not be sent at once.
+    /// Whether messages are queued that could not be sent immediately.
     pub fn is_behind(&self) -> bool {
         !lock(&self.overflow).is_empty()
     }
@@ -333,7 +341,7 @@ impl Socket {
         }
     }
 
-    /// What has arrived already, if anything.
+    /// Returns a message that has already arrived, if any.
     pub fn try_receive(&self) -> Option<Frames> {
         loop {
             let message = self.omq.try_recv().ok()?;
@@ -362,7 +370,7 @@ impl Socket {
         taken
     }
 
-    /// A message that came as one frame is packed if it is marked so.
+    /// A message of one frame is unpacked if it has the mark.
     fn unpacked_likewise(&self, frames: Frames) -> Option<Frames> {
         let first = usize::from(self.kind == Kind::Router);
         if frames.len() != first + 1 || !is_packed(&frames[first]) {
@@ -373,21 +381,23 @@ impl Socket {
         unpack(frames, self.most_frames)
     }
 
-    /// Connections of a socket, as they begin and end.
+    /// The beginning and end of a socket's connections.
     pub fn connections(&self) -> Connections {
         Connections(self.omq.monitor())
     }
 
-    /// Waits for what was sent, a few seconds at most, and closes.
+    /// Waits up to a few seconds for unsent messages, then closes the socket.
     pub async fn close(self) {
         let _ = self.omq.close().await;
     }
 }
 
-/// What becomes of a peer's connection. `identity` is the routing id that its messages come under, chosen by it or given here.
+/// Events of a peer's connection. `identity` is the routing id of its messages, chosen by the peer
+/// or assigned here.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Connection {
-    /// `key`: the peer's CURVE public key (Z85), proven in the handshake; it is the same when the peer comes back.
+    /// `key`: the peer's CURVE public key (Z85), authenticated in the handshake; it stays the same
+    /// when the peer reconnects.
     Began {
         identity: Bytes,
         key: Option<String>,
@@ -457,7 +467,8 @@ fn frames(message: &Message) -> Frames {
     (0..message.len()).filter_map(|i| message.part_bytes(i)).collect()
 }
 
-/// The connection that a routing id given by our side stands for (a zero byte and the number, big endian).
+/// The connection number in a routing id that this side assigned (a zero byte and the number, big
+/// endian).
 fn generated(identity: &Bytes) -> Option<u64> {
     let number: [u8; 8] = identity.strip_prefix(&[0])?.try_into().ok()?;
     Some(u64::from_be_bytes(number))
@@ -474,7 +485,7 @@ fn cut_off(omq: &Omq, peers: &Mutex<HashMap<Bytes, u64>>, overflow: &Mutex<Overf
     tokio::spawn(async move { omq.disconnect_peer(connection).await });
 }
 
-/// A panic elsewhere leaves these tables usable.
+/// After a panic in another thread these tables remain usable.
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -546,7 +557,7 @@ mod tests {
             router.send(to(name)).unwrap();
             assert_eq!(socket.receive().await.unwrap(), parts());
         }
-        // What is packed by hand is answered so, and nobody here unpacks it.
+        // A manually packed message is answered in the same form; this socket does not unpack it.
         plain.send(pack(parts(), 0)).unwrap();
         assert_eq!(router.receive().await.unwrap(), to("plain"));
         router.send(to("plain")).unwrap();
@@ -555,7 +566,7 @@ mod tests {
         assert_eq!(router.receive().await.unwrap(), to("other"));
         router.send(to("other")).unwrap();
         assert_eq!(other.receive().await.unwrap(), parts());
-        // One that has gone and come again is another.
+        // A peer that reconnects is a new one.
         assert!(lock(&router.packing).contains(&b"other"[..]));
         other.close().await;
         while lock(&router.packing).contains(&b"other"[..]) {
@@ -617,7 +628,7 @@ mod tests {
         dealer
     }
 
-    /// Sends until the router has it: a connection that is ending swallows messages.
+    /// Sends until the router receives it: a connection that is closing loses messages.
     async fn insist(peer: &Socket, router: &Socket, text: &'static str) -> Bytes {
         loop {
             peer.send(vec![Bytes::from_static(text.as_bytes())]).unwrap();
@@ -649,7 +660,7 @@ mod tests {
                 assert_eq!(router.receive().await.unwrap(), ["good", "still here"]);
                 let gone = departures.next_end().await.unwrap();
                 assert!(name.map_or(gone.starts_with(b"\0"), |name| gone == name), "{gone:?}");
-                // It may come back.
+                // It may reconnect.
                 insist(&peer, &router, "better").await;
             }
         }
@@ -669,7 +680,7 @@ mod tests {
         (greeting[0], greeting[9], greeting[10]) = (0xff, 0x7f, 3);
         greeting[12..16].copy_from_slice(b"NULL");
         liar.write_all(&greeting).await.unwrap();
-        // READY with its socket type, then a frame of 2^62 bytes, of which some come.
+        // READY with its socket type, then a frame of 2^62 bytes, of which a part is sent.
         let mut ready = b"\x05READY\x0bSocket-Type".to_vec();
         ready.extend(6u32.to_be_bytes());
         ready.extend(b"DEALER");
@@ -679,7 +690,7 @@ mod tests {
         liar.write_all(&(1u64 << 62).to_be_bytes()).await.unwrap();
         let _ = liar.write_all(&[7; 1000]).await;
         let mut answer = Vec::new();
-        // Its end, or a reset: in both cases the router did not wait for the rest.
+        // End-of-file or a reset: in both cases the router did not wait for the rest.
         let _ = liar.read_to_end(&mut answer).await;
         let good = dealer(port, Some("good")).await;
         good.send(vec![Bytes::from_static(b"x")]).unwrap();
@@ -706,7 +717,7 @@ mod tests {
             peer.send(vec![Bytes::from_static(b"hello")]).unwrap();
             router.receive().await.unwrap();
         }
-        // One block of memory, sent again and again.
+        // One block of memory, sent repeatedly.
         let block = Bytes::from(vec![0; 64 << 20]);
         let mut sent = 0usize;
         let error = loop {
@@ -725,7 +736,8 @@ mod tests {
         assert_eq!(good.receive().await.unwrap(), ["x"]);
     }
 
-    /// Several that do not read, at two sockets, are bounded together; who reads is served all the time.
+    /// Several peers of two sockets that do not read are limited together; a peer that reads is
+    /// served throughout.
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn all_slow_peers_together_are_bounded_and_the_slowest_goes_first() {
         const MOST: usize = 300 << 20;
@@ -757,11 +769,11 @@ mod tests {
             send(&first, names[2]).unwrap();
             assert_eq!(good.receive().await.unwrap()[0].len(), block.len());
             rounds += 1;
-            // With what their own sockets have taken in.
+            // Including the messages in their own sockets.
             assert!(rounds * 3 * block.len() < 3 * MOST, "nobody was cut off");
         }
         assert_eq!(departures.next_end().await.unwrap(), "slowest");
-        // The other goes on, and gets all in the end.
+        // The other peer continues, and receives everything in the end.
         for _ in 0..rounds {
             assert_eq!(slow.receive().await.unwrap()[0].len(), block.len());
         }

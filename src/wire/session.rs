@@ -1,4 +1,4 @@
-//! Opening and sealing messages with the key of a connection file.
+//! Opens and seals messages with the key of a connection file.
 use super::message::{EMPTY, Header, Message, to_json};
 use super::signature::Key;
 use super::{DELIMITER, Frames};
@@ -21,14 +21,14 @@ pub enum WireError {
     BadHeader(String),
 }
 
-/// How many signatures are remembered against replays.
+/// How many signatures are remembered to detect replays.
 const REMEMBERED: usize = 65_536;
 
-/// One party's end of signed conversations: its key, its name, and the signatures it has seen.
+/// One side of signed conversations: its key, its name, and the signatures it has seen.
 #[derive(Debug)]
 pub struct Session {
     key: Key,
-    /// Stands as `session` in every header made here.
+    /// The `session` field of every header created here.
     pub id: String,
     username: String,
     counter: u64,
@@ -37,7 +37,7 @@ pub struct Session {
 }
 
 impl Session {
-    /// `id` must be unique: it is the stem of the message ids made here.
+    /// `id` must be unique: it is the prefix of the message ids created here.
     pub fn new(key: &[u8], id: impl Into<String>, username: impl Into<String>) -> Session {
         Session {
             key: Key::new(key),
@@ -49,7 +49,7 @@ impl Session {
         }
     }
 
-    /// Splits, checks and parses what came over a socket.
+    /// Splits, verifies and parses a received message.
     pub fn open(&mut self, frames: Frames) -> Result<Message, WireError> {
         let count = frames.len();
         let delimiter = frames
@@ -85,7 +85,7 @@ impl Session {
         })
     }
 
-    /// False when the signature is known. Half of it identifies it well enough.
+    /// Returns false if the signature was seen before. Half of it is sufficient as a key.
     fn remember(&mut self, signature: &[u8]) -> bool {
         let mut short = [0u8; 16];
         if hex::decode_to_slice(signature.get(..32).unwrap_or_default(), &mut short).is_err() {
@@ -103,13 +103,14 @@ impl Session {
         true
     }
 
-    /// A fresh message id of this session.
+    /// A new message id of this session.
     pub fn next_id(&mut self) -> String {
         self.counter += 1;
         format!("{}_{}", self.id, self.counter)
     }
 
-    /// Makes a message of ours; `date` is ISO 8601 (time is given, not asked for). `parent` is the header it answers, as JSON.
+    /// Builds a message; `date` is ISO 8601 (the caller provides the time). `parent` is the header
+    /// that it answers, as JSON.
     pub fn message<T: Serialize + ?Sized>(&mut self, date: &str, msg_type: &str, parent: Option<&Bytes>, content: &T) -> Message {
         let header = Header {
             msg_id: self.next_id(),
@@ -131,7 +132,8 @@ impl Session {
         }
     }
 
-    /// Signs with this session's key; the parts stay as they are. `prefix` goes in front of the delimiter.
+    /// Signs with this session's key; the parts stay unchanged. `prefix` is placed before the
+    /// delimiter.
     pub fn seal(&self, prefix: &[Bytes], message: &Message) -> Frames {
         let mut frames = Vec::with_capacity(prefix.len() + 6 + message.buffers.len());
         frames.extend_from_slice(prefix);
