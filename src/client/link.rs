@@ -247,7 +247,7 @@ impl Way {
             },
             None => Security::Plain,
         };
-        let socket = Socket::new(Kind::Dealer, Some(id), &security)?.packing_likewise();
+        let socket = Socket::new(Kind::Dealer, Some(id), &security)?.with_adaptive_packing();
         socket.connect(&ip, file.registration).await?;
         Ok(Way {
             receiver: tokio::spawn(receive(
@@ -264,7 +264,7 @@ impl Way {
 
     /// The controller has said that it unpacks.
     fn pack(&mut self) {
-        self.socket = self.socket.clone().packing();
+        self.socket = self.socket.clone().with_packing();
     }
 }
 

@@ -104,7 +104,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_controller_on_one_address_is_reached_there_only() {
+    fn a_controller_on_one_address_is_reachable_only_at_that_address() {
         assert_eq!(reachable("127.0.0.1"), ["127.0.0.1"]);
         assert_eq!(reachable("localhost"), ["127.0.0.1"]);
         assert_eq!(reachable("::1"), ["::1"]);
@@ -113,7 +113,7 @@ mod tests {
     }
 
     #[test]
-    fn an_interface_stands_for_its_address_and_all_else_for_itself() {
+    fn an_interface_resolves_to_its_address_and_everything_else_to_itself() {
         assert_eq!(of_interface("lo"), "127.0.0.1");
         for other in ["10.1.2.3", "0.0.0.0", "*", "node7", "eth77"] {
             assert_eq!(of_interface(other), other);
@@ -123,7 +123,7 @@ mod tests {
     }
 
     #[test]
-    fn a_controller_on_all_addresses_has_the_loopback_last() {
+    fn a_controller_on_all_addresses_lists_the_loopback_last() {
         for all in ["0.0.0.0", "*", "::"] {
             let addresses = reachable(all);
             assert_eq!(addresses.last().map(String::as_str), Some("127.0.0.1"), "{addresses:?}");
@@ -132,7 +132,7 @@ mod tests {
     }
 
     #[test]
-    fn networks_come_before_bridges_and_the_unreachable_not_at_all() {
+    fn networks_rank_before_bridges_and_unreachable_interfaces_are_omitted() {
         let interface = |name: &str, address: &str, up| Interface {
             name: name.into(),
             address: address.parse().unwrap(),

@@ -6,7 +6,7 @@ use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
 /// Poll interval in case no file notification arrives: network file systems send none.
-const LOOK_EVERY: Duration = Duration::from_millis(100);
+const POLL_INTERVAL: Duration = Duration::from_millis(100);
 
 /// Returns the connection file if it exists and the controller that wrote it still runs (as far as
 /// this host can determine).
@@ -23,21 +23,21 @@ pub fn find(path: &Path) -> Result<ConnectionFile, ConnectionError> {
 }
 
 /// Waits for a connection file that is neither stale nor damaged: a starting controller writes a
-/// new one. Calls `go_on` repeatedly; its error ends the wait.
+/// new one. Calls `check` repeatedly; its error ends the wait.
 pub fn wait<E: From<ConnectionError>>(
     path: &Path,
     timeout: Duration,
-    mut go_on: impl FnMut() -> Result<(), E>,
+    mut check: impl FnMut() -> Result<(), E>,
 ) -> Result<ConnectionFile, E> {
     let deadline = Instant::now() + timeout;
     let (sender, notices) = mpsc::channel();
-    let told = move |event: notify::Result<notify::Event>| {
+    let notify_on_change = move |event: notify::Result<notify::Event>| {
         // Ignore read accesses: they may come from this very function.
         if !event.is_ok_and(|event| event.kind.is_access()) {
             let _ = sender.send(());
         }
     };
-    let mut watcher = notify::recommended_watcher(told).ok();
+    let mut watcher = notify::recommended_watcher(notify_on_change).ok();
     // Only an existing directory can be watched; otherwise rely on polling.
     let watched = path
         .parent()
@@ -51,13 +51,13 @@ pub fn wait<E: From<ConnectionError>>(
             Err(other) if other.is_damaged() => Some(other),
             Err(other) => return Err(other.into()),
         };
-        go_on()?;
+        check()?;
         let left = deadline.saturating_duration_since(Instant::now());
         if left.is_zero() {
             let (path, seconds) = (path.to_path_buf(), timeout.as_secs_f64());
             return Err(damaged.unwrap_or(ConnectionError::TimedOut { path, seconds }).into());
         }
-        let pause = left.min(LOOK_EVERY);
+        let pause = left.min(POLL_INTERVAL);
         if !watching {
             std::thread::sleep(pause);
             continue;
@@ -81,7 +81,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_of_a_process_that_is_gone_is_stale() {
+    fn a_file_of_an_ended_process_is_stale() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("profile_x/security/ipcontroller-client.json");
         let mut child = std::process::Command::new("sleep").arg("60").spawn().unwrap();
@@ -111,7 +111,7 @@ mod tests {
     }
 
     #[test]
-    fn one_waits_for_a_file_that_comes() {
+    fn wait_returns_a_file_that_appears() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("security/ipcontroller-client.json");
         std::thread::scope(|scope| {
@@ -122,7 +122,7 @@ mod tests {
     }
 
     #[test]
-    fn a_damaged_file_is_waited_out_and_named_in_the_end() {
+    fn wait_ignores_a_damaged_file_and_reports_it_at_the_timeout() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("ipcontroller-client.json");
         for damage in [&b"{\"s\0h\": 1}"[..], b"\xff\xfe", b"[]", b"", b"{}"] {
@@ -141,7 +141,7 @@ mod tests {
     }
 
     #[test]
-    fn one_who_waits_rests() {
+    fn wait_does_not_spin() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("ipcontroller-client.json");
         let mut file = example();
@@ -149,19 +149,19 @@ mod tests {
             keys.process.ticks = Some(1);
         }
         file.write(&path).unwrap();
-        let mut looks = 0;
+        let mut polls = 0;
         let counted = || {
-            looks += 1;
+            polls += 1;
             never_ends()
         };
         let error = wait(&path, Duration::from_secs(1), counted).unwrap_err();
         assert!(matches!(error, ConnectionError::TimedOut { .. }), "{error}");
         // About ten polls, plus some notifications of preceding writes.
-        assert!((2..=20).contains(&looks), "it looked {looks} times");
+        assert!((2..=20).contains(&polls), "{polls} polls");
     }
 
     #[test]
-    fn a_wait_ends_with_its_time_or_its_reason() {
+    fn wait_ends_at_the_timeout_or_with_an_error_of_the_check() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("ipcontroller-client.json");
         let error = wait(&path, Duration::from_millis(20), never_ends).unwrap_err();

@@ -87,10 +87,10 @@ impl ConnectionFile {
         let Some(object) = value.as_object() else {
             return Err(ConnectionError::Malformed {
                 path: path(),
-                why: "it is not a JSON object".into(),
+                why: "not a JSON object".into(),
             });
         };
-        const NEEDED: [&str; 12] = [
+        const REQUIRED_KEYS: [&str; 12] = [
             "interface",
             "registration",
             "control",
@@ -104,9 +104,13 @@ impl ConnectionFile {
             "unpack",
             "signature_scheme",
         ];
-        let keys: Vec<String> = NEEDED.iter().filter(|k| !object.contains_key(**k)).map(|k| k.to_string()).collect();
+        let keys: Vec<String> = REQUIRED_KEYS
+            .iter()
+            .filter(|k| !object.contains_key(**k))
+            .map(|k| k.to_string())
+            .collect();
         if !keys.is_empty() {
-            return Err(ConnectionError::Lacks { path: path(), keys });
+            return Err(ConnectionError::MissingKeys { path: path(), keys });
         }
         serde_json::from_value(value).map_err(|e| ConnectionError::Malformed {
             path: path(),
@@ -145,7 +149,7 @@ impl ConnectionFile {
     /// another address: another program occupied one of its ports when it restarted.
     pub fn moved(&self, path: &Path) -> Option<ConnectionFile> {
         let now = discover::find(path).ok()?;
-        (now.is_of_same_cluster(self) && now.whereabouts() != self.whereabouts()).then_some(now)
+        (now.is_of_same_cluster(self) && now.endpoints() != self.endpoints()).then_some(now)
     }
 
     /// Compares the keys, which do not change when a controller restarts.
@@ -154,7 +158,7 @@ impl ConnectionFile {
     }
 
     /// Everything that a pcluster client or engine needs to find the controller.
-    fn whereabouts(&self) -> impl PartialEq + '_ {
+    fn endpoints(&self) -> impl PartialEq + '_ {
         let keys = self.pcluster.as_ref().map(|keys| (&keys.addresses, keys.engine_port));
         (self.registration, &self.ssh, &self.location, keys)
     }
@@ -247,7 +251,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn what_is_written_is_read_again_and_private_whatever_the_umask() {
+    fn files_round_trip_and_are_private_with_any_umask() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("profile_x/security/ipcontroller-client.json");
         let before = nix::sys::stat::umask(nix::sys::stat::Mode::empty());
@@ -263,13 +267,13 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn a_controller_that_listens_elsewhere_is_told_from_the_same_and_from_a_stranger() {
+    fn a_moved_controller_is_distinguished_from_an_unchanged_one_and_from_another() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("ipcontroller-client.json");
         let before = example();
-        assert_eq!(before.moved(&path), None, "there is none");
+        assert_eq!(before.moved(&path), None, "the file does not exist");
         before.write(&path).unwrap();
-        assert_eq!(before.moved(&path), None, "it is where it was");
+        assert_eq!(before.moved(&path), None, "the address is unchanged");
         let mut after = example();
         after.registration += 1;
         after.write(&path).unwrap();
@@ -282,12 +286,12 @@ pub(crate) mod tests {
             let mut other = after.clone();
             change(&mut other);
             other.write(&path).unwrap();
-            assert_eq!(before.moved(&path), None, "another cluster, or a controller that is gone");
+            assert_eq!(before.moved(&path), None, "another cluster, or a controller that has ended");
         }
     }
 
     #[test]
-    fn a_reader_never_sees_half_a_file() {
+    fn a_reader_never_sees_a_partial_file() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("ipcontroller-client.json");
         let mut long = example();
@@ -309,7 +313,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn a_directory_that_cannot_be_written_is_an_error_with_the_path() {
+    fn a_directory_that_is_not_writable_is_an_error_with_the_path() {
         let dir = tempfile::tempdir().unwrap();
         std::fs::write(dir.path().join("file"), "").unwrap();
         let error = example().write(&dir.path().join("file/x.json")).unwrap_err().to_string();
@@ -321,7 +325,7 @@ pub(crate) mod tests {
 
     /// The files that ipyparallel 9.2's ipcontroller writes for clients and for engines.
     #[test]
-    fn files_of_ipyparallels_controller_are_understood() {
+    fn files_of_ipyparallels_controller_are_parsed() {
         let client = r#"{"ssh": "", "interface": "tcp://127.0.0.1", "registration": 1, "control": 2, "mux": 3, "task": 4,
             "task_scheme": "leastload", "iopub": 5, "notification": 6, "broadcast": 7, "key": "abc", "curve_serverkey": null,
             "location": "host", "pack": "json", "unpack": "json", "signature_scheme": "hmac-sha256"}"#;
@@ -334,8 +338,8 @@ pub(crate) mod tests {
         assert!(!client.is_stale());
         let error = client.pcluster_keys(path).unwrap_err();
         insta::assert_snapshot!(format!("{error}\nhint: {}", error.hint().unwrap()), @r#"
-        /h/profile_x/security/ipcontroller-client.json was written by another controller than pcluster's
-        hint: pcluster's commands need pcluster's controller: stop that one, then pcluster start --profile x
+        /h/profile_x/security/ipcontroller-client.json was not written by a pcluster controller
+        hint: pcluster's commands need a pcluster controller: stop the other one, then pcluster start --profile x
         "#);
         let engine = ConnectionFile::parse(engine, path).unwrap();
         assert_eq!(engine.broadcast, BroadcastPorts::Leaves(vec![8, 9]));
@@ -343,7 +347,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn what_is_wrong_with_a_file_is_said() {
+    fn errors_describe_what_is_wrong_with_a_file() {
         let path = Path::new("/h/profile_x/security/ipcontroller-night-engine.json");
         let error = |text: &str| {
             let e = ConnectionFile::parse(text, path).unwrap_err();
@@ -354,7 +358,7 @@ pub(crate) mod tests {
         hint: write a new one: pcluster stop --profile x --cluster-id night, then pcluster start --profile x --cluster-id night
         "#);
         insta::assert_snapshot!(error("[]"), @r#"
-        the connection file /h/profile_x/security/ipcontroller-night-engine.json cannot be understood: it is not a JSON object
+        the connection file /h/profile_x/security/ipcontroller-night-engine.json is malformed: not a JSON object
         hint: write a new one: pcluster stop --profile x --cluster-id night, then pcluster start --profile x --cluster-id night
         "#);
         insta::assert_snapshot!(error(r#"{"interface": "", "registration": 1, "control": 1, "mux": 1, "task": 1, "iopub": 1, "broadcast": 1}"#), @r#"
@@ -364,13 +368,13 @@ pub(crate) mod tests {
         let mut bad = serde_json::to_value(example()).unwrap();
         bad["mux"] = "many".into();
         insta::assert_snapshot!(error(&bad.to_string()), @r#"
-        the connection file /h/profile_x/security/ipcontroller-night-engine.json cannot be understood: invalid type: string "many", expected u16
+        the connection file /h/profile_x/security/ipcontroller-night-engine.json is malformed: invalid type: string "many", expected u16
         hint: write a new one: pcluster stop --profile x --cluster-id night, then pcluster start --profile x --cluster-id night
         "#);
         let missing = ConnectionFile::read(path).unwrap_err();
         insta::assert_snapshot!(format!("{missing}\nhint: {}", missing.hint().unwrap()), @r#"
         no cluster is running in profile "x" with cluster id "night": there is no /h/profile_x/security/ipcontroller-night-engine.json
-        hint: start one: pcluster start --profile x --cluster-id night -n 4; `pcluster list` shows what runs
+        hint: start one: pcluster start --profile x --cluster-id night -n 4; `pcluster list` shows running clusters
         "#);
     }
 }

@@ -119,7 +119,7 @@ mod tests {
     }
 
     #[test]
-    fn the_same_files_are_the_same_bundle_in_whatever_order() {
+    fn the_same_files_in_any_order_are_the_same_bundle() {
         let (a, b) = (file("a.py", b"x = 1\n"), file("data/run.sh", b"\xff\0"));
         let bundle = Bundle::of([b.clone(), a.clone()]);
         assert_eq!(bundle, Bundle::of([a.clone(), b.clone()]));
@@ -133,7 +133,7 @@ mod tests {
     }
 
     #[test]
-    fn paths_that_lead_out_are_refused() {
+    fn paths_outside_the_directory_are_rejected() {
         for path in ["/etc/passwd", "../x", "a/../../x", "", "a//b", "./a", "a\0b", "a/"] {
             assert!(Bundle::of([file(path, b"")]).files().is_err(), "{path:?}");
         }
@@ -141,12 +141,12 @@ mod tests {
 
     proptest! {
         #[test]
-        fn files_come_back(names in proptest::collection::btree_map("[a-z]{1,5}(/[a-z]{1,3})?", proptest::collection::vec(any::<u8>(), 0..40), 0..6)) {
+        fn files_round_trip(names in proptest::collection::btree_map("[a-z]{1,5}(/[a-z]{1,3})?", proptest::collection::vec(any::<u8>(), 0..40), 0..6)) {
             let files: Vec<File> = names.iter().map(|(path, content)| file(path, content)).collect();
             prop_assert_eq!(Bundle::of(files.clone()).files().unwrap(), files);
         }
         #[test]
-        fn foreign_bytes_never_panic(bytes in proptest::collection::vec(any::<u8>(), 0..60), at in 0usize..20, byte: u8) {
+        fn malformed_bytes_never_panic(bytes in proptest::collection::vec(any::<u8>(), 0..60), at in 0usize..20, byte: u8) {
             let _ = Bundle::from(Bytes::from(bytes)).files();
             let mut good = Bundle::of([file("a", b"12"), file("b", b"")]).content.to_vec();
             good[at] = byte;

@@ -1,9 +1,9 @@
 //! The changes that the controller's core records. The database writer applies them in order, many
 //! per commit; external parties are notified only after that commit.
+use super::buffer_file::BufferFile;
 use super::definition::MapDefinition;
 use super::engine::EngineFacts;
 use super::job::JobRow;
-use super::kept::Kept;
 use super::output::Stream;
 use super::task::{Outcome, TaskState};
 use super::{EngineId, EngineUuid, MapId, TaskId, UnixTime};
@@ -166,7 +166,7 @@ pub struct Request {
     pub metadata: Bytes,
     pub content: Bytes,
     pub buffers: Vec<Bytes>,
-    pub kept: Kept,
+    pub buffer_file: BufferFile,
     pub engine: Option<EngineUuid>,
     pub submitted: UnixTime,
     pub label: Option<String>,

@@ -179,7 +179,7 @@ impl BundleRef {
         let last = name.rsplit('/').next().unwrap_or_default();
         let stem = last.strip_suffix(".py").unwrap_or(last);
         let entry = match is_relative(last) && !stem.is_empty() {
-            true if stdlib::is_taken(stem) => format!("pcluster_{}.py", stem.replace('.', "_")),
+            true if stdlib::conflicts_with_stdlib(stem) => format!("pcluster_{}.py", stem.replace('.', "_")),
             true => format!("{stem}.py"),
             false => "pcluster_file.py".to_string(),
         };
@@ -302,7 +302,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_file_of_an_older_version_is_a_bundle_of_one_file() {
+    fn a_file_of_an_older_version_becomes_a_bundle_of_one_file() {
         let old = r#"{"work": {"kind": "call", "from": {"file": {"name": "jobs/a.py", "text": "x = 1\n"}}, "function": "f"}}"#;
         let definition = serde_json::from_str::<MapDefinition>(old).unwrap().with_bundle();
         assert_eq!(definition.work.default_name(), "jobs/a.py:f");

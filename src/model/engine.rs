@@ -36,14 +36,14 @@ impl EngineFacts {
     }
 
     /// Whether it understands messages that combine several others.
-    pub fn takes_joined(&self) -> bool {
+    pub fn supports_joined(&self) -> bool {
         self.has(EngineFacts::JOINED)
     }
 
     pub const JOINED: &str = "joined";
 
     /// Whether it can open the files in which the controller stores large buffers.
-    pub fn reads_files(&self) -> bool {
+    pub fn supports_files(&self) -> bool {
         self.has(EngineFacts::FILES)
     }
 

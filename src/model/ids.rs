@@ -130,7 +130,7 @@ mod tests {
     }
 
     #[test]
-    fn odd_ids_are_refused() {
+    fn malformed_ids_are_rejected() {
         for s in ["", ".", "1.", ".1", "+1", "1.-2", "1.2.3", "99999999999"] {
             assert!(s.parse::<TaskId>().is_err(), "{s}");
         }

@@ -44,23 +44,23 @@ pub struct Departure {
 }
 
 /// The reason that an engine reports when it leaves before its job's time limit.
-pub const TIME_IS_OVER: &str = "the time of its job is nearly over";
+pub const WALLTIME_NEARLY_OVER: &str = "the time of its job is nearly over";
 /// Prefix of the reason of an engine that was warned by its batch system.
-pub const WARNED: &str = "its batch system has warned it";
+pub const WARNED_BY_BATCH_SYSTEM: &str = "its batch system has warned it";
 
 /// A warning this long before the known end, or in the last tenth of the time limit, is attributed
 /// to that end.
-const NEAR_S: f64 = 300.0;
+const NEAR_END_S: f64 = 300.0;
 
 impl Departure {
     /// Whether it left because its job's time limit was reached, or nearly.
-    pub fn is_of_walltime(&self) -> bool {
-        if self.reason == TIME_IS_OVER {
+    pub fn is_walltime_end(&self) -> bool {
+        if self.reason == WALLTIME_NEARLY_OVER {
             return true;
         }
         let Some(ends) = self.ends else { return false };
-        let near = (0.1 * (ends.0 - self.registered.0)).max(NEAR_S);
-        self.reason.starts_with(WARNED) && ends.0 - self.gone.0 <= near
+        let near = (0.1 * (ends.0 - self.registered.0)).max(NEAR_END_S);
+        self.reason.starts_with(WARNED_BY_BATCH_SYSTEM) && ends.0 - self.gone.0 <= near
     }
 }
 
@@ -69,7 +69,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_departure_is_of_walltime_when_it_says_so_or_was_warned_near_the_end() {
+    fn a_departure_is_a_walltime_end_if_the_reason_is_walltime_or_a_warning_near_the_end() {
         let departure = |reason: &str, gone: f64, ends: Option<f64>| Departure {
             job: "4.1".into(),
             reason: reason.into(),
@@ -77,14 +77,11 @@ mod tests {
             gone: UnixTime(gone),
             ends: ends.map(UnixTime),
         };
-        let warned = format!("{WARNED} (SIGUSR1)");
-        assert!(departure(TIME_IS_OVER, 10.0, None).is_of_walltime());
-        assert!(departure(&warned, 35_000.0, Some(36_000.0)).is_of_walltime());
-        assert!(
-            !departure(&warned, 30_000.0, Some(36_000.0)).is_of_walltime(),
-            "somebody else wanted it gone"
-        );
-        assert!(!departure(&warned, 30_000.0, None).is_of_walltime());
-        assert!(!departure("it was told to stop", 35_999.0, Some(36_000.0)).is_of_walltime());
+        let warned = format!("{WARNED_BY_BATCH_SYSTEM} (SIGUSR1)");
+        assert!(departure(WALLTIME_NEARLY_OVER, 10.0, None).is_walltime_end());
+        assert!(departure(&warned, 35_000.0, Some(36_000.0)).is_walltime_end());
+        assert!(!departure(&warned, 30_000.0, Some(36_000.0)).is_walltime_end(), "another cause");
+        assert!(!departure(&warned, 30_000.0, None).is_walltime_end());
+        assert!(!departure("requested to stop", 35_999.0, Some(36_000.0)).is_walltime_end());
     }
 }

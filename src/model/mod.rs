@@ -2,15 +2,15 @@
 //!
 //! Modules: [`ids`], [`time`], [`targets`], [`definition`] (what a map runs), [`bundle`] (its
 //! code), [`stdlib`] (Python's modules), [`task`] (states and outcomes), [`change`] (what is
-//! recorded), [`kept`] (where large buffers are stored), [`output`] (what tasks write), [`pickled`]
+//! recorded), [`buffer_file`] (where large buffers are stored), [`output`] (what tasks write), [`pickled`]
 //! (values that JSON cannot represent), [`query`] (queries of the records), [`engine`], [`job`].
+pub mod buffer_file;
 pub mod bundle;
 pub mod change;
 pub mod definition;
 pub mod engine;
 pub mod ids;
 pub mod job;
-pub mod kept;
 pub mod output;
 pub mod pickled;
 pub mod query;

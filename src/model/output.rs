@@ -172,7 +172,7 @@ impl<'de> Deserialize<'de> for Output {
                 }
                 let here = start
                     .checked_add(bytes.len() as u64)
-                    .ok_or_else(|| A::Error::custom("an output of more bytes than there are"))?;
+                    .ok_or_else(|| A::Error::custom("an output with more bytes than its size"))?;
                 Ok(Output {
                     start,
                     bytes,
@@ -190,7 +190,7 @@ mod tests {
     use proptest::prelude::*;
 
     #[test]
-    fn text_is_a_string_and_all_else_says_what_it_is() {
+    fn text_is_a_string_and_other_bytes_are_an_object() {
         let json = |output: &Output| serde_json::to_string(output).unwrap();
         assert_eq!(json(&"a\n".into()), r#""a\n""#);
         assert_eq!(json(&Output::whole(vec![0xff, 0])), r#"{"base64":"/wA=","start":0,"size":2}"#);
@@ -202,7 +202,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn bytes_come_back(bytes in proptest::collection::vec(any::<u8>(), 0..40), start in 0u64..3, more in 0u64..3) {
+        fn bytes_round_trip(bytes in proptest::collection::vec(any::<u8>(), 0..40), start in 0u64..3, more in 0u64..3) {
             let mut output = Output::rest(start, bytes);
             output.size += more;
             let text = serde_json::to_string(&output).unwrap();

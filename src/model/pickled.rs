@@ -36,7 +36,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn buffers_go_back_to_their_values() {
+    fn fill_restores_the_buffers_of_their_values() {
         let pickled = |bytes: &'static [u8]| {
             Some(Pickled {
                 python_type: "set".into(),

@@ -97,7 +97,7 @@ impl FromStr for Column {
     fn from_str(s: &str) -> Result<Self, String> {
         Column::ALL.iter().copied().find(|c| c.word() == s).ok_or_else(|| {
             let words: Vec<_> = Column::ALL.iter().map(|c| c.word()).collect();
-            format!("there is no column {s:?} (there are {})", words.join(" "))
+            format!("unknown column {s:?} (columns: {})", words.join(" "))
         })
     }
 }
@@ -153,7 +153,7 @@ fn parse_condition(text: &str) -> Result<Condition, String> {
         [b'>', ..] => (Comparison::Greater, 1),
         [b'=', ..] => (Comparison::Equal, 1),
         [b'~', ..] => (Comparison::Contains, 1),
-        _ => return Err(format!("{text:?} has no comparison that is known; {how}")),
+        _ => return Err(format!("{text:?} has no known comparison; {how}")),
     };
     let value = rest[width..].trim();
     let unquoted = value
@@ -161,11 +161,11 @@ fn parse_condition(text: &str) -> Result<Condition, String> {
         .and_then(|v| v.strip_suffix('\''))
         .or_else(|| value.strip_prefix('"').and_then(|v| v.strip_suffix('"')));
     if value.is_empty() {
-        return Err(format!("{text:?} compares with nothing; {how}"));
+        return Err(format!("{text:?} has no value to compare with; {how}"));
     }
     let value = unquoted.unwrap_or(value);
     let value = if column.is_number() && comparison != Comparison::Contains {
-        let number = parse_number(value).ok_or_else(|| format!("{value:?} is not a number, and {column} is one"))?;
+        let number = parse_number(value).ok_or_else(|| format!("{value:?} is not a number, but the column {column} is numeric"))?;
         ConditionValue::Number(number)
     } else {
         ConditionValue::Text(value.to_string())
@@ -217,12 +217,12 @@ mod tests {
     }
 
     #[test]
-    fn bad_conditions_say_why() {
+    fn errors_explain_invalid_conditions() {
         for (text, says) in [
             ("duration", "no comparison"),
-            ("size>3", "there is no column"),
+            ("size>3", "unknown column"),
             ("duration>=long", "not a number"),
-            ("duration>=", "compares with nothing"),
+            ("duration>=", "has no value to compare with"),
             ("", "no comparison"),
         ] {
             let error = parse_conditions(text).unwrap_err();

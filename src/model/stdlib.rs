@@ -3,7 +3,7 @@
 
 /// Whether a file with this stem cannot be imported under its own name, because that name belongs
 /// to a standard module.
-pub fn is_taken(stem: &str) -> bool {
+pub fn conflicts_with_stdlib(stem: &str) -> bool {
     stem.contains('.') || NAMES.split(' ').any(|name| name == stem)
 }
 
@@ -29,10 +29,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_script_named_after_a_module_of_python_is_known() {
+    fn scripts_named_after_standard_modules_are_detected() {
         for stem in ["random", "zoneinfo", "abc", "__main__", "a.b", "distutils"] {
-            assert!(is_taken(stem), "{stem}");
+            assert!(conflicts_with_stdlib(stem), "{stem}");
         }
-        assert!(!is_taken("jobs") && !is_taken("my-script"));
+        assert!(!conflicts_with_stdlib("jobs") && !conflicts_with_stdlib("my-script"));
     }
 }

@@ -20,7 +20,7 @@ pub struct BadTargets {
 }
 
 /// Maximum number of engines in a list (a mistyped range must not exhaust the memory).
-const MOST: usize = 1_000_000;
+const MAX_ENGINES: usize = 1_000_000;
 
 impl FromStr for Targets {
     type Err = BadTargets;
@@ -46,13 +46,13 @@ impl FromStr for Targets {
                 None => (number(part)?, number(part)?),
             };
             if first > last {
-                return Err(bad(format!("{} runs backwards", part.trim())));
+                return Err(bad(format!("the range {} is descending", part.trim())));
             }
-            if (last - first) as usize >= MOST {
-                return Err(bad(format!("{} is too long a range", part.trim())));
+            if (last - first) as usize >= MAX_ENGINES {
+                return Err(bad(format!("the range {} is too long", part.trim())));
             }
             ids.extend((first..=last).map(EngineId));
-            if ids.len() > MOST {
+            if ids.len() > MAX_ENGINES {
                 return Err(bad("too many engines".into()));
             }
         }
@@ -113,7 +113,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn spelled_targets_parse_back(ids in proptest::collection::btree_set(0u32..5000, 1..50)) {
+        fn formatted_targets_round_trip(ids in proptest::collection::btree_set(0u32..5000, 1..50)) {
             let t = Targets::Some(ids.into_iter().map(EngineId).collect());
             prop_assert_eq!(t.to_string().parse::<Targets>(), Ok(t));
         }

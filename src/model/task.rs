@@ -76,7 +76,7 @@ impl FromStr for TaskState {
     fn from_str(s: &str) -> Result<Self, String> {
         TaskState::ALL.into_iter().find(|state| state.word() == s).ok_or_else(|| {
             let words: Vec<_> = TaskState::ALL.iter().map(|s| s.word()).collect();
-            format!("{s:?} is not a task state (they are {})", words.join(" "))
+            format!("{s:?} is not a task state (one of {})", words.join(" "))
         })
     }
 }
@@ -266,7 +266,7 @@ impl Counts {
         self.total.saturating_sub(self.done())
     }
     /// The counter of a done state.
-    pub fn of_done(&mut self, state: TaskState) -> Option<&mut u64> {
+    pub fn done_counter(&mut self, state: TaskState) -> Option<&mut u64> {
         match state {
             TaskState::Ok => Some(&mut self.ok),
             TaskState::Error => Some(&mut self.error),
@@ -299,7 +299,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn words_parse_back() {
+    fn words_round_trip() {
         for state in TaskState::ALL {
             assert_eq!(state.word().parse(), Ok(state));
             assert_eq!(serde_json::to_string(&state).unwrap(), format!("{:?}", state.word()));

@@ -3,15 +3,15 @@
 //! A [`Socket`] is cheap to clone. Sending never blocks on a slow peer: messages that the peer does
 //! not accept are queued up to a limit. Beyond the limit the peer is disconnected, so that it
 //! reconnects and asks again.
-mod overflow;
+mod handshakes;
+mod memory_budget;
 mod packed;
 mod receipt;
-mod refused;
-mod waiting;
+mod send_queues;
 mod zmq;
 
+pub use memory_budget::MemoryBudget;
 pub use receipt::{Receipt, with_receipt};
-pub use waiting::Waiting;
 pub use zmq::{Connection, Connections, Socket};
 
 /// The ZeroMQ type of a socket.
@@ -56,14 +56,14 @@ pub struct Limits {
     pub frames: usize,
     /// Maximum size of the messages queued for slow peers, over all sockets that share this budget.
     /// By default each socket has its own limit.
-    pub waiting: Option<Waiting>,
+    pub budget: Option<MemoryBudget>,
 }
 
 impl Limits {
     pub const NONE: Limits = Limits {
         message_bytes: None,
         frames: usize::MAX,
-        waiting: None,
+        budget: None,
     };
 }
 
@@ -77,8 +77,8 @@ pub enum TransportError {
     BadKey(String),
     #[error("no such peer is connected")]
     NoPeer,
-    #[error("the peer was cut off: {0}")]
-    CutOff(String),
+    #[error("the peer was disconnected: {0}")]
+    Disconnected(String),
     #[error("the socket is closed")]
     Closed,
     #[error("{0}")]

@@ -64,7 +64,7 @@ mod tests {
     use std::sync::atomic::AtomicUsize;
 
     #[test]
-    fn a_message_is_noted_once_and_only_if_it_was_accepted() {
+    fn the_callback_runs_once_and_only_if_the_message_was_accepted() {
         let count = Arc::new(AtomicUsize::new(0));
         let make = || {
             let count = count.clone();
@@ -77,12 +77,12 @@ mod tests {
         let copy = bytes.clone();
         receipt.sent();
         drop(bytes);
-        assert_eq!(count.load(Ordering::Relaxed), 0, "a copy is left");
+        assert_eq!(count.load(Ordering::Relaxed), 0, "a copy remains");
         drop(copy);
         assert_eq!(count.load(Ordering::Relaxed), 1);
         let (bytes, receipt) = make();
         drop(bytes);
-        assert_eq!(count.load(Ordering::Relaxed), 1, "the socket may not have taken it");
+        assert_eq!(count.load(Ordering::Relaxed), 1, "the socket may not have accepted it");
         receipt.sent();
         assert_eq!(count.load(Ordering::Relaxed), 2);
         let (bytes, receipt) = make();

@@ -1,5 +1,5 @@
 //! A message with a verified signature, with its original parts.
-use crate::model::kept::Kept;
+use crate::model::buffer_file::BufferFile;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
@@ -27,7 +27,7 @@ pub struct Message {
     pub content_json: Bytes,
     pub buffers: Vec<Bytes>,
     /// Not sent: where this process stores the buffers.
-    pub kept: Kept,
+    pub buffer_file: BufferFile,
 }
 
 /// The protocol's representation of an empty JSON part.

@@ -2,7 +2,7 @@
 use super::message::{EMPTY, Header, Message, to_json};
 use super::signature::Key;
 use super::{DELIMITER, Frames};
-use crate::model::kept::Kept;
+use crate::model::buffer_file::BufferFile;
 use bytes::Bytes;
 use serde::Serialize;
 use std::collections::{HashSet, VecDeque};
@@ -11,18 +11,18 @@ use std::collections::{HashSet, VecDeque};
 pub enum WireError {
     #[error("no <IDS|MSG> frame in a message of {0} frames")]
     NoDelimiter(usize),
-    #[error("{0} frames behind <IDS|MSG>, a message has at least 5")]
+    #[error("{0} frames after <IDS|MSG>, expected at least 5")]
     TooShort(usize),
-    #[error("the signature does not fit the message: another key, or a changed message")]
+    #[error("invalid signature: the key differs, or the message was modified")]
     BadSignature,
-    #[error("a message with this signature came before")]
+    #[error("replayed message: its signature was seen before")]
     Replayed,
     #[error("the header is not JSON: {0}")]
     BadHeader(String),
 }
 
 /// How many signatures are remembered to detect replays.
-const REMEMBERED: usize = 65_536;
+const MAX_REMEMBERED_SIGNATURES: usize = 65_536;
 
 /// One side of signed conversations: its key, its name, and the signatures it has seen.
 #[derive(Debug)]
@@ -81,7 +81,7 @@ impl Session {
             metadata_json,
             content_json,
             buffers: frames.collect(),
-            kept: Kept::default(),
+            buffer_file: BufferFile::default(),
         })
     }
 
@@ -95,7 +95,7 @@ impl Session {
             return false;
         }
         self.order.push_back(short);
-        if self.order.len() > REMEMBERED
+        if self.order.len() > MAX_REMEMBERED_SIGNATURES
             && let Some(old) = self.order.pop_front()
         {
             self.seen.remove(&old);
@@ -128,7 +128,7 @@ impl Session {
             metadata_json: EMPTY,
             content_json: to_json(content),
             buffers: Vec::new(),
-            kept: Kept::default(),
+            buffer_file: BufferFile::default(),
         }
     }
 
@@ -181,7 +181,7 @@ mod tests {
     }
 
     #[test]
-    fn changed_messages_are_refused() {
+    fn modified_messages_are_rejected() {
         let mut a = session(b"key");
         let message = a.message("", "x", None, &());
         for i in 2..6 {
@@ -194,14 +194,14 @@ mod tests {
     }
 
     #[test]
-    fn memory_of_signatures_is_bounded() {
+    fn the_number_of_remembered_signatures_is_limited() {
         let mut a = session(b"k");
         let mut b = session(b"k");
-        for _ in 0..REMEMBERED + 100 {
+        for _ in 0..MAX_REMEMBERED_SIGNATURES + 100 {
             let message = a.message("", "x", None, &());
             b.open(a.seal(&[], &message)).unwrap();
         }
-        assert_eq!(b.seen.len(), REMEMBERED);
+        assert_eq!(b.seen.len(), MAX_REMEMBERED_SIGNATURES);
     }
 
     proptest! {

@@ -79,7 +79,7 @@ fn why(job: &Job, element: u32, state: &MemberState, known: Known) -> Option<Why
         Some(Ending::Preempted) => Some(Why::Preempted),
         Some(Ending::Cancelled | Ending::OutOfMemory) => None,
         // It ended by itself, or its system has forgotten how: then its engines know why.
-        Some(Ending::Itself) | None => gone.any(Departure::is_of_walltime).then_some(Why::Walltime),
+        Some(Ending::Itself) | None => gone.any(Departure::is_walltime_end).then_some(Why::Walltime),
     }
 }
 
@@ -88,7 +88,7 @@ mod tests {
     use super::*;
     use crate::launchers::{Recipe, Stage};
     use crate::model::UnixTime;
-    use crate::model::job::TIME_IS_OVER;
+    use crate::model::job::WALLTIME_NEARLY_OVER;
     use crate::profile::config::EngineKind;
 
     fn launched(replaces: u32, max_restarts: u32) -> Launched {
@@ -167,10 +167,10 @@ mod tests {
     #[test]
     fn one_that_ended_by_itself_is_replaced_when_its_engine_left_for_the_time() {
         let engines = [
-            gone("18.1", TIME_IS_OVER, 1050.0),
+            gone("18.1", WALLTIME_NEARLY_OVER, 1050.0),
             gone("18.2", "it was told to stop", 1050.0),
             // Of a job of before that had the same number.
-            gone("18.3", TIME_IS_OVER, 900.0),
+            gone("18.3", WALLTIME_NEARLY_OVER, 900.0),
         ];
         let known = Known {
             gone: &engines,

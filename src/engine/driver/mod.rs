@@ -20,7 +20,7 @@ use crate::engine::worker::process::WorkerEvent;
 use crate::engine::worker::watch::OutputWatch;
 use crate::engine::{EngineError, EngineSettings};
 use crate::model::engine::EngineFacts;
-use crate::model::job::TIME_IS_OVER;
+use crate::model::job::WALLTIME_NEARLY_OVER;
 use crate::model::{EngineUuid, PROTOCOL_VERSION};
 use crate::wire::Message;
 use crate::wire::content::engine::*;
@@ -213,7 +213,7 @@ impl Driver {
                         next = self.link.as_ref().filter(|_| count < AT_ONCE).and_then(|link| link.socket.try_receive());
                     }
                 }
-                Some(_) = link.connections.next_end() => is_cut = true,
+                Some(_) = link.connections.next_disconnected() => is_cut = true,
                 Some((number, event)) = self.worker_events.recv(), if self.said.is_empty() => self.worker_said(number, event).await,
                 numbers = self.watch.written() => self.have_written(&numbers),
                 Some(event) = self.command_events.recv(), if has_room => self.command_said(event).await,
@@ -230,7 +230,7 @@ impl Driver {
                 }
                 () = tokio::time::sleep_until(leave_at.unwrap_or(deadline).into()), if leave_at.is_some() => {
                     leave_at = None;
-                    self.leave_because(TIME_IS_OVER, Warning::Clock).await;
+                    self.leave_because(WALLTIME_NEARLY_OVER, Warning::Clock).await;
                 }
             }
             self.hear_worker().await;

@@ -1,7 +1,7 @@
 //! Signals that the engine's process gets: what ends it, and what is meant for the user's code.
 use super::Driver;
 use super::ending::Warning;
-use crate::model::job::WARNED;
+use crate::model::job::WARNED_BY_BATCH_SYSTEM;
 use std::io::{self, IsTerminal};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
@@ -48,7 +48,8 @@ impl Driver {
             true => self.signal_user_code(signal),
             false => {
                 let name = if signal == nix::libc::SIGUSR1 { "SIGUSR1" } else { "SIGUSR2" };
-                self.leave_because(&format!("{WARNED} ({name})"), Warning::User).await;
+                self.leave_because(&format!("{WARNED_BY_BATCH_SYSTEM} ({name})"), Warning::User)
+                    .await;
             }
         }
     }

@@ -266,7 +266,7 @@ pub struct Definition {
 /// the first definition that names them.
 pub const BUNDLE: &str = "bundle";
 #[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct BundleCame {
+pub struct BundleContent {
     pub hash: String,
     /// These are no longer needed, and will be sent again if they are.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]

@@ -5,38 +5,38 @@ use super::ranges::ranges;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-const LOOK_EVERY: Duration = Duration::from_secs(1);
-const MOST_PAUSE: Duration = Duration::from_secs(30);
+const POLL_INTERVAL: Duration = Duration::from_secs(1);
+const MAX_INTERVAL: Duration = Duration::from_secs(30);
 /// Growth above the minimum that justifies trimming the arenas.
-const SLACK_BYTES: usize = 32 << 20;
+const TRIM_THRESHOLD_BYTES: usize = 32 << 20;
 
 /// Checks periodically, and releases memory if no large block was allocated since the last check;
 /// checks less often if that released little, since the memory may be in use. Never returns.
-pub async fn give_back() {
-    let Some(mut least) = resident() else { return };
-    super::KEEPS.store(true, Ordering::Relaxed);
-    let mut last = least;
-    let mut pause = LOOK_EVERY;
-    let mut taken = 0;
+pub async fn release_unused() {
+    let Some(mut minimum) = resident() else { return };
+    super::CACHING.store(true, Ordering::Relaxed);
+    let mut last = minimum;
+    let mut interval = POLL_INTERVAL;
+    let mut allocations = 0;
     loop {
-        tokio::time::sleep(pause).await;
+        tokio::time::sleep(interval).await;
         let Some(now) = resident() else { break };
-        let taken_before = std::mem::replace(&mut taken, ranges().taken);
-        if now > least + SLACK_BYTES && now <= last && taken == taken_before {
-            let _ = tokio::task::spawn_blocking(trim).await;
+        let previous_allocations = std::mem::replace(&mut allocations, ranges().allocations);
+        if now > minimum + TRIM_THRESHOLD_BYTES && now <= last && allocations == previous_allocations {
+            let _ = tokio::task::spawn_blocking(release).await;
             let left = resident().unwrap_or(now);
-            pause = match now.saturating_sub(left) >= SLACK_BYTES {
-                true => LOOK_EVERY,
-                false => (pause * 2).min(MOST_PAUSE),
+            interval = match now.saturating_sub(left) >= TRIM_THRESHOLD_BYTES {
+                true => POLL_INTERVAL,
+                false => (interval * 2).min(MAX_INTERVAL),
             };
             last = left;
         } else {
-            pause = LOOK_EVERY;
+            interval = POLL_INTERVAL;
             last = now;
         }
-        least = least.min(last);
+        minimum = minimum.min(last);
     }
-    super::KEEPS.store(false, Ordering::Relaxed);
+    super::CACHING.store(false, Ordering::Relaxed);
 }
 
 /// The resident memory in bytes (proc(5), `VmRSS`).
@@ -47,14 +47,14 @@ fn resident() -> Option<usize> {
     Some(kilobytes << 10)
 }
 
-fn trim() {
+fn release() {
     pieces().shrink(0);
-    ranges().give_back();
-    trim_system();
+    ranges().release_unused();
+    trim_arenas();
 }
 
 #[cfg(target_env = "gnu")]
-fn trim_system() {
+fn trim_arenas() {
     // SAFETY: malloc_trim(3) may be called by any thread at any time.
     #[allow(unsafe_code, reason = "the standard library has no way to ask the allocator")]
     unsafe {
@@ -63,4 +63,4 @@ fn trim_system() {
 }
 
 #[cfg(not(target_env = "gnu"))]
-fn trim_system() {}
+fn trim_arenas() {}

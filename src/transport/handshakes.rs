@@ -10,9 +10,9 @@ use std::time::{Duration, Instant};
 const INTERVAL: Duration = Duration::from_mins(1);
 /// After this time each handshake has succeeded or failed, or the peer has closed its connection;
 /// longer than omq's timeout.
-const DECIDED: Duration = Duration::from_secs(7);
+const HANDSHAKE_DEADLINE: Duration = Duration::from_secs(7);
 /// A peer that finds a responding address connects to it within this time.
-const ATTEMPT: Duration = Duration::from_secs(1);
+const PROBE_WINDOW: Duration = Duration::from_secs(1);
 /// Maximum number of observed connections. Further ones are not added.
 const MAX_OPEN: usize = 1024;
 
@@ -48,9 +48,9 @@ impl Handshakes {
         let Some((peer, begin)) = self.open.remove(&connection) else {
             return;
         };
-        let is_attempt =
-            |other: &str, at: Instant| host(other) == host(&peer) && begin.saturating_duration_since(at) <= ATTEMPT && at <= begin;
-        self.open.retain(|_, (other, at)| !is_attempt(other, *at));
+        let is_probe =
+            |other: &str, at: Instant| host(other) == host(&peer) && begin.saturating_duration_since(at) <= PROBE_WINDOW && at <= begin;
+        self.open.retain(|_, (other, at)| !is_probe(other, *at));
     }
 
     /// `reason` is omq's.
@@ -68,24 +68,24 @@ impl Handshakes {
     }
 
     /// Events were lost.
-    pub fn forget(&mut self) {
+    pub fn clear(&mut self) {
         self.open.clear();
     }
 
     /// When [`Handshakes::check_closed`] is due, if any handshake is pending.
     pub fn due(&self) -> Option<Instant> {
-        self.open.values().map(|(_, began)| *began + DECIDED).min()
+        self.open.values().map(|(_, began)| *began + HANDSHAKE_DEADLINE).min()
     }
 
     /// Logs the connections that their peers have closed.
-    pub fn look(&mut self, now: Instant) {
+    pub fn check_closed(&mut self, now: Instant) {
         let closed = self
             .open
-            .extract_if(|_, (_, began)| now.saturating_duration_since(*began) >= DECIDED);
+            .extract_if(|_, (_, began)| now.saturating_duration_since(*began) >= HANDSHAKE_DEADLINE);
         let closed: Vec<String> = closed.map(|(_, (peer, _))| peer).collect();
         for peer in closed {
             let cause = format!(
-                "it closed the connection, as a peer does whose security mechanism is not the cluster's ({})",
+                "it closed the connection; probably its security mechanism is not the cluster's ({})",
                 self.mechanism()
             );
             self.log(&peer, &cause, now);
@@ -110,12 +110,12 @@ impl Handshakes {
         self.logged = Some(now);
         let more = match std::mem::take(&mut self.unlogged) {
             0 => String::new(),
-            n => format!(" ({n} more since the last such line)"),
+            n => format!(" ({n} more since the last such message)"),
         };
         let hint = if self.encrypts {
             "if this is a client or engine of ipyparallel 6 or older, or its ZeroMQ has no CURVE, start the cluster with `pcluster start --no-curve`"
         } else {
-            "this cluster was started with `--no-curve`: a client or engine needs its present connection file"
+            "this cluster was started with `--no-curve`: clients and engines need the current connection file"
         };
         Some(format!("no handshake with {peer}: {cause}{more}; hint: {hint}"))
     }
@@ -169,9 +169,9 @@ mod tests {
         handshakes.failed("c:1", "io error: Connection reset by peer (os error 104)");
         assert_eq!(handshakes.logged, None);
         let due = handshakes.due().unwrap();
-        handshakes.look(due.checked_sub(Duration::from_millis(1)).unwrap());
+        handshakes.check_closed(due.checked_sub(Duration::from_millis(1)).unwrap());
         assert_eq!((handshakes.logged, handshakes.open.len()), (None, 1));
-        handshakes.look(due);
+        handshakes.check_closed(due);
         assert_eq!((handshakes.logged, handshakes.due()), (Some(due), None));
         for connection in 0..5000 {
             handshakes.began(connection, "d".into());
@@ -180,7 +180,7 @@ mod tests {
     }
 
     #[test]
-    fn the_name_of_a_mechanism_is_one_of_zeromqs() {
+    fn only_names_of_zeromq_mechanisms_are_logged() {
         assert_eq!(mechanism("CURVE HELLO signature invalid"), None);
         assert_eq!(
             mechanism("handshake failed: mechanism mismatch: ours=\"CURVE\" peer=\"NULL\""),

@@ -8,29 +8,29 @@ use tokio::sync::mpsc::UnboundedSender;
 
 /// Shorter messages count only outside their socket, whose own buffer is limited to a thousand
 /// messages.
-pub const WEIGHED: usize = 4096;
+pub const MIN_ACCOUNTED_BYTES: usize = 4096;
 /// Maximum unsent size of one peer inside its socket; further messages are queued outside.
-pub const WINDOW: usize = 64 << 20;
+pub const MAX_SOCKET_BYTES: usize = 64 << 20;
 /// When the table has this many entries, those of peers without unsent messages are removed.
-const MANY: usize = 4096;
+const PRUNE_THRESHOLD: usize = 4096;
 
 /// Shared by the sockets that it limits together.
 #[derive(Clone)]
-pub struct Waiting(Arc<Shared>);
+pub struct MemoryBudget(Arc<Shared>);
 
 /// A [`MemoryBudget`] that may already be dropped.
-pub struct Remote(Weak<Shared>);
+pub struct WeakMemoryBudget(Weak<Shared>);
 
-impl Remote {
-    pub fn upgrade(&self) -> Option<Waiting> {
-        self.0.upgrade().map(Waiting)
+impl WeakMemoryBudget {
+    pub fn upgrade(&self) -> Option<MemoryBudget> {
+        self.0.upgrade().map(MemoryBudget)
     }
 }
 
 struct Shared {
-    most: usize,
+    max_bytes: usize,
     bytes: AtomicUsize,
-    cut_off: AtomicU64,
+    disconnect_count: AtomicU64,
     table: Mutex<Table>,
 }
 
@@ -38,51 +38,51 @@ struct Shared {
 struct Table {
     /// Channels to the sockets; each receives the names of peers to disconnect, and the reasons.
     sockets: Vec<UnboundedSender<(Bytes, String)>>,
-    peers: HashMap<(usize, Bytes), Arc<Load>>,
+    peers: HashMap<(usize, Bytes), Arc<PeerUsage>>,
     /// The usage of peers that are being disconnected, which will be freed.
-    leaving: Vec<Arc<Load>>,
+    leaving: Vec<Arc<PeerUsage>>,
 }
 
 /// The unsent messages of one peer.
-pub struct Load {
-    of: Waiting,
+pub struct PeerUsage {
+    of: MemoryBudget,
     bytes: AtomicUsize,
     messages: AtomicUsize,
 }
 
 /// The share of one unsent message; released on drop.
-pub struct Weight {
-    load: Arc<Load>,
+pub struct Reservation {
+    load: Arc<PeerUsage>,
     bytes: usize,
 }
 
-impl Waiting {
-    pub fn new(most: usize) -> Waiting {
-        Waiting(Arc::new(Shared {
-            most,
+impl MemoryBudget {
+    pub fn new(max_bytes: usize) -> MemoryBudget {
+        MemoryBudget(Arc::new(Shared {
+            max_bytes,
             bytes: AtomicUsize::new(0),
-            cut_off: AtomicU64::new(0),
+            disconnect_count: AtomicU64::new(0),
             table: Mutex::default(),
         }))
     }
 
     /// The limit, for one peer and for all together.
-    pub fn most(&self) -> usize {
-        self.0.most
+    pub fn max_bytes(&self) -> usize {
+        self.0.max_bytes
     }
 
     /// The number of peers disconnected because they did not read.
-    pub fn cut_off(&self) -> u64 {
-        self.0.cut_off.load(Ordering::Relaxed)
+    pub fn disconnected_peers(&self) -> u64 {
+        self.0.disconnect_count.load(Ordering::Relaxed)
     }
 
-    pub(super) fn note_cut_off(&self) {
-        self.0.cut_off.fetch_add(1, Ordering::Relaxed);
+    pub(super) fn count_disconnect(&self) {
+        self.0.disconnect_count.fetch_add(1, Ordering::Relaxed);
     }
 
     /// Does not keep the sockets alive.
-    pub(super) fn downgrade(&self) -> Remote {
-        Remote(Arc::downgrade(&self.0))
+    pub(super) fn downgrade(&self) -> WeakMemoryBudget {
+        WeakMemoryBudget(Arc::downgrade(&self.0))
     }
 
     fn table(&self) -> MutexGuard<'_, Table> {
@@ -90,19 +90,19 @@ impl Waiting {
     }
 
     /// Adds a socket; returns its number.
-    pub(super) fn join(&self, cut_off: UnboundedSender<(Bytes, String)>) -> usize {
+    pub(super) fn join(&self, disconnect: UnboundedSender<(Bytes, String)>) -> usize {
         let sockets = &mut self.table().sockets;
-        sockets.push(cut_off);
+        sockets.push(disconnect);
         sockets.len() - 1
     }
 
-    pub(super) fn load(&self, socket: usize, peer: &Bytes) -> Arc<Load> {
+    pub(super) fn usage(&self, socket: usize, peer: &Bytes) -> Arc<PeerUsage> {
         let mut table = self.table();
-        if table.peers.len() >= MANY && !table.peers.contains_key(&(socket, peer.clone())) {
+        if table.peers.len() >= PRUNE_THRESHOLD && !table.peers.contains_key(&(socket, peer.clone())) {
             table.peers.retain(|_, load| load.messages.load(Ordering::Relaxed) > 0);
         }
         let load = || {
-            Arc::new(Load {
+            Arc::new(PeerUsage {
                 of: self.clone(),
                 bytes: AtomicUsize::new(0),
                 messages: AtomicUsize::new(0),
@@ -123,21 +123,21 @@ impl Waiting {
         table.leaving.retain(|load| load.messages.load(Ordering::Relaxed) > 0);
         let leaving: usize = table.leaving.iter().map(|load| load.bytes()).sum();
         let mut bytes = self.0.bytes.load(Ordering::Relaxed).saturating_sub(leaving);
-        while bytes > self.0.most {
+        while bytes > self.0.max_bytes {
             let several = table.peers.iter().filter(|(_, load)| load.messages.load(Ordering::Relaxed) > 1);
             let Some((key, load)) = several.max_by_key(|(_, load)| load.bytes()) else {
                 return;
             };
             let (key, load) = (key.clone(), load.clone());
             table.peers.remove(&key);
-            let its = load.bytes();
+            let used = load.bytes();
             let messages = load.messages.load(Ordering::Relaxed);
             let why = format!(
-                "it does not read: of the {bytes} bytes that wait for all peers, {its} in {messages} messages are its, more than any other's"
+                "it does not read: it holds {used} of the {bytes} unsent bytes of all peers, in {messages} messages, more than any other peer"
             );
-            bytes = bytes.saturating_sub(its);
+            bytes = bytes.saturating_sub(used);
             table.leaving.push(load);
-            self.note_cut_off();
+            self.count_disconnect();
             if let Some(socket) = table.sockets.get(key.0) {
                 let _ = socket.send((key.1, why));
             }
@@ -145,25 +145,25 @@ impl Waiting {
     }
 }
 
-impl Load {
+impl PeerUsage {
     pub fn bytes(&self) -> usize {
         self.bytes.load(Ordering::Relaxed)
     }
 
     /// Accounts for a message that is not sent yet.
-    pub fn weigh(self: &Arc<Load>, bytes: usize) -> Weight {
+    pub fn reserve(self: &Arc<PeerUsage>, bytes: usize) -> Reservation {
         self.bytes.fetch_add(bytes, Ordering::Relaxed);
         self.messages.fetch_add(1, Ordering::Relaxed);
         let before = self.of.0.bytes.fetch_add(bytes, Ordering::Relaxed);
-        let weight = Weight { load: self.clone(), bytes };
-        if before + bytes > self.of.0.most {
+        let reservation = Reservation { load: self.clone(), bytes };
+        if before + bytes > self.of.0.max_bytes {
             self.of.make_room();
         }
-        weight
+        reservation
     }
 }
 
-impl Drop for Weight {
+impl Drop for Reservation {
     fn drop(&mut self) {
         self.load.bytes.fetch_sub(self.bytes, Ordering::Relaxed);
         self.load.messages.fetch_sub(1, Ordering::Relaxed);
@@ -172,14 +172,17 @@ impl Drop for Weight {
 }
 
 /// Bytes that count until their last copy is dropped.
-pub fn weighed(bytes: Bytes, weight: Weight) -> Bytes {
-    struct Owner(Bytes, #[expect(dead_code, reason = "its end counts")] Weight);
+pub fn with_reservation(bytes: Bytes, reservation: Reservation) -> Bytes {
+    struct Owner(
+        Bytes,
+        #[expect(dead_code, reason = "dropping it frees the reservation")] Reservation,
+    );
     impl AsRef<[u8]> for Owner {
         fn as_ref(&self) -> &[u8] {
             &self.0
         }
     }
-    Bytes::from_owner(Owner(bytes, weight))
+    Bytes::from_owner(Owner(bytes, reservation))
 }
 
 #[cfg(test)]
@@ -188,32 +191,37 @@ mod tests {
     use tokio::sync::mpsc::unbounded_channel;
 
     #[test]
-    fn who_lets_most_wait_goes_first_and_one_message_may_be_long() {
-        let waiting = Waiting::new(100);
-        let (sender, mut cut_off) = unbounded_channel();
-        let socket = waiting.join(sender);
-        let load = |name: &'static str| waiting.load(socket, &Bytes::from_static(name.as_bytes()));
-        let long = load("long").weigh(1000);
-        assert!(cut_off.try_recv().is_err(), "there is nobody else");
+    fn the_peer_with_the_most_unsent_bytes_is_disconnected_first_and_a_single_message_may_exceed_the_limit() {
+        let budget = MemoryBudget::new(100);
+        let (sender, mut disconnect) = unbounded_channel();
+        let socket = budget.join(sender);
+        let load = |name: &'static str| budget.usage(socket, &Bytes::from_static(name.as_bytes()));
+        let long = load("long").reserve(1000);
+        assert!(disconnect.try_recv().is_err(), "there is no other peer");
         drop(long);
-        let _kept = (load("a").weigh(20), load("a").weigh(20), load("b").weigh(30), load("b").weigh(25));
-        assert!(cut_off.try_recv().is_err());
-        let small = load("c").weigh(10);
-        let (peer, why) = cut_off.try_recv().unwrap();
+        let _kept = (
+            load("a").reserve(20),
+            load("a").reserve(20),
+            load("b").reserve(30),
+            load("b").reserve(25),
+        );
+        assert!(disconnect.try_recv().is_err());
+        let small = load("c").reserve(10);
+        let (peer, why) = disconnect.try_recv().unwrap();
         assert_eq!(peer, "b");
-        assert!(why.starts_with("it does not read: of the 105 bytes"), "{why}");
+        assert!(why.starts_with("it does not read: it holds 55 of the 105 unsent bytes"), "{why}");
         // Its bytes will be freed shortly.
-        let more = load("c").weigh(30);
-        assert!(cut_off.try_recv().is_err());
-        assert_eq!(waiting.cut_off(), 1);
+        let more = load("c").reserve(30);
+        assert!(disconnect.try_recv().is_err());
+        assert_eq!(budget.disconnected_peers(), 1);
         drop((small, more));
     }
 
     #[test]
-    fn bytes_weigh_until_the_last_copy_is_gone() {
-        let waiting = Waiting::new(100);
-        let load = waiting.load(0, &Bytes::from_static(b"a"));
-        let bytes = weighed(Bytes::from_static(b"12345"), load.weigh(50));
+    fn a_reservation_lasts_until_the_last_copy_is_dropped() {
+        let budget = MemoryBudget::new(100);
+        let load = budget.usage(0, &Bytes::from_static(b"a"));
+        let bytes = with_reservation(Bytes::from_static(b"12345"), load.reserve(50));
         let copy = bytes.slice(2..);
         drop(bytes);
         assert_eq!((copy.as_ref(), load.bytes()), (b"345".as_slice(), 50));

@@ -4,21 +4,21 @@ use bytes::Bytes;
 use std::sync::{Arc, OnceLock};
 
 /// Buffers whose total size is below this stay in their database row.
-pub const LEAST: usize = 1 << 20;
+pub const MIN_FILE_BYTES: usize = 1 << 20;
 
 /// The name of the file that contains a message's buffers, if they are stored in a file.
 #[derive(Clone, Debug, Default)]
-pub struct Kept(Option<Arc<OnceLock<String>>>);
+pub struct BufferFile(Option<Arc<OnceLock<String>>>);
 
-impl Kept {
+impl BufferFile {
     /// A handle for a message with these buffers: the name is set when they are written.
-    pub fn when_written(buffers: &[Bytes]) -> Kept {
-        let large = buffers.iter().map(Bytes::len).sum::<usize>() >= LEAST;
-        Kept(large.then(Arc::default))
+    pub fn unwritten(buffers: &[Bytes]) -> BufferFile {
+        let large = buffers.iter().map(Bytes::len).sum::<usize>() >= MIN_FILE_BYTES;
+        BufferFile(large.then(Arc::default))
     }
 
-    pub fn named(name: Option<String>) -> Kept {
-        Kept(name.map(|name| Arc::new(OnceLock::from(name))))
+    pub fn from_name(name: Option<String>) -> BufferFile {
+        BufferFile(name.map(|name| Arc::new(OnceLock::from(name))))
     }
 
     pub fn set(&self, name: &str) {
@@ -43,14 +43,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_copy_knows_the_name_of_what_is_large() {
-        let large = Kept::when_written(&[Bytes::from(vec![0; LEAST - 1]), Bytes::from_static(b"x")]);
+    fn every_copy_of_a_large_message_sees_the_file_name() {
+        let large = BufferFile::unwritten(&[Bytes::from(vec![0; MIN_FILE_BYTES - 1]), Bytes::from_static(b"x")]);
         let copy = large.clone();
         assert_eq!(copy.name(), None);
         large.set("a");
         large.set("b");
         assert_eq!(copy.name(), Some("a"));
-        let small = Kept::when_written(&[Bytes::from_static(b"x")]);
+        let small = BufferFile::unwritten(&[Bytes::from_static(b"x")]);
         small.set("a");
         assert_eq!(small.name(), None);
     }
