@@ -228,7 +228,7 @@ impl From<ClusterError> for CommandError {
                 | LaunchError::BadCommand { .. }
                 | LaunchError::Template(_)
                 | LaunchError::NoHosts
-                | LaunchError::TooFewPlaces { .. }
+                | LaunchError::NotEnoughSlots { .. }
                 | LaunchError::OnlyEngines { .. },
             ) => ErrorKind::Usage,
             ClusterError::NotRunning { .. } => ErrorKind::NotFound,
@@ -398,7 +398,7 @@ mod tests {
                 5,
                 "address in use",
             ),
-            (launch(old), 5, "3.8 is the oldest"),
+            (launch(old), 5, "pcluster requires 3.8 or later"),
             (launch(LaunchError::UnknownLauncher { name: "x".into() }), 2, "no launcher"),
             (
                 ClientError::VersionMismatch {

@@ -42,6 +42,6 @@ pub fn run() -> ExitCode {
         Err(error) => error.report(&context),
     };
     // A supervisor that has not started this process does not learn it from the system.
-    supervisor::guard::ends(code);
+    supervisor::guard::exiting(code);
     ExitCode::from(code)
 }

@@ -276,7 +276,7 @@ impl Watched<'_> {
         self.launched.members().get(place).map(|m| m.log.clone()).unwrap_or_default()
     }
     fn tail(&self, place: usize) -> String {
-        self.launcher.log_end(self.launched, place, LINES)
+        self.launcher.log_tail(self.launched, place, LINES)
     }
 }
 

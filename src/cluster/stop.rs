@@ -296,7 +296,7 @@ impl Launches {
                 let engines = members
                     .iter()
                     .zip(states)
-                    .filter(|(_, state)| state.is_there())
+                    .filter(|(_, state)| state.is_alive())
                     .map(|(m, _)| m.engines as usize);
                 there += engines.sum::<usize>();
             }
@@ -328,7 +328,7 @@ impl Launches {
                     all += took;
                 }
                 // Of a host that is gone for good nothing can be ended any more, and of jobs that are known to be another's nothing need be.
-                Err(e @ (LaunchError::OverSsh { .. } | LaunchError::JobsLeft { .. })) if force => {
+                Err(e @ (LaunchError::OverSsh { .. } | LaunchError::JobsRemain { .. })) if force => {
                     progress(StopProgress::Note(e.to_string()))
                 }
                 // The others are ended all the same.
@@ -360,7 +360,7 @@ impl Launches {
             if let (Ok(launcher), launched) = (launcher, launched.clone()) {
                 let launcher = launcher.clone();
                 let states = in_thread(move || launcher.states(&launched)).await?;
-                there += states.iter().filter(|state| state.is_there()).count();
+                there += states.iter().filter(|state| state.is_alive()).count();
             }
         }
         Ok(there)

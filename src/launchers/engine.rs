@@ -28,7 +28,7 @@ pub fn settings_arguments(settings: &[(String, String)]) -> impl Iterator<Item =
 
 /// The program and arguments of one engine, with its supervisor.
 pub fn engine_command(launch: &EnginesLaunch) -> Result<(PathBuf, Vec<OsString>), LaunchError> {
-    let (program, mut arguments) = lone_engine_command(launch)?;
+    let (program, mut arguments) = unsupervised_engine_command(launch)?;
     match launch.kind {
         EngineKind::Pcluster => arguments.insert(1, "--supervise".into()),
         EngineKind::Ipengine => {
@@ -41,7 +41,7 @@ pub fn engine_command(launch: &EnginesLaunch) -> Result<(PathBuf, Vec<OsString>)
 }
 
 /// The program and arguments of one engine, without a supervisor.
-pub fn lone_engine_command(launch: &EnginesLaunch) -> Result<(PathBuf, Vec<OsString>), LaunchError> {
+pub fn unsupervised_engine_command(launch: &EnginesLaunch) -> Result<(PathBuf, Vec<OsString>), LaunchError> {
     let file = launch.profile.engine_file(&launch.cluster_id);
     if launch.kind == EngineKind::Ipengine {
         let (program, mut arguments) = ipengine(launch)?;

@@ -210,13 +210,13 @@ pub struct MemberState {
     /// The reason in the batch system's own terms (`Resources`); may be empty.
     pub reason: String,
     /// How a job ended, if its system reports it.
-    pub ending: Option<Ending>,
+    pub outcome: Option<JobOutcome>,
 }
 
 /// How a batch system's job ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Ending {
+pub enum JobOutcome {
     /// It exited by itself, with success or failure.
     Itself,
     Cancelled,
@@ -232,7 +232,7 @@ impl MemberState {
             stage,
             word: word.into(),
             reason: reason.into(),
-            ending: None,
+            outcome: None,
         }
     }
     pub fn running() -> MemberState {
@@ -260,7 +260,7 @@ impl MemberState {
         self.stage == Stage::Ended
     }
     /// Known to exist: running, queued or suspended.
-    pub fn is_there(&self) -> bool {
+    pub fn is_alive(&self) -> bool {
         matches!(self.stage, Stage::Queued | Stage::Running | Stage::Suspended)
     }
 }
@@ -316,10 +316,10 @@ impl Launched {
     /// Keeps only the members for which `wanted` returns true, by index.
     pub fn only(&self, wanted: impl Fn(usize) -> bool) -> Launched {
         let mut part = self.clone();
-        let mut place = 0;
+        let mut index = 0;
         let mut next = || {
-            place += 1;
-            wanted(place - 1)
+            index += 1;
+            wanted(index - 1)
         };
         part.processes.retain(|_| next());
         for job in &mut part.jobs {
@@ -433,7 +433,7 @@ mod tests {
     }
 
     #[test]
-    fn members_are_processes_and_then_elements() {
+    fn members_are_processes_followed_by_elements() {
         let mut launched = Launched::new("x", "h".into());
         launched.processes.push(Process {
             id: ProcessId {
@@ -446,10 +446,10 @@ mod tests {
         launched.jobs.push(array());
         let names: Vec<String> = launched.members().into_iter().map(|m| m.name).collect();
         assert_eq!(names, ["process 7 on node1", "job 18.1", "job 18.2", "job 18.3", "job 18.4"]);
-        assert_eq!(launched.members()[4].engines, 3, "the last one has what is left");
+        assert_eq!(launched.members()[4].engines, 3, "the last element has the remaining engines");
         assert_eq!(launched.members()[2].log, PathBuf::from("/l/18-2.log"));
         assert_eq!((launched.len(), launched.engines()), (5, 16));
-        let part = launched.only(|place| place == 2 || place == 4);
+        let part = launched.only(|index| index == 2 || index == 4);
         assert_eq!((part.processes.len(), &part.jobs[0].elements), (0, &vec![2, 4]));
         assert!(!part.jobs[0].is_whole());
         assert_eq!(part.engines(), 7);
@@ -473,12 +473,12 @@ mod tests {
     }
 
     #[test]
-    fn an_old_launch_is_read_and_what_is_not_known_is_kept() {
+    fn an_old_launch_is_parsed_and_unknown_fields_are_preserved() {
         let text = r#"{"launcher":"local","host":"h","processes":[{"pid":4,"started":1.0,"log":"/l"}],"colour":"blue"}"#;
         let launched: Launched = serde_json::from_str(text).unwrap();
         assert_eq!((launched.processes[0].id.pid, launched.jobs.len()), (4, 0));
         let again = serde_json::to_value(&launched).unwrap();
         assert_eq!(again["colour"], "blue");
-        assert!(again.get("jobs").is_none(), "an older pcluster does not miss it");
+        assert!(again.get("jobs").is_none(), "an older pcluster does not expect it");
     }
 }

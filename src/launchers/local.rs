@@ -18,9 +18,9 @@ use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 /// Interval between checks for the end of processes.
-const LOOK_EVERY: Duration = Duration::from_millis(10);
+const POLL_INTERVAL: Duration = Duration::from_millis(10);
 /// Time limit for SIGKILL to take effect.
-const KILL_TAKES: Duration = Duration::from_secs(10);
+const KILL_TIMEOUT: Duration = Duration::from_secs(10);
 
 #[derive(Default)]
 pub struct Local {
@@ -29,7 +29,7 @@ pub struct Local {
 }
 
 /// A command to run as a daemon.
-struct Daemon {
+struct DaemonCommand {
     program: PathBuf,
     arguments: Vec<OsString>,
     cwd: PathBuf,
@@ -44,7 +44,7 @@ impl Launcher for Local {
     fn start_controller(&self, launch: &ControllerLaunch) -> Result<Launched, LaunchError> {
         let (program, arguments) = controller_command(launch);
         let log = launch.profile.controller_log(&launch.cluster_id);
-        let daemon = Daemon {
+        let daemon = DaemonCommand {
             program,
             arguments,
             cwd: launch.cwd.clone(),
@@ -58,7 +58,7 @@ impl Launcher for Local {
         let mut started = launched(Vec::new());
         for number in launch.first..launch.first + launch.n {
             let log = launch.profile.engine_log(&launch.cluster_id, number);
-            let daemon = Daemon {
+            let daemon = DaemonCommand {
                 program: program.clone(),
                 arguments: arguments.clone(),
                 cwd: launch.cwd.clone(),
@@ -81,7 +81,7 @@ impl Launcher for Local {
         let state = |(at, process): (usize, &Process)| match (running.contains(&at), presence(launched, process)) {
             (true, _) => MemberState::running(),
             (false, Presence::Unknown(why)) => MemberState::unknown(why.to_string()),
-            (false, _) => MemberState::ended(self.ending(process).unwrap_or_default()),
+            (false, _) => MemberState::ended(self.exit_status(process).unwrap_or_default()),
         };
         launched.processes.iter().enumerate().map(state).collect()
     }
@@ -104,7 +104,7 @@ impl Launcher for Local {
             ended.terminated += usize::from(send(process.id.pid, Signal::SIGTERM as i32)?);
         }
         self.wait_for_end(launched, grace);
-        let deadline = Instant::now() + KILL_TAKES;
+        let deadline = Instant::now() + KILL_TIMEOUT;
         let mut killed = HashSet::new();
         loop {
             // The replacement of a killed supervisor becomes visible only when the supervisor is
@@ -122,7 +122,7 @@ impl Launcher for Local {
             for pid in left {
                 ended.killed += usize::from(send(pid, Signal::SIGKILL as i32)? && killed.insert(pid));
             }
-            std::thread::sleep(LOOK_EVERY);
+            std::thread::sleep(POLL_INTERVAL);
         }
     }
 
@@ -135,9 +135,9 @@ impl Launcher for Local {
 
 impl Local {
     /// Starts one process with any command.
-    pub fn start_one(&self, program: PathBuf, arguments: Vec<OsString>, cwd: &Path, log: PathBuf) -> Result<Process, LaunchError> {
+    pub fn start_process(&self, program: PathBuf, arguments: Vec<OsString>, cwd: &Path, log: PathBuf) -> Result<Process, LaunchError> {
         let cwd = cwd.to_path_buf();
-        self.spawn(&Daemon {
+        self.spawn(&DaemonCommand {
             program,
             arguments,
             cwd,
@@ -146,13 +146,13 @@ impl Local {
     }
 
     /// The exit status of a process, if it is a child of this process.
-    fn ending(&self, process: &Process) -> Option<String> {
+    fn exit_status(&self, process: &Process) -> Option<String> {
         let mut children = self.children.lock().unwrap_or_else(PoisonError::into_inner);
         let status = children.get_mut(&process.id.pid)?.try_wait().ok()??;
         Some(in_words(status))
     }
 
-    fn spawn(&self, daemon: &Daemon) -> Result<Process, LaunchError> {
+    fn spawn(&self, daemon: &DaemonCommand) -> Result<Process, LaunchError> {
         if !daemon.cwd.is_dir() {
             return Err(LaunchError::NoDirectory { path: daemon.cwd.clone() });
         }
@@ -168,9 +168,9 @@ impl Local {
         command.args(&daemon.arguments).current_dir(&daemon.cwd).stdin(Stdio::null());
         command.stdout(log.try_clone().map_err(failed)?).stderr(log);
         // SAFETY: only system calls are made between fork and exec.
-        #[allow(unsafe_code, reason = "the standard library has no other way to setsid")]
+        #[allow(unsafe_code, reason = "the standard library has no setsid")]
         unsafe {
-            command.pre_exec(own_session)
+            command.pre_exec(start_session)
         };
         let child = command.spawn().map_err(failed)?;
         // If the child has already exited, this id matches no process.
@@ -184,7 +184,7 @@ impl Local {
         })
     }
 
-    fn runs(&self, process: &Process) -> bool {
+    fn is_running(&self, process: &Process) -> bool {
         if let Some(child) = self
             .children
             .lock()
@@ -202,7 +202,7 @@ impl Local {
     fn running(&self, launched: &Launched) -> Vec<(usize, Process)> {
         let (mut running, mut gone) = (Vec::new(), Vec::new());
         for (at, process) in launched.processes.iter().enumerate() {
-            match self.runs(process) {
+            match self.is_running(process) {
                 true => running.push((at, process.clone())),
                 false if presence(launched, process) == Presence::Gone => gone.push(at),
                 false => {}
@@ -223,17 +223,17 @@ impl Local {
         running
     }
 
-    fn wait_for_end(&self, launched: &Launched, at_most: Duration) {
-        let deadline = Instant::now() + at_most;
+    fn wait_for_end(&self, launched: &Launched, timeout: Duration) {
+        let deadline = Instant::now() + timeout;
         while !self.running(launched).is_empty() && Instant::now() < deadline {
-            std::thread::sleep(LOOK_EVERY);
+            std::thread::sleep(POLL_INTERVAL);
         }
     }
 }
 
 /// Runs in the child: creates a session, and closes all inherited files except stdin, stdout and
 /// stderr. Otherwise a caller that reads a pipe to its end would never finish.
-fn own_session() -> io::Result<()> {
+fn start_session() -> io::Result<()> {
     nix::unistd::setsid()?;
     // SAFETY: a system call with integer arguments. Old kernels do not support it; then the files
     // stay open.
@@ -308,17 +308,17 @@ mod tests {
     use std::os::unix::fs::PermissionsExt;
 
     /// A profile in its own directory, with a program that stands in for pcluster.
-    struct World {
+    struct LocalFixture {
         dir: tempfile::TempDir,
         profile: ProfileDir,
     }
 
-    impl World {
-        fn new() -> World {
+    impl LocalFixture {
+        fn new() -> LocalFixture {
             let dir = tempfile::tempdir().unwrap();
             let profile = ProfileDir::named("x", Some(dir.path())).unwrap();
             profile.create().unwrap();
-            World { dir, profile }
+            LocalFixture { dir, profile }
         }
         fn program(&self, script: &str) -> PathBuf {
             let path = self.dir.path().join("program");
@@ -355,26 +355,26 @@ mod tests {
 
     #[test]
     fn an_engine_gets_its_arguments_directory_log_and_session() {
-        let world = World::new();
-        let program = world.program("echo \"$@\"; pwd; cat /proc/$$/stat; echo fault >&2; exec sleep 100");
+        let fixture = LocalFixture::new();
+        let program = fixture.program("echo \"$@\"; pwd; cat /proc/$$/stat; echo fault >&2; exec sleep 100");
         let local = Local::default();
-        let launched = local.start_engines(&world.engines(program, 2)).unwrap();
+        let launched = local.start_engines(&fixture.engines(program, 2)).unwrap();
         assert_eq!(local.states(&launched), vec![MemberState::running(); 2]);
-        until("both have written", || (3..5).all(|n| world.log(n).contains("fault")));
+        until("both have written", || (3..5).all(|n| fixture.log(n).contains("fault")));
         for (process, number) in launched.processes.iter().zip(3..) {
-            let log = world.log(number);
+            let log = fixture.log(number);
             let lines: Vec<&str> = log.lines().collect();
-            let (file, dir) = (world.profile.engine_file("7"), world.profile.path());
+            let (file, dir) = (fixture.profile.engine_file("7"), fixture.profile.path());
             let expected = format!(
                 "engine --supervise --file {} --profile-dir {} --python /usr/bin/python3 --set engine.cwd=/ --set controller.hwm=2",
                 file.display(),
                 dir.display()
             );
             assert_eq!(lines[0], expected);
-            assert_eq!(lines[1], world.dir.path().canonicalize().unwrap().to_string_lossy());
+            assert_eq!(lines[1], fixture.dir.path().canonicalize().unwrap().to_string_lossy());
             let after_name = lines[2].rsplit_once(") ").unwrap().1;
             let session: u32 = after_name.split(' ').nth(3).unwrap().parse().unwrap();
-            assert_eq!(session, process.id.pid, "it leads a session of its own");
+            assert_eq!(session, process.id.pid, "it leads its own session");
             assert_eq!(fs::metadata(&process.log).unwrap().permissions().mode() & 0o777, 0o600);
         }
         assert_eq!(
@@ -390,13 +390,13 @@ mod tests {
     }
 
     #[test]
-    fn what_ignores_sigterm_is_killed_with_what_it_started() {
-        let world = World::new();
-        let program = world.program("trap '' TERM; sleep 1000 & echo $!; while :; do sleep 1000; done");
+    fn a_process_that_ignores_sigterm_is_killed_with_its_children() {
+        let fixture = LocalFixture::new();
+        let program = fixture.program("trap '' TERM; sleep 1000 & echo $!; while :; do sleep 1000; done");
         let starter = Local::default();
-        let launched = starter.start_engines(&world.engines(program, 1)).unwrap();
-        until("its child runs", || world.log(3).ends_with('\n'));
-        let child: u32 = world.log(3).trim().parse().unwrap();
+        let launched = starter.start_engines(&fixture.engines(program, 1)).unwrap();
+        until("its child runs", || fixture.log(3).ends_with('\n'));
+        let child: u32 = fixture.log(3).trim().parse().unwrap();
         // A process other than the starter may stop it.
         let ended = Local::default().stop(&launched, Duration::from_millis(50)).unwrap();
         assert_eq!(ended.terminated, 1);
@@ -406,7 +406,7 @@ mod tests {
     }
 
     #[test]
-    fn a_process_id_that_now_is_another_process_is_left_alone() {
+    fn a_reused_process_id_is_not_signalled() {
         let mut stranger = Command::new("sleep").arg("100").spawn().unwrap();
         let process = Process {
             id: ProcessId {
@@ -426,7 +426,7 @@ mod tests {
     }
 
     #[test]
-    fn of_another_host_nothing_is_known_and_nothing_is_stopped() {
+    fn processes_on_another_host_are_unknown_and_not_stopped() {
         let mut elsewhere = launched(vec![Process {
             id: ProcessId {
                 pid: std::process::id(),
@@ -445,32 +445,34 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_start_says_why() {
-        let world = World::new();
+    fn a_failed_start_reports_the_cause() {
+        let fixture = LocalFixture::new();
         let local = Local::default();
-        let error = local.start_engines(&world.engines("/nonexistent/pcluster".into(), 1)).unwrap_err();
+        let error = local
+            .start_engines(&fixture.engines("/nonexistent/pcluster".into(), 1))
+            .unwrap_err();
         assert!(
             error.to_string().starts_with("cannot start /nonexistent/pcluster: No such file"),
             "{error}"
         );
-        let mut launch = world.engines(world.program("true"), 1);
-        launch.cwd = world.dir.path().join("gone");
+        let mut launch = fixture.engines(fixture.program("true"), 1);
+        launch.cwd = fixture.dir.path().join("gone");
         assert!(matches!(local.start_engines(&launch), Err(LaunchError::NoDirectory { .. })));
         launch.kind = EngineKind::Ipengine;
-        launch.cwd = world.dir.path().to_path_buf();
+        launch.cwd = fixture.dir.path().to_path_buf();
         launch.ipengine = Some("  ".into());
         assert!(matches!(local.start_engines(&launch), Err(LaunchError::BadCommand { .. })));
     }
 
     #[test]
     fn an_ipengine_gets_the_engine_file() {
-        let world = World::new();
-        let mut launch = world.engines("/opt/pcluster".into(), 1);
+        let fixture = LocalFixture::new();
+        let mut launch = fixture.engines("/opt/pcluster".into(), 1);
         launch.kind = EngineKind::Ipengine;
         launch.ipengine = Some("/opt/x/ipengine --debug".into());
         let (program, arguments) = engine_command(&launch).unwrap();
         assert_eq!(program, Path::new("/opt/pcluster"));
-        let dir = world.profile.path().display();
+        let dir = fixture.profile.path().display();
         let expected = [
             "engine".into(),
             "--supervise".into(),
@@ -485,23 +487,23 @@ mod tests {
     }
 
     #[test]
-    fn a_controller_is_told_its_profile_and_settings() {
-        let world = World::new();
+    fn a_controller_gets_its_profile_and_settings() {
+        let fixture = LocalFixture::new();
         let launch = ControllerLaunch {
-            program: world.program("echo \"$@\""),
-            profile: world.profile.clone(),
+            program: fixture.program("echo \"$@\""),
+            profile: fixture.profile.clone(),
             cluster_id: String::new(),
             settings: vec![("controller.hwm".into(), "2".into())],
-            cwd: world.dir.path().to_path_buf(),
+            cwd: fixture.dir.path().to_path_buf(),
             log_level: Some("debug".into()),
         };
         let local = Local::default();
-        fs::write(world.profile.controller_log(""), "from before\n").unwrap();
+        fs::write(fixture.profile.controller_log(""), "from before\n").unwrap();
         let launched = local.start_controller(&launch).unwrap();
         until("it has ended", || local.states(&launched) == [MemberState::ended("exit code 0")]);
-        let log = fs::read_to_string(world.profile.controller_log("")).unwrap();
+        let log = fs::read_to_string(fixture.profile.controller_log("")).unwrap();
         let since = &log[launched.processes[0].log_from as usize..];
-        let dir = world.profile.path().display();
+        let dir = fixture.profile.path().display();
         assert_eq!(
             since,
             format!("controller --supervise --profile-dir {dir} --cluster-id  --set controller.hwm=2 --log-level debug\n")
@@ -509,10 +511,10 @@ mod tests {
     }
 
     #[test]
-    fn an_unknown_launcher_is_answered_with_the_known() {
-        let error = super::super::by_name("cloud", &World::new().profile, &Default::default())
+    fn an_unknown_launcher_is_an_error_that_lists_the_known_ones() {
+        let error = super::super::by_name("cloud", &LocalFixture::new().profile, &Default::default())
             .err()
             .unwrap();
-        insta::assert_snapshot!(error, @r#"there is no launcher "cloud"; there are: local, mpi, ssh, slurm, sge, pbs, lsf, htcondor"#);
+        insta::assert_snapshot!(error, @r#"unknown launcher "cloud" (available: local, mpi, ssh, slurm, sge, pbs, lsf, htcondor)"#);
     }
 }

@@ -28,7 +28,7 @@ pub mod supervisor;
 pub mod templates;
 
 pub use error::LaunchError;
-pub use launched::{Ended, Ending, Job, Launched, Member, MemberState, Process, Recipe, Stage};
+pub use launched::{Ended, Job, JobOutcome, Launched, Member, MemberState, Process, Recipe, Stage};
 
 use crate::profile::ProfileDir;
 use crate::profile::config::{Config, EngineKind};
@@ -66,11 +66,11 @@ pub trait Launcher: Send + Sync {
     /// near; reports the actions taken.
     fn stop(&self, launched: &Launched, grace: Duration) -> Result<Ended, LaunchError>;
     /// The last lines of this member's output, without blank ones; empty if there are none.
-    fn log_end(&self, launched: &Launched, place: usize, lines: usize) -> String {
+    fn log_tail(&self, launched: &Launched, index: usize, lines: usize) -> String {
         launched
             .members()
-            .get(place)
-            .map_or_else(String::new, |m| logs::end(&m.log, m.log_from, lines))
+            .get(index)
+            .map_or_else(String::new, |m| logs::tail(&m.log, m.log_from, lines))
     }
     /// A one-line description for display.
     fn describe(&self, launched: &Launched) -> String;
@@ -103,10 +103,10 @@ pub trait RemoteHosts: Send + Sync {
     fn restart_tunnels(&self, launched: &Launched, program: &Path) -> Vec<String>;
     /// The last lines of these members' logs on their hosts, by index, or the reason why they are
     /// not available.
-    fn logs(&self, launched: &Launched, places: &[usize], lines: usize) -> Vec<(usize, Result<String, String>)>;
+    fn logs(&self, launched: &Launched, indices: &[usize], lines: usize) -> Vec<(usize, Result<String, String>)>;
     /// The indices of the engines with these process ids; each is given as the host's own name and
     /// the pid on that host. Omits processes that cannot be matched.
-    fn places_of(&self, launched: &Launched, processes: &[(String, u32)]) -> Vec<usize>;
+    fn indices_of(&self, launched: &Launched, processes: &[(String, u32)]) -> Vec<usize>;
 }
 
 /// The launcher of this name, for this profile and its configuration.
@@ -160,7 +160,7 @@ pub(crate) mod tests {
     use crate::profile::config::resources::{SshHost, TunnelMode};
 
     #[test]
-    fn each_launcher_says_what_it_can() {
+    fn each_launcher_reports_its_capabilities() {
         let dir = tempfile::tempdir().unwrap();
         let profile = ProfileDir::at(dir.path());
         let mut config = Config::default();

@@ -4,7 +4,7 @@
 //!
 //! The only process started is `mpiexec`; the engines are its children or those of its daemons.
 //! [`Local`] starts and ends it.
-use super::engine::lone_engine_command;
+use super::engine::unsupervised_engine_command;
 use super::local::Local;
 use super::{Capabilities, ControllerLaunch, Ended, EnginesLaunch, LaunchError, Launched, Launcher, MemberState};
 use crate::profile::config::resources::MpiConfig;
@@ -31,7 +31,7 @@ impl Mpi {
 /// `mpiexec <arguments> -n <n> <engine>`. Engines are not supervised: a restarted engine could not
 /// rejoin the others.
 pub fn command(config: &MpiConfig, launch: &EnginesLaunch) -> Result<(PathBuf, Vec<OsString>), LaunchError> {
-    let (program, arguments) = lone_engine_command(launch)?;
+    let (program, arguments) = unsupervised_engine_command(launch)?;
     let mut words: Vec<OsString> = config.arguments.iter().map(OsString::from).collect();
     words.extend(["-n".into(), launch.n.to_string().into(), program.into()]);
     words.extend(arguments);
@@ -43,7 +43,7 @@ pub fn command(config: &MpiConfig, launch: &EnginesLaunch) -> Result<(PathBuf, V
 impl Mpi {
     /// `mpiexec` may use other hosts.
     fn is_remote(&self) -> bool {
-        let told = [
+        let options = [
             "-f",
             "-host",
             "--host",
@@ -55,7 +55,7 @@ impl Mpi {
             "--machinefile",
         ];
         let granted = ["SLURM_JOB_ID", "PBS_NODEFILE", "PE_HOSTFILE", "LSB_MCPU_HOSTS"];
-        self.config.arguments.iter().any(|word| told.contains(&word.as_str()))
+        self.config.arguments.iter().any(|word| options.contains(&word.as_str()))
             || granted.iter().any(|name| std::env::var_os(name).is_some())
     }
 }
@@ -83,7 +83,7 @@ impl Launcher for Mpi {
         }
         let (program, arguments) = command(&self.config, launch)?;
         let log = launch.profile.engine_log(&launch.cluster_id, launch.first);
-        let mut process = self.local.start_one(program, arguments, &launch.cwd, log)?;
+        let mut process = self.local.start_process(program, arguments, &launch.cwd, log)?;
         process.engines = Some(launch.n);
         launched.processes.push(process);
         Ok(launched)

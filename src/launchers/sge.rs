@@ -1,9 +1,9 @@
 //! Grid Engine (SGE, Son of Grid Engine, Open Grid Scheduler, Univa, Altair). Sources: qsub(1),
 //! qstat(1), sge_status(5), accounting(5) of 8.1.9, and the output of that version.
 use super::batch::environment::{Names, Rule};
-use super::batch::render::{FoundBy, Need, Value, Variables, common, put, unfit, unsupported};
+use super::batch::render::{FoundBy, Requirement, VariableValue, Variables, common, invalid_value, set_variables, unsupported};
 use super::batch::{
-    BatchSystem, CommandLine, EnvironmentRules, JobId, JobKind, JobRequest, JobRow, JobStatus, JobTarget, KillWait, Output, Problem,
+    BatchSystem, CommandLine, CommandOutput, EnvironmentRules, JobId, JobKind, JobRequest, JobRow, JobStatus, JobTarget, KillWait, Problem,
     QueryFailure, SubmitFailure, Template, TemplateError, engines, failure, ranges, xml,
 };
 use crate::profile::config::resources::StartMode;
@@ -31,35 +31,35 @@ const FAILURES: &[(&str, Problem, &str)] = &[
     (
         "unknown resource",
         Problem::BadScript,
-        "`qconf -sc` lists what can be asked for with -l; a template of your own names the site's (pcluster template copy)",
+        "`qconf -sc` lists the resources for -l; use the site's names in your own template (pcluster template copy)",
     ),
     ("reservation id", Problem::NoSuchQueue, "`qrstat` lists the advance reservations"),
     (
         "is not a time value",
         Problem::BadScript,
-        "look at the script's #$ lines and launchers.sge.directives",
+        "check the script's #$ lines and launchers.sge.directives",
     ),
     (
         "invalid option argument",
         Problem::BadScript,
-        "look at the script's #$ lines and launchers.sge.directives",
+        "check the script's #$ lines and launchers.sge.directives",
     ),
     (
         "unknown option",
         Problem::BadScript,
-        "look at the script's #$ lines and launchers.sge.directives",
+        "check the script's #$ lines and launchers.sge.directives",
     ),
     (
         "unable to read script file",
         Problem::BadScript,
-        "look at the script's #$ lines and launchers.sge.directives",
+        "check the script's #$ lines and launchers.sge.directives",
     ),
     (
         "can't be requested",
         Problem::Limit,
-        "`qconf -sc` and `qhost -F` show what there is to ask for",
+        "`qconf -sc` and `qhost -F` show the available resources",
     ),
-    ("quota", Problem::Limit, "`qquota` shows the limits that hold for you"),
+    ("quota", Problem::Limit, "`qquota` shows your limits"),
     (
         "limit",
         Problem::Limit,
@@ -68,27 +68,27 @@ const FAILURES: &[(&str, Problem, &str)] = &[
     (
         "not allowed",
         Problem::NoPermission,
-        "ask the site which queues and projects are yours",
+        "ask your site's administrators which queues and projects you may use",
     ),
     (
         "has no permission",
         Problem::NoPermission,
-        "ask the site which queues and projects are yours",
+        "ask your site's administrators which queues and projects you may use",
     ),
     (
         "denied: host",
         Problem::NoPermission,
-        "this host may not submit jobs: is it one of the cluster's login nodes? (`qconf -ss` lists them)",
+        "this host may not submit jobs; run this on a submit host (`qconf -ss` lists them)",
     ),
     (
         "no submit host",
         Problem::NoPermission,
-        "this host may not submit jobs: is it one of the cluster's login nodes? (`qconf -ss` lists them)",
+        "this host may not submit jobs; run this on a submit host (`qconf -ss` lists them)",
     ),
     (
         "unable to contact qmaster",
         Problem::SchedulerDown,
-        "`qping -info $SGE_QMASTER_HOST 6444 qmaster 1` says whether it is up",
+        "`qping -info $SGE_QMASTER_HOST 6444 qmaster 1` shows whether it is up",
     ),
     (
         "unable to send message to qmaster",
@@ -108,7 +108,7 @@ const FAILURES: &[(&str, Problem, &str)] = &[
     (
         "sge_root",
         Problem::NoCommand,
-        "the Grid Engine settings are not loaded: `. $SGE_ROOT/default/common/settings.sh`, or a module of the site's",
+        "the Grid Engine settings are not loaded: run `. $SGE_ROOT/default/common/settings.sh`, or load the site's module",
     ),
 ];
 
@@ -143,11 +143,11 @@ impl BatchSystem for Sge {
         // The `$` in `log` itself belongs to its two variables.
         let own = value.replace(LOG_ARRAY, "").replace(LOG_SINGLE, "");
         if (if name == "log" { own.as_str() } else { value }).contains(wrong) {
-            return Err(unfit(
+            return Err(invalid_value(
                 self.title(),
                 name,
                 value,
-                "it has a quote, `#`, or in a path `$`, `:` or a comma",
+                "it contains a quote, `#`, or in a path `$`, `:` or a comma",
             ));
         }
         Ok(match value.contains(char::is_whitespace) {
@@ -181,42 +181,42 @@ impl BatchSystem for Sge {
             None => (slots > 1).then_some("smp"),
         };
         let environment = match name {
-            Some(name) => Value::Lines(vec![format!("{} {slots}", one_word(self, name)?)]),
-            None => Value::Unset,
+            Some(name) => VariableValue::Lines(vec![format!("{} {slots}", one_word(self, name)?)]),
+            None => VariableValue::Unset,
         };
-        let amount = |value: Option<u64>, unit: &str| value.map_or(Value::Unset, |v| Value::Text(format!("{v}{unit}")));
+        let amount = |value: Option<u64>, unit: &str| value.map_or(VariableValue::Unset, |v| VariableValue::Text(format!("{v}{unit}")));
         let engines_there = if one_job { 1 } else { u64::from(per_job) };
         let gpus = resources.gpus.map(|each| u64::from(each) * engines_there);
         let memory = resources.memory.map(|each| each.mib * engines_there);
         // complex(5): resources that are counted per slot are multiplied by the slots.
         let each_slot = |whole: u64| whole.div_ceil(u64::from(cpus) * engines_there);
-        let as_counted = |name: &str, whole: u64| match request.counted_by_job.iter().any(|known| known == name) {
+        let as_counted = |name: &str, whole: u64| match request.per_job_resources.iter().any(|known| known == name) {
             true => whole,
             false => each_slot(whole),
         };
         let is_array = request.kind == JobKind::Engines && !one_job;
         let mut variables = common(request);
-        put(
+        set_variables(
             &mut variables,
             [
                 (
                     "array",
                     if is_array {
-                        Value::Text(format!("1-{}", request.jobs()))
+                        VariableValue::Text(format!("1-{}", request.jobs()))
                     } else {
-                        Value::Unset
+                        VariableValue::Unset
                     },
                 ),
                 (
                     "tasks",
                     if one_job {
-                        Value::Text(request.n.to_string())
+                        VariableValue::Text(request.n.to_string())
                     } else {
-                        Value::Unset
+                        VariableValue::Unset
                     },
                 ),
                 ("parallel_environment", environment),
-                ("cpus", Value::Text(slots.to_string())),
+                ("cpus", VariableValue::Text(slots.to_string())),
                 ("gpus", amount(gpus, "")),
                 ("gpu", amount(gpus.map(|whole| as_counted("gpu", whole)), "")),
                 ("memory", amount(memory, "M")),
@@ -224,7 +224,7 @@ impl BatchSystem for Sge {
                 ("memory_per_slot", amount(memory.map(each_slot), "M")),
                 (
                     "log",
-                    Value::Text(format!(
+                    VariableValue::Text(format!(
                         "{}-{}",
                         request.log_dir.join(&request.log_stem).to_string_lossy(),
                         if is_array { LOG_ARRAY } else { LOG_SINGLE }
@@ -233,23 +233,23 @@ impl BatchSystem for Sge {
                 // Outside an array SGE_TASK_ID is `undefined`.
                 (
                     "environment",
-                    Value::Lines(engines::environment(request, "$JOB_ID", "${SGE_TASK_ID#undefined}")),
+                    VariableValue::Lines(engines::environment(request, "$JOB_ID", "${SGE_TASK_ID#undefined}")),
                 ),
             ],
         );
         Ok(variables)
     }
 
-    fn needs(&self, _template: &str, request: &JobRequest) -> Vec<Need> {
-        let mut needs = vec![engines::need(request)];
+    fn requirements(&self, _template: &str, request: &JobRequest) -> Vec<Requirement> {
+        let mut requirements = vec![engines::requirement(request)];
         if request.kind == JobKind::Engines && !request.is_one_job() {
-            needs.push(Need {
+            requirements.push(Requirement {
                 what: "the line that makes the job an array".into(),
                 found_by: FoundBy::Directive(&["-t"]),
                 line: "#$ -t {{ array }}".into(),
             });
         }
-        needs
+        requirements
     }
 
     fn log_path(&self, request: &JobRequest, job: &JobId, element: Option<u32>) -> PathBuf {
@@ -268,13 +268,13 @@ impl BatchSystem for Sge {
         CommandLine::new("qsub", options.into_iter().chain([script.to_string_lossy().into_owned()]))
     }
 
-    fn parse_submit(&self, output: &Output) -> Result<JobId, SubmitFailure> {
+    fn parse_submit(&self, output: &CommandOutput) -> Result<JobId, SubmitFailure> {
         if !output.is_success() {
             return Err(failure::of_submit(output, FAILURES));
         }
         let id = output.stdout.lines().rev().find_map(|line| submitted(line.trim()));
         id.map(JobId)
-            .ok_or_else(|| failure::no_id(output, "`qstat` shows whether the job is there"))
+            .ok_or_else(|| failure::no_id(output, "`qstat` shows whether the job exists"))
     }
 
     /// sge_intro(1): debugging output mixes with the answers; the other variables truncate names or
@@ -300,8 +300,8 @@ impl BatchSystem for Sge {
         CommandLine::new("qstat", ["-u", user, "-s", "prs", "-q", "*", "-xml"])
     }
 
-    fn parse_query(&self, output: &Output) -> Result<Vec<JobRow>, QueryFailure> {
-        if !output.is_success() || (!output.stdout.contains("<job_info") && !output.said().is_empty()) {
+    fn parse_query(&self, output: &CommandOutput) -> Result<Vec<JobRow>, QueryFailure> {
+        if !output.is_success() || (!output.stdout.contains("<job_info") && !output.message().is_empty()) {
             return Err(failure::of_query(output, FAILURES));
         }
         Ok(xml::elements(&output.stdout, "job_list").flat_map(rows).collect())
@@ -313,7 +313,7 @@ impl BatchSystem for Sge {
 
     /// The error of a job that cannot start, else the first lines of the scheduler's messages, if
     /// the site stores them (schedd_job_info).
-    fn parse_reason(&self, output: &Output) -> Option<String> {
+    fn parse_reason(&self, output: &CommandOutput) -> Option<String> {
         let after = |line: &str, begin: &str| -> Option<String> {
             let rest = line.strip_prefix(begin)?;
             Some(rest.split_once(':')?.1.trim().to_string())
@@ -339,7 +339,7 @@ impl BatchSystem for Sge {
         Some(CommandLine::new("qacct", ["-j", &job.0]))
     }
 
-    fn parse_history(&self, output: &Output) -> Vec<JobRow> {
+    fn parse_history(&self, output: &CommandOutput) -> Vec<JobRow> {
         let mut rows = Vec::new();
         for record in output.stdout.split("\n=====").chain(output.stdout.is_empty().then_some("")) {
             let field = |name: &str| {
@@ -349,7 +349,7 @@ impl BatchSystem for Sge {
             let (Some(job), Some(failed)) = (field("jobnumber"), field("failed")) else {
                 continue;
             };
-            let code = field("exit_status").and_then(|said| said.split_whitespace().next()?.parse().ok());
+            let code = field("exit_status").and_then(|text| text.split_whitespace().next()?.parse().ok());
             let row = JobRow::new(
                 job,
                 field("taskid").and_then(|t| t.parse().ok()),
@@ -363,7 +363,9 @@ impl BatchSystem for Sge {
                     name: field("jobname").map(str::to_string),
                     ..row
                 }
-                .because(field("exit_status").map(|said| format!("exit_status {}", said.split_whitespace().collect::<Vec<_>>().join(" ")))),
+                .with_reason(
+                    field("exit_status").map(|text| format!("exit_status {}", text.split_whitespace().collect::<Vec<_>>().join(" "))),
+                ),
             );
         }
         rows
@@ -382,14 +384,14 @@ impl BatchSystem for Sge {
         }
     }
 
-    fn counting_command(&self) -> Option<CommandLine> {
+    fn job_resources_command(&self) -> Option<CommandLine> {
         Some(CommandLine::new("qconf", ["-sc"]))
     }
 
     /// complex(5): `name shortcut type relop requestable consumable default urgency`. A consumable
     /// of `YES` is counted per slot, one of `JOB` per job; for `NO` each host must offer the
     /// requested amount.
-    fn parse_counting(&self, output: &Output) -> Vec<String> {
+    fn parse_job_resources(&self, output: &CommandOutput) -> Vec<String> {
         let lines = output.stdout.lines().filter(|line| output.is_success() && !line.starts_with('#'));
         let names = lines.filter_map(|line| {
             let columns: Vec<&str> = line.split_whitespace().collect();
@@ -409,11 +411,11 @@ impl BatchSystem for Sge {
         CommandLine::new("qdel", targets.iter().map(target))
     }
 
-    fn parse_cancel(&self, output: &Output) -> Result<(), QueryFailure> {
-        let said = output.said();
+    fn parse_cancel(&self, output: &CommandOutput) -> Result<(), QueryFailure> {
+        let message = output.message();
         // The exit code is 1 if one of several jobs was already gone.
         let fine = |line: &str| line.contains("does not exist") || line.contains("for deletion") || line.contains("has deleted job");
-        match output.is_success() || (!said.is_empty() && said.lines().all(fine)) {
+        match output.is_success() || (!message.is_empty() && message.lines().all(fine)) {
             true => Ok(()),
             false => Err(failure::of_query(output, FAILURES)),
         }
@@ -425,7 +427,12 @@ const LOG_SINGLE: &str = "$JOB_ID.log";
 
 fn one_word<'a>(system: &Sge, name: &'a str) -> Result<&'a str, TemplateError> {
     match name.contains(|c: char| c.is_whitespace() || c.is_control() || "'\"#".contains(c)) || name.is_empty() {
-        true => Err(unfit(system.title(), "parallel_environment", name, "it is no single word")),
+        true => Err(invalid_value(
+            system.title(),
+            "parallel_environment",
+            name,
+            "it is not a single word",
+        )),
         false => Ok(name),
     }
 }

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 /// A template and its origin.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Source {
+pub struct TemplateSource {
     /// `engines.sh.tera`
     pub name: &'static str,
     pub text: String,
@@ -22,7 +22,12 @@ pub fn of_profile(profile: &ProfileDir, system: &str, name: &str) -> PathBuf {
 
 /// Loads the templates; the first one is submitted. `given` is `--template`, or the setting of the
 /// same name.
-pub fn load(profile: &ProfileDir, system: &dyn BatchSystem, kind: JobKind, given: Option<&Path>) -> Result<Vec<Source>, LaunchError> {
+pub fn load(
+    profile: &ProfileDir,
+    system: &dyn BatchSystem,
+    kind: JobKind,
+    given: Option<&Path>,
+) -> Result<Vec<TemplateSource>, LaunchError> {
     let templates = system.templates(kind);
     let which = given.map(|path| replaced_by(templates, path));
     let mut sources = Vec::new();
@@ -38,7 +43,7 @@ pub fn load(profile: &ProfileDir, system: &dyn BatchSystem, kind: JobKind, given
             Err(source) => return Err(LaunchError::ReadTemplate { path, source }),
         };
         let name = template.name;
-        sources.push(Source { name, text, path });
+        sources.push(TemplateSource { name, text, path });
     }
     Ok(sources)
 }

@@ -506,7 +506,7 @@ def test_a_preempted_job_that_slurm_requeues_comes_back_as_the_same(on_site):
 def test_a_queue_that_is_not_there(on_site):
     said = refused(["-n", "2", "--queue", "nope"])
     assert " ended with 5:" in said and "nope" in said or "artition" in said
-    script = re.search(r"the script: (.*\.sh)", said)[1]
+    script = re.search(r"script: (.*\.sh)", said)[1]
     assert script.startswith("/") and "hint:" in said
     assert not SITE.queue()
 
@@ -675,7 +675,7 @@ def test_a_stop_that_leaves_jobs_says_which_and_can_be_repeated(on_site, tmp_pat
     wrapper.chmod(0o755)
     cluster.environment["PATH"] = "{}:{}".format(tmp_path, before)
     told = failed_stop(cluster)
-    assert re.search(r"jobs of .* are still there", told), told
+    assert re.search(r"jobs of .* still exist", told), told
     assert re.search(r"job {}, elements 1-3: held".format(job["id"]), told) and "hint:" in told, told
     assert SITE.queue()
     cluster.environment["PATH"] = before

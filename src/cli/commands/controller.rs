@@ -125,9 +125,9 @@ impl Ipcontroller {
 }
 
 const CARE: Care = Care {
-    again: &[],
-    insists: true,
-    watches: true,
+    restart_arguments: &[],
+    retries_refusals: true,
+    watches_supervisor: true,
 };
 
 pub fn run(args: Args, context: &Context) -> Result<Exit, CommandError> {

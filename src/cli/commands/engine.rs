@@ -108,9 +108,9 @@ impl Ipengine {
 }
 
 const CARE: Care = Care {
-    again: &["--replacement"],
-    insists: false,
-    watches: true,
+    restart_arguments: &["--replacement"],
+    retries_refusals: false,
+    watches_supervisor: true,
 };
 
 pub fn run(args: Args, context: &Context) -> Result<Exit, CommandError> {
@@ -124,10 +124,10 @@ pub fn run(args: Args, context: &Context) -> Result<Exit, CommandError> {
             Some((program, arguments)) => supervise_this(&Supervised {
                 program: program.into(),
                 arguments: arguments.to_vec(),
-                again: Vec::new(),
-                insists: false,
-                watches: false,
-                is_this_program: false,
+                restart_arguments: Vec::new(),
+                retries_refusals: false,
+                watches_supervisor: false,
+                is_own_program: false,
             }),
         };
     }

@@ -25,9 +25,9 @@ pub fn run(args: Args, context: &Context) -> Result<Exit, CommandError> {
     logging::start(context.log_level(&args.log_level));
     if args.supervise {
         return supervise(&Care {
-            again: &[],
-            insists: true,
-            watches: false,
+            restart_arguments: &[],
+            retries_refusals: true,
+            watches_supervisor: false,
         });
     }
     let profile = match &args.profile_dir {

@@ -125,11 +125,11 @@ pub fn setting(text: &str) -> Result<(String, String), String> {
 /// How a process is supervised that this program is itself.
 struct Care {
     /// Further arguments for a start that is not the first.
-    again: &'static [&'static str],
+    restart_arguments: &'static [&'static str],
     /// One that ran before and then refuses to start is tried again.
-    insists: bool,
+    retries_refusals: bool,
     /// It watches its supervisor.
-    watches: bool,
+    watches_supervisor: bool,
 }
 
 const SUPERVISE: &str = "--supervise";
@@ -158,9 +158,9 @@ fn watch_supervisor(care: &Care) -> Result<(), CommandError> {
         return Ok(());
     }
     let mut arguments: Vec<OsString> = std::env::args_os().skip(1).collect();
-    arguments.retain(|word| !care.again.iter().any(|again| word == again));
+    arguments.retain(|word| !care.restart_arguments.iter().any(|again| word == again));
     arguments.insert(arguments.len().min(1), SUPERVISE.into());
-    supervisor::guard::begin(care.of(arguments)?);
+    supervisor::guard::start_watching(care.of(arguments)?);
     Ok(())
 }
 
@@ -170,10 +170,10 @@ impl Care {
         Ok(Supervised {
             program,
             arguments,
-            again: self.again.iter().map(Into::into).collect(),
-            insists: self.insists,
-            watches: self.watches,
-            is_this_program: true,
+            restart_arguments: self.restart_arguments.iter().map(Into::into).collect(),
+            retries_refusals: self.retries_refusals,
+            watches_supervisor: self.watches_supervisor,
+            is_own_program: true,
         })
     }
 }

@@ -38,9 +38,9 @@ pub fn run(args: Args, context: &Context) -> Result<Exit, CommandError> {
         // Fails where it leads a session already: then there is nothing to be done.
         let _ = nix::unistd::setsid();
         return supervise(&Care {
-            again: &["--again"],
-            insists: true,
-            watches: false,
+            restart_arguments: &["--again"],
+            retries_refusals: true,
+            watches_supervisor: false,
         });
     }
     let (file, state) = match args.state {

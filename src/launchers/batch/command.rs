@@ -8,10 +8,10 @@ pub struct CommandLine {
     /// Environment variables set for this command only.
     pub env: Vec<(String, String)>,
     /// Environment variables to remove, except those in `kept_vars`; see [`super::environment`].
-    pub without: Vec<&'static str>,
-    pub keeping: Vec<&'static str>,
+    pub removed_vars: Vec<&'static str>,
+    pub kept_vars: Vec<&'static str>,
     /// Run in the C locale, because the output is parsed.
-    pub in_english: bool,
+    pub in_c_locale: bool,
     /// Standard input; empty by default.
     pub stdin: Option<String>,
 }
@@ -47,20 +47,20 @@ impl fmt::Display for CommandLine {
 
 /// The output of a command. Invalid UTF-8 is replaced.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Output {
+pub struct CommandOutput {
     /// None if a signal ended the command.
     pub code: Option<i32>,
     pub stdout: String,
     pub stderr: String,
 }
 
-impl Output {
+impl CommandOutput {
     pub fn is_success(&self) -> bool {
         self.code == Some(0)
     }
 
     /// Stderr, then stdout, without surrounding blank lines.
-    pub fn said(&self) -> String {
+    pub fn message(&self) -> String {
         let parts = [self.stderr.trim(), self.stdout.trim()];
         let parts: Vec<&str> = parts.into_iter().filter(|part| !part.is_empty()).collect();
         parts.join("\n")

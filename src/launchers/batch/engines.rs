@@ -1,7 +1,7 @@
 //! Generates the shell lines that start the job's engines or its controller.
 use super::JobKind;
 use super::quote::{shell, shell_words};
-use super::render::{FoundBy, Need};
+use super::render::{FoundBy, Requirement};
 use super::request::JobRequest;
 use crate::profile::config::resources::StartMode;
 
@@ -12,7 +12,7 @@ pub fn lines(request: &JobRequest) -> Vec<String> {
     let command = shell_words(&request.argv);
     let (count, last) = match request.is_one_job() {
         true => (1, None),
-        false => (request.engines_in_a_job(), in_the_last(request)),
+        false => (request.engines_in_a_job(), last_job_engines(request)),
     };
     let command = match request.resources.start {
         StartMode::Array => command,
@@ -22,7 +22,7 @@ pub fn lines(request: &JobRequest) -> Vec<String> {
     };
     let mut lines = vec![
         DISARM.to_string(),
-        "# A batch system may warn a whole process group before it kills; here only the shell hears it.".to_string(),
+        "# A batch system may signal the whole process group before it kills; only the shell handles it.".to_string(),
         "trap '' USR1 USR2 XCPU".into(),
         "started=".into(),
     ];
@@ -36,7 +36,7 @@ pub fn lines(request: &JobRequest) -> Vec<String> {
         lines.extend(["while [ \"$count\" -gt 0 ]; do".into(), format!("    {command} &")]);
         lines.extend(["    started=\"$started $!\"", "    count=$((count - 1))", "done"].map(String::from));
     }
-    let traps: &[&str] = match request.hears_warnings {
+    let traps: &[&str] = match request.handles_sigusr2 {
         // The children do not all exit at the same time.
         true => &[
             "trap 'kill -TERM $started 2>/dev/null' TERM INT",
@@ -49,7 +49,7 @@ pub fn lines(request: &JobRequest) -> Vec<String> {
         "status=0",
         "for process in $started; do",
         "    wait \"$process\"; code=$?",
-        "    # A signal ends the waiting, not the process. Some shells have forgotten an end that was waited for (127).",
+        "    # A signal interrupts the wait, not the process. Some shells forget a status that was already returned (127).",
         "    while [ \"$code\" -gt 128 ]; do",
         "        wait \"$process\" 2>/dev/null; again=$?",
         "        [ \"$again\" != 127 ] || break",
@@ -65,7 +65,7 @@ pub fn lines(request: &JobRequest) -> Vec<String> {
 }
 
 /// The number of engines in the last job if it is not full.
-fn in_the_last(request: &JobRequest) -> Option<u32> {
+fn last_job_engines(request: &JobRequest) -> Option<u32> {
     let (jobs, each) = (request.jobs(), request.engines_in_a_job());
     let last = request.n.saturating_sub(jobs.saturating_sub(1) * each);
     (jobs > 1 && last != each).then_some(last)
@@ -99,7 +99,7 @@ pub fn environment(request: &JobRequest, job: &str, element: &str) -> Vec<String
 /// and is reported. Inside functions and sourced files only the resulting status counts. A user's
 /// template may use another shell, which has no ERR trap.
 const ARM: [&str; 11] = [
-    "# A setup line that fails ends the job, and is shown.",
+    "# A failing setup line ends the job and is reported.",
     r#"if [ -n "$BASH_VERSION" ]; then"#,
     "    pcluster_script=${BASH_SOURCE[0]-}",
     "    pcluster_failed() {",
@@ -116,7 +116,7 @@ const DISARM: &str = r#"[ -z "$BASH_VERSION" ] || trap - ERR EXIT"#;
 /// Login shells define `module`. Jobs do not run in a login shell, because its other settings
 /// (PATH) would override the job's.
 const MODULES: [&str; 7] = [
-    "# A shell that is no login shell may not know `module`.",
+    "# A non-login shell may not define `module`.",
     "if ! type module > /dev/null 2>&1; then",
     "    for file in /etc/profile.d/modules.sh /etc/profile.d/lmod.sh /etc/profile.d/z00_lmod.sh \\",
     r#"        "${MODULESHOME:-/usr/share/modules}/init/bash" "${LMOD_PKG:-/usr/share/lmod/lmod}/init/bash"; do"#,
@@ -130,16 +130,16 @@ fn uses_modules(line: &str) -> bool {
 }
 
 /// The one thing that every template must contain.
-pub fn need(request: &JobRequest) -> Need {
+pub fn requirement(request: &JobRequest) -> Requirement {
     let (what, names, line): (_, &'static [&'static str], _) = match request.kind {
         JobKind::Controller => ("the command of the controller", &["controller", "command"], "{{ controller }}"),
         // A single command would start a single engine.
         JobKind::Engines if request.is_one_job() || request.engines_in_a_job() > 1 => {
-            ("the start of the engines", &["engines"], "{{ engines }}")
+            ("the lines that start the engines", &["engines"], "{{ engines }}")
         }
         JobKind::Engines => ("the command of the engine", &["engines", "command"], "{{ engines }}"),
     };
-    Need {
+    Requirement {
         what: what.into(),
         found_by: FoundBy::Variable(names),
         line: line.into(),

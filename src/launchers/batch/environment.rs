@@ -41,19 +41,19 @@ pub fn for_submission(row: &dyn BatchSystem, mut command: CommandLine, script: &
     let overridden = options_of(script, row.directive_prefix())
         .filter_map(|word| option(rules.options, word))
         .flat_map(|option| option.variables);
-    command.without = names(rules.submissions.removed.iter().chain(overridden));
-    command.keeping = names(rules.submissions.kept);
+    command.removed_vars = names(rules.submissions.removed.iter().chain(overridden));
+    command.kept_vars = names(rules.submissions.kept);
     // A directive in the script takes precedence over `kept`.
-    command.keeping.retain(|kept| !command.without.contains(kept));
+    command.kept_vars.retain(|kept| !command.removed_vars.contains(kept));
     command
 }
 
 /// Prepares a query or cancellation so that the environment does not change its output.
 pub fn for_query(row: &dyn BatchSystem, mut command: CommandLine) -> CommandLine {
     let rule = row.environment().queries;
-    command.without = names(rule.removed);
-    command.in_english = true;
-    command.keeping = names(rule.kept);
+    command.removed_vars = names(rule.removed);
+    command.in_c_locale = true;
+    command.kept_vars = names(rule.kept);
     command
 }
 
@@ -85,14 +85,14 @@ fn option<'a>(options: &'a [ScriptOption], word: &str) -> Option<&'a ScriptOptio
 }
 
 /// Whether this variable is removed, given `removed_vars` and `kept_vars`.
-pub fn is_removed(name: &str, without: &[&str], keeping: &[&str]) -> bool {
+pub fn is_removed(name: &str, removed_vars: &[&str], kept_vars: &[&str]) -> bool {
     let is_in = |names: &[&str]| {
         names.iter().any(|pattern| match pattern.strip_suffix('*') {
             Some(begin) => name.starts_with(begin),
             None => name == *pattern,
         })
     };
-    is_in(without) && !is_in(keeping)
+    is_in(removed_vars) && !is_in(kept_vars)
 }
 
 #[cfg(test)]
@@ -101,14 +101,14 @@ mod tests {
     use super::*;
 
     /// The variables among these that a submission of this script inherits.
-    fn reach_submission(system: &str, script: &str, variables: &[&'static str]) -> Vec<&'static str> {
+    fn inherited_by_submission(system: &str, script: &str, variables: &[&'static str]) -> Vec<&'static str> {
         let command = for_submission(by_name(system).unwrap(), CommandLine::default(), script);
-        let stays = |name: &&&str| !is_removed(name, &command.without, &command.keeping);
+        let stays = |name: &&&str| !is_removed(name, &command.removed_vars, &command.kept_vars);
         variables.iter().filter(stays).copied().collect()
     }
 
     #[test]
-    fn what_a_script_sets_is_not_overridden_and_the_sites_other_defaults_stay() {
+    fn script_options_are_not_overridden_and_other_site_defaults_stay() {
         let all = [
             "SBATCH_ACCOUNT",
             "SBATCH_ARRAY_INX",
@@ -138,16 +138,16 @@ mod tests {
             "SLURM_HINT",
             "PATH",
         ];
-        assert_eq!(reach_submission("slurm", "#!/bin/bash\n#SBATCH --job-name=x\n", &all), site);
+        assert_eq!(inherited_by_submission("slurm", "#!/bin/bash\n#SBATCH --job-name=x\n", &all), site);
         let script = "#SBATCH --time=5 -p batch\n#SBATCH --mem 3M\n#SBATCH -Mwest\n#SBATCH --acc=pi --hint=nomultithread\n##SBATCH -x\n";
         assert_eq!(
-            reach_submission("slurm", script, &all),
+            inherited_by_submission("slurm", script, &all),
             ["SBATCH_WAIT_ALL_NODES", "SLURM_CONF", "PATH"]
         );
     }
 
     #[test]
-    fn queries_see_no_options_and_know_their_system() {
+    fn queries_get_no_options_but_their_systems_configuration() {
         let cases = [
             ("slurm", "SQUEUE_PARTITION", "SLURM_CONF"),
             ("slurm", "SLURM_CLUSTERS", "SLURM_JWT"),
@@ -162,13 +162,13 @@ mod tests {
         ];
         for (system, removed, kept) in cases {
             let command = for_query(by_name(system).unwrap(), CommandLine::default());
-            assert!(is_removed(removed, &command.without, &command.keeping), "{system} {removed}");
-            assert!(!is_removed(kept, &command.without, &command.keeping), "{system} {kept}");
+            assert!(is_removed(removed, &command.removed_vars, &command.kept_vars), "{system} {removed}");
+            assert!(!is_removed(kept, &command.removed_vars, &command.kept_vars), "{system} {kept}");
         }
         for system in SYSTEMS {
-            assert!(for_query(by_name(system).unwrap(), CommandLine::default()).in_english);
+            assert!(for_query(by_name(system).unwrap(), CommandLine::default()).in_c_locale);
             let submission = for_submission(by_name(system).unwrap(), CommandLine::default(), "");
-            assert!(!submission.in_english, "the job may inherit the locale");
+            assert!(!submission.in_c_locale, "the job may inherit the locale");
         }
     }
 }

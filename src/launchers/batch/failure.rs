@@ -1,13 +1,13 @@
 //! Failures of a batch system's commands: the system's message and a hint.
-use super::command::Output;
+use super::command::CommandOutput;
 
 /// A failed submission. Displays the system's message.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{said}")]
+#[error("{message}")]
 pub struct SubmitFailure {
     pub problem: Problem,
     /// The command's output, or a description if it printed nothing.
-    pub said: String,
+    pub message: String,
     /// A suggested action.
     pub hint: Option<String>,
 }
@@ -15,10 +15,10 @@ pub struct SubmitFailure {
 /// A failed query: the state of the jobs is unknown; in particular they are not known to be gone.
 /// Displays the system's message.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{said}")]
+#[error("{message}")]
 pub struct QueryFailure {
     pub problem: Problem,
-    pub said: String,
+    pub message: String,
 }
 
 /// The kind of failure, as far as the output reveals it.
@@ -52,60 +52,60 @@ impl SubmitFailure {
     pub fn no_command(system: &str, program: &str) -> SubmitFailure {
         SubmitFailure {
             problem: Problem::NoCommand,
-            said: format!("{program}: command not found"),
+            message: format!("{program}: command not found"),
             hint: Some(format!(
-                "{system}'s commands are not on the PATH here: is this one of the cluster's login nodes, and does it want `module load` first?"
+                "{system}'s commands are not on the PATH: run this on a login node of the cluster, perhaps after `module load`"
             )),
         }
     }
 
-    pub fn of(problem: Problem, output: &Output, hint: Option<String>) -> SubmitFailure {
+    pub fn of(problem: Problem, output: &CommandOutput, hint: Option<String>) -> SubmitFailure {
         SubmitFailure {
             problem,
-            said: words_of(output),
+            message: message_of(output),
             hint,
         }
     }
 }
 
 impl QueryFailure {
-    pub fn of(problem: Problem, output: &Output) -> QueryFailure {
+    pub fn of(problem: Problem, output: &CommandOutput) -> QueryFailure {
         QueryFailure {
             problem,
-            said: words_of(output),
+            message: message_of(output),
         }
     }
 }
 
-fn words_of(output: &Output) -> String {
-    match (output.said(), output.code) {
-        (said, _) if !said.is_empty() => said,
-        (_, Some(code)) => format!("it said nothing (exit code {code})"),
-        (_, None) => "it said nothing, and was ended by a signal".into(),
+fn message_of(output: &CommandOutput) -> String {
+    match (output.message(), output.code) {
+        (message, _) if !message.is_empty() => message,
+        (_, Some(code)) => format!("no output (exit code {code})"),
+        (_, None) => "no output; terminated by a signal".into(),
     }
 }
 
 /// Lower-case text to search for in the output, the problem it indicates, and a hint.
-pub type Meanings = [(&'static str, Problem, &'static str)];
+pub type ErrorPatterns = [(&'static str, Problem, &'static str)];
 
-fn meaning(output: &Output, meanings: &Meanings) -> (Problem, Option<String>) {
-    let said = output.said().to_lowercase();
-    let found = meanings.iter().find(|(words, _, _)| said.contains(words));
+fn classify(output: &CommandOutput, patterns: &ErrorPatterns) -> (Problem, Option<String>) {
+    let message = output.message().to_lowercase();
+    let found = patterns.iter().find(|(words, _, _)| message.contains(words));
     found.map_or((Problem::Other, None), |(_, problem, hint)| (*problem, Some(hint.to_string())))
 }
 
 /// A submission that the system rejected.
-pub fn of_submit(output: &Output, meanings: &Meanings) -> SubmitFailure {
-    let (problem, hint) = meaning(output, meanings);
+pub fn of_submit(output: &CommandOutput, patterns: &ErrorPatterns) -> SubmitFailure {
+    let (problem, hint) = classify(output, patterns);
     SubmitFailure::of(problem, output, hint)
 }
 
 /// A submission that succeeded but printed no id.
-pub fn no_id(output: &Output, hint: &str) -> SubmitFailure {
+pub fn no_id(output: &CommandOutput, hint: &str) -> SubmitFailure {
     SubmitFailure::of(Problem::NoId, output, Some(hint.into()))
 }
 
 /// A query or cancellation that failed.
-pub fn of_query(output: &Output, meanings: &Meanings) -> QueryFailure {
-    QueryFailure::of(meaning(output, meanings).0, output)
+pub fn of_query(output: &CommandOutput, patterns: &ErrorPatterns) -> QueryFailure {
+    QueryFailure::of(classify(output, patterns).0, output)
 }

@@ -55,7 +55,7 @@ impl JobRow {
         }
     }
 
-    pub(crate) fn because(mut self, reason: Option<String>) -> JobRow {
+    pub(crate) fn with_reason(mut self, reason: Option<String>) -> JobRow {
         self.reason = reason;
         self
     }

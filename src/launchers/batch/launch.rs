@@ -20,7 +20,7 @@ pub fn engines(launch: &EnginesLaunch, resources: &Resources, mpi: &MpiConfig, u
     let (program, arguments) = match resources.start {
         StartMode::Mpiexec => {
             // A restarted rank could not rejoin the others. An engine's id is its rank.
-            let (program, mut arguments) = engine::lone_engine_command(&launch)?;
+            let (program, mut arguments) = engine::unsupervised_engine_command(&launch)?;
             arguments.push("--mpi".into());
             (program, arguments)
         }
@@ -32,7 +32,7 @@ pub fn engines(launch: &EnginesLaunch, resources: &Resources, mpi: &MpiConfig, u
     request.argv = argv(program, arguments);
     request.cwd = launch.cwd;
     // `mpiexec` defines how it handles other signals.
-    request.hears_warnings = launch.kind == EngineKind::Pcluster && resources.start != StartMode::Mpiexec;
+    request.handles_sigusr2 = launch.kind == EngineKind::Pcluster && resources.start != StartMode::Mpiexec;
     request.mpiexec = std::iter::once(&mpi.command).chain(&mpi.arguments).cloned().collect();
     Ok(request)
 }
@@ -72,11 +72,11 @@ fn request(kind: JobKind, profile: &ProfileDir, cluster_id: &str, resources: &Re
         },
         env: Vec::new(),
         resources: resources.clone(),
-        hears_warnings: false,
+        handles_sigusr2: false,
         after_term_s: None,
         after_user_s: None,
         mpiexec: Vec::new(),
-        counted_by_job: Vec::new(),
+        per_job_resources: Vec::new(),
     }
 }
 

@@ -20,7 +20,7 @@ pub mod slurm_environment;
 pub mod squeue;
 pub mod xml;
 
-pub use command::{CommandLine, Output};
+pub use command::{CommandLine, CommandOutput};
 pub use environment::EnvironmentRules;
 pub use failure::{Problem, QueryFailure, SubmitFailure};
 pub use job::{JobId, JobRow, JobStatus, JobTarget};
@@ -61,7 +61,7 @@ pub trait BatchSystem: Send + Sync {
     }
     /// The row to use, given the output of `dialect_command`. Store the dialect with the jobs:
     /// [`BatchSystem::dialect`].
-    fn of_dialect(&self, _said: &Output) -> Option<&'static dyn BatchSystem> {
+    fn detect_dialect(&self, _output: &CommandOutput) -> Option<&'static dyn BatchSystem> {
         None
     }
     /// The dialect's name, for [`BatchSystem::with_dialect`]; empty if there is only one.
@@ -82,7 +82,7 @@ pub trait BatchSystem: Send + Sync {
     /// The values of the template variables. See [`render::VARIABLES`].
     fn variables(&self, request: &JobRequest) -> Result<render::Variables, TemplateError>;
     /// What a template must contain for this job: how to find it, and the line to add.
-    fn needs(&self, template: &str, request: &JobRequest) -> Vec<render::Need>;
+    fn requirements(&self, template: &str, request: &JobRequest) -> Vec<render::Requirement>;
     /// The path of the job's output file. The file may be missing if the job has ended.
     fn log_path(&self, request: &JobRequest, job: &JobId, element: Option<u32>) -> PathBuf;
 
@@ -99,19 +99,19 @@ pub trait BatchSystem: Send + Sync {
     fn submit_command(&self, script: &Path, text: &str, request: &JobRequest) -> CommandLine;
     /// Finds the id, even between a site's banner lines. Accepts only the output of
     /// `submit_command`.
-    fn parse_submit(&self, output: &Output) -> Result<JobId, SubmitFailure>;
+    fn parse_submit(&self, output: &CommandOutput) -> Result<JobId, SubmitFailure>;
 
     /// One command that queries all these jobs of this user. Some of them may be gone.
     fn query_command(&self, jobs: &[JobId], user: &str) -> CommandLine;
     /// One row per known job, possibly including jobs that were not requested. Unknown jobs have no
     /// row.
-    fn parse_query(&self, output: &Output) -> Result<Vec<JobRow>, QueryFailure>;
+    fn parse_query(&self, output: &CommandOutput) -> Result<Vec<JobRow>, QueryFailure>;
     /// Set if a waiting job's reason requires a separate query (Grid Engine's `qstat -j`).
     fn reason_command(&self, _job: &JobId) -> Option<CommandLine> {
         None
     }
     /// The reason why a job waits, in one line.
-    fn parse_reason(&self, _output: &Output) -> Option<String> {
+    fn parse_reason(&self, _output: &CommandOutput) -> Option<String> {
         None
     }
     /// Queries the outcome of a job that no longer appears in the queue; none if the system keeps
@@ -120,14 +120,14 @@ pub trait BatchSystem: Send + Sync {
         None
     }
     /// Rows of jobs that have ended. Empty if nothing is known (yet).
-    fn parse_history(&self, _output: &Output) -> Vec<JobRow> {
+    fn parse_history(&self, _output: &CommandOutput) -> Vec<JobRow> {
         Vec::new()
     }
 
     /// Finds jobs of this name in any state.
     fn find_command(&self, name: &str, user: &str) -> CommandLine;
     /// The ids of the submissions of this name.
-    fn parse_find(&self, output: &Output, name: &str) -> Result<Vec<JobId>, QueryFailure> {
+    fn parse_find(&self, output: &CommandOutput, name: &str) -> Result<Vec<JobId>, QueryFailure> {
         let rows = self.parse_query(output)?.into_iter();
         let mut ids: Vec<JobId> = rows.filter(|row| row.name.as_deref() == Some(name)).map(|row| row.job).collect();
         ids.dedup();
@@ -137,7 +137,7 @@ pub trait BatchSystem: Send + Sync {
     /// Cancels jobs, waiting or running, with one command.
     fn cancel_command(&self, targets: &[JobTarget]) -> CommandLine;
     /// An unknown job, or one that has ended, counts as cancelled.
-    fn parse_cancel(&self, output: &Output) -> Result<(), QueryFailure>;
+    fn parse_cancel(&self, output: &CommandOutput) -> Result<(), QueryFailure>;
     /// The documented delay between a warning signal and SIGKILL.
     fn kill_wait(&self) -> KillWait {
         KillWait::default()
@@ -147,15 +147,15 @@ pub trait BatchSystem: Send + Sync {
         None
     }
     /// The delay in seconds.
-    fn parse_kill_wait(&self, _output: &Output) -> Option<u32> {
+    fn parse_kill_wait(&self, _output: &CommandOutput) -> Option<u32> {
         None
     }
 
     /// Queries which resources the system counts per job, if that is configurable.
-    fn counting_command(&self) -> Option<CommandLine> {
+    fn job_resources_command(&self) -> Option<CommandLine> {
         None
     }
-    fn parse_counting(&self, _output: &Output) -> Vec<String> {
+    fn parse_job_resources(&self, _output: &CommandOutput) -> Vec<String> {
         Vec::new()
     }
 
@@ -176,40 +176,40 @@ pub struct KillWait {
 
 impl KillWait {
     /// Applies the site's setting.
-    pub fn at_site(mut self, said_s: Option<u32>) -> KillWait {
-        let place = match (self.term_s, self.user_s) {
+    pub fn with_site_value(mut self, site_s: Option<u32>) -> KillWait {
+        let delay = match (self.term_s, self.user_s) {
             (None, Some(_)) => &mut self.user_s,
             _ => &mut self.term_s,
         };
-        *place = said_s.or(*place);
+        *delay = site_s.or(*delay);
         self
     }
 }
 
 impl JobRequest {
     /// Applies the site's settings that matter for this job, as far as the system answers.
-    pub fn at_site(self, row: &dyn BatchSystem, ask: impl Fn(CommandLine) -> Option<Output>) -> JobRequest {
-        let said = self.kill_wait_question(row).and_then(&ask);
-        let mut request = self.with_kill_wait(row, said.as_ref());
+    pub fn with_site_settings(self, row: &dyn BatchSystem, ask: impl Fn(CommandLine) -> Option<CommandOutput>) -> JobRequest {
+        let output = self.kill_wait_query(row).and_then(&ask);
+        let mut request = self.with_kill_wait(row, output.as_ref());
         let amounts = request.resources.memory.is_some() || request.resources.gpus.is_some();
-        let said = row.counting_command().filter(|_| amounts).and_then(ask);
-        request.counted_by_job = said.map_or_else(Vec::new, |output| row.parse_counting(&output));
+        let output = row.job_resources_command().filter(|_| amounts).and_then(ask);
+        request.per_job_resources = output.map_or_else(Vec::new, |output| row.parse_job_resources(&output));
         request
     }
 
     /// Sets the delays before SIGKILL from the configuration, else from the system's answer
     /// (`output`), else from its manual.
-    pub fn with_kill_wait(mut self, row: &dyn BatchSystem, said: Option<&Output>) -> JobRequest {
+    pub fn with_kill_wait(mut self, row: &dyn BatchSystem, output: Option<&CommandOutput>) -> JobRequest {
         if self.kind == JobKind::Engines {
-            let said = said.and_then(|output| row.parse_kill_wait(output));
-            let wait = row.kill_wait().at_site(self.resources.kill_wait_s.or(said));
+            let reported_s = output.and_then(|output| row.parse_kill_wait(output));
+            let wait = row.kill_wait().with_site_value(self.resources.kill_wait_s.or(reported_s));
             (self.after_term_s, self.after_user_s) = (wait.term_s, wait.user_s);
         }
         self
     }
 
     /// The query for those delays; none if no query is needed.
-    pub fn kill_wait_question(&self, row: &dyn BatchSystem) -> Option<CommandLine> {
+    pub fn kill_wait_query(&self, row: &dyn BatchSystem) -> Option<CommandLine> {
         let is_open = self.kind == JobKind::Engines && self.resources.kill_wait_s.is_none();
         row.kill_wait_command().filter(|_| is_open)
     }

@@ -43,7 +43,7 @@ pub struct JobRequest {
     pub env: Vec<(String, String)>,
     pub resources: Resources,
     /// The process handles SIGUSR2 as the batch system's warning: pcluster's own engine.
-    pub hears_warnings: bool,
+    pub handles_sigusr2: bool,
     /// The delay in seconds between SIGTERM (or SIGUSR1, SIGUSR2) and SIGKILL; see
     /// [`super::KillWait`].
     pub after_term_s: Option<u32>,
@@ -51,7 +51,7 @@ pub struct JobRequest {
     /// The `mpiexec` command, for [`StartMode::Mpiexec`].
     pub mpiexec: Vec<String>,
     /// Resources that the site counts per job; the others are counted per slot. Grid Engine only.
-    pub counted_by_job: Vec<String>,
+    pub per_job_resources: Vec<String>,
 }
 
 impl JobRequest {
@@ -96,7 +96,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_are_plain_and_short_whatever_the_profile_is_called() {
+    fn job_names_are_plain_and_short_for_any_profile_name() {
         assert_eq!(job_name("mycluster", "", "k3x9"), "pcluster-mycluster-k3x9");
         assert_eq!(job_name("a b/ü", "7", "k3x9"), "pcluster-a_b__-7-k3x9");
         let long = job_name(&"p".repeat(200), &"c".repeat(200), "k3x9");

@@ -1,5 +1,5 @@
 //! Helpers shared by the tests of the rows.
-use super::{BatchSystem, JobId, JobKind, JobRequest, JobRow, JobTarget, Output, Problem, SYSTEMS, TemplateError, by_name, render};
+use super::{BatchSystem, CommandOutput, JobId, JobKind, JobRequest, JobRow, JobTarget, Problem, SYSTEMS, TemplateError, by_name, render};
 use crate::profile::config::resources::Resources;
 use std::path::Path;
 
@@ -26,11 +26,11 @@ pub(crate) fn engines(n: u32) -> JobRequest {
         log_stem: "engines".into(),
         env: Vec::new(),
         resources: Resources::default(),
-        hears_warnings: true,
+        handles_sigusr2: true,
         after_term_s: None,
         after_user_s: None,
         mpiexec: vec!["mpiexec".into()],
-        counted_by_job: Vec::new(),
+        per_job_resources: Vec::new(),
     }
 }
 
@@ -42,14 +42,14 @@ pub(crate) fn rendered(system: &dyn BatchSystem, request: &JobRequest) -> String
 
 /// Recorded output of a command: a file of `tests/fixtures/batch/` whose first line names its
 /// source.
-pub(crate) fn fixture(name: &str) -> Output {
+pub(crate) fn fixture(name: &str) -> CommandOutput {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/batch").join(name);
     let text = std::fs::read_to_string(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
     let (head, rest) = text.split_once("--- stdout\n").unwrap();
     let (stdout, stderr) = rest.split_once("--- stderr\n").unwrap();
     assert!(head.starts_with("source: "), "{name}");
     let code = head.lines().find_map(|line| line.strip_prefix("code: ")).unwrap();
-    Output {
+    CommandOutput {
         code: Some(code.parse().unwrap()),
         stdout: stdout.into(),
         stderr: stderr.into(),
@@ -74,7 +74,7 @@ pub(crate) fn shown(rows: &[JobRow]) -> String {
 /// Why a submission failed: the problem and the hint.
 pub(crate) fn refused(system: &dyn BatchSystem, name: &str) -> String {
     let failure = system.parse_submit(&fixture(name)).unwrap_err();
-    assert!(!failure.said.is_empty());
+    assert!(!failure.message.is_empty());
     format!("{:?}: {}", failure.problem, failure.hint.unwrap_or("-".into()))
 }
 
@@ -86,7 +86,7 @@ pub(crate) fn target(job: &str, element: Option<u32>) -> JobTarget {
 }
 
 #[test]
-fn a_name_is_one_system() {
+fn each_name_identifies_one_system() {
     for name in SYSTEMS {
         let system = by_name(name).unwrap();
         assert_eq!(system.name(), name);
@@ -98,17 +98,17 @@ fn a_name_is_one_system() {
 }
 
 #[test]
-fn what_said_nothing_or_anything_is_no_id_and_no_crash() {
+fn empty_and_arbitrary_output_yields_no_id_and_no_panic() {
     for name in SYSTEMS {
         let system = by_name(name).unwrap();
         for (code, text) in [(Some(0), ""), (Some(0), "hello\n"), (Some(1), ""), (None, "")] {
-            let output = Output {
+            let output = CommandOutput {
                 code,
                 stdout: text.into(),
                 stderr: String::new(),
             };
             let failure = system.parse_submit(&output).unwrap_err();
-            assert!(!failure.said.is_empty());
+            assert!(!failure.message.is_empty());
             assert_eq!(failure.problem == Problem::NoId, code == Some(0), "{name} {failure:?}");
         }
     }
@@ -121,7 +121,7 @@ fn files(system: &dyn BatchSystem, request: &JobRequest) -> Result<Vec<String>, 
 }
 
 #[test]
-fn every_setting_of_a_system_reaches_the_script_or_is_refused() {
+fn every_setting_appears_in_the_script_or_is_rejected() {
     type Change<'a> = &'a dyn Fn(&mut Resources);
     let set: [(&str, Change); 18] = [
         ("queue", &|r| r.queue = Some("needle".into())),
@@ -190,7 +190,7 @@ mod quoting {
 
     /// Runs a script with `sh`. Its command prints its arguments and part of its environment, each
     /// after a NUL.
-    fn words_of(system: &'static dyn BatchSystem, argv: Vec<String>, value: &str) -> Vec<String> {
+    fn message_of(system: &'static dyn BatchSystem, argv: Vec<String>, value: &str) -> Vec<String> {
         let mut request = engines(1);
         let printer = ["/bin/sh", "-c", "printf '%s\\0' \"$@\" \"$NEEDLE\"", "x"].map(String::from);
         request.argv = printer.into_iter().chain(argv).collect();
@@ -217,7 +217,7 @@ mod quoting {
         /// The engine receives every argument unchanged, whatever it contains: blanks, quotes, `$`,
         /// line breaks, other scripts.
         #[test]
-        fn words_survive_the_script_and_the_shell(
+        fn arguments_pass_unchanged_through_the_script_and_the_shell(
             words in proptest::collection::vec("[a\"'$`\\\\ #*?!{}%~;&|<>()\n\t=üλ-]{0,12}", 0..4),
             value in "[a\"'$`\\\\ #*?!{}%~;&|<>()\n\t=üλ-]{0,12}",
             which in 0..SYSTEMS.len(),
@@ -225,25 +225,25 @@ mod quoting {
             let system = by_name(SYSTEMS[which]).unwrap();
             let mut expected = words.clone();
             expected.push(value.clone());
-            prop_assert_eq!(words_of(system, words, &value), expected);
+            prop_assert_eq!(message_of(system, words, &value), expected);
         }
     }
 
     #[test]
-    fn a_line_break_makes_no_further_directive() {
+    fn a_line_break_cannot_add_a_directive() {
         for system in SYSTEMS.iter().filter_map(|name| by_name(name)) {
             let mut request = engines(3);
             request.resources.account = Some("pi\n#SBATCH --uid=0".into());
             let error = files(system, &request).unwrap_err();
-            assert!(matches!(error, TemplateError::Unfit { .. }), "{}: {error}", system.name());
+            assert!(matches!(error, TemplateError::InvalidValue { .. }), "{}: {error}", system.name());
             let mut request = engines(3);
             request.resources.directives = vec!["-x\nrm -rf /".into()];
-            assert!(matches!(files(system, &request).unwrap_err(), TemplateError::Unfit { .. }));
+            assert!(matches!(files(system, &request).unwrap_err(), TemplateError::InvalidValue { .. }));
         }
     }
 
     #[test]
-    fn the_shells_own_braces_stay() {
+    fn shell_braces_are_preserved() {
         let own = "#!/bin/sh\n#SBATCH --array={{ array }}\nx=${PATH%%:*} y=${#x} z=\"${x:-{}}\"\n{{ engines }}\n";
         let script = render(by_name("slurm").unwrap(), "engines.sh.tera", own, &engines(2)).unwrap();
         assert!(script.contains("x=${PATH%%:*} y=${#x} z=\"${x:-{}}\"\n"), "{script}");
@@ -251,7 +251,7 @@ mod quoting {
 }
 
 #[test]
-fn a_template_that_misses_something_says_which_line_to_add() {
+fn errors_of_incomplete_templates_suggest_the_line_to_add() {
     let system = by_name("slurm").unwrap();
     let error = |text: &str, request: &JobRequest| {
         let e = render(system, "mine.sh", text, request).unwrap_err();
@@ -268,27 +268,27 @@ fn a_template_that_misses_something_says_which_line_to_add() {
     hint: add this line: #SBATCH --array={{ array }}
     ");
     insta::assert_snapshot!(error("#!/bin/sh\n#SBATCH --array={{ array }}\nexec {{ command }}\n", &many), @r"
-    mine.sh: the start of the engines is missing
+    mine.sh: the lines that start the engines is missing
     hint: add this line: {{ engines }}
     ");
     insta::assert_snapshot!(error("#!/bin/sh\n#SBATCH --array={{ arry }}\n", &engines(2)), @r"
-    mine.sh:2: there is no variable `arry`
-    hint: the variables are: name, profile, cluster_id, version, n, jobs, engines_per_job, array, single, tasks, engines, controller, command, script, cwd, log, queue, account, qos, walltime, memory, mem_free, memory_per_slot, cpus, gpus, gpu, nodes, resources, constraint, parallel_environment, reservation, mail_user, mail_type, directives, environment, modules, before; `pcluster template list` explains them
+    mine.sh:2: unknown variable `arry`
+    hint: known variables: name, profile, cluster_id, version, n, jobs, engines_per_job, array, single, tasks, engines, controller, command, script, cwd, log, queue, account, qos, walltime, memory, mem_free, memory_per_slot, cpus, gpus, gpu, nodes, resources, constraint, parallel_environment, reservation, mail_user, mail_type, directives, environment, modules, before; `pcluster template list` describes them
     ");
     insta::assert_snapshot!(error("#!/bin/sh\n#SBATCH --array={{ array\n", &engines(2)), @r"
     mine.sh:2: error: Unexpected end of input
-    hint: a variable is written {{ name }}; all else is left as it is
+    hint: write a variable as {{ name }}; everything else is copied unchanged
     ");
     let mut spaced = engines(2);
     spaced.cwd = "/home/ada/my work".into();
     insta::assert_snapshot!(error("#SBATCH -a 1-2\ncd \"{{ cwd }}\"\n{{ engines }}\n", &spaced), @r"
-    mine.sh:2: `{{ cwd }}` stands in quotes, but its value '/home/ada/my work' is quoted already
-    hint: take the quotes away
+    mine.sh:2: `{{ cwd }}` is inside quotes, but its value '/home/ada/my work' is already quoted
+    hint: remove the quotes
     ");
     let mut set = engines(2);
     set.resources.queue = Some("long".into());
     insta::assert_snapshot!(error("#SBATCH -a {{ array }}\n{{ engines }}\n", &set), @r"
-    mine.sh: what launchers.slurm.queue asks for is missing
+    mine.sh: the directive for launchers.slurm.queue is missing
     hint: add this line: #SBATCH --partition={{ queue }}
     ");
     // A hand-written array and the bare command are accepted.
@@ -305,7 +305,7 @@ mod running {
     /// For engines that handle only SIGTERM.
     fn script(n: u32, per_job: u32, code: &str) -> String {
         let mut request = engines(n);
-        request.hears_warnings = false;
+        request.handles_sigusr2 = false;
         script_of(request, per_job, ["/bin/sh", "-c", code])
     }
 
@@ -318,32 +318,32 @@ mod running {
     }
 
     #[test]
-    fn a_warning_to_the_shell_is_one_sigterm_for_each_engine_and_their_end_is_waited_for() {
-        let code = "trap 'echo told; exit 0' TERM; echo up; while :; do sleep 0.05; done";
+    fn the_shell_forwards_a_warning_as_one_sigterm_per_engine_and_waits_for_them() {
+        let code = "trap 'echo term; exit 0' TERM; echo up; while :; do sleep 0.05; done";
         warn(
             &script(6, 3, code),
-            &[("TERM", "told"), ("USR1", "told"), ("USR2", "told"), ("XCPU", "told")],
+            &[("TERM", "term"), ("USR1", "term"), ("USR2", "term"), ("XCPU", "term")],
         );
     }
 
     #[test]
-    fn an_engine_that_knows_warnings_is_told_which_it_is() {
+    fn the_shell_forwards_the_warning_signal_to_engines_that_handle_it() {
         // Written in Python, because a shell cannot trap signals that were ignored when it started.
         // Each message must be a single write, since three processes write at the same time.
         let code = "import os, signal, sys, time\n\
-                    def on(said):\n return lambda *_: (os.write(1, said), sys.exit(0))\n\
-                    signal.signal(signal.SIGTERM, on(b'told\\n'))\nsignal.signal(signal.SIGUSR2, on(b'warned\\n'))\n\
+                    def on(text):\n return lambda *_: (os.write(1, text), sys.exit(0))\n\
+                    signal.signal(signal.SIGTERM, on(b'term\\n'))\nsignal.signal(signal.SIGUSR2, on(b'warned\\n'))\n\
                     os.write(1, b'up\\n')\nwhile True: time.sleep(0.05)";
         let script = script_of(engines(6), 3, ["python3", "-c", code]);
         warn(
             &script,
-            &[("TERM", "told"), ("USR1", "warned"), ("USR2", "warned"), ("XCPU", "warned")],
+            &[("TERM", "term"), ("USR1", "warned"), ("USR2", "warned"), ("XCPU", "warned")],
         );
     }
 
     /// Sends each signal to the shell, and checks what the three engines print.
     fn warn(script: &str, signals: &[(&str, &str)]) {
-        for (signal, said) in signals {
+        for (signal, expected) in signals {
             let mut child = Command::new("/bin/bash")
                 .args(["-c", script])
                 .env("PCLUSTER_ELEMENT", "1")
@@ -365,13 +365,13 @@ mod running {
             assert!(asked.success());
             let mut rest = String::new();
             lines.read_to_string(&mut rest).unwrap();
-            assert_eq!(rest, format!("{said}\n").repeat(3), "{signal}");
+            assert_eq!(rest, format!("{expected}\n").repeat(3), "{signal}");
             assert!(child.wait().unwrap().success());
         }
     }
 
     #[test]
-    fn an_engines_exit_code_is_the_jobs_and_the_last_job_holds_what_is_left() {
+    fn the_job_exits_with_the_engines_code_and_the_last_job_has_the_remaining_engines() {
         for (element, starts) in [("1", 4), ("2", 2)] {
             let output = Command::new("/bin/bash")
                 .args(["-c", &script(6, 4, "echo x; exit 3")])
@@ -401,12 +401,12 @@ mod running {
         let script = render(system, "t.sh", text, &request).unwrap();
         std::fs::write(dir.path().join("script"), script).unwrap();
         let output = Command::new(shell).arg("script").current_dir(dir.path()).output().unwrap();
-        let said = [output.stdout, output.stderr].concat();
-        (output.status.code(), String::from_utf8(said).unwrap())
+        let text = [output.stdout, output.stderr].concat();
+        (output.status.code(), String::from_utf8(text).unwrap())
     }
 
     #[test]
-    fn a_setup_line_that_fails_ends_the_job_and_is_shown() {
+    fn a_failing_setup_line_ends_the_job_and_is_reported() {
         let failing: &[(&[&str], i32, &str)] = &[
             (
                 &["module() { return 1; }", "module load gcc/12"],
@@ -440,14 +440,14 @@ mod running {
                 "syntax error near unexpected token `done'|the script ended before it started anything (exit code 2)",
             ),
         ];
-        for (before, code, said) in failing {
+        for (before, code, expected) in failing {
             let (ended, text) = set_up("bash", before);
             assert_eq!(ended, Some(*code), "{before:?} {text}");
             let text = match text.split_once("), line ") {
                 Some((before, after)) => format!("{before}), line L{}", after.trim_start_matches(|c: char| c.is_ascii_digit())),
                 None => text,
             };
-            for part in said.split('|') {
+            for part in expected.split('|') {
                 assert!(text.contains(part), "{before:?} {text}");
             }
             assert!(!text.contains("started\n"), "{before:?} {text}");
@@ -473,7 +473,7 @@ mod running {
     }
 
     #[test]
-    fn module_is_known_also_where_the_shell_is_no_login_shell() {
+    fn module_is_defined_in_non_login_shells() {
         let dir = tempfile::tempdir().unwrap();
         std::fs::create_dir(dir.path().join("init")).unwrap();
         std::fs::write(dir.path().join("init/bash"), "module() { echo \"$@\"; }\n").unwrap();

@@ -46,7 +46,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn elements_are_found_with_their_text() {
+    fn elements_and_their_text_are_found() {
         let text =
             "<?xml?><a><job state=\"r\"><n>1</n><t> a &lt;b&gt; &amp;amp; </t><q></q></job><jobs/><job/><job><n>2</n></job><job><n>3";
         let found: Vec<Option<String>> = elements(text, "job").map(|e| e.text("n")).collect();
@@ -58,7 +58,7 @@ mod tests {
 
     proptest::proptest! {
         #[test]
-        fn no_text_is_too_much(text in "(<job|</job>|>|<n>|</n>|x| ){0,30}") {
+        fn arbitrary_text_does_not_panic(text in "(<job|</job>|>|<n>|</n>|x| ){0,30}") {
             for element in elements(&text, "job") {
                 let _ = element.text("n");
             }

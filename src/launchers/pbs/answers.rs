@@ -90,7 +90,7 @@ fn row(block: &[String]) -> Option<JobRow> {
             name,
             ..row
         }
-        .because(comment),
+        .with_reason(comment),
     )
 }
 

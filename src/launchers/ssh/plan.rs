@@ -12,7 +12,7 @@ pub fn plan(hosts: &[SshHost], n: u32, first: u32) -> Result<Vec<(&SshHost, Vec<
     while given < n {
         let takes_more = |(host, numbers): &(&SshHost, Vec<u32>)| host.engines.is_none_or(|most| (numbers.len() as u32) < most);
         if !plan.iter().any(takes_more) {
-            return Err(LaunchError::TooFewPlaces { wanted: n, places: given });
+            return Err(LaunchError::NotEnoughSlots { wanted: n, slots: given });
         }
         let place = at % plan.len();
         if takes_more(&plan[place]) {

@@ -5,12 +5,12 @@
 //! supervisor ([`guard`]), which adopts it. All of them belong to the session of the first one and
 //! carry its mark; [`process::left_by`] finds them.
 //!
-//! Modules: `bond` (notifies each of the two when the other ends), [`guard`] (the supervised side).
-mod bond;
+//! Modules: `liveness_socket` (notifies each of the two when the other ends), [`guard`] (the supervised side).
 pub mod guard;
+mod liveness_socket;
 
 use crate::sys::process::{self, Mark, ProcessId};
-use bond::Bond;
+use liveness_socket::LivenessSocket;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
@@ -24,18 +24,18 @@ use std::process::{Child, Command, ExitStatus};
 use std::time::{Duration, Instant};
 
 /// The delay before the first restart; doubles with each further one,
-const FIRST_PAUSE: Duration = Duration::from_millis(100);
+const INITIAL_DELAY: Duration = Duration::from_millis(100);
 /// ... up to this.
-const LONGEST_PAUSE: Duration = Duration::from_secs(10);
+const MAX_DELAY: Duration = Duration::from_secs(10);
 /// A process that ran this long is considered stable: the delay is reset.
-const WELL: Duration = Duration::from_secs(60);
+const STABLE_AFTER: Duration = Duration::from_secs(60);
 /// Maximum number of consecutive refusals to start.
-const MOST_REFUSALS: u32 = 10;
+const MAX_REFUSALS: u32 = 10;
 /// Exit codes of crashes: a bug (cli/error.rs) and a panic.
-const MISTAKES: [i32; 2] = [70, 101];
+const CRASH_EXIT_CODES: [i32; 2] = [70, 101];
 
 /// Poll interval while a process that has closed its files exits.
-const LOOK_EVERY: Duration = Duration::from_millis(5);
+const POLL_INTERVAL: Duration = Duration::from_millis(5);
 
 /// The process to keep running.
 #[derive(Clone, Debug)]
@@ -43,70 +43,70 @@ pub struct Supervised {
     pub program: PathBuf,
     pub arguments: Vec<OsString>,
     /// Further arguments for restarts.
-    pub again: Vec<OsString>,
+    pub restart_arguments: Vec<OsString>,
     /// Whether to retry if it ran before and now refuses to start (its port is in use, its disk is
     /// full).
-    pub insists: bool,
+    pub retries_refusals: bool,
     /// Whether it watches its supervisor ([`guard`]).
-    pub watches: bool,
+    pub watches_supervisor: bool,
     /// Whether the program is this executable.
-    pub is_this_program: bool,
+    pub is_own_program: bool,
 }
 
 /// What to do after the process has ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Next {
+enum NextAction {
     /// Exit with this code.
-    End(u8),
+    Exit(u8),
     /// Restart it after a delay.
-    Again(Duration),
+    Restart(Duration),
 }
 
 /// The history that determines the next action.
 #[derive(Debug)]
-struct Record {
-    insists: bool,
+struct RestartState {
+    retries_refusals: bool,
     starts: u32,
     refusals: u32,
-    pause: Duration,
+    delay: Duration,
 }
 
-impl Record {
-    fn new(insists: bool) -> Record {
-        Record {
-            insists,
+impl RestartState {
+    fn new(retries_refusals: bool) -> RestartState {
+        RestartState {
+            retries_refusals,
             starts: 0,
             refusals: 0,
-            pause: FIRST_PAUSE,
+            delay: INITIAL_DELAY,
         }
     }
 
-    fn ended(&mut self, status: ExitStatus, lived: Duration, told_to_end: bool) -> Next {
+    fn ended(&mut self, status: ExitStatus, lived: Duration, stop_requested: bool) -> NextAction {
         let code = status.code().unwrap_or(128 + status.signal().unwrap_or_default());
-        let end = Next::End(u8::try_from(code).unwrap_or(u8::MAX));
-        if told_to_end || status.success() {
+        let end = NextAction::Exit(u8::try_from(code).unwrap_or(u8::MAX));
+        if stop_requested || status.success() {
             return end;
         }
-        if lived >= WELL {
-            (self.pause, self.refusals) = (FIRST_PAUSE, 0);
+        if lived >= STABLE_AFTER {
+            (self.delay, self.refusals) = (INITIAL_DELAY, 0);
         }
-        let refused = status.code().is_some_and(|code| !MISTAKES.contains(&code));
+        let refused = status.code().is_some_and(|code| !CRASH_EXIT_CODES.contains(&code));
         if refused {
             self.refusals += 1;
-            let was_well = self.starts > 1 || lived >= WELL;
-            if !self.insists || !was_well || self.refusals >= MOST_REFUSALS {
+            let was_stable = self.starts > 1 || lived >= STABLE_AFTER;
+            if !self.retries_refusals || !was_stable || self.refusals >= MAX_REFUSALS {
                 return end;
             }
         } else {
             self.refusals = 0;
         }
-        self.pause()
+        self.next_delay()
     }
 
-    fn pause(&mut self) -> Next {
-        let pause = self.pause;
-        self.pause = (pause * 2).min(LONGEST_PAUSE);
-        Next::Again(pause)
+    fn next_delay(&mut self) -> NextAction {
+        let delay = self.delay;
+        self.delay = (delay * 2).min(MAX_DELAY);
+        NextAction::Restart(delay)
     }
 }
 
@@ -120,70 +120,70 @@ pub fn run(supervised: &Supervised) -> io::Result<u8> {
         .into_iter()
         .for_each(|signal| mask.add(signal));
     mask.thread_block()?;
-    let mut signals = Signals {
+    let mut signals = SignalReceiver {
         file: SignalFd::with_flags(&mask, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)?,
-        told_to_end: false,
+        stop_requested: false,
     };
-    let mut record = Record::new(supervised.insists);
-    let mut taken_over = TakenOver::inherited()?;
+    let mut record = RestartState::new(supervised.retries_refusals);
+    let mut adopted = AdoptedProcess::inherited()?;
     loop {
         record.starts += 1;
-        let running = match taken_over.take() {
-            Some(process) => Ok(Running::TakenOver(process)),
+        let running = match adopted.take() {
+            Some(process) => Ok(SupervisedProcess::Adopted(process)),
             None => supervised.start(record.starts > 1),
         };
         let next = match running {
             Ok(mut running) => {
                 let (status, lived) = signals.wait_for(&mut running)?;
-                let next = record.ended(status, lived, signals.told_to_end);
-                if let Next::Again(pause) = next {
-                    tracing::warn!("process {} ended ({status}); starting it again in {pause:?}", running.pid());
+                let next = record.ended(status, lived, signals.stop_requested);
+                if let NextAction::Restart(delay) = next {
+                    tracing::warn!("process {} ended ({status}); restarting it in {delay:?}", running.pid());
                 }
                 next
             }
             Err(error) if record.starts == 1 => return Err(error),
             Err(error) => {
-                tracing::error!("cannot start {} again: {error}", supervised.program.display());
-                record.pause()
+                tracing::error!("cannot restart {}: {error}", supervised.program.display());
+                record.next_delay()
             }
         };
         match next {
-            Next::End(code) => return Ok(code),
-            Next::Again(pause) if signals.told_within(pause)? => return Ok(0),
-            Next::Again(_) => {}
+            NextAction::Exit(code) => return Ok(code),
+            NextAction::Restart(delay) if signals.stop_requested_within(delay)? => return Ok(0),
+            NextAction::Restart(_) => {}
         }
     }
 }
 
 impl Supervised {
-    fn start(&self, again: bool) -> io::Result<Running> {
-        let mut command = self.command(again);
-        let bond = match self.watches {
-            true => Some(Bond::to(&mut command)?),
+    fn start(&self, is_restart: bool) -> io::Result<SupervisedProcess> {
+        let mut command = self.command(is_restart);
+        let socket = match self.watches_supervisor {
+            true => Some(LivenessSocket::attach(&mut command)?),
             false => None,
         };
         command.env(process::SUPERVISOR, Mark::for_supervised().to_string());
-        Ok(Running::Child {
+        Ok(SupervisedProcess::Child {
             child: command.spawn()?,
             begun: Instant::now(),
-            _bond: bond,
+            _socket: socket,
         })
     }
 
-    fn command(&self, again: bool) -> Command {
+    fn command(&self, is_restart: bool) -> Command {
         // If the program on disk was replaced, continue with the running version.
-        let program = if self.program.exists() || !self.is_this_program {
+        let program = if self.program.exists() || !self.is_own_program {
             self.program.clone()
         } else {
             "/proc/self/exe".into()
         };
         let mut command = Command::new(program);
         command.arg0(&self.program).args(&self.arguments);
-        if again {
-            command.args(&self.again);
+        if is_restart {
+            command.args(&self.restart_arguments);
         }
         // SAFETY: only a system call is made between fork and exec.
-        #[allow(unsafe_code, reason = "the standard library leaves the signals blocked that are blocked here")]
+        #[allow(unsafe_code, reason = "the standard library does not unblock signals in the child")]
         unsafe {
             command.pre_exec(|| Ok(SigSet::empty().thread_set_mask()?))
         };
@@ -192,49 +192,51 @@ impl Supervised {
 }
 
 /// The supervised process.
-enum Running {
+enum SupervisedProcess {
     Child {
         child: Child,
         begun: Instant,
         /// Open as long as this process lives: closing it signals the end of this process.
-        _bond: Option<Bond>,
+        _socket: Option<LivenessSocket>,
     },
-    TakenOver(TakenOver),
+    Adopted(AdoptedProcess),
 }
 
 /// A process that another supervisor started.
-struct TakenOver {
+struct AdoptedProcess {
     process: ProcessId,
     begun: Instant,
-    bond: Bond,
+    socket: LivenessSocket,
     /// The exit code that it sent.
     code: Option<u8>,
 }
 
-impl TakenOver {
+impl AdoptedProcess {
     /// Adopts the process that started this one, if it requests supervision.
-    fn inherited() -> io::Result<Option<TakenOver>> {
-        let Some((bond, pid)) = Bond::inherited() else { return Ok(None) };
-        bond.never_wait()?;
-        tracing::info!("process {pid}, whose supervisor is gone, is kept running");
-        Ok(Some(TakenOver {
+    fn inherited() -> io::Result<Option<AdoptedProcess>> {
+        let Some((socket, pid)) = LivenessSocket::inherited() else {
+            return Ok(None);
+        };
+        socket.set_nonblocking()?;
+        tracing::info!("adopting process {pid}, whose supervisor is gone");
+        Ok(Some(AdoptedProcess {
             process: ProcessId::of(pid),
             begun: Instant::now(),
-            bond,
+            socket,
             code: None,
         }))
     }
 
-    fn runs(&self) -> bool {
+    fn is_running(&self) -> bool {
         self.process.runs()
     }
 }
 
-impl Running {
+impl SupervisedProcess {
     fn pid(&self) -> u32 {
         match self {
-            Running::Child { child, .. } => child.id(),
-            Running::TakenOver(taken) => taken.process.pid,
+            SupervisedProcess::Child { child, .. } => child.id(),
+            SupervisedProcess::Adopted(adopted) => adopted.process.pid,
         }
     }
 
@@ -242,27 +244,27 @@ impl Running {
     /// serves this purpose.
     fn end(&self) -> Option<BorrowedFd<'_>> {
         match self {
-            Running::Child { .. } => None,
-            Running::TakenOver(process) => Some(process.bond.as_fd()),
+            SupervisedProcess::Child { .. } => None,
+            SupervisedProcess::Adopted(process) => Some(process.socket.as_fd()),
         }
     }
 
     /// The exit status and the lifetime, if it has ended.
     fn ended(&mut self) -> io::Result<Option<(ExitStatus, Duration)>> {
         match self {
-            Running::Child { child, begun, .. } => Ok(child.try_wait()?.map(|status| (status, begun.elapsed()))),
-            Running::TakenOver(taken) => {
-                match taken.bond.read() {
-                    Ok(Some(code)) => taken.code = Some(code),
+            SupervisedProcess::Child { child, begun, .. } => Ok(child.try_wait()?.map(|status| (status, begun.elapsed()))),
+            SupervisedProcess::Adopted(adopted) => {
+                match adopted.socket.read() {
+                    Ok(Some(code)) => adopted.code = Some(code),
                     Ok(None) => {
-                        let lived = taken.process.age().unwrap_or(taken.begun.elapsed());
+                        let lived = adopted.process.age().unwrap_or(adopted.begun.elapsed());
                         // Its files are closed a moment before it exits; wait, so that two never
                         // run at the same time.
-                        while taken.runs() {
-                            std::thread::sleep(LOOK_EVERY);
+                        while adopted.is_running() {
+                            std::thread::sleep(POLL_INTERVAL);
                         }
                         // Without an exit code it was killed or has crashed, whatever the cause.
-                        let status = taken.code.map_or(Signal::SIGKILL as i32, |code| i32::from(code) << 8);
+                        let status = adopted.code.map_or(Signal::SIGKILL as i32, |code| i32::from(code) << 8);
                         return Ok(Some((ExitStatus::from_raw(status), lived)));
                     }
                     Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {}
@@ -275,25 +277,25 @@ impl Running {
 
     fn signal(&self, signal: Signal) {
         // A child is not reaped yet, so its pid is still valid.
-        if matches!(self, Running::TakenOver(process) if !process.runs()) {
+        if matches!(self, SupervisedProcess::Adopted(process) if !process.is_running()) {
             return;
         }
         let _ = nix::sys::signal::kill(Pid::from_raw(self.pid() as i32), signal);
     }
 }
 
-fn ends(signal: Signal) -> bool {
+fn requests_stop(signal: Signal) -> bool {
     matches!(signal, Signal::SIGTERM | Signal::SIGINT)
 }
 
-struct Signals {
+struct SignalReceiver {
     file: SignalFd,
-    told_to_end: bool,
+    stop_requested: bool,
 }
 
-impl Signals {
+impl SignalReceiver {
     /// Returns the exit status and the lifetime.
-    fn wait_for(&mut self, running: &mut Running) -> io::Result<(ExitStatus, Duration)> {
+    fn wait_for(&mut self, running: &mut SupervisedProcess) -> io::Result<(ExitStatus, Duration)> {
         loop {
             if let Some(ended) = running.ended()? {
                 return Ok(ended);
@@ -301,7 +303,7 @@ impl Signals {
             for signal in self.next(running.end(), None)? {
                 if signal != Signal::SIGCHLD {
                     // SIGUSR1 and SIGUSR2 are handled by the supervised process.
-                    self.told_to_end |= ends(signal);
+                    self.stop_requested |= requests_stop(signal);
                     running.signal(signal);
                 }
             }
@@ -309,20 +311,20 @@ impl Signals {
     }
 
     /// Returns whether a stop was requested within this time.
-    fn told_within(&mut self, time: Duration) -> io::Result<bool> {
+    fn stop_requested_within(&mut self, time: Duration) -> io::Result<bool> {
         let until = Instant::now() + time;
         loop {
             let left = until.saturating_duration_since(Instant::now());
-            self.told_to_end |= self.next(None, Some(left))?.iter().any(|signal| ends(*signal));
-            if self.told_to_end || Instant::now() >= until {
-                return Ok(self.told_to_end);
+            self.stop_requested |= self.next(None, Some(left))?.iter().any(|signal| requests_stop(*signal));
+            if self.stop_requested || Instant::now() >= until {
+                return Ok(self.stop_requested);
             }
         }
     }
 
     /// The signals received; none if `other` became readable, or the timeout expired.
-    fn next(&mut self, other: Option<BorrowedFd<'_>>, at_most: Option<Duration>) -> io::Result<Vec<Signal>> {
-        let timeout = match at_most {
+    fn next(&mut self, other: Option<BorrowedFd<'_>>, timeout: Option<Duration>) -> io::Result<Vec<Signal>> {
+        let timeout = match timeout {
             None => PollTimeout::NONE,
             Some(time) => PollTimeout::try_from(time + Duration::from_millis(1)).unwrap_or(PollTimeout::MAX),
         };
@@ -332,11 +334,11 @@ impl Signals {
             Ok(_) | Err(nix::errno::Errno::EINTR) => {}
             Err(error) => return Err(error.into()),
         }
-        let mut came = Vec::new();
+        let mut received = Vec::new();
         while let Some(info) = self.file.read_signal()? {
-            came.extend(Signal::try_from(info.ssi_signo as i32).ok());
+            received.extend(Signal::try_from(info.ssi_signo as i32).ok());
         }
-        Ok(came)
+        Ok(received)
     }
 }
 
@@ -355,45 +357,48 @@ mod tests {
     const SHORT: Duration = Duration::from_millis(5);
 
     #[test]
-    fn what_was_killed_or_crashed_comes_back_with_growing_pauses() {
-        let mut record = Record::new(false);
-        let mut pauses = Vec::new();
+    fn a_killed_or_crashed_process_is_restarted_with_growing_delays() {
+        let mut record = RestartState::new(false);
+        let mut delays = Vec::new();
         for status in [signal(Signal::SIGKILL), signal(Signal::SIGSEGV), code(70), code(101)] {
             record.starts += 1;
             match record.ended(status, SHORT, false) {
-                Next::Again(pause) => pauses.push(pause.as_millis()),
+                NextAction::Restart(delay) => delays.push(delay.as_millis()),
                 end => panic!("{end:?}"),
             }
         }
-        assert_eq!(pauses, [100, 200, 400, 800]);
+        assert_eq!(delays, [100, 200, 400, 800]);
         for _ in 0..10 {
             record.ended(signal(Signal::SIGKILL), SHORT, false);
         }
-        assert_eq!(record.ended(signal(Signal::SIGKILL), SHORT, false), Next::Again(LONGEST_PAUSE));
-        assert_eq!(record.ended(signal(Signal::SIGKILL), WELL, false), Next::Again(FIRST_PAUSE));
+        assert_eq!(record.ended(signal(Signal::SIGKILL), SHORT, false), NextAction::Restart(MAX_DELAY));
+        assert_eq!(
+            record.ended(signal(Signal::SIGKILL), STABLE_AFTER, false),
+            NextAction::Restart(INITIAL_DELAY)
+        );
     }
 
     #[test]
-    fn an_end_in_order_a_refusal_and_an_end_on_demand_are_final() {
-        for insists in [false, true] {
-            let mut record = Record::new(insists);
+    fn an_orderly_exit_a_refusal_and_a_requested_stop_are_final() {
+        for retries_refusals in [false, true] {
+            let mut record = RestartState::new(retries_refusals);
             record.starts = 1;
-            assert_eq!(record.ended(code(0), WELL, false), Next::End(0));
-            assert_eq!(record.ended(code(5), SHORT, false), Next::End(5));
-            assert_eq!(record.ended(signal(Signal::SIGKILL), SHORT, true), Next::End(137));
+            assert_eq!(record.ended(code(0), STABLE_AFTER, false), NextAction::Exit(0));
+            assert_eq!(record.ended(code(5), SHORT, false), NextAction::Exit(5));
+            assert_eq!(record.ended(signal(Signal::SIGKILL), SHORT, true), NextAction::Exit(137));
         }
     }
 
     #[test]
-    fn a_refusal_after_it_ran_is_tried_again_by_one_that_insists_but_not_for_ever() {
-        let mut record = Record::new(true);
+    fn a_later_refusal_is_retried_a_limited_number_of_times_if_configured() {
+        let mut record = RestartState::new(true);
         record.starts = 2;
-        for _ in 1..MOST_REFUSALS {
-            assert!(matches!(record.ended(code(5), SHORT, false), Next::Again(_)));
+        for _ in 1..MAX_REFUSALS {
+            assert!(matches!(record.ended(code(5), SHORT, false), NextAction::Restart(_)));
         }
-        assert_eq!(record.ended(code(5), SHORT, false), Next::End(5));
-        let mut record = Record::new(false);
+        assert_eq!(record.ended(code(5), SHORT, false), NextAction::Exit(5));
+        let mut record = RestartState::new(false);
         record.starts = 2;
-        assert_eq!(record.ended(code(4), WELL, false), Next::End(4));
+        assert_eq!(record.ended(code(4), STABLE_AFTER, false), NextAction::Exit(4));
     }
 }

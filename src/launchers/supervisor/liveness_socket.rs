@@ -16,71 +16,71 @@ const VARIABLE: &str = "PCLUSTER_BOND";
 
 /// One end of the socket pair.
 #[derive(Debug)]
-pub struct Bond(UnixStream);
+pub struct LivenessSocket(UnixStream);
 
-impl Bond {
+impl LivenessSocket {
     /// Passes the other end to the child that `command` starts. Drop the command afterwards, since
     /// it keeps that end open.
-    pub fn to(command: &mut Command) -> io::Result<Bond> {
+    pub fn attach(command: &mut Command) -> io::Result<LivenessSocket> {
         let (ours, theirs) = UnixStream::pair()?;
         command.env(VARIABLE, format!("{} {}", theirs.as_raw_fd(), std::process::id()));
         // SAFETY: only a system call is made between fork and exec.
-        #[allow(unsafe_code, reason = "the standard library has no other way to leave a file open")]
+        #[allow(unsafe_code, reason = "the standard library cannot leave a file open")]
         unsafe {
             command.pre_exec(move || stay_open(theirs.as_fd(), true))
         };
-        Ok(Bond(ours))
+        Ok(LivenessSocket(ours))
     }
 
     /// The end that this process inherited, and the pid of the process at the other end. Only the
     /// first call returns it.
-    pub fn inherited() -> Option<(Bond, u32)> {
+    pub fn inherited() -> Option<(LivenessSocket, u32)> {
         static TAKEN: AtomicBool = AtomicBool::new(false);
         let text = std::env::var(VARIABLE).ok()?;
-        let (number, maker) = text.split_once(' ')?;
-        let (number, maker): (RawFd, u32) = (number.parse().ok()?, maker.parse().ok()?);
+        let (number, creator) = text.split_once(' ')?;
+        let (number, creator): (RawFd, u32) = (number.parse().ok()?, creator.parse().ok()?);
         if number < 3 || TAKEN.swap(true, Ordering::SeqCst) {
             return None;
         }
         // SAFETY: checks that the descriptor is open and of the expected kind before taking
         // ownership.
-        #[allow(unsafe_code, reason = "what a process inherits has no owner yet")]
+        #[allow(unsafe_code, reason = "an inherited descriptor has no owner yet")]
         let borrowed = unsafe { BorrowedFd::borrow_raw(number) };
         // The variable may have been inherited by a process that it was not meant for; then the
         // descriptor is another socket, or none.
         let made_by = getsockopt(&borrowed, PeerCredentials).ok()?.pid();
-        if u32::try_from(made_by).ok()? != maker || stay_open(borrowed, false).is_err() {
+        if u32::try_from(made_by).ok()? != creator || stay_open(borrowed, false).is_err() {
             return None;
         }
         // SAFETY: no other code in this process owns the descriptor, which was left open for this
         // call.
-        #[allow(unsafe_code, reason = "what a process inherits has no owner yet")]
+        #[allow(unsafe_code, reason = "an inherited descriptor has no owner yet")]
         let owned = unsafe { OwnedFd::from_raw_fd(number) };
-        Some((Bond(owned.into()), maker))
+        Some((LivenessSocket(owned.into()), creator))
     }
 
     /// From now on `read` does not block.
-    pub fn never_wait(&self) -> io::Result<()> {
+    pub fn set_nonblocking(&self) -> io::Result<()> {
         self.0.set_nonblocking(true)
     }
 
-    pub fn again(&self) -> io::Result<Bond> {
-        self.0.try_clone().map(Bond)
+    pub fn try_clone(&self) -> io::Result<LivenessSocket> {
+        self.0.try_clone().map(LivenessSocket)
     }
 
     /// Sends the exit code. The other process may already be gone.
-    pub fn say(&self, code: u8) {
+    pub fn send_exit_code(&self, code: u8) {
         let _ = (&self.0).write_all(&[code]);
     }
 
     /// Blocks until the other process is gone; returns the exit code it sent before.
     pub fn wait(&self) -> Option<u8> {
-        let mut said = None;
+        let mut last_code = None;
         loop {
             match self.read() {
-                Ok(Some(code)) => said = Some(code),
+                Ok(Some(code)) => last_code = Some(code),
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Ok(None) | Err(_) => return said,
+                Ok(None) | Err(_) => return last_code,
             }
         }
     }
@@ -97,7 +97,7 @@ impl Bond {
     }
 }
 
-impl AsFd for Bond {
+impl AsFd for LivenessSocket {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.0.as_fd()
     }
@@ -115,30 +115,30 @@ mod tests {
     use super::*;
     use std::process::Stdio;
 
-    fn shell(script: &str) -> (Bond, std::process::Child) {
+    fn run_shell(script: &str) -> (LivenessSocket, std::process::Child) {
         let mut command = Command::new("bash");
         command.args(["-c", script]).stdin(Stdio::null());
-        let bond = Bond::to(&mut command).unwrap();
+        let socket = LivenessSocket::attach(&mut command).unwrap();
         let child = command.spawn().unwrap();
-        (bond, child)
+        (socket, child)
     }
 
     #[test]
-    fn an_end_in_order_says_its_code_and_a_kill_says_nothing() {
+    fn an_orderly_exit_sends_its_code_and_a_kill_sends_nothing() {
         // The script writes to the descriptor that the variable names. Its own children, which
         // inherit it, have exited before.
-        let (bond, mut child) = shell("set -- $PCLUSTER_BOND; sleep 0; printf '\\005' >&$1");
-        assert_eq!(bond.wait(), Some(5));
+        let (socket, mut child) = run_shell("set -- $PCLUSTER_BOND; sleep 0; printf '\\005' >&$1");
+        assert_eq!(socket.wait(), Some(5));
         child.wait().unwrap();
-        let (bond, mut child) = shell("kill -KILL $$");
-        assert_eq!(bond.wait(), None);
+        let (socket, mut child) = run_shell("kill -KILL $$");
+        assert_eq!(socket.wait(), None);
         child.wait().unwrap();
     }
 
     #[test]
-    fn the_end_of_the_maker_is_read_by_what_it_has_started() {
-        let (bond, mut child) = shell("set -- $PCLUSTER_BOND; cat <&$1; exit 9");
-        drop(bond);
+    fn the_child_reads_end_of_file_when_its_creator_closes_the_socket() {
+        let (socket, mut child) = run_shell("set -- $PCLUSTER_BOND; cat <&$1; exit 9");
+        drop(socket);
         assert_eq!(child.wait().unwrap().code(), Some(9));
     }
 }
