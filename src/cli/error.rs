@@ -399,7 +399,7 @@ mod tests {
                 "address in use",
             ),
             (launch(old), 5, "pcluster requires 3.8 or later"),
-            (launch(LaunchError::UnknownLauncher { name: "x".into() }), 2, "no launcher"),
+            (launch(LaunchError::UnknownLauncher { name: "x".into() }), 2, "unknown launcher"),
             (
                 ClientError::VersionMismatch {
                     version: "9.0".into(),

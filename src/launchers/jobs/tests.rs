@@ -133,7 +133,7 @@ fn a_rejected_submission_is_reported_with_the_message_and_the_script() {
         "{text}"
     );
     assert!(error.hint().unwrap().contains("sinfo"));
-    let script = text.rsplit("the script: ").next().unwrap();
+    let script = text.rsplit("script: ").next().unwrap();
     assert!(std::path::Path::new(script).exists(), "{text}");
     assert_eq!(fixture.scheduler.queried().len(), 1, "it is not retried");
 }
@@ -278,7 +278,7 @@ fn a_job_that_remains_after_a_stop_is_an_error_with_its_state() {
     fixture.scheduler.will("squeue", 0, &lines, "");
     let error = slurm.stop(&launched, Duration::ZERO).unwrap_err();
     insta::assert_snapshot!(format!("{error}\nhint: {}", error.hint().unwrap()), @r"
-    jobs of Slurm are still there
+    jobs of Slurm still exist
       job 18, element 1: held (JobHeldUser)
       job 18, element 2: queued (Resources)
     hint: try again, or remove their records with `pcluster clean --force`

@@ -42,7 +42,7 @@ mod tests {
         assert_eq!(planned(&["a:4", "b:8"], 1), Ok(vec![("a".into(), vec![10])]));
         assert_eq!(
             planned(&["a:1", "b:2"], 4),
-            Err("4 engines were asked for, and the hosts are for 3".into())
+            Err("4 engines were requested, but the hosts have 3 slots".into())
         );
         assert!(planned(&[], 1).unwrap_err().contains("has no hosts"));
     }
