@@ -170,7 +170,7 @@ impl LightEngine {
                 if registered.status != "ok" {
                     return Err(registered.evalue.into());
                 }
-                engine.heartbeat = Duration::from_millis(registered.heartbeat_ms.max(10));
+                engine.heartbeat = Duration::from_millis(registered.heartbeat_interval_ms.max(10));
                 return Ok(engine);
             }
         }

@@ -1,7 +1,7 @@
 //! pcluster: IPython-parallel clusters from one binary.
 //!
 //! The code map, from the words up to the command line. An arrow may only point down this list
-//! (`tests/it/house.rs` holds the exact table):
+//! (`tests/it/architecture.rs` holds the exact table):
 //!
 //! - [`memory`]: the allocator, which keeps long messages off small pages
 //! - [`model`]: the words that every room shares, plain data

@@ -7,13 +7,15 @@ a comment with a file name (`# grid.py`) is written to that file. With UPDATE=1 
 import os
 import pathlib
 import re
+import socket
 import subprocess
+import sys
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
-HOME, HOST = "/home/ada", "laptop"
+HOME, HOST = "/home/ada", "pc"
 MARK = "=== end of command "
 # Columns of tables that differ from run to run.
-VARYING = {"ENGINE", "TIME", "COMPLETED", "SUBMITTED", "DURATION", "PROCESS", "HOST"}
+VARYING = {"ENGINE", "TIME", "COMPLETED", "SUBMITTED", "SINCE", "PID", "UP"}
 
 
 class Step:
@@ -65,7 +67,7 @@ def script_of(steps):
     lines = []
     for number, step in enumerate(steps):
         if step.file:
-            path = step.file.replace("~", "$HOME")
+            path = step.file.replace("~/.ipython", "$IPYTHONDIR").replace("~", "$HOME")
             lines.append('mkdir -p "$(dirname "{0}")"; cat > "{0}" <<\'END OF FILE\'\n{1}END OF FILE'.format(path, step.text))
             continue
         lines.append(step.command)
@@ -82,7 +84,17 @@ def shown(text, replaced):
     """As the page shows it: without this machine's names."""
     for own, instead in replaced:
         text = text.replace(own, instead)
-    return text
+    return re.sub(r"\b{}\b".format(re.escape(socket.gethostname())), HOST, text)
+
+
+def names_of_this_machine(home):
+    """What `shown` replaces."""
+    return [
+        (str(home / "ipython"), HOME + "/.ipython"),
+        (str(home), HOME),
+        (os.path.realpath(str(home / "bin" / "pcluster")), HOME + "/.local/bin/pcluster"),
+        (sys.base_prefix, "/usr"),
+    ]
 
 
 def compared(text):
@@ -98,9 +110,8 @@ def compared(text):
         line = re.sub(r"\d{4}-\d\d-\d\d[ T]\d\d:\d\d(:\d\d(\.\d+)?)?Z?", "DATE", line)
         line = re.sub(r"\b\d+(\.\d+)? ?(µs|ms|s|min|m|h)\b|just now", "TIME", line)
         line = re.sub(r"\bTIME( ago)?\b", "TIME", line)
-        line = re.sub(r"(process|pid|port|job) \d+", r"\1 N", line)
+        line = re.sub(r"(process|port|job|slurm) \d+(\.\d+)?|(engines-)\d+", r"\1\3N", line)
         line = re.sub(r"failed on \d+|engine( +)\d+ on", "engine N", line)
-        line = re.sub(r"\bvm\b|0x[0-9a-f]+", "…", line)
         lines.append(line)
     return "\n".join(lines).strip()
 

@@ -99,16 +99,16 @@ impl World {
                 self.defined(map, work, Some(5.0));
             }
             "tasks" => self.tasks(map, small(1), small(2).min(50)),
-            "forget" => self.event(Event::Forgotten { map }),
-            "cancel" => self.event(Event::CancelAsked { tasks: vec![held] }),
+            "forget" => self.event(Event::MapForgotten { map }),
+            "cancel" => self.event(Event::CancelRequested { tasks: vec![held] }),
             "registered" => {
                 let drop: Vec<Held> = number(0).map(|_| held).into_iter().collect();
                 // What the controller has it drop, it has given away: no result is owed, and none counts.
                 self.dropped.extend(drop.iter().filter(|held| self.came.contains_key(held)));
                 self.event(Event::Registered { drop });
             }
-            "unknown" => self.event(Event::Unknown),
-            "back" => self.event(Event::GiveBackAsked { at_most: small(0) }),
+            "unknown" => self.event(Event::EngineUnknown),
+            "back" => self.event(Event::ReturnRequested { max_count: small(0) }),
             // A controller that calls recorded what it was not sent has itself lost it.
             "recorded" => {
                 if let Some(sequence) = number(0).filter(|sequence| self.sequences.contains(sequence)) {
@@ -118,12 +118,12 @@ impl World {
             "request" => self.request(small(0), small(1) == 1),
             "abort" => {
                 let msg_ids = number(0).map(|id| vec![format!("m_{id}")]);
-                self.event(Event::AbortAsked { msg_ids });
+                self.event(Event::AbortRequested { msg_ids });
             }
-            "shutdown" => self.event(Event::ShutdownAsked {
+            "shutdown" => self.event(Event::ShutdownRequested {
                 drain: small(0) == 1,
                 reason: "it was told".into(),
-                grace_ms: number(1),
+                grace_period_ms: number(1),
             }),
             "ready" => self.ready(),
             "refuses" if std::mem::take(&mut self.starting) => self.event(Event::WorkerFailed { reason: "no".into() }),
@@ -167,7 +167,7 @@ impl World {
                 tasks.push((index, 1, Bytes::from_static(b"[]")));
             }
         }
-        self.event(Event::TasksCame { map, tasks });
+        self.event(Event::TasksReceived { map, tasks });
     }
 
     fn request(&mut self, id: u32, executes: bool) {
@@ -190,7 +190,7 @@ impl World {
             false => (Channel::Task, Method::Apply),
         };
         let request = Request::new(channel, vec![Bytes::from_static(b"c")], method, message);
-        self.event(Event::RequestCame(Arc::new(request)));
+        self.event(Event::RequestReceived(Arc::new(request)));
     }
 
     fn ready(&mut self) {
@@ -207,7 +207,7 @@ impl World {
         self.begun = self.frames.pop_front();
         if let (Some(ticket), Some(worker)) = (self.begun.filter(|ticket| self.requests.contains(ticket)), self.active) {
             let output = [Bytes::from_static(b"begun"), Bytes::new()];
-            self.event(Event::UnitBegun { worker, ticket, output });
+            self.event(Event::UnitStarted { worker, ticket, output });
         }
     }
 
@@ -316,20 +316,20 @@ impl World {
             // A spare that takes too long is killed, and not waited for.
             Effect::SignalWorker { worker: None, .. } => (self.starting, self.spare) = (false, false),
             Effect::EndWorker { worker } => self.workers.retain(|other| *other != worker),
-            Effect::GiveTasks { worker, first, inputs, .. } => {
+            Effect::DispatchTasks { worker, first, inputs, .. } => {
                 assert!(self.workers.contains(&worker), "{worker:?} is not there");
                 self.active = Some(worker);
                 let count = u32::try_from(inputs.len()).unwrap_or(0);
                 self.frames.extend((0..count).map(|i| first.wrapping_add(i)));
             }
-            Effect::GiveRequest { ticket, .. } => {
+            Effect::DispatchRequest { ticket, .. } => {
                 self.active = Some(WorkerKey::Interactive);
                 self.requests.insert(ticket);
                 self.frames.push_back(ticket);
             }
-            Effect::TakeTokens { .. } => {
+            Effect::TakeBackTokens { .. } => {
                 let count = std::mem::take(&mut self.frames).len();
-                self.event(Event::TokensTaken { count });
+                self.event(Event::TokensTakenBack { count });
             }
             Effect::ReadOutput { .. } => self.event(Event::OutputRead {
                 output: Default::default(),

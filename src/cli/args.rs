@@ -1,10 +1,10 @@
-//! What can be typed: the global options, and the commands in the groups and the order that `--help` shows.
+//! The command line: the global options, and the commands in the groups and order of `--help`.
 use super::commands::Command;
 use clap::{CommandFactory, FromArgMatches, Parser, ValueEnum};
 use std::ffi::OsString;
 use std::path::PathBuf;
 
-/// IPython-parallel clusters from one binary
+/// Run Python functions and commands in parallel: locally, over ssh, or on a batch system
 #[derive(Debug, Parser)]
 #[command(name = "pcluster", version, arg_required_else_help = true, max_term_width = 100)]
 pub struct Cli {
@@ -14,29 +14,29 @@ pub struct Cli {
     pub command: Command,
 }
 
-/// Options that every command takes, before or after its name.
+/// Options of every command, accepted before or after its name.
 #[derive(Clone, Debug, clap::Args)]
 #[command(next_help_heading = "Global options")]
 pub struct Global {
-    /// The profile: a directory `profile_<NAME>` in the IPython directory [default: default]
+    /// Use this profile, a directory `profile_<NAME>` in the IPython directory [default: default]
     #[arg(long, global = true, value_name = "NAME", env = "PCLUSTER_PROFILE", hide_env_values = true)]
     pub profile: Option<String>,
-    /// One of several clusters in the profile
+    /// Use this cluster, if the profile has several
     #[arg(long, global = true, value_name = "ID", default_value = "", hide_default_value = true)]
     pub cluster_id: String,
-    /// Where the profiles are [default: ~/.ipython]
+    /// Look for profiles in this directory [default: ~/.ipython]
     #[arg(long, global = true, value_name = "DIR", env = "IPYTHONDIR", hide_env_values = true)]
     pub ipython_dir: Option<PathBuf>,
     /// Print JSON
     #[arg(long, global = true)]
     pub json: bool,
-    /// Say more (-vv: still more)
+    /// Increase verbosity (-vv for more)
     #[arg(short, long, global = true, action = clap::ArgAction::Count)]
     pub verbose: u8,
-    /// Say nothing but results and errors
+    /// Suppress progress and status output
     #[arg(short, long, global = true, conflicts_with = "verbose")]
     pub quiet: bool,
-    /// Colours
+    /// Use colours
     #[arg(long, global = true, value_name = "WHEN", default_value = "auto", hide_default_value = true)]
     pub color: Color,
 }
@@ -49,7 +49,7 @@ pub enum Color {
     Never,
 }
 
-/// The commands by what one does with them. `tests` hold that each visible command stands here once.
+/// The commands by purpose. A test checks that each visible command is listed exactly once.
 pub const GROUPS: &[(&str, &[&str])] = &[
     (
         "Clusters",
@@ -57,7 +57,7 @@ pub const GROUPS: &[(&str, &[&str])] = &[
             "start", "stop", "restart", "list", "clean", "status", "engines", "scale", "logs", "script",
         ],
     ),
-    ("Elsewhere", &["connect", "disconnect", "connection", "install"]),
+    ("Remote", &["connect", "disconnect", "connection", "install"]),
     (
         "Work",
         &["map", "apply", "exec", "run", "push", "pull", "scatter", "gather", "signal"],
@@ -66,18 +66,16 @@ pub const GROUPS: &[(&str, &[&str])] = &[
     ("Setup", &["doctor", "profile", "template", "completions", "version"]),
 ];
 
-/// No help is wider.
-const MOST_COLUMNS: u16 = 100;
+/// The maximum width of help texts.
+const MAX_COLUMNS: u16 = 100;
 const TEMPLATE: &str = "{about}\n\n{usage-heading} {usage}{after-help}\n\nGlobal options:\n{options}";
 
-/// The whole command line as clap knows it, its commands listed by group.
+/// The complete clap command, with its subcommands listed by group.
 pub fn app() -> clap::Command {
-    app_at(usize::from(
-        super::output::terminal_width().unwrap_or(MOST_COLUMNS).min(MOST_COLUMNS),
-    ))
+    app_at(usize::from(super::output::terminal_width().unwrap_or(MAX_COLUMNS).min(MAX_COLUMNS)))
 }
 
-/// For a terminal of so many columns.
+/// The same, for a terminal of this width.
 fn app_at(columns: usize) -> clap::Command {
     let app = Cli::command();
     let mut list = String::new();
@@ -90,11 +88,11 @@ fn app_at(columns: usize) -> clap::Command {
             list.push_str(&format!("  {name:<12} {}\n", lines.join(&format!("\n{:15}", ""))));
         }
     }
-    list.push_str("\n`pcluster <COMMAND> --help` says more about one command.");
+    list.push_str("\nRun `pcluster <COMMAND> --help` for details and examples.");
     app.help_template(TEMPLATE).after_help(list.trim_start().to_string())
 }
 
-/// Lines of whole words, no longer than `columns` where the words allow.
+/// Splits text into lines of whole words, at most `columns` wide unless a word is longer.
 fn wrap(text: &str, columns: usize) -> Vec<String> {
     let mut lines = vec![String::new()];
     for word in text.split_whitespace() {
@@ -110,8 +108,28 @@ fn wrap(text: &str, columns: usize) -> Vec<String> {
     lines
 }
 
+/// Whether this option of `pcluster controller` or `pcluster engine` takes no value.
+fn is_flag(app: &clap::Command, option: &str) -> bool {
+    let is_spelled = |argument: &clap::Arg| {
+        let longs = argument
+            .get_long()
+            .into_iter()
+            .chain(argument.get_all_aliases().unwrap_or_default());
+        let short = argument.get_short().map(|short| format!("-{short}"));
+        option
+            .strip_prefix("--")
+            .is_some_and(|name| longs.into_iter().any(|long| long == name))
+            || short.as_deref() == Some(option)
+    };
+    let commands = ["controller", "engine"].iter().filter_map(|name| app.find_subcommand(name));
+    let mut arguments = app.get_arguments().chain(commands.flat_map(clap::Command::get_arguments));
+    arguments.any(|argument| !argument.get_action().takes_values() && is_spelled(argument))
+}
+
 pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Cli, clap::Error> {
-    let matches = app().try_get_matches_from(super::ipyparallel::traits_as_options(arguments))?;
+    let command_line = app();
+    let words = super::ipyparallel::traits_as_options(arguments, |option| is_flag(&command_line, option));
+    let matches = command_line.try_get_matches_from(words)?;
     Cli::from_arg_matches(&matches).map_err(|e| e.format(&mut app()))
 }
 
@@ -127,76 +145,74 @@ mod tests {
     #[test]
     fn the_whole_help() {
         insta::assert_snapshot!(app_at(80).term_width(80).render_help(), @r"
-        IPython-parallel clusters from one binary
+        Run Python functions and commands in parallel: locally, over ssh, or on a batch
+        system
 
         Usage: pcluster [OPTIONS] <COMMAND>
 
         Clusters:
           start        Start a controller and engines
           stop         Stop a cluster: its engines, then its controller
-          restart      Stop a cluster, if it runs, and start it again
+          restart      Stop a cluster if it is running, then start it again
           list         List all clusters of all profiles
-          clean        Clear away what dead clusters have left
-          status       Show how a cluster is doing: controller, engines, queue
-          engines      List a cluster's engines, add some, stop some
-          scale        Bring a running cluster to so many engines: start more, or take
-                       some away
-          logs         Show what the controller and the engines logged
-          script       Show the script that a start would submit to a batch system, and
-                       submit nothing
+          clean        Remove files left by dead clusters
+          status       Show the state of a cluster: controller, engines, queue
+          engines      List, add, remove or stop engines of a cluster
+          scale        Scale a running cluster to N engines
+          logs         Show the logs of the controller and engines
+          script       Print the script that `start` would submit to a batch system
 
-        Elsewhere:
-          connect      Connect to a cluster on another host, through ssh
-          disconnect   End the tunnel to another host; the cluster there runs on
-          connection   Carry connection files by hand: show, export, import
-          install      Copy this pcluster to another host
+        Remote:
+          connect      Connect to a cluster on a remote host through ssh
+          disconnect   Close the tunnel to a remote cluster, which keeps running
+          connection   Show, export or import connection files
+          install      Copy this pcluster to a remote host
 
         Work:
           map          Run a Python function or a command on every input
           apply        Call a Python function once on each engine
           exec         Run Python code in each engine's namespace
           run          Run a Python script in each engine's namespace
-          push         Set names in each engine's namespace
-          pull         Show names of each engine's namespace
-          scatter      Cut a list into even parts, one for each engine, under one name
-          gather       Put the lists that engines have under one name together, in the
-                       engines' order, and print them as one JSON list
-          signal       Send a signal to what the engines run at this moment
+          push         Set variables in each engine's namespace
+          pull         Print variables of each engine's namespace
+          scatter      Partition a list across the engines
+          gather       Concatenate a list variable from all engines
+          signal       Send a signal to the running task of each engine
 
         Results:
-          results      List maps, their tasks, or all that is known of a task
-          resubmit     Run finished tasks again, in place
-          cancel       Stop tasks, waiting or running
-          wait         Wait until maps are finished
-          purge        Forget finished maps, with all their results
+          results      List maps, their tasks, or the details of a task
+          resubmit     Run finished tasks again
+          cancel       Cancel waiting and running tasks
+          wait         Wait until maps have finished
+          purge        Delete finished maps and their results
 
         Setup:
-          doctor       Look whether clusters can work here, and say what to do where not
+          doctor       Check this machine and suggest fixes
           profile      Create, list and show profiles
-          template     List, show and copy the templates of batch scripts
-          completions  Print a completion script for a shell
+          template     List, show and copy batch script templates
+          completions  Print a shell completion script
           version      Print the version
 
-        `pcluster <COMMAND> --help` says more about one command.
+        Run `pcluster <COMMAND> --help` for details and examples.
 
         Global options:
-              --profile <NAME>     The profile: a directory `profile_<NAME>` in the
+              --profile <NAME>     Use this profile, a directory `profile_<NAME>` in the
                                    IPython directory [default: default] [env:
                                    PCLUSTER_PROFILE]
-              --cluster-id <ID>    One of several clusters in the profile
-              --ipython-dir <DIR>  Where the profiles are [default: ~/.ipython] [env:
-                                   IPYTHONDIR]
+              --cluster-id <ID>    Use this cluster, if the profile has several
+              --ipython-dir <DIR>  Look for profiles in this directory [default:
+                                   ~/.ipython] [env: IPYTHONDIR]
               --json               Print JSON
-          -v, --verbose...         Say more (-vv: still more)
-          -q, --quiet              Say nothing but results and errors
-              --color <WHEN>       Colours [possible values: auto, always, never]
+          -v, --verbose...         Increase verbosity (-vv for more)
+          -q, --quiet              Suppress progress and status output
+              --color <WHEN>       Use colours [possible values: auto, always, never]
           -h, --help               Print help (see more with '--help')
           -V, --version            Print version
         ");
     }
 
     #[test]
-    fn each_visible_command_stands_in_one_group() {
+    fn each_visible_command_is_in_one_group() {
         let mut grouped: Vec<_> = GROUPS.iter().flat_map(|(_, names)| names.iter().copied()).collect();
         let app = app();
         let mut visible: Vec<_> = app.get_subcommands().filter(|c| !c.is_hide_set()).map(|c| c.get_name()).collect();
@@ -207,8 +223,32 @@ mod tests {
         assert_eq!(visible, grouped);
     }
 
+    /// Every `pcluster …` in the examples of a command, as words.
+    fn examples(command: &clap::Command) -> Vec<Vec<String>> {
+        let text = command.get_after_help().map(ToString::to_string).unwrap_or_default();
+        let example = |line: &str| -> Option<Vec<String>> {
+            let words = shlex::split(&line[line.find("pcluster ")?..]).unwrap_or_else(|| panic!("unbalanced quotes: {line}"));
+            Some(words.into_iter().take_while(|word| word != ">" && word != "<").collect())
+        };
+        text.lines().filter_map(example).collect()
+    }
+
     #[test]
-    fn global_options_may_stand_on_either_side() {
+    fn every_command_has_examples_that_are_accepted() {
+        let app = app();
+        let daemons = ["controller", "engine"];
+        for name in GROUPS.iter().flat_map(|(_, names)| names.iter()).chain(&daemons) {
+            let examples = examples(app.find_subcommand(name).unwrap());
+            assert!((2..=3).contains(&examples.len()), "{name}: {examples:?}");
+            for words in examples {
+                let parsed = parse(words.iter().map(OsString::from));
+                assert!(parsed.is_ok(), "{words:?}: {}", parsed.unwrap_err());
+            }
+        }
+    }
+
+    #[test]
+    fn global_options_are_accepted_on_either_side() {
         for line in ["pcluster --profile p --json list", "pcluster list --profile p --json"] {
             let cli = parse(line.split(' ').map(OsString::from)).unwrap();
             assert_eq!((cli.global.profile.as_deref(), cli.global.json), (Some("p"), true));

@@ -1,13 +1,16 @@
-//! What every command may lean on: which cluster is meant, how to speak, and the way to the controller and to the database.
+//! The context of every command: the selected cluster, the terminal, and connections to the controller and the database.
 use super::args::{Color, Global};
+use super::commands::counted;
 use super::error::{CommandError, ErrorKind};
 use super::output::visible::visible;
 use crate::client::Client;
 use crate::cluster::{self, ClusterSummary, Condition, remote};
 use crate::connection::{ConnectionError, ConnectionFile, discover};
+use crate::model::shell;
 use crate::profile::ProfileDir;
 use crate::profile::dir::check_cluster_id;
 use crate::ssh::tunnel::Phase;
+use crate::sys::lock::{self, LockState};
 use std::cell::{Cell, OnceCell};
 use std::future::Future;
 use std::io::IsTerminal;
@@ -20,7 +23,7 @@ const CONNECT: Duration = Duration::from_secs(15);
 pub struct Context {
     /// The profile's name as given; not yet checked.
     pub profile: String,
-    /// It was named, not left to the default.
+    /// The profile was given explicitly.
     pub profile_named: bool,
     pub ipython_dir: Option<PathBuf>,
     /// Empty for the profile's default cluster.
@@ -34,7 +37,7 @@ pub struct Context {
     threads: Cell<bool>,
 }
 
-/// What stdout and stderr are.
+/// Properties of stdout and stderr.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Terminal {
     pub stdout: bool,
@@ -75,6 +78,13 @@ impl Terminal {
     }
 }
 
+/// What runs of a cluster whose connection file does not lead to it.
+enum Known {
+    Controller(String),
+    Engines(String),
+    Nothing,
+}
+
 impl Context {
     pub fn new(global: &Global) -> Context {
         Context {
@@ -91,14 +101,14 @@ impl Context {
         }
     }
 
-    /// For a process that may wait on its own thread while its connection goes on (a controller; output that nobody
-    /// reads): its runtime gets threads. To be called before anything runs.
+    /// Uses a multi-threaded runtime: for a process that may block its main thread while its connections stay active (a
+    /// controller, or output to a full pipe). Must be called before the runtime is first used.
     pub fn use_threads(&self) {
         self.threads.set(true);
     }
 
-    /// The one runtime of this process, made when first needed. Mostly of one thread: whoever takes a message from a socket
-    /// then goes on with it, without waking another.
+    /// The runtime of this process, created on first use. Usually single-threaded, so that a message is handled by the thread
+    /// that read it, without waking another.
     pub fn runtime(&self) -> Result<&tokio::runtime::Runtime, CommandError> {
         if self.runtime.get().is_none() {
             let mut builder = match self.threads.get() {
@@ -112,31 +122,33 @@ impl Context {
                 .map_err(|e| CommandError::new(ErrorKind::Environment, format!("cannot start the threads of this process: {e}")))?;
             let _ = self.runtime.set(runtime);
         }
-        self.runtime.get().ok_or_else(|| CommandError::internal("the runtime is gone"))
+        self.runtime
+            .get()
+            .ok_or_else(|| CommandError::internal("the runtime was not created"))
     }
 
-    /// Runs a future to its end.
+    /// Runs a future to completion.
     pub fn block_on<F: Future>(&self, future: F) -> Result<F::Output, CommandError> {
         Ok(self.runtime()?.block_on(future))
     }
 
-    /// Runs a future to its end on this thread, with all that it starts: for a process that waits for one message after
-    /// the other, where handing them from thread to thread costs more than what is done with them.
+    /// Runs a future and everything that it spawns on this thread: for a process that handles one message after another,
+    /// where passing them between threads costs more than handling them.
     pub fn block_on_one_thread<F: Future>(&self, future: F) -> Result<F::Output, CommandError> {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()
-            .map_err(|e| CommandError::new(ErrorKind::Environment, format!("cannot make this process ready: {e}")))?;
+            .map_err(|e| CommandError::new(ErrorKind::Environment, format!("cannot initialize the runtime: {e}")))?;
         Ok(runtime.block_on(future))
     }
 
-    /// The profile's directory, which need not exist. Checks the profile's name and the cluster id.
+    /// The profile's directory, which may not exist. Validates the profile's name and the cluster id.
     pub fn profile_dir(&self) -> Result<ProfileDir, CommandError> {
         check_cluster_id(&self.cluster_id)?;
         Ok(ProfileDir::named(&self.profile, self.ipython_dir.as_deref())?)
     }
 
-    /// The clusters that are meant by a command about several: all; those of the profile that was named; the one of the cluster id.
+    /// The clusters selected for a command on several: all, those of the given profile, or the one with the given cluster id.
     pub fn clusters(&self) -> Result<Vec<ClusterSummary>, CommandError> {
         let mut clusters = match self.profile_named {
             false if self.cluster_id.is_empty() => cluster::list(self.ipython_dir.as_deref())?,
@@ -148,34 +160,80 @@ impl Context {
         Ok(clusters)
     }
 
-    /// What the running controller wrote for its clients.
+    /// The client connection file of the running controller.
     pub fn connection(&self) -> Result<ConnectionFile, CommandError> {
         let profile = self.profile_dir()?;
         let path = profile.client_file(&self.cluster_id);
         match discover::find(&path) {
             Err(error @ ConnectionError::Stale { .. }) if cluster::is_supervised(&profile, &self.cluster_id) => {
-                // It has just been killed, and is about to be back.
+                // It was just killed; its supervisor is restarting it.
                 let go_on = || match cluster::is_supervised(&profile, &self.cluster_id) {
                     true => Ok(()),
                     false => Err(CommandError::from(ConnectionError::Missing { path: path.clone() })),
                 };
-                discover::wait(&path, CONNECT, go_on).map_err(|_| CommandError::refused(error))
+                discover::wait(&path, CONNECT, go_on).map_err(|_| self.not_back(&profile, error))
             }
-            Err(ConnectionError::Missing { path }) => Err(self.no_cluster(&path)),
+            Err(ConnectionError::Missing { path }) => Err(match self.known_to_run(&profile) {
+                Known::Controller(known) => {
+                    CommandError::refused(format!("{known}, but its connection file is missing: {}", path.display())).hint(format!(
+                        "it may be starting; otherwise run pcluster stop{0}, then pcluster start{0}",
+                        self.options()
+                    ))
+                }
+                Known::Engines(known) => self.no_cluster(&path).hint(known),
+                Known::Nothing => self.no_cluster(&path),
+            }),
             Err(error @ ConnectionError::Stale { .. }) => Err(CommandError::not_found(error)
-                .hint(format!("start it anew, with all its tasks: pcluster start{}", self.options()))
-                .hint("or clear away what it left: pcluster clean")),
-            Err(error) if error.is_damaged() && !self.may_run(&profile) => Err(CommandError::not_found(error).hint(format!(
-                "no cluster runs there; a new one is written by pcluster start{}",
-                self.options()
-            ))),
+                .hint(format!("start it again, with all its tasks: pcluster start{}", self.options()))
+                .hint("or remove its files: pcluster clean")),
+            Err(error) if error.is_damaged() => {
+                let write = format!("pcluster start{} writes a new file", self.options());
+                Err(match self.known_to_run(&profile) {
+                    Known::Controller(known) => CommandError::refused(error)
+                        .hint(known)
+                        .hint(format!("after pcluster stop{}, {write}", self.options())),
+                    Known::Engines(known) => CommandError::not_found(error).hint(known).hint(write),
+                    Known::Nothing => CommandError::not_found(error).hint(format!("no process of the cluster is running; {write}")),
+                })
+            }
             other => Ok(other?),
         }
     }
 
-    fn may_run(&self, profile: &ProfileDir) -> bool {
-        let state = cluster::status(profile, &self.cluster_id).map(|cluster| cluster.state);
-        !matches!(state, None | Some(Condition::Stale | Condition::Stopped))
+    /// A controller whose supervisor lives has not come back.
+    fn not_back(&self, profile: &ProfileDir, error: ConnectionError) -> CommandError {
+        match cluster::controller_trouble(profile, &self.cluster_id) {
+            Some(problem) => CommandError::refused(format!("{}: {problem}", self.cluster_in_words())).hint(format!(
+                "fix the cause, and it restarts with its tasks; or stop it: pcluster stop{}",
+                self.options()
+            )),
+            None => CommandError::refused(error),
+        }
+    }
+
+    /// What of the cluster runs, by its lock and its record.
+    fn known_to_run(&self, profile: &ProfileDir) -> Known {
+        let Some(cluster) = cluster::status(profile, &self.cluster_id) else {
+            return Known::Nothing;
+        };
+        let holder = match lock::ask(&profile.controller_lock(&self.cluster_id)) {
+            LockState::Held(holder) => holder.map(|holder| holder.process),
+            LockState::Free | LockState::Unknown(_) => None,
+        };
+        let process = match holder.or(cluster.controller).filter(|process| process.pid != 0) {
+            Some(process) => format!("process {} on {}", process.pid, process.host),
+            None => "unknown process".into(),
+        };
+        let engines = cluster.engines_alive.unwrap_or_default() as u64;
+        match cluster.state {
+            Condition::Running => Known::Controller(format!("a controller is running ({process}), with {}", counted(engines, "engine"))),
+            Condition::Remote | Condition::Foreign | Condition::Connected => {
+                let why = cluster.unseen.map(|why| format!(": {why}")).unwrap_or_default();
+                Known::Controller(format!("a controller may be running ({process}){why}"))
+            }
+            _ if engines > 0 => Known::Engines(format!("no controller is running; engines still running: {engines}")),
+            _ => Known::Nothing,
+        }
     }
 
     /// Connected to the running controller, versions compared.
@@ -195,26 +253,25 @@ impl Context {
         })
     }
 
-    /// What the cluster's tunnel has to say, where there is one that does not lead anywhere.
+    /// The state of the cluster's tunnel as an error, if it has one that is not established.
     fn because_of_tunnel(&self, error: CommandError) -> CommandError {
         let tunnel = self.profile_dir().ok().and_then(|p| remote::running(&p, &self.cluster_id));
         match tunnel.filter(|tunnel| tunnel.phase != Phase::Up) {
-            Some(tunnel) => CommandError::refused(tunnel.describe()).hints(tunnel.hints.clone()).hint(format!(
-                "it is tried again and again; pcluster disconnect{} ends it",
-                self.options()
-            )),
+            Some(tunnel) => CommandError::refused(tunnel.describe())
+                .hints(tunnel.hints.clone())
+                .hint(format!("pcluster keeps retrying; pcluster disconnect{} stops it", self.options())),
             None => error,
         }
     }
 
     fn no_cluster(&self, path: &std::path::Path) -> CommandError {
         CommandError::not_found(format!(
-            "no cluster is running in {}: there is no {}",
+            "no cluster is running in {}: no file {}",
             self.cluster_in_words(),
             path.display()
         ))
         .hint(format!("start one: pcluster start{} -n 4", self.options()))
-        .hint("or choose another with --profile and --cluster-id; `pcluster list` shows those that run")
+        .hint("or choose another with --profile and --cluster-id; `pcluster list` shows running clusters")
     }
 
     /// "profile `p`", or "profile `p` under cluster id `c`".
@@ -225,44 +282,37 @@ impl Context {
         }
     }
 
-    /// Talk, to stderr; nothing under `--quiet`.
-    pub fn say(&self, text: impl std::fmt::Display) {
+    /// Prints a status message to stderr, unless `--quiet` is set.
+    pub fn note(&self, text: impl std::fmt::Display) {
         if !self.quiet {
             super::output::stderr_line(visible(&text.to_string()));
         }
     }
 
-    /// Talk for `-v`.
-    pub fn say_more(&self, text: impl std::fmt::Display) {
+    /// Prints a status message with `-v`.
+    pub fn note_verbose(&self, text: impl std::fmt::Display) {
         if self.verbose > 0 {
             super::output::stderr_line(visible(&text.to_string()));
         }
     }
 
-    /// What a daemon logs: as it was told, more with `-v`.
-    pub fn log_level<'a>(&self, told: &'a str) -> &'a str {
+    /// The log level of a daemon: as configured, higher with `-v`.
+    pub fn log_level<'a>(&self, configured: &'a str) -> &'a str {
         match self.verbose {
-            0 => told,
+            0 => configured,
             1 => "debug",
             _ => "trace",
         }
     }
 
-    /// How tables are to be drawn: for a file as for a pipe.
+    /// How to draw tables: for a file as for a pipe.
     pub fn terminal_for(&self, file: bool) -> Terminal {
         if file { Terminal::NONE } else { self.terminal }
     }
 
-    /// `--profile p --cluster-id c` as far as they are not the defaults, with a space in front: for hints that show a command.
+    /// ` --profile p --cluster-id c`, without those at their defaults: for hints that show a command.
     pub fn options(&self) -> String {
-        let mut text = String::new();
-        if self.profile != "default" {
-            text.push_str(&format!(" --profile {}", self.profile));
-        }
-        if !self.cluster_id.is_empty() {
-            text.push_str(&format!(" --cluster-id {}", self.cluster_id));
-        }
-        text
+        shell::cluster_options(&self.profile, &self.cluster_id)
     }
 }
 
@@ -290,26 +340,26 @@ mod tests {
     use super::*;
 
     #[test]
-    fn without_a_cluster_it_says_where_it_looked_and_what_to_do() {
+    fn without_a_cluster_the_error_names_the_file_and_suggests_start() {
         let mut context = Context::for_tests(std::path::Path::new("/nowhere"));
         context.profile = "mine".into();
         context.cluster_id = "night".into();
         let error = context.client().err().unwrap();
         assert_eq!(error.kind, ErrorKind::NotFound);
         insta::assert_snapshot!(error.render(false), @r"
-        error: no cluster is running in profile `mine` under cluster id `night`: there is no /nowhere/profile_mine/security/ipcontroller-night-client.json
+        error: no cluster is running in profile `mine` under cluster id `night`: no file /nowhere/profile_mine/security/ipcontroller-night-client.json
         hint: start one: pcluster start --profile mine --cluster-id night -n 4
-        hint: or choose another with --profile and --cluster-id; `pcluster list` shows those that run
+        hint: or choose another with --profile and --cluster-id; `pcluster list` shows running clusters
         ");
     }
 
     #[test]
-    fn a_stale_connection_file_is_called_so() {
+    fn a_stale_connection_file_is_reported_as_stale() {
         let dir = tempfile::tempdir().unwrap();
         let context = Context::for_tests(dir.path());
         let path = context.profile_dir().unwrap().client_file("");
         let mut keys = crate::connection::PclusterKeys::of_this_process("", "127.0.0.1", None);
-        // This process, had it started long ago.
+        // This pid, with another start time.
         keys.process.ticks = Some(1);
         let file: ConnectionFile = serde_json::from_value(serde_json::json!({
             "ssh": "", "interface": "tcp://127.0.0.1", "registration": 1, "control": 2, "mux": 3, "task": 4, "iopub": 5, "broadcast": 6,
@@ -326,18 +376,18 @@ mod tests {
             .replace(&keys.process.pid.to_string(), "PID");
         insta::assert_snapshot!(text.replace(&keys.process.host, "HOST"), @r#"
         error: the cluster in profile "default" is gone: DIR/profile_default/security/ipcontroller-client.json was written by process PID on HOST, which no longer runs
-        hint: start it anew, with all its tasks: pcluster start
-        hint: or clear away what it left: pcluster clean
+        hint: start it again, with all its tasks: pcluster start
+        hint: or remove its files: pcluster clean
         "#);
     }
 
     #[test]
-    fn bad_names_are_refused_before_anything_is_touched() {
+    fn invalid_names_are_rejected_before_anything_is_read() {
         let mut context = Context::for_tests(std::path::Path::new("/nowhere"));
         context.profile = "a/b".into();
         let error = context.client().err().unwrap();
         assert_eq!(error.kind, ErrorKind::Usage);
-        insta::assert_snapshot!(error.render(false), @r#"error: "a/b" cannot be the name of a profile: it has a slash; give a name, not a path"#);
+        insta::assert_snapshot!(error.render(false), @r#"error: "a/b" is not a valid profile name: it has a slash; use a name, not a path"#);
         context.profile = "fine".into();
         context.cluster_id = "../x".into();
         assert_eq!(context.client().err().unwrap().kind, ErrorKind::Usage);

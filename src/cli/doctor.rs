@@ -1,8 +1,9 @@
-//! What `pcluster doctor` looks at. Each check looks at one thing and says what it found and, where it is not well, what to do.
+//! The checks of `pcluster doctor`. Each checks one thing and reports what it found and, if there is a problem, what to do.
 use super::context::Context;
 use super::output::times;
 use crate::cluster::{self, Condition};
-use crate::launchers::python;
+use crate::launchers::{capacity, python};
+use crate::model::shell;
 use crate::profile::{Config, ProfileDir};
 use serde::Serialize;
 use std::io::{Read, Write};
@@ -16,9 +17,9 @@ use std::time::Duration;
 #[serde(rename_all = "lowercase")]
 pub enum Verdict {
     Ok,
-    /// Works, or is only needed for some things.
+    /// Works with limits, or is needed only for some features.
     Warn,
-    /// Clusters will not start or not work.
+    /// Clusters cannot start or work.
     Fail,
 }
 
@@ -69,11 +70,12 @@ pub fn examine(context: &Context, profile: &ProfileDir, python_given: Option<&st
         loopback(),
         host_name(),
         open_files(),
+        room(),
         program(
             "ssh",
             "ssh",
             &["-V"],
-            "needed only for clusters and tunnels over ssh: install OpenSSH's client",
+            "needed only for clusters and tunnels over ssh: install the OpenSSH client",
         ),
         schedulers(),
         controller(context),
@@ -85,7 +87,7 @@ fn settings(profile: &ProfileDir) -> (Check, Config) {
     let path = profile.config_file();
     match Config::load(profile) {
         Ok(config) if path.exists() => (Check::ok("settings", path.display().to_string()), config),
-        Ok(config) => (Check::ok("settings", "the defaults (no pcluster.yaml in the profile)"), config),
+        Ok(config) => (Check::ok("settings", "defaults (the profile has no pcluster.yaml)"), config),
         Err(error) => {
             let advice = error.hint().map_or_else(|| format!("correct {}", path.display()), str::to_string);
             (Check::fail("settings", error.to_string(), advice), Config::default())
@@ -93,7 +95,7 @@ fn settings(profile: &ProfileDir) -> (Check, Config) {
     }
 }
 
-/// What the interpreter says of itself, one line each: version, then the version of each package or nothing.
+/// The interpreter prints its version, its path, and the version of each package or an empty line.
 const PACKAGES: [&str; 2] = ["IPython", "ipyparallel"];
 const ASK: &str = "
 import sys
@@ -108,7 +110,7 @@ for name in sys.argv[1:]:
 
 fn interpreter(python: &str) -> Check {
     if let Err(error) = python::check(python) {
-        let advice = error.hint().unwrap_or_else(|| "name another one with --python".into());
+        let advice = error.hint().unwrap_or_else(|| "choose another one with --python".into());
         return Check::fail("python", error.to_string(), advice);
     }
     let said = Command::new(python).args(["-c", ASK]).args(PACKAGES).stdin(Stdio::null()).output();
@@ -117,8 +119,8 @@ fn interpreter(python: &str) -> Check {
         Err(error) => {
             return Check::fail(
                 "python",
-                format!("{python} cannot be run: {error}"),
-                "name another one with --python",
+                format!("cannot run {python}: {error}"),
+                "choose another one with --python",
             );
         }
     };
@@ -138,7 +140,10 @@ fn interpreter(python: &str) -> Check {
     Check::warn(
         "python",
         format!("{found}, without {}", missing.join(" and ")),
-        format!("only ipyparallel's clients (notebooks, ipp.Client) need it: {path} -m pip install ipyparallel"),
+        format!(
+            "only ipyparallel's clients (notebooks, ipp.Client) need it: {} -m pip install ipyparallel",
+            shell::word(path)
+        ),
     )
 }
 
@@ -154,11 +159,11 @@ fn directory(profile: &ProfileDir) -> Check {
             );
         };
         return match nix::unistd::access(parent, nix::unistd::AccessFlags::W_OK) {
-            Ok(()) => Check::ok(name, format!("{} (will be made)", path.display())),
+            Ok(()) => Check::ok(name, format!("{} (will be created)", path.display())),
             Err(e) => Check::fail(
                 name,
-                format!("{} cannot be made: {}: {}", path.display(), parent.display(), e.desc()),
-                "choose another place with --ipython-dir or IPYTHONDIR",
+                format!("cannot create {}: {}: {}", path.display(), parent.display(), e.desc()),
+                "choose another directory with --ipython-dir or IPYTHONDIR",
             ),
         };
     }
@@ -166,15 +171,15 @@ fn directory(profile: &ProfileDir) -> Check {
         return Check::fail(
             name,
             format!("cannot write in {}: {e}", path.display()),
-            format!("look at ls -ld {}, and at your quota", path.display()),
+            format!("check its permissions (ls -ld {}) and your quota", shell::word(path.display())),
         );
     }
     let security = profile.security_dir();
     match std::fs::metadata(&security).map(|m| m.permissions().mode() & 0o777) {
         Ok(mode) if mode & 0o077 != 0 => Check::warn(
             name,
-            format!("{} can be read by others (mode {mode:03o})", security.display()),
-            format!("the keys of your clusters are there: chmod 700 {}", security.display()),
+            format!("{} is readable by other users (mode {mode:03o})", security.display()),
+            format!("it holds the keys of your clusters: chmod 700 {}", shell::word(security.display())),
         ),
         _ => Check::ok(name, path.display().to_string()),
     }
@@ -197,8 +202,8 @@ fn file_system(profile: &ProfileDir) -> Check {
     let Some(place) = path.ancestors().find(|p| p.exists()) else {
         return Check::fail(
             name,
-            format!("{} is nowhere", path.display()),
-            "choose another place with --ipython-dir",
+            format!("{} has no existing parent directory", path.display()),
+            "choose another directory with --ipython-dir",
         );
     };
     let (kind, free) = match nix::sys::statfs::statfs(place) {
@@ -208,25 +213,21 @@ fn file_system(profile: &ProfileDir) -> Check {
             s.blocks_available() as u64 * s.block_size() as u64,
         ),
         Err(e) => {
-            return Check::warn(
-                name,
-                format!("cannot ask about {}: {}", place.display(), e.desc()),
-                "look at df there",
-            );
+            return Check::warn(name, format!("cannot query {}: {}", place.display(), e.desc()), "check it with df");
         }
     };
     let said = format!("{} at {}, {} free", kind.map_or("local", |k| k), place.display(), size(free));
     if free < 20 << 20 {
-        return Check::fail(name, said, "free some space: every task is recorded there");
+        return Check::fail(name, said, "free some space: every task is recorded on it");
     }
     if free < 1 << 30 {
-        return Check::warn(name, said, "free some space: every task is recorded there");
+        return Check::warn(name, said, "free some space: every task is recorded on it");
     }
     match kind {
         Some(_) => Check::warn(
             name,
             said,
-            "a network file system: tasks are recorded more slowly; if that hurts, put profiles on a local disk with IPYTHONDIR",
+            "network file system: tasks are recorded more slowly; if this matters, put profiles on a local disk with IPYTHONDIR",
         ),
         None => Check::ok(name, said),
     }
@@ -270,11 +271,11 @@ fn loopback() -> Check {
         Ok(address.port())
     };
     match through() {
-        Ok(port) => Check::ok(name, format!("127.0.0.1 can be listened on and reached (tried with port {port})")),
+        Ok(port) => Check::ok(name, format!("can listen on and connect to 127.0.0.1 (tested on port {port})")),
         Err(e) => Check::fail(
             name,
-            format!("nothing can be sent over 127.0.0.1: {e}"),
-            "a firewall or a sandbox forbids it; ask who runs this host",
+            format!("cannot send data over 127.0.0.1: {e}"),
+            "a firewall or sandbox blocks it; ask the administrator of this host",
         ),
     }
 }
@@ -289,14 +290,14 @@ fn host_name() -> Check {
         _ => Check::warn(
             "host name",
             format!("{host} has no address"),
-            "matters only for engines on other hosts: set controller.location in pcluster.yaml to an address of this one",
+            "needed only for engines on other hosts: set controller.location in pcluster.yaml to an address of this host",
         ),
     }
 }
 
 fn open_files() -> Check {
     let name = "open files";
-    // A cluster of a thousand engines of ipyparallel's kind needs eight connections each; ours one.
+    // An ipengine needs eight connections, our engine one.
     const COMFORTABLE: u64 = 4096;
     const LITTLE: u64 = 256;
     match nix::sys::resource::getrlimit(nix::sys::resource::Resource::RLIMIT_NOFILE) {
@@ -308,14 +309,30 @@ fn open_files() -> Check {
         Ok((soft, hard)) if hard < COMFORTABLE => Check::warn(
             name,
             format!("at most {hard} (now {soft})"),
-            "enough for small clusters; for more than some hundred engines raise the hard limit (ulimit -Hn)",
+            "enough for small clusters; for several hundred engines raise the hard limit (ulimit -Hn)",
         ),
-        Ok((soft, hard)) => Check::ok(name, format!("{soft}, and up to {hard} when needed")),
-        Err(e) => Check::warn(name, format!("cannot be told: {}", e.desc()), "look at ulimit -n"),
+        Ok((soft, hard)) => Check::ok(name, format!("{soft}, raised up to {hard} when needed")),
+        Err(e) => Check::warn(name, format!("cannot read the limit: {}", e.desc()), "check it with ulimit -n"),
     }
 }
 
-/// A program on the PATH, with what it says of its version.
+/// How many engines this host has room for, as `start` counts it.
+fn room() -> Check {
+    let name = "engines";
+    let limits = capacity::Host::this().limits();
+    let Some(first) = limits.first() else {
+        return Check::warn(name, "cannot read any limit of this host", "is /proc mounted?");
+    };
+    let found = format!("room for {} more engines; {}", first.fits, first.words);
+    let processors = std::thread::available_parallelism().map_or(1, |n| n.get() as u64);
+    match first.fits {
+        0 => Check::fail(name, found, "stop other programs, or raise this limit"),
+        fits if fits < processors => Check::warn(name, found, "fewer than processors: stop other programs, or raise this limit"),
+        _ => Check::ok(name, found),
+    }
+}
+
+/// A program on the PATH, with its version.
 fn program(name: &'static str, program: &str, version: &[&str], missing: &str) -> Check {
     let Some(path) = find(program) else {
         return Check::warn(name, "not found", missing);
@@ -348,12 +365,12 @@ fn schedulers() -> Check {
         .filter_map(|(command, system)| Some(format!("{system}: {}", find(command)?.display())))
         .collect();
     match found.is_empty() {
-        true => Check::ok("schedulers", "none here (sbatch, qsub, bsub, condor_submit)"),
+        true => Check::ok("schedulers", "none found (sbatch, qsub, bsub, condor_submit)"),
         false => Check::ok("schedulers", found.join(", ")),
     }
 }
 
-/// Whether the cluster that is meant answers, if it runs.
+/// Whether the selected cluster responds, if it is running.
 fn controller(context: &Context) -> Check {
     let name = "cluster";
     let running = || -> Result<crate::client::StatusReply, super::CommandError> {
@@ -364,14 +381,14 @@ fn controller(context: &Context) -> Check {
         Ok(status) => Check::ok(
             name,
             format!(
-                "{} runs: pcluster {}, up {}, {} engines",
+                "{} is running: pcluster {}, up {}, {} engines",
                 context.cluster_in_words(),
                 status.version,
                 times::duration(times::now().since(status.started)),
                 status.engines.len()
             ),
         ),
-        Err(error) if error.kind == super::ErrorKind::NotFound => Check::ok(name, format!("{} does not run", context.cluster_in_words())),
+        Err(error) if error.kind == super::ErrorKind::NotFound => Check::ok(name, format!("{} is not running", context.cluster_in_words())),
         Err(error) => {
             let advice = error.hints.first().cloned().unwrap_or_else(|| "pcluster logs".into());
             Check::fail(name, error.error, advice)
@@ -383,7 +400,7 @@ fn leftovers(context: &Context) -> Check {
     let name = "leftovers";
     let clusters = match cluster::list(context.ipython_dir.as_deref()) {
         Ok(clusters) => clusters,
-        Err(error) => return Check::warn(name, error.to_string(), "look at the profiles' directories"),
+        Err(error) => return Check::warn(name, error.to_string(), "check the directories of the profiles"),
     };
     let stale: Vec<String> = clusters
         .iter()
@@ -394,8 +411,8 @@ fn leftovers(context: &Context) -> Check {
         })
         .collect();
     match stale.is_empty() {
-        true => Check::ok(name, "none of dead clusters"),
-        false => Check::warn(name, format!("of dead clusters: {}", stale.join(", ")), "pcluster clean"),
+        true => Check::ok(name, "no files of dead clusters"),
+        false => Check::warn(name, format!("files of dead clusters: {}", stale.join(", ")), "pcluster clean"),
     }
 }
 
@@ -410,7 +427,7 @@ mod tests {
         let profile = ProfileDir::named("x", Some(dir.path())).unwrap();
         let check = directory(&profile);
         assert_eq!(check.verdict, Verdict::Ok);
-        assert!(check.found.ends_with("(will be made)"), "{}", check.found);
+        assert!(check.found.ends_with("(will be created)"), "{}", check.found);
         profile.create().unwrap();
         assert_eq!(directory(&profile).verdict, Verdict::Ok);
         assert!(
@@ -422,7 +439,7 @@ mod tests {
     }
 
     #[test]
-    fn keys_that_others_can_read_are_told_of() {
+    fn keys_that_others_can_read_are_reported() {
         let dir = tempfile::tempdir().unwrap();
         let profile = ProfileDir::named("x", Some(dir.path())).unwrap();
         profile.create().unwrap();

@@ -1,4 +1,4 @@
-//! What the user reads when a command did not work: what was tried, why it failed, what to do next. And the exit code, picked here alone.
+//! Errors of commands: what failed, why, and what to do next. The only place that chooses exit codes.
 use super::context::Context;
 use super::output::visible::visible;
 use crate::client::ClientError;
@@ -9,22 +9,23 @@ use crate::controller::ControllerError;
 use crate::db::{DbError, DbErrorKind};
 use crate::engine::EngineError;
 use crate::launchers::LaunchError;
+use crate::launchers::supervisor::TEMPORARY;
 use crate::profile::{ConfigError, ProfileError};
 use crate::ssh::SshError;
 use crate::ssh::tunnel::TunnelError;
 use std::fmt::Display;
 
-/// How a command ended that did its work.
+/// How a command that completed its work ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Exit {
     Fine,
-    /// The command did its work; some tasks failed (and it has said so).
+    /// Some tasks failed; the command has reported them.
     SomeFailed,
-    /// Ctrl-C (and the command has said what that means).
+    /// Interrupted by Ctrl-C; the command has reported the consequences.
     Interrupted,
-    /// As the process that was supervised ended, which has said why.
+    /// The exit code of the supervised process, which has reported the reason.
     OfSupervised(u8),
-    /// `doctor` found something that will not work (and has said so).
+    /// A check of `doctor` failed.
     Unfit,
 }
 
@@ -43,20 +44,22 @@ impl Exit {
 /// Each kind is one exit code; `docs/reference/cli.md` lists them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ErrorKind {
-    /// Some tasks failed, or what was waited for did not come in time.
+    /// Some tasks failed, or a timeout expired.
     Failed,
     /// Bad arguments or bad input.
     Usage,
     /// No such cluster, map, task, engine; no cluster running.
     NotFound,
-    /// The controller cannot be reached, or refused.
+    /// The controller is unreachable, or refused the request.
     Refused,
     /// Python, ports, files, permissions.
     Environment,
-    /// A mistake of pcluster's own.
+    /// A controller that cannot start at present: its supervisor tries again.
+    Temporary,
+    /// A bug in pcluster.
     Internal,
     Interrupted,
-    /// Whoever read stdout has gone: nothing is said.
+    /// The reader of stdout has closed it: nothing is printed.
     OutputClosed,
 }
 
@@ -69,6 +72,7 @@ impl ErrorKind {
             ErrorKind::Refused => 4,
             ErrorKind::Environment => 5,
             ErrorKind::Internal => 70,
+            ErrorKind::Temporary => TEMPORARY,
             ErrorKind::Interrupted => 130,
             // As a shell shows a process that SIGPIPE ended.
             ErrorKind::OutputClosed => 141,
@@ -81,7 +85,7 @@ pub struct CommandError {
     pub kind: ErrorKind,
     /// One sentence without a full stop: what was tried, on what, why it failed.
     pub error: String,
-    /// What to do next, one line each.
+    /// Hints, one line each.
     pub hints: Vec<String>,
 }
 
@@ -127,8 +131,8 @@ impl CommandError {
         self
     }
 
-    /// Of an interruption: what became of what had been begun.
-    pub fn instead_of_started(mut self, what: &str) -> CommandError {
+    /// Replaces the message of an interruption by what it caused.
+    pub fn with_interruption(mut self, what: &str) -> CommandError {
         if self.kind == ErrorKind::Interrupted {
             self.error = format!("interrupted; {what}");
         }
@@ -148,14 +152,14 @@ impl CommandError {
         }
         if self.kind == ErrorKind::Internal {
             text.push_str(&format!(
-                "{cyan}hint:{end} this is a mistake in pcluster {}; please report it\n",
+                "{cyan}hint:{end} this is a bug in pcluster {}; please report it\n",
                 crate::model::VERSION
             ));
         }
         text
     }
 
-    /// Says it, and gives the exit code.
+    /// Prints the error and returns its exit code.
     pub fn report(&self, context: &Context) -> u8 {
         if self.kind != ErrorKind::OutputClosed {
             super::output::stderr_text(&self.render(context.terminal.color_stderr));
@@ -273,7 +277,7 @@ fn remote_kind(error: &RemoteError) -> ErrorKind {
         RemoteError::NoCluster { .. } | RemoteError::Gone { .. } | RemoteError::NotConnected { .. } => ErrorKind::NotFound,
         RemoteError::Program(_) => ErrorKind::Environment,
         RemoteError::OtherMachine { .. } | RemoteError::DoesNotRun { .. } | RemoteError::NotInstalled { .. } => ErrorKind::Environment,
-        // As it would have been here.
+        // The same kinds as for a local command.
         RemoteError::Failed { code, .. } => match code {
             Some(1) => ErrorKind::Failed,
             Some(2) => ErrorKind::Usage,
@@ -298,14 +302,22 @@ impl From<EngineError> for CommandError {
 
 impl From<ControllerError> for CommandError {
     fn from(error: ControllerError) -> Self {
-        match error {
+        let is_transient = error.is_transient();
+        let mut error: CommandError = match error {
             ControllerError::Db(error) => error.into(),
             ControllerError::Connection(error) => error.into(),
-            ControllerError::Running { .. } => CommandError::refused(error).hint("`pcluster list` shows it, `pcluster stop` stops it"),
-            ControllerError::Transport(_) => CommandError::environment(error)
-                .hint("`pcluster doctor` looks at the network; controller.ip in pcluster.yaml says where to listen"),
-            ControllerError::Prepare { .. } => CommandError::environment(error),
+            ControllerError::Running { .. } => {
+                CommandError::refused(error).hint("list it with `pcluster list`, stop it with `pcluster stop`")
+            }
+            ControllerError::Transport(_) => {
+                CommandError::environment(error).hint("run `pcluster doctor` to check the network, or set controller.ip in pcluster.yaml")
+            }
+            ControllerError::Prepare { .. } | ControllerError::System { .. } => CommandError::environment(error),
+        };
+        if is_transient {
+            error.kind = ErrorKind::Temporary;
         }
+        error
     }
 }
 
@@ -339,7 +351,7 @@ mod tests {
     }
 
     #[test]
-    fn a_closed_pipe_is_no_complaint() {
+    fn a_closed_pipe_is_not_reported() {
         let error = CommandError::output(std::io::Error::from(std::io::ErrorKind::BrokenPipe));
         assert_eq!(error.kind, ErrorKind::OutputClosed);
         assert_eq!(CommandError::output(std::io::Error::other("full")).kind, ErrorKind::Environment);
@@ -367,7 +379,7 @@ mod tests {
                 }
                 .into(),
                 4,
-                "running already",
+                "is already running",
             ),
             (
                 ClusterError::NotRunning {
@@ -430,12 +442,17 @@ mod tests {
                 4,
                 "runs already",
             ),
+            (
+                ControllerError::Db(DbError::new(DbErrorKind::Full, "open", "/db".as_ref(), "database or disk is full")).into(),
+                75,
+                "disk is full",
+            ),
             (EngineError::ControllerGone(600).into(), 4, "600 s"),
         ] {
             let error: CommandError = error;
             assert_eq!(error.kind.code(), code, "{}", error.error);
             assert!(error.error.contains(says), "{}", error.error);
-            // An engine's log is read by whoever has the hints of `start`.
+            // The hints of `start` name the log of the engine.
             assert!(
                 !error.hints.is_empty() || error.error.contains("600 s"),
                 "{} has no hint",
@@ -449,7 +466,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let profile = crate::profile::ProfileDir::named("p", Some(dir.path())).unwrap();
         profile.create().unwrap();
-        std::fs::write(profile.config_file(), "controller:\n  heartbeat_ms: 500\n  hwmm: 2\n").unwrap();
+        std::fs::write(profile.config_file(), "controller:\n  heartbeat_interval_ms: 500\n  hwmm: 2\n").unwrap();
         let error = CommandError::from(crate::profile::Config::load(&profile).unwrap_err());
         assert_eq!(error.kind, ErrorKind::Usage);
         insta::assert_snapshot!(error.render(false).replace(&dir.path().display().to_string(), "DIR"), @r"

@@ -1,10 +1,10 @@
-//! Maps and tasks as they are typed: `3`, `3.7`, and ranges of either (`3-5`, `3.7-9`).
+//! Parses ids of maps and tasks: `3`, `3.7`, and ranges (`3-5`, `3.7-9`).
 use super::CommandError;
 use crate::model::{MapId, TaskId};
 use std::str::FromStr;
 
-/// A range that is mistyped must not fill the memory.
-const MOST: u32 = 100_000;
+/// The maximum length of a range, so that a typo does not exhaust the memory.
+const MAX_LENGTH: u32 = 100_000;
 
 /// One argument.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -26,10 +26,10 @@ impl FromStr for Ids {
         let range = |first: u32| -> Result<_, String> {
             let last = last.map(number).transpose()?.unwrap_or(first);
             if last < first {
-                return Err(format!("{text:?} runs backwards"));
+                return Err(format!("{text:?} is a reversed range"));
             }
-            if last - first >= MOST {
-                return Err(format!("{text:?} is too long a range (at most {MOST})"));
+            if last - first >= MAX_LENGTH {
+                return Err(format!("{text:?} is too long a range (maximum {MAX_LENGTH})"));
             }
             Ok(first..=last)
         };

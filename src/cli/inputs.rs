@@ -1,8 +1,8 @@
-//! Where a map's inputs come from, and what each becomes: one JSON text a task.
+//! The inputs of a map: where they come from, and their conversion to one JSON text per task.
 //!
 //! For a function an input is a JSON list (positional arguments) or object (keyword arguments); for a command a list of
-//! strings. Parts: [`function`] (what to run), [`code`] (the files that travel with it), [`range`] (`A..B`), `paths` (`--glob`), [`rows`] (lines,
-//! JSON lines), `csv`, `recount` (what was counted is what is sent), here the choice between them.
+//! strings. Parts: [`function`] (what to run), [`code`] (the files sent with it), [`range`] (`A..B`), `paths` (`--glob`), [`rows`] (lines,
+//! JSON lines), `csv`, `recount` (checks that a file is unchanged between counting and sending); this file chooses between them.
 pub mod code;
 pub mod csv;
 pub mod function;
@@ -19,50 +19,50 @@ use std::fs::File;
 use std::io::{BufReader, IsTerminal, Read};
 use std::path::PathBuf;
 
-/// How inputs are given.
+/// Options that define the inputs.
 #[derive(Clone, Debug, Default, clap::Args)]
 #[command(next_help_heading = "Inputs")]
 pub struct InputArgs {
-    /// INPUTS has one JSON value a line: a list is positional arguments, an object keyword arguments, anything else the one argument
+    /// Read INPUTS as one JSON value per line: a list is positional, an object keyword arguments, any other value one argument
     #[arg(long, group = "input_form")]
     pub jsonl: bool,
-    /// INPUTS is CSV: each record's columns are the arguments, as strings
+    /// Read INPUTS as CSV: the columns of each record are the arguments, as strings
     #[arg(long, group = "input_form")]
     pub csv: bool,
-    /// The first CSV record names the columns: they become keyword arguments (for a command it is only passed over)
+    /// Use the first CSV record as names of keyword arguments (for a command, skip it)
     #[arg(long, requires = "csv")]
     pub header: bool,
-    /// The integers from A to B without B; A..=B with B; A..B..S in steps of S
+    /// Use the integers from A up to, but not including, B; A..=B includes B; A..B..S uses steps of S
     #[arg(long, value_name = "A..B", group = "input_form", allow_hyphen_values = true)]
     pub range: Option<Range>,
-    /// The files and directories that match, sorted
+    /// Use the matching files and directories, sorted
     #[arg(long, value_name = "PATTERN", group = "input_form")]
     pub glob: Option<String>,
 }
 
-/// What the inputs are for.
+/// The form of an input.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Shape {
     /// Arguments of a Python function.
     Call,
-    /// Words of a command.
+    /// Arguments of a command.
     Command,
 }
 
-/// Inputs that were found and, where they can be read twice, checked.
+/// Inputs, checked if they can be read twice.
 #[derive(Debug)]
 pub struct Inputs {
     source: Source,
     shape: Shape,
-    /// How many there are; not known of a stream.
+    /// The number of inputs; unknown for a stream.
     pub count: Option<u64>,
-    /// Of a file that was counted: its bytes.
+    /// The fingerprint of a file that was counted.
     fingerprint: Option<u64>,
     /// Of a file that was counted, where it is long: which input is the longest (counted from 1), and its bytes.
     longest: Option<(u64, usize)>,
 }
 
-/// No limit for messages is so low that it forbids an input of so many bytes, each written as six.
+/// An input of this size, with six bytes per character, is below any limit of messages.
 const SURELY_FITS: usize = 128 << 10;
 
 #[derive(Clone, Debug)]
@@ -85,27 +85,27 @@ enum Form {
     Csv { header: bool },
 }
 
-/// More inputs than a map can number.
-const MOST: u64 = u32::MAX as u64;
+/// The maximum number of inputs of a map.
+const MAX_INPUTS: u64 = u32::MAX as u64;
 
 type Rows = Box<dyn Iterator<Item = Result<Row, InputError>> + Send>;
 pub type Texts = Box<dyn Iterator<Item = Result<String, InputError>> + Send>;
 
 impl Inputs {
-    /// Finds the inputs. A regular file is read once to its end here, so that bad lines are told of before anything is submitted.
+    /// Finds the inputs. Reads a regular file once completely, so that invalid lines are reported before anything is submitted.
     pub fn find(args: &InputArgs, file: Option<&str>, shape: Shape) -> Result<Inputs, CommandError> {
         let source = match (&args.range, &args.glob, file) {
             (Some(_), _, Some(file)) | (_, Some(_), Some(file)) => {
                 return Err(
-                    CommandError::usage(format!("inputs are given twice: as the file {file} and with --range or --glob"))
-                        .hint("leave one of them out"),
+                    CommandError::usage(format!("inputs given twice: as the file {file} and with --range or --glob"))
+                        .hint("remove one of them"),
                 );
             }
             (Some(range), _, None) => Source::Range(range.clone()),
             (_, Some(pattern), None) => Source::Paths(paths::matching(pattern)?),
             (None, None, None) => {
-                return Err(CommandError::usage("no inputs are given")
-                    .hint("name a file with one input a line, or `-` for stdin; or use --range 0..100 or --glob 'data/*.csv'"));
+                return Err(CommandError::usage("no inputs given")
+                    .hint("pass a file with one input per line or `-` for stdin, or use --range 0..100 or --glob 'data/*.csv'"));
             }
             (None, None, Some(file)) => Source::Text {
                 place: if file == "-" { Place::Stdin } else { Place::File(file.into()) },
@@ -128,23 +128,26 @@ impl Inputs {
             if count == 0 {
                 return Err(inputs.none());
             }
-            if count > MOST {
-                return Err(CommandError::usage(format!("{count} inputs are more than one map can have ({MOST})")).hint("split them"));
+            if count > MAX_INPUTS {
+                return Err(
+                    CommandError::usage(format!("{count} inputs exceed the maximum of one map ({MAX_INPUTS})"))
+                        .hint("split them into several maps"),
+                );
             }
         }
         Ok(inputs)
     }
 
-    /// The error for a stream or file that held no input.
+    /// The error for an empty stream or file.
     pub fn none(&self) -> CommandError {
         let place = match &self.source {
-            Source::Range(range) => return CommandError::usage(format!("--range {range} has no numbers in it")),
+            Source::Range(range) => return CommandError::usage(format!("--range {range} is empty")),
             Source::Paths(_) => return CommandError::usage("--glob matches nothing"),
             Source::Text { place, .. } => place,
         };
         let what = match place {
-            Place::Stdin => "stdin gave no inputs".to_string(),
-            Place::File(path) => format!("{} has no inputs: it is empty, or all its lines are", path.display()),
+            Place::Stdin => "stdin has no inputs".to_string(),
+            Place::File(path) => format!("{} has no inputs: it is empty or has only empty lines", path.display()),
         };
         CommandError::usage(what).hint("nothing was submitted")
     }
@@ -153,26 +156,27 @@ impl Inputs {
     pub fn must_fit(&self, max: u64) -> Result<(), CommandError> {
         match self.longest {
             Some((number, bytes)) if bytes as u64 > max => Err(CommandError::usage(format!(
-                "input {number} of {} has {bytes} bytes; the controller receives messages of up to {max} bytes (controller.most_message_mb)",
+                "input {number} of {} has {bytes} bytes; the controller accepts at most {max} bytes (controller.max_message_mb)",
                 self.place()
             ))
-            .hint("nothing was submitted; pass large data as files and only their names as inputs, or start the cluster with a larger limit")),
+            .hint(
+                "nothing was submitted; pass large data as files and only their names as inputs, or start the cluster with a larger limit",
+            )),
             _ => Ok(()),
         }
     }
 
-    /// Whether more inputs may still be coming while the first are at work.
+    /// Whether inputs may still arrive while the first tasks run.
     pub fn is_stream(&self) -> bool {
         self.count.is_none()
     }
 
-    /// Whether somebody is to type them.
+    /// Whether the inputs are typed at a terminal.
     pub fn is_typed(&self) -> bool {
         matches!(self.source, Source::Text { place: Place::Stdin, .. }) && std::io::stdin().is_terminal()
     }
 
-    /// Each input as JSON text on one line. Blocks while a stream gives nothing. Of a file that was counted, an error where it is
-    /// another by now.
+    /// Each input as JSON text on one line. Blocks while a stream has no data. Yields an error if a counted file has changed.
     pub fn texts(&self) -> Result<Texts, CommandError> {
         let shape = self.shape;
         let (rows, bytes) = self.rows()?;
@@ -220,7 +224,7 @@ impl Inputs {
         Ok((rows, fingerprint))
     }
 
-    /// Counts what can be read twice.
+    /// Counts the inputs of sources that can be read twice.
     fn check(&mut self) -> Result<(), CommandError> {
         match &self.source {
             Source::Range(range) => {
@@ -239,7 +243,7 @@ impl Inputs {
                 if facts.is_dir() {
                     return Err(
                         CommandError::usage(format!("{} is a directory, not a file with inputs", path.display()))
-                            .hint(format!("the files in it as inputs: --glob '{}/*'", path.display())),
+                            .hint(format!("use the files in it as inputs: --glob '{}/*'", path.display())),
                     );
                 }
                 if !facts.is_file() {
@@ -269,13 +273,8 @@ fn cannot_read(path: &std::path::Path, error: &std::io::Error) -> CommandError {
         .map(|d| d.display().to_string())
         .unwrap_or_else(|_| "?".into());
     match error.kind() {
-        std::io::ErrorKind::NotFound if path.is_absolute() => {
-            CommandError::usage(format!("there is no file {} to read inputs from", path.display()))
-        }
-        std::io::ErrorKind::NotFound => CommandError::usage(format!(
-            "there is no file {} to read inputs from (looked in {here})",
-            path.display()
-        )),
+        std::io::ErrorKind::NotFound if path.is_absolute() => CommandError::usage(format!("no inputs file {}", path.display())),
+        std::io::ErrorKind::NotFound => CommandError::usage(format!("no inputs file {} (in {here})", path.display())),
         _ => CommandError::environment(format!("cannot read the inputs file {}: {error}", path.display())),
     }
 }

@@ -1,7 +1,7 @@
-//! Where the log of the daemons goes: stderr, with times, one line an event.
+//! The log of the daemons: to stderr, with times, one line per event.
 //!
-//! A log that cannot be written (a full disk, a terminal that has gone) never stops what is logged. Lines are dropped then, and
-//! their number is the first thing that is logged when there is room again.
+//! A log that cannot be written (a full disk, a closed terminal) never stops the process. Lines are dropped, and their number is
+//! logged when writing succeeds again.
 use crate::launchers::supervisor::guard;
 use std::fs::OpenOptions;
 use std::io::{self, Write};
@@ -11,7 +11,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::fmt::MakeWriter;
 
-/// As Rust's own for a panic of the main thread: the supervisor starts such a process again.
+/// Rust's exit code for a panic of the main thread: the supervisor restarts such a process.
 const PANICKED: i32 = 101;
 
 /// `level` is a level (`info`) or a filter (`info,pcluster::controller=debug`).
@@ -19,7 +19,7 @@ pub fn start(level: &str) {
     start_with(level, io::stderr());
 }
 
-/// The same, to the end of a file that only its owner can read.
+/// The same, appended to a private file.
 pub fn start_in(level: &str, path: &Path) -> io::Result<()> {
     let file = OpenOptions::new().create(true).append(true).mode(0o600).open(path)?;
     start_with(level, file);
@@ -40,14 +40,14 @@ fn filter(level: &str) -> EnvFilter {
     EnvFilter::try_new(level).unwrap_or_else(|_| EnvFilter::new("info"))
 }
 
-/// A daemon that has lost one of its threads or tasks would seem to live, and do nothing. Its supervisor can start it again, but
-/// only when it has ended.
+/// Exits on any panic: a daemon without one of its threads would be alive but useless, and its supervisor restarts it only when
+/// it exits.
 #[expect(clippy::disallowed_methods, reason = "no error can travel from here to main")]
 fn end_with_any_thread() {
     std::panic::set_hook(Box::new(|panic| {
         let thread = std::thread::current().name().unwrap_or("unnamed").to_string();
         let backtrace = std::backtrace::Backtrace::capture();
-        tracing::error!(thread, %backtrace, "a bug in pcluster ends this process: {panic}");
+        tracing::error!(thread, %backtrace, "exiting because of a bug in pcluster: {panic}");
         guard::exiting_by_panic(PANICKED as u8);
         std::process::exit(PANICKED);
     }));
@@ -57,9 +57,9 @@ struct Log<W>(Mutex<Lines<W>>);
 
 struct Lines<W> {
     destination: W,
-    /// Lines since the last one that was written.
+    /// Lines dropped since the last successful write.
     dropped: u64,
-    /// What was written last does not end with the end of a line.
+    /// The last write ended within a line.
     torn: bool,
 }
 
@@ -76,7 +76,7 @@ impl<W: Write> Log<W> {
 impl<'a, W: Write + 'a> MakeWriter<'a> for Log<W> {
     type Writer = Line<'a, W>;
     fn make_writer(&'a self) -> Line<'a, W> {
-        // A thread that has panicked with the log in its hands has torn a line, no more.
+        // A thread that panicked while logging has only left an incomplete line.
         Line(self.0.lock().unwrap_or_else(PoisonError::into_inner))
     }
 }
@@ -84,7 +84,7 @@ impl<'a, W: Write + 'a> MakeWriter<'a> for Log<W> {
 struct Line<'a, W>(MutexGuard<'a, Lines<W>>);
 
 impl<W: Write> Write for Line<'_, W> {
-    /// Takes everything, whatever becomes of it.
+    /// Always accepts everything.
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
         self.0.log(line);
         Ok(line.len())
@@ -101,7 +101,7 @@ impl<W: Write> Lines<W> {
             text.push(b'\n');
         }
         if self.dropped > 0 {
-            text.extend_from_slice(format!("{} lines of the log could not be written\n", self.dropped).as_bytes());
+            text.extend_from_slice(format!("{} lines of the log were dropped\n", self.dropped).as_bytes());
         }
         text.extend_from_slice(line);
         match self.write_all(&text) {
@@ -130,7 +130,7 @@ mod tests {
     use super::*;
     use std::sync::Arc;
 
-    /// A disk with room for so many bytes.
+    /// A disk with space for this many bytes.
     #[derive(Clone, Default)]
     struct Disk(Arc<Mutex<(String, usize)>>);
 
@@ -164,7 +164,7 @@ mod tests {
         write("fifth\n");
         assert_eq!(
             disk.0.lock().unwrap().0,
-            "first\nseco\n2 lines of the log could not be written\nfourth\nfifth\n"
+            "first\nseco\n2 lines of the log were dropped\nfourth\nfifth\n"
         );
     }
 
@@ -177,12 +177,12 @@ mod tests {
             .with_ansi(false)
             .finish();
         tracing::subscriber::with_default(subscriber, || {
-            tracing::warn!("nobody reads this");
+            tracing::warn!("dropped");
             disk.0.lock().unwrap().1 = 1000;
-            tracing::warn!("there is room again");
+            tracing::warn!("space is available again");
         });
         let text = disk.0.lock().unwrap().0.clone();
-        assert!(text.starts_with("1 lines of the log could not be written\n"), "{text}");
-        assert!(text.ends_with("there is room again\n"), "{text}");
+        assert!(text.starts_with("1 lines of the log were dropped\n"), "{text}");
+        assert!(text.ends_with("space is available again\n"), "{text}");
     }
 }

@@ -1,7 +1,7 @@
-//! The command line: reads arguments, asks the other rooms, prints. The only room that prints, and the only one that picks an exit code.
+//! The command line: parses arguments, calls the other modules, prints. The only module that prints and chooses exit codes.
 //!
-//! Parts: [`args`] (what can be typed), [`context`] (what every command may lean on), [`error`] (what the user reads when
-//! it did not work), [`ipyparallel`] (what its programs are told), [`logging`], [`output`] (tables, JSON, times), [`commands`] (one file per command).
+//! Parts: [`args`] (the command line), [`context`] (shared by all commands), [`error`] (errors and exit codes),
+//! [`ipyparallel`] (options of its programs), [`logging`], [`output`] (tables, JSON, times), [`commands`] (one file per command).
 pub mod args;
 pub mod commands;
 pub mod context;
@@ -30,18 +30,18 @@ use std::process::ExitCode;
 pub fn run() -> ExitCode {
     let cli = match args::parse(std::env::args_os()) {
         Ok(cli) => cli,
-        // Help and version are "errors" to clap too; its own exit code for real ones is 2, as ours.
+        // For clap, help and version are errors too; its exit code for real errors is 2, like ours.
         Err(error) => {
             let _ = error.print();
             return ExitCode::from(error.exit_code() as u8);
         }
     };
     let context = Context::new(&cli.global);
-    let code = match commands::dispatch(cli.command, &context) {
-        Ok(exit) => exit.code(),
-        Err(error) => error.report(&context),
+    let (code, reason) = match commands::dispatch(cli.command, &context) {
+        Ok(exit) => (exit.code(), String::new()),
+        Err(error) => (error.report(&context), error.error),
     };
-    // A supervisor that has not started this process does not learn it from the system.
-    supervisor::guard::exiting(code);
+    // A supervisor that did not start this process is not notified by the system.
+    supervisor::guard::exiting(code, &reason);
     ExitCode::from(code)
 }

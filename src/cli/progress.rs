@@ -5,9 +5,9 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
-/// The rate is that of so long.
+/// The time window of the rate.
 const WINDOW: Duration = Duration::from_secs(20);
-/// What is done sooner gets no bar: it would only flicker.
+/// Maps that finish sooner show no bar, to avoid flicker.
 const PATIENCE: Duration = Duration::from_millis(250);
 
 pub struct Progress {
@@ -37,7 +37,7 @@ impl Progress {
         }
     }
 
-    /// `total`: how many tasks there will be, where that is known. `engines`: that can take them.
+    /// `total`: the final number of tasks, if known. `engines`: the number of engines that can run them.
     pub fn update(&mut self, counts: &Counts, total: Option<u64>, engines: u32) {
         let Some(bar) = &self.bar else { return };
         self.rate.add(Instant::now(), counts.done());
@@ -49,8 +49,8 @@ impl Progress {
         bar.set_message(words(counts, total, engines, self.rate.per_second()));
     }
 
-    /// Lets something else be printed without the bar in the way.
-    pub fn aside<T>(&self, print: impl FnOnce() -> T) -> T {
+    /// Hides the bar while something else is printed.
+    pub fn suspend<T>(&self, print: impl FnOnce() -> T) -> T {
         match &self.bar {
             Some(bar) => bar.suspend(print),
             None => print(),
@@ -80,7 +80,7 @@ fn words(counts: &Counts, total: Option<u64>, engines: u32, rate: Option<f64>) -
     if counts.failed() > 0 {
         text.push_str(&format!(", {} failed", counts.failed()));
     }
-    // Engines hold short tasks in advance, and do not say when each begins: an engine runs one at a time.
+    // Engines hold prefetched tasks without reporting when each begins; an engine runs one at a time.
     let running = (counts.running + counts.assigned).min(u64::from(engines)).max(counts.running);
     if running > 0 {
         text.push_str(&format!(", {running} running"));
@@ -108,7 +108,7 @@ fn shortened(name: &str, most: usize) -> String {
     }
 }
 
-/// Tasks per second over the last while.
+/// Tasks per second over a time window.
 #[derive(Default)]
 struct Rate {
     seen: VecDeque<(Instant, u64)>,
@@ -117,7 +117,7 @@ struct Rate {
 impl Rate {
     fn add(&mut self, now: Instant, done: u64) {
         self.seen.push_back((now, done));
-        // One sample older than the window stays, so that slow tasks have a rate too.
+        // Keeps one sample older than the window, so that slow tasks have a rate too.
         while self.seen.len() > 2 && self.seen.get(1).is_some_and(|(at, _)| now.duration_since(*at) > WINDOW) {
             self.seen.pop_front();
         }

@@ -1,4 +1,4 @@
-//! The records of a cluster, whoever has them: the controller that runs, or the database file of one that does not.
+//! The records of a cluster: from the running controller, or from the database file of a stopped one.
 use super::values::LongValue;
 use super::{CommandError, Context, ErrorKind};
 use crate::client::{Client, ClientError, MapsRequest};
@@ -11,10 +11,10 @@ use crate::model::{MapId, TaskId};
 use bytes::Bytes;
 use std::collections::HashSet;
 
-/// Rows are asked for in portions of so many.
+/// The number of rows per request.
 pub const PORTION: u64 = 2000;
 
-/// Bytes of an output that are read at a time.
+/// The number of bytes of an output per request.
 const PIECE: usize = 1 << 20;
 
 pub enum Records<'a> {
@@ -22,11 +22,11 @@ pub enum Records<'a> {
     Stopped(Reader),
 }
 
-/// What a task's row does not say.
+/// Details that are not part of a task's row.
 #[derive(Default)]
 pub struct Details {
     pub definition: Option<MapDefinition>,
-    /// Attempts that did not stand, oldest first.
+    /// Earlier attempts, oldest first.
     pub earlier: Vec<AttemptRow>,
 }
 
@@ -36,19 +36,19 @@ impl<'a> Records<'a> {
             Ok(client) => return Ok(Records::Running { context, client }),
             Err(error) => error,
         };
-        // Nothing runs: the file is nobody's now. A controller that is there and refuses is another matter.
+        // Only if no controller is running: then nobody else uses the file.
         if running.kind != ErrorKind::NotFound {
             return Err(running);
         }
         let path = context.profile_dir()?.database_file(&context.cluster_id);
         if !path.exists() {
-            return Err(running.hint(format!("and no records were ever made: there is no {}", path.display())));
+            return Err(running.hint(format!("no records exist: no file {}", path.display())));
         }
-        context.say_more(format!("no cluster is running: reading {}", path.display()));
+        context.note_verbose(format!("no cluster is running; reading {}", path.display()));
         Ok(Records::Stopped(Reader::open(&path)?))
     }
 
-    /// Those of a running cluster.
+    /// The records of a running cluster.
     pub fn of(context: &'a Context, client: &Client) -> Records<'a> {
         Records::Running {
             context,
@@ -71,7 +71,7 @@ impl<'a> Records<'a> {
         }
     }
 
-    /// One portion: the rows, and how many match without `limit` and `offset`.
+    /// One page: the rows, and the number of matches without `limit` and `offset`.
     pub fn tasks(&self, query: &TaskQuery) -> Result<(Vec<TaskRow>, u64), CommandError> {
         match self {
             Records::Running { context, client } => Ok(context.block_on(client.tasks(query.clone()))??),
@@ -79,7 +79,7 @@ impl<'a> Records<'a> {
         }
     }
 
-    /// Every row that matches, in portions. `take` says whether it wants more.
+    /// Every matching row, fetched in pages.
     pub fn each_task(&self, query: &TaskQuery, take: &mut dyn FnMut(TaskRow) -> Result<(), CommandError>) -> Result<(), CommandError> {
         if query.sort.is_none() && query.limit.is_none() && query.offset == 0 && query.tasks.is_empty() {
             self.each_by_id(query, take)
@@ -88,7 +88,7 @@ impl<'a> Records<'a> {
         }
     }
 
-    /// From one id to the next: no row is passed over or shown twice while a cluster runs, and no portion costs more than the first.
+    /// Pages by id: no row is skipped or repeated while a cluster is running, and every page costs the same.
     fn each_by_id(&self, query: &TaskQuery, take: &mut dyn FnMut(TaskRow) -> Result<(), CommandError>) -> Result<(), CommandError> {
         let maps = match query.maps.is_empty() {
             false => query.maps.clone(),
@@ -141,9 +141,9 @@ impl<'a> Records<'a> {
             Records::Running { context, client } => {
                 let reply = match context.block_on(client.details(task))? {
                     Ok(reply) => reply,
-                    // An older controller does not know the question: the row alone must do.
+                    // An older controller does not support this request: show the row only.
                     Err(error @ ClientError::Refused { .. }) => {
-                        context.say_more(error);
+                        context.note_verbose(error);
                         return Ok(Details::default());
                     }
                     Err(error) => return Err(error.into()),
@@ -160,7 +160,7 @@ impl<'a> Records<'a> {
         }
     }
 
-    /// A part of what a task has written, of an earlier run where one is named: the size of all of it, and what begins at `start`.
+    /// A part of a task's output (of an earlier run, if given): its total size, and the bytes from `start`.
     pub fn output(&self, task: TaskId, run: Option<u32>, stream: Stream, start: u64) -> Result<(u64, Bytes), CommandError> {
         match self {
             Records::Running { context, client } => Ok(context.block_on(client.output(task, run, stream, start))??),
@@ -181,7 +181,7 @@ impl<'a> Records<'a> {
         value.put_into(row)
     }
 
-    /// Says which of these maps there are not.
+    /// An error if one of these maps does not exist.
     pub fn must_exist(&self, maps: &[MapId]) -> Result<(), CommandError> {
         if maps.is_empty() {
             return Ok(());
@@ -196,7 +196,7 @@ impl<'a> Records<'a> {
         }
     }
 
-    /// Says which of these tasks there are not.
+    /// An error if one of these tasks does not exist.
     pub fn tasks_must_exist(&self, tasks: &[TaskId]) -> Result<(), CommandError> {
         let mut found = HashSet::new();
         for portion in tasks.chunks(PORTION as usize) {
@@ -213,21 +213,21 @@ impl<'a> Records<'a> {
         }
     }
 
-    /// With the tasks that its map has.
+    /// The error for a missing task, with the range of its map.
     pub fn no_such_task(&self, task: TaskId) -> CommandError {
         let query = MapQuery {
             maps: vec![task.map],
             ..MapQuery::default()
         };
         match self.maps(&query).ok().and_then(|rows| rows.into_iter().next()) {
-            Some(map) => CommandError::not_found(format!("there is no task {task}")).hint(super::tables::extent(&map)),
+            Some(map) => CommandError::not_found(format!("no task {task}")).hint(super::tables::extent(&map)),
             None => no_such_map(task.map),
         }
     }
 }
 
 pub fn no_such_map(map: MapId) -> CommandError {
-    CommandError::not_found(format!("there is no map {map}")).hint("`pcluster results` lists the maps")
+    CommandError::not_found(format!("no map {map}")).hint("list the maps: pcluster results")
 }
 
 fn after_index(index: u32) -> Condition {

@@ -1,4 +1,4 @@
-//! Options for what a batch system is asked for; each is a setting of the launcher that is used.
+//! Options for the resources of batch jobs; each is a setting of the selected launcher.
 use super::CommandError;
 use super::commands::setting;
 use crate::launchers::batch;
@@ -7,38 +7,38 @@ use crate::profile::config::origins::Setting;
 use crate::profile::{Config, ProfileDir};
 use std::path::PathBuf;
 
-/// What a batch system is asked for. `start`, `engines add` and `script` take the same.
+/// Requested resources of batch jobs, shared by `start`, `engines add` and `script`.
 #[derive(Clone, Debug, Default, clap::Args)]
-#[command(next_help_heading = "For batch systems")]
+#[command(next_help_heading = "Batch systems")]
 pub struct ResourceArgs {
-    /// The queue or partition
+    /// Submit to this queue or partition
     #[arg(long, value_name = "NAME")]
     pub queue: Option<String>,
-    /// The account or project
+    /// Charge this account or project
     #[arg(long, value_name = "NAME")]
     pub account: Option<String>,
-    /// How long a job may run: 1:30:00, 90m, 36h, 2d; a bare number is minutes
+    /// Limit each job to this time: 1:30:00, 90m, 36h, 2d; a bare number is minutes
     #[arg(long, value_name = "TIME")]
     pub walltime: Option<Walltime>,
-    /// Memory for each engine: 4G, 512M
+    /// Request this much memory per engine: 4G, 512M
     #[arg(long, value_name = "SIZE")]
     pub mem: Option<Memory>,
-    /// Processors for each engine
+    /// Request N processors per engine
     #[arg(long, value_name = "N")]
     pub cpus: Option<u32>,
-    /// GPUs for each engine
+    /// Request N GPUs per engine
     #[arg(long, value_name = "N")]
     pub gpus: Option<u32>,
-    /// How many engines one job holds, on one node
+    /// Run N engines in each job, on one node
     #[arg(long, value_name = "N")]
     pub engines_per_job: Option<u32>,
-    /// A template instead of the profile's or pcluster's own
+    /// Use this template instead of the profile's or pcluster's own
     #[arg(long, value_name = "FILE")]
     pub template: Option<PathBuf>,
 }
 
 impl ResourceArgs {
-    /// As settings of this launcher, with the option that each is from; an option that it has no use for is an error.
+    /// The options as settings of this launcher; an error if it does not use them.
     pub fn settings(&self, launcher: &str) -> Result<Vec<(String, String)>, String> {
         let given: Vec<(&str, &str, String)> = self.given();
         if let Some((_, option, _)) = given.first()
@@ -55,11 +55,11 @@ impl ResourceArgs {
             .collect())
     }
 
-    /// Key, option, and value as YAML, of each that was given.
+    /// Key, option, and YAML value of each given option.
     pub fn given(&self) -> Vec<(&'static str, &'static str, String)> {
-        // In quotes a text of digits stays a text.
+        // Quoted, so that a string of digits stays a string.
         let text = |value: &Option<String>| value.as_ref().map(|v| format!("{v:?}"));
-        // From here; a relative one in the settings is one of the profile's.
+        // Relative to the current directory; in settings, relative to the profile's directory.
         let template = self.template.as_ref().map(|path| {
             let path = std::path::absolute(path).unwrap_or_else(|_| path.clone());
             format!("{:?}", path.to_string_lossy())
@@ -80,13 +80,13 @@ impl ResourceArgs {
     }
 }
 
-/// What a configuration is made of besides the profile's file, for commands that start nothing.
+/// Overrides of the profile's configuration, for commands that start nothing.
 #[derive(Clone, Debug, Default, clap::Args)]
 pub struct SettingArgs {
-    /// What starts the engines: local, mpi, slurm, sge, pbs, lsf, htcondor
+    /// Start the engines with this launcher: local, mpi, slurm, sge, pbs, lsf, htcondor
     #[arg(long, value_name = "NAME")]
     pub launcher: Option<String>,
-    /// A setting over those of the profile's pcluster.yaml, for example launchers.slurm.queue=long
+    /// Override a setting of pcluster.yaml, for example launchers.slurm.queue=long
     #[arg(long = "set", value_name = "KEY=VALUE", value_parser = setting)]
     pub settings: Vec<(String, String)>,
     #[command(flatten)]

@@ -1,4 +1,4 @@
-//! Maps, tasks and one task in full, for people. Pure: rows in, text out.
+//! Tables of maps and tasks, and the details of one task. Pure: rows in, text out.
 use super::context::Terminal;
 use super::output::table::{Cell, Table, Tone};
 use super::output::times;
@@ -20,7 +20,7 @@ pub fn tone(state: TaskState) -> Tone {
     }
 }
 
-/// A point in time: how long ago on a terminal, ISO elsewhere.
+/// A time: relative on a terminal, else ISO 8601.
 fn when(time: UnixTime, now: UnixTime, terminal: &Terminal) -> String {
     if terminal.stdout { times::ago(now, time) } else { time.to_iso() }
 }
@@ -69,7 +69,7 @@ pub fn maps(rows: &[MapRow], now: UnixTime, terminal: &Terminal) -> String {
 }
 
 pub fn tasks(rows: &[TaskRow], now: UnixTime, terminal: &Terminal) -> String {
-    // Elsewhere than on a terminal the columns are always the same.
+    // Without a terminal the columns are always the same.
     let errors = !terminal.stdout || rows.iter().any(|row| row.error.is_some());
     let repeated = !terminal.stdout || rows.iter().any(|row| row.attempts > 1);
     let mut table = Table::new().column("TASK").column("STATE").number("ENGINE");
@@ -77,7 +77,7 @@ pub fn tasks(rows: &[TaskRow], now: UnixTime, terminal: &Terminal) -> String {
         table = table.number("ATTEMPTS");
     }
     table = table.column("TIME");
-    // On a narrow terminal, what the tasks are about needs the room.
+    // On a narrow terminal, inputs and errors need the space.
     let roomy = !terminal.stdout || terminal.width >= 100;
     if roomy {
         table = table.column("COMPLETED");
@@ -109,16 +109,16 @@ pub fn tasks(rows: &[TaskRow], now: UnixTime, terminal: &Terminal) -> String {
     table.render(terminal)
 }
 
-/// An input of megabytes is no table cell, terminal or not.
+/// The maximum length of a cell, on any output.
 fn shorter(text: &str) -> String {
-    const MOST: usize = 500;
-    match text.char_indices().nth(MOST) {
+    const MAX_LENGTH: usize = 500;
+    match text.char_indices().nth(MAX_LENGTH) {
         Some((at, _)) => format!("{}…", &text[..at]),
         None => text.to_string(),
     }
 }
 
-/// Everything known of one task.
+/// The details of one task.
 pub fn task(row: &TaskRow, details: &Details, now: UnixTime) -> String {
     let mut text = format!("task {}: {}\n", row.task, row.state);
     let mut line = |name: &str, value: Option<String>| {
@@ -148,7 +148,7 @@ pub fn task(row: &TaskRow, details: &Details, now: UnixTime) -> String {
         );
     } else if let Some(value) = &row.value {
         let pickled = row.pickled.as_ref();
-        let note = pickled.map(|p| format!("  (of type {}; kept exactly, this is how it reads)", p.python_type));
+        let note = pickled.map(|p| format!("  (a rendering; the exact value of type {} is stored)", p.python_type));
         line("value", Some(format!("{}{}", value.get(), note.unwrap_or_default())));
     } else if let Some(repr) = &row.repr {
         line("value", Some(repr.clone()));
@@ -200,7 +200,7 @@ fn work_name(work: &Work) -> String {
     one_line(&work.default_name())
 }
 
-/// The beginning of what a task wrote, and how to get the rest.
+/// The beginning of a task's output, and how to get the rest.
 fn push_output(text: &mut String, (task, run): (TaskId, Option<u32>), outputs: [&Output; 2]) {
     for (stream, output) in Stream::OUTPUTS.into_iter().zip(outputs) {
         let name = stream.word();
@@ -216,7 +216,7 @@ fn push_output(text: &mut String, (task, run): (TaskId, Option<u32>), outputs: [
     }
 }
 
-/// A text under a heading.
+/// An indented text under a heading.
 fn push_block(text: &mut String, name: &str, block: &str) {
     if block.is_empty() {
         return;
@@ -227,7 +227,7 @@ fn push_block(text: &mut String, name: &str, block: &str) {
     }
 }
 
-/// For errors: which tasks a map has.
+/// The range of tasks of a map, for errors.
 pub fn extent(map: &MapRow) -> String {
     match map.counts.total {
         0 => format!("map {} has no tasks", map.map),

@@ -1,10 +1,10 @@
-//! How results look when they leave: JSON lines, CSV or one pickle, in input order, to stdout or a file.
+//! The output formats of results: JSON lines, CSV or one pickle, in input order, to stdout or a file.
 //!
-//! - A function's value is one JSON line; where JSON does not hold it exactly, that is a rendering of it. A task
-//!   that failed is `{"__error__": {"task": "1.3", "state": "error", "ename": "…", "evalue": "…"}}`, so that line *n* belongs to input *n*.
-//! - A command's result is what it wrote: stdout to stdout, stderr to stderr, byte for byte, nothing in between.
+//! - A function's value is one JSON line; if JSON cannot represent it exactly, the line is a rendering. A failed task
+//!   is `{"__error__": {"task": "1.3", "state": "error", "ename": "…", "evalue": "…"}}`, so that line *n* belongs to input *n*.
+//! - A command's result is its output, unchanged: stdout to stdout, stderr to stderr.
 //!
-//! Parts: here the formats, [`sink`] (where they go).
+//! Parts: [`sink`] (the destination); this file has the formats.
 pub mod sink;
 
 use crate::cli::CommandError;
@@ -23,11 +23,11 @@ use std::io::{self, Write};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum Format {
-    /// One JSON value a line (of a command: an object with stdout, stderr, exit_code)
+    /// One JSON value per line (for a command: an object with stdout, stderr, exit_code)
     Jsonl,
-    /// Columns task, state, input, value, error (of a command: … exit_code, stdout, stderr)
+    /// Columns task, state, input, value, error (for a command: … exit_code, stdout, stderr)
     Csv,
-    /// One Python pickle: the list of exact values, with an exception in the place of each task that failed; with --reduce the one value
+    /// One Python pickle: the list of exact values, with an exception for each failed task; with --reduce, the one value
     Pickle,
 }
 
@@ -36,7 +36,7 @@ pub enum Format {
 pub enum Style {
     /// Values as JSON lines.
     Values,
-    /// A command's output as it was.
+    /// A command's output, unchanged.
     Output,
     /// A command's output as JSON lines.
     OutputJson,
@@ -46,7 +46,7 @@ pub enum Style {
     Pickle {
         command: bool,
     },
-    /// All that is known of each task, as JSON lines.
+    /// The full record of each task, as JSON lines.
     Rows,
 }
 
@@ -62,7 +62,7 @@ impl Style {
         }
     }
 
-    /// What stands in front of the first result.
+    /// Writes what precedes the first result.
     pub fn begin(self, out: &mut dyn Write) -> io::Result<()> {
         match self {
             Style::Csv { command: false } => csv_record(out, &["task", "state", "input", "value", "error"]),
@@ -73,7 +73,7 @@ impl Style {
         }
     }
 
-    /// One result. `errors` takes what a command wrote to stderr.
+    /// Writes one result. `errors` receives the stderr of a command.
     pub fn write(self, row: &TaskRow, out: &mut dyn Write, errors: &mut dyn Write) -> io::Result<()> {
         match self {
             Style::Values => writeln!(out, "{}", value_line(row)),
@@ -118,7 +118,7 @@ impl Style {
         }
     }
 
-    /// What stands behind the last.
+    /// Writes what follows the last result.
     pub fn end(self, out: &mut dyn Write) -> io::Result<()> {
         match self {
             Style::Pickle { .. } => out.write_all(b"."),
@@ -141,7 +141,7 @@ pub fn value_line(row: &TaskRow) -> Cow<'_, str> {
     row.value.as_deref().map_or("null".into(), one_line)
 }
 
-/// A task as `--json` shows it, with what makes its value exact, and its output as it is everywhere in JSON.
+/// The full record of a task for `--json`, with its exact value.
 pub fn whole(row: &TaskRow) -> impl Serialize {
     Whole(row)
 }
@@ -180,7 +180,7 @@ impl Serialize for Whole<'_> {
         if has_text {
             return exact.serialize(serializer);
         }
-        // As texts: numbers stay as they are.
+        // As raw text, so that numbers are unchanged.
         let failed = serde::ser::Error::custom::<serde_json::Error>;
         let json = serde_json::to_string(&exact).map_err(failed)?;
         let mut fields: BTreeMap<String, Box<RawValue>> = serde_json::from_str(&json).map_err(failed)?;
@@ -194,10 +194,10 @@ impl Serialize for Whole<'_> {
     }
 }
 
-/// Beside a value that is only a rendering.
+/// Accompanies a value that is only a rendering.
 #[derive(Debug, Serialize)]
 pub struct Inexact<'a> {
-    /// False, and only there where it is.
+    /// Always false; present only if so.
     exact: bool,
     /// `collections.Counter`.
     #[serde(rename = "type")]
@@ -216,7 +216,7 @@ impl Inexact<'_> {
     }
 }
 
-/// A long value on its way into its row.
+/// A long value that is being fetched into its row.
 pub struct LongValue {
     task: TaskId,
     size: u64,
@@ -228,10 +228,8 @@ impl LongValue {
         let mut bytes = Vec::new();
         let room = usize::try_from(size).ok().filter(|size| bytes.try_reserve_exact(*size).is_ok());
         room.ok_or_else(|| {
-            CommandError::environment(format!(
-                "the value of task {task} has {size} bytes, for which there is not enough memory"
-            ))
-            .hint("have the function write large data to a file and return its name")
+            CommandError::environment(format!("out of memory for the value of task {task} ({size} bytes)"))
+                .hint("have the function write large data to a file and return its name")
         })?;
         Ok(LongValue { task, size, bytes })
     }
@@ -259,7 +257,7 @@ impl LongValue {
     }
 }
 
-/// JSON without line breaks: raw ones can only stand between its tokens.
+/// JSON without line breaks, which can only occur between tokens.
 pub fn one_line(value: &RawValue) -> Cow<'_, str> {
     match value.get().contains(['\n', '\r']) {
         true => value.get().replace(['\n', '\r'], " ").into(),
@@ -267,7 +265,7 @@ pub fn one_line(value: &RawValue) -> Cow<'_, str> {
     }
 }
 
-/// An input as a person wrote it: one string argument without its list and quotes, else JSON.
+/// An input for display: a single string argument without list and quotes, else JSON.
 pub fn input_text(input: &RawValue) -> String {
     match serde_json::from_str::<Vec<Box<RawValue>>>(input.get()).as_deref() {
         Ok([only]) => cell(only.get()),
@@ -275,7 +273,7 @@ pub fn input_text(input: &RawValue) -> String {
     }
 }
 
-/// `ValueError: what it says`, on one line.
+/// `ValueError: message`, on one line.
 pub fn in_words(error: &TaskError) -> String {
     let evalue = error
         .evalue
@@ -291,7 +289,7 @@ pub fn in_words(error: &TaskError) -> String {
     }
 }
 
-/// A JSON string's content, nothing for null, JSON otherwise.
+/// The content of a JSON string, empty for null, JSON otherwise.
 fn cell(json: &str) -> String {
     match json {
         "null" => String::new(),
@@ -310,7 +308,7 @@ fn output_json(row: &TaskRow) -> String {
     serde_json::Value::from(object).to_string()
 }
 
-/// Under its name where it is UTF-8; else null, and `<name>_base64` has the bytes.
+/// Adds an output under its name if it is UTF-8; else null, with the bytes in `<name>_base64`.
 fn put_output(object: &mut serde_json::Map<String, serde_json::Value>, name: &str, output: &Output) {
     match std::str::from_utf8(&output.bytes) {
         Ok(text) => drop(object.insert(name.into(), text.into())),
@@ -327,7 +325,7 @@ fn csv_record<F: AsRef<[u8]>>(out: &mut dyn Write, fields: &[F]) -> io::Result<(
     out.write_all(&writer.into_inner().map_err(|e| io::Error::other(e.to_string()))?)
 }
 
-/// One value as a pickle of its own: the very one that its worker made, where there is one.
+/// One value as a separate pickle: the original of the worker, if any.
 pub fn lone_pickle(row: &TaskRow, out: &mut dyn Write) -> io::Result<()> {
     match &row.pickled {
         Some(pickled) => out.write_all(&pickled.bytes),
@@ -345,7 +343,7 @@ fn pickled_text(text: &str, out: &mut dyn Write) -> io::Result<()> {
     out.write_all(text.as_bytes())
 }
 
-/// Appends one value to the list. JSON is left to Python's `json.loads`, a pickle to `pickle.loads`.
+/// Appends one value to the list. JSON is decoded by Python's `json.loads`, a pickle by `pickle.loads`.
 fn pickle_item(row: &TaskRow, command: bool, out: &mut dyn Write) -> io::Result<()> {
     let has_value = row.state == TaskState::Ok && row.msg_id.is_none();
     // `\x85R`: a tuple of the one argument, call. `a`: append.
@@ -369,7 +367,7 @@ fn pickle_item(row: &TaskRow, command: bool, out: &mut dyn Write) -> io::Result<
 }
 
 fn length(length: usize) -> io::Result<[u8; 4]> {
-    let length = u32::try_from(length).map_err(|_| io::Error::other("a value of more than 4 GiB does not fit into the pickle"))?;
+    let length = u32::try_from(length).map_err(|_| io::Error::other("a value of more than 4 GiB cannot be pickled"))?;
     Ok(length.to_le_bytes())
 }
 

@@ -1,5 +1,5 @@
-//! Maps and tasks as JSON and CSV show them: dates in ISO 8601 (UTC), durations in seconds. These shapes are version 1 of
-//! what programs may rely on: keys are added, never changed.
+//! The JSON and CSV forms of maps and tasks: times in ISO 8601 (UTC), durations in seconds. This is version 1 of a stable
+//! format: keys are added, never changed.
 use super::values::Inexact;
 use crate::model::definition::MapDefinition;
 use crate::model::output::Output;
@@ -15,7 +15,7 @@ pub struct MapView<'a> {
     pub kind: &'a str,
     pub name: &'a str,
     pub label: Option<&'a str>,
-    /// `open` (inputs still come), `queued`, `running`, `ok`, `failed`.
+    /// `open` (inputs are still being sent), `queued`, `running`, `ok`, `failed`.
     pub state: &'static str,
     pub submitted: String,
     pub completed: Option<String>,
@@ -33,7 +33,7 @@ pub struct MapView<'a> {
     pub lost: u64,
 }
 
-/// One word for how a map is doing.
+/// The state of a map in one word.
 pub fn map_state(row: &MapRow) -> &'static str {
     if row.completed.is_some() {
         if row.counts.failed() > 0 { "failed" } else { "ok" }
@@ -73,7 +73,7 @@ impl<'a> MapView<'a> {
     }
 }
 
-/// What was written. Text where it is UTF-8, else null beside its base64. Of a long one the beginning, beside the size of all of it.
+/// An output: text if it is UTF-8, else null and base64. A long one is truncated, with its full size.
 #[derive(Serialize)]
 pub struct OutputView<'a> {
     pub stdout: Option<Cow<'a, str>>,
@@ -92,7 +92,7 @@ impl<'a> OutputView<'a> {
     fn new(stdout: &'a Output, stderr: &'a Output) -> OutputView<'a> {
         let text = |output: &'a Output| match std::str::from_utf8(&output.bytes) {
             Ok(text) => Some(text.into()),
-            // Cut in the middle of a character, or no text at all.
+            // Truncated within a character, or not text.
             Err(error) if !output.is_whole() && error.error_len().is_none() => Some(Cow::Owned(
                 String::from_utf8_lossy(&output.bytes[..error.valid_up_to()]).into_owned(),
             )),
@@ -120,7 +120,7 @@ pub struct TaskView<'a> {
     pub value: Option<&'a RawValue>,
     #[serde(flatten)]
     pub inexact: Option<Inexact<'a>>,
-    /// What an ipyparallel client's execution showed.
+    /// The displayed result of an ipyparallel client's execution.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub repr: Option<&'a str>,
     #[serde(flatten)]
@@ -130,24 +130,24 @@ pub struct TaskView<'a> {
     pub engine: Option<EngineId>,
     pub host: Option<&'a str>,
     pub attempts: u32,
-    /// The number of its current run; every retry and every resubmission adds one.
+    /// The number of the current run; every retry and resubmission adds one.
     pub run: u32,
     pub submitted: String,
     pub started: Option<String>,
     pub completed: Option<String>,
     pub duration: Option<f64>,
     pub label: Option<&'a str>,
-    /// Of tasks of ipyparallel's clients.
+    /// Only for tasks of ipyparallel's clients.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub msg_id: Option<&'a str>,
-    /// Only where single tasks were asked for.
+    /// Only for single tasks.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub definition: Option<&'a MapDefinition>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub earlier: Option<Vec<AttemptView<'a>>>,
 }
 
-/// An attempt that did not stand.
+/// An earlier attempt.
 #[derive(Serialize)]
 pub struct AttemptView<'a> {
     pub run: u32,
@@ -300,7 +300,7 @@ pub fn map_csv(row: &MapRow) -> [String; 12] {
     ]
 }
 
-/// Seconds to the microsecond: more is not measured.
+/// Seconds, rounded to microseconds, the precision of the measurement.
 fn micros(seconds: f64) -> f64 {
     (seconds * 1e6).round() / 1e6
 }

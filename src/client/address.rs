@@ -1,9 +1,9 @@
-//! Which addresses of a connection file are worth trying from this host, best first. Pure.
+//! The addresses of a connection file to try from this host, best first. Pure.
 use super::ClientError;
 use crate::connection::ConnectionFile;
 use std::net::IpAddr;
 
-/// `here` is this host's name. Addresses are without port.
+/// `here` is the name of this host. Addresses have no port.
 pub fn candidates(file: &ConnectionFile, here: &str) -> Result<Vec<String>, ClientError> {
     let interface = file.interface.strip_prefix("tcp://").unwrap_or(&file.interface);
     let interface = interface.trim_matches(['[', ']']);
@@ -22,7 +22,7 @@ pub fn candidates(file: &ConnectionFile, here: &str) -> Result<Vec<String>, Clie
         if same_host {
             found.push(interface.into());
         } else {
-            // A controller that listens on loopback alone publishes no other address, but one behind a tunnel may.
+            // A controller on loopback publishes no other address, but one behind a tunnel may.
             found.extend(
                 file.pcluster
                     .iter()
@@ -61,7 +61,7 @@ fn host_of(file: &ConnectionFile) -> String {
         .unwrap_or_else(|| "another host".into())
 }
 
-/// The file's controller is on this host. Without a host name in the file, a loopback location means here.
+/// Whether the controller is on this host. Without a host name in the file, a loopback location means this host.
 fn is_here(file: &ConnectionFile, here: &str) -> bool {
     let same = |name: &str| !name.is_empty() && short(name).eq_ignore_ascii_case(short(here));
     match &file.pcluster {
@@ -104,7 +104,7 @@ mod tests {
     }
 
     #[test]
-    fn each_place_has_its_addresses() {
+    fn each_location_has_its_addresses() {
         for (interface, location, host, addresses, here, expected) in [
             (
                 "tcp://127.0.0.1",
@@ -150,7 +150,7 @@ mod tests {
     }
 
     #[test]
-    fn a_loopback_of_another_host_is_refused_with_its_name() {
+    fn a_loopback_address_of_another_host_is_rejected_with_its_name() {
         let error = candidates(&file("tcp://127.0.0.1", "127.0.0.1", Some("n1"), &["127.0.0.1"]), "n2").unwrap_err();
         assert!(
             matches!(&error, ClientError::OnlyThere { location, here, .. } if location == "n1" && here == "n2"),

@@ -1,4 +1,4 @@
-//! A map that was submitted: whether it is ready, how far it is, its results.
+//! A submitted map: readiness, progress, results.
 use super::{Client, ClientError, watch::Watch};
 use crate::model::task::{Counts, TaskRow};
 use crate::model::{EngineId, MapId};
@@ -19,7 +19,7 @@ impl AsyncResult {
     pub fn map(&self) -> MapId {
         self.map
     }
-    /// The engines of a map with targets: task `i` is the i-th one's.
+    /// The engines of a map with targets: task `i` runs on the i-th.
     pub fn engines(&self) -> &[EngineId] {
         &self.engines
     }
@@ -32,7 +32,7 @@ impl AsyncResult {
     pub fn watch(&self, every: Duration) -> Watch {
         self.client.watch(self.map, every)
     }
-    /// Waits for the end; all tasks in input order, however they ended.
+    /// Waits for completion; returns all tasks in input order, failed ones included.
     pub async fn get(&self) -> Result<Vec<TaskRow>, ClientError> {
         let mut watch = self.watch(Duration::from_secs(5));
         let mut rows = Vec::new();

@@ -1,20 +1,20 @@
-//! Why a request to the controller did not work, and what may be done about it.
+//! Errors of requests to the controller, with hints.
 use crate::connection::ConnectionFile;
 use crate::model::{MapId, PROTOCOL_VERSION, VERSION};
 use crate::transport::TransportError;
 
 #[derive(Debug, thiserror::Error)]
 pub enum ClientError {
-    /// Nothing listens at any address of the connection file.
+    /// No address of the connection file accepts a connection.
     #[error("no controller listens at {}: {why}", addresses.join(" or "))]
     NoController {
         addresses: Vec<String>,
         why: String,
-        /// Process and host of the controller that wrote the file, where it says.
+        /// The process and host that wrote the file, if known.
         controller: Option<String>,
     },
-    /// From here none of the file's addresses can be the controller's.
-    #[error("the controller on {location} listens only on its own loopback address ({interface}), and this is {here}")]
+    /// No address of the file is reachable from this host.
+    #[error("the controller on {location} listens only on its loopback address ({interface}), which {here} cannot reach")]
     OnlyThere { location: String, interface: String, here: String },
     /// It has not answered for a while.
     #[error("the controller at {address} has not answered {request} for {silent_s:.0} s ({heard})")]
@@ -22,10 +22,10 @@ pub enum ClientError {
         address: String,
         request: String,
         silent_s: f64,
-        /// When it was last heard of, in words.
+        /// When its last message arrived.
         heard: String,
     },
-    /// It answered that it will not.
+    /// The controller refused the request.
     #[error("the controller refused {request}: {ename}: {evalue}")]
     Refused {
         request: String,
@@ -33,25 +33,27 @@ pub enum ClientError {
         evalue: String,
         hint: Option<String>,
     },
-    #[error("this is pcluster {VERSION} (protocol {PROTOCOL_VERSION}), the controller is pcluster {version} (protocol {protocol})")]
+    #[error(
+        "incompatible versions: this is pcluster {VERSION} (protocol {PROTOCOL_VERSION}), the controller is pcluster {version} (protocol {protocol})"
+    )]
     VersionMismatch { version: String, protocol: u32 },
-    /// It answers, but not as pcluster's controller does.
-    #[error("what answers at {address} is not pcluster's controller: {why}")]
+    /// It answers, but is not pcluster's controller.
+    #[error("the server at {address} is not pcluster's controller: {why}")]
     NotPcluster { address: String, why: String },
-    #[error("the controller's answer to {request} cannot be read: {why}")]
+    #[error("cannot decode the controller's answer to {request}: {why}")]
     BadReply { request: String, why: String },
-    /// The controller receives no message of this length.
-    #[error("{request} has {bytes} bytes; the controller receives messages of up to {max} bytes")]
+    /// The message exceeds the controller's limit.
+    #[error("{request} has {bytes} bytes; the controller accepts at most {max} bytes")]
     TooLarge { request: String, bytes: u64, max: u64 },
-    /// The inputs of a map ended with an error; what was submitted of it is cancelled.
-    #[error("{why}; map {map}, with the inputs before it ({submitted}), is cancelled")]
+    /// The inputs of a map ended with an error; the map is cancelled.
+    #[error("{why}; map {map} is cancelled (inputs submitted before: {submitted})")]
     Inputs { map: MapId, submitted: u32, why: String },
     #[error(transparent)]
     Transport(#[from] TransportError),
 }
 
 impl ClientError {
-    /// What the user may do next, one sentence each.
+    /// Hints, one sentence each.
     pub fn hints(&self) -> Vec<String> {
         let say = |texts: &[&str]| texts.iter().map(|t| t.to_string()).collect();
         match self {
@@ -59,22 +61,23 @@ impl ClientError {
                 let mut hints = Vec::new();
                 if let Some(controller) = controller {
                     hints.push(format!(
-                        "the connection file was written by {controller}, which is gone or cannot be reached from here"
+                        "the connection file was written by {controller}, which is dead or unreachable"
                     ));
                 }
                 hints.push(
-                    "`pcluster list` shows the clusters, `pcluster clean` removes what a dead one left, `pcluster start` starts one".into(),
+                    "list clusters with `pcluster list`, remove files of dead ones with `pcluster clean`, start one with `pcluster start`"
+                        .into(),
                 );
                 hints
             }
             ClientError::OnlyThere { location, .. } => vec![
                 format!("run this command on {location}"),
-                "or restart the cluster so that it listens on the network: `pcluster start --ip 0.0.0.0`".into(),
+                "or make the cluster listen on the network: `pcluster restart --ip 0.0.0.0`".into(),
             ],
             ClientError::Unreachable { .. } => say(&[
-                "`pcluster list` shows whether it runs, `pcluster logs` what it said last",
-                "if it is gone, `pcluster start` brings it back with its tasks; `pcluster results` reads them meanwhile",
-                "if it runs, the connection file may be an old one with other keys, or a firewall stands between",
+                "check it with `pcluster list` and `pcluster logs`",
+                "if it is dead, `pcluster start` restarts it with its tasks; `pcluster results` reads them in the meantime",
+                "if it is running, the connection file may be outdated, or a firewall may block the connection",
             ]),
             ClientError::Refused { hint, .. } => hint.iter().cloned().collect(),
             ClientError::VersionMismatch { protocol, .. } => {
@@ -84,18 +87,18 @@ impl ClientError {
                     "the controller's pcluster"
                 };
                 vec![
-                    format!("update {newer} so that both are of the same version"),
-                    "then restart the cluster with `pcluster restart` (finished results stay readable)".into(),
+                    format!("update {newer} so that both have the same version"),
+                    "then restart the cluster with `pcluster restart` (finished results remain readable)".into(),
                 ]
             }
             ClientError::NotPcluster { .. } => {
-                say(&["ipyparallel's own ipcontroller runs no maps: stop it, and start the cluster with `pcluster start`"])
+                say(&["ipyparallel's ipcontroller does not support maps: stop it, then start the cluster with `pcluster start`"])
             }
-            ClientError::BadReply { .. } => say(&["update pcluster here or on the controller's host, so that both are of one version"]),
-            ClientError::TooLarge { .. } => say(&[
-                "restart the cluster with a larger `controller.most_message_mb`, or pass large data as files and only their names as inputs",
-            ]),
-            ClientError::Inputs { .. } => say(&["correct the input and run the map again"]),
+            ClientError::BadReply { .. } => say(&["update pcluster so that this host and the controller's host have the same version"]),
+            ClientError::TooLarge { .. } => {
+                say(&["restart the cluster with a larger `controller.max_message_mb`, or pass file names instead of large inputs"])
+            }
+            ClientError::Inputs { .. } => say(&["fix the input and run the map again"]),
             ClientError::Transport(TransportError::BadKey(_)) => {
                 say(&["the connection file is damaged: restart the cluster with `pcluster restart`"])
             }
@@ -103,7 +106,7 @@ impl ClientError {
         }
     }
 
-    /// Whether the controller could not be talked to at all (as against: it answered no).
+    /// Whether the controller could not be reached (as opposed to a refusal).
     pub fn is_unreachable(&self) -> bool {
         matches!(
             self,
@@ -112,7 +115,7 @@ impl ClientError {
     }
 }
 
-/// `process 77 on n1`, where the file says so.
+/// `process 77 on n1`, if the file has it.
 pub(super) fn writer_of(file: &ConnectionFile) -> Option<String> {
     file.pcluster.as_ref().map(|keys| keys.process.to_string())
 }

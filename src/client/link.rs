@@ -1,4 +1,4 @@
-//! One connection to a controller: requests go out, a background task finds for every reply the request that waits for it.
+//! One connection to a controller: sends requests, and a background task matches each reply to its request.
 use super::address::candidates;
 use super::error::{ClientError, writer_of};
 use crate::connection::ConnectionFile;
@@ -19,36 +19,36 @@ use std::time::{Duration, Instant, SystemTime};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
-/// A request without a reply is sent again after so long, then after twice as long, and so on.
+/// The delay before a request without a reply is resent, doubled each time,
 const RESEND: Duration = Duration::from_secs(4);
-/// ... and given up after so long, unless the caller says otherwise ([`Client::with_patience`]).
-const PATIENCE: Duration = Duration::from_secs(45);
-/// While a reply is waited for, the connection file is looked at so often.
-const LOOK: Duration = Duration::from_secs(2);
-/// How long one TCP connection to one address may take.
+/// and the default timeout of a request ([`Client::with_timeout`]).
+const TIMEOUT: Duration = Duration::from_secs(45);
+/// How often the connection file is checked while waiting for a reply.
+const FILE_POLL_INTERVAL: Duration = Duration::from_secs(2);
+/// The timeout for a TCP connection to one address.
 const PROBE: Duration = Duration::from_secs(5);
-/// A message has less besides its buffers.
+/// An upper bound for the size of a message without its buffers.
 const HEAD_BYTES: u64 = 64 << 10;
 
 /// A connected client. Cheap to clone; clones share the connection, which ends with the last of them.
 #[derive(Clone)]
 pub struct Client {
     link: Arc<Link>,
-    patience: Duration,
+    timeout: Duration,
     resend: Duration,
 }
 
 struct Link {
-    way: Mutex<Way>,
-    /// Read again when the controller is silent.
+    route: Mutex<Route>,
+    /// Reread when the controller is silent.
     file: Option<PathBuf>,
     session: Mutex<Session>,
-    waiting: Arc<Mutex<Waiting>>,
+    waiting: Arc<Mutex<Pending>>,
     hello: HelloReply,
 }
 
-/// Where the controller is, as far as is known.
-struct Way {
+/// The current connection to the controller.
+struct Route {
     socket: Socket,
     /// `tcp://…`, for errors.
     address: String,
@@ -56,32 +56,31 @@ struct Way {
     receiver: JoinHandle<()>,
 }
 
-impl Drop for Way {
+impl Drop for Route {
     fn drop(&mut self) {
         self.receiver.abort();
     }
 }
 
 #[derive(Default)]
-struct Waiting {
-    /// By message id; a request that was sent again has several.
+struct Pending {
+    /// By message id; a resent request has several ids.
     by_id: HashMap<String, mpsc::Sender<Message>>,
     last_heard: Option<Instant>,
     /// Why the receiving task ended.
     ended: Option<String>,
-    /// The last message that could not be opened, for the error of who waits in vain.
+    /// Why the last message could not be decoded, for the timeout error.
     unreadable: Option<String>,
 }
 
 impl Client {
-    /// Connects to the controller that wrote `file` (its client file), says hello and compares versions.
-    /// `timeout` bounds all of it.
+    /// Connects to the controller that wrote `file` (its client file) and compares versions, within `timeout`.
     pub async fn connect(file: &ConnectionFile, timeout: Duration) -> Result<Client, ClientError> {
         Client::connected(file, None, timeout).await
     }
 
-    /// The same for one that lasts. `path` is where `file` was read: when the controller is silent, it is read again, and a controller that
-    /// has come back at other ports is found there.
+    /// The same for a long-lived client. `path` is the path of `file`: it is reread when the controller is silent, to find a controller
+    /// that restarted with other ports.
     pub async fn connect_and_follow(file: &ConnectionFile, path: &Path, timeout: Duration) -> Result<Client, ClientError> {
         Client::connected(file, Some(path.to_path_buf()), timeout).await
     }
@@ -89,9 +88,9 @@ impl Client {
     async fn connected(file: &ConnectionFile, path: Option<PathBuf>, timeout: Duration) -> Result<Client, ClientError> {
         let id = uuid::Uuid::new_v4().simple().to_string();
         let user = std::env::var("USER").unwrap_or_else(|_| "pcluster".into());
-        let waiting = Arc::new(Mutex::new(Waiting::default()));
+        let waiting = Arc::new(Mutex::new(Pending::default()));
         let mut link = Link {
-            way: Mutex::new(Way::open(file, &id, &waiting, timeout).await?),
+            route: Mutex::new(Route::open(file, &id, &waiting, timeout).await?),
             file: path,
             session: Mutex::new(Session::new(file.key.as_bytes(), id, user)),
             waiting,
@@ -116,25 +115,25 @@ impl Client {
             .await?;
         link.hello = checked_hello(&reply, &link.address())?;
         if link.hello.packs {
-            lock(&link.way).pack();
+            lock(&link.route).pack();
         }
         Ok(Client {
             link: Arc::new(link),
-            patience: PATIENCE,
+            timeout: TIMEOUT,
             resend: RESEND,
         })
     }
 
-    /// A client on the same connection that gives a request up when it has had no reply for so long.
-    pub fn with_patience(&self, patience: Duration) -> Client {
+    /// A client on the same connection with another request timeout.
+    pub fn with_timeout(&self, timeout: Duration) -> Client {
         Client {
             link: self.link.clone(),
-            patience,
-            resend: RESEND.min(patience / 3),
+            timeout,
+            resend: RESEND.min(timeout / 3),
         }
     }
 
-    /// What the controller said of itself.
+    /// The controller's description of itself.
     /// A longer input is not received.
     pub fn max_input_bytes(&self) -> u64 {
         match self.link.hello.max_message_bytes {
@@ -152,12 +151,12 @@ impl Client {
         self.link.address()
     }
 
-    /// How long ago anything was heard from the controller.
+    /// The time since the last message from the controller.
     pub fn silent_for(&self) -> Duration {
         lock(&self.link.waiting).last_heard.map(|t| t.elapsed()).unwrap_or_default()
     }
 
-    /// Sends one request and waits for its reply. It is sent again when no reply comes, so it must be one that may be repeated.
+    /// Sends one request and waits for its reply. Resends it without a reply, so it must be idempotent.
     pub async fn request<Req, Rep>(&self, msg_type: &str, content: &Req, buffers: Vec<Bytes>) -> Result<Rep, ClientError>
     where
         Req: Serialize + ?Sized,
@@ -166,7 +165,7 @@ impl Client {
         self.request_that_waits(msg_type, content, buffers, Duration::ZERO).await
     }
 
-    /// The same for a request that the controller answers only after up to `wait` (it is told so in the content).
+    /// The same for a request that the controller answers after up to `wait`, which is part of its content.
     pub async fn request_that_waits<Req, Rep>(
         &self,
         msg_type: &str,
@@ -180,7 +179,7 @@ impl Client {
     {
         let reply = self
             .link
-            .exchange(msg_type, content, &buffers, wait, self.resend, self.patience)
+            .exchange(msg_type, content, &buffers, wait, self.resend, self.timeout)
             .await?;
         decode(msg_type, &reply)
     }
@@ -193,12 +192,12 @@ impl Client {
     {
         let reply = self
             .link
-            .exchange(msg_type, content, &[], Duration::ZERO, self.resend, self.patience)
+            .exchange(msg_type, content, &[], Duration::ZERO, self.resend, self.timeout)
             .await?;
         Ok((decode(msg_type, &reply)?, reply.buffers))
     }
 
-    /// The same where the answer holds tasks, whose values may be buffers behind it.
+    /// The same for a reply with tasks, whose values may be buffers.
     pub async fn request_for_rows<Req, Rep>(
         &self,
         msg_type: &str,
@@ -212,34 +211,34 @@ impl Client {
     {
         let reply = self
             .link
-            .exchange(msg_type, content, &buffers, wait, self.resend, self.patience)
+            .exchange(msg_type, content, &buffers, wait, self.resend, self.timeout)
             .await?;
         let mut content: Rep = decode(msg_type, &reply)?;
         match content.fill(reply.buffers) {
             true => Ok(content),
             false => Err(ClientError::BadReply {
                 request: msg_type.into(),
-                why: "its buffers are not those of its values".into(),
+                why: "its buffers do not match its values".into(),
             }),
         }
     }
 
-    /// Sends what is still to be sent and closes the connection (the last clone does so too, without waiting).
+    /// Flushes and closes the connection (the last clone also does so, without waiting).
     pub async fn close(self) {
         if let Ok(link) = Arc::try_unwrap(self.link).map_err(drop) {
             let socket = {
-                let way = lock(&link.way);
-                way.receiver.abort();
-                way.socket.clone()
+                let route = lock(&link.route);
+                route.receiver.abort();
+                route.socket.clone()
             };
             socket.close().await;
         }
     }
 }
 
-impl Way {
-    /// To the first address at which something listens, under the routing id `id`.
-    async fn open(file: &ConnectionFile, id: &str, waiting: &Arc<Mutex<Waiting>>, timeout: Duration) -> Result<Way, ClientError> {
+impl Route {
+    /// Connects to the first address that accepts, with the routing id `id`.
+    async fn open(file: &ConnectionFile, id: &str, waiting: &Arc<Mutex<Pending>>, timeout: Duration) -> Result<Route, ClientError> {
         let ip = reachable(file, candidates(file, &process::host())?, timeout).await?;
         let security = match &file.curve_serverkey {
             Some(server_key) => Security::Client {
@@ -249,10 +248,10 @@ impl Way {
         };
         let socket = Socket::new(Kind::Dealer, Some(id), &security)?.with_adaptive_packing();
         socket.connect(&ip, file.registration).await?;
-        Ok(Way {
+        Ok(Route {
             receiver: tokio::spawn(receive(
                 socket.clone(),
-                // It only opens messages.
+                // It only decodes messages.
                 Session::new(file.key.as_bytes(), id, ""),
                 waiting.clone(),
             )),
@@ -262,7 +261,7 @@ impl Way {
         })
     }
 
-    /// The controller has said that it unpacks.
+    /// The controller has announced that it unpacks.
     fn pack(&mut self) {
         self.socket = self.socket.clone().with_packing();
     }
@@ -270,25 +269,25 @@ impl Way {
 
 impl Link {
     fn address(&self) -> String {
-        lock(&self.way).address.clone()
+        lock(&self.route).address.clone()
     }
 
-    /// A controller that is silent may have come back at other ports; then its file says so. Whether it was found there.
+    /// Checks whether a silent controller restarted with other ports, according to its file, and connects to it.
     async fn follow(&self) -> bool {
-        let moved = self.file.as_ref().and_then(|path| lock(&self.way).connection.moved(path));
+        let moved = self.file.as_ref().and_then(|path| lock(&self.route).connection.moved(path));
         let Some(moved) = moved else { return false };
         let id = lock(&self.session).id.clone();
-        match Way::open(&moved, &id, &self.waiting, PROBE).await {
-            Ok(mut way) => {
+        match Route::open(&moved, &id, &self.waiting, PROBE).await {
+            Ok(mut route) => {
                 if self.hello.packs {
-                    way.pack();
+                    route.pack();
                 }
-                tracing::info!(address = way.address, "the controller has come back elsewhere");
-                *lock(&self.way) = way;
+                tracing::info!(address = route.address, "the controller restarted at another address");
+                *lock(&self.route) = route;
                 true
             }
             Err(error) => {
-                tracing::debug!(%error, "the connection file names another place, but no controller answers there");
+                tracing::debug!(%error, "the connection file has another address, but no controller answers there");
                 false
             }
         }
@@ -301,7 +300,7 @@ impl Link {
         buffers: &[Bytes],
         wait: Duration,
         resend: Duration,
-        patience: Duration,
+        timeout: Duration,
     ) -> Result<Message, ClientError> {
         let (reply_to, mut reply) = mpsc::channel(1);
         let mut registered = Registered {
@@ -309,17 +308,17 @@ impl Link {
             ids: Vec::new(),
         };
         let began = Instant::now();
-        let deadline = began + wait + patience;
+        let deadline = began + wait + timeout;
         let mut pause = wait + resend;
         loop {
             self.send(msg_type, content, buffers, &reply_to, &mut registered.ids)?;
             let until = (Instant::now() + pause).min(deadline);
             while Instant::now() < until {
-                let look = (Instant::now() + LOOK).min(until);
-                match tokio::time::timeout_at(look.into(), reply.recv()).await {
+                let next = (Instant::now() + FILE_POLL_INTERVAL).min(until);
+                match tokio::time::timeout_at(next.into(), reply.recv()).await {
                     Ok(Some(message)) => return Ok(message),
-                    // Cannot be: `reply_to` lives here. Waiting on would be right all the same.
-                    Ok(None) => tokio::time::sleep_until(look.into()).await,
+                    // Unreachable: `reply_to` is alive.
+                    Ok(None) => tokio::time::sleep_until(next.into()).await,
                     Err(_) => {}
                 }
                 if self.follow().await {
@@ -329,12 +328,12 @@ impl Link {
             if Instant::now() >= deadline {
                 return Err(self.unreachable(msg_type, began.elapsed()));
             }
-            tracing::debug!(msg_type, "no reply yet: sent again");
+            tracing::debug!(msg_type, "no reply yet; resent");
             pause = (pause * 2).max(resend);
         }
     }
 
-    /// Every sending is a message of its own (a repeated signature would be taken for a replay); a reply to any of them will do.
+    /// Every attempt is a new message (a repeated signature would be rejected as a replay); a reply to any of them counts.
     fn send<Req: Serialize + ?Sized>(
         &self,
         msg_type: &str,
@@ -343,7 +342,7 @@ impl Link {
         reply_to: &mpsc::Sender<Message>,
         ids: &mut Vec<String>,
     ) -> Result<(), ClientError> {
-        // The controller would end the connection, and the same request would be sent again.
+        // The controller would drop the connection, and the request would be resent forever.
         let bytes = buffers.iter().map(|buffer| buffer.len() as u64).sum::<u64>();
         let max = self.hello.max_message_bytes;
         if max > 0 && bytes + HEAD_BYTES > max {
@@ -364,7 +363,7 @@ impl Link {
             ids.push(message.header.msg_id.clone());
             session.seal(&[], &message)
         };
-        let socket = lock(&self.way).socket.clone();
+        let socket = lock(&self.route).socket.clone();
         Ok(socket.send(frames)?)
     }
 
@@ -373,8 +372,8 @@ impl Link {
         let heard = match (&waiting.ended, &waiting.unreadable, waiting.last_heard) {
             (Some(why), _, _) => format!("the connection is closed: {why}"),
             (_, Some(why), None) => format!("it answers, but {why}"),
-            (_, _, Some(at)) => format!("last heard of {:.0} s ago", at.elapsed().as_secs_f64()),
-            _ => "nothing was ever heard from it".into(),
+            (_, _, Some(at)) => format!("last message {:.0} s ago", at.elapsed().as_secs_f64()),
+            _ => "no message received".into(),
         };
         ClientError::Unreachable {
             address: self.address(),
@@ -385,9 +384,9 @@ impl Link {
     }
 }
 
-/// Takes a request's ids out of the table however its future ends.
+/// Removes the ids of a request on drop.
 struct Registered<'a> {
-    waiting: &'a Mutex<Waiting>,
+    waiting: &'a Mutex<Pending>,
     ids: Vec<String>,
 }
 
@@ -400,7 +399,7 @@ impl Drop for Registered<'_> {
     }
 }
 
-async fn receive(socket: Socket, mut session: Session, waiting: Arc<Mutex<Waiting>>) {
+async fn receive(socket: Socket, mut session: Session, waiting: Arc<Mutex<Pending>>) {
     loop {
         let frames = match socket.receive().await {
             Ok(frames) => frames,
@@ -415,20 +414,20 @@ async fn receive(socket: Socket, mut session: Session, waiting: Arc<Mutex<Waitin
                 let mut waiting = lock(&waiting);
                 waiting.last_heard = Some(Instant::now());
                 match waiting.by_id.get(&parent) {
-                    // A second reply to a request that was sent twice finds the place taken and is dropped.
+                    // A second reply to a resent request finds the channel full and is dropped.
                     Some(reply_to) => drop(reply_to.try_send(message)),
-                    None => tracing::debug!(msg_type = message.msg_type(), parent, "a reply that nobody waits for"),
+                    None => tracing::debug!(msg_type = message.msg_type(), parent, "unexpected reply"),
                 }
             }
             Err(error) => {
-                tracing::warn!(%error, "a message that cannot be opened");
+                tracing::warn!(%error, "cannot decode a message");
                 lock(&waiting).unreadable = Some(error.to_string());
             }
         }
     }
 }
 
-/// Reads a reply's content; one with `status: error` is the controller's refusal.
+/// Decodes a reply; `status: error` means that the controller refused the request.
 fn decode<Rep: DeserializeOwned>(request: &str, reply: &Message) -> Result<Rep, ClientError> {
     let bad = |why: serde_json::Error| ClientError::BadReply {
         request: request.into(),
@@ -455,7 +454,7 @@ fn checked_hello(reply: &Message, address: &str) -> Result<HelloReply, ClientErr
         }),
         Ok(hello) if hello.status != "error" => Ok(hello),
         _ => match decode::<HelloReply>(HELLO, reply) {
-            // A hub that does not know the request is ipyparallel's own.
+            // A hub that does not support the request is ipyparallel's.
             Err(ClientError::Refused { ename, evalue, .. }) => Err(ClientError::NotPcluster {
                 address: address.into(),
                 why: format!("{ename}: {evalue}"),
@@ -469,7 +468,7 @@ fn checked_hello(reply: &Message, address: &str) -> Result<HelloReply, ClientErr
     }
 }
 
-/// The first address at which something listens.
+/// The first address that accepts a connection.
 async fn reachable(file: &ConnectionFile, addresses: Vec<String>, timeout: Duration) -> Result<String, ClientError> {
     let port = file.registration;
     let mut whys = Vec::new();
@@ -496,7 +495,7 @@ pub(super) fn now() -> UnixTime {
     UnixTime(since.as_secs_f64())
 }
 
-/// A panic elsewhere leaves these tables usable: each change to them is one insertion or removal.
+/// Ignores poisoning: each change to these tables is a single insertion or removal.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

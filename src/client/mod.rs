@@ -1,11 +1,10 @@
 //! pcluster's own client: what the command line uses to talk to a controller.
 //!
-//! Parts: [`address`] (which address of a connection file to use from here), `link` (one connection; requests and the
-//! replies that fit them), [`requests`] (what may be asked, typed), [`submit`] (a map and its inputs, which may still be
-//! coming), [`watch`] (results in input order as they come), [`view`] (engines as one would use them),
-//! [`async_result`] (a map that was submitted), [`error`].
+//! Parts: [`address`] (which address of a connection file to use), `link` (one connection; matches replies to requests),
+//! [`requests`] (typed requests), [`submit`] (a map and its stream of inputs), [`watch`] (results in input order as they arrive),
+//! [`view`] (balanced and direct use of engines), [`async_result`] (a submitted map), [`error`].
 //!
-//! It knows no files but the connection file it is given, starts nothing and prints nothing.
+//! It reads no files except the given connection file, starts nothing and prints nothing.
 pub mod address;
 pub mod async_result;
 pub mod error;
@@ -24,7 +23,7 @@ pub use submit::Feeding;
 pub use view::View;
 pub use watch::{Update, Watch};
 
-/// The shapes of what is asked and answered, for those who may not name the wire.
+/// Request and reply types, for modules that may not use `wire`.
 pub use crate::wire::content::client::{
     DetailsReply, JobsReply, JobsRequest, MapReply, MapsRequest, Selection, SelectionReply, StatusReply,
 };

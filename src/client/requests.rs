@@ -1,4 +1,4 @@
-//! What may be asked of the controller, one method each. Shapes are those of [`crate::wire::content::client`].
+//! Requests to the controller, one method each. Types are in [`crate::wire::content::client`].
 use super::{Client, ClientError};
 use crate::model::definition::MapDefinition;
 use crate::model::output::Stream;
@@ -20,7 +20,7 @@ use std::time::Duration;
 struct Nothing {}
 
 impl Client {
-    /// The cluster now: its engines and how much there is to do.
+    /// The state of the cluster: its engines and queue.
     pub async fn status(&self) -> Result<StatusReply, ClientError> {
         self.request(STATUS, &Nothing {}, Vec::new()).await
     }
@@ -39,7 +39,7 @@ impl Client {
         Ok((reply.tasks, reply.matching))
     }
 
-    /// What a task's row does not say: its map's definition, and the attempts that did not stand.
+    /// The details of a task: its map's definition, and earlier attempts.
     pub async fn details(&self, task: TaskId) -> Result<DetailsReply, ClientError> {
         self.request(DETAILS, &DetailsRequest { task, files: false }, Vec::new()).await
     }
@@ -50,7 +50,7 @@ impl Client {
         self.request(DETAILS, &DetailsRequest { task, files: true }, Vec::new()).await
     }
 
-    /// A part of what a task has written, of an earlier run where one is named: the size of all of it, and what begins at `start`.
+    /// A part of a task's output (of an earlier run, if given): its total size, and the bytes from `start`.
     pub async fn output(&self, task: TaskId, run: Option<u32>, stream: Stream, start: u64) -> Result<(u64, Bytes), ClientError> {
         let request = OutputRequest {
             task,
@@ -63,18 +63,18 @@ impl Client {
         Ok((reply.size, buffers.into_iter().next().unwrap_or_default()))
     }
 
-    /// Stops tasks, waiting and running.
+    /// Cancels waiting and running tasks.
     pub async fn cancel(&self, selection: Selection) -> Result<SelectionReply, ClientError> {
         self.request(CANCEL, &SelectionRequest { selection }, Vec::new()).await
     }
 
-    /// Runs finished tasks again, in place.
+    /// Runs finished tasks again.
     pub async fn resubmit(&self, selection: Selection) -> Result<SelectionReply, ClientError> {
         let definition = None;
         self.request(RESUBMIT, &ResubmitRequest { selection, definition }, Vec::new()).await
     }
 
-    /// The same for one map, whose tasks run this from now on; its bundle goes along.
+    /// The same for one map with a new definition and its bundle.
     pub async fn resubmit_with(&self, selection: Selection, definition: MapDefinition) -> Result<SelectionReply, ClientError> {
         let bundle = definition.bundle().and_then(|named| named.content.clone());
         let buffers = bundle.iter().map(|bundle| bundle.content.clone()).collect();
@@ -82,31 +82,31 @@ impl Client {
         self.request(RESUBMIT, &ResubmitRequest { selection, definition }, buffers).await
     }
 
-    /// Ends the controller, with `engines` these first.
+    /// Stops the controller; with `engines`, stops them first.
     pub async fn stop(&self, engines: bool) -> Result<(), ClientError> {
         self.request::<_, Done>(STOP, &StopRequest { engines }, Vec::new()).await.map(drop)
     }
 
-    /// Stops engines; with `drain` their running tasks are finished first.
+    /// Stops engines; with `drain`, their running tasks finish first.
     pub async fn stop_engines(&self, engines: Vec<EngineId>, drain: bool) -> Result<(), ClientError> {
         self.request::<_, Done>(STOP_ENGINES, &StopEnginesRequest { engines, drain }, Vec::new())
             .await
             .map(drop)
     }
 
-    /// Tells what a batch system says of jobs, and asks what is on record.
+    /// Reports the state of batch jobs, and returns what is on record.
     pub async fn jobs(&self, request: &JobsRequest) -> Result<JobsReply, ClientError> {
         self.request(JOBS, request, Vec::new()).await
     }
 
-    /// Sends a signal to what these engines run at this moment. Who has been told.
+    /// Sends a signal to the running tasks of these engines; returns the engines signalled.
     pub async fn signal_engines(&self, targets: Targets, signal: i32) -> Result<Vec<EngineId>, ClientError> {
         let request = SignalEnginesRequest { targets, signal };
         let reply: SignalEnginesReply = self.request(SIGNAL_ENGINES, &request, Vec::new()).await?;
         Ok(reply.engines)
     }
 
-    /// Forgets finished maps.
+    /// Deletes finished maps.
     pub async fn purge(&self, maps: Vec<MapId>) -> Result<(), ClientError> {
         self.request::<_, Done>(PURGE, &PurgeRequest { maps }, Vec::new()).await.map(drop)
     }

@@ -1,4 +1,4 @@
-//! Giving a map to the controller: its definition once, then its inputs in batches while more are still being read.
+//! Submits a map: its definition once, then its inputs in batches while more are being read.
 use super::{Client, ClientError};
 use crate::model::definition::MapDefinition;
 use crate::model::{MapId, TaskId};
@@ -14,29 +14,29 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
-/// One batch is sent when it has so many inputs,
+/// A batch is sent when it has this many inputs,
 const BATCH_INPUTS: usize = 5_000;
-/// or so many bytes,
+/// or this many bytes,
 const BATCH_BYTES: usize = 1 << 20;
-/// or when no more has come for so long.
+/// or when no more input has arrived for this long.
 const LINGER: Duration = Duration::from_millis(5);
-/// A bundle of more bytes is not sent to a controller that has it.
+/// The size of a bundle above which the controller is first asked whether it has it.
 const ASK_FIRST: usize = 256 << 10;
-/// Batches on their way at once.
+/// The maximum number of unacknowledged batches.
 const IN_FLIGHT: usize = 3;
-/// Inputs that have been read and not yet batched, at most.
+/// The maximum number of inputs read ahead.
 const READ_AHEAD: usize = 256;
-/// How soon a wish to stop is noticed while no input comes.
+/// How often a stop request is checked while waiting for input.
 const STOP_CHECK: Duration = Duration::from_millis(100);
-/// With nothing to send the controller is told so often that the client lives: it gives a map up whose client has died.
+/// The interval of keepalives while there is no input: the controller closes the map of a dead client.
 const KEEP_ALIVE: Duration = Duration::from_secs(10);
-/// How long to wait before a batch that came before its predecessor is offered again.
-const REOFFER: Duration = Duration::from_millis(100);
+/// The delay before a batch that arrived before its predecessor is resent.
+const BATCH_RETRY: Duration = Duration::from_millis(100);
 
 /// One input as JSON text on one line, or why there is none.
 pub type Input = Result<Bytes, String>;
 
-/// Where the reading of a map's inputs stands; shared with who shows it, and a way to end it.
+/// The progress of submitting inputs, shared with its display, and a way to stop it.
 #[derive(Clone, Default)]
 pub struct Feeding {
     submitted: Arc<AtomicU32>,
@@ -48,7 +48,7 @@ impl Feeding {
     pub fn submitted(&self) -> u32 {
         self.submitted.load(Ordering::Relaxed)
     }
-    /// No more inputs are read; the map is closed with those that were sent.
+    /// Stops reading inputs; the map is closed with those already sent.
     pub fn stop(&self) {
         self.stop.store(true, Ordering::Relaxed);
     }
@@ -83,7 +83,7 @@ impl Client {
         self.send_map(request, Vec::new(), None).await
     }
 
-    /// A small bundle goes with its map; before a large one is sent, the controller is asked whether it has it.
+    /// Sends a small bundle with its map; for a large one, first asks the controller whether it has it.
     pub(super) async fn send_map(
         &self,
         mut request: MapRequest,
@@ -107,7 +107,7 @@ impl Client {
 
     /// Sends inputs until there are no more, then closes the map; returns how many there were. `inputs` may block: it is
     /// read on a thread of its own, and what it has given is sent after a moment even when more may come.
-    /// After an `Err` among the inputs the map is closed and cancelled.
+    /// After an `Err` among the inputs the map is abandoned.
     pub async fn feed<I>(&self, map: MapId, inputs: I, feeding: Feeding) -> Result<u32, ClientError>
     where
         I: IntoIterator<Item = Input>,
@@ -135,34 +135,50 @@ impl Client {
                 End::Failed(why) => Some(why.clone()),
                 _ => None,
             };
-            let last = !matches!(end, End::More);
+            let last = matches!(end, End::NoMore);
             let longest = batch.iter().zip(batches.next..).map(|(input, index)| (input.len(), index)).max();
             let failed = match batches.send(batch, last).await {
                 Err(ClientError::TooLarge { max, .. }) => {
                     let (bytes, index) = longest.unwrap_or_default();
                     let task = TaskId::new(map, index);
                     Some(format!(
-                        "the input of task {task} has {bytes} bytes; the controller receives messages of up to {max} bytes \
-                         (controller.most_message_mb)"
+                        "the input of task {task} has {bytes} bytes; the controller accepts at most {max} bytes \
+                         (controller.max_message_mb)"
                     ))
                 }
                 sent => sent.map(|()| failed)?,
             };
             if let Some(why) = failed {
-                let submitted = batches.next;
-                batches.finish().await?;
-                let maps = vec![map];
-                self.cancel(Selection {
-                    maps,
-                    ..Selection::default()
-                })
-                .await?;
+                let submitted = batches.finish().await?;
+                self.abandon(map, submitted, &why).await?;
                 return Err(ClientError::Inputs { map, submitted, why });
             }
             if last {
                 return batches.finish().await;
             }
         }
+    }
+
+    /// Ends a map of which `first` inputs were sent: it gets no more, what runs of it is cancelled, and it is listed as failed for this reason.
+    pub async fn abandon(&self, map: MapId, first: u32, why: &str) -> Result<(), ClientError> {
+        let request = InputsRequest {
+            map,
+            first,
+            last: true,
+            abandoned: Some(why.into()),
+        };
+        match self.request::<_, InputsReply>(INPUTS, &request, vec![Bytes::new()]).await {
+            // It has ended already.
+            Ok(_) | Err(ClientError::Refused { .. }) => {}
+            Err(error) => return Err(error),
+        }
+        let maps = vec![map];
+        self.cancel(Selection {
+            maps,
+            ..Selection::default()
+        })
+        .await
+        .map(drop)
     }
 }
 
@@ -172,14 +188,14 @@ enum End {
     Failed(String),
 }
 
-/// Inputs as they come, cut into batches.
+/// Groups inputs into batches as they arrive.
 struct Reader {
     receiver: mpsc::Receiver<Input>,
     read: VecDeque<Input>,
 }
 
 impl Reader {
-    /// The next batch: what is there, having waited for the first input and a moment for more; none after [`KEEP_ALIVE`].
+    /// The next batch: waits for the first input and a short time for more; empty after [`KEEP_ALIVE`].
     async fn batch(&mut self, feeding: &Feeding) -> (Vec<Bytes>, End) {
         let (mut batch, mut bytes) = (Vec::new(), 0);
         let mut until = Instant::now();
@@ -220,13 +236,13 @@ impl Reader {
     }
 }
 
-/// Batches of one map on their way. The controller takes them in order of `first`; what it has it passes over.
+/// Unacknowledged batches of one map. The controller accepts them in the order of `first` and skips duplicates.
 struct Batches<'a> {
     client: &'a Client,
     map: MapId,
     feeding: Feeding,
     next: u32,
-    on_their_way: JoinSet<Result<(), ClientError>>,
+    in_flight: JoinSet<Result<(), ClientError>>,
 }
 
 impl<'a> Batches<'a> {
@@ -236,19 +252,19 @@ impl<'a> Batches<'a> {
             map,
             feeding,
             next: 0,
-            on_their_way: JoinSet::new(),
+            in_flight: JoinSet::new(),
         }
     }
 
     async fn send(&mut self, batch: Vec<Bytes>, last: bool) -> Result<(), ClientError> {
-        if batch.is_empty() && !last && !self.on_their_way.is_empty() {
-            // They say that this client lives.
+        if batch.is_empty() && !last && !self.in_flight.is_empty() {
+            // Unacknowledged batches serve as keepalives.
             self.one_arrived().await?;
             return Ok(());
         }
-        // The last one closes the map: it goes when the others have arrived.
+        // The last batch closes the map: it is sent after all others are acknowledged.
         let limit = if last { 0 } else { IN_FLIGHT - 1 };
-        while self.on_their_way.len() > limit {
+        while self.in_flight.len() > limit {
             self.one_arrived().await?;
         }
         let mut text = Vec::with_capacity(batch.iter().map(|input| input.len() + 1).sum());
@@ -260,6 +276,7 @@ impl<'a> Batches<'a> {
             map: self.map,
             first: self.next,
             last,
+            abandoned: None,
         };
         let request_first = self.next;
         self.next = self.next.saturating_add(u32::try_from(batch.len()).unwrap_or(u32::MAX));
@@ -267,15 +284,15 @@ impl<'a> Batches<'a> {
         let mut work = Box::pin(async move {
             loop {
                 let reply: InputsReply = client.request(INPUTS, &request, vec![text.clone()]).await?;
-                // Fewer are recorded when a batch in front of this one was lost with a connection: it is on its way again.
+                // Fewer are recorded if an earlier batch was lost with a connection and is being resent.
                 feeding.submitted.fetch_max(reply.total, Ordering::Relaxed);
                 if reply.total >= end {
                     return Ok(());
                 }
-                tokio::time::sleep(REOFFER).await;
+                tokio::time::sleep(BATCH_RETRY).await;
             }
         });
-        // Begun here, so that batches leave in order: spawned tasks begin in any, and a batch too early waits for REOFFER.
+        // Polled here first, so that batches are sent in order: spawned tasks start in any order, and an early batch waits for BATCH_RETRY.
         match poll_fn(|context| Poll::Ready(work.as_mut().poll(context))).await {
             Poll::Ready(arrived) => {
                 if arrived.is_err() {
@@ -283,13 +300,13 @@ impl<'a> Batches<'a> {
                 }
                 return arrived;
             }
-            Poll::Pending => self.on_their_way.spawn(work),
+            Poll::Pending => self.in_flight.spawn(work),
         };
         Ok(())
     }
 
     async fn one_arrived(&mut self) -> Result<(), ClientError> {
-        match self.on_their_way.join_next().await {
+        match self.in_flight.join_next().await {
             Some(Ok(arrived)) => arrived,
             _ => Ok(()),
         }
@@ -297,7 +314,7 @@ impl<'a> Batches<'a> {
 
     /// Waits for all; how many inputs the map has.
     async fn finish(mut self) -> Result<u32, ClientError> {
-        while !self.on_their_way.is_empty() {
+        while !self.in_flight.is_empty() {
             self.one_arrived().await?;
         }
         Ok(self.next)

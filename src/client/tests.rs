@@ -124,32 +124,29 @@ async fn a_lost_reply_is_asked_for_again() {
         (lost == 2).then(|| json!({"status": "ok", "changed": 2, "unchanged": 0, "maps": [1]}))
     })
     .await;
-    let client = Client::connect(&file, LONG).await.unwrap().with_patience(Duration::from_secs(3));
+    let client = Client::connect(&file, LONG).await.unwrap().with_timeout(Duration::from_secs(3));
     assert_eq!(client.cancel(Default::default()).await.unwrap().changed, 2);
     assert_eq!(of_type(&asked, "cancel_request").len(), 2);
 }
 
 #[tokio::test]
-async fn a_silent_controller_is_given_up_with_a_word() {
+async fn a_silent_controller_times_out_with_a_reason() {
     let (file, _) = controller(|_| None).await;
-    let client = Client::connect(&file, LONG)
-        .await
-        .unwrap()
-        .with_patience(Duration::from_millis(300));
+    let client = Client::connect(&file, LONG).await.unwrap().with_timeout(Duration::from_millis(300));
     let began = Instant::now();
     let error = client.status().await.unwrap_err();
     assert!(began.elapsed() >= Duration::from_millis(300));
     assert!(error.is_unreachable());
     let text = error.to_string();
     assert!(
-        text.starts_with("the controller at tcp://127.0.0.1:") && text.contains("has not answered status_request for 0 s (last heard of"),
+        text.starts_with("the controller at tcp://127.0.0.1:") && text.contains("has not answered status_request for 0 s (last message"),
         "{text}"
     );
     assert!(error.hints().iter().any(|h| h.contains("pcluster logs")));
 }
 
 #[tokio::test]
-async fn a_controller_that_is_gone_is_told_at_once() {
+async fn a_dead_controller_is_reported_at_once() {
     let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let port = free.local_addr().unwrap().port();
     drop(free);
@@ -163,15 +160,15 @@ async fn a_controller_that_is_gone_is_told_at_once() {
 }
 
 #[tokio::test]
-async fn something_that_is_no_controller_is_told_in_time() {
+async fn a_server_that_is_not_a_controller_times_out() {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let port = listener.local_addr().unwrap().port();
     let error = Client::connect(&file(port, None), Duration::from_millis(400)).await.err().unwrap();
-    assert!(error.to_string().contains("(nothing was ever heard from it)"), "{error}");
+    assert!(error.to_string().contains("(no message received)"), "{error}");
 }
 
 #[tokio::test]
-async fn another_key_is_named_as_the_reason() {
+async fn another_key_is_reported_as_the_reason() {
     // Its replies are signed with another key than the file's.
     let (mut file, _) = controller_with_key("", |_| None).await;
     file.key = "other".into();
@@ -269,7 +266,7 @@ fn taking_inputs(taken: Arc<Mutex<Vec<String>>>, drops: usize) -> impl FnMut(&Me
 async fn inputs_arrive_once_and_in_order_though_messages_are_lost() {
     let taken = Arc::default();
     let (file, asked) = controller(taking_inputs(Arc::clone(&taken), 2)).await;
-    let client = Client::connect(&file, LONG).await.unwrap().with_patience(Duration::from_secs(6));
+    let client = Client::connect(&file, LONG).await.unwrap().with_timeout(Duration::from_secs(6));
     let inputs: Vec<Input> = (0..12_000).map(|i| Ok(Bytes::from(format!("[{i}]")))).collect();
     assert_eq!(client.submit(definition(), inputs).await.unwrap(), MapId(3));
     let expected: Vec<String> = (0..12_000).map(|i| format!("[{i}]")).collect();
@@ -314,7 +311,7 @@ async fn a_slow_stream_is_sent_as_it_comes() {
         .unwrap();
         assert_eq!(taken.lock().unwrap().len(), count);
     }
-    // The stream goes on, but nobody wants more.
+    // The stream continues, but is stopped.
     feeding.stop();
     assert_eq!(feed.await.unwrap().unwrap(), 3);
 }
@@ -331,9 +328,13 @@ async fn a_bad_input_cancels_the_map() {
     let error = client.submit(definition(), inputs).await.unwrap_err();
     assert_eq!(
         error.to_string(),
-        "stdin, line 2: not JSON; map 3, with the inputs before it (1), is cancelled"
+        "stdin, line 2: not JSON; map 3 is cancelled (inputs submitted before: 1)"
     );
-    assert_eq!(of_type(&asked, "inputs_request").last().unwrap()["last"], true);
+    let last = of_type(&asked, "inputs_request").pop().unwrap();
+    assert_eq!(
+        (&last["last"], &last["first"], &last["abandoned"]),
+        (&json!(true), &json!(1), &json!("stdin, line 2: not JSON"))
+    );
     assert_eq!(of_type(&asked, "cancel_request").len(), 1);
 }
 

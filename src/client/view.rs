@@ -1,4 +1,4 @@
-//! Engines as one would use them: a balanced view hands tasks to whichever is free, a direct view to the ones it names.
+//! Views of engines: a balanced view sends tasks to any free engine, a direct view to given engines.
 use super::{AsyncResult, Client, ClientError};
 use crate::client::submit::Input;
 use crate::model::EngineId;
@@ -6,7 +6,7 @@ use crate::model::definition::{MapDefinition, MapOptions, Work};
 use crate::model::targets::Targets;
 use bytes::Bytes;
 
-/// A client and the options that maps made through it get.
+/// A client and the options of its maps.
 #[derive(Clone)]
 pub struct View {
     client: Client,
@@ -14,14 +14,14 @@ pub struct View {
 }
 
 impl Client {
-    /// Tasks go to whichever engine is free.
+    /// Tasks run on any free engine.
     pub fn balanced(&self) -> View {
         View {
             client: self.clone(),
             options: MapOptions::default(),
         }
     }
-    /// One task goes to each of these engines.
+    /// One task runs on each of these engines.
     pub fn direct(&self, targets: Targets) -> View {
         let options = MapOptions {
             targets: Some(targets),
@@ -35,7 +35,7 @@ impl Client {
 }
 
 impl View {
-    /// Gives a map to the controller. On a direct view, input `i` goes to the i-th engine.
+    /// Submits a map. On a direct view, input `i` goes to the i-th engine.
     pub async fn map<I>(&self, work: Work, inputs: I) -> Result<AsyncResult, ClientError>
     where
         I: IntoIterator<Item = Input>,
@@ -44,7 +44,7 @@ impl View {
         self.for_each_engine(work, |_| inputs).await
     }
 
-    /// The same with inputs that depend on which engines there are (those of a direct view, in order).
+    /// The same with inputs that depend on the engines (of a direct view, in order).
     pub async fn for_each_engine<I>(&self, work: Work, inputs: impl FnOnce(&[EngineId]) -> I) -> Result<AsyncResult, ClientError>
     where
         I: IntoIterator<Item = Input>,

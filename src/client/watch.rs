@@ -1,4 +1,4 @@
-//! Results of a map in input order, as they come, with the counts of all its tasks.
+//! Streams the results of a map in input order, with the counts of all its tasks.
 use super::{Client, ClientError};
 use crate::model::MapId;
 use crate::model::definition::MapDefinition;
@@ -7,22 +7,22 @@ use crate::wire::content::client::{FirstWatch, MapRequest, WATCH, WatchReply, Wa
 use bytes::Bytes;
 use std::time::{Duration, Instant};
 
-/// Results in one reply, at most.
-const AT_ONCE: u32 = 1_000;
+/// The maximum number of results in one reply.
+const MAX_RESULTS: u32 = 1_000;
 
-/// While results trickle, they are asked for no more often than this: each request costs the controller a query.
-const SHORTEST_PAUSE: Duration = Duration::from_millis(1);
-const LONGEST_PAUSE: Duration = Duration::from_millis(40);
+/// The minimum interval between requests while results trickle in: each request costs the controller a query.
+const MIN_PAUSE: Duration = Duration::from_millis(1);
+const MAX_PAUSE: Duration = Duration::from_millis(40);
 
-/// One look at a map.
+/// A snapshot of a map.
 #[derive(Debug)]
 pub struct Update {
     pub counts: Counts,
-    /// All inputs have come and every task is done. Results may still be to be fetched: see [`Watch::next`].
+    /// All inputs have arrived and every task is done. Results may remain to be fetched: see [`Watch::next`].
     pub complete: bool,
-    /// Engines that can take the map's tasks.
+    /// Number of engines that can run the map's tasks.
     pub engines: u32,
-    /// The next results in input order; none when the next task is not done.
+    /// The next results in input order; empty if the next task is not done.
     pub results: Vec<TaskRow>,
 }
 
@@ -51,8 +51,8 @@ impl From<WatchReply> for Update {
 }
 
 impl Client {
-    /// Gives a map to the controller with all its inputs, and follows it from its first result, all in one request. It is
-    /// answered when there is a result, or after `every`; see [`Client::watch`]. For maps that fit into a message.
+    /// Submits a map with all its inputs and waits for its first result, in one request. Answered when there is a result, or after
+    /// `every`; see [`Client::watch`]. For maps that fit into one message.
     pub async fn run(&self, definition: MapDefinition, inputs: &[Bytes], every: Duration) -> Result<(MapId, Watch), ClientError> {
         let request = MapRequest {
             key: uuid::Uuid::new_v4().simple().to_string(),
@@ -60,7 +60,7 @@ impl Client {
             with_bundle: false,
             whole: true,
             watch: Some(FirstWatch {
-                limit: AT_ONCE,
+                limit: MAX_RESULTS,
                 wait_ms: milliseconds(every),
             }),
         };
@@ -71,7 +71,7 @@ impl Client {
         Ok((reply.map, watch))
     }
 
-    /// Follows a map from its first result. An update comes with every result, and else after `every`.
+    /// Follows a map from its first result. Yields an update with every result, and at least after `every`.
     pub fn watch(&self, map: MapId, every: Duration) -> Watch {
         Watch {
             client: self.clone(),
@@ -85,7 +85,7 @@ impl Client {
         }
     }
 
-    /// One look at a map's counts, at once.
+    /// The current counts of a map.
     pub async fn look(&self, map: MapId) -> Result<Update, ClientError> {
         Watch {
             want_results: false,
@@ -112,7 +112,7 @@ impl Watch {
             true => None,
             false => Some(u64::MAX),
         };
-        // A timer of no time at all still waits for the next of its milliseconds.
+        // A zero timer would still wait for the next millisecond.
         if !self.pause.is_zero() {
             tokio::time::sleep(self.pause).await;
         }
@@ -122,16 +122,16 @@ impl Watch {
             None => self.ask(self.every, done).await?,
         };
         // Full replies and slow ones need no pause.
-        let trickle = (1..AT_ONCE as usize / 2).contains(&update.results.len()) && asked.elapsed() < LONGEST_PAUSE;
+        let trickle = (1..MAX_RESULTS as usize / 2).contains(&update.results.len()) && asked.elapsed() < MAX_PAUSE;
         self.pause = if trickle {
-            (self.pause * 2).clamp(SHORTEST_PAUSE, LONGEST_PAUSE)
+            (self.pause * 2).clamp(MIN_PAUSE, MAX_PAUSE)
         } else {
             Duration::ZERO
         };
         if let Some(last) = update.results.last() {
             self.from = last.task.index.saturating_add(1);
         }
-        // A complete map without a result at `from` has no more (they may have been purged meanwhile).
+        // A complete map without a result at `from` has no more (they may have been purged).
         let all_fetched = update.results.is_empty() || u64::from(self.from) >= update.counts.total;
         self.ended = update.complete && all_fetched;
         Ok(Some(update))
@@ -141,7 +141,7 @@ impl Watch {
         let request = WatchRequest {
             map: self.map,
             from: self.from,
-            limit: if self.want_results { AT_ONCE } else { 0 },
+            limit: if self.want_results { MAX_RESULTS } else { 0 },
             wait_ms: milliseconds(wait),
             done,
         };

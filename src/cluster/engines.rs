@@ -1,9 +1,9 @@
-//! More engines for a cluster that runs.
-use super::launch::{self, EngineWish, Goal, Record, Undo, Watched};
-use super::list::{Condition, Standing};
+//! Adds engines to a running cluster.
+use super::launch::{self, EngineSpec, Record, Target, Undo, Watched};
+use super::list::{ClusterStatus, Condition};
 use super::lock::Lock;
 use super::start::{StartProgress, Wait, kind_word};
-use super::{ClusterError, ClusterState, jobs, keep};
+use super::{ClusterError, ClusterState, jobs, walltime_restart};
 use crate::client::Client;
 use crate::connection::{addresses, discover};
 use crate::profile::ProfileDir;
@@ -17,12 +17,12 @@ const CONNECT: Duration = Duration::from_secs(10);
 pub struct AddOptions {
     pub profile: ProfileDir,
     pub cluster_id: String,
-    /// How many more.
+    /// Number of engines to add.
     pub n: u32,
     pub settings: Vec<(String, String)>,
     pub launcher: Option<String>,
     pub wait: Wait,
-    /// How long that may take in all, the time in a queue included.
+    /// The total timeout, including time in a queue.
     pub timeout: Option<Duration>,
     pub engine_kind: Option<EngineKind>,
     pub python: Option<String>,
@@ -50,11 +50,11 @@ impl AddOptions {
     }
 }
 
-/// Starts `n` more engines and returns when they are registered; how many there are then. If that fails, the new ones
-/// are ended again.
+/// Starts `n` more engines, waits until they have registered, and returns the total number. If that fails, the new engines are
+/// stopped.
 pub async fn add_engines(options: AddOptions, progress: &mut dyn FnMut(StartProgress)) -> Result<u32, ClusterError> {
     let (profile, cluster_id) = (&options.profile, options.cluster_id.as_str());
-    // As the engines that are there were started, as far as nothing else is asked for.
+    // Defaults to the settings of the existing engines.
     let known = ClusterState::read(profile, cluster_id).ok().flatten();
     let mut settings = known.as_ref().map(|state| state.engine_settings.clone()).unwrap_or_default();
     settings.extend(options.settings);
@@ -70,28 +70,29 @@ pub async fn add_engines(options: AddOptions, progress: &mut dyn FnMut(StartProg
         return Err(super::not_running(profile, cluster_id));
     }
     let mut lock = Some(Lock::wait(profile, cluster_id).await?);
-    let standing = Standing::of(profile, cluster_id);
-    if !matches!(standing.condition, Condition::Running | Condition::Elsewhere) {
+    let standing = ClusterStatus::of(profile, cluster_id);
+    if !matches!(standing.condition, Condition::Running | Condition::Remote) {
         return Err(super::not_running(profile, cluster_id));
     }
-    let wish = EngineWish {
+    let spec = EngineSpec {
         settings,
         program: launch::program(&options.program)?,
         cwd: launch::directory(&options.cwd)?,
         log_level: options.log_level,
         config,
     };
-    if let Some(warning) = wish.check(launcher.as_ref())? {
+    spec.check_room(options.n)?;
+    if let Some(warning) = spec.check(launcher.as_ref())? {
         progress(StartProgress::Note(warning));
     }
-    // Its supervisor may just be starting it again.
+    // Its supervisor may be restarting it.
     let path = profile.client_file(cluster_id);
     let client_file = super::start::in_thread(move || discover::wait(&path, CONNECT, || Ok::<_, ClusterError>(()))).await??;
     let client = Client::connect(&client_file, CONNECT).await?;
     let capabilities = launcher.capabilities();
     if capabilities.remote
         && !capabilities.provides_tunnel
-        && wish.config.controller.engine_ssh.is_none()
+        && spec.config.controller.engine_ssh.is_none()
         && let Some(keys) = &client_file.pcluster
         && keys.addresses.iter().all(|address| addresses::is_loopback(address))
     {
@@ -100,30 +101,30 @@ pub async fn add_engines(options: AddOptions, progress: &mut dyn FnMut(StartProg
             ip: keys.addresses.join(", "),
         });
     }
-    let before = launch::heard_of(&client.status().await?);
+    let before = launch::connected_engines(&client.status().await?);
 
-    // A controller that was started by hand has no state file.
-    let mut state = standing.state.unwrap_or_else(|| ClusterState::new(cluster_id, wish.cwd.clone()));
+    // A manually started controller has no state file.
+    let mut state = standing.state.unwrap_or_else(|| ClusterState::new(cluster_id, spec.cwd.clone()));
     if state.engines.is_empty() {
-        state.engine_kind = kind_word(wish.config.engine.kind).into();
+        state.engine_kind = kind_word(spec.config.engine.kind).into();
     }
     progress(StartProgress::EnginesStarting { n: options.n });
     let mut record = Record::new(profile, cluster_id);
-    let launch = wish.launch(profile, &state, options.n);
-    let engines = launch::recorded(launcher.start_engines(&launch)?, launcher.as_ref(), &launch, &wish.config);
-    let mut undo = Undo::new(Duration::from_millis(wish.config.launcher.kill_ms));
+    let launch = spec.launch(profile, &state, options.n);
+    let engines = launch::recorded(launcher.start_engines(&launch)?, launcher.as_ref(), &launch, &spec.config);
+    let mut undo = Undo::new(Duration::from_millis(spec.config.launcher.kill_timeout_ms));
     undo.add(&launcher, &engines);
-    let said = engines.notes.iter().chain(&engines.trouble);
+    let said = engines.notes.iter().chain(&engines.problem);
     said.for_each(|text| progress(StartProgress::Note(text.clone())));
     state.n += options.n;
     state.next_engine += options.n;
     state.engines.push(engines.clone());
     record.added(&engines);
-    keep::ensure(profile, &mut state, &wish.program)?;
+    walltime_restart::ensure(profile, &mut state, &spec.program)?;
     state.write(profile)?;
-    jobs::tell(&client, jobs::submitted_by(&engines)).await;
+    jobs::report(&client, jobs::submitted_by(&engines)).await;
     lock.take_if(|_| capabilities.remote);
-    let new = match engines.trouble.is_empty() {
+    let new = match engines.problem.is_empty() {
         true => options.n as usize,
         false => engines.engines(),
     };
@@ -132,33 +133,33 @@ pub async fn add_engines(options: AddOptions, progress: &mut dyn FnMut(StartProg
         Wait::None => 0,
         wait => before + wait.of(new),
     };
-    let goal = Goal {
+    let target = Target {
         all: expected,
         enough,
         at_least: launch::at_least(launcher.as_ref(), new).saturating_add(before).min(enough),
-        timeout: Duration::from_millis(wish.config.launcher.engines_timeout_ms),
-        at_most: options.timeout,
+        timeout: Duration::from_millis(spec.config.launcher.engines_timeout_ms),
+        total_timeout: options.timeout,
     };
     let new = Watched {
         launcher: launcher.clone(),
         launched: &engines,
     };
-    match launch::registered(&client, goal, new, None, progress).await {
+    match launch::registered(&client, target, new, None, progress).await {
         Err(mut late @ ClusterError::EnginesLate { .. }) if capabilities.remote => {
             if let ClusterError::EnginesLate { options, .. } = &mut late {
                 *options = Some(super::options_of(profile, cluster_id));
             }
-            undo.all_went_well();
-            record.all_went_well();
-            launch::no_longer_awaited(profile, cluster_id).await;
+            undo.disarm();
+            record.disarm();
+            launch::release(profile, cluster_id).await;
             return Err(late);
         }
         done => done?,
     };
-    undo.all_went_well();
-    record.all_went_well();
+    undo.disarm();
+    record.disarm();
     if lock.is_none() {
-        launch::no_longer_awaited(profile, cluster_id).await;
+        launch::release(profile, cluster_id).await;
     }
     drop(lock);
     Ok(expected as u32)

@@ -1,4 +1,4 @@
-//! Why a cluster could not be started, changed or stopped, and what to do next.
+//! Errors of starting, changing and stopping clusters, with hints.
 use super::remote::RemoteError;
 use crate::client::ClientError;
 use crate::connection::ConnectionError;
@@ -27,18 +27,18 @@ pub enum ClusterError {
     Remote(#[from] RemoteError),
     #[error(transparent)]
     Tunnel(#[from] TunnelError),
-    #[error("{cluster} is running already{}", controller.as_ref().map(|c| format!(": its controller is {c}")).unwrap_or_default())]
+    #[error("{cluster} is already running{}", controller.as_ref().map(|c| format!(": its controller is {c}")).unwrap_or_default())]
     Running {
         cluster: String,
         options: String,
         controller: Option<ProcessId>,
     },
-    #[error("no cluster is running: {cluster} has been stopped, or was never started")]
+    #[error("no cluster is running: {cluster} was stopped or never started")]
     NotRunning { cluster: String, options: String },
-    #[error("in {cluster} runs a controller that is not pcluster's; it wrote {}", path.display())]
+    #[error("{cluster} is in use by a controller other than pcluster's, which wrote {}", path.display())]
     Foreign { cluster: String, options: String, path: PathBuf },
     #[error(
-        "it cannot be told whether {cluster} still runs: its controller ({controller}) does not answer, and cannot be seen from here: {why}"
+        "cannot determine whether {cluster} is running: its controller ({controller}) does not answer and is not visible from this host: {why}"
     )]
     Elsewhere {
         cluster: String,
@@ -46,26 +46,26 @@ pub enum ClusterError {
         controller: ProcessId,
         why: String,
     },
-    #[error("{cluster} is not stopped altogether:{}", lines(&left.join("\n")))]
+    #[error("{cluster} was not stopped completely:{}", lines(&left.join("\n")))]
     Left {
         cluster: String,
         options: String,
         left: Vec<String>,
-        /// What to do about them.
+        /// Hints about the remaining processes.
         hints: Vec<String>,
     },
-    #[error("another pcluster command is starting or stopping this cluster: {}", holder.as_deref().unwrap_or("it has not said which"))]
+    #[error("another pcluster command is starting or stopping this cluster: {}", holder.as_deref().unwrap_or("unknown process"))]
     Busy {
         path: PathBuf,
         holder: Option<String>,
-        /// It is the cluster's keeper: it will be done soon.
+        /// The holder is the cluster's keeper, which releases the lock soon.
         passes: bool,
     },
-    #[error("the controller ended at once ({ending}){}", quoted(tail))]
+    #[error("the controller exited during startup ({ending}){}", quoted(tail))]
     ControllerEnded { ending: String, log: PathBuf, tail: String },
     #[error("the controller wrote no connection file within {seconds} s{}", quoted(tail))]
     ControllerSilent { seconds: f64, log: PathBuf, tail: String },
-    #[error("{ended} of {n} engines ended before they were registered ({ending}){}", quoted(tail))]
+    #[error("{ended} of {n} engines exited before they registered ({ending}){}", quoted(tail))]
     EnginesEnded {
         ended: usize,
         n: usize,
@@ -77,7 +77,7 @@ pub enum ClusterError {
         "{registered} of {n} engines registered within {seconds:.0} s{}; {}{}",
         others(left),
         one_of_them(options),
-        said(tail)
+        logged(tail)
     )]
     EnginesLate {
         registered: usize,
@@ -85,22 +85,20 @@ pub enum ClusterError {
         seconds: f64,
         /// `3 queued: Resources`
         left: String,
-        /// Where the cluster was left running: the options that name it.
+        /// If the cluster was left running: the options that select it.
         options: Option<String>,
         log: PathBuf,
         tail: String,
     },
-    #[error(
-        "the engines' launcher is {launcher}, whose engines may be on other hosts, and these cannot reach {ip}, where the controller listens"
-    )]
+    #[error("engines of the launcher {launcher} may run on other hosts, which cannot reach the controller on {ip}")]
     Unreachable { launcher: String, ip: String },
     #[error("cannot {doing} the cluster's state {}: {why}", path.display())]
     StateFile { doing: &'static str, path: PathBuf, why: String },
-    #[error("cannot find the pcluster program itself: {0}")]
+    #[error("cannot determine the path of the pcluster program: {0}")]
     NoProgram(std::io::Error),
-    #[error("cannot tell the current directory: {0}")]
+    #[error("cannot determine the current directory: {0}")]
     NoDirectory(std::io::Error),
-    /// A mistake of pcluster's own.
+    /// A bug in pcluster.
     #[error("a thread of this process failed: {0}")]
     Internal(String),
 }
@@ -114,23 +112,23 @@ fn others(left: &str) -> String {
 
 fn one_of_them(kept: &Option<String>) -> &'static str {
     match kept {
-        None => "one of them",
-        Some(_) => "the cluster runs, and the others join it when they can; an engine",
+        None => "one engine",
+        Some(_) => "the cluster is running, and the others join it later; one engine",
     }
 }
 
-fn said(tail: &str) -> String {
+fn logged(tail: &str) -> String {
     if tail.is_empty() {
-        " has said nothing".into()
+        " has an empty log".into()
     } else {
-        format!(" has said:{}", lines(tail))
+        format!(" logged:{}", lines(tail))
     }
 }
 
 /// The end of a log below a sentence.
 fn quoted(tail: &str) -> String {
     if tail.is_empty() {
-        return "; it said nothing".into();
+        return "; its log is empty".into();
     }
     format!("; the end of its log:{}", lines(tail))
 }
@@ -139,7 +137,7 @@ fn lines(tail: &str) -> String {
     tail.lines().map(|line| format!("\n  | {line}")).collect()
 }
 
-/// `clean` without a profile is about all profiles.
+/// `clean` without a profile cleans all profiles.
 fn clean_options(options: &str) -> String {
     match options.starts_with(" --profile") {
         true => options.to_string(),
@@ -148,7 +146,7 @@ fn clean_options(options: &str) -> String {
 }
 
 impl ClusterError {
-    /// What to do next, one line each.
+    /// Hints, one line each.
     pub fn hints(&self) -> Vec<String> {
         match self {
             ClusterError::Profile(_) => Vec::new(),
@@ -160,49 +158,53 @@ impl ClusterError {
             ClusterError::Remote(e) => e.hints(),
             ClusterError::Tunnel(e) => e.hints(),
             ClusterError::Running { options, .. } => vec![
-                format!("stop it first: pcluster stop{options}; or see its engines: pcluster engines{options}"),
-                "a second cluster in the same profile needs a name of its own: --cluster-id NAME".into(),
+                format!("stop it first: pcluster stop{options}; or list its engines: pcluster engines{options}"),
+                "start a second cluster in the same profile with --cluster-id NAME".into(),
             ],
             ClusterError::NotRunning { options, .. } => {
-                vec![format!("start it: pcluster start{options} -n 4; `pcluster list` shows what runs")]
+                vec![format!(
+                    "start it: pcluster start{options} -n 4; `pcluster list` shows running clusters"
+                )]
             }
             ClusterError::Foreign { path, .. } => vec![
-                "stop it as it was started (ipcluster stop), or start under a name of its own: --cluster-id NAME".into(),
-                format!("if you know that it is gone, remove {}", path.display()),
+                "stop it with ipcluster stop, or start another cluster with --cluster-id NAME".into(),
+                format!("if it is dead, remove {}", path.display()),
             ],
             ClusterError::Elsewhere { options, .. } => vec![
-                format!("where it was started: pcluster stop{options}"),
-                format!("if you know that it is gone: pcluster clean{} --force", clean_options(options)),
+                format!("stop it on its own host: pcluster stop{options}"),
+                format!("if it is dead: pcluster clean{} --force", clean_options(options)),
             ],
             ClusterError::Left { options, hints, .. } => match hints.is_empty() {
                 true => vec![
                     format!("try again: pcluster stop{options}"),
-                    format!("if you know that it is gone: pcluster clean{} --force", clean_options(options)),
+                    format!("if it is dead: pcluster clean{} --force", clean_options(options)),
                 ],
                 false => hints.clone(),
             },
             ClusterError::Busy { .. } => vec!["wait for it to finish, then try again".into()],
             ClusterError::ControllerEnded { log, .. } | ClusterError::ControllerSilent { log, .. } => {
-                vec![format!("all that it said: {}", log.display())]
+                vec![format!("full log: {}", log.display())]
             }
-            ClusterError::EnginesEnded { log, .. } => vec![format!("all that it said: {}; the other logs are beside it", log.display())],
+            ClusterError::EnginesEnded { log, .. } => {
+                vec![format!("full log: {}; the other logs are in the same directory", log.display())]
+            }
             ClusterError::EnginesLate {
                 log,
                 options: Some(options),
                 ..
             } => vec![
-                format!("see how far they are: pcluster list; or give up: pcluster stop{options}"),
-                format!("all that it said: {}", log.display()),
+                format!("check their state with pcluster list, or stop the cluster with pcluster stop{options}"),
+                format!("full log: {}", log.display()),
             ],
             ClusterError::Unreachable { .. } => {
-                vec!["leave --ip out, or name an address or network interface that the nodes reach, or 0.0.0.0: --ip eth0".into()]
+                vec!["omit --ip, or use an address or network interface that the nodes can reach, or 0.0.0.0: --ip eth0".into()]
             }
             ClusterError::EnginesLate { log, .. } => vec![
-                format!("all that it said: {}; the other logs are beside it", log.display()),
-                "more time: --set launcher.engines_timeout_ms=300000".into(),
+                format!("full log: {}; the other logs are in the same directory", log.display()),
+                "increase the timeout: --set launcher.engines_timeout_ms=300000".into(),
             ],
             ClusterError::StateFile { doing: "read", path, .. } => {
-                vec![format!("look which processes it names, end them, and remove {}", path.display())]
+                vec![format!("end the processes listed in it, then remove {}", path.display())]
             }
             ClusterError::StateFile { .. } | ClusterError::NoProgram(_) | ClusterError::NoDirectory(_) | ClusterError::Internal(_) => {
                 Vec::new()

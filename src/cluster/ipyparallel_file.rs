@@ -1,8 +1,8 @@
-//! ipyparallel's own file of a cluster (`security/cluster-<id>.json`), by which `ipcluster list`, `ipyparallel.Cluster.from_file` and
+//! ipyparallel's file of a cluster (`security/cluster-<id>.json`), with which `ipcluster list`, `ipyparallel.Cluster.from_file` and
 //! Jupyter's list of clusters find it. It names the supervisors: ipyparallel ends a cluster by SIGTERM to each process.
 //!
-//! Only processes of this host are in it: ipyparallel's launcher `local` knows no others. Its logs are not, as ipyparallel would
-//! remove them with the cluster.
+//! It holds only processes of this host: ipyparallel's launcher `local` supports no others. It omits logs, which ipyparallel would
+//! remove with the cluster.
 //!
 //! Source: ipyparallel 9, `Cluster.to_dict` in cluster/cluster.py, `LocalProcessLauncher` in cluster/launcher.py.
 use super::ClusterState;
@@ -12,7 +12,7 @@ use crate::sys::private_file;
 use serde_json::{Map, Value, json};
 use std::io;
 
-/// Writes it as the cluster is now; without a controller of this host, removes it.
+/// Writes the file for the current state; removes it if the controller is not on this host.
 pub fn update(profile: &ProfileDir, state: &ClusterState) {
     let Some(file) = describe(profile, state) else {
         return remove(profile, &state.cluster_id);
@@ -64,7 +64,7 @@ fn describe(profile: &ProfileDir, state: &ClusterState) -> Option<Value> {
     }))
 }
 
-/// Of those of this host that have not been told to leave.
+/// The processes of this host that are not leaving.
 fn pids(launched: &Launched) -> impl Iterator<Item = u32> {
     let here = launched.processes.iter().filter(|process| process.on.is_none() && !process.leaving);
     here.map(|process| process.id.pid)

@@ -1,4 +1,4 @@
-//! What a batch system says of a cluster's jobs, for the records.
+//! Records of a cluster's batch jobs.
 use super::ClusterState;
 use crate::client::{Client, JobsRequest};
 use crate::launchers::{Launched, MemberState, Stage};
@@ -13,7 +13,7 @@ pub fn rows(launched: &Launched, states: &[MemberState]) -> Vec<JobRow> {
     for job in &launched.jobs {
         for (element, state) in job.elements.iter().zip(&mut states) {
             if state.stage == Stage::Unknown && state.word.is_empty() {
-                continue; // the system does not answer: that says nothing of the job
+                continue; // the system did not answer
             }
             rows.push(JobRow {
                 launcher: launched.launcher.clone(),
@@ -33,7 +33,7 @@ pub fn rows(launched: &Launched, states: &[MemberState]) -> Vec<JobRow> {
     rows
 }
 
-/// The same after a command of ours has ended what was not over.
+/// The same after pcluster has stopped the jobs that were still active.
 pub(super) fn stopped(rows: Vec<JobRow>) -> Vec<JobRow> {
     let since = UnixTime(crate::sys::clock::unix_now());
     let stopped = |row: JobRow| match row.over {
@@ -49,19 +49,19 @@ pub(super) fn stopped(rows: Vec<JobRow>) -> Vec<JobRow> {
     rows.into_iter().map(stopped).collect()
 }
 
-/// The rows of a launch that was submitted just now.
+/// The rows of a new launch.
 pub(super) fn submitted_by(launched: &Launched) -> Vec<JobRow> {
     rows(launched, &vec![MemberState::submitted(); launched.len()])
 }
 
-/// The same of the cluster's latest engines, and of its controller.
+/// The same for the cluster's latest engines and its controller.
 pub(super) fn submitted(state: &ClusterState) -> Vec<JobRow> {
     let latest = state.engines.last().into_iter().chain(&state.controller);
     latest.flat_map(submitted_by).collect()
 }
 
-/// That they cannot be told is no reason for anything to fail.
-pub(super) async fn tell(client: &Client, rows: Vec<JobRow>) {
+/// Reports jobs to the controller; errors are only logged.
+pub(super) async fn report(client: &Client, rows: Vec<JobRow>) {
     if rows.is_empty() {
         return;
     }
@@ -70,6 +70,6 @@ pub(super) async fn tell(client: &Client, rows: Vec<JobRow>) {
         ..JobsRequest::default()
     };
     if let Err(error) = client.jobs(&request).await {
-        tracing::warn!("the controller could not be told of the jobs: {error}");
+        tracing::warn!("cannot report the jobs to the controller: {error}");
     }
 }

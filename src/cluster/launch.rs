@@ -1,5 +1,4 @@
-//! What starting a cluster and adding engines to one share: engines started and waited for, and all undone that was
-//! started in vain.
+//! Shared by starting a cluster and adding engines: launches engines, waits for them, and reverts a failed launch.
 use super::lock::Lock;
 use super::start::StartProgress;
 use super::{ClusterError, ClusterState};
@@ -12,11 +11,11 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// How often the controller is asked who has registered.
-const ASK_EVERY: Duration = Duration::from_millis(40);
-/// An answer that takes longer is not waited for before one looks whether anything has died.
+/// The poll interval for registered engines.
+const POLL_INTERVAL: Duration = Duration::from_millis(40);
+/// How long to wait for the controller's answer before checking whether a process died.
 const ANSWER: Duration = Duration::from_secs(3);
-/// How much of a log an error shows.
+/// Lines of a log shown in an error.
 const LINES: usize = 12;
 
 pub(super) fn launcher(name: &str, profile: &ProfileDir, config: &Config) -> Result<Arc<dyn Launcher>, LaunchError> {
@@ -38,8 +37,8 @@ pub(super) fn directory(given: &Option<PathBuf>) -> Result<PathBuf, ClusterError
         .map_or_else(|| std::env::current_dir().map_err(ClusterError::NoDirectory), absolute)
 }
 
-/// What engines are to be, from the configuration.
-pub(super) struct EngineWish {
+/// The specification of engines, from the configuration.
+pub(super) struct EngineSpec {
     pub config: Config,
     pub settings: Vec<(String, String)>,
     pub program: PathBuf,
@@ -47,12 +46,12 @@ pub(super) struct EngineWish {
     pub log_level: Option<String>,
 }
 
-impl EngineWish {
-    /// Whether the Python that is asked for will do. Without one that is asked for, a missing one is no obstacle:
-    /// commands run without. Says what is to be warned of.
+impl EngineSpec {
+    /// Checks the configured Python. If none is configured, a missing Python is only a warning, which is returned: commands run
+    /// without it.
     pub fn check(&self, launcher: &dyn Launcher) -> Result<Option<String>, ClusterError> {
         if launcher.remote_hosts().is_some() {
-            // Each host is asked for its own.
+            // Each host checks its own.
             return Ok(None);
         }
         let engine = &self.config.engine;
@@ -62,16 +61,25 @@ impl EngineWish {
         let python = launchers::python::resolve(engine.python.as_deref());
         let checked = launchers::python::check(&python);
         match (checked, engine.kind) {
-            // By Ctrl-C, which ends this command, too.
+            // Ctrl-C ends this command, too.
             (Err(launchers::LaunchError::Interrupted { .. }), _) => Ok(None),
             (Ok(()), EngineKind::Pcluster) => Ok(None),
             (Ok(()), EngineKind::Ipengine) => Ok(launchers::python::check_ipyparallel(&python).map(|()| None)?),
             (Err(e), EngineKind::Pcluster) if engine.python.is_none() => {
                 let hint = e.hint().unwrap_or_default();
-                Ok(Some(format!("the engines will run commands, but no Python functions: {e}; {hint}")))
+                Ok(Some(format!("engines can run commands, but not Python functions: {e}; {hint}")))
             }
             (Err(e), _) => Err(e.into()),
         }
+    }
+
+    /// Whether this host has room for so many engines more, where they start here.
+    pub fn check_room(&self, n: u32) -> Result<(), ClusterError> {
+        let is_here = self.config.launcher.engines == "local";
+        if is_here && self.config.launcher.check_limits {
+            launchers::capacity::Host::this().check(n)?;
+        }
+        Ok(())
     }
 
     pub fn launch(&self, profile: &ProfileDir, state: &ClusterState, n: u32) -> EnginesLaunch {
@@ -91,7 +99,7 @@ impl EngineWish {
     }
 }
 
-/// With what is to be known to start the same again, where that may be needed; and whose it is until its engines have come.
+/// Adds what is needed to restart the same engines, and the process that waits for them.
 pub(super) fn recorded(engines: Launched, launcher: &dyn Launcher, launch: &EnginesLaunch, config: &Config) -> Launched {
     let engines = Launched {
         // Those on remote hosts may have a copy of the file.
@@ -103,7 +111,7 @@ pub(super) fn recorded(engines: Launched, launcher: &dyn Launcher, launch: &Engi
     }
     let mut launch = launch.clone();
     if launch.python.is_none() {
-        // Who starts them again may do so from another environment.
+        // A restart may happen in another environment.
         let found = launchers::python::resolve(None);
         launch.python = Path::new(&found).is_absolute().then_some(found);
     }
@@ -114,8 +122,8 @@ pub(super) fn recorded(engines: Launched, launcher: &dyn Launcher, launch: &Engi
     }
 }
 
-/// This process does not take back any more what it has launched. If it cannot be noted, it is when the process ends.
-pub(super) async fn no_longer_awaited(profile: &ProfileDir, cluster_id: &str) {
+/// Records that this process no longer reverts its launch. If that fails, its exit has the same effect.
+pub(super) async fn release(profile: &ProfileDir, cluster_id: &str) {
     let noted = async {
         let _lock = Lock::wait(profile, cluster_id).await?;
         let Some(mut state) = ClusterState::read(profile, cluster_id)? else {
@@ -133,53 +141,53 @@ pub(super) async fn no_longer_awaited(profile: &ProfileDir, cluster_id: &str) {
     }
 }
 
-/// With how many engines one is content if no more come.
+/// The minimum number of engines for success if no more can register.
 pub(super) fn at_least(launcher: &dyn Launcher, enough: usize) -> usize {
     let least = launcher.remote_hosts().and_then(|hosts| hosts.min_engines());
     least.map_or(enough, |least| enough.min(least as usize))
 }
 
-/// How many engines are waited for, and how long.
+/// How many engines to wait for, and how long.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Goal {
-    /// How many there are to be in the end.
+pub(super) struct Target {
+    /// The final number of engines.
     pub all: usize,
-    /// With so many one is content.
+    /// Stop waiting at this number.
     pub enough: usize,
-    /// With so many too, when no more are to come.
+    /// The minimum for success if no more can register.
     pub at_least: usize,
-    /// How long it may take from when they have all been started; the time in a queue does not count.
+    /// The timeout after all have been started; time in a queue does not count.
     pub timeout: Duration,
-    /// How long it may take in all.
-    pub at_most: Option<Duration>,
+    /// The total timeout.
+    pub total_timeout: Option<Duration>,
 }
 
-/// Waits until enough engines are registered; how many that are. Of the members in `new`, one whose end leaves too few is an
-/// error, as is the end of the controller.
+/// Waits until enough engines have registered, and returns their number. Fails if the controller exits, or if so many of the
+/// members in `new` exit that too few remain.
 pub(super) async fn registered(
     client: &Client,
-    goal: Goal,
+    target: Target,
     new: Watched<'_>,
     controller: Option<Watched<'_>>,
     progress: &mut dyn FnMut(StartProgress),
 ) -> Result<usize, ClusterError> {
     let begin = Instant::now();
-    let mut deadline = begin + goal.timeout;
+    let mut deadline = begin + target.timeout;
     let members = new.launched.members();
     let (mut new, mut controller) = (Watcher::new(new), controller.map(Watcher::new));
-    let mut enough = goal.enough;
+    let mut enough = target.enough;
     let mut last: Option<(usize, String)> = None;
     loop {
         let answer = tokio::time::timeout(ANSWER, client.status()).await;
         let registered = match answer {
-            Ok(status) => heard_of(&status?),
+            Ok(status) => connected_engines(&status?),
             Err(_) => last.as_ref().map_or(0, |(registered, _)| *registered),
         };
         let left = launched::in_words(&members, &new.states);
         if last.as_ref().is_none_or(|(r, l)| (*r, l) != (registered, &left)) {
             progress(StartProgress::Engines {
                 registered: registered as u32,
-                n: goal.all as u32,
+                n: target.all as u32,
                 job: new.watched.job(),
                 left: left.clone(),
             });
@@ -196,8 +204,8 @@ pub(super) async fn registered(
         if let Some((_, place)) = new.first_ended().await? {
             let of_ended = members.iter().zip(&new.states).filter(|(_, state)| state.has_ended());
             let ended: usize = of_ended.map(|(member, _)| member.engines as usize).sum();
-            let coming = goal.all.saturating_sub(ended);
-            if coming < goal.at_least {
+            let coming = target.all.saturating_sub(ended);
+            if coming < target.at_least {
                 return Err(ClusterError::EnginesEnded {
                     ended,
                     n: new.watched.launched.engines(),
@@ -208,29 +216,29 @@ pub(super) async fn registered(
             }
             if coming < enough {
                 let (ending, tail) = (new.watched.ending(place, new.word(place)), new.watched.tail(place));
-                progress(StartProgress::Note(format!("{ended} of the engines have ended; {ending}: {tail}")));
+                progress(StartProgress::Note(format!("{ended} engines exited; {ending}: {tail}")));
                 enough = coming;
             }
         }
-        // A batch system that does not answer may still have them in its queue; a host that does not answer has no queue.
+        // If a batch system does not answer, the engines may still be queued; hosts have no queue.
         let is_queue = !new.watched.launched.jobs.is_empty();
         if new.states.iter().any(|state| match state.stage {
             Stage::Queued | Stage::Suspended => true,
             Stage::Unknown => is_queue,
             Stage::Running | Stage::Ended => false,
         }) {
-            deadline = Instant::now() + goal.timeout;
+            deadline = Instant::now() + target.timeout;
         }
-        if Instant::now() >= goal.at_most.map_or(deadline, |time| deadline.min(begin + time)) {
-            if registered >= goal.at_least {
+        if Instant::now() >= target.total_timeout.map_or(deadline, |time| deadline.min(begin + time)) {
+            if registered >= target.at_least {
                 return Ok(registered);
             }
-            // A log to begin with; which engine is missing is not known.
+            // Any log is a start; which engine is missing is unknown.
             let place = new.states.iter().rposition(|state| state.stage == Stage::Running);
             let place = place.unwrap_or(members.len().saturating_sub(1));
             return Err(ClusterError::EnginesLate {
                 registered,
-                n: goal.all,
+                n: target.all,
                 seconds: begin.elapsed().as_secs_f64(),
                 left,
                 options: None,
@@ -238,12 +246,12 @@ pub(super) async fn registered(
                 tail: new.watched.tail(place),
             });
         }
-        tokio::time::sleep(ASK_EVERY).await;
+        tokio::time::sleep(POLL_INTERVAL).await;
     }
 }
 
-/// How many engines are there. A controller that came back lists those of before too, which may be gone.
-pub(super) fn heard_of(status: &StatusReply) -> usize {
+/// The number of connected engines. A restarted controller also lists earlier engines, which may be dead.
+pub(super) fn connected_engines(status: &StatusReply) -> usize {
     status
         .engines
         .iter()
@@ -251,23 +259,29 @@ pub(super) fn heard_of(status: &StatusReply) -> usize {
         .count()
 }
 
-/// What was launched, with who can tell of it.
+/// A launch and its launcher.
 #[derive(Clone)]
 pub(super) struct Watched<'a> {
     pub launcher: Arc<dyn Launcher>,
     pub launched: &'a Launched,
 }
 
-impl Watched<'_> {
-    /// `slurm job 4711`; none where no batch system has it.
+impl<'a> Watched<'a> {
+    pub fn new(launcher: &Arc<dyn Launcher>, launched: &'a Launched) -> Watched<'a> {
+        Watched {
+            launcher: launcher.clone(),
+            launched,
+        }
+    }
+    /// `slurm job 4711`; None without a batch system.
     pub fn job(&self) -> Option<String> {
         (!self.launched.jobs.is_empty()).then(|| self.launcher.describe(self.launched))
     }
-    /// How the member at this place ended, in words.
+    /// How the member at this position ended.
     fn ending(&self, place: usize, word: &str) -> String {
         let name = self.launched.members().get(place).map(|m| m.name.clone()).unwrap_or_default();
         match (word, self.launched.jobs.is_empty()) {
-            ("", _) => format!("{name} is gone"),
+            ("", _) => format!("{name} exited"),
             (word, true) => word.to_string(),
             (word, false) => format!("{name}: {word}"),
         }
@@ -280,7 +294,7 @@ impl Watched<'_> {
     }
 }
 
-/// Asks for the members' states, without ever waiting for the answer.
+/// Polls the states of members without blocking.
 struct Watcher<'a> {
     watched: Watched<'a>,
     asked: Option<tokio::task::JoinHandle<Vec<MemberState>>>,
@@ -296,7 +310,7 @@ impl<'a> Watcher<'a> {
         }
     }
 
-    /// How many members have ended, and the place of the first of them.
+    /// The number of ended members, and the position of the first.
     async fn first_ended(&mut self) -> Result<Option<(usize, usize)>, ClusterError> {
         if let Some(answer) = self.asked.take_if(|asked| asked.is_finished()) {
             self.states = answer.await.map_err(|e| ClusterError::Internal(e.to_string()))?;
@@ -331,8 +345,8 @@ pub(super) fn controller_silent(controller: &Watched<'_>, timeout: Duration) -> 
     }
 }
 
-/// Takes engines off the record again that are ended, unless all went well: also when the caller stops waiting (Ctrl-C). To be made
-/// before the [`Undo`] that ends them, so that it is dropped after that.
+/// Removes engines from the record on drop unless disarmed, also if the future is dropped (Ctrl-C). Must be created before the
+/// [`Undo`] that stops them, so that it is dropped after that.
 pub(super) struct Record<'a> {
     profile: &'a ProfileDir,
     cluster_id: &'a str,
@@ -347,15 +361,15 @@ impl<'a> Record<'a> {
             added: None,
         }
     }
-    /// From here on they are on record.
+    /// The engines are now on record.
     pub fn added(&mut self, launched: &Launched) {
         self.added = Some(launched.clone());
     }
-    pub fn all_went_well(mut self) {
+    pub fn disarm(mut self) {
         self.added = None;
     }
 
-    fn take_back(&self, added: &Launched) -> Result<(), ClusterError> {
+    fn revert(&self, added: &Launched) -> Result<(), ClusterError> {
         let Some(mut state) = ClusterState::read(self.profile, self.cluster_id)? else {
             return Ok(());
         };
@@ -374,13 +388,13 @@ impl<'a> Record<'a> {
 impl Drop for Record<'_> {
     fn drop(&mut self) {
         let Some(added) = self.added.take() else { return };
-        if let Err(error) = self.take_back(&added) {
+        if let Err(error) = self.revert(&added) {
             tracing::warn!("{error}");
         }
     }
 }
 
-/// Ends what was started, unless all went well: also when the caller stops waiting (Ctrl-C).
+/// Stops everything that was started on drop unless disarmed, also if the future is dropped (Ctrl-C).
 pub(super) struct Undo {
     started: Vec<(Arc<dyn Launcher>, Launched)>,
     grace: Duration,
@@ -398,7 +412,7 @@ impl Undo {
     pub fn add(&mut self, launcher: &Arc<dyn Launcher>, launched: &Launched) {
         self.started.push((launcher.clone(), launched.clone()));
     }
-    pub fn all_went_well(mut self) {
+    pub fn disarm(mut self) {
         self.armed = false;
     }
 }
@@ -408,10 +422,10 @@ impl Drop for Undo {
         if !self.armed {
             return;
         }
-        // Last started, first ended. An error here has nobody to hear it; the one that led here is told.
+        // In reverse order. Errors are only logged; the original error is reported.
         for (launcher, launched) in self.started.iter().rev() {
             if let Err(e) = launcher.stop(launched, self.grace) {
-                tracing::warn!("cannot end {}: {e}", launcher.describe(launched));
+                tracing::warn!("cannot stop {}: {e}", launcher.describe(launched));
             }
         }
     }

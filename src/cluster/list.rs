@@ -1,6 +1,6 @@
-//! What clusters there are, and whether they run. Read from files and the process table; no controller is asked.
-use super::keep::KeeperState;
+//! Lists clusters and their state, from files and the process table, without asking controllers.
 use super::remote;
+use super::walltime_restart::KeeperState;
 use super::{ClusterError, ClusterState};
 use crate::connection::{ConnectionError, ConnectionFile};
 use crate::launchers::{self, Launched, MemberState, Stage};
@@ -8,9 +8,9 @@ use crate::profile::Config;
 use crate::profile::ProfileDir;
 use crate::profile::dir::check_cluster_id;
 use crate::ssh::tunnel::{Phase, TunnelState};
-use crate::sys::lock::{self, Asked};
-use crate::sys::network_fs;
+use crate::sys::lock::{self, LockState};
 use crate::sys::process::{self, Presence, ProcessId};
+use crate::sys::{network_fs, problem};
 use serde::Serialize;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -18,17 +18,17 @@ use std::path::{Path, PathBuf};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Condition {
-    /// Its controller runs.
+    /// Its controller is running.
     Running,
-    /// Its controller runs elsewhere, and a tunnel leads there.
+    /// Its controller is remote, connected through a tunnel.
     Connected,
-    /// Its controller is gone, and has left files or engines.
+    /// Its controller is dead and has left files or engines.
     Stale,
-    /// Nothing of it runs; its tasks may be on record.
+    /// Nothing is running; its tasks may be on record.
     Stopped,
-    /// It was started where its processes cannot be seen from here: on another host, or in another PID namespace.
-    Elsewhere,
-    /// Another controller than pcluster's wrote the connection file.
+    /// Its processes are not visible: on another host, or in another PID namespace.
+    Remote,
+    /// A controller other than pcluster's wrote the connection file.
     Foreign,
 }
 
@@ -39,7 +39,7 @@ impl std::fmt::Display for Condition {
             Condition::Connected => "connected",
             Condition::Stale => "stale",
             Condition::Stopped => "stopped",
-            Condition::Elsewhere => "elsewhere",
+            Condition::Remote => "remote",
             Condition::Foreign => "foreign",
         })
     }
@@ -51,14 +51,14 @@ pub struct ClusterSummary {
     pub directory: PathBuf,
     pub cluster_id: String,
     pub state: Condition,
-    /// Without a process id where that is not known: the controller of a job that waits in a queue.
+    /// Without a process id if unknown, as for a queued controller.
     pub controller: Option<ProcessId>,
-    /// Why its processes cannot be seen from here.
+    /// Why its processes are not visible from this host.
     pub unseen: Option<String>,
-    /// How many engine processes were started, and how many of them run (none where that cannot be told from here).
+    /// Number of engine processes started and running (None if unknown).
     pub engines_started: usize,
     pub engines_alive: Option<usize>,
-    /// How many wait in a batch system's queue.
+    /// Number of engines in a batch system's queue.
     pub engines_queued: usize,
     pub engines: Vec<LaunchSummary>,
     pub controller_launch: Option<LaunchSummary>,
@@ -66,58 +66,58 @@ pub struct ClusterSummary {
     pub launcher: Option<String>,
     /// Seconds since 1970.
     pub started: Option<f64>,
-    /// The tasks' records, where there are any.
+    /// The task records, if any.
     pub database: Option<PathBuf>,
-    /// What is wrong with its files.
-    pub trouble: Option<String>,
-    /// Where it is connected to another host.
+    /// A problem with its files.
+    pub problem: Option<String>,
+    /// For a connection to a remote cluster.
     pub tunnel: Option<TunnelState>,
-    /// What submits new jobs for engines whose time was over.
+    /// The process that restarts engines after walltime.
     pub keeper: Option<KeeperState>,
 }
 
-/// One launch, and how its members are. Counts are of engines; of a controller, 1.
+/// One launch and the state of its members. Counts are engines, or 1 for a controller.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct LaunchSummary {
     pub launcher: String,
     pub host: String,
     pub jobs: Vec<JobSummary>,
-    /// Without those that were told to leave.
+    /// Excluding leaving engines.
     pub engines: usize,
     pub running: usize,
     pub queued: usize,
     pub suspended: usize,
-    /// Without having been told to.
+    /// Ended unexpectedly.
     pub ended: usize,
     pub unknown: usize,
-    /// Told to leave, and not gone yet.
+    /// Asked to leave, but still running.
     pub leaving: usize,
-    /// `3 queued: Resources`, of those that do not simply run.
+    /// `3 queued: Resources`, for members that are not running.
     pub states: String,
-    /// Through which its engines reach the controller.
+    /// The reverse tunnels of its engines.
     pub reverse_tunnels: Vec<ReverseSummary>,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct ReverseSummary {
-    /// As it is given to ssh.
+    /// The destination for ssh.
     pub to: String,
     /// `up`, `down`, `connecting`, `failed`.
     pub phase: Phase,
-    /// The process that keeps it, and whether one runs (null where that cannot be told from here).
+    /// The tunnel process, and whether it is running (null if unknown).
     pub pid: Option<u32>,
     pub runs: Option<bool>,
-    /// Of the other host's loopback, by channel.
+    /// Ports on the remote loopback, by channel.
     pub ports: BTreeMap<String, u16>,
     pub problem: Option<String>,
     pub reconnects: u64,
-    /// For people.
+    /// For display.
     #[serde(skip)]
     pub words: String,
 }
 
 impl ReverseSummary {
-    /// None of one that has been ended.
+    /// None for a tunnel that has ended.
     fn of(file: &Path) -> Option<ReverseSummary> {
         let state = TunnelState::read(file).ok()??;
         Some(ReverseSummary {
@@ -144,10 +144,10 @@ pub struct JobSummary {
     pub script: PathBuf,
     /// Seconds since 1970.
     pub submitted: f64,
-    /// How often its engines had been replaced before, and how often that may be.
+    /// How often its engines have been restarted, and the maximum.
     pub replaces: u32,
     pub max_restarts: u32,
-    /// Element, or 1, and its state in words.
+    /// Element number (or 1) and state.
     pub elements: Vec<(u32, String)>,
 }
 
@@ -197,40 +197,46 @@ impl LaunchSummary {
     }
 }
 
-/// Where it was a supervisor and is gone: the one that has taken its place, or what it kept running.
-fn or_what_it_left(process: ProcessId) -> ProcessId {
+/// The successor of a dead supervisor, or the process that it supervised.
+fn or_successor(process: ProcessId) -> ProcessId {
     if !process.is_gone() {
         return process;
     }
-    let left = process::left_by(std::slice::from_ref(&process)).into_iter().next();
+    let left = process::orphans_of(std::slice::from_ref(&process)).into_iter().next();
     left.map_or(process, |left| left.process)
 }
 
-/// Whether all processes of a cluster are known to be gone, with those that they have left.
+/// Whether all processes of a cluster and their children are known to be dead.
 fn nothing_runs(state: &ClusterState) -> bool {
     state.launched().all(|launched| {
         let ids: Vec<ProcessId> = launched.processes.iter().map(|process| process.id.clone()).collect();
         let are_seen = launched.jobs.is_empty() && launched.processes.iter().all(|process| process.on.is_none());
-        are_seen && ids.iter().all(ProcessId::is_gone) && process::left_by(&ids).is_empty()
+        are_seen && ids.iter().all(ProcessId::is_gone) && process::orphans_of(&ids).is_empty()
     })
 }
 
-/// Why it cannot be told from here whether a process runs. `shared`: hosts may have the file in common that names it.
+/// Why the state of a process is unknown. `shared`: the file that names it may be shared between hosts.
 fn why_unseen(process: &ProcessId, shared: bool) -> Option<String> {
     match process.presence() {
         Presence::Unknown(why) => Some(why.to_string()),
         Presence::Gone if shared && process.is_of_another_boot() => Some(format!(
-            "it was started before the last boot of {0}, or on another host that is called {0} too",
+            "it was started before the last boot of {0}, or on another host with the name {0}",
             process.host
         )),
         Presence::Gone | Presence::Runs => None,
     }
 }
 
-/// Whether something of the controller runs here, were it only the supervisor that is about to start it again.
+/// Why the controller of a cluster does not run at present, although its supervisor does.
+pub fn controller_trouble(profile: &ProfileDir, cluster_id: &str) -> Option<String> {
+    let problem = problem::read(&profile.trouble_file(cluster_id))?;
+    Some(format!("the controller is not running: {}", problem.in_words()))
+}
+
+/// Whether the controller, or a supervisor that will restart it, is running on this host.
 pub fn is_supervised(profile: &ProfileDir, cluster_id: &str) -> bool {
     matches!(
-        Standing::of(profile, cluster_id).condition,
+        ClusterStatus::of(profile, cluster_id).condition,
         Condition::Running | Condition::Connected
     )
 }
@@ -245,9 +251,9 @@ pub fn list_profile(profile: &ProfileDir) -> Vec<ClusterSummary> {
     cluster_ids(profile).iter().filter_map(|id| status(profile, id)).collect()
 }
 
-/// One cluster; none if there is no trace of it.
+/// One cluster; None if it has left no files.
 pub fn status(profile: &ProfileDir, cluster_id: &str) -> Option<ClusterSummary> {
-    let standing = Standing::of(profile, cluster_id);
+    let standing = ClusterStatus::of(profile, cluster_id);
     let database = Some(profile.database_file(cluster_id)).filter(|path| path.exists());
     if standing.condition == Condition::Stopped && database.is_none() {
         return None;
@@ -284,27 +290,30 @@ pub fn status(profile: &ProfileDir, cluster_id: &str) -> Option<ClusterSummary> 
         controller: standing.controller,
         unseen: standing.unseen,
         database,
-        trouble: standing.trouble.or_else(|| keeper.as_ref()?.trouble.clone()),
+        problem: standing
+            .problem
+            .or_else(|| controller_trouble(profile, cluster_id).filter(|_| standing.condition == Condition::Running))
+            .or_else(|| keeper.as_ref()?.problem.clone()),
         tunnel: standing.tunnel,
         keeper,
     })
 }
 
-/// What the files and the process table say of one cluster.
-pub(super) struct Standing {
+/// The state of one cluster, from files and the process table.
+pub(super) struct ClusterStatus {
     pub condition: Condition,
     pub state: Option<ClusterState>,
     pub connection: Option<ConnectionFile>,
-    /// The controller that runs, else the last one.
+    /// The running controller, else the last one.
     pub controller: Option<ProcessId>,
-    /// Why its processes cannot be seen from here.
+    /// Why its processes are not visible from this host.
     pub unseen: Option<String>,
-    pub trouble: Option<String>,
-    /// That runs, or has left its file.
+    pub problem: Option<String>,
+    /// A running tunnel, or one that left its file.
     pub tunnel: Option<TunnelState>,
 }
 
-/// That a command about clusters of this host is given one that a tunnel leads to.
+/// The error for a command on local clusters that was given a connected remote one.
 pub(super) fn connected(profile: &ProfileDir, cluster_id: &str) -> ClusterError {
     let destination = remote::running(profile, cluster_id).map(|tunnel| tunnel.destination);
     ClusterError::Remote(remote::RemoteError::Connected {
@@ -314,18 +323,18 @@ pub(super) fn connected(profile: &ProfileDir, cluster_id: &str) -> ClusterError 
     })
 }
 
-impl Standing {
-    pub fn of(profile: &ProfileDir, cluster_id: &str) -> Standing {
-        let mut trouble = None;
+impl ClusterStatus {
+    pub fn of(profile: &ProfileDir, cluster_id: &str) -> ClusterStatus {
+        let mut problem = None;
         let state = ClusterState::read(profile, cluster_id).unwrap_or_else(|e| {
-            trouble = Some(e.to_string());
+            problem = Some(e.to_string());
             None
         });
         let connection = match ConnectionFile::read(&profile.client_file(cluster_id)) {
             Ok(file) => Some(file),
             Err(ConnectionError::Missing { .. }) => None,
             Err(e) => {
-                trouble = Some(e.to_string());
+                problem = Some(e.to_string());
                 None
             }
         };
@@ -334,18 +343,18 @@ impl Standing {
             if id.host.is_empty() {
                 id.host.clone_from(&launched.host);
             }
-            Some(or_what_it_left(id))
+            Some(or_successor(id))
         });
         let published = connection.as_ref().and_then(|file| Some(file.pcluster.as_ref()?.process.clone()));
         let holder = match lock::ask(&profile.controller_lock(cluster_id)) {
-            Asked::Held(holder) => Some(holder.map(|holder| holder.process)),
-            Asked::Free => None,
-            Asked::Unknown(why) => {
-                tracing::debug!("whether the controller's lock is held cannot be told: {why}");
+            LockState::Held(holder) => Some(holder.map(|holder| holder.process)),
+            LockState::Free => None,
+            LockState::Unknown(why) => {
+                tracing::debug!("cannot determine whether the controller's lock is held: {why}");
                 None
             }
         };
-        // A controller in a job: the batch system knows of it.
+        // For a controller in a job: ask the batch system.
         let job = state.as_ref().and_then(|s| s.controller.as_ref()).filter(|l| !l.jobs.is_empty());
         let job_stage = job.and_then(|launched| {
             let config = Config::load(profile).unwrap_or_default();
@@ -357,7 +366,7 @@ impl Standing {
             ..ProcessId::default()
         });
         let tunnel = TunnelState::read(&profile.tunnel_file(cluster_id)).unwrap_or_else(|e| {
-            trouble = Some(e.to_string());
+            problem = Some(e.to_string());
             None
         });
         let foreign = connection.as_ref().is_some_and(|file| file.pcluster.is_none());
@@ -369,7 +378,7 @@ impl Standing {
         let unseen = unseen.filter(|_| running.is_none());
         let ended_in_order = !profile.controller_file(cluster_id).exists() && connection.is_none();
         let is_record_alone = ended_in_order && state.as_ref().is_some_and(nothing_runs);
-        let left_over = profile.engine_file(cluster_id).exists() || trouble.is_some() || tunnel.is_some();
+        let left_over = profile.engine_file(cluster_id).exists() || problem.is_some() || tunnel.is_some();
         let left_over = left_over || !(is_record_alone || state.is_none());
         let condition = if tunnel.as_ref().is_some_and(|tunnel| tunnel.runs() == Some(true)) {
             Condition::Connected
@@ -383,7 +392,7 @@ impl Standing {
         } else if foreign {
             Condition::Foreign
         } else if unseen.is_some() {
-            Condition::Elsewhere
+            Condition::Remote
         } else if left_over || !(known.is_empty() || is_record_alone) {
             Condition::Stale
         } else {
@@ -399,24 +408,24 @@ impl Standing {
                 .unwrap_or_else(|| t.destination.clone()),
             ..ProcessId::default()
         });
-        // What the controller says of itself before who keeps it running.
+        // Prefers the controller process over its supervisor.
         let of_running = known.iter().copied().find(|process| process.runs()).or(running);
         let not_gone = known.iter().copied().find(|process| !process.is_gone());
         let controller = of_running.or(not_gone).or(locker).or(known.first().copied()).cloned();
         let controller = far.or(controller);
-        Standing {
+        ClusterStatus {
             condition,
             state,
             connection,
             unseen,
             controller,
-            trouble,
+            problem,
             tunnel,
         }
     }
 }
 
-/// The ids that any file of the profile names, in order.
+/// The cluster ids of all files in the profile, in order.
 fn cluster_ids(profile: &ProfileDir) -> BTreeSet<String> {
     let mut ids = BTreeSet::new();
     let places = [

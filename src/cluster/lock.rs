@@ -1,24 +1,24 @@
-//! One command at a time starts, changes or stops a cluster; and its keeper, for which commands wait.
+//! The lock of a cluster: one command at a time starts, changes or stops it. Commands wait for its keeper.
 use super::ClusterError;
 use crate::profile::ProfileDir;
 use crate::sys::lock::{self, NotLocked};
 use std::time::{Duration, Instant};
 
-/// The keeper gives its lock back after so long at most: two submissions that are not answered.
-const KEEPER_TAKES: Duration = Duration::from_secs(240);
-const LOOK_EVERY: Duration = Duration::from_millis(50);
+/// The maximum time that the keeper holds the lock: two submissions that time out.
+const KEEPER_TIMEOUT: Duration = Duration::from_secs(240);
+const POLL_INTERVAL: Duration = Duration::from_millis(50);
 
 /// Held until it is dropped.
 #[derive(Debug)]
-pub struct Lock(#[expect(dead_code, reason = "what counts is that it is there")] lock::Lock);
+pub struct Lock(#[expect(dead_code, reason = "held until dropped")] lock::Lock);
 
 impl Lock {
-    /// For a command. One that finds the cluster's keeper at work waits until that is done.
+    /// Takes the lock for a command, waiting while the cluster's keeper holds it.
     pub async fn wait(profile: &ProfileDir, cluster_id: &str) -> Result<Lock, ClusterError> {
         let begun = Instant::now();
         loop {
             match Lock::take(profile, cluster_id) {
-                Err(ClusterError::Busy { passes: true, .. }) if begun.elapsed() < KEEPER_TAKES => tokio::time::sleep(LOOK_EVERY).await,
+                Err(ClusterError::Busy { passes: true, .. }) if begun.elapsed() < KEEPER_TIMEOUT => tokio::time::sleep(POLL_INTERVAL).await,
                 taken => return taken,
             }
         }

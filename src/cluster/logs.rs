@@ -1,4 +1,4 @@
-//! The log files of a cluster's processes.
+//! The log files of a cluster.
 use super::{ClusterState, launch};
 use crate::launchers::{Job, Process};
 use crate::profile::{Config, ProfileDir};
@@ -11,14 +11,14 @@ pub struct LogFile {
     pub path: PathBuf,
 }
 
-/// Those that exist: the controller's first, then the engines' by number.
+/// The existing log files: the controller's, then the engines' by number.
 pub fn logs(profile: &ProfileDir, cluster_id: &str) -> Vec<LogFile> {
     let controller = profile.controller_log(cluster_id);
     let mut engines: Vec<(u32, PathBuf)> = Vec::new();
     for entry in std::fs::read_dir(profile.log_dir()).into_iter().flatten().flatten() {
         let name = entry.file_name();
         let number = name.to_str().and_then(|n| n.strip_suffix(".log")?.rsplit_once('-')?.1.parse().ok());
-        // The number alone does not tell whose it is: "engine-7-0" may be cluster 7's.
+        // "engine-7-0" may belong to cluster 7.
         if let Some(number) = number.filter(|n| profile.engine_log(cluster_id, *n) == entry.path()) {
             engines.push((number, entry.path()));
         }
@@ -35,9 +35,9 @@ pub fn logs(profile: &ProfileDir, cluster_id: &str) -> Vec<LogFile> {
     controller.into_iter().chain(engines).collect()
 }
 
-/// The ends of the logs of engines whose host has a directory of its own for them: the number of each that is `wanted`, and its last
-/// lines, or why they cannot be had. May take seconds.
-pub fn elsewhere(profile: &ProfileDir, cluster_id: &str, wanted: impl Fn(u32) -> bool, lines: usize) -> Vec<(u32, Result<String, String>)> {
+/// The last lines of the logs of `wanted` engines whose logs are on other hosts, by number, or why they cannot be fetched. May take
+/// seconds.
+pub fn remote(profile: &ProfileDir, cluster_id: &str, wanted: impl Fn(u32) -> bool, lines: usize) -> Vec<(u32, Result<String, String>)> {
     let config = Config::load(profile).unwrap_or_default();
     let state = ClusterState::read(profile, cluster_id).ok().flatten();
     let mut found = Vec::new();
@@ -60,8 +60,8 @@ pub fn elsewhere(profile: &ProfileDir, cluster_id: &str, wanted: impl Fn(u32) ->
     found
 }
 
-/// What the jobs of a batch system have written: the number of the first engine that a file is of, and its path. Those of the jobs on
-/// record; once the cluster is stopped, those of the latest job.
+/// The log files of batch jobs, each with the number of its first engine: of the recorded jobs, or of the latest job of a stopped
+/// cluster.
 pub fn of_jobs(profile: &ProfileDir, cluster_id: &str) -> Vec<(u32, PathBuf)> {
     let state = ClusterState::read(profile, cluster_id).ok().flatten();
     let jobs: Vec<Job> = state
@@ -86,7 +86,7 @@ pub fn of_jobs(profile: &ProfileDir, cluster_id: &str) -> Vec<(u32, PathBuf)> {
     let mut found: Vec<(u64, u32, PathBuf)> = Vec::new();
     for entry in std::fs::read_dir(profile.log_dir()).into_iter().flatten().flatten() {
         let name = entry.file_name();
-        // `<job>_<element>` or `<job>.<element>`, and nothing else: "engines-7-18_1" is cluster 7's.
+        // Only `<job>_<element>` or `<job>.<element>`: "engines-7-18_1" belongs to cluster 7.
         let parts = name
             .to_str()
             .and_then(|n| n.strip_prefix(&stem)?.strip_suffix(".log")?.split_once(['_', '.']));

@@ -1,15 +1,14 @@
-//! A whole cluster: one controller and its engines in one profile, under one cluster id.
+//! A cluster: one controller and its engines in one profile, under one cluster id.
 //!
-//! Parts: [`start`], [`engines`] (more of them for a running cluster), [`scale`] (fewer of them), [`stop`] (and clearing away what a
-//! dead one left), [`keep`] (new jobs for engines whose time was over), [`jobs`] (what a batch system says, for the records), [`list`] (what there is and whether it runs), [`logs`], [`remote`] (clusters on other hosts, over ssh); beneath
-//! them [`state_file`] (which processes the cluster is,
-//! for the next pcluster command), `ipyparallel_file` (the same for ipyparallel), [`lock`] (one command changes a cluster at a time), [`error`].
-//! Tasks are not known here, nor what is printed.
+//! Parts: [`start`], `adopt` (engines of a dead cluster), [`engines`] (adding), [`scale`] (removing), [`stop`] (and cleaning up), [`walltime_restart`] (new jobs for
+//! engines after walltime), [`jobs`] (records of batch jobs), [`list`] (clusters and their state), [`logs`], [`remote`] (remote
+//! clusters, over ssh). Below them: [`state_file`] (the processes of a cluster), `ipyparallel_file` (the same for ipyparallel),
+//! [`lock`] (one command at a time), [`error`]. Knows nothing of tasks or output.
+mod adopt;
 pub mod engines;
 pub mod error;
 mod ipyparallel_file;
 pub mod jobs;
-pub mod keep;
 mod launch;
 pub mod list;
 pub mod lock;
@@ -21,15 +20,17 @@ pub mod state_file;
 pub mod stop;
 #[cfg(test)]
 mod tests;
+pub mod walltime_restart;
 
 pub use engines::{AddOptions, add_engines};
 pub use error::ClusterError;
-pub use list::{ClusterSummary, Condition, is_supervised, list, list_profile, status};
+pub use list::{ClusterSummary, Condition, controller_trouble, is_supervised, list, list_profile, status};
 pub use scale::{Removed, Scaled, Which, remove_engines, scale};
 pub use start::{StartOptions, StartProgress, Started, Wait, start};
 pub use state_file::ClusterState;
 pub use stop::{StopProgress, Stopped, clean, stop};
 
+use crate::model::shell;
 use crate::profile::ProfileDir;
 
 /// `the cluster of profile "x"`, with its id if it has one.
@@ -40,16 +41,9 @@ fn in_words(profile: &ProfileDir, cluster_id: &str) -> String {
     }
 }
 
-/// The options that name a cluster, with a blank before each.
+/// The options that select a cluster, each preceded by a space.
 fn options_of(profile: &ProfileDir, cluster_id: &str) -> String {
-    let mut options = String::new();
-    if profile.name() != "default" {
-        options.push_str(&format!(" --profile {}", profile.name()));
-    }
-    if !cluster_id.is_empty() {
-        options.push_str(&format!(" --cluster-id {cluster_id}"));
-    }
-    options
+    shell::cluster_options(profile.name(), cluster_id)
 }
 
 fn not_running(profile: &ProfileDir, cluster_id: &str) -> ClusterError {

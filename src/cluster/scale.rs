@@ -1,6 +1,6 @@
-//! Fewer engines: those first that have not begun, then idle ones; one that runs a task finishes it before it goes.
+//! Removes engines: first those that have not started, then idle ones; a busy engine finishes its task first.
 use super::launch;
-use super::list::{Condition, Standing};
+use super::list::{ClusterStatus, Condition};
 use super::lock::Lock;
 use super::start::{StartProgress, in_thread};
 use super::{AddOptions, ClusterError, ClusterState, add_engines, jobs};
@@ -17,10 +17,10 @@ use std::time::Duration;
 
 const CONNECT: Duration = Duration::from_secs(10);
 
-/// Which engines are to go.
+/// Selects the engines to remove.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Which {
-    /// So many, those first whose going costs least.
+    /// This many, those with the least work first.
     Count(u32),
     /// These.
     Ids(Vec<EngineId>),
@@ -29,13 +29,13 @@ pub enum Which {
 
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Removed {
-    /// Told to leave.
-    pub told: Vec<EngineId>,
-    /// Of these, how many finish a task first.
+    /// Engines asked to leave.
+    pub leaving: Vec<EngineId>,
+    /// How many of them finish a task first.
     pub busy: usize,
-    /// How many had not begun, and now will not.
+    /// Number of engines cancelled before they started.
     pub cancelled: usize,
-    /// How many stay.
+    /// Number of remaining engines.
     pub left: usize,
 }
 
@@ -46,12 +46,12 @@ pub enum Scaled {
     Removed(Removed),
 }
 
-/// As many engines as asked for: those that are there, or are on their way, and as many more or fewer.
+/// Scales to the requested number of engines, counting queued ones.
 pub async fn scale(options: AddOptions, progress: &mut dyn FnMut(StartProgress)) -> Result<Scaled, ClusterError> {
     let wanted = options.n as usize;
     let now = {
-        let world = World::of(&options.profile, &options.cluster_id).await?;
-        world.staying().count() + world.pending().iter().map(|p| p.engines).sum::<usize>()
+        let snapshot = Snapshot::of(&options.profile, &options.cluster_id).await?;
+        snapshot.staying().count() + snapshot.pending().iter().map(|p| p.engines).sum::<usize>()
     };
     match wanted {
         n if n == now => Ok(Scaled::Unchanged { n: options.n }),
@@ -68,52 +68,52 @@ pub async fn scale(options: AddOptions, progress: &mut dyn FnMut(StartProgress))
     }
 }
 
-/// Takes engines away. With `drain`, a task that runs is finished first; without, it runs again elsewhere. Does not wait for that.
+/// Removes engines. With `drain`, running tasks finish first; otherwise they run again on other engines. Does not wait.
 pub async fn remove_engines(profile: &ProfileDir, cluster_id: &str, which: Which, drain: bool) -> Result<Removed, ClusterError> {
     if !profile.exists() {
         return Err(super::not_running(profile, cluster_id));
     }
     let _lock = Lock::wait(profile, cluster_id).await?;
-    let mut world = World::of(profile, cluster_id).await?;
+    let mut snapshot = Snapshot::of(profile, cluster_id).await?;
     let mut removed = Removed::default();
-    let mut told: Vec<EngineStatus> = match &which {
+    let mut leaving: Vec<EngineStatus> = match &which {
         Which::All => {
-            removed.cancelled = world.cancel(usize::MAX, profile).await?;
-            world.staying().cloned().collect()
+            removed.cancelled = snapshot.cancel(usize::MAX, profile).await?;
+            snapshot.staying().cloned().collect()
         }
-        Which::Ids(ids) => world.status.engines.iter().filter(|e| ids.contains(&e.id)).cloned().collect(),
+        Which::Ids(ids) => snapshot.status.engines.iter().filter(|e| ids.contains(&e.id)).cloned().collect(),
         Which::Count(n) => {
-            removed.cancelled = world.cancel(*n as usize, profile).await?;
-            let mut engines: Vec<EngineStatus> = world.staying().cloned().collect();
+            removed.cancelled = snapshot.cancel(*n as usize, profile).await?;
+            let mut engines: Vec<EngineStatus> = snapshot.staying().cloned().collect();
             engines.sort_by_key(|engine| (engine.assigned, Reverse(engine.id)));
             engines.truncate((*n as usize).saturating_sub(removed.cancelled));
             engines
         }
     };
-    told.sort_by_key(|engine| engine.id);
-    removed.busy = told.iter().filter(|engine| drain && engine.assigned > 0).count();
-    removed.told = told.iter().map(|engine| engine.id).collect();
-    if !removed.told.is_empty() {
-        // Before they are gone.
-        let elsewhere = world.places_elsewhere(profile, &told).await?;
-        let before = world.state.clone();
-        told.iter().for_each(|engine| world.mark(engine));
-        world.mark_elsewhere(&elsewhere);
-        // Before they are told: who stops waiting for the answer leaves no engines that are missed.
-        world.write(profile)?;
-        if let Err(error) = world.client.stop_engines(removed.told.clone(), drain).await {
-            world.state = before;
-            world.write(profile)?;
+    leaving.sort_by_key(|engine| engine.id);
+    removed.busy = leaving.iter().filter(|engine| drain && engine.assigned > 0).count();
+    removed.leaving = leaving.iter().map(|engine| engine.id).collect();
+    if !removed.leaving.is_empty() {
+        // Before the engines exit.
+        let elsewhere = snapshot.remote_positions(profile, &leaving).await?;
+        let before = snapshot.state.clone();
+        leaving.iter().for_each(|engine| snapshot.mark(engine));
+        snapshot.mark_remote(&elsewhere);
+        // Before they are told to leave: an interrupted caller must leave no engines on record that are gone.
+        snapshot.write(profile)?;
+        if let Err(error) = snapshot.client.stop_engines(removed.leaving.clone(), drain).await {
+            snapshot.state = before;
+            snapshot.write(profile)?;
             return Err(error.into());
         }
     }
-    let gone = |engine: &&EngineStatus| !removed.told.contains(&engine.id);
-    removed.left = world.staying().filter(gone).count();
-    world.write(profile)?;
+    let gone = |engine: &&EngineStatus| !removed.leaving.contains(&engine.id);
+    removed.left = snapshot.staying().filter(gone).count();
+    snapshot.write(profile)?;
     Ok(removed)
 }
 
-/// A member that has not begun, or not registered all its engines.
+/// A member whose engines have not all registered.
 struct Pending {
     launch: usize,
     place: usize,
@@ -122,22 +122,22 @@ struct Pending {
     is_whole: bool,
 }
 
-/// A running cluster as its controller and the batch systems have it.
-struct World {
+/// The state of a running cluster, from its controller and the batch systems.
+struct Snapshot {
     config: Config,
     client: Client,
     status: StatusReply,
-    /// None for a controller that was started by hand.
+    /// None for a controller that was started manually.
     state: Option<ClusterState>,
     /// For each launch.
     states: Vec<Vec<MemberState>>,
 }
 
-impl World {
-    async fn of(profile: &ProfileDir, cluster_id: &str) -> Result<World, ClusterError> {
+impl Snapshot {
+    async fn of(profile: &ProfileDir, cluster_id: &str) -> Result<Snapshot, ClusterError> {
         let config = Config::load(profile)?;
-        let standing = Standing::of(profile, cluster_id);
-        if !matches!(standing.condition, Condition::Running | Condition::Elsewhere) {
+        let standing = ClusterStatus::of(profile, cluster_id);
+        if !matches!(standing.condition, Condition::Running | Condition::Remote) {
             return Err(super::not_running(profile, cluster_id));
         }
         let path = profile.client_file(cluster_id);
@@ -149,7 +149,7 @@ impl World {
             let launcher = launch::launcher(&launched.launcher, profile, &config)?;
             states.push(in_thread(move || launcher.states(&launched)).await?);
         }
-        Ok(World {
+        Ok(Snapshot {
             config,
             client,
             status,
@@ -164,13 +164,13 @@ impl World {
         state.write(profile)
     }
 
-    /// Registered, and not told to leave.
+    /// Engines that are registered and not leaving.
     fn staying(&self) -> impl Iterator<Item = &EngineStatus> {
         let stays = |engine: &&EngineStatus| !matches!(engine.state.as_str(), "silent" | "leaving");
         self.status.engines.iter().filter(stays)
     }
 
-    /// Elements of jobs that are on their way.
+    /// Job elements whose engines have not all registered.
     fn pending(&self) -> Vec<Pending> {
         let mut pending = Vec::new();
         let launches = self.state.iter().flat_map(|s| &s.engines).zip(&self.states).enumerate();
@@ -199,7 +199,7 @@ impl World {
         pending
     }
 
-    /// Cancels elements of which nothing is registered, the last first, up to so many engines; how many engines that were.
+    /// Cancels job elements without registered engines, the last first, up to `at_most` engines; returns the number of engines.
     async fn cancel(&mut self, at_most: usize, profile: &ProfileDir) -> Result<usize, ClusterError> {
         let mut left = at_most;
         let mut chosen: Vec<Pending> = Vec::new();
@@ -217,10 +217,10 @@ impl World {
                 continue;
             }
             let launcher = launch::launcher(&launched.launcher, profile, &self.config)?;
-            let grace = Duration::from_millis(self.config.launcher.kill_ms);
+            let grace = Duration::from_millis(self.config.launcher.kill_timeout_ms);
             let rows = jobs::rows(&part, &vec![MemberState::submitted(); part.len()]);
             in_thread(move || launcher.stop(&part, grace)).await??;
-            jobs::tell(&self.client, jobs::stopped(rows)).await;
+            jobs::report(&self.client, jobs::stopped(rows)).await;
             *launched = launched.only(|place| !is_chosen(place));
         }
         state.engines.retain(|launched| !launched.is_empty());
@@ -228,8 +228,8 @@ impl World {
         Ok(chosen.iter().map(|p| p.engines).sum())
     }
 
-    /// Which processes on other hosts these engines are: launch and place.
-    async fn places_elsewhere(&self, profile: &ProfileDir, engines: &[EngineStatus]) -> Result<Vec<(usize, usize)>, ClusterError> {
+    /// Finds the processes of engines on other hosts: launch and position.
+    async fn remote_positions(&self, profile: &ProfileDir, engines: &[EngineStatus]) -> Result<Vec<(usize, usize)>, ClusterError> {
         let processes: Vec<(String, u32)> = engines.iter().map(|e| (e.facts.host.clone(), e.facts.pid)).collect();
         let mut found = Vec::new();
         for (at, launched) in self.state.iter().flat_map(|s| s.engines.clone()).enumerate() {
@@ -242,7 +242,7 @@ impl World {
         Ok(found)
     }
 
-    fn mark_elsewhere(&mut self, places: &[(usize, usize)]) {
+    fn mark_remote(&mut self, places: &[(usize, usize)]) {
         let launches = self.state.iter_mut().flat_map(|state| &mut state.engines).enumerate();
         for (at, launched) in launches {
             let of_it = |place: usize| places.contains(&(at, place));
@@ -253,19 +253,19 @@ impl World {
         }
     }
 
-    /// Notes that this engine was told to leave.
+    /// Marks this engine as leaving.
     fn mark(&mut self, engine: &EngineStatus) {
         let Some(state) = &mut self.state else { return };
         for launched in &mut state.engines {
             for job in &mut launched.jobs {
                 let of_it = job.elements.iter().copied().find(|element| is_in(engine, job, *element));
-                // Of several engines in an element the others stay.
+                // The other engines of an element stay.
                 if let Some(element) = of_it.filter(|e| job.engines_of(*e) == 1) {
                     job.leaving.push(element);
                 }
             }
             if launched.host == engine.facts.host && launched.host == process::host() {
-                // Its supervisor, or the one before that, leads its session.
+                // Its supervisor, or an earlier one, leads its session.
                 let session = process::session_of(engine.facts.pid);
                 let is_it = |pid: u32| pid == engine.facts.pid || Some(pid) == session;
                 launched
@@ -282,13 +282,13 @@ fn is_in(engine: &EngineStatus, job: &Job, element: u32) -> bool {
     is_of(&engine.facts.job, job, element)
 }
 
-/// Whether what an engine says of its job ([`crate::model::engine::EngineFacts::job`]) is this element of the job.
+/// Whether the job that an engine reports ([`crate::model::engine::EngineFacts::job`]) is this element of the job.
 pub(super) fn is_of(said: &str, job: &Job, element: u32) -> bool {
     let (id, of_array) = match said.rsplit_once('.') {
         Some((id, last)) if last.bytes().all(|b| b.is_ascii_digit()) && !last.is_empty() => (id, last.parse().ok()),
         _ => (said, None),
     };
-    // In a job `19[3].server` and `19[].server` are the same.
+    // `19[3].server` and `19[].server` are the same job.
     let number = |id: &str| id.chars().take_while(char::is_ascii_digit).collect::<String>();
     !said.is_empty() && number(id) == number(&job.id) && of_array.is_none_or(|e: u32| e == element)
 }

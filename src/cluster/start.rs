@@ -1,8 +1,7 @@
-//! Starting a cluster: a controller, its connection files, its engines, until all of these are registered.
-use super::launch::{self, EngineWish, Goal, Undo, Watched};
-use super::list::{Condition, Standing};
+//! Starts a cluster: prepares, launches the controller, adopts or launches engines, and waits until they have registered.
+use super::launch::{self, EngineSpec, Target, Undo, Watched};
 use super::lock::Lock;
-use super::{ClusterError, ClusterState, jobs, keep, list, stop};
+use super::{ClusterError, ClusterState, adopt, jobs, stop, walltime_restart};
 use crate::client::Client;
 use crate::connection::{ConnectionError, ConnectionFile, addresses, discover};
 use crate::launchers::{ControllerLaunch, Launched, Launcher, MemberState, Stage, launched};
@@ -15,39 +14,39 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-/// How long one tries to reach a controller that has just written its files, or that may be on another host.
-const CONNECT: Duration = Duration::from_secs(10);
-/// How often one looks what a controller's job is doing.
-const LOOK_AGAIN: Duration = Duration::from_secs(1);
+/// The timeout for connecting to a controller that has just written its files, or may be on another host.
+pub(super) const CONNECT: Duration = Duration::from_secs(10);
+/// The poll interval for the state of a controller's job.
+const JOB_POLL_INTERVAL: Duration = Duration::from_secs(1);
 
 #[derive(Clone, Debug)]
 pub struct StartOptions {
     pub profile: ProfileDir,
     pub cluster_id: String,
-    /// How many engines; by default what the configuration says, else one for each processor.
+    /// Number of engines; default: from the configuration, else one per processor.
     pub n: Option<u32>,
-    /// `--set`; they outrank the profile's configuration, and are outranked by the options below.
+    /// `--set`: overrides the profile's configuration, and is overridden by the options below.
     pub settings: Vec<(String, String)>,
-    /// What starts the engines.
+    /// The engines' launcher.
     pub launcher: Option<String>,
-    /// What starts the controller.
+    /// The controller's launcher.
     pub controller_launcher: Option<String>,
-    /// How many engines are waited for.
+    /// How many engines to wait for.
     pub wait: Wait,
-    /// How long that may take in all, the time in a queue included.
+    /// The total timeout, including time in a queue.
     pub timeout: Option<Duration>,
     pub engine_kind: Option<EngineKind>,
     pub python: Option<String>,
-    /// The directory that controller and engines start in; by default this one.
+    /// The working directory of controller and engines; default: the current one.
     pub cwd: Option<PathBuf>,
     /// For controller and engines.
     pub log_level: Option<String>,
-    /// The pcluster program; by default this one.
+    /// The pcluster program; default: this one.
     pub program: Option<PathBuf>,
 }
 
 impl StartOptions {
-    /// All as the profile's configuration has it.
+    /// Everything as configured in the profile.
     pub fn new(profile: ProfileDir, cluster_id: &str) -> StartOptions {
         StartOptions {
             profile,
@@ -66,7 +65,7 @@ impl StartOptions {
         }
     }
 
-    /// The configuration with everything that outranks it.
+    /// The configuration with all overrides.
     fn config(&self) -> Result<Config, ClusterError> {
         let mut config = Config::load_with(&self.profile, &self.settings)?;
         if let Some(launcher) = &self.launcher {
@@ -107,13 +106,13 @@ impl Wait {
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum StartProgress {
-    /// Something that people should know: leftovers that were cleared away, a warning.
+    /// A message for the user: removed files, a warning.
     Note(String),
     ControllerStarting,
     /// In a batch system's queue.
     ControllerWaits {
         job: String,
-        /// `1 queued: Resources`; empty where it is known no more than that it was submitted.
+        /// `1 queued: Resources`; empty if only known to be submitted.
         state: String,
     },
     ControllerReady {
@@ -125,7 +124,7 @@ pub enum StartProgress {
     Engines {
         registered: u32,
         n: u32,
-        /// `slurm job 4711`, where a batch system has them.
+        /// `slurm job 4711`, for engines of a batch system.
         job: Option<String>,
         /// `3 queued: Resources`
         left: String,
@@ -137,67 +136,37 @@ pub struct Started {
     pub profile: ProfileDir,
     pub cluster_id: String,
     pub controller_pid: u32,
-    /// `slurm job 4710`, where a batch system has the controller.
+    /// `slurm job 4710`, for a controller of a batch system.
     pub controller_job: Option<String>,
-    /// How many engines are registered, and how many there are to be.
+    /// Registered engines, and the expected number.
     pub engines: u32,
     pub n: u32,
-    /// Those of them that cannot run Python, with the reason.
+    /// Engines that cannot run Python, with the reason.
     pub unavailable: Vec<EngineStatus>,
-    /// `slurm job 4711`, where a batch system has the engines.
+    /// `slurm job 4711`, for engines of a batch system.
     pub job: Option<String>,
     pub client_file: PathBuf,
     pub controller_log: PathBuf,
     pub took: Duration,
 }
 
-/// Starts a cluster and returns when all engines are registered. If anything fails, or the future is dropped, what was
-/// started is ended again.
+/// Starts a cluster and returns when the engines have registered. If anything fails, or the future is dropped, everything that
+/// was started is stopped.
 pub async fn start(options: StartOptions, progress: &mut dyn FnMut(StartProgress)) -> Result<Started, ClusterError> {
     let begin = Instant::now();
     let (profile, cluster_id) = (&options.profile, options.cluster_id.as_str());
-    check_cluster_id(cluster_id)?;
-    let config = options.config()?;
-    let controllers = launch::launcher(&config.launcher.controller, profile, &config)?;
-    let engine_launcher = launch::launcher(&config.launcher.engines, profile, &config)?;
-    let mut settings = options.settings.clone();
-    let n = options
-        .n
-        .or_else(|| engine_launcher.remote_hosts()?.capacity())
-        .or(config.launcher.n)
-        .unwrap_or_else(processors);
-    let elsewhere = [
-        (&controllers, &config.launcher.controller),
-        (&engine_launcher, &config.launcher.engines),
-    ];
-    if let Some((_, name)) = elsewhere.into_iter().find(|(launcher, _)| launcher.capabilities().remote) {
-        let is_local = !controllers.capabilities().remote;
-        let engines = engine_launcher.capabilities();
-        if !(is_local && engines.tunnel_only) {
-            let has_tunnel = (is_local && engines.provides_tunnel) || config.controller.engine_ssh.is_some();
-            listen_for_others(&mut settings, name, has_tunnel, &config)?;
-        }
-    }
-    let wish = EngineWish {
-        settings,
-        program: launch::program(&options.program)?,
-        cwd: launch::directory(&options.cwd)?,
-        log_level: options.log_level.clone(),
-        config,
-    };
-    if n > 0
-        && let Some(warning) = wish.check(engine_launcher.as_ref())?
-    {
-        progress(StartProgress::Note(warning));
-    }
+    let plan = Plan::prepare(&options, progress)?;
     profile.create()?;
     let mut lock = Some(Lock::wait(profile, cluster_id).await?);
-    let leftovers = refuse_running(profile, cluster_id, progress).await?;
+    let leftovers = adopt::check_not_running(profile, cluster_id, progress).await?;
+    // Engines of a dead cluster that are still alive are not started again.
+    let alive: usize = leftovers.state.iter().flat_map(|state| &state.engines).map(Launched::engines).sum();
+    plan.spec.check_room(plan.n.saturating_sub(alive as u32))?;
 
-    let mut state = ClusterState::new(cluster_id, wish.cwd.clone());
-    state.engine_kind = kind_word(wish.config.engine.kind).into();
+    let mut state = ClusterState::new(cluster_id, plan.spec.cwd.clone());
+    state.engine_kind = kind_word(plan.spec.config.engine.kind).into();
     state.engine_settings = options.settings.clone();
-    // Dropped in the other order: processes first.
+    // Dropped in reverse order: processes first.
     let mut files = Files {
         profile,
         cluster_id,
@@ -205,113 +174,38 @@ pub async fn start(options: StartOptions, progress: &mut dyn FnMut(StartProgress
         started: state.started,
         armed: true,
     };
-    let mut undo = Undo::new(Duration::from_millis(wish.config.launcher.kill_ms));
+    let mut undo = Undo::new(plan.kill_timeout());
 
-    progress(StartProgress::ControllerStarting);
-    if controllers.capabilities().remote {
-        // Of a controller on another host it cannot be seen whether it is the one that wrote them.
-        for path in [profile.client_file(cluster_id), profile.engine_file(cluster_id)] {
-            let _ = std::fs::remove_file(path);
-        }
-    }
-    let controller = controllers.start_controller(&ControllerLaunch {
-        program: wish.program.clone(),
-        profile: profile.clone(),
-        cluster_id: cluster_id.into(),
-        settings: wish.settings.clone(),
-        cwd: wish.cwd.clone(),
-        log_level: options.log_level.clone(),
-    })?;
-    undo.add(&controllers, &controller);
-    state.controller = Some(controller.clone());
-    state.write(profile)?;
-    let timeout = Duration::from_millis(wish.config.launcher.controller_timeout_ms);
-    let (client_file, engine_file) = serving(profile, cluster_id, &controllers, &controller, timeout, progress).await?;
+    let controller = plan.launch_controller(&mut state, &mut undo, progress)?;
+    let (client_file, engine_file) = plan.await_controller(&controller, progress).await?;
     let controller_pid = client_file.pcluster.as_ref().map_or(0, |keys| keys.process.pid);
     let client = Client::connect(&client_file, CONNECT).await?;
     progress(StartProgress::ControllerReady { pid: controller_pid });
 
-    // Engines of a controller that came back with its keys and ports find it again; those of another never will.
-    let kept = leftovers.settle(profile, &wish, &engine_file, progress).await?;
+    let adopted = leftovers.adopt(profile, &plan.spec, &engine_file, progress).await?;
     files.before = None;
-    if let Some(before) = &leftovers.state {
-        // The new one has a keeper of its own.
-        keep::end(before, Duration::from_millis(wish.config.launcher.kill_ms)).await?;
-        if !kept.is_empty() {
-            state.next_engine = before.next_engine;
-        }
-    }
-    let alive: usize = kept.iter().map(Launched::engines).sum();
-    state.engines = kept;
-    let missing = n.saturating_sub(alive as u32);
-    if missing > 0 {
-        progress(StartProgress::EnginesStarting { n: missing });
-    }
-    // Not in a thread: what is started must be in `undo` before anybody can stop waiting.
-    let launch = wish.launch(profile, &state, missing);
-    let engines = launch::recorded(
-        engine_launcher.start_engines(&launch)?,
-        engine_launcher.as_ref(),
-        &launch,
-        &wish.config,
-    );
-    undo.add(&engine_launcher, &engines);
-    let said = engines.notes.iter().chain(&engines.trouble);
-    said.for_each(|text| progress(StartProgress::Note(text.clone())));
-    state.n = n;
-    state.next_engine += missing;
-    if missing > 0 {
-        state.engines.push(engines.clone());
-    }
-    if keep::ensure(profile, &mut state, &wish.program)?
-        && let Some(keeper) = &state.keeper
-    {
-        undo.add(&launch::launcher("local", profile, &wish.config)?, &keeper.launched());
-    }
-    state.write(profile)?;
-    jobs::tell(&client, jobs::submitted(&state)).await;
-    // Others need not wait until a queue lets the engines go: the state file says what there is.
-    lock.take_if(|_| engine_launcher.capabilities().remote);
-    let expected = match engines.trouble.is_empty() {
-        true => (n as usize).max(alive),
+    leftovers.hand_over(&mut state, adopted, plan.kill_timeout()).await?;
+    let alive: usize = state.engines.iter().map(Launched::engines).sum();
+    let engines = plan.launch_engines(&mut state, alive, &mut undo, progress)?;
+    jobs::report(&client, jobs::submitted(&state)).await;
+    // Do not hold the lock while engines wait in a queue: the state file records them.
+    lock.take_if(|_| plan.engines.capabilities().remote);
+
+    let launched = match engines.problem.is_empty() {
+        true => (plan.n as usize).max(alive),
         false => alive + engines.engines(),
     };
-    let enough = options.wait.of(expected);
-    let goal = Goal {
-        all: expected,
-        enough,
-        at_least: launch::at_least(engine_launcher.as_ref(), enough),
-        timeout: Duration::from_millis(wish.config.launcher.engines_timeout_ms),
-        at_most: options.timeout,
-    };
-    let new = Watched {
-        launcher: engine_launcher.clone(),
-        launched: &engines,
-    };
-    let watched = Watched {
-        launcher: controllers,
-        launched: &controller,
-    };
-    let controller_job = watched.job();
-    let job = new.job();
-    let registered = match launch::registered(&client, goal, new, Some(watched), progress).await {
-        // One of before that is silent is no reason to end the controller that the others have found again.
-        Err(ClusterError::EnginesLate {
-            registered, n, seconds, ..
-        }) if alive > 0 && registered + alive >= n => {
-            progress(StartProgress::Note(format!(
-                "{registered} of {n} engines registered within {seconds:.0} s; those of before may still come back"
-            )));
-            registered
-        }
-        // What waits in a queue is no failure.
-        Err(mut late @ ClusterError::EnginesLate { .. }) if engine_launcher.capabilities().remote => {
+    let (new, watched) = (Watched::new(&plan.engines, &engines), Watched::new(&plan.controllers, &controller));
+    let (job, controller_job) = (new.job(), watched.job());
+    let registered = match plan.await_engines(&client, launched, alive, new, watched, progress).await {
+        // Engines in a queue are not a failure.
+        Err(mut late @ ClusterError::EnginesLate { .. }) if plan.engines.capabilities().remote => {
             if let ClusterError::EnginesLate { options, .. } = &mut late {
                 *options = Some(super::options_of(profile, cluster_id));
             }
-            undo.all_went_well();
+            undo.disarm();
             files.armed = false;
-            launch::no_longer_awaited(profile, cluster_id).await;
+            launch::release(profile, cluster_id).await;
             return Err(late);
         }
         done => done?,
@@ -319,10 +213,10 @@ pub async fn start(options: StartOptions, progress: &mut dyn FnMut(StartProgress
 
     let status = client.status().await.map(|status| status.engines).unwrap_or_default();
     let unavailable = status.into_iter().filter(|engine| engine.reason.is_some()).collect();
-    undo.all_went_well();
+    undo.disarm();
     files.armed = false;
     if lock.is_none() {
-        launch::no_longer_awaited(profile, cluster_id).await;
+        launch::release(profile, cluster_id).await;
     }
     drop(lock);
     Ok(Started {
@@ -331,7 +225,7 @@ pub async fn start(options: StartOptions, progress: &mut dyn FnMut(StartProgress
         controller_pid,
         controller_job,
         engines: registered as u32,
-        n: expected as u32,
+        n: launched as u32,
         unavailable,
         job,
         client_file: profile.client_file(cluster_id),
@@ -340,8 +234,175 @@ pub async fn start(options: StartOptions, progress: &mut dyn FnMut(StartProgress
     })
 }
 
-/// Engines on other hosts do not reach a controller that listens on the loopback, unless a tunnel leads to it.
-fn listen_for_others(settings: &mut Vec<(String, String)>, launcher: &str, has_tunnel: bool, config: &Config) -> Result<(), ClusterError> {
+/// A validated start.
+struct Plan<'a> {
+    options: &'a StartOptions,
+    spec: EngineSpec,
+    controllers: Arc<dyn Launcher>,
+    engines: Arc<dyn Launcher>,
+    n: u32,
+}
+
+impl Plan<'_> {
+    /// Checks options, configuration and Python before anything is created.
+    fn prepare<'a>(options: &'a StartOptions, progress: &mut dyn FnMut(StartProgress)) -> Result<Plan<'a>, ClusterError> {
+        check_cluster_id(&options.cluster_id)?;
+        let config = options.config()?;
+        let controllers = launch::launcher(&config.launcher.controller, &options.profile, &config)?;
+        let engines = launch::launcher(&config.launcher.engines, &options.profile, &config)?;
+        let mut settings = options.settings.clone();
+        let n = options
+            .n
+            .or_else(|| engines.remote_hosts()?.capacity())
+            .or(config.launcher.n)
+            .unwrap_or_else(processors);
+        let remote = [(&controllers, &config.launcher.controller), (&engines, &config.launcher.engines)];
+        if let Some((_, name)) = remote.into_iter().find(|(launcher, _)| launcher.capabilities().remote) {
+            let is_local = !controllers.capabilities().remote;
+            let capabilities = engines.capabilities();
+            if !(is_local && capabilities.tunnel_only) {
+                let has_tunnel = (is_local && capabilities.provides_tunnel) || config.controller.engine_ssh.is_some();
+                listen_on_all(&mut settings, name, has_tunnel, &config)?;
+            }
+        }
+        let spec = EngineSpec {
+            settings,
+            program: launch::program(&options.program)?,
+            cwd: launch::directory(&options.cwd)?,
+            log_level: options.log_level.clone(),
+            config,
+        };
+        if n > 0
+            && let Some(warning) = spec.check(engines.as_ref())?
+        {
+            progress(StartProgress::Note(warning));
+        }
+        Ok(Plan {
+            options,
+            spec,
+            controllers,
+            engines,
+            n,
+        })
+    }
+
+    fn kill_timeout(&self) -> Duration {
+        Duration::from_millis(self.spec.config.launcher.kill_timeout_ms)
+    }
+
+    /// Starts the controller and records it.
+    fn launch_controller(
+        &self,
+        state: &mut ClusterState,
+        undo: &mut Undo,
+        progress: &mut dyn FnMut(StartProgress),
+    ) -> Result<Launched, ClusterError> {
+        let (profile, cluster_id) = (&self.options.profile, self.options.cluster_id.as_str());
+        progress(StartProgress::ControllerStarting);
+        if self.controllers.capabilities().remote {
+            // For a controller on another host, stale files cannot be detected.
+            for path in [profile.client_file(cluster_id), profile.engine_file(cluster_id)] {
+                let _ = std::fs::remove_file(path);
+            }
+        }
+        let controller = self.controllers.start_controller(&ControllerLaunch {
+            program: self.spec.program.clone(),
+            profile: profile.clone(),
+            cluster_id: cluster_id.into(),
+            settings: self.spec.settings.clone(),
+            cwd: self.spec.cwd.clone(),
+            log_level: self.options.log_level.clone(),
+        })?;
+        undo.add(&self.controllers, &controller);
+        state.controller = Some(controller.clone());
+        state.write(profile)?;
+        Ok(controller)
+    }
+
+    /// Waits for the client and engine files of the new controller.
+    async fn await_controller(
+        &self,
+        controller: &Launched,
+        progress: &mut dyn FnMut(StartProgress),
+    ) -> Result<(ConnectionFile, ConnectionFile), ClusterError> {
+        let timeout = Duration::from_millis(self.spec.config.launcher.controller_timeout_ms);
+        let (profile, cluster_id) = (&self.options.profile, self.options.cluster_id.as_str());
+        await_connection_files(profile, cluster_id, &self.controllers, controller, timeout, progress).await
+    }
+
+    /// Starts the engines that are missing beside those that are alive, and the keeper, and records them. Not in a thread: started
+    /// processes must be in `undo` before the future of the start can be dropped.
+    fn launch_engines(
+        &self,
+        state: &mut ClusterState,
+        alive: usize,
+        undo: &mut Undo,
+        progress: &mut dyn FnMut(StartProgress),
+    ) -> Result<Launched, ClusterError> {
+        let profile = &self.options.profile;
+        let missing = self.n.saturating_sub(alive as u32);
+        if missing > 0 {
+            progress(StartProgress::EnginesStarting { n: missing });
+        }
+        let launch = self.spec.launch(profile, state, missing);
+        let engines = launch::recorded(
+            self.engines.start_engines(&launch)?,
+            self.engines.as_ref(),
+            &launch,
+            &self.spec.config,
+        );
+        undo.add(&self.engines, &engines);
+        let notes = engines.notes.iter().chain(&engines.problem);
+        notes.for_each(|text| progress(StartProgress::Note(text.clone())));
+        state.n = self.n;
+        state.next_engine += missing;
+        if missing > 0 {
+            state.engines.push(engines.clone());
+        }
+        if walltime_restart::ensure(profile, state, &self.spec.program)?
+            && let Some(keeper) = &state.keeper
+        {
+            undo.add(&launch::launcher("local", profile, &self.spec.config)?, &keeper.launched());
+        }
+        state.write(profile)?;
+        Ok(engines)
+    }
+
+    /// Waits until enough of the `launched` engines have registered, and returns their number.
+    async fn await_engines(
+        &self,
+        client: &Client,
+        launched: usize,
+        alive: usize,
+        new: Watched<'_>,
+        controller: Watched<'_>,
+        progress: &mut dyn FnMut(StartProgress),
+    ) -> Result<usize, ClusterError> {
+        let enough = self.options.wait.of(launched);
+        let target = Target {
+            all: launched,
+            enough,
+            at_least: launch::at_least(self.engines.as_ref(), enough),
+            timeout: Duration::from_millis(self.spec.config.launcher.engines_timeout_ms),
+            total_timeout: self.options.timeout,
+        };
+        match launch::registered(client, target, new, Some(controller), progress).await {
+            // A missing earlier engine must not stop a controller to which others have reconnected.
+            Err(ClusterError::EnginesLate {
+                registered, n, seconds, ..
+            }) if alive > 0 && registered + alive >= n => {
+                progress(StartProgress::Note(format!(
+                    "{registered} of {n} engines registered within {seconds:.0} s; earlier engines may still reconnect"
+                )));
+                Ok(registered)
+            }
+            done => done,
+        }
+    }
+}
+
+/// Makes the controller listen on all interfaces for engines on other hosts, unless they have a tunnel.
+fn listen_on_all(settings: &mut Vec<(String, String)>, launcher: &str, has_tunnel: bool, config: &Config) -> Result<(), ClusterError> {
     let ip = addresses::of_interface(&config.controller.ip);
     if !addresses::is_loopback(&ip) {
         return Ok(());
@@ -376,13 +437,13 @@ pub(super) async fn in_thread<T: Send + 'static>(work: impl FnOnce() -> T + Send
         .map_err(|e| ClusterError::Internal(e.to_string()))
 }
 
-/// The state and connection files of a start that did not work. Dropped after the processes have been ended.
+/// Removes the state and connection files of a failed start. Dropped after the processes have been stopped.
 struct Files<'a> {
     profile: &'a ProfileDir,
     cluster_id: &'a str,
-    /// What was on record before, while engines of then may still run.
+    /// The previous record, while its engines may still be running.
     before: Option<ClusterState>,
-    /// When this cluster was started.
+    /// Start time of this cluster.
     started: f64,
     armed: bool,
 }
@@ -405,138 +466,8 @@ impl Drop for Files<'_> {
     }
 }
 
-/// Fails if a controller runs under this name. Of one that is gone, says what it left.
-async fn refuse_running(
-    profile: &ProfileDir,
-    cluster_id: &str,
-    progress: &mut dyn FnMut(StartProgress),
-) -> Result<Leftovers, ClusterError> {
-    let standing = Standing::of(profile, cluster_id);
-    let cluster = super::in_words(profile, cluster_id);
-    let options = super::options_of(profile, cluster_id);
-    match (standing.condition, &standing.controller) {
-        (Condition::Connected, _) => Err(list::connected(profile, cluster_id)),
-        (Condition::Running, controller) => Err(ClusterError::Running {
-            cluster,
-            options,
-            controller: controller.clone(),
-        }),
-        (Condition::Elsewhere, Some(controller)) => {
-            let answers = match &standing.connection {
-                Some(file) => Client::connect(file, CONNECT).await.is_ok(),
-                None => false,
-            };
-            Err(if answers {
-                ClusterError::Running {
-                    cluster,
-                    options,
-                    controller: Some(controller.clone()),
-                }
-            } else {
-                ClusterError::Elsewhere {
-                    cluster,
-                    options,
-                    controller: controller.clone(),
-                    why: standing.unseen.unwrap_or_default(),
-                }
-            })
-        }
-        (Condition::Foreign, _) => {
-            let path = profile.client_file(cluster_id);
-            if standing.connection.as_ref().is_some_and(stop::something_listens) {
-                return Err(ClusterError::Foreign { cluster, options, path });
-            }
-            stop::remove_files(profile, cluster_id);
-            progress(StartProgress::Note(format!(
-                "removed {}: the controller that wrote it is gone",
-                path.display()
-            )));
-            Ok(Leftovers::default())
-        }
-        (Condition::Stale, controller) => {
-            stop::remove_tunnel(profile, cluster_id);
-            let who = controller.as_ref().map(|c| match c.is_on_this_host() {
-                true => format!(" (process {})", c.pid),
-                false => format!(" ({c})"),
-            });
-            let who = who.unwrap_or_default();
-            progress(StartProgress::Note(format!(
-                "the controller{who} of {cluster} is gone without having been stopped; starting a new one"
-            )));
-            let files = [profile.client_file(cluster_id), profile.engine_file(cluster_id)];
-            let damaged: Vec<String> = files
-                .iter()
-                .filter_map(|path| Some(ConnectionFile::remove_damaged(path)?.to_string()))
-                .collect();
-            damaged
-                .iter()
-                .for_each(|what| progress(StartProgress::Note(format!("{what}; a new one is written"))));
-            if let Some(trouble) = standing.trouble.as_ref().filter(|trouble| !damaged.contains(trouble)) {
-                progress(StartProgress::Note(trouble.clone()));
-            }
-            Ok(Leftovers {
-                engine_file: ConnectionFile::read(&profile.engine_file(cluster_id)).ok(),
-                state: standing.state,
-            })
-        }
-        _ => Ok(Leftovers::default()),
-    }
-}
-
-/// Engines of a controller that is gone.
-#[derive(Default)]
-struct Leftovers {
-    engine_file: Option<ConnectionFile>,
-    state: Option<ClusterState>,
-}
-
-impl Leftovers {
-    /// Keeps those that run, if the new controller is where the old one was or they find it elsewhere; else ends them.
-    async fn settle(
-        &self,
-        profile: &ProfileDir,
-        wish: &EngineWish,
-        now: &ConnectionFile,
-        progress: &mut dyn FnMut(StartProgress),
-    ) -> Result<Vec<Launched>, ClusterError> {
-        let place = |file: &ConnectionFile| {
-            let port = file.pcluster.as_ref().and_then(|keys| keys.engine_port);
-            (file.registration, file.location.clone(), port)
-        };
-        let same_keys = self.engine_file.as_ref().is_some_and(|before| before.is_of_same_cluster(now));
-        let same_place = self.engine_file.as_ref().is_some_and(|before| place(before) == place(now));
-        let mut kept = Vec::new();
-        for launched in self.state.iter().flat_map(|s| s.engines.clone()) {
-            let launcher = launch::launcher(&launched.launcher, profile, &wish.config)?;
-            let (asked, whole) = (launcher.clone(), launched.clone());
-            let states = in_thread(move || asked.states(&whole)).await?;
-            // What cannot be told of may still run.
-            let launched = launched.only(|place| states.get(place).is_some_and(|state| !state.has_ended()));
-            if launched.is_empty() {
-                continue;
-            }
-            let n = launched.engines();
-            let (engines, stay) = match n {
-                1 => ("engine", "still runs and is kept"),
-                _ => ("engines", "still run and are kept"),
-            };
-            if same_keys && (same_place || launched.follows) {
-                progress(StartProgress::Note(format!("{n} {engines} of before {stay}")));
-                let restarted = launcher.remote_hosts().map(|hosts| hosts.restart_tunnels(&launched, &wish.program));
-                let notes = restarted.into_iter().flatten();
-                notes.for_each(|text| progress(StartProgress::Note(text)));
-                kept.push(launched);
-                continue;
-            }
-            in_thread(move || launcher.stop(&launched, Duration::from_secs(5))).await??;
-            progress(StartProgress::Note(format!("stopped {n} {engines} of before")));
-        }
-        Ok(kept)
-    }
-}
-
-/// Waits for a controller just started to write its files; time in a queue does not count.
-async fn serving(
+/// Waits for the new controller to write its files; time in a queue does not count.
+async fn await_connection_files(
     profile: &ProfileDir,
     cluster_id: &str,
     launcher: &Arc<dyn Launcher>,
@@ -550,7 +481,7 @@ async fn serving(
     let members = controller.members();
     let mut deadline = Instant::now() + timeout;
     loop {
-        let late = match connection_files(profile, cluster_id, launcher, controller, LOOK_AGAIN).await {
+        let late = match connection_files(profile, cluster_id, launcher, controller, JOB_POLL_INTERVAL).await {
             Err(error @ ClusterError::ControllerSilent { .. }) => error,
             done => return done,
         };
@@ -568,7 +499,7 @@ async fn serving(
     }
 }
 
-/// Waits for the files of a controller just started: the client's and the engines'.
+/// Waits for the client and engine files of the new controller.
 async fn connection_files(
     profile: &ProfileDir,
     cluster_id: &str,
@@ -576,8 +507,8 @@ async fn connection_files(
     controller: &Launched,
     timeout: Duration,
 ) -> Result<(ConnectionFile, ConnectionFile), ClusterError> {
-    let given_up = Arc::new(AtomicBool::new(false));
-    let _gives_up = GivesUp(given_up.clone());
+    let cancelled = Arc::new(AtomicBool::new(false));
+    let _cancel = CancelOnDrop(cancelled.clone());
     let paths = [profile.client_file(cluster_id), profile.engine_file(cluster_id)];
     let (launcher, controller) = (launcher.clone(), controller.clone());
     in_thread(move || {
@@ -590,7 +521,7 @@ async fn connection_files(
                 let states = watched.launcher.states(watched.launched);
                 match states.iter().position(MemberState::has_ended) {
                     Some(place) => Err(launch::controller_ended(&watched, place, &states[place].word)),
-                    None if given_up.load(Ordering::Relaxed) => Err(ClusterError::Internal("given up".into())),
+                    None if cancelled.load(Ordering::Relaxed) => Err(ClusterError::Internal("cancelled".into())),
                     None => Ok(()),
                 }
             };
@@ -605,10 +536,10 @@ async fn connection_files(
     .await?
 }
 
-/// Ends the waiting thread when its future is dropped.
-struct GivesUp(Arc<AtomicBool>);
+/// Stops the waiting thread when its future is dropped.
+struct CancelOnDrop(Arc<AtomicBool>);
 
-impl Drop for GivesUp {
+impl Drop for CancelOnDrop {
     fn drop(&mut self) {
         self.0.store(true, Ordering::Relaxed);
     }

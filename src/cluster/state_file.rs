@@ -1,7 +1,7 @@
-//! Which processes a cluster is, as JSON in the profile's `pid/`, so that another process can stop it.
+//! The state file: the processes of a cluster as JSON in the profile's `pid/`, so that another process can stop it.
 //!
-//! A later pcluster may write more: keys not known here are kept when the file is written again.
-use super::keep::KeeperState;
+//! Unknown keys, written by a later version, are preserved.
+use super::walltime_restart::KeeperState;
 use super::{ClusterError, ipyparallel_file};
 use crate::launchers::Launched;
 use crate::profile::ProfileDir;
@@ -11,7 +11,7 @@ use std::fs;
 use std::io;
 use std::path::PathBuf;
 
-/// Of the file's form; a later one only adds.
+/// The version of the format; later versions only add keys.
 const VERSION: u32 = 1;
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -22,23 +22,23 @@ pub struct ClusterState {
     pub cluster_id: String,
     /// Where `start` ran.
     pub host: String,
-    /// The directory it ran in.
+    /// Its working directory.
     pub cwd: PathBuf,
     /// Seconds since 1970.
     pub started: f64,
     /// `pcluster` or `ipengine`.
     pub engine_kind: String,
-    /// How many engines were asked for.
+    /// The requested number of engines.
     pub n: u32,
     /// The number of the next engine's log file.
     pub next_engine: u32,
     pub controller: Option<Launched>,
-    /// `--set` and what options said of the first engines; further ones are started in the same way.
+    /// The settings of the first engines, used for further ones too.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub engine_settings: Vec<(String, String)>,
     /// One for each launch of engines.
     pub engines: Vec<Launched>,
-    /// What submits new jobs for engines whose time was over.
+    /// The process that restarts engines after walltime.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub keeper: Option<KeeperState>,
     #[serde(flatten)]
@@ -79,7 +79,7 @@ impl ClusterState {
         }
     }
 
-    /// Replaces the file as a whole, and ipyparallel's with it; only their owner can read them.
+    /// Atomically replaces the file, and ipyparallel's; both are private.
     pub fn write(&self, profile: &ProfileDir) -> Result<(), ClusterError> {
         let path = profile.state_file(&self.cluster_id);
         let written = serde_json::to_vec_pretty(self)
@@ -94,7 +94,7 @@ impl ClusterState {
         Ok(())
     }
 
-    /// Controller and engines, engines first: the order to stop them in.
+    /// Engines, then the controller: the order of stopping.
     pub fn launched(&self) -> impl Iterator<Item = &Launched> {
         self.engines.iter().chain(&self.controller)
     }

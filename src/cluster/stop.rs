@@ -1,9 +1,9 @@
-//! Stopping a cluster: the controller is asked; what is still there gets SIGTERM, then SIGKILL. And clearing away what a
-//! dead one left. Nothing is signalled but processes on record, told by process id and start time.
-use super::list::{Condition, Standing};
+//! Stops a cluster: asks the controller, then sends SIGTERM and SIGKILL to what remains. Also cleans up after a dead one.
+//! Signals only processes on record, identified by process id and start time.
+use super::list::{ClusterStatus, Condition};
 use super::lock::Lock;
 use super::start::in_thread;
-use super::{ClusterError, ipyparallel_file, jobs, keep, launch};
+use super::{ClusterError, ipyparallel_file, jobs, launch, walltime_restart};
 use crate::client::Client;
 use crate::connection::ConnectionFile;
 use crate::launchers::{Ended, LaunchError, Launched, Launcher, Process};
@@ -11,55 +11,55 @@ use crate::model::job::JobRow;
 use crate::profile::ProfileDir;
 use crate::profile::config::Config;
 use crate::ssh::tunnel::{self, TunnelState};
-use crate::sys::lock::{self, Asked};
+use crate::sys::lock::{self, LockState};
 use crate::sys::process::ProcessId;
 use std::net::{TcpStream, ToSocketAddrs};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 const CONNECT: Duration = Duration::from_secs(5);
-const LOOK_EVERY: Duration = Duration::from_millis(20);
+const POLL_INTERVAL: Duration = Duration::from_millis(20);
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum StopProgress {
-    /// Something that people should know.
+    /// A message for the user.
     Note(String),
-    /// So many processes still run.
+    /// This many processes are still running.
     Waiting { processes: usize },
 }
 
-/// What it took.
+/// The result of stopping.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Stopped {
-    /// The controller ran, and did as it was asked.
+    /// The controller was running and stopped on request.
     pub asked: bool,
-    /// The controller was gone already.
+    /// The controller was already dead.
     pub was_dead: bool,
-    /// How many engine processes ended.
+    /// Number of engine processes that ended.
     pub engines: usize,
     pub ended: Ended,
-    /// The jobs of a batch system, as they ended.
+    /// The final state of batch jobs.
     pub jobs: Vec<JobRow>,
 }
 
-/// What is to become of a cluster.
+/// The operation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Purpose {
     Stop,
-    /// Only what is dead; with force also what cannot be told of.
+    /// Only dead clusters; with force also those of unknown state.
     Clean {
         force: bool,
     },
 }
 
-/// Ends a cluster and its files; its tasks' records stay. Works also when its controller is gone already. What is not gone in the end
-/// is an error that names it, and stays on record.
+/// Stops a cluster and removes its files, but keeps its task records. Works also if its controller is dead. What remains running
+/// is listed in an error and stays on record.
 pub async fn stop(profile: &ProfileDir, cluster_id: &str, progress: &mut dyn FnMut(StopProgress)) -> Result<Stopped, ClusterError> {
     end(profile, cluster_id, Purpose::Stop, progress).await
 }
 
-/// Removes what a dead cluster left: engines, files. Refuses a running one. With `force`, one that cannot be seen from here and does
-/// not answer, or another controller's than pcluster's, counts as dead; what it may leave behind is named.
+/// Removes the engines and files of a dead cluster; fails for a running one. With `force`, a cluster of unknown state, or of another
+/// controller than pcluster's, counts as dead; what may still be running is listed.
 pub async fn clean(
     profile: &ProfileDir,
     cluster_id: &str,
@@ -79,21 +79,21 @@ async fn end(
         return Err(super::not_running(profile, cluster_id));
     }
     let _lock = Lock::wait(profile, cluster_id).await?;
-    let standing = Standing::of(profile, cluster_id);
+    let standing = ClusterStatus::of(profile, cluster_id);
     let force = purpose == Purpose::Clean { force: true };
-    refuse(&standing, profile, cluster_id, purpose).await?;
-    if let Some(trouble) = &standing.trouble {
-        progress(StopProgress::Note(trouble.clone()));
+    check_allowed(&standing, profile, cluster_id, purpose).await?;
+    if let Some(problem) = &standing.problem {
+        progress(StopProgress::Note(problem.clone()));
     }
-    // Stopping must work with a broken configuration too.
+    // Stopping must work with an invalid configuration.
     let config = Config::load(profile).unwrap_or_default();
     let (stop_for, kill_after) = (
-        Duration::from_millis(config.launcher.stop_ms),
-        Duration::from_millis(config.launcher.kill_ms),
+        Duration::from_millis(config.launcher.stop_timeout_ms),
+        Duration::from_millis(config.launcher.kill_timeout_ms),
     );
-    // Nothing is replaced from here on.
+    // Stop restarting engines.
     if let Some(state) = &standing.state {
-        keep::end(state, kill_after).await?;
+        walltime_restart::end(state, kill_after).await?;
     }
     let launches = Launches::of(recorded(&standing), profile, &config);
     let (engines, mut rows) = Launches::of(standing.state.iter().flat_map(|s| s.engines.clone()), profile, &config)
@@ -111,7 +111,7 @@ async fn end(
     }
     let (ended, remaining, hints) = launches.end(kill_after, force, progress).await?;
     let mut left = ended.left.clone();
-    if standing.unseen.is_some() && matches!(lock::ask(&profile.controller_lock(cluster_id)), Asked::Held(_)) {
+    if standing.unseen.is_some() && matches!(lock::ask(&profile.controller_lock(cluster_id)), LockState::Held(_)) {
         left.push(match &standing.controller {
             Some(controller) => format!("the controller ({controller}) still holds its lock"),
             None => "the controller still holds its lock".into(),
@@ -120,9 +120,11 @@ async fn end(
     match ended.unseen.join("; ") {
         unseen if unseen.is_empty() => {}
         _ if asked => progress(StopProgress::Note(
-            "the controller has told its engines to end; whether they have cannot be seen from here".into(),
+            "the controller asked its engines to stop; they are not visible from this host".into(),
         )),
-        unseen if force => progress(StopProgress::Note(format!("may still run, and are on record no more: {unseen}"))),
+        unseen if force => progress(StopProgress::Note(format!(
+            "may still be running, and are no longer on record: {unseen}"
+        ))),
         _ => left.extend(ended.unseen.iter().cloned()),
     }
     if !left.is_empty() {
@@ -145,8 +147,8 @@ async fn end(
     })
 }
 
-/// Fails where there is nothing to do, or where it must not be done.
-async fn refuse(standing: &Standing, profile: &ProfileDir, cluster_id: &str, purpose: Purpose) -> Result<(), ClusterError> {
+/// Fails if there is nothing to do, or if it must not be done.
+async fn check_allowed(standing: &ClusterStatus, profile: &ProfileDir, cluster_id: &str, purpose: Purpose) -> Result<(), ClusterError> {
     let (cluster, options) = (super::in_words(profile, cluster_id), super::options_of(profile, cluster_id));
     let running = |controller: Option<ProcessId>| ClusterError::Running {
         cluster: cluster.clone(),
@@ -163,16 +165,16 @@ async fn refuse(standing: &Standing, profile: &ProfileDir, cluster_id: &str, pur
             options,
         }),
         (Condition::Running, Purpose::Clean { .. }) => Err(running(standing.controller.clone())),
-        (Condition::Elsewhere, Purpose::Clean { .. }) => match &standing.connection {
+        (Condition::Remote, Purpose::Clean { .. }) => match &standing.connection {
             Some(file) if Client::connect(file, CONNECT).await.is_ok() => Err(running(standing.controller.clone())),
             _ if force => Ok(()),
-            _ => Err(not_seen(standing, profile, cluster_id)),
+            _ => Err(not_visible(standing, profile, cluster_id)),
         },
         _ => Ok(()),
     }
 }
 
-fn not_seen(standing: &Standing, profile: &ProfileDir, cluster_id: &str) -> ClusterError {
+fn not_visible(standing: &ClusterStatus, profile: &ProfileDir, cluster_id: &str) -> ClusterError {
     ClusterError::Elsewhere {
         cluster: super::in_words(profile, cluster_id),
         options: super::options_of(profile, cluster_id),
@@ -181,40 +183,40 @@ fn not_seen(standing: &Standing, profile: &ProfileDir, cluster_id: &str) -> Clus
     }
 }
 
-/// Whether the controller does as it is asked. Where it cannot be ended otherwise, that it does not is an error.
+/// Asks the controller to stop; returns whether it accepted. Fails if it cannot be stopped in another route.
 async fn ask_to_end(
-    standing: &Standing,
-    patience: Duration,
+    standing: &ClusterStatus,
+    timeout: Duration,
     profile: &ProfileDir,
     cluster_id: &str,
     progress: &mut dyn FnMut(StopProgress),
 ) -> Result<bool, ClusterError> {
-    if !matches!(standing.condition, Condition::Running | Condition::Elsewhere) {
+    if !matches!(standing.condition, Condition::Running | Condition::Remote) {
         return Ok(false);
     }
     let Some(file) = &standing.connection else {
         return match standing.unseen {
-            Some(_) => Err(not_seen(standing, profile, cluster_id)),
+            Some(_) => Err(not_visible(standing, profile, cluster_id)),
             None => Ok(false),
         };
     };
-    match ask(file, patience.max(CONNECT)).await {
+    match ask(file, timeout.max(CONNECT)).await {
         Ok(()) => Ok(true),
-        Err(_) if standing.unseen.is_some() => Err(not_seen(standing, profile, cluster_id)),
+        Err(_) if standing.unseen.is_some() => Err(not_visible(standing, profile, cluster_id)),
         Err(e) => {
             progress(StopProgress::Note(format!(
-                "the controller does not do as it is asked ({e}); its processes are ended"
+                "the controller did not stop on request ({e}); terminating its processes"
             )));
             Ok(false)
         }
     }
 }
 
-/// Until all processes are gone that can be seen, and a controller that cannot be has removed its file and lock; no longer than
+/// Waits until all visible processes have exited, and an invisible controller has removed its file and lock; at most
 /// `at_most`.
 async fn wait_for_end(
     launches: &Launches,
-    standing: &Standing,
+    standing: &ClusterStatus,
     at_most: Duration,
     profile: &ProfileDir,
     cluster_id: &str,
@@ -225,7 +227,7 @@ async fn wait_for_end(
     let mut last = 0;
     loop {
         let left = launches.count_here().await?;
-        let is_held = || matches!(lock::ask(&profile.controller_lock(cluster_id)), Asked::Held(_));
+        let is_held = || matches!(lock::ask(&profile.controller_lock(cluster_id)), LockState::Held(_));
         let file = by_files && (profile.client_file(cluster_id).exists() || is_held());
         if (left == 0 && !file) || Instant::now() >= deadline {
             return Ok(());
@@ -234,12 +236,12 @@ async fn wait_for_end(
             progress(StopProgress::Waiting { processes: left });
             last = left;
         }
-        tokio::time::sleep(LOOK_EVERY).await;
+        tokio::time::sleep(POLL_INTERVAL).await;
     }
 }
 
-/// What is not gone can be ended by a later `stop`.
-fn keep_on_record(standing: &Standing, remaining: Vec<Launched>, profile: &ProfileDir) {
+/// Keeps the remaining processes on record for a later `stop`.
+fn keep_on_record(standing: &ClusterStatus, remaining: Vec<Launched>, profile: &ProfileDir) {
     let Some(mut state) = standing.state.clone() else { return };
     let is_controllers = |launched: &Launched| state.controller.as_ref().is_some_and(|c| c == launched);
     let (controller, engines): (Vec<_>, Vec<_>) = remaining.into_iter().partition(is_controllers);
@@ -250,13 +252,13 @@ fn keep_on_record(standing: &Standing, remaining: Vec<Launched>, profile: &Profi
     }
 }
 
-async fn ask(file: &ConnectionFile, patience: Duration) -> Result<(), crate::client::ClientError> {
-    let client = Client::connect(file, CONNECT).await?.with_patience(patience);
+async fn ask(file: &ConnectionFile, timeout: Duration) -> Result<(), crate::client::ClientError> {
+    let client = Client::connect(file, CONNECT).await?.with_timeout(timeout);
     client.stop(true).await
 }
 
-/// Engines first, then the controller; also one that was started by hand and is in no state file.
-fn recorded(standing: &Standing) -> Vec<Launched> {
+/// Engines first, then the controller, even if it was started manually and is not in the state file.
+fn recorded(standing: &ClusterStatus) -> Vec<Launched> {
     let mut launches: Vec<Launched> = standing.state.iter().flat_map(|s| s.launched().cloned()).collect();
     if let Some(controller) = standing.controller.as_ref().filter(|c| c.runs()) {
         let known = launches.iter().flat_map(|l| &l.processes).any(|p| p.id == *controller);
@@ -274,10 +276,10 @@ fn recorded(standing: &Standing) -> Vec<Launched> {
     launches
 }
 
-/// Launches, each with who can tell of it and end it.
-struct Launches(Vec<(WhoTells, Launched)>);
+/// Launches with their launchers.
+struct Launches(Vec<(LauncherResult, Launched)>);
 
-type WhoTells = Result<Arc<dyn Launcher>, LaunchError>;
+type LauncherResult = Result<Arc<dyn Launcher>, LaunchError>;
 
 impl Launches {
     fn of(launches: impl IntoIterator<Item = Launched>, profile: &ProfileDir, config: &Config) -> Launches {
@@ -285,7 +287,7 @@ impl Launches {
         Launches(launches.into_iter().map(with).collect())
     }
 
-    /// How many engines are known to be there, and how the jobs are.
+    /// The number of engines known to be running, and the state of the jobs.
     async fn count(&self) -> Result<(usize, Vec<JobRow>), ClusterError> {
         let (mut there, mut rows) = (0, Vec::new());
         for (launcher, launched) in &self.0 {
@@ -304,7 +306,7 @@ impl Launches {
         Ok((there, rows))
     }
 
-    /// Ends all; what that took, the launches of which something is left, or may be, and what to do about them.
+    /// Stops all; returns the result, the launches that remain or may remain, and hints about them.
     async fn end(
         self,
         grace: Duration,
@@ -327,11 +329,11 @@ impl Launches {
                     }
                     all += took;
                 }
-                // Of a host that is gone for good nothing can be ended any more, and of jobs that are known to be another's nothing need be.
+                // Nothing can be stopped on a lost host, and jobs of another system need not be.
                 Err(e @ (LaunchError::OverSsh { .. } | LaunchError::JobsRemain { .. })) if force => {
                     progress(StopProgress::Note(e.to_string()))
                 }
-                // The others are ended all the same.
+                // Continue with the others.
                 Err(e) => {
                     all.left.push(e.to_string());
                     hints.extend(e.hint().filter(|hint| !hints.contains(hint)));
@@ -342,14 +344,14 @@ impl Launches {
         Ok((all, remaining, hints))
     }
 
-    /// Whether the end of all processes can be seen at once.
+    /// Whether the end of all processes is visible immediately.
     fn have_all(&self) -> bool {
         self.0
             .iter()
             .all(|(launcher, _)| launcher.as_ref().is_ok_and(|l| !l.capabilities().has_cached_state))
     }
 
-    /// How many members are known to be there, of those that can be seen at once.
+    /// The number of members known to be running, of those visible immediately.
     async fn count_here(&self) -> Result<usize, ClusterError> {
         let mut there = 0;
         for (launcher, launched) in self
@@ -367,7 +369,7 @@ impl Launches {
     }
 }
 
-/// The connection files, the controller's own, and the state file. What is gone already is no error, and what cannot be removed is stale anyway.
+/// Removes the connection files, the controller's file and the state file. Missing files are not an error; the rest becomes stale.
 pub(super) fn remove_files(profile: &ProfileDir, cluster_id: &str) {
     remove_tunnel(profile, cluster_id);
     tunnel::process::end_reverse(profile, cluster_id);
@@ -376,9 +378,10 @@ pub(super) fn remove_files(profile: &ProfileDir, cluster_id: &str) {
         profile.engine_file(cluster_id),
         profile.controller_file(cluster_id),
         profile.state_file(cluster_id),
+        profile.trouble_file(cluster_id),
     ];
     ipyparallel_file::remove(profile, cluster_id);
-    // A controller that has just been started by hand keeps its own.
+    // A manually started controller keeps its lock.
     lock::remove_free(&profile.controller_lock(cluster_id));
     for path in files {
         if let Err(e) = std::fs::remove_file(&path)
@@ -389,7 +392,7 @@ pub(super) fn remove_files(profile: &ProfileDir, cluster_id: &str) {
     }
 }
 
-/// What a tunnel left that is gone.
+/// Removes the files of a dead tunnel.
 pub(super) fn remove_tunnel(profile: &ProfileDir, cluster_id: &str) {
     let file = profile.tunnel_file(cluster_id);
     if matches!(TunnelState::read(&file), Ok(Some(tunnel)) if tunnel.runs() != Some(true)) {
@@ -397,7 +400,7 @@ pub(super) fn remove_tunnel(profile: &ProfileDir, cluster_id: &str) {
     }
 }
 
-/// Whether anything listens where a connection file says; for files of controllers that do not say their process.
+/// Whether anything listens at the address of a connection file; for files without a process id.
 pub(super) fn something_listens(file: &ConnectionFile) -> bool {
     let interface = file.interface.strip_prefix("tcp://").unwrap_or(&file.interface);
     let host = if matches!(interface, "*" | "0.0.0.0" | "") {

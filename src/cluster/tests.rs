@@ -1,5 +1,5 @@
-//! Starts that fail, stops of what is dead, and what is said of clusters: with programs that only pretend to be pcluster.
-//! The real ones are in `tests/it/`.
+//! Failing starts, stopping dead clusters, and listing clusters: with scripts in place of pcluster. `tests/it/` tests the real
+//! program.
 use super::*;
 use crate::connection::ConnectionFile;
 use crate::launchers::{Launched, Process};
@@ -10,17 +10,17 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
 
-struct World {
+struct TestCluster {
     dir: tempfile::TempDir,
     profile: ProfileDir,
 }
 
-impl World {
-    fn new() -> World {
+impl TestCluster {
+    fn new() -> TestCluster {
         let dir = tempfile::tempdir().unwrap();
         let profile = ProfileDir::named("x", Some(dir.path())).unwrap();
         profile.create().unwrap();
-        World { dir, profile }
+        TestCluster { dir, profile }
     }
 
     /// Options for a start with a script in place of pcluster.
@@ -39,7 +39,7 @@ impl World {
         ClusterState::read(&self.profile, "").unwrap()
     }
 
-    /// What normally stands in temporary paths and process ids, made the same in every run.
+    /// Replaces temporary paths and process ids by placeholders.
     fn plain(&self, text: impl std::fmt::Display) -> String {
         let text = text.to_string().replace(&*self.dir.path().to_string_lossy(), "DIR");
         text.replace(&process::host(), "HOST")
@@ -98,7 +98,7 @@ fn sleeper() -> (Sleeper, Process) {
     (Sleeper(child), process)
 }
 
-/// One that is gone.
+/// A dead process.
 fn dead() -> Process {
     let (mut child, process) = sleeper();
     child.end();
@@ -126,28 +126,28 @@ fn quiet() -> impl FnMut(StopProgress) {
 }
 
 #[tokio::test]
-async fn a_controller_that_ends_at_once_is_noticed_and_quoted() {
-    let world = World::new();
-    let options = world.options("echo 'cannot listen on 127.0.0.1: address in use' >&2; exit 5");
+async fn a_controller_that_exits_at_once_is_reported_with_its_log() {
+    let fixture = TestCluster::new();
+    let options = fixture.options("echo 'cannot listen on 127.0.0.1: address in use' >&2; exit 5");
     let begin = Instant::now();
     let (error, notes) = start_fails(options).await;
     assert!(begin.elapsed() < Duration::from_secs(20), "not only when its time was over");
     assert!(notes.is_empty(), "{notes:?}");
-    insta::assert_snapshot!(world.plain(said(&error)), @r#"
-    the controller ended at once (exit code 5); the end of its log:
+    insta::assert_snapshot!(fixture.plain(said(&error)), @r"
+    the controller exited during startup (exit code 5); the end of its log:
       | cannot listen on 127.0.0.1: address in use
-    hint: all that it said: DIR/profile_x/log/controller.log
-    "#);
-    assert_eq!(world.state(), None);
-    assert!(world.left_in(world.profile.pid_dir()).is_empty());
-    assert!(world.left_in(world.profile.security_dir()).is_empty());
-    assert!(world.profile.controller_log("").exists());
+    hint: full log: DIR/profile_x/log/controller.log
+    ");
+    assert_eq!(fixture.state(), None);
+    assert!(fixture.left_in(fixture.profile.pid_dir()).is_empty());
+    assert!(fixture.left_in(fixture.profile.security_dir()).is_empty());
+    assert!(fixture.profile.controller_log("").exists());
 }
 
 #[tokio::test]
-async fn a_controller_that_never_gets_ready_is_ended_again() {
-    let world = World::new();
-    let mut options = world.options("echo $$; exec sleep 1000");
+async fn a_controller_that_never_becomes_ready_is_stopped() {
+    let fixture = TestCluster::new();
+    let mut options = fixture.options("echo $$; exec sleep 1000");
     options.settings = vec![("launcher.controller_timeout_ms".into(), "300".into())];
     let (error, _) = start_fails(options).await;
     assert!(
@@ -156,16 +156,16 @@ async fn a_controller_that_never_gets_ready_is_ended_again() {
             .starts_with("the controller wrote no connection file within 0.3 s"),
         "{error}"
     );
-    let log = std::fs::read_to_string(world.profile.controller_log("")).unwrap();
+    let log = std::fs::read_to_string(fixture.profile.controller_log("")).unwrap();
     assert!(!process::exists(log.trim().parse().unwrap()));
-    assert_eq!(world.state(), None);
+    assert_eq!(fixture.state(), None);
 }
 
 #[tokio::test]
-async fn who_stops_waiting_leaves_nothing_running() {
-    let world = World::new();
-    let options = world.options("echo $$; exec sleep 1000");
-    let log = world.profile.controller_log("");
+async fn an_interrupted_start_leaves_nothing_running() {
+    let fixture = TestCluster::new();
+    let options = fixture.options("echo $$; exec sleep 1000");
+    let log = fixture.profile.controller_log("");
     let written = async {
         while !std::fs::read_to_string(&log).is_ok_and(|text| text.ends_with('\n')) {
             tokio::time::sleep(Duration::from_millis(5)).await;
@@ -178,92 +178,95 @@ async fn who_stops_waiting_leaves_nothing_running() {
     }
     let pid = std::fs::read_to_string(&log).unwrap().trim().parse().unwrap();
     assert!(!process::exists(pid));
-    assert_eq!(world.state(), None);
-    drop(lock::Lock::take(&world.profile, "").unwrap());
+    assert_eq!(fixture.state(), None);
+    drop(lock::Lock::take(&fixture.profile, "").unwrap());
 }
 
 #[tokio::test]
-async fn what_will_not_work_is_refused_before_anything_starts() {
-    let world = World::new();
-    let mut options = world.options("exit 1");
+async fn invalid_options_fail_before_anything_starts() {
+    let fixture = TestCluster::new();
+    let mut options = fixture.options("exit 1");
     options.launcher = Some("cloud".into());
     assert!(matches!(start_fails(options).await.0, ClusterError::Launch(_)));
-    let mut options = world.options("exit 1");
+    let mut options = fixture.options("exit 1");
     options.python = Some("/nonexistent/python".into());
     let error = start_fails(options).await.0;
     insta::assert_snapshot!(said(&error), @r#"
     cannot run the Python interpreter /nonexistent/python: No such file or directory (os error 2)
     hint: set --python, or engine.python in the profile's pcluster.yaml, or activate a virtual environment
     "#);
-    let mut options = world.options("exit 1");
+    let mut options = fixture.options("exit 1");
     options.settings = vec![("controller.hwn".into(), "1".into())];
     assert!(matches!(start_fails(options).await.0, ClusterError::Config(_)));
-    let mut options = world.options("exit 1");
+    let mut options = fixture.options("exit 1");
     options.cluster_id = "a/b".into();
     assert!(matches!(start_fails(options).await.0, ClusterError::Profile(_)));
-    assert!(!world.profile.controller_log("").exists());
+    assert!(!fixture.profile.controller_log("").exists());
 }
 
 #[tokio::test]
-async fn a_second_start_of_a_running_cluster_is_refused() {
-    let world = World::new();
+async fn a_second_start_of_a_running_cluster_fails() {
+    let fixture = TestCluster::new();
     let (mut child, controller) = sleeper();
     let mut state = ClusterState::new("", "/".into());
     state.controller = Some(launched(vec![controller.clone()]));
-    state.write(&world.profile).unwrap();
-    let (error, _) = start_fails(world.options("exit 1")).await;
-    insta::assert_snapshot!(world.plain(said(&error)).replace(&controller.id.pid.to_string(), "CONTROLLER"), @r#"
-    the cluster of profile "x" is running already: its controller is process CONTROLLER on HOST
-    hint: stop it first: pcluster stop --profile x; or see its engines: pcluster engines --profile x
-    hint: a second cluster in the same profile needs a name of its own: --cluster-id NAME
+    state.write(&fixture.profile).unwrap();
+    let (error, _) = start_fails(fixture.options("exit 1")).await;
+    insta::assert_snapshot!(fixture.plain(said(&error)).replace(&controller.id.pid.to_string(), "CONTROLLER"), @r#"
+    the cluster of profile "x" is already running: its controller is process CONTROLLER on HOST
+    hint: stop it first: pcluster stop --profile x; or list its engines: pcluster engines --profile x
+    hint: start a second cluster in the same profile with --cluster-id NAME
     "#);
-    assert_eq!(world.state(), Some(state), "what runs is still on record");
+    assert_eq!(fixture.state(), Some(state), "what runs is still on record");
     // Nor is one cleaned away that runs.
     assert!(matches!(
-        clean(&world.profile, "", true, &mut quiet()).await,
+        clean(&fixture.profile, "", true, &mut quiet()).await,
         Err(ClusterError::Running { .. })
     ));
     // One that only its connection file knows is found too.
-    std::fs::remove_file(world.profile.state_file("")).unwrap();
-    connection_of(&controller).write(&world.profile.client_file("")).unwrap();
-    assert!(matches!(start_fails(world.options("exit 1")).await.0, ClusterError::Running { .. }));
+    std::fs::remove_file(fixture.profile.state_file("")).unwrap();
+    connection_of(&controller).write(&fixture.profile.client_file("")).unwrap();
+    assert!(matches!(
+        start_fails(fixture.options("exit 1")).await.0,
+        ClusterError::Running { .. }
+    ));
     child.end();
 }
 
 #[tokio::test]
-async fn two_starts_at_once_do_not_both_start() {
-    let world = World::new();
-    let lock = lock::Lock::take(&world.profile, "").unwrap();
-    let (error, _) = start_fails(world.options("exit 1")).await;
-    insta::assert_snapshot!(world.plain(said(&error)), @r#"
+async fn of_two_concurrent_starts_one_fails() {
+    let fixture = TestCluster::new();
+    let lock = lock::Lock::take(&fixture.profile, "").unwrap();
+    let (error, _) = start_fails(fixture.options("exit 1")).await;
+    insta::assert_snapshot!(fixture.plain(said(&error)), @r#"
     another pcluster command is starting or stopping this cluster: process PID on HOST
     hint: wait for it to finish, then try again
     "#);
     drop(lock);
-    assert!(!world.profile.controller_log("").exists());
+    assert!(!fixture.profile.controller_log("").exists());
 }
 
 #[tokio::test]
-async fn a_start_after_a_crash_says_so_and_if_it_fails_keeps_the_engines_on_record() {
-    let world = World::new();
+async fn a_start_after_a_crash_reports_it_and_on_failure_keeps_the_engines_on_record() {
+    let fixture = TestCluster::new();
     let (_child, engine) = sleeper();
     let controller = dead();
     let mut state = ClusterState::new("", "/".into());
     state.controller = Some(launched(vec![controller.clone()]));
     state.engines = vec![launched(vec![engine.clone()])];
-    state.write(&world.profile).unwrap();
-    connection_of(&controller).write(&world.profile.client_file("")).unwrap();
-    let (error, notes) = start_fails(world.options("exit 1")).await;
+    state.write(&fixture.profile).unwrap();
+    connection_of(&controller).write(&fixture.profile.client_file("")).unwrap();
+    let (error, notes) = start_fails(fixture.options("exit 1")).await;
     assert!(matches!(error, ClusterError::ControllerEnded { .. }), "{error}");
     assert_eq!(notes.len(), 1);
     let pid = controller.id.pid;
     assert_eq!(
         notes[0],
-        format!("the controller (process {pid}) of the cluster of profile \"x\" is gone without having been stopped; starting a new one")
+        format!("the controller (process {pid}) of the cluster of profile \"x\" died without being stopped; starting a new one")
     );
-    assert_eq!(world.state(), Some(state));
+    assert_eq!(fixture.state(), Some(state));
     // And then it can be stopped.
-    let stopped = stop(&world.profile, "", &mut quiet()).await.unwrap();
+    let stopped = stop(&fixture.profile, "", &mut quiet()).await.unwrap();
     assert_eq!(
         (stopped.asked, stopped.was_dead, stopped.engines, stopped.ended.terminated),
         (false, true, 1, 1)
@@ -272,53 +275,53 @@ async fn a_start_after_a_crash_says_so_and_if_it_fails_keeps_the_engines_on_reco
 }
 
 #[tokio::test]
-async fn stop_ends_the_engines_of_a_dead_controller_and_clears_all_files() {
-    let world = World::new();
+async fn stop_ends_the_engines_of_a_dead_controller_and_removes_all_files() {
+    let fixture = TestCluster::new();
     let (_child, engine) = sleeper();
     let controller = dead();
     let mut state = ClusterState::new("", "/".into());
     state.controller = Some(launched(vec![controller.clone()]));
     state.engines = vec![launched(vec![engine, dead()])];
-    state.write(&world.profile).unwrap();
-    for path in [world.profile.client_file(""), world.profile.engine_file("")] {
+    state.write(&fixture.profile).unwrap();
+    for path in [fixture.profile.client_file(""), fixture.profile.engine_file("")] {
         connection_of(&controller).write(&path).unwrap();
     }
-    std::fs::write(world.profile.controller_file(""), "{}").unwrap();
-    std::fs::write(world.profile.database_file(""), "").unwrap();
-    assert_eq!(status(&world.profile, "").unwrap().state, Condition::Stale);
-    let stopped = clean(&world.profile, "", false, &mut quiet()).await.unwrap();
+    std::fs::write(fixture.profile.controller_file(""), "{}").unwrap();
+    std::fs::write(fixture.profile.database_file(""), "").unwrap();
+    assert_eq!(status(&fixture.profile, "").unwrap().state, Condition::Stale);
+    let stopped = clean(&fixture.profile, "", false, &mut quiet()).await.unwrap();
     assert_eq!((stopped.was_dead, stopped.engines), (true, 1));
-    assert!(world.left_in(world.profile.pid_dir()).is_empty());
-    assert!(world.left_in(world.profile.security_dir()).is_empty());
+    assert!(fixture.left_in(fixture.profile.pid_dir()).is_empty());
+    assert!(fixture.left_in(fixture.profile.security_dir()).is_empty());
     assert_eq!(
-        status(&world.profile, "").unwrap().state,
+        status(&fixture.profile, "").unwrap().state,
         Condition::Stopped,
         "its tasks are still on record"
     );
-    let error = stop(&world.profile, "", &mut quiet()).await.unwrap_err();
+    let error = stop(&fixture.profile, "", &mut quiet()).await.unwrap_err();
     insta::assert_snapshot!(said(&error), @r#"
-    no cluster is running: the cluster of profile "x" has been stopped, or was never started
-    hint: start it: pcluster start --profile x -n 4; `pcluster list` shows what runs
+    no cluster is running: the cluster of profile "x" was stopped or never started
+    hint: start it: pcluster start --profile x -n 4; `pcluster list` shows running clusters
     "#);
 }
 
 #[tokio::test]
-async fn a_controller_that_does_not_answer_is_ended_all_the_same() {
-    let world = World::new();
+async fn a_controller_that_does_not_answer_is_terminated() {
+    let fixture = TestCluster::new();
     let (_child, controller) = sleeper();
-    connection_of(&controller).write(&world.profile.client_file("")).unwrap();
+    connection_of(&controller).write(&fixture.profile.client_file("")).unwrap();
     let mut notes = Vec::new();
-    let stopped = stop(&world.profile, "", &mut |p| notes.push(p)).await.unwrap();
+    let stopped = stop(&fixture.profile, "", &mut |p| notes.push(p)).await.unwrap();
     assert_eq!((stopped.asked, stopped.ended.terminated), (false, 1));
     assert!(
-        matches!(&notes[0], StopProgress::Note(n) if n.contains("does not do as it is asked")),
+        matches!(&notes[0], StopProgress::Note(n) if n.contains("did not stop on request")),
         "{notes:?}"
     );
-    assert!(!world.profile.client_file("").exists());
+    assert!(!fixture.profile.client_file("").exists());
 }
 
 #[tokio::test]
-async fn a_profile_that_is_not_there_has_no_cluster_to_stop() {
+async fn a_missing_profile_has_no_cluster_to_stop() {
     let dir = tempfile::tempdir().unwrap();
     let profile = ProfileDir::named("none", Some(dir.path())).unwrap();
     assert!(matches!(
@@ -333,28 +336,74 @@ async fn a_profile_that_is_not_there_has_no_cluster_to_stop() {
 }
 
 #[tokio::test]
-async fn a_cluster_of_another_host_is_left_alone_unless_forced() {
-    let world = World::new();
+async fn a_cluster_of_another_host_is_not_cleaned_unless_forced() {
+    let fixture = TestCluster::new();
     let mut file = connection_of(&dead());
     if let Some(keys) = &mut file.pcluster {
         keys.process.host = "elsewhere.invalid".into();
     }
-    file.write(&world.profile.client_file("")).unwrap();
-    assert_eq!(status(&world.profile, "").unwrap().state, Condition::Elsewhere);
+    file.write(&fixture.profile.client_file("")).unwrap();
+    assert_eq!(status(&fixture.profile, "").unwrap().state, Condition::Remote);
     assert!(matches!(
-        start_fails(world.options("exit 1")).await.0,
+        start_fails(fixture.options("exit 1")).await.0,
         ClusterError::Elsewhere { .. }
     ));
     assert!(matches!(
-        stop(&world.profile, "", &mut quiet()).await,
+        stop(&fixture.profile, "", &mut quiet()).await,
         Err(ClusterError::Elsewhere { .. })
     ));
-    assert!(world.profile.client_file("").exists());
-    clean(&world.profile, "", true, &mut quiet()).await.unwrap();
-    assert!(!world.profile.client_file("").exists());
+    assert!(fixture.profile.client_file("").exists());
+    clean(&fixture.profile, "", true, &mut quiet()).await.unwrap();
+    assert!(!fixture.profile.client_file("").exists());
 }
 
-/// As processes in another container are recorded: a number that here means something else, or nothing.
+/// Holders of a lock whose process cannot be seen from here, or is gone.
+fn unseen_holders() -> Vec<ProcessId> {
+    let other = |change: fn(&mut ProcessId)| {
+        let mut process = ProcessId::own();
+        change(&mut process);
+        process
+    };
+    vec![
+        other(|p| p.host = "elsewhere.invalid".into()),
+        other(|p| p.boot_id = "of-another-boot".into()),
+        other(|p| p.pid_namespace = "pid:[1]".into()),
+        other(|p| p.ticks = Some(1)),
+    ]
+}
+
+#[tokio::test]
+async fn a_held_lock_counts_whatever_process_it_names() {
+    let fixture = TestCluster::new();
+    let (command, controller) = (fixture.profile.lock_file(""), fixture.profile.controller_lock(""));
+    for process in unseen_holders() {
+        let named = process.to_string();
+        let text = serde_json::to_string(&file_lock::Holder { process, passes: false }).unwrap();
+        // What a killed process has left: this one is free, whichever process wrote it.
+        for path in [&command, &controller] {
+            std::fs::write(path, &text).unwrap();
+            assert_eq!(file_lock::ask(path), file_lock::LockState::Free, "{named}");
+        }
+        assert!(status(&fixture.profile, "").is_none(), "{named}");
+        drop(lock::Lock::take(&fixture.profile, "").unwrap());
+        // Held, as over a shared file system or from a container: what is written in it is only for the message.
+        for text in [text.as_str(), "", "{\"pid\": \"none\"}"] {
+            std::fs::write(&command, text).unwrap();
+            let held = std::fs::File::open(&command).unwrap();
+            held.lock().unwrap();
+            let Err(ClusterError::Busy { holder, passes, .. }) = lock::Lock::take(&fixture.profile, "") else {
+                panic!("the lock is held: {named}");
+            };
+            assert_eq!(holder, text.contains("host").then(|| named.clone()));
+            assert!(!passes);
+            assert!(matches!(start_fails(fixture.options("exit 1")).await.0, ClusterError::Busy { .. }));
+            drop(held);
+            assert_eq!(std::fs::read_to_string(&command).unwrap(), text, "the file is unchanged");
+        }
+    }
+}
+
+/// The record of a process in another container: its process id is meaningless on this host.
 fn in_a_container() -> Process {
     Process {
         id: ProcessId {
@@ -366,120 +415,123 @@ fn in_a_container() -> Process {
 }
 
 #[tokio::test]
-async fn a_cluster_whose_lock_is_held_runs_wherever_its_processes_are() {
-    let world = World::new();
+async fn a_cluster_whose_lock_is_held_is_running() {
+    let fixture = TestCluster::new();
     let mut state = ClusterState::new("", "/".into());
-    // In a container of this host that is gone, as far as its processes can be seen; the lock says otherwise.
+    // Its processes look dead, but its lock is held.
     state.controller = Some(launched(vec![in_a_container()]));
-    state.write(&world.profile).unwrap();
-    connection_of(&in_a_container()).write(&world.profile.client_file("")).unwrap();
-    let before = std::fs::read(world.profile.client_file("")).unwrap();
-    let lock = file_lock::Lock::take(world.profile.controller_lock("")).unwrap();
-    assert_eq!(status(&world.profile, "").unwrap().state, Condition::Running);
+    state.write(&fixture.profile).unwrap();
+    connection_of(&in_a_container()).write(&fixture.profile.client_file("")).unwrap();
+    let before = std::fs::read(fixture.profile.client_file("")).unwrap();
+    let lock = file_lock::Lock::take(fixture.profile.controller_lock("")).unwrap();
+    assert_eq!(status(&fixture.profile, "").unwrap().state, Condition::Running);
     for force in [false, true] {
-        let refused = clean(&world.profile, "", force, &mut quiet()).await;
+        let refused = clean(&fixture.profile, "", force, &mut quiet()).await;
         assert!(matches!(refused, Err(ClusterError::Running { .. })), "{refused:?}");
     }
-    assert!(matches!(start_fails(world.options("exit 1")).await.0, ClusterError::Running { .. }));
-    assert_eq!(std::fs::read(world.profile.client_file("")).unwrap(), before);
-    assert_eq!(world.state(), Some(state));
-    assert!(world.profile.controller_lock("").exists());
+    assert!(matches!(
+        start_fails(fixture.options("exit 1")).await.0,
+        ClusterError::Running { .. }
+    ));
+    assert_eq!(std::fs::read(fixture.profile.client_file("")).unwrap(), before);
+    assert_eq!(fixture.state(), Some(state));
+    assert!(fixture.profile.controller_lock("").exists());
     drop(lock);
 }
 
 /// Version 0.1.0 noted when a process started by the wall clock: what has its process id now may be another one.
 #[tokio::test]
-async fn an_old_record_of_a_process_id_that_is_in_use_is_not_taken_for_gone() {
-    let world = World::new();
+async fn an_old_record_of_a_reused_process_id_is_not_dead() {
+    let fixture = TestCluster::new();
     let (_child, other) = sleeper();
     let mut state = ClusterState::new("", "/".into());
     let old = serde_json::json!({"pid": other.id.pid, "started": 1_700_000_000.5, "log": "/l"});
     state.controller = Some(launched(vec![serde_json::from_value(old).unwrap()]));
-    state.write(&world.profile).unwrap();
-    let seen = status(&world.profile, "").unwrap();
-    assert_eq!(seen.state, Condition::Elsewhere);
-    let (error, _) = start_fails(world.options("exit 1")).await;
-    insta::assert_snapshot!(world.plain(said(&error)).replace(&other.id.pid.to_string(), "CONTROLLER"), @r#"
-    it cannot be told whether the cluster of profile "x" still runs: its controller (process CONTROLLER on HOST) does not answer, and cannot be seen from here: an older pcluster has recorded it, and its process id may be another process's by now
-    hint: where it was started: pcluster stop --profile x
-    hint: if you know that it is gone: pcluster clean --profile x --force
+    state.write(&fixture.profile).unwrap();
+    let seen = status(&fixture.profile, "").unwrap();
+    assert_eq!(seen.state, Condition::Remote);
+    let (error, _) = start_fails(fixture.options("exit 1")).await;
+    insta::assert_snapshot!(fixture.plain(said(&error)).replace(&other.id.pid.to_string(), "CONTROLLER"), @r#"
+    cannot determine whether the cluster of profile "x" is running: its controller (process CONTROLLER on HOST) does not answer and is not visible from this host: an older pcluster has recorded it, and its process id may be another process's by now
+    hint: stop it on its own host: pcluster stop --profile x
+    hint: if it is dead: pcluster clean --profile x --force
     "#);
     assert!(matches!(
-        clean(&world.profile, "", false, &mut quiet()).await,
+        clean(&fixture.profile, "", false, &mut quiet()).await,
         Err(ClusterError::Elsewhere { .. })
     ));
     assert!(matches!(
-        stop(&world.profile, "", &mut quiet()).await,
+        stop(&fixture.profile, "", &mut quiet()).await,
         Err(ClusterError::Elsewhere { .. })
     ));
     let mut notes = Vec::new();
-    clean(&world.profile, "", true, &mut |p| notes.push(p)).await.unwrap();
-    let named = |note: &StopProgress| matches!(note, StopProgress::Note(text) if text.starts_with("may still run"));
+    clean(&fixture.profile, "", true, &mut |p| notes.push(p)).await.unwrap();
+    let named = |note: &StopProgress| matches!(note, StopProgress::Note(text) if text.starts_with("may still be running"));
     assert!(notes.iter().any(named), "what may be left is named: {notes:?}");
     assert!(other.id.runs(), "nothing is signalled that may be another process");
-    assert_eq!(world.state(), None);
+    assert_eq!(fixture.state(), None);
 }
 
-/// What cannot be seen from here is not forgotten by `stop`.
+/// `stop` keeps invisible engines on record.
 #[tokio::test]
-async fn engines_that_cannot_be_seen_are_named_and_stay_on_record() {
-    let world = World::new();
+async fn invisible_engines_are_listed_and_stay_on_record() {
+    let fixture = TestCluster::new();
     let mut state = ClusterState::new("", "/".into());
     let mut far = in_a_container();
     far.id.host = "elsewhere.invalid".into();
     state.controller = Some(launched(vec![dead()]));
     state.engines = vec![launched(vec![dead()]), launched(vec![far.clone()])];
-    state.write(&world.profile).unwrap();
-    let error = stop(&world.profile, "", &mut quiet()).await.unwrap_err();
-    insta::assert_snapshot!(world.plain(said(&error)), @r#"
-    the cluster of profile "x" is not stopped altogether:
+    state.write(&fixture.profile).unwrap();
+    let error = stop(&fixture.profile, "", &mut quiet()).await.unwrap_err();
+    insta::assert_snapshot!(fixture.plain(said(&error)), @r#"
+    the cluster of profile "x" was not stopped completely:
       | process PID: it is on elsewhere.invalid
     hint: try again: pcluster stop --profile x
-    hint: if you know that it is gone: pcluster clean --profile x --force
+    hint: if it is dead: pcluster clean --profile x --force
     "#);
-    let left = world.state().unwrap();
+    let left = fixture.state().unwrap();
     assert_eq!((left.controller, left.engines), (None, vec![launched(vec![far])]));
-    clean(&world.profile, "", true, &mut quiet()).await.unwrap();
-    assert_eq!(world.state(), None);
+    clean(&fixture.profile, "", true, &mut quiet()).await.unwrap();
+    assert_eq!(fixture.state(), None);
 }
 
 #[tokio::test]
-async fn a_file_of_ipyparallels_controller_is_respected_while_that_listens() {
-    let world = World::new();
+async fn a_file_of_ipyparallels_controller_is_kept_while_it_listens() {
+    let fixture = TestCluster::new();
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let mut file = crate::connection::file::tests::example();
     file.pcluster = None;
     file.registration = listener.local_addr().unwrap().port();
-    file.write(&world.profile.client_file("")).unwrap();
-    assert_eq!(status(&world.profile, "").unwrap().state, Condition::Foreign);
-    let (error, _) = start_fails(world.options("exit 1")).await;
-    insta::assert_snapshot!(world.plain(said(&error)), @r#"
-    in the cluster of profile "x" runs a controller that is not pcluster's; it wrote DIR/profile_x/security/ipcontroller-client.json
-    hint: stop it as it was started (ipcluster stop), or start under a name of its own: --cluster-id NAME
-    hint: if you know that it is gone, remove DIR/profile_x/security/ipcontroller-client.json
+    file.write(&fixture.profile.client_file("")).unwrap();
+    assert_eq!(status(&fixture.profile, "").unwrap().state, Condition::Foreign);
+    let (error, _) = start_fails(fixture.options("exit 1")).await;
+    insta::assert_snapshot!(fixture.plain(said(&error)), @r#"
+    the cluster of profile "x" is in use by a controller other than pcluster's, which wrote DIR/profile_x/security/ipcontroller-client.json
+    hint: stop it with ipcluster stop, or start another cluster with --cluster-id NAME
+    hint: if it is dead, remove DIR/profile_x/security/ipcontroller-client.json
     "#);
     assert!(matches!(
-        stop(&world.profile, "", &mut quiet()).await,
+        stop(&fixture.profile, "", &mut quiet()).await,
         Err(ClusterError::Foreign { .. })
     ));
     drop(listener);
-    let (error, notes) = start_fails(world.options("exit 1")).await;
+    let (error, notes) = start_fails(fixture.options("exit 1")).await;
     assert!(matches!(error, ClusterError::ControllerEnded { .. }), "{error}");
-    assert!(notes[0].contains("the controller that wrote it is gone"), "{notes:?}");
+    assert!(notes[0].contains("the controller that wrote it is dead"), "{notes:?}");
 }
 
 #[test]
-fn clusters_are_listed_by_every_trace_they_leave() {
-    let world = World::new();
+fn clusters_are_listed_by_any_of_their_files() {
+    let fixture = TestCluster::new();
     let (mut child, controller) = sleeper();
-    connection_of(&controller).write(&world.profile.client_file("by-hand")).unwrap();
+    connection_of(&controller).write(&fixture.profile.client_file("by-hand")).unwrap();
     let mut state = ClusterState::new("dead", "/".into());
     state.controller = Some(launched(vec![dead()]));
     state.engines = vec![launched(vec![controller, dead()])];
-    state.write(&world.profile).unwrap();
-    std::fs::write(world.profile.database_file(""), "").unwrap();
-    std::fs::write(world.profile.state_file("damaged"), "{").unwrap();
-    let all = list(Some(world.dir.path())).unwrap();
+    state.write(&fixture.profile).unwrap();
+    std::fs::write(fixture.profile.database_file(""), "").unwrap();
+    std::fs::write(fixture.profile.state_file("damaged"), "{").unwrap();
+    let all = list(Some(fixture.dir.path())).unwrap();
     let seen: Vec<_> = all.iter().map(|c| (c.cluster_id.as_str(), c.state)).collect();
     let expected = [
         ("", Condition::Stopped),
@@ -489,9 +541,9 @@ fn clusters_are_listed_by_every_trace_they_leave() {
     ];
     assert_eq!(seen, expected);
     assert_eq!((all[3].engines_started, all[3].engines_alive), (2, Some(1)));
-    assert!(all[2].trouble.as_ref().unwrap().contains("pcluster-damaged.json"));
-    assert_eq!(status(&world.profile, "never"), None);
+    assert!(all[2].problem.as_ref().unwrap().contains("pcluster-damaged.json"));
+    assert_eq!(status(&fixture.profile, "never"), None);
     child.end();
-    assert_eq!(status(&world.profile, "by-hand").unwrap().state, Condition::Stale);
+    assert_eq!(status(&fixture.profile, "by-hand").unwrap().state, Condition::Stale);
     assert!(list(Some(Path::new("/nonexistent"))).unwrap().is_empty());
 }

@@ -76,12 +76,5 @@ fn cluster_name(path: &Path) -> String {
 
 fn options(path: &Path) -> String {
     let Some((profile, id)) = owner(path) else { return String::new() };
-    let mut options = String::new();
-    if profile != "default" {
-        options.push_str(&format!(" --profile {profile}"));
-    }
-    if !id.is_empty() {
-        options.push_str(&format!(" --cluster-id {id}"));
-    }
-    options
+    crate::model::shell::cluster_options(&profile, &id)
 }

@@ -7,9 +7,13 @@ use crate::sys::directory_id::DirectoryId;
 use crate::sys::private_file;
 use crate::sys::process::ProcessId;
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 use std::path::Path;
+
+/// The channel of pcluster's own engines, which need no other.
+pub const NATIVE: &str = "native";
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ConnectionFile {
@@ -161,6 +165,55 @@ impl ConnectionFile {
     fn endpoints(&self) -> impl PartialEq + '_ {
         let keys = self.pcluster.as_ref().map(|keys| (&keys.addresses, keys.engine_port));
         (self.registration, &self.ssh, &self.location, keys)
+    }
+
+    /// Its ports, by channel. For broadcasts a controller has one port, or one for each leaf of a tree.
+    pub fn ports(&self) -> BTreeMap<String, u16> {
+        let single = [
+            ("registration", Some(self.registration)),
+            ("control", Some(self.control)),
+            ("mux", Some(self.mux)),
+            ("task", Some(self.task)),
+            ("iopub", Some(self.iopub)),
+            ("notification", self.notification),
+            ("hb_ping", self.hb_ping),
+            ("hb_pong", self.hb_pong),
+            (NATIVE, self.pcluster.as_ref().and_then(|keys| keys.engine_port)),
+        ];
+        let mut ports: BTreeMap<String, u16> = single.into_iter().filter_map(|(name, port)| Some((name.into(), port?))).collect();
+        match &self.broadcast {
+            BroadcastPorts::One(port) => drop(ports.insert("broadcast".into(), *port)),
+            BroadcastPorts::Leaves(leaves) => {
+                ports.extend(leaves.iter().enumerate().map(|(at, port)| (format!("broadcast-{at}"), *port)));
+            }
+        }
+        ports
+    }
+
+    /// The same controller at the near end of a tunnel: at these ports of the loopback.
+    pub fn at_loopback(&self, ports: &BTreeMap<String, u16>) -> ConnectionFile {
+        let port = |name: &str| ports.get(name).copied();
+        let leaves = || (0..).map_while(|at| port(&format!("broadcast-{at}"))).collect();
+        ConnectionFile {
+            ssh: String::new(),
+            interface: "tcp://127.0.0.1".into(),
+            location: "127.0.0.1".into(),
+            registration: port("registration").unwrap_or_default(),
+            control: port("control").unwrap_or_default(),
+            mux: port("mux").unwrap_or_default(),
+            task: port("task").unwrap_or_default(),
+            iopub: port("iopub").unwrap_or_default(),
+            notification: self.notification.and(port("notification")),
+            hb_ping: port("hb_ping"),
+            hb_pong: port("hb_pong"),
+            broadcast: port("broadcast").map_or_else(|| BroadcastPorts::Leaves(leaves()), BroadcastPorts::One),
+            pcluster: self.pcluster.as_ref().map(|keys| PclusterKeys {
+                addresses: vec!["127.0.0.1".into()],
+                engine_port: port(NATIVE),
+                ..keys.clone()
+            }),
+            ..self.clone()
+        }
     }
 
     /// The part that only the file of a pcluster controller contains; `path` is used in the error.
@@ -344,6 +397,36 @@ pub(crate) mod tests {
         let engine = ConnectionFile::parse(engine, path).unwrap();
         assert_eq!(engine.broadcast, BroadcastPorts::Leaves(vec![8, 9]));
         assert_eq!(engine.ssh, "login.node");
+    }
+
+    #[test]
+    fn a_tunnels_end_has_the_keys_and_other_ports() {
+        let client = example();
+        assert_eq!(client.ports().get("broadcast"), Some(&4007));
+        let mut engine = ConnectionFile {
+            notification: None,
+            hb_ping: Some(61),
+            hb_pong: Some(62),
+            broadcast: BroadcastPorts::Leaves(vec![8, 9]),
+            ..example()
+        };
+        engine.pcluster.as_mut().unwrap().engine_port = Some(10);
+        for (file, count) in [(client, 7), (engine.clone(), 10)] {
+            let ports: BTreeMap<String, u16> = file.ports().into_keys().zip(501..).collect();
+            let end = file.at_loopback(&ports);
+            assert_eq!((end.ports(), ports.len()), (ports, count));
+            assert_eq!(
+                (end.key.as_str(), end.location.as_str(), end.ssh.as_str()),
+                (file.key.as_str(), "127.0.0.1", "")
+            );
+            assert_eq!(end.pcluster.unwrap().addresses, ["127.0.0.1"]);
+        }
+        // Our engine needs one port only.
+        let end = engine.at_loopback(&BTreeMap::from([(NATIVE.to_string(), 600)]));
+        assert_eq!(
+            (end.pcluster.unwrap().engine_port, end.broadcast),
+            (Some(600), BroadcastPorts::Leaves(Vec::new()))
+        );
     }
 
     #[test]

@@ -124,13 +124,13 @@ pub(super) fn write_files(settings: &ControllerSettings, secrets: &Secrets) -> R
 }
 
 fn write_secrets(settings: &ControllerSettings, secrets: &Secrets) -> Result<(), ControllerError> {
-    let failed = |path: &PathBuf, why: String| ControllerError::Prepare {
+    let failed = |path: &PathBuf, source| ControllerError::System {
         what: path.display().to_string(),
-        why,
+        source,
     };
     let path = settings.profile.controller_file(&settings.cluster_id);
-    let text = serde_json::to_vec_pretty(secrets).map_err(|e| failed(&path, e.to_string()))?;
-    private_file::write(&path, &text).map_err(|e| failed(&path, e.to_string()))
+    let text = serde_json::to_vec_pretty(secrets).map_err(|e| failed(&path, e.into()))?;
+    private_file::write(&path, &text).map_err(|e| failed(&path, e))
 }
 
 /// After an orderly end nobody needs them, or the next controller (`--reuse`).

@@ -14,7 +14,7 @@ use crate::db::Writer;
 use crate::model::change::Change;
 use crate::model::{EngineUuid, UnixTime};
 use crate::profile::config::Durability;
-use crate::sys::process;
+use crate::sys::{problem, process};
 use crate::transport::{Security, TransportError};
 use crate::wire::content::client::reply_type;
 use crate::wire::content::engine::{Channel, without_buffers};
@@ -57,9 +57,9 @@ pub(super) async fn run(settings: ControllerSettings) -> Result<(), ControllerEr
     restored.delivered = delivered_before;
     let (sockets, arrivals) = listen(&settings, &mut secrets, killed).await?;
     bootstrap::write_files(&settings, &secrets)?;
-    let (records, words) = Records::start(writer, reader).map_err(|e| ControllerError::Prepare {
+    let (records, words) = Records::start(writer, reader).map_err(|source| ControllerError::System {
         what: "the records".into(),
-        why: e.to_string(),
+        source,
     })?;
     let (later, events) = mpsc::unbounded_channel();
     let dask = Dask::new(&settings.python, &settings.config.ip, later);
@@ -72,6 +72,7 @@ pub(super) async fn run(settings: ControllerSettings) -> Result<(), ControllerEr
         database = %database.display(),
         "the controller serves"
     );
+    problem::clear(&settings.profile.trouble_file(&settings.cluster_id));
     let memory = tokio::spawn(crate::memory::release_unused());
     let result = driver.serve(arrivals, words, events).await;
     memory.abort();
@@ -234,9 +235,9 @@ impl Driver {
         mut words: mpsc::UnboundedReceiver<Word>,
         mut events: mpsc::UnboundedReceiver<Event>,
     ) -> Result<(), ControllerError> {
-        let failed = |e: std::io::Error| ControllerError::Prepare {
+        let failed = |source| ControllerError::System {
             what: "signal handling".into(),
-            why: e.to_string(),
+            source,
         };
         let mut terminate = signal(SignalKind::terminate()).map_err(failed)?;
         let mut interrupt = signal(SignalKind::interrupt()).map_err(failed)?;

@@ -12,9 +12,10 @@ mod rescue;
 mod sockets;
 
 use crate::connection::ConnectionError;
-use crate::db::DbError;
+use crate::db::{DbError, DbErrorKind};
 use crate::profile::ProfileDir;
 use crate::profile::config::ControllerConfig;
+use crate::sys::problem;
 use crate::transport::TransportError;
 
 #[derive(Clone, Debug)]
@@ -44,6 +45,24 @@ pub enum ControllerError {
     Running { pid: u32, host: String, file: String },
     #[error("cannot make ready {what}: {why}")]
     Prepare { what: String, why: String },
+    #[error("cannot make ready {what}: {source}")]
+    System { what: String, source: std::io::Error },
+}
+
+impl ControllerError {
+    /// Whether the same start may work later, without anybody changing settings.
+    pub fn is_transient(&self) -> bool {
+        match self {
+            ControllerError::Transport(error) => error.is_transient(),
+            ControllerError::Db(error) => matches!(
+                error.kind,
+                DbErrorKind::Full | DbErrorKind::Disk | DbErrorKind::Locked | DbErrorKind::Exhausted
+            ),
+            ControllerError::Connection(ConnectionError::Read { source, .. } | ConnectionError::Write { source, .. })
+            | ControllerError::System { source, .. } => problem::is_transient(source),
+            ControllerError::Connection(_) | ControllerError::Running { .. } | ControllerError::Prepare { .. } => false,
+        }
+    }
 }
 
 /// Listens, writes the connection files, and serves until it is told to stop (`pcluster stop`, SIGTERM, SIGINT); then

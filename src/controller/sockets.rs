@@ -176,7 +176,7 @@ struct EngineSockets {
 
 impl Sockets {
     /// Listens on `wanted` (0: any free port). `client` and `engine` are the two sides' keys. Messages that may carry what
-    /// users send have up to `config.most_message_mb`, others little.
+    /// users send have up to `config.max_message_mb`, others little.
     pub(super) async fn listen(
         ip: &str,
         wanted: &Ports,
@@ -188,7 +188,7 @@ impl Sockets {
         let (inbox, arrivals) = mpsc::channel(INBOX);
         let mut ports = Ports::default();
         let bytes = |mb: u64| usize::try_from(mb).unwrap_or(usize::MAX).saturating_mul(MIB);
-        let (most, budget) = (bytes(config.most_message_mb), MemoryBudget::new(bytes(config.most_waiting_mb)));
+        let (most, budget) = (bytes(config.max_message_mb), MemoryBudget::new(bytes(config.max_buffered_mb)));
         macro_rules! bind {
             ($side:ident, $name:ident, $kind:ident, $bytes:expr) => {
                 bind!($side, $name, $kind, $bytes, |_| ())

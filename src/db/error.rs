@@ -1,5 +1,6 @@
 //! What can go wrong with a database file, said so that the reader knows what to do next.
 use super::outputs::FileError;
+use crate::model::shell;
 use std::path::{Path, PathBuf};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -18,6 +19,8 @@ pub enum DbErrorKind {
     Damaged,
     /// The disk or the network file system fails.
     Disk,
+    /// Descriptors or memory.
+    Exhausted,
     /// The file or its directory cannot be written.
     ReadOnly,
     /// Not a database of pcluster.
@@ -61,6 +64,7 @@ impl DbError {
     }
 
     pub(super) fn io(operation: &'static str, path: &Path, error: &std::io::Error) -> DbError {
+        use nix::libc::{EIO, EMFILE, ENFILE};
         use std::io::ErrorKind::*;
         let kind = match error.kind() {
             NotFound => DbErrorKind::Missing,
@@ -68,6 +72,9 @@ impl DbError {
             ReadOnlyFilesystem => DbErrorKind::ReadOnly,
             StorageFull | QuotaExceeded => DbErrorKind::Full,
             NotADirectory | IsADirectory => DbErrorKind::Directory,
+            OutOfMemory => DbErrorKind::Exhausted,
+            _ if matches!(error.raw_os_error(), Some(EMFILE | ENFILE)) => DbErrorKind::Exhausted,
+            _ if error.raw_os_error() == Some(EIO) => DbErrorKind::Disk,
             _ => DbErrorKind::Other,
         };
         DbError::new(kind, operation, path, error.to_string())
@@ -75,8 +82,8 @@ impl DbError {
 
     /// What to do next, where there is advice.
     pub fn hint(&self) -> Option<String> {
-        let path = self.path.display();
-        let directory = self.path.parent().unwrap_or(&self.path).display();
+        let path = shell::word(self.path.display());
+        let directory = shell::word(self.path.parent().unwrap_or(&self.path).display());
         match self.kind {
             DbErrorKind::Missing => Some("nothing has been recorded yet: the file is made when the cluster is first started".into()),
             DbErrorKind::Directory => Some(format!("create the directory {directory}")),
@@ -94,6 +101,7 @@ impl DbError {
             DbErrorKind::Disk => Some(format!(
                 "the file system failed: see `df -h {directory}` and the system's log; what was recorded before is not lost"
             )),
+            DbErrorKind::Exhausted => Some("end other programs, or raise the limits (ulimit -n, ulimit -v)".into()),
             DbErrorKind::ReadOnly => Some(format!("make {directory} and the files in it writable, or copy them elsewhere")),
             DbErrorKind::Foreign => Some("the file was left as it is: move it away, or use another profile or cluster id".into()),
             DbErrorKind::NewerSchema => Some("use the pcluster that wrote it, or a newer one".into()),
@@ -107,6 +115,7 @@ fn kind_of(error: &rusqlite::Error) -> DbErrorKind {
     match error.sqlite_error_code() {
         Some(DatabaseBusy | DatabaseLocked | FileLockingProtocolFailed) => DbErrorKind::Locked,
         Some(DiskFull) => DbErrorKind::Full,
+        Some(OutOfMemory) => DbErrorKind::Exhausted,
         Some(DatabaseCorrupt | NotADatabase) => DbErrorKind::Damaged,
         Some(SystemIoFailure) => DbErrorKind::Disk,
         Some(ReadOnly) => DbErrorKind::ReadOnly,

@@ -1,5 +1,6 @@
-//! The code of maps on this host: each bundle is written once, into a directory that is this engine's alone and that it removes at
-//! its end. No other user can write there, and nobody can know its name beforehand.
+//! Stores the code of maps on this host: each bundle is written once, into a private directory of this engine, which the engine
+//! removes at its end. The directory has an unpredictable name, and no other user can write to it.
+use super::code_directory::{CodeDirectory, remove};
 use crate::model::bundle::Bundle;
 use bytes::Bytes;
 use std::collections::HashMap;
@@ -8,85 +9,84 @@ use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-/// Bundles from this size on are written by another thread.
+/// Bundles of at least this size are written on another thread.
 pub const LARGE: usize = 1 << 20;
 
-/// Where a bundle is, or why it is not there.
-type Place = Result<PathBuf, String>;
+/// The path of a bundle, or why it is unavailable.
+type StoredPath = Result<PathBuf, String>;
 
 #[derive(Debug, Default)]
 pub struct Bundles {
-    /// Made when the first bundle comes.
-    directory: Option<PathBuf>,
-    places: HashMap<String, Place>,
+    /// Created for the first bundle.
+    directory: Option<CodeDirectory>,
+    paths: HashMap<String, StoredPath>,
 }
 
-/// Why a bundle is not there.
+/// Why a bundle could not be written.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Fault {
-    /// No host could write it: the fault of those who made it.
+pub enum WriteError {
+    /// The bundle is invalid: no host could write it.
     Bundle(String),
-    /// This host, or the way to it: another one may have it.
+    /// A problem of this host or of the transfer: another host may succeed.
     Host(String),
 }
 
 impl Bundles {
-    /// Where a bundle with this hash is.
-    pub fn place(&self, hash: &str) -> Place {
-        match self.places.get(hash) {
+    /// The path of the bundle with this hash.
+    pub fn path(&self, hash: &str) -> StoredPath {
+        match self.paths.get(hash) {
             Some(place) => place.clone(),
-            None => Err("it has not come to this engine".into()),
+            None => Err("the engine has not received it".into()),
         }
     }
 
-    /// Whether tasks that need it can run here, as far as this host is concerned; if not, why.
+    /// Checks that tasks of this bundle can run on this host. An invalid bundle passes: its tasks fail with the reason.
     pub fn check(&mut self, hash: &str) -> Result<(), String> {
-        match self.places.get(hash) {
+        match self.paths.get(hash) {
             Some(Ok(place)) if !place.is_dir() => {
                 let why = format!("{} was removed", place.display());
-                self.places.remove(hash);
+                self.paths.remove(hash);
                 Err(why)
             }
             Some(_) => Ok(()),
-            None => Err("it has not come".into()),
+            None => Err("the engine has not received it".into()),
         }
     }
 
-    /// Whether files can be written.
+    /// Checks that files can be written.
     pub fn probe(&mut self) -> Result<(), String> {
         let path = self.directory()?.join("probe");
-        let written = fs::write(&path, [0; 4096]);
+        let result = fs::write(&path, [0; 4096]);
         let _ = fs::remove_file(&path);
-        written.map_err(|error| format!("{}: {error}", path.display()))
+        result.map_err(|error| format!("{}: {error}", path.display()))
     }
 
     pub fn forget(&mut self, hash: &str) {
-        if let Some(Ok(path)) = self.places.remove(hash) {
+        if let Some(Ok(path)) = self.paths.remove(hash) {
             remove(&path);
         }
     }
 
-    /// Whether it is not here yet.
+    /// Returns whether the bundle is not stored on this host.
     pub fn is_missing(&self, hash: &str) -> bool {
-        !matches!(self.places.get(hash), Some(Ok(_)))
+        !matches!(self.paths.get(hash), Some(Ok(_)))
     }
 
-    /// Where to write the next one.
-    pub fn directory(&mut self) -> Place {
+    /// The directory of bundles; created if necessary.
+    pub fn directory(&mut self) -> StoredPath {
         match &self.directory {
-            Some(directory) if directory.is_dir() => Ok(directory.clone()),
+            Some(directory) if directory.path().is_dir() => Ok(directory.path().into()),
             _ => {
-                let made = private_directory()?;
-                // Whoever removed the old one removed what was in it.
-                self.places.clear();
-                self.directory = Some(made.clone());
-                Ok(made)
+                let directory = CodeDirectory::create()?;
+                // The old directory was removed together with its content.
+                self.paths.clear();
+                Ok(self.directory.insert(directory).path().into())
             }
         }
     }
 
-    /// Adds to a file of values, which their reader removes. Where it is.
-    pub fn keep_values(&mut self, name: &str, is_first: bool, bytes: &[Bytes]) -> Place {
+    /// Appends to a file of values, which their reader removes; returns its path.
+    pub fn store_values(&mut self, name: &str, is_first: bool, bytes: &[Bytes]) -> StoredPath {
         let path = self.directory()?.join(name);
         let write = || -> io::Result<()> {
             let mut file = OpenOptions::new().append(true).create_new(is_first).mode(0o600).open(&path)?;
@@ -99,62 +99,31 @@ impl Bundles {
         Ok(path)
     }
 
-    pub fn forget_values(&mut self, name: &str) {
+    pub fn delete_values(&mut self, name: &str) {
         if let Some(directory) = &self.directory {
-            let _ = fs::remove_file(directory.join(name));
+            let _ = fs::remove_file(directory.path().join(name));
         }
     }
 
-    pub fn written(&mut self, hash: String, place: Place) {
-        if let Err(why) = &place {
-            tracing::warn!(hash, "the code of a map cannot be written: {why}");
+    pub fn record(&mut self, hash: String, path: StoredPath) {
+        if let Err(why) = &path {
+            tracing::warn!(hash, "cannot write the code of a map: {why}");
         }
-        self.places.insert(hash, place);
+        self.paths.insert(hash, path);
     }
 }
 
-impl Drop for Bundles {
-    fn drop(&mut self) {
-        if let Some(directory) = &self.directory {
-            remove(directory);
-        }
-    }
-}
-
-fn remove(directory: &Path) {
-    if let Err(error) = fs::remove_dir_all(directory)
-        && error.kind() != io::ErrorKind::NotFound
-    {
-        tracing::debug!(path = %directory.display(), "not removed: {error}");
-    }
-}
-
-/// A new directory in the first place for temporary files that takes one.
-fn private_directory() -> Place {
-    let places = [std::env::temp_dir(), "/dev/shm".into(), "/var/tmp".into()];
-    let mut failures = Vec::new();
-    for place in places {
-        let directory = place.join(format!("pcluster-code-{}", uuid::Uuid::new_v4().simple()));
-        // Of a link or directory that is there already this makes an error.
-        match DirBuilder::new().mode(0o700).create(&directory) {
-            Ok(()) => return Ok(directory),
-            Err(error) => failures.push(format!("{}: {error}", place.display())),
-        }
-    }
-    Err(format!("no directory can be made for it ({})", failures.join(", ")))
-}
-
-/// Writes the files of a bundle below `directory`, if it is the bundle of this hash; the directory that then has them.
-pub fn write(directory: &Path, hash: &str, content: Bytes) -> Result<PathBuf, Fault> {
+/// Writes the files of a bundle below `directory` after checking its hash; returns the directory that contains them.
+pub fn write(directory: &Path, hash: &str, content: Bytes) -> Result<PathBuf, WriteError> {
     let bundle = Bundle::from(content);
     if bundle.hash != hash {
-        return Err(Fault::Host(format!("what came is not the bundle {hash}")));
+        return Err(WriteError::Host(format!("the received bundle does not have the hash {hash}")));
     }
-    let files = bundle.files().map_err(Fault::Bundle)?;
-    // Short: sockets of child processes may lie below it, and it is in every traceback of theirs.
+    let files = bundle.files().map_err(WriteError::Bundle)?;
+    // Short, because sockets of child processes may be created below it, and their tracebacks contain it.
     let whole = directory.join(hash.get(..16).unwrap_or(hash));
     let part = directory.join(format!("{hash}.part"));
-    let written = || -> io::Result<()> {
+    let write_files = || -> io::Result<()> {
         DirBuilder::new().mode(0o700).create(&part)?;
         for file in &files {
             let path = part.join(&file.path);
@@ -172,22 +141,22 @@ pub fn write(directory: &Path, hash: &str, content: Bytes) -> Result<PathBuf, Fa
         }
         fs::rename(&part, &whole)
     };
-    match written() {
+    match write_files() {
         Ok(()) => Ok(whole),
         Err(error) => {
             remove(&part);
             let why = format!("{}: {error}", directory.display());
-            Err(if is_of_names(&error) {
-                Fault::Bundle(why)
+            Err(if is_name_error(&error) {
+                WriteError::Bundle(why)
             } else {
-                Fault::Host(why)
+                WriteError::Host(why)
             })
         }
     }
 }
 
-/// Whether no other disk would take files of these names either.
-fn is_of_names(error: &io::Error) -> bool {
+/// Returns whether the error is due to the file names, and would occur on any host.
+fn is_name_error(error: &io::Error) -> bool {
     use io::ErrorKind::{AlreadyExists, InvalidFilename, InvalidInput, IsADirectory, NotADirectory};
     matches!(
         error.kind(),
@@ -211,17 +180,17 @@ mod tests {
     }
 
     #[test]
-    fn a_bundle_is_written_where_nobody_else_looks_and_goes_with_its_engine() {
+    fn a_bundle_is_private_and_removed_with_its_engine() {
         let mut bundles = Bundles::default();
         let bundle = bundle();
         let directory = bundles.directory().unwrap();
         let place = write(&directory, &bundle.hash, bundle.content.clone()).unwrap();
-        bundles.written(bundle.hash.clone(), Ok(place.clone()));
+        bundles.record(bundle.hash.clone(), Ok(place.clone()));
         let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
         assert_eq!((mode(&directory), mode(&place)), (0o700, 0o700));
         assert_eq!((mode(&place.join("pkg/sub/b.py")), mode(&place.join("run.sh"))), (0o600, 0o700));
         assert_eq!(
-            (bundles.place(&bundle.hash), bundles.directory().unwrap()),
+            (bundles.path(&bundle.hash), bundles.directory().unwrap()),
             (Ok(place.clone()), directory.clone())
         );
         bundles.forget(&bundle.hash);
@@ -231,12 +200,15 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_the_bundle_is_refused_and_leaves_nothing() {
+    fn an_invalid_bundle_is_rejected_and_leaves_no_files() {
         let directory = tempfile::tempdir().unwrap();
         let bundle = bundle();
         let mut other = bundle.content.to_vec();
         *other.last_mut().unwrap() = b'!';
-        assert!(matches!(write(directory.path(), &bundle.hash, other.into()), Err(Fault::Host(_))));
+        assert!(matches!(
+            write(directory.path(), &bundle.hash, other.into()),
+            Err(WriteError::Host(_))
+        ));
         let clash = Bundle::of([("a", "1"), ("a/b", "2")].map(|(path, content)| File {
             path: path.into(),
             executable: false,
@@ -244,10 +216,10 @@ mod tests {
         }));
         assert!(matches!(
             write(directory.path(), &clash.hash, clash.content.clone()),
-            Err(Fault::Bundle(_))
+            Err(WriteError::Bundle(_))
         ));
         let gone = write(&directory.path().join("gone"), &bundle.hash, bundle.content.clone());
-        assert!(matches!(gone, Err(Fault::Host(_))));
+        assert!(matches!(gone, Err(WriteError::Host(_))));
         assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 0);
     }
 }

@@ -1,4 +1,4 @@
-//! Commands: tasks that are a program with arguments, without a shell and without Python.
+//! Runs commands: tasks that are a program with arguments, without a shell and without Python.
 use super::core::unit::{CommandEnd, CommandExit};
 use super::exec::Program;
 use super::forker::Forker;
@@ -20,20 +20,20 @@ use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::net::unix::pipe::Receiver;
 use tokio::sync::mpsc::Sender;
 
-/// After the end of a command its pipes are read for so long, if processes that it left behind hold them open.
-const LAST_OUTPUT: Duration = Duration::from_millis(200);
+/// How long to read a command's pipes after its end while its child processes hold them open.
+const DRAIN_TIMEOUT: Duration = Duration::from_millis(200);
 const CHUNK: usize = 64 << 10;
-/// A command that ends within so long is short.
-const SHORT: Duration = Duration::from_millis(5);
+/// Commands that end within this time are short.
+const SHORT_COMMAND: Duration = Duration::from_millis(5);
 
 #[derive(Debug)]
 pub enum CommandEvent {
-    Wrote([Bytes; 2]),
+    Output([Bytes; 2]),
     Ended(CommandEnd),
 }
 
-/// The words of a command for one input. `{}` is the whole input (its strings joined by spaces), `{1}`, `{2}`, … one of
-/// its strings (nothing where there are fewer); without any of these the input is appended, a word for each string.
+/// The arguments of a command for one input. `{}` is the whole input (its strings joined by spaces), `{1}`, `{2}`, … one of
+/// its strings (empty if there are fewer); without a placeholder the strings of the input are appended as arguments.
 pub fn argv(template: &[String], input: &[String]) -> Vec<String> {
     let mut replaced = false;
     let mut words: Vec<String> = template
@@ -67,7 +67,7 @@ fn fill(word: &str, input: &[String]) -> (String, bool) {
         {
             out.push_str(input.get(column - 1).map_or("", String::as_str));
         } else {
-            // Not ours: kept as it is, and looked through from behind the brace.
+            // Not a placeholder: copy the brace and continue after it.
             out.push('{');
             rest = inner;
             continue;
@@ -94,18 +94,18 @@ pub fn input_words(input: &[u8]) -> Vec<String> {
     }
 }
 
-/// A command that was started, or is about to be.
+/// A command that is running or about to start.
 #[derive(Clone, Debug, Default)]
-pub struct Running {
-    /// 0 before it is there.
+pub struct RunningCommand {
+    /// 0 before the start.
     pid: Arc<AtomicI32>,
-    /// A signal that came before it was there.
+    /// A signal received before the start.
     early: Arc<AtomicI32>,
     signalled: Arc<AtomicBool>,
 }
 
-impl Running {
-    /// While it runs.
+impl RunningCommand {
+    /// The process id while the command is running.
     pub fn pid(&self) -> Option<i32> {
         Some(self.pid.load(Ordering::SeqCst)).filter(|pid| *pid > 0)
     }
@@ -119,7 +119,7 @@ impl Running {
         match self.pid.load(Ordering::SeqCst) {
             0 => {
                 self.early.store(signal, Ordering::SeqCst);
-                // It may have come there just now.
+                // The command may have started in the meantime.
                 let pid = self.pid.load(Ordering::SeqCst);
                 signal_group(pid, signal);
             }
@@ -128,7 +128,7 @@ impl Running {
     }
 }
 
-pub struct ToRun {
+pub struct CommandSpec {
     pub argv: Vec<String>,
     pub options: MapOptions,
     /// The engine's own working directory and environment for tasks.
@@ -136,8 +136,8 @@ pub struct ToRun {
     pub env: BTreeMap<String, String>,
 }
 
-/// Runs one command to its end, telling of it on the way.
-pub async fn run(to_run: ToRun, forker: Forker, running: Running, events: Sender<CommandEvent>, clock: fn() -> UnixTime) {
+/// Runs one command to its end; reports its output and its end.
+pub async fn run(to_run: CommandSpec, forker: Forker, running: RunningCommand, events: Sender<CommandEvent>, clock: fn() -> UnixTime) {
     let started = clock();
     let how = run_inner(&to_run, &forker, &running, &events).await;
     running.pid.store(-1, Ordering::SeqCst);
@@ -145,12 +145,12 @@ pub async fn run(to_run: ToRun, forker: Forker, running: Running, events: Sender
     let _ = events.send(CommandEvent::Ended(CommandEnd { started, ended, how })).await;
 }
 
-async fn run_inner(to_run: &ToRun, forker: &Forker, running: &Running, events: &Sender<CommandEvent>) -> CommandExit {
+async fn run_inner(to_run: &CommandSpec, forker: &Forker, running: &RunningCommand, events: &Sender<CommandEvent>) -> CommandExit {
     let Some(program) = to_run.argv.first() else {
         return CommandExit::NotStarted("CommandNotFound".into(), "the command is empty".into());
     };
     let options = &to_run.options;
-    // Where the map was submitted, if this host has that.
+    // The directory in which the map was submitted, if it exists on this host.
     let submitted_in = options.directory.as_ref().filter(|directory| Path::new(directory).is_dir());
     let directory = match (&options.cwd, submitted_in, &to_run.cwd) {
         (Some(cwd), _, _) | (None, None, Some(cwd)) => Some(with_home(cwd)),
@@ -185,18 +185,18 @@ async fn run_inner(to_run: &ToRun, forker: &Forker, running: &Running, events: &
         signal_group(pid, early);
     }
     let (mut out, mut err) = (vec![0; CHUNK], vec![0; CHUNK]);
-    // Most commands that are short write little: their pipes need not be watched.
-    let mut status = tokio::time::timeout(SHORT, child.wait()).await.ok();
+    // Most short commands write little: watching their pipes is not worthwhile.
+    let mut status = tokio::time::timeout(SHORT_COMMAND, child.wait()).await.ok();
     let (mut stdout, mut stderr) = match &status {
         None => (watched(child.stdout.as_fd()), watched(child.stderr.as_fd())),
         Some(_) => {
-            end_what_is_left(pid, running);
+            kill_remaining(pid, running);
             child.sweep().await;
-            let (wrote, out_ended) = read_now(child.stdout.as_fd(), &mut out);
-            let (complained, err_ended) = read_now(child.stderr.as_fd(), &mut err);
-            tell(events, [&out[..wrote], &err[..complained]]).await;
-            let unless = |ended: bool, fd: &OwnedFd| if ended { None } else { watched(fd.as_fd()) };
-            (unless(out_ended, &child.stdout), unless(err_ended, &child.stderr))
+            let (out_count, out_ended) = read_available(child.stdout.as_fd(), &mut out);
+            let (err_count, err_ended) = read_available(child.stderr.as_fd(), &mut err);
+            send_output(events, [&out[..out_count], &err[..err_count]]).await;
+            let watch_unless = |ended: bool, fd: &OwnedFd| if ended { None } else { watched(fd.as_fd()) };
+            (watch_unless(out_ended, &child.stdout), watch_unless(err_ended, &child.stderr))
         }
     };
     let status = loop {
@@ -205,16 +205,16 @@ async fn run_inner(to_run: &ToRun, forker: &Forker, running: &Running, events: &
         }
         let quiet = async {
             match status {
-                Some(_) => tokio::time::sleep(LAST_OUTPUT).await,
+                Some(_) => tokio::time::sleep(DRAIN_TIMEOUT).await,
                 None => std::future::pending().await,
             }
         };
         tokio::select! {
-            count = read(&mut stdout, &mut out) => tell(events, [&out[..count], &[]]).await,
-            count = read(&mut stderr, &mut err) => tell(events, [&[], &err[..count]]).await,
+            count = read(&mut stdout, &mut out) => send_output(events, [&out[..count], &[]]).await,
+            count = read(&mut stderr, &mut err) => send_output(events, [&[], &err[..count]]).await,
             ended = child.wait(), if status.is_none() => {
                 status = Some(ended);
-                end_what_is_left(pid, running);
+                kill_remaining(pid, running);
                 child.sweep().await;
             }
             () = quiet => break status,
@@ -229,19 +229,19 @@ async fn run_inner(to_run: &ToRun, forker: &Forker, running: &Running, events: &
             }
         },
         Some(Err(e)) => CommandExit::NotStarted("CommandLost".into(), format!("cannot wait for {program:?}: {e}")),
-        None => CommandExit::NotStarted("CommandLost".into(), format!("{program:?} has ended, nobody knows how")),
+        None => CommandExit::NotStarted("CommandLost".into(), format!("{program:?} has ended with an unknown status")),
     }
 }
 
-/// What it started and left behind (a shell's background jobs do not hear SIGINT) goes with it.
-fn end_what_is_left(pid: i32, running: &Running) {
+/// Kills the remaining processes of a signalled command (a shell's background jobs ignore SIGINT).
+fn kill_remaining(pid: i32, running: &RunningCommand) {
     if running.was_signalled() {
         signal_group(pid, nix::libc::SIGKILL);
     }
 }
 
-/// What is in the pipe now, as far as there is room for it; and whether nobody can write into it any more.
-fn read_now(fd: BorrowedFd<'_>, into: &mut [u8]) -> (usize, bool) {
+/// Reads the available bytes into the buffer; returns their number and whether the pipe has ended.
+fn read_available(fd: BorrowedFd<'_>, into: &mut [u8]) -> (usize, bool) {
     let mut count = 0;
     while count < into.len() {
         match nix::unistd::read(fd, &mut into[count..]) {
@@ -255,15 +255,15 @@ fn read_now(fd: BorrowedFd<'_>, into: &mut [u8]) -> (usize, bool) {
     (count, false)
 }
 
-/// None for one that cannot be: then nothing more is read from it.
+/// Returns None if the pipe cannot be watched: its output is not read.
 fn watched(fd: BorrowedFd<'_>) -> Option<Receiver> {
     let watched = fd.try_clone_to_owned().and_then(Receiver::from_owned_fd);
     watched
-        .inspect_err(|error| tracing::warn!(%error, "the output of a command cannot be read"))
+        .inspect_err(|error| tracing::warn!(%error, "cannot read the output of a command"))
         .ok()
 }
 
-/// Waits for ever where there is nothing (more) to read.
+/// Reads from the pipe; waits forever if it is closed.
 async fn read(from: &mut Option<impl AsyncRead + Unpin>, into: &mut [u8]) -> usize {
     let Some(pipe) = from else {
         return std::future::pending().await;
@@ -277,10 +277,10 @@ async fn read(from: &mut Option<impl AsyncRead + Unpin>, into: &mut [u8]) -> usi
     }
 }
 
-async fn tell(events: &Sender<CommandEvent>, [out, err]: [&[u8]; 2]) {
+async fn send_output(events: &Sender<CommandEvent>, [out, err]: [&[u8]; 2]) {
     if !out.is_empty() || !err.is_empty() {
         let output = [out, err].map(Bytes::copy_from_slice);
-        let _ = events.send(CommandEvent::Wrote(output)).await;
+        let _ = events.send(CommandEvent::Output(output)).await;
     }
 }
 
@@ -291,15 +291,15 @@ fn not_started(program: &str, directory: Option<&str>, e: &std::io::Error) -> Co
     };
     let (ename, why) = match e.kind() {
         _ if interpreter.is_some() => ("InterpreterNotFound", interpreter.unwrap_or_default()),
-        std::io::ErrorKind::NotFound if program.contains('/') => ("CommandNotFound", "there is no such file".to_string()),
-        std::io::ErrorKind::NotFound => ("CommandNotFound", "no directory in PATH has it".to_string()),
-        std::io::ErrorKind::PermissionDenied => ("PermissionDenied", "it is not an executable file, or not ours to run".to_string()),
+        std::io::ErrorKind::NotFound if program.contains('/') => ("CommandNotFound", "no such file".to_string()),
+        std::io::ErrorKind::NotFound => ("CommandNotFound", "not found in PATH".to_string()),
+        std::io::ErrorKind::PermissionDenied => ("PermissionDenied", "permission denied (is it executable?)".to_string()),
         _ => ("CommandNotStarted", e.to_string()),
     };
     CommandExit::NotStarted(ename.into(), format!("cannot run {program:?} on {}: {why}", host()))
 }
 
-/// Why a file that is there is "not found": its first line names what is not.
+/// Explains why an existing file is "not found": the interpreter of its first line is missing.
 fn missing_interpreter(program: &str, directory: Option<&str>) -> Option<String> {
     let path = match program.contains('/') {
         true => Path::new(directory.unwrap_or(".")).join(program),
@@ -310,15 +310,15 @@ fn missing_interpreter(program: &str, directory: Option<&str>) -> Option<String>
     let mut begin = Vec::new();
     std::fs::File::open(path).ok()?.take(256).read_to_end(&mut begin).ok()?;
     let Some(line) = begin.strip_prefix(b"#!") else {
-        return Some("it is there, but what is to load it is not (was it made for another system?)".into());
+        return Some("the file exists, but its loader is missing (was it built for another system?)".into());
     };
     let line = line.split(|byte| *byte == b'\n').next().unwrap_or_default();
     let hint = match line.ends_with(b"\r") {
-        true => "; its lines end with CRLF, as on Windows: convert it with dos2unix",
+        true => "; its lines end with CRLF: convert it with dos2unix",
         false => "",
     };
     Some(format!(
-        "its first line, \"#!{}\", names an interpreter that is not there{hint}",
+        "its first line, \"#!{}\", names a missing interpreter{hint}",
         line.escape_ascii()
     ))
 }
@@ -344,7 +344,7 @@ mod tests {
     }
 
     #[test]
-    fn places_are_filled() {
+    fn placeholders_are_filled() {
         let input = words(&["a b", "c"]);
         for (template, expected) in [
             (&["echo"][..], &["echo", "a b", "c"][..]),
@@ -374,7 +374,7 @@ mod tests {
             missing.contains(r##""#!/no/such/python -u""##) && !missing.contains("CRLF"),
             "{missing}"
         );
-        assert!(why("binary", "\x7fELF").contains("what is to load it"));
+        assert!(why("binary", "\x7fELF").contains("its loader is missing"));
         assert_eq!(missing_interpreter("./nothing", dir.path().to_str()), None);
         assert_eq!(missing_interpreter("no-such-command-anywhere", None), None);
     }

@@ -1,7 +1,7 @@
-//! Starts child processes from one thread that lives as long as the engine: the kernel kills a child when the thread
-//! that started it ends, and threads of the runtime come and go.
+//! Starts child processes from one thread that lives as long as the engine: the kernel kills a child when the thread that started
+//! it ends, and threads of the runtime are short-lived.
 use super::exec::{self, Process, Program, Starter};
-use super::leftovers::{Leftovers, MARK, Owner};
+use super::orphans::{MARK, OrphanReaper, Owner};
 use super::worker::process::{keep_open, signal_group};
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::prctl::set_pdeathsig;
@@ -17,68 +17,72 @@ use tokio::io::unix::AsyncFd;
 use tokio::process::{Child, Command};
 use tokio::sync::oneshot;
 
-enum Job {
+enum StartRequest {
     Child(Box<Command>, oneshot::Sender<io::Result<Child>>),
     Program(Box<Program>, [OwnedFd; 2], oneshot::Sender<io::Result<Process>>),
 }
 
 #[derive(Clone)]
 pub struct Forker {
-    jobs: mpsc::Sender<Job>,
-    /// Programs are started without a copy of the engine.
-    is_quick: bool,
-    leftovers: Arc<Leftovers>,
+    requests: mpsc::Sender<StartRequest>,
+    /// Start programs with `CLONE_VM`, without copying the engine's page tables.
+    uses_clone_vm: bool,
+    reaper: Arc<OrphanReaper>,
 }
 
-/// A program that was started.
-pub struct Started {
+/// A started program.
+pub struct StartedProgram {
     pub pid: i32,
-    /// The near ends of its pipes, which do not block.
+    /// The non-blocking read ends of its pipes.
     pub stdout: OwnedFd,
     pub stderr: OwnedFd,
     end: End,
     owner: Option<Owner>,
-    leftovers: Arc<Leftovers>,
+    reaper: Arc<OrphanReaper>,
 }
 
 enum End {
-    Told(Pid, AsyncFd<OwnedFd>),
-    /// On a kernel that cannot tell.
+    Pidfd(Pid, AsyncFd<OwnedFd>),
+    /// On a kernel without pidfd support.
     Child(Box<Child>),
 }
 
 impl Forker {
     /// Must be called within a tokio runtime.
     pub fn new() -> io::Result<Forker> {
-        Forker::that_is_quick(exec::is_possible())
+        Forker::with_clone_vm(exec::is_supported())
     }
 
-    pub(super) fn that_is_quick(is_quick: bool) -> io::Result<Forker> {
+    pub(super) fn with_clone_vm(uses_clone_vm: bool) -> io::Result<Forker> {
         let runtime = tokio::runtime::Handle::current();
-        let (jobs, to_start) = mpsc::channel::<Job>();
+        let (requests, to_start) = mpsc::channel::<StartRequest>();
         let nothing = File::open("/dev/null")?;
-        let leftovers = Leftovers::new();
+        let reaper = OrphanReaper::new();
         std::thread::Builder::new().name("forker".into()).spawn(move || {
             let _within = runtime.enter();
             let mut starter = Starter::default();
-            for job in to_start {
-                match job {
-                    Job::Child(mut command, reply) => drop(reply.send(command.spawn())),
-                    Job::Program(program, [out, err], reply) => {
+            for request in to_start {
+                match request {
+                    StartRequest::Child(mut command, reply) => drop(reply.send(command.spawn())),
+                    StartRequest::Program(program, [out, err], reply) => {
                         let stdio = [nothing.as_fd(), out.as_fd(), err.as_fd()];
                         drop(reply.send(starter.start(&program, stdio)));
                     }
                 }
             }
         })?;
-        Ok(Forker { jobs, is_quick, leftovers })
+        Ok(Forker {
+            requests,
+            uses_clone_vm,
+            reaper,
+        })
     }
 
-    pub fn leftovers(&self) -> &Arc<Leftovers> {
-        &self.leftovers
+    pub fn reaper(&self) -> &Arc<OrphanReaper> {
+        &self.reaper
     }
 
-    /// Starts a process in a session of its own, to which the kernel sends `at_death` when the engine dies; `kept` stay open in it.
+    /// Starts a process in a new session. The kernel sends it `at_death` when the engine dies; the descriptors `kept` stay open in it.
     pub async fn spawn(&self, mut command: Command, kept: Vec<RawFd>, at_death: Signal) -> io::Result<Child> {
         let engine = getpid();
         #[expect(unsafe_code, reason = "between fork and exec only system calls are made")]
@@ -92,26 +96,26 @@ impl Forker {
                 keep_open(&kept)
             });
         }
-        self.asked(|reply| Job::Child(Box::new(command), reply)).await
+        self.send_request(|reply| StartRequest::Child(Box::new(command), reply)).await
     }
 
-    /// The same for a program of a task, which reads nothing and writes into pipes.
-    pub async fn start(&self, mut program: Program) -> io::Result<Started> {
-        let owner = self.leftovers.owner();
+    /// Starts the program of a task, with an empty stdin and pipes as stdout and stderr.
+    pub async fn start(&self, mut program: Program) -> io::Result<StartedProgram> {
+        let owner = self.reaper.owner();
         program.environment.insert(MARK.into(), owner.mark().into());
-        let (owner, leftovers) = (Some(owner), self.leftovers.clone());
-        if !self.is_quick {
+        let (owner, reaper) = (Some(owner), self.reaper.clone());
+        if !self.uses_clone_vm {
             let mut command = program.command();
             command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
             let mut child = self.spawn(command, Vec::new(), Signal::SIGKILL).await?;
             let gone = || io::Error::other("it has no pipe");
-            return Ok(Started {
+            return Ok(StartedProgram {
                 pid: child.id().unwrap_or_default() as i32,
                 stdout: child.stdout.take().ok_or_else(gone)?.into_owned_fd()?,
                 stderr: child.stderr.take().ok_or_else(gone)?.into_owned_fd()?,
                 end: End::Child(Box::new(child)),
                 owner,
-                leftovers,
+                reaper,
             });
         }
         let ((out, out_of_child), (err, err_of_child)) = (pipe2(OFlag::O_CLOEXEC)?, pipe2(OFlag::O_CLOEXEC)?);
@@ -119,51 +123,53 @@ impl Forker {
             fcntl(near, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
         }
         let ends = [out_of_child, err_of_child];
-        let Process { pid, end } = self.asked(|reply| Job::Program(Box::new(program), ends, reply)).await?;
+        let Process { pid, end } = self
+            .send_request(|reply| StartRequest::Program(Box::new(program), ends, reply))
+            .await?;
         #[expect(unsafe_code, reason = "an OwnedFd is the same file until it is dropped")]
         let end = match unsafe { AsyncFd::register_with_interest(end, Interest::READABLE) } {
-            Ok(end) => End::Told(pid, end),
+            Ok(end) => End::Pidfd(pid, end),
             Err(error) => {
                 signal_group(pid.as_raw(), Signal::SIGKILL as i32);
-                let _ = exec::how_it_ended(pid);
+                let _ = exec::wait_for_exit(pid);
                 return Err(error.into());
             }
         };
-        Ok(Started {
+        Ok(StartedProgram {
             pid: pid.as_raw(),
             stdout: out,
             stderr: err,
             end,
             owner,
-            leftovers,
+            reaper,
         })
     }
 
-    async fn asked<T>(&self, job: impl FnOnce(oneshot::Sender<io::Result<T>>) -> Job) -> io::Result<T> {
+    async fn send_request<T>(&self, request: impl FnOnce(oneshot::Sender<io::Result<T>>) -> StartRequest) -> io::Result<T> {
         let (reply, answer) = oneshot::channel();
         let gone = || io::Error::other("the engine is ending");
-        self.jobs.send(job(reply)).map_err(|_| gone())?;
+        self.requests.send(request(reply)).map_err(|_| gone())?;
         answer.await.map_err(|_| gone())?
     }
 }
 
-impl Started {
-    /// Waits for its end. It may be asked again until it has told of it.
+impl StartedProgram {
+    /// Waits for its end. Cancel safe.
     pub async fn wait(&mut self) -> io::Result<ExitStatus> {
         let status = match &mut self.end {
             End::Child(child) => child.wait().await,
-            End::Told(pid, end) => {
+            End::Pidfd(pid, end) => {
                 let _ = end.readable().await?;
-                exec::how_it_ended(*pid)
+                exec::wait_for_exit(*pid)
             }
         };
         self.owner.take().into_iter().for_each(Owner::end);
         status
     }
 
-    /// After its end: waits until what it has left behind has been ended.
+    /// Ends its leftover processes after its end, and waits for that.
     pub async fn sweep(&self) {
-        self.leftovers.sweep().await;
+        self.reaper.sweep().await;
     }
 }
 
@@ -175,7 +181,7 @@ mod tests {
     use tokio::io::AsyncReadExt;
     use tokio::net::unix::pipe::Receiver;
 
-    /// What became of it in words; and what it wrote.
+    /// Exit status (or error kind), stdout and stderr of a program.
     async fn outcome(forker: &Forker, argv: &[&str], environment: &[(&str, &str)], directory: Option<&str>) -> (String, String, String) {
         let pairs = environment
             .iter()
@@ -193,7 +199,7 @@ mod tests {
         let pipe = |fd: &OwnedFd| Receiver::from_owned_fd(fd.try_clone().unwrap()).unwrap();
         pipe(&started.stdout).read_to_string(&mut out).await.unwrap();
         pipe(&started.stderr).read_to_string(&mut err).await.unwrap();
-        // Each has its own mark.
+        // The mark differs for each program.
         let out = out
             .lines()
             .filter(|line| !line.starts_with(MARK))
@@ -203,11 +209,11 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_program_is_the_same_however_it_is_started() {
+    async fn both_start_methods_behave_the_same() {
         let dir = tempfile::tempdir().unwrap();
         let script = |name: &str, text: &str, mode| {
             let path = dir.path().join(name);
-            // By another process: this one's other tests fork, and who would execute a file that is open for writing is refused.
+            // Written by another process: concurrent tests fork, and a file that is open for writing cannot be executed.
             let mut write = std::process::Command::new("sh");
             write
                 .args(["-c", "printf %s \"$2\" > \"$1\" && chmod \"$3\" \"$1\"", "sh"])
@@ -220,8 +226,8 @@ mod tests {
         let text = script("text", "echo no\n", "644");
         let bin = dir.path().to_string_lossy().into_owned();
         let path = format!("/nowhere:{bin}:/bin:/usr/bin");
-        let (quick, other) = (Forker::that_is_quick(true).unwrap(), Forker::that_is_quick(false).unwrap());
-        // Words, environment, directory; how it ends, what is in its output.
+        let (quick, other) = (Forker::with_clone_vm(true).unwrap(), Forker::with_clone_vm(false).unwrap());
+        // Arguments, environment, directory; exit status, expected output.
         type Case<'a> = (&'a [&'a str], &'a [(&'a str, &'a str)], Option<&'a str>, &'a str, &'a str);
         let cases: &[Case<'_>] = &[
             (&["true"], &[], None, "exit status: 0", ""),
@@ -255,7 +261,7 @@ mod tests {
             (&["text"], &[("PATH", &path)], None, "PermissionDenied", ""),
             (&["true", "a\0b"], &[], None, "InvalidInput", ""),
             (&[""], &[], None, "NotFound", ""),
-            // Signals as they were at first, nothing open but the three files, a session of its own, nothing to read.
+            // Default signals, no open files except for stdio, a new session, empty stdin.
             (
                 &[
                     "sh",
@@ -268,10 +274,10 @@ mod tests {
                 "SigBlk:\t0000000000000000\n",
             ),
         ];
-        for (argv, environment, directory, end, says) in cases {
+        for (argv, environment, directory, end, text) in cases {
             let seen = outcome(&quick, argv, environment, *directory).await;
             assert_eq!(seen, outcome(&other, argv, environment, *directory).await, "{argv:?}");
-            assert!(seen.0 == *end && seen.1.contains(says), "{argv:?}: {seen:?}");
+            assert!(seen.0 == *end && seen.1.contains(text), "{argv:?}: {seen:?}");
         }
     }
 }

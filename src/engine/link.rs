@@ -1,4 +1,4 @@
-//! The engine's one connection to its controller: finding the address that answers, registering, sealing and opening.
+//! The engine's connection to its controller: finds the address that answers, registers, signs and verifies messages.
 use super::ssh_tunnel::SshTunnel;
 use super::{EngineError, EngineSettings};
 use crate::connection::ConnectionFile;
@@ -12,34 +12,34 @@ use serde::Serialize;
 use std::collections::{HashSet, VecDeque};
 use std::time::{Duration, Instant};
 
-/// An address that does not take a connection in so long is passed over.
-const PROBE: Duration = Duration::from_secs(3);
-/// ... and one that takes it but does not answer.
-const ANSWER: Duration = Duration::from_secs(10);
-/// Between rounds over all addresses.
-const PAUSE: Duration = Duration::from_millis(500);
+/// Time limit for connecting to an address,
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
+/// ... and for the first answer.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
+/// Pause between rounds over all addresses.
+const ROUND_PAUSE: Duration = Duration::from_millis(500);
 
 pub struct Link {
     pub socket: Socket,
-    /// Of the socket; it connects again by itself, to the same address.
+    /// Connections of the socket, which reconnects automatically to the same address.
     pub connections: Connections,
     session: Session,
     uuid: EngineUuid,
     pub id: EngineId,
-    /// Replies that the controller has not called recorded, oldest first, by the request's id.
-    kept: VecDeque<(String, Channel, Vec<Bytes>, Message)>,
-    kept_bytes: usize,
-    /// The controller receives no longer message.
+    /// Replies that the controller has not recorded, oldest first, with the request's id.
+    unrecorded: VecDeque<(String, Channel, Vec<Bytes>, Message)>,
+    unrecorded_bytes: usize,
+    /// The controller rejects longer messages.
     pub max_message: usize,
-    /// Where the controller is not reached otherwise.
+    /// The tunnel through which the controller is reached, if any.
     tunnel: Option<SshTunnel>,
 }
 
-/// Replies are kept up to so many bytes; beyond them the oldest go first, with a word in the log.
-const KEPT_BYTES: usize = 512 << 20;
+/// Maximum size of unrecorded replies; beyond it the oldest are dropped, with a warning in the log.
+const MAX_UNRECORDED_BYTES: usize = 512 << 20;
 
-/// A message has less besides its parts: header, signature, and some bytes for each frame.
-pub const HEAD: usize = 16 << 10;
+/// Upper bound of a message's size beyond its parts: header, signature, and some bytes for each frame.
+pub const MESSAGE_OVERHEAD: usize = 16 << 10;
 
 pub fn unix_now() -> UnixTime {
     let since = std::time::SystemTime::now()
@@ -48,8 +48,8 @@ pub fn unix_now() -> UnixTime {
     UnixTime((since.as_secs_f64() * 1e6).round() / 1e6)
 }
 
-/// What a connection begins with, and the answers that it waits for.
-struct First<'a> {
+/// The first message of a connection, and the answers that it expects.
+struct FirstMessage<'a> {
     uuid: &'a EngineUuid,
     msg_type: &'static str,
     content: serde_json::Value,
@@ -57,10 +57,10 @@ struct First<'a> {
 }
 
 impl Link {
-    /// Tries each address of the controller, then the ssh server that the file names if it names one; again and again, until one
-    /// answers or the time is over.
+    /// Tries each address of the controller, then the ssh server of the file if it has one; repeats this until an address answers or
+    /// the time limit is reached.
     pub async fn connect(settings: &mut EngineSettings, register: &Register) -> Result<(Link, Registered), EngineError> {
-        let first = First {
+        let first = FirstMessage {
             uuid: &register.facts.uuid,
             msg_type: REGISTER,
             content: serde_json::to_value(register).unwrap_or_default(),
@@ -70,10 +70,8 @@ impl Link {
         let mut tunnel: Option<SshTunnel> = None;
         loop {
             let mut failures = Vec::new();
-            if let Some((mut link, answer)) = Link::round(settings, &first, &mut tunnel, &mut failures).await? {
-                let registered: Registered = answer
-                    .content()
-                    .map_err(|e| EngineError::Refused(format!("its answer cannot be read: {e}")))?;
+            if let Some((mut link, answer)) = Link::try_all_addresses(settings, &first, &mut tunnel, &mut failures).await? {
+                let registered: Registered = answer.content().map_err(|e| EngineError::Refused(format!("invalid answer: {e}")))?;
                 if registered.status != "ok" {
                     return Err(EngineError::Refused(registered.evalue));
                 }
@@ -84,29 +82,29 @@ impl Link {
                 let tried = failures.join(", ");
                 let seconds = settings.registration_timeout_ms as f64 / 1000.0;
                 let text = format!(
-                    "no controller answered in {seconds} s. Tried: {tried}. Is it running (`pcluster status`), and can this host ({}) reach it? \
+                    "no controller answered within {seconds} s. Tried: {tried}. Is it running (`pcluster status`), and can this host ({}) reach it? \
                      A controller for other hosts needs `controller: ip:` in the profile, or `controller: engine_ssh:`",
                     super::command::host()
                 );
                 return Err(EngineError::Unreachable(text));
             }
-            tokio::time::sleep(PAUSE).await;
+            tokio::time::sleep(ROUND_PAUSE).await;
             if let Some(moved) = settings.moved() {
                 (settings.connection, tunnel) = (moved, None);
             }
         }
     }
 
-    /// A connection to a controller that knows, or knew, the engine already, with its first answer: whether it has to register again.
-    pub async fn connect_again(settings: &EngineSettings, uuid: &EngineUuid) -> Result<(Link, Message), String> {
-        let first = First {
+    /// Reconnects to a controller that may still know the engine. Its first answer tells whether the engine must register again.
+    pub async fn reconnect(settings: &EngineSettings, uuid: &EngineUuid) -> Result<(Link, Message), String> {
+        let first = FirstMessage {
             uuid,
             msg_type: HEARTBEAT,
             content: serde_json::to_value(Heartbeat {}).unwrap_or_default(),
             answers: &[HEARTBEAT, UNKNOWN_ENGINE],
         };
         let mut failures = Vec::new();
-        match Link::round(settings, &first, &mut None, &mut failures).await {
+        match Link::try_all_addresses(settings, &first, &mut None, &mut failures).await {
             Ok(Some(found)) => Ok(found),
             Ok(None) => Err(failures.join(", ")),
             Err(error) => Err(error.to_string()),
@@ -114,9 +112,9 @@ impl Link {
     }
 
     /// Tries each address once, then the ssh server.
-    async fn round(
+    async fn try_all_addresses(
         settings: &EngineSettings,
-        first: &First<'_>,
+        first: &FirstMessage<'_>,
         tunnel: &mut Option<SshTunnel>,
         failures: &mut Vec<String>,
     ) -> Result<Option<(Link, Message)>, EngineError> {
@@ -129,7 +127,7 @@ impl Link {
         for address in &addresses {
             match Link::try_address(file, address, port, first).await? {
                 Ok(found) => {
-                    tracing::info!("the controller is at {address}:{port}");
+                    tracing::info!("found the controller at {address}:{port}");
                     return Ok(Some(found));
                 }
                 Err(why) => {
@@ -152,7 +150,7 @@ impl Link {
             Ok((mut link, answer)) => {
                 let (server, address) = (&file.ssh, &opened.address);
                 tracing::info!(
-                    "the controller is reached through {server}, at {address}:{port}; not directly: {}",
+                    "reached the controller at {address}:{port} through {server}; a direct connection failed: {}",
                     failures.join(", ")
                 );
                 link.tunnel = tunnel.take();
@@ -165,15 +163,15 @@ impl Link {
         }
     }
 
-    /// The outer error is final, the inner one this address's.
+    /// The outer error is final; the inner one concerns only this address.
     async fn try_address(
         file: &ConnectionFile,
         address: &str,
         port: u16,
-        first: &First<'_>,
+        first: &FirstMessage<'_>,
     ) -> Result<Result<(Link, Message), String>, EngineError> {
-        match tokio::time::timeout(PROBE, tokio::net::TcpStream::connect((address, port))).await {
-            Err(_) => return Ok(Err(format!("no connection in {} s", PROBE.as_secs()))),
+        match tokio::time::timeout(CONNECT_TIMEOUT, tokio::net::TcpStream::connect((address, port))).await {
+            Err(_) => return Ok(Err(format!("no connection within {} s", CONNECT_TIMEOUT.as_secs()))),
             Ok(Err(e)) => return Ok(Err(e.to_string())),
             Ok(Ok(_)) => {}
         }
@@ -195,13 +193,13 @@ impl Link {
             session: Session::new(file.key.as_bytes(), uuid.to_string(), user),
             uuid,
             id: EngineId(0),
-            kept: VecDeque::new(),
-            kept_bytes: 0,
+            unrecorded: VecDeque::new(),
+            unrecorded_bytes: 0,
             max_message: usize::MAX,
             tunnel: None,
         };
         link.send_native(first.msg_type, &first.content);
-        let until = tokio::time::Instant::now() + ANSWER;
+        let until = tokio::time::Instant::now() + ANSWER_TIMEOUT;
         loop {
             let frames = match tokio::time::timeout_at(until, link.socket.receive()).await {
                 Ok(Ok(frames)) => frames,
@@ -209,8 +207,8 @@ impl Link {
                 Err(_) => {
                     link.socket.close().await;
                     return Ok(Err(format!(
-                        "it takes connections, but did not answer in {} s: another controller's keys?",
-                        ANSWER.as_secs()
+                        "accepted the connection, but did not answer within {} s; does it use other keys?",
+                        ANSWER_TIMEOUT.as_secs()
                     )));
                 }
             };
@@ -222,24 +220,24 @@ impl Link {
         }
     }
 
-    /// Is to the engine what the connection before was: its id, its count of messages, the replies that are not known to be recorded.
-    pub fn succeed(&mut self, before: Link) {
-        (self.id, self.session) = (before.id, before.session);
-        (self.kept, self.kept_bytes) = (before.kept, before.kept_bytes);
-        self.max_message = before.max_message;
+    /// Continues the session of the previous connection: engine id, message counter, unrecorded replies.
+    pub fn take_over(&mut self, previous: Link) {
+        (self.id, self.session) = (previous.id, previous.session);
+        (self.unrecorded, self.unrecorded_bytes) = (previous.unrecorded, previous.unrecorded_bytes);
+        self.max_message = previous.max_message;
     }
 
-    /// None for what is not signed with our key, or names no channel (said in the log).
+    /// Returns None, with a warning in the log, if the signature is invalid or the channel unknown.
     pub fn open(&mut self, frames: Frames) -> Option<(Channel, Message)> {
         let channel = frames.first().and_then(|frame| Channel::from_frame(frame));
         match (channel, self.session.open(frames)) {
             (Some(channel), Ok(message)) => Some((channel, message)),
             (None, _) => {
-                tracing::warn!("a message on an unknown channel was dropped");
+                tracing::warn!("dropped a message on an unknown channel");
                 None
             }
             (_, Err(e)) => {
-                tracing::warn!("a message was dropped: {e}");
+                tracing::warn!("dropped a message: {e}");
                 None
             }
         }
@@ -255,49 +253,49 @@ impl Link {
         self.send(Channel::Native, &[], &message);
     }
 
-    /// A message of ours; its metadata names the engine.
+    /// Creates a message whose metadata names the engine.
     pub fn message<T: Serialize + ?Sized>(&mut self, msg_type: &str, parent: Option<&Bytes>, content: &T) -> Message {
         let mut message = self.session.message(&unix_now().to_iso(), msg_type, parent, content);
         message.metadata_json = to_json(&serde_json::json!({ "engine": self.uuid }));
         message
     }
 
-    /// Whether the controller would end the connection over this message.
+    /// Returns whether the message exceeds the controller's limit: it would close the connection.
     pub fn is_too_large(&self, message: &Message) -> bool {
-        size(message) + message.metadata_json.len() + message.parent_json.len() + HEAD > self.max_message
+        size(message) + message.metadata_json.len() + message.parent_json.len() + MESSAGE_OVERHEAD > self.max_message
     }
 
-    /// Sends a reply to a request, and keeps it until it is recorded.
+    /// Sends a reply to a request and keeps it until the controller has recorded it.
     pub fn reply(&mut self, msg_id: &str, channel: Channel, route: &[Bytes], message: Message) {
         self.send(channel, route, &message);
-        self.kept_bytes += size(&message);
-        self.kept.push_back((msg_id.to_string(), channel, route.to_vec(), message));
-        while self.kept_bytes > KEPT_BYTES
-            && self.kept.len() > 1
-            && let Some((msg_id, _, _, message)) = self.kept.pop_front()
+        self.unrecorded_bytes += size(&message);
+        self.unrecorded.push_back((msg_id.to_string(), channel, route.to_vec(), message));
+        while self.unrecorded_bytes > MAX_UNRECORDED_BYTES
+            && self.unrecorded.len() > 1
+            && let Some((msg_id, _, _, message)) = self.unrecorded.pop_front()
         {
-            tracing::warn!(msg_id, "too many replies wait for the controller; this one is no longer kept here");
-            self.kept_bytes -= size(&message);
+            tracing::warn!(msg_id, "too many unrecorded replies; dropped the oldest one");
+            self.unrecorded_bytes -= size(&message);
         }
     }
 
     pub fn recorded(&mut self, msg_ids: &[String]) {
         let recorded: HashSet<&String> = msg_ids.iter().collect();
-        let bytes = &mut self.kept_bytes;
-        self.kept.retain(|(id, _, _, message)| {
-            let stays = !recorded.contains(id);
-            *bytes -= if stays { 0 } else { size(message) };
-            stays
+        let bytes = &mut self.unrecorded_bytes;
+        self.unrecorded.retain(|(id, _, _, message)| {
+            let is_unrecorded = !recorded.contains(id);
+            *bytes -= if is_unrecorded { 0 } else { size(message) };
+            is_unrecorded
         });
     }
 
-    pub fn kept(&self) -> impl Iterator<Item = String> {
-        self.kept.iter().map(|(id, ..)| id.clone())
+    pub fn unrecorded(&self) -> impl Iterator<Item = String> {
+        self.unrecorded.iter().map(|(id, ..)| id.clone())
     }
 
-    /// Once more, with a header of its own: the same message twice would be refused as a replay.
-    pub fn send_kept(&mut self) {
-        for (_, channel, route, message) in self.kept.clone() {
+    /// Sends unrecorded replies again with new headers: an identical message would be rejected as a replay.
+    pub fn resend_unrecorded(&mut self) {
+        for (_, channel, route, message) in self.unrecorded.clone() {
             let mut again = self.message(message.msg_type(), Some(&message.parent_json), &());
             again.metadata_json = message.metadata_json;
             again.content_json = message.content_json;
@@ -306,12 +304,12 @@ impl Link {
         }
     }
 
-    /// `route` stands between the channel and the delimiter.
+    /// Sends a message; `route` is placed between the channel and the delimiter.
     pub fn send(&self, channel: Channel, route: &[Bytes], message: &Message) {
         let mut prefix = vec![Bytes::from_static(channel.frame())];
         prefix.extend_from_slice(route);
         if let Err(e) = self.socket.send(self.session.seal(&prefix, message)) {
-            tracing::warn!(msg_type = message.msg_type(), "a message could not be sent: {e}");
+            tracing::warn!(msg_type = message.msg_type(), "cannot send a message: {e}");
         }
     }
 }

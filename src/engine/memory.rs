@@ -1,27 +1,27 @@
-//! How much memory what runs takes.
+//! Measures the memory use of a running unit.
 //!
 //! Source: proc_pid_status(5) for VmRSS, proc_pid_smaps(5) for `smaps_rollup`, proc_pid_task(5) for `children`.
 use std::fs;
 
-/// So many processes are added up at most.
-const MOST: usize = 10_000;
+/// Maximum number of processes to add up.
+const MAX_PROCESSES: usize = 10_000;
 
-/// Bytes in memory of a process and all that it started, directly or not. Pages that several processes share (with a fork, with the
-/// interpreter) count once; that takes the system longer to say, so it is asked only where the plain sum is over the limit.
+/// Resident bytes of a process and all its descendants. Pages shared by several processes (with a fork, with the interpreter) count
+/// once; measuring that is slower, so it is done only if the plain sum exceeds the limit.
 pub fn of_group(pid: i32, limit: u64) -> u64 {
     let (mut processes, mut at, mut resident_bytes) = (vec![pid], 0, 0);
-    while let Some(pid) = processes.get(at).copied().filter(|_| at < MOST) {
+    while let Some(pid) = processes.get(at).copied().filter(|_| at < MAX_PROCESSES) {
         at += 1;
         resident_bytes += resident(pid);
         processes.extend(children(pid));
     }
     match resident_bytes > limit {
-        true => processes.iter().take(MOST).map(|pid| share(*pid)).sum(),
+        true => processes.iter().take(MAX_PROCESSES).map(|pid| share(*pid)).sum(),
         false => resident_bytes,
     }
 }
 
-/// Resident memory with each page divided by the number of processes that have it; where that is not said, all of it.
+/// Proportional set size: each page is divided by the number of processes that share it; resident memory if unavailable.
 fn share(pid: i32) -> u64 {
     match fs::read_to_string(format!("/proc/{pid}/smaps_rollup")) {
         Ok(text) => kilobytes(&text, "Pss:").map_or_else(|| resident(pid), |kilobytes| kilobytes * 1024),
@@ -34,13 +34,13 @@ fn kilobytes(text: &str, name: &str) -> Option<u64> {
         .find_map(|line| line.strip_prefix(name)?.split_ascii_whitespace().next()?.parse().ok())
 }
 
-/// 0 for one that has ended.
+/// Resident memory in bytes; 0 for a process that has ended.
 fn resident(pid: i32) -> u64 {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
     kilobytes(&status, "VmRSS:").unwrap_or_default() * 1024
 }
 
-/// Processes that it has started, directly, and not waited for.
+/// Direct child processes, running or not reaped.
 pub fn children(pid: i32) -> Vec<i32> {
     let threads = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
     let listed = threads.filter_map(|thread| fs::read_to_string(thread.path().join("children")).ok());
@@ -81,7 +81,7 @@ mod tests {
     }
 
     #[test]
-    fn children_and_theirs_are_counted() {
+    fn descendants_are_counted() {
         let own = std::process::id() as i32;
         assert!(resident(own) > 100_000);
         assert_eq!(of_group(i32::MAX, 0), 0);
@@ -97,15 +97,15 @@ mod tests {
         let inner = children(pid);
         let sleep = children(inner[0]);
         assert_eq!((inner.len(), sleep.len()), (1, 1));
-        // `sleep` may still be loading while it is measured: at last it is at rest.
+        // `sleep` may still be loading while it is measured.
         let counted = || of_group(pid, u64::MAX) == resident(pid) + resident(inner[0]) + resident(sleep[0]);
-        let at_last = (0..2000).any(|_| {
+        let eventually_equal = (0..2000).any(|_| {
             counted() || {
                 std::thread::sleep(std::time::Duration::from_millis(5));
                 false
             }
         });
-        assert!(at_last);
+        assert!(eventually_equal);
         for pid in [sleep[0], inner[0], pid] {
             let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL);
         }

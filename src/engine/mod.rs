@@ -1,14 +1,15 @@
-//! The engine: one process, one slot. It takes tasks from the controller, feeds a Python worker or runs commands, and
-//! keeps every result until the controller says that it is on disk. User code never runs in this process.
+//! The engine: one process, one slot. It receives tasks from the controller, dispatches them to Python workers or runs them as
+//! commands, and keeps every result until the controller has recorded it. User code never runs in this process.
 mod bundles;
+pub mod code_directory;
 mod command;
 pub mod core;
 mod driver;
 mod exec;
 mod forker;
-mod leftovers;
 mod link;
 mod memory;
+mod orphans;
 mod requests;
 pub mod settings;
 mod ssh_tunnel;
@@ -23,23 +24,23 @@ pub enum EngineError {
     /// The connection file cannot be used.
     #[error("{0}")]
     BadConnectionFile(String),
-    /// Each address was tried; the text names them.
+    /// No address answered; the text lists them.
     #[error("{0}")]
     Unreachable(String),
-    /// The controller said no.
-    #[error("the controller refused this engine: {0}")]
+    /// The controller rejected the engine.
+    #[error("the controller rejected this engine: {0}")]
     Refused(String),
-    /// Nothing was heard from the controller for its patience.
-    #[error("nothing heard from the controller for {0} s: stopped")]
+    /// No message from the controller within its timeout.
+    #[error("no message from the controller for {0} s")]
     ControllerGone(u64),
     #[error("{0}")]
     System(String),
 }
 
-/// Runs one engine until it is told to leave: by its controller, or by SIGTERM. SIGINT is for what it
-/// runs, and ends an idle engine on a terminal; SIGUSR1 and SIGUSR2 go to the worker, or are a batch system's warning.
+/// Runs one engine until its controller or SIGTERM stops it. SIGINT interrupts the running unit, and ends an idle engine on a
+/// terminal; SIGUSR1 and SIGUSR2 are passed to the worker, or are a batch system's warning.
 pub async fn run(settings: EngineSettings) -> Result<(), EngineError> {
-    // A task of the runtime's thread, which wakes itself more cheaply than what the runtime waits for.
+    // Spawned, because waking a task on a runtime thread is cheaper than waking `block_on`.
     match tokio::spawn(driver::Driver::new(settings)?.run()).await {
         Ok(ended) => ended,
         Err(error) => match error.try_into_panic() {

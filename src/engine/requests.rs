@@ -1,4 +1,4 @@
-//! What ipyparallel's clients get back: replies and iopub messages, in the form of ipyparallel's own engine.
+//! Replies and iopub messages to ipyparallel clients, in the format of ipyparallel's own engine.
 use super::core::event::{Parent, Published};
 use super::core::outbox::too_large;
 use super::core::{Request, RequestReply};
@@ -11,7 +11,7 @@ use bytes::Bytes;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
-/// `status` on iopub. That it is idle again the controller says when it has the reply.
+/// Publishes `status: busy` on iopub. The controller publishes `idle` when it has the reply.
 pub fn busy(link: &mut Link, request: &Request) {
     iopub(link, request, "status", "status", &json!({ "execution_state": "busy" }));
 }
@@ -21,7 +21,7 @@ pub fn stream(link: &mut Link, request: &Request, stderr: bool, text: &str) {
     iopub(link, request, "stream", name, &json!({ "name": name, "text": text }));
 }
 
-/// What IPython publishes, as of the request whose header `parent` is.
+/// Publishes a message of IPython for the request with the header `parent`.
 pub fn publish(link: &mut Link, parent: Option<&Bytes>, published: Published) {
     let Published {
         kind,
@@ -47,7 +47,7 @@ pub fn publish(link: &mut Link, parent: Option<&Bytes>, published: Published) {
         return tracing::warn!(
             msg_id = of,
             kind,
-            "not published: the message is larger than the {max} bytes that the controller receives"
+            "not published: the message exceeds the controller's limit of {max} bytes"
         );
     }
     let topic = Bytes::from(format!("engine.{}.{topic}", link.id));
@@ -66,7 +66,7 @@ fn iopub(link: &mut Link, request: &Request, kind: &str, topic: &str, content: &
     publish(link, Some(&request.message.header_json), published);
 }
 
-/// `apply_reply` or `execute_reply`, with the metadata that ipyparallel's schedulers and clients look at.
+/// Sends `apply_reply` or `execute_reply`, with the metadata that ipyparallel's schedulers and clients use.
 pub fn reply(link: &mut Link, request: &Request, started: UnixTime, reply: RequestReply, uuid: &EngineUuid) {
     let mut message = reply_message(link, request, started, reply, uuid);
     if link.is_too_large(&message) {
@@ -85,7 +85,7 @@ pub fn reply(link: &mut Link, request: &Request, started: UnixTime, reply: Reque
 fn reply_message(link: &mut Link, request: &Request, started: UnixTime, reply: RequestReply, uuid: &EngineUuid) -> Message {
     let engine_info = json!({ "engine_uuid": uuid, "engine_id": link.id });
     let (status, ename, content, buffers) = match reply {
-        RequestReply::Made {
+        RequestReply::Completed {
             status,
             ename,
             content,
@@ -99,29 +99,29 @@ fn reply_message(link: &mut Link, request: &Request, started: UnixTime, reply: R
         ),
         RequestReply::Failed { ename, evalue } => {
             let mut info = engine_info.clone();
-            info["method"] = request.method.word().into();
+            info["method"] = request.method.name().into();
             let content = json!({
                 "status": "error", "ename": ename, "evalue": evalue, "traceback": [format!("{ename}: {evalue}")], "engine_info": info,
             });
             ("error".to_string(), ename, to_json(&content), Vec::new())
         }
     };
-    let asked: Map<String, Value> = request.message.metadata().unwrap_or_default();
-    let given = |name: &str, otherwise: Value| asked.get(name).cloned().unwrap_or(otherwise);
+    let requested: Map<String, Value> = request.message.metadata().unwrap_or_default();
+    let value_of = |name: &str, otherwise: Value| requested.get(name).cloned().unwrap_or(otherwise);
     let mut metadata = json!({
         "started": started.to_iso(),
         "dependencies_met": ename != "UnmetDependency",
         "engine": uuid,
-        "is_broadcast": given("is_broadcast", false.into()),
-        "is_coalescing": given("is_coalescing", false.into()),
-        "original_msg_id": given("original_msg_id", "".into()),
-        "label": given("label", Value::Null),
+        "is_broadcast": value_of("is_broadcast", false.into()),
+        "is_coalescing": value_of("is_coalescing", false.into()),
+        "original_msg_id": value_of("original_msg_id", "".into()),
+        "label": value_of("label", Value::Null),
         "status": status,
     });
     if status == "error" {
         metadata["engine_info"] = engine_info;
     }
-    let kind = format!("{}_reply", request.method.word());
+    let kind = format!("{}_reply", request.method.name());
     let mut message = link.message(&kind, Some(&request.message.header_json), &());
     message.content_json = content;
     message.metadata_json = to_json(&metadata);
@@ -129,13 +129,13 @@ fn reply_message(link: &mut Link, request: &Request, started: UnixTime, reply: R
     message
 }
 
-/// The answer to a control request that went well.
+/// Answers a successful control request.
 pub fn control_reply(link: &mut Link, kind: &str, request: &Message) {
     let message = link.message(kind, Some(&request.header_json), &json!({ "status": "ok" }));
     link.send(Channel::Control, request.identities.get(1..).unwrap_or_default(), &message);
 }
 
-/// Which requests an `abort_request` means; none: all.
+/// The requests that an `abort_request` names; None: all.
 pub fn abort_ids(message: &Message) -> Option<Vec<String>> {
     #[derive(Deserialize)]
     #[serde(untagged)]
@@ -155,7 +155,7 @@ pub fn abort_ids(message: &Message) -> Option<Vec<String>> {
     }
 }
 
-/// Of a `signal_request`: a number, or a name such as `SIGINT`.
+/// The signal of a `signal_request`: a number, or a name such as `SIGINT`.
 pub fn signal_number(message: &Message) -> Option<i32> {
     let content: Value = message.content().ok()?;
     match content.get("sig")? {

@@ -1,4 +1,4 @@
-//! What an engine is told when it starts.
+//! Settings of an engine.
 use crate::connection::ConnectionFile;
 use crate::model::{EngineId, UnixTime};
 use std::collections::BTreeMap;
@@ -11,31 +11,31 @@ pub struct EngineSettings {
     pub connection: ConnectionFile,
     /// The engine file, to be read again when its controller is silent.
     pub file: Option<PathBuf>,
-    /// An address of the controller's that is tried first, whatever the file says.
+    /// An address of the controller to try before those of the file.
     pub location: Option<String>,
-    /// The id that it would like.
+    /// The requested id.
     pub id: Option<EngineId>,
-    /// The worker's interpreter; none: the active virtual environment's, else `python3`.
+    /// The worker's interpreter; None: that of the active virtual environment, else `python3`.
     pub python: Option<String>,
-    /// From SIGINT to SIGTERM when a task is stopped.
-    pub interrupt_ms: u64,
-    /// From SIGTERM to SIGKILL.
-    pub terminate_ms: u64,
-    /// How long a running task may go on after the engine was told to leave (SIGTERM, a warning of its batch system); by default as
-    /// long as that system is known to leave, and 5 seconds where that is not known.
-    pub grace_ms: Option<u64>,
+    /// Time between SIGINT and SIGTERM when a task is stopped.
+    pub interrupt_timeout_ms: u64,
+    /// Time between SIGTERM and SIGKILL.
+    pub terminate_timeout_ms: u64,
+    /// Grace period of a running task after SIGTERM or a warning of the batch system; by default the time that the batch system is
+    /// known to leave, or 5 seconds if that is unknown.
+    pub grace_period_ms: Option<u64>,
     pub batch: BatchJob,
-    /// How long to try to register before giving up.
+    /// How long to try to register.
     pub registration_timeout_ms: u64,
     /// Working directory of workers and commands.
     pub cwd: Option<String>,
-    /// Set in the environment of workers and commands.
+    /// Environment variables of workers and commands.
     pub env: BTreeMap<String, String>,
-    /// For IPython's shell in the worker, as its own configuration reads them: `--InteractiveShell.colors=nocolor`.
+    /// Options of IPython's shell in the worker, in IPython's syntax: `--InteractiveShell.colors=nocolor`.
     pub shell: Vec<String>,
-    /// The shell is made at once, with all that runs at its start; else with a client's first request.
+    /// Create the shell, with its startup files, at the start; otherwise at a client's first request.
     pub shell_at_start: bool,
-    /// This process is the engine's alone: it may end what tasks leave behind.
+    /// The process contains only this engine, which may therefore adopt and end processes that tasks leave behind.
     pub takes_in_orphans: bool,
     /// For the shell's startup files.
     pub profile_dir: Option<PathBuf>,
@@ -50,9 +50,9 @@ impl EngineSettings {
             location: None,
             id: None,
             python: None,
-            interrupt_ms: 5000,
-            terminate_ms: 5000,
-            grace_ms: None,
+            interrupt_timeout_ms: 5000,
+            terminate_timeout_ms: 5000,
+            grace_period_ms: None,
             batch: BatchJob::default(),
             registration_timeout_ms: 30_000,
             cwd: None,
@@ -64,12 +64,12 @@ impl EngineSettings {
         }
     }
 
-    /// The engine file as it is now, where the controller has moved.
+    /// The current content of the engine file if the controller has moved.
     pub fn moved(&self) -> Option<ConnectionFile> {
         self.connection.moved(self.file.as_deref()?)
     }
 
-    /// Where the controller may be, in the order in which it is tried there.
+    /// Addresses of the controller, in the order in which to try them.
     pub fn addresses(&self) -> Vec<String> {
         let mut addresses: Vec<String> = self.location.iter().cloned().collect();
         match &self.connection.pcluster {
@@ -80,7 +80,7 @@ impl EngineSettings {
     }
 }
 
-/// The interpreter to use: the one that is set, the active virtual environment's, `python3`.
+/// The interpreter to use: the configured one, that of the active virtual environment, or `python3`.
 pub fn interpreter(set: Option<&str>) -> String {
     if let Some(python) = set {
         return match (python.strip_prefix("~/"), std::env::var("HOME")) {
@@ -94,7 +94,7 @@ pub fn interpreter(set: Option<&str>) -> String {
     }
 }
 
-/// How long a batch system waits with SIGKILL after it has warned, in seconds; none where that is not known.
+/// The time between a batch system's warning and SIGKILL, in seconds; None if unknown.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct BatchJob {
     /// After SIGTERM.
@@ -104,7 +104,7 @@ pub struct BatchJob {
 }
 
 impl BatchJob {
-    /// As the job's script says it.
+    /// As set by the job's script.
     pub fn of_this_process() -> BatchJob {
         BatchJob {
             after_term_s: seconds("PCLUSTER_AFTER_TERM"),
@@ -118,7 +118,7 @@ fn seconds(name: &str) -> Option<f64> {
     (seconds.is_finite() && seconds > 0.0).then_some(seconds)
 }
 
-/// The batch job that this process is in, as the job's script says it.
+/// The batch job of this process, as set by the job's script.
 pub fn job() -> String {
     let variable = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
     match (variable("PCLUSTER_JOB"), variable("PCLUSTER_ELEMENT")) {
@@ -128,7 +128,7 @@ pub fn job() -> String {
     }
 }
 
-/// When the job's time is over: what the script says, or Slurm itself (sbatch(1), "OUTPUT ENVIRONMENT VARIABLES").
+/// The job's time limit, as set by the script or by Slurm (sbatch(1), "OUTPUT ENVIRONMENT VARIABLES").
 pub fn ends() -> Option<UnixTime> {
     let ends = ["PCLUSTER_ENDS", "SLURM_JOB_END_TIME"].into_iter().find_map(seconds);
     ends.map(UnixTime)

@@ -1,5 +1,6 @@
-//! A tunnel of the engine's own to a controller that it does not reach: through the ssh server that the connection file names. A port of
-//! this host's loopback leads there.
+//! A tunnel of the engine to a controller that it cannot reach directly, through the ssh server of the connection file. It forwards
+//! a port of this host's loopback interface.
+use crate::connection::file::NATIVE;
 use crate::ssh::tunnel::daemon::Daemon;
 use crate::ssh::tunnel::forward::Forward;
 use crate::ssh::tunnel::{Direction, Endpoint, LeadsTo, Target, TunnelError, TunnelState};
@@ -9,30 +10,28 @@ use std::path::Path;
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
-const CHANNEL: &str = "native";
-
-/// Ends its ssh connection when it is dropped.
+/// Closes its ssh connection when dropped.
 pub struct SshTunnel {
     daemon: JoinHandle<Result<(), TunnelError>>,
-    /// Of this host's loopback.
+    /// The local port on the loopback interface.
     pub port: u16,
     /// The controller's address as the server sees it.
     pub address: String,
 }
 
-/// What the connection file says of the controller.
-struct Controller {
+/// The controller's addresses and port from the connection file.
+struct ControllerTarget {
     addresses: Vec<String>,
     port: u16,
-    /// Gets the address at which it answers.
+    /// Receives the address at which it answers.
     found: Option<oneshot::Sender<String>>,
 }
 
-impl Target for Controller {
+impl Target for ControllerTarget {
     async fn locate(&mut self, _: &Ssh) -> Result<Endpoint, TunnelError> {
         Ok(Endpoint {
             addresses: self.addresses.clone(),
-            ports: BTreeMap::from([(CHANNEL.to_string(), self.port)]),
+            ports: BTreeMap::from([(NATIVE.to_string(), self.port)]),
             ..Endpoint::default()
         })
     }
@@ -46,19 +45,19 @@ impl Target for Controller {
 }
 
 impl SshTunnel {
-    /// Opens it; or says why that fails. `server` is `[user@]host[:port]`, as ipyparallel writes it.
+    /// Opens the tunnel. `server` is `[user@]host[:port]`, in ipyparallel's syntax.
     pub async fn open(server: &str, addresses: &[String], port: u16) -> Result<SshTunnel, TunnelError> {
         let server = Destination::parse(&for_ssh(server))?;
         let (sender, found) = oneshot::channel();
-        let controller = Controller {
+        let controller = ControllerTarget {
             addresses: addresses.to_vec(),
             port,
             found: Some(sender),
         };
-        let mut state = TunnelState::new(Direction::Forward, server.as_str(), Path::new(""), "", vec![CHANNEL.into()]);
-        // It looks for the controller when a connection is refused, and not before: there may be a thousand engines.
+        let mut state = TunnelState::new(Direction::Forward, server.as_str(), Path::new(""), "", vec![NATIVE.into()]);
+        // Locate the controller only when a connection is refused: there may be a thousand engines.
         let forward = Forward::bind(controller, &mut state, None).await?;
-        let port = state.ports.get(CHANNEL).copied().unwrap_or_default();
+        let port = state.ports.get(NATIVE).copied().unwrap_or_default();
         let daemon = tokio::spawn(async move { Daemon::new(forward, state, None).run(true).await });
         let mut tunnel = SshTunnel {
             daemon,
@@ -69,7 +68,7 @@ impl SshTunnel {
             Ok(address) = found => tunnel.address = address,
             ended = &mut tunnel.daemon => {
                 let why = ended.unwrap_or_else(|e| Err(TunnelError::Internal(e.to_string())));
-                return Err(why.err().unwrap_or_else(|| TunnelError::Internal("it has ended".into())));
+                return Err(why.err().unwrap_or_else(|| TunnelError::Internal("the tunnel has ended".into())));
             }
         }
         Ok(tunnel)
@@ -82,7 +81,7 @@ impl Drop for SshTunnel {
     }
 }
 
-/// `me@login:2222` as ssh takes it.
+/// Converts `me@login:2222` to ssh's syntax.
 fn for_ssh(server: &str) -> String {
     let host = server.rsplit('@').next().unwrap_or(server);
     match !server.starts_with("ssh://") && host.matches(':').count() == 1 {
@@ -96,7 +95,7 @@ mod tests {
     use super::for_ssh;
 
     #[test]
-    fn a_port_after_the_host_is_for_ssh_what_it_is_for_ipyparallel() {
+    fn ipyparallel_port_syntax_is_converted_for_ssh() {
         assert_eq!(for_ssh("me@login:2222"), "ssh://me@login:2222");
         assert_eq!(for_ssh("login"), "login");
         assert_eq!(for_ssh("me@fd00::1"), "me@fd00::1");

@@ -55,6 +55,8 @@ pub enum LaunchError {
     NoHosts,
     #[error("{wanted} engines were requested, but the hosts have {slots} slots")]
     NotEnoughSlots { wanted: u32, slots: u32 },
+    #[error("{engines} engines do not fit on this host, at most {fits}: {limit}")]
+    NoRoom { engines: u32, fits: u64, limit: String },
     #[error("the launcher {launcher} cannot start a controller")]
     OnlyEngines { launcher: &'static str },
     #[error("only {started} of {wanted} engines started over ssh, and were stopped again{}", list(troubles))]
@@ -82,6 +84,9 @@ impl LaunchError {
                 Some("pass --host node1:4 --host user@node2:8, or set launchers.ssh.hosts in the profile's pcluster.yaml".into())
             }
             LaunchError::NotEnoughSlots { .. } => Some("reduce -n, or increase the number of a host's slots".into()),
+            LaunchError::NoRoom { fits, .. } => Some(format!(
+                "pass at most -n {fits}, or raise the limit; --set launcher.check_limits=false skips this check"
+            )),
             LaunchError::OnlyEngines { .. } => Some(
                 "`pcluster start` runs the controller on this host; `pcluster start --on HOST` starts the whole cluster on HOST".into(),
             ),
@@ -102,6 +107,6 @@ impl LaunchError {
 fn list(troubles: &[String]) -> String {
     troubles
         .iter()
-        .map(|trouble| format!("\n  {}", trouble.replace('\n', "\n  ")))
+        .map(|problem| format!("\n  {}", problem.replace('\n', "\n  ")))
         .collect()
 }

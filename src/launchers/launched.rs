@@ -32,7 +32,7 @@ pub struct Launched {
     pub awaited_by: Option<ProcessId>,
     /// What failed to start, and why, when enough has started. Reported once, not stored.
     #[serde(skip)]
-    pub trouble: Vec<String>,
+    pub problem: Vec<String>,
     /// Further messages for the user. Reported once, not stored.
     #[serde(skip)]
     pub notes: Vec<String>,

@@ -112,7 +112,7 @@ impl Launcher for Local {
             let mut left: Vec<u32> = self.running(launched).iter().map(|(_, process)| process.id.pid).collect();
             // Kill the rest of a session only if the session certainly belongs to this launch.
             let sessions: Vec<u32> = ours.iter().map(|(at, _)| launched.processes[*at].id.pid).collect();
-            left.extend(process::in_sessions_of(&sessions));
+            left.extend(process::processes_in_sessions(&sessions));
             left.sort_unstable();
             left.dedup();
             let Some(first) = left.first() else { return Ok(ended) };
@@ -212,7 +212,7 @@ impl Local {
             return running;
         }
         let supervisors: Vec<ProcessId> = gone.iter().map(|at| launched.processes[*at].id.clone()).collect();
-        for left in process::left_by(&supervisors) {
+        for left in process::orphans_of(&supervisors) {
             let at = gone[left.of];
             let process = Process {
                 id: left.process,

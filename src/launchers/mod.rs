@@ -9,6 +9,7 @@
 //! [`python`] (the engines' interpreter), [`command`] (runs external programs), [`logs`] (reads log
 //! files), [`error`]. Clusters, and when to start something, are the concern of other modules.
 pub mod batch;
+pub mod capacity;
 pub mod command;
 pub mod engine;
 pub mod error;

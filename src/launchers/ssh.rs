@@ -66,7 +66,7 @@ impl OverSsh {
         T: Send + 'static,
         F: Future<Output = T> + Send + 'static,
     {
-        let seats = Arc::new(Semaphore::new(self.config.at_once.max(1)));
+        let seats = Arc::new(Semaphore::new(self.config.parallelism.max(1)));
         let all = async move {
             let mut running = JoinSet::new();
             for (at, work) in works.into_iter().enumerate() {
@@ -139,7 +139,7 @@ impl Launcher for OverSsh {
                             .push(format!("{host}: its engines reach the controller through a reverse tunnel ({why})")),
                     }
                 }
-                Err(why) => launched.trouble.push(format!("{host} has no engines: {why}")),
+                Err(why) => launched.problem.push(format!("{host} has no engines: {why}")),
             }
         }
         if !direct.is_empty() {
@@ -151,7 +151,7 @@ impl Launcher for OverSsh {
         launched.processes = started.into_iter().map(|(_, process)| process).collect();
         let there = launched.processes.len() as u32;
         if there < self.config.min_engines.unwrap_or(launch.n).min(launch.n) {
-            let mut troubles = std::mem::take(&mut launched.trouble);
+            let mut troubles = std::mem::take(&mut launched.problem);
             if let Err(e) = self.stop(&launched, Duration::from_secs(5)) {
                 troubles.push(e.to_string());
             }

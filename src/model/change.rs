@@ -102,7 +102,7 @@ pub enum Change {
         at: UnixTime,
         reason: String,
     },
-    /// The time of the clock by which records expire (`controller.keep_days`).
+    /// The time of the clock by which records expire (`controller.retention_days`).
     RetentionClock {
         at: UnixTime,
     },

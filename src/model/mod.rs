@@ -14,6 +14,7 @@ pub mod job;
 pub mod output;
 pub mod pickled;
 pub mod query;
+pub mod shell;
 pub mod stdlib;
 pub mod targets;
 pub mod task;

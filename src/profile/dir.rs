@@ -1,10 +1,10 @@
-//! The layout of a profile directory: IPython's (`profile_<name>/{security,log,pid}`), and pcluster's own files in it.
+//! The layout of a profile directory: IPython's (`profile_<name>/{security,log,pid}`), and pcluster's own files.
 use std::fs;
 use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
-/// A profile directory, which need not exist.
+/// A profile directory, which may not exist.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ProfileDir {
     name: String,
@@ -13,13 +13,13 @@ pub struct ProfileDir {
 
 #[derive(Debug, thiserror::Error)]
 pub enum ProfileError {
-    #[error("{name:?} cannot be the name of a {what}: {why}")]
+    #[error("{name:?} is not a valid {what} name: {why}")]
     BadName {
         what: &'static str,
         name: String,
         why: &'static str,
     },
-    #[error("neither IPYTHONDIR nor HOME is set, so there is no place for profiles; set IPYTHONDIR to a directory of yours")]
+    #[error("neither IPYTHONDIR nor HOME is set; set IPYTHONDIR to a directory for profiles")]
     NoHome,
     #[error("cannot create {}: {source}", path.display())]
     Create { path: PathBuf, source: io::Error },
@@ -29,12 +29,12 @@ pub enum ProfileError {
     List { path: PathBuf, source: io::Error },
 }
 
-/// Refuses what cannot be part of a file's name, or would mislead there.
+/// Rejects names that are invalid or misleading as part of a file name.
 fn check_name(what: &'static str, name: &str) -> Result<(), ProfileError> {
     let why = if name.is_empty() {
         "it is empty"
     } else if name.contains(['/', '\\']) {
-        "it has a slash; give a name, not a path"
+        "it has a slash; use a name, not a path"
     } else if name == "." || name == ".." {
         "it is a relative path"
     } else if name.starts_with('-') {
@@ -53,7 +53,7 @@ fn check_name(what: &'static str, name: &str) -> Result<(), ProfileError> {
     })
 }
 
-/// Whether a cluster may be called so. The empty id is the default cluster.
+/// Validates a cluster id. The empty id is the default cluster.
 pub fn check_cluster_id(cluster_id: &str) -> Result<(), ProfileError> {
     if cluster_id.is_empty() {
         Ok(())
@@ -81,7 +81,7 @@ pub fn ipython_dir() -> Result<PathBuf, ProfileError> {
 }
 
 impl ProfileDir {
-    /// The profile of this name, in `ipython_dir` or where IPython keeps its profiles.
+    /// The profile with this name, in `ipython_dir` or IPython's default directory.
     pub fn named(name: &str, ipython_dir: Option<&Path>) -> Result<ProfileDir, ProfileError> {
         check_name("profile", name)?;
         let parent = match ipython_dir {
@@ -94,7 +94,7 @@ impl ProfileDir {
         })
     }
 
-    /// The profile in this very directory (`--profile-dir`).
+    /// The profile in this directory (`--profile-dir`).
     pub fn at(path: &Path) -> ProfileDir {
         let path = std::path::absolute(path).unwrap_or_else(|_| path.to_path_buf());
         let last = path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
@@ -102,7 +102,7 @@ impl ProfileDir {
         ProfileDir { name, path }
     }
 
-    /// All profiles in `ipython_dir`, or where IPython keeps them, by name.
+    /// All profiles in `ipython_dir` or IPython's default directory, by name.
     pub fn all(ipython_dir: Option<&Path>) -> Result<Vec<ProfileDir>, ProfileError> {
         let parent = match ipython_dir {
             Some(dir) => dir.to_path_buf(),
@@ -134,15 +134,14 @@ impl ProfileDir {
         Ok(profiles)
     }
 
-    /// Makes the directories that are missing, for their owner only. The connection files' directory is made private
-    /// also where it was there before.
+    /// Creates missing directories, accessible by their owner only. Makes an existing directory of connection files private.
     pub fn create(&self) -> Result<(), ProfileError> {
         for path in [self.path.clone(), self.security_dir(), self.log_dir(), self.pid_dir()] {
             let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(&path);
             made.map_err(|source| ProfileError::Create { path, source })?;
         }
         let path = self.security_dir();
-        #[allow(clippy::disallowed_methods, reason = "the directory may be from before, and not of our making")]
+        #[allow(clippy::disallowed_methods, reason = "the directory may exist already")]
         let private = |path: &Path| -> io::Result<()> {
             if fs::metadata(path)?.permissions().mode() & 0o077 != 0 {
                 fs::set_permissions(path, fs::Permissions::from_mode(0o700))?;
@@ -152,7 +151,7 @@ impl ProfileDir {
         private(&path).map_err(|source| ProfileError::Private { path, source })
     }
 
-    /// Writes the commented example as this profile's configuration; false where there is one already.
+    /// Writes the commented example as this profile's configuration; returns false if there is one already.
     pub fn create_config(&self) -> Result<bool, ProfileError> {
         let path = self.config_file();
         let written = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path);
@@ -179,7 +178,7 @@ impl ProfileDir {
     pub fn log_dir(&self) -> PathBuf {
         self.path.join("log")
     }
-    /// What is known of running processes.
+    /// State of running processes.
     pub fn pid_dir(&self) -> PathBuf {
         self.path.join("pid")
     }
@@ -202,7 +201,7 @@ impl ProfileDir {
     pub fn ipyparallel_file(&self, cluster_id: &str) -> PathBuf {
         self.security_dir().join(format!("cluster-{cluster_id}.json"))
     }
-    /// The controller's own keys and ports, kept while it runs: they outlive its sudden end.
+    /// The controller's own keys and ports, kept while it runs: they survive a crash.
     pub fn controller_file(&self, cluster_id: &str) -> PathBuf {
         self.security_dir()
             .join(format!("{}.json", with_id("pcluster-controller", cluster_id)))
@@ -211,11 +210,11 @@ impl ProfileDir {
     pub fn database_file(&self, cluster_id: &str) -> PathBuf {
         self.path.join(format!("{}.db", with_id("pcluster", cluster_id)))
     }
-    /// Which processes the cluster is, in JSON.
+    /// The processes of the cluster, in JSON.
     pub fn state_file(&self, cluster_id: &str) -> PathBuf {
         self.pid_dir().join(format!("{}.json", with_id("pcluster", cluster_id)))
     }
-    /// What is known of the tunnel that leads to the cluster, where it runs elsewhere.
+    /// State of the tunnel to a remote cluster.
     pub fn tunnel_file(&self, cluster_id: &str) -> PathBuf {
         self.pid_dir().join(format!("{}.json", with_id("tunnel", cluster_id)))
     }
@@ -225,11 +224,11 @@ impl ProfileDir {
     pub fn keeper_log(&self, cluster_id: &str) -> PathBuf {
         self.log_dir().join(format!("{}.log", with_id("keeper", cluster_id)))
     }
-    /// Keeps two starts of one cluster apart.
+    /// Prevents two concurrent starts of one cluster.
     pub fn lock_file(&self, cluster_id: &str) -> PathBuf {
         self.pid_dir().join(format!("{}.lock", with_id("pcluster", cluster_id)))
     }
-    /// Of one reverse tunnel: what is known of it. `id` is unlike that of any other.
+    /// State of one reverse tunnel, with a unique `id`.
     pub fn reverse_file(&self, id: &str) -> PathBuf {
         self.pid_dir().join(format!("reverse-{id}.json"))
     }
@@ -242,15 +241,19 @@ impl ProfileDir {
         };
         all.map(|entry| entry.path()).filter(is_one).collect()
     }
-    /// What the reverse tunnel to a host has said.
+    /// The log of the reverse tunnel to a host.
     pub fn reverse_log(&self, cluster_id: &str, host: &str) -> PathBuf {
         let plain = |c: char| if c.is_ascii_alphanumeric() || "-_.".contains(c) { c } else { '_' };
         let host: String = host.chars().map(plain).collect();
         self.log_dir().join(format!("{}-to-{host}.log", with_id("tunnel", cluster_id)))
     }
-    /// Held by the controller as long as it lives: there is one of each cluster.
+    /// Held by the controller while it runs: each cluster has one controller.
     pub fn controller_lock(&self, cluster_id: &str) -> PathBuf {
         self.pid_dir().join(format!("{}.lock", with_id("controller", cluster_id)))
+    }
+    /// Why the controller does not run at present ([`crate::sys::problem`]).
+    pub fn trouble_file(&self, cluster_id: &str) -> PathBuf {
+        self.pid_dir().join(format!("{}.problem", with_id("controller", cluster_id)))
     }
     pub fn controller_log(&self, cluster_id: &str) -> PathBuf {
         self.log_dir().join(format!("{}.log", with_id("controller", cluster_id)))
@@ -278,20 +281,20 @@ mod tests {
     }
 
     #[test]
-    fn names_that_are_paths_are_refused() {
+    fn names_that_are_paths_are_rejected() {
         for name in ["", ".", "..", "a/b", "/tmp/x", "a\\b", "-n", "a\nb"] {
             assert!(ProfileDir::named(name, Some(Path::new("/i"))).is_err(), "{name:?}");
         }
         assert!(ProfileDir::named(&"x".repeat(201), Some(Path::new("/i"))).is_err());
         let error = ProfileDir::named("a/b", None).unwrap_err();
-        insta::assert_snapshot!(error, @r#""a/b" cannot be the name of a profile: it has a slash; give a name, not a path"#);
+        insta::assert_snapshot!(error, @r#""a/b" is not a valid profile name: it has a slash; use a name, not a path"#);
         assert!(check_cluster_id("").is_ok());
         let error = check_cluster_id("../x").unwrap_err();
-        insta::assert_snapshot!(error, @r#""../x" cannot be the name of a cluster id: it has a slash; give a name, not a path"#);
+        insta::assert_snapshot!(error, @r#""../x" is not a valid cluster id name: it has a slash; use a name, not a path"#);
     }
 
     #[test]
-    fn files_are_where_ipyparallel_looks_for_them() {
+    fn files_are_where_ipyparallel_expects_them() {
         let profile = ProfileDir::named("x", Some(Path::new("/i"))).unwrap();
         assert_eq!(profile.client_file(""), Path::new("/i/profile_x/security/ipcontroller-client.json"));
         assert_eq!(
@@ -309,7 +312,7 @@ mod tests {
     }
 
     #[test]
-    fn a_new_profile_is_private_and_an_old_ones_keys_become_so() {
+    fn a_new_profile_is_private_and_existing_keys_become_private() {
         let dir = tempfile::tempdir().unwrap();
         let profile = ProfileDir::named("x", Some(dir.path())).unwrap();
         assert!(!profile.exists());
@@ -354,7 +357,7 @@ mod tests {
     }
 
     #[test]
-    fn ipython_takes_a_profile_that_we_made() {
+    fn ipython_accepts_our_profile() {
         let Some(python) = std::env::var_os("PCLUSTER_TEST_PYTHON") else {
             return;
         };

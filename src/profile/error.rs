@@ -1,4 +1,4 @@
-//! Errors of `pcluster.yaml` and `--set`: where, the line itself, and the nearest known key.
+//! Errors of `pcluster.yaml` and `--set`: the position, the line, and the nearest known key.
 use super::config::Config;
 use std::fmt;
 use std::io;
@@ -12,11 +12,11 @@ pub enum ConfigError {
     },
     Yaml {
         path: PathBuf,
-        place: Option<Box<Place>>,
+        position: Option<Box<Position>>,
         message: String,
         hint: Option<String>,
     },
-    /// Two settings that do not fit together.
+    /// Two contradictory settings.
     Contradiction {
         message: String,
     },
@@ -27,9 +27,9 @@ pub enum ConfigError {
     },
 }
 
-/// Where in a file something is wrong. Lines and columns count from 1.
+/// The position of an error in a file. Lines and columns count from 1.
 #[derive(Debug)]
-pub struct Place {
+pub struct Position {
     pub line: usize,
     pub column: usize,
     /// The offending line.
@@ -39,9 +39,11 @@ pub struct Place {
 impl ConfigError {
     pub(super) fn in_file(self, file: &Path) -> ConfigError {
         match self {
-            ConfigError::Yaml { place, message, hint, .. } => ConfigError::Yaml {
+            ConfigError::Yaml {
+                position, message, hint, ..
+            } => ConfigError::Yaml {
                 path: file.to_path_buf(),
-                place,
+                position,
                 message,
                 hint,
             },
@@ -64,10 +66,14 @@ impl fmt::Display for ConfigError {
             ConfigError::Read { path, source } => write!(f, "cannot read {}: {source}", path.display()),
             ConfigError::Contradiction { message } => f.write_str(message),
             ConfigError::Setting { setting, message, .. } => write!(f, "--set {setting}: {message}"),
-            ConfigError::Yaml { path, place, message, .. } => {
+            ConfigError::Yaml {
+                path, position, message, ..
+            } => {
                 write!(f, "{}", path.display())?;
-                let Some(place) = place else { return write!(f, ": {message}") };
-                let Place { line, column, text } = &**place;
+                let Some(position) = position else {
+                    return write!(f, ": {message}");
+                };
+                let Position { line, column, text } = &**position;
                 write!(f, ":{line}:{column}: {message}\n  {line} | {text}\n")?;
                 write!(
                     f,
@@ -86,9 +92,9 @@ impl std::error::Error for ConfigError {}
 
 pub(super) fn of_yaml(text: &str, error: &serde_yaml::Error) -> ConfigError {
     let (message, hint) = explain(&error.to_string());
-    let place = error.location().map(|at| {
+    let position = error.location().map(|at| {
         let text = text.lines().nth(at.line().saturating_sub(1)).unwrap_or_default();
-        Box::new(Place {
+        Box::new(Position {
             line: at.line(),
             column: at.column().max(1),
             text: shortened(text, at.column()),
@@ -96,16 +102,16 @@ pub(super) fn of_yaml(text: &str, error: &serde_yaml::Error) -> ConfigError {
     });
     ConfigError::Yaml {
         path: PathBuf::new(),
-        place,
+        position,
         message,
         hint,
     }
 }
 
-/// The beginning of a line, up to some words behind the column of interest.
+/// The beginning of a line, up to a few words after the column of interest.
 pub(super) fn shortened(text: &str, column: usize) -> String {
-    let most = column + 80;
-    match text.char_indices().nth(most) {
+    let end = column + 80;
+    match text.char_indices().nth(end) {
         Some((end, _)) => format!("{}…", &text[..end]),
         None => text.to_string(),
     }
@@ -120,9 +126,9 @@ pub(super) fn of_setting(key: &str, value: &str, error: &serde_yaml::Error) -> C
     }
 }
 
-/// The parser's message in our words, and a hint.
+/// A readable form of the parser's message, and a hint.
 fn explain(message: &str) -> (String, Option<String>) {
-    // The place is told apart from the message.
+    // The position is shown separately.
     let message = match message.rfind(" at line ") {
         Some(at) => &message[..at],
         None => message,
@@ -130,7 +136,7 @@ fn explain(message: &str) -> (String, Option<String>) {
     if message.contains("cannot start any token") {
         return (
             message.to_string(),
-            Some("YAML is indented with spaces, never with tabs; a value with special characters needs quotes".into()),
+            Some("indent YAML with spaces, not tabs, and quote values with special characters".into()),
         );
     }
     for unknown in ["unknown field ", "unknown variant "] {
@@ -164,12 +170,12 @@ fn suggest(word: &str, known: &[&str]) -> String {
         return format!("did you mean `{near}`?");
     }
     match section_of(word) {
-        Some(section) => format!("`{word}` belongs under `{section}:` (`{section}.{word}`); is that line there, and not a comment?"),
-        None => format!("known here: {}", known.join(", ")),
+        Some(section) => format!("`{word}` belongs under `{section}:` (`{section}.{word}`); is that line missing or commented out?"),
+        None => format!("known keys: {}", known.join(", ")),
     }
 }
 
-/// The section that has this key.
+/// The section with this key.
 fn section_of(key: &str) -> Option<String> {
     let serde_yaml::Value::Mapping(sections) = serde_yaml::to_value(Config::default()).ok()? else {
         return None;
@@ -178,23 +184,8 @@ fn section_of(key: &str) -> Option<String> {
     section.as_str().map(str::to_string)
 }
 
-/// The known word at the least edit distance, if that is small enough to be a typo.
+/// The known word with the least edit distance, if it is likely a typo.
 fn nearest<'a>(word: &str, known: &[&'a str]) -> Option<&'a str> {
-    let (distance, near) = known.iter().map(|k| (edit_distance(word, k), *k)).min()?;
+    let (distance, near) = known.iter().map(|k| (strsim::levenshtein(word, k), *k)).min()?;
     (distance <= 1 + word.chars().count() / 4).then_some(near)
-}
-
-fn edit_distance(a: &str, b: &str) -> usize {
-    let b: Vec<char> = b.chars().collect();
-    let mut row: Vec<usize> = (0..=b.len()).collect();
-    for (i, x) in a.chars().enumerate() {
-        let mut diagonal = row[0];
-        row[0] = i + 1;
-        for (j, y) in b.iter().enumerate() {
-            let substituted = diagonal + usize::from(x != *y);
-            diagonal = row[j + 1];
-            row[j + 1] = substituted.min(row[j] + 1).min(diagonal + 1);
-        }
-    }
-    row[b.len()]
 }

@@ -1,8 +1,8 @@
-//! Settings files of ipyparallel's programs that pcluster does not read.
+//! Configuration files of ipyparallel's programs that pcluster ignores.
 use super::ProfileDir;
 use std::path::PathBuf;
 
-/// What ipyparallel's `ipcontroller` and `ipcluster` would read.
+/// The files of ipyparallel's `ipcontroller` and `ipcluster`.
 const FILES: [&str; 4] = [
     "ipcontroller_config.py",
     "ipcontroller_config.json",
@@ -11,7 +11,7 @@ const FILES: [&str; 4] = [
 ];
 
 impl ProfileDir {
-    /// Those that set something: `ipython profile create` writes files of comments alone.
+    /// The files that set something: `ipython profile create` writes files with comments only.
     pub fn ignored_settings(&self) -> Vec<PathBuf> {
         let files = FILES.iter().map(|name| self.path().join(name));
         files

@@ -1,7 +1,7 @@
-//! Profiles: where a profile's files are ([`dir`]) and what its `pcluster.yaml` says ([`config`]).
+//! Profiles: the layout of their files ([`dir`]) and their `pcluster.yaml` ([`config`]).
 //!
 //! A profile is an IPython profile directory, so that `ipyparallel.Client(profile=…)` finds the connection files in it.
-//! What runs in a profile is not known here.
+//! Knows nothing of running processes.
 pub mod config;
 pub mod dir;
 mod error;
@@ -11,5 +11,5 @@ pub use config::{Config, ControllerConfig, EngineConfig};
 pub use dir::{ProfileDir, ProfileError};
 pub use error::ConfigError;
 
-/// A complete `pcluster.yaml`, each key with its default and a comment.
+/// A complete `pcluster.yaml`: each key with its default and a comment.
 pub const EXAMPLE_CONFIG: &str = include_str!("../../templates/profile/pcluster.yaml");

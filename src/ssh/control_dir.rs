@@ -101,7 +101,7 @@ fn noted(dir: &PrivateDir) -> Vec<ProcessId> {
 }
 
 fn proxies_of(named: &[u32]) -> Vec<u32> {
-    let mut behind = process::behind_pipes_of(named);
+    let mut behind = process::processes_at_pipes_of(named);
     behind.extend(process::descendants_of(&[named, &behind[..]].concat()));
     behind
 }
@@ -305,7 +305,7 @@ mod tests {
         while processes(control_dir.path()).is_empty() && Instant::now() < deadline {
             std::thread::sleep(Duration::from_millis(5));
         }
-        assert_eq!(process::behind_pipes_of(&[ssh.id()]), [proxy.id()]);
+        assert_eq!(process::processes_at_pipes_of(&[ssh.id()]), [proxy.id()]);
         control_dir.record_proxies();
         ssh.kill().unwrap();
         ssh.wait().unwrap();

@@ -188,7 +188,8 @@ fn without_frame(said: &str) -> String {
     format!("{framed}{}", plain.join("\n")).trim_end().to_string()
 }
 
-fn lines(said: &str) -> String {
+/// What another program printed, below a message.
+pub fn lines(said: &str) -> String {
     said.lines().map(|line| format!("\n  | {line}")).collect()
 }
 

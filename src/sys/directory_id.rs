@@ -1,4 +1,4 @@
-//! A directory, so named that another process can tell whether what it finds there is the same one: on this host, and not of that name in
+//! Identifies a directory, so that another process can check that its path refers to the same directory, on the same host and not in
 //! another container.
 //!
 //! Source: random(4), `/proc/sys/kernel/random/boot_id`; stat(2), `st_dev` and `st_ino`.
@@ -17,7 +17,7 @@ pub struct DirectoryId {
 }
 
 impl DirectoryId {
-    /// None for what is not there.
+    /// None if the directory does not exist.
     pub fn of(path: &Path) -> Option<DirectoryId> {
         let path = fs::canonicalize(path).ok()?;
         let found = fs::metadata(&path).ok()?;
@@ -29,8 +29,8 @@ impl DirectoryId {
         })
     }
 
-    /// Its path, if it is the same here, and this user's.
-    pub fn here(&self) -> Option<&Path> {
+    /// Its path, if this process sees the same directory there, owned by this user.
+    pub fn local_path(&self) -> Option<&Path> {
         let owner = fs::metadata(&self.path).ok()?.uid();
         let same = DirectoryId::of(&self.path)? == *self && owner == nix::unistd::geteuid().as_raw();
         same.then_some(&self.path)
@@ -42,23 +42,23 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_place_is_known_again_and_no_other_is_taken_for_it() {
+    fn an_id_matches_only_the_same_directory() {
         let parent = tempfile::tempdir().unwrap();
         let path = parent.path().join("records");
         assert_eq!(DirectoryId::of(&path), None);
         fs::create_dir(&path).unwrap();
-        let place = DirectoryId::of(&path).unwrap();
-        let place: DirectoryId = serde_json::from_value(serde_json::to_value(&place).unwrap()).unwrap();
-        assert_eq!(place.here(), Some(fs::canonicalize(&path).unwrap().as_path()));
-        // Another host, and another directory of that name.
-        let elsewhere = DirectoryId {
+        let id = DirectoryId::of(&path).unwrap();
+        let id: DirectoryId = serde_json::from_value(serde_json::to_value(&id).unwrap()).unwrap();
+        assert_eq!(id.local_path(), Some(fs::canonicalize(&path).unwrap().as_path()));
+        // Another host, and another directory at the same path.
+        let of_other_host = DirectoryId {
             boot_id: "4711".into(),
-            ..place.clone()
+            ..id.clone()
         };
-        assert_eq!(elsewhere.here(), None);
+        assert_eq!(of_other_host.local_path(), None);
         fs::rename(&path, parent.path().join("moved")).unwrap();
-        assert_eq!(place.here(), None);
+        assert_eq!(id.local_path(), None);
         fs::create_dir(&path).unwrap();
-        assert_eq!(place.here(), None);
+        assert_eq!(id.local_path(), None);
     }
 }

@@ -1,8 +1,8 @@
-//! What only one process at a time may do: start, change or stop a cluster, or be its controller.
+//! Locks for operations that only one process at a time may perform: starting, changing or stopping a cluster, or being its controller.
 //!
-//! The lock is the kernel's (flock(2)), which ends with its process and is seen from every PID namespace, and, where a network file system
-//! passes it on, from every host; the file says whose it is, for the other's error. It is removed by its owner, so a lock counts only if
-//! the path still leads to the locked file.
+//! The lock is a kernel lock (flock(2)), which is released when its process ends. It is visible in every PID namespace and, if a network
+//! file system propagates it, on every host. The file names the holder, for error messages. The holder removes the file, so a lock is
+//! valid only if the path still refers to the locked file.
 use super::process::ProcessId;
 use serde::{Deserialize, Serialize};
 use std::fs::{self, File, TryLockError};
@@ -11,74 +11,74 @@ use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-/// Held until it is dropped.
+/// A held lock, released when dropped.
 #[derive(Debug)]
 pub struct Lock {
     path: PathBuf,
     _file: File,
 }
 
-/// As it has written it into the file.
+/// The holder, as recorded in the file.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Holder {
     #[serde(flatten)]
     pub process: ProcessId,
-    /// It gives the lock back by itself, and soon.
+    /// The holder will release the lock soon by itself.
     #[serde(default)]
     pub passes: bool,
 }
 
 #[derive(Debug)]
 pub enum NotLocked {
-    /// By this one, if it has said so already.
+    /// The holder, if it is recorded in the file.
     Held(Option<Holder>),
     Failed(io::Error),
 }
 
-/// How a lock is, as another process sees it.
+/// The state of a lock, as seen by another process.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Asked {
+pub enum LockState {
     Free,
-    /// By this one, if it says so.
+    /// The holder, if it is recorded in the file.
     Held(Option<Holder>),
     /// The file system has no locks, or the file cannot be opened.
     Unknown(String),
 }
 
-/// Whether a lock is held. It is shared for the moment of asking, which [`Lock::take`] waits for.
-pub fn ask(path: &Path) -> Asked {
+/// Queries whether a lock is held. Acquires it briefly as a shared lock, which [`Lock::take`] tolerates.
+pub fn ask(path: &Path) -> LockState {
     let file = match File::open(path) {
         Ok(file) => file,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Asked::Free,
-        Err(error) => return Asked::Unknown(error.to_string()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return LockState::Free,
+        Err(error) => return LockState::Unknown(error.to_string()),
     };
     match file.try_lock_shared() {
-        Ok(()) => Asked::Free,
-        Err(TryLockError::WouldBlock) => Asked::Held(holder(path)),
-        Err(TryLockError::Error(error)) => Asked::Unknown(error.to_string()),
+        Ok(()) => LockState::Free,
+        Err(TryLockError::WouldBlock) => LockState::Held(holder(path)),
+        Err(TryLockError::Error(error)) => LockState::Unknown(error.to_string()),
     }
 }
 
-/// Removes the file of a lock that nobody holds.
+/// Removes the file of a lock that is not held.
 pub fn remove_free(path: &Path) {
     if path.exists() {
         drop(Lock::take(path.to_path_buf()));
     }
 }
 
-/// How often a lock that is held is looked at again, and how long: somebody may only be asking.
-const LOOK_EVERY: Duration = Duration::from_millis(2);
-const ASKING_TAKES: Duration = Duration::from_millis(50);
+/// Retry interval and time limit for a held lock: another process may only be querying it.
+const RETRY_INTERVAL: Duration = Duration::from_millis(2);
+const RETRY_TIMEOUT: Duration = Duration::from_millis(50);
 
 impl Lock {
     pub fn take(path: PathBuf) -> Result<Lock, NotLocked> {
         Lock::take_for(path, false)
     }
 
-    /// `passes`: what is said to who finds it held.
+    /// `passes`: recorded in the file, for other processes.
     pub fn take_for(path: PathBuf, passes: bool) -> Result<Lock, NotLocked> {
         let failed = NotLocked::Failed;
-        let begun = Instant::now();
+        let started = Instant::now();
         loop {
             let mut file = File::options()
                 .create(true)
@@ -90,8 +90,8 @@ impl Lock {
                 .map_err(failed)?;
             match file.try_lock() {
                 Ok(()) => {}
-                Err(TryLockError::WouldBlock) if begun.elapsed() < ASKING_TAKES => {
-                    std::thread::sleep(LOOK_EVERY);
+                Err(TryLockError::WouldBlock) if started.elapsed() < RETRY_TIMEOUT => {
+                    std::thread::sleep(RETRY_INTERVAL);
                     continue;
                 }
                 Err(TryLockError::WouldBlock) => return Err(NotLocked::Held(holder(&path))),
@@ -100,7 +100,7 @@ impl Lock {
             let ours = file.metadata().map_err(failed)?;
             let same = fs::metadata(&path).is_ok_and(|there| (there.dev(), there.ino()) == (ours.dev(), ours.ino()));
             if !same {
-                continue; // its last owner removed it between our opening and our locking
+                continue; // the previous holder removed it between opening and locking
             }
             let holder = Holder {
                 process: ProcessId::own(),
@@ -115,7 +115,7 @@ impl Lock {
 
 impl Drop for Lock {
     fn drop(&mut self) {
-        // Before the kernel's lock ends with the file.
+        // Before closing the file releases the lock.
         let _ = fs::remove_file(&self.path);
     }
 }
@@ -129,12 +129,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn one_wins_and_the_other_is_told_who() {
+    fn a_held_lock_names_its_holder() {
         let dir = tempfile::tempdir().unwrap();
         let path = |name: &str| dir.path().join(name);
         let lock = Lock::take(path("one")).unwrap();
         let Err(NotLocked::Held(Some(holder))) = Lock::take(path("one")) else {
-            panic!("it is held, and said whose it is");
+            panic!("the lock is held and names its holder");
         };
         assert_eq!(holder.process, ProcessId::own());
         let other = Lock::take(path("other")).unwrap();
@@ -146,32 +146,32 @@ mod tests {
     }
 
     #[test]
-    fn asking_says_who_has_it_and_takes_it_from_nobody() {
+    fn querying_names_the_holder_and_does_not_disturb_it() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("lock");
-        assert_eq!(ask(&path), Asked::Free);
+        assert_eq!(ask(&path), LockState::Free);
         let lock = Lock::take(path.clone()).unwrap();
-        assert!(matches!(ask(&path), Asked::Held(Some(holder)) if holder.process == ProcessId::own()));
+        assert!(matches!(ask(&path), LockState::Held(Some(holder)) if holder.process == ProcessId::own()));
         remove_free(&path);
-        assert!(path.exists(), "it is held");
+        assert!(path.exists(), "the lock is held");
         drop(lock);
-        // As a process leaves it that is killed.
+        // Like after the kill of its holder.
         fs::write(&path, "{}").unwrap();
-        assert_eq!(ask(&path), Asked::Free);
-        // Somebody asks again and again: nobody is refused for that.
+        assert_eq!(ask(&path), LockState::Free);
+        // Continuous queries do not make acquiring fail.
         std::thread::scope(|scope| {
-            let asker = scope.spawn(|| (0..20_000).filter(|_| ask(&path) != Asked::Free).count());
+            let asker = scope.spawn(|| (0..20_000).filter(|_| ask(&path) != LockState::Free).count());
             while !asker.is_finished() {
                 drop(Lock::take(path.clone()).unwrap());
             }
         });
         remove_free(&path);
         assert!(!path.exists());
-        assert!(matches!(ask(&dir.path().join("none/lock")), Asked::Free));
+        assert!(matches!(ask(&dir.path().join("none/lock")), LockState::Free));
     }
 
     #[test]
-    fn of_many_at_once_one_at_a_time_has_it() {
+    fn only_one_of_many_threads_holds_it_at_a_time() {
         use std::sync::atomic::{AtomicU32, Ordering};
         let dir = tempfile::tempdir().unwrap();
         let (holding, taken) = (AtomicU32::new(0), AtomicU32::new(0));

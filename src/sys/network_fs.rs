@@ -1,4 +1,4 @@
-//! Whether a file is on a file system that several hosts may share.
+//! Detects files on file systems that several hosts may share.
 //!
 //! Source: statfs(2), linux/magic.h.
 use nix::sys::statfs::statfs;
@@ -23,7 +23,7 @@ const SHARED: [u32; 15] = [
     0x517b,
 ];
 
-/// Also where it cannot be told.
+/// Returns whether other hosts may see this file; true if unknown.
 pub fn may_be_shared(path: &Path) -> bool {
     statfs(path).map_or(true, |found| is_shared(found.filesystem_type().0 as u32))
 }
@@ -37,7 +37,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn disks_and_memory_are_this_hosts_own() {
+    fn local_file_systems_are_not_shared() {
         // ext4, tmpfs, xfs, btrfs, overlayfs.
         for own in [0xef53, 0x0102_1994, 0x5846_5342, 0x9123_683e, 0x794c_7630] {
             assert!(!is_shared(own), "{own:x}");

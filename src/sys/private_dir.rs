@@ -1,5 +1,5 @@
-//! A directory that is this user's alone, also below one that everybody may write to: what is in it may be believed, and nothing that
-//! is done in it goes through a link to another place.
+//! A directory that only this user can access, even inside of a world-writable one: its content is trustworthy, and no operation in
+//! it follows a link to another location.
 //!
 //! Source: open(2) (`O_NOFOLLOW`), openat(2), fstat(2), path_resolution(7).
 use nix::fcntl::{OFlag, open, openat, renameat};
@@ -11,10 +11,10 @@ use std::os::fd::OwnedFd;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
-/// Files in it are short; another one is not ours.
+/// Maximum size of a file in it.
 const MAX_FILE: u64 = 1 << 20;
 
-/// Open for as long as it is used, so that it stays the one that was looked at.
+/// Kept open, so that all operations use the directory that was checked.
 #[derive(Debug)]
 pub struct PrivateDir {
     path: PathBuf,
@@ -22,7 +22,7 @@ pub struct PrivateDir {
 }
 
 impl PrivateDir {
-    /// Makes it, where it is not there, with mode 0700.
+    /// Creates it with mode 0700 if it does not exist.
     pub fn make(path: &Path) -> io::Result<PrivateDir> {
         match fs::DirBuilder::new().mode(0o700).create(path) {
             Err(e) if e.kind() != io::ErrorKind::AlreadyExists => Err(e),
@@ -30,13 +30,13 @@ impl PrivateDir {
         }
     }
 
-    /// Fails for a link, for what another user owns, and for what others may read or write.
+    /// Opens it; fails for a link, a directory of another user, or one that others may read or write.
     pub fn open(path: &Path) -> io::Result<PrivateDir> {
         let flags = OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
         let dir = open(path, flags, Mode::empty())?;
         let found = fstat(&dir)?;
         if found.st_uid != geteuid().as_raw() || found.st_mode & 0o077 != 0 {
-            return Err(io::Error::other("something of this name is there, and it is not yours alone"));
+            return Err(io::Error::other("a directory of this name exists and is accessible to other users"));
         }
         Ok(PrivateDir { path: path.into(), dir })
     }
@@ -45,18 +45,27 @@ impl PrivateDir {
         &self.path
     }
 
-    /// A file in it; fails for a link, and for what is no file of this user's.
+    /// Reads a file in it; fails for a link and for anything but a regular file of this user.
     pub fn read(&self, name: &str) -> io::Result<String> {
-        // Without waiting for who writes to a named pipe.
-        let flags = OFlag::O_RDONLY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC | OFlag::O_NONBLOCK;
+        let mut text = String::new();
+        self.open_own(name, OFlag::O_RDONLY)?.take(MAX_FILE).read_to_string(&mut text)?;
+        Ok(text)
+    }
+
+    /// Opens such a file for reading and writing, as locking on NFS requires.
+    pub fn open_to_lock(&self, name: &str) -> io::Result<File> {
+        self.open_own(name, OFlag::O_RDWR)
+    }
+
+    fn open_own(&self, name: &str, access: OFlag) -> io::Result<File> {
+        // O_NONBLOCK: do not wait for a writer of a named pipe.
+        let flags = access | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC | OFlag::O_NONBLOCK;
         let file = File::from(openat(&self.dir, name, flags, Mode::empty())?);
         let found = file.metadata()?;
         if !found.is_file() || found.uid() != geteuid().as_raw() || found.nlink() != 1 {
-            return Err(io::Error::other("it is not a file of yours alone"));
+            return Err(io::Error::other("not a regular file that only you own"));
         }
-        let mut text = String::new();
-        file.take(MAX_FILE).read_to_string(&mut text)?;
-        Ok(text)
+        Ok(file)
     }
 
     /// Writes a new file with mode 0600, and renames it into place.
@@ -81,8 +90,11 @@ mod tests {
     use std::os::unix::fs::symlink;
 
     #[test]
-    #[expect(clippy::disallowed_methods, reason = "no secret: what is opened to others here is to be refused")]
-    fn what_is_not_ours_alone_is_refused() {
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "no secret: tests that directories open to others are rejected"
+    )]
+    fn directories_that_others_can_access_are_rejected() {
         let parent = tempfile::tempdir().unwrap();
         let path = |name: &str| parent.path().join(name);
         let dir = PrivateDir::make(&path("own")).unwrap();
@@ -101,7 +113,7 @@ mod tests {
     }
 
     #[test]
-    fn no_link_is_followed() {
+    fn links_are_not_followed() {
         let parent = tempfile::tempdir().unwrap();
         let precious = parent.path().join("precious");
         fs::write(&precious, "precious").unwrap();
@@ -119,13 +131,13 @@ mod tests {
             fs::remove_file(&name).unwrap();
         }
         nix::unistd::mkfifo(&name, Mode::from_bits_truncate(0o600)).unwrap();
-        assert!(dir.read("note").is_err(), "one does not wait for a writer");
-        let left: Vec<_> = fs::read_dir(dir.path()).unwrap().collect();
-        assert_eq!(left.len(), 1, "{left:?}");
+        assert!(dir.read("note").is_err(), "a named pipe must not block");
+        let remaining: Vec<_> = fs::read_dir(dir.path()).unwrap().collect();
+        assert_eq!(remaining.len(), 1, "{remaining:?}");
     }
 
     #[test]
-    fn the_directory_that_was_looked_at_is_the_one_that_is_used() {
+    fn operations_use_the_opened_directory() {
         let parent = tempfile::tempdir().unwrap();
         let path = parent.path().join("own");
         let dir = PrivateDir::make(&path).unwrap();

@@ -1,14 +1,14 @@
-//! Which process is meant: a process id alone is used again, and means another process on another host, after a boot, and in another PID
-//! namespace. The wall clock has no part in it.
+//! Identifies processes. A process id alone is not unique: it is reused, and denotes different processes on other hosts, after a reboot,
+//! and in other PID namespaces. The identification does not depend on the wall clock.
 //!
-//! Parts: [`ProcessId`], [`mark`] (whose a supervised process is), [`related`] (children, sessions, pipes).
+//! Parts: [`ProcessId`], [`mark`] (supervisor of a process), [`related`] (children, sessions, pipes).
 //!
-//! Source: proc_pid_stat(5), pid_namespaces(7), random(4). A process that has ended and was not waited for (a zombie) counts as gone.
+//! Source: proc_pid_stat(5), pid_namespaces(7), random(4). A zombie (ended, but not reaped) counts as gone.
 mod mark;
 mod related;
 
-pub use mark::{Left, Mark, SUPERVISOR, left_by};
-pub use related::{behind_pipes_of, children_of, descendants_of, in_sessions_of, is_stopped, session_of};
+pub use mark::{Mark, Orphan, SUPERVISOR, orphans_of};
+pub use related::{children_of, descendants_of, is_stopped, processes_at_pipes_of, processes_in_sessions, session_of};
 
 use nix::sys::signal::{Signal, kill};
 use nix::time::{ClockId, clock_gettime};
@@ -19,23 +19,23 @@ use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
-/// The unit of times in `/proc/<pid>/stat`: USER_HZ, which is 100 on every Linux that Rust runs on.
-const TICKS_A_SECOND: u64 = 100;
-/// From the first PID namespace of a host all its processes are seen (`PROC_PID_INIT_INO` of the kernel).
-const FIRST_NAMESPACE: &str = "pid:[4026531836]";
-/// How long processes may take to end when they are told to, and when they are killed.
-const ENDS: Duration = Duration::from_secs(8);
-const KILL_TAKES: Duration = Duration::from_secs(3);
+/// The unit of times in `/proc/<pid>/stat`: USER_HZ, which is 100 on every Linux platform of Rust.
+const TICKS_PER_SECOND: u64 = 100;
+/// The initial PID namespace, in which all processes of a host are visible (`PROC_PID_INIT_INO` of the kernel).
+const INITIAL_NAMESPACE: &str = "pid:[4026531836]";
+/// How long to wait for processes to end after SIGTERM, and after SIGKILL.
+const TERM_TIMEOUT: Duration = Duration::from_secs(8);
+const KILL_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// A process, and no other one, as files name it.
+/// A unique identification of a process, for files.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct ProcessId {
     pub pid: u32,
-    /// Its name as the host gives it to itself.
+    /// The host name, as the host reports it.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub host: String,
-    /// When it started, in clock ticks since the boot (`starttime` of proc_pid_stat(5)). None of one that had ended already when it was
-    /// looked at.
+    /// Start time in clock ticks since the boot (`starttime` of proc_pid_stat(5)). None if the process had already ended when it was
+    /// identified.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ticks: Option<u64>,
     /// Empty in files of version 0.1.0, as are `ticks`.
@@ -46,7 +46,7 @@ pub struct ProcessId {
     pub pid_namespace: String,
 }
 
-/// Whether a process runs, as far as this process can see.
+/// Whether a process is running, as far as this process can tell.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Presence {
     Runs,
@@ -54,12 +54,12 @@ pub enum Presence {
     Unknown(Unseen),
 }
 
-/// Why it cannot be told whether a process runs.
+/// Why it is unknown whether a process is running.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Unseen {
     OtherHost(String),
     OtherNamespace,
-    /// A process of this id runs; version 0.1.0 has noted the id alone, so it may be another one.
+    /// A process with this id is running; version 0.1.0 recorded only the id, so it may be another process.
     OldRecord,
 }
 
@@ -68,36 +68,36 @@ impl std::fmt::Display for Unseen {
         match self {
             Unseen::OtherHost(host) => write!(f, "it is on {host}"),
             Unseen::OtherNamespace => f.write_str("it is in another PID namespace (a container)"),
-            Unseen::OldRecord => f.write_str("an older pcluster has recorded it, and its process id may be another process's by now"),
+            Unseen::OldRecord => f.write_str("it was recorded by an older pcluster, and its process id may have been reused"),
         }
     }
 }
 
-/// The host, boot and PID namespace of a process that looks at others.
+/// The view of a process on others: its host, boot and PID namespace.
 #[derive(Clone, Debug)]
-struct Here {
+struct ProcView {
     proc: PathBuf,
     host: String,
     boot_id: String,
-    /// Empty where `/proc` is not that of this process's namespace.
+    /// Empty if `/proc` does not belong to this process's namespace.
     pid_namespace: String,
 }
 
-impl Here {
-    fn now() -> Here {
-        static NEVER_CHANGES: OnceLock<Here> = OnceLock::new();
-        let here = NEVER_CHANGES.get_or_init(|| Here::at(Path::new("/proc"), std::process::id()));
-        Here {
+impl ProcView {
+    fn now() -> ProcView {
+        static CACHE: OnceLock<ProcView> = OnceLock::new();
+        let view = CACHE.get_or_init(|| ProcView::at(Path::new("/proc"), std::process::id()));
+        ProcView {
             host: host(),
-            ..here.clone()
+            ..view.clone()
         }
     }
 
-    /// As the process `pid` sees it in a file system like proc(5).
-    fn at(proc: &Path, pid: u32) -> Here {
+    /// The view of the process `pid` through a file system like proc(5).
+    fn at(proc: &Path, pid: u32) -> ProcView {
         let is_ours = fs::read_link(proc.join("self")).is_ok_and(|link| link.as_os_str() == pid.to_string().as_str());
         let namespace = fs::read_link(proc.join("self/ns/pid")).ok().filter(|_| is_ours);
-        Here {
+        ProcView {
             proc: proc.into(),
             host: host(),
             boot_id: read_boot_id(proc).unwrap_or_default(),
@@ -137,8 +137,8 @@ impl Here {
             return Presence::Gone;
         }
         if of.pid_namespace != self.pid_namespace {
-            let sees_all = self.pid_namespace == FIRST_NAMESPACE;
-            return match sees_all && !self.has_namespace(&of.pid_namespace) {
+            let is_initial = self.pid_namespace == INITIAL_NAMESPACE;
+            return match is_initial && !self.has_namespace(&of.pid_namespace) {
                 true => Presence::Gone,
                 false => Presence::Unknown(Unseen::OtherNamespace),
             };
@@ -146,7 +146,7 @@ impl Here {
         gone_unless(of.ticks.is_some() && self.ticks(of.pid) == of.ticks)
     }
 
-    /// Whether a process that is seen from here is in this PID namespace.
+    /// Returns whether a visible process is in this PID namespace.
     fn has_namespace(&self, namespace: &str) -> bool {
         let all = fs::read_dir(&self.proc).into_iter().flatten().flatten();
         all.filter(|entry| entry.file_name().to_str().is_some_and(|name| name.parse::<u32>().is_ok()))
@@ -155,9 +155,9 @@ impl Here {
 }
 
 impl ProcessId {
-    /// A process that this one sees.
+    /// Identifies a process of this host and namespace.
     pub fn of(pid: u32) -> ProcessId {
-        Here::now().process(pid)
+        ProcView::now().process(pid)
     }
 
     /// This process.
@@ -165,7 +165,7 @@ impl ProcessId {
         ProcessId::of(std::process::id())
     }
 
-    /// The supervisor of this process, as it has said it.
+    /// The supervisor of this process, from its mark.
     pub fn supervisor() -> Option<ProcessId> {
         let mark = Mark::of_this_process()?;
         Some(ProcessId {
@@ -174,7 +174,7 @@ impl ProcessId {
         })
     }
 
-    /// Of a host that was asked by a script: its own [`ProcessId::ABOUT`], and the process's line of `/proc/<pid>/stat`.
+    /// Parses the output of a script on another host: that of [`ProcessId::ABOUT`], and the process's line of `/proc/<pid>/stat`.
     pub fn from_script(about: &str, stat: &str) -> Option<ProcessId> {
         let line = |key: &str| about.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(' '));
         Some(ProcessId {
@@ -186,7 +186,7 @@ impl ProcessId {
         })
     }
 
-    /// The same of one that has ended already.
+    /// The same for a process that has already ended.
     pub fn ended_from_script(about: &str, pid: u32) -> ProcessId {
         let stat = format!("{pid} () S 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0");
         ProcessId {
@@ -195,42 +195,42 @@ impl ProcessId {
         }
     }
 
-    /// Commands of the POSIX shell that say which host, boot and PID namespace theirs are, in lines of their own.
+    /// POSIX shell commands that print host, boot and PID namespace, one per line.
     pub const ABOUT: &str = "echo \"node $(uname -n)\"\necho \"boot $(cat /proc/sys/kernel/random/boot_id 2>/dev/null)\"\necho \"pidns $(readlink /proc/self/ns/pid 2>/dev/null)\"\n";
 
     pub fn presence(&self) -> Presence {
-        Here::now().presence(self)
+        ProcView::now().presence(self)
     }
 
-    /// Known to run, and seen from here.
+    /// Returns whether it is known to be running.
     pub fn runs(&self) -> bool {
         self.presence() == Presence::Runs
     }
 
-    /// Known to have ended.
+    /// Returns whether it is known to have ended.
     pub fn is_gone(&self) -> bool {
         self.presence() == Presence::Gone
     }
 
-    /// Whether it is of this host, as that is named.
+    /// Returns whether it is on this host, by name.
     pub fn is_on_this_host(&self) -> bool {
         self.host.is_empty() || self.host == host()
     }
 
-    /// It was started before this host's last boot, or on another host of this name.
+    /// Returns whether it was started before this host's last boot, or on another host of the same name.
     pub fn is_of_another_boot(&self) -> bool {
-        !self.boot_id.is_empty() && self.is_on_this_host() && self.boot_id != Here::now().boot_id
+        !self.boot_id.is_empty() && self.is_on_this_host() && self.boot_id != ProcView::now().boot_id
     }
 
-    /// For how long it has been running.
+    /// How long it has been running.
     pub fn age(&self) -> Option<Duration> {
         let since_boot = Duration::from(clock_gettime(ClockId::CLOCK_BOOTTIME).ok()?);
-        let started = Duration::from_millis(self.ticks?.saturating_mul(1000 / TICKS_A_SECOND));
+        let started = Duration::from_millis(self.ticks?.saturating_mul(1000 / TICKS_PER_SECOND));
         (self.runs()).then(|| since_boot.saturating_sub(started))
     }
 }
 
-/// `process 4242 on login1`; of one whose number is not known, where it is.
+/// `process 4242 on login1`, or only the host if the process id is unknown.
 impl std::fmt::Display for ProcessId {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self.pid {
@@ -240,7 +240,7 @@ impl std::fmt::Display for ProcessId {
     }
 }
 
-/// Unlike that of any other host, and of this host before it was booted; none where the system does not say it.
+/// A unique id of this boot of this host; None if the system does not provide it.
 pub fn boot_id() -> Option<String> {
     read_boot_id(Path::new("/proc"))
 }
@@ -250,12 +250,12 @@ fn read_boot_id(proc: &Path) -> Option<String> {
     Some(text.trim().to_string()).filter(|id| !id.is_empty())
 }
 
-/// Whether there is a process of this id. It may be another one than was meant.
+/// Returns whether a process with this id exists. It may not be the intended one.
 pub fn exists(pid: u32) -> bool {
-    Here::now().ticks(pid).is_some()
+    ProcView::now().ticks(pid).is_some()
 }
 
-/// This host's name, as connection and state files spell it.
+/// This host's name, as written in connection and state files.
 pub fn host() -> String {
     match nix::unistd::gethostname() {
         Ok(name) => name.to_string_lossy().into_owned(),
@@ -263,7 +263,7 @@ pub fn host() -> String {
     }
 }
 
-/// `pid (name) state … starttime(22)`; the name may have spaces and parentheses. None for one that has ended.
+/// `pid (name) state … starttime(22)`; the name may contain spaces and parentheses. None if the process has ended.
 fn start_ticks(stat: &str) -> Option<u64> {
     let (_, after_name) = stat.rsplit_once(')')?;
     let mut fields = after_name.split_ascii_whitespace();
@@ -274,13 +274,13 @@ fn start_ticks(stat: &str) -> Option<u64> {
     fields.nth(22 - 4)?.parse().ok()
 }
 
-/// SIGTERM to the first that runs (a supervisor passes it on), SIGKILL to what does not end. `child`: one of them that this process
-/// has started.
+/// Sends SIGTERM to the first running process (a supervisor forwards it), then SIGKILL to those that do not end. `child`: one of them
+/// that is a child of this process.
 pub fn end(processes: &[ProcessId], child: &mut Option<std::process::Child>) {
-    let mut wait = |patience: Duration| {
-        let deadline = Instant::now() + patience;
+    let mut wait = |timeout: Duration| {
+        let deadline = Instant::now() + timeout;
         loop {
-            // Ours must be waited for, or it stays as a zombie.
+            // Reap our child, or it remains a zombie.
             if let Some(child) = child.as_mut() {
                 let _ = child.try_wait();
             }
@@ -296,20 +296,20 @@ pub fn end(processes: &[ProcessId], child: &mut Option<std::process::Child>) {
     if let Some(own) = processes.iter().find(|own| own.runs()) {
         let _ = kill(Pid::from_raw(own.pid as i32), Signal::SIGTERM);
     }
-    if wait(ENDS) {
+    if wait(TERM_TIMEOUT) {
         return;
     }
     for own in processes.iter().filter(|own| own.runs()) {
         let _ = kill(Pid::from_raw(own.pid as i32), Signal::SIGKILL);
     }
-    wait(KILL_TAKES);
+    wait(KILL_TIMEOUT);
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    /// A file system like proc(5), as the process 4242 sees it.
+    /// A file system like proc(5), as seen by the process 4242.
     struct Proc(tempfile::TempDir);
 
     impl Proc {
@@ -334,77 +334,77 @@ mod tests {
             std::os::unix::fs::symlink(namespace, dir.join("ns/pid")).unwrap();
         }
 
-        fn here(&self) -> Here {
-            Here::at(self.0.path(), 4242)
+        fn view(&self) -> ProcView {
+            ProcView::at(self.0.path(), 4242)
         }
     }
 
     #[test]
-    fn a_process_is_known_by_boot_namespace_and_ticks() {
-        let outside = Proc::new("boot-1", FIRST_NAMESPACE);
-        outside.process(7, 500, FIRST_NAMESPACE);
-        let process = outside.here().process(7);
+    fn a_process_is_identified_by_boot_namespace_and_ticks() {
+        let outside = Proc::new("boot-1", INITIAL_NAMESPACE);
+        outside.process(7, 500, INITIAL_NAMESPACE);
+        let process = outside.view().process(7);
         assert_eq!((process.pid, process.ticks, process.boot_id.as_str()), (7, Some(500), "boot-1"));
-        assert_eq!(outside.here().presence(&process), Presence::Runs);
+        assert_eq!(outside.view().presence(&process), Presence::Runs);
 
-        // The id is used again.
-        outside.process(7, 501, FIRST_NAMESPACE);
-        assert_eq!(outside.here().presence(&process), Presence::Gone);
+        // The id is reused.
+        outside.process(7, 501, INITIAL_NAMESPACE);
+        assert_eq!(outside.view().presence(&process), Presence::Gone);
 
-        // The host was booted.
-        let later = Proc::new("boot-2", FIRST_NAMESPACE);
-        later.process(7, 500, FIRST_NAMESPACE);
-        assert_eq!(later.here().presence(&process), Presence::Gone);
+        // The host was rebooted.
+        let later = Proc::new("boot-2", INITIAL_NAMESPACE);
+        later.process(7, 500, INITIAL_NAMESPACE);
+        assert_eq!(later.view().presence(&process), Presence::Gone);
 
-        // In a container there is another process of this id.
+        // Another process in a container has the same id.
         let container = Proc::new("boot-1", "pid:[7]");
         container.process(7, 500, "pid:[7]");
-        assert_eq!(container.here().presence(&process), Presence::Unknown(Unseen::OtherNamespace));
+        assert_eq!(container.view().presence(&process), Presence::Unknown(Unseen::OtherNamespace));
 
         let elsewhere = ProcessId {
             host: "elsewhere.invalid".into(),
             ..process.clone()
         };
         let unseen = Unseen::OtherHost("elsewhere.invalid".into());
-        assert_eq!(outside.here().presence(&elsewhere), Presence::Unknown(unseen));
+        assert_eq!(outside.view().presence(&elsewhere), Presence::Unknown(unseen));
     }
 
     #[test]
-    fn what_ran_in_a_container_is_gone_with_it_as_seen_from_outside() {
-        let outside = Proc::new("boot-1", FIRST_NAMESPACE);
+    fn processes_of_a_removed_container_are_gone_as_seen_from_outside() {
+        let outside = Proc::new("boot-1", INITIAL_NAMESPACE);
         let container = Proc::new("boot-1", "pid:[7]");
-        let process = container.here().process(4242);
+        let process = container.view().process(4242);
         outside.process(9, 600, "pid:[7]");
-        assert_eq!(outside.here().presence(&process), Presence::Unknown(Unseen::OtherNamespace));
+        assert_eq!(outside.view().presence(&process), Presence::Unknown(Unseen::OtherNamespace));
         outside.process(9, 600, "pid:[8]");
-        assert_eq!(outside.here().presence(&process), Presence::Gone);
-        // From another container that cannot be told.
+        assert_eq!(outside.view().presence(&process), Presence::Gone);
+        // In another container it is unknown.
         let other = Proc::new("boot-1", "pid:[8]");
-        assert_eq!(other.here().presence(&process), Presence::Unknown(Unseen::OtherNamespace));
+        assert_eq!(other.view().presence(&process), Presence::Unknown(Unseen::OtherNamespace));
     }
 
     #[test]
-    fn a_proc_of_another_namespace_says_nothing() {
-        let outside = Proc::new("boot-1", FIRST_NAMESPACE);
-        let process = outside.here().process(4242);
-        let blind = Here::at(outside.0.path(), 1);
+    fn a_proc_of_another_namespace_is_not_used() {
+        let outside = Proc::new("boot-1", INITIAL_NAMESPACE);
+        let process = outside.view().process(4242);
+        let blind = ProcView::at(outside.0.path(), 1);
         assert_eq!(blind.process(4242).ticks, None);
         assert_eq!(blind.presence(&process), Presence::Unknown(Unseen::OtherNamespace));
     }
 
-    /// Version 0.1.0 noted the process id and a time of the wall clock.
+    /// Version 0.1.0 recorded the process id and a time of the wall clock.
     #[test]
-    fn an_old_record_is_gone_with_its_process_id_and_else_unknown() {
-        let outside = Proc::new("boot-1", FIRST_NAMESPACE);
+    fn an_old_record_is_gone_without_its_process_id_and_otherwise_unknown() {
+        let outside = Proc::new("boot-1", INITIAL_NAMESPACE);
         let old: ProcessId = serde_json::from_str(r#"{"pid": 4242, "started": 1700000000.25}"#).unwrap();
-        assert_eq!(outside.here().presence(&old), Presence::Unknown(Unseen::OldRecord));
+        assert_eq!(outside.view().presence(&old), Presence::Unknown(Unseen::OldRecord));
         let gone = ProcessId { pid: 17, ..old };
-        assert_eq!(outside.here().presence(&gone), Presence::Gone);
-        assert_eq!(outside.here().presence(&ProcessId::default()), Presence::Gone);
+        assert_eq!(outside.view().presence(&gone), Presence::Gone);
+        assert_eq!(outside.view().presence(&ProcessId::default()), Presence::Gone);
     }
 
     #[test]
-    fn what_is_written_is_the_same_process_when_it_is_read() {
+    fn process_ids_round_trip() {
         let own = ProcessId::own();
         assert!(own.runs() && !own.is_of_another_boot() && own.age().is_some());
         let read: ProcessId = serde_json::from_value(serde_json::to_value(&own).unwrap()).unwrap();
@@ -419,33 +419,33 @@ mod tests {
     }
 
     #[test]
-    fn a_child_is_gone_when_it_has_ended_even_before_it_is_waited_for() {
+    fn an_ended_child_is_gone_even_before_it_is_reaped() {
         let mut child = std::process::Command::new("sleep").arg("60").spawn().unwrap();
         let process = ProcessId::of(child.id());
         assert!(process.runs());
         child.kill().unwrap();
         let deadline = std::time::Instant::now() + std::time::Duration::from_secs(10);
         while process.runs() {
-            assert!(std::time::Instant::now() < deadline, "a killed process still counts as alive");
+            assert!(std::time::Instant::now() < deadline, "a killed process still counts as running");
             std::thread::sleep(std::time::Duration::from_millis(2));
         }
         child.wait().unwrap();
         assert!(process.is_gone() && !exists(process.pid));
-        // One that had ended already when it was looked at is no process of a later time.
+        // An id created after the end of the process does not match a later process.
         assert!(ProcessId::of(process.pid).is_gone());
     }
 
     #[test]
-    fn another_hosts_process_is_read_from_what_its_shell_says() {
-        let said = std::process::Command::new("sh").args(["-c", ProcessId::ABOUT]).output().unwrap();
+    fn a_process_of_another_host_is_parsed_from_shell_output() {
+        let output = std::process::Command::new("sh").args(["-c", ProcessId::ABOUT]).output().unwrap();
         let stat = fs::read_to_string("/proc/self/stat").unwrap();
-        let read = ProcessId::from_script(&String::from_utf8(said.stdout).unwrap(), &stat).unwrap();
+        let read = ProcessId::from_script(&String::from_utf8(output.stdout).unwrap(), &stat).unwrap();
         assert_eq!(read, ProcessId::own());
-        assert_eq!(ProcessId::from_script("node n\n", &stat), None, "it has no /proc");
+        assert_eq!(ProcessId::from_script("node n\n", &stat), None, "the host has no /proc");
     }
 
     #[test]
-    fn a_name_with_parentheses_does_not_shift_the_fields() {
+    fn parentheses_in_a_name_do_not_shift_the_fields() {
         let stat = "17 (a) S (b) c) S 1 17 17 0 -1 4194560 9 8 7 6 5 4 3 2 20 0 1 0 4242 99 98";
         assert_eq!(start_ticks(stat), Some(4242));
         assert_eq!(start_ticks(&stat.replace(" S 1 ", " Z 1 ")), None);

@@ -70,7 +70,12 @@ impl Limits {
 #[derive(Debug, thiserror::Error)]
 pub enum TransportError {
     #[error("cannot listen on {address}: {why}")]
-    Bind { address: String, why: String },
+    Bind {
+        address: String,
+        why: String,
+        /// What the system said, if it did.
+        kind: Option<std::io::ErrorKind>,
+    },
     #[error("cannot connect to {address}: {why}")]
     Connect { address: String, why: String },
     #[error("the key in the connection file is not a CURVE key (40 characters of Z85): {0}")]
@@ -83,4 +88,18 @@ pub enum TransportError {
     Closed,
     #[error("{0}")]
     Other(String),
+}
+
+impl TransportError {
+    /// Whether it may work later: another program has the port, the network is not up.
+    pub fn is_transient(&self) -> bool {
+        use std::io::ErrorKind::{AddrInUse, AddrNotAvailable, NetworkDown};
+        matches!(
+            self,
+            TransportError::Bind {
+                kind: Some(AddrInUse | AddrNotAvailable | NetworkDown),
+                ..
+            }
+        )
+    }
 }

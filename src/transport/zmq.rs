@@ -208,12 +208,17 @@ impl Socket {
         let endpoint = self.omq.bind(address.as_str()).await.map_err(|e| TransportError::Bind {
             address: address.clone(),
             why: describe(&e),
+            kind: match &e {
+                Error::Io(error) => Some(error.kind()),
+                _ => None,
+            },
         })?;
         self.subscribe().await?;
         let text = endpoint.to_string();
         text.rsplit(':').next().and_then(|p| p.parse().ok()).ok_or(TransportError::Bind {
             address,
             why: format!("no port in {text}"),
+            kind: None,
         })
     }
 

@@ -1,7 +1,7 @@
 //! What a tired person reads when something is wrong: a message, a hint, an exit code.
 use super::support::{Cluster, Home, shared};
 
-/// Fails if a message lacks what makes it of use.
+/// Fails if a message lacks essential parts.
 fn is_helpful(stderr: &str) {
     assert!(stderr.contains("error: "), "{stderr}");
     for word in ["panicked", "RUST_BACKTRACE", "Os {", "Some("] {
@@ -12,12 +12,12 @@ fn is_helpful(stderr: &str) {
 #[track_caller]
 fn refused(home: &Home, arguments: &[&str], code: i32, words: &[&str]) {
     let ended = home.run(arguments).fails(code, words);
-    assert_eq!(ended.stdout, "", "{}", ended.story());
+    assert_eq!(ended.stdout, "", "{}", ended.transcript());
     is_helpful(&ended.stderr);
 }
 
 #[test]
-fn functions_that_are_not_there() {
+fn missing_functions_are_reported() {
     let cluster: &Cluster = shared();
     cluster.file("good.py", "def f(x):\n    return x\n\nvalue = 3\n");
     cluster.file("broken.py", "def f(x)\n    return x\n");
@@ -35,16 +35,20 @@ fn functions_that_are_not_there() {
     ] {
         let ended = cluster.run(&["map", function, "inputs.txt"]);
         let said = format!("{}{}", ended.stdout, ended.stderr);
-        assert!(ended.code == Some(code) || ended.code == Some(2), "{function}: {}", ended.story());
+        assert!(
+            ended.code == Some(code) || ended.code == Some(2),
+            "{function}: {}",
+            ended.transcript()
+        );
         for word in words {
-            assert!(said.contains(word), "{function}: {word} is not said\n{}", ended.story());
+            assert!(said.contains(word), "{function}: {word} is not said\n{}", ended.transcript());
         }
         assert!(!said.contains("panicked"), "{said}");
     }
 }
 
 #[test]
-fn inputs_that_are_not_there_or_not_what_was_said() {
+fn missing_or_malformed_inputs_are_reported() {
     let cluster = shared();
     cluster.file("good.py", "def f(x):\n    return x\n\nvalue = 3\n");
     cluster.file("empty.txt", "\n\n");
@@ -63,7 +67,7 @@ fn inputs_that_are_not_there_or_not_what_was_said() {
 }
 
 #[test]
-fn nothing_bad_was_submitted() {
+fn invalid_commands_submit_nothing() {
     let cluster = shared();
     cluster.file("good.py", "def f(x):\n    return x\n\nvalue = 3\n");
     cluster.file("half.jsonl", "[1]\nnot json\n");
@@ -101,13 +105,13 @@ fn no_cluster_is_running() {
     ] {
         let ended = home.run(arguments).fails(3, &["hint: "]);
         is_helpful(&ended.stderr);
-        assert!(ended.stderr.contains("pcluster start"), "{}", ended.story());
+        assert!(ended.stderr.contains("pcluster start"), "{}", ended.transcript());
     }
     assert_eq!(home.run(&["list"]).code, Some(0));
 }
 
 #[test]
-fn names_that_cannot_be() {
+fn invalid_names_are_rejected() {
     let home = Home::new();
     for name in ["a/b", "..", "", "-x/../y"] {
         let ended = home.run(&["start", "-n", "1", &format!("--profile={name}")]).fails(2, &["profile"]);
@@ -121,24 +125,28 @@ fn names_that_cannot_be() {
 }
 
 #[test]
-fn a_typo_in_the_configuration_has_its_place() {
+fn a_typo_in_the_configuration_has_its_position() {
     let home = Home::new();
     home.file(
         "ipython/profile_default/pcluster.yaml",
-        "controller:\n  ip: 127.0.0.1\n  hearbeat_ms: 500\n",
+        "controller:\n  ip: 127.0.0.1\n  hearbeat_interval_ms: 500\n",
     );
     let ended = home
         .run(&["start", "-n", "1"])
-        .fails(2, &["pcluster.yaml", "hearbeat_ms", "heartbeat_ms"]);
+        .fails(2, &["pcluster.yaml", "hearbeat_interval_ms", "heartbeat_interval_ms"]);
     assert!(
         ended.stderr.contains("line 3") || ended.stderr.contains(":3:3"),
         "{}",
-        ended.story()
+        ended.transcript()
     );
     is_helpful(&ended.stderr);
     home.file("ipython/profile_default/pcluster.yaml", "controller:\n  hwm: three\n");
     let ended = home.run(&["start", "-n", "1"]).fails(2, &["hwm"]);
-    assert!(ended.stderr.contains("line 2") || ended.stderr.contains(":2:"), "{}", ended.story());
+    assert!(
+        ended.stderr.contains("line 2") || ended.stderr.contains(":2:"),
+        "{}",
+        ended.transcript()
+    );
 }
 
 #[test]
@@ -159,7 +167,7 @@ fn a_python_that_is_missing_or_too_old() {
 }
 
 #[test]
-fn maps_and_tasks_that_do_not_exist() {
+fn missing_maps_and_tasks_are_reported() {
     let cluster = shared();
     for arguments in [
         &["results", "999999"][..],

@@ -1,4 +1,4 @@
-//! Launchers of batch systems that cannot be installed here, with stand-ins for their commands (tests/fake_bin): the jobs are real.
+//! Launchers of batch systems that are not installable, with fake commands (tests/fake_bin); the jobs are real processes.
 //! Slurm and Grid Engine themselves are tried by `cargo xtask test`.
 use super::support::{Home, wait_until};
 use std::os::unix::fs::PermissionsExt;
@@ -58,7 +58,7 @@ impl Site {
 
     /// Two engines through a batch system, work on them, and nothing left after.
     fn whole_life(&self, launcher: &str) {
-        self.ok(&format!("start -n 2 --launcher {launcher} --set launcher.poll_ms=200"));
+        self.ok(&format!("start -n 2 --launcher {launcher} --set launcher.poll_interval_ms=200"));
         assert_eq!(self.ok("map math:sqrt --range 1..4").lines().last(), Some("1.7320508075688772"));
         let list = self.ok("list --json");
         assert!(list.contains(launcher), "{list}");
@@ -68,7 +68,7 @@ impl Site {
         wait_until("the jobs have ended", || self.jobs_have_ended().then_some(()));
     }
 
-    /// What is said when there is no such queue.
+    /// The error for a missing queue.
     fn wrong_queue(&self, launcher: &str, said: &str) {
         let (code, _, stderr) = self.run(&format!("start -n 2 --launcher {launcher} --queue nope"));
         assert_ne!(code, Some(0));
@@ -99,7 +99,7 @@ fn a_cluster_lives_on_htcondor() {
 }
 
 #[test]
-fn a_script_is_shown_and_nothing_is_submitted() {
+fn script_prints_and_submits_nothing() {
     let site = Site::new(&["bsub"]);
     let script = site.ok("script -n 15 --launcher lsf --queue long --walltime 90m");
     assert!(
@@ -108,7 +108,7 @@ fn a_script_is_shown_and_nothing_is_submitted() {
     );
     assert!(script.contains("#BSUB -W 1:30\n#BSUB -q long\n"), "{script}");
     let (code, _, stderr) = site.run("script --launcher local");
-    assert_eq!((code, stderr.contains("submits no script")), (Some(2), true), "{stderr}");
+    assert_eq!((code, stderr.contains("does not submit scripts")), (Some(2), true), "{stderr}");
     let (code, _, stderr) = site.run("script --launcher slurm --template nothere.sh");
     assert_eq!((code, stderr.contains("nothere.sh")), (Some(5), true), "{stderr}");
     assert_eq!(std::fs::read_dir(site.home.path().join("jobs")).unwrap().count(), 0);

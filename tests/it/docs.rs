@@ -56,7 +56,7 @@ fn every_message_type_is_in_the_protocol_page() {
 }
 
 #[test]
-fn the_protocol_version_of_the_page_is_that_of_the_code() {
+fn the_page_has_the_current_protocol_version() {
     let protocol = format!("`PROTOCOL_VERSION` (now {})", pcluster::model::PROTOCOL_VERSION);
     assert!(
         read("docs/reference/protocol.md").contains(&protocol),
@@ -65,7 +65,7 @@ fn the_protocol_version_of_the_page_is_that_of_the_code() {
 }
 
 #[test]
-fn nothing_on_the_pages_is_unfinished() {
+fn pages_have_no_unfinished_markers() {
     for page in pages() {
         let text = read(&page);
         for word in ["TODO", "FIXME", "XXX", "To come."] {

@@ -63,21 +63,21 @@ fn lists_are_scattered_and_gathered() {
 }
 
 #[test]
-fn an_error_on_one_engine_is_shown_as_its_own() {
+fn an_error_is_shown_with_its_engine() {
     let cluster: &Cluster = shared();
     cluster.ok(&["push", "divisor=0", "--targets", "0"]);
     cluster.ok(&["push", "divisor=2", "--targets", "1"]);
     let ended = cluster.run(&["exec", "6 / divisor"]);
-    assert_eq!(ended.code, Some(1), "{}", ended.story());
-    assert!(ended.stdout.contains("[1] 3.0"), "{}", ended.story());
+    assert_eq!(ended.code, Some(1), "{}", ended.transcript());
+    assert!(ended.stdout.contains("[1] 3.0"), "{}", ended.transcript());
     let said = format!("{}{}", ended.stdout, ended.stderr);
-    assert!(said.contains("ZeroDivisionError"), "{}", ended.story());
+    assert!(said.contains("ZeroDivisionError"), "{}", ended.transcript());
     cluster.run(&["exec", "no_such_name_at_all"]).fails(1, &[]);
     cluster.run(&["pull", "no_such_name_at_all"]).fails(1, &[]);
 }
 
 #[test]
-fn engines_and_values_that_cannot_be() {
+fn invalid_engines_and_values_are_rejected() {
     let cluster = shared();
     cluster.run(&["exec", "1", "--targets", "9"]).fails(3, &["9"]);
     cluster.run(&["exec", "1", "--targets", "1-"]).fails(2, &["1-"]);
@@ -88,12 +88,12 @@ fn engines_and_values_that_cannot_be() {
     assert!(
         matches!(ended.code, Some(1 | 2)) && format!("{}{}", ended.stdout, ended.stderr).contains("SyntaxError"),
         "{}",
-        ended.story()
+        ended.transcript()
     );
 }
 
 #[test]
-fn a_namespace_outlives_failing_code() {
+fn a_namespace_survives_failing_code() {
     let cluster = shared();
     cluster.ok(&["push", "kept=7"]);
     cluster.run(&["exec", "raise SystemExit(3)"]);
@@ -102,7 +102,7 @@ fn a_namespace_outlives_failing_code() {
 }
 
 #[test]
-fn a_signal_reaches_what_runs_and_nothing_else() {
+fn a_signal_reaches_only_running_tasks() {
     let cluster = Cluster::start(2);
     cluster.ok(&["push", "kept=7"]);
     let begun = cluster.path().join("begun");
@@ -113,11 +113,11 @@ fn a_signal_reaches_what_runs_and_nothing_else() {
     // Engine 0 is idle: an interrupt finds nothing there.
     assert_eq!(cluster.run(&["signal", "INT"]).stderr, "SIGINT to 2 engines\n");
     let ended = running.end().fails(1, &["KeyboardInterrupt"]);
-    assert!(ended.stderr.contains("[1]"), "{}", ended.story());
+    assert!(ended.stderr.contains("[1]"), "{}", ended.transcript());
     // Both have kept their namespaces.
     assert_eq!(cluster.ok(&["pull", "kept"]), "[0] 7\n[1] 7\n");
     cluster
         .run(&["signal", "USR1", "--targets", "0,9"])
-        .fails(3, &["there is no engine 9", "pcluster engines"]);
+        .fails(3, &["no engine 9", "pcluster engines"]);
     cluster.run(&["signal", "HUMBUG"]).fails(2, &["HUMBUG", "kill -l"]);
 }

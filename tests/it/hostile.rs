@@ -1,4 +1,4 @@
-//! Secrets stay secret, and those who have none are served nothing, while everybody else is.
+//! Secrets stay secret; peers without them are not served, and all others are.
 use super::support::{Cluster, Home, PCLUSTER, shared, skip, wait_until};
 use pcluster::transport::{Kind, Security, Socket};
 use pcluster::wire::content::client::{HELLO, Hello};
@@ -136,7 +136,7 @@ fn no_secret_leaves_its_file() {
         }
     }
     assert!(kept == 3 && looked >= 3, "{kept} {looked}");
-    // Nobody else comes near the records either.
+    // The records are private too.
     for folder in [cluster.profile(), security(&cluster)] {
         let mode = folder.metadata().unwrap().permissions().mode() & 0o777;
         assert_eq!(mode, 0o700, "{}", folder.display());
@@ -144,7 +144,7 @@ fn no_secret_leaves_its_file() {
     cluster.ok(&["stop"]);
 }
 
-/// Writes a client file, in a home of its own, from what an engine's file says, with other ports where wanted.
+/// Writes a client file in a separate home, from an engine's file, optionally with other ports.
 fn forged(cluster: &Cluster, change: impl Fn(&mut Value)) -> Home {
     let home = Home::new();
     let mut forged = file(cluster, "client");
@@ -185,7 +185,7 @@ fn an_engines_file_cannot_submit() {
         .collect();
     for attempt in attempts {
         let ended = attempt.end();
-        assert_ne!(ended.code, Some(0), "{}", ended.story());
+        assert_ne!(ended.code, Some(0), "{}", ended.transcript());
     }
     assert_eq!(cluster.json(&["results"])["maps"].as_array().unwrap().len(), 0);
     assert_eq!(cluster.ok(&["map", "math:sqrt", "--range", "4..5"]), "2.0\n");
@@ -211,7 +211,7 @@ fn hello(session: &mut Session) -> (String, Frames) {
 }
 
 #[test]
-fn bad_signatures_end_a_connection_and_replays_are_refused() {
+fn invalid_signatures_end_a_connection_and_replays_are_rejected() {
     let cluster = shared();
     let file = file(cluster, "client");
     let key = file["key"].as_str().unwrap().as_bytes();
@@ -260,7 +260,7 @@ const GREETING_NULL: [u8; 64] = {
 };
 
 #[test]
-fn the_log_says_why_a_peer_without_curve_is_not_served() {
+fn the_log_explains_why_a_peer_without_curve_is_rejected() {
     let cluster = Cluster::start(0);
     let port = u16::try_from(file(&cluster, "client")["registration"].as_u64().unwrap()).unwrap();
     // As libzmq does: the first ten bytes; then it reads the greeting, and closes without the name of its mechanism.
@@ -292,7 +292,7 @@ fn the_log_says_why_a_peer_without_curve_is_not_served() {
     cluster.ok(&["stop"]);
 }
 
-/// Opens connections until told to stop: silent ones, such that speak without encryption, such that claim endless frames, and rubbish.
+/// Opens connections until stopped: silent ones, unencrypted ones, ones that announce endless frames, and ones that send malformed data.
 fn flood(ports: &[u16], stop: &AtomicBool, opened: &AtomicUsize) {
     let mut silent: Vec<TcpStream> = Vec::new();
     let mut round = 0usize;
@@ -340,7 +340,7 @@ fn memory(pid: u32) -> u64 {
 }
 
 #[test]
-fn a_flood_leaves_others_served() {
+fn a_flood_does_not_block_other_clients() {
     let cluster = Cluster::start(2);
     cluster.file("work.py", WORK);
     let ports: Vec<u16> = ["client", "engine"].iter().flat_map(|side| ports(&cluster, side)).collect();
@@ -389,13 +389,13 @@ id -u
     clippy::disallowed_methods,
     reason = "what is opened to all here holds no secret: the way to the profile, and the program"
 )]
-fn another_user_of_the_host_reaches_nothing() {
+fn another_user_of_the_host_has_no_access() {
     if !nix::unistd::geteuid().is_root() {
         skip("only root can act as a second user");
         return;
     }
     let home = Home::new();
-    // The way to the profile is open to all; the profile itself must hold.
+    // The parent directories are accessible to all; the profile itself must be protected.
     for folder in [home.path().to_path_buf(), home.path().join("ipython")] {
         fs::set_permissions(&folder, fs::Permissions::from_mode(0o755)).unwrap();
     }
@@ -433,7 +433,7 @@ fn another_user_of_the_host_reaches_nothing() {
             assert!(!contains(&answer, "READY"), "{side} port {port} let a stranger in");
         }
     }
-    // And pcluster itself, as that user, with the path to the files in hand.
+    // And pcluster itself, as that user, with the paths of the files.
     let outer = cluster.path().to_path_buf();
     let binary = outer.join("pcluster");
     fs::copy(PCLUSTER, &binary).unwrap();

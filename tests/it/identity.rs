@@ -1,4 +1,4 @@
-//! A cluster is known again, and left alone, whatever the clock does and from whichever namespace it is looked at. As root, which may
+//! A cluster is recognised and not changed, whatever the clock does and from any namespace. As root, which may
 //! make such namespaces.
 use super::support::{Cluster, Ended, Home, PCLUSTER, skip};
 use std::fs;
@@ -36,7 +36,7 @@ fn files(directory: &Path) -> Vec<(String, Vec<u8>)> {
 }
 
 #[test]
-fn a_running_cluster_is_found_and_left_alone_from_another_pid_namespace() {
+fn a_running_cluster_is_found_and_not_changed_from_another_pid_namespace() {
     if !may_unshare(&OTHER_PIDS) {
         return;
     }
@@ -46,8 +46,8 @@ fn a_running_cluster_is_found_and_left_alone_from_another_pid_namespace() {
     let listed = in_container(&cluster, "list").ok();
     assert!(listed.contains("running"), "{listed}");
     let cleaned = in_container(&cluster, "clean --force");
-    assert!(cleaned.stderr.contains("nothing to clear away"), "{}", cleaned.stderr);
-    in_container(&cluster, "start -n 1").fails(4, &["is running already"]);
+    assert!(cleaned.stderr.contains("nothing to clean"), "{}", cleaned.stderr);
+    in_container(&cluster, "start -n 1").fails(4, &["is already running"]);
     assert_eq!((files(&security), files(&pid)), before);
     assert_eq!(cluster.ok(&["map", "math:sqrt", "--range", "4..5"]), "2.0\n");
 
@@ -59,24 +59,24 @@ fn a_running_cluster_is_found_and_left_alone_from_another_pid_namespace() {
 }
 
 #[test]
-fn a_cluster_that_cannot_be_seen_and_does_not_answer_is_neither_cleaned_nor_started_again() {
+fn an_invisible_silent_cluster_is_neither_cleaned_nor_restarted() {
     if !may_unshare(&OTHER_PIDS) {
         return;
     }
     let cluster = Cluster::start(1);
-    // Only from outside can it be seen that it is gone, and its engine is not.
-    cluster.kill_controller_for_good();
+    // Only outside the namespace is it visible that the controller is dead and its engine is not.
+    cluster.kill_controller_and_supervisor();
     let state = fs::read(cluster.profile().join("pid/pcluster.json")).unwrap();
     in_container(&cluster, "start -n 1").fails(4, &["PID namespace", "clean --profile default --force"]);
     in_container(&cluster, "stop").fails(4, &["PID namespace"]);
     let cleaned = in_container(&cluster, "clean");
-    assert!(cleaned.stderr.contains("left alone"), "{}", cleaned.stderr);
+    assert!(cleaned.stderr.contains("skipped"), "{}", cleaned.stderr);
     assert_eq!(fs::read(cluster.profile().join("pid/pcluster.json")).unwrap(), state);
     cluster.ok(&["stop"]);
 }
 
 #[test]
-fn a_step_of_the_clock_changes_nothing() {
+fn a_clock_step_changes_nothing() {
     let arguments = ["--mount", "--propagation", "private"];
     if !may_unshare(&arguments) {
         return;
@@ -100,7 +100,7 @@ fn a_step_of_the_clock_changes_nothing() {
     };
     assert!(later("list").ok().contains("running"));
     assert_eq!(later("map math:sqrt --range 4..5").ok(), "2.0\n");
-    later("start -n 1").fails(4, &["is running already"]);
+    later("start -n 1").fails(4, &["is already running"]);
     later("engines add 1").ok();
     assert_eq!(cluster.engine_pids().len(), 2);
     later("stop").ok();

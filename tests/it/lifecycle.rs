@@ -1,4 +1,4 @@
-//! Clusters that start, are looked at, lose processes, and stop.
+//! The lifecycle of clusters: start, inspect, lose processes, stop.
 use super::support::{Cluster, Home, signal, wait_for_exit, wait_until};
 use nix::sys::signal::Signal::{SIGHUP, SIGINT, SIGKILL, SIGTERM};
 use std::os::unix::fs::PermissionsExt;
@@ -6,7 +6,7 @@ use std::os::unix::fs::PermissionsExt;
 const SLEEPY: &str = "import time\n\n\ndef sleepy(x):\n    time.sleep(0.2)\n    return x\n";
 
 #[test]
-fn start_look_around_and_stop() {
+fn start_inspect_and_stop() {
     let cluster = Cluster::start(2);
     let status = cluster.json(&["status"]);
     assert_eq!(status["engines"].as_array().unwrap().len(), 2, "{status:#}");
@@ -23,7 +23,7 @@ fn start_look_around_and_stop() {
         );
     }
 
-    // A second start leaves the first as it is.
+    // A second start does not change the first.
     cluster.start_again(2, &[]).fails(4, &["running", "hint: "]);
     assert_eq!(cluster.controller_pid(), *pids.last().unwrap());
 
@@ -34,7 +34,7 @@ fn start_look_around_and_stop() {
         wait_for_exit(pid);
     }
     assert!(!security.join("ipcontroller-client.json").exists());
-    // The records stay, and say the same.
+    // The records remain unchanged.
     assert_eq!(cluster.json(&["results", "1"]), before);
     cluster.run(&["stop"]).fails(3, &["running", "pcluster start"]);
 
@@ -72,11 +72,11 @@ fn an_engine_that_is_killed_loses_no_task() {
 }
 
 #[test]
-fn a_controller_that_is_killed_is_found_stale_and_goes_on() {
+fn a_killed_controller_is_stale_and_can_be_restarted() {
     let cluster = Cluster::start(1);
     assert_eq!(cluster.ok(&["map", "math:sqrt", "--range", "4..5"]), "2.0\n");
     let engine = cluster.engine_pids()[0];
-    cluster.kill_controller_for_good();
+    cluster.kill_controller_and_supervisor();
     cluster.run(&["status"]).fails(3, &["hint: ", "pcluster start"]);
     // The records can be read meanwhile.
     assert_eq!(cluster.json(&["results"])["maps"].as_array().unwrap().len(), 1);
@@ -86,9 +86,9 @@ fn a_controller_that_is_killed_is_found_stale_and_goes_on() {
     wait_for_exit(engine);
 }
 
-/// Nobody is told that its controller was killed and is there again: not the engines, not `pcluster map`.
+/// Neither the engines nor `pcluster map` notice that the controller was killed and restarted.
 #[test]
-fn a_map_outlives_its_controller() {
+fn a_map_survives_its_controller() {
     let cluster = Cluster::start(2);
     cluster.file("sleepy.py", SLEEPY);
     let running = cluster.spawn(&["map", "sleepy.py:sleepy", "--range", "0..20"]);
@@ -97,7 +97,7 @@ fn a_map_outlives_its_controller() {
         (ended.code == Some(0) && !ended.stdout.is_empty()).then_some(())
     });
     let engines = cluster.engine_pids();
-    cluster.kill_controller_for_good();
+    cluster.kill_controller_and_supervisor();
     cluster.start_again(2, &[]).ok();
     let expected: String = (0..20).map(|n| format!("{n}\n")).collect();
     assert_eq!(running.end().ok(), expected);
@@ -112,9 +112,9 @@ fn a_map_outlives_its_controller() {
 }
 
 #[test]
-fn a_port_that_is_taken_is_named() {
+fn a_port_in_use_is_named() {
     let home = Home::new();
-    // Sixteen ports, of which one is taken.
+    // Sixteen ports, one of them in use.
     let (_taken, first) = (21_000..30_000)
         .step_by(20)
         .find_map(|first| Some((std::net::TcpListener::bind(("127.0.0.1", first + 3)).ok()?, first)))
@@ -133,7 +133,7 @@ fn a_terminated_controller_ends_in_order() {
     wait_for_exit(controller);
     assert!(!cluster.profile().join("security/ipcontroller-client.json").exists());
     let ended = cluster.run(&["stop"]);
-    assert!(ended.code.is_some(), "{}", ended.story());
+    assert!(ended.code.is_some(), "{}", ended.transcript());
     let _ = engine;
 }
 
@@ -163,7 +163,7 @@ fn a_cluster_for_one_map() {
     assert_eq!(ended.ok(), "0.0\n1.0\n1.4142135623730951\n");
     home.run(&["status"]).fails(3, &["no cluster is running"]);
     assert_eq!(home.ok(&["list", "--running", "--json"]).matches("\"profile\"").count(), 0);
-    // Its records are the profile's, where `results` looks.
+    // Its records are those of the profile, which `results` reads.
     assert!(home.ok(&["results", "1"]).contains("ok"), "{said}");
 }
 
@@ -172,7 +172,7 @@ case "$*" in *"pcluster worker"*) exec sleep 600 ;; esac
 exec python3 "$@"
 "#;
 
-/// What is interrupted leaves what was there before: no engine that is counted and does not run, none that runs and is not counted.
+/// An interrupted command restores the previous state: exactly the running engines are counted.
 #[test]
 #[expect(clippy::disallowed_methods, reason = "a program must be executable; it holds no secret")]
 fn an_interrupted_scale_leaves_the_cluster_as_it_was() {
@@ -187,7 +187,7 @@ fn an_interrupted_scale_leaves_the_cluster_as_it_was() {
         let count = || std::fs::read_dir(&logs).unwrap().count();
         let logs_before = count();
         let scaling = cluster.spawn(&["scale", "10", "--python", python.to_str().unwrap()]);
-        // Some of the engines are on their way.
+        // Some of the engines are starting.
         wait_until("a new engine's log", || (count() > logs_before + 2).then_some(()));
         signal(scaling.pid(), kind);
         let ended = scaling.end();
@@ -203,21 +203,54 @@ fn an_interrupted_scale_leaves_the_cluster_as_it_was() {
 }
 
 #[test]
-fn a_damaged_file_of_a_dead_controller_is_written_anew_and_bars_nothing() {
+fn a_damaged_file_of_a_dead_controller_is_rewritten() {
     let cluster = Cluster::start(1);
     assert_eq!(cluster.ok(&["map", "math:sqrt", "--range", "4..5"]), "2.0\n");
     let engine = cluster.engine_pids()[0];
-    cluster.kill_controller_for_good();
+    cluster.kill_controller_and_supervisor();
     let file = cluster.profile().join("security/ipcontroller-client.json");
     let mut bytes = std::fs::read(&file).unwrap();
     bytes[5] = 0;
     std::fs::write(&file, bytes).unwrap();
-    cluster.run(&["status"]).fails(3, &["is not JSON", "pcluster start"]);
+    let running = cluster.run(&["status"]);
+    running.fails(
+        3,
+        &[
+            "is not JSON",
+            "no controller is running; engines still running: 1",
+            "pcluster start",
+        ],
+    );
     assert_eq!(cluster.json(&["results"])["maps"].as_array().unwrap().len(), 1);
     let started = cluster.start_again(1, &[]);
-    assert!(started.stderr.contains("a new one is written"), "{}", started.story());
+    assert!(started.stderr.contains("writing a new one"), "{}", started.transcript());
     started.ok();
     assert_eq!(cluster.engine_pids(), [engine], "it is kept");
     assert_eq!(cluster.ok(&["map", "math:sqrt", "--range", "9..10"]), "3.0\n");
+    cluster.ok(&["stop"]);
+}
+
+#[test]
+fn a_damaged_or_missing_file_of_a_running_controller_is_named_with_what_runs() {
+    let cluster = Cluster::start(1);
+    let controller = cluster.controller_pid().to_string();
+    let file = cluster.profile().join("security/ipcontroller-client.json");
+    let bytes = std::fs::read(&file).unwrap();
+    std::fs::write(&file, "{").unwrap();
+    let runs = format!("a controller is running (process {controller} on");
+    cluster
+        .run(&["status"])
+        .fails(4, &["is not JSON", &runs, "with 1 engine", "pcluster stop"]);
+    std::fs::remove_file(&file).unwrap();
+    cluster.run(&["status"]).fails(4, &["connection file is missing", &runs]);
+    std::fs::write(&file, &bytes).unwrap();
+    std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o600)).unwrap();
+    let state = cluster.profile().join("pid/pcluster.json");
+    let kept = std::fs::read(&state).unwrap();
+    std::fs::write(&state, "{").unwrap();
+    let status = cluster.run(&["status"]);
+    assert_eq!(status.code, Some(0), "{}", status.transcript());
+    assert!(status.stderr.contains("cannot read the cluster's state"), "{}", status.transcript());
+    std::fs::write(&state, kept).unwrap();
     cluster.ok(&["stop"]);
 }

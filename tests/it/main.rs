@@ -1,18 +1,17 @@
 //! Integration tests: one binary, real processes.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test that cannot go on fails")]
+mod architecture;
 mod bad_input;
 mod batch;
 mod docs;
 mod engines_work;
 mod hostile;
-mod house;
 mod identity;
 mod launch;
 mod lifecycle;
 mod map;
 mod outputs;
 mod printed;
-mod readme;
 mod recovery;
 mod results;
 mod retention;

@@ -166,12 +166,12 @@ fn a_command_runs_for_each_input() {
         cluster.ok(&["map", "words.txt", "--", "echo", "<{}>"]),
         "<one>\n<two words>\n<$HOME>\n"
     );
-    // Without braces the input comes last.
+    // Without braces the input is the last argument.
     assert_eq!(cluster.ok(&["map", "--range", "1..3", "--", "echo", "n"]), "n 1\nn 2\n");
 }
 
 #[test]
-fn columns_of_csv_stand_for_numbered_braces() {
+fn csv_columns_replace_numbered_braces() {
     let cluster = cluster();
     cluster.file("columns.csv", "a,b\nc,d\n");
     assert_eq!(cluster.ok(&["map", "columns.csv", "--csv", "--", "echo", "{2}-{1}"]), "b-a\nd-c\n");
@@ -234,16 +234,16 @@ fn reduce_folds_the_values() {
 }
 
 #[test]
-fn reduce_with_a_failed_task_says_what_to_do() {
+fn reduce_with_a_failed_task_suggests_what_to_do() {
     let arguments = ["map", "work.py:picky", "--range", "1..6", "--reduce", "work.py:add"];
     let ended = cluster().run(&arguments).fails(1, &["1 of 5", "resubmit"]);
     assert_eq!(ended.stdout, "");
     let ended = cluster().run(&[&arguments[..], &["--skip-failed"]].concat());
-    assert_eq!(ended.stdout, "12\n", "{}", ended.story());
+    assert_eq!(ended.stdout, "12\n", "{}", ended.transcript());
 }
 
 #[test]
-fn what_json_cannot_hold_is_kept_and_said_so() {
+fn values_that_json_cannot_represent_are_kept_and_reported() {
     let cluster = cluster();
     let values = lines(&cluster.ok(&["map", "--name", "sets", "work.py:a_set", "--range", "5..6"]));
     assert_eq!(values, [json!([5])]);
@@ -295,20 +295,20 @@ fn values_come_back_exactly() {
     std::fs::remove_file(&file).unwrap();
     cluster.ok(&["results", &map, "--pickle", "-o", output]);
     python("import sys, exact; exact.check()");
-    // The fold of `hist` values adds what the function returned, not what JSON makes of it.
+    // The fold of `hist` values adds the returned values, not their JSON rendering.
     let hist = "def hist(n): return {10: 1, 20: 2}\ndef add(a, b): return {k: a.get(k, 0) + b.get(k, 0) for k in (10, 20)}\n";
     std::fs::write(cluster.path().join("hist.py"), hist).unwrap();
     let reduced = cluster.run(&["map", "hist.py:hist", "--range", "0..40", "--reduce", "hist.py:add"]);
     assert_eq!(reduced.stdout, "{\"10\":40,\"20\":80}\n");
     assert!(
-        reduced.stderr.contains("note: the value is more than JSON holds"),
+        reduced.stderr.contains("note: JSON cannot represent the value exactly"),
         "{}",
         reduced.stderr
     );
     // Of a class that only the map's file has.
     let added = cluster.ok(&["map", "exact.py:f", "--range", "9..10", "--reduce", "operator:add"]);
     assert_eq!(added, "{\"x\":1,\"y\":[2]}\n");
-    // And what is left may be had exactly, too.
+    // The reduced value is available exactly, too.
     let print = "import pickle, sys; print(pickle.load(open(sys.argv[1], 'rb')))";
     let reduce = ["--range", "0..3", "--format", "pickle", "-o", output, "--reduce"];
     let reduced = cluster.run(&[&["map", "hist.py:hist"], &reduce[..], &["hist.py:add"]].concat());
@@ -325,14 +325,25 @@ fn values_come_back_exactly() {
 }
 
 #[test]
-fn a_reduction_is_checked_first_and_says_what_failed() {
+fn a_reduction_is_checked_first_and_reports_failures() {
     let cluster = cluster();
     let source = "import time\ndef f(n):\n    open('ran-%d' % n, 'w').close()\n    return n\n\
                   def one(a): return a\ndef picky(a, b):\n    if b == 3: raise ValueError('three')\n    return b\n";
     std::fs::write(cluster.path().join("checked.py"), source).unwrap();
-    let ended = cluster.run(&["map", "checked.py:f", "--range", "0..3", "--reduce", "checked.py:one"]);
+    let map = ["map", "--name", "unreduced", "checked.py:f", "--range", "0..3", "--reduce"];
+    let ended = cluster.run(&[&map[..], &["checked.py:one"]].concat());
     ended.fails(1, &["nothing was run", "two values", "(a)"]);
     assert!(!cluster.path().join("ran-0").exists());
+    let listed = &cluster.json(&["results"])["maps"];
+    let of = |map: &&Value| map["name"] == "unreduced";
+    let map = listed.as_array().unwrap().iter().find(of).unwrap();
+    assert_eq!((&map["state"], &map["aborted"]), (&"failed".into(), &1.into()), "{map}");
+    let task = &cluster.json(&["results", &format!("{}.0", map["map"])])["tasks"][0];
+    let reason = task["error"]["evalue"].as_str().unwrap();
+    assert!(
+        reason.contains("cannot use the function of --reduce") && reason.contains("two values"),
+        "{reason}"
+    );
     let ended = cluster.run(&[
         "map",
         "--name",
@@ -369,13 +380,13 @@ fn a_poisonous_input_fails_alone() {
         .filter(|(_, line)| line.contains("__error__"))
         .map(|(i, _)| i)
         .collect();
-    assert!(failed == [20, 40] || failed == [40], "{}", ended.story());
+    assert!(failed == [20, 40] || failed == [40], "{}", ended.transcript());
     assert_eq!(ended.stdout.lines().count(), 60);
     assert!(ended.stdout.contains("RecursionError") && ended.stdout.contains("the input cannot be decoded"));
 }
 
 #[test]
-fn what_tasks_print_is_kept() {
+fn output_of_tasks_is_kept() {
     let cluster = cluster();
     assert_eq!(
         cluster.ok(&["map", "--name", "speak", "work.py:speak", "--range", "0..2"]),
@@ -415,7 +426,7 @@ fn an_input_of_null_and_a_value_of_null_are_values() {
 }
 
 #[test]
-fn cwd_and_environment_reach_the_task() {
+fn tasks_have_the_given_cwd_and_environment() {
     let values = lines(&cluster().ok(&["map", "work.py:where", "--range", "0..1", "--cwd", "/usr", "--env", "FLAVOUR=mint"]));
     assert_eq!(values, [json!(["/usr", "mint"])]);
     // ... and leave the worker as it was.
@@ -440,7 +451,7 @@ fn a_timeout_ends_a_task() {
 }
 
 #[test]
-fn retries_give_a_task_more_chances() {
+fn failed_tasks_are_retried() {
     let cluster = cluster();
     let marks = cluster.path().join("marks");
     let mark = marks.to_str().unwrap();
@@ -464,7 +475,7 @@ fn a_worker_that_dies_is_a_crash_of_that_task_alone() {
 }
 
 #[test]
-fn detached_maps_are_waited_for() {
+fn wait_waits_for_detached_maps() {
     let cluster = cluster();
     let text = cluster.ok(&["map", "--name", "away", "work.py:double", "--range", "0..5", "--detach"]);
     let number = number_of(cluster, "away").to_string();
@@ -499,7 +510,7 @@ fn ten_thousand_inputs_each_end_once() {
 }
 
 #[test]
-fn ctrl_c_detaches_and_says_how_to_come_back() {
+fn ctrl_c_detaches_and_explains_how_to_return() {
     let cluster = cluster();
     let running = cluster.spawn(&["map", "--name", "interrupted", "work.py:forever", "--range", "0..1"]);
     let number = super::support::wait_until("the map to run", || {
@@ -530,7 +541,7 @@ fn a_second_ctrl_c_cancels() {
             .map(|_| ())
     });
     super::support::signal(running.pid(), nix::sys::signal::Signal::SIGINT);
-    running.wait_to_hear("Ctrl-C again cancels");
+    running.wait_for_stderr("press Ctrl-C again to cancel");
     super::support::signal(running.pid(), nix::sys::signal::Signal::SIGINT);
     running.end().fails(130, &[]);
     let number = number_of(cluster, "interrupted twice").to_string();

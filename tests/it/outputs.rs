@@ -1,4 +1,4 @@
-//! What tasks write and return: every byte of it, or an error that says why not.
+//! The output and values of tasks: every byte, or an error with the reason.
 use super::support::{Cluster, Home, Running, shared, signal, wait_until};
 use nix::sys::signal::Signal::SIGKILL;
 use serde_json::Value;
@@ -26,7 +26,7 @@ def prints(n):
 fn narrow() -> Cluster {
     let home = Home::new();
     home.file("work.py", WORK);
-    Cluster::start_in(home, 2, &["--set", "controller.most_message_mb=2"])
+    Cluster::start_in(home, 2, &["--set", "controller.max_message_mb=2"])
 }
 
 #[test]
@@ -42,7 +42,7 @@ fn the_texts_of_an_error_are_bounded() {
 }
 
 #[test]
-fn an_input_that_exceeds_the_message_limit_is_refused_with_the_limit() {
+fn an_input_above_the_message_limit_is_rejected_with_the_limit() {
     let cluster = narrow();
     let long = "x".repeat(3 << 20);
     cluster.file("long.txt", &format!("short\n{long}\n"));
@@ -52,8 +52,8 @@ fn an_input_that_exceeds_the_message_limit_is_refused_with_the_limit() {
         2,
         &[
             "input 2 of long.txt has 3145732 bytes",
-            "messages of up to 20",
-            "controller.most_message_mb",
+            "accepts at most 20",
+            "controller.max_message_mb",
             "nothing was submitted",
         ],
     );
@@ -64,10 +64,12 @@ fn an_input_that_exceeds_the_message_limit_is_refused_with_the_limit() {
         2,
         &[
             "the input of task 1.20000 has 3145732 bytes",
-            "messages of up to 2097152 bytes",
+            "at most 2097152 bytes",
             "is cancelled",
         ],
     );
+    let map = &cluster.json(&["results"])["maps"][0];
+    assert!(map["aborted"].as_u64() > Some(0), "listed as failed: {map}");
     let open = cluster.json(&["results", "--pending"]);
     assert_eq!(open["tasks"], Value::Array(Vec::new()));
     cluster.ok(&["stop"]);
@@ -97,7 +99,7 @@ fn into_file(cluster: &Cluster, arguments: &str, file: &str) -> Vec<u8> {
 }
 
 #[test]
-fn a_commands_output_is_left_as_it_is_byte_for_byte() {
+fn the_output_of_a_command_is_unchanged_byte_for_byte() {
     let cluster = shared();
     let long = binary(&cluster.path().join("long.bin"), 50_000_000);
     cluster.file("names.txt", "one\ntwo\n");
@@ -124,7 +126,7 @@ fn a_commands_output_is_left_as_it_is_byte_for_byte() {
 }
 
 #[test]
-fn both_streams_of_a_task_are_on_record_and_shown_in_bounds() {
+fn both_streams_of_a_task_are_recorded_and_truncated_for_display() {
     let cluster = shared();
     let long = binary(&cluster.path().join("both.bin"), 3_000_000);
     cluster.file("both.txt", "x\n");
@@ -154,14 +156,14 @@ fn both_streams_of_a_task_are_on_record_and_shown_in_bounds() {
     let json = &json["tasks"][0];
     assert_eq!((&json["stdout"], &json["stdout_size"]), (&Value::Null, &Value::from(9_000_002)));
     assert!(json["stdout_base64"].as_str().unwrap().len() > 1000);
-    cluster.run(&["results", "--stdout"]).fails(2, &["of one task"]);
+    cluster.run(&["results", "--stdout"]).fails(2, &["exactly one task"]);
     cluster
         .run(&["results", &task, "--stdout", "--run", "9"])
         .fails(3, &["no such run"]);
 }
 
 #[test]
-fn what_a_function_prints_is_complete_and_seen_while_it_runs() {
+fn output_of_a_function_is_complete_and_visible_while_it_runs() {
     let cluster = Cluster::start_in(
         {
             let home = Home::new();

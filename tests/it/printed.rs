@@ -1,10 +1,10 @@
-//! What is printed: without a terminal, and on one of 80 columns.
+//! Printed output: without a terminal, and on one of 80 columns.
 use super::support::{Cluster, Home};
 use insta::assert_snapshot;
 
 const WORK: &str = "def halve(n):\n    if n % 2:\n        raise ValueError('%s is odd' % n)\n    return n // 2\n";
 
-/// One cluster's life, as a newcomer sees it without a terminal.
+/// A complete session without a terminal.
 #[test]
 fn a_session_without_a_terminal() {
     let home = Home::new();
@@ -20,10 +20,10 @@ fn a_session_without_a_terminal() {
     0
     {"__error__":{"task":"1.1","state":"error","ename":"ValueError","evalue":"1 is odd"}}
     1
-    task 1.1 failed on 1: ValueError: 1 is odd
+    task 1.1 failed on input 1: ValueError: 1 is odd
     1 of 3 tasks failed
     see them:  pcluster results 1 --failed
-    run them again: pcluster resubmit 1 --failed
+    run them again:  pcluster resubmit 1 --failed
     [exit 1]
     "#);
     assert_snapshot!(home.run(&["results"]).snapshot(), @r#"
@@ -60,17 +60,17 @@ fn a_session_without_a_terminal() {
     assert_snapshot!(home.run(&["resubmit", "1.1"]).snapshot(), @r#"
     $ pcluster resubmit 1.1
     1 task resubmitted
-    wait for them: pcluster wait 1
+    wait for them:  pcluster wait 1
     [exit 0]
     "#);
     assert_snapshot!(home.run(&["wait", "1"]).snapshot(), @r#"
     $ pcluster wait 1
-    map 1: 1 failed of 3 tasks; see them: pcluster results 1 --failed
+    map 1: 1 of 3 tasks failed; see them: pcluster results 1 --failed
     [exit 1]
     "#);
     assert_snapshot!(home.run(&["results", "--pending"]).snapshot(), @r#"
     $ pcluster results --pending
-    no task fits
+    no matching tasks
     [exit 0]
     "#);
     assert_snapshot!(home.run(&["stop"]).snapshot(), @r#"
@@ -80,14 +80,14 @@ fn a_session_without_a_terminal() {
     "#);
     assert_snapshot!(home.run(&["status"]).snapshot(), @r#"
     $ pcluster status
-    error: no cluster is running in profile `default`: there is no [TEMP]/ipython/profile_default/security/ipcontroller-client.json
+    error: no cluster is running in profile `default`: no file [TEMP]/ipython/profile_default/security/ipcontroller-client.json
     hint: start one: pcluster start -n 4
-    hint: or choose another with --profile and --cluster-id; `pcluster list` shows those that run
+    hint: or choose another with --profile and --cluster-id; `pcluster list` shows running clusters
     [exit 3]
     "#);
 }
 
-/// On a terminal of 80 columns no line is longer, and what is only talk stays out of stdout.
+/// On a terminal of 80 columns no line is longer, and status messages do not go to stdout.
 #[test]
 fn tables_fit_a_terminal_of_80_columns() {
     let cluster = Cluster::start_in(Home::new(), 1, &[]);
@@ -126,9 +126,9 @@ fn without_colours(line: &str) -> String {
     text
 }
 
-/// What a task says in an error or in its output does not steer the terminal of who looks at it; data stays as it is.
+/// Errors and output of tasks cannot control the user's terminal; data is unchanged.
 #[test]
-fn control_characters_are_shown_as_escapes_and_data_is_not_changed() {
+fn control_characters_are_escaped_and_data_is_unchanged() {
     let cluster = Cluster::start(1);
     cluster.file(
         "steer.py",

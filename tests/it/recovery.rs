@@ -1,4 +1,4 @@
-//! What is killed comes back, and no task is lost or done twice.
+//! Killed processes are restarted, and no task is lost or done twice.
 use super::support::{Cluster, Home, Running, signal, successor_of, wait_for_exit, wait_until};
 use nix::sys::signal::Signal::{SIGCONT, SIGKILL, SIGSTOP, SIGTERM};
 use nix::sys::signal::kill;
@@ -7,7 +7,7 @@ use serde_json::Value;
 use std::net::TcpListener;
 use std::path::Path;
 
-/// Each writes its input into the ledger when it begins: what was really run is known without asking pcluster.
+/// Each task writes its input into a ledger when it begins: an independent record of what was run.
 const WORK: &str = r#"
 import os, time
 
@@ -115,7 +115,7 @@ fn until_whole(cluster: &Cluster, engines: usize, gone: &[u32]) {
 }
 
 #[test]
-fn a_controller_killed_under_a_map_is_back_at_once_and_no_task_is_run_twice() {
+fn a_controller_killed_during_a_map_is_restarted_and_no_task_runs_twice() {
     let cluster = cluster(2, &[]);
     let running = cluster.spawn(&["map", "work.py:short", "--range", "0..2000"]);
     let engines = cluster.engine_pids();
@@ -123,9 +123,9 @@ fn a_controller_killed_under_a_map_is_back_at_once_and_no_task_is_run_twice() {
     let first = cluster.controller_pid();
     signal(first, SIGKILL);
     until_another_controller(&cluster, first);
-    // Once more, and with what watches it.
+    // Again, together with its supervisor.
     until_begun(&cluster, 800);
-    cluster.kill_controller_for_good();
+    cluster.kill_controller_and_supervisor();
     cluster.start_again(2, &[]).ok();
     assert_eq!(running.end().ok(), squares(2000));
     each_was_run_once(&cluster, "1", 2000);
@@ -136,7 +136,7 @@ fn a_controller_killed_under_a_map_is_back_at_once_and_no_task_is_run_twice() {
 }
 
 #[test]
-fn a_controller_that_comes_back_waits_for_its_ports() {
+fn a_restarted_controller_waits_for_its_ports() {
     let taken = TakenPort::of_a_killed_controller();
     let port = taken.port;
     let (cluster, engines) = taken.gives_it_back(drop);
@@ -145,7 +145,7 @@ fn a_controller_that_comes_back_waits_for_its_ports() {
 }
 
 #[test]
-fn a_controller_that_comes_back_elsewhere_is_found_by_its_engines_and_clients() {
+fn a_controller_restarted_on_other_ports_is_found_by_its_engines_and_clients() {
     let taken = TakenPort::of_a_killed_controller();
     let port = taken.port;
     let mut kept = None;
@@ -172,7 +172,7 @@ impl TakenPort {
         let map = cluster.spawn(&["map", "work.py:held", "--range", "0..1"]);
         until_begun(&cluster, 1);
         let (engines, port) = (cluster.engine_pids(), control_port(&cluster));
-        cluster.kill_controller_for_good();
+        cluster.kill_controller_and_supervisor();
         let held = wait_until("the port to be free", || TcpListener::bind(("127.0.0.1", port)).ok());
         TakenPort {
             cluster,
@@ -240,7 +240,7 @@ fn until_another_controller(cluster: &Cluster, pid: u32) -> u32 {
 }
 
 #[test]
-fn a_killed_supervisor_is_replaced_by_what_it_supervised_and_all_come_back_from_any_kill() {
+fn a_killed_supervisor_is_replaced_by_its_child_and_all_recover_from_any_kill() {
     let cluster = cluster(2, &[]);
     let running = cluster.spawn(&["map", "work.py:short", "--range", "0..1000"]);
     until_begun(&cluster, 50);
@@ -251,7 +251,7 @@ fn a_killed_supervisor_is_replaced_by_what_it_supervised_and_all_come_back_from_
     assert_eq!((cluster.engine_pids(), cluster.controller_pid()), (engines.clone(), controller));
     let listed = cluster.json(&["list"]);
     assert_eq!(listed["clusters"][0]["engines_alive"], 2, "{listed:#}");
-    // The new ones are replaced too, and bring back what is killed.
+    // The new ones are replaced too, and restart killed processes.
     second.iter().for_each(|pid| signal(*pid, SIGKILL));
     let third: Vec<u32> = first
         .iter()
@@ -286,7 +286,7 @@ fn nothing_runs(cluster: &Cluster) {
 }
 
 #[test]
-fn what_ends_in_order_stays_ended_whoever_supervises_it() {
+fn processes_that_exit_in_order_are_not_restarted() {
     let cluster = cluster(3, &[]);
     let first = cluster.supervisors();
     first.iter().for_each(|pid| signal(*pid, SIGKILL));
@@ -296,7 +296,7 @@ fn what_ends_in_order_stays_ended_whoever_supervises_it() {
         second[first.iter().position(|pid| *pid == session).unwrap()]
     };
     let engines: Vec<(u32, u32)> = cluster.engine_pids().into_iter().map(|pid| (pid, supervisor_of(pid))).collect();
-    // An engine that is told to leave takes its new supervisor with it, as it would have taken the first one,
+    // A leaving engine stops its new supervisor, as it would have stopped the first one,
     cluster.ok(&["engines", "remove", "1"]);
     wait_until("two engines", || (cluster.engine_pids().len() == 2).then_some(()));
     let stay = cluster.engine_pids();
@@ -310,7 +310,7 @@ fn what_ends_in_order_stays_ended_whoever_supervises_it() {
     // Also when supervisors are killed while the cluster stops.
     let stop = cluster.spawn(&["stop"]);
     for pid in [stay[1].1, second[0]] {
-        // It may have gone already.
+        // It may have exited already.
         let _ = kill(Pid::from_raw(pid as i32), SIGKILL);
     }
     stop.end().ok();
@@ -324,7 +324,7 @@ fn session_of(pid: u32) -> u32 {
 }
 
 #[test]
-fn engines_are_ended_with_the_cluster_also_without_any_supervisor() {
+fn engines_stop_with_the_cluster_even_without_a_supervisor() {
     let cluster = cluster(2, &[]);
     let engines = cluster.engine_pids();
     // What is stopped starts no other.
@@ -333,7 +333,7 @@ fn engines_are_ended_with_the_cluster_also_without_any_supervisor() {
         signal(*supervisor, SIGKILL);
         wait_for_exit(*supervisor);
     }
-    cluster.kill_controller_for_good();
+    cluster.kill_controller_and_supervisor();
     let stop = cluster.spawn(&["stop"]);
     engines.iter().for_each(|pid| signal(*pid, SIGCONT));
     stop.end().ok();
@@ -342,8 +342,8 @@ fn engines_are_ended_with_the_cluster_also_without_any_supervisor() {
 }
 
 #[test]
-fn a_stopped_engine_comes_back_under_its_id_and_its_result_counts() {
-    let cluster = cluster(2, &["--set", "controller.heartbeat_ms=100"]);
+fn a_suspended_engine_returns_with_its_id_and_its_result_counts() {
+    let cluster = cluster(2, &["--set", "controller.heartbeat_interval_ms=100"]);
     let running = cluster.spawn(&["map", "work.py:held", "--range", "0..2"]);
     until_begun(&cluster, 2);
     let engines = cluster.engine_pids();
@@ -364,8 +364,8 @@ fn a_stopped_engine_comes_back_under_its_id_and_its_result_counts() {
 }
 
 #[test]
-fn after_its_lease_a_stopped_engines_task_is_given_away_and_one_result_is_recorded() {
-    let settings = ["--set", "controller.heartbeat_ms=50", "--set", "controller.lease_ms=400"];
+fn after_its_lease_a_suspended_engines_task_is_reassigned_and_one_result_is_recorded() {
+    let settings = ["--set", "controller.heartbeat_interval_ms=50", "--set", "controller.lease_ms=400"];
     let cluster = cluster(2, &settings);
     let running = cluster.spawn(&["map", "work.py:held", "--range", "0..2"]);
     until_begun(&cluster, 2);
@@ -382,7 +382,7 @@ fn after_its_lease_a_stopped_engines_task_is_given_away_and_one_result_is_record
     let mut runs: Vec<_> = before.iter().map(|task| task["attempts"].as_u64().unwrap()).collect();
     runs.sort_unstable();
     assert_eq!(runs, [1, 2]);
-    // It comes back as a new one, with a result that nobody wants any more.
+    // It returns as a new engine, with an obsolete result.
     signal(engines[0], SIGCONT);
     wait_until("both engines", || (cluster.engine_pids().len() == 2).then_some(()));
     assert_eq!(cluster.ok(&["map", "math:sqrt", "--range", "4..6"]).lines().count(), 2);
@@ -394,8 +394,16 @@ fn after_its_lease_a_stopped_engines_task_is_given_away_and_one_result_is_record
 }
 
 #[test]
-fn a_task_that_does_not_heed_its_cancellation_gets_one_signal_after_the_other() {
-    let cluster = cluster(2, &["--set", "engine.interrupt_ms=400", "--set", "engine.terminate_ms=400"]);
+fn a_task_that_ignores_its_cancellation_gets_increasing_signals() {
+    let cluster = cluster(
+        2,
+        &[
+            "--set",
+            "engine.interrupt_timeout_ms=400",
+            "--set",
+            "engine.terminate_timeout_ms=400",
+        ],
+    );
     let running = cluster.spawn(&["map", "work.py:stubborn", "--range", "0..1"]);
     until_begun(&cluster, 1);
     let other = cluster.spawn(&["map", "work.py:held", "--range", "1..2"]);
@@ -414,7 +422,7 @@ fn a_task_that_does_not_heed_its_cancellation_gets_one_signal_after_the_other() 
         (&"aborted".into(), &"TaskCancelled".into()),
         "{task:#}"
     );
-    // Nothing else has noticed, and the engine takes the next one.
+    // Nothing else is affected, and the engine takes the next task.
     cluster.file("go", "");
     assert_eq!(other.end().ok().lines().count(), 1);
     assert_eq!(cluster.engine_pids(), engines);
@@ -423,14 +431,22 @@ fn a_task_that_does_not_heed_its_cancellation_gets_one_signal_after_the_other() 
 }
 
 #[test]
-fn whatever_a_task_does_to_its_worker_is_reported_with_its_cause_and_hurts_no_other() {
-    let cluster = cluster(2, &["--set", "engine.interrupt_ms=300", "--set", "engine.terminate_ms=300"]);
+fn damage_by_a_task_to_its_worker_is_reported_with_its_cause_and_affects_no_other() {
+    let cluster = cluster(
+        2,
+        &[
+            "--set",
+            "engine.interrupt_timeout_ms=300",
+            "--set",
+            "engine.terminate_timeout_ms=300",
+        ],
+    );
     let engines = cluster.engine_pids();
     cluster.file("how", "exit\nsegfault\nkill\nmemory\nloop\nfine\n");
     let options = ["--mem", "200M", "--timeout", "3", "--max-crashes", "1", "--retries", "0"];
     let ended = cluster.run(&[&["map", "work.py:dies", "how"][..], &options].concat());
-    assert_eq!(ended.code, Some(1), "{}", ended.story());
-    assert!(ended.stdout.contains("\"fine\""), "{}", ended.story());
+    assert_eq!(ended.code, Some(1), "{}", ended.transcript());
+    assert!(ended.stdout.contains("\"fine\""), "{}", ended.transcript());
     let tasks = tasks(&cluster, "1");
     // State, error, how often it was run, words of the error.
     let expected: [(&str, &str, u64, &[&str]); 6] = [
@@ -457,4 +473,42 @@ fn whatever_a_task_does_to_its_worker_is_reported_with_its_cause_and_hurts_no_ot
     let python = ["python3", "-c", "import time; x = b'x' * (300 << 20); time.sleep(60)"];
     cluster.run(&[&hog[..], &python].concat()).fails(1, &["MemoryLimit", "100 MiB"]);
     cluster.ok(&["stop"]);
+}
+
+/// Sixteen ports in a row that are free now.
+fn free_ports() -> std::ops::Range<u16> {
+    let first = 12_000 + u16::try_from(std::process::id() % 500).unwrap() * 32;
+    let mut rows = (0..600).map(|row| first.wrapping_add(row * 16)..first.wrapping_add(row * 16 + 16));
+    let is_free = |port| TcpListener::bind(("127.0.0.1", port)).is_ok();
+    rows.find(|row| row.start > 1024 && row.len() == 16 && row.clone().all(is_free))
+        .unwrap()
+}
+
+#[test]
+fn a_cause_that_passes_never_ends_the_controller_and_status_names_it() {
+    let ports = free_ports();
+    let setting = format!("controller.ports={}-{}", ports.start, ports.end - 1);
+    let cluster = cluster(1, &["--set", &setting]);
+    let (supervisor, controller) = (cluster.supervisors()[0], cluster.controller_pid());
+    signal(supervisor, SIGSTOP);
+    signal(controller, SIGKILL);
+    wait_for_exit(controller);
+    let other = TcpListener::bind(("127.0.0.1", ports.start)).unwrap();
+    signal(supervisor, SIGCONT);
+    wait_until("more failed starts than a lasting cause is given", || {
+        let list = cluster.json(&["list"]);
+        let problem = list["clusters"][0]["problem"].as_str().unwrap_or_default().to_string();
+        (problem.contains("failed starts in a row") && problem.to_lowercase().contains("in use")).then_some(())
+    });
+    cluster
+        .run(&["status"])
+        .fails(4, &["is not running", "n use", "failed starts", "fix the cause"]);
+    drop(other);
+    wait_until("the controller to be back", || {
+        (cluster.run(&["status"]).code == Some(0)).then_some(())
+    });
+    assert_eq!(cluster.ok(&["map", "math:sqrt", "--range", "0..2"]), "0.0\n1.0\n");
+    assert_eq!(cluster.json(&["list"])["clusters"][0]["problem"], Value::Null);
+    cluster.ok(&["stop"]);
+    assert!(!cluster.profile().join("pid/controller.problem").exists());
 }

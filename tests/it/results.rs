@@ -1,4 +1,4 @@
-//! `pcluster results`, `resubmit`, `cancel`, `wait`, `purge`: what is kept of tasks, and what can be done with them afterwards.
+//! `pcluster results`, `resubmit`, `cancel`, `wait`, `purge`: the records of tasks, and operations on them.
 use super::map::{number_of, tasks_of};
 use super::support::{Cluster, shared, wait_until};
 use serde_json::{Value, json};
@@ -40,7 +40,7 @@ fn rows(cluster: &Cluster, arguments: &[&str]) -> Vec<Value> {
 }
 
 #[test]
-fn filters_choose_tasks() {
+fn filters_select_tasks() {
     let cluster = cluster();
     cluster
         .run_reading("0.01\n0.3\n0.02\n", &["map", "--name", "filtered", "later.py:sleeps", "-"])
@@ -77,7 +77,7 @@ fn filters_choose_tasks() {
 }
 
 #[test]
-fn csv_and_json_say_the_same() {
+fn csv_and_json_agree() {
     let cluster = cluster();
     cluster.ok(&["map", "--name", "two forms", "math:sqrt", "--range", "0..3"]);
     let map = number_of(cluster, "two forms").to_string();
@@ -92,7 +92,7 @@ fn csv_and_json_say_the_same() {
 }
 
 #[test]
-fn failed_tasks_are_seen_resubmitted_and_well() {
+fn failed_tasks_are_listed_and_resubmitted() {
     let cluster = cluster();
     cluster
         .run(&["map", "--name", "repair", "later.py:odd_ones_fail", "--range", "0..4"])
@@ -143,7 +143,7 @@ fn waiting_and_running_tasks_are_cancelled() {
 }
 
 #[test]
-fn wait_has_an_end_of_its_own() {
+fn wait_times_out() {
     let cluster = cluster();
     let gate = cluster.path().join("gate");
     cluster
@@ -160,18 +160,18 @@ fn wait_has_an_end_of_its_own() {
 }
 
 #[test]
-fn a_purged_map_is_forgotten() {
+fn a_purged_map_is_deleted() {
     let cluster = cluster();
     cluster.ok(&["map", "--name", "purged", "math:sqrt", "--range", "0..3"]);
     let map = number_of(cluster, "purged").to_string();
-    // Without a terminal to ask at it must be said.
+    // Without a terminal, confirmation must be an option.
     cluster.run(&["purge", &map]).fails(2, &["--yes"]);
     cluster.ok(&["purge", &map, "--yes"]);
     cluster.run(&["results", &map]).fails(3, &[&map]);
 }
 
 #[test]
-fn people_may_read_the_file_with_sqlite() {
+fn the_file_is_readable_with_sqlite() {
     let cluster = cluster();
     cluster.ok(&["map", "--name", "by hand", "math:sqrt", "--range", "9..10"]);
     let map = number_of(cluster, "by hand").to_string();

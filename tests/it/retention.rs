@@ -1,10 +1,10 @@
-//! `controller.keep_days`: what ended long ago goes, and the file gets smaller.
+//! `controller.retention_days`: old records are deleted, and the file shrinks.
 use super::support::{Cluster, Home, wait_until};
 
 #[test]
-fn what_ended_long_ago_is_forgotten_and_what_is_open_is_kept() {
+fn old_finished_maps_are_deleted_and_open_ones_kept() {
     // Less than a second.
-    let cluster = Cluster::start_in(Home::new(), 2, &["--set", "controller.keep_days=0.00001"]);
+    let cluster = Cluster::start_in(Home::new(), 2, &["--set", "controller.retention_days=0.00001"]);
     cluster.file(
         "work.py",
         "import os, time\n\ndef long(x):\n    return 'x' * 1000\n\ndef held(x):\n    while not os.path.exists('go'):\n        time.sleep(0.02)\n    return x\n",
@@ -22,7 +22,7 @@ fn what_ended_long_ago_is_forgotten_and_what_is_open_is_kept() {
     };
     wait_until("the end of the finished map", || (names() == ["held"]).then_some(()));
     let file = cluster.profile().join("pcluster.db");
-    // The log is written back now and then; it is the file that is to be small in the end.
+    // The log is checkpointed from time to time; the file must be small in the end.
     cluster.file("go", "");
     wait_until("the end of the other", || names().is_empty().then_some(()));
     cluster.run(&["stop"]).ok();

@@ -1,8 +1,8 @@
-//! Commands that need no cluster, or only look at one.
+//! Commands that need no cluster, or only inspect one.
 use super::support::{Home, shared};
 
 #[test]
-fn profiles_are_made_listed_and_shown() {
+fn profiles_are_created_listed_and_shown() {
     let home = Home::new();
     home.ok(&["profile", "create", "night"]);
     assert!(home.ok(&["profile", "list"]).contains("night"));
@@ -11,11 +11,11 @@ fn profiles_are_made_listed_and_shown() {
     assert!(text.contains("controller:"), "{text}");
     // What it wrote, it can read; nothing in it differs from the defaults.
     let shown = home.ok(&["profile", "show", "night"]);
-    assert!(shown.contains("heartbeat_ms: 1000"), "{shown}");
+    assert!(shown.contains("heartbeat_interval_ms: 1000"), "{shown}");
     home.run(&["profile", "show", "day"]).fails(3, &["day"]);
     std::fs::write(&config, "controller:\n  hwm: 5\n").unwrap();
     assert!(home.ok(&["profile", "show", "night"]).contains("hwm: 5"));
-    // Made again, it keeps what people wrote.
+    // Creating it again does not overwrite edits.
     home.ok(&["profile", "create", "night"]);
     assert_eq!(std::fs::read_to_string(&config).unwrap(), "controller:\n  hwm: 5\n");
 }
@@ -29,20 +29,20 @@ fn completions_for_every_shell() {
 }
 
 #[test]
-fn doctor_looks_at_python_and_says_what_to_do() {
+fn doctor_checks_python_and_suggests_fixes() {
     let home = Home::new();
     let ended = home.run(&["doctor"]);
-    assert!(matches!(ended.code, Some(0)), "{}", ended.story());
+    assert!(matches!(ended.code, Some(0)), "{}", ended.transcript());
     for word in ["Python", "ipyparallel", "network", "sbatch"] {
         assert!(
             ended.stdout.to_lowercase().contains(&word.to_lowercase()),
             "{word}: {}",
-            ended.story()
+            ended.transcript()
         );
     }
     let ended = home.run(&["doctor", "--python", "/nowhere/python3"]);
-    assert_eq!(ended.code, Some(5), "{}", ended.story());
-    assert!(ended.stdout.contains("/nowhere/python3"), "{}", ended.story());
+    assert_eq!(ended.code, Some(5), "{}", ended.transcript());
+    assert!(ended.stdout.contains("/nowhere/python3"), "{}", ended.transcript());
 }
 
 #[test]

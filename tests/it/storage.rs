@@ -2,8 +2,10 @@
 use super::support::{Cluster, Home, skip, wait_until};
 use std::fs;
 use std::io::Write;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
 
 fn database(home: &Home) -> PathBuf {
     home.profile().join("pcluster.db")
@@ -25,7 +27,7 @@ fn is_left_alone(home: &Home, before: &[u8]) {
 }
 
 #[test]
-fn a_database_that_cannot_be_used_ends_the_start_and_is_left_alone() {
+fn an_unusable_database_fails_the_start_and_is_unchanged() {
     let home = Home::new();
     fs::create_dir_all(home.profile()).unwrap();
     let begins = ["start", "-n", "0"];
@@ -57,7 +59,7 @@ fn a_database_that_cannot_be_used_ends_the_start_and_is_left_alone() {
     with_sqlite_version(&home, 1000);
 }
 
-/// The version stands in the file's head.
+/// The version is in the header of the file.
 fn with_sqlite_version(home: &Home, was: u32) {
     let mut bytes = fs::read(database(home)).unwrap();
     assert_eq!(bytes[60..64], was.to_be_bytes());
@@ -69,7 +71,7 @@ fn with_sqlite_version(home: &Home, was: u32) {
 }
 
 #[test]
-fn a_database_that_another_process_has_locked_is_said_to_be() {
+fn a_database_locked_by_another_process_is_reported() {
     let cluster = Cluster::start(0);
     cluster.ok(&["stop"]);
     // It holds the file until its stdin ends.
@@ -95,7 +97,7 @@ fn a_database_that_another_process_has_locked_is_said_to_be() {
 }
 
 #[test]
-fn of_several_controllers_that_start_at_once_one_serves_and_the_others_say_so() {
+fn of_several_concurrent_controllers_one_serves_and_the_others_report_it() {
     let home = Home::new();
     let mut all: Vec<_> = (0..4).map(|_| home.spawn(&["controller"])).collect();
     let file = home.profile().join("security/ipcontroller-client.json");
@@ -109,7 +111,7 @@ fn of_several_controllers_that_start_at_once_one_serves_and_the_others_say_so() 
     for other in all {
         other.end().fails(4, &["runs already", &format!("pid {serving}"), "pcluster stop"]);
     }
-    // They have not touched what the first one has written.
+    // They have not changed the files of the first one.
     home.ok(&["status"]);
     home.ok(&["stop"]);
     first.end().ok();
@@ -120,7 +122,7 @@ fn of_several_controllers_that_start_at_once_one_serves_and_the_others_say_so() 
 struct SmallDisk(PathBuf);
 
 impl SmallDisk {
-    /// None where this may not be done.
+    /// None without permission.
     fn at(path: &Path, size: &str) -> Option<SmallDisk> {
         fs::create_dir_all(path).unwrap();
         let mounted = nix::unistd::geteuid().is_root()
@@ -131,6 +133,24 @@ impl SmallDisk {
                 .status()
                 .is_ok_and(|status| status.success());
         mounted.then(|| SmallDisk(path.to_path_buf()))
+    }
+
+    /// ext4 in a file beside it.
+    fn ext4_at(path: &Path, size: u64) -> Option<SmallDisk> {
+        fs::create_dir_all(path).unwrap();
+        let image = path.with_extension("ext4");
+        fs::File::create(&image).unwrap().set_len(size).unwrap();
+        let run = |command: &mut Command| command.stderr(Stdio::null()).status().is_ok_and(|status| status.success());
+        let mounted = nix::unistd::geteuid().is_root()
+            && run(Command::new("mkfs.ext4")
+                .args(["-q", "-F", "-m", "0"])
+                .arg(&image)
+                .env("PATH", "/usr/sbin:/sbin:/usr/bin:/bin"))
+            && run(Command::new("mount").args(["-o", "loop"]).arg(&image).arg(path));
+        mounted.then(|| {
+            fs::set_permissions(path, fs::Permissions::from_mode(0o700)).unwrap();
+            SmallDisk(path.to_path_buf())
+        })
     }
 
     /// Nothing more fits on it; to be removed again.
@@ -151,13 +171,13 @@ impl Drop for SmallDisk {
 }
 
 #[test]
-fn on_a_full_disk_all_waits_and_goes_on_when_there_is_room_again() {
+fn a_full_disk_pauses_everything_until_space_is_available() {
     let home = Home::new();
     let Some(disk) = SmallDisk::at(&home.profile(), "64m") else {
         skip("only root can mount a small file system");
         return;
     };
-    // What is wrong can be told, as the log is elsewhere.
+    // The error can be logged, as the log is on another disk.
     fs::create_dir(home.path().join("log")).unwrap();
     std::os::unix::fs::symlink(home.path().join("log"), home.profile().join("log")).unwrap();
     let cluster = Cluster::start_in(home, 2, &[]);
@@ -184,4 +204,62 @@ fn on_a_full_disk_all_waits_and_goes_on_when_there_is_room_again() {
         "assert c.execute('PRAGMA quick_check').fetchall() == [('ok',)]",
     );
     drop(disk);
+}
+
+/// Whether the controller gives no answer: it answers nothing that it cannot record.
+fn is_silent(cluster: &Cluster) -> bool {
+    let mut asking = cluster.spawn(&["status"]);
+    let begun = Instant::now();
+    while begun.elapsed() < Duration::from_secs(10) {
+        if asking.has_ended() {
+            return false;
+        }
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    true
+}
+
+/// Records, log and connection files are on the disk that is full, as they are in a home directory over its quota.
+fn a_full_disk_holds_up_and_loses_nothing(home: Home, disk: SmallDisk) {
+    let cluster = Cluster::start_in(home, 2, &[]);
+    assert_eq!(cluster.ok(&["map", "math:sqrt", "--range", "0..2"]), "0.0\n1.0\n");
+    let ballast = disk.fill();
+    let words = "x".repeat(200);
+    let lines: String = (0..20_000).map(|n| format!("{n} {words}\n")).collect();
+    cluster.file("lines", &lines);
+    let running = cluster.spawn(&["map", "builtins:len", "lines"]);
+    wait_until("the controller to wait for room", || is_silent(&cluster).then_some(()));
+    fs::remove_file(ballast).unwrap();
+    let expected: String = lines.lines().map(|line| format!("{}\n", line.len())).collect();
+    assert!(running.end().ok() == expected, "all values, in order");
+    assert_eq!(cluster.json(&["results"])["maps"][1]["ok"], 20_000);
+    assert_eq!(cluster.engine_pids().len(), 2);
+    cluster.ok(&["stop"]);
+    // What was to be logged meanwhile either found room in the last block, or is counted.
+    let log = fs::read_to_string(cluster.profile().join("log/controller.log")).unwrap();
+    let is_logged = ["the records cannot be written", "lines of the log could not be written"];
+    assert!(is_logged.iter().any(|words| log.contains(words)), "{log}");
+    with_sqlite(
+        &database(&cluster),
+        "assert c.execute('PRAGMA quick_check').fetchall() == [('ok',)]",
+    );
+    drop(disk);
+}
+
+#[test]
+fn a_full_tmpfs_with_records_and_log_holds_up_and_loses_nothing() {
+    let home = Home::new();
+    match SmallDisk::at(&home.profile(), "64m") {
+        Some(disk) => a_full_disk_holds_up_and_loses_nothing(home, disk),
+        None => skip("only root can mount a small file system"),
+    }
+}
+
+#[test]
+fn a_full_ext4_with_records_and_log_holds_up_and_loses_nothing() {
+    let home = Home::new();
+    match SmallDisk::ext4_at(&home.profile(), 64 << 20) {
+        Some(disk) => a_full_disk_holds_up_and_loses_nothing(home, disk),
+        None => skip("only root can mount an ext4 image, where there are mkfs.ext4 and loop devices"),
+    }
 }

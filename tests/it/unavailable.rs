@@ -1,8 +1,8 @@
-//! Engines whose Python does not work: they take no Python tasks, say why, and recover.
+//! Engines whose Python does not work: they take no Python tasks, report why, and recover.
 use super::support::{Cluster, Home, PCLUSTER, Running, wait_until};
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// A Python that fails as a worker while the file `broken` is there.
 const FRAGILE: &str = r#"#!/bin/sh
@@ -26,7 +26,7 @@ fn states(cluster: &Cluster) -> Vec<String> {
 }
 
 #[test]
-fn an_engine_whose_python_fails_takes_no_tasks_says_why_and_recovers() {
+fn an_engine_with_failing_python_takes_no_tasks_reports_why_and_recovers() {
     let cluster = Cluster::start(1);
     let python = fragile_python(&cluster);
     let broken = cluster.file("broken", "");
@@ -68,7 +68,7 @@ fn an_engine_whose_python_fails_takes_no_tasks_says_why_and_recovers() {
 }
 
 #[test]
-fn a_start_whose_engines_have_no_working_python_says_so_and_so_does_a_map_that_waits() {
+fn a_start_without_working_python_reports_it_and_so_does_a_waiting_map() {
     let home = Home::new();
     let python = fragile_python(&home);
     let broken = home.file("broken", "");
@@ -81,14 +81,14 @@ fn a_start_whose_engines_have_no_working_python_says_so_and_so_does_a_map_that_w
         started.stderr
     );
     let map = cluster.spawn(&["map", "math:sqrt", "--range", "0..2"]);
-    map.wait_to_hear("libpython3.so");
+    map.wait_for_stderr("libpython3.so");
     fs::remove_file(broken).unwrap();
     assert_eq!(map.end().ok(), "0.0\n1.0\n");
 }
 
-/// The code of a map that this host cannot store: a limit stands for a full disk.
+/// The code of a map that cannot be stored: a file size limit simulates a full disk.
 #[test]
-fn an_engine_that_cannot_store_code_gives_tasks_back_says_why_and_recovers() {
+fn an_engine_that_cannot_store_code_returns_tasks_reports_why_and_recovers() {
     let cluster = Cluster::start(1);
     let engine_file = cluster.profile().join("security/ipcontroller-engine.json");
     let script = "trap '' XFSZ; ulimit -S -f 4096; exec \"$@\"";
@@ -107,7 +107,7 @@ fn an_engine_that_cannot_store_code_gives_tasks_back_says_why_and_recovers() {
     let many = [&map[..], &["--range", "0..20"]].concat();
     let one = [&map[..], &["--range", "0..1", "--targets", "1"]].concat();
     let done = cluster.run(&many);
-    assert_eq!((done.code, done.stdout.lines().count()), (Some(0), 20), "{}", done.story());
+    assert_eq!((done.code, done.stdout.lines().count()), (Some(0), 20), "{}", done.transcript());
     let tasks = cluster.json(&["results", "1"]);
     let tasks = tasks["tasks"].as_array().unwrap();
     assert!(
@@ -121,7 +121,7 @@ fn an_engine_that_cannot_store_code_gives_tasks_back_says_why_and_recovers() {
     assert!(
         direct.code != Some(0) && direct.stderr.contains("the code of maps cannot be stored"),
         "{}",
-        direct.story()
+        direct.transcript()
     );
     // What needs no code it does all the while.
     assert_eq!(cluster.ok(&["exec", "--targets", "1", "1 + 1"]).trim(), "[1] 2");
@@ -137,9 +137,18 @@ fn an_engine_that_cannot_store_code_gives_tasks_back_says_why_and_recovers() {
     assert!(states(&cluster).iter().all(|state| state == "idle"));
 }
 
+/// Directories with the code of maps.
+fn stored_in(temporary: &Path) -> Vec<PathBuf> {
+    let entries = fs::read_dir(temporary).unwrap();
+    entries
+        .map(|entry| entry.unwrap().path())
+        .filter(|path| path.file_name().unwrap().to_str().unwrap().starts_with("pcluster-code-"))
+        .collect()
+}
+
 /// As cleaners of temporary directories do.
 #[test]
-fn code_that_is_removed_under_an_engine_comes_again() {
+fn code_removed_from_an_engine_is_sent_again() {
     let home = Home::new();
     let temporary = home.path().join("temporary");
     fs::create_dir(&temporary).unwrap();
@@ -151,11 +160,7 @@ fn code_that_is_removed_under_an_engine_comes_again() {
     let function = format!("{}:f", code.display());
     let map = ["map", function.as_str(), "--range", "0..3"];
     assert_eq!(cluster.ok(&map), "0\n2\n4\n");
-    let stored: Vec<PathBuf> = fs::read_dir(&temporary)
-        .unwrap()
-        .map(|entry| entry.unwrap().path())
-        .filter(|path| path.file_name().unwrap().to_str().unwrap().starts_with("pcluster-code-"))
-        .collect();
+    let stored = stored_in(&temporary);
     assert_eq!(stored.len(), 1, "{stored:?}");
     fs::remove_dir_all(&stored[0]).unwrap();
     assert_eq!(cluster.ok(&map), "0\n2\n4\n");

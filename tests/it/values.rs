@@ -42,7 +42,7 @@ fn narrow() -> Cluster {
     let home = Home::new();
     home.file("work.py", WORK);
     home.file("check.py", CHECK);
-    Cluster::start_in(home, 2, &["--set", "controller.most_message_mb=2"])
+    Cluster::start_in(home, 2, &["--set", "controller.max_message_mb=2"])
 }
 
 fn files(cluster: &Cluster) -> Vec<PathBuf> {

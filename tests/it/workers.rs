@@ -1,4 +1,4 @@
-//! Each map has a worker of its own on each engine, and what it started goes with it; the interactive worker stays.
+//! Each map has its own worker on each engine, whose processes end with it; the interactive worker remains.
 use super::support::{Cluster, Home, signal, wait_until};
 use nix::sys::signal::Signal;
 use serde_json::Value;
@@ -28,7 +28,7 @@ fn in_directory(home: &Home, directory: &Path, arguments: &[&str]) -> String {
 }
 
 #[test]
-fn each_map_loads_its_modules_once_and_anew() {
+fn each_map_loads_its_modules_once() {
     let home = Home::new();
     let cluster = Cluster::start_in(home, 1, &[]);
     let place = cluster.path().join("modules");
@@ -90,7 +90,7 @@ def f(way):
 "#;
 
 #[test]
-fn what_maps_and_commands_leave_behind_is_ended_with_them_and_what_a_namespace_has_stays_until_stop() {
+fn leftover_processes_of_maps_and_commands_end_with_them_and_those_of_a_namespace_remain_until_stop() {
     let home = Home::new();
     home.file("leaves.py", LEAVES);
     home.file("ways.txt", "session\nshell\nbare\nfork\ndaemon\n");
@@ -118,7 +118,7 @@ fn what_maps_and_commands_leave_behind_is_ended_with_them_and_what_a_namespace_h
 }
 
 #[test]
-fn one_maps_directory_streams_and_limits_are_not_anothers() {
+fn directory_streams_and_limits_of_maps_are_separate() {
     let home = Home::new();
     let spoil = "import os, sys, resource\n\
                  def f(i):\n\
@@ -151,7 +151,7 @@ fn one_maps_directory_streams_and_limits_are_not_anothers() {
 }
 
 #[test]
-fn an_engine_whose_namespace_is_lost_while_it_is_idle_gets_another_id() {
+fn an_idle_engine_that_loses_its_namespace_gets_another_id() {
     let cluster = Cluster::start(1);
     let ids = || {
         let engines = cluster.json(&["engines"]);
@@ -177,7 +177,7 @@ fn an_engine_whose_namespace_is_lost_while_it_is_idle_gets_another_id() {
 }
 
 #[test]
-fn files_named_like_the_standard_librarys_do_not_keep_python_from_starting() {
+fn files_named_like_standard_library_modules_do_not_prevent_python_from_starting() {
     let home = Home::new();
     let place = home.path().join("shadowed");
     std::fs::create_dir_all(&place).unwrap();

@@ -1,4 +1,4 @@
-"""Real clusters for the tests: a temporary IPython directory, the pcluster binary, and whatever runs there ended after."""
+"""Real clusters for the tests, in a temporary IPython directory. All their processes are ended after the test."""
 import os
 import pathlib
 import subprocess
@@ -9,7 +9,7 @@ import time
 import pytest
 
 REPOSITORY = pathlib.Path(__file__).parents[2]
-# Run for each batch system that could be brought up, by `cargo xtask test`.
+# `cargo xtask test` runs it for each available batch system.
 collect_ignore = [] if os.environ.get("PCLUSTER_TEST_BATCH") else ["test_batch.py"]
 
 
@@ -19,7 +19,7 @@ def pcluster_binary():
 
 
 class Cluster:
-    """What `pcluster start` started in an IPython directory of its own, for this Python's environment."""
+    """A cluster started by `pcluster start` in its own IPython directory, for this Python's environment."""
 
     def __init__(self, *arguments):
         self.folder = pathlib.Path(tempfile.mkdtemp(prefix="pcluster-test-"))
@@ -35,7 +35,7 @@ class Cluster:
         )
         self.environment = {k: v for k, v in os.environ.items() if not k.startswith("PCLUSTER_")}
         self.environment["IPYTHONDIR"] = str(self.ipython_dir)
-        # As in a shell where this environment is activated.
+        # Like in a shell with this environment activated.
         self.environment["VIRTUAL_ENV"] = sys.prefix
         try:
             self.run("start", *arguments)
@@ -44,7 +44,7 @@ class Cluster:
             raise
 
     def run(self, *arguments, timeout=120):
-        """`pcluster …`, expected to succeed; its stdout."""
+        """Runs `pcluster …`, which must succeed; returns its stdout."""
         done = subprocess.run(
             [pcluster_binary(), *arguments],
             env=self.environment,
@@ -61,25 +61,42 @@ class Cluster:
         return done.stdout
 
     def end(self):
-        """Kills what still runs here, and removes it."""
+        """Kills remaining processes and removes the directory."""
         self.guard.stdin.close()
         self.guard.wait(60)
 
 
-def wait_until(what, answer, patience_s=60):
-    """Asks again and again until there is an answer that is true; returns it."""
-    begun = time.monotonic()
+def wait_until(what, answer, timeout_s=60):
+    """Polls until `answer` returns a true value; returns it."""
+    started = time.monotonic()
     while True:
-        answered = answer()
-        if answered:
-            return answered
-        assert time.monotonic() - begun < patience_s, "waited {} s for {}".format(patience_s, what)
+        result = answer()
+        if result:
+            return result
+        assert time.monotonic() - started < timeout_s, "waited {} s for {}".format(timeout_s, what)
         time.sleep(0.02)
+
+
+@pytest.fixture
+def guarded_home():
+    """A home directory; processes that use it are ended after the test."""
+    home = pathlib.Path(tempfile.mkdtemp(prefix="pcluster-test-"))
+    guard = (REPOSITORY / "tests" / "guard.sh").read_text()
+    guard = subprocess.Popen(
+        ["sh", "-c", guard, "guard", str(home)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    yield home
+    guard.stdin.close()
+    guard.wait(60)
 
 
 @pytest.fixture(scope="session", params=["pcluster", "ipengine"])
 def cluster(request):
-    """A cluster of two engines of either kind, shared by the tests."""
+    """A cluster of two engines of each kind, shared by the tests."""
     running = Cluster("-n", "2", "--engine", request.param)
     running.engine_kind = request.param
     yield running
@@ -89,7 +106,7 @@ def cluster(request):
 
 @pytest.fixture(scope="session")
 def client(cluster):
-    """An unmodified ipyparallel client, connected as its users connect it: by the profile's name."""
+    """An unmodified ipyparallel client, connected by the profile's name."""
     ipp = pytest.importorskip("ipyparallel", reason="ipyparallel is not installed in this Python")
     before = os.environ.get("IPYTHONDIR")
     os.environ["IPYTHONDIR"] = str(cluster.ipython_dir)

@@ -1,5 +1,5 @@
-"""Clusters on a real batch system. Which one, and where it was brought up: PCLUSTER_TEST_BATCH=slurm:/its/directory (see ci/batch/).
-Without it none of this is collected."""
+"""Tests of clusters on a real batch system. PCLUSTER_TEST_BATCH=slurm:/its/directory selects the system and its directory (see
+ci/batch/). Without it these tests are not collected."""
 import datetime
 import json
 import os
@@ -8,11 +8,14 @@ import re
 import shutil
 import signal
 import subprocess
-
+import sys
 
 import pytest
 
-from conftest import Cluster, pcluster_binary, wait_until
+from conftest import REPOSITORY, Cluster, pcluster_binary, wait_until
+
+sys.path.insert(0, str(REPOSITORY / "tests"))
+import guide_pages  # noqa: E402
 
 SYSTEM, DIRECTORY = os.environ["PCLUSTER_TEST_BATCH"].split(":", 1)
 FUNCTIONS = '''
@@ -38,12 +41,12 @@ def held(number):
 def job(number):
     return os.environ.get("PCLUSTER_JOB", "")
 '''
-# All that a system of ci/batch/ runs at once.
-PLACES = 16
+# Number of jobs that a system of ci/batch/ can run at the same time.
+SLOTS = 16
 
 
 def environment_of(file):
-    """What the variables are once the file has been sourced."""
+    """The environment after sourcing the file."""
     done = subprocess.run(
         ["bash", "-c", '. "$1" && exec env -0', "bash", file], stdout=subprocess.PIPE, check=True, timeout=60
     )
@@ -51,7 +54,7 @@ def environment_of(file):
     return dict(pairs)
 
 
-def said(*words):
+def output_of(*words):
     done = subprocess.run(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, universal_newlines=True, timeout=60)
     return done.stdout
 
@@ -59,63 +62,63 @@ def said(*words):
 class Slurm:
     launcher = "slurm"
     environment = "env.sh"
-    # Its limits are in whole minutes.
+    # Slurm's time limits are in whole minutes.
     walltime_s = 60
     for_warnings = ()
 
     def queue(self):
-        return said("squeue", "--noheader", "--array", "--format=%i %j %T").splitlines()
+        return output_of("squeue", "--noheader", "--array", "--format=%i %j %T").splitlines()
 
     def submit_a_strangers_job(self, *options):
         words = ["sbatch", "--parsable", "--job-name=stranger", "--output=/dev/null", *options, "--wrap", "sleep 600"]
-        return said(*words).strip()
+        return output_of(*words).strip()
 
     def held(self):
         return ["--set", 'launchers.{}.directives=["{}"]'.format(self.launcher, "-h" if self.launcher == "pbs" else "--hold")]
 
     def hold(self, job, element):
-        said("scontrol", "hold", "{}_{}".format(job, element))
+        output_of("scontrol", "hold", "{}_{}".format(job, element))
 
     def release(self, job, element):
-        said("scontrol", "release", "{}_{}".format(job, element))
+        output_of("scontrol", "release", "{}_{}".format(job, element))
 
     def suspend(self, job, element):
-        said("scontrol", "suspend", "{}_{}".format(job, element))
+        output_of("scontrol", "suspend", "{}_{}".format(job, element))
 
     def resume(self, job, element):
-        said("scontrol", "resume", "{}_{}".format(job, element))
+        output_of("scontrol", "resume", "{}_{}".format(job, element))
 
     def requeue(self, job, element):
-        said("scontrol", "requeue", "{}_{}".format(job, element))
+        output_of("scontrol", "requeue", "{}_{}".format(job, element))
 
     def begin_again(self, job):
-        """Slurm lets what is requeued wait for two minutes, from some moment after it is pending; to be said until it runs. Not at once:
-        within the second in which it ended, its next start is refused (\"Job credential revoked\")."""
-        lines = said("squeue", "--noheader", "--array", "--jobs=" + job, "--format=%i %S %r").splitlines()
+        """Shortens Slurm's delay of two minutes for requeued jobs, which starts some time after the job is pending. Must be repeated until
+        the job runs. Not immediately: a start within the second of its end is rejected (\"Job credential revoked\")."""
+        lines = output_of("squeue", "--noheader", "--array", "--jobs=" + job, "--format=%i %S %r").splitlines()
         for name, begins, reason in (line.split(maxsplit=2) for line in lines):
             if reason == "BeginTime" and begins != "N/A" and begins > (datetime.datetime.now() + datetime.timedelta(seconds=10)).isoformat():
-                said("scontrol", "update", "jobid=" + name, "starttime=now+3")
+                output_of("scontrol", "update", "jobid=" + name, "starttime=now+3")
 
     def cancel(self, job):
-        said("scancel", job)
+        output_of("scancel", job)
 
     def warn(self, job):
-        said("scancel", "--full", "--signal=USR2", job)
+        output_of("scancel", "--full", "--signal=USR2", job)
 
     def take_a_node_away(self):
-        said("scontrol", "update", "nodename=n1", "state=down", "reason=test")
+        output_of("scontrol", "update", "nodename=n1", "state=down", "reason=test")
 
     def bring_it_back(self):
-        said("scontrol", "update", "nodename=n1", "state=resume")
+        output_of("scontrol", "update", "nodename=n1", "state=resume")
 
         def is_back():
-            return said("sinfo", "--noheader", "--nodes=n1", "--format=%t").split()[0] in ("idle", "mix")
+            return output_of("sinfo", "--noheader", "--nodes=n1", "--format=%t").split()[0] in ("idle", "mix")
 
         wait_until("the node to be back", is_back)
 
 
 class Pbs(Slurm):
-    """Torque's commands before Slurm."""
+    """Torque's commands as a front end to Slurm."""
 
     launcher = "pbs"
     environment = "torque-env.sh"
@@ -132,24 +135,24 @@ class Sge:
         return ["--set", 'launchers.sge.directives=["-h"]']
 
     def queue(self):
-        lines = said("qstat", "-u", "*").splitlines()
+        lines = output_of("qstat", "-u", "*").splitlines()
         return [line for line in lines if re.match(r"\s*\d+ ", line)]
 
     def submit_a_strangers_job(self):
-        done = said("qsub", "-terse", "-N", "stranger", "-b", "y", "-o", "/dev/null", "-j", "y", "sleep", "600")
+        done = output_of("qsub", "-terse", "-N", "stranger", "-b", "y", "-o", "/dev/null", "-j", "y", "sleep", "600")
         return done.strip().splitlines()[-1]
 
     def cancel(self, job):
-        said("qdel", job)
+        output_of("qdel", job)
 
     def hold(self, job, element):
-        said("qhold", "{}.{}".format(job, element))
+        output_of("qhold", "{}.{}".format(job, element))
 
     def release(self, job, element):
-        said("qrls", "{}.{}".format(job, element))
+        output_of("qrls", "{}.{}".format(job, element))
 
     def warn(self, job):
-        # SIGUSR2 comes first, and SIGKILL after the queue's notify time, a minute.
+        # SIGUSR2 first, then SIGKILL after the queue's notify time of a minute.
         self.cancel(job)
 
     def link(self, state):
@@ -168,10 +171,10 @@ os.environ.update(environment_of(str(pathlib.Path(DIRECTORY, SITE.environment)))
 
 
 class OnSite(Cluster):
-    """A cluster with engines of the batch system; its function file and its inputs are beside it."""
+    """A cluster with engines of the batch system, with a function file and inputs in its folder."""
 
     def __init__(self, *arguments):
-        fast = ["--set", "launcher.poll_ms=1000"]
+        fast = ["--set", "launcher.poll_interval_ms=1000"]
         super().__init__("--launcher", SITE.launcher, *fast, *arguments)
         self.functions = self.folder / "functions.py"
         self.functions.write_text(FUNCTIONS)
@@ -199,7 +202,7 @@ class OnSite(Cluster):
         return json.loads((self.ipython_dir / "profile_default" / "pid" / "pcluster.json").read_text())
 
     def processes(self):
-        """What runs for this cluster, on whatever host of this machine."""
+        """Processes of this cluster on all simulated hosts of this machine."""
         found = []
         for entry in pathlib.Path("/proc").iterdir():
             try:
@@ -222,7 +225,7 @@ def nothing_is_left(cluster):
 
 @pytest.fixture
 def on_site():
-    """Starts clusters; what a failed test left in the queue is taken away."""
+    """Starts clusters; removes jobs that a failed test leaves in the queue."""
     clusters = []
 
     def start(*arguments):
@@ -240,14 +243,14 @@ def on_site():
     wait_until("the queue to be empty", lambda: not SITE.queue())
 
 
-def refused(on_site_arguments):
-    """What a start says that is to fail, and the folder it failed in."""
+def failed_start(on_site_arguments):
+    """The error of a start that must fail."""
     with pytest.raises(AssertionError) as failure:
         OnSite(*on_site_arguments)
     return str(failure.value)
 
 
-def test_fifteen_engines_map_over_files_and_are_gone_after(on_site):
+def test_fifteen_engines_map_over_files_and_are_stopped(on_site):
     cluster = on_site("-n", "15")
     listed = cluster.listed()
     assert (listed["state"], listed["launcher"], listed["engines_registered"]) == ("running", SITE.launcher, 15)
@@ -269,39 +272,39 @@ def test_fifteen_engines_map_over_files_and_are_gone_after(on_site):
     assert len(jobs) == 1 and re.match(r"\d+", jobs.pop())[0] == re.match(r"\d+", job["id"])[0]
     cluster.run("stop")
     nothing_is_left(cluster)
-    assert cluster.finished() == 45, "its records stay"
+    assert cluster.finished() == 45, "its records are kept"
 
 
-def test_engines_beyond_the_places_are_queued_listed_scaled_and_stopped(on_site):
-    cluster = on_site("-n", str(PLACES + 4), "--wait", str(PLACES))
+def test_engines_beyond_the_slots_are_queued_listed_scaled_and_stopped(on_site):
+    cluster = on_site("-n", str(SLOTS + 4), "--wait", str(SLOTS))
     queued = wait_until("queued engines", lambda: [c for c in [cluster.listed()] if c["engines_queued"] == 4])
-    assert queued[0]["engines_registered"] == PLACES
+    assert queued[0]["engines_registered"] == SLOTS
     if SITE.launcher == "slurm":
         assert "4 queued: Resources" in queued[0]["engines"][0]["states"]
-    # Those that wait go first.
-    said = json.loads(cluster.run("scale", str(PLACES - 6), "--json"))
-    assert (said["cancelled"], len(said["stopping"]), said["left"]) == (4, 6, PLACES - 6)
-    wait_until("six to leave", lambda: len(json.loads(cluster.run("engines", "--json"))["engines"]) == PLACES - 6)
-    wait_until("their jobs to end", lambda: len(SITE.queue()) == PLACES - 6)
-    said = json.loads(cluster.run("scale", str(PLACES - 2), "--json"))
-    assert said == dict(said, added=4, engines=PLACES - 2)
-    # And beyond the places once more, to be stopped while some wait.
+    # Queued engines are removed first.
+    output = json.loads(cluster.run("scale", str(SLOTS - 6), "--json"))
+    assert (output["cancelled"], len(output["stopping"]), output["left"]) == (4, 6, SLOTS - 6)
+    wait_until("six to leave", lambda: len(json.loads(cluster.run("engines", "--json"))["engines"]) == SLOTS - 6)
+    wait_until("their jobs to end", lambda: len(SITE.queue()) == SLOTS - 6)
+    output = json.loads(cluster.run("scale", str(SLOTS - 2), "--json"))
+    assert output == dict(output, added=4, engines=SLOTS - 2)
+    # Exceed the slots again, and stop while some engines are queued.
     cluster.run("engines", "add", "6", "--wait", "none")
     wait_until("queued engines", lambda: cluster.listed()["engines_queued"] > 0)
     cluster.run("stop")
     nothing_is_left(cluster)
 
 
-def test_an_engine_that_is_to_go_finishes_its_task(on_site):
+def test_a_removed_engine_finishes_its_task(on_site):
     cluster = on_site("-n", "2")
     cluster.start_map("held", 2)
     wait_until("both to be busy", lambda: sum(e["state"] == "busy" for e in engines(cluster)) == 2)
-    said = json.loads(cluster.run("engines", "remove", "1", "--json"))
-    assert (len(said["stopping"]), said["busy"], said["left"]) == (1, 1, 1)
+    output = json.loads(cluster.run("engines", "remove", "1", "--json"))
+    assert (len(output["stopping"]), output["busy"], output["left"]) == (1, 1, 1)
     (cluster.folder / "go").touch()
     cluster.run("wait")
     assert [(task["state"], task["attempts"]) for task in cluster.tasks()] == [("ok", 1)] * 2
-    wait_until("it to be gone", lambda: len(engines(cluster)) == 1)
+    wait_until("it to leave", lambda: len(engines(cluster)) == 1)
     cluster.run("stop")
     nothing_is_left(cluster)
 
@@ -326,8 +329,8 @@ def engines(cluster):
     return json.loads(cluster.run("engines", "--json"))["engines"]
 
 
-def test_a_node_that_is_lost_in_the_middle_of_a_map(on_site):
-    cluster = on_site("-n", "15", "--set", "controller.lease_ms=3000", "--set", "controller.heartbeat_ms=500")
+def test_losing_a_node_during_a_map(on_site):
+    cluster = on_site("-n", "15", "--set", "controller.lease_ms=3000", "--set", "controller.heartbeat_interval_ms=500")
     cluster.start_map("slow", 150)
     wait_until("some tasks", lambda: cluster.finished() > 5)
     SITE.take_a_node_away()
@@ -335,7 +338,7 @@ def test_a_node_that_is_lost_in_the_middle_of_a_map(on_site):
         cluster.run("wait")
         tasks = cluster.tasks()
         assert [task["state"] for task in tasks] == ["ok"] * 150
-        assert sorted(task["value"] for task in tasks) == list(range(150)), "each has ended once, with its value"
+        assert sorted(task["value"] for task in tasks) == list(range(150)), "each task ended once, with its value"
         assert len([e for e in engines(cluster) if e["state"] != "silent"]) < 15
     finally:
         SITE.bring_it_back()
@@ -344,12 +347,12 @@ def test_a_node_that_is_lost_in_the_middle_of_a_map(on_site):
 
 
 @pytest.mark.skipif(SITE.walltime_s is None, reason="the same Slurm as without Torque's commands")
-def test_walltime_in_the_middle_of_a_map(on_site):
+def test_walltime_during_a_map(on_site):
     cluster = on_site("-n", "2", "--walltime", "{}s".format(SITE.walltime_s), "--max-walltime-restarts", "3")
     (engine, _) = engines(cluster)
     assert engine["ends"] is not None
     (job,) = jobs(cluster)
-    # It outlives its own end, and that of the controller.
+    # It is restarted after its own end, and after that of the controller.
     state = cluster.state()
     for process in (state["keeper"]["process"], state["controller"]["processes"][0]):
         (child,) = children_of(process["pid"])
@@ -358,11 +361,11 @@ def test_walltime_in_the_middle_of_a_map(on_site):
     cluster.run("wait", timeout=240)
     tasks = cluster.tasks()
     assert [task["state"] for task in tasks] == ["ok"] * len(tasks)
-    # What the engines had not begun when they left is nobody's failure.
-    assert max(task["attempts"] for task in tasks) == 1, "none was cut off"
+    # Returned tasks do not count as attempts.
+    assert max(task["attempts"] for task in tasks) == 1, "no task was interrupted"
     assert "the time of its job is nearly over" in cluster.logs()
     new = jobs(cluster)
-    assert job["name"] not in [job["name"] for job in new], "all of it was replaced"
+    assert job["name"] not in [job["name"] for job in new], "all jobs were replaced"
     assert sum(len(job["elements"]) for job in new) == 2 and all(1 <= job["replaces"] <= 3 for job in new)
     listed = cluster.listed()
     assert (listed["engines_started"], listed["keeper"]["runs"]) == (2, True)
@@ -378,7 +381,7 @@ def test_walltime_in_the_middle_of_a_map(on_site):
 @pytest.mark.skipif(SITE.walltime_s is None, reason="the same Slurm as without Torque's commands")
 def test_walltime_without_restarts(on_site):
     if SITE.launcher == "slurm":
-        pytest.skip("a minute more, for what Grid Engine shows too")
+        pytest.skip("takes another minute, and Grid Engine covers it")
     cluster = on_site("-n", "2", "--walltime", "{}s".format(SITE.walltime_s))
     cluster.start_map("slower", SITE.walltime_s + 10)
     wait_until("both to leave", lambda: not engines(cluster), 120)
@@ -386,13 +389,13 @@ def test_walltime_without_restarts(on_site):
     tasks = cluster.tasks()
     done = sum(task["state"] == "ok" for task in tasks)
     assert 0 < done < len(tasks)
-    # What the engines had not begun is nobody's failure, and others take it up.
+    # Returned tasks do not count as attempts, and other engines run them.
     assert {task["state"] for task in tasks} <= {"ok", "ready"}
     cluster.run("engines", "add", "12", "--walltime", "10m")
     cluster.run("wait")
     tasks = cluster.tasks()
     assert [task["state"] for task in tasks] == ["ok"] * len(tasks)
-    assert max(task["attempts"] for task in tasks) == 1, "none was cut off"
+    assert max(task["attempts"] for task in tasks) == 1, "no task was interrupted"
     cluster.run("stop")
     nothing_is_left(cluster)
 
@@ -404,10 +407,10 @@ def test_a_warning_to_all_processes_of_a_job_ends_no_task(on_site):
     wait_until("both to be busy", lambda: sum(e["state"] == "busy" for e in engines(cluster)) == 2)
     ((job,),) = [launch["jobs"] for launch in cluster.listed()["engines"]]
     SITE.warn(job["id"])
-    # Warned by the script's shell too; and what runs has all the time that is left, but for its stopping and the farewell: on Slurm nearly
-    # the whole ten minutes, on Grid Engine the minute that `-notify` gives.
-    wait_until("both to be leaving", lambda: cluster.logs().count("giving tasks back and leaving") >= 2)
-    given = [float(seconds) for seconds in re.findall(r"what runs has ([0-9.]+) s", cluster.logs())]
+    # The script's shell forwards the warning too. The running task gets the time left minus the time to stop it and to unregister: on
+    # Slurm nearly the whole ten minutes, on Grid Engine the minute of `-notify`.
+    wait_until("both to be leaving", lambda: cluster.logs().count("returning tasks and leaving") >= 2)
+    given = [float(seconds) for seconds in re.findall(r"the running task has ([0-9.]+) s", cluster.logs())]
     assert all(300 < seconds < 600 if SITE.launcher == "slurm" else seconds == 48 for seconds in given), given
     (cluster.folder / "go").touch()
     cluster.run("wait")
@@ -418,22 +421,22 @@ def test_a_warning_to_all_processes_of_a_job_ends_no_task(on_site):
 
 
 @pytest.mark.skipif(SITE.launcher == "pbs", reason="the same Slurm as without Torque's commands")
-def test_held_suspended_and_requeued_jobs_are_shown_and_whole_again(on_site):
-    cluster = on_site("-n", str(PLACES + 1), "--wait", str(PLACES))
+def test_held_suspended_and_requeued_jobs_are_shown_and_recover(on_site):
+    cluster = on_site("-n", str(SLOTS + 1), "--wait", str(SLOTS))
     ((job,),) = [launch["jobs"] for launch in cluster.listed()["engines"]]
 
     def states():
         (job,) = jobs(cluster)
         return dict(job["elements"])
 
-    waiting = wait_until("the one that waits", lambda: [e for e, state in states().items() if state == "queued"])[0]
+    waiting = wait_until("a queued engine", lambda: [e for e, state in states().items() if state == "queued"])[0]
     SITE.hold(job["id"], waiting)
     wait_until("it to be held", lambda: states()[waiting] == "held")
     assert "1 held" in cluster.listed()["engines"][0]["states"]
     SITE.release(job["id"], waiting)
     wait_until("it to be queued", lambda: states()[waiting] == "queued")
     if SITE.launcher == "sge":
-        # It would warn with SIGUSR1 before, as it does before its soft limit: the engine leaves.
+        # It would warn with SIGUSR1 before suspending, like before its soft limit: the engine leaves.
         cluster.run("stop")
         return nothing_is_left(cluster)
     SITE.suspend(job["id"], 1)
@@ -441,52 +444,52 @@ def test_held_suspended_and_requeued_jobs_are_shown_and_whole_again(on_site):
     assert cluster.listed()["engines"][0]["suspended"] == 1
     SITE.resume(job["id"], 1)
     wait_until("it to run again", lambda: states()[1] == "running")
-    # Idle, all of them: what was stopped is heard of again. (The one that waited may run by now, in the place that was free.)
-    wait_until("all to be heard of", lambda: len(up(cluster)) == len(engines(cluster)) >= PLACES)
-    # Room for the one to be requeued: the one that waits would take its place.
-    cluster.run("scale", str(PLACES - 1))
-    place = next(engine for engine in engines(cluster) if engine["state"] == "idle")
-    SITE.requeue(job["id"], int(place["job"].rsplit(".", 1)[1]))
+    # All are idle: the suspended one reports again. (The queued one may be running now, in the free slot.)
+    wait_until("all to report", lambda: len(up(cluster)) == len(engines(cluster)) >= SLOTS)
+    # Free a slot for the requeued one: the queued one would take it.
+    cluster.run("scale", str(SLOTS - 1))
+    idle = next(engine for engine in engines(cluster) if engine["state"] == "idle")
+    SITE.requeue(job["id"], int(idle["job"].rsplit(".", 1)[1]))
 
     def is_back():
         SITE.begin_again(job["id"])
-        there = [engine["uuid"] for engine in up(cluster) if engine["job"] == place["job"]]
-        return there and there != [place["uuid"]] and len(up(cluster)) == PLACES - 1
+        uuids = [engine["uuid"] for engine in up(cluster) if engine["job"] == idle["job"]]
+        return uuids and uuids != [idle["uuid"]] and len(up(cluster)) == SLOTS - 1
 
-    wait_until("the requeued one to be back under its job's number", is_back)
+    wait_until("the requeued engine to register with its job's number", is_back)
     cluster.run("stop")
     nothing_is_left(cluster)
 
 
 @pytest.mark.skipif(SITE.launcher != "slurm", reason="Grid Engine has no such states, and Torque's commands are before the same Slurm")
 def test_a_lost_node_and_preemption_cost_no_engines(on_site):
-    # Neither is requeued by Slurm itself.
+    # Slurm itself requeues neither.
     options = ["--queue", "scavenge", "--max-walltime-restarts", "2", "--set", 'launchers.slurm.directives=["--no-requeue"]']
-    cluster = on_site("-n", str(PLACES), *options)
+    cluster = on_site("-n", str(SLOTS), *options)
     SITE.take_a_node_away()
     try:
         wait_until("new jobs", lambda: [job["replaces"] for job in jobs(cluster)] == [0, 1])
     finally:
         SITE.bring_it_back()
-    wait_until("all engines", lambda: len(up(cluster)) == PLACES)
-    assert "its node was lost" in keeper_log(cluster)
+    wait_until("all engines", lambda: len(up(cluster)) == SLOTS)
+    assert "node failed" in keeper_log(cluster)
     stranger = SITE.submit_a_strangers_job("--partition=batch", "--ntasks=1", "--cpus-per-task=4")
     wait_until("new jobs", lambda: sum(len(job["elements"]) for job in jobs(cluster) if job["replaces"]) == 8, 90)
-    assert "it had to make room" in keeper_log(cluster)
-    assert cluster.listed()["engines_started"] == PLACES
+    assert "preempted" in keeper_log(cluster)
+    assert cluster.listed()["engines_started"] == SLOTS
     SITE.cancel(stranger)
-    wait_until("all engines", lambda: len(up(cluster)) == PLACES)
+    wait_until("all engines", lambda: len(up(cluster)) == SLOTS)
     cluster.run("stop")
     nothing_is_left(cluster)
     assert {"node failed", "preempted", "stopped"} <= {row["state"].split(" (")[0] for row in cluster.listed()["jobs_on_record"]}
 
 
-@pytest.mark.skipif(SITE.launcher != "slurm", reason="Slurm's own way")
-def test_a_preempted_job_that_slurm_requeues_comes_back_as_the_same(on_site):
-    cluster = on_site("-n", str(PLACES), "--queue", "again", "--max-walltime-restarts", "1")
+@pytest.mark.skipif(SITE.launcher != "slurm", reason="specific to Slurm")
+def test_a_preempted_job_that_slurm_requeues_keeps_its_id(on_site):
+    cluster = on_site("-n", str(SLOTS), "--queue", "again", "--max-walltime-restarts", "1")
     (job,) = jobs(cluster)
     stranger = SITE.submit_a_strangers_job("--partition=batch", "--ntasks=1", "--cpus-per-task=4")
-    wait_until("engines to make room", lambda: len(up(cluster)) == PLACES - 4, 90)
+    wait_until("engines to make room", lambda: len(up(cluster)) == SLOTS - 4, 90)
     def waiting():
         return [state for _, state in jobs(cluster)[0]["elements"] if state in ("queued", "requeued")]
 
@@ -495,7 +498,7 @@ def test_a_preempted_job_that_slurm_requeues_comes_back_as_the_same(on_site):
 
     def are_back():
         SITE.begin_again(job["id"])
-        return len(up(cluster)) == PLACES
+        return len(up(cluster)) == SLOTS
 
     wait_until("all engines", are_back)
     assert [(j["id"], j["replaces"]) for j in jobs(cluster)] == [(job["id"], 0)], "nothing was submitted"
@@ -503,22 +506,22 @@ def test_a_preempted_job_that_slurm_requeues_comes_back_as_the_same(on_site):
     nothing_is_left(cluster)
 
 
-def test_a_queue_that_is_not_there(on_site):
-    said = refused(["-n", "2", "--queue", "nope"])
-    assert " ended with 5:" in said and "nope" in said or "artition" in said
-    script = re.search(r"script: (.*\.sh)", said)[1]
-    assert script.startswith("/") and "hint:" in said
+def test_an_unknown_queue(on_site):
+    output = failed_start(["-n", "2", "--queue", "nope"])
+    assert " ended with 5:" in output and "nope" in output or "artition" in output
+    script = re.search(r"script: (.*\.sh)", output)[1]
+    assert script.startswith("/") and "hint:" in output
     assert not SITE.queue()
 
 
 @pytest.mark.skipif(SITE.launcher != "slurm", reason="the same code for all")
-def test_a_submission_without_an_answer_is_found_and_a_sites_banner_is_no_answer(on_site, tmp_path, monkeypatch):
+def test_a_submission_without_an_answer_is_found_and_a_sites_banner_is_ignored(on_site, tmp_path, monkeypatch):
     real, wrapper = shutil.which("sbatch"), tmp_path / "sbatch"
     monkeypatch.setenv("PATH", "{}:{}".format(tmp_path, os.environ["PATH"]))
     for text in ('"{}" "$@" > /dev/null && exec sleep 600', 'echo "Welcome to node 7"; "{}" "$@" && echo "Have fun, 42"'):
         wrapper.write_text("#!/bin/sh\n" + text.format(real) + "\n")
         wrapper.chmod(0o755)
-        cluster = on_site("-n", "1", "--set", "launcher.command_ms=5000")
+        cluster = on_site("-n", "1", "--set", "launcher.command_timeout_ms=5000")
         (job,) = jobs(cluster)
         (line,) = SITE.queue()
         assert line.split()[:2] == ["{}_1".format(job["id"]), job["name"]], "submitted once"
@@ -526,21 +529,21 @@ def test_a_submission_without_an_answer_is_found_and_a_sites_banner_is_no_answer
         nothing_is_left(cluster)
 
 
-def test_a_job_that_dies_at_once_is_found_at_once(on_site):
-    said = refused(["-n", "2", "--set", "launchers.{}.before=[\"echo no such module; exit 3\"]".format(SITE.launcher)])
-    assert "engines ended before they were registered" in said
-    assert "no such module" in said, "the end of its log"
+def test_a_job_that_fails_immediately_is_detected_immediately(on_site):
+    output = failed_start(["-n", "2", "--set", "launchers.{}.before=[\"echo no such module; exit 3\"]".format(SITE.launcher)])
+    assert "engines exited before they registered" in output
+    assert "no such module" in output, "the end of its log"
     wait_until("the queue to be empty", lambda: not SITE.queue())
 
 
 def test_after_a_reboot_of_this_host_stop_ends_our_jobs_and_no_others(on_site):
     stranger = SITE.submit_a_strangers_job()
-    cluster = on_site("-n", str(PLACES + 2), "--wait", "4")
+    cluster = on_site("-n", str(SLOTS + 2), "--wait", "4")
     state = cluster.state()
     (supervisor,) = state["controller"]["processes"]
     file = cluster.ipython_dir / "profile_default" / "security" / "ipcontroller-client.json"
     controller = json.loads(file.read_text())["pcluster"]
-    # What is stopped starts no other supervisor.
+    # A stopped controller starts no other supervisor.
     os.kill(controller["pid"], signal.SIGSTOP)
     for pid in (supervisor["pid"], controller["pid"]):
         os.kill(pid, signal.SIGKILL)
@@ -553,7 +556,7 @@ def test_after_a_reboot_of_this_host_stop_ends_our_jobs_and_no_others(on_site):
     nothing_is_left(cluster)
 
 
-def test_the_controller_may_be_a_job_too(on_site):
+def test_the_controller_may_run_as_a_job(on_site):
     cluster = on_site("-n", "3", "--controller-launcher", SITE.launcher)
     listed = cluster.listed()
     assert listed["state"] == "running" and len(listed["controller_launch"]["jobs"]) == 1
@@ -564,7 +567,7 @@ def test_the_controller_may_be_a_job_too(on_site):
 
 
 
-# What a user's or a site's environment may say to Slurm's commands; each by itself was a way to lose jobs or to ask for others.
+# Variables in a user's or a site's environment for Slurm's commands; each of them caused lost jobs or different requests.
 OVERRIDING = {
     "SBATCH_ARRAY_INX": "1-9",
     "SBATCH_ERROR": "/nowhere/error",
@@ -606,38 +609,38 @@ HIDING = {
 
 
 @pytest.mark.skipif(SITE.launcher == "sge", reason="Grid Engine's commands obey files, not variables")
-def test_the_environment_overrides_nothing_that_was_asked_for(on_site):
+def test_the_environment_does_not_override_requested_options(on_site):
     cluster = on_site("-n", "1")
     site = {"SBATCH_ACCOUNT": "physics", "SBATCH_COMMENT": "x", "SBATCH_EXPORT": "ALL"}
     cluster.environment.update(OVERRIDING, **site)
     requeue = ["--set", 'launchers.slurm.directives=["--requeue"]'] if SITE.launcher == "slurm" else []
     cluster.run("engines", "add", "2", "--queue", "batch", "--walltime", "10m", "--mem", "50M", "--cpus", "1", *requeue)
     (job,) = jobs(cluster)[1:]
-    shown = said("scontrol", "show", "job", "{}_1".format(job["id"]))
+    shown = output_of("scontrol", "show", "job", "{}_1".format(job["id"]))
     fields = dict(word.split("=", 1) for word in shown.split() if "=" in word)
     assert (fields["JobName"], fields["Partition"], fields["TimeLimit"]) == (job["name"], "batch", "00:10:00")
     assert (fields["MinMemoryNode"], fields["Account"]) == ("50M", "physics"), shown
-    assert len(said("squeue", "--noheader", "--array", "--jobs=" + job["id"]).splitlines()) == 2
+    assert len(output_of("squeue", "--noheader", "--array", "--jobs=" + job["id"]).splitlines()) == 2
     assert "/nowhere/" not in shown
     if SITE.launcher == "slurm":
         assert (fields["Requeue"], "gpu" in shown) == ("1", False), shown
     cluster.run("engines", "add", "2", "--wait", "none", "--mem", "50M", *SITE.held())
     cluster.environment.update(HIDING)
-    wait_until("what waits to be seen", lambda: cluster.listed()["engines_queued"] == 2)
+    wait_until("queued engines to be detected", lambda: cluster.listed()["engines_queued"] == 2)
     cluster.run("scale", "2")
     cluster.run("stop")
     nothing_is_left(cluster)
 
 
 @pytest.mark.skipif(SITE.launcher != "sge", reason="Grid Engine's files")
-def test_default_request_files_override_nothing_that_was_asked_for(on_site):
+def test_default_request_files_do_not_override_requested_options(on_site):
     cluster = on_site("-n", "1")
-    asked = ["-N another", "-q short.q", "-l h_rt=55", "-o /nowhere/output", "-j n", "-S /bin/false", "-t 1-9", "-b y", "-now y", "-C XX"]
+    overrides = ["-N another", "-q short.q", "-l h_rt=55", "-o /nowhere/output", "-j n", "-S /bin/false", "-t 1-9", "-b y", "-now y", "-C XX"]
     site = ["-l s_rt=500"]
-    (cluster.folder / ".sge_request").write_text("\n".join(asked + site) + "\n")
+    (cluster.folder / ".sge_request").write_text("\n".join(overrides + site) + "\n")
     cluster.run("engines", "add", "2", "--queue", "all.q", "--walltime", "10m")
     (job,) = jobs(cluster)[1:]
-    shown = said("qstat", "-j", job["id"])
+    shown = output_of("qstat", "-j", job["id"])
     fields = dict(line.split(":", 1) for line in shown.splitlines() if ":" in line)
     fields = {name: value.strip() for name, value in fields.items()}
     assert (fields["job_name"], fields["hard_queue_list"], fields["merge"]) == (job["name"], "all.q", "y")
@@ -647,8 +650,8 @@ def test_default_request_files_override_nothing_that_was_asked_for(on_site):
     defaults.write_text("-s z -q short.q\n")
     try:
         cluster.environment.update(SGE_LONG_QNAMES="3", SGE_SINGLE_LINE="1", LC_ALL="C.UTF-8")
-        cluster.run("engines", "add", str(PLACES), "--wait", "none")
-        wait_until("what waits to be seen", lambda: cluster.listed()["engines_queued"] == 3)
+        cluster.run("engines", "add", str(SLOTS), "--wait", "none")
+        wait_until("queued engines to be detected", lambda: cluster.listed()["engines_queued"] == 3)
         cluster.run("stop")
     finally:
         defaults.unlink()
@@ -665,7 +668,7 @@ def failed_stop(cluster):
 
 
 @pytest.mark.skipif(SITE.launcher == "pbs", reason="the same Slurm as without Torque's commands")
-def test_a_stop_that_leaves_jobs_says_which_and_can_be_repeated(on_site, tmp_path):
+def test_a_stop_that_leaves_jobs_names_them_and_can_be_repeated(on_site, tmp_path):
     cluster = on_site("-n", "1")
     cluster.run("engines", "add", "3", "--wait", "none", *SITE.held())
     (_, job) = jobs(cluster)
@@ -674,9 +677,9 @@ def test_a_stop_that_leaves_jobs_says_which_and_can_be_repeated(on_site, tmp_pat
     wrapper.write_text("#!/bin/sh\nexit 0\n")
     wrapper.chmod(0o755)
     cluster.environment["PATH"] = "{}:{}".format(tmp_path, before)
-    told = failed_stop(cluster)
-    assert re.search(r"jobs of .* still exist", told), told
-    assert re.search(r"job {}, elements 1-3: held".format(job["id"]), told) and "hint:" in told, told
+    message = failed_stop(cluster)
+    assert re.search(r"jobs of .* still exist", message), message
+    assert re.search(r"job {}, elements 1-3: held".format(job["id"]), message) and "hint:" in message, message
     assert SITE.queue()
     cluster.environment["PATH"] = before
     cluster.run("stop")
@@ -684,32 +687,64 @@ def test_a_stop_that_leaves_jobs_says_which_and_can_be_repeated(on_site, tmp_pat
 
 
 @pytest.mark.skipif(SITE.launcher != "slurm", reason="the same code for all")
-def test_a_job_under_another_name_is_reported_and_left_alone(on_site):
+def test_a_renamed_job_is_reported_and_not_cancelled(on_site):
     cluster = on_site("-n", "1")
     (job,) = jobs(cluster)
-    said("scontrol", "update", "JobId=" + job["id"], "JobName=renamed")
+    output_of("scontrol", "update", "JobId=" + job["id"], "JobName=renamed")
     wait_until("it to be reported", lambda: "is named renamed" in json.dumps(cluster.listed()))
-    # Its engine leaves with the controller: what is left to be cancelled is another one, which waits.
+    # Its engine leaves with the controller: use another, queued job to test cancelling.
     cluster.run("engines", "add", "1", "--wait", "none", *SITE.held())
     (_, waiting) = jobs(cluster)
-    said("scontrol", "update", "JobId=" + waiting["id"], "JobName=renamed")
+    output_of("scontrol", "update", "JobId=" + waiting["id"], "JobName=renamed")
     wait_until("both to be reported", lambda: json.dumps(cluster.listed()).count("is named renamed") == 2)
-    told = failed_stop(cluster)
-    assert "job {} is named renamed".format(waiting["id"]) in told and "scancel " + waiting["id"] in told, told
+    message = failed_stop(cluster)
+    assert "job {} is named renamed".format(waiting["id"]) in message and "scancel " + waiting["id"] in message, message
     assert any(line.startswith(waiting["id"]) for line in SITE.queue())
     SITE.cancel(waiting["id"])
     cluster.run("stop")
     nothing_is_left(cluster)
 
 
-def test_setup_lines_run_in_bash_and_one_that_fails_fails_the_start(on_site, tmp_path):
-    said = refused(["-n", "2", "--set", "launchers.{}.before=[\"module load nosuch/1.2\"]".format(SITE.launcher)])
-    assert "a setup line failed (exit code 127), line " in said and ": module load nosuch/1.2" in said, said
+def test_setup_lines_run_in_bash_and_a_failing_one_fails_the_start(on_site, tmp_path):
+    output = failed_start(["-n", "2", "--set", "launchers.{}.before=[\"module load nosuch/1.2\"]".format(SITE.launcher)])
+    assert "a setup line failed (exit code 127), line " in output and ": module load nosuch/1.2" in output, output
     wait_until("the queue to be empty", lambda: not SITE.queue())
-    # As the activation of an environment: relative to the working directory, with `source`.
+    # Like activating an environment: relative to the working directory, with `source`.
     (tmp_path / "env.sh").write_text("false\nexport FROM_SETUP=here\n")
     before = json.dumps(["cd {}".format(tmp_path), "source ./env.sh"])
     cluster = on_site("-n", "1", "--set", "launchers.{}.before={}".format(SITE.launcher, before))
     assert "here" in cluster.run("exec", "import os; print(os.environ['FROM_SETUP'])")
     cluster.run("stop")
     nothing_is_left(cluster)
+
+
+# Replaces conda, which is not installed on test machines: environments are venvs, and `conda activate` sets and prints the same as
+# that of conda 26.7.
+CONDA = """
+conda() {
+    case $1 in
+    create) python3 -m venv --without-pip "$HOME/miniconda3/envs/sim" ;;
+    activate)
+        if [ ! -d "$HOME/miniconda3/envs/$2" ]; then
+            echo "EnvironmentNameNotFound: Could not find conda environment: $2"
+            echo 'You can list all discoverable environments with `conda info --envs`.'
+            return 1
+        fi
+        export CONDA_DEFAULT_ENV=$2 CONDA_PREFIX=$HOME/miniconda3/envs/$2
+        PATH=$CONDA_PREFIX/bin:$PATH ;;
+    esac
+}
+"""
+
+
+@pytest.mark.skipif(SYSTEM != "slurm", reason="the guide is for Slurm")
+def test_the_guide_to_conda_shows_what_its_commands_print(guarded_home):
+    script = guarded_home / "miniconda3" / "etc" / "profile.d" / "conda.sh"
+    script.parent.mkdir(parents=True)
+    script.write_text(CONDA)
+    environment = guide_pages.environment_for(guarded_home, pcluster_binary(), sys.executable)
+    environment.update(environment_of(os.path.join(DIRECTORY, "env.sh")), HOME=str(guarded_home))
+    environment["PATH"] = "{}/bin:{}".format(guarded_home, environment["PATH"])
+    environment["IPYTHONDIR"] = str(guarded_home / "ipython")
+    replaced = guide_pages.names_of_this_machine(guarded_home)
+    guide_pages.run_page("docs/how-to/conda-slurm.md", guide_pages.bash(guarded_home, environment, 240), replaced)

@@ -1,4 +1,4 @@
-"""Large buffers through a real controller: whole, in few copies, and kept once."""
+"""Tests of large buffers through a real controller: intact, with few copies, stored once."""
 import json
 import os
 import pathlib
@@ -16,7 +16,7 @@ SIZE = 64 * MEGABYTE
 
 
 def memory(pid, key):
-    """Bytes."""
+    """A value of /proc/PID/status in bytes."""
     lines = pathlib.Path("/proc/{}/status".format(pid)).read_text().splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(key))
 
@@ -30,7 +30,7 @@ def client_file():
         cluster.end()
 
 
-def test_an_array_reaches_engines_and_comes_back_in_few_copies(client_file):
+def test_arrays_are_transferred_with_few_copies(client_file):
     controller = json.loads(client_file.read_text())["pcluster"]["pid"]
     buffers = client_file.parents[1] / "pcluster.db-buffers"
     with ipp.Client(connection_info=str(client_file)) as client:
@@ -40,21 +40,21 @@ def test_an_array_reaches_engines_and_comes_back_in_few_copies(client_file):
         before = memory(controller, "VmHWM:")
         sent = bytearray(os.urandom(MEGABYTE)) * 64
         one.push({"array": sent}, block=True)
-        # Gathered, decrypted, sealed again: never more than some of these at a time.
+        # Received, decrypted, encrypted again: only a few copies at a time.
         assert memory(controller, "VmHWM:") - before < 5 * SIZE
         both.push({"array": sent}, block=True)
         both.push({"array": sent}, block=True)
         assert memory(controller, "VmHWM:") - before < 9 * SIZE
         assert both.apply_sync(ipp.interactive(lambda: len(array))) == [SIZE, SIZE]  # noqa: F821
         assert one.pull("array", block=True) == sent
-        wait_until("nothing of it to be held when all is done", lambda: memory(controller, "VmRSS:") - before < SIZE // 2)
+        wait_until("the controller to free the memory", lambda: memory(controller, "VmRSS:") - before < SIZE // 2)
     kept = sorted(entry.stat().st_size for entry in buffers.iterdir())
-    # The push, the same from every request that made it; the pull's reply.
+    # The pushed buffer, shared by all requests, and the reply to the pull.
     assert len(kept) == 2 and kept[0] >= SIZE
 
 
 def test_an_engine_on_the_controllers_host_uses_its_files(client_file):
-    """Nothing is sent, received or copied: the worker has the file's pages, and what it writes to them is its own."""
+    """Nothing is sent, received or copied: the worker maps the file copy-on-write."""
     numpy = pytest.importorskip("numpy")
     buffers = client_file.parents[1] / "pcluster.db-buffers"
     with ipp.Client(connection_info=str(client_file)) as client:
@@ -76,7 +76,7 @@ def test_an_engine_on_the_controllers_host_uses_its_files(client_file):
         maps, unaligned = one.apply_sync(ipp.interactive(change))
         assert file.name in maps and unaligned == 0
         assert file.read_bytes() == kept
-        # The request is forgotten, and its file goes: what was pushed stays.
+        # The request and its file are deleted; the pushed value remains.
         client.purge_everything()
         wait_until("the file to be gone", lambda: not file.exists())
         sent[:1000] += 1
@@ -84,13 +84,13 @@ def test_an_engine_on_the_controllers_host_uses_its_files(client_file):
         one.push({"mapped": None}, block=True)
 
 
-def test_an_engine_that_does_not_find_the_files_is_sent_what_is_in_them(client_file):
-    """As on another host: there the directory that the engine's file names is another, or none."""
+def test_an_engine_without_access_to_the_files_receives_their_content(client_file):
+    """Like on another host, where the directory in the engine file is a different one or missing."""
     engine_file = client_file.with_name("ipcontroller-engine.json")
-    told = json.loads(engine_file.read_text())
-    told["pcluster"]["buffers"]["boot_id"] = "another host's"
+    content = json.loads(engine_file.read_text())
+    content["pcluster"]["buffers"]["boot_id"] = "another host's"
     elsewhere = client_file.with_name("elsewhere.json")
-    elsewhere.write_text(json.dumps(told))
+    elsewhere.write_text(json.dumps(content))
     command = [pcluster_binary(), "engine", "--file", str(elsewhere), "--python", sys.executable]
     with ipp.Client(connection_info=str(client_file)) as client:
         client.wait_for_engines(2, timeout=60)
@@ -101,10 +101,10 @@ def test_an_engine_that_does_not_find_the_files_is_sent_what_is_in_them(client_f
             sent = bytearray(os.urandom(MEGABYTE)) * 4
             client[[0, third]].push({"array": sent}, block=True)
 
-            def look():
+            def inspect():
                 return bytes(array), "db-buffers" in open("/proc/self/maps").read()  # noqa: F821
 
-            assert client[third].apply_sync(ipp.interactive(look)) == (sent, False)
+            assert client[third].apply_sync(ipp.interactive(inspect)) == (sent, False)
             assert client[0].pull("array", block=True) == sent
         finally:
             engine.kill()

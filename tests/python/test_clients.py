@@ -1,4 +1,4 @@
-"""ipyparallel's clients, many and unlucky: beyond what the package's own tests do."""
+"""Tests of many and failing ipyparallel clients, beyond the package's own tests."""
 import json
 import os
 import pathlib
@@ -14,19 +14,19 @@ ipp = pytest.importorskip("ipyparallel", reason="ipyparallel is not installed in
 
 from conftest import Cluster, pcluster_binary, wait_until  # noqa: E402
 
-PATIENCE_S = 60
+TIMEOUT_S = 60
 CLIENTS = 50
 QUEUED = 10_000
 
 
-@ipp.interactive  # engines have no module of the name of this one
+@ipp.interactive  # this module cannot be imported on engines
 def square(x):
     return x * x
 
 
 @pytest.fixture(scope="module")
 def two():
-    """A cluster of two engines of pcluster's, and a way to connect to it."""
+    """A cluster of two pcluster engines, with a function to connect to it."""
     running = Cluster("-n", "2")
     running.connect = lambda: ipp.Client(profile_dir=str(running.ipython_dir / "profile_default"), timeout=30)
     yield running
@@ -34,7 +34,7 @@ def two():
     running.end()
 
 
-def test_a_new_client_fetches_what_a_killed_one_had_begun(two):
+def test_a_new_client_fetches_results_of_a_killed_one(two):
     script = """
         import json, sys, time
         import ipyparallel as ipp
@@ -61,7 +61,7 @@ def test_a_new_client_fetches_what_a_killed_one_had_begun(two):
     with two.connect() as client:
         result = client.get_result(msg_ids, owner=False)
         # ipyparallel's map may pack several inputs into one task.
-        values = [value for part in result.get(timeout=PATIENCE_S) for value in (part if isinstance(part, list) else [part])]
+        values = [value for part in result.get(timeout=TIMEOUT_S) for value in (part if isinstance(part, list) else [part])]
         assert values == [x * x for x in range(30)]
         assert client.result_status(msg_ids)["pending"] == []
 
@@ -69,14 +69,14 @@ def test_a_new_client_fetches_what_a_killed_one_had_begun(two):
 def test_fifty_clients_at_once(two):
     values, failures = {}, []
     with two.connect() as client:
-        # What the package imports at its first use is not for many threads at once.
+        # The package's lazy imports at its first use are not thread-safe.
         client[:].apply_sync(square, 2)
 
     def work(number):
         try:
             with two.connect() as client:
                 views = client.load_balanced_view(), client[:]
-                values[number] = views[0].apply(square, number).get(PATIENCE_S), views[1].apply(square, number).get(PATIENCE_S)
+                values[number] = views[0].apply(square, number).get(TIMEOUT_S), views[1].apply(square, number).get(TIMEOUT_S)
         except Exception as error:
             failures.append((number, repr(error)))
 
@@ -84,7 +84,7 @@ def test_fifty_clients_at_once(two):
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(2 * PATIENCE_S)
+        thread.join(2 * TIMEOUT_S)
     assert failures == []
     assert values == {number: (number**2, [number**2] * 2) for number in range(CLIENTS)}
 
@@ -95,8 +95,8 @@ def test_an_engine_is_restarted_under_a_view(two):
         old = client.ids[-1]
         pids = client[:].apply(os.getppid).get_dict()  # the engine is the parent of its Python
         os.kill(pids[old], signal.SIGKILL)
-        # Its supervisor starts another, which has an id of its own.
-        wait_until("another engine", lambda: len(client.ids) == 2 and old not in client.ids, PATIENCE_S)
+        # Its supervisor starts another engine with a new id.
+        wait_until("another engine", lambda: len(client.ids) == 2 and old not in client.ids, TIMEOUT_S)
         assert view.map(square, range(20), block=True) == [x * x for x in range(20)]
         now = client[:].apply(os.getppid).get_dict()
         assert sorted(now) == client.ids and pids[old] not in now.values()
@@ -105,7 +105,7 @@ def test_an_engine_is_restarted_under_a_view(two):
 
 
 def parents(running, program):
-    """Of each process that runs this there: its parent, which is its supervisor."""
+    """Maps each process of the cluster that runs this program to its parent, which is its supervisor."""
     mark = "IPYTHONDIR={}".format(running.ipython_dir).encode()
     found = {}
     for folder in pathlib.Path("/proc").glob("[0-9]*"):
@@ -127,7 +127,7 @@ def is_gone(pid):
         return True
 
 
-def test_an_ipengine_that_is_killed_is_replaced_and_one_that_is_told_to_leave_is_not():
+def test_a_killed_ipengine_is_replaced_and_a_removed_one_is_not():
     running = Cluster("-n", "2", "--engine", "ipengine")
     try:
         with ipp.Client(profile_dir=str(running.ipython_dir / "profile_default"), timeout=30) as client:
@@ -136,23 +136,23 @@ def test_an_ipengine_that_is_killed_is_replaced_and_one_that_is_told_to_leave_is
             assert len(engines) == 2
             killed = min(engines)
             os.kill(killed, signal.SIGKILL)
-            wait_until("another engine", lambda: len(client.ids) == 2 and client.ids != before, PATIENCE_S)
-            assert client[:].apply(square, 3).get(PATIENCE_S) == [9, 9]
+            wait_until("another engine", lambda: len(client.ids) == 2 and client.ids != before, TIMEOUT_S)
+            assert client[:].apply(square, 3).get(TIMEOUT_S) == [9, 9]
             engines = parents(running, b"ipyparallel.engine")
             assert len(engines) == 2 and killed not in engines
             running.run("engines", "remove", "1")
-            wait_until("one engine", lambda: len(parents(running, b"ipyparallel.engine")) == 1, PATIENCE_S)
+            wait_until("one engine", lambda: len(parents(running, b"ipyparallel.engine")) == 1, TIMEOUT_S)
             (gone,) = set(engines) - set(parents(running, b"ipyparallel.engine"))
-            wait_until("the end of its supervisor", lambda: is_gone(engines[gone]), PATIENCE_S)
-            wait_until("the news of its end", lambda: len(client.ids) == 1, PATIENCE_S)
+            wait_until("the end of its supervisor", lambda: is_gone(engines[gone]), TIMEOUT_S)
+            wait_until("the client to notice its end", lambda: len(client.ids) == 1, TIMEOUT_S)
         left = parents(running, b"ipyparallel.engine")
         running.run("stop")
-        wait_until("the end of all", lambda: all(is_gone(pid) for pid in [*left, *left.values()]), PATIENCE_S)
+        wait_until("the end of all", lambda: all(is_gone(pid) for pid in [*left, *left.values()]), TIMEOUT_S)
     finally:
         running.end()
 
 
-def test_ten_thousand_tasks_are_queued_while_another_client_asks(two):
+def test_ten_thousand_tasks_are_queued_while_another_client_queries(two):
     with two.connect() as busy, two.connect() as other:
         begun = threading.Event()
         queued = []
@@ -165,22 +165,22 @@ def test_ten_thousand_tasks_are_queued_while_another_client_asks(two):
 
         thread = threading.Thread(target=queue)
         thread.start()
-        assert begun.wait(PATIENCE_S)
-        asked = 0
-        while thread.is_alive() or asked < 3:
+        assert begun.wait(TIMEOUT_S)
+        queries = 0
+        while thread.is_alive() or queries < 3:
             status = other.queue_status()
             assert set(status) == {"unassigned"} | set(other.ids)
             sent = queued[-1].msg_ids[0]
             records = other.db_query({"msg_id": {"$in": [sent]}}, keys=["msg_id", "completed"])
             assert [record["msg_id"] for record in records] in ([], [sent])
-            asked += 1
+            queries += 1
         thread.join()
-        assert [result.get(4 * PATIENCE_S) for result in queued] == [number**2 for number in range(QUEUED)]
+        assert [result.get(4 * TIMEOUT_S) for result in queued] == [number**2 for number in range(QUEUED)]
         assert other.queue_status()["unassigned"] == 0
 
 
-def test_without_curve_ipengine_pclusters_engine_and_clients_are_served(tmp_path):
-    """For clients whose ZeroMQ has no CURVE; started as ipyparallel's launchers would."""
+def test_ipengine_pcluster_engine_and_clients_work_without_curve(tmp_path):
+    """For clients whose ZeroMQ has no CURVE; started like by ipyparallel's launchers."""
     profile = tmp_path / "profile_plain"
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("PCLUSTER_", "IPP_"))}
     environment.update(IPYTHONDIR=str(tmp_path), IPP_PROFILE_DIR=str(profile), IPP_CLUSTER_ID="c")
@@ -194,17 +194,17 @@ def test_without_curve_ipengine_pclusters_engine_and_clients_are_served(tmp_path
     try:
         for command in commands:
             running.append(subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log))
-            wait_until("the connection file", (profile / "security" / "ipcontroller-c-client.json").exists, PATIENCE_S)
+            wait_until("the connection file", (profile / "security" / "ipcontroller-c-client.json").exists, TIMEOUT_S)
         file = json.loads((profile / "security" / "ipcontroller-c-client.json").read_text())
         assert file["curve_serverkey"] is None and file["key"]
         with ipp.Client(profile_dir=str(profile), cluster_id="c", timeout=30) as client:
-            client.wait_for_engines(2, timeout=PATIENCE_S)
-            assert client[:].apply(square, 3).get(PATIENCE_S) == [9, 9]
+            client.wait_for_engines(2, timeout=TIMEOUT_S)
+            assert client[:].apply(square, 3).get(TIMEOUT_S) == [9, 9]
             assert client.load_balanced_view().map(square, range(8), block=True) == [x * x for x in range(8)]
             client.shutdown(hub=True)
         for process in running:
-            process.wait(PATIENCE_S)
-        assert "dictdb" in (tmp_path / "log").read_text().lower(), "it is said that the option has no effect"
+            process.wait(TIMEOUT_S)
+        assert "dictdb" in (tmp_path / "log").read_text().lower(), "no warning that the option has no effect"
     finally:
         for process in running:
             process.kill()

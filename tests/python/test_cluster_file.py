@@ -1,4 +1,4 @@
-"""Clusters that pcluster has started, as ipyparallel lists, opens and stops them; and its own Cluster that is stopped early."""
+"""Tests of ipyparallel listing, opening and stopping pcluster's clusters, and of stopping its own Cluster early."""
 import json
 import os
 import pathlib
@@ -33,7 +33,7 @@ def state_of(cluster):
 
 
 def pids_below(folder):
-    """Processes that name this directory in their environment."""
+    """Processes whose environment contains this directory."""
     found = []
     for entry in pathlib.Path("/proc").iterdir():
         try:
@@ -73,26 +73,26 @@ def test_it_is_opened_and_its_client_connects(cluster):
     with opened.connect_client_sync() as client:
         assert client.ids == [0, 1]
         assert client[:].apply_sync(max, 1, 2) == [2, 2]
-    # As Jupyter's list of clusters does.
+    # Like Jupyter's list of clusters.
     clusters = ClusterManager().load_clusters(profile_dirs=[profile_dir(cluster)])
     assert len(clusters) == 1 and all(found.controller.running for found in clusters.values())
     assert json.loads(cluster_file(cluster).read_text())["controller"] == json.loads(before)["controller"]
 
 
-def test_it_is_stopped_by_ipyparallel_and_its_logs_stay(cluster):
+def test_it_is_stopped_by_ipyparallel_and_its_logs_remain(cluster):
     opened = ipp.Cluster.from_file(profile_dir=profile_dir(cluster))
     opened.stop_cluster_sync()
     wait_until("the end of its processes", lambda: not pids_below(cluster.ipython_dir))
     assert not cluster_file(cluster).exists()
     logs = sorted(path.name for path in (cluster.ipython_dir / "profile_default" / "log").iterdir())
     assert logs == ["controller.log", "engine-0.log", "engine-1.log"]
-    # It has ended in order: nothing is left to be cleared away, and it starts again.
+    # A regular end: no leftovers, and it can start again.
     assert state_of(cluster) == "stopped"
     cluster.run("start", "-n", "1")
     assert state_of(cluster) == "running"
 
 
-def test_a_cluster_of_ipyparallel_that_is_stopped_before_its_engines_register_leaves_none(tmp_path, monkeypatch):
+def test_stopping_an_ipyparallel_cluster_before_its_engines_register_leaves_no_processes(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(REPOSITORY / "python" / "src"))
     monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "ipython"))
     from pcluster.launchers import PclusterControllerLauncher, PclusterEngineSetLauncher

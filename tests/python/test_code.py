@@ -1,4 +1,4 @@
-"""The code of a map travels, and is the current one: modules beside the file, packages, data, child processes, resubmission."""
+"""Tests of shipping a map's current code: modules beside the file, packages, data, child processes, resubmission."""
 import json
 import os
 import shutil
@@ -27,7 +27,7 @@ def write(directory, **files):
 
 
 def pcluster(cluster, cwd, *arguments, code=0):
-    """stdout and stderr of a command run in that directory."""
+    """Runs a command in a directory; returns stdout and stderr."""
     done = subprocess.run(
         [pcluster_binary(), *arguments],
         env=cluster.environment,
@@ -47,7 +47,7 @@ def values(cluster, cwd, function, *arguments, inputs="0..1"):
     return [json.loads(line) for line in text.splitlines()]
 
 
-def test_projects_with_modules_of_one_name_do_not_meet(engines, tmp_path):
+def test_projects_with_modules_of_the_same_name_are_independent(engines, tmp_path):
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
         write(tmp_path / name, helper="NAME = %r" % name, work="import helper\ndef f(x): return helper.NAME")
@@ -58,7 +58,7 @@ def test_projects_with_modules_of_one_name_do_not_meet(engines, tmp_path):
     assert pcluster(engines, tmp_path, "apply", "b/work.py:f", "1")[0] == '[0] "b"\n[1] "b"\n'
 
 
-def test_an_edited_module_is_the_current_one_in_the_next_map(engines, tmp_path):
+def test_the_next_map_uses_an_edited_module(engines, tmp_path):
     write(tmp_path, work="def f(x):\n    from helper import K\n    return K")
     for number in (1, 2000, 3):
         write(tmp_path, helper="K = %d" % number)
@@ -77,7 +77,7 @@ def test_code_runs_where_its_directory_does_not_exist(engines, tmp_path):
     )
     before = pcluster(engines, project, "map", "work.py:f", "--range", "1..2")[0]
     assert json.loads(before) == [2, "pkg.sub.other", str(project / "work.py")]
-    # Engines are kept busy until the directory has gone.
+    # Keep the engines busy until the directory is removed.
     (tmp_path / "wait.py").write_text("import os, time\ndef f(p):\n while not os.path.exists(p): time.sleep(0.02)\n")
     (tmp_path / "inputs").write_text("%s\n" % (tmp_path / "go") * 2)
     waiting = pcluster(engines, tmp_path, "map", "wait.py:f", "inputs", "--detach")[0].strip()
@@ -96,7 +96,7 @@ def test_code_runs_where_its_directory_does_not_exist(engines, tmp_path):
     assert "importlib" not in traceback and "pcluster worker" not in traceback
 
 
-def test_with_brings_data_and_modules_from_elsewhere(engines, tmp_path):
+def test_with_sends_data_and_modules_of_other_directories(engines, tmp_path):
     project = tmp_path / "project"
     write(
         project,
@@ -123,7 +123,7 @@ def test_with_brings_data_and_modules_from_elsewhere(engines, tmp_path):
     _, error = pcluster(engines, project, "map", "top.py:f", "--range", "0..1", code=1)
     assert "ModuleNotFoundError" in error and "--with PATH" in error
     _, error = pcluster(engines, project, "map", "work.py:f", "--range", "0..1", "--with", "nothing", code=2)
-    assert "there is no file or directory %s" % (project / "nothing") in error
+    assert "no file or directory %s" % (project / "nothing") in error
 
 
 def test_a_large_bundle_is_sent_once(engines, tmp_path):
@@ -157,7 +157,7 @@ def test_child_processes_find_the_functions(engines, tmp_path):
     assert values(engines, tmp_path, "pools.py:loky", inputs="3..4") == [[0, 1, 4]]
 
 
-def test_files_are_read_in_the_encoding_that_they_name(engines, tmp_path):
+def test_files_are_read_in_their_declared_encoding(engines, tmp_path):
     (tmp_path / "latin.py").write_bytes(b"# -*- coding: latin-1 -*-\nfrom other import X\ndef f(x): return X + '\xe9'\n")
     (tmp_path / "other.py").write_bytes(b"\xef\xbb\xbfX = '\xc3\xa9'\n")
     assert values(engines, tmp_path, "latin.py:f") == ["\xe9\xe9"]
@@ -165,7 +165,7 @@ def test_files_are_read_in_the_encoding_that_they_name(engines, tmp_path):
     assert pcluster(engines, tmp_path, "run", "script.py")[0] == "[0] 233\n[1] 233\n"
 
 
-def test_a_module_named_like_one_of_pythons_is_the_users_where_python_would_take_it(engines, tmp_path):
+def test_a_user_module_shadows_a_standard_module_like_in_python(engines, tmp_path):
     write(
         tmp_path,
         work="import base64, statistics\ndef f(x): return [base64.MINE, statistics.mean([1, 3])]",
@@ -179,7 +179,7 @@ def test_a_module_named_like_one_of_pythons_is_the_users_where_python_would_take
     assert values(engines, tmp_path, "alone/random.py:f") == [[True, "pcluster_random"]]
 
 
-def test_a_script_and_a_function_that_reduces_bring_their_modules(engines, tmp_path):
+def test_modules_of_scripts_and_reducing_functions_are_sent(engines, tmp_path):
     write(
         tmp_path,
         script="from helper import add\nprint(add(1, 2))",
@@ -192,35 +192,35 @@ def test_a_script_and_a_function_that_reduces_bring_their_modules(engines, tmp_p
     assert text == "10\n"
 
 
-def test_a_file_that_does_not_compile_is_named_with_its_line(engines, tmp_path):
+def test_a_syntax_error_names_file_and_line(engines, tmp_path):
     write(tmp_path, work="import broken\ndef f(x): pass", broken="x = 1\ndef g(:\n")
     _, error = pcluster(engines, tmp_path, "map", "work.py:f", "--range", "0..1", code=1)
     assert "%s, line 2 does not compile: " % (tmp_path / "broken.py") in error
     assert "(compiled with Python 3" in error
 
 
-def test_resubmit_says_what_has_changed_and_runs_which_code_is_wanted(engines, tmp_path):
+def test_resubmit_reports_changes_and_runs_the_selected_code(engines, tmp_path):
     write(tmp_path, job="import helper\ndef f(x): return helper.g(x)", helper="def g(x):\n    if x == 2: raise ValueError(x)\n    return x")
     _, error = pcluster(engines, tmp_path, "map", "job.py:f", "--range", "0..4", "--name", "changing", code=1)
     number = error.split("task ")[1].split(".")[0]
 
     def run_again(*arguments, code=0):
-        said = pcluster(engines, tmp_path, "resubmit", *arguments, code=code)[1]
+        messages = pcluster(engines, tmp_path, "resubmit", *arguments, code=code)[1]
         if code == 0:
             pcluster(engines, tmp_path, "wait", number, code=None)
         rows = pcluster(engines, tmp_path, "results", number, "--jsonl")[0].splitlines()
-        return said, [json.loads(row)["value"] for row in rows]
+        return messages, [json.loads(row)["value"] for row in rows]
 
-    said, found = run_again(number, "--failed")
-    assert "changed" not in said and found == [0, 1, None, 3]
+    messages, found = run_again(number, "--failed")
+    assert "changed" not in messages and found == [0, 1, None, 3]
     write(tmp_path, helper="def g(x): return 10 * x")
-    said, found = run_again(number, "--failed")
-    assert "the code of map %s has changed since it was last sent: %s" % (number, tmp_path / "helper.py") in said
-    assert "--code current" in said and found == [0, 1, None, 3]
-    said, found = run_again(number, "--failed", "--code", "current")
+    messages, found = run_again(number, "--failed")
+    assert "the code of map %s has changed since it was last submitted: %s" % (number, tmp_path / "helper.py") in messages
+    assert "--code current" in messages and found == [0, 1, None, 3]
+    messages, found = run_again(number, "--failed", "--code", "current")
     assert found == [0, 1, 20, 3]
-    said, found = run_again("%s.0-1" % number)
-    assert "changed" not in said and found == [0, 10, 20, 3]
+    messages, found = run_again("%s.0-1" % number)
+    assert "changed" not in messages and found == [0, 10, 20, 3]
     with sqlite3.connect("file:%s?mode=ro" % (engines.ipython_dir / "profile_default" / "pcluster.db"), uri=True) as file:
         codes = lambda table, key: file.execute("SELECT code FROM %s WHERE %s >> 32 = ? ORDER BY id" % (table, key), [int(number)]).fetchall()  # noqa: E731
         assert codes("task", "id") == [(1,), (1,), (1,), (0,)]
@@ -230,10 +230,10 @@ def test_resubmit_says_what_has_changed_and_runs_which_code_is_wanted(engines, t
         ).fetchall()
         assert before != now and file.execute("SELECT count(*) FROM bundle WHERE hash IN (?, ?)", [before, now]).fetchone() == (2,)
     (tmp_path / "job.py").unlink()
-    said, found = run_again("%s.3" % number)
-    assert "cannot be read any more" in said and found == [0, 10, 20, 30]
+    messages, found = run_again("%s.3" % number)
+    assert "cannot read the code of map" in messages and found == [0, 10, 20, 30]
     run_again("%s.3" % number, "--code", "current", code=2)
-    # What no map refers to goes.
+    # Unreferenced bundles are removed.
     pcluster(engines, tmp_path, "purge", number, "--yes")
     with sqlite3.connect("file:%s?mode=ro" % (engines.ipython_dir / "profile_default" / "pcluster.db"), uri=True) as file:
         assert file.execute("SELECT count(*) FROM bundle WHERE hash IN (?, ?)", [before, now]).fetchone() == (0,)

@@ -1,4 +1,4 @@
-"""An engine as a full kernel: the profile's settings files, comms (widgets), and frontends that are attached to it."""
+"""Tests of an engine as a full kernel: the profile's configuration files, comms (widgets), attached frontends."""
 import json
 import os
 import sys
@@ -8,7 +8,7 @@ import pytest
 ipp = pytest.importorskip("ipyparallel", reason="ipyparallel is not installed in this Python")
 
 from conftest import Cluster, wait_until  # noqa: E402
-from test_kernel import PATIENCE_S, client_of, done, execute  # noqa: E402
+from test_kernel import TIMEOUT_S, client_of, done, execute  # noqa: E402
 
 
 @pytest.fixture
@@ -28,7 +28,7 @@ def log_of(cluster, beginning):
     return "".join(log.read_text() for log in sorted(logs))
 
 
-def test_settings_files_of_the_profile_count(engine):
+def test_configuration_files_of_the_profile_are_used(engine):
     profile = engine.cluster.ipython_dir / "profile_default"
     script = profile / "script.py"
     script.write_text("from_script = 4")
@@ -43,7 +43,7 @@ def test_settings_files_of_the_profile_count(engine):
         "c.IPEngine.startup_script = %r\n"
         "c.IPEngine.timeout = 99\n" % str(script)
     )
-    # They are read when the shell is made, with the first request.
+    # They are read when the shell is created, at the first request.
     names = ["from_ipython", "from_kernel", "from_engine", "from_script"]
     assert engine.pull(names, block=True) == [1, 2, 3, 4]
     assert "autoreload" in execute(engine, "print(get_ipython().extension_manager.loaded)").stdout
@@ -53,7 +53,7 @@ def test_settings_files_of_the_profile_count(engine):
     wait_until("the log", lambda: "c.IPEngine.timeout" in log_of(engine.cluster, "engine"))
 
 
-def test_a_settings_file_with_an_error_is_reported_and_the_engine_works(engine):
+def test_an_invalid_configuration_file_is_reported_and_the_engine_works(engine):
     (engine.cluster.ipython_dir / "profile_default" / "ipython_config.py").write_text("c.InteractiveShell.colors = \n")
     first = execute(engine, "print('works')")
     assert first.stdout == "works\n"
@@ -61,7 +61,7 @@ def test_a_settings_file_with_an_error_is_reported_and_the_engine_works(engine):
     assert "ipython_config.py" in log_of(engine.cluster, "engine")
 
 
-def test_the_controller_names_the_settings_files_that_it_ignores(engine):
+def test_the_controller_reports_ignored_configuration_files(engine):
     profile = engine.cluster.ipython_dir / "profile_default"
     engine.cluster.run("stop")
     (profile / "ipcontroller_config.py").write_text("# c.IPController.port = 1\nc.IPController.location = 'elsewhere'\n")
@@ -72,23 +72,23 @@ def test_the_controller_names_the_settings_files_that_it_ignores(engine):
     assert "ipcluster_config.py" not in log  # it sets nothing
 
 
-def heard_of(client, kinds):
-    """Messages of these kinds that come from now on, until the client is closed."""
-    heard = []
+def record_messages(client, kinds):
+    """Records messages of these types from now on, until the client is closed."""
+    messages = []
     original = client.session.deserialize
 
-    def noting(message, *arguments, **options):
-        told = original(message, *arguments, **options)
-        if told["header"]["msg_type"] in kinds:
-            heard.append(told)
-        return told
+    def recording(message, *arguments, **options):
+        decoded = original(message, *arguments, **options)
+        if decoded["header"]["msg_type"] in kinds:
+            messages.append(decoded)
+        return decoded
 
-    client.session.deserialize = noting
-    return heard
+    client.session.deserialize = recording
+    return messages
 
 
 def test_comms_are_published_as_messages_of_the_request(engine):
-    heard = heard_of(engine.client, {"comm_open", "comm_msg", "comm_close"})
+    messages = record_messages(engine.client, {"comm_open", "comm_msg", "comm_close"})
     result = execute(
         engine,
         """
@@ -98,15 +98,15 @@ opened.send({"b": 2}, buffers=[b"bytes"])
 opened.close()
 """,
     )
-    wait_until("the comm to be closed", lambda: len(heard) == 3)
-    assert [message["header"]["msg_type"] for message in heard] == ["comm_open", "comm_msg", "comm_close"]
-    assert {message["parent_header"]["msg_id"] for message in heard} == set(result.msg_ids)
-    assert heard[0]["content"]["target_name"] == "target" and heard[0]["metadata"]["version"] == "2"
-    assert heard[1]["content"]["data"] == {"b": 2} and bytes(heard[1]["buffers"][0]) == b"bytes"
+    wait_until("the comm to be closed", lambda: len(messages) == 3)
+    assert [message["header"]["msg_type"] for message in messages] == ["comm_open", "comm_msg", "comm_close"]
+    assert {message["parent_header"]["msg_id"] for message in messages} == set(result.msg_ids)
+    assert messages[0]["content"]["target_name"] == "target" and messages[0]["metadata"]["version"] == "2"
+    assert messages[1]["content"]["data"] == {"b": 2} and bytes(messages[1]["buffers"][0]) == b"bytes"
     assert execute(engine, "print(type(get_ipython().kernel).__mro__[1].__name__)").stdout == "IPythonParallelKernel\n"
 
 
-def test_a_frontend_is_attached_to_an_engine(engine):
+def test_a_frontend_can_attach_to_an_engine(engine):
     from jupyter_client import BlockingKernelClient
 
     execute(engine, "from ipyparallel import bind_kernel\nbind_kernel()\nbind_kernel()\nhere = 'in the namespace'")
@@ -116,21 +116,21 @@ def test_a_frontend_is_attached_to_an_engine(engine):
     frontend.load_connection_info(info)
     frontend.start_channels()
     try:
-        frontend.wait_for_ready(timeout=PATIENCE_S)
+        frontend.wait_for_ready(timeout=TIMEOUT_S)
         shown = []
         code = "print(here)\nthere = 'from the frontend'\nhere"
-        reply = frontend.execute_interactive(code, timeout=PATIENCE_S, output_hook=shown.append)
+        reply = frontend.execute_interactive(code, timeout=TIMEOUT_S, output_hook=shown.append)
         assert reply["content"]["status"] == "ok"
         kinds = {message["header"]["msg_type"]: message["content"] for message in shown}
         texts = [message["content"]["text"] for message in shown if message["header"]["msg_type"] == "stream"]
         assert "".join(texts) == "in the namespace\n"
         assert kinds["execute_result"]["data"]["text/plain"] == "'in the namespace'"
-        # A cell that waits does not keep the engine from its clients.
+        # A waiting cell does not block requests of clients.
         waiting = frontend.execute("import asyncio\ngo = asyncio.Event()\nawait go.wait()")
-        wait_until("the cell to begin", lambda: engine.apply(has, "go").get(PATIENCE_S))
+        wait_until("the cell to start", lambda: engine.apply(has, "go").get(TIMEOUT_S))
         assert engine.pull("there", block=True) == "from the frontend"
         execute(engine, "go.set()")
-        assert frontend.get_shell_msg(timeout=PATIENCE_S)["parent_header"]["msg_id"] == waiting
+        assert frontend.get_shell_msg(timeout=TIMEOUT_S)["parent_header"]["msg_id"] == waiting
     finally:
         frontend.stop_channels()
     assert engine.apply_sync(os.getpid) == engine.apply_sync(os.getpid)

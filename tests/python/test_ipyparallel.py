@@ -1,6 +1,6 @@
-"""An unmodified ipyparallel client against pcluster's controller, with either kind of engine.
+"""Tests of an unmodified ipyparallel client with pcluster's controller and both kinds of engines.
 
-Functions are marked `interactive`, as if they were typed into a notebook: engines cannot import this file.
+Functions are marked `interactive`, as if defined in a notebook: engines cannot import this file.
 """
 import json
 import os
@@ -15,7 +15,7 @@ ipp = pytest.importorskip("ipyparallel", reason="ipyparallel is not installed in
 from conftest import Cluster, wait_until  # noqa: E402
 from ipyparallel import interactive  # noqa: E402
 
-PATIENCE_S = 60
+TIMEOUT_S = 60
 
 
 @pytest.fixture
@@ -47,11 +47,11 @@ def test_one_engine(client):
 
 
 def test_execute_with_output(client, everyone):
-    result = everyone.execute("import sys; print('said on', 6 * 7); print('and cried', file=sys.stderr)")
-    result.get(PATIENCE_S)
-    result.wait_for_output(PATIENCE_S)
-    assert result.stdout == ["said on 42\n"] * 2
-    assert result.stderr == ["and cried\n"] * 2
+    result = everyone.execute("import sys; print('printed on', 6 * 7); print('on stderr', file=sys.stderr)")
+    result.get(TIMEOUT_S)
+    result.wait_for_output(TIMEOUT_S)
+    assert result.stdout == ["printed on 42\n"] * 2
+    assert result.stderr == ["on stderr\n"] * 2
 
 
 def test_execute_shares_the_namespace_of_push_and_pull(everyone):
@@ -79,7 +79,7 @@ def test_direct_map(everyone):
     assert everyone.map_sync(interactive(lambda n: n * n), range(17)) == [n * n for n in range(17)]
 
 
-def test_numpy_arrays_travel_as_buffers(everyone):
+def test_numpy_arrays_are_sent_as_buffers(everyone):
     numpy = pytest.importorskip("numpy")
     array = numpy.arange(300_000, dtype="float64").reshape(300, 1000)
     everyone.push({"array": array}, block=True)
@@ -89,7 +89,7 @@ def test_numpy_arrays_travel_as_buffers(everyone):
 
 
 def test_balanced_map(balanced):
-    assert balanced.map(interactive(lambda n: n + 1), range(50)).get(PATIENCE_S) == list(range(1, 51))
+    assert balanced.map(interactive(lambda n: n + 1), range(50)).get(TIMEOUT_S) == list(range(1, 51))
 
 
 def test_balanced_map_uses_both_engines(balanced):
@@ -101,10 +101,10 @@ def test_balanced_map_uses_both_engines(balanced):
         time.sleep(0.05)
         return os.getpid()
 
-    assert len(set(balanced.map(engine_of, range(20)).get(PATIENCE_S))) == 2
+    assert len(set(balanced.map(engine_of, range(20)).get(TIMEOUT_S))) == 2
 
 
-def test_balanced_map_unordered_brings_everything(balanced):
+def test_unordered_balanced_map_returns_all_results(balanced):
     results = balanced.map(interactive(lambda n: n * 2), range(30), ordered=False)
     assert sorted(results) == [n * 2 for n in range(30)]
 
@@ -126,7 +126,7 @@ def test_apply_async_get_and_ready(balanced, tmp_path):
     with pytest.raises(TimeoutError):
         result.get(0.01)
     gate.write_text("")
-    assert result.get(PATIENCE_S) == "through"
+    assert result.get(TIMEOUT_S) == "through"
     assert result.ready() and result.successful()
 
 
@@ -144,13 +144,13 @@ def test_progress_counts_finished_tasks(balanced, tmp_path):
     wait_until("two of three tasks", lambda: result.progress == 2)
     assert not result.ready()
     gate.write_text("")
-    result.get(PATIENCE_S)
+    result.get(TIMEOUT_S)
     assert result.progress == 3
 
 
 def test_times_and_engine_of_a_result(client):
     result = client[0].apply_async(time.sleep, 0.05)
-    result.get(PATIENCE_S)
+    result.get(TIMEOUT_S)
     assert result.engine_id == 0
     assert result.serial_time >= 0.05
 
@@ -167,14 +167,14 @@ def test_remote_errors_have_name_value_and_traceback(client):
     assert "fails" in "\n".join(caught.value.render_traceback())
 
 
-def test_errors_of_several_engines_come_together(everyone):
+def test_errors_of_several_engines_are_combined(everyone):
     with pytest.raises(ipp.CompositeError) as caught:
         everyone.apply_sync(interactive(lambda: [][1]))
     assert len(caught.value.elist) == 2
     assert {error[0] for error in caught.value.elist} == {"IndexError"}
 
 
-def test_a_failing_task_of_a_map_spares_the_others(balanced):
+def test_a_failing_task_does_not_affect_the_others(balanced):
     @interactive
     def picky(n):
         if n == 3:
@@ -182,9 +182,9 @@ def test_a_failing_task_of_a_map_spares_the_others(balanced):
         return n
 
     with pytest.raises((ipp.CompositeError, ipp.RemoteError), match="not three"):
-        balanced.map_async(picky, range(6), chunksize=1).get(PATIENCE_S)
+        balanced.map_async(picky, range(6), chunksize=1).get(TIMEOUT_S)
     results = [balanced.apply_async(picky, n) for n in range(6)]
-    balanced.wait(results, PATIENCE_S)
+    balanced.wait(results, TIMEOUT_S)
     assert [result.successful() for result in results] == [True, True, True, False, True, True]
     assert results[5].get() == 5
 
@@ -197,13 +197,13 @@ def test_execute_error_shows_the_line(client):
 
 def test_a_rich_result_of_execute(client):
     result = client[0].execute("6 * 7", silent=False)
-    result.get(PATIENCE_S)
-    result.wait_for_output(PATIENCE_S)
+    result.get(TIMEOUT_S)
+    result.wait_for_output(TIMEOUT_S)
     assert result.execute_result["data"]["text/plain"] == "42"
 
 
 def test_many_small_tasks_each_end_once(balanced):
-    assert balanced.map(interactive(lambda n: n), range(300), chunksize=1).get(PATIENCE_S) == list(range(300))
+    assert balanced.map(interactive(lambda n: n), range(300), chunksize=1).get(TIMEOUT_S) == list(range(300))
 
 
 def test_two_clients_at_once(cluster, client):
@@ -213,7 +213,7 @@ def test_two_clients_at_once(cluster, client):
         thread = threading.Thread(target=lambda: answers.extend(other[:].apply_sync(interactive(lambda: "other"))))
         thread.start()
         assert client[:].apply_sync(interactive(lambda: "one")) == ["one"] * 2
-        thread.join(PATIENCE_S)
+        thread.join(TIMEOUT_S)
         assert answers == ["other"] * 2
     finally:
         other.close()
@@ -227,10 +227,10 @@ def test_queue_status(client):
 
 def test_results_are_kept_for_later(cluster, client):
     result = client[0].apply_async(interactive(lambda: "kept"))
-    assert result.get(PATIENCE_S) == "kept"
+    assert result.get(TIMEOUT_S) == "kept"
     other = ipp.Client(connection_info=str(cluster.ipython_dir / "profile_default/security/ipcontroller-client.json"), timeout=30)
     try:
-        assert other.get_result(result.msg_ids[0]).get(PATIENCE_S) == "kept"
+        assert other.get_result(result.msg_ids[0]).get(TIMEOUT_S) == "kept"
     finally:
         other.close()
 
@@ -251,12 +251,12 @@ def test_abort_of_a_waiting_task(client, tmp_path):
     second = engine.apply_async(interactive(lambda: "ran"))
     client.abort(second.msg_ids, targets=0, block=True)
     gate.write_text("")
-    first.get(PATIENCE_S)
+    first.get(TIMEOUT_S)
     with pytest.raises(ipp.TaskAborted):
-        second.get(PATIENCE_S)
+        second.get(TIMEOUT_S)
 
 
-def test_requests_stand_among_the_results(cluster, client):
+def test_requests_are_listed_in_the_results(cluster, client):
     client[:].apply_sync(interactive(lambda: None))
     assert "client" in cluster.run("results", "--json")
 
@@ -273,7 +273,7 @@ def test_magics_run_code_on_all_engines(client):
     assert captured.stdout.count("from px 2") == 2
 
 
-def test_a_task_that_kills_its_worker_spares_the_engine():
+def test_a_task_that_kills_its_worker_does_not_end_the_engine_process():
     cluster = Cluster("-n", "1")
     try:
         client = ipp.Client(connection_info=str(cluster.ipython_dir / "profile_default/security/ipcontroller-client.json"), timeout=30)
@@ -281,10 +281,10 @@ def test_a_task_that_kills_its_worker_spares_the_engine():
             assert client.ids == [0]
             pid = client[0].apply_sync(os.getpid)
             assert pid > 0
-            # The worker dies of the task; the engine lives and says so. What the worker had is lost: it is another engine now.
+            # The task kills the worker; the engine reports it. The namespace is lost, so it registers as a new engine.
             with pytest.raises(ipp.RemoteError):
                 client[0].apply_sync(os._exit, 3)
-            wait_until("the engine is back under another id", lambda: client.ids == [1])
+            wait_until("the engine to register with a new id", lambda: client.ids == [1])
             assert client[1].apply_sync(interactive(lambda: 5)) == 5
         finally:
             client.close()
@@ -293,7 +293,7 @@ def test_a_task_that_kills_its_worker_spares_the_engine():
         cluster.end()
 
 
-def test_results_come_though_the_controller_is_killed_meanwhile():
+def test_results_arrive_although_the_controller_is_killed():
     cluster = Cluster("-n", "2")
     try:
         client = ipp.Client(connection_info=str(cluster.ipython_dir / "profile_default/security/ipcontroller-client.json"), timeout=30)
@@ -314,10 +314,10 @@ def test_results_come_though_the_controller_is_killed_meanwhile():
             wait_until("some results", lambda: balanced.progress >= 2)
             killed = controller()
             os.kill(killed, signal.SIGKILL)
-            assert balanced.get(PATIENCE_S) == [x * x for x in range(12)]
-            assert direct.get(PATIENCE_S) == [49, 49]
+            assert balanced.get(TIMEOUT_S) == [x * x for x in range(12)]
+            assert direct.get(TIMEOUT_S) == [49, 49]
             assert controller() != killed
-            # And the client goes on as if nothing had been.
+            # The client continues to work.
             assert client[:].apply_sync(slowly, 3) == [9, 9]
         finally:
             client.close()

@@ -1,6 +1,6 @@
-"""pcluster's engine as the kernel that notebooks of ipyparallel's users expect: what they write there, and what comes of it.
+"""Tests of pcluster's engine as a kernel for notebooks of ipyparallel users.
 
-`notebook` is an IPython shell in this process with a client in its namespace; its cells are what a user types.
+`notebook` is an IPython shell in this process with a client in its namespace; it runs cells like those of a user.
 """
 import builtins
 import importlib.util
@@ -21,11 +21,11 @@ from ipyparallel import Reference, depend, interactive, require  # noqa: E402
 from IPython.core.interactiveshell import InteractiveShell  # noqa: E402
 from IPython.utils.capture import capture_output  # noqa: E402
 
-PATIENCE_S = 60
+TIMEOUT_S = 60
 
 
 def needs(module):
-    """Skips, with a reason, where an optional package is not installed."""
+    """Skips, with a reason, if an optional package is not installed."""
     return pytest.mark.skipif(importlib.util.find_spec(module) is None, reason=module + " is not installed in this Python")
 
 
@@ -50,7 +50,7 @@ def connected(engines):
 
 @pytest.fixture
 def client(connected):
-    """Each test finds empty namespaces."""
+    """A client; each test starts with empty namespaces."""
     connected.clear(block=True)
     return connected
 
@@ -73,7 +73,7 @@ class Notebook:
         self.shell.user_ns["view"].activate()
 
     def cell(self, code, fails=False):
-        """What it shows: text of stdout and stderr, and rich outputs."""
+        """Runs a cell; returns the text of stdout and stderr, and rich outputs."""
         with capture_output() as shown:
             result = self.shell.run_cell(code)
         assert result.success is not fails, shown.stdout + shown.stderr
@@ -90,9 +90,9 @@ def notebook(client):
 
 
 def done(result):
-    """A result with all its output."""
-    result.get(PATIENCE_S)
-    assert result.wait_for_output(PATIENCE_S)
+    """Waits for a result and all its output."""
+    result.get(TIMEOUT_S)
+    assert result.wait_for_output(TIMEOUT_S)
     return result
 
 
@@ -100,17 +100,17 @@ def execute(engine, code):
     return done(engine.execute(code, silent=False, block=False))
 
 
-def refused(result):
-    """The error with which it ends."""
+def error_of(result):
+    """The error of a failed result."""
     with pytest.raises(ipp.RemoteError) as caught:
-        result.get(PATIENCE_S)
+        result.get(TIMEOUT_S)
     return caught.value
 
 
 # ---- one namespace
 
 
-def test_apply_execute_push_and_pull_share_a_namespace_that_stays(client, everyone):
+def test_apply_execute_push_and_pull_share_a_persistent_namespace(client, everyone):
     everyone.push({"a": 20}, block=True)
     everyone.execute("def twice(n): return 2 * n\nb = twice(a)", block=True)
     assert everyone.apply_sync(interactive(lambda: twice(a) + b)) == [80, 80]  # noqa: F821
@@ -125,7 +125,7 @@ def test_apply_execute_push_and_pull_share_a_namespace_that_stays(client, everyo
 def test_a_function_leaves_nothing_behind(client):
     names = interactive(lambda: set(globals()))
     before = client[0].apply_sync(names)
-    assert client[0].apply_async(names).get(PATIENCE_S) == before
+    assert client[0].apply_async(names).get(TIMEOUT_S) == before
 
 
 # ---- magics
@@ -167,7 +167,7 @@ def test_px_stream_shows_output_as_it_comes(notebook):
     assert re.findall(r"\d", re.sub(r"\[.*?\]", "", notebook.cell("%%px --targets 0 --stream\nfor n in range(3): print(n)").text)) == list("012")
 
 
-# ---- what is shown
+# ---- output
 
 
 def test_rich_display(client):
@@ -195,12 +195,12 @@ def test_matplotlib_inline(client):
     result = execute(client[0], "%matplotlib inline\nimport matplotlib.pyplot as plt\nplt.plot([1, 4, 9]);")
     (figure,) = [output["data"] for output in result.outputs]
     assert figure["image/png"].startswith("iVBO") and len(figure["image/png"]) > 1000
-    # A function has no cell that ends: its figure comes when it is shown.
+    # A function has no end of a cell: its figure is published by show().
     shown = client[0].apply_async(interactive(lambda: plt.plot([1, 2]) and plt.show()))  # noqa: F821
     assert "image/png" in done(shown).outputs[0]["data"]
 
 
-def test_capture_and_what_is_printed_past_python(client):
+def test_capture_and_output_that_bypasses_python(client):
     result = execute(client[0], "%%capture caught\nimport sys\nprint('out')\nprint('err', file=sys.stderr)\n'value'")
     assert (result.stdout, result.stderr, result.outputs) == ("", "", [])
     result = execute(client[0], "print(repr(caught.stdout), repr(caught.stderr), caught.outputs[0].data)")
@@ -210,23 +210,23 @@ def test_capture_and_what_is_printed_past_python(client):
     assert "five" in execute(client[0], "!echo five").stdout
 
 
-def test_output_stands_in_the_order_in_which_it_was_made(client):
-    """Streams and displays are different messages; they come in the order of the cell."""
+def test_output_is_in_order(client):
+    """Streams and displays are different messages; they arrive in the order of the cell."""
     order = []
     code = "from IPython.display import display\nimport time\nfor n in range(3):\n    print(n)\n    display(n)"
     session_of = client.session
     original = session_of.deserialize
 
-    def noting(message, *arguments, **options):
-        told = original(message, *arguments, **options)
-        kind, content = told["header"]["msg_type"], told["content"]
+    def recording(message, *arguments, **options):
+        decoded = original(message, *arguments, **options)
+        kind, content = decoded["header"]["msg_type"], decoded["content"]
         if kind == "stream":
             order.extend(content["text"].split())
         elif kind == "display_data":
             order.append("display " + content["data"]["text/plain"])
-        return told
+        return decoded
 
-    session_of.deserialize = noting
+    session_of.deserialize = recording
     try:
         execute(client[0], code)
     finally:
@@ -234,7 +234,7 @@ def test_output_stands_in_the_order_in_which_it_was_made(client):
     assert order == ["0", "display 0", "1", "display 1", "2", "display 2"]
 
 
-def test_what_a_child_writes_to_dev_stdout_follows_what_was_printed_before(client):
+def test_output_of_children_to_dev_stdout_follows_earlier_output(client):
     @interactive
     def work(name, stream):
         import subprocess
@@ -246,20 +246,20 @@ def test_what_a_child_writes_to_dev_stdout_follows_what_was_printed_before(clien
 
     for name, stream in (("/dev/stdout", "stdout"), ("/dev/stderr", "stderr")):
         result = client[0].apply_async(work, name, stream)
-        result.get(PATIENCE_S)
-        result.wait_for_output(PATIENCE_S)
+        result.get(TIMEOUT_S)
+        result.wait_for_output(TIMEOUT_S)
         assert getattr(result, stream) == "a\nb\nc\n", name
     cell = client[0].execute("import os\nprint('a'); os.system('echo b > /dev/stdout'); print('c')", silent=False)
-    cell.get(PATIENCE_S)
-    cell.wait_for_output(PATIENCE_S)
+    cell.get(TIMEOUT_S)
+    cell.wait_for_output(TIMEOUT_S)
     assert cell.stdout == "a\nb\nc\n"
 
 
-def test_more_output_than_a_pipe_holds_comes_whole_and_in_order(client):
+def test_output_larger_than_a_pipe_is_complete_and_in_order(client):
     code = "import os, sys\nfor i in range(60000): print(i)\nos.system('seq 60000 119999')\nsys.stdout.write('x' * 6_000_000 + '\\n')"
     result = client[0].execute(code, silent=False)
-    result.get(PATIENCE_S)
-    result.wait_for_output(PATIENCE_S)
+    result.get(TIMEOUT_S)
+    result.wait_for_output(TIMEOUT_S)
     assert result.stdout == "".join("%d\n" % i for i in range(120000)) + "x" * 6_000_000 + "\n"
 
 
@@ -290,10 +290,10 @@ for text in ("progress", HTML("x" * 300_000)):
     )
     try:
         for _ in range(30):
-            assert engine.apply(bytes, 2_000_000).get(PATIENCE_S) == bytes(2_000_000)
+            assert engine.apply(bytes, 2_000_000).get(TIMEOUT_S) == bytes(2_000_000)
     finally:
-        engine.execute("stop.append(1)").get(PATIENCE_S)
-    # What several threads of one cell display comes whole, and all of it.
+        engine.execute("stop.append(1)").get(TIMEOUT_S)
+    # All displays of several threads of one cell arrive complete.
     code = """
 from concurrent.futures import ThreadPoolExecutor
 with ThreadPoolExecutor(4) as pool: list(pool.map(lambda _: [display(HTML("y" * 100_000)) for _ in range(10)], range(4)))
@@ -315,19 +315,19 @@ display("from the parent")
 """
     result = execute(client[0], code)
     assert [output["data"]["text/plain"] for output in result.outputs] == ["'from the parent'"]
-    assert "what a forked child displays is not shown" in result.stderr
+    assert "display output of a forked child process is not shown" in result.stderr
     assert [path.read_text() for path in tmp_path.iterdir()] == ["data"] * 10
 
 
-def heard(result):
-    result.get(PATIENCE_S)
+def messages(result):
+    result.get(TIMEOUT_S)
     return result.wait_for_output(1)
 
 
 LATE = """
 import asyncio, os, subprocess, sys, threading, time
 from IPython.display import display
-go, said = threading.Event(), threading.Event()
+go, finished = threading.Event(), threading.Event()
 def late(how):
     go.wait()
     sys.stdout.write("printed late by " + how + "\\n")
@@ -338,10 +338,10 @@ def of_thread():
     inner.start()
     late("a thread")
     inner.join()
-    said.set()
+    finished.set()
 threading.Thread(target=of_thread).start()
 async def of_loop():
-    while not said.is_set():
+    while not finished.is_set():
         await asyncio.sleep(0.01)
     late("the event loop")
 looping = asyncio.ensure_future(of_loop())
@@ -349,20 +349,20 @@ print("in time")
 """
 
 
-def test_what_is_said_after_a_request_has_ended_is_of_that_request(engines, client):
+def test_output_after_the_end_of_a_request_belongs_to_it(engines, client):
     first = execute(client[0], LATE)
     assert (first.stdout, first.stderr, first.outputs) == ("in time\n", "", [])
     other = client_of(engines)
     try:
-        wait_until("the other client to hear what is published", lambda: heard(other[1].execute("", silent=False)))
-        # While another client's request runs, and between requests.
-        during = execute(other[0], "go.set()\nsaid.wait()\nprint('of another')")
+        wait_until("the other client to receive published messages", lambda: messages(other[1].execute("", silent=False)))
+        # While another client's request is running, and between requests.
+        during = execute(other[0], "go.set()\nfinished.wait()\nprint('of another')")
         assert during.stdout == "of another\n"
         assert (during.stderr, during.outputs) == ("", [])
         speakers = ["a thread", "a thread of a thread", "the event loop"]
-        # What comes after the result the client keeps under the request's id.
+        # The client stores output after the result under the request's id.
         late = client.metadata[first.msg_ids[0]]
-        wait_until("what is said late", lambda: len(late.outputs) == 3 and late.stderr.count("\n") == 3)
+        wait_until("the late output", lambda: len(late.outputs) == 3 and late.stderr.count("\n") == 3)
         assert sorted(late.stdout.splitlines()) == ["printed late by " + speaker for speaker in speakers]
         assert sorted(late.stderr.splitlines()) == ["to stderr by " + speaker for speaker in speakers]
         assert {output["data"]["text/plain"] for output in late.outputs} == {repr("displayed late by " + s) for s in speakers}
@@ -371,7 +371,7 @@ def test_what_is_said_after_a_request_has_ended_is_of_that_request(engines, clie
         other.close()
 
 
-def test_what_a_child_process_writes_between_requests_is_of_no_request(client, tmp_path):
+def test_output_of_a_child_process_between_requests_belongs_to_none(client, tmp_path):
     client[0]["go"], client[0]["done"] = str(tmp_path / "go"), str(tmp_path / "done")
     code = """
 import subprocess
@@ -381,39 +381,39 @@ child = subprocess.Popen(["sh", "-c", 'until [ -e "$1" ]; do sleep 0.01; done; e
     (tmp_path / "go").touch()
     wait_until("the child", (tmp_path / "done").exists)
     assert execute(client[0], "print('next')").stdout == "next\n"
-    client[0].execute("child.wait()").get(PATIENCE_S)
+    client[0].execute("child.wait()").get(TIMEOUT_S)
 
 
 # ---- errors
 
 
 def test_tracebacks_show_the_users_lines(client):
-    error = refused(client[0].execute("def inner(x):\n    return 1 / x\n\ninner(0)", block=False))
+    error = error_of(client[0].execute("def inner(x):\n    return 1 / x\n\ninner(0)", block=False))
     lines = re.sub("\x1b[^m]*m", "", "\n".join(error.render_traceback()))
     assert error.ename == "ZeroDivisionError" and "return 1 / x" in lines and "inner(0)" in lines
     assert "<pcluster" + " worker>" not in lines
-    error = refused(client[0].execute("1 +", block=False))
+    error = error_of(client[0].execute("1 +", block=False))
     assert error.ename == "SyntaxError"
-    error = refused(client[0].apply_async(interactive(lambda: [][7])))
+    error = error_of(client[0].apply_async(interactive(lambda: [][7])))
     assert error.ename == "IndexError" and error.engine_info["method"] == "apply"
     assert "<pcluster" + " worker>" not in "\n".join(error.render_traceback())
 
 
-def test_errors_that_cannot_be_shown_and_values_that_cannot_travel(client):
+def test_errors_without_text_and_values_that_cannot_be_serialized(client):
     client[0].execute("class Odd(Exception):\n    def __str__(self): raise ValueError", block=True)
-    assert refused(client[0].execute("raise Odd", block=False)).ename in ("Odd", "ValueError")
-    error = refused(client[0].apply_async(interactive(lambda: __import__("threading").Lock())))
+    assert error_of(client[0].execute("raise Odd", block=False)).ename in ("Odd", "ValueError")
+    error = error_of(client[0].apply_async(interactive(lambda: __import__("threading").Lock())))
     assert error.ename == "TypeError" and "pickle" in error.evalue
-    assert refused(client[0].execute("import sys; sys.exit(3)", block=False)).ename == "SystemExit"
+    assert error_of(client[0].execute("import sys; sys.exit(3)", block=False)).ename == "SystemExit"
     assert client[0].apply_sync(interactive(lambda: 1)) == 1
 
 
-def test_input_is_refused_with_what_to_do(client):
+def test_input_is_rejected_with_a_hint(client):
     for asks in ("input('name? ')", "import getpass; getpass.getpass('name? ')"):
-        error = refused(client[0].execute(asks, block=False))
+        error = error_of(client[0].execute(asks, block=False))
         assert error.ename == "StdinNotImplementedError"
         assert "'name? '" in error.evalue and "push it" in error.evalue
-    assert refused(client[0].apply_async(builtins.input, "name? ")).ename == "StdinNotImplementedError"
+    assert error_of(client[0].apply_async(builtins.input, "name? ")).ename == "StdinNotImplementedError"
 
 
 def test_a_running_cell_and_a_running_function_are_interrupted(client, everyone):
@@ -435,25 +435,25 @@ def test_a_running_cell_and_a_running_function_are_interrupted(client, everyone)
         result = start()
         wait_until("both to sleep", lambda: all("asleep" in text for text in result.stdout))
         client.send_signal("SIGINT", block=True)
-        error = refused(result)
+        error = error_of(result)
         assert [one[0] for one in error.elist] == ["KeyboardInterrupt"] * 2
-    # It interrupts nothing where nothing runs, and the namespace is as it was.
+    # An idle engine ignores it, and its namespace is unchanged.
     client.send_signal("SIGINT", block=True)
     assert everyone.apply_sync(interactive(lambda: "woken" in globals())) == [False, False]
 
 
-def test_a_first_cell_is_quiet_and_the_end_of_python_in_a_cell_is_not_the_end_of_the_cluster():
+def test_a_first_cell_has_no_extra_output_and_exiting_python_does_not_end_the_cluster():
     cluster = Cluster("-n", "1")
     client = client_of(cluster)
     try:
-        # The very first cell of an engine: nothing is said but what it says.
+        # The first cell of an engine: no output but its own.
         first = execute(client[0], "print('first')")
         assert (first.stdout, first.stderr) == ("first\n", "")
-        error = refused(client[0].execute("import os; os._exit(3)", block=False))
-        # Who tells it first, the engine or the controller, says it in its own words.
+        error = error_of(client[0].execute("import os; os._exit(3)", block=False))
+        # Either the engine or the controller reports it first, with its own message.
         assert error.ename == "EngineError"
         assert "died while running" in error.evalue or "exit code 3" in error.evalue
-        # It has another id; that the first is gone may be heard of later than its end.
+        # It has a new id; the client may notice the end of the first one later.
         wait_until("another engine", lambda: [engine for engine in client.ids if engine != 0])
         assert client[client.ids[-1]].apply_sync(interactive(lambda: 5)) == 5
     finally:
@@ -479,15 +479,15 @@ def test_require_and_depend(client, balanced):
         return get_ipython().kernel.engine_id  # noqa: F821
 
     results = [balanced.apply_async(only_where_it_is_special) for _ in range(6)]
-    assert [result.get(PATIENCE_S) for result in results] == [1] * 6
+    assert [result.get(TIMEOUT_S) for result in results] == [1] * 6
 
     @require("no_such_module_anywhere")
     @interactive
     def nowhere():
         pass
 
-    assert refused(balanced.apply_async(nowhere)).ename == "ImpossibleDependency"
-    assert refused(client[0].apply_async(nowhere)).ename == "UnmetDependency"
+    assert error_of(balanced.apply_async(nowhere)).ename == "ImpossibleDependency"
+    assert error_of(client[0].apply_async(nowhere)).ename == "UnmetDependency"
 
 
 def test_functions_require_functions(notebook):
@@ -501,7 +501,7 @@ def test_references(client, everyone):
     identity = interactive(lambda x: x)
     assert everyone.apply_sync(identity, Reference("part")) == [[1], [2]]
     assert everyone.apply_sync(identity, Reference("part[0] * 10")) == [10, 20]
-    assert refused(client[0].apply_async(identity, Reference("nothing"))).ename == "NameError"
+    assert error_of(client[0].apply_async(identity, Reference("nothing"))).ename == "NameError"
 
 
 def test_closures_and_defaults(notebook):
@@ -572,7 +572,7 @@ def test_frames(client, everyone):
 def test_cells_find_a_running_event_loop_and_functions_may_run_their_own(client):
     code = "import asyncio\nasync def count():\n    global n\n    for n in range(1000):\n        await asyncio.sleep(0.001)\ntask = asyncio.create_task(count())"
     execute(client[0], code)
-    # Nothing is asked of the engine meanwhile but how far it is.
+    # Meanwhile the engine only receives requests for the current count.
     wait_until("it to count between requests", lambda: client[0].pull("n", block=True) >= 20)
     execute(client[0], "task.cancel()\nawait asyncio.wait([task])")
     assert client[0].apply_sync(interactive(lambda: task.cancelled()))  # noqa: F821
@@ -587,7 +587,7 @@ def test_cells_find_a_running_event_loop_and_functions_may_run_their_own(client)
     assert client[0].apply_sync(runs_its_own) == "its own"
 
 
-def test_what_is_left_to_the_event_loop_cannot_end_the_engine(client):
+def test_background_tasks_of_the_event_loop_cannot_end_the_engine(client):
     pid = client[0].apply_sync(os.getpid)
     code = "import asyncio, sys\nasync def leaves():\n    sys.exit(3)\ntask = asyncio.create_task(leaves())"
     execute(client[0], code)
@@ -602,10 +602,10 @@ def test_executors_and_futures(client, balanced):
     import concurrent.futures
 
     with client.executor() as executor:
-        assert executor.submit(pow, 2, 5).result(PATIENCE_S) == 32
+        assert executor.submit(pow, 2, 5).result(TIMEOUT_S) == 32
         assert list(executor.map(pow, [1, 2, 3], [2, 2, 2])) == [1, 4, 9]
     futures = [balanced.apply_async(pow, n, 2) for n in range(5)]
-    finished = concurrent.futures.as_completed(futures, timeout=PATIENCE_S)
+    finished = concurrent.futures.as_completed(futures, timeout=TIMEOUT_S)
     assert sorted(future.result() for future in finished) == [0, 1, 4, 9, 16]
 
 
@@ -622,7 +622,7 @@ def test_joblib(client, balanced):
 @needs("distributed")
 def test_engines_become_dask_workers_and_engines_again(client, everyone):
     with client.become_dask(nthreads=1) as dask:
-        dask.wait_for_workers(2, timeout=PATIENCE_S)
+        dask.wait_for_workers(2, timeout=TIMEOUT_S)
         pids = set(dask.gather(dask.map(lambda n: __import__("os").getpid(), range(20), pure=False)))
         assert pids <= set(everyone.apply_sync(os.getpid)) and pids
         client.stop_dask()
@@ -632,18 +632,18 @@ def test_engines_become_dask_workers_and_engines_again(client, everyone):
 # ---- other Pythons
 
 
-def test_a_python_without_ipyparallel_says_what_to_install(tmp_path):
-    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(tmp_path / "bare")], check=True, timeout=PATIENCE_S)
+def test_a_python_without_ipyparallel_names_the_missing_package(tmp_path):
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(tmp_path / "bare")], check=True, timeout=TIMEOUT_S)
     python = str(tmp_path / "bare" / "bin" / "python")
     cluster = Cluster("-n", "1", "--python", python)
     client = client_of(cluster)
     try:
         for result in (client[0].apply_async(interactive(lambda: 1)), client[0].execute("1", block=False)):
-            error = refused(result)
+            error = error_of(result)
             assert error.ename == "ImportError"
             assert "No module named" in error.evalue
             assert "{} -m pip install ipyparallel".format(python) in error.evalue
-        # What needs nothing but Python works there.
+        # Functions that need only Python work.
         assert cluster.run("apply", "math:sqrt", "4").split()[-1] == "2.0"
     finally:
         client.close()
@@ -651,7 +651,7 @@ def test_a_python_without_ipyparallel_says_what_to_install(tmp_path):
 
 
 def other_pythons():
-    """The oldest and the newest other Python of this machine from 3.8 on: on the PATH, or of pyenv."""
+    """The oldest and the newest other Python of this machine, 3.8 or later: on the PATH, or of pyenv."""
     versions = pathlib.Path(os.environ.get("PYENV_ROOT") or pathlib.Path.home() / ".pyenv") / "versions"
     found = {}
     for minor in range(8, 16):
@@ -666,8 +666,8 @@ def other_pythons():
 def test_the_worker_on_other_pythons_of_this_machine():
     pythons = other_pythons()
     if not pythons:
-        pytest.skip("this machine has no other Python from 3.8 on")
-    tests = ["hello", "positional", "pickled", "tracebacks", "interrupts", "pools", "execute", "any_kind"]
+        pytest.skip("this machine has no other Python 3.8 or later")
+    tests = ["hello", "positional", "pickled", "tracebacks", "interrupts", "pools", "execute", "all_strings"]
     for python in pythons:
         command = [python, "-m", "unittest", str(REPOSITORY / "tests" / "python" / "test_worker.py")]
         command += [word for test in tests for word in ("-k", test)]
@@ -678,13 +678,13 @@ def test_the_worker_on_other_pythons_of_this_machine():
 
 @needs("vermin")
 @pytest.mark.parametrize("name", ["state.py", "records.py", "values.py", "code.py", "worker.py", "interpreter.py", "origins.py", "kernel.py", "ipython.py"])
-def test_the_worker_is_of_python_3_8(name):
+def test_the_worker_is_compatible_with_python_3_8(name):
     source = REPOSITORY / "src" / "engine" / "worker" / name
     checked = subprocess.run(
         [sys.executable, "-c", "import vermin; vermin.main()", "--no-tips", "--violations", "-t=3.8-", str(source)],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         universal_newlines=True,
-        timeout=PATIENCE_S,
+        timeout=TIMEOUT_S,
     )
     assert checked.returncode == 0, checked.stdout

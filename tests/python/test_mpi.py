@@ -1,7 +1,7 @@
-"""Engines under mpiexec: mpi4py in their workers is one MPI world.
+"""Tests of engines under mpiexec: mpi4py in their workers forms one MPI world.
 
-A worker is a child of the engine that mpiexec has started; what it needs to join (variables, descriptors) comes through
-its engine. mpi4py from PyPI fits either MPI, whose library it finds at run time (docs/reference/python.md).
+A worker is a child of the engine that mpiexec started; it inherits the variables and descriptors needed to join from its engine.
+mpi4py from PyPI supports both MPIs and finds the library at run time (docs/reference/python.md).
 """
 import ctypes.util
 import importlib.util
@@ -18,24 +18,24 @@ from conftest import Cluster, pcluster_binary, wait_until  # noqa: E402
 from ipyparallel import interactive  # noqa: E402
 
 RANKS = 3
-PATIENCE_S = 60
+TIMEOUT_S = 60
 
 
 def mpiexec_of(kind):
-    """The command of this MPI, or none."""
+    """The mpiexec command of this MPI, or None."""
     named = shutil.which("mpiexec." + kind)
     if named:
         return named
     plain = shutil.which("mpiexec")
     if plain is None:
         return None
-    said = subprocess.run([plain, "--version"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, universal_newlines=True).stdout
+    output = subprocess.run([plain, "--version"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, universal_newlines=True).stdout
     words = {"openmpi": ("Open MPI", "OpenRTE"), "mpich": ("HYDRA", "MPICH")}[kind]
-    return plain if any(word in said for word in words) else None
+    return plain if any(word in output for word in words) else None
 
 
 def environment_of(kind, folder):
-    """What makes either MPI run here, and mpi4py take the right library."""
+    """Variables for running an MPI as root and for selecting mpi4py's library."""
     if kind == "openmpi":
         return {
             "OMPI_ALLOW_RUN_AS_ROOT": "1",
@@ -89,20 +89,20 @@ def test_workers_of_engines_under_mpiexec_are_one_world(kind, tmp_path):
             try:
                 wait_until("the engines", lambda: len(client) == RANKS)
                 everyone = client[:]
-                said = everyone.apply_async(rank_and_size).get(PATIENCE_S)
-                assert sorted(rank for rank, _, _ in said) == list(range(RANKS))
-                assert {size for _, size, _ in said} == {RANKS}
-                assert all({"openmpi": "Open MPI", "mpich": "MPICH"}[kind] in version for _, _, version in said)
-                # A collective from a client, in functions and in cells, again and again.
-                assert everyone.apply_async(sum_over_all, 2).get(PATIENCE_S) == [2 * RANKS] * RANKS
+                output = everyone.apply_async(rank_and_size).get(TIMEOUT_S)
+                assert sorted(rank for rank, _, _ in output) == list(range(RANKS))
+                assert {size for _, size, _ in output} == {RANKS}
+                assert all({"openmpi": "Open MPI", "mpich": "MPICH"}[kind] in version for _, _, version in output)
+                # Collective operations from a client, in functions and in cells, repeatedly.
+                assert everyone.apply_async(sum_over_all, 2).get(TIMEOUT_S) == [2 * RANKS] * RANKS
                 everyone.scatter("part", list(range(2 * RANKS)), block=True)
-                everyone.execute("from mpi4py import MPI\ntotal = MPI.COMM_WORLD.allreduce(sum(part))").get(PATIENCE_S)
-                assert everyone.pull("total").get(PATIENCE_S) == [sum(range(2 * RANKS))] * RANKS
+                everyone.execute("from mpi4py import MPI\ntotal = MPI.COMM_WORLD.allreduce(sum(part))").get(TIMEOUT_S)
+                assert everyone.pull("total").get(TIMEOUT_S) == [sum(range(2 * RANKS))] * RANKS
                 client.shutdown(targets="all", block=True)
             finally:
                 client.close()
-            # How it ends is the MPI's own: Open MPI objects to a rank that had no time for MPI_Finalize.
-            engines.wait(PATIENCE_S)
+            # The exit code depends on the MPI: Open MPI reports a rank that did not call MPI_Finalize in time.
+            engines.wait(TIMEOUT_S)
         except BaseException:
             log.seek(0)
             print(log.read())

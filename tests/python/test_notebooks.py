@@ -1,4 +1,4 @@
-"""The programs of examples/notebooks/, run against a cluster; what they find is checked against another way to find it."""
+"""Tests of the programs in examples/notebooks/ with a cluster; their results are compared to independent computations."""
 import importlib.util
 import json
 import math
@@ -27,7 +27,7 @@ def cluster():
 @pytest.fixture
 def run(cluster, tmp_path):
     def run(name, *arguments):
-        """What the program prints last, and its plots."""
+        """Runs a program; returns its last line of output and its plots."""
         done = subprocess.run(
             [sys.executable, str(NOTEBOOKS / name), "--out", str(tmp_path / "plots"), *arguments],
             env=cluster.environment,
@@ -46,7 +46,7 @@ def run(cluster, tmp_path):
     return run
 
 
-def test_all_programs_are_tested_and_told_of():
+def test_all_programs_are_tested_and_documented():
     programs = {path.name for path in NOTEBOOKS.glob("*.py")}
     assert programs == {"monte_carlo_pi.py", "pi_digit_pairs.py", "option_pricing.py"}
     assert all(name in (NOTEBOOKS / "README.md").read_text() for name in programs)
@@ -64,7 +64,7 @@ def test_monte_carlo_pi(run):
     assert found["parallel"] == [points_within(seed) for seed in range(5, 10)]
     assert found["pi_direct"] == 4 * sum(found["direct"]) / 500_000
     for estimate in (found["pi_direct"], found["pi_parallel"]):
-        # Five standard deviations of 500,000 points.
+        # Five standard deviations for 500,000 points.
         assert abs(estimate - math.pi) < 5 * 4 * math.sqrt(math.pi / 4 * (1 - math.pi / 4) / 500_000)
     assert plots == {"pi_points.png", "pi_convergence.png"}
 
@@ -81,7 +81,7 @@ def test_pi_digit_pairs(run, tmp_path):
     counts = [sum(column) for column in zip(*(pidigits.two_digit_counts(path) for path in files))]
     assert found["counts"] == counts and sum(counts) == 30_000 - 7
     assert counts[int(found["rarest"])] == min(counts) and counts[int(found["most_frequent"])] == max(counts)
-    # 99 degrees of freedom: between 50 and 160 but for one time in many thousands, and the digits of pi are always the same.
+    # 99 degrees of freedom: outside of 50 to 160 with very low probability, and the digits of pi are fixed.
     assert 50 < found["chi_squared"] < 160
 
 

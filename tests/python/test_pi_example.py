@@ -1,4 +1,4 @@
-"""The example that the demo runs: the digits are those of pi, the counts are those of the digits."""
+"""Tests of the demo's example: the digits of pi and the counts of digit pairs are correct."""
 import importlib.util
 import os
 import pathlib

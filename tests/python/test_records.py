@@ -1,6 +1,6 @@
-"""What the worker reports reaches the engine whole, whatever interrupts it: threads, signal handlers, exceptions from outside, forks.
+"""Records reach the engine complete despite threads, signal handlers, asynchronous exceptions and forks.
 
-`KERNEL` takes the place of ipython.py: it runs the code of a request, which publishes what it likes.
+`KERNEL` replaces ipython.py: it runs the code of a request, which may publish messages.
 """
 import collections
 import json
@@ -42,7 +42,7 @@ def parts_of(body):
     for size in sizes:
         parts.append(body[offset : offset + size])
         offset += size
-    assert offset == len(body), "a record of another length than its parts"
+    assert offset == len(body), "the length of the record does not match its parts"
     return parts
 
 
@@ -61,7 +61,7 @@ class RecordsTest(unittest.TestCase):
         os.write(self.worker.tokens, b"g")
 
     def published_until_reply(self):
-        """Texts and buffers that were published, and the buffers of the reply. What is not a record fails here."""
+        """Published texts and buffers, and the buffers of the reply. Fails for a malformed record."""
         published = []
         while True:
             record = self.worker.record()
@@ -156,7 +156,7 @@ while handled < 200:
         for text, (buffer,) in published:
             self.assertTrue(buffer == text[:1].encode() * (1_000_000 if int(text.split()[1]) % 2 else 5))
 
-    def test_exceptions_from_other_threads_arrive_while_something_is_published(self):
+    def test_exceptions_from_other_threads_are_raised_while_something_is_published(self):
         self.start_kernel()
         self.request(
             """
@@ -209,7 +209,7 @@ for i in range(40):
         try: work("fork-%%d" %% i)
         finally: os._exit(0)
     os.waitpid(pid, 0)
-libc = ctypes.PyDLL(None)  # a fork that Python does not know of
+libc = ctypes.PyDLL(None)  # a fork that bypasses Python
 pid = libc.fork()
 if pid == 0:
     publish("child"); os._exit(0)
@@ -231,10 +231,10 @@ reporter.join()
             for name in names:
                 with open(os.path.join(folder, name)) as file:
                     self.assertEqual(file.read(), "data")
-        self.assertIn(b"what a forked child displays is not shown", self.worker.outputs.written("err"))
+        self.assertIn(b"display output of a forked child process is not shown", self.worker.outputs.written("err"))
 
-    def test_a_long_value_of_a_task_is_written_on_after_a_signal_handler_has_raised(self):
-        # The pipe is full when the handler raises: the harness reads only after that.
+    def test_writing_a_long_value_continues_after_a_signal_handler_has_raised(self):
+        # The pipe is full when the handler raises: the harness starts reading after that.
         self.worker.define_file(
             1,
             """
@@ -242,22 +242,22 @@ import os, signal
 class Raised(BaseException): pass
 def raising(*_):
     signal.setitimer(signal.ITIMER_REAL, 0)
-    os.close(told)
+    os.close(fifo)
     raise Raised
 def f(descriptor):
-    global told
+    global fifo
     if descriptor is None: return 1
-    told = os.open(descriptor, os.O_WRONLY)
+    fifo = os.open(descriptor, os.O_WRONLY)
     signal.signal(signal.SIGALRM, raising)
     signal.setitimer(signal.ITIMER_REAL, 0.2)
     return "v" * 3_000_000
 """,
         )
         with tempfile.TemporaryDirectory() as folder:
-            told = os.path.join(folder, "told")
-            os.mkfifo(told)
-            first = self.worker.tasks(1, [[told]])
-            with open(told, "rb") as raised:
+            fifo = os.path.join(folder, "fifo")
+            os.mkfifo(fifo)
+            first = self.worker.tasks(1, [[fifo]])
+            with open(fifo, "rb") as raised:
                 raised.read()
             record = self.worker.record()
             self.assertEqual((record.kind, record.ticket, record.json()), ("V", first, "v" * 3_000_000))
@@ -267,7 +267,7 @@ def f(descriptor):
                 record = self.worker.record()
             self.assertEqual((record.kind, record.ticket, record.json()), ("V", last, 1))
 
-    def test_what_was_published_is_written_before_python_ends(self):
+    def test_published_messages_are_written_before_python_exits(self):
         self.start_kernel()
         self.request("publish('last', b'w' * 200_000); os._exit(3)")
         record = self.worker.record()

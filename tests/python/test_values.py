@@ -1,4 +1,4 @@
-"""What becomes of values: exact as JSON or as a pickle, and readable beside it. The worker alone; runs with pytest or unittest."""
+"""Tests of encoding values: exactly as JSON or as a pickle with a readable rendering. Worker only; run with pytest or unittest."""
 import collections
 import dataclasses
 import datetime
@@ -18,7 +18,7 @@ import unittest
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 from worker_harness import Worker  # noqa: E402
 
-# The function evaluates a text, so that worker and test have the same value from the same words.
+# The function evaluates a text, so that worker and test create the same value.
 FILE = """
 import collections, dataclasses, datetime, decimal, enum, fractions, os, pathlib, sys
 sys.path.insert(0, %r)
@@ -49,7 +49,7 @@ class Silent:
 
 
 class Unfriendly:
-    """Its pickling raises what it is told to."""
+    """Raises the given exception when pickled."""
 
     def __init__(self, raised):
         self.raised = raised
@@ -64,13 +64,13 @@ class Fatal:
 
 
 class Loud(Exception):
-    def __init__(self, said):
-        self.said = said
+    def __init__(self, text):
+        self.text = text
 
     def __str__(self):
-        if isinstance(self.said, BaseException):
-            raise self.said
-        return self.said
+        if isinstance(self.text, BaseException):
+            raise self.text
+        return self.text
 
 
 def raises(error):
@@ -85,7 +85,7 @@ def nested(depth):
 
 
 def same(a, b):
-    """Equal, of the same types at every place, NaN and the sign of zero included."""
+    """Deep equality including types, NaN and the sign of zero."""
     if type(a) is not type(b):
         return False
     if isinstance(a, float):
@@ -107,7 +107,7 @@ SCALARS = (
 
 
 def made(random, depth):
-    """The text of some value."""
+    """The expression of a random value."""
     if depth == 0 or random.random() < 0.3:
         return random.choice(SCALARS)
     some = [made(random, depth - 1) for _ in range(random.randrange(4))]
@@ -136,7 +136,7 @@ class ValuesTest(unittest.TestCase):
     def of(self, *texts):
         return self.worker.call(1, *[[text] for text in texts])
 
-    def test_any_value_comes_back_as_it_was(self):
+    def test_any_value_round_trips(self):
         generator = random.Random(11)
         texts = SCALARS + [made(generator, 4) for _ in range(1500)]
         kinds = collections.Counter()
@@ -153,7 +153,7 @@ class ValuesTest(unittest.TestCase):
             self.assertEqual(record.kind, "V", text)
             self.assertTrue(same(record.json(), eval(text)), text)
 
-    def test_integers_that_other_pythons_do_not_read_are_not_json(self):
+    def test_integers_that_other_pythons_cannot_read_are_not_json(self):
         text = "[getattr(sys, 'set_int_max_str_digits', int)(0), %s][1]"
         for value, kind in (("10**4000", "V"), ("10**5000", "P"), ("[10**5000, 1]", "P"), ("{'a': [-10**5000]}", "P"), ("[1] * 5000", "V")):
             (record,) = self.of(text % value)
@@ -199,7 +199,7 @@ class ValuesTest(unittest.TestCase):
             shown, name = record.rendering()
             self.assertEqual((shown, name.replace("pathlib._local", "pathlib")), (rendering, kind), text)
 
-    def test_renderings_are_bounded_and_say_what_is_left_out(self):
+    def test_renderings_are_limited_and_name_omissions(self):
         for text, last in (
             ("tuple(range(10**6))", " more"),
             ("{i: 'x' * 100 for i in range(10**5)}", " more"),
@@ -265,14 +265,14 @@ class ValuesTest(unittest.TestCase):
         names = [record.json()["ename"] for record in records if record.kind == "E"]
         self.assertEqual(names, ["ValueNotSerializable"] * 2 + ["KeyboardInterrupt", "SystemExit", "ValueNotSerializable"])
 
-    def test_a_value_that_ends_python_ends_it_in_its_own_task(self):
+    def test_a_value_that_exits_python_affects_only_its_own_task(self):
         self.worker.tasks(1, [["1"], ["Fatal()"], ["2"]])
         self.assertEqual(self.worker.record().json(), 1)
         self.assertIsNone(self.worker.record())
 
-    def test_an_exception_may_say_anything_of_itself(self):
-        said = ["Loud(KeyboardInterrupt())", "Loud(SystemExit())", "Loud(7)", "Loud('x' * 10**8)", "Loud(Text('t'))", "Loud('\\udcff')"]
-        records = self.of("1", *["raises(%s)" % one for one in said], "2")
+    def test_exceptions_with_arbitrary_texts(self):
+        text = ["Loud(KeyboardInterrupt())", "Loud(SystemExit())", "Loud(7)", "Loud('x' * 10**8)", "Loud(Text('t'))", "Loud('\\udcff')"]
+        records = self.of("1", *["raises(%s)" % one for one in text], "2")
         self.assertEqual([record.json() for record in records if record.kind == "V"], [1, 2])
         errors = [record.json() for record in records if record.kind == "E"]
         self.assertEqual([error["ename"] for error in errors], ["Loud"] * 6)
@@ -280,7 +280,7 @@ class ValuesTest(unittest.TestCase):
         self.assertLess(len(records[4].body), 1_000_000)
         self.assertEqual([error["evalue"] for error in errors[4:]], ["t", "\\udcff"])
 
-    def test_a_poisonous_input_fails_alone(self):
+    def test_an_invalid_input_fails_alone(self):
         poison = [b"[" + b"7" * 5000 + b"]", b"[" * 100_000 + b"]" * 100_000, b'["\\ud800"]', b'["ok"]', b"{} "]
         self.worker.define_file(2, "def f(x=0): return len(str(x))")
         self.worker.texts(2, 0, [b"[1]"] + poison + [b"[22]"])
@@ -293,7 +293,7 @@ class ValuesTest(unittest.TestCase):
         self.assertIn("the input cannot be decoded", records[2].json()["evalue"])
         self.assertEqual([record.ticket for record in records], list(range(7)))
 
-    def test_folds_see_exact_values_and_say_what_they_were_doing(self):
+    def test_folds_get_exact_values_and_errors_name_them(self):
         import base64
 
         self.worker.define_file(2, FILE + "def add(a, b): return a + b\ndef one(a): pass\n", "add", reduces={"map": 7, "work": {}})
@@ -304,7 +304,7 @@ class ValuesTest(unittest.TestCase):
         self.assertEqual(record.kind, "E")
         for words in ("Reducing map 7", "task 7.0 to 7.5", "task 7.6", "first: [1, (2,)]", "second: (3,)"):
             self.assertIn(words, record.json()["traceback"])
-        # Without values: can it be called so?
+        # Without values it checks the signature.
         self.worker.define_file(3, "def f(a): pass", reduces={"map": 7, "work": {}})
         self.worker.define_file(4, "def f(a, b, c): pass", reduces={"map": 7, "work": {}})
         self.worker.define(5, {"kind": "call", "from": {"module": {"module": "builtins"}}, "function": "max"}, reduces={"map": 7, "work": {}})
@@ -312,7 +312,7 @@ class ValuesTest(unittest.TestCase):
         self.assertEqual([record.kind for record in records], ["V", "E", "E", "V"])
         self.assertIn("--reduce calls the function with two values", records[1].json()["evalue"])
 
-    def test_folds_read_values_from_a_file_which_then_is_gone(self):
+    def test_folds_read_values_from_a_file_and_remove_it(self):
         self.worker.define_file(2, "def add(a, b): return a + b", "add", reduces={"map": 7, "work": {}})
         values = [b"[1]", pickle.dumps([(2,)]), b"[3]", pickle.dumps([{4}])]
         with tempfile.TemporaryDirectory() as folder:
@@ -338,7 +338,7 @@ class ValuesTest(unittest.TestCase):
         pickled = [base64.b64encode(record.parts()[2]).decode() for record in self.worker.call(2, [1], [2])]
         fresh = Worker()
         self.addCleanup(fresh.close)
-        # The client has put both into one bundle.
+        # The client puts both files into one bundle.
         fresh.define_file(1, "def f(a, b): return a.n + b.n", reduces={"map": 7, "work": {}})
         with open(os.path.join(fresh.bundles[-1].name, "shapes_of_map.py"), "w") as file:
             file.write(shapes)

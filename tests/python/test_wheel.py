@@ -1,6 +1,6 @@
-"""The wheel, installed by pip beside ipyparallel into an environment where nothing else is.
+"""Tests of the wheel, installed by pip together with ipyparallel into an otherwise empty environment.
 
-`cargo xtask wheel --profile dev` makes the wheel; PCLUSTER_TEST_WHEEL says where it is.
+`cargo xtask wheel --profile dev` builds the wheel; PCLUSTER_TEST_WHEEL is its path.
 """
 import json
 import os
@@ -17,7 +17,7 @@ pytestmark = [
     pytest.mark.timeout(300),
 ]
 
-# What a user of ipyparallel writes, and what must come of it.
+# A typical session of an ipyparallel user.
 SESSION = """
 import json, os, signal, sys, time
 import ipyparallel as ipp
@@ -53,19 +53,19 @@ except ipp.RemoteError as error:
 
 client.close()
 cluster.stop_cluster_sync()
-seen["still there"] = [pid for pid in pids if os.path.exists("/proc/%d" % pid)]
+seen["still running"] = [pid for pid in pids if os.path.exists("/proc/%d" % pid)]
 seen["cluster file"] = os.path.exists(cluster.cluster_file)
 
-# Our controller with their engines.
+# pcluster's controller with ipyparallel's engines.
 with ipp.Cluster(controller="pcluster", engines="local", n=1) as client:
-    seen["their engine"] = client[:].apply_sync(lambda: 1)
+    seen["ipyparallel engine"] = client[:].apply_sync(lambda: 1)
 print(json.dumps(seen))
 """
 
 
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory):
-    """The `bin` folder of an environment into which pip has installed the wheel and ipyparallel."""
+    """The `bin` folder of an environment with the wheel and ipyparallel installed by pip."""
     folder = tmp_path_factory.mktemp("wheel") / "environment"
     run([sys.executable, "-m", "venv", str(folder)])
     pip = [str(folder / "bin" / "python"), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-compile"]
@@ -89,7 +89,7 @@ def run(words, cwd=None, **environment):
     return done.stdout
 
 
-def test_pip_gives_the_program(installed):
+def test_pip_installs_the_program(installed):
     version = run([str(installed / "pcluster"), "--version"])
     assert version.startswith("pcluster ")
     assert run([str(installed / "python"), "-m", "pcluster", "--version"]) == version
@@ -101,8 +101,8 @@ def test_ipyparallels_cluster_starts_it_without_configuration(installed, tmp_pat
     script = tmp_path / "session.py"
     script.write_text(SESSION)
     python = str(installed / "python")
-    said = run([python, str(script)], cwd=str(tmp_path), IPYTHONDIR=str(tmp_path / "ipython"))
-    assert json.loads(said.splitlines()[-1]) == {
+    output = run([python, str(script)], cwd=str(tmp_path), IPYTHONDIR=str(tmp_path / "ipython"))
+    assert json.loads(output.splitlines()[-1]) == {
         "ids": [0, 1, 2, 3],
         "squares": [n * n for n in range(10)],
         "python": python,
@@ -112,7 +112,7 @@ def test_ipyparallels_cluster_starts_it_without_configuration(installed, tmp_pat
         "logs": [True] * 5,
         "programs": ["pcluster"] * 5,
         "signal": ["KeyboardInterrupt"],
-        "still there": [],
+        "still running": [],
         "cluster file": False,
-        "their engine": [1],
+        "ipyparallel engine": [1],
     }

@@ -1,4 +1,4 @@
-"""worker.py alone, over raw pipes. Runs with pytest or with `python -m unittest`, from 3.8 on."""
+"""Tests of the Python worker over raw pipes. Run with pytest or `python -m unittest`, on Python 3.8 or later."""
 import ast
 import fcntl
 import json
@@ -29,7 +29,7 @@ class WorkerTest(unittest.TestCase):
         self.assertEqual(record.kind, "V", record.body)
         return record.json()
 
-    def test_hello_says_which_python_it_is(self):
+    def test_hello_reports_the_python_version(self):
         self.assertEqual(self.worker.hello.kind, "H")
         self.assertEqual(self.worker.hello.json()["version"], sys.version.split()[0])
 
@@ -45,7 +45,7 @@ class WorkerTest(unittest.TestCase):
         self.worker.tasks(1, [[0], [1], [2], [3]], tokens=b"gssg")
         self.assertEqual([self.value(self.worker.record()) for _ in range(2)], [0, 3])
 
-    def test_nothing_begins_without_its_token(self):
+    def test_no_task_starts_without_its_token(self):
         self.worker.define_file(1, "def f(a): print(a)")
         self.worker.tasks(1, [[0], [1]], tokens=b"g")
         self.assertEqual(self.worker.record().ticket, 0)
@@ -53,12 +53,12 @@ class WorkerTest(unittest.TestCase):
         os.write(self.worker.tokens, b"g")
         self.assertEqual(self.worker.record().ticket, 1)
 
-    def test_positions_are_told_only_when_something_was_written(self):
+    def test_positions_are_reported_only_if_something_was_written(self):
         self.worker.define_file(1, "import sys\ndef f(out, err):\n sys.stdout.write(out); sys.stderr.write(err)")
         first, second, third = self.worker.call(1, ["ab", ""], ["", ""], ["", "xyz"])
         self.assertEqual((first.positions, second.positions, third.positions), ((2, 0), None, (2, 3)))
 
-    def test_positions_are_exact_where_a_pipe_holds_a_page(self):
+    def test_positions_are_exact_with_pipes_of_one_page(self):
         for pipe in (self.worker.outputs.out, self.worker.outputs.err):
             fcntl.fcntl(pipe, 1031, 4096)  # F_SETPIPE_SZ
         text = "import os, sys\ndef f(i, out, err):\n print(chr(97 + i % 26) * out); os.write(2, b'e' * err); os.system('echo child' if i % 50 == 0 else ':')\n"
@@ -75,20 +75,20 @@ class WorkerTest(unittest.TestCase):
             at, err_at = record.positions[0], err_at + lengths[i][1]
             self.assertEqual(record.positions[1], err_at)
 
-    def test_a_child_that_makes_stdout_non_blocking_does_so_for_its_task_alone(self):
-        text = "import os\ndef f(way):\n  if way == 'child': os.system('%s -c \"import os; os.set_blocking(1, False)\"')\n  return os.get_blocking(1)\n" % sys.executable
+    def test_a_child_that_makes_stdout_non_blocking_affects_only_its_task(self):
+        text = "import os\ndef f(kind):\n  if kind == 'child': os.system('%s -c \"import os; os.set_blocking(1, False)\"')\n  return os.get_blocking(1)\n" % sys.executable
         self.worker.define_file(1, text)
         values = [self.value(record) for record in self.worker.call(1, ["child"], ["none"], ["none"])]
         self.assertEqual(values, [False, True, True])
 
-    def test_a_child_that_leads_stderr_into_stdout_or_closes_it_does_not_meet_the_next(self):
+    def test_redirecting_stdout_to_stderr_does_not_affect_the_next_task(self):
         text = "import os\ndef f(i):\n os.write(1, b'x' * i); os.dup2(2, 1); os.write(1, b'y')\n"
         self.worker.define_file(1, text)
         records = self.worker.call(1, *[[i] for i in range(50)])
         outs = [sum(range(i + 1)) for i in range(50)]
         self.assertEqual([record.positions for record in records], [(out, i + 1) for i, out in enumerate(outs)])
 
-    def test_output_of_children_counts(self):
+    def test_positions_include_output_of_children(self):
         self.worker.define_file(1, "import os\ndef f(): os.system('echo out; echo err >&2')")
         self.assertEqual(self.worker.call(1, [])[0].positions, (4, 4))
 
@@ -105,24 +105,24 @@ class WorkerTest(unittest.TestCase):
         self.assertEqual(record.kind, "P")
         self.assertIn(b"shapes", record.parts()[2])
 
-    def test_what_nothing_can_hold_is_an_error(self):
+    def test_values_that_cannot_be_encoded_are_errors(self):
         self.worker.define_file(1, "import threading\ndef f(): return threading.Lock()")
         error = self.error(self.worker.call(1, [])[0])
         self.assertEqual(error["ename"], "ValueNotSerializable")
         self.assertIn("_thread.lock", error["evalue"])
 
-    def test_a_circle_is_pickled(self):
+    def test_a_recursive_list_is_pickled(self):
         self.worker.define_file(1, "def f():\n a = []; a.append(a); return a")
         (record,) = self.worker.call(1, [])
         value = record.value()
         self.assertIs(value[0], value)
         self.assertEqual(record.rendering(), (["..."], "list"))
 
-    def test_long_reprs_are_cut(self):
+    def test_long_reprs_are_truncated(self):
         self.worker.define_file(1, "class C:\n def __repr__(self): return 'x' * 5000\ndef f(): return C()")
         self.assertEqual(len(self.worker.call(1, [])[0].rendering()[0]), 1000)
 
-    def test_tracebacks_begin_with_the_users_code(self):
+    def test_tracebacks_start_with_user_code(self):
         self.worker.define_file(1, "def g(x):\n    return 1 / x\ndef f(x):\n    return g(x)\n", name="their.py")
         error = self.error(self.worker.call(1, [0])[0])
         lines = [line for line in error["traceback"].splitlines() if "^" not in line and "~" not in line]
@@ -138,31 +138,31 @@ class WorkerTest(unittest.TestCase):
             ],
         )
 
-    def test_wrong_arguments_are_the_users_error(self):
+    def test_wrong_arguments_are_reported_as_user_errors(self):
         self.worker.define_file(1, "def f(): pass")
         error = self.error(self.worker.call(1, [1])[0])
         self.assertEqual(error["ename"], "TypeError")
         self.assertNotIn("pcluster worker", error["traceback"])
 
-    def test_errors_that_cannot_be_shown_are_errors_still(self):
+    def test_errors_without_text_are_reported(self):
         self.worker.define_file(1, "class E(Exception):\n def __str__(self): raise ValueError\ndef f(): raise E")
         self.assertEqual(self.error(self.worker.call(1, [])[0])["ename"], "E")
 
-    def test_two_versions_of_a_file_live_side_by_side(self):
+    def test_two_versions_of_a_file_coexist(self):
         for number, text in ((1, "def f(): return g()\ndef g(): return 'old'"), (2, "def f(): return g()\ndef g(): 1/0")):
             self.worker.define_file(number, text)
         one, two, three = self.worker.call(1, [])[0], self.worker.call(2, [])[0], self.worker.call(1, [])[0]
         self.assertEqual((self.value(one), self.value(three)), ("old", "old"))
         self.assertIn("def g(): 1/0", self.error(two)["traceback"])
 
-    def test_a_file_named_like_a_module_does_not_hide_it(self):
+    def test_a_file_named_like_a_standard_module_does_not_shadow_it(self):
         self.worker.define_file(1, "def f(): return __name__", name="json.py")
         self.worker.define_file(2, "import json\ndef f(): return json.dumps(1)", name="two.py")
         self.assertEqual(self.value(self.worker.call(1, [])[0]), "pcluster_json")
         self.assertEqual(self.value(self.worker.call(2, [])[0]), "1")
 
-    def test_interrupts_reach_the_task_and_nothing_else(self):
-        self.worker.define_file(1, "import time\ndef f(s):\n print('begun'); time.sleep(s)")
+    def test_interrupts_reach_only_the_task(self):
+        self.worker.define_file(1, "import time\ndef f(s):\n print('started'); time.sleep(s)")
         os.kill(self.worker.pid, signal.SIGINT)
         self.worker.tasks(1, [[600]])
         while not self.worker.outputs.written():
@@ -175,11 +175,11 @@ class WorkerTest(unittest.TestCase):
         self.worker.define_file(1, "import os\ndef f():\n pid = os.fork()\n if pid: os.waitpid(pid, 0)\n return pid > 0")
         self.assertEqual([self.value(r) for r in self.worker.call(1, [], [])], [True, True])
 
-    def test_a_child_that_was_forked_past_python_is_not_a_second_worker(self):
+    def test_a_child_forked_without_python_is_not_a_second_worker(self):
         whole = worker_harness.script()
         self.assertIn("WIPE_ON_FORK = 18", whole)
         code = "import ctypes, os\nlibc = ctypes.PyDLL(None)\ndef f(i):\n pid = libc.fork()\n if pid: os.waitpid(pid, 0)\n return [i, pid > 0]"
-        for advice in ("18", "9999"):  # a kernel that does not know it
+        for advice in ("18", "9999"):  # 9999: a kernel without support
             script = whole.replace("WIPE_ON_FORK = 18", "WIPE_ON_FORK = " + advice)
             with unittest.mock.patch("worker_harness.script", return_value=script):
                 worker = Worker()
@@ -188,12 +188,12 @@ class WorkerTest(unittest.TestCase):
             values = [self.value(record) for record in worker.call(1, *([i] for i in range(20)))]
             self.assertEqual(values, [[i, True] for i in range(20)])
 
-    def test_output_that_no_one_reads_ends_nothing(self):
+    def test_a_closed_output_pipe_does_not_end_the_worker(self):
         code = "import os, sys\ndef f(i):\n sys.stdout.write('x')\n r, w = os.pipe()\n os.dup2(w, 1)\n os.close(r)\n os.close(w)\n return i"
         self.worker.define_file(1, code)
         self.assertEqual([self.value(record) for record in self.worker.call(1, [1], [2], [3])], [1, 2, 3])
 
-    def test_the_time_of_a_first_task_is_without_that_of_its_module(self):
+    def test_the_first_task_excludes_the_time_to_load_its_module(self):
         self.worker.define_file(1, "import time\ntime.sleep(0.3)\ndef f(): return time.time()")
         before = time.time()
         (record,) = self.worker.call(1, [])
@@ -205,7 +205,7 @@ class WorkerTest(unittest.TestCase):
         self.worker.define_file(1, text, name="pools.py")
         self.assertEqual(self.value(self.worker.call(1, [])[0]), [1, 4, 9])
 
-    def test_surroundings_are_put_back(self):
+    def test_directory_and_environment_are_restored(self):
         home = os.getcwd()
         text = "import os\ndef f(): return [os.getcwd(), os.environ.get('K')]"
         self.worker.define_file(1, text, cwd="/", env={"K": "v"}, interactive=True)
@@ -215,7 +215,7 @@ class WorkerTest(unittest.TestCase):
         self.worker.define_file(3, "def f(): pass", cwd="/no/such/dir")
         self.assertIn("/no/such/dir", self.error(self.worker.call(3, [])[0])["evalue"])
 
-    def test_each_task_of_a_map_begins_in_its_directory_and_environment(self):
+    def test_each_task_of_a_map_starts_in_its_directory_and_environment(self):
         text = (
             "import os\n"
             "def f(i):\n"
@@ -225,7 +225,7 @@ class WorkerTest(unittest.TestCase):
         )
         self.worker.define_file(1, text, directory="/etc", env={"K": "v"})
         self.assertEqual([self.value(r) for r in self.worker.call(1, [0], [1], [2])], [["/etc", "v"]] * 3)
-        # A function that is called in the interactive worker moves nothing there either; executed code does.
+        # A function called in the interactive worker does not change its directory; executed code does.
         self.worker.define_file(2, "import os\ndef f(): os.chdir('/usr')", interactive=True)
         self.worker.define(3, {"kind": "execute", "code": "import os; os.getcwd()", "filename": "<exec>"})
         self.worker.define(4, {"kind": "execute", "code": "os.chdir('/etc')", "filename": "<exec>"})
@@ -235,8 +235,8 @@ class WorkerTest(unittest.TestCase):
         self.worker.call(4, None)
         self.assertEqual(self.value(self.worker.call(3, None)[0]), "/etc")
 
-    def test_streams_that_a_task_closes_wraps_or_redirects_are_there_for_the_next(self):
-        ways = [
+    def test_streams_are_restored_after_a_task_closes_wraps_or_redirects_them(self):
+        statements = [
             "os.close(1)",
             "os.close(2)",
             "os.dup2(os.open('/dev/null', os.O_WRONLY), 1)",
@@ -248,24 +248,24 @@ class WorkerTest(unittest.TestCase):
             "w = io.TextIOWrapper(sys.stdout.buffer, encoding='utf-8'); w.write('hello'); w.flush(); del w",
             "sys.stdout = io.TextIOWrapper(sys.stdout.buffer, encoding='utf-8')",
         ]
-        self.worker.define_file(1, "import io, os, sys\ndef f(way):\n    exec(way)\n")
+        self.worker.define_file(1, "import io, os, sys\ndef f(statement):\n    exec(statement)\n")
         self.worker.define_file(2, "import sys\ndef f(i):\n    print('out', i)\n    print('err', i, file=sys.stderr)\n")
-        self.worker.define(3, {"kind": "execute", "code": "import io, os, sys; exec(way)", "filename": "<exec>"})
+        self.worker.define(3, {"kind": "execute", "code": "import io, os, sys; exec(statement)", "filename": "<exec>"})
         self.worker.define(4, {"kind": "push"})
         out = err = 0
-        for way in ways:
+        for statement in statements:
             for interactive in (False, True):
-                if interactive and way == "sys.stdout = io.StringIO()":
-                    continue  # it works, and stays, as in a notebook
+                if interactive and statement == "sys.stdout = io.StringIO()":
+                    continue  # a working replacement is kept, like in a notebook
                 if interactive:
-                    self.worker.call(4, {"way": way})
-                self.worker.call(3 if interactive else 1, None if interactive else [way])
+                    self.worker.call(4, {"statement": statement})
+                self.worker.call(3 if interactive else 1, None if interactive else [statement])
                 at = self.worker.outputs.sizes()
                 (record,) = self.worker.call(2, [7])
-                self.assertEqual(record.kind, "V", (way, record.body))
-                self.assertEqual(record.positions, (at[0] + 6, at[1] + 6), way)
+                self.assertEqual(record.kind, "V", (statement, record.body))
+                self.assertEqual(record.positions, (at[0] + 6, at[1] + 6), statement)
 
-    def test_what_user_code_leaves_behind_ends_no_idle_worker(self):
+    def test_leftovers_of_user_code_do_not_end_an_idle_worker(self):
         text = (
             "import ctypes, os, signal, threading, time\n"
             "class Late(BaseException): pass\n"
@@ -294,18 +294,18 @@ class WorkerTest(unittest.TestCase):
         for kind in ("alarm", "thread"):
             self.ends(1, [kind])
             for i in range(300):
-                # An exception may meet a task, which then ends with it; each ends once, and its neighbours go on.
+                # An exception may hit a task, which then fails; each task ends once, and the others continue.
                 self.ends(1, [i], [i], [i])
             if kind == "alarm":
                 while self.ends(1, ["stop"])[-1].kind != "V":
-                    pass  # the alarm met this task too
+                    pass  # the alarm hit this task too
             while True:
                 values = [record.kind for record in self.ends(1, *[[i] for i in range(20)])]
                 if values == ["V"] * 20:
                     break
 
     def ends(self, number, *inputs):
-        """Runs tasks until each has ended; the last report of one that was reported again."""
+        """Runs tasks until each has ended; returns the first report of each."""
         first = self.worker.tasks(number, list(inputs))
         ended = {}
         while len(ended) < len(inputs):
@@ -315,7 +315,7 @@ class WorkerTest(unittest.TestCase):
                 ended.setdefault(record.ticket, record)
         return [ended[ticket] for ticket in sorted(ended)]
 
-    def test_its_end_is_that_of_a_python_program(self):
+    def test_it_exits_like_a_python_program(self):
         place = tempfile.mkdtemp()
         self.addCleanup(shutil.rmtree, place)
         text = (
@@ -342,7 +342,7 @@ class WorkerTest(unittest.TestCase):
             for name in left:
                 os.remove(os.path.join(place, name))
 
-    def test_the_standard_library_is_not_shadowed_where_it_starts(self):
+    def test_user_files_do_not_shadow_the_standard_library_of_the_worker(self):
         place = tempfile.mkdtemp()
         self.addCleanup(shutil.rmtree, place)
         for name in ("json", "struct", "types", "queue", "signal", "code", "traceback", "helper"):
@@ -364,16 +364,16 @@ class WorkerTest(unittest.TestCase):
         self.worker.frame(b"C", 0, b"")
         self.assertEqual(self.error(self.worker.call(3, ["a"])[0])["ename"], "NameError")
 
-    def test_strings_of_any_kind_come_through(self):
+    def test_all_strings_are_preserved(self):
         self.worker.define_file(1, "def f(x): return x")
         texts = ["", "é", "\U0001f600", "\ud800", "\x00", "a\nb"]
         self.assertEqual([r.value() for r in self.worker.call(1, *[[t] for t in texts])], texts)
 
-    def test_big_values_come_in_one_piece(self):
+    def test_big_values_are_sent_whole(self):
         self.worker.define_file(1, "def f(n): return 'x' * n")
         self.assertEqual(len(self.value(self.worker.call(1, [5_000_000])[0])), 5_000_000)
 
-    def test_it_ends_with_its_engine(self):
+    def test_it_exits_with_its_engine(self):
         os.close(self.worker.frames)
         self.assertEqual(self.worker.wait(), 0)
         self.assertEqual(self.worker.outputs.written("err"), b"")
@@ -388,8 +388,8 @@ class SourcesTest(unittest.TestCase):
         for name in PARTS + ("rendering.py", "ipython.py", "bootstrap.py"):
             ast.parse(source(name), feature_version=(3, 8))
 
-    def test_the_bootstrap_says_which_python_is_too_old(self):
-        self.assertIn("3.8 is the oldest", source("bootstrap.py"))
+    def test_the_bootstrap_names_the_required_python(self):
+        self.assertIn("requires Python 3.8 or later", source("bootstrap.py"))
         self.assertNotIn('f"', source("bootstrap.py"))
 
 

@@ -1,4 +1,4 @@
-"""Starts the worker as the engine does, over raw pipes, and speaks to it."""
+"""Starts the worker like the engine, over raw pipes, and implements the engine's side of the protocol."""
 import fcntl
 import json
 import mmap
@@ -23,7 +23,7 @@ PARTS = ("state.py", "records.py", "values.py", "bundle.py", "code.py", "frames.
 
 
 def script():
-    """The parts in one, as process.rs joins them."""
+    """The script, joined from its modules like in interpreter.rs."""
     parts = [source(name) for name in PARTS]
     parts.insert(3, "RENDERING = r'''" + source("rendering.py") + "'''\n")
     return "\n".join(parts)
@@ -44,7 +44,7 @@ class Record:
         return json.loads(self.body)
 
     def parts(self):
-        """Of a body that is several parts."""
+        """The parts of the body."""
         (count,) = struct.unpack_from("<I", self.body)
         sizes = struct.unpack_from("<%dQ" % count, self.body, 4)
         offset, parts = 4 + 8 * count, []
@@ -54,17 +54,17 @@ class Record:
         return parts
 
     def value(self):
-        """What the function returned, exactly."""
+        """The exact return value of the function."""
         return pickle.loads(self.parts()[2]) if self.kind == "P" else self.json()
 
     def rendering(self):
-        """What people see of it, and its type."""
+        """The human-readable rendering, and the type."""
         meta, rendering, _ = self.parts()
         return json.loads(rendering), json.loads(meta)["type"]
 
 
 class Outputs:
-    """stdout and stderr as the engine has them: pipes that it reads, and counts of what it has read."""
+    """The engine's side of stdout and stderr: pipes, and counts of bytes read."""
 
     def __init__(self):
         self.memory = os.memfd_create("counts", os.MFD_CLOEXEC)
@@ -105,7 +105,7 @@ class Outputs:
             self.bytes[pipe] += data
 
     def written(self, name="out"):
-        """All that was written by now."""
+        """All output written so far."""
         pipe = getattr(self, name)
         self.take(pipe)
         return self.bytes[pipe]
@@ -165,7 +165,7 @@ class Worker:
             data = data[os.write(self.frames, data) :]
 
     def record(self):
-        """The next record, or None when the worker has ended."""
+        """The next record, or None if the worker has ended."""
         head = self.reader.read(RECORD.size)
         if len(head) < RECORD.size:
             return None
@@ -176,7 +176,7 @@ class Worker:
         self.frame(b"D", 0, json.dumps([number, {"work": work, "options": options}, place]).encode())
 
     def define_file(self, number, text, function="f", name="shipped.py", **options):
-        """A bundle of one file, as the engine would have written it."""
+        """Defines a map with a bundle of one file, written like by the engine."""
         directory = tempfile.TemporaryDirectory()
         self.bundles.append(directory)
         entry = os.path.basename(name)
@@ -189,7 +189,7 @@ class Worker:
         self.define(number, work, {"directory": directory.name}, **options)
 
     def tasks(self, number, inputs, tokens=None):
-        """Sends tasks, by default with a "go" for each; returns the first ticket."""
+        """Sends tasks, by default with a start token for each; returns the first ticket."""
         first = self.next
         self.next += len(inputs)
         self.texts(number, first, [json.dumps(one).encode() for one in inputs])
@@ -197,7 +197,7 @@ class Worker:
         return first
 
     def texts(self, number, first, texts):
-        """A frame of tasks; inputs are JSON texts."""
+        """Sends a frame of tasks; inputs are JSON texts."""
         self.frame(b"T", first, b"[%d,[\n" % number + b",\n".join(texts) + b"\n]]")
 
     def call(self, number, *inputs):
@@ -205,7 +205,7 @@ class Worker:
         return [self.record() for _ in inputs]
 
     def wait(self):
-        """Until the worker has ended; its wait status."""
+        """Waits for the end of the worker; returns its wait status."""
         kind, pid, status = struct.unpack("<cii", self.control.recv(4096))
         assert (kind, pid) == (b"X", self.pid), (kind, pid)
         return status

@@ -145,7 +145,7 @@ class TestBehind:
         before = engine_ids(net, behind)
         wait_until("all of the laptop to end", lambda: [net.kill_all("laptop")] and not net.pids("laptop"))
         said = start(net, behind, "--host", "node1:4", "--host", "node2:4", "--tunnel", "always")
-        assert "8 engines of before still run and are kept" in said and said.count("is started again") == 2, said
+        assert "8 earlier engines are still running and are kept" in said and said.count("is started again") == 2, said
         wait_until("the engines", lambda: engine_ids(net, behind) == before)
         out = net.pcluster("laptop", "map", "--profile", behind, "math:sqrt", "--range", "4..5")
         assert out.split() == ["2.0"]
@@ -153,7 +153,7 @@ class TestBehind:
 
 def test_a_cut_for_good_moves_the_tasks(net):
     """Also that of a direct way: login's engine reaches the controller itself."""
-    said = start(net, "moves", "--host", "node1:2", "--host", "login:2", "--set", "controller.lease_ms=3000", "--set", "controller.heartbeat_ms=500")
+    said = start(net, "moves", "--host", "node1:2", "--host", "login:2", "--set", "controller.lease_ms=3000", "--set", "controller.heartbeat_interval_ms=500")
     assert "login: the controller is reached directly" in said
     assert "node1: its engines reach the controller through a reverse tunnel (" in said and "unreachable" in said
     assert list(phases(net, "moves")) == ["node1"]

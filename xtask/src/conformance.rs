@@ -1,7 +1,7 @@
-//! `cargo xtask conformance`: the test suite that the package ipyparallel carries, run with pcluster's programs where it would
-//! start its own. docs/explanation/conformance.md says how, and argues the exceptions, which stand in a file.
+//! `cargo xtask conformance`: runs ipyparallel's test suite with pcluster's programs instead of its
+//! own. docs/explanation/conformance.md says how, and argues the exceptions, which stand in a file.
 //!
-//! Parts: [`exceptions`] (the file), [`leftovers`] (what a broken test leaves running).
+//! Parts: [`exceptions`] (the file), [`leftovers`] (processes of failed tests).
 mod exceptions;
 mod leftovers;
 
@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 
 const OURS: &str = "tests/python/conformance";
 const EXCEPTIONS: &str = "tests/python/conformance/exceptions.txt";
-/// One test, with its cluster's start, may take so long.
+/// The timeout of one test, including the start of its cluster.
 const TIMEOUT_S: &str = "150";
 
 /// What serves the suite's clients.
@@ -59,8 +59,8 @@ pub fn options<'a>(words: &[&'a str]) -> Option<(Vec<Engine>, Option<&'a str>)> 
     Some((engines, filter))
 }
 
-/// Runs the suite once for each engine, all at the same time; what each came to. Known exceptions count as skipped.
-pub fn run(places: &Places, engines: &[Engine], filter: Option<&str>) -> Result<Vec<(String, Tally)>, String> {
+/// Runs the suite concurrently for each engine; returns the results. Known exceptions count as skipped.
+pub fn run(places: &Places, engines: &[Engine], filter: Option<&str>) -> Result<Vec<Outcome>, String> {
     let python = python::test_environment(places)?;
     if !status(&mut program(&places.root, &["cargo", "build", "--quiet", "--bin", "pcluster"]))?.success() {
         return Err("pcluster does not build".into());
@@ -97,6 +97,14 @@ fn configure(places: &Places, python: &Path) -> Result<(), String> {
     let copied = fs::create_dir_all(&etc)
         .and_then(|()| fs::copy(places.root.join(OURS).join("ipcluster_config.py"), etc.join("ipcluster_config.py")));
     copied.map(drop).map_err(|e| format!("cannot write to {}: {e}", etc.display()))
+}
+
+/// What one run of the suite came to.
+pub struct Outcome {
+    pub name: String,
+    pub tally: Tally,
+    /// Failed tests that are no exceptions, with their reasons.
+    pub failures: Vec<String>,
 }
 
 /// One run of pytest.
@@ -177,7 +185,7 @@ impl Suite {
         })
     }
 
-    /// Shows what has been reported since the last look. Whether the run is over.
+    /// Shows new results; returns whether the run is complete.
     fn look(&mut self) -> Result<bool, String> {
         if self.ended.is_none() {
             let status = self.process.try_wait().map_err(|e| format!("pytest: {e}"))?;
@@ -194,18 +202,18 @@ impl Suite {
         Ok(self.ended.is_some())
     }
 
-    fn close(self, exceptions: &Exceptions, whole: bool) -> Result<(String, Tally), String> {
+    fn close(self, exceptions: &Exceptions, whole: bool) -> Result<Outcome, String> {
         let word = self.engine.word();
         let log = self.folder.join("pytest.log");
         // 0: all passed, 1: some failed; else pytest itself did not get through.
         if !matches!(self.ended, Some(0 | 1)) || self.said.is_empty() {
             let tail = fs::read_to_string(&log).unwrap_or_default();
             let lines: Vec<&str> = tail.lines().collect();
-            println!("{}", lines[lines.len().saturating_sub(20)..].join("\n"));
-            return Err(format!("pytest did not get through (see above, and {})", log.display()));
+            let tail = lines[lines.len().saturating_sub(20)..].join("\n");
+            return Err(format!("{tail}\npytest did not get through (see above, and {})", log.display()));
         }
         let left = leftovers::end(&self.folder.join("report.jsonl"));
-        let mut tally = Tally::default();
+        let (mut tally, mut failures) = (Tally::default(), Vec::new());
         for (test, said) in &self.said {
             match exceptions.verdict(word, test, &said.outcome) {
                 Verdict::Passed => tally.passed += 1,
@@ -220,7 +228,9 @@ impl Suite {
                 }
                 Verdict::Failed => {
                     tally.failed += 1;
-                    println!("{word}: FAILED {test}: {}", said.why);
+                    let failure = format!("FAILED {test}: {}", said.why);
+                    println!("{word}: {failure}");
+                    failures.push(failure);
                 }
             }
         }
@@ -233,7 +243,11 @@ impl Suite {
             println!("{word}: {left} processes that tests had left running were ended");
         }
         println!("{word}: {tally} ({})", log.display());
-        Ok((format!("conformance, engines: {word}"), tally))
+        Ok(Outcome {
+            name: format!("conformance, engines: {word}"),
+            tally,
+            failures,
+        })
     }
 }
 

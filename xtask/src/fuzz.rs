@@ -1,4 +1,4 @@
-//! `cargo xtask fuzz`: what reads foreign bytes gets changed ones (the package in `fuzz/`, on the stable toolchain).
+//! `cargo xtask fuzz`: fuzzes all parsers of foreign input (the package in `fuzz/`, on the stable toolchain).
 use crate::Places;
 use crate::run::{echo, program, spelled, status};
 

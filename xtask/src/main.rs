@@ -1,17 +1,19 @@
-//! The project's chores: `cargo xtask demo`, `cargo xtask test`, `cargo xtask bench`. Needs nothing but Rust; what else a chore needs it
-//! sets up itself, or says what is missing.
+//! Tasks of this project: `cargo xtask demo`, `cargo xtask test`, `cargo xtask bench`. Needs only Rust; everything else is set up
+//! automatically, or reported as missing.
 //!
-//! Parts: [`run`] (running programs), [`python`] (finding one, and the tests' virtual environment), [`demo`], [`bench`], [`chaos`], [`conformance`], [`fuzz`], [`wheel`], [`ordinary_user`], [`test`]
-//! with [`tally`] (what the tools say of themselves), [`remote`] (the hosts for what goes over ssh), [`pi`] (the demo's independent count).
+//! Parts: [`run`] (running programs), [`python`] (finding one, and the tests' virtual environment), [`demo`], [`docs`], [`bench`], [`chaos`], [`conformance`], [`fuzz`], [`wheel`], [`ordinary_user`], [`test`]
+//! with [`tally`] and [`reasons`] (what the tools report), [`remote`] (the hosts for what goes over ssh), [`pi`] (the demo's independent count).
 mod bench;
 mod chaos;
 mod conformance;
 mod demo;
+mod docs;
 mod fuzz;
 mod mpi;
 mod ordinary_user;
 mod pi;
 mod python;
+mod reasons;
 mod remote;
 mod run;
 mod schedulers;
@@ -23,24 +25,26 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 const USAGE: &str = "\
-The project's chores:
+Tasks of this project:
 
-  cargo xtask demo   counts the digit pairs of pi on a cluster of 4 engines, command by command, and checks the sum
-  cargo xtask test   sets up what the tests need, and runs them all: format, lints, Rust, worker, ipyparallel clients
-  cargo xtask fuzz   changes good inputs at random and gives them to all that reads foreign bytes (--seconds, --seed, --target, --replay)
-  cargo xtask chaos  kills controller, engines, workers and supervisors at random under load (--minutes N, --seed S)
-  cargo xtask wheel  the Python package with the program in it, in target/wheels/ (--profile dev: of the development build)
-  cargo xtask conformance  runs ipyparallel's own test suite on pcluster (--engine pcluster|ipengine|ipyparallel, -k EXPRESSION)
-  cargo xtask bench  pcluster and its peers side by side; writes docs/explanation/performance.md and README.md (--quick: only prints)
-                     (cargo xtask bench ipyparallel: its client on pcluster's cluster and on its own; --quick)
-                     (cargo xtask bench start: from start to n engines, also on a real Slurm and Grid Engine; --quick: development build)
-                     (cargo xtask bench remote: through tunnels over ssh, on hosts that are made here; needs root; --quick: development build)
+  cargo xtask demo         count the digit pairs of pi on a cluster of 4 engines, and check the sum
+  cargo xtask test         run all checks and tests: format, lints, Rust, worker, ipyparallel clients
+  cargo xtask docs         build the book of docs/ as HTML in target/book/; install mdbook under target/ if missing
+  cargo xtask fuzz         fuzz all parsers of foreign input (--seconds, --seed, --target, --replay)
+  cargo xtask chaos        kill processes at random under load (--minutes N, --seed S)
+  cargo xtask wheel        build the Python package with the program in target/wheels/ (--profile dev: development build)
+  cargo xtask conformance  run ipyparallel's test suite on pcluster (--engine pcluster|ipengine|ipyparallel, -k EXPRESSION)
+  cargo xtask bench        compare pcluster with its peers; update docs/explanation/performance.md and README.md (--quick: print only)
+  cargo xtask bench ipyparallel  compare ipyparallel's client on both controllers (--quick)
+  cargo xtask bench start        measure the start of engines, also on a real Slurm and Grid Engine (--quick: development build)
+  cargo xtask bench remote       measure tunnels over ssh between local network namespaces; needs root (--quick: development build)
 ";
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
     let done = match words.as_slice() {
+        ["docs"] => docs::run(&Places::find()).map(|()| true),
         ["demo"] => demo::run(&Places::find()).map(|()| true),
         ["bench"] => bench::run(&Places::find(), false).map(|()| true),
         ["bench", "ipyparallel"] => bench::stock::run(&Places::find(), false).map(|()| true),
@@ -53,15 +57,15 @@ fn main() -> ExitCode {
         ["fuzz", arguments @ ..] => fuzz::run(&Places::find(), arguments),
         ["chaos", options @ ..] => match chaos_options(options) {
             Some((minutes, seed)) => chaos::run(&Places::find(), minutes, seed).map(|()| true),
-            None => Err("cargo xtask chaos takes --minutes N and, to do the same again, --seed S".into()),
+            None => Err("cargo xtask chaos accepts --minutes N and, to repeat a run, --seed S".into()),
         },
         ["wheel"] => wheel::run(&Places::find(), "release").map(|_| true),
         ["wheel", "--profile", profile] => wheel::run(&Places::find(), profile).map(|_| true),
         ["conformance", words @ ..] => match conformance::options(words) {
             Some((engines, filter)) => {
-                conformance::run(&Places::find(), &engines, filter).map(|tallies| tallies.iter().all(|(_, tally)| tally.failed == 0))
+                conformance::run(&Places::find(), &engines, filter).map(|tallies| tallies.iter().all(|suite| suite.tally.failed == 0))
             }
-            None => Err("cargo xtask conformance takes --engine pcluster, ipengine or ipyparallel, and -k EXPRESSION".into()),
+            None => Err("cargo xtask conformance accepts --engine pcluster, ipengine or ipyparallel, and -k EXPRESSION".into()),
         },
         ["test"] => test::run(&Places::find()),
         [] | ["help" | "-h" | "--help"] => {
@@ -69,13 +73,13 @@ fn main() -> ExitCode {
             return ExitCode::SUCCESS;
         }
         _ => {
-            eprint!("error: there is no such chore: {}\n\n{USAGE}", words.join(" "));
+            eprint!("error: unknown task: {}\n\n{USAGE}", words.join(" "));
             return ExitCode::from(2);
         }
     };
     match done {
         Ok(true) => ExitCode::SUCCESS,
-        // It has said all there is to say.
+        // The task has reported the failure.
         Ok(false) => ExitCode::FAILURE,
         Err(error) => {
             eprintln!("\nerror: {error}");
@@ -97,13 +101,13 @@ fn chaos_options(words: &[&str]) -> Option<(f64, Option<u64>)> {
     Some((minutes, seed))
 }
 
-/// Where things are.
+/// The directories of the project.
 pub struct Places {
     /// The repository.
     pub root: PathBuf,
     /// Cargo's target directory.
     pub target: PathBuf,
-    /// `pcluster`, once it is built.
+    /// The built `pcluster`.
     pub pcluster: PathBuf,
 }
 
@@ -113,7 +117,7 @@ impl Places {
             .join("..")
             .canonicalize()
             .unwrap_or_else(|_| PathBuf::from("."));
-        // This program is <target>/debug/xtask, and pcluster's development build lies beside it.
+        // This program is <target>/debug/xtask, beside pcluster's development build.
         let own = std::env::current_exe().unwrap_or_else(|_| root.join("target/debug/xtask"));
         let profile = own.parent().map_or_else(|| root.join("target/debug"), PathBuf::from);
         Places {

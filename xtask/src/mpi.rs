@@ -1,4 +1,4 @@
-//! What the tests of MPI need: on a machine of continuous integration it is installed, elsewhere the tests say that it is missing.
+//! Requirements of the MPI tests: installed in continuous integration, reported as missing on other machines.
 use crate::Places;
 use crate::run::{captured, echo, program};
 

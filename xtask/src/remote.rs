@@ -1,4 +1,4 @@
-//! The tests of what goes over ssh: real sshd on four hosts that are network namespaces of this machine (`ci/ssh/`).
+//! The tests over ssh: real sshd on four hosts that are network namespaces of this machine (`ci/ssh/`).
 use crate::Places;
 use crate::run::{captured, echo, program};
 use std::path::Path;
@@ -6,7 +6,7 @@ use std::process::Command;
 
 const TESTS: &str = "tests/remote";
 
-/// Whether the hosts can be made here; OpenSSH is installed where it is missing.
+/// Whether the hosts can be created; installs OpenSSH if missing.
 pub fn ready(places: &Places) -> Result<(), String> {
     let said = |words: &[&str]| captured(&mut program(&places.root, words));
     if said(&["id", "-u"])?.trim() != "0" {
@@ -31,7 +31,7 @@ pub fn tests(places: &Places, python: &Path) -> Result<Command, String> {
         "-m",
         "pytest",
         "-v",
-        "-rs",
+        "-rsfE",
         "--durations=10",
         // Above all the waiting of the tests themselves.
         "--timeout=240",

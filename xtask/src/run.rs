@@ -16,12 +16,12 @@ pub fn echo(line: &str) {
     let _ = std::io::stdout().flush();
 }
 
-/// Runs to the end; the output goes where ours goes.
+/// Runs to completion with inherited output.
 pub fn status(command: &mut Command) -> Result<ExitStatus, String> {
     command.status().map_err(|e| cannot_run(command, &e))
 }
 
-/// Runs to the end; each line of stdout is passed on and given to `seen`. What stderr says goes where ours goes.
+/// Runs to completion; each line of stdout is printed and passed to `seen`. stderr is inherited.
 pub fn watched(command: &mut Command, mut seen: impl FnMut(&str)) -> Result<ExitStatus, String> {
     let mut child = command.stdout(Stdio::piped()).spawn().map_err(|e| cannot_run(command, &e))?;
     if let Some(stdout) = child.stdout.take() {
@@ -37,7 +37,7 @@ pub fn watched(command: &mut Command, mut seen: impl FnMut(&str)) -> Result<Exit
     child.wait().map_err(|e| cannot_run(command, &e))
 }
 
-/// Runs to the end and keeps what it says: its stdout, or the error with its stderr.
+/// Runs to completion; returns its stdout, or an error with its stderr.
 pub fn captured(command: &mut Command) -> Result<String, String> {
     let output = command.output().map_err(|e| cannot_run(command, &e))?;
     if output.status.success() {

@@ -1,12 +1,16 @@
-//! Real batch systems, brought up on this machine for the tests and taken down after: Slurm, Grid Engine, and Torque's commands
+//! Real batch systems, started on this machine for the tests and stopped afterwards: Slurm, Grid Engine, and Torque's commands
 //! before Slurm. What cannot be brought up here (no root, no packages) is counted as not run, with the reason.
 use crate::Places;
+use crate::reasons::last_lines;
 use crate::run::{captured, echo, program};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// The file with the tests.
 pub const TESTS: &str = "tests/python/test_batch.py";
+
+/// Lines of a script that failed: its logs' last lines are among its output.
+const SHOWN_LINES: usize = 40;
 
 pub struct Scheduler {
     /// As pcluster calls it.
@@ -18,14 +22,16 @@ pub struct Scheduler {
     environment: &'static [(&'static str, &'static str)],
 }
 
-/// Ports, networks and host names are unlike those of the scripts by default, so that one that is up already is no obstacle.
+/// Ports, networks and host names differ from the defaults of the scripts, so that a system that is already up is no obstacle. The
+/// ports are below those that the kernel gives to connections (32768 and above): a daemon cannot listen on a port from which any
+/// program's connection was made a minute ago.
 pub const ALL: [Scheduler; 3] = [
     Scheduler {
         name: "slurm",
         folder: "slurm",
         up: "slurm-up.sh",
         down: "slurm-down.sh",
-        environment: &[("SLURM_CTLD_PORT", "36817"), ("SLURM_NODE_PORT", "36820")],
+        environment: &[("SLURM_CTLD_PORT", "26817"), ("SLURM_NODE_PORT", "26820")],
     },
     Scheduler {
         name: "sge",
@@ -39,7 +45,7 @@ pub const ALL: [Scheduler; 3] = [
         folder: "pbs",
         up: "slurm-torque-up.sh",
         down: "slurm-torque-down.sh",
-        environment: &[("SLURM_CTLD_PORT", "37817"), ("SLURM_NODE_PORT", "37820")],
+        environment: &[("SLURM_CTLD_PORT", "27817"), ("SLURM_NODE_PORT", "27820")],
     },
 ];
 
@@ -50,7 +56,7 @@ pub const WIDE: [Scheduler; 2] = [
         folder: "wide-slurm",
         up: "slurm-up.sh",
         down: "slurm-down.sh",
-        environment: &[("SLURM_CTLD_PORT", "38817"), ("SLURM_NODE_PORT", "38820"), ("SLURM_CPUS", "16")],
+        environment: &[("SLURM_CTLD_PORT", "28817"), ("SLURM_NODE_PORT", "28820"), ("SLURM_CPUS", "16")],
     },
     Scheduler {
         name: "sge",
@@ -66,48 +72,75 @@ pub const WIDE: [Scheduler; 2] = [
     },
 ];
 
-/// One that is up; it is taken down when this is dropped.
+/// A running batch system, stopped on drop.
 pub struct Up<'a> {
     scheduler: &'a Scheduler,
     root: PathBuf,
     directory: PathBuf,
 }
 
+/// Why a batch system is not up.
+pub struct NotUp {
+    pub reason: String,
+    /// Root on a machine with packages and namespaces can bring it up; this one did not come up.
+    pub is_failure: bool,
+}
+
+impl NotUp {
+    /// In one line.
+    pub fn summary(&self) -> &str {
+        let first = self.reason.lines().next().unwrap_or_default();
+        first.trim_end_matches(':')
+    }
+}
+
 impl Scheduler {
-    /// Brings it up, or says why that cannot be.
-    pub fn up(&self, places: &Places) -> Result<Up<'_>, String> {
-        if captured(&mut program(&places.root, &["id", "-u"]))?.trim() != "0" {
-            return Err("only root may bring up a batch system here".into());
+    /// Brings it up.
+    pub fn up(&self, places: &Places) -> Result<Up<'_>, NotUp> {
+        let run = |words: &[&str]| captured(&mut program(&places.root, words));
+        let missing = |reason: String| NotUp { reason, is_failure: false };
+        if run(&["id", "-u"]).map_err(missing)?.trim() != "0" {
+            return Err(missing("only root may bring up a batch system here".into()));
         }
+        let can_install = run(&["apt-get", "--version"]).and_then(|_| run(&["unshare", "--uts", "--mount", "true"]));
         let directory = places.target.join("batch").join(self.folder);
         let up = Up {
             scheduler: self,
             root: places.root.clone(),
             directory,
         };
-        // One of a run that was cut off.
-        up.run(self.down);
         let log = places.target.join("batch").join(format!("{}.log", self.folder));
-        let mut said = up.bring_up(&log)?;
-        // Package lists of a new machine are empty or old.
-        if said.as_ref().is_err_and(|last| last.contains("apt-get"))
-            && captured(&mut program(&places.root, &["apt-get", "update", "-qq"])).is_ok()
-        {
-            said = up.bring_up(&log)?;
+        let mut attempts = Vec::new();
+        // Once more: package lists of a new machine are empty or old, and daemons may be slow on a busy one.
+        for _ in 0..2 {
+            // What an interrupted run or the attempt before has left.
+            up.run(self.down);
+            match up.bring_up(&log) {
+                Ok(()) => return Ok(up),
+                Err(said) if said.contains("apt-get") => {
+                    let _ = run(&["apt-get", "update", "-qq"]);
+                    attempts.push(said);
+                }
+                Err(said) => attempts.push(said),
+            }
         }
-        match said {
-            Ok(()) => Ok(up),
-            Err(last) => Err(format!("it could not be brought up: {last} (all that was said: {})", log.display())),
-        }
+        Err(NotUp {
+            reason: format!(
+                "it could not be brought up (all of the last attempt: {}):\n{}",
+                log.display(),
+                attempts.join("\nsecond attempt:\n")
+            ),
+            is_failure: can_install.is_ok(),
+        })
     }
 }
 
 impl Up<'_> {
-    /// The inner error is the script's last word.
-    fn bring_up(&self, log: &Path) -> Result<Result<(), String>, String> {
+    /// The error holds the last lines of the script's output.
+    fn bring_up(&self, log: &Path) -> Result<(), String> {
         let mut command = self.command(self.scheduler.up);
         echo(&format!("ci/batch/{} {}", self.scheduler.up, self.directory.display()));
-        // Its daemons hold what they have inherited: no pipe of ours may be among it.
+        // Its daemons keep inherited file descriptors, so they must not inherit our pipes.
         let opened = log
             .parent()
             .map_or(Ok(()), std::fs::create_dir_all)
@@ -115,12 +148,14 @@ impl Up<'_> {
         let file = opened.map_err(|e| format!("{}: {e}", log.display()))?;
         let again = file.try_clone().map_err(|e| e.to_string())?;
         let status = command.stdout(file).stderr(again).status().map_err(|e| e.to_string())?;
-        let said = std::fs::read_to_string(log).unwrap_or_default();
-        let last = said.lines().rev().find(|line| !line.trim().is_empty()).unwrap_or_default();
-        Ok(if status.success() { Ok(()) } else { Err(last.to_string()) })
+        if status.success() {
+            return Ok(());
+        }
+        let output = std::fs::read(log).unwrap_or_default();
+        Err(last_lines(&String::from_utf8_lossy(&output), SHOWN_LINES))
     }
 
-    /// What the tests look for in `PCLUSTER_TEST_BATCH`.
+    /// The value of `PCLUSTER_TEST_BATCH` for the tests.
     pub fn place(&self) -> String {
         format!("{}:{}", self.scheduler.name, self.directory.display())
     }
@@ -146,5 +181,19 @@ impl Up<'_> {
 impl Drop for Up<'_> {
     fn drop(&mut self) {
         self.run(self.scheduler.down);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{ALL, WIDE};
+
+    #[test]
+    fn no_connection_of_another_program_can_have_a_daemons_port() {
+        let ports = ALL.iter().chain(&WIDE).flat_map(|scheduler| scheduler.environment);
+        let ports = ports.filter(|(name, _)| name.ends_with("_PORT"));
+        let ports: Vec<u16> = ports.map(|(_, port)| port.parse().unwrap()).collect();
+        assert_eq!(ports.len(), 6);
+        assert!(ports.iter().all(|port| *port < 32_768 - 200), "{ports:?}");
     }
 }

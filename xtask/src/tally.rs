@@ -1,4 +1,4 @@
-//! How many tests passed, failed and were skipped, from what `cargo test` and pytest say.
+//! Counts passed, failed and skipped tests from the output of `cargo test` and pytest.
 use std::fmt;
 use std::ops::AddAssign;
 
@@ -101,7 +101,7 @@ mod tests {
     fn reads_cargo() {
         let line = "test result: FAILED. 12 passed; 2 failed; 3 ignored; 0 measured; 4 filtered out; finished in 0.02s";
         assert_eq!(Tally::from_cargo(line), tally(12, 2, 3));
-        assert_eq!(Tally::from_cargo("test house::arrows_point_down ... ok"), None);
+        assert_eq!(Tally::from_cargo("test architecture::dependencies_point_down ... ok"), None);
         assert_eq!(Tally::from_cargo("running 3 tests"), None);
     }
 

@@ -4,6 +4,7 @@ use crate::fuzz;
 use crate::mpi;
 use crate::ordinary_user::{self, OrdinaryUser};
 use crate::python;
+use crate::reasons::{Reasons, SHOWN_LINES, last_lines};
 use crate::remote;
 use crate::run::{captured, echo, program, spelled, status, watched};
 use crate::schedulers;
@@ -35,8 +36,10 @@ pub fn run(places: &Places) -> Result<bool, String> {
         &["cargo", "clippy", "--workspace", "--all-targets", "--quiet", "--", "-D", "warnings"],
     );
     rust_tests(places, &mut report, python.as_deref());
-    let fuzzed = fuzz::run(places, &["--seconds", fuzz::IN_TESTS]);
-    report.add("cargo xtask fuzz", Tally::of_check(fuzzed.unwrap_or(false)));
+    match fuzz::run(places, &["--seconds", fuzz::IN_TESTS]) {
+        Ok(passed) => report.add("cargo xtask fuzz", Tally::of_check(passed)),
+        Err(why) => report.fail("cargo xtask fuzz", &why),
+    }
     let wheel = builds(places, &mut report, python.as_deref());
     // Beside what follows, which builds nothing more.
     let as_user = as_ordinary_user(places, &mut report);
@@ -53,10 +56,12 @@ pub fn run(places: &Places) -> Result<bool, String> {
     // What waits more than it works runs beside something else.
     let chaos = chaos(places);
     match crate::conformance::run(places, &crate::conformance::Engine::BOTH, None) {
-        Ok(tallies) => tallies.iter().for_each(|(what, tally)| report.add(what, *tally)),
+        Ok(suites) => suites
+            .iter()
+            .for_each(|suite| report.add_with_reasons(&suite.name, suite.tally, suite.failures.clone())),
         Err(why) => {
             println!("{why}");
-            report.add("cargo xtask conformance", Tally::of_check(false));
+            report.fail("cargo xtask conformance", &why);
         }
     }
     Beside::count(chaos, &mut report, "cargo xtask chaos", None);
@@ -75,7 +80,7 @@ fn chaos(places: &Places) -> Result<Beside, String> {
     Beside::start(places, "chaos.log", format!("cargo xtask chaos --minutes {CHAOS_MINUTES}"), command)
 }
 
-/// A command that runs while tests run here. What it says is shown when it has ended.
+/// A background command, whose output is shown when it has finished.
 struct Beside {
     line: String,
     process: Child,
@@ -94,7 +99,7 @@ impl Beside {
         Ok(Beside { line, process, log })
     }
 
-    /// Waits for its end. Whether it passed, and what it said.
+    /// Waits for completion; returns whether it passed, and its output.
     fn end(mut self) -> Result<(bool, String), String> {
         let status = self.process.wait().map_err(|e| format!("{}: {e}", self.line))?;
         echo(&format!("{}   # ran beside the tests above", self.line));
@@ -108,7 +113,7 @@ impl Beside {
     fn count(started: Result<Beside, String>, report: &mut Report, what: &str, count: Option<fn(&str) -> Option<Tally>>) {
         let (passed, said) = started.and_then(Beside::end).unwrap_or_else(|why| {
             println!("{why}");
-            (false, String::new())
+            (false, why)
         });
         let tally = match count {
             Some(count) => {
@@ -118,23 +123,34 @@ impl Beside {
             }
             None => Tally::of_check(passed),
         };
-        report.add(what, tally);
+        report.add_with_reasons(what, tally, Reasons::of(&said).lines());
     }
 }
 
 #[derive(Default)]
 struct Report {
     tally: Tally,
-    failed: Vec<String>,
+    /// What failed, and why.
+    failed: Vec<(String, Vec<String>)>,
     skipped: Vec<String>,
 }
 
 impl Report {
     fn add(&mut self, what: &str, tally: Tally) {
+        self.add_with_reasons(what, tally, Vec::new());
+    }
+
+    /// The reasons are repeated at the end if anything failed.
+    fn add_with_reasons(&mut self, what: &str, tally: Tally, reasons: Vec<String>) {
         self.tally += tally;
         if tally.failed > 0 {
-            self.failed.push(format!("{what} ({} failed)", tally.failed));
+            self.failed.push((format!("{what} ({} failed)", tally.failed), reasons));
         }
+    }
+
+    /// One failure, with its reason.
+    fn fail(&mut self, what: &str, why: &str) {
+        self.add_with_reasons(what, Tally::of_check(false), Reasons::of(why).lines());
     }
 
     /// `count` tests did not run.
@@ -158,8 +174,9 @@ impl Report {
         for skipped in &self.skipped {
             println!("did not run: {skipped}");
         }
-        for failed in &self.failed {
-            println!("failed: {failed}");
+        for (what, reasons) in &self.failed {
+            println!("failed: {what}");
+            reasons.iter().for_each(|line| println!("    {line}"));
         }
         println!("{}", self.tally);
         self.failed.is_empty()
@@ -179,8 +196,13 @@ fn check(places: &Places, report: &mut Report, words: &[&str]) {
         }
     }
     echo(&line);
-    let passed = status(&mut program(&places.root, words)).is_ok_and(|status| status.success());
-    report.add(&line, Tally::of_check(passed));
+    match captured(&mut program(&places.root, words)) {
+        Ok(_) => report.add(&line, Tally::of_check(true)),
+        Err(why) => {
+            println!("{why}");
+            report.fail(&line, &why);
+        }
+    }
 }
 
 fn rust_tests(places: &Places, report: &mut Report, python: Option<&Path>) {
@@ -226,7 +248,8 @@ fn builds(places: &Places, report: &mut Report, python: Option<&Path>) -> Option
     if let Err(why) = &wheel {
         println!("{why}");
     }
-    report.add("cargo xtask wheel --profile dev", Tally::of_check(wheel.is_ok()));
+    let why = wheel.as_ref().err().into_iter().cloned().collect();
+    report.add_with_reasons("cargo xtask wheel --profile dev", Tally::of_check(wheel.is_ok()), why);
     wheel.ok()
 }
 
@@ -248,8 +271,8 @@ fn python_tests(places: &Places, report: &mut Report, python: Option<&Path>, whe
             "-m",
             "pytest",
             "-v",
-            "-rs",
-            // A test that hangs says where, and fails.
+            "-rsfE",
+            // A hanging test prints its stack and fails.
             "--timeout=120",
             "-p",
             "no:cacheprovider",
@@ -275,8 +298,13 @@ fn batch_tests(places: &Places, report: &mut Report, python: Option<&Path>) {
         };
         let up = match scheduler.up(places) {
             Ok(up) => up,
-            Err(why) => {
-                report.skip(&what, count, &why);
+            Err(not_up) => {
+                // Where it can be brought up, tests that did not run are no tests that passed.
+                if not_up.is_failure && std::env::var_os("CI").is_some() {
+                    let reason = last_lines(&not_up.reason, 2 * SHOWN_LINES);
+                    report.fail(&what, &reason);
+                }
+                report.skip(&what, count, not_up.summary());
                 continue;
             }
         };
@@ -285,7 +313,7 @@ fn batch_tests(places: &Places, report: &mut Report, python: Option<&Path>) {
             "-m",
             "pytest",
             "-v",
-            "-rs",
+            "-rsfE",
             "--timeout=300",
             "--durations=5",
             "-p",
@@ -318,16 +346,19 @@ fn remote_tests(places: &Places, report: &mut Report, python: Option<&Path>) -> 
 fn counted(report: &mut Report, command: &mut Command, count: fn(&str) -> Option<Tally>) {
     let line = spelled(command);
     echo(&line);
-    let mut tally = Tally::default();
+    let (mut tally, mut reasons) = (Tally::default(), Reasons::default());
     let passed = watched(command, |line| {
+        reasons.read(line);
         if let Some(more) = count(line) {
             tally += more;
         }
     });
     if let Err(why) = &passed {
         println!("{why}");
+        reasons.read(why);
     }
-    report.add(&line, tally.of_one_that(passed.is_ok_and(|status| status.success())));
+    let passed = passed.is_ok_and(|status| status.success());
+    report.add_with_reasons(&line, tally.of_one_that(passed), reasons.lines());
 }
 
 /// How many test functions the Python files of `folder` hold.

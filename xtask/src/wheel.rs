@@ -7,7 +7,7 @@ use crate::run::{captured, echo, program, status};
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// Builds the wheel, of the development build where `profile` is `dev`; says where it is.
+/// Builds the wheel, of the development build if `profile` is `dev`; returns its path.
 pub fn run(places: &Places, profile: &str) -> Result<PathBuf, String> {
     let maturin = maturin(places)?;
     // A folder of its own, so that the one wheel in it is the one just built.
@@ -18,7 +18,7 @@ pub fn run(places: &Places, profile: &str) -> Result<PathBuf, String> {
     let words = [maturin.as_str(), "build", "--profile", profile, "--out", &folder_text];
     echo(&format!("cd python && {}", words.join(" ")));
     let mut command = program(&project, &words);
-    // So that what cargo has built for the other chores is used.
+    // Reuses the build of the other tasks.
     command.env("CARGO_TARGET_DIR", &places.target);
     if !status(&mut command)?.success() {
         return Err("maturin could not build the wheel (see above)".into());

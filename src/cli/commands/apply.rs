@@ -10,25 +10,25 @@ use serde_json::value::RawValue;
 
 /// Call a Python function once on each engine
 ///
-/// FN is file.py:function (the file and the modules beside it that it imports travel to the engines) or package.module:function (imported there).
-/// Each ARG is JSON, or else a string. Or give a command after two dashes.
-/// What each engine prints and returns is shown with its number in front: [0] …
+/// FN is file.py:function (the file and the local modules that it imports are sent to the engines) or package.module:function
+/// (imported on the engines). Each ARG is JSON, or else a string. To run a command instead, write it after two dashes. Output and
+/// return values are prefixed with the engine's number: [0] …
 #[derive(Debug, clap::Args)]
 #[command(
     override_usage = "pcluster apply [OPTIONS] FN [ARG]...\n       pcluster apply [OPTIONS] -- COMMAND...",
     after_help = "Examples:\n  pcluster apply os:getcwd\n  pcluster apply --targets 0,2-3 model.py:load '\"data.bin\"' 5\n  pcluster apply -- nvidia-smi -L"
 )]
 pub struct Args {
-    /// The function: file.py:function or package.module:function
+    /// Call this function: file.py:function or package.module:function
     #[arg(value_name = "FN")]
     function: Option<String>,
-    /// Its arguments
+    /// Pass these arguments to the function
     #[arg(value_name = "ARG", allow_negative_numbers = true)]
     arguments: Vec<String>,
-    /// Keyword arguments, as a JSON object, in the place of ARGs
+    /// Pass keyword arguments, as a JSON object, instead of ARGs
     #[arg(long, value_name = "JSON", conflicts_with = "arguments")]
     kwargs: Option<String>,
-    /// A command instead of FN
+    /// Run this command instead of FN
     #[arg(last = true, value_name = "COMMAND")]
     command: Vec<String>,
     #[command(flatten)]
@@ -41,10 +41,10 @@ pub fn run(args: Args, context: &Context) -> Result<Exit, CommandError> {
     let (work, input) = match (&args.function, args.command.is_empty()) {
         (Some(spec), true) => (function::work(spec, &args.code)?, input(&args)?),
         (None, false) => (Work::Command { argv: args.command }, "[]".to_string()),
-        (None, true) => return Err(CommandError::usage("no function is given").hint("pcluster apply file.py:function 'an argument' 5")),
+        (None, true) => return Err(CommandError::usage("no function given").hint("pcluster apply file.py:function 'an argument' 5")),
         (Some(word), false) => {
             return Err(CommandError::usage(format!(
-                "{word:?} is one word too many before `--` and a command"
+                "unexpected argument {word:?} before `--` and a command"
             )));
         }
     };
@@ -72,7 +72,7 @@ fn input(args: &Args) -> Result<String, CommandError> {
     Ok(format!("[{}]", arguments.join(",")))
 }
 
-/// JSON as it is, on one line; else the text as a JSON string.
+/// JSON on one line, else the text as a JSON string.
 pub fn json_or_text(text: &str) -> String {
     match serde_json::from_str::<Box<RawValue>>(text) {
         Ok(json) => json.get().replace(['\n', '\r'], " "),
@@ -106,14 +106,14 @@ mod tests {
     }
 
     #[test]
-    fn what_is_missing_or_too_much_is_told() {
+    fn missing_and_unexpected_arguments_are_reported() {
         let context = Context::for_tests(std::path::Path::new("/nowhere"));
-        assert!(run(parsed(&[]), &context).unwrap_err().error.contains("no function is given"));
+        assert!(run(parsed(&[]), &context).unwrap_err().error.contains("no function given"));
         assert!(
             run(parsed(&["m:f", "--", "ls"]), &context)
                 .unwrap_err()
                 .error
-                .contains("one word too many")
+                .contains("unexpected argument")
         );
         assert_eq!(run(parsed(&["m:f"]), &context).unwrap_err().kind.code(), 3);
     }

@@ -6,15 +6,16 @@ use crate::cli::records::Records;
 use crate::cli::{CommandError, Context, Exit};
 use crate::client::{MapsRequest, Selection};
 
-/// Stop tasks, waiting or running
+/// Cancel waiting and running tasks
 ///
-/// Tasks that are finished stay as they are. A cancelled task ends as `aborted` and can be resubmitted.
+/// Leaves finished tasks unchanged. A cancelled task ends as `aborted` and can be resubmitted.
 #[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:\n  pcluster cancel 1\n  pcluster cancel 1.3 1.5-9\n  pcluster cancel --all")]
 pub struct Args {
-    /// Maps (`1`), tasks (`1.3`) or ranges of them
+    /// Cancel these maps (`1`), tasks (`1.3`) or ranges
     #[arg(required_unless_present = "all")]
     ids: Vec<Ids>,
-    /// Everything that is not finished
+    /// Cancel everything that is unfinished
     #[arg(long, conflicts_with = "ids")]
     all: bool,
 }
@@ -27,7 +28,7 @@ pub fn run(args: Args, context: &Context) -> Result<Exit, CommandError> {
     records.tasks_must_exist(&tasks)?;
     if args.all {
         let rows = context.block_on(client.maps(&MapsRequest::default()))??;
-        // What ipyparallel's clients submitted is theirs to abort.
+        // Requests of ipyparallel's clients are aborted by those clients.
         maps = rows
             .iter()
             .filter(|row| row.completed.is_none() && row.kind != "client")
@@ -35,7 +36,7 @@ pub fn run(args: Args, context: &Context) -> Result<Exit, CommandError> {
             .collect();
     }
     let (mut changed, mut unchanged) = (0, 0);
-    // An empty selection must not be taken for everything.
+    // An empty selection must not select everything.
     if !(maps.is_empty() && tasks.is_empty()) {
         let selection = Selection {
             maps,
@@ -48,12 +49,12 @@ pub fn run(args: Args, context: &Context) -> Result<Exit, CommandError> {
     if context.json {
         json::print(&serde_json::json!({"cancelled": changed, "unchanged": unchanged}))?;
     } else if changed == 0 {
-        context.say(match args.all {
-            true => "nothing to cancel: nothing is waiting or running",
-            false => "nothing to cancel: these are finished",
+        context.note(match args.all {
+            true => "nothing to cancel: no tasks are waiting or running",
+            false => "nothing to cancel: the tasks have finished",
         });
     } else {
-        context.say(format!("{} cancelled", counted(changed, "task")));
+        context.note(format!("{} cancelled", counted(changed, "task")));
     }
     Ok(Exit::Fine)
 }

@@ -4,15 +4,17 @@ use super::stop::{in_words, notes, record};
 use crate::cli::output::{self, json};
 use crate::cli::{CommandError, Context, Exit};
 use crate::cluster::{self, Condition};
+use crate::engine::code_directory;
 use crate::profile::ProfileDir;
 
-/// Clear away what dead clusters have left
+/// Remove files left by dead clusters
 ///
-/// Removes connection and state files of controllers that are gone, and ends engines that they left behind. Records of
-/// tasks are kept. All profiles, unless --profile names one.
+/// Removes connection and state files of dead controllers, and stops engines that they left behind. Also removes the code of maps
+/// that killed engines left on this host. Keeps all task records. Cleans all profiles, unless --profile names one.
 #[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:\n  pcluster clean\n  pcluster clean --profile gpu --force")]
 pub struct Args {
-    /// Also of clusters of which it cannot be told from here whether they run (on another host, in a container); what may be left running is named
+    /// Also clean clusters whose state is unknown here (on another host, in a container); list what may still be running
     #[arg(long)]
     force: bool,
 }
@@ -21,7 +23,7 @@ pub fn run(args: Args, context: &Context) -> Result<Exit, CommandError> {
     let clusters = context.clusters()?;
     let dead: Vec<_> = clusters
         .iter()
-        .filter(|c| c.state == Condition::Stale || (args.force && matches!(c.state, Condition::Elsewhere | Condition::Foreign)))
+        .filter(|c| c.state == Condition::Stale || (args.force && matches!(c.state, Condition::Remote | Condition::Foreign)))
         .collect();
     let mut views = Vec::new();
     let mut failed: Option<CommandError> = None;
@@ -30,7 +32,7 @@ pub fn run(args: Args, context: &Context) -> Result<Exit, CommandError> {
         let mut show = notes(context);
         let stopped = match context.block_on(cluster::clean(&profile, &cluster.cluster_id, args.force, &mut show))? {
             Ok(stopped) => stopped,
-            // The others are to be cleared away all the same.
+            // Continue with the other clusters.
             Err(error) if dead.len() > 1 => {
                 let error = CommandError::from(error);
                 output::stderr_text(&error.render(context.terminal.color_stderr));
@@ -43,29 +45,37 @@ pub fn run(args: Args, context: &Context) -> Result<Exit, CommandError> {
         if !context.json {
             let engines = match stopped.engines {
                 0 => String::new(),
-                n => format!(", and {} ended", counted(n as u64, "engine")),
+                n => format!(", {} stopped", counted(n as u64, "engine")),
             };
-            context.say(format!("{}: cleared away{engines}", in_words(&profile, &cluster.cluster_id)));
+            context.note(format!("{}: cleaned{engines}", in_words(&profile, &cluster.cluster_id)));
         }
         views.push(serde_json::json!({"profile": profile.name(), "cluster_id": cluster.cluster_id, "engines": stopped.engines}));
     }
+    let swept = code_directory::sweep();
     if context.json {
-        json::print(&serde_json::json!({"cleaned": views}))?;
+        json::print(&serde_json::json!({"cleaned": views, "code_directories": swept}))?;
         return failed.map_or(Ok(Exit::Fine), |error| Err(not_all(&error)));
     }
-    if dead.is_empty() {
-        context.say("nothing to clear away");
+    match swept {
+        0 => {}
+        1 => context.note("removed 1 code directory of a killed engine"),
+        n => context.note(format!("removed {n} code directories of killed engines")),
     }
-    for cluster in clusters.iter().filter(|c| !args.force && c.state == Condition::Elsewhere) {
-        let why = cluster.unseen.as_deref().unwrap_or("it is on another host");
+    if dead.is_empty() {
+        context.note(if swept == 0 {
+            "nothing to clean"
+        } else {
+            "clusters: nothing to clean"
+        });
+    }
+    for cluster in clusters.iter().filter(|c| !args.force && c.state == Condition::Remote) {
+        let why = cluster.unseen.as_deref().unwrap_or("it runs on another host");
         let name = in_words(&ProfileDir::at(&cluster.directory), &cluster.cluster_id);
-        context.say(format!(
-            "{name}: left alone, as it cannot be told whether it runs: {why}; if you know that it is gone: --force"
-        ));
+        context.note(format!("{name}: skipped, its state is unknown: {why}; if it is dead: --force"));
     }
     failed.map_or(Ok(Exit::Fine), |error| Err(not_all(&error)))
 }
 
 fn not_all(error: &CommandError) -> CommandError {
-    CommandError::new(error.kind, "not every cluster could be cleared away")
+    CommandError::new(error.kind, "some clusters could not be cleaned")
 }

@@ -1,11 +1,13 @@
 //! `pcluster completions`
 use crate::cli::{CommandError, Context, Exit, args, output};
 
-/// Print a completion script for a shell
-///
-/// For example: pcluster completions bash > ~/.local/share/bash-completion/completions/pcluster
+/// Print a shell completion script
 #[derive(Debug, clap::Args)]
+#[command(
+    after_help = "Examples:\n  pcluster completions bash > ~/.local/share/bash-completion/completions/pcluster\n  pcluster completions fish > ~/.config/fish/completions/pcluster.fish"
+)]
 pub struct Args {
+    /// Generate the script for this shell
     shell: clap_complete::Shell,
 }
 

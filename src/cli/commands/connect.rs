@@ -5,22 +5,25 @@ use crate::cli::output::json;
 use crate::cli::{CommandError, Context, Exit};
 use crate::cluster::remote::{self, ConnectOptions, Connected};
 
-/// Connect to a cluster on another host, through ssh
+/// Connect to a cluster on a remote host through ssh
 ///
-/// Finds the running cluster there, fetches its client connection file, and keeps a tunnel to its controller in the
-/// background. From then on every command of this profile works on that cluster, and so does ipyparallel's Client. Your own
-/// ssh configuration is used: names, keys, agent, jump hosts.
+/// Finds the running cluster on the remote host, fetches its client connection file, and keeps a tunnel to its controller
+/// open in the background. Every command of this profile, and ipyparallel's Client, then works on that cluster. Uses your ssh
+/// configuration: names, keys, agent, jump hosts.
 #[derive(Debug, clap::Args)]
+#[command(
+    after_help = "Examples:\n  pcluster connect login.example.org\n  pcluster connect me@login.example.org --profile site --remote-profile default"
+)]
 pub struct Args {
-    /// Where ssh goes: [user@]host, a Host of ~/.ssh/config, or ssh://user@host:port
+    /// Connect to this host: [user@]host, a Host of ~/.ssh/config, or ssh://user@host:port
     destination: String,
-    /// What the profile is called there [default: as here, or the only cluster that runs there]
+    /// Use this remote profile [default: the local name, or the profile of the only running cluster]
     #[arg(long, value_name = "NAME")]
     remote_profile: Option<String>,
-    /// What the cluster id is there
+    /// Use this remote cluster id
     #[arg(long, value_name = "ID")]
     remote_cluster_id: Option<String>,
-    /// Where the profiles are there [default: its IPYTHONDIR, else ~/.ipython]
+    /// Look for profiles in this remote directory [default: the remote IPYTHONDIR, else ~/.ipython]
     #[arg(long, value_name = "DIR")]
     remote_ipython_dir: Option<String>,
 }
@@ -41,7 +44,7 @@ pub fn run(args: Args, context: &Context) -> Result<Exit, CommandError> {
 
 pub fn connect(options: ConnectOptions, context: &Context) -> Result<(), CommandError> {
     let profile = options.profile.clone();
-    let connected = interruptible(context, remote::connect(options)).map_err(|e| e.instead_of_started("the tunnel is ended again"))?;
+    let connected = interruptible(context, remote::connect(options)).map_err(|e| e.with_interruption("the tunnel was closed"))?;
     if context.json {
         return json::print(&serde_json::json!({
             "profile": profile.name(),
@@ -59,39 +62,35 @@ pub fn connect(options: ConnectOptions, context: &Context) -> Result<(), Command
             "took": connected.took.as_secs_f64(),
         }));
     }
-    say(&connected, context);
+    report(&connected, context);
     Ok(())
 }
 
-fn say(connected: &Connected, context: &Context) {
+fn report(connected: &Connected, context: &Context) {
     let options = context.options();
     let to = match &connected.leads_to {
         Some(leads_to) => {
             let name = connection::in_words(&leads_to.profile, &leads_to.cluster_id);
-            let host = leads_to
-                .host
-                .as_deref()
-                .map(|h| format!(", its controller on {h}"))
-                .unwrap_or_default();
+            let host = leads_to.host.as_deref().map(|h| format!(", controller on {h}")).unwrap_or_default();
             format!("{name} on {}{host}", connected.destination)
         }
         None => connected.destination.clone(),
     };
     let engines = match connected.engines {
         Some(n) => format!(", with {}", counted(n as u64, "engine")),
-        None => ": not pcluster's own controller, so for ipyparallel's Client only".into(),
+        None => "; not a pcluster controller: only ipyparallel's Client can use it".into(),
     };
     let how = if connected.reused {
-        "is connected already to"
+        "is already connected to"
     } else {
         "connected to"
     };
-    context.say(format!(
+    context.note(format!(
         "{} {how} {to}{engines}, in {:.1} s",
         context.cluster_in_words(),
         connected.took.as_secs_f64()
     ));
-    context.say(format!(
+    context.note(format!(
         "next: pcluster map{options} FILE.py:FUNCTION INPUTS.txt  (pcluster status{options}, pcluster disconnect{options})"
     ));
 }

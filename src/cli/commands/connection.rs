@@ -9,11 +9,14 @@ use crate::sys::private_file;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
-/// Carry connection files by hand: show, export, import
+/// Show, export or import connection files
 ///
-/// `connect` does all this by itself. A connection file lets whoever has it run code as you, on your engines: it is shown
-/// without its keys, and written for nobody but you.
+/// `connect` does this automatically. Anyone with a connection file can run code as you on your engines: it is shown without its
+/// keys, and written with private permissions.
 #[derive(Debug, clap::Args)]
+#[command(
+    after_help = "Examples:\n  pcluster connection show\n  pcluster connection export laptop.json\n  pcluster connection import laptop.json --profile site"
+)]
 pub struct Args {
     #[command(subcommand)]
     action: Action,
@@ -21,7 +24,7 @@ pub struct Args {
 
 #[derive(Debug, clap::Subcommand)]
 enum Action {
-    /// Say what a connection file says, without its keys, and whether its controller still runs
+    /// Show a connection file without its keys, and whether its controller is running
     Show {
         #[command(flatten)]
         which: Which,
@@ -30,22 +33,22 @@ enum Action {
     Export {
         #[command(flatten)]
         which: Which,
-        /// Where to: a new file, private; `-` is stdout, keys included
+        /// Write to this new, private file; `-` for stdout, including the keys
         #[arg(value_name = "FILE")]
         to: PathBuf,
-        /// The ssh server through which the other host reaches the controller: ipyparallel's clients then open a tunnel
+        /// Let ipyparallel's clients connect through this ssh server
         #[arg(long, value_name = "USER@HOST")]
         ssh: Option<String>,
     },
-    /// Put a file that was carried here to where commands and clients find it
+    /// Install a copied connection file in the profile
     Import {
-        /// The file; `-` is stdin
+        /// Read this file; `-` for stdin
         #[arg(value_name = "FILE")]
         from: PathBuf,
-        /// It is the engines' file
+        /// Import it as the engines' file
         #[arg(long)]
         engine: bool,
-        /// Replace one that is there
+        /// Replace an existing file
         #[arg(long)]
         force: bool,
     },
@@ -53,7 +56,7 @@ enum Action {
 
 #[derive(Debug, clap::Args)]
 struct Which {
-    /// The engines' file instead of the clients'
+    /// Use the engines' file instead of the clients'
     #[arg(long)]
     engine: bool,
 }
@@ -83,13 +86,13 @@ fn path_of(engine: bool, context: &Context) -> Result<PathBuf, CommandError> {
     })
 }
 
-/// `running`, `gone`, `connected`; `unknown` of a controller elsewhere.
+/// `running`, `dead`, `connected`; `unknown` for a controller on another host.
 fn state(file: &ConnectionFile, context: &Context) -> Result<&'static str, CommandError> {
     let profile = context.profile_dir()?;
     let condition = cluster::status(&profile, &context.cluster_id).map(|c| c.state);
     Ok(match &file.pcluster {
         _ if condition == Some(Condition::Connected) => "connected",
-        Some(_) if file.is_stale() => "gone",
+        Some(_) if file.is_stale() => "dead",
         Some(keys) if keys.process.runs() => "running",
         _ => "unknown",
     })
@@ -139,7 +142,7 @@ fn show(which: &Which, context: &Context) -> Result<(), CommandError> {
         let controller = tunnel.map_or(&keys.process, |tunnel| &tunnel.process);
         lines.push(("controller", format!("pcluster {}, {controller}", keys.version)));
         if let Some(tunnel) = tunnel {
-            lines.push(("tunnel", format!("process {} here, to {}", keys.process.pid, tunnel.destination)));
+            lines.push(("tunnel", format!("local process {}, to {}", keys.process.pid, tunnel.destination)));
         }
     }
     let text: String = lines.iter().map(|(name, value)| format!("{name:<12}{value}\n")).collect();
@@ -155,16 +158,16 @@ fn export(which: &Which, to: &Path, ssh: Option<String>, context: &Context) -> R
     let mut file = ConnectionFile::read(&path)?;
     if let Some(destination) = destination(&file) {
         return Err(CommandError::refused(format!(
-            "{} is the near end of a tunnel to {destination}, and of no use elsewhere",
+            "{} is the local end of a tunnel to {destination}; it works only on this host",
             path.display()
         ))
-        .hint(format!("export it there: ssh {destination} pcluster connection export FILE")));
+        .hint(format!("export the remote file: ssh {destination} pcluster connection export FILE")));
     }
     if file.is_stale() {
         let error = crate::connection::discover::find(&path).err().map(CommandError::from);
-        return Err(error.unwrap_or_else(|| CommandError::not_found("its controller is gone")));
+        return Err(error.unwrap_or_else(|| CommandError::not_found("its controller is dead")));
     }
-    // Elsewhere a loopback address would be taken for that host's own.
+    // On another host a loopback address would mean that host.
     if let Some(keys) = &file.pcluster
         && matches!(file.location.as_str(), "127.0.0.1" | "::1" | "localhost" | "")
     {
@@ -172,8 +175,8 @@ fn export(which: &Which, to: &Path, ssh: Option<String>, context: &Context) -> R
     }
     if let Some(ssh) = ssh {
         if file.curve_serverkey.is_some() {
-            context.say(format!(
-                "note: ipyparallel 9.2 cannot tunnel to an encrypted (CURVE) controller by itself; on the other host: pcluster connect {ssh}"
+            context.note(format!(
+                "note: ipyparallel 9.2 cannot tunnel to an encrypted (CURVE) controller; on the other host, run: pcluster connect {ssh}"
             ));
         }
         file.ssh = ssh;
@@ -187,23 +190,23 @@ fn export(which: &Which, to: &Path, ssh: Option<String>, context: &Context) -> R
     private_file::write_new(to, &text).map_err(|e| {
         let error = CommandError::environment(format!("cannot write {}: {e}", to.display()));
         match e.kind() {
-            std::io::ErrorKind::AlreadyExists => error.hint("give another name, or remove it first"),
+            std::io::ErrorKind::AlreadyExists => error.hint("choose another name, or remove it first"),
             _ => error,
         }
     })?;
-    context.say(format!(
-        "{}: for whoever has it, the cluster is open; carry it by scp, not by mail",
+    context.note(format!(
+        "{}: anyone with this file can run code on your cluster; copy it with scp, not by mail",
         to.display()
     ));
     Ok(())
 }
 
 fn import(from: &Path, engine: bool, force: bool, context: &Context) -> Result<(), CommandError> {
-    const MOST: u64 = 1 << 20;
+    const MAX_BYTES: u64 = 1 << 20;
     let mut text = String::new();
     let read = match from == Path::new("-") {
-        true => std::io::stdin().take(MOST).read_to_string(&mut text),
-        false => std::fs::File::open(from).and_then(|file| file.take(MOST).read_to_string(&mut text)),
+        true => std::io::stdin().take(MAX_BYTES).read_to_string(&mut text),
+        false => std::fs::File::open(from).and_then(|file| file.take(MAX_BYTES).read_to_string(&mut text)),
     };
     read.map_err(|e| CommandError::environment(format!("cannot read {}: {e}", from.display())))?;
     let file = ConnectionFile::parse(&text, from)?;
@@ -214,17 +217,17 @@ fn import(from: &Path, engine: bool, force: bool, context: &Context) -> Result<(
     if file.is_stale() {
         return Err(CommandError::new(
             ErrorKind::NotFound,
-            format!("{} is of a controller of this host that is gone", from.display()),
+            format!("{} belongs to a dead controller of this host", from.display()),
         ));
     }
     let profile = context.profile_dir()?;
     let path = path_of(engine, context)?;
-    if !force && let Ok(there) = ConnectionFile::read(&path) {
-        let same = there == file;
-        if !same && !there.is_stale() {
+    if !force && let Ok(existing) = ConnectionFile::read(&path) {
+        let same = existing == file;
+        if !same && !existing.is_stale() {
             return Err(
-                CommandError::refused(format!("{} is there already, and may be in use", path.display())).hint(format!(
-                    "another profile or --cluster-id keeps them apart; --force replaces it: pcluster connection show{}",
+                CommandError::refused(format!("{} already exists and may be in use", path.display())).hint(format!(
+                    "use another --profile or --cluster-id, or replace it with --force; inspect it with pcluster connection show{}",
                     context.options()
                 )),
             );
@@ -237,6 +240,6 @@ fn import(from: &Path, engine: bool, force: bool, context: &Context) -> Result<(
         (true, Some(host)) => format!("; its controller is on {host}"),
         _ => String::new(),
     };
-    context.say(format!("{}{reach}", path.display()));
+    context.note(format!("{}{reach}", path.display()));
     Ok(())
 }

@@ -1,5 +1,5 @@
-//! `pcluster controller`: what launchers start, pcluster's and ipyparallel's.
-use super::{Care, setting, supervise, watch_supervisor};
+//! `pcluster controller`: started by launchers, pcluster's and ipyparallel's.
+use super::{SupervisionPolicy, setting, supervise, watch_supervisor};
 use crate::cli::ipyparallel::Trait;
 use crate::cli::ipyparallel::common::{CommonOptions, LauncherEnvironment, Place};
 use crate::cli::ipyparallel::controller::ControllerWords;
@@ -13,79 +13,80 @@ use std::path::PathBuf;
 
 /// Run a controller in the foreground
 ///
-/// Launchers start this; `pcluster start` is what one usually wants. It logs to stderr, and serves until `pcluster stop`,
-/// SIGTERM or SIGINT.
+/// Launchers start this; use `pcluster start` to start a cluster. Logs to stderr, and serves until `pcluster stop`, SIGTERM or
+/// SIGINT.
 #[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:\n  pcluster controller --ip 0.0.0.0\n  pcluster controller --profile gpu --log-level debug")]
 pub struct Args {
-    /// The profile's directory, instead of --profile
+    /// Use this profile directory, instead of --profile
     #[arg(long, value_name = "DIR")]
     profile_dir: Option<PathBuf>,
-    /// A setting over those of the profile's pcluster.yaml, for example controller.heartbeat_ms=500
+    /// Override a setting of pcluster.yaml, for example controller.heartbeat_interval_ms=500
     #[arg(long = "set", value_name = "KEY=VALUE", value_parser = setting)]
     settings: Vec<(String, String)>,
-    /// Start the controller as a process of its own, and again whenever it was killed or has crashed
+    /// Run the controller as a child process, and restart it when it is killed or crashes
     #[arg(long)]
     supervise: bool,
-    /// How much to log: error, warn, info, debug, trace, or Python's numbers and names of levels
+    /// Set the log level: error, warn, info, debug, trace, or Python's level names and numbers
     #[arg(long, value_name = "LEVEL")]
     log_level: Option<String>,
-    /// The Python interpreter for Dask's scheduler [default: engine.python of the profile, else the active environment's]
+    /// Run Dask's scheduler with this Python interpreter [default: engine.python of the profile, else the active environment's]
     #[arg(long, value_name = "PYTHON")]
     python: Option<String>,
-    /// Do not encrypt: for clients and engines of ipyparallel 6 or older, or whose ZeroMQ has no CURVE. Messages are still signed
+    /// Disable encryption, for ipyparallel 6 or older or a ZeroMQ without CURVE; messages are still signed
     #[arg(long)]
     no_curve: bool,
     #[command(flatten)]
     ipcontroller: Ipcontroller,
 }
 
-/// The same words as ipcontroller's.
+/// The options of ipcontroller.
 #[derive(Debug, clap::Args)]
-#[command(next_help_heading = "As ipcontroller has them")]
+#[command(next_help_heading = "Compatible with ipcontroller")]
 struct Ipcontroller {
-    /// Where to listen: an address of this host, or 0.0.0.0 for all [default: controller.ip of the profile]
+    /// Listen on this address; 0.0.0.0 for all [default: controller.ip of the profile]
     #[arg(long, value_name = "ADDRESS")]
     ip: Option<String>,
-    /// The name or address at which others are to look for the controller
+    /// Advertise this name or address to clients and engines
     #[arg(long, value_name = "HOST")]
     location: Option<String>,
-    /// Milliseconds between heartbeats
+    /// Send heartbeats every MS milliseconds
     #[arg(long, value_name = "MS")]
     ping: Option<String>,
-    /// The ports to listen on, 16 of them: 10101-10116
+    /// Listen on these 16 ports: 10101-10116
     #[arg(long, value_name = "LIST")]
     ports: Option<String>,
-    /// How load-balanced tasks find an engine: leastload, lru, plainrandom, twobin, weighted
+    /// Assign load-balanced tasks by this scheme: leastload, lru, plainrandom, twobin, weighted
     #[arg(long, value_name = "NAME")]
     scheme: Option<String>,
-    /// How many load-balanced tasks an engine may hold at a time; 0 means no bound
+    /// Limit the load-balanced tasks that one engine holds; 0 for no limit
     #[arg(long, value_name = "N")]
     hwm: Option<String>,
-    /// The ssh server through which clients reach the controller
+    /// Let clients connect through this ssh server
     #[arg(long, value_name = "[USER@]HOST[:PORT]")]
     ssh: Option<String>,
-    /// The ssh server through which engines reach the controller
+    /// Let engines connect through this ssh server
     #[arg(long, value_name = "[USER@]HOST[:PORT]")]
     enginessh: Option<String>,
-    /// Keep keys, ports and connection files after the end, and take them up again
+    /// Keep keys, ports and connection files on exit, and reuse existing ones
     #[arg(long)]
     reuse: bool,
-    /// The same as --reuse: a controller that was killed finds its engines again in any case
+    /// Same as --reuse; a restarted controller always finds its engines again
     #[arg(long)]
     restore: bool,
-    /// Has no effect: every task is recorded in the cluster's own database
+    /// Ignored: every task is recorded in the cluster's own database
     #[arg(long)]
     dictdb: bool,
-    /// Has no effect: every task is recorded in the cluster's own database
+    /// Ignored: every task is recorded in the cluster's own database
     #[arg(long)]
     sqlitedb: bool,
-    /// Has no effect: every task is recorded in the cluster's own database
+    /// Ignored: every task is recorded in the cluster's own database
     #[arg(long)]
     mongodb: bool,
-    /// Has no effect: every task is recorded in the cluster's own database
+    /// Ignored: every task is recorded in the cluster's own database
     #[arg(long)]
     nodb: bool,
-    /// Has no effect: the controller is one process
+    /// Ignored: the controller is a single process
     #[arg(long)]
     usethreads: bool,
     #[arg(long, hide = true)]
@@ -97,7 +98,7 @@ struct Ipcontroller {
 }
 
 impl Ipcontroller {
-    /// Each option is a name for a trait.
+    /// The traits of the options.
     fn traits(&self) -> Vec<Trait> {
         let valued = [
             ("IPController", "ip", &self.ip),
@@ -124,18 +125,31 @@ impl Ipcontroller {
     }
 }
 
-const CARE: Care = Care {
-    restart_arguments: &[],
-    retries_refusals: true,
-    watches_supervisor: true,
+const POLICY: SupervisionPolicy = SupervisionPolicy {
+    again: &[],
+    retries: true,
+    watches: true,
 };
+
+/// None where the options are wrong, which the process that is supervised reports.
+fn trouble_file(args: &Args, context: &Context) -> Option<PathBuf> {
+    let words = ControllerWords::of(&args.ipcontroller.traits()).ok()?;
+    let place = Place::find(
+        &words.common,
+        args.profile_dir.clone(),
+        LauncherEnvironment::of_this_process(),
+        context,
+    )
+    .ok()?;
+    Some(place.profile.trouble_file(&place.cluster_id))
+}
 
 pub fn run(args: Args, context: &Context) -> Result<Exit, CommandError> {
     if args.supervise {
         logging::start(context.log_level(args.log_level.as_deref().unwrap_or("info")));
-        return supervise(&CARE);
+        return supervise(&POLICY, trouble_file(&args, context));
     }
-    watch_supervisor(&CARE)?;
+    watch_supervisor(&POLICY)?;
     let mut words = ControllerWords::of(&args.ipcontroller.traits()).map_err(CommandError::usage)?;
     words.common.log_level = args.log_level.or(words.common.log_level);
     let place = Place::find(&words.common, args.profile_dir, LauncherEnvironment::of_this_process(), context)?;
@@ -157,7 +171,7 @@ pub fn run(args: Args, context: &Context) -> Result<Exit, CommandError> {
     }
     settings.extend(args.settings);
     let mut config = Config::load_with(&profile, &settings)?;
-    if let Some(lease) = words.lease(config.controller.heartbeat_ms) {
+    if let Some(lease) = words.lease(config.controller.heartbeat_interval_ms) {
         settings.push(lease);
         config = Config::load_with(&profile, &settings)?;
     }

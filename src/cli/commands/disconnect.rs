@@ -4,12 +4,13 @@ use crate::cli::{CommandError, Context, Exit};
 use crate::cluster::{self, Condition, remote};
 use crate::profile::ProfileDir;
 
-/// End the tunnel to another host; the cluster there runs on
+/// Close the tunnel to a remote cluster, which keeps running
 ///
-/// Removes the connection file that `connect` has written. Maps go on there; `connect` finds them again.
+/// Removes the connection file that `connect` wrote. Maps continue on the remote host; `connect` finds them again.
 #[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:\n  pcluster disconnect --profile site\n  pcluster disconnect --all")]
 pub struct Args {
-    /// All tunnels of all profiles
+    /// Close all tunnels of all profiles
     #[arg(long)]
     all: bool,
 }
@@ -28,8 +29,8 @@ pub fn run(args: Args, context: &Context) -> Result<Exit, CommandError> {
         let state = context.block_on(remote::disconnect(profile, cluster_id))??;
         let name = super::stop::in_words(profile, cluster_id);
         if !context.json {
-            context.say(format!(
-                "{name}: disconnected from {}; the cluster there runs on",
+            context.note(format!(
+                "{name}: disconnected from {}; the remote cluster keeps running",
                 state.destination
             ));
         }
@@ -38,7 +39,7 @@ pub fn run(args: Args, context: &Context) -> Result<Exit, CommandError> {
     if context.json {
         json::print(&serde_json::json!({"disconnected": views}))?;
     } else if all.is_empty() {
-        context.say("nothing is connected");
+        context.note("no connections");
     }
     Ok(Exit::Fine)
 }

@@ -4,12 +4,13 @@ use crate::cli::output::visible::visible;
 use crate::cli::output::{self, json};
 use crate::cli::{CommandError, Context, Exit};
 
-/// Look whether clusters can work here, and say what to do where not
+/// Check this machine and suggest fixes
 ///
-/// Each line is `ok`, `warn` (works, or is needed only for some things) or `fail`. Exits with 5 if something fails.
+/// Each line is `ok`, `warn` (works with limits, or needed only for some features) or `fail`. Exits with 5 if any check fails.
 #[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:\n  pcluster doctor\n  pcluster doctor --python ~/venv/bin/python")]
 pub struct Args {
-    /// The Python interpreter to look at [default: engine.python of the profile, else the active environment's]
+    /// Check this Python interpreter [default: engine.python of the profile, else the active environment's]
     #[arg(long, value_name = "PYTHON")]
     python: Option<String>,
 }

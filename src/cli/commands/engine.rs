@@ -1,5 +1,5 @@
-//! `pcluster engine`: what launchers start, pcluster's and ipyparallel's.
-use super::{Care, setting, supervise, supervise_this, watch_supervisor};
+//! `pcluster engine`: started by launchers, pcluster's and ipyparallel's.
+use super::{SupervisionPolicy, setting, supervise, supervise_this, watch_supervisor};
 use crate::cli::ipyparallel::Trait;
 use crate::cli::ipyparallel::common::{CommonOptions, LauncherEnvironment, Place};
 use crate::cli::ipyparallel::engine::{EngineWords, mpi_rank};
@@ -16,68 +16,69 @@ use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-/// How long an engine waits for its connection file: batch systems may start it before the controller has written it.
+/// The timeout for the connection file: batch systems may start an engine before the controller has written it.
 const FILE_TIMEOUT: Duration = Duration::from_secs(30);
-/// How long `--probe` waits for a controller's greeting.
+/// The timeout of `--probe` for the greeting of a controller.
 const PROBE: Duration = Duration::from_secs(4);
 
 /// Run an engine in the foreground
 ///
-/// Launchers start this; `pcluster start -n 4` is what one usually wants. It logs to stderr, and works until its controller
-/// or SIGTERM ends it. SIGINT (Ctrl-C) interrupts what runs; where nothing runs, it ends an engine that has a terminal.
+/// Launchers start this; use `pcluster start -n 4` to start a cluster. Logs to stderr, and runs until its controller or SIGTERM
+/// stops it. SIGINT (Ctrl-C) interrupts the running task; an idle engine at a terminal exits.
 #[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:\n  pcluster engine --profile gpu\n  pcluster engine --file ipcontroller-engine.json --log-level debug")]
 pub struct Args {
-    /// The engine's connection file [default: the one of the profile]
+    /// Read this connection file [default: that of the profile]
     #[arg(long, value_name = "FILE")]
     file: Option<PathBuf>,
-    /// The profile's directory, instead of --profile
+    /// Use this profile directory, instead of --profile
     #[arg(long, value_name = "DIR")]
     profile_dir: Option<PathBuf>,
-    /// The Python interpreter for the worker [default: engine.python of the profile, else the active environment's]
+    /// Run workers with this Python interpreter [default: engine.python of the profile, else the active environment's]
     #[arg(long, value_name = "PYTHON")]
     python: Option<String>,
-    /// The id that the engine would like
+    /// Request this engine id
     #[arg(long, value_name = "N")]
     id: Option<u32>,
-    /// A setting over those of the profile's pcluster.yaml, for example engine.interrupt_ms=1000
+    /// Override a setting of pcluster.yaml, for example engine.interrupt_timeout_ms=1000
     #[arg(long = "set", value_name = "KEY=VALUE", value_parser = setting)]
     settings: Vec<(String, String)>,
-    /// Start the engine as a process of its own, and another one whenever it was killed or has crashed
+    /// Run the engine as a child process, and replace it when it is killed or crashes
     #[arg(long)]
     supervise: bool,
-    /// It takes the place of one that was killed: its controller may be about to come back too
+    /// Replace an engine that was killed: its controller may be restarting as well
     #[arg(long, hide = true)]
     replacement: bool,
-    /// Start nothing: say whether a controller greets at these addresses
+    /// Only report whether a controller answers at these addresses
     #[arg(long, value_name = "ADDRESS:PORT", hide = true)]
     probe: Vec<String>,
-    /// How much to log: error, warn, info, debug, trace, or Python's numbers and names of levels
+    /// Set the log level: error, warn, info, debug, trace, or Python's level names and numbers
     #[arg(long, value_name = "LEVEL")]
     log_level: Option<String>,
-    /// What is to be started and supervised instead: the command of an ipengine
+    /// Supervise this command of an ipengine instead
     #[arg(last = true, requires = "supervise", value_name = "COMMAND", hide = true)]
     instead: Vec<OsString>,
     #[command(flatten)]
     ipengine: Ipengine,
 }
 
-/// The same words as ipengine's.
+/// The options of ipengine.
 #[derive(Debug, clap::Args)]
-#[command(next_help_heading = "As ipengine has them")]
+#[command(next_help_heading = "Compatible with ipengine")]
 struct Ipengine {
-    /// Engines that one mpiexec has started: take the MPI rank for an id, and set mpi_rank and mpi_size
+    /// Use the MPI rank as engine id, and set mpi_rank and mpi_size (for engines started by mpiexec)
     #[arg(long)]
     mpi: bool,
-    /// Run this Python code at the start
+    /// Run this Python code at startup
     #[arg(short = 'c', long = "c", value_name = "CODE")]
     command: Option<String>,
-    /// Run this Python file at the start
+    /// Run this Python file at startup
     #[arg(short = 's', long = "s", value_name = "FILE")]
     script: Option<String>,
-    /// Seconds to try to register
+    /// Stop trying to register after SECONDS
     #[arg(long, value_name = "SECONDS")]
     timeout: Option<String>,
-    /// The controller's host, instead of what the connection file says
+    /// Connect to the controller on this host, instead of that in the connection file
     #[arg(long, value_name = "HOST")]
     location: Option<String>,
     #[arg(long, hide = true)]
@@ -91,7 +92,7 @@ struct Ipengine {
 }
 
 impl Ipengine {
-    /// Each option is a name for a trait.
+    /// The traits of the options.
     fn traits(&self) -> Vec<Trait> {
         let valued = [
             ("IPEngine", "startup_command", &self.command),
@@ -107,10 +108,10 @@ impl Ipengine {
     }
 }
 
-const CARE: Care = Care {
-    restart_arguments: &["--replacement"],
-    retries_refusals: false,
-    watches_supervisor: true,
+const POLICY: SupervisionPolicy = SupervisionPolicy {
+    again: &["--replacement"],
+    retries: false,
+    watches: true,
 };
 
 pub fn run(args: Args, context: &Context) -> Result<Exit, CommandError> {
@@ -120,21 +121,22 @@ pub fn run(args: Args, context: &Context) -> Result<Exit, CommandError> {
     if args.supervise {
         logging::start(context.log_level(args.log_level.as_deref().unwrap_or("info")));
         return match args.instead.split_first() {
-            None => supervise(&CARE),
+            None => supervise(&POLICY, None),
             Some((program, arguments)) => supervise_this(&Supervised {
                 program: program.into(),
                 arguments: arguments.to_vec(),
                 restart_arguments: Vec::new(),
                 retries_refusals: false,
                 watches_supervisor: false,
+                problem: None,
                 is_own_program: false,
             }),
         };
     }
-    watch_supervisor(&CARE)?;
+    watch_supervisor(&POLICY)?;
     let mut words = EngineWords::of(&args.ipengine.traits()).map_err(CommandError::usage)?;
     words.common.log_level = args.log_level.or(words.common.log_level);
-    // Whoever names the file or the directory has not been started by ipyparallel's launchers.
+    // An explicit file means that ipyparallel's launchers did not start this process.
     let environment = match args.file.is_some() || words.file.is_some() {
         true => LauncherEnvironment::default(),
         false => LauncherEnvironment::of_this_process(),
@@ -151,13 +153,13 @@ pub fn run(args: Args, context: &Context) -> Result<Exit, CommandError> {
     });
     let (connection, file) = match place.connection_info {
         Some(text) => (ConnectionFile::parse(&text, Path::new("$IPP_CONNECTION_INFO"))?, None),
-        // One whose controller was killed with it takes the file as it is: the ports will most likely be the same.
+        // If the controller was killed as well, use the file anyway: the ports are most likely unchanged.
         None if args.replacement => (ConnectionFile::read(&file)?, Some(file)),
         None => (wait_for(&file, words.file_timeout_ms)?, Some(file)),
     };
     let rank = || words.mpi.then(|| mpi_rank(|name| std::env::var(name).ok())).flatten();
     let registration_timeout_ms = match args.replacement {
-        true => config.controller.controller_patience_ms,
+        true => config.controller.engine_reconnect_timeout_ms,
         false => words.timeout_ms.unwrap_or(config.controller.registration_timeout_ms),
     };
     let settings = EngineSettings {
@@ -165,14 +167,14 @@ pub fn run(args: Args, context: &Context) -> Result<Exit, CommandError> {
         location: words.location,
         id: args.id.or(words.id).or_else(rank).map(EngineId),
         python: args.python.or(config.engine.python),
-        interrupt_ms: config.engine.interrupt_ms,
-        terminate_ms: config.engine.terminate_ms,
-        grace_ms: config.engine.grace_ms,
+        interrupt_timeout_ms: config.engine.interrupt_timeout_ms,
+        terminate_timeout_ms: config.engine.terminate_timeout_ms,
+        grace_period_ms: config.engine.grace_period_ms,
         batch: BatchJob::of_this_process(),
         registration_timeout_ms,
         cwd: config.engine.cwd.map(|dir| dir.to_string_lossy().into_owned()),
         env: config.engine.env,
-        // A Python startup file of the user's may be heavy: it is for those who come with IPython.
+        // A user's Python startup file may be slow: only ipyparallel's launchers load it.
         shell_at_start: !words.shell.is_empty() || (by_ipyparallel && std::env::var_os("PYTHONSTARTUP").is_some_and(|f| !f.is_empty())),
         shell: words.shell,
         takes_in_orphans: true,
@@ -183,7 +185,7 @@ pub fn run(args: Args, context: &Context) -> Result<Exit, CommandError> {
     Ok(Exit::Fine)
 }
 
-/// All at the same time; one line for each, in their order.
+/// Probes all addresses concurrently; prints one line each, in order.
 fn probe(addresses: &[String], context: &Context) -> Result<Exit, CommandError> {
     let mut parsed = Vec::new();
     for text in addresses {
@@ -206,7 +208,7 @@ fn probe(addresses: &[String], context: &Context) -> Result<Exit, CommandError> 
     for (address, found) in addresses.iter().zip(found) {
         let line = match found {
             Ok(Greeting::Speaks) => format!("{REACHED} {address}"),
-            Ok(Greeting::Closed) => format!("{FAILED} {address} (closed: it is no controller)"),
+            Ok(Greeting::Closed) => format!("{FAILED} {address} (closed: not a controller)"),
             Ok(Greeting::Silent) => format!("{FAILED} {address} (no answer in {} s)", PROBE.as_secs()),
             Err(why) => format!("{FAILED} {address} ({why})"),
         };
@@ -217,7 +219,7 @@ fn probe(addresses: &[String], context: &Context) -> Result<Exit, CommandError> 
     Ok(Exit::Fine)
 }
 
-/// The engine may have been started before its controller has written the file.
+/// Waits for the connection file: the engine may start before its controller has written it.
 fn wait_for(file: &Path, timeout_ms: Option<u64>) -> Result<ConnectionFile, CommandError> {
     if !file.exists() {
         tracing::info!(file = %file.display(), "waiting for the controller's connection file");
@@ -225,7 +227,7 @@ fn wait_for(file: &Path, timeout_ms: Option<u64>) -> Result<ConnectionFile, Comm
     let timeout = timeout_ms.map_or(FILE_TIMEOUT, Duration::from_millis);
     let waited = discover::wait(file, timeout, || Ok::<(), ConnectionError>(()));
     waited.map_err(|error| match discover::find(file) {
-        // Rather why than that.
+        // Prefers the reason over the timeout.
         Err(why @ ConnectionError::Stale { .. }) => CommandError::from(why),
         _ => CommandError::from(error),
     })

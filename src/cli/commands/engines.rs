@@ -1,4 +1,4 @@
-//! `pcluster engines`: the engines of a cluster, more of them, fewer of them.
+//! `pcluster engines`: list, add, remove and stop engines of a cluster.
 use super::counted;
 use super::start::{Bar, How, interruptible};
 use crate::cli::output::table::{Cell, Table, Tone};
@@ -10,8 +10,9 @@ use crate::model::targets::Targets;
 use crate::model::{EngineId, UnixTime};
 use serde::Serialize;
 
-/// List a cluster's engines, add some, stop some
+/// List, add, remove or stop engines of a cluster
 #[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:\n  pcluster engines\n  pcluster engines add 8 --launcher slurm\n  pcluster engines stop 0,3-5")]
 pub struct Args {
     #[command(subcommand)]
     action: Option<Action>,
@@ -19,36 +20,36 @@ pub struct Args {
 
 #[derive(Debug, clap::Subcommand)]
 enum Action {
-    /// List them (as without an action)
+    /// List the engines (the default)
     List,
-    /// Start more
+    /// Start N more engines
     Add {
-        /// How many
+        /// Number of engines to add
         n: u32,
         #[command(flatten)]
         how: Box<How>,
     },
-    /// Take some away: those that have not begun first, then idle ones
+    /// Remove N engines: first those that have not started, then idle ones
     Remove {
-        /// How many
+        /// Number of engines to remove
         n: u32,
-        /// Do not wait for the tasks that run: they run again elsewhere
+        /// Do not wait for running tasks; run them again on other engines
         #[arg(long)]
         now: bool,
     },
-    /// Stop engines; the tasks that they have not begun go to others
+    /// Stop these engines; their queued tasks go to other engines
     Stop {
-        /// Which: `0,3,5-8`, or `all`
+        /// Engines to stop: `0,3,5-8`, or `all`
         engines: Targets,
-        /// Do not wait for the tasks that run: they run again elsewhere
+        /// Do not wait for running tasks; run them again on other engines
         #[arg(long)]
         now: bool,
     },
 }
 
 impl Args {
-    /// Whether it starts processes.
-    pub fn changes_them(&self) -> bool {
+    /// Whether the command starts processes.
+    pub fn starts_processes(&self) -> bool {
         matches!(self.action, Some(Action::Add { .. }))
     }
 }
@@ -59,9 +60,9 @@ pub struct EngineView<'a> {
     id: EngineId,
     uuid: &'a str,
     state: &'a str,
-    /// Why it is unavailable.
+    /// Why the engine is unavailable.
     reason: Option<&'a str>,
-    /// Whether it is pcluster's own; an `ipengine` serves ipyparallel's clients alone.
+    /// Whether it is pcluster's own; an `ipengine` serves only ipyparallel's clients.
     native: bool,
     host: &'a str,
     pid: u32,
@@ -70,9 +71,9 @@ pub struct EngineView<'a> {
     assigned: u32,
     finished: u64,
     registered: String,
-    /// The batch system's job that it is in (`4711.3`).
+    /// The batch job of the engine (`4711.3`).
     job: Option<&'a str>,
-    /// When that job's time is over, where that is known.
+    /// End of that job's walltime, if known.
     ends: Option<String>,
 }
 
@@ -122,7 +123,7 @@ fn list(context: &Context) -> Result<Exit, CommandError> {
         let views: Vec<_> = status.engines.iter().map(EngineView::new).collect();
         json::print(&serde_json::json!({"engines": views}))?;
     } else if status.engines.is_empty() {
-        context.say(format!(
+        context.note(format!(
             "{} has no engines; add some: pcluster engines{} add 4",
             context.cluster_in_words(),
             context.options()
@@ -134,14 +135,14 @@ fn list(context: &Context) -> Result<Exit, CommandError> {
     Ok(Exit::Fine)
 }
 
-/// Says which engines cannot run Python, and why: those with the same reason in one line.
+/// Prints which engines cannot run Python, and why: one line per reason.
 pub fn note_unavailable(engines: &[EngineStatus], context: &Context) {
     for line in unavailable_in_words(engines) {
-        context.say(line);
+        context.note(line);
     }
 }
 
-/// `engines 3, 4 (node7): cannot run Python functions: REASON`, a line for each reason.
+/// `engines 3, 4 on node7 cannot run Python functions, only commands: REASON`, one line per reason.
 pub fn unavailable_in_words(engines: &[EngineStatus]) -> Vec<String> {
     let mut by_reason: Vec<(&str, Vec<&EngineStatus>)> = Vec::new();
     for engine in engines {
@@ -173,7 +174,7 @@ pub fn unavailable_in_words(engines: &[EngineStatus]) -> Vec<String> {
     by_reason.into_iter().map(line).collect()
 }
 
-/// Engines and hosts that are named in one line.
+/// Maximum number of engines and hosts listed in one line.
 const NAMED: usize = 8;
 
 fn table(engines: &[EngineStatus], now: UnixTime) -> Table {
@@ -213,11 +214,11 @@ fn table(engines: &[EngineStatus], now: UnixTime) -> Table {
     table
 }
 
-/// What `engines add` and `scale` want.
+/// The options of `engines add` and `scale`.
 pub fn options(n: u32, mut how: How, context: &Context) -> Result<AddOptions, CommandError> {
     let profile = context.profile_dir()?;
     if how.launcher.is_none() {
-        // As the engines that are there were started.
+        // The same launcher as for the existing engines.
         let state = ClusterState::read(&profile, &context.cluster_id).ok().flatten();
         how.launcher = state.and_then(|state| Some(state.engines.last()?.launcher.clone()));
     }
@@ -239,7 +240,7 @@ pub fn options(n: u32, mut how: How, context: &Context) -> Result<AddOptions, Co
 
 fn add(n: u32, how: How, context: &Context) -> Result<Exit, CommandError> {
     if n == 0 {
-        return Err(CommandError::usage("0 engines are none to add"));
+        return Err(CommandError::usage("the number of engines must be greater than 0"));
     }
     let options = options(n, how, context)?;
     let mut bar = Bar::new(context);
@@ -248,7 +249,7 @@ fn add(n: u32, how: How, context: &Context) -> Result<Exit, CommandError> {
     if context.json {
         json::print(&serde_json::json!({"added": n, "engines": total}))?;
     } else {
-        context.say(format!("{} added; there are {total}", counted(u64::from(n), "engine")));
+        context.note(format!("{} added, {total} in total", counted(u64::from(n), "engine")));
     }
     Ok(Exit::Fine)
 }
@@ -256,17 +257,17 @@ fn add(n: u32, how: How, context: &Context) -> Result<Exit, CommandError> {
 fn stop(targets: &Targets, drain: bool, context: &Context) -> Result<Exit, CommandError> {
     let client = context.client()?;
     let status = context.block_on(client.status())??;
-    let there: Vec<EngineId> = status.engines.iter().map(|engine| engine.id).collect();
+    let existing: Vec<EngineId> = status.engines.iter().map(|engine| engine.id).collect();
     let engines = match targets {
-        Targets::All => there,
+        Targets::All => existing,
         Targets::Some(ids) => {
-            if let Some(missing) = ids.iter().find(|id| !there.contains(id)) {
-                let there = if there.is_empty() {
+            if let Some(missing) = ids.iter().find(|id| !existing.contains(id)) {
+                let existing = if existing.is_empty() {
                     "none".to_string()
                 } else {
-                    Targets::Some(there).to_string()
+                    Targets::Some(existing).to_string()
                 };
-                return Err(CommandError::not_found(format!("there is no engine {missing}")).hint(format!("the engines are: {there}")));
+                return Err(CommandError::not_found(format!("no engine {missing}")).hint(format!("the engines are: {existing}")));
             }
             ids.clone()
         }
@@ -278,38 +279,46 @@ fn stop(targets: &Targets, drain: bool, context: &Context) -> Result<Exit, Comma
     };
     let removed = context.block_on(cluster::remove_engines(&profile, &context.cluster_id, which, drain))??;
     if context.json {
-        json::print(&serde_json::json!({"stopping": removed.told, "cancelled": removed.cancelled}))?;
-    } else if removed.told.is_empty() && removed.cancelled == 0 {
-        context.say("there are no engines to stop");
+        json::print(&serde_json::json!({"stopping": removed.leaving, "cancelled": removed.cancelled}))?;
+    } else if removed.leaving.is_empty() && removed.cancelled == 0 {
+        context.note("no engines to stop");
     } else {
-        let how = if drain { "; a task that runs there is finished first" } else { "" };
-        context.say(format!("{} told to stop{how}", counted(removed.told.len() as u64, "engine")));
+        let how = if drain { "; busy ones finish their task first" } else { "" };
+        context.note(format!("{} stopping{how}", counted(removed.leaving.len() as u64, "engine")));
     }
     Ok(Exit::Fine)
 }
 
-/// Which have been taken away.
+/// `1 remains`, `3 remain`.
+fn remaining(engines: usize) -> String {
+    match engines {
+        1 => "1 remains".into(),
+        n => format!("{n} remain"),
+    }
+}
+
+/// Reports which engines were removed.
 pub fn report_removed(removed: &Removed, context: &Context) -> Result<Exit, CommandError> {
     if context.json {
         json::print(&serde_json::json!({
-            "stopping": removed.told, "busy": removed.busy, "cancelled": removed.cancelled, "left": removed.left,
+            "stopping": removed.leaving, "busy": removed.busy, "cancelled": removed.cancelled, "left": removed.left,
         }))?;
         return Ok(Exit::Fine);
     }
     let mut words = Vec::new();
     if removed.cancelled > 0 {
-        words.push(format!("{} taken out of the queue", counted(removed.cancelled as u64, "engine")));
+        words.push(format!("{} removed from the queue", counted(removed.cancelled as u64, "engine")));
     }
-    if !removed.told.is_empty() {
-        words.push(format!("{} told to leave", counted(removed.told.len() as u64, "engine")));
+    if !removed.leaving.is_empty() {
+        words.push(format!("{} leaving", counted(removed.leaving.len() as u64, "engine")));
     }
     if removed.busy > 0 {
-        words.push(format!("{} of them when a task is finished", removed.busy));
+        words.push(format!("{} of them after finishing a task", removed.busy));
     }
     if words.is_empty() {
-        words.push("there are no engines to take away".into());
+        words.push("no engines to remove".into());
     }
-    context.say(format!("{}; {} stay", words.join(", "), removed.left));
+    context.note(format!("{}; {}", words.join(", "), remaining(removed.left)));
     Ok(Exit::Fine)
 }
 

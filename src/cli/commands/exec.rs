@@ -6,12 +6,12 @@ use std::io::Read;
 
 /// Run Python code in each engine's namespace
 ///
-/// What each engine prints, and the value of a last expression, is shown with its number in front: [0] …
-/// Names that the code sets stay for the next exec, run, pull.
+/// Output, and the value of a final expression, are prefixed with the engine's number: [0] … Names that the code sets remain
+/// available to the next exec, run or pull.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:\n  pcluster exec 'import os; os.getpid()'\n  pcluster exec --targets 0 - < setup.py")]
 pub struct Args {
-    /// The code, or - for stdin
+    /// Run this code, or - for stdin
     code: String,
     #[command(flatten)]
     engines: EngineOptions,

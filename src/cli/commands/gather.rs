@@ -7,10 +7,13 @@ use crate::model::definition::Work;
 use crate::model::task::TaskRow;
 use serde_json::value::RawValue;
 
-/// Put the lists that engines have under one name together, in the engines' order, and print them as one JSON list
+/// Concatenate a list variable from all engines
+///
+/// Prints one JSON list, in the order of the engines.
 #[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:\n  pcluster gather numbers\n  pcluster gather numbers --targets 0-3")]
 pub struct Args {
-    /// The name on the engines
+    /// Read this variable on the engines
     name: String,
     #[command(flatten)]
     engines: EngineOptions,
@@ -21,13 +24,13 @@ pub fn run(args: Args, context: &Context) -> Result<Exit, CommandError> {
     let Some(answers) = on_engines::run(context, &args.engines, Work::Pull, |engines| vec![input; engines.len()])? else {
         return Ok(Exit::Interrupted);
     };
-    answers.all_well(context, "gather")?;
+    answers.require_success(context, "gather")?;
     let mut items = Vec::new();
     for (engine, row) in &answers.rows {
         items.extend(part(*engine, row, &args.name)?);
     }
     if answers.rows.iter().any(|(_, row)| row.pickled.is_some()) {
-        context.say("note: some items are more than JSON holds, and are shown as readable JSON");
+        context.note("note: JSON cannot represent some items exactly; they are shown as readable JSON");
     }
     let texts: Vec<&str> = items.iter().map(|item| item.get()).collect();
     output::print(&format!("[{}]\n", texts.join(", ")))?;
@@ -44,7 +47,7 @@ fn part(engine: EngineId, row: &TaskRow, name: &str) -> Result<Vec<Box<RawValue>
             "`{name}` on engine {engine} is not a list: {}",
             what.chars().take(80).collect::<String>()
         ))
-        .hint(format!("pull shows values that are no lists: pcluster pull {name}"))
+        .hint(format!("show the value: pcluster pull {name}"))
     })
 }
 

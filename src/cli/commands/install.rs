@@ -6,13 +6,14 @@ use crate::cluster::ClusterError;
 use crate::cluster::remote::{install, run};
 use crate::model::VERSION;
 
-/// Copy this pcluster to another host
+/// Copy this pcluster to a remote host
 ///
-/// To ~/.local/bin there, unless this very program is there already (by its hash). It is tried before it takes its place,
-/// and refused for a machine of another kind.
+/// Installs to ~/.local/bin on the host, unless the same build (by hash) is already installed. Tests the copy before it replaces
+/// an older one, and refuses a host of another architecture.
 #[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:\n  pcluster install login.example.org\n  pcluster install me@login.example.org --json")]
 pub struct Args {
-    /// Where ssh goes: [user@]host, or a Host of ~/.ssh/config
+    /// Install on this host: [user@]host, or a Host of ~/.ssh/config
     destination: String,
 }
 
@@ -23,16 +24,16 @@ pub fn run(args: Args, context: &Context) -> Result<Exit, CommandError> {
         ssh.close().await;
         Ok::<_, ClusterError>((host, installed?))
     };
-    let (host, installed) = interruptible(context, work).map_err(|e| e.instead_of_started("nothing was installed"))?;
+    let (host, installed) = interruptible(context, work).map_err(|e| e.with_interruption("nothing was installed"))?;
     if context.json {
         json::print(&serde_json::json!({
-            "host": host.name, "path": installed.path, "copied": installed.copied, "pcluster": VERSION, "before": installed.before,
+            "host": host.name, "path": installed.path, "copied": installed.copied, "pcluster": VERSION, "previous": installed.before,
         }))?;
         return Ok(Exit::Fine);
     }
-    context.say(match installed.copied {
-        true => format!("pcluster {VERSION} is now {} on {}", installed.path, host.name),
-        false => format!("{} on {} is this very pcluster {VERSION} already", installed.path, host.name),
+    context.note(match installed.copied {
+        true => format!("pcluster {VERSION} installed: {} on {}", installed.path, host.name),
+        false => format!("pcluster {VERSION} is already installed: {} on {}", installed.path, host.name),
     });
     Ok(Exit::Fine)
 }

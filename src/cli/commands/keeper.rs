@@ -1,22 +1,22 @@
-//! `pcluster keeper`: what `start` starts beside a cluster whose engines may be replaced.
-use super::{Care, supervise};
+//! `pcluster keeper`: started by `start` for clusters whose engines may be restarted.
+use super::{SupervisionPolicy, supervise};
 use crate::cli::{CommandError, Context, Exit, logging};
-use crate::cluster::keep;
+use crate::cluster::walltime_restart;
 use crate::profile::ProfileDir;
 use std::path::PathBuf;
 
-/// Submit new jobs for engines whose time was over, in the foreground
+/// Restart engines after walltime, in the foreground
 ///
-/// `pcluster start --max-walltime-restarts N` starts this. It logs to stderr, and ends with the cluster, or with SIGTERM or SIGINT.
+/// `pcluster start --max-walltime-restarts N` starts this. Logs to stderr, and exits with the cluster, or on SIGTERM or SIGINT.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// The profile's directory, instead of --profile
+    /// Use this profile directory, instead of --profile
     #[arg(long, value_name = "DIR")]
     profile_dir: Option<PathBuf>,
-    /// Run as a process of its own, and again whenever it was killed or has crashed
+    /// Run as a child process, and restart it when it is killed or crashes
     #[arg(long)]
     supervise: bool,
-    /// How much to log: error, warn, info, debug, trace
+    /// Set the log level: error, warn, info, debug, trace
     #[arg(long, value_name = "LEVEL", default_value = "info")]
     log_level: String,
 }
@@ -24,16 +24,17 @@ pub struct Args {
 pub fn run(args: Args, context: &Context) -> Result<Exit, CommandError> {
     logging::start(context.log_level(&args.log_level));
     if args.supervise {
-        return supervise(&Care {
-            restart_arguments: &[],
-            retries_refusals: true,
-            watches_supervisor: false,
-        });
+        let policy = SupervisionPolicy {
+            again: &[],
+            retries: true,
+            watches: false,
+        };
+        return supervise(&policy, None);
     }
     let profile = match &args.profile_dir {
         Some(dir) => ProfileDir::at(dir),
         None => context.profile_dir()?,
     };
-    context.block_on_one_thread(keep::serve(profile, &context.cluster_id))??;
+    context.block_on_one_thread(walltime_restart::serve(profile, &context.cluster_id))??;
     Ok(Exit::Fine)
 }

@@ -17,13 +17,14 @@ use crate::ssh::tunnel::{Phase, TunnelState};
 use serde::Serialize;
 use std::time::Duration;
 
-/// A controller that does not answer in so long is passed over.
-const AT_ONCE: Duration = Duration::from_secs(2);
+/// How long to wait for a controller's answer before skipping it.
+const TIMEOUT: Duration = Duration::from_secs(2);
 
 /// List all clusters of all profiles
 #[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:\n  pcluster list\n  pcluster list --running --json")]
 pub struct Args {
-    /// Only those that run
+    /// Show only running clusters
     #[arg(long)]
     running: bool,
 }
@@ -37,13 +38,13 @@ struct View<'a> {
     controller_pid: Option<u32>,
     controller_host: Option<&'a str>,
     engines_started: usize,
-    /// Null where that cannot be told from here.
+    /// Null if unknown on this host.
     engines_alive: Option<usize>,
     /// In a batch system's queue.
     engines_queued: usize,
-    /// As the controller has them: null where it does not run or does not answer.
+    /// As reported by the controller; null if it is not running or does not answer.
     engines_registered: Option<usize>,
-    /// Those of them that cannot run Python.
+    /// Registered engines that cannot run Python.
     engines_unavailable: Option<usize>,
     tasks_waiting: Option<u64>,
     tasks_running: Option<u64>,
@@ -53,14 +54,14 @@ struct View<'a> {
     launcher: Option<&'a str>,
     started: Option<String>,
     database: Option<&'a std::path::Path>,
-    trouble: Option<&'a str>,
-    /// Why its processes cannot be seen from here.
+    problem: Option<&'a str>,
+    /// Why its processes are not visible on this host.
     unseen: Option<&'a str>,
-    /// Where it is connected to another host.
+    /// For a connection to a remote cluster.
     tunnel: Option<TunnelView<'a>>,
-    /// What submits new jobs for engines whose time was over.
+    /// The process that restarts engines after their walltime.
     keeper: Option<KeeperView<'a>>,
-    /// Of a cluster that does not run: the jobs on record, as they were last seen.
+    /// For a stopped cluster: the recorded jobs, as last seen.
     jobs_on_record: Vec<JobView>,
 }
 
@@ -69,9 +70,9 @@ struct KeeperView<'a> {
     host: &'a str,
     pid: u32,
     runs: bool,
-    /// How many engines have got a new job.
+    /// Number of engines restarted in a new job.
     replaced: u32,
-    trouble: Option<&'a str>,
+    problem: Option<&'a str>,
 }
 
 #[derive(Serialize)]
@@ -107,7 +108,7 @@ impl JobView {
     }
 }
 
-/// Those of a cluster that does not run. What cannot be read is not shown: the list is of more than that.
+/// The recorded jobs of a stopped cluster. Read errors are ignored: the list shows more than jobs.
 fn jobs_on_record(cluster: &ClusterSummary) -> Vec<JobView> {
     let path = cluster
         .database
@@ -148,7 +149,7 @@ impl<'a> TunnelView<'a> {
 }
 
 impl<'a> View<'a> {
-    fn new(cluster: &'a ClusterSummary, said: Option<&StatusReply>) -> View<'a> {
+    fn new(cluster: &'a ClusterSummary, status: Option<&StatusReply>) -> View<'a> {
         View {
             profile: &cluster.profile,
             cluster_id: &cluster.cluster_id,
@@ -160,24 +161,24 @@ impl<'a> View<'a> {
             engines_started: cluster.engines_started,
             engines_alive: cluster.engines_alive,
             engines_queued: cluster.engines_queued,
-            engines_registered: said.map(registered),
-            engines_unavailable: said.map(|status| status.engines.iter().filter(|engine| engine.reason.is_some()).count()),
-            tasks_waiting: said.map(|status| status.queued),
-            tasks_running: said.map(|status| status.running),
+            engines_registered: status.map(registered),
+            engines_unavailable: status.map(|status| status.engines.iter().filter(|engine| engine.reason.is_some()).count()),
+            tasks_waiting: status.map(|status| status.queued),
+            tasks_running: status.map(|status| status.running),
             engines: &cluster.engines,
             controller_launch: cluster.controller_launch.as_ref(),
             engine_kind: cluster.engine_kind.as_deref(),
             launcher: cluster.launcher.as_deref(),
             started: cluster.started.map(|s| UnixTime(s).to_iso()),
             database: cluster.database.as_deref(),
-            trouble: cluster.trouble.as_deref(),
+            problem: cluster.problem.as_deref(),
             tunnel: cluster.tunnel.as_ref().map(TunnelView::new),
             keeper: cluster.keeper.as_ref().map(|keeper| KeeperView {
                 host: &keeper.host,
                 pid: keeper.process.id.pid,
                 runs: keeper.runs(),
                 replaced: keeper.replaced,
-                trouble: keeper.trouble.as_deref(),
+                problem: keeper.problem.as_deref(),
             }),
             jobs_on_record: jobs_on_record(cluster),
         }
@@ -189,17 +190,21 @@ pub fn run(args: Args, context: &Context) -> Result<Exit, CommandError> {
     if args.running {
         clusters.retain(|c| matches!(c.state, Condition::Running | Condition::Connected));
     }
-    let said = ask(&clusters, context)?;
+    let statuses = ask(&clusters, context)?;
     if context.json {
-        let views: Vec<_> = clusters.iter().zip(&said).map(|(c, said)| View::new(c, said.as_ref())).collect();
+        let views: Vec<_> = clusters
+            .iter()
+            .zip(&statuses)
+            .map(|(c, status)| View::new(c, status.as_ref()))
+            .collect();
         json::print(&serde_json::json!({"clusters": views}))?;
         return Ok(Exit::Fine);
     }
     if clusters.is_empty() {
-        context.say("no clusters; `pcluster start -n 4` starts one");
+        context.note("no clusters; `pcluster start -n 4` starts one");
         return Ok(Exit::Fine);
     }
-    output::print(&table(&clusters, &said, times::now(), &context.terminal))?;
+    output::print(&table(&clusters, &statuses, times::now(), &context.terminal))?;
     for cluster in &clusters {
         for launch in cluster.engines.iter().chain(&cluster.controller_launch) {
             let jobs: Vec<&str> = launch.jobs.iter().map(|job| job.id.as_str()).collect();
@@ -219,7 +224,7 @@ pub fn run(args: Args, context: &Context) -> Result<Exit, CommandError> {
                 .collect();
             if !jobs.is_empty() && !words.is_empty() {
                 let name = in_words(&ProfileDir::at(&cluster.directory), &cluster.cluster_id);
-                context.say(format!("{name}: {} job {}: {}", launch.launcher, jobs.join(" "), words.join("; ")));
+                context.note(format!("{name}: {} job {}: {}", launch.launcher, jobs.join(" "), words.join("; ")));
             }
         }
     }
@@ -231,59 +236,59 @@ pub fn run(args: Args, context: &Context) -> Result<Exit, CommandError> {
         let name = in_words(&ProfileDir::at(&cluster.directory), &cluster.cluster_id);
         let well: Vec<&str> = tunnels().filter(|t| t.is_well()).map(|t| t.to.as_str()).collect();
         if !well.is_empty() {
-            context.say(format!("{name}: reverse tunnels are up to {}", well.join(", ")));
+            context.note(format!("{name}: reverse tunnels are up to {}", well.join(", ")));
         }
         tunnels()
             .filter(|t| !t.is_well())
-            .for_each(|t| context.say(format!("{name}: {}", t.words)));
+            .for_each(|t| context.note(format!("{name}: {}", t.words)));
     }
-    for (cluster, status) in clusters.iter().zip(&said) {
+    for (cluster, status) in clusters.iter().zip(&statuses) {
         let engines = status.as_ref().map(|status| status.engines.as_slice()).unwrap_or_default();
         let name = in_words(&ProfileDir::at(&cluster.directory), &cluster.cluster_id);
         for line in super::engines::unavailable_in_words(engines) {
-            context.say(format!("{name}: {line}"));
+            context.note(format!("{name}: {line}"));
         }
     }
-    for cluster in clusters.iter().filter(|c| c.trouble.is_some()) {
-        context.say(format!(
+    for cluster in clusters.iter().filter(|c| c.problem.is_some()) {
+        context.note(format!(
             "profile `{}`: {}",
             cluster.profile,
-            cluster.trouble.as_deref().unwrap_or_default()
+            cluster.problem.as_deref().unwrap_or_default()
         ));
     }
-    for cluster in clusters.iter().filter(|c| c.state == Condition::Elsewhere) {
+    for cluster in clusters.iter().filter(|c| c.state == Condition::Remote) {
         let name = in_words(&ProfileDir::at(&cluster.directory), &cluster.cluster_id);
         let why = cluster.unseen.as_deref().unwrap_or("it is on another host");
-        context.say(format!("{name}: its controller cannot be seen from here: {why}"));
+        context.note(format!("{name}: its controller is not visible from this host: {why}"));
     }
     for cluster in clusters.iter().filter(|c| c.state == Condition::Connected) {
         let Some(tunnel) = &cluster.tunnel else { continue };
-        context.say(format!("profile `{}`: {}", cluster.profile, tunnel.describe()));
+        context.note(format!("profile `{}`: {}", cluster.profile, tunnel.describe()));
     }
     if clusters.iter().any(|c| c.state == Condition::Stale) {
-        context.say("`pcluster clean` clears away what the stale ones left; `pcluster start` brings one back");
+        context.note("`pcluster clean` removes files of stale clusters; `pcluster start` starts one again");
     }
     Ok(Exit::Fine)
 }
 
-/// What the controllers that run say; none of one that does not answer at once.
+/// The status of each running controller; none if it does not answer in time.
 fn ask(clusters: &[ClusterSummary], context: &Context) -> Result<Vec<Option<StatusReply>>, CommandError> {
     let ask = |cluster: &ClusterSummary| {
-        let runs = matches!(cluster.state, Condition::Running | Condition::Elsewhere | Condition::Connected);
+        let runs = matches!(cluster.state, Condition::Running | Condition::Remote | Condition::Connected);
         let path = ProfileDir::at(&cluster.directory).client_file(&cluster.cluster_id);
         async move {
             let file = ConnectionFile::read(&path).ok().filter(|file| runs && file.pcluster.is_some())?;
-            let client = Client::connect(&file, AT_ONCE).await.ok()?;
-            tokio::time::timeout(AT_ONCE, client.status()).await.ok()?.ok()
+            let client = Client::connect(&file, TIMEOUT).await.ok()?;
+            tokio::time::timeout(TIMEOUT, client.status()).await.ok()?.ok()
         }
     };
     context.block_on(async {
         let asked: Vec<_> = clusters.iter().map(|cluster| tokio::spawn(ask(cluster))).collect();
-        let mut said = Vec::new();
+        let mut statuses = Vec::new();
         for answer in asked {
-            said.push(answer.await.ok().flatten());
+            statuses.push(answer.await.ok().flatten());
         }
-        said
+        statuses
     })
 }
 
@@ -295,13 +300,13 @@ fn registered(status: &StatusReply) -> usize {
         .count()
 }
 
-/// Engines up, of how many, and how many of the others are queued. Who is registered is up, whatever a batch system says.
-fn engines(cluster: &ClusterSummary, said: Option<&StatusReply>) -> Option<String> {
-    if cluster.engines_started == 0 && said.is_none_or(|s| s.engines.is_empty()) {
+/// Engines up, out of how many, and how many of the others are queued. Registered engines are up, whatever a batch system reports.
+fn engines(cluster: &ClusterSummary, status: Option<&StatusReply>) -> Option<String> {
+    if cluster.engines_started == 0 && status.is_none_or(|s| s.engines.is_empty()) {
         return None;
     }
     let started = cluster.engines_started;
-    let up = said.map(registered).or(cluster.engines_alive);
+    let up = status.map(registered).or(cluster.engines_alive);
     let mut text = match up {
         Some(up) if up >= started => up.to_string(),
         Some(up) => format!("{up} of {started}"),
@@ -326,22 +331,22 @@ fn jobs(cluster: &ClusterSummary) -> Option<String> {
     (!words.is_empty()).then(|| words.join(" "))
 }
 
-fn table(clusters: &[ClusterSummary], said: &[Option<StatusReply>], now: UnixTime, terminal: &Terminal) -> String {
+fn table(clusters: &[ClusterSummary], statuses: &[Option<StatusReply>], now: UnixTime, terminal: &Terminal) -> String {
     let has_jobs = clusters.iter().any(|cluster| jobs(cluster).is_some());
     let mut table = Table::new().text("PROFILE").column("CLUSTER ID").column("STATE").column("ENGINES");
     if has_jobs {
         table = table.text("JOBS");
     }
     table = table.number("WAITING").number("PID").column("HOST").column("SINCE");
-    let nobody = None;
-    for (cluster, said) in clusters.iter().zip(said.iter().chain(std::iter::repeat(&nobody))) {
+    let none = None;
+    for (cluster, status) in clusters.iter().zip(statuses.iter().chain(std::iter::repeat(&none))) {
         let tone = match cluster.state {
             Condition::Running => Tone::Good,
             Condition::Connected if cluster.tunnel.as_ref().is_some_and(|t| t.phase != Phase::Up) => Tone::Bad,
             Condition::Connected => Tone::Good,
             Condition::Stale => Tone::Bad,
             Condition::Stopped => Tone::Faint,
-            Condition::Elsewhere | Condition::Foreign => Tone::Active,
+            Condition::Remote | Condition::Foreign => Tone::Active,
         };
         let since = cluster.started.filter(|_| cluster.state != Condition::Stopped).map(UnixTime);
         let when = |t: UnixTime| if terminal.stdout { times::ago(now, t) } else { t.to_iso() };
@@ -350,13 +355,13 @@ fn table(clusters: &[ClusterSummary], said: &[Option<StatusReply>], now: UnixTim
             Cell::new(&cluster.profile),
             Cell::or_dash(Some(&cluster.cluster_id).filter(|id| !id.is_empty())),
             Cell::new(cluster.state).tone(tone),
-            Cell::or_dash(engines(cluster, said.as_ref())),
+            Cell::or_dash(engines(cluster, status.as_ref())),
         ];
         if has_jobs {
             row.push(Cell::or_dash(jobs(cluster)));
         }
         row.extend([
-            Cell::or_dash(said.as_ref().map(|status| status.queued)),
+            Cell::or_dash(status.as_ref().map(|status| status.queued)),
             Cell::or_dash(controller.map(|c| c.pid)),
             Cell::or_dash(controller.map(|c| &c.host)),
             Cell::or_dash(since.map(when)),
@@ -393,7 +398,7 @@ mod tests {
             launcher: Some("local".into()),
             started: Some(1000.0),
             database: None,
-            trouble: None,
+            problem: None,
             tunnel: None,
             keeper: None,
         };
@@ -401,21 +406,21 @@ mod tests {
             cluster("default", "", Condition::Running, Some(4), 4),
             cluster("default", "night", Condition::Stale, Some(1), 4),
             cluster("mine", "", Condition::Stopped, Some(0), 0),
-            cluster("mine", "far", Condition::Elsewhere, None, 16),
+            cluster("mine", "far", Condition::Remote, None, 16),
         ];
         insta::assert_snapshot!(table(&clusters, &[], UnixTime(9000.0), &Terminal { stdout: true, ..Terminal::NONE }), @r"
-        PROFILE  CLUSTER ID  STATE      ENGINES  WAITING   PID  HOST    SINCE
-        default  -           running    4              -  4242  login1  2 h ago
-        default  night       stale      1 of 4         -  4242  login1  2 h ago
-        mine     -           stopped    -              -     -  -       -
-        mine     far         elsewhere  ? of 16        -  4242  login1  2 h ago
+        PROFILE  CLUSTER ID  STATE    ENGINES  WAITING   PID  HOST    SINCE
+        default  -           running  4              -  4242  login1  2 h ago
+        default  night       stale    1 of 4         -  4242  login1  2 h ago
+        mine     -           stopped  -              -     -  -       -
+        mine     far         remote   ? of 16        -  4242  login1  2 h ago
         ");
         insta::assert_snapshot!(table(&clusters, &[], UnixTime(9000.0), &Terminal::NONE), @r"
-        PROFILE  CLUSTER ID  STATE      ENGINES  WAITING   PID  HOST    SINCE
-        default  -           running    4              -  4242  login1  1970-01-01T00:16:40.000000Z
-        default  night       stale      1 of 4         -  4242  login1  1970-01-01T00:16:40.000000Z
-        mine     -           stopped    -              -     -  -       -
-        mine     far         elsewhere  ? of 16        -  4242  login1  1970-01-01T00:16:40.000000Z
+        PROFILE  CLUSTER ID  STATE    ENGINES  WAITING   PID  HOST    SINCE
+        default  -           running  4              -  4242  login1  1970-01-01T00:16:40.000000Z
+        default  night       stale    1 of 4         -  4242  login1  1970-01-01T00:16:40.000000Z
+        mine     -           stopped  -              -     -  -       -
+        mine     far         remote   ? of 16        -  4242  login1  1970-01-01T00:16:40.000000Z
         ");
     }
 }

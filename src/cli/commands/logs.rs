@@ -10,23 +10,24 @@ use std::io::{Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-/// How often `--follow` looks.
-const LOOK_EVERY: Duration = Duration::from_millis(200);
-/// At most so much of a file's end is searched for lines.
+/// The poll interval of `--follow`.
+const POLL_INTERVAL: Duration = Duration::from_millis(200);
+/// How many bytes at the end of a file are searched for lines.
 const TAIL: u64 = 4 * 1024 * 1024;
 
-/// Show what the controller and the engines logged
+/// Show the logs of the controller and engines
 #[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:\n  pcluster logs --follow\n  pcluster logs engine 0,2-3 -n 200\n  pcluster logs all")]
 pub struct Args {
-    /// `controller`, `engine` (with numbers such as `0,2-3`), or `all`
+    /// Show the log of `controller`, `engine` (optionally with numbers, `0,2-3`) or `all`
     #[arg(value_enum, default_value = "controller")]
     of: Of,
-    /// Which engine processes, by the number in their log's name
+    /// Select engine processes by the number in the name of their log
     engines: Option<Targets>,
-    /// Go on as more is logged
+    /// Follow the logs, like tail -f
     #[arg(short, long)]
     follow: bool,
-    /// So many lines from the end of each log
+    /// Show the last N lines of each log
     #[arg(short = 'n', long, value_name = "N", default_value_t = 50)]
     lines: usize,
 }
@@ -53,50 +54,52 @@ struct Log {
     /// `controller`, `engine 3`
     name: String,
     path: PathBuf,
-    /// How much of it has been shown.
+    /// Number of bytes shown so far.
     shown: u64,
-    /// A line that has begun and not ended.
+    /// An incomplete last line.
     rest: Vec<u8>,
 }
 
 pub fn run(args: Args, context: &Context) -> Result<Exit, CommandError> {
     let profile = context.profile_dir()?;
     let mut logs = find(&profile, &context.cluster_id, &args)?;
-    let elsewhere = match args.of {
+    let remote = match args.of {
         Of::Controller => Vec::new(),
-        _ => cluster::logs::elsewhere(&profile, &context.cluster_id, |number| args.wants(number), args.lines),
+        _ => cluster::logs::remote(&profile, &context.cluster_id, |number| args.wants(number), args.lines),
     };
-    if logs.is_empty() && elsewhere.is_empty() {
+    if logs.is_empty() && remote.is_empty() {
         return Err(
-            CommandError::not_found(format!("there are no such logs in {}", profile.log_dir().display())).hint(format!(
-                "a cluster logs there once it was started: pcluster start{} -n 4",
+            CommandError::not_found(format!("no such logs in {}", profile.log_dir().display())).hint(format!(
+                "logs are written once the cluster is started: pcluster start{} -n 4",
                 context.options()
             )),
         );
     }
-    let several = logs.len() + elsewhere.len() > 1;
+    let several = logs.len() + remote.len() > 1;
     for log in &mut logs {
         let lines = last_lines(log, args.lines).map_err(|e| unreadable(&log.path, &e))?;
         show(&log.name, &lines, several)?;
     }
-    if args.follow && !elsewhere.is_empty() {
-        context.say("logs on hosts that do not see the profile are shown, not followed");
+    if args.follow && !remote.is_empty() {
+        context.note("logs on hosts that do not share the profile are shown, but not followed");
     }
-    let mut troubles = Vec::new();
-    for (number, text) in &elsewhere {
+    let mut problems = Vec::new();
+    for (number, text) in &remote {
         match text {
             Ok(text) => show(&format!("engine {number}"), text.as_bytes(), several)?,
-            Err(why) if troubles.contains(&why) => {}
-            Err(why) => troubles.push(why),
+            Err(why) if problems.contains(&why) => {}
+            Err(why) => problems.push(why),
         }
     }
-    troubles.iter().for_each(|why| context.say(format!("logs cannot be had: {why}")));
+    problems
+        .iter()
+        .for_each(|why| context.note(format!("cannot fetch some logs: {why}")));
     if !args.follow {
         return Ok(Exit::Fine);
     }
-    // Until Ctrl-C, or whoever reads this has gone.
+    // Until Ctrl-C, or until the reader closes stdout.
     loop {
-        std::thread::sleep(LOOK_EVERY);
+        std::thread::sleep(POLL_INTERVAL);
         for log in &mut logs {
             let more = read_on(log).map_err(|e| unreadable(&log.path, &e))?;
             show(&log.name, &more, several)?;
@@ -138,7 +141,7 @@ fn find(profile: &ProfileDir, cluster_id: &str, args: &Args) -> Result<Vec<Log>,
     Ok(logs)
 }
 
-/// Of the engines that have a log.
+/// The numbers of the engines that have a log.
 fn engine_numbers(profile: &ProfileDir, cluster_id: &str) -> Vec<u32> {
     let Ok(entries) = std::fs::read_dir(profile.log_dir()) else {
         return Vec::new();
@@ -190,7 +193,7 @@ fn last_lines(log: &mut Log, count: usize) -> std::io::Result<Vec<u8>> {
     Ok(text.split_off(start))
 }
 
-/// The whole lines that have come since. A file that became shorter was begun anew.
+/// The complete lines added since. A file that became shorter is read from the start.
 fn read_on(log: &mut Log) -> std::io::Result<Vec<u8>> {
     let Ok(mut file) = File::open(&log.path) else {
         return Ok(Vec::new());

@@ -1,7 +1,7 @@
 //! `pcluster map`: a function or a command over many inputs, results in their order.
 //!
-//! Parts: [`options`] (of everything that makes a map), [`own_cluster`] (`-n`), [`follow`] (staying with a map),
-//! [`results`] (on their way out), [`report`] (what failed), [`reduce`] (folding the values), [`interrupts`] (Ctrl-C).
+//! Parts: [`options`] (of tasks), [`own_cluster`] (`-n`), [`follow`] (waiting for a map), [`results`] (their output),
+//! [`report`] (failures), [`reduce`] (folding the values), [`interrupts`] (Ctrl-C).
 pub mod follow;
 pub mod interrupts;
 pub mod options;
@@ -30,14 +30,14 @@ use std::time::Instant;
 
 /// Run a Python function or a command on every input
 ///
-/// FN is file.py:function (the file and the modules beside it that it imports travel to the engines) or package.module:function (imported there).
-/// A command stands after two dashes instead; {} in it is the input, {1} {2} are its columns.
-/// INPUTS is a file with one input a line (empty lines are passed over), or - for stdin.
+/// FN is file.py:function (the file and the local modules that it imports are sent to the engines) or package.module:function
+/// (imported on the engines). To run a command instead, write it after two dashes; {} stands for the input, {1} {2} for its
+/// columns. INPUTS is a file with one input per line (empty lines are skipped), or - for stdin.
 ///
-/// Results come out on stdout in input order: a function's values as JSON lines, a command's output as it is.
-/// A task that failed has a line {"__error__": …} in its place. Values that JSON does not hold exactly (tuples, sets, arrays, keys that are
-/// no strings, …) are shown as readable JSON; --reduce and --format pickle have them as they are.
-/// With --json each line is all that is known of a task. Exit code 1: some tasks failed.
+/// Writes results to stdout in input order: a function's values as JSON lines, a command's output unchanged. A failed task is
+/// written as {"__error__": …}. Values that JSON cannot represent exactly (tuples, sets, arrays, non-string keys, …) are written
+/// as readable JSON; --reduce and --format pickle use the exact values. With --json each line is the full record of a task.
+/// Exits with 1 if any task failed.
 #[derive(Debug, clap::Args)]
 #[command(
     override_usage = "pcluster map [OPTIONS] FN INPUTS\n       pcluster map [OPTIONS] INPUTS -- COMMAND [{}]...",
@@ -46,13 +46,13 @@ use std::time::Instant;
                   find . -name '*.wav' | pcluster map - -- sox {} {}.mp3"
 )]
 pub struct Args {
-    /// The function: file.py:function or package.module:function
+    /// Call this function: file.py:function or package.module:function
     #[arg(value_name = "FN")]
     first: Option<String>,
-    /// The file with inputs, or -
+    /// Read inputs from this file, or - for stdin
     #[arg(value_name = "INPUTS")]
     second: Option<String>,
-    /// A command instead of FN
+    /// Run this command instead of FN
     #[arg(last = true, value_name = "COMMAND")]
     command: Vec<String>,
     #[command(flatten)]
@@ -63,19 +63,19 @@ pub struct Args {
     code: CodeArgs,
     #[command(flatten)]
     results: ResultOptions,
-    /// Without a running cluster: start one of N engines for this map, and stop it after
+    /// If no cluster is running: start one with N engines for this map, then stop it
     #[arg(short, value_name = "N", conflicts_with = "detach", help_heading = "Engines")]
     n: Option<u32>,
-    /// As many inputs as engines: input i for the i-th of these and no other (all, or 0,3,5-8)
+    /// Run input i on the i-th of these engines only (all, or 0,3,5-8); needs one input per engine
     #[arg(long, value_name = "ENGINES", help_heading = "Engines")]
     targets: Option<Targets>,
-    /// Print the map's number and return at once (when all inputs are sent)
+    /// Print the map's number and return once all inputs are sent
     #[arg(long, help_heading = "Engines")]
     detach: bool,
 }
 
 pub fn run(args: Args, context: &Context) -> Result<Exit, CommandError> {
-    // Inputs are sent on while results wait for a full pipe.
+    // Inputs keep being sent while the output is blocked by a full pipe.
     context.use_threads();
     let plan = Plan::of(&args)?;
     let results = Results::open(&args.results, plan.is_command(), context.json, context.terminal.stdout)?;
@@ -91,7 +91,7 @@ pub fn run(args: Args, context: &Context) -> Result<Exit, CommandError> {
     })
 }
 
-/// What is to be done, checked as far as that can be done here.
+/// A validated command line.
 struct Plan {
     definition: MapDefinition,
     inputs: Inputs,
@@ -103,13 +103,13 @@ impl Plan {
         let (work, file) = match (args.command.is_empty(), &args.first, &args.second) {
             (true, Some(spec), file) => (function::work(spec, &args.code)?, file),
             (true, None, _) => {
-                return Err(CommandError::usage("no function and no command is given")
+                return Err(CommandError::usage("no function or command given")
                     .hint("pcluster map file.py:function inputs.txt")
                     .hint("pcluster map inputs.txt -- command {}"));
             }
             (false, _, Some(extra)) => {
                 return Err(CommandError::usage(format!(
-                    "{extra:?} is one word too many: with a command after `--` only the inputs stand before it"
+                    "unexpected argument {extra:?}: only INPUTS may precede `--` and a command"
                 )));
             }
             (false, file, None) => (
@@ -126,9 +126,7 @@ impl Plan {
             .map(|function| reduce::bring_code(function, &work));
         let shape = match &work {
             Work::Command { .. } if reduce.is_some() => {
-                return Err(CommandError::usage(
-                    "--reduce folds the values of a Python function; a command has none",
-                ));
+                return Err(CommandError::usage("--reduce needs a Python function; a command returns no values"));
             }
             Work::Command { .. } => Shape::Command,
             _ => Shape::Call,
@@ -153,7 +151,7 @@ struct Run<'a> {
     args: &'a Args,
     context: &'a Context,
     client: Client,
-    /// Else it was started for this map: then the map cannot go on alone.
+    /// False if the cluster was started for this map only and will be stopped.
     cluster_stays: bool,
 }
 
@@ -167,9 +165,9 @@ impl Run<'_> {
         let context = self.context;
         let mut interrupts = Interrupts::listen()?;
         if inputs.is_typed() {
-            context.say("note: reading inputs from the terminal, one a line; Ctrl-D ends them");
+            context.note("note: reading inputs from the terminal, one per line; Ctrl-D ends the input");
         }
-        // Nothing is submitted for a stream that gives nothing.
+        // An empty stream submits nothing.
         let texts = tokio::select! {
             texts = first_awaited(inputs.texts()?) => texts?.ok_or_else(|| inputs.none())?,
             () = interrupts.next() => return Err(CommandError::new(crate::cli::ErrorKind::Interrupted, "interrupted before anything was submitted")),
@@ -193,13 +191,17 @@ impl Run<'_> {
         if let Some(reduction) = &reduction {
             match reduction.check(&mut interrupts).await {
                 Ok(Some(())) => {}
-                checked => {
-                    self.abandon(map).await?;
-                    return checked.map(|_| Exit::Interrupted);
+                Ok(None) => {
+                    self.client.abandon(map, 0, "interrupted before its inputs were sent").await?;
+                    return Ok(Exit::Interrupted);
+                }
+                Err(error) => {
+                    self.client.abandon(map, 0, &error.error).await?;
+                    return Err(error);
                 }
             }
         }
-        context.say_more(format!("map {map}: {name}"));
+        context.note_verbose(format!("map {map}: {name}"));
         let feeding = Feeding::default();
         let (feeder, state) = (self.client.clone(), feeding.clone());
         let feed = Feed {
@@ -231,7 +233,7 @@ impl Run<'_> {
         let (ended, counts) = job
             .follow(&mut interrupts, &mut progress, &mut |progress, taken| match taken {
                 Taken::Rows(rows) => {
-                    rows.iter().for_each(|row| report.look_at(row));
+                    rows.iter().for_each(|row| report.add(row));
                     results.take(progress, rows)
                 }
                 Taken::Piece(stream, bytes) => results.take_piece(progress, stream, &bytes),
@@ -240,16 +242,14 @@ impl Run<'_> {
         progress.clear();
         if ended != Ended::Complete {
             if results.is_file() && ended == Ended::Detached {
-                context.say("note: the output file was not written; `pcluster results` has the results when the map is done");
+                context.note("note: the output file was not written; `pcluster results` shows the results when the map has finished");
             }
             return Ok(Exit::Interrupted);
         }
-        report.say(context, &counts, began.elapsed());
+        report.print(context, &counts, began.elapsed());
         if counts.failed() > 0 && reduction.is_some() && !self.args.results.skip_failed {
-            let hint = "reduce the values that there are with --skip-failed, or correct the cause and run the map again";
-            return Err(
-                CommandError::failed(format!("map {map} is not reduced, because {} of its tasks failed", counts.failed())).hint(hint),
-            );
+            let hint = "reduce the remaining values with --skip-failed, or fix the cause and run the map again";
+            return Err(CommandError::failed(format!("map {map} was not reduced: {} of its tasks failed", counts.failed())).hint(hint));
         }
         let exit = if counts.failed() > 0 { Exit::SomeFailed } else { Exit::Fine };
         match reduction {
@@ -258,22 +258,15 @@ impl Run<'_> {
         }
     }
 
-    /// With `--targets` there is one input for each engine.
+    /// Checks that `--targets` has one input per engine.
     async fn check_targets(&self, begun: &MapReply, count: Option<u64>) -> Result<(), CommandError> {
         let (engines, count) = match (&self.args.targets, count) {
             (Some(_), Some(count)) if count != begun.engines.len() as u64 => (begun.engines.len(), count),
             _ => return Ok(()),
         };
-        self.abandon(begun.map).await?;
-        Err(CommandError::usage(format!(
-            "--targets means {engines} engines, and there are {count} inputs: there must be one for each"
-        )))
-    }
-
-    /// Ends a map to which no input was sent.
-    async fn abandon(&self, map: MapId) -> Result<(), ClientError> {
-        self.client.feed(map, Vec::new(), Feeding::default()).await?;
-        self.cancel(map).await
+        let why = format!("--targets selects {engines} engines, but there are {count} inputs: need one input per engine");
+        self.client.abandon(begun.map, 0, &why).await?;
+        Err(CommandError::usage(why))
     }
 
     async fn cancel(&self, map: MapId) -> Result<(), ClientError> {
@@ -287,29 +280,29 @@ impl Run<'_> {
             .map(drop)
     }
 
-    /// `--detach`: the inputs are sent to their end, the map's number is printed.
+    /// `--detach`: sends all inputs and prints the map's number.
     async fn detach(&self, mut feed: Feed, mut interrupts: Interrupts, map: MapId) -> Result<Exit, CommandError> {
         let fed = tokio::select! {
             fed = &mut feed.task => fed,
             () = interrupts.next() => {
                 feed.feeding.stop();
-                feed.task.await.map_err(|e| CommandError::internal(format!("the sending of inputs ended: {e}")))??;
+                feed.task.await.map_err(|e| CommandError::internal(format!("sending inputs failed: {e}")))??;
                 self.cancel(map).await?;
-                self.context.say(format!("\nmap {map} is cancelled: not all of its inputs were sent"));
+                self.context.note(format!("\nmap {map} cancelled: not all inputs were sent"));
                 return Ok(Exit::Interrupted);
             }
         };
-        let count = fed.map_err(|e| CommandError::internal(format!("the sending of inputs ended: {e}")))??;
+        let count = fed.map_err(|e| CommandError::internal(format!("sending inputs failed: {e}")))??;
         match self.context.json {
             true => output::json::print(&serde_json::json!({"map": map, "tasks": count}))?,
             false => output::print(&format!("{map}\n"))?,
         }
-        self.context.say(follow::come_back(map, &self.context.options()));
+        self.context.note(follow::return_hints(map, &self.context.options()));
         Ok(Exit::Fine)
     }
 }
 
-/// Writes what the values are folded to.
+/// Writes the reduced value.
 async fn write_reduced(
     reduction: Reduction<'_>,
     mut results: Results,
@@ -322,7 +315,7 @@ async fn write_reduced(
             let is_readable_only = row.pickled.is_some() && results.shows_readable();
             results.write_reduced(&row)?;
             if is_readable_only {
-                context.say("note: the value is more than JSON holds: readable JSON is shown; --format pickle has the exact value");
+                context.note("note: JSON cannot represent the value exactly and shows a rendering; --format pickle writes the exact value");
             }
             Ok(exit)
         }
@@ -330,15 +323,15 @@ async fn write_reduced(
     }
 }
 
-/// Waits for the first input, which is then still the first; None where there is none. A read cannot be called off, so
-/// it happens on a thread that the end of this process need not wait for.
+/// Waits for the first input and returns all inputs including it; None if there are none. A read cannot be cancelled, so it
+/// happens on a thread that does not block the exit of this process.
 async fn first_awaited(mut texts: Texts) -> Result<Option<Texts>, CommandError> {
     let (sender, first) = tokio::sync::oneshot::channel();
     std::thread::spawn(move || {
         let first = texts.next();
         let _ = sender.send(first.map(|first| (first, texts)));
     });
-    let gone = |_| CommandError::internal("the thread that reads inputs is gone");
+    let gone = |_| CommandError::internal("the input thread has exited");
     match first.await.map_err(gone)? {
         None => Ok(None),
         Some((first, rest)) => Ok(Some(Box::new(std::iter::once(Ok(first?)).chain(rest)))),

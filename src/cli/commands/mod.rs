@@ -1,4 +1,4 @@
-//! One command, one file. The order here is the order of the help.
+//! One file per command, in the order of the help.
 pub mod apply;
 pub mod cancel;
 pub mod clean;
@@ -42,6 +42,7 @@ pub mod wait;
 use super::{CommandError, Context, Exit};
 use crate::launchers::supervisor::{self, Supervised};
 use std::ffi::OsString;
+use std::path::PathBuf;
 
 macro_rules! commands {
     ($($(#[$attribute:meta])* $variant:ident => $module:ident),* $(,)?) => {
@@ -50,7 +51,7 @@ macro_rules! commands {
             $($(#[$attribute])* $variant($module::Args)),*
         }
         pub fn dispatch(command: Command, context: &Context) -> Result<Exit, CommandError> {
-            if let Some(exit) = remote_exec::instead(&command, context)? {
+            if let Some(exit) = remote_exec::run_instead(&command, context)? {
                 return Ok(exit);
             }
             match command {
@@ -118,26 +119,26 @@ pub fn counted(count: u64, what: &str) -> String {
 pub fn setting(text: &str) -> Result<(String, String), String> {
     match text.split_once('=') {
         Some((key, value)) if !key.trim().is_empty() => Ok((key.trim().to_string(), value.trim().to_string())),
-        _ => Err(format!("{text:?} is not KEY=VALUE, for example engine.interrupt_ms=1000")),
+        _ => Err(format!("{text:?} is not KEY=VALUE, for example engine.interrupt_timeout_ms=1000")),
     }
 }
 
-/// How a process is supervised that this program is itself.
-struct Care {
-    /// Further arguments for a start that is not the first.
-    restart_arguments: &'static [&'static str],
-    /// One that ran before and then refuses to start is tried again.
-    retries_refusals: bool,
-    /// It watches its supervisor.
-    watches_supervisor: bool,
+/// How this program supervises itself.
+struct SupervisionPolicy {
+    /// Further arguments for restarts.
+    again: &'static [&'static str],
+    /// Retry if a process that ran before fails to start again.
+    retries: bool,
+    /// The process watches its supervisor.
+    watches: bool,
 }
 
 const SUPERVISE: &str = "--supervise";
 
-/// Runs this command line as a process of its own, without `--supervise`, and again when it was killed or has crashed.
-fn supervise(care: &Care) -> Result<Exit, CommandError> {
-    let supervised = care.of(std::env::args_os().skip(1).filter(|word| word != SUPERVISE).collect())?;
-    supervise_this(&supervised)
+/// Runs this command line without `--supervise` as a child process, and restarts it when it is killed or crashes.
+fn supervise(policy: &SupervisionPolicy, problem: Option<PathBuf>) -> Result<Exit, CommandError> {
+    let supervised = policy.of(std::env::args_os().skip(1).filter(|word| word != SUPERVISE).collect())?;
+    supervise_this(&Supervised { problem, ..supervised })
 }
 
 fn supervise_this(supervised: &Supervised) -> Result<Exit, CommandError> {
@@ -151,28 +152,30 @@ fn supervise_this(supervised: &Supervised) -> Result<Exit, CommandError> {
     }
 }
 
-/// If this process is supervised: watches its supervisor, and starts another one when that is gone. Not in a batch job: its script
-/// waits for the supervisor, and the job ends with that.
-fn watch_supervisor(care: &Care) -> Result<(), CommandError> {
+/// Watches the supervisor of this process, and starts another one when it dies. Not in a batch job: its script waits for the
+/// supervisor, and the job ends with it.
+fn watch_supervisor(policy: &SupervisionPolicy) -> Result<(), CommandError> {
     if std::env::var_os("PCLUSTER_JOB").is_some() {
         return Ok(());
     }
     let mut arguments: Vec<OsString> = std::env::args_os().skip(1).collect();
-    arguments.retain(|word| !care.restart_arguments.iter().any(|again| word == again));
+    arguments.retain(|word| !policy.again.iter().any(|again| word == again));
     arguments.insert(arguments.len().min(1), SUPERVISE.into());
-    supervisor::guard::start_watching(care.of(arguments)?);
+    supervisor::guard::start_watching(policy.of(arguments)?);
     Ok(())
 }
 
-impl Care {
+impl SupervisionPolicy {
     fn of(&self, arguments: Vec<OsString>) -> Result<Supervised, CommandError> {
-        let program = std::env::current_exe().map_err(|e| CommandError::environment(format!("cannot tell which program this is: {e}")))?;
+        let program =
+            std::env::current_exe().map_err(|e| CommandError::environment(format!("cannot determine the path of this program: {e}")))?;
         Ok(Supervised {
             program,
             arguments,
-            restart_arguments: self.restart_arguments.iter().map(Into::into).collect(),
-            retries_refusals: self.retries_refusals,
-            watches_supervisor: self.watches_supervisor,
+            restart_arguments: self.again.iter().map(Into::into).collect(),
+            retries_refusals: self.retries,
+            watches_supervisor: self.watches,
+            problem: None,
             is_own_program: true,
         })
     }

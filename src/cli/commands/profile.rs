@@ -10,6 +10,9 @@ use std::os::unix::fs::OpenOptionsExt;
 
 /// Create, list and show profiles
 #[derive(Debug, clap::Args)]
+#[command(
+    after_help = "Examples:\n  pcluster profile create gpu\n  pcluster profile show gpu --launcher slurm --queue long\n  pcluster profile path"
+)]
 pub struct Args {
     #[command(subcommand)]
     action: Action,
@@ -17,26 +20,26 @@ pub struct Args {
 
 #[derive(Debug, clap::Subcommand)]
 enum Action {
-    /// Make a profile directory, with a pcluster.yaml that explains every setting
+    /// Create a profile directory with a commented pcluster.yaml
     Create {
-        /// The profile's name [default: that of --profile]
+        /// Name of the profile [default: that of --profile]
         name: Option<String>,
     },
     /// List the profiles
     List,
-    /// Show what counts in a profile, and where each value is from: the defaults, a line of its pcluster.yaml, an option
+    /// Show the effective settings and the source of each: default, line of pcluster.yaml, or option
     Show {
-        /// The profile's name [default: that of --profile]
+        /// Name of the profile [default: that of --profile]
         name: Option<String>,
-        /// Also what batch systems are not asked for
+        /// Include batch system settings that are not set
         #[arg(long)]
         all: bool,
         #[command(flatten)]
         settings: Box<SettingArgs>,
     },
-    /// Print a profile's directory
+    /// Print the directory of a profile
     Path {
-        /// The profile's name [default: that of --profile]
+        /// Name of the profile [default: that of --profile]
         name: Option<String>,
     },
 }
@@ -68,22 +71,22 @@ fn create(profile: &ProfileDir, context: &Context) -> Result<Exit, CommandError>
     let created = std::fs::File::options().write(true).create_new(true).mode(0o600).open(&path);
     let made = match created.and_then(|mut file| file.write_all(EXAMPLE_CONFIG.as_bytes())) {
         Ok(()) => true,
-        // What somebody has written there is kept.
+        // An existing file is not overwritten.
         Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => false,
         Err(e) => return Err(CommandError::environment(format!("cannot write {}: {e}", path.display()))),
     };
     if context.json {
         json::print(&serde_json::json!({"profile": profile.name(), "path": profile.path(), "config": path, "config_created": made}))?;
     } else if made {
-        context.say(format!(
-            "profile `{}` is in {}; its settings are in {}",
+        context.note(format!(
+            "profile `{}` created in {}; edit its settings in {}",
             profile.name(),
             profile.path().display(),
             path.display()
         ));
     } else {
-        context.say(format!(
-            "profile `{}` is in {}; {} was there and is kept",
+        context.note(format!(
+            "profile `{}` is in {}; {} already exists, not overwritten",
             profile.name(),
             profile.path().display(),
             path.display()
@@ -101,7 +104,7 @@ fn list(context: &Context) -> Result<Exit, CommandError> {
             .collect();
         json::print(&serde_json::json!({"profiles": views}))?;
     } else if profiles.is_empty() {
-        context.say("no profiles yet; `pcluster start` makes `default`, `pcluster profile create NAME` another");
+        context.note("no profiles yet; `pcluster start` creates `default`, `pcluster profile create NAME` another");
     } else {
         let mut table = Table::new().column("PROFILE").column("SETTINGS").text("DIRECTORY");
         for profile in &profiles {
@@ -124,12 +127,12 @@ fn list(context: &Context) -> Result<Exit, CommandError> {
 fn show(profile: &ProfileDir, all: bool, given: &SettingArgs, context: &Context) -> Result<Exit, CommandError> {
     if !profile.exists() {
         return Err(CommandError::not_found(format!(
-            "there is no profile `{}`: {} is not there",
+            "no profile `{}`: {} does not exist",
             profile.name(),
             profile.path().display()
         ))
-        .hint(format!("make it: pcluster profile create {}", profile.name()))
-        .hint("`pcluster profile list` shows the others"));
+        .hint(format!("create it: pcluster profile create {}", profile.name()))
+        .hint("or list the existing ones: pcluster profile list"));
     }
     let (settings, config) = given.config(profile)?;
     let file = profile.config_file();
@@ -151,7 +154,7 @@ fn show(profile: &ProfileDir, all: bool, given: &SettingArgs, context: &Context)
     }
     let mut lines = vec![format!("# {}", profile.path().display())];
     if text.is_empty() {
-        lines.push("# there is no pcluster.yaml".into());
+        lines.push("# no pcluster.yaml".into());
     }
     let shown = |entry: &&Entry| all || entry.origin != Origin::Default || !entry.key.starts_with("launchers.");
     let mut open: Vec<&str> = Vec::new();
@@ -170,7 +173,7 @@ fn show(profile: &ProfileDir, all: bool, given: &SettingArgs, context: &Context)
     Ok(Exit::Fine)
 }
 
-/// YAML on one line: what would need several is written as JSON, which YAML reads too.
+/// YAML on one line; multi-line values are written as JSON, which is also valid YAML.
 fn in_one_line(value: &serde_yaml::Value) -> String {
     let yaml = serde_yaml::to_string(value).unwrap_or_default();
     match yaml.trim_end() {

@@ -6,12 +6,13 @@ use crate::model::definition::Work;
 use serde_json::value::RawValue;
 use std::collections::BTreeMap;
 
-/// Show names of each engine's namespace
+/// Print variables of each engine's namespace
 ///
-/// One name: its value as JSON; several: an object. Each line has the engine's number in front: [0] …
+/// Prints one variable as its JSON value, several as an object. Each line is prefixed with the engine's number: [0] …
 #[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:\n  pcluster pull total\n  pcluster pull depth sizes --targets 0")]
 pub struct Args {
-    /// The names
+    /// Print these variables
     #[arg(value_name = "NAME", required = true)]
     names: Vec<String>,
     #[command(flatten)]
@@ -34,12 +35,12 @@ pub fn run(args: Args, context: &Context) -> Result<Exit, CommandError> {
 /// The names as a JSON list.
 pub fn names(names: &[String]) -> Result<String, CommandError> {
     match names.iter().find(|name| !is_name(name)) {
-        Some(bad) => Err(CommandError::usage(format!("{bad:?} cannot be a Python name"))),
+        Some(bad) => Err(CommandError::usage(format!("{bad:?} is not a valid Python name"))),
         None => Ok(serde_json::Value::from(names.to_vec()).to_string()),
     }
 }
 
-/// One member of a JSON object, as it is written.
+/// One member of a JSON object, unchanged.
 pub fn member(object: &RawValue, name: &str) -> Option<Box<RawValue>> {
     let mut members: BTreeMap<String, Box<RawValue>> = serde_json::from_str(object.get()).ok()?;
     members.remove(name)

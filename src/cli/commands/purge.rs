@@ -11,16 +11,17 @@ use crate::model::query::MapQuery;
 use crate::model::task::MapRow;
 use std::io::{IsTerminal, Write};
 
-/// Forget finished maps, with all their results
+/// Delete finished maps and their results
 #[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:\n  pcluster purge 1-3\n  pcluster purge --all --yes")]
 pub struct Args {
-    /// Maps (`1`) or ranges of them (`1-3`)
+    /// Delete these maps (`1`) or ranges (`1-3`)
     #[arg(required_unless_present = "all")]
     maps: Vec<Ids>,
-    /// All finished maps
+    /// Delete all finished maps
     #[arg(long, conflicts_with = "maps")]
     all: bool,
-    /// Do not ask
+    /// Do not ask for confirmation
     #[arg(short, long)]
     yes: bool,
 }
@@ -41,26 +42,26 @@ pub fn run(args: Args, context: &Context) -> Result<Exit, CommandError> {
             open.map
         )));
     }
-    if !rows.is_empty() && !args.yes && !agreed(&rows)? {
-        context.say("nothing was purged");
+    if !rows.is_empty() && !args.yes && !confirm(&rows)? {
+        context.note("nothing was purged");
         return Ok(Exit::Fine);
     }
     let purged: Vec<MapId> = rows.iter().map(|row| row.map).collect();
     if !purged.is_empty() {
-        forget(&purged, records, context)?;
+        delete(&purged, records, context)?;
     }
     if context.json {
         json::print(&serde_json::json!({"purged": purged}))?;
     } else {
-        context.say(match purged.is_empty() {
-            true => "nothing to purge: no map is finished".to_string(),
+        context.note(match purged.is_empty() {
+            true => "nothing to purge: no map has finished".to_string(),
             false => format!("{} purged", counted(purged.len() as u64, "map")),
         });
     }
     Ok(Exit::Fine)
 }
 
-fn forget(maps: &[MapId], records: Records, context: &Context) -> Result<(), CommandError> {
+fn delete(maps: &[MapId], records: Records, context: &Context) -> Result<(), CommandError> {
     match records {
         Records::Running { client, .. } => context.block_on(client.purge(maps.to_vec()))??,
         Records::Stopped(reader) => {
@@ -76,15 +77,15 @@ fn forget(maps: &[MapId], records: Records, context: &Context) -> Result<(), Com
     Ok(())
 }
 
-fn agreed(rows: &[MapRow]) -> Result<bool, CommandError> {
+fn confirm(rows: &[MapRow]) -> Result<bool, CommandError> {
     let tasks = rows.iter().map(|row| row.counts.total).sum();
     let what = format!("{} with {}", counted(rows.len() as u64, "map"), counted(tasks, "task"));
     if !std::io::stdin().is_terminal() {
         return Err(
-            CommandError::usage(format!("{what} would be forgotten for good, and there is no terminal to ask at")).hint("say --yes"),
+            CommandError::usage(format!("{what} would be deleted permanently, and stdin is not a terminal")).hint("pass --yes to confirm"),
         );
     }
-    output::stderr_text(&format!("Forget {what} for good? [y/N] "));
+    output::stderr_text(&format!("Delete {what} permanently? [y/N] "));
     let _ = std::io::stderr().flush();
     let mut answer = String::new();
     std::io::stdin()

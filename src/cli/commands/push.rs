@@ -5,11 +5,11 @@ use crate::cli::inputs::function::is_name;
 use crate::cli::{CommandError, Context, Exit};
 use crate::model::definition::Work;
 
-/// Set names in each engine's namespace
+/// Set variables in each engine's namespace
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Example:\n  pcluster push depth=3 'sizes=[1, 2, 3]' title='a text'")]
+#[command(after_help = "Examples:\n  pcluster push depth=3\n  pcluster push 'sizes=[1, 2, 3]' title='a text' --targets 0-3")]
 pub struct Args {
-    /// A name and its value: JSON, or else a string
+    /// Set this variable; VALUE is JSON, or else a string
     #[arg(value_name = "NAME=VALUE", required = true)]
     values: Vec<String>,
     #[command(flatten)]
@@ -21,8 +21,8 @@ pub fn run(args: Args, context: &Context) -> Result<Exit, CommandError> {
     let Some(answers) = on_engines::run(context, &args.engines, Work::Push, |engines| vec![input; engines.len()])? else {
         return Ok(Exit::Interrupted);
     };
-    answers.all_well(context, "push")?;
-    context.say_more(format!("set on {} engines", answers.rows.len()));
+    answers.require_success(context, "push")?;
+    context.note_verbose(format!("set on {} engines", answers.rows.len()));
     Ok(Exit::Fine)
 }
 
@@ -31,9 +31,8 @@ fn object(values: &[String]) -> Result<String, CommandError> {
     let mut members = Vec::new();
     for text in values {
         let Some((name, value)) = text.split_once('=').filter(|(name, _)| is_name(name)) else {
-            return Err(
-                CommandError::usage(format!("{text:?} is not NAME=VALUE with a Python name")).hint("for example: pcluster push depth=3")
-            );
+            return Err(CommandError::usage(format!("{text:?} is not NAME=VALUE with a valid Python name"))
+                .hint("for example: pcluster push depth=3"));
         };
         members.push(format!("{}:{}", serde_json::Value::from(name), json_or_text(value)));
     }

@@ -1,5 +1,5 @@
-//! Commands about the processes of a cluster, given for one that a tunnel leads to: they are run on the other host, by the
-//! pcluster there. All others work through the tunnel as they are.
+//! Runs commands that manage the processes of a connected remote cluster on its host, with the pcluster installed there. All
+//! other commands work through the tunnel.
 use super::Command;
 use crate::cli::{CommandError, Context, ErrorKind, Exit, output};
 use crate::cluster::ClusterError;
@@ -7,7 +7,7 @@ use crate::cluster::remote::run::{self, Ended};
 use crate::cluster::remote::{self, install};
 use crate::ssh::tunnel::TunnelState;
 
-/// Options that mean this host, with whether a value follows.
+/// Options that apply to the local host, and whether they take a value.
 const OURS: &[(&str, bool)] = &[
     ("--profile", true),
     ("--cluster-id", true),
@@ -22,41 +22,41 @@ const OURS: &[(&str, bool)] = &[
     ("--all", false),
 ];
 
-/// Runs the command there, if it is one of those and its cluster is there.
-pub fn instead(command: &Command, context: &Context) -> Result<Option<Exit>, CommandError> {
+/// Runs the command on the remote host, if it manages processes and its cluster is remote.
+pub fn run_instead(command: &Command, context: &Context) -> Result<Option<Exit>, CommandError> {
     let (name, ends) = match command {
         Command::Stop(args) if !args.is_all() => ("stop", true),
         Command::Restart(_) => ("restart", false),
         Command::Logs(_) => ("logs", false),
-        Command::Engines(args) if args.changes_them() => ("engines", false),
+        Command::Engines(args) if args.starts_processes() => ("engines", false),
         _ => return Ok(None),
     };
     let Ok(profile) = context.profile_dir() else { return Ok(None) };
     let Some(tunnel) = remote::running(&profile, &context.cluster_id) else {
         return Ok(None);
     };
-    let mut words = words_for_there(std::env::args().skip(1));
+    let mut words = remote_arguments(std::env::args().skip(1));
     words.extend(names(&tunnel, &profile, context));
     if context.json {
         words.push("--json".into());
     }
-    context.say_more(format!("on {}: pcluster {}", tunnel.destination, words.join(" ")));
-    let done = context.block_on(run_there(&tunnel.destination, name, &words, context))??;
+    context.note_verbose(format!("on {}: pcluster {}", tunnel.destination, words.join(" ")));
+    let done = context.block_on(run_remote(&tunnel.destination, name, &words, context))??;
     let Some(stdout) = done else {
         return Err(CommandError::new(
             ErrorKind::Interrupted,
-            format!("interrupted, as was the command on {}", tunnel.destination),
+            format!("interrupted, together with the command on {}", tunnel.destination),
         ));
     };
     output::print(&stdout)?;
     if ends {
         context.block_on(remote::disconnect(&profile, &context.cluster_id))??;
-        context.say(format!("disconnected from {}", tunnel.destination));
+        context.note(format!("disconnected from {}", tunnel.destination));
     }
     Ok(Some(Exit::Fine))
 }
 
-/// The options that name the cluster there.
+/// The options that select the remote cluster.
 pub fn names(tunnel: &TunnelState, profile: &crate::profile::ProfileDir, context: &Context) -> Vec<String> {
     let (remote_profile, id) = tunnel.remote_names();
     let remote_profile = remote_profile.unwrap_or(profile.name());
@@ -71,13 +71,13 @@ pub fn names(tunnel: &TunnelState, profile: &crate::profile::ProfileDir, context
     words
 }
 
-/// stdout; none if it was interrupted.
-async fn run_there(destination: &str, name: &str, words: &[String], context: &Context) -> Result<Option<String>, CommandError> {
+/// Returns stdout, or None if interrupted.
+async fn run_remote(destination: &str, name: &str, words: &[String], context: &Context) -> Result<Option<String>, CommandError> {
     let (ssh, host) = run::reach(destination).await?;
     let installed = install::ensure(&ssh, &host, false).await?;
     let mut line = |text: &str| {
         if !text.starts_with("error:") && !text.starts_with("hint:") {
-            context.say(text);
+            context.note(text);
         }
     };
     let ended = run::pcluster(&ssh, &host, &installed.path, words, &mut line).await;
@@ -93,8 +93,8 @@ async fn run_there(destination: &str, name: &str, words: &[String], context: &Co
     }
 }
 
-/// A command line without what means this host.
-pub fn words_for_there(words: impl IntoIterator<Item = String>) -> Vec<String> {
+/// A command line without the options that apply to the local host.
+pub fn remote_arguments(words: impl IntoIterator<Item = String>) -> Vec<String> {
     let mut kept = Vec::new();
     let mut words = words.into_iter();
     while let Some(word) = words.next() {
@@ -120,7 +120,7 @@ mod tests {
     #[test]
     fn what_means_this_host_stays_here() {
         let line = "start --on me@login --profile=hpc -n 4 --cluster-id night --json --set engine.cwd=/x --launcher slurm --no-install";
-        let words = words_for_there(line.split(' ').map(str::to_string));
+        let words = remote_arguments(line.split(' ').map(str::to_string));
         assert_eq!(words.join(" "), "start -n 4 --set engine.cwd=/x --launcher slurm");
     }
 }

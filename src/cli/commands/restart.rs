@@ -2,10 +2,11 @@
 use super::{start, stop};
 use crate::cli::{CommandError, Context, ErrorKind, Exit};
 
-/// Stop a cluster, if it runs, and start it again
+/// Stop a cluster if it is running, then start it again
 ///
-/// Its records stay, and tasks that were not finished go on. Takes the options of `pcluster start`.
+/// Keeps all records; unfinished tasks resume. Takes the options of `pcluster start`.
 #[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:\n  pcluster restart\n  pcluster restart -n 8 --log-level debug")]
 #[group(skip)]
 pub struct Args {
     #[command(flatten)]
@@ -14,7 +15,7 @@ pub struct Args {
 
 pub fn run(args: Args, context: &Context) -> Result<Exit, CommandError> {
     match stop::stop(&context.profile_dir()?, &context.cluster_id, context) {
-        Ok(_) => context.say(format!("{}: stopped", context.cluster_in_words())),
+        Ok(_) => context.note(format!("{}: stopped", context.cluster_in_words())),
         Err(error) if error.kind == ErrorKind::NotFound => {}
         Err(error) => return Err(error),
     }

@@ -11,23 +11,24 @@ use crate::model::{MapId, TaskId};
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{IsTerminal, Write};
 
-/// Names of changed files that are shown.
+/// Maximum number of changed files listed.
 const SHOWN: usize = 5;
 
-/// Run finished tasks again, in place
+/// Run finished tasks again
 ///
-/// `resubmit 1.3` runs one task again, `resubmit 1 --failed` those of map 1 that failed, `resubmit 1` all of its finished
-/// tasks. A task keeps its id; what its earlier attempts were is kept too (`pcluster results 1.3`). Files of the map's code that have changed
-/// since are named; with --code current the tasks run these, and the record keeps which code each attempt ran.
+/// `resubmit 1.3` runs one task again, `resubmit 1 --failed` the failed tasks of map 1, `resubmit 1` all its finished tasks. A task
+/// keeps its id; earlier attempts remain on record (`pcluster results 1.3`). If files of the map's code have changed since, they
+/// are listed; --code current runs the changed files. Each attempt records which code it ran.
 #[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:\n  pcluster resubmit 1 --failed\n  pcluster resubmit 1.3 1.5\n  pcluster resubmit 2 --code current")]
 pub struct Args {
-    /// Maps (`1`), tasks (`1.3`) or ranges of them
+    /// Resubmit these maps (`1`), tasks (`1.3`) or ranges
     #[arg(required = true)]
     ids: Vec<Ids>,
-    /// Of the maps, only the tasks that ended other than well
+    /// Resubmit only failed tasks of the maps
     #[arg(long)]
     failed: bool,
-    /// Where files have changed since: run the current ones, or those that were submitted (sent last, where `--code current` has replaced them) [default: ask at a terminal, else submitted]
+    /// If files have changed: run the current ones, or those last submitted [default: ask at a terminal, else submitted]
     #[arg(long, value_name = "WHICH")]
     code: Option<Which>,
 }
@@ -77,19 +78,19 @@ pub fn run(args: Args, context: &Context) -> Result<Exit, CommandError> {
         return Ok(Exit::Fine);
     }
     match (reply.changed, reply.unchanged) {
-        (0, 0) => context.say("nothing to resubmit: no such task failed"),
-        (0, left) => context.say(format!("nothing to resubmit: {} not finished yet", counted(left, "task"))),
-        (changed, 0) => context.say(format!("{} resubmitted", counted(changed, "task"))),
-        (changed, left) => context.say(format!("{} resubmitted, {left} left as they were", counted(changed, "task"))),
+        (0, 0) => context.note("nothing to resubmit: no such task failed"),
+        (0, left) => context.note(format!("nothing to resubmit: {} not finished yet", counted(left, "task"))),
+        (changed, 0) => context.note(format!("{} resubmitted", counted(changed, "task"))),
+        (changed, left) => context.note(format!("{} resubmitted, {left} left unchanged", counted(changed, "task"))),
     }
     if reply.changed > 0 {
         let maps: Vec<_> = reply.maps.iter().map(|map| map.to_string()).collect();
-        context.say(format!("wait for them: pcluster wait{} {}", context.options(), maps.join(" ")));
+        context.note(format!("wait for them:  pcluster wait{} {}", context.options(), maps.join(" ")));
     }
     Ok(Exit::Fine)
 }
 
-/// What a map's tasks are to run instead.
+/// The definition that a map's tasks run instead.
 struct Replacement {
     map: MapId,
     definition: MapDefinition,
@@ -104,7 +105,7 @@ fn of_maps(selection: &Selection) -> BTreeSet<MapId> {
         .collect()
 }
 
-/// Takes what is of one map.
+/// Removes one map's part from the selection.
 fn take_map(selection: &mut Selection, map: MapId) -> Selection {
     let (maps, others) = std::mem::take(&mut selection.maps).into_iter().partition(|other| *other == map);
     let (tasks, rest): (Vec<TaskId>, Vec<TaskId>) = std::mem::take(&mut selection.tasks).into_iter().partition(|task| task.map == map);
@@ -116,14 +117,14 @@ fn take_map(selection: &mut Selection, map: MapId) -> Selection {
     }
 }
 
-/// The definition with the files as they are now, where they have changed and these are wanted.
+/// The definition with the current files, if they have changed and are to be used.
 fn current_code(client: &Client, context: &Context, which: Option<Which>, map: MapId) -> Result<Option<Replacement>, CommandError> {
     let details = context.block_on(client.code(map))??;
     let Some(mut definition) = details.definition else {
         return Ok(None);
     };
     let directory = definition.options.directory.clone();
-    // The one with which values are folded goes with them; and of old versions it is not known where a file was.
+    // The code of a reduction belongs to its map; and old records do not hold the origin of files.
     let named = match definition.work.bundle_mut() {
         Some(named) if !named.origin.is_empty() && definition.options.reduces.is_none() => named,
         _ => return Ok(None),
@@ -133,31 +134,31 @@ fn current_code(client: &Client, context: &Context, which: Option<Which>, map: M
         Ok(now) => now,
         Err(error) if which == Some(Which::Current) => return Err(error),
         Err(error) => {
-            context.say(format!(
-                "the code of map {map} cannot be read any more ({}); it runs as it was last sent",
+            context.note(format!(
+                "cannot read the code of map {map} ({}); running it as last submitted",
                 error.error
             ));
             return Ok(None);
         }
     };
-    context.say(format!(
-        "the code of map {map} has changed since it was last sent: {}",
+    context.note(format!(
+        "the code of map {map} has changed since it was last submitted: {}",
         differences(named, &details.files, &now)
     ));
     let current = match which {
         Some(which) => which == Which::Current,
-        None if std::io::stdin().is_terminal() && context.terminal.stderr => asked("run the current code? [y/N] ")?,
+        None if std::io::stdin().is_terminal() && context.terminal.stderr => ask("run the current code? [y/N] ")?,
         None => false,
     };
     if !current {
-        context.say("it runs as it was last sent; --code current runs the current files");
+        context.note("running it as last submitted; --code current runs the current files");
         return Ok(None);
     }
     *named = now;
     Ok(Some(Replacement { map, definition }))
 }
 
-/// Some of the files that are not the same.
+/// A list of the files that differ.
 fn differences(named: &BundleRef, before: &BTreeMap<String, String>, now: &BundleRef) -> String {
     let hashes = now.content.as_ref().and_then(|bundle| bundle.hashes().ok()).unwrap_or_default();
     let paths: BTreeSet<&String> = before.keys().chain(hashes.keys()).collect();
@@ -166,7 +167,7 @@ fn differences(named: &BundleRef, before: &BTreeMap<String, String>, now: &Bundl
         .filter_map(|path| match (before.get(path), hashes.get(path)) {
             (Some(old), Some(new)) if old == new => None,
             (Some(_), Some(_)) => Some(now.original(path)),
-            (Some(_), None) => Some(format!("{} (not sent now)", named.original(path))),
+            (Some(_), None) => Some(format!("{} (removed)", named.original(path))),
             (None, _) => Some(format!("{} (new)", now.original(path))),
         })
         .collect();
@@ -176,8 +177,8 @@ fn differences(named: &BundleRef, before: &BTreeMap<String, String>, now: &Bundl
     }
 }
 
-fn asked(question: &str) -> Result<bool, CommandError> {
-    let failed = |error: std::io::Error| CommandError::environment(format!("cannot ask at the terminal: {error}"));
+fn ask(question: &str) -> Result<bool, CommandError> {
+    let failed = |error: std::io::Error| CommandError::environment(format!("cannot read the answer: {error}"));
     let mut stderr = std::io::stderr();
     stderr
         .write_all(question.as_bytes())

@@ -1,4 +1,4 @@
-//! `pcluster results`: the maps, their tasks, or all that is known of single tasks.
+//! `pcluster results`: lists maps and tasks, or shows single tasks in full.
 use super::counted;
 use crate::cli::ids::{self, Ids};
 use crate::cli::output::sink::Sink;
@@ -14,29 +14,32 @@ use crate::model::targets::Targets;
 use crate::model::task::{TaskRow, TaskState};
 use std::path::PathBuf;
 
-/// A table without --limit has at most so many rows.
+/// The maximum number of rows of a table without --limit.
 const TABLE_ROWS: u64 = 1000;
-/// So many single tasks are shown in full; more make a table.
-const IN_FULL: usize = 20;
+/// The maximum number of tasks shown in full; more are shown as a table.
+const MAX_IN_FULL: usize = 20;
 
-/// List maps, their tasks, or all that is known of a task
+/// List maps, their tasks, or the details of a task
 ///
-/// Without arguments: the maps so far. `results 1`: the tasks of map 1. `results 1.3`: all that is known of one task, with
-/// its output and traceback. Works on a stopped cluster too: then the records are read from the profile's database file.
+/// Without arguments, lists all maps. `results 1` lists the tasks of map 1. `results 1.3` shows one task in full, with its output
+/// and traceback. Also works on a stopped cluster, from the profile's database file.
 #[derive(Debug, clap::Args)]
+#[command(
+    after_help = "Examples:\n  pcluster results 1 --failed\n  pcluster results 1.3 --stdout > output.txt\n  pcluster results --where 'duration>=10m and host~node3' --sort -duration"
+)]
 pub struct Args {
-    /// Maps (`1`), tasks (`1.3`) or ranges of them (`1-3`, `1.3-9`)
+    /// Show these maps (`1`), tasks (`1.3`) or ranges (`1-3`, `1.3-9`)
     ids: Vec<Ids>,
-    /// Sort by this column, with - in front downwards
+    /// Sort by this column; a leading - reverses the order
     #[arg(long, value_name = "[-]COLUMN", allow_hyphen_values = true, value_parser = parse_sort)]
     sort: Option<(Column, bool)>,
-    /// At most so many rows; 0 for all [default: 1000 in tables, else all]
+    /// Show at most N rows; 0 for all [default: 1000 in tables, else all]
     #[arg(long, value_name = "N")]
     limit: Option<u64>,
-    /// Pass over the first so many rows
+    /// Skip the first N rows
     #[arg(long, value_name = "N", default_value_t = 0, hide_default_value = true)]
     offset: u64,
-    /// Print one JSON object a line
+    /// Print one JSON object per line
     #[arg(long, conflicts_with = "csv")]
     jsonl: bool,
     /// Print CSV
@@ -45,48 +48,48 @@ pub struct Args {
     /// Write the exact values as one Python pickle: a list, with an exception for each task without a value
     #[arg(long, conflicts_with_all = ["csv", "jsonl"])]
     pickle: bool,
-    /// Write to a file instead of stdout
+    /// Write to this file instead of stdout
     #[arg(short, long, value_name = "FILE")]
     output: Option<PathBuf>,
-    /// Write what one task wrote to stdout, as it is
+    /// Write the stdout of one task, unchanged
     #[arg(long, conflicts_with_all = ["stderr", "jsonl", "csv", "sort", "limit", "offset"])]
     stdout: bool,
-    /// Write what one task wrote to stderr, as it is
+    /// Write the stderr of one task, unchanged
     #[arg(long, conflicts_with_all = ["jsonl", "csv", "sort", "limit", "offset"])]
     stderr: bool,
-    /// With --stdout or --stderr: of this run, one that did not stand [default: the current run]
+    /// With --stdout or --stderr: select an earlier run [default: the current run]
     #[arg(long, value_name = "N")]
     run: Option<u32>,
     #[command(flatten)]
     filter: Filter,
 }
 
-/// Which tasks.
+/// Selects tasks.
 #[derive(Debug, clap::Args)]
 #[command(next_help_heading = "Filters")]
 struct Filter {
-    /// Tasks that are not finished
+    /// Select unfinished tasks
     #[arg(long)]
     pending: bool,
-    /// Tasks that ended other than well
+    /// Select failed tasks
     #[arg(long)]
     failed: bool,
-    /// Tasks that run now
+    /// Select running tasks
     #[arg(long)]
     running: bool,
-    /// Tasks in these states (waiting ready assigned running ok error aborted timeout lost)
+    /// Select tasks in these states (waiting ready assigned running ok error aborted timeout lost)
     #[arg(long, value_name = "STATE,…", value_delimiter = ',')]
     state: Vec<TaskState>,
-    /// Tasks of these engines (`0,3,5-8`)
+    /// Select tasks of these engines (`0,3,5-8`)
     #[arg(long, value_name = "ENGINES")]
     engine: Option<Targets>,
-    /// Submitted since then: how long ago (`2h`) or a date (`2026-11-20`, `2026-11-20T21:10`)
+    /// Select by time of submission: an age (`2h`) or a date (`2026-11-20`, `2026-11-20T21:10`)
     #[arg(long, value_name = "WHEN")]
     since: Option<String>,
-    /// Of maps with this label
+    /// Select maps with this label
     #[arg(long, value_name = "LABEL")]
     label: Option<String>,
-    /// Conditions, for example 'duration>=10m and host~node3'
+    /// Select by conditions, for example 'duration>=10m and host~node3'
     #[arg(long = "where", value_name = "CONDITIONS")]
     conditions: Vec<String>,
 }
@@ -111,7 +114,7 @@ pub fn run(args: Args, context: &Context) -> Result<Exit, CommandError> {
     let format = match (args.jsonl, args.csv, context.json) {
         (true, _, true) | (_, true, true) => {
             return Err(CommandError::usage("--json cannot be combined with --jsonl or --csv")
-                .hint("--json is one document, --jsonl an object a line"));
+                .hint("--json prints one document, --jsonl one object per line"));
         }
         (true, ..) => Format::Jsonl,
         (_, true, _) => Format::Csv,
@@ -124,20 +127,22 @@ pub fn run(args: Args, context: &Context) -> Result<Exit, CommandError> {
         (false, _) => format,
     };
     if format == Format::Pickle && is_about_maps(&args) {
-        return Err(CommandError::usage("--pickle writes the values of tasks, and none are named")
-            .hint("pcluster results 1 --pickle -o values.pickle"));
+        return Err(
+            CommandError::usage("--pickle writes the values of tasks, and no tasks are selected")
+                .hint("pcluster results 1 --pickle -o values.pickle"),
+        );
     }
     if format == Format::Pickle && args.output.is_none() && context.terminal.stdout {
-        return Err(CommandError::usage("--pickle writes bytes, and stdout is a terminal").hint("name a file: --output values.pickle"));
+        return Err(
+            CommandError::usage("--pickle writes binary data, and stdout is a terminal").hint("write to a file: --output values.pickle")
+        );
     }
     let query = query(&args)?;
     let stream = match (args.stdout, args.stderr) {
         (true, _) => Some(Stream::Stdout),
         (_, true) => Some(Stream::Stderr),
         _ if args.run.is_some() => {
-            return Err(
-                CommandError::usage("--run says of which run --stdout or --stderr is wanted").hint("pcluster results 1.3 --run 1 --stdout")
-            );
+            return Err(CommandError::usage("--run needs --stdout or --stderr").hint("pcluster results 1.3 --run 1 --stdout"));
         }
         _ => None,
     };
@@ -157,18 +162,18 @@ pub fn run(args: Args, context: &Context) -> Result<Exit, CommandError> {
         }
     };
     if let Some(file) = sink.file() {
-        context.say(format!("{shown} written to {}", file.display()));
+        context.note(format!("{shown} written to {}", file.display()));
     }
     sink.finish()?;
     Ok(Exit::Fine)
 }
 
-/// All that one task has written on one stream.
+/// Writes the complete stdout or stderr of one task.
 fn write_output(args: &Args, query: &TaskQuery, stream: Stream, context: &Context) -> Result<Exit, CommandError> {
     let (true, [task]) = (query.maps.is_empty() && !context.json, query.tasks.as_slice()) else {
         return Err(
-            CommandError::usage(format!("--{} writes the output of one task, as it is", stream.word()))
-                .hint(format!("name one: pcluster results 1.3 --{} > FILE", stream.word())),
+            CommandError::usage(format!("--{} writes the output of exactly one task", stream.word()))
+                .hint(format!("select one: pcluster results 1.3 --{} > FILE", stream.word())),
         );
     };
     let records = Records::open(context)?;
@@ -178,7 +183,7 @@ fn write_output(args: &Args, query: &TaskQuery, stream: Stream, context: &Contex
         let (size, bytes) = records.output(*task, args.run, stream, start)?;
         let sink = match &mut sink {
             Some(sink) => sink,
-            // Not before it is known that there is such a task.
+            // Only once the task is known to exist.
             none => none.insert(Sink::open(args.output.as_deref())?),
         };
         sink.put(|out| out.write_all(&bytes))?;
@@ -189,14 +194,14 @@ fn write_output(args: &Args, query: &TaskQuery, stream: Stream, context: &Contex
     }
     if let Some(sink) = sink {
         if let Some(file) = sink.file() {
-            context.say(format!("{} written to {}", shown::size(start), file.display()));
+            context.note(format!("{} written to {}", shown::size(start), file.display()));
         }
         sink.finish()?;
     }
     Ok(Exit::Fine)
 }
 
-/// Only what tasks have makes it a question about tasks.
+/// Whether maps are listed: true unless a filter on tasks is given.
 fn is_about_maps(args: &Args) -> bool {
     let f = &args.filter;
     let of_tasks = f.pending || f.failed || f.running || !f.state.is_empty() || f.engine.is_some() || !f.conditions.is_empty();
@@ -208,7 +213,7 @@ fn is_single(args: &Args, query: &TaskQuery) -> bool {
         tasks: query.tasks.clone(),
         ..TaskQuery::default()
     };
-    args.limit.is_none() && *query == plain && (1..=IN_FULL).contains(&query.tasks.len())
+    args.limit.is_none() && *query == plain && (1..=MAX_IN_FULL).contains(&query.tasks.len())
 }
 
 fn query(args: &Args) -> Result<TaskQuery, CommandError> {
@@ -216,7 +221,7 @@ fn query(args: &Args) -> Result<TaskQuery, CommandError> {
     let (maps, tasks) = ids::sort(&args.ids);
     if let (Some(map), Some(task)) = (maps.first(), tasks.first()) {
         return Err(CommandError::usage(format!(
-            "{map} is a map and {task} a task: ask for maps or for tasks"
+            "{map} is a map and {task} is a task: select either maps or tasks"
         )));
     }
     let mut states = filter.state.clone();
@@ -249,7 +254,7 @@ fn query(args: &Args) -> Result<TaskQuery, CommandError> {
     })
 }
 
-/// Writes the maps; what was written, in words.
+/// Writes the maps; returns a description of what was written.
 fn show_maps(
     args: &Args,
     query: &TaskQuery,
@@ -265,8 +270,8 @@ fn show_maps(
         limit: args.limit.filter(|n| *n > 0),
     })?;
     match format {
-        Format::Table if rows.is_empty() => context.say(match query.since.is_some() || query.label.is_some() {
-            true => "no map fits".to_string(),
+        Format::Table if rows.is_empty() => context.note(match query.since.is_some() || query.label.is_some() {
+            true => "no matching maps".to_string(),
             false => format!("no maps yet in {}", context.cluster_in_words()),
         }),
         Format::Table => {
@@ -283,7 +288,7 @@ fn show_maps(
             views::csv_line(out, views::MAP_CSV_HEADER)?;
             rows.iter().try_for_each(|row| views::csv_line(out, views::map_csv(row)))
         })?,
-        // Refused before: maps have no values.
+        // Rejected earlier: maps have no values.
         Format::Pickle => {}
     }
     Ok(counted(rows.len() as u64, "map"))
@@ -310,7 +315,7 @@ fn show_tasks(
             })?;
             count = rows.len() as u64;
             if rows.is_empty() {
-                context.say("no task fits");
+                context.note("no matching tasks");
             } else {
                 let terminal = context.terminal_for(sink.file().is_some());
                 sink.text(&tables::tasks(&rows, times::now(), &terminal))?;
@@ -322,9 +327,7 @@ fn show_tasks(
                 };
                 let (_, matching) = records.tasks(&one)?;
                 if matching > query.offset + count {
-                    context.say(format!(
-                        "{count} of {matching} tasks are shown; --limit 0 shows all, filters and --sort choose"
-                    ));
+                    context.note(format!("showing {count} of {matching} tasks; --limit 0 shows all"));
                 }
             }
         }
@@ -334,7 +337,7 @@ fn show_tasks(
                 list = Some(json::List::begin(out, "tasks")?);
                 Ok(())
             })?;
-            let mut list = list.ok_or_else(|| CommandError::internal("a list without a beginning"))?;
+            let mut list = list.ok_or_else(|| CommandError::internal("list was not opened"))?;
             records.each_task(&query, &mut |mut row| {
                 (count, long) = (count + 1, long + is_long(&row));
                 records.fetch_value(&mut row)?;
@@ -370,15 +373,15 @@ fn show_tasks(
         }
     }
     if long > 0 {
-        context.say(format!(
-            "note: of {} with long output only the beginning of that is written; all of it: pcluster results TASK --stdout > FILE",
+        context.note(format!(
+            "note: {} with truncated output; full output: pcluster results TASK --stdout > FILE",
             counted(long, "task")
         ));
     }
     Ok(counted(count, "task"))
 }
 
-/// Single tasks with all that is known of them, in the order asked for.
+/// Single tasks in full, in the order given.
 fn show_in_full(query: &TaskQuery, records: &Records, format: Format, sink: &mut Sink) -> Result<String, CommandError> {
     let (mut rows, _) = records.tasks(query)?;
     let place = |id: TaskId| query.tasks.iter().position(|task| *task == id);

@@ -6,10 +6,11 @@ use crate::cli::{CommandError, Context, Exit};
 
 /// Run a Python script in each engine's namespace
 ///
-/// The script and the modules beside it that it imports travel to the engines. What each prints is shown with its number in front: [0] …
+/// Sends the script and the local modules that it imports to the engines. Output is prefixed with the engine's number: [0] …
 #[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:\n  pcluster run setup.py\n  pcluster run train.py --targets 0-3 --with config.json")]
 pub struct Args {
-    /// The script
+    /// Run this script
     #[arg(value_name = "SCRIPT.py")]
     script: String,
     #[command(flatten)]

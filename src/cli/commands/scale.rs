@@ -6,13 +6,14 @@ use crate::cli::output::json;
 use crate::cli::{CommandError, Context, Exit};
 use crate::cluster::{self, Scaled};
 
-/// Bring a running cluster to so many engines: start more, or take some away
+/// Scale a running cluster to N engines
 ///
-/// Engines that wait in a batch system's queue count too. Those go first that have not begun, then idle ones; one that runs a task
-/// finishes it before it goes. New ones are started as the others were, unless options say otherwise.
+/// Engines waiting in a batch system's queue count as well. Removes engines that have not started first, then idle ones; a busy
+/// engine finishes its task first. Starts new engines in the same way as the existing ones, unless options say otherwise.
 #[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:\n  pcluster scale 20\n  pcluster scale 0\n  pcluster scale 64 --launcher slurm --walltime 1h")]
 pub struct Args {
-    /// How many there are to be
+    /// Target number of engines
     n: u32,
     #[command(flatten)]
     how: How,
@@ -32,8 +33,8 @@ pub fn run(args: Args, context: &Context) -> Result<Exit, CommandError> {
             };
             json::print(&serde_json::json!({"added": added, "engines": total}))?;
         }
-        Scaled::Added { n, total } => context.say(format!("{} added; there are {total}", counted(u64::from(n), "engine"))),
-        Scaled::Unchanged { n } => context.say(format!("there are {} already", counted(u64::from(n), "engine"))),
+        Scaled::Added { n, total } => context.note(format!("{} added, {total} in total", counted(u64::from(n), "engine"))),
+        Scaled::Unchanged { n } => context.note(format!("already {}", counted(u64::from(n), "engine"))),
     }
     Ok(Exit::Fine)
 }

@@ -6,15 +6,17 @@ use crate::model::definition::Work;
 use serde_json::value::RawValue;
 use std::io::Read;
 
-/// Cut a list into even parts, one for each engine, under one name
+/// Partition a list across the engines
+///
+/// Sets NAME on each engine to its part of the list. The lengths of the parts differ by at most one.
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "Example:\n  pcluster scatter numbers '[1, 2, 3, 4, 5, 6, 7, 8]'\n  pcluster exec 'total = sum(numbers)'\n  pcluster pull total"
+    after_help = "Examples:\n  pcluster scatter numbers '[1, 2, 3, 4, 5, 6, 7, 8]'\n  pcluster exec 'total = sum(numbers)'\n  pcluster pull total"
 )]
 pub struct Args {
-    /// The name on the engines
+    /// Set this variable on the engines
     name: String,
-    /// The list as JSON, or - for stdin
+    /// Partition this JSON list, or - for stdin
     #[arg(value_name = "JSON")]
     list: String,
     #[command(flatten)]
@@ -23,7 +25,7 @@ pub struct Args {
 
 pub fn run(args: Args, context: &Context) -> Result<Exit, CommandError> {
     if !is_name(&args.name) {
-        return Err(CommandError::usage(format!("{:?} cannot be a Python name", args.name)));
+        return Err(CommandError::usage(format!("{:?} is not a valid Python name", args.name)));
     }
     let mut text = args.list;
     if text == "-" {
@@ -32,7 +34,7 @@ pub fn run(args: Args, context: &Context) -> Result<Exit, CommandError> {
         read.map_err(|e| CommandError::usage(format!("cannot read the list from stdin: {e}")))?;
     }
     let list: Vec<Box<RawValue>> = serde_json::from_str(&text).map_err(|e| {
-        CommandError::usage(format!("what is to be scattered is not a JSON list: {e}"))
+        CommandError::usage(format!("the value to scatter is not a JSON list: {e}"))
             .hint("for example: pcluster scatter numbers '[1, 2, 3, 4]'")
     })?;
     let name = args.name;
@@ -40,12 +42,12 @@ pub fn run(args: Args, context: &Context) -> Result<Exit, CommandError> {
     let Some(answers) = on_engines::run(context, &args.engines, Work::Push, inputs)? else {
         return Ok(Exit::Interrupted);
     };
-    answers.all_well(context, "scatter")?;
-    context.say_more(format!("{} items on {} engines", list.len(), answers.rows.len()));
+    answers.require_success(context, "scatter")?;
+    context.note_verbose(format!("{} items on {} engines", list.len(), answers.rows.len()));
     Ok(Exit::Fine)
 }
 
-/// Neighbouring parts whose lengths differ by one at most, the longer ones first.
+/// Consecutive parts whose lengths differ by at most one, the longer ones first.
 fn parts<T>(list: &[T], count: usize) -> Vec<&[T]> {
     let (mut parts, mut rest) = (Vec::with_capacity(count), list);
     for left in (1..=count).rev() {

@@ -11,33 +11,36 @@ use crate::profile::config::EngineKind;
 use crate::profile::{Config, ProfileDir};
 use std::time::Duration;
 
-/// Show the script that a start would submit to a batch system, and submit nothing
+/// Print the script that `start` would submit to a batch system
 ///
-/// The script goes to stdout, complete; how it would be submitted is said on stderr.
+/// Prints the complete script to stdout and the submit command to stderr. Submits nothing.
 #[derive(Debug, clap::Args)]
+#[command(
+    after_help = "Examples:\n  pcluster script --launcher slurm -n 64 --walltime 2h\n  pcluster script --launcher pbs --controller > controller.sh"
+)]
 pub struct Args {
-    /// How many engines [default: launcher.n of the profile, else one for each processor]
+    /// Start N engines [default: launcher.n of the profile, else one per processor]
     #[arg(short, value_name = "N")]
     n: Option<u32>,
-    /// The script of the controller, instead of that of the engines
+    /// Print the controller's script instead of the engines'
     #[arg(long)]
     controller: bool,
     #[command(flatten)]
     settings: SettingArgs,
-    /// pcluster's own engine, or ipyparallel's
-    #[arg(long, value_name = "KIND")]
+    /// Start this kind of engine: pcluster's own, or ipyparallel's
+    #[arg(long, value_name = "KIND", help_heading = None::<&str>)]
     engine: Option<Kind>,
-    /// The Python interpreter of the engines [default: the active environment's, else python3]
-    #[arg(long, value_name = "PYTHON")]
+    /// Run this Python interpreter on the engines [default: the active environment's, else python3]
+    #[arg(long, value_name = "PYTHON", help_heading = None::<&str>)]
     python: Option<String>,
-    /// How much controller and engines log: error, warn, info, debug, trace
-    #[arg(long, value_name = "LEVEL")]
+    /// Set the log level of controller and engines: error, warn, info, debug, trace
+    #[arg(long, value_name = "LEVEL", help_heading = None::<&str>)]
     log_level: Option<String>,
 }
 
-/// Stands where each submission has letters of its own.
+/// A placeholder for the unique letters of each submission.
 const UNIQUE: &str = "preview";
-/// How long the batch system may take to say which dialect it is.
+/// How long to wait for the batch system to report its dialect.
 const ANSWER: Duration = Duration::from_secs(10);
 
 pub fn run(args: Args, context: &Context) -> Result<Exit, CommandError> {
@@ -52,8 +55,8 @@ pub fn run(args: Args, context: &Context) -> Result<Exit, CommandError> {
         false => config.launcher.engines.clone(),
     };
     let Some(system) = batch::by_name(&name) else {
-        return Err(CommandError::usage(format!("the launcher `{name}` submits no script"))
-            .hint(format!("name a batch system: --launcher {}", batch::SYSTEMS.join(", "))));
+        return Err(CommandError::usage(format!("the launcher `{name}` does not submit scripts"))
+            .hint(format!("choose a batch system: --launcher {}", batch::SYSTEMS.join(", "))));
     };
     let system = dialect(system, context);
     let request = request(&args, &config, &profile, system, context)?;
@@ -64,17 +67,17 @@ pub fn run(args: Args, context: &Context) -> Result<Exit, CommandError> {
     show(system, &request, &files, context)
 }
 
-/// The dialect of this place, if it has any: what a system here says of itself, else the one that is assumed.
+/// The local dialect, if the system has several: as it reports, else the default.
 fn dialect(system: &'static dyn BatchSystem, context: &Context) -> &'static dyn BatchSystem {
     let Some(question) = system.dialect_command() else {
         return system;
     };
-    let said = LocalRunner.run(&environment::for_query(system, question.clone()), ANSWER).ok();
-    match said.and_then(|said| system.detect_dialect(&said)) {
+    let reply = LocalRunner.run(&environment::for_query(system, question.clone()), ANSWER).ok();
+    match reply.and_then(|reply| system.detect_dialect(&reply)) {
         Some(dialect) => dialect,
         None => {
-            context.say(format!(
-                "`{question}` does not tell here which {} it is; this is for {}",
+            context.note(format!(
+                "`{question}` does not report which {} is installed; assuming {}",
                 system.name(),
                 system.title()
             ));
@@ -90,11 +93,11 @@ fn request(
     system: &dyn BatchSystem,
     context: &Context,
 ) -> Result<JobRequest, CommandError> {
-    let unknown = |what: &str, e: std::io::Error| CommandError::environment(format!("cannot tell {what}: {e}"));
-    let program = std::env::current_exe().map_err(|e| unknown("which program this is", e))?;
+    let unknown = |what: &str, e: std::io::Error| CommandError::environment(format!("cannot determine {what}: {e}"));
+    let program = std::env::current_exe().map_err(|e| unknown("the path of this program", e))?;
     let cwd = std::env::current_dir().map_err(|e| unknown("the working directory", e))?;
     let resources = config.launchers.of(system.name()).cloned().unwrap_or_default();
-    // As `start` has it: what only says how engines are started is of no use to them.
+    // As in `start`: settings that only affect how engines are started are not passed on.
     let settings = args.settings.settings.clone();
     if args.controller {
         let launch = ControllerLaunch {
@@ -126,7 +129,7 @@ fn request(
 
 fn show(system: &dyn BatchSystem, request: &JobRequest, files: &[ScriptFile], context: &Context) -> Result<Exit, CommandError> {
     let Some(first) = files.first() else {
-        return Err(CommandError::internal("there is no template"));
+        return Err(CommandError::internal("no template"));
     };
     let command = system.submit_command(&first.path, &first.text, request);
     if context.json {
@@ -158,9 +161,9 @@ fn show(system: &dyn BatchSystem, request: &JobRequest, files: &[ScriptFile], co
     } else {
         String::new()
     };
-    context.say(format!("{} would be asked by: {command}{from}", system.title()));
-    context.say(format!(
-        "nothing was submitted; `{UNIQUE}` stands for letters that each submission has of its own"
+    context.note(format!("{} would run: {command}{from}", system.title()));
+    context.note(format!(
+        "nothing was submitted; `{UNIQUE}` is a placeholder for letters that are unique to each submission"
     ));
     Ok(Exit::Fine)
 }

@@ -5,18 +5,18 @@ use crate::cli::{CommandError, Context, Exit};
 use crate::model::targets::Targets;
 use nix::sys::signal::Signal;
 
-/// Send a signal to what the engines run at this moment
+/// Send a signal to the running task of each engine
 ///
-/// It goes to each engine's Python worker and to the command that it runs; the engine itself goes on. INT interrupts Python code
-/// as Ctrl-C does. KILL and the like end the worker: the engine starts a new one, and what was in its namespace is lost.
-/// To stop tasks for good, see `pcluster cancel`.
+/// Signals each engine's Python worker and the command that it runs; the engine itself continues. INT interrupts Python code, like
+/// Ctrl-C. KILL and similar signals end the worker: the engine starts a new one, and its namespace is lost. To stop tasks
+/// permanently, use `pcluster cancel`.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:\n  pcluster signal INT\n  pcluster signal SIGUSR1 --targets 0,3-5")]
 pub struct Args {
-    /// A name, with or without SIG in front, or a number
+    /// Send this signal: a name, with or without SIG, or a number
     #[arg(value_name = "SIGNAL", value_parser = signal)]
     signal: Signal,
-    /// On which engines: all, or a list such as 0,3,5-8
+    /// Signal these engines: all, or a list such as 0,3,5-8
     #[arg(long, value_name = "ENGINES", default_value = "all")]
     targets: Targets,
 }
@@ -27,7 +27,7 @@ fn signal(text: &str) -> Result<Signal, String> {
     let named = || word.parse().or_else(|_| format!("SIG{word}").parse()).ok();
     number
         .or_else(named)
-        .ok_or_else(|| "write a signal's name or number, for example INT, SIGTERM or 10 (kill -l lists them)".into())
+        .ok_or_else(|| "must be the name or number of a signal, for example INT, SIGTERM or 10 (see kill -l)".into())
 }
 
 pub fn run(args: Args, context: &Context) -> Result<Exit, CommandError> {
@@ -35,14 +35,13 @@ pub fn run(args: Args, context: &Context) -> Result<Exit, CommandError> {
     let engines = context.block_on(client.signal_engines(args.targets, args.signal as i32))??;
     if engines.is_empty() {
         return Err(
-            CommandError::not_found("no engines are registered, so there is nothing to send a signal to")
-                .hint(format!("`pcluster engines{}` shows the engines", context.options())),
+            CommandError::not_found("no engines are registered").hint(format!("`pcluster engines{}` shows the engines", context.options()))
         );
     }
     if context.json {
         json::print(&serde_json::json!({"signal": args.signal.as_str(), "engines": engines}))?;
     } else {
-        context.say(format!("{} to {}", args.signal, counted(engines.len() as u64, "engine")));
+        context.note(format!("{} to {}", args.signal, counted(engines.len() as u64, "engine")));
     }
     Ok(Exit::Fine)
 }

@@ -18,74 +18,76 @@ use tokio::signal::unix::{SignalKind, signal};
 
 /// Start a controller and engines
 ///
-/// Returns when the engines are registered. What they log is shown by `pcluster logs`.
+/// Returns when the engines have registered. `pcluster logs` shows their logs.
 #[derive(Debug, clap::Args)]
+#[command(
+    after_help = "Examples:\n  pcluster start -n 4\n  pcluster start --launcher slurm -n 64 --queue batch --walltime 2h --mem 4G\n  pcluster start --on login.example.org --launcher sge -n 15"
+)]
 pub struct Args {
-    /// How many engines [default: launcher.n of the profile, else one for each processor]
+    /// Start N engines [default: launcher.n of the profile, else one per processor]
     #[arg(short, value_name = "N")]
     n: Option<u32>,
     #[command(flatten)]
     how: How,
-    /// Where the controller listens: an address or a network interface of this host, or 0.0.0.0 for all [default: 127.0.0.1,
-    /// and 0.0.0.0 where engines may be on other hosts]
-    #[arg(long, value_name = "ADDRESS")]
+    /// Listen on this address or network interface; 0.0.0.0 for all [default: 127.0.0.1, or 0.0.0.0 if engines may run on other
+    /// hosts]
+    #[arg(long, value_name = "ADDRESS", help_heading = None::<&str>)]
     ip: Option<String>,
-    /// Do not encrypt: for clients and engines of ipyparallel 6 or older, or whose ZeroMQ has no CURVE. Messages are still signed
-    #[arg(long)]
+    /// Disable encryption, for ipyparallel 6 or older or a ZeroMQ without CURVE; messages are still signed
+    #[arg(long, help_heading = None::<&str>)]
     no_curve: bool,
-    /// What starts the controller: local, or a batch system, which runs it as a job of its own [default: local]
-    #[arg(long, value_name = "NAME")]
+    /// Start the controller with this launcher: local, or a batch system, as a separate job [default: local]
+    #[arg(long, value_name = "NAME", help_heading = None::<&str>)]
     controller_launcher: Option<String>,
-    /// Start it on another host over ssh, and connect to it: [user@]host, or a Host of ~/.ssh/config
-    #[arg(long, value_name = "DESTINATION")]
+    /// Start the cluster on a remote host over ssh and connect to it: [user@]host, or a Host of ~/.ssh/config
+    #[arg(long, value_name = "DESTINATION", help_heading = None::<&str>)]
     on: Option<String>,
-    /// With --on: do not copy this pcluster there where it is missing or of another version
-    #[arg(long, requires = "on")]
+    /// With --on: do not copy this pcluster to the host if it is missing or a different version
+    #[arg(long, requires = "on", help_heading = None::<&str>)]
     no_install: bool,
-    /// Progress as JSON lines on stderr, for a pcluster that has started this one over ssh
+    /// Print progress as JSON lines on stderr, for a pcluster that runs this one over ssh
     #[arg(long, hide = true)]
-    tell_progress: bool,
+    json_progress: bool,
 }
 
-/// How engines are started; `engines add` takes the same.
+/// Options for starting engines, shared with `engines add` and `scale`.
 #[derive(Clone, Debug, clap::Args)]
 pub struct How {
-    /// What starts the engines: local, mpi, ssh, slurm, sge, pbs, lsf, htcondor
+    /// Start the engines with this launcher: local, mpi, ssh, slurm, sge, pbs, lsf, htcondor
     #[arg(long, value_name = "NAME")]
     pub launcher: Option<String>,
-    /// pcluster's own engine, or ipyparallel's
+    /// Start this kind of engine: pcluster's own, or ipyparallel's
     #[arg(long, value_name = "KIND")]
     pub engine: Option<Kind>,
-    /// The Python interpreter of the engines [default: the active environment's, else python3]
+    /// Run this Python interpreter on the engines [default: the active environment's, else python3]
     #[arg(long, value_name = "PYTHON")]
     pub python: Option<String>,
-    /// How many engines to wait for: a number, all, none
+    /// Wait for N engines: a number, all or none [default: all]
     #[arg(long, value_name = "N", default_value = "all", hide_default_value = true, value_parser = wait_for)]
     pub wait: Wait,
-    /// How long to wait for them (`90s`, `5m`) [default: launcher.engines_timeout_ms, not counting time in a batch system's queue]
-    #[arg(long, value_name = "TIME", value_parser = super::wait::duration)]
+    /// Time out after DURATION (`90s`, `5m`) [default: launcher.engines_timeout_ms, excluding time in a batch queue]
+    #[arg(long, value_name = "DURATION", value_parser = super::wait::duration)]
     pub timeout: Option<Duration>,
-    /// Engines whose job was ended by its time limit, by the loss of its node or by preemption get a new job, each so often
-    /// [default: launcher.max_walltime_restarts, 0]
-    #[arg(long, value_name = "N", help_heading = "For batch systems")]
+    /// Restart engines up to N times each after walltime, node failure or preemption [default: launcher.max_walltime_restarts, 0]
+    #[arg(long, value_name = "N", help_heading = "Batch systems")]
     pub max_walltime_restarts: Option<u32>,
-    /// With --launcher ssh, again for each host: where engines start, and how many [default: launchers.ssh.hosts of the profile]
+    /// With --launcher ssh: start N engines on this host; repeatable [default: launchers.ssh.hosts of the profile]
     #[arg(long = "host", value_name = "[USER@]HOST[:N]", value_parser = host)]
     pub hosts: Vec<String>,
-    /// With --launcher ssh: with so many engines it is a success, whatever other hosts say [default: all]
+    /// With --launcher ssh: succeed if at least N engines start [default: all]
     #[arg(long, value_name = "N")]
     pub min_engines: Option<u32>,
-    /// With --launcher ssh: whether engines reach the controller through a reverse tunnel: where they must (auto), always, never
-    /// [default: launchers.ssh.tunnel of the profile]
+    /// With --launcher ssh: use a reverse tunnel to the controller if needed (auto), always or never [default: launchers.ssh.tunnel
+    /// of the profile]
     #[arg(long, value_name = "WHEN")]
     pub tunnel: Option<Tunnel>,
     #[command(flatten)]
     pub resources: ResourceArgs,
-    /// A setting over those of the profile's pcluster.yaml, for example engine.interrupt_ms=1000
-    #[arg(long = "set", value_name = "KEY=VALUE", value_parser = setting)]
+    /// Override a setting of pcluster.yaml, for example engine.interrupt_timeout_ms=1000
+    #[arg(long = "set", value_name = "KEY=VALUE", value_parser = setting, help_heading = None::<&str>)]
     pub settings: Vec<(String, String)>,
-    /// How much controller and engines log: error, warn, info, debug, trace
-    #[arg(long, value_name = "LEVEL")]
+    /// Set the log level of controller and engines: error, warn, info, debug, trace
+    #[arg(long, value_name = "LEVEL", help_heading = None::<&str>)]
     pub log_level: Option<String>,
 }
 
@@ -135,7 +137,7 @@ fn wait_for(text: &str) -> Result<Wait, String> {
 }
 
 impl How {
-    /// `--set`, and what options say that are settings too.
+    /// `--set`, and the options that stand for settings.
     pub fn settings(&self, context: &Context) -> Result<Vec<(String, String)>, CommandError> {
         let mut settings = self.settings.clone();
         if let Some(timeout) = self.timeout {
@@ -197,8 +199,8 @@ pub fn run(args: Args, context: &Context) -> Result<Exit, CommandError> {
         program: None,
     };
     let mut bar = Bar::new(context);
-    let mut show = |progress: StartProgress| match args.tell_progress {
-        true => tell(&progress, context),
+    let mut show = |progress: StartProgress| match args.json_progress {
+        true => print_progress(&progress, context),
         false => bar.show(progress),
     };
     let started = interruptible(context, cluster::start(options, &mut show))?;
@@ -210,7 +212,7 @@ pub fn run(args: Args, context: &Context) -> Result<Exit, CommandError> {
 fn settings(args: &Args, context: &Context) -> Result<Vec<(String, String)>, CommandError> {
     let mut settings = args.how.settings(context)?;
     if let Some(ip) = &args.ip {
-        // As YAML text: an address of digits and points must stay one.
+        // Quoted as YAML text: an address of digits and dots must stay a string.
         settings.push(("controller.ip".into(), format!("{ip:?}")));
     }
     if args.no_curve {
@@ -219,11 +221,11 @@ fn settings(args: &Args, context: &Context) -> Result<Vec<(String, String)>, Com
     Ok(settings)
 }
 
-fn tell(progress: &StartProgress, context: &Context) {
+fn print_progress(progress: &StartProgress, context: &Context) {
     if let Ok(text) = serde_json::to_string(&Told {
         progress: progress.clone(),
     }) {
-        context.say(text);
+        context.note(text);
     }
 }
 
@@ -245,7 +247,7 @@ fn report(started: &Started, context: &Context) -> Result<(), CommandError> {
         }));
     }
     let options = context.options();
-    context.say(format!(
+    context.note(format!(
         "{}: a controller ({}) and {}, in {:.1} s",
         context.cluster_in_words(),
         started
@@ -256,9 +258,9 @@ fn report(started: &Started, context: &Context) -> Result<(), CommandError> {
         started.took.as_secs_f64(),
     ));
     for line in super::engines::unavailable_in_words(&started.unavailable) {
-        context.say(format!("warning: {line}"));
+        context.note(format!("warning: {line}"));
     }
-    context.say(format!(
+    context.note(format!(
         "next: pcluster map{options} FILE.py:FUNCTION INPUTS.txt  (pcluster status{options}, pcluster stop{options})"
     ));
     Ok(())
@@ -276,14 +278,14 @@ fn engines_in_words(started: &Started) -> String {
     text
 }
 
-/// Runs `work` to its end, or until Ctrl-C, SIGTERM, or the end of the terminal: then what it had started is ended again.
+/// Runs `work` to completion, or until Ctrl-C, SIGTERM or SIGHUP: then everything that it started is stopped.
 pub fn interruptible<T, E>(context: &Context, work: impl Future<Output = Result<T, E>>) -> Result<T, CommandError>
 where
     CommandError: From<E>,
 {
     let finished = context.block_on(async {
-        // From here on Ctrl-C ends nothing by itself, also before `work` waits for the first time.
-        // Under nohup(1) the end of the terminal is none of its business.
+        // The handlers are installed before `work` is first polled.
+        // Under nohup(1) SIGHUP stays ignored.
         let ignores_hangup = is_ignored(SignalKind::hangup());
         let kinds = [SignalKind::interrupt(), SignalKind::terminate(), SignalKind::hangup()];
         let [Ok(mut interrupted), Ok(mut terminated), Ok(mut hung_up)] = kinds.map(signal) else {
@@ -300,7 +302,7 @@ where
         Some(result) => Ok(result?),
         None => Err(CommandError::new(
             ErrorKind::Interrupted,
-            "interrupted; what had been started is stopped again",
+            "interrupted; what was started has been stopped",
         )),
     }
 }
@@ -313,7 +315,7 @@ fn is_ignored(kind: SignalKind) -> bool {
     mask.is_some_and(|mask| mask >> (kind.as_raw_value() - 1) & 1 == 1)
 }
 
-/// On a terminal: what is going on, in one line that goes away.
+/// A transient progress line on a terminal.
 pub struct Bar<'a> {
     context: &'a Context,
     bar: ProgressBar,
@@ -332,7 +334,7 @@ impl<'a> Bar<'a> {
 
     pub fn show(&mut self, progress: StartProgress) {
         match progress {
-            StartProgress::Note(text) => self.bar.suspend(|| self.context.say(text)),
+            StartProgress::Note(text) => self.bar.suspend(|| self.context.note(text)),
             StartProgress::ControllerStarting => self.bar.set_message("starting the controller"),
             StartProgress::ControllerWaits { job, state } => {
                 let state = if state.is_empty() { "submitted".into() } else { state };
@@ -350,7 +352,7 @@ impl<'a> Bar<'a> {
                 let line = one_line(&format!("{job}: {registered}/{n} engines{left}"));
                 match self.context.terminal.stderr {
                     true => self.bar.set_message(line),
-                    false => self.context.say_more(line),
+                    false => self.context.note_verbose(line),
                 }
             }
             StartProgress::Engines { registered, n, .. } => {
@@ -385,7 +387,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_started_is_refused_before_anything_runs() {
+    fn invalid_commands_fail_before_anything_is_created() {
         let dir = tempfile::tempdir().unwrap();
         let mut context = Context::for_tests(dir.path());
         context.quiet = true;
@@ -402,9 +404,9 @@ mod tests {
             ("pcluster cancel --all", 3, "no cluster is running"),
             ("pcluster wait 1", 3, "no cluster is running"),
             ("pcluster purge 1", 3, "no cluster is running"),
-            ("pcluster logs", 3, "there are no such logs"),
+            ("pcluster logs", 3, "no such logs"),
             ("pcluster logs all 3", 2, "only engines have numbers"),
-            ("pcluster profile show", 3, "there is no profile `default`"),
+            ("pcluster profile show", 3, "no profile `default`"),
             ("pcluster profile create a/b", 2, "slash"),
         ] {
             let error = run(line, &context).unwrap_err();
@@ -418,7 +420,7 @@ mod tests {
     }
 
     #[test]
-    fn what_options_say_is_set_and_an_address_stays_an_address() {
+    fn options_become_settings_and_an_address_stays_a_string() {
         let line = "pcluster start --ip 0.0.0.0 --no-curve --timeout 2m --set controller.hwm=2";
         let Command::Start(args) = args::parse(line.split(' ').map(Into::into)).unwrap().command else {
             panic!()

@@ -10,8 +10,9 @@ use crate::model::UnixTime;
 use serde::Serialize;
 use std::path::Path;
 
-/// Show how a cluster is doing: controller, engines, queue
+/// Show the state of a cluster: controller, engines, queue
 #[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:\n  pcluster status\n  pcluster status --profile gpu --json")]
 pub struct Args {}
 
 #[derive(Serialize)]
@@ -21,15 +22,15 @@ struct View<'a> {
     directory: &'a Path,
     controller: ControllerView<'a>,
     engines: Vec<EngineView<'a>>,
-    /// Maps that are not finished.
+    /// Unfinished maps.
     open_maps: u64,
     /// Tasks.
     queued: u64,
     running: u64,
     finished: u64,
-    /// Clients and engines that have lost their connection because they did not read.
+    /// Clients and engines disconnected because they did not read.
     cut_off: u64,
-    /// Where engines whose job has ended may get a new one: how many have.
+    /// Number of engines restarted in a new job, if restarts are enabled.
     replaced: Option<u32>,
 }
 
@@ -45,10 +46,11 @@ pub fn run(_args: Args, context: &Context) -> Result<Exit, CommandError> {
     let profile = context.profile_dir()?;
     let client = context.client()?;
     let status = context.block_on(client.status())??;
-    let keeper = ClusterState::read(&profile, &context.cluster_id)
-        .ok()
-        .flatten()
-        .and_then(|state| state.keeper);
+    let state = ClusterState::read(&profile, &context.cluster_id).unwrap_or_else(|error| {
+        context.note(format!("{error}; the controller is running"));
+        None
+    });
+    let keeper = state.and_then(|state| state.keeper);
     if context.json {
         json::print(&View {
             profile: profile.name(),
@@ -70,20 +72,18 @@ pub fn run(_args: Args, context: &Context) -> Result<Exit, CommandError> {
         })?;
     } else {
         output::print(&text(&status, &context.cluster_in_words(), profile.path(), times::now()))?;
-        if let Some(keeper) = keeper.filter(|keeper| keeper.replaced > 0 || keeper.trouble.is_some()) {
+        if let Some(keeper) = keeper.filter(|keeper| keeper.replaced > 0 || keeper.problem.is_some()) {
             let engines = counted(u64::from(keeper.replaced), "engine");
-            context.say(format!(
-                "{engines} got a new job when theirs had ended; `pcluster list` shows the jobs"
-            ));
-            keeper.trouble.iter().for_each(|trouble| context.say(trouble));
+            context.note(format!("{engines} restarted in a new job; `pcluster list` shows the jobs"));
+            keeper.problem.iter().for_each(|problem| context.note(problem));
         }
         super::engines::note_unavailable(&status.engines, context);
-        status.notes.iter().for_each(|note| context.say(note));
+        status.notes.iter().for_each(|note| context.note(note));
         if let Some(text) = crate::db::noted_loss(&profile.database_file(&context.cluster_id), false) {
-            context.say(text);
+            context.note(text);
         }
         if status.engines.is_empty() {
-            context.say(format!("no engines: pcluster engines add 4{}", context.options()));
+            context.note(format!("no engines; add some: pcluster engines add 4{}", context.options()));
         }
     }
     Ok(Exit::Fine)
@@ -126,7 +126,7 @@ fn text(status: &StatusReply, cluster: &str, directory: &Path, now: UnixTime) ->
     text = visible(&text).into_owned();
     if status.cut_off > 0 {
         let peers = counted(status.cut_off, "peer");
-        text.push_str(&format!("{:<12}{peers} that did not read (see pcluster logs)\n", "cut off"));
+        text.push_str(&format!("{:<12}{peers} that did not read (see pcluster logs)\n", "dropped"));
     }
     text
 }
@@ -147,13 +147,13 @@ mod tests {
             "open_maps": 1, "queued": 10, "running": 2, "finished": 9,
         }))
         .unwrap();
-        let cut_off = StatusReply {
+        let dropped = StatusReply {
             cut_off: 2,
             ..status.clone()
         };
         let text_of = |status| text(status, "x", Path::new("/"), UnixTime(1075.0));
-        let last = text_of(&cut_off).lines().last().unwrap().to_string();
-        assert_eq!(last, "cut off     2 peers that did not read (see pcluster logs)");
+        let last = text_of(&dropped).lines().last().unwrap().to_string();
+        assert_eq!(last, "dropped     2 peers that did not read (see pcluster logs)");
         insta::assert_snapshot!(text(&status, "profile `default`", Path::new("/home/u/.ipython/profile_default"), UnixTime(1075.0)), @r"
         cluster     profile `default`, in /home/u/.ipython/profile_default
         controller  pcluster 0.1.0, process 17 on n1, up 1 min 15 s

@@ -9,10 +9,11 @@ use crate::profile::ProfileDir;
 
 /// Stop a cluster: its engines, then its controller
 ///
-/// Its records stay: `pcluster results` reads them, and tasks that are not finished go on when it is started again.
+/// Keeps all records: `pcluster results` still shows them, and unfinished tasks resume at the next start.
 #[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:\n  pcluster stop\n  pcluster stop --profile gpu\n  pcluster stop --all")]
 pub struct Args {
-    /// All clusters of all profiles
+    /// Stop all clusters of all profiles
     #[arg(long)]
     all: bool,
 }
@@ -28,10 +29,10 @@ pub fn run(args: Args, context: &Context) -> Result<Exit, CommandError> {
         false => vec![(context.profile_dir()?, context.cluster_id.clone())],
         true => {
             let all = cluster::list(context.ipython_dir.as_deref())?;
-            for cluster in all.iter().filter(|c| c.state == Condition::Elsewhere) {
+            for cluster in all.iter().filter(|c| c.state == Condition::Remote) {
                 let name = in_words(&ProfileDir::at(&cluster.directory), &cluster.cluster_id);
-                let why = cluster.unseen.as_deref().unwrap_or("it is on another host");
-                context.say(format!("{name}: left alone, as it cannot be told whether it runs: {why}"));
+                let why = cluster.unseen.as_deref().unwrap_or("it runs on another host");
+                context.note(format!("{name}: skipped, its state is unknown: {why}"));
             }
             let ours = all.iter().filter(|c| matches!(c.state, Condition::Running | Condition::Stale));
             ours.map(|c| (ProfileDir::at(&c.directory), c.cluster_id.clone())).collect()
@@ -44,14 +45,14 @@ pub fn run(args: Args, context: &Context) -> Result<Exit, CommandError> {
             Ok(stopped) => {
                 let name = in_words(profile, cluster_id);
                 if !context.json {
-                    context.say(outcome(&name, &stopped));
+                    context.note(outcome(&name, &stopped));
                 }
                 views.push(serde_json::json!({
-                    "profile": profile.name(), "cluster_id": cluster_id, "controller_was_gone": stopped.was_dead, "engines": stopped.engines,
+                    "profile": profile.name(), "cluster_id": cluster_id, "controller_was_dead": stopped.was_dead, "engines": stopped.engines,
                     "terminated": stopped.ended.terminated, "killed": stopped.ended.killed,
                 }));
             }
-            // The others are to be stopped all the same.
+            // Continue with the other clusters.
             Err(error) if args.all => {
                 output::stderr_text(&error.render(context.terminal.color_stderr));
                 failed = Some(error);
@@ -62,10 +63,10 @@ pub fn run(args: Args, context: &Context) -> Result<Exit, CommandError> {
     if context.json {
         json::print(&serde_json::json!({"stopped": views}))?;
     } else if clusters.is_empty() {
-        context.say("nothing runs");
+        context.note("no clusters are running");
     }
     match failed {
-        Some(error) => Err(CommandError::new(error.kind, "not every cluster could be stopped")),
+        Some(error) => Err(CommandError::new(error.kind, "some clusters could not be stopped")),
         None => Ok(Exit::Fine),
     }
 }
@@ -74,13 +75,13 @@ pub fn stop(profile: &ProfileDir, cluster_id: &str, context: &Context) -> Result
     let mut show = notes(context);
     let stopped = context.block_on(cluster::stop(profile, cluster_id, &mut show))??;
     if let Some(text) = db::noted_loss(&profile.database_file(cluster_id), true) {
-        return Err(CommandError::failed(text).hint("the cluster is stopped; move that file to the place of the database"));
+        return Err(CommandError::failed(text).hint("the cluster is stopped; move that file to the path of the database"));
     }
     record(&stopped, profile, cluster_id, context);
     Ok(stopped)
 }
 
-/// How the jobs have ended; the controller is gone by now.
+/// Records how the jobs ended; the controller has exited by now.
 pub fn record(stopped: &Stopped, profile: &ProfileDir, cluster_id: &str, context: &Context) {
     let path = profile.database_file(cluster_id);
     if stopped.jobs.is_empty() || !path.exists() {
@@ -92,18 +93,18 @@ pub fn record(stopped: &Stopped, profile: &ProfileDir, cluster_id: &str, context
         writer.close()
     });
     if let Err(error) = written {
-        context.say(format!("how the jobs have ended is not on record: {error}"));
+        context.note(format!("cannot record how the jobs ended: {error}"));
     }
 }
 
-/// Says what people should know, each state once.
+/// Prints each state of the shutdown once.
 pub fn notes(context: &Context) -> impl FnMut(StopProgress) {
     let mut last = 0;
     move |progress| match progress {
-        StopProgress::Note(text) => context.say(text),
+        StopProgress::Note(text) => context.note(text),
         StopProgress::Waiting { processes } if processes != last => {
             last = processes;
-            context.say_more(format!("waiting for {processes} processes to end"));
+            context.note_verbose(format!("waiting for {processes} processes to end"));
         }
         StopProgress::Waiting { .. } => {}
     }
@@ -120,7 +121,7 @@ fn outcome(name: &str, stopped: &Stopped) -> String {
     let engines = counted(stopped.engines as u64, "engine");
     let mut text = match stopped.was_dead {
         false => format!("{name}: stopped, with {engines}"),
-        true => format!("{name}: its controller was gone already; {engines} stopped, and what it left cleared away"),
+        true => format!("{name}: its controller was already dead; {engines} stopped, its files removed"),
     };
     match stopped.ended.killed {
         0 => {}

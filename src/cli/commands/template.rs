@@ -10,10 +10,11 @@ use std::io::Write;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::PathBuf;
 
-/// List, show and copy the templates of batch scripts
+/// List, show and copy batch script templates
 ///
-/// A template is a script with variables, {{ n }}. A copy in the profile counts instead of pcluster's own.
+/// A template is a script with variables such as {{ n }}. A copy in the profile replaces pcluster's own.
 #[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:\n  pcluster template list\n  pcluster template show slurm\n  pcluster template copy pbs/controller")]
 pub struct Args {
     #[command(subcommand)]
     action: Action,
@@ -21,27 +22,27 @@ pub struct Args {
 
 #[derive(Debug, clap::Subcommand)]
 enum Action {
-    /// List the templates with where each is from, and the variables that they may use
+    /// List the templates with their sources, and the available variables
     List,
-    /// Print a template as it counts in the profile
+    /// Print the template that the profile uses
     Show {
-        /// `slurm` (its engines), `slurm/controller`, or a name of the list
+        /// Template: `slurm` (its engines), `slurm/controller`, or a name from the list
         name: String,
-        /// pcluster's own, also where the profile has another
+        /// Print pcluster's own template, even if the profile overrides it
         #[arg(long)]
         own: bool,
     },
-    /// Copy pcluster's own template into the profile, to be changed there
+    /// Copy pcluster's own template into the profile, to edit it
     Copy {
-        /// `slurm` (its engines), `slurm/controller`, or a name of the list
+        /// Template: `slurm` (its engines), `slurm/controller`, or a name from the list
         name: String,
-        /// Where to, instead of the profile: a directory, for use with --template
+        /// Copy to this directory instead, for use with --template
         #[arg(long, value_name = "DIR")]
         to: Option<PathBuf>,
     },
 }
 
-/// A template by its system and kind.
+/// A template, with its batch system and kind.
 struct Named {
     system: &'static dyn BatchSystem,
     kind: JobKind,
@@ -71,7 +72,7 @@ fn all() -> Vec<Named> {
     all
 }
 
-/// Those that a name means: one, or for HTCondor the two that go together.
+/// The templates with this name: one, or two for HTCondor.
 fn named(name: &str) -> Result<Vec<Named>, CommandError> {
     let whole = match name.contains('/') {
         true => name.to_string(),
@@ -81,7 +82,7 @@ fn named(name: &str) -> Result<Vec<Named>, CommandError> {
     let found: Vec<Named> = all().into_iter().filter(means).collect();
     match found.is_empty() {
         false => Ok(found),
-        true => Err(CommandError::not_found(format!("there is no template {name:?}")).hint(format!(
+        true => Err(CommandError::not_found(format!("no template {name:?}")).hint(format!(
             "the batch systems are: {}; `pcluster template list` shows all",
             batch::SYSTEMS.join(", ")
         ))),
@@ -120,7 +121,7 @@ fn list(profile: &ProfileDir, context: &Context) -> Result<Exit, CommandError> {
         table.row(vec![Cell::new(template.full()), Cell::new(from)]);
     }
     let mut text = table.render(&context.terminal);
-    text.push_str("\nVariables, written {{ name }}. A directive whose variable has no value is left out.\n");
+    text.push_str("\nVariables, written {{ name }}. Directives whose variable is not set are omitted.\n");
     for (name, means) in render::VARIABLES {
         text.push_str(&format!("  {name:<21} {means}\n"));
     }
@@ -160,8 +161,8 @@ fn copy(name: &str, to: Option<PathBuf>, profile: &ProfileDir, context: &Context
             None => templates::of_profile(profile, template.system.name(), template.name),
         };
         let failed = |e: std::io::Error| match e.kind() {
-            std::io::ErrorKind::AlreadyExists => CommandError::refused(format!("{} is there already, and is kept", path.display()))
-                .hint("remove it, or copy elsewhere with --to DIR"),
+            std::io::ErrorKind::AlreadyExists => CommandError::refused(format!("{} already exists; not overwritten", path.display()))
+                .hint("remove it, or copy to another directory with --to DIR"),
             _ => CommandError::environment(format!("cannot write {}: {e}", path.display())),
         };
         if let Some(dir) = path.parent() {
@@ -180,12 +181,12 @@ fn copy(name: &str, to: Option<PathBuf>, profile: &ProfileDir, context: &Context
         return Ok(Exit::Fine);
     }
     for (name, path) in &copied {
-        context.say(format!("copied {name} to {}", path.display()));
+        context.note(format!("copied {name} to {}", path.display()));
     }
-    context.say(match to.is_some() {
-        true => "it counts with --template FILE".to_string(),
+    context.note(match to.is_some() {
+        true => "use it with --template FILE".to_string(),
         false => format!(
-            "it counts from the next start on; `pcluster script{}` shows what it makes",
+            "takes effect at the next start; preview it with `pcluster script{}`",
             context.options()
         ),
     });

@@ -1,5 +1,5 @@
-//! `pcluster tunnel`: what `connect` starts.
-use super::{Care, supervise};
+//! `pcluster tunnel`: started by `connect`.
+use super::{SupervisionPolicy, supervise};
 use crate::cli::{CommandError, Context, Exit, logging};
 use crate::cluster::remote;
 use crate::launchers;
@@ -7,27 +7,27 @@ use crate::profile::ProfileDir;
 use crate::ssh::tunnel::{Direction, TunnelState};
 use std::path::PathBuf;
 
-/// Keep a tunnel to another host, in the foreground
+/// Keep a tunnel to a remote host open, in the foreground
 ///
-/// `pcluster connect` starts this. It logs to stderr, and serves until `pcluster disconnect`, SIGTERM or SIGINT.
+/// `pcluster connect` starts this. Logs to stderr, and serves until `pcluster disconnect`, SIGTERM or SIGINT.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// The profile's directory, instead of --profile
+    /// Use this profile directory, instead of --profile
     #[arg(long, value_name = "DIR")]
     profile_dir: Option<PathBuf>,
     /// Its state file, written by the command that starts it
     #[arg(long, value_name = "FILE", hide = true)]
     state: Option<PathBuf>,
-    /// Run as a process of its own session, and again whenever it was killed or has crashed
+    /// Run as a child process in its own session, and restart it when it is killed or crashes
     #[arg(long)]
     supervise: bool,
-    /// Somebody waits for the first connection: end where it does not come about
+    /// Exit if the first connection fails
     #[arg(long)]
     first: bool,
-    /// It has been connected before
+    /// Continue an earlier connection
     #[arg(long)]
     again: bool,
-    /// How much to log: error, warn, info, debug, trace
+    /// Set the log level: error, warn, info, debug, trace
     #[arg(long, value_name = "LEVEL", default_value = "info")]
     log_level: String,
 }
@@ -35,16 +35,17 @@ pub struct Args {
 pub fn run(args: Args, context: &Context) -> Result<Exit, CommandError> {
     logging::start(context.log_level(&args.log_level));
     if args.supervise {
-        // Fails where it leads a session already: then there is nothing to be done.
+        // Fails if it is already a session leader, which is fine.
         let _ = nix::unistd::setsid();
-        return supervise(&Care {
-            restart_arguments: &["--again"],
-            retries_refusals: true,
-            watches_supervisor: false,
-        });
+        let policy = SupervisionPolicy {
+            again: &["--again"],
+            retries: true,
+            watches: false,
+        };
+        return supervise(&policy, None);
     }
     let (file, state) = match args.state {
-        // Ended before it has begun: the file is gone.
+        // Stopped before it started: the file was removed.
         Some(file) => match TunnelState::read(&file)? {
             Some(state) => (file, state),
             None => return Ok(Exit::Fine),

@@ -4,6 +4,7 @@ use crate::model::{PROTOCOL_VERSION, VERSION};
 
 /// Print the version
 #[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:\n  pcluster version\n  pcluster version --json")]
 pub struct Args {}
 
 pub fn run(_args: Args, context: &Context) -> Result<Exit, CommandError> {

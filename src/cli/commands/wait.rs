@@ -12,17 +12,18 @@ use crate::model::task::Counts;
 use std::time::Duration;
 use tokio::task::JoinSet;
 
-/// Wait until maps are finished
+/// Wait until maps have finished
 ///
-/// Exits with 1 if some of their tasks failed, or if they are not finished in time.
+/// Exits with 1 if any task failed or the timeout expired.
 #[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:\n  pcluster wait 1\n  pcluster wait --any --timeout 10m")]
 pub struct Args {
-    /// Maps [default: all that are not finished]
+    /// Wait for these maps [default: all unfinished maps]
     maps: Vec<Ids>,
-    /// Give up after so long (`90s`, `10m`, `2h`)
-    #[arg(long, value_name = "TIME", value_parser = duration)]
+    /// Time out after DURATION (`90s`, `10m`, `2h`)
+    #[arg(long, value_name = "DURATION", value_parser = duration)]
     timeout: Option<Duration>,
-    /// Until one of them is finished
+    /// Return when any of them has finished
     #[arg(long)]
     any: bool,
 }
@@ -48,7 +49,7 @@ pub fn run(args: Args, context: &Context) -> Result<Exit, CommandError> {
             .map(|row| row.map)
             .collect();
         if maps.is_empty() {
-            context.say("nothing to wait for: every map is finished");
+            context.note("nothing to wait for: every map has finished");
         }
     } else if let Some(missing) = maps.iter().find(|map| !rows.iter().any(|row| row.map == **map)) {
         return Err(records::no_such_map(*missing));
@@ -64,8 +65,8 @@ pub fn run(args: Args, context: &Context) -> Result<Exit, CommandError> {
         Some(result) => result?,
         None => {
             return Err(
-                CommandError::failed(format!("not finished within {} s", args.timeout.unwrap_or_default().as_secs_f64())).hint(format!(
-                    "they go on; see pcluster results{}, or pcluster wait{} again",
+                CommandError::failed(format!("timed out after {} s", args.timeout.unwrap_or_default().as_secs_f64())).hint(format!(
+                    "the maps continue; see pcluster results{}, or run pcluster wait{} again",
                     context.options(),
                     context.options()
                 )),
@@ -94,14 +95,14 @@ async fn until_done(client: &Client, maps: Vec<MapId>, any: bool, context: &Cont
         let (map, counts) = ended.map_err(|e| CommandError::internal(format!("watching a map: {e}")))??;
         if counts.failed() > 0 {
             exit = Exit::SomeFailed;
-            context.say(format!(
-                "map {map}: {} failed of {}; see them: pcluster results{} {map} --failed",
+            context.note(format!(
+                "map {map}: {} of {} failed; see them: pcluster results{} {map} --failed",
                 counts.failed(),
                 counted(counts.total, "task"),
                 context.options()
             ));
         } else {
-            context.say(format!("map {map}: {} ok", counted(counts.total, "task")));
+            context.note(format!("map {map}: {} ok", counted(counts.total, "task")));
         }
         if any {
             break;

@@ -1,8 +1,8 @@
-//! The code that travels: a Python file, the modules beside and below it that it imports, and what `--with` names.
+//! The code sent to engines: a Python file, the local modules that it imports, and the files of `--with`.
 //!
-//! Python itself would look for a module in the directory of the file and, as a worker does, in the directory that the map is
-//! submitted from: so are they looked for here, by the import statements ([`imports`]), recursively. In the bundle, modules lie as
-//! in the one directory that comes first in `sys.path` on the engine.
+//! Modules are searched as Python and the worker would: in the directory of the file and in the directory from which the map is
+//! submitted, following import statements ([`imports`]) recursively. In the bundle, modules are relative to one directory, which
+//! is first in `sys.path` on the engine.
 mod imports;
 mod with;
 
@@ -19,26 +19,27 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-/// Files of one bundle, at most,
+/// The maximum number of files in a bundle,
 const MAX_FILES: usize = 10_000;
-/// ... and their bytes.
+/// and their maximum total size in bytes.
 const MAX_BYTES: u64 = 256 << 20;
 
-/// Options of everything that sends a Python file.
+/// Options of commands that send a Python file.
 #[derive(Clone, Debug, Default, clap::Args)]
 pub struct CodeArgs {
-    /// Send this file or directory with FN's file, besides the modules that it imports; can be given more than once
+    /// Also send this file or directory to the engines; repeatable
     #[arg(long = "with", value_name = "PATH", help_heading = "Tasks")]
     pub with: Vec<PathBuf>,
 }
 
 /// Builds the bundle of a Python file, whose bytes are `source`.
 pub fn bundle(file: &str, source: Bytes, with: &[PathBuf]) -> Result<BundleRef, CommandError> {
-    let here = std::env::current_dir().map_err(|error| CommandError::environment(format!("cannot tell the working directory: {error}")))?;
+    let here =
+        std::env::current_dir().map_err(|error| CommandError::environment(format!("cannot determine the working directory: {error}")))?;
     bundle_in(&here, file, source, with)
 }
 
-/// The bundle as the same command would make it now, in the directory that it was given in.
+/// The bundle that the same command would create now, in its original directory.
 pub fn bundle_now(named: &BundleRef, directory: Option<&str>) -> Result<BundleRef, CommandError> {
     let file = named.original(&named.entry);
     let here = Path::new(directory.unwrap_or(&named.origin));
@@ -62,7 +63,7 @@ fn bundle_in(here: &Path, file: &str, source: Bytes, with: &[PathBuf]) -> Result
     found.into_bundle(file)
 }
 
-/// As Python takes a script: where a link leads. Without `..`.
+/// The path of a script as Python resolves it: links followed, without `..`.
 fn real_file(path: &Path) -> PathBuf {
     let path = if path.is_symlink() {
         path.canonicalize().unwrap_or(path.into())
@@ -80,7 +81,7 @@ fn clean(path: &Path) -> PathBuf {
     }
 }
 
-/// Where a file of the bundle comes from, before it is read.
+/// The source of a file of the bundle, before it is read.
 struct Source {
     path: PathBuf,
     size: u64,
@@ -89,14 +90,14 @@ struct Source {
 }
 
 struct Collector {
-    /// Where modules are looked for.
+    /// The directories to search for modules.
     roots: Vec<PathBuf>,
-    /// The script, by its path in the bundle.
+    /// The path of the script in the bundle.
     entry: String,
-    /// A script that is named like a module of Python's: that module is what `import` means.
+    /// A script with the name of a standard library module: `import` refers to that module.
     hidden: Option<PathBuf>,
     files: BTreeMap<String, Source>,
-    /// Python files whose imports have not been looked at.
+    /// Python files whose imports have not been processed.
     unread: VecDeque<String>,
     listings: HashMap<PathBuf, Vec<String>>,
     moved: BTreeMap<String, String>,
@@ -114,7 +115,7 @@ impl Collector {
         let is_package = |directory: &Path| directory.join("__init__.py").is_file();
         let (mut moved, mut hidden) = (BTreeMap::new(), None);
         if is_package(&root) && imports(source).iter().any(|import| import.level > 0) {
-            // A module of a package, which it cannot do without.
+            // A module of a package needs its package.
             while is_package(&root) {
                 entry = format!("{}/{entry}", name(&root)?);
                 root = root.parent().unwrap_or(Path::new("/")).to_path_buf();
@@ -143,21 +144,21 @@ impl Collector {
         })
     }
 
-    /// Takes a file into the bundle; its content is read later, unless it is here.
+    /// Adds a file to the bundle; its content is read later, unless given.
     fn add(&mut self, at: &str, path: &Path, content: Option<Bytes>) -> Result<bool, CommandError> {
         if !is_relative(at) {
-            return Err(CommandError::internal(format!("{at:?} is no path of a bundle")));
+            return Err(CommandError::internal(format!("{at:?} is not a valid path in a bundle")));
         }
         if let Some(there) = self.files.get(at) {
             let same = there.path == path || there.path.canonicalize().ok() == path.canonicalize().ok();
             return match same {
                 true => Ok(false),
                 false => Err(CommandError::usage(format!(
-                    "{} and {} would both be {at} on the engines",
+                    "{} and {} would have the same path {at} on the engines",
                     there.path.display(),
                     path.display()
                 ))
-                .hint("put one of them into a directory of its own, and name that with --with")),
+                .hint("put one of them into a separate directory, and send that with --with")),
             };
         }
         let facts = fs::metadata(path).map_err(|error| unreadable(path, &error))?;
@@ -187,14 +188,14 @@ impl Collector {
         Ok(())
     }
 
-    /// Remembers where it comes from, unless its path says so.
+    /// Records the origin of a file, unless its path implies it.
     fn note_origin(&mut self, at: &str, path: &Path) -> Result<(), CommandError> {
         let is_expected = self.roots.first().is_some_and(|root| root.join(at) == path);
         let first = at.split('/').next().unwrap_or(at);
         if is_expected || self.moved.contains_key(first) || self.moved.contains_key(at) {
             return Ok(());
         }
-        // The same for all in its directory, if that is where they are.
+        // The same for all files of its directory.
         let (key, from) = match at.split_once('/') {
             Some((first, rest)) if path.ends_with(rest) => {
                 let ups = rest.split('/').count();
@@ -222,7 +223,7 @@ impl Collector {
         Ok(())
     }
 
-    /// Looks for what one statement imports; what is not here is somebody else's.
+    /// Finds what one statement imports; what is not found is expected on the engines.
     fn follow(&mut self, import: &Import, package: &[String]) -> Result<(), CommandError> {
         let mut module: Vec<String> = match import.level {
             0 => Vec::new(),
@@ -244,7 +245,7 @@ impl Collector {
         Ok(())
     }
 
-    /// Takes a module with the packages that it is in. Of a package: the directories in which its own modules are.
+    /// Adds a module with its parent packages. For a package, returns the directories of its modules.
     fn module(&mut self, parts: &[String]) -> Result<Option<Vec<PathBuf>>, CommandError> {
         let mut directories = self.roots.clone();
         let mut at = String::new();
@@ -359,18 +360,18 @@ impl Collector {
             .take(3)
             .map(|file| format!("{} ({} KiB)", file.path.display(), file.size.div_ceil(1024)));
         CommandError::usage(format!(
-            "the code has {what}, and all of it is sent to every engine; the biggest: {}",
+            "the code has {what}, and all of it is sent to every engine; largest files: {}",
             biggest.collect::<Vec<_>>().join(", ")
         ))
-        .hint("name only what is needed with --with, and leave large data on a file system that the engines share")
+        .hint("send only what is needed with --with, and keep large data on a file system that the engines share")
     }
 }
 
-/// A path as text; others cannot be in a message.
+/// A path as text; messages hold only UTF-8.
 fn text(path: &Path) -> Result<String, CommandError> {
     path.to_str()
         .map(String::from)
-        .ok_or_else(|| CommandError::usage(format!("{} cannot be sent: its name is not UTF-8 text", path.display())))
+        .ok_or_else(|| CommandError::usage(format!("cannot send {}: its name is not UTF-8 text", path.display())))
 }
 
 fn unreadable(path: &Path, error: &std::io::Error) -> CommandError {

@@ -1,10 +1,10 @@
-//! CSV records as inputs. A quote that is never closed would make one record of all that follows, so quotes are watched.
+//! CSV records as inputs. Tracks quotes, because an unclosed quote would turn the rest of the file into one record.
 use super::rows::{InputError, NUL, Row};
 use std::io::{self, Read};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// Records of CSV text; with `header` the first names the columns.
+/// The records of CSV text; with `header`, the first names the columns.
 pub fn records(place: String, reader: impl Read, header: bool) -> impl Iterator<Item = Result<Row, InputError>> {
     let open = OpenQuote::default();
     let reader = open.watch(reader);
@@ -62,16 +62,16 @@ pub fn records(place: String, reader: impl Read, header: bool) -> impl Iterator<
     })
 }
 
-/// The line and what is wrong there, of a record that the parser took.
+/// The line of an error in a record that the parser accepted, and what is wrong.
 fn wrong_with(record: &::csv::StringRecord, open: &OpenQuote) -> Option<(Option<u64>, String)> {
     if let Some(line) = open.at_end() {
-        return Some((Some(line), "a quote is opened here and never closed".into()));
+        return Some((Some(line), "unclosed quote".into()));
     }
     let has_nul = record.iter().any(|column| column.contains('\0'));
     has_nul.then(|| (record.position().map(::csv::Position::line), NUL.into()))
 }
 
-/// In which line a quote was open when the text ended; 0 while that is not known, or none is.
+/// The line of the quote that was open at the end of the text; 0 if none, or not known yet.
 #[derive(Clone, Default)]
 struct OpenQuote(Arc<AtomicU64>);
 
@@ -92,7 +92,7 @@ impl OpenQuote {
     }
 }
 
-/// Hands on what it reads, and follows the quotes as the parser does.
+/// A reader that tracks quotes like the parser.
 struct Watched<R> {
     inner: R,
     open: OpenQuote,
@@ -150,9 +150,9 @@ impl<R> Watched<R> {
 fn csv_error(place: &str, error: &::csv::Error) -> InputError {
     let line = error.position().map(|p| p.line());
     let why = match error.kind() {
-        ::csv::ErrorKind::UnequalLengths { expected_len, len, .. } => format!("{len} columns, where the header has {expected_len}"),
+        ::csv::ErrorKind::UnequalLengths { expected_len, len, .. } => format!("{len} columns, but the header has {expected_len}"),
         ::csv::ErrorKind::Utf8 { err, .. } => format!("column {} is not UTF-8 text", err.field() + 1),
-        ::csv::ErrorKind::Io(error) => format!("cannot be read any further: {error}"),
+        ::csv::ErrorKind::Io(error) => format!("read error: {error}"),
         _ => format!("not CSV: {error}"),
     };
     InputError {

@@ -1,14 +1,14 @@
-//! What to run, as it is typed: `file.py:function` or `package.module:function`.
+//! Parses what to run: `file.py:function` or `package.module:function`.
 use super::code::{self, CodeArgs};
 use crate::cli::CommandError;
 use crate::model::definition::{CallSource, Work};
 use bytes::Bytes;
 use std::path::Path;
 
-/// A larger source file is taken for a mistake.
-const MOST_BYTES: u64 = 32 << 20;
+/// The maximum size of a source file.
+const MAX_INPUTS_BYTES: u64 = 32 << 20;
 
-/// Reads a function's name and, for a file, all the code that travels.
+/// Parses a function's name and, for a file, reads all the code to send.
 pub fn work(spec: &str, code: &CodeArgs) -> Result<Work, CommandError> {
     let (from, function) = split(spec)?;
     let from = if is_file(from) {
@@ -18,9 +18,7 @@ pub fn work(spec: &str, code: &CodeArgs) -> Result<Work, CommandError> {
                 .map(|stem| stem.replace('/', "."))
                 .filter(|module| is_dotted_name(module));
             match (Path::new(from).exists(), module) {
-                (false, Some(module)) => error.hint(format!(
-                    "a module that the engines can import is given without .py: {module}:{function}"
-                )),
+                (false, Some(module)) => error.hint(format!("for a module that the engines can import, omit .py: {module}:{function}")),
                 _ => error,
             }
         })?;
@@ -32,17 +30,14 @@ pub fn work(spec: &str, code: &CodeArgs) -> Result<Work, CommandError> {
         CallSource::Bundle(Box::new(code::bundle(from, source, &code.with)?))
     } else if is_dotted_name(from) {
         if !code.with.is_empty() {
-            return Err(
-                CommandError::usage(format!("--with sends files along with a Python file, and {from} is a module")).hint(format!(
-                    "a module that the engines can import needs none; of your own files give one: file.py:{function}"
-                )),
-            );
+            return Err(CommandError::usage(format!("--with needs a Python file, but {from} is a module"))
+                .hint(format!("use a file instead: file.py:{function}")));
         }
         CallSource::Module { module: from.into() }
     } else {
         return Err(
             CommandError::usage(format!("{from:?} is neither a Python file (file.py) nor the name of a module"))
-                .hint(format!("a file without .py can be given with its directory: ./{from}:{function}")),
+                .hint(format!("for a file without .py, include its directory: ./{from}:{function}")),
         );
     };
     Ok(Work::Call {
@@ -56,34 +51,32 @@ fn split(spec: &str) -> Result<(&str, &str), CommandError> {
         .rsplit_once(':')
         .filter(|(from, function)| !from.is_empty() && !function.contains('/'))
     else {
-        let error = CommandError::usage(format!("{spec:?} names no function"));
+        let error = CommandError::usage(format!("{spec:?} does not name a function"));
         if is_file(spec) && Path::new(spec).is_file() {
             let defined = std::fs::read_to_string(spec).map(|text| defined_names(&text)).unwrap_or_default();
             let example = defined.first().cloned().unwrap_or_else(|| "function".into());
             return Err(error
-                .hint(format!("write the file and the function: {spec}:{example}"))
+                .hint(format!("append the function: {spec}:{example}"))
                 .hint_list("it defines", &defined));
         }
         if Path::new(spec).is_file() {
-            return Err(error.hint(format!(
-                "the function comes before the inputs: pcluster map file.py:function {spec}"
-            )));
+            return Err(error.hint(format!("put the function before the inputs: pcluster map file.py:function {spec}")));
         }
         return Err(error
-            .hint("write file.py:function or package.module:function")
-            .hint("a command goes after two dashes: pcluster map inputs.txt -- wc -l {}"));
+            .hint("use file.py:function or package.module:function")
+            .hint("to run a command, put it after two dashes: pcluster map inputs.txt -- wc -l {}"));
     };
     if !is_dotted_name(function) {
         return Err(
-            CommandError::usage(format!("{function:?} in {spec:?} cannot be the name of a Python function"))
-                .hint("write file.py:function or package.module:function"),
+            CommandError::usage(format!("{function:?} in {spec:?} is not a valid name of a Python function"))
+                .hint("use file.py:function or package.module:function"),
         );
     }
     Ok((from, function))
 }
 
 impl CommandError {
-    /// A hint that lists names, if there are any.
+    /// Adds a hint that lists names, if there are any.
     fn hint_list(self, what: &str, names: &[String]) -> CommandError {
         match names {
             [] => self,
@@ -92,7 +85,7 @@ impl CommandError {
     }
 }
 
-/// Whether a name stands for a file rather than for a module.
+/// Whether a name denotes a file rather than a module.
 fn is_file(from: &str) -> bool {
     from.ends_with(".py") || from.contains('/')
 }
@@ -101,7 +94,7 @@ fn is_dotted_name(text: &str) -> bool {
     text.split('.').all(is_name)
 }
 
-/// Whether Python takes it for a name.
+/// Whether it is a valid Python identifier.
 pub fn is_name(text: &str) -> bool {
     let mut characters = text.chars();
     characters.next().is_some_and(|c| c.is_alphabetic() || c == '_') && characters.all(|c| c.is_alphanumeric() || c == '_')
@@ -116,7 +109,7 @@ pub fn script(file: &str, code: &CodeArgs) -> Result<Work, CommandError> {
     })
 }
 
-/// The bytes of a Python file, in an encoding that Python will read.
+/// The bytes of a Python file, in an encoding that Python accepts.
 pub fn source(file: &str) -> Result<Bytes, CommandError> {
     let path = Path::new(file);
     let cannot = |why: String| CommandError::usage(format!("cannot read the Python file {file}: {why}"));
@@ -125,17 +118,17 @@ pub fn source(file: &str) -> Result<Bytes, CommandError> {
             let here = std::env::current_dir()
                 .map(|d| d.display().to_string())
                 .unwrap_or_else(|_| "?".into());
-            CommandError::usage(format!("there is no Python file {file} (looked in {here})"))
+            CommandError::usage(format!("no Python file {file} (in {here})"))
         }
         _ => cannot(error.to_string()),
     })?;
     if facts.is_dir() {
         return Err(cannot("it is a directory".into()));
     }
-    if facts.len() > MOST_BYTES {
+    if facts.len() > MAX_INPUTS_BYTES {
         return Err(
-            cannot(format!("it has {} bytes, and its text travels to every engine", facts.len()))
-                .hint("give data as inputs, not in the source"),
+            cannot(format!("it has {} bytes, and all of it is sent to every engine", facts.len()))
+                .hint("pass data as inputs, not in the source"),
         );
     }
     let bytes = std::fs::read(path).map_err(|e| cannot(e.to_string()))?;
@@ -143,13 +136,13 @@ pub fn source(file: &str) -> Result<Bytes, CommandError> {
         Err(error) if code::declared_encoding(&bytes).is_none() => {
             let line = bytes[..error.valid_up_to()].iter().filter(|b| **b == b'\n').count() + 1;
             Err(cannot(format!("line {line} is not UTF-8 text"))
-                .hint("save the file as UTF-8, or name its encoding in its first line: # coding: latin-1"))
+                .hint("save the file as UTF-8, or declare its encoding in the first line: # coding: latin-1"))
         }
         _ => Ok(bytes.into()),
     }
 }
 
-/// False only when the text can surely not define the name: the word does not occur, nor anything that makes names unseen.
+/// False only if the text certainly does not define the name: neither the word nor anything that defines names indirectly occurs.
 fn may_define(text: &str, function: &str) -> bool {
     let name = function.split('.').next().unwrap_or(function);
     let unseen = [
@@ -175,13 +168,13 @@ fn has_word(text: &str, word: &str) -> bool {
 fn unknown_function(file: &str, text: &str, function: &str) -> CommandError {
     let error = CommandError::usage(format!("{file} defines no function `{function}`"));
     let defined = defined_names(text);
-    match defined.iter().map(|name| (distance(name, function), name)).min() {
+    match defined.iter().map(|name| (strsim::levenshtein(name, function), name)).min() {
         Some((edits, name)) if edits <= 1 + function.len() / 4 => error.hint(format!("did you mean {file}:{name}?")),
         _ => error.hint_list("it defines", &defined),
     }
 }
 
-/// Functions defined at the outermost level.
+/// Functions defined at module level.
 fn defined_names(text: &str) -> Vec<String> {
     let starts = ["def ", "async def "];
     let names = text.lines().filter_map(|line| {
@@ -190,22 +183,6 @@ fn defined_names(text: &str) -> Vec<String> {
         (!name.is_empty()).then_some(name)
     });
     names.collect()
-}
-
-/// How many single-character edits lie between two words.
-fn distance(a: &str, b: &str) -> usize {
-    let b: Vec<char> = b.chars().collect();
-    let mut row: Vec<usize> = (0..=b.len()).collect();
-    for (i, x) in a.chars().enumerate() {
-        let mut corner = row[0];
-        row[0] = i + 1;
-        for (j, y) in b.iter().enumerate() {
-            let replaced = corner + usize::from(x != *y);
-            corner = row[j + 1];
-            row[j + 1] = replaced.min(row[j] + 1).min(corner + 1);
-        }
-    }
-    row[b.len()]
 }
 
 #[cfg(test)]
@@ -226,7 +203,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_travels_and_a_module_is_named() {
+    fn a_file_is_sent_and_a_module_is_referenced() {
         let (_dir, path) = file(b"def f(x):\n    return x\n");
         let work = |spec: &str| work(spec, &CodeArgs::default()).unwrap();
         let call = work(&format!("{path}:f"));
@@ -238,7 +215,7 @@ mod tests {
     }
 
     #[test]
-    fn the_bytes_travel_in_whatever_encoding_they_are() {
+    fn the_bytes_are_sent_in_their_original_encoding() {
         let latin = b"# -*- coding: latin-1 -*-\ndef f(x):\n    return '\xe9'\n";
         let (_dir, path) = file(latin);
         let call = work(&format!("{path}:f"), &CodeArgs::default()).unwrap();
@@ -247,21 +224,21 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_there_is_told_with_what_is() {
+    fn a_missing_function_lists_the_defined_ones() {
         let (_dir, path) = file(b"def two_digit_counts(p): pass\ndef add(a, b): pass\n");
         assert!(fails(&format!("{path}:two_digit_count")).contains(":two_digit_counts?"));
         assert!(fails(&format!("{path}:other_thing")).contains("it defines: two_digit_counts, add"));
         assert!(fails(&path).contains(&format!("{path}:two_digit_counts")));
-        assert!(fails("nothing.py:f").contains("there is no Python file nothing.py (looked in /"));
-        assert!(fails("f").contains("names no function"));
-        assert!(fails("a.py:1f").contains("cannot be the name"));
+        assert!(fails("nothing.py:f").contains("no Python file nothing.py (in /"));
+        assert!(fails("f").contains("does not name a function"));
+        assert!(fails("a.py:1f").contains("is not a valid name"));
         assert!(fails("a b:f").contains("neither a Python file"));
         let (_dir, path) = file(b"x = 1\ny = '\xff'\n");
         assert!(fails(&format!("{path}:f")).contains("line 2 is not UTF-8"));
     }
 
     #[test]
-    fn valid_code_is_never_refused() {
+    fn valid_code_is_never_rejected() {
         for text in [
             "from m import *\n",
             "f = lambda x: x\n",
@@ -273,12 +250,5 @@ mod tests {
             let (_dir, path) = file(text.as_bytes());
             assert!(work(&format!("{path}:f.g"), &CodeArgs::default()).is_ok(), "{text}");
         }
-    }
-
-    #[test]
-    fn edits_are_counted() {
-        assert_eq!(distance("", "abc"), 3);
-        assert_eq!(distance("kitten", "sitting"), 3);
-        assert_eq!(distance("same", "same"), 0);
     }
 }

@@ -1,5 +1,5 @@
-//! The names that a pattern matches, as a shell has them: sorted, and a leading dot is matched only by a dot. The crate `glob` matches one
-//! name; the walk is ours, because its own passes over names that are not UTF-8 without a word.
+//! The names that a pattern matches, as in a shell: sorted, and a leading dot is matched only by a dot. The crate `glob` matches
+//! single names; the directory walk is our own, because that of the crate silently skips names that are not UTF-8.
 use crate::cli::CommandError;
 use glob::{MatchOptions, Pattern};
 use std::fs;
@@ -14,7 +14,7 @@ const OPTIONS: MatchOptions = MatchOptions {
 };
 
 pub fn matching(pattern: &str) -> Result<Vec<String>, CommandError> {
-    Pattern::new(pattern).map_err(|e| CommandError::usage(format!("--glob {pattern} is not a pattern: {e}")))?;
+    Pattern::new(pattern).map_err(|e| CommandError::usage(format!("--glob {pattern} is not a valid pattern: {e}")))?;
     let (root, relative) = match pattern.strip_prefix('/') {
         Some(relative) => ("/", relative),
         None => ("", pattern),
@@ -27,9 +27,8 @@ pub fn matching(pattern: &str) -> Result<Vec<String>, CommandError> {
     };
     walk.go(Path::new(root), &parts)?;
     if walk.found.is_empty() {
-        return Err(
-            CommandError::usage(format!("--glob {pattern} matches nothing")).hint("quote the pattern, so that the shell leaves it alone")
-        );
+        return Err(CommandError::usage(format!("--glob {pattern} matches nothing"))
+            .hint("quote the pattern, so that the shell does not expand it"));
     }
     walk.found.sort();
     walk.found.dedup();
@@ -48,7 +47,7 @@ impl Walk<'_> {
         let Some((part, rest)) = parts.split_first() else { return Ok(()) };
         match *part {
             "**" => {
-                // No directory, or any number of them; links are not followed.
+                // Zero or more directories; links are not followed.
                 self.go(base, rest)?;
                 for child in self.children(base, "*", true)? {
                     if fs::symlink_metadata(&child).is_ok_and(|facts| facts.is_dir()) {
@@ -87,11 +86,11 @@ impl Walk<'_> {
 
     /// What one part matches in a directory.
     fn children(&self, base: &Path, part: &str, directories_only: bool) -> Result<Vec<PathBuf>, CommandError> {
-        let one = Pattern::new(part).map_err(|e| CommandError::usage(format!("--glob {} is not a pattern: {e}", self.pattern)))?;
+        let one = Pattern::new(part).map_err(|e| CommandError::usage(format!("--glob {} is not a valid pattern: {e}", self.pattern)))?;
         let folder = if base.as_os_str().is_empty() { Path::new(".") } else { base };
         let failed = |e: io::Error| {
             let folder = folder.display();
-            CommandError::environment(format!("--glob {} cannot look into {folder}: {e}", self.pattern))
+            CommandError::environment(format!("--glob {} cannot read {folder}: {e}", self.pattern))
         };
         let entries = match fs::read_dir(folder) {
             Ok(entries) => entries,
@@ -102,7 +101,7 @@ impl Walk<'_> {
         for entry in entries {
             let name = entry.map_err(failed)?.file_name();
             let path = base.join(&name);
-            // In a name that is no text each byte that does not fit counts as a character.
+            // In a name that is not UTF-8, each invalid byte counts as one character.
             if !one.matches_with(&name.to_string_lossy(), OPTIONS) || (directories_only && !path.is_dir()) {
                 continue;
             }

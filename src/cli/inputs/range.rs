@@ -13,7 +13,7 @@ pub struct Range {
 impl FromStr for Range {
     type Err = String;
     fn from_str(text: &str) -> Result<Range, String> {
-        let how = "write A..B (without B), A..=B (with B) or A..B..STEP, for example 0..100";
+        let how = "must be A..B (without B), A..=B (with B) or A..B..STEP, for example 0..100";
         let (first, rest) = text.split_once("..").ok_or_else(|| how.to_string())?;
         let (end, step) = match rest.split_once("..") {
             Some((end, step)) => (end, Some(step)),
@@ -27,7 +27,7 @@ impl FromStr for Range {
             let plain = s.trim().replace('_', "");
             plain.parse().map_err(
                 |_| match plain.trim_start_matches(['-', '+']).bytes().all(|b| b.is_ascii_digit()) && !plain.is_empty() {
-                    true => format!("{s} does not fit into 64 bits"),
+                    true => format!("{s} is not a 64-bit integer"),
                     false => format!("{s:?} is not an integer; {how}"),
                 },
             )
@@ -46,7 +46,7 @@ impl FromStr for Range {
 }
 
 impl Range {
-    /// How many numbers it has.
+    /// The number of integers.
     pub fn len(&self) -> u64 {
         let (first, mut end, step) = (i128::from(self.first), i128::from(self.end), i128::from(self.step));
         if self.inclusive {
@@ -70,7 +70,7 @@ impl IntoIterator for Range {
     type IntoIter = Box<dyn Iterator<Item = i64> + Send>;
     fn into_iter(self) -> Self::IntoIter {
         let (first, step) = (i128::from(self.first), i128::from(self.step));
-        // Every number lies between two that fit.
+        // All numbers lie between two 64-bit integers.
         Box::new((0..self.len()).filter_map(move |i| i64::try_from(first + i128::from(i) * step).ok()))
     }
 }
@@ -113,7 +113,7 @@ mod tests {
             ("a..b", "not an integer"),
             ("..", "not an integer"),
             ("1..2..0", "step is 0"),
-            ("0..99999999999999999999", "64 bits"),
+            ("0..99999999999999999999", "64-bit"),
         ] {
             let error = text.parse::<Range>().unwrap_err();
             assert!(error.contains(says), "{text}: {error}");

@@ -1,4 +1,4 @@
-//! A file of inputs is read twice: counted and checked, then sent. What is sent must be what was counted.
+//! An inputs file is read twice: to count and check it, then to send it. Verifies that both reads are identical.
 use super::rows::InputError;
 use std::hash::{DefaultHasher, Hasher};
 use std::io::{self, Read};
@@ -38,7 +38,7 @@ impl<R: Read> Read for Hashed<R> {
     }
 }
 
-/// The inputs, with an error where there are more or fewer than `counted`, or others by `is_same` at the end.
+/// The inputs, followed by an error if their number differs from `counted`, or if `is_same` is false at the end.
 pub fn same(
     inputs: impl Iterator<Item = Result<String, InputError>>,
     place: String,
@@ -60,9 +60,7 @@ pub fn same(
             Some(Ok(_)) if sent == counted => {
                 is_over = true;
                 let all = sent + 1 + inputs.by_ref().take_while(Result::is_ok).count() as u64;
-                changed(format!(
-                    "it was changed while it was read: {counted} inputs were counted, and now it has {all}"
-                ))
+                changed(format!("changed while being read: counted {counted} inputs, now it has {all}"))
             }
             Some(Ok(input)) => {
                 sent += 1;
@@ -71,20 +69,16 @@ pub fn same(
             Some(Err(error)) => {
                 is_over = true;
                 changed(format!(
-                    "it was changed while it was read: {counted} inputs were counted, and after {sent} of them there is an error: {error}"
+                    "changed while being read: counted {counted} inputs, error after {sent} of them: {error}"
                 ))
             }
             None if sent < counted => {
                 is_over = true;
-                changed(format!(
-                    "it was changed while it was read: {counted} inputs were counted, and now it has {sent}"
-                ))
+                changed(format!("changed while being read: counted {counted} inputs, now it has {sent}"))
             }
             None if !is_same() => {
                 is_over = true;
-                changed(format!(
-                    "it was changed while it was read: it still has {counted} inputs, but not the same"
-                ))
+                changed(format!("changed while being read: still {counted} inputs, but different ones"))
             }
             None => None,
         }
@@ -102,21 +96,15 @@ mod tests {
     }
 
     #[test]
-    fn what_is_sent_is_what_was_counted_or_an_error_with_both_numbers() {
+    fn a_changed_file_is_an_error_with_both_numbers() {
         assert_eq!(sent(&["a", "b"], 2, true), [Ok("a".into()), Ok("b".into())]);
-        let error = |why: &str| Err(format!("in.txt: it was changed while it was read: {why}"));
-        assert_eq!(
-            sent(&["a"], 2, true),
-            [Ok("a".into()), error("2 inputs were counted, and now it has 1")]
-        );
+        let error = |why: &str| Err(format!("in.txt: changed while being read: {why}"));
+        assert_eq!(sent(&["a"], 2, true), [Ok("a".into()), error("counted 2 inputs, now it has 1")]);
         assert_eq!(
             sent(&["a", "b", "c", "d"], 2, true).pop().unwrap(),
-            error("2 inputs were counted, and now it has 4")
+            error("counted 2 inputs, now it has 4")
         );
-        assert_eq!(
-            sent(&["a"], 1, false).pop().unwrap(),
-            error("it still has 1 inputs, but not the same")
-        );
+        assert_eq!(sent(&["a"], 1, false).pop().unwrap(), error("still 1 inputs, but different ones"));
     }
 
     #[test]

@@ -1,11 +1,11 @@
-//! Inputs out of text: plain lines and JSON lines. Empty lines are passed over; a byte order mark and `\r` at a line's end too.
+//! Inputs from text: plain lines and JSON lines. Skips empty lines, a byte order mark, and `\r` at the end of a line.
 use super::Shape;
 use serde_json::value::RawValue;
 use serde_json::{Map, Value};
 use std::fmt;
 use std::io::BufRead;
 
-/// One input as it was read.
+/// One input as read.
 #[derive(Clone, Debug)]
 pub enum Row {
     Line(String),
@@ -28,7 +28,7 @@ impl Row {
     }
 }
 
-/// What is wrong where.
+/// An error with its position.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct InputError {
     pub place: String,
@@ -75,7 +75,7 @@ impl Row {
     }
 }
 
-/// A JSON value as words for a command: a list's elements, or the one value; strings as they are, the rest as JSON.
+/// A JSON value as arguments of a command: the elements of a list, or one value; strings unchanged, others as JSON.
 fn words_of(json: &str) -> String {
     let word = |raw: &RawValue| Value::from(serde_json::from_str::<String>(raw.get()).unwrap_or_else(|_| raw.get().to_string()));
     let words: Vec<Value> = match serde_json::from_str::<Vec<Box<RawValue>>>(json) {
@@ -87,10 +87,10 @@ fn words_of(json: &str) -> String {
     Value::from(words).to_string()
 }
 
-/// Neither text nor a word of a command has one.
-pub(super) const NUL: &str = "a NUL character, which text does not have; is it UTF-16, or no text at all?";
+/// Not valid in text or in an argument of a command.
+pub(super) const NUL: &str = "contains a NUL character; it may be UTF-16 or binary";
 
-/// Lines that are not empty, with their numbers.
+/// The non-empty lines, with their numbers.
 pub fn lines(place: String, mut reader: impl BufRead) -> impl Iterator<Item = Result<(u64, String), InputError>> {
     let mut number = 0;
     let mut failed = false;
@@ -108,7 +108,7 @@ pub fn lines(place: String, mut reader: impl BufRead) -> impl Iterator<Item = Re
             match reader.read_until(b'\n', &mut bytes) {
                 Ok(0) => return None,
                 Ok(_) => number += 1,
-                Err(error) => return bad(None, None, format!("cannot be read any further: {error}")),
+                Err(error) => return bad(None, None, format!("read error: {error}")),
             }
             if number == 1 && bytes.starts_with(b"\xef\xbb\xbf") {
                 bytes.drain(..3);
@@ -121,7 +121,7 @@ pub fn lines(place: String, mut reader: impl BufRead) -> impl Iterator<Item = Re
                 continue;
             }
             if number == 1 && is_last && bytes.contains(&b'\r') {
-                let why = "its lines end with carriage returns alone; convert it first: tr '\\r' '\\n' < OLD > NEW";
+                let why = "lines end with carriage returns only; convert the file first: tr '\\r' '\\n' < OLD > NEW";
                 return bad(None, None, why.into());
             }
             return match String::from_utf8(bytes) {
@@ -150,7 +150,7 @@ pub fn json_lines(place: String, reader: impl BufRead, shape: Shape) -> impl Ite
         }
         if shape == Shape::Command && text.contains("\\u0000") && words_of(&text).replace(r"\\", "").contains(r"\u0000") {
             let (place, line) = (place.clone(), Some(number));
-            let why = "a word of a command cannot have a NUL character".into();
+            let why = "an argument of a command cannot contain a NUL character".into();
             return Some(Err(InputError {
                 place,
                 line,
@@ -161,7 +161,7 @@ pub fn json_lines(place: String, reader: impl BufRead, shape: Shape) -> impl Ite
         Some(serde_json::from_str::<Box<RawValue>>(&text).map(Row::Json).map_err(|error| {
             let message = error.to_string();
             let why = match error.is_eof() {
-                true => "the line ends in the middle of a value",
+                true => "incomplete JSON value",
                 false => message.rsplit_once(" at line ").map(|(why, _)| why).unwrap_or(&message),
             };
             // serde_json counts bytes.

@@ -1,4 +1,4 @@
-//! Each way to give inputs, and each way to give bad ones.
+//! Every source of inputs, valid and invalid.
 use super::*;
 use proptest::prelude::*;
 
@@ -101,9 +101,9 @@ fn ranges_and_globs() {
 }
 
 #[test]
-fn bad_input_is_told_before_anything_is_sent() {
+fn invalid_input_is_reported_before_anything_is_sent() {
     insta::assert_snapshot!(found(jsonl(), b"[1]\n[2,\n", Shape::Call).unwrap_err(), @r"
-    error: FILE, line 2, column 3: not JSON: the line ends in the middle of a value
+    error: FILE, line 2, column 3: not JSON: incomplete JSON value
     hint: nothing was submitted
     ");
     insta::assert_snapshot!(found(jsonl(), "\n[\"é\" 2]\n".as_bytes(), Shape::Call).unwrap_err(), @r"
@@ -115,11 +115,11 @@ fn bad_input_is_told_before_anything_is_sent() {
     hint: nothing was submitted
     ");
     insta::assert_snapshot!(found(InputArgs::default(), b"\n\n", Shape::Call).unwrap_err(), @r"
-    error: FILE has no inputs: it is empty, or all its lines are
+    error: FILE has no inputs: it is empty or has only empty lines
     hint: nothing was submitted
     ");
     insta::assert_snapshot!(found(csv(true), b"a,b\n1\n", Shape::Call).unwrap_err(), @r"
-    error: FILE, line 2: 1 columns, where the header has 2
+    error: FILE, line 2: 1 columns, but the header has 2
     hint: nothing was submitted
     ");
     insta::assert_snapshot!(found(csv(true), b"a,a\n1,2\n", Shape::Call).unwrap_err(), @r#"
@@ -129,25 +129,22 @@ fn bad_input_is_told_before_anything_is_sent() {
 }
 
 #[test]
-fn what_is_not_there_is_named() {
+fn missing_inputs_are_reported() {
     let fails = |args: InputArgs, file: Option<&str>| Inputs::find(&args, file, Shape::Call).unwrap_err().render(false);
     let error = fails(InputArgs::default(), Some("no/such/file.txt"));
-    assert!(
-        error.starts_with("error: there is no file no/such/file.txt to read inputs from (looked in /"),
-        "{error}"
-    );
+    assert!(error.starts_with("error: no inputs file no/such/file.txt (in /"), "{error}");
     insta::assert_snapshot!(fails(InputArgs::default(), None), @r"
-    error: no inputs are given
-    hint: name a file with one input a line, or `-` for stdin; or use --range 0..100 or --glob 'data/*.csv'
+    error: no inputs given
+    hint: pass a file with one input per line or `-` for stdin, or use --range 0..100 or --glob 'data/*.csv'
     ");
     insta::assert_snapshot!(fails(InputArgs { glob: Some("/no/such/*".into()), ..InputArgs::default() }, None), @r"
     error: --glob /no/such/* matches nothing
-    hint: quote the pattern, so that the shell leaves it alone
+    hint: quote the pattern, so that the shell does not expand it
     ");
-    insta::assert_snapshot!(fails(InputArgs { range: Some("4..4".parse().unwrap()), ..InputArgs::default() }, None), @"error: --range 4..4 has no numbers in it");
+    insta::assert_snapshot!(fails(InputArgs { range: Some("4..4".parse().unwrap()), ..InputArgs::default() }, None), @"error: --range 4..4 is empty");
     insta::assert_snapshot!(fails(InputArgs { range: Some("0..4".parse().unwrap()), ..InputArgs::default() }, Some("x")), @r"
-    error: inputs are given twice: as the file x and with --range or --glob
-    hint: leave one of them out
+    error: inputs given twice: as the file x and with --range or --glob
+    hint: remove one of them
     ");
     assert!(fails(InputArgs::default(), Some("/")).contains("is a directory"));
 }
@@ -170,28 +167,28 @@ proptest! {
 }
 
 #[test]
-fn what_would_be_read_as_something_else_is_an_error_with_its_place() {
+fn ambiguous_input_is_an_error_with_its_position() {
     let refused = |args: InputArgs, text: &[u8], shape: Shape| found(args, text, shape).unwrap_err();
-    // A quote that is never closed would make one record of the rest.
+    // An unclosed quote would turn the rest into one record.
     let error = refused(csv(false), b"a,1\n\"b,2\nc,3\nd,4\ne,5\n", Shape::Call);
-    assert!(error.contains("FILE, line 2: a quote is opened here and never closed"), "{error}");
+    assert!(error.contains("FILE, line 2: unclosed quote"), "{error}");
     let error = refused(csv(true), b"\xef\xbb\xbfx,y\r\n1,\"a\r\nb\"\r\n3,\"c\r\n", Shape::Call);
-    assert!(error.contains("FILE, line 4: a quote is opened here"), "{error}");
+    assert!(error.contains("FILE, line 4: unclosed quote"), "{error}");
     let quoted = b"\"a\nb\",\"say \"\"hi\"\"\",in\"side\n\"\",\"x\"\n";
     let expected = [r#"["a\nb","say \"hi\"","in\"side"]"#, r#"["","x"]"#];
     assert_eq!(found(csv(false), quoted, Shape::Call).unwrap(), expected);
-    // NULs, which text does not have and words cannot have.
+    // NULs are not valid in text or in arguments.
     let error = refused(InputArgs::default(), b"ab\nc\0d\n", Shape::Call);
-    assert!(error.contains("FILE, line 2, column 2: a NUL"), "{error}");
+    assert!(error.contains("FILE, line 2, column 2: contains a NUL"), "{error}");
     let error = refused(csv(false), b"a,b\nc\0,d\n", Shape::Call);
-    assert!(error.contains("FILE, line 2: a NUL"), "{error}");
+    assert!(error.contains("FILE, line 2: contains a NUL"), "{error}");
     let error = refused(jsonl(), b"[\"a\"]\n[\"x\\u0000y\"]\n", Shape::Command);
-    assert!(error.contains("FILE, line 2: a word of a command cannot"), "{error}");
+    assert!(error.contains("FILE, line 2: an argument of a command cannot"), "{error}");
     assert_eq!(found(jsonl(), b"\"x\\u0000y\"\n", Shape::Call).unwrap(), ["[\"x\\u0000y\"]"]);
     assert_eq!(found(jsonl(), b"\"\\\\u0000\"\n", Shape::Command).unwrap(), ["[\"\\\\u0000\"]"]);
-    // Line ends of an old Mac would make one input of all.
+    // Line ends of an old Mac would turn everything into one input.
     let error = refused(InputArgs::default(), b"a\rb\rc\r", Shape::Call);
-    assert!(error.contains("carriage returns alone"), "{error}");
+    assert!(error.contains("carriage returns only"), "{error}");
     assert_eq!(
         found(csv(false), b"a,1\rb,2\r", Shape::Call).unwrap(),
         [r#"["a","1"]"#, r#"["b","2"]"#]
@@ -207,10 +204,10 @@ fn a_file_that_changes_between_counting_and_sending_is_an_error() {
     let file = tempfile::NamedTempFile::new().unwrap();
     let path = file.path().to_str().unwrap();
     for (later, why) in [
-        ("1\n2\n", "3 inputs were counted, and now it has 2"),
-        ("1\n2\n3\n4\n", "3 inputs were counted, and now it has 4"),
-        ("", "3 inputs were counted, and now it has 0"),
-        ("1\n2\n4\n", "it still has 3 inputs, but not the same"),
+        ("1\n2\n", "counted 3 inputs, now it has 2"),
+        ("1\n2\n3\n4\n", "counted 3 inputs, now it has 4"),
+        ("", "counted 3 inputs, now it has 0"),
+        ("1\n2\n4\n", "still 3 inputs, but different ones"),
         ("1\n2\n\u{ff}\n", "not UTF-8"),
     ] {
         std::fs::write(path, "1\n2\n3\n").unwrap();
@@ -218,6 +215,6 @@ fn a_file_that_changes_between_counting_and_sending_is_an_error() {
         let later: Vec<u8> = later.chars().map(|c| c as u8).collect();
         std::fs::write(path, later).unwrap();
         let last = inputs.texts().unwrap().last().unwrap().unwrap_err();
-        assert!(last.why.contains(why) && last.why.contains("was changed"), "{last}");
+        assert!(last.why.contains(why) && last.why.contains("changed while being read"), "{last}");
     }
 }

@@ -1,23 +1,22 @@
-//! What both programs are told: where the profile is, how to log, where to work. And what ipyparallel's launchers tell them
-//! by environment variables.
+//! Options of both programs: profile, log, working directory. And the environment variables of ipyparallel's launchers.
 use super::{Refusal, Trait};
 use crate::cli::{CommandError, Context, logging};
 use crate::profile::ProfileDir;
 use std::path::{Path, PathBuf};
 
-/// The options that both have, and those that both take without effect.
+/// The common options, including ignored ones.
 #[derive(Debug, clap::Args)]
 pub struct CommonOptions {
     /// Log to a file in the profile's log directory
     #[arg(long)]
     log_to_file: bool,
-    /// Before that, remove the log files of those before
+    /// Remove earlier log files first
     #[arg(long)]
     clean_logs: bool,
     /// Work in this directory
     #[arg(long, value_name = "DIR")]
     work_dir: Option<String>,
-    /// Log all there is to say
+    /// Log everything
     #[arg(long)]
     debug: bool,
     #[arg(long, hide = true)]
@@ -36,18 +35,18 @@ pub struct CommonOptions {
     config: Option<String>,
     #[arg(long, hide = true)]
     log_url: Option<String>,
-    /// Any further option as traitlets spells it: --IPController.ip=0.0.0.0, --InteractiveShell.colors=nocolor
+    /// Set any other trait, for example --IPController.ip=0.0.0.0 or --InteractiveShell.colors=nocolor
     #[arg(long = "trait", value_name = "CLASS.NAME=VALUE", value_parser = Trait::parse)]
     traits: Vec<Trait>,
 }
 
-/// A trait's class and name, and what it is set to if that was said.
+/// A trait's class and name, and its value if given.
 pub type Valued<'a> = (&'a str, &'a str, &'a Option<String>);
-/// A trait's class, name and value, and whether the flag was given that means it.
+/// A trait's class, name and value, and whether its flag was given.
 pub type Flag<'a> = (&'a str, &'a str, &'a str, bool);
 
 impl CommonOptions {
-    /// Each option is a name for a trait. Those of the one program, then these; what was spelled as a trait comes last.
+    /// All traits: those of the program, the common ones, then explicit traits.
     pub fn after(&self, valued: &[Valued<'_>], flags: &[Flag<'_>]) -> Vec<Trait> {
         let all_valued = [
             ("BaseParallelApplication", "work_dir", &self.work_dir),
@@ -83,37 +82,37 @@ pub struct Common {
     pub log_to_file: bool,
     pub clean_logs: bool,
     pub work_dir: Option<PathBuf>,
-    /// Sentences about what has no effect.
+    /// Notes about ignored options.
     pub notes: Vec<String>,
 }
 
 impl Common {
     /// Whether it was one of these.
-    pub fn take(&mut self, told: &Trait) -> Result<bool, Refusal> {
-        let path = || told.text().map(PathBuf::from);
-        let class = told.class.as_str();
-        match (class, told.name.as_str()) {
+    pub fn take(&mut self, option: &Trait) -> Result<bool, Refusal> {
+        let path = || option.text().map(PathBuf::from);
+        let class = option.class.as_str();
+        match (class, option.name.as_str()) {
             ("Session", "key" | "keyfile") => {
                 return Err(format!(
                     "--Session.{}: pcluster's controller makes its keys itself and keeps them in the connection files, which only you can \
                      read; leave it out",
-                    told.name
+                    option.name
                 ));
             }
-            ("Session", name) => self.pass_over(told, &format!("`{name}` of messages is pcluster's own matter")),
+            ("Session", name) => self.ignore(option, &format!("pcluster sets `{name}` of messages itself")),
             ("ProfileDir", "location") => self.profile_dir = path(),
-            (_, "profile") => self.profile = told.text(),
+            (_, "profile") => self.profile = option.text(),
             (_, "ipython_dir") => self.ipython_dir = path(),
-            (_, "cluster_id") => self.cluster_id = Some(told.value.clone()),
-            (_, "log_level") => self.log_level = Some(log_level(&told.value)),
-            (_, "log_to_file") => self.log_to_file = told.truth()?,
-            (_, "clean_logs") => self.clean_logs = told.truth()?,
+            (_, "cluster_id") => self.cluster_id = Some(option.value.clone()),
+            (_, "log_level") => self.log_level = Some(log_level(&option.value)),
+            (_, "log_to_file") => self.log_to_file = option.truth()?,
+            (_, "clean_logs") => self.clean_logs = option.truth()?,
             (_, "work_dir") => self.work_dir = path(),
-            (_, "log_url") => self.pass_over(told, "there is no log server; `pcluster logs` shows all logs of a cluster"),
-            (_, "log_format" | "log_datefmt") => self.pass_over(told, "pcluster's log has one format"),
+            (_, "log_url") => self.ignore(option, "pcluster has no log server; `pcluster logs` shows all logs of a cluster"),
+            (_, "log_format" | "log_datefmt") => self.ignore(option, "the format of pcluster's log is fixed"),
             (_, "extra_config_file" | "copy_config_files" | "auto_create" | "overwrite" | "verbose_crash") => {
-                self.pass_over(
-                    told,
+                self.ignore(
+                    option,
                     "pcluster reads no Python configuration; its settings are in the profile's pcluster.yaml",
                 );
             }
@@ -122,11 +121,11 @@ impl Common {
         Ok(true)
     }
 
-    pub fn pass_over(&mut self, told: &Trait, why: &str) {
-        self.notes.push(format!("{} has no effect: {why}", told.spelled()));
+    pub fn ignore(&mut self, option: &Trait, why: &str) {
+        self.notes.push(format!("{} is ignored: {why}", option.spelled()));
     }
 
-    /// Goes to the working directory, starts the log of `program` as told, and says there what has no effect.
+    /// Changes to the working directory, starts the log of `program`, and logs ignored options.
     pub fn begin(&self, program: &str, place: &Place, context: &Context) -> Result<(), CommandError> {
         let level = log_level(self.log_level.as_deref().unwrap_or("info"));
         let level = context.log_level(&level);
@@ -139,7 +138,7 @@ impl Common {
                     .is_some_and(|rest| rest.strip_suffix(".log").is_some_and(is_number))
             };
             for file in files.filter(|f| f.file_name().to_str().is_some_and(is_old)) {
-                // One that another process has just removed is as good as removed.
+                // Another process may have removed it already.
                 let _ = std::fs::remove_file(file.path());
             }
         }
@@ -148,14 +147,14 @@ impl Common {
             true => {
                 place.profile.create()?;
                 let path = log_dir.join(format!("{prefix}{}.log", std::process::id()));
-                context.say(format!("logging to {}", path.display()));
+                context.note(format!("logging to {}", path.display()));
                 logging::start_in(level, &path)
                     .map_err(|e| CommandError::environment(format!("cannot write the log {}: {e}", path.display())))?;
             }
         }
         if let Some(dir) = &self.work_dir {
             std::env::set_current_dir(dir)
-                .map_err(|e| CommandError::usage(format!("cannot work in {} (--work-dir): {e}", dir.display())))?;
+                .map_err(|e| CommandError::usage(format!("cannot change to {} (--work-dir): {e}", dir.display())))?;
         }
         for note in &self.notes {
             tracing::warn!("{note}");
@@ -168,17 +167,17 @@ fn is_number(text: &str) -> bool {
     !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit())
 }
 
-/// Which cluster is meant.
+/// The selected cluster.
 #[derive(Debug, PartialEq)]
 pub struct Place {
     pub profile: ProfileDir,
     pub cluster_id: String,
-    /// The content of the engine's connection file, where a launcher gave it.
+    /// The content of the engine's connection file, if passed by a launcher.
     pub connection_info: Option<String>,
 }
 
 impl Place {
-    /// What stands on the command line outranks what a launcher put into the environment: whoever names a profile means it.
+    /// The command line overrides the environment of a launcher.
     pub fn find(
         words: &Common,
         profile_dir: Option<PathBuf>,
@@ -216,26 +215,26 @@ fn ipython_dir<'a>(words: &'a Common, context: &'a Context) -> Option<&'a Path> 
     words.ipython_dir.as_deref().or(context.ipython_dir.as_deref())
 }
 
-/// `10`, `DEBUG` or `debug`: as numbers and names of Python's levels, or as pcluster's filter.
-pub fn log_level(told: &str) -> String {
-    let level = match told.parse::<i64>() {
+/// `10`, `DEBUG` or `debug`: a number or name of Python's levels, or a filter of pcluster.
+pub fn log_level(option: &str) -> String {
+    let level = match option.parse::<i64>() {
         Ok(..=9) => "trace",
         Ok(10..=19) => "debug",
         Ok(20..=29) => "info",
         Ok(30..=39) => "warn",
         Ok(_) => "error",
-        Err(_) => match told.to_ascii_uppercase().as_str() {
+        Err(_) => match option.to_ascii_uppercase().as_str() {
             "DEBUG" => "debug",
             "INFO" => "info",
             "WARN" | "WARNING" => "warn",
             "ERROR" | "CRITICAL" | "FATAL" => "error",
-            _ => return told.to_string(),
+            _ => return option.to_string(),
         },
     };
     level.to_string()
 }
 
-/// What ipyparallel's launchers put into the environment of what they start.
+/// The environment variables of ipyparallel's launchers.
 #[derive(Debug, Default, PartialEq)]
 pub struct LauncherEnvironment {
     pub profile_dir: Option<PathBuf>,
@@ -245,7 +244,7 @@ pub struct LauncherEnvironment {
 }
 
 impl LauncherEnvironment {
-    /// Whether one of ipyparallel's launchers has started this process.
+    /// Whether this process was started by one of ipyparallel's launchers.
     pub fn is_there(&self) -> bool {
         *self != LauncherEnvironment::default()
     }

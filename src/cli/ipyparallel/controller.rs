@@ -1,102 +1,102 @@
-//! What `ipcontroller` is told.
+//! The options of `ipcontroller`.
 use super::common::Common;
 use super::{Refusal, Trait};
 
 #[derive(Debug, Default, PartialEq)]
 pub struct ControllerWords {
     pub common: Common,
-    /// In the order given, for `Config::load_with`.
+    /// For `Config::load_with`, in the order given.
     pub settings: Vec<(String, String)>,
-    /// The ssh server through which clients reach the controller.
+    /// The ssh server of clients.
     pub ssh: Option<String>,
-    /// The one through which engines do.
+    /// The ssh server of engines.
     pub engine_ssh: Option<String>,
-    /// Keys, ports and connection files outlive an orderly end.
+    /// Keep keys, ports and connection files after an orderly exit.
     pub reuse: bool,
-    /// So many missed heartbeats make an engine lost.
+    /// The number of missed heartbeats after which an engine is lost.
     misses: Option<f64>,
 }
 
 impl ControllerWords {
     pub fn of(traits: &[Trait]) -> Result<ControllerWords, Refusal> {
         let mut words = ControllerWords::default();
-        for told in traits {
-            words.take(told)?;
+        for option in traits {
+            words.take(option)?;
         }
         Ok(words)
     }
 
-    /// The heartbeats that may be missed, as a lease: settings for a controller whose period is `heartbeat_ms`.
-    pub fn lease(&self, heartbeat_ms: u64) -> Option<(String, String)> {
-        let lease = (self.misses? * heartbeat_ms as f64) as u64;
-        Some(("controller.lease_ms".into(), lease.max(heartbeat_ms + 1).to_string()))
+    /// The missed heartbeats as a lease setting for a controller with this `heartbeat_interval_ms`.
+    pub fn lease(&self, heartbeat_interval_ms: u64) -> Option<(String, String)> {
+        let lease = (self.misses? * heartbeat_interval_ms as f64) as u64;
+        Some(("controller.lease_ms".into(), lease.max(heartbeat_interval_ms + 1).to_string()))
     }
 
     fn set(&mut self, key: &str, value: impl ToString) {
         self.settings.push((format!("controller.{key}"), value.to_string()));
     }
 
-    fn take(&mut self, told: &Trait) -> Result<(), Refusal> {
-        let refused = |why: &str| Err(format!("{}: {why}", told.spelled()));
-        match (told.class.as_str(), told.name.as_str()) {
+    fn take(&mut self, option: &Trait) -> Result<(), Refusal> {
+        let refused = |why: &str| Err(format!("{}: {why}", option.spelled()));
+        match (option.class.as_str(), option.name.as_str()) {
             ("IPController" | "HubFactory" | "IPControllerApp", name) => match name {
-                // As YAML text: an address of digits and points must stay one.
-                "ip" => self.set("ip", format!("{:?}", told.value)),
-                "location" => self.set("location", format!("{:?}", told.value)),
-                "ports" => self.set("ports", format!("{:?}", told.value)),
-                "ssh_server" => self.ssh = told.text(),
-                "engine_ssh_server" => self.engine_ssh = told.text(),
-                "enable_curve" => self.set("curve", told.truth()?),
-                "reuse_files" | "restore_engines" => self.reuse |= told.truth()?,
-                "registration_timeout" => self.set("registration_timeout_ms", told.seconds()?),
-                "db_class" => self.note_database(told),
-                "use_threads" => self.common.pass_over(told, "pcluster's controller is one process in any case"),
-                "broadcast_scheduler_depth" => self.common.pass_over(told, "broadcasts need no tree of schedulers here"),
-                "transport" | "engine_transport" | "client_transport" | "monitor_transport" if told.value == "tcp" => {}
+                // Quoted as YAML text: an address of digits and dots must stay a string.
+                "ip" => self.set("ip", format!("{:?}", option.value)),
+                "location" => self.set("location", format!("{:?}", option.value)),
+                "ports" => self.set("ports", format!("{:?}", option.value)),
+                "ssh_server" => self.ssh = option.text(),
+                "engine_ssh_server" => self.engine_ssh = option.text(),
+                "enable_curve" => self.set("curve", option.truth()?),
+                "reuse_files" | "restore_engines" => self.reuse |= option.truth()?,
+                "registration_timeout" => self.set("registration_timeout_ms", option.seconds()?),
+                "db_class" => self.note_database(option),
+                "use_threads" => self.common.ignore(option, "pcluster's controller is always a single process"),
+                "broadcast_scheduler_depth" => self.common.ignore(option, "pcluster needs no tree of schedulers for broadcasts"),
+                "transport" | "engine_transport" | "client_transport" | "monitor_transport" if option.value == "tcp" => {}
                 "transport" | "engine_transport" | "client_transport" | "monitor_transport" => {
-                    return refused("pcluster's controller speaks tcp only; leave it out");
+                    return refused("pcluster's controller supports only tcp; omit it");
                 }
                 "engine_ip" | "client_ip" => {
                     return refused("pcluster's controller listens on one address for clients and engines: --ip=ADDRESS");
                 }
-                "monitor_ip" => self.common.pass_over(told, "there are no processes of its own to be heard"),
+                "monitor_ip" => self.common.ignore(option, "pcluster's controller has no internal sockets"),
                 "client_ports" | "engine_ports" | "regport" | "mon_port" | "notifier_port" | "hb" | "mux" | "task" | "control"
                 | "iopub" => {
-                    return refused("name all ports together, 16 of them: --ports=10101-10116");
+                    return refused("set all 16 ports together: --ports=10101-10116");
                 }
                 "engine_json_file" | "client_json_file" => {
                     return refused("the connection files are named after the cluster: --cluster-id=ID");
                 }
                 "curve_secretkey" | "curve_publickey" => {
-                    return refused("pcluster's controller makes its keys itself, and keeps them where only you can read; leave it out");
+                    return refused("pcluster's controller generates its own private keys; omit it");
                 }
-                _ => self.other(told)?,
+                _ => self.other(option)?,
             },
-            ("HeartMonitor", "period") => self.set("heartbeat_ms", told.number()? as u64),
-            ("HeartMonitor", "max_heartmonitor_misses") => self.misses = Some(told.number()?),
-            ("TaskScheduler" | "Scheduler", "scheme_name") if told.value == "pure" => {
-                return refused("`pure` is a queue of ZeroMQ's that knows no dependencies; the nearest is --scheme=lru");
+            ("HeartMonitor", "period") => self.set("heartbeat_interval_ms", option.number()? as u64),
+            ("HeartMonitor", "max_heartmonitor_misses") => self.misses = Some(option.number()?),
+            ("TaskScheduler" | "Scheduler", "scheme_name") if option.value == "pure" => {
+                return refused("`pure` is a ZeroMQ queue without dependencies; the closest is --scheme=lru");
             }
-            ("TaskScheduler" | "Scheduler", "scheme_name") => self.set("task_scheme", &told.value),
-            ("TaskScheduler" | "Scheduler", "hwm") => self.set("hwm", told.number()? as u64),
-            ("DictDB" | "SQLiteDB" | "MongoDB" | "NoDB", _) => self.note_database(told),
-            _ => self.other(told)?,
+            ("TaskScheduler" | "Scheduler", "scheme_name") => self.set("task_scheme", &option.value),
+            ("TaskScheduler" | "Scheduler", "hwm") => self.set("hwm", option.number()? as u64),
+            ("DictDB" | "SQLiteDB" | "MongoDB" | "NoDB", _) => self.note_database(option),
+            _ => self.other(option)?,
         }
         Ok(())
     }
 
-    fn other(&mut self, told: &Trait) -> Result<(), Refusal> {
-        if !self.common.take(told)? {
-            let why = format!("pcluster's controller has nothing that answers to {}.{}", told.class, told.name);
-            self.common.pass_over(told, &why);
+    fn other(&mut self, option: &Trait) -> Result<(), Refusal> {
+        if !self.common.take(option)? {
+            let why = format!("pcluster's controller has no counterpart of {}.{}", option.class, option.name);
+            self.common.ignore(option, &why);
         }
         Ok(())
     }
 
-    fn note_database(&mut self, told: &Trait) {
-        self.common.pass_over(
-            told,
-            "every task is recorded in the cluster's own database, for as long as `pcluster purge` does not forget it",
+    fn note_database(&mut self, option: &Trait) {
+        self.common.ignore(
+            option,
+            "every task is recorded in the cluster's own database until `pcluster purge`",
         );
     }
 }
@@ -130,7 +130,7 @@ mod tests {
         insta::assert_snapshot!(settings.join("\n"), @r#"
         controller.ip="0.0.0.0"
         controller.location="login1"
-        controller.heartbeat_ms=250
+        controller.heartbeat_interval_ms=250
         controller.task_scheme=lru
         controller.hwm=0
         controller.ports="10101-10116"
@@ -149,9 +149,9 @@ mod tests {
             .common
             .notes;
         insta::assert_snapshot!(notes.join("\n"), @r"
-        --IPController.db_class=DictDB has no effect: every task is recorded in the cluster's own database, for as long as `pcluster purge` does not forget it
-        --Hub.db=x has no effect: pcluster's controller has nothing that answers to Hub.db
-        --Session.username=me has no effect: `username` of messages is pcluster's own matter
+        --IPController.db_class=DictDB is ignored: every task is recorded in the cluster's own database until `pcluster purge`
+        --Hub.db=x is ignored: pcluster's controller has no counterpart of Hub.db
+        --Session.username=me is ignored: pcluster sets `username` of messages itself
         ");
         let refusals: Vec<String> = [
             "IPController.transport=ipc",
@@ -164,10 +164,10 @@ mod tests {
         .map(|t| words(&[t]).unwrap_err())
         .collect();
         insta::assert_snapshot!(refusals.join("\n"), @r#"
-        --IPController.transport=ipc: pcluster's controller speaks tcp only; leave it out
+        --IPController.transport=ipc: pcluster's controller supports only tcp; omit it
         --IPController.client_ip=1.2.3.4: pcluster's controller listens on one address for clients and engines: --ip=ADDRESS
-        --IPController.regport=5: name all ports together, 16 of them: --ports=10101-10116
-        --TaskScheduler.scheme_name=pure: `pure` is a queue of ZeroMQ's that knows no dependencies; the nearest is --scheme=lru
+        --IPController.regport=5: set all 16 ports together: --ports=10101-10116
+        --TaskScheduler.scheme_name=pure: `pure` is a ZeroMQ queue without dependencies; the closest is --scheme=lru
         --TaskScheduler.hwm=few: "few" is not a number
         "#);
     }

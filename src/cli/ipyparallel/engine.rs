@@ -1,4 +1,4 @@
-//! What `ipengine` is told.
+//! The options of `ipengine`.
 use super::common::Common;
 use super::{Refusal, Trait};
 use std::path::PathBuf;
@@ -7,17 +7,17 @@ use std::path::PathBuf;
 pub struct EngineWords {
     pub common: Common,
     pub file: Option<PathBuf>,
-    /// The connection file's name, in the profile's `security`.
+    /// The name of the connection file in the profile's `security`.
     pub file_name: Option<String>,
-    /// How long to wait for the connection file.
+    /// The timeout for the connection file.
     pub file_timeout_ms: Option<u64>,
-    /// How long to try to register.
+    /// The timeout for registration.
     pub timeout_ms: Option<u64>,
     pub id: Option<u32>,
-    /// The controller's host, over what the connection file says.
+    /// The controller's host, overriding the connection file.
     pub location: Option<String>,
     pub mpi: bool,
-    /// For IPython's shell in the worker, as traitlets reads them: `--InteractiveShell.colors=nocolor`.
+    /// Traits for IPython's shell in the worker: `--InteractiveShell.colors=nocolor`.
     pub shell: Vec<String>,
 }
 
@@ -28,13 +28,13 @@ impl EngineWords {
     pub fn of(traits: &[Trait]) -> Result<EngineWords, Refusal> {
         let mut words = EngineWords::default();
         let mut mpi_init = MPI_INIT.to_string();
-        for told in traits {
-            match (told.class.as_str(), told.name.as_str()) {
-                ("IPEngine" | "EngineFactory" | "IPEngineApp", "init_mpi") => mpi_init = told.value.clone(),
-                ("IPEngine" | "EngineFactory" | "IPEngineApp", name) => words.take(told, name)?,
-                _ if words.common.take(told)? => {}
-                // Of IPython's shell: its own parts read it, in the worker.
-                _ => words.shell.push(told.spelled()),
+        for option in traits {
+            match (option.class.as_str(), option.name.as_str()) {
+                ("IPEngine" | "EngineFactory" | "IPEngineApp", "init_mpi") => mpi_init = option.value.clone(),
+                ("IPEngine" | "EngineFactory" | "IPEngineApp", name) => words.take(option, name)?,
+                _ if words.common.take(option)? => {}
+                // Traits of IPython's shell are passed to the worker.
+                _ => words.shell.push(option.spelled()),
             }
         }
         if words.mpi && !mpi_init.is_empty() {
@@ -43,40 +43,38 @@ impl EngineWords {
         Ok(words)
     }
 
-    fn take(&mut self, told: &Trait, name: &str) -> Result<(), Refusal> {
-        let refused = |why: &str| Err(format!("{}: {why}", told.spelled()));
+    fn take(&mut self, option: &Trait, name: &str) -> Result<(), Refusal> {
+        let refused = |why: &str| Err(format!("{}: {why}", option.spelled()));
         match name {
-            "url_file" => self.file = told.text().map(PathBuf::from),
-            "url_file_name" => self.file_name = told.text(),
-            "wait_for_url_file" => self.file_timeout_ms = Some(told.seconds()?),
-            "timeout" => self.timeout_ms = Some(told.seconds()?),
+            "url_file" => self.file = option.text().map(PathBuf::from),
+            "url_file_name" => self.file_name = option.text(),
+            "wait_for_url_file" => self.file_timeout_ms = Some(option.seconds()?),
+            "timeout" => self.timeout_ms = Some(option.seconds()?),
             "id" => {
-                let id = told.value.parse();
-                self.id = Some(id.map_err(|_| format!("{}: {:?} is not an engine's id", told.spelled(), told.value))?);
+                let id = option.value.parse();
+                self.id = Some(id.map_err(|_| format!("{}: {:?} is not an engine's id", option.spelled(), option.value))?);
             }
-            "location" => self.location = told.text(),
-            "use_mpi" => self.mpi = told.truth()?,
-            "startup_command" => self.run_at_start(&told.value),
-            "startup_script" => self.shell.push(format!("--InteractiveShellApp.exec_files={}", told.value)),
+            "location" => self.location = option.text(),
+            "use_mpi" => self.mpi = option.truth()?,
+            "startup_command" => self.run_at_start(&option.value),
+            "startup_script" => self.shell.push(format!("--InteractiveShellApp.exec_files={}", option.value)),
             "registration_url" => return refused("the controller's addresses are in the engine's connection file: --file=FILE"),
-            "sshserver" | "sshkey" | "paramiko" if told.value.is_empty() => {}
-            "sshserver" => return refused("the controller names the server that its engines go through: ipcontroller's --enginessh"),
+            "sshserver" | "sshkey" | "paramiko" if option.value.is_empty() => {}
+            "sshserver" => return refused("the controller sets the ssh server of its engines: ipcontroller's --enginessh"),
             "curve_secretkey" | "curve_publickey" | "curve_serverkey" => {
-                return refused("the controller's key is in the connection file, and an engine's own is made anew for each; leave it out");
+                return refused("the controller's key is in the connection file, and each engine generates its own; omit it");
             }
-            "enable_nanny" => self.common.pass_over(told, "the engine watches over its Python itself"),
-            "max_heartbeat_misses" => self.common.pass_over(
-                told,
-                "the controller says how long it may be silent: controller.controller_patience_ms in the profile",
+            "enable_nanny" => self.common.ignore(option, "the engine supervises its Python process itself"),
+            "max_heartbeat_misses" => self.common.ignore(
+                option,
+                "the controller sets this timeout: controller.engine_reconnect_timeout_ms in the profile",
             ),
-            "sshkey" | "paramiko" => self
-                .common
-                .pass_over(told, "OpenSSH's configuration says which key is for which host"),
-            "mpi_registration_delay" => self.common.pass_over(told, "engines need not register one after the other"),
-            _ if self.common.take(told)? => {}
+            "sshkey" | "paramiko" => self.common.ignore(option, "set keys in the configuration of OpenSSH"),
+            "mpi_registration_delay" => self.common.ignore(option, "engines can register concurrently"),
+            _ if self.common.take(option)? => {}
             _ => self
                 .common
-                .pass_over(told, &format!("pcluster's engine has nothing that answers to IPEngine.{name}")),
+                .ignore(option, &format!("pcluster's engine has no counterpart of IPEngine.{name}")),
         }
         Ok(())
     }
@@ -86,7 +84,7 @@ impl EngineWords {
     }
 }
 
-/// This process's number among those that one `mpiexec` or `srun` started, where there are several.
+/// The rank of this process among those that one `mpiexec` or `srun` started, if several.
 pub fn mpi_rank(variable: impl Fn(&str) -> Option<String>) -> Option<u32> {
     let number = |name: &str| variable(name)?.trim().parse::<u32>().ok();
     // Open MPI; MPICH, Intel MPI and others with Hydra; srun with PMI.
@@ -136,19 +134,19 @@ mod tests {
         );
         assert_eq!(
             words.common.notes,
-            ["--IPEngine.enable_nanny=False has no effect: the engine watches over its Python itself"]
+            ["--IPEngine.enable_nanny=False is ignored: the engine supervises its Python process itself"]
         );
     }
 
     #[test]
     fn what_it_cannot_do_is_refused() {
-        for told in [
+        for option in [
             "IPEngine.registration_url=tcp://h:1",
             "IPEngine.sshserver=h",
             "IPEngine.curve_secretkey=k",
             "IPEngine.id=x",
         ] {
-            assert!(words(&[told]).is_err(), "{told}");
+            assert!(words(&[option]).is_err(), "{option}");
         }
     }
 

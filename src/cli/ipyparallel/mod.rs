@@ -1,9 +1,8 @@
-//! What `ipcontroller` and `ipengine` are told on their command lines, in pcluster's words, so that ipyparallel's launchers
-//! can start `pcluster controller` and `pcluster engine` in their place.
+//! Translates the command lines of `ipcontroller` and `ipengine`, so that ipyparallel's launchers can start `pcluster controller`
+//! and `pcluster engine` instead.
 //!
-//! Parts: [`common`] (profile, log, working directory), [`controller`], [`engine`]. All are traits of Python classes, spelled
-//! `--Class.trait=value`; the short options are names for some of them. Each is taken, or passed over with a sentence why, or
-//! refused with what to do instead.
+//! Parts: [`common`] (profile, log, working directory), [`controller`], [`engine`]. All options are traits of Python classes,
+//! `--Class.trait=value`; some have short aliases. Each is translated, ignored with a reason, or rejected with an alternative.
 pub mod common;
 pub mod controller;
 pub mod engine;
@@ -19,7 +18,7 @@ pub struct Trait {
 }
 
 impl Trait {
-    /// An option that stands for a trait.
+    /// A trait from its alias.
     pub fn of(class: &str, name: &str, value: impl ToString) -> Trait {
         Trait {
             class: class.into(),
@@ -39,12 +38,12 @@ impl Trait {
         Ok(Trait::of(class, name, value))
     }
 
-    /// As it was typed.
+    /// As typed.
     pub fn spelled(&self) -> String {
         format!("--{}.{}={}", self.class, self.name, self.value)
     }
 
-    /// traitlets' way to say yes and no.
+    /// A boolean of traitlets.
     pub fn truth(&self) -> Result<bool, String> {
         match self.value.to_ascii_lowercase().as_str() {
             "true" | "1" => Ok(true),
@@ -53,13 +52,13 @@ impl Trait {
         }
     }
 
-    /// A number that is not below zero.
+    /// A non-negative number.
     pub fn number(&self) -> Result<f64, String> {
         let number = self.value.parse::<f64>().ok().filter(|n| n.is_finite() && *n >= 0.0);
         number.ok_or_else(|| format!("{}: {:?} is not a number", self.spelled(), self.value))
     }
 
-    /// A length of time in seconds, as milliseconds.
+    /// A duration in seconds, converted to milliseconds.
     pub fn seconds(&self) -> Result<u64, String> {
         Ok((self.number()? * 1000.0) as u64)
     }
@@ -69,18 +68,22 @@ impl Trait {
     }
 }
 
-/// What becomes of a trait that has no counterpart here.
+/// How a trait without a counterpart is handled.
 pub type Refusal = String;
 
 /// The command line of `pcluster controller` and `pcluster engine` with each `--Class.trait=value` (or `--Class.trait value`)
-/// as `--trait=Class.trait=value`, which the argument parser can take. Other commands' lines stay as they are.
-pub fn traits_as_options(words: impl IntoIterator<Item = OsString>) -> Vec<OsString> {
+/// as `--trait=Class.trait=value`, which clap can parse. Other command lines are unchanged. `is_flag`: whether an
+/// option takes no value.
+pub fn traits_as_options(words: impl IntoIterator<Item = OsString>, is_flag: impl Fn(&str) -> bool) -> Vec<OsString> {
     let mut words = words.into_iter().peekable();
     let mut taken = Vec::new();
     let mut is_theirs = false;
     while let Some(word) = words.next() {
-        // `ipcluster start … ""` passes it on; behind an option it is that one's value.
-        let is_value = taken.last().is_some_and(|last: &OsString| last.to_string_lossy().starts_with('-'));
+        // `ipcluster start … ""` passes an empty argument on; after an option it is its value.
+        let is_value = taken.last().is_some_and(|last: &OsString| {
+            let last = last.to_string_lossy();
+            last.starts_with('-') && !last.contains('=') && !is_flag(&last)
+        });
         if is_theirs && word.is_empty() && !is_value {
             continue;
         }
@@ -106,7 +109,7 @@ pub fn traits_as_options(words: impl IntoIterator<Item = OsString>) -> Vec<OsStr
     taken
 }
 
-/// `Class.trait`, maybe with `=value`: Python classes begin with a capital, options do not.
+/// `Class.trait`, optionally with `=value`: Python classes begin with a capital letter, options do not.
 fn is_trait(text: &str) -> bool {
     let path = text.split('=').next().unwrap_or_default();
     let word = |w: &str| !w.is_empty() && w.chars().all(|c| c.is_alphanumeric() || c == '_');
@@ -118,7 +121,7 @@ mod tests {
     use super::*;
 
     fn rewritten(line: &str) -> String {
-        let words = traits_as_options(line.split(' ').map(OsString::from));
+        let words = traits_as_options(line.split(' ').map(OsString::from), |option| option == "--quiet");
         words.iter().map(|w| w.to_string_lossy()).collect::<Vec<_>>().join(" ")
     }
 
@@ -134,6 +137,10 @@ mod tests {
         );
         assert_eq!(rewritten("pcluster controller "), "pcluster controller");
         assert_eq!(rewritten("pcluster engine --file f  "), "pcluster engine --file f");
+        assert_eq!(
+            rewritten("pcluster controller  --ping=1  --A.b= --quiet  --log x"),
+            "pcluster controller --ping=1 --trait=A.b= --quiet --log x"
+        );
         let other = "pcluster controller --cluster-id  --ping=1";
         assert_eq!(rewritten(other), other);
         let other = "pcluster map --IPController.ip=* controller";

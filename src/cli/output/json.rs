@@ -1,9 +1,9 @@
-//! JSON for programs: one versioned document (`{"version":1,"tasks":[…]}`), or one object a line.
+//! JSON for programs: one versioned document (`{"version":1,"tasks":[…]}`), or one object per line.
 use super::super::error::CommandError;
 use serde::Serialize;
 use std::io::Write;
 
-/// Changes when a key changes its meaning or goes away; keys may come at any time.
+/// Incremented when a key is removed or changes its meaning; keys may be added at any time.
 pub const VERSION: u32 = 1;
 
 /// One document, `{"version":1,…}` and the object's keys, to stdout.
@@ -23,7 +23,7 @@ pub fn write_object(out: &mut dyn Write, object: &impl Serialize) -> std::io::Re
     out.write_all(b"\n")
 }
 
-/// A document with one list, whose items may be many: each stands on a line of its own.
+/// A document with one, possibly long, list: each item is on a separate line.
 pub struct List {
     empty: bool,
 }

@@ -1,4 +1,4 @@
-//! How things are shown. Data goes to stdout, talk to stderr; nothing here panics when the reader has gone.
+//! Output: data to stdout, status messages to stderr. Nothing panics when the reader closes the pipe.
 pub mod json;
 pub mod shown;
 pub mod sink;
@@ -12,14 +12,14 @@ use std::io::{BufWriter, Write};
 
 /// Columns of the terminal on stdout, else on stderr.
 pub fn terminal_width() -> Option<u16> {
-    // A table knows only one stream for its life.
+    // A table supports only one stream.
     let on_stdout = comfy_table::Table::new().width();
     on_stdout
         .or_else(|| comfy_table::Table::new().use_stderr().width())
         .filter(|w| *w > 0)
 }
 
-/// One line to stderr. There is nobody to tell when that fails.
+/// Writes one line to stderr, ignoring errors.
 pub fn stderr_line(text: impl Display) {
     let _ = writeln!(std::io::stderr().lock(), "{text}");
 }
@@ -28,13 +28,13 @@ pub fn stderr_text(text: &str) {
     let _ = std::io::stderr().lock().write_all(text.as_bytes());
 }
 
-/// Writes data to stdout, buffered, and says when that failed.
+/// Writes data to stdout, buffered, and returns errors.
 pub fn stdout(write: impl FnOnce(&mut dyn Write) -> std::io::Result<()>) -> Result<(), CommandError> {
     let mut out = BufWriter::with_capacity(64 * 1024, std::io::stdout().lock());
     write(&mut out).and_then(|()| out.flush()).map_err(CommandError::output)
 }
 
-/// Text to stdout as it is.
+/// Writes text to stdout, unchanged.
 pub fn print(text: &str) -> Result<(), CommandError> {
     stdout(|out| out.write_all(text.as_bytes()))
 }

@@ -1,16 +1,16 @@
-//! What a task has written, for people: a bounded part of it, in which nothing steers the terminal.
+//! A task's output for display: truncated, with control characters escaped.
 use super::visible::visible;
 use crate::model::output::Output;
 use std::fmt::Write;
 
-/// So many bytes of an output are shown.
+/// The maximum number of bytes of an output shown.
 const SHOWN: usize = 16 << 10;
 
-/// The part that is shown: text, with what is no UTF-8 and control characters (but tabs and line breaks) as escapes.
-/// And how many bytes come behind it.
+/// The displayed part: text, with invalid UTF-8 and control characters (except tabs and newlines) escaped.
+/// Also returns the number of remaining bytes.
 pub fn shown(output: &Output) -> (String, u64) {
     let mut upto = output.bytes.len().min(SHOWN);
-    // Not in the middle of a character.
+    // Not within a character.
     while upto < output.bytes.len() && upto > SHOWN - 4 && output.bytes[upto] & 0b1100_0000 == 0b1000_0000 {
         upto -= 1;
     }

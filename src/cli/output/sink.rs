@@ -1,4 +1,4 @@
-//! Where data goes: stdout, or the file of `--output`.
+//! The destination of data: stdout, or the file of `--output`.
 use super::super::error::CommandError;
 use std::fs::File;
 use std::io::{BufWriter, Write};
@@ -30,7 +30,7 @@ impl Sink {
         self.file.as_deref()
     }
 
-    /// Writes with `write`, and says where writing failed.
+    /// Writes with `write`; errors name the destination.
     pub fn put(&mut self, write: impl FnOnce(&mut dyn Write) -> std::io::Result<()>) -> Result<(), CommandError> {
         write(&mut self.out).map_err(|e| self.failed(e))
     }
@@ -39,7 +39,7 @@ impl Sink {
         self.put(|out| out.write_all(text.as_bytes()))
     }
 
-    /// What was written may still be in memory before this.
+    /// Flushes the output.
     pub fn finish(mut self) -> Result<(), CommandError> {
         self.out.flush().map_err(|e| self.failed(e))
     }

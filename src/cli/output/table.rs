@@ -1,9 +1,9 @@
-//! Tables: on a terminal as wide as it is, long cells cut at an ellipsis; elsewhere aligned by spaces and whole.
+//! Tables: fitted to the width of a terminal, with long cells truncated by an ellipsis; otherwise complete, separated by spaces.
 use super::super::context::Terminal;
 use super::visible::one_line;
 use comfy_table::{Attribute, Cell as Drawn, CellAlignment, Color, ColumnConstraint, ContentArrangement, Row, Width};
 
-/// How a cell is coloured, by meaning.
+/// The colour of a cell, by meaning.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Tone {
     #[default]
@@ -27,7 +27,7 @@ impl Cell {
             tone: Tone::Plain,
         }
     }
-    /// `-` where there is nothing.
+    /// The value, or `-` if there is none.
     pub fn or_dash(text: Option<impl ToString>) -> Cell {
         match text {
             Some(text) => Cell::new(text),
@@ -43,7 +43,7 @@ impl Cell {
 struct Column {
     title: &'static str,
     right: bool,
-    /// May be cut to fit the terminal.
+    /// May be truncated to fit the terminal.
     flexible: bool,
 }
 
@@ -57,7 +57,7 @@ impl Table {
     pub fn new() -> Table {
         Table::default()
     }
-    /// Never cut.
+    /// Never truncated.
     pub fn column(mut self, title: &'static str) -> Table {
         self.columns.push(Column {
             title,
@@ -66,7 +66,7 @@ impl Table {
         });
         self
     }
-    /// Never cut, aligned to the right.
+    /// Never truncated, aligned right.
     pub fn number(mut self, title: &'static str) -> Table {
         self.columns.push(Column {
             title,
@@ -75,7 +75,7 @@ impl Table {
         });
         self
     }
-    /// Cut where the terminal is too narrow.
+    /// Truncated if the terminal is too narrow.
     pub fn text(mut self, title: &'static str) -> Table {
         self.columns.push(Column {
             title,
@@ -95,7 +95,7 @@ impl Table {
     pub fn render(&self, terminal: &Terminal) -> String {
         let mut table = comfy_table::Table::new();
         table.load_style(comfy_table::presets::NOTHING);
-        // A cell is cut where it must be, not at a word before: no cell has this character.
+        // Truncates at any character, not only between words: no cell contains this separator.
         table.set_delimiter('\0');
         if terminal.stdout {
             table.set_content_arrangement(ContentArrangement::Dynamic).set_width(terminal.width);
@@ -121,7 +121,7 @@ impl Table {
             if column.right {
                 drawn.set_cell_alignment(CellAlignment::Right);
             }
-            // A title is never broken: a terminal too narrow for all of them breaks the lines instead.
+            // Titles are never broken: a terminal that is too narrow wraps the lines instead.
             drawn.set_constraint(if column.flexible {
                 let title = u16::try_from(column.title.len()).unwrap_or(u16::MAX);
                 ColumnConstraint::LowerBoundary(Width::Fixed(title.saturating_add(padding)))

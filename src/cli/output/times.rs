@@ -1,4 +1,4 @@
-//! Points in time and durations as people read them. JSON has ISO dates and seconds instead.
+//! Times and durations for display. JSON has ISO dates and seconds instead.
 use crate::model::UnixTime;
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -24,14 +24,14 @@ pub fn ago(now: UnixTime, then: UnixTime) -> String {
     }
 }
 
-/// `2026-11-20` here.
+/// `2026-11-20`, local time.
 fn date(then: UnixTime) -> String {
     local(then)
         .map(|z| z.strftime("%Y-%m-%d").to_string())
         .unwrap_or_else(|| then.to_iso())
 }
 
-/// `2026-11-20 21:10:03` here.
+/// `2026-11-20 21:10:03`, local time.
 pub fn local_time(then: UnixTime) -> String {
     local(then)
         .map(|z| z.strftime("%Y-%m-%d %H:%M:%S").to_string())
@@ -46,7 +46,7 @@ fn local(then: UnixTime) -> Option<jiff::Zoned> {
 /// `210 µs`, `3.4 ms`, `12.3 s`, `1 min 15 s`, `2 h 5 min`, `3 d 4 h`.
 pub fn duration(seconds: f64) -> String {
     let seconds = if seconds.is_finite() { seconds.max(0.0) } else { 0.0 };
-    // What is rounded up to the next unit is shown in it.
+    // Values that round up to the next unit are shown in that unit.
     if seconds == 0.0 {
         "0 s".into()
     } else if seconds < 0.0009995 {
@@ -72,9 +72,9 @@ pub fn duration(seconds: f64) -> String {
     }
 }
 
-/// What `--since` takes: how long ago (`2h`), or a date (`2026-11-20`, `2026-11-20T21:10`), local unless it says otherwise.
+/// Parses `--since`: an age (`2h`), or a date (`2026-11-20`, `2026-11-20T21:10`), local unless it has an offset.
 pub fn parse_since(text: &str, now: UnixTime) -> Result<UnixTime, String> {
-    let how = || format!("{text:?} is neither how long ago (90s, 10m, 2h, 3d) nor a date (2026-11-20, 2026-11-20T21:10)");
+    let how = || format!("{text:?} is neither an age (90s, 10m, 2h, 3d) nor a date (2026-11-20, 2026-11-20T21:10)");
     if let Some(seconds) = crate::model::query::parse_duration(text) {
         return Ok(UnixTime(now.0 - seconds));
     }

@@ -1,11 +1,11 @@
-//! Text of engines, tasks, hosts and files, made fit for a terminal: it must not move the cursor, change what was printed before, or
-//! type for the user. Data (`map`'s values, a command's output, `results --format`, JSON) does not pass here.
+//! Escapes text from engines, tasks, hosts and files for a terminal: it must not move the cursor, change earlier output, or inject
+//! input. Data (values of `map`, output of commands, `results --format`, JSON) is not escaped.
 //!
 //! Source: ECMA-48 (control functions), Unicode UAX #9 (bidirectional formatting characters).
 use std::borrow::Cow;
 
-/// Control characters other than newline and tab as escapes (`\u{1b}`); colours (SGR sequences) are left out, and so is the carriage
-/// return of a line's end.
+/// Escapes control characters except newline and tab (`\u{1b}`); removes colours (SGR sequences) and the carriage return at the
+/// end of a line.
 pub fn visible(text: &str) -> Cow<'_, str> {
     match text.chars().any(|c| is_steering(c) && !matches!(c, '\n' | '\t')) {
         true => Cow::Owned(escaped(text, |c| is_steering(c) && !matches!(c, '\n' | '\t'))),
@@ -13,7 +13,7 @@ pub fn visible(text: &str) -> Cow<'_, str> {
     }
 }
 
-/// The same in one line: newlines and tabs are escapes too.
+/// The same on one line: newlines and tabs are escaped too.
 pub fn one_line(text: &str) -> String {
     match text.chars().any(is_steering) {
         true => escaped(text, is_steering),
@@ -21,7 +21,7 @@ pub fn one_line(text: &str) -> String {
     }
 }
 
-/// C0, DEL and C1, and what changes the order in which text is shown.
+/// C0, DEL and C1 characters, and bidirectional formatting.
 fn is_steering(c: char) -> bool {
     c.is_control() || matches!(c, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
 }
@@ -44,7 +44,7 @@ fn escaped(text: &str, is_bad: impl Fn(char) -> bool) -> String {
     shown
 }
 
-/// What follows an SGR sequence, if the text begins with one: `ESC [ 1 ; 31 m`.
+/// The rest of the text after a leading SGR sequence: `ESC [ 1 ; 31 m`.
 fn after_colour(text: &str) -> Option<&str> {
     let parameters = text.strip_prefix("\u{1b}[")?;
     parameters

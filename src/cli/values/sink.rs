@@ -1,4 +1,4 @@
-//! Where results go: stdout, a file that appears when it is whole, or nowhere.
+//! The destination of results: stdout, a file that appears when it is complete, or none.
 use crate::cli::CommandError;
 use std::fs::File;
 use std::io::{self, BufWriter, Write};
@@ -12,7 +12,7 @@ pub enum Sink {
 }
 
 impl Sink {
-    /// A file is made beside its place now (so that one that cannot be is told of first), and renamed into it by [`Sink::finish`].
+    /// Creates a temporary file beside the destination (so that errors are reported early), renamed by [`Sink::finish`].
     pub fn open(output: Option<&Path>, no_output: bool) -> Result<Sink, CommandError> {
         Ok(match output {
             _ if no_output => Sink::Nowhere,
@@ -26,7 +26,7 @@ impl Sink {
         matches!(self, Sink::Stdout)
     }
 
-    pub fn is_nowhere(&self) -> bool {
+    pub fn is_discarded(&self) -> bool {
         matches!(self, Sink::Nowhere)
     }
 
@@ -47,11 +47,11 @@ impl Sink {
     }
 }
 
-/// A file under another name until it is whole; dropped before that, it is gone.
+/// A temporary file until it is complete; removed if dropped before.
 #[derive(Debug)]
 pub struct PartialFile {
     writer: Option<BufWriter<File>>,
-    /// None for what is not a regular file (a pipe, `/dev/null`): written as it is.
+    /// None for what is not a regular file (a pipe, `/dev/null`): written directly.
     partial: Option<PathBuf>,
     path: PathBuf,
 }
@@ -62,15 +62,15 @@ impl PartialFile {
             let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
             let what = CommandError::environment(format!("cannot write {}: {error}", path.display()));
             match error.kind() {
-                io::ErrorKind::NotFound => what.hint(format!("is there a directory {}?", folder.display())),
+                io::ErrorKind::NotFound => what.hint(format!("create the directory first: mkdir -p {}", folder.display())),
                 _ => what,
             }
         };
-        // What a link points to is replaced, not the link.
+        // Replaces the target of a link, not the link.
         let path = path.canonicalize().unwrap_or_else(|_| path.to_path_buf());
         let (file, partial) = match std::fs::metadata(&path) {
             Ok(facts) if facts.is_dir() => {
-                return Err(CommandError::usage(format!("--output {} is a directory", path.display())).hint("name a file in it"));
+                return Err(CommandError::usage(format!("--output {} is a directory", path.display())).hint("choose a file in it"));
             }
             Ok(facts) if !facts.is_file() => (File::options().write(true).open(&path), None),
             _ => {
@@ -142,11 +142,13 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_written_is_told_at_once() {
+    fn an_unwritable_file_is_reported_at_once() {
         let error = Sink::open(Some(Path::new("/no/such/dir/out")), false).unwrap_err();
         assert_eq!(error.kind.code(), 5);
         assert!(
-            error.render(false).contains("hint: is there a directory /no/such/dir?"),
+            error
+                .render(false)
+                .contains("hint: create the directory first: mkdir -p /no/such/dir"),
             "{}",
             error.render(false)
         );

@@ -94,7 +94,7 @@ fn values_are_csv() {
 }
 
 #[test]
-fn a_commands_output_is_left_as_it_is() {
+fn the_output_of_a_command_is_unchanged() {
     let rows = [
         command(0, "a\n", "", Some(0)),
         command(1, "b", "oh\n", Some(1)),
@@ -117,7 +117,7 @@ fn a_commands_output_is_left_as_it_is() {
 }
 
 #[test]
-fn rows_are_whole_tasks() {
+fn rows_are_full_records() {
     let line = text(Style::of(None, false, true), &[failed(4)]);
     let row: TaskRow = serde_json::from_str(&line).unwrap();
     assert_eq!((row.task.index, row.state), (4, TaskState::Error));
@@ -151,7 +151,7 @@ fn python_reads_the_pickle() {
 }
 
 #[test]
-fn inputs_read_as_they_were_written() {
+fn inputs_are_displayed_as_written() {
     for (json, text) in [
         ("[\"a b\"]", "a b"),
         ("[5]", "5"),

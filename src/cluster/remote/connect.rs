@@ -3,7 +3,7 @@ use super::error::RemoteError;
 use super::target::CHANNELS;
 use super::{not_connected, remove_near_end};
 use crate::client::Client;
-use crate::cluster::list::{Condition, Standing};
+use crate::cluster::list::{ClusterStatus, Condition};
 use crate::cluster::lock::Lock;
 use crate::cluster::{ClusterError, in_words, launch, options_of};
 use crate::connection::ConnectionFile;
@@ -54,7 +54,7 @@ pub async fn connect(options: ConnectOptions) -> Result<Connected, ClusterError>
     let destination = Destination::parse(&options.destination)?;
     profile.create()?;
     let _lock = Lock::wait(profile, cluster_id).await?;
-    let standing = Standing::of(profile, cluster_id);
+    let standing = ClusterStatus::of(profile, cluster_id);
     let (state, reused) = match (
         standing.condition,
         TunnelState::read(&profile.tunnel_file(cluster_id)).ok().flatten(),
@@ -71,7 +71,7 @@ pub async fn connect(options: ConnectOptions) -> Result<Connected, ClusterError>
             }
             (process::wait(&profile.tunnel_file(cluster_id), COMES_BACK, None).await?, true)
         }
-        (Condition::Running | Condition::Elsewhere, _) if standing.controller.is_some() => {
+        (Condition::Running | Condition::Remote, _) if standing.controller.is_some() => {
             return Err(ClusterError::Running {
                 cluster: in_words(profile, cluster_id),
                 options: options_of(profile, cluster_id),
@@ -85,7 +85,7 @@ pub async fn connect(options: ConnectOptions) -> Result<Connected, ClusterError>
     let engines = match &file.pcluster {
         Some(_) => {
             let client = Client::connect(&file, ANSWERS).await?;
-            Some(client.with_patience(ANSWERS).status().await?.engines.len())
+            Some(client.with_timeout(ANSWERS).status().await?.engines.len())
         }
         None => None,
     };

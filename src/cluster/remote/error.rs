@@ -1,4 +1,6 @@
 //! What can be wrong with a cluster behind an ssh connection, and what to do next.
+use crate::model::shell;
+use crate::ssh::error::lines;
 use crate::ssh::tunnel::TunnelError;
 
 #[derive(Debug, thiserror::Error)]
@@ -66,7 +68,11 @@ impl RemoteError {
         let say = |texts: &[&str]| texts.iter().map(|t| t.to_string()).collect();
         match self {
             RemoteError::NoCluster { to, others, profile, .. } => match others.is_empty() {
-                true => vec![format!("start one there: pcluster start --on {to} --profile {profile} -n 4")],
+                true => vec![format!(
+                    "start one on that host: pcluster start --on {} --profile {} -n 4",
+                    shell::word(to),
+                    shell::word(profile)
+                )],
                 false => say(&["name the one that is meant: --remote-profile NAME and --remote-cluster-id ID"]),
             },
             RemoteError::Gone { to, .. } => vec![format!("on {to}: pcluster list; pcluster start brings it back with its tasks")],
@@ -119,8 +125,4 @@ fn others_in_words(others: &[String]) -> String {
         [] => String::new(),
         others => format!("; there run: {}", others.join(", ")),
     }
-}
-
-fn lines(said: &str) -> String {
-    said.lines().map(|line| format!("\n  | {line}")).collect()
 }

@@ -4,8 +4,8 @@ use super::error::RemoteError;
 use super::find::{self, FoundFile};
 use crate::client::ClientError;
 use crate::client::address::candidates;
-use crate::connection::file::{BroadcastPorts, TunnelKeys};
-use crate::connection::{ConnectionFile, PclusterKeys};
+use crate::connection::ConnectionFile;
+use crate::connection::file::TunnelKeys;
 use crate::profile::ProfileDir;
 use crate::ssh::Ssh;
 use crate::ssh::probe::Host;
@@ -104,7 +104,7 @@ impl Target for RemoteCluster {
                 path: found.path.clone(),
             },
             addresses,
-            ports: ports(&found.file),
+            ports: found.file.ports(),
             hints: vec![
                 format!("the connection file was written by {writer}: does it still run? On {to}: pcluster list"),
                 format!(
@@ -170,59 +170,23 @@ fn choose(to: &str, mut running: Vec<FoundFile>, gone: Vec<FoundFile>, wanted: &
     })
 }
 
-fn ports(file: &ConnectionFile) -> BTreeMap<String, u16> {
-    let broadcast = match &file.broadcast {
-        BroadcastPorts::One(port) => Some(*port),
-        BroadcastPorts::Leaves(ports) => ports.first().copied(),
-    };
-    let all = [
-        Some(file.registration),
-        Some(file.control),
-        Some(file.mux),
-        Some(file.task),
-        Some(file.iopub),
-        file.notification,
-        broadcast,
-    ];
-    CHANNELS
-        .into_iter()
-        .zip(all)
-        .filter_map(|(name, port)| Some((name.to_string(), port?)))
-        .collect()
-}
-
 /// The connection file for this host: the same keys, the near ends of the channels.
 fn near_end(remote: &ConnectionFile, destination: &str, local: &BTreeMap<String, u16>) -> ConnectionFile {
-    let port = |name: &str| local.get(name).copied().unwrap_or_default();
-    ConnectionFile {
-        ssh: String::new(),
-        interface: "tcp://127.0.0.1".into(),
-        location: "127.0.0.1".into(),
-        registration: port("registration"),
-        control: port("control"),
-        mux: port("mux"),
-        task: port("task"),
-        iopub: port("iopub"),
-        notification: remote.notification.map(|_| port("notification")),
-        broadcast: BroadcastPorts::One(port("broadcast")),
-        pcluster: remote.pcluster.as_ref().map(|keys| PclusterKeys {
-            addresses: vec!["127.0.0.1".into()],
-            engine_port: None,
-            buffers: None,
-            process: ProcessId::own(),
-            tunnel: Some(TunnelKeys {
-                destination: destination.into(),
-                process: keys.process.clone(),
-            }),
-            ..keys.clone()
-        }),
-        ..remote.clone()
+    let mut file = remote.at_loopback(local);
+    if let Some(keys) = &mut file.pcluster {
+        keys.buffers = None;
+        keys.tunnel = Some(TunnelKeys {
+            destination: destination.into(),
+            process: std::mem::replace(&mut keys.process, ProcessId::own()),
+        });
     }
+    file
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::connection::file::BroadcastPorts;
 
     fn found(profile: &str, id: &str) -> FoundFile {
         let file = serde_json::json!({

@@ -1,4 +1,4 @@
-//! Maps whose client died while it sent inputs. A client that has no input to send says that it is there ([`KEEP_ALIVE`]); when nothing
+//! Maps that do not get all their inputs: their client says so and why, or it has died. A client that has no input to send says that it is there ([`KEEP_ALIVE`]); when nothing
 //! has come for some leases, the map is closed: tasks that no engine has are aborted, and one task more stands for the inputs
 //! that are missing. So the map ends as failed, whoever waits for it hears that, and what was to follow it does not run.
 use super::{Core, Due};
@@ -39,23 +39,34 @@ impl Core {
         let until = map.fed + self.inputs_lease();
         match until.checked_sub(self.now.since_start).filter(|left| !left.is_zero()) {
             Some(left) => self.remind(left, Due::Inputs(id)),
-            None => self.abandon(id),
+            None => self.client_is_silent(id),
         }
     }
 
-    fn abandon(&mut self, id: MapId) {
+    fn client_is_silent(&mut self, id: MapId) {
         let seconds = self.inputs_lease().as_secs();
-        let Some(map) = self.maps.get_mut(&id) else { return };
+        let Some(map) = self.maps.get(&id) else { return };
+        let came = map.counts.total;
+        tracing::warn!(map = %id, inputs = came, seconds, "the client that sent the inputs of a map is silent; the map is closed, and ends as failed");
+        let why = format!("its client was silent for {seconds} s while it sent inputs; {came} had come, those behind are missing");
+        self.abandon(id, "ClientLost", &why);
+    }
+
+    /// `ename` is of the inputs that came and do not run.
+    pub(super) fn abandon(&mut self, id: MapId, ename: &str, why: &str) {
+        let Some(map) = self.maps.get_mut(&id).filter(|map| !map.closed) else {
+            return;
+        };
         let came = map.counts.total as u32;
         map.closed = true;
         map.abandoned = true;
         map.push(Bytes::from_static(b"null"), 1);
+        map.dropped.insert(came);
         let state = match map.waiting_for {
             Some(_) => TaskState::Waiting,
             None => TaskState::Ready,
         };
         let submitted = self.now.unix;
-        tracing::warn!(map = %id, inputs = came, seconds, "the client that sent the inputs of a map is silent; the map is closed, and ends as failed");
         self.record(Change::TasksAdded {
             map: id,
             first: came,
@@ -64,17 +75,13 @@ impl Core {
             submitted,
         });
         self.record(Change::MapClosed { map: id, total: came + 1 });
-        let why = format!("its client was silent for {seconds} s while it sent inputs; {came} had come, those behind are missing");
-        if let Some(map) = self.maps.get_mut(&id) {
-            map.dropped.insert(came);
-        }
         self.finish(
             TaskId::new(id, came),
             1,
             None,
-            crate::model::task::Outcome::failure(TaskState::Aborted, INPUTS_MISSING, &why, submitted, submitted),
+            crate::model::task::Outcome::failure(TaskState::Aborted, INPUTS_MISSING, why, submitted, submitted),
         );
-        self.abort_unsent(id, "ClientLost", &why);
+        self.abort_unsent(id, ename, why);
         self.after_changes(id);
     }
 
@@ -83,7 +90,7 @@ impl Core {
         match self.maps.get(&id).is_some_and(|map| map.abandoned) {
             true => Err(ErrorContent::new(
                 "MapClosed",
-                format!("map {id} was closed without the rest of its inputs: its client was silent for too long"),
+                format!("map {id} was closed without the rest of its inputs (pcluster results {id} --failed)"),
             )),
             false => Ok(()),
         }

@@ -78,7 +78,7 @@ impl Core {
     fn request_depth(&self, function: u64) -> u32 {
         let Some(mean) = self.ahead.means.get(&function) else { return 1 };
         let fit = self.config.prefetch_ms as f64 / 1000.0 / mean.max(1e-6);
-        (fit as u32).clamp(1, self.config.most_prefetched.max(1))
+        (fit as u32).clamp(1, self.config.max_prefetch.max(1))
     }
 
     /// More than one such request fits into `prefetch_ms`.

@@ -53,7 +53,7 @@ impl Core {
             None => 2,
             Some(mean) => {
                 let fit = self.config.prefetch_ms as f64 / 1000.0 / mean.max(1e-6);
-                (fit as u32).clamp(1, self.config.most_prefetched.max(1))
+                (fit as u32).clamp(1, self.config.max_prefetch.max(1))
             }
         }
     }
@@ -262,7 +262,7 @@ impl Core {
 
     pub(super) fn beat(&mut self) {
         self.beats += 1;
-        let heartbeat = Self::period(self.config.heartbeat_ms.max(10));
+        let heartbeat = Self::period(self.config.heartbeat_interval_ms.max(10));
         // Stuck queues are looked for more often than hearts.
         let step = heartbeat.min(std::time::Duration::from_millis(100));
         self.remind(step, Due::Beat);

@@ -342,6 +342,11 @@ impl Core {
                 format!("map {id} was cancelled, or all its inputs have come"),
             ));
         }
+        if let Some(why) = &request.abandoned {
+            self.answer(asked, &say::InputsReply { status: ok(), total });
+            self.abandon(id, "Abandoned", why);
+            return Ok(());
+        }
         if let Some(targets) = &map.targets {
             check_fit(total as usize + inputs.len(), targets.len())?;
         }
@@ -497,6 +502,14 @@ impl Core {
             .collect()
     }
 
+    /// Requests of ipyparallel's clients that wait although there are engines, because none of them has a Python that works.
+    fn out_of_python(&self) -> Option<String> {
+        let waiting = self.requests.queued();
+        let has_unavailable = self.engines.iter().any(|(_, e)| e.is_here() && e.unavailable.is_some());
+        let waits = waiting > 0 && has_unavailable && self.engines.by_load().next().is_none();
+        waits.then(|| format!("requests of ipyparallel's clients wait ({waiting}): no engine has a Python that works (pcluster engines)"))
+    }
+
     fn status(&mut self, asked: &Asked) {
         let engines = self
             .engines
@@ -534,7 +547,7 @@ impl Core {
             running: begun as u64,
             finished: self.finished_tasks,
             cut_off: self.cut_off,
-            notes: self.out_of_time(),
+            notes: self.out_of_time().into_iter().chain(self.out_of_python()).collect(),
         };
         self.answer(asked, &reply);
     }

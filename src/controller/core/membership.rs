@@ -156,7 +156,7 @@ impl Core {
 
     /// Answered as often as the engine needs it, not to give its controller up.
     fn heartbeat(&mut self, engine: &EngineUuid) {
-        let (now, enough) = (self.now.since_start, Self::period(self.config.controller_patience_ms) / 8);
+        let (now, enough) = (self.now.since_start, Self::period(self.config.engine_reconnect_timeout_ms) / 8);
         let due = self.engines.change(engine, |e| {
             let due = e.answered.is_none_or(|at| now.saturating_sub(at) >= enough);
             if due {
@@ -184,8 +184,8 @@ impl Core {
             status: "ok".into(),
             evalue: String::new(),
             id: None,
-            heartbeat_ms: self.config.heartbeat_ms,
-            controller_patience_ms: self.config.controller_patience_ms,
+            heartbeat_interval_ms: self.config.heartbeat_interval_ms,
+            engine_reconnect_timeout_ms: self.config.engine_reconnect_timeout_ms,
             drop: vec![],
             max_message_bytes: self.max_message_bytes(),
         };
@@ -438,7 +438,7 @@ impl Core {
             let payload = Bytes::from(format!("{:.6}", self.now.since_start.as_secs_f64()));
             self.effects.push(Effect::Ping { payload });
         }
-        let patience = Self::period(self.config.heartbeat_ms) * 3;
+        let patience = Self::period(self.config.heartbeat_interval_ms) * 3;
         let lease = Self::period(self.config.lease_ms).saturating_sub(patience);
         let silent: Vec<EngineUuid> = self
             .engines
@@ -517,7 +517,7 @@ impl Core {
             let content = serde_json::json!({
                 "id": id.0,
                 "status": "ok",
-                "hb_period": self.config.heartbeat_ms,
+                "hb_period": self.config.heartbeat_interval_ms,
                 "connection_info": self.facts.engine_file,
             });
             self.message("registration_reply", Some(&message.header_json), &content)

@@ -172,7 +172,7 @@ impl Core {
             now,
         };
         core.remind(Duration::ZERO, Due::Beat);
-        if core.config.keep_days.is_some() {
+        if core.config.retention_days.is_some() {
             core.remind(retention::FIRST, Due::Retention);
         }
         core
@@ -327,7 +327,7 @@ impl Core {
 
     /// Of messages that come here; peers are told.
     fn max_message_bytes(&self) -> u64 {
-        self.config.most_message_mb.saturating_mul(1 << 20)
+        self.config.max_message_mb.saturating_mul(1 << 20)
     }
 
     fn period(ms: u64) -> Duration {

@@ -1,4 +1,4 @@
-//! Forgetting unasked: what ended longer ago than `controller.keep_days`. The records say what that is, some at a time; here
+//! Forgetting unasked: what ended longer ago than `controller.retention_days`. The records say what that is, some at a time; here
 //! it is decided what of it is still waited for.
 use super::{Ask, Core, Due, Effect, Query};
 use crate::model::change::{Change, Purge};
@@ -47,7 +47,7 @@ impl Core {
     }
 
     pub(super) fn look_for_expired(&mut self) {
-        let Some(days) = self.config.keep_days else { return };
+        let Some(days) = self.config.retention_days else { return };
         let clock = self.retention_clock();
         self.record(Change::RetentionClock { at: clock });
         let before = UnixTime(clock.0 - days * DAY_S);
@@ -81,7 +81,7 @@ impl Core {
                 purges.push(Purge::EmptySession(map));
             }
         }
-        let keep = Duration::try_from_secs_f64(self.config.keep_days.unwrap_or(0.0) * DAY_S / 10.0).unwrap_or(LONGEST);
+        let keep = Duration::try_from_secs_f64(self.config.retention_days.unwrap_or(0.0) * DAY_S / 10.0).unwrap_or(LONGEST);
         let pause = if purges.is_empty() { keep.clamp(SHORTEST, LONGEST) } else { STEP };
         for what in purges {
             self.record(Change::Purged { what });
@@ -102,7 +102,7 @@ impl Core {
 
     /// Somebody asks for the results of a finished map.
     pub(super) fn note_reader(&mut self, map: MapId) {
-        if self.config.keep_days.is_some() {
+        if self.config.retention_days.is_some() {
             self.readers.0.insert(map, self.now.since_start);
         }
     }

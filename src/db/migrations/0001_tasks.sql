@@ -120,38 +120,3 @@ CREATE TABLE request (
     buffers         BLOB,
     result_buffers  BLOB
 );
-
--- For people.
-
-CREATE VIEW maps AS SELECT
-    id AS map, kind, name, label,
-    total, ok, error + aborted + timeout + lost AS failed, running,
-    total - ok - error - aborted - timeout - lost AS pending,
-    strftime('%Y-%m-%d %H:%M:%f', submitted, 'unixepoch') AS submitted,
-    strftime('%Y-%m-%d %H:%M:%f', completed, 'unixepoch') AS completed,
-    completed - submitted AS duration
-FROM map;
-
-CREATE VIEW tasks AS SELECT
-    (t.id >> 32) || '.' || (t.id & 4294967295) AS task,
-    t.id >> 32 AS map,
-    t.id & 4294967295 AS task_index,
-    m.name AS name,
-    COALESCE(r.label, m.label) AS label,
-    t.state, t.engine, t.host, t.attempts, t.exit_code,
-    strftime('%Y-%m-%d %H:%M:%f', t.submitted, 'unixepoch') AS submitted,
-    strftime('%Y-%m-%d %H:%M:%f', t.started, 'unixepoch') AS started,
-    strftime('%Y-%m-%d %H:%M:%f', t.completed, 'unixepoch') AS completed,
-    t.completed - t.started AS duration,
-    t.input,
-    COALESCE(t.value, t.repr) AS value,
-    t.ename || ': ' || COALESCE(t.evalue, '') AS error,
-    CASE WHEN t.completed IS NULL THEN (SELECT group_concat(o.text, '') FROM output o WHERE o.task = t.id AND o.stream = 'stdout')
-         ELSE t.stdout END AS stdout,
-    CASE WHEN t.completed IS NULL THEN (SELECT group_concat(o.text, '') FROM output o WHERE o.task = t.id AND o.stream = 'stderr')
-         ELSE t.stderr END AS stderr,
-    t.traceback,
-    r.msg_id
-FROM task t
-JOIN map m ON m.id = t.id >> 32
-LEFT JOIN request r ON r.task = t.id;

@@ -113,6 +113,90 @@ fn version_3() {
     assert_eq!(left, 7);
 }
 
+/// The version before 11: outputs that are not text, code that maps run, code that one had before, an exact value, and a task that ran at the end. The
+/// file is of a cluster that was killed.
+#[test]
+fn version_10() {
+    let (_directory, path) = kept("v10.db");
+    let before = Reader::open(&path).unwrap();
+    let read = |reader: &Reader| {
+        let (rows, matching) = reader.tasks(&TaskQuery::default()).unwrap();
+        let state = reader.restart_state().unwrap();
+        let rows = serde_json::to_string_pretty(&rows).unwrap();
+        (
+            rows,
+            matching,
+            state.next_map,
+            state.next_engine,
+            state.maps.len(),
+            state.engines.len(),
+        )
+    };
+    let as_it_was = read(&before);
+    drop(before);
+    let mut writer = Writer::open(&path, Durability::Normal).unwrap();
+    assert_eq!(read(&writer.reader().unwrap()), as_it_was, "the migration changes no row");
+    assert_eq!(
+        (as_it_was.1, as_it_was.2, as_it_was.3, as_it_was.4, as_it_was.5),
+        (7, MapId(4), EngineId(1), 1, 1)
+    );
+
+    let reader = writer.reader().unwrap();
+    let (rows, _) = reader.tasks(&TaskQuery::default()).unwrap();
+    let brief: Vec<_> = rows
+        .iter()
+        .map(|row| format!("{} {} {:?}", row.task, row.state, row.stdout.bytes))
+        .collect();
+    assert_eq!(
+        brief,
+        [
+            "1.0 ok b\"input 0\\n\"",
+            "1.1 ok b\"input 1\\n\"",
+            "1.2 error b\"input 2\\n\"",
+            "1.3 ok b\"input 3\\n\"",
+            "2.0 ok b\"out a\\n\"",
+            "2.1 error b\"out b\\xff\\0\\n\"",
+            "3.0 running b\"so far\\n\"",
+        ]
+    );
+    let exact = rows[3].pickled.as_ref().unwrap();
+    assert_eq!(
+        (exact.python_type.as_str(), exact.bytes.first(), exact.bytes.len()),
+        ("tuple", Some(&0x80), 18)
+    );
+    assert_eq!(rows[3].value.as_ref().unwrap().get(), "[3,6]");
+    assert_eq!(
+        (rows[5].stderr.as_str(), rows[5].exit_code, rows[2].attempts),
+        ("err\n", Some(1), 2)
+    );
+    assert_eq!(
+        reader.attempts(task(1, 2)).unwrap()[0].outcome.error.as_ref().unwrap().evalue,
+        "not 2"
+    );
+    let rows = Connection::open(&path).unwrap();
+    let code: Vec<(String, i64)> = {
+        let sql = "SELECT bundle, 1 FROM map WHERE bundle IS NOT NULL UNION ALL SELECT bundle, 0 FROM earlier_code";
+        let mut select = rows.prepare(sql).unwrap();
+        let found = select.query_map([], |row| Ok((row.get(0)?, row.get(1)?))).unwrap();
+        found.map(Result::unwrap).collect()
+    };
+    assert_eq!(code.len(), 2);
+    for (hash, is_newest) in code {
+        let sql = "SELECT content FROM bundle WHERE hash = ?1";
+        let content: Vec<u8> = rows.query_row(sql, [&hash], |row| row.get(0)).unwrap();
+        let text = String::from_utf8_lossy(&content).into_owned();
+        let body = if is_newest == 1 { "return n + n" } else { "return 2 * n" };
+        assert!(text.contains("from helper import double") && text.contains(body), "{text}");
+    }
+
+    // And a controller goes on with it.
+    let mut outcome = ok("1");
+    outcome.stdout = crate::model::output::Output::rest(7, &b"\xff\0"[..]);
+    writer.apply(&[finished(3, 0, 1, 0, outcome)]).unwrap();
+    let row = writer.reader().unwrap().finished_from(MapId(3), 0, 1).unwrap().1.remove(0);
+    assert_eq!((row.state, &row.stdout.bytes[..]), (TaskState::Ok, &b"so far\n\xff\0"[..]));
+}
+
 /// The shape of a file: every column of every table and view.
 fn shape(connection: &Connection) -> BTreeSet<(String, String)> {
     let sql = "SELECT m.name, c.name FROM sqlite_master m, pragma_table_info(m.name) c \
@@ -124,12 +208,21 @@ fn shape(connection: &Connection) -> BTreeSet<(String, String)> {
 
 #[test]
 fn an_old_file_gets_the_shape_of_a_new_one() {
-    for file in ["v1.db", "v2.db", "v3.db"] {
+    for file in ["v1.db", "v2.db", "v3.db", "v10.db"] {
         let (_directory, path) = kept(file);
         Writer::open(&path, Durability::Normal).unwrap().close().unwrap();
         let (old, new) = (Connection::open(&path).unwrap(), Db::new());
         assert_eq!(shape(&old), shape(&Connection::open(new.path()).unwrap()), "{file}");
         assert_eq!(schema::version(&old).unwrap(), schema::VERSION);
+        let views = |file: &Connection| -> Vec<String> {
+            let mut select = file
+                .prepare("SELECT sql FROM sqlite_master WHERE type = 'view' ORDER BY name")
+                .unwrap();
+            let rows = select.query_map([], |row| row.get(0)).unwrap();
+            rows.map(Result::unwrap).collect()
+        };
+        assert_eq!(views(&old), views(&Connection::open(new.path()).unwrap()), "{file}");
+        assert_eq!(views(&old).len(), 2);
     }
 }
 

@@ -1,5 +1,5 @@
-//! The code of maps, where this host cannot store it: the engine's fault. Tasks go back uncharged, the engine is unavailable, and
-//! tries again.
+//! Handles map code that this host cannot store. That is the engine's fault: it returns the tasks without counting an attempt,
+//! reports that it is unavailable, and retries.
 use super::Core;
 use super::event::{Effect, Now};
 use super::unit::worker_of;
@@ -10,7 +10,7 @@ use std::time::Instant;
 #[derive(Debug, Default)]
 pub(super) struct Code {
     failure: Option<Failure>,
-    /// How often in a row, and the bundle whose arrival ends the row.
+    /// Number of consecutive failures, and the bundle whose arrival resets it.
     failures: u32,
     hash: String,
 }
@@ -18,7 +18,7 @@ pub(super) struct Code {
 #[derive(Debug)]
 struct Failure {
     reason: String,
-    /// None while it is being tried.
+    /// None during a retry.
     retry_at: Option<Instant>,
 }
 
@@ -38,11 +38,11 @@ impl Core {
         Some(&self.maps.get(&map)?.definition.bundle()?.hash)
     }
 
-    /// This bundle is not on this host; without one: nothing can be stored yet.
+    /// This bundle is not on this host; None: no bundle can be stored yet.
     pub(super) fn code_failed(&mut self, now: Now, hash: Option<String>, reason: String) {
         if let Some(hash) = hash {
             for state in self.maps.values_mut() {
-                // Where it was is no longer true.
+                // The worker's path to it is no longer valid.
                 state.in_worker &= state.definition.bundle().is_none_or(|named| named.hash != hash);
             }
             self.code.hash = hash;
@@ -64,7 +64,7 @@ impl Core {
         }
     }
 
-    /// Something can be stored again. What has not been comes again: a controller that takes an engine back sends it all anew.
+    /// Code can be stored again. Registering makes the controller send everything that is missing again.
     pub(super) fn code_usable(&mut self, effects: &mut Vec<Effect>) {
         if self.code.failure.take().is_some() {
             effects.push(Effect::Register { holds: self.holds() });
@@ -78,16 +78,16 @@ impl Core {
             && failure.retry_at.is_some_and(|at| now.instant >= at)
         {
             failure.retry_at = None;
-            effects.push(Effect::TryToStoreCode);
+            effects.push(Effect::RetryCodeStorage);
         }
     }
 
-    /// Tasks whose code is not here run elsewhere. What can run nowhere else fails with the reason.
-    pub(super) fn give_up_code(&mut self, now: Now, effects: &mut Vec<Effect>) {
+    /// Returns tasks whose code is not available, to run on other engines. Tasks that only this engine may run fail with the reason.
+    pub(super) fn reject_code_units(&mut self, now: Now, effects: &mut Vec<Effect>) {
         let Some(reason) = self.code.why_unusable().map(String::from) else {
             return;
         };
-        let (mut back, mut failed) = (Vec::new(), Vec::new());
+        let (mut returned, mut failed) = (Vec::new(), Vec::new());
         for unit in std::mem::take(&mut self.queue) {
             let map = unit.held().map(|held| held.map);
             let definition = map.and_then(|map| Some((map, &self.maps.get(&map)?.definition)));
@@ -95,7 +95,7 @@ impl Core {
                 Some((map, definition)) if definition.bundle().is_some() && worker_of(map, definition).is_some() => {
                     match definition.options.targets.is_some() {
                         true => failed.push(unit),
-                        false => back.push(unit),
+                        false => returned.push(unit),
                     }
                 }
                 _ => self.queue.push_back(unit),
@@ -104,8 +104,8 @@ impl Core {
         for unit in failed {
             self.fail(now, unit, "CodeUnavailable", reason.clone(), effects);
         }
-        if !back.is_empty() {
-            self.send_back(back, effects);
+        if !returned.is_empty() {
+            self.return_units(returned, effects);
         }
     }
 }

@@ -1,4 +1,4 @@
-//! What happens to an engine ([`Event`]), and what it does about it ([`Effect`]).
+//! Inputs of the core ([`Event`]) and the actions that it requests ([`Effect`]).
 use super::unit::{CommandEnd, Request, Unit, WorkerKey, WorkerResult};
 use crate::model::definition::MapDefinition;
 use crate::model::{MapId, UnixTime};
@@ -7,7 +7,7 @@ use bytes::Bytes;
 use std::sync::Arc;
 use std::time::Instant;
 
-/// The time, given by the driver: one clock for distances, one for dates.
+/// The time, supplied by the driver: a monotonic clock for durations, the wall clock for timestamps.
 #[derive(Clone, Copy, Debug)]
 pub struct Now {
     pub instant: Instant,
@@ -17,63 +17,63 @@ pub struct Now {
 #[derive(Debug)]
 pub enum Event {
     // ---- from the controller
-    /// It took the engine (back); these of its tasks it must forget.
+    /// The controller accepted the engine, for the first time or again; the engine must drop these of its tasks.
     Registered {
         drop: Vec<Held>,
     },
-    /// It receives no longer message.
-    LimitKnown {
+    /// The controller rejects longer messages.
+    MessageLimit {
         max_message: usize,
     },
-    /// It does not know the engine.
-    Unknown,
+    /// The controller does not know the engine.
+    EngineUnknown,
     Defined {
         map: MapId,
         definition: Arc<MapDefinition>,
     },
-    Forgotten {
+    MapForgotten {
         map: MapId,
     },
-    TasksCame {
+    TasksReceived {
         map: MapId,
         tasks: Vec<(u32, u32, Bytes)>,
     },
     Recorded {
         sequence: u64,
     },
-    /// So much of what a task has written is on the controller's disk.
+    /// The controller has recorded a task's output up to these positions.
     OutputRecorded(OutputRecorded),
-    /// Values that a task is to fold.
-    ValuesCame(Values, Vec<Bytes>),
-    /// The answer to [`Effect::KeepValues`], when all are in a file, or when that failed.
-    ValuesKept {
+    /// Values for a task to fold.
+    ValuesReceived(Values, Vec<Bytes>),
+    /// The answer to [`Effect::StoreValues`], once all values are in a file or storing failed.
+    ValuesStored {
         held: Held,
-        place: Result<String, String>,
+        file: Result<String, String>,
     },
-    /// What was given back with this number is on the controller's disk.
+    /// The controller has recorded the units returned with this sequence number.
     ReturnRecorded {
         sequence: u64,
     },
-    GiveBackAsked {
-        at_most: u32,
+    ReturnRequested {
+        max_count: u32,
     },
-    CancelAsked {
+    CancelRequested {
         tasks: Vec<Held>,
     },
-    /// Leave now, or (`drain`) when what runs has ended.
-    ShutdownAsked {
+    /// Leave now, or (`drain`) when the running unit has ended.
+    ShutdownRequested {
         drain: bool,
         reason: String,
-        grace_ms: Option<u64>,
+        grace_period_ms: Option<u64>,
     },
-    RequestCame(Arc<Request>),
-    /// Of ipyparallel clients: these requests, or all, if not begun.
-    AbortAsked {
+    RequestReceived(Arc<Request>),
+    /// Abort these requests of ipyparallel clients, or all, unless started.
+    AbortRequested {
         msg_ids: Option<Vec<String>>,
     },
 
     // ---- the code of maps
-    /// It cannot be stored on this host, or is no longer there: this bundle; None: any.
+    /// This bundle (None: any bundle) cannot be stored on this host, or has disappeared from it.
     CodeFailed {
         hash: Option<String>,
         reason: String,
@@ -81,18 +81,18 @@ pub enum Event {
     CodeWritten {
         hash: String,
     },
-    /// The answer to [`Effect::TryToStoreCode`], unless that failed.
+    /// The answer to [`Effect::RetryCodeStorage`] on success.
     CodeUsable,
 
-    // ---- from workers; events of a worker that has been ended are not reported
-    /// The spare has started.
+    // ---- from workers; events of a terminated worker are not reported
+    /// The spare worker is ready.
     WorkerReady,
-    /// The spare could not be started.
+    /// The spare worker failed to start.
     WorkerFailed {
         reason: String,
     },
-    /// The unit with this ticket has begun (told for requests only).
-    UnitBegun {
+    /// The unit with this ticket has started (reported for requests only).
+    UnitStarted {
         worker: WorkerKey,
         ticket: u32,
         output: [Bytes; 2],
@@ -105,17 +105,17 @@ pub enum Event {
         output: [Bytes; 2],
         result: WorkerResult,
     },
-    /// A request has published something, behind this output.
+    /// A request has published a message, after this output.
     Published {
         worker: WorkerKey,
         output: [Bytes; 2],
         published: Published,
     },
-    /// Written while no unit ran.
+    /// Output written while no unit was running.
     OutputUnclaimed {
         output: [Bytes; 2],
     },
-    /// None: the spare. `unread` tokens were left; `how` it ended, in words; whether a signal `killed` it.
+    /// `worker` is None for the spare. `unread`: number of unread tokens; `how`: a description of its end; `killed`: by a signal.
     WorkerExited {
         worker: Option<WorkerKey>,
         unread: usize,
@@ -124,31 +124,31 @@ pub enum Event {
         stderr_tail: String,
         output: [Bytes; 2],
     },
-    /// The answer to [`Effect::TakeTokens`].
-    TokensTaken {
+    /// The answer to [`Effect::TakeBackTokens`].
+    TokensTakenBack {
         count: usize,
     },
-    /// Output of the unit that runs; more may be there, for which [`super::Core::has_room`] is to be asked.
-    Wrote {
+    /// Output of the running unit. Check [`super::Core::can_read_output`] before reading more.
+    OutputArrived {
         output: [Bytes; 2],
     },
-    /// The answer to [`Effect::ReadOutput`]: after the end of every unit that ended before.
+    /// The answer to [`Effect::ReadOutput`], delivered after the ends of all units that ended before.
     OutputRead {
         output: [Bytes; 2],
     },
 
-    /// The answer to [`Effect::MeasureMemory`]: bytes in memory of what runs and all that it started.
+    /// The answer to [`Effect::MeasureMemory`]: resident bytes of the running unit and all its descendants.
     MemoryMeasured {
         bytes: u64,
     },
 
-    // ---- from the command that runs
-    CommandWrote {
+    // ---- from the running command
+    CommandOutput {
         output: [Bytes; 2],
     },
     CommandEnded(CommandEnd),
 
-    /// Time has passed.
+    /// A deadline may have passed.
     Tick,
 }
 
@@ -158,17 +158,17 @@ pub struct Published {
     pub parent: Parent,
     pub kind: String,
     pub topic: String,
-    /// Besides the engine's own.
+    /// Added to the engine's own metadata.
     pub metadata: serde_json::Map<String, serde_json::Value>,
     /// JSON text.
     pub content: Bytes,
     pub buffers: Vec<Bytes>,
 }
 
-/// What a message is of.
+/// The parent of a published message.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Parent {
-    /// The request that runs.
+    /// The running request.
     Running,
     /// A request that has ended: its header, as JSON text.
     Ended(Bytes),
@@ -182,51 +182,51 @@ pub enum Effect {
         holds: Vec<Held>,
     },
     SendResults(Arc<Results>),
-    /// With the bytes of its parts.
+    /// With the content of its parts.
     SendProgress(Progress, Vec<Bytes>),
     SendReturned(Returned),
     SendValuesRequest(ValuesRequest),
-    /// Whether Python functions can run here: `reason` is why not.
+    /// Report whether this engine can run Python functions: `reason` says why not.
     ReportAvailability {
         reason: Option<String>,
     },
-    /// It runs for a while already, or has something to say: iopub `status: busy`.
-    RequestBegun(Arc<Request>),
+    /// Publish iopub `status: busy`: the request has run for a while or produced output.
+    RequestStarted(Arc<Request>),
     Stream {
         request: Arc<Request>,
         stderr: bool,
         text: String,
     },
     Publish {
-        /// The header of the request that it is of.
+        /// The header of the request that published it.
         parent: Option<Bytes>,
         published: Published,
     },
-    /// The reply, then iopub `status: idle`.
+    /// Send the reply, then iopub `status: idle`.
     Reply {
         request: Arc<Request>,
         started: UnixTime,
         reply: RequestReply,
     },
-    /// Unregister; then end the process, or come back as another engine.
+    /// Unregister; then end the process, or register as a new engine.
     Leave {
         reason: String,
-        as_another: bool,
+        as_new_engine: bool,
     },
 
-    /// Add values to the file of a task.
-    KeepValues {
+    /// Append values to the file of a task.
+    StoreValues {
         held: Held,
         is_first: bool,
         bytes: Vec<Bytes>,
         is_last: bool,
     },
-    /// Remove that file, if it is there.
-    ForgetValues {
+    /// Remove that file, if it exists.
+    DeleteValues {
         held: Held,
     },
-    /// Whether the code of maps can be stored now.
-    TryToStoreCode,
+    /// Check whether the code of maps can be stored now.
+    RetryCodeStorage,
 
     // ---- to the log
     Warn(String),
@@ -234,14 +234,14 @@ pub enum Effect {
     // ---- to workers
     /// Start a spare: a worker that has run no user code.
     StartWorker {
-        /// It is ready when it has made IPython's shell: it will be the interactive one.
+        /// It becomes the interactive worker: ready once it has created IPython's shell.
         has_shell: bool,
     },
-    /// The spare is this worker from now on.
+    /// The spare becomes this worker.
     AssignSpare {
         worker: WorkerKey,
     },
-    /// End a worker that has nothing to do, and all that it has started.
+    /// End an idle worker and all processes that it started.
     EndWorker {
         worker: WorkerKey,
     },
@@ -254,31 +254,31 @@ pub enum Effect {
         worker: WorkerKey,
         map: MapId,
     },
-    /// Tasks of one map; their tickets count up from `first`.
-    GiveTasks {
+    /// Send tasks of one map; their tickets count up from `first`.
+    DispatchTasks {
         worker: WorkerKey,
         map: MapId,
         first: u32,
         inputs: Vec<Bytes>,
     },
-    GiveRequest {
+    DispatchRequest {
         ticket: u32,
         request: Arc<Request>,
     },
-    /// Make the worker skip every unit that it has not begun, and say how many at once, before anything else.
-    TakeTokens {
+    /// Make the worker skip every unit that it has not started; report their number immediately, before any other event.
+    TakeBackTokens {
         worker: WorkerKey,
     },
-    /// Look for what was written since the last look.
+    /// Read the output written since the last read.
     ReadOutput {
         worker: WorkerKey,
     },
-    /// Of this worker; None: of the command. It need not be exact below the limit.
+    /// Measure this worker (None: the command). The answer need not be exact below the limit.
     MeasureMemory {
         worker: Option<WorkerKey>,
         limit: u64,
     },
-    /// None: the spare, which is not ready.
+    /// None: the spare, which is not ready yet.
     SignalWorker {
         worker: Option<WorkerKey>,
         signal: Stage,
@@ -294,7 +294,7 @@ pub enum Effect {
     },
 }
 
-/// How hard something is asked to stop.
+/// The steps of stopping a process, in order of severity.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Stage {
     Interrupt,
@@ -304,14 +304,14 @@ pub enum Stage {
 
 #[derive(Clone, Debug)]
 pub enum RequestReply {
-    /// What the worker made.
-    Made {
+    /// Created by the worker.
+    Completed {
         status: String,
         ename: String,
         content: Bytes,
         buffers: Vec<Bytes>,
     },
-    /// The engine's own words.
+    /// Created by the engine.
     Failed {
         ename: String,
         evalue: String,

@@ -3,7 +3,7 @@ use super::event::{Effect, Now, RequestReply};
 use super::output::{Streams, Text};
 use super::stop::{AfterRecall, StopReason};
 use super::unit::{CommandEnd, Request, Unit, WorkerKey, WorkerResult, command_outcome, long_value, worker_outcome};
-use super::{Closing, Core, Current, Given, Wrote};
+use super::{Closing, Core, Current, Dispatched, UnitOutput};
 use crate::model::UnixTime;
 use crate::model::task::{Outcome, TaskError, TaskState};
 use crate::wire::content::engine::{Held, TaskResult};
@@ -16,7 +16,7 @@ impl Core {
         self.outbox.push(now, TaskResult { map, index, run, outcome });
     }
 
-    /// A unit ends by the engine's word, without having run.
+    /// Ends a unit with an error of the engine, without running it.
     pub(super) fn fail(&mut self, now: Now, unit: Unit, ename: &str, evalue: String, effects: &mut Vec<Effect>) {
         match unit {
             Unit::Task { held, .. } => {
@@ -53,23 +53,23 @@ impl Core {
         result: WorkerResult,
         effects: &mut Vec<Effect>,
     ) {
-        if self.given.front().is_none_or(|given| given.ticket != ticket) {
+        if self.dispatched.front().is_none_or(|dispatched| dispatched.ticket != ticket) {
             return;
         }
-        let (Some(Given { unit, .. }), Some(current)) = (self.given.pop_front(), self.current.take()) else {
+        let (Some(Dispatched { unit, .. }), Some(current)) = (self.dispatched.pop_front(), self.current.take()) else {
             return;
         };
-        self.workers.has_run_something();
-        self.new_current(now, ended);
+        self.workers.record_run();
+        self.set_current(now, ended);
         if let Some((ticket, reason)) = self.stop_next
-            && self.given.front().is_some_and(|given| given.ticket == ticket)
+            && self.dispatched.front().is_some_and(|dispatched| dispatched.ticket == ticket)
         {
             self.stop_next = None;
             self.begin_stop(now, reason, effects);
         }
         match unit {
             Unit::Task { held, .. } => {
-                self.learn(held.map, ended.since(started));
+                self.record_duration(held.map, ended.since(started));
                 let long = long_value(&result);
                 let outcome = worker_outcome(result, started, ended);
                 self.end_task(now, held, (outcome, long), current, effects);
@@ -84,7 +84,7 @@ impl Core {
                             ename: String,
                         }
                         let Meta { status, ename } = serde_json::from_slice(&meta).unwrap_or_default();
-                        RequestReply::Made {
+                        RequestReply::Completed {
                             status,
                             ename,
                             content,
@@ -93,10 +93,10 @@ impl Core {
                     }
                     _ => RequestReply::Failed {
                         ename: "WorkerError".into(),
-                        evalue: "the worker sent a reply that cannot be read".into(),
+                        evalue: "the worker sent an invalid reply".into(),
                     },
                 };
-                let failed = !matches!(&reply, RequestReply::Made { status, .. } if status == "ok");
+                let failed = !matches!(&reply, RequestReply::Completed { status, .. } if status == "ok");
                 self.end_request(request.clone(), started, reply, current, effects);
                 if failed && request.stops_others {
                     self.recall_then(now, AfterRecall::AbortExecutions, effects);
@@ -114,7 +114,7 @@ impl Core {
         }
     }
 
-    /// A task has ended, perhaps with a long value; a stop that was under way decides how.
+    /// Ends a task, which may have a long value. If it was being stopped, the reason determines the outcome.
     fn end_task(
         &mut self,
         now: Now,
@@ -129,19 +129,19 @@ impl Core {
                 self.forget(held.map, effects);
                 return;
             }
-            Some(StopReason::Cancelled) => stopped(&mut outcome, TaskState::Aborted, "TaskCancelled", "cancelled while it ran".into()),
+            Some(StopReason::Cancelled) => stopped(&mut outcome, TaskState::Aborted, "TaskCancelled", "cancelled while running".into()),
             Some(StopReason::TimedOut { seconds }) => {
-                let evalue = format!("stopped after {seconds} s, its timeout");
+                let evalue = format!("timed out after {seconds} s");
                 stopped(&mut outcome, TaskState::Timeout, "TaskTimeout", evalue);
             }
             Some(StopReason::OverMemory { limit, used }) => {
-                let evalue = format!("killed: it used {} of memory, its limit is {}", size(used), size(limit));
+                let evalue = format!("killed: it used {} of memory; its limit is {}", size(used), size(limit));
                 stopped(&mut outcome, TaskState::Lost, "MemoryLimit", evalue);
                 outcome.crashed = true;
             }
             Some(StopReason::Leaving) if outcome.status == TaskState::Ok => {}
             Some(StopReason::Leaving) => {
-                let evalue = "its engine was told to leave while it ran".into();
+                let evalue = "its engine was stopped while the task was running".into();
                 stopped(&mut outcome, TaskState::Lost, "EngineStopped", evalue);
                 outcome.crashed = true;
             }
@@ -150,9 +150,9 @@ impl Core {
             held,
             started: current.started,
             outcome,
-            streams: match current.wrote {
-                Wrote::Kept(streams) => streams,
-                Wrote::Passed(_) => Streams::default(),
+            streams: match current.output {
+                UnitOutput::Buffered(streams) => streams,
+                UnitOutput::Forwarded(_) => Streams::default(),
             },
         };
         if let Some(value) = long.filter(|_| closing.outcome.value_size.is_some()) {
@@ -166,7 +166,7 @@ impl Core {
         }
     }
 
-    /// The rest of its output leaves with its result; a long value is on record.
+    /// Queues the result with the rest of the output; a long value has been recorded already.
     pub(super) fn close(&mut self, now: Now, closing: Closing, effects: &mut Vec<Effect>) {
         let Closing {
             held,
@@ -180,16 +180,16 @@ impl Core {
     }
 
     fn end_request(&mut self, request: Arc<Request>, started: UnixTime, reply: RequestReply, current: Current, effects: &mut Vec<Effect>) {
-        let mut told = current.told;
-        let texts = match current.wrote {
-            Wrote::Passed(texts) => texts.map(Text::finish),
-            Wrote::Kept(_) => Default::default(),
+        let mut announced = current.announced;
+        let texts = match current.output {
+            UnitOutput::Forwarded(texts) => texts.map(Text::finish),
+            UnitOutput::Buffered(_) => Default::default(),
         };
         for (stderr, text) in [false, true].into_iter().zip(texts) {
             if !text.is_empty() {
                 let request = request.clone();
-                if !std::mem::replace(&mut told, true) {
-                    effects.push(Effect::RequestBegun(request.clone()));
+                if !std::mem::replace(&mut announced, true) {
+                    effects.push(Effect::RequestStarted(request.clone()));
                 }
                 effects.push(Effect::Stream { request, stderr, text });
             }
@@ -206,22 +206,24 @@ impl Core {
         stderr_tail: String,
         effects: &mut Vec<Effect>,
     ) {
-        if !self.workers.is_active(worker) || self.given.is_empty() {
-            self.worker_is_gone(now, worker, (&how, killed), (0, 0), effects);
+        if !self.workers.is_active(worker) || self.dispatched.is_empty() {
+            self.record_worker_exit(now, worker, (&how, killed), (0, 0), effects);
             return;
         }
         self.stop_next = None;
-        let units = self.given.len();
+        let units = self.dispatched.len();
         let begun = units.saturating_sub(unread);
         let mut current = self.current.take();
         for _ in 0..begun {
-            let Some(Given { unit, .. }) = self.given.pop_front() else { break };
+            let Some(Dispatched { unit, .. }) = self.dispatched.pop_front() else {
+                break;
+            };
             let since = current.as_ref().map_or(now.unix, |current| current.started);
             let evalue = match stderr_tail.trim() {
                 "" => how.clone(),
-                tail => format!("{how}; its last words: {tail}"),
+                tail => format!("{how}; its last output: {tail}"),
             };
-            let own = current.take().unwrap_or_else(|| self.no_current(now, &unit));
+            let own = current.take().unwrap_or_else(|| self.placeholder_current(now, &unit));
             match unit {
                 Unit::Task { held, .. } => {
                     let mut outcome = Outcome::failure(TaskState::Lost, "WorkerDied", evalue, since, now.unix);
@@ -229,7 +231,7 @@ impl Core {
                     self.end_task(now, held, (outcome, None), own, effects);
                 }
                 Unit::Request(request) => {
-                    // ipyparallel's word for an engine that died.
+                    // ipyparallel's name for the death of an engine.
                     let reply = RequestReply::Failed {
                         ename: "EngineError".into(),
                         evalue,
@@ -238,19 +240,19 @@ impl Core {
                 }
             }
         }
-        while let Some(Given { unit, .. }) = self.given.pop_back() {
+        while let Some(Dispatched { unit, .. }) = self.dispatched.pop_back() {
             self.queue.push_front(unit);
         }
-        self.worker_is_gone(now, worker, (&how, killed), (units, begun), effects);
+        self.record_worker_exit(now, worker, (&how, killed), (units, begun), effects);
     }
 
-    fn no_current(&self, now: Now, unit: &Unit) -> Current {
+    fn placeholder_current(&self, now: Now, unit: &Unit) -> Current {
         Current {
             since: now.instant,
             started: now.unix,
-            wrote: Wrote::of(unit),
-            told: false,
-            next_look: now.instant,
+            output: UnitOutput::of(unit),
+            announced: false,
+            next_poll: now.instant,
             timeout: None,
             memory: None,
             stop: None,
@@ -269,7 +271,7 @@ fn size(bytes: u64) -> String {
     format!("{} {}", text.strip_suffix(".0").unwrap_or(&text), UNITS[unit])
 }
 
-/// The outcome of a task that was stopped: what it said itself stays as the traceback.
+/// Turns the outcome into that of a stopped task; the task's own traceback is preserved.
 fn stopped(outcome: &mut Outcome, status: TaskState, ename: &str, evalue: String) {
     let traceback = outcome.error.take().map_or_else(String::new, |error| error.traceback);
     outcome.status = status;

@@ -1,17 +1,17 @@
-//! What an engine decides: which unit runs when, what a worker holds, what a stop or a crash means, what is told to the
-//! controller. Pure: time comes with each event, and everything done leaves as an effect.
+//! Decides for an engine: which unit runs when, which units a worker holds, how to handle a stop or a crash, and which
+//! messages to send to the controller. Pure: each event carries the time, and every action is returned as an effect.
 //!
-//! A unit ([`unit::Unit`]) that has come is in exactly one place: `queue` (not begun, ours to give back), `given` (in the
-//! worker; only the first of them can have begun), `command` (running), `closing` (ended, its output on its way), or gone (its
-//! result in `outbox`, or returned).
-//! What is in the worker and has not begun can be called back: each unit needs a token, and tokens that are not read
-//! are ours again ([`Effect::TakeTokens`]).
+//! A received unit ([`unit::Unit`]) is in exactly one place: `queue` (not started, returnable), `dispatched` (in the worker;
+//! only the first of them can have started), `command` (running), `closing` (ended, its output still being sent), or done
+//! (its result in `outbox`, or returned).
+//! The core can recall a unit from the worker until it starts: each unit needs a token, and the core can take back tokens
+//! that the worker has not read ([`Effect::TakeBackTokens`]).
 //!
-//! Parts: [`event`], [`unit`], [`output`], [`outbox`]; `workers` and `code` (what Python tasks need), `feed` (giving work out), `finish` (units that end), `stop`
-//! (cancelling, timeouts, leaving).
+//! Parts: [`event`], [`unit`], [`output`], [`outbox`]; `workers` and `code` (requirements of Python tasks), `values` (inputs
+//! of reductions), `dispatch` (sends units to workers), `finish` (units that end), `stop` (cancelling, timeouts, leaving).
 mod code;
+mod dispatch;
 pub mod event;
-mod feed;
 mod finish;
 pub mod outbox;
 pub mod output;
@@ -38,70 +38,70 @@ use output::{Streams, Text, WINDOW};
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use stop::{AfterRecall, GivenBack, Leaving, Stop, StopReason};
-use values::Gathered;
+use stop::{AfterRecall, Leaving, Returns, Stop, StopReason};
+use values::ValueFetches;
 use workers::Workers;
 
-/// What a core must know beforehand.
+/// The configuration of a core.
 #[derive(Clone, Debug)]
 pub struct CoreSettings {
     pub interrupt: Duration,
     pub terminate: Duration,
-    /// How the interpreter is called, for errors.
+    /// The interpreter's command, for error messages.
     pub python: String,
-    /// The interactive worker is made at the start, with IPython's shell.
+    /// Create the interactive worker, with IPython's shell, at the start.
     pub shell_at_start: bool,
 }
 
 #[derive(Debug)]
 struct MapState {
     definition: Arc<MapDefinition>,
-    /// Its worker has the definition.
+    /// Its worker has received the definition.
     in_worker: bool,
     forgotten: bool,
-    /// Of its tasks, seconds.
+    /// Average duration of its tasks, in seconds.
     mean: Option<f64>,
 }
 
 #[derive(Debug)]
-struct Given {
+struct Dispatched {
     ticket: u32,
     unit: Unit,
 }
 
-/// What is known of the unit that runs: the first one in the worker, or the command.
+/// State of the running unit: the first one in the worker, or the command.
 #[derive(Debug)]
 struct Current {
     since: Instant,
     started: UnixTime,
-    wrote: Wrote,
-    /// The controller was told that it runs.
-    told: bool,
-    next_look: Instant,
+    output: UnitOutput,
+    /// The controller has been informed of its start.
+    announced: bool,
+    next_poll: Instant,
     timeout: Option<Instant>,
     memory: Option<MemoryWatch>,
     stop: Option<Stop>,
 }
 
-/// What a unit has written.
+/// Output of a unit.
 #[derive(Debug)]
-enum Wrote {
-    /// A task: kept until it is on record.
-    Kept(Streams),
-    /// A request: passed on.
-    Passed([Text; 2]),
+enum UnitOutput {
+    /// Of a task: buffered until the controller has recorded it.
+    Buffered(Streams),
+    /// Of a request: forwarded as it arrives.
+    Forwarded([Text; 2]),
 }
 
-impl Wrote {
-    fn of(unit: &Unit) -> Wrote {
+impl UnitOutput {
+    fn of(unit: &Unit) -> UnitOutput {
         match unit {
-            Unit::Task { .. } => Wrote::Kept(Streams::default()),
-            Unit::Request(_) => Wrote::Passed(Default::default()),
+            Unit::Task { .. } => UnitOutput::Buffered(Streams::default()),
+            Unit::Request(_) => UnitOutput::Forwarded(Default::default()),
         }
     }
 }
 
-/// A task that has ended and whose output is on its way: its result follows when what is left of that is short.
+/// A task that has ended and whose output is still being sent: its result follows once the rest of the output is short.
 #[derive(Debug)]
 struct Closing {
     held: Held,
@@ -110,25 +110,25 @@ struct Closing {
     streams: Streams,
 }
 
-/// Of a task with a limit.
+/// Memory check of a task that has a limit.
 #[derive(Clone, Copy, Debug)]
 struct MemoryWatch {
     limit: u64,
     next: Instant,
 }
 
-/// How often memory is looked at.
-const MEMORY_LOOK: Duration = Duration::from_millis(50);
-/// A task's first progress is told after so long,
-const FIRST_LOOK: Duration = Duration::from_millis(200);
-/// ... then new output about so often.
-const LOOK: Duration = Duration::from_millis(100);
-const SLOW_LOOK: Duration = Duration::from_millis(250);
+/// How often memory is measured.
+const MEMORY_POLL_INTERVAL: Duration = Duration::from_millis(50);
+/// Delay before a task's first progress report,
+const FIRST_POLL: Duration = Duration::from_millis(200);
+/// ... then the interval at which new output is reported.
+const POLL_INTERVAL: Duration = Duration::from_millis(100);
+const SLOW_POLL_INTERVAL: Duration = Duration::from_millis(250);
 
-/// Parts in one message.
+/// Maximum number of output parts in one message.
 const PARTS: usize = 2;
 
-/// While so many bytes of values are on their way, no task is begun.
+/// No task starts while this many bytes of values are in transit.
 const VALUES_WINDOW: usize = 64 << 20;
 
 pub struct Core {
@@ -138,20 +138,20 @@ pub struct Core {
     queue: VecDeque<Unit>,
     workers: Workers,
     code: Code,
-    /// In the active worker.
-    given: VecDeque<Given>,
+    /// Units in the active worker.
+    dispatched: VecDeque<Dispatched>,
     next_ticket: u32,
     command: Option<Unit>,
     current: Option<Current>,
     closing: Vec<Closing>,
     outbox: Outbox,
-    given_back: GivenBack,
+    returns: Returns,
     after_recall: Vec<AfterRecall>,
-    /// To be stopped when its result is the next to come.
+    /// The unit to stop once it is the first in the worker.
     stop_next: Option<(u32, StopReason)>,
     leaving: Option<Leaving>,
     aborted: HashSet<String>,
-    gathered: Gathered,
+    fetches: ValueFetches,
 }
 
 impl Core {
@@ -163,47 +163,47 @@ impl Core {
             queue: VecDeque::new(),
             workers: Workers::default(),
             code: Code::default(),
-            given: VecDeque::new(),
+            dispatched: VecDeque::new(),
             next_ticket: 0,
             command: None,
             current: None,
             closing: Vec::new(),
             outbox: Outbox::default(),
-            given_back: GivenBack::default(),
+            returns: Returns::default(),
             after_recall: Vec::new(),
             stop_next: None,
             leaving: None,
             aborted: HashSet::new(),
-            gathered: Gathered::default(),
+            fetches: ValueFetches::default(),
         }
     }
 
-    /// Whether user code runs.
+    /// Returns whether user code is running.
     pub fn is_busy(&self) -> bool {
         self.current.is_some()
     }
 
-    /// The worker that runs something.
+    /// The worker that is running a unit.
     pub fn running_worker(&self) -> Option<WorkerKey> {
-        self.workers.active().filter(|_| !self.given.is_empty())
+        self.workers.active().filter(|_| !self.dispatched.is_empty())
     }
 
-    /// The only way in.
+    /// Handles one event. Together with [`Core::handle_all`] the only entry point.
     pub fn handle(&mut self, now: Now, event: Event) -> Vec<Effect> {
         self.handle_all(now, [event])
     }
 
-    /// Several events that came together, as one step: what follows from the state is looked for once.
+    /// Handles several events that arrived together as one step, with a single pass over the resulting state.
     pub fn handle_all(&mut self, now: Now, events: impl IntoIterator<Item = Event>) -> Vec<Effect> {
         let mut effects = Vec::new();
         for event in events {
-            self.dispatch(now, event, &mut effects);
+            self.apply(now, event, &mut effects);
         }
         self.settle(now, &mut effects);
         effects
     }
 
-    fn dispatch(&mut self, now: Now, event: Event, effects: &mut Vec<Effect>) {
+    fn apply(&mut self, now: Now, event: Event, effects: &mut Vec<Effect>) {
         match event {
             Event::Registered { drop } => {
                 self.registered = true;
@@ -212,17 +212,17 @@ impl Core {
                 }
                 self.outbox.resend(effects);
                 if let Some(current) = &mut self.current {
-                    current.told = false;
-                    if let Wrote::Kept(streams) = &mut current.wrote {
+                    current.announced = false;
+                    if let UnitOutput::Buffered(streams) = &mut current.output {
                         streams.rewind();
                     }
                 }
                 self.closing.iter_mut().for_each(|closing| closing.streams.rewind());
                 self.send_parts(effects);
-                self.gather_again(effects);
+                self.resend_value_request(effects);
             }
-            Event::LimitKnown { max_message } => self.outbox.set_limit(max_message),
-            Event::Unknown => {
+            Event::MessageLimit { max_message } => self.outbox.set_limit(max_message),
+            Event::EngineUnknown => {
                 self.registered = false;
                 effects.push(Effect::Register { holds: self.holds() });
             }
@@ -234,48 +234,52 @@ impl Core {
                     mean: None,
                 };
                 match self.maps.get_mut(&map) {
-                    // Sent again, not changed.
+                    // Sent again, unchanged.
                     Some(known) if known.definition == state.definition => known.forgotten = false,
                     _ => {
                         self.maps.insert(map, state);
                     }
                 }
             }
-            Event::Forgotten { map } => {
+            Event::MapForgotten { map } => {
                 if let Some(state) = self.maps.get_mut(&map) {
                     state.forgotten = true;
                 }
                 self.forget(map, effects);
             }
-            Event::TasksCame { map, tasks } => {
+            Event::TasksReceived { map, tasks } => {
                 let units = tasks.into_iter().map(|(index, run, input)| Unit::Task {
                     held: Held { map, index, run },
                     input,
                 });
                 if self.leaving.is_some() {
-                    self.send_back(units, effects);
+                    self.return_units(units, effects);
                 } else {
                     self.queue.extend(units);
                 }
             }
             Event::Recorded { sequence } => self.outbox.recorded(sequence),
             Event::OutputRecorded(recorded) => self.output_recorded(now, recorded, effects),
-            Event::ValuesCame(values, bytes) => self.values_came(now, values, bytes, effects),
-            Event::ValuesKept { held, place } => self.values_kept(now, held, place, effects),
-            Event::ReturnRecorded { sequence } => self.given_back.recorded(sequence),
-            Event::GiveBackAsked { at_most } => self.give_back(now, at_most as usize, effects),
-            Event::CancelAsked { tasks } => self.cancel(now, tasks.into_iter().collect(), false, effects),
-            Event::ShutdownAsked { drain, reason, grace_ms } => self.leave(now, drain, reason, grace_ms, effects),
-            Event::RequestCame(request) => {
+            Event::ValuesReceived(values, bytes) => self.values_received(now, values, bytes, effects),
+            Event::ValuesStored { held, file } => self.values_stored(now, held, file, effects),
+            Event::ReturnRecorded { sequence } => self.returns.recorded(sequence),
+            Event::ReturnRequested { max_count } => self.recall_and_return(now, max_count as usize, effects),
+            Event::CancelRequested { tasks } => self.cancel(now, tasks.into_iter().collect(), false, effects),
+            Event::ShutdownRequested {
+                drain,
+                reason,
+                grace_period_ms,
+            } => self.leave(now, drain, reason, grace_period_ms, effects),
+            Event::RequestReceived(request) => {
                 if self.aborted.remove(request.msg_id()) {
                     self.reply_aborted(now, request, effects);
                 } else if self.leaving.is_none() {
                     self.queue.push_back(Unit::Request(request));
-                } else if request.may_go_back() {
-                    self.send_back([Unit::Request(request)], effects);
+                } else if request.is_returnable() {
+                    self.return_units([Unit::Request(request)], effects);
                 }
             }
-            Event::AbortAsked { msg_ids } => self.recall_then(now, AfterRecall::Abort(msg_ids), effects),
+            Event::AbortRequested { msg_ids } => self.recall_then(now, AfterRecall::Abort(msg_ids), effects),
 
             Event::CodeFailed { hash, reason } => self.code_failed(now, hash, reason),
             Event::CodeWritten { hash } => self.code_written(&hash),
@@ -283,11 +287,11 @@ impl Core {
 
             Event::WorkerReady => self.spare_is_ready(effects),
             Event::WorkerFailed { reason } => self.spare_failed(now, reason),
-            Event::UnitBegun { worker, .. } | Event::UnitEnded { worker, .. } if !self.workers.is_active(worker) => {}
-            Event::UnitBegun { ticket, output, .. } => {
-                self.wrote(output, effects);
-                if self.given.front().is_some_and(|given| given.ticket == ticket) {
-                    self.tell_begun(effects);
+            Event::UnitStarted { worker, .. } | Event::UnitEnded { worker, .. } if !self.workers.is_active(worker) => {}
+            Event::UnitStarted { ticket, output, .. } => {
+                self.output_arrived(output, effects);
+                if self.dispatched.front().is_some_and(|dispatched| dispatched.ticket == ticket) {
+                    self.announce_start(effects);
                 }
             }
             Event::UnitEnded {
@@ -298,13 +302,13 @@ impl Core {
                 output,
                 result,
             } => {
-                self.wrote(output, effects);
+                self.output_arrived(output, effects);
                 self.unit_ended(now, ticket, started, ended, result, effects);
             }
             Event::Published { worker, output, published } => {
                 let is_active = self.workers.is_active(worker);
                 match is_active {
-                    true => self.wrote(output, effects),
+                    true => self.output_arrived(output, effects),
                     false => unclaimed(output, effects),
                 }
                 if is_active || published.parent != Parent::Running {
@@ -328,17 +332,17 @@ impl Core {
                     self.spare_exited(now, how, killed, reason);
                 }
                 Some(worker) => {
-                    if !self.given.is_empty() && self.workers.is_active(worker) {
-                        self.wrote(output, effects);
+                    if !self.dispatched.is_empty() && self.workers.is_active(worker) {
+                        self.output_arrived(output, effects);
                     }
                     self.worker_exited(now, worker, unread, (how, killed), stderr_tail, effects);
                 }
             },
-            Event::TokensTaken { count } => self.recalled(now, count, effects),
-            Event::Wrote { output } | Event::CommandWrote { output } => self.wrote(output, effects),
+            Event::TokensTakenBack { count } => self.recalled(now, count, effects),
+            Event::OutputArrived { output } | Event::CommandOutput { output } => self.output_arrived(output, effects),
             Event::OutputRead { output } => {
-                self.wrote(output, effects);
-                self.tell_progress(effects);
+                self.output_arrived(output, effects);
+                self.report_progress(effects);
             }
             Event::MemoryMeasured { bytes } => self.memory_measured(now, bytes, effects),
             Event::CommandEnded(end) => self.command_ended(now, end, effects),
@@ -346,26 +350,26 @@ impl Core {
         }
     }
 
-    /// What follows from the state alone, after any event.
+    /// Takes the actions that follow from the state alone, after every event.
     fn settle(&mut self, now: Now, effects: &mut Vec<Effect>) {
         self.check_times(now, effects);
         self.report_availability(effects);
         if self.after_recall.is_empty() {
-            self.feed(now, effects);
+            self.dispatch(now, effects);
         }
-        self.forget_values(effects);
-        let idle = self.queue.is_empty() && self.given.is_empty() && self.command.is_none() && self.closing.is_empty();
+        self.delete_stale_values(effects);
+        let idle = self.queue.is_empty() && self.dispatched.is_empty() && self.command.is_none() && self.closing.is_empty();
         self.outbox.flush(now, idle, self.registered, effects);
         self.keep_spare(now, idle, effects);
         self.check_leaving(now, idle, effects);
     }
 
-    /// When to send [`Event::Tick`] at the latest.
+    /// The latest time at which to send [`Event::Tick`].
     pub fn next_deadline(&self) -> Option<Instant> {
         let current = self.current.as_ref();
         [
             self.outbox.deadline(),
-            current.map(|current| current.next_look),
+            current.map(|current| current.next_poll),
             current.and_then(|current| current.timeout.filter(|_| current.stop.is_none())),
             current.and_then(|current| current.stop.as_ref()?.next),
             current.and_then(|current| Some(current.memory.filter(|_| current.stop.is_none())?.next)),
@@ -378,25 +382,25 @@ impl Core {
         .min()
     }
 
-    /// Tasks that have come and not ended.
+    /// Tasks received and not ended.
     pub fn holds(&self) -> Vec<Held> {
-        let given = self.given.iter().map(|given| &given.unit);
-        let units = given.chain(&self.command).chain(&self.queue).filter_map(Unit::held);
+        let dispatched = self.dispatched.iter().map(|dispatched| &dispatched.unit);
+        let units = dispatched.chain(&self.command).chain(&self.queue).filter_map(Unit::held);
         self.closing.iter().map(|closing| closing.held).chain(units).collect()
     }
 
-    /// Requests of ipyparallel clients that have come and not ended.
+    /// Requests of ipyparallel clients received and not ended.
     pub fn held_requests(&self) -> impl Iterator<Item = String> {
-        let given = self.given.iter().map(|given| &given.unit);
-        given.chain(&self.queue).filter_map(|unit| match unit {
+        let dispatched = self.dispatched.iter().map(|dispatched| &dispatched.unit);
+        dispatched.chain(&self.queue).filter_map(|unit| match unit {
             Unit::Request(request) => Some(request.msg_id().to_string()),
             Unit::Task { .. } => None,
         })
     }
 
-    /// What was given back and may not have arrived.
-    pub fn unheard_returns(&self) -> Vec<Returned> {
-        self.given_back.unheard.clone()
+    /// Returned units whose message the controller has not acknowledged.
+    pub fn unconfirmed_returns(&self) -> Vec<Returned> {
+        self.returns.unconfirmed.clone()
     }
 
     fn check_times(&mut self, now: Now, effects: &mut Vec<Effect>) {
@@ -407,35 +411,40 @@ impl Core {
         if current.stop.is_none()
             && let Some(memory) = current.memory.as_mut().filter(|memory| now.instant >= memory.next)
         {
-            memory.next = now.instant + MEMORY_LOOK;
+            memory.next = now.instant + MEMORY_POLL_INTERVAL;
             let limit = memory.limit;
             effects.push(Effect::MeasureMemory { worker, limit });
         }
-        if now.instant >= current.next_look {
+        if now.instant >= current.next_poll {
             let age = now.instant - current.since;
-            current.next_look = now.instant + if age > Duration::from_secs(10) { SLOW_LOOK } else { LOOK };
+            current.next_poll = now.instant
+                + if age > Duration::from_secs(10) {
+                    SLOW_POLL_INTERVAL
+                } else {
+                    POLL_INTERVAL
+                };
             match worker {
                 Some(worker) => {
-                    self.tell_begun(effects);
+                    self.announce_start(effects);
                     effects.push(Effect::ReadOutput { worker });
                 }
-                None => self.tell_progress(effects),
+                None => self.report_progress(effects),
             }
         }
         self.check_stop(now, effects);
     }
 
-    /// What runs is being stopped.
+    /// Returns whether the running unit is being stopped.
     pub fn is_stopping(&self) -> bool {
         self.current.as_ref().is_some_and(|current| current.stop.is_some())
     }
 
-    /// Whether more output is to be read. One who writes faster than the controller records waits. What is being stopped may say some
-    /// more: a full pipe is not to hold it up.
-    pub fn has_room(&self) -> bool {
+    /// Returns whether to read more output. A unit that writes faster than the controller records is blocked. A unit that is being
+    /// stopped may write some more, so that a full pipe does not delay its end.
+    pub fn can_read_output(&self) -> bool {
         let of_current = match &self.current {
             Some(Current {
-                wrote: Wrote::Kept(streams),
+                output: UnitOutput::Buffered(streams),
                 stop,
                 ..
             }) if stop.as_ref().is_none_or(|stop| stop.reason != StopReason::Dropped) => streams.bytes(),
@@ -445,25 +454,25 @@ impl Core {
         of_current + of_closing < if self.is_stopping() { 2 * WINDOW } else { WINDOW }
     }
 
-    /// Output of what runs.
-    fn wrote(&mut self, output: [Bytes; 2], effects: &mut Vec<Effect>) {
+    /// Output of the running unit.
+    fn output_arrived(&mut self, output: [Bytes; 2], effects: &mut Vec<Effect>) {
         if output.iter().all(Bytes::is_empty) {
             return;
         }
-        self.tell_begun(effects);
+        self.announce_start(effects);
         let Some(current) = &mut self.current else { return };
         let is_dropped = current.stop.as_ref().is_some_and(|stop| stop.reason == StopReason::Dropped);
-        match &mut current.wrote {
-            // Nobody wants it.
-            Wrote::Kept(_) if is_dropped => {}
-            Wrote::Kept(streams) => {
+        match &mut current.output {
+            // The controller has dropped the task.
+            UnitOutput::Buffered(_) if is_dropped => {}
+            UnitOutput::Buffered(streams) => {
                 streams.push(output);
                 if !streams.is_short() {
                     self.send_parts(effects);
                 }
             }
-            Wrote::Passed(texts) => {
-                let Some(Unit::Request(request)) = self.given.front().map(|given| &given.unit) else {
+            UnitOutput::Forwarded(texts) => {
+                let Some(Unit::Request(request)) = self.dispatched.front().map(|dispatched| &dispatched.unit) else {
                     return;
                 };
                 for ((text, bytes), stderr) in texts.iter_mut().zip(output).zip([false, true]) {
@@ -478,7 +487,7 @@ impl Core {
         }
     }
 
-    /// Parts of long outputs that were not sent.
+    /// Sends the unsent parts of long outputs.
     fn send_parts(&mut self, effects: &mut Vec<Effect>) {
         if !self.registered {
             return;
@@ -486,13 +495,13 @@ impl Core {
         for closing in &mut self.closing {
             send(closing.held, closing.started, closing.streams.take_parts(true), effects);
         }
-        let unit = self.command.as_ref().or(self.given.front().map(|given| &given.unit));
+        let unit = self.command.as_ref().or(self.dispatched.front().map(|dispatched| &dispatched.unit));
         if let (Some(current), Some(held)) = (&mut self.current, unit.and_then(Unit::held))
-            && let Wrote::Kept(streams) = &mut current.wrote
+            && let UnitOutput::Buffered(streams) = &mut current.output
             && !streams.is_short()
         {
             let parts = streams.take_parts(false);
-            current.told |= !parts.is_empty();
+            current.announced |= !parts.is_empty();
             send(held, current.started, parts, effects);
         }
     }
@@ -514,10 +523,10 @@ impl Core {
             self.send_parts(effects);
             return;
         }
-        let unit = self.command.as_ref().or(self.given.front().map(|given| &given.unit));
+        let unit = self.command.as_ref().or(self.dispatched.front().map(|dispatched| &dispatched.unit));
         if let (Some(current), Some(held)) = (&mut self.current, unit.and_then(Unit::held))
             && held == task
-            && let Wrote::Kept(streams) = &mut current.wrote
+            && let UnitOutput::Buffered(streams) = &mut current.output
         {
             streams.recorded([stdout, stderr, value]);
             if !streams.is_short() {
@@ -526,16 +535,16 @@ impl Core {
         }
     }
 
-    /// Whether more tasks are to be run: one whose values are recorded more slowly than they are made waits.
-    fn has_room_for_values(&self) -> bool {
+    /// Returns whether to start more tasks: a map whose values are produced faster than they are recorded is throttled.
+    fn has_value_capacity(&self) -> bool {
         self.closing.iter().map(|closing| closing.streams.value_bytes()).sum::<usize>() < VALUES_WINDOW
     }
 
     fn publish(&mut self, published: Published, effects: &mut Vec<Effect>) {
         let parent = match &published.parent {
             Parent::Running => {
-                self.tell_begun(effects);
-                match self.given.front().map(|given| &given.unit) {
+                self.announce_start(effects);
+                match self.dispatched.front().map(|dispatched| &dispatched.unit) {
                     Some(Unit::Request(request)) => Some(request.message.header_json.clone()),
                     _ => return,
                 }
@@ -546,29 +555,30 @@ impl Core {
         effects.push(Effect::Publish { parent, published });
     }
 
-    /// Says once that a request runs: when it has something to say or has run for a while. Of one that ends at once its end
-    /// is enough; each message costs the client more than it costs us.
-    fn tell_begun(&mut self, effects: &mut Vec<Effect>) {
-        if let (Some(Unit::Request(request)), Some(current)) = (self.given.front().map(|given| &given.unit), &mut self.current)
-            && !std::mem::replace(&mut current.told, true)
+    /// Announces the start of a request once, when it produces output or has run for a while. For a request that ends immediately
+    /// the reply is enough; each message costs the client more than it costs the engine.
+    fn announce_start(&mut self, effects: &mut Vec<Effect>) {
+        if let (Some(Unit::Request(request)), Some(current)) =
+            (self.dispatched.front().map(|dispatched| &dispatched.unit), &mut self.current)
+            && !std::mem::replace(&mut current.announced, true)
         {
-            effects.push(Effect::RequestBegun(request.clone()));
+            effects.push(Effect::RequestStarted(request.clone()));
         }
     }
 
-    fn tell_progress(&mut self, effects: &mut Vec<Effect>) {
-        let unit = self.command.as_ref().or(self.given.front().map(|given| &given.unit));
+    fn report_progress(&mut self, effects: &mut Vec<Effect>) {
+        let unit = self.command.as_ref().or(self.dispatched.front().map(|dispatched| &dispatched.unit));
         let (Some(current), Some(task)) = (&mut self.current, unit.and_then(Unit::held)) else {
             return;
         };
         if !self.registered || current.stop.is_some() {
             return;
         }
-        let parts = match &mut current.wrote {
-            Wrote::Kept(streams) => streams.take_parts(true),
-            Wrote::Passed(_) => return,
+        let parts = match &mut current.output {
+            UnitOutput::Buffered(streams) => streams.take_parts(true),
+            UnitOutput::Forwarded(_) => return,
         };
-        if !std::mem::replace(&mut current.told, true) && parts.is_empty() {
+        if !std::mem::replace(&mut current.announced, true) && parts.is_empty() {
             effects.push(progress(task, current.started, parts));
         } else {
             send(task, current.started, parts, effects);
@@ -598,7 +608,7 @@ fn progress(task: Held, started: UnixTime, parts: Vec<(Part, Bytes)>) -> Effect 
     Effect::SendProgress(Progress { task, started, parts }, bytes)
 }
 
-/// Output of no unit: published as of no request.
+/// Publishes output that belongs to no unit, without a parent request.
 fn unclaimed(output: [Bytes; 2], effects: &mut Vec<Effect>) {
     for (name, bytes) in ["stdout", "stderr"].into_iter().zip(output) {
         let mut text = Text::default();

@@ -1,4 +1,4 @@
-//! Results on their way: short tasks share a message, and each message is kept until the controller has it on disk.
+//! Sends results: short tasks share a message, and each message is kept until the controller has recorded it.
 use super::event::{Effect, Now};
 use crate::model::task::{Outcome, TaskState};
 use crate::wire::content::engine::{Results, TaskResult};
@@ -7,17 +7,17 @@ use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// A message is sent when it holds so many results,
-const MOST: usize = 512;
-/// ... or so many bytes,
-const MOST_BYTES: usize = 512 << 10;
-/// ... or its oldest result is so old and it holds some,
-const OLD: Duration = Duration::from_millis(2);
-const SOME: usize = 8;
-/// ... or it is so old. Less than the work that an engine has ahead (`prefetch_ms`).
-const OLDEST: Duration = Duration::from_millis(10);
-/// A message of one result has less besides its outcome.
-const HEAD: usize = 16 << 10;
+/// A message is sent when it holds this many results,
+const MAX_RESULTS: usize = 512;
+/// ... or this many bytes,
+const MAX_BYTES: usize = 512 << 10;
+/// ... or its oldest result is this old and it holds at least `BATCH_RESULTS`,
+const BATCH_AGE: Duration = Duration::from_millis(2);
+const BATCH_RESULTS: usize = 8;
+/// ... or its oldest result is this old. Less than the work that an engine prefetches (`prefetch_ms`).
+const MAX_AGE: Duration = Duration::from_millis(10);
+/// Upper bound of a message's size beyond the outcome of its only result.
+const OVERHEAD: usize = 16 << 10;
 
 #[derive(Debug)]
 pub struct Outbox {
@@ -25,10 +25,10 @@ pub struct Outbox {
     bytes: usize,
     since: Option<Instant>,
     last_sequence: u64,
-    /// Closed since the last flush.
+    /// Messages closed since the last flush.
     closed: Vec<Arc<Results>>,
     unrecorded: VecDeque<Arc<Results>>,
-    /// The controller receives no longer message.
+    /// The controller rejects longer messages.
     limit: usize,
     warnings: Vec<String>,
 }
@@ -48,10 +48,10 @@ impl Default for Outbox {
     }
 }
 
-/// `the result has 17 MB …`: what is said of a message that cannot be sent.
+/// The error for a message that cannot be sent: `the result has 17000000 bytes; …`.
 pub fn too_large(what: &str, bytes: usize, limit: usize) -> String {
     format!(
-        "{what} has {bytes} bytes; the controller receives messages of up to {limit} bytes (controller.most_message_mb). \
+        "{what} has {bytes} bytes; the controller accepts messages of up to {limit} bytes (controller.max_message_mb). \
          Write large data to a file and return its name, or restart the cluster with a larger limit"
     )
 }
@@ -63,17 +63,17 @@ impl Outbox {
 
     pub fn push(&mut self, now: Now, mut result: TaskResult) {
         let mut bytes = result.outcome.bytes();
-        // Escaped, a byte of a text may take six.
-        if bytes.saturating_mul(6) + HEAD > self.limit {
+        // A byte of text may take six when escaped.
+        if bytes.saturating_mul(6) + OVERHEAD > self.limit {
             bytes = encoded(&result.outcome) + result.outcome.pickled.as_ref().map_or(0, |p| p.bytes.len());
-            if bytes + HEAD > self.limit {
+            if bytes + OVERHEAD > self.limit {
                 let evalue = too_large("the result", bytes, self.limit);
                 self.warnings.push(format!("task {}.{}: {evalue}", result.map, result.index));
-                result.outcome = instead(&result.outcome, evalue);
+                result.outcome = too_large_outcome(&result.outcome, evalue);
                 bytes = 0;
             }
         }
-        if !self.collecting.is_empty() && (self.bytes + bytes > MOST_BYTES || self.collecting.len() >= MOST) {
+        if !self.collecting.is_empty() && (self.bytes + bytes > MAX_BYTES || self.collecting.len() >= MAX_RESULTS) {
             self.close();
         }
         self.bytes += bytes;
@@ -82,18 +82,22 @@ impl Outbox {
     }
 
     pub fn deadline(&self) -> Option<Instant> {
-        self.since.map(|since| since + self.patience())
+        self.since.map(|since| since + self.max_age())
     }
 
-    fn patience(&self) -> Duration {
-        if self.collecting.len() >= SOME { OLD } else { OLDEST }
+    fn max_age(&self) -> Duration {
+        if self.collecting.len() >= BATCH_RESULTS {
+            BATCH_AGE
+        } else {
+            MAX_AGE
+        }
     }
 
-    /// Closes the message if it is full or old, or `idle` says that no more is to come; sends what is closed.
+    /// Closes the message if it is full, old, or no more results are expected (`idle`); sends the closed messages.
     pub fn flush(&mut self, now: Now, idle: bool, registered: bool, effects: &mut Vec<Effect>) {
         effects.extend(self.warnings.drain(..).map(Effect::Warn));
         if let Some(since) = self.since
-            && (idle || self.collecting.len() >= MOST || self.bytes >= MOST_BYTES || now.instant >= since + self.patience())
+            && (idle || self.collecting.len() >= MAX_RESULTS || self.bytes >= MAX_BYTES || now.instant >= since + self.max_age())
         {
             self.close();
         }
@@ -115,14 +119,13 @@ impl Outbox {
     }
 
     pub fn recorded(&mut self, sequence: u64) {
-        // That one alone: an earlier message may have been lost with the connection on which it went out. Nearly always
-        // it is the first.
+        // Only this one: an earlier message may have been lost with its connection. It is nearly always the first.
         if let Some(at) = self.unrecorded.iter().position(|results| results.sequence == sequence) {
             self.unrecorded.remove(at);
         }
     }
 
-    /// After a registration: everything that may be lost, again.
+    /// Sends all messages that may have been lost again, after a registration.
     pub fn resend(&mut self, effects: &mut Vec<Effect>) {
         self.closed.clear();
         effects.extend(self.unrecorded.iter().cloned().map(Effect::SendResults));
@@ -133,7 +136,7 @@ impl Outbox {
     }
 }
 
-/// Bytes of the outcome in a message: its JSON, and its buffer.
+/// Size of the outcome in a message: its JSON and its buffer.
 fn encoded(outcome: &Outcome) -> usize {
     struct Count(usize);
     impl io::Write for Count {
@@ -150,17 +153,17 @@ fn encoded(outcome: &Outcome) -> usize {
     count.0 + outcome.pickled.as_ref().map_or(0, |pickled| pickled.bytes.len())
 }
 
-/// What is said in the place of an outcome that cannot be sent. It is final: the same would come of another try.
-fn instead(outcome: &Outcome, evalue: String) -> Outcome {
+/// Replaces an outcome that cannot be sent. It is final: a retry would produce the same.
+fn too_large_outcome(outcome: &Outcome, evalue: String) -> Outcome {
     let status = if outcome.status == TaskState::Ok {
         TaskState::Error
     } else {
         outcome.status
     };
-    let mut instead = Outcome::failure(status, "ResultTooLarge", evalue, outcome.started, outcome.ended);
-    (instead.exit_code, instead.crashed) = (outcome.exit_code, outcome.crashed);
-    (instead.stdout, instead.stderr) = (outcome.stdout.clone(), outcome.stderr.clone());
-    instead
+    let mut replacement = Outcome::failure(status, "ResultTooLarge", evalue, outcome.started, outcome.ended);
+    (replacement.exit_code, replacement.crashed) = (outcome.exit_code, outcome.crashed);
+    (replacement.stdout, replacement.stderr) = (outcome.stdout.clone(), outcome.stderr.clone());
+    replacement
 }
 
 #[cfg(test)]
@@ -198,7 +201,7 @@ mod tests {
     }
 
     #[test]
-    fn a_result_that_the_controller_does_not_receive_is_an_error_that_it_does() {
+    fn a_result_larger_than_the_message_limit_is_replaced_by_an_error() {
         let now = Now {
             instant: Instant::now(),
             unix: UnixTime(1.0),
@@ -207,7 +210,7 @@ mod tests {
         outbox.set_limit(1 << 20);
         outbox.push(now, result(0, "1", ""));
         outbox.push(now, result(1, &format!("\"{}\"", "x".repeat(1 << 20)), ""));
-        // What it wrote is short, also where each byte would be escaped.
+        // Its output is short, even with every byte escaped.
         outbox.push(now, result(2, &format!("\"{}\"", "y".repeat(3 << 20)), &"\u{1}".repeat(200 << 10)));
         outbox.push(now, result(3, &format!("\"{}\"", "x".repeat(900 << 10)), ""));
         outbox.push(now, result(4, "4", ""));

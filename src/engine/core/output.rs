@@ -1,33 +1,33 @@
-//! What the unit that runs has written: of a task its bytes, kept until the controller has them on disk; of a request its
-//! text, passed on as it comes.
+//! Output of the running unit: for a task its bytes, buffered until the controller has recorded them; for a request its
+//! text, forwarded as it arrives.
 //!
-//! A short output stays here and leaves with the task's result. Of one that is longer, or that is looked at while the task
-//! runs, parts leave before. What is kept is bounded ([`WINDOW`]): who reads pipes and files asks before it reads more.
+//! A short output is sent with the task's result. A longer one, or one that is read while the task runs, is sent ahead in
+//! parts. The buffer is bounded ([`WINDOW`]): readers of pipes and files check the limit before they read more.
 use crate::model::output::{INLINE, Output, Stream, Written};
 use crate::wire::content::engine::Part;
 use bytes::{Bytes, BytesMut};
 use std::collections::VecDeque;
 
-/// So much may be kept of all outputs together before no more is read, and so much of one stream may be on its way.
+/// Maximum size of all buffered outputs together before reading stops, and of the unacknowledged parts of one stream.
 pub const WINDOW: usize = 2 << 20;
-/// A part has up to so many bytes.
+/// Maximum size of a part in bytes.
 pub const PART: usize = 256 << 10;
 
-/// One stream of one attempt, from the first byte that is not known to be on record.
+/// One stream of one attempt, from the first unacknowledged byte on.
 #[derive(Debug, Default)]
-pub struct Kept {
-    /// So many bytes are on record.
+pub struct StreamBuffer {
+    /// Number of acknowledged bytes.
     start: u64,
-    /// Parts as they are sent.
+    /// Complete parts, ready to send or sent.
     parts: VecDeque<Bytes>,
-    /// How many of them were sent.
+    /// Number of parts that were sent.
     sent: usize,
-    /// What makes no part yet.
+    /// The incomplete last part.
     last: BytesMut,
     bytes: usize,
 }
 
-impl Kept {
+impl StreamBuffer {
     pub fn push(&mut self, bytes: Bytes) {
         self.bytes += bytes.len();
         let mut rest = bytes;
@@ -45,36 +45,36 @@ impl Kept {
         }
     }
 
-    /// Bytes that are kept.
+    /// Number of buffered bytes.
     pub fn bytes(&self) -> usize {
         self.bytes
     }
 
-    /// What was not sent: full parts, with `all` the rest too; as much as may be on its way at once.
+    /// Takes unsent parts, up to [`WINDOW`] unacknowledged bytes: full parts, and with `all` also the incomplete one.
     pub fn take_parts(&mut self, stream: Stream, all: bool, into: &mut Vec<(Part, Bytes)>) {
         if all && !self.last.is_empty() {
             self.parts.push_back(self.last.split().freeze());
         }
-        let mut on_its_way: usize = self.parts.iter().take(self.sent).map(Bytes::len).sum();
-        while let Some(part) = self.parts.get(self.sent).filter(|_| on_its_way < WINDOW) {
-            let start = self.start + on_its_way as u64;
+        let mut in_flight: usize = self.parts.iter().take(self.sent).map(Bytes::len).sum();
+        while let Some(part) = self.parts.get(self.sent).filter(|_| in_flight < WINDOW) {
+            let start = self.start + in_flight as u64;
             into.push((Part { stream, start }, part.clone()));
-            on_its_way += part.len();
+            in_flight += part.len();
             self.sent += 1;
         }
     }
 
-    /// Everything that is not known to be on record is to be sent again.
+    /// Marks all unacknowledged bytes for sending again.
     pub fn rewind(&mut self) {
         self.sent = 0;
     }
 
-    /// So many bytes of the stream are on record.
-    pub fn recorded(&mut self, upto: u64) {
+    /// Drops the bytes before this position: they are acknowledged.
+    pub fn recorded(&mut self, end: u64) {
         while let Some(part) = self.parts.front_mut()
-            && self.start < upto
+            && self.start < end
         {
-            let count = (upto - self.start).min(part.len() as u64);
+            let count = (end - self.start).min(part.len() as u64);
             self.start += count;
             self.bytes -= count as usize;
             if count == part.len() as u64 {
@@ -86,7 +86,7 @@ impl Kept {
         }
     }
 
-    /// What is kept, for the result.
+    /// Returns the remaining bytes, for the result.
     pub fn finish(self) -> Output {
         let mut bytes = BytesMut::with_capacity(self.bytes);
         self.parts.iter().for_each(|part| bytes.extend_from_slice(part));
@@ -103,7 +103,7 @@ impl Kept {
 
 /// The streams of one attempt.
 #[derive(Debug, Default)]
-pub struct Streams([Kept; 3]);
+pub struct Streams([StreamBuffer; 3]);
 
 impl Streams {
     pub fn push(&mut self, [out, err]: [Bytes; 2]) {
@@ -111,12 +111,12 @@ impl Streams {
         self.0[1].push(err);
     }
 
-    /// A long value, all of it.
+    /// Adds a complete long value.
     pub fn push_value(&mut self, value: Bytes) {
         self.0[2].push(value);
     }
 
-    /// Of what it has written.
+    /// Buffered bytes of stdout and stderr.
     pub fn bytes(&self) -> usize {
         self.0[0].bytes() + self.0[1].bytes()
     }
@@ -125,35 +125,35 @@ impl Streams {
         self.0[2].bytes()
     }
 
-    /// It can leave with the result: no long value is left.
+    /// Returns whether the remaining output fits into the result and no part of a long value is left.
     pub fn is_short(&self) -> bool {
         self.bytes() <= INLINE && self.value_bytes() == 0
     }
 
     pub fn take_parts(&mut self, all: bool) -> Vec<(Part, Bytes)> {
         let mut parts = Vec::new();
-        for (kept, stream) in self.0.iter_mut().zip(Stream::ALL) {
-            kept.take_parts(stream, all, &mut parts);
+        for (buffer, stream) in self.0.iter_mut().zip(Stream::ALL) {
+            buffer.take_parts(stream, all, &mut parts);
         }
         parts
     }
 
     pub fn rewind(&mut self) {
-        self.0.iter_mut().for_each(Kept::rewind);
+        self.0.iter_mut().for_each(StreamBuffer::rewind);
     }
 
-    pub fn recorded(&mut self, upto: Written) {
-        self.0.iter_mut().zip(upto).for_each(|(kept, upto)| kept.recorded(upto));
+    pub fn recorded(&mut self, end: Written) {
+        self.0.iter_mut().zip(end).for_each(|(buffer, end)| buffer.recorded(end));
     }
 
-    /// What is left of stdout and stderr.
+    /// Returns the rest of stdout and stderr.
     pub fn finish(self) -> [Output; 2] {
         let [stdout, stderr, _] = self.0;
-        [stdout, stderr].map(Kept::finish)
+        [stdout, stderr].map(StreamBuffer::finish)
     }
 }
 
-/// Of a request: text that is passed on as it comes.
+/// Output of a request: text that is forwarded as it arrives.
 #[derive(Debug, Default)]
 pub struct Text {
     bytes: Vec<u8>,
@@ -164,14 +164,14 @@ impl Text {
         self.bytes.extend_from_slice(bytes);
     }
 
-    /// What has come; a character that has come in part waits for its other part.
+    /// Takes the text received so far; an incomplete character at the end remains buffered.
     pub fn take(&mut self) -> String {
         let whole = whole_characters(&self.bytes);
         let rest = self.bytes.split_off(whole);
         text(std::mem::replace(&mut self.bytes, rest))
     }
 
-    /// All that was not taken.
+    /// Returns everything that was not taken.
     pub fn finish(self) -> String {
         text(self.bytes)
     }
@@ -181,7 +181,7 @@ fn text(bytes: Vec<u8>) -> String {
     String::from_utf8(bytes).unwrap_or_else(|e| String::from_utf8_lossy(e.as_bytes()).into_owned())
 }
 
-/// How many bytes hold whole characters: all but an unfinished one at the end.
+/// Length of the prefix of whole characters: everything except an incomplete one at the end.
 fn whole_characters(bytes: &[u8]) -> usize {
     for back in 1..=bytes.len().min(3) {
         let at = bytes.len() - back;
@@ -202,7 +202,7 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    /// A controller's record of one stream, that takes what follows and passes over the rest.
+    /// A controller's record of one stream: appends the bytes that follow and ignores duplicates.
     #[derive(Default)]
     struct Record(Vec<u8>);
 
@@ -219,62 +219,62 @@ mod tests {
 
     proptest! {
         #[test]
-        fn text_is_passed_on_whole(chunks in proptest::collection::vec(("\\PC{0,9}", any::<bool>()), 0..20)) {
+        fn text_is_forwarded_in_whole_characters(chunks in proptest::collection::vec(("\\PC{0,9}", any::<bool>()), 0..20)) {
             let whole: String = chunks.iter().map(|(chunk, _)| chunk.as_str()).collect();
-            let (mut text, mut passed) = (Text::default(), String::new());
+            let (mut text, mut forwarded) = (Text::default(), String::new());
             for (chunk, take) in &chunks {
                 // byte by byte: characters arrive in parts
                 for byte in chunk.bytes() {
                     text.push(&[byte]);
                     if *take {
-                        passed.push_str(&text.take());
+                        forwarded.push_str(&text.take());
                     }
                 }
             }
-            passed.push_str(&text.finish());
-            prop_assert_eq!(passed, whole);
+            forwarded.push_str(&text.finish());
+            prop_assert_eq!(forwarded, whole);
         }
 
-        /// Parts get lost, come twice, come after later ones; words that they are on record get lost or come late: the record is exact.
+        /// The record is exact, even if parts are lost, duplicated or reordered, or acknowledgements are lost or late.
         #[test]
-        fn parts_make_up_the_whole(
+        fn record_equals_the_stream(
             steps in proptest::collection::vec((0usize..3 * PART, 0u8..8, any::<bool>()), 1..30),
         ) {
-            let (mut kept, mut record, mut all) = (Kept::default(), Record::default(), Vec::new());
-            let mut on_their_way: VecDeque<(u64, Bytes)> = VecDeque::new();
+            let (mut buffer, mut record, mut all) = (StreamBuffer::default(), Record::default(), Vec::new());
+            let mut in_flight: VecDeque<(u64, Bytes)> = VecDeque::new();
             for (number, (length, what, flag)) in steps.into_iter().enumerate() {
                 match what {
                     0..=2 => {
                         let bytes: Vec<u8> = (0..length).map(|at| (at * 31 + number) as u8).collect();
                         all.extend_from_slice(&bytes);
-                        kept.push(bytes.into());
+                        buffer.push(bytes.into());
                     }
                     3 => {
                         let mut parts = Vec::new();
-                        kept.take_parts(Stream::Stdout, flag, &mut parts);
-                        on_their_way.extend(parts.into_iter().map(|(part, bytes)| (part.start, bytes)));
+                        buffer.take_parts(Stream::Stdout, flag, &mut parts);
+                        in_flight.extend(parts.into_iter().map(|(part, bytes)| (part.start, bytes)));
                     }
-                    4 => on_their_way.drain(..).for_each(|(start, bytes)| record.take(start, &bytes)),
-                    // The connection breaks: what was under way is lost, or some of it.
+                    4 => in_flight.drain(..).for_each(|(start, bytes)| record.take(start, &bytes)),
+                    // The connection breaks: all or some of the parts in flight are lost.
                     5 => {
-                        if flag && let Some((start, bytes)) = on_their_way.pop_front() {
+                        if flag && let Some((start, bytes)) = in_flight.pop_front() {
                             record.take(start, &bytes);
                         }
-                        on_their_way.clear();
-                        kept.rewind();
+                        in_flight.clear();
+                        buffer.rewind();
                     }
                     6 => {
                         let known = record.0.len() as u64;
-                        kept.recorded(if flag { known } else { known / 2 });
+                        buffer.recorded(if flag { known } else { known / 2 });
                     }
-                    _ => if let Some(again) = on_their_way.front().cloned() {
-                        on_their_way.push_back(again);
+                    _ => if let Some(again) = in_flight.front().cloned() {
+                        in_flight.push_back(again);
                     },
                 }
                 prop_assert!(all.starts_with(&record.0));
             }
-            on_their_way.drain(..).for_each(|(start, bytes)| record.take(start, &bytes));
-            let rest = kept.finish();
+            in_flight.drain(..).for_each(|(start, bytes)| record.take(start, &bytes));
+            let rest = buffer.finish();
             prop_assert!(rest.start <= record.0.len() as u64, "nothing is missing");
             record.take(rest.start, &rest.bytes);
             prop_assert_eq!(rest.size, all.len() as u64);
@@ -283,16 +283,16 @@ mod tests {
     }
 
     #[test]
-    fn a_long_value_leaves_in_windows_and_before_its_result() {
+    fn a_long_value_is_sent_in_windows_before_its_result() {
         let value: Vec<u8> = (0..5 * WINDOW + 7).map(|at| (at * 31) as u8).collect();
         let (mut streams, mut record) = (Streams::default(), Record::default());
         streams.push_value(value.clone().into());
         assert!(!streams.is_short() && streams.bytes() == 0);
         while !streams.is_short() {
             let parts = streams.take_parts(true);
-            let on_its_way: usize = parts.iter().map(|(_, bytes)| bytes.len()).sum();
-            assert!((1..WINDOW + PART).contains(&on_its_way));
-            assert!(streams.take_parts(true).is_empty(), "not before some is on record");
+            let in_flight: usize = parts.iter().map(|(_, bytes)| bytes.len()).sum();
+            assert!((1..WINDOW + PART).contains(&in_flight));
+            assert!(streams.take_parts(true).is_empty(), "nothing is sent before an acknowledgement");
             parts.iter().for_each(|(part, bytes)| {
                 assert_eq!(part.stream, Stream::Value);
                 record.take(part.start, bytes);
@@ -303,7 +303,7 @@ mod tests {
     }
 
     #[test]
-    fn full_parts_leave_first_and_the_rest_when_all_is_asked_for() {
+    fn full_parts_are_sent_first_and_the_rest_on_request() {
         let mut streams = Streams::default();
         streams.push([vec![b'x'; PART + 3].into(), Bytes::from_static(b"oh")]);
         assert!(!streams.is_short());

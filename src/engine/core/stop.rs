@@ -1,7 +1,7 @@
-//! Taking units back, stopping what runs (step by step: SIGINT, SIGTERM, SIGKILL), and leaving.
+//! Recalls units, stops the running unit (in steps: SIGINT, SIGTERM, SIGKILL), and leaves the cluster.
 use super::event::{Effect, Now, Stage};
 use super::unit::{Method, Unit};
-use super::{Core, Given};
+use super::{Core, Dispatched};
 use crate::model::task::{Outcome, TaskState};
 use crate::wire::content::engine::{Held, Returned};
 use std::collections::HashSet;
@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 pub(super) struct Stop {
     pub reason: StopReason,
     stage: Stage,
-    /// When to be harder.
+    /// When to take the next step.
     pub next: Option<Instant>,
 }
 
@@ -25,16 +25,16 @@ pub(super) enum StopReason {
         limit: u64,
         used: u64,
     },
-    /// The engine leaves.
+    /// The engine is leaving.
     Leaving,
-    /// The controller does not want its result.
+    /// The controller has dropped the task and discards its result.
     Dropped,
 }
 
-/// What to do once the worker holds nothing that has not begun.
+/// The action to take once all units that have not started are recalled from the worker.
 #[derive(Debug)]
 pub(super) enum AfterRecall {
-    GiveBack(usize),
+    Return(usize),
     Cancel { tasks: HashSet<Held>, drop: bool },
     TimeOut { seconds: f64 },
     OverMemory { limit: u64, used: u64 },
@@ -46,42 +46,42 @@ pub(super) enum AfterRecall {
 #[derive(Debug)]
 pub(super) struct Leaving {
     reason: String,
-    /// Its process stays, and registers anew.
-    as_another: bool,
-    /// When what runs is stopped.
+    /// The process continues and registers again.
+    as_new_engine: bool,
+    /// When to stop the running unit.
     grace: Option<Instant>,
-    /// When to go even if results are not recorded.
-    last_word: Option<Instant>,
-    gone: bool,
+    /// When to leave even if results are not recorded.
+    flush_deadline: Option<Instant>,
+    left: bool,
 }
 
 impl Leaving {
     pub(super) fn deadline(&self) -> Option<Instant> {
-        if self.gone { None } else { self.last_word.or(self.grace) }
+        if self.left { None } else { self.flush_deadline.or(self.grace) }
     }
 }
 
-/// How long an engine that leaves waits for the word that its results are recorded.
-const LAST_WORD: Duration = Duration::from_secs(2);
-/// Ids of requests to abort that have not come yet, at most.
-const MOST_ABORTED: usize = 10_000;
+/// How long a leaving engine waits for the acknowledgement of its results.
+const FLUSH_TIMEOUT: Duration = Duration::from_secs(2);
+/// Maximum number of ids of requests to abort that have not arrived yet.
+const MAX_ABORTED: usize = 10_000;
 
-/// What has been given back, until the controller says that this is on its disk: what is said as a connection breaks may be lost.
+/// Returned units, until the controller acknowledges that it has recorded them: a message sent while the connection breaks may be lost.
 #[derive(Debug, Default)]
-pub(super) struct GivenBack {
+pub(super) struct Returns {
     sequence: u64,
-    pub unheard: Vec<Returned>,
+    pub unconfirmed: Vec<Returned>,
 }
 
-impl GivenBack {
+impl Returns {
     pub fn recorded(&mut self, sequence: u64) {
-        self.unheard.retain(|returned| returned.sequence != sequence);
+        self.unconfirmed.retain(|returned| returned.sequence != sequence);
     }
 
-    /// What is said of units that go back; of those that cannot (they are this engine's alone) nothing.
-    fn say(&mut self, units: impl IntoIterator<Item = Unit>) -> Returned {
+    /// Creates the message for returned units. Units that cannot be returned, because they belong to this engine, are skipped.
+    fn record(&mut self, units: impl IntoIterator<Item = Unit>) -> Returned {
         let mut back = Returned::default();
-        for unit in units.into_iter().filter(Unit::may_go_back) {
+        for unit in units.into_iter().filter(Unit::is_returnable) {
             match unit {
                 Unit::Task { held, .. } => back.tasks.push(held),
                 Unit::Request(request) => {
@@ -93,40 +93,40 @@ impl GivenBack {
         if !back.is_empty() {
             self.sequence += 1;
             back.sequence = self.sequence;
-            self.unheard.push(back.clone());
+            self.unconfirmed.push(back.clone());
         }
         back
     }
 }
 
 impl Core {
-    /// Also when there is nothing: somebody has asked.
-    pub(super) fn send_back(&mut self, units: impl IntoIterator<Item = Unit>, effects: &mut Vec<Effect>) {
-        effects.push(Effect::SendReturned(self.given_back.say(units)));
+    /// Sends the message even if it is empty: it answers a request.
+    pub(super) fn return_units(&mut self, units: impl IntoIterator<Item = Unit>, effects: &mut Vec<Effect>) {
+        effects.push(Effect::SendReturned(self.returns.record(units)));
     }
 
     pub(super) fn recall_then(&mut self, now: Now, then: AfterRecall, effects: &mut Vec<Effect>) {
-        if self.given.is_empty() {
+        if self.dispatched.is_empty() {
             self.after_recall(now, then, effects);
             return;
         }
         if self.after_recall.is_empty()
             && let Some(worker) = self.workers.active()
         {
-            effects.push(Effect::TakeTokens { worker });
+            effects.push(Effect::TakeBackTokens { worker });
         }
         self.after_recall.push(then);
     }
 
-    /// The last `count` units in the worker have not begun: they are ours again.
+    /// Takes back the last `count` units of the worker, which have not started.
     pub(super) fn recalled(&mut self, now: Now, count: usize, effects: &mut Vec<Effect>) {
-        let count = count.min(self.given.len());
+        let count = count.min(self.dispatched.len());
         for _ in 0..count {
-            if let Some(Given { unit, .. }) = self.given.pop_back() {
+            if let Some(Dispatched { unit, .. }) = self.dispatched.pop_back() {
                 self.queue.push_front(unit);
             }
         }
-        if self.given.is_empty() && self.command.is_none() {
+        if self.dispatched.is_empty() && self.command.is_none() {
             self.current = None;
         }
         for then in std::mem::take(&mut self.after_recall) {
@@ -136,16 +136,16 @@ impl Core {
 
     fn after_recall(&mut self, now: Now, then: AfterRecall, effects: &mut Vec<Effect>) {
         match then {
-            AfterRecall::GiveBack(at_most) => self.give_back_queued(at_most, effects),
+            AfterRecall::Return(max_count) => self.return_queued(max_count, effects),
             AfterRecall::Cancel { tasks, drop } => {
                 self.cancel_queued(now, &tasks, drop, effects);
-                let running = self.command.as_ref().or(self.given.back().map(|given| &given.unit));
+                let running = self.command.as_ref().or(self.dispatched.back().map(|dispatched| &dispatched.unit));
                 if running.and_then(Unit::held).is_some_and(|held| tasks.contains(&held)) {
                     self.begin_stop(now, if drop { StopReason::Dropped } else { StopReason::Cancelled }, effects);
                 }
             }
-            // With more than one left, the first has ended in time.
-            AfterRecall::OverMemory { .. } | AfterRecall::TimeOut { .. } if self.given.len() > 1 => {}
+            // With more than one unit left, the first has ended in time.
+            AfterRecall::OverMemory { .. } | AfterRecall::TimeOut { .. } if self.dispatched.len() > 1 => {}
             AfterRecall::TimeOut { seconds } => self.begin_stop(now, StopReason::TimedOut { seconds }, effects),
             AfterRecall::OverMemory { limit, used } => self.begin_stop(now, StopReason::OverMemory { limit, used }, effects),
             AfterRecall::Abort(msg_ids) => self.abort_queued(now, msg_ids, effects),
@@ -155,43 +155,43 @@ impl Core {
             }
             AfterRecall::Leave => {
                 let back = std::mem::take(&mut self.queue);
-                if back.iter().any(Unit::may_go_back) {
-                    self.send_back(back, effects);
+                if back.iter().any(Unit::is_returnable) {
+                    self.return_units(back, effects);
                 }
             }
         }
     }
 
-    // ---- giving back
+    // ---- returning units
 
-    pub(super) fn give_back(&mut self, now: Now, at_most: usize, effects: &mut Vec<Effect>) {
-        let queued = self.queue.iter().filter(|unit| unit.may_go_back()).count();
-        if queued >= at_most || self.given.len() < 2 {
-            self.give_back_queued(at_most, effects);
+    pub(super) fn recall_and_return(&mut self, now: Now, max_count: usize, effects: &mut Vec<Effect>) {
+        let queued = self.queue.iter().filter(|unit| unit.is_returnable()).count();
+        if queued >= max_count || self.dispatched.len() < 2 {
+            self.return_queued(max_count, effects);
         } else {
-            self.recall_then(now, AfterRecall::GiveBack(at_most), effects);
+            self.recall_then(now, AfterRecall::Return(max_count), effects);
         }
     }
 
-    fn give_back_queued(&mut self, at_most: usize, effects: &mut Vec<Effect>) {
-        let (mut back, mut kept) = (Vec::new(), Vec::new());
-        while back.len() < at_most
+    fn return_queued(&mut self, max_count: usize, effects: &mut Vec<Effect>) {
+        let (mut back, mut retained) = (Vec::new(), Vec::new());
+        while back.len() < max_count
             && let Some(unit) = self.queue.pop_back()
         {
-            if unit.may_go_back() { &mut back } else { &mut kept }.push(unit);
+            if unit.is_returnable() { &mut back } else { &mut retained }.push(unit);
         }
-        self.queue.extend(kept.into_iter().rev());
-        self.send_back(back, effects);
+        self.queue.extend(retained.into_iter().rev());
+        self.return_units(back, effects);
     }
 
     // ---- cancelling
 
-    /// With `drop` nothing more is said of the tasks.
+    /// With `drop` no results are reported for the tasks.
     pub(super) fn cancel(&mut self, now: Now, tasks: HashSet<Held>, drop: bool, effects: &mut Vec<Effect>) {
         let in_worker = self
-            .given
+            .dispatched
             .iter()
-            .any(|given| given.unit.held().is_some_and(|held| tasks.contains(&held)));
+            .any(|dispatched| dispatched.unit.held().is_some_and(|held| tasks.contains(&held)));
         let then = AfterRecall::Cancel { tasks, drop };
         match in_worker {
             true => self.recall_then(now, then, effects),
@@ -213,7 +213,13 @@ impl Core {
         });
         for held in cancelled {
             if !drop {
-                let outcome = Outcome::failure(TaskState::Aborted, "TaskCancelled", "cancelled before it began", now.unix, now.unix);
+                let outcome = Outcome::failure(
+                    TaskState::Aborted,
+                    "TaskCancelled",
+                    "cancelled before it started",
+                    now.unix,
+                    now.unix,
+                );
                 self.push_outcome(now, held, outcome);
             }
             self.forget(held.map, effects);
@@ -225,11 +231,11 @@ impl Core {
             self.abort_where(now, |unit| matches!(unit, Unit::Request(_)), effects);
             return;
         };
-        let mut wanted: HashSet<String> = msg_ids.into_iter().collect();
-        let is_wanted = |unit: &Unit| matches!(unit, Unit::Request(request) if wanted.remove(request.msg_id()));
-        self.abort_where(now, is_wanted, effects);
-        if self.aborted.len() + wanted.len() <= MOST_ABORTED {
-            self.aborted.extend(wanted);
+        let mut targets: HashSet<String> = msg_ids.into_iter().collect();
+        let is_target = |unit: &Unit| matches!(unit, Unit::Request(request) if targets.remove(request.msg_id()));
+        self.abort_where(now, is_target, effects);
+        if self.aborted.len() + targets.len() <= MAX_ABORTED {
+            self.aborted.extend(targets);
         }
     }
 
@@ -243,16 +249,16 @@ impl Core {
         }
     }
 
-    // ---- stopping what runs
+    // ---- stopping the running unit
 
-    /// Units in front of the last one in the worker have ended, their results are on the way: they are not what runs.
+    /// All units before the last one in the worker have ended and their results are in transit: the last one is running.
     pub(super) fn begin_stop(&mut self, now: Now, reason: StopReason, effects: &mut Vec<Effect>) {
-        if self.given.len() > 1 {
-            self.stop_next = self.given.back().map(|given| (given.ticket, reason));
+        if self.dispatched.len() > 1 {
+            self.stop_next = self.dispatched.back().map(|dispatched| (dispatched.ticket, reason));
             return;
         }
         let (stage, next) = match reason {
-            // It would only take more.
+            // With more time it would only use more memory.
             StopReason::OverMemory { .. } => (Stage::Kill, None),
             _ => (Stage::Interrupt, Some(now.instant + self.settings.interrupt)),
         };
@@ -273,13 +279,13 @@ impl Core {
         }
     }
 
-    /// Timeouts, and the next step of a stop.
+    /// Handles timeouts and the next step of a stop.
     pub(super) fn check_stop(&mut self, now: Now, effects: &mut Vec<Effect>) {
         let Some(current) = &mut self.current else { return };
         match &mut current.stop {
             None => {
                 if current.timeout.is_some_and(|timeout| now.instant >= timeout) {
-                    // Not twice, whatever the recall says.
+                    // Not twice, whatever the recall yields.
                     let timeout = current.timeout.take();
                     let seconds = timeout.map_or(0.0, |timeout| (timeout - current.since).as_secs_f64());
                     self.recall_then(now, AfterRecall::TimeOut { seconds }, effects);
@@ -301,7 +307,7 @@ impl Core {
     pub(super) fn memory_measured(&mut self, now: Now, used: u64, effects: &mut Vec<Effect>) {
         let limit = self.current.as_ref().and_then(|current| Some(current.memory?.limit));
         if let Some(limit) = limit.filter(|limit| used > *limit) {
-            // Not twice, whatever the recall says.
+            // Not twice, whatever the recall yields.
             if let Some(current) = &mut self.current {
                 current.memory = None;
             }
@@ -311,15 +317,15 @@ impl Core {
 
     // ---- leaving
 
-    pub(super) fn leave(&mut self, now: Now, drain: bool, reason: String, grace_ms: Option<u64>, effects: &mut Vec<Effect>) {
-        let grace = match (drain, grace_ms) {
+    pub(super) fn leave(&mut self, now: Now, drain: bool, reason: String, grace_period_ms: Option<u64>, effects: &mut Vec<Effect>) {
+        let grace = match (drain, grace_period_ms) {
             (false, _) => Some(now.instant),
             (true, None) => None,
             (true, Some(ms)) => Some(now.instant + Duration::from_millis(ms)),
         };
         if let Some(leaving) = &mut self.leaving {
-            leaving.as_another = false;
-            // Told again: the shorter grace.
+            leaving.as_new_engine = false;
+            // Requested again: the shorter grace period applies.
             leaving.grace = match (leaving.grace, grace) {
                 (Some(a), Some(b)) => Some(a.min(b)),
                 (a, b) => a.or(b),
@@ -328,33 +334,33 @@ impl Core {
         }
         self.leaving = Some(Leaving {
             reason,
-            as_another: false,
+            as_new_engine: false,
             grace,
-            last_word: None,
-            gone: false,
+            flush_deadline: None,
+            left: false,
         });
         self.recall_then(now, AfterRecall::Leave, effects);
     }
 
-    /// The namespace that clients have filled is lost. An engine of the same id with an empty one would mislead them: to them
-    /// this engine is dead, as an `ipengine` would be, and another one comes.
-    pub(super) fn leave_as_another(&mut self, now: Now, how: &str, effects: &mut Vec<Effect>) {
+    /// The namespace that clients have filled is lost. An engine with the same id and an empty namespace would mislead them: for
+    /// them this engine is dead, as an `ipengine` would be, and the process registers as a new engine.
+    pub(super) fn leave_as_new_engine(&mut self, now: Now, how: &str, effects: &mut Vec<Effect>) {
         if self.leaving.is_none() {
             self.leave(
                 now,
                 true,
-                format!("{how}: with its namespace lost, it comes back as another engine"),
+                format!("{how}: its namespace is lost; registering as a new engine"),
                 None,
                 effects,
             );
-            self.leaving.iter_mut().for_each(|leaving| leaving.as_another = true);
+            self.leaving.iter_mut().for_each(|leaving| leaving.as_new_engine = true);
         }
     }
 
     pub(super) fn check_leaving(&mut self, now: Now, idle: bool, effects: &mut Vec<Effect>) {
         let recorded = self.outbox.is_empty();
         let Some(leaving) = &mut self.leaving else { return };
-        if leaving.gone || !self.after_recall.is_empty() {
+        if leaving.left || !self.after_recall.is_empty() {
             return;
         }
         if !idle {
@@ -364,12 +370,12 @@ impl Core {
             }
             return;
         }
-        let last_word = *leaving.last_word.get_or_insert(now.instant + LAST_WORD);
-        if recorded || now.instant >= last_word {
-            leaving.gone = true;
+        let flush_deadline = *leaving.flush_deadline.get_or_insert(now.instant + FLUSH_TIMEOUT);
+        if recorded || now.instant >= flush_deadline {
+            leaving.left = true;
             effects.push(Effect::Leave {
                 reason: leaving.reason.clone(),
-                as_another: leaving.as_another,
+                as_new_engine: leaving.as_new_engine,
             });
         }
     }

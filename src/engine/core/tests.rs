@@ -8,16 +8,16 @@ const CALLS: MapId = MapId(1);
 const COMMANDS: MapId = MapId(2);
 const TIMED: MapId = MapId(3);
 
-/// A core, its world (a worker that reads tokens in order, a command, a controller's ledger), and a clock.
-struct World {
+/// A core with a simulated environment: a worker that reads tokens in order, a command, a controller's ledger, a clock.
+struct Simulation {
     core: Core,
     now: Now,
-    /// Tickets in the worker that wait for their token.
+    /// Tickets in the worker, waiting for their tokens.
     frames: VecDeque<u32>,
-    /// Ticket that has begun.
-    begun: Option<u32>,
+    /// Ticket of the started unit.
+    started: Option<u32>,
     workers: Vec<WorkerKey>,
-    /// The one that was given something last.
+    /// The worker that last received units.
     active: Option<WorkerKey>,
     starting: bool,
     spare: bool,
@@ -38,22 +38,22 @@ fn definition(work: Work, timeout_s: Option<f64>) -> Arc<MapDefinition> {
     Arc::new(MapDefinition { work, options })
 }
 
-impl World {
-    fn new() -> World {
+impl Simulation {
+    fn new() -> Simulation {
         let settings = CoreSettings {
             interrupt: Duration::from_secs(1),
             terminate: Duration::from_secs(1),
             python: "python3".into(),
             shell_at_start: false,
         };
-        let mut world = World {
+        let mut sim = Simulation {
             core: Core::new(settings),
             now: Now {
                 instant: Instant::now(),
                 unix: UnixTime(1000.0),
             },
             frames: VecDeque::new(),
-            begun: None,
+            started: None,
             workers: Vec::new(),
             active: None,
             starting: false,
@@ -66,7 +66,7 @@ impl World {
             signals: Vec::new(),
             left: false,
         };
-        world.event(Event::Registered { drop: Vec::new() });
+        sim.event(Event::Registered { drop: Vec::new() });
         let call = Work::Call {
             from: CallSource::Module { module: "m".into() },
             function: "f".into(),
@@ -77,9 +77,9 @@ impl World {
             (COMMANDS, definition(command, Some(5.0))),
             (TIMED, definition(call, Some(2.0))),
         ] {
-            world.event(Event::Defined { map, definition });
+            sim.event(Event::Defined { map, definition });
         }
-        world
+        sim
     }
 
     fn event(&mut self, event: Event) {
@@ -100,30 +100,30 @@ impl World {
                 self.workers.push(worker);
             }
             Effect::EndWorker { worker } => {
-                assert!(self.active != Some(worker) || (self.frames.is_empty() && self.begun.is_none()));
+                assert!(self.active != Some(worker) || (self.frames.is_empty() && self.started.is_none()));
                 assert!(self.workers.contains(&worker));
                 self.workers.retain(|other| *other != worker);
             }
-            Effect::GiveTasks { worker, first, inputs, .. } => {
+            Effect::DispatchTasks { worker, first, inputs, .. } => {
                 assert!(self.workers.contains(&worker));
                 assert!(
-                    self.active == Some(worker) || (self.frames.is_empty() && self.begun.is_none()),
+                    self.active == Some(worker) || (self.frames.is_empty() && self.started.is_none()),
                     "one worker has units at a time"
                 );
                 self.active = Some(worker);
                 self.frames.extend((0..inputs.len() as u32).map(|i| first.wrapping_add(i)));
             }
-            Effect::TakeTokens { .. } => {
+            Effect::TakeBackTokens { .. } => {
                 let count = self.frames.len();
                 self.frames.clear();
-                self.event(Event::TokensTaken { count });
+                self.event(Event::TokensTakenBack { count });
             }
             Effect::ReadOutput { .. } => self.event(Event::OutputRead {
                 output: Default::default(),
             }),
             Effect::StartCommand { .. } => {
                 assert!(
-                    !self.command && self.begun.is_none() && self.frames.is_empty(),
+                    !self.command && self.started.is_none() && self.frames.is_empty(),
                     "one thing at a time"
                 );
                 self.command = true;
@@ -150,7 +150,7 @@ impl World {
     fn send(&mut self, map: MapId, indices: impl IntoIterator<Item = u32>) {
         let tasks: Vec<_> = indices.into_iter().map(|index| (index, 1, Bytes::from_static(b"[]"))).collect();
         self.sent.extend(tasks.iter().map(|(index, ..)| held(map, *index)));
-        self.event(Event::TasksCame { map, tasks });
+        self.event(Event::TasksReceived { map, tasks });
     }
 
     fn ready(&mut self) {
@@ -161,14 +161,14 @@ impl World {
     }
 
     /// The worker reads its next token.
-    fn begin(&mut self) {
-        if self.begun.is_none() {
-            self.begun = self.frames.pop_front();
+    fn start_next(&mut self) {
+        if self.started.is_none() {
+            self.started = self.frames.pop_front();
         }
     }
 
     fn finish(&mut self, seconds: f64) {
-        let Some(ticket) = self.begun.take() else { return };
+        let Some(ticket) = self.started.take() else { return };
         let started = UnixTime(self.now.unix.0 - seconds);
         self.event(Event::UnitEnded {
             worker: self.active.unwrap(),
@@ -197,7 +197,7 @@ impl World {
             match worker {
                 Some(worker) => {
                     self.workers.retain(|other| *other != worker);
-                    self.begun = None;
+                    self.started = None;
                 }
                 None => (self.starting, self.spare) = (false, false),
             }
@@ -215,11 +215,11 @@ impl World {
         }
     }
 
-    /// Works until nothing is left to do.
-    fn run_dry(&mut self) {
+    /// Runs until no work is left.
+    fn run_until_idle(&mut self) {
         for _ in 0..100_000 {
             self.ready();
-            self.begin();
+            self.start_next();
             self.finish(0.001);
             self.end_command();
             self.pass(3);
@@ -227,7 +227,7 @@ impl World {
                 return;
             }
         }
-        panic!("never dry: {:?}", self.core.holds());
+        panic!("still busy: {:?}", self.core.holds());
     }
 }
 
@@ -243,38 +243,38 @@ fn held(map: MapId, index: u32) -> Held {
     Held { map, index, run: 1 }
 }
 
-fn running_world() -> World {
-    let mut world = World::new();
-    world.send(CALLS, 0..10);
-    world.ready();
-    world.begin();
-    world
+fn running_sim() -> Simulation {
+    let mut sim = Simulation::new();
+    sim.send(CALLS, 0..10);
+    sim.ready();
+    sim.start_next();
+    sim
 }
 
 #[test]
-fn unknown_tasks_go_in_pairs_and_short_ones_in_heaps() {
-    let mut world = running_world();
-    assert_eq!(world.frames.len(), 1, "one begun, one behind it");
-    world.send(CALLS, 10..5000);
+fn prefetch_is_two_for_unknown_and_large_for_short_tasks() {
+    let mut sim = running_sim();
+    assert_eq!(sim.frames.len(), 1, "one started, one queued behind it");
+    sim.send(CALLS, 10..5000);
     for _ in 0..30 {
-        world.begin();
-        world.finish(0.000_01);
+        sim.start_next();
+        sim.finish(0.000_01);
     }
-    assert!(world.frames.len() > 100, "{} are ahead", world.frames.len());
+    assert!(sim.frames.len() > 100, "{} prefetched", sim.frames.len());
 }
 
 #[test]
-fn ends_that_come_together_are_one_step() {
-    let mut world = running_world();
-    world.send(CALLS, 10..5000);
+fn simultaneous_ends_are_one_step() {
+    let mut sim = running_sim();
+    sim.send(CALLS, 10..5000);
     for _ in 0..30 {
-        world.begin();
-        world.finish(0.000_001);
+        sim.start_next();
+        sim.finish(0.000_001);
     }
-    world.begin();
-    let tickets: Vec<u32> = world.begun.take().into_iter().chain(world.frames.drain(..)).collect();
-    assert!(tickets.len() > 512, "{} are ahead", tickets.len());
-    let (worker, at) = (world.active.unwrap(), world.now.unix);
+    sim.start_next();
+    let tickets: Vec<u32> = sim.started.take().into_iter().chain(sim.frames.drain(..)).collect();
+    assert!(tickets.len() > 512, "{} prefetched", tickets.len());
+    let (worker, at) = (sim.active.unwrap(), sim.now.unix);
     let ends = tickets.iter().map(|ticket| Event::UnitEnded {
         worker,
         ticket: *ticket,
@@ -283,131 +283,131 @@ fn ends_that_come_together_are_one_step() {
         output: Default::default(),
         result: WorkerResult::Value(Bytes::from_static(b"1")),
     });
-    for effect in world.core.handle_all(world.now, ends) {
-        world.effect(effect);
+    for effect in sim.core.handle_all(sim.now, ends) {
+        sim.effect(effect);
     }
-    assert!(!world.frames.is_empty(), "more is given");
-    world.run_dry();
-    let mut ended: Vec<u32> = world.results.iter().map(|(held, _)| held.index).collect();
+    assert!(!sim.frames.is_empty(), "more units are dispatched");
+    sim.run_until_idle();
+    let mut ended: Vec<u32> = sim.results.iter().map(|(held, _)| held.index).collect();
     ended.sort();
     assert_eq!(ended, (0..5000).collect::<Vec<_>>(), "each once");
 }
 
 #[test]
-fn nothing_is_given_behind_a_long_task() {
-    let mut world = running_world();
+fn nothing_is_prefetched_behind_a_long_task() {
+    let mut sim = running_sim();
     for _ in 0..4 {
-        world.finish(0.000_01);
-        world.begin();
+        sim.finish(0.000_01);
+        sim.start_next();
     }
-    world.event(Event::GiveBackAsked { at_most: 100 });
-    assert!(world.frames.is_empty());
-    let unbegun = world.returned.len();
-    world.pass(1000);
-    assert_eq!((world.returned.len(), unbegun), (unbegun, 5));
+    sim.event(Event::ReturnRequested { max_count: 100 });
+    assert!(sim.frames.is_empty());
+    let not_started = sim.returned.len();
+    sim.pass(1000);
+    assert_eq!((sim.returned.len(), not_started), (not_started, 5));
 }
 
 #[test]
-fn what_is_given_back_is_remembered_until_it_is_on_the_controllers_disk() {
-    let mut world = running_world();
-    let unheard = |world: &World| -> Vec<(u64, usize)> {
-        let returns = world.core.unheard_returns();
+fn returned_units_are_reported_until_the_controller_records_them() {
+    let mut sim = running_sim();
+    let unconfirmed = |sim: &Simulation| -> Vec<(u64, usize)> {
+        let returns = sim.core.unconfirmed_returns();
         returns.iter().map(|back| (back.sequence, back.tasks.len())).collect()
     };
-    world.event(Event::GiveBackAsked { at_most: 2 });
-    world.event(Event::GiveBackAsked { at_most: 3 });
-    assert_eq!(unheard(&world), [(1, 2), (2, 3)]);
-    // A registration alone says nothing of what was said after it.
-    world.event(Event::Registered { drop: vec![] });
-    world.event(Event::ReturnRecorded { sequence: 1 });
-    assert_eq!(unheard(&world), [(2, 3)]);
-    world.event(Event::ReturnRecorded { sequence: 2 });
-    // Where there is nothing, there is nothing to be remembered.
-    while !world.core.holds().is_empty() {
-        world.ready();
-        world.begin();
-        world.finish(0.001);
+    sim.event(Event::ReturnRequested { max_count: 2 });
+    sim.event(Event::ReturnRequested { max_count: 3 });
+    assert_eq!(unconfirmed(&sim), [(1, 2), (2, 3)]);
+    // A registration does not acknowledge messages sent after it.
+    sim.event(Event::Registered { drop: vec![] });
+    sim.event(Event::ReturnRecorded { sequence: 1 });
+    assert_eq!(unconfirmed(&sim), [(2, 3)]);
+    sim.event(Event::ReturnRecorded { sequence: 2 });
+    // An empty return needs no acknowledgement.
+    while !sim.core.holds().is_empty() {
+        sim.ready();
+        sim.start_next();
+        sim.finish(0.001);
     }
-    world.event(Event::GiveBackAsked { at_most: 3 });
-    assert_eq!(unheard(&world), []);
+    sim.event(Event::ReturnRequested { max_count: 3 });
+    assert_eq!(unconfirmed(&sim), []);
 }
 
 #[test]
-fn a_timeout_is_for_the_task_that_runs() {
-    let mut world = World::new();
-    world.send(TIMED, 0..3);
-    world.ready();
-    world.begin();
-    // It ended, the next has begun, and the word of it is on its way.
-    let first = world.begun.take();
-    world.begin();
-    let second = std::mem::replace(&mut world.begun, first);
-    world.pass(2500);
-    assert_eq!(world.signals, [], "the first has ended in time");
-    world.finish(0.1);
-    world.begun = second;
-    world.pass(1900);
-    assert_eq!(world.signals, []);
-    world.pass(200);
-    assert_eq!(world.signals, [Stage::Interrupt]);
-    world.pass(1000);
-    world.pass(1000);
-    world.pass(1000);
-    assert_eq!(world.signals, [Stage::Interrupt, Stage::Terminate, Stage::Kill]);
-    world.crash();
-    world.run_dry();
+fn a_timeout_applies_to_the_running_task() {
+    let mut sim = Simulation::new();
+    sim.send(TIMED, 0..3);
+    sim.ready();
+    sim.start_next();
+    // It has ended and the next has started, but the report is still in transit.
+    let first = sim.started.take();
+    sim.start_next();
+    let second = std::mem::replace(&mut sim.started, first);
+    sim.pass(2500);
+    assert_eq!(sim.signals, [], "the first has ended in time");
+    sim.finish(0.1);
+    sim.started = second;
+    sim.pass(1900);
+    assert_eq!(sim.signals, []);
+    sim.pass(200);
+    assert_eq!(sim.signals, [Stage::Interrupt]);
+    sim.pass(1000);
+    sim.pass(1000);
+    sim.pass(1000);
+    assert_eq!(sim.signals, [Stage::Interrupt, Stage::Terminate, Stage::Kill]);
+    sim.crash();
+    sim.run_until_idle();
     assert_eq!(
-        world.results.iter().map(|(_, state)| *state).collect::<Vec<_>>(),
+        sim.results.iter().map(|(_, state)| *state).collect::<Vec<_>>(),
         [TaskState::Ok, TaskState::Timeout, TaskState::Ok]
     );
 }
 
 #[test]
-fn a_task_over_its_memory_is_killed_at_once_and_the_next_one_is_not() {
-    let mut world = World::new();
+fn a_task_over_its_memory_limit_is_killed_immediately_and_the_next_one_is_not() {
+    let mut sim = Simulation::new();
     let definition = MapDefinition {
         options: MapOptions {
             mem_bytes: Some(1000),
             ..MapOptions::default()
         },
-        ..(*world_definition(CALLS)).clone()
+        ..(*sim_definition(CALLS)).clone()
     };
     let (map, definition) = (MapId(9), Arc::new(definition));
-    world.event(Event::Defined { map, definition });
-    world.send(map, 0..2);
-    world.ready();
-    world.begin();
-    world.pass(100);
-    world.event(Event::MemoryMeasured { bytes: 1000 });
-    assert_eq!(world.signals, []);
-    world.event(Event::MemoryMeasured { bytes: 1001 });
-    // A second look while it dies changes nothing.
-    world.event(Event::MemoryMeasured { bytes: 2000 });
-    assert_eq!(world.signals, [Stage::Kill]);
-    world.pass(60_000);
-    assert_eq!(world.signals, [Stage::Kill]);
-    world.crash();
-    world.ready();
-    world.begin();
-    world.event(Event::MemoryMeasured { bytes: 1 });
-    world.finish(0.1);
-    world.pass(1000);
-    assert_eq!(world.results, [(held(map, 0), TaskState::Lost), (held(map, 1), TaskState::Ok)]);
+    sim.event(Event::Defined { map, definition });
+    sim.send(map, 0..2);
+    sim.ready();
+    sim.start_next();
+    sim.pass(100);
+    sim.event(Event::MemoryMeasured { bytes: 1000 });
+    assert_eq!(sim.signals, []);
+    sim.event(Event::MemoryMeasured { bytes: 1001 });
+    // A second measurement while it dies changes nothing.
+    sim.event(Event::MemoryMeasured { bytes: 2000 });
+    assert_eq!(sim.signals, [Stage::Kill]);
+    sim.pass(60_000);
+    assert_eq!(sim.signals, [Stage::Kill]);
+    sim.crash();
+    sim.ready();
+    sim.start_next();
+    sim.event(Event::MemoryMeasured { bytes: 1 });
+    sim.finish(0.1);
+    sim.pass(1000);
+    assert_eq!(sim.results, [(held(map, 0), TaskState::Lost), (held(map, 1), TaskState::Ok)]);
 }
 
 #[test]
-fn a_worker_that_ends_for_nothing_is_not_started_for_ever() {
-    // One that is killed may have met somebody else's trouble.
-    for (killed, most) in [(false, 3), (true, 10)] {
-        let mut world = World::new();
-        for deaths in 0..most {
-            assert_eq!(world.results, [], "after {deaths} deaths");
-            world.send(CALLS, [world.sent.len() as u32]);
-            world.ready();
-            world.frames.clear();
-            (world.workers, world.begun) = (Vec::new(), None);
+fn a_worker_that_keeps_exiting_while_idle_is_not_restarted_forever() {
+    // A kill may have a cause outside of the worker.
+    for (killed, limit) in [(false, 3), (true, 10)] {
+        let mut sim = Simulation::new();
+        for deaths in 0..limit {
+            assert_eq!(sim.results, [], "after {deaths} deaths");
+            sim.send(CALLS, [sim.sent.len() as u32]);
+            sim.ready();
+            sim.frames.clear();
+            (sim.workers, sim.started) = (Vec::new(), None);
             let unread = 100;
-            world.event(Event::WorkerExited {
+            sim.event(Event::WorkerExited {
                 worker: Some(WorkerKey::Map(CALLS)),
                 unread,
                 how: "died".into(),
@@ -416,18 +416,18 @@ fn a_worker_that_ends_for_nothing_is_not_started_for_ever() {
                 output: Default::default(),
             });
         }
-        world.pass(10);
-        assert_eq!((world.results.len(), world.returned.len()), (0, most), "they may run elsewhere");
-        world.pass(11_000);
-        world.ready();
-        world.send(CALLS, [77]);
-        world.run_dry();
-        assert_eq!(world.results.last(), Some(&(held(CALLS, 77), TaskState::Ok)));
+        sim.pass(10);
+        assert_eq!((sim.results.len(), sim.returned.len()), (0, limit), "they may run elsewhere");
+        sim.pass(11_000);
+        sim.ready();
+        sim.send(CALLS, [77]);
+        sim.run_until_idle();
+        assert_eq!(sim.results.last(), Some(&(held(CALLS, 77), TaskState::Ok)));
     }
 }
 
 #[test]
-fn a_worker_that_is_killed_before_it_is_ready_is_started_again_and_not_for_ever() {
+fn a_worker_killed_before_it_is_ready_is_restarted_a_limited_number_of_times() {
     let killed = || Event::WorkerExited {
         worker: None,
         unread: 0,
@@ -436,68 +436,68 @@ fn a_worker_that_is_killed_before_it_is_ready_is_started_again_and_not_for_ever(
         stderr_tail: String::new(),
         output: Default::default(),
     };
-    let mut world = World::new();
-    world.send(CALLS, [1]);
-    world.starting = false;
-    world.event(killed());
-    world.run_dry();
-    assert_eq!(world.results, [(held(CALLS, 1), TaskState::Ok)]);
-    let mut world = World::new();
-    world.send(CALLS, [1]);
+    let mut sim = Simulation::new();
+    sim.send(CALLS, [1]);
+    sim.starting = false;
+    sim.event(killed());
+    sim.run_until_idle();
+    assert_eq!(sim.results, [(held(CALLS, 1), TaskState::Ok)]);
+    let mut sim = Simulation::new();
+    sim.send(CALLS, [1]);
     for _ in 0..10 {
-        assert_eq!(world.results, []);
-        world.starting = false;
-        world.event(killed());
+        assert_eq!(sim.results, []);
+        sim.starting = false;
+        sim.event(killed());
     }
-    world.pass(10);
-    assert_eq!((&world.results[..], &world.returned[..]), (&[][..], &[held(CALLS, 1)][..]));
+    sim.pass(10);
+    assert_eq!((&sim.results[..], &sim.returned[..]), (&[][..], &[held(CALLS, 1)][..]));
 }
 
 #[test]
-fn a_worker_that_dies_leaves_a_command_alone() {
-    let mut world = running_world();
-    world.send(COMMANDS, [50]);
-    while !world.command {
-        world.begin();
-        world.finish(0.001);
+fn a_dying_worker_does_not_affect_a_command() {
+    let mut sim = running_sim();
+    sim.send(COMMANDS, [50]);
+    while !sim.command {
+        sim.start_next();
+        sim.finish(0.001);
     }
-    world.crash();
-    world.end_command();
-    world.pass(3);
-    assert_eq!(world.results.last(), Some(&(held(COMMANDS, 50), TaskState::Ok)));
+    sim.crash();
+    sim.end_command();
+    sim.pass(3);
+    assert_eq!(sim.results.last(), Some(&(held(COMMANDS, 50), TaskState::Ok)));
 }
 
 #[test]
 fn results_are_kept_until_they_are_recorded() {
-    let mut world = running_world();
-    world.run_dry();
-    let before = world.sequences.clone();
+    let mut sim = running_sim();
+    sim.run_until_idle();
+    let before = sim.sequences.clone();
     assert_eq!(before, (1..=before.len() as u64).collect::<Vec<_>>());
     assert!(before.len() >= 2, "{before:?}");
-    // That the second one is recorded says nothing of the first, which may have been lost with a connection.
-    world.event(Event::Recorded { sequence: 2 });
-    world.sequences.clear();
-    world.event(Event::Registered { drop: Vec::new() });
-    assert_eq!(world.sequences, [&before[..1], &before[2..]].concat());
+    // Recording the second message does not acknowledge the first, which may have been lost with a connection.
+    sim.event(Event::Recorded { sequence: 2 });
+    sim.sequences.clear();
+    sim.event(Event::Registered { drop: Vec::new() });
+    assert_eq!(sim.sequences, [&before[..1], &before[2..]].concat());
     for sequence in before {
-        world.event(Event::Recorded { sequence });
+        sim.event(Event::Recorded { sequence });
     }
-    world.sequences.clear();
-    world.event(Event::Registered { drop: Vec::new() });
-    assert!(world.sequences.is_empty());
+    sim.sequences.clear();
+    sim.event(Event::Registered { drop: Vec::new() });
+    assert!(sim.sequences.is_empty());
 }
 
 #[derive(Clone, Debug)]
 enum Step {
     Send(u8, u8),
     Ready,
-    Begin,
+    StartNext,
     Finish,
     FinishShort,
     EndCommand,
     Crash,
     Pass(u16),
-    GiveBack(u8),
+    Return(u8),
     Cancel(u8, u8),
     Forget(u8),
 }
@@ -506,13 +506,13 @@ fn step() -> impl Strategy<Value = Step> {
     prop_oneof![
         3 => (0u8..3, 1u8..20).prop_map(|(map, count)| Step::Send(map, count)),
         3 => Just(Step::Ready),
-        6 => Just(Step::Begin),
+        6 => Just(Step::StartNext),
         3 => Just(Step::Finish),
         4 => Just(Step::FinishShort),
         3 => Just(Step::EndCommand),
         1 => Just(Step::Crash),
         3 => (0u16..3000).prop_map(Step::Pass),
-        1 => (0u8..30).prop_map(Step::GiveBack),
+        1 => (0u8..30).prop_map(Step::Return),
         1 => (0u8..60, 1u8..10).prop_map(|(from, count)| Step::Cancel(from, count)),
         1 => (0u8..3).prop_map(Step::Forget),
     ]
@@ -523,59 +523,59 @@ fn map_of(number: u8) -> MapId {
 }
 
 proptest! {
-    /// Whatever happens, a task that has come ends in one result, or is returned once.
+    /// Under any sequence of events, a received task ends in exactly one result or is returned once.
     #[test]
     fn every_task_ends_exactly_once(steps in proptest::collection::vec(step(), 1..120), leaves in any::<bool>()) {
-        let mut world = World::new();
+        let mut sim = Simulation::new();
         let mut next = 0;
         for step in steps {
             match step {
                 Step::Send(map, count) => {
-                    world.send(map_of(map), next..next + u32::from(count));
+                    sim.send(map_of(map), next..next + u32::from(count));
                     next += u32::from(count);
                 }
-                Step::Ready => world.ready(),
-                Step::Begin => world.begin(),
-                Step::Finish => world.finish(1.0),
-                Step::FinishShort => world.finish(0.000_02),
-                Step::EndCommand => world.end_command(),
-                Step::Crash => world.crash(),
-                Step::Pass(ms) => world.pass(u64::from(ms)),
-                Step::GiveBack(at_most) => world.event(Event::GiveBackAsked { at_most: u32::from(at_most) }),
+                Step::Ready => sim.ready(),
+                Step::StartNext => sim.start_next(),
+                Step::Finish => sim.finish(1.0),
+                Step::FinishShort => sim.finish(0.000_02),
+                Step::EndCommand => sim.end_command(),
+                Step::Crash => sim.crash(),
+                Step::Pass(ms) => sim.pass(u64::from(ms)),
+                Step::Return(max_count) => sim.event(Event::ReturnRequested { max_count: u32::from(max_count) }),
                 Step::Cancel(from, count) => {
-                    let tasks = world.sent.iter().skip(usize::from(from)).take(usize::from(count)).copied().collect();
-                    world.event(Event::CancelAsked { tasks });
+                    let tasks = sim.sent.iter().skip(usize::from(from)).take(usize::from(count)).copied().collect();
+                    sim.event(Event::CancelRequested { tasks });
                 }
                 Step::Forget(map) => {
                     // Only a map without unfinished tasks is forgotten.
                     let map = map_of(map);
-                    if !world.core.holds().iter().any(|held| held.map == map) {
-                        world.event(Event::Forgotten { map });
-                        let definition = world_definition(map);
-                        world.event(Event::Defined { map, definition });
+                    if !sim.core.holds().iter().any(|held| held.map == map) {
+                        sim.event(Event::MapForgotten { map });
+                        let definition = sim_definition(map);
+                        sim.event(Event::Defined { map, definition });
                     }
                 }
             }
         }
         if leaves {
-            world.event(Event::ShutdownAsked { drain: true, reason: "test".into(), grace_ms: Some(10) });
+            sim.event(Event::ShutdownRequested { drain: true, reason: "test".into(), grace_period_ms: Some(10) });
         }
-        world.run_dry();
-        let mut ended: Vec<Held> = world.results.iter().map(|(held, _)| *held).chain(world.returned.iter().copied()).collect();
-        let mut sent = world.sent.clone();
+        sim.run_until_idle();
+        let mut ended: Vec<Held> = sim.results.iter().map(|(held, _)| *held).chain(sim.returned.iter().copied()).collect();
+        let mut sent = sim.sent.clone();
         ended.sort_by_key(|held| (held.map, held.index));
         sent.sort_by_key(|held| (held.map, held.index));
         prop_assert_eq!(ended, sent);
         if leaves {
-            for sequence in world.sequences.clone() {
-                world.event(Event::Recorded { sequence });
+            for sequence in sim.sequences.clone() {
+                sim.event(Event::Recorded { sequence });
             }
-            prop_assert!(world.left);
+            prop_assert!(sim.left);
         }
     }
 }
 
-fn world_definition(map: MapId) -> Arc<MapDefinition> {
+fn sim_definition(map: MapId) -> Arc<MapDefinition> {
     let call = Work::Call {
         from: CallSource::Module { module: "m".into() },
         function: "f".into(),
@@ -588,9 +588,9 @@ fn world_definition(map: MapId) -> Arc<MapDefinition> {
 }
 
 #[test]
-fn what_is_published_is_of_the_request_that_it_came_from() {
-    let mut world = World::new();
-    world.event(Event::WorkerReady);
+fn published_messages_have_their_own_request_as_parent() {
+    let mut sim = Simulation::new();
+    sim.event(Event::WorkerReady);
     let request = |id: &str| {
         let message = crate::wire::Message {
             header_json: Bytes::from(format!(r#"{{"msg_id":"{id}"}}"#)),
@@ -615,9 +615,9 @@ fn what_is_published_is_of_the_request_that_it_came_from() {
             buffers: Vec::new(),
         },
     };
-    let now = world.now;
+    let now = sim.now;
     let mut parents = |event| {
-        let effects = world.core.handle(now, event);
+        let effects = sim.core.handle(now, event);
         let parents = effects.into_iter().filter_map(|effect| match effect {
             Effect::Publish { parent, .. } => Some(parent),
             _ => None,
@@ -631,7 +631,7 @@ fn what_is_published_is_of_the_request_that_it_came_from() {
     assert_eq!(parents(published(Parent::Running)), []);
     assert_eq!(parents(published(Parent::Ended(ended.clone()))), [Some(ended.clone())]);
     assert_eq!(parents(unclaimed()), [None]);
-    parents(Event::RequestCame(request("running")));
+    parents(Event::RequestReceived(request("running")));
     assert_eq!(
         parents(published(Parent::Running)),
         [Some(Bytes::from_static(br#"{"msg_id":"running"}"#))]
@@ -641,16 +641,16 @@ fn what_is_published_is_of_the_request_that_it_came_from() {
     assert_eq!(parents(unclaimed()), [None]);
 }
 
-impl World {
+impl Simulation {
     fn define(&mut self, map: MapId, work: Work) {
         let definition = definition(work, None);
         self.event(Event::Defined { map, definition });
     }
 
-    /// Until these tasks have ended.
+    /// Sends these tasks and runs until they have ended.
     fn run(&mut self, map: MapId, indices: std::ops::Range<u32>) {
         self.send(map, indices);
-        self.run_dry();
+        self.run_until_idle();
     }
 }
 
@@ -663,50 +663,50 @@ fn execution() -> Work {
 }
 
 #[test]
-fn each_map_has_a_worker_until_it_is_forgotten_and_interactive_work_another() {
-    let mut world = World::new();
+fn each_map_has_a_worker_until_it_is_forgotten_and_interactive_work_has_its_own() {
+    let mut sim = Simulation::new();
     let called = |interactive| {
         let options = MapOptions {
             interactive,
             ..MapOptions::default()
         };
-        let work = world_definition(CALLS).work.clone();
+        let work = sim_definition(CALLS).work.clone();
         Arc::new(MapDefinition { work, options })
     };
     for (map, interactive) in [(MapId(11), false), (MapId(12), true)] {
         let definition = called(interactive);
-        world.event(Event::Defined { map, definition });
-        world.run(map, 0..3);
+        sim.event(Event::Defined { map, definition });
+        sim.run(map, 0..3);
     }
-    world.define(MapId(13), execution());
-    world.run(MapId(13), 0..1);
-    assert_eq!(world.workers, [WorkerKey::Map(MapId(11)), WorkerKey::Interactive]);
-    assert!(world.starting || world.spare, "the next one is ready");
+    sim.define(MapId(13), execution());
+    sim.run(MapId(13), 0..1);
+    assert_eq!(sim.workers, [WorkerKey::Map(MapId(11)), WorkerKey::Interactive]);
+    assert!(sim.starting || sim.spare, "the next spare is starting or ready");
     for map in [11, 12, 13] {
-        world.event(Event::Forgotten { map: MapId(map) });
+        sim.event(Event::MapForgotten { map: MapId(map) });
     }
-    assert_eq!(world.workers, [WorkerKey::Interactive]);
+    assert_eq!(sim.workers, [WorkerKey::Interactive]);
 }
 
 #[test]
 fn many_open_maps_do_not_keep_many_workers() {
-    let mut world = World::new();
-    world.define(MapId(100), execution());
-    world.run(MapId(100), 0..1);
+    let mut sim = Simulation::new();
+    sim.define(MapId(100), execution());
+    sim.run(MapId(100), 0..1);
     for map in 11..30 {
-        world.define(MapId(map), world_definition(CALLS).work.clone());
-        world.run(MapId(map), 0..2);
+        sim.define(MapId(map), sim_definition(CALLS).work.clone());
+        sim.run(MapId(map), 0..2);
     }
-    // The one that ran last, and those that ran before it; the namespace is not counted.
+    // The one that ran last and those before it; the interactive worker is not counted.
     let expected: Vec<WorkerKey> = (25..30).map(|map| WorkerKey::Map(MapId(map))).collect();
-    assert_eq!(world.workers, [&[WorkerKey::Interactive], &expected[..]].concat());
-    // One that was ended comes back for more.
-    world.run(MapId(11), 2..3);
-    assert_eq!(world.results.last(), Some(&(held(MapId(11), 2), TaskState::Ok)));
+    assert_eq!(sim.workers, [&[WorkerKey::Interactive], &expected[..]].concat());
+    // A map whose worker was ended gets a new one.
+    sim.run(MapId(11), 2..3);
+    assert_eq!(sim.results.last(), Some(&(held(MapId(11), 2), TaskState::Ok)));
 }
 
 #[test]
-fn a_namespace_that_is_lost_while_nothing_runs_takes_the_id_along() {
+fn an_engine_that_loses_its_namespace_while_idle_leaves() {
     let exited = |worker| Event::WorkerExited {
         worker,
         unread: 0,
@@ -715,52 +715,52 @@ fn a_namespace_that_is_lost_while_nothing_runs_takes_the_id_along() {
         stderr_tail: String::new(),
         output: Default::default(),
     };
-    let mut world = World::new();
-    world.define(MapId(100), execution());
-    world.run(MapId(100), 0..1);
-    world.run(CALLS, 1..2);
-    world.workers.retain(|worker| *worker == WorkerKey::Interactive);
-    world.event(exited(Some(WorkerKey::Map(CALLS))));
-    assert!(!world.left);
-    world.workers.clear();
-    world.event(exited(Some(WorkerKey::Interactive)));
-    for sequence in world.sequences.clone() {
-        world.event(Event::Recorded { sequence });
+    let mut sim = Simulation::new();
+    sim.define(MapId(100), execution());
+    sim.run(MapId(100), 0..1);
+    sim.run(CALLS, 1..2);
+    sim.workers.retain(|worker| *worker == WorkerKey::Interactive);
+    sim.event(exited(Some(WorkerKey::Map(CALLS))));
+    assert!(!sim.left);
+    sim.workers.clear();
+    sim.event(exited(Some(WorkerKey::Interactive)));
+    for sequence in sim.sequences.clone() {
+        sim.event(Event::Recorded { sequence });
     }
-    assert!(world.left);
+    assert!(sim.left);
 }
 
-fn tasks(world: &mut World, map: MapId, indices: std::ops::Range<u32>) -> Vec<Effect> {
+fn tasks(sim: &mut Simulation, map: MapId, indices: std::ops::Range<u32>) -> Vec<Effect> {
     let tasks = indices.map(|index| (index, 1, Bytes::from_static(b"[]"))).collect();
-    world.core.handle(world.now, Event::TasksCame { map, tasks })
+    sim.core.handle(sim.now, Event::TasksReceived { map, tasks })
 }
 
-fn fails(world: &mut World) -> Vec<Effect> {
+fn fails(sim: &mut Simulation) -> Vec<Effect> {
     let reason = "no interpreter".to_string();
-    world.core.handle(world.now, Event::WorkerFailed { reason })
+    sim.core.handle(sim.now, Event::WorkerFailed { reason })
 }
 
 #[test]
-fn tasks_of_an_engine_whose_python_fails_go_back_uncharged_after_it_has_reported_that() {
-    let mut world = World::new();
-    let effects = tasks(&mut world, CALLS, 0..3);
+fn tasks_are_returned_after_a_python_failure_is_reported() {
+    let mut sim = Simulation::new();
+    let effects = tasks(&mut sim, CALLS, 0..3);
     assert!(matches!(effects[..], [Effect::StartWorker { .. }, ..]), "{effects:?}");
-    let effects = fails(&mut world);
+    let effects = fails(&mut sim);
     let [Effect::ReportAvailability { reason: Some(reason) }, Effect::SendReturned(returned)] = &effects[..] else {
         panic!("{effects:?}");
     };
     assert_eq!(reason, "no interpreter");
     assert_eq!(returned.tasks, [held(CALLS, 0), held(CALLS, 1), held(CALLS, 2)]);
-    // What was on its way goes back too, and commands run.
-    let effects = tasks(&mut world, CALLS, 3..4);
+    // Tasks in transit are returned too; commands run.
+    let effects = tasks(&mut sim, CALLS, 3..4);
     assert!(
         matches!(&effects[..], [Effect::SendReturned(back)] if back.tasks == [held(CALLS, 3)]),
         "{effects:?}"
     );
-    let effects = tasks(&mut world, COMMANDS, 0..1);
+    let effects = tasks(&mut sim, COMMANDS, 0..1);
     assert!(matches!(effects[..], [Effect::StartCommand { .. }]), "{effects:?}");
-    // While that runs, Python tasks behind it do not wait for it.
-    let effects = tasks(&mut world, CALLS, 4..5);
+    // Python tasks behind the running command are returned immediately.
+    let effects = tasks(&mut sim, CALLS, 4..5);
     assert!(
         matches!(&effects[..], [Effect::SendReturned(back)] if back.tasks == [held(CALLS, 4)]),
         "{effects:?}"
@@ -768,27 +768,27 @@ fn tasks_of_an_engine_whose_python_fails_go_back_uncharged_after_it_has_reported
 }
 
 #[test]
-fn python_that_failed_is_tried_again_ever_more_rarely_until_it_works() {
-    let mut world = World::new();
-    tasks(&mut world, CALLS, 0..1);
-    fails(&mut world);
+fn python_is_retried_with_backoff_until_it_works() {
+    let mut sim = Simulation::new();
+    tasks(&mut sim, CALLS, 0..1);
+    fails(&mut sim);
     let mut delays = Vec::new();
     for _ in 0..8 {
-        let at = world.core.next_deadline().unwrap();
-        delays.push((at - world.now.instant).as_secs());
-        world.now.instant = at;
-        let effects = world.core.handle(world.now, Event::Tick);
+        let at = sim.core.next_deadline().unwrap();
+        delays.push((at - sim.now.instant).as_secs());
+        sim.now.instant = at;
+        let effects = sim.core.handle(sim.now, Event::Tick);
         assert!(matches!(effects[..], [Effect::StartWorker { .. }]), "{effects:?}");
-        assert!(fails(&mut world).is_empty(), "the same reason is reported once");
+        assert!(fails(&mut sim).is_empty(), "the same reason is reported once");
     }
     assert_eq!(delays, [1, 2, 4, 8, 16, 32, 60, 60]);
-    world.now.instant = world.core.next_deadline().unwrap();
-    world.core.handle(world.now, Event::Tick);
-    let effects = world.core.handle(world.now, Event::WorkerReady);
+    sim.now.instant = sim.core.next_deadline().unwrap();
+    sim.core.handle(sim.now, Event::Tick);
+    let effects = sim.core.handle(sim.now, Event::WorkerReady);
     assert!(matches!(effects[..], [Effect::ReportAvailability { reason: None }]), "{effects:?}");
-    let effects = tasks(&mut world, CALLS, 1..2);
+    let effects = tasks(&mut sim, CALLS, 1..2);
     assert!(
-        effects.iter().any(|effect| matches!(effect, Effect::GiveTasks { .. })),
+        effects.iter().any(|effect| matches!(effect, Effect::DispatchTasks { .. })),
         "{effects:?}"
     );
 }
@@ -811,7 +811,7 @@ fn bundled(targets: Option<crate::model::targets::Targets>) -> Arc<MapDefinition
     Arc::new(MapDefinition { work, options }.with_bundle())
 }
 
-impl World {
+impl Simulation {
     fn code_fails(&mut self) -> Vec<Effect> {
         let hash = self.core.bundle_of(BUNDLED).map(String::from);
         let reason = "no space".to_string();
@@ -820,9 +820,9 @@ impl World {
 }
 
 #[test]
-fn tasks_whose_code_cannot_be_stored_go_back_uncharged_after_the_engine_has_reported_that() {
-    let mut world = World::new();
-    world.event(Event::WorkerReady);
+fn tasks_are_returned_after_a_code_storage_failure_is_reported() {
+    let mut sim = Simulation::new();
+    sim.event(Event::WorkerReady);
     for (map, targets) in [
         (BUNDLED, None),
         (
@@ -831,83 +831,83 @@ fn tasks_whose_code_cannot_be_stored_go_back_uncharged_after_the_engine_has_repo
         ),
     ] {
         let definition = bundled(targets);
-        world.event(Event::Defined { map, definition });
+        sim.event(Event::Defined { map, definition });
     }
-    let effects = world.code_fails();
+    let effects = sim.code_fails();
     let [Effect::ReportAvailability { reason: Some(reason) }] = &effects[..] else {
         panic!("{effects:?}");
     };
     assert_eq!(reason, "the code of maps cannot be stored: no space");
-    let effects = tasks(&mut world, BUNDLED, 0..3);
+    let effects = tasks(&mut sim, BUNDLED, 0..3);
     assert!(
         matches!(&effects[..], [Effect::SendReturned(back), ..] if back.tasks.len() == 3),
         "{effects:?}"
     );
-    // What can run nowhere else says why; what needs no code runs.
-    let effects = tasks(&mut world, MapId(51), 0..1);
+    // Tasks bound to this engine fail with the reason; tasks without a bundle run.
+    let effects = tasks(&mut sim, MapId(51), 0..1);
     let Some(Effect::SendResults(results)) = effects.iter().find(|effect| matches!(effect, Effect::SendResults(_))) else {
         panic!("{effects:?}");
     };
     let error = results.results[0].outcome.error.as_ref().unwrap();
     assert_eq!((error.ename.as_str(), error.evalue.as_str()), ("CodeUnavailable", reason.as_str()));
-    let effects = tasks(&mut world, CALLS, 0..1);
+    let effects = tasks(&mut sim, CALLS, 0..1);
     assert!(
-        effects.iter().any(|effect| matches!(effect, Effect::GiveTasks { .. })),
+        effects.iter().any(|effect| matches!(effect, Effect::DispatchTasks { .. })),
         "{effects:?}"
     );
 }
 
 #[test]
-fn storing_code_is_tried_again_ever_more_rarely_and_then_all_of_it_is_asked_for() {
-    let mut world = World::new();
+fn storing_code_is_retried_with_backoff_and_then_everything_is_requested() {
+    let mut sim = Simulation::new();
     let definition = bundled(None);
-    world.event(Event::Defined { map: BUNDLED, definition });
-    world.code_fails();
+    sim.event(Event::Defined { map: BUNDLED, definition });
+    sim.code_fails();
     let mut delays = Vec::new();
     for _ in 0..8 {
-        let at = world.core.next_deadline().unwrap();
-        delays.push((at - world.now.instant).as_secs());
-        world.now.instant = at;
-        let effects = world.core.handle(world.now, Event::Tick);
-        assert!(matches!(effects[..], [Effect::TryToStoreCode]), "{effects:?}");
+        let at = sim.core.next_deadline().unwrap();
+        delays.push((at - sim.now.instant).as_secs());
+        sim.now.instant = at;
+        let effects = sim.core.handle(sim.now, Event::Tick);
+        assert!(matches!(effects[..], [Effect::RetryCodeStorage]), "{effects:?}");
         let again = Event::CodeFailed {
             hash: None,
             reason: "no space".into(),
         };
-        assert!(world.core.handle(world.now, again).is_empty(), "the same reason is reported once");
+        assert!(sim.core.handle(sim.now, again).is_empty(), "the same reason is reported once");
     }
     assert_eq!(delays, [1, 2, 4, 8, 16, 32, 60, 60]);
-    let usable = |world: &mut World| {
-        world.now.instant = world.core.next_deadline().unwrap();
-        world.core.handle(world.now, Event::Tick);
-        let effects = world.core.handle(world.now, Event::CodeUsable);
+    let usable = |sim: &mut Simulation| {
+        sim.now.instant = sim.core.next_deadline().unwrap();
+        sim.core.handle(sim.now, Event::Tick);
+        let effects = sim.core.handle(sim.now, Event::CodeUsable);
         assert!(
             matches!(effects[..], [Effect::Register { .. }, Effect::ReportAvailability { reason: None }]),
             "{effects:?}"
         );
     };
-    usable(&mut world);
-    // It was too early: the row goes on. Once the code has come, a new one begins.
-    world.code_fails();
-    assert_eq!((world.core.next_deadline().unwrap() - world.now.instant).as_secs(), 60);
-    usable(&mut world);
-    let hash = world.core.bundle_of(BUNDLED).unwrap().to_string();
-    world.event(Event::CodeWritten { hash });
-    world.code_fails();
-    assert_eq!((world.core.next_deadline().unwrap() - world.now.instant).as_secs(), 1);
+    usable(&mut sim);
+    // The success was premature: the backoff continues. It is reset once the code has arrived.
+    sim.code_fails();
+    assert_eq!((sim.core.next_deadline().unwrap() - sim.now.instant).as_secs(), 60);
+    usable(&mut sim);
+    let hash = sim.core.bundle_of(BUNDLED).unwrap().to_string();
+    sim.event(Event::CodeWritten { hash });
+    sim.code_fails();
+    assert_eq!((sim.core.next_deadline().unwrap() - sim.now.instant).as_secs(), 1);
 }
 
 #[test]
-fn code_that_was_removed_is_given_to_its_worker_again() {
-    let mut world = World::new();
-    world.event(Event::WorkerReady);
+fn removed_code_is_sent_to_its_worker_again() {
+    let mut sim = Simulation::new();
+    sim.event(Event::WorkerReady);
     let definition = bundled(None);
-    world.event(Event::Defined { map: BUNDLED, definition });
+    sim.event(Event::Defined { map: BUNDLED, definition });
     let defines = |effects: &[Effect]| effects.iter().filter(|effect| matches!(effect, Effect::Define { .. })).count();
-    assert_eq!(defines(&tasks(&mut world, BUNDLED, 0..1)), 1);
-    world.code_fails();
-    world.now.instant = world.core.next_deadline().unwrap().max(world.now.instant + Duration::from_secs(1));
-    world.core.handle(world.now, Event::Tick);
-    world.core.handle(world.now, Event::CodeUsable);
-    assert_eq!(defines(&tasks(&mut world, BUNDLED, 1..2)), 1);
+    assert_eq!(defines(&tasks(&mut sim, BUNDLED, 0..1)), 1);
+    sim.code_fails();
+    sim.now.instant = sim.core.next_deadline().unwrap().max(sim.now.instant + Duration::from_secs(1));
+    sim.core.handle(sim.now, Event::Tick);
+    sim.core.handle(sim.now, Event::CodeUsable);
+    assert_eq!(defines(&tasks(&mut sim, BUNDLED, 1..2)), 1);
 }

@@ -1,4 +1,4 @@
-//! What the engine runs: tasks of pcluster, and requests of ipyparallel clients.
+//! Units of work of an engine: tasks of pcluster, and requests of ipyparallel clients.
 use crate::model::buffer_file::is_name;
 use crate::model::definition::{MapDefinition, Work};
 use crate::model::output::INLINE;
@@ -15,7 +15,7 @@ use std::sync::Arc;
 
 #[derive(Clone, Debug)]
 pub enum Unit {
-    /// Its input is JSON text.
+    /// A task; its input is JSON text.
     Task {
         held: Held,
         input: Bytes,
@@ -30,11 +30,11 @@ impl Unit {
             Unit::Request(_) => None,
         }
     }
-    /// Another engine could run it as well.
-    pub fn may_go_back(&self) -> bool {
+    /// Returns whether another engine could run it.
+    pub fn is_returnable(&self) -> bool {
         match self {
             Unit::Task { .. } => true,
-            Unit::Request(request) => request.may_go_back(),
+            Unit::Request(request) => request.is_returnable(),
         }
     }
     pub fn size(&self) -> usize {
@@ -59,7 +59,7 @@ impl Method {
             _ => None,
         }
     }
-    pub fn word(self) -> &'static str {
+    pub fn name(self) -> &'static str {
         match self {
             Method::Apply => "apply",
             Method::Execute => "execute",
@@ -67,19 +67,19 @@ impl Method {
     }
 }
 
-/// An `apply_request` or `execute_request`, its parts as they came.
+/// An `apply_request` or `execute_request`, with its parts as received.
 #[derive(Debug)]
 pub struct Request {
     pub channel: Channel,
-    /// The client's identity, as it must come back with the reply.
+    /// The client's identity, which the reply must carry.
     pub client: Vec<Bytes>,
     pub method: Method,
-    /// An execution whose failure makes those queued behind it not run.
+    /// An execution whose failure aborts the executions queued behind it.
     pub stops_others: bool,
-    /// How often it was sent to an engine.
+    /// Number of times that it was sent to an engine.
     pub run: u32,
     pub message: Message,
-    /// The name of the file that has its buffers, in the place of the message.
+    /// Name of the file that holds its buffers if the message does not.
     pub file: Option<String>,
 }
 
@@ -98,7 +98,7 @@ impl Request {
         }
         let flags: Flags = message.content().unwrap_or_default();
         let file = file_of(&message);
-        // Only a balanced one is ever asked for it, and reading costs time.
+        // Only needed for load-balanced requests, and reading takes time.
         let run: Run = match channel {
             Channel::Task => message.metadata().unwrap_or_default(),
             _ => Run::default(),
@@ -113,8 +113,8 @@ impl Request {
             file,
         }
     }
-    /// It came through the balanced scheduler.
-    pub fn may_go_back(&self) -> bool {
+    /// Returns whether it came through the load-balanced scheduler.
+    pub fn is_returnable(&self) -> bool {
         self.channel == Channel::Task
     }
     pub fn msg_id(&self) -> &str {
@@ -131,7 +131,7 @@ fn file_of(message: &Message) -> Option<String> {
     is_name(name).then(|| name.to_string())
 }
 
-/// What the worker says of a unit that has ended.
+/// The worker's report on a unit that has ended.
 #[derive(Clone, Debug)]
 pub enum WorkerResult {
     /// JSON text.
@@ -140,11 +140,11 @@ pub enum WorkerResult {
     Pickled { meta: Bytes, rendering: Bytes, pickle: Bytes },
     /// JSON `{ename, evalue, traceback}`.
     Error(Bytes),
-    /// A request's: JSON `{status, ename}`, content, buffers.
+    /// Reply to a request: JSON `{status, ename}`, content, buffers.
     Reply { meta: Bytes, content: Bytes, buffers: Vec<Bytes> },
 }
 
-/// How a command went.
+/// The end of a command.
 #[derive(Clone, Debug)]
 pub struct CommandEnd {
     pub started: UnixTime,
@@ -161,16 +161,16 @@ pub enum CommandExit {
     NotStarted(String, String),
 }
 
-/// Which worker of an engine runs a unit.
+/// Identifies a worker of an engine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum WorkerKey {
-    /// The long-lived one: ipyparallel's namespace, `exec`, `push`, `pull`, `apply`.
+    /// The long-lived worker: ipyparallel's namespace, `exec`, `push`, `pull`, `apply`.
     Interactive,
-    /// The one of a map of a Python function.
+    /// The worker of a map of a Python function.
     Map(MapId),
 }
 
-/// The worker that runs the tasks of this map; None: they are commands.
+/// The worker that runs the tasks of this map; None if they are commands.
 pub fn worker_of(map: MapId, definition: &MapDefinition) -> Option<WorkerKey> {
     match definition.work {
         Work::Command { .. } => None,
@@ -186,7 +186,7 @@ fn succeeded(started: UnixTime, ended: UnixTime) -> Outcome {
     }
 }
 
-/// The exact value, if it is so long that it travels in parts, before the outcome.
+/// The exact value if it is long enough to be sent in parts before the outcome.
 pub fn long_value(result: &WorkerResult) -> Option<Bytes> {
     match result {
         WorkerResult::Value(exact) | WorkerResult::Pickled { pickle: exact, .. } if exact.len() > INLINE => Some(exact.clone()),
@@ -194,19 +194,19 @@ pub fn long_value(result: &WorkerResult) -> Option<Bytes> {
     }
 }
 
-/// The outcome that a worker's result stands for.
+/// Converts a worker's result into an outcome.
 pub fn worker_outcome(result: WorkerResult, started: UnixTime, ended: UnixTime) -> Outcome {
     let bad = |what: &str| {
-        let evalue = format!("the worker sent {what} that cannot be read");
+        let evalue = format!("the worker sent {what} that cannot be decoded");
         Outcome::failure(TaskState::Error, "WorkerError", evalue, started, ended)
     };
     match result {
-        // It is not looked into here: that would take seconds, in which nothing else is done.
+        // Not validated here: that could block the engine for seconds.
         WorkerResult::Value(body) if body.len() > INLINE => Outcome {
             value_size: Some(body.len() as u64),
             ..succeeded(started, ended)
         },
-        // On the wire nothing and null are one.
+        // On the wire, a missing value and null are the same.
         WorkerResult::Value(body) if body == "null" => succeeded(started, ended),
         WorkerResult::Value(body) => match raw_json(body) {
             Some(value) => Outcome {
@@ -240,10 +240,10 @@ pub fn worker_outcome(result: WorkerResult, started: UnixTime, ended: UnixTime) 
     }
 }
 
-/// Of one text of an error, so many bytes are kept at either end.
+/// Number of bytes kept at each end of a long error text.
 const ERROR_TEXT_END: usize = 128 << 10;
 
-/// An error is for reading: its texts are cut in the middle, with a note that says so.
+/// Truncates long error texts in the middle, with a note.
 fn bounded(error: TaskError) -> TaskError {
     let cut = |text: String| {
         if text.len() <= 3 * ERROR_TEXT_END {
@@ -260,7 +260,7 @@ fn bounded(error: TaskError) -> TaskError {
     }
 }
 
-/// Without a copy where the bytes are ours alone.
+/// Avoids a copy if the bytes are not shared.
 fn raw_json(body: Bytes) -> Option<Box<RawValue>> {
     let text = String::from_utf8(Vec::from(body)).ok()?;
     RawValue::from_string(text).ok()
@@ -303,7 +303,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn buffers_are_looked_for_under_a_name_and_never_under_a_path() {
+    fn buffer_file_is_a_name_and_never_a_path() {
         let file = |name: &str, buffers: Vec<Bytes>| {
             let metadata = serde_json::json!({ BUFFERS: name }).to_string();
             let message = Message {

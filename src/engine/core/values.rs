@@ -1,5 +1,5 @@
-//! Values that a task of `--reduce` folds. Its input names their tasks; they are fetched, a part at a time, into a file of this host
-//! before the task is given to its worker, which then reads them one by one.
+//! Values that a task of `--reduce` folds. Its input names the tasks that produced them. The engine fetches them, one part at a
+//! time, into a local file before it dispatches the task; the worker then reads them one by one.
 use super::Core;
 use super::event::{Effect, Now};
 use super::unit::Unit;
@@ -11,36 +11,36 @@ use serde::Deserialize;
 use std::collections::HashSet;
 
 /// Values in one request.
-const AT_ONCE: usize = 512;
-/// How an input begins that names tasks.
+const MAX_VALUES: usize = 512;
+/// Prefix of an input that names tasks.
 const PREFIX: &[u8] = b"{\"values\":";
 
 #[derive(Debug)]
-struct Gathering {
+struct ValueFetch {
     held: Held,
-    /// Each with the tasks whose reduction it is, in words.
-    of: Vec<(TaskId, String)>,
-    /// Those that have come.
-    have: Vec<ValuePart>,
-    /// So many bytes of the next have come.
+    /// Each source with a description of the tasks source reduction it is.
+    sources: Vec<(TaskId, String)>,
+    /// Completely received values.
+    received: Vec<ValuePart>,
+    /// Number of received bytes of the next value.
     start: u64,
 }
 
-impl Gathering {
+impl ValueFetch {
     fn request(&self) -> ValuesRequest {
-        let left = self.of.iter().skip(self.have.len());
+        let left = self.sources.iter().skip(self.received.len());
         ValuesRequest {
             task: self.held,
-            of: left.map(|(task, _)| *task).take(AT_ONCE).collect(),
+            of: left.map(|(task, _)| *task).take(MAX_VALUES).collect(),
             start: self.start,
         }
     }
 
     fn is_complete(&self) -> bool {
-        self.have.len() == self.of.len()
+        self.received.len() == self.sources.len()
     }
 
-    /// False where that is not what was asked for.
+    /// Adds received parts; returns false if they do not match the request.
     fn take(&mut self, values: &[ValuePart], buffers: &[Bytes]) -> bool {
         if values.len() != buffers.len() {
             return false;
@@ -52,7 +52,7 @@ impl Gathering {
                 return false;
             }
             if self.start == part.size {
-                self.have.push(*part);
+                self.received.push(*part);
                 self.start = 0;
             }
         }
@@ -61,9 +61,9 @@ impl Gathering {
 }
 
 #[derive(Debug, Default)]
-pub(super) struct Gathered {
-    current: Option<Gathering>,
-    /// Tasks whose values are in a file.
+pub(super) struct ValueFetches {
+    current: Option<ValueFetch>,
+    /// Tasks source values are in a file.
     files: HashSet<Held>,
 }
 
@@ -80,7 +80,7 @@ enum Reference {
 }
 
 impl Core {
-    /// The next unit waits for values.
+    /// Returns whether the unit needs values that are not fetched yet.
     pub(super) fn needs_values(&self, held: Held, input: &Bytes) -> bool {
         input.starts_with(PREFIX)
             && self
@@ -89,131 +89,134 @@ impl Core {
                 .is_some_and(|state| state.definition.options.reduces.is_some())
     }
 
-    /// Has the values of the next unit fetched; false while they are under way.
-    pub(super) fn gather(&mut self, now: Now, effects: &mut Vec<Effect>) -> bool {
+    /// Starts fetching the values of the next unit; returns false while the fetch is in progress.
+    pub(super) fn fetch_values(&mut self, now: Now, effects: &mut Vec<Effect>) -> bool {
         let Some(Unit::Task { held, input }) = self.queue.front() else {
             return true;
         };
-        if self.gathered.current.as_ref().is_some_and(|gathering| gathering.held == *held) {
+        if self.fetches.current.as_ref().is_some_and(|fetch| fetch.held == *held) {
             return false;
         }
         match serde_json::from_slice::<References>(input) {
             Ok(References { values }) if !values.is_empty() => {
-                let named = |value| match value {
+                let to_source = |value| match value {
                     Reference::Task(task) => (task, task.to_string()),
-                    Reference::Reduced(task, whose) => (task, whose),
+                    Reference::Reduced(task, source) => (task, source),
                 };
-                let gathering = Gathering {
+                let fetch = ValueFetch {
                     held: *held,
-                    of: values.into_iter().map(named).collect(),
-                    have: Vec::new(),
+                    sources: values.into_iter().map(to_source).collect(),
+                    received: Vec::new(),
                     start: 0,
                 };
                 if self.registered {
-                    effects.push(Effect::SendValuesRequest(gathering.request()));
+                    effects.push(Effect::SendValuesRequest(fetch.request()));
                 }
-                self.gathered.current = Some(gathering);
+                self.fetches.current = Some(fetch);
                 false
             }
             _ => {
                 let held = *held;
-                self.not_gathered(now, held, "the input names no values".into(), effects);
+                self.value_fetch_failed(now, held, "the input names no values".into(), effects);
                 true
             }
         }
     }
 
-    /// The connection is a new one: what was asked for is asked for again.
-    pub(super) fn gather_again(&self, effects: &mut Vec<Effect>) {
+    /// Repeats the pending request on a new connection.
+    pub(super) fn resend_value_request(&self, effects: &mut Vec<Effect>) {
         effects.extend(
-            self.gathered
+            self.fetches
                 .current
                 .as_ref()
-                .map(|gathering| Effect::SendValuesRequest(gathering.request())),
+                .map(|fetch| Effect::SendValuesRequest(fetch.request())),
         );
     }
 
-    pub(super) fn values_came(&mut self, now: Now, came: Values, bytes: Vec<Bytes>, effects: &mut Vec<Effect>) {
-        let Some(gathering) = self.gathered.current.as_mut().filter(|gathering| gathering.held == came.task) else {
+    pub(super) fn values_received(&mut self, now: Now, received: Values, bytes: Vec<Bytes>, effects: &mut Vec<Effect>) {
+        let Some(fetch) = self.fetches.current.as_mut().filter(|fetch| fetch.held == received.task) else {
             return;
         };
-        let is_next = gathering.of.get(gathering.have.len()).is_some_and(|(task, _)| *task == came.first);
-        if !is_next || gathering.start != came.start {
-            // The answer to a request that was sent again.
+        let is_next = fetch
+            .sources
+            .get(fetch.received.len())
+            .is_some_and(|(task, _)| *task == received.first);
+        if !is_next || fetch.start != received.start {
+            // A duplicate: the request was sent again.
             return;
         }
-        let (held, is_first) = (gathering.held, gathering.have.is_empty() && gathering.start == 0);
-        if let Some(why) = came.error {
-            return self.not_gathered(now, held, why, effects);
+        let (held, is_first) = (fetch.held, fetch.received.is_empty() && fetch.start == 0);
+        if let Some(reason) = received.error {
+            return self.value_fetch_failed(now, held, reason, effects);
         }
-        if !gathering.take(&came.values, &bytes) {
-            return self.not_gathered(
+        if !fetch.take(&received.values, &bytes) {
+            return self.value_fetch_failed(
                 now,
                 held,
-                format!("the value of task {} came in parts that do not fit", came.first),
+                format!("the parts of the value of task {} do not match the request", received.first),
                 effects,
             );
         }
-        let is_last = gathering.is_complete();
-        effects.push(Effect::KeepValues {
+        let is_last = fetch.is_complete();
+        effects.push(Effect::StoreValues {
             held,
             is_first,
             bytes,
             is_last,
         });
         if !is_last {
-            effects.push(Effect::SendValuesRequest(gathering.request()));
+            effects.push(Effect::SendValuesRequest(fetch.request()));
         }
     }
 
-    /// All are in this file, or cannot be stored.
-    pub(super) fn values_kept(&mut self, now: Now, held: Held, place: Result<String, String>, effects: &mut Vec<Effect>) {
-        let Some(gathering) = self.gathered.current.take_if(|gathering| gathering.held == held) else {
+    /// All values are stored in this file, or storing failed.
+    pub(super) fn values_stored(&mut self, now: Now, held: Held, file: Result<String, String>, effects: &mut Vec<Effect>) {
+        let Some(fetch) = self.fetches.current.take_if(|fetch| fetch.held == held) else {
             return;
         };
-        let file = match place {
+        let file = match file {
             Ok(file) => file,
-            Err(why) => {
-                return self.not_gathered(
+            Err(reason) => {
+                return self.value_fetch_failed(
                     now,
                     held,
-                    format!("the values cannot be stored on the engine's host: {why}"),
+                    format!("the values cannot be stored on the engine's host: {reason}"),
                     effects,
                 );
             }
         };
-        let whose = gathering.of.iter().map(|(_, whose)| whose);
-        let values: Vec<(&String, u64, bool)> = whose
-            .zip(&gathering.have)
-            .map(|(whose, part)| (whose, part.size, part.pickled))
+        let source = fetch.sources.iter().map(|(_, source)| source);
+        let values: Vec<(&String, u64, bool)> = source
+            .zip(&fetch.received)
+            .map(|(source, part)| (source, part.size, part.pickled))
             .collect();
         let ready = to_json(&serde_json::json!({ "file": file, "values": values }));
         if let Some(Unit::Task { input, .. }) = self.queue.iter_mut().find(|unit| unit.held() == Some(held)) {
             *input = ready;
         }
-        self.gathered.files.insert(held);
+        self.fetches.files.insert(held);
     }
 
-    fn not_gathered(&mut self, now: Now, held: Held, why: String, effects: &mut Vec<Effect>) {
-        self.gathered.current = None;
-        effects.push(Effect::ForgetValues { held });
+    fn value_fetch_failed(&mut self, now: Now, held: Held, reason: String, effects: &mut Vec<Effect>) {
+        self.fetches.current = None;
+        effects.push(Effect::DeleteValues { held });
         if let Some(at) = self.queue.iter().position(|unit| unit.held() == Some(held))
             && let Some(unit) = self.queue.remove(at)
         {
-            self.fail(now, unit, "ValueUnavailable", why, effects);
+            self.fail(now, unit, "ValueUnavailable", reason, effects);
         }
     }
 
-    /// Files of tasks that are not here any more go.
-    pub(super) fn forget_values(&mut self, effects: &mut Vec<Effect>) {
-        if self.gathered.current.is_none() && self.gathered.files.is_empty() {
+    /// Deletes the files of tasks that this engine no longer holds.
+    pub(super) fn delete_stale_values(&mut self, effects: &mut Vec<Effect>) {
+        if self.fetches.current.is_none() && self.fetches.files.is_empty() {
             return;
         }
         let holds: HashSet<Held> = self.holds().into_iter().collect();
-        let current = self.gathered.current.take_if(|gathering| !holds.contains(&gathering.held));
-        let gone = current.map(|gathering| gathering.held).into_iter();
-        let gone = gone.chain(self.gathered.files.extract_if(|held| !holds.contains(held)));
-        effects.extend(gone.map(|held| Effect::ForgetValues { held }));
+        let current = self.fetches.current.take_if(|fetch| !holds.contains(&fetch.held));
+        let gone = current.map(|fetch| fetch.held).into_iter();
+        let gone = gone.chain(self.fetches.files.extract_if(|held| !holds.contains(held)));
+        effects.extend(gone.map(|held| Effect::DeleteValues { held }));
     }
 }
 
@@ -223,31 +226,31 @@ mod tests {
     use crate::model::MapId;
     use proptest::prelude::*;
 
-    fn gathering(count: usize) -> Gathering {
+    fn fetch(count: usize) -> ValueFetch {
         let task = |at: usize| TaskId::new(MapId(7), at as u32);
-        Gathering {
+        ValueFetch {
             held: Held {
                 map: MapId(8),
                 index: 0,
                 run: 1,
             },
-            of: (0..count).map(|at| (task(at), task(at).to_string())).collect(),
-            have: Vec::new(),
+            sources: (0..count).map(|at| (task(at), task(at).to_string())).collect(),
+            received: Vec::new(),
             start: 0,
         }
     }
 
     proptest! {
-        /// Whatever the parts in which they come: the file has the values, one behind the other, and their sizes are right.
+        /// However the values are split into parts, the file has them in order and their sizes are correct.
         #[test]
         fn values_come_in_parts(sizes in proptest::collection::vec(0usize..50, 1..20), limits in proptest::collection::vec(1usize..60, 1..200)) {
             let all: Vec<Vec<u8>> = sizes.iter().enumerate().map(|(at, size)| vec![at as u8; *size]).collect();
-            let (mut gathering, mut file) = (gathering(all.len()), Vec::new());
+            let (mut fetch, mut file) = (fetch(all.len()), Vec::new());
             for limit in limits.iter().cycle().take(2_000) {
-                if gathering.is_complete() {
+                if fetch.is_complete() {
                     break;
                 }
-                let request = gathering.request();
+                let request = fetch.request();
                 let (mut parts, mut buffers, mut room) = (Vec::new(), Vec::new(), *limit);
                 for (i, task) in request.of.iter().enumerate() {
                     let value = &all[task.index as usize];
@@ -260,18 +263,18 @@ mod tests {
                         break;
                     }
                 }
-                prop_assert!(gathering.take(&parts, &buffers));
+                prop_assert!(fetch.take(&parts, &buffers));
                 buffers.iter().for_each(|bytes| file.extend_from_slice(bytes));
             }
-            prop_assert!(gathering.is_complete() && file == all.concat());
-            let seen: Vec<(u64, bool)> = gathering.have.iter().map(|part| (part.size, part.pickled)).collect();
+            prop_assert!(fetch.is_complete() && file == all.concat());
+            let seen: Vec<(u64, bool)> = fetch.received.iter().map(|part| (part.size, part.pickled)).collect();
             let expected: Vec<(u64, bool)> = sizes.iter().enumerate().map(|(at, size)| (*size as u64, at % 2 == 0)).collect();
             prop_assert_eq!(seen, expected);
         }
     }
 
     #[test]
-    fn parts_that_do_not_fit_are_refused() {
+    fn mismatched_parts_are_rejected() {
         let part = |size| ValuePart { size, pickled: false };
         let bytes = |length| Bytes::from(vec![b'x'; length]);
         for (parts, buffers) in [
@@ -281,7 +284,7 @@ mod tests {
             (vec![part(1)], vec![]),
             (vec![], vec![]),
         ] {
-            assert!(!gathering(2).take(&parts, &buffers), "{parts:?}");
+            assert!(!fetch(2).take(&parts, &buffers), "{parts:?}");
         }
     }
 }

@@ -1,28 +1,28 @@
-//! Which workers there are: a spare that has run no user code, the interactive one, and one for each map of a Python function.
+//! Manages the workers: a spare that has run no user code, the interactive one, and one for each map of a Python function.
 use super::Core;
 use super::event::{Effect, Now, Stage};
 use super::unit::WorkerKey;
 use crate::model::MapId;
 use std::time::{Duration, Instant};
 
-/// Python that was found unavailable is tried again after this time, then after twice as long each time,
+/// First delay before retrying after Python was unavailable; doubles with each further failure,
 const FIRST_RETRY: Duration = Duration::from_secs(1);
-/// ... and at the latest after this.
-const LAST_RETRY: Duration = Duration::from_secs(60);
-/// A spare that is not ready after this time is given up.
-const START: Duration = Duration::from_secs(120);
-/// So many workers of maps stay when nothing of theirs runs; of more, the least recently used one is ended.
+/// ... up to this delay.
+const MAX_RETRY: Duration = Duration::from_secs(60);
+/// A spare that is not ready after this time is killed.
+const START_TIMEOUT: Duration = Duration::from_secs(120);
+/// Maximum number of idle map workers; beyond it the least recently used one is ended.
 pub(super) const MAX_IDLE_MAP_WORKERS: usize = 4;
-/// While a unit runs the next spare is started after this time: the result of a short one is not to wait for that.
+/// Delay before starting the next spare while a unit is running, so that the fork does not delay the result of a short unit.
 const SPARE_DELAY: Duration = Duration::from_millis(2);
-/// Workers that end by themselves so often in a row while nothing ran make Python count as broken.
+/// Number of consecutive exits of idle workers after which Python counts as unavailable.
 const MAX_IDLE_DEATHS: u32 = 3;
-/// The same for those that were killed: something else may have done that (a system without memory), which says little of Python.
+/// The same for killed workers: the cause may lie elsewhere (the system is out of memory) and says little about Python.
 const MAX_IDLE_KILLS: u32 = 10;
 
-/// After so many failures in a row before this one.
+/// The delay after this many consecutive earlier failures.
 pub(super) fn retry_delay(failures: u32) -> Duration {
-    FIRST_RETRY.saturating_mul(1 << failures.min(10)).min(LAST_RETRY)
+    FIRST_RETRY.saturating_mul(1 << failures.min(10)).min(MAX_RETRY)
 }
 
 #[derive(Debug)]
@@ -42,22 +42,22 @@ struct Unavailable {
 #[derive(Debug)]
 pub(super) struct Workers {
     spare: Spare,
-    /// A spare is to be there; false until Python is first needed.
+    /// Keep a spare ready; false until Python is first needed.
     wants_spare: bool,
-    /// When to start the next one at the latest.
+    /// The latest time to start the next spare.
     spare_due: Option<Instant>,
     unavailable: Option<Unavailable>,
-    /// How often in a row.
+    /// Number of consecutive failures.
     failures: u32,
-    /// A spare has been ready: Python works here.
+    /// A spare has been ready at least once: Python works on this host.
     is_proven: bool,
-    /// What the controller was last sent of this.
+    /// The reason last reported to the controller.
     reported: Option<String>,
     /// Least recently used first.
     known: Vec<WorkerKey>,
-    /// Which has what was given out.
+    /// The worker that holds the dispatched units.
     active: Option<WorkerKey>,
-    /// Ends of workers in a row under which nothing ran.
+    /// Number of consecutive exits of idle workers.
     idle_deaths: u32,
 }
 
@@ -104,13 +104,13 @@ impl Workers {
         self.active == Some(worker)
     }
 
-    pub(super) fn has_run_something(&mut self) {
+    pub(super) fn record_run(&mut self) {
         self.failures = 0;
         self.idle_deaths = 0;
     }
 }
 
-/// Whether units can be given to a worker.
+/// Result of [`Core::use_worker`].
 pub(super) enum Readiness {
     Ready,
     NotYet,
@@ -118,7 +118,7 @@ pub(super) enum Readiness {
 }
 
 impl Core {
-    /// Starts a spare, though there is nothing for it yet.
+    /// Starts a spare in advance.
     pub fn warm_up(&mut self, now: Now) -> Vec<Effect> {
         let mut effects = Vec::new();
         self.workers.wants_spare = true;
@@ -126,28 +126,30 @@ impl Core {
         effects
     }
 
-    /// Why Python functions cannot run here now: the last spare could not be started, or none has been ready yet.
+    /// Why Python functions cannot run on this engine now: the last spare failed to start, or none has been ready yet.
     pub fn why_no_worker(&self) -> Option<&str> {
         let workers = &self.workers;
         match &workers.unavailable {
             Some(unavailable) => Some(&unavailable.reason),
-            None if !workers.is_proven && matches!(workers.spare, Spare::Starting { .. }) => Some("its Python has not started yet"),
+            None if !workers.is_proven && matches!(workers.spare, Spare::Starting { .. }) => {
+                Some("its Python interpreter is still starting")
+            }
             None => None,
         }
     }
 
-    /// Why Python functions, or those whose code is sent along, cannot run here now.
+    /// Why Python functions, or those shipped as code bundles, cannot run on this engine now.
     fn why_unavailable(&self) -> Option<&str> {
         self.why_no_worker().or(self.code.why_unusable())
     }
 
-    /// The same, for the registration that is about to be sent.
+    /// The same, for the registration about to be sent.
     pub fn unavailable_at_registration(&mut self) -> Option<String> {
         self.workers.reported = self.why_unavailable().map(String::from);
         self.workers.reported.clone()
     }
 
-    /// Reports to the controller when that has changed. Before tasks are given back: they must not come again.
+    /// Reports changes to the controller. Called before tasks are returned, so that the controller does not send them again.
     pub(super) fn report_availability(&mut self, effects: &mut Vec<Effect>) {
         if self.registered && self.workers.reported.as_deref() != self.why_unavailable() {
             let reason = self.why_unavailable().map(String::from);
@@ -158,9 +160,9 @@ impl Core {
 
     pub(super) fn keep_spare(&mut self, now: Now, idle: bool, effects: &mut Vec<Effect>) {
         let workers = &self.workers;
-        let wanted = workers.wants_spare && workers.unavailable.is_none() && self.leaving.is_none();
+        let is_wanted = workers.wants_spare && workers.unavailable.is_none() && self.leaving.is_none();
         let is_due = idle || workers.spare_due.is_none_or(|due| now.instant >= due);
-        if !wanted {
+        if !is_wanted {
             self.workers.spare_due = None;
         } else if is_due && matches!(workers.spare, Spare::Absent) {
             self.start_spare(now, effects);
@@ -171,7 +173,7 @@ impl Core {
         let has_shell = matches!(self.workers.spare, Spare::Starting { has_shell: true, .. });
         self.workers.spare = Spare::Ready;
         self.workers.is_proven = true;
-        // A spare says nothing against what earlier workers died of: that is tried again in its time.
+        // A ready spare does not refute the reason why earlier workers died: the retry is scheduled.
         if self.workers.retry_at().is_none() {
             self.workers.unavailable = None;
         }
@@ -194,13 +196,13 @@ impl Core {
             unavailable.retry_at = None;
         }
         self.workers.spare = Spare::Starting {
-            until: now.instant + START,
+            until: now.instant + START_TIMEOUT,
             has_shell,
         };
         effects.push(Effect::StartWorker { has_shell });
     }
 
-    /// The spare could not be started.
+    /// Handles a spare that failed to start.
     pub(super) fn spare_failed(&mut self, now: Now, reason: String) {
         self.workers.spare = Spare::Absent;
         self.worker_failed(now, reason);
@@ -215,7 +217,7 @@ impl Core {
         });
     }
 
-    /// A spare that has taken too long, and one that is to be tried again.
+    /// Kills a spare that takes too long; retries after a failure.
     pub(super) fn check_spare(&mut self, now: Now, effects: &mut Vec<Effect>) {
         if self.workers.retry_at().is_some_and(|at| now.instant >= at) && self.leaving.is_none() {
             match (&self.workers.spare, &mut self.workers.unavailable) {
@@ -231,11 +233,11 @@ impl Core {
                 worker: None,
                 signal: Stage::Kill,
             });
-            self.spare_failed(now, "it did not get ready in 120 s".into());
+            self.spare_failed(now, "the interpreter was not ready within 120 s".into());
         }
     }
 
-    /// Makes this worker the one that gets units, if it can: it is there, or the spare becomes it.
+    /// Makes this worker the active one if possible: it exists already, or the spare becomes it.
     pub(super) fn use_worker(&mut self, now: Now, worker: WorkerKey, effects: &mut Vec<Effect>) -> Readiness {
         if let Some(at) = self.workers.known.iter().position(|known| *known == worker) {
             if !self.workers.is_active(worker) {
@@ -272,14 +274,14 @@ impl Core {
         }
     }
 
-    /// One that has nothing to do.
+    /// Ends an idle worker.
     fn end_worker(&mut self, worker: WorkerKey, effects: &mut Vec<Effect>) {
         if self.lose_worker(worker) {
             effects.push(Effect::EndWorker { worker });
         }
     }
 
-    /// The map is forgotten: its worker with all that it has started goes; in the interactive worker its definition.
+    /// Forgets a map: ends its worker with all processes that it started, or removes its definition from the interactive worker.
     pub(super) fn forget_in_worker(&mut self, map: MapId, worker: Option<WorkerKey>, effects: &mut Vec<Effect>) {
         match worker {
             Some(worker @ WorkerKey::Map(_)) => self.end_worker(worker, effects),
@@ -290,7 +292,7 @@ impl Core {
         }
     }
 
-    /// Whether it was known.
+    /// Returns whether the worker was known.
     fn lose_worker(&mut self, worker: WorkerKey) -> bool {
         let count = self.workers.known.len();
         self.workers.known.retain(|known| *known != worker);
@@ -303,14 +305,14 @@ impl Core {
         count != self.workers.known.len()
     }
 
-    /// The spare has ended. `reason` is how, with its last words.
+    /// The spare has ended. `reason` includes its last output.
     pub(super) fn spare_exited(&mut self, now: Now, how: String, killed: bool, reason: String) {
         match self.workers.spare {
-            // It was given up.
+            // It was killed after its timeout.
             Spare::Absent => {}
             Spare::Starting { .. } => {
                 self.workers.spare = Spare::Absent;
-                // One that ended by itself before it was ready will do so again.
+                // A spare that exits by itself before it is ready will do so again.
                 self.workers.idle_deaths += 1;
                 if !killed || self.workers.idle_deaths >= MAX_IDLE_KILLS {
                     self.workers.idle_deaths = 0;
@@ -324,8 +326,8 @@ impl Core {
         }
     }
 
-    /// A worker has ended, to which so many units were given, so many of them begun.
-    pub(super) fn worker_is_gone(
+    /// A worker has ended that held this many units, of which this many had started.
+    pub(super) fn record_worker_exit(
         &mut self,
         now: Now,
         worker: WorkerKey,
@@ -337,12 +339,12 @@ impl Core {
             return;
         }
         if begun > 0 {
-            self.workers.has_run_something();
+            self.workers.record_run();
         } else if units > 0 {
             self.count_idle_death(now, how, killed);
         }
         if worker == WorkerKey::Interactive {
-            self.leave_as_another(now, how, effects);
+            self.leave_as_new_engine(now, how, effects);
         }
     }
 
@@ -350,7 +352,7 @@ impl Core {
         self.workers.idle_deaths += 1;
         if self.workers.idle_deaths >= if killed { MAX_IDLE_KILLS } else { MAX_IDLE_DEATHS } {
             let times = std::mem::take(&mut self.workers.idle_deaths);
-            let reason = format!("it ended {times} times while it had nothing to do, the last time: {how}");
+            let reason = format!("it ended {times} times while idle; most recently: {how}");
             self.worker_failed(now, reason);
         }
     }

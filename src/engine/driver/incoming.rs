@@ -1,6 +1,6 @@
-//! What comes from the controller, read and made into events.
+//! Decodes messages of the controller and converts them into events.
 use super::Driver;
-use crate::engine::bundles::{self, Fault};
+use crate::engine::bundles::{self, WriteError};
 use crate::engine::core::unit::Method;
 use crate::engine::core::{Event, Request, WorkerKey};
 use crate::engine::requests;
@@ -15,7 +15,7 @@ use serde_json::value::RawValue;
 use std::sync::Arc;
 
 impl Driver {
-    /// The answer to another registration is given back.
+    /// Handles a message; returns the answer to a repeated registration.
     pub(super) async fn receive(&mut self, frames: Frames) -> Option<Registered> {
         let (channel, message) = self.link.as_mut()?.open(frames)?;
         match channel {
@@ -25,9 +25,9 @@ impl Driver {
                 Some(method) => {
                     let client = message.identities.get(1..).unwrap_or_default().to_vec();
                     let request = Request::new(channel, client, method, message);
-                    self.handle(Event::RequestCame(Arc::new(request))).await;
+                    self.handle(Event::RequestReceived(Arc::new(request))).await;
                 }
-                None => tracing::warn!(msg_type = message.msg_type(), "a request of an unknown type was dropped"),
+                None => tracing::warn!(msg_type = message.msg_type(), "dropped a request of unknown type"),
             },
             Channel::Iopub => {}
         }
@@ -40,18 +40,18 @@ impl Driver {
             REGISTERED => {
                 let registered: Registered = read(&message)?;
                 if registered.status != "ok" {
-                    tracing::error!("the controller refused to take this engine back: {}", registered.evalue);
+                    tracing::error!("the controller rejected this engine: {}", registered.evalue);
                     self.left = true;
                     return None;
                 }
                 if let Some(link) = &mut self.link {
                     link.id = registered.id.unwrap_or(link.id);
-                    link.send_kept();
+                    link.resend_unrecorded();
                 }
                 self.registered(&registered).await;
                 return Some(registered);
             }
-            UNKNOWN_ENGINE => Event::Unknown,
+            UNKNOWN_ENGINE => Event::EngineUnknown,
             DEFINITION => {
                 let Definition { map, definition } = read(&message)?;
                 self.defined(map, definition).await;
@@ -61,24 +61,24 @@ impl Driver {
                 let BundleContent { hash, forget } = read(&message)?;
                 forget.iter().for_each(|hash| self.bundles.forget(hash));
                 let content = message.buffers.into_iter().next().unwrap_or_default();
-                self.bundle_came(hash, content).await;
+                self.receive_bundle(hash, content).await;
                 return None;
             }
-            FORGET => Event::Forgotten {
+            FORGET => Event::MapForgotten {
                 map: read::<Forget>(&message)?.map,
             },
             TASKS => {
-                let (defined, came) = tasks_came(&message)?;
+                let (defined, received) = decode_tasks(&message)?;
                 if let Some((map, definition)) = defined {
                     self.defined(map, definition).await;
                 }
-                if let Event::TasksCame { map, .. } = &came
+                if let Event::TasksReceived { map, .. } = &received
                     && let Some(hash) = self.core.bundle_of(*map).map(String::from)
                     && let Err(reason) = self.bundles.check(&hash)
                 {
                     self.handle(Event::CodeFailed { hash: Some(hash), reason }).await;
                 }
-                came
+                received
             }
             SETTLED => {
                 let Settled { recorded, forget } = read(&message)?;
@@ -86,7 +86,7 @@ impl Driver {
                     self.handle(Event::Recorded { sequence }).await;
                 }
                 for map in forget {
-                    self.handle(Event::Forgotten { map }).await;
+                    self.handle(Event::MapForgotten { map }).await;
                 }
                 return None;
             }
@@ -98,28 +98,28 @@ impl Driver {
                 self.link.as_mut()?.recorded(&msg_ids);
                 return None;
             }
-            VALUES => Event::ValuesCame(read(&message)?, message.buffers),
+            VALUES => Event::ValuesReceived(read(&message)?, message.buffers),
             OUTPUT_RECORDED => Event::OutputRecorded(read(&message)?),
             RETURN_RECORDED => Event::ReturnRecorded {
                 sequence: read::<ReturnRecorded>(&message)?.sequence,
             },
-            GIVE_BACK => Event::GiveBackAsked {
-                at_most: read::<GiveBack>(&message)?.at_most,
+            GIVE_BACK => Event::ReturnRequested {
+                max_count: read::<GiveBack>(&message)?.at_most,
             },
-            CANCEL => Event::CancelAsked {
+            CANCEL => Event::CancelRequested {
                 tasks: read::<Cancel>(&message)?.tasks,
             },
-            SHUTDOWN => Event::ShutdownAsked {
+            SHUTDOWN => Event::ShutdownRequested {
                 drain: read::<Shutdown>(&message)?.drain,
-                reason: "the controller said so".into(),
-                grace_ms: None,
+                reason: "requested by the controller".into(),
+                grace_period_ms: None,
             },
             SIGNAL => {
                 self.signal_user_code(read::<Signal>(&message)?.signal);
                 return None;
             }
             other => {
-                tracing::warn!(msg_type = other, "a message of an unknown type was dropped");
+                tracing::warn!(msg_type = other, "dropped a message of unknown type");
                 return None;
             }
         };
@@ -129,39 +129,39 @@ impl Driver {
 
     async fn defined(&mut self, map: MapId, definition: MapDefinition) {
         let mut definition = definition.with_bundle();
-        // Of an older version's file.
+        // Definitions of an older version's file contain the bundle.
         if let Some(bundle) = definition.bundle_mut().and_then(|named| named.content.take()) {
-            self.bundle_came(bundle.hash.clone(), bundle.content.clone()).await;
+            self.receive_bundle(bundle.hash.clone(), bundle.content.clone()).await;
         }
         let definition = Arc::new(definition);
         self.handle(Event::Defined { map, definition }).await;
     }
 
-    /// Writes the code of a map, before anything else is done: its tasks are the next to come.
-    async fn bundle_came(&mut self, hash: String, content: Bytes) {
+    /// Writes the code of a map before processing further messages: its tasks are next.
+    async fn receive_bundle(&mut self, hash: String, content: Bytes) {
         if !self.bundles.is_missing(&hash) {
             return;
         }
-        let place = match self.bundles.directory() {
+        let written = match self.bundles.directory() {
             Ok(directory) if content.len() < bundles::LARGE => bundles::write(&directory, &hash, content),
             Ok(directory) => {
                 let name = hash.clone();
-                let written = tokio::task::spawn_blocking(move || bundles::write(&directory, &name, content)).await;
-                written.unwrap_or_else(|error| Err(Fault::Host(error.to_string())))
+                let joined = tokio::task::spawn_blocking(move || bundles::write(&directory, &name, content)).await;
+                joined.unwrap_or_else(|error| Err(WriteError::Host(error.to_string())))
             }
-            Err(why) => Err(Fault::Host(why)),
+            Err(why) => Err(WriteError::Host(why)),
         };
-        match place {
-            Ok(place) => {
-                self.bundles.written(hash.clone(), Ok(place));
+        match written {
+            Ok(path) => {
+                self.bundles.record(hash.clone(), Ok(path));
                 self.handle(Event::CodeWritten { hash }).await;
             }
-            Err(Fault::Bundle(why)) => self.bundles.written(hash, Err(why)),
-            Err(Fault::Host(reason)) => self.handle(Event::CodeFailed { hash: Some(hash), reason }).await,
+            Err(WriteError::Bundle(why)) => self.bundles.record(hash, Err(why)),
+            Err(WriteError::Host(reason)) => self.handle(Event::CodeFailed { hash: Some(hash), reason }).await,
         }
     }
 
-    /// For the command or the worker that runs something; if none does, for the interactive worker.
+    /// Signals the running command or worker, or the interactive worker if the engine is idle.
     pub(super) fn signal_user_code(&mut self, signal: i32) {
         self.command.signal(signal);
         let worker = self.core.running_worker().unwrap_or(WorkerKey::Interactive);
@@ -174,7 +174,7 @@ impl Driver {
         let reply = match message.msg_type() {
             "abort_request" => {
                 let msg_ids = requests::abort_ids(&message);
-                self.handle(Event::AbortAsked { msg_ids }).await;
+                self.handle(Event::AbortRequested { msg_ids }).await;
                 "abort_reply"
             }
             "clear_request" => {
@@ -186,13 +186,13 @@ impl Driver {
             "signal_request" => {
                 match requests::signal_number(&message) {
                     Some(signal) => self.signal_user_code(signal),
-                    None => tracing::warn!("a signal_request without a signal that this system knows"),
+                    None => tracing::warn!("dropped a signal_request without a known signal"),
                 }
                 "signal_reply"
             }
             "shutdown_request" => "shutdown_reply",
             other => {
-                tracing::warn!(msg_type = other, "a control request of an unknown type was dropped");
+                tracing::warn!(msg_type = other, "dropped a control request of unknown type");
                 return;
             }
         };
@@ -200,10 +200,10 @@ impl Driver {
             requests::control_reply(link, reply, &message);
         }
         if reply == "shutdown_reply" {
-            let event = Event::ShutdownAsked {
+            let event = Event::ShutdownRequested {
                 drain: false,
-                reason: "a client's shutdown_request".into(),
-                grace_ms: None,
+                reason: "shutdown_request of a client".into(),
+                grace_period_ms: None,
             };
             self.handle(event).await;
         }
@@ -213,32 +213,32 @@ impl Driver {
 fn read<'a, T: Deserialize<'a>>(message: &'a Message) -> Option<T> {
     message
         .content()
-        .inspect_err(|e| tracing::warn!(msg_type = message.msg_type(), "a message cannot be read: {e}"))
+        .inspect_err(|e| tracing::warn!(msg_type = message.msg_type(), "dropped an invalid message: {e}"))
         .ok()
 }
 
-/// The definition, where it comes along, and the tasks. Inputs stay where they are in the message.
-fn tasks_came(message: &Message) -> Option<(Option<(MapId, MapDefinition)>, Event)> {
+/// Decodes the definition, if present, and the tasks. Inputs share the message's memory.
+fn decode_tasks(message: &Message) -> Option<(Option<(MapId, MapDefinition)>, Event)> {
     #[derive(Deserialize)]
-    struct TasksHere<'a> {
+    struct RawTasks<'a> {
         map: MapId,
         #[serde(default)]
         definition: Option<MapDefinition>,
         #[serde(borrow)]
-        tasks: Vec<TaskHere<'a>>,
+        tasks: Vec<RawTask<'a>>,
     }
     #[derive(Deserialize)]
-    struct TaskHere<'a> {
+    struct RawTask<'a> {
         index: u32,
         run: u32,
         #[serde(borrow)]
         input: &'a RawValue,
     }
-    let TasksHere { map, definition, tasks } = read(message)?;
+    let RawTasks { map, definition, tasks } = read(message)?;
     let input = |raw: &RawValue| message.content_json.slice_ref(raw.get().as_bytes());
-    let came = Event::TasksCame {
+    let received = Event::TasksReceived {
         map,
         tasks: tasks.into_iter().map(|task| (task.index, task.run, input(task.input))).collect(),
     };
-    Some((definition.map(|definition| (map, definition)), came))
+    Some((definition.map(|definition| (map, definition)), received))
 }

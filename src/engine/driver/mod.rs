@@ -1,21 +1,22 @@
-//! Between the core and the world: sockets, the worker's process, commands, signals, clocks.
+//! Connects the core to its environment: sockets, worker processes, commands, signals, clocks.
 //!
 //! Parts: `incoming` (from the controller), `pool` (the workers), `pump` (their output), `reports` (from workers and from commands),
-//! `outgoing` (effects), `signals`, `ending` (a batch job's time).
-mod ending;
+//! `outgoing` (effects), `signals`, `walltime` (time limit of a batch job).
 mod incoming;
 mod outgoing;
 mod pool;
 mod pump;
 mod reports;
 mod signals;
+mod walltime;
 
 use crate::engine::bundles::Bundles;
-use crate::engine::command::{self, CommandEvent, Running};
+use crate::engine::code_directory;
+use crate::engine::command::{self, CommandEvent, RunningCommand};
 use crate::engine::core::{Core, CoreSettings, Event, Now};
 use crate::engine::forker::Forker;
-use crate::engine::leftovers::Leftovers;
 use crate::engine::link::{Link, unix_now};
+use crate::engine::orphans::OrphanReaper;
 use crate::engine::worker::process::WorkerEvent;
 use crate::engine::worker::watch::OutputWatch;
 use crate::engine::{EngineError, EngineSettings};
@@ -24,25 +25,25 @@ use crate::model::job::WALLTIME_NEARLY_OVER;
 use crate::model::{EngineUuid, PROTOCOL_VERSION};
 use crate::wire::Message;
 use crate::wire::content::engine::*;
-use ending::Warning;
 use pool::Pool;
-use reports::Said;
+use reports::WorkerReport;
 use signals::Signals;
 use std::collections::VecDeque;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 use tokio::sync::mpsc::{Receiver, UnboundedReceiver, UnboundedSender, channel, unbounded_channel};
+use walltime::Warning;
 
-/// A worker that is not ready after so long does not hold up the registration.
-const READY_FOR_REGISTRATION: Duration = Duration::from_secs(30);
-/// How long an engine that is told to leave waits for the answer to its registration.
-const FAREWELL: Duration = Duration::from_secs(2);
-/// A way to a controller that is elsewhere, while it is tried.
-type Moving = tokio::task::JoinHandle<Option<(EngineSettings, Link, Message)>>;
-/// While output waits for room, it is looked for so often.
-const BEHIND: Duration = Duration::from_millis(5);
-/// Messages taken from the socket in one go.
-const AT_ONCE: usize = 64;
+/// Register without a ready worker after this time.
+const WORKER_START_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long an engine that must leave waits for the answer to its registration.
+const FAREWELL_TIMEOUT: Duration = Duration::from_secs(2);
+/// A pending attempt to reach a controller at a new address.
+type Reconnect = tokio::task::JoinHandle<Option<(EngineSettings, Link, Message)>>;
+/// Poll interval while output waits for buffer space.
+const BACKLOG_POLL_INTERVAL: Duration = Duration::from_millis(5);
+/// Maximum number of messages to receive from the socket at a time.
+const MAX_RECEIVE_BATCH: usize = 64;
 
 pub struct Driver {
     settings: EngineSettings,
@@ -51,21 +52,21 @@ pub struct Driver {
     forker: Forker,
     pool: Pool,
     watch: OutputWatch,
-    said: VecDeque<(u64, Said)>,
+    reports: VecDeque<(u64, WorkerReport)>,
     worker_events: UnboundedReceiver<(u64, WorkerEvent)>,
     worker_sender: UnboundedSender<(u64, WorkerEvent)>,
-    command: Running,
+    command: RunningCommand,
     command_events: Receiver<CommandEvent>,
     command_sender: tokio::sync::mpsc::Sender<CommandEvent>,
     facts: EngineFacts,
-    /// Where the controller keeps large buffers, if this process finds it.
+    /// The controller's directory of large buffers, if this process can access it.
     buffers: Option<PathBuf>,
     /// The code of maps.
     bundles: Bundles,
     link: Option<Link>,
     left: bool,
-    /// Not the end: this process goes on as another engine.
-    as_another: bool,
+    /// Do not exit after leaving: register as a new engine.
+    as_new_engine: bool,
     signals: Signals,
 }
 
@@ -82,8 +83,8 @@ fn new_uuid() -> EngineUuid {
 
 fn new_core(settings: &EngineSettings, python: &str) -> Core {
     Core::new(CoreSettings {
-        interrupt: Duration::from_millis(settings.interrupt_ms),
-        terminate: Duration::from_millis(settings.terminate_ms),
+        interrupt: Duration::from_millis(settings.interrupt_timeout_ms),
+        terminate: Duration::from_millis(settings.terminate_timeout_ms),
         python: python.to_string(),
         shell_at_start: settings.shell_at_start,
     })
@@ -97,13 +98,17 @@ impl Driver {
             move |e: std::io::Error| EngineError::System(format!("{what}: {e}"))
         };
         if settings.takes_in_orphans {
-            Leftovers::take_in_orphans();
+            OrphanReaper::adopt_orphans();
+        }
+        // Optional cleanup on its own thread, which ends by itself.
+        if let Err(error) = std::thread::Builder::new().name("sweep".into()).spawn(code_directory::sweep) {
+            tracing::debug!("cannot remove leftovers of killed engines: {error}");
         }
         let (worker_sender, worker_events) = unbounded_channel();
         let (command_sender, command_events) = channel(16);
         let core = new_core(&settings, &python);
         let keys = settings.connection.pcluster.as_ref();
-        let buffers = keys.and_then(|keys| keys.buffers.as_ref()?.here().map(Path::to_path_buf));
+        let buffers = keys.and_then(|keys| keys.buffers.as_ref()?.local_path().map(Path::to_path_buf));
         let files = buffers.is_some().then_some(EngineFacts::FILES);
         let facts = EngineFacts {
             uuid: new_uuid(),
@@ -126,10 +131,10 @@ impl Driver {
             forker: Forker::new().map_err(system("cannot start a thread"))?,
             pool: Pool::default(),
             watch: OutputWatch::new().map_err(system("cannot watch the output of workers"))?,
-            said: VecDeque::new(),
+            reports: VecDeque::new(),
             worker_events,
             worker_sender,
-            command: Running::default(),
+            command: RunningCommand::default(),
             command_events,
             command_sender,
             facts,
@@ -137,116 +142,117 @@ impl Driver {
             bundles: Bundles::default(),
             link: None,
             left: false,
-            as_another: false,
+            as_new_engine: false,
             signals: Signals::watch().map_err(system("cannot watch for signals"))?,
         })
     }
 
     pub async fn run(mut self) -> Result<(), EngineError> {
         loop {
-            self.live().await?;
-            if !self.as_another {
+            self.run_session().await?;
+            if !self.as_new_engine {
                 return Ok(());
             }
-            tracing::info!("registering as another engine");
+            tracing::info!("registering as a new engine");
             self.core = new_core(&self.settings, &self.python);
             self.facts.uuid = new_uuid();
-            (self.left, self.as_another) = (false, false);
-            // The old id stands for a namespace that is gone.
+            (self.left, self.as_new_engine) = (false, false);
+            // The old id denotes the lost namespace.
             self.settings.id = None;
         }
     }
 
-    /// From its registration to its leave.
-    async fn live(&mut self) -> Result<(), EngineError> {
+    /// Runs the engine from its registration until it leaves.
+    async fn run_session(&mut self) -> Result<(), EngineError> {
         let effects = self.core.warm_up(now());
         self.act(effects).await;
         self.wait_for_worker().await;
         if self.settings.shell_at_start && !self.pool.has_spare() && self.facts.python.is_empty() && !self.left {
             let why = self.core.why_no_worker().unwrap_or("it ended");
-            return Err(EngineError::System(format!(
-                "the engine's Python did not get through its start: {why}"
-            )));
+            return Err(EngineError::System(format!("the engine's Python worker failed to start: {why}")));
         }
         if self.left {
-            // It was told to leave before anybody knew of it.
+            // Stopped before it registered.
             self.end_workers().await;
             return Ok(());
         }
-        let Some((registered, told_by)) = self.connect().await? else {
+        let Some((registered, leave_signal)) = self.connect().await? else {
             self.end_workers().await;
             return Ok(());
         };
-        let mut heartbeat = Duration::from_millis(registered.heartbeat_ms.max(10));
-        let mut patience = Duration::from_millis(registered.controller_patience_ms.max(1000));
-        self.settings.registration_timeout_ms = patience.as_millis() as u64;
+        let mut heartbeat = Duration::from_millis(registered.heartbeat_interval_ms.max(10));
+        let mut controller_timeout = Duration::from_millis(registered.engine_reconnect_timeout_ms.max(1000));
+        self.settings.registration_timeout_ms = controller_timeout.as_millis() as u64;
         self.registered(&registered).await;
-        if let Some(signal) = told_by {
-            self.told_to_leave(signal).await;
+        if let Some(signal) = leave_signal {
+            self.leave_on_signal(signal).await;
         }
-        let mut beat_at = Instant::now() + heartbeat;
-        let mut last_heard = Instant::now();
+        let mut heartbeat_at = Instant::now() + heartbeat;
+        let mut last_message = Instant::now();
         let mut leave_at = self.leave_at();
-        // Since its connection ended the controller has said nothing; and what was found of it elsewhere.
-        let (mut is_cut, mut moving): (bool, Option<Moving>) = (false, None);
+        // Whether the connection has ended without a message since; a pending reconnect.
+        let (mut is_disconnected, mut reconnecting): (bool, Option<Reconnect>) = (false, None);
         while !self.left {
-            let mut deadline = self.core.next_deadline().map_or(beat_at, |deadline| deadline.min(beat_at));
-            if !self.said.is_empty() {
-                deadline = deadline.min(Instant::now() + BEHIND);
+            let mut deadline = self
+                .core
+                .next_deadline()
+                .map_or(heartbeat_at, |deadline| deadline.min(heartbeat_at));
+            if !self.reports.is_empty() {
+                deadline = deadline.min(Instant::now() + BACKLOG_POLL_INTERVAL);
             }
             if let Some(pump) = self.next_pump() {
                 deadline = deadline.min(pump);
             }
-            let has_room = self.has_room();
+            let can_read_output = self.can_read_output();
             let Some(link) = &mut self.link else { break };
             tokio::select! {
                 frames = link.socket.receive() => {
-                    (last_heard, is_cut) = (Instant::now(), false);
-                    let mut next = Some(frames.map_err(|e| EngineError::System(format!("the connection to the controller: {e}")))?);
+                    (last_message, is_disconnected) = (Instant::now(), false);
+                    let mut next = Some(frames.map_err(|e| EngineError::System(format!("connection to the controller failed: {e}")))?);
                     let mut count = 0;
                     while let Some(frames) = next.take() {
                         if let Some(again) = self.receive(frames).await {
-                            heartbeat = Duration::from_millis(again.heartbeat_ms.max(10));
-                            patience = Duration::from_millis(again.controller_patience_ms.max(1000));
+                            heartbeat = Duration::from_millis(again.heartbeat_interval_ms.max(10));
+                            controller_timeout = Duration::from_millis(again.engine_reconnect_timeout_ms.max(1000));
                         }
                         count += 1;
-                        next = self.link.as_ref().filter(|_| count < AT_ONCE).and_then(|link| link.socket.try_receive());
+                        next = self.link.as_ref().filter(|_| count < MAX_RECEIVE_BATCH).and_then(|link| link.socket.try_receive());
                     }
                 }
-                Some(_) = link.connections.next_disconnected() => is_cut = true,
-                Some((number, event)) = self.worker_events.recv(), if self.said.is_empty() => self.worker_said(number, event).await,
-                numbers = self.watch.written() => self.have_written(&numbers),
-                Some(event) = self.command_events.recv(), if has_room => self.command_said(event).await,
+                Some(_) = link.connections.next_disconnected() => is_disconnected = true,
+                Some((number, event)) = self.worker_events.recv(), if self.reports.is_empty() => self.receive_worker_event(number, event).await,
+                numbers = self.watch.written() => self.mark_written(&numbers),
+                Some(event) = self.command_events.recv(), if can_read_output => self.receive_command_event(event).await,
                 () = tokio::time::sleep_until(deadline.into()) => self.handle(Event::Tick).await,
-                _ = self.signals.terminate.recv() => self.told_to_leave("SIGTERM").await,
+                _ = self.signals.terminate.recv() => self.leave_on_signal("SIGTERM").await,
                 _ = self.signals.interrupt.recv() => self.interrupted().await,
                 signal = self.signals.user.recv() => self.user_signal(signal).await,
-                found = async { moving.as_mut()?.await.ok()? }, if moving.is_some() => {
-                    moving = None;
+                found = async { reconnecting.as_mut()?.await.ok()? }, if reconnecting.is_some() => {
+                    reconnecting = None;
                     if let Some((settings, link, answer)) = found {
-                        (last_heard, is_cut) = (Instant::now(), false);
-                        self.go_on_with(settings, link, answer).await;
+                        (last_message, is_disconnected) = (Instant::now(), false);
+                        self.switch_link(settings, link, answer).await;
                     }
                 }
                 () = tokio::time::sleep_until(leave_at.unwrap_or(deadline).into()), if leave_at.is_some() => {
                     leave_at = None;
-                    self.leave_because(WALLTIME_NEARLY_OVER, Warning::Clock).await;
+                    self.leave_with_notice(WALLTIME_NEARLY_OVER, Warning::Clock).await;
                 }
             }
-            self.hear_worker().await;
+            self.process_reports().await;
             self.pump().await;
             let instant = Instant::now();
-            if instant >= beat_at {
-                beat_at = instant + heartbeat;
+            if instant >= heartbeat_at {
+                heartbeat_at = instant + heartbeat;
                 self.send(HEARTBEAT, &Heartbeat {});
-                // A silent controller answers one heartbeat in an eighth of that time.
-                if moving.is_none() && (is_cut || instant - last_heard > patience / 4) {
-                    moving = self.look_for_controller();
+                // An idle controller answers a heartbeat at least every eighth of that time.
+                if reconnecting.is_none() && (is_disconnected || instant - last_message > controller_timeout / 4) {
+                    reconnecting = self.try_reconnect();
                 }
             }
-            if instant - last_heard > patience {
+            if instant - last_message > controller_timeout {
                 self.end_workers().await;
-                return Err(EngineError::ControllerGone(patience.as_secs()));
+                return Err(EngineError::ControllerGone(controller_timeout.as_secs()));
             }
         }
         self.end_workers().await;
@@ -256,29 +262,29 @@ impl Driver {
         Ok(())
     }
 
-    /// Registers; also which signal has told the engine to leave meanwhile: the controller may know of it by then, and is not to wait
-    /// for it in vain. None where no controller has answered soon after the signal.
+    /// Registers. Also returns the signal that asked the engine to leave in the meantime: the controller may have accepted the engine
+    /// by then and must be notified. None if no controller answered soon after the signal.
     async fn connect(&mut self) -> Result<Option<(Registered, Option<&'static str>)>, EngineError> {
         let register = self.register(Vec::new());
-        let mut told_by: Option<(&'static str, tokio::time::Instant)> = None;
+        let mut leave_signal: Option<(&'static str, tokio::time::Instant)> = None;
         let (link, registered) = {
             let connect = Link::connect(&mut self.settings, &register);
             tokio::pin!(connect);
-            let soon = || tokio::time::Instant::now() + FAREWELL;
+            let soon = || tokio::time::Instant::now() + FAREWELL_TIMEOUT;
             loop {
-                let until = told_by.map_or_else(soon, |(_, until)| until);
+                let until = leave_signal.map_or_else(soon, |(_, until)| until);
                 tokio::select! {
                     connected = &mut connect => break connected?,
-                    _ = self.signals.terminate.recv(), if told_by.is_none() => told_by = Some(("SIGTERM", soon())),
-                    _ = self.signals.interrupt.recv(), if told_by.is_none() => told_by = Some(("SIGINT", soon())),
-                    () = tokio::time::sleep_until(until), if told_by.is_some() => return Ok(None),
+                    _ = self.signals.terminate.recv(), if leave_signal.is_none() => leave_signal = Some(("SIGTERM", soon())),
+                    _ = self.signals.interrupt.recv(), if leave_signal.is_none() => leave_signal = Some(("SIGINT", soon())),
+                    () = tokio::time::sleep_until(until), if leave_signal.is_some() => return Ok(None),
                 }
             }
         };
-        // ipengine's words: scripts look for them.
+        // The message of ipengine, for which scripts search the log.
         tracing::info!("Completed registration with id {}", link.id);
         self.link = Some(link);
-        Ok(Some((registered, told_by.map(|(signal, _)| signal))))
+        Ok(Some((registered, leave_signal.map(|(signal, _)| signal))))
     }
 
     async fn registered(&mut self, registered: &Registered) {
@@ -286,7 +292,7 @@ impl Driver {
             if let Some(link) = &mut self.link {
                 link.max_message = max_message;
             }
-            self.handle(Event::LimitKnown { max_message }).await;
+            self.handle(Event::MessageLimit { max_message }).await;
         }
         self.handle(Event::Registered {
             drop: registered.drop.clone(),
@@ -294,61 +300,62 @@ impl Driver {
         .await;
     }
 
-    /// A controller that is silent may have come back at other ports; then its file says so.
-    fn look_for_controller(&self) -> Option<Moving> {
+    /// Tries a new address: a silent controller may have restarted at other ports and rewritten the connection file.
+    fn try_reconnect(&self) -> Option<Reconnect> {
         let (mut settings, uuid) = (self.settings.clone(), self.facts.uuid.clone());
         settings.connection = settings.moved()?;
         Some(tokio::spawn(async move {
-            match Link::connect_again(&settings, &uuid).await {
+            match Link::reconnect(&settings, &uuid).await {
                 Ok((link, answer)) => Some((settings, link, answer)),
                 Err(why) => {
-                    tracing::warn!("the connection file names another place, but no controller answers there: {why}");
+                    tracing::warn!("the connection file has a new address, but no controller answers at it: {why}");
                     None
                 }
             }
         }))
     }
 
-    async fn go_on_with(&mut self, settings: EngineSettings, mut link: Link, answer: Message) {
-        tracing::info!("the controller has come back elsewhere");
+    async fn switch_link(&mut self, settings: EngineSettings, mut link: Link, answer: Message) {
+        tracing::info!("the controller has moved to a new address");
         self.settings = settings;
-        if let Some(before) = self.link.take() {
-            link.succeed(before);
+        if let Some(previous) = self.link.take() {
+            link.take_over(previous);
         }
         self.link = Some(link);
         self.receive_native(answer).await;
     }
 
-    pub(super) async fn told_to_leave(&mut self, signal: &str) {
-        self.leave_because(&format!("the engine got {signal}"), Warning::Terminate).await;
+    pub(super) async fn leave_on_signal(&mut self, signal: &str) {
+        self.leave_with_notice(&format!("the engine received {signal}"), Warning::Terminate)
+            .await;
     }
 
-    /// What runs may go on as long as is known to be left.
-    async fn leave_because(&mut self, reason: &str, warning: Warning) {
-        let (reason, grace_ms) = (reason.to_string(), self.grace_after(warning));
+    /// Leaves; the running unit may continue for the grace period.
+    async fn leave_with_notice(&mut self, reason: &str, warning: Warning) {
+        let (reason, grace_period_ms) = (reason.to_string(), self.grace_after(warning));
         tracing::info!(
-            "{reason}: giving tasks back and leaving; what runs has {:.1} s",
-            grace_ms as f64 / 1000.0
+            "{reason}: returning tasks and leaving; the running task has {:.1} s",
+            grace_period_ms as f64 / 1000.0
         );
         self.send(LEAVING, &Leaving { reason: reason.clone() });
-        let event = Event::ShutdownAsked {
+        let event = Event::ShutdownRequested {
             drain: true,
             reason,
-            grace_ms: Some(grace_ms),
+            grace_period_ms: Some(grace_period_ms),
         };
         self.handle(event).await;
     }
 
-    /// Until the worker has said what Python it is, or that there is none.
+    /// Waits until the worker has reported its Python version or has failed.
     pub(super) async fn wait_for_worker(&mut self) {
-        let until = tokio::time::Instant::now() + READY_FOR_REGISTRATION;
+        let until = tokio::time::Instant::now() + WORKER_START_TIMEOUT;
         while self.pool.has_spare() && self.facts.python.is_empty() {
             tokio::select! {
-                Some((number, event)) = self.worker_events.recv() => self.worker_said(number, event).await,
-                numbers = self.watch.written() => self.have_written(&numbers),
+                Some((number, event)) = self.worker_events.recv() => self.receive_worker_event(number, event).await,
+                numbers = self.watch.written() => self.mark_written(&numbers),
                 () = tokio::time::sleep_until(until) => return,
-                _ = self.signals.terminate.recv() => return self.told_to_leave("SIGTERM").await,
-                _ = self.signals.interrupt.recv() => return self.told_to_leave("SIGINT").await,
+                _ = self.signals.terminate.recv() => return self.leave_on_signal("SIGTERM").await,
+                _ = self.signals.interrupt.recv() => return self.leave_on_signal("SIGINT").await,
             }
             self.pump().await;
         }
@@ -363,9 +370,9 @@ impl Driver {
             requests: self
                 .core
                 .held_requests()
-                .chain(self.link.iter().flat_map(|link| link.kept()))
+                .chain(self.link.iter().flat_map(|link| link.unrecorded()))
                 .collect(),
-            returned: self.core.unheard_returns(),
+            returned: self.core.unconfirmed_returns(),
             unavailable: self.core.unavailable_at_registration(),
         }
     }

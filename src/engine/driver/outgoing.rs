@@ -1,6 +1,6 @@
-//! What the core wants, done.
+//! Executes the effects that the core requests.
 use super::{Driver, now};
-use crate::engine::command::{self, Running, ToRun};
+use crate::engine::command::{self, CommandSpec, RunningCommand};
 use crate::engine::core::{Effect, Event, Stage, Unit, WorkerKey};
 use crate::engine::link::unix_now;
 use crate::engine::memory;
@@ -23,7 +23,7 @@ impl Driver {
         let mut effects = VecDeque::from(effects);
         while let Some(effect) = effects.pop_front() {
             if let Some(event) = self.act_on(effect).await {
-                // Answers come before anything else.
+                // Handle the effects of an answer first.
                 for effect in self.core.handle(now(), event).into_iter().rev() {
                     effects.push_front(effect);
                 }
@@ -44,19 +44,19 @@ impl Driver {
             }
             Effect::SendProgress(progress, bytes) => self.link.as_mut()?.send_with_buffers(PROGRESS, &progress, bytes),
             Effect::SendValuesRequest(request) => self.send(VALUES_REQUEST, &request),
-            Effect::KeepValues {
+            Effect::StoreValues {
                 held,
                 is_first,
                 bytes,
                 is_last,
             } => {
-                let place = match self.bundles.keep_values(&file_of(held), is_first, &bytes) {
+                let file = match self.bundles.store_values(&file_of(held), is_first, &bytes) {
                     Ok(_) if !is_last => return None,
-                    place => place.map(|path| path.to_string_lossy().into_owned()),
+                    written => written.map(|path| path.to_string_lossy().into_owned()),
                 };
-                return Some(Event::ValuesKept { held, place });
+                return Some(Event::ValuesStored { held, file });
             }
-            Effect::ForgetValues { held } => self.bundles.forget_values(&file_of(held)),
+            Effect::DeleteValues { held } => self.bundles.delete_values(&file_of(held)),
             Effect::SendReturned(returned) => self.send(RETURNED, &returned),
             Effect::ReportAvailability { reason } => {
                 match &reason {
@@ -65,20 +65,20 @@ impl Driver {
                 }
                 self.send(AVAILABILITY, &Availability { reason });
             }
-            Effect::RequestBegun(request) => requests::busy(self.link.as_mut()?, &request),
+            Effect::RequestStarted(request) => requests::busy(self.link.as_mut()?, &request),
             Effect::Stream { request, stderr, text } => requests::stream(self.link.as_mut()?, &request, stderr, &text),
             Effect::Publish { parent, published } => requests::publish(self.link.as_mut()?, parent.as_ref(), published),
             Effect::Reply { request, started, reply } => {
                 let link = self.link.as_mut()?;
                 requests::reply(link, &request, started, reply, &self.facts.uuid);
             }
-            Effect::Leave { reason, as_another } => {
+            Effect::Leave { reason, as_new_engine } => {
                 tracing::info!("leaving: {reason}");
                 self.send(UNREGISTER, &Unregister { reason });
                 self.left = true;
-                self.as_another = as_another;
+                self.as_new_engine = as_new_engine;
             }
-            Effect::TryToStoreCode => {
+            Effect::RetryCodeStorage => {
                 return Some(match self.bundles.probe() {
                     Ok(()) => Event::CodeUsable,
                     Err(reason) => Event::CodeFailed { hash: None, reason },
@@ -88,28 +88,28 @@ impl Driver {
             Effect::StartWorker { has_shell } => return self.start_worker(has_shell).await,
             Effect::AssignSpare { worker } => self.assign_spare(worker),
             Effect::EndWorker { worker } => self.pool.end(worker),
-            // With the tasks that follow.
+            // Sent together with the tasks that follow.
             Effect::Define { worker, map, definition } => {
-                let code = definition.bundle().map(|named| match self.bundles.place(&named.hash) {
+                let code = definition.bundle().map(|named| match self.bundles.path(&named.hash) {
                     Ok(directory) => serde_json::json!({ "directory": directory }),
                     Err(why) => serde_json::json!({ "missing": why }),
                 });
-                self.tell_worker_later(worker, || frame(b'D', 0, &to_json(&(map, &*definition, code))));
+                self.queue_for_worker(worker, || frame(b'D', 0, &to_json(&(map, &*definition, code))));
             }
-            Effect::Forget { worker, map } => self.tell_worker_later(worker, || frame(b'F', 0, &to_json(&map))),
-            Effect::GiveTasks {
+            Effect::Forget { worker, map } => self.queue_for_worker(worker, || frame(b'F', 0, &to_json(&map))),
+            Effect::DispatchTasks {
                 worker,
                 map,
                 first,
                 inputs,
             } => {
                 let count = inputs.len();
-                self.tell_worker(worker, || vec![tasks_frame(map.0, first, inputs.iter())], count);
+                self.send_to_worker(worker, || vec![tasks_frame(map.0, first, inputs.iter())], count);
             }
-            Effect::GiveRequest { ticket, request } => {
-                self.give_ipython(Some(WorkerKey::Interactive), false);
+            Effect::DispatchRequest { ticket, request } => {
+                self.send_ipython(Some(WorkerKey::Interactive), false);
                 let id = self.link.as_ref().map(|link| link.id);
-                let mut meta = serde_json::json!({ "method": request.method.word(), "engine_uuid": self.facts.uuid, "engine_id": id });
+                let mut meta = serde_json::json!({ "method": request.method.name(), "engine_uuid": self.facts.uuid, "engine_id": id });
                 if let (Some(name), Some(directory)) = (&request.file, &self.buffers) {
                     meta["buffers"] = directory.join(name).to_string_lossy().into();
                 }
@@ -122,16 +122,16 @@ impl Driver {
                 } = &request.message;
                 let mut parts = vec![to_json(&meta), header_json.clone(), metadata_json.clone(), content_json.clone()];
                 parts.extend_from_slice(buffers);
-                self.tell_worker(WorkerKey::Interactive, || parts_frame(b'R', ticket, parts), 1);
+                self.send_to_worker(WorkerKey::Interactive, || parts_frame(b'R', ticket, parts), 1);
             }
-            Effect::TakeTokens { worker } => {
+            Effect::TakeBackTokens { worker } => {
                 let count = self.pool.get_mut(Some(worker)).map_or(0, Worker::recall);
-                return Some(Event::TokensTaken { count });
+                return Some(Event::TokensTakenBack { count });
             }
             Effect::ReadOutput { worker } => {
                 let worker = self.pool.get_mut(Some(worker))?;
-                worker.is_awaited = true;
-                worker.look();
+                worker.is_requested = true;
+                worker.sync_output();
             }
             Effect::MeasureMemory { worker, limit } => {
                 let pid = match worker {
@@ -147,13 +147,13 @@ impl Driver {
                 let Work::Command { argv } = &definition.work else { return None };
                 let mut env = self.settings.env.clone();
                 env.insert("PCLUSTER_TASK".into(), format!("{}.{}", held.map, held.index));
-                let to_run = ToRun {
+                let to_run = CommandSpec {
                     argv: command::argv(argv, &command::input_words(&input)),
                     options: definition.options.clone(),
                     cwd: self.settings.cwd.clone(),
                     env,
                 };
-                self.command = Running::default();
+                self.command = RunningCommand::default();
                 let (forker, running, sender) = (self.forker.clone(), self.command.clone(), self.command_sender.clone());
                 tokio::spawn(command::run(to_run, forker, running, sender, unix_now));
             }
@@ -163,7 +163,7 @@ impl Driver {
     }
 }
 
-/// Of the values that a task folds.
+/// Name of the file of the values that a task folds.
 fn file_of(held: Held) -> String {
     format!("values-{}-{}-{}", held.map, held.index, held.run)
 }

@@ -9,16 +9,16 @@ use bytes::Bytes;
 use std::collections::HashMap;
 use std::time::Duration;
 
-/// How long workers have for their own exit handlers (MPI_Finalize is one).
-const LAST_BREATH: Duration = Duration::from_secs(3);
+/// Time limit for exit handlers of workers (such as MPI_Finalize).
+const EXIT_TIMEOUT: Duration = Duration::from_secs(3);
 
 #[derive(Default)]
 pub(super) struct Pool {
     interpreter: Option<Interpreter>,
     spare: Option<Worker>,
     workers: HashMap<WorkerKey, Worker>,
-    /// They were told to end, and have not yet.
-    ending: HashMap<u64, Worker>,
+    /// Workers that were asked to exit and are still running.
+    walltime: HashMap<u64, Worker>,
 }
 
 impl Pool {
@@ -34,7 +34,7 @@ impl Pool {
         }
     }
 
-    /// Whose number this is, where it is the spare or in use.
+    /// Finds the spare (`Some(None)`) or an assigned worker by its number.
     pub(super) fn find(&self, number: u64) -> Option<Option<WorkerKey>> {
         if self.spare.as_ref().is_some_and(|spare| spare.number == number) {
             return Some(None);
@@ -44,42 +44,42 @@ impl Pool {
     }
 
     pub(super) fn all(&self) -> impl Iterator<Item = &Worker> {
-        self.spare.iter().chain(self.workers.values()).chain(self.ending.values())
+        self.spare.iter().chain(self.workers.values()).chain(self.walltime.values())
     }
 
-    /// Also one that was told to end.
+    /// Finds any worker, including those that were asked to exit.
     pub(super) fn any_mut(&mut self, number: u64) -> Option<&mut Worker> {
         let all = self.spare.iter_mut().chain(self.workers.values_mut());
-        all.chain(self.ending.values_mut()).find(|worker| worker.number == number)
+        all.chain(self.walltime.values_mut()).find(|worker| worker.number == number)
     }
 
-    /// One that was told to end has ended.
+    /// Removes a worker that was asked to exit and has ended.
     pub(super) fn has_ended(&mut self, number: u64) {
-        self.ending.remove(&number);
+        self.walltime.remove(&number);
     }
 
     fn has_interactive(&self) -> bool {
         self.workers.contains_key(&WorkerKey::Interactive)
     }
 
-    /// It may run its exit handlers; then it is killed.
+    /// Asks a worker to exit; kills it when the time for its exit handlers is over.
     pub(super) fn end(&mut self, key: WorkerKey) {
         let Some(mut worker) = self.workers.remove(&key) else { return };
         worker.close();
         let pid = worker.pid.clone();
         tokio::spawn(async move {
-            tokio::time::sleep(LAST_BREATH).await;
+            tokio::time::sleep(EXIT_TIMEOUT).await;
             pid.kill_unless_ended();
         });
-        self.ending.insert(worker.number, worker);
+        self.walltime.insert(worker.number, worker);
     }
 
-    /// All workers, told to end.
+    /// Asks all workers to exit.
     fn close(&mut self) {
         let all = self.workers.drain().map(|(_, worker)| worker).chain(self.spare.take());
         for mut worker in all {
             worker.close();
-            self.ending.insert(worker.number, worker);
+            self.walltime.insert(worker.number, worker);
         }
     }
 }
@@ -89,17 +89,17 @@ impl Driver {
         if let Some(mut worker) = self.pool.spare.take() {
             worker.enlarge();
             self.pool.workers.insert(key, worker);
-            self.forker.leftovers().keep_unmarked(self.pool.has_interactive());
+            self.forker.reaper().spare_unmarked(self.pool.has_interactive());
         }
     }
 
-    /// A worker that has ended, as it is taken out. None: the spare.
+    /// Removes and returns a worker that has ended (None: the spare).
     pub(super) fn remove_worker(&mut self, key: Option<WorkerKey>) -> Option<Worker> {
         let worker = match key {
             Some(key) => self.pool.workers.remove(&key),
             None => self.pool.spare.take(),
         };
-        self.forker.leftovers().keep_unmarked(self.pool.has_interactive());
+        self.forker.reaper().spare_unmarked(self.pool.has_interactive());
         worker
     }
 
@@ -108,12 +108,12 @@ impl Driver {
             Ok(worker) => {
                 self.pool.spare = Some(worker);
                 if has_shell {
-                    self.give_ipython(None, true);
+                    self.send_ipython(None, true);
                 }
                 None
             }
             Err(reason) => {
-                tracing::warn!("no Python worker: {reason}");
+                tracing::warn!("cannot start a Python worker: {reason}");
                 Some(Event::WorkerFailed { reason })
             }
         }
@@ -130,7 +130,7 @@ impl Driver {
             self.pool.interpreter = Some(Interpreter::start(&command, &self.forker).await?);
         }
         let interpreter = self.pool.interpreter.as_ref().ok_or("no interpreter")?;
-        let worker = Worker::start(interpreter, self.forker.leftovers().owner(), has_shell, self.worker_sender.clone())?;
+        let worker = Worker::start(interpreter, self.forker.reaper().owner(), has_shell, self.worker_sender.clone())?;
         for pipe in [&worker.stdout, &worker.stderr] {
             let added = self.watch.add(worker.number, pipe);
             added.map_err(|e| format!("cannot watch the output of a worker: {e}"))?;
@@ -138,49 +138,49 @@ impl Driver {
         Ok(worker)
     }
 
-    /// Once for each worker.
-    pub(super) fn give_ipython(&mut self, key: Option<WorkerKey>, now: bool) {
-        let told = serde_json::json!({ "traits": self.settings.shell, "profile_dir": self.settings.profile_dir, "now": now });
+    /// Sends IPython support to a worker, once.
+    pub(super) fn send_ipython(&mut self, key: Option<WorkerKey>, now: bool) {
+        let settings = serde_json::json!({ "traits": self.settings.shell, "profile_dir": self.settings.profile_dir, "now": now });
         let Some(worker) = self.pool.get_mut(key) else { return };
         if !std::mem::replace(&mut worker.has_ipython, true) {
-            worker.send(vec![frame(b'M', 0, IPYTHON.as_bytes()), frame(b'S', 0, &to_json(&told))]);
+            worker.send(vec![frame(b'M', 0, IPYTHON.as_bytes()), frame(b'S', 0, &to_json(&settings))]);
         }
     }
 
-    pub(super) fn tell_worker(&mut self, key: WorkerKey, frames: impl FnOnce() -> Vec<Bytes>, tokens: usize) {
+    pub(super) fn send_to_worker(&mut self, key: WorkerKey, frames: impl FnOnce() -> Vec<Bytes>, tokens: usize) {
         if let Some(worker) = self.pool.get_mut(Some(key)) {
-            // First, so that the worker finds them.
+            // Tokens first, so that they are available when the frames arrive.
             if tokens > 0 {
-                worker.allow(tokens);
+                worker.add_tokens(tokens);
             }
             worker.send(frames());
         }
     }
 
-    pub(super) fn tell_worker_later(&mut self, key: WorkerKey, frame: impl FnOnce() -> Bytes) {
+    pub(super) fn queue_for_worker(&mut self, key: WorkerKey, frame: impl FnOnce() -> Bytes) {
         if let Some(worker) = self.pool.get_mut(Some(key)) {
             worker.send_later(frame());
         }
     }
 
-    /// With all that they have started.
+    /// Ends all workers and the processes that they started.
     pub(super) async fn end_workers(&mut self) {
         self.pool.close();
-        let until = tokio::time::Instant::now() + LAST_BREATH;
-        while !self.pool.ending.is_empty() {
+        let until = tokio::time::Instant::now() + EXIT_TIMEOUT;
+        while !self.pool.walltime.is_empty() {
             tokio::select! {
-                said = self.worker_events.recv() => match said {
+                event = self.worker_events.recv() => match event {
                     Some((number, WorkerEvent::Exited(_))) => self.pool.has_ended(number),
                     Some(_) => {}
                     None => break,
                 },
-                numbers = self.watch.written() => self.have_written(&numbers),
+                numbers = self.watch.written() => self.mark_written(&numbers),
                 () = tokio::time::sleep_until(until) => break,
             }
             self.pump().await;
         }
-        // Those that are left are killed.
-        self.pool.ending.clear();
-        self.forker.leftovers().end_all().await;
+        // Dropping kills the remaining workers.
+        self.pool.walltime.clear();
+        self.forker.reaper().end_all().await;
     }
 }

@@ -1,50 +1,50 @@
-//! Keeps the stdout and stderr of workers moving: their pipes hold little, and who writes into a full one waits.
+//! Drains stdout and stderr of workers: their pipes are small, and a writer blocks on a full pipe.
 //!
-//! What short units write leaves their pipes with their ends. Else a pipe is read when it fills, and what is in it for long; of what runs
-//! as far as there is room.
-use super::{BEHIND, Driver};
+//! The output of short units is read together with their ends. Otherwise a pipe is read when it fills up or when its content is
+//! old; output of a running unit only as far as buffer space allows.
+use super::{BACKLOG_POLL_INTERVAL, Driver};
 use crate::engine::core::{Event, WorkerKey};
-use crate::engine::worker::process::Wrote;
+use crate::engine::worker::process::PendingOutput;
 use std::time::{Duration, Instant};
 
-/// A worker that has written is looked at again after this time,
-const AGAIN: Duration = Duration::from_millis(5);
-/// ... or this, if the last time its pipe was filling;
-const SOON: Duration = Duration::from_millis(1);
-/// ... and what a unit has written is read after this time, however little it is.
-const LATEST: Duration = Duration::from_millis(50);
+/// A worker that has written is polled again after this time,
+const POLL_INTERVAL: Duration = Duration::from_millis(5);
+/// ... or this time, if its pipe was filling up at the last poll;
+const BUSY_POLL_INTERVAL: Duration = Duration::from_millis(1);
+/// ... and any output of a unit is read after this time.
+const MAX_DELAY: Duration = Duration::from_millis(50);
 
 impl Driver {
-    /// Whether more output of what runs is to be read.
-    pub(super) fn has_room(&self) -> bool {
-        !self.is_behind() && self.core.has_room()
+    /// Returns whether to read more output of the running unit.
+    pub(super) fn can_read_output(&self) -> bool {
+        !self.is_backlogged() && self.core.can_read_output()
     }
 
-    fn is_behind(&self) -> bool {
+    fn is_backlogged(&self) -> bool {
         self.link.as_ref().is_some_and(|link| link.socket.is_behind())
     }
 
-    pub(super) fn have_written(&mut self, numbers: &[u64]) {
+    pub(super) fn mark_written(&mut self, numbers: &[u64]) {
         let now = Instant::now();
         for number in numbers {
             if let Some(worker) = self.pool.any_mut(*number) {
-                worker.wrote.get_or_insert(Wrote { since: now, next: now });
+                worker.pending_output.get_or_insert(PendingOutput { since: now, next: now });
             }
         }
     }
 
     pub(super) fn next_pump(&self) -> Option<Instant> {
-        self.pool.all().filter_map(|worker| Some(worker.wrote?.next)).min()
+        self.pool.all().filter_map(|worker| Some(worker.pending_output?.next)).min()
     }
 
-    /// Looks at the workers that have written.
+    /// Polls the workers that have written.
     pub(super) async fn pump(&mut self) {
         let now = Instant::now();
-        let is_due = |wrote: &Wrote| wrote.next <= now;
+        let is_due = |pending: &PendingOutput| pending.next <= now;
         let due: Vec<u64> = self
             .pool
             .all()
-            .filter(|worker| worker.wrote.as_ref().is_some_and(is_due))
+            .filter(|worker| worker.pending_output.as_ref().is_some_and(is_due))
             .map(|worker| worker.number)
             .collect();
         for number in due {
@@ -54,36 +54,36 @@ impl Driver {
 
     async fn pump_one(&mut self, number: u64, now: Instant) {
         let key = self.pool.find(number);
-        let (has_room, is_behind, runs) = (self.has_room(), self.is_behind(), self.core.running_worker());
+        let (can_read_output, is_backlogged, runs) = (self.can_read_output(), self.is_backlogged(), self.core.running_worker());
         let Some(worker) = self.pool.any_mut(number) else { return };
         let is_filling = worker.stdout.is_filling() || worker.stderr.is_filling();
         let is_empty = worker.unread_output(None) == 0;
-        let Some(wrote) = &mut worker.wrote else { return };
+        let Some(pending) = &mut worker.pending_output else { return };
         match key {
-            // It has run nothing yet, or it was told to end: nobody waits for what it writes.
+            // It has not run a unit yet, or was asked to exit: discard its output.
             None | Some(None) => {
                 worker.read_output(None);
                 self.rearm_number(number);
             }
             Some(key) if key == runs => {
-                wrote.next = now + if worker.writes_much { SOON } else { AGAIN };
-                let is_due = is_filling || now >= wrote.since + LATEST;
+                pending.next = now + if worker.fills_fast { BUSY_POLL_INTERVAL } else { POLL_INTERVAL };
+                let is_due = is_filling || now >= pending.since + MAX_DELAY;
                 if is_empty {
-                    worker.writes_much = false;
+                    worker.fills_fast = false;
                     self.rearm_number(number);
-                } else if !has_room {
-                    wrote.next = now + BEHIND;
+                } else if !can_read_output {
+                    pending.next = now + BACKLOG_POLL_INTERVAL;
                 } else if is_due {
-                    worker.writes_much = is_filling;
-                    worker.look();
+                    worker.fills_fast = is_filling;
+                    worker.sync_output();
                 }
             }
-            // Nothing runs in it.
+            // The worker is idle.
             Some(key) => {
-                if is_behind {
-                    wrote.next = now + BEHIND;
-                } else if !is_filling && now < wrote.since + AGAIN {
-                    wrote.next = wrote.since + AGAIN;
+                if is_backlogged {
+                    pending.next = now + BACKLOG_POLL_INTERVAL;
+                } else if !is_filling && now < pending.since + POLL_INTERVAL {
+                    pending.next = pending.since + POLL_INTERVAL;
                 } else {
                     self.read_unclaimed(key).await;
                     self.rearm_number(number);
@@ -98,7 +98,7 @@ impl Driver {
         self.handle(Event::OutputUnclaimed { output }).await;
     }
 
-    /// The worker's output was read: when there is more, that is to be known.
+    /// Watches a worker's pipes again after its output was read.
     pub(super) fn rearm(&mut self, key: Option<WorkerKey>) {
         if let Some(number) = self.pool.get_mut(key).map(|worker| worker.number) {
             self.rearm_number(number);
@@ -107,9 +107,9 @@ impl Driver {
 
     fn rearm_number(&mut self, number: u64) {
         if let Some(worker) = self.pool.any_mut(number) {
-            worker.wrote = None;
+            worker.pending_output = None;
             for pipe in [&worker.stdout, &worker.stderr] {
-                // One that has ended would be reported for ever.
+                // A closed pipe would be reported forever.
                 if !pipe.is_closed() {
                     self.watch.rearm(number, pipe);
                 }

@@ -1,10 +1,10 @@
-//! What comes from the worker and from commands, made into events.
+//! Converts reports of workers and commands into events.
 use super::{Driver, now};
 use crate::engine::command::CommandEvent;
 use crate::engine::core::event::{Parent, Published};
 use crate::engine::core::unit::WorkerResult;
 use crate::engine::core::{Event, WorkerKey};
-use crate::engine::worker::output::{CHUNK, LITTLE};
+use crate::engine::worker::output::{CHUNK, SMALL_OUTPUT};
 use crate::engine::worker::process::{WorkerEvent, WorkerExit};
 use crate::engine::worker::protocol::{Record, parts};
 use crate::model::UnixTime;
@@ -13,39 +13,40 @@ use serde::Deserialize;
 use serde_json::value::RawValue;
 use serde_json::{Map, Value};
 
-/// What a worker has said and what waits until the output in front of it has been read.
+/// A report of a worker, queued until the output before it has been read.
 #[derive(Debug)]
-pub(super) enum Said {
+pub(super) enum WorkerReport {
     Record(Record),
-    Looked,
+    OutputSynced,
     Exited(WorkerExit),
 }
 
 impl Driver {
-    pub(super) async fn worker_said(&mut self, number: u64, event: WorkerEvent) {
+    pub(super) async fn receive_worker_event(&mut self, number: u64, event: WorkerEvent) {
         if matches!(event, WorkerEvent::Records(_))
             && let Some(worker) = self.pool.find(number).and_then(|key| self.pool.get_mut(key))
         {
-            worker.has_moved();
+            worker.retry_tokens();
         }
         match event {
             WorkerEvent::Records(mut records) => {
-                if self.said.is_empty() {
+                if self.reports.is_empty() {
                     let plain = records
                         .iter()
                         .take_while(|record| record.kind == b'V' && record.positions.is_none());
                     let rest = records.split_off(plain.count());
                     self.values(number, std::mem::replace(&mut records, rest)).await;
                 }
-                self.said.extend(records.into_iter().map(|record| (number, Said::Record(record))));
+                self.reports
+                    .extend(records.into_iter().map(|record| (number, WorkerReport::Record(record))));
             }
-            WorkerEvent::Looked => self.said.push_back((number, Said::Looked)),
-            WorkerEvent::Exited(exit) => self.said.push_back((number, Said::Exited(exit))),
+            WorkerEvent::OutputSynced => self.reports.push_back((number, WorkerReport::OutputSynced)),
+            WorkerEvent::Exited(exit) => self.reports.push_back((number, WorkerReport::Exited(exit))),
         }
-        self.hear_worker().await;
+        self.process_reports().await;
     }
 
-    /// Ends of tasks that have written nothing.
+    /// Handles values of tasks that have written nothing.
     async fn values(&mut self, number: u64, records: Vec<Record>) {
         let Some(Some(worker)) = self.pool.find(number).filter(|_| !records.is_empty()) else {
             return;
@@ -62,77 +63,77 @@ impl Driver {
         self.act(effects).await;
     }
 
-    /// Hands on what workers have said, as far as there is room for the output in front of it.
-    pub(super) async fn hear_worker(&mut self) {
-        while let Some((number, said)) = self.said.pop_front() {
+    /// Processes queued reports as far as buffer space allows reading the output before them.
+    pub(super) async fn process_reports(&mut self) {
+        while let Some((number, report)) = self.reports.pop_front() {
             let Some(key) = self.pool.find(number) else {
-                if matches!(said, Said::Exited(_)) {
+                if matches!(report, WorkerReport::Exited(_)) {
                     self.pool.has_ended(number);
                 }
                 continue;
             };
             let Some(worker) = self.pool.get_mut(key) else { continue };
-            let upto = match &said {
-                Said::Record(record) => record.positions.map(Some),
-                Said::Looked => worker.looked_at.map(Some),
-                Said::Exited(_) => {
+            let end = match &report {
+                WorkerReport::Record(record) => record.positions.map(Some),
+                WorkerReport::OutputSynced => worker.sync_positions.map(Some),
+                WorkerReport::Exited(_) => {
                     let written = worker.written();
                     Some(Some(*worker.ends.get_or_insert(written)))
                 }
             };
-            let unread = upto.map_or(0, |upto| worker.unread_output(upto));
-            // What a worker writes in which nothing runs is nobody's.
-            let is_unclaimed = matches!(&said, Said::Record(record) if record.kind == b'N');
+            let unread = end.map_or(0, |end| worker.unread_output(end));
+            // Output of an idle worker belongs to no unit.
+            let is_unclaimed = matches!(&report, WorkerReport::Record(record) if record.kind == b'N');
             let is_ours = key.is_some() && self.core.running_worker() == key && !is_unclaimed;
-            // The end of what is being stopped does not wait, else it would be stopped by other means.
-            if is_ours && unread > LITTLE && !self.core.is_stopping() && !self.has_room() {
-                self.said.push_front((number, said));
+            // The end of a unit that is being stopped is not delayed, or the stop would escalate.
+            if is_ours && unread > SMALL_OUTPUT && !self.core.is_stopping() && !self.can_read_output() {
+                self.reports.push_front((number, report));
                 return;
             }
             let Some(worker) = self.pool.get_mut(key) else { continue };
             if unread > CHUNK {
-                let output = worker.read_output(upto.flatten());
-                self.said.push_front((number, said));
+                let output = worker.read_output(end.flatten());
+                self.reports.push_front((number, report));
                 match is_ours {
-                    true => self.handle(Event::Wrote { output }).await,
+                    true => self.handle(Event::OutputArrived { output }).await,
                     false => self.handle(Event::OutputUnclaimed { output }).await,
                 }
                 continue;
             }
-            match said {
-                Said::Record(record) => {
+            match report {
+                WorkerReport::Record(record) => {
                     if let Some(event) = self.record_event(key, record) {
                         self.handle(event).await;
                     }
                 }
-                Said::Looked => {
-                    let looked_at = worker.looked_at.take();
-                    let output = looked_at.map(|upto| worker.read_output(Some(upto))).unwrap_or_default();
-                    let is_awaited = std::mem::take(&mut worker.is_awaited);
+                WorkerReport::OutputSynced => {
+                    let sync_positions = worker.sync_positions.take();
+                    let output = sync_positions.map(|end| worker.read_output(Some(end))).unwrap_or_default();
+                    let is_requested = std::mem::take(&mut worker.is_requested);
                     self.rearm(key);
-                    match (is_ours, is_awaited) {
+                    match (is_ours, is_requested) {
                         (true, true) => self.handle(Event::OutputRead { output }).await,
-                        (true, false) => self.handle(Event::Wrote { output }).await,
+                        (true, false) => self.handle(Event::OutputArrived { output }).await,
                         (false, _) => self.handle(Event::OutputUnclaimed { output }).await,
                     }
                 }
-                Said::Exited(exit) => self.worker_exited(key, exit).await,
+                WorkerReport::Exited(exit) => self.worker_exited(key, exit).await,
             }
         }
     }
 
     async fn worker_exited(&mut self, key: Option<WorkerKey>, exit: WorkerExit) {
-        let WorkerExit { how, killed, last_words } = exit;
+        let WorkerExit { how, killed, last_output } = exit;
         let Some(mut worker) = self.remove_worker(key) else { return };
         let how = format!("the Python worker (pid {}, {}) {how}", worker.pid.get(), self.python);
         tracing::warn!("{how}");
         let output = worker.read_output(worker.ends);
         let event = Event::WorkerExited {
             worker: key,
-            unread: worker.left_over(),
+            unread: worker.unstarted_units(),
             how,
             killed,
-            stderr_tail: last_lines(&(last_words + &worker.stderr.last_words())),
+            stderr_tail: last_lines(&(last_output + &worker.stderr.last_output())),
             output,
         };
         drop(worker);
@@ -149,15 +150,15 @@ impl Driver {
             body,
         } = record;
         let output = match (positions, self.pool.get_mut(key)) {
-            (Some(upto), Some(worker)) => worker.read_output(Some(upto)),
+            (Some(end), Some(worker)) => worker.read_output(Some(end)),
             _ => Default::default(),
         };
         if kind == b'H' {
-            self.introduce(&body);
+            self.record_python(&body);
             return key.is_none().then_some(Event::WorkerReady);
         }
         if kind == b'L' {
-            tracing::warn!("the Python worker: {}", String::from_utf8_lossy(&body).escape_debug());
+            tracing::warn!("Python worker: {}", String::from_utf8_lossy(&body).escape_debug());
             return None;
         }
         let worker = key?;
@@ -171,7 +172,7 @@ impl Driver {
         };
         Some(match kind {
             b'N' => Event::OutputUnclaimed { output },
-            b'B' => Event::UnitBegun { worker, ticket, output },
+            b'B' => Event::UnitStarted { worker, ticket, output },
             b'V' => ended_with(WorkerResult::Value(body)),
             b'P' => {
                 let mut parts = parts(body)?.into_iter();
@@ -199,33 +200,33 @@ impl Driver {
         })
     }
 
-    pub(super) fn introduce(&mut self, hello: &[u8]) {
+    pub(super) fn record_python(&mut self, greeting: &[u8]) {
         #[derive(Deserialize)]
         struct Hello {
             version: String,
             executable: String,
             apply: bool,
         }
-        let Ok(hello) = serde_json::from_slice::<Hello>(hello) else {
+        let Ok(greeting) = serde_json::from_slice::<Hello>(greeting) else {
             return;
         };
-        self.facts.python = format!("{} ({})", hello.version, hello.executable);
+        self.facts.python = format!("{} ({})", greeting.version, greeting.executable);
         self.facts.capabilities.retain(|capability| capability != "apply");
-        if hello.apply {
+        if greeting.apply {
             self.facts.capabilities.push("apply".into());
         }
     }
 
-    pub(super) async fn command_said(&mut self, event: CommandEvent) {
+    pub(super) async fn receive_command_event(&mut self, event: CommandEvent) {
         let event = match event {
-            CommandEvent::Wrote(output) => Event::CommandWrote { output },
+            CommandEvent::Output(output) => Event::CommandOutput { output },
             CommandEvent::Ended(end) => Event::CommandEnded(end),
         };
         self.handle(event).await;
     }
 }
 
-/// `meta` is JSON `{type, topic}`, with `parent` where it is not of the unit that runs.
+/// `meta` is JSON `{type, topic}`, with `parent` if the message does not belong to the running unit.
 fn published(meta: &[u8], content: Bytes, buffers: Vec<Bytes>) -> Option<Published> {
     #[derive(Deserialize)]
     struct Meta<'a> {
@@ -243,7 +244,7 @@ fn published(meta: &[u8], content: Bytes, buffers: Vec<Bytes>) -> Option<Publish
         metadata,
         parent,
     } = serde_json::from_slice(meta)
-        .inspect_err(|e| tracing::warn!("the worker published something that cannot be read: {e}"))
+        .inspect_err(|e| tracing::warn!("the worker published an invalid message: {e}"))
         .ok()?;
     let parent = match parent.map(RawValue::get) {
         None => Parent::Running,
@@ -260,7 +261,7 @@ fn published(meta: &[u8], content: Bytes, buffers: Vec<Bytes>) -> Option<Publish
     })
 }
 
-/// The last lines of what was written to stderr, as many as fit into an error.
+/// The last lines of stderr, for an error message.
 fn last_lines(text: &str) -> String {
     let lines: Vec<&str> = text.trim_end().lines().collect();
     lines[lines.len().saturating_sub(8)..].join("\n")

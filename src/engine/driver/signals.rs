@@ -1,6 +1,6 @@
-//! Signals that the engine's process gets: what ends it, and what is meant for the user's code.
+//! Handles signals to the engine's process: signals that end it, and signals for user code.
 use super::Driver;
-use super::ending::Warning;
+use super::walltime::Warning;
 use crate::model::job::WARNED_BY_BATCH_SYSTEM;
 use std::io::{self, IsTerminal};
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -11,7 +11,7 @@ pub struct Signals {
     pub user: UserSignals,
 }
 
-/// Those that only user code can make something of.
+/// SIGUSR1 and SIGUSR2.
 pub struct UserSignals {
     first: Signal,
     second: Signal,
@@ -31,7 +31,7 @@ impl Signals {
 }
 
 impl UserSignals {
-    /// The number of the next one.
+    /// Waits for the next signal; returns its number.
     pub async fn recv(&mut self) -> i32 {
         tokio::select! {
             _ = self.first.recv() => nix::libc::SIGUSR1,
@@ -41,27 +41,27 @@ impl UserSignals {
 }
 
 impl Driver {
-    /// In a batch job it is the system's word that the job's time is nearly over, or that it is to be deleted (qsub -notify,
-    /// sbatch --signal); elsewhere it is for the user's code.
+    /// In a batch job the signal warns that the job is about to reach its time limit or to be deleted (qsub -notify,
+    /// sbatch --signal); outside of one it is passed to user code.
     pub(super) async fn user_signal(&mut self, signal: i32) {
         match self.facts.job.is_empty() {
             true => self.signal_user_code(signal),
             false => {
                 let name = if signal == nix::libc::SIGUSR1 { "SIGUSR1" } else { "SIGUSR2" };
-                self.leave_because(&format!("{WARNED_BY_BATCH_SYSTEM} ({name})"), Warning::User)
+                self.leave_with_notice(&format!("{WARNED_BY_BATCH_SYSTEM} ({name})"), Warning::User)
                     .await;
             }
         }
     }
 
-    /// SIGINT is for what runs, as with ipengine. An engine with nothing to interrupt ends where someone has pressed Ctrl-C.
+    /// SIGINT interrupts the running unit, as in ipengine. An idle engine exits if its terminal sent it (Ctrl-C).
     pub(super) async fn interrupted(&mut self) {
         if self.core.is_busy() {
             self.signal_user_code(nix::libc::SIGINT);
         } else if io::stdin().is_terminal() {
-            self.told_to_leave("SIGINT").await;
+            self.leave_on_signal("SIGINT").await;
         } else {
-            tracing::info!("SIGINT: nothing runs that could be interrupted (SIGTERM ends an engine)");
+            tracing::info!("ignored SIGINT: no unit is running (send SIGTERM to stop the engine)");
         }
     }
 }

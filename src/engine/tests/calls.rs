@@ -1,9 +1,9 @@
-//! Python functions and code.
+//! Tests of Python functions and code.
 use super::*;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn functions_are_called() {
-    let mut c = Controller::new().await;
+    let mut c = TestController::new().await;
     assert!(c.register.facts.python.starts_with("3."), "{:?}", c.register);
     assert!(c.register.facts.capabilities.contains(&"call".to_string()));
     c.define_file(
@@ -17,7 +17,7 @@ async fn functions_are_called() {
     assert_eq!(value(&results[2]), r#"{"sum":9}"#);
     assert_eq!(results[1].outcome.stdout.as_str(), "got 2\n");
     assert_eq!((ename(&results[3]), evalue(&results[3])), ("ValueError", "below zero"));
-    // From 3.11 on Python underlines the place.
+    // Python 3.11 and later underline the position.
     let traceback = &results[3].outcome.error.as_ref().unwrap().traceback;
     let plain: Vec<&str> = traceback.lines().filter(|line| !line.trim().starts_with('^')).collect();
     insta::assert_snapshot!(plain.join("\n"), @r#"
@@ -31,7 +31,7 @@ async fn functions_are_called() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn values_that_json_cannot_hold_are_pickled() {
-    let mut c = Controller::new().await;
+    let mut c = TestController::new().await;
     let source = "import threading\ndef f(k):\n    return [(1, 2), {1: 2}, float('nan'), threading.Lock(), '\\ud800', {'a': [1, True]}, 10**5000][k]\n";
     c.define_file(1, source);
     c.tasks(1, 0, &["[0]", "[1]", "[2]", "[3]", "[4]", "[5]", "[6]"]);
@@ -56,8 +56,8 @@ async fn values_that_json_cannot_hold_are_pickled() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn definitions_that_cannot_be_used_say_why() {
-    let mut c = Controller::new().await;
+async fn unusable_definitions_report_the_reason() {
+    let mut c = TestController::new().await;
     c.define_file(1, "def f(:\n");
     c.define_file(2, "def g(x): pass\n");
     c.define_file(3, "import no_such_module_here\ndef f(): pass\n");
@@ -100,7 +100,11 @@ async fn definitions_that_cannot_be_used_say_why() {
         ("AttributeError", "shipped.py has no function 'f'; it has g")
     );
     assert_eq!(ename(&results[2]), "ModuleNotFoundError");
-    assert!(evalue(&results[2]).contains("install the module there"), "{}", evalue(&results[2]));
+    assert!(
+        evalue(&results[2]).contains("install the module in that interpreter"),
+        "{}",
+        evalue(&results[2])
+    );
     assert_eq!(
         (ename(&results[3]), evalue(&results[3])),
         ("TypeError", "shipped.py:f is a int, not a function")
@@ -112,8 +116,8 @@ async fn definitions_that_cannot_be_used_say_why() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_worker_that_dies_takes_only_its_task_along() {
-    let mut c = Controller::new().await;
+async fn a_dying_worker_loses_only_its_task() {
+    let mut c = TestController::new().await;
     let source = "import os, signal, sys\ndef f(k):\n    if k == 1: os._exit(3)\n    if k == 2: print('bye', file=sys.stderr); os.kill(os.getpid(), signal.SIGSEGV)\n    if k == 3: sys.exit('enough')\n    return k\n";
     c.define_file(1, source);
     c.tasks(1, 0, &["[0]", "[1]", "[0]", "[2]", "[3]", "[0]"]);
@@ -138,7 +142,7 @@ async fn a_worker_that_dies_takes_only_its_task_along() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn output_comes_while_a_task_runs_and_belongs_to_it() {
-    let mut c = Controller::new().await;
+    let mut c = TestController::new().await;
     let source = "import os, subprocess, sys, time\ndef f(k):\n    if k: return print('short', k)\n    print('one'); subprocess.run(['sh', '-c', 'echo two']); os.write(2, b'three\\n')\n    while not os.path.exists(sys.argv[0] or os.environ['GO']): time.sleep(0.01)\n    sys.stdout.write('four')\n";
     let go = tempfile::tempdir().unwrap();
     let path = go.path().join("go");
@@ -165,21 +169,21 @@ async fn output_comes_while_a_task_runs_and_belongs_to_it() {
     let (mut out, mut err) = (String::new(), String::new());
     while out != "one\ntwo\n" || err != "three\n" {
         c.take_one().await;
-        out = c.progress.iter().map(Told::stdout).collect();
-        err = c.progress.iter().map(Told::stderr).collect();
+        out = c.progress.iter().map(TaskProgress::stdout).collect();
+        err = c.progress.iter().map(TaskProgress::stderr).collect();
     }
     std::fs::write(&path, "").unwrap();
     let results = c.results(2).await;
-    // What was told on the way and not called recorded is told again: a controller may have been killed before that.
-    let told = |outcome: &crate::model::task::Outcome| (outcome.stdout.clone(), outcome.stderr.clone());
-    assert_eq!(told(&results[0].outcome), ("one\ntwo\nfour".into(), "three\n".into()));
-    assert_eq!(told(&results[1].outcome), ("short 2\n".into(), "".into()));
+    // Reported output that was not acknowledged is sent again: a controller may have been killed before it recorded the output.
+    let streams = |outcome: &crate::model::task::Outcome| (outcome.stdout.clone(), outcome.stderr.clone());
+    assert_eq!(streams(&results[0].outcome), ("one\ntwo\nfour".into(), "three\n".into()));
+    assert_eq!(streams(&results[1].outcome), ("short 2\n".into(), "".into()));
     c.end().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_namespace_is_shared_by_execute_push_and_pull() {
-    let mut c = Controller::new().await;
+    let mut c = TestController::new().await;
     let execute = |code: &str| Work::Execute {
         code: code.into(),
         filename: "<exec>".into(),
@@ -212,34 +216,34 @@ async fn the_namespace_is_shared_by_execute_push_and_pull() {
         (ename(&results[3]), evalue(&results[3])),
         ("NameError", "not defined on this engine: c")
     );
-    let there = dir.path().canonicalize().unwrap();
-    assert_eq!(value(&results[4]), format!("[\"{}\",\"red\"]", there.display()));
+    let directory = dir.path().canonicalize().unwrap();
+    assert_eq!(value(&results[4]), format!("[\"{}\",\"red\"]", directory.display()));
     assert_eq!(value(&results[5]), "null");
     assert_eq!(value(&results[6]), "null");
     assert_eq!(ename(&results[7]), "SyntaxError");
-    // Nothing of Python's own parser stands in it.
+    // It has no frame of Python's own parser.
     let traceback = &results[7].outcome.error.as_ref().unwrap().traceback;
     assert!(!traceback.contains("ast.py"), "{traceback}");
     c.end().await;
 }
 
-/// What was told of a task and what came with its result, of one stream.
-fn whole(c: &Controller, result: &TaskResult, stream: usize) -> Vec<u8> {
+/// The complete output of a task on one stream: progress reports and the rest in its result.
+fn whole(c: &TestController, result: &TaskResult, stream: usize) -> Vec<u8> {
     let rest = [&result.outcome.stdout, &result.outcome.stderr][stream];
-    let told = c.progress.iter().find(|told| told.task.index == result.index);
-    let told = told.map_or(&[][..], |told| &told.written[stream]);
-    [&told[..rest.start as usize], &rest.bytes].concat()
+    let report = c.progress.iter().find(|report| report.task.index == result.index);
+    let report = report.map_or(&[][..], |report| &report.written[stream]);
+    [&report[..rest.start as usize], &rest.bytes].concat()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_function_that_prints_faster_than_recorded_waits_and_nothing_is_lost() {
-    let mut c = Controller::new().await;
+async fn a_function_that_prints_faster_than_recorded_blocks_and_no_output_is_lost() {
+    let mut c = TestController::new().await;
     let source = "import os, sys\nblock = bytes(i * i >> 4 & 255 for i in range(1 << 16))\ndef f(path, count):\n    for i in range(count):\n        sys.stdout.buffer.write(block)\n        sys.stdout.flush()\n        with open(path, 'w') as file: file.write(str((i + 1) * len(block)))\n    print('done', file=sys.stderr)\n";
     c.define_file(1, source);
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("written");
     c.tasks(1, 0, &[&format!("[{:?}, 480]", path.display().to_string())]);
-    // Nothing is called recorded.
+    // Without acknowledgements.
     c.until_running(0).await;
     while c.progress[0].written[0].len() < 2 << 20 {
         c.take_one().await;
@@ -252,7 +256,7 @@ async fn a_function_that_prints_faster_than_recorded_waits_and_nothing_is_lost()
         same = if now == before { same + 1 } else { 0 };
         before = now;
     }
-    // It waits: what it has written is in the engine's window, in the pipe and in its own hands.
+    // It blocks: its output fills the engine's window, the pipe and its own buffer.
     assert!((2 << 20..3 << 20).contains(&before), "{before}");
     c.record_output = true;
     c.progress[0].written[0].truncate(100_000);
@@ -262,7 +266,7 @@ async fn a_function_that_prints_faster_than_recorded_waits_and_nothing_is_lost()
     let block: Vec<u8> = (0..1u64 << 16).map(|i| ((i * i) >> 4) as u8).collect();
     assert!(whole(&c, &result, 0) == block.repeat(480));
     assert_eq!(whole(&c, &result, 1), b"done\n");
-    // One that waits for room can be stopped.
+    // A blocked task can be stopped.
     c.record_output = false;
     c.tasks(1, 1, &[&format!("[{:?}, 48000]", path.display().to_string())]);
     c.until_running(1).await;
@@ -278,8 +282,8 @@ async fn a_function_that_prints_faster_than_recorded_waits_and_nothing_is_lost()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_a_child_writes_to_dev_stdout_follows_what_was_printed_before() {
-    let mut c = Controller::new().await;
+async fn output_of_children_to_dev_stdout_follows_earlier_output() {
+    let mut c = TestController::new().await;
     let source = "import os, subprocess, sys\ndef f(k):\n    out, name = (sys.stdout, '/dev/stdout') if k % 2 else (sys.stderr, '/dev/stderr')\n    print('a', k, file=out)\n    subprocess.run(f'echo b {k} > {name}', shell=True, check=True)\n    print('c', k, file=out)\n    with open(name, 'w') as file: file.write('d')\n";
     c.define_file(1, source);
     let code = "import subprocess\nprint('a')\nsubprocess.run('echo b > /dev/stdout; echo B > /dev/stderr', shell=True)\nprint('c')";
@@ -312,8 +316,8 @@ async fn what_a_child_writes_to_dev_stdout_follows_what_was_printed_before() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn each_of_many_fast_tasks_gets_what_it_and_its_children_printed() {
-    let mut c = Controller::new().await;
+async fn each_fast_task_gets_exactly_its_own_output_and_that_of_its_children() {
+    let mut c = TestController::new().await;
     c.record_output = true;
     let source = "import os, sys\ndef f(k):\n    if k % 3: print(k, 'x' * (k % 5000))\n    if k % 7 == 0: print('err', k, file=sys.stderr)\n    if k % 500 == 0:\n        pid = os.fork()\n        if not pid: os.write(1, b'child %d\\n' % k); os._exit(0)\n        os.waitpid(pid, 0)\n    if k == 1111: os.dup2(2, 1)\n    if k == 2222: os.close(1)\n    if k == 3333: os.set_blocking(1, False)\n    return k\n";
     c.define_file(1, source);
@@ -342,14 +346,14 @@ async fn each_of_many_fast_tasks_gets_what_it_and_its_children_printed() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_child_that_lives_on_keeps_no_result_waiting_and_its_late_words_are_of_no_task() {
-    let mut c = Controller::new().await;
+async fn a_surviving_child_delays_no_result_and_its_late_output_belongs_to_no_task() {
+    let mut c = TestController::new().await;
     let source = "import os, subprocess\ndef f(k):\n    print('task', k)\n    if k == 0: subprocess.Popen(['sh', '-c', 'while :; do echo noise; done'], start_new_session=True)\n    if k == 1: os._exit(3)\n";
     c.define_file(1, source);
     c.tasks(1, 0, &["[0]"]);
     let result = c.result().await;
     assert!(whole(&c, &result, 0).starts_with(b"task 0\n"));
-    // It writes on and is read as of no task; the worker ends though it holds the pipe.
+    // It continues to write, assigned to no task; the worker ends although the child holds the pipe open.
     c.record_output = true;
     c.tasks(1, 1, &["[1]"]);
     let result = c.result().await;

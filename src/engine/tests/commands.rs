@@ -1,4 +1,4 @@
-//! Commands.
+//! Tests of commands.
 use super::*;
 
 fn command(argv: &[&str]) -> Work {
@@ -9,7 +9,7 @@ fn command(argv: &[&str]) -> Work {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn commands_run_without_python() {
-    let mut c = Controller::with(|settings| settings.python = Some("/no/such/python".into())).await;
+    let mut c = TestController::with(|settings| settings.python = Some("/no/such/python".into())).await;
     assert_eq!(c.register.facts.python, "");
     let reason = c.register.unavailable.clone().unwrap();
     assert!(reason.contains("/no/such/python"), "{reason}");
@@ -48,7 +48,7 @@ async fn commands_run_without_python() {
     assert_eq!((ename(&results[3]), results[3].outcome.crashed), ("Signal", false));
     assert_eq!(ename(&results[4]), "PythonUnavailable");
     assert!(evalue(&results[4]).contains("/no/such/python") && evalue(&results[4]).contains("engine: python:"));
-    // What other engines can run costs nothing: it goes back. What was meant for this engine alone fails.
+    // Tasks that other engines can run are returned; a task bound to this engine fails.
     let (_, message) = c.next().await;
     assert_eq!(message.msg_type(), RETURNED);
     let returned: Returned = message.content().unwrap();
@@ -58,8 +58,8 @@ async fn commands_run_without_python() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn commands_are_stopped_with_all_that_they_started() {
-    let mut c = Controller::new().await;
+async fn commands_are_stopped_together_with_their_children() {
+    let mut c = TestController::new().await;
     let options = MapOptions {
         timeout_s: Some(0.3),
         ..MapOptions::default()
@@ -73,11 +73,11 @@ async fn commands_are_stopped_with_all_that_they_started() {
     c.tasks(1, 0, &["[]"]);
     let result = c.result().await;
     assert_eq!((result.outcome.status, ename(&result)), (TaskState::Timeout, "TaskTimeout"));
-    // The child dies too (a dead process stays until its new parent has heard of it).
+    // The child dies too (a dead process stays until its new parent has messages of it).
     let stat = format!("/proc/{}/stat", c.progress[0].stdout().trim());
-    let until = std::time::Instant::now() + LONGEST;
+    let until = std::time::Instant::now() + TEST_TIMEOUT;
     while std::fs::read_to_string(&stat).is_ok_and(|state| !state.contains(") Z ")) {
-        assert!(std::time::Instant::now() < until, "a child of the command lives on");
+        assert!(std::time::Instant::now() < until, "a child of the command is still running");
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
     c.tasks(2, 5, &["[]"]);
@@ -89,8 +89,8 @@ async fn commands_are_stopped_with_all_that_they_started() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn long_output_comes_in_parts_as_it_is_and_is_not_read_faster_than_recorded() {
-    let mut c = Controller::new().await;
+async fn long_output_is_sent_unchanged_in_parts_and_not_read_faster_than_recorded() {
+    let mut c = TestController::new().await;
     c.record_output = true;
     let script = "head -c 6000000 /dev/urandom > long; (cat long; sha256sum < long >&2)";
     let directory = tempfile::tempdir().unwrap();
@@ -103,18 +103,18 @@ async fn long_output_comes_in_parts_as_it_is_and_is_not_read_faster_than_recorde
     c.tasks(1, 0, &["[]"]);
     let result = c.result().await;
     let long = std::fs::read(directory.path().join("long")).unwrap();
-    let told = &c.progress[0];
+    let report = &c.progress[0];
     let whole = [
-        &told.written[0][..result.outcome.stdout.start as usize],
+        &report.written[0][..result.outcome.stdout.start as usize],
         &result.outcome.stdout.bytes,
     ]
     .concat();
     assert!(whole == long && result.outcome.stdout.size == 6_000_000);
-    assert!(told.largest <= 256 << 10);
+    assert!(report.largest <= 256 << 10);
     assert!(result.outcome.stdout.bytes.len() <= 256 << 10, "the rest is short");
     assert!(result.outcome.stderr.text().ends_with("-\n"));
 
-    // Nothing is called recorded: the command waits, and the engine keeps no more than it may.
+    // Without acknowledgements the command blocks, and the engine's buffer stays limited.
     c.record_output = false;
     c.tasks(2, 7, &["[]"]);
     c.until_running(7).await;
@@ -122,7 +122,7 @@ async fn long_output_comes_in_parts_as_it_is_and_is_not_read_faster_than_recorde
         c.take_one().await;
     }
     assert!(!directory.path().join("over").exists());
-    // A connection that is made anew begins where the record ends.
+    // A new connection continues at the end of the record.
     c.progress[1].written[0].truncate(300_000);
     c.record_output = true;
     c.welcome(Vec::new());

@@ -1,9 +1,9 @@
-//! Stopping tasks, giving them back, losing and leaving the controller.
+//! Tests of stopping and returning tasks, of losing and leaving the controller.
 use super::*;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn timeouts_end_a_task_and_cancelling_too() {
-    let mut c = Controller::new().await;
+async fn timeouts_and_cancelling_end_a_task() {
+    let mut c = TestController::new().await;
     let from = CallSource::File {
         name: "sleepy.py".into(),
         text: "import time, signal\ndef f(kind):\n    if kind == 'deaf':\n        signal.signal(signal.SIGINT, signal.SIG_IGN)\n        signal.signal(signal.SIGTERM, signal.SIG_IGN)\n    if kind: time.sleep(600)\n".into(),
@@ -31,10 +31,7 @@ async fn timeouts_end_a_task_and_cancelling_too() {
     c.tasks(1, 0, &["[\"sleep\"]", "[null]", "[\"deaf\"]"]);
     let results = c.results(3).await;
     assert_eq!(results[0].outcome.status, TaskState::Timeout);
-    assert_eq!(
-        (ename(&results[0]), evalue(&results[0])),
-        ("TaskTimeout", "stopped after 0.3 s, its timeout")
-    );
+    assert_eq!((ename(&results[0]), evalue(&results[0])), ("TaskTimeout", "timed out after 0.3 s"));
     assert!(results[0].outcome.error.as_ref().unwrap().traceback.contains("KeyboardInterrupt"));
     assert_eq!(value(&results[1]), "null");
     assert_eq!(results[2].outcome.status, TaskState::Timeout);
@@ -56,8 +53,8 @@ async fn timeouts_end_a_task_and_cancelling_too() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn unbegun_tasks_are_given_back_even_from_the_worker() {
-    let mut c = Controller::new().await;
+async fn tasks_that_have_not_started_are_returned_even_from_the_worker() {
+    let mut c = TestController::new().await;
     c.define_file(1, "import time\ndef f(s): time.sleep(s)\n");
     c.tasks(1, 0, &["[0]", "[0]", "[0]", "[0]", "[0]", "[0]"]);
     c.results(6).await;
@@ -71,7 +68,7 @@ async fn unbegun_tasks_are_given_back_even_from_the_worker() {
     c.native(GIVE_BACK, &GiveBack { at_most: 1000 });
     let returned: Returned = c.native_answer(RETURNED).await;
     assert_eq!(returned.tasks, []);
-    // The worker skips what was taken back, and goes on.
+    // The worker skips recalled tasks and continues.
     c.native(CANCEL, &Cancel { tasks: vec![held(1, 10)] });
     c.tasks(1, 300, &["[0]"]);
     let results = c.results(2).await;
@@ -83,15 +80,15 @@ async fn unbegun_tasks_are_given_back_even_from_the_worker() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn results_wait_for_the_word_that_they_are_recorded() {
-    let mut c = Controller::new().await;
+async fn results_are_resent_until_they_are_recorded() {
+    let mut c = TestController::new().await;
     c.record = false;
     c.define_file(1, "import time\ndef f(s): time.sleep(s)\n");
     c.tasks(1, 0, &["[0]"]);
     assert_eq!(c.result().await.index, 0);
     c.tasks(1, 1, &["[600]", "[0]"]);
     c.until_running(1).await;
-    // A controller that has forgotten the engine.
+    // The controller has forgotten the engine.
     c.native(UNKNOWN_ENGINE, &());
     let again: Register = c.native_answer(REGISTER).await;
     assert_eq!(again.id, Some(EngineId(3)));
@@ -105,8 +102,8 @@ async fn results_wait_for_the_word_that_they_are_recorded() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_draining_engine_finishes_what_runs_and_gives_back_the_rest() {
-    let mut c = Controller::new().await;
+async fn a_draining_engine_finishes_the_running_task_and_returns_the_rest() {
+    let mut c = TestController::new().await;
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("go");
     c.define_file(
@@ -122,11 +119,11 @@ async fn a_draining_engine_finishes_what_runs_and_gives_back_the_rest() {
     std::fs::write(&path, "").unwrap();
     assert_eq!(value(&c.result().await), "\"done\"");
     let _: Unregister = c.native_answer(UNREGISTER).await;
-    tokio::time::timeout(LONGEST, c.process).await.unwrap().unwrap().unwrap();
+    tokio::time::timeout(TEST_TIMEOUT, c.process).await.unwrap().unwrap().unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_engine_without_a_controller_names_what_it_tried() {
+async fn an_engine_without_a_controller_lists_the_tried_addresses() {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let port = listener.local_addr().unwrap().port();
     drop(listener);
@@ -138,31 +135,31 @@ async fn an_engine_without_a_controller_names_what_it_tried() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_engine_whose_controller_is_silent_ends() {
-    let mut c = Controller::new().await;
+async fn an_engine_with_a_silent_controller_exits() {
+    let mut c = TestController::new().await;
     c.welcome_for(Vec::new(), 1000);
-    let error = tokio::time::timeout(LONGEST, c.process).await.unwrap().unwrap().unwrap_err();
+    let error = tokio::time::timeout(TEST_TIMEOUT, c.process).await.unwrap().unwrap().unwrap_err();
     assert!(matches!(error, EngineError::ControllerGone(1)), "{error}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_refused_engine_says_why() {
-    let mut c = Controller::with_answer(|_| {}, false).await;
+async fn a_rejected_engine_reports_the_reason() {
+    let mut c = TestController::with_answer(|_| {}, false).await;
     let refusal = Registered {
         status: "error".into(),
-        evalue: "protocol 1 is not spoken here".into(),
+        evalue: "protocol 1 is not supported".into(),
         id: None,
-        heartbeat_ms: 0,
-        controller_patience_ms: 0,
+        heartbeat_interval_ms: 0,
+        engine_reconnect_timeout_ms: 0,
         drop: Vec::new(),
         max_message_bytes: 0,
     };
     c.native(REGISTERED, &refusal);
-    let error = tokio::time::timeout(LONGEST, c.process)
+    let error = tokio::time::timeout(TEST_TIMEOUT, c.process)
         .await
         .unwrap()
         .unwrap()
         .unwrap_err()
         .to_string();
-    assert_eq!(error, "the controller refused this engine: protocol 1 is not spoken here");
+    assert_eq!(error, "the controller rejected this engine: protocol 1 is not supported");
 }

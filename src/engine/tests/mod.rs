@@ -1,4 +1,4 @@
-//! One real engine with a real Python and real sockets, against a controller that the test plays.
+//! Tests of a real engine with a real Python and real sockets, against a controller simulated by the test.
 mod calls;
 mod commands;
 mod life;
@@ -20,36 +20,36 @@ use std::collections::VecDeque;
 use std::time::Duration;
 use tokio::task::JoinHandle;
 
-/// No state is waited for longer.
-const LONGEST: Duration = Duration::from_secs(60);
+/// Upper bound of every wait.
+const TEST_TIMEOUT: Duration = Duration::from_secs(60);
 
-pub(super) struct Controller {
+pub(super) struct TestController {
     pub socket: Socket,
     session: Session,
     engine: Bytes,
     pub register: Register,
     pub process: JoinHandle<Result<(), EngineError>>,
-    /// Results that have come and were not looked at.
+    /// Received results that the test has not taken yet.
     results: VecDeque<TaskResult>,
-    pub progress: Vec<Told>,
-    /// It calls parts of outputs recorded.
+    pub progress: Vec<TaskProgress>,
+    /// Acknowledge parts of outputs.
     pub record_output: bool,
     pub record: bool,
-    /// What it says of the messages that it receives.
+    /// The announced message size limit.
     pub max_message_bytes: u64,
     since: std::time::Instant,
     others: VecDeque<(Channel, Message)>,
 }
 
-/// What an engine has told of a task while it ran.
-pub(super) struct Told {
+/// Progress reports of a task.
+pub(super) struct TaskProgress {
     pub task: Held,
     pub written: [Vec<u8>; 3],
-    /// Bytes of its largest part.
+    /// Size of its largest part in bytes.
     pub largest: usize,
 }
 
-impl Told {
+impl TaskProgress {
     pub fn stdout(&self) -> &str {
         std::str::from_utf8(&self.written[0]).unwrap()
     }
@@ -58,12 +58,12 @@ impl Told {
     }
 }
 
-impl Controller {
-    pub async fn with(change: impl FnOnce(&mut EngineSettings)) -> Controller {
-        Controller::with_answer(change, true).await
+impl TestController {
+    pub async fn with(change: impl FnOnce(&mut EngineSettings)) -> TestController {
+        TestController::with_answer(change, true).await
     }
 
-    pub async fn with_answer(change: impl FnOnce(&mut EngineSettings), welcome: bool) -> Controller {
+    pub async fn with_answer(change: impl FnOnce(&mut EngineSettings), welcome: bool) -> TestController {
         let keys = KeyPair::generate();
         let socket = Socket::new(Kind::Router, None, &Security::Server(keys.clone()))
             .unwrap()
@@ -73,12 +73,12 @@ impl Controller {
         if let Ok(python) = std::env::var("PCLUSTER_TEST_PYTHON") {
             settings.python = Some(python);
         }
-        (settings.interrupt_ms, settings.terminate_ms) = (1000, 1000);
+        (settings.interrupt_timeout_ms, settings.terminate_timeout_ms) = (1000, 1000);
         change(&mut settings);
         let process = tokio::spawn(run(settings));
         let mut session = Session::new(b"key", "controller", "me");
         let message = session.open(socket.receive().await.unwrap()).unwrap();
-        let mut controller = Controller {
+        let mut controller = TestController {
             engine: message.identities[0].clone(),
             register: message.content().unwrap(),
             socket,
@@ -98,21 +98,21 @@ impl Controller {
         controller
     }
 
-    pub async fn new() -> Controller {
-        Controller::with(|_| {}).await
+    pub async fn new() -> TestController {
+        TestController::with(|_| {}).await
     }
 
     pub fn welcome(&mut self, drop: Vec<Held>) {
         self.welcome_for(drop, 20_000);
     }
 
-    pub fn welcome_for(&mut self, drop: Vec<Held>, controller_patience_ms: u64) {
+    pub fn welcome_for(&mut self, drop: Vec<Held>, engine_reconnect_timeout_ms: u64) {
         let registered = Registered {
             status: "ok".into(),
             evalue: String::new(),
             id: Some(EngineId(3)),
-            heartbeat_ms: 200,
-            controller_patience_ms,
+            heartbeat_interval_ms: 200,
+            engine_reconnect_timeout_ms,
             drop,
             max_message_bytes: self.max_message_bytes,
         };
@@ -176,7 +176,7 @@ impl Controller {
         );
     }
 
-    /// The next message that is not one of every day.
+    /// The next message other than heartbeats, results and progress.
     pub async fn next(&mut self) -> (Channel, Message) {
         if let Some(other) = self.others.pop_front() {
             return other;
@@ -189,10 +189,10 @@ impl Controller {
     }
 
     async fn take_one(&mut self) -> Option<(Channel, Message)> {
-        assert!(self.since.elapsed() < LONGEST, "what was waited for did not come");
-        let frames = tokio::time::timeout(LONGEST, self.socket.receive())
+        assert!(self.since.elapsed() < TEST_TIMEOUT, "the expected state was not reached");
+        let frames = tokio::time::timeout(TEST_TIMEOUT, self.socket.receive())
             .await
-            .expect("a message in time")
+            .expect("no message before the timeout")
             .unwrap();
         let channel = Channel::from_frame(&frames[1]).unwrap();
         let message = self.session.open(frames).unwrap();
@@ -213,7 +213,7 @@ impl Controller {
                 }
                 PROGRESS => {
                     let progress: Progress = message.content().unwrap();
-                    self.told(progress, &message.buffers);
+                    self.add_progress(progress, &message.buffers);
                     return None;
                 }
                 _ => {}
@@ -222,22 +222,22 @@ impl Controller {
         Some((channel, message))
     }
 
-    /// Takes the parts that follow what it has of the task.
-    fn told(&mut self, progress: Progress, buffers: &[Bytes]) {
+    /// Appends parts that continue the received output of the task.
+    fn add_progress(&mut self, progress: Progress, buffers: &[Bytes]) {
         assert_eq!(progress.parts.len(), buffers.len());
-        let at = self.progress.iter().position(|told| told.task == progress.task);
+        let at = self.progress.iter().position(|report| report.task == progress.task);
         let at = at.unwrap_or_else(|| {
-            self.progress.push(Told {
+            self.progress.push(TaskProgress {
                 task: progress.task,
                 written: Default::default(),
                 largest: 0,
             });
             self.progress.len() - 1
         });
-        let told = &mut self.progress[at];
+        let report = &mut self.progress[at];
         for (part, bytes) in progress.parts.iter().zip(buffers) {
-            let written = &mut told.written[part.stream as usize];
-            told.largest = told.largest.max(bytes.len());
+            let written = &mut report.written[part.stream as usize];
+            report.largest = report.largest.max(bytes.len());
             if let Some(known) = (written.len() as u64).checked_sub(part.start)
                 && let Some(rest) = bytes.get(known as usize..)
             {
@@ -247,9 +247,9 @@ impl Controller {
         if self.record_output {
             let recorded = OutputRecorded {
                 task: progress.task,
-                stdout: told.written[0].len() as u64,
-                stderr: told.written[1].len() as u64,
-                value: told.written[2].len() as u64,
+                stdout: report.written[0].len() as u64,
+                stderr: report.written[1].len() as u64,
+                value: report.written[2].len() as u64,
             };
             self.native(OUTPUT_RECORDED, &recorded);
         }
@@ -283,7 +283,7 @@ impl Controller {
         }
     }
 
-    /// Until it has said of this task that it runs.
+    /// Waits until the engine has reported that this task is running.
     pub async fn until_running(&mut self, index: u32) {
         while !self.progress.iter().any(|progress| progress.task.index == index) {
             if let Some(other) = self.take_one().await {
@@ -295,7 +295,7 @@ impl Controller {
     pub async fn end(mut self) {
         self.native(SHUTDOWN, &Shutdown { drain: false });
         let _: Unregister = self.native_answer(UNREGISTER).await;
-        tokio::time::timeout(LONGEST, self.process).await.unwrap().unwrap().unwrap();
+        tokio::time::timeout(TEST_TIMEOUT, self.process).await.unwrap().unwrap().unwrap();
     }
 }
 

@@ -1,5 +1,5 @@
-//! Requests of ipyparallel clients, with a Python that has ipyparallel (PCLUSTER_TEST_PYTHON); without one, the error.
-use super::Controller;
+//! Tests of requests of ipyparallel clients with a Python that has ipyparallel (PCLUSTER_TEST_PYTHON), and of the error without it.
+use super::TestController;
 use crate::wire::content::engine::Channel;
 use crate::wire::{Message, Session};
 use base64::Engine;
@@ -7,7 +7,7 @@ use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use serde_json::{Value, json};
 
-/// Makes the buffers of an `apply_request` of this lambda, or reads those of a reply, with ipyparallel itself.
+/// Runs Python code with ipyparallel: encodes the buffers of an `apply_request`, or decodes those of a reply.
 fn python(code: &str, argument: &str) -> Option<String> {
     let python = std::env::var("PCLUSTER_TEST_PYTHON").ok()?;
     let output = std::process::Command::new(python).args(["-c", code, argument]).output().unwrap();
@@ -41,9 +41,9 @@ fn execute(client: &mut Session, code: &str) -> Message {
     request(client, "execute_request", content, Vec::new())
 }
 
-/// Everything up to the reply (that all is said then, the controller tells the clients): (channel, type or state, content, the whole message).
-async fn conversation(c: &mut Controller, parent: &str) -> Vec<(Channel, String, Value, Message)> {
-    let mut heard = Vec::new();
+/// All messages up to the reply, which is the last one: (channel, type or state, content, message).
+async fn collect_reply(c: &mut TestController, parent: &str) -> Vec<(Channel, String, Value, Message)> {
+    let mut messages = Vec::new();
     loop {
         let (channel, message) = c.next().await;
         if message.parent().is_none_or(|header| header.msg_id != parent) {
@@ -52,19 +52,19 @@ async fn conversation(c: &mut Controller, parent: &str) -> Vec<(Channel, String,
         let content: Value = message.content().unwrap();
         let metadata: Value = message.metadata().unwrap();
         assert!(metadata["engine"].is_string(), "{metadata}");
-        let word = match content["execution_state"].as_str() {
+        let label = match content["execution_state"].as_str() {
             Some(state) => state.to_string(),
             None => message.msg_type().to_string(),
         };
-        heard.push((channel, word, content, message));
-        if heard.last().is_some_and(|last| last.1.ends_with("_reply")) {
-            return heard;
+        messages.push((channel, label, content, message));
+        if messages.last().is_some_and(|last| last.1.ends_with("_reply")) {
+            return messages;
         }
     }
 }
 
-fn words(heard: &[(Channel, String, Value, Message)]) -> Vec<&str> {
-    heard.iter().map(|(_, word, _, _)| word.as_str()).collect()
+fn labels(messages: &[(Channel, String, Value, Message)]) -> Vec<&str> {
+    messages.iter().map(|(_, label, _, _)| label.as_str()).collect()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -72,19 +72,19 @@ async fn applications_share_the_namespace_and_reply_with_buffers() {
     let Some(buffers) = packed("lambda x: (print('hi'), x + base)[1]") else {
         return;
     };
-    let mut c = Controller::new().await;
+    let mut c = TestController::new().await;
     assert!(c.register.facts.capabilities.contains(&"apply".to_string()));
     let mut client = Session::new(b"key", "client", "me");
     let set = execute(&mut client, "base = 40");
     c.send(Channel::Mux, &[Bytes::from_static(b"client")], &set);
-    conversation(&mut c, &set.header.msg_id).await;
+    collect_reply(&mut c, &set.header.msg_id).await;
     let apply = request(&mut client, "apply_request", json!({}), buffers);
     c.send(Channel::Task, &[Bytes::from_static(b"client")], &apply);
-    let heard = conversation(&mut c, &apply.header.msg_id).await;
-    assert_eq!(words(&heard), ["busy", "stream", "apply_reply"]);
-    assert_eq!(heard[1].2, json!({ "name": "stdout", "text": "hi\n" }));
-    assert_eq!(heard[1].3.identities[2], "engine.3.stdout");
-    let (channel, _, content, reply) = &heard[2];
+    let messages = collect_reply(&mut c, &apply.header.msg_id).await;
+    assert_eq!(labels(&messages), ["busy", "stream", "apply_reply"]);
+    assert_eq!(messages[1].2, json!({ "name": "stdout", "text": "hi\n" }));
+    assert_eq!(messages[1].3.identities[2], "engine.3.stdout");
+    let (channel, _, content, reply) = &messages[2];
     assert_eq!((*channel, content), (Channel::Task, &json!({ "status": "ok" })));
     assert_eq!(reply.identities[2], "client");
     let metadata: Value = reply.metadata().unwrap();
@@ -93,12 +93,12 @@ async fn applications_share_the_namespace_and_reply_with_buffers() {
         (&json!("ok"), &json!("mine"), &json!(true))
     );
     assert_eq!(unpacked(&reply.buffers), "42");
-    // An error, with the engine's name in it.
+    // An error, which names the engine.
     let apply = request(&mut client, "apply_request", json!({}), packed("lambda x: x / 0").unwrap());
     c.send(Channel::Mux, &[Bytes::from_static(b"client")], &apply);
-    let heard = conversation(&mut c, &apply.header.msg_id).await;
-    assert_eq!(words(&heard), ["busy", "error", "apply_reply"]);
-    let content = &heard[2].2;
+    let messages = collect_reply(&mut c, &apply.header.msg_id).await;
+    assert_eq!(labels(&messages), ["busy", "error", "apply_reply"]);
+    let content = &messages[2].2;
     assert_eq!(
         (&content["ename"], &content["evalue"]),
         (&json!("ZeroDivisionError"), &json!("division by zero"))
@@ -112,19 +112,19 @@ async fn applications_share_the_namespace_and_reply_with_buffers() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn executions_publish_what_they_print_and_display() {
+async fn executions_publish_output_and_displays() {
     if python("pass", "").is_none() {
         return;
     }
-    let mut c = Controller::new().await;
+    let mut c = TestController::new().await;
     let mut client = Session::new(b"key", "client", "me");
     let code =
         "import sys\nprint('a')\nprint('b', file=sys.stderr)\nfrom IPython.display import display, HTML\ndisplay(HTML('<b>'))\n6 * 7";
     let run = execute(&mut client, code);
     c.send(Channel::Mux, &[Bytes::from_static(b"client")], &run);
-    let heard = conversation(&mut c, &run.header.msg_id).await;
+    let messages = collect_reply(&mut c, &run.header.msg_id).await;
     assert_eq!(
-        words(&heard),
+        labels(&messages),
         [
             "busy",
             "execute_input",
@@ -135,30 +135,30 @@ async fn executions_publish_what_they_print_and_display() {
             "execute_reply"
         ]
     );
-    assert_eq!(heard[4].2["data"]["text/html"], "<b>");
-    assert_eq!(heard[5].2["data"]["text/plain"], "42");
-    assert_eq!(heard[5].3.identities[2], "engine.3.execute_result");
-    let reply = &heard[6].2;
+    assert_eq!(messages[4].2["data"]["text/html"], "<b>");
+    assert_eq!(messages[5].2["data"]["text/plain"], "42");
+    assert_eq!(messages[5].3.identities[2], "engine.3.execute_result");
+    let reply = &messages[6].2;
     assert_eq!(
         (&reply["status"], &reply["user_expressions"]["e"]["data"]["text/plain"]),
         (&json!("ok"), &json!("2"))
     );
     assert_eq!(reply["payload"], json!([]));
 
-    // A failure makes the executions queued behind it not run.
+    // A failure aborts the executions queued behind it.
     let wait = execute(&mut client, "import time; time.sleep(0.2); 1 / 0");
     let (second, third) = (execute(&mut client, "2"), execute(&mut client, "3"));
     for message in [&wait, &second, &third] {
         c.send(Channel::Mux, &[Bytes::from_static(b"client")], message);
     }
-    let heard = conversation(&mut c, &wait.header.msg_id).await;
-    assert_eq!(words(&heard), ["busy", "execute_input", "error", "execute_reply"]);
-    assert_eq!(heard[3].2["ename"], "ZeroDivisionError");
+    let messages = collect_reply(&mut c, &wait.header.msg_id).await;
+    assert_eq!(labels(&messages), ["busy", "execute_input", "error", "execute_reply"]);
+    assert_eq!(messages[3].2["ename"], "ZeroDivisionError");
     for message in [&second, &third] {
-        let heard = conversation(&mut c, &message.header.msg_id).await;
-        assert_eq!(words(&heard), ["execute_reply"]);
-        assert_eq!(heard[0].2, json!({ "status": "aborted" }));
-        assert_eq!(heard[0].3.metadata::<Value>().unwrap()["status"], "aborted");
+        let messages = collect_reply(&mut c, &message.header.msg_id).await;
+        assert_eq!(labels(&messages), ["execute_reply"]);
+        assert_eq!(messages[0].2, json!({ "status": "aborted" }));
+        assert_eq!(messages[0].3.metadata::<Value>().unwrap()["status"], "aborted");
     }
     c.end().await;
 }
@@ -168,13 +168,13 @@ async fn control_requests_are_answered_while_code_runs() {
     if python("pass", "").is_none() {
         return;
     }
-    let mut c = Controller::new().await;
+    let mut c = TestController::new().await;
     let mut client = Session::new(b"key", "client", "me");
     let (long, queued) = (execute(&mut client, "import time; time.sleep(600)"), execute(&mut client, "1"));
     for message in [&long, &queued] {
         c.send(Channel::Mux, &[Bytes::from_static(b"client")], message);
     }
-    // Until it has begun.
+    // Wait until it has started.
     while c.next().await.1.msg_type() != "execute_input" {}
     let abort = request(
         &mut client,
@@ -183,12 +183,12 @@ async fn control_requests_are_answered_while_code_runs() {
         Vec::new(),
     );
     c.send(Channel::Control, &[Bytes::from_static(b"client")], &abort);
-    let heard = conversation(&mut c, &queued.header.msg_id).await;
-    assert_eq!(heard[0].2, json!({ "status": "aborted" }));
+    let messages = collect_reply(&mut c, &queued.header.msg_id).await;
+    assert_eq!(messages[0].2, json!({ "status": "aborted" }));
     let interrupt = request(&mut client, "signal_request", json!({ "sig": "SIGINT" }), Vec::new());
     c.send(Channel::Control, &[Bytes::from_static(b"client")], &interrupt);
-    let heard = conversation(&mut c, &long.header.msg_id).await;
-    assert_eq!(heard[heard.len() - 1].2["ename"], "KeyboardInterrupt");
+    let messages = collect_reply(&mut c, &long.header.msg_id).await;
+    assert_eq!(messages[messages.len() - 1].2["ename"], "KeyboardInterrupt");
     let stop = request(&mut client, "shutdown_request", json!({ "restart": false }), Vec::new());
     c.send(Channel::Control, &[Bytes::from_static(b"client")], &stop);
     loop {
@@ -201,9 +201,9 @@ async fn control_requests_are_answered_while_code_runs() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn without_ipyparallel_the_reply_says_what_to_install() {
-    let mut c = Controller::with(|settings| {
-        // A virtual environment without anything in it.
+async fn without_ipyparallel_the_reply_names_the_missing_package() {
+    let mut c = TestController::with(|settings| {
+        // An empty virtual environment.
         let dir = Box::leak(Box::new(tempfile::tempdir().unwrap()));
         let made = std::process::Command::new("python3")
             .args(["-m", "venv", "--without-pip"])
@@ -216,8 +216,8 @@ async fn without_ipyparallel_the_reply_says_what_to_install() {
     let mut client = Session::new(b"key", "client", "me");
     let run = execute(&mut client, "1");
     c.send(Channel::Mux, &[Bytes::from_static(b"client")], &run);
-    let heard = conversation(&mut c, &run.header.msg_id).await;
-    let reply = &heard[heard.len() - 1].2;
+    let messages = collect_reply(&mut c, &run.header.msg_id).await;
+    let reply = &messages[messages.len() - 1].2;
     assert_eq!(reply["ename"], "ImportError");
     assert!(
         reply["evalue"]

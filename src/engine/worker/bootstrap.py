@@ -1,9 +1,9 @@
 import sys
 if sys.version_info < (3, 8):
-    sys.stderr.write("Python %s is too old, 3.8 is the oldest that pcluster's worker runs on\n" % sys.version.split()[0])
+    sys.stderr.write("Python %s is too old: pcluster's worker requires Python 3.8 or later\n" % sys.version.split()[0])
     sys.exit(97)
-# A file of the user's must not be taken for a module of the standard library: neither one in the working directory, which is
-# first in sys.path, nor one in a directory of PYTHONPATH. They are there again for user code.
+# User files must not shadow modules of the standard library, whether in the working directory, which is first in sys.path, or in
+# a directory of PYTHONPATH. These directories are restored for user code.
 path = sys.path[:]
 import os
 users = [os.path.abspath(place) for place in os.environ.get("PYTHONPATH", "\0").split(os.pathsep)] + [""]

@@ -1,11 +1,11 @@
-# ---- bundle: the user's files as modules. One namespace with the other parts.
-# What `python script.py` has imported before it looks into the script's directory.
+# ---- bundle: the user's files as modules. Shares a namespace with the other modules.
+# Modules that `python script.py` imports before it searches the script's directory.
 AT_START = frozenset("__main__ abc codecs encodings genericpath importlib io os posixpath site stat zipimport".split())
 active = None
 
 
 class BundleLoader(importlib.machinery.SourceFileLoader):
-    """Compiles a module under the path that its user knows."""
+    """Compiles a module under its original path."""
 
     def get_code(self, fullname):
         data, shown = self.get_data(self.path), self.bundle.original(self.path)
@@ -13,12 +13,12 @@ class BundleLoader(importlib.machinery.SourceFileLoader):
         try:
             remember_source(shown, importlib.util.decode_source(data))
         except (SyntaxError, UnicodeError):
-            pass  # compile says so
+            pass  # compile reports it
         return compile(data, shown, "exec", dont_inherit=True)
 
 
 class BundleFinder(importlib.machinery.FileFinder):
-    """Finds the modules in one directory of a bundle, as Python would."""
+    """Finds modules in one directory of a bundle, like Python."""
 
     def __init__(self, bundle, path):
         def loader(fullname, path):
@@ -47,11 +47,11 @@ sys.path_hooks.insert(0, find_in_bundle)
 
 
 class Bundle:
-    """The files of one map's code, in a directory of this engine's, and the modules that have been imported from it."""
+    """The files of one map's code, in a directory of this engine, and the modules imported from it."""
 
     def __init__(self, named, place):
         if "directory" not in (place or {}):
-            why = (place or {}).get("missing", "it did not come")
+            why = (place or {}).get("missing", "the engine has not received it")
             raise Unusable("CodeMissing", "the code of %s is not on this engine: %s" % (named["name"], why))
         self.root, self.named = place["directory"], named
         self.entry = os.path.join(self.root, named["entry"])
@@ -67,7 +67,7 @@ class Bundle:
         return path == self.root or path.startswith(self.root + os.sep)
 
     def original(self, path):
-        """Where the user has this file."""
+        """The original path of this file."""
         rest, moved = path[len(self.root) + 1 :], self.named.get("moved") or {}
         first, _, below = rest.partition("/")
         if rest in moved:
@@ -75,8 +75,8 @@ class Bundle:
         return os.path.join(moved[first], below) if first in moved else os.path.join(self.named["origin"], rest)
 
     def file(self, path):
-        """`__file__`: the user's own file where this host has it, so that what lies beside it is found; else the one in the bundle,
-        beside which lies what was sent with it."""
+        """`__file__`: the original file if it exists on this host, so that files beside it are found; otherwise the one in the bundle,
+        beside the files that were sent with it."""
         original = self.original(path)
         return original if not self.named.get("with") and os.path.exists(original) else path
 
@@ -89,21 +89,21 @@ class Bundle:
         return any(isinstance(place, str) and self.has(place) for place in places)
 
     def hides(self, name):
-        """Whether a module that was imported before gives way, as it would to a script's."""
+        """Returns whether this bundle shadows an imported module, like a script's directory would."""
         first = name.partition(".")[0]
         if first not in self.names or first in AT_START or first in sys.builtin_module_names:
             return False
         return getattr(getattr(sys.modules[name], "__spec__", None), "origin", None) != "frozen"
 
     def activate(self):
-        """Makes its modules those that `import` finds."""
+        """Makes `import` find its modules."""
         global active
         if active is self:
             return
         if active is not None:
             active.deactivate()
         active = self
-        # A module's parent is there, too; to go through all names takes longer than all else here.
+        # A module's parent package is imported too, so checking top-level names suffices; iterating over all modules would be slow.
         is_met = any(name in sys.modules for name in self.names)
         self.displaced = {name: sys.modules.pop(name) for name in list(sys.modules) if self.hides(name)} if is_met else {}
         sys.modules.update(self.modules)
@@ -122,7 +122,7 @@ class Bundle:
             del sys.path_importer_cache[path]
 
     def module(self):
-        """The module of the user's file, imported under that file's name: child processes find it under that name too."""
+        """Imports the user's file as a module of its own name, under which child processes find it too."""
         self.activate()
         name = self.named["entry"][: -len(".py")].replace("/", ".")
         if name.endswith(".__init__"):
@@ -134,7 +134,7 @@ class Bundle:
             if isinstance(error, SyntaxError) and error.filename in self.shown:
                 raise self.does_not_compile(error)
             raise failed_import(error, "running the top level of %s" % place)
-        # Kept, so that Python takes it apart at its end as it does others.
+        # Referenced, so that Python finalizes it at exit like other modules.
         self.main = sys.modules[name]
         return self.main
 

@@ -1,6 +1,6 @@
-# ---- code: what a map runs, and where. One namespace with the other parts.
+# ---- code: a map's function and its environment. Shares a namespace with the other modules.
 class Unusable(Exception):
-    """A definition from which no function can be had."""
+    """A definition that does not yield a function."""
 
     def __init__(self, ename, evalue, lines=""):
         super().__init__(evalue)
@@ -17,7 +17,7 @@ def remember_source(name, text):
 
 
 def hint(doing):
-    return "%s with %s; another interpreter is set as `engine: python:` in the profile" % (doing, PYTHON)
+    return "%s with %s; set another interpreter with `engine: python:` in the profile" % (doing, PYTHON)
 
 
 def load_function(source, function, bundle):
@@ -37,8 +37,8 @@ def load_function(source, function, bundle):
             found = getattr(found, part)
         except AttributeError:
             names = [n for n, v in vars(module).items() if callable(v) and not n.startswith("_")]
-            there = "it has " + ", ".join(sorted(names)[:20]) if names else "it has no functions"
-            raise Unusable("AttributeError", "%s has no function %r; %s" % (place, function, there))
+            defined = "it has " + ", ".join(sorted(names)[:20]) if names else "it has no functions"
+            raise Unusable("AttributeError", "%s has no function %r; %s" % (place, function, defined))
     if not callable(found):
         raise Unusable("TypeError", "%s:%s is a %s, not a function" % (place, function, type(found).__name__))
     return found
@@ -47,7 +47,7 @@ def load_function(source, function, bundle):
 def failed_import(error, doing):
     message = "%s (%s)" % (text_of(error), hint(doing))
     if isinstance(error, ModuleNotFoundError):
-        message = "%s (a file of yours is sent with --with PATH; %s; install the module there)" % (text_of(error), hint(doing))
+        message = "%s (send your own files with --with PATH; %s; or install the module in that interpreter)" % (text_of(error), hint(doing))
     return Unusable(type(error).__name__, message, formatted(error))
 
 
@@ -71,11 +71,11 @@ def pull(names):
 
 
 def execute(code, filename, file=None):
-    """Runs source in the engine's namespace; the value is that of a last expression."""
+    """Runs source in the engine's namespace; returns the value of a final expression."""
     import ast
 
     remember_source(filename, importlib.util.decode_source(code) if isinstance(code, bytes) else code)
-    # As ast.parse, without its frame in the traceback of a syntax error.
+    # Like ast.parse, without its frame in the traceback of a syntax error.
     tree = compile(code, filename, "exec", ast.PyCF_ONLY_AST, dont_inherit=True)
     last = None
     if tree.body and isinstance(tree.body[-1], ast.Expr):
@@ -92,27 +92,27 @@ def execute(code, filename, file=None):
 
 
 class Definition:
-    """What one map runs."""
+    """The work of one map."""
 
     def __init__(self, work, options, code=None):
         self.work, self.code = work, code
         self.cwd = options.get("cwd")
         self.directory = None if self.cwd else options.get("directory")
         self.env = options.get("env") or {}
-        # It has a worker of its own, as the engine knows, too.
+        # The map has its own worker (the engine uses the same rule).
         self.is_map = work["kind"] == "call" and not options.get("interactive")
-        # Once a map's function is there: that, and a descriptor of the directory in which its tasks run.
+        # A map's function once it is loaded, and a descriptor of the working directory of its tasks.
         self.function = self.place = None
         self.reduces = options.get("reduces")
         self.run = self.bundle = self.failure = None
-        self.tried = 0.0
+        self.tried_at = 0.0
 
     def prepare(self):
-        """Makes `run`, a function of a task's input; raises Unusable."""
+        """Creates `run`, a function of a task's input; raises Unusable."""
         if self.run is None:
-            if self.failure is not None and clock() - self.tried < RETRY_AFTER:
+            if self.failure is not None and clock() - self.tried_at < RETRY_AFTER:
                 raise self.failure
-            self.tried = clock()
+            self.tried_at = clock()
             kind = self.work["kind"]
             if kind == "call":
                 try:
@@ -137,7 +137,7 @@ class Definition:
         return self.run
 
     def reduced_bundle(self):
-        """Of a module's function that reduces: the files with the classes of the values."""
+        """The bundle with the classes of the values, for a module's function that reduces."""
         return ((self.reduces or {}).get("work", {}).get("from") or {}).get("bundle")
 
     def bundle_of(self, named):
@@ -152,7 +152,7 @@ class Definition:
         return execute(code, bundle.original(bundle.entry), bundle.file(bundle.entry))
 
     def enter(self):
-        """Before the first task of a map: to its directory and environment; and `run` is there. What comes after it is in `run_tasks`."""
+        """Prepares the first task of a map: directory, environment, and `run`. `run_tasks` does so for later tasks."""
         os.fchdir(home)
         if self.cwd:
             os.chdir(os.path.expanduser(self.cwd))
@@ -167,16 +167,17 @@ class Definition:
 
 
 class Surroundings:
-    """Working directory and environment of a call in the interactive worker, for its time; of other interactive work only those that it was given."""
+    """Sets working directory and environment for one unit in the interactive worker, and restores them after it. A directory that an
+    execution changes itself is kept."""
 
     def __init__(self, definition):
         self.cwd, self.env = definition.cwd, definition.env
-        self.comes_back = definition.cwd or definition.work["kind"] == "call"
+        self.restores_directory = definition.cwd or definition.work["kind"] == "call"
         self.directory = definition.directory
 
     def __enter__(self):
         self.old = {name: os.environ.get(name) for name in self.env}
-        self.back = os.open(".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC) if self.comes_back else None
+        self.back = os.open(".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC) if self.restores_directory else None
         try:
             if self.cwd:
                 os.chdir(os.path.expanduser(self.cwd))
@@ -200,7 +201,7 @@ class Surroundings:
 
 
 def go_to(directory):
-    """Changes to where a map was submitted, if this host has it."""
+    """Changes to the directory in which a map was submitted, if it exists on this host."""
     try:
         os.chdir(directory)
     except OSError:

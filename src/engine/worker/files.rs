@@ -1,4 +1,4 @@
-//! Where the interpreter's own stdout and stderr go: a file in memory. It runs no user code, and writes when it cannot start.
+//! The interpreter's own stdout and stderr: a file in memory. The interpreter runs no user code, and writes only if it fails to start.
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use std::fs::File;
@@ -15,7 +15,7 @@ pub struct OutputFile {
 impl OutputFile {
     pub fn new(name: &str) -> io::Result<OutputFile> {
         let fd = memfd_create(name, MFdFlags::MFD_CLOEXEC)?;
-        // Whoever writes, writes at the end.
+        // All writers append.
         fcntl(fd.as_fd(), FcntlArg::F_SETFL(OFlag::O_APPEND))?;
         Ok(OutputFile { file: fd.into() })
     }
@@ -25,9 +25,9 @@ impl OutputFile {
     }
 
     /// The last bytes, as text.
-    pub fn last_words(&self, most: usize) -> String {
+    pub fn last_output(&self, max_bytes: usize) -> String {
         let size = self.file.metadata().map_or(0, |metadata| metadata.len());
-        let from = size.saturating_sub(most as u64);
+        let from = size.saturating_sub(max_bytes as u64);
         let mut bytes = vec![0; (size - from) as usize];
         match self.file.read_exact_at(&mut bytes, from) {
             Ok(()) => String::from_utf8_lossy(&bytes).into_owned(),
@@ -42,11 +42,11 @@ mod tests {
     use std::io::Write;
 
     #[test]
-    fn last_words_are_the_end_of_what_was_written() {
+    fn last_output_is_the_end_of_the_file() {
         let output = OutputFile::new("test").unwrap();
-        assert_eq!(output.last_words(10), "");
+        assert_eq!(output.last_output(10), "");
         output.file.try_clone().unwrap().write_all(b"first, last").unwrap();
-        assert_eq!(output.last_words(4), "last");
-        assert_eq!(output.last_words(100), "first, last");
+        assert_eq!(output.last_output(4), "last");
+        assert_eq!(output.last_output(100), "first, last");
     }
 }

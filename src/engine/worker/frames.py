@@ -1,10 +1,10 @@
-# ---- frames: what the engine sends. One namespace with the other parts.
+# ---- frames: messages of the engine. Shares a namespace with the other modules.
 #
-# User code may leave something behind that raises an exception in the main thread at any later moment: a signal handler, or a
-# thread that uses PyThreadState_SetAsyncExc. No byte of a frame is lost then: `extend` of `islice` of `iter` of `read` is one call
-# without Python code in it, and what was read leaves `state` by one assignment.
+# Leftovers of user code can raise an exception in the main thread at any time: a signal handler, or a thread that uses
+# PyThreadState_SetAsyncExc. No byte of a frame is lost: `extend` of `islice` of `iter` of `read` is one call without Python code in
+# it, and data is removed from `state` by one assignment.
 def one_by_one(descriptor, size):
-    """Reads of a descriptor, for `extend(islice(..., 1))`; an empty one at the end."""
+    """Iterator over reads of a descriptor, for `extend(islice(..., 1))`; yields empty bytes at the end."""
     return iter(functools.partial(read, descriptor, size), None)
 
 
@@ -12,25 +12,25 @@ class Frames:
     def __init__(self, descriptor):
         self.descriptor = descriptor
         self.reads = one_by_one(descriptor, 1 << 18)
-        # Pieces that were read, how much of the first one was taken, and the units of the frame that was taken last.
+        # Unprocessed pieces, the number of bytes taken from the first one, and the units of the last frame.
         self.state = collections.deque(), 0, None
 
     def next(self):
-        """(kind, ticket, body, what `take` wants) of the next frame; None at the end."""
+        """(kind, ticket, body, argument of `take`) of the next frame; None at the end."""
         while True:
             pieces, at, _ = self.state
-            there = sum(map(len, pieces)) - at
+            available = sum(map(len, pieces)) - at
             needed = FRAME.size
-            if there >= needed and len(pieces[0]) - at >= needed:
+            if available >= needed and len(pieces[0]) - at >= needed:
                 kind, ticket, length = FRAME.unpack_from(pieces[0], at)
                 needed += length
                 first = pieces[0]
                 if len(first) - at >= needed:
                     start, end = at + FRAME.size, at + needed
-                    # Buffers of clients are written to.
+                    # Writable, because clients' functions may modify buffers.
                     body = memoryview(first)[start:end] if type(first) is bytearray else bytearray(first[start:end])
                     return kind, ticket, body, (pieces, end)
-            if there >= needed:
+            if available >= needed:
                 self.state = collections.deque([bytearray().join(pieces)]), at, None
                 continue
             pieces.extend(itertools.islice(self.reads, 1))
@@ -44,7 +44,7 @@ class Frames:
         self.state = pieces, at, units
 
     def are_all_taken(self):
-        """Nothing of a next frame has come."""
+        """Returns whether no byte of another frame has arrived."""
         pieces, at, units = self.state
         if units is not None or sum(map(len, pieces)) > at:
             return False
@@ -54,12 +54,12 @@ class Frames:
 
 
 class Units:
-    """The units of one frame, as far as they have been run."""
+    """The units of one frame and their progress."""
 
     def __init__(self, first, what, inputs):
         self.first, self.what, self.inputs = first, what, inputs
-        # A byte for each token that has come: `readinto` puts it there in one call.
+        # One byte per received token: `readinto` stores it in one call.
         self.tokens = bytearray(1 if inputs is None else len(inputs))
-        self.room = memoryview(self.tokens)
-        # How many have begun or were skipped; the last one's start while its end may not be reported.
+        self.token_view = memoryview(self.tokens)
+        # Number of units started or skipped; start time of the last one while its end may be unreported.
         self.state = 0, None

@@ -1,4 +1,4 @@
-# ---- the interpreter: forks workers on request, and reports their ends. The last part: it begins.
+# ---- the interpreter: forks workers on request and reports their ends. The last module: it starts the process.
 import _socket
 
 FORKED, NOT_FORKED, ENDED = struct.Struct("<cIi"), struct.Struct("<cI"), struct.Struct("<cii")
@@ -35,7 +35,7 @@ def be_interpreter(descriptor):
             if not request:
                 break
             files = FILES.unpack(extra[0][2][: FILES.size])
-            number, greets_late = REQUEST.unpack_from(request)
+            number, hello_after_shell = REQUEST.unpack_from(request)
             if fork(control, number, workers) == 0:
                 signal.set_wakeup_fd(-1)
                 signal.signal(signal.SIGCHLD, signal.SIG_DFL)
@@ -43,7 +43,7 @@ def be_interpreter(descriptor):
                 for it in (control, wake, waker):
                     it.close()
                 os.environ["PCLUSTER_WORKER"] = request[REQUEST.size :].decode()
-                return greets_late, files
+                return hello_after_shell, files
             for file in files:
                 os.close(file)
     except OSError:
@@ -60,10 +60,10 @@ def fork(control, number, workers):
     try:
         pid = os.fork()
     except OSError as error:
-        control.send(NOT_FORKED.pack(b"N", number) + ("it could not be forked: %s" % error).encode())
+        control.send(NOT_FORKED.pack(b"N", number) + ("cannot fork a worker: %s" % error).encode())
         return -1
     if pid == 0:
-        # Signals for a worker are for all that it starts.
+        # Its own process group: signals reach the worker and its children.
         os.setsid()
     else:
         workers.add(pid)
@@ -87,5 +87,5 @@ MSG_CMSG_CLOEXEC = getattr(_socket, "MSG_CMSG_CLOEXEC", 0)
 
 for stream in (sys.stdout, sys.stderr):
     stream.reconfigure(encoding="utf-8", errors="backslashreplace", line_buffering=True)
-greets_late, files = be_interpreter(int(sys.argv[2]))
+hello_after_shell, files = be_interpreter(int(sys.argv[2]))
 be_worker(*files)

@@ -1,8 +1,9 @@
-//! The warm interpreter: a Python that has imported what workers need and no user code, and forks a worker on request.
+//! The warm interpreter: a Python process that has imported the workers' dependencies but no user code, and forks workers on request.
 //!
-//! Requests and reports go through a socket that keeps messages apart. A request is the number of the new worker (u32, little endian),
-//! a byte that is 1 if it says hello only when it has made IPython's shell, its mark (`leftovers.rs`), and its files. Reports begin with a letter: `F` number and pid of a new worker (u32, i32); `N` number, and why there is none;
-//! `X` pid and wait status of a worker that has ended (i32, i32).
+//! Requests and reports are messages on a sequential-packet socket. A request is the number of the new worker (u32, little endian), a
+//! byte that is 1 if it sends its hello only after creating IPython's shell, its mark (`orphans.rs`), and its files. Reports start with
+//! a letter: `F` number and pid of a new worker (u32, i32); `N` number, and why the fork failed; `X` pid and wait status of a worker that
+//! has ended (i32, i32).
 use super::files::OutputFile;
 use super::process::{is_group_signalled, signal_one};
 use crate::engine::forker::Forker;
@@ -24,7 +25,7 @@ use tokio::process::Child;
 use tokio::sync::oneshot;
 
 const BOOTSTRAP: &str = include_str!("bootstrap.py");
-/// One script of parts that share a namespace.
+/// One script of modules that share a namespace.
 const WORKER: &str = concat!(
     include_str!("state.py"),
     "\n",
@@ -53,7 +54,7 @@ pub struct InterpreterCommand {
     pub python: String,
     pub cwd: Option<String>,
     pub env: Vec<(String, String)>,
-    /// Inside a batch job, whose system may warn every process of it; the warning is the engine's to understand.
+    /// Inside of a batch job, whose system may signal a warning to all its processes; only the engine handles it.
     pub in_job: bool,
 }
 
@@ -68,15 +69,15 @@ struct KnownPid {
 }
 
 impl WorkerPid {
-    /// 0 before it is known.
+    /// The process id; 0 before it is known.
     pub fn get(&self) -> i32 {
         self.0.pid.load(Ordering::SeqCst)
     }
 
-    /// To the worker and what it has started in its group.
+    /// Signals the worker and the processes in its group.
     pub fn signal(&self, number: i32) {
         let pid = self.get();
-        // It may not have its own group yet. After its end the number may be another process's.
+        // It may not have its own group yet. After its end the process id may be reused.
         if !is_group_signalled(pid, number) && !self.0.has_ended.load(Ordering::SeqCst) {
             signal_one(pid, number);
         }
@@ -101,10 +102,10 @@ impl WorkerPid {
 #[derive(Clone, Debug)]
 pub enum ProcessEnd {
     Ended(ExitStatus),
-    /// With the interpreter that it was forked from; `last_words` on that one's stderr.
+    /// Together with its interpreter; `last_output` is from the interpreter's stderr.
     WithInterpreter {
         status: Option<ExitStatus>,
-        last_words: String,
+        last_output: String,
     },
     NotForked(String),
 }
@@ -114,7 +115,7 @@ struct Fork {
     ended: oneshot::Sender<ProcessEnd>,
 }
 
-/// Workers that were asked for and have not ended; or how the interpreter has ended.
+/// Requested workers that have not ended; or the end of the interpreter.
 type Forks = Mutex<Result<HashMap<u32, Fork>, ProcessEnd>>;
 
 pub struct Interpreter {
@@ -128,19 +129,19 @@ fn lock(forks: &Forks) -> MutexGuard<'_, Result<HashMap<u32, Fork>, ProcessEnd>>
 }
 
 impl Interpreter {
-    /// Errors are in words, with the interpreter's name.
+    /// Errors are messages that name the interpreter.
     pub async fn start(command: &InterpreterCommand, forker: &Forker) -> Result<Interpreter, String> {
-        let said = |what: &str, e: &dyn std::fmt::Display| format!("{}: {what}: {e}", command.python);
-        let script = script().map_err(|e| said("cannot make its script", &e))?;
+        let error_text = |what: &str, e: &dyn std::fmt::Display| format!("{}: {what}: {e}", command.python);
+        let script = script().map_err(|e| error_text("cannot create its script", &e))?;
         let pair = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC);
-        let (near, far) = pair.map_err(|e| said("cannot make a socket for it", &e))?;
-        let output = OutputFile::new("interpreter").map_err(|e| said("cannot make a file for its output", &e))?;
+        let (near, far) = pair.map_err(|e| error_text("cannot create a socket for it", &e))?;
+        let output = OutputFile::new("interpreter").map_err(|e| error_text("cannot create a file for its output", &e))?;
         let inherited = [script.as_raw_fd(), far.as_raw_fd()];
         let mut process = tokio::process::Command::new(&command.python);
         process.arg("-c").arg(BOOTSTRAP).args(inherited.map(|fd| fd.to_string()));
         process.stdin(Stdio::null());
-        process.stdout(output.for_child().map_err(|e| said("stdout", &e))?);
-        process.stderr(output.for_child().map_err(|e| said("stderr", &e))?);
+        process.stdout(output.for_child().map_err(|e| error_text("stdout", &e))?);
+        process.stderr(output.for_child().map_err(|e| error_text("stderr", &e))?);
         process.envs(command.env.iter().map(|(k, v)| (k, v)));
         if let Some(cwd) = &command.cwd {
             if !Path::new(cwd).is_dir() {
@@ -151,19 +152,19 @@ impl Interpreter {
         if command.in_job {
             ignore_warnings(&mut process);
         }
-        // At the end of the engine it ends its workers, and then itself.
+        // When the engine ends, the interpreter ends its workers and then itself.
         let child = forker
             .spawn(process, inherited.to_vec(), Signal::SIGTERM)
             .await
             .map_err(|e| match e.kind() {
-                io::ErrorKind::NotFound => format!("no interpreter {:?}", command.python),
-                _ => said("cannot start it", &e),
+                io::ErrorKind::NotFound => format!("interpreter {:?} not found", command.python),
+                _ => error_text("cannot start it", &e),
             })?;
         let pid = child.id().unwrap_or_default() as i32;
-        let watched = fcntl(&near, FcntlArg::F_SETFL(OFlag::O_NONBLOCK)).map_err(io::Error::from);
+        let nonblocking = fcntl(&near, FcntlArg::F_SETFL(OFlag::O_NONBLOCK)).map_err(io::Error::from);
         #[expect(unsafe_code, reason = "an OwnedFd is the same file until it is dropped")]
-        let watched = watched.and_then(|_| Ok(unsafe { AsyncFd::register_with_interest(near, Interest::READABLE) }?));
-        let socket = Arc::new(watched.map_err(|e| said("cannot watch its socket", &e))?);
+        let nonblocking = nonblocking.and_then(|_| Ok(unsafe { AsyncFd::register_with_interest(near, Interest::READABLE) }?));
+        let socket = Arc::new(nonblocking.map_err(|e| error_text("cannot watch its socket", &e))?);
         let forks = Arc::new(Mutex::new(Ok(HashMap::new())));
         tokio::spawn(listen(socket.clone(), forks.clone(), child, output));
         Ok(Interpreter { socket, forks, pid })
@@ -177,8 +178,8 @@ impl Interpreter {
         self.pid
     }
 
-    /// Asks for a worker with these files. How it ends comes through what is returned, also if it was never there.
-    pub fn fork(&self, number: u32, greets_late: bool, mark: &str, files: &[RawFd]) -> (WorkerPid, oneshot::Receiver<ProcessEnd>) {
+    /// Requests a worker with these files. The receiver gets its end, or the failure of the fork.
+    pub fn fork(&self, number: u32, hello_after_shell: bool, mark: &str, files: &[RawFd]) -> (WorkerPid, oneshot::Receiver<ProcessEnd>) {
         let (ended, end) = oneshot::channel();
         let pid = WorkerPid::default();
         let fork = Fork { pid: pid.clone(), ended };
@@ -190,7 +191,7 @@ impl Interpreter {
             }
         }
         let mut request = number.to_le_bytes().to_vec();
-        request.push(greets_late.into());
+        request.push(hello_after_shell.into());
         request.extend_from_slice(mark.as_bytes());
         let rights = [ControlMessage::ScmRights(files)];
         let sent = sendmsg::<()>(
@@ -200,16 +201,16 @@ impl Interpreter {
             MsgFlags::MSG_NOSIGNAL,
             None,
         );
-        // If it has just ended, that is reported with how.
+        // If the interpreter has just ended, `listen` reports that.
         if let Err(error) = sent
             && error != nix::errno::Errno::EPIPE
             && error != nix::errno::Errno::ECONNRESET
             && let Ok(forks) = &mut *lock(&self.forks)
             && let Some(fork) = forks.remove(&number)
         {
-            let _ = fork
-                .ended
-                .send(ProcessEnd::NotForked(format!("its interpreter could not be asked for it: {error}")));
+            let _ = fork.ended.send(ProcessEnd::NotForked(format!(
+                "cannot send the request to its interpreter: {error}"
+            )));
         }
         (pid, end)
     }
@@ -217,13 +218,13 @@ impl Interpreter {
 
 impl Drop for Interpreter {
     fn drop(&mut self) {
-        // It ends its workers, then itself. While it starts (a `sitecustomize` may hang) it does not listen yet: then the signal ends it.
+        // It ends its workers, then itself. During its start (a `sitecustomize` may hang) it does not listen yet; then the signal ends it.
         let _ = shutdown(self.socket.as_raw_fd(), Shutdown::Both);
         signal_one(self.pid, nix::libc::SIGTERM);
     }
 }
 
-/// In memory rather than in a pipe: pipes can be as small as a page (pipe(7), pipe-user-pages-soft).
+/// The script in a memory file, because pipes can be as small as a page (pipe(7), pipe-user-pages-soft).
 fn script() -> io::Result<std::fs::File> {
     let mut script = std::fs::File::from(memfd_create("script", MFdFlags::MFD_CLOEXEC)?);
     script.write_all(WORKER.as_bytes())?;
@@ -231,7 +232,7 @@ fn script() -> io::Result<std::fs::File> {
     Ok(script)
 }
 
-/// Takes in reports until the interpreter has ended; then all its workers have.
+/// Handles reports until the interpreter has ended; then all its workers have ended too.
 async fn listen(socket: Arc<AsyncFd<OwnedFd>>, forks: Arc<Forks>, mut child: Child, output: OutputFile) {
     let mut pids: HashMap<i32, u32> = HashMap::new();
     let mut report = [0; 4096];
@@ -243,14 +244,14 @@ async fn listen(socket: Arc<AsyncFd<OwnedFd>>, forks: Arc<Forks>, mut child: Chi
                 let Ok(mut ready) = ready else { break };
                 match recv(socket.as_raw_fd(), &mut report, MsgFlags::MSG_DONTWAIT) {
                     Ok(0) => break,
-                    Ok(count) => take_in(&report[..count], &forks, &mut pids),
+                    Ok(count) => handle_report(&report[..count], &forks, &mut pids),
                     Err(nix::errno::Errno::EAGAIN) => ready.clear_ready(),
                     Err(nix::errno::Errno::EINTR) => {}
                     Err(_) => break,
                 }
             }
             status = child.wait(), if ended.is_none() => {
-                // What it reported before is still to be read.
+                // Its earlier reports remain to be read.
                 ended = Some(status.ok());
             }
         }
@@ -259,17 +260,17 @@ async fn listen(socket: Arc<AsyncFd<OwnedFd>>, forks: Arc<Forks>, mut child: Chi
         Some(status) => status,
         None => child.wait().await.ok(),
     };
-    let last_words = output.last_words(4096);
-    let end = ProcessEnd::WithInterpreter { status, last_words };
-    let left = std::mem::replace(&mut *lock(&forks), Err(end.clone()));
-    for (_, fork) in left.into_iter().flatten() {
+    let last_output = output.last_output(4096);
+    let end = ProcessEnd::WithInterpreter { status, last_output };
+    let remaining = std::mem::replace(&mut *lock(&forks), Err(end.clone()));
+    for (_, fork) in remaining.into_iter().flatten() {
         fork.pid.signal(nix::libc::SIGKILL);
         fork.pid.set_ended();
         let _ = fork.ended.send(end.clone());
     }
 }
 
-fn take_in(report: &[u8], forks: &Forks, pids: &mut HashMap<i32, u32>) {
+fn handle_report(report: &[u8], forks: &Forks, pids: &mut HashMap<i32, u32>) {
     let Some((kind, rest)) = report.split_first() else { return };
     let word = |at: usize| rest.get(at..).and_then(|rest| rest.first_chunk()).copied().unwrap_or_default();
     let mut forks = lock(forks);
@@ -299,11 +300,11 @@ fn take_in(report: &[u8], forks: &Forks, pids: &mut HashMap<i32, u32>) {
     }
 }
 
-/// SIGUSR1 and SIGUSR2 end a program that does not expect them: here they do nothing until user code sets a handler of its own.
+/// SIGUSR1 and SIGUSR2 end a program by default: ignore them until user code installs a handler.
 fn ignore_warnings(process: &mut tokio::process::Command) {
     let ignore = || {
         for warning in [Signal::SIGUSR1, Signal::SIGUSR2] {
-            #[expect(unsafe_code, reason = "no handler of this program's is replaced by another")]
+            #[expect(unsafe_code, reason = "no handler of this program is replaced")]
             unsafe {
                 signal(warning, SigHandler::SigIgn)?;
             }

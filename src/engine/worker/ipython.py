@@ -1,7 +1,7 @@
-"""Requests of ipyparallel clients, run in the worker with IPython's shell, as ipyparallel's own engine runs them.
+"""Runs requests of ipyparallel clients in the worker with IPython's shell, like ipyparallel's own engine.
 
-Loaded by worker.py before the first such request, together with origins.py and kernel.py. `handle` makes the reply's content
-and buffers; what the shell publishes meanwhile goes through `published`.
+Loaded by worker.py before the first request, together with origins.py and kernel.py. `handle` returns the reply's content and
+buffers; messages that the shell publishes go through `published`.
 """
 import asyncio
 import sys
@@ -12,14 +12,14 @@ engine = {"engine_uuid": "", "engine_id": -1}
 
 def start(worker_globals):
     worker.update(worker_globals)
-    know_origins()
+    track_origins()
 
 
-# ---- what user code leaves to the event loop (tasks of a cell with `await`, a Dask worker) goes on between requests
+# ---- tasks that user code leaves in the event loop (a cell with `await`, a Dask worker) continue between requests
 
 
 def set_loop():
-    """Functions find a loop that does not run, so `asyncio.run` works in them; cells find a running one, as in notebooks."""
+    """Functions get a loop that is not running, so that `asyncio.run` works in them; cells get a running one, as in notebooks."""
     global loop
     try:
         from IPython.core.async_helpers import get_asyncio_loop
@@ -32,7 +32,7 @@ def set_loop():
 
 
 def run_awaiting(coroutine):
-    """A cell with `await` in it; one that is interrupted does not go on afterwards."""
+    """Runs a cell with `await`; cancels it if it is interrupted."""
     asyncio.events._set_running_loop(None)
     task = loop.create_task(coroutine)
     try:
@@ -47,7 +47,7 @@ def run_awaiting(coroutine):
 
 
 def has_background():
-    if listens:
+    if has_frontends:
         return True
     if loop is None or loop.is_closed():
         return False
@@ -55,13 +55,13 @@ def has_background():
 
 
 def run_background(descriptor):
-    """Runs the loop until there is something to read."""
+    """Runs the loop until the descriptor is readable."""
     asyncio.set_event_loop(loop)
     loop.add_reader(descriptor, loop.stop)
     try:
         loop.run_forever()
     except BaseException as error:
-        # What ends a task must not end the worker.
+        # An exception of a background task must not end the worker.
         sys.stderr.write(worker["formatted"](error))
     finally:
         loop.remove_reader(descriptor)
@@ -78,7 +78,7 @@ def handle(meta, parts, ticket):
     header, metadata, content = (json.loads(bytes(part)) for part in parts[:3])
     begin(ticket, header)
     try:
-        have_shell()
+        ensure_shell()
         if shell is None:
             return failure("ImportError", problem, ["ImportError: " + problem], meta["method"]), []
         set_loop()

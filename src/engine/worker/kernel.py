@@ -1,6 +1,6 @@
-"""IPython's shell and ipykernel's kernel, as ipyparallel's own engine has them. One namespace with ipython.py.
+"""IPython's shell and ipykernel's kernel, set up like in ipyparallel's own engine. Shares a namespace with ipython.py.
 
-They are made by ipyparallel's application for engines, from the profile's settings files. What they publish goes to the engine.
+ipyparallel's engine application creates them from the profile's configuration files. Their messages are published through the engine.
 """
 import copy
 import logging
@@ -11,23 +11,23 @@ import threading
 shell = None
 kernel = None
 problem = None
-# Frontends are listened to.
-listens = False
-# What the engine was started with: traits for the shell (`--InteractiveShell.colors=nocolor`), the profile's directory.
-told = {"traits": [], "profile_dir": None}
-# Settings of IPEngine that mean something here; how engines find their controller is pcluster's to say.
-HONOURED = {"startup_script", "startup_command", "work_dir", "use_mpi", "init_mpi"}
+# True once frontends can connect.
+has_frontends = False
+# Settings from the engine's start: traits for the shell (`--InteractiveShell.colors=nocolor`), the profile's directory.
+settings = {"traits": [], "profile_dir": None}
+# Traits of IPEngine that are supported; pcluster itself determines how engines find their controller.
+SUPPORTED_TRAITS = {"startup_script", "startup_command", "work_dir", "use_mpi", "init_mpi"}
 
 
-def tell(settings):
-    """What the shell is to be made with; with `now` it is made at once, with all that runs at its start."""
-    told.update(settings)
-    if settings.get("now"):
-        have_shell()
+def configure(new_settings):
+    """Sets the shell's settings; with `now` creates the shell immediately and runs its startup files."""
+    settings.update(new_settings)
+    if new_settings.get("now"):
+        ensure_shell()
 
 
-def have_shell():
-    """Makes the shell, once; what is missing for it is kept in `problem`."""
+def ensure_shell():
+    """Creates the shell once; if a dependency is missing, stores the error in `problem`."""
     global problem
     if shell is None and problem is None:
         try:
@@ -42,7 +42,7 @@ def reset():
 
 
 def missing(error):
-    return "the engine's %s cannot serve ipyparallel's clients (%s); install it there: %s -m pip install ipyparallel" % (
+    return "the engine's %s cannot serve ipyparallel clients (%s); install it with: %s -m pip install ipyparallel" % (
         worker["PYTHON"],
         error,
         sys.executable,
@@ -56,7 +56,7 @@ def clean(content):
 
 
 class EngineLog(logging.Handler):
-    """Warnings of IPython's and ipyparallel's applications go to the engine's log, errors to stderr too."""
+    """Sends warnings of IPython's and ipyparallel's applications to the engine's log, and errors also to stderr."""
 
     def emit(self, record):
         text = self.format(record)
@@ -77,7 +77,7 @@ def make_session():
     from jupyter_client.session import Session
 
     class PipeSession(Session):
-        """Hands what would be published to the engine. Frontends (`bind_kernel`) have sockets of their own."""
+        """Publishes messages through the engine. Frontends (`bind_kernel`) have their own sockets."""
 
         def send(self, stream, msg_or_type, content=None, parent=None, ident=None, buffers=None, *args, **kwargs):
             if kernel is not None and stream is not kernel.iopub_socket:
@@ -97,7 +97,7 @@ def make_session():
 
 
 def without_debugger():
-    """A debugger has no way to an engine, and takes long to load. Users may import it."""
+    """Skips loading the debugger, which cannot be used on an engine and is slow to load. Users may import it."""
     os.environ.setdefault("PYDEVD_DISABLE_FILE_VALIDATION", "1")
     if "debugpy" not in sys.modules:
         sys.modules["debugpy"] = None
@@ -114,27 +114,27 @@ def make_kernel(session, application):
     from ipyparallel.engine.kernel import IPythonParallelKernel
 
     class Kernel(IPythonParallelKernel):
-        """ipyparallel's kernel without sockets: the engine brings requests and takes what is published."""
+        """ipyparallel's kernel without sockets: the engine delivers requests and publishes messages."""
 
-        # Cells of frontends run in the main thread, as those of requests.
+        # Cells of frontends run in the main thread, like requests.
         _supports_kernel_subshells = False
 
         def _topic(self, topic):
-            # The engine adds its own.
+            # The engine adds its prefix.
             return topic.encode()
 
         def set_parent(self, ident, parent, *args, **kwargs):
             super().set_parent(ident, parent, *args, **kwargs)
             if running_origin is None:  # of a frontend
-                origin_here.set(Origin(0, parent.get("header", {})))
+                current_origin.set(Origin(0, parent.get("header", {})))
 
         async def do_execute(self, *args, **kwargs):
-            # A frontend's cell runs in the loop that runs already.
+            # A frontend's cell runs in the loop that is already running.
             self.shell.loop_runner = awaited_by_loop()
             return await super().do_execute(*args, **kwargs)
 
         def enter_eventloop(self):
-            """Loops of graphical toolkits do not run on engines."""
+            """Event loops of graphical toolkits are not supported on engines."""
 
     return Kernel.instance(
         parent=application,
@@ -147,7 +147,7 @@ def make_kernel(session, application):
 
 
 class NoChannelThread:
-    """ipykernel 7 asks where its cells run, also where it has no thread for the channel."""
+    """Satisfies ipykernel 7, which queries the channel's thread even if there is none."""
 
     parent_thread = threading.main_thread()
 
@@ -171,7 +171,7 @@ def make_application():
         name = "ipengine"
 
         def bind_kernel(self, **kwargs):
-            """Opens ports at which frontends (a console, %qtconsole) use this engine as a kernel, between its requests."""
+            """Opens ports for frontends (a console, %qtconsole), which use this engine as a kernel between its requests."""
             if not self._kernel_bound:
                 self._kernel_bound = True
                 bind(self, self.kernel_app, self.kernel)
@@ -180,7 +180,7 @@ def make_application():
 
 
 def bind(application, app, kernel):
-    global listens
+    global has_frontends
     import zmq
     from ipykernel.control import ControlThread
     from ipykernel.iostream import IOPubThread
@@ -211,13 +211,13 @@ def bind(application, app, kernel):
     def show(kind, topic, content, parent, buffers, metadata):
         kernel.session.send(frontends, kind, content, parent=parent, ident=topic.encode(), buffers=list(buffers), metadata=metadata)
 
-    also_to.append(show)
+    listeners.append(show)
     kernel.start()
-    listens = True
+    has_frontends = True
 
 
-def refuse_input():
-    """There is nobody at an engine who could be asked."""
+def disable_input():
+    """Makes input() and getpass() raise an error: an engine has no user to prompt."""
     import builtins
     import getpass
 
@@ -225,7 +225,7 @@ def refuse_input():
 
     def refuse(prompt="", *args, **kwargs):
         raise StdinNotImplementedError(
-            "input() and getpass() cannot ask anyone on an engine (asked: %r); pass the value as an argument, or push it" % str(prompt)
+            "input() and getpass() are not available on an engine (prompt: %r); pass the value as an argument, or push it" % str(prompt)
         )
 
     builtins.input = getpass.getpass = refuse
@@ -235,38 +235,38 @@ def make_shell():
     global shell, kernel
     application = make_application()
     read_settings(application)
-    # The shell adds to its own what an application would warn of.
+    # The shell modifies the configuration in a way that makes an application warn.
     for_startup = copy.deepcopy(application.config)
     kernel = application.kernel = make_kernel(make_session(), application)
     made = kernel.shell
     made.display_pub.topic = b"displaypub"
     made.loop_runner = run_awaiting
-    refuse_input()
+    disable_input()
     shell = made
     set_loop()
     run_startup(application, for_startup)
 
 
 def read_settings(application):
-    """The profile's files, as IPython's kernel and ipyparallel's engine read them; what the engine was started with wins."""
+    """Reads the profile's files like IPython's kernel and ipyparallel's engine; options of the engine take precedence."""
     from traitlets.config.loader import KeyValueConfigLoader
 
-    given = KeyValueConfigLoader(list(told["traits"])).load_config()
-    if told["profile_dir"]:
-        application.config.ProfileDir.location = told["profile_dir"]
+    overrides = KeyValueConfigLoader(list(settings["traits"])).load_config()
+    if settings["profile_dir"]:
+        application.config.ProfileDir.location = settings["profile_dir"]
         application.init_profile_dir()
         application.init_config_files()
         application.config_files = ["ipython_kernel_config.py", application.config_file_name]
         application.load_config_file()
         application.init_deprecated_config()
-    given.HistoryManager.hist_file = ":memory:"
-    application.update_config(given)
+    overrides.HistoryManager.hist_file = ":memory:"
+    application.update_config(overrides)
     config = application.config
     if "IPEngine" in config:
-        ignored = sorted(set(config.IPEngine) - HONOURED)
+        ignored = sorted(set(config.IPEngine) - SUPPORTED_TRAITS)
         if ignored:
             names = ", ".join("c.IPEngine." + name for name in ignored)
-            application.log.warning("pcluster's engines ignore of the profile's ipengine_config.py: %s", names)
+            application.log.warning("pcluster ignores these settings of the profile's ipengine_config.py: %s", names)
         if "work_dir" in config.IPEngine:
             os.chdir(application.work_dir)
     lines, files = configured(config, "exec_lines"), configured(config, "exec_files")
@@ -287,9 +287,9 @@ def configured(config, name):
 
 
 def run_startup(application, config):
-    """What runs when an IPython kernel starts: extensions, PYTHONSTARTUP, the profile's startup files, exec_lines, exec_files.
+    """Runs an IPython kernel's startup: extensions, PYTHONSTARTUP, the profile's startup files, exec_lines, exec_files.
 
-    The application is also where matplotlib and others look for the kernel.
+    matplotlib and others also find the kernel through the application.
     """
     from ipykernel.kernelapp import IPKernelApp
 

@@ -1,8 +1,8 @@
-"""Which request code belongs to, wherever it runs and however long. One namespace with ipython.py.
+"""Tracks which request code belongs to, in any thread and after the end of the request. Shares a namespace with ipython.py.
 
-What a request starts (threads, tasks of the event loop) may print and display when the request has ended and another one runs.
-It is published as of the request that started it then. Only what is written past Python (by C code, by child processes) has
-no origin: while a request runs it counts as of that, and between requests as of none.
+Threads and event loop tasks started by a request may print and display after it has ended and another one is running. Their
+output is published for the request that started them. Only output that bypasses Python (from C code or child processes) has no
+origin: it is assigned to the running request, or to none between requests.
 """
 import _thread
 import contextvars
@@ -19,22 +19,22 @@ class Origin:
         self.ticket, self.header = ticket, header
 
 
-# Of a request's own code, and of what it leaves to the event loop.
-origin_here = contextvars.ContextVar("pcluster_origin", default=None)
-# The request that runs.
+# The origin of a request's code and of the event loop tasks that it creates.
+current_origin = contextvars.ContextVar("pcluster_origin", default=None)
+# The running request.
 running_origin = None
-# Held by a thread that writes for the request that runs, so that the request does not end meanwhile.
+# Held by a thread that writes for the running request, so that the request does not end meanwhile.
 writing = threading.Lock()
-# Where else to publish.
-also_to = []
+# Additional receivers of published messages.
+listeners = []
 main_thread = _thread.get_ident()
-# Of threads that Python did not start: the request that ran when they were first seen.
+# For threads not started by Python: the request that was running when they were first seen.
 foreign = threading.local()
 
 
 def origin():
-    """Of the code that calls; None: of no request."""
-    here = origin_here.get()
+    """The origin of the calling code; None if it belongs to no request."""
+    here = current_origin.get()
     if here is not None:
         return here
     identity = _thread.get_ident()
@@ -51,30 +51,30 @@ def origin():
 def begin(ticket, header):
     global running_origin
     running_origin = Origin(ticket, header)
-    origin_here.set(running_origin)
+    current_origin.set(running_origin)
 
 
 def end():
     global running_origin
     with writing:
         running_origin = None
-    origin_here.set(None)
+    current_origin.set(None)
 
 
 def published(kind, topic, content, buffers=(), metadata=None):
-    """Publishes in the name of the code that calls."""
+    """Publishes a message for the request of the calling code."""
     of = origin()
     header = of.header if of is not None else {}
     if of is not None and of is running_origin:
         worker["publish"](of.ticket, kind, topic, content, buffers, metadata)
     else:
         worker["publish"](0, kind, topic, content, buffers, metadata, parent=header)
-    for show in also_to:
+    for show in listeners:
         show(kind, topic, content, header, buffers, metadata)
 
 
 class Stream(io.TextIOWrapper):
-    """stdout or stderr. What is written for the request that runs goes into the file that the engine reads."""
+    """stdout or stderr. Output of the running request is written to the pipe that the engine reads."""
 
     def write(self, text):
         if not isinstance(text, str) or worker["getpid"]() != worker["owner"]:
@@ -92,7 +92,7 @@ class Stream(io.TextIOWrapper):
         return len(text)
 
 
-def know_origins():
+def track_origins():
     for thread in threading.enumerate():
         thread._pcluster_origin = None
     start = threading.Thread.start

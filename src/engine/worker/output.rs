@@ -1,7 +1,8 @@
-//! Where the worker's stdout and stderr go: pipes, which the engine reads as far as it has room. Who writes faster waits.
+//! The worker's stdout and stderr: pipes, which the engine reads as far as buffer space allows. A faster writer blocks.
 //!
-//! A position in a stream is how many bytes were written before it. The worker says with its records how far it and its children have
-//! written ([`super::counts`]), and the engine reads up to there, so each byte is of the unit that ran when it was written.
+//! A position in a stream is the number of bytes before it. The worker's records report the positions that the worker and its
+//! children have reached ([`super::counts`]), and the engine reads up to these. So each byte is assigned to the unit that was running
+//! when it was written.
 use super::counts::Counts;
 use bytes::Bytes;
 use nix::errno::Errno;
@@ -15,14 +16,14 @@ use std::sync::Arc;
 
 /// Bytes of one read.
 pub const CHUNK: u64 = 256 << 10;
-/// What a pipe holds where nothing is expected: those of a user are counted (pipe(7), pipe-user-pages-soft),
-const SMALL_PIPE: i32 = 8 << 10;
-/// ... and what it holds for a worker that works, where the system allows it.
-const PIPE: i32 = 64 << 10;
-/// So few bytes are not worth asking how many there are.
-pub const LITTLE: u64 = 4 << 10;
-/// So many of the last bytes are kept for last words.
-const TAIL: usize = 4096;
+/// Capacity of the pipe of an idle worker: the total of a user's pipes is limited (pipe(7), pipe-user-pages-soft),
+const IDLE_PIPE: i32 = 8 << 10;
+/// ... and of a working one, if the system permits it.
+const WORKING_PIPE: i32 = 64 << 10;
+/// Up to this many bytes, checking how many are in the pipe is not worthwhile.
+pub const SMALL_OUTPUT: u64 = 4 << 10;
+/// Number of bytes kept of the last stderr output.
+const TAIL_BYTES: usize = 4096;
 
 mod ioctl {
     nix::ioctl_read_bad!(fionread, nix::libc::FIONREAD, nix::libc::c_int);
@@ -32,14 +33,14 @@ mod ioctl {
 #[derive(Debug)]
 pub struct OutputPipe {
     pipe: OwnedFd,
-    /// Which of the two it is.
+    /// 0 for stdout, 1 for stderr.
     stream: usize,
     counts: Arc<Counts>,
     capacity: u64,
     tail: Vec<u8>,
 }
 
-/// Both, and what the worker gets for them.
+/// Both streams, and the worker's side of them.
 pub struct Outputs {
     pub pipes: [OutputPipe; 2],
     pub for_worker: ForWorker,
@@ -49,12 +50,12 @@ pub struct ForWorker {
     pub writers: [OwnedFd; 2],
     /// The memory of [`Counts`].
     pub counts: OwnedFd,
-    /// Tells whether something is in one of the pipes, and keeps none of them open.
+    /// An epoll that is readable when one of the pipes has data, without keeping a pipe open.
     pub watch: OwnedFd,
 }
 
 impl Outputs {
-    /// `name` is that of the memory which the worker and what it forks have in common, and nobody else.
+    /// `name` is the name of the memory that only the worker and its forks map.
     pub fn new(name: &str) -> io::Result<Outputs> {
         let (counts, shown) = Counts::new(name)?;
         let counts = Arc::new(counts);
@@ -62,7 +63,7 @@ impl Outputs {
         let pipe = |stream| -> io::Result<(OutputPipe, OwnedFd)> {
             let (pipe, writer) = nix::unistd::pipe2(OFlag::O_CLOEXEC)?;
             fcntl(&pipe, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
-            let _ = fcntl(&pipe, FcntlArg::F_SETPIPE_SZ(SMALL_PIPE));
+            let _ = fcntl(&pipe, FcntlArg::F_SETPIPE_SZ(IDLE_PIPE));
             watch.add(&pipe, EpollEvent::new(EpollFlags::EPOLLIN, 0))?;
             let mut output = OutputPipe {
                 pipe,
@@ -91,55 +92,55 @@ impl OutputPipe {
         self.capacity = fcntl(&self.pipe, FcntlArg::F_GETPIPE_SZ).map_or(0, |size| size.max(0) as u64);
     }
 
-    /// The worker is going to work.
+    /// Enlarges the pipe for a worker that is about to receive units.
     pub fn enlarge(&mut self) {
-        let _ = fcntl(&self.pipe, FcntlArg::F_SETPIPE_SZ(PIPE));
+        let _ = fcntl(&self.pipe, FcntlArg::F_SETPIPE_SZ(WORKING_PIPE));
         self.measure();
     }
 
-    /// So much was read.
+    /// Number of bytes read.
     fn read(&self) -> u64 {
         self.counts.read(self.stream)
     }
 
-    /// What is in the pipe.
-    fn waiting(&self) -> u64 {
+    /// Number of bytes in the pipe.
+    fn buffered(&self) -> u64 {
         let mut count: libc::c_int = 0;
         #[expect(unsafe_code, reason = "FIONREAD writes an int")]
-        let known = unsafe { ioctl::fionread(self.pipe.as_raw_fd(), &mut count) };
-        known.map_or(0, |_| count.max(0) as u64)
+        let result = unsafe { ioctl::fionread(self.pipe.as_raw_fd(), &mut count) };
+        result.map_or(0, |_| count.max(0) as u64)
     }
 
-    /// How much was written.
+    /// Number of bytes written.
     pub fn size(&self) -> u64 {
-        self.read() + self.waiting()
+        self.read() + self.buffered()
     }
 
-    /// Nobody can write into it any more.
+    /// Returns whether all writers have closed the pipe.
     pub fn is_closed(&self) -> bool {
         let mut ends = [PollFd::new(self.pipe.as_fd(), PollFlags::empty())];
-        let known = poll(&mut ends, PollTimeout::ZERO);
-        known.is_ok()
+        let result = poll(&mut ends, PollTimeout::ZERO);
+        result.is_ok()
             && ends
                 .iter()
                 .any(|end| end.revents().is_some_and(|events| events.contains(PollFlags::POLLHUP)))
     }
 
-    /// Whoever writes may have to wait soon.
+    /// Returns whether the pipe is filling up, so that a writer may block soon.
     pub fn is_filling(&self) -> bool {
-        self.waiting() >= self.capacity / 4
+        self.buffered() >= self.capacity / 4
     }
 
-    /// So many bytes up to `end` (or by now) were not read yet. Of a few it is believed.
+    /// Number of unread bytes before `end` (None: before the current end). A small number is not checked against the pipe.
     pub fn unread_to(&self, end: Option<u64>) -> u64 {
-        let promised = end.map_or(u64::MAX, |end| end.saturating_sub(self.read()));
-        match promised <= LITTLE {
-            true => promised,
-            false => promised.min(self.waiting()),
+        let expected = end.map_or(u64::MAX, |end| end.saturating_sub(self.read()));
+        match expected <= SMALL_OUTPUT {
+            true => expected,
+            false => expected.min(self.buffered()),
         }
     }
 
-    /// The next [`CHUNK`] of what was written up to `end` (or by now) and not read yet.
+    /// Reads up to [`CHUNK`] unread bytes before `end` (None: before the current end).
     pub fn read_to(&mut self, end: Option<u64>) -> Bytes {
         let length = self.unread_to(end).min(CHUNK);
         if length == 0 {
@@ -173,14 +174,14 @@ impl OutputPipe {
         if self.stream == 0 {
             return;
         }
-        let new = bytes.get(bytes.len().saturating_sub(TAIL)..).unwrap_or_default();
-        let surplus = (self.tail.len() + new.len()).saturating_sub(TAIL);
+        let new = bytes.get(bytes.len().saturating_sub(TAIL_BYTES)..).unwrap_or_default();
+        let surplus = (self.tail.len() + new.len()).saturating_sub(TAIL_BYTES);
         self.tail.drain(..surplus);
         self.tail.extend_from_slice(new);
     }
 
-    /// The last bytes that were read of stderr, as text.
-    pub fn last_words(&self) -> String {
+    /// The last bytes read from stderr, as text.
+    pub fn last_output(&self) -> String {
         String::from_utf8_lossy(&self.tail).into_owned()
     }
 }

@@ -24,11 +24,11 @@ impl Pair {
         assert_eq!(write(&self.writers[stream], bytes), Ok(bytes.len()));
     }
 
-    fn has_something(&self) -> bool {
+    fn has_data(&self) -> bool {
         self.watch.wait(&mut [EpollEvent::empty()], 0u8) == Ok(1)
     }
 
-    /// What the worker finds: the sequence number and both counts.
+    /// The memory as the worker sees it: the sequence number and both counts.
     fn shown(&self) -> [u64; 3] {
         let mut bytes = [0; 24];
         assert_eq!(nix::sys::uio::pread(&self.shown, &mut bytes, 0), Ok(24));
@@ -37,18 +37,18 @@ impl Pair {
 }
 
 #[test]
-fn what_is_written_is_read_once_up_to_its_end() {
+fn output_is_read_once_up_to_the_given_end() {
     let mut pair = pair();
-    assert!(!pair.has_something());
+    assert!(!pair.has_data());
     pair.write(0, b"one");
-    assert!(pair.has_something());
+    assert!(pair.has_data());
     let out = &mut pair.outputs[0];
     assert_eq!((out.size(), out.unread_to(None), out.unread_to(Some(2))), (3, 3, 2));
     assert_eq!(out.read_to(Some(2)), "on");
     assert_eq!(out.read_to(Some(2)), "");
     assert_eq!(out.read_to(Some(1)), "");
     assert_eq!((out.size(), out.read_to(None)), (3, "e".into()));
-    assert!(!pair.has_something());
+    assert!(!pair.has_data());
     assert!(pair.outputs[0].read_to(None).is_empty() && pair.outputs[1].read_to(Some(5)).is_empty());
     // Each read has changed the number twice.
     let [sequence, out, err] = pair.shown();
@@ -57,7 +57,7 @@ fn what_is_written_is_read_once_up_to_its_end() {
 }
 
 #[test]
-fn a_pipe_holds_little_until_its_worker_works_and_says_when_it_fills() {
+fn a_pipe_is_small_until_enlarged_and_detects_filling() {
     let mut pair = pair();
     nix::fcntl::fcntl(&pair.writers[1], FcntlArg::F_SETFL(OFlag::O_NONBLOCK)).unwrap();
     let block = vec![b'x'; 1 << 20];
@@ -65,22 +65,28 @@ fn a_pipe_holds_little_until_its_worker_works_and_says_when_it_fills() {
     assert!(pair.outputs[1].is_filling() && !pair.outputs[0].is_filling());
     pair.outputs[1].enlarge();
     let more = write(&pair.writers[1], &block).unwrap();
-    assert!(small <= PIPE as usize / 2 && small + more <= PIPE as usize, "{small} {more}");
+    assert!(
+        small <= WORKING_PIPE as usize / 2 && small + more <= WORKING_PIPE as usize,
+        "{small} {more}"
+    );
     assert_eq!(pair.outputs[1].size(), (small + more) as u64);
     pair.write(0, b"of the other stream");
     assert_eq!(pair.outputs[1].read_to(None).len(), small + more);
     assert!(!pair.outputs[1].is_filling());
-    assert_eq!(pair.outputs[1].last_words().len(), TAIL);
+    assert_eq!(pair.outputs[1].last_output().len(), TAIL_BYTES);
     write(&pair.writers[1], b"end").unwrap();
     pair.outputs[1].read_to(None);
-    assert!(pair.outputs[1].last_words().ends_with("xend"));
+    assert!(pair.outputs[1].last_output().ends_with("xend"));
 }
 
 #[test]
-fn the_counts_are_the_engines_alone_and_the_watch_keeps_no_pipe_open() {
+fn counts_are_read_only_and_the_watch_keeps_no_pipe_open() {
     let pair = pair();
-    assert!(nix::sys::uio::pwrite(&pair.shown, &[1; 8], 0).is_err(), "they cannot be written");
-    assert!(nix::unistd::ftruncate(&pair.shown, 0).is_err(), "nor cut off");
+    assert!(
+        nix::sys::uio::pwrite(&pair.shown, &[1; 8], 0).is_err(),
+        "the counts must be read-only"
+    );
+    assert!(nix::unistd::ftruncate(&pair.shown, 0).is_err(), "the counts must not be truncated");
     assert!(!pair.outputs[0].is_closed());
     drop(pair.outputs);
     // SIGPIPE is ignored in every Rust program.
@@ -88,7 +94,7 @@ fn the_counts_are_the_engines_alone_and_the_watch_keeps_no_pipe_open() {
 }
 
 #[test]
-fn a_pipe_that_nobody_can_write_into_is_closed() {
+fn a_pipe_without_writers_is_closed() {
     let mut pair = pair();
     pair.write(0, b"last");
     let [out, _err] = pair.writers;
@@ -97,14 +103,14 @@ fn a_pipe_that_nobody_can_write_into_is_closed() {
     assert_eq!(pair.outputs[0].read_to(None), "last");
 }
 
-/// As `positions` of streams.py.
+/// Equivalent of `positions` in streams.py.
 fn positions(shown: &OwnedFd, writers: &[OwnedFd; 2]) -> (u64, [u64; 2]) {
     let words = |file: &OwnedFd| -> [u64; 3] {
         let mut bytes = [0; 24];
         assert_eq!(nix::sys::uio::pread(file, &mut bytes, 0), Ok(24));
         std::array::from_fn(|at| u64::from_ne_bytes(bytes[8 * at..8 * at + 8].try_into().unwrap()))
     };
-    let waiting = |pipe: &OwnedFd| {
+    let buffered = |pipe: &OwnedFd| {
         let mut count = 0;
         #[expect(unsafe_code, reason = "FIONREAD writes an int")]
         unsafe { ioctl::fionread(pipe.as_raw_fd(), &mut count) }.unwrap();
@@ -113,7 +119,7 @@ fn positions(shown: &OwnedFd, writers: &[OwnedFd; 2]) -> (u64, [u64; 2]) {
     loop {
         let before = words(shown);
         if before[0] % 2 == 0 {
-            let found = [before[1] + waiting(&writers[0]), before[2] + waiting(&writers[1])];
+            let found = [before[1] + buffered(&writers[0]), before[2] + buffered(&writers[1])];
             if words(shown)[0] == before[0] {
                 return (before[0], found);
             }
@@ -124,16 +130,15 @@ fn positions(shown: &OwnedFd, writers: &[OwnedFd; 2]) -> (u64, [u64; 2]) {
 
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(40))]
-    /// A worker writes units' outputs of any size (a full pipe makes it wait) and says after each how far it has written, by what it
-    /// finds, or nothing where it finds that nothing was written. The engine reads whatever it likes meanwhile, and each unit's bytes
-    /// are those that it wrote.
+    /// A worker writes units' outputs of any size (blocking on a full pipe) and reports its positions after each unit, or no positions
+    /// if nothing was written. The engine reads arbitrary amounts in between. Each unit is assigned exactly the bytes that it wrote.
     #[test]
-    fn each_unit_gets_its_own_bytes_whenever_the_engine_reads(
+    fn each_unit_gets_exactly_its_own_bytes(
         units in proptest::collection::vec((0usize..30_000, 0usize..200, any::<bool>()), 1..60),
         reads in proptest::collection::vec((0u64..100_000, any::<bool>()), 1..40),
     ) {
         let Pair { mut outputs, writers, watch, shown } = pair();
-        let (tell, told) = std::sync::mpsc::channel::<(usize, Option<[u64; 2]>)>();
+        let (report, reports) = std::sync::mpsc::channel::<(usize, Option<[u64; 2]>)>();
         let written = units.clone();
         let worker = std::thread::spawn(move || {
             let mut reported = (0, [0, 0]);
@@ -154,28 +159,28 @@ proptest! {
                     u64::from_ne_bytes(sequence) == reported.0
                 };
                 if nothing && is_as_before {
-                    tell.send((number, None)).unwrap();
+                    report.send((number, None)).unwrap();
                     continue;
                 }
                 let found = positions(&shown, &writers);
-                tell.send((number, (found.1 != reported.1).then_some(found.1))).unwrap();
+                report.send((number, (found.1 != reported.1).then_some(found.1))).unwrap();
                 reported = found;
             }
         });
         let (mut early, mut ended, mut reads) = (<[Vec<u8>; 2]>::default(), 0, reads.into_iter().cycle());
         while let Some((limit, waits)) = reads.next().filter(|_| ended < units.len()) {
-            // As a look does: what was written by now is, behind the ends that are known by then, of the unit that runs.
+            // Like a sync: output written so far, after the ends reported so far, belongs to the running unit.
             let sizes: [u64; 2] = [0, 1].map(|stream: usize| outputs[stream].size());
-            while let Ok(end) = told.try_recv() {
+            while let Ok(end) = reports.try_recv() {
                 check(&mut outputs, &mut early, end, &units)?;
                 ended += 1;
             }
             for (stream, size) in sizes.into_iter().enumerate() {
-                let upto = size.min(outputs[stream].read() + limit);
-                early[stream].extend_from_slice(&outputs[stream].read_to(Some(upto)));
+                let end = size.min(outputs[stream].read() + limit);
+                early[stream].extend_from_slice(&outputs[stream].read_to(Some(end)));
             }
             if waits && !outputs.iter().any(OutputPipe::is_filling)
-                && let Ok(end) = told.recv_timeout(std::time::Duration::from_millis(1))
+                && let Ok(end) = reports.recv_timeout(std::time::Duration::from_millis(1))
             {
                 check(&mut outputs, &mut early, end, &units)?;
                 ended += 1;
@@ -186,7 +191,7 @@ proptest! {
     }
 }
 
-/// The unit's end has come: what was read of it early, and the rest up to there, is what it has written.
+/// Checks a unit that has ended: the bytes read early and the rest before its end are the bytes that it wrote.
 fn check(
     outputs: &mut [OutputPipe; 2],
     early: &mut [Vec<u8>; 2],

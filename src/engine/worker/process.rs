@@ -1,10 +1,10 @@
-//! A worker as a process: having it forked, its pipes (the engine's own loop never waits for them), its tokens, its end.
+//! A worker process: its fork, its pipes (the engine's event loop never blocks on them), its tokens, its end.
 use super::interpreter::{Interpreter, ProcessEnd, WorkerPid};
 use super::output::{ForWorker, OutputPipe, Outputs};
 use super::protocol::Record;
 use super::reader::read_records;
 use super::writer::FrameWriter;
-use crate::engine::leftovers::Owner;
+use crate::engine::orphans::Owner;
 use bytes::Bytes;
 use nix::fcntl::{FcntlArg, FdFlag, OFlag, fcntl, open};
 use nix::sys::signal::Signal;
@@ -25,106 +25,106 @@ pub const IPYTHON: &str = concat!(
     include_str!("ipython.py")
 );
 
-/// What the pipes hold, where the system allows it.
+/// Capacity of the pipes, if the system permits it.
 const PIPE_SIZE: i32 = 1 << 20;
 
-/// What a worker says, with the number of the worker: an earlier one's last words are told apart.
+/// An event of a worker, sent together with the worker's number, which distinguishes it from earlier workers.
 #[derive(Debug)]
 pub enum WorkerEvent {
     Records(Vec<Record>),
-    /// The answer to [`Worker::look`]: what it had said when it was looked at has been told.
-    Looked,
-    /// Its last event.
+    /// The answer to [`Worker::sync_output`]: all records in the pipe at that time have been reported.
+    OutputSynced,
+    /// The last event of a worker.
     Exited(WorkerExit),
 }
 
-/// How a worker ended.
+/// The end of a worker.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct WorkerExit {
     /// `was killed by signal 9 (SIGKILL)`.
     pub how: String,
-    /// By a signal that was not sent for something that it wrote.
+    /// Killed by a signal, other than for an invalid record.
     pub killed: bool,
-    /// On the stderr of the interpreter, where it has ended with that.
-    pub last_words: String,
+    /// The last stderr output of the interpreter, if the worker ended together with it.
+    pub last_output: String,
 }
 
 impl WorkerExit {
-    /// `broken`: why it was killed, for something that it wrote.
+    /// `broken`: the invalid record for which it was killed.
     fn of(end: Option<ProcessEnd>, broken: Option<String>) -> WorkerExit {
-        let (how, killed, last_words) = match end {
+        let (how, killed, last_output) = match end {
             Some(ProcessEnd::Ended(status)) => (describe(status), status.signal().is_some(), String::new()),
-            Some(ProcessEnd::WithInterpreter { status, last_words }) => {
+            Some(ProcessEnd::WithInterpreter { status, last_output }) => {
                 let how = status.map_or("ended".into(), describe);
-                (how, status.is_some_and(|status| status.signal().is_some()), last_words)
+                (how, status.is_some_and(|status| status.signal().is_some()), last_output)
             }
             Some(ProcessEnd::NotForked(why)) => (why, false, String::new()),
             None => ("ended".into(), false, String::new()),
         };
         match broken {
             Some(why) => WorkerExit {
-                how: format!("was killed, because it {why}"),
+                how: format!("was killed because it {why}"),
                 killed: false,
-                last_words,
+                last_output,
             },
-            None => WorkerExit { how, killed, last_words },
+            None => WorkerExit { how, killed, last_output },
         }
     }
 }
 
 pub struct Worker {
     pub number: u64,
-    /// Dropped behind the kill of its group.
+    /// Dropped after the process group is killed.
     _owner: Owner,
     pub pid: WorkerPid,
-    /// It was sent what serves ipyparallel's clients.
+    /// The code for ipyparallel clients has been sent to it.
     pub has_ipython: bool,
     frames: Option<FrameWriter>,
-    later: Vec<Bytes>,
-    /// The reading end is open here too, without waiting: what is read here will not be read there.
+    queued: Vec<Bytes>,
+    /// A non-blocking second reader of the token pipe: tokens read here are not read by the worker.
     tokens_in: std::fs::File,
     tokens_out: std::fs::File,
     pub stdout: OutputPipe,
     pub stderr: OutputPipe,
-    /// Tokens for which the pipe had no room.
+    /// Tokens that did not fit into the pipe.
     unsent: Vec<u8>,
-    /// The pipe of records, until it is made large.
+    /// The pipe of records, until it is enlarged.
     records: Option<OwnedFd>,
-    /// To what reads the records.
-    look: UnboundedSender<()>,
-    /// The ends of stdout and stderr at the look that is under way. What was not read up to there is, at [`WorkerEvent::Looked`], of no
-    /// unit whose end has been told. A worker tells the end of a unit before it begins the next, so it is of the one that runs.
-    pub looked_at: Option<(u64, u64)>,
-    /// The look was asked for by the core, which wants to know of it.
-    pub is_awaited: bool,
-    /// How far its output goes, once it has ended: what it has left behind may write on.
+    /// Requests to the reader of records.
+    sync: UnboundedSender<()>,
+    /// The ends of stdout and stderr at the pending sync. At [`WorkerEvent::OutputSynced`], unread output before them belongs to no unit
+    /// whose end has been reported. A worker reports the end of a unit before it starts the next one, so the output belongs to the running unit.
+    pub sync_positions: Option<(u64, u64)>,
+    /// The core requested the sync and expects an answer.
+    pub is_requested: bool,
+    /// The ends of its output when it ended; leftover processes may continue to write.
     pub ends: Option<(u64, u64)>,
-    /// It has written something that was not read yet.
-    pub wrote: Option<Wrote>,
-    /// The last time there was much of it.
-    pub writes_much: bool,
+    /// Set while there is unread output.
+    pub pending_output: Option<PendingOutput>,
+    /// A pipe was filling up at the last poll.
+    pub fills_fast: bool,
 }
 
-/// When that was seen, and when to look at it again.
+/// When output was first noticed, and when to poll again.
 #[derive(Clone, Copy, Debug)]
-pub struct Wrote {
+pub struct PendingOutput {
     pub since: Instant,
     pub next: Instant,
 }
 
 impl Worker {
-    /// Has the interpreter fork one. With `greets_late` it says hello only when it has made IPython's shell.
+    /// Requests a fork from the interpreter. With `hello_after_shell` the worker sends its hello only after creating IPython's shell.
     pub fn start(
         interpreter: &Interpreter,
         owner: Owner,
-        greets_late: bool,
+        hello_after_shell: bool,
         events: UnboundedSender<(u64, WorkerEvent)>,
     ) -> Result<Worker, String> {
-        let said = |e: io::Error| format!("cannot make pipes for a worker: {e}");
+        let error_text = |e: io::Error| format!("cannot create pipes for a worker: {e}");
         let (number, mark) = (owner.number, owner.mark());
-        let parts = Parts::make(&mark).map_err(said)?;
-        let (pid, end) = interpreter.fork(number as u32, greets_late, &mark, &parts.for_worker());
-        let Parts {
+        let files = Files::make(&mark).map_err(error_text)?;
+        let (pid, end) = interpreter.fork(number as u32, hello_after_shell, &mark, &files.for_worker());
+        let Files {
             frames_in: _,
             frames_out,
             records_in,
@@ -132,24 +132,24 @@ impl Worker {
             tokens_in,
             tokens_out,
             outputs,
-        } = parts;
+        } = files;
         let [stdout, stderr] = outputs.pipes;
-        let tokens_in = reopened(&tokens_in).map_err(said)?;
+        let tokens_in = reopened(&tokens_in).map_err(error_text)?;
         let frames = FrameWriter::new(frames_out.into());
-        let large = records_in.try_clone().map_err(said)?;
+        let large = records_in.try_clone().map_err(error_text)?;
         let (wake_out, wake_in) = oneshot::channel();
-        let (look_out, look_in) = unbounded_channel();
-        let waiting = tokio::spawn(async move {
+        let (sync_sender, sync_receiver) = unbounded_channel();
+        let exit = tokio::spawn(async move {
             let ended = end.await;
-            // The reader hears of it.
+            // Wakes the reader.
             drop(wake_out);
             ended
         });
         let killed = pid.clone();
         tokio::spawn(async move {
             let kill = || killed.signal(nix::libc::SIGKILL);
-            let broken = read_records(records_in, wake_in, look_in, number, &events, kill).await;
-            let end = waiting.await.ok().and_then(Result::ok);
+            let broken = read_records(records_in, wake_in, sync_receiver, number, &events, kill).await;
+            let end = exit.await.ok().and_then(Result::ok);
             let _ = events.send((number, WorkerEvent::Exited(WorkerExit::of(end, broken))));
         });
         Ok(Worker {
@@ -158,75 +158,72 @@ impl Worker {
             pid,
             has_ipython: false,
             frames: Some(frames),
-            later: Vec::new(),
+            queued: Vec::new(),
             tokens_in,
             tokens_out,
             stdout,
             stderr,
             unsent: Vec::new(),
             records: Some(large),
-            look: look_out,
-            looked_at: None,
-            is_awaited: false,
+            sync: sync_sender,
+            sync_positions: None,
+            is_requested: false,
             ends: None,
-            wrote: None,
-            writes_much: false,
+            pending_output: None,
+            fills_fast: false,
         })
     }
 
-    /// Asks for [`WorkerEvent::Looked`].
-    pub fn look(&mut self) {
+    /// Requests [`WorkerEvent::OutputSynced`].
+    pub fn sync_output(&mut self) {
         let ends = self.written();
         self.send_tokens(&[]);
-        if self.looked_at.is_none() && self.look.send(()).is_ok() {
-            self.looked_at = Some(ends);
+        if self.sync_positions.is_none() && self.sync.send(()).is_ok() {
+            self.sync_positions = Some(ends);
         }
     }
 
-    /// How much it has written to stdout and stderr.
+    /// Number of bytes written to stdout and stderr.
     pub fn written(&self) -> (u64, u64) {
         (self.stdout.size(), self.stderr.size())
     }
 
-    /// So many bytes of output up to there were not read.
-    pub fn unread_output(&self, upto: Option<(u64, u64)>) -> u64 {
-        self.stdout.unread_to(upto.map(|upto| upto.0)) + self.stderr.unread_to(upto.map(|upto| upto.1))
+    /// Number of unread bytes of output before `end`.
+    pub fn unread_output(&self, end: Option<(u64, u64)>) -> u64 {
+        self.stdout.unread_to(end.map(|end| end.0)) + self.stderr.unread_to(end.map(|end| end.1))
     }
 
-    /// The next of it.
-    pub fn read_output(&mut self, upto: Option<(u64, u64)>) -> [Bytes; 2] {
-        [
-            self.stdout.read_to(upto.map(|upto| upto.0)),
-            self.stderr.read_to(upto.map(|upto| upto.1)),
-        ]
+    /// Reads the next chunk of output before `end`.
+    pub fn read_output(&mut self, end: Option<(u64, u64)>) -> [Bytes; 2] {
+        [self.stdout.read_to(end.map(|end| end.0)), self.stderr.read_to(end.map(|end| end.1))]
     }
 
-    /// Frames are written in order; what the pipe does not take at once, in the background.
+    /// Sends frames in order; frames that do not fit into the pipe are written in the background.
     pub fn send(&mut self, mut frames: Vec<Bytes>) {
         if let Some(pipe) = &mut self.frames {
-            if !self.later.is_empty() {
-                frames.splice(0..0, self.later.drain(..));
+            if !self.queued.is_empty() {
+                frames.splice(0..0, self.queued.drain(..));
             }
             pipe.send(frames);
         }
     }
 
-    /// In front of what is sent next.
+    /// Queues a frame to send before the next frames.
     pub fn send_later(&mut self, frame: Bytes) {
-        self.later.push(frame);
+        self.queued.push(frame);
     }
 
-    /// No more frames: an idle worker ends.
+    /// Closes the pipe of frames: an idle worker exits.
     pub fn close(&mut self) {
         self.frames = None;
     }
 
-    /// Lets the worker begin so many units more.
-    pub fn allow(&mut self, count: usize) {
+    /// Lets the worker start this many further units.
+    pub fn add_tokens(&mut self, count: usize) {
         self.send_tokens(&vec![b'g'; count]);
     }
 
-    /// Never waits: what the pipe does not take follows when the worker has read some.
+    /// Does not block: tokens that do not fit into the pipe are sent after the worker has read some.
     fn send_tokens(&mut self, tokens: &[u8]) {
         self.unsent.extend_from_slice(tokens);
         while !self.unsent.is_empty() {
@@ -238,14 +235,14 @@ impl Worker {
         }
     }
 
-    /// It has said something: it may have read tokens.
-    pub fn has_moved(&mut self) {
+    /// It has error_text something: it may have read tokens.
+    pub fn retry_tokens(&mut self) {
         if !self.unsent.is_empty() {
             self.send_tokens(&[]);
         }
     }
 
-    /// It is going to work: its pipes hold more, where the system allows that.
+    /// Enlarges the pipes of a worker that is about to receive units, if the system permits it.
     pub fn enlarge(&mut self) {
         for pipe in self
             .records
@@ -260,15 +257,15 @@ impl Worker {
         self.stderr.enlarge();
     }
 
-    /// Makes the worker skip what it has not begun; says how many units that were.
+    /// Makes the worker skip units that it has not started; returns their number.
     pub fn recall(&mut self) -> usize {
         let tokens = self.unread_tokens();
         self.send_tokens(&vec![b's'; tokens.len()]);
         tokens.iter().filter(|token| **token == b'g').count()
     }
 
-    /// Of a worker that has ended: how many units it had not begun.
-    pub fn left_over(&mut self) -> usize {
+    /// Number of units that a worker had not started when it ended.
+    pub fn unstarted_units(&mut self) -> usize {
         self.unread_tokens().iter().filter(|token| **token == b'g').count()
     }
 
@@ -281,7 +278,7 @@ impl Worker {
         tokens
     }
 
-    /// To the worker and all that it has started.
+    /// Signals the worker and the processes that it started.
     pub fn signal(&self, signal: i32) {
         self.pid.signal(signal);
     }
@@ -293,18 +290,18 @@ impl Drop for Worker {
     }
 }
 
-/// A signal for a process group; one that is gone is no error.
+/// Signals a process group; ignores a group that does not exist.
 pub fn signal_group(pid: i32, signal: i32) {
     is_group_signalled(pid, signal);
 }
 
-/// Whether there is such a group.
+/// Signals a process group; returns whether it exists.
 pub fn is_group_signalled(pid: i32, signal: i32) -> bool {
     let Ok(signal) = Signal::try_from(signal) else { return false };
     pid > 1 && nix::sys::signal::killpg(nix::unistd::Pid::from_raw(pid), signal).is_ok()
 }
 
-/// A signal for one process; one that is gone is no error.
+/// Signals one process; ignores a process that does not exist.
 pub fn signal_one(pid: i32, signal: i32) {
     if pid > 1
         && let Ok(signal) = Signal::try_from(signal)
@@ -326,8 +323,8 @@ pub fn signal_name(number: i32) -> String {
     Signal::try_from(number).map_or_else(|_| "unknown".into(), |signal| signal.as_str().to_string())
 }
 
-/// The files between engine and worker.
-struct Parts {
+/// The pipes and files between engine and worker.
+struct Files {
     frames_in: OwnedFd,
     frames_out: OwnedFd,
     records_in: OwnedFd,
@@ -337,16 +334,16 @@ struct Parts {
     outputs: Outputs,
 }
 
-impl Parts {
-    /// Memory of this name is in the worker and in what it forks, and nowhere else.
-    fn make(mark: &str) -> io::Result<Parts> {
+impl Files {
+    /// `mark` names memory that is mapped only by the worker and its forks.
+    fn make(mark: &str) -> io::Result<Files> {
         let (frames_in, frames_out) = pipe()?;
         let (records_in, records_out) = pipe()?;
         let (tokens_in, tokens_out) = pipe()?;
         for end in [&frames_out, &records_in, &tokens_out] {
             fcntl(end.as_fd(), FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
         }
-        Ok(Parts {
+        Ok(Files {
             frames_in,
             frames_out,
             records_in,
@@ -357,7 +354,7 @@ impl Parts {
         })
     }
 
-    /// In the order in which `worker.py` expects them.
+    /// The descriptors in the order in which `worker.py` expects them.
     fn for_worker(&self) -> [RawFd; 7] {
         let ForWorker { writers, counts, watch } = &self.outputs.for_worker;
         let [stdout, stderr] = writers;
@@ -377,13 +374,13 @@ fn pipe() -> nix::Result<(OwnedFd, OwnedFd)> {
     nix::unistd::pipe2(OFlag::O_CLOEXEC)
 }
 
-/// A second, never waiting, reader of a pipe.
+/// A second, never exit, reader of a pipe.
 fn reopened(pipe: &std::fs::File) -> io::Result<std::fs::File> {
     let path = format!("/proc/self/fd/{}", pipe.as_raw_fd());
     Ok(open(path.as_str(), OFlag::O_RDONLY | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC, Mode::empty())?.into())
 }
 
-/// Lets a child process keep these files.
+/// Clears close-on-exec, so that a child process inherits these files.
 pub fn keep_open(fds: &[RawFd]) -> io::Result<()> {
     for fd in fds {
         #[expect(unsafe_code, reason = "the files are open for as long as the child is being started")]

@@ -1,34 +1,34 @@
-//! What travels between engine and worker: bytes in, bytes out.
+//! Encoding of the protocol between engine and worker.
 //!
 //! To the worker, frames: kind (1 byte), 3 bytes unused, ticket (u32), length of the body (u64), body; little endian.
 //!
 //! | kind | ticket | body |
 //! |---|---|---|
-//! | `D` definition | | JSON `[map, {work, options}, where its code is]`: `{directory}`, `{missing: why}` or null |
-//! | `T` tasks | of the first, the others follow | JSON `[map, [input, …]]`, each input on a line of its own |
+//! | `D` definition | | JSON `[map, {work, options}, location of its code]`: `{directory}`, `{missing: reason}` or null |
+//! | `T` tasks | of the first; the others are consecutive | JSON `[map, [input, …]]`, each input on its own line |
 //! | `R` request of an ipyparallel client | its own | parts: JSON, header, metadata, content, buffers… |
 //! | `F` forget | | JSON `map` |
 //! | `M` module | | the source of `origins.py`, `kernel.py` and `ipython.py` |
-//! | `S` IPython's shell is to be made with this | | JSON `{traits, profile_dir, now}` |
+//! | `S` settings of IPython's shell | | JSON `{traits, profile_dir, now}` |
 //! | `C` clear the namespace | | |
 //!
 //! From the worker, records: kind, flags (1 byte), 2 bytes unused, ticket (u32), length of the body (u64), started and
-//! ended (f64, seconds since 1970), body. With flag 1 the body begins with the ends of stdout and stderr (2 × u64),
+//! ended (f64, seconds since 1970), body. With flag 1 the body starts with the ends of stdout and stderr (2 × u64);
 //! without it nothing was written since the last record.
 //!
 //! | kind | body |
 //! |---|---|
 //! | `H` hello | JSON `{version, executable, apply}` |
 //! | `V` value | its JSON text |
-//! | `P` value that JSON does not hold exactly | parts: JSON `{type}`, a rendering as JSON text, the pickle |
+//! | `P` value that JSON cannot represent exactly | parts: JSON `{type}`, a rendering as JSON text, the pickle |
 //! | `E` error | JSON `{ename, evalue, traceback}` |
-//! | `B` an execution has begun | |
-//! | `I` published meanwhile | parts: JSON `{type, topic}`, perhaps with `metadata` of the message, content, buffers…; with `parent`, a header, it is of that request, which has ended, and with `{}` of none |
+//! | `B` an execution has started | |
+//! | `I` published message | parts: JSON `{type, topic}` with optional `metadata` of the message, content, buffers…; with `parent`, a header, it belongs to that request, which has ended, and with `{}` to none |
 //! | `L` a line for the engine's log | text |
-//! | `N` what was written up to here is of no unit | |
-//! | `A` a request's reply | parts: JSON `{status, ename}`, content, buffers… |
+//! | `N` output up to this position belongs to no unit | |
+//! | `A` reply to a request | parts: JSON `{status, ename}`, content, buffers… |
 //!
-//! Parts are: their number (u32), their lengths (u64 each), then they.
+//! Parts are encoded as their number (u32), their lengths (u64 each), and their bytes.
 use bytes::{Buf, Bytes, BytesMut};
 
 pub const FRAME_HEAD: usize = 16;
@@ -44,7 +44,7 @@ pub fn frame_head(kind: u8, ticket: u32, length: usize) -> [u8; FRAME_HEAD] {
     head
 }
 
-/// One frame, in one piece.
+/// Encodes a frame as one buffer.
 pub fn frame(kind: u8, ticket: u32, body: &[u8]) -> Bytes {
     let mut bytes = BytesMut::with_capacity(FRAME_HEAD + body.len());
     bytes.extend_from_slice(&frame_head(kind, ticket, body.len()));
@@ -52,15 +52,15 @@ pub fn frame(kind: u8, ticket: u32, body: &[u8]) -> Bytes {
     bytes.freeze()
 }
 
-/// A `T` frame; inputs are JSON texts. The worker reads them all at once, and one by one, line by line, where that fails: what
-/// is wrong with one is wrong with none of its neighbours.
+/// Encodes a `T` frame; inputs are JSON texts. The worker parses all inputs at once and, if that fails, line by line, so that an
+/// invalid input does not affect the others.
 pub fn tasks_frame<'a>(map: u32, first: u32, inputs: impl Iterator<Item = &'a Bytes>) -> Bytes {
     let mut body = format!("[{map},[").into_bytes();
     for (i, input) in inputs.enumerate() {
         body.extend_from_slice(if i > 0 { b",\n" } else { b"\n" });
         let start = body.len();
         body.extend_from_slice(input);
-        // Between the tokens of JSON a line break is as good as a blank; inside of them there is none.
+        // Between JSON tokens a line break is equivalent to a space; inside of a token it cannot occur.
         body[start..]
             .iter_mut()
             .filter(|byte| **byte == b'\n')
@@ -70,7 +70,7 @@ pub fn tasks_frame<'a>(map: u32, first: u32, inputs: impl Iterator<Item = &'a By
     frame(b'T', first, &body)
 }
 
-/// A frame of parts, the parts uncopied.
+/// Encodes a frame of parts without copying the parts.
 pub fn parts_frame(kind: u8, ticket: u32, parts: Vec<Bytes>) -> Vec<Bytes> {
     let index = 4 + 8 * parts.len();
     let length = index + parts.iter().map(Bytes::len).sum::<usize>();
@@ -83,7 +83,7 @@ pub fn parts_frame(kind: u8, ticket: u32, parts: Vec<Bytes>) -> Vec<Bytes> {
     std::iter::once(head.freeze()).chain(parts).collect()
 }
 
-/// Splits what [`parts_frame`] joins; None where the lengths do not fit.
+/// Splits the body of [`parts_frame`]; None if the lengths are inconsistent.
 pub fn parts(mut body: Bytes) -> Option<Vec<Bytes>> {
     let count = (body.len() >= 4).then(|| body.get_u32_le())? as usize;
     if body.len() / 8 < count {
@@ -116,12 +116,12 @@ pub struct Record {
     pub ticket: u32,
     pub started: f64,
     pub ended: f64,
-    /// Ends of stdout and stderr, where they have moved.
+    /// Ends of stdout and stderr, if they have changed.
     pub positions: Option<(u64, u64)>,
     pub body: Bytes,
 }
 
-/// Reads the first [`RECORD_HEAD`] bytes of a record.
+/// Decodes the first [`RECORD_HEAD`] bytes of a record.
 pub fn record_head(head: &[u8; RECORD_HEAD]) -> RecordHead {
     let mut head = &head[..];
     let (kind, flags) = (head.get_u8(), head.get_u8());
@@ -137,7 +137,7 @@ pub fn record_head(head: &[u8; RECORD_HEAD]) -> RecordHead {
 }
 
 impl RecordHead {
-    /// The record with this body; None where the positions are missing.
+    /// The record with this body; None if the positions are missing.
     pub fn with(self, mut body: Bytes) -> Option<Record> {
         let positions = match self.flags & 1 {
             0 => None,
@@ -162,20 +162,20 @@ mod tests {
 
     proptest! {
         #[test]
-        fn parts_come_back(parts_in in proptest::collection::vec(proptest::collection::vec(any::<u8>(), 0..50), 0..8)) {
+        fn parts_round_trip(parts_in in proptest::collection::vec(proptest::collection::vec(any::<u8>(), 0..50), 0..8)) {
             let given: Vec<Bytes> = parts_in.into_iter().map(Bytes::from).collect();
             let whole: Vec<u8> = parts_frame(b'R', 7, given.clone()).concat();
             prop_assert_eq!(&whole[8..16], &((whole.len() - FRAME_HEAD) as u64).to_le_bytes());
             prop_assert_eq!(parts(Bytes::from(whole).slice(FRAME_HEAD..)), Some(given));
         }
         #[test]
-        fn foreign_parts_never_panic(body in proptest::collection::vec(any::<u8>(), 0..100)) {
+        fn decoding_arbitrary_parts_never_panics(body in proptest::collection::vec(any::<u8>(), 0..100)) {
             let _ = parts(Bytes::from(body));
         }
     }
 
     #[test]
-    fn tasks_are_one_json_text() {
+    fn tasks_frame_is_valid_json() {
         let inputs = [Bytes::from_static(b"[1]"), Bytes::from_static(b"{\"a\":\n2}")];
         let frame = tasks_frame(3, 10, inputs.iter());
         assert_eq!(&frame[FRAME_HEAD..], b"[3,[\n[1],\n{\"a\": 2}\n]]");
@@ -183,7 +183,7 @@ mod tests {
     }
 
     #[test]
-    fn records_without_their_positions_are_refused() {
+    fn records_without_positions_are_rejected() {
         let head = RecordHead {
             kind: b'V',
             flags: 1,

@@ -1,4 +1,4 @@
-//! Reading what the worker says.
+//! Reads a worker's records.
 use super::process::WorkerEvent;
 use super::protocol::{RECORD_HEAD, Record, RecordHead, record_head};
 use bytes::Bytes;
@@ -9,65 +9,65 @@ use tokio::net::unix::pipe::Receiver;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender};
 use tokio::sync::oneshot;
 
-/// No record is longer.
-const LONGEST_RECORD: usize = 1 << 36;
-/// Bytes asked for in one read.
+/// Maximum length of a record.
+const MAX_RECORD: usize = 1 << 36;
+/// Bytes requested in one read.
 const CHUNK: usize = 256 << 10;
-/// Records that come so close to each other,
-const CLOSE: Duration = Duration::from_micros(100);
-/// ... so often in a row,
-const OFTEN: u32 = 3;
-/// ... are left to gather for so long: they come many at a time then.
-const GATHER: Duration = Duration::from_millis(1);
+/// When records arrive with less than this gap between them,
+const BURST_GAP: Duration = Duration::from_micros(100);
+/// ... this many times in a row,
+const BURST_COUNT: u32 = 3;
+/// ... reading pauses for this time, to receive many records at once.
+const GATHER_DELAY: Duration = Duration::from_millis(1);
 
-/// Reads until the worker has ended (`wake` is dropped) and its pipe is empty; a worker that sends nonsense is killed, with the
-/// reason. For each word of `look`: [`WorkerEvent::Looked`] when all has been told that was in the pipe by then.
+/// Reads until the worker has ended (`wake` is dropped) and its pipe is empty. Kills a worker that sends a malformed record, and
+/// returns the reason. For each message of `sync` it sends [`WorkerEvent::OutputSynced`] after all records that were in the pipe.
 pub async fn read_records(
     records: OwnedFd,
     mut wake: oneshot::Receiver<()>,
-    mut look: UnboundedReceiver<()>,
+    mut sync: UnboundedReceiver<()>,
     number: u64,
     events: &UnboundedSender<(u64, WorkerEvent)>,
     kill: impl Fn(),
 ) -> Option<String> {
     let Ok(records) = Receiver::from_owned_fd(records) else {
         kill();
-        return Some("could not be listened to".into());
+        return Some("could not be monitored".into());
     };
     let mut reader = RecordReader::default();
-    let (mut since, mut close) = (Instant::now(), 0);
-    let (mut ended, mut closed, mut looked, mut blind) = (false, false, false, false);
+    let (mut since, mut burst) = (Instant::now(), 0);
+    let (mut ended, mut closed, mut syncing, mut sync_closed) = (false, false, false, false);
     let mut broken = None;
     loop {
-        if !ended && !looked {
+        if !ended && !syncing {
             tokio::select! {
-                // Closed, though the process is there: its exit is what counts.
+                // Closed while the process is running: wait for its exit.
                 ready = records.readable(), if !closed => if ready.is_err() {
                     return broken;
                 },
                 _ = &mut wake => ended = true,
-                // None is left who could look.
-                asked = look.recv(), if !blind => {
-                    looked = asked.is_some();
-                    blind = !looked;
+                // None: no more sync requests.
+                request = sync.recv(), if !sync_closed => {
+                    syncing = request.is_some();
+                    sync_closed = !syncing;
                 }
             }
         }
-        close = if since.elapsed() < CLOSE { close + 1 } else { 0 };
+        burst = if since.elapsed() < BURST_GAP { burst + 1 } else { 0 };
         let mut found = Vec::new();
-        let outcome = match ended || looked {
-            false => reader.read(&mut Now(&records), &mut found),
-            true => reader.read(&mut AtTheEnd(&records), &mut found),
+        let outcome = match ended || syncing {
+            false => reader.read(&mut NonBlocking(&records), &mut found),
+            true => reader.read(&mut Direct(&records), &mut found),
         };
         if !found.is_empty() && broken.is_none() && events.send((number, WorkerEvent::Records(found))).is_err() {
             return broken;
         }
         match outcome {
-            Ok(Got::Something) => {}
+            Ok(ReadResult::Data) => {}
             Ok(_) if ended => return broken,
             Ok(got) => {
-                closed |= got == Got::End;
-                if std::mem::take(&mut looked) && events.send((number, WorkerEvent::Looked)).is_err() {
+                closed |= got == ReadResult::End;
+                if std::mem::take(&mut syncing) && events.send((number, WorkerEvent::OutputSynced)).is_err() {
                     return broken;
                 }
             }
@@ -80,54 +80,54 @@ pub async fn read_records(
                 reader = RecordReader::default();
             }
         }
-        if !ended && !looked && close >= OFTEN {
-            tokio::time::sleep(GATHER).await;
+        if !ended && !syncing && burst >= BURST_COUNT {
+            tokio::time::sleep(GATHER_DELAY).await;
         }
         since = Instant::now();
     }
 }
 
-/// Reads what is there now.
-struct Now<'a>(&'a Receiver);
+/// Reads available bytes through the runtime.
+struct NonBlocking<'a>(&'a Receiver);
 
-impl Read for Now<'_> {
+impl Read for NonBlocking<'_> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         self.0.try_read(buffer)
     }
 }
 
-/// The same when the runtime may not have heard yet of what is there.
-struct AtTheEnd<'a>(&'a Receiver);
+/// Reads directly: the runtime may not have noticed available bytes yet.
+struct Direct<'a>(&'a Receiver);
 
-impl Read for AtTheEnd<'_> {
+impl Read for Direct<'_> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         Ok(nix::unistd::read(self.0, buffer)?)
     }
 }
 
-/// What came of a read.
+/// The result of a read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Got {
-    Something,
+enum ReadResult {
+    Data,
     Nothing,
-    /// There will not be more.
+    /// End of file.
     End,
 }
 
-/// Cuts a byte stream into records.
+/// Splits a byte stream into records.
 #[derive(Default)]
 struct RecordReader {
     buffer: Vec<u8>,
-    /// Where a read goes first: to make room for it in `buffer` each time would be to clear that.
+    /// Buffer of a single read. Reading into `buffer` directly would require zeroing it each time.
     chunk: Vec<u8>,
     start: usize,
-    /// A long record on its way: its head, and the body as far as it has come.
+    /// A partially received long record: its head and the bytes of its body.
     long: Option<(RecordHead, Vec<u8>)>,
 }
 
 impl RecordReader {
-    /// Reads what is there, one chunk or one long body.
-    fn read(&mut self, file: &mut impl Read, found: &mut Vec<Record>) -> Result<Got, String> {
+    /// Reads available bytes: one chunk, or a part of a long body.
+    fn read(&mut self, file: &mut impl Read, found: &mut Vec<Record>) -> Result<ReadResult, String> {
         if let Some((head, body)) = &mut self.long {
             let missing = head.length - body.len();
             let before = body.len();
@@ -136,21 +136,21 @@ impl RecordReader {
             if body.len() == head.length {
                 let (head, body) = self.long.take().ok_or("lost a record")?;
                 found.push(head.with(Bytes::from(body)).ok_or("sent a record without its positions")?);
-                return Ok(Got::Something);
+                return Ok(ReadResult::Data);
             }
             return match outcome {
-                _ if progressed => Ok(Got::Something),
-                Err(e) if e.kind() == io::ErrorKind::WouldBlock => Ok(Got::Nothing),
+                _ if progressed => Ok(ReadResult::Data),
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => Ok(ReadResult::Nothing),
                 Err(e) => Err(format!("could not be read ({e})")),
-                Ok(_) => Ok(Got::End),
+                Ok(_) => Ok(ReadResult::End),
             };
         }
         self.chunk.resize(CHUNK, 0);
         let (count, got) = match file.read(&mut self.chunk) {
-            Ok(0) => (0, Got::End),
-            Ok(count) => (count, Got::Something),
-            Err(e) if e.kind() == io::ErrorKind::WouldBlock => (0, Got::Nothing),
-            Err(e) if e.kind() == io::ErrorKind::Interrupted => (0, Got::Something),
+            Ok(0) => (0, ReadResult::End),
+            Ok(count) => (count, ReadResult::Data),
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => (0, ReadResult::Nothing),
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => (0, ReadResult::Data),
             Err(e) => return Err(format!("could not be read ({e})")),
         };
         self.buffer.extend_from_slice(&self.chunk[..count]);
@@ -161,16 +161,16 @@ impl RecordReader {
     fn cut(&mut self, found: &mut Vec<Record>) -> Result<(), String> {
         while let Some(head) = self.buffer[self.start..].first_chunk::<RECORD_HEAD>() {
             let head = record_head(head);
-            if !b"HVPEBIANL".contains(&head.kind) || head.length > LONGEST_RECORD {
-                return Err("wrote what is not a record into the engine's pipe".into());
+            if !b"HVPEBIANL".contains(&head.kind) || head.length > MAX_RECORD {
+                return Err("wrote a malformed record into the engine's pipe".into());
             }
             let body = self.start + RECORD_HEAD;
-            let there = self.buffer.len() - body;
-            if there < head.length {
+            let available = self.buffer.len() - body;
+            if available < head.length {
                 if head.length > CHUNK {
                     let mut long = Vec::new();
                     long.try_reserve_exact(head.length)
-                        .map_err(|_| format!("sent {} bytes at once, for which there is no memory", head.length))?;
+                        .map_err(|_| format!("sent {} bytes at once, for which there is not enough memory", head.length))?;
                     long.extend_from_slice(&self.buffer[body..]);
                     self.long = Some((head, long));
                     self.buffer.clear();

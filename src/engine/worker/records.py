@@ -1,36 +1,36 @@
-# ---- records: what the worker reports to the engine. One namespace with state.py, values.py, code.py and worker.py.
+# ---- records: the worker's reports to the engine. Shares a namespace with the other modules.
 #
-# A record is in the engine's pipe whole or not at all, next to no byte of another. What could break that, and why it does not:
+# A record is written to the engine's pipe completely or not at all, and never interleaved with another one. This is ensured as follows.
 #
-# Before `share_records` only the main thread reports (nothing that users are given leads here). What it writes at once is at most
-# PIPE_BUF bytes, which a pipe takes together or not yet (pipe(7)). What is longer is put into `unwritten` by one call, and from
-# there written; how much of it was written is kept by the call that writes (`extend` of `map`: between `write` and its result's
-# place there is no Python code, so no signal handler and no asynchronous exception). Whatever is raised in between, the next
-# record, or `write_rest`, goes on with the byte that follows.
+# Before `share_records` only the main thread reports (user code has no access to this module). A direct write has at most
+# PIPE_BUF bytes, which a pipe accepts atomically (pipe(7)). A longer record is put into `unwritten` by one call and written from
+# there; the writing call itself stores the number of written bytes (`extend` of `map`: no Python code runs between `write` and
+# storing its result, so no signal handler and no asynchronous exception can intervene). After any exception the next record, or
+# `write_rest`, continues with the following byte.
 #
-# After `share_records` any thread reports, and a signal handler may do so while its thread does. A thread of its own writes:
-# records come to it through a SimpleQueue, whose `put` is one call that may be interrupted by itself. No signal handler runs
-# in that thread, and nobody is given its number, so nothing is raised in it. Who reports waits until the record is
-# written: what it holds (the memory of arrays) must not change before, and what was shown must not be lost if Python ends next.
-# An exception that is meant for the one who waits is raised when the record has been written.
+# After `share_records` any thread may report, also a signal handler during a report of its thread. A dedicated thread writes:
+# it receives records through a SimpleQueue, whose `put` is reentrant. No signal handler runs in that thread, and its identifier is
+# not published, so no exception is raised in it. The reporting thread waits until the record is written: the record's memory (of
+# arrays) must not change before, and output must not be lost if Python exits next. An exception raised in the waiting thread is
+# delivered after the record has been written.
 #
-# A forked child has another process id, also one that was forked past Python (`forked` is not called then), and reports nothing.
+# A forked child has a different process id, even if it was forked without Python (`forked` is not called then), and reports nothing.
 #
-# A record that was cut short by an exception before it was handed over has not been reported; one that was, has been, though the
-# exception is raised. `surely` reports the end of a unit again then: the engine passes over a second one.
+# If an exception interrupts a report, the record has been reported if it was handed over before, and not otherwise. In both cases
+# `surely` reports the end of a unit again: the engine ignores a duplicate.
 unwritten = collections.deque()
-# The queue of the writing thread, once there is one.
+# The queue of the writing thread, once it is started.
 shared = None
-# The process that reports. `is_owner[0]` is the same without a system call: memory that the kernel empties in a forked child.
+# The reporting process. `is_owner[0]` checks it without a system call: the kernel clears this memory in a forked child.
 owner = 0
 is_owner = b"\0"
 WIPE_ON_FORK = 18  # MADV_WIPEONFORK, madvise(2)
-AT_ONCE = PIPE_BUF - RECORD.size  # bytes of a body
+AT_ONCE = PIPE_BUF - RECORD.size  # maximum length of a body for an atomic write
 has_warned = False
 
 
 def own_records():
-    """This process is the worker: it alone reports."""
+    """Makes this process the only one that reports."""
     global owner, is_owner
     owner = getpid()
     try:
@@ -38,16 +38,16 @@ def own_records():
         is_owner.madvise(WIPE_ON_FORK)
         is_owner[0] = 1
     except (OSError, ValueError):  # a kernel before 4.14
-        is_owner = AskedOwner()
+        is_owner = OwnerByPid()
 
 
-class AskedOwner:
+class OwnerByPid:
     def __getitem__(self, _):
         return getpid() == owner
 
 
 def share_records():
-    """From now on every thread may report."""
+    """Lets all threads report from now on."""
     global shared
     if shared is None:
         write_rest()
@@ -58,22 +58,22 @@ def share_records():
 
 def keep_writing(get):
     signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
-    is_there = True
+    is_open = True
     while True:
         parts, finished, lock = get()
         for part in parts:
-            while is_there and len(part):
+            while is_open and len(part):
                 try:
                     part = part[write(RECORDS, part) :]
                 except OSError:  # the engine is gone, which the main thread sees
-                    is_there = False
+                    is_open = False
         parts = part = None
         finished.append(True)
         lock.release()
 
 
 def write_rest():
-    """Writes what an exception has left unwritten."""
+    """Writes the rest of records that an exception interrupted."""
     while unwritten:
         part, counts = unwritten[0]
         done = sum(counts)
@@ -84,7 +84,7 @@ def write_rest():
 
 
 def hand_over(parts):
-    """One record: bytes, or memoryviews of bytes."""
+    """Writes one record: bytes, or memoryviews of bytes."""
     if not is_owner[0]:
         return
     if shared is None:
@@ -111,12 +111,12 @@ def hand_over_small(data):
 
 
 def finish_records():
-    """Waits until all is written that was reported."""
+    """Waits until all reported records are written."""
     hand_over(())
 
 
 def surely(report, *arguments):
-    """Reports the end of a unit; what is raised meanwhile was meant for the unit, and comes too late."""
+    """Reports the end of a unit; drops exceptions raised meanwhile: they were meant for the unit and are too late."""
     for _ in range(20):
         try:
             return report(*arguments)
@@ -141,10 +141,10 @@ def flush():
 
 
 def record(kind, ticket, started, ended, body):
-    """One record, with the positions of stdout and stderr where something was written."""
+    """Writes one record, with the positions of stdout and stderr if they have changed."""
     global reported_out, reported_err, reported_at
     flush()
-    # In this order: what the engine takes out of a pipe changes its number before.
+    # In this order: the engine changes its sequence number before it reads from a pipe.
     if not in_pipes(0, 1) and counts[0] == reported_at:
         hand_over_small(pack(kind, 0, ticket, len(body), started, ended) + body)
         return
@@ -157,7 +157,7 @@ def record(kind, ticket, started, ended, body):
 
 
 def record_parts(kind, ticket, started, ended, parts):
-    """A record whose body is several parts: their number, their lengths, then they."""
+    """Writes a record whose body consists of parts: their number, their lengths, and their bytes."""
     global reported_out, reported_err, reported_at
     flush()
     parts = [memoryview(part).cast("B") if not isinstance(part, bytes) else part for part in parts]
@@ -165,13 +165,13 @@ def record_parts(kind, ticket, started, ended, parts):
     at, out, err = positions()
     head = POSITIONS.pack(out, err) + struct.pack("<I%dQ" % len(sizes), len(sizes), *sizes)
     head = pack(kind, 1, ticket, len(head) + sum(sizes), started, ended) + head
-    # One write wakes the engine once.
+    # A single write wakes the engine once.
     hand_over([b"".join([head] + parts)] if sum(sizes) <= SMALL else [head] + parts)
     reported_out, reported_err, reported_at = out, err, at
 
 
 def report_unclaimed():
-    """What was written while nothing ran is not of what runs next."""
+    """Reports output written while no unit was running, so that it is not assigned to the next unit."""
     flush()
     if positions()[1:] != (reported_out, reported_err):
         record(b"N", 0, clock(), clock(), b"")

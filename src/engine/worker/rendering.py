@@ -1,6 +1,6 @@
-# ---- rendering: JSON for people of a value that JSON does not hold exactly. Compiled when the first such value comes;
-# one namespace with the other parts. Bounded in depth, size and time; what is left out is named in its place.
-RENDERED_SIZE = 64 << 10  # characters of one rendering, about
+# ---- rendering: human-readable JSON of a value that JSON cannot represent exactly. Compiled for the first such value; shares a
+# namespace with the other modules. Limited in depth, size and time; omitted parts are marked.
+RENDERED_SIZE = 64 << 10  # approximate number of characters of one rendering
 RENDERED_DEPTH = 40
 RENDERED_TIME = 0.5  # seconds
 SORTED_SIZE = 1 << 12  # larger sets are not sorted
@@ -34,7 +34,7 @@ def meta_of(kind):
 
 @functools.lru_cache(maxsize=256)
 def names_of(kind):
-    """What a type is and is derived from."""
+    """Names of a type and its base classes."""
     return frozenset("%s.%s" % (base.__module__, base.__qualname__) for base in kind.__mro__)
 
 
@@ -48,7 +48,7 @@ class Rendering:
         return self.left <= 0 or time.monotonic() > self.until
 
     def value(self, value):
-        """Plain data that JSON holds."""
+        """Converts a value to plain JSON data."""
         kind = type(value)
         if value is None or kind is bool:
             self.left -= 6
@@ -120,27 +120,27 @@ class Rendering:
             self.left -= 8
             return value
         self.left -= min(value.bit_length() // 3, 3000)
-        if value.bit_length() < 10_000:  # all Pythons write so many digits
+        if value.bit_length() < 10_000:  # all Pythons can write this many digits
             return value
         shown = hex(value)[:200]
         return "%s\u2026 (%d bits)" % (shown, value.bit_length())
 
     def text(self, value):
         value = exact_text(value)
-        most = max(self.left, 200)
+        limit = max(self.left, 200)
         self.left -= len(value)
-        if len(value) > most:
-            return "%s\u2026 (%d more characters)" % (value[:most], len(value) - most)
+        if len(value) > limit:
+            return "%s\u2026 (%d more characters)" % (value[:limit], len(value) - limit)
         return value
 
     def bytes(self, value):
-        most = max(self.left // 4, 50)
-        shown = repr(bytes(value[:most]))
+        limit = max(self.left // 4, 50)
+        shown = repr(bytes(value[:limit]))
         self.left -= len(shown)
-        return shown if len(value) <= most else "%s\u2026 (%d more bytes)" % (shown, len(value) - most)
+        return shown if len(value) <= limit else "%s\u2026 (%d more bytes)" % (shown, len(value) - limit)
 
     def sequence(self, items, length):
-        """A list of what `items` gives, `length` in all."""
+        """A list of the `items`, of which there are `length`."""
         first = list(itertools.islice(items, max(self.left // 6, 0) + 1))
         if NUMBERS.issuperset(map(type, first)) and are_finite(first):
             self.left -= 6 * len(first)
@@ -196,7 +196,7 @@ class Rendering:
 
 
 class Record(dict):
-    """One row of a table; columns of one name are told apart."""
+    """One row of a table; duplicate column names are made unique."""
 
     def __init__(self, columns, row):
         super().__init__()
@@ -220,7 +220,7 @@ def not_finite(value):
 def are_finite(numbers):
     try:
         return all(map(math.isfinite, numbers))
-    except OverflowError:  # an integer that no float holds
+    except OverflowError:  # an integer too large for a float
         return False
 
 
@@ -237,7 +237,7 @@ def key_text(key):
 
 
 def rendered(value):
-    """JSON text for people."""
+    """Human-readable JSON text."""
     try:
         return encode(Rendering().value(value)).encode()
     except KeyboardInterrupt:

@@ -1,8 +1,8 @@
-"""The engine's Python: runs tasks one after the other and says how each went.
+"""The engine's Python worker: runs tasks sequentially and reports their ends.
 
 Forked from an interpreter that has run no user code (interpreter.py), with private files:
-frames (in), records (out), tokens (in: one byte per task, "g" begin it, "s" skip it), the pipes of stdout and stderr, the engine's
-counts of what it has read of them, and what tells whether something is in them.
+frames (in), records (out), tokens (in: one byte per task, "g" starts it, "s" skips it), the pipes of stdout and stderr, the
+engine's counts of bytes read from them, and an epoll descriptor that tells whether they have data.
 Standard library only, Python 3.8 syntax. The frames are described in protocol.rs.
 """
 import _thread
@@ -37,34 +37,33 @@ from queue import SimpleQueue
 from select import PIPE_BUF
 from termios import FIONREAD
 
-# Of this worker: be_worker sets them.
+# Descriptors of this worker, set by be_worker.
 FRAMES = RECORDS = TOKENS = STDOUT = STDERR = -1
 token_file = home = None
-# It is ready only when IPython's shell has run what it runs at its start.
-greets_late = False
+# Report readiness only after IPython's shell has run its startup files.
+hello_after_shell = False
 
 SELF = "<pcluster worker>"
 PYTHON = "Python %s (%s)" % (sys.version.split()[0], sys.executable)
 FRAME = struct.Struct("<cxxxIQ")  # kind, first ticket, length of the body
 RECORD = struct.Struct("<cBxxIQdd")  # kind, flags, ticket, length of the body, started, ended
-POSITIONS = struct.Struct("<QQ")  # ends of stdout and stderr; in front of the body where flags is 1
+POSITIONS = struct.Struct("<QQ")  # ends of stdout and stderr; before the body if flags is 1
 REPR_LENGTH = 1000
 TEXT_LENGTH = 200_000
-SMALL = 1 << 16  # bytes that are copied to be written at once
-ALIGNED = 1 << 63  # in the number of a file's buffers
-FAST = 5e-6  # seconds
-BEGIN = ord("g")  # a token
-SHORT = 1 << 63  # of integers
-RETRY_AFTER = 2.0  # seconds until a definition that failed is tried again
+SMALL = 1 << 16  # up to this many bytes are joined into one write
+ALIGNED = 1 << 63  # flag in the buffer count of a file
+BEGIN = ord("g")  # the token that starts a task
+SHORT = 1 << 63  # integers below are encoded without further checks
+RETRY_AFTER = 2.0  # seconds until a failed definition is retried
 
 encode = json.JSONEncoder(allow_nan=False, ensure_ascii=False, separators=(",", ":")).encode
 encode_ascii = json.JSONEncoder(allow_nan=False, separators=(",", ":")).encode
 decode, dump, chain = json.loads, pickle.dumps, itertools.chain.from_iterable
 read, write, clock, pack, getpid, fchdir = os.read, os.write, time.time, RECORD.pack, os.getpid, os.fchdir
 
-# True while code of the user runs: only then does SIGINT interrupt.
+# True while user code is running: only then does SIGINT raise KeyboardInterrupt.
 running = False
-# How far stdout and stderr have been reported, and the engine's sequence number then.
+# The last reported positions of stdout and stderr, and the engine's sequence number at that time.
 reported_out = reported_err = reported_at = 0
 # A forked child of a task is not the worker.
 is_worker = True

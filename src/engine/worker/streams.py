@@ -1,19 +1,19 @@
-# ---- streams: stdout and stderr, which a task may close, wrap or redirect. One namespace with the other parts.
+# ---- streams: stdout and stderr, which a task may close, wrap or redirect. Shares a namespace with the other modules.
 #
-# Both are pipes that the engine reads. STDOUT and STDERR are nobody else's descriptors of them; 1 and 2 are descriptions of their own,
-# which children inherit: flags that a child sets (O_NONBLOCK) are those of 1 and 2 alone.
+# Both are pipes that the engine reads. STDOUT and STDERR are private descriptors; 1 and 2 are separate open file descriptions,
+# which children inherit: flags set by a child (O_NONBLOCK) affect only 1 and 2.
 
-# What tasks find as sys.stdout and sys.stderr.
+# sys.stdout and sys.stderr of tasks.
 streams = [sys.stdout, sys.stderr]
-# How 1 and 2 are told from what a task puts in their place: by flags that mean nothing to a pipe.
+# Flags without effect on a pipe, which distinguish 1 and 2 from replacements made by a task.
 MARKS = (os.O_APPEND | os.O_NOATIME, os.O_NOATIME)
-# Their flags as they are now.
+# Current flags of 1 and 2.
 flags = [-1, -1]
-# A stream could not be flushed.
+# True if a stream could not be flushed.
 is_suspect = False
-# The engine's counts: its sequence number, and how much it has read of each pipe (counts.rs).
+# The engine's counts: its sequence number and the number of bytes read from each pipe (counts.rs).
 counts = (0, 0, 0)
-# Says what is in the pipes.
+# Polls for data in the pipes.
 in_pipes = None
 
 
@@ -30,19 +30,19 @@ def open_streams(shown, watch):
     sys.stdout, sys.stderr = sys.__stdout__, sys.__stderr__ = streams
 
 
-def waiting_in(pipe):
+def bytes_in(pipe):
     count = bytearray(4)
     ioctl(pipe, FIONREAD, count, True)
     return int.from_bytes(count, sys.byteorder)
 
 
 def positions():
-    """The engine's sequence number, and how much was written to stdout and to stderr: what it has read and what is in the pipes."""
+    """The engine's sequence number, and the number of bytes written to stdout and stderr: bytes read plus bytes in the pipes."""
     tries = 0
     while True:
         at = counts[0]
-        if not at & 1:  # it does not read now
-            out, err = counts[1] + waiting_in(STDOUT), counts[2] + waiting_in(STDERR)
+        if not at & 1:  # the engine is not reading
+            out, err = counts[1] + bytes_in(STDOUT), counts[2] + bytes_in(STDERR)
             if counts[0] == at:
                 return at, out, err
         tries += 1
@@ -57,7 +57,7 @@ def is_engine_gone(milliseconds):
 
 
 def renew(number):
-    """Puts the pipe where it belongs."""
+    """Makes descriptor 1 or 2 refer to its pipe again."""
     descriptor, twin = number + 1, (STDOUT, STDERR)[number]
     try:
         own = os.open("/proc/self/fd/%d" % twin, os.O_WRONLY | MARKS[number])
@@ -79,12 +79,12 @@ def new_stream(number):
 
 
 def adopt_streams():
-    """What a map's code has made of them stays for the map."""
+    """Keeps replacements that a map's module has made, for this map."""
     streams[:] = sys.stdout, sys.stderr
 
 
 def flush_waiting(stream):
-    """What would not wait does."""
+    """Flushes a non-blocking stream in blocking mode."""
     try:
         os.set_blocking(stream.fileno(), True)
         stream.flush()
@@ -108,7 +108,7 @@ def are_untouched():
 
 
 def check_streams(keep):
-    """After a unit: what it has done to stdout and stderr does not meet the next one. `keep`: replacements that work stay."""
+    """Restores stdout and stderr after a unit. `keep`: working replacements are kept."""
     global is_suspect
     is_suspect = False
     for number, name in enumerate(("stdout", "stderr")):
@@ -120,7 +120,7 @@ def check_streams(keep):
             renew(number)
         if keep and not is_broken(getattr(sys, name, None)):
             continue
-        # Whatever else refers to the file must not close it while it is looked at.
+        # Replace the stream first, so that no other reference closes the file during the check.
         setattr(sys, name, streams[number])
         if is_broken(streams[number]):
             streams[number] = stream = new_stream(number)

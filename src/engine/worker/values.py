@@ -1,6 +1,6 @@
-# ---- values: how a value, an error or a text is encoded. One namespace with the other parts.
+# ---- values: encoding of values, errors and texts. Shares a namespace with the other modules.
 def encoded(value):
-    """JSON text of plain data, whatever strings are in it."""
+    """JSON text of plain data, with any strings."""
     text = encode(value)
     try:
         return text.encode()
@@ -9,19 +9,19 @@ def encoded(value):
 
 
 def exact_text(text):
-    """The same as a plain str that UTF-8 holds: no subclass, and lone surrogates written as escapes."""
+    """Converts a text to a plain str that UTF-8 can encode: no subclass, lone surrogates escaped."""
     if type(text) is str and text.isascii():
         return text
     return "".join((text, "")).encode("utf-8", "backslashreplace").decode()
 
 
 def error_body(ename, evalue, lines=""):
-    said = [exact_text(cut(text, TEXT_LENGTH)) for text in (ename, evalue, lines)]
-    return encoded(dict(zip(("ename", "evalue", "traceback"), said)))
+    texts = [exact_text(cut(text, TEXT_LENGTH)) for text in (ename, evalue, lines)]
+    return encoded(dict(zip(("ename", "evalue", "traceback"), texts)))
 
 
 def text_of(error):
-    """What an exception says of itself, which is its own code: it may raise anything."""
+    """str() of an exception, which may itself raise any exception."""
     try:
         return str(error)
     except BaseException as failure:
@@ -42,18 +42,18 @@ def formatted(error):
         return "%s: %s\n" % (type(error).__name__, text_of(error))
 
 
-# What JSON gives back as it was: these types, not what is derived from them.
+# Types that JSON preserves exactly, excluding subclasses.
 SCALARS = frozenset((int, str, float, bool, type(None)))
 PLAIN = SCALARS | {list, dict}
 STRINGS = frozenset((str,))
-DEEPEST = 500  # levels of lists and dicts in JSON
-DIGITS = 4300  # of an integer that every Python reads
-LONGEST = 14_000  # bits of an integer in JSON
-MANY = 1 << 16  # elements from which on it is asked whether one list or dict stands at many places
+MAX_DEPTH = 500  # levels of lists and dicts in JSON
+DIGITS = 4300  # maximum of an integer that every Python can read
+MAX_BITS = 14_000  # bits of an integer in JSON
+MANY = 1 << 16  # number of elements from which on shared lists and dicts are detected
 
 
 def is_plain(value):
-    """Whether a list or dict holds nothing but what JSON gives back equal and with the same types. Level by level, in C's loops."""
+    """Returns whether JSON preserves a list or dict exactly. Checks level by level, with loops in C."""
     if type(value) is list:
         inner = value
     elif STRINGS.issuperset(map(type, value)):
@@ -61,7 +61,7 @@ def is_plain(value):
     else:
         return False
     seen = 0
-    for _ in range(DEEPEST):
+    for _ in range(MAX_DEPTH):
         kinds = set(map(type, inner))
         if SCALARS.issuperset(kinds):
             return True
@@ -71,7 +71,7 @@ def is_plain(value):
         dicts = [one for one in inner if type(one) is dict] if dict in kinds else ()
         seen += len(inner)
         if seen > MANY and len(set(map(id, lists)) | set(map(id, dicts))) < len(lists) + len(dicts):
-            return False  # JSON would write it out at each place
+            return False  # JSON would repeat it at each occurrence
         inner = list(chain(lists))
         if dicts:
             if not STRINGS.issuperset(map(type, chain(dicts))):
@@ -81,37 +81,37 @@ def is_plain(value):
 
 
 def has_long_integer(body):
-    """Whether JSON text may hold an integer that other Pythons do not read: this one then writes what they do not."""
-    limit = getattr(sys, "get_int_max_str_digits", int)()  # missing before 3.8.14, as if there were no limit
+    """Returns whether JSON text may contain an integer that other Pythons cannot read (this one has a different limit)."""
+    limit = getattr(sys, "get_int_max_str_digits", int)()  # missing before 3.8.14, which has no limit
     return limit != DIGITS and re.search(b"[0-9]{%d}" % (DIGITS + 1), body) is not None
 
 
 def encode_value(value):
-    """(kind, body) of a value: its JSON where that is exact, else parts: what it is, a rendering, its pickle."""
+    """(kind, body) of a value: its JSON if that is exact, otherwise parts: its type, a rendering, its pickle."""
     kind = type(value)
     try:
         if kind is float:
             if value - value == 0.0:
                 return b"V", repr(value).encode()
         elif kind is int:
-            if value.bit_length() < LONGEST:
+            if value.bit_length() < MAX_BITS:
                 return b"V", b"%d" % value
         elif kind is str or kind is bool or ((kind is dict or kind is list) and is_plain(value)):
             body = encode(value).encode()
             if len(body) <= DIGITS or not has_long_integer(body):
                 return b"V", body
     except (ValueError, RecursionError, OverflowError, MemoryError, RuntimeError):
-        pass  # not finite, half of a surrogate pair, too many digits, changed by a thread meanwhile
+        pass  # not finite, lone surrogate, too many digits, or changed by a thread
     try:
         pickled = pickled_value(value)
     except Exception as error:
-        evalue = "the value is of type %s, which neither JSON nor pickle can hold (%s): %s"
+        evalue = "the value of type %s can be encoded neither as JSON nor as a pickle (%s): %s"
         return b"E", error_body("ValueNotSerializable", evalue % (type_name(kind), text_of(error), bounded_repr(value)))
     return b"P", [meta_of(kind), rendered(value), pickled]
 
 
 def pickled_value(value):
-    """A pickle; one of cloudpickle's where pickle itself fails and that is installed."""
+    """A pickle; uses cloudpickle, if installed, where pickle fails."""
     try:
         return dump(value, protocol=5)
     except (pickle.PicklingError, AttributeError, TypeError) as failure:
@@ -136,7 +136,7 @@ type_name, meta_of, rendered, bounded_repr = (later(name) for name in ("type_nam
 
 
 def decoded_inputs(body):
-    """(map, inputs) of a frame of tasks. An input that cannot be decoded is an Unusable in its place, for its own task."""
+    """(map, inputs) of a frame of tasks. An invalid input is replaced by an Unusable, so that only its own task fails."""
     try:
         return decode(body)
     except Exception:
@@ -156,20 +156,20 @@ def decoded_input(text):
 
 
 def values_in(path, values):
-    """The values that are in a file, one after the other, as `Fold` takes them. The file has no name any more when the first one is read."""
+    """Yields the values in a file for `Fold`. Unlinks the file before reading the first one."""
     with open(path, "rb") as file:
         os.unlink(path)
-        for whose, size, pickled in values:
+        for source, size, pickled in values:
             data = file.read(size)
             if len(data) != size:
-                raise Unusable("ValueUnavailable", "the value of task %s has %d of %d bytes" % (whose, len(data), size))
-            yield (whose, None, data) if pickled else (whose, decode(data))
+                raise Unusable("ValueUnavailable", "the value of task %s has %d of %d bytes" % (source, len(data), size))
+            yield (source, None, data) if pickled else (source, decode(data))
 
 
 class Fold:
-    """Reduces values with a function of two. `of` is the map's number and its work. It is called with the `values` that a file has; without
-    any it is asked whether the function can be called so at all. As inputs from before version 11 of the database have them, with items:
-    whose value it is, its JSON, and where that is not exact its pickle in base64."""
+    """Reduces values with a function of two arguments. `of` is the map's number and its work. It is called with the `values` in a file;
+    without values it only checks the function's signature. Inputs from before version 11 of the database contain items instead: the
+    source of the value, its JSON, and, if that is not exact, its pickle in base64."""
 
     def __init__(self, function, of):
         self.function, self.of = function, of
@@ -179,15 +179,15 @@ class Fold:
         first = next(items, None)
         if first is None:
             return self.check()
-        whose, total = first[0], self.value(first)
+        source, total = first[0], self.value(first)
         for item in items:
             value = self.value(item)
             try:
                 total = self.function(total, value)
             except BaseException as error:
-                self.note(error, "the first value is that of task %s, the second that of task %s" % (whose, item[0]), total, value)
+                self.note(error, "the first value is that of task %s, the second that of task %s" % (source, item[0]), total, value)
                 raise
-            whose = "%s to %s" % (whose.split(" to ")[0], item[0].split(" to ")[-1])
+            source = "%s to %s" % (source.split(" to ")[0], item[0].split(" to ")[-1])
         return total
 
     def check(self):
@@ -196,11 +196,11 @@ class Fold:
 
             signature = inspect.signature(self.function)
         except Exception:
-            return  # one of C's, perhaps, that does not say
+            return  # perhaps a C function without a signature
         try:
             signature.bind(None, None)
         except TypeError as error:
-            evalue = "--reduce calls the function with two values, and it has the parameters %s (%s)"
+            evalue = "--reduce calls the function with two values, but its parameters are %s (%s)"
             raise Unusable("TypeError", evalue % (signature, text_of(error)))
 
     def value(self, item):
@@ -214,10 +214,10 @@ class Fold:
             raise
 
     def note(self, error, text, *arguments):
-        """What the traceback ends with."""
+        """Adds a note to the end of the traceback."""
         lines = ["Reducing map %s: %s" % (self.of["map"], text)]
         lines += ["  %s: %s" % (name, bounded_repr(argument, 200)) for name, argument in zip(("first", "second"), arguments)]
         try:
             error.pcluster_note = "\n".join(lines) + "\n"
         except Exception:
-            pass  # it takes no attributes
+            pass  # the exception does not accept attributes

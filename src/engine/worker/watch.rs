@@ -1,6 +1,6 @@
-//! Which workers have written something to stdout or stderr: each is reported once, until it is asked for again.
+//! Reports workers that have written to stdout or stderr: each one once, until it is rearmed.
 //!
-//! Who prints often would wake the engine each time otherwise.
+//! Otherwise every print would wake the engine.
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, RawFd};
@@ -30,19 +30,19 @@ impl OutputWatch {
         Ok(OutputWatch(registered))
     }
 
-    /// Until the pipe is closed.
+    /// Watches a pipe until it is closed.
     pub fn add(&self, number: u64, pipe: impl AsFd) -> io::Result<()> {
         Ok(self.0.get_ref().0.add(pipe, once(number))?)
     }
 
-    /// Reports it again.
+    /// Rearms a pipe that was reported.
     pub fn rearm(&self, number: u64, pipe: impl AsFd) {
         let _ = self.0.get_ref().0.modify(pipe, &mut once(number));
     }
 
-    /// Numbers of those that have written.
+    /// Waits for output; returns the numbers of workers that have written.
     pub async fn written(&self) -> Vec<u64> {
-        // What is always ready must not keep the task from giving way.
+        // A source that is always ready must not starve other tasks.
         tokio::task::coop::consume_budget().await;
         loop {
             let Ok(mut ready) = self.0.readable().await else {

@@ -1,9 +1,9 @@
-# ---- tasks: running them, one after the other.
+# ---- tasks: runs them sequentially.
 leaving = False
 
 
 def ended_with(error, ticket, started):
-    """A task ended with an exception."""
+    """Reports a task that ended with an exception."""
     ended = clock()
     if not is_owner[0]:
         os._exit(1)
@@ -19,13 +19,13 @@ def ended_with(error, ticket, started):
 
 def run_tasks(units):
     """Runs a batch of one map's tasks, or the rest of it.
-
-    What is here for each task was measured (docs/adr/0009-map-workers.md). A state that says that a task's end is not reported is
-    left standing after the report: the engine passes over a second one."""
+    
+    The per-task cost of this loop was measured (docs/adr/0009-map-workers.md). After the report, the state may still say that the
+    end of the task is unreported: the engine ignores a duplicate."""
     global running, leaving
     definition, inputs, first, tokens = definitions[units.what], units.inputs, units.first, units.tokens
     is_map, environment, function, place = definition.is_map, definition.env, definition.function, definition.place
-    next_token, room = token_file.readinto, units.room
+    next_token, token_view = token_file.readinto, units.token_view
     out, err = streams
     done, _ = units.state
     if shared is not None:
@@ -33,7 +33,7 @@ def run_tasks(units):
     count = len(inputs)
     while done < count:
         if not tokens[done]:
-            next_token(room[done : done + 1])
+            next_token(token_view[done : done + 1])
         if tokens[done] != BEGIN:
             if not tokens[done]:
                 leaving = True
@@ -43,7 +43,7 @@ def run_tasks(units):
             continue
         ticket = first + done & 0xFFFFFFFF
         started = clock()
-        kind, is_quick = b"V", False
+        kind, is_reported = b"V", False
         try:
             units.state = done + 1, started
             running = True
@@ -65,7 +65,7 @@ def run_tasks(units):
                 definition.enter()
                 function, place = definition.function, definition.place
                 out, err = streams
-                # How long one takes is learnt from this; loading the module is not part of it.
+                # The engine estimates task durations from this time; exclude loading the module.
                 started = clock()
                 units.state = done + 1, started
                 value = definition.run(arguments)
@@ -78,7 +78,7 @@ def run_tasks(units):
                 body = b"null"
             elif type(value) is int and SHORT > value > -SHORT:
                 body = b"%d" % value
-            else:  # code of the user's too
+            else:  # may call user code
                 kind, body = encode_value(value)
             running = False
         except BaseException as error:
@@ -86,10 +86,9 @@ def run_tasks(units):
             ended_with(error, ticket, started)
         else:
             try:
-                # A fast one that has written nothing, and left 1 and 2 as they were.
+                # The quick path: no output, and descriptors 1 and 2 unchanged.
                 if (
-                    started <= ended < started + FAST
-                    and sys.stdout is out
+                    sys.stdout is out
                     and sys.stderr is err
                     and type(body) is bytes
                     and len(body) <= AT_ONCE
@@ -98,18 +97,18 @@ def run_tasks(units):
                 ):
                     out.flush()
                     err.flush()
-                    # In this order: what the engine takes out of a pipe changes its number before.
+                    # In this order: the engine changes its sequence number before it reads from a pipe.
                     is_silent = not in_pipes(0, 1) and counts[0] == reported_at
                     if is_silent and fcntl(1, F_GETFL) == flags[0] and fcntl(2, F_GETFL) == flags[1]:
                         write(RECORDS, pack(kind, 0, ticket, len(body), started, ended) + body)
-                        is_quick = True
+                        is_reported = True
             except BaseException:
-                pass  # what it was comes again, or came too late
-            if not is_quick:
+                pass  # raised again below, or too late for the task
+            if not is_reported:
                 surely(record if type(body) is bytes else record_parts, kind, ticket, started, ended, body)
         value = arguments = None
         done += 1
-        if not is_quick:
+        if not is_reported:
             units.state = done, None
             if is_suspect or sys.stdout is not out or sys.stderr is not err or not are_untouched():
                 check_streams(not is_map)
@@ -117,7 +116,7 @@ def run_tasks(units):
     units.state = done, None
 
 
-# ---- requests of ipyparallel clients (ipython.py comes in a frame of its own before the first)
+# ---- requests of ipyparallel clients (ipython.py is sent in a frame of its own before the first one)
 
 ipython = {"__name__": "pcluster_ipython"}
 
@@ -126,7 +125,7 @@ def run_request(units):
     global running, leaving
     parts = units.what
     if not units.tokens[0]:
-        token_file.readinto(units.room)
+        token_file.readinto(units.token_view)
     if units.tokens[0] != BEGIN:
         leaving = not units.tokens[0]
         return
@@ -135,7 +134,7 @@ def run_request(units):
     try:
         units.state = 1, started
         meta = json.loads(bytes(parts[0]))
-        if meta["method"] == "execute":  # of an application the engine says so when it takes long
+        if meta["method"] == "execute":  # for an apply the engine reports a long run itself
             record(b"B", ticket, started, started, b"")
         running = True
         if "buffers" in meta:
@@ -172,7 +171,7 @@ def parts_of(body):
 
 
 def mapped(path):
-    """The buffers in a file of the controller's (src/db/buffers.rs). They are its pages, not a copy; what is written to them stays here."""
+    """The buffers in a file of the controller (src/db/buffers.rs), mapped copy-on-write."""
     with open(path, "rb") as file:
         view = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY))
     (number,) = struct.unpack_from("<Q", view)
@@ -186,12 +185,12 @@ def mapped(path):
 
 
 def publish(ticket, kind, topic, content, buffers=(), metadata=None, parent=None):
-    """An iopub message, behind what was printed before it: of the request that runs, or of the header that is its `parent`."""
+    """Publishes an iopub message, after earlier output, for the running request or for the request with the header `parent`."""
     global has_warned
     if getpid() != owner:
         if not has_warned:
             has_warned = True
-            sys.stderr.write("what a forked child displays is not shown; display it in the process that forked it\n")
+            sys.stderr.write("display output of a forked child process is not shown; display it in the parent process\n")
         return
     now = clock()
     meta = {"type": kind, "topic": topic}
@@ -203,7 +202,7 @@ def publish(ticket, kind, topic, content, buffers=(), metadata=None, parent=None
 
 
 def log(text):
-    """A line for the engine's log."""
+    """Adds a line to the engine's log."""
     body, now = text.encode("utf-8", "backslashreplace"), clock()
     hand_over_small(pack(b"L", 0, 0, len(body), now, now) + body)
 
@@ -224,10 +223,10 @@ facts = b""
 
 
 def find_facts():
-    """What the engine reports of this Python."""
+    """Collects what the engine reports about this Python."""
     global facts
-    there = all(importlib.util.find_spec(name) is not None for name in ("IPython", "ipyparallel", "ipykernel"))
-    facts = encoded({"version": sys.version.split()[0], "executable": sys.executable, "apply": there})
+    can_apply = all(importlib.util.find_spec(name) is not None for name in ("IPython", "ipyparallel", "ipykernel"))
+    facts = encoded({"version": sys.version.split()[0], "executable": sys.executable, "apply": can_apply})
 
 
 def hello():
@@ -239,7 +238,7 @@ def from_json(body):
 
 
 def step(frames):
-    """Does what the next frame says, or goes on where an exception has left off."""
+    """Executes the next frame, or resumes after an exception."""
     global leaving, has_background
     units = frames.state[2]
     if units is not None:
@@ -275,8 +274,8 @@ def step(frames):
         ipython["start"](globals())
         has_background = ipython["has_background"]
     elif kind == b"S":
-        ipython["tell"](from_json(body))
-        if greets_late:
+        ipython["configure"](from_json(body))
+        if hello_after_shell:
             hello()
     elif kind == b"C":
         clear()
@@ -284,7 +283,7 @@ def step(frames):
 
 
 def end_unfinished(units, late):
-    """A unit that has begun was left by an exception outside of it: it ends with that."""
+    """Ends a started unit that was interrupted by an exception outside of it."""
     done, started = units.state
     ticket = units.first + done - 1 & 0xFFFFFFFF
     error = late or KeyboardInterrupt()
@@ -299,7 +298,7 @@ has_background = None
 
 
 def serve(frames):
-    """Whatever user code has left behind (a signal handler, an asynchronous exception) ends nothing here."""
+    """Survives exceptions from leftovers of user code (signal handlers, asynchronous exceptions)."""
     global running
     late = None
     while not leaving:
@@ -332,7 +331,7 @@ def be_worker(*files):
     home = os.open(".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     frames = Frames(FRAMES)
     try:
-        if not greets_late:
+        if not hello_after_shell:
             hello()
         while not leaving:
             try:
@@ -348,7 +347,7 @@ def be_worker(*files):
 
 
 def leave():
-    """Ends as Python does; but what the interpreter had before it forked is not taken apart, which would take longer than the rest."""
+    """Exits like Python, but without tearing down the objects of the interpreter from before the fork, which would take longest."""
     if "threading" in sys.modules:
         sys.modules["threading"]._shutdown()
     atexit._run_exitfuncs()
@@ -357,7 +356,7 @@ def leave():
     kinds = set(map(type, objects))
     files = tuple(kind for kind in kinds if issubclass(kind, IOBase))
     if any(hasattr(kind, "__del__") and kind not in files for kind in kinds):
-        # As at the end of every Python; what was frozen must not hold them.
+        # A regular exit, with frozen objects collected, so that finalizers run.
         definitions.clear()
         gc.unfreeze()
         return

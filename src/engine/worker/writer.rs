@@ -1,4 +1,4 @@
-//! Writing to the worker's pipe: at once what it takes, the rest on a thread.
+//! Writes to the worker's pipe: immediately what fits, the rest on a thread.
 use bytes::{Buf, Bytes};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use std::collections::VecDeque;
@@ -8,23 +8,23 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, mpsc};
 
-/// Slices in one call, at most (Linux: `IOV_MAX`).
-const SLICES: usize = 1024;
+/// Maximum number of slices in one call (Linux: `IOV_MAX`).
+const MAX_SLICES: usize = 1024;
 
 pub struct FrameWriter {
     pipe: File,
-    /// Pieces that the thread has not written: what comes next must wait behind them.
-    waiting: Arc<AtomicUsize>,
-    /// To the thread, which is there when it is first needed.
+    /// Number of batches queued on the thread: later frames must be queued behind them.
+    queued: Arc<AtomicUsize>,
+    /// Queue of the thread, which is started when first needed.
     rest: Option<mpsc::Sender<VecDeque<Bytes>>>,
 }
 
 impl FrameWriter {
-    /// Over the writing end of a pipe that does not block.
+    /// Wraps the non-blocking write end of a pipe.
     pub fn new(pipe: File) -> FrameWriter {
         FrameWriter {
             pipe,
-            waiting: Arc::new(AtomicUsize::new(0)),
+            queued: Arc::new(AtomicUsize::new(0)),
             rest: None,
         }
     }
@@ -35,27 +35,27 @@ impl FrameWriter {
 
     pub fn send(&mut self, frames: Vec<Bytes>) {
         let mut frames = VecDeque::from(frames);
-        if self.waiting.load(Ordering::Acquire) == 0 && !matches!(write(&mut self.pipe, &mut frames), Ok(false)) {
-            // All is written, or the worker has gone, which is told by its exit.
+        if self.queued.load(Ordering::Acquire) == 0 && !matches!(write(&mut self.pipe, &mut frames), Ok(false)) {
+            // Everything is written, or the worker has ended, which its exit event reports.
             return;
         }
-        self.waiting.fetch_add(1, Ordering::AcqRel);
+        self.queued.fetch_add(1, Ordering::AcqRel);
         if self.rest.is_none() {
             self.rest = self.start().ok();
         }
         match &self.rest {
             Some(rest) => drop(rest.send(frames)),
-            // Without a thread (the system has no more) the engine waits.
+            // If the system cannot create a thread, the engine blocks.
             None => {
                 write_all(&mut self.pipe, frames);
-                self.waiting.fetch_sub(1, Ordering::AcqRel);
+                self.queued.fetch_sub(1, Ordering::AcqRel);
             }
         }
     }
 
     fn start(&self) -> io::Result<mpsc::Sender<VecDeque<Bytes>>> {
         let (rest, to_write) = mpsc::channel();
-        let (mut end, count) = (self.pipe.try_clone()?, self.waiting.clone());
+        let (mut end, count) = (self.pipe.try_clone()?, self.queued.clone());
         std::thread::Builder::new()
             .name("worker-writer".into())
             .spawn(move || write_rest(&mut end, &to_write, &count))?;
@@ -63,21 +63,21 @@ impl FrameWriter {
     }
 }
 
-fn write_rest(pipe: &mut File, rest: &mpsc::Receiver<VecDeque<Bytes>>, waiting: &AtomicUsize) {
+fn write_rest(pipe: &mut File, rest: &mpsc::Receiver<VecDeque<Bytes>>, queued: &AtomicUsize) {
     for frames in rest {
         write_all(pipe, frames);
-        waiting.fetch_sub(1, Ordering::AcqRel);
+        queued.fetch_sub(1, Ordering::AcqRel);
     }
 }
 
 fn write_all(pipe: &mut File, mut frames: VecDeque<Bytes>) {
     while let Ok(false) = write(pipe, &mut frames) {
-        let mut room = [PollFd::new(pipe.as_fd(), PollFlags::POLLOUT)];
-        let _ = poll(&mut room, PollTimeout::NONE);
+        let mut writable = [PollFd::new(pipe.as_fd(), PollFlags::POLLOUT)];
+        let _ = poll(&mut writable, PollTimeout::NONE);
     }
 }
 
-/// Writes what the pipe takes, and leaves the rest; whether that was all.
+/// Writes what fits into the pipe and leaves the rest; returns whether everything was written.
 fn write(pipe: &mut File, frames: &mut VecDeque<Bytes>) -> io::Result<bool> {
     loop {
         while frames.front().is_some_and(Bytes::is_empty) {
@@ -86,10 +86,10 @@ fn write(pipe: &mut File, frames: &mut VecDeque<Bytes>) -> io::Result<bool> {
         if frames.is_empty() {
             return Ok(true);
         }
-        let slices: Vec<IoSlice<'_>> = frames.iter().take(SLICES).map(|part| IoSlice::new(part)).collect();
+        let slices: Vec<IoSlice<'_>> = frames.iter().take(MAX_SLICES).map(|part| IoSlice::new(part)).collect();
         match pipe.write_vectored(&slices) {
             Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
-            Ok(count) => take_off(frames, count),
+            Ok(count) => remove_written(frames, count),
             Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
             Err(e) if e.kind() == io::ErrorKind::WouldBlock => return Ok(false),
             Err(e) => return Err(e),
@@ -97,7 +97,7 @@ fn write(pipe: &mut File, frames: &mut VecDeque<Bytes>) -> io::Result<bool> {
     }
 }
 
-fn take_off(frames: &mut VecDeque<Bytes>, mut count: usize) {
+fn remove_written(frames: &mut VecDeque<Bytes>, mut count: usize) {
     while let Some(front) = frames.front_mut() {
         if front.len() > count {
             front.advance(count);
@@ -115,7 +115,7 @@ mod tests {
     use std::io::Read;
 
     #[test]
-    fn what_a_pipe_does_not_take_follows_in_order() {
+    fn frames_that_do_not_fit_are_written_later_in_order() {
         let (from, to) = nix::unistd::pipe2(OFlag::O_CLOEXEC).unwrap();
         nix::fcntl::fcntl(to.as_fd(), nix::fcntl::FcntlArg::F_SETFL(OFlag::O_NONBLOCK)).unwrap();
         let mut writer = FrameWriter::new(File::from(to));

@@ -5,21 +5,7 @@ use super::environment::{EnvironmentRules, Names, Rule, ScriptOption};
 /// sbatch(1): "Environment variables will override any options set in a batch script".
 pub const RULES: EnvironmentRules = EnvironmentRules {
     submissions: Rule {
-        removed: &[
-            // Variables of the job in which pcluster was started; some contradict the new job's
-            // options.
-            "SLURM_*",
-            // Options that pcluster always decides, even by omitting them.
-            "SBATCH_ARRAY_INX",
-            "SBATCH_DEBUG",
-            "SBATCH_ERROR",
-            "SBATCH_IGNORE_PBS",
-            "SBATCH_INPUT",
-            "SBATCH_JOB_NAME",
-            "SBATCH_OPEN_MODE",
-            "SBATCH_OUTPUT",
-            "SBATCH_WAIT",
-        ],
+        removed: &DECIDED,
         kept: &[
             "SLURM_CLUSTERS",
             "SLURM_CONF",
@@ -36,27 +22,42 @@ pub const RULES: EnvironmentRules = EnvironmentRules {
     options: OPTIONS,
 };
 
-/// The same rules for a job that must not be sent to another cluster.
+/// The same rules for a job that must not be sent to another cluster: a name in `removed` is
+/// not kept, even if `kept` lists it.
 pub const WITHOUT_CLUSTERS: EnvironmentRules = EnvironmentRules {
     submissions: Rule {
-        removed: &[
-            "SBATCH_ARRAY_INX",
-            "SBATCH_CLUSTERS",
-            "SBATCH_DEBUG",
-            "SBATCH_ERROR",
-            "SBATCH_IGNORE_PBS",
-            "SBATCH_INPUT",
-            "SBATCH_JOB_NAME",
-            "SBATCH_OPEN_MODE",
-            "SBATCH_OUTPUT",
-            "SBATCH_WAIT",
-            "SLURM_*",
-        ],
-        kept: &["SLURM_CONF", "SLURM_CONF_SERVER", "SLURM_HINT", "SLURM_JWT", "SLURM_MPI_TYPE"],
+        removed: &join::<12>(&DECIDED, CLUSTERS),
+        ..RULES.submissions
     },
     options: TORQUE_OPTIONS,
     ..RULES
 };
+
+const DECIDED: [&str; 10] = [
+    // Of a job in which pcluster was started; some contradict what the new job is given.
+    "SLURM_*",
+    // What pcluster always decides, also by not asking for it.
+    "SBATCH_ARRAY_INX",
+    "SBATCH_DEBUG",
+    "SBATCH_ERROR",
+    "SBATCH_IGNORE_PBS",
+    "SBATCH_INPUT",
+    "SBATCH_JOB_NAME",
+    "SBATCH_OPEN_MODE",
+    "SBATCH_OUTPUT",
+    "SBATCH_WAIT",
+];
+
+const fn join<const N: usize>(one: Names, other: Names) -> [&'static str; N] {
+    assert!(one.len() + other.len() == N);
+    let mut names = [""; N];
+    let mut at = 0;
+    while at < N {
+        names[at] = if at < one.len() { one[at] } else { other[at - one.len()] };
+        at += 1;
+    }
+    names
+}
 
 const MEMORY: Names = &["SBATCH_MEM_PER_CPU", "SBATCH_MEM_PER_GPU", "SBATCH_MEM_PER_NODE"];
 const GPUS: Names = &[
@@ -149,3 +150,26 @@ const OPTIONS: &[ScriptOption] = &[
     option("wait-all-nodes", "", &["SBATCH_WAIT_ALL_NODES"]),
     option("wckey", "", &["SBATCH_WCKEY"]),
 ];
+
+#[cfg(test)]
+mod tests {
+    use super::super::environment::is_removed;
+    use super::*;
+
+    #[test]
+    fn one_table_decides_what_both_kinds_of_submission_lose() {
+        let (plain, here) = (RULES.submissions, WITHOUT_CLUSTERS.submissions);
+        for name in DECIDED {
+            assert!(plain.removed.contains(&name) && here.removed.contains(&name), "{name}");
+        }
+        for (name, elsewhere) in [
+            ("SLURM_CLUSTERS", true),
+            ("SBATCH_CLUSTERS", true),
+            ("SLURM_CONF", true),
+            ("SLURM_JOB_ID", false),
+        ] {
+            assert_eq!(!is_removed(name, plain.removed, plain.kept), elsewhere, "{name}");
+        }
+        assert!(CLUSTERS.iter().all(|name| here.removed.contains(name)));
+    }
+}

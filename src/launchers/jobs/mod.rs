@@ -56,7 +56,7 @@ impl BatchLauncher {
 
     /// The timeout of one command.
     fn command_timeout(&self) -> Duration {
-        Duration::from_millis(self.config.launcher.command_ms)
+        Duration::from_millis(self.config.launcher.command_timeout_ms)
     }
 
     /// Runs a query or cancellation whose output the environment does not affect.

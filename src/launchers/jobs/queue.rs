@@ -94,7 +94,7 @@ impl QueueCache {
     pub fn new(system: &dyn BatchSystem, profile: &ProfileDir, config: &Config) -> QueueCache {
         QueueCache {
             path: profile.batch_dir().join(format!("{}.queue.json", system.name())),
-            interval: Duration::from_millis(config.launcher.poll_ms),
+            interval: Duration::from_millis(config.launcher.poll_interval_ms),
             cached: Mutex::new(None),
         }
     }

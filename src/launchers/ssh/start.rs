@@ -77,7 +77,7 @@ async fn on(ssh: &Ssh, host: &SshHost, mode: TunnelMode, launch: &EnginesLaunch,
     };
     let undo = EndsTunnel(opened.as_ref().map(|tunnel| tunnel.file.clone()));
     let file = match &opened {
-        Some(tunnel) => tunnel::far_end(&file, &tunnel.ports),
+        Some(tunnel) => file.at_loopback(&tunnel.ports),
         None => file,
     };
     let private = match &opened {

@@ -1,7 +1,7 @@
 //! Reverse tunnels: where engines on another host do not reach the controller, ports of that host lead to it.
 use crate::connection::ConnectionFile;
 use crate::connection::addresses::is_loopback;
-use crate::connection::file::{BroadcastPorts, PclusterKeys};
+use crate::connection::file::NATIVE;
 use crate::launchers::EnginesLaunch;
 use crate::profile::ProfileDir;
 use crate::profile::config::EngineKind;
@@ -14,8 +14,6 @@ use std::time::Duration;
 
 /// All steps of a first connection together; each has a limit of its own, and says so.
 const FIRST: Duration = Duration::from_secs(120);
-/// The one connection of pcluster's own engine.
-const NATIVE: &str = "native";
 
 /// A tunnel that is up.
 #[derive(Debug)]
@@ -70,7 +68,7 @@ impl Target for LocalController {
                 path: path.to_string_lossy().into_owned(),
             },
             addresses: addresses(&file),
-            ports: ports(&file),
+            ports: file.ports(),
             hints: Vec::new(),
         })
     }
@@ -81,32 +79,10 @@ pub fn channels(kind: EngineKind, file: &ConnectionFile) -> Vec<String> {
     match kind {
         EngineKind::Pcluster => vec![NATIVE.to_string()],
         EngineKind::Ipengine => {
-            let all = ports(file).into_keys();
+            let all = file.ports().into_keys();
             all.filter(|name| name != NATIVE).collect()
         }
     }
-}
-
-/// Every port of an engine file, by name.
-pub fn ports(file: &ConnectionFile) -> BTreeMap<String, u16> {
-    let mut ports: BTreeMap<String, u16> = BTreeMap::new();
-    let single = [
-        ("registration", Some(file.registration)),
-        ("control", Some(file.control)),
-        ("mux", Some(file.mux)),
-        ("task", Some(file.task)),
-        ("iopub", Some(file.iopub)),
-        ("hb_ping", file.hb_ping),
-        ("hb_pong", file.hb_pong),
-        (NATIVE, file.pcluster.as_ref().and_then(|keys| keys.engine_port)),
-    ];
-    ports.extend(single.into_iter().filter_map(|(name, port)| Some((name.to_string(), port?))));
-    let leaves = match &file.broadcast {
-        BroadcastPorts::One(port) => vec![*port],
-        BroadcastPorts::Leaves(leaves) => leaves.clone(),
-    };
-    ports.extend(leaves.iter().enumerate().map(|(at, port)| (format!("broadcast-{at}"), *port)));
-    ports
 }
 
 /// Addresses at which the controller may be reached from this host, best first.
@@ -119,31 +95,6 @@ fn addresses(file: &ConnectionFile) -> Vec<String> {
     // Here the loopback is there whatever becomes of the network.
     addresses.sort_by_key(|address| !is_loopback(address));
     addresses
-}
-
-/// The same keys, the ports of the tunnel's other end.
-pub fn far_end(file: &ConnectionFile, there: &BTreeMap<String, u16>) -> ConnectionFile {
-    let port = |name: &str| there.get(name).copied();
-    let leaves: Vec<u16> = (0..).map_while(|at| port(&format!("broadcast-{at}"))).collect();
-    ConnectionFile {
-        ssh: String::new(),
-        interface: "tcp://127.0.0.1".into(),
-        location: "127.0.0.1".into(),
-        registration: port("registration").unwrap_or_default(),
-        control: port("control").unwrap_or_default(),
-        mux: port("mux").unwrap_or_default(),
-        task: port("task").unwrap_or_default(),
-        iopub: port("iopub").unwrap_or_default(),
-        hb_ping: port("hb_ping"),
-        hb_pong: port("hb_pong"),
-        broadcast: BroadcastPorts::Leaves(leaves),
-        pcluster: file.pcluster.as_ref().map(|keys| PclusterKeys {
-            addresses: vec!["127.0.0.1".into()],
-            engine_port: port(NATIVE),
-            ..keys.clone()
-        }),
-        ..file.clone()
-    }
 }
 
 #[cfg(test)]
@@ -167,16 +118,6 @@ mod tests {
         assert_eq!(channels(EngineKind::Pcluster, &file), ["native"]);
         let stock = channels(EngineKind::Ipengine, &file);
         assert_eq!((stock.len(), stock.contains(&"broadcast-1".into())), (9, true));
-        let there: BTreeMap<String, u16> = stock.into_iter().zip(501..).collect();
-        let far = far_end(&file, &there);
-        assert_eq!(ports(&far), there);
-        assert_eq!(
-            (far.key.as_str(), far.location.as_str(), far.broadcast),
-            ("secret", "127.0.0.1", BroadcastPorts::Leaves(vec![501, 502]))
-        );
-        let far = far_end(&file, &BTreeMap::from([(NATIVE.to_string(), 600)]));
-        let keys = far.pcluster.unwrap();
-        assert_eq!((keys.engine_port, keys.addresses), (Some(600), vec!["127.0.0.1".to_string()]));
     }
 
     #[test]

@@ -42,12 +42,12 @@ pub fn start_watching(supervisor: Supervised) {
     }
 }
 
-/// Announces an orderly exit with this exit code.
-pub fn exiting(code: u8) {
+/// Announces an orderly exit with this exit code, and with the reason if it failed.
+pub fn exiting(code: u8, reason: &str) {
     let mut state = state();
     state.exiting = true;
     if let Some(socket) = &state.socket {
-        socket.send_exit_code(code);
+        socket.send_exit_code(code, reason);
     }
 }
 
@@ -56,7 +56,7 @@ pub fn exiting_by_panic(code: u8) {
     if let Ok(mut state) = STATE.try_lock() {
         state.exiting = true;
         if let Some(socket) = &state.socket {
-            socket.send_exit_code(code);
+            socket.send_exit_code(code, "");
         }
     }
 }

@@ -14,6 +14,25 @@ use std::sync::atomic::{AtomicBool, Ordering};
 /// creator's pid.
 const VARIABLE: &str = "PCLUSTER_BOND";
 
+/// Maximum length of a reason in bytes; it fits into the socket's buffer, so that sending does not
+/// block.
+const MAX_REASON_BYTES: usize = 2000;
+
+/// The bytes that a process sent before it exited.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ExitReport(pub Vec<u8>);
+
+impl ExitReport {
+    pub fn code(&self) -> Option<u8> {
+        self.0.last().copied()
+    }
+
+    pub fn reason(&self) -> Option<String> {
+        let (_, reason) = self.0.split_last()?;
+        (!reason.is_empty()).then(|| String::from_utf8_lossy(reason).into_owned())
+    }
+}
+
 /// One end of the socket pair.
 #[derive(Debug)]
 pub struct LivenessSocket(UnixStream);
@@ -68,19 +87,22 @@ impl LivenessSocket {
         self.0.try_clone().map(LivenessSocket)
     }
 
-    /// Sends the exit code. The other process may already be gone.
-    pub fn send_exit_code(&self, code: u8) {
-        let _ = (&self.0).write_all(&[code]);
+    /// Sends the reason, if any, and the exit code as the last byte. The other process may already
+    /// be gone.
+    pub fn send_exit_code(&self, code: u8, reason: &str) {
+        let reason = reason.as_bytes();
+        let reason = &reason[..reason.len().min(MAX_REASON_BYTES)];
+        let _ = (&self.0).write_all(&[reason, &[code]].concat());
     }
 
-    /// Blocks until the other process is gone; returns the exit code it sent before.
-    pub fn wait(&self) -> Option<u8> {
-        let mut last_code = None;
+    /// Blocks until the other process is gone.
+    pub fn wait(&self) -> ExitReport {
+        let mut report = ExitReport::default();
         loop {
             match self.read() {
-                Ok(Some(code)) => last_code = Some(code),
+                Ok(Some(byte)) => report.0.push(byte),
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Ok(None) | Err(_) => return last_code,
+                Ok(None) | Err(_) => return report,
             }
         }
     }
@@ -128,10 +150,15 @@ mod tests {
         // The script writes to the descriptor that the variable names. Its own children, which
         // inherit it, have exited before.
         let (socket, mut child) = run_shell("set -- $PCLUSTER_BOND; sleep 0; printf '\\005' >&$1");
-        assert_eq!(socket.wait(), Some(5));
+        let report = socket.wait();
+        assert_eq!((report.code(), report.reason()), (Some(5), None));
+        child.wait().unwrap();
+        let (socket, mut child) = run_shell("set -- $PCLUSTER_BOND; printf 'disk full\\113' >&$1");
+        let report = socket.wait();
+        assert_eq!((report.code(), report.reason().as_deref()), (Some(0o113), Some("disk full")));
         child.wait().unwrap();
         let (socket, mut child) = run_shell("kill -KILL $$");
-        assert_eq!(socket.wait(), None);
+        assert_eq!(socket.wait(), ExitReport::default());
         child.wait().unwrap();
     }
 

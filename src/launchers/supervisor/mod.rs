@@ -3,14 +3,16 @@
 //! The supervisor is a single sleeping thread, so it must start before this process has an async
 //! runtime. If the supervisor itself is killed, the supervised process continues and starts a new
 //! supervisor ([`guard`]), which adopts it. All of them belong to the session of the first one and
-//! carry its mark; [`process::left_by`] finds them.
+//! carry its mark; [`process::orphans_of`] finds them.
 //!
-//! Modules: `liveness_socket` (notifies each of the two when the other ends), [`guard`] (the supervised side).
+//! Modules: `liveness_socket` (notifies each of the two when the other ends), [`guard`] (the
+//! supervised side).
 pub mod guard;
 mod liveness_socket;
 
+use crate::sys::problem::{Trouble, TroubleFile};
 use crate::sys::process::{self, Mark, ProcessId};
-use liveness_socket::LivenessSocket;
+use liveness_socket::{ExitReport, LivenessSocket};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
@@ -21,7 +23,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 /// The delay before the first restart; doubles with each further one,
 const INITIAL_DELAY: Duration = Duration::from_millis(100);
@@ -33,6 +35,8 @@ const STABLE_AFTER: Duration = Duration::from_secs(60);
 const MAX_REFUSALS: u32 = 10;
 /// Exit codes of crashes: a bug (cli/error.rs) and a panic.
 const CRASH_EXIT_CODES: [i32; 2] = [70, 101];
+/// The exit code for a temporary failure (sysexits.h: EX_TEMPFAIL): a full disk, an address in use.
+pub const TEMPORARY: u8 = 75;
 
 /// Poll interval while a process that has closed its files exits.
 const POLL_INTERVAL: Duration = Duration::from_millis(5);
@@ -49,6 +53,8 @@ pub struct Supervised {
     pub retries_refusals: bool,
     /// Whether it watches its supervisor ([`guard`]).
     pub watches_supervisor: bool,
+    /// The file in which to record why the process is not running, while restarts are pending.
+    pub problem: Option<PathBuf>,
     /// Whether the program is this executable.
     pub is_own_program: bool,
 }
@@ -69,6 +75,9 @@ struct RestartState {
     starts: u32,
     refusals: u32,
     delay: Duration,
+    /// The number of consecutive failed starts, and when the first of them ended.
+    failures: u32,
+    since: Option<SystemTime>,
 }
 
 impl RestartState {
@@ -78,6 +87,21 @@ impl RestartState {
             starts: 0,
             refusals: 0,
             delay: INITIAL_DELAY,
+            failures: 0,
+            since: None,
+        }
+    }
+
+    /// Records a failed start. A killed process does not count as failed.
+    fn record_failure(&mut self, reason: String, file: Option<&TroubleFile>) {
+        let since = *self.since.get_or_insert_with(SystemTime::now);
+        self.failures += 1;
+        if let Some(file) = file {
+            file.note(&Trouble {
+                reason,
+                attempts: self.failures,
+                since: since.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64(),
+            });
         }
     }
 
@@ -89,11 +113,17 @@ impl RestartState {
         }
         if lived >= STABLE_AFTER {
             (self.delay, self.refusals) = (INITIAL_DELAY, 0);
+            (self.failures, self.since) = (0, None);
+        }
+        let was_stable = self.starts > 1 || lived >= STABLE_AFTER;
+        if code == i32::from(TEMPORARY) && self.retries_refusals && was_stable {
+            // Retry without a limit.
+            self.refusals = 0;
+            return self.next_delay();
         }
         let refused = status.code().is_some_and(|code| !CRASH_EXIT_CODES.contains(&code));
         if refused {
             self.refusals += 1;
-            let was_stable = self.starts > 1 || lived >= STABLE_AFTER;
             if !self.retries_refusals || !was_stable || self.refusals >= MAX_REFUSALS {
                 return end;
             }
@@ -126,6 +156,7 @@ pub fn run(supervised: &Supervised) -> io::Result<u8> {
     };
     let mut record = RestartState::new(supervised.retries_refusals);
     let mut adopted = AdoptedProcess::inherited()?;
+    let problem = supervised.problem.as_deref().map(TroubleFile::prepare);
     loop {
         record.starts += 1;
         let running = match adopted.take() {
@@ -138,12 +169,18 @@ pub fn run(supervised: &Supervised) -> io::Result<u8> {
                 let next = record.ended(status, lived, signals.stop_requested);
                 if let NextAction::Restart(delay) = next {
                     tracing::warn!("process {} ended ({status}); restarting it in {delay:?}", running.pid());
+                    if status.code().is_some() {
+                        let reason = running.reason().unwrap_or_else(|| format!("exited with {status}"));
+                        record.record_failure(reason, problem.as_ref());
+                    }
                 }
                 next
             }
             Err(error) if record.starts == 1 => return Err(error),
             Err(error) => {
-                tracing::error!("cannot restart {}: {error}", supervised.program.display());
+                let reason = format!("cannot restart {}: {error}", supervised.program.display());
+                tracing::error!("{reason}");
+                record.record_failure(reason, problem.as_ref());
                 record.next_delay()
             }
         };
@@ -166,7 +203,7 @@ impl Supervised {
         Ok(SupervisedProcess::Child {
             child: command.spawn()?,
             begun: Instant::now(),
-            _socket: socket,
+            socket,
         })
     }
 
@@ -197,7 +234,7 @@ enum SupervisedProcess {
         child: Child,
         begun: Instant,
         /// Open as long as this process lives: closing it signals the end of this process.
-        _socket: Option<LivenessSocket>,
+        socket: Option<LivenessSocket>,
     },
     Adopted(AdoptedProcess),
 }
@@ -207,8 +244,7 @@ struct AdoptedProcess {
     process: ProcessId,
     begun: Instant,
     socket: LivenessSocket,
-    /// The exit code that it sent.
-    code: Option<u8>,
+    report: ExitReport,
 }
 
 impl AdoptedProcess {
@@ -223,7 +259,7 @@ impl AdoptedProcess {
             process: ProcessId::of(pid),
             begun: Instant::now(),
             socket,
-            code: None,
+            report: ExitReport::default(),
         }))
     }
 
@@ -255,7 +291,7 @@ impl SupervisedProcess {
             SupervisedProcess::Child { child, begun, .. } => Ok(child.try_wait()?.map(|status| (status, begun.elapsed()))),
             SupervisedProcess::Adopted(adopted) => {
                 match adopted.socket.read() {
-                    Ok(Some(code)) => adopted.code = Some(code),
+                    Ok(Some(byte)) => adopted.report.0.push(byte),
                     Ok(None) => {
                         let lived = adopted.process.age().unwrap_or(adopted.begun.elapsed());
                         // Its files are closed a moment before it exits; wait, so that two never
@@ -264,7 +300,7 @@ impl SupervisedProcess {
                             std::thread::sleep(POLL_INTERVAL);
                         }
                         // Without an exit code it was killed or has crashed, whatever the cause.
-                        let status = adopted.code.map_or(Signal::SIGKILL as i32, |code| i32::from(code) << 8);
+                        let status = adopted.report.code().map_or(Signal::SIGKILL as i32, |code| i32::from(code) << 8);
                         return Ok(Some((ExitStatus::from_raw(status), lived)));
                     }
                     Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {}
@@ -272,6 +308,19 @@ impl SupervisedProcess {
                 }
                 Ok(None)
             }
+        }
+    }
+
+    /// The reason that it sent; available after its end.
+    fn reason(&self) -> Option<String> {
+        match self {
+            SupervisedProcess::Child { socket, .. } => {
+                let socket = socket.as_ref()?;
+                // Its children may still hold the other end open.
+                socket.set_nonblocking().ok()?;
+                socket.wait().reason()
+            }
+            SupervisedProcess::Adopted(adopted) => adopted.report.reason(),
         }
     }
 
@@ -400,5 +449,29 @@ mod tests {
         let mut record = RestartState::new(false);
         record.starts = 2;
         assert_eq!(record.ended(code(4), STABLE_AFTER, false), NextAction::Exit(4));
+    }
+
+    #[test]
+    fn a_cause_that_may_pass_ends_nothing_that_ran_before_and_delays_stay_bounded() {
+        let temporary = || code(i32::from(TEMPORARY));
+        assert_eq!(
+            RestartState {
+                starts: 1,
+                ..RestartState::new(true)
+            }
+            .ended(temporary(), SHORT, false),
+            NextAction::Exit(TEMPORARY)
+        );
+        let mut record = RestartState::new(true);
+        record.starts = 2;
+        for _ in 0..10 * MAX_REFUSALS {
+            assert!(matches!(record.ended(temporary(), SHORT, false), NextAction::Restart(delay) if delay <= MAX_DELAY));
+        }
+        // In between, a persistent cause is counted from the start again.
+        for _ in 1..MAX_REFUSALS {
+            assert!(matches!(record.ended(code(5), SHORT, false), NextAction::Restart(_)));
+        }
+        assert_eq!(record.ended(code(5), SHORT, false), NextAction::Exit(5));
+        assert_eq!(record.ended(temporary(), SHORT, true), NextAction::Exit(TEMPORARY));
     }
 }

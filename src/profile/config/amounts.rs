@@ -1,4 +1,4 @@
-//! Amounts with units, as people write them: a time limit, memory.
+//! Amounts with units: time limits and memory.
 use serde::de::Error;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use std::fmt;
@@ -6,24 +6,24 @@ use std::str::FromStr;
 
 /// How long a job may run, in whole seconds.
 ///
-/// Written `1:30:00` (hours, minutes, seconds), `2-12:00:00` (days before them), `90m`, `36h`, `2d`, `1h30m`, `5400s`; a bare
-/// number is minutes, as Slurm has it. `1:30` is refused: one system reads hours and minutes, another minutes and seconds.
+/// Format: `1:30:00` (hours, minutes, seconds), `2-12:00:00` (days before them), `90m`, `36h`, `2d`, `1h30m`, `5400s`; a bare
+/// number is minutes, as in Slurm. `1:30` is rejected: it is ambiguous between systems.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Walltime {
     pub seconds: u64,
 }
 
-/// Memory in whole MiB. Written `4G`, `4GB`, `4GiB`, `512M`, `1.5T`; a bare number is MiB.
+/// Memory in whole MiB. Format: `4G`, `4GB`, `4GiB`, `512M`, `1.5T`; a bare number is MiB.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Memory {
     pub mib: u64,
 }
 
 const DAY: u64 = 86_400;
-/// Ten years: what is longer is a mistake.
-const LONGEST: u64 = 3660 * DAY;
-const TIMES: &str = "write 1:30:00 (hours:minutes:seconds), 90m, 36h or 2d; a bare number is minutes";
-const SIZES: &str = "write 4G or 512M; a bare number is MiB";
+/// Ten years; a longer limit is assumed to be a typo.
+const MAX_SECONDS: u64 = 3660 * DAY;
+const TIMES: &str = "use 1:30:00 (hours:minutes:seconds), 90m, 36h or 2d; a bare number is minutes";
+const SIZES: &str = "use 4G or 512M; a bare number is MiB";
 
 impl FromStr for Walltime {
     type Err = String;
@@ -34,8 +34,8 @@ impl FromStr for Walltime {
             false => units(text.trim()),
         };
         match seconds {
-            Some(seconds) if (1..=LONGEST).contains(&seconds) => Ok(Walltime { seconds }),
-            _ => Err(format!("{text:?} is not a time limit: {TIMES}")),
+            Some(seconds) if (1..=MAX_SECONDS).contains(&seconds) => Ok(Walltime { seconds }),
+            _ => Err(format!("{text:?} is not a valid time limit: {TIMES}")),
         }
     }
 }
@@ -102,7 +102,7 @@ impl FromStr for Memory {
         memory(text.trim())
             .filter(|mib| *mib > 0)
             .map(|mib| Memory { mib })
-            .ok_or_else(|| format!("{text:?} is not an amount of memory: {SIZES}"))
+            .ok_or_else(|| format!("{text:?} is not a valid amount of memory: {SIZES}"))
     }
 }
 
@@ -133,18 +133,18 @@ impl fmt::Display for Memory {
     }
 }
 
-/// A number or a text of YAML.
+/// A YAML number or string.
 #[derive(Deserialize)]
 #[serde(untagged)]
-enum Written {
+enum NumberOrText {
     Number(u64),
     Text(String),
 }
 
-fn written<'de, D: Deserializer<'de>, T: FromStr<Err = String>>(from: D) -> Result<T, D::Error> {
-    let text = match Written::deserialize(from)? {
-        Written::Number(number) => number.to_string(),
-        Written::Text(text) => text,
+fn from_number_or_text<'de, D: Deserializer<'de>, T: FromStr<Err = String>>(from: D) -> Result<T, D::Error> {
+    let text = match NumberOrText::deserialize(from)? {
+        NumberOrText::Number(number) => number.to_string(),
+        NumberOrText::Text(text) => text,
     };
     text.parse().map_err(D::Error::custom)
 }
@@ -158,7 +158,7 @@ macro_rules! as_text {
         }
         impl<'de> Deserialize<'de> for $type {
             fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
-                written(from)
+                from_number_or_text(from)
             }
         }
     };
@@ -172,7 +172,7 @@ mod tests {
     use proptest::prelude::*;
 
     #[test]
-    fn times_in_every_spelling() {
+    fn times_in_every_format() {
         for (text, seconds) in [
             ("90", 5400),
             ("90m", 5400),
@@ -204,11 +204,11 @@ mod tests {
         ] {
             assert!(text.parse::<Walltime>().is_err(), "{text}");
         }
-        insta::assert_snapshot!("1:30".parse::<Walltime>().unwrap_err(), @r#""1:30" is not a time limit: write 1:30:00 (hours:minutes:seconds), 90m, 36h or 2d; a bare number is minutes"#);
+        insta::assert_snapshot!("1:30".parse::<Walltime>().unwrap_err(), @r#""1:30" is not a valid time limit: use 1:30:00 (hours:minutes:seconds), 90m, 36h or 2d; a bare number is minutes"#);
     }
 
     #[test]
-    fn memory_in_every_spelling() {
+    fn memory_in_every_format() {
         for (text, mib) in [
             ("4G", 4096),
             ("4GB", 4096),
@@ -228,14 +228,14 @@ mod tests {
 
     proptest! {
         #[test]
-        fn what_is_shown_is_read_back(seconds in 1..LONGEST, mib in 1u64..1 << 39) {
+        fn displayed_values_parse_again(seconds in 1..MAX_SECONDS, mib in 1u64..1 << 39) {
             let (time, memory) = (Walltime { seconds }, Memory { mib });
             prop_assert_eq!(time.to_string().parse(), Ok(time));
             prop_assert_eq!(memory.to_string().parse(), Ok(memory));
         }
 
         #[test]
-        fn no_text_is_too_much(text in ".{0,20}") {
+        fn arbitrary_text_never_panics(text in ".{0,20}") {
             let _ = text.parse::<Walltime>();
             let _ = text.parse::<Memory>();
         }

@@ -1,7 +1,7 @@
 //! `pcluster.yaml` as structs. Every key has a default; an unknown key is an error that names the nearest known one.
 //!
 //! Parts: `sections` (controller, engine, launcher), [`resources`] (one section for each batch system), [`amounts`] (times and
-//! memory), [`origins`] (where a value is from).
+//! memory), [`origins`] (the source of each value).
 //!
 //! Merge order: the defaults, the profile's file, `--set key=value` in the order given.
 pub mod amounts;
@@ -23,17 +23,17 @@ pub struct Config {
     pub controller: ControllerConfig,
     pub engine: EngineConfig,
     pub launcher: LauncherConfig,
-    /// What each batch system is to be asked for.
+    /// What to request from each batch system.
     pub launchers: resources::LaunchersConfig,
 }
 
 impl Config {
-    /// What the profile's `pcluster.yaml` says over the defaults; the defaults where there is no such file.
+    /// The profile's `pcluster.yaml` merged over the defaults; the defaults if there is no such file.
     pub fn load(profile: &ProfileDir) -> Result<Config, ConfigError> {
         Config::load_with(profile, &[])
     }
 
-    /// The same, with `--set key=value` over it. A key is spelled with points (`controller.hwm`), a value is YAML.
+    /// The same, merged with `--set key=value`. Keys are dotted (`controller.hwm`), values are YAML.
     pub fn load_with(profile: &ProfileDir, settings: &[(String, String)]) -> Result<Config, ConfigError> {
         let path = profile.config_file();
         let text = match std::fs::read_to_string(&path) {
@@ -48,7 +48,7 @@ impl Config {
     pub fn parse(text: &str, settings: &[(String, String)]) -> Result<Config, ConfigError> {
         check_nesting(text).map_err(|message| ConfigError::Yaml {
             path: PathBuf::new(),
-            place: None,
+            position: None,
             message,
             hint: None,
         })?;
@@ -68,25 +68,25 @@ impl Config {
             set(&mut tree, key, parsed);
             config = serde_yaml::from_value(tree.clone()).map_err(|e| of_setting(key, value, &e))?;
         }
-        config.agrees()
+        config.checked()
     }
 
-    /// What no key can tell alone.
-    fn agrees(self) -> Result<Config, ConfigError> {
-        let (heartbeat, lease) = (self.controller.heartbeat_ms, self.controller.lease_ms);
+    /// Checks constraints between keys.
+    fn checked(self) -> Result<Config, ConfigError> {
+        let (heartbeat, lease) = (self.controller.heartbeat_interval_ms, self.controller.lease_ms);
         if lease <= heartbeat {
             return Err(ConfigError::Contradiction {
-                message: format!("controller.lease_ms ({lease}) must be more than controller.heartbeat_ms ({heartbeat})"),
+                message: format!("controller.lease_ms ({lease}) must be greater than controller.heartbeat_interval_ms ({heartbeat})"),
             });
         }
         Ok(self)
     }
 }
 
-/// No configuration is nested so deep, and YAML parsers do not stand what is: they need time, or stack, without bounds.
+/// The maximum nesting: YAML parsers need unbounded time or stack for deeply nested input.
 const MAX_DEPTH: usize = 100;
 
-/// Counts brackets, those in texts too, and the dashes and question marks that begin a line.
+/// Counts brackets, even in strings, and leading dashes and question marks of a line.
 fn check_nesting(text: &str) -> Result<(), String> {
     let mut depth = 0usize;
     for (number, line) in text.lines().enumerate() {
@@ -106,7 +106,7 @@ fn check_nesting(text: &str) -> Result<(), String> {
     Ok(())
 }
 
-/// Puts a value at a key spelled with points; what is missing on the way is made, to be refused with the whole.
+/// Sets the value of a dotted key; creates missing sections, which are validated later.
 fn set(tree: &mut Value, key: &str, value: Value) {
     let mut place = tree;
     for part in key.split('.') {

@@ -1,12 +1,12 @@
-//! Where each value of a configuration is from.
+//! The source of each value of a configuration.
 use super::{Config, ConfigError};
 use serde_yaml::Value;
 use std::collections::BTreeMap;
 
-/// A value, and what set it. `None` is the default; else the line of the file (from 1), or a setting.
+/// A value and its source.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Entry {
-    /// With points: `launchers.slurm.queue`.
+    /// Dotted: `launchers.slurm.queue`.
     pub key: String,
     pub value: Value,
     pub origin: Origin,
@@ -17,11 +17,11 @@ pub enum Origin {
     Default,
     /// The line of `pcluster.yaml`, from 1.
     File(usize),
-    /// `--set`, or the option that stands for it.
+    /// `--set`, or an option that stands for it.
     Setting(String),
 }
 
-/// A setting, with what it was given by (`--set`, `--queue`).
+/// A setting and the option that set it (`--set`, `--queue`).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Setting {
     pub key: String,
@@ -30,7 +30,7 @@ pub struct Setting {
     pub by: String,
 }
 
-/// Every value of the configuration that the file's text and the settings make, in the order of the sections.
+/// Every value of the configuration from the file's text and the settings, in the order of the sections.
 pub fn explain(text: &str, settings: &[Setting]) -> Result<Vec<Entry>, ConfigError> {
     let pairs: Vec<(String, String)> = settings.iter().map(|s| (s.key.clone(), s.value.clone())).collect();
     let config = Config::parse(text, &pairs)?;
@@ -73,7 +73,7 @@ fn origin(key: &str, file: &Value, lines: &BTreeMap<String, usize>, settings: &[
         if setting.key == key {
             return Origin::Setting(setting.by.clone());
         }
-        // A whole section was set: what it does not name is at its default again.
+        // A whole section was set: keys that it omits are at their defaults.
         if let Some(below) = below {
             let value: Value = serde_yaml::from_str(&setting.value).unwrap_or(Value::Null);
             return match get(&value, below) {
@@ -101,7 +101,7 @@ fn get(tree: &Value, key: &str) -> bool {
     key.split('.').try_fold(tree, |place, part| place.get(part)).is_some()
 }
 
-/// The line of each key that begins a line of its own; one inside of braces has that of the key before them.
+/// The line of each key that begins a line; a key inside braces has the line of their key.
 fn lines_of(text: &str) -> BTreeMap<String, usize> {
     let mut lines = BTreeMap::new();
     let mut open: Vec<(usize, String)> = Vec::new();
@@ -134,7 +134,7 @@ mod tests {
     }
 
     #[test]
-    fn each_value_says_where_it_is_from() {
+    fn each_value_has_its_source() {
         let text = "# mine\ncontroller:\n  hwm: 3\nlaunchers:\n  slurm:\n    queue: batch\n    env: {A: b}\n  # queue: no\n  sge: {queue: all.q,\n    cpus: 2}\n";
         let settings = [
             setting("launchers.slurm.account", "pi", "--set"),

@@ -1,4 +1,4 @@
-//! What a site's batch system is to be asked for: one section for each system, `launchers.<system>`.
+//! Resources of batch jobs: one section for each system, `launchers.<system>`.
 use super::amounts::{Memory, Walltime};
 use serde::de::value::MapAccessDeserializer;
 use serde::de::{Error, MapAccess, Visitor};
@@ -6,7 +6,7 @@ use serde::{Deserialize, Deserializer, Serialize};
 use std::collections::BTreeMap;
 use std::fmt;
 
-/// One section for each launcher that has settings of its own.
+/// One section for each launcher with its own settings.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct LaunchersConfig {
@@ -20,7 +20,7 @@ pub struct LaunchersConfig {
 }
 
 impl LaunchersConfig {
-    /// The section of a batch system; none for another launcher.
+    /// The section of a batch system; None for other launchers.
     pub fn of(&self, system: &str) -> Option<&Resources> {
         match system {
             "slurm" => Some(&self.slurm),
@@ -33,7 +33,7 @@ impl LaunchersConfig {
     }
 }
 
-/// What is asked for. What is not set is left to the site. Amounts are for one engine; a job that holds several asks for as many times.
+/// Requested resources; the site's defaults apply to unset ones. Amounts are per engine; a job with several engines multiplies them.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Resources {
@@ -43,56 +43,56 @@ pub struct Resources {
     pub account: Option<String>,
     pub qos: Option<String>,
     pub walltime: Option<Walltime>,
-    /// So many seconds after its warning the system kills a job.
+    /// The number of seconds after its warning that the system kills a job.
     pub kill_wait_s: Option<u32>,
     pub memory: Option<Memory>,
     pub cpus: Option<u32>,
     pub gpus: Option<u32>,
-    /// For one job of all engines: over how many nodes.
+    /// The number of nodes of a job that holds all engines.
     pub nodes: Option<u32>,
-    /// Features that a node must have, in the system's own words.
+    /// Required node features, in the system's own syntax.
     pub constraint: Option<String>,
     /// Grid Engine's parallel environment for jobs of more than one processor.
     pub parallel_environment: Option<String>,
     pub reservation: Option<String>,
     pub mail_user: Option<String>,
-    /// When to send mail, in the system's own words.
+    /// When to send mail, in the system's own syntax.
     pub mail_type: Option<String>,
-    /// Further directives, as they stand in a script but without its prefix (`--exclusive`).
+    /// Further directives, without their prefix (`--exclusive`).
     pub directives: Vec<String>,
     /// Environment modules to load.
     pub modules: Vec<String>,
-    /// Shell lines before the engine starts.
+    /// Shell commands to run before the engine starts.
     pub before: Vec<String>,
     /// Environment variables of the job.
     pub env: BTreeMap<String, String>,
     pub engines_per_job: Option<u32>,
-    /// How an engine set becomes jobs.
+    /// How engines are submitted.
     pub start: StartMode,
-    /// A template instead of pcluster's: a file, looked for in the profile's directory.
+    /// The user's template: a path, relative to the profile's directory.
     pub template: Option<String>,
 }
 
-/// How an engine set becomes jobs.
+/// How engines are submitted.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum StartMode {
-    /// An array of jobs.
+    /// One array job.
     #[default]
     Array,
-    /// One job whose engines `srun` starts (Slurm alone).
+    /// One job in which `srun` starts the engines (Slurm only).
     Srun,
-    /// One job whose engines `mpiexec` starts.
+    /// One job in which `mpiexec` starts the engines.
     Mpiexec,
 }
 
-/// How `mpiexec` is called.
+/// The `mpiexec` command.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct MpiConfig {
     /// The program.
     pub command: String,
-    /// Its arguments before the engine's, besides `-n`.
+    /// Arguments inserted before the engine's, in addition to `-n`.
     pub arguments: Vec<String>,
 }
 
@@ -105,24 +105,24 @@ impl Default for MpiConfig {
     }
 }
 
-/// Engines on other hosts, by ssh.
+/// Engines on remote hosts, by ssh.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct SshConfig {
     pub hosts: Vec<SshHost>,
-    /// How many hosts are logged in to at the same time.
-    pub at_once: usize,
-    /// With so many engines a start is a success; by default all that are asked for.
+    /// The number of hosts to log in to in parallel.
+    pub parallelism: usize,
+    /// The minimum number of engines for a successful start; default: all.
     pub min_engines: Option<u32>,
-    /// Whether engines reach the controller through a reverse tunnel.
+    /// Whether engines connect through a reverse tunnel.
     pub tunnel: TunnelMode,
 }
 
-/// Whether the engines of a host reach the controller through a reverse tunnel.
+/// Whether the engines of a host connect to the controller through a reverse tunnel.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum TunnelMode {
-    /// Where they do not reach it otherwise, which is tried first.
+    /// If they cannot reach it directly, which is tried first.
     #[default]
     Auto,
     Always,
@@ -133,7 +133,7 @@ impl Default for SshConfig {
     fn default() -> Self {
         SshConfig {
             hosts: Vec::new(),
-            at_once: 16,
+            parallelism: 16,
             min_engines: None,
             tunnel: TunnelMode::Auto,
         }
@@ -141,7 +141,7 @@ impl Default for SshConfig {
 }
 
 impl SshConfig {
-    /// How many engines the hosts are for, one that does not say it for one; none without hosts.
+    /// The total number of engines, one for a host without a number; None without hosts.
     pub fn engines(&self) -> Option<u32> {
         let all = self.hosts.iter().map(|host| host.engines.unwrap_or(1));
         (!self.hosts.is_empty()).then(|| all.fold(0, u32::saturating_add))
@@ -151,13 +151,13 @@ impl SshConfig {
         host.tunnel.unwrap_or(self.tunnel)
     }
 
-    /// Whether no engine is to reach the controller over the network.
+    /// Whether all engines use reverse tunnels.
     pub fn only_tunnels(&self) -> bool {
         let always = |host: &SshHost| self.tunnel_of(host) == TunnelMode::Always;
         !self.hosts.is_empty() && self.hosts.iter().all(always)
     }
 
-    /// Whether an engine on one of the hosts could be left without a way to a controller that only its own host reaches.
+    /// Whether an engine on one of the hosts needs a controller that listens on the network.
     pub fn needs_network(&self) -> bool {
         self.hosts.iter().any(|host| self.tunnel_of(host) == TunnelMode::Never)
     }
@@ -166,16 +166,16 @@ impl SshConfig {
 /// A host for engines: `node1:4`, or a mapping.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct SshHost {
-    /// As ssh takes it.
+    /// The destination for ssh.
     pub host: String,
-    /// How many at most; without it, any number.
+    /// The maximum number of engines; None for any number.
     pub engines: Option<u32>,
     pub python: Option<String>,
-    /// The directory that they start in.
+    /// The working directory of the engines.
     pub directory: Option<String>,
     /// Environment variables of the engines.
     pub env: BTreeMap<String, String>,
-    /// Instead of what holds for all hosts.
+    /// Overrides the setting for all hosts.
     pub tunnel: Option<TunnelMode>,
 }
 
@@ -183,7 +183,7 @@ impl SshHost {
     /// `node1`, `user@node1:4`, `ssh://user@node1:2222`, `ssh://user@node1:2222:4`.
     pub fn parse(text: &str) -> Result<SshHost, String> {
         let address = text.strip_prefix("ssh://");
-        // Of an IPv6 address the last number is no count.
+        // The last number of an IPv6 address is not a count.
         let may_count = match (address, text.matches(':').count()) {
             (None, colons) => colons == 1,
             (Some(_), colons) => colons == 3,
@@ -191,12 +191,16 @@ impl SshHost {
         let (host, engines) = match text.rsplit_once(':').filter(|_| may_count) {
             None => (text, None),
             Some((host, count)) => match count.parse() {
-                Ok(0) | Err(_) => return Err(format!("{text:?}: after the colon stands how many engines, for example node1:4")),
+                Ok(0) | Err(_) => {
+                    return Err(format!(
+                        "{text:?}: the number of engines after the colon is invalid; for example node1:4"
+                    ));
+                }
                 Ok(count) => (host, Some(count)),
             },
         };
         if host.is_empty() {
-            return Err(format!("{text:?} names no host"));
+            return Err(format!("{text:?} has no host"));
         }
         Ok(SshHost {
             host: host.into(),
@@ -227,7 +231,7 @@ impl<'de> Deserialize<'de> for SshHost {
         impl<'de> Visitor<'de> for Either {
             type Value = SshHost;
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("a host, as in node1:4, or a mapping with `host`")
+                f.write_str("a host such as node1:4, or a mapping with `host`")
             }
             fn visit_str<E: Error>(self, text: &str) -> Result<SshHost, E> {
                 SshHost::parse(text).map_err(E::custom)
@@ -236,7 +240,7 @@ impl<'de> Deserialize<'de> for SshHost {
                 let fields = Fields::deserialize(MapAccessDeserializer::new(map))?;
                 let parsed = SshHost::parse(&fields.host).map_err(A::Error::custom)?;
                 if let Some(name) = fields.env.keys().find(|name| !is_variable(name)) {
-                    return Err(A::Error::custom(format!("{name:?} is no name of an environment variable")));
+                    return Err(A::Error::custom(format!("{name:?} is not a valid name of an environment variable")));
                 }
                 Ok(SshHost {
                     host: parsed.host,
@@ -261,7 +265,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_host_is_a_word_or_a_mapping() {
+    fn a_host_is_a_string_or_a_mapping() {
         for (text, host, engines) in [
             ("node1", "node1", None),
             ("me@node1:4", "me@node1", Some(4)),

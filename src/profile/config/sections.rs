@@ -9,40 +9,40 @@ use std::path::PathBuf;
 pub struct ControllerConfig {
     /// The address to listen on; `0.0.0.0` or `*` for all.
     pub ip: String,
-    /// The name or address that clients are to use, where `ip` does not tell.
+    /// The name or address that clients connect to, if it cannot be derived from `ip`.
     pub location: Option<String>,
-    /// `[user@]host[:port]`: the ssh server through which engines reach it where they do not reach it otherwise.
+    /// `[user@]host[:port]`: the ssh server through which engines connect if they cannot reach the controller directly.
     pub engine_ssh: Option<String>,
-    /// `10101-10116`: the ports to listen on, 16 of them; by default any that are free.
+    /// `10101-10116`: the 16 ports to listen on; default: any free ports.
     pub ports: Option<String>,
     /// Encrypt with CURVE.
     pub curve: bool,
-    #[serde(deserialize_with = "above_zero")]
-    pub heartbeat_ms: u64,
-    /// How long an engine may be silent before it counts as lost.
+    #[serde(deserialize_with = "positive")]
+    pub heartbeat_interval_ms: u64,
+    /// How long an engine may be silent before it is lost.
     pub lease_ms: u64,
     pub registration_timeout_ms: u64,
-    /// How long an engine looks for a silent controller before it exits.
-    pub controller_patience_ms: u64,
+    /// How long an engine tries to reconnect to a silent controller before it exits.
+    pub engine_reconnect_timeout_ms: u64,
     pub durability: Durability,
-    /// ipyparallel's word for how balanced tasks are placed: leastload, lru, plainrandom, twobin, weighted.
+    /// ipyparallel's scheme for assigning balanced tasks: leastload, lru, plainrandom, twobin, weighted.
     #[serde(deserialize_with = "task_scheme")]
     pub task_scheme: String,
-    /// How many tasks of ipyparallel's clients an engine may hold at a time; 0 is no bound.
+    /// The maximum number of tasks of ipyparallel's clients that one engine holds; 0 for no limit.
     pub hwm: u32,
-    /// About so much work of short tasks is sent to an engine ahead of time.
+    /// The amount of work, in short tasks, that is sent to an engine ahead of time,
     pub prefetch_ms: u64,
-    /// And never more tasks than this.
-    pub most_prefetched: u32,
-    /// A peer that sends a longer message loses its connection.
-    #[serde(deserialize_with = "above_zero")]
-    pub most_message_mb: u64,
-    /// Finished maps and requests are forgotten so many days after their end.
-    #[serde(deserialize_with = "some_days")]
-    pub keep_days: Option<f64>,
-    /// What may wait in memory for all peers together; beyond it the one that lets most wait is cut off.
-    #[serde(deserialize_with = "above_zero")]
-    pub most_waiting_mb: u64,
+    /// and the maximum number of these tasks.
+    pub max_prefetch: u32,
+    /// The maximum size of a message; a peer that sends a larger one is disconnected.
+    #[serde(deserialize_with = "positive")]
+    pub max_message_mb: u64,
+    /// Finished maps and requests are deleted after this many days.
+    #[serde(deserialize_with = "positive_days")]
+    pub retention_days: Option<f64>,
+    /// The maximum amount of data buffered for all peers; above it, the slowest reader is disconnected.
+    #[serde(deserialize_with = "positive")]
+    pub max_buffered_mb: u64,
 }
 
 impl Default for ControllerConfig {
@@ -53,18 +53,18 @@ impl Default for ControllerConfig {
             engine_ssh: None,
             ports: None,
             curve: true,
-            heartbeat_ms: 1000,
+            heartbeat_interval_ms: 1000,
             lease_ms: 60_000,
             registration_timeout_ms: 30_000,
-            controller_patience_ms: 600_000,
+            engine_reconnect_timeout_ms: 600_000,
             durability: Durability::Normal,
             task_scheme: "leastload".into(),
             hwm: 1,
             prefetch_ms: 50,
-            most_prefetched: 1000,
-            most_message_mb: 2048,
-            keep_days: None,
-            most_waiting_mb: 4096,
+            max_prefetch: 1000,
+            max_message_mb: 2048,
+            retention_days: None,
+            max_buffered_mb: 4096,
         }
     }
 }
@@ -73,9 +73,9 @@ impl Default for ControllerConfig {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Durability {
-    /// The end of the controller process.
+    /// A crash of the controller process.
     Normal,
-    /// Also the end of the machine.
+    /// Also a crash of the machine.
     Full,
 }
 
@@ -83,19 +83,19 @@ pub enum Durability {
 #[serde(default, deny_unknown_fields)]
 pub struct EngineConfig {
     pub kind: EngineKind,
-    /// The interpreter of the workers; by default the active virtual environment's, else `python3`.
+    /// The interpreter of the workers; default: the active virtual environment's, else `python3`.
     pub python: Option<String>,
-    /// The command of an `ipengine`, by default `<python> -m ipyparallel.engine`.
+    /// The command of an `ipengine`; default: `<python> -m ipyparallel.engine`.
     pub ipengine: Option<String>,
-    /// From SIGINT to SIGTERM, for a task that is to end.
-    pub interrupt_ms: u64,
-    /// From SIGTERM to SIGKILL.
-    pub terminate_ms: u64,
-    /// How long a task may go on at most once its engine was warned; by default as long as its batch system is known to leave.
-    pub grace_ms: Option<u64>,
-    /// Environment variables of the workers, besides those inherited.
+    /// The time between SIGINT and SIGTERM for a cancelled task.
+    pub interrupt_timeout_ms: u64,
+    /// The time between SIGTERM and SIGKILL.
+    pub terminate_timeout_ms: u64,
+    /// How long a task may continue after its engine was warned; default: as long as its batch system allows.
+    pub grace_period_ms: Option<u64>,
+    /// Environment variables of the workers, in addition to inherited ones.
     pub env: BTreeMap<String, String>,
-    /// The workers' working directory, by default the engine's.
+    /// The working directory of the workers; default: the engine's.
     pub cwd: Option<PathBuf>,
 }
 
@@ -105,9 +105,9 @@ impl Default for EngineConfig {
             kind: EngineKind::Pcluster,
             python: None,
             ipengine: None,
-            interrupt_ms: 5000,
-            terminate_ms: 5000,
-            grace_ms: None,
+            interrupt_timeout_ms: 5000,
+            terminate_timeout_ms: 5000,
+            grace_period_ms: None,
             env: BTreeMap::new(),
             cwd: None,
         }
@@ -126,25 +126,27 @@ pub enum EngineKind {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct LauncherConfig {
-    /// What starts the controller.
+    /// The controller's launcher.
     pub controller: String,
-    /// What starts the engines.
+    /// The engines' launcher.
     pub engines: String,
-    /// How many engines `start` starts; by default one for each processor here.
+    /// The number of engines; default: one per processor of this host.
     pub n: Option<u32>,
+    /// Whether engines for which this host has no room (processes, memory, open files) are refused before any is started.
+    pub check_limits: bool,
     /// How long `start` waits for the controller's connection files.
     pub controller_timeout_ms: u64,
     /// How long `start` waits for all engines to register.
     pub engines_timeout_ms: u64,
-    /// How long `stop` waits after asking, before SIGTERM.
-    pub stop_ms: u64,
-    /// How long `stop` waits after SIGTERM, before SIGKILL.
-    pub kill_ms: u64,
-    /// A batch system is asked about jobs at most once in so long.
-    pub poll_ms: u64,
-    /// A command of a batch system may take so long.
-    pub command_ms: u64,
-    /// How often engines are replaced by a new job when theirs was ended by its time limit, by the loss of a node, or by preemption.
+    /// How long `stop` waits after its request before SIGTERM.
+    pub stop_timeout_ms: u64,
+    /// How long `stop` waits after SIGTERM before SIGKILL.
+    pub kill_timeout_ms: u64,
+    /// The minimum interval between queries to a batch system.
+    pub poll_interval_ms: u64,
+    /// The timeout for a command of a batch system.
+    pub command_timeout_ms: u64,
+    /// How often engines are restarted in a new job after walltime, node failure or preemption.
     pub max_walltime_restarts: u32,
 }
 
@@ -154,18 +156,19 @@ impl Default for LauncherConfig {
             controller: "local".into(),
             engines: "local".into(),
             n: None,
+            check_limits: true,
             controller_timeout_ms: 30_000,
             engines_timeout_ms: 60_000,
-            stop_ms: 10_000,
-            kill_ms: 5000,
-            poll_ms: 10_000,
-            command_ms: 60_000,
+            stop_timeout_ms: 10_000,
+            kill_timeout_ms: 5000,
+            poll_interval_ms: 10_000,
+            command_timeout_ms: 60_000,
             max_walltime_restarts: 0,
         }
     }
 }
 
-/// ipyparallel's words for how a balanced task finds an engine.
+/// ipyparallel's schemes for assigning balanced tasks.
 pub const TASK_SCHEMES: [&str; 5] = ["leastload", "lru", "plainrandom", "twobin", "weighted"];
 
 fn task_scheme<'de, D: Deserializer<'de>>(from: D) -> Result<String, D::Error> {
@@ -176,18 +179,18 @@ fn task_scheme<'de, D: Deserializer<'de>>(from: D) -> Result<String, D::Error> {
     Ok(scheme)
 }
 
-fn some_days<'de, D: Deserializer<'de>>(from: D) -> Result<Option<f64>, D::Error> {
+fn positive_days<'de, D: Deserializer<'de>>(from: D) -> Result<Option<f64>, D::Error> {
     match Option::<f64>::deserialize(from)? {
         Some(days) if !(days > 0.0 && days.is_finite()) => {
-            Err(D::Error::invalid_value(Unexpected::Float(days), &"a number of days above 0"))
+            Err(D::Error::invalid_value(Unexpected::Float(days), &"a number of days greater than 0"))
         }
         days => Ok(days),
     }
 }
 
-fn above_zero<'de, D: Deserializer<'de>>(from: D) -> Result<u64, D::Error> {
+fn positive<'de, D: Deserializer<'de>>(from: D) -> Result<u64, D::Error> {
     match u64::deserialize(from)? {
-        0 => Err(D::Error::invalid_value(Unexpected::Unsigned(0), &"a whole number above 0")),
+        0 => Err(D::Error::invalid_value(Unexpected::Unsigned(0), &"a whole number greater than 0")),
         number => Ok(number),
     }
 }

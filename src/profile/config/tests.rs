@@ -16,7 +16,7 @@ fn setting_error(key: &str, value: &str) -> String {
     format!("{e}{hint}")
 }
 
-/// The example with its settings, but not its comments, made real.
+/// The example with its settings uncommented.
 fn uncommented() -> String {
     let mut text = String::new();
     for line in EXAMPLE_CONFIG.lines() {
@@ -30,7 +30,7 @@ fn uncommented() -> String {
 }
 
 #[test]
-fn the_example_as_it_is_changes_nothing() {
+fn the_example_changes_nothing() {
     assert_eq!(Config::parse(EXAMPLE_CONFIG, &[]).unwrap(), Config::default());
     assert_eq!(Config::parse("", &[]).unwrap(), Config::default());
 }
@@ -50,7 +50,7 @@ fn the_example_uncommented_has_every_key_at_its_default() {
 }
 
 #[test]
-fn a_file_changes_what_it_names() {
+fn a_file_changes_only_its_keys() {
     let config = Config::parse(
         "controller: {hwm: 3, durability: full}\nengine:\n  kind: ipengine\n  env: {A: b}\n",
         &[],
@@ -63,7 +63,7 @@ fn a_file_changes_what_it_names() {
 }
 
 #[test]
-fn settings_outrank_the_file_and_later_ones_earlier_ones() {
+fn settings_override_the_file_and_later_ones_override_earlier_ones() {
     let given = settings(&[
         ("controller.hwm", "4"),
         ("controller.hwm", "5"),
@@ -78,12 +78,12 @@ fn settings_outrank_the_file_and_later_ones_earlier_ones() {
 }
 
 #[test]
-fn a_mistyped_key_is_shown_with_the_nearest_one() {
-    insta::assert_snapshot!(error("controller:\n  curve: true\n  hartbeat_ms: 5\n"), @r#"
-    pcluster.yaml:3:3: controller: unknown key `hartbeat_ms`
-      3 |   hartbeat_ms: 5
+fn an_unknown_key_is_shown_with_the_nearest_one() {
+    insta::assert_snapshot!(error("controller:\n  curve: true\n  hartbeat_interval_ms: 5\n"), @r#"
+    pcluster.yaml:3:3: controller: unknown key `hartbeat_interval_ms`
+      3 |   hartbeat_interval_ms: 5
         |   ^
-    hint: did you mean `heartbeat_ms`?
+    hint: did you mean `heartbeat_interval_ms`?
     "#);
     insta::assert_snapshot!(error("controler: {}\n"), @r#"
     pcluster.yaml:1:1: unknown key `controler`
@@ -95,12 +95,12 @@ fn a_mistyped_key_is_shown_with_the_nearest_one() {
     pcluster.yaml:2:3: engine: unknown key `quux`
       2 |   quux: 1
         |   ^
-    hint: known here: kind, python, ipengine, interrupt_ms, terminate_ms, grace_ms, env, cwd
+    hint: known keys: kind, python, ipengine, interrupt_timeout_ms, terminate_timeout_ms, grace_period_ms, env, cwd
     "#);
 }
 
 #[test]
-fn a_wrong_value_or_broken_yaml_is_shown_where_it_is() {
+fn an_invalid_value_or_yaml_is_shown_with_its_position() {
     insta::assert_snapshot!(error("controller:\n  hwm: many\n"), @r#"
     pcluster.yaml:2:8: controller.hwm: invalid type: string "many", expected a whole number
       2 |   hwm: many
@@ -121,7 +121,7 @@ fn a_wrong_value_or_broken_yaml_is_shown_where_it_is() {
     pcluster.yaml:2:1: found character that cannot start any token
       2 | 	hwm: 1
         | ^
-    hint: YAML is indented with spaces, never with tabs; a value with special characters needs quotes
+    hint: indent YAML with spaces, not tabs, and quote values with special characters
     "#);
     insta::assert_snapshot!(error("- a list\n"), @r#"
     pcluster.yaml:1:1: invalid type: sequence, expected `key: value` lines
@@ -136,21 +136,21 @@ fn a_wrong_value_or_broken_yaml_is_shown_where_it_is() {
 }
 
 #[test]
-fn values_that_cannot_be_are_refused() {
+fn invalid_values_are_rejected() {
     insta::assert_snapshot!(error("controller: {task_scheme: leastlod}\n"), @r#"
     pcluster.yaml:1:13: controller: unknown value `leastlod`
       1 | controller: {task_scheme: leastlod}
         |             ^
     hint: did you mean `leastload`?
     "#);
-    insta::assert_snapshot!(error("controller:\n  heartbeat_ms: 0\n"), @r#"
-    pcluster.yaml:2:3: controller: invalid value: integer `0`, expected a whole number above 0
-      2 |   heartbeat_ms: 0
+    insta::assert_snapshot!(error("controller:\n  heartbeat_interval_ms: 0\n"), @r#"
+    pcluster.yaml:2:3: controller: invalid value: integer `0`, expected a whole number greater than 0
+      2 |   heartbeat_interval_ms: 0
         |   ^
     "#);
-    insta::assert_snapshot!(error("controller: {lease_ms: 500}\n"), @r#"controller.lease_ms (500) must be more than controller.heartbeat_ms (1000)"#);
+    insta::assert_snapshot!(error("controller: {lease_ms: 500}\n"), @r#"controller.lease_ms (500) must be greater than controller.heartbeat_interval_ms (1000)"#);
     // Together they are fine.
-    let given = settings(&[("controller.lease_ms", "500"), ("controller.heartbeat_ms", "100")]);
+    let given = settings(&[("controller.lease_ms", "500"), ("controller.heartbeat_interval_ms", "100")]);
     assert_eq!(Config::parse("", &given).unwrap().controller.lease_ms, 500);
 }
 
@@ -191,7 +191,7 @@ fn the_page_has_every_key_with_its_default_and_no_other() {
 }
 
 #[test]
-fn a_wrong_setting_is_named() {
+fn an_invalid_setting_is_named() {
     insta::assert_snapshot!(setting_error("controller.hwn", "4"), @r#"
     --set controller.hwn=4: unknown key `hwn`
     hint: did you mean `hwm`?
@@ -200,11 +200,11 @@ fn a_wrong_setting_is_named() {
     insta::assert_snapshot!(setting_error("controller.hwm", "[4"), @r#"--set controller.hwm=[4: did not find expected ',' or ']'"#);
     insta::assert_snapshot!(setting_error("hwm", "4"), @r#"
     --set hwm=4: unknown key `hwm`
-    hint: `hwm` belongs under `controller:` (`controller.hwm`); is that line there, and not a comment?
+    hint: `hwm` belongs under `controller:` (`controller.hwm`); is that line missing or commented out?
     "#);
     insta::assert_snapshot!(setting_error("", "4"), @r#"
     --set =4: unknown key ``
-    hint: known here: controller, engine, launcher, launchers
+    hint: known keys: controller, engine, launcher, launchers
     "#);
 }
 
@@ -221,7 +221,7 @@ fn amounts_of_batch_systems_are_read_with_their_units() {
     assert_eq!((slurm.memory.unwrap().mib, slurm.cpus), (512, Some(2)));
     assert_eq!(slurm.start, resources::StartMode::Srun);
     insta::assert_snapshot!(error("launchers:\n  slurm:\n    walltime: 1:30\n"), @r#"
-    pcluster.yaml:3:5: launchers.slurm: "1:30" is not a time limit: write 1:30:00 (hours:minutes:seconds), 90m, 36h or 2d; a bare number is minutes
+    pcluster.yaml:3:5: launchers.slurm: "1:30" is not a valid time limit: use 1:30:00 (hours:minutes:seconds), 90m, 36h or 2d; a bare number is minutes
       3 |     walltime: 1:30
         |     ^
     "#);
@@ -229,12 +229,12 @@ fn amounts_of_batch_systems_are_read_with_their_units() {
     pcluster.yaml:3:5: launchers.slurm: unknown key `partition`
       3 |     partition: batch
         |     ^
-    hint: known here: queue, account, qos, walltime, kill_wait_s, memory, cpus, gpus, nodes, constraint, parallel_environment, reservation, mail_user, mail_type, directives, modules, before, env, engines_per_job, start, template
+    hint: known keys: queue, account, qos, walltime, kill_wait_s, memory, cpus, gpus, nodes, constraint, parallel_environment, reservation, mail_user, mail_type, directives, modules, before, env, engines_per_job, start, template
     ");
 }
 
 #[test]
-fn what_is_nested_without_end_is_an_error_at_once() {
+fn deeply_nested_input_is_rejected_at_once() {
     let deep = 100_000;
     for text in [
         "[".repeat(deep),

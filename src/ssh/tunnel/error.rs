@@ -1,5 +1,5 @@
 //! Why a tunnel could not be established, or ended.
-use crate::ssh::SshError;
+use crate::ssh::error::{SshError, lines};
 use std::io;
 use std::path::PathBuf;
 
@@ -69,6 +69,6 @@ fn because(said: &str) -> String {
     match said.contains('\n') {
         _ if said.is_empty() => String::new(),
         false => format!(": {said}"),
-        true => format!(":{}", said.lines().map(|line| format!("\n  | {line}")).collect::<String>()),
+        true => format!(":{}", lines(said)),
     }
 }

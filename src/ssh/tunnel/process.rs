@@ -154,3 +154,64 @@ fn end_with(file: &Path, child: &mut Option<Child>) {
         control_dir::clear(&path);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Starts a daemon that does what `script` says with its state file, `$5`.
+    async fn started(script: &str) -> (Result<TunnelState, TunnelError>, bool) {
+        let dir = tempfile::tempdir().unwrap();
+        let profile = ProfileDir::at(dir.path());
+        profile.create().unwrap();
+        let program = dir.path().join("daemon");
+        // Written by another process: a file that is open for writing in a process forked meanwhile cannot be run.
+        let written = Command::new("sh")
+            .args(["-c", "printf '#!/bin/sh\\n%s\\n' \"$1\" >\"$0\" && chmod 755 \"$0\""])
+            .arg(&program)
+            .arg(script)
+            .status();
+        assert!(written.unwrap().success());
+        let state = TunnelState::new(Direction::Forward, "login", profile.path(), "", vec!["mux".into()]);
+        let file = profile.tunnel_file("");
+        let started = start(&program, &state, &file, Duration::from_secs(60)).await;
+        let is_left = file.exists();
+        end(&file);
+        (started, is_left)
+    }
+
+    #[tokio::test]
+    async fn a_daemon_that_ends_is_reported_with_its_last_words_and_leaves_nothing() {
+        let (error, is_left) = started("echo 'it is dark' >&2").await;
+        let error = error.unwrap_err();
+        assert!(matches!(&error, TunnelError::Ended { said, .. } if said == "it is dark"), "{error}");
+        assert!(!is_left);
+        // An open tunnel without a process is none.
+        let (error, is_left) = started("sed -i 's/\"connecting\"/\"up\"/' \"$5\"").await;
+        assert!(matches!(error, Err(TunnelError::Ended { .. })) && !is_left);
+    }
+
+    #[tokio::test]
+    async fn what_a_daemon_reports_is_the_error() {
+        let failed = r#"sed -i 's/"connecting"/"failed"/; s/"problem": null/"problem": "no such cluster"/; s/"missing": false/"missing": true/' "$5""#;
+        let (error, is_left) = started(failed).await;
+        let error = error.unwrap_err();
+        assert!(error.is_missing() && error.to_string() == "no such cluster", "{error}");
+        assert!(!is_left);
+    }
+
+    #[tokio::test]
+    async fn a_tunnel_is_up_when_its_daemon_says_so_and_ends_with_its_state() {
+        // As a supervisor does, it notes its process.
+        let up = r#"
+            read -r stat <"/proc/$$/stat"; set -- "$5" ${stat##*) }
+            node=$(uname -n); boot=$(cat /proc/sys/kernel/random/boot_id); pidns=$(readlink /proc/self/ns/pid)
+            own="{\"pid\": $$, \"host\": \"$node\", \"ticks\": ${21}, \"boot_id\": \"$boot\", \"pid_namespace\": \"$pidns\"}"
+            sed -i "s/\"connecting\"/\"up\"/; s/\"daemon\": null/\"daemon\": $own/" "$1"
+            exec sleep 60"#;
+        let (state, is_left) = started(up).await;
+        let state = state.unwrap();
+        assert!(is_left && state.phase == Phase::Up);
+        assert!(state.daemon.unwrap().is_gone(), "it has been ended");
+    }
+}

@@ -12,16 +12,17 @@ use std::path::{Path, PathBuf};
 /// Of the file's format; a later one only adds.
 const VERSION: u32 = 1;
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Direction {
+    #[default]
     /// Ports of this host lead to a controller that the other host reaches.
     Forward,
     /// Ports of the other host lead to a controller that this host reaches.
     Reverse,
 }
 
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct TunnelState {
     pub version: u32,
     pub direction: Direction,
@@ -87,9 +88,10 @@ pub struct LeadsTo {
     pub path: String,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Phase {
+    #[default]
     /// For the first time.
     Connecting,
     /// It leads to a controller.
@@ -111,22 +113,9 @@ impl TunnelState {
             profile: profile.into(),
             cluster_id: cluster_id.into(),
             channels,
-            remote_profile: None,
-            remote_cluster_id: None,
-            remote_ipython_dir: None,
             host: process::host(),
-            supervisor: None,
-            daemon: None,
-            control_dir: None,
-            ports: BTreeMap::new(),
-            session: None,
-            phase: Phase::Connecting,
             since: clock::unix_now(),
-            problem: None,
-            hints: Vec::new(),
-            missing: false,
-            leads_to: None,
-            reconnects: 0,
+            ..TunnelState::default()
         }
     }
 

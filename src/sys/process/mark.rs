@@ -1,21 +1,21 @@
-//! Whose a supervised process is: in its environment, the supervisor that was started first.
-use super::{ProcessId, in_sessions_of};
+//! Identifies the supervisor of a process by a mark in its environment, which names the first supervisor.
+use super::{ProcessId, processes_in_sessions};
 use std::fs;
 
-/// Names its supervisor in the environment of a process.
+/// The environment variable that names a process's supervisor.
 pub const SUPERVISOR: &str = "PCLUSTER_SUPERVISOR";
 
-/// What stands there: the supervisor that was started first, whose session they are in. One that has taken its place says so.
+/// The value of the variable: the first supervisor, whose session the processes belong to. A replacement supervisor is marked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Mark {
     pub pid: u32,
     pub ticks: u64,
-    /// On a supervisor itself.
+    /// Set for a supervisor itself.
     pub is_supervisor: bool,
 }
 
 impl Mark {
-    /// Of a process that this one is about to start, as its supervisor.
+    /// The mark for a process that this process is about to start as its supervisor.
     pub fn for_supervised() -> Mark {
         let own = ProcessId::own();
         let first = Mark::of_this_process().filter(|mark| mark.is_supervisor);
@@ -43,7 +43,7 @@ impl Mark {
         })
     }
 
-    /// Whether this supervisor is meant. Marks and processes of one host are compared.
+    /// Returns whether the mark names this supervisor. Both must be of the same host.
     pub fn is_of(&self, process: &ProcessId) -> bool {
         self.pid == process.pid && Some(self.ticks) == process.ticks
     }
@@ -56,31 +56,31 @@ impl std::fmt::Display for Mark {
     }
 }
 
-/// A process that a supervisor has left which is gone.
+/// A remaining process of a supervisor that has ended.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Left {
-    /// Which one's, by index.
+pub struct Orphan {
+    /// Index of its supervisor.
     pub of: usize,
     pub process: ProcessId,
 }
 
-/// What these supervisors, which are gone, left: the supervisor that has taken the place of one, else what that kept running.
-pub fn left_by(supervisors: &[ProcessId]) -> Vec<Left> {
+/// Remaining processes of supervisors that have ended: for each its replacement supervisor, or otherwise the processes that it supervised.
+pub fn orphans_of(supervisors: &[ProcessId]) -> Vec<Orphan> {
     let sessions: Vec<u32> = supervisors.iter().map(|process| process.pid).collect();
     let marked = |pid: u32| {
         let environment = fs::read(format!("/proc/{pid}/environ")).ok()?;
         let variable = |entry: &[u8]| entry.strip_prefix(SUPERVISOR.as_bytes())?.strip_prefix(b"=").map(<[u8]>::to_vec);
         let mark = Mark::parse(&String::from_utf8(environment.split(|byte| *byte == 0).find_map(variable)?).ok()?)?;
-        let left = Left {
+        let orphan = Orphan {
             of: supervisors.iter().position(|process| mark.is_of(process))?,
             process: Some(ProcessId::of(pid)).filter(|process| process.ticks.is_some())?,
         };
-        Some((left, mark.is_supervisor))
+        Some((orphan, mark.is_supervisor))
     };
-    let found: Vec<(Left, bool)> = in_sessions_of(&sessions).into_iter().filter_map(marked).collect();
-    let has_another = |of: usize| found.iter().any(|(left, is_supervisor)| left.of == of && *is_supervisor);
-    let counts = |(left, is_supervisor): &&(Left, bool)| *is_supervisor || !has_another(left.of);
-    found.iter().filter(counts).map(|(left, _)| left.clone()).collect()
+    let found: Vec<(Orphan, bool)> = processes_in_sessions(&sessions).into_iter().filter_map(marked).collect();
+    let has_replacement = |of: usize| found.iter().any(|(orphan, is_supervisor)| orphan.of == of && *is_supervisor);
+    let is_relevant = |(orphan, is_supervisor): &&(Orphan, bool)| *is_supervisor || !has_replacement(orphan.of);
+    found.iter().filter(is_relevant).map(|(orphan, _)| orphan.clone()).collect()
 }
 
 #[cfg(test)]
@@ -88,7 +88,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_mark_is_read_as_it_was_written() {
+    fn marks_round_trip() {
         let first = Mark {
             pid: 17,
             ticks: 123456,

@@ -1,10 +1,10 @@
-//! Processes of this host that belong to others: by parent, session, or pipe.
+//! Finds related processes of this host: by parent, session, or pipe.
 //!
 //! Source: proc_pid_stat(5), `CONFIG_PROC_CHILDREN` in proc_pid_task(5).
 use super::start_ticks;
 use std::fs;
 
-/// The session of this process, by its leader; none if there is no such process, or it has ended.
+/// The session of a process, identified by its leader; None if the process does not exist or has ended.
 pub fn session_of(pid: u32) -> Option<u32> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     start_ticks(&stat)?;
@@ -12,7 +12,7 @@ pub fn session_of(pid: u32) -> Option<u32> {
     stat.rsplit_once(')')?.1.split_ascii_whitespace().nth(3)?.parse().ok()
 }
 
-/// The processes that these have started and that still belong to them, and those that these have started, and so on.
+/// The descendants of these processes.
 pub fn descendants_of(processes: &[u32]) -> Vec<u32> {
     let all = fs::read_dir("/proc").into_iter().flatten().flatten();
     let pids = all.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
@@ -26,9 +26,9 @@ pub fn descendants_of(processes: &[u32]) -> Vec<u32> {
     found
 }
 
-/// Others that read from and write to these through pipes, as a ProxyCommand of ssh does: ssh has left it to itself when it went into
-/// the background.
-pub fn behind_pipes_of(processes: &[u32]) -> Vec<u32> {
+/// Other processes whose stdin and stdout are pipes of these processes, such as a ProxyCommand of ssh, which is no longer ssh's child
+/// after ssh went into the background.
+pub fn processes_at_pipes_of(processes: &[u32]) -> Vec<u32> {
     let pipe = |path: std::path::PathBuf| {
         let link = fs::read_link(path).ok()?.into_os_string().into_string().ok()?;
         link.starts_with("pipe:").then_some(link)
@@ -37,24 +37,24 @@ pub fn behind_pipes_of(processes: &[u32]) -> Vec<u32> {
         .iter()
         .filter_map(|pid| fs::read_dir(format!("/proc/{pid}/fd")).ok())
         .flatten();
-    let theirs: Vec<String> = files.flatten().filter_map(|entry| pipe(entry.path())).collect();
+    let pipes: Vec<String> = files.flatten().filter_map(|entry| pipe(entry.path())).collect();
     let all = fs::read_dir("/proc").into_iter().flatten().flatten();
     let pids = all.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
     let others = pids.filter(|pid| !processes.contains(pid) && *pid != std::process::id());
     let is_behind = |pid: &u32| {
         [0, 1]
             .iter()
-            .all(|fd| pipe(format!("/proc/{pid}/fd/{fd}").into()).is_some_and(|link| theirs.contains(&link)))
+            .all(|fd| pipe(format!("/proc/{pid}/fd/{fd}").into()).is_some_and(|link| pipes.contains(&link)))
     };
-    if theirs.is_empty() {
+    if pipes.is_empty() {
         Vec::new()
     } else {
         others.filter(is_behind).collect()
     }
 }
 
-/// What one process has started and what still belongs to it, without a look at all processes. Empty where the kernel does not tell
-/// (`CONFIG_PROC_CHILDREN`, proc(5)).
+/// The children of one process, without scanning all processes. Empty if the kernel does not support it (`CONFIG_PROC_CHILDREN`,
+/// proc(5)).
 pub fn children_of(pid: u32) -> Vec<u32> {
     let threads = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
     let lists = threads.filter_map(|thread| fs::read_to_string(thread.path().join("children")).ok());
@@ -66,7 +66,7 @@ pub fn children_of(pid: u32) -> Vec<u32> {
     lists.flat_map(pids).collect()
 }
 
-/// By SIGSTOP, or a debugger.
+/// Returns whether the process is stopped by SIGSTOP or a debugger.
 pub fn is_stopped(pid: u32) -> bool {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
     let state = stat.rsplit_once(')').map_or("", |(_, rest)| rest.trim_start());
@@ -80,8 +80,8 @@ fn parent_of(pid: u32) -> Option<u32> {
     stat.rsplit_once(')')?.1.split_ascii_whitespace().nth(1)?.parse().ok()
 }
 
-/// The processes of the sessions that these lead, or led: what they started and left behind.
-pub fn in_sessions_of(leaders: &[u32]) -> Vec<u32> {
+/// The processes in the sessions of these leaders, which may have ended.
+pub fn processes_in_sessions(leaders: &[u32]) -> Vec<u32> {
     let Ok(all) = fs::read_dir("/proc") else { return Vec::new() };
     let member = |pid: u32| leaders.contains(&session_of(pid)?).then_some(pid);
     all.filter_map(|entry| member(entry.ok()?.file_name().to_str()?.parse().ok()?))

@@ -99,6 +99,9 @@ pub struct InputsRequest {
     pub first: u32,
     /// No more inputs follow.
     pub last: bool,
+    /// No more will come although there are more, for this reason: the map ends as failed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub abandoned: Option<String>,
 }
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct InputsReply {

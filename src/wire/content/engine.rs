@@ -107,7 +107,7 @@ pub struct Held {
     pub run: u32,
 }
 
-/// Sent every `heartbeat_ms`. Answered with the same type.
+/// Sent every `heartbeat_interval_ms`. Answered with the same type.
 pub const HEARTBEAT: &str = "heartbeat";
 #[derive(Clone, Debug, Serialize, Deserialize, Default)]
 pub struct Heartbeat {}
@@ -241,10 +241,10 @@ pub struct Registered {
     #[serde(default)]
     pub id: Option<EngineId>,
     #[serde(default)]
-    pub heartbeat_ms: u64,
+    pub heartbeat_interval_ms: u64,
     /// An engine that receives nothing from its controller for this long exits.
     #[serde(default)]
-    pub controller_patience_ms: u64,
+    pub engine_reconnect_timeout_ms: u64,
     /// Those of its `holds` that it must drop (finished or reassigned meanwhile).
     #[serde(default)]
     pub drop: Vec<Held>,

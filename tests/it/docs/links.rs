@@ -17,7 +17,7 @@ fn prose(text: &str) -> Vec<&str> {
     lines
 }
 
-/// Without what is between backticks, and what is between them.
+/// The text without code spans, and the code spans.
 fn split_code(prose: &str) -> (String, Vec<String>) {
     let (mut text, mut code) = (String::new(), Vec::new());
     for (number, part) in prose.split('`').enumerate() {
@@ -83,7 +83,7 @@ fn broken(page: &Path, target: &str) -> Option<String> {
 }
 
 #[test]
-fn links_lead_to_pages_and_headings_that_exist() {
+fn links_have_existing_targets() {
     let (mut links, mut wrong) = (0, Vec::new());
     for page in pages() {
         let (text, _) = split_code(&prose(&read(&page)).join("\n"));
@@ -114,7 +114,7 @@ fn broken_links_are_found() {
 
 /// Pages name the source file behind a statement as `src/…` or `tests/…`.
 #[test]
-fn source_files_that_pages_name_exist() {
+fn source_files_named_on_pages_exist() {
     let (mut named, mut wrong) = (0, Vec::new());
     for page in pages().iter().filter(|page| !page.ends_with("CHANGELOG.md")) {
         let (_, code) = split_code(&prose(&read(page)).join("\n"));

@@ -1,4 +1,4 @@
-//! Real clusters.
+//! Clusters for tests, with real processes.
 use super::command::Ended;
 use super::home::Home;
 use super::wait::wait_until;
@@ -7,7 +7,7 @@ use serde_json::Value;
 use std::ops::Deref;
 use std::sync::OnceLock;
 
-/// A home in which `pcluster start` has been run.
+/// A home with a started cluster.
 pub struct Cluster {
     home: Home,
 }
@@ -19,8 +19,8 @@ impl Deref for Cluster {
     }
 }
 
-/// A cluster of two engines that all tests may use that neither stop it nor its engines, and that take the numbers of their maps from
-/// what they are told. It ends with the test process.
+/// A shared cluster of two engines, for tests that do not stop it or its engines and do not assume map numbers. It ends with the test
+/// process.
 pub fn shared() -> &'static Cluster {
     static SHARED: OnceLock<Cluster> = OnceLock::new();
     SHARED.get_or_init(|| Cluster::start(2))
@@ -31,14 +31,14 @@ impl Cluster {
         Cluster::start_in(Home::new(), engines, &[])
     }
 
-    /// In a home that was prepared, with more arguments.
+    /// In a prepared home, with more arguments.
     pub fn start_in(home: Home, engines: u32, more: &[&str]) -> Cluster {
         let cluster = Cluster { home };
         cluster.start_again(engines, more).ok();
         cluster
     }
 
-    /// Around a cluster that was started in another way.
+    /// For a cluster that was started in another way.
     pub fn running_in(home: Home) -> Cluster {
         Cluster { home }
     }
@@ -65,7 +65,7 @@ impl Cluster {
             .collect()
     }
 
-    /// What keeps the controller and the engines running, controller first.
+    /// The supervisors, the controller's first.
     pub fn supervisors(&self) -> Vec<u32> {
         let state = std::fs::read(self.profile().join("pid/pcluster.json")).unwrap();
         let state: Value = serde_json::from_slice(&state).unwrap();
@@ -77,7 +77,7 @@ impl Cluster {
     }
 
     /// Kills the controller and its supervisor.
-    pub fn kill_controller_for_good(&self) {
+    pub fn kill_controller_and_supervisor(&self) {
         kill_both(self.supervisors()[0], self.controller_pid());
     }
 
@@ -88,7 +88,7 @@ impl Cluster {
     }
 }
 
-/// Kills a supervisor and what it supervises. What is stopped cannot see its supervisor's end and start another one.
+/// Kills a supervisor and its child. Stops the child first, so that it cannot replace its supervisor.
 pub fn kill_both(supervisor: u32, supervised: u32) {
     signal(supervised, Signal::SIGSTOP);
     for pid in [supervisor, supervised] {
@@ -97,7 +97,7 @@ pub fn kill_both(supervisor: u32, supervised: u32) {
     }
 }
 
-/// The supervisor that is now in the place of the first one, which has led their session.
+/// The supervisor that has replaced the first one, which led their session.
 pub fn successor_of(first: u32, before: &[u32]) -> u32 {
     wait_until(&format!("a supervisor in the place of {first}"), || {
         let all = std::fs::read_dir("/proc").unwrap().flatten();
@@ -121,7 +121,7 @@ pub fn signal(pid: u32, signal: Signal) {
 pub fn wait_for_exit(pid: u32) {
     let path = format!("/proc/{pid}/stat");
     wait_until(&format!("the end of process {pid}"), || {
-        // A zombie has ended; who reaps it does not matter here.
+        // A zombie has ended.
         let stat = std::fs::read_to_string(&path).unwrap_or_default();
         let ended = stat.is_empty() || stat.rsplit(')').next().is_some_and(|rest| rest.trim_start().starts_with('Z'));
         ended.then_some(())

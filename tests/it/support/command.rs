@@ -1,4 +1,4 @@
-//! Running commands with an end: none outlives its patience.
+//! Runs commands with a timeout.
 use super::normalise::normalised;
 use super::wait::wait_until;
 use std::io::{Read, Write};
@@ -6,7 +6,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
 
-/// A command that runs; its output is read as it comes.
+/// A running command, whose output is collected.
 pub struct Running {
     spelled: String,
     child: Child,
@@ -14,7 +14,7 @@ pub struct Running {
     stderr: Output,
 }
 
-/// A command that has ended.
+/// A finished command.
 #[derive(Debug)]
 pub struct Ended {
     pub spelled: String,
@@ -40,7 +40,7 @@ impl Running {
         let mut input = child.stdin.take().unwrap();
         let text = stdin.to_string();
         thread::spawn(move || {
-            // A command that does not read what it is given is no failure of the test.
+            // A command may ignore its stdin.
             let _ = input.write_all(text.as_bytes());
         });
         let stdout = collect(child.stdout.take().unwrap());
@@ -57,11 +57,15 @@ impl Running {
         self.child.id()
     }
 
-    /// Waits until it has said `words` on stderr.
-    pub fn wait_to_hear(&self, words: &str) {
+    /// Waits until stderr contains `words`.
+    pub fn wait_for_stderr(&self, words: &str) {
         wait_until(&format!("{words:?} of {}", self.spelled), || {
             self.stderr.so_far().contains(words).then_some(())
         });
+    }
+
+    pub fn has_ended(&mut self) -> bool {
+        self.child.try_wait().unwrap().is_some()
     }
 
     /// Waits for its end.
@@ -85,7 +89,7 @@ impl Drop for Running {
     }
 }
 
-/// What comes from a pipe, read by a thread.
+/// The output of a pipe, read by a thread.
 struct Output {
     bytes: Arc<Mutex<Vec<u8>>>,
     reader: Option<JoinHandle<()>>,
@@ -124,28 +128,28 @@ impl Ended {
     /// Its stdout; anything but exit code 0 fails the test.
     #[track_caller]
     pub fn ok(self) -> String {
-        assert_eq!(self.code, Some(0), "{}", self.story());
+        assert_eq!(self.code, Some(0), "{}", self.transcript());
         self.stdout
     }
 
-    /// Fails unless it ended with this code, and stderr says each of `words` somewhere.
+    /// Fails unless the exit code is `code` and stderr contains each of `words`.
     #[track_caller]
     pub fn fails(self, code: i32, words: &[&str]) -> Ended {
-        assert_eq!(self.code, Some(code), "{}", self.story());
+        assert_eq!(self.code, Some(code), "{}", self.transcript());
         for word in words {
-            assert!(self.stderr.contains(word), "stderr does not say {word:?}\n{}", self.story());
+            assert!(self.stderr.contains(word), "stderr does not say {word:?}\n{}", self.transcript());
         }
         self
     }
 
-    /// Everything, for a failure's message and for snapshots.
-    pub fn story(&self) -> String {
+    /// The complete transcript, for failure messages and snapshots.
+    pub fn transcript(&self) -> String {
         let code = self.code.map_or("by a signal".to_string(), |code| code.to_string());
         format!("$ {}\n{}{}[exit {code}]", self.spelled, self.stdout, self.stderr)
     }
 
-    /// The same without what differs from run to run.
+    /// The same with varying parts replaced.
     pub fn snapshot(&self) -> String {
-        normalised(&self.story())
+        normalised(&self.transcript())
     }
 }

@@ -1,4 +1,4 @@
-//! A temporary IPython directory with all that runs in it.
+//! A temporary IPython directory with its processes.
 use super::command::{Ended, Running};
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -46,7 +46,7 @@ impl Home {
         path
     }
 
-    /// A program that runs here as a newcomer's would: nothing configured, no terminal.
+    /// A program in a clean environment: nothing configured, no terminal.
     pub fn program(&self, program: &str) -> Command {
         let mut command = Command::new(program);
         command.current_dir(self.path()).env("IPYTHONDIR", self.path().join("ipython"));
@@ -75,7 +75,7 @@ impl Home {
         self.spawn(arguments).end()
     }
 
-    /// The same with something to read.
+    /// The same with stdin.
     pub fn run_reading(&self, stdin: &str, arguments: &[&str]) -> Ended {
         Running::spawn(self.program(PCLUSTER).args(arguments), stdin).end()
     }

@@ -1,4 +1,4 @@
-//! What the integration tests share: a home of their own, real commands in it, real clusters, waiting, normalising.
+//! Shared by the integration tests: a temporary home, commands, clusters, waiting, normalising.
 mod cluster;
 mod command;
 mod home;

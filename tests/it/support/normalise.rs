@@ -1,10 +1,10 @@
-//! Takes out what differs from run to run: temporary paths, process ids, times, durations, the host.
+//! Replaces what differs between runs: temporary paths, process ids, times, durations, the host.
 //!
-//! Columns that moved with them come together: two or more spaces within a line count as two.
+//! Collapses column spacing: two or more spaces within a line count as two.
 
 const UNITS: [&str; 7] = ["s", "ms", "µs", "ns", "m", "h", "d"];
 
-/// `text` with placeholders such as `[TEMP]` in the place of what varies.
+/// `text` with placeholders such as `[TEMP]` for varying parts.
 pub fn normalised(text: &str) -> String {
     let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
     text.split_inclusive('\n').map(|line| normalised_line(line, host.trim())).collect()
@@ -69,7 +69,7 @@ fn is_number(word: &str) -> bool {
 }
 
 #[test]
-fn normalising_takes_out_what_varies_and_nothing_else() {
+fn normalising_replaces_only_what_varies() {
     let text =
         "  12.3 ok    in 0.21 s (process 483) at 2026-11-20 21:03:07.1, see /tmp/pcluster-test-Ab3/ipython/x.log: 3 done (just now)\n";
     assert_eq!(

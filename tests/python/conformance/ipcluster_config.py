@@ -1,5 +1,5 @@
-# For the processes that ipyparallel's tests start (`python -m ipyparallel.cluster start`): what a site's configuration
-# would say. It is put into the test environment, where IPython looks for configuration.
+# A site's configuration for processes that ipyparallel's tests start (`python -m ipyparallel.cluster start`). It is placed in the
+# test environment, where IPython finds it.
 import os
 import sys
 

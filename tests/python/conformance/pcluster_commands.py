@@ -1,7 +1,7 @@
-"""A pytest plugin: ipyparallel's own tests start pcluster's programs where they would start ipyparallel's.
+"""A pytest plugin that makes ipyparallel's own tests start pcluster's programs instead of ipyparallel's.
 
-Changed are the two command lines that its launchers begin with, as a site would set them, and nothing of the tests. What
-each test came to is written, one JSON line each, to the file named in PCLUSTER_REPORT.
+It changes only the two command lines of the launchers, like a site's configuration, and nothing in the tests. The outcome of each
+test is written as a JSON line to the file named in PCLUSTER_REPORT.
 
 PCLUSTER_BIN is the program, PCLUSTER_ENGINE the engine (`pcluster`, `ipengine`); without the first, nothing is replaced.
 """
@@ -25,24 +25,24 @@ if PROGRAM:
         launcher.EngineLauncher.engine_cmd.default_args = (ENGINES,)
 
 REPORT = os.environ.get("PCLUSTER_REPORT")
-words = {}
+entries = {}
 
 
 def pytest_runtest_logreport(report):
-    """Of a test's three phases the one that says most: a failure, else a skip, else that it passed."""
+    """Records the most significant outcome of a test's three phases: a failure, a skip, or success."""
     if hasattr(report, "wasxfail"):
-        word = "xpassed" if report.passed else "xfailed"
+        outcome = "xpassed" if report.passed else "xfailed"
     else:
-        word = report.outcome
-    said = words.setdefault(report.nodeid, {"outcome": "passed", "seconds": 0.0, "why": ""})
-    said["seconds"] += report.duration
-    if word in ("failed", "skipped", "xfailed", "xpassed") and said["outcome"] != "failed":
-        said["outcome"] = word
-        said["why"] = why(report)
+        outcome = report.outcome
+    entry = entries.setdefault(report.nodeid, {"outcome": "passed", "seconds": 0.0, "why": ""})
+    entry["seconds"] += report.duration
+    if outcome in ("failed", "skipped", "xfailed", "xpassed") and entry["outcome"] != "failed":
+        entry["outcome"] = outcome
+        entry["why"] = why(report)
     if report.when == "teardown" and REPORT:
         name = report.nodeid.split("ipyparallel/tests/")[-1]
         with open(REPORT, "a") as file:
-            file.write(json.dumps(dict(words.pop(report.nodeid), test=name)) + "\n")
+            file.write(json.dumps(dict(entries.pop(report.nodeid), test=name)) + "\n")
 
 
 def why(report):

@@ -1,4 +1,4 @@
-//! A cluster of pcluster's in a directory of its own, and what /proc says of its controller.
+//! A pcluster cluster in a separate directory, and its controller's usage from /proc.
 use super::tools::Tools;
 use crate::run::{captured, program};
 use std::fs;
@@ -29,7 +29,7 @@ impl<'a> Cluster<'a> {
     pub fn start(tools: &'a Tools, engines: u64) -> Result<Cluster<'a>, String> {
         let ipython = tools.folder.join("ipython");
         let mut cluster = Cluster { tools, ipython, pid: 0 };
-        // What a run that was interrupted has left.
+        // Stops what an interrupted run has left.
         let _ = captured(&mut cluster.pcluster(&["stop"]));
         let _ = fs::remove_dir_all(&cluster.ipython);
         fs::create_dir_all(&cluster.ipython).map_err(|e| format!("cannot make {}: {e}", cluster.ipython.display()))?;

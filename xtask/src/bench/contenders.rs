@@ -1,4 +1,4 @@
-//! One round: each contender once. One that fails is said and passed over.
+//! One round: each contender once. Failing ones are reported and skipped.
 use super::Size;
 use super::cluster::Cluster;
 use super::table::Numbers;
@@ -37,7 +37,7 @@ fn said(name: &str, result: Result<(), String>) {
 
 fn pcluster(tools: &Tools, size: &Size, numbers: &mut Numbers) -> Result<(), String> {
     let cluster = Cluster::start(tools, 2)?;
-    // The worker has imported what it needs, the files are in memory.
+    // Warm up: imports are done, files are cached.
     cluster.map(1_000)?;
     for tasks in size.maps {
         numbers.rate(&format!("map {tasks}"), *tasks as f64 / cluster.map(*tasks)?);
@@ -57,7 +57,7 @@ fn pcluster(tools: &Tools, size: &Size, numbers: &mut Numbers) -> Result<(), Str
 fn ipyparallel(tools: &Tools, size: &Size, numbers: &mut Numbers) -> Result<(), String> {
     let ipython = tools.folder.join("ipyparallel");
     let ipcluster = |words: &[&str]| {
-        let mut command = program(&tools.root, &[&tools.python.to_string_lossy(), "-m", "ipyparallel.cluster"]);
+        let mut command = program(&tools.folder, &[&tools.python.to_string_lossy(), "-m", "ipyparallel.cluster"]);
         command.args(words).env("IPYTHONDIR", &ipython);
         captured(&mut command)
     };

@@ -1,12 +1,12 @@
 //! `cargo xtask bench`: pcluster and its peers side by side in one run, medians of several rounds.
 //!
-//! In every round each contender has its turn, so that what else the machine does meets all of them alike. A full run
+//! Every round runs each contender once, so that other load affects all of them equally. A full run
 //! writes its tables into `docs/explanation/performance.md` and `README.md`; `--quick` only prints them.
 //!
-//! Parts: [`tools`] (what is built and installed for it), [`cluster`] (one of pcluster's, in a directory of its own, and
-//! what /proc says of its controller), [`contenders`] (one round), [`scale`] (a million tasks, a thousand engines),
+//! Parts: [`tools`] (built and installed programs), [`cluster`] (a pcluster cluster in a separate directory, and its controller's
+//! usage from /proc), [`contenders`] (one round), [`scale`] (a million tasks, a thousand engines),
 //! [`table`] (medians and Markdown), [`pages`] (into which pages they go); [`stock`] with [`side`] (ipyparallel's client on
-//! pcluster's cluster and on its own: a chore of its own); [`start`] (how long a start takes: another); [`remote`] (what ssh costs: a third).
+//! pcluster's cluster and on its own; a separate task); [`start`] (duration of a start; another); [`remote`] (cost of ssh; a third).
 mod cluster;
 mod contenders;
 mod pages;

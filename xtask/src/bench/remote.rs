@@ -1,5 +1,5 @@
-//! `cargo xtask bench remote`: what ssh costs. The same work on one host, over a network, and through pcluster's tunnels, beside `scp` and
-//! ipyparallel's own tunnel. The hosts are network namespaces of this machine (ci/ssh/up.sh), so it needs root. In every round each way
+//! `cargo xtask bench remote`: the cost of ssh. The same work on one host, over a network, and through pcluster's tunnels, beside `scp` and
+//! ipyparallel's own tunnel. The hosts are network namespaces of this machine (ci/ssh/up.sh), so it needs root. In every round each route
 //! has its turn; all clusters are up meanwhile.
 use super::pages;
 use super::table::{self, median, thousands};
@@ -43,8 +43,8 @@ const QUICK: Size = Size {
     pushes: "1",
 };
 
-/// A way from a client to engines: what it is called, the client's host, and its profile there.
-struct Way {
+/// A route from a client to engines: what it is called, the client's host, and its profile there.
+struct Route {
     name: &'static str,
     host: &'static str,
     profile: &'static str,
@@ -52,14 +52,14 @@ struct Way {
     file: Option<&'static str>,
 }
 
-const WAYS: [Way; 7] = [
-    Way::new("client, controller, engines on one host", "login", "local"),
-    Way::new("client — *network* — controller and engines", "login", "far"),
-    Way::new("client — **`connect`** — controller and engines", "laptop", "far"),
-    Way::new("client and controller — *network* — engines (`--launcher ssh`)", "login", "spread"),
-    Way::new("client and controller — **reverse tunnel** — engines", "laptop", "reverse"),
-    Way::new("`connect`, without CURVE", "laptop", "plain"),
-    Way {
+const ROUTES: [Route; 7] = [
+    Route::new("client, controller, engines on one host", "login", "local"),
+    Route::new("client — *network* — controller and engines", "login", "far"),
+    Route::new("client — **`connect`** — controller and engines", "laptop", "far"),
+    Route::new("client and controller — *network* — engines (`--launcher ssh`)", "login", "spread"),
+    Route::new("client and controller — **reverse tunnel** — engines", "laptop", "reverse"),
+    Route::new("`connect`, without CURVE", "laptop", "plain"),
+    Route {
         name: "ipyparallel's own tunnel, without CURVE",
         host: "laptop",
         profile: "plain",
@@ -72,9 +72,9 @@ const COPIES: [(&str, &str); 2] = [
     ("*limit: `scp` through it to a node*", "node1"),
 ];
 
-impl Way {
-    const fn new(name: &'static str, host: &'static str, profile: &'static str) -> Way {
-        Way {
+impl Route {
+    const fn new(name: &'static str, host: &'static str, profile: &'static str) -> Route {
+        Route {
             name,
             host,
             profile,
@@ -83,7 +83,7 @@ impl Way {
     }
 }
 
-/// The values of the rounds, by way and name of the value.
+/// The values of the rounds, by route and name of the value.
 type Found = BTreeMap<(&'static str, &'static str), Vec<f64>>;
 
 /// With `quick` one round of little work, of the development build, and only printed.
@@ -100,9 +100,9 @@ pub fn run(places: &Places, quick: bool) -> Result<(), String> {
     net.start()?;
     for round in 1..=size.rounds {
         println!("  round {round} of {}", size.rounds);
-        for way in &WAYS {
-            if let Err(why) = net.measure(way, &size, &mut found) {
-                println!("    {} failed: {why}", way.name);
+        for route in &ROUTES {
+            if let Err(why) = net.measure(route, &size, &mut found) {
+                println!("    {} failed: {why}", route.name);
             }
         }
         for (name, host) in COPIES {
@@ -136,7 +136,7 @@ impl<'a> Net<'a> {
             tools,
             state: tools.folder.join("remote-net"),
         };
-        // What a run that was interrupted has left.
+        // Stops what an interrupted run has left.
         net.down();
         let state = net.state.to_string_lossy().into_owned();
         captured(program(&tools.root, &["ci/ssh/up.sh", &state]).env("SSHNET_PREFIX", "pb"))?;
@@ -202,31 +202,31 @@ impl<'a> Net<'a> {
         Ok(())
     }
 
-    fn measure(&self, way: &Way, size: &Size, found: &mut Found) -> Result<(), String> {
-        let mut add = |name: &'static str, value: f64| found.entry((way.name, name)).or_default().push(value);
-        if way.file.is_none() {
-            let seconds = self.map(way, size.tasks)?;
+    fn measure(&self, route: &Route, size: &Size, found: &mut Found) -> Result<(), String> {
+        let mut add = |name: &'static str, value: f64| found.entry((route.name, name)).or_default().push(value);
+        if route.file.is_none() {
+            let seconds = self.map(route, size.tasks)?;
             add("rate", size.tasks as f64 / seconds);
             for _ in 0..size.singles {
-                add("single", self.map(way, 1)?);
+                add("single", self.map(route, 1)?);
             }
         }
         for words in [&["calls", size.calls, "1"][..], &["push", &MB.to_string(), size.pushes, "1"]] {
-            let values = self.client(way, words)?;
+            let values = self.client(route, words)?;
             for (key, name) in [("calls_1", "call"), ("push_1", "push")] {
                 values.get(key).into_iter().for_each(|value| add(name, *value));
             }
         }
-        println!("    {}", way.name);
+        println!("    {}", route.name);
         Ok(())
     }
 
     /// Seconds of a whole command.
-    fn map(&self, way: &Way, tasks: u64) -> Result<f64, String> {
+    fn map(&self, route: &Route, tasks: u64) -> Result<f64, String> {
         let function = format!("{}:noop", self.tools.root.join("benches/noop.py").display());
         let range = format!("0..{tasks}");
         let began = Instant::now();
-        let values = self.pcluster(way.host, &["map", "--profile", way.profile, &function, "--range", &range])?;
+        let values = self.pcluster(route.host, &["map", "--profile", route.profile, &function, "--range", &range])?;
         let seconds = began.elapsed().as_secs_f64();
         match values.lines().count() as u64 == tasks {
             true => Ok(seconds),
@@ -235,13 +235,13 @@ impl<'a> Net<'a> {
     }
 
     /// `benches/peers/direct_view.py` in an unmodified client of ipyparallel's.
-    fn client(&self, way: &Way, words: &[&str]) -> Result<BTreeMap<String, f64>, String> {
+    fn client(&self, route: &Route, words: &[&str]) -> Result<BTreeMap<String, f64>, String> {
         let script = self.tools.root.join("benches/peers/direct_view.py");
-        let folder = self.home(way.host);
-        let file = match way.file {
+        let folder = self.home(route.host);
+        let file = match route.file {
             Some(file) => folder.join(file),
             None => {
-                let profile = format!(".ipython/profile_{}/security/ipcontroller-client.json", way.profile);
+                let profile = format!(".ipython/profile_{}/security/ipcontroller-client.json", route.profile);
                 folder.join(profile)
             }
         };
@@ -252,7 +252,7 @@ impl<'a> Net<'a> {
             file.to_string_lossy(),
         );
         let all = [&["env", &path, &python, "-W", "ignore", &script, &file, "2"][..], words].concat();
-        Ok(super::side::values(&captured(&mut self.on(way.host, &all))?))
+        Ok(super::side::values(&captured(&mut self.on(route.host, &all))?))
     }
 
     /// Seconds for the file to be there.
@@ -283,13 +283,13 @@ impl Drop for Net<'_> {
     }
 }
 
-/// One line for each way; what could not be measured is a dash.
+/// One line per route; a dash for what could not be measured.
 fn table(found: &Found, size: &Size) -> String {
     let mut out = format!(
         "| | `pcluster map` of {} no-ops, tasks/s | … of one, whole command | `dview.apply_sync` to one engine | push of {MB} MB to one engine | MB/s |\n|---|--:|--:|--:|--:|--:|\n",
         thousands(size.tasks as f64)
     );
-    let names = WAYS.iter().map(|way| way.name).chain(COPIES.iter().map(|(name, _)| *name));
+    let names = ROUTES.iter().map(|route| route.name).chain(COPIES.iter().map(|(name, _)| *name));
     for name in names {
         let value = |of: &'static str| found.get(&(name, of)).map(|values| median(values));
         let cell = |of: &'static str, shown: &dyn Fn(f64) -> String| value(of).map_or_else(|| "–".into(), shown);
@@ -313,7 +313,7 @@ mod tests {
 
     #[test]
     fn a_line_for_each_way_and_a_dash_for_what_is_missing() {
-        let name = WAYS[2].name;
+        let name = ROUTES[2].name;
         let found = Found::from([
             ((name, "rate"), vec![30_000.0, 10_000.0, 20_000.0]),
             ((name, "single"), vec![0.0125]),
@@ -322,6 +322,6 @@ mod tests {
         let text = table(&found, &QUICK);
         assert!(text.contains(&format!("| {name} | 20,000 | 12.5 ms | – | – | – |")), "{text}");
         assert!(text.contains(&format!("| {} | – | – | – | 0.50 s | 200 |", COPIES[0].0)), "{text}");
-        assert_eq!(text.lines().count(), 2 + WAYS.len() + COPIES.len());
+        assert_eq!(text.lines().count(), 2 + ROUTES.len() + COPIES.len());
     }
 }

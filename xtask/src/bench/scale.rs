@@ -47,7 +47,7 @@ fn try_tasks(tools: &Tools, size: &Size, numbers: &mut Numbers) -> Result<(), St
     Ok(())
 }
 
-/// Light engines (`benches/load.rs`): how long they take to register, and what a task costs with so many.
+/// Light engines (`benches/load.rs`): time to register, and the cost of a task with many engines.
 pub fn engines(tools: &Tools, size: &Size, numbers: &mut Numbers) {
     for count in size.engines {
         match try_engines(tools, *count, size.engine_tasks) {
@@ -98,7 +98,7 @@ fn idle_cpu(cluster: &Cluster) -> f64 {
     (cluster.usage().cpu - before.cpu) / began.elapsed().as_secs_f64()
 }
 
-/// The seconds that `load engines` says.
+/// The seconds that `load engines` reports.
 fn registered(child: &mut Child) -> Result<f64, String> {
     let stdout = child.stdout.take().ok_or("load has no stdout")?;
     for line in BufReader::new(stdout).lines() {

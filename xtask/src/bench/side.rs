@@ -64,7 +64,7 @@ impl<'a> Side<'a> {
         let python = self.tools.python.to_string_lossy();
         let mut command = match self.ours {
             true => program(&self.tools.root, &[&self.tools.pcluster.to_string_lossy()]),
-            false => program(&self.tools.root, &[&python, "-m", "ipyparallel.cluster"]),
+            false => program(&self.tools.folder, &[&python, "-m", "ipyparallel.cluster"]),
         };
         command.env("IPYTHONDIR", &self.ipython);
         for name in ["PCLUSTER_PROFILE", "PCLUSTER_CLUSTER_ID"] {

@@ -1,6 +1,6 @@
-//! `cargo xtask bench start`: how long `pcluster start` takes until n engines are registered, on this host, on a Slurm and on a Grid Engine
-//! that are brought up here; beside it how long ipyparallel's own cluster takes on that Slurm, and how long the batch system itself takes
-//! until an array of n jobs that do nothing has run.
+//! `cargo xtask bench start`: the time of `pcluster start` until n engines have registered, on this host and on a local Slurm and Grid
+//! Engine; for comparison, the time of ipyparallel's cluster on that Slurm, and of the batch system itself for an array of n empty
+//! jobs.
 use super::pages;
 use super::table::{self, median};
 use super::tools::Tools;
@@ -17,11 +17,11 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 const MARK: &str = "cargo xtask bench start";
-/// The batch systems are brought up with places for the most of them at once.
+/// The batch systems have slots for the largest number.
 const ENGINES: [u32; 3] = [1, 16, 64];
 const IPYPARALLEL: &str = "ipyparallel on slurm";
-const LOOK_EVERY: Duration = Duration::from_millis(10);
-/// A batch system that has not run an array of jobs by then will not.
+const POLL_INTERVAL: Duration = Duration::from_millis(10);
+/// The timeout for an array of jobs.
 const LONGEST: Duration = Duration::from_secs(300);
 
 /// Seconds of each round, by column and number of engines.
@@ -43,9 +43,9 @@ pub fn run(places: &Places, quick: bool) -> Result<(), String> {
     for scheduler in &schedulers::WIDE {
         let up = match scheduler.up(places) {
             Ok(up) => up,
-            Err(why) => {
-                println!("  {}: {why}", scheduler.name);
-                tools.missing.push(format!("{} ({why})", scheduler.name));
+            Err(not_up) => {
+                println!("  {}: {}", scheduler.name, not_up.reason);
+                tools.missing.push(format!("{} ({})", scheduler.name, not_up.summary()));
                 continue;
             }
         };
@@ -94,7 +94,7 @@ fn measured(tools: &Tools, site: &Site, rounds: usize, stock: Option<&Path>, fou
             println!("    {}: {n} engines after {seconds:.2} s", site.launcher());
             found.entry((site.launcher().into(), n)).or_default().push(seconds);
             if let Some(python) = stock {
-                // One that does not manage so many engines is no reason to lose the rest.
+                // Continue if ipyparallel fails with this many engines.
                 match site.start_stock(tools, python, n) {
                     Ok(seconds) => {
                         println!("    ipyparallel: {n} engines after {seconds:.2} s");
@@ -121,7 +121,7 @@ impl Site<'_> {
         }
     }
 
-    /// A command with what the batch system's own commands need in its environment.
+    /// A command in the environment of the batch system.
     fn command(&self, tools: &Tools, words: &[&str]) -> Command {
         let mut command = match self {
             Site::Here => program(&tools.root, words),
@@ -141,11 +141,11 @@ impl Site<'_> {
         command
     }
 
-    /// Seconds from the command's start to its end, which is when all are registered. They are stopped after, and gone.
+    /// Seconds until the command returns, when all engines have registered. Stops them afterwards.
     fn start(&self, tools: &Tools, n: u32) -> Result<f64, String> {
         let (pcluster, python) = (tools.pcluster.to_string_lossy(), tools.python.to_string_lossy());
         let stop = || captured(&mut self.command(tools, &[&pcluster, "stop"]));
-        // What a run that was interrupted has left.
+        // Stops what an interrupted run has left.
         let _ = stop();
         let count = n.to_string();
         let words = [&pcluster, "start", "-n", &count, "--python", &python, "--launcher", self.launcher()];
@@ -159,11 +159,14 @@ impl Site<'_> {
         Ok(seconds)
     }
 
-    /// The same of ipyparallel's own cluster, whose engines are a job of the same system.
+    /// The same for ipyparallel's cluster, whose engines are a job of the same system.
     fn start_stock(&self, tools: &Tools, python: &Path, n: u32) -> Result<f64, String> {
-        let (python, count) = (python.to_string_lossy(), n.to_string());
-        let words = [&*python, "benches/peers/ipcluster_start.py", &count, self.launcher()];
+        let script = tools.root.join("benches/peers/ipcluster_start.py");
+        let (python, script, count) = (python.to_string_lossy(), script.to_string_lossy(), n.to_string());
+        let words = [&*python, &*script, &count, self.launcher()];
         let mut command = self.command(tools, &words);
+        // ipyparallel's batch launchers write their scripts into the working directory.
+        command.current_dir(&tools.folder);
         command.env("IPYTHONDIR", tools.folder.join("start-ipyparallel"));
         let said = captured(&mut command)?;
         let seconds = said.lines().rev().find_map(|line| line.trim().parse().ok());
@@ -171,7 +174,7 @@ impl Site<'_> {
         seconds.ok_or_else(|| format!("{} does not say how long it took: {said}", words[1]))
     }
 
-    /// Seconds until each job of an array has left a file; a `true` whose end can be seen at once.
+    /// Seconds until each job of an array has created a file.
     fn floor(&self, tools: &Tools, n: u32) -> Result<f64, String> {
         let folder = tools.folder.join("start-floor");
         let _ = fs::remove_dir_all(&folder);
@@ -235,18 +238,18 @@ impl Site<'_> {
         while !is_so()? {
             if Instant::now() >= deadline {
                 return Err(format!(
-                    "{}: waited for {what} for {} s in vain",
+                    "{}: timed out waiting for {what} after {} s",
                     self.launcher(),
                     LONGEST.as_secs()
                 ));
             }
-            sleep(LOOK_EVERY);
+            sleep(POLL_INTERVAL);
         }
         Ok(())
     }
 }
 
-/// One line for each number of engines, one column for each launcher; what could not be measured is a dash.
+/// One line per number of engines, one column per launcher; a dash for what could not be measured.
 fn table(columns: &[String], found: &Found) -> String {
     let mut out = format!("| engines | {} |\n|--:|{}\n", columns.join(" | "), "--:|".repeat(columns.len()));
     for n in ENGINES {

@@ -151,7 +151,7 @@ fn direct(tools: &Tools, size: &Size, found: &mut Found) -> Result<(), String> {
     Ok(())
 }
 
-/// ipyparallel's own does not encrypt unless it is told to: here pcluster does not, and ipyparallel does.
+/// ipyparallel does not encrypt by default: here pcluster does not, and ipyparallel does.
 fn alike(tools: &Tools, size: &Size, found: &mut Found) -> Result<(), String> {
     let most = size.push_to.last().copied().unwrap_or("1");
     let engines = most.parse().unwrap_or(1);
@@ -168,7 +168,7 @@ fn alike(tools: &Tools, size: &Size, found: &mut Found) -> Result<(), String> {
     Ok(())
 }
 
-/// What was measured once stands in two lines: pcluster encrypted, and ipyparallel not.
+/// Single measurements are shown in two lines: pcluster encrypted, and ipyparallel not.
 fn shared(found: &mut Found, size: &Size) {
     for engines in size.push_to {
         for (side, prefix) in [(0, "curve_"), (1, "plain_")] {

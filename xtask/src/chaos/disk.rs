@@ -19,19 +19,20 @@ impl Disk {
 
     /// No page more fits.
     pub fn fill(&self) -> Result<(), String> {
-        self.resize(self.used()?)
+        self.resize(0)
     }
 
     pub fn make_room(&self) -> Result<(), String> {
-        self.resize(self.used()? + ROOM)
+        self.resize(ROOM)
     }
 
-    fn resize(&self, bytes: u64) -> Result<(), String> {
+    /// To what is used, and `room` more.
+    fn resize(&self, room: u64) -> Result<(), String> {
         let path = self.0.to_string_lossy();
-        let options = format!("remount,size={bytes}");
-        // What is written meanwhile makes a size too small.
-        let mut resized = Ok(String::new());
-        for _ in 0..20 {
+        let mut resized = Err(String::new());
+        // What is written meanwhile makes a size too small: then a little more, which is soon written, too.
+        for attempt in 0..20 {
+            let options = format!("remount,size={}", self.used()? + room + attempt * 4096 * attempt);
             resized = captured(&mut program(Path::new("/"), &["mount", "-o", &options, &path]));
             if resized.is_ok() {
                 break;

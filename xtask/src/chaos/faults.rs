@@ -1,6 +1,6 @@
 //! What is done to the cluster: processes killed or stopped, alone or all at once, and a disk that is full for a while.
 use super::processes::{self, Kind, Process};
-use super::{Chaos, SUCCESSOR};
+use super::{Chaos, LEASE, SUCCESSOR_TIMEOUT};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
@@ -19,8 +19,7 @@ impl Chaos {
     fn stop_all(&mut self) {
         let until = Instant::now() + Duration::from_millis(500 + self.dice.roll(6000));
         for process in processes::of(&self.home) {
-            processes::signal("STOP", process.pid);
-            self.stopped.push((process.pid, until));
+            self.stop(&process, until);
         }
         self.count("times all processes were stopped for a while");
     }
@@ -84,8 +83,7 @@ impl Chaos {
         if what.contains("stopped") {
             let shortest = if what.contains("lease") { 5000 } else { 200 };
             let pause = Duration::from_millis(shortest + self.dice.roll(4000));
-            processes::signal("STOP", victim.pid);
-            self.stopped.push((victim.pid, Instant::now() + pause));
+            self.stop(&victim, Instant::now() + pause);
         } else if what.contains("together") {
             // What is stopped starts no other supervisor.
             processes::signal("STOP", victim.pid);
@@ -120,22 +118,30 @@ impl Chaos {
         Ok(())
     }
 
+    fn stop(&mut self, victim: &Process, until: Instant) {
+        processes::signal("STOP", victim.pid);
+        self.stopped.push((victim.pid, until));
+        if victim.kind == Kind::Engine && until >= Instant::now() + LEASE / 2 {
+            self.stopped_long.insert(victim.pid);
+        }
+    }
+
     fn kill(&mut self, victim: &Process) {
+        if victim.kind == Kind::Interpreter {
+            // Its engine ends all workers that it has forked. What is stopped forks no more.
+            processes::signal("STOP", victim.pid);
+            let workers = processes::of(&self.home);
+            self.gone.extend(workers.iter().filter(|p| p.parent == victim.pid).map(|p| p.pid));
+        }
         processes::signal("KILL", victim.pid);
         if matches!(victim.kind, Kind::Engine | Kind::Worker | Kind::Interpreter) {
             self.gone.insert(victim.pid);
-        }
-        if victim.kind == Kind::Interpreter {
-            // Its engine ends them.
-            let there = processes::of(&self.home);
-            let workers = there.iter().filter(|p| p.kind == Kind::Worker && p.session == victim.session);
-            self.gone.extend(workers.map(|p| p.pid));
         }
     }
 
     /// Waits until another supervisor has taken the place of this one, if there is anything left to supervise.
     fn succeeded(&mut self, victim: &Process) -> Result<(), String> {
-        let until = Instant::now() + SUCCESSOR;
+        let until = Instant::now() + SUCCESSOR_TIMEOUT;
         loop {
             let there = processes::of(&self.home);
             let mut of_session = there
@@ -152,8 +158,12 @@ impl Chaos {
             }
             if Instant::now() >= until {
                 return Err(format!(
-                    "nobody has taken the place of the supervisor {} ({:?})",
-                    victim.pid, victim.kind
+                    "no other supervisor has taken the place of {} ({:?}, session {}) within {} s; these processes run:\n{}",
+                    victim.pid,
+                    victim.kind,
+                    victim.session,
+                    SUCCESSOR_TIMEOUT.as_secs(),
+                    processes::listed(&there)
                 ));
             }
             sleep(Duration::from_millis(10));

@@ -19,6 +19,7 @@ pub enum Kind {
 #[derive(Clone, Debug)]
 pub struct Process {
     pub pid: u32,
+    pub parent: u32,
     /// Those that look after each other are in one, which the first supervisor of them has led.
     pub session: u32,
     pub kind: Kind,
@@ -66,6 +67,7 @@ pub fn of(home: &Path) -> Vec<Process> {
         });
         Some(Process {
             pid: *pid,
+            parent: *parent,
             session: *session,
             kind: kind(words).or(worker)?,
         })
@@ -89,6 +91,12 @@ fn parent_and_session(stat: &Path) -> Option<(u32, u32)> {
         "Z" | "X" => None,
         _ => Some((fields.get(1)?.parse().ok()?, fields.get(3)?.parse().ok()?)),
     }
+}
+
+/// One line for each, for a report.
+pub fn listed(processes: &[Process]) -> String {
+    let line = |p: &Process| format!("  {:?} {} (parent {}, session {})", p.kind, p.pid, p.parent, p.session);
+    processes.iter().map(line).collect::<Vec<_>>().join("\n")
 }
 
 /// `KILL`, `STOP`, `CONT`. One that has ended meanwhile is no error.

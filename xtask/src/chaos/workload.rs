@@ -1,4 +1,4 @@
-//! What is submitted: each workload with its command, and what it must print.
+//! The workloads: each with its command and expected output.
 use super::Chaos;
 use std::fs::{self, File};
 use std::process::{Child, Stdio};
@@ -232,7 +232,7 @@ fn compare_output(map: &Map, home: &std::path::Path) {
     }
 }
 
-/// Whether what it printed is right.
+/// Whether its output is correct.
 pub fn output_is_right(map: &Map, home: &std::path::Path) -> bool {
     let Some(expected) = map.expected_output() else { return true };
     let out = fs::read(home.join(format!("{}.out", map.name))).unwrap_or_default();

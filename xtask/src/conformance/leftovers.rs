@@ -1,4 +1,4 @@
-//! Processes that tests have left running: found by what their environment says of the run that they belong to.
+//! Processes left running by tests, found by the run id in their environment.
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;

@@ -1,4 +1,4 @@
-//! One task on each of some engines, and what each said: what `apply`, `exec`, `run`, `push`, `pull`, `scatter` and `gather` share.
+//! Runs one task on each of some engines and shows the answers: shared by `apply`, `exec`, `run`, `push`, `pull`, `scatter` and `gather`.
 use crate::cli::commands::map::follow::{Ended, Job, LongOutputs, Taken};
 use crate::cli::commands::map::interrupts::Interrupts;
 use crate::cli::commands::map::options::current_directory;
@@ -15,13 +15,13 @@ use crate::model::{EngineId, MapId};
 use bytes::Bytes;
 use std::io::{self, Write};
 
-/// Which engines, and how.
+/// Selects engines and limits the run time.
 #[derive(Clone, Debug, clap::Args)]
 pub struct EngineOptions {
-    /// On which engines: all, or a list such as 0,3,5-8
+    /// Run on these engines: all, or a list such as 0,3,5-8
     #[arg(long, value_name = "ENGINES", default_value = "all")]
     pub targets: Targets,
-    /// Stop what runs longer (90, 90s, 10m, 2h)
+    /// Stop a task that runs longer than DURATION (90, 90s, 10m, 2h)
     #[arg(long, value_name = "DURATION", value_parser = seconds)]
     pub timeout: Option<f64>,
 }
@@ -29,16 +29,16 @@ pub struct EngineOptions {
 fn seconds(text: &str) -> Result<f64, String> {
     parse_duration(text)
         .filter(|s| *s > 0.0)
-        .ok_or_else(|| "write a number with s, m, h or d behind it: 90s, 10m, 2h".into())
+        .ok_or_else(|| "must be a number with an optional unit s, m, h or d: 90s, 10m, 2h".into())
 }
 
-/// What came back, in the engines' order.
+/// The results, in the order of the engines.
 pub struct Answers {
     pub map: MapId,
     pub rows: Vec<(EngineId, TaskRow)>,
 }
 
-/// Runs `work` once on each engine with the input that `inputs` makes for it. None: interrupted, and it has been said.
+/// Runs `work` once on each engine with its input from `inputs`. None if interrupted, which has been reported.
 pub fn run(
     context: &Context,
     options: &EngineOptions,
@@ -50,13 +50,13 @@ pub fn run(
     let mut view = client.direct(options.targets.clone());
     view.options = MapOptions {
         timeout_s: options.timeout,
-        // Code that lives in an engine's namespace has that engine's directory, which it may have changed itself.
+        // Code in an engine's namespace runs in that engine's directory, which it may have changed itself.
         directory: if matches!(work, Work::Call { .. } | Work::Command { .. }) {
             current_directory()
         } else {
             None
         },
-        // What it does to an engine's namespace is lost with the worker: to do it again elsewhere in time would hide that.
+        // A crash loses the engine's namespace; a retry would hide that.
         max_crashes: 0,
         interactive: true,
         ..view.options
@@ -110,23 +110,23 @@ pub fn run(
 }
 
 fn no_engines(context: &Context) -> CommandError {
-    CommandError::not_found("no engines are registered, so there is nothing to run on").hint(format!(
+    CommandError::not_found("no engines are registered").hint(format!(
         "`pcluster engines{}` shows the engines, `pcluster status{0}` the cluster",
         context.options()
     ))
 }
 
-/// What is shown of an engine's value.
+/// Which values are shown.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Show {
     Always,
-    /// Only one that is not None.
+    /// Unless it is None.
     NotNone,
     Never,
 }
 
 impl Answers {
-    /// Output and values with the engine in front, `[0] …`; stderr, errors and a count of them on stderr. Or all of it as JSON.
+    /// Prints output and values prefixed with the engine, `[0] …`, and stderr, errors and their number to stderr; or everything as JSON.
     pub fn show(&self, context: &Context, show: Show) -> Result<Exit, CommandError> {
         if context.json {
             output::stdout(|out| {
@@ -147,14 +147,14 @@ impl Answers {
         Ok(self.exit(context))
     }
 
-    /// Says how many failed.
+    /// Reports how many failed.
     pub fn exit(&self, context: &Context) -> Exit {
         let failed = self.rows.iter().filter(|(_, row)| row.state.is_failed()).count();
         if failed == 0 {
             return Exit::Fine;
         }
-        context.say(format!(
-            "failed on {failed} of {} engines (all that is known: pcluster results{} {})",
+        context.note(format!(
+            "failed on {failed} of {} engines; details: pcluster results{} {}",
             self.rows.len(),
             context.options(),
             self.map
@@ -162,15 +162,15 @@ impl Answers {
         Exit::SomeFailed
     }
 
-    /// The error if it failed anywhere, for commands whose answer makes sense only whole.
-    pub fn all_well(&self, context: &Context, what: &str) -> Result<(), CommandError> {
+    /// An error if it failed on any engine, for commands that need all results.
+    pub fn require_success(&self, context: &Context, what: &str) -> Result<(), CommandError> {
         let Some((engine, row)) = self.rows.iter().find(|(_, row)| row.state.is_failed()) else {
             return Ok(());
         };
         let error = row.error.as_ref().map(in_words).unwrap_or_else(|| row.state.to_string());
         Err(
             CommandError::failed(format!("{what} failed on engine {engine}: {error}")).hint(format!(
-                "all that is known: pcluster results{} {}",
+                "details: pcluster results{} {}",
                 context.options(),
                 row.task
             )),
@@ -180,7 +180,7 @@ impl Answers {
 
 fn write_answer(out: &mut dyn Write, errors: &mut dyn Write, engine: EngineId, row: &TaskRow, show: Show) -> io::Result<()> {
     prefixed_bytes(out, engine, &row.stdout.bytes)?;
-    // What an engine printed stands before its errors also where both go to one terminal.
+    // Keeps an engine's output before its errors if both go to one terminal.
     if !row.stderr.is_empty() || row.state.is_failed() {
         out.flush()?;
     }
@@ -204,12 +204,12 @@ fn write_answer(out: &mut dyn Write, errors: &mut dyn Write, engine: EngineId, r
     }
 }
 
-/// Each line with `[engine] ` in front.
+/// Each line prefixed with `[engine] `.
 fn prefixed(out: &mut dyn Write, engine: EngineId, text: &str) -> io::Result<()> {
     text.lines().try_for_each(|line| writeln!(out, "[{engine}] {line}"))
 }
 
-/// The same for what was written, whatever it is.
+/// The same for bytes.
 fn prefixed_bytes(out: &mut dyn Write, engine: EngineId, bytes: &[u8]) -> io::Result<()> {
     for line in bytes
         .strip_suffix(b"\n")

@@ -1,4 +1,4 @@
-//! Staying with a map until it is done: results out, progress, Ctrl-C.
+//! Follows a map until it is complete: writes results, shows progress, handles Ctrl-C.
 use super::interrupts::Interrupts;
 use crate::cli::commands::engines::unavailable_in_words;
 use crate::cli::progress::Progress;
@@ -13,55 +13,55 @@ use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
-/// After so long without an engine it is said that there is none.
+/// How long to wait for an engine before reporting that there is none.
 const NO_ENGINES: Duration = Duration::from_secs(3);
-/// After so long without a word from the controller it is said that it is silent,
+/// How long to wait for the controller before reporting that it does not answer,
 const SILENT: Duration = Duration::from_secs(10);
-/// and after so long it is given up: time enough to start it again, which the map survives.
-const PATIENCE: Duration = Duration::from_secs(120);
-/// How long a second Ctrl-C may follow the first.
+/// and before giving up: long enough to restart it, which the map survives.
+const CONTROLLER_TIMEOUT: Duration = Duration::from_secs(120);
+/// How long to wait for a second Ctrl-C.
 const SECOND: Duration = Duration::from_millis(1500);
 
-/// A map that is under way.
+/// A running map.
 pub struct Job<'a> {
     pub context: &'a Context,
     pub client: Client,
     pub map: MapId,
     pub name: String,
-    /// How many tasks there will be, where that is known.
+    /// The final number of tasks, if known.
     pub total: Option<u64>,
-    /// Inputs that are still being sent.
+    /// The inputs still being sent.
     pub feed: Option<Feed>,
-    /// Whether it goes on without this command.
+    /// Whether the map continues without this command.
     pub detachable: bool,
-    /// What becomes of long outputs.
+    /// How to handle long outputs.
     pub outputs: LongOutputs,
     /// Whether long values are fetched into their rows.
     pub values: bool,
 }
 
-/// What becomes of what tasks have written that is too long to come with their rows.
+/// How to handle task output that is too long to be part of its row.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LongOutputs {
-    /// Nobody looks at it.
+    /// Ignore it.
     Left,
-    /// It is fetched into the row.
+    /// Fetch it into the row.
     Fetched,
-    /// It is handed on in pieces, in front of the row, which has none of it then.
+    /// Pass it on in chunks before the row, which then has no output.
     Streamed,
 }
 
 /// Results, in input order.
 pub enum Taken {
     Rows(Vec<TaskRow>),
-    /// What the task of the next row has written.
+    /// A chunk of the output of the next row's task.
     Piece(Stream, Bytes),
 }
 
-/// What is done with results.
+/// Receives results.
 pub type Take<'a> = dyn FnMut(&Progress, Taken) -> Result<(), CommandError> + 'a;
 
-/// Why results were not handed on.
+/// Why results were not passed on.
 pub enum NotTaken {
     Fetching(ClientError),
     Taking(CommandError),
@@ -87,7 +87,7 @@ pub async fn fetch_value(client: &Client, row: &mut TaskRow) -> Result<(), NotTa
     value.put_into(row).map_err(NotTaken::Taking)
 }
 
-/// Hands on rows, with what is too long to come with them.
+/// Passes on rows, with their long outputs.
 async fn hand_on(
     client: &Client,
     rows: Vec<TaskRow>,
@@ -125,7 +125,7 @@ async fn hand_on(
                 }
                 let (_, bytes) = client.output(task, Some(run), stream, start).await.map_err(NotTaken::Fetching)?;
                 if bytes.is_empty() {
-                    let what = format!("the {} of task {task} ends at {start} of {size} bytes", stream.word());
+                    let what = format!("the {} of task {task} is truncated at {start} of {size} bytes", stream.word());
                     return Err(NotTaken::Taking(CommandError::internal(what)));
                 }
                 piece = Output::whole(bytes);
@@ -142,20 +142,20 @@ async fn hand_on(
 pub struct Feed {
     pub task: JoinHandle<Result<u32, ClientError>>,
     pub feeding: Feeding,
-    /// The end is not in sight: Ctrl-C ends it.
+    /// Cancelled by Ctrl-C.
     pub is_stream: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Ended {
     Complete,
-    /// The map goes on.
+    /// The map continues.
     Detached,
     Cancelled,
 }
 
 impl Job<'_> {
-    /// Hands every result to `take`, in input order, until the map is complete or the user has had enough.
+    /// Passes every result to `take`, in input order, until the map is complete or the user interrupts.
     pub async fn follow(
         mut self,
         interrupts: &mut Interrupts,
@@ -164,7 +164,7 @@ impl Job<'_> {
     ) -> Result<(Ended, Counts), CommandError> {
         let every = Duration::from_millis(if self.context.terminal.stderr { 250 } else { 1000 });
         let (sender, mut updates) = mpsc::channel(4);
-        let mut watch = self.client.with_patience(PATIENCE).watch(self.map, every);
+        let mut watch = self.client.with_timeout(CONTROLLER_TIMEOUT).watch(self.map, every);
         let watcher = tokio::spawn(async move {
             loop {
                 let update = watch.next().await.transpose();
@@ -185,7 +185,7 @@ impl Job<'_> {
                 _ = clock.tick() => {
                     let silent = self.client.silent_for() > SILENT;
                     if silent && !silence_said {
-                        progress.aside(|| self.note_silence());
+                        progress.suspend(|| self.note_silence());
                     }
                     silence_said = silent;
                 }
@@ -194,7 +194,7 @@ impl Job<'_> {
                         counts = now;
                         self.note_engines(&mut engines, able, &counts, progress).await;
                         progress.update(&counts, self.total, able);
-                        let client = self.client.with_patience(PATIENCE);
+                        let client = self.client.with_timeout(CONTROLLER_TIMEOUT);
                         let taken = tokio::select! {
                             taken = hand_on(&client, results, (self.outputs, self.values), progress, take) => Some(taken),
                             () = interrupts.next() => None,
@@ -236,37 +236,37 @@ impl Job<'_> {
         }
     }
 
-    /// Says once that no engine can do the work, with the reason, and once that one can.
+    /// Reports once that no engine can run the tasks, with the reason, and once that some can.
     async fn note_engines(&self, notes: &mut EngineNotes, able: u32, counts: &Counts, progress: &Progress) {
         match notes.note(Instant::now(), able, counts.pending()) {
             Some(true) => {
                 let status = self.client.status().await;
                 let reasons = status.map(|status| unavailable_in_words(&status.engines)).unwrap_or_default();
-                progress.aside(|| {
-                    self.context.say(format!(
-                        "note: no engine can take the tasks of map {} yet; waiting for one",
+                progress.suspend(|| {
+                    self.context.note(format!(
+                        "note: no engine can run the tasks of map {} yet; waiting for one",
                         self.map
                     ));
-                    reasons.iter().for_each(|reason| self.context.say(reason));
+                    reasons.iter().for_each(|reason| self.context.note(reason));
                     self.context
-                        .say(format!("hint: `pcluster engines{}` shows the engines", self.context.options()));
+                        .note(format!("hint: list the engines with `pcluster engines{}`", self.context.options()));
                 });
             }
-            Some(false) => progress.aside(|| self.context.say(format!("note: {able} engines are there now"))),
+            Some(false) => progress.suspend(|| self.context.note(format!("note: {able} engines are available now"))),
             None => {}
         }
     }
 
     fn note_silence(&self) {
         let seconds = self.client.silent_for().as_secs();
-        self.context.say(format!(
+        self.context.note(format!(
             "note: the controller at {} has not answered for {seconds} s; still trying",
             self.client.address()
         ));
         if self.detachable {
             let options = self.context.options();
-            self.context.say(format!(
-                "hint: `pcluster list` shows whether it runs; `pcluster start{options}` brings it back with its tasks"
+            self.context.note(format!(
+                "hint: check it with `pcluster list`; `pcluster start{options}` restarts it with its tasks"
             ));
         }
     }
@@ -276,7 +276,7 @@ impl Job<'_> {
         match fed {
             Ok(Ok(count)) => Ok(count),
             Ok(Err(error)) => Err(self.lost_sight(error)),
-            Err(error) => Err(CommandError::internal(format!("the sending of inputs ended: {error}"))),
+            Err(error) => Err(CommandError::internal(format!("sending inputs failed: {error}"))),
         }
     }
 
@@ -288,7 +288,7 @@ impl Job<'_> {
         Ok(())
     }
 
-    /// The map is left to itself; a second Ctrl-C meanwhile cancels it.
+    /// Detaches from the map; a second Ctrl-C within a short time cancels it.
     async fn detach(&mut self, interrupts: &mut Interrupts) -> Result<Ended, CommandError> {
         let (map, options) = (self.map, self.context.options());
         let mut cut_off = None;
@@ -299,23 +299,23 @@ impl Job<'_> {
             cut_off = feed.is_stream.then(|| feed.feeding.clone());
         }
         self.context
-            .say(format!("\nmap {map} goes on without this command; Ctrl-C again cancels it"));
+            .note(format!("\nmap {map} continues in the background; press Ctrl-C again to cancel it"));
         let patience = tokio::time::sleep(SECOND);
         tokio::select! {
             done = async { self.end_of_feed().await?; patience.await; Ok(()) } => done.map_err(|e: CommandError| e)?,
             () = interrupts.next_interrupt() => return self.cancel().await,
         }
         if let Some(feeding) = cut_off {
-            self.context.say(format!(
-                "note: inputs were still coming; the map has the {} that had come",
+            self.context.note(format!(
+                "note: not all inputs were sent; the map has the first {}",
                 feeding.submitted()
             ));
         }
-        self.context.say(come_back(map, &options));
+        self.context.note(return_hints(map, &options));
         Ok(Ended::Detached)
     }
 
-    /// Results cannot be written any more: the map goes on, with all of its inputs if they are at hand.
+    /// Results can no longer be written: the map continues, with all inputs that can still be sent.
     async fn nowhere_to_write(&mut self, error: CommandError) -> CommandError {
         if !self.detachable {
             return error;
@@ -327,11 +327,9 @@ impl Job<'_> {
             return error;
         }
         let options = self.context.options();
-        self.context.say(format!(
-            "results cannot be written any more; map {} goes on without this command",
-            self.map
-        ));
-        self.context.say(come_back(self.map, &options));
+        self.context
+            .note(format!("stdout closed; map {} continues in the background", self.map));
+        self.context.note(return_hints(self.map, &options));
         error
     }
 
@@ -348,20 +346,18 @@ impl Job<'_> {
                 ..Selection::default()
             })
             .await?;
-        self.context.say(format!(
-            "\nmap {} is cancelled: {} tasks were not finished",
-            self.map, reply.changed
-        ));
+        self.context
+            .note(format!("\nmap {} cancelled: {} tasks were unfinished", self.map, reply.changed));
         Ok(Ended::Cancelled)
     }
 
-    /// An error of the connection, with the word that the map may be well.
+    /// A connection error, with the hint that the map may still be running.
     fn lost_sight(&self, error: ClientError) -> CommandError {
         let unreachable = error.is_unreachable();
         let error = CommandError::from(error);
         match unreachable && self.detachable {
             true => error.hint(format!(
-                "map {} may be going on; when the controller answers again: pcluster wait{} {0}",
+                "map {} may still be running; when the controller answers again: pcluster wait{} {0}",
                 self.map,
                 self.context.options()
             )),
@@ -370,10 +366,10 @@ impl Job<'_> {
     }
 }
 
-/// How to come back to a map.
-pub fn come_back(map: MapId, options: &str) -> String {
+/// How to return to a map.
+pub fn return_hints(map: MapId, options: &str) -> String {
     format!(
-        "wait for it: pcluster wait{options} {map}\nits results: pcluster results{options} {map}\nstop it:     pcluster cancel{options} {map}"
+        "wait for it:  pcluster wait{options} {map}\nsee results:  pcluster results{options} {map}\ncancel it:    pcluster cancel{options} {map}"
     )
 }
 
@@ -392,7 +388,7 @@ impl Drop for AbortOnDrop {
     }
 }
 
-/// When to say that there are no engines.
+/// When to report that there are no engines.
 #[derive(Default)]
 struct EngineNotes {
     without_since: Option<Instant>,
@@ -400,7 +396,7 @@ struct EngineNotes {
 }
 
 impl EngineNotes {
-    /// `Some(true)`: say that there are none; `Some(false)`: that there are some again.
+    /// `Some(true)`: report that there are none; `Some(false)`: that there are some again.
     fn note(&mut self, now: Instant, able: u32, pending: u64) -> Option<bool> {
         if able > 0 || pending == 0 {
             self.without_since = None;

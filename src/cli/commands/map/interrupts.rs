@@ -1,4 +1,4 @@
-//! Signals that end a command. From the first call on, Ctrl-C no longer ends the process by itself.
+//! Signals that interrupt a command. After the first call, Ctrl-C no longer terminates the process.
 use crate::cli::CommandError;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
@@ -9,7 +9,7 @@ pub struct Interrupts {
 }
 
 impl Interrupts {
-    /// Needs the runtime.
+    /// Must be called within the runtime.
     pub fn listen() -> Result<Interrupts, CommandError> {
         let on = |kind| signal(kind).map_err(|e| CommandError::environment(format!("cannot listen for signals: {e}")));
         Ok(Interrupts {
@@ -19,7 +19,7 @@ impl Interrupts {
         })
     }
 
-    /// The next of them.
+    /// Waits for the next signal.
     pub async fn next(&mut self) {
         tokio::select! {
             Some(()) = self.interrupt.recv() => {}
@@ -29,7 +29,7 @@ impl Interrupts {
         }
     }
 
-    /// The next Ctrl-C.
+    /// Waits for the next Ctrl-C.
     pub async fn next_interrupt(&mut self) {
         if self.interrupt.recv().await.is_none() {
             std::future::pending().await

@@ -1,4 +1,4 @@
-//! Options of everything that makes a map, and what becomes of them.
+//! Options of commands that create a map.
 use crate::model::MapId;
 use crate::model::definition::MapOptions;
 use crate::model::query::parse_duration;
@@ -7,31 +7,31 @@ use std::collections::BTreeMap;
 #[derive(Clone, Debug, clap::Args)]
 #[command(next_help_heading = "Tasks")]
 pub struct TaskOptions {
-    /// Stop a task that runs longer (90, 90s, 10m, 2h)
+    /// Stop a task that runs longer than DURATION (90, 90s, 10m, 2h)
     #[arg(long, value_name = "DURATION", value_parser = seconds)]
     pub timeout: Option<f64>,
-    /// Kill a task whose processes take more memory (500M, 2G); that counts as a crash
+    /// Kill a task whose processes use more memory (500M, 2G); this counts as a crash
     #[arg(long, value_name = "SIZE", value_parser = bytes)]
     pub mem: Option<u64>,
-    /// How often a task that failed is run again
+    /// Retry a failed task up to N times
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub retries: u32,
-    /// How often a task whose worker or engine died is run again
+    /// Retry a task whose worker or engine died up to N times
     #[arg(long, value_name = "N", default_value_t = 3)]
     pub max_crashes: u32,
-    /// What the map is called in listings [default: the function or the command]
+    /// Name the map in listings [default: the function or the command]
     #[arg(long, value_name = "TEXT")]
     pub name: Option<String>,
-    /// A word to find it by: pcluster results --label TEXT
+    /// Label the map, for pcluster results --label TEXT
     #[arg(long, value_name = "TEXT")]
     pub label: Option<String>,
-    /// Working directory on the engines, from this one on [default: this one where it exists, else the engine's own]
+    /// Run tasks in this directory [default: the current one if it exists on the engine, else the engine's]
     #[arg(long, value_name = "DIR")]
     pub cwd: Option<String>,
-    /// An environment variable of the tasks; K alone passes on its value here
+    /// Set an environment variable of the tasks; K alone copies its current value
     #[arg(long = "env", value_name = "K=V", value_parser = variable)]
     pub env: Vec<(String, String)>,
-    /// Start when that map has finished; if tasks of it failed, these are aborted
+    /// Start when MAP has finished; abort if any of its tasks failed
     #[arg(long, value_name = "MAP")]
     pub after: Option<MapId>,
 }
@@ -56,14 +56,14 @@ impl TaskOptions {
     }
 }
 
-/// A working directory as it was meant where it was typed; `~` is left to the engines.
+/// The absolute path of a working directory; `~` is expanded by the engines.
 fn absolute(directory: &str) -> String {
     let absolute = std::path::absolute(directory).ok().filter(|_| !directory.starts_with('~'));
     let text = absolute.and_then(|path| path.into_os_string().into_string().ok());
     text.unwrap_or_else(|| directory.to_string())
 }
 
-/// This directory, where its name is text.
+/// The current directory, if its name is UTF-8.
 pub fn current_directory() -> Option<String> {
     std::env::current_dir().ok()?.into_os_string().into_string().ok()
 }
@@ -71,12 +71,12 @@ pub fn current_directory() -> Option<String> {
 fn seconds(text: &str) -> Result<f64, String> {
     match parse_duration(text) {
         Some(seconds) if seconds > 0.0 => Ok(seconds),
-        Some(_) => Err("a task cannot be done in no time".into()),
-        None => Err("write a number with s, m, h or d behind it: 90s, 10m, 2h".into()),
+        Some(_) => Err("must be greater than 0".into()),
+        None => Err("must be a number with an optional unit s, m, h or d: 90s, 10m, 2h".into()),
     }
 }
 
-/// A number, with or without K, M, G or T (powers of 1024) behind it.
+/// A number with an optional unit K, M, G or T (powers of 1024).
 fn bytes(text: &str) -> Result<u64, String> {
     const UNITS: [&str; 5] = ["", "K", "M", "G", "T"];
     let word = text.trim().to_ascii_uppercase();
@@ -85,7 +85,7 @@ fn bytes(text: &str) -> Result<u64, String> {
     let unit = UNITS.iter().position(|unit| *unit == &word[number.len()..]);
     match (number.parse::<f64>(), unit) {
         (Ok(count), Some(unit)) if count.is_finite() && count > 0.0 => Ok((count * 1024f64.powi(unit as i32)) as u64),
-        _ => Err("write a size: 500M, 2G".into()),
+        _ => Err("must be a size: 500M, 2G".into()),
     }
 }
 
@@ -94,11 +94,11 @@ fn variable(text: &str) -> Result<(String, String), String> {
         Some((name, value)) => (name, value.to_string()),
         None => (
             text,
-            std::env::var(text).map_err(|_| format!("{text} is not set here; write {text}=value"))?,
+            std::env::var(text).map_err(|_| format!("{text} is not set in this environment; write {text}=value"))?,
         ),
     };
     match name {
-        "" => Err("write NAME=value".into()),
+        "" => Err("must be NAME=value".into()),
         _ => Ok((name.to_string(), value)),
     }
 }
@@ -112,7 +112,11 @@ mod tests {
         assert_eq!(variable("A=b=c"), Ok(("A".into(), "b=c".into())));
         assert_eq!(variable("A="), Ok(("A".into(), String::new())));
         assert!(variable("=x").is_err());
-        assert!(variable("PCLUSTER_NO_SUCH_VARIABLE").unwrap_err().contains("is not set here"));
+        assert!(
+            variable("PCLUSTER_NO_SUCH_VARIABLE")
+                .unwrap_err()
+                .contains("is not set in this environment")
+        );
         assert_eq!(seconds("1.5m"), Ok(90.0));
         assert_eq!(bytes("500M"), Ok(500 << 20));
         assert_eq!(

@@ -1,12 +1,12 @@
-//! `map -n N`: a cluster for one map, stopped again however the map ends. It is the profile's, so that `pcluster results`
-//! has the map among the others.
+//! `map -n N`: starts a cluster for one map and stops it however the map ends. It belongs to the profile, so that `pcluster
+//! results` lists the map among the others.
 use crate::cli::commands::start::{Bar, interruptible};
 use crate::cli::{CommandError, Context, Exit};
 use crate::client::MapsRequest;
 use crate::cluster::{self, Condition, StartOptions};
 use crate::model::MapId;
 
-/// Runs `work` with a cluster: the one that runs, or one of `n` engines for this only. `work` is told whether it stays.
+/// Runs `work` with a cluster: the running one, or a temporary one of `n` engines. Passes whether the cluster keeps running.
 pub fn with_cluster(
     n: Option<u32>,
     context: &Context,
@@ -15,8 +15,8 @@ pub fn with_cluster(
     let Some(n) = n else { return work(true) };
     let profile = context.profile_dir()?;
     if cluster::status(&profile, &context.cluster_id).is_some_and(|cluster| cluster.state == Condition::Running) {
-        context.say(format!(
-            "note: a cluster is running in {}: it is used, and -n has no effect",
+        context.note(format!(
+            "note: using the running cluster in {}; -n is ignored",
             context.cluster_in_words()
         ));
         return work(true);
@@ -28,33 +28,36 @@ pub fn with_cluster(
     let mut bar = Bar::new(context);
     interruptible(context, cluster::start(options, &mut |progress| bar.show(progress)))?;
     bar.clear();
-    context.say_more(format!("a cluster of {n} engines for this map: {}", context.cluster_in_words()));
+    context.note_verbose(format!(
+        "started a cluster of {n} engines for this map: {}",
+        context.cluster_in_words()
+    ));
     let result = work(false);
-    if let Ok(others) = maps_of_others(context)
+    if let Ok(others) = other_maps(context)
         && !others.is_empty()
     {
         let list: Vec<String> = others.iter().map(MapId::to_string).collect();
-        context.say(format!(
-            "note: the cluster stays, because others run maps on it meanwhile ({})",
+        context.note(format!(
+            "note: the cluster keeps running, because it has other unfinished maps ({})",
             list.join(", ")
         ));
-        context.say(format!("hint: pcluster stop{}", context.options()));
+        context.note(format!("hint: pcluster stop{}", context.options()));
         return result;
     }
     if let Err(error) = context.block_on(cluster::stop(&profile, &context.cluster_id, &mut |_| {}))? {
-        context.say(format!("warning: the cluster of this map could not be stopped: {error}"));
-        context.say(format!("hint: pcluster stop{}", context.options()));
+        context.note(format!("warning: cannot stop the cluster of this map: {error}"));
+        context.note(format!("hint: pcluster stop{}", context.options()));
     }
-    context.say_more(format!(
-        "the cluster is stopped; the results stay: pcluster results{}",
+    context.note_verbose(format!(
+        "the cluster is stopped; results remain available: pcluster results{}",
         context.options()
     ));
     result
 }
 
-/// Maps that someone else has submitted since the cluster was started and that are not finished. Those of this command
-/// are closed and cancelled, or finished, except for one whose inputs could not all be sent.
-fn maps_of_others(context: &Context) -> Result<Vec<MapId>, CommandError> {
+/// Unfinished maps that others have submitted since the cluster was started. Those of this command are closed and cancelled,
+/// or finished, except for one whose inputs could not all be sent.
+fn other_maps(context: &Context) -> Result<Vec<MapId>, CommandError> {
     let client = context.client()?;
     let since = client.hello().started;
     let maps = context.block_on(client.maps(&MapsRequest {

@@ -1,8 +1,8 @@
-//! `--reduce FN`: the values of a map folded by a function of two values, on the engines, in order.
+//! `--reduce FN`: folds the values of a map with a function of two values, on the engines, in order.
 //!
-//! Neighbouring values form groups; each group is folded from left to right by one task; the results are folded again
-//! until one is left. All that is one further map, "reduce of map N", whose inputs follow as the groups are done. So the
-//! function must be associative, need not be commutative, and few values (up to [`GROUP`]) are a plain left fold.
+//! Consecutive values form groups; one task folds each group from left to right; the results are folded again until one is
+//! left. This is a second map, "reduce of map N", whose inputs are sent as groups finish. The function must be associative but
+//! need not be commutative; few values (up to [`GROUP`]) are a plain left fold.
 use super::follow::{Ended, Feed, Job, LongOutputs, Taken, fetch_value};
 use super::interrupts::Interrupts;
 use crate::cli::inputs::code::CodeArgs;
@@ -15,11 +15,11 @@ use crate::model::task::TaskRow;
 use crate::model::{MapId, TaskId};
 use bytes::Bytes;
 
-/// Values in one group, at least (where there are so many),
+/// The minimum number of values in a group (if there are as many),
 const GROUP: usize = 16;
-/// at most,
+/// the maximum,
 const LARGEST: usize = 5_000;
-/// and bytes of them, at most (but always two values).
+/// and their maximum size in bytes (but always two values).
 const GROUP_BYTES: usize = 4 << 20;
 
 /// A value that is on record, and of which of the map's tasks it is the reduction.
@@ -43,7 +43,7 @@ impl Item {
         Item { first, last, task, size }
     }
 
-    /// As an engine takes it, which asks the controller for the value.
+    /// The form for an engine, which fetches the value from the controller.
     fn text(&self) -> String {
         match self.first == self.last && self.first == self.task {
             true => format!("\"{}\"", self.task),
@@ -64,7 +64,7 @@ impl Item {
 pub struct Values(Vec<Item>);
 
 impl Values {
-    /// Takes a result; one of a failed task is left out.
+    /// Adds a result; skips failed tasks.
     pub fn add(&mut self, row: TaskRow) {
         if !row.state.is_failed() {
             self.0.push(Item::new(row.task, row.task, &row));
@@ -81,7 +81,7 @@ pub struct Reduction<'a> {
     pub context: &'a Context,
     pub client: &'a Client,
     pub function: Work,
-    /// The map whose values they are, and what it ran.
+    /// The map whose values are reduced, and its work.
     pub of: MapId,
     pub work: Work,
     /// That map's options.
@@ -140,16 +140,13 @@ impl Reduction<'_> {
             .await?;
         progress.clear();
         match (ended, rounds.failed, rounds.last) {
-            (Ended::Complete, Some(error), _) => Err(CommandError::failed(format!("map {} could not be reduced: {error}", self.of))
+            (Ended::Complete, Some(error), _) => Err(CommandError::failed(format!("cannot reduce map {}: {error}", self.of))
                 .hint(format!(
-                    "its values are kept: pcluster results{} {}",
+                    "its values remain available: pcluster results{} {}",
                     self.context.options(),
                     self.of
                 ))
-                .hint(format!(
-                    "all that is known of the failure: pcluster results{} {map} --failed",
-                    self.context.options()
-                ))),
+                .hint(format!("details: pcluster results{} {map} --failed", self.context.options()))),
             (Ended::Complete, None, Some(mut row)) => {
                 fetch_value(self.client, &mut row).await?;
                 Ok(Reduced::Value(Box::new(row)))
@@ -159,8 +156,8 @@ impl Reduction<'_> {
                 self.of
             ))),
             (Ended::Detached | Ended::Cancelled, _, _) => {
-                self.context.say(format!(
-                    "the values of map {} are kept: pcluster results{} {0}",
+                self.context.note(format!(
+                    "the values of map {} remain available: pcluster results{} {0}",
                     self.of,
                     self.context.options()
                 ));
@@ -188,7 +185,7 @@ impl Reduction<'_> {
         }
     }
 
-    /// Has an engine load the function and look whether it takes two values, before the map runs. None: interrupted.
+    /// Checks on an engine, before the map runs, that the function loads and takes two values. None if interrupted.
     pub async fn check(&self, interrupts: &mut Interrupts) -> Result<Option<()>, CommandError> {
         let name = format!("check of the function that reduces map {}", self.of);
         let map = self.client.begin(self.definition(name.clone())).await?.map;
@@ -219,15 +216,15 @@ impl Reduction<'_> {
         }
         match failed {
             None => {
-                // It has told what it was for.
+                // The check is complete; its map is removed.
                 let _ = self.client.purge(vec![map]).await;
                 Ok(Some(()))
             }
             Some(row) => {
                 let error = row.error.as_ref().map_or_else(|| row.state.to_string(), in_words);
                 Err(
-                    CommandError::failed(format!("the function of --reduce cannot be used, so nothing was run: {error}")).hint(format!(
-                        "all that is known: pcluster results{} {}",
+                    CommandError::failed(format!("cannot use the function of --reduce, nothing was run: {error}")).hint(format!(
+                        "details: pcluster results{} {}",
                         self.context.options(),
                         row.task
                     )),
@@ -237,14 +234,14 @@ impl Reduction<'_> {
     }
 }
 
-/// The levels of the fold: what is out, what has come back.
+/// The levels of the fold: groups sent, results received.
 struct Rounds {
     largest: usize,
-    /// Dropped when no more groups follow.
+    /// Dropped after the last group.
     sender: Option<std::sync::mpsc::Sender<String>>,
-    /// Results that this round still waits for.
+    /// Results that this round is waiting for.
     expected: usize,
-    /// Of each task of the reduction: which of the map's tasks it folds.
+    /// For each task of the reduction: the tasks of the map that it folds.
     groups: Vec<(TaskId, TaskId)>,
     values: Vec<Item>,
     last: Option<TaskRow>,
@@ -262,7 +259,7 @@ impl Rounds {
             self.groups.push((first.first, last.last));
             if let Some(sender) = &self.sender {
                 let items: Vec<String> = group.iter().map(Item::text).collect();
-                // The receiver ends only when the map does.
+                // The receiver lives as long as the map.
                 let _ = sender.send(format!("{{\"values\":[{}]}}", items.join(",")));
             }
         }
@@ -293,7 +290,7 @@ impl Rounds {
     }
 }
 
-/// Neighbours together; never more groups than half the values, so that it comes to an end.
+/// Groups consecutive values; at most half as many groups as values, so that the fold terminates.
 fn groups(values: &[Item], largest: usize, bytes: usize) -> Vec<&[Item]> {
     let mut groups = Vec::new();
     let (mut start, mut size) = (0, 0_usize);
@@ -311,7 +308,7 @@ fn groups(values: &[Item], largest: usize, bytes: usize) -> Vec<&[Item]> {
     groups
 }
 
-/// The classes of the map's own files must be there for the function that reduces their instances.
+/// Adds the map's own files, which define the classes of the values, to the reducing function.
 pub fn bring_code(mut function: Work, work: &Work) -> Work {
     if let (Some(own), Some(other)) = (function.bundle_mut(), work.bundle())
         && own.hash != other.hash
@@ -321,7 +318,7 @@ pub fn bring_code(mut function: Work, work: &Work) -> Work {
     function
 }
 
-/// What `--with` names is also there for a function that reduces, if that is in a file.
+/// `--with` applies to the reducing function as well, if it is in a file.
 pub fn code_of(function: &str, code: &CodeArgs) -> CodeArgs {
     match function.contains(".py:") || function.contains('/') {
         true => code.clone(),

@@ -1,25 +1,25 @@
-//! What is said at the end of a map: what failed, how to see it, how to run it again; what could not be written as JSON.
+//! The report at the end of a map: what failed, how to see it, how to run it again, and which values JSON cannot represent.
 use crate::cli::values::{in_words, input_text};
 use crate::cli::{Context, output};
 use crate::model::MapId;
 use crate::model::task::{Counts, TaskRow};
 use std::time::Duration;
 
-/// Failures that are shown one by one.
+/// The maximum number of failures shown individually.
 const SHOWN: usize = 5;
-/// Characters of an input or of an error's text that are shown.
+/// The maximum length of an input or an error message, in characters.
 const WIDTH: usize = 200;
 
-/// Collects what is to be said from the results as they pass.
+/// Collects failures from the results as they arrive.
 pub struct Report {
     map: MapId,
-    /// Different failures, each with how often it came.
+    /// Distinct failures, each with its count.
     failures: Vec<Failure>,
     more: u64,
     pickled: u64,
-    /// The values are written as they came: a word about those that JSON cannot hold is due.
+    /// The values are printed as JSON: values that it cannot represent exactly are reported.
     pub values_shown: bool,
-    /// The cluster stays: failed tasks can be run again.
+    /// The cluster keeps running, so that failed tasks can be resubmitted.
     pub cluster_stays: bool,
 }
 
@@ -43,7 +43,7 @@ impl Report {
         }
     }
 
-    pub fn look_at(&mut self, row: &TaskRow) {
+    pub fn add(&mut self, row: &TaskRow) {
         if row.pickled.is_some() {
             self.pickled += 1;
         }
@@ -73,14 +73,14 @@ impl Report {
         });
     }
 
-    /// Says it all on stderr.
-    pub fn say(&self, context: &Context, counts: &Counts, took: Duration) {
+    /// Prints the report to stderr.
+    pub fn print(&self, context: &Context, counts: &Counts, took: Duration) {
         let text = self.text(counts, &context.options(), context.verbose > 0);
         if !text.is_empty() && !context.quiet {
             output::stderr_text(&output::visible::visible(&text));
         }
         if counts.failed() == 0 {
-            context.say_more(format!(
+            context.note_verbose(format!(
                 "{} tasks done in {}",
                 counts.done(),
                 output::times::duration(took.as_secs_f64())
@@ -92,21 +92,21 @@ impl Report {
         let mut text = String::new();
         if self.pickled > 0 && self.values_shown {
             text.push_str(&format!(
-                "note: {} more than JSON holds: readable JSON is shown; --format pickle and --reduce have the exact values\n",
+                "note: JSON cannot represent {} exactly and shows a rendering; --format pickle and --reduce use the exact values\n",
                 if self.pickled == 1 {
-                    "1 value is".to_string()
+                    "1 value".to_string()
                 } else {
-                    format!("{} values are", self.pickled)
+                    format!("{} values", self.pickled)
                 },
             ));
         }
         for failure in &self.failures {
             let times = match failure.times {
                 1 => String::new(),
-                n => format!(" (and {} more like it)", n - 1),
+                n => format!(" (and {} more with the same error)", n - 1),
             };
             text.push_str(&format!(
-                "task {} failed on {}: {}{times}\n",
+                "task {} failed on input {}: {}{times}\n",
                 failure.task,
                 cut(&failure.input),
                 cut(&failure.error)
@@ -118,18 +118,18 @@ impl Report {
             }
         }
         if self.more > 0 {
-            text.push_str(&format!("... and {} other failures\n", self.more));
+            text.push_str(&format!("… and {} other failures\n", self.more));
         }
         if counts.failed() > 0 {
             let (map, total) = (self.map, counts.total.max(counts.done()));
             text.push_str(&format!("{} of {total} tasks failed\n", counts.failed()));
-            text.push_str(&format!("see them:       pcluster results{options} {map} --failed\n"));
+            text.push_str(&format!("see them:  pcluster results{options} {map} --failed\n"));
             let start = if self.cluster_stays {
                 String::new()
             } else {
                 format!("pcluster start{options} -n 4; ")
             };
-            text.push_str(&format!("run them again: {start}pcluster resubmit{options} {map} --failed\n"));
+            text.push_str(&format!("run them again:  {start}pcluster resubmit{options} {map} --failed\n"));
         }
         text
     }
@@ -165,38 +165,38 @@ mod tests {
     #[test]
     fn failures_are_listed_once_each() {
         let mut report = Report::new(MapId(1));
-        report.look_at(&row(0, Some("1")));
-        report.look_at(&TaskRow {
+        report.add(&row(0, Some("1")));
+        report.add(&TaskRow {
             pickled: Some(Pickled::default()),
             ..row(1, None)
         });
         for index in 2..5 {
-            report.look_at(&failed(index, "no digits"));
+            report.add(&failed(index, "no digits"));
         }
-        report.look_at(&failed(5, "too long"));
+        report.add(&failed(5, "too long"));
         let counts = Counts {
             total: 15,
             ok: 11,
             error: 4,
             ..Counts::default()
         };
-        insta::assert_snapshot!(report.text(&counts, "", false), @r#"
-        note: 1 value is more than JSON holds: readable JSON is shown; --format pickle and --reduce have the exact values
-        task 1.2 failed on in,2: ValueError: no digits (and 2 more like it)
-        task 1.5 failed on in,5: ValueError: too long
+        insta::assert_snapshot!(report.text(&counts, "", false), @r"
+        note: JSON cannot represent 1 value exactly and shows a rendering; --format pickle and --reduce use the exact values
+        task 1.2 failed on input in,2: ValueError: no digits (and 2 more with the same error)
+        task 1.5 failed on input in,5: ValueError: too long
         4 of 15 tasks failed
-        see them:       pcluster results 1 --failed
-        run them again: pcluster resubmit 1 --failed
-        "#);
+        see them:  pcluster results 1 --failed
+        run them again:  pcluster resubmit 1 --failed
+        ");
         assert!(
             report
                 .text(&counts, " --profile p", true)
                 .contains("  Traceback:\n    line 1\ntask 1.5")
         );
         for index in 6..20 {
-            report.look_at(&failed(index, &index.to_string()));
+            report.add(&failed(index, &index.to_string()));
         }
-        assert!(report.text(&counts, "", false).contains("... and 11 other failures\n"));
+        assert!(report.text(&counts, "", false).contains("… and 11 other failures\n"));
         assert_eq!(Report::new(MapId(1)).text(&Counts::default(), "", true), "");
     }
 }

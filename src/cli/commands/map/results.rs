@@ -1,4 +1,4 @@
-//! Results on their way out: written, or kept for a reduction.
+//! The output of results: written, or kept for a reduction.
 use super::follow::LongOutputs;
 use super::reduce::Values;
 use crate::cli::CommandError;
@@ -10,23 +10,23 @@ use crate::model::task::TaskRow;
 use std::io::Write;
 use std::path::PathBuf;
 
-/// What becomes of results.
+/// Options for the output of results.
 #[derive(Debug, clap::Args)]
 #[command(next_help_heading = "Results")]
 pub struct ResultOptions {
-    /// How results are written
+    /// Write results in this format
     #[arg(long, value_enum)]
     pub format: Option<Format>,
-    /// Write results to a file, which appears when it is complete
+    /// Write results to this file, which appears when it is complete
     #[arg(long, short, value_name = "FILE")]
     pub output: Option<PathBuf>,
-    /// Write no results (they are kept: pcluster results)
+    /// Do not write results (pcluster results shows them)
     #[arg(long, conflicts_with_all = ["output", "format"])]
     pub no_output: bool,
-    /// Fold the values, in input order, with a function of two values that is associative; print the one that is left
+    /// Fold the values in input order with an associative function of two values; write the result
     #[arg(long, value_name = "FN", conflicts_with = "detach")]
     pub reduce: Option<String>,
-    /// With --reduce: leave out the tasks that failed
+    /// With --reduce: skip failed tasks
     #[arg(long, requires = "reduce")]
     pub skip_failed: bool,
 }
@@ -34,24 +34,25 @@ pub struct ResultOptions {
 pub struct Results {
     pub sink: Sink,
     style: Style,
-    /// stdout is a terminal: the bar must make way.
+    /// stdout is a terminal: the progress bar is hidden while writing.
     terminal: bool,
-    /// Values are kept for a reduction instead.
+    /// Keeps the values for a reduction instead.
     pub fold: Option<Values>,
 }
 
 impl Results {
-    /// Opens where they go, before anything is submitted.
+    /// Opens the output, before anything is submitted.
     pub fn open(options: &ResultOptions, command: bool, json: bool, terminal: bool) -> Result<Results, CommandError> {
         if options.reduce.is_some() && options.format == Some(Format::Csv) {
-            return Err(CommandError::usage("--reduce leaves one value, which makes no table").hint("--format jsonl or --format pickle"));
+            return Err(
+                CommandError::usage("--reduce writes a single value, which cannot be CSV").hint("use --format jsonl or --format pickle")
+            );
         }
         let style = Style::of(options.format, command, json && options.reduce.is_none());
         let sink = Sink::open(options.output.as_deref(), options.no_output)?;
         if matches!(style, Style::Pickle { .. }) && sink.is_stdout() && terminal {
-            return Err(
-                CommandError::usage("--format pickle writes bytes, and stdout is a terminal").hint("name a file: --output results.pickle")
-            );
+            return Err(CommandError::usage("--format pickle writes binary data, and stdout is a terminal")
+                .hint("write to a file: --output results.pickle"));
         }
         Ok(Results {
             sink,
@@ -61,14 +62,14 @@ impl Results {
         })
     }
 
-    /// Whether a file waits to be complete.
+    /// Whether results are written to a file.
     pub fn is_file(&self) -> bool {
-        !self.sink.is_stdout() && !self.sink.is_nowhere()
+        !self.sink.is_stdout() && !self.sink.is_discarded()
     }
 
-    /// Whether values are shown as JSON for people where they are more than it holds.
+    /// Whether values that JSON cannot represent exactly are written as a rendering.
     pub fn shows_readable(&self) -> bool {
-        !self.sink.is_nowhere() && !matches!(self.style, Style::Pickle { .. })
+        !self.sink.is_discarded() && !matches!(self.style, Style::Pickle { .. })
     }
 
     pub fn begin(&mut self) -> Result<(), CommandError> {
@@ -83,23 +84,23 @@ impl Results {
             rows.into_iter().for_each(|row| values.add(row));
             return Ok(());
         }
-        if rows.is_empty() || self.sink.is_nowhere() {
+        if rows.is_empty() || self.sink.is_discarded() {
             return Ok(());
         }
-        let aside = self.style == Style::Output || (self.terminal && self.sink.is_stdout());
+        let suspend = self.style == Style::Output || (self.terminal && self.sink.is_stdout());
         let mut write = || {
             self.sink.write(|out| {
                 let mut errors = std::io::stderr();
                 rows.iter().try_for_each(|row| self.style.write(row, out, &mut errors))
             })
         };
-        if aside { progress.aside(write) } else { write() }
+        if suspend { progress.suspend(write) } else { write() }
     }
 
-    /// What becomes of outputs that are too long to come with their rows.
+    /// How to handle outputs that are too long to be part of their rows.
     pub fn long_outputs(&self) -> LongOutputs {
         match self.style {
-            _ if self.fold.is_some() || self.sink.is_nowhere() => LongOutputs::Left,
+            _ if self.fold.is_some() || self.sink.is_discarded() => LongOutputs::Left,
             Style::Output => LongOutputs::Streamed,
             Style::Values | Style::Csv { command: false } | Style::Pickle { command: false } => LongOutputs::Left,
             _ => LongOutputs::Fetched,
@@ -108,12 +109,12 @@ impl Results {
 
     /// Whether long values are written.
     pub fn wants_values(&self) -> bool {
-        self.fold.is_none() && !self.sink.is_nowhere()
+        self.fold.is_none() && !self.sink.is_discarded()
     }
 
-    /// A piece of a command's output.
+    /// Writes a chunk of a command's output.
     pub fn take_piece(&mut self, progress: &Progress, stream: Stream, bytes: &[u8]) -> Result<(), CommandError> {
-        progress.aside(|| match stream {
+        progress.suspend(|| match stream {
             Stream::Stdout => self.sink.write(|out| out.write_all(bytes)),
             Stream::Stderr | Stream::Value => {
                 let _ = std::io::stderr().write_all(bytes);
@@ -122,7 +123,7 @@ impl Results {
         })
     }
 
-    /// What the values were folded to.
+    /// Writes the reduced value.
     pub fn write_reduced(mut self, row: &TaskRow) -> Result<(), CommandError> {
         let style = self.style;
         self.sink.write(|out| match style {

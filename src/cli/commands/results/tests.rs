@@ -16,7 +16,7 @@ use serde_json::value::RawValue;
 /// 2026-11-20 20:00:00 UTC.
 const START: f64 = 1_795_204_800.0;
 
-struct World {
+struct TestCluster {
     dir: tempfile::TempDir,
     context: Context,
 }
@@ -36,9 +36,9 @@ fn outcome(status: TaskState, value: Option<&str>, error: Option<(&str, &str)>, 
     Box::new(outcome)
 }
 
-impl World {
+impl TestCluster {
     /// Map 1: four calls, of which 1.1 failed and 1.2 was repeated; map 2: two commands, of which one is not begun.
-    fn new() -> World {
+    fn new() -> TestCluster {
         let dir = tempfile::tempdir().unwrap();
         let context = Context::for_tests(dir.path());
         let profile = context.profile_dir().unwrap();
@@ -46,7 +46,7 @@ impl World {
         let mut writer = Writer::open(&profile.database_file(""), Durability::Normal).unwrap();
         writer.apply(&changes()).unwrap();
         writer.close().unwrap();
-        World { dir, context }
+        TestCluster { dir, context }
     }
 
     /// Runs `pcluster results …`; what it wrote.
@@ -196,18 +196,18 @@ fn changes() -> Vec<Change> {
 
 #[test]
 fn the_maps() {
-    let world = World::new();
-    insta::assert_snapshot!(world.results("--label sums"), @r"
+    let fixture = TestCluster::new();
+    insta::assert_snapshot!(fixture.results("--label sums"), @r"
     MAP  STATE   DONE  FAILED  RUNNING  SUBMITTED                    TIME   NAME           LABEL
       1  failed   4/4       1        0  2026-11-20T20:00:01.000000Z  4.2 s  sums.py:total  sums
     ");
-    insta::assert_snapshot!(world.results("--json"), @r#"
+    insta::assert_snapshot!(fixture.results("--json"), @r#"
     {"version":1,"maps":[
     {"map":1,"kind":"call","name":"sums.py:total","label":"sums","state":"failed","submitted":"2026-11-20T20:00:01.000000Z","completed":"2026-11-20T20:00:05.250000Z","duration":4.25,"tasks":4,"done":4,"ok":3,"failed":1,"pending":0,"running":0,"assigned":0,"error":1,"aborted":0,"timeout":0,"lost":0},
     {"map":2,"kind":"command","name":"wc -l {}","label":null,"state":"queued","submitted":"2026-11-20T21:00:00.000000Z","completed":null,"duration":null,"tasks":2,"done":1,"ok":1,"failed":0,"pending":1,"running":0,"assigned":0,"error":0,"aborted":0,"timeout":0,"lost":0}
     ]}
     "#);
-    insta::assert_snapshot!(world.results("--csv"), @r"
+    insta::assert_snapshot!(fixture.results("--csv"), @r"
     map,kind,name,label,state,tasks,ok,failed,pending,submitted,completed,duration
     1,call,sums.py:total,sums,failed,4,3,1,0,2026-11-20T20:00:01.000000Z,2026-11-20T20:00:05.250000Z,4.25
     2,command,wc -l {},,queued,2,1,0,1,2026-11-20T21:00:00.000000Z,,
@@ -216,21 +216,21 @@ fn the_maps() {
 
 #[test]
 fn the_tasks_of_a_map() {
-    let world = World::new();
-    insta::assert_snapshot!(world.results("1"), @r#"
+    let fixture = TestCluster::new();
+    insta::assert_snapshot!(fixture.results("1"), @r#"
     TASK  STATE  ENGINE  ATTEMPTS  TIME    COMPLETED                    INPUT                                                         ERROR
     1.0   ok          0         1  1.5 s   2026-11-20T20:00:03.500000Z  ["a.txt"]                                                     -
     1.1   error       0         1  250 ms  2026-11-20T20:00:03.250000Z  ["b.txt"]                                                     ValueError: b.txt has a word in line 3\nand no number
     1.2   ok          0         2  250 ms  2026-11-20T20:00:05.250000Z  ["a/long/path/to/some/file/that/does/not/fit/on/a/line.txt"]  -
     1.3   ok          0         1  4.0 ms  2026-11-20T20:00:03.004000Z  ["d.txt"]                                                     -
     "#);
-    insta::assert_snapshot!(world.results("2 --json"), @r#"
+    insta::assert_snapshot!(fixture.results("2 --json"), @r#"
     {"version":1,"tasks":[
     {"task":"2.0","map":2,"index":0,"state":"ok","input":["a.txt"],"value":null,"stdout":"17 a.txt\n","stderr":"","exit_code":0,"error":null,"engine":0,"host":"node1","attempts":1,"run":1,"submitted":"2026-11-20T21:00:00.000000Z","started":"2026-11-20T21:06:40.000000Z","completed":"2026-11-20T22:08:20.000000Z","duration":3700.0,"label":null},
     {"task":"2.1","map":2,"index":1,"state":"ready","input":["b.txt"],"value":null,"stdout":"","stderr":"","exit_code":null,"error":null,"engine":null,"host":null,"attempts":0,"run":0,"submitted":"2026-11-20T21:00:00.000000Z","started":null,"completed":null,"duration":null,"label":null}
     ]}
     "#);
-    insta::assert_snapshot!(world.results("1.1 2.0 --csv"), @r#"
+    insta::assert_snapshot!(fixture.results("1.1 2.0 --csv"), @r#"
     task,map,index,state,input,value,repr,stdout,stderr,exit_code,error,engine,host,attempts,submitted,started,completed,duration,label
     1.1,1,1,error,"[""b.txt""]",,,,,,"ValueError: b.txt has a word in line 3
     and no number",0,node1,1,2026-11-20T20:00:01.500000Z,2026-11-20T20:00:03.000000Z,2026-11-20T20:00:03.250000Z,0.25,sums
@@ -241,8 +241,8 @@ fn the_tasks_of_a_map() {
 
 #[test]
 fn tables_on_a_terminal_of_80_columns() {
-    let world = World::new();
-    let records = Records::open(&world.context).unwrap();
+    let fixture = TestCluster::new();
+    let records = Records::open(&fixture.context).unwrap();
     let terminal = Terminal {
         stdout: true,
         ..Terminal::NONE
@@ -271,8 +271,8 @@ fn tables_on_a_terminal_of_80_columns() {
 
 #[test]
 fn one_task_in_full() {
-    let world = World::new();
-    let records = Records::open(&world.context).unwrap();
+    let fixture = TestCluster::new();
+    let records = Records::open(&fixture.context).unwrap();
     let full = |index| {
         let task = TaskId::new(MapId(1), index);
         let (rows, _) = records
@@ -327,20 +327,20 @@ fn one_task_in_full() {
       engine     0 on node1
       attempts   1
       duration   4.0 ms
-      value      "<Sum 7>"  (of type sums.Sum; kept exactly, this is how it reads)
+      value      "<Sum 7>"  (a rendering; the exact value of type sums.Sum is stored)
     "#);
     // In the order asked for, and both.
-    let both = world.results("1.2 1.0");
+    let both = fixture.results("1.2 1.0");
     assert!(both.find("task 1.2: ok").unwrap() < both.find("task 1.0: ok").unwrap());
     assert!(both.contains("2026-11-2") && both.contains("reading a.txt"));
-    let json: serde_json::Value = serde_json::from_str(&world.results("1.2 --json")).unwrap();
+    let json: serde_json::Value = serde_json::from_str(&fixture.results("1.2 --json")).unwrap();
     assert_eq!(json["tasks"][0]["earlier"][0]["error"]["ename"], "OSError");
     assert_eq!(json["tasks"][0]["definition"]["work"]["function"], "total");
 }
 
 #[test]
 fn filters_choose_and_sort_sorts() {
-    let world = World::new();
+    let fixture = TestCluster::new();
     for (line, ids) in [
         ("1", "1.0 1.1 1.2 1.3"),
         ("--failed", "1.1"),
@@ -357,14 +357,14 @@ fn filters_choose_and_sort_sorts() {
         ("1 --offset 3", "1.3"),
         ("1.0-1 2.1", "1.0 1.1 2.1"),
     ] {
-        assert_eq!(world.ids(line), ids, "{line}");
+        assert_eq!(fixture.ids(line), ids, "{line}");
     }
 }
 
 #[test]
 fn portions_make_a_whole() {
-    let world = World::new();
-    let path = world.context.profile_dir().unwrap().database_file("");
+    let fixture = TestCluster::new();
+    let path = fixture.context.profile_dir().unwrap().database_file("");
     let mut writer = Writer::open(&path, Durability::Normal).unwrap();
     let inputs = (0..2 * crate::cli::records::PORTION + 7).map(|i| format!("[{i}]").into()).collect();
     let more = Change::TasksAdded {
@@ -376,59 +376,59 @@ fn portions_make_a_whole() {
     };
     writer.apply(&[more]).unwrap();
     writer.close().unwrap();
-    let text = world.results("2 --jsonl");
+    let text = fixture.results("2 --jsonl");
     let indices: Vec<u64> = text
         .lines()
         .map(|l| serde_json::from_str::<serde_json::Value>(l).unwrap()["index"].as_u64().unwrap())
         .collect();
     let all: Vec<u64> = (0..2 * crate::cli::records::PORTION + 9).collect();
     assert_eq!(indices, all);
-    assert_eq!(world.ids("2 --sort -index --offset 10").split(' ').count(), all.len() - 10);
+    assert_eq!(fixture.ids("2 --sort -index --offset 10").split(' ').count(), all.len() - 10);
     // A table shows a part of it.
-    assert_eq!(world.results("2").lines().count() as u64, 1 + TABLE_ROWS);
-    assert_eq!(world.results("2 --limit 0").lines().count(), 1 + all.len());
+    assert_eq!(fixture.results("2").lines().count() as u64, 1 + TABLE_ROWS);
+    assert_eq!(fixture.results("2 --limit 0").lines().count(), 1 + all.len());
 }
 
 #[test]
 fn what_cannot_be_answered_says_why() {
-    let world = World::new();
-    insta::assert_snapshot!(world.refused("3"), @r"
+    let fixture = TestCluster::new();
+    insta::assert_snapshot!(fixture.refused("3"), @r"
     3
-    error: there is no map 3
-    hint: `pcluster results` lists the maps
+    error: no map 3
+    hint: list the maps: pcluster results
     ");
-    insta::assert_snapshot!(world.refused("1.4"), @r"
+    insta::assert_snapshot!(fixture.refused("1.4"), @r"
     3
-    error: there is no task 1.4
+    error: no task 1.4
     hint: map 1 has the tasks 1.0 to 1.3
     ");
-    insta::assert_snapshot!(world.refused("--where size>3"), @r#"
+    insta::assert_snapshot!(fixture.refused("--where size>3"), @r#"
     2
     error: --where: unknown column "size" (columns: map index state engine host attempts exit_code duration submitted started completed input value error stdout stderr label)
     "#);
-    insta::assert_snapshot!(world.refused("--since tomorrow"), @r#"
+    insta::assert_snapshot!(fixture.refused("--since tomorrow"), @r#"
     2
-    error: --since: "tomorrow" is neither how long ago (90s, 10m, 2h, 3d) nor a date (2026-11-20, 2026-11-20T21:10)
+    error: --since: "tomorrow" is neither an age (90s, 10m, 2h, 3d) nor a date (2026-11-20, 2026-11-20T21:10)
     "#);
-    insta::assert_snapshot!(world.refused("--json --csv"), @r"
+    insta::assert_snapshot!(fixture.refused("--json --csv"), @r"
     2
     error: --json cannot be combined with --jsonl or --csv
-    hint: --json is one document, --jsonl an object a line
+    hint: --json prints one document, --jsonl one object per line
     ");
-    insta::assert_snapshot!(world.refused("1.x"), @r#"
+    insta::assert_snapshot!(fixture.refused("1.x"), @r#"
     2
     error: invalid value '1.x' for '[IDS]...': "1.x" is neither a map (12) nor a task (12.3), nor a range of them (12-14, 12.3-9)
     "#);
-    insta::assert_snapshot!(world.refused("1 1.2"), @r"
+    insta::assert_snapshot!(fixture.refused("1 1.2"), @r"
     2
-    error: 1 is a map and 1.2 a task: ask for maps or for tasks
+    error: 1 is a map and 1.2 is a task: select either maps or tasks
     ");
-    std::fs::remove_file(world.context.profile_dir().unwrap().database_file("")).unwrap();
-    insta::assert_snapshot!(world.refused(""), @r"
+    std::fs::remove_file(fixture.context.profile_dir().unwrap().database_file("")).unwrap();
+    insta::assert_snapshot!(fixture.refused(""), @r"
     3
-    error: no cluster is running in profile `default`: there is no DIR/profile_default/security/ipcontroller-client.json
+    error: no cluster is running in profile `default`: no file DIR/profile_default/security/ipcontroller-client.json
     hint: start one: pcluster start -n 4
-    hint: or choose another with --profile and --cluster-id; `pcluster list` shows those that run
-    hint: and no records were ever made: there is no DIR/profile_default/pcluster.db
+    hint: or choose another with --profile and --cluster-id; `pcluster list` shows running clusters
+    hint: no records exist: no file DIR/profile_default/pcluster.db
     ");
 }

@@ -1,7 +1,7 @@
-//! `pcluster start --on`: started on another host by the pcluster there, shown here, and connected to.
+//! `pcluster start --on`: runs `start` on a remote host, shows its progress, and connects to the new cluster.
 use super::Bar;
 use crate::cli::commands::connect::connect;
-use crate::cli::commands::remote_exec::words_for_there;
+use crate::cli::commands::remote_exec::remote_arguments;
 use crate::cli::{CommandError, Context, ErrorKind};
 use crate::cluster::remote::run::{self, Ended, Told};
 use crate::cluster::remote::{ConnectOptions, RemoteError, install};
@@ -13,18 +13,18 @@ pub fn start(destination: &str, may_install: bool, context: &Context) -> Result<
     if let Some(cluster) = crate::cluster::status(&profile, &context.cluster_id)
         && let crate::cluster::Condition::Running | crate::cluster::Condition::Connected = cluster.state
     {
-        let error = format!("{} is in use already: {}", context.cluster_in_words(), cluster.state);
+        let error = format!("{} is already in use: {}", context.cluster_in_words(), cluster.state);
         return Err(CommandError::refused(error).hint(format!(
-            "pcluster disconnect{0}, or pcluster stop{0}; or another --profile or --cluster-id for the new one",
+            "run pcluster disconnect{0} or pcluster stop{0}, or choose another --profile or --cluster-id",
             context.options()
         )));
     }
-    let mut words = words_for_there(std::env::args().skip(1));
+    let mut words = remote_arguments(std::env::args().skip(1));
     words.push(format!("--profile={}", profile.name()));
     if !context.cluster_id.is_empty() {
         words.push(format!("--cluster-id={}", context.cluster_id));
     }
-    words.extend(["--json".into(), "--tell-progress".into()]);
+    words.extend(["--json".into(), "--json-progress".into()]);
     let bar = Mutex::new(Bar::new(context));
     let show = |progress| bar.lock().unwrap_or_else(std::sync::PoisonError::into_inner).show(progress);
     let ended = context.block_on(async {
@@ -58,18 +58,18 @@ pub fn start(destination: &str, may_install: bool, context: &Context) -> Result<
     let stdout = match ended {
         Ok(Some(stdout)) => stdout,
         Ok(None) => {
-            let error = format!("interrupted; what had been started on {destination} is stopped again");
+            let error = format!("interrupted; what was started on {destination} has been stopped");
             return Err(CommandError::new(ErrorKind::Interrupted, error));
         }
         Err(ClusterError::Remote(error @ RemoteError::Failed { .. })) => {
-            let hint = format!("the hints are for {destination}; `ssh {destination}` takes you there");
+            let hint = format!("the hints apply to {destination}: ssh {destination}");
             return Err(CommandError::from(ClusterError::Remote(error)).hint(hint));
         }
         Err(error) => return Err(error.into()),
     };
     let started: serde_json::Value = serde_json::from_str(&stdout).unwrap_or_default();
     let engines = started["engines"].as_u64().unwrap_or_default();
-    context.say(format!(
+    context.note(format!(
         "started on {destination}: a controller and {}",
         super::counted(engines, "engine")
     ));
@@ -84,7 +84,7 @@ pub fn start(destination: &str, may_install: bool, context: &Context) -> Result<
     };
     connect(options, context).map_err(|e| {
         e.hint(format!(
-            "the cluster runs on {destination} all the same: pcluster connect {destination}{}",
+            "the cluster is running on {destination}; connect later: pcluster connect {destination}{}",
             context.options()
         ))
     })

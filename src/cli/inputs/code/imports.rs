@@ -1,16 +1,16 @@
-//! The import statements of a Python source, found without a Python: everywhere in it, also in functions, `try` and `if`.
+//! Finds the import statements of a Python source without Python: everywhere, including functions, `try` and `if`.
 //!
-//! A small tokenizer: strings (f-strings with what is nested in them), comments and brackets are recognized, so that what only looks
-//! like an import is none. Text that Python would not compile gives what can be found in it.
+//! A small tokenizer recognizes strings (including nested f-strings), comments and brackets, so that text that only looks like an
+//! import is ignored. Source that Python cannot compile yields what can be found.
 
 /// `import module`, or `from module import names`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Import {
-    /// Dots in front: 0 for an absolute import.
+    /// Number of leading dots: 0 for an absolute import.
     pub level: usize,
     /// `a.b`; empty for `from . import x`.
     pub module: String,
-    /// Of a `from` import; `*` too.
+    /// The names of a `from` import, including `*`.
     pub names: Vec<String>,
 }
 
@@ -40,7 +40,7 @@ pub fn imports(source: &[u8]) -> Vec<Import> {
             Token::Name(word) if begins && word == "import" => tokens.import(&mut found),
             Token::Name(word) if begins && word == "from" => tokens.from(&mut found),
             Token::Newline => true,
-            // Behind the colon of `if x:`. In other places no import can follow.
+            // After the colon of `if x:`. Elsewhere no import can follow.
             Token::Operator(b';' | b':') => tokens.depth == 0,
             _ => false,
         };
@@ -48,7 +48,7 @@ pub fn imports(source: &[u8]) -> Vec<Import> {
     found
 }
 
-/// The encoding that the first two lines name (PEP 263).
+/// The encoding declared in the first two lines (PEP 263).
 pub fn declared_encoding(source: &[u8]) -> Option<String> {
     source.split(|byte| *byte == b'\n').take(2).find_map(|line| {
         let line = String::from_utf8_lossy(line);
@@ -90,7 +90,7 @@ impl Tokens<'_> {
         self.at >= self.source.len()
     }
 
-    /// One character further.
+    /// Advances by one character.
     fn step(&mut self) {
         self.at += if self.pairs && self.peek(0) > 0x80 { 2 } else { 1 };
     }
@@ -146,7 +146,7 @@ impl Tokens<'_> {
         }
     }
 
-    /// `1e5`, `0xff`, `1_000`, `1.5j`; also `1if`, whose word is no statement's first.
+    /// `1e5`, `0xff`, `1_000`, `1.5j`; also `1if`, whose word does not begin a statement.
     fn number(&mut self) {
         while is_part_of_name(self.peek(0)) || (self.peek(0) == b'.' && self.peek(1).is_ascii_digit()) {
             self.at += 1;
@@ -169,7 +169,7 @@ impl Tokens<'_> {
         Token::Name(String::from_utf8_lossy(word).into_owned())
     }
 
-    /// From its first quote to behind its last one; one that is not closed ends with its line.
+    /// A string from its first quote to its last; an unclosed one ends with its line.
     fn string(&mut self, raw: bool, formatted: bool) {
         let quote = self.peek(0);
         let triple = self.peek(1) == quote && self.peek(2) == quote;
@@ -182,7 +182,7 @@ impl Tokens<'_> {
             }
             match byte {
                 b'\n' | b'\r' if !triple => return,
-                // In a raw string, too, it keeps a quote from ending it.
+                // A backslash protects a quote in a raw string, too.
                 b'\\' if formatted && raw && matches!(self.peek(1), b'{' | b'}') => self.at += 1,
                 b'\\' if formatted && !raw && self.peek(1) == b'N' && self.peek(2) == b'{' => {
                     while !self.is_over() && !matches!(self.peek(0), b'}' | b'\n') && self.peek(0) != quote {
@@ -208,7 +208,7 @@ impl Tokens<'_> {
         }
     }
 
-    /// What stands in braces in an f-string, up to behind its closing brace.
+    /// A field in braces of an f-string, including its closing brace.
     fn field(&mut self, quote: u8, triple: bool) {
         let outer = std::mem::replace(&mut self.depth, 1);
         while !self.is_over() && self.depth > 0 {
@@ -220,7 +220,7 @@ impl Tokens<'_> {
             if !triple && matches!(self.peek(0), b'\n' | b'\r') && self.depth > 50 {
                 break;
             }
-            // Before Python 3.12 the string's own quote ends it, whatever is open.
+            // Before Python 3.12, the quote of the string ends it in any case.
             let closes = self.peek(0) == quote && self.depth == 1 && !self.is_string_ahead(quote, triple);
             if closes || self.next().is_none() {
                 break;
@@ -239,7 +239,7 @@ impl Tokens<'_> {
         rest[..line].contains(&quote)
     }
 
-    /// Behind the colon in a field: text, with fields of its own, up to behind the brace that closes the outer one.
+    /// The format specification of a field, with nested fields, including the closing brace of the outer field.
     fn format(&mut self, quote: u8, triple: bool) {
         while !self.is_over() {
             match self.peek(0) {
@@ -258,7 +258,7 @@ impl Tokens<'_> {
         }
     }
 
-    /// Behind `import`: whether a statement may begin after it.
+    /// After `import`: whether a statement may begin next.
     fn import(&mut self, found: &mut Vec<Import>) -> bool {
         loop {
             let (module, mut next) = self.dotted(None);
@@ -279,7 +279,7 @@ impl Tokens<'_> {
         }
     }
 
-    /// Behind `from`: whether a statement may begin after it.
+    /// After `from`: whether a statement may begin next.
     fn from(&mut self, found: &mut Vec<Import>) -> bool {
         let mut level = 0;
         let mut first = self.next();
@@ -310,7 +310,7 @@ impl Tokens<'_> {
         ends(end.as_ref())
     }
 
-    /// `a.b.c` and the token behind it.
+    /// `a.b.c` and the token after it.
     fn dotted(&mut self, first: Option<Token>) -> (String, Option<Token>) {
         let mut module = String::new();
         let mut token = first.or_else(|| self.next());

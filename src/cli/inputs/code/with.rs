@@ -1,22 +1,19 @@
-//! `--with PATH`: files and directories that no import statement names.
+//! `--with PATH`: files and directories that are not imported.
 use super::{Collector, clean, text, unreadable};
 use crate::cli::CommandError;
 use std::collections::HashSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// What nobody means by a directory of theirs.
-const LEFT_OUT: [&str; 4] = ["__pycache__", ".git", ".hg", ".svn"];
+/// Directories that are never sent.
+const EXCLUDED: [&str; 4] = ["__pycache__", ".git", ".hg", ".svn"];
 
 impl Collector {
-    /// A file or a directory: in the bundle it lies where it lies from the script, or else on top, under its own name.
+    /// Adds a file or directory: at its path relative to the script, or else at the top level, under its own name.
     pub(super) fn add_with(&mut self, path: &Path) -> Result<(), CommandError> {
         let path = clean(path);
         if !path.exists() {
-            return Err(CommandError::usage(format!(
-                "--with: there is no file or directory {}",
-                path.display()
-            )));
+            return Err(CommandError::usage(format!("--with: no file or directory {}", path.display())));
         }
         self.with.push(text(&path)?);
         let root = self.roots.first().cloned().unwrap_or_default();
@@ -33,7 +30,7 @@ impl Collector {
     }
 
     fn add_any(&mut self, at: &str, path: &Path) -> Result<(), CommandError> {
-        // The script has another name, perhaps.
+        // The script may have another name in the bundle.
         if path == self.entry_path() {
             return Ok(());
         }
@@ -51,21 +48,21 @@ impl Collector {
         entries.sort();
         for path in entries {
             let name = text(Path::new(path.file_name().unwrap_or_default()))?;
-            if LEFT_OUT.contains(&name.as_str()) {
+            if EXCLUDED.contains(&name.as_str()) {
                 continue;
             }
             let at = if at.is_empty() { name } else { format!("{at}/{name}") };
             let real = path.canonicalize().map_err(|error| unreadable(&path, &error))?;
             if path.is_symlink() && !real.starts_with(inside) {
                 return Err(CommandError::usage(format!(
-                    "--with: the link {} leads out of the directory, to {}",
+                    "--with: the link {} points outside the directory, to {}",
                     path.display(),
                     real.display()
                 ))
-                .hint("name what it leads to with a --with of its own"));
+                .hint("send its target with another --with"));
             }
             if real.is_dir() {
-                // A link to a directory that it is in has no end.
+                // A link to a parent directory would never end.
                 if entered.insert(real.clone()) {
                     self.walk(&at, &path, inside, entered)?;
                     entered.remove(&real);

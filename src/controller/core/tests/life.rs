@@ -79,6 +79,7 @@ impl Wish {
             map,
             first: self.sent,
             last,
+            abandoned: None,
         };
         if let Some(reply) = w.try_ask(say::INPUTS, &request, vec![Bytes::from(lines.join("\n"))]) {
             match reply["status"].as_str() {

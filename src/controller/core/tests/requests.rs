@@ -561,3 +561,20 @@ fn what_an_engine_gave_back_to_a_controller_that_died_is_sent_as_another_run() {
         "the very same would be refused as a replay"
     );
 }
+
+#[test]
+fn requests_that_wait_because_no_engine_has_a_python_are_reported() {
+    let mut w = World::new();
+    let notes = |w: &mut World| {
+        w.ask(crate::wire::content::client::STATUS, &json!({}), Vec::new());
+        w.reply()["notes"].as_array().map_or(0, Vec::len)
+    };
+    request(&mut w, ClientChannel::Task, None, json!({}));
+    assert_eq!(notes(&mut w), 0, "engines may still come");
+    w.register_as("a", Some("no interpreter"));
+    assert_eq!(sent(&mut w).len(), 0);
+    assert_eq!(notes(&mut w), 1);
+    w.register("b");
+    assert_eq!(sent(&mut w).len(), 1);
+    assert_eq!(notes(&mut w), 0);
+}

@@ -15,7 +15,7 @@ use std::time::Duration;
 
 fn world() -> World {
     let mut w = World::with(ControllerConfig {
-        keep_days: Some(1.0),
+        retention_days: Some(1.0),
         ..config()
     });
     w.register("a");
@@ -123,7 +123,7 @@ fn without_the_setting_nothing_is_asked() {
 #[test]
 fn a_client_whose_submission_is_forgotten_gets_another() {
     let mut w = World::with(ControllerConfig {
-        keep_days: Some(1.0),
+        retention_days: Some(1.0),
         ..config()
     });
     requests::stock(&mut w, "e");
@@ -174,7 +174,7 @@ fn jumps_of_the_clock_age_nothing() {
     let mut restored = w.ledger.restored();
     restored.retention_clock = Some(crate::model::UnixTime(1e9 + 20_000.0));
     let mut other = World::with(crate::profile::config::ControllerConfig {
-        keep_days: Some(1.0),
+        retention_days: Some(1.0),
         ..config()
     });
     let now = super::super::Now {

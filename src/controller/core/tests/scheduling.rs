@@ -452,6 +452,81 @@ fn a_client_that_goes_on_after_its_map_was_closed_is_told_also_by_another_contro
     w.assert_all_done();
 }
 
+#[test]
+fn a_map_whose_inputs_still_come_cannot_be_purged_and_goes_on() {
+    let mut w = World::new();
+    w.register("a");
+    let map = w.open_map(MapOptions::default());
+    w.inputs(map, 0, 2, false);
+    let outcome = w.ok();
+    while w.finish_one("a", outcome.clone()).is_some() {}
+    // All that has come is done, and yet it is not finished.
+    for restarted in [false, true] {
+        if restarted {
+            w.restart();
+            w.register("b");
+        }
+        w.ask(say::PURGE, &say::PurgeRequest { maps: vec![map] }, vec![]);
+        assert_eq!(w.reply()["ename"], "MapOpen", "restarted: {restarted}");
+    }
+    assert_eq!(w.ledger.purged, []);
+    w.inputs(map, 2, 2, true);
+    while w.finish_one("b", outcome.clone()).is_some() {}
+    assert_eq!((w.ledger.completed.clone(), w.state(map, 3)), (vec![map], TaskState::Ok));
+    w.assert_all_done();
+    w.ask(say::PURGE, &say::PurgeRequest { maps: vec![map] }, vec![]);
+    assert_eq!(w.reply()["status"], "ok");
+}
+
+#[test]
+fn a_map_that_is_cancelled_while_its_inputs_come_takes_no_more_of_them() {
+    let mut w = World::new();
+    w.register("a");
+    let map = w.open_map(MapOptions::default());
+    w.inputs(map, 0, 3, false);
+    w.select(
+        say::CANCEL,
+        say::Selection {
+            maps: vec![map],
+            ..Default::default()
+        },
+    );
+    assert_eq!(w.reply()["changed"], 3);
+    w.inputs(map, 3, 2, false);
+    assert_eq!(w.reply()["status"], "error", "{}", w.reply());
+    let outcome = w.ok();
+    while w.finish_one("a", outcome.clone()).is_some() {}
+    assert_eq!(w.ledger.completed, [map]);
+    assert!(!w.ledger.tasks.contains_key(&TaskId::new(map, 3)), "{:?}", w.ledger.tasks);
+    w.assert_all_done();
+    // No lease is left that would end it once more.
+    w.pass(Duration::from_secs(300));
+    assert_eq!(w.ledger.completed, [map]);
+}
+
+#[test]
+fn tasks_of_a_map_run_again_while_its_inputs_come() {
+    let mut w = World::new();
+    w.register("a");
+    let map = w.open_map(MapOptions::default());
+    w.inputs(map, 0, 2, false);
+    let failed = w.failed(TaskState::Error);
+    while w.finish_one("a", failed.clone()).is_some() {}
+    assert_eq!((w.state(map, 0), w.state(map, 1)), (TaskState::Error, TaskState::Error));
+    // Asked for twice before they have run.
+    for changed in [2, 0] {
+        w.resubmit(map, &[0, 1], TaskState::Error);
+        assert_eq!(w.reply()["changed"], changed, "{}", w.reply());
+    }
+    w.inputs(map, 2, 1, true);
+    let outcome = w.ok();
+    while w.finish_one("a", outcome.clone()).is_some() {}
+    assert_eq!(w.ledger.completed, [map]);
+    for index in 0..3 {
+        assert_eq!(w.state(map, index), TaskState::Ok, "{index}");
+    }
+}
+
 fn available(w: &mut World, name: &str, reason: Option<&str>) {
     let reason = reason.map(String::from);
     w.engine_says(name, tell::AVAILABILITY, &tell::Availability { reason });

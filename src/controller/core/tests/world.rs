@@ -871,13 +871,55 @@ impl World {
         let lines: Vec<String> = (first..first + count).map(|i| format!("[{i}]")).collect();
         self.ask(
             say::INPUTS,
-            &say::InputsRequest { map, first, last },
+            &say::InputsRequest {
+                map,
+                first,
+                last,
+                abandoned: None,
+            },
             vec![Bytes::from(lines.join("\n"))],
         );
     }
 
     pub fn select(&mut self, msg_type: &str, selection: say::Selection) {
         self.ask(msg_type, &say::SelectionRequest { selection }, vec![]);
+    }
+
+    /// The records' answer to a client that wants these tasks of an open map run again.
+    pub fn resubmit(&mut self, map: MapId, tasks: &[u32], state: TaskState) {
+        let task = |index: &u32| FoundTask {
+            index: *index,
+            run: 1,
+            attempts: 1,
+            state,
+            engine: None,
+            errors: 1,
+            crashes: 0,
+            cancelled: false,
+            written: [0; 3],
+            input: self.ledger.inputs[&TaskId::new(map, *index)].clone(),
+        };
+        let of = &self.ledger.maps[&map];
+        let found = FoundMap {
+            map,
+            definition: of.definition.clone(),
+            key: of.key.clone(),
+            closed: of.closed,
+            abandoned: false,
+            counts: Counts::default(),
+            tasks: tasks.iter().map(task).collect(),
+        };
+        self.event(Event::ResubmitFound {
+            client: Bytes::from_static(b"client"),
+            parent: Bytes::from_static(b"{}"),
+            request: say::RESUBMIT.into(),
+            selection: say::Selection {
+                maps: vec![map],
+                ..say::Selection::default()
+            },
+            definition: None,
+            maps: vec![found],
+        });
     }
 
     pub fn state(&self, map: MapId, index: u32) -> TaskState {

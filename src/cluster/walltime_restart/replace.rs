@@ -1,27 +1,27 @@
-//! New jobs in the place of those that have ended.
+//! Submits new jobs in place of ended ones.
 use super::decide::Due;
 use crate::cluster::lock::Lock;
 use crate::cluster::{ClusterError, ClusterState, launch};
 use crate::profile::ProfileDir;
 use crate::profile::config::Config;
 
-/// Submits a job for the engines that are due, one for each launch, and notes it in the state file, where it holds the place of the old
-/// elements. What another command has taken away meanwhile, or told to leave, is left alone.
+/// Submits one job per launch for the engines that are due, and replaces the old elements in the state file. Skips engines that another
+/// command has removed in the meantime.
 pub fn replace(profile: &ProfileDir, cluster_id: &str, started: f64, due: &[Due], _lock: Lock) -> Result<(), ClusterError> {
     let Some(mut state) = ClusterState::read(profile, cluster_id)?.filter(|state| state.started == started) else {
         return Ok(());
     };
     let mut failed = None;
-    // Those that are added on the way are not due.
+    // Newly added launches are not due.
     for at in 0..state.engines.len() {
         if let Err(error) = of_launch(profile, &mut state, at, due) {
             failed = Some(error);
         }
     }
-    let trouble = failed.as_ref().map(|error| format!("engines could not be replaced: {error}"));
+    let problem = failed.as_ref().map(|error| format!("cannot replace engines: {error}"));
     state.engines.retain(|launched| !launched.is_empty());
     if let Some(keeper) = &mut state.keeper {
-        keeper.trouble = trouble;
+        keeper.problem = problem;
     }
     state.write(profile)?;
     failed.map_or(Ok(()), Err)
@@ -53,7 +53,7 @@ fn of_launch(profile: &ProfileDir, state: &mut ClusterState, at: usize, due: &[D
     new.jobs.iter_mut().for_each(|job| job.replaces = replaces);
     (new.recipe, new.follows) = (old.recipe.clone(), old.follows);
     tracing::info!(
-        "{n} engines have a new job, {} (replacement {replaces} of {}); {} job {}",
+        "restarted {n} engines in {} (restart {replaces} of {}); {} job {}",
         launcher.describe(&new),
         recipe.max_restarts,
         old.launcher,

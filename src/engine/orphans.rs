@@ -1,9 +1,9 @@
-//! What workers and commands leave behind: processes that they started and did not wait for, also those that have gone into a session
-//! of their own (`setsid`, daemons). They are ended with whoever started them.
+//! Ends processes that workers and commands started and did not wait for, including those in a session of their own (`setsid`,
+//! daemons), when the worker or command ends.
 //!
-//! The engine takes in orphans (`PR_SET_CHILD_SUBREAPER`, prctl(2)): the kernel makes them children of its main thread. Workers and
-//! commands are children of another thread. Whose an orphan is says [`MARK`] in its environment, or, if it was forked and has executed
-//! nothing, the name of a piece of memory that only the worker and its forks have (`worker/counts.rs`).
+//! The engine adopts orphans (`PR_SET_CHILD_SUBREAPER`, prctl(2)): the kernel makes them children of its main thread. Workers and
+//! commands are children of another thread. The owner of an orphan is identified by [`MARK`] in its environment or, if it was
+//! forked without exec, by the name of a memory mapping that only the worker and its forks have (`worker/counts.rs`).
 use crate::engine::memory::children;
 use nix::sys::prctl::set_child_subreaper;
 use nix::sys::signal::{Signal, kill};
@@ -18,39 +18,39 @@ use tokio::sync::Notify;
 
 /// The environment variable that every process of a worker or a command inherits.
 pub const MARK: &str = "PCLUSTER_WORKER";
-/// Processes that were killed are waited for so long.
-const LONGEST: Duration = Duration::from_secs(2);
-const STEP: Duration = Duration::from_millis(1);
-/// Orphans that end by themselves are reaped after this time.
-const REAP: Duration = Duration::from_millis(200);
+/// How long to wait for the end of killed processes.
+const MAX_WAIT: Duration = Duration::from_secs(2);
+const POLL_INTERVAL: Duration = Duration::from_millis(1);
+/// Delay before reaping orphans that end by themselves.
+const REAP_DELAY: Duration = Duration::from_millis(200);
 
 #[derive(Debug)]
-pub struct Leftovers {
-    /// Unlike that of any other engine, also of one within a task.
+pub struct OrphanReaper {
+    /// A unique id, different also from that of an engine inside of a task.
     engine: String,
     last: AtomicU64,
     /// Workers and commands that have not ended.
     living: Mutex<HashSet<u64>>,
-    /// Orphans without a mark may be the interactive worker's.
-    keeps_unmarked: AtomicBool,
+    /// Do not end orphans without a mark: they may belong to the interactive worker.
+    spares_unmarked: AtomicBool,
     wanted: Notify,
 }
 
-/// Puts an end to what a worker or a command has left, when it is dropped.
+/// Triggers the end of a worker's or command's leftover processes when dropped.
 #[derive(Debug)]
 pub struct Owner {
     pub number: u64,
-    leftovers: Arc<Leftovers>,
+    reaper: Arc<OrphanReaper>,
     is_swept: bool,
 }
 
 impl Owner {
     /// The value of [`MARK`].
     pub fn mark(&self) -> String {
-        format!("{}.{}", self.leftovers.engine, self.number)
+        format!("{}.{}", self.reaper.engine, self.number)
     }
 
-    /// The caller sweeps.
+    /// Ends the ownership without triggering a sweep: the caller sweeps.
     pub fn end(mut self) {
         self.is_swept = true;
     }
@@ -58,45 +58,45 @@ impl Owner {
 
 impl Drop for Owner {
     fn drop(&mut self) {
-        self.leftovers.lock().remove(&self.number);
+        self.reaper.lock().remove(&self.number);
         if !self.is_swept {
-            self.leftovers.wanted.notify_one();
+            self.reaper.wanted.notify_one();
         }
     }
 }
 
-impl Leftovers {
-    /// From now on the system gives orphans to this process.
-    pub fn take_in_orphans() {
+impl OrphanReaper {
+    /// Makes this process the parent of orphans.
+    pub fn adopt_orphans() {
         if let Err(error) = set_child_subreaper(true) {
-            tracing::warn!("processes that tasks leave behind may live on: {error}");
+            tracing::warn!("cannot adopt orphaned processes; processes that tasks leave behind may keep running: {error}");
         }
     }
 
     /// Must be called within a tokio runtime.
-    pub fn new() -> Arc<Leftovers> {
-        let leftovers = Arc::new(Leftovers {
+    pub fn new() -> Arc<OrphanReaper> {
+        let reaper = Arc::new(OrphanReaper {
             engine: uuid::Uuid::new_v4().simple().to_string(),
             last: AtomicU64::new(0),
             living: Mutex::default(),
-            keeps_unmarked: AtomicBool::new(false),
+            spares_unmarked: AtomicBool::new(false),
             wanted: Notify::new(),
         });
-        let weak = Arc::downgrade(&leftovers);
+        let weak = Arc::downgrade(&reaper);
         tokio::spawn(async move {
             let mut ends = signal(SignalKind::child()).ok();
             loop {
-                let Some(leftovers) = weak.upgrade() else { return };
+                let Some(reaper) = weak.upgrade() else { return };
                 tokio::select! {
-                    () = leftovers.wanted.notified() => leftovers.sweep().await,
+                    () = reaper.wanted.notified() => reaper.sweep().await,
                     _ = async { ends.as_mut()?.recv().await }, if ends.is_some() => {
-                        tokio::time::sleep(REAP).await;
-                        leftovers.sweep_once();
+                        tokio::time::sleep(REAP_DELAY).await;
+                        reaper.sweep_once();
                     }
                 }
             }
         });
-        leftovers
+        reaper
     }
 
     pub fn owner(self: &Arc<Self>) -> Owner {
@@ -104,31 +104,31 @@ impl Leftovers {
         self.lock().insert(number);
         Owner {
             number,
-            leftovers: self.clone(),
+            reaper: self.clone(),
             is_swept: false,
         }
     }
 
-    pub fn keep_unmarked(&self, keeps: bool) {
-        self.keeps_unmarked.store(keeps, Ordering::SeqCst);
+    pub fn spare_unmarked(&self, keeps: bool) {
+        self.spares_unmarked.store(keeps, Ordering::SeqCst);
     }
 
-    /// Ends all that is left of what has ended, and waits for that.
+    /// Ends all leftover processes and waits for their end.
     pub async fn sweep(&self) {
-        let until = Instant::now() + LONGEST;
+        let until = Instant::now() + MAX_WAIT;
         while self.sweep_once() && Instant::now() < until {
-            tokio::time::sleep(STEP).await;
+            tokio::time::sleep(POLL_INTERVAL).await;
         }
     }
 
-    /// At the engine's end: nothing lives on.
+    /// Ends all remaining processes when the engine exits.
     pub async fn end_all(&self) {
         self.lock().clear();
-        self.keep_unmarked(false);
+        self.spare_unmarked(false);
         self.sweep().await;
     }
 
-    /// Whether there was something to kill.
+    /// Returns whether it killed any process.
     fn sweep_once(&self) -> bool {
         let living = self.lock();
         let mut found = false;
@@ -138,7 +138,7 @@ impl Leftovers {
             }
             let is_left = match self.owner_of(pid) {
                 Some(number) => !living.contains(&number),
-                None => !self.keeps_unmarked.load(Ordering::SeqCst),
+                None => !self.spares_unmarked.load(Ordering::SeqCst),
             };
             if is_left {
                 found = true;
@@ -148,7 +148,7 @@ impl Leftovers {
         found
     }
 
-    /// The number of the worker or command that started it.
+    /// The number of the worker or command that started the process.
     fn owner_of(&self, pid: i32) -> Option<u64> {
         let number = |text: &str| {
             let (engine, rest) = text.split_once('.')?;
@@ -176,12 +176,12 @@ fn children_of_main_thread() -> Vec<i32> {
     list.split_ascii_whitespace().filter_map(|pid| pid.parse().ok()).collect()
 }
 
-/// The only program that the engine starts from that thread itself; its end is waited for elsewhere.
+/// ssh is the only program that the engine starts from its main thread; its exit is awaited elsewhere.
 fn is_ssh(pid: i32) -> bool {
     std::fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|name| name == "ssh\n")
 }
 
-/// An orphan that has ended is forgotten by the system.
+/// Reaps an orphan that has ended.
 fn has_ended(pid: i32) -> bool {
     !matches!(
         waitpid(Pid::from_raw(pid), Some(WaitPidFlag::WNOHANG)),

@@ -1,12 +1,12 @@
-//! A source file as the rules see it: its room, its code without comments, and what that names.
-use super::ARROWS;
+//! A source file for the rules: its module, its code without comments, and the names that it uses.
+use super::DEPENDENCIES;
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 pub struct Source {
     /// Relative to `src/`.
     pub path: PathBuf,
-    pub room: String,
+    pub module: String,
     /// How many modules deep the file's own module is (`src/db/mod.rs` is 1).
     depth: usize,
     /// Without comments and strings.
@@ -20,14 +20,14 @@ impl Source {
         if file != "mod" {
             modules.push(file);
         }
-        let room = match modules.as_slice() {
-            [room @ ("controller" | "engine"), "core", ..] => format!("{room}::core"),
-            [room, ..] => (*room).to_string(),
+        let module = match modules.as_slice() {
+            [module @ ("controller" | "engine"), "core", ..] => format!("{module}::core"),
+            [module, ..] => (*module).to_string(),
             [] => String::new(),
         };
         Source {
             path: path.to_path_buf(),
-            room,
+            module,
             depth: modules.len(),
             code: code_only(text),
         }
@@ -58,24 +58,24 @@ impl Source {
     }
 
     pub fn forbidden_names(&self) -> Vec<String> {
-        let Some((_, allowed)) = ARROWS.iter().find(|(room, _)| *room == self.room) else {
+        let Some((_, allowed)) = DEPENDENCIES.iter().find(|(module, _)| *module == self.module) else {
             return vec![format!(
-                "{}: no such room in the table of arrows: add it to the design first",
+                "{}: no such module in the table of arrows: add it to the design first",
                 self.path.display()
             )];
         };
         let mut wrong = Vec::new();
         for name in self.names() {
-            let room = name.split("::").next().unwrap_or_default();
-            if !ARROWS.iter().any(|(known, _)| *known == room) {
+            let module = name.split("::").next().unwrap_or_default();
+            if !DEPENDENCIES.iter().any(|(known, _)| *known == module) {
                 continue;
             }
-            let own = name == self.room || name.starts_with(&format!("{}::", self.room));
+            let own = name == self.module || name.starts_with(&format!("{}::", self.module));
             let may = allowed
                 .split_whitespace()
-                .any(|may| may == room || name == may || name.starts_with(&format!("{may}::")));
+                .any(|may| may == module || name == may || name.starts_with(&format!("{may}::")));
             if !own && !may {
-                wrong.push(format!("{}: {} may not name {name}", self.path.display(), self.room));
+                wrong.push(format!("{}: {} may not name {name}", self.path.display(), self.module));
             }
         }
         wrong.extend(self.paths_out_of_the_room());
@@ -100,7 +100,7 @@ impl Source {
             let depth = self.depth + usize::from(at > tests);
             if climbed >= depth {
                 wrong.push(format!(
-                    "{}: {}… leaves the room: write crate::",
+                    "{}: {}… leaves the module: write crate::",
                     self.path.display(),
                     "super::".repeat(climbed)
                 ));

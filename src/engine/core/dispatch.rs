@@ -1,44 +1,44 @@
-//! Giving work out: which unit is next, and how many the worker gets ahead.
+//! Sends units to workers: chooses the next unit, and how many the worker prefetches.
 use super::event::{Effect, Now};
 use super::unit::{Unit, WorkerKey, worker_of};
 use super::workers::Readiness;
-use super::{Core, Current, FIRST_LOOK, Given, LOOK, MEMORY_LOOK, MemoryWatch, Wrote};
+use super::{Core, Current, Dispatched, FIRST_POLL, MEMORY_POLL_INTERVAL, MemoryWatch, POLL_INTERVAL, UnitOutput};
 use crate::model::UnixTime;
 use crate::model::task::{Outcome, TaskState};
 use std::time::Duration;
 
-/// The worker gets about so much work ahead,
-const AHEAD: Duration = Duration::from_millis(5);
-/// ... but at least so many units (the second saves the way back and forth; it can be called back),
-const FEWEST: usize = 2;
-/// ... and at most so many,
-const MOST: usize = 1000;
-/// ... and not more than about so many bytes.
-const MOST_BYTES: usize = 1 << 20;
+/// The worker prefetches about this much work,
+const PREFETCH: Duration = Duration::from_millis(5);
+/// ... but at least this many units (the second one saves a round trip, and can be recalled),
+const MIN_UNITS: usize = 2;
+/// ... at most this many,
+const MAX_UNITS: usize = 1000;
+/// ... and at most about this many bytes.
+const MAX_BYTES: usize = 1 << 20;
 enum Next {
     Nothing,
     Command,
     Worker(WorkerKey),
-    /// Its values are to be fetched.
+    /// A task whose values must be fetched first.
     Values,
-    /// The definition is missing.
-    Unknown,
+    /// A task whose definition is missing.
+    Undefined,
 }
 
 impl Core {
-    pub(super) fn feed(&mut self, now: Now, effects: &mut Vec<Effect>) {
+    pub(super) fn dispatch(&mut self, now: Now, effects: &mut Vec<Effect>) {
         let stopping = self.stop_next.is_some() || self.current.as_ref().is_some_and(|current| current.stop.is_some());
-        if stopping || self.leaving.is_some() || !self.has_room_for_values() {
+        if stopping || self.leaving.is_some() || !self.has_value_capacity() {
             return;
         }
-        self.give_up_python(now, effects);
-        self.give_up_code(now, effects);
+        self.reject_code_units(now, effects);
         loop {
-            match self.next() {
+            self.reject_python_units(now, effects);
+            match self.next_unit() {
                 Next::Nothing => return,
-                Next::Unknown => {
+                Next::Undefined => {
                     if let Some(Unit::Task { held, .. }) = self.queue.pop_front() {
-                        let evalue = format!("the engine was never told what map {} runs", held.map);
+                        let evalue = format!("the engine has no definition of map {}", held.map);
                         self.push_outcome(
                             now,
                             held,
@@ -47,19 +47,19 @@ impl Core {
                     }
                 }
                 Next::Command => {
-                    if self.command.is_some() || !self.given.is_empty() {
+                    if self.command.is_some() || !self.dispatched.is_empty() {
                         return;
                     }
                     self.start_command(now, effects);
                 }
                 Next::Values => {
-                    if !self.gather(now, effects) {
+                    if !self.fetch_values(now, effects) {
                         return;
                     }
                 }
                 Next::Worker(worker) => {
-                    let other_runs = self.command.is_some() || (!self.given.is_empty() && !self.workers.is_active(worker));
-                    if other_runs || !self.feed_worker(now, worker, effects) {
+                    let other_runs = self.command.is_some() || (!self.dispatched.is_empty() && !self.workers.is_active(worker));
+                    if other_runs || !self.dispatch_to_worker(now, worker, effects) {
                         return;
                     }
                 }
@@ -67,13 +67,13 @@ impl Core {
         }
     }
 
-    fn next(&self) -> Next {
+    fn next_unit(&self) -> Next {
         match self.queue.front() {
             None => Next::Nothing,
             Some(Unit::Request(_)) => Next::Worker(WorkerKey::Interactive),
             Some(Unit::Task { held, input }) if self.needs_values(*held, input) => Next::Values,
             Some(Unit::Task { held, .. }) => match self.maps.get(&held.map) {
-                None => Next::Unknown,
+                None => Next::Undefined,
                 Some(state) => worker_of(held.map, &state.definition).map_or(Next::Command, Next::Worker),
             },
         }
@@ -89,37 +89,34 @@ impl Core {
             return;
         };
         self.command = Some(unit.clone());
-        self.new_current(now, now.unix);
+        self.set_current(now, now.unix);
         effects.push(Effect::StartCommand { unit, definition });
     }
 
-    /// Gives the worker what it should have ahead; false if nothing more can be given now.
-    fn feed_worker(&mut self, now: Now, worker: WorkerKey, effects: &mut Vec<Effect>) -> bool {
+    /// Fills the worker's prefetch; returns false if no more units can be dispatched now.
+    fn dispatch_to_worker(&mut self, now: Now, worker: WorkerKey, effects: &mut Vec<Effect>) -> bool {
         match self.use_worker(now, worker, effects) {
             Readiness::Ready => {}
             Readiness::NotYet => return false,
-            // Known only now: what there is goes back before the next unit is looked at.
-            Readiness::Unavailable => {
-                self.give_up_python(now, effects);
-                return true;
-            }
+            // Just detected: return the queued units before choosing the next one.
+            Readiness::Unavailable => return true,
         }
-        let room = self.room(now);
+        let capacity = self.capacity(now);
         let Some(front) = self.queue.front() else { return false };
-        if room == 0 {
+        if capacity == 0 {
             return false;
         }
-        let was_empty = self.given.is_empty();
+        let was_empty = self.dispatched.is_empty();
         match front {
             Unit::Request(request) => {
                 let request = request.clone();
                 let ticket = self.ticket();
                 self.queue.pop_front();
-                self.given.push_back(Given {
+                self.dispatched.push_back(Dispatched {
                     ticket,
                     unit: Unit::Request(request.clone()),
                 });
-                effects.push(Effect::GiveRequest { ticket, request });
+                effects.push(Effect::DispatchRequest { ticket, request });
             }
             Unit::Task { held, .. } => {
                 let map = held.map;
@@ -135,16 +132,20 @@ impl Core {
                 let (mut inputs, mut bytes, first) = (Vec::new(), 0, self.next_ticket);
                 while let Some(Unit::Task { held, input }) = self.queue.front() {
                     let waits = self.needs_values(*held, input);
-                    if waits || held.map != map || inputs.len() >= room || (inputs.len() >= FEWEST && bytes + input.len() > MOST_BYTES) {
+                    if waits
+                        || held.map != map
+                        || inputs.len() >= capacity
+                        || (inputs.len() >= MIN_UNITS && bytes + input.len() > MAX_BYTES)
+                    {
                         break;
                     }
                     bytes += input.len();
                     inputs.push(input.clone());
                     let Some(unit) = self.queue.pop_front() else { break };
                     let ticket = self.ticket();
-                    self.given.push_back(Given { ticket, unit });
+                    self.dispatched.push_back(Dispatched { ticket, unit });
                 }
-                effects.push(Effect::GiveTasks {
+                effects.push(Effect::DispatchTasks {
                     worker,
                     map,
                     first,
@@ -153,14 +154,14 @@ impl Core {
             }
         }
         if was_empty {
-            self.new_current(now, now.unix);
+            self.set_current(now, now.unix);
         }
         true
     }
 
-    /// No worker can be had. That is the engine's fault, not that of its tasks: they go back, to run elsewhere. What can run nowhere
-    /// else fails with the reason.
-    fn give_up_python(&mut self, now: Now, effects: &mut Vec<Effect>) {
+    /// No worker is available. That is the engine's fault, not that of its tasks: they are returned, to run on other engines.
+    /// Units that only this engine may run fail with the reason.
+    fn reject_python_units(&mut self, now: Now, effects: &mut Vec<Effect>) {
         let Some(reason) = self.workers.why_unavailable().filter(|_| !self.queue.is_empty()) else {
             return;
         };
@@ -177,7 +178,7 @@ impl Core {
                     Some(_) => back.push(unit),
                     None => self.queue.push_back(unit),
                 },
-                Unit::Request(request) if request.may_go_back() => back.push(unit),
+                Unit::Request(request) if request.is_returnable() => back.push(unit),
                 Unit::Request(_) => failed.push(unit),
             }
         }
@@ -185,7 +186,7 @@ impl Core {
             self.fail(now, unit, "PythonUnavailable", reason.clone(), effects);
         }
         if !back.is_empty() {
-            self.send_back(back, effects);
+            self.return_units(back, effects);
         }
     }
 
@@ -195,24 +196,24 @@ impl Core {
         ticket
     }
 
-    /// How many more units the worker should get.
-    fn room(&self, now: Now) -> usize {
-        let have = self.given.len();
-        if let Some(Given {
+    /// Number of further units to dispatch to the worker.
+    fn capacity(&self, now: Now) -> usize {
+        let count = self.dispatched.len();
+        if let Some(Dispatched {
             unit: Unit::Request(request),
             ..
-        }) = self.given.back()
+        }) = self.dispatched.back()
             && request.stops_others
         {
-            // If it fails, what stands behind it is not to run.
+            // If it fails, the units behind it must not run.
             return 0;
         }
-        if have < FEWEST {
+        if count < MIN_UNITS {
             let mean = match self.queue.front() {
                 Some(Unit::Task { held, .. }) => self.maps.get(&held.map).and_then(|state| state.mean),
                 _ => None,
             };
-            return wanted(mean).saturating_sub(have).max(1);
+            return target(mean).saturating_sub(count).max(1);
         }
         let busy = self
             .current
@@ -221,16 +222,16 @@ impl Core {
         let Some(Unit::Task { held, .. }) = self.queue.front() else {
             return 0;
         };
-        let wanted = wanted(self.maps.get(&held.map).and_then(|state| state.mean));
-        if busy >= AHEAD || have > wanted / 2 {
+        let target = target(self.maps.get(&held.map).and_then(|state| state.mean));
+        if busy >= PREFETCH || count > target / 2 {
             return 0;
         }
-        wanted - have
+        target - count
     }
 
-    /// Another unit is the one that runs.
-    pub(super) fn new_current(&mut self, now: Now, started: UnixTime) {
-        let unit = self.command.as_ref().or(self.given.front().map(|given| &given.unit));
+    /// Starts tracking the unit that is now running.
+    pub(super) fn set_current(&mut self, now: Now, started: UnixTime) {
+        let unit = self.command.as_ref().or(self.dispatched.front().map(|dispatched| &dispatched.unit));
         self.current = unit.map(|unit| {
             let is_request = unit.held().is_none();
             let options = unit
@@ -242,14 +243,14 @@ impl Core {
                 .and_then(|s| Duration::try_from_secs_f64(s).ok());
             let memory = options.and_then(|options| options.mem_bytes).map(|limit| MemoryWatch {
                 limit,
-                next: now.instant + MEMORY_LOOK,
+                next: now.instant + MEMORY_POLL_INTERVAL,
             });
             Current {
                 since: now.instant,
                 started,
-                wrote: Wrote::of(unit),
-                told: false,
-                next_look: now.instant + if is_request { LOOK } else { FIRST_LOOK },
+                output: UnitOutput::of(unit),
+                announced: false,
+                next_poll: now.instant + if is_request { POLL_INTERVAL } else { FIRST_POLL },
                 timeout: timeout.and_then(|timeout| now.instant.checked_add(timeout)),
                 memory,
                 stop: None,
@@ -257,20 +258,20 @@ impl Core {
         });
     }
 
-    /// A task of this map took so long.
-    pub(super) fn learn(&mut self, map: crate::model::MapId, seconds: f64) {
+    /// Updates the average task duration of a map.
+    pub(super) fn record_duration(&mut self, map: crate::model::MapId, seconds: f64) {
         if let Some(state) = self.maps.get_mut(&map) {
             state.mean = Some(match state.mean {
-                Some(mean) if seconds < AHEAD.as_secs_f64() => 0.7 * mean + 0.3 * seconds,
+                Some(mean) if seconds < PREFETCH.as_secs_f64() => 0.7 * mean + 0.3 * seconds,
                 _ => seconds,
             });
         }
     }
 }
 
-fn wanted(mean: Option<f64>) -> usize {
+fn target(mean: Option<f64>) -> usize {
     match mean {
-        None => FEWEST,
-        Some(mean) => ((AHEAD.as_secs_f64() / mean.max(1e-6)) as usize).clamp(FEWEST, MOST),
+        None => MIN_UNITS,
+        Some(mean) => ((PREFETCH.as_secs_f64() / mean.max(1e-6)) as usize).clamp(MIN_UNITS, MAX_UNITS),
     }
 }

@@ -1,24 +1,24 @@
-//! Which engines of batch jobs get a new job: those whose job was ended by its time limit (or that left shortly before), by the loss of
-//! its node, or to make room for another. Pure: what is known is given.
+//! Decides which engines of batch jobs to restart: those whose job ended by walltime (or that left shortly before), node failure or
+//! preemption. Pure.
 //!
-//! None of those whose job somebody cancelled, which were told to leave, which failed or needed too much memory (they would again), which
-//! the controller still hears of, whatever a batch system says, and which have been replaced as often as they may.
+//! Never restarts engines whose job was cancelled, failed or ran out of memory, that were asked to leave, that are still connected to
+//! the controller, or that have reached the maximum number of restarts.
 use crate::cluster::scale::is_of;
 use crate::launchers::{Job, JobOutcome, Launched, MemberState};
 use crate::model::engine::EngineStatus;
 use crate::model::job::Departure;
 
-/// What the controller knows.
+/// The engines known to the controller.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Known<'a> {
     pub engines: &'a [EngineStatus],
     pub gone: &'a [Departure],
 }
 
-/// An element of a job whose engines are to get a new one.
+/// A job element whose engines are restarted.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Due {
-    /// The job's name, which no other has.
+    /// The unique name of the job.
     pub job: String,
     pub element: u32,
     pub why: Why,
@@ -34,14 +34,14 @@ pub enum Why {
 impl Why {
     pub fn in_words(self) -> &'static str {
         match self {
-            Why::Walltime => "its time was over",
-            Why::NodeLost => "its node was lost",
-            Why::Preempted => "it had to make room",
+            Why::Walltime => "walltime exceeded",
+            Why::NodeLost => "node failed",
+            Why::Preempted => "preempted",
         }
     }
 }
 
-/// `states`: for each launch that of each of its members.
+/// `states`: for each launch, the state of each member.
 pub fn due(launches: &[Launched], states: &[Vec<MemberState>], known: Known) -> Vec<Due> {
     let mut found = Vec::new();
     for (launched, states) in launches.iter().zip(states) {
@@ -68,7 +68,7 @@ fn why(job: &Job, element: u32, state: &MemberState, known: Known) -> Option<Why
     if !state.has_ended() || known.engines.iter().any(is_heard_of) {
         return None;
     }
-    // Numbers of jobs are used again.
+    // Job numbers are reused.
     let mut gone = known
         .gone
         .iter()
@@ -78,7 +78,7 @@ fn why(job: &Job, element: u32, state: &MemberState, known: Known) -> Option<Why
         Some(JobOutcome::NodeFailed) => Some(Why::NodeLost),
         Some(JobOutcome::Preempted) => Some(Why::Preempted),
         Some(JobOutcome::Cancelled | JobOutcome::OutOfMemory) => None,
-        // It ended by itself, or its system has forgotten how: then its engines know why.
+        // It exited by itself, or its system no longer knows: use the reason that its engines reported.
         Some(JobOutcome::Itself) | None => gone.any(Departure::is_walltime_end).then_some(Why::Walltime),
     }
 }
@@ -183,7 +183,7 @@ mod tests {
     }
 
     #[test]
-    fn each_as_often_as_it_may_unless_it_was_told_to_leave_or_is_still_heard_of() {
+    fn each_as_often_as_it_may_unless_it_mark_reported_to_leave_or_is_still_connected_engines() {
         let timed_out = || [(); 3].map(|()| ended(Some(JobOutcome::TimedOut)));
         assert_eq!(replaced(launched(1, 2), timed_out(), Known::default()).len(), 3);
         assert_eq!(replaced(launched(2, 2), timed_out(), Known::default()), []);

@@ -1,8 +1,8 @@
-//! The keeper: a small process beside a cluster whose engines are batch jobs and may be replaced (`--max-walltime-restarts`). It looks how
-//! the jobs are, tells the controller, for the records, and submits new jobs for engines whose old one was ended ([`decide`] says which).
+//! The keeper: a process of a cluster whose engines are batch jobs with `--max-walltime-restarts`. It polls the jobs, reports them to
+//! the controller for the records, and submits new jobs for engines whose job ended ([`decide`] chooses them).
 //!
-//! It outlives the command that started it, and the controller; it ends with the cluster, whose state file it follows. What it changes, it
-//! changes under the cluster's lock, for which other commands wait. How often an engine has been replaced is in the state file, with its job.
+//! It outlives the command that started it, and the controller; it exits with the cluster, whose state file it watches. It changes the
+//! state only under the cluster's lock, for which other commands wait. The state file records how often each job was restarted.
 pub mod decide;
 mod replace;
 
@@ -26,35 +26,35 @@ use std::time::{Duration, Instant};
 use tokio::signal::unix::{SignalKind, signal};
 
 const CONNECT: Duration = Duration::from_secs(10);
-/// Elements of one job seldom end at the very same time. One waits until a second look finds no more of them, but no longer than this.
+/// Elements of a job end at slightly different times. Waits until a second poll finds no more, but no longer than this.
 const GATHER: Duration = Duration::from_secs(60);
-/// A submission that failed is tried again after so long; each further time after twice as long,
-const FIRST_PAUSE: Duration = Duration::from_secs(30);
-/// ... up to this.
-const LONGEST_PAUSE: Duration = Duration::from_secs(600);
+/// The delay before retrying a failed submission, doubled for each further failure,
+const MIN_BACKOFF: Duration = Duration::from_secs(30);
+/// up to this maximum.
+const MAX_BACKOFF: Duration = Duration::from_secs(600);
 
-/// The keeper as the cluster's state file has it.
+/// The keeper in the cluster's state file.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct KeeperState {
-    /// Where it runs, and what keeps it running.
+    /// Its host and supervisor.
     pub host: String,
     pub process: Process,
-    /// How many engines have got a new job so far.
+    /// Number of engines restarted so far.
     #[serde(default)]
     pub replaced: u32,
-    /// Why the last replacement could not be made.
+    /// Why the last restart failed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub trouble: Option<String>,
+    pub problem: Option<String>,
 }
 
 impl KeeperState {
-    /// On another host it cannot be told, and then it counts as running.
+    /// Whether it is running; assumed if on another host.
     pub fn runs(&self) -> bool {
         let launched = self.launched();
         self.host != process::host() || !Local::default().states(&launched).iter().all(MemberState::has_ended)
     }
 
-    /// For who ends it.
+    /// As a launch, for stopping it.
     pub fn launched(&self) -> Launched {
         Launched {
             processes: vec![self.process.clone()],
@@ -63,13 +63,13 @@ impl KeeperState {
     }
 }
 
-/// Whether any of its engines may be replaced.
+/// Whether any engine may be restarted.
 fn is_wanted(state: &ClusterState) -> bool {
     let may = |launched: &Launched| !launched.jobs.is_empty() && launched.recipe.as_ref().is_some_and(|recipe| recipe.max_restarts > 0);
     state.engines.iter().any(may)
 }
 
-/// Starts the keeper of this cluster, if it wants one and has none that runs; notes it in `state`. Whether it did.
+/// Starts the keeper of this cluster if needed and not running, and records it in `state`; returns whether it did.
 pub(super) fn ensure(profile: &ProfileDir, state: &mut ClusterState, program: &Path) -> Result<bool, ClusterError> {
     if !is_wanted(state) || state.keeper.as_ref().is_some_and(KeeperState::runs) {
         return Ok(false);
@@ -82,12 +82,12 @@ pub(super) fn ensure(profile: &ProfileDir, state: &mut ClusterState, program: &P
         host: process::host(),
         process,
         replaced: state.keeper.as_ref().map_or(0, |keeper| keeper.replaced),
-        trouble: None,
+        problem: None,
     });
     Ok(true)
 }
 
-/// Ends the keeper of a cluster, if there is one here.
+/// Stops the keeper of a cluster, if it has one on this host.
 pub(super) async fn end(state: &ClusterState, grace: Duration) -> Result<(), ClusterError> {
     if let Some(launched) = state.keeper.as_ref().map(KeeperState::launched) {
         in_thread(move || Local::default().stop(&launched, grace)).await??;
@@ -95,10 +95,10 @@ pub(super) async fn end(state: &ClusterState, grace: Duration) -> Result<(), Clu
     Ok(())
 }
 
-/// Runs until the cluster has been stopped, or SIGTERM or SIGINT.
+/// Runs until the cluster is stopped, or SIGTERM or SIGINT.
 pub async fn serve(profile: ProfileDir, cluster_id: &str) -> Result<(), ClusterError> {
     let (Ok(mut terminated), Ok(mut interrupted)) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt())) else {
-        return Err(ClusterError::Internal("no signals can be received".into()));
+        return Err(ClusterError::Internal("cannot install signal handlers".into()));
     };
     let Some(state) = ClusterState::read(&profile, cluster_id)? else {
         return Ok(());
@@ -107,15 +107,15 @@ pub async fn serve(profile: ProfileDir, cluster_id: &str) -> Result<(), ClusterE
         profile,
         cluster_id: cluster_id.into(),
         started: state.started,
-        told: HashMap::new(),
+        reported: HashMap::new(),
         due: Vec::new(),
         due_since: Instant::now(),
         not_before: None,
-        pause: FIRST_PAUSE,
+        pause: MIN_BACKOFF,
     };
     let keeping = async {
         loop {
-            match keeper.look().await {
+            match keeper.poll().await {
                 Ok(Some(pause)) => tokio::time::sleep(pause).await,
                 Ok(None) => return,
                 Err(error) => {
@@ -126,7 +126,7 @@ pub async fn serve(profile: ProfileDir, cluster_id: &str) -> Result<(), ClusterE
         }
     };
     tokio::select! {
-        () = keeping => tracing::info!("the cluster has been stopped"),
+        () = keeping => tracing::info!("the cluster was stopped"),
         _ = terminated.recv() => {}
         _ = interrupted.recv() => {}
     }
@@ -136,21 +136,21 @@ pub async fn serve(profile: ProfileDir, cluster_id: &str) -> Result<(), ClusterE
 struct Keeper {
     profile: ProfileDir,
     cluster_id: String,
-    /// Of the cluster: another one of this name is not ours.
+    /// Start time of the cluster, to detect another one with the same name.
     started: f64,
-    /// What the controller was told last of each element.
-    told: HashMap<(String, u32), (String, String)>,
-    /// As the last look has found them.
+    /// The state of each element last reported to the controller.
+    reported: HashMap<(String, u32), (String, String)>,
+    /// The elements found by the last poll.
     due: Vec<Due>,
     due_since: Instant,
-    /// After a failure.
+    /// The time of the next retry after a failure.
     not_before: Option<Instant>,
     pause: Duration,
 }
 
 impl Keeper {
-    /// How long to sleep until the next look; none when the cluster is gone.
-    async fn look(&mut self) -> Result<Option<Duration>, ClusterError> {
+    /// Polls once; returns the delay until the next poll, or None if the cluster is gone.
+    async fn poll(&mut self) -> Result<Option<Duration>, ClusterError> {
         let state = ClusterState::read(&self.profile, &self.cluster_id)?;
         let Some(state) = state.filter(|state| state.started == self.started) else {
             return Ok(None);
@@ -160,19 +160,19 @@ impl Keeper {
             .iter()
             .find_map(|launched| Some(launched.recipe.as_ref()?.settings.clone()));
         let config = Config::load_with(&self.profile, &settings.unwrap_or_default())?;
-        let again = Duration::from_millis(config.launcher.poll_ms.max(100));
+        let again = Duration::from_millis(config.launcher.poll_interval_ms.max(100));
         let launches: Vec<Launched> = state.engines.into_iter().filter(|launched| !launched.jobs.is_empty()).collect();
         let mut states = Vec::new();
         for launched in launches.clone() {
             let launcher = launch::launcher(&launched.launcher, &self.profile, &config)?;
             states.push(in_thread(move || launcher.states(&launched)).await?);
         }
-        let rows = self.news(&launches, &states);
+        let rows = self.unreported(&launches, &states);
         let has_ended = states.iter().flatten().any(MemberState::has_ended);
         if rows.is_empty() && !has_ended {
             return Ok(Some(again));
         }
-        // Without a controller there is nothing that engines could join; it may be about to come back.
+        // Without a controller, engines cannot join; it may be restarting.
         let Ok(file) = ConnectionFile::read(&self.profile.client_file(&self.cluster_id)) else {
             return Ok(Some(again));
         };
@@ -188,7 +188,7 @@ impl Keeper {
             list: false,
         };
         let reply = client.jobs(&request).await?;
-        self.was_told(request.jobs);
+        self.mark_reported(request.jobs);
         let engines = client.status().await?.engines;
         let known = Known {
             engines: &engines,
@@ -200,7 +200,7 @@ impl Keeper {
         Ok(Some(again))
     }
 
-    /// Replaces what is due, unless more of it is still to come.
+    /// Restarts what is due, unless more elements may follow.
     async fn gathered(&mut self, due: Vec<Due>) -> Result<(), ClusterError> {
         if due.is_empty() {
             self.due.clear();
@@ -214,49 +214,46 @@ impl Keeper {
         if !is_all || self.not_before.is_some_and(|time| Instant::now() < time) {
             return Ok(());
         }
-        // A command that changes the cluster comes first; what it leaves is looked at anew.
+        // A command that changes the cluster has priority; poll again afterwards.
         let lock = match Lock::take_as_keeper(&self.profile, &self.cluster_id) {
             Err(ClusterError::Busy { .. }) => return Ok(()),
             taken => taken?,
         };
         let (profile, cluster_id, started) = (self.profile.clone(), self.cluster_id.clone(), self.started);
         let due = std::mem::take(&mut self.due);
-        // Also when nobody waits for it any more (SIGTERM) it is done to its end: what is submitted must be on record.
+        // Completes even on SIGTERM: submitted jobs must be on record.
         let done = in_thread(move || replace::replace(&profile, &cluster_id, started, &due, lock)).await?;
         match done {
-            Ok(()) => (self.not_before, self.pause) = (None, FIRST_PAUSE),
+            Ok(()) => (self.not_before, self.pause) = (None, MIN_BACKOFF),
             Err(error) => {
-                tracing::error!(
-                    "engines could not be replaced; the next try is in {} s: {error}",
-                    self.pause.as_secs()
-                );
+                tracing::error!("cannot replace engines; retrying in {} s: {error}", self.pause.as_secs());
                 self.not_before = Some(Instant::now() + self.pause);
-                self.pause = (self.pause * 2).min(LONGEST_PAUSE);
+                self.pause = (self.pause * 2).min(MAX_BACKOFF);
             }
         }
         Ok(())
     }
 
-    /// What the controller does not know yet.
-    fn news(&self, launches: &[Launched], states: &[Vec<MemberState>]) -> Vec<JobRow> {
+    /// State changes not yet reported to the controller.
+    fn unreported(&self, launches: &[Launched], states: &[Vec<MemberState>]) -> Vec<JobRow> {
         let rows = launches
             .iter()
             .zip(states)
             .flat_map(|(launched, states)| jobs::rows(launched, states));
         rows.filter(|row| {
-            let told = self.told.get(&(row.name.clone(), row.element));
-            told.is_none_or(|(state, reason)| *state != row.state || *reason != row.reason)
+            let reported = self.reported.get(&(row.name.clone(), row.element));
+            reported.is_none_or(|(state, reason)| *state != row.state || *reason != row.reason)
         })
         .collect()
     }
 
-    fn was_told(&mut self, rows: Vec<JobRow>) {
-        let told = rows.into_iter().map(|row| ((row.name, row.element), (row.state, row.reason)));
-        self.told.extend(told);
+    fn mark_reported(&mut self, rows: Vec<JobRow>) {
+        let reported = rows.into_iter().map(|row| ((row.name, row.element), (row.state, row.reason)));
+        self.reported.extend(reported);
     }
 }
 
-/// Whether the command that started it still waits for its engines, and would take it back.
+/// Whether the command that launched the engines is still waiting for them and may revert the launch.
 fn is_awaited(launched: &Launched) -> bool {
     launched.awaited_by.as_ref().is_some_and(ProcessId::runs)
 }

@@ -1,13 +1,13 @@
-//! Holds the house's rules against the sources: who may name whom, and the invariants of ARCHITECTURE.md that can be
-//! read off the text. Comments and strings are taken out first, so only code counts.
+//! Checks the sources against ARCHITECTURE.md: allowed dependencies, and the invariants that can be
+//! checked in the text. Comments and strings are removed first, so only code counts.
 mod source;
 
 use source::Source;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// Every room, and what it may name. A room may always name itself. A core is a room of its own.
-const ARROWS: &[(&str, &str)] = &[
+/// Every module and its allowed dependencies. A core is a separate module.
+const DEPENDENCIES: &[(&str, &str)] = &[
     (
         "cli",
         "cluster dashboard client controller engine launchers connection ssh db profile model sys",
@@ -34,7 +34,7 @@ const ARROWS: &[(&str, &str)] = &[
     ("sys", ""),
 ];
 
-/// What a pure room must not know: clocks, files, sockets, processes, threads, randomness.
+/// What a pure module must not use: clocks, files, sockets, processes, threads, randomness.
 const IMPURE: &[&str] = &[
     "SystemTime",
     "Instant::now",
@@ -79,29 +79,25 @@ fn sources() -> Vec<Source> {
 }
 
 fn assert_none(wrong: Vec<String>) {
-    assert!(
-        wrong.is_empty(),
-        "the house's rules (ARCHITECTURE.md) are broken:\n{}",
-        wrong.join("\n")
-    );
+    assert!(wrong.is_empty(), "the rules (ARCHITECTURE.md) are broken:\n{}", wrong.join("\n"));
 }
 
 #[test]
-fn arrows_point_down() {
+fn dependencies_point_down() {
     let sources = sources();
     assert!(sources.len() > 20, "the sources were not found");
     assert_none(sources.iter().flat_map(Source::forbidden_names).collect());
 }
 
 #[test]
-fn each_foreign_crate_has_one_door() {
+fn each_external_crate_is_used_in_one_module() {
     let mut wrong = Vec::new();
     for source in sources() {
         let path = source.path.display().to_string();
         for (word, may) in [
             ("omq_tokio", path == "transport/zmq.rs"),
-            ("rusqlite", source.room == "db"),
-            ("clap", source.room == "cli"),
+            ("rusqlite", source.module == "db"),
+            ("clap", source.module == "cli"),
         ] {
             if !may && !Source::uses(&source.code, &[word]).is_empty() {
                 wrong.push(format!("{path}: names {word}"));
@@ -114,7 +110,7 @@ fn each_foreign_crate_has_one_door() {
 #[test]
 fn only_the_command_line_prints_and_exits() {
     let mut wrong = Vec::new();
-    for source in sources().iter().filter(|source| source.room != "cli") {
+    for source in sources().iter().filter(|source| source.module != "cli") {
         let words = [
             "println",
             "eprintln",
@@ -134,9 +130,9 @@ fn only_the_command_line_prints_and_exits() {
 }
 
 #[test]
-fn words_wire_and_cores_know_no_world() {
+fn model_wire_and_cores_are_pure() {
     let mut wrong = Vec::new();
-    for source in sources().iter().filter(|source| PURE.contains(&source.room.as_str())) {
+    for source in sources().iter().filter(|source| PURE.contains(&source.module.as_str())) {
         for word in Source::uses(&source.without_tests(), IMPURE) {
             wrong.push(format!("{}: {word}", source.path.display()));
         }
@@ -144,9 +140,9 @@ fn words_wire_and_cores_know_no_world() {
     assert_none(wrong);
 }
 
-/// Rows, and what they share. A launch becomes a request where the environment is looked at, which is no row's affair.
+/// The batch systems and their shared code. Only the conversion of a launch into a request may read the environment.
 #[test]
-fn batch_systems_know_no_world() {
+fn batch_systems_are_pure() {
     let systems = ["sge", "pbs", "slurm", "lsf", "htcondor", "batch"];
     let mut wrong = Vec::new();
     let mut rows = 0;
@@ -169,7 +165,7 @@ fn batch_systems_know_no_world() {
 fn batch_systems_do_not_name_each_other() {
     let systems = ["sge", "pbs", "slurm", "lsf", "htcondor"];
     let mut wrong = Vec::new();
-    for source in sources().iter().filter(|source| source.room == "launchers") {
+    for source in sources().iter().filter(|source| source.module == "launchers") {
         let Some(own) = source
             .path
             .file_stem()
@@ -187,7 +183,7 @@ fn batch_systems_do_not_name_each_other() {
     assert_none(wrong);
 }
 
-/// The checker itself: what it must see and what it must not.
+/// Tests of the checker: what it must find and what it must accept.
 mod checker {
     use super::*;
 
@@ -196,7 +192,7 @@ mod checker {
     }
 
     #[test]
-    fn sees_every_spelling() {
+    fn finds_every_form_of_use() {
         for text in [
             "use crate::db::Writer;",
             "use crate::{model::TaskId, db};",
@@ -214,7 +210,7 @@ mod checker {
     }
 
     #[test]
-    fn passes_what_is_allowed() {
+    fn accepts_allowed_code() {
         for (path, text) in [
             (
                 "wire/session.rs",
@@ -241,7 +237,7 @@ mod checker {
     }
 
     #[test]
-    fn purity_looks_at_whole_words_outside_tests() {
+    fn purity_checks_whole_words_outside_tests() {
         let source = Source::new(Path::new("wire/x.rs"), "fn randomly() {}\n#[cfg(test)]\nmod tests { use std::fs; }");
         assert!(Source::uses(&source.without_tests(), IMPURE).is_empty());
         let source = Source::new(

@@ -1,0 +1,152 @@
+//! What a dead cluster of the same name left for a start: its files are removed, and its running engines adopted or stopped.
+use super::launch::{self, EngineSpec};
+use super::list::{self, ClusterStatus, Condition};
+use super::start::{CONNECT, StartProgress, in_thread};
+use super::{ClusterError, ClusterState, stop, walltime_restart};
+use crate::client::Client;
+use crate::connection::ConnectionFile;
+use crate::launchers::Launched;
+use crate::profile::ProfileDir;
+use std::time::Duration;
+
+/// Fails if a controller with this name is running. Returns what a dead one left.
+pub async fn check_not_running(
+    profile: &ProfileDir,
+    cluster_id: &str,
+    progress: &mut dyn FnMut(StartProgress),
+) -> Result<Leftovers, ClusterError> {
+    let standing = ClusterStatus::of(profile, cluster_id);
+    let cluster = super::in_words(profile, cluster_id);
+    let options = super::options_of(profile, cluster_id);
+    match (standing.condition, &standing.controller) {
+        (Condition::Connected, _) => Err(list::connected(profile, cluster_id)),
+        (Condition::Running, controller) => Err(ClusterError::Running {
+            cluster,
+            options,
+            controller: controller.clone(),
+        }),
+        (Condition::Remote, Some(controller)) => {
+            let answers = match &standing.connection {
+                Some(file) => Client::connect(file, CONNECT).await.is_ok(),
+                None => false,
+            };
+            Err(if answers {
+                ClusterError::Running {
+                    cluster,
+                    options,
+                    controller: Some(controller.clone()),
+                }
+            } else {
+                ClusterError::Elsewhere {
+                    cluster,
+                    options,
+                    controller: controller.clone(),
+                    why: standing.unseen.unwrap_or_default(),
+                }
+            })
+        }
+        (Condition::Foreign, _) => {
+            let path = profile.client_file(cluster_id);
+            if standing.connection.as_ref().is_some_and(stop::something_listens) {
+                return Err(ClusterError::Foreign { cluster, options, path });
+            }
+            stop::remove_files(profile, cluster_id);
+            progress(StartProgress::Note(format!(
+                "removed {}: the controller that wrote it is dead",
+                path.display()
+            )));
+            Ok(Leftovers::default())
+        }
+        (Condition::Stale, controller) => {
+            stop::remove_tunnel(profile, cluster_id);
+            let who = controller.as_ref().map(|c| match c.is_on_this_host() {
+                true => format!(" (process {})", c.pid),
+                false => format!(" ({c})"),
+            });
+            let who = who.unwrap_or_default();
+            progress(StartProgress::Note(format!(
+                "the controller{who} of {cluster} died without being stopped; starting a new one"
+            )));
+            let files = [profile.client_file(cluster_id), profile.engine_file(cluster_id)];
+            let damaged: Vec<String> = files
+                .iter()
+                .filter_map(|path| Some(ConnectionFile::remove_damaged(path)?.to_string()))
+                .collect();
+            damaged
+                .iter()
+                .for_each(|what| progress(StartProgress::Note(format!("{what}; writing a new one"))));
+            if let Some(problem) = standing.problem.as_ref().filter(|problem| !damaged.contains(problem)) {
+                progress(StartProgress::Note(problem.clone()));
+            }
+            Ok(Leftovers {
+                engine_file: ConnectionFile::read(&profile.engine_file(cluster_id)).ok(),
+                state: standing.state,
+            })
+        }
+        _ => Ok(Leftovers::default()),
+    }
+}
+
+/// The engines of a dead controller.
+#[derive(Default)]
+pub struct Leftovers {
+    engine_file: Option<ConnectionFile>,
+    pub state: Option<ClusterState>,
+}
+
+impl Leftovers {
+    /// Puts the adopted engines on record, and stops the keeper of the dead cluster: the new cluster has its own.
+    pub async fn hand_over(&self, state: &mut ClusterState, adopted: Vec<Launched>, kill_timeout: Duration) -> Result<(), ClusterError> {
+        if let Some(before) = &self.state {
+            walltime_restart::end(before, kill_timeout).await?;
+            if !adopted.is_empty() {
+                state.next_engine = before.next_engine;
+            }
+        }
+        state.engines = adopted;
+        Ok(())
+    }
+
+    /// Keeps running engines if they can reconnect to the new controller; else stops them.
+    pub async fn adopt(
+        &self,
+        profile: &ProfileDir,
+        spec: &EngineSpec,
+        now: &ConnectionFile,
+        progress: &mut dyn FnMut(StartProgress),
+    ) -> Result<Vec<Launched>, ClusterError> {
+        let place = |file: &ConnectionFile| {
+            let port = file.pcluster.as_ref().and_then(|keys| keys.engine_port);
+            (file.registration, file.location.clone(), port)
+        };
+        let same_keys = self.engine_file.as_ref().is_some_and(|before| before.is_of_same_cluster(now));
+        let same_place = self.engine_file.as_ref().is_some_and(|before| place(before) == place(now));
+        let mut kept = Vec::new();
+        for launched in self.state.iter().flat_map(|s| s.engines.clone()) {
+            let launcher = launch::launcher(&launched.launcher, profile, &spec.config)?;
+            let (asked, whole) = (launcher.clone(), launched.clone());
+            let states = in_thread(move || asked.states(&whole)).await?;
+            // Members of unknown state may still be running.
+            let launched = launched.only(|place| states.get(place).is_some_and(|state| !state.has_ended()));
+            if launched.is_empty() {
+                continue;
+            }
+            let n = launched.engines();
+            let (engines, stay) = match n {
+                1 => ("engine", "is still running and is kept"),
+                _ => ("engines", "are still running and are kept"),
+            };
+            if same_keys && (same_place || launched.follows) {
+                progress(StartProgress::Note(format!("{n} earlier {engines} {stay}")));
+                let restarted = launcher.remote_hosts().map(|hosts| hosts.restart_tunnels(&launched, &spec.program));
+                let notes = restarted.into_iter().flatten();
+                notes.for_each(|text| progress(StartProgress::Note(text)));
+                kept.push(launched);
+                continue;
+            }
+            in_thread(move || launcher.stop(&launched, Duration::from_secs(5))).await??;
+            progress(StartProgress::Note(format!("stopped {n} earlier {engines}")));
+        }
+        Ok(kept)
+    }
+}
