@@ -10,7 +10,7 @@ mod reports;
 mod signals;
 mod walltime;
 
-use crate::engine::bundles::Bundles;
+use crate::engine::bundles::BundleStore;
 use crate::engine::code_directory;
 use crate::engine::command::{self, CommandEvent, RunningCommand};
 use crate::engine::core::{Core, CoreSettings, Event, Now};
@@ -25,9 +25,9 @@ use crate::model::job::WALLTIME_NEARLY_OVER;
 use crate::model::{EngineUuid, PROTOCOL_VERSION};
 use crate::wire::Message;
 use crate::wire::content::engine::*;
-use pool::Pool;
+use pool::WorkerPool;
 use reports::WorkerReport;
-use signals::Signals;
+use signals::EngineSignals;
 use std::collections::VecDeque;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -50,7 +50,7 @@ pub struct Driver {
     python: String,
     core: Core,
     forker: Forker,
-    pool: Pool,
+    pool: WorkerPool,
     watch: OutputWatch,
     reports: VecDeque<(u64, WorkerReport)>,
     worker_events: UnboundedReceiver<(u64, WorkerEvent)>,
@@ -62,12 +62,12 @@ pub struct Driver {
     /// The controller's directory of large buffers, if this process can access it.
     buffers: Option<PathBuf>,
     /// The code of maps.
-    bundles: Bundles,
+    bundles: BundleStore,
     link: Option<Link>,
     left: bool,
     /// Do not exit after leaving: register as a new engine.
     as_new_engine: bool,
-    signals: Signals,
+    signals: EngineSignals,
 }
 
 fn now() -> Now {
@@ -129,7 +129,7 @@ impl Driver {
             python,
             core,
             forker: Forker::new().map_err(system("cannot start a thread"))?,
-            pool: Pool::default(),
+            pool: WorkerPool::default(),
             watch: OutputWatch::new().map_err(system("cannot watch the output of workers"))?,
             reports: VecDeque::new(),
             worker_events,
@@ -139,11 +139,11 @@ impl Driver {
             command_sender,
             facts,
             buffers,
-            bundles: Bundles::default(),
+            bundles: BundleStore::default(),
             link: None,
             left: false,
             as_new_engine: false,
-            signals: Signals::watch().map_err(system("cannot watch for signals"))?,
+            signals: EngineSignals::watch().map_err(system("cannot watch for signals"))?,
         })
     }
 

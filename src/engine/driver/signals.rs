@@ -5,7 +5,7 @@ use crate::model::job::WARNED_BY_BATCH_SYSTEM;
 use std::io::{self, IsTerminal};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-pub struct Signals {
+pub struct EngineSignals {
     pub terminate: Signal,
     pub interrupt: Signal,
     pub user: UserSignals,
@@ -17,9 +17,9 @@ pub struct UserSignals {
     second: Signal,
 }
 
-impl Signals {
-    pub fn watch() -> io::Result<Signals> {
-        Ok(Signals {
+impl EngineSignals {
+    pub fn watch() -> io::Result<EngineSignals> {
+        Ok(EngineSignals {
             terminate: signal(SignalKind::terminate())?,
             interrupt: signal(SignalKind::interrupt())?,
             user: UserSignals {
