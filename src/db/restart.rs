@@ -174,7 +174,7 @@ impl Reader {
                         metadata: bytes(row, 7)?,
                         content: bytes(row, 8)?,
                         buffers: self.large.list(row, 9)?,
-                        kept: Large::kept(row, 9)?,
+                        buffer_file: Large::kept(row, 9)?,
                         engine: row.get::<_, Option<String>>(10)?.map(|uuid| uuid.as_str().into()),
                         submitted: UnixTime(row.get(11)?),
                         label: row.get(12)?,
