@@ -4,13 +4,13 @@
 //! A line of a script: who, channel, msg_type, metadata, content, buffers…, between tabs. `tick` lets 100 ms pass, `gone` ends an engine's
 //! connection, `pong` answers a heartbeat.
 use bytes::Bytes;
-use pcluster::controller::core::{ClientChannel, Core, Effect, Event, EventTime, Facts};
-use pcluster::model::change::Change;
-use pcluster::model::{EngineUuid, TaskId, UnixTime};
-use pcluster::profile::ControllerConfig;
-use pcluster::wire::content::engine::Channel;
-use pcluster::wire::message::to_json;
-use pcluster::wire::{Header, Message};
+use pcluster::testing::ControllerConfig;
+use pcluster::testing::controller::{ClientChannel, Core, Effect, Event, EventTime, Facts};
+use pcluster::testing::model::Change;
+use pcluster::testing::model::{EngineUuid, TaskId, UnixTime};
+use pcluster::testing::wire::content::engine::Channel;
+use pcluster::testing::wire::to_json;
+use pcluster::testing::wire::{Header, Message};
 use std::collections::HashMap;
 use std::time::Duration;
 
@@ -88,7 +88,7 @@ impl World {
             parent_json: field(3, "{}"),
             metadata_json: field(1, "{}"),
             content_json: field(2, "{}"),
-            kept: Default::default(),
+            buffer_file: Default::default(),
             // `|` ends a line of inputs, since a line break ends the message.
             buffers: rest
                 .iter()

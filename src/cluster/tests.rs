@@ -193,7 +193,7 @@ async fn invalid_options_fail_before_anything_starts() {
     let error = start_fails(options).await.0;
     insta::assert_snapshot!(said(&error), @r#"
     cannot run the Python interpreter /nonexistent/python: No such file or directory (os error 2)
-    hint: name one with --python or engine.python in the profile's pcluster.yaml, or activate a virtual environment
+    hint: set --python, or engine.python in the profile's pcluster.yaml, or activate a virtual environment
     "#);
     let mut options = fixture.options("exit 1");
     options.settings = vec![("controller.hwn".into(), "1".into())];
@@ -329,7 +329,7 @@ async fn a_missing_profile_has_no_cluster_to_stop() {
         Err(ClusterError::NotRunning { .. })
     ));
     assert!(matches!(
-        add_engines(AddOptions::new(profile.clone(), "", 1), &mut |_| {}).await,
+        add_engines(one_more(&profile), &mut |_| {}).await,
         Err(ClusterError::NotRunning { .. })
     ));
     assert!(!profile.exists());
@@ -452,7 +452,7 @@ async fn an_old_record_of_a_reused_process_id_is_not_dead() {
     assert_eq!(seen.state, Condition::Remote);
     let (error, _) = start_fails(fixture.options("exit 1")).await;
     insta::assert_snapshot!(fixture.plain(said(&error)).replace(&other.id.pid.to_string(), "CONTROLLER"), @r#"
-    cannot determine whether the cluster of profile "x" is running: its controller (process CONTROLLER on HOST) does not answer and is not visible from this host: an older pcluster has recorded it, and its process id may be another process's by now
+    cannot determine whether the cluster of profile "x" is running: its controller (process CONTROLLER on HOST) does not answer and is not visible from this host: it was recorded by an older pcluster, and its process id may have been reused
     hint: stop it on its own host: pcluster stop --profile x
     hint: if it is dead: pcluster clean --profile x --force
     "#);
@@ -546,4 +546,21 @@ fn clusters_are_listed_by_any_of_their_files() {
     child.end();
     assert_eq!(status(&fixture.profile, "by-hand").unwrap().state, Condition::Stale);
     assert!(list(Some(Path::new("/nonexistent"))).unwrap().is_empty());
+}
+
+fn one_more(profile: &ProfileDir) -> AddOptions {
+    AddOptions {
+        profile: profile.clone(),
+        cluster_id: String::new(),
+        n: 1,
+        settings: Vec::new(),
+        launcher: None,
+        wait: Wait::All,
+        timeout: None,
+        engine_kind: None,
+        python: None,
+        cwd: None,
+        log_level: None,
+        program: None,
+    }
 }

@@ -1,7 +1,7 @@
 //! The loop between the sockets, the records and the core.
 //!
-//! Effects of many events are gathered into a batch. A batch's changes are committed by the records' thread, and only then are
-//! its messages sent; meanwhile the next batch gathers. So commits are grouped under load, and nothing is told that is not on disk.
+//! Effects of several events form a batch. The records' thread commits a batch's changes, and only then are its messages
+//! sent; meanwhile the next batch accumulates. So commits are grouped under load, and no message precedes its commit.
 use super::bootstrap::{self, Secrets};
 use super::core::reconnect::UndeliveredReply;
 use super::core::{Core, Effect, Event, EventTime, Facts};
@@ -25,16 +25,16 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 
-/// Events that one turn of the loop takes in.
+/// Arrivals handled in one turn of the loop.
 const TURN: usize = 256;
-/// A batch of many requests of ipyparallel's clients waits so long for more.
+/// How long a batch of many ipyparallel requests waits for more.
 const BATCH_DELAY: Duration = Duration::from_millis(2);
-/// That replies were delivered is put on record with the next commit, or after so long: a commit of its own would be a third of what a
-/// client costs that asks one thing after the other. Until then it is noted in a file ([`Delivered`]).
+/// Delivered replies are recorded with the next commit, or after this delay: a commit of their own would be a third of the cost of a
+/// client that sends one request after the other. Until then they are noted in a file ([`Delivered`]).
 const DELIVERED_DELAY: Duration = Duration::from_millis(20);
-/// So many messages of one peer that cannot be opened end its connection.
+/// A peer is disconnected after this many rejected messages.
 const MAX_BAD_MESSAGES: u32 = 16;
-/// Peers whose bad messages are counted at a time.
+/// Peers whose rejected messages are counted at a time.
 const MAX_SUSPECTS: usize = 4096;
 
 pub(super) async fn run(settings: ControllerSettings) -> Result<(), ControllerError> {
@@ -50,7 +50,7 @@ pub(super) async fn run(settings: ControllerSettings) -> Result<(), ControllerEr
         tracing::warn!("before this start: {text}");
     }
     let writer = Writer::open(&database, durability)?;
-    // The writer's own: on a network file system it alone may have the file open.
+    // Opened by the writer: on a network file system only its connection may have the file open.
     let reader = writer.reader()?;
     let mut restored = bootstrap::restored(&reader, killed)?;
     let (delivered, delivered_before) = Delivered::open(&database, killed);
@@ -70,28 +70,28 @@ pub(super) async fn run(settings: ControllerSettings) -> Result<(), ControllerEr
         ip = settings.config.ip,
         port = secrets.ports.client.registration,
         database = %database.display(),
-        "the controller serves"
+        "controller ready"
     );
     problem::clear(&settings.profile.trouble_file(&settings.cluster_id));
-    let giving_back = tokio::spawn(crate::memory::give_back());
+    let memory = tokio::spawn(crate::memory::release_unused());
     let result = driver.serve(arrivals, replies, events).await;
-    giving_back.abort();
+    memory.abort();
     bootstrap::retire_files(&settings, &mut secrets);
     driver.sockets.close().await;
     let Driver { records, delivered, .. } = driver;
     if records.close() {
         delivered.close();
     }
-    tracing::info!("the controller has ended");
+    tracing::info!("controller stopped");
     result
 }
 
-/// Whoever has a port of a killed controller may give it back soon (the start of another cluster, a test); elsewhere `ipengine`s and
-/// ipyparallel's clients would not find it. Less than `start` waits for a controller by default.
+/// How long to wait for the ports of a killed controller: another process may release them soon (another cluster's start, a test), and
+/// `ipengine`s and ipyparallel's clients find the controller only there. Shorter than `start` waits for a controller by default.
 const PORTS_TIMEOUT: Duration = Duration::from_secs(20);
 const PORTS_RETRY_INTERVAL: Duration = Duration::from_millis(200);
 
-/// On the ports of the run before, where that was killed and they are free, or become so.
+/// Listens on the ports of the previous run if it was killed and they are free or become free.
 async fn listen(
     settings: &ControllerSettings,
     secrets: &mut Secrets,
@@ -121,7 +121,7 @@ async fn listen(
     if let Err(error) = &listening
         && killed
     {
-        tracing::warn!(%error, "cannot listen where the run before did; trying again");
+        tracing::warn!(%error, "cannot listen on the ports of the previous run; retrying");
         let until = Instant::now() + PORTS_TIMEOUT;
         while listening.is_err() && Instant::now() < until {
             tokio::time::sleep(PORTS_RETRY_INTERVAL).await;
@@ -130,7 +130,7 @@ async fn listen(
     }
     let listening = match listening {
         Err(error) if killed => {
-            tracing::warn!(%error, "the ports of the run before are taken; pcluster's engines and clients find this one by its connection file, ipyparallel's will not");
+            tracing::warn!(%error, "the ports of the previous run are in use; pcluster's engines and clients find this controller by its connection file, ipyparallel's do not");
             Sockets::listen(ip, &Ports::default(), &client, &engine, &settings.config).await?
         }
         other => other?,
@@ -162,27 +162,27 @@ struct Driver {
     core: Core,
     sockets: Sockets,
     records: Records,
-    /// Opens and seals what clients send and get, with their key; the other for engines.
+    /// Verifies and signs messages with the clients' key; the next one with the engines' key.
     client_session: Session,
     engine_session: Session,
-    /// Makes the answers out of the records.
+    /// Creates the answers to queries.
     answers: Session,
     dask: Dask,
-    /// Of events since the last batch.
+    /// Effects of events since the last batch.
     effects: Vec<Effect>,
     /// Messages of the batch that is being committed.
     held: Vec<Effect>,
     committing: bool,
-    /// The next batch begins at that time.
+    /// When the next batch starts.
     batch_due: Option<Instant>,
     stop_at: Option<Instant>,
     bad_messages: u64,
     delivered: Delivered,
     delivered_due: Option<Instant>,
     undelivered: Vec<Event>,
-    /// Peers that did not read, as the core knows.
+    /// Peers disconnected at the send queue limit, as last reported to the core.
     cut_off: u64,
-    /// Bad messages of each peer since its connection was last ended for that.
+    /// Rejected messages by peer since it was last disconnected for them.
     suspects: HashMap<(PeerSocket, Bytes), u32>,
 }
 
@@ -245,12 +245,12 @@ impl Driver {
         loop {
             self.flush();
             self.report_replies();
-            let cut_off = self.sockets.waiting.cut_off();
+            let cut_off = self.sockets.budget.disconnected_peers();
             if cut_off != self.cut_off {
                 self.cut_off = cut_off;
                 self.handle(Event::PeersDisconnected { total: cut_off });
             }
-            // Under load there is always something that has arrived; reminders are not to wait for a pause.
+            // Under load there is always an arrival; timers must not wait for a pause.
             if self.core.next_wake().is_some_and(|at| at <= self.clock.start.elapsed()) {
                 self.handle(Event::TimePassed);
                 self.flush();
@@ -272,7 +272,7 @@ impl Driver {
                         return Ok(());
                     }
                     for arrival in arrived.drain(..) {
-                        self.take_in(arrival);
+                        self.receive(arrival);
                     }
                 }
                 _ = tokio::time::sleep(wake) => self.handle(Event::TimePassed),
@@ -283,7 +283,7 @@ impl Driver {
         }
     }
 
-    /// What became of replies to clients that can be known again.
+    /// Reports delivered and undelivered replies of identifiable clients to the core.
     fn report_replies(&mut self) {
         if self.delivered.is_open() && *self.delivered_due.get_or_insert(Instant::now() + DELIVERED_DELAY) <= Instant::now() {
             self.record_delivered();
@@ -323,8 +323,8 @@ impl Driver {
         }
     }
 
-    /// Opens what came and gives it to the core. What cannot be opened is counted and dropped.
-    fn take_in(&mut self, arrival: Arrival) {
+    /// Verifies an arrival and passes it to the core. Counts and drops what cannot be verified.
+    fn receive(&mut self, arrival: Arrival) {
         let sender = arrival.sender();
         let event = match arrival {
             Arrival::Client(channel, frames) => self
@@ -333,18 +333,20 @@ impl Driver {
                 .map(|message| Some(Event::ClientMessage { channel, message })),
             Arrival::Native(mut frames) => {
                 if frames.len() < 2 {
-                    return self.refused(sender, "it has no channel");
+                    return self.refused(sender, "missing channel frame");
                 }
                 let (engine, channel) = (uuid_of(&frames[0]), Channel::from_frame(&frames[1]));
                 frames.drain(..2);
-                self.engine_session.open(frames).map(|message| said(engine, true, channel, message))
+                self.engine_session
+                    .open(frames)
+                    .map(|message| engine_message(engine, true, channel, message))
             }
             Arrival::Stock(Channel::Iopub, frames) => self.engine_session.open(frames).map(|message| {
-                // Only some of an `ipengine`'s messages name it in their metadata; all do in their topic.
+                // Only some of an `ipengine`'s messages name it in their metadata; all name it in their topic.
                 let metadata: serde_json::Value = message.metadata().unwrap_or_default();
                 let named = metadata.get("engine").and_then(|e| e.as_str()).map(EngineUuid::from);
                 let engine = named.or_else(|| self.core.engine_of_topic(&message.sender()));
-                said(engine, false, Channel::Iopub, message)
+                engine_message(engine, false, Channel::Iopub, message)
             }),
             Arrival::Stock(channel, mut frames) => {
                 if frames.is_empty() {
@@ -353,7 +355,7 @@ impl Driver {
                 let engine = uuid_of(&frames.remove(0));
                 self.engine_session
                     .open(frames)
-                    .map(|message| said(engine, false, channel, message))
+                    .map(|message| engine_message(engine, false, channel, message))
             }
             Arrival::Registrant(frames) => self.engine_session.open(frames).map(|message| {
                 Some(Event::RegistrantMessage {
@@ -373,11 +375,11 @@ impl Driver {
         }
     }
 
-    /// Counts a message that could not be opened, and ends the connection of a peer that has sent too many.
+    /// Counts a rejected message, and disconnects a peer that has sent too many.
     fn refused(&mut self, sender: Option<(PeerSocket, Bytes)>, why: &str) {
         self.bad_messages += 1;
         if self.bad_messages.is_power_of_two() {
-            tracing::warn!(why, count = self.bad_messages, "a message was refused");
+            tracing::warn!(why, count = self.bad_messages, "message rejected");
         }
         let Some(sender) = sender else { return };
         if self.suspects.len() >= MAX_SUSPECTS {
@@ -388,7 +390,7 @@ impl Driver {
         if *count >= MAX_BAD_MESSAGES {
             self.suspects.remove(&sender);
             let (socket, peer) = sender;
-            let why = format!("{MAX_BAD_MESSAGES} of its messages were refused, the last because: {why}");
+            let why = format!("{MAX_BAD_MESSAGES} of its messages were rejected, the last one: {why}");
             self.sockets.cut_off(socket, &peer, &why);
         }
     }
@@ -417,9 +419,9 @@ impl Driver {
         }
     }
 
-    /// Starts the next batch when the one before is on disk.
+    /// Starts the next batch once the previous one is on disk.
     fn flush(&mut self) {
-        // What is carried out may bring an answer that the core has more to say to.
+        // A carried-out effect may produce an answer with further effects.
         while !self.committing && !self.effects.is_empty() {
             if self.core.may_batch() {
                 let due = *self.batch_due.get_or_insert(Instant::now() + BATCH_DELAY);
@@ -458,7 +460,7 @@ impl Driver {
                 let result = self.sockets.to_client(channel, frames);
                 match &result {
                     Ok(()) => pending.sent(),
-                    Err(TransportError::NoPeer | TransportError::CutOff(_)) => {
+                    Err(TransportError::NoPeer | TransportError::Disconnected(_)) => {
                         self.undelivered.push(Event::ReplyUndelivered { channel, client, reply });
                     }
                     Err(_) => {}
@@ -511,7 +513,7 @@ impl Driver {
         self.sent(result);
     }
 
-    /// It is noted when this reply is written to its connection.
+    /// Attaches a receipt that notes when this reply is written to its connection.
     fn watched(&self, reply: &UndeliveredReply) -> (Message, Pending) {
         let mut message = reply.message.clone();
         let header = std::mem::take(&mut message.header_json);
@@ -534,7 +536,7 @@ impl Driver {
             if channel != Channel::Native {
                 prefix.push(client);
             }
-            let frames: Frames = match message.kept.name() {
+            let frames: Frames = match message.buffer_file.name() {
                 Some(name) => self.engine_session.seal(&prefix, &without_buffers(message, name)),
                 None => self.engine_session.seal(&prefix, message),
             };
@@ -545,11 +547,11 @@ impl Driver {
         }
     }
 
-    /// A peer that is gone is told of by its connection's end; what was for it is in the records.
+    /// Logs send errors. A missing peer is reported by the end of its connection; its messages are in the records.
     fn sent(&self, result: Result<(), TransportError>) {
         match result {
-            Ok(()) | Err(TransportError::NoPeer | TransportError::CutOff(_)) => {}
-            Err(error) => tracing::warn!(%error, "a message could not be sent"),
+            Ok(()) | Err(TransportError::NoPeer | TransportError::Disconnected(_)) => {}
+            Err(error) => tracing::warn!(%error, "cannot send a message"),
         }
     }
 }
@@ -558,11 +560,11 @@ fn uuid_of(frame: &Bytes) -> Option<EngineUuid> {
     std::str::from_utf8(frame).ok().filter(|s| !s.is_empty()).map(EngineUuid::from)
 }
 
-fn said(engine: Option<EngineUuid>, native: bool, channel: impl Into<Option<Channel>>, message: Message) -> Option<Event> {
-    Some(said_by(engine?, native, channel.into()?, message))
+fn engine_message(engine: Option<EngineUuid>, native: bool, channel: impl Into<Option<Channel>>, message: Message) -> Option<Event> {
+    Some(engine_message_event(engine?, native, channel.into()?, message))
 }
 
-fn said_by(engine: EngineUuid, native: bool, channel: Channel, mut message: Message) -> Event {
+fn engine_message_event(engine: EngineUuid, native: bool, channel: Channel, mut message: Message) -> Event {
     let client = message.sender();
     message.identities.clear();
     Event::EngineMessage {

@@ -1,7 +1,7 @@
-//! The records, on two threads of their own: one writes batches of changes, one answers questions out of what is committed.
+//! The records, on two threads: one writes batches of changes, the other answers queries from committed data.
 //!
-//! To wake a thread takes longer than to commit a few changes, so a small batch is written, and a small question answered,
-//! by who asks, while that thread has nothing to do. Large ones go to the threads, and so does everything after them until they are done.
+//! Waking a thread takes longer than committing a few changes, so the caller itself writes a small batch or answers a small query
+//! while the thread is idle. Large ones go to the threads, as does everything after them until they are done.
 use super::core::event::{FoundMap, FoundRequest, FoundTask};
 use super::core::{Event, Expired, Query, QueryKind};
 use super::rescue::{self, Copy};
@@ -22,30 +22,30 @@ use std::sync::{Arc, Mutex, PoisonError, mpsc as std_mpsc};
 use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
 
-/// Between two tries of a batch that could not be written.
+/// Between two attempts to write a failed batch.
 const RETRY: Duration = Duration::from_secs(1);
-/// Of these tries, every so many is logged.
+/// One of this many failed attempts is logged.
 const LOG_EVERY: u32 = 30;
 /// A batch is small up to this [`weight`].
 const SMALL: usize = 64;
 /// Bytes that weigh as much as one change.
 const BYTES: usize = 4096;
-/// A commit that took so long,
+/// After a commit that took this long,
 const SLOW: Duration = Duration::from_millis(20);
-/// ... as on a busy disk or a network file system, sends those of so long to the thread.
+/// as on a busy disk or a network file system, batches go to the thread for this long.
 const SLOW_FOR: Duration = Duration::from_millis(500);
-/// Results that a small question can bring.
+/// The maximum number of results of a small query.
 const FEW: u64 = 8;
 /// Bytes of a task's output in one answer.
 const MAX_OUTPUT: usize = 1 << 20;
-/// Before each step of tidying up: batches come first.
+/// Before each cleanup step: batches have priority,
 const TIDY_PAUSE: Duration = Duration::from_millis(5);
-/// ... but under load, too, there is a step this often.
+/// but there is a step at least this often, even under load.
 const TIDY_AT_LEAST: Duration = Duration::from_millis(250);
 
 pub(super) struct Records {
     writer: Arc<Mutex<Writer>>,
-    /// Over the writer's connection, whose pages are those of the last commit.
+    /// Reads on the writer's connection, whose page cache holds the last commit.
     reader: Reader,
     /// Queries that the thread has not answered.
     pending_queries: usize,
@@ -54,15 +54,15 @@ pub(super) struct Records {
     queries: Option<std_mpsc::Sender<Query>>,
     threads: Vec<std::thread::JoinHandle<()>>,
     copy: Arc<Mutex<Option<Copy>>>,
-    /// Its end ends the watch over the file.
+    /// Dropped to stop the thread that watches the file.
     watched: Option<std_mpsc::Sender<()>>,
 }
 
-/// What the threads say.
+/// A message from the records' threads.
 pub(super) enum DbReply {
     /// The batch is on disk.
     Committed,
-    /// The thread's word on a query.
+    /// The thread's reply to a query.
     FromThread(Box<DbReply>),
     /// For a client.
     Answer {
@@ -113,7 +113,7 @@ impl Records {
         ))
     }
 
-    /// True when the batch is on disk; else [`DbReply::Committed`] will say so. Nothing else may be written meanwhile.
+    /// Returns true if the batch is on disk; otherwise [`DbReply::Committed`] follows. Write nothing else until then.
     pub(super) fn write(&mut self, batch: Vec<Change>) -> bool {
         if self.slow_until.is_none_or(|until| until <= Instant::now())
             && self.is_free()
@@ -121,7 +121,7 @@ impl Records {
             && let Ok(mut writer) = self.writer.try_lock()
         {
             let began = Instant::now();
-            // The thread says what is wrong, and tries again.
+            // The thread reports the error and retries.
             let done = writer.apply(&batch).is_ok();
             if began.elapsed() > SLOW || !done {
                 self.slow_until = Some(Instant::now() + SLOW_FOR);
@@ -137,7 +137,7 @@ impl Records {
         false
     }
 
-    /// The answer, if it can be had at once; else the thread will say it, and [`Records::query_done`] is to be called.
+    /// Returns the answer if it is available immediately; otherwise the thread sends it, and the caller must call [`Records::query_done`].
     pub(super) fn query(&mut self, query: Query) -> Option<DbReply> {
         if is_small(&query.kind) && self.is_free() {
             return Some(reply_for(&self.reader, query));
@@ -149,7 +149,7 @@ impl Records {
         None
     }
 
-    /// Nobody reads long on the writer's connection.
+    /// True if no long read uses the writer's connection.
     fn is_free(&self) -> bool {
         self.pending_queries == 0 || self.writer.try_lock().is_ok_and(|writer| !writer.is_exclusive())
     }
@@ -159,7 +159,7 @@ impl Records {
         self.pending_queries = self.pending_queries.saturating_sub(1);
     }
 
-    /// Waits until everything is written and the file is closed. False: not in order.
+    /// Waits until everything is written and the file is closed. Returns false if closing failed.
     pub(super) fn close(mut self) -> bool {
         self.changes = None;
         self.queries = None;
@@ -178,10 +178,10 @@ impl Records {
         if let Some(writer) = Arc::into_inner(writer)
             && let Err(error) = writer.into_inner().unwrap_or_else(PoisonError::into_inner).close()
         {
-            tracing::warn!(%error, "the database was not closed in order");
+            tracing::warn!(%error, "cannot close the database cleanly");
             return false;
         }
-        // What is in them is in the copy, and the next database would not be opened beside them.
+        // The copy has their content, and the next database could not be opened next to them.
         orphaned.iter().for_each(|path| drop(std::fs::remove_file(path)));
         true
     }
@@ -191,7 +191,7 @@ fn now() -> UnixTime {
     super::driver::unix_now()
 }
 
-/// About how much work a change is to write, a small change being one.
+/// The approximate cost of writing a change; a small change costs 1.
 fn weight(change: &Change) -> usize {
     let all = |buffers: &[Bytes]| buffers.iter().map(Bytes::len).sum::<usize>();
     let (steps, bytes) = match change {
@@ -220,12 +220,12 @@ fn is_small(kind: &QueryKind) -> bool {
 fn write(writer: &Mutex<Writer>, batches: &std_mpsc::Receiver<Vec<Change>>, replies: &mpsc::UnboundedSender<DbReply>) {
     let mut tidied = Instant::now();
     while let Some(batch) = next(writer, batches, &mut tidied) {
-        // Nobody is told of what is not on disk, so a batch is tried until it is: a full disk may be emptied.
+        // Nothing is reported before it is on disk, so a batch is retried until it succeeds: a full disk may be freed.
         let since = Instant::now();
         let mut tries = 0;
         while let Err(error) = writer.lock().unwrap_or_else(PoisonError::into_inner).apply(&batch) {
             if tries % LOG_EVERY == 0 {
-                tracing::error!(%error, hint = error.hint(), "the records cannot be written; nothing goes on until they can");
+                tracing::error!(%error, hint = error.hint(), "cannot write the records; retrying, and sending no replies until then");
             }
             tries += 1;
             std::thread::sleep(RETRY);
@@ -234,7 +234,7 @@ fn write(writer: &Mutex<Writer>, batches: &std_mpsc::Receiver<Vec<Change>>, repl
             }
         }
         if tries > 0 {
-            tracing::warn!("the records can be written again, after {:.0} s", since.elapsed().as_secs_f64());
+            tracing::warn!("writing the records succeeded after {:.0} s", since.elapsed().as_secs_f64());
         }
         if replies.send(DbReply::Committed).is_err() {
             return;
@@ -242,7 +242,7 @@ fn write(writer: &Mutex<Writer>, batches: &std_mpsc::Receiver<Vec<Change>>, repl
     }
 }
 
-/// The next batch. While there is none, and now and then in between, what follows a purge is done a step at a time.
+/// Waits for the next batch. Meanwhile, and periodically under load, runs one cleanup step after a purge at a time.
 fn next(writer: &Mutex<Writer>, batches: &std_mpsc::Receiver<Vec<Change>>, tidied: &mut Instant) -> Option<Vec<Change>> {
     let mut pause = TIDY_PAUSE;
     let writer = || writer.lock().unwrap_or_else(PoisonError::into_inner);
@@ -256,7 +256,7 @@ fn next(writer: &Mutex<Writer>, batches: &std_mpsc::Receiver<Vec<Change>>, tidie
         }
         *tidied = Instant::now();
         if let Err(error) = writer().tidy() {
-            tracing::warn!(%error, "the records are not tidied up now");
+            tracing::warn!(%error, "cleanup of the records postponed");
             pause = RETRY;
         }
     }
@@ -374,7 +374,7 @@ fn respond(reader: &Reader, query: &Query) -> Result<Response, DbError> {
         QueryKind::Output(output) => {
             let limit = (output.limit as usize).min(MAX_OUTPUT);
             let Some((size, bytes)) = reader.output(output.task, output.run, output.stream, output.start, limit)? else {
-                let content = ErrorContent::new("NoSuchTask", format!("there is no task {}, or no such run of it", output.task));
+                let content = ErrorContent::new("NoSuchTask", format!("no task {}, or no such run of it", output.task));
                 return Ok(Response::Content(to_json(&content), vec![]));
             };
             let reply = client::OutputReply { status: ok(), size };
@@ -392,9 +392,9 @@ fn respond(reader: &Reader, query: &Query) -> Result<Response, DbError> {
             })));
         }
         QueryKind::Expired { before } => {
-            // Nobody waits for an error: another look follows.
+            // No client waits for this query, and the next check follows.
             let found = reader.expired(*before).unwrap_or_else(|error| {
-                tracing::warn!(%error, "what is to be forgotten cannot be told");
+                tracing::warn!(%error, "cannot find expired records");
                 Default::default()
             });
             let (maps, requests, empty) = (found.maps, found.requests, found.empty);
@@ -423,7 +423,7 @@ fn respond(reader: &Reader, query: &Query) -> Result<Response, DbError> {
     Ok(Response::Content(content, vec![]))
 }
 
-/// For a task of `--reduce`. The engine waits for an answer, whatever it is.
+/// Values for a task of `--reduce`. The engine waits for an answer, so errors are answered, too.
 fn values(reader: &Reader, engine: EngineUuid, request: &ValuesRequest) -> Response {
     let (found, error) = match reader.values(&request.of, request.start, MAX_OUTPUT) {
         Ok(found) => found,
@@ -490,7 +490,7 @@ fn finished_tasks(reader: &Reader, selection: &Selection) -> Result<Vec<FoundMap
         else {
             continue;
         };
-        // One that stands for inputs that never came cannot run.
+        // A task that represents missing inputs cannot run.
         let is_input = |row: &TaskRow| row.error.as_ref().is_none_or(|error| error.ename != INPUTS_MISSING);
         let tasks = tasks
             .into_values()
@@ -536,7 +536,7 @@ fn found_request(record: RequestRecord) -> FoundRequest {
     }
 }
 
-/// ipyparallel's `result_reply`: what is pending, what is complete, and the records of the complete ones with their buffers
+/// ipyparallel's `result_reply`: pending and completed ids, and the records of the completed ones with their buffers
 /// in the same order.
 fn results(reader: &Reader, msg_ids: &[String], pending: &[String], status_only: bool) -> Result<Response, DbError> {
     let mut ids: Vec<String> = msg_ids.to_vec();

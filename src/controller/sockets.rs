@@ -1,27 +1,27 @@
-//! What the controller listens on: seven sockets for clients, nine for engines. Each has a task that reads it and hands on what
-//! came; order is kept per socket.
+//! The controller's listening sockets: seven for clients, nine for engines. A task per socket reads and forwards messages
+//! in order.
 use super::core::ClientChannel;
 use crate::model::EngineUuid;
 use crate::profile::config::ControllerConfig;
-use crate::transport::{Connection, Kind, Limits, Security, Socket, TransportError, Waiting};
+use crate::transport::{Connection, Kind, Limits, MemoryBudget, Security, Socket, TransportError};
 use crate::wire::Frames;
 use crate::wire::content::engine::Channel;
 use bytes::Bytes;
 use tokio::sync::mpsc;
 
-/// Messages that may wait for the driver. What waits beyond them waits in the sockets.
+/// Messages queued for the driver. Further messages wait in the sockets.
 const INBOX: usize = 4096;
 
-/// The lowest port that is taken where none is asked for, and how often one is looked for.
+/// The lowest port chosen if none is configured, and the number of ports tried.
 const MIN_PORT: u16 = 10_000;
 const BIND_TRIES: usize = 20;
 
-/// Frames of one message, at most. A buffer of a task is one.
+/// The maximum number of frames of a message. Each buffer of a task is a frame.
 const MAX_FRAMES: usize = 65_536;
 const KIB: usize = 1024;
 const MIB: usize = 1024 * KIB;
 
-/// What came, and where.
+/// A received message or connection event, with its socket.
 #[derive(Debug)]
 pub(super) enum Arrival {
     Client(ClientChannel, Frames),
@@ -29,15 +29,15 @@ pub(super) enum Arrival {
     Stock(Channel, Frames),
     Registrant(Frames),
     Pong(Frames),
-    /// Our own engine's one connection.
+    /// The single connection of a pcluster engine.
     Native(Frames),
     Gone(EngineUuid),
-    /// A client's connection on a channel whose replies may come late.
+    /// A client connected on a channel whose replies may be delivered later.
     ClientConnected(ClientChannel, Bytes, Option<String>),
     ClientDisconnected(ClientChannel, Bytes),
 }
 
-/// A socket whose peers have names, so that one of them can be cut off.
+/// A socket whose peers have routing ids, so that a single peer can be disconnected.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) enum PeerSocket {
     Client(ClientChannel),
@@ -47,7 +47,7 @@ pub(super) enum PeerSocket {
 }
 
 impl Arrival {
-    /// Who sent it, as the socket knows; None where it does not (a SUB), and for what is not a message.
+    /// The sender according to the socket; None for a SUB socket and for connection events.
     pub(super) fn sender(&self) -> Option<(PeerSocket, Bytes)> {
         let (socket, frames) = match self {
             Arrival::Client(channel, frames) => (PeerSocket::Client(*channel), frames),
@@ -61,7 +61,7 @@ impl Arrival {
     }
 }
 
-/// The ports, as they stand in the connection files.
+/// The ports, as written to the connection files.
 #[derive(Clone, Debug, Default, PartialEq, serde::Serialize, serde::Deserialize)]
 #[serde(default)]
 pub(super) struct Ports {
@@ -94,10 +94,10 @@ pub(super) struct EnginePorts {
 }
 
 impl Ports {
-    /// How many there are.
+    /// The number of ports.
     const COUNT: usize = 16;
 
-    /// `10101-10116` or `10101,10103,10110-10125`: given out in the order of the fields above.
+    /// Parses `10101-10116` or `10101,10103,10110-10125`; ports are assigned in the order of the fields above.
     pub(super) fn parse(text: &str) -> Result<Ports, String> {
         let mut list: Vec<u16> = Vec::new();
         for part in text.split(',') {
@@ -114,7 +114,7 @@ impl Ports {
         }
         if list.len() < Ports::COUNT {
             return Err(format!(
-                "{} ports are given, {} are needed (for example 10101-10116)",
+                "got {} ports, {} are needed (for example 10101-10116)",
                 list.len(),
                 Ports::COUNT
             ));
@@ -150,8 +150,8 @@ pub(super) struct Sockets {
     client: ClientSockets,
     engine: EngineSockets,
     pub ports: Ports,
-    /// What its peers have not taken yet.
-    pub waiting: Waiting,
+    /// Accounts for messages that peers have not read yet.
+    pub budget: MemoryBudget,
 }
 
 struct ClientSockets {
@@ -188,17 +188,17 @@ impl Sockets {
         let (inbox, arrivals) = mpsc::channel(INBOX);
         let mut ports = Ports::default();
         let bytes = |mb: u64| usize::try_from(mb).unwrap_or(usize::MAX).saturating_mul(MIB);
-        let (most, waiting) = (bytes(config.max_message_mb), Waiting::new(bytes(config.max_buffered_mb)));
+        let (most, budget) = (bytes(config.max_message_mb), MemoryBudget::new(bytes(config.max_buffered_mb)));
         macro_rules! bind {
             ($side:ident, $name:ident, $kind:ident, $bytes:expr) => {
                 bind!($side, $name, $kind, $bytes, |_| ())
             };
-            // `watch` gets the socket before it is bound: peers of a run before are back within milliseconds.
+            // `watch` gets the socket before it is bound: peers of the previous run reconnect within milliseconds.
             ($side:ident, $name:ident, $kind:ident, $bytes:expr, $watch:expr) => {{
                 let limits = Limits {
                     message_bytes: Some($bytes),
                     frames: MAX_FRAMES,
-                    waiting: Some(waiting.clone()),
+                    budget: Some(budget.clone()),
                 };
                 let socket = Socket::with_limits(Kind::$kind, None, $side, &limits)?;
                 let watch: &dyn Fn(&Socket) = &$watch;
@@ -211,7 +211,7 @@ impl Sockets {
             }};
         }
         let clients = ClientSockets {
-            registration: bind!(client, registration, Router, most).packing_likewise(),
+            registration: bind!(client, registration, Router, most).with_adaptive_packing(),
             control: bind!(client, control, Router, most),
             mux: bind!(client, mux, Router, most, |s| report_connections(s, &inbox, ClientChannel::Mux)),
             task: bind!(client, task, Router, most, |s| report_connections(s, &inbox, ClientChannel::Task)),
@@ -232,7 +232,7 @@ impl Sockets {
             task: bind!(engine, task, Router, most),
             broadcast: bind!(engine, broadcast, Router, most),
             hb_ping: bind!(engine, hb_ping, Pub, 64 * KIB),
-            native: bind!(engine, native, Router, most, |s| report_departures(s, &inbox)).packing(),
+            native: bind!(engine, native, Router, most, |s| report_departures(s, &inbox)).with_packing(),
         };
         read(&clients.registration, &inbox, |f| Arrival::Client(ClientChannel::Registration, f));
         read(&clients.control, &inbox, |f| Arrival::Client(ClientChannel::Control, f));
@@ -251,7 +251,7 @@ impl Sockets {
             client: clients,
             engine: engines,
             ports,
-            waiting,
+            budget,
         };
         Ok((sockets, arrivals))
     }
@@ -308,10 +308,10 @@ impl Sockets {
             PeerSocket::Registrant => &self.engine.registration,
             PeerSocket::Native => &self.engine.native,
         }
-        .cut_off(peer, why);
+        .disconnect(peer, why);
     }
 
-    /// Lets what was sent reach its peers, then closes.
+    /// Flushes sent messages, then closes the sockets.
     pub(super) async fn close(self) {
         let Sockets { client, engine, .. } = self;
         for socket in [
@@ -326,12 +326,12 @@ impl Sockets {
     }
 }
 
-/// Listens on a port that the system gives to nobody who asks for any: such a one could be taken, by a connection of any other
-/// program, while a killed controller is away, and its engines and clients would not find it again.
+/// Listens on a port outside the ephemeral range. While a killed controller is down, the system could assign an ephemeral port to a
+/// connection of another program, and the controller's engines and clients would not find it again.
 async fn bind_outside_ephemeral(socket: &Socket, ip: &str) -> Result<u16, TransportError> {
     let range = std::fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range").unwrap_or_default();
-    let mut given = range.split_whitespace().filter_map(|word| word.parse::<u16>().ok());
-    let first_ephemeral = given.next().unwrap_or(32_768);
+    let mut bounds = range.split_whitespace().filter_map(|word| word.parse::<u16>().ok());
+    let first_ephemeral = bounds.next().unwrap_or(32_768);
     for _ in 0..BIND_TRIES {
         let Some(port) = port_outside_ephemeral(first_ephemeral, uuid::Uuid::new_v4().as_u128()) else {
             break;
@@ -343,7 +343,7 @@ async fn bind_outside_ephemeral(socket: &Socket, ip: &str) -> Result<u16, Transp
     socket.bind(ip, 0).await
 }
 
-/// One of those from 10000 up to the ones that the system gives out; none where these are few.
+/// A port between 10000 and the ephemeral range; None if fewer than 1000 ports are available.
 fn port_outside_ephemeral(first_ephemeral: u16, random: u128) -> Option<u16> {
     let room = first_ephemeral.checked_sub(MIN_PORT).filter(|room| *room >= 1000)?;
     Some(MIN_PORT + (random % u128::from(room)) as u16)
@@ -360,7 +360,7 @@ fn read(socket: &Socket, inbox: &mpsc::Sender<Arrival>, wrap: impl Fn(Frames) ->
                     }
                 }
                 Err(TransportError::Closed) => return,
-                Err(error) => tracing::warn!(%error, "a message could not be received"),
+                Err(error) => tracing::warn!(%error, "cannot receive a message"),
             }
         }
     });
@@ -369,8 +369,8 @@ fn read(socket: &Socket, inbox: &mpsc::Sender<Arrival>, wrap: impl Fn(Frames) ->
 fn report_departures(socket: &Socket, inbox: &mpsc::Sender<Arrival>) {
     let (mut connections, inbox) = (socket.connections(), inbox.clone());
     tokio::spawn(async move {
-        while let Some(gone) = connections.next_end().await {
-            // A routing id that was given here, to one that had none, begins with a zero.
+        while let Some(gone) = connections.next_disconnected().await {
+            // A routing id that this socket generated for an anonymous peer starts with a zero byte.
             if let Ok(uuid) = std::str::from_utf8(&gone)
                 && !uuid.starts_with('\0')
                 && inbox.send(Arrival::Gone(EngineUuid::from(uuid))).await.is_err()
@@ -401,11 +401,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn ports_are_given_out_in_order() {
+    fn ports_are_assigned_in_order() {
         let ports = Ports::parse("10101-10110, 20001-20006").unwrap();
         assert_eq!((ports.client.registration, ports.client.notification), (10101, 10107));
         assert_eq!((ports.engine.registration, ports.engine.native), (10108, 20006));
-        for (text, says) in [
+        for (text, expected) in [
             ("10101", "16 are needed"),
             ("a-b", "not a port"),
             ("", "not a port"),
@@ -413,12 +413,12 @@ mod tests {
             ("70000", "not a port"),
         ] {
             let error = Ports::parse(text).unwrap_err();
-            assert!(error.contains(says), "{text}: {error}");
+            assert!(error.contains(expected), "{text}: {error}");
         }
     }
 
     #[tokio::test]
-    async fn ports_are_taken_that_nobody_else_gets_by_chance() {
+    async fn ports_are_chosen_outside_the_ephemeral_range() {
         for random in [0, 7, 22_767, 22_768, u128::MAX] {
             assert!((10_000..32_768).contains(&port_outside_ephemeral(32_768, random).unwrap()));
         }

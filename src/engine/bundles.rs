@@ -16,7 +16,7 @@ pub const LARGE: usize = 1 << 20;
 type StoredPath = Result<PathBuf, String>;
 
 #[derive(Debug, Default)]
-pub struct Bundles {
+pub struct BundleStore {
     /// Created for the first bundle.
     directory: Option<CodeDirectory>,
     paths: HashMap<String, StoredPath>,
@@ -31,7 +31,7 @@ pub enum WriteError {
     Host(String),
 }
 
-impl Bundles {
+impl BundleStore {
     /// The path of the bundle with this hash.
     pub fn path(&self, hash: &str) -> StoredPath {
         match self.paths.get(hash) {
@@ -181,7 +181,7 @@ mod tests {
 
     #[test]
     fn a_bundle_is_private_and_removed_with_its_engine() {
-        let mut bundles = Bundles::default();
+        let mut bundles = BundleStore::default();
         let bundle = bundle();
         let directory = bundles.directory().unwrap();
         let place = write(&directory, &bundle.hash, bundle.content.clone()).unwrap();

@@ -77,7 +77,7 @@ impl Program {
 }
 
 /// A started process, with a pidfd that is readable when it ends.
-pub struct Process {
+pub struct StartedProcess {
     pub pid: Pid,
     pub end: OwnedFd,
 }
@@ -140,7 +140,7 @@ struct ChildContext {
 
 impl Starter {
     /// Starts a program in a new session, with these files as stdin, stdout and stderr. The kernel kills it when the calling thread ends.
-    pub fn start(&mut self, program: &Program, stdio: [BorrowedFd<'_>; 3]) -> io::Result<Process> {
+    pub fn start(&mut self, program: &Program, stdio: [BorrowedFd<'_>; 3]) -> io::Result<StartedProcess> {
         let pointers = |exec_strings: &[CString]| {
             let pointers = exec_strings.iter().map(|text| text.as_ptr());
             pointers.chain([std::ptr::null()]).collect::<Vec<_>>()
@@ -202,7 +202,7 @@ impl Starter {
                 at: at.clone(),
             });
         }
-        Ok(Process { pid, end })
+        Ok(StartedProcess { pid, end })
     }
 }
 

@@ -1,7 +1,7 @@
 //! Starts child processes from one thread that lives as long as the engine: the kernel kills a child when the thread that started
 //! it ends, and threads of the runtime are short-lived.
-use super::exec::{self, Process, Program, Starter};
-use super::orphans::{MARK, OrphanReaper, Owner};
+use super::exec::{self, Program, StartedProcess, Starter};
+use super::orphans::{MARK, OrphanReaper, ProcessOwner};
 use super::worker::process::{keep_open, signal_group};
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::prctl::set_pdeathsig;
@@ -19,7 +19,7 @@ use tokio::sync::oneshot;
 
 enum StartRequest {
     Child(Box<Command>, oneshot::Sender<io::Result<Child>>),
-    Program(Box<Program>, [OwnedFd; 2], oneshot::Sender<io::Result<Process>>),
+    Program(Box<Program>, [OwnedFd; 2], oneshot::Sender<io::Result<StartedProcess>>),
 }
 
 #[derive(Clone)]
@@ -36,12 +36,12 @@ pub struct StartedProgram {
     /// The non-blocking read ends of its pipes.
     pub stdout: OwnedFd,
     pub stderr: OwnedFd,
-    end: End,
-    owner: Option<Owner>,
+    end: ExitWaiter,
+    owner: Option<ProcessOwner>,
     reaper: Arc<OrphanReaper>,
 }
 
-enum End {
+enum ExitWaiter {
     Pidfd(Pid, AsyncFd<OwnedFd>),
     /// On a kernel without pidfd support.
     Child(Box<Child>),
@@ -113,7 +113,7 @@ impl Forker {
                 pid: child.id().unwrap_or_default() as i32,
                 stdout: child.stdout.take().ok_or_else(gone)?.into_owned_fd()?,
                 stderr: child.stderr.take().ok_or_else(gone)?.into_owned_fd()?,
-                end: End::Child(Box::new(child)),
+                end: ExitWaiter::Child(Box::new(child)),
                 owner,
                 reaper,
             });
@@ -123,12 +123,12 @@ impl Forker {
             fcntl(near, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
         }
         let ends = [out_of_child, err_of_child];
-        let Process { pid, end } = self
+        let StartedProcess { pid, end } = self
             .send_request(|reply| StartRequest::Program(Box::new(program), ends, reply))
             .await?;
         #[expect(unsafe_code, reason = "an OwnedFd is the same file until it is dropped")]
         let end = match unsafe { AsyncFd::register_with_interest(end, Interest::READABLE) } {
-            Ok(end) => End::Pidfd(pid, end),
+            Ok(end) => ExitWaiter::Pidfd(pid, end),
             Err(error) => {
                 signal_group(pid.as_raw(), Signal::SIGKILL as i32);
                 let _ = exec::wait_for_exit(pid);
@@ -157,13 +157,13 @@ impl StartedProgram {
     /// Waits for its end. Cancel safe.
     pub async fn wait(&mut self) -> io::Result<ExitStatus> {
         let status = match &mut self.end {
-            End::Child(child) => child.wait().await,
-            End::Pidfd(pid, end) => {
+            ExitWaiter::Child(child) => child.wait().await,
+            ExitWaiter::Pidfd(pid, end) => {
                 let _ = end.readable().await?;
                 exec::wait_for_exit(*pid)
             }
         };
-        self.owner.take().into_iter().for_each(Owner::end);
+        self.owner.take().into_iter().for_each(ProcessOwner::end);
         status
     }
 

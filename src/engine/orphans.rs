@@ -38,13 +38,13 @@ pub struct OrphanReaper {
 
 /// Triggers the end of a worker's or command's leftover processes when dropped.
 #[derive(Debug)]
-pub struct Owner {
+pub struct ProcessOwner {
     pub number: u64,
     reaper: Arc<OrphanReaper>,
     is_swept: bool,
 }
 
-impl Owner {
+impl ProcessOwner {
     /// The value of [`MARK`].
     pub fn mark(&self) -> String {
         format!("{}.{}", self.reaper.engine, self.number)
@@ -56,7 +56,7 @@ impl Owner {
     }
 }
 
-impl Drop for Owner {
+impl Drop for ProcessOwner {
     fn drop(&mut self) {
         self.reaper.lock().remove(&self.number);
         if !self.is_swept {
@@ -99,10 +99,10 @@ impl OrphanReaper {
         reaper
     }
 
-    pub fn owner(self: &Arc<Self>) -> Owner {
+    pub fn owner(self: &Arc<Self>) -> ProcessOwner {
         let number = self.last.fetch_add(1, Ordering::Relaxed) + 1;
         self.lock().insert(number);
-        Owner {
+        ProcessOwner {
             number,
             reaper: self.clone(),
             is_swept: false,

@@ -109,7 +109,7 @@ fn of_several_concurrent_controllers_one_serves_and_the_others_report_it() {
     let at = all.iter().position(|running| running.pid() == serving).expect("one of ours");
     let first = all.remove(at);
     for other in all {
-        other.end().fails(4, &["runs already", &format!("pid {serving}"), "pcluster stop"]);
+        other.end().fails(4, &["is already running", &format!("pid {serving}"), "pcluster stop"]);
     }
     // They have not changed the files of the first one.
     home.ok(&["status"]);
@@ -148,7 +148,8 @@ impl SmallDisk {
                 .env("PATH", "/usr/sbin:/sbin:/usr/bin:/bin"))
             && run(Command::new("mount").args(["-o", "loop"]).arg(&image).arg(path));
         mounted.then(|| {
-            fs::set_permissions(path, fs::Permissions::from_mode(0o700)).unwrap();
+            let root = fs::File::open(path).unwrap();
+            root.set_permissions(fs::Permissions::from_mode(0o700)).unwrap();
             SmallDisk(path.to_path_buf())
         })
     }

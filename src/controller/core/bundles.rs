@@ -116,7 +116,7 @@ impl Core {
             return;
         }
         let forget = self.superfluous_bundles(engine);
-        let content_here = engine::BundleCame {
+        let content_here = engine::BundleContent {
             hash: named.hash.clone(),
             forget,
         };

@@ -1,4 +1,4 @@
-//! What pcluster's own clients ask ([`crate::wire::content::client`]). Other requests are ipyparallel's: [`super::hub`].
+//! Requests of pcluster's own clients ([`crate::wire::content::client`]). Other requests are ipyparallel's: [`super::hub`].
 use super::event::FoundMap;
 use super::maps::{Map, Returned, Tries, Watch};
 use super::{Core, Effect, Query, QueryKind, Timer};
@@ -15,7 +15,7 @@ use bytes::Bytes;
 use serde::de::DeserializeOwned;
 use std::time::Duration;
 
-/// A watch waits at most so long for one answer.
+/// The maximum time that a watch waits for an answer.
 const MAX_WATCH: Duration = Duration::from_secs(60);
 
 /// A request being answered.
@@ -149,7 +149,7 @@ impl Core {
             return self.map_known(context, message, request, id);
         }
         let bundle = self.take_bundle(message, &mut request)?;
-        // With its inputs it may have been run to its end meanwhile.
+        // A repeated request with inputs may belong to a map that has finished meanwhile.
         if bundle.is_some() || (request.whole && again) {
             let (key, request) = (request.key, Box::new(message.clone()));
             self.query(context, QueryKind::MapOf { key, request, bundle });
@@ -193,7 +193,7 @@ impl Core {
         if let (true, Some(map)) = (request.whole, self.maps.get(&id))
             && !map.closed
         {
-            // The same key, but without inputs so far.
+            // The map was created with the same key, but its inputs are incomplete.
             let known = map.counts.total as usize;
             let lines = message.buffers.first().cloned().unwrap_or_default();
             let inputs: Vec<Bytes> = split_lines(&lines).skip(known).collect();
@@ -208,7 +208,7 @@ impl Core {
         Ok(())
     }
 
-    /// At once, or with the map's first result.
+    /// Answers immediately, or with the map's first result.
     fn answer_map(&mut self, context: &RequestContext, id: MapId, watch: Option<client::FirstWatch>) {
         let targets = self.maps.get(&id).and_then(|m| m.targets.as_ref());
         let engines: Vec<EngineId> = targets
@@ -242,10 +242,7 @@ impl Core {
 
     fn add_map(&mut self, key: String, definition: MapDefinition) -> Result<MapId, ErrorContent> {
         if matches!(definition.work, Work::Client { .. }) {
-            return Err(ErrorContent::new(
-                "ValueError",
-                "a submission of kind `client` is not for submitting",
-            ));
+            return Err(ErrorContent::new("ValueError", "a submission of kind `client` cannot be submitted"));
         }
         let waiting_for = match definition.options.after {
             None => None,
@@ -273,37 +270,35 @@ impl Core {
         Ok(id)
     }
 
-    /// The map to wait for; None when it has finished well already.
+    /// Returns the map to wait for; None if it has already succeeded.
     fn may_follow(&self, other: MapId) -> Result<Option<MapId>, ErrorContent> {
         match self.finished.get(&other) {
             Some(false) => Ok(None),
             Some(true) => Err(
-                ErrorContent::new("DependencyFailed", format!("map {other} has finished, with failed tasks")).hint(format!(
+                ErrorContent::new("DependencyFailed", format!("map {other} finished with failed tasks")).hint(format!(
                     "see them with `pcluster results {other} --failed`, run them again with `pcluster resubmit {other} --failed`"
                 )),
             ),
             None if self.maps.contains_key(&other) => Ok(Some(other)),
-            None => {
-                Err(ErrorContent::new("NoSuchMap", format!("there is no map {other} to follow")).hint("`pcluster results` lists the maps"))
-            }
+            None => Err(ErrorContent::new("NoSuchMap", format!("no map {other} to follow")).hint("`pcluster results` lists the maps")),
         }
     }
 
     fn native_targets(&self, targets: &Targets) -> Result<Vec<EngineUuid>, ErrorContent> {
-        let here: Vec<String> = self
+        let registered: Vec<String> = self
             .engines
             .iter()
             .filter(|(_, e)| e.native)
             .map(|(_, e)| e.id.to_string())
             .collect();
-        let list = if here.is_empty() {
+        let list = if registered.is_empty() {
             "none is registered".to_string()
         } else {
-            format!("there are {}", here.join(","))
+            format!("registered: {}", registered.join(","))
         };
         let no_such = |what: String| ErrorContent::new("NoSuchEngine", what).hint("`pcluster engines` lists the engines");
         match targets {
-            Targets::All if here.is_empty() => Err(no_such("no engine of pcluster's is registered".into())),
+            Targets::All if registered.is_empty() => Err(no_such("no pcluster engine is registered".into())),
             Targets::All => Ok(self
                 .engines
                 .iter()
@@ -332,12 +327,12 @@ impl Core {
         let Some(map) = self.maps.get_mut(&id) else {
             return Err(ErrorContent::new(
                 "NoSuchMap",
-                format!("map {id} is not open for inputs: it has finished (its client may have been silent for too long), or never was"),
+                format!("map {id} accepts no inputs: it has finished (its client may have been silent for too long) or does not exist"),
             ));
         };
         let total = map.counts.total as u32;
         if request.first > total {
-            // One before it was lost: the client hears what is here, and offers the rest again.
+            // An earlier message was lost: report the number of received inputs, and the client resends the rest.
             self.answer(context, &client::InputsReply { status: ok(), total });
             return Ok(());
         }
@@ -347,7 +342,7 @@ impl Core {
         if !inputs.is_empty() && map.closed {
             return Err(ErrorContent::new(
                 "MapClosed",
-                format!("map {id} was cancelled, or all its inputs have come"),
+                format!("map {id} was cancelled or has all its inputs"),
             ));
         }
         if let Some(why) = &request.abandoned {
@@ -376,7 +371,7 @@ impl Core {
         Ok(())
     }
 
-    /// `lines` are the same inputs, one a line.
+    /// `lines` holds the same inputs, one per line.
     fn add_inputs(&mut self, id: MapId, lines: Bytes, inputs: Vec<Bytes>) {
         let Some(map) = self.maps.get_mut(&id).filter(|_| !inputs.is_empty()) else {
             return;
@@ -422,7 +417,7 @@ impl Core {
         let wait = Duration::from_millis(request.wait_ms).min(MAX_WATCH);
         let until = self.now.since_start + wait;
         let Some(map) = self.maps.get_mut(&id) else {
-            // It is complete: nothing waits for an engine.
+            // The map is complete: no task waits for an engine.
             let engines = self.engines.free(true);
             self.note_reader(id);
             self.query(
@@ -453,7 +448,7 @@ impl Core {
         self.set_timer(wait, Timer::Watches(id));
     }
 
-    /// Answers the watches whose result has come or whose time is up.
+    /// Answers the watches whose results are available or whose time is up.
     pub(super) fn answer_watches(&mut self, id: MapId) {
         let now = self.now.since_start;
         let Some(map) = self.maps.get_mut(&id) else { return };
@@ -494,7 +489,7 @@ impl Core {
         }
     }
 
-    /// Maps whose tasks wait because no engine's job lasts as long as they may take.
+    /// Describes maps whose tasks wait because every engine's job ends before their timeout.
     fn maps_without_time(&self) -> Vec<String> {
         let waits = |id: &&MapId| {
             let Some(map) = self.maps.get(id).filter(|map| map.targets.is_none()) else {
@@ -506,16 +501,17 @@ impl Core {
             self.engines.least_loaded(is_command).is_some() && self.engines.least_loaded_of(is_command, has_time).is_none()
         };
         let maps = self.runnable.iter().filter(waits);
-        maps.map(|id| format!("map {id} waits: no engine's job lasts as long as its tasks may take (--timeout)"))
+        maps.map(|id| format!("map {id} waits: every engine's job ends before its tasks could time out (--timeout)"))
             .collect()
     }
 
-    /// Requests of ipyparallel's clients that wait although there are engines, because none of them has a Python that works.
+    /// Describes requests of ipyparallel's clients that wait because no engine has a working Python.
     fn requests_without_python(&self) -> Option<String> {
         let waiting = self.requests.queued();
         let has_unavailable = self.engines.iter().any(|(_, e)| e.is_connected() && e.unavailable.is_some());
         let waits = waiting > 0 && has_unavailable && self.engines.by_load().next().is_none();
-        waits.then(|| format!("requests of ipyparallel's clients wait ({waiting}): no engine has a Python that works (pcluster engines)"))
+        waits
+            .then(|| format!("requests of ipyparallel's clients wait ({waiting}): no engine has a working Python (see `pcluster engines`)"))
     }
 
     fn status(&mut self, context: &RequestContext) {
@@ -584,14 +580,14 @@ impl Core {
         if let Some(definition) = &mut definition
             && self.add_content(definition, message.buffers.first().cloned())?.is_some()
         {
-            return Err(ErrorContent::new("ValueError", "the code that is to run did not come along"));
+            return Err(ErrorContent::new("ValueError", "the request lacks the new code"));
         }
         let definition = definition.map(Box::new);
         self.query(context, QueryKind::Resubmit { selection, definition });
         Ok(())
     }
 
-    /// Gives a finished map that is to be run again other code.
+    /// Replaces the code of a finished map before it is resubmitted.
     fn replace_code(&mut self, found: &mut FoundMap, definition: MapDefinition) -> Result<(), ErrorContent> {
         let id = found.map;
         let hash = |definition: &MapDefinition| definition.bundle().map(|named| named.hash.clone());
@@ -600,11 +596,10 @@ impl Core {
             return Ok(());
         }
         if now.is_some() {
-            return Err(ErrorContent::new(
-                "MapOpen",
-                format!("map {id} is not finished, and all its tasks run the code that it has"),
-            )
-            .hint(format!("wait for it: `pcluster wait {id}`; or `--code submitted`")));
+            return Err(
+                ErrorContent::new("MapOpen", format!("map {id} is not finished; its code cannot be replaced"))
+                    .hint(format!("wait for it: `pcluster wait {id}`; or `--code submitted`")),
+            );
         }
         found.definition.work = definition.work;
         self.record(Change::CodeReplaced {
@@ -614,7 +609,7 @@ impl Core {
         Ok(())
     }
 
-    /// The records' answer: these finished tasks are to run again.
+    /// Resubmits the finished tasks that the records returned.
     pub(super) fn resubmit_found(
         &mut self,
         client: Bytes,
@@ -667,7 +662,7 @@ impl Core {
                         engine,
                     },
                 );
-                if let Some(counter) = open.counts.of_done(task.state) {
+                if let Some(counter) = open.counts.done_counter(task.state) {
                     *counter = counter.saturating_sub(1);
                 }
                 self.record(Change::TaskResubmitted {
@@ -689,7 +684,7 @@ impl Core {
         );
     }
 
-    /// A finished map is unfinished again.
+    /// Reopens a finished map.
     fn reopen(&mut self, found: &FoundMap) -> Result<(), ErrorContent> {
         let definition = self.with_shared_bundle(found.definition.clone());
         let mut map = Map::new(definition, found.key.clone());
@@ -709,7 +704,7 @@ impl Core {
 pub(super) fn read<T: DeserializeOwned>(message: &Message) -> Result<T, ErrorContent> {
     message
         .content()
-        .map_err(|e| ErrorContent::new("BadRequest", format!("{} is not understood: {e}", message.msg_type())))
+        .map_err(|e| ErrorContent::new("BadRequest", format!("malformed {}: {e}", message.msg_type())))
 }
 
 fn check_json(inputs: &[Bytes], first: usize) -> Result<(), ErrorContent> {
@@ -724,19 +719,19 @@ fn check_fit(inputs: usize, engines: usize) -> Result<(), ErrorContent> {
     match inputs > engines {
         true => Err(ErrorContent::new(
             "ValueError",
-            format!("the map is for {engines} engines and has more inputs"),
+            format!("the map has {inputs} inputs but only {engines} target engines"),
         )),
         false => Ok(()),
     }
 }
 
-/// What stands behind so many lines.
+/// The text after the first `count` lines.
 fn after_lines(lines: &Bytes, count: usize) -> Bytes {
     let start: usize = split_lines(lines).take(count).map(|line| line.len() + 1).sum();
     lines.slice(start.min(lines.len())..)
 }
 
-/// Lines without their ends; a last empty one is none.
+/// Splits lines without their terminators; an empty last line is ignored.
 fn split_lines(lines: &Bytes) -> impl Iterator<Item = Bytes> + '_ {
     let mut at = 0;
     std::iter::from_fn(move || {

@@ -11,8 +11,8 @@ use bytes::Bytes;
 use serde_json::{Map, Value, json};
 use std::time::Duration;
 
-/// A client asks for the engines when it connects, and hears of later ones on another connection, which may take so long to
-/// be there. An announcement that it hears twice does no harm.
+/// When to repeat announcements: a client requests the engines when it connects, and learns of later ones on another connection,
+/// which may be established this much later. A duplicate announcement is harmless.
 const ANNOUNCE_AGAIN: [Duration; 4] = [
     Duration::from_millis(300),
     Duration::from_secs(1),
@@ -20,7 +20,7 @@ const ANNOUNCE_AGAIN: [Duration; 4] = [
     Duration::from_secs(15),
 ];
 
-/// The last of them.
+/// The last repetition.
 pub(super) const MAX_CONNECTING: Duration = Duration::from_secs(16);
 
 impl Core {
@@ -72,7 +72,7 @@ impl Core {
             }
             "shutdown_request" => {
                 self.answer(&context, &json!({"status": "ok"}));
-                // Programs that leave their client open print tracebacks when they hear of it, so others that stop us do not say it.
+                // Programs with an open client print tracebacks on this notice, so it is not sent on other kinds of stop.
                 let message = self.message(hub::SHUTDOWN_NOTIFICATION, None, &json!({"status": "ok"}));
                 self.effects.push(Effect::Notify { message });
                 // ipyparallel's client stops the engines itself, through the control channel.

@@ -1,5 +1,5 @@
-//! A controller that starts again takes up what the records hold: tasks that were with an engine stay with it until
-//! the engine comes back or its lease is over.
+//! Restores the recorded state after a restart: assigned tasks stay with their engine until it reconnects or its lease
+//! expires.
 use super::broadcast::{Part, is_joined};
 use super::event::{FoundClient, FoundReply, FoundTask, Restored, UnfinishedRequest};
 use super::maps::{InFlight, Map, Returned, Tries};
@@ -14,7 +14,7 @@ use bytes::Bytes;
 use std::collections::{HashMap, HashSet};
 
 impl Core {
-    /// To be called once, before the first event.
+    /// Restores the state. Call it once, before the first event.
     pub fn restore(&mut self, now: super::EventTime, restored: Restored, effects: &mut Vec<super::Effect>) {
         self.now = now;
         std::mem::swap(&mut self.effects, effects);
@@ -42,7 +42,7 @@ impl Core {
             self.set_timer(lease, Timer::Lease(uuid));
         }
         for (id, uuid) in restored.departed {
-            let reason = "the controller ended".to_string();
+            let reason = "the previous controller ended".to_string();
             self.record(Change::EngineGone {
                 id,
                 uuid,
@@ -100,7 +100,7 @@ impl Core {
         }
     }
 
-    /// After the engines. Dependencies may be on requests of other clients, so all outcomes come first.
+    /// Restores clients, after the engines. Requests may depend on those of other clients, so all outcomes come first.
     fn restore_clients(
         &mut self,
         outcomes: Vec<(String, bool, Option<EngineUuid>)>,
@@ -125,7 +125,7 @@ impl Core {
         }
     }
 
-    /// Replies that the client was not given, and broadcasts whose joined reply it was not.
+    /// Restores undelivered replies, and broadcasts with undelivered joined replies.
     fn restore_undelivered(&mut self, key: Option<&String>, undelivered: Vec<FoundReply>, unfinished: &[UnfinishedRequest]) {
         let mut parts: Vec<Part> = Vec::new();
         for mut found in undelivered {
@@ -143,7 +143,7 @@ impl Core {
                     reply: Some(found.reply),
                 });
             } else if let Some(key) = key {
-                // As it would have been sent: a reply of a broadcast's part has no engine in front.
+                // Same frames as on the first delivery: a reply to a broadcast's part has no engine frame.
                 let engine = found.engine.filter(|_| channel != ClientChannel::Broadcast).map(Bytes::from);
                 let reply = UndeliveredReply {
                     key: key.clone(),
@@ -163,8 +163,8 @@ impl Core {
         self.restore_broadcasts(key, parts);
     }
 
-    /// What is sent again is another message: clients refuse a signature that they have seen. The date stays: it is when the
-    /// request was completed.
+    /// Gives a resent reply a new id: clients reject a replayed signature. The date stays: it is the completion time of the
+    /// request.
     fn renew(&mut self, reply: &mut Message) {
         let mut header: serde_json::Map<String, serde_json::Value> = serde_json::from_slice(&reply.header_json).unwrap_or_default();
         header.insert("msg_id".into(), self.session.next_id().into());
@@ -191,7 +191,7 @@ impl Core {
     }
 }
 
-/// Puts a task where it was. A run number, when it must run again under that.
+/// Restores a task. Returns the new run number if it must run again.
 fn restore_task(
     map: &mut Map,
     id: TaskId,
@@ -221,7 +221,7 @@ fn restore_task(
             map.in_flight.insert(id.index, in_flight);
         }
         (TaskState::Assigned | TaskState::Running, None) => {
-            // Its engine left without a word in the records: another run.
+            // Its engine left without a record of it: start another run.
             let engine = map.targets.as_ref().and_then(|t| t.get(id.index as usize).cloned());
             let run = task.run + 1;
             map.returned.insert(

@@ -9,14 +9,14 @@ use std::time::Instant;
 
 #[derive(Debug, Default)]
 pub(super) struct Code {
-    failure: Option<Failure>,
+    failure: Option<CodeFailure>,
     /// Number of consecutive failures, and the bundle whose arrival resets it.
     failures: u32,
     hash: String,
 }
 
 #[derive(Debug)]
-struct Failure {
+struct CodeFailure {
     reason: String,
     /// None during a retry.
     retry_at: Option<Instant>,
@@ -52,7 +52,7 @@ impl Core {
             self.code.failures += 1;
             now.instant + delay
         });
-        self.code.failure = Some(Failure {
+        self.code.failure = Some(CodeFailure {
             reason: format!("the code of maps cannot be stored: {reason}"),
             retry_at: Some(retry_at),
         });

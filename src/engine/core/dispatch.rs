@@ -2,7 +2,7 @@
 use super::event::{Effect, Now};
 use super::unit::{Unit, WorkerKey, worker_of};
 use super::workers::Readiness;
-use super::{Core, Current, Dispatched, FIRST_POLL, MEMORY_POLL_INTERVAL, MemoryWatch, POLL_INTERVAL, UnitOutput};
+use super::{Core, Dispatched, FIRST_POLL, MEMORY_POLL_INTERVAL, MemoryWatch, POLL_INTERVAL, RunningUnit, UnitOutput};
 use crate::model::UnixTime;
 use crate::model::task::{Outcome, TaskState};
 use std::time::Duration;
@@ -15,7 +15,7 @@ const MIN_UNITS: usize = 2;
 const MAX_UNITS: usize = 1000;
 /// ... and at most about this many bytes.
 const MAX_BYTES: usize = 1 << 20;
-enum Next {
+enum NextUnit {
     Nothing,
     Command,
     Worker(WorkerKey),
@@ -35,8 +35,8 @@ impl Core {
         loop {
             self.reject_python_units(now, effects);
             match self.next_unit() {
-                Next::Nothing => return,
-                Next::Undefined => {
+                NextUnit::Nothing => return,
+                NextUnit::Undefined => {
                     if let Some(Unit::Task { held, .. }) = self.queue.pop_front() {
                         let evalue = format!("the engine has no definition of map {}", held.map);
                         self.push_outcome(
@@ -46,18 +46,18 @@ impl Core {
                         );
                     }
                 }
-                Next::Command => {
+                NextUnit::Command => {
                     if self.command.is_some() || !self.dispatched.is_empty() {
                         return;
                     }
                     self.start_command(now, effects);
                 }
-                Next::Values => {
+                NextUnit::Values => {
                     if !self.fetch_values(now, effects) {
                         return;
                     }
                 }
-                Next::Worker(worker) => {
+                NextUnit::Worker(worker) => {
                     let other_runs = self.command.is_some() || (!self.dispatched.is_empty() && !self.workers.is_active(worker));
                     if other_runs || !self.dispatch_to_worker(now, worker, effects) {
                         return;
@@ -67,14 +67,14 @@ impl Core {
         }
     }
 
-    fn next_unit(&self) -> Next {
+    fn next_unit(&self) -> NextUnit {
         match self.queue.front() {
-            None => Next::Nothing,
-            Some(Unit::Request(_)) => Next::Worker(WorkerKey::Interactive),
-            Some(Unit::Task { held, input }) if self.needs_values(*held, input) => Next::Values,
+            None => NextUnit::Nothing,
+            Some(Unit::Request(_)) => NextUnit::Worker(WorkerKey::Interactive),
+            Some(Unit::Task { held, input }) if self.needs_values(*held, input) => NextUnit::Values,
             Some(Unit::Task { held, .. }) => match self.maps.get(&held.map) {
-                None => Next::Undefined,
-                Some(state) => worker_of(held.map, &state.definition).map_or(Next::Command, Next::Worker),
+                None => NextUnit::Undefined,
+                Some(state) => worker_of(held.map, &state.definition).map_or(NextUnit::Command, NextUnit::Worker),
             },
         }
     }
@@ -245,7 +245,7 @@ impl Core {
                 limit,
                 next: now.instant + MEMORY_POLL_INTERVAL,
             });
-            Current {
+            RunningUnit {
                 since: now.instant,
                 started,
                 output: UnitOutput::of(unit),

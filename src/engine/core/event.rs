@@ -281,7 +281,7 @@ pub enum Effect {
     /// None: the spare, which is not ready yet.
     SignalWorker {
         worker: Option<WorkerKey>,
-        signal: Stage,
+        signal: StopStep,
     },
 
     // ---- to commands
@@ -290,13 +290,13 @@ pub enum Effect {
         definition: Arc<MapDefinition>,
     },
     SignalCommand {
-        signal: Stage,
+        signal: StopStep,
     },
 }
 
 /// The steps of stopping a process, in order of severity.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Stage {
+pub enum StopStep {
     Interrupt,
     Terminate,
     Kill,

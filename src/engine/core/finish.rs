@@ -1,9 +1,9 @@
 //! Units that end: by a result, by a command's exit, by the death of the worker.
 use super::event::{Effect, Now, RequestReply};
-use super::output::{Streams, Text};
+use super::output::{Streams, TextBuffer};
 use super::stop::{AfterRecall, StopReason};
 use super::unit::{CommandEnd, Request, Unit, WorkerKey, WorkerResult, command_outcome, long_value, worker_outcome};
-use super::{Closing, Core, Current, Dispatched, UnitOutput};
+use super::{Closing, Core, Dispatched, RunningUnit, UnitOutput};
 use crate::model::UnixTime;
 use crate::model::task::{Outcome, TaskError, TaskState};
 use crate::wire::content::engine::{Held, TaskResult};
@@ -120,7 +120,7 @@ impl Core {
         now: Now,
         held: Held,
         (mut outcome, long): (Outcome, Option<Bytes>),
-        current: Current,
+        current: RunningUnit,
         effects: &mut Vec<Effect>,
     ) {
         match current.stop.map(|stop| stop.reason) {
@@ -151,7 +151,7 @@ impl Core {
             started: current.started,
             outcome,
             streams: match current.output {
-                UnitOutput::Buffered(streams) => streams,
+                UnitOutput::Buffered(streams) => *streams,
                 UnitOutput::Forwarded(_) => Streams::default(),
             },
         };
@@ -179,10 +179,17 @@ impl Core {
         self.forget(held.map, effects);
     }
 
-    fn end_request(&mut self, request: Arc<Request>, started: UnixTime, reply: RequestReply, current: Current, effects: &mut Vec<Effect>) {
+    fn end_request(
+        &mut self,
+        request: Arc<Request>,
+        started: UnixTime,
+        reply: RequestReply,
+        current: RunningUnit,
+        effects: &mut Vec<Effect>,
+    ) {
         let mut announced = current.announced;
         let texts = match current.output {
-            UnitOutput::Forwarded(texts) => texts.map(Text::finish),
+            UnitOutput::Forwarded(texts) => texts.map(TextBuffer::finish),
             UnitOutput::Buffered(_) => Default::default(),
         };
         for (stderr, text) in [false, true].into_iter().zip(texts) {
@@ -246,8 +253,8 @@ impl Core {
         self.record_worker_exit(now, worker, (&how, killed), (units, begun), effects);
     }
 
-    fn placeholder_current(&self, now: Now, unit: &Unit) -> Current {
-        Current {
+    fn placeholder_current(&self, now: Now, unit: &Unit) -> RunningUnit {
+        RunningUnit {
             since: now.instant,
             started: now.unix,
             output: UnitOutput::of(unit),

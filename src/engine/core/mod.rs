@@ -22,7 +22,7 @@ pub mod unit;
 mod values;
 mod workers;
 
-pub use event::{Effect, Event, Now, RequestReply, Stage};
+pub use event::{Effect, Event, Now, RequestReply, StopStep};
 use event::{Parent, Published};
 pub use unit::{Request, Unit, WorkerKey};
 
@@ -34,11 +34,11 @@ use crate::wire::message::to_json;
 use bytes::Bytes;
 use code::Code;
 use outbox::Outbox;
-use output::{Streams, Text, WINDOW};
+use output::{Streams, TextBuffer, WINDOW};
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use stop::{AfterRecall, Leaving, Returns, Stop, StopReason};
+use stop::{AfterRecall, LeaveState, Returns, Stop, StopReason};
 use values::ValueFetches;
 use workers::Workers;
 
@@ -71,7 +71,7 @@ struct Dispatched {
 
 /// State of the running unit: the first one in the worker, or the command.
 #[derive(Debug)]
-struct Current {
+struct RunningUnit {
     since: Instant,
     started: UnixTime,
     output: UnitOutput,
@@ -87,15 +87,15 @@ struct Current {
 #[derive(Debug)]
 enum UnitOutput {
     /// Of a task: buffered until the controller has recorded it.
-    Buffered(Streams),
+    Buffered(Box<Streams>),
     /// Of a request: forwarded as it arrives.
-    Forwarded([Text; 2]),
+    Forwarded([TextBuffer; 2]),
 }
 
 impl UnitOutput {
     fn of(unit: &Unit) -> UnitOutput {
         match unit {
-            Unit::Task { .. } => UnitOutput::Buffered(Streams::default()),
+            Unit::Task { .. } => UnitOutput::Buffered(Box::default()),
             Unit::Request(_) => UnitOutput::Forwarded(Default::default()),
         }
     }
@@ -142,14 +142,14 @@ pub struct Core {
     dispatched: VecDeque<Dispatched>,
     next_ticket: u32,
     command: Option<Unit>,
-    current: Option<Current>,
+    current: Option<RunningUnit>,
     closing: Vec<Closing>,
     outbox: Outbox,
     returns: Returns,
     after_recall: Vec<AfterRecall>,
     /// The unit to stop once it is the first in the worker.
     stop_next: Option<(u32, StopReason)>,
-    leaving: Option<Leaving>,
+    leaving: Option<LeaveState>,
     aborted: HashSet<String>,
     fetches: ValueFetches,
 }
@@ -375,7 +375,7 @@ impl Core {
             current.and_then(|current| Some(current.memory.filter(|_| current.stop.is_none())?.next)),
             self.workers.deadline(),
             self.code.deadline(),
-            self.leaving.as_ref().and_then(Leaving::deadline),
+            self.leaving.as_ref().and_then(LeaveState::deadline),
         ]
         .into_iter()
         .flatten()
@@ -443,7 +443,7 @@ impl Core {
     /// stopped may write some more, so that a full pipe does not delay its end.
     pub fn can_read_output(&self) -> bool {
         let of_current = match &self.current {
-            Some(Current {
+            Some(RunningUnit {
                 output: UnitOutput::Buffered(streams),
                 stop,
                 ..
@@ -611,7 +611,7 @@ fn progress(task: Held, started: UnixTime, parts: Vec<(Part, Bytes)>) -> Effect 
 /// Publishes output that belongs to no unit, without a parent request.
 fn unclaimed(output: [Bytes; 2], effects: &mut Vec<Effect>) {
     for (name, bytes) in ["stdout", "stderr"].into_iter().zip(output) {
-        let mut text = Text::default();
+        let mut text = TextBuffer::default();
         text.push(&bytes);
         let text = text.finish();
         if !text.is_empty() {

@@ -155,11 +155,11 @@ impl Streams {
 
 /// Output of a request: text that is forwarded as it arrives.
 #[derive(Debug, Default)]
-pub struct Text {
+pub struct TextBuffer {
     bytes: Vec<u8>,
 }
 
-impl Text {
+impl TextBuffer {
     pub fn push(&mut self, bytes: &[u8]) {
         self.bytes.extend_from_slice(bytes);
     }
@@ -204,9 +204,9 @@ mod tests {
 
     /// A controller's record of one stream: appends the bytes that follow and ignores duplicates.
     #[derive(Default)]
-    struct Record(Vec<u8>);
+    struct StreamRecord(Vec<u8>);
 
-    impl Record {
+    impl StreamRecord {
         fn take(&mut self, start: u64, bytes: &[u8]) {
             let have = self.0.len() as u64;
             if start <= have
@@ -221,7 +221,7 @@ mod tests {
         #[test]
         fn text_is_forwarded_in_whole_characters(chunks in proptest::collection::vec(("\\PC{0,9}", any::<bool>()), 0..20)) {
             let whole: String = chunks.iter().map(|(chunk, _)| chunk.as_str()).collect();
-            let (mut text, mut forwarded) = (Text::default(), String::new());
+            let (mut text, mut forwarded) = (TextBuffer::default(), String::new());
             for (chunk, take) in &chunks {
                 // byte by byte: characters arrive in parts
                 for byte in chunk.bytes() {
@@ -240,7 +240,7 @@ mod tests {
         fn record_equals_the_stream(
             steps in proptest::collection::vec((0usize..3 * PART, 0u8..8, any::<bool>()), 1..30),
         ) {
-            let (mut buffer, mut record, mut all) = (StreamBuffer::default(), Record::default(), Vec::new());
+            let (mut buffer, mut record, mut all) = (StreamBuffer::default(), StreamRecord::default(), Vec::new());
             let mut in_flight: VecDeque<(u64, Bytes)> = VecDeque::new();
             for (number, (length, what, flag)) in steps.into_iter().enumerate() {
                 match what {
@@ -285,7 +285,7 @@ mod tests {
     #[test]
     fn a_long_value_is_sent_in_windows_before_its_result() {
         let value: Vec<u8> = (0..5 * WINDOW + 7).map(|at| (at * 31) as u8).collect();
-        let (mut streams, mut record) = (Streams::default(), Record::default());
+        let (mut streams, mut record) = (Streams::default(), StreamRecord::default());
         streams.push_value(value.clone().into());
         assert!(!streams.is_short() && streams.bytes() == 0);
         while !streams.is_short() {

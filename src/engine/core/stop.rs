@@ -1,5 +1,5 @@
 //! Recalls units, stops the running unit (in steps: SIGINT, SIGTERM, SIGKILL), and leaves the cluster.
-use super::event::{Effect, Now, Stage};
+use super::event::{Effect, Now, StopStep};
 use super::unit::{Method, Unit};
 use super::{Core, Dispatched};
 use crate::model::task::{Outcome, TaskState};
@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 #[derive(Debug)]
 pub(super) struct Stop {
     pub reason: StopReason,
-    stage: Stage,
+    stage: StopStep,
     /// When to take the next step.
     pub next: Option<Instant>,
 }
@@ -44,7 +44,7 @@ pub(super) enum AfterRecall {
 }
 
 #[derive(Debug)]
-pub(super) struct Leaving {
+pub(super) struct LeaveState {
     reason: String,
     /// The process continues and registers again.
     as_new_engine: bool,
@@ -55,7 +55,7 @@ pub(super) struct Leaving {
     left: bool,
 }
 
-impl Leaving {
+impl LeaveState {
     pub(super) fn deadline(&self) -> Option<Instant> {
         if self.left { None } else { self.flush_deadline.or(self.grace) }
     }
@@ -259,8 +259,8 @@ impl Core {
         }
         let (stage, next) = match reason {
             // With more time it would only use more memory.
-            StopReason::OverMemory { .. } => (Stage::Kill, None),
-            _ => (Stage::Interrupt, Some(now.instant + self.settings.interrupt)),
+            StopReason::OverMemory { .. } => (StopStep::Kill, None),
+            _ => (StopStep::Interrupt, Some(now.instant + self.settings.interrupt)),
         };
         let Some(current) = self.current.as_mut().filter(|current| current.stop.is_none()) else {
             return;
@@ -269,7 +269,7 @@ impl Core {
         effects.push(self.signal(stage));
     }
 
-    fn signal(&self, signal: Stage) -> Effect {
+    fn signal(&self, signal: StopStep) -> Effect {
         match self.command {
             Some(_) => Effect::SignalCommand { signal },
             None => Effect::SignalWorker {
@@ -294,8 +294,8 @@ impl Core {
             Some(stop) => {
                 if stop.next.is_some_and(|next| now.instant >= next) {
                     (stop.stage, stop.next) = match stop.stage {
-                        Stage::Interrupt => (Stage::Terminate, Some(now.instant + self.settings.terminate)),
-                        Stage::Terminate | Stage::Kill => (Stage::Kill, None),
+                        StopStep::Interrupt => (StopStep::Terminate, Some(now.instant + self.settings.terminate)),
+                        StopStep::Terminate | StopStep::Kill => (StopStep::Kill, None),
                     };
                     let stage = stop.stage;
                     effects.push(self.signal(stage));
@@ -332,7 +332,7 @@ impl Core {
             };
             return;
         }
-        self.leaving = Some(Leaving {
+        self.leaving = Some(LeaveState {
             reason,
             as_new_engine: false,
             grace,

@@ -26,7 +26,7 @@ struct Simulation {
     results: Vec<(Held, TaskState)>,
     sequences: Vec<u64>,
     returned: Vec<Held>,
-    signals: Vec<Stage>,
+    signals: Vec<StopStep>,
     left: bool,
 }
 
@@ -349,11 +349,11 @@ fn a_timeout_applies_to_the_running_task() {
     sim.pass(1900);
     assert_eq!(sim.signals, []);
     sim.pass(200);
-    assert_eq!(sim.signals, [Stage::Interrupt]);
+    assert_eq!(sim.signals, [StopStep::Interrupt]);
     sim.pass(1000);
     sim.pass(1000);
     sim.pass(1000);
-    assert_eq!(sim.signals, [Stage::Interrupt, Stage::Terminate, Stage::Kill]);
+    assert_eq!(sim.signals, [StopStep::Interrupt, StopStep::Terminate, StopStep::Kill]);
     sim.crash();
     sim.run_until_idle();
     assert_eq!(
@@ -383,9 +383,9 @@ fn a_task_over_its_memory_limit_is_killed_immediately_and_the_next_one_is_not() 
     sim.event(Event::MemoryMeasured { bytes: 1001 });
     // A second measurement while it dies changes nothing.
     sim.event(Event::MemoryMeasured { bytes: 2000 });
-    assert_eq!(sim.signals, [Stage::Kill]);
+    assert_eq!(sim.signals, [StopStep::Kill]);
     sim.pass(60_000);
-    assert_eq!(sim.signals, [Stage::Kill]);
+    assert_eq!(sim.signals, [StopStep::Kill]);
     sim.crash();
     sim.ready();
     sim.start_next();

@@ -1,6 +1,6 @@
 //! Manages the workers: a spare that has run no user code, the interactive one, and one for each map of a Python function.
 use super::Core;
-use super::event::{Effect, Now, Stage};
+use super::event::{Effect, Now, StopStep};
 use super::unit::WorkerKey;
 use crate::model::MapId;
 use std::time::{Duration, Instant};
@@ -231,7 +231,7 @@ impl Core {
         if is_late {
             effects.push(Effect::SignalWorker {
                 worker: None,
-                signal: Stage::Kill,
+                signal: StopStep::Kill,
             });
             self.spare_failed(now, "the interpreter was not ready within 120 s".into());
         }

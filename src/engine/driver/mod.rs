@@ -10,7 +10,7 @@ mod reports;
 mod signals;
 mod walltime;
 
-use crate::engine::bundles::Bundles;
+use crate::engine::bundles::BundleStore;
 use crate::engine::code_directory;
 use crate::engine::command::{self, CommandEvent, RunningCommand};
 use crate::engine::core::{Core, CoreSettings, Event, Now};
@@ -21,13 +21,13 @@ use crate::engine::worker::process::WorkerEvent;
 use crate::engine::worker::watch::OutputWatch;
 use crate::engine::{EngineError, EngineSettings};
 use crate::model::engine::EngineFacts;
-use crate::model::job::TIME_IS_OVER;
+use crate::model::job::WALLTIME_NEARLY_OVER;
 use crate::model::{EngineUuid, PROTOCOL_VERSION};
 use crate::wire::Message;
 use crate::wire::content::engine::*;
-use pool::Pool;
+use pool::WorkerPool;
 use reports::WorkerReport;
-use signals::Signals;
+use signals::EngineSignals;
 use std::collections::VecDeque;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -50,7 +50,7 @@ pub struct Driver {
     python: String,
     core: Core,
     forker: Forker,
-    pool: Pool,
+    pool: WorkerPool,
     watch: OutputWatch,
     reports: VecDeque<(u64, WorkerReport)>,
     worker_events: UnboundedReceiver<(u64, WorkerEvent)>,
@@ -62,12 +62,12 @@ pub struct Driver {
     /// The controller's directory of large buffers, if this process can access it.
     buffers: Option<PathBuf>,
     /// The code of maps.
-    bundles: Bundles,
+    bundles: BundleStore,
     link: Option<Link>,
     left: bool,
     /// Do not exit after leaving: register as a new engine.
     as_new_engine: bool,
-    signals: Signals,
+    signals: EngineSignals,
 }
 
 fn now() -> Now {
@@ -129,7 +129,7 @@ impl Driver {
             python,
             core,
             forker: Forker::new().map_err(system("cannot start a thread"))?,
-            pool: Pool::default(),
+            pool: WorkerPool::default(),
             watch: OutputWatch::new().map_err(system("cannot watch the output of workers"))?,
             reports: VecDeque::new(),
             worker_events,
@@ -139,11 +139,11 @@ impl Driver {
             command_sender,
             facts,
             buffers,
-            bundles: Bundles::default(),
+            bundles: BundleStore::default(),
             link: None,
             left: false,
             as_new_engine: false,
-            signals: Signals::watch().map_err(system("cannot watch for signals"))?,
+            signals: EngineSignals::watch().map_err(system("cannot watch for signals"))?,
         })
     }
 
@@ -219,7 +219,7 @@ impl Driver {
                         next = self.link.as_ref().filter(|_| count < MAX_RECEIVE_BATCH).and_then(|link| link.socket.try_receive());
                     }
                 }
-                Some(_) = link.connections.next_end() => is_disconnected = true,
+                Some(_) = link.connections.next_disconnected() => is_disconnected = true,
                 Some((number, event)) = self.worker_events.recv(), if self.reports.is_empty() => self.receive_worker_event(number, event).await,
                 numbers = self.watch.written() => self.mark_written(&numbers),
                 Some(event) = self.command_events.recv(), if can_read_output => self.receive_command_event(event).await,
@@ -236,7 +236,7 @@ impl Driver {
                 }
                 () = tokio::time::sleep_until(leave_at.unwrap_or(deadline).into()), if leave_at.is_some() => {
                     leave_at = None;
-                    self.leave_with_notice(TIME_IS_OVER, Warning::Clock).await;
+                    self.leave_with_notice(WALLTIME_NEARLY_OVER, Warning::Clock).await;
                 }
             }
             self.process_reports().await;

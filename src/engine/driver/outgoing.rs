@@ -1,7 +1,7 @@
 //! Executes the effects that the core requests.
 use super::{Driver, now};
 use crate::engine::command::{self, CommandSpec, RunningCommand};
-use crate::engine::core::{Effect, Event, Stage, Unit, WorkerKey};
+use crate::engine::core::{Effect, Event, StopStep, Unit, WorkerKey};
 use crate::engine::link::unix_now;
 use crate::engine::memory;
 use crate::engine::requests;
@@ -168,10 +168,10 @@ fn file_of(held: Held) -> String {
     format!("values-{}-{}-{}", held.map, held.index, held.run)
 }
 
-fn signal_number(stage: Stage) -> i32 {
+fn signal_number(stage: StopStep) -> i32 {
     match stage {
-        Stage::Interrupt => nix::libc::SIGINT,
-        Stage::Terminate => nix::libc::SIGTERM,
-        Stage::Kill => nix::libc::SIGKILL,
+        StopStep::Interrupt => nix::libc::SIGINT,
+        StopStep::Terminate => nix::libc::SIGTERM,
+        StopStep::Kill => nix::libc::SIGKILL,
     }
 }

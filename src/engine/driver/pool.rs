@@ -13,7 +13,7 @@ use std::time::Duration;
 const EXIT_TIMEOUT: Duration = Duration::from_secs(3);
 
 #[derive(Default)]
-pub(super) struct Pool {
+pub(super) struct WorkerPool {
     interpreter: Option<Interpreter>,
     spare: Option<Worker>,
     workers: HashMap<WorkerKey, Worker>,
@@ -21,7 +21,7 @@ pub(super) struct Pool {
     walltime: HashMap<u64, Worker>,
 }
 
-impl Pool {
+impl WorkerPool {
     pub(super) fn has_spare(&self) -> bool {
         self.spare.is_some()
     }

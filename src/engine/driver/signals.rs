@@ -1,11 +1,11 @@
 //! Handles signals to the engine's process: signals that end it, and signals for user code.
 use super::Driver;
 use super::walltime::Warning;
-use crate::model::job::WARNED;
+use crate::model::job::WARNED_BY_BATCH_SYSTEM;
 use std::io::{self, IsTerminal};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-pub struct Signals {
+pub struct EngineSignals {
     pub terminate: Signal,
     pub interrupt: Signal,
     pub user: UserSignals,
@@ -17,9 +17,9 @@ pub struct UserSignals {
     second: Signal,
 }
 
-impl Signals {
-    pub fn watch() -> io::Result<Signals> {
-        Ok(Signals {
+impl EngineSignals {
+    pub fn watch() -> io::Result<EngineSignals> {
+        Ok(EngineSignals {
             terminate: signal(SignalKind::terminate())?,
             interrupt: signal(SignalKind::interrupt())?,
             user: UserSignals {
@@ -48,7 +48,8 @@ impl Driver {
             true => self.signal_user_code(signal),
             false => {
                 let name = if signal == nix::libc::SIGUSR1 { "SIGUSR1" } else { "SIGUSR2" };
-                self.leave_with_notice(&format!("{WARNED} ({name})"), Warning::User).await;
+                self.leave_with_notice(&format!("{WARNED_BY_BATCH_SYSTEM} ({name})"), Warning::User)
+                    .await;
             }
         }
     }

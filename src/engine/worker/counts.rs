@@ -21,25 +21,25 @@ struct SharedCounts {
 }
 
 #[derive(Debug)]
-pub struct Counts {
+pub struct ReadCounts {
     shared: NonNull<SharedCounts>,
 }
 
 #[expect(unsafe_code, reason = "the memory consists of atomics, and only `drop` unmaps it")]
-unsafe impl Send for Counts {}
+unsafe impl Send for ReadCounts {}
 #[expect(unsafe_code, reason = "all fields are atomic")]
-unsafe impl Sync for Counts {}
+unsafe impl Sync for ReadCounts {}
 
-impl Counts {
+impl ReadCounts {
     /// Creates zeroed counts and the memory file for the worker, which cannot write to it.
-    pub fn new(name: &str) -> io::Result<(Counts, OwnedFd)> {
+    pub fn new(name: &str) -> io::Result<(ReadCounts, OwnedFd)> {
         let file = memfd_create(name, MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING)?;
         nix::unistd::ftruncate(&file, size_of::<SharedCounts>() as i64)?;
         let length = NonZeroUsize::new(size_of::<SharedCounts>()).ok_or(io::ErrorKind::InvalidInput)?;
         let protection = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
         #[expect(unsafe_code, reason = "new memory, of a file whose size is sealed below")]
         let shared = unsafe { mmap(None, length, protection, MapFlags::MAP_SHARED, file.as_fd(), 0) }?.cast::<SharedCounts>();
-        let counts = Counts { shared };
+        let counts = ReadCounts { shared };
         let size = SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_GROW;
         fcntl(&file, FcntlArg::F_ADD_SEALS(size))?;
         // Not supported before Linux 5.1, where a worker could corrupt its own counts.
@@ -74,7 +74,7 @@ impl Counts {
     }
 }
 
-impl Drop for Counts {
+impl Drop for ReadCounts {
     fn drop(&mut self) {
         #[expect(unsafe_code, reason = "mapped in `new`, with this length")]
         let _ = unsafe { munmap(self.shared.cast(), size_of::<SharedCounts>()) };

@@ -3,7 +3,7 @@
 //! A position in a stream is the number of bytes before it. The worker's records report the positions that the worker and its
 //! children have reached ([`super::counts`]), and the engine reads up to these. So each byte is assigned to the unit that was running
 //! when it was written.
-use super::counts::Counts;
+use super::counts::ReadCounts;
 use bytes::Bytes;
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
@@ -35,7 +35,7 @@ pub struct OutputPipe {
     pipe: OwnedFd,
     /// 0 for stdout, 1 for stderr.
     stream: usize,
-    counts: Arc<Counts>,
+    counts: Arc<ReadCounts>,
     capacity: u64,
     tail: Vec<u8>,
 }
@@ -48,7 +48,7 @@ pub struct Outputs {
 
 pub struct ForWorker {
     pub writers: [OwnedFd; 2],
-    /// The memory of [`Counts`].
+    /// The memory of [`ReadCounts`].
     pub counts: OwnedFd,
     /// An epoll that is readable when one of the pipes has data, without keeping a pipe open.
     pub watch: OwnedFd,
@@ -57,7 +57,7 @@ pub struct ForWorker {
 impl Outputs {
     /// `name` is the name of the memory that only the worker and its forks map.
     pub fn new(name: &str) -> io::Result<Outputs> {
-        let (counts, shown) = Counts::new(name)?;
+        let (counts, shown) = ReadCounts::new(name)?;
         let counts = Arc::new(counts);
         let watch = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
         let pipe = |stream| -> io::Result<(OutputPipe, OwnedFd)> {

@@ -4,7 +4,7 @@ use super::output::{ForWorker, OutputPipe, Outputs};
 use super::protocol::Record;
 use super::reader::read_records;
 use super::writer::FrameWriter;
-use crate::engine::orphans::Owner;
+use crate::engine::orphans::ProcessOwner;
 use bytes::Bytes;
 use nix::fcntl::{FcntlArg, FdFlag, OFlag, fcntl, open};
 use nix::sys::signal::Signal;
@@ -75,7 +75,7 @@ impl WorkerExit {
 pub struct Worker {
     pub number: u64,
     /// Dropped after the process group is killed.
-    _owner: Owner,
+    _owner: ProcessOwner,
     pub pid: WorkerPid,
     /// The code for ipyparallel clients has been sent to it.
     pub has_ipython: bool,
@@ -116,15 +116,15 @@ impl Worker {
     /// Requests a fork from the interpreter. With `hello_after_shell` the worker sends its hello only after creating IPython's shell.
     pub fn start(
         interpreter: &Interpreter,
-        owner: Owner,
+        owner: ProcessOwner,
         hello_after_shell: bool,
         events: UnboundedSender<(u64, WorkerEvent)>,
     ) -> Result<Worker, String> {
         let error_text = |e: io::Error| format!("cannot create pipes for a worker: {e}");
         let (number, mark) = (owner.number, owner.mark());
-        let files = Files::make(&mark).map_err(error_text)?;
+        let files = WorkerFiles::make(&mark).map_err(error_text)?;
         let (pid, end) = interpreter.fork(number as u32, hello_after_shell, &mark, &files.for_worker());
-        let Files {
+        let WorkerFiles {
             frames_in: _,
             frames_out,
             records_in,
@@ -324,7 +324,7 @@ pub fn signal_name(number: i32) -> String {
 }
 
 /// The pipes and files between engine and worker.
-struct Files {
+struct WorkerFiles {
     frames_in: OwnedFd,
     frames_out: OwnedFd,
     records_in: OwnedFd,
@@ -334,16 +334,16 @@ struct Files {
     outputs: Outputs,
 }
 
-impl Files {
+impl WorkerFiles {
     /// `mark` names memory that is mapped only by the worker and its forks.
-    fn make(mark: &str) -> io::Result<Files> {
+    fn make(mark: &str) -> io::Result<WorkerFiles> {
         let (frames_in, frames_out) = pipe()?;
         let (records_in, records_out) = pipe()?;
         let (tokens_in, tokens_out) = pipe()?;
         for end in [&frames_out, &records_in, &tokens_out] {
             fcntl(end.as_fd(), FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
         }
-        Ok(Files {
+        Ok(WorkerFiles {
             frames_in,
             frames_out,
             records_in,

@@ -25,7 +25,7 @@ shared = None
 owner = 0
 is_owner = b"\0"
 WIPE_ON_FORK = 18  # MADV_WIPEONFORK, madvise(2)
-AT_ONCE = PIPE_BUF - RECORD.size  # maximum length of a body for an atomic write
+MAX_ATOMIC_BODY = PIPE_BUF - RECORD.size  # maximum length of a body for an atomic write
 has_warned = False
 
 

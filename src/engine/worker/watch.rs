@@ -7,11 +7,11 @@ use std::os::fd::{AsFd, AsRawFd, RawFd};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
-pub struct OutputWatch(AsyncFd<Watched>);
+pub struct OutputWatch(AsyncFd<WatchedEpoll>);
 
-struct Watched(Epoll);
+struct WatchedEpoll(Epoll);
 
-impl AsRawFd for Watched {
+impl AsRawFd for WatchedEpoll {
     fn as_raw_fd(&self) -> RawFd {
         self.0.0.as_raw_fd()
     }
@@ -24,7 +24,7 @@ fn once(number: u64) -> EpollEvent {
 impl OutputWatch {
     /// Must be called within a tokio runtime.
     pub fn new() -> io::Result<OutputWatch> {
-        let watched = Watched(Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?);
+        let watched = WatchedEpoll(Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?);
         #[expect(unsafe_code, reason = "an epoll descriptor is the same file until it is dropped")]
         let registered = unsafe { AsyncFd::register_with_interest(watched, Interest::READABLE) }?;
         Ok(OutputWatch(registered))

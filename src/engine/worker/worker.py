@@ -91,7 +91,7 @@ def run_tasks(units):
                     sys.stdout is out
                     and sys.stderr is err
                     and type(body) is bytes
-                    and len(body) <= AT_ONCE
+                    and len(body) <= MAX_ATOMIC_BODY
                     and shared is None
                     and not unwritten
                 ):
