@@ -136,7 +136,7 @@ impl LightEngine {
             Some(key) => Security::Client { server_key: key.clone() },
             None => Security::Plain,
         };
-        let socket = Socket::new(Kind::Dealer, Some(&uuid), &security)?.packing();
+        let socket = Socket::new(Kind::Dealer, Some(&uuid), &security)?.with_packing();
         socket.connect(&file.location, port).await?;
         let mut engine = LightEngine {
             session: Session::new(file.key.as_bytes(), uuid.clone(), "bench"),

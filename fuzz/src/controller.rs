@@ -88,7 +88,7 @@ impl World {
             parent_json: field(3, "{}"),
             metadata_json: field(1, "{}"),
             content_json: field(2, "{}"),
-            kept: Default::default(),
+            buffer_file: Default::default(),
             // `|` ends a line of inputs, since a line break ends the message.
             buffers: rest
                 .iter()

@@ -183,7 +183,7 @@ impl World {
             metadata_json: EMPTY,
             content_json: EMPTY,
             buffers: Vec::new(),
-            kept: Default::default(),
+            buffer_file: Default::default(),
         };
         let (channel, method) = match executes {
             true => (Channel::Mux, Method::Execute),

@@ -232,7 +232,7 @@ impl From<ClusterError> for CommandError {
                 | LaunchError::BadCommand { .. }
                 | LaunchError::Template(_)
                 | LaunchError::NoHosts
-                | LaunchError::TooFewPlaces { .. }
+                | LaunchError::NotEnoughSlots { .. }
                 | LaunchError::OnlyEngines { .. },
             ) => ErrorKind::Usage,
             ClusterError::NotRunning { .. } => ErrorKind::NotFound,
@@ -410,8 +410,8 @@ mod tests {
                 5,
                 "address in use",
             ),
-            (launch(old), 5, "3.8 is the oldest"),
-            (launch(LaunchError::UnknownLauncher { name: "x".into() }), 2, "no launcher"),
+            (launch(old), 5, "pcluster requires 3.8 or later"),
+            (launch(LaunchError::UnknownLauncher { name: "x".into() }), 2, "unknown launcher"),
             (
                 ClientError::VersionMismatch {
                     version: "9.0".into(),

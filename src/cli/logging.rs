@@ -48,7 +48,7 @@ fn end_with_any_thread() {
         let thread = std::thread::current().name().unwrap_or("unnamed").to_string();
         let backtrace = std::backtrace::Backtrace::capture();
         tracing::error!(thread, %backtrace, "exiting because of a bug in pcluster: {panic}");
-        guard::ends_by_panic(PANICKED as u8);
+        guard::exiting_by_panic(PANICKED as u8);
         std::process::exit(PANICKED);
     }));
 }

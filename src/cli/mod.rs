@@ -42,6 +42,6 @@ pub fn run() -> ExitCode {
         Err(error) => (error.report(&context), error.error),
     };
     // A supervisor that did not start this process is not notified by the system.
-    supervisor::guard::ends(code, &reason);
+    supervisor::guard::exiting(code, &reason);
     ExitCode::from(code)
 }

@@ -246,7 +246,7 @@ impl Route {
             },
             None => Security::Plain,
         };
-        let socket = Socket::new(Kind::Dealer, Some(id), &security)?.packing_likewise();
+        let socket = Socket::new(Kind::Dealer, Some(id), &security)?.with_adaptive_packing();
         socket.connect(&ip, file.registration).await?;
         Ok(Route {
             receiver: tokio::spawn(receive(
@@ -263,7 +263,7 @@ impl Route {
 
     /// The controller has announced that it unpacks.
     fn pack(&mut self) {
-        self.socket = self.socket.clone().packing();
+        self.socket = self.socket.clone().with_packing();
     }
 }
 

@@ -290,7 +290,7 @@ impl<'a> Watched<'a> {
         self.launched.members().get(place).map(|m| m.log.clone()).unwrap_or_default()
     }
     fn tail(&self, place: usize) -> String {
-        self.launcher.log_end(self.launched, place, LINES)
+        self.launcher.log_tail(self.launched, place, LINES)
     }
 }
 

@@ -235,8 +235,8 @@ impl Snapshot {
         for (at, launched) in self.state.iter().flat_map(|s| s.engines.clone()).enumerate() {
             let launcher = launch::launcher(&launched.launcher, profile, &self.config)?;
             let processes = processes.clone();
-            let places_of = move || Some(launcher.remote_hosts()?.places_of(&launched, &processes));
-            let places = in_thread(places_of).await?.unwrap_or_default();
+            let indices_of = move || Some(launcher.remote_hosts()?.indices_of(&launched, &processes));
+            let places = in_thread(indices_of).await?.unwrap_or_default();
             found.extend(places.into_iter().map(|place| (at, place)));
         }
         Ok(found)

@@ -298,7 +298,7 @@ impl Launches {
                 let engines = members
                     .iter()
                     .zip(states)
-                    .filter(|(_, state)| state.is_there())
+                    .filter(|(_, state)| state.is_alive())
                     .map(|(m, _)| m.engines as usize);
                 there += engines.sum::<usize>();
             }
@@ -330,7 +330,7 @@ impl Launches {
                     all += took;
                 }
                 // Nothing can be stopped on a lost host, and jobs of another system need not be.
-                Err(e @ (LaunchError::OverSsh { .. } | LaunchError::JobsLeft { .. })) if force => {
+                Err(e @ (LaunchError::OverSsh { .. } | LaunchError::JobsRemain { .. })) if force => {
                     progress(StopProgress::Note(e.to_string()))
                 }
                 // Continue with the others.
@@ -362,7 +362,7 @@ impl Launches {
             if let (Ok(launcher), launched) = (launcher, launched.clone()) {
                 let launcher = launcher.clone();
                 let states = in_thread(move || launcher.states(&launched)).await?;
-                there += states.iter().filter(|state| state.is_there()).count();
+                there += states.iter().filter(|state| state.is_alive()).count();
             }
         }
         Ok(there)

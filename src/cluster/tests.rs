@@ -193,7 +193,7 @@ async fn invalid_options_fail_before_anything_starts() {
     let error = start_fails(options).await.0;
     insta::assert_snapshot!(said(&error), @r#"
     cannot run the Python interpreter /nonexistent/python: No such file or directory (os error 2)
-    hint: name one with --python or engine.python in the profile's pcluster.yaml, or activate a virtual environment
+    hint: set --python, or engine.python in the profile's pcluster.yaml, or activate a virtual environment
     "#);
     let mut options = fixture.options("exit 1");
     options.settings = vec![("controller.hwn".into(), "1".into())];

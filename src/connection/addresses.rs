@@ -1,11 +1,12 @@
-//! Where this host can be reached, for the connection files of a controller that listens on more than the loopback.
+//! The addresses of this host, for the connection files of a controller that listens on more than
+//! the loopback interface.
 use nix::ifaddrs::getifaddrs;
 use nix::net::if_::InterfaceFlags;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-/// The addresses at which a controller listening on `ip` can be reached, best first. One that listens on the loopback or
-/// on one address has that one only; one that listens on all (`0.0.0.0`, `*`, `::`) those of every network that is up, the
-/// loopback last. A host name stands for itself.
+/// The addresses at which a controller listening on `ip` can be reached, best first. If it listens
+/// on the loopback or on one address, only that one; if it listens on all (`0.0.0.0`, `*`, `::`),
+/// those of every network that is up, the loopback last. A host name is returned unchanged.
 pub fn reachable(ip: &str) -> Vec<String> {
     let listening: IpAddr = match ip {
         "*" | "" => Ipv4Addr::UNSPECIFIED.into(),
@@ -23,7 +24,7 @@ pub fn reachable(ip: &str) -> Vec<String> {
         .filter_map(|i| Some((rank(i, listening.is_ipv6())?, i.address)))
         .collect();
     found.push((u8::MAX, Ipv4Addr::LOCALHOST.into()));
-    // Within a rank the kernel's order stands.
+    // Within a rank, keep the kernel's order.
     found.sort_by_key(|(rank, _)| *rank);
     let mut addresses: Vec<String> = Vec::new();
     for (_, address) in found {
@@ -35,7 +36,8 @@ pub fn reachable(ip: &str) -> Vec<String> {
     addresses
 }
 
-/// The address that is meant: of a network interface (`eth0`) its first one, IPv4 before IPv6; all else stands for itself.
+/// Resolves the name of a network interface (`eth0`) to its first address, IPv4 before IPv6;
+/// returns anything else unchanged.
 pub fn of_interface(ip: &str) -> String {
     let mut of_it: Vec<IpAddr> = interfaces()
         .into_iter()
@@ -46,7 +48,7 @@ pub fn of_interface(ip: &str) -> String {
     of_it.first().map_or_else(|| ip.to_string(), IpAddr::to_string)
 }
 
-/// Whether only processes of this host reach it.
+/// Whether only processes on this host can reach it.
 pub fn is_loopback(address: &str) -> bool {
     address == "localhost" || address.trim_matches(['[', ']']).parse::<IpAddr>().is_ok_and(|a| a.is_loopback())
 }
@@ -76,7 +78,7 @@ fn interfaces() -> Vec<Interface> {
     all.filter_map(addressed).collect()
 }
 
-/// How well others can reach an interface, lowest best; none if they cannot.
+/// Ranks an interface by how well others can reach it, lowest is best; none if they cannot.
 fn rank(interface: &Interface, ipv6: bool) -> Option<u8> {
     let inside_this_host = ["docker", "br-", "veth", "virbr", "cni", "podman", "lxc"];
     if !interface.up || interface.address.is_loopback() || interface.address.is_multicast() {
@@ -92,7 +94,7 @@ fn rank(interface: &Interface, ipv6: bool) -> Option<u8> {
     Some(family + if bridge { 10 } else { 0 })
 }
 
-/// `fe80::/10` means nothing without an interface.
+/// `fe80::/10` is meaningless without an interface.
 fn is_link_local(address: Ipv6Addr) -> bool {
     address.segments()[0] & 0xffc0 == 0xfe80
 }
@@ -102,7 +104,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_controller_on_one_address_is_reached_there_only() {
+    fn a_controller_on_one_address_is_reachable_only_at_that_address() {
         assert_eq!(reachable("127.0.0.1"), ["127.0.0.1"]);
         assert_eq!(reachable("localhost"), ["127.0.0.1"]);
         assert_eq!(reachable("::1"), ["::1"]);
@@ -111,7 +113,7 @@ mod tests {
     }
 
     #[test]
-    fn an_interface_stands_for_its_address_and_all_else_for_itself() {
+    fn an_interface_resolves_to_its_address_and_everything_else_to_itself() {
         assert_eq!(of_interface("lo"), "127.0.0.1");
         for other in ["10.1.2.3", "0.0.0.0", "*", "node7", "eth77"] {
             assert_eq!(of_interface(other), other);
@@ -121,7 +123,7 @@ mod tests {
     }
 
     #[test]
-    fn a_controller_on_all_addresses_has_the_loopback_last() {
+    fn a_controller_on_all_addresses_lists_the_loopback_last() {
         for all in ["0.0.0.0", "*", "::"] {
             let addresses = reachable(all);
             assert_eq!(addresses.last().map(String::as_str), Some("127.0.0.1"), "{addresses:?}");
@@ -130,7 +132,7 @@ mod tests {
     }
 
     #[test]
-    fn networks_come_before_bridges_and_the_unreachable_not_at_all() {
+    fn networks_rank_before_bridges_and_unreachable_interfaces_are_omitted() {
         let interface = |name: &str, address: &str, up| Interface {
             name: name.into(),
             address: address.parse().unwrap(),

@@ -1,14 +1,15 @@
-//! Finding a connection file, or waiting for it.
+//! Finds a connection file, or waits for it.
 use super::{ConnectionError, ConnectionFile};
 use notify::{RecursiveMode, Watcher};
 use std::path::Path;
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
-/// How often one looks although no notice came: network file systems send none.
-const LOOK_EVERY: Duration = Duration::from_millis(100);
+/// Poll interval in case no file notification arrives: network file systems send none.
+const POLL_INTERVAL: Duration = Duration::from_millis(100);
 
-/// The connection file, if it is there and the controller that wrote it still runs (as far as can be told from here).
+/// Returns the connection file if it exists and the controller that wrote it still runs (as far as
+/// this host can determine).
 pub fn find(path: &Path) -> Result<ConnectionFile, ConnectionError> {
     let file = ConnectionFile::read(path)?;
     match &file.pcluster {
@@ -21,22 +22,23 @@ pub fn find(path: &Path) -> Result<ConnectionFile, ConnectionError> {
     }
 }
 
-/// Waits for a connection file that is neither stale nor damaged: a controller that starts writes a new one. `go_on` is asked again and again; what it fails with ends the wait.
+/// Waits for a connection file that is neither stale nor damaged: a starting controller writes a
+/// new one. Calls `check` repeatedly; its error ends the wait.
 pub fn wait<E: From<ConnectionError>>(
     path: &Path,
     timeout: Duration,
-    mut go_on: impl FnMut() -> Result<(), E>,
+    mut check: impl FnMut() -> Result<(), E>,
 ) -> Result<ConnectionFile, E> {
     let deadline = Instant::now() + timeout;
     let (sender, notices) = mpsc::channel();
-    let told = move |event: notify::Result<notify::Event>| {
-        // That somebody reads there is no news: it may be this very function.
+    let notify_on_change = move |event: notify::Result<notify::Event>| {
+        // Ignore read accesses: they may come from this very function.
         if !event.is_ok_and(|event| event.kind.is_access()) {
             let _ = sender.send(());
         }
     };
-    let mut watcher = notify::recommended_watcher(told).ok();
-    // The directory must be there to be watched; where it is not, looking often must do.
+    let mut watcher = notify::recommended_watcher(notify_on_change).ok();
+    // Only an existing directory can be watched; otherwise rely on polling.
     let watched = path
         .parent()
         .zip(watcher.as_mut())
@@ -49,13 +51,13 @@ pub fn wait<E: From<ConnectionError>>(
             Err(other) if other.is_damaged() => Some(other),
             Err(other) => return Err(other.into()),
         };
-        go_on()?;
+        check()?;
         let left = deadline.saturating_duration_since(Instant::now());
         if left.is_zero() {
             let (path, seconds) = (path.to_path_buf(), timeout.as_secs_f64());
             return Err(damaged.unwrap_or(ConnectionError::TimedOut { path, seconds }).into());
         }
-        let pause = left.min(LOOK_EVERY);
+        let pause = left.min(POLL_INTERVAL);
         if !watching {
             std::thread::sleep(pause);
             continue;
@@ -79,7 +81,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_of_a_process_that_is_gone_is_stale() {
+    fn a_file_of_an_ended_process_is_stale() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("profile_x/security/ipcontroller-client.json");
         let mut child = std::process::Command::new("sleep").arg("60").spawn().unwrap();
@@ -93,12 +95,12 @@ mod tests {
         child.wait().unwrap();
         let error = find(&path).unwrap_err();
         assert!(matches!(error, ConnectionError::Stale { pid, .. } if pid == child.id()), "{error}");
-        // Of a controller on another host nothing can be said from here.
+        // The state of a controller on another host cannot be determined.
         if let Some(keys) = &mut file.pcluster {
             keys.process.host = "elsewhere.invalid".into();
         }
         assert!(!file.is_stale());
-        // Another process may have got the id since.
+        // Another process may have reused the pid.
         if let Some(keys) = &mut file.pcluster {
             keys.process = ProcessId {
                 ticks: Some(1),
@@ -109,7 +111,7 @@ mod tests {
     }
 
     #[test]
-    fn one_waits_for_a_file_that_comes() {
+    fn wait_returns_a_file_that_appears() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("security/ipcontroller-client.json");
         std::thread::scope(|scope| {
@@ -120,7 +122,7 @@ mod tests {
     }
 
     #[test]
-    fn a_damaged_file_is_waited_out_and_named_in_the_end() {
+    fn wait_ignores_a_damaged_file_and_reports_it_at_the_timeout() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("ipcontroller-client.json");
         for damage in [&b"{\"s\0h\": 1}"[..], b"\xff\xfe", b"[]", b"", b"{}"] {
@@ -139,7 +141,7 @@ mod tests {
     }
 
     #[test]
-    fn one_who_waits_rests() {
+    fn wait_does_not_spin() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("ipcontroller-client.json");
         let mut file = example();
@@ -147,19 +149,19 @@ mod tests {
             keys.process.ticks = Some(1);
         }
         file.write(&path).unwrap();
-        let mut looks = 0;
+        let mut polls = 0;
         let counted = || {
-            looks += 1;
+            polls += 1;
             never_ends()
         };
         let error = wait(&path, Duration::from_secs(1), counted).unwrap_err();
         assert!(matches!(error, ConnectionError::TimedOut { .. }), "{error}");
-        // Ten by the clock, some for the notices of what was written just before.
-        assert!((2..=20).contains(&looks), "it looked {looks} times");
+        // About ten polls, plus some notifications of preceding writes.
+        assert!((2..=20).contains(&polls), "{polls} polls");
     }
 
     #[test]
-    fn a_wait_ends_with_its_time_or_its_reason() {
+    fn wait_ends_at_the_timeout_or_with_an_error_of_the_check() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("ipcontroller-client.json");
         let error = wait(&path, Duration::from_millis(20), never_ends).unwrap_err();

@@ -1,12 +1,12 @@
-//! What can be wrong with a connection file, and what to do then.
+//! Errors of connection files, with suggested actions.
 use std::io;
 use std::path::{Path, PathBuf};
 
 #[derive(Debug, thiserror::Error)]
 pub enum ConnectionError {
-    #[error("no cluster is running in {}: there is no {}", whose(path), path.display())]
+    #[error("no cluster is running in {}: there is no {}", cluster_name(path), path.display())]
     Missing { path: PathBuf },
-    #[error("the cluster in {} is gone: {} was written by process {pid} on {host}, which no longer runs", whose(path), path.display())]
+    #[error("the cluster in {} is gone: {} was written by process {pid} on {host}, which no longer runs", cluster_name(path), path.display())]
     Stale { path: PathBuf, pid: u32, host: String },
     #[error("{} did not appear within {seconds} s", path.display())]
     TimedOut { path: PathBuf, seconds: f64 },
@@ -15,40 +15,40 @@ pub enum ConnectionError {
     #[error("the connection file {} is not JSON: {why}", path.display())]
     NotJson { path: PathBuf, why: String },
     #[error("the connection file {} lacks {}", path.display(), keys.join(", "))]
-    Lacks { path: PathBuf, keys: Vec<String> },
-    #[error("the connection file {} cannot be understood: {why}", path.display())]
+    MissingKeys { path: PathBuf, keys: Vec<String> },
+    #[error("the connection file {} is malformed: {why}", path.display())]
     Malformed { path: PathBuf, why: String },
-    #[error("{} was written by another controller than pcluster's", path.display())]
+    #[error("{} was not written by a pcluster controller", path.display())]
     NotPcluster { path: PathBuf },
     #[error("cannot write the connection file {}: {source}", path.display())]
     Write { path: PathBuf, source: io::Error },
 }
 
 impl ConnectionError {
-    /// The file is there, and is no connection file.
+    /// The file exists but is not a connection file.
     pub fn is_damaged(&self) -> bool {
         matches!(
             self,
-            ConnectionError::NotJson { .. } | ConnectionError::Lacks { .. } | ConnectionError::Malformed { .. }
+            ConnectionError::NotJson { .. } | ConnectionError::MissingKeys { .. } | ConnectionError::Malformed { .. }
         )
     }
 
-    /// What to do next.
+    /// A suggested action.
     pub fn hint(&self) -> Option<String> {
         match self {
             ConnectionError::Missing { path } => Some(format!(
-                "start one: pcluster start{} -n 4; `pcluster list` shows what runs",
+                "start one: pcluster start{} -n 4; `pcluster list` shows running clusters",
                 options(path)
             )),
             ConnectionError::Stale { path, .. } => Some(format!(
-                "clear it away: pcluster stop{0}, or start anew: pcluster start{0}",
+                "remove it: pcluster stop{0}, or start a new cluster: pcluster start{0}",
                 options(path)
             )),
-            ConnectionError::NotJson { path, .. } | ConnectionError::Lacks { path, .. } | ConnectionError::Malformed { path, .. } => {
+            ConnectionError::NotJson { path, .. } | ConnectionError::MissingKeys { path, .. } | ConnectionError::Malformed { path, .. } => {
                 Some(format!("write a new one: pcluster stop{0}, then pcluster start{0}", options(path)))
             }
             ConnectionError::NotPcluster { path } => Some(format!(
-                "pcluster's commands need pcluster's controller: stop that one, then pcluster start{}",
+                "pcluster's commands need a pcluster controller: stop the other one, then pcluster start{}",
                 options(path)
             )),
             ConnectionError::TimedOut { .. } | ConnectionError::Read { .. } | ConnectionError::Write { .. } => None,
@@ -56,7 +56,7 @@ impl ConnectionError {
     }
 }
 
-/// The profile and cluster id of a connection file in its usual place.
+/// The profile and cluster id of a connection file at its usual path.
 fn owner(path: &Path) -> Option<(String, String)> {
     let profile = path.parent()?.parent()?.file_name()?.to_str()?.strip_prefix("profile_")?;
     let middle = path.file_name()?.to_str()?.strip_prefix("ipcontroller")?;
@@ -66,7 +66,7 @@ fn owner(path: &Path) -> Option<(String, String)> {
     Some((profile.to_string(), middle.strip_prefix('-').unwrap_or_default().to_string()))
 }
 
-fn whose(path: &Path) -> String {
+fn cluster_name(path: &Path) -> String {
     match owner(path) {
         Some((profile, id)) if id.is_empty() => format!("profile {profile:?}"),
         Some((profile, id)) => format!("profile {profile:?} with cluster id {id:?}"),

@@ -1,5 +1,6 @@
-//! One connection file, as ipyparallel writes it (`ipcontroller[-<cluster id>]-{client,engine}.json` in the profile's
-//! `security/`), with the keys that pcluster adds under `pcluster` (ipyparallel ignores keys it does not know).
+//! One connection file in ipyparallel's format (`ipcontroller[-<cluster id>]-{client,engine}.json`
+//! in the profile's `security/`), with pcluster's additional keys under `pcluster` (ipyparallel
+//! ignores unknown keys).
 pub use super::error::ConnectionError;
 use super::{addresses, discover};
 use crate::sys::directory_id::DirectoryId;
@@ -16,10 +17,10 @@ pub const NATIVE: &str = "native";
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ConnectionFile {
-    /// An ssh server through which the controller can be reached, or empty.
+    /// An ssh server through which the controller is reachable, or empty.
     #[serde(default)]
     pub ssh: String,
-    /// `tcp://` and the address the controller listens on.
+    /// `tcp://` and the address that the controller listens on.
     pub interface: String,
     pub registration: u16,
     pub control: u16,
@@ -37,13 +38,13 @@ pub struct ConnectionFile {
     pub hb_ping: Option<u16>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hb_pong: Option<u16>,
-    /// One port in the client file, a list of leaves in the engine file.
+    /// One port in the client file, a list of leaf ports in the engine file.
     pub broadcast: BroadcastPorts,
     /// The HMAC key.
     pub key: String,
     /// Z85, or null without CURVE.
     pub curve_serverkey: Option<String>,
-    /// The controller's host: its address or name.
+    /// The controller's host: an address or a name.
     pub location: String,
     pub pack: String,
     pub unpack: String,
@@ -80,7 +81,7 @@ impl ConnectionFile {
         }
     }
 
-    /// `path` is for errors.
+    /// `path` is used in errors.
     pub fn parse(text: &str, path: &Path) -> Result<ConnectionFile, ConnectionError> {
         let path = || path.to_path_buf();
         let value: serde_json::Value = serde_json::from_str(text).map_err(|e| ConnectionError::NotJson {
@@ -90,10 +91,10 @@ impl ConnectionFile {
         let Some(object) = value.as_object() else {
             return Err(ConnectionError::Malformed {
                 path: path(),
-                why: "it is not a JSON object".into(),
+                why: "not a JSON object".into(),
             });
         };
-        const NEEDED: [&str; 12] = [
+        const REQUIRED_KEYS: [&str; 12] = [
             "interface",
             "registration",
             "control",
@@ -107,9 +108,13 @@ impl ConnectionFile {
             "unpack",
             "signature_scheme",
         ];
-        let keys: Vec<String> = NEEDED.iter().filter(|k| !object.contains_key(**k)).map(|k| k.to_string()).collect();
+        let keys: Vec<String> = REQUIRED_KEYS
+            .iter()
+            .filter(|k| !object.contains_key(**k))
+            .map(|k| k.to_string())
+            .collect();
         if !keys.is_empty() {
-            return Err(ConnectionError::Lacks { path: path(), keys });
+            return Err(ConnectionError::MissingKeys { path: path(), keys });
         }
         serde_json::from_value(value).map_err(|e| ConnectionError::Malformed {
             path: path(),
@@ -117,7 +122,7 @@ impl ConnectionFile {
         })
     }
 
-    /// Removes the file if it cannot be understood; what was wrong with it.
+    /// Removes the file if it is invalid; returns the reason.
     pub fn remove_damaged(path: &Path) -> Option<ConnectionError> {
         let error = ConnectionFile::read(path).err().filter(ConnectionError::is_damaged)?;
         if let Err(why) = fs::remove_file(path) {
@@ -126,8 +131,8 @@ impl ConnectionFile {
         Some(error)
     }
 
-    /// Born private (0600, in a directory that is made 0700 where it is missing), then renamed into place: nobody ever
-    /// sees half a file, and nobody but the owner any of it.
+    /// Created with mode 0600 in a directory with mode 0700, then renamed into place: no process
+    /// ever sees a partial file, and only the owner can read it.
     pub fn write(&self, path: &Path) -> Result<(), ConnectionError> {
         let failed = |source| ConnectionError::Write {
             path: path.to_path_buf(),
@@ -138,25 +143,26 @@ impl ConnectionFile {
         private_file::write(path, &text).map_err(failed)
     }
 
-    /// Whether the controller that wrote this is known to be gone. Of one on another host, or not ours, nothing is known.
+    /// Whether the controller that wrote this file is known to have ended. False if it runs on
+    /// another host or is not pcluster's, since its state is unknown.
     pub fn is_stale(&self) -> bool {
         self.pcluster.as_ref().is_some_and(|keys| keys.process.is_gone())
     }
 
-    /// What `path` holds by now, if that is of the same cluster's controller, which runs, but listens elsewhere than this says: another
-    /// program had one of its ports when it came back.
+    /// The current content of `path` if it describes a running controller of the same cluster at
+    /// another address: another program occupied one of its ports when it restarted.
     pub fn moved(&self, path: &Path) -> Option<ConnectionFile> {
         let now = discover::find(path).ok()?;
-        (now.is_of_same_cluster(self) && now.whereabouts() != self.whereabouts()).then_some(now)
+        (now.is_of_same_cluster(self) && now.endpoints() != self.endpoints()).then_some(now)
     }
 
-    /// By its keys, which outlast a controller.
+    /// Compares the keys, which do not change when a controller restarts.
     pub fn is_of_same_cluster(&self, other: &ConnectionFile) -> bool {
         self.key == other.key && self.curve_serverkey == other.curve_serverkey
     }
 
-    /// All that a pcluster client or engine finds the controller by.
-    fn whereabouts(&self) -> impl PartialEq + '_ {
+    /// Everything that a pcluster client or engine needs to find the controller.
+    fn endpoints(&self) -> impl PartialEq + '_ {
         let keys = self.pcluster.as_ref().map(|keys| (&keys.addresses, keys.engine_port));
         (self.registration, &self.ssh, &self.location, keys)
     }
@@ -210,7 +216,7 @@ impl ConnectionFile {
         }
     }
 
-    /// What only a file of pcluster's own controller has; `path` is for the error.
+    /// The part that only the file of a pcluster controller contains; `path` is used in the error.
     pub fn pcluster_keys(&self, path: &Path) -> Result<&PclusterKeys, ConnectionError> {
         self.pcluster
             .as_ref()
@@ -218,40 +224,42 @@ impl ConnectionFile {
     }
 }
 
-/// What pcluster adds.
+/// pcluster's additional keys.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct PclusterKeys {
     pub version: String,
     pub protocol: u32,
     pub cluster_id: String,
-    /// Every address the controller can be reached at, best first; our engines try each.
+    /// Every address at which the controller is reachable, best first; pcluster's engines try each.
     pub addresses: Vec<String>,
-    /// Engine file only: the one port that our own engine uses.
+    /// Engine file only: the single port that pcluster's engines use.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub engine_port: Option<u16>,
-    /// Engine file only: where the controller keeps large buffers; an engine that finds it, too, need not be sent them.
+    /// Engine file only: the directory in which the controller stores large buffers. The controller
+    /// need not send them to an engine that can read it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub buffers: Option<DirectoryId>,
-    /// The controller process, to tell a stale file by.
+    /// The controller's process, used to detect a stale file.
     #[serde(flatten)]
     pub process: ProcessId,
-    /// Where this is the near end of a tunnel: then the process is the tunnel's, which is on this host.
+    /// Set if this is the local end of a tunnel: then the process is the tunnel's, which runs on
+    /// this host.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tunnel: Option<TunnelKeys>,
 }
 
-/// Where a tunnel leads.
+/// The remote end of a tunnel.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct TunnelKeys {
-    /// As it is given to ssh.
+    /// The host as passed to ssh.
     pub destination: String,
-    /// The controller there.
+    /// The controller's process on that host.
     #[serde(flatten)]
     pub process: ProcessId,
 }
 
 impl PclusterKeys {
-    /// For a controller that is this process and listens on `ip`.
+    /// Describes a controller that is this process and listens on `ip`.
     pub fn of_this_process(cluster_id: &str, ip: &str, engine_port: Option<u16>) -> PclusterKeys {
         PclusterKeys {
             version: crate::model::VERSION.into(),
@@ -296,7 +304,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn what_is_written_is_read_again_and_private_whatever_the_umask() {
+    fn files_round_trip_and_are_private_with_any_umask() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("profile_x/security/ipcontroller-client.json");
         let before = nix::sys::stat::umask(nix::sys::stat::Mode::empty());
@@ -312,13 +320,13 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn a_controller_that_listens_elsewhere_is_told_from_the_same_and_from_a_stranger() {
+    fn a_moved_controller_is_distinguished_from_an_unchanged_one_and_from_another() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("ipcontroller-client.json");
         let before = example();
-        assert_eq!(before.moved(&path), None, "there is none");
+        assert_eq!(before.moved(&path), None, "the file does not exist");
         before.write(&path).unwrap();
-        assert_eq!(before.moved(&path), None, "it is where it was");
+        assert_eq!(before.moved(&path), None, "the address is unchanged");
         let mut after = example();
         after.registration += 1;
         after.write(&path).unwrap();
@@ -331,12 +339,12 @@ pub(crate) mod tests {
             let mut other = after.clone();
             change(&mut other);
             other.write(&path).unwrap();
-            assert_eq!(before.moved(&path), None, "another cluster, or a controller that is gone");
+            assert_eq!(before.moved(&path), None, "another cluster, or a controller that has ended");
         }
     }
 
     #[test]
-    fn a_reader_never_sees_half_a_file() {
+    fn a_reader_never_sees_a_partial_file() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("ipcontroller-client.json");
         let mut long = example();
@@ -358,7 +366,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn a_directory_that_cannot_be_written_is_an_error_with_the_path() {
+    fn a_directory_that_is_not_writable_is_an_error_with_the_path() {
         let dir = tempfile::tempdir().unwrap();
         std::fs::write(dir.path().join("file"), "").unwrap();
         let error = example().write(&dir.path().join("file/x.json")).unwrap_err().to_string();
@@ -368,9 +376,9 @@ pub(crate) mod tests {
         );
     }
 
-    /// What ipyparallel 9.2's ipcontroller writes for clients, and for engines.
+    /// The files that ipyparallel 9.2's ipcontroller writes for clients and for engines.
     #[test]
-    fn files_of_ipyparallels_controller_are_understood() {
+    fn files_of_ipyparallels_controller_are_parsed() {
         let client = r#"{"ssh": "", "interface": "tcp://127.0.0.1", "registration": 1, "control": 2, "mux": 3, "task": 4,
             "task_scheme": "leastload", "iopub": 5, "notification": 6, "broadcast": 7, "key": "abc", "curve_serverkey": null,
             "location": "host", "pack": "json", "unpack": "json", "signature_scheme": "hmac-sha256"}"#;
@@ -383,8 +391,8 @@ pub(crate) mod tests {
         assert!(!client.is_stale());
         let error = client.pcluster_keys(path).unwrap_err();
         insta::assert_snapshot!(format!("{error}\nhint: {}", error.hint().unwrap()), @r#"
-        /h/profile_x/security/ipcontroller-client.json was written by another controller than pcluster's
-        hint: pcluster's commands need pcluster's controller: stop that one, then pcluster start --profile x
+        /h/profile_x/security/ipcontroller-client.json was not written by a pcluster controller
+        hint: pcluster's commands need a pcluster controller: stop the other one, then pcluster start --profile x
         "#);
         let engine = ConnectionFile::parse(engine, path).unwrap();
         assert_eq!(engine.broadcast, BroadcastPorts::Leaves(vec![8, 9]));
@@ -422,7 +430,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn what_is_wrong_with_a_file_is_said() {
+    fn errors_describe_what_is_wrong_with_a_file() {
         let path = Path::new("/h/profile_x/security/ipcontroller-night-engine.json");
         let error = |text: &str| {
             let e = ConnectionFile::parse(text, path).unwrap_err();
@@ -433,7 +441,7 @@ pub(crate) mod tests {
         hint: write a new one: pcluster stop --profile x --cluster-id night, then pcluster start --profile x --cluster-id night
         "#);
         insta::assert_snapshot!(error("[]"), @r#"
-        the connection file /h/profile_x/security/ipcontroller-night-engine.json cannot be understood: it is not a JSON object
+        the connection file /h/profile_x/security/ipcontroller-night-engine.json is malformed: not a JSON object
         hint: write a new one: pcluster stop --profile x --cluster-id night, then pcluster start --profile x --cluster-id night
         "#);
         insta::assert_snapshot!(error(r#"{"interface": "", "registration": 1, "control": 1, "mux": 1, "task": 1, "iopub": 1, "broadcast": 1}"#), @r#"
@@ -443,13 +451,13 @@ pub(crate) mod tests {
         let mut bad = serde_json::to_value(example()).unwrap();
         bad["mux"] = "many".into();
         insta::assert_snapshot!(error(&bad.to_string()), @r#"
-        the connection file /h/profile_x/security/ipcontroller-night-engine.json cannot be understood: invalid type: string "many", expected u16
+        the connection file /h/profile_x/security/ipcontroller-night-engine.json is malformed: invalid type: string "many", expected u16
         hint: write a new one: pcluster stop --profile x --cluster-id night, then pcluster start --profile x --cluster-id night
         "#);
         let missing = ConnectionFile::read(path).unwrap_err();
         insta::assert_snapshot!(format!("{missing}\nhint: {}", missing.hint().unwrap()), @r#"
         no cluster is running in profile "x" with cluster id "night": there is no /h/profile_x/security/ipcontroller-night-engine.json
-        hint: start one: pcluster start --profile x --cluster-id night -n 4; `pcluster list` shows what runs
+        hint: start one: pcluster start --profile x --cluster-id night -n 4; `pcluster list` shows running clusters
         "#);
     }
 }

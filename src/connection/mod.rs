@@ -1,7 +1,8 @@
-//! Connection files: ipyparallel's JSON files that tell a client or an engine where the controller is and which keys to use.
+//! Connection files: ipyparallel's JSON files that contain the controller's address and the keys
+//! for clients and engines.
 //!
-//! Parts: [`file`] (what one contains; reading and writing it), [`discover`] (find one or wait for it, and tell a stale one),
-//! [`addresses`] (where this host can be reached), [`error`].
+//! Modules: [`file`] (reads and writes the content), [`discover`] (finds a file or waits for it,
+//! and detects stale ones), [`addresses`] (the addresses of this host), [`error`].
 pub mod addresses;
 pub mod discover;
 mod error;

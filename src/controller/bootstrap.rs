@@ -7,9 +7,9 @@ use super::{ControllerError, ControllerSettings};
 use crate::connection::ConnectionFile;
 use crate::connection::file::{BroadcastPorts, PclusterKeys};
 use crate::db::{Reader, RequestRecord};
+use crate::model::buffer_file::BufferFile;
 use crate::model::definition::Work;
 use crate::model::engine::EngineFacts;
-use crate::model::kept::Kept;
 use crate::model::query::{MapQuery, TaskQuery};
 use crate::model::task::INPUTS_MISSING;
 use crate::model::{EngineId, EngineUuid, MapId, TaskId};
@@ -371,7 +371,7 @@ fn found_reply(record: RequestRecord) -> Option<FoundReply> {
             metadata_json: record.result_metadata.unwrap_or_default(),
             content_json: record.result_content.unwrap_or_default(),
             buffers: record.result_buffers,
-            kept: Kept::default(),
+            buffer_file: BufferFile::default(),
         },
     })
 }

@@ -73,9 +73,9 @@ pub(super) async fn run(settings: ControllerSettings) -> Result<(), ControllerEr
         "the controller serves"
     );
     problem::clear(&settings.profile.trouble_file(&settings.cluster_id));
-    let giving_back = tokio::spawn(crate::memory::give_back());
+    let memory = tokio::spawn(crate::memory::release_unused());
     let result = driver.serve(arrivals, words, events).await;
-    giving_back.abort();
+    memory.abort();
     bootstrap::put_away_files(&settings, &mut secrets);
     driver.sockets.close().await;
     let Driver { records, delivered, .. } = driver;
@@ -245,7 +245,7 @@ impl Driver {
         loop {
             self.flush();
             self.tell_of_replies();
-            let cut_off = self.sockets.waiting.cut_off();
+            let cut_off = self.sockets.budget.disconnected_peers();
             if cut_off != self.cut_off {
                 self.cut_off = cut_off;
                 self.handle(Event::PeersCutOff { total: cut_off });
@@ -458,7 +458,7 @@ impl Driver {
                 let result = self.sockets.to_client(channel, frames);
                 match &result {
                     Ok(()) => pending.sent(),
-                    Err(TransportError::NoPeer | TransportError::CutOff(_)) => {
+                    Err(TransportError::NoPeer | TransportError::Disconnected(_)) => {
                         self.unsent.push(Event::ReplyUnsent { channel, client, reply });
                     }
                     Err(_) => {}
@@ -534,7 +534,7 @@ impl Driver {
             if channel != Channel::Native {
                 prefix.push(client);
             }
-            let frames: Frames = match message.kept.name() {
+            let frames: Frames = match message.buffer_file.name() {
                 Some(name) => self.engine_session.seal(&prefix, &without_buffers(message, name)),
                 None => self.engine_session.seal(&prefix, message),
             };
@@ -548,7 +548,7 @@ impl Driver {
     /// A peer that is gone is told of by its connection's end; what was for it is in the records.
     fn sent(&self, result: Result<(), TransportError>) {
         match result {
-            Ok(()) | Err(TransportError::NoPeer | TransportError::CutOff(_)) => {}
+            Ok(()) | Err(TransportError::NoPeer | TransportError::Disconnected(_)) => {}
             Err(error) => tracing::warn!(%error, "a message could not be sent"),
         }
     }

@@ -3,7 +3,7 @@
 use super::core::ClientChannel;
 use crate::model::EngineUuid;
 use crate::profile::config::ControllerConfig;
-use crate::transport::{Connection, Kind, Limits, Security, Socket, TransportError, Waiting};
+use crate::transport::{Connection, Kind, Limits, MemoryBudget, Security, Socket, TransportError};
 use crate::wire::Frames;
 use crate::wire::content::engine::Channel;
 use bytes::Bytes;
@@ -151,7 +151,7 @@ pub(super) struct Sockets {
     engine: EngineSockets,
     pub ports: Ports,
     /// What its peers have not taken yet.
-    pub waiting: Waiting,
+    pub budget: MemoryBudget,
 }
 
 struct ClientSockets {
@@ -188,7 +188,7 @@ impl Sockets {
         let (inbox, arrivals) = mpsc::channel(INBOX);
         let mut ports = Ports::default();
         let bytes = |mb: u64| usize::try_from(mb).unwrap_or(usize::MAX).saturating_mul(MIB);
-        let (most, waiting) = (bytes(config.max_message_mb), Waiting::new(bytes(config.max_buffered_mb)));
+        let (most, budget) = (bytes(config.max_message_mb), MemoryBudget::new(bytes(config.max_buffered_mb)));
         macro_rules! bind {
             ($side:ident, $name:ident, $kind:ident, $bytes:expr) => {
                 bind!($side, $name, $kind, $bytes, |_| ())
@@ -198,7 +198,7 @@ impl Sockets {
                 let limits = Limits {
                     message_bytes: Some($bytes),
                     frames: MOST_FRAMES,
-                    waiting: Some(waiting.clone()),
+                    budget: Some(budget.clone()),
                 };
                 let socket = Socket::with_limits(Kind::$kind, None, $side, &limits)?;
                 let watch: &dyn Fn(&Socket) = &$watch;
@@ -211,7 +211,7 @@ impl Sockets {
             }};
         }
         let clients = ClientSockets {
-            registration: bind!(client, registration, Router, most).packing_likewise(),
+            registration: bind!(client, registration, Router, most).with_adaptive_packing(),
             control: bind!(client, control, Router, most),
             mux: bind!(client, mux, Router, most, |s| tell_connections(s, &inbox, ClientChannel::Mux)),
             task: bind!(client, task, Router, most, |s| tell_connections(s, &inbox, ClientChannel::Task)),
@@ -232,7 +232,7 @@ impl Sockets {
             task: bind!(engine, task, Router, most),
             broadcast: bind!(engine, broadcast, Router, most),
             hb_ping: bind!(engine, hb_ping, Pub, 64 * KIB),
-            native: bind!(engine, native, Router, most, |s| tell_departures(s, &inbox)).packing(),
+            native: bind!(engine, native, Router, most, |s| tell_departures(s, &inbox)).with_packing(),
         };
         read(&clients.registration, &inbox, |f| Arrival::Client(ClientChannel::Registration, f));
         read(&clients.control, &inbox, |f| Arrival::Client(ClientChannel::Control, f));
@@ -251,7 +251,7 @@ impl Sockets {
             client: clients,
             engine: engines,
             ports,
-            waiting,
+            budget,
         };
         Ok((sockets, arrivals))
     }
@@ -308,7 +308,7 @@ impl Sockets {
             Place::Registrant => &self.engine.registration,
             Place::Native => &self.engine.native,
         }
-        .cut_off(peer, why);
+        .disconnect(peer, why);
     }
 
     /// Lets what was sent reach its peers, then closes.
@@ -369,7 +369,7 @@ fn read(socket: &Socket, inbox: &mpsc::Sender<Arrival>, wrap: impl Fn(Frames) ->
 fn tell_departures(socket: &Socket, inbox: &mpsc::Sender<Arrival>) {
     let (mut connections, inbox) = (socket.connections(), inbox.clone());
     tokio::spawn(async move {
-        while let Some(gone) = connections.next_end().await {
+        while let Some(gone) = connections.next_disconnected().await {
             // A routing id that was given here, to one that had none, begins with a zero.
             if let Ok(uuid) = std::str::from_utf8(&gone)
                 && !uuid.starts_with('\0')

@@ -4,7 +4,7 @@
 //! A file is named after what is in it (SHA-256), so that an array that is pushed to eight engines is there once. It is whole
 //! before the commit that names it; files that no row names are swept away when the database is opened and after a purge.
 use super::{DbError, Durability, buffers, file};
-use crate::model::kept::{Kept, LEAST, is_name};
+use crate::model::buffer_file::{BufferFile, MIN_FILE_BYTES, is_name};
 use bytes::Bytes;
 use rusqlite::types::ValueRef;
 use rusqlite::{Connection, Row};
@@ -45,8 +45,8 @@ impl Large {
     }
 
     /// The name under which a message's buffers were kept; None for those that fit into a row. `kept` is told.
-    pub fn keep(&self, list: &[Bytes], kept: Option<&Kept>, durability: Durability) -> Result<Option<String>, DbError> {
-        if list.iter().map(Bytes::len).sum::<usize>() < LEAST {
+    pub fn keep(&self, list: &[Bytes], kept: Option<&BufferFile>, durability: Durability) -> Result<Option<String>, DbError> {
+        if list.iter().map(Bytes::len).sum::<usize>() < MIN_FILE_BYTES {
             return Ok(None);
         }
         let name = self
@@ -103,8 +103,8 @@ impl Large {
     }
 
     /// In which file the buffers in a column are.
-    pub fn kept(row: &Row, column: usize) -> rusqlite::Result<Kept> {
-        Ok(Kept::named(match row.get_ref(column)? {
+    pub fn kept(row: &Row, column: usize) -> rusqlite::Result<BufferFile> {
+        Ok(BufferFile::from_name(match row.get_ref(column)? {
             ValueRef::Text(name) => Some(String::from_utf8_lossy(name).into_owned()),
             _ => None,
         }))

@@ -179,7 +179,7 @@ impl Reader {
                         metadata: bytes(row, 8)?,
                         content: bytes(row, 9)?,
                         buffers: self.large.list(row, 10)?,
-                        kept: Large::kept(row, 10)?,
+                        buffer_file: Large::kept(row, 10)?,
                         engine: row.get::<_, Option<String>>(11)?.map(|uuid| uuid.as_str().into()),
                         submitted: UnixTime(row.get(12)?),
                         label: row.get(13)?,

@@ -4,8 +4,8 @@ use super::large::Large;
 use super::outputs::Outputs;
 use super::{DbError, Durability, Reader, file};
 use crate::model::TaskId;
+use crate::model::buffer_file::BufferFile;
 use crate::model::change::Change;
-use crate::model::kept::Kept;
 use crate::model::output::Stream;
 use bytes::Bytes;
 use rusqlite::config::DbConfig;
@@ -222,9 +222,9 @@ fn identity(path: &Path) -> std::io::Result<(u64, u64)> {
     std::fs::metadata(path).map(|found| (found.dev(), found.ino()))
 }
 
-fn buffers_of(change: &Change) -> (&[Bytes], Option<&Kept>) {
+fn buffers_of(change: &Change) -> (&[Bytes], Option<&BufferFile>) {
     match change {
-        Change::RequestAdded { request, .. } => (&request.buffers, Some(&request.kept)),
+        Change::RequestAdded { request, .. } => (&request.buffers, Some(&request.buffer_file)),
         Change::RequestFinished { reply, .. } => (&reply.buffers, None),
         Change::MapAdded { definition, .. } | Change::CodeReplaced { definition, .. } => {
             let bundle = definition.bundle().and_then(|named| named.content.as_ref());

@@ -181,7 +181,9 @@ impl Link {
         };
         let uuid = first.uuid.clone();
         let unusable = |e: crate::transport::TransportError| EngineError::BadConnectionFile(e.to_string());
-        let socket = Socket::new(Kind::Dealer, Some(&uuid.0), &security).map_err(unusable)?.packing();
+        let socket = Socket::new(Kind::Dealer, Some(&uuid.0), &security)
+            .map_err(unusable)?
+            .with_packing();
         let connections = socket.connections();
         socket.connect(address, port).await.map_err(unusable)?;
         let user = std::env::var("USER").unwrap_or_else(|_| "engine".into());

@@ -1,5 +1,6 @@
-//! Running a command line to its end, within a time. A trait, since the commands of a batch system may be on another host.
-use super::batch::{CommandLine, Output, environment};
+//! Runs a command line to completion, with a timeout. A trait, because the commands of a batch
+//! system may run on another host.
+use super::batch::{CommandLine, CommandOutput, environment};
 use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
 use std::ffi::OsString;
@@ -10,36 +11,37 @@ use std::sync::mpsc::{self, Receiver};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-/// No more of what a command says is taken; the rest is read and dropped.
-const MOST_BYTES: usize = 64 << 20;
-const LOOK_EVERY: Duration = Duration::from_millis(5);
-/// So long one waits for the end of the output, which a command's own children may hold open.
-const OUTPUT_COMES: Duration = Duration::from_millis(500);
+/// Maximum captured output; the rest is read and discarded.
+const MAX_OUTPUT_BYTES: usize = 64 << 20;
+const POLL_INTERVAL: Duration = Duration::from_millis(5);
+/// How long to wait for the end of the output, which the command's children may keep open.
+const OUTPUT_TIMEOUT: Duration = Duration::from_millis(500);
 
-/// Runs commands somewhere.
+/// Runs commands, locally or elsewhere.
 pub trait Runner: Send + Sync {
-    /// What the command said, whatever its exit code. It is killed when the time is over.
-    fn run(&self, command: &CommandLine, timeout: Duration) -> Result<Output, RunError>;
+    /// Returns the command's output, whatever its exit code. Kills the command when the timeout
+    /// expires.
+    fn run(&self, command: &CommandLine, timeout: Duration) -> Result<CommandOutput, RunError>;
 }
 
-/// Why a command said nothing.
+/// Why a command produced no output.
 #[derive(Debug, thiserror::Error)]
 pub enum RunError {
     #[error("{program}: command not found")]
     NotFound { program: String },
     #[error("{program}: {source}")]
     Start { program: String, source: io::Error },
-    #[error("{program} did not end within {seconds} s")]
+    #[error("{program} timed out after {seconds} s")]
     TimedOut { program: String, seconds: f64 },
 }
 
-/// On this host. What it starts is a process group of its own: Ctrl-C in the shell does not reach it, and its end takes its
-/// children along.
+/// Runs commands on this host. Each command has its own process group: Ctrl-C in the shell does not
+/// reach it, and a timeout also kills its children.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Here;
+pub struct LocalRunner;
 
-impl Runner for Here {
-    fn run(&self, line: &CommandLine, timeout: Duration) -> Result<Output, RunError> {
+impl Runner for LocalRunner {
+    fn run(&self, line: &CommandLine, timeout: Duration) -> Result<CommandOutput, RunError> {
         let mut command = command(line, std::env::vars_os());
         command.stdin(if line.stdin.is_some() { Stdio::piped() } else { Stdio::null() });
         command.stdout(Stdio::piped()).stderr(Stdio::piped());
@@ -54,11 +56,11 @@ impl Runner for Here {
         };
         let mut child = command.spawn().map_err(failed)?;
         if let (Some(mut stdin), Some(text)) = (child.stdin.take(), line.stdin.clone()) {
-            // One that does not read it all says why itself.
+            // Ignore errors: a command that does not read all its input reports why itself.
             std::thread::spawn(move || stdin.write_all(text.as_bytes()));
         }
-        let stdout = Reader::new(child.stdout.take());
-        let stderr = Reader::new(child.stderr.take());
+        let stdout = PipeReader::new(child.stdout.take());
+        let stderr = PipeReader::new(child.stderr.take());
         let status = wait(&mut child, timeout);
         let code = match status {
             Ok(Some(status)) => status.code(),
@@ -70,7 +72,7 @@ impl Runner for Here {
             }
             Err(source) => return Err(failed(source)),
         };
-        Ok(Output {
+        Ok(CommandOutput {
             code,
             stdout: stdout.text(),
             stderr: stderr.text(),
@@ -78,24 +80,24 @@ impl Runner for Here {
     }
 }
 
-/// The command in this environment, without what it is not to get.
+/// Builds the command with this environment, minus the removed variables.
 fn command(line: &CommandLine, environment: impl IntoIterator<Item = (OsString, OsString)>) -> Command {
     let mut command = Command::new(&line.program);
     command.args(&line.arguments).env_clear().process_group(0);
     for (name, value) in environment {
-        match environment::is_removed(&name.to_string_lossy(), &line.without, &line.keeping) {
-            true => tracing::debug!("{} does not get {}", line.program, name.display()),
+        match environment::is_removed(&name.to_string_lossy(), &line.removed_vars, &line.kept_vars) {
+            true => tracing::debug!("{}: removed the environment variable {}", line.program, name.display()),
             false => drop(command.env(name, value)),
         }
     }
-    if line.in_english {
+    if line.in_c_locale {
         command.env("LC_ALL", "C").env_remove("LANGUAGE");
     }
     command.envs(line.env.iter().map(|(k, v)| (k, v)));
     command
 }
 
-/// Its end; none if it had to be killed.
+/// Waits for the exit status; none if the timeout expired and the command was killed.
 fn wait(child: &mut Child, timeout: Duration) -> io::Result<Option<std::process::ExitStatus>> {
     let deadline = Instant::now() + timeout;
     loop {
@@ -103,24 +105,24 @@ fn wait(child: &mut Child, timeout: Duration) -> io::Result<Option<std::process:
             return Ok(Some(status));
         }
         if Instant::now() >= deadline {
-            // Not waited for yet, so the number is still its own.
+            // The child is not reaped yet, so its pid is still valid.
             let _ = killpg(Pid::from_raw(child.id() as i32), Signal::SIGKILL);
             child.wait()?;
             return Ok(None);
         }
-        std::thread::sleep(LOOK_EVERY);
+        std::thread::sleep(POLL_INTERVAL);
     }
 }
 
-/// Reads in a thread of its own: a full pipe would stop the command.
-struct Reader {
+/// Reads in a separate thread: a full pipe would block the command.
+struct PipeReader {
     read: Arc<Mutex<Vec<u8>>>,
-    at_end: Receiver<()>,
+    ended: Receiver<()>,
 }
 
-impl Reader {
-    fn new(pipe: Option<impl Read + Send + 'static>) -> Reader {
-        let (sender, at_end) = mpsc::channel();
+impl PipeReader {
+    fn new(pipe: Option<impl Read + Send + 'static>) -> PipeReader {
+        let (sender, ended) = mpsc::channel();
         let read = Arc::new(Mutex::new(Vec::new()));
         let into = read.clone();
         std::thread::spawn(move || {
@@ -129,17 +131,17 @@ impl Reader {
             let Some(mut pipe) = pipe else { return };
             while let Ok(count @ 1..) = pipe.read(&mut piece) {
                 let mut into = into.lock().unwrap_or_else(PoisonError::into_inner);
-                if into.len() < MOST_BYTES {
+                if into.len() < MAX_OUTPUT_BYTES {
                     into.extend_from_slice(&piece[..count]);
                 }
             }
         });
-        Reader { read, at_end }
+        PipeReader { read, ended }
     }
 
-    /// What came, to its end or as far as it has come.
+    /// The output so far; waits briefly for its end.
     fn text(self) -> String {
-        let _ = self.at_end.recv_timeout(OUTPUT_COMES);
+        let _ = self.ended.recv_timeout(OUTPUT_TIMEOUT);
         let bytes = self.read.lock().unwrap_or_else(PoisonError::into_inner);
         String::from_utf8_lossy(&bytes).into_owned()
     }
@@ -152,23 +154,23 @@ mod tests {
     fn sh(script: &str) -> CommandLine {
         CommandLine::new("sh", ["-c", script])
     }
-    const LONG: Duration = Duration::from_secs(60);
+    const TEST_TIMEOUT: Duration = Duration::from_secs(60);
 
     #[test]
-    fn output_and_exit_code_come_back() {
+    fn output_and_exit_code_are_returned() {
         let mut line = sh("read x; echo \"got $x $Y\"; echo bad >&2; exit 3").with_env("Y", "z");
         line.stdin = Some("hello\n".into());
-        let output = Here.run(&line, LONG).unwrap();
+        let output = LocalRunner.run(&line, TEST_TIMEOUT).unwrap();
         assert_eq!(
             (output.code, output.stdout.as_str(), output.stderr.as_str()),
             (Some(3), "got hello z\n", "bad\n")
         );
-        let output = Here.run(&sh("kill -9 $$"), LONG).unwrap();
+        let output = LocalRunner.run(&sh("kill -9 $$"), TEST_TIMEOUT).unwrap();
         assert_eq!(output.code, None);
     }
 
     #[test]
-    fn a_command_does_not_get_what_it_is_to_be_without() {
+    fn removed_variables_are_not_passed_to_a_command() {
         let here = [
             ("SITE_A", "1"),
             ("SITE_B", "2"),
@@ -186,54 +188,54 @@ mod tests {
         let of = |pairs: &[(&str, &str)]| pairs.iter().map(|(name, value)| (name.to_string(), value.to_string())).collect();
         let mut line = CommandLine::new("env", [""; 0]);
         assert_eq!(gets(&line), of(&here));
-        line.in_english = true;
-        (line.without, line.keeping) = (vec!["SITE*"], vec!["SITE_B"]);
+        line.in_c_locale = true;
+        (line.removed_vars, line.kept_vars) = (vec!["SITE*"], vec!["SITE_B"]);
         let expected = of(&[("SITE_B", "2"), ("OTHER", "a\nSITE_C=3"), ("LC_ALL", "C")]);
         assert_eq!(gets(&line), expected);
     }
 
-    /// Nothing but what it was given: not the environment of this process.
+    /// The command gets only the environment that it was given, not that of this process.
     #[test]
-    fn a_command_has_no_other_environment() {
+    fn a_command_gets_only_the_given_environment() {
         let mut command = command(&CommandLine::new("/usr/bin/env", [""; 0]), [("ONLY".into(), "this".into())]);
         assert_eq!(String::from_utf8(command.output().unwrap().stdout).unwrap(), "ONLY=this\n");
     }
 
     #[test]
-    fn much_output_does_not_stop_a_command() {
-        let output = Here.run(&sh("seq 1 200000; seq 1 200000 >&2"), LONG).unwrap();
+    fn large_output_does_not_block_a_command() {
+        let output = LocalRunner.run(&sh("seq 1 200000; seq 1 200000 >&2"), TEST_TIMEOUT).unwrap();
         assert_eq!((output.stdout.lines().count(), output.stderr.lines().count()), (200_000, 200_000));
     }
 
     #[test]
-    fn one_that_takes_too_long_is_killed_with_its_children() {
+    fn a_command_that_times_out_is_killed_with_its_children() {
         let dir = tempfile::tempdir().unwrap();
         let pid = dir.path().join("pid");
         let script = format!("sleep 1000 & echo $! > '{}'; wait", pid.display());
-        let error = Here.run(&sh(&script), Duration::from_millis(300)).unwrap_err();
-        assert_eq!(error.to_string(), "sh did not end within 0.3 s");
+        let error = LocalRunner.run(&sh(&script), Duration::from_millis(300)).unwrap_err();
+        assert_eq!(error.to_string(), "sh timed out after 0.3 s");
         let pid: u32 = std::fs::read_to_string(&pid).unwrap().trim().parse().unwrap();
-        let deadline = Instant::now() + LONG;
+        let deadline = Instant::now() + TEST_TIMEOUT;
         while crate::sys::process::exists(pid) {
-            assert!(Instant::now() < deadline, "its child lives on");
-            std::thread::sleep(LOOK_EVERY);
+            assert!(Instant::now() < deadline, "its child still runs");
+            std::thread::sleep(POLL_INTERVAL);
         }
     }
 
     #[test]
-    fn one_that_leaves_something_running_is_not_waited_for_longer_than_itself() {
-        let output = Here.run(&sh("sleep 1000 & echo $!"), LONG).unwrap();
+    fn background_children_do_not_delay_the_result() {
+        let output = LocalRunner.run(&sh("sleep 1000 & echo $!"), TEST_TIMEOUT).unwrap();
         assert_eq!(output.code, Some(0));
         let pid: i32 = output.stdout.trim().parse().unwrap();
         nix::sys::signal::kill(Pid::from_raw(pid), Signal::SIGKILL).unwrap();
     }
 
     #[test]
-    fn a_command_that_is_not_there_is_named() {
-        let line = CommandLine::new("sbatch-that-is-not-there", ["x"]);
+    fn a_missing_command_is_named() {
+        let line = CommandLine::new("nonexistent-sbatch", ["x"]);
         assert_eq!(
-            Here.run(&line, LONG).unwrap_err().to_string(),
-            "sbatch-that-is-not-there: command not found"
+            LocalRunner.run(&line, TEST_TIMEOUT).unwrap_err().to_string(),
+            "nonexistent-sbatch: command not found"
         );
     }
 }

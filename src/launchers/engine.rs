@@ -1,10 +1,10 @@
-//! The command that is one engine, or one controller, as every launcher runs it.
+//! The command line of an engine or a controller, shared by all launchers.
 use super::{ControllerLaunch, EnginesLaunch, LaunchError, python};
 use crate::profile::config::EngineKind;
 use std::ffi::OsString;
 use std::path::PathBuf;
 
-/// The program and arguments that are the controller.
+/// The program and arguments of the controller.
 pub fn controller_command(launch: &ControllerLaunch) -> (PathBuf, Vec<OsString>) {
     let mut arguments: Vec<OsString> = vec![
         "controller".into(),
@@ -26,9 +26,9 @@ pub fn settings_arguments(settings: &[(String, String)]) -> impl Iterator<Item =
         .flat_map(|(key, value)| ["--set".into(), format!("{key}={value}").into()])
 }
 
-/// The program and arguments that are one engine, with its supervisor.
+/// The program and arguments of one engine, with its supervisor.
 pub fn engine_command(launch: &EnginesLaunch) -> Result<(PathBuf, Vec<OsString>), LaunchError> {
-    let (program, mut arguments) = lone_engine_command(launch)?;
+    let (program, mut arguments) = unsupervised_engine_command(launch)?;
     match launch.kind {
         EngineKind::Pcluster => arguments.insert(1, "--supervise".into()),
         EngineKind::Ipengine => {
@@ -40,8 +40,8 @@ pub fn engine_command(launch: &EnginesLaunch) -> Result<(PathBuf, Vec<OsString>)
     Ok((program, arguments))
 }
 
-/// The same without a supervisor.
-pub fn lone_engine_command(launch: &EnginesLaunch) -> Result<(PathBuf, Vec<OsString>), LaunchError> {
+/// The program and arguments of one engine, without a supervisor.
+pub fn unsupervised_engine_command(launch: &EnginesLaunch) -> Result<(PathBuf, Vec<OsString>), LaunchError> {
     let file = launch.profile.engine_file(&launch.cluster_id);
     if launch.kind == EngineKind::Ipengine {
         let (program, mut arguments) = ipengine(launch)?;

@@ -1,26 +1,26 @@
-//! Why something could not be started or stopped.
+//! Errors when something cannot be started or stopped.
 use std::io;
 use std::path::PathBuf;
 
 #[derive(Debug, thiserror::Error)]
 pub enum LaunchError {
-    #[error("there is no launcher {name:?}; there are: {}", super::known().join(", "))]
+    #[error("unknown launcher {name:?} (available: {})", super::known().join(", "))]
     UnknownLauncher { name: String },
     #[error("cannot start {}: {source}", program.display())]
     Start { program: PathBuf, source: io::Error },
     #[error("cannot open the log file {}: {source}", path.display())]
     Log { path: PathBuf, source: io::Error },
-    #[error("the directory to start in, {}, is not there", path.display())]
+    #[error("the working directory {} does not exist", path.display())]
     NoDirectory { path: PathBuf },
     #[error("cannot run the Python interpreter {python}: {why}")]
     NoPython { python: String, why: String },
     #[error("the Python interpreter {python} was interrupted")]
     Interrupted { python: String },
-    #[error("the Python interpreter {python} is version {version}; 3.8 is the oldest that will do")]
+    #[error("the Python interpreter {python} is version {version}; pcluster requires 3.8 or later")]
     OldPython { python: String, version: String },
     #[error("an ipengine needs the package ipyparallel, which {python} cannot import: {why}")]
     NoIpyparallel { python: String, why: String },
-    #[error("engine.ipengine is not a command: {command:?}")]
+    #[error("engine.ipengine is not a valid command: {command:?}")]
     BadCommand { command: String },
     #[error("cannot send signal {signal} to process {pid}: {why}")]
     Signal { signal: i32, pid: u32, why: String },
@@ -30,75 +30,75 @@ pub enum LaunchError {
     Template(#[from] super::batch::TemplateError),
     #[error("cannot write the job's script {}: {source}", path.display())]
     Script { path: PathBuf, source: io::Error },
-    #[error("{system} did not take the job: {said}\n  the command: {command}\n  the script: {}", script.display())]
+    #[error("submitting the job to {system} failed: {message}\n  command: {command}\n  script: {}", script.display())]
     Submit {
         system: &'static str,
-        said: String,
+        message: String,
         command: String,
         script: PathBuf,
         hint: Option<String>,
     },
-    #[error("cannot {doing} of {system}: {said}\n  the command: {command}")]
+    #[error("{system}: cannot {action}: {message}\n  command: {command}")]
     Batch {
         system: &'static str,
-        doing: &'static str,
+        action: &'static str,
         command: String,
-        said: String,
+        message: String,
     },
-    #[error("jobs of {system} are still there{}", list(jobs))]
-    JobsLeft {
+    #[error("jobs of {system} still exist{}", list(jobs))]
+    JobsRemain {
         system: &'static str,
-        /// What each is, and why it is there.
+        /// A description of each job, and why it is still there.
         jobs: Vec<String>,
     },
     #[error("the launcher ssh has no hosts")]
     NoHosts,
-    #[error("{wanted} engines were asked for, and the hosts are for {places}")]
-    TooFewPlaces { wanted: u32, places: u32 },
+    #[error("{wanted} engines were requested, but the hosts have {slots} slots")]
+    NotEnoughSlots { wanted: u32, slots: u32 },
     #[error("{engines} engines do not fit on this host, at most {fits}: {limit}")]
     NoRoom { engines: u32, fits: u64, limit: String },
-    #[error("the launcher {launcher} starts engines only")]
+    #[error("the launcher {launcher} cannot start a controller")]
     OnlyEngines { launcher: &'static str },
-    #[error("{started} of {wanted} engines could be started over ssh; they are ended again{}", list(troubles))]
+    #[error("only {started} of {wanted} engines started over ssh, and were stopped again{}", list(troubles))]
     Hosts { started: u32, wanted: u32, troubles: Vec<String> },
     #[error("cannot {doing} all engines{}", list(troubles))]
     OverSsh { doing: &'static str, troubles: Vec<String> },
-    #[error("cannot work over ssh: {why}")]
+    #[error("cannot set up ssh: {why}")]
     NoRuntime { why: String },
-    #[error("process {pid} is still there after SIGKILL")]
+    #[error("process {pid} still exists after SIGKILL")]
     Unkillable { pid: u32 },
 }
 
 impl LaunchError {
-    /// What to do next.
+    /// A suggested action.
     pub fn hint(&self) -> Option<String> {
         match self {
-            LaunchError::UnknownLauncher { .. } => {
-                Some("leave --launcher out, or set launcher.engines in the profile's pcluster.yaml".into())
-            }
+            LaunchError::UnknownLauncher { .. } => Some("omit --launcher, or set launcher.engines in the profile's pcluster.yaml".into()),
             LaunchError::NoPython { .. } | LaunchError::OldPython { .. } => {
-                Some("name one with --python or engine.python in the profile's pcluster.yaml, or activate a virtual environment".into())
+                Some("set --python, or engine.python in the profile's pcluster.yaml, or activate a virtual environment".into())
             }
             LaunchError::NoIpyparallel { python, .. } => Some(format!(
-                "install it there: {python} -m pip install ipyparallel; or name another interpreter with --python"
+                "install it: {python} -m pip install ipyparallel; or choose another interpreter with --python"
             )),
             LaunchError::NoHosts => {
-                Some("--host node1:4 --host user@node2:8, or launchers.ssh.hosts in the profile's pcluster.yaml".into())
+                Some("pass --host node1:4 --host user@node2:8, or set launchers.ssh.hosts in the profile's pcluster.yaml".into())
             }
-            LaunchError::TooFewPlaces { .. } => Some("ask for fewer with -n, or give a host a larger number".into()),
+            LaunchError::NotEnoughSlots { .. } => Some("reduce -n, or increase the number of a host's slots".into()),
             LaunchError::NoRoom { fits, .. } => Some(format!(
-                "ask for at most {fits} with -n, or raise the limit; --set launcher.check_limits=false starts them all the same"
+                "pass at most -n {fits}, or raise the limit; --set launcher.check_limits=false skips this check"
             )),
-            LaunchError::OnlyEngines { .. } => {
-                Some("the controller runs where `pcluster start` does; `pcluster start --on HOST` starts all of it there".into())
-            }
-            LaunchError::Hosts { .. } => Some("--min-engines N goes on with those that start".into()),
-            LaunchError::OverSsh { .. } => Some("try again when the hosts answer: what runs there is on record".into()),
+            LaunchError::OnlyEngines { .. } => Some(
+                "`pcluster start` runs the controller on this host; `pcluster start --on HOST` starts the whole cluster on HOST".into(),
+            ),
+            LaunchError::Hosts { .. } => Some("pass --min-engines N to continue with fewer engines".into()),
+            LaunchError::OverSsh { .. } => Some("try again when the hosts are reachable; their engines stay recorded".into()),
             LaunchError::Template(error) => error.hint(),
             LaunchError::Submit { hint, .. } => hint.clone(),
-            LaunchError::Batch { .. } => Some("try again when the batch system answers; nothing was forgotten".into()),
-            LaunchError::JobsLeft { .. } => Some("try again; `pcluster clean --force` forgets them".into()),
-            LaunchError::Unkillable { .. } => Some("it waits for a device or a network file system; it will end when that answers".into()),
+            LaunchError::Batch { .. } => Some("try again when the batch system answers; the jobs stay recorded".into()),
+            LaunchError::JobsRemain { .. } => Some("try again, or remove their records with `pcluster clean --force`".into()),
+            LaunchError::Unkillable { .. } => {
+                Some("the process waits for a device or a network file system, and ends when that responds".into())
+            }
             _ => None,
         }
     }

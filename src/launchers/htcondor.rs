@@ -1,11 +1,12 @@
-//! HTCondor: a submit description, and beside it the shell script that each job runs. Sources: the pages of condor_submit, condor_q,
-//! condor_rm and condor_history in the HTCondor manual (23.0), and outputs that others recorded (tests/fixtures/batch/htcondor says
-//! which). Never tried on a real one.
+//! HTCondor: a submit description and, next to it, the shell script that each job runs. Sources:
+//! the pages of condor_submit, condor_q, condor_rm and condor_history in the HTCondor manual
+//! (23.0), and recorded outputs (tests/fixtures/batch/htcondor names their sources). Not tested
+//! with a real HTCondor.
 use super::batch::environment::{Names, Rule};
-use super::batch::render::{FoundBy, Need, Value, Variables, common, put, unfit, unsupported};
+use super::batch::render::{FoundBy, Requirement, VariableValue, Variables, common, invalid_value, set_variables, unsupported};
 use super::batch::{
-    BatchSystem, CommandLine, EnvironmentRules, JobId, JobKind, JobRequest, JobRow, JobStatus, JobTarget, Output, Problem, QueryFailure,
-    SubmitFailure, Template, TemplateError, engines, failure,
+    BatchSystem, CommandLine, CommandOutput, EnvironmentRules, JobId, JobKind, JobRequest, JobRow, JobStatus, JobTarget, Problem,
+    QueryFailure, SubmitFailure, Template, TemplateError, engines, failure,
 };
 use serde::Deserialize;
 use std::path::{Path, PathBuf};
@@ -14,55 +15,67 @@ pub struct HtCondor;
 
 const ATTRIBUTES: &str = "ClusterId,ProcId,JobStatus,JobBatchName,HoldReason,RemoveReason,RemoteHost,LastRemoteHost,ExitCode,ExitBySignal";
 
-/// What its commands say, in lower case, and what it means.
+/// Lower-case text of its errors and what it indicates.
 const FAILURES: &[(&str, Problem, &str)] = &[
     (
         "failed to connect to",
         Problem::SchedulerDown,
-        "`condor_status -schedd` says whether the schedd is up",
+        "`condor_status -schedd` shows whether the schedd is up",
     ),
     (
         "can't find address of",
         Problem::SchedulerDown,
-        "`condor_status -schedd` says whether the schedd is up",
+        "`condor_status -schedd` shows whether the schedd is up",
     ),
     (
         "unable to locate",
         Problem::SchedulerDown,
-        "`condor_status -schedd` says whether the schedd is up",
+        "`condor_status -schedd` shows whether the schedd is up",
     ),
     (
         "condor_config",
         Problem::NoCommand,
-        "HTCondor's configuration is not found: is this one of the pool's submit hosts?",
+        "HTCondor's configuration is not found: run this on a submit host of the pool",
     ),
     (
         "max_jobs",
         Problem::Limit,
-        "the schedd takes no more jobs of yours; --engines-per-job makes fewer",
+        "the schedd accepts no more of your jobs; --engines-per-job reduces their number",
     ),
     (
         "failed to create proc",
         Problem::Limit,
-        "the schedd takes no more jobs of yours; --engines-per-job makes fewer",
+        "the schedd accepts no more of your jobs; --engines-per-job reduces their number",
     ),
-    ("permission denied", Problem::NoPermission, "ask the site who may submit here"),
-    ("authorization", Problem::NoPermission, "ask the site who may submit here"),
-    ("authentication", Problem::NoPermission, "ask the site who may submit here"),
+    (
+        "permission denied",
+        Problem::NoPermission,
+        "ask your site's administrators for permission",
+    ),
+    (
+        "authorization",
+        Problem::NoPermission,
+        "ask your site's administrators for permission",
+    ),
+    (
+        "authentication",
+        Problem::NoPermission,
+        "ask your site's administrators for permission",
+    ),
     (
         "accounting_group",
         Problem::NoSuchAccount,
-        "name a group of yours with --account or launchers.htcondor.account",
+        "choose one of your groups with --account or launchers.htcondor.account",
     ),
     (
         "submit file",
         Problem::BadScript,
-        "look at the description and launchers.htcondor.directives",
+        "check the submit description and launchers.htcondor.directives",
     ),
     (
         "parse",
         Problem::BadScript,
-        "look at the description and launchers.htcondor.directives",
+        "check the submit description and launchers.htcondor.directives",
     ),
     (
         "\"queue\" command",
@@ -106,10 +119,10 @@ impl BatchSystem for HtCondor {
         ""
     }
 
-    /// A value is the rest of its line as it is, but for `$(…)`.
+    /// A value is the rest of its line, verbatim, except for `$(…)`.
     fn quote_directive(&self, name: &str, value: &str) -> Result<String, TemplateError> {
         if value.trim() != value || value.ends_with('\\') {
-            return Err(unfit(
+            return Err(invalid_value(
                 self.title(),
                 name,
                 value,
@@ -133,63 +146,66 @@ impl BatchSystem for HtCondor {
             return Err(TemplateError::Unsupported {
                 system: self.title(),
                 what: "one job of all engines".into(),
-                hint: Some("leave launchers.htcondor.start at array".into()),
+                hint: Some("set launchers.htcondor.start to array".into()),
             });
         }
         let here = request.engines_in_a_job();
-        let times = |value: Option<u32>| value.map_or(Value::Unset, |each| Value::Text((each * here).to_string()));
+        let times = |value: Option<u32>| value.map_or(VariableValue::Unset, |each| VariableValue::Text((each * here).to_string()));
         let log = request.log_dir.join(&request.log_stem).to_string_lossy().into_owned();
         let mut variables = common(request);
-        put(
+        set_variables(
             &mut variables,
             [
-                ("array", Value::Text(request.jobs().to_string())),
+                ("array", VariableValue::Text(request.jobs().to_string())),
                 (
                     "script",
-                    Value::Text(request.script.with_extension("sh").to_string_lossy().into_owned()),
+                    VariableValue::Text(request.script.with_extension("sh").to_string_lossy().into_owned()),
                 ),
                 ("cpus", times(resources.cpus.or((here > 1).then_some(1)))),
                 ("gpus", times(resources.gpus)),
                 (
                     "memory",
-                    resources
-                        .memory
-                        .map_or(Value::Unset, |each| Value::Text(format!("{}MB", each.mib * u64::from(here)))),
-                ),
-                // HTCondor has no limit of time but what the job says of itself.
-                (
-                    "walltime",
-                    resources.walltime.map_or(Value::Unset, |time| {
-                        Value::Text(format!("(JobStatus == 2) && (time() - EnteredCurrentStatus > {})", time.seconds))
+                    resources.memory.map_or(VariableValue::Unset, |each| {
+                        VariableValue::Text(format!("{}MB", each.mib * u64::from(here)))
                     }),
                 ),
-                ("log", Value::Text(format!("{log}-"))),
-                ("environment", Value::Lines(engines::environment(request, "$1", "$(($2 + 1))"))),
+                // HTCondor has no time limit except one in the job's own description.
+                (
+                    "walltime",
+                    resources.walltime.map_or(VariableValue::Unset, |time| {
+                        VariableValue::Text(format!("(JobStatus == 2) && (time() - EnteredCurrentStatus > {})", time.seconds))
+                    }),
+                ),
+                ("log", VariableValue::Text(format!("{log}-"))),
+                (
+                    "environment",
+                    VariableValue::Lines(engines::environment(request, "$1", "$(($2 + 1))")),
+                ),
             ],
         );
         Ok(variables)
     }
 
-    fn needs(&self, template: &str, request: &JobRequest) -> Vec<Need> {
+    fn requirements(&self, template: &str, request: &JobRequest) -> Vec<Requirement> {
         if template.contains(".sub") {
-            let queue = Need {
-                what: "the line that says how many jobs".into(),
+            let queue = Requirement {
+                what: "the line that sets the number of jobs".into(),
                 found_by: FoundBy::Directive(&["queue"]),
                 line: "queue {{ jobs }}".into(),
             };
-            let script = Need {
-                what: "the line that says what each job runs".into(),
+            let script = Requirement {
+                what: "the line that names the script of each job".into(),
                 found_by: FoundBy::Variable(&["script"]),
                 line: "executable = {{ script }}".into(),
             };
-            let numbers = Need {
-                what: "the line that tells each job its number".into(),
+            let numbers = Requirement {
+                what: "the line that passes each job its number".into(),
                 found_by: FoundBy::Directive(&["arguments"]),
                 line: "arguments = $(Cluster) $(Process)".into(),
             };
             return vec![queue, script, numbers];
         }
-        vec![engines::need(request)]
+        vec![engines::requirement(request)]
     }
 
     fn log_path(&self, request: &JobRequest, job: &JobId, element: Option<u32>) -> PathBuf {
@@ -202,7 +218,7 @@ impl BatchSystem for HtCondor {
         CommandLine::new("condor_submit", [script.to_string_lossy()])
     }
 
-    fn parse_submit(&self, output: &Output) -> Result<JobId, SubmitFailure> {
+    fn parse_submit(&self, output: &CommandOutput) -> Result<JobId, SubmitFailure> {
         if !output.is_success() {
             return Err(failure::of_submit(output, FAILURES));
         }
@@ -211,10 +227,11 @@ impl BatchSystem for HtCondor {
             let id: String = after.chars().take_while(char::is_ascii_digit).collect();
             (!id.is_empty()).then_some(JobId(id))
         });
-        id.ok_or_else(|| failure::no_id(output, "`condor_q` shows whether the job is there"))
+        id.ok_or_else(|| failure::no_id(output, "`condor_q` shows whether the job exists"))
     }
 
-    /// A variable `_CONDOR_NAME` sets NAME of the configuration, which also says which pool it is; so only what changes answers goes.
+    /// A variable `_CONDOR_NAME` sets NAME of the configuration, which also selects the pool.
+    /// Therefore only variables that change the output are removed.
     fn environment(&self) -> EnvironmentRules {
         const DISPLAY: Names = &["_CONDOR_CONDOR_Q_*", "_CONDOR_TOOL_DEBUG*"];
         EnvironmentRules {
@@ -235,7 +252,7 @@ impl BatchSystem for HtCondor {
         CommandLine::new("condor_q", options.into_iter().chain(jobs.iter().map(|job| job.0.clone())))
     }
 
-    fn parse_query(&self, output: &Output) -> Result<Vec<JobRow>, QueryFailure> {
+    fn parse_query(&self, output: &CommandOutput) -> Result<Vec<JobRow>, QueryFailure> {
         match output.is_success() {
             true => rows(&output.stdout).ok_or_else(|| failure::of_query(output, FAILURES)),
             false => Err(failure::of_query(output, FAILURES)),
@@ -246,7 +263,7 @@ impl BatchSystem for HtCondor {
         Some(CommandLine::new("condor_history", ["-json", "-attributes", ATTRIBUTES, &job.0]))
     }
 
-    fn parse_history(&self, output: &Output) -> Vec<JobRow> {
+    fn parse_history(&self, output: &CommandOutput) -> Vec<JobRow> {
         rows(&output.stdout).unwrap_or_default()
     }
 
@@ -263,22 +280,22 @@ impl BatchSystem for HtCondor {
         CommandLine::new("condor_rm", targets.iter().map(target))
     }
 
-    fn parse_cancel(&self, output: &Output) -> Result<(), QueryFailure> {
-        let said = output.said();
+    fn parse_cancel(&self, output: &CommandOutput) -> Result<(), QueryFailure> {
+        let message = output.message();
         let fine = |line: &str| {
             let line = line.to_lowercase();
             ["marked for removal", "couldn't find", "not found", "no job found", "already"]
                 .iter()
                 .any(|words| line.contains(words))
         };
-        match output.is_success() || (!said.is_empty() && said.lines().all(fine)) {
+        match output.is_success() || (!message.is_empty() && message.lines().all(fine)) {
             true => Ok(()),
             false => Err(failure::of_query(output, FAILURES)),
         }
     }
 }
 
-/// What is asked for of a job; whatever is missing or of another kind is not known.
+/// The queried attributes of a job; missing attributes and those of another type are unknown.
 #[derive(Deserialize)]
 #[serde(rename_all = "PascalCase")]
 struct Ad {
@@ -302,7 +319,7 @@ struct Ad {
     exit_by_signal: Option<bool>,
 }
 
-/// A list of ads; nothing at all where there are no jobs. None if it is neither.
+/// Parses a list of ads; empty output means no jobs. None if the output is neither.
 fn rows(text: &str) -> Option<Vec<JobRow>> {
     let Some(begin) = text.find('[') else {
         return text.trim().is_empty().then(Vec::new);
@@ -327,10 +344,10 @@ fn row(ad: Ad) -> JobRow {
         exit_code: ad.exit_code,
         ..row
     }
-    .because(reason)
+    .with_reason(reason)
 }
 
-/// JobStatus of the manual's "Job ClassAd Attributes".
+/// JobStatus in the manual's "Job ClassAd Attributes".
 fn word(number: i64) -> &'static str {
     match number {
         1 => "Idle",

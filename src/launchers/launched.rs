@@ -1,5 +1,5 @@
-//! What one launch started: processes here, processes on other hosts, or jobs of a batch system. Plain data, kept in the
-//! cluster's state file, so that another process can take it up.
+//! The result of one launch: local processes, remote processes, or jobs of a batch system. Plain
+//! data in the cluster's state file, so that other processes can manage it.
 use super::EnginesLaunch;
 use crate::profile::ProfileDir;
 use crate::profile::config::EngineKind;
@@ -8,37 +8,40 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use std::path::PathBuf;
 
-/// One launch. Its members are its processes, then the elements of its jobs; a place is an index into these.
+/// One launch. Its members are its processes, followed by the elements of its jobs. Members are
+/// identified by their index.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Launched {
     pub launcher: String,
-    /// Where it was launched from; where its processes are, unless they say otherwise.
+    /// The host that launched it. Its processes run on this host unless they name another one.
     pub host: String,
     pub processes: Vec<Process>,
-    /// Of a batch system: one for each submission.
+    /// Jobs of a batch system, one per submission.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub jobs: Vec<Job>,
-    /// Its engines read the connection file again when the controller is silent, and find it where it is then.
+    /// Its engines re-read the connection file when the controller is unreachable, to find its new
+    /// address.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub follows: bool,
-    /// How its engines were started, where they may be replaced.
+    /// How to restart its engines, if they may be replaced.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub recipe: Option<Recipe>,
-    /// The command that waits for its engines and takes it back if they do not come: while that runs, it is that command's alone.
+    /// The command that waits for these engines and withdraws them if they do not connect. While it
+    /// runs, no other command manages them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub awaited_by: Option<ProcessId>,
-    /// What did not start, and why, where the rest is enough. Said once, not kept.
+    /// What failed to start, and why, when enough has started. Reported once, not stored.
     #[serde(skip)]
     pub problem: Vec<String>,
-    /// What else people should know. Said once, not kept.
+    /// Further messages for the user. Reported once, not stored.
     #[serde(skip)]
     pub notes: Vec<String>,
-    /// What a later pcluster wrote.
+    /// Fields written by a later version.
     #[serde(flatten)]
     pub other: Map<String, Value>,
 }
 
-/// What is to be known to start the same engines again, besides the profile.
+/// Everything needed to start the same engines again, except the profile.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Recipe {
     pub program: PathBuf,
@@ -48,7 +51,7 @@ pub struct Recipe {
     pub ipengine: Option<String>,
     pub cwd: PathBuf,
     pub log_level: Option<String>,
-    /// How often each of the engines may be replaced.
+    /// Maximum number of replacements per engine.
     pub max_restarts: u32,
 }
 
@@ -66,7 +69,7 @@ impl Recipe {
         }
     }
 
-    /// So many engines like these; `first` is the number of the first one.
+    /// Launches `n` more engines; `first` is the number of the first one.
     pub fn launch(&self, profile: &ProfileDir, cluster_id: &str, n: u32, first: u32) -> EnginesLaunch {
         EnginesLaunch {
             program: self.program.clone(),
@@ -89,62 +92,63 @@ pub struct Process {
     #[serde(flatten)]
     pub id: ProcessId,
     pub log: PathBuf,
-    /// Where in the log this process begins, in bytes.
+    /// The offset in bytes at which this process's output starts in the log.
     #[serde(default)]
     pub log_from: u64,
-    /// Where it runs, if that is not the launch's host; as the launcher that reaches it spells it.
+    /// The host it runs on, if not the launch's host; in the spelling that its launcher uses.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub on: Option<String>,
-    /// The name that this host gives itself: behind a name for several hosts it may be another one's turn.
+    /// The host's own name. If several hosts share a DNS name, the name may resolve to another of
+    /// them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub node: Option<String>,
-    /// A directory on that host that is this launch's alone, and goes with it.
+    /// A directory on that host that belongs to this launch and is removed with it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub directory: Option<PathBuf>,
     /// The state file of the reverse tunnel through which it reaches the controller.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tunnel: Option<PathBuf>,
-    /// It was told to leave, and may still be finishing a task.
+    /// Requested to leave; it may still be finishing a task.
     #[serde(default, skip_serializing_if = "is_false")]
     pub leaving: bool,
-    /// How many engines it is, if not one: `mpiexec` is all that it has started.
+    /// The number of engines if not 1: an `mpiexec` represents all engines that it started.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub engines: Option<u32>,
 }
 
-/// A job of a batch system: a single one, or an array.
+/// A job of a batch system: a single job, or an array.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Job {
-    /// As the batch system's commands take it.
+    /// The id that the batch system's commands accept.
     pub id: String,
-    /// Unlike that of any other job of ours: it finds a submission whose answer was lost.
+    /// Unique among this user's jobs: finds a submission whose acknowledgement was lost.
     pub name: String,
-    /// Where the system has several.
+    /// Set if the system has several dialects.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub dialect: String,
-    /// The script that was submitted.
+    /// The submitted script.
     pub script: PathBuf,
-    /// Whether it is an array; the one element of another kind of job is 1.
+    /// Whether it is an array. Otherwise its only element is 1.
     pub array: bool,
-    /// How many elements were submitted; they are numbered from 1.
+    /// The number of submitted elements; they are numbered from 1.
     pub size: u32,
-    /// Those that have not been given up.
+    /// The elements that have not been given up.
     pub elements: Vec<u32>,
-    /// Of these, those that were told to leave, and may still be finishing a task.
+    /// The elements that were requested to leave; they may still be finishing a task.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub leaving: Vec<u32>,
-    /// How many engines one element runs; the last one may have fewer.
+    /// The number of engines per element; the last element may have fewer.
     #[serde(default = "one")]
     pub engines_per_element: u32,
-    /// How many engines all elements run; 0 for a controller's job.
+    /// The number of engines in all elements; 0 for a controller's job.
     pub engines: u32,
-    /// The number of the first engine, for its log file's name.
+    /// The number of the first engine, for the name of its log file.
     #[serde(default)]
     pub first_engine: u32,
-    /// How often its engines had been replaced before: 0 for a job that a command has submitted.
+    /// How often its engines were replaced before: 0 for a job submitted by a command.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub replaces: u32,
-    /// What an element writes outside of its engines' logs; `{}` stands for its number.
+    /// The output of an element outside its engines' logs; `{}` stands for its number.
     #[serde(default)]
     pub log: String,
     /// Seconds since 1970.
@@ -170,49 +174,50 @@ fn one() -> u32 {
 pub struct Member {
     /// `process 4242`, `job 18.7`.
     pub name: String,
-    /// How many engines it is, where engines were launched.
+    /// The number of engines, for launches of engines.
     pub engines: u32,
     pub log: PathBuf,
-    /// Where in the log it begins.
+    /// The offset at which its output starts in the log.
     pub log_from: u64,
-    /// It was told to leave.
+    /// It was requested to leave.
     pub leaving: bool,
 }
 
-/// How far a member has come.
+/// The stage of a member's life.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Stage {
     /// In the batch system's queue: waiting, held, requeued.
     Queued,
     Running,
-    /// Stopped by the batch system, and may go on.
+    /// Suspended by the batch system; it may resume.
     Suspended,
     Ended,
-    /// It cannot be told, from here or at all. Never taken for the end.
+    /// The stage cannot be determined, from this host or at all. Never treated as ended.
     Unknown,
 }
 
-/// The word for what was handed to a batch system that has not said anything of it yet.
+/// The word for a job that was submitted but not reported by the batch system yet.
 pub const SUBMITTED: &str = "submitted";
 
-/// The state of a member, with what is known beyond the stage.
+/// The state of a member, with details beyond the stage.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct MemberState {
     pub stage: Stage,
-    /// The batch system's own word (`PENDING`), or how a process ended (`exit code 3`); may be empty.
+    /// The batch system's own term (`PENDING`), or a process's exit status (`exit code 3`); may be
+    /// empty.
     pub word: String,
-    /// Why, in the batch system's words (`Resources`); may be empty.
+    /// The reason in the batch system's own terms (`Resources`); may be empty.
     pub reason: String,
-    /// How a job ended, where its system has said so.
-    pub ending: Option<Ending>,
+    /// How a job ended, if its system reports it.
+    pub outcome: Option<JobOutcome>,
 }
 
 /// How a batch system's job ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Ending {
-    /// By itself, well or not.
+pub enum JobOutcome {
+    /// It exited by itself, with success or failure.
     Itself,
     Cancelled,
     TimedOut,
@@ -227,7 +232,7 @@ impl MemberState {
             stage,
             word: word.into(),
             reason: reason.into(),
-            ending: None,
+            outcome: None,
         }
     }
     pub fn running() -> MemberState {
@@ -239,11 +244,11 @@ impl MemberState {
     pub fn unknown(why: impl Into<String>) -> MemberState {
         MemberState::new(Stage::Unknown, "", why)
     }
-    /// Handed to a batch system that has not said anything of it yet.
+    /// Submitted, but not reported by the batch system yet.
     pub fn submitted() -> MemberState {
         MemberState::new(Stage::Queued, SUBMITTED, "")
     }
-    /// `running`, `queued`, or the system's own word.
+    /// `running`, `queued`, or the system's own term.
     pub fn in_words(&self) -> &str {
         match (self.stage, self.word.as_str()) {
             (Stage::Running, "") => "running",
@@ -254,8 +259,8 @@ impl MemberState {
     pub fn has_ended(&self) -> bool {
         self.stage == Stage::Ended
     }
-    /// Known to be there: running, queued or suspended.
-    pub fn is_there(&self) -> bool {
+    /// Known to exist: running, queued or suspended.
+    pub fn is_alive(&self) -> bool {
         matches!(self.stage, Stage::Queued | Stage::Running | Stage::Suspended)
     }
 }
@@ -269,7 +274,7 @@ impl Launched {
         }
     }
 
-    /// How many members there are.
+    /// The number of members.
     pub fn len(&self) -> usize {
         self.processes.len() + self.jobs.iter().map(|job| job.elements.len()).sum::<usize>()
     }
@@ -291,13 +296,13 @@ impl Launched {
         processes.chain(self.jobs.iter().flat_map(Job::members)).collect()
     }
 
-    /// How many engines its members are, without those that were told to leave.
+    /// The number of engines, excluding those that were requested to leave.
     pub fn engines(&self) -> usize {
         let staying = self.members().into_iter().filter(|member| !member.leaving);
         staying.map(|member| member.engines as usize).sum()
     }
 
-    /// The state files of its reverse tunnels, each once.
+    /// The state files of its reverse tunnels, without duplicates.
     pub fn tunnels(&self) -> Vec<PathBuf> {
         let mut all = Vec::new();
         for file in self.processes.iter().filter_map(|process| process.tunnel.as_ref()) {
@@ -308,13 +313,13 @@ impl Launched {
         all
     }
 
-    /// Only the members for which `wanted` (by place) is true.
+    /// Keeps only the members for which `wanted` returns true, by index.
     pub fn only(&self, wanted: impl Fn(usize) -> bool) -> Launched {
         let mut part = self.clone();
-        let mut place = 0;
+        let mut index = 0;
         let mut next = || {
-            place += 1;
-            wanted(place - 1)
+            index += 1;
+            wanted(index - 1)
         };
         part.processes.retain(|_| next());
         for job in &mut part.jobs {
@@ -331,7 +336,7 @@ impl Job {
         self.elements.len() == self.size as usize
     }
 
-    /// `18.7`; a job that is no array is only itself.
+    /// `18.7`; just the job's id if it is not an array.
     pub fn element_name(&self, element: u32) -> String {
         match self.array {
             true => format!("{}.{element}", self.id),
@@ -339,7 +344,7 @@ impl Job {
         }
     }
 
-    /// How many engines the element runs.
+    /// The number of engines in this element.
     pub fn engines_of(&self, element: u32) -> u32 {
         let before = (element.max(1) - 1).saturating_mul(self.engines_per_element);
         self.engines.saturating_sub(before).min(self.engines_per_element)
@@ -356,7 +361,7 @@ impl Job {
     }
 }
 
-/// `3 queued: Resources; 1 held`: how many engines are in which state, of those that do not simply run.
+/// `3 queued: Resources; 1 held`: the number of engines in each state other than running.
 pub fn in_words(members: &[Member], states: &[MemberState]) -> String {
     let mut groups: Vec<(Stage, String, &str, u32)> = Vec::new();
     for (member, state) in members.iter().zip(states) {
@@ -382,20 +387,20 @@ pub fn in_words(members: &[Member], states: &[MemberState]) -> String {
     words.collect::<Vec<_>>().join("; ")
 }
 
-/// What it took to end members.
+/// The actions that were needed to end members.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Ended {
-    /// Got SIGTERM.
+    /// Received SIGTERM.
     pub terminated: usize,
-    /// Got SIGKILL after it.
+    /// Received SIGKILL afterwards.
     pub killed: usize,
-    /// Elements of jobs that the batch system was told to end.
+    /// Elements of jobs that the batch system was asked to cancel.
     #[serde(default)]
     pub cancelled: usize,
-    /// What is known to be still there, each with the reason, for people.
+    /// Members known to remain, each with the reason, for display.
     #[serde(default)]
     pub left: Vec<String>,
-    /// What cannot be seen from here, and may be still there: the same.
+    /// Members that cannot be observed from this host and may remain, each with the reason.
     #[serde(default)]
     pub unseen: Vec<String>,
 }
@@ -428,7 +433,7 @@ mod tests {
     }
 
     #[test]
-    fn members_are_processes_and_then_elements() {
+    fn members_are_processes_followed_by_elements() {
         let mut launched = Launched::new("x", "h".into());
         launched.processes.push(Process {
             id: ProcessId {
@@ -441,10 +446,10 @@ mod tests {
         launched.jobs.push(array());
         let names: Vec<String> = launched.members().into_iter().map(|m| m.name).collect();
         assert_eq!(names, ["process 7 on node1", "job 18.1", "job 18.2", "job 18.3", "job 18.4"]);
-        assert_eq!(launched.members()[4].engines, 3, "the last one has what is left");
+        assert_eq!(launched.members()[4].engines, 3, "the last element has the remaining engines");
         assert_eq!(launched.members()[2].log, PathBuf::from("/l/18-2.log"));
         assert_eq!((launched.len(), launched.engines()), (5, 16));
-        let part = launched.only(|place| place == 2 || place == 4);
+        let part = launched.only(|index| index == 2 || index == 4);
         assert_eq!((part.processes.len(), &part.jobs[0].elements), (0, &vec![2, 4]));
         assert!(!part.jobs[0].is_whole());
         assert_eq!(part.engines(), 7);
@@ -468,12 +473,12 @@ mod tests {
     }
 
     #[test]
-    fn an_old_launch_is_read_and_what_is_not_known_is_kept() {
+    fn an_old_launch_is_parsed_and_unknown_fields_are_preserved() {
         let text = r#"{"launcher":"local","host":"h","processes":[{"pid":4,"started":1.0,"log":"/l"}],"colour":"blue"}"#;
         let launched: Launched = serde_json::from_str(text).unwrap();
         assert_eq!((launched.processes[0].id.pid, launched.jobs.len()), (4, 0));
         let again = serde_json::to_value(&launched).unwrap();
         assert_eq!(again["colour"], "blue");
-        assert!(again.get("jobs").is_none(), "an older pcluster does not miss it");
+        assert!(again.get("jobs").is_none(), "an older pcluster does not expect it");
     }
 }

@@ -1,4 +1,5 @@
-//! Processes on this host, each in a session of its own: neither Ctrl-C in the shell that started them nor its end reaches them.
+//! Processes on this host, each in its own session, so that neither Ctrl-C in the shell that
+//! started them nor the shell's exit affects them.
 use super::engine::{controller_command, engine_command};
 use super::{ControllerLaunch, Ended, EnginesLaunch, LaunchError, Launched, Launcher, MemberState, Process};
 use crate::sys::process::{self, Presence, ProcessId, Unseen};
@@ -16,19 +17,19 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-/// How often one looks whether a process has ended.
-const LOOK_EVERY: Duration = Duration::from_millis(10);
-/// How long SIGKILL may take.
-const KILL_TAKES: Duration = Duration::from_secs(10);
+/// Interval between checks for the end of processes.
+const POLL_INTERVAL: Duration = Duration::from_millis(10);
+/// Time limit for SIGKILL to take effect.
+const KILL_TIMEOUT: Duration = Duration::from_secs(10);
 
 #[derive(Default)]
 pub struct Local {
-    /// Those that this very process started: it must take notice of their end, or they stay as zombies.
+    /// Children of this process: it must reap them, or they remain as zombies.
     children: Mutex<HashMap<u32, Child>>,
 }
 
-/// A command to be run as a daemon.
-struct Daemon {
+/// A command to run as a daemon.
+struct DaemonCommand {
     program: PathBuf,
     arguments: Vec<OsString>,
     cwd: PathBuf,
@@ -43,7 +44,7 @@ impl Launcher for Local {
     fn start_controller(&self, launch: &ControllerLaunch) -> Result<Launched, LaunchError> {
         let (program, arguments) = controller_command(launch);
         let log = launch.profile.controller_log(&launch.cluster_id);
-        let daemon = Daemon {
+        let daemon = DaemonCommand {
             program,
             arguments,
             cwd: launch.cwd.clone(),
@@ -57,7 +58,7 @@ impl Launcher for Local {
         let mut started = launched(Vec::new());
         for number in launch.first..launch.first + launch.n {
             let log = launch.profile.engine_log(&launch.cluster_id, number);
-            let daemon = Daemon {
+            let daemon = DaemonCommand {
                 program: program.clone(),
                 arguments: arguments.clone(),
                 cwd: launch.cwd.clone(),
@@ -66,7 +67,7 @@ impl Launcher for Local {
             match self.spawn(&daemon) {
                 Ok(process) => started.processes.push(process),
                 Err(error) => {
-                    // What has been started already is of no use; the first error is the one to tell.
+                    // Stop those that have already started; report the first error.
                     let _ = self.stop(&started, Duration::from_secs(1));
                     return Err(error);
                 }
@@ -80,7 +81,7 @@ impl Launcher for Local {
         let state = |(at, process): (usize, &Process)| match (running.contains(&at), presence(launched, process)) {
             (true, _) => MemberState::running(),
             (false, Presence::Unknown(why)) => MemberState::unknown(why.to_string()),
-            (false, _) => MemberState::ended(self.ending(process).unwrap_or_default()),
+            (false, _) => MemberState::ended(self.exit_status(process).unwrap_or_default()),
         };
         launched.processes.iter().enumerate().map(state).collect()
     }
@@ -103,12 +104,13 @@ impl Launcher for Local {
             ended.terminated += usize::from(send(process.id.pid, Signal::SIGTERM as i32)?);
         }
         self.wait_for_end(launched, grace);
-        let deadline = Instant::now() + KILL_TAKES;
+        let deadline = Instant::now() + KILL_TIMEOUT;
         let mut killed = HashSet::new();
         loop {
-            // One that is about to take the place of another comes to light only when that is gone.
+            // The replacement of a killed supervisor becomes visible only when the supervisor is
+            // gone.
             let mut left: Vec<u32> = self.running(launched).iter().map(|(_, process)| process.id.pid).collect();
-            // Only of a session that was surely ours may the rest be ended too.
+            // Kill the rest of a session only if the session certainly belongs to this launch.
             let sessions: Vec<u32> = ours.iter().map(|(at, _)| launched.processes[*at].id.pid).collect();
             left.extend(process::processes_in_sessions(&sessions));
             left.sort_unstable();
@@ -120,7 +122,7 @@ impl Launcher for Local {
             for pid in left {
                 ended.killed += usize::from(send(pid, Signal::SIGKILL as i32)? && killed.insert(pid));
             }
-            std::thread::sleep(LOOK_EVERY);
+            std::thread::sleep(POLL_INTERVAL);
         }
     }
 
@@ -132,10 +134,10 @@ impl Launcher for Local {
 }
 
 impl Local {
-    /// One process, of any command.
-    pub fn start_one(&self, program: PathBuf, arguments: Vec<OsString>, cwd: &Path, log: PathBuf) -> Result<Process, LaunchError> {
+    /// Starts one process with any command.
+    pub fn start_process(&self, program: PathBuf, arguments: Vec<OsString>, cwd: &Path, log: PathBuf) -> Result<Process, LaunchError> {
         let cwd = cwd.to_path_buf();
-        self.spawn(&Daemon {
+        self.spawn(&DaemonCommand {
             program,
             arguments,
             cwd,
@@ -143,14 +145,14 @@ impl Local {
         })
     }
 
-    /// How a process ended, where this very process started it.
-    fn ending(&self, process: &Process) -> Option<String> {
+    /// The exit status of a process, if it is a child of this process.
+    fn exit_status(&self, process: &Process) -> Option<String> {
         let mut children = self.children.lock().unwrap_or_else(PoisonError::into_inner);
         let status = children.get_mut(&process.id.pid)?.try_wait().ok()??;
         Some(in_words(status))
     }
 
-    fn spawn(&self, daemon: &Daemon) -> Result<Process, LaunchError> {
+    fn spawn(&self, daemon: &DaemonCommand) -> Result<Process, LaunchError> {
         if !daemon.cwd.is_dir() {
             return Err(LaunchError::NoDirectory { path: daemon.cwd.clone() });
         }
@@ -165,13 +167,13 @@ impl Local {
         let mut command = Command::new(&daemon.program);
         command.args(&daemon.arguments).current_dir(&daemon.cwd).stdin(Stdio::null());
         command.stdout(log.try_clone().map_err(failed)?).stderr(log);
-        // SAFETY: between fork and exec only system calls are made.
-        #[allow(unsafe_code, reason = "the standard library has no other way to setsid")]
+        // SAFETY: only system calls are made between fork and exec.
+        #[allow(unsafe_code, reason = "the standard library has no setsid")]
         unsafe {
-            command.pre_exec(own_session)
+            command.pre_exec(start_session)
         };
         let child = command.spawn().map_err(failed)?;
-        // If it has ended already, no process is taken for it.
+        // If the child has already exited, this id matches no process.
         let id = ProcessId::of(child.id());
         self.children.lock().unwrap_or_else(PoisonError::into_inner).insert(id.pid, child);
         Ok(Process {
@@ -182,7 +184,7 @@ impl Local {
         })
     }
 
-    fn runs(&self, process: &Process) -> bool {
+    fn is_running(&self, process: &Process) -> bool {
         if let Some(child) = self
             .children
             .lock()
@@ -195,12 +197,12 @@ impl Local {
         process.id.runs()
     }
 
-    /// What runs of a launch, each with its place there: the process that was started, or, where that was a supervisor and
-    /// has been killed, the one that has taken its place, or what it kept running.
+    /// The running processes of a launch, each with its index: the process that was started, or, if
+    /// that was a supervisor that was killed, its replacement or the process that it supervised.
     fn running(&self, launched: &Launched) -> Vec<(usize, Process)> {
         let (mut running, mut gone) = (Vec::new(), Vec::new());
         for (at, process) in launched.processes.iter().enumerate() {
-            match self.runs(process) {
+            match self.is_running(process) {
                 true => running.push((at, process.clone())),
                 false if presence(launched, process) == Presence::Gone => gone.push(at),
                 false => {}
@@ -221,19 +223,20 @@ impl Local {
         running
     }
 
-    fn wait_for_end(&self, launched: &Launched, at_most: Duration) {
-        let deadline = Instant::now() + at_most;
+    fn wait_for_end(&self, launched: &Launched, timeout: Duration) {
+        let deadline = Instant::now() + timeout;
         while !self.running(launched).is_empty() && Instant::now() < deadline {
-            std::thread::sleep(LOOK_EVERY);
+            std::thread::sleep(POLL_INTERVAL);
         }
     }
 }
 
-/// Runs in the child: a session of its own, and nothing open of ours but stdin, stdout and stderr (a pipe of a caller
-/// that waits for its end would never end).
-fn own_session() -> io::Result<()> {
+/// Runs in the child: creates a session, and closes all inherited files except stdin, stdout and
+/// stderr. Otherwise a caller that reads a pipe to its end would never finish.
+fn start_session() -> io::Result<()> {
     nix::unistd::setsid()?;
-    // SAFETY: a system call on numbers. An old kernel does not know it: then they stay open.
+    // SAFETY: a system call with integer arguments. Old kernels do not support it; then the files
+    // stay open.
     #[allow(unsafe_code, reason = "nix has no close_range")]
     unsafe {
         nix::libc::syscall(nix::libc::SYS_close_range, 3, u32::MAX, nix::libc::CLOSE_RANGE_CLOEXEC)
@@ -248,7 +251,7 @@ fn launched(processes: Vec<Process>) -> Launched {
     }
 }
 
-/// Files of version 0.1.0 name the host of a launch alone.
+/// Files of version 0.1.0 contain only the launch's host.
 fn presence(launched: &Launched, process: &Process) -> Presence {
     match process.id.host.is_empty() && launched.host != process::host() {
         true => Presence::Unknown(Unseen::OtherHost(launched.host.clone())),
@@ -256,7 +259,7 @@ fn presence(launched: &Launched, process: &Process) -> Presence {
     }
 }
 
-/// Those of which it cannot be told from here whether they run.
+/// The processes whose state cannot be determined from this host.
 fn unseen(launched: &Launched) -> Vec<String> {
     let why = |process: &Process| match presence(launched, process) {
         Presence::Unknown(why) => Some(format!("process {}: {why}", process.id.pid)),
@@ -265,14 +268,14 @@ fn unseen(launched: &Launched) -> Vec<String> {
     launched.processes.iter().filter_map(why).collect()
 }
 
-/// The log to append to, and its length so far.
+/// Opens the log for appending; returns it with its current length.
 fn open_log(path: &Path) -> io::Result<(File, u64)> {
     let log = File::options().append(true).create(true).mode(0o600).open(path)?;
     let length = log.metadata()?.len();
     Ok((log, length))
 }
 
-/// False if the process has ended meanwhile.
+/// Returns false if the process has already ended.
 fn send(pid: u32, signal: i32) -> Result<bool, LaunchError> {
     let failed = |why: &dyn std::fmt::Display| LaunchError::Signal {
         signal,
@@ -304,18 +307,18 @@ mod tests {
     use std::fs;
     use std::os::unix::fs::PermissionsExt;
 
-    /// A profile in a directory of its own, and a program that takes the place of pcluster.
-    struct World {
+    /// A profile in its own directory, with a program that stands in for pcluster.
+    struct LocalFixture {
         dir: tempfile::TempDir,
         profile: ProfileDir,
     }
 
-    impl World {
-        fn new() -> World {
+    impl LocalFixture {
+        fn new() -> LocalFixture {
             let dir = tempfile::tempdir().unwrap();
             let profile = ProfileDir::named("x", Some(dir.path())).unwrap();
             profile.create().unwrap();
-            World { dir, profile }
+            LocalFixture { dir, profile }
         }
         fn program(&self, script: &str) -> PathBuf {
             let path = self.dir.path().join("program");
@@ -352,26 +355,26 @@ mod tests {
 
     #[test]
     fn an_engine_gets_its_arguments_directory_log_and_session() {
-        let world = World::new();
-        let program = world.program("echo \"$@\"; pwd; cat /proc/$$/stat; echo fault >&2; exec sleep 100");
+        let fixture = LocalFixture::new();
+        let program = fixture.program("echo \"$@\"; pwd; cat /proc/$$/stat; echo fault >&2; exec sleep 100");
         let local = Local::default();
-        let launched = local.start_engines(&world.engines(program, 2)).unwrap();
+        let launched = local.start_engines(&fixture.engines(program, 2)).unwrap();
         assert_eq!(local.states(&launched), vec![MemberState::running(); 2]);
-        until("both have written", || (3..5).all(|n| world.log(n).contains("fault")));
+        until("both have written", || (3..5).all(|n| fixture.log(n).contains("fault")));
         for (process, number) in launched.processes.iter().zip(3..) {
-            let log = world.log(number);
+            let log = fixture.log(number);
             let lines: Vec<&str> = log.lines().collect();
-            let (file, dir) = (world.profile.engine_file("7"), world.profile.path());
+            let (file, dir) = (fixture.profile.engine_file("7"), fixture.profile.path());
             let expected = format!(
                 "engine --supervise --file {} --profile-dir {} --python /usr/bin/python3 --set engine.cwd=/ --set controller.hwm=2",
                 file.display(),
                 dir.display()
             );
             assert_eq!(lines[0], expected);
-            assert_eq!(lines[1], world.dir.path().canonicalize().unwrap().to_string_lossy());
+            assert_eq!(lines[1], fixture.dir.path().canonicalize().unwrap().to_string_lossy());
             let after_name = lines[2].rsplit_once(") ").unwrap().1;
             let session: u32 = after_name.split(' ').nth(3).unwrap().parse().unwrap();
-            assert_eq!(session, process.id.pid, "it leads a session of its own");
+            assert_eq!(session, process.id.pid, "it leads its own session");
             assert_eq!(fs::metadata(&process.log).unwrap().permissions().mode() & 0o777, 0o600);
         }
         assert_eq!(
@@ -382,19 +385,19 @@ mod tests {
             }
         );
         assert_eq!(local.states(&launched), vec![MemberState::ended("signal SIGTERM"); 2]);
-        // Once more is no harm.
+        // Repeating it is harmless.
         assert_eq!(local.stop(&launched, Duration::ZERO).unwrap(), Ended::default());
     }
 
     #[test]
-    fn what_ignores_sigterm_is_killed_with_what_it_started() {
-        let world = World::new();
-        let program = world.program("trap '' TERM; sleep 1000 & echo $!; while :; do sleep 1000; done");
+    fn a_process_that_ignores_sigterm_is_killed_with_its_children() {
+        let fixture = LocalFixture::new();
+        let program = fixture.program("trap '' TERM; sleep 1000 & echo $!; while :; do sleep 1000; done");
         let starter = Local::default();
-        let launched = starter.start_engines(&world.engines(program, 1)).unwrap();
-        until("its child runs", || world.log(3).ends_with('\n'));
-        let child: u32 = world.log(3).trim().parse().unwrap();
-        // Another process than the starter may stop it.
+        let launched = starter.start_engines(&fixture.engines(program, 1)).unwrap();
+        until("its child runs", || fixture.log(3).ends_with('\n'));
+        let child: u32 = fixture.log(3).trim().parse().unwrap();
+        // A process other than the starter may stop it.
         let ended = Local::default().stop(&launched, Duration::from_millis(50)).unwrap();
         assert_eq!(ended.terminated, 1);
         assert!(ended.killed >= 2, "{ended:?}");
@@ -403,7 +406,7 @@ mod tests {
     }
 
     #[test]
-    fn a_process_id_that_now_is_another_process_is_left_alone() {
+    fn a_reused_process_id_is_not_signalled() {
         let mut stranger = Command::new("sleep").arg("100").spawn().unwrap();
         let process = Process {
             id: ProcessId {
@@ -423,7 +426,7 @@ mod tests {
     }
 
     #[test]
-    fn of_another_host_nothing_is_known_and_nothing_is_stopped() {
+    fn processes_on_another_host_are_unknown_and_not_stopped() {
         let mut elsewhere = launched(vec![Process {
             id: ProcessId {
                 pid: std::process::id(),
@@ -442,32 +445,34 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_start_says_why() {
-        let world = World::new();
+    fn a_failed_start_reports_the_cause() {
+        let fixture = LocalFixture::new();
         let local = Local::default();
-        let error = local.start_engines(&world.engines("/nonexistent/pcluster".into(), 1)).unwrap_err();
+        let error = local
+            .start_engines(&fixture.engines("/nonexistent/pcluster".into(), 1))
+            .unwrap_err();
         assert!(
             error.to_string().starts_with("cannot start /nonexistent/pcluster: No such file"),
             "{error}"
         );
-        let mut launch = world.engines(world.program("true"), 1);
-        launch.cwd = world.dir.path().join("gone");
+        let mut launch = fixture.engines(fixture.program("true"), 1);
+        launch.cwd = fixture.dir.path().join("gone");
         assert!(matches!(local.start_engines(&launch), Err(LaunchError::NoDirectory { .. })));
         launch.kind = EngineKind::Ipengine;
-        launch.cwd = world.dir.path().to_path_buf();
+        launch.cwd = fixture.dir.path().to_path_buf();
         launch.ipengine = Some("  ".into());
         assert!(matches!(local.start_engines(&launch), Err(LaunchError::BadCommand { .. })));
     }
 
     #[test]
     fn an_ipengine_gets_the_engine_file() {
-        let world = World::new();
-        let mut launch = world.engines("/opt/pcluster".into(), 1);
+        let fixture = LocalFixture::new();
+        let mut launch = fixture.engines("/opt/pcluster".into(), 1);
         launch.kind = EngineKind::Ipengine;
         launch.ipengine = Some("/opt/x/ipengine --debug".into());
         let (program, arguments) = engine_command(&launch).unwrap();
         assert_eq!(program, Path::new("/opt/pcluster"));
-        let dir = world.profile.path().display();
+        let dir = fixture.profile.path().display();
         let expected = [
             "engine".into(),
             "--supervise".into(),
@@ -482,23 +487,23 @@ mod tests {
     }
 
     #[test]
-    fn a_controller_is_told_its_profile_and_settings() {
-        let world = World::new();
+    fn a_controller_gets_its_profile_and_settings() {
+        let fixture = LocalFixture::new();
         let launch = ControllerLaunch {
-            program: world.program("echo \"$@\""),
-            profile: world.profile.clone(),
+            program: fixture.program("echo \"$@\""),
+            profile: fixture.profile.clone(),
             cluster_id: String::new(),
             settings: vec![("controller.hwm".into(), "2".into())],
-            cwd: world.dir.path().to_path_buf(),
+            cwd: fixture.dir.path().to_path_buf(),
             log_level: Some("debug".into()),
         };
         let local = Local::default();
-        fs::write(world.profile.controller_log(""), "from before\n").unwrap();
+        fs::write(fixture.profile.controller_log(""), "from before\n").unwrap();
         let launched = local.start_controller(&launch).unwrap();
         until("it has ended", || local.states(&launched) == [MemberState::ended("exit code 0")]);
-        let log = fs::read_to_string(world.profile.controller_log("")).unwrap();
+        let log = fs::read_to_string(fixture.profile.controller_log("")).unwrap();
         let since = &log[launched.processes[0].log_from as usize..];
-        let dir = world.profile.path().display();
+        let dir = fixture.profile.path().display();
         assert_eq!(
             since,
             format!("controller --supervise --profile-dir {dir} --cluster-id  --set controller.hwm=2 --log-level debug\n")
@@ -506,10 +511,10 @@ mod tests {
     }
 
     #[test]
-    fn an_unknown_launcher_is_answered_with_the_known() {
-        let error = super::super::by_name("cloud", &World::new().profile, &Default::default())
+    fn an_unknown_launcher_is_an_error_that_lists_the_known_ones() {
+        let error = super::super::by_name("cloud", &LocalFixture::new().profile, &Default::default())
             .err()
             .unwrap();
-        insta::assert_snapshot!(error, @r#"there is no launcher "cloud"; there are: local, mpi, ssh, slurm, sge, pbs, lsf, htcondor"#);
+        insta::assert_snapshot!(error, @r#"unknown launcher "cloud" (available: local, mpi, ssh, slurm, sge, pbs, lsf, htcondor)"#);
     }
 }

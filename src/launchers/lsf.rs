@@ -1,9 +1,11 @@
-//! LSF. Sources: the pages of bsub, bjobs and bkill in the IBM Spectrum LSF 10.1 command reference, and outputs that others recorded
-//! (tests/fixtures/batch/lsf says which). Never tried on a real one.
+//! LSF. Sources: the pages of bsub, bjobs and bkill in the IBM Spectrum LSF 10.1 command reference,
+//! and recorded outputs (tests/fixtures/batch/lsf names their sources). Not tested with a real LSF.
 use super::batch::environment::Rule;
-use super::batch::render::{FoundBy, Need, Value, Variables, common, nodes_are_of_one_job, put, unfit, unsupported};
+use super::batch::render::{
+    FoundBy, Requirement, VariableValue, Variables, common, invalid_value, nodes_are_of_one_job, set_variables, unsupported,
+};
 use super::batch::{
-    BatchSystem, CommandLine, EnvironmentRules, JobId, JobKind, JobRequest, JobRow, JobStatus, JobTarget, KillWait, Output, Problem,
+    BatchSystem, CommandLine, CommandOutput, EnvironmentRules, JobId, JobKind, JobRequest, JobRow, JobStatus, JobTarget, KillWait, Problem,
     QueryFailure, SubmitFailure, Template, TemplateError, engines, failure,
 };
 use crate::profile::config::resources::StartMode;
@@ -11,10 +13,11 @@ use std::path::{Path, PathBuf};
 
 pub struct Lsf;
 
-/// What bjobs is to show, between signs that no name has; the name stands last all the same.
+/// The fields of bjobs, separated by a character that no name contains; the name is last
+/// nevertheless.
 const FIELDS: &str = "jobid jobindex stat first_host exit_code exit_reason pend_reason job_name delimiter='|'";
 
-/// What its commands say, in lower case, and what it means.
+/// Lower-case text of its errors and what it indicates.
 const FAILURES: &[(&str, Problem, &str)] = &[
     (
         "no such queue",
@@ -24,12 +27,12 @@ const FAILURES: &[(&str, Problem, &str)] = &[
     (
         "no such project",
         Problem::NoSuchAccount,
-        "name a project of yours with --account or launchers.lsf.account",
+        "choose one of your projects with --account or launchers.lsf.account",
     ),
     (
         "bad project",
         Problem::NoSuchAccount,
-        "name a project of yours with --account or launchers.lsf.account",
+        "choose one of your projects with --account or launchers.lsf.account",
     ),
     ("advance reservation", Problem::NoSuchQueue, "`brsvs` lists the reservations"),
     (
@@ -40,65 +43,69 @@ const FAILURES: &[(&str, Problem, &str)] = &[
     (
         "cannot exceed queue",
         Problem::Limit,
-        "`bqueues -l` shows the queues' limits; ask for less, or for another queue",
+        "`bqueues -l` shows the queues' limits; request less, or use another queue",
     ),
     (
         "job limit",
         Problem::Limit,
-        "`busers` shows how many jobs you may have; --engines-per-job makes fewer",
+        "`busers` shows your job limit; --engines-per-job reduces the number of jobs",
     ),
     (
         "job array index too large",
         Problem::Limit,
-        "--engines-per-job makes fewer jobs; the site's MAX_JOB_ARRAY_SIZE is the limit",
+        "reduce the number of jobs with --engines-per-job; the site's limit is MAX_JOB_ARRAY_SIZE",
     ),
     (
         "cannot use the queue",
         Problem::NoPermission,
         "`bqueues -u $USER` lists the queues that you may use",
     ),
-    ("permission denied", Problem::NoPermission, "ask the site which queues are yours"),
+    (
+        "permission denied",
+        Problem::NoPermission,
+        "ask your site's administrators which queues you may use",
+    ),
     (
         "non-lsf host rejected",
         Problem::NoPermission,
-        "this host may not submit jobs: is it one of the cluster's login nodes?",
+        "this host may not submit jobs; run this on a login node of the cluster",
     ),
     (
         "batch daemon not responding",
         Problem::SchedulerDown,
-        "`badmin showstatus` and `lsid` say whether LSF is up",
+        "`badmin showstatus` and `lsid` show whether LSF is up",
     ),
-    ("lsf is down", Problem::SchedulerDown, "`lsid` says whether LSF is up"),
+    ("lsf is down", Problem::SchedulerDown, "`lsid` shows whether LSF is up"),
     (
         "failed in an lsf library call",
         Problem::SchedulerDown,
-        "`lsid` says whether LSF is up",
+        "`lsid` shows whether LSF is up",
     ),
-    ("lsf daemon", Problem::SchedulerDown, "`lsid` says whether LSF is up"),
+    ("lsf daemon", Problem::SchedulerDown, "`lsid` shows whether LSF is up"),
     (
         "lsf.conf",
         Problem::NoCommand,
-        "LSF's settings are not loaded: `. <LSF>/conf/profile.lsf`, or a module of the site's",
+        "LSF's settings are not loaded: run `. <LSF>/conf/profile.lsf`, or load the site's module",
     ),
     (
         "illegal option",
         Problem::BadScript,
-        "look at the script's #BSUB lines and launchers.lsf.directives",
+        "check the script's #BSUB lines and launchers.lsf.directives",
     ),
     (
         "section",
         Problem::BadScript,
-        "look at the script's -R lines, launchers.lsf.constraint and launchers.lsf.directives",
+        "check the script's -R lines, launchers.lsf.constraint and launchers.lsf.directives",
     ),
     (
         "resource requirement",
         Problem::BadScript,
-        "look at the script's -R lines, launchers.lsf.constraint and launchers.lsf.directives",
+        "check the script's -R lines, launchers.lsf.constraint and launchers.lsf.directives",
     ),
     (
         "bad ",
         Problem::BadScript,
-        "look at the script's #BSUB lines and launchers.lsf.directives",
+        "check the script's #BSUB lines and launchers.lsf.directives",
     ),
 ];
 
@@ -125,10 +132,16 @@ impl BatchSystem for Lsf {
         "#BSUB"
     }
 
-    /// bsub reads a directive as a shell would read it, but expands nothing: double quotes, without a way to have one inside.
+    /// bsub parses a directive like a shell, but expands nothing: a double-quoted string cannot
+    /// contain a double quote.
     fn quote_directive(&self, name: &str, value: &str) -> Result<String, TemplateError> {
         if value.contains(['"', '\\', '`', '$']) {
-            return Err(unfit(self.title(), name, value, "it has a double quote, `\\`, `$` or a backtick"));
+            return Err(invalid_value(
+                self.title(),
+                name,
+                value,
+                "it contains a double quote, `\\`, `$` or a backtick",
+            ));
         }
         let plain = |c: char| c.is_ascii_alphanumeric() || "_-+=./:,@%".contains(c);
         match !value.is_empty() && value.chars().all(plain) {
@@ -150,11 +163,11 @@ impl BatchSystem for Lsf {
             });
         }
         if request.log_dir.to_string_lossy().contains('%') {
-            return Err(unfit(
+            return Err(invalid_value(
                 self.title(),
                 "log",
                 &request.log_dir.to_string_lossy(),
-                "`%` stands for something in LSF's names",
+                "`%` has a special meaning in LSF's file names",
             ));
         }
         let is_array = request.kind == JobKind::Engines && !one_job;
@@ -168,7 +181,8 @@ impl BatchSystem for Lsf {
             (true, None) => {}
             _ => wanted.push("span[hosts=1]".into()),
         }
-        // LSF reserves memory for each host of a job; its unit is MB, unless the site has chosen another (LSF_UNIT_FOR_LIMITS).
+        // LSF reserves memory per host of a job. The unit is MB, unless the site has chosen another
+        // one (LSF_UNIT_FOR_LIMITS).
         if let Some(each) = resources.memory {
             wanted.push(format!("rusage[mem={}]", each.mib * u64::from(here)));
         }
@@ -178,47 +192,47 @@ impl BatchSystem for Lsf {
         let quoted: Result<Vec<String>, TemplateError> = wanted.iter().map(|text| self.quote_directive("constraint", text)).collect();
         let log = request.log_dir.join(&request.log_stem).to_string_lossy().into_owned();
         let mut variables = common(request);
-        put(
+        set_variables(
             &mut variables,
             [
                 (
                     "array",
                     if is_array {
-                        Value::Text(format!("{}[1-{}]", request.name, request.jobs()))
+                        VariableValue::Text(format!("{}[1-{}]", request.name, request.jobs()))
                     } else {
-                        Value::Unset
+                        VariableValue::Unset
                     },
                 ),
                 (
                     "single",
                     if is_array {
-                        Value::Unset
+                        VariableValue::Unset
                     } else {
-                        Value::Text(request.name.clone())
+                        VariableValue::Text(request.name.clone())
                     },
                 ),
                 (
                     "tasks",
                     if one_job {
-                        Value::Text(request.n.to_string())
+                        VariableValue::Text(request.n.to_string())
                     } else {
-                        Value::Unset
+                        VariableValue::Unset
                     },
                 ),
-                ("cpus", Value::Text(slots.to_string())),
+                ("cpus", VariableValue::Text(slots.to_string())),
                 (
                     "gpus",
                     resources
                         .gpus
-                        .map_or(Value::Unset, |each| Value::Text(format!("num={}", each * here))),
+                        .map_or(VariableValue::Unset, |each| VariableValue::Text(format!("num={}", each * here))),
                 ),
-                ("resources", Value::Lines(quoted?)),
+                ("resources", VariableValue::Lines(quoted?)),
                 // Hours and minutes.
                 (
                     "walltime",
-                    resources.walltime.map_or(Value::Unset, |time| {
+                    resources.walltime.map_or(VariableValue::Unset, |time| {
                         let minutes = time.seconds.div_ceil(60);
-                        Value::Text(format!("{}:{:02}", minutes / 60, minutes % 60))
+                        VariableValue::Text(format!("{}:{:02}", minutes / 60, minutes % 60))
                     }),
                 ),
                 // `-B` and `-N` are options without a value.
@@ -227,32 +241,32 @@ impl BatchSystem for Lsf {
                     resources
                         .mail_type
                         .clone()
-                        .map_or(Value::Unset, |options| Value::Lines(vec![options])),
+                        .map_or(VariableValue::Unset, |options| VariableValue::Lines(vec![options])),
                 ),
                 (
                     "log",
-                    Value::Text(format!("{log}-{}", if is_array { "%J.%I.log" } else { "%J.log" })),
+                    VariableValue::Text(format!("{log}-{}", if is_array { "%J.%I.log" } else { "%J.log" })),
                 ),
-                // Outside of an array the index is 0.
+                // Outside an array the index is 0.
                 (
                     "environment",
-                    Value::Lines(engines::environment(request, "$LSB_JOBID", "${LSB_JOBINDEX#0}")),
+                    VariableValue::Lines(engines::environment(request, "$LSB_JOBID", "${LSB_JOBINDEX#0}")),
                 ),
             ],
         );
         Ok(variables)
     }
 
-    fn needs(&self, _template: &str, request: &JobRequest) -> Vec<Need> {
-        let mut needs = vec![engines::need(request)];
+    fn requirements(&self, _template: &str, request: &JobRequest) -> Vec<Requirement> {
+        let mut requirements = vec![engines::requirement(request)];
         if request.kind == JobKind::Engines && !request.is_one_job() {
-            needs.push(Need {
+            requirements.push(Requirement {
                 what: "the line that makes the job an array".into(),
                 found_by: FoundBy::Variable(&["array"]),
                 line: "#BSUB -J {{ array }}".into(),
             });
         }
-        needs
+        requirements
     }
 
     fn log_path(&self, request: &JobRequest, job: &JobId, element: Option<u32>) -> PathBuf {
@@ -263,7 +277,7 @@ impl BatchSystem for Lsf {
         request.log_dir.join(name)
     }
 
-    /// bsub reads the script, and its directives, from stdin alone.
+    /// bsub reads the script and its directives only from stdin.
     fn submit_command(&self, _script: &Path, text: &str, _request: &JobRequest) -> CommandLine {
         CommandLine {
             program: "bsub".into(),
@@ -272,8 +286,8 @@ impl BatchSystem for Lsf {
         }
     }
 
-    fn parse_submit(&self, output: &Output) -> Result<JobId, SubmitFailure> {
-        // A site's esub may say more, on either stream.
+    fn parse_submit(&self, output: &CommandOutput) -> Result<JobId, SubmitFailure> {
+        // A site's esub may print more, on either stream.
         let id = output.stdout.lines().chain(output.stderr.lines()).find_map(|line| {
             let (_, after) = line.split_once("Job <")?;
             let (id, after) = after.split_once('>')?;
@@ -281,13 +295,14 @@ impl BatchSystem for Lsf {
         });
         match (id, output.is_success()) {
             (Some(id), true) => Ok(id),
-            (None, true) => Err(failure::no_id(output, "`bjobs` shows whether the job is there")),
+            (None, true) => Err(failure::no_id(output, "`bjobs` shows whether the job exists")),
             (_, false) => Err(failure::of_submit(output, FAILURES)),
         }
     }
 
-    /// IBM Spectrum LSF 10.1, "Environment variables": `BSUB_BLOCK` waits for the job's end, `BSUB_CHK_RESREQ` submits nothing,
-    /// `BSUB_QUIET` says no number. Defaults (`LSB_DEFAULTQUEUE`, …) are for what a script does not say, and stay.
+    /// IBM Spectrum LSF 10.1, "Environment variables": `BSUB_BLOCK` waits for the job's end,
+    /// `BSUB_CHK_RESREQ` does not submit, `BSUB_QUIET` suppresses the job id. Defaults
+    /// (`LSB_DEFAULTQUEUE`, …) apply only to options missing from the script, and stay.
     fn environment(&self) -> EnvironmentRules {
         EnvironmentRules {
             submissions: Rule {
@@ -306,10 +321,10 @@ impl BatchSystem for Lsf {
         CommandLine::new("bjobs", ["-a", "-u", user, "-noheader", "-o", FIELDS])
     }
 
-    fn parse_query(&self, output: &Output) -> Result<Vec<JobRow>, QueryFailure> {
-        let said = output.said().to_lowercase();
+    fn parse_query(&self, output: &CommandOutput) -> Result<Vec<JobRow>, QueryFailure> {
+        let message = output.message().to_lowercase();
         let nothing = ["no job found", "no unfinished job", "is not found", "no matching job"];
-        if output.is_success() || nothing.iter().any(|words| said.contains(words)) {
+        if output.is_success() || nothing.iter().any(|words| message.contains(words)) {
             return Ok(output.stdout.lines().filter_map(row).collect());
         }
         Err(failure::of_query(output, FAILURES))
@@ -319,7 +334,8 @@ impl BatchSystem for Lsf {
         CommandLine::new("bjobs", ["-a", "-u", user, "-J", name, "-noheader", "-o", FIELDS])
     }
 
-    /// lsb.params(5), JOB_TERMINATE_INTERVAL: 10 s from SIGTERM to SIGKILL; bsub(1), -W: SIGUSR2 comes ten minutes before the end.
+    /// lsb.params(5), JOB_TERMINATE_INTERVAL: 10 s between SIGTERM and SIGKILL; bsub(1), -W:
+    /// SIGUSR2 is sent ten minutes before the end.
     fn kill_wait(&self) -> KillWait {
         KillWait {
             term_s: Some(10),
@@ -331,8 +347,8 @@ impl BatchSystem for Lsf {
         CommandLine::new("bkill", targets.iter().map(target))
     }
 
-    fn parse_cancel(&self, output: &Output) -> Result<(), QueryFailure> {
-        let said = output.said();
+    fn parse_cancel(&self, output: &CommandOutput) -> Result<(), QueryFailure> {
+        let message = output.message();
         let fine = |line: &str| {
             let line = line.to_lowercase();
             let words = [
@@ -345,7 +361,7 @@ impl BatchSystem for Lsf {
             ];
             words.iter().any(|words| line.contains(words))
         };
-        match output.is_success() || (!said.is_empty() && said.lines().all(fine)) {
+        match output.is_success() || (!message.is_empty() && message.lines().all(fine)) {
             true => Ok(()),
             false => Err(failure::of_query(output, FAILURES)),
         }
@@ -364,19 +380,19 @@ fn target(target: &JobTarget) -> String {
     }
 }
 
-/// A line of [`FIELDS`].
+/// Parses a line of [`FIELDS`].
 fn row(line: &str) -> Option<JobRow> {
     let mut fields = line.trim().splitn(8, '|').map(str::trim);
     let (job, index, word) = (fields.next()?, fields.next()?, fields.next()?);
     if job.is_empty() || !job.bytes().all(|b| b.is_ascii_digit()) || word.is_empty() {
         return None;
     }
-    let said = |text: Option<&str>| text.filter(|t| !matches!(*t, "" | "-")).map(str::to_string);
-    let host = said(fields.next());
+    let present = |text: Option<&str>| text.filter(|t| !matches!(*t, "" | "-")).map(str::to_string);
+    let host = present(fields.next());
     let exit_code = fields.next().and_then(|code| code.parse().ok());
-    let (exit_reason, pend_reason) = (said(fields.next()), said(fields.next()));
+    let (exit_reason, pend_reason) = (present(fields.next()), present(fields.next()));
     // `name[3]`
-    let name = said(fields.next()).map(|name| name.split('[').next().unwrap_or_default().to_string());
+    let name = present(fields.next()).map(|name| name.split('[').next().unwrap_or_default().to_string());
     let element = index.parse().ok().filter(|index| *index > 0);
     let row = JobRow::new(job, element, status(word, exit_code, exit_reason.as_deref()), word);
     Some(
@@ -386,13 +402,14 @@ fn row(line: &str) -> Option<JobRow> {
             exit_code,
             ..row
         }
-        .because(exit_reason.or(pend_reason)),
+        .with_reason(exit_reason.or(pend_reason)),
     )
 }
 
-/// bjobs, "STAT"; why a job has ended is told by its termination reason. 130 is what `bkill` leaves, 140 (128 and SIGUSR2) the time limit.
+/// bjobs, "STAT"; the termination reason tells why a job ended. 130 is the exit code after `bkill`,
+/// 140 (128 and SIGUSR2) that of the time limit.
 fn status(word: &str, exit_code: Option<i32>, reason: Option<&str>) -> JobStatus {
-    let because = |words: &str| reason.is_some_and(|reason| reason.contains(words));
+    let reason_contains = |words: &str| reason.is_some_and(|reason| reason.contains(words));
     match word {
         "PEND" | "WAIT" => JobStatus::Queued,
         "PSUSP" => JobStatus::Held,
@@ -400,13 +417,20 @@ fn status(word: &str, exit_code: Option<i32>, reason: Option<&str>) -> JobStatus
         "RUN" => JobStatus::Running,
         "USUSP" | "SSUSP" => JobStatus::Suspended,
         "DONE" => JobStatus::Completed,
-        "EXIT" if because("TERM_RUNLIMIT") || exit_code == Some(140) => JobStatus::TimedOut,
-        "EXIT" if because("TERM_MEMLIMIT") || because("TERM_SWAP") => JobStatus::OutOfMemory,
-        "EXIT" if because("TERM_PREEMPT") => JobStatus::Preempted,
-        "EXIT" if because("TERM_ZOMBIE") || because("TERM_CHKPNT_HOST") => JobStatus::NodeFailed,
-        "EXIT" if because("TERM_OWNER") || because("TERM_ADMIN") || because("TERM_FORCE") || exit_code == Some(130) => JobStatus::Cancelled,
+        "EXIT" if reason_contains("TERM_RUNLIMIT") || exit_code == Some(140) => JobStatus::TimedOut,
+        "EXIT" if reason_contains("TERM_MEMLIMIT") || reason_contains("TERM_SWAP") => JobStatus::OutOfMemory,
+        "EXIT" if reason_contains("TERM_PREEMPT") => JobStatus::Preempted,
+        "EXIT" if reason_contains("TERM_ZOMBIE") || reason_contains("TERM_CHKPNT_HOST") => JobStatus::NodeFailed,
+        "EXIT"
+            if reason_contains("TERM_OWNER")
+                || reason_contains("TERM_ADMIN")
+                || reason_contains("TERM_FORCE")
+                || exit_code == Some(130) =>
+        {
+            JobStatus::Cancelled
+        }
         "EXIT" => JobStatus::Failed,
-        // The host does not answer, or did not when the job was killed: nothing is known.
+        // The host does not answer, or did not when the job was killed: the outcome is unknown.
         other => JobStatus::Unknown(other.into()),
     }
 }

@@ -1,12 +1,13 @@
-//! Ways to start a controller or engines, and to end what was started.
+//! Launchers: they start a controller or engines, and end what they started.
 //!
-//! Parts: the trait [`Launcher`], its [`Capabilities`] and [`RemoteHosts`], and [`by_name`], [`launched`] (what a launch started: plain data that another process can take
-//! up), [`local`] (processes on this host), [`mpi`] (engines under one `mpiexec`), [`ssh`] (engines on other hosts),
-//! [`batch`] (what batch systems have in common), a row for each ([`slurm`], [`sge`], [`pbs`],
-//! [`lsf`], [`htcondor`]), [`templates`] and [`jobs`] (the launcher that runs what a row says),
-//! [`engine`] (the command that is one engine), [`supervisor`] (brings back what was killed), [`python`] (the interpreter that
-//! engines are to use), [`command`] (runs others' programs), [`logs`] (what was written), [`error`].
-//! What a cluster is, and when something is started, is not known here.
+//! Modules: the trait [`Launcher`], its [`Capabilities`] and [`RemoteHosts`], and [`by_name`];
+//! [`launched`] (the result of a launch: plain data that any process can use), [`local`] (processes
+//! on this host), [`mpi`] (engines under one `mpiexec`), [`ssh`] (engines on other hosts),
+//! [`batch`] (code shared by batch systems), one row per system ([`slurm`], [`sge`], [`pbs`],
+//! [`lsf`], [`htcondor`]), [`templates`] and [`jobs`] (the launcher that uses a row), [`engine`]
+//! (the command line of an engine), [`supervisor`] (restarts processes that were killed),
+//! [`python`] (the engines' interpreter), [`command`] (runs external programs), [`logs`] (reads log
+//! files), [`error`]. Clusters, and when to start something, are the concern of other modules.
 pub mod batch;
 pub mod capacity;
 pub mod command;
@@ -28,78 +29,85 @@ pub mod supervisor;
 pub mod templates;
 
 pub use error::LaunchError;
-pub use launched::{Ended, Ending, Job, Launched, Member, MemberState, Process, Recipe, Stage};
+pub use launched::{Ended, Job, JobOutcome, Launched, Member, MemberState, Process, Recipe, Stage};
 
 use crate::profile::ProfileDir;
 use crate::profile::config::{Config, EngineKind};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-/// The launchers that there are.
+/// The names of all launchers.
 pub fn known() -> Vec<&'static str> {
     ["local", mpi::NAME, ssh::NAME].into_iter().chain(batch::SYSTEMS).collect()
 }
 
-/// A way to start a controller or engines. Its calls may take seconds (a batch system, another host): never make them from
-/// an async task.
+/// Starts a controller or engines. Calls may take seconds (a batch system, a remote host): never
+/// make them from an async task.
 pub trait Launcher: Send + Sync {
     fn name(&self) -> &str;
     fn capabilities(&self) -> Capabilities {
         Capabilities::default()
     }
-    /// What can be done with engines on other hosts that only this launcher reaches; none where it reaches none.
+    /// Operations on hosts that only this launcher can reach; none if it has no such hosts.
     fn remote_hosts(&self) -> Option<&dyn RemoteHosts> {
         None
     }
     /// Starts one controller.
     fn start_controller(&self, launch: &ControllerLaunch) -> Result<Launched, LaunchError>;
-    /// Starts `launch.n` engines; all, or none with an error. [`python`] has the checks to be made before.
+    /// Starts `launch.n` engines: all of them, or none and returns an error. [`python`] has checks
+    /// to make before.
     fn start_engines(&self, launch: &EnginesLaunch) -> Result<Launched, LaunchError>;
-    /// The state of each member, by place. What cannot be told is [`Stage::Unknown`] with the reason.
+    /// The state of each member, by index. If it cannot be determined, [`Stage::Unknown`] with the
+    /// reason.
     fn states(&self, launched: &Launched) -> Vec<MemberState>;
-    /// Sends a signal to those that run; how many that were.
+    /// Sends a signal to running members; returns the number of recipients.
     fn signal(&self, launched: &Launched, signal: i32) -> Result<usize, LaunchError>;
-    /// Ends these members and no other ([`Launched::only`] names some): SIGTERM, and SIGKILL to what is still there after
-    /// `grace`, with all that these left; or the batch system is told. Waits for the end where that is soon; says what it took.
+    /// Ends only these members ([`Launched::only`] selects some): sends SIGTERM, then SIGKILL after
+    /// `grace`, also to their remaining children; or cancels the jobs. Waits for the end if it is
+    /// near; reports the actions taken.
     fn stop(&self, launched: &Launched, grace: Duration) -> Result<Ended, LaunchError>;
-    /// The last lines of what the member at this place has written, without blank ones; empty if there are none.
-    fn log_end(&self, launched: &Launched, place: usize, lines: usize) -> String {
+    /// The last lines of this member's output, without blank ones; empty if there are none.
+    fn log_tail(&self, launched: &Launched, index: usize, lines: usize) -> String {
         launched
             .members()
-            .get(place)
-            .map_or_else(String::new, |m| logs::end(&m.log, m.log_from, lines))
+            .get(index)
+            .map_or_else(String::new, |m| logs::tail(&m.log, m.log_from, lines))
     }
-    /// One line for people.
+    /// A one-line description for display.
     fn describe(&self, launched: &Launched) -> String;
 }
 
-/// What holds of a launcher, as it is configured.
+/// The properties of a launcher as configured.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Capabilities {
-    /// What it starts may run on other hosts: the controller must listen where these reach it.
+    /// Its processes may run on other hosts: the controller must listen on an address that they can
+    /// reach.
     pub remote: bool,
-    /// Its engines may run where they do not reach the controller over the network: it need not listen there.
+    /// It can tunnel connections for engines that cannot reach the controller: the controller need
+    /// not listen on the network.
     pub provides_tunnel: bool,
-    /// None of its engines is to reach the controller over the network.
+    /// All of its engines use a tunnel; none connects to the controller directly.
     pub tunnel_only: bool,
-    /// Its states may be some seconds old, because whoever reports them is asked seldom.
+    /// States may be some seconds old, because the system is polled rarely.
     pub has_cached_state: bool,
 }
 
-/// Engines on hosts that are named one by one (`--host`). Each host has a Python, and may have a copy of the connection file, of its own.
+/// Engines on explicitly named hosts (`--host`). Each host has its own Python, and may have its own
+/// copy of the connection file.
 pub trait RemoteHosts: Send + Sync {
-    /// How many engines the hosts are for; none if that is not limited.
+    /// The number of engines that fit on the hosts; none if unlimited.
     fn capacity(&self) -> Option<u32>;
-    /// How many engines are enough if no more can be started.
+    /// The minimum number of engines for a start to succeed.
     fn min_engines(&self) -> Option<u32>;
-    /// Starts the tunnels of members again that are gone while the members still run; the program is pcluster. What people should know of
-    /// it.
+    /// Restarts tunnels that ended while their members still run. `program` is pcluster. Returns
+    /// messages for the user.
     fn restart_tunnels(&self, launched: &Launched, program: &Path) -> Vec<String>;
-    /// The last lines of what these members have written on their hosts, by place; or why they cannot be had.
-    fn logs(&self, launched: &Launched, places: &[usize], lines: usize) -> Vec<(usize, Result<String, String>)>;
-    /// The places of the engines that are these processes: each the name that its host gives itself, and its id there. Those that cannot be
-    /// told are left out.
-    fn places_of(&self, launched: &Launched, processes: &[(String, u32)]) -> Vec<usize>;
+    /// The last lines of these members' logs on their hosts, by index, or the reason why they are
+    /// not available.
+    fn logs(&self, launched: &Launched, indices: &[usize], lines: usize) -> Vec<(usize, Result<String, String>)>;
+    /// The indices of the engines with these process ids; each is given as the host's own name and
+    /// the pid on that host. Omits processes that cannot be matched.
+    fn indices_of(&self, launched: &Launched, processes: &[(String, u32)]) -> Vec<usize>;
 }
 
 /// The launcher of this name, for this profile and its configuration.
@@ -115,20 +123,20 @@ pub fn by_name(name: &str, profile: &ProfileDir, config: &Config) -> Result<Box<
     }
 }
 
-/// What is to be known to start a controller.
+/// The parameters for starting a controller.
 #[derive(Clone, Debug)]
 pub struct ControllerLaunch {
     /// The pcluster program.
     pub program: PathBuf,
     pub profile: ProfileDir,
     pub cluster_id: String,
-    /// `--set` of the command line.
+    /// The `--set` options of the command line.
     pub settings: Vec<(String, String)>,
     pub cwd: PathBuf,
     pub log_level: Option<String>,
 }
 
-/// What is to be known to start engines.
+/// The parameters for starting engines.
 #[derive(Clone, Debug)]
 pub struct EnginesLaunch {
     pub program: PathBuf,
@@ -137,11 +145,11 @@ pub struct EnginesLaunch {
     pub settings: Vec<(String, String)>,
     pub kind: EngineKind,
     pub n: u32,
-    /// The number of the first one, for its log file's name.
+    /// The number of the first engine, for the name of its log file.
     pub first: u32,
-    /// The interpreter, where it is not left to the engine.
+    /// The interpreter, unless the engine selects it.
     pub python: Option<String>,
-    /// The command of an `ipengine`, where it is not `<python> -m ipyparallel.engine`.
+    /// The command of an `ipengine`, unless it is `<python> -m ipyparallel.engine`.
     pub ipengine: Option<String>,
     pub cwd: PathBuf,
     pub log_level: Option<String>,
@@ -153,7 +161,7 @@ pub(crate) mod tests {
     use crate::profile::config::resources::{SshHost, TunnelMode};
 
     #[test]
-    fn each_launcher_says_what_it_can() {
+    fn each_launcher_reports_its_capabilities() {
         let dir = tempfile::tempdir().unwrap();
         let profile = ProfileDir::at(dir.path());
         let mut config = Config::default();
@@ -175,8 +183,8 @@ pub(crate) mod tests {
         assert!(tunnel_only(&config));
     }
 
-    /// Writes a program. Another process does it: one that is open for writing here, or in a process just forked from
-    /// here by another test, cannot be run.
+    /// Writes a program from another process: a file that this process, or a test's fork of it, has
+    /// open for writing cannot be executed.
     pub(crate) fn write_program(path: &Path, script: &str) {
         let code = "printf '#!/bin/sh\\n%s\\n' \"$1\" > \"$0\" && chmod 755 \"$0\"";
         let status = std::process::Command::new("/bin/sh")

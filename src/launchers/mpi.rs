@@ -1,8 +1,10 @@
-//! Engines under one `mpiexec`, from this host: on it, or on those that `mpiexec` is told (a hosts file, or what a batch system has
-//! granted to the shell that this runs in). With mpi4py the engines' workers are one MPI world.
+//! Engines under one `mpiexec`, started from this host: on this host, or on the hosts that
+//! `mpiexec` is given (a hosts file, or a batch system's allocation in the current shell). With
+//! mpi4py the engines' workers form one MPI world.
 //!
-//! What is started is one process, `mpiexec`, and the engines are its children or those of its daemons; [`Local`] starts and ends it.
-use super::engine::lone_engine_command;
+//! The only process started is `mpiexec`; the engines are its children or those of its daemons.
+//! [`Local`] starts and ends it.
+use super::engine::unsupervised_engine_command;
 use super::local::Local;
 use super::{Capabilities, ControllerLaunch, Ended, EnginesLaunch, LaunchError, Launched, Launcher, MemberState};
 use crate::profile::config::resources::MpiConfig;
@@ -26,9 +28,10 @@ impl Mpi {
     }
 }
 
-/// `mpiexec <arguments> -n <n> <engine>`. An engine is not supervised: one that was started a second time could not join the others.
+/// `mpiexec <arguments> -n <n> <engine>`. Engines are not supervised: a restarted engine could not
+/// rejoin the others.
 pub fn command(config: &MpiConfig, launch: &EnginesLaunch) -> Result<(PathBuf, Vec<OsString>), LaunchError> {
-    let (program, arguments) = lone_engine_command(launch)?;
+    let (program, arguments) = unsupervised_engine_command(launch)?;
     let mut words: Vec<OsString> = config.arguments.iter().map(OsString::from).collect();
     words.extend(["-n".into(), launch.n.to_string().into(), program.into()]);
     words.extend(arguments);
@@ -38,9 +41,9 @@ pub fn command(config: &MpiConfig, launch: &EnginesLaunch) -> Result<(PathBuf, V
 }
 
 impl Mpi {
-    /// `mpiexec` may have been given other hosts.
+    /// `mpiexec` may use other hosts.
     fn is_remote(&self) -> bool {
-        let told = [
+        let options = [
             "-f",
             "-host",
             "--host",
@@ -52,7 +55,7 @@ impl Mpi {
             "--machinefile",
         ];
         let granted = ["SLURM_JOB_ID", "PBS_NODEFILE", "PE_HOSTFILE", "LSB_MCPU_HOSTS"];
-        self.config.arguments.iter().any(|word| told.contains(&word.as_str()))
+        self.config.arguments.iter().any(|word| options.contains(&word.as_str()))
             || granted.iter().any(|name| std::env::var_os(name).is_some())
     }
 }
@@ -80,7 +83,7 @@ impl Launcher for Mpi {
         }
         let (program, arguments) = command(&self.config, launch)?;
         let log = launch.profile.engine_log(&launch.cluster_id, launch.first);
-        let mut process = self.local.start_one(program, arguments, &launch.cwd, log)?;
+        let mut process = self.local.start_process(program, arguments, &launch.cwd, log)?;
         process.engines = Some(launch.n);
         launched.processes.push(process);
         Ok(launched)

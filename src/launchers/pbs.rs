@@ -1,27 +1,31 @@
-//! PBS in three dialects: OpenPBS (with PBS Professional), Torque, and the commands that Slurm has for people who come from Torque.
+//! PBS in three dialects: OpenPBS (with PBS Professional), Torque, and Slurm's commands for former
+//! Torque users.
 //!
-//! Sources: qsub(1B), qstat(1B), qdel(1B) of OpenPBS 23.06 and of Torque 6, and the perl of slurm-wlm-torque 22.05. They differ in how
-//! an array is asked for (`-J`, `-t`), how its jobs are told theirs (`PBS_ARRAY_INDEX`, `PBS_ARRAYID`), and in what is asked for with `-l`.
+//! Sources: qsub(1B), qstat(1B), qdel(1B) of OpenPBS 23.06 and of Torque 6, and the Perl scripts of
+//! slurm-wlm-torque 22.05. They differ in the option for an array (`-J`, `-t`), in the variable
+//! that contains the array index (`PBS_ARRAY_INDEX`, `PBS_ARRAYID`), and in the resources of `-l`.
 use super::batch::environment::{Names, Rule};
-use super::batch::render::{FoundBy, Need, Value, Variables, common, nodes_are_of_one_job, put, unfit, unsupported};
+use super::batch::render::{
+    FoundBy, Requirement, VariableValue, Variables, common, invalid_value, nodes_are_of_one_job, set_variables, unsupported,
+};
 use super::batch::{
-    BatchSystem, CommandLine, EnvironmentRules, JobId, JobKind, JobRequest, JobRow, JobTarget, KillWait, Output, Problem, QueryFailure,
-    SubmitFailure, Template, TemplateError, engines, failure, quote, slurm_environment, squeue,
+    BatchSystem, CommandLine, CommandOutput, EnvironmentRules, JobId, JobKind, JobRequest, JobRow, JobTarget, KillWait, Problem,
+    QueryFailure, SubmitFailure, Template, TemplateError, engines, failure, quote, slurm_environment, squeue,
 };
 use crate::profile::config::resources::StartMode;
 use std::path::{Path, PathBuf};
 
 mod answers;
 
-/// The PBS of one dialect.
+/// PBS in one dialect.
 pub struct Pbs(Dialect);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Dialect {
     OpenPbs,
     Torque,
-    /// `qsub` in front of Slurm. Its `qstat` shows an array's jobs without their array, and its `qdel 7_2` takes all of array 7
-    /// away, so Slurm itself is asked, which is there too.
+    /// Slurm's `qsub`. Its `qstat` shows an array's jobs without their array, and its `qdel 7_2`
+    /// cancels all of array 7; therefore Slurm's own commands are used, which are installed too.
     Slurm,
 }
 
@@ -29,12 +33,12 @@ static OPENPBS: Pbs = Pbs(Dialect::OpenPbs);
 static TORQUE: Pbs = Pbs(Dialect::Torque);
 static SLURM: Pbs = Pbs(Dialect::Slurm);
 
-/// The row before it is known which dialect it is.
+/// The row to use until the dialect is known.
 pub fn row() -> &'static dyn BatchSystem {
     &OPENPBS
 }
 
-/// What its commands say, in lower case, and what it means.
+/// Lower-case text of its errors and what it indicates.
 const FAILURES: &[(&str, Problem, &str)] = &[
     (
         "unknown queue",
@@ -54,62 +58,62 @@ const FAILURES: &[(&str, Problem, &str)] = &[
     (
         "invalid account",
         Problem::NoSuchAccount,
-        "name an account of yours with --account or launchers.pbs.account",
+        "choose one of your accounts with --account or launchers.pbs.account",
     ),
     (
         "invalid project",
         Problem::NoSuchAccount,
-        "name a project of yours in launchers.pbs.directives (-P name)",
+        "choose one of your projects in launchers.pbs.directives (-P name)",
     ),
     (
         "unknown resource",
         Problem::BadScript,
-        "this PBS does not know it; a template of your own names what the site has (pcluster template copy)",
+        "this PBS does not know the resource; use the site's names in your own template (pcluster template copy)",
     ),
     (
         "cannot be used with select",
         Problem::BadScript,
-        "`-l nodes=` and `-l select=` exclude each other; look at launchers.pbs.directives",
+        "`-l nodes=` and `-l select=` exclude each other; check launchers.pbs.directives",
     ),
     (
         "illegal -",
         Problem::BadScript,
-        "look at the script's #PBS lines and launchers.pbs.directives",
+        "check the script's #PBS lines and launchers.pbs.directives",
     ),
     (
         "invalid option",
         Problem::BadScript,
-        "look at the script's #PBS lines and launchers.pbs.directives",
+        "check the script's #PBS lines and launchers.pbs.directives",
     ),
     (
         "directive error",
         Problem::BadScript,
-        "look at the script's #PBS lines and launchers.pbs.directives",
+        "check the script's #PBS lines and launchers.pbs.directives",
     ),
     (
         "invalid directive",
         Problem::BadScript,
-        "look at the script's #PBS lines and launchers.pbs.directives",
+        "check the script's #PBS lines and launchers.pbs.directives",
     ),
     (
         "exceeds",
         Problem::Limit,
-        "`qstat -Qf` shows the queues' limits; ask for less, or for another queue",
+        "`qstat -Qf` shows the queues' limits; request less, or use another queue",
     ),
     (
         "violates queue",
         Problem::Limit,
-        "`qstat -Qf` shows the queues' limits; ask for less, or for another queue",
+        "`qstat -Qf` shows the queues' limits; request less, or use another queue",
     ),
     (
         "violates accounting/qos policy",
         Problem::Limit,
-        "fewer engines (-n), less time (--walltime) or another --account may be within the limits",
+        "reduce the number of engines (-n) or the time (--walltime), or use another --account",
     ),
     (
         "limit",
         Problem::Limit,
-        "`qstat -Qf` shows the queues' limits; --engines-per-job makes fewer jobs",
+        "`qstat -Qf` shows the queues' limits; --engines-per-job reduces the number of jobs",
     ),
     (
         "unauthorized",
@@ -134,29 +138,29 @@ const FAILURES: &[(&str, Problem, &str)] = &[
     (
         "bad uid",
         Problem::NoPermission,
-        "the server does not know you: is this one of the cluster's login nodes?",
+        "the server does not know this user or host; run this on a login node of the cluster",
     ),
     (
         "cannot connect to server",
         Problem::SchedulerDown,
-        "`qstat -B` says whether the server is up",
+        "`qstat -B` shows whether the server is up",
     ),
     (
         "connection refused",
         Problem::SchedulerDown,
-        "`qstat -B` says whether the server is up",
+        "`qstat -B` shows whether the server is up",
     ),
     (
         "communication failure",
         Problem::SchedulerDown,
-        "`qstat -B` says whether the server is up",
+        "`qstat -B` shows whether the server is up",
     ),
     (
         "unable to contact slurm",
         Problem::SchedulerDown,
-        "`scontrol ping` says whether the controller is up",
+        "`scontrol ping` shows whether the controller is up",
     ),
-    ("pbs_server", Problem::SchedulerDown, "`qstat -B` says whether the server is up"),
+    ("pbs_server", Problem::SchedulerDown, "`qstat -B` shows whether the server is up"),
 ];
 
 impl BatchSystem for Pbs {
@@ -174,17 +178,17 @@ impl BatchSystem for Pbs {
     fn dialect_command(&self) -> Option<CommandLine> {
         Some(CommandLine::new("qstat", ["--version"]))
     }
-    /// `pbs_version = 23.06.06`; `Version: 6.1.2`, `Commit: …`; slurm-wlm-torque knows no such option and shows its usage, with
-    /// `[-f] [-a|-i|-r] [-n [-1]] [-G|-M]`.
-    fn of_dialect(&self, said: &Output) -> Option<&'static dyn BatchSystem> {
-        let said = said.said();
-        if said.contains("pbs_version") || said.contains("PBSPro") {
+    /// `pbs_version = 23.06.06`; `Version: 6.1.2`, `Commit: …`; slurm-wlm-torque does not know the
+    /// option and prints its usage, with `[-f] [-a|-i|-r] [-n [-1]] [-G|-M]`.
+    fn detect_dialect(&self, output: &CommandOutput) -> Option<&'static dyn BatchSystem> {
+        let message = output.message();
+        if message.contains("pbs_version") || message.contains("PBSPro") {
             return Some(&OPENPBS);
         }
-        if said.contains("[-G|-M]") || said.contains("--man") {
+        if message.contains("[-G|-M]") || message.contains("--man") {
             return Some(&SLURM);
         }
-        let torque = said.contains("Commit:") || said.to_lowercase().contains("version:");
+        let torque = message.contains("Commit:") || message.to_lowercase().contains("version:");
         if torque { Some(&TORQUE) } else { None }
     }
     fn dialect(&self) -> &'static str {
@@ -219,10 +223,16 @@ impl BatchSystem for Pbs {
         "#PBS"
     }
 
-    /// What stands in a #PBS line are names and numbers; paths are the shell's in these scripts.
+    /// #PBS lines contain only names and numbers; paths appear only in shell lines of these
+    /// scripts.
     fn quote_directive(&self, name: &str, value: &str) -> Result<String, TemplateError> {
         if value.is_empty() || value.contains(|c: char| c.is_whitespace() || "'\"\\#$`".contains(c)) {
-            return Err(unfit(self.title(), name, value, "it has a blank, a quote, `\\`, `#` or `$`"));
+            return Err(invalid_value(
+                self.title(),
+                name,
+                value,
+                "it contains a blank, a quote, `\\`, `#` or `$`",
+            ));
         }
         Ok(value.to_string())
     }
@@ -244,39 +254,43 @@ impl BatchSystem for Pbs {
             });
         }
         let mut variables = common(request);
-        put(
+        set_variables(
             &mut variables,
             [
-                ("array", self.array(request).map_or(Value::Unset, |line| Value::Lines(vec![line]))),
+                (
+                    "array",
+                    self.array(request)
+                        .map_or(VariableValue::Unset, |line| VariableValue::Lines(vec![line])),
+                ),
                 (
                     "tasks",
                     if request.is_one_job() {
-                        Value::Text(request.n.to_string())
+                        VariableValue::Text(request.n.to_string())
                     } else {
-                        Value::Unset
+                        VariableValue::Unset
                     },
                 ),
-                ("resources", Value::Lines(self.resources(request))),
+                ("resources", VariableValue::Lines(self.resources(request))),
                 (
                     "log",
-                    Value::Text(format!("{}-", request.log_dir.join(&request.log_stem).to_string_lossy())),
+                    VariableValue::Text(format!("{}-", request.log_dir.join(&request.log_stem).to_string_lossy())),
                 ),
-                ("environment", Value::Lines(self.environment(request))),
+                ("environment", VariableValue::Lines(self.environment(request))),
             ],
         );
         Ok(variables)
     }
 
-    fn needs(&self, _template: &str, request: &JobRequest) -> Vec<Need> {
-        let mut needs = vec![engines::need(request)];
+    fn requirements(&self, _template: &str, request: &JobRequest) -> Vec<Requirement> {
+        let mut requirements = vec![engines::requirement(request)];
         if self.array(request).is_some() {
-            needs.push(Need {
+            requirements.push(Requirement {
                 what: "the line that makes the job an array".into(),
                 found_by: FoundBy::Directive(&["-J", "-t"]),
                 line: "#PBS {{ array }}".into(),
             });
         }
-        needs
+        requirements
     }
 
     fn log_path(&self, request: &JobRequest, job: &JobId, element: Option<u32>) -> PathBuf {
@@ -285,8 +299,9 @@ impl BatchSystem for Pbs {
         request.log_dir.join(format!("{}-{number}.{element}.log", request.log_stem))
     }
 
-    /// pbs(7B) and qsub(1B): `PBS_DPREFIX` is another prefix of directives. Torque's qstat hides jobs by `PBS_QSTAT_…`. Slurm's `qsub` runs
-    /// sbatch, and does not say which cluster a job was sent to.
+    /// pbs(7B) and qsub(1B): `PBS_DPREFIX` changes the prefix of directives. Torque's qstat hides
+    /// jobs according to `PBS_QSTAT_…`. Slurm's `qsub` runs sbatch, and does not print the cluster
+    /// that a job was sent to.
     fn environment(&self) -> EnvironmentRules {
         const DISPLAY: Names = &["PBS_DPREFIX", "PBS_QSTAT_*"];
         match self.0 {
@@ -305,7 +320,8 @@ impl BatchSystem for Pbs {
         }
     }
 
-    /// Slurm's `qsub` puts an output of its own in front of what the script says, and hands all it is given to a shell.
+    /// Slurm's `qsub` puts its own output option before the script's, and passes all its arguments
+    /// through a shell.
     fn submit_command(&self, script: &Path, _text: &str, request: &JobRequest) -> CommandLine {
         let script = script.to_string_lossy().into_owned();
         if self.0 != Dialect::Slurm {
@@ -322,13 +338,13 @@ impl BatchSystem for Pbs {
         CommandLine::new("qsub", arguments)
     }
 
-    fn parse_submit(&self, output: &Output) -> Result<JobId, SubmitFailure> {
+    fn parse_submit(&self, output: &CommandOutput) -> Result<JobId, SubmitFailure> {
         if !output.is_success() {
             return Err(failure::of_submit(output, FAILURES));
         }
         let id = output.stdout.lines().rev().map(str::trim).find(|line| answers::is_id(line));
         id.map(|id| JobId(id.into()))
-            .ok_or_else(|| failure::no_id(output, "`qstat -u $USER` shows whether the job is there"))
+            .ok_or_else(|| failure::no_id(output, "`qstat -u $USER` shows whether the job exists"))
     }
 
     fn query_command(&self, jobs: &[JobId], user: &str) -> CommandLine {
@@ -341,11 +357,12 @@ impl BatchSystem for Pbs {
         }
     }
 
-    fn parse_query(&self, output: &Output) -> Result<Vec<JobRow>, QueryFailure> {
+    fn parse_query(&self, output: &CommandOutput) -> Result<Vec<JobRow>, QueryFailure> {
         if self.0 == Dialect::Slurm {
             return squeue::parse(output);
         }
-        // Of several jobs some may be gone: those are named on stderr, and the exit code is that of the last.
+        // Of several jobs some may be gone: those are named on stderr, and the exit code is that of
+        // the last job.
         let gone = |line: &str| line.contains("Unknown Job") || line.contains("Job has finished");
         let mut complaints = output.stderr.lines().map(str::trim).filter(|line| !line.is_empty());
         match output.is_success() || (!output.stderr.trim().is_empty() && complaints.all(gone)) {
@@ -358,7 +375,7 @@ impl BatchSystem for Pbs {
         (self.0 == Dialect::OpenPbs).then(|| CommandLine::new("qstat", ["-x", "-f", "-t", &job.0]))
     }
 
-    fn parse_history(&self, output: &Output) -> Vec<JobRow> {
+    fn parse_history(&self, output: &CommandOutput) -> Vec<JobRow> {
         answers::rows(&output.stdout)
     }
 
@@ -369,7 +386,7 @@ impl BatchSystem for Pbs {
         }
     }
 
-    fn parse_find(&self, output: &Output, name: &str) -> Result<Vec<JobId>, QueryFailure> {
+    fn parse_find(&self, output: &CommandOutput, name: &str) -> Result<Vec<JobId>, QueryFailure> {
         if self.0 == Dialect::Slurm {
             let mut ids: Vec<JobId> = squeue::parse(output)?
                 .into_iter()
@@ -391,7 +408,8 @@ impl BatchSystem for Pbs {
         }
     }
 
-    /// pbs_queue_attributes(7B), kill_delay: 10 s by default; Torque's of the same name: 2 s.
+    /// pbs_queue_attributes(7B), kill_delay: 10 s by default; Torque's attribute of the same name:
+    /// 2 s.
     fn kill_wait(&self) -> KillWait {
         let term_s = match self.0 {
             Dialect::OpenPbs => 10,
@@ -408,7 +426,7 @@ impl BatchSystem for Pbs {
         (self.0 == Dialect::Slurm).then(squeue::kill_wait)
     }
 
-    fn parse_kill_wait(&self, output: &Output) -> Option<u32> {
+    fn parse_kill_wait(&self, output: &CommandOutput) -> Option<u32> {
         squeue::parse_kill_wait(output)
     }
 
@@ -419,18 +437,18 @@ impl BatchSystem for Pbs {
         }
     }
 
-    fn parse_cancel(&self, output: &Output) -> Result<(), QueryFailure> {
+    fn parse_cancel(&self, output: &CommandOutput) -> Result<(), QueryFailure> {
         if self.0 == Dialect::Slurm {
             return squeue::cancelled(output);
         }
-        let said = output.said();
+        let message = output.message();
         let fine = |line: &str| {
             let line = line.to_lowercase();
             ["unknown job", "job has finished", "invalid state", "state for job"]
                 .iter()
                 .any(|words| line.contains(words))
         };
-        match output.is_success() || (!said.is_empty() && said.lines().all(fine)) {
+        match output.is_success() || (!message.is_empty() && message.lines().all(fine)) {
             true => Ok(()),
             false => Err(failure::of_query(output, FAILURES)),
         }
@@ -449,7 +467,7 @@ impl BatchSystem for Pbs {
 }
 
 impl Pbs {
-    /// `-J 1-15`; none for one job. OpenPBS takes no array of one.
+    /// `-J 1-15`; none for one job, since OpenPBS does not accept an array of one.
     fn array(&self, request: &JobRequest) -> Option<String> {
         let jobs = request.jobs();
         if request.kind == JobKind::Controller || request.is_one_job() || (jobs == 1 && self.0 == Dialect::OpenPbs) {
@@ -459,11 +477,12 @@ impl Pbs {
         Some(format!("{option} 1-{jobs}"))
     }
 
-    /// What stands after `-l`.
+    /// The value of `-l`.
     fn resources(&self, request: &JobRequest) -> Vec<String> {
         let resources = &request.resources;
         let one_job = request.is_one_job();
-        // One job of all engines is spread evenly over so many nodes; without a number of them each engine may be anywhere.
+        // One job of all engines is distributed evenly over that number of nodes. Without a number,
+        // each engine may run anywhere.
         let chunks = if one_job {
             resources.nodes.unwrap_or(request.n).clamp(1, request.n.max(1))
         } else {

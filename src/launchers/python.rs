@@ -1,14 +1,15 @@
-//! The Python interpreter that engines are to use.
+//! The Python interpreter of the engines.
 use super::LaunchError;
 use nix::sys::signal::Signal;
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
-/// The oldest version that a worker runs on.
-pub(super) const OLDEST: (u32, u32) = (3, 8);
+/// The oldest version that the worker supports.
+pub(super) const MIN_VERSION: (u32, u32) = (3, 8);
 
-/// The interpreter: what was given, else that of the active virtual or conda environment, else `python3` on the PATH.
+/// The interpreter: the given one, else that of the active virtual or conda environment, else
+/// `python3` on the PATH.
 pub fn resolve(given: Option<&str>) -> String {
     if let Some(given) = given {
         return given.to_string();
@@ -25,67 +26,67 @@ pub fn resolve(given: Option<&str>) -> String {
     "python3".into()
 }
 
-/// Whether the interpreter runs and is new enough.
+/// Checks that the interpreter runs and is new enough.
 pub fn check(python: &str) -> Result<(), LaunchError> {
-    let said = ask(python, "import sys; print('%d.%d.%d' % sys.version_info[:3])")
-        .map_err(|unanswered| unanswered.into_error(python, |python, why| LaunchError::NoPython { python, why }))?;
-    let mut numbers = said.trim().split('.').map_while(|n| n.parse::<u32>().ok());
+    let version = run_code(python, "import sys; print('%d.%d.%d' % sys.version_info[:3])")
+        .map_err(|error| error.into_error(python, |python, why| LaunchError::NoPython { python, why }))?;
+    let mut numbers = version.trim().split('.').map_while(|n| n.parse::<u32>().ok());
     match (numbers.next(), numbers.next()) {
-        (Some(major), Some(minor)) if (major, minor) >= OLDEST => Ok(()),
+        (Some(major), Some(minor)) if (major, minor) >= MIN_VERSION => Ok(()),
         (Some(_), Some(_)) => Err(LaunchError::OldPython {
             python: python.into(),
-            version: said.trim().into(),
+            version: version.trim().into(),
         }),
         _ => Err(LaunchError::NoPython {
             python: python.into(),
-            why: format!("asked for its version, it answered {:?}", said.trim()),
+            why: format!("its version query returned {:?}", version.trim()),
         }),
     }
 }
 
-/// Whether it can be an `ipengine`.
+/// Checks that the interpreter can run an `ipengine`.
 pub fn check_ipyparallel(python: &str) -> Result<(), LaunchError> {
-    match ask(python, "import ipyparallel.engine") {
+    match run_code(python, "import ipyparallel.engine") {
         Ok(_) => Ok(()),
-        Err(unanswered) => Err(unanswered.into_error(python, |python, why| LaunchError::NoIpyparallel { python, why })),
+        Err(error) => Err(error.into_error(python, |python, why| LaunchError::NoIpyparallel { python, why })),
     }
 }
 
 #[derive(Debug, PartialEq, Eq)]
-enum Unanswered {
-    /// By Ctrl-C: nothing is known of the interpreter.
+enum ProbeError {
+    /// Interrupted by Ctrl-C: the state of the interpreter is unknown.
     Interrupted,
     Failed(String),
 }
 
-impl Unanswered {
+impl ProbeError {
     fn into_error(self, python: &str, failed: impl FnOnce(String, String) -> LaunchError) -> LaunchError {
         match self {
-            Unanswered::Interrupted => LaunchError::Interrupted { python: python.into() },
-            Unanswered::Failed(why) => failed(python.into(), why),
+            ProbeError::Interrupted => LaunchError::Interrupted { python: python.into() },
+            ProbeError::Failed(why) => failed(python.into(), why),
         }
     }
 }
 
-/// What the interpreter prints for a line of code; the error's last line if it fails.
-fn ask(python: &str, code: &str) -> Result<String, Unanswered> {
+/// Runs a line of code; returns its output, or the last line of the error.
+fn run_code(python: &str, code: &str) -> Result<String, ProbeError> {
     let output = Command::new(python)
         .args(["-c", code])
         .stdin(Stdio::null())
         .output()
-        .map_err(|e| Unanswered::Failed(e.to_string()))?;
-    answer(&output)
+        .map_err(|e| ProbeError::Failed(e.to_string()))?;
+    parse_output(&output)
 }
 
-fn answer(output: &Output) -> Result<String, Unanswered> {
+fn parse_output(output: &Output) -> Result<String, ProbeError> {
     if output.status.success() {
         return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
     }
     if output.status.signal() == Some(Signal::SIGINT as i32) {
-        return Err(Unanswered::Interrupted);
+        return Err(ProbeError::Interrupted);
     }
-    let said = String::from_utf8_lossy(&output.stderr);
-    Err(Unanswered::Failed(match said.lines().rfind(|l| !l.trim().is_empty()) {
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    Err(ProbeError::Failed(match stderr.lines().rfind(|l| !l.trim().is_empty()) {
         Some(last) => last.to_string(),
         None => output.status.to_string(),
     }))
@@ -96,50 +97,50 @@ mod tests {
     use super::super::tests::write_program;
     use super::*;
 
-    /// A program that answers as an interpreter might.
-    fn pretender(dir: &Path, script: &str) -> String {
+    /// A program that stands in for an interpreter.
+    fn fake_python(dir: &Path, script: &str) -> String {
         let path = dir.join("python");
         write_program(&path, script);
         path.to_string_lossy().into_owned()
     }
 
     #[test]
-    fn an_interrupted_python_is_not_taken_for_one_that_fails() {
+    fn an_interrupted_python_is_distinguished_from_a_failing_one() {
         let ended = |status: i32| {
-            answer(&Output {
+            parse_output(&Output {
                 status: ExitStatusExt::from_raw(status),
                 stdout: Vec::new(),
                 stderr: b"Traceback (most recent call last):\nKeyboardInterrupt\n".to_vec(),
             })
         };
-        assert_eq!(ended(Signal::SIGINT as i32), Err(Unanswered::Interrupted));
-        assert_eq!(ended(1 << 8), Err(Unanswered::Failed("KeyboardInterrupt".into())));
+        assert_eq!(ended(Signal::SIGINT as i32), Err(ProbeError::Interrupted));
+        assert_eq!(ended(1 << 8), Err(ProbeError::Failed("KeyboardInterrupt".into())));
     }
 
     #[test]
-    fn a_missing_or_old_or_strange_python_is_named() {
+    fn errors_name_a_missing_old_or_invalid_python() {
         let dir = tempfile::tempdir().unwrap();
         let error = check("/nonexistent/python").unwrap_err().to_string();
         assert!(
             error.starts_with("cannot run the Python interpreter /nonexistent/python: No such file"),
             "{error}"
         );
-        let python = pretender(dir.path(), "echo 3.7.9");
+        let python = fake_python(dir.path(), "echo 3.7.9");
         assert_eq!(
             check(&python).unwrap_err().to_string(),
-            format!("the Python interpreter {python} is version 3.7.9; 3.8 is the oldest that will do")
+            format!("the Python interpreter {python} is version 3.7.9; pcluster requires 3.8 or later")
         );
         for version in ["3.8.0", "3.14.1", "4.0.0"] {
-            check(&pretender(dir.path(), &format!("echo {version}"))).unwrap();
+            check(&fake_python(dir.path(), &format!("echo {version}"))).unwrap();
         }
-        let python = pretender(dir.path(), "echo hello");
+        let python = fake_python(dir.path(), "echo hello");
         assert!(matches!(check(&python), Err(LaunchError::NoPython { .. })));
     }
 
     #[test]
-    fn an_interpreter_without_ipyparallel_is_named_with_the_reason() {
+    fn an_interpreter_without_ipyparallel_is_reported_with_the_reason() {
         let dir = tempfile::tempdir().unwrap();
-        let python = pretender(
+        let python = fake_python(
             dir.path(),
             "echo Traceback >&2; echo \"ModuleNotFoundError: No module named 'ipyparallel'\" >&2; exit 1",
         );

@@ -1,9 +1,9 @@
-//! Grid Engine (SGE, Son of Grid Engine, Open Grid Scheduler, Univa, Altair). Sources: qsub(1), qstat(1), sge_status(5), accounting(5) of
-//! 8.1.9, and what that version printed.
+//! Grid Engine (SGE, Son of Grid Engine, Open Grid Scheduler, Univa, Altair). Sources: qsub(1),
+//! qstat(1), sge_status(5), accounting(5) of 8.1.9, and the output of that version.
 use super::batch::environment::{Names, Rule};
-use super::batch::render::{FoundBy, Need, Value, Variables, common, put, unfit, unsupported};
+use super::batch::render::{FoundBy, Requirement, VariableValue, Variables, common, invalid_value, set_variables, unsupported};
 use super::batch::{
-    BatchSystem, CommandLine, EnvironmentRules, JobId, JobKind, JobRequest, JobRow, JobStatus, JobTarget, KillWait, Output, Problem,
+    BatchSystem, CommandLine, CommandOutput, EnvironmentRules, JobId, JobKind, JobRequest, JobRow, JobStatus, JobTarget, KillWait, Problem,
     QueryFailure, SubmitFailure, Template, TemplateError, engines, failure, ranges, xml,
 };
 use crate::profile::config::resources::StartMode;
@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 
 pub struct Sge;
 
-/// What its commands say, in lower case, and what it means.
+/// Lower-case text of its errors and what it indicates.
 const FAILURES: &[(&str, Problem, &str)] = &[
     (
         "unknown queue",
@@ -31,35 +31,35 @@ const FAILURES: &[(&str, Problem, &str)] = &[
     (
         "unknown resource",
         Problem::BadScript,
-        "`qconf -sc` lists what can be asked for with -l; a template of your own names the site's (pcluster template copy)",
+        "`qconf -sc` lists the resources for -l; use the site's names in your own template (pcluster template copy)",
     ),
     ("reservation id", Problem::NoSuchQueue, "`qrstat` lists the advance reservations"),
     (
         "is not a time value",
         Problem::BadScript,
-        "look at the script's #$ lines and launchers.sge.directives",
+        "check the script's #$ lines and launchers.sge.directives",
     ),
     (
         "invalid option argument",
         Problem::BadScript,
-        "look at the script's #$ lines and launchers.sge.directives",
+        "check the script's #$ lines and launchers.sge.directives",
     ),
     (
         "unknown option",
         Problem::BadScript,
-        "look at the script's #$ lines and launchers.sge.directives",
+        "check the script's #$ lines and launchers.sge.directives",
     ),
     (
         "unable to read script file",
         Problem::BadScript,
-        "look at the script's #$ lines and launchers.sge.directives",
+        "check the script's #$ lines and launchers.sge.directives",
     ),
     (
         "can't be requested",
         Problem::Limit,
-        "`qconf -sc` and `qhost -F` show what there is to ask for",
+        "`qconf -sc` and `qhost -F` show the available resources",
     ),
-    ("quota", Problem::Limit, "`qquota` shows the limits that hold for you"),
+    ("quota", Problem::Limit, "`qquota` shows your limits"),
     (
         "limit",
         Problem::Limit,
@@ -68,27 +68,27 @@ const FAILURES: &[(&str, Problem, &str)] = &[
     (
         "not allowed",
         Problem::NoPermission,
-        "ask the site which queues and projects are yours",
+        "ask your site's administrators which queues and projects you may use",
     ),
     (
         "has no permission",
         Problem::NoPermission,
-        "ask the site which queues and projects are yours",
+        "ask your site's administrators which queues and projects you may use",
     ),
     (
         "denied: host",
         Problem::NoPermission,
-        "this host may not submit jobs: is it one of the cluster's login nodes? (`qconf -ss` lists them)",
+        "this host may not submit jobs; run this on a submit host (`qconf -ss` lists them)",
     ),
     (
         "no submit host",
         Problem::NoPermission,
-        "this host may not submit jobs: is it one of the cluster's login nodes? (`qconf -ss` lists them)",
+        "this host may not submit jobs; run this on a submit host (`qconf -ss` lists them)",
     ),
     (
         "unable to contact qmaster",
         Problem::SchedulerDown,
-        "`qping -info $SGE_QMASTER_HOST 6444 qmaster 1` says whether it is up",
+        "`qping -info $SGE_QMASTER_HOST 6444 qmaster 1` shows whether it is up",
     ),
     (
         "unable to send message to qmaster",
@@ -108,7 +108,7 @@ const FAILURES: &[(&str, Problem, &str)] = &[
     (
         "sge_root",
         Problem::NoCommand,
-        "the Grid Engine settings are not loaded: `. $SGE_ROOT/default/common/settings.sh`, or a module of the site's",
+        "the Grid Engine settings are not loaded: run `. $SGE_ROOT/default/common/settings.sh`, or load the site's module",
     ),
 ];
 
@@ -135,18 +135,19 @@ impl BatchSystem for Sge {
         "#$"
     }
 
-    /// qsub takes quotes away wherever they are, and knows no escape. In a path it reads `host:path`, a list at commas, `$JOB_ID`.
+    /// qsub removes quotes everywhere, and has no escape character. In a path it interprets
+    /// `host:path`, commas (as a list) and `$JOB_ID`.
     fn quote_directive(&self, name: &str, value: &str) -> Result<String, TemplateError> {
         let is_path = matches!(name, "cwd" | "log");
         let wrong = |c: char| "'\"#".contains(c) || (is_path && "$:,".contains(c));
-        // The signs of `log` itself are its two variables.
+        // The `$` in `log` itself belongs to its two variables.
         let own = value.replace(LOG_ARRAY, "").replace(LOG_SINGLE, "");
         if (if name == "log" { own.as_str() } else { value }).contains(wrong) {
-            return Err(unfit(
+            return Err(invalid_value(
                 self.title(),
                 name,
                 value,
-                "it has a quote, `#`, or in a path `$`, `:` or a comma",
+                "it contains a quote, `#`, or in a path `$`, `:` or a comma",
             ));
         }
         Ok(match value.contains(char::is_whitespace) {
@@ -172,49 +173,50 @@ impl BatchSystem for Sge {
         let (one_job, per_job) = (request.is_one_job(), request.engines_in_a_job());
         let cpus = resources.cpus.unwrap_or(1).max(1);
         let slots = if one_job { request.n } else { per_job } * cpus;
-        // A slot is a processor. More than one of them is a matter of a parallel environment, whose name is the site's.
+        // A slot is a processor. More than one slot requires a parallel environment, whose name
+        // depends on the site.
         let name = match &resources.parallel_environment {
             Some(name) => Some(name.as_str()),
             None if one_job => Some("mpi"),
             None => (slots > 1).then_some("smp"),
         };
         let environment = match name {
-            Some(name) => Value::Lines(vec![format!("{} {slots}", one_word(self, name)?)]),
-            None => Value::Unset,
+            Some(name) => VariableValue::Lines(vec![format!("{} {slots}", one_word(self, name)?)]),
+            None => VariableValue::Unset,
         };
-        let amount = |value: Option<u64>, unit: &str| value.map_or(Value::Unset, |v| Value::Text(format!("{v}{unit}")));
+        let amount = |value: Option<u64>, unit: &str| value.map_or(VariableValue::Unset, |v| VariableValue::Text(format!("{v}{unit}")));
         let engines_there = if one_job { 1 } else { u64::from(per_job) };
         let gpus = resources.gpus.map(|each| u64::from(each) * engines_there);
         let memory = resources.memory.map(|each| each.mib * engines_there);
-        // complex(5): what is counted for each slot is multiplied by the slots.
+        // complex(5): resources that are counted per slot are multiplied by the slots.
         let each_slot = |whole: u64| whole.div_ceil(u64::from(cpus) * engines_there);
-        let as_counted = |name: &str, whole: u64| match request.counted_by_job.iter().any(|known| known == name) {
+        let as_counted = |name: &str, whole: u64| match request.per_job_resources.iter().any(|known| known == name) {
             true => whole,
             false => each_slot(whole),
         };
         let is_array = request.kind == JobKind::Engines && !one_job;
         let mut variables = common(request);
-        put(
+        set_variables(
             &mut variables,
             [
                 (
                     "array",
                     if is_array {
-                        Value::Text(format!("1-{}", request.jobs()))
+                        VariableValue::Text(format!("1-{}", request.jobs()))
                     } else {
-                        Value::Unset
+                        VariableValue::Unset
                     },
                 ),
                 (
                     "tasks",
                     if one_job {
-                        Value::Text(request.n.to_string())
+                        VariableValue::Text(request.n.to_string())
                     } else {
-                        Value::Unset
+                        VariableValue::Unset
                     },
                 ),
                 ("parallel_environment", environment),
-                ("cpus", Value::Text(slots.to_string())),
+                ("cpus", VariableValue::Text(slots.to_string())),
                 ("gpus", amount(gpus, "")),
                 ("gpu", amount(gpus.map(|whole| as_counted("gpu", whole)), "")),
                 ("memory", amount(memory, "M")),
@@ -222,32 +224,32 @@ impl BatchSystem for Sge {
                 ("memory_per_slot", amount(memory.map(each_slot), "M")),
                 (
                     "log",
-                    Value::Text(format!(
+                    VariableValue::Text(format!(
                         "{}-{}",
                         request.log_dir.join(&request.log_stem).to_string_lossy(),
                         if is_array { LOG_ARRAY } else { LOG_SINGLE }
                     )),
                 ),
-                // Outside of an array SGE_TASK_ID is `undefined`.
+                // Outside an array SGE_TASK_ID is `undefined`.
                 (
                     "environment",
-                    Value::Lines(engines::environment(request, "$JOB_ID", "${SGE_TASK_ID#undefined}")),
+                    VariableValue::Lines(engines::environment(request, "$JOB_ID", "${SGE_TASK_ID#undefined}")),
                 ),
             ],
         );
         Ok(variables)
     }
 
-    fn needs(&self, _template: &str, request: &JobRequest) -> Vec<Need> {
-        let mut needs = vec![engines::need(request)];
+    fn requirements(&self, _template: &str, request: &JobRequest) -> Vec<Requirement> {
+        let mut requirements = vec![engines::requirement(request)];
         if request.kind == JobKind::Engines && !request.is_one_job() {
-            needs.push(Need {
+            requirements.push(Requirement {
                 what: "the line that makes the job an array".into(),
                 found_by: FoundBy::Directive(&["-t"]),
                 line: "#$ -t {{ array }}".into(),
             });
         }
-        needs
+        requirements
     }
 
     fn log_path(&self, request: &JobRequest, job: &JobId, element: Option<u32>) -> PathBuf {
@@ -259,23 +261,24 @@ impl BatchSystem for Sge {
     }
 
     fn submit_command(&self, script: &Path, _text: &str, _request: &JobRequest) -> CommandLine {
-        // What a default request file (sge_request(5): `~/.sge_request`, `sge_request` of the cell) may say that a script cannot undo: that
-        // it is no script, or is to begin at once or not at all.
+        // Options that a default request file (sge_request(5): `~/.sge_request`, `sge_request` of
+        // the cell) may contain and a script cannot undo: that it is not a script, or must start
+        // immediately or not at all.
         let options = ["-terse", "-b", "n", "-now", "n", "-C", "#$"].map(String::from);
         CommandLine::new("qsub", options.into_iter().chain([script.to_string_lossy().into_owned()]))
     }
 
-    fn parse_submit(&self, output: &Output) -> Result<JobId, SubmitFailure> {
+    fn parse_submit(&self, output: &CommandOutput) -> Result<JobId, SubmitFailure> {
         if !output.is_success() {
             return Err(failure::of_submit(output, FAILURES));
         }
         let id = output.stdout.lines().rev().find_map(|line| submitted(line.trim()));
         id.map(JobId)
-            .ok_or_else(|| failure::no_id(output, "`qstat` shows whether the job is there"))
+            .ok_or_else(|| failure::no_id(output, "`qstat` shows whether the job exists"))
     }
 
-    /// sge_intro(1): debugging output goes between the answers; names are cut or lines joined by the others. What the default request
-    /// files ask for is another matter: see `submit_command`.
+    /// sge_intro(1): debugging output mixes with the answers; the other variables truncate names or
+    /// join lines. The default request files are handled separately: see `submit_command`.
     fn environment(&self) -> EnvironmentRules {
         const DISPLAY: Names = &["SGE_DEBUG_LEVEL", "SGE_DEBUG_TARGET", "SGE_LONG_*", "SGE_SINGLE_LINE"];
         EnvironmentRules {
@@ -292,12 +295,13 @@ impl BatchSystem for Sge {
     }
 
     fn query_command(&self, _jobs: &[JobId], user: &str) -> CommandLine {
-        // The states and queues are named because a default file (`~/.sge_qstat`, `sge_qstat` of the cell) may name others.
+        // States and queues are explicit because a default file (`~/.sge_qstat`, `sge_qstat` of the
+        // cell) may contain others.
         CommandLine::new("qstat", ["-u", user, "-s", "prs", "-q", "*", "-xml"])
     }
 
-    fn parse_query(&self, output: &Output) -> Result<Vec<JobRow>, QueryFailure> {
-        if !output.is_success() || (!output.stdout.contains("<job_info") && !output.said().is_empty()) {
+    fn parse_query(&self, output: &CommandOutput) -> Result<Vec<JobRow>, QueryFailure> {
+        if !output.is_success() || (!output.stdout.contains("<job_info") && !output.message().is_empty()) {
             return Err(failure::of_query(output, FAILURES));
         }
         Ok(xml::elements(&output.stdout, "job_list").flat_map(rows).collect())
@@ -307,9 +311,9 @@ impl BatchSystem for Sge {
         Some(CommandLine::new("qstat", ["-j", &job.0]))
     }
 
-    /// The error of a job that cannot start, else the first lines of the scheduler's own words, where the site lets it keep them
-    /// (schedd_job_info).
-    fn parse_reason(&self, output: &Output) -> Option<String> {
+    /// The error of a job that cannot start, else the first lines of the scheduler's messages, if
+    /// the site stores them (schedd_job_info).
+    fn parse_reason(&self, output: &CommandOutput) -> Option<String> {
         let after = |line: &str, begin: &str| -> Option<String> {
             let rest = line.strip_prefix(begin)?;
             Some(rest.split_once(':')?.1.trim().to_string())
@@ -321,7 +325,8 @@ impl BatchSystem for Sge {
         let mut told = lines().skip_while(|line| !line.starts_with("scheduling info"));
         let first = after(told.next()?, "scheduling info")?;
         let further: Vec<&str> = told.map(str::trim).take_while(|line| !line.is_empty()).collect();
-        // What rules one queue out comes first; what rules out every place is the reason.
+        // Lines that exclude a single queue come first; the line that excludes every queue is the
+        // reason.
         let best = further
             .iter()
             .rev()
@@ -334,7 +339,7 @@ impl BatchSystem for Sge {
         Some(CommandLine::new("qacct", ["-j", &job.0]))
     }
 
-    fn parse_history(&self, output: &Output) -> Vec<JobRow> {
+    fn parse_history(&self, output: &CommandOutput) -> Vec<JobRow> {
         let mut rows = Vec::new();
         for record in output.stdout.split("\n=====").chain(output.stdout.is_empty().then_some("")) {
             let field = |name: &str| {
@@ -344,7 +349,7 @@ impl BatchSystem for Sge {
             let (Some(job), Some(failed)) = (field("jobnumber"), field("failed")) else {
                 continue;
             };
-            let code = field("exit_status").and_then(|said| said.split_whitespace().next()?.parse().ok());
+            let code = field("exit_status").and_then(|text| text.split_whitespace().next()?.parse().ok());
             let row = JobRow::new(
                 job,
                 field("taskid").and_then(|t| t.parse().ok()),
@@ -358,7 +363,9 @@ impl BatchSystem for Sge {
                     name: field("jobname").map(str::to_string),
                     ..row
                 }
-                .because(field("exit_status").map(|said| format!("exit_status {}", said.split_whitespace().collect::<Vec<_>>().join(" ")))),
+                .with_reason(
+                    field("exit_status").map(|text| format!("exit_status {}", text.split_whitespace().collect::<Vec<_>>().join(" "))),
+                ),
             );
         }
         rows
@@ -368,7 +375,8 @@ impl BatchSystem for Sge {
         self.query_command(&[], user)
     }
 
-    /// queue_conf(5), `notify`: SIGUSR2 comes so long before SIGKILL, by default 00:00:60. There is no SIGTERM.
+    /// queue_conf(5), `notify`: SIGUSR2 is sent this long before SIGKILL, by default 00:00:60.
+    /// SIGTERM is not sent.
     fn kill_wait(&self) -> KillWait {
         KillWait {
             term_s: None,
@@ -376,13 +384,14 @@ impl BatchSystem for Sge {
         }
     }
 
-    fn counting_command(&self) -> Option<CommandLine> {
+    fn job_resources_command(&self) -> Option<CommandLine> {
         Some(CommandLine::new("qconf", ["-sc"]))
     }
 
-    /// complex(5): `name shortcut type relop requestable consumable default urgency`. A consumable of `YES` is counted for each slot, one
-    /// of `JOB` for each job; of one of `NO` each host must have as much as is asked for.
-    fn parse_counting(&self, output: &Output) -> Vec<String> {
+    /// complex(5): `name shortcut type relop requestable consumable default urgency`. A consumable
+    /// of `YES` is counted per slot, one of `JOB` per job; for `NO` each host must offer the
+    /// requested amount.
+    fn parse_job_resources(&self, output: &CommandOutput) -> Vec<String> {
         let lines = output.stdout.lines().filter(|line| output.is_success() && !line.starts_with('#'));
         let names = lines.filter_map(|line| {
             let columns: Vec<&str> = line.split_whitespace().collect();
@@ -402,11 +411,11 @@ impl BatchSystem for Sge {
         CommandLine::new("qdel", targets.iter().map(target))
     }
 
-    fn parse_cancel(&self, output: &Output) -> Result<(), QueryFailure> {
-        let said = output.said();
-        // It exits with 1 if one of several was gone already.
+    fn parse_cancel(&self, output: &CommandOutput) -> Result<(), QueryFailure> {
+        let message = output.message();
+        // The exit code is 1 if one of several jobs was already gone.
         let fine = |line: &str| line.contains("does not exist") || line.contains("for deletion") || line.contains("has deleted job");
-        match output.is_success() || (!said.is_empty() && said.lines().all(fine)) {
+        match output.is_success() || (!message.is_empty() && message.lines().all(fine)) {
             true => Ok(()),
             false => Err(failure::of_query(output, FAILURES)),
         }
@@ -418,7 +427,12 @@ const LOG_SINGLE: &str = "$JOB_ID.log";
 
 fn one_word<'a>(system: &Sge, name: &'a str) -> Result<&'a str, TemplateError> {
     match name.contains(|c: char| c.is_whitespace() || c.is_control() || "'\"#".contains(c)) || name.is_empty() {
-        true => Err(unfit(system.title(), "parallel_environment", name, "it is no single word")),
+        true => Err(invalid_value(
+            system.title(),
+            "parallel_environment",
+            name,
+            "it is not a single word",
+        )),
         false => Ok(name),
     }
 }
@@ -435,7 +449,7 @@ fn submitted(line: &str) -> Option<String> {
     (!job.is_empty() && job.bytes().all(|b| b.is_ascii_digit())).then(|| job.to_string())
 }
 
-/// The rows of a `<job_list>`: one, or for waiting ones of an array one for each.
+/// The rows of a `<job_list>`: usually one; one per element for waiting elements of an array.
 fn rows(list: xml::Element) -> Vec<JobRow> {
     let (Some(job), Some(word)) = (list.text("JB_job_number"), list.text("state")) else {
         return Vec::new();
@@ -451,7 +465,7 @@ fn rows(list: xml::Element) -> Vec<JobRow> {
     }
 }
 
-/// sge_status(5). Letters add up: `hqw`, `dRr`, `Eqw`.
+/// sge_status(5). Letters combine: `hqw`, `dRr`, `Eqw`.
 fn status(word: &str) -> JobStatus {
     let has = |letters: &str| letters.chars().any(|letter| word.contains(letter));
     if word.is_empty() || !word.chars().all(|c| "EhqwrtsSTNPdRz".contains(c)) {
@@ -471,7 +485,7 @@ fn status(word: &str) -> JobStatus {
     }
 }
 
-/// `failed` and `exit_status` of accounting(5): 37 is a limit of time or memory, 100 a signal.
+/// `failed` and `exit_status` of accounting(5): 37 is a time or memory limit, 100 a signal.
 fn ended(failed: &str, code: Option<i32>) -> JobStatus {
     match (failed.split_whitespace().next(), code) {
         (Some("0"), Some(0)) => JobStatus::Completed,

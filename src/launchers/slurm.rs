@@ -1,7 +1,8 @@
-//! Slurm. Sources: sbatch(1), squeue(1), scancel(1), sacct(1) of Slurm 22.05, and what that version printed.
-use super::batch::render::{FoundBy, Need, Value, Variables, common, nodes_are_of_one_job, put, unsupported};
+//! Slurm. Sources: sbatch(1), squeue(1), scancel(1), sacct(1) of Slurm 22.05, and the output of
+//! that version.
+use super::batch::render::{FoundBy, Requirement, VariableValue, Variables, common, nodes_are_of_one_job, set_variables, unsupported};
 use super::batch::{
-    BatchSystem, CommandLine, EnvironmentRules, JobId, JobKind, JobRequest, JobRow, JobTarget, KillWait, Output, QueryFailure,
+    BatchSystem, CommandLine, CommandOutput, EnvironmentRules, JobId, JobKind, JobRequest, JobRow, JobTarget, KillWait, QueryFailure,
     SubmitFailure, Template, TemplateError, engines, failure, slurm_environment, squeue,
 };
 use std::path::{Path, PathBuf};
@@ -32,7 +33,8 @@ impl BatchSystem for Slurm {
         "#SBATCH"
     }
 
-    /// sbatch reads a directive's words with the shell's quotes and backslashes; a bare `#` would begin a comment.
+    /// sbatch parses a directive's words with the shell's quotes and backslashes; an unquoted `#`
+    /// would begin a comment.
     fn quote_directive(&self, _name: &str, value: &str) -> Result<String, TemplateError> {
         let plain = |c: char| c.is_ascii_alphanumeric() || "_-+=./:,@%^[]&|*!~()<>".contains(c) || !c.is_ascii();
         if !value.is_empty() && value.chars().all(plain) {
@@ -47,15 +49,19 @@ impl BatchSystem for Slurm {
         let one_job = request.is_one_job();
         nodes_are_of_one_job(self, request, "srun")?;
         let per_job = if one_job { 1 } else { request.engines_in_a_job() };
-        let times = |value: Option<u32>| value.map_or(Value::Unset, |v| Value::Text((u64::from(v) * u64::from(per_job)).to_string()));
+        let times = |value: Option<u32>| {
+            value.map_or(VariableValue::Unset, |v| {
+                VariableValue::Text((u64::from(v) * u64::from(per_job)).to_string())
+            })
+        };
         let mut further = Vec::new();
-        let mut memory = Value::Unset;
+        let mut memory = VariableValue::Unset;
         match resources.memory {
             Some(each) if one_job => further.push(format!(
                 "--mem-per-cpu={}M",
                 each.mib.div_ceil(u64::from(resources.cpus.unwrap_or(1).max(1)))
             )),
-            Some(each) => memory = Value::Text(format!("{}M", each.mib * u64::from(per_job))),
+            Some(each) => memory = VariableValue::Text(format!("{}M", each.mib * u64::from(per_job))),
             None => {}
         }
         match resources.gpus {
@@ -65,33 +71,33 @@ impl BatchSystem for Slurm {
         }
         let is_array = request.kind == JobKind::Engines && !one_job;
         let mut variables = common(request);
-        put(
+        set_variables(
             &mut variables,
             [
                 (
                     "array",
                     if is_array {
-                        Value::Text(format!("1-{}", request.jobs()))
+                        VariableValue::Text(format!("1-{}", request.jobs()))
                     } else {
-                        Value::Unset
+                        VariableValue::Unset
                     },
                 ),
                 (
                     "tasks",
                     if one_job {
-                        Value::Text(request.n.to_string())
+                        VariableValue::Text(request.n.to_string())
                     } else {
-                        Value::Unset
+                        VariableValue::Unset
                     },
                 ),
-                ("log", Value::Text(log_pattern(request, is_array))),
+                ("log", VariableValue::Text(log_pattern(request, is_array))),
                 ("cpus", times(resources.cpus)),
                 ("gpus", times(resources.gpus)),
                 ("memory", memory),
-                ("resources", Value::Lines(further)),
+                ("resources", VariableValue::Lines(further)),
                 (
                     "environment",
-                    Value::Lines(engines::environment(
+                    VariableValue::Lines(engines::environment(
                         request,
                         "${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}",
                         "${SLURM_ARRAY_TASK_ID:-}",
@@ -102,22 +108,22 @@ impl BatchSystem for Slurm {
         Ok(variables)
     }
 
-    fn needs(&self, _template: &str, request: &JobRequest) -> Vec<Need> {
-        let mut needs = vec![engines::need(request)];
+    fn requirements(&self, _template: &str, request: &JobRequest) -> Vec<Requirement> {
+        let mut requirements = vec![engines::requirement(request)];
         if request.kind == JobKind::Engines && !request.is_one_job() {
-            needs.push(Need {
+            requirements.push(Requirement {
                 what: "the line that makes the job an array".into(),
                 found_by: FoundBy::Directive(&["--array", "-a"]),
                 line: "#SBATCH --array={{ array }}".into(),
             });
         } else if request.is_one_job() {
-            needs.push(Need {
-                what: "the line that says how many engines the job holds".into(),
+            requirements.push(Requirement {
+                what: "the line that sets the number of engines in the job".into(),
                 found_by: FoundBy::Directive(&["--ntasks", "-n"]),
                 line: "#SBATCH --ntasks={{ tasks }}".into(),
             });
         }
-        needs
+        requirements
     }
 
     fn log_path(&self, request: &JobRequest, job: &JobId, element: Option<u32>) -> PathBuf {
@@ -140,18 +146,19 @@ impl BatchSystem for Slurm {
         CommandLine::new("sbatch", ["--parsable".to_string(), script.to_string_lossy().into_owned()])
     }
 
-    fn parse_submit(&self, output: &Output) -> Result<JobId, SubmitFailure> {
+    fn parse_submit(&self, output: &CommandOutput) -> Result<JobId, SubmitFailure> {
         if !output.is_success() {
             return Err(failure::of_submit(output, squeue::FAILURES));
         }
-        // A site's banner may stand before it, a wrapper may print sbatch's sentence.
+        // A site's banner may precede the id, and a wrapper may print sbatch's sentence.
         let id = output.stdout.lines().rev().find_map(|line| {
             let line = line.trim();
             let (id, rest) = match line.strip_prefix("Submitted batch job ") {
                 Some(sentence) => sentence.split_once(' ').unwrap_or((sentence, "")),
                 None => (line, ""),
             };
-            // `18;east` where it was sent to another cluster; in the sentence, `18 on cluster east`.
+            // `18;east` if the job was sent to another cluster; in the sentence, `18 on cluster
+            // east`.
             let (number, cluster) = match (id.split_once(';'), rest.strip_prefix("on cluster ")) {
                 (Some((number, cluster)), _) => (number, Some(cluster)),
                 (None, cluster) => (id, cluster.map(str::trim)),
@@ -159,14 +166,14 @@ impl BatchSystem for Slurm {
             let is_id = !number.is_empty() && number.bytes().all(|b| b.is_ascii_digit());
             is_id.then(|| JobId(cluster.map_or(number.into(), |cluster| format!("{number};{cluster}"))))
         });
-        id.ok_or_else(|| failure::no_id(output, "`squeue --me` shows whether the job is there"))
+        id.ok_or_else(|| failure::no_id(output, "`squeue --me` shows whether the job exists"))
     }
 
     fn query_command(&self, jobs: &[JobId], user: &str) -> CommandLine {
         squeue::query(jobs, user)
     }
 
-    fn parse_query(&self, output: &Output) -> Result<Vec<JobRow>, QueryFailure> {
+    fn parse_query(&self, output: &CommandOutput) -> Result<Vec<JobRow>, QueryFailure> {
         squeue::parse(output)
     }
 
@@ -180,7 +187,7 @@ impl BatchSystem for Slurm {
         Some(CommandLine::new("sacct", arguments))
     }
 
-    fn parse_history(&self, output: &Output) -> Vec<JobRow> {
+    fn parse_history(&self, output: &CommandOutput) -> Vec<JobRow> {
         match output.is_success() {
             true => output.stdout.lines().filter_map(history_row).collect(),
             false => Vec::new(),
@@ -195,7 +202,7 @@ impl BatchSystem for Slurm {
         squeue::cancel(targets)
     }
 
-    fn parse_cancel(&self, output: &Output) -> Result<(), QueryFailure> {
+    fn parse_cancel(&self, output: &CommandOutput) -> Result<(), QueryFailure> {
         squeue::cancelled(output)
     }
 
@@ -208,7 +215,7 @@ impl BatchSystem for Slurm {
     fn kill_wait_command(&self) -> Option<CommandLine> {
         Some(squeue::kill_wait())
     }
-    fn parse_kill_wait(&self, output: &Output) -> Option<u32> {
+    fn parse_kill_wait(&self, output: &CommandOutput) -> Option<u32> {
         squeue::parse_kill_wait(output)
     }
 
@@ -217,7 +224,7 @@ impl BatchSystem for Slurm {
     }
 }
 
-/// sbatch's signs: `%A` array job, `%a` index, `%j` job; `%%` is a percent sign.
+/// sbatch's placeholders: `%A` array job, `%a` index, `%j` job; `%%` is a percent sign.
 fn log_pattern(request: &JobRequest, is_array: bool) -> String {
     let path = request.log_dir.join(&request.log_stem).to_string_lossy().replace('%', "%%");
     format!("{path}-{}.log", if is_array { "%A_%a" } else { "%j" })

@@ -219,15 +219,15 @@ impl Launcher for OverSsh {
         Ok(all)
     }
 
-    fn log_end(&self, launched: &Launched, place: usize, lines: usize) -> String {
+    fn log_tail(&self, launched: &Launched, place: usize, lines: usize) -> String {
         let Some(process) = launched.processes.get(place).cloned() else {
             return String::new();
         };
         if process.directory.is_none() {
-            return logs::end(&process.log, process.log_from, lines);
+            return logs::tail(&process.log, process.log_from, lines);
         }
         let end = self.at_once(vec![async move {
-            let end = tokio::time::timeout(ANSWERS, processes::log_end(&process, lines)).await;
+            let end = tokio::time::timeout(ANSWERS, processes::log_tail(&process, lines)).await;
             end.ok().and_then(Result::ok).unwrap_or_default()
         }]);
         end.ok().and_then(|mut ends| ends.pop()).unwrap_or_default()
@@ -285,7 +285,7 @@ impl RemoteHosts for OverSsh {
         logs
     }
 
-    fn places_of(&self, launched: &Launched, engines: &[(String, u32)]) -> Vec<usize> {
+    fn indices_of(&self, launched: &Launched, engines: &[(String, u32)]) -> Vec<usize> {
         let mut works = Vec::new();
         for (host, processes) in by_host(launched) {
             let node = processes.iter().find_map(|(_, process)| process.node.clone());

@@ -1,27 +1,33 @@
-//! The templates that count for a job: pcluster's own, the profile's instead of them, or a file that was named.
+//! Selects the template of a job: the built-in one, the profile's, or a named file.
 use super::LaunchError;
 use super::batch::{BatchSystem, JobKind, JobRequest, ScriptFile, Template, render};
 use crate::profile::ProfileDir;
 use std::io;
 use std::path::{Path, PathBuf};
 
-/// A template with where it is from.
+/// A template and its origin.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Source {
+pub struct TemplateSource {
     /// `engines.sh.tera`
     pub name: &'static str,
     pub text: String,
-    /// None for pcluster's own.
+    /// None for a built-in template.
     pub path: Option<PathBuf>,
 }
 
-/// Where a profile's own template of this name would be.
+/// The path of a profile's own template of this name.
 pub fn of_profile(profile: &ProfileDir, system: &str, name: &str) -> PathBuf {
     profile.path().join("templates").join(system).join(name)
 }
 
-/// The templates that count, the one that is submitted first. `given` is `--template`, or the setting of this name.
-pub fn load(profile: &ProfileDir, system: &dyn BatchSystem, kind: JobKind, given: Option<&Path>) -> Result<Vec<Source>, LaunchError> {
+/// Loads the templates; the first one is submitted. `given` is `--template`, or the setting of the
+/// same name.
+pub fn load(
+    profile: &ProfileDir,
+    system: &dyn BatchSystem,
+    kind: JobKind,
+    given: Option<&Path>,
+) -> Result<Vec<TemplateSource>, LaunchError> {
     let templates = system.templates(kind);
     let which = given.map(|path| replaced_by(templates, path));
     let mut sources = Vec::new();
@@ -37,19 +43,19 @@ pub fn load(profile: &ProfileDir, system: &dyn BatchSystem, kind: JobKind, given
             Err(source) => return Err(LaunchError::ReadTemplate { path, source }),
         };
         let name = template.name;
-        sources.push(Source { name, text, path });
+        sources.push(TemplateSource { name, text, path });
     }
     Ok(sources)
 }
 
-/// Which of several templates a file stands for: the one with the same ending.
+/// The index of the template that a file replaces: the one with the same extension.
 fn replaced_by(templates: &[Template], path: &Path) -> usize {
     let ending = |name: &str| name.trim_end_matches(".tera").rsplit('.').next().map(str::to_string);
     let wanted = ending(&path.to_string_lossy());
     templates.iter().position(|template| ending(template.name) == wanted).unwrap_or(0)
 }
 
-/// The complete files of a job, the one that is submitted first. Nothing is written.
+/// Renders the files of a job; the first one is submitted. Writes nothing.
 pub fn scripts(
     profile: &ProfileDir,
     system: &dyn BatchSystem,

@@ -1,31 +1,32 @@
-//! Memory of long messages. Theirs is taken and given back message by message, and each page of it that is touched for the first
-//! time costs a fault and is cleared: on a virtual machine microseconds, and a message of 100 MB has 25,000 pages in each of its copies. So
-//! what is large lies on large pages (madvise(2), `MADV_HUGEPAGE`), and where somebody promises to give it back ([`give_back`])
-//! what was freed stays for the next message.
+//! Memory of large messages. It is allocated and freed for each message, and the first access to
+//! each page costs a page fault and clears the page: microseconds on a virtual machine, and each
+//! copy of a message of 100 MB has 25,000 pages. Therefore large blocks are on huge pages
+//! (madvise(2), `MADV_HUGEPAGE`), and if a thread runs [`release_unused`], freed blocks stay for the
+//! next message.
 //!
-//! Parts: [`Allocator`], [`pieces`] (in which a message comes in), [`ranges`] (large blocks), [`give_back`]. Everything else is the
-//! system allocator's.
-mod give_back;
+//! Modules: [`Allocator`], [`pieces`] (receive buffers), [`ranges`] (large blocks), [`release_unused`].
+//! Everything else is the system allocator's.
 mod pieces;
 mod ranges;
+mod release;
 
-pub use give_back::give_back;
+pub use release::release_unused;
 
-use pieces::{PIECE, pieces};
-use ranges::{LARGE, ranges};
+use pieces::{PIECE_BYTES, pieces};
+use ranges::{MIN_LARGE_BYTES, ranges};
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::ptr::null_mut;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-/// Of pieces together, and of a large page.
-const LARGE_PAGE: usize = 2 << 20;
-const PAGE: usize = 4096;
+/// The size of a region of pieces and of a huge page.
+const HUGE_PAGE_BYTES: usize = 2 << 20;
+const PAGE_BYTES: usize = 4096;
 
-/// Somebody gives back what is kept here.
-static KEEPS: AtomicBool = AtomicBool::new(false);
+/// Whether a thread returns cached memory to the system.
+static CACHING: AtomicBool = AtomicBool::new(false);
 
-fn keeps() -> bool {
-    KEEPS.load(Ordering::Relaxed)
+fn is_caching() -> bool {
+    CACHING.load(Ordering::Relaxed)
 }
 
 pub struct Allocator;
@@ -39,59 +40,60 @@ enum Kind {
 
 fn kind(layout: &Layout) -> Kind {
     match layout.size() {
-        _ if layout.align() > PAGE => Kind::Small,
-        size if size > PIECE / 2 && size <= PIECE => Kind::Piece,
-        size if size >= LARGE => Kind::Large,
+        _ if layout.align() > PAGE_BYTES => Kind::Small,
+        size if size > PIECE_BYTES / 2 && size <= PIECE_BYTES => Kind::Piece,
+        size if size >= MIN_LARGE_BYTES => Kind::Large,
         _ => Kind::Small,
     }
 }
 
-// SAFETY: where a block lies follows from its layout alone, so each goes back to where it came from.
+// SAFETY: the owner of a block follows from its layout alone, so each block is freed by the
+// allocator that returned it.
 #[expect(unsafe_code, reason = "an allocator is one")]
 unsafe impl GlobalAlloc for Allocator {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         match kind(&layout) {
-            // SAFETY: the caller's promise.
+            // SAFETY: the caller's guarantee.
             Kind::Small => unsafe { System.alloc(layout) },
-            Kind::Piece => pieces().take(),
-            Kind::Large => ranges().take(layout.size()).0,
+            Kind::Piece => pieces().allocate(),
+            Kind::Large => ranges().allocate(layout.size()).0,
         }
     }
 
     unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
         match kind(&layout) {
-            // SAFETY: it came from there.
+            // SAFETY: the block was allocated by this pool.
             Kind::Small => unsafe { System.dealloc(block, layout) },
-            Kind::Piece => pieces().put(block, keeps()),
-            Kind::Large => ranges().put(block, layout.size(), keeps()),
+            Kind::Piece => pieces().free(block, is_caching()),
+            Kind::Large => ranges().free(block, layout.size(), is_caching()),
         }
     }
 
     unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
         let (block, is_new) = match kind(&layout) {
-            // SAFETY: the caller's promise.
+            // SAFETY: the caller's guarantee.
             Kind::Small => return unsafe { System.alloc_zeroed(layout) },
-            Kind::Piece => (pieces().take(), false),
-            Kind::Large => ranges().take(layout.size()),
+            Kind::Piece => (pieces().allocate(), false),
+            Kind::Large => ranges().allocate(layout.size()),
         };
         if !block.is_null() && !is_new {
-            // SAFETY: it has so many bytes.
+            // SAFETY: the block is at least this long.
             unsafe { block.write_bytes(0, layout.size()) };
         }
         block
     }
 
     unsafe fn realloc(&self, block: *mut u8, layout: Layout, size: usize) -> *mut u8 {
-        // SAFETY: the caller's promise is that `size` makes a layout.
+        // SAFETY: the caller guarantees that `size` makes a valid layout.
         let new = unsafe { Layout::from_size_align_unchecked(size, layout.align()) };
         match (kind(&layout), kind(&new)) {
-            // SAFETY: it came from there.
+            // SAFETY: the block was allocated by these ranges.
             (Kind::Small, Kind::Small) => return unsafe { System.realloc(block, layout, size) },
             (Kind::Piece, Kind::Piece) => return block,
-            (Kind::Large, Kind::Large) if ranges().change(block, layout.size(), size, keeps()) => return block,
+            (Kind::Large, Kind::Large) if ranges().resize(block, layout.size(), size, is_caching()) => return block,
             _ => {}
         }
-        // SAFETY: both blocks are as long as what is copied.
+        // SAFETY: both blocks are at least as long as the copied part.
         unsafe {
             let moved = self.alloc(new);
             if moved.is_null() {
@@ -104,23 +106,25 @@ unsafe impl GlobalAlloc for Allocator {
     }
 }
 
-/// New memory on large pages, at a multiple of [`LARGE_PAGE`], of which `length` is one; null when there is none.
+/// Maps new memory on huge pages, aligned to [`HUGE_PAGE_BYTES`], of which `length` is a multiple; null
+/// if there is none.
 #[expect(unsafe_code, reason = "the standard library maps nothing")]
 fn map(length: usize) -> *mut u8 {
     use nix::libc::{MADV_HUGEPAGE, MAP_ANONYMOUS, MAP_FAILED, MAP_PRIVATE, PROT_READ, PROT_WRITE, madvise, mmap};
-    let Some(whole) = length.checked_add(LARGE_PAGE) else {
+    let Some(whole) = length.checked_add(HUGE_PAGE_BYTES) else {
         return null_mut();
     };
-    // SAFETY: a new mapping, of which an aligned range stays. A system without large pages says so, and nothing is lost.
+    // SAFETY: a new mapping, of which an aligned range remains. On a system without huge pages
+    // madvise fails harmlessly.
     unsafe {
         let found = mmap(null_mut(), whole, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
         if found == MAP_FAILED {
             return null_mut();
         }
         let first = found as usize;
-        let start = first.next_multiple_of(LARGE_PAGE);
+        let start = first.next_multiple_of(HUGE_PAGE_BYTES);
         unmap(first, start - first);
-        unmap(start + length, LARGE_PAGE - (start - first));
+        unmap(start + length, HUGE_PAGE_BYTES - (start - first));
         madvise(start as *mut _, length, MADV_HUGEPAGE);
         start as *mut u8
     }
@@ -128,7 +132,7 @@ fn map(length: usize) -> *mut u8 {
 
 fn unmap(start: usize, length: usize) {
     if length > 0 {
-        // SAFETY: the callers' ranges were mapped by `map`, and nobody uses them any more.
+        // SAFETY: the caller's range was mapped by `map` and is no longer used.
         #[expect(unsafe_code, reason = "the standard library maps nothing")]
         unsafe {
             nix::libc::munmap(start as *mut _, length)
@@ -141,20 +145,20 @@ mod tests {
     use super::*;
 
     #[test]
-    fn blocks_of_all_sizes_keep_what_is_in_them() {
+    fn blocks_of_all_sizes_keep_their_content() {
         let mut block: Vec<u8> = Vec::new();
         let sizes = [
             10,
-            PIECE / 2,
-            PIECE / 2 + 1,
-            PIECE,
-            PIECE + 1,
-            LARGE,
-            3 * LARGE + 5,
-            LARGE + 1,
-            PIECE,
+            PIECE_BYTES / 2,
+            PIECE_BYTES / 2 + 1,
+            PIECE_BYTES,
+            PIECE_BYTES + 1,
+            MIN_LARGE_BYTES,
+            3 * MIN_LARGE_BYTES + 5,
+            MIN_LARGE_BYTES + 1,
+            PIECE_BYTES,
             100,
-            PIECE - 1,
+            PIECE_BYTES - 1,
             9,
         ];
         for size in sizes {
@@ -168,8 +172,8 @@ mod tests {
     }
 
     #[test]
-    fn what_is_asked_for_as_zeroes_is_zeroes() {
-        for size in [PIECE, LARGE, LARGE + 77] {
+    fn zeroed_allocations_are_zeroed() {
+        for size in [PIECE_BYTES, MIN_LARGE_BYTES, MIN_LARGE_BYTES + 77] {
             for _ in 0..3 {
                 let mut block = vec![0u8; size];
                 assert!(block.iter().all(|byte| *byte == 0));

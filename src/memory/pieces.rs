@@ -1,16 +1,16 @@
-//! The pieces in which a message comes in: blocks of one size, in regions of one large page.
-use super::{LARGE_PAGE, map, unmap};
+//! Receive buffers of messages: blocks of one size, in regions of one huge page.
+use super::{HUGE_PAGE_BYTES, map, unmap};
 use std::ptr::{NonNull, null_mut};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-/// The pieces have more than half of this, and at most this (what the transport reads at once).
-pub const PIECE: usize = 128 << 10;
-/// The first piece's place is the region's head.
-const PIECES: u32 = (LARGE_PAGE / PIECE) as u32 - 1;
-/// So many regions stay when they are free, where somebody gives them back later.
-const MOST_FREE: usize = 128;
-/// ... and where nobody does.
-const FEW_FREE: usize = 2;
+/// Pieces are larger than half of this, and at most this size (the transport's read size).
+pub const PIECE_BYTES: usize = 128 << 10;
+/// The slot of the first piece holds the region's head.
+const PIECES_PER_REGION: u32 = (HUGE_PAGE_BYTES / PIECE_BYTES) as u32 - 1;
+/// The number of free regions to keep if a thread returns them later,
+const MAX_CACHED_REGIONS: usize = 128;
+/// ... and otherwise.
+const MAX_UNCACHED_REGIONS: usize = 2;
 
 static POOL: Mutex<Pool> = Mutex::new(Pool { open: None, free: 0 });
 
@@ -18,10 +18,10 @@ pub fn pieces() -> MutexGuard<'static, Pool> {
     POOL.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Regions that have a free piece are in a list.
+/// The list of regions that have a free piece.
 pub struct Pool {
     open: Option<NonNull<Region>>,
-    /// Of the list's regions, those without a used piece.
+    /// The number of regions in the list without a used piece.
     free: usize,
 }
 
@@ -29,24 +29,24 @@ pub struct Pool {
 struct Region {
     previous: Option<NonNull<Region>>,
     next: Option<NonNull<Region>>,
-    /// A bit for each piece that is free.
+    /// A bit for each free piece.
     free: u32,
 }
 
-const ALL_FREE: u32 = (1 << PIECES) - 1;
+const ALL_FREE: u32 = (1 << PIECES_PER_REGION) - 1;
 
-// SAFETY: regions are touched only under the lock that the pool is in.
+// SAFETY: regions are accessed only under the lock that holds the pool.
 #[expect(unsafe_code, reason = "the pool holds pointers")]
 unsafe impl Send for Pool {}
 
 #[expect(unsafe_code, reason = "an allocator is one")]
 impl Pool {
-    /// A piece, or null when the system has no more memory.
-    pub fn take(&mut self) -> *mut u8 {
-        let Some(mut region) = self.open.or_else(|| self.another()) else {
+    /// Allocates a piece; null if the system has no more memory.
+    pub fn allocate(&mut self) -> *mut u8 {
+        let Some(mut region) = self.open.or_else(|| self.add_region()) else {
             return null_mut();
         };
-        // SAFETY: regions of the list are mapped, and only this pool has their heads.
+        // SAFETY: the regions of the list are mapped, and only this pool refers to their heads.
         let head = unsafe { region.as_mut() };
         self.free -= usize::from(head.free == ALL_FREE);
         let index = head.free.trailing_zeros();
@@ -54,12 +54,12 @@ impl Pool {
         if head.free == 0 {
             self.unlink(region);
         }
-        (region.as_ptr() as usize + (index as usize + 1) * PIECE) as *mut u8
+        (region.as_ptr() as usize + (index as usize + 1) * PIECE_BYTES) as *mut u8
     }
 
-    pub fn put(&mut self, piece: *mut u8, keep: bool) {
-        let base = piece as usize & !(LARGE_PAGE - 1);
-        let index = (piece as usize - base) / PIECE - 1;
+    pub fn free(&mut self, piece: *mut u8, cache: bool) {
+        let base = piece as usize & !(HUGE_PAGE_BYTES - 1);
+        let index = (piece as usize - base) / PIECE_BYTES - 1;
         let Some(mut region) = NonNull::new(base as *mut Region) else {
             return;
         };
@@ -71,13 +71,13 @@ impl Pool {
         head.free |= 1 << index;
         if head.free == ALL_FREE {
             self.free += 1;
-            self.shrink(if keep { MOST_FREE } else { FEW_FREE });
+            self.shrink(if cache { MAX_CACHED_REGIONS } else { MAX_UNCACHED_REGIONS });
         }
     }
 
-    /// A new region.
-    fn another(&mut self) -> Option<NonNull<Region>> {
-        let region = NonNull::new(map(LARGE_PAGE) as *mut Region)?;
+    /// Adds a region.
+    fn add_region(&mut self) -> Option<NonNull<Region>> {
+        let region = NonNull::new(map(HUGE_PAGE_BYTES) as *mut Region)?;
         let head = Region {
             previous: None,
             next: None,
@@ -91,7 +91,7 @@ impl Pool {
     }
 
     fn link(&mut self, mut region: NonNull<Region>) {
-        // SAFETY: as in `take`.
+        // SAFETY: as in `allocate`.
         unsafe {
             region.as_mut().previous = None;
             region.as_mut().next = self.open;
@@ -103,7 +103,7 @@ impl Pool {
     }
 
     fn unlink(&mut self, region: NonNull<Region>) {
-        // SAFETY: as in `take`.
+        // SAFETY: as in `allocate`.
         unsafe {
             let (previous, next) = (region.as_ref().previous, region.as_ref().next);
             match previous {
@@ -116,19 +116,19 @@ impl Pool {
         }
     }
 
-    /// Until so many free regions are left.
-    pub fn shrink(&mut self, most: usize) {
+    /// Frees regions until this many free ones are left.
+    pub fn shrink(&mut self, max_free: usize) {
         let mut at = self.open;
         while let Some(region) = at
-            && self.free > most
+            && self.free > max_free
         {
-            // SAFETY: as in `take`; nobody uses a piece of what is unmapped.
+            // SAFETY: as in `allocate`; no piece of an unmapped region is in use.
             unsafe {
                 at = region.as_ref().next;
                 if region.as_ref().free == ALL_FREE {
                     self.unlink(region);
                     self.free -= 1;
-                    unmap(region.as_ptr() as usize, LARGE_PAGE);
+                    unmap(region.as_ptr() as usize, HUGE_PAGE_BYTES);
                 }
             }
         }
@@ -146,27 +146,31 @@ mod tests {
 
     #[test]
     #[expect(unsafe_code, reason = "pieces are written to")]
-    fn pieces_do_not_overlap_and_are_used_again() {
+    fn pieces_do_not_overlap_and_are_reused() {
         let mut pool = pool();
-        let taken: Vec<*mut u8> = (0..100).map(|_| pool.take()).collect();
-        for (i, piece) in taken.iter().enumerate() {
-            unsafe { piece.write_bytes(i as u8, PIECE) };
+        let allocations: Vec<*mut u8> = (0..100).map(|_| pool.allocate()).collect();
+        for (i, piece) in allocations.iter().enumerate() {
+            unsafe { piece.write_bytes(i as u8, PIECE_BYTES) };
         }
-        for (i, piece) in taken.iter().enumerate() {
-            let found = unsafe { std::slice::from_raw_parts(*piece, PIECE) };
+        for (i, piece) in allocations.iter().enumerate() {
+            let found = unsafe { std::slice::from_raw_parts(*piece, PIECE_BYTES) };
             assert!(found.iter().all(|byte| *byte == i as u8), "piece {i}");
         }
-        let places: BTreeSet<usize> = taken.iter().map(|piece| *piece as usize).collect();
+        let places: BTreeSet<usize> = allocations.iter().map(|piece| *piece as usize).collect();
         assert_eq!(places.len(), 100);
-        // Of seven regions: out of order, and all.
-        for piece in taken.iter().rev().step_by(2).chain(taken.iter().step_by(2)) {
-            pool.put(*piece, true);
+        // Pieces of seven regions: free some out of order, then all.
+        for piece in allocations.iter().rev().step_by(2).chain(allocations.iter().step_by(2)) {
+            pool.free(*piece, true);
         }
         assert_eq!(pool.free, 7);
-        let again: BTreeSet<usize> = (0..100).map(|_| pool.take() as usize).collect();
-        assert!(again.iter().all(|piece| places.contains(&(piece & !(LARGE_PAGE - 1) | PIECE))));
+        let again: BTreeSet<usize> = (0..100).map(|_| pool.allocate() as usize).collect();
+        assert!(
+            again
+                .iter()
+                .all(|piece| places.contains(&(piece & !(HUGE_PAGE_BYTES - 1) | PIECE_BYTES)))
+        );
         assert_eq!(pool.free, 0);
-        again.into_iter().for_each(|piece| pool.put(piece as *mut u8, true));
+        again.into_iter().for_each(|piece| pool.free(piece as *mut u8, true));
         pool.shrink(2);
         assert_eq!(pool.free, 2);
         pool.shrink(0);

@@ -1,13 +1,14 @@
-//! Large blocks: whole large pages, mapped for themselves. What is freed may stay, and serves as part of a later block.
-use super::{LARGE_PAGE, map, unmap};
+//! Large blocks: whole huge pages, each block mapped separately. Freed ranges may be kept and
+//! reused for parts of later blocks.
+use super::{HUGE_PAGE_BYTES, map, unmap};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-/// From so many bytes on a block is large.
-pub const LARGE: usize = 4 << 20;
-/// Of free ranges, together; what is beyond goes back to the system at once.
-const MOST_KEPT: usize = 512 << 20;
-/// How many free ranges there are at most.
-const MOST_RANGES: usize = 32;
+/// The minimum size of a large block, in bytes.
+pub const MIN_LARGE_BYTES: usize = 4 << 20;
+/// Maximum total size of the free ranges; anything beyond is returned to the system immediately.
+const MAX_FREE_BYTES: usize = 512 << 20;
+/// Maximum number of free ranges.
+const MAX_FREE_RANGES: usize = 32;
 
 static RANGES: Mutex<Ranges> = Mutex::new(Ranges::NONE);
 
@@ -21,33 +22,33 @@ struct Range {
     length: usize,
 }
 
-/// The free ones, in no order. An allocator cannot allocate for itself.
+/// The free ranges, unordered. Of fixed size, since an allocator cannot allocate for itself.
 pub struct Ranges {
-    free: [Range; MOST_RANGES],
+    free: [Range; MAX_FREE_RANGES],
     count: usize,
     bytes: usize,
-    /// How many blocks were taken ever.
-    pub taken: u64,
+    /// The number of allocations so far.
+    pub allocations: u64,
 }
 
 fn whole_pages(size: usize) -> Option<usize> {
-    size.checked_next_multiple_of(LARGE_PAGE)
+    size.checked_next_multiple_of(HUGE_PAGE_BYTES)
 }
 
 impl Ranges {
     const NONE: Ranges = Ranges {
-        free: [Range { start: 0, length: 0 }; MOST_RANGES],
+        free: [Range { start: 0, length: 0 }; MAX_FREE_RANGES],
         count: 0,
         bytes: 0,
-        taken: 0,
+        allocations: 0,
     };
 
-    /// A block, and whether it is new from the system (then it is zeroes).
-    pub fn take(&mut self, size: usize) -> (*mut u8, bool) {
+    /// Allocates a block; returns whether it is new from the system (then it is zeroed).
+    pub fn allocate(&mut self, size: usize) -> (*mut u8, bool) {
         let Some(length) = whole_pages(size) else {
             return (std::ptr::null_mut(), true);
         };
-        let fitting = self.listed().enumerate().filter(|(_, range)| range.length >= length);
+        let fitting = self.free_ranges().enumerate().filter(|(_, range)| range.length >= length);
         let smallest = fitting.min_by_key(|(_, range)| range.length);
         let Some((at, range)) = smallest else { return (map(length), true) };
         self.remove(at);
@@ -61,42 +62,42 @@ impl Ranges {
         (range.start as *mut u8, false)
     }
 
-    pub fn put(&mut self, block: *mut u8, size: usize, keep: bool) {
+    pub fn free(&mut self, block: *mut u8, size: usize, cache: bool) {
         let Some(length) = whole_pages(size) else { return };
         let start = block as usize;
-        match keep && self.bytes + length <= MOST_KEPT {
+        match cache && self.bytes + length <= MAX_FREE_BYTES {
             true => self.add(Range { start, length }),
             false => unmap(start, length),
         }
     }
 
-    /// Whether the block can have another size where it lies.
-    pub fn change(&mut self, block: *mut u8, old: usize, new: usize, keep: bool) -> bool {
+    /// Whether the block can be resized in place.
+    pub fn resize(&mut self, block: *mut u8, old: usize, new: usize, cache: bool) -> bool {
         let (Some(old), Some(new)) = (whole_pages(old), whole_pages(new)) else {
             return false;
         };
         if new < old {
-            self.put((block as usize + new) as *mut u8, old - new, keep);
+            self.free((block as usize + new) as *mut u8, old - new, cache);
         }
         new <= old
     }
 
-    pub fn give_back(&mut self) {
+    pub fn release_unused(&mut self) {
         for range in &self.free[..self.count] {
             unmap(range.start, range.length);
         }
         (self.count, self.bytes) = (0, 0);
     }
 
-    fn listed(&self) -> impl Iterator<Item = Range> {
+    fn free_ranges(&self) -> impl Iterator<Item = Range> {
         self.free.iter().take(self.count).copied()
     }
 
-    /// Joined with its neighbours. Without a place for it, it goes back to the system.
+    /// Merges the range with its neighbours. If the table is full, returns it to the system.
     fn add(&mut self, mut range: Range) {
         let touches = |a: &Range, b: &Range| a.start + a.length == b.start || b.start + b.length == a.start;
         loop {
-            let found = self.listed().position(|near| touches(&near, &range));
+            let found = self.free_ranges().position(|near| touches(&near, &range));
             let Some(at) = found else { break };
             let near = self.free[at];
             self.remove(at);
@@ -127,45 +128,45 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_was_freed_serves_again_in_parts_and_joined() {
+    fn freed_ranges_are_split_and_merged() {
         let mut ranges = Ranges::NONE;
-        let (whole, is_new) = ranges.take(5 * LARGE_PAGE - 3);
-        assert!(is_new && (whole as usize).is_multiple_of(LARGE_PAGE));
-        ranges.put(whole, 5 * LARGE_PAGE - 3, true);
-        let (first, is_new) = ranges.take(2 * LARGE_PAGE);
+        let (whole, is_new) = ranges.allocate(5 * HUGE_PAGE_BYTES - 3);
+        assert!(is_new && (whole as usize).is_multiple_of(HUGE_PAGE_BYTES));
+        ranges.free(whole, 5 * HUGE_PAGE_BYTES - 3, true);
+        let (first, is_new) = ranges.allocate(2 * HUGE_PAGE_BYTES);
         assert!(!is_new && first == whole);
-        let (second, is_new) = ranges.take(2 * LARGE_PAGE + 1);
-        assert!(!is_new && second as usize == whole as usize + 2 * LARGE_PAGE);
+        let (second, is_new) = ranges.allocate(2 * HUGE_PAGE_BYTES + 1);
+        assert!(!is_new && second as usize == whole as usize + 2 * HUGE_PAGE_BYTES);
         assert_eq!((ranges.count, ranges.bytes), (0, 0));
-        ranges.put(first, 2 * LARGE_PAGE, true);
-        assert!(!ranges.change(second, 2 * LARGE_PAGE + 1, 4 * LARGE_PAGE, true));
-        assert!(ranges.change(second, 2 * LARGE_PAGE + 1, LARGE_PAGE, true));
-        assert_eq!((ranges.count, ranges.bytes), (2, 4 * LARGE_PAGE));
-        ranges.put(second, LARGE_PAGE, true);
-        assert_eq!((ranges.count, ranges.bytes), (1, 5 * LARGE_PAGE));
-        ranges.give_back();
+        ranges.free(first, 2 * HUGE_PAGE_BYTES, true);
+        assert!(!ranges.resize(second, 2 * HUGE_PAGE_BYTES + 1, 4 * HUGE_PAGE_BYTES, true));
+        assert!(ranges.resize(second, 2 * HUGE_PAGE_BYTES + 1, HUGE_PAGE_BYTES, true));
+        assert_eq!((ranges.count, ranges.bytes), (2, 4 * HUGE_PAGE_BYTES));
+        ranges.free(second, HUGE_PAGE_BYTES, true);
+        assert_eq!((ranges.count, ranges.bytes), (1, 5 * HUGE_PAGE_BYTES));
+        ranges.release_unused();
         assert_eq!((ranges.count, ranges.bytes), (0, 0));
     }
 
     #[test]
-    fn not_more_than_the_bound_is_kept_and_nothing_without_a_keeper() {
+    fn the_free_ranges_are_limited_and_empty_without_caching() {
         let mut ranges = Ranges::NONE;
-        let blocks: Vec<*mut u8> = (0..10).map(|_| ranges.take(MOST_KEPT / 8).0).collect();
+        let blocks: Vec<*mut u8> = (0..10).map(|_| ranges.allocate(MAX_FREE_BYTES / 8).0).collect();
         for (i, block) in blocks.into_iter().enumerate() {
-            ranges.put(block, MOST_KEPT / 8, i > 0);
-            assert!(ranges.bytes <= MOST_KEPT);
+            ranges.free(block, MAX_FREE_BYTES / 8, i > 0);
+            assert!(ranges.bytes <= MAX_FREE_BYTES);
         }
-        assert_eq!(ranges.bytes, MOST_KEPT);
-        ranges.give_back();
-        // More of them than there are places, none beside another.
-        let blocks: Vec<*mut u8> = (0..3 * MOST_RANGES).map(|_| ranges.take(LARGE).0).collect();
+        assert_eq!(ranges.bytes, MAX_FREE_BYTES);
+        ranges.release_unused();
+        // More ranges than the table holds, none adjacent to another.
+        let blocks: Vec<*mut u8> = (0..3 * MAX_FREE_RANGES).map(|_| ranges.allocate(MIN_LARGE_BYTES).0).collect();
         for block in blocks.iter().step_by(2) {
-            ranges.put(*block, LARGE, true);
+            ranges.free(*block, MIN_LARGE_BYTES, true);
         }
-        assert!(ranges.count <= MOST_RANGES);
+        assert!(ranges.count <= MAX_FREE_RANGES);
         for block in blocks.iter().skip(1).step_by(2) {
-            ranges.put(*block, LARGE, true);
+            ranges.free(*block, MIN_LARGE_BYTES, true);
         }
-        ranges.give_back();
+        ranges.release_unused();
     }
 }

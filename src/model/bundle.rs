@@ -1,7 +1,9 @@
-//! The code of a map: the user's files as one piece of bytes, named after what is in it. It is stored once, and sent once to each engine.
+//! The code of a map: the user's files as one byte string, named by a hash of its content. It is
+//! stored once, and sent once to each engine.
 //!
-//! The bytes: `PCB1`, the number of files (u32), for each of them, sorted by path: the length of its path (u32), its path, 1 if it is
-//! executable and else 0 (u8), its size (u64); then the contents in the same order. Little endian.
+//! Format: `PCB1`, the number of files (u32), then for each file, sorted by path: the length of its
+//! path (u32), the path, 1 if it is executable, else 0 (u8), its size (u64); then the contents in
+//! the same order. Little endian.
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
@@ -19,13 +21,13 @@ pub struct File {
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Bundle {
-    /// SHA-256 of `content`, in hexadecimal digits.
+    /// SHA-256 of `content`, in hexadecimal.
     pub hash: String,
     pub content: Bytes,
 }
 
 impl Bundle {
-    /// Files of the same path are there once: the last of them.
+    /// Builds a bundle. Of several files with the same path, the last one wins.
     pub fn of(files: impl IntoIterator<Item = File>) -> Bundle {
         let files: BTreeMap<String, File> = files.into_iter().map(|file| (file.path.clone(), file)).collect();
         let index: usize = files.keys().map(|path| path.len() + 13).sum();
@@ -45,12 +47,12 @@ impl Bundle {
         Bundle::from(content.freeze())
     }
 
-    /// Its files, whose contents share its memory; or why it is none.
+    /// Parses the files, whose contents share its memory; or returns why it is not a bundle.
     pub fn files(&self) -> Result<Vec<File>, String> {
         read(self.content.clone()).ok_or_else(|| format!("bundle {} is malformed", self.hash))
     }
 
-    /// SHA-256 of each file, by its path.
+    /// SHA-256 of each file, by path.
     pub fn hashes(&self) -> Result<BTreeMap<String, String>, String> {
         let hash = |file: &File| {
             hex::encode(
@@ -98,7 +100,7 @@ fn read(mut content: Bytes) -> Option<Vec<File>> {
     files.filter(|_| content.is_empty())
 }
 
-/// Whether a path leads nowhere but into the directory that it is joined to.
+/// Whether a path stays inside the directory that it is joined to.
 pub fn is_relative(path: &str) -> bool {
     !path.is_empty() && !path.contains('\0') && path.split('/').all(|part| !matches!(part, "" | "." | ".."))
 }
@@ -117,7 +119,7 @@ mod tests {
     }
 
     #[test]
-    fn the_same_files_are_the_same_bundle_in_whatever_order() {
+    fn the_same_files_in_any_order_are_the_same_bundle() {
         let (a, b) = (file("a.py", b"x = 1\n"), file("data/run.sh", b"\xff\0"));
         let bundle = Bundle::of([b.clone(), a.clone()]);
         assert_eq!(bundle, Bundle::of([a.clone(), b.clone()]));
@@ -131,7 +133,7 @@ mod tests {
     }
 
     #[test]
-    fn paths_that_lead_out_are_refused() {
+    fn paths_outside_the_directory_are_rejected() {
         for path in ["/etc/passwd", "../x", "a/../../x", "", "a//b", "./a", "a\0b", "a/"] {
             assert!(Bundle::of([file(path, b"")]).files().is_err(), "{path:?}");
         }
@@ -139,12 +141,12 @@ mod tests {
 
     proptest! {
         #[test]
-        fn files_come_back(names in proptest::collection::btree_map("[a-z]{1,5}(/[a-z]{1,3})?", proptest::collection::vec(any::<u8>(), 0..40), 0..6)) {
+        fn files_round_trip(names in proptest::collection::btree_map("[a-z]{1,5}(/[a-z]{1,3})?", proptest::collection::vec(any::<u8>(), 0..40), 0..6)) {
             let files: Vec<File> = names.iter().map(|(path, content)| file(path, content)).collect();
             prop_assert_eq!(Bundle::of(files.clone()).files().unwrap(), files);
         }
         #[test]
-        fn foreign_bytes_never_panic(bytes in proptest::collection::vec(any::<u8>(), 0..60), at in 0usize..20, byte: u8) {
+        fn malformed_bytes_never_panic(bytes in proptest::collection::vec(any::<u8>(), 0..60), at in 0usize..20, byte: u8) {
             let _ = Bundle::from(Bytes::from(bytes)).files();
             let mut good = Bundle::of([file("a", b"12"), file("b", b"")]).content.to_vec();
             good[at] = byte;

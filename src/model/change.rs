@@ -1,9 +1,9 @@
-//! What the controller's core wants recorded. The database writer applies changes in order, many in one commit;
-//! what the outside is told about them is sent only after that commit.
+//! The changes that the controller's core records. The database writer applies them in order, many
+//! per commit; external parties are notified only after that commit.
+use super::buffer_file::BufferFile;
 use super::definition::MapDefinition;
 use super::engine::EngineFacts;
 use super::job::JobRow;
-use super::kept::Kept;
 use super::output::Stream;
 use super::task::{Outcome, TaskState};
 use super::{EngineId, EngineUuid, MapId, TaskId, UnixTime};
@@ -14,16 +14,16 @@ pub enum Change {
     MapAdded {
         map: MapId,
         definition: Box<MapDefinition>,
-        /// The session of the client that submitted it.
+        /// The session of the submitting client.
         client: String,
         submitted: UnixTime,
     },
-    /// Tasks of the map that are resubmitted from now on run this, with other code.
+    /// Tasks of the map that are resubmitted from now on use this definition.
     CodeReplaced {
         map: MapId,
         definition: Box<MapDefinition>,
     },
-    /// Consecutive tasks of one map, from `first` on. Each input is JSON text.
+    /// Consecutive tasks of one map, starting at `first`. Each input is JSON text.
     TasksAdded {
         map: MapId,
         first: u32,
@@ -37,11 +37,11 @@ pub enum Change {
         map: MapId,
         total: u32,
     },
-    /// Every task of the map that is `Waiting` is now `Ready`.
+    /// Every `Waiting` task of the map is now `Ready`.
     MapReleased {
         map: MapId,
     },
-    /// The tasks `first..first+count` were handed to an engine.
+    /// The tasks `first..first+count` were sent to an engine.
     TasksAssigned {
         map: MapId,
         first: u32,
@@ -55,31 +55,33 @@ pub enum Change {
         engine: EngineId,
         started: UnixTime,
     },
-    /// What the current run of a task has written, behind what was added before; `TaskFinished` and `TaskReturned` bring the rest.
+    /// New output of a task's current run, following the parts added before; `TaskFinished` and
+    /// `TaskReturned` contain the rest.
     OutputAdded {
         task: TaskId,
         stream: Stream,
         bytes: Bytes,
     },
-    /// The attempt ended and the task with it. `counted` map counters change by one.
+    /// The attempt ended and so did the task. `counted` map counters change by one.
     TaskFinished {
         task: TaskId,
         run: u32,
         engine: Option<EngineId>,
         outcome: Box<Outcome>,
     },
-    /// The attempt ended (or never began), the task goes back to `Ready` under a new run number.
-    /// `attempt` is kept in the table of attempts where there was one.
+    /// The attempt ended (or never began); the task returns to `Ready` with a new run number.
+    /// `attempt` is stored in the table of attempts if there was one.
     TaskReturned {
         task: TaskId,
         run: u32,
         attempt: Option<Attempt>,
     },
-    /// A task that is with an engine was cancelled: whatever ends this attempt, there is no other.
+    /// A task on an engine was cancelled: it is not attempted again, however this attempt ends.
     TaskCancelling {
         task: TaskId,
     },
-    /// A finished task is to run again: its outcome moves to the table of attempts, it becomes `Ready` with this run number.
+    /// A finished task runs again: its outcome moves to the table of attempts, and it becomes
+    /// `Ready` with this run number.
     TaskResubmitted {
         task: TaskId,
         run: u32,
@@ -100,11 +102,11 @@ pub enum Change {
         at: UnixTime,
         reason: String,
     },
-    /// How far the time has come by which records age (`controller.retention_days`).
+    /// The time of the clock by which records expire (`controller.retention_days`).
     RetentionClock {
         at: UnixTime,
     },
-    /// Batch jobs as somebody has seen them.
+    /// Observed states of batch jobs.
     JobsSeen {
         jobs: Vec<JobRow>,
     },
@@ -127,33 +129,33 @@ pub enum Change {
         msg_id: String,
         new_id: String,
     },
-    /// The reply of this request is to be given to its client, which can be known again.
+    /// The reply of this request is due to its client, which can be recognized when it reconnects.
     ReplyOwed {
         task: TaskId,
     },
-    /// ... and has been given.
+    /// ... and has been delivered.
     RepliesGiven {
         tasks: Vec<TaskId>,
     },
-    /// What a request printed or displayed (iopub).
+    /// The output that a request printed or displayed (iopub).
     RequestOutput {
         msg_id: String,
         output: RequestOutput,
     },
-    /// Forget finished tasks: of the hub's `purge_request`, or `pcluster purge`.
+    /// Deletes finished tasks: for the hub's `purge_request` or `pcluster purge`.
     Purged {
         what: Purge,
     },
 }
 
-/// An attempt that did not stand.
+/// An attempt whose result was superseded.
 #[derive(Clone, Debug)]
 pub struct Attempt {
     pub engine: EngineId,
     pub outcome: Box<Outcome>,
 }
 
-/// One request of an ipyparallel client, its frames as they came.
+/// One request of an ipyparallel client, with its original frames.
 #[derive(Clone, Debug)]
 pub struct Request {
     pub msg_id: String,
@@ -164,7 +166,7 @@ pub struct Request {
     pub metadata: Bytes,
     pub content: Bytes,
     pub buffers: Vec<Bytes>,
-    pub kept: Kept,
+    pub buffer_file: BufferFile,
     pub engine: Option<EngineUuid>,
     pub submitted: UnixTime,
     pub label: Option<String>,
@@ -179,7 +181,7 @@ pub struct Reply {
     pub content: Bytes,
     pub buffers: Vec<Bytes>,
     pub started: Option<UnixTime>,
-    /// When its engine made it, and when it came.
+    /// When the engine created it, and when it arrived.
     pub completed: UnixTime,
     pub received: UnixTime,
 }
@@ -190,7 +192,8 @@ pub enum RequestOutput {
         stderr: bool,
         text: String,
     },
-    /// `execute_input`, `execute_result` or `error`, with its content as JSON text (for `execute_input`, the code).
+    /// `execute_input`, `execute_result` or `error`, with its content as JSON text (for
+    /// `execute_input`, the code).
     Json {
         kind: &'static str,
         content: Bytes,
@@ -199,12 +202,12 @@ pub enum RequestOutput {
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Purge {
-    /// Every finished request of ipyparallel clients.
+    /// All finished requests of ipyparallel clients.
     AllRequests,
     Requests(Vec<String>),
     RequestsOfEngine(EngineUuid),
     /// A finished map with its tasks.
     Map(MapId),
-    /// An ipyparallel client's submission, if none of its requests is on record.
+    /// An ipyparallel client's submission without recorded requests.
     EmptySession(MapId),
 }

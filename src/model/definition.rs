@@ -1,4 +1,5 @@
-//! What a map runs, and how. It travels once to the controller and once to each engine; a task carries only its input.
+//! The definition of a map: what it runs, and with which options. It is sent once to the controller
+//! and once to each engine; a task contains only its input.
 use super::MapId;
 use super::bundle::{Bundle, File, is_relative};
 use super::stdlib;
@@ -12,30 +13,36 @@ use std::sync::Arc;
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "snake_case")]
 pub enum Work {
-    /// A Python function. A task's input is a JSON list (positional arguments) or object (keyword arguments).
+    /// A Python function. A task's input is a JSON list (positional arguments) or object (keyword
+    /// arguments).
     Call {
-        /// Where the function is: in files of the user's, which travel, or in a module that the engine's Python imports.
+        /// The function's origin: files of the user that are sent along, or a module that the
+        /// engine's Python imports.
         from: CallSource,
         function: String,
     },
-    /// A command without a shell. `{}` stands for the whole input, `{1}` `{2}` … for its columns, in any word;
-    /// without any, the input is appended. A task's input is a JSON list of strings.
+    /// A command without a shell. In any word, `{}` stands for the whole input and `{1}` `{2}` …
+    /// for its columns; without placeholders, the input is appended. A task's input is a JSON list
+    /// of strings.
     Command { argv: Vec<String> },
-    /// Python source run in the engine's namespace. A task's input is not looked at. The value is that of a last expression.
+    /// Python source that runs in the engine's namespace. A task's input is ignored. The value is
+    /// that of a trailing expression.
     Execute {
         code: String,
         filename: String,
-        /// Of a script: the file and what it imports. Its entry is what is run, in the place of `code`.
+        /// For a script: the file and its imports. Its entry is run instead of `code`.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         bundle: Option<Box<BundleRef>>,
     },
-    /// Sets names in the engine's namespace. A task's input is a JSON object: name to value.
+    /// Sets names in the engine's namespace. A task's input is a JSON object from name to value.
     Push,
-    /// Reads names from the engine's namespace. A task's input is a JSON list of names; its value is an object.
+    /// Reads names from the engine's namespace. A task's input is a JSON list of names; its value
+    /// is an object.
     Pull,
-    /// Not ours to run: the requests of one ipyparallel client, kept as one submission.
+    /// The requests of one ipyparallel client, kept as one submission. pcluster does not interpret
+    /// them.
     Client {
-        /// Its CURVE public key, by which it is known again when it reconnects.
+        /// Its CURVE public key, which identifies it when it reconnects.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         curve_key: Option<String>,
     },
@@ -55,7 +62,7 @@ impl Work {
             Work::Client { .. } => CLIENT_KIND,
         }
     }
-    /// What to call a map that was given no name.
+    /// A default name for a map without one.
     pub fn default_name(&self) -> String {
         match self {
             Work::Call { from, function, .. } => format!("{}:{function}", from.name()),
@@ -64,7 +71,7 @@ impl Work {
             other => other.kind().to_string(),
         }
     }
-    /// The files that travel with it.
+    /// The files that are sent along.
     pub fn bundle(&self) -> Option<&BundleRef> {
         match self {
             Work::Call {
@@ -90,12 +97,13 @@ impl Work {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum CallSource {
-    /// A file and the modules beside it that it imports.
+    /// A file and the adjacent modules that it imports.
     Bundle(Box<BundleRef>),
     Module {
         module: String,
     },
-    /// Of maps of pcluster 0.1: one file as text. Read as a bundle of one file ([`MapDefinition::with_bundle`]).
+    /// Maps of pcluster 0.1: one file as text. Read as a bundle of one file
+    /// ([`MapDefinition::with_bundle`]).
     File {
         name: String,
         text: String,
@@ -113,7 +121,7 @@ impl CallSource {
     }
 }
 
-/// Which bundle, and where its files come from.
+/// Identifies a bundle and the origin of its files.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct BundleRef {
@@ -122,21 +130,21 @@ pub struct BundleRef {
     pub name: String,
     /// Its path in the bundle.
     pub entry: String,
-    /// The directory that the files come from, as an absolute path on the host of the client.
+    /// The directory of the files, as an absolute path on the client's host.
     pub origin: String,
-    /// Files and directories that come from elsewhere: path in the bundle to absolute path.
+    /// Files and directories from elsewhere: path in the bundle to absolute path.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub moved: BTreeMap<String, String>,
-    /// What was added with `--with`, as absolute paths.
+    /// The files added with `--with`, as absolute paths.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub with: Vec<String>,
-    /// The bundle itself, where it is at hand. It travels beside the definition.
+    /// The bundle itself, if available. It is sent separately from the definition.
     #[serde(skip)]
     pub content: Option<Arc<Bundle>>,
 }
 
 impl BundleRef {
-    /// Where a file of the bundle comes from.
+    /// The original path of a file in the bundle.
     pub fn original(&self, path: &str) -> String {
         if let Some(from) = self.moved.get(path) {
             return from.clone();
@@ -147,7 +155,7 @@ impl BundleRef {
         }
     }
 
-    /// With the files of another bundle that this one does not have.
+    /// Adds the files of another bundle that this one lacks.
     pub fn add(&mut self, other: &BundleRef) {
         let files = |named: &BundleRef| Some(named.content.as_ref()?.files().unwrap_or_default());
         let (Some(own), Some(others)) = (files(self), files(other)) else {
@@ -166,12 +174,12 @@ impl BundleRef {
         self.content = Some(Arc::new(bundle));
     }
 
-    /// A file that is not on the disk.
+    /// A file that does not exist on disk.
     fn of_text(name: &str, text: &str) -> BundleRef {
         let last = name.rsplit('/').next().unwrap_or_default();
         let stem = last.strip_suffix(".py").unwrap_or(last);
         let entry = match is_relative(last) && !stem.is_empty() {
-            true if stdlib::is_taken(stem) => format!("pcluster_{}.py", stem.replace('.', "_")),
+            true if stdlib::conflicts_with_stdlib(stem) => format!("pcluster_{}.py", stem.replace('.', "_")),
             true => format!("{stem}.py"),
             false => "pcluster_file.py".to_string(),
         };
@@ -191,7 +199,7 @@ impl BundleRef {
     }
 }
 
-/// How a map's tasks are run. Times are in seconds.
+/// Options for running a map's tasks. Times are in seconds.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct MapOptions {
@@ -199,26 +207,29 @@ pub struct MapOptions {
     pub label: Option<String>,
     /// A task that runs longer is stopped and ends as `timeout`.
     pub timeout_s: Option<f64>,
-    /// A task whose processes have more resident memory together, in bytes, is killed; that counts as a crash.
+    /// A task whose processes use more resident memory in total, in bytes, is killed; that counts
+    /// as a crash.
     pub mem_bytes: Option<u64>,
-    /// How often a task whose function failed is run again.
+    /// How often a task is retried if its function fails.
     pub retries: u32,
-    /// How often a task whose worker or engine died is run again.
+    /// How often a task is retried if its worker or engine dies.
     pub max_crashes: u32,
     /// Working directory on the engine.
     pub cwd: Option<String>,
-    /// Where the map was submitted from: the working directory on engines that have it, unless `cwd` is given.
+    /// The directory from which the map was submitted: the working directory on engines where it
+    /// exists, unless `cwd` is given.
     pub directory: Option<String>,
     pub env: BTreeMap<String, String>,
     /// Start when that map has finished.
     pub after: Option<MapId>,
-    /// The values of that map are reduced: the function takes two of them, and a task's input is a list of them.
+    /// The map whose values are reduced: the function takes two of them, and a task's input is a
+    /// list of them.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reduces: Option<Reduces>,
-    /// None: balanced. Some: task i goes to the i-th of these engines and nowhere else.
+    /// None: balanced. Some: task i runs on the i-th of these engines and nowhere else.
     pub targets: Option<Targets>,
-    /// A Python function is called in the engine's interactive worker, whose state stays (`pcluster apply`), and not in a worker of
-    /// this map's own.
+    /// Calls a Python function in the engine's interactive worker, whose state persists (`pcluster
+    /// apply`), instead of a separate worker for this map.
     #[serde(skip_serializing_if = "is_false")]
     pub interactive: bool,
 }
@@ -247,11 +258,11 @@ impl Default for MapOptions {
     }
 }
 
-/// A map whose values another one folds.
+/// A map whose values are reduced.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Reduces {
     pub map: MapId,
-    /// What it ran: values may be of classes that are defined there.
+    /// The work of that map: values may be instances of classes defined in its code.
     pub work: Work,
 }
 
@@ -263,7 +274,8 @@ pub struct MapDefinition {
 }
 
 impl MapDefinition {
-    /// The files that travel with it: the work's, or for a module's function that reduces, those of the map whose values it gets.
+    /// The files that are sent along: the work's, or, if a module's function reduces, those of the
+    /// map whose values are reduced.
     pub fn bundle(&self) -> Option<&BundleRef> {
         let reduced = || self.options.reduces.as_ref()?.work.bundle();
         self.work.bundle().or_else(reduced)
@@ -274,7 +286,7 @@ impl MapDefinition {
             false => self.options.reduces.as_mut()?.work.bundle_mut(),
         }
     }
-    /// With files of older versions as bundles.
+    /// Converts files of older versions into bundles.
     pub fn with_bundle(mut self) -> MapDefinition {
         if let Work::Call { from, .. } = &mut self.work
             && let CallSource::File { name, text } = from
@@ -290,14 +302,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_file_of_an_older_version_is_a_bundle_of_one_file() {
+    fn a_file_of_an_older_version_becomes_a_bundle_of_one_file() {
         let old = r#"{"work": {"kind": "call", "from": {"file": {"name": "jobs/a.py", "text": "x = 1\n"}}, "function": "f"}}"#;
         let definition = serde_json::from_str::<MapDefinition>(old).unwrap().with_bundle();
         assert_eq!(definition.work.default_name(), "jobs/a.py:f");
         let bundle = definition.work.bundle().unwrap();
         assert_eq!((bundle.entry.as_str(), bundle.moved["a.py"].as_str()), ("a.py", "jobs/a.py"));
         assert_eq!(bundle.content.as_ref().unwrap().files().unwrap()[0].content, "x = 1\n");
-        // The content itself never travels in the definition.
+        // The content itself is never sent in the definition.
         let again: MapDefinition = serde_json::from_str(&serde_json::to_string(&definition).unwrap()).unwrap();
         assert_eq!(again.work.bundle().unwrap().content, None);
         let mut both = bundle.clone();

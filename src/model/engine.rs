@@ -1,8 +1,9 @@
-//! What is known of an engine.
+//! Engines as they are known to the controller and its clients.
 use super::{EngineId, EngineUuid, UnixTime};
 use serde::{Deserialize, Serialize};
 
-/// What an engine tells of itself when it registers. All fields but `uuid` may be missing (an `ipengine` sends none).
+/// An engine's description of itself at registration. All fields but `uuid` may be missing (an
+/// `ipengine` sends none).
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct EngineFacts {
     pub uuid: EngineUuid,
@@ -16,32 +17,33 @@ pub struct EngineFacts {
     /// The Python of its worker, e.g. `3.11.7 (/usr/bin/python3)`, or empty.
     #[serde(default)]
     pub python: String,
-    /// `call`, `command`, `apply` …; an `ipengine` has only `apply`.
+    /// `call`, `command`, `apply` …; an `ipengine` supports only `apply`.
     #[serde(default)]
     pub capabilities: Vec<String>,
-    /// The batch system's job that it is in, with the element of an array (`4711.3`); empty outside of one.
+    /// The batch job that contains the engine, with the element of an array (`4711.3`); empty
+    /// outside a batch system.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub job: String,
-    /// When that job's time is over, where that is known.
+    /// The end of that job's time limit, if known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ends: Option<UnixTime>,
 }
 
 impl EngineFacts {
-    /// Whether pcluster's own tasks can run there.
+    /// Whether the engine can run pcluster's own tasks.
     pub fn is_native(&self) -> bool {
         self.has("call")
     }
 
-    /// Whether it understands messages that hold what others would get in several.
-    pub fn takes_joined(&self) -> bool {
+    /// Whether it understands messages that combine several others.
+    pub fn supports_joined(&self) -> bool {
         self.has(EngineFacts::JOINED)
     }
 
     pub const JOINED: &str = "joined";
 
-    /// Whether it can open the files in which the controller keeps large buffers.
-    pub fn reads_files(&self) -> bool {
+    /// Whether it can open the files in which the controller stores large buffers.
+    pub fn supports_files(&self) -> bool {
         self.has(EngineFacts::FILES)
     }
 
@@ -52,21 +54,22 @@ impl EngineFacts {
     }
 }
 
-/// A registered engine as `pcluster engines` shows it.
+/// A registered engine as displayed by `pcluster engines`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct EngineStatus {
     pub id: EngineId,
     #[serde(flatten)]
     pub facts: EngineFacts,
-    /// `idle`, `busy`, `leaving` (told to stop, and finishing a task), `silent` (no heartbeat for a while, lease not yet over),
-    /// `unavailable` (its Python does not work: it gets commands only).
+    /// `idle`, `busy`, `leaving` (requested to stop, finishing a task), `silent` (heartbeats are
+    /// missing, but the lease has not expired), `unavailable` (its Python does not work: it
+    /// receives commands only).
     pub state: String,
     /// Why it is `unavailable`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
-    /// Tasks sent there and not finished.
+    /// Tasks sent to it and not finished.
     pub assigned: u32,
-    /// Tasks finished there since it registered.
+    /// Tasks finished on it since it registered.
     pub finished: u64,
     pub registered: UnixTime,
 }

@@ -1,14 +1,14 @@
-//! Ids as types of their own, with the one spelling that users see (`12`, `12.3`).
+//! Id types, each with the single spelling that users see (`12`, `12.3`).
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::str::FromStr;
 
-/// A map's (submission's) number, counted from 1 within one cluster.
+/// The number of a map (submission), counted from 1 within one cluster.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct MapId(pub u32);
 
-/// One task: its map and its place in the map's inputs, counted from 0. Spelled `12.3`.
+/// One task: its map and its index in the map's inputs, counted from 0. Displayed as `12.3`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct TaskId {
     pub map: MapId,
@@ -19,7 +19,7 @@ impl TaskId {
     pub fn new(map: MapId, index: u32) -> Self {
         TaskId { map, index }
     }
-    /// The task's row id in the database: map in the high, index in the low 32 bits.
+    /// The task's row id in the database: the map in the high 32 bits, the index in the low ones.
     pub fn row_id(self) -> i64 {
         (i64::from(self.map.0) << 32) | i64::from(self.index)
     }
@@ -82,7 +82,7 @@ impl<'de> Deserialize<'de> for TaskId {
     }
 }
 
-/// What users call engine 3.
+/// The engine number that users see, such as 3.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct EngineId(pub u32);
@@ -93,7 +93,7 @@ impl fmt::Display for EngineId {
     }
 }
 
-/// An engine's identity on the wire: what it calls itself, and its ZeroMQ routing id.
+/// An engine's identity on the wire: its uuid, which is also its ZeroMQ routing id.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct EngineUuid(pub std::sync::Arc<str>);
@@ -130,7 +130,7 @@ mod tests {
     }
 
     #[test]
-    fn odd_ids_are_refused() {
+    fn malformed_ids_are_rejected() {
         for s in ["", ".", "1.", ".1", "+1", "1.-2", "1.2.3", "99999999999"] {
             assert!(s.parse::<TaskId>().is_err(), "{s}");
         }

@@ -1,5 +1,6 @@
-//! What a task writes: bytes, exactly as they came. Short outputs travel and are kept with their task; of longer ones the
-//! parts travel by themselves and are kept in a file beside the database. The same is done with long values.
+//! The output of a task: bytes, exactly as they were written. Short outputs are sent and stored
+//! with their task. Longer ones are sent in parts and stored in a file next to the database. Long
+//! values are handled in the same way.
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
@@ -9,9 +10,10 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use std::borrow::Cow;
 use std::fmt;
 
-/// An output, or a value, of up to so many bytes stays with its task, in messages and in the database.
+/// Maximum size in bytes of an output or value that stays with its task, in messages and in the
+/// database.
 pub const INLINE: usize = 256 << 10;
-/// So many bytes of a longer one are kept with the task, too: for a first look.
+/// The number of bytes of a longer one that are stored with the task as a preview.
 pub const HEAD: usize = 16 << 10;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -23,7 +25,7 @@ pub enum Stream {
     Value,
 }
 
-/// Bytes of each stream.
+/// The size of each stream in bytes.
 pub type Written = [u64; 3];
 
 impl Stream {
@@ -41,10 +43,10 @@ impl Stream {
 /// One stream of one attempt, or a part of it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Output {
-    /// So many bytes come before `bytes`.
+    /// The offset of `bytes` in the stream.
     pub start: u64,
     pub bytes: Bytes,
-    /// Of all there are.
+    /// The size of the whole stream.
     pub size: u64,
 }
 
@@ -58,7 +60,7 @@ impl Output {
         }
     }
 
-    /// The last bytes of one of which `start` came before.
+    /// The last bytes of a stream, starting at offset `start`.
     pub fn rest(start: u64, bytes: impl Into<Bytes>) -> Output {
         let bytes = bytes.into();
         Output {
@@ -76,14 +78,14 @@ impl Output {
         self.start == 0 && self.bytes.len() as u64 == self.size
     }
 
-    /// What is here, as text; what is no UTF-8 is replaced.
+    /// The bytes as text; invalid UTF-8 is replaced.
     pub fn text(&self) -> Cow<'_, str> {
         String::from_utf8_lossy(&self.bytes)
     }
 
-    /// What is here, if it is UTF-8 that JSON does not make much longer.
+    /// The bytes as text, if they are UTF-8 that JSON does not lengthen much.
     fn plain_text(&self) -> Option<&str> {
-        // A byte that is escaped takes six.
+        // An escaped byte takes six characters.
         let escaped = self
             .bytes
             .iter()
@@ -94,7 +96,7 @@ impl Output {
             .flatten()
     }
 
-    /// In JSON it is a string.
+    /// A string in JSON.
     pub fn is_plain_text(&self) -> bool {
         self.is_whole() && self.plain_text().is_some()
     }
@@ -121,7 +123,8 @@ impl From<String> for Output {
     }
 }
 
-/// A string where all is there and UTF-8 (without many control characters); else an object with `text` or `base64`, `start`, `size`.
+/// A string if all bytes are present and UTF-8 (with few control characters); else an object with
+/// `text` or `base64`, `start`, `size`.
 impl Serialize for Output {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let text = self.plain_text();
@@ -169,7 +172,7 @@ impl<'de> Deserialize<'de> for Output {
                 }
                 let here = start
                     .checked_add(bytes.len() as u64)
-                    .ok_or_else(|| A::Error::custom("an output of more bytes than there are"))?;
+                    .ok_or_else(|| A::Error::custom("an output with more bytes than its size"))?;
                 Ok(Output {
                     start,
                     bytes,
@@ -187,7 +190,7 @@ mod tests {
     use proptest::prelude::*;
 
     #[test]
-    fn text_is_a_string_and_all_else_says_what_it_is() {
+    fn text_is_a_string_and_other_bytes_are_an_object() {
         let json = |output: &Output| serde_json::to_string(output).unwrap();
         assert_eq!(json(&"a\n".into()), r#""a\n""#);
         assert_eq!(json(&Output::whole(vec![0xff, 0])), r#"{"base64":"/wA=","start":0,"size":2}"#);
@@ -199,7 +202,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn bytes_come_back(bytes in proptest::collection::vec(any::<u8>(), 0..40), start in 0u64..3, more in 0u64..3) {
+        fn bytes_round_trip(bytes in proptest::collection::vec(any::<u8>(), 0..40), start in 0u64..3, more in 0u64..3) {
             let mut output = Output::rest(start, bytes);
             output.size += more;
             let text = serde_json::to_string(&output).unwrap();

@@ -1,24 +1,26 @@
-//! Values that JSON does not hold exactly.
+//! Values that JSON cannot represent exactly.
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
-/// The pickle of a Python value whose JSON is only a rendering, for people. In a message only its type stands in the JSON;
-/// the pickles are buffers behind it, in the order of the values ([`buffers`], [`fill`]).
+/// The pickle of a Python value whose JSON is only a rendering for display. In a message the JSON
+/// contains only its type; the pickles are buffers after it, in the order of the values
+/// ([`buffers`], [`fill`]).
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Pickled {
-    /// `collections.Counter`, `dict` (one whose keys are not strings, say).
+    /// `collections.Counter`, `dict` (for example one whose keys are not strings).
     #[serde(rename = "type")]
     pub python_type: String,
     #[serde(skip)]
     pub bytes: Bytes,
 }
 
-/// What travels behind the JSON of a message.
+/// The buffers that accompany the JSON of a message.
 pub fn buffers<'a>(values: impl IntoIterator<Item = &'a Option<Pickled>>) -> Vec<Bytes> {
     values.into_iter().flatten().map(|pickled| pickled.bytes.clone()).collect()
 }
 
-/// Puts the buffers of a message back into its values. False where they are not as many as the values that need one.
+/// Puts the buffers of a message back into its values. Returns false if their number does not match
+/// the values that need one.
 pub fn fill<'a>(values: impl IntoIterator<Item = &'a mut Option<Pickled>>, buffers: &mut impl Iterator<Item = Bytes>) -> bool {
     values.into_iter().flatten().all(|pickled| match buffers.next() {
         Some(bytes) => {
@@ -34,7 +36,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn buffers_go_back_to_their_values() {
+    fn fill_restores_the_buffers_of_their_values() {
         let pickled = |bytes: &'static [u8]| {
             Some(Pickled {
                 python_type: "set".into(),

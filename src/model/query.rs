@@ -1,24 +1,24 @@
-//! What may be asked of the records, as data: the command line writes it, the database room answers it, whether a
-//! controller runs (it asks the controller) or not (it opens the file).
+//! Queries of the records, as data: the command line creates them, and the database module answers
+//! them, whether a controller runs (the client asks the controller) or not (it opens the file).
 use super::task::TaskState;
 use super::{EngineId, MapId, TaskId, UnixTime};
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::str::FromStr;
 
-/// Which maps. Every given condition must hold; an empty list restricts nothing.
+/// Selects maps. Every given condition must hold; an empty list restricts nothing.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, Default)]
 #[serde(default)]
 pub struct MapQuery {
     pub maps: Vec<MapId>,
-    /// Submitted at or after.
+    /// Submitted at or after this time.
     pub since: Option<UnixTime>,
     pub label: Option<String>,
-    /// The newest so many.
+    /// The newest N.
     pub limit: Option<u64>,
 }
 
-/// Which tasks. Every given condition must hold; empty lists restrict nothing.
+/// Selects tasks. Every given condition must hold; empty lists restrict nothing.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, Default)]
 #[serde(default)]
 pub struct TaskQuery {
@@ -27,14 +27,14 @@ pub struct TaskQuery {
     pub states: Vec<TaskState>,
     pub engines: Vec<EngineId>,
     pub label: Option<String>,
-    /// Submitted at or after.
+    /// Submitted at or after this time.
     pub since: Option<UnixTime>,
     pub conditions: Vec<Condition>,
-    /// Column and whether descending; by task id otherwise.
+    /// The column and whether the order is descending; by task id if none.
     pub sort: Option<(Column, bool)>,
     pub limit: Option<u64>,
     pub offset: u64,
-    /// Leave out value, stdout, stderr, traceback (for listings).
+    /// Omit value, stdout, stderr, traceback (for listings).
     pub brief: bool,
 }
 
@@ -69,7 +69,7 @@ macro_rules! words {
 }
 
 words! {
-    /// What can be compared and sorted by. Times are seconds since 1970, durations seconds.
+    /// The columns for comparisons and sorting. Times are seconds since 1970, durations seconds.
     Column {
         Map = "map", Index = "index", State = "state", Engine = "engine", Host = "host", Attempts = "attempts",
         ExitCode = "exit_code", Duration = "duration", Submitted = "submitted", Started = "started",
@@ -97,12 +97,13 @@ impl FromStr for Column {
     fn from_str(s: &str) -> Result<Self, String> {
         Column::ALL.iter().copied().find(|c| c.word() == s).ok_or_else(|| {
             let words: Vec<_> = Column::ALL.iter().map(|c| c.word()).collect();
-            format!("there is no column {s:?} (there are {})", words.join(" "))
+            format!("unknown column {s:?} (columns: {})", words.join(" "))
         })
     }
 }
 
-/// `duration>=600 and state=error`: conditions joined by `and` or commas. Numbers may have a unit (`90s 10m 2h 1d`).
+/// `duration>=600 and state=error`: conditions joined by `and` or commas. Numbers may have a unit
+/// (`90s 10m 2h 1d`).
 pub fn parse_conditions(text: &str) -> Result<Vec<Condition>, String> {
     split_conjunction(text)
         .into_iter()
@@ -152,7 +153,7 @@ fn parse_condition(text: &str) -> Result<Condition, String> {
         [b'>', ..] => (Comparison::Greater, 1),
         [b'=', ..] => (Comparison::Equal, 1),
         [b'~', ..] => (Comparison::Contains, 1),
-        _ => return Err(format!("{text:?} has no comparison that is known; {how}")),
+        _ => return Err(format!("{text:?} has no known comparison; {how}")),
     };
     let value = rest[width..].trim();
     let unquoted = value
@@ -160,11 +161,11 @@ fn parse_condition(text: &str) -> Result<Condition, String> {
         .and_then(|v| v.strip_suffix('\''))
         .or_else(|| value.strip_prefix('"').and_then(|v| v.strip_suffix('"')));
     if value.is_empty() {
-        return Err(format!("{text:?} compares with nothing; {how}"));
+        return Err(format!("{text:?} has no value to compare with; {how}"));
     }
     let value = unquoted.unwrap_or(value);
     let value = if column.is_number() && comparison != Comparison::Contains {
-        let number = parse_number(value).ok_or_else(|| format!("{value:?} is not a number, and {column} is one"))?;
+        let number = parse_number(value).ok_or_else(|| format!("{value:?} is not a number, but the column {column} is numeric"))?;
         ConditionValue::Number(number)
     } else {
         ConditionValue::Text(value.to_string())
@@ -216,12 +217,12 @@ mod tests {
     }
 
     #[test]
-    fn bad_conditions_say_why() {
+    fn errors_explain_invalid_conditions() {
         for (text, says) in [
             ("duration", "no comparison"),
-            ("size>3", "there is no column"),
+            ("size>3", "unknown column"),
             ("duration>=long", "not a number"),
-            ("duration>=", "compares with nothing"),
+            ("duration>=", "has no value to compare with"),
             ("", "no comparison"),
         ] {
             let error = parse_conditions(text).unwrap_err();

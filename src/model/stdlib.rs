@@ -1,7 +1,9 @@
-//! The names of the modules of Python's standard library, of all versions from 3.8 on. A script with such a name is imported under another.
+//! The names of the modules in Python's standard library, of all versions since 3.8. A script with
+//! such a name is imported under another one.
 
-/// Whether a file of this stem cannot be a module of its own name: it would be taken for another one.
-pub fn is_taken(stem: &str) -> bool {
+/// Whether a file with this stem cannot be imported under its own name, because that name belongs
+/// to a standard module.
+pub fn conflicts_with_stdlib(stem: &str) -> bool {
     stem.contains('.') || NAMES.split(' ').any(|name| name == stem)
 }
 
@@ -27,10 +29,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_script_named_after_a_module_of_python_is_known() {
+    fn scripts_named_after_standard_modules_are_detected() {
         for stem in ["random", "zoneinfo", "abc", "__main__", "a.b", "distutils"] {
-            assert!(is_taken(stem), "{stem}");
+            assert!(conflicts_with_stdlib(stem), "{stem}");
         }
-        assert!(!is_taken("jobs") && !is_taken("my-script"));
+        assert!(!conflicts_with_stdlib("jobs") && !conflicts_with_stdlib("my-script"));
     }
 }

@@ -1,4 +1,4 @@
-//! Which engines: `all`, or a list such as `0,3,5-8`.
+//! Engine targets: `all`, or a list such as `0,3,5-8`.
 use super::EngineId;
 use serde::{Deserialize, Serialize};
 use std::fmt;
@@ -8,7 +8,7 @@ use std::str::FromStr;
 pub enum Targets {
     #[default]
     All,
-    /// In ascending order, each once.
+    /// In ascending order, without duplicates.
     Some(Vec<EngineId>),
 }
 
@@ -19,8 +19,8 @@ pub struct BadTargets {
     why: String,
 }
 
-/// No list may name more engines than this (a mistyped range must not fill the memory).
-const MOST: usize = 1_000_000;
+/// Maximum number of engines in a list (a mistyped range must not exhaust the memory).
+const MAX_ENGINES: usize = 1_000_000;
 
 impl FromStr for Targets {
     type Err = BadTargets;
@@ -46,13 +46,13 @@ impl FromStr for Targets {
                 None => (number(part)?, number(part)?),
             };
             if first > last {
-                return Err(bad(format!("{} runs backwards", part.trim())));
+                return Err(bad(format!("the range {} is descending", part.trim())));
             }
-            if (last - first) as usize >= MOST {
-                return Err(bad(format!("{} is too long a range", part.trim())));
+            if (last - first) as usize >= MAX_ENGINES {
+                return Err(bad(format!("the range {} is too long", part.trim())));
             }
             ids.extend((first..=last).map(EngineId));
-            if ids.len() > MOST {
+            if ids.len() > MAX_ENGINES {
                 return Err(bad("too many engines".into()));
             }
         }
@@ -113,7 +113,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn spelled_targets_parse_back(ids in proptest::collection::btree_set(0u32..5000, 1..50)) {
+        fn formatted_targets_round_trip(ids in proptest::collection::btree_set(0u32..5000, 1..50)) {
             let t = Targets::Some(ids.into_iter().map(EngineId).collect());
             prop_assert_eq!(t.to_string().parse::<Targets>(), Ok(t));
         }

@@ -1,4 +1,5 @@
-//! A task's states and outcomes. The table of allowed changes is `controller::core::transition`.
+//! A task's states and outcomes. The table of allowed transitions is
+//! `controller::core::transition`.
 use super::output::{Output, Stream};
 use super::pickled::Pickled;
 use super::{EngineId, MapId, TaskId, UnixTime};
@@ -7,22 +8,23 @@ use serde_json::value::RawValue;
 use std::fmt;
 use std::str::FromStr;
 
-/// Where a task is in its life. One word each, in the database and on the screen; `docs/reference/task-states.md` explains them.
+/// A task's state. One word each, in the database and in the output;
+/// `docs/reference/task-states.md` explains them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum TaskState {
     /// Its dependencies are not finished.
     Waiting,
-    /// May run, as soon as an engine is free.
+    /// Runs as soon as an engine is free.
     Ready,
-    /// Sent to an engine, not begun.
+    /// Sent to an engine, not started.
     Assigned,
-    /// The engine has begun it.
+    /// Running on the engine.
     Running,
-    /// Finished; the outcome says how.
+    /// Finished; see the outcome.
     Ok,
     Error,
-    /// Cancelled, or never to run because what it depends on failed.
+    /// Cancelled, or will never run because a dependency failed.
     Aborted,
     Timeout,
     /// Its engine or worker died too often.
@@ -74,40 +76,43 @@ impl FromStr for TaskState {
     fn from_str(s: &str) -> Result<Self, String> {
         TaskState::ALL.into_iter().find(|state| state.word() == s).ok_or_else(|| {
             let words: Vec<_> = TaskState::ALL.iter().map(|s| s.word()).collect();
-            format!("{s:?} is not a task state (they are {})", words.join(" "))
+            format!("{s:?} is not a task state (one of {})", words.join(" "))
         })
     }
 }
 
-/// The error of the task that stands for the inputs of a map whose client died while it sent them.
+/// The error of the task that represents the missing inputs of a map whose client died while
+/// sending them.
 pub const INPUTS_MISSING: &str = "InputsMissing";
 
-/// Why a task ended other than well.
+/// Why a task failed.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, Default)]
 pub struct TaskError {
-    /// `ValueError`; for commands `ExitCode` or `Signal`; of pcluster's own: `TaskTimeout`, `TaskCancelled`, `WorkerDied`, `EngineLost`.
+    /// `ValueError`; for commands `ExitCode` or `Signal`; pcluster's own: `TaskTimeout`,
+    /// `TaskCancelled`, `WorkerDied`, `EngineLost`.
     pub ename: String,
     pub evalue: String,
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub traceback: String,
 }
 
-/// What an engine says of one attempt that has ended.
+/// An engine's report of one attempt that has ended.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Outcome {
     /// One of the done states.
     pub status: TaskState,
-    /// The value as JSON text, untouched since the worker wrote it; with `pickled` only a rendering of it. None for failures.
+    /// The value as JSON text, unchanged since the worker wrote it; with `pickled` only a rendering
+    /// of it. None for failures.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub value: Option<Box<RawValue>>,
-    /// A value that JSON does not hold exactly.
+    /// A value that JSON cannot represent exactly.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pickled: Option<Pickled>,
-    /// Of a long value: so many bytes have come as [`Stream::Value`]. They are those that `pickled` would have, where that is there,
-    /// else those of `value`.
+    /// For a long value: the number of bytes that arrived as [`Stream::Value`]. They are the
+    /// content of `pickled` if that is set, else of `value`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub value_size: Option<u64>,
-    /// What was not on record when it ended; before it comes what was.
+    /// The part that was not recorded before the end; it follows the recorded part.
     #[serde(default, skip_serializing_if = "Output::is_empty")]
     pub stdout: Output,
     #[serde(default, skip_serializing_if = "Output::is_empty")]
@@ -116,7 +121,8 @@ pub struct Outcome {
     pub exit_code: Option<i32>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub error: Option<TaskError>,
-    /// The worker or engine died of it (or under it): counts against `max_crashes`, not against `retries`.
+    /// The worker or engine died because of it (or while running it): counts against `max_crashes`,
+    /// not against `retries`.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub crashed: bool,
     pub started: UnixTime,
@@ -124,7 +130,7 @@ pub struct Outcome {
 }
 
 impl Outcome {
-    /// An outcome that has only a status and an error.
+    /// An outcome with only a status and an error.
     pub fn failure(status: TaskState, ename: &str, evalue: impl Into<String>, started: UnixTime, ended: UnixTime) -> Outcome {
         Outcome {
             status,
@@ -150,7 +156,7 @@ impl Outcome {
         [(Stream::Stdout, &mut self.stdout), (Stream::Stderr, &mut self.stderr)]
     }
 
-    /// Bytes of all that it has here.
+    /// The number of bytes included here.
     pub fn bytes(&self) -> usize {
         let error = self
             .error
@@ -162,7 +168,7 @@ impl Outcome {
     }
 }
 
-/// A task as `pcluster results` shows it.
+/// A task as displayed by `pcluster results`.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct TaskRow {
     pub task: TaskId,
@@ -174,13 +180,13 @@ pub struct TaskRow {
     pub value: Option<Box<RawValue>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub pickled: Option<Pickled>,
-    /// As in [`Outcome`]: the bytes of a long value are to be fetched.
+    /// As in [`Outcome`]: the bytes of a long value must be fetched separately.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub value_size: Option<u64>,
-    /// What an ipyparallel client's execution showed.
+    /// The output displayed by an ipyparallel client's execution.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub repr: Option<String>,
-    /// All of a short one, the beginning of a long one.
+    /// All of a short output, the beginning of a long one.
     #[serde(default)]
     pub stdout: Output,
     #[serde(default)]
@@ -189,9 +195,9 @@ pub struct TaskRow {
     pub error: Option<TaskError>,
     pub engine: Option<EngineId>,
     pub host: Option<String>,
-    /// How often it has been begun.
+    /// How often it was started.
     pub attempts: u32,
-    /// The number of its current run; every retry and every resubmission adds one.
+    /// The number of its current run; every retry and every resubmission increments it.
     #[serde(default)]
     pub run: u32,
     pub submitted: UnixTime,
@@ -211,7 +217,7 @@ impl TaskRow {
         [(Stream::Stdout, &mut self.stdout), (Stream::Stderr, &mut self.stderr)]
     }
 
-    /// Puts a long value, which was fetched, in its place.
+    /// Inserts a long value that was fetched.
     pub fn set_value(&mut self, bytes: Vec<u8>) -> Result<(), String> {
         match &mut self.pickled {
             Some(pickled) => pickled.bytes = bytes.into(),
@@ -225,17 +231,17 @@ impl TaskRow {
     }
 }
 
-/// An attempt of a task that did not stand: it failed and was repeated, or the task was resubmitted.
+/// A superseded attempt of a task: it failed and was repeated, or the task was resubmitted.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct AttemptRow {
     pub run: u32,
     pub engine: Option<EngineId>,
     pub host: Option<String>,
-    /// Not flattened: a value kept as its text cannot be read through `flatten`.
+    /// Not flattened: `flatten` cannot read a value that is kept as its text.
     pub outcome: Outcome,
 }
 
-/// How many tasks of a map are in which state.
+/// The number of a map's tasks in each state.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, Default)]
 #[serde(default)]
 pub struct Counts {
@@ -260,7 +266,7 @@ impl Counts {
         self.total.saturating_sub(self.done())
     }
     /// The counter of a done state.
-    pub fn of_done(&mut self, state: TaskState) -> Option<&mut u64> {
+    pub fn done_counter(&mut self, state: TaskState) -> Option<&mut u64> {
         match state {
             TaskState::Ok => Some(&mut self.ok),
             TaskState::Error => Some(&mut self.error),
@@ -272,7 +278,7 @@ impl Counts {
     }
 }
 
-/// A map as `pcluster results` shows it.
+/// A map as displayed by `pcluster results`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct MapRow {
     pub map: MapId,
@@ -293,7 +299,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn words_parse_back() {
+    fn words_round_trip() {
         for state in TaskState::ALL {
             assert_eq!(state.word().parse(), Ok(state));
             assert_eq!(serde_json::to_string(&state).unwrap(), format!("{:?}", state.word()));

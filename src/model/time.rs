@@ -1,7 +1,7 @@
 //! Points in time as data. Nothing here reads a clock.
 use serde::{Deserialize, Serialize};
 
-/// Seconds since 1970-01-01T00:00:00Z, with microseconds behind the point. The database stores it as REAL.
+/// Seconds since 1970-01-01T00:00:00Z, with microsecond precision. The database stores it as REAL.
 #[derive(Clone, Copy, Debug, PartialEq, PartialOrd, Serialize, Deserialize, Default)]
 #[serde(transparent)]
 pub struct UnixTime(pub f64);
@@ -11,7 +11,8 @@ impl UnixTime {
     pub fn since(self, earlier: UnixTime) -> f64 {
         (self.0 - earlier.0).max(0.0)
     }
-    /// ISO 8601 in UTC with microseconds, as ipyparallel writes dates (`2026-11-20T20:02:13.000000Z`).
+    /// ISO 8601 in UTC with microseconds, ipyparallel's date format
+    /// (`2026-11-20T20:02:13.000000Z`).
     pub fn to_iso(self) -> String {
         let micros = (self.0 * 1e6).round();
         match jiff::Timestamp::from_microsecond(micros as i64) {
@@ -19,7 +20,7 @@ impl UnixTime {
             Err(_) => format!("{}", self.0),
         }
     }
-    /// Reads what [`UnixTime::to_iso`] and Python's `isoformat` write.
+    /// Parses the formats of [`UnixTime::to_iso`] and Python's `isoformat`.
     pub fn from_iso(text: &str) -> Option<UnixTime> {
         let stamp: jiff::Timestamp = text.parse().or_else(|_| format!("{text}Z").parse()).ok()?;
         Some(UnixTime(stamp.as_microsecond() as f64 / 1e6))

@@ -1,19 +1,20 @@
 //! Sockets that carry multipart messages. [`zmq`] is the only file that names the ZeroMQ crate.
 //!
-//! A [`Socket`] is cheap to clone; sending never waits for a slow peer (what such a peer does not take is kept for it,
-//! up to a bound; beyond it the peer is cut off, so that it connects and asks again).
-mod overflow;
+//! A [`Socket`] is cheap to clone. Sending never blocks on a slow peer: messages that the peer does
+//! not accept are queued up to a limit. Beyond the limit the peer is disconnected, so that it
+//! reconnects and asks again.
+mod handshakes;
+mod memory_budget;
 mod packed;
 mod receipt;
-mod refused;
-mod waiting;
+mod send_queues;
 mod zmq;
 
+pub use memory_budget::MemoryBudget;
 pub use receipt::{Receipt, with_receipt};
-pub use waiting::Waiting;
 pub use zmq::{Connection, Connections, Socket};
 
-/// What a socket is to ZeroMQ.
+/// The ZeroMQ type of a socket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
     /// The first frame names the peer, in both directions.
@@ -24,7 +25,7 @@ pub enum Kind {
     Sub,
 }
 
-/// A CURVE key pair in Z85 text, as connection files spell keys.
+/// A CURVE key pair as Z85 text, the format of connection files.
 #[derive(Clone)]
 pub struct KeyPair {
     pub public: String,
@@ -43,25 +44,26 @@ pub enum Security {
     Plain,
     /// CURVE; peers must know our public key.
     Server(KeyPair),
-    /// CURVE to a server with this public key; our own pair is made for the connection.
+    /// CURVE to a server with this public key; a key pair is generated for the connection.
     Client { server_key: String },
 }
 
-/// What a socket takes from a peer.
+/// Limits on what a socket accepts from a peer.
 #[derive(Clone)]
 pub struct Limits {
-    /// Of one message, with some bytes for each frame.
+    /// Maximum size of one message, including some bytes per frame.
     pub message_bytes: Option<usize>,
     pub frames: usize,
-    /// What may wait for peers that do not read, over all sockets that share this. By default each socket has its own bound.
-    pub waiting: Option<Waiting>,
+    /// Maximum size of the messages queued for slow peers, over all sockets that share this budget.
+    /// By default each socket has its own limit.
+    pub budget: Option<MemoryBudget>,
 }
 
 impl Limits {
     pub const NONE: Limits = Limits {
         message_bytes: None,
         frames: usize::MAX,
-        waiting: None,
+        budget: None,
     };
 }
 
@@ -80,8 +82,8 @@ pub enum TransportError {
     BadKey(String),
     #[error("no such peer is connected")]
     NoPeer,
-    #[error("the peer was cut off: {0}")]
-    CutOff(String),
+    #[error("the peer was disconnected: {0}")]
+    Disconnected(String),
     #[error("the socket is closed")]
     Closed,
     #[error("{0}")]

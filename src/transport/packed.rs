@@ -1,20 +1,22 @@
-//! Small messages between pcluster's own ends travel as one frame: each frame of its own costs a seal of CURVE's, microseconds
-//! on either side, and a message of a task has ten.
+//! Sends small messages between pcluster's own ends as one frame: with CURVE each frame costs an
+//! encryption, microseconds on either side, and the message of a task has ten frames.
 //!
-//! Packed: four bytes of [`MARK`], then for each part its length (u32, little-endian) and the part.
+//! Format: the four bytes of [`MARK`], then for each part its length (u32, little-endian) and the
+//! part.
 use crate::wire::Frames;
 use bytes::{Buf, BufMut, BytesMut};
 
-/// No channel of the native protocol is called so, and no message of ipyparallel's consists of one frame.
+/// No channel of the native protocol has this name, and no message of ipyparallel's protocol has
+/// only one frame.
 const MARK: &[u8; 4] = b"\0pk1";
-/// What is larger travels as it is, uncopied.
-const LARGEST: usize = 32 << 10;
+/// Larger messages are sent unchanged, without a copy.
+const MAX_PACKED_BYTES: usize = 32 << 10;
 
-/// The frames from `first` on as one, where they are small.
+/// Combines the frames from `first` on into one, if they are small.
 pub fn pack(frames: Frames, first: usize) -> Frames {
     let parts = frames.get(first..).unwrap_or_default();
     let size: usize = parts.iter().map(|part| part.len() + 4).sum();
-    if parts.len() < 2 || size > LARGEST {
+    if parts.len() < 2 || size > MAX_PACKED_BYTES {
         return frames;
     }
     let mut packed = BytesMut::with_capacity(MARK.len() + size);
@@ -33,8 +35,9 @@ pub fn is_packed(frame: &[u8]) -> bool {
     frame.starts_with(MARK)
 }
 
-/// The frames as they were before [`pack`]; others as they are. None where the lengths do not fit, or for more than `most`.
-pub fn unpack(mut frames: Frames, most: usize) -> Option<Frames> {
+/// Restores the frames from before [`pack`]; returns others unchanged. None if the lengths are
+/// invalid, or the frames exceed `max_frames`.
+pub fn unpack(mut frames: Frames, max_frames: usize) -> Option<Frames> {
     if frames.last().is_none_or(|last| !is_packed(last)) {
         return Some(frames);
     }
@@ -42,7 +45,7 @@ pub fn unpack(mut frames: Frames, most: usize) -> Option<Frames> {
     packed.advance(MARK.len());
     while packed.has_remaining() {
         let length = packed.try_get_u32_le().ok()? as usize;
-        if length > packed.len() || frames.len() >= most {
+        if length > packed.len() || frames.len() >= max_frames {
             return None;
         }
         frames.push(packed.split_to(length));
@@ -65,7 +68,7 @@ mod tests {
         ) {
             let mut given: Frames = list.into_iter().map(Bytes::from).collect();
             if long {
-                given.push(Bytes::from(vec![1; LARGEST]));
+                given.push(Bytes::from(vec![1; MAX_PACKED_BYTES]));
             }
             let packed = pack(given.clone(), first);
             prop_assert_eq!(packed.len() == given.len(), long || given.len() < first + 2);
@@ -78,7 +81,7 @@ mod tests {
     }
 
     #[test]
-    fn the_number_of_frames_is_bounded() {
+    fn the_number_of_frames_is_limited() {
         let packed = pack(vec![Bytes::new(); 10], 0);
         assert_eq!(packed.len(), 1);
         assert_eq!(unpack(packed.clone(), 9), None);

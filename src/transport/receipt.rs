@@ -1,4 +1,5 @@
-//! When a socket has let go of a message: as it was written to its connection (or as that ended).
+//! Reports when a socket releases a message: when it was written to its connection, or the
+//! connection ended.
 use bytes::Bytes;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -7,7 +8,7 @@ const UNSENT: u8 = 0;
 const SENT: u8 = 1;
 const RELEASED: u8 = 2;
 
-/// The sender's half: says whether the message was accepted by the socket at all.
+/// The sender's half: reports whether the socket accepted the message at all.
 pub struct Receipt(Arc<Shared>);
 
 struct Shared {
@@ -24,8 +25,9 @@ impl Shared {
     }
 }
 
-/// The same bytes. `note` is called once, when the last copy is released and [`Receipt::sent`] was called, in either order.
-/// With CURVE that is just before the message is written to its connection.
+/// The same bytes. `note` is called once, when the last copy is released and [`Receipt::sent`] was
+/// called, in either order. With CURVE that is just before the message is written to its
+/// connection.
 pub fn with_receipt(bytes: Bytes, note: impl FnOnce() + Send + 'static) -> (Bytes, Receipt) {
     struct Owner(Bytes, Arc<Shared>);
     impl AsRef<[u8]> for Owner {
@@ -62,7 +64,7 @@ mod tests {
     use std::sync::atomic::AtomicUsize;
 
     #[test]
-    fn a_message_is_noted_once_and_only_if_it_was_accepted() {
+    fn the_callback_runs_once_and_only_if_the_message_was_accepted() {
         let count = Arc::new(AtomicUsize::new(0));
         let make = || {
             let count = count.clone();
@@ -75,12 +77,12 @@ mod tests {
         let copy = bytes.clone();
         receipt.sent();
         drop(bytes);
-        assert_eq!(count.load(Ordering::Relaxed), 0, "a copy is left");
+        assert_eq!(count.load(Ordering::Relaxed), 0, "a copy remains");
         drop(copy);
         assert_eq!(count.load(Ordering::Relaxed), 1);
         let (bytes, receipt) = make();
         drop(bytes);
-        assert_eq!(count.load(Ordering::Relaxed), 1, "the socket may not have taken it");
+        assert_eq!(count.load(Ordering::Relaxed), 1, "the socket may not have accepted it");
         receipt.sent();
         assert_eq!(count.load(Ordering::Relaxed), 2);
         let (bytes, receipt) = make();

@@ -1,8 +1,8 @@
-//! Sockets over `omq-tokio` (docs/adr/0001-zeromq-crate.md).
-use super::overflow::{Offered, Overflow, TooMuch};
+//! Sockets based on `omq-tokio` (docs/adr/0001-zeromq-crate.md).
+use super::handshakes::Handshakes;
+use super::memory_budget::{MAX_SOCKET_BYTES, MIN_ACCOUNTED_BYTES, MemoryBudget, PeerUsage, with_reservation};
 use super::packed::{is_packed, pack, unpack};
-use super::refused::Handshakes;
-use super::waiting::{Load, WEIGHED, WINDOW, Waiting, weighed};
+use super::send_queues::{QueueLimitExceeded, SendOutcome, SendQueues};
 use super::{KeyPair, Kind, Limits, Security, TransportError};
 use crate::wire::Frames;
 use bytes::Bytes;
@@ -14,19 +14,20 @@ use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-/// A connection that has not proven itself in so long is closed.
-const HANDSHAKE: Duration = Duration::from_secs(5);
-/// What may wait at a socket that is bounded alone, in bytes.
-const MOST_WAITING: usize = 1 << 30;
-/// How many such there may be at a socket; beyond them new ones are closed at once. Those that have proven themselves do not count.
-const MOST_HANDSHAKES: usize = 512;
+/// Timeout for a connection to authenticate.
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
+/// Maximum size in bytes of a socket's unsent messages if it has a budget of its own.
+const MAX_UNSENT_BYTES: usize = 1 << 30;
+/// Maximum number of unauthenticated connections per socket; further ones are closed immediately.
+/// Authenticated ones do not count.
+const MAX_PENDING_HANDSHAKES: usize = 512;
 
-/// Whether small messages travel as one frame.
+/// Whether small messages are sent as one frame.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Packs {
+enum PackMode {
     Never,
-    /// To those who send theirs so.
-    Likewise,
+    /// Only to peers that do the same.
+    Adaptive,
     Always,
 }
 
@@ -34,36 +35,38 @@ enum Packs {
 pub struct Socket {
     omq: Omq,
     kind: Kind,
-    overflow: Arc<Mutex<Overflow<Message>>>,
-    /// Of a ROUTER: the connections of its peers, by routing id.
+    queues: Arc<Mutex<SendQueues<Message>>>,
+    /// The connections of a ROUTER's peers, by routing id.
     peers: Arc<Mutex<HashMap<Bytes, u64>>>,
-    most_frames: usize,
-    packs: Packs,
-    /// Peers that have sent a packed message on their connection.
-    packing: Arc<Mutex<HashSet<Bytes>>>,
-    waiting: Waiting,
-    /// Of those that share [`Socket::waiting`].
+    max_frames: usize,
+    pack_mode: PackMode,
+    /// Peers that have sent a packed message on their current connection.
+    packed_peers: Arc<Mutex<HashSet<Bytes>>>,
+    budget: MemoryBudget,
+    /// The number of this socket among those that share [`Limits::budget`].
     number: usize,
 }
 
 impl Socket {
-    /// `identity` is the routing id that a ROUTER on the other side sees. What comes is not bounded in length: for one
-    /// that connects, to a peer whose key it knows.
+    /// `identity` is the routing id that a remote ROUTER sees. The length of received messages is
+    /// unlimited: for a socket that connects to a peer whose key it knows.
     pub fn new(kind: Kind, identity: Option<&str>, security: &Security) -> Result<Socket, TransportError> {
         Socket::with_limits(kind, identity, security, &Limits::NONE)
     }
 
-    /// A peer whose message is longer than `limits` allow loses its connection before memory is taken for it.
+    /// A peer that sends a message beyond `limits` is disconnected before memory is allocated for
+    /// it.
     pub fn with_limits(kind: Kind, identity: Option<&str>, security: &Security, limits: &Limits) -> Result<Socket, TransportError> {
         let mut options = Options::new()
             .reconnect(ReconnectPolicy::Exponential {
                 min: Duration::from_millis(50),
                 max: Duration::from_secs(2),
             })
-            .handshake_timeout(HANDSHAKE)
-            .max_pending_handshakes(MOST_HANDSHAKES)
+            .handshake_timeout(HANDSHAKE_TIMEOUT)
+            .max_pending_handshakes(MAX_PENDING_HANDSHAKES)
             .linger(Duration::from_secs(3))
-            // Each takes 340 bytes from the beginning, used or not, and a controller has twelve sockets.
+            // Each slot takes 340 bytes from the start, used or not, and a controller has twelve
+            // sockets.
             .monitor_capacity(1024)
             .router_mandatory(true);
         if let Some(bytes) = limits.message_bytes {
@@ -87,52 +90,54 @@ impl Socket {
             Kind::Sub => SocketType::Sub,
         };
         let omq = Omq::try_new(socket_type, options).map_err(|e| TransportError::Other(e.to_string()))?;
-        let (sender, mut to_cut_off) = tokio::sync::mpsc::unbounded_channel();
-        let waiting = limits.waiting.clone().unwrap_or_else(|| Waiting::new(MOST_WAITING));
+        let (sender, mut to_disconnect) = tokio::sync::mpsc::unbounded_channel();
+        let budget = limits.budget.clone().unwrap_or_else(|| MemoryBudget::new(MAX_UNSENT_BYTES));
         let socket = Socket {
             omq,
             kind,
-            overflow: Arc::default(),
+            queues: Arc::default(),
             peers: Arc::default(),
-            most_frames: limits.frames,
-            packs: Packs::Never,
-            packing: Arc::default(),
-            number: waiting.join(sender),
-            waiting,
+            max_frames: limits.frames,
+            pack_mode: PackMode::Never,
+            packed_peers: Arc::default(),
+            number: budget.join(sender),
+            budget,
         };
-        // Lives as long as the sockets that it is bounded with; one alone is bounded where it sends.
-        if limits.waiting.is_some() {
-            let (omq, peers, overflow) = (socket.omq.clone(), socket.peers.clone(), socket.overflow.clone());
+        // Lives as long as the sockets that share the budget; a socket with its own budget is
+        // limited when it sends.
+        if limits.budget.is_some() {
+            let (omq, peers, queues) = (socket.omq.clone(), socket.peers.clone(), socket.queues.clone());
             tokio::spawn(async move {
-                while let Some((peer, why)) = to_cut_off.recv().await {
-                    cut_off(&omq, &peers, &overflow, &peer, &why);
+                while let Some((peer, why)) = to_disconnect.recv().await {
+                    disconnect(&omq, &peers, &queues, &peer, &why);
                 }
             });
         }
         if kind == Kind::Router {
-            socket.note_peers(matches!(security, Security::Server(_)));
+            socket.track_peers(matches!(security, Security::Server(_)));
         }
         Ok(socket)
     }
 
-    /// Small messages travel as one frame; the other end must do the same, or do likewise.
+    /// Sends small messages as one frame; the other end must use this mode or the adaptive one.
     #[must_use]
-    pub fn packing(mut self) -> Socket {
-        self.packs = Packs::Always;
+    pub fn with_packing(mut self) -> Socket {
+        self.pack_mode = PackMode::Always;
         self
     }
 
-    /// Small messages to a peer that sends its own as one frame do so, too. Before the socket is bound or connected.
+    /// Sends small messages as one frame to peers that do so themselves. Call it before binding or
+    /// connecting the socket.
     #[must_use]
-    pub fn packing_likewise(mut self) -> Socket {
-        self.packs = Packs::Likewise;
+    pub fn with_adaptive_packing(mut self) -> Socket {
+        self.pack_mode = PackMode::Adaptive;
         self
     }
 
-    /// Keeps the table of peers, and logs those that cannot become one.
-    fn note_peers(&self, encrypts: bool) {
-        let (mut monitor, peers, overflow) = (self.omq.monitor(), self.peers.clone(), self.overflow.clone());
-        let (waiting, number, packing) = (self.waiting.downgrade(), self.number, self.packing.clone());
+    /// Maintains the table of peers, and logs those whose handshake fails.
+    fn track_peers(&self, encrypts: bool) {
+        let (mut monitor, peers, queues) = (self.omq.monitor(), self.peers.clone(), self.queues.clone());
+        let (budget, number, packed_peers) = (self.budget.downgrade(), self.number, self.packed_peers.clone());
         tokio::spawn(async move {
             let mut errors = 0;
             let mut handshakes = Handshakes::new(encrypts);
@@ -148,7 +153,7 @@ impl Socket {
                     biased;
                     event = monitor.recv() => event,
                     () = wait => {
-                        handshakes.look(std::time::Instant::now());
+                        handshakes.check_closed(std::time::Instant::now());
                         continue;
                     }
                 };
@@ -170,37 +175,39 @@ impl Socket {
                         let mut peers = lock(&peers);
                         if let DisconnectReason::Error(why) = &reason {
                             errors += 1u64;
-                            // A message beyond the limit, for one. Not each of those of strangers, who could fill the log.
+                            // For example a message beyond the limit. Not logged for
+                            // unauthenticated peers, who could fill the log.
                             if peers.contains_key(&identity) || errors.is_power_of_two() {
                                 tracing::info!(errors, why, "a peer's connection ended with an error");
                             }
                         }
-                        // One that has come back under its name has another connection already.
+                        // A peer that has reconnected under the same name already has another
+                        // connection.
                         let current = peers.get(&identity).is_none_or(|id| *id == peer.connection_id);
                         if current {
                             peers.remove(&identity);
-                            lock(&packing).remove(&identity);
-                            lock(&overflow).forget(&identity);
-                            if let Some(waiting) = waiting.upgrade() {
-                                waiting.forget(number, &identity);
+                            lock(&packed_peers).remove(&identity);
+                            lock(&queues).forget(&identity);
+                            if let Some(budget) = budget.upgrade() {
+                                budget.forget(number, &identity);
                             }
                         }
                     }
                     Ok(MonitorEvent::HandshakeFailed { peer_ident, reason, .. }) => handshakes.failed(&peer_ident.to_string(), &reason),
                     Ok(MonitorEvent::Closed) | Err(MonitorRecvError::Closed) => return,
-                    Err(MonitorRecvError::Lagged(_)) => handshakes.forget(),
+                    Err(MonitorRecvError::Lagged(_)) => handshakes.clear(),
                     Ok(_) | Err(_) => {}
                 }
             }
         });
     }
 
-    /// Listens on `ip:port`; port 0 takes a free one. Returns the port.
+    /// Listens on `ip:port`; port 0 selects a free one. Returns the port.
     pub async fn bind(&self, ip: &str, port: u16) -> Result<u16, TransportError> {
         let address = format!("tcp://{}:{port}", bracketed(ip));
         let endpoint = self.omq.bind(address.as_str()).await.map_err(|e| TransportError::Bind {
             address: address.clone(),
-            why: plain_words(&e),
+            why: describe(&e),
             kind: match &e {
                 Error::Io(error) => Some(error.kind()),
                 _ => None,
@@ -215,12 +222,12 @@ impl Socket {
         })
     }
 
-    /// Connects in the background, again and again until it works.
+    /// Connects in the background, with retries.
     pub async fn connect(&self, ip: &str, port: u16) -> Result<(), TransportError> {
         let address = format!("tcp://{}:{port}", bracketed(ip));
         self.omq.connect(address.as_str()).await.map_err(|e| TransportError::Connect {
             address,
-            why: plain_words(&e),
+            why: describe(&e),
         })?;
         self.subscribe().await
     }
@@ -235,98 +242,101 @@ impl Socket {
         Ok(())
     }
 
-    /// Sends without waiting. To a ROUTER's peer that is not there: [`TransportError::NoPeer`].
+    /// Sends without blocking. For a ROUTER's peer that is not connected:
+    /// [`TransportError::NoPeer`].
     pub fn send(&self, frames: Frames) -> Result<(), TransportError> {
         let (peer, first) = match self.kind {
             Kind::Router => (frames.first().cloned().unwrap_or_default(), 1),
             _ => (Bytes::new(), 0),
         };
-        let packs = match self.packs {
-            Packs::Never => false,
-            Packs::Likewise => lock(&self.packing).contains(&peer),
-            Packs::Always => true,
+        let packs = match self.pack_mode {
+            PackMode::Never => false,
+            PackMode::Adaptive => lock(&self.packed_peers).contains(&peer),
+            PackMode::Always => true,
         };
         let mut frames = if packs { pack(frames, first) } else { frames };
         let size: usize = frames.iter().map(Bytes::len).sum();
-        let mut load: Option<Arc<Load>> = None;
-        if size >= WEIGHED && self.kind == Kind::Router {
-            let its = self.waiting.load(self.number, &peer);
+        let mut load: Option<Arc<PeerUsage>> = None;
+        if size >= MIN_ACCOUNTED_BYTES && self.kind == Kind::Router {
+            let usage = self.budget.usage(self.number, &peer);
             if let Some(last) = frames.last_mut() {
-                *last = weighed(std::mem::take(last), its.weigh(size));
+                *last = with_reservation(std::mem::take(last), usage.reserve(size));
             }
-            load = Some(its);
+            load = Some(usage);
         }
         let message = Message::multipart(frames);
-        // The message itself is among these bytes.
-        let is_much = load.as_ref().is_some_and(|load| load.bytes() - size.min(load.bytes()) >= WINDOW);
-        if is_much || lock(&self.overflow).holds(&peer) {
-            return self.keep(&peer, load, message, size);
+        // The message itself is included in these bytes.
+        let is_window_full = load
+            .as_ref()
+            .is_some_and(|load| load.bytes() - size.min(load.bytes()) >= MAX_SOCKET_BYTES);
+        if is_window_full || lock(&self.queues).has_queued(&peer) {
+            return self.enqueue(&peer, load, message, size);
         }
         match self.omq.try_send(message) {
             Ok(()) => Ok(()),
-            Err(TrySendError::Full(message)) => self.keep(&peer, load, message, size),
+            Err(TrySendError::Full(message)) => self.enqueue(&peer, load, message, size),
             Err(TrySendError::Error(Error::Unroutable)) => Err(TransportError::NoPeer),
             Err(TrySendError::Closed | TrySendError::Error(Error::Closed)) => Err(TransportError::Closed),
             Err(TrySendError::Error(e)) => Err(TransportError::Other(e.to_string())),
         }
     }
 
-    /// `load`: of a message that is weighed already.
-    fn keep(&self, peer: &Bytes, load: Option<Arc<Load>>, message: Message, size: usize) -> Result<(), TransportError> {
-        let (load, weight) = match load {
+    /// `load`: the reservation of a message that is already accounted for.
+    fn enqueue(&self, peer: &Bytes, load: Option<Arc<PeerUsage>>, message: Message, size: usize) -> Result<(), TransportError> {
+        let (load, reservation) = match load {
             Some(load) => (load, None),
             None => {
-                let load = self.waiting.load(self.number, peer);
-                let weight = load.weigh(size);
-                (load, Some(weight))
+                let load = self.budget.usage(self.number, peer);
+                let reservation = load.reserve(size);
+                (load, Some(reservation))
             }
         };
-        let kept = lock(&self.overflow).push(peer, &load, message, size, self.waiting.most(), weight);
-        self.kept(peer, kept)
+        let queued = lock(&self.queues).push(peer, &load, message, size, self.budget.max_bytes(), reservation);
+        self.after_enqueue(peer, queued)
     }
 
-    fn kept(&self, peer: &Bytes, kept: Result<(), TooMuch>) -> Result<(), TransportError> {
-        if let Err(too_much) = kept {
-            let why = too_much.to_string();
-            self.waiting.note_cut_off();
-            self.cut_off(peer, &why);
-            return Err(TransportError::CutOff(why));
+    fn after_enqueue(&self, peer: &Bytes, queued: Result<(), QueueLimitExceeded>) -> Result<(), TransportError> {
+        if let Err(exceeded) = queued {
+            let why = exceeded.to_string();
+            self.budget.count_disconnect();
+            self.disconnect(peer, &why);
+            return Err(TransportError::Disconnected(why));
         }
-        let mut overflow = lock(&self.overflow);
-        if !overflow.flushing {
-            overflow.flushing = true;
+        let mut queues = lock(&self.queues);
+        if !queues.flushing {
+            queues.flushing = true;
             let socket = self.clone();
             tokio::spawn(async move { socket.flush().await });
         }
         Ok(())
     }
 
-    /// Offers what is kept until all is taken or its peer is gone.
+    /// Flushes the queue until it is empty or the peer has disconnected.
     async fn flush(self) {
         loop {
             tokio::time::sleep(Duration::from_millis(2)).await;
-            let mut overflow = lock(&self.overflow);
-            overflow.offer(|message| match self.omq.try_send(message) {
-                Ok(()) => Offered::Taken,
-                Err(TrySendError::Full(message)) => Offered::Full(message),
-                Err(_) => Offered::Gone,
+            let mut queues = lock(&self.queues);
+            queues.offer(|message| match self.omq.try_send(message) {
+                Ok(()) => SendOutcome::Sent,
+                Err(TrySendError::Full(message)) => SendOutcome::Full(message),
+                Err(_) => SendOutcome::Disconnected,
             });
-            if overflow.is_empty() {
-                overflow.flushing = false;
+            if queues.is_empty() {
+                queues.flushing = false;
                 return;
             }
         }
     }
 
-    /// Ends a ROUTER's connection to a peer, with what waits for it. The peer may connect again, and has to ask again for
-    /// what it misses.
-    pub fn cut_off(&self, peer: &Bytes, why: &str) {
-        cut_off(&self.omq, &self.peers, &self.overflow, peer, why);
+    /// Disconnects a ROUTER's peer and drops its queued messages. The peer may reconnect, and has
+    /// to ask again for what it missed.
+    pub fn disconnect(&self, peer: &Bytes, why: &str) {
+        disconnect(&self.omq, &self.peers, &self.queues, peer, why);
     }
 
-    /// Whether something waits that could not be sent at once.
+    /// Whether messages are queued that could not be sent immediately.
     pub fn is_behind(&self) -> bool {
-        !lock(&self.overflow).is_empty()
+        !lock(&self.queues).is_empty()
     }
 
     pub async fn receive(&self) -> Result<Frames, TransportError> {
@@ -338,7 +348,7 @@ impl Socket {
         }
     }
 
-    /// What has arrived already, if anything.
+    /// Returns a message that has already arrived, if any.
     pub fn try_receive(&self) -> Option<Frames> {
         loop {
             let message = self.omq.try_recv().ok()?;
@@ -350,49 +360,51 @@ impl Socket {
 
     fn accepted(&self, message: &Message) -> Option<Frames> {
         let count = message.len();
-        let taken = match count <= self.most_frames {
-            true if self.packs == Packs::Always => unpack(frames(message), self.most_frames),
-            true if self.packs == Packs::Likewise => self.unpacked_likewise(frames(message)),
+        let taken = match count <= self.max_frames {
+            true if self.pack_mode == PackMode::Always => unpack(frames(message), self.max_frames),
+            true if self.pack_mode == PackMode::Adaptive => self.unpack_adaptive(frames(message)),
             true => Some(frames(message)),
             false => None,
         };
         if taken.is_none() {
             let peer = message.part_bytes(0).unwrap_or_default();
             let why = format!(
-                "a message of {count} frames or more, or malformed; {} are allowed",
-                self.most_frames
+                "a malformed message, or one of at least {count} frames (at most {} are allowed)",
+                self.max_frames
             );
-            self.cut_off(&peer, &why);
+            self.disconnect(&peer, &why);
         }
         taken
     }
 
-    /// A message that came as one frame is packed if it is marked so.
-    fn unpacked_likewise(&self, frames: Frames) -> Option<Frames> {
+    /// A message of one frame is unpacked if it has the mark.
+    fn unpack_adaptive(&self, frames: Frames) -> Option<Frames> {
         let first = usize::from(self.kind == Kind::Router);
         if frames.len() != first + 1 || !is_packed(&frames[first]) {
             return Some(frames);
         }
         let peer = if first == 1 { frames[0].clone() } else { Bytes::new() };
-        lock(&self.packing).insert(peer);
-        unpack(frames, self.most_frames)
+        lock(&self.packed_peers).insert(peer);
+        unpack(frames, self.max_frames)
     }
 
-    /// Connections of a socket, as they begin and end.
+    /// The beginning and end of a socket's connections.
     pub fn connections(&self) -> Connections {
         Connections(self.omq.monitor())
     }
 
-    /// Waits for what was sent, a few seconds at most, and closes.
+    /// Waits up to a few seconds for unsent messages, then closes the socket.
     pub async fn close(self) {
         let _ = self.omq.close().await;
     }
 }
 
-/// What becomes of a peer's connection. `identity` is the routing id that its messages come under, chosen by it or given here.
+/// Events of a peer's connection. `identity` is the routing id of its messages, chosen by the peer
+/// or assigned here.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Connection {
-    /// `key`: the peer's CURVE public key (Z85), proven in the handshake; it is the same when the peer comes back.
+    /// `key`: the peer's CURVE public key (Z85), authenticated in the handshake; it stays the same
+    /// when the peer reconnects.
     Began {
         identity: Bytes,
         key: Option<String>,
@@ -406,7 +418,7 @@ pub struct Connections(MonitorStream);
 
 impl Connections {
     /// The routing id of the next peer whose connection ends.
-    pub async fn next_end(&mut self) -> Option<Bytes> {
+    pub async fn next_disconnected(&mut self) -> Option<Bytes> {
         loop {
             if let Connection::Ended { identity } = self.next().await? {
                 return Some(identity);
@@ -462,24 +474,25 @@ fn frames(message: &Message) -> Frames {
     (0..message.len()).filter_map(|i| message.part_bytes(i)).collect()
 }
 
-/// The connection that a routing id given by our side stands for (a zero byte and the number, big endian).
+/// The connection number in a routing id that this side assigned (a zero byte and the number, big
+/// endian).
 fn generated(identity: &Bytes) -> Option<u64> {
     let number: [u8; 8] = identity.strip_prefix(&[0])?.try_into().ok()?;
     Some(u64::from_be_bytes(number))
 }
 
-fn cut_off(omq: &Omq, peers: &Mutex<HashMap<Bytes, u64>>, overflow: &Mutex<Overflow<Message>>, peer: &Bytes, why: &str) {
-    lock(overflow).forget(peer);
+fn disconnect(omq: &Omq, peers: &Mutex<HashMap<Bytes, u64>>, queues: &Mutex<SendQueues<Message>>, peer: &Bytes, why: &str) {
+    lock(queues).forget(peer);
     let Some(connection) = lock(peers).get(peer).copied().or_else(|| generated(peer)) else {
-        tracing::warn!(peer = %peer.escape_ascii(), why, "a peer was to be cut off, but has no connection");
+        tracing::warn!(peer = %peer.escape_ascii(), why, "cannot disconnect a peer: it has no connection");
         return;
     };
-    tracing::warn!(peer = %peer.escape_ascii(), why, "a peer is cut off");
+    tracing::warn!(peer = %peer.escape_ascii(), why, "disconnecting a peer");
     let omq = omq.clone();
     tokio::spawn(async move { omq.disconnect_peer(connection).await });
 }
 
-/// A panic elsewhere leaves these tables usable.
+/// After a panic in another thread these tables remain usable.
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -499,7 +512,7 @@ fn closed(e: Error) -> TransportError {
     }
 }
 
-fn plain_words(e: &Error) -> String {
+fn describe(e: &Error) -> String {
     e.to_string()
 }
 
@@ -536,12 +549,12 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn small_messages_travel_as_one_frame_to_those_who_send_them_so() {
-        let router = Socket::new(Kind::Router, None, &Security::Plain).unwrap().packing_likewise();
+    async fn small_messages_are_packed_for_peers_that_pack_theirs() {
+        let router = Socket::new(Kind::Router, None, &Security::Plain).unwrap().with_adaptive_packing();
         let port = router.bind("127.0.0.1", 0).await.unwrap();
         let (plain, other) = (
             dealer(port, Some("plain")).await,
-            dealer(port, Some("other")).await.packing_likewise(),
+            dealer(port, Some("other")).await.with_adaptive_packing(),
         );
         let parts = || vec![Bytes::from_static(b"a"), Bytes::new(), Bytes::from_static(b"\0pk1")];
         let to = |name: &'static str| [vec![Bytes::from_static(name.as_bytes())], parts()].concat();
@@ -551,35 +564,35 @@ mod tests {
             router.send(to(name)).unwrap();
             assert_eq!(socket.receive().await.unwrap(), parts());
         }
-        // What is packed by hand is answered so, and nobody here unpacks it.
+        // A manually packed message is answered in the same form; this socket does not unpack it.
         plain.send(pack(parts(), 0)).unwrap();
         assert_eq!(router.receive().await.unwrap(), to("plain"));
         router.send(to("plain")).unwrap();
         assert_eq!(plain.receive().await.unwrap(), pack(parts(), 0));
-        other.clone().packing().send(parts()).unwrap();
+        other.clone().with_packing().send(parts()).unwrap();
         assert_eq!(router.receive().await.unwrap(), to("other"));
         router.send(to("other")).unwrap();
         assert_eq!(other.receive().await.unwrap(), parts());
-        // One that has gone and come again is another.
-        assert!(lock(&router.packing).contains(&b"other"[..]));
+        // A peer that reconnects is a new one.
+        assert!(lock(&router.packed_peers).contains(&b"other"[..]));
         other.close().await;
-        while lock(&router.packing).contains(&b"other"[..]) {
+        while lock(&router.packed_peers).contains(&b"other"[..]) {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     }
 
     #[tokio::test]
-    async fn a_peer_that_leaves_is_told_of() {
+    async fn a_disconnect_is_reported() {
         let (router, dealer) = pair(true).await;
         let mut departures = router.connections();
         dealer.send(vec![Bytes::from_static(b"a")]).unwrap();
         router.receive().await.unwrap();
         dealer.close().await;
-        assert_eq!(departures.next_end().await.unwrap(), "me");
+        assert_eq!(departures.next_disconnected().await.unwrap(), "me");
     }
 
     #[tokio::test]
-    async fn a_peer_is_known_again_by_its_key() {
+    async fn a_peer_is_identified_by_its_key_after_a_reconnection() {
         let keys = KeyPair::generate();
         let router = Socket::new(Kind::Router, None, &Security::Server(keys.clone())).unwrap();
         let mut connections = router.connections();
@@ -598,7 +611,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_burst_to_one_peer_is_kept_in_order() {
+    async fn a_burst_to_one_peer_stays_in_order() {
         let (router, dealer) = pair(false).await;
         dealer.send(vec![Bytes::from_static(b"hello")]).unwrap();
         router.receive().await.unwrap();
@@ -622,8 +635,8 @@ mod tests {
         dealer
     }
 
-    /// Sends until the router has it: a connection that is ending swallows messages.
-    async fn insist(peer: &Socket, router: &Socket, text: &'static str) -> Bytes {
+    /// Sends until the router receives it: a connection that is closing loses messages.
+    async fn send_until_received(peer: &Socket, router: &Socket, text: &'static str) -> Bytes {
         loop {
             peer.send(vec![Bytes::from_static(text.as_bytes())]).unwrap();
             let patience = Duration::from_millis(300);
@@ -637,36 +650,36 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_is_too_long_ends_the_connection_and_no_other() {
+    async fn a_message_that_is_too_long_ends_only_its_own_connection() {
         let limits = Limits {
             message_bytes: Some(10_000),
             frames: 20,
-            waiting: None,
+            budget: None,
         };
         for name in [Some("bad"), None] {
             for bad in [vec![Bytes::from(vec![0; 20_000])], vec![Bytes::new(); 21]] {
                 let (router, port) = limited(limits.clone()).await;
                 let (peer, good) = (dealer(port, name).await, dealer(port, Some("good")).await);
-                insist(&peer, &router, "short").await;
+                send_until_received(&peer, &router, "short").await;
                 let mut departures = router.connections();
                 peer.send(bad).unwrap();
                 good.send(vec![Bytes::from_static(b"still here")]).unwrap();
                 assert_eq!(router.receive().await.unwrap(), ["good", "still here"]);
-                let gone = departures.next_end().await.unwrap();
+                let gone = departures.next_disconnected().await.unwrap();
                 assert!(name.map_or(gone.starts_with(b"\0"), |name| gone == name), "{gone:?}");
-                // It may come back.
-                insist(&peer, &router, "better").await;
+                // It may reconnect.
+                send_until_received(&peer, &router, "better").await;
             }
         }
     }
 
     #[tokio::test]
-    async fn a_declared_length_takes_no_memory() {
+    async fn a_declared_length_allocates_no_memory() {
         use tokio::io::{AsyncReadExt, AsyncWriteExt};
         let (router, port) = limited(Limits {
             message_bytes: Some(1 << 20),
             frames: 20,
-            waiting: None,
+            budget: None,
         })
         .await;
         let mut liar = tokio::net::TcpStream::connect(("127.0.0.1", port)).await.unwrap();
@@ -674,7 +687,7 @@ mod tests {
         (greeting[0], greeting[9], greeting[10]) = (0xff, 0x7f, 3);
         greeting[12..16].copy_from_slice(b"NULL");
         liar.write_all(&greeting).await.unwrap();
-        // READY with its socket type, then a frame of 2^62 bytes, of which some come.
+        // READY with its socket type, then a frame of 2^62 bytes, of which a part is sent.
         let mut ready = b"\x05READY\x0bSocket-Type".to_vec();
         ready.extend(6u32.to_be_bytes());
         ready.extend(b"DEALER");
@@ -684,7 +697,7 @@ mod tests {
         liar.write_all(&(1u64 << 62).to_be_bytes()).await.unwrap();
         let _ = liar.write_all(&[7; 1000]).await;
         let mut answer = Vec::new();
-        // Its end, or a reset: in both cases the router did not wait for the rest.
+        // End-of-file or a reset: in both cases the router did not wait for the rest.
         let _ = liar.read_to_end(&mut answer).await;
         let good = dealer(port, Some("good")).await;
         good.send(vec![Bytes::from_static(b"x")]).unwrap();
@@ -692,18 +705,18 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_peer_that_is_cut_off_may_come_back() {
+    async fn a_disconnected_peer_may_reconnect() {
         let (router, port) = limited(Limits::NONE).await;
         let mut departures = router.connections();
         let peer = dealer(port, Some("bad")).await;
-        let identity = insist(&peer, &router, "a").await;
-        router.cut_off(&identity, "a test");
-        assert_eq!(departures.next_end().await.unwrap(), "bad");
-        insist(&peer, &router, "b").await;
+        let identity = send_until_received(&peer, &router, "a").await;
+        router.disconnect(&identity, "a test");
+        assert_eq!(departures.next_disconnected().await.unwrap(), "bad");
+        send_until_received(&peer, &router, "b").await;
     }
 
     #[tokio::test]
-    async fn a_peer_that_does_not_read_is_cut_off_and_the_others_are_served() {
+    async fn a_peer_that_does_not_read_is_disconnected_and_the_others_are_served() {
         let (router, port) = limited(Limits::NONE).await;
         let mut departures = router.connections();
         let (slow, good) = (dealer(port, Some("slow")).await, dealer(port, Some("good")).await);
@@ -711,7 +724,7 @@ mod tests {
             peer.send(vec![Bytes::from_static(b"hello")]).unwrap();
             router.receive().await.unwrap();
         }
-        // One block of memory, sent again and again.
+        // One block of memory, sent repeatedly.
         let block = Bytes::from(vec![0; 64 << 20]);
         let mut sent = 0usize;
         let error = loop {
@@ -719,24 +732,25 @@ mod tests {
                 Ok(()) => sent += block.len(),
                 Err(error) => break error,
             }
-            assert!(sent < 2 * MOST_WAITING, "never cut off");
+            assert!(sent < 2 * MAX_UNSENT_BYTES, "never disconnected");
         };
         assert!(
-            matches!(&error, TransportError::CutOff(why) if why.contains("does not read")),
+            matches!(&error, TransportError::Disconnected(why) if why.contains("does not read")),
             "{error}"
         );
-        assert_eq!(departures.next_end().await.unwrap(), "slow");
+        assert_eq!(departures.next_disconnected().await.unwrap(), "slow");
         router.send(vec![Bytes::from_static(b"good"), Bytes::from_static(b"x")]).unwrap();
         assert_eq!(good.receive().await.unwrap(), ["x"]);
     }
 
-    /// Several that do not read, at two sockets, are bounded together; who reads is served all the time.
+    /// Several peers of two sockets that do not read are limited together; a peer that reads is
+    /// served throughout.
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-    async fn all_slow_peers_together_are_bounded_and_the_slowest_goes_first() {
-        const MOST: usize = 300 << 20;
-        let waiting = Waiting::new(MOST);
+    async fn all_slow_peers_share_one_limit_and_the_slowest_is_disconnected_first() {
+        const MAX_BYTES: usize = 300 << 20;
+        let budget = MemoryBudget::new(MAX_BYTES);
         let limits = Limits {
-            waiting: Some(waiting.clone()),
+            budget: Some(budget.clone()),
             ..Limits::NONE
         };
         let ((first, port), (second, other_port)) = (limited(limits.clone()).await, limited(limits).await);
@@ -755,27 +769,27 @@ mod tests {
         let block = Bytes::from(vec![0; 8 << 20]);
         let send = |socket: &Socket, peer: &'static str| socket.send(vec![Bytes::from_static(peer.as_bytes()), block.clone()]);
         let mut rounds = 0;
-        while waiting.cut_off() == 0 {
+        while budget.disconnected_peers() == 0 {
             send(&first, names[0]).unwrap();
             send(&first, names[0]).unwrap();
             send(&second, names[1]).unwrap();
             send(&first, names[2]).unwrap();
             assert_eq!(good.receive().await.unwrap()[0].len(), block.len());
             rounds += 1;
-            // With what their own sockets have taken in.
-            assert!(rounds * 3 * block.len() < 3 * MOST, "nobody was cut off");
+            // Including the messages in their own sockets.
+            assert!(rounds * 3 * block.len() < 3 * MAX_BYTES, "no peer was disconnected");
         }
-        assert_eq!(departures.next_end().await.unwrap(), "slowest");
-        // The other goes on, and gets all in the end.
+        assert_eq!(departures.next_disconnected().await.unwrap(), "slowest");
+        // The other peer continues, and receives everything in the end.
         for _ in 0..rounds {
             assert_eq!(slow.receive().await.unwrap()[0].len(), block.len());
         }
-        assert_eq!(waiting.cut_off(), 1);
+        assert_eq!(budget.disconnected_peers(), 1);
         drop(slowest);
     }
 
     #[tokio::test]
-    async fn a_taken_port_is_refused() {
+    async fn a_port_in_use_is_rejected() {
         let (router, _dealer) = pair(false).await;
         let port = router.omq.last_bound_endpoint().unwrap().to_string();
         let port = port.rsplit(':').next().unwrap().parse().unwrap();

@@ -1,9 +1,9 @@
-//! A message whose signature was checked, with its parts as they came.
-use crate::model::kept::Kept;
+//! A message with a verified signature, with its original parts.
+use crate::model::buffer_file::BufferFile;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
-/// The header's fields that pcluster looks at. Fields that it does not know stay in [`Message::header_json`].
+/// The header fields that pcluster uses. Unknown fields stay in [`Message::header_json`].
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, Default)]
 #[serde(default)]
 pub struct Header {
@@ -18,7 +18,7 @@ pub struct Header {
 
 #[derive(Clone, Debug, Default)]
 pub struct Message {
-    /// Routing identities in front of the delimiter; on a ROUTER the first is the sender's.
+    /// Routing identities before the delimiter; on a ROUTER the first is the sender's.
     pub identities: Vec<Bytes>,
     pub header: Header,
     pub header_json: Bytes,
@@ -26,22 +26,22 @@ pub struct Message {
     pub metadata_json: Bytes,
     pub content_json: Bytes,
     pub buffers: Vec<Bytes>,
-    /// Does not travel: where the buffers are kept here.
-    pub kept: Kept,
+    /// Not sent: where this process stores the buffers.
+    pub buffer_file: BufferFile,
 }
 
-/// The protocol's word for "nothing" in a JSON part.
+/// The protocol's representation of an empty JSON part.
 pub const EMPTY: Bytes = Bytes::from_static(b"{}");
 
 impl Message {
-    /// Reads the content as `T`.
+    /// Parses the content as `T`.
     pub fn content<'a, T: Deserialize<'a>>(&'a self) -> serde_json::Result<T> {
         serde_json::from_slice(&self.content_json)
     }
     pub fn metadata<'a, T: Deserialize<'a>>(&'a self) -> serde_json::Result<T> {
         serde_json::from_slice(&self.metadata_json)
     }
-    /// The header of the message that this one answers; None where there is none.
+    /// The header of the request that this message answers; None if there is none.
     pub fn parent(&self) -> Option<Header> {
         let header: Header = serde_json::from_slice(&self.parent_json).ok()?;
         (!header.msg_id.is_empty()).then_some(header)
@@ -55,7 +55,7 @@ impl Message {
     }
 }
 
-/// JSON text of `value`. Our own plain data always has some.
+/// `value` as JSON text. Serializing our own plain data does not fail.
 pub fn to_json<T: Serialize + ?Sized>(value: &T) -> Bytes {
     serde_json::to_vec(value).map(Bytes::from).unwrap_or(EMPTY)
 }

@@ -1,10 +1,10 @@
 //! Signed multipart messages: bytes in, bytes out. No sockets, clocks or randomness here.
 //!
-//! Layout (Jupyter messaging protocol 5.x, as ipyparallel uses it):
-//! `identities… <IDS|MSG> signature header parent_header metadata content buffers…`
+//! Layout (Jupyter messaging protocol 5.x, as ipyparallel uses it): `identities… <IDS|MSG>
+//! signature header parent_header metadata content buffers…`
 //!
-//! Parts: [`signature`], [`message`] (a parsed message, and making one), [`session`] (key, replay check, open and seal),
-//! [`content`] (what the messages say, one file per conversation).
+//! Modules: [`signature`], [`message`] (parses and builds messages), [`session`] (key, replay
+//! check, open and seal), [`content`] (the content of messages, one file per conversation).
 pub mod content;
 pub mod message;
 pub mod session;
@@ -15,7 +15,7 @@ pub use session::{Session, WireError};
 
 use bytes::Bytes;
 
-/// Stands between the routing identities and the signature.
+/// The delimiter between the routing identities and the signature.
 pub const DELIMITER: &[u8] = b"<IDS|MSG>";
-/// What travels over a socket: one multipart message.
+/// The unit that a socket carries: one multipart message.
 pub type Frames = Vec<Bytes>;

@@ -1,8 +1,8 @@
-//! Opening and sealing messages with the key of a connection file.
+//! Opens and seals messages with the key of a connection file.
 use super::message::{EMPTY, Header, Message, to_json};
 use super::signature::Key;
 use super::{DELIMITER, Frames};
-use crate::model::kept::Kept;
+use crate::model::buffer_file::BufferFile;
 use bytes::Bytes;
 use serde::Serialize;
 use std::collections::{HashSet, VecDeque};
@@ -11,24 +11,24 @@ use std::collections::{HashSet, VecDeque};
 pub enum WireError {
     #[error("no <IDS|MSG> frame in a message of {0} frames")]
     NoDelimiter(usize),
-    #[error("{0} frames behind <IDS|MSG>, a message has at least 5")]
+    #[error("{0} frames after <IDS|MSG>, expected at least 5")]
     TooShort(usize),
-    #[error("the signature does not fit the message: another key, or a changed message")]
+    #[error("invalid signature: the key differs, or the message was modified")]
     BadSignature,
-    #[error("a message with this signature came before")]
+    #[error("replayed message: its signature was seen before")]
     Replayed,
     #[error("the header is not JSON: {0}")]
     BadHeader(String),
 }
 
-/// How many signatures are remembered against replays.
-const REMEMBERED: usize = 65_536;
+/// How many signatures are remembered to detect replays.
+const MAX_REMEMBERED_SIGNATURES: usize = 65_536;
 
-/// One party's end of signed conversations: its key, its name, and the signatures it has seen.
+/// One side of signed conversations: its key, its name, and the signatures it has seen.
 #[derive(Debug)]
 pub struct Session {
     key: Key,
-    /// Stands as `session` in every header made here.
+    /// The `session` field of every header created here.
     pub id: String,
     username: String,
     counter: u64,
@@ -37,7 +37,7 @@ pub struct Session {
 }
 
 impl Session {
-    /// `id` must be unique: it is the stem of the message ids made here.
+    /// `id` must be unique: it is the prefix of the message ids created here.
     pub fn new(key: &[u8], id: impl Into<String>, username: impl Into<String>) -> Session {
         Session {
             key: Key::new(key),
@@ -49,7 +49,7 @@ impl Session {
         }
     }
 
-    /// Splits, checks and parses what came over a socket.
+    /// Splits, verifies and parses a received message.
     pub fn open(&mut self, frames: Frames) -> Result<Message, WireError> {
         let count = frames.len();
         let delimiter = frames
@@ -81,11 +81,11 @@ impl Session {
             metadata_json,
             content_json,
             buffers: frames.collect(),
-            kept: Kept::default(),
+            buffer_file: BufferFile::default(),
         })
     }
 
-    /// False when the signature is known. Half of it identifies it well enough.
+    /// Returns false if the signature was seen before. Half of it is sufficient as a key.
     fn remember(&mut self, signature: &[u8]) -> bool {
         let mut short = [0u8; 16];
         if hex::decode_to_slice(signature.get(..32).unwrap_or_default(), &mut short).is_err() {
@@ -95,7 +95,7 @@ impl Session {
             return false;
         }
         self.order.push_back(short);
-        if self.order.len() > REMEMBERED
+        if self.order.len() > MAX_REMEMBERED_SIGNATURES
             && let Some(old) = self.order.pop_front()
         {
             self.seen.remove(&old);
@@ -103,13 +103,14 @@ impl Session {
         true
     }
 
-    /// A fresh message id of this session.
+    /// A new message id of this session.
     pub fn next_id(&mut self) -> String {
         self.counter += 1;
         format!("{}_{}", self.id, self.counter)
     }
 
-    /// Makes a message of ours; `date` is ISO 8601 (time is given, not asked for). `parent` is the header it answers, as JSON.
+    /// Builds a message; `date` is ISO 8601 (the caller provides the time). `parent` is the header
+    /// that it answers, as JSON.
     pub fn message<T: Serialize + ?Sized>(&mut self, date: &str, msg_type: &str, parent: Option<&Bytes>, content: &T) -> Message {
         let header = Header {
             msg_id: self.next_id(),
@@ -127,11 +128,12 @@ impl Session {
             metadata_json: EMPTY,
             content_json: to_json(content),
             buffers: Vec::new(),
-            kept: Kept::default(),
+            buffer_file: BufferFile::default(),
         }
     }
 
-    /// Signs with this session's key; the parts stay as they are. `prefix` goes in front of the delimiter.
+    /// Signs with this session's key; the parts stay unchanged. `prefix` is placed before the
+    /// delimiter.
     pub fn seal(&self, prefix: &[Bytes], message: &Message) -> Frames {
         let mut frames = Vec::with_capacity(prefix.len() + 6 + message.buffers.len());
         frames.extend_from_slice(prefix);
@@ -179,7 +181,7 @@ mod tests {
     }
 
     #[test]
-    fn changed_messages_are_refused() {
+    fn modified_messages_are_rejected() {
         let mut a = session(b"key");
         let message = a.message("", "x", None, &());
         for i in 2..6 {
@@ -192,14 +194,14 @@ mod tests {
     }
 
     #[test]
-    fn memory_of_signatures_is_bounded() {
+    fn the_number_of_remembered_signatures_is_limited() {
         let mut a = session(b"k");
         let mut b = session(b"k");
-        for _ in 0..REMEMBERED + 100 {
+        for _ in 0..MAX_REMEMBERED_SIGNATURES + 100 {
             let message = a.message("", "x", None, &());
             b.open(a.seal(&[], &message)).unwrap();
         }
-        assert_eq!(b.seen.len(), REMEMBERED);
+        assert_eq!(b.seen.len(), MAX_REMEMBERED_SIGNATURES);
     }
 
     proptest! {

@@ -1,8 +1,9 @@
-//! HMAC-SHA256 over header, parent header, metadata and content. Buffers are not covered; CURVE covers them.
+//! HMAC-SHA256 over header, parent header, metadata and content. Buffers are not covered; CURVE
+//! covers them.
 use hmac::{Hmac, KeyInit, Mac};
 use sha2::Sha256;
 
-/// The key of a connection file, ready for use. An empty key means: messages are not signed.
+/// The key of a connection file, prepared for use. With an empty key messages are not signed.
 #[derive(Clone)]
 pub struct Key(Option<Hmac<Sha256>>);
 
@@ -11,7 +12,7 @@ impl Key {
         if key.is_empty() {
             return Key(None);
         }
-        // HMAC takes keys of any length; the error type exists for other algorithms.
+        // HMAC accepts keys of any length; the error type exists for other algorithms.
         Key(Hmac::<Sha256>::new_from_slice(key).ok())
     }
     /// The signature as lower-case hex; empty without a key.
@@ -23,7 +24,7 @@ impl Key {
         parts.iter().for_each(|part| mac.update(part));
         hex::encode(mac.finalize().into_bytes())
     }
-    /// In constant time.
+    /// Compares in constant time.
     pub fn verify(&self, parts: [&[u8]; 4], signature: &[u8]) -> bool {
         let Some(mac) = &self.0 else {
             return true;

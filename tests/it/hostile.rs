@@ -238,7 +238,7 @@ fn invalid_signatures_end_a_connection_and_replays_are_rejected() {
         for _ in 0..16 {
             socket.send(hello(&mut wrong).1).unwrap();
         }
-        tokio::time::timeout(patience, connections.next_end())
+        tokio::time::timeout(patience, connections.next_disconnected())
             .await
             .expect("the connection stands")
             .unwrap();

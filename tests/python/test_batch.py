@@ -509,7 +509,7 @@ def test_a_preempted_job_that_slurm_requeues_keeps_its_id(on_site):
 def test_an_unknown_queue(on_site):
     output = failed_start(["-n", "2", "--queue", "nope"])
     assert " ended with 5:" in output and "nope" in output or "artition" in output
-    script = re.search(r"the script: (.*\.sh)", output)[1]
+    script = re.search(r"script: (.*\.sh)", output)[1]
     assert script.startswith("/") and "hint:" in output
     assert not SITE.queue()
 
@@ -678,7 +678,7 @@ def test_a_stop_that_leaves_jobs_names_them_and_can_be_repeated(on_site, tmp_pat
     wrapper.chmod(0o755)
     cluster.environment["PATH"] = "{}:{}".format(tmp_path, before)
     message = failed_stop(cluster)
-    assert re.search(r"jobs of .* are still there", message), message
+    assert re.search(r"jobs of .* still exist", message), message
     assert re.search(r"job {}, elements 1-3: held".format(job["id"]), message) and "hint:" in message, message
     assert SITE.queue()
     cluster.environment["PATH"] = before

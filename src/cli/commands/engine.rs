@@ -125,11 +125,11 @@ pub fn run(args: Args, context: &Context) -> Result<Exit, CommandError> {
             Some((program, arguments)) => supervise_this(&Supervised {
                 program: program.into(),
                 arguments: arguments.to_vec(),
-                again: Vec::new(),
-                insists: false,
-                watches: false,
+                restart_arguments: Vec::new(),
+                retries_refusals: false,
+                watches_supervisor: false,
                 problem: None,
-                is_this_program: false,
+                is_own_program: false,
             }),
         };
     }

@@ -161,7 +161,7 @@ fn watch_supervisor(policy: &SupervisionPolicy) -> Result<(), CommandError> {
     let mut arguments: Vec<OsString> = std::env::args_os().skip(1).collect();
     arguments.retain(|word| !policy.again.iter().any(|again| word == again));
     arguments.insert(arguments.len().min(1), SUPERVISE.into());
-    supervisor::guard::begin(policy.of(arguments)?);
+    supervisor::guard::start_watching(policy.of(arguments)?);
     Ok(())
 }
 
@@ -172,11 +172,11 @@ impl SupervisionPolicy {
         Ok(Supervised {
             program,
             arguments,
-            again: self.again.iter().map(Into::into).collect(),
-            insists: self.retries,
-            watches: self.watches,
+            restart_arguments: self.again.iter().map(Into::into).collect(),
+            retries_refusals: self.retries,
+            watches_supervisor: self.watches,
             problem: None,
-            is_this_program: true,
+            is_own_program: true,
         })
     }
 }

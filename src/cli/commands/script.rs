@@ -5,7 +5,7 @@ use crate::cli::resources::SettingArgs;
 use crate::cli::{CommandError, Context, Exit};
 use crate::cluster::ClusterError;
 use crate::launchers::batch::{self, BatchSystem, JobRequest, ScriptFile, environment};
-use crate::launchers::command::{Here, Runner};
+use crate::launchers::command::{LocalRunner, Runner};
 use crate::launchers::{ControllerLaunch, EnginesLaunch, templates};
 use crate::profile::config::EngineKind;
 use crate::profile::{Config, ProfileDir};
@@ -60,7 +60,9 @@ pub fn run(args: Args, context: &Context) -> Result<Exit, CommandError> {
     };
     let system = dialect(system, context);
     let request = request(&args, &config, &profile, system, context)?;
-    let request = request.at_site(system, |question| Here.run(&environment::for_query(system, question), ANSWER).ok());
+    let request = request.with_site_settings(system, |question| {
+        LocalRunner.run(&environment::for_query(system, question), ANSWER).ok()
+    });
     let files = templates::scripts(&profile, system, &request, None).map_err(ClusterError::Launch)?;
     show(system, &request, &files, context)
 }
@@ -70,8 +72,8 @@ fn dialect(system: &'static dyn BatchSystem, context: &Context) -> &'static dyn 
     let Some(question) = system.dialect_command() else {
         return system;
     };
-    let reply = Here.run(&environment::for_query(system, question.clone()), ANSWER).ok();
-    match reply.and_then(|reply| system.of_dialect(&reply)) {
+    let reply = LocalRunner.run(&environment::for_query(system, question.clone()), ANSWER).ok();
+    match reply.and_then(|reply| system.detect_dialect(&reply)) {
         Some(dialect) => dialect,
         None => {
             context.note(format!(

@@ -122,7 +122,7 @@ impl Collector {
             }
         } else {
             let stem = entry.strip_suffix(".py").unwrap_or(&entry);
-            if stdlib::is_taken(stem) || !entry.ends_with(".py") {
+            if stdlib::conflicts_with_stdlib(stem) || !entry.ends_with(".py") {
                 let changed = format!("pcluster_{}.py", stem.replace('.', "_"));
                 moved.insert(changed.clone(), text(path)?);
                 (entry, hidden) = (changed, Some(path.to_path_buf()));

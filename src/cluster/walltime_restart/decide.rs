@@ -4,7 +4,7 @@
 //! Never restarts engines whose job was cancelled, failed or ran out of memory, that were asked to leave, that are still connected to
 //! the controller, or that have reached the maximum number of restarts.
 use crate::cluster::scale::is_of;
-use crate::launchers::{Ending, Job, Launched, MemberState};
+use crate::launchers::{Job, JobOutcome, Launched, MemberState};
 use crate::model::engine::EngineStatus;
 use crate::model::job::Departure;
 
@@ -73,13 +73,13 @@ fn why(job: &Job, element: u32, state: &MemberState, known: Known) -> Option<Why
         .gone
         .iter()
         .filter(|engine| engine.gone.0 >= job.submitted && is_of(&engine.job, job, element));
-    match state.ending {
-        Some(Ending::TimedOut) => Some(Why::Walltime),
-        Some(Ending::NodeFailed) => Some(Why::NodeLost),
-        Some(Ending::Preempted) => Some(Why::Preempted),
-        Some(Ending::Cancelled | Ending::OutOfMemory) => None,
+    match state.outcome {
+        Some(JobOutcome::TimedOut) => Some(Why::Walltime),
+        Some(JobOutcome::NodeFailed) => Some(Why::NodeLost),
+        Some(JobOutcome::Preempted) => Some(Why::Preempted),
+        Some(JobOutcome::Cancelled | JobOutcome::OutOfMemory) => None,
         // It exited by itself, or its system no longer knows: use the reason that its engines reported.
-        Some(Ending::Itself) | None => gone.any(Departure::is_of_walltime).then_some(Why::Walltime),
+        Some(JobOutcome::Itself) | None => gone.any(Departure::is_walltime_end).then_some(Why::Walltime),
     }
 }
 
@@ -88,7 +88,7 @@ mod tests {
     use super::*;
     use crate::launchers::{Recipe, Stage};
     use crate::model::UnixTime;
-    use crate::model::job::TIME_IS_OVER;
+    use crate::model::job::WALLTIME_NEARLY_OVER;
     use crate::profile::config::EngineKind;
 
     fn launched(replaces: u32, max_restarts: u32) -> Launched {
@@ -120,9 +120,9 @@ mod tests {
         }
     }
 
-    fn ended(ending: Option<Ending>) -> MemberState {
+    fn ended(ending: Option<JobOutcome>) -> MemberState {
         MemberState {
-            ending,
+            outcome: ending,
             ..MemberState::ended("")
         }
     }
@@ -150,8 +150,8 @@ mod tests {
 
     #[test]
     fn walltime_a_lost_node_and_preemption_are_replaced_and_nothing_else() {
-        use Ending::*;
-        let of = |endings: [Option<Ending>; 3]| replaced(launched(0, 1), endings.map(ended), Known::default());
+        use JobOutcome::*;
+        let of = |endings: [Option<JobOutcome>; 3]| replaced(launched(0, 1), endings.map(ended), Known::default());
         assert_eq!(
             of([Some(TimedOut), Some(NodeFailed), Some(Preempted)]),
             [(1, Why::Walltime), (2, Why::NodeLost), (3, Why::Preempted)]
@@ -167,16 +167,16 @@ mod tests {
     #[test]
     fn one_that_ended_by_itself_is_replaced_when_its_engine_left_for_the_time() {
         let engines = [
-            gone("18.1", TIME_IS_OVER, 1050.0),
+            gone("18.1", WALLTIME_NEARLY_OVER, 1050.0),
             gone("18.2", "it was told to stop", 1050.0),
             // Of a job of before that had the same number.
-            gone("18.3", TIME_IS_OVER, 900.0),
+            gone("18.3", WALLTIME_NEARLY_OVER, 900.0),
         ];
         let known = Known {
             gone: &engines,
             ..Known::default()
         };
-        let by_itself = [(); 3].map(|()| ended(Some(Ending::Itself)));
+        let by_itself = [(); 3].map(|()| ended(Some(JobOutcome::Itself)));
         assert_eq!(replaced(launched(0, 1), by_itself, known), [(1, Why::Walltime)]);
         let forgotten = [(); 3].map(|()| ended(None));
         assert_eq!(replaced(launched(0, 1), forgotten, known), [(1, Why::Walltime)]);
@@ -184,7 +184,7 @@ mod tests {
 
     #[test]
     fn each_as_often_as_it_may_unless_it_mark_reported_to_leave_or_is_still_connected_engines() {
-        let timed_out = || [(); 3].map(|()| ended(Some(Ending::TimedOut)));
+        let timed_out = || [(); 3].map(|()| ended(Some(JobOutcome::TimedOut)));
         assert_eq!(replaced(launched(1, 2), timed_out(), Known::default()).len(), 3);
         assert_eq!(replaced(launched(2, 2), timed_out(), Known::default()), []);
         assert_eq!(replaced(launched(0, 0), timed_out(), Known::default()), []);

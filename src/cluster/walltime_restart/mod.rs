@@ -77,7 +77,7 @@ pub(super) fn ensure(profile: &ProfileDir, state: &mut ClusterState, program: &P
     let mut arguments = vec!["keeper".into(), "--supervise".into(), "--profile-dir".into(), profile.path().into()];
     arguments.extend(["--cluster-id".into(), state.cluster_id.clone().into()]);
     let log = profile.keeper_log(&state.cluster_id);
-    let process = Local::default().start_one(program.to_path_buf(), arguments, &state.cwd, log)?;
+    let process = Local::default().start_process(program.to_path_buf(), arguments, &state.cwd, log)?;
     state.keeper = Some(KeeperState {
         host: process::host(),
         process,

@@ -113,7 +113,7 @@ impl Core {
             return;
         }
         let forget = self.superfluous_bundles(engine);
-        let content_here = say::BundleCame {
+        let content_here = say::BundleContent {
             hash: named.hash.clone(),
             forget,
         };

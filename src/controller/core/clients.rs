@@ -659,7 +659,7 @@ impl Core {
                         engine,
                     },
                 );
-                if let Some(counter) = open.counts.of_done(task.state) {
+                if let Some(counter) = open.counts.done_counter(task.state) {
                     *counter = counter.saturating_sub(1);
                 }
                 self.record(Change::TaskResubmitted {

@@ -179,7 +179,7 @@ impl Engines {
         let engine = Engine {
             id,
             native: facts.is_native(),
-            joined: facts.takes_joined(),
+            joined: facts.supports_joined(),
             recorded: Vec::new(),
             to_forget: Vec::new(),
             facts,

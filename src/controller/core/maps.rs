@@ -248,7 +248,7 @@ impl Map {
 
     /// Counts a task as done.
     pub fn count(&mut self, state: TaskState) {
-        if let Some(counter) = self.counts.of_done(state) {
+        if let Some(counter) = self.counts.done_counter(state) {
             *counter += 1;
         }
     }

@@ -5,9 +5,9 @@ use super::dependency::Dependency;
 use super::engines::Engines;
 use super::membership::STRANDED_GRACE;
 use super::{ClientChannel, Core, Due, Effect};
+use crate::model::buffer_file::BufferFile;
 use crate::model::change::{Change, Reply, Request};
 use crate::model::definition::{MapDefinition, MapOptions, Work};
-use crate::model::kept::Kept;
 use crate::model::task::TaskState;
 use crate::model::{EngineUuid, MapId, TaskId, UnixTime};
 use crate::wire::Message;
@@ -109,11 +109,11 @@ impl Open {
     }
 
     /// As it is sent. An engine that has had it before takes the very same message for a replay.
-    /// `reads_files`: for an engine that can have large buffers from where they are kept.
-    fn of_run(&self, reads_files: bool) -> Message {
+    /// `supports_files`: for an engine that can have large buffers from where they are kept.
+    fn of_run(&self, supports_files: bool) -> Message {
         let mut message = self.message.clone();
-        if !reads_files {
-            message.kept = Kept::default();
+        if !supports_files {
+            message.buffer_file = BufferFile::default();
         }
         if self.run > 1 {
             message.metadata_json = with_run(&message.metadata_json, self.run);
@@ -215,7 +215,7 @@ impl Core {
         engine: Option<EngineUuid>,
         broadcast: Option<String>,
     ) {
-        message.kept = Kept::when_written(&message.buffers);
+        message.buffer_file = BufferFile::unwritten(&message.buffers);
         let metadata: Value = message.metadata().unwrap_or_default();
         let session = message.header.session.clone();
         let key = self.requests.returning.key_of(client_channel(queue), &client);
@@ -259,7 +259,7 @@ impl Core {
                 metadata: message.metadata_json.clone(),
                 content: message.content_json.clone(),
                 buffers: message.buffers.clone(),
-                kept: message.kept.clone(),
+                buffer_file: message.buffer_file.clone(),
                 engine: engine.clone(),
                 submitted: date_of(&message, self.now.unix),
                 label: metadata.get("label").and_then(Value::as_str).map(str::to_string),
@@ -292,7 +292,7 @@ impl Core {
             metadata_json: request.metadata,
             content_json: request.content,
             buffers: request.buffers,
-            kept: request.kept,
+            buffer_file: request.buffer_file,
         };
         let msg_id = request.msg_id;
         let broadcast = super::broadcast::original_of(&message.metadata_json).filter(|_| queue == Channel::Broadcast);
@@ -330,13 +330,13 @@ impl Core {
     }
 
     pub(super) fn send_request(&mut self, msg_id: &str, uuid: &EngineUuid) {
-        let reads_files = self.engines.get(uuid).is_some_and(|e| e.facts.reads_files());
+        let supports_files = self.engines.get(uuid).is_some_and(|e| e.facts.supports_files());
         let Some(open) = self.requests.open.get_mut(msg_id) else { return };
         open.engine = Some(uuid.clone());
         let balanced = open.queue == Channel::Task;
         let function = open.function;
         let (task, run) = (open.task, open.run);
-        let (channel, client, message) = (open.queue, open.client.clone(), open.of_run(reads_files));
+        let (channel, client, message) = (open.queue, open.client.clone(), open.of_run(supports_files));
         if let (true, Some(engine)) = (balanced, self.engines.get(uuid).map(|e| e.id)) {
             self.record(Change::TasksAssigned {
                 map: task.map,
@@ -480,7 +480,7 @@ impl Core {
             .filter_map(|id| self.requests.open.get(id))
             .collect();
         missing.sort_by_key(|open| open.task);
-        let (native, reads_files) = (engine.native, engine.facts.reads_files());
+        let (native, supports_files) = (engine.native, engine.facts.supports_files());
         let mut of_before = Vec::new();
         for open in missing {
             if open.queue == Channel::Task && open.sent == 0 {
@@ -492,7 +492,7 @@ impl Core {
                 native,
                 channel: open.queue,
                 client: open.client.clone(),
-                message: open.of_run(reads_files),
+                message: open.of_run(supports_files),
             });
         }
         for msg_id in of_before {
@@ -734,7 +734,7 @@ impl Core {
             metadata_json: found.metadata,
             content_json: found.content,
             buffers: found.buffers,
-            kept: Kept::default(),
+            buffer_file: BufferFile::default(),
         };
         self.task_request(message);
         msg_id

@@ -171,6 +171,6 @@ fn counter(counts: &mut Counts, state: TaskState) -> Option<&mut u64> {
     match state {
         TaskState::Assigned => Some(&mut counts.assigned),
         TaskState::Running => Some(&mut counts.running),
-        done => counts.of_done(done),
+        done => counts.done_counter(done),
     }
 }

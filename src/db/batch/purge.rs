@@ -54,7 +54,7 @@ impl Batch<'_> {
             }
             if let Some(counted) = self.counted(task.map, "Purged")? {
                 counted.counts.total = counted.counts.total.saturating_sub(1);
-                if let Some(counter) = counted.counts.of_done(prior.state) {
+                if let Some(counter) = counted.counts.done_counter(prior.state) {
                     *counter = counter.saturating_sub(1);
                 }
             }

@@ -218,7 +218,7 @@ impl Model {
                 TaskState::Running => counts.running += 1,
                 TaskState::Assigned => counts.assigned += 1,
                 done => {
-                    if let Some(counter) = counts.of_done(done) {
+                    if let Some(counter) = counts.done_counter(done) {
                         *counter += 1;
                     }
                 }

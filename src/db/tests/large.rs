@@ -1,18 +1,18 @@
 //! Large buffers of messages: files beside the database.
 use super::requests::{added, replied, reply, request};
 use super::*;
+use crate::model::buffer_file::{BufferFile, MIN_FILE_BYTES};
 use crate::model::change::{Purge, Reply, Request};
-use crate::model::kept::{Kept, LEAST};
 use std::os::unix::fs::PermissionsExt;
 
 fn array(byte: u8) -> Vec<Bytes> {
-    vec![Bytes::from_static(b"code"), Bytes::from(vec![byte; LEAST]), Bytes::new()]
+    vec![Bytes::from_static(b"code"), Bytes::from(vec![byte; MIN_FILE_BYTES]), Bytes::new()]
 }
 
 fn carrying(msg_id: &str, byte: u8) -> Request {
     Request {
         buffers: array(byte),
-        kept: Kept::when_written(&array(byte)),
+        buffer_file: BufferFile::unwritten(&array(byte)),
         ..request(msg_id, "mux", 1001.0)
     }
 }
@@ -54,16 +54,16 @@ fn large_buffers_come_back_and_the_same_ones_are_kept_once() {
         .unwrap();
     assert_eq!(unfinished.len(), 1);
     assert_eq!(unfinished[0].buffers, array(1));
-    let name = unfinished[0].kept.name().unwrap().to_string();
+    let name = unfinished[0].buffer_file.name().unwrap().to_string();
     assert!(db.directory.path().join("t.db-buffers").join(&name).exists());
     // Who has recorded it is told the same.
     let again = carrying("c", 1);
-    let kept = again.kept.clone();
+    let kept = again.buffer_file.clone();
     db.apply(&[added(2, again)]);
     assert_eq!(kept.name(), Some(name.as_str()));
     assert_eq!(files(&db).len(), 2);
     let size = std::fs::metadata(db.path()).unwrap().len() + std::fs::metadata(db.directory.path().join("t.db-wal")).unwrap().len();
-    assert!(size < LEAST as u64, "they are not in the database, which has {size} bytes");
+    assert!(size < MIN_FILE_BYTES as u64, "they are not in the database, which has {size} bytes");
     for file in files(&db) {
         assert_eq!(std::fs::metadata(&file).unwrap().permissions().mode() & 0o777, 0o600);
         assert_eq!(

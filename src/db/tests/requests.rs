@@ -27,7 +27,7 @@ pub fn request(msg_id: &str, queue: &'static str, submitted: f64) -> Request {
         metadata: "{}".into(),
         content: "{\"n\":1.0}".into(),
         buffers: vec![Bytes::from_static(b"code"), Bytes::from_static(&[0, 255])],
-        kept: Default::default(),
+        buffer_file: Default::default(),
         engine: (queue == "mux").then(|| "uuid-0".into()),
         submitted: UnixTime(submitted),
         label: None,

@@ -1,6 +1,6 @@
 //! Units of work of an engine: tasks of pcluster, and requests of ipyparallel clients.
+use crate::model::buffer_file::is_name;
 use crate::model::definition::{MapDefinition, Work};
-use crate::model::kept::is_name;
 use crate::model::output::INLINE;
 use crate::model::pickled::Pickled;
 use crate::model::task::{Outcome, TaskError, TaskState};

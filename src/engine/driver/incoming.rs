@@ -58,7 +58,7 @@ impl Driver {
                 return None;
             }
             BUNDLE => {
-                let BundleCame { hash, forget } = read(&message)?;
+                let BundleContent { hash, forget } = read(&message)?;
                 forget.iter().for_each(|hash| self.bundles.forget(hash));
                 let content = message.buffers.into_iter().next().unwrap_or_default();
                 self.receive_bundle(hash, content).await;

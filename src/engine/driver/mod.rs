@@ -21,7 +21,7 @@ use crate::engine::worker::process::WorkerEvent;
 use crate::engine::worker::watch::OutputWatch;
 use crate::engine::{EngineError, EngineSettings};
 use crate::model::engine::EngineFacts;
-use crate::model::job::TIME_IS_OVER;
+use crate::model::job::WALLTIME_NEARLY_OVER;
 use crate::model::{EngineUuid, PROTOCOL_VERSION};
 use crate::wire::Message;
 use crate::wire::content::engine::*;
@@ -219,7 +219,7 @@ impl Driver {
                         next = self.link.as_ref().filter(|_| count < MAX_RECEIVE_BATCH).and_then(|link| link.socket.try_receive());
                     }
                 }
-                Some(_) = link.connections.next_end() => is_disconnected = true,
+                Some(_) = link.connections.next_disconnected() => is_disconnected = true,
                 Some((number, event)) = self.worker_events.recv(), if self.reports.is_empty() => self.receive_worker_event(number, event).await,
                 numbers = self.watch.written() => self.mark_written(&numbers),
                 Some(event) = self.command_events.recv(), if can_read_output => self.receive_command_event(event).await,
@@ -236,7 +236,7 @@ impl Driver {
                 }
                 () = tokio::time::sleep_until(leave_at.unwrap_or(deadline).into()), if leave_at.is_some() => {
                     leave_at = None;
-                    self.leave_with_notice(TIME_IS_OVER, Warning::Clock).await;
+                    self.leave_with_notice(WALLTIME_NEARLY_OVER, Warning::Clock).await;
                 }
             }
             self.process_reports().await;

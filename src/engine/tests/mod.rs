@@ -65,7 +65,9 @@ impl TestController {
 
     pub async fn with_answer(change: impl FnOnce(&mut EngineSettings), welcome: bool) -> TestController {
         let keys = KeyPair::generate();
-        let socket = Socket::new(Kind::Router, None, &Security::Server(keys.clone())).unwrap().packing();
+        let socket = Socket::new(Kind::Router, None, &Security::Server(keys.clone()))
+            .unwrap()
+            .with_packing();
         let port = socket.bind("127.0.0.1", 0).await.unwrap();
         let mut settings = EngineSettings::new(connection_file(port, &keys.public));
         if let Ok(python) = std::env::var("PCLUSTER_TEST_PYTHON") {

@@ -1,18 +1,18 @@
-//! A command to be run, and what it said. Running it is another's work.
+//! A command line and its output, as plain data. The caller runs the command.
 use std::fmt;
 
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct CommandLine {
     pub program: String,
     pub arguments: Vec<String>,
-    /// Set for this command alone.
+    /// Environment variables set for this command only.
     pub env: Vec<(String, String)>,
-    /// Variables that it does not get, but for those in `keeping`; see [`super::environment`].
-    pub without: Vec<&'static str>,
-    pub keeping: Vec<&'static str>,
-    /// What it says is to be read: in English.
-    pub in_english: bool,
-    /// What it reads; by default nothing.
+    /// Environment variables to remove, except those in `kept_vars`; see [`super::environment`].
+    pub removed_vars: Vec<&'static str>,
+    pub kept_vars: Vec<&'static str>,
+    /// Run in the C locale, because the output is parsed.
+    pub in_c_locale: bool,
+    /// Standard input; empty by default.
     pub stdin: Option<String>,
 }
 
@@ -31,7 +31,7 @@ impl CommandLine {
     }
 }
 
-/// As it could be typed into a shell.
+/// Formats the command as it could be typed into a shell.
 impl fmt::Display for CommandLine {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for (name, value) in &self.env {
@@ -45,22 +45,22 @@ impl fmt::Display for CommandLine {
     }
 }
 
-/// What a command said. Bytes that are no UTF-8 are replaced.
+/// The output of a command. Invalid UTF-8 is replaced.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Output {
-    /// None if a signal ended it.
+pub struct CommandOutput {
+    /// None if a signal ended the command.
     pub code: Option<i32>,
     pub stdout: String,
     pub stderr: String,
 }
 
-impl Output {
+impl CommandOutput {
     pub fn is_success(&self) -> bool {
         self.code == Some(0)
     }
 
-    /// All that it said, without blank lines around: stderr, then stdout.
-    pub fn said(&self) -> String {
+    /// Stderr, then stdout, without surrounding blank lines.
+    pub fn message(&self) -> String {
         let parts = [self.stderr.trim(), self.stdout.trim()];
         let parts: Vec<&str> = parts.into_iter().filter(|part| !part.is_empty()).collect();
         parts.join("\n")

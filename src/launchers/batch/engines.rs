@@ -1,17 +1,18 @@
-//! The shell lines that start what a job is there for: its engines, or the controller.
+//! Generates the shell lines that start the job's engines or its controller.
 use super::JobKind;
 use super::quote::{shell, shell_words};
-use super::render::{FoundBy, Need};
+use super::render::{FoundBy, Requirement};
 use super::request::JobRequest;
 use crate::profile::config::resources::StartMode;
 
-/// What runs is a child of the script's shell, which hands each signal that a batch system warns with on to it (as SIGTERM, where it does not
-/// know the others), and waits for its end. Several run beside each other.
+/// Each process is a child of the script's shell. The shell forwards the batch system's warning
+/// signals to its children (as SIGTERM if they handle no other) and waits for them. Several engines
+/// run in parallel.
 pub fn lines(request: &JobRequest) -> Vec<String> {
     let command = shell_words(&request.argv);
     let (count, last) = match request.is_one_job() {
         true => (1, None),
-        false => (request.engines_in_a_job(), in_the_last(request)),
+        false => (request.engines_in_a_job(), last_job_engines(request)),
     };
     let command = match request.resources.start {
         StartMode::Array => command,
@@ -21,7 +22,7 @@ pub fn lines(request: &JobRequest) -> Vec<String> {
     };
     let mut lines = vec![
         DISARM.to_string(),
-        "# A batch system may warn a whole process group before it kills; here only the shell hears it.".to_string(),
+        "# A batch system may signal the whole process group before it kills; only the shell handles it.".to_string(),
         "trap '' USR1 USR2 XCPU".into(),
         "started=".into(),
     ];
@@ -35,8 +36,8 @@ pub fn lines(request: &JobRequest) -> Vec<String> {
         lines.extend(["while [ \"$count\" -gt 0 ]; do".into(), format!("    {command} &")]);
         lines.extend(["    started=\"$started $!\"", "    count=$((count - 1))", "done"].map(String::from));
     }
-    let traps: &[&str] = match request.hears_warnings {
-        // They do not all leave the same time.
+    let traps: &[&str] = match request.handles_sigusr2 {
+        // The children do not all exit at the same time.
         true => &[
             "trap 'kill -TERM $started 2>/dev/null' TERM INT",
             "trap 'kill -USR2 $started 2>/dev/null' USR1 USR2 XCPU",
@@ -48,7 +49,7 @@ pub fn lines(request: &JobRequest) -> Vec<String> {
         "status=0",
         "for process in $started; do",
         "    wait \"$process\"; code=$?",
-        "    # A signal ends the waiting, not the process. Some shells have forgotten an end that was waited for (127).",
+        "    # A signal interrupts the wait, not the process. Some shells forget a status that was already returned (127).",
         "    while [ \"$code\" -gt 128 ]; do",
         "        wait \"$process\" 2>/dev/null; again=$?",
         "        [ \"$again\" != 127 ] || break",
@@ -63,26 +64,27 @@ pub fn lines(request: &JobRequest) -> Vec<String> {
     lines
 }
 
-/// How many engines the last job holds, where it is not full.
-fn in_the_last(request: &JobRequest) -> Option<u32> {
+/// The number of engines in the last job if it is not full.
+fn last_job_engines(request: &JobRequest) -> Option<u32> {
     let (jobs, each) = (request.jobs(), request.engines_in_a_job());
     let last = request.n.saturating_sub(jobs.saturating_sub(1) * each);
     (jobs > 1 && last != each).then_some(last)
 }
 
-/// `export NAME='value'` for the settings' and the request's variables (which win), and the two that tell an engine which job it is
-/// in; `job` and `element` are the shell's expressions for these.
+/// `export NAME='value'` for the variables of the settings and of the request (the request wins),
+/// and the two variables that identify the job to an engine. `job` and `element` are shell
+/// expressions.
 pub fn environment(request: &JobRequest, job: &str, element: &str) -> Vec<String> {
     let mut all = request.resources.env.clone();
     all.extend(request.env.iter().cloned());
     let mut lines: Vec<String> = all.iter().map(|(name, value)| format!("export {name}={}", shell(value))).collect();
     lines.push(format!("export PCLUSTER_JOB=\"{job}\" PCLUSTER_ELEMENT=\"{element}\""));
     if let Some(walltime) = request.resources.walltime {
-        // Engines leave before it, also those that take the place of another in the job.
+        // Engines leave before the limit, including replacements started in the same job.
         lines.push(format!("export PCLUSTER_ENDS=\"$(($(date +%s) + {}))\"", walltime.seconds));
     }
     for (name, seconds) in [("AFTER_TERM", request.after_term_s), ("AFTER_USR", request.after_user_s)] {
-        // A task that runs then may use the time.
+        // A task that is running at that moment may use the remaining time.
         lines.extend(seconds.map(|seconds| format!("export PCLUSTER_{name}={seconds}")));
     }
     let setup = [&request.resources.modules, &request.resources.before].into_iter().flatten();
@@ -93,10 +95,11 @@ pub fn environment(request: &JobRequest, job: &str, element: &str) -> Vec<String
     lines
 }
 
-/// From here to [`DISARM`] a command that fails at the script's own level ends the job and is shown; what a function or a sourced file does
-/// inside is its own affair, only its status counts. A template of one's own may be for another shell, which has no such trap.
+/// Between here and [`DISARM`], a command that fails at the top level of the script ends the job
+/// and is reported. Inside functions and sourced files only the resulting status counts. A user's
+/// template may use another shell, which has no ERR trap.
 const ARM: [&str; 11] = [
-    "# A setup line that fails ends the job, and is shown.",
+    "# A failing setup line ends the job and is reported.",
     r#"if [ -n "$BASH_VERSION" ]; then"#,
     "    pcluster_script=${BASH_SOURCE[0]-}",
     "    pcluster_failed() {",
@@ -110,9 +113,10 @@ const ARM: [&str; 11] = [
 ];
 const DISARM: &str = r#"[ -z "$BASH_VERSION" ] || trap - ERR EXIT"#;
 
-/// Login shells define `module`; jobs are no login shells, whose other settings (PATH) would undo what the job was given.
+/// Login shells define `module`. Jobs do not run in a login shell, because its other settings
+/// (PATH) would override the job's.
 const MODULES: [&str; 7] = [
-    "# A shell that is no login shell may not know `module`.",
+    "# A non-login shell may not define `module`.",
     "if ! type module > /dev/null 2>&1; then",
     "    for file in /etc/profile.d/modules.sh /etc/profile.d/lmod.sh /etc/profile.d/z00_lmod.sh \\",
     r#"        "${MODULESHOME:-/usr/share/modules}/init/bash" "${LMOD_PKG:-/usr/share/lmod/lmod}/init/bash"; do"#,
@@ -125,17 +129,17 @@ fn uses_modules(line: &str) -> bool {
     line.split_whitespace().any(|word| matches!(word, "module" | "ml"))
 }
 
-/// Whatever else a template leaves out, this it must have.
-pub fn need(request: &JobRequest) -> Need {
+/// The one thing that every template must contain.
+pub fn requirement(request: &JobRequest) -> Requirement {
     let (what, names, line): (_, &'static [&'static str], _) = match request.kind {
         JobKind::Controller => ("the command of the controller", &["controller", "command"], "{{ controller }}"),
-        // One command alone would be one engine.
+        // A single command would start a single engine.
         JobKind::Engines if request.is_one_job() || request.engines_in_a_job() > 1 => {
-            ("the start of the engines", &["engines"], "{{ engines }}")
+            ("the lines that start the engines", &["engines"], "{{ engines }}")
         }
         JobKind::Engines => ("the command of the engine", &["engines", "command"], "{{ engines }}"),
     };
-    Need {
+    Requirement {
         what: what.into(),
         found_by: FoundBy::Variable(names),
         line: line.into(),

@@ -1,31 +1,32 @@
-//! The environment is an input to a scheduler's commands. What it may change is data here and in each system's row; the launcher
-//! removes the rest before it runs a command.
+//! The environment is an input to a scheduler's commands. The data here and in each system's row
+//! defines which variables may affect them; the launcher removes the rest before it runs a command.
 //!
-//! A submission keeps a site's defaults for what pcluster does not set (`SBATCH_ACCOUNT` where no account is given) and loses what
-//! would override the script, or change what the command prints. All other commands lose every option.
+//! A submission keeps a site's defaults for options that pcluster does not set (`SBATCH_ACCOUNT` if
+//! no account is given). It loses variables that would override the script or change what the
+//! command prints. All other commands lose every option.
 use super::{BatchSystem, CommandLine};
 
-/// Names of variables; one that ends with `*` stands for all that begin so.
+/// Names of variables; a trailing `*` matches any suffix.
 pub type Names = &'static [&'static str];
 
-/// What of the environment one kind of command does not get: what is in `removed` and not in `kept`.
+/// The variables removed for one kind of command: those in `removed` and not in `kept`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Rule {
     pub removed: Names,
     pub kept: Names,
 }
 
-/// What of the environment a system's commands do not get.
+/// The variables removed for a system's commands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct EnvironmentRules {
     pub submissions: Rule,
-    /// Questions, orders and history.
+    /// Queries, cancellations and history.
     pub queries: Rule,
-    /// Where variables override the script's directives: which ones override which option.
+    /// Variables that override directives in the script, by option.
     pub options: &'static [ScriptOption],
 }
 
-/// An option of a script (`--time`, `-t`), and the variables that would override it or contradict it.
+/// An option of a script (`--time`, `-t`) and the variables that would override or contradict it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ScriptOption {
     pub long: &'static str,
@@ -33,25 +34,26 @@ pub struct ScriptOption {
     pub variables: Names,
 }
 
-/// This submission of `script`, without what would override it. The job may inherit the environment, so the locale stays.
+/// Prepares the submission of `script`: removes variables that would override it. The locale stays,
+/// since the job may inherit the environment.
 pub fn for_submission(row: &dyn BatchSystem, mut command: CommandLine, script: &str) -> CommandLine {
     let rules = row.environment();
     let overridden = options_of(script, row.directive_prefix())
         .filter_map(|word| option(rules.options, word))
         .flat_map(|option| option.variables);
-    command.without = names(rules.submissions.removed.iter().chain(overridden));
-    command.keeping = names(rules.submissions.kept);
-    // What a directive sets overrules what is kept otherwise.
-    command.keeping.retain(|kept| !command.without.contains(kept));
+    command.removed_vars = names(rules.submissions.removed.iter().chain(overridden));
+    command.kept_vars = names(rules.submissions.kept);
+    // A directive in the script takes precedence over `kept`.
+    command.kept_vars.retain(|kept| !command.removed_vars.contains(kept));
     command
 }
 
-/// This question or order, whose answer the environment does not change.
+/// Prepares a query or cancellation so that the environment does not change its output.
 pub fn for_query(row: &dyn BatchSystem, mut command: CommandLine) -> CommandLine {
     let rule = row.environment().queries;
-    command.without = names(rule.removed);
-    command.in_english = true;
-    command.keeping = names(rule.kept);
+    command.removed_vars = names(rule.removed);
+    command.in_c_locale = true;
+    command.kept_vars = names(rule.kept);
     command
 }
 
@@ -71,7 +73,7 @@ fn options_of<'a>(script: &'a str, prefix: &'a str) -> impl Iterator<Item = &'a 
     words.filter(|word| word.starts_with('-'))
 }
 
-/// `--time=5`, `--time`, `-t5`, `-t`; long ones may be shortened.
+/// `--time=5`, `--time`, `-t5`, `-t`; long options may be abbreviated.
 fn option<'a>(options: &'a [ScriptOption], word: &str) -> Option<&'a ScriptOption> {
     let Some(long) = word.strip_prefix("--") else {
         let letter = word.get(..2)?;
@@ -82,15 +84,15 @@ fn option<'a>(options: &'a [ScriptOption], word: &str) -> Option<&'a ScriptOptio
     exact.or_else(|| options.iter().find(|option| !long.is_empty() && option.long.starts_with(long)))
 }
 
-/// Whether a command without `without`, but for `keeping`, does not get this variable.
-pub fn is_removed(name: &str, without: &[&str], keeping: &[&str]) -> bool {
+/// Whether this variable is removed, given `removed_vars` and `kept_vars`.
+pub fn is_removed(name: &str, removed_vars: &[&str], kept_vars: &[&str]) -> bool {
     let is_in = |names: &[&str]| {
         names.iter().any(|pattern| match pattern.strip_suffix('*') {
             Some(begin) => name.starts_with(begin),
             None => name == *pattern,
         })
     };
-    is_in(without) && !is_in(keeping)
+    is_in(removed_vars) && !is_in(kept_vars)
 }
 
 #[cfg(test)]
@@ -98,15 +100,15 @@ mod tests {
     use super::super::{SYSTEMS, by_name};
     use super::*;
 
-    /// Of these variables, those that a submission of this script gets.
-    fn reach_submission(system: &str, script: &str, variables: &[&'static str]) -> Vec<&'static str> {
+    /// The variables among these that a submission of this script inherits.
+    fn inherited_by_submission(system: &str, script: &str, variables: &[&'static str]) -> Vec<&'static str> {
         let command = for_submission(by_name(system).unwrap(), CommandLine::default(), script);
-        let stays = |name: &&&str| !is_removed(name, &command.without, &command.keeping);
+        let stays = |name: &&&str| !is_removed(name, &command.removed_vars, &command.kept_vars);
         variables.iter().filter(stays).copied().collect()
     }
 
     #[test]
-    fn what_a_script_sets_is_not_overridden_and_the_sites_other_defaults_stay() {
+    fn script_options_are_not_overridden_and_other_site_defaults_stay() {
         let all = [
             "SBATCH_ACCOUNT",
             "SBATCH_ARRAY_INX",
@@ -136,16 +138,16 @@ mod tests {
             "SLURM_HINT",
             "PATH",
         ];
-        assert_eq!(reach_submission("slurm", "#!/bin/bash\n#SBATCH --job-name=x\n", &all), site);
+        assert_eq!(inherited_by_submission("slurm", "#!/bin/bash\n#SBATCH --job-name=x\n", &all), site);
         let script = "#SBATCH --time=5 -p batch\n#SBATCH --mem 3M\n#SBATCH -Mwest\n#SBATCH --acc=pi --hint=nomultithread\n##SBATCH -x\n";
         assert_eq!(
-            reach_submission("slurm", script, &all),
+            inherited_by_submission("slurm", script, &all),
             ["SBATCH_WAIT_ALL_NODES", "SLURM_CONF", "PATH"]
         );
     }
 
     #[test]
-    fn queries_see_no_options_and_know_their_system() {
+    fn queries_get_no_options_but_their_systems_configuration() {
         let cases = [
             ("slurm", "SQUEUE_PARTITION", "SLURM_CONF"),
             ("slurm", "SLURM_CLUSTERS", "SLURM_JWT"),
@@ -160,13 +162,13 @@ mod tests {
         ];
         for (system, removed, kept) in cases {
             let command = for_query(by_name(system).unwrap(), CommandLine::default());
-            assert!(is_removed(removed, &command.without, &command.keeping), "{system} {removed}");
-            assert!(!is_removed(kept, &command.without, &command.keeping), "{system} {kept}");
+            assert!(is_removed(removed, &command.removed_vars, &command.kept_vars), "{system} {removed}");
+            assert!(!is_removed(kept, &command.removed_vars, &command.kept_vars), "{system} {kept}");
         }
         for system in SYSTEMS {
-            assert!(for_query(by_name(system).unwrap(), CommandLine::default()).in_english);
+            assert!(for_query(by_name(system).unwrap(), CommandLine::default()).in_c_locale);
             let submission = for_submission(by_name(system).unwrap(), CommandLine::default(), "");
-            assert!(!submission.in_english, "the job may inherit the locale");
+            assert!(!submission.in_c_locale, "the job may inherit the locale");
         }
     }
 }

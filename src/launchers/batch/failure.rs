@@ -1,46 +1,47 @@
-//! When a batch system's command does not do what it was to: the system's words, and what to do.
-use super::command::Output;
+//! Failures of a batch system's commands: the system's message and a hint.
+use super::command::CommandOutput;
 
-/// A submission that failed. Its text is what the system said.
+/// A failed submission. Displays the system's message.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{said}")]
+#[error("{message}")]
 pub struct SubmitFailure {
     pub problem: Problem,
-    /// What the command said, or what is to be known where it said nothing.
-    pub said: String,
-    /// What to do.
+    /// The command's output, or a description if it printed nothing.
+    pub message: String,
+    /// A suggested action.
     pub hint: Option<String>,
 }
 
-/// A query that failed: nothing is known about the jobs, least of all that they are gone. Its text is what the system said.
+/// A failed query: the state of the jobs is unknown; in particular they are not known to be gone.
+/// Displays the system's message.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{said}")]
+#[error("{message}")]
 pub struct QueryFailure {
     pub problem: Problem,
-    pub said: String,
+    pub message: String,
 }
 
-/// What kind of failure it is, as far as the words tell.
+/// The kind of failure, as far as the output reveals it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Problem {
-    /// Its command is not there.
+    /// The command is not installed.
     NoCommand,
     NoSuchQueue,
     NoSuchAccount,
-    /// More than a limit allows, or than there is.
+    /// More than a limit allows, or more than the system has.
     Limit,
     NoPermission,
-    /// It does not answer; whether the job was submitted is to be found out by its name.
+    /// The scheduler does not answer; look up the job by name to find out whether it was submitted.
     SchedulerDown,
-    /// It does not understand a line of the script or an option.
+    /// The system does not understand a line of the script or an option.
     BadScript,
-    /// It said that all is well, but no id was found in its words. The job may be there.
+    /// The command succeeded, but its output contains no job id. The job may exist.
     NoId,
     Other,
 }
 
 impl Problem {
-    /// Whether the job may have been submitted all the same.
+    /// Whether the job may have been submitted despite the error.
     pub fn is_uncertain(self) -> bool {
         matches!(self, Problem::SchedulerDown | Problem::NoId)
     }
@@ -51,60 +52,60 @@ impl SubmitFailure {
     pub fn no_command(system: &str, program: &str) -> SubmitFailure {
         SubmitFailure {
             problem: Problem::NoCommand,
-            said: format!("{program}: command not found"),
+            message: format!("{program}: command not found"),
             hint: Some(format!(
-                "{system}'s commands are not on the PATH here: is this one of the cluster's login nodes, and does it want `module load` first?"
+                "{system}'s commands are not on the PATH: run this on a login node of the cluster, perhaps after `module load`"
             )),
         }
     }
 
-    pub fn of(problem: Problem, output: &Output, hint: Option<String>) -> SubmitFailure {
+    pub fn of(problem: Problem, output: &CommandOutput, hint: Option<String>) -> SubmitFailure {
         SubmitFailure {
             problem,
-            said: words_of(output),
+            message: message_of(output),
             hint,
         }
     }
 }
 
 impl QueryFailure {
-    pub fn of(problem: Problem, output: &Output) -> QueryFailure {
+    pub fn of(problem: Problem, output: &CommandOutput) -> QueryFailure {
         QueryFailure {
             problem,
-            said: words_of(output),
+            message: message_of(output),
         }
     }
 }
 
-fn words_of(output: &Output) -> String {
-    match (output.said(), output.code) {
-        (said, _) if !said.is_empty() => said,
-        (_, Some(code)) => format!("it said nothing (exit code {code})"),
-        (_, None) => "it said nothing, and was ended by a signal".into(),
+fn message_of(output: &CommandOutput) -> String {
+    match (output.message(), output.code) {
+        (message, _) if !message.is_empty() => message,
+        (_, Some(code)) => format!("no output (exit code {code})"),
+        (_, None) => "no output; terminated by a signal".into(),
     }
 }
 
-/// Words in lower case that an answer may have, what they mean, and what to do.
-pub type Meanings = [(&'static str, Problem, &'static str)];
+/// Lower-case text to search for in the output, the problem it indicates, and a hint.
+pub type ErrorPatterns = [(&'static str, Problem, &'static str)];
 
-fn meaning(output: &Output, meanings: &Meanings) -> (Problem, Option<String>) {
-    let said = output.said().to_lowercase();
-    let found = meanings.iter().find(|(words, _, _)| said.contains(words));
+fn classify(output: &CommandOutput, patterns: &ErrorPatterns) -> (Problem, Option<String>) {
+    let message = output.message().to_lowercase();
+    let found = patterns.iter().find(|(words, _, _)| message.contains(words));
     found.map_or((Problem::Other, None), |(_, problem, hint)| (*problem, Some(hint.to_string())))
 }
 
-/// A submission that the system refused.
-pub fn of_submit(output: &Output, meanings: &Meanings) -> SubmitFailure {
-    let (problem, hint) = meaning(output, meanings);
+/// A submission that the system rejected.
+pub fn of_submit(output: &CommandOutput, patterns: &ErrorPatterns) -> SubmitFailure {
+    let (problem, hint) = classify(output, patterns);
     SubmitFailure::of(problem, output, hint)
 }
 
-/// A submission that seems to have worked, but has no id in what was said.
-pub fn no_id(output: &Output, hint: &str) -> SubmitFailure {
+/// A submission that succeeded but printed no id.
+pub fn no_id(output: &CommandOutput, hint: &str) -> SubmitFailure {
     SubmitFailure::of(Problem::NoId, output, Some(hint.into()))
 }
 
-/// A question or an order that was not answered.
-pub fn of_query(output: &Output, meanings: &Meanings) -> QueryFailure {
-    QueryFailure::of(meaning(output, meanings).0, output)
+/// A query or cancellation that failed.
+pub fn of_query(output: &CommandOutput, patterns: &ErrorPatterns) -> QueryFailure {
+    QueryFailure::of(classify(output, patterns).0, output)
 }

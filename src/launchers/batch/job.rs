@@ -1,8 +1,9 @@
-//! What a batch system says about jobs.
+//! Jobs as a batch system reports them.
 use serde::{Deserialize, Serialize};
 use std::fmt;
 
-/// A batch system's own id of a submission: `4711`, `19[].pbs1`, `12;east`. Opaque but to its system.
+/// A batch system's own id of a submission: `4711`, `19[].pbs1`, `12;east`. Only that system
+/// interprets it.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct JobId(pub String);
@@ -17,26 +18,26 @@ impl fmt::Display for JobId {
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct JobTarget {
     pub job: JobId,
-    /// From 1; none is all of it.
+    /// Starts at 1; none means the whole array.
     pub element: Option<u32>,
 }
 
-/// One job as a query shows it. Of an array each element that is known has a row of its own.
+/// One job in a query's output. Each known element of an array has its own row.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct JobRow {
     pub job: JobId,
-    /// From 1; none where the job is no array, or the system speaks of the array as a whole.
+    /// Starts at 1; none if the job is not an array, or the system reports the array as a whole.
     pub element: Option<u32>,
     pub status: JobStatus,
-    /// The system's own word for it.
+    /// The state in the system's own terms.
     pub word: String,
-    /// Why, in the system's words (`Resources`, `Priority`, a PBS comment).
+    /// The reason in the system's own terms (`Resources`, `Priority`, a PBS comment).
     pub reason: Option<String>,
     /// The node, or the first of several.
     pub host: Option<String>,
-    /// The job's name, where the answer has it in full.
+    /// The job's name, if the output contains it unabbreviated.
     pub name: Option<String>,
-    /// For one that has ended, where the answer tells it.
+    /// Set for a job that has ended, if the output contains it.
     pub exit_code: Option<i32>,
 }
 
@@ -54,27 +55,28 @@ impl JobRow {
         }
     }
 
-    pub(crate) fn because(mut self, reason: Option<String>) -> JobRow {
+    pub(crate) fn with_reason(mut self, reason: Option<String>) -> JobRow {
         self.reason = reason;
         self
     }
 }
 
-/// What a system's word means. A word never seen before is `Unknown`: shown, and neither an end nor a failure.
+/// The meaning of a system's state. An unrecognized state is `Unknown`: it is displayed, and counts
+/// as neither ended nor failed.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum JobStatus {
-    /// Waits for its turn.
+    /// Waiting in the queue.
     Queued,
-    /// Somebody, or a dependency, keeps it from being started.
+    /// A user, an administrator or a dependency prevents the start.
     Held,
-    /// The system cannot start it, and will not without help (SGE's `Eqw`).
+    /// The system cannot start the job without intervention (SGE's `Eqw`).
     Stuck,
-    /// Is being brought to its node.
+    /// Being started on its node.
     Starting,
     Running,
     Suspended,
-    /// Has ended, and is being cleared away.
+    /// Has ended; cleanup is in progress.
     Completing,
     Completed,
     Failed,
@@ -83,13 +85,13 @@ pub enum JobStatus {
     NodeFailed,
     OutOfMemory,
     Preempted,
-    /// Will be started again by the system.
+    /// The system will start it again.
     Requeued,
     Unknown(String),
 }
 
 impl JobStatus {
-    /// Whether it is over, for good or for bad, and will not come back by itself.
+    /// Whether the job has ended, successfully or not, and will not restart by itself.
     pub fn is_over(&self) -> bool {
         use JobStatus::*;
         matches!(
@@ -98,13 +100,13 @@ impl JobStatus {
         )
     }
 
-    /// Whether it has not begun, and may.
+    /// Whether the job has not started yet and still may.
     pub fn is_waiting(&self) -> bool {
         use JobStatus::*;
         matches!(self, Queued | Held | Stuck | Starting | Requeued)
     }
 
-    /// For people, lower case.
+    /// Lower-case text for display.
     pub fn words(&self) -> &str {
         use JobStatus::*;
         match self {

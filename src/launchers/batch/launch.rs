@@ -1,4 +1,4 @@
-//! A launch becomes a job request.
+//! Converts a launch into a job request.
 use super::JobKind;
 use super::request::{JobRequest, job_name};
 use crate::launchers::{ControllerLaunch, EnginesLaunch, LaunchError, engine, python};
@@ -8,8 +8,9 @@ use crate::profile::config::resources::{MpiConfig, Resources, StartMode};
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
-/// The engines of one launch as one submission. `unique` tells it from all others of this user: a few letters and digits. Looks at the
-/// environment for the interpreter that engines are to use: on a node there is no active virtual environment.
+/// Converts an engine launch into one submission. `unique` (a few letters and digits) distinguishes
+/// it from all others of this user. Resolves the interpreter from this process's environment, since
+/// no virtual environment is active on a node.
 pub fn engines(launch: &EnginesLaunch, resources: &Resources, mpi: &MpiConfig, unique: &str) -> Result<JobRequest, LaunchError> {
     let mut launch = launch.clone();
     if launch.python.is_none() {
@@ -18,8 +19,8 @@ pub fn engines(launch: &EnginesLaunch, resources: &Resources, mpi: &MpiConfig, u
     }
     let (program, arguments) = match resources.start {
         StartMode::Mpiexec => {
-            // A rank that was started a second time could not join the others. An engine's id is its rank.
-            let (program, mut arguments) = engine::lone_engine_command(&launch)?;
+            // A restarted rank could not rejoin the others. An engine's id is its rank.
+            let (program, mut arguments) = engine::unsupervised_engine_command(&launch)?;
             arguments.push("--mpi".into());
             (program, arguments)
         }
@@ -30,13 +31,14 @@ pub fn engines(launch: &EnginesLaunch, resources: &Resources, mpi: &MpiConfig, u
     request.engines_per_job = resources.engines_per_job.unwrap_or(1).max(1);
     request.argv = argv(program, arguments);
     request.cwd = launch.cwd;
-    // What `mpiexec` makes of other signals is its own affair.
-    request.hears_warnings = launch.kind == EngineKind::Pcluster && resources.start != StartMode::Mpiexec;
+    // `mpiexec` defines how it handles other signals.
+    request.handles_sigusr2 = launch.kind == EngineKind::Pcluster && resources.start != StartMode::Mpiexec;
     request.mpiexec = std::iter::once(&mpi.command).chain(&mpi.arguments).cloned().collect();
     Ok(request)
 }
 
-/// The controller as a job. It asks for what engines are given, but for what only tasks can use; a template that was named is theirs.
+/// Converts a controller launch into a job. It requests the same resources as the engines, except
+/// those that only tasks use. A named template applies to the engines only.
 pub fn controller(launch: &ControllerLaunch, resources: &Resources, unique: &str) -> JobRequest {
     let resources = &Resources {
         gpus: None,
@@ -70,11 +72,11 @@ fn request(kind: JobKind, profile: &ProfileDir, cluster_id: &str, resources: &Re
         },
         env: Vec::new(),
         resources: resources.clone(),
-        hears_warnings: false,
+        handles_sigusr2: false,
         after_term_s: None,
         after_user_s: None,
         mpiexec: Vec::new(),
-        counted_by_job: Vec::new(),
+        per_job_resources: Vec::new(),
     }
 }
 

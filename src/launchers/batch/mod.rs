@@ -1,8 +1,11 @@
-//! Batch systems: what each is asked, in its own words, and what its answers mean. Pure: nothing here runs a command or reads a file.
+//! Batch systems: the commands of each, and how to interpret their output. Pure: nothing here runs
+//! a command or reads a file.
 //!
-//! A batch system is one row, a [`BatchSystem`], with its templates. The rows share what is here and know nothing of each other.
-//! Parts: [`request`] (what a job is to be), [`job`] (what is said about jobs), [`command`] (a command line, an output),
-//! [`environment`] (which variables it does not get), [`failure`], [`launch`] (a launch becomes a request), [`render`] (a template becomes a script), [`quote`].
+//! Each batch system is one row, a [`BatchSystem`], with its templates. The rows share the code
+//! here and do not depend on each other. Modules: [`request`] (a job to submit), [`job`] (jobs as
+//! reported), [`command`] (a command line, an output), [`environment`] (variables to remove),
+//! [`failure`], [`launch`] (converts a launch into a request), [`render`] (renders a template into
+//! a script), [`quote`].
 pub mod command;
 pub mod engines;
 pub mod environment;
@@ -17,7 +20,7 @@ pub mod slurm_environment;
 pub mod squeue;
 pub mod xml;
 
-pub use command::{CommandLine, Output};
+pub use command::{CommandLine, CommandOutput};
 pub use environment::EnvironmentRules;
 pub use failure::{Problem, QueryFailure, SubmitFailure};
 pub use job::{JobId, JobRow, JobStatus, JobTarget};
@@ -26,7 +29,7 @@ pub use request::{JobKind, JobRequest, job_name};
 
 use std::path::{Path, PathBuf};
 
-/// The batch systems, by the names that the command line and the configuration have for them.
+/// The names of the batch systems, as on the command line and in the configuration.
 pub const SYSTEMS: [&str; 5] = ["slurm", "sge", "pbs", "lsf", "htcondor"];
 
 /// The row of a batch system.
@@ -41,26 +44,27 @@ pub fn by_name(name: &str) -> Option<&'static dyn BatchSystem> {
     }
 }
 
-/// One batch system: commands to be run by others, and parsers of their outputs. A parser never fails on a word that it does not
-/// know; it fails where an answer is none.
+/// One batch system: its command lines, which the caller runs, and parsers for their output. A
+/// parser accepts unknown words; it fails only if the output is not an answer at all.
 ///
-/// A job's array has the elements 1 … [`JobRequest::jobs`]. Where that is one job, a system may have no array: its rows then have no
-/// element.
+/// A job's array has the elements 1 … [`JobRequest::jobs`]. For a single job, a system may not use
+/// an array: then its rows have no element.
 pub trait BatchSystem: Send + Sync {
-    /// As in [`SYSTEMS`].
+    /// One of [`SYSTEMS`].
     fn name(&self) -> &'static str;
-    /// For people, with the dialect where there are several: `Slurm`, `OpenPBS`.
+    /// Display name, including the dialect if there are several: `Slurm`, `OpenPBS`.
     fn title(&self) -> &'static str;
 
-    /// A command whose output tells which dialect this is; none where there is only one.
+    /// A command whose output identifies the dialect; none if there is only one.
     fn dialect_command(&self) -> Option<CommandLine> {
         None
     }
-    /// The row to use, given what `dialect_command` said. A dialect's name is to be kept with its jobs: [`BatchSystem::dialect`].
-    fn of_dialect(&self, _said: &Output) -> Option<&'static dyn BatchSystem> {
+    /// The row to use, given the output of `dialect_command`. Store the dialect with the jobs:
+    /// [`BatchSystem::dialect`].
+    fn detect_dialect(&self, _output: &CommandOutput) -> Option<&'static dyn BatchSystem> {
         None
     }
-    /// The dialect's name, for [`BatchSystem::with_dialect`]; empty where there is only one.
+    /// The dialect's name, for [`BatchSystem::with_dialect`]; empty if there is only one.
     fn dialect(&self) -> &'static str {
         ""
     }
@@ -68,137 +72,144 @@ pub trait BatchSystem: Send + Sync {
         None
     }
 
-    /// The templates of a job, the one that is submitted first.
+    /// The templates of a job; the first one is submitted.
     fn templates(&self, kind: JobKind) -> &'static [Template];
-    /// How a directive line begins (`#SBATCH`); in a script of directives alone it is empty.
+    /// The prefix of a directive line (`#SBATCH`); empty in a file that consists of directives
+    /// only.
     fn directive_prefix(&self) -> &'static str;
-    /// A value in a directive line, as this system reads it. It has no control characters.
+    /// Quotes a value for a directive line. The value contains no control characters.
     fn quote_directive(&self, name: &str, value: &str) -> Result<String, TemplateError>;
-    /// What the variables of a template stand for. See [`render::VARIABLES`].
+    /// The values of the template variables. See [`render::VARIABLES`].
     fn variables(&self, request: &JobRequest) -> Result<render::Variables, TemplateError>;
-    /// What a template must have for this job: what to look for, and the line to add.
-    fn needs(&self, template: &str, request: &JobRequest) -> Vec<render::Need>;
-    /// Where the output of a job is, or will be. For one that is over it may be missing.
+    /// What a template must contain for this job: how to find it, and the line to add.
+    fn requirements(&self, template: &str, request: &JobRequest) -> Vec<render::Requirement>;
+    /// The path of the job's output file. The file may be missing if the job has ended.
     fn log_path(&self, request: &JobRequest, job: &JobId, element: Option<u32>) -> PathBuf;
 
-    /// Which environment variables its commands must not get.
+    /// The environment variables to remove from its commands.
     fn environment(&self) -> EnvironmentRules;
-    /// The cluster that a job was sent to, where one system has several; empty for its own.
+    /// The cluster that a job was sent to, if the system has several; empty for the default
+    /// cluster.
     fn cluster_of<'a>(&self, _job: &'a JobId) -> &'a str {
         ""
     }
 
-    /// Submits `script` (the first of the rendered files). To be run in the request's working directory.
+    /// Submits `script` (the first of the rendered files). Run it in the request's working
+    /// directory.
     fn submit_command(&self, script: &Path, text: &str, request: &JobRequest) -> CommandLine;
-    /// The id, also between a site's banners. Only the outcome of `submit_command` is meant.
-    fn parse_submit(&self, output: &Output) -> Result<JobId, SubmitFailure>;
+    /// Finds the id, even between a site's banner lines. Accepts only the output of
+    /// `submit_command`.
+    fn parse_submit(&self, output: &CommandOutput) -> Result<JobId, SubmitFailure>;
 
-    /// One command about all these jobs (which may be gone already) of this user.
+    /// One command that queries all these jobs of this user. Some of them may be gone.
     fn query_command(&self, jobs: &[JobId], user: &str) -> CommandLine;
-    /// A row for each job that is known, also of others than asked for. One that is unknown to the system has no row.
-    fn parse_query(&self, output: &Output) -> Result<Vec<JobRow>, QueryFailure>;
-    /// Where a waiting job's reason needs a query of its own (Grid Engine's `qstat -j`).
+    /// One row per known job, possibly including jobs that were not requested. Unknown jobs have no
+    /// row.
+    fn parse_query(&self, output: &CommandOutput) -> Result<Vec<JobRow>, QueryFailure>;
+    /// Set if a waiting job's reason requires a separate query (Grid Engine's `qstat -j`).
     fn reason_command(&self, _job: &JobId) -> Option<CommandLine> {
         None
     }
-    /// Why a job waits, in one line.
-    fn parse_reason(&self, _output: &Output) -> Option<String> {
+    /// The reason why a job waits, in one line.
+    fn parse_reason(&self, _output: &CommandOutput) -> Option<String> {
         None
     }
-    /// Asks what became of a job that a query no longer shows; none where the system keeps no such record.
+    /// Queries the outcome of a job that no longer appears in the queue; none if the system keeps
+    /// no such record.
     fn history_command(&self, _job: &JobId) -> Option<CommandLine> {
         None
     }
-    /// Rows of jobs that are over. Empty where nothing is known (yet).
-    fn parse_history(&self, _output: &Output) -> Vec<JobRow> {
+    /// Rows of jobs that have ended. Empty if nothing is known (yet).
+    fn parse_history(&self, _output: &CommandOutput) -> Vec<JobRow> {
         Vec::new()
     }
 
-    /// Looks for jobs of this name, whatever their state.
+    /// Finds jobs of this name in any state.
     fn find_command(&self, name: &str, user: &str) -> CommandLine;
     /// The ids of the submissions of this name.
-    fn parse_find(&self, output: &Output, name: &str) -> Result<Vec<JobId>, QueryFailure> {
+    fn parse_find(&self, output: &CommandOutput, name: &str) -> Result<Vec<JobId>, QueryFailure> {
         let rows = self.parse_query(output)?.into_iter();
         let mut ids: Vec<JobId> = rows.filter(|row| row.name.as_deref() == Some(name)).map(|row| row.job).collect();
         ids.dedup();
         Ok(ids)
     }
 
-    /// Takes jobs away, waiting or running. One command for all.
+    /// Cancels jobs, waiting or running, with one command.
     fn cancel_command(&self, targets: &[JobTarget]) -> CommandLine;
-    /// A job that is unknown, or over, counts as cancelled.
-    fn parse_cancel(&self, output: &Output) -> Result<(), QueryFailure>;
-    /// How the system warns before SIGKILL, by its manual.
+    /// An unknown job, or one that has ended, counts as cancelled.
+    fn parse_cancel(&self, output: &CommandOutput) -> Result<(), QueryFailure>;
+    /// The documented delay between a warning signal and SIGKILL.
     fn kill_wait(&self) -> KillWait {
         KillWait::default()
     }
-    /// Asks the system how long it waits, where it tells.
+    /// Queries the configured delay, if the system reports it.
     fn kill_wait_command(&self) -> Option<CommandLine> {
         None
     }
-    /// In seconds.
-    fn parse_kill_wait(&self, _output: &Output) -> Option<u32> {
+    /// The delay in seconds.
+    fn parse_kill_wait(&self, _output: &CommandOutput) -> Option<u32> {
         None
     }
 
-    /// Asks which resources the system counts once for each job, where a site decides that.
-    fn counting_command(&self) -> Option<CommandLine> {
+    /// Queries which resources the system counts per job, if that is configurable.
+    fn job_resources_command(&self) -> Option<CommandLine> {
         None
     }
-    fn parse_counting(&self, _output: &Output) -> Vec<String> {
+    fn parse_job_resources(&self, _output: &CommandOutput) -> Vec<String> {
         Vec::new()
     }
 
-    /// Sends a signal (`TERM`) to what runs; none where the system has no such command.
+    /// Sends a signal (`TERM`) to running jobs; none if the system has no such command.
     fn signal_command(&self, _targets: &[JobTarget], _signal: &str) -> Option<CommandLine> {
         None
     }
 }
 
-/// How many seconds pass from a batch system's warning to its SIGKILL, where that is known.
+/// The number of seconds between a batch system's warning and its SIGKILL, if known.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct KillWait {
-    /// After SIGTERM; what a site sets is this one, if there is one.
+    /// After SIGTERM. A site's setting applies to this delay if it is set.
     pub term_s: Option<u32>,
     /// After SIGUSR1 or SIGUSR2.
     pub user_s: Option<u32>,
 }
 
 impl KillWait {
-    /// With what a site says of itself.
-    pub fn at_site(mut self, said_s: Option<u32>) -> KillWait {
-        let place = match (self.term_s, self.user_s) {
+    /// Applies the site's setting.
+    pub fn with_site_value(mut self, site_s: Option<u32>) -> KillWait {
+        let delay = match (self.term_s, self.user_s) {
             (None, Some(_)) => &mut self.user_s,
             _ => &mut self.term_s,
         };
-        *place = said_s.or(*place);
+        *delay = site_s.or(*delay);
         self
     }
 }
 
 impl JobRequest {
-    /// With what the system says of itself, as far as that matters for this job and the system answers.
-    pub fn at_site(self, row: &dyn BatchSystem, ask: impl Fn(CommandLine) -> Option<Output>) -> JobRequest {
-        let said = self.kill_wait_question(row).and_then(&ask);
-        let mut request = self.with_kill_wait(row, said.as_ref());
+    /// Applies the site's settings that matter for this job, as far as the system answers.
+    pub fn with_site_settings(self, row: &dyn BatchSystem, ask: impl Fn(CommandLine) -> Option<CommandOutput>) -> JobRequest {
+        let output = self.kill_wait_query(row).and_then(&ask);
+        let mut request = self.with_kill_wait(row, output.as_ref());
         let amounts = request.resources.memory.is_some() || request.resources.gpus.is_some();
-        let said = row.counting_command().filter(|_| amounts).and_then(ask);
-        request.counted_by_job = said.map_or_else(Vec::new, |output| row.parse_counting(&output));
+        let output = row.job_resources_command().filter(|_| amounts).and_then(ask);
+        request.per_job_resources = output.map_or_else(Vec::new, |output| row.parse_job_resources(&output));
         request
     }
 
-    /// Notes how long the system waits with SIGKILL: the setting's word, else the system's own (`said`), else its manual's.
-    pub fn with_kill_wait(mut self, row: &dyn BatchSystem, said: Option<&Output>) -> JobRequest {
+    /// Sets the delays before SIGKILL from the configuration, else from the system's answer
+    /// (`output`), else from its manual.
+    pub fn with_kill_wait(mut self, row: &dyn BatchSystem, output: Option<&CommandOutput>) -> JobRequest {
         if self.kind == JobKind::Engines {
-            let said = said.and_then(|output| row.parse_kill_wait(output));
-            let wait = row.kill_wait().at_site(self.resources.kill_wait_s.or(said));
+            let reported_s = output.and_then(|output| row.parse_kill_wait(output));
+            let wait = row.kill_wait().with_site_value(self.resources.kill_wait_s.or(reported_s));
             (self.after_term_s, self.after_user_s) = (wait.term_s, wait.user_s);
         }
         self
     }
 
-    /// What to ask the system for that; none where it need not be asked.
-    pub fn kill_wait_question(&self, row: &dyn BatchSystem) -> Option<CommandLine> {
+    /// The query for those delays; none if no query is needed.
+    pub fn kill_wait_query(&self, row: &dyn BatchSystem) -> Option<CommandLine> {
         let is_open = self.kind == JobKind::Engines && self.resources.kill_wait_s.is_none();
         row.kill_wait_command().filter(|_| is_open)
     }

@@ -1,6 +1,6 @@
 //! Quoting for the POSIX shell.
 
-/// One word for `sh`, quoted only where it must be.
+/// Quotes one word for `sh`, only if necessary.
 pub fn shell(word: &str) -> String {
     let plain = |c: char| c.is_ascii_alphanumeric() || "_-+=./:,@%^".contains(c);
     if !word.is_empty() && word.chars().all(plain) {
@@ -9,7 +9,7 @@ pub fn shell(word: &str) -> String {
     format!("'{}'", word.replace('\'', r"'\''"))
 }
 
-/// Words for `sh`.
+/// Quotes several words for `sh`.
 pub fn shell_words<'a>(words: impl IntoIterator<Item = &'a String>) -> String {
     let words: Vec<String> = words.into_iter().map(|word| shell(word)).collect();
     words.join(" ")

@@ -1,9 +1,9 @@
 //! Lists of array elements as batch systems print them.
 
-/// No array has more elements.
-const MOST: usize = 1_000_000;
+/// The maximum number of elements of an array.
+const MAX_ELEMENTS: usize = 1_000_000;
 
-/// The numbers of `1`, `7-15:1`, `13,14`, `1-10:3,20`. What is no number is passed over.
+/// Parses `1`, `7-15:1`, `13,14`, `1-10:3,20`. Skips anything that is not a number.
 pub fn expand(text: &str) -> Vec<u32> {
     let mut all = Vec::new();
     for part in text.split(',').map(str::trim) {
@@ -12,13 +12,13 @@ pub fn expand(text: &str) -> Vec<u32> {
         let (Ok(first), Ok(last), Ok(step)) = (first.parse::<u32>(), last.parse::<u32>(), step.parse::<usize>()) else {
             continue;
         };
-        let room = MOST.saturating_sub(all.len());
+        let room = MAX_ELEMENTS.saturating_sub(all.len());
         all.extend((first..=last).step_by(step.max(1)).take(room));
     }
     all
 }
 
-/// `1-3,7` for 1, 2, 3, 7, which are in order.
+/// Formats sorted numbers: `1-3,7` for 1, 2, 3, 7.
 pub fn collapse(numbers: &[u32]) -> String {
     let mut parts: Vec<(u32, u32)> = Vec::new();
     for number in numbers {
@@ -39,19 +39,19 @@ mod tests {
     use super::*;
 
     #[test]
-    fn numbers_in_order_become_ranges() {
+    fn sorted_numbers_become_ranges() {
         assert_eq!(collapse(&[1, 2, 3, 7, 9, 10]), "1-3,7,9-10");
         assert_eq!(collapse(&[]), "");
     }
 
     #[test]
-    fn lists_in_every_spelling() {
+    fn lists_in_every_format() {
         assert_eq!(expand("3"), [3]);
         assert_eq!(expand("7-9:1"), [7, 8, 9]);
         assert_eq!(expand("13,14"), [13, 14]);
         assert_eq!(expand("1-10:4,20, 30-31"), [1, 5, 9, 20, 30, 31]);
         assert_eq!(expand("undefined"), [] as [u32; 0]);
         assert_eq!(expand("9-7"), [] as [u32; 0]);
-        assert_eq!(expand("0-4294967295").len(), MOST);
+        assert_eq!(expand("0-4294967295").len(), MAX_ELEMENTS);
     }
 }

@@ -1,9 +1,10 @@
-//! A template becomes a script.
+//! Renders a template into a script.
 //!
-//! A template is the script itself, with variables `{{ name }}` in it; all else is left alone, so that `${x%.txt}` and `${#x}` stay
-//! the shell's. It is rendered line by line, and what a variable becomes depends on its line: in a directive (`#SBATCH …`) a value
-//! is quoted as the batch system reads it, elsewhere as the shell does. A directive whose variable has no value is left out;
-//! one whose variable is a list stands there once for each.
+//! A template is the script itself, with variables `{{ name }}`; everything else is left unchanged,
+//! so that `${x%.txt}` and `${#x}` keep their meaning in the shell. It is rendered line by line,
+//! and the value of a variable depends on its line: in a directive (`#SBATCH …`) it is quoted for
+//! the batch system, elsewhere for the shell. A directive whose variable has no value is omitted;
+//! one whose variable is a list is repeated for each item.
 use super::quote;
 use super::request::JobRequest;
 use super::{BatchSystem, JobKind};
@@ -11,10 +12,10 @@ use std::borrow::Cow;
 use std::path::PathBuf;
 use tera::{Context, Delimiters, Tera};
 
-/// A template of pcluster's own.
+/// A built-in template.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Template {
-    /// As the file is called in `templates/<system>/`, and in a profile: `engines.sh.tera`.
+    /// The file name in `templates/<system>/` and in a profile: `engines.sh.tera`.
     pub name: &'static str,
     pub text: &'static str,
 }
@@ -27,10 +28,10 @@ pub struct ScriptFile {
     pub executable: bool,
 }
 
-/// What a variable stands for.
+/// The value of a variable.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Value {
-    /// Not asked for.
+pub enum VariableValue {
+    /// Not requested.
     Unset,
     /// One value.
     Text(String),
@@ -41,80 +42,80 @@ pub enum Value {
 }
 
 /// Names and values, in the order of [`VARIABLES`].
-pub type Variables = Vec<(&'static str, Value)>;
+pub type Variables = Vec<(&'static str, VariableValue)>;
 
-/// Something that a template must have.
+/// Something that a template must contain.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Need {
+pub struct Requirement {
     pub what: String,
     pub found_by: FoundBy,
-    /// The line that would do.
+    /// A line that satisfies the requirement.
     pub line: String,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum FoundBy {
-    /// One of these variables is used.
+    /// The template uses one of these variables.
     Variable(&'static [&'static str]),
-    /// A directive has a word that begins with one of these.
+    /// A directive contains a word with one of these prefixes.
     Directive(&'static [&'static str]),
 }
 
-/// All that a template may use.
+/// All variables that a template may use.
 pub const VARIABLES: &[(&str, &str)] = &[
-    ("name", "the job's name, by which pcluster finds it again"),
+    ("name", "the job's name, which pcluster uses to find it"),
     ("profile", "the profile's name"),
     ("cluster_id", "the cluster id; empty for the profile's default cluster"),
     ("version", "pcluster's version"),
-    ("n", "how many engines"),
-    ("jobs", "how many jobs (array elements)"),
-    ("engines_per_job", "how many engines one job holds"),
+    ("n", "the number of engines"),
+    ("jobs", "the number of jobs (array elements)"),
+    ("engines_per_job", "the number of engines per job"),
+    ("array", "the array's range in the system's syntax (1-15); empty for a single job"),
+    ("single", "LSF's name of a job that is not an array; else empty"),
     (
-        "array",
-        "what makes the job an array, as the system writes it (1-15); none where it is one job",
+        "tasks",
+        "the number of engines in the job if srun or mpiexec starts them; else empty",
     ),
-    ("single", "LSF's name of a job that is no array; else none"),
-    ("tasks", "the engines of the one job, where srun or mpiexec starts them; else none"),
     ("engines", "the shell lines that start the engines of one job"),
     ("controller", "the shell line that starts the controller"),
     ("command", "the command of one engine, or of the controller, quoted for the shell"),
     ("script", "HTCondor: the shell script that each job runs"),
     ("cwd", "the working directory"),
-    ("log", "the output's file, with the system's own signs for job and array element"),
+    ("log", "the output file, with the system's placeholders for job and array element"),
     ("queue", "the queue or partition"),
     ("account", "the account or project"),
     ("qos", "the quality of service"),
-    ("walltime", "the time limit, as the system writes it"),
-    ("memory", "the memory of one job, as the system writes it"),
+    ("walltime", "the time limit in the system's syntax"),
+    ("memory", "the memory of one job in the system's syntax"),
     (
         "mem_free",
-        "Grid Engine: the same as the site counts `mem_free`, for each slot or for each job",
+        "Grid Engine: the memory per slot or per job, as the site counts `mem_free`",
     ),
-    ("memory_per_slot", "Grid Engine: the same for each slot"),
+    ("memory_per_slot", "Grid Engine: the memory per slot"),
     ("cpus", "the processors of one job; with srun and mpiexec, of one engine"),
     ("gpus", "the GPUs of one job; with srun and mpiexec, of one engine"),
-    ("gpu", "Grid Engine: the same as the site counts `gpu`"),
-    ("nodes", "over how many nodes one job of all engines goes"),
-    ("resources", "processors, memory and GPUs in one, where the system wants them so"),
-    ("constraint", "what a node must have"),
+    ("gpu", "Grid Engine: the GPUs per slot or per job, as the site counts `gpu`"),
+    ("nodes", "the number of nodes for one job of all engines"),
+    ("resources", "processors, memory and GPUs combined, if the system requires it"),
+    ("constraint", "features that a node must have"),
     ("parallel_environment", "Grid Engine's parallel environment and its slots"),
     ("reservation", "the reservation"),
     ("mail_user", "who gets mail"),
     ("mail_type", "when"),
-    ("directives", "further directives of the settings, one line each"),
+    ("directives", "additional directives from the settings, one per line"),
     ("environment", "shell lines that set environment variables"),
     ("modules", "shell lines that load environment modules"),
-    ("before", "the settings' shell lines before the start"),
+    ("before", "shell lines from the settings, run before the start"),
 ];
 
-/// Why a template cannot become a script.
+/// Why a template cannot be rendered.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum TemplateError {
-    #[error("{template}:{line}: there is no variable `{name}`")]
+    #[error("{template}:{line}: unknown variable `{name}`")]
     UnknownVariable { template: String, line: usize, name: String },
     #[error("{template}:{line}: {message}")]
     Syntax { template: String, line: usize, message: String },
-    #[error("{template}:{line}: `{{{{ {name} }}}}` stands in quotes, but its value {value} is quoted already")]
+    #[error("{template}:{line}: `{{{{ {name} }}}}` is inside quotes, but its value {value} is already quoted")]
     InQuotes {
         template: String,
         line: usize,
@@ -123,14 +124,14 @@ pub enum TemplateError {
     },
     #[error("{template}: {what} is missing")]
     Missing { template: String, what: String, line: String },
-    #[error("{what} is {value:?}, which a line of the script for {system} cannot hold: {why}")]
-    Unfit {
+    #[error("{what} {value:?} cannot be written in a script for {system}: {why}")]
+    InvalidValue {
         system: &'static str,
         what: String,
         value: String,
         why: &'static str,
     },
-    #[error("{system} has no {what}")]
+    #[error("{system} does not support {what}")]
     Unsupported {
         system: &'static str,
         what: String,
@@ -139,72 +140,72 @@ pub enum TemplateError {
 }
 
 impl TemplateError {
-    /// What to do.
+    /// A suggested action.
     pub fn hint(&self) -> Option<String> {
         match self {
             TemplateError::UnknownVariable { .. } => {
                 let names: Vec<&str> = VARIABLES.iter().map(|(name, _)| *name).collect();
                 Some(format!(
-                    "the variables are: {}; `pcluster template list` explains them",
+                    "known variables: {}; `pcluster template list` describes them",
                     names.join(", ")
                 ))
             }
-            TemplateError::Syntax { .. } => Some("a variable is written {{ name }}; all else is left as it is".into()),
-            TemplateError::InQuotes { .. } => Some("take the quotes away".into()),
+            TemplateError::Syntax { .. } => Some("write a variable as {{ name }}; everything else is copied unchanged".into()),
+            TemplateError::InQuotes { .. } => Some("remove the quotes".into()),
             TemplateError::Missing { line, .. } => Some(format!("add this line: {line}")),
             TemplateError::Unsupported { hint, .. } => hint.clone(),
-            TemplateError::Unfit { .. } => None,
+            TemplateError::InvalidValue { .. } => None,
         }
     }
 }
 
-/// Where in the script a line stands.
+/// The kind of a line in the script.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Place {
+enum LineKind {
     Directive,
     Comment,
     Shell,
 }
 
-/// The script of one job. `name` is the template's (`engines.sh.tera`).
+/// Renders the script of one job. `name` is the template's (`engines.sh.tera`).
 pub fn render(system: &dyn BatchSystem, name: &str, text: &str, request: &JobRequest) -> Result<String, TemplateError> {
     render_named(system, name, name, text, request)
 }
 
-/// The same for a template that errors call `shown`.
+/// Renders a template that error messages call `shown`.
 pub fn render_named(system: &dyn BatchSystem, name: &str, shown: &str, text: &str, request: &JobRequest) -> Result<String, TemplateError> {
     let variables = system.variables(request)?;
     let is_description = !name.trim_end_matches(".tera").ends_with(".sh") && system.directive_prefix().is_empty();
     let mut script = String::new();
     let mut used: Vec<String> = Vec::new();
     for (number, line) in text.lines().enumerate() {
-        let place = place_of(line, system.directive_prefix(), is_description);
-        let line = Line {
+        let kind = kind_of(line, system.directive_prefix(), is_description);
+        let line = TemplateLine {
             system,
             template: shown,
             number: number + 1,
             text: line,
-            place,
+            kind,
         };
         for rendered in line.render(&variables, &mut used)? {
             script.push_str(&rendered);
             script.push('\n');
         }
     }
-    for need in system.needs(name, request) {
-        let met = match need.found_by {
+    for requirement in system.requirements(name, request) {
+        let met = match requirement.found_by {
             FoundBy::Variable(names) => used.iter().any(|name| names.contains(&name.as_str())),
             FoundBy::Directive(words) => script
                 .lines()
-                .filter(|line| place_of(line, system.directive_prefix(), is_description) == Place::Directive)
+                .filter(|line| kind_of(line, system.directive_prefix(), is_description) == LineKind::Directive)
                 .flat_map(str::split_whitespace)
                 .any(|word| words.iter().any(|begin| word.starts_with(begin))),
         };
         if !met {
             return Err(TemplateError::Missing {
                 template: shown.into(),
-                what: need.what,
-                line: need.line,
+                what: requirement.what,
+                line: requirement.line,
             });
         }
     }
@@ -212,7 +213,8 @@ pub fn render_named(system: &dyn BatchSystem, name: &str, shown: &str, text: &st
     Ok(script)
 }
 
-/// Something is asked for, and the template does not say it: the line is the one of pcluster's own template.
+/// A requested resource that the template does not use: the line to add is that of the built-in
+/// template.
 fn unused(
     system: &dyn BatchSystem,
     name: &str,
@@ -229,25 +231,25 @@ fn unused(
     else {
         return Ok(());
     };
-    let asked = ASKED_FOR.iter().filter(|key| {
+    let asked = REQUESTABLE.iter().filter(|key| {
         let value = variables.iter().find(|(known, _)| known == *key).map(|(_, value)| value);
         let is_set = match value {
-            Some(Value::Text(_) | Value::Words(_)) => true,
-            Some(Value::Lines(lines)) => !lines.is_empty(),
+            Some(VariableValue::Text(_) | VariableValue::Words(_)) => true,
+            Some(VariableValue::Lines(lines)) => !lines.is_empty(),
             _ => false,
         };
         is_set && !used.iter().any(|name| setting_of(name) == **key)
     });
     for key in asked {
-        let says = |line: &&str| {
+        let uses_variable = |line: &&str| {
             variables
                 .iter()
                 .any(|(name, _)| setting_of(name) == *key && line.contains(&format!("{{{{ {name} }}}}")))
         };
-        if let Some(line) = own.text.lines().find(says) {
+        if let Some(line) = own.text.lines().find(uses_variable) {
             return Err(TemplateError::Missing {
                 template: shown.into(),
-                what: format!("what launchers.{}.{key} asks for", system.name()),
+                what: format!("the directive for launchers.{}.{key}", system.name()),
                 line: line.into(),
             });
         }
@@ -255,7 +257,7 @@ fn unused(
     Ok(())
 }
 
-/// The setting whose value a variable has.
+/// The setting that supplies a variable's value.
 fn setting_of(variable: &str) -> &str {
     match variable {
         "mem_free" | "memory_per_slot" => "memory",
@@ -264,8 +266,8 @@ fn setting_of(variable: &str) -> &str {
     }
 }
 
-/// Variables that are settings of their own, by the same name.
-const ASKED_FOR: &[&str] = &[
+/// Variables that have a setting of the same name.
+const REQUESTABLE: &[&str] = &[
     "queue",
     "account",
     "qos",
@@ -281,26 +283,30 @@ const ASKED_FOR: &[&str] = &[
     "before",
 ];
 
-fn place_of(line: &str, prefix: &str, is_description: bool) -> Place {
+fn kind_of(line: &str, prefix: &str, is_description: bool) -> LineKind {
     if is_description {
-        return if line.starts_with('#') { Place::Comment } else { Place::Directive };
+        return if line.starts_with('#') {
+            LineKind::Comment
+        } else {
+            LineKind::Directive
+        };
     }
     match line.strip_prefix(prefix) {
-        Some(rest) if !prefix.is_empty() && rest.starts_with(char::is_whitespace) => Place::Directive,
-        _ if line.trim_start().starts_with('#') => Place::Comment,
-        _ => Place::Shell,
+        Some(rest) if !prefix.is_empty() && rest.starts_with(char::is_whitespace) => LineKind::Directive,
+        _ if line.trim_start().starts_with('#') => LineKind::Comment,
+        _ => LineKind::Shell,
     }
 }
 
-struct Line<'a> {
+struct TemplateLine<'a> {
     system: &'a dyn BatchSystem,
     template: &'a str,
     number: usize,
     text: &'a str,
-    place: Place,
+    kind: LineKind,
 }
 
-impl Line<'_> {
+impl TemplateLine<'_> {
     fn render(&self, variables: &Variables, used: &mut Vec<String>) -> Result<Vec<String>, TemplateError> {
         if !self.text.contains("{{") {
             return Ok(vec![self.text.to_string()]);
@@ -325,12 +331,12 @@ impl Line<'_> {
                 return Err(TemplateError::UnknownVariable { template, line, name });
             };
             match value {
-                Value::Unset if self.place == Place::Directive || self.is_alone(&name) => return Ok(Vec::new()),
-                Value::Unset => context.insert(name.clone(), if self.place == Place::Shell { "''" } else { "" }),
-                Value::Text(text) => context.insert(name.clone(), &self.quoted(&name, text)?),
-                Value::Words(words) if self.place == Place::Shell => context.insert(name.clone(), &quote::shell_words(words)),
-                Value::Words(words) => context.insert(name.clone(), &self.quoted(&name, &quote::shell_words(words))?),
-                Value::Lines(lines) => many = Some((name.clone(), lines.clone())),
+                VariableValue::Unset if self.kind == LineKind::Directive || self.is_alone(&name) => return Ok(Vec::new()),
+                VariableValue::Unset => context.insert(name.clone(), if self.kind == LineKind::Shell { "''" } else { "" }),
+                VariableValue::Text(text) => context.insert(name.clone(), &self.quoted(&name, text)?),
+                VariableValue::Words(words) if self.kind == LineKind::Shell => context.insert(name.clone(), &quote::shell_words(words)),
+                VariableValue::Words(words) => context.insert(name.clone(), &self.quoted(&name, &quote::shell_words(words))?),
+                VariableValue::Lines(lines) => many = Some((name.clone(), lines.clone())),
             }
             used.push(name);
         }
@@ -339,8 +345,8 @@ impl Line<'_> {
         };
         let mut rendered = Vec::new();
         for line in lines {
-            if self.place != Place::Shell {
-                one_line(self.system, &name, &line)?;
+            if self.kind != LineKind::Shell {
+                check_single_line(self.system, &name, &line)?;
             }
             context.insert(name.clone(), &line);
             rendered.push(tera.render("line", &context).map_err(|e| self.syntax(&e))?);
@@ -349,13 +355,13 @@ impl Line<'_> {
     }
 
     fn quoted(&self, name: &str, value: &str) -> Result<String, TemplateError> {
-        match self.place {
-            Place::Comment => Ok(value.chars().map(|c| if c.is_control() { ' ' } else { c }).collect()),
-            Place::Directive => {
-                one_line(self.system, name, value)?;
+        match self.kind {
+            LineKind::Comment => Ok(value.chars().map(|c| if c.is_control() { ' ' } else { c }).collect()),
+            LineKind::Directive => {
+                check_single_line(self.system, name, value)?;
                 self.system.quote_directive(name, value)
             }
-            Place::Shell => {
+            LineKind::Shell => {
                 let quoted = quote::shell(value);
                 if quoted != value && stands_in_quotes(self.text, name) {
                     return Err(TemplateError::InQuotes {
@@ -384,7 +390,7 @@ impl Line<'_> {
     }
 }
 
-/// Blocks and comments of the template language are not offered: `${#x}` would begin a comment.
+/// Blocks and comments of the template language are disabled: `${#x}` would begin a comment.
 fn delimiters() -> Delimiters {
     let text = |text: &'static str| Cow::Borrowed(text);
     Delimiters {
@@ -397,15 +403,15 @@ fn delimiters() -> Delimiters {
     }
 }
 
-/// A value that would end its line would begin another directive.
-fn one_line(system: &dyn BatchSystem, name: &str, value: &str) -> Result<(), TemplateError> {
+/// A value with a line break would start another directive.
+fn check_single_line(system: &dyn BatchSystem, name: &str, value: &str) -> Result<(), TemplateError> {
     match value.chars().any(char::is_control) {
         false => Ok(()),
-        true => Err(TemplateError::Unfit {
+        true => Err(TemplateError::InvalidValue {
             system: system.title(),
             what: name.into(),
             value: value.into(),
-            why: "it has a line break or another control character",
+            why: "it contains a line break or another control character",
         }),
     }
 }
@@ -434,12 +440,13 @@ fn stands_in_quotes(line: &str, name: &str) -> bool {
     false
 }
 
-/// What every batch system's variables have in common. The rows add, and overwrite, what they write in their own way.
+/// The variables that all batch systems share. The rows add to these and override those that they
+/// format differently.
 pub fn common(request: &JobRequest) -> Variables {
     let resources = &request.resources;
-    let text = |value: &Option<String>| value.clone().map_or(Value::Unset, Value::Text);
-    let number = |value: u32| Value::Text(value.to_string());
-    let counted = |value: Option<u32>| value.map_or(Value::Unset, number);
+    let text = |value: &Option<String>| value.clone().map_or(VariableValue::Unset, VariableValue::Text);
+    let number = |value: u32| VariableValue::Text(value.to_string());
+    let counted = |value: Option<u32>| value.map_or(VariableValue::Unset, number);
     let modules = resources
         .modules
         .iter()
@@ -447,57 +454,66 @@ pub fn common(request: &JobRequest) -> Variables {
     let engines = super::engines::lines(request);
     let is_controller = request.kind == JobKind::Controller;
     let values = vec![
-        ("name", Value::Text(request.name.clone())),
-        ("profile", Value::Text(request.profile.clone())),
-        ("cluster_id", Value::Text(request.cluster_id.clone())),
-        ("version", Value::Text(crate::model::VERSION.into())),
+        ("name", VariableValue::Text(request.name.clone())),
+        ("profile", VariableValue::Text(request.profile.clone())),
+        ("cluster_id", VariableValue::Text(request.cluster_id.clone())),
+        ("version", VariableValue::Text(crate::model::VERSION.into())),
         ("n", number(request.n)),
         ("jobs", number(request.jobs())),
         ("engines_per_job", number(request.engines_per_job.max(1))),
         (
             "engines",
             if is_controller {
-                Value::Unset
+                VariableValue::Unset
             } else {
-                Value::Lines(engines.clone())
+                VariableValue::Lines(engines.clone())
             },
         ),
-        ("controller", if is_controller { Value::Lines(engines) } else { Value::Unset }),
-        ("command", Value::Words(request.argv.clone())),
-        ("cwd", Value::Text(request.cwd.to_string_lossy().into_owned())),
+        (
+            "controller",
+            if is_controller {
+                VariableValue::Lines(engines)
+            } else {
+                VariableValue::Unset
+            },
+        ),
+        ("command", VariableValue::Words(request.argv.clone())),
+        ("cwd", VariableValue::Text(request.cwd.to_string_lossy().into_owned())),
         ("queue", text(&resources.queue)),
         ("account", text(&resources.account)),
         ("qos", text(&resources.qos)),
         (
             "walltime",
-            resources.walltime.map_or(Value::Unset, |time| Value::Text(time.to_string())),
+            resources
+                .walltime
+                .map_or(VariableValue::Unset, |time| VariableValue::Text(time.to_string())),
         ),
         ("nodes", counted(resources.nodes)),
         ("constraint", text(&resources.constraint)),
         ("reservation", text(&resources.reservation)),
         ("mail_user", text(&resources.mail_user)),
         ("mail_type", text(&resources.mail_type)),
-        ("directives", Value::Lines(resources.directives.clone())),
-        ("modules", Value::Lines(modules.collect())),
-        ("before", Value::Lines(resources.before.clone())),
+        ("directives", VariableValue::Lines(resources.directives.clone())),
+        ("modules", VariableValue::Lines(modules.collect())),
+        ("before", VariableValue::Lines(resources.before.clone())),
     ];
-    let mut all: Variables = VARIABLES.iter().map(|(name, _)| (*name, Value::Unset)).collect();
-    put(&mut all, values);
+    let mut all: Variables = VARIABLES.iter().map(|(name, _)| (*name, VariableValue::Unset)).collect();
+    set_variables(&mut all, values);
     all
 }
 
-/// Sets variables that [`VARIABLES`] knows.
-pub fn put(variables: &mut Variables, values: impl IntoIterator<Item = (&'static str, Value)>) {
+/// Sets variables that are listed in [`VARIABLES`].
+pub fn set_variables(variables: &mut Variables, values: impl IntoIterator<Item = (&'static str, VariableValue)>) {
     for (name, value) in values {
-        if let Some(place) = variables.iter_mut().find(|(known, _)| *known == name) {
-            place.1 = value;
+        if let Some(entry) = variables.iter_mut().find(|(known, _)| *known == name) {
+            entry.1 = value;
         }
     }
 }
 
-/// A value that this system's directives cannot hold.
-pub fn unfit(system: &'static str, what: &str, value: &str, why: &'static str) -> TemplateError {
-    TemplateError::Unfit {
+/// A value that this system's directives cannot represent.
+pub fn invalid_value(system: &'static str, what: &str, value: &str, why: &'static str) -> TemplateError {
+    TemplateError::InvalidValue {
         system,
         what: what.into(),
         value: value.into(),
@@ -505,7 +521,7 @@ pub fn unfit(system: &'static str, what: &str, value: &str, why: &'static str) -
     }
 }
 
-/// Refuses settings that this system has no word for, where they are made.
+/// Rejects settings that this system does not support.
 pub fn unsupported(system: &dyn BatchSystem, _request: &JobRequest, settings: &[(&str, bool)]) -> Result<(), TemplateError> {
     match settings.iter().find(|(_, given)| *given) {
         None => Ok(()),
@@ -513,14 +529,14 @@ pub fn unsupported(system: &dyn BatchSystem, _request: &JobRequest, settings: &[
             system: system.title(),
             what: format!("setting `{key}`"),
             hint: Some(format!(
-                "leave launchers.{name}.{key} out; what the site has instead can go into launchers.{name}.directives",
+                "remove launchers.{name}.{key}; put the site's equivalent into launchers.{name}.directives",
                 name = system.name()
             )),
         }),
     }
 }
 
-/// A number of nodes is for one job of all engines, which `start` (`srun`, `mpiexec`) makes.
+/// A number of nodes requires one job of all engines, selected by `start` (`srun`, `mpiexec`).
 pub fn nodes_are_of_one_job(system: &dyn BatchSystem, request: &JobRequest, start: &str) -> Result<(), TemplateError> {
     if request.resources.nodes.is_none() || request.is_one_job() || request.kind == JobKind::Controller {
         return Ok(());
@@ -528,9 +544,9 @@ pub fn nodes_are_of_one_job(system: &dyn BatchSystem, request: &JobRequest, star
     let name = system.name();
     Err(TemplateError::Unsupported {
         system: system.title(),
-        what: "number of nodes for jobs that are on one node each".into(),
+        what: "a number of nodes for jobs on a single node".into(),
         hint: Some(format!(
-            "set launchers.{name}.start to {start} for one job of all engines, or leave launchers.{name}.nodes out"
+            "set launchers.{name}.start to {start} for one job of all engines, or remove launchers.{name}.nodes"
         )),
     })
 }

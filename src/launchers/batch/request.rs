@@ -1,4 +1,4 @@
-//! What a job is to be, in no batch system's words.
+//! A job to submit, independent of the batch system.
 use crate::profile::config::resources::{Resources, StartMode};
 use std::path::PathBuf;
 
@@ -17,43 +17,45 @@ impl JobKind {
     }
 }
 
-/// One submission: a controller, or an engine set.
+/// One submission: a controller, or a set of engines.
 #[derive(Clone, Debug, PartialEq)]
 pub struct JobRequest {
     pub kind: JobKind,
-    /// The job's name, by which it can be found again. [`job_name`] makes one that every system takes.
+    /// The job's name, used to find it again. [`job_name`] makes one that every system accepts.
     pub name: String,
-    /// For the script's comment.
+    /// For the comment in the script.
     pub profile: String,
     pub cluster_id: String,
-    /// How many engines; 1 for a controller.
+    /// The number of engines; 1 for a controller.
     pub n: u32,
-    /// How many of them one job holds, on one node; at least 1.
+    /// The number of engines per job, on one node; at least 1.
     pub engines_per_job: u32,
-    /// The program of one engine (or of the controller), and its arguments.
+    /// The command line of one engine (or of the controller).
     pub argv: Vec<String>,
     pub cwd: PathBuf,
-    /// Where the script will be; its companions lie beside it.
+    /// The path of the script; further files are placed next to it.
     pub script: PathBuf,
-    /// Where the jobs' output goes, and how those files' names begin (`engines-<cluster id>`).
+    /// The directory of the job's output files, and the prefix of their names (`engines-<cluster
+    /// id>`).
     pub log_dir: PathBuf,
     pub log_stem: String,
     /// Environment variables of the job. They override those of [`Resources::env`]. Never a secret.
     pub env: Vec<(String, String)>,
     pub resources: Resources,
-    /// What runs understands SIGUSR2 as its batch system's warning: pcluster's own engine.
-    pub hears_warnings: bool,
-    /// So long after SIGTERM, or after SIGUSR1 or SIGUSR2, the system sends SIGKILL, in seconds; see [`super::KillWait`].
+    /// The process handles SIGUSR2 as the batch system's warning: pcluster's own engine.
+    pub handles_sigusr2: bool,
+    /// The delay in seconds between SIGTERM (or SIGUSR1, SIGUSR2) and SIGKILL; see
+    /// [`super::KillWait`].
     pub after_term_s: Option<u32>,
     pub after_user_s: Option<u32>,
-    /// How `mpiexec` is called, for [`StartMode::Mpiexec`].
+    /// The `mpiexec` command, for [`StartMode::Mpiexec`].
     pub mpiexec: Vec<String>,
-    /// Resources that the site counts once for each job; the others are counted for each slot. Grid Engine's matter.
-    pub counted_by_job: Vec<String>,
+    /// Resources that the site counts per job; the others are counted per slot. Grid Engine only.
+    pub per_job_resources: Vec<String>,
 }
 
 impl JobRequest {
-    /// How many jobs (array elements) the submission is.
+    /// The number of jobs (array elements) in the submission.
     pub fn jobs(&self) -> u32 {
         match self.is_one_job() {
             true => 1,
@@ -61,19 +63,20 @@ impl JobRequest {
         }
     }
 
-    /// How many engines the fullest job holds.
+    /// The number of engines in a full job.
     pub fn engines_in_a_job(&self) -> u32 {
         self.engines_per_job.clamp(1, self.n.max(1))
     }
 
-    /// Whether all engines are started inside of one job, by `srun` or `mpiexec`.
+    /// Whether `srun` or `mpiexec` starts all engines inside one job.
     pub fn is_one_job(&self) -> bool {
         self.kind == JobKind::Engines && self.resources.start != StartMode::Array
     }
 }
 
-/// `pcluster-<profile>-<cluster id>-<unique>`: letters, digits, `-` and `_` only, a letter first, at most 64 characters: what every
-/// batch system takes and prints in full somewhere. `unique` is kept whole.
+/// `pcluster-<profile>-<cluster id>-<unique>`: letters, digits, `-` and `_` only, starting with a
+/// letter, at most 64 characters. Every batch system accepts such a name and prints it in full in
+/// some output. `unique` is never truncated.
 pub fn job_name(profile: &str, cluster_id: &str, unique: &str) -> String {
     let plain = |text: &str| -> String {
         let fits = |c: char| if c.is_ascii_alphanumeric() || c == '_' { c } else { '_' };
@@ -93,7 +96,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_are_plain_and_short_whatever_the_profile_is_called() {
+    fn job_names_are_plain_and_short_for_any_profile_name() {
         assert_eq!(job_name("mycluster", "", "k3x9"), "pcluster-mycluster-k3x9");
         assert_eq!(job_name("a b/ü", "7", "k3x9"), "pcluster-a_b__-7-k3x9");
         let long = job_name(&"p".repeat(200), &"c".repeat(200), "k3x9");

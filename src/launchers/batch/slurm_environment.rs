@@ -1,4 +1,5 @@
-//! The environment variables that Slurm's commands obey, by sbatch(1), squeue(1), scancel(1), sacct(1), sinfo(1), scontrol(1) of 22.05.
+//! The environment variables that affect Slurm's commands, from sbatch(1), squeue(1), scancel(1),
+//! sacct(1), sinfo(1), scontrol(1) of 22.05.
 use super::environment::{EnvironmentRules, Names, Rule, ScriptOption};
 
 /// sbatch(1): "Environment variables will override any options set in a batch script".
@@ -21,7 +22,8 @@ pub const RULES: EnvironmentRules = EnvironmentRules {
     options: OPTIONS,
 };
 
-/// The same of a job that is not to be sent to another cluster: a name in `removed` is not kept, whatever `kept` lists.
+/// The same rules for a job that must not be sent to another cluster: a name in `removed` is
+/// not kept, even if `kept` lists it.
 pub const WITHOUT_CLUSTERS: EnvironmentRules = EnvironmentRules {
     submissions: Rule {
         removed: &join::<12>(&DECIDED, CLUSTERS),
@@ -71,7 +73,8 @@ const REQUEUE: Names = &["SBATCH_NO_REQUEUE", "SBATCH_REQUEUE"];
 const SWITCHES: Names = &["SBATCH_REQ_SWITCH", "SBATCH_WAIT4SWITCH"];
 const THREADS: Names = &["SBATCH_HINT", "SLURM_HINT", "SBATCH_THREADS_PER_CORE"];
 
-/// The same in Torque's words (`#PBS -l mem=50M`), which Slurm's `qsub` hands on: one word may set several things.
+/// The same options in Torque's syntax (`#PBS -l mem=50M`), which Slurm's `qsub` passes on: one
+/// word may set several options.
 const TORQUE_OPTIONS: &[ScriptOption] = &[
     option("", "-A", &["SBATCH_ACCOUNT"]),
     option(

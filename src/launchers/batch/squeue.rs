@@ -1,11 +1,12 @@
-//! Slurm's own questions and answers about jobs, for whoever submitted them: sbatch, or a `qsub` in front of it.
-//! Sources: squeue(1), scancel(1) of Slurm 22.05, and what that version printed.
-use super::{CommandLine, JobId, JobRow, JobStatus, JobTarget, Output, Problem, QueryFailure, failure};
+//! Slurm's commands for jobs, shared by the two ways of submitting: sbatch, and Slurm's `qsub`.
+//! Sources: squeue(1), scancel(1) of Slurm 22.05, and the output of that version.
+use super::{CommandLine, CommandOutput, JobId, JobRow, JobStatus, JobTarget, Problem, QueryFailure, failure};
 
-/// Array job id, index, state, reason, batch host, name (which may hold anything, so it stands last).
+/// Array job id, index, state, reason, batch host, name (last, because it may contain any
+/// character).
 const FORMAT: &str = "%F|%K|%T|%r|%B|%j";
 
-/// What sbatch says, in lower case, and what it means.
+/// Lower-case text of sbatch's errors and what it indicates.
 pub const FAILURES: &[(&str, Problem, &str)] = &[
     (
         "invalid partition",
@@ -25,22 +26,22 @@ pub const FAILURES: &[(&str, Problem, &str)] = &[
     (
         "violates accounting/qos policy",
         Problem::Limit,
-        "fewer engines (-n), less time (--walltime) or another --account may be within the limits",
+        "reduce the number of engines (-n) or the time (--walltime), or use another --account",
     ),
     (
         "time limit is invalid",
         Problem::Limit,
-        "`sinfo -o '%P %l'` shows the partitions' time limits; ask for less with --walltime",
+        "`sinfo -o '%P %l'` shows the partitions' time limits; reduce --walltime",
     ),
     (
         "node configuration is not available",
         Problem::Limit,
-        "no node has as many processors, GPUs or as much memory; `sinfo -o '%P %c %m %G'` shows what there is",
+        "no node has that many processors or GPUs, or that much memory; `sinfo -o '%P %c %m %G'` shows the nodes",
     ),
     (
         "memory specification can not be satisfied",
         Problem::Limit,
-        "`sinfo -o '%P %m'` shows the nodes' memory; ask for less with --mem",
+        "`sinfo -o '%P %m'` shows the nodes' memory; reduce --mem",
     ),
     (
         "can not be satisfied",
@@ -55,58 +56,62 @@ pub const FAILURES: &[(&str, Problem, &str)] = &[
     (
         "invalid job array specification",
         Problem::Limit,
-        "`scontrol show config | grep MaxArraySize` shows how many jobs an array may have; --engines-per-job makes them fewer",
+        "`scontrol show config | grep MaxArraySize` shows the maximum array size; --engines-per-job reduces the number of jobs",
     ),
     (
         "submit limit",
         Problem::Limit,
-        "wait until some of your jobs are done, or start fewer engines (--engines-per-job makes fewer jobs)",
+        "wait for some of your jobs to finish, or reduce the number of jobs with --engines-per-job",
     ),
     (
         "not permitted to use this partition",
         Problem::NoPermission,
         "name another partition with --queue",
     ),
-    ("permission denied", Problem::NoPermission, "ask the site who may submit where"),
+    (
+        "permission denied",
+        Problem::NoPermission,
+        "ask your site's administrators for permission",
+    ),
     (
         "unable to contact slurm controller",
         Problem::SchedulerDown,
-        "`scontrol ping` says whether the controller is up",
+        "`scontrol ping` shows whether the controller is up",
     ),
     (
         "unable to connect",
         Problem::SchedulerDown,
-        "`scontrol ping` says whether the controller is up",
+        "`scontrol ping` shows whether the controller is up",
     ),
     (
         "timed out on send/recv",
         Problem::SchedulerDown,
-        "the controller is busy; `squeue --me` shows whether the job is there",
+        "the controller is busy; `squeue --me` shows whether the job exists",
     ),
     (
         "unable to resolve",
         Problem::SchedulerDown,
-        "this host does not know the controller's name: is it one of the cluster's login nodes?",
+        "this host cannot resolve the controller's name: run this on a login node of the cluster",
     ),
     (
         "invalid directive",
         Problem::BadScript,
-        "look at the script's #SBATCH lines and launchers.slurm.directives",
+        "check the script's #SBATCH lines and launchers.slurm.directives",
     ),
     (
         "unrecognized option",
         Problem::BadScript,
-        "look at the script's #SBATCH lines and launchers.slurm.directives",
+        "check the script's #SBATCH lines and launchers.slurm.directives",
     ),
     (
         "invalid option",
         Problem::BadScript,
-        "look at the script's #SBATCH lines and launchers.slurm.directives",
+        "check the script's #SBATCH lines and launchers.slurm.directives",
     ),
     (
         "does not look like a batch script",
         Problem::BadScript,
-        "its first line must be #!/bin/sh or the like",
+        "the first line must be #!/bin/sh or similar",
     ),
     (
         "requested reservation is invalid",
@@ -129,7 +134,7 @@ pub fn kill_wait() -> CommandLine {
 }
 
 /// `KillWait                = 30 sec`
-pub fn parse_kill_wait(output: &Output) -> Option<u32> {
+pub fn parse_kill_wait(output: &CommandOutput) -> Option<u32> {
     let value = |line: &str| {
         line.strip_prefix("KillWait")?
             .trim_start()
@@ -151,7 +156,8 @@ pub fn number_of(job: &JobId) -> &str {
     job.0.split(';').next().unwrap_or_default()
 }
 
-/// All jobs of a user on the cluster of these, by user: an id that squeue has forgotten would be an error. Jobs that are over are shown for MinJobAge (300 s).
+/// All jobs of a user on the cluster of these jobs. Queries by user, because squeue fails for an id
+/// that it no longer knows. Jobs that have ended are shown for MinJobAge (300 s).
 pub fn query(jobs: &[JobId], user: &str) -> CommandLine {
     let (user, format) = (format!("--user={user}"), format!("--format={FORMAT}"));
     let mut command = CommandLine::new("squeue", ["--noheader", "--array", "--states=all", &user, &format]);
@@ -171,7 +177,7 @@ pub fn find(name: &str, user: &str) -> CommandLine {
     command
 }
 
-pub fn parse(output: &Output) -> Result<Vec<JobRow>, QueryFailure> {
+pub fn parse(output: &CommandOutput) -> Result<Vec<JobRow>, QueryFailure> {
     match output.is_success() {
         true => Ok(rows(&output.stdout)),
         false => Err(failure::of_query(output, FAILURES)),
@@ -183,15 +189,15 @@ pub fn cancel(targets: &[JobTarget]) -> CommandLine {
     CommandLine::new("scancel", cluster.into_iter().chain(targets.iter().map(target)))
 }
 
-pub fn cancelled(output: &Output) -> Result<(), QueryFailure> {
-    let said = output.said().to_lowercase();
-    if output.is_success() || said.contains("invalid job id") || said.contains("already completing or completed") {
+pub fn cancelled(output: &CommandOutput) -> Result<(), QueryFailure> {
+    let message = output.message().to_lowercase();
+    if output.is_success() || message.contains("invalid job id") || message.contains("already completing or completed") {
         return Ok(());
     }
     Err(failure::of_query(output, FAILURES))
 }
 
-/// To the shell of the script and to the steps.
+/// Signals the script's shell and the steps.
 pub fn signal(targets: &[JobTarget], signal: &str) -> CommandLine {
     let mut command = cancel(targets);
     command.arguments.splice(0..0, ["--full".to_string(), format!("--signal={signal}")]);
@@ -205,7 +211,7 @@ fn target(target: &JobTarget) -> String {
     }
 }
 
-/// The rows of an answer. Where a cluster was named, a line `CLUSTER: east` is before its jobs.
+/// Parses the rows. If a cluster was named, a line `CLUSTER: east` precedes its jobs.
 fn rows(text: &str) -> Vec<JobRow> {
     let mut cluster = "";
     let mut rows = Vec::new();
@@ -225,25 +231,25 @@ fn rows(text: &str) -> Vec<JobRow> {
     rows
 }
 
-/// A line of [`FORMAT`]; none for anything else (a banner).
+/// Parses a line of [`FORMAT`]; none for anything else (a banner).
 fn row(line: &str) -> Option<JobRow> {
     let mut fields = line.trim().splitn(6, '|');
     let (job, index, word) = (fields.next()?, fields.next()?, fields.next()?);
     if job.is_empty() || !job.bytes().all(|b| b.is_ascii_digit()) || word.is_empty() {
         return None;
     }
-    let said = |text: Option<&str>| {
+    let present = |text: Option<&str>| {
         text.filter(|t| !matches!(*t, "" | "None" | "n/a" | "N/A" | "(null)"))
             .map(str::to_string)
     };
-    let reason = said(fields.next());
+    let reason = present(fields.next());
     Some(
         JobRow {
-            host: said(fields.next()),
-            name: said(fields.next()),
+            host: present(fields.next()),
+            name: present(fields.next()),
             ..JobRow::new(job, index.parse().ok(), status(word, reason.as_deref()), word)
         }
-        .because(reason),
+        .with_reason(reason),
     )
 }
 

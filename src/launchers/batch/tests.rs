@@ -1,9 +1,9 @@
-//! What the rows' tests share.
-use super::{BatchSystem, JobId, JobKind, JobRequest, JobRow, JobTarget, Output, Problem, SYSTEMS, TemplateError, by_name, render};
+//! Helpers shared by the tests of the rows.
+use super::{BatchSystem, CommandOutput, JobId, JobKind, JobRequest, JobRow, JobTarget, Problem, SYSTEMS, TemplateError, by_name, render};
 use crate::profile::config::resources::Resources;
 use std::path::Path;
 
-/// A request for so many engines, with nothing asked for.
+/// A request for `n` engines without any resources.
 pub(crate) fn engines(n: u32) -> JobRequest {
     JobRequest {
         kind: JobKind::Engines,
@@ -26,36 +26,37 @@ pub(crate) fn engines(n: u32) -> JobRequest {
         log_stem: "engines".into(),
         env: Vec::new(),
         resources: Resources::default(),
-        hears_warnings: true,
+        handles_sigusr2: true,
         after_term_s: None,
         after_user_s: None,
         mpiexec: vec!["mpiexec".into()],
-        counted_by_job: Vec::new(),
+        per_job_resources: Vec::new(),
     }
 }
 
-/// The script by pcluster's own template.
+/// Renders pcluster's own template.
 pub(crate) fn rendered(system: &dyn BatchSystem, request: &JobRequest) -> String {
     let template = system.templates(request.kind)[0];
     render(system, template.name, template.text, request).unwrap()
 }
 
-/// What a command said once: a file of `tests/fixtures/batch/`, whose first line says where it is from.
-pub(crate) fn fixture(name: &str) -> Output {
+/// Recorded output of a command: a file of `tests/fixtures/batch/` whose first line names its
+/// source.
+pub(crate) fn fixture(name: &str) -> CommandOutput {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/batch").join(name);
     let text = std::fs::read_to_string(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
     let (head, rest) = text.split_once("--- stdout\n").unwrap();
     let (stdout, stderr) = rest.split_once("--- stderr\n").unwrap();
     assert!(head.starts_with("source: "), "{name}");
     let code = head.lines().find_map(|line| line.strip_prefix("code: ")).unwrap();
-    Output {
+    CommandOutput {
         code: Some(code.parse().unwrap()),
         stdout: stdout.into(),
         stderr: stderr.into(),
     }
 }
 
-/// Rows one a line: job, element, status, word, host, exit code, name, reason.
+/// One row per line: job, element, status, word, host, exit code, name, reason.
 pub(crate) fn shown(rows: &[JobRow]) -> String {
     let or_dash = |text: Option<String>| text.unwrap_or("-".into());
     let line = |row: &JobRow| {
@@ -70,10 +71,10 @@ pub(crate) fn shown(rows: &[JobRow]) -> String {
     rows.iter().map(line).collect::<Vec<_>>().join("\n")
 }
 
-/// Why a submission failed: the kind, and the hint.
+/// Why a submission failed: the problem and the hint.
 pub(crate) fn refused(system: &dyn BatchSystem, name: &str) -> String {
     let failure = system.parse_submit(&fixture(name)).unwrap_err();
-    assert!(!failure.said.is_empty());
+    assert!(!failure.message.is_empty());
     format!("{:?}: {}", failure.problem, failure.hint.unwrap_or("-".into()))
 }
 
@@ -85,7 +86,7 @@ pub(crate) fn target(job: &str, element: Option<u32>) -> JobTarget {
 }
 
 #[test]
-fn a_name_is_one_system() {
+fn each_name_identifies_one_system() {
     for name in SYSTEMS {
         let system = by_name(name).unwrap();
         assert_eq!(system.name(), name);
@@ -97,30 +98,30 @@ fn a_name_is_one_system() {
 }
 
 #[test]
-fn what_said_nothing_or_anything_is_no_id_and_no_crash() {
+fn empty_and_arbitrary_output_yields_no_id_and_no_panic() {
     for name in SYSTEMS {
         let system = by_name(name).unwrap();
         for (code, text) in [(Some(0), ""), (Some(0), "hello\n"), (Some(1), ""), (None, "")] {
-            let output = Output {
+            let output = CommandOutput {
                 code,
                 stdout: text.into(),
                 stderr: String::new(),
             };
             let failure = system.parse_submit(&output).unwrap_err();
-            assert!(!failure.said.is_empty());
+            assert!(!failure.message.is_empty());
             assert_eq!(failure.problem == Problem::NoId, code == Some(0), "{name} {failure:?}");
         }
     }
 }
 
-/// All templates of a system, rendered.
+/// Renders all templates of a system.
 fn files(system: &dyn BatchSystem, request: &JobRequest) -> Result<Vec<String>, TemplateError> {
     let templates = system.templates(request.kind).iter();
     templates.map(|t| render(system, t.name, t.text, request)).collect()
 }
 
 #[test]
-fn every_setting_of_a_system_reaches_the_script_or_is_refused() {
+fn every_setting_appears_in_the_script_or_is_rejected() {
     type Change<'a> = &'a dyn Fn(&mut Resources);
     let set: [(&str, Change); 18] = [
         ("queue", &|r| r.queue = Some("needle".into())),
@@ -161,7 +162,7 @@ fn every_setting_of_a_system_reaches_the_script_or_is_refused() {
     }
 }
 
-/// One to a thousand engines are one submission.
+/// 1 to 1000 engines are one submission.
 #[test]
 fn any_number_of_engines_is_one_submission() {
     for system in SYSTEMS.iter().filter_map(|name| by_name(name)) {
@@ -187,15 +188,16 @@ mod quoting {
     use super::*;
     use proptest::prelude::*;
 
-    /// Runs a script with `sh`, in which the command prints its words and some of its environment, each after a NUL.
-    fn words_of(system: &'static dyn BatchSystem, argv: Vec<String>, value: &str) -> Vec<String> {
+    /// Runs a script with `sh`. Its command prints its arguments and part of its environment, each
+    /// after a NUL.
+    fn message_of(system: &'static dyn BatchSystem, argv: Vec<String>, value: &str) -> Vec<String> {
         let mut request = engines(1);
         let printer = ["/bin/sh", "-c", "printf '%s\\0' \"$@\" \"$NEEDLE\"", "x"].map(String::from);
         request.argv = printer.into_iter().chain(argv).collect();
         request.resources.env.insert("NEEDLE".into(), value.into());
         let templates = system.templates(JobKind::Engines);
         let shell = templates.iter().find(|t| t.name.ends_with(".sh.tera")).unwrap();
-        // The output is the test's, not a log's.
+        // Print to the test instead of a log file.
         let text = shell
             .text
             .lines()
@@ -212,9 +214,10 @@ mod quoting {
 
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(24))]
-        /// Whatever is in a word (blanks, quotes, `$`, line breaks, other scripts), the engine gets it as it is.
+        /// The engine receives every argument unchanged, whatever it contains: blanks, quotes, `$`,
+        /// line breaks, other scripts.
         #[test]
-        fn words_survive_the_script_and_the_shell(
+        fn arguments_pass_unchanged_through_the_script_and_the_shell(
             words in proptest::collection::vec("[a\"'$`\\\\ #*?!{}%~;&|<>()\n\t=üλ-]{0,12}", 0..4),
             value in "[a\"'$`\\\\ #*?!{}%~;&|<>()\n\t=üλ-]{0,12}",
             which in 0..SYSTEMS.len(),
@@ -222,25 +225,25 @@ mod quoting {
             let system = by_name(SYSTEMS[which]).unwrap();
             let mut expected = words.clone();
             expected.push(value.clone());
-            prop_assert_eq!(words_of(system, words, &value), expected);
+            prop_assert_eq!(message_of(system, words, &value), expected);
         }
     }
 
     #[test]
-    fn a_line_break_makes_no_further_directive() {
+    fn a_line_break_cannot_add_a_directive() {
         for system in SYSTEMS.iter().filter_map(|name| by_name(name)) {
             let mut request = engines(3);
             request.resources.account = Some("pi\n#SBATCH --uid=0".into());
             let error = files(system, &request).unwrap_err();
-            assert!(matches!(error, TemplateError::Unfit { .. }), "{}: {error}", system.name());
+            assert!(matches!(error, TemplateError::InvalidValue { .. }), "{}: {error}", system.name());
             let mut request = engines(3);
             request.resources.directives = vec!["-x\nrm -rf /".into()];
-            assert!(matches!(files(system, &request).unwrap_err(), TemplateError::Unfit { .. }));
+            assert!(matches!(files(system, &request).unwrap_err(), TemplateError::InvalidValue { .. }));
         }
     }
 
     #[test]
-    fn the_shells_own_braces_stay() {
+    fn shell_braces_are_preserved() {
         let own = "#!/bin/sh\n#SBATCH --array={{ array }}\nx=${PATH%%:*} y=${#x} z=\"${x:-{}}\"\n{{ engines }}\n";
         let script = render(by_name("slurm").unwrap(), "engines.sh.tera", own, &engines(2)).unwrap();
         assert!(script.contains("x=${PATH%%:*} y=${#x} z=\"${x:-{}}\"\n"), "{script}");
@@ -248,7 +251,7 @@ mod quoting {
 }
 
 #[test]
-fn a_template_that_misses_something_says_which_line_to_add() {
+fn errors_of_incomplete_templates_suggest_the_line_to_add() {
     let system = by_name("slurm").unwrap();
     let error = |text: &str, request: &JobRequest| {
         let e = render(system, "mine.sh", text, request).unwrap_err();
@@ -265,44 +268,44 @@ fn a_template_that_misses_something_says_which_line_to_add() {
     hint: add this line: #SBATCH --array={{ array }}
     ");
     insta::assert_snapshot!(error("#!/bin/sh\n#SBATCH --array={{ array }}\nexec {{ command }}\n", &many), @r"
-    mine.sh: the start of the engines is missing
+    mine.sh: the lines that start the engines is missing
     hint: add this line: {{ engines }}
     ");
     insta::assert_snapshot!(error("#!/bin/sh\n#SBATCH --array={{ arry }}\n", &engines(2)), @r"
-    mine.sh:2: there is no variable `arry`
-    hint: the variables are: name, profile, cluster_id, version, n, jobs, engines_per_job, array, single, tasks, engines, controller, command, script, cwd, log, queue, account, qos, walltime, memory, mem_free, memory_per_slot, cpus, gpus, gpu, nodes, resources, constraint, parallel_environment, reservation, mail_user, mail_type, directives, environment, modules, before; `pcluster template list` explains them
+    mine.sh:2: unknown variable `arry`
+    hint: known variables: name, profile, cluster_id, version, n, jobs, engines_per_job, array, single, tasks, engines, controller, command, script, cwd, log, queue, account, qos, walltime, memory, mem_free, memory_per_slot, cpus, gpus, gpu, nodes, resources, constraint, parallel_environment, reservation, mail_user, mail_type, directives, environment, modules, before; `pcluster template list` describes them
     ");
     insta::assert_snapshot!(error("#!/bin/sh\n#SBATCH --array={{ array\n", &engines(2)), @r"
     mine.sh:2: error: Unexpected end of input
-    hint: a variable is written {{ name }}; all else is left as it is
+    hint: write a variable as {{ name }}; everything else is copied unchanged
     ");
     let mut spaced = engines(2);
     spaced.cwd = "/home/ada/my work".into();
     insta::assert_snapshot!(error("#SBATCH -a 1-2\ncd \"{{ cwd }}\"\n{{ engines }}\n", &spaced), @r"
-    mine.sh:2: `{{ cwd }}` stands in quotes, but its value '/home/ada/my work' is quoted already
-    hint: take the quotes away
+    mine.sh:2: `{{ cwd }}` is inside quotes, but its value '/home/ada/my work' is already quoted
+    hint: remove the quotes
     ");
     let mut set = engines(2);
     set.resources.queue = Some("long".into());
     insta::assert_snapshot!(error("#SBATCH -a {{ array }}\n{{ engines }}\n", &set), @r"
-    mine.sh: what launchers.slurm.queue asks for is missing
+    mine.sh: the directive for launchers.slurm.queue is missing
     hint: add this line: #SBATCH --partition={{ queue }}
     ");
-    // An array of one's own making, and the command alone, are fine.
+    // A hand-written array and the bare command are accepted.
     let own = render(system, "mine.sh", "#!/bin/sh\n#SBATCH -a 1-2\nexec {{ command }}\n", &engines(2)).unwrap();
     assert!(own.ends_with("exec /opt/pcluster/bin/pcluster engine --profile-dir /home/ada/.ipython/profile_mycluster\n"));
 }
 
-/// What the shell lines do with signals and ends, tried with a real shell.
+/// Tests how the shell lines handle signals and exit codes, with a real shell.
 mod running {
     use super::*;
     use std::io::{BufRead, BufReader, Read};
     use std::process::{Command, Stdio};
 
-    /// Of engines that know no warning but SIGTERM.
+    /// For engines that handle only SIGTERM.
     fn script(n: u32, per_job: u32, code: &str) -> String {
         let mut request = engines(n);
-        request.hears_warnings = false;
+        request.handles_sigusr2 = false;
         script_of(request, per_job, ["/bin/sh", "-c", code])
     }
 
@@ -315,31 +318,32 @@ mod running {
     }
 
     #[test]
-    fn a_warning_to_the_shell_is_one_sigterm_for_each_engine_and_their_end_is_waited_for() {
-        let code = "trap 'echo told; exit 0' TERM; echo up; while :; do sleep 0.05; done";
+    fn the_shell_forwards_a_warning_as_one_sigterm_per_engine_and_waits_for_them() {
+        let code = "trap 'echo term; exit 0' TERM; echo up; while :; do sleep 0.05; done";
         warn(
             &script(6, 3, code),
-            &[("TERM", "told"), ("USR1", "told"), ("USR2", "told"), ("XCPU", "told")],
+            &[("TERM", "term"), ("USR1", "term"), ("USR2", "term"), ("XCPU", "term")],
         );
     }
 
     #[test]
-    fn an_engine_that_knows_warnings_is_told_which_it_is() {
-        // A shell could not trap what it was started to ignore. What three say at once must be one write each.
+    fn the_shell_forwards_the_warning_signal_to_engines_that_handle_it() {
+        // Written in Python, because a shell cannot trap signals that were ignored when it started.
+        // Each message must be a single write, since three processes write at the same time.
         let code = "import os, signal, sys, time\n\
-                    def on(said):\n return lambda *_: (os.write(1, said), sys.exit(0))\n\
-                    signal.signal(signal.SIGTERM, on(b'told\\n'))\nsignal.signal(signal.SIGUSR2, on(b'warned\\n'))\n\
+                    def on(text):\n return lambda *_: (os.write(1, text), sys.exit(0))\n\
+                    signal.signal(signal.SIGTERM, on(b'term\\n'))\nsignal.signal(signal.SIGUSR2, on(b'warned\\n'))\n\
                     os.write(1, b'up\\n')\nwhile True: time.sleep(0.05)";
         let script = script_of(engines(6), 3, ["python3", "-c", code]);
         warn(
             &script,
-            &[("TERM", "told"), ("USR1", "warned"), ("USR2", "warned"), ("XCPU", "warned")],
+            &[("TERM", "term"), ("USR1", "warned"), ("USR2", "warned"), ("XCPU", "warned")],
         );
     }
 
-    /// Each signal to the shell, and what each of three engines says then.
+    /// Sends each signal to the shell, and checks what the three engines print.
     fn warn(script: &str, signals: &[(&str, &str)]) {
-        for (signal, said) in signals {
+        for (signal, expected) in signals {
             let mut child = Command::new("/bin/bash")
                 .args(["-c", script])
                 .env("PCLUSTER_ELEMENT", "1")
@@ -353,7 +357,7 @@ mod running {
                 assert_eq!(line, "up\n");
             }
             let kill = format!("kill -{signal} {}", child.id());
-            // The shell is still on its way to its second trap, maybe.
+            // The shell may not have set its second trap yet.
             let asked = Command::new("/bin/sh")
                 .args(["-c", &format!("sleep 0.3; {kill}")])
                 .status()
@@ -361,13 +365,13 @@ mod running {
             assert!(asked.success());
             let mut rest = String::new();
             lines.read_to_string(&mut rest).unwrap();
-            assert_eq!(rest, format!("{said}\n").repeat(3), "{signal}");
+            assert_eq!(rest, format!("{expected}\n").repeat(3), "{signal}");
             assert!(child.wait().unwrap().success());
         }
     }
 
     #[test]
-    fn an_engines_exit_code_is_the_jobs_and_the_last_job_holds_what_is_left() {
+    fn the_job_exits_with_the_engines_code_and_the_last_job_has_the_remaining_engines() {
         for (element, starts) in [("1", 4), ("2", 2)] {
             let output = Command::new("/bin/bash")
                 .args(["-c", &script(6, 4, "echo x; exit 3")])
@@ -379,7 +383,8 @@ mod running {
         }
     }
 
-    /// What a job with these setup lines does, by the shell that runs its script as a file: its exit code and what it says.
+    /// Runs a job with these setup lines in the given shell, as a script file; returns its exit
+    /// code and output.
     fn set_up(shell: &str, before: &[&str]) -> (Option<i32>, String) {
         let dir = tempfile::tempdir().unwrap();
         std::fs::write(
@@ -396,12 +401,12 @@ mod running {
         let script = render(system, "t.sh", text, &request).unwrap();
         std::fs::write(dir.path().join("script"), script).unwrap();
         let output = Command::new(shell).arg("script").current_dir(dir.path()).output().unwrap();
-        let said = [output.stdout, output.stderr].concat();
-        (output.status.code(), String::from_utf8(said).unwrap())
+        let text = [output.stdout, output.stderr].concat();
+        (output.status.code(), String::from_utf8(text).unwrap())
     }
 
     #[test]
-    fn a_setup_line_that_fails_ends_the_job_and_is_shown() {
+    fn a_failing_setup_line_ends_the_job_and_is_reported() {
         let failing: &[(&[&str], i32, &str)] = &[
             (
                 &["module() { return 1; }", "module load gcc/12"],
@@ -435,14 +440,14 @@ mod running {
                 "syntax error near unexpected token `done'|the script ended before it started anything (exit code 2)",
             ),
         ];
-        for (before, code, said) in failing {
+        for (before, code, expected) in failing {
             let (ended, text) = set_up("bash", before);
             assert_eq!(ended, Some(*code), "{before:?} {text}");
             let text = match text.split_once("), line ") {
                 Some((before, after)) => format!("{before}), line L{}", after.trim_start_matches(|c: char| c.is_ascii_digit())),
                 None => text,
             };
-            for part in said.split('|') {
+            for part in expected.split('|') {
                 assert!(text.contains(part), "{before:?} {text}");
             }
             assert!(!text.contains("started\n"), "{before:?} {text}");
@@ -463,12 +468,12 @@ mod running {
         for before in fine {
             assert_eq!(set_up("bash", before), (Some(0), "started\n".into()), "{before:?}");
         }
-        // A template of one's own for another shell has no such trap, and works.
+        // A user's template for another shell has no such trap, and works.
         assert_eq!(set_up("sh", &[]), (Some(0), "started\n".into()));
     }
 
     #[test]
-    fn module_is_known_also_where_the_shell_is_no_login_shell() {
+    fn module_is_defined_in_non_login_shells() {
         let dir = tempfile::tempdir().unwrap();
         std::fs::create_dir(dir.path().join("init")).unwrap();
         std::fs::write(dir.path().join("init/bash"), "module() { echo \"$@\"; }\n").unwrap();
@@ -477,7 +482,7 @@ mod running {
         request.argv = vec!["true".into()];
         let text = "#SBATCH -a {{ array }}\n{{ environment }}\n{{ modules }}\n{{ engines }}\n";
         let script = render(by_name("slurm").unwrap(), "t.sh", text, &request).unwrap();
-        // As if the site's own files were not there.
+        // Pretend that the site's own files do not exist.
         let script = script.replace("/etc/profile.d/", "/nowhere/");
         let output = Command::new("bash")
             .args(["-c", &script])

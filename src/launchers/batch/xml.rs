@@ -1,17 +1,18 @@
-//! As much XML as `qstat -xml` needs: elements by name, and their text. Broken XML gives fewer elements, never an error.
+//! A minimal XML reader for `qstat -xml`: elements by name, and their text. Malformed XML yields
+//! fewer elements, never an error.
 
-/// What stands between an element's begin and its end.
+/// The text between an element's start tag and its end tag.
 #[derive(Clone, Copy, Debug)]
 pub struct Element<'a>(&'a str);
 
-/// All elements of this name, wherever they are. They do not hold each other.
+/// All elements of this name, at any depth. They must not be nested in each other.
 pub fn elements<'a>(text: &'a str, name: &str) -> impl Iterator<Item = Element<'a>> {
     let (open, close) = (format!("<{name}"), format!("</{name}>"));
     let mut rest = text;
     std::iter::from_fn(move || {
         loop {
             let (_, after) = rest.split_once(open.as_str())?;
-            // `<job_list state="running">`, and not `<job_lists>`.
+            // Match `<job_list state="running">`, but not `<job_lists>`.
             if !after.starts_with(['>', ' ', '\n', '\t', '/']) {
                 rest = after;
                 continue;
@@ -29,7 +30,7 @@ pub fn elements<'a>(text: &'a str, name: &str) -> impl Iterator<Item = Element<'
 }
 
 impl Element<'_> {
-    /// The text of the first element of this name inside; none where it is missing or empty.
+    /// The text of the first child element of this name; none if missing or empty.
     pub fn text(&self, name: &str) -> Option<String> {
         let inner = elements(self.0, name).next()?;
         let text = inner.0.trim();
@@ -45,7 +46,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn elements_are_found_with_their_text() {
+    fn elements_and_their_text_are_found() {
         let text =
             "<?xml?><a><job state=\"r\"><n>1</n><t> a &lt;b&gt; &amp;amp; </t><q></q></job><jobs/><job/><job><n>2</n></job><job><n>3";
         let found: Vec<Option<String>> = elements(text, "job").map(|e| e.text("n")).collect();
@@ -57,7 +58,7 @@ mod tests {
 
     proptest::proptest! {
         #[test]
-        fn no_text_is_too_much(text in "(<job|</job>|>|<n>|</n>|x| ){0,30}") {
+        fn arbitrary_text_does_not_panic(text in "(<job|</job>|>|<n>|</n>|x| ){0,30}") {
             for element in elements(&text, "job") {
                 let _ = element.text("n");
             }

@@ -3,7 +3,7 @@ use crate::launchers::batch::render;
 use crate::launchers::batch::tests::{engines, fixture, refused, rendered, shown, target};
 
 #[test]
-fn an_engine_set_is_a_description_and_the_script_that_it_runs() {
+fn engines_are_a_submit_description_and_its_script() {
     let mut request = engines(15);
     let resources = &mut request.resources;
     resources.walltime = Some("2h".parse().unwrap());
@@ -34,7 +34,7 @@ fn an_engine_set_is_a_description_and_the_script_that_it_runs() {
 
     export PCLUSTER_JOB="$1" PCLUSTER_ELEMENT="$(($2 + 1))"
     export PCLUSTER_ENDS="$(($(date +%s) + 7200))"
-    # A setup line that fails ends the job, and is shown.
+    # A failing setup line ends the job and is reported.
     if [ -n "$BASH_VERSION" ]; then
         pcluster_script=${BASH_SOURCE[0]-}
         pcluster_failed() {
@@ -52,17 +52,17 @@ fn an_engine_set_is_a_description_and_the_script_that_it_runs() {
 }
 
 #[test]
-fn a_submission_is_answered() {
+fn submit_output_is_parsed() {
     assert_eq!(HtCondor.parse_submit(&fixture("htcondor/submit.txt")).unwrap().0, "837");
     let all = ["down", "no-queue-line"].map(|name| format!("{name}: {}", refused(&HtCondor, &format!("htcondor/{name}.txt"))));
     insta::assert_snapshot!(all.join("\n"), @r"
-    down: SchedulerDown: `condor_status -schedd` says whether the schedd is up
+    down: SchedulerDown: `condor_status -schedd` shows whether the schedd is up
     no-queue-line: BadScript: the description needs a line `queue {{ jobs }}`
     ");
 }
 
 #[test]
-fn a_query_is_understood() {
+fn query_output_is_parsed() {
     insta::assert_snapshot!(shown(&HtCondor.parse_query(&fixture("htcondor/condor_q.txt")).unwrap()), @r#"
     837 1 Running [Running] node17.example - pcluster-x-k3x9: -
     837 2 Queued [Idle] - - pcluster-x-k3x9: -

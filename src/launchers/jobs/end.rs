@@ -1,66 +1,68 @@
-//! Ending a launch's jobs: what is ours is cancelled, and then the system is asked until it is gone. What is still there, or does not
-//! look like ours, is reported.
-use super::{Jobs, states};
+//! Ends a launch's jobs: cancels this cluster's jobs, then polls the system until they are gone.
+//! Reports jobs that remain or do not appear to belong to this cluster.
+use super::{BatchLauncher, states};
 use crate::launchers::batch::{BatchSystem, CommandLine, JobId, JobRow, JobStatus, JobTarget, ranges};
 use crate::launchers::{Ended, LaunchError, Launched};
 use crate::sys::clock::unix_now;
 use std::time::{Duration, Instant};
 
-/// An answer that is newer than this is new enough to decide what is to be cancelled.
-const NEW: Duration = Duration::from_secs(2);
-/// A system may take this long to cancel what waits; what runs has the time that the system gives it besides.
+/// An answer newer than this is recent enough to decide what to cancel.
+const MAX_SNAPSHOT_AGE: Duration = Duration::from_secs(2);
+/// Time for the system to cancel waiting jobs. Running jobs additionally get the system's own kill
+/// delay.
 pub(super) const CANCEL_TIMEOUT: Duration = Duration::from_secs(10);
-/// Between the questions whether jobs are gone; the last pause again and again.
-const PAUSES: [Duration; 4] = [
+/// Delays between polls for the end of the jobs; the last one repeats.
+const POLL_INTERVALS: [Duration; 4] = [
     Duration::from_millis(300),
     Duration::from_millis(700),
     Duration::from_secs(1),
     Duration::from_secs(2),
 ];
 
-/// What is to be ended, of one job.
+/// What to cancel of one job.
 #[derive(Clone)]
-struct Target {
+struct CancelTarget {
     row: &'static dyn BatchSystem,
     /// The job's name.
     name: String,
     target: JobTarget,
-    /// How many jobs of an array that is.
+    /// The number of array elements that this covers.
     count: usize,
 }
 
-/// What of a launch is there.
+/// The jobs of a launch that still exist.
 #[derive(Default)]
-struct There {
-    /// Under their name.
-    ours: Vec<Target>,
-    /// Jobs on record whose number has another name in the system, for people.
-    strangers: Vec<String>,
+struct FoundJobs {
+    /// Jobs under their recorded name.
+    own: Vec<CancelTarget>,
+    /// Recorded jobs whose number has another name in the system, as messages.
+    name_conflicts: Vec<String>,
 }
 
-impl Jobs {
-    /// Cancels those jobs of a launch that are there, waits until they are gone, and fails with what is still there.
+impl BatchLauncher {
+    /// Cancels the jobs of a launch that still exist, waits until they are gone, and fails with
+    /// those that remain.
     pub(super) fn end(&self, launched: &Launched) -> Result<Ended, LaunchError> {
-        let there = self.there(launched)?;
+        let found = self.find_jobs(launched)?;
         let mut ended = Ended::default();
-        let (mut left, mut failure) = (there.strangers, None);
-        for group in groups(there.ours) {
+        let (mut left, mut failure) = (found.name_conflicts, None);
+        for group in groups(found.own) {
             let Some(first) = group.first() else { continue };
             let targets: Vec<JobTarget> = group.iter().map(|target| target.target.clone()).collect();
             let command = first.row.cancel_command(&targets);
-            if let Err(error) = self.order("cancel the jobs", first.row, &command) {
-                // The others are cancelled all the same.
+            if let Err(error) = self.run_action("cancel the jobs", first.row, &command) {
+                // Cancel the others nevertheless.
                 failure.get_or_insert(error);
                 continue;
             }
             ended.cancelled += group.iter().map(|target| target.count).sum::<usize>();
-            left.extend(self.left_of(launched, &group)?);
+            left.extend(self.wait_until_gone(launched, &group)?);
         }
-        self.queue.forget();
+        self.queue.invalidate();
         match failure {
             Some(failure) => Err(failure),
             None if left.is_empty() => Ok(ended),
-            None => Err(LaunchError::JobsLeft {
+            None => Err(LaunchError::JobsRemain {
                 system: self.system.title(),
                 jobs: left,
             }),
@@ -70,27 +72,28 @@ impl Jobs {
     pub(super) fn send(&self, launched: &Launched, signal: i32) -> Result<usize, LaunchError> {
         let name = nix::sys::signal::Signal::try_from(signal).map_or("TERM", |s| s.as_str().trim_start_matches("SIG"));
         let mut sent = 0;
-        for target in self.there(launched)?.ours {
+        for target in self.find_jobs(launched)?.own {
             if let Some(command) = target.row.signal_command(&[target.target], name) {
-                self.order("signal the job", target.row, &command)?;
+                self.run_action("signal the job", target.row, &command)?;
                 sent += target.count;
             }
         }
         Ok(sent)
     }
 
-    /// Those jobs of a launch that are there under their name, with the elements that are not over. Of a job that the system
-    /// has forgotten there is nothing to end, and its number may be another's by now.
-    fn there(&self, launched: &Launched) -> Result<There, LaunchError> {
-        let mut there = There::default();
-        let known = self.queue.ask(self, &launched.jobs, NEW);
-        if let Some(failure) = known.failure() {
-            return Err(self.failed("ask about the jobs", &failure.command, failure.said.clone()));
+    /// Finds the jobs of a launch that exist under their recorded name, with the elements that have
+    /// not ended. A job that the system no longer knows needs no cancellation, and its number may
+    /// have been reused.
+    fn find_jobs(&self, launched: &Launched) -> Result<FoundJobs, LaunchError> {
+        let mut found = FoundJobs::default();
+        let snapshot = self.queue.get(self, &launched.jobs, MAX_SNAPSHOT_AGE);
+        if let Some(failure) = snapshot.failure() {
+            return Err(self.failed("query the jobs", &failure.command, failure.message.clone()));
         }
         for job in &launched.jobs {
             let row = self.row(job);
             let id = JobId(job.id.clone());
-            let states = states::of_job(job, &known, unix_now());
+            let states = states::element_states(job, &snapshot, unix_now());
             let elements = job.elements.iter().zip(&states);
             let left: Vec<u32> = elements.filter(|(_, s)| !s.has_ended()).map(|(element, _)| *element).collect();
             if left.is_empty() {
@@ -100,34 +103,35 @@ impl Jobs {
                 job: id.clone(),
                 element: None,
             };
-            if let Some(stranger) = states::stranger(job, &known) {
+            if let Some(conflict) = states::name_conflict(job, &snapshot) {
                 let cancel = row.cancel_command(&[whole]);
-                there.strangers.push(format!(
-                    "{stranger}: it is left alone; if it is this cluster's, cancel it: {cancel}"
-                ));
+                found
+                    .name_conflicts
+                    .push(format!("{conflict}; not cancelled. If it belongs to this cluster: {cancel}"));
                 continue;
             }
-            let target = |target: JobTarget, count: usize| Target {
+            let target = |target: JobTarget, count: usize| CancelTarget {
                 row,
                 name: job.name.clone(),
                 target,
                 count,
             };
             if job.is_whole() {
-                there.ours.push(target(whole, left.len()));
+                found.own.push(target(whole, left.len()));
                 continue;
             }
             let each = |element: u32| JobTarget {
                 job: id.clone(),
                 element: Some(element),
             };
-            there.ours.extend(left.into_iter().map(|element| target(each(element), 1)));
+            found.own.extend(left.into_iter().map(|element| target(each(element), 1)));
         }
-        Ok(there)
+        Ok(found)
     }
 
-    /// Those of one group that are not gone within the time that their system takes, in words.
-    fn left_of(&self, launched: &Launched, group: &[Target]) -> Result<Vec<String>, LaunchError> {
+    /// Waits for the jobs of one group to end. Describes those that remain after the system's
+    /// timeout.
+    fn wait_until_gone(&self, launched: &Launched, group: &[CancelTarget]) -> Result<Vec<String>, LaunchError> {
         let Some(first) = group.first() else { return Ok(Vec::new()) };
         let row = first.row;
         let mut jobs: Vec<JobId> = group.iter().map(|target| target.target.job.clone()).collect();
@@ -135,54 +139,54 @@ impl Jobs {
         let command = row.query_command(&jobs, &super::queue::user());
         let kill_wait = Duration::from_secs(u64::from(row.kill_wait().term_s.unwrap_or_default()));
         let begun = Instant::now();
-        let mut pauses = PAUSES.iter();
+        let mut intervals = POLL_INTERVALS.iter();
         loop {
             let answer = self.run(row, command.clone());
             let rows = match answer.map(|output| row.parse_query(&output)) {
                 Ok(Ok(rows)) => Ok(rows),
-                Ok(Err(failure)) => Err(failure.said),
+                Ok(Err(failure)) => Err(failure.message),
                 Err(error) => Err(error.to_string()),
             };
             let over = |timeout: Duration| begun.elapsed() >= timeout;
             match rows {
                 Ok(rows) => {
-                    let left: Vec<&JobRow> = rows.iter().filter(|row| group.iter().any(|t| is_left(row, t))).collect();
+                    let left: Vec<&JobRow> = rows.iter().filter(|row| group.iter().any(|t| still_exists(row, t))).collect();
                     let runs = left.iter().any(|row| !row.status.is_waiting());
                     if left.is_empty() || over(self.cancel_timeout + if runs { kill_wait } else { Duration::ZERO }) {
-                        return Ok(described(launched, &left));
+                        return Ok(describe_rows(launched, &left));
                     }
                 }
-                Err(said) if over(self.cancel_timeout) => {
-                    return Err(self.failed("ask whether the jobs are gone", &command.to_string(), said));
+                Err(message) if over(self.cancel_timeout) => {
+                    return Err(self.failed("check whether the jobs are gone", &command.to_string(), message));
                 }
                 Err(_) => {}
             }
-            std::thread::sleep(*pauses.next().or(PAUSES.last()).unwrap_or(&CANCEL_TIMEOUT));
+            std::thread::sleep(*intervals.next().or(POLL_INTERVALS.last()).unwrap_or(&CANCEL_TIMEOUT));
         }
     }
 
-    /// Runs a command whose only answer is that it was done.
-    fn order(&self, doing: &'static str, row: &dyn BatchSystem, command: &CommandLine) -> Result<(), LaunchError> {
-        let failed = |said: String| self.failed(doing, &command.to_string(), said);
+    /// Runs a command that returns nothing but success or failure.
+    fn run_action(&self, action: &'static str, row: &dyn BatchSystem, command: &CommandLine) -> Result<(), LaunchError> {
+        let failed = |message: String| self.failed(action, &command.to_string(), message);
         let output = self.run(row, command.clone()).map_err(|e| failed(e.to_string()))?;
-        row.parse_cancel(&output).map_err(|e| failed(e.said))
+        row.parse_cancel(&output).map_err(|e| failed(e.message))
     }
 
-    fn failed(&self, doing: &'static str, command: &str, said: String) -> LaunchError {
+    fn failed(&self, action: &'static str, command: &str, message: String) -> LaunchError {
         LaunchError::Batch {
             system: self.system.title(),
-            doing,
+            action,
             command: command.into(),
-            said,
+            message,
         }
     }
 }
 
-/// Those that one command can cancel: of one dialect, and on one cluster.
-fn groups(targets: Vec<Target>) -> Vec<Vec<Target>> {
-    let mut groups: Vec<Vec<Target>> = Vec::new();
+/// Groups targets that one command can cancel: the same dialect and the same cluster.
+fn groups(targets: Vec<CancelTarget>) -> Vec<Vec<CancelTarget>> {
+    let mut groups: Vec<Vec<CancelTarget>> = Vec::new();
     for target in targets {
-        let is_like = |other: &Target| {
+        let is_like = |other: &CancelTarget| {
             other.row.dialect() == target.row.dialect()
                 && other.row.cluster_of(&other.target.job) == target.row.cluster_of(&target.target.job)
         };
@@ -194,16 +198,16 @@ fn groups(targets: Vec<Target>) -> Vec<Vec<Target>> {
     groups
 }
 
-/// Whether this row is of a job that was cancelled, and is not gone, nor about to go.
-fn is_left(row: &JobRow, target: &Target) -> bool {
+/// Whether this row is a cancelled job that still exists and is not completing.
+fn still_exists(row: &JobRow, target: &CancelTarget) -> bool {
     let is_it =
         row.job == target.target.job && (target.target.element.is_none() || row.element.is_none_or(|e| Some(e) == target.target.element));
     let is_named = row.name.as_ref().is_none_or(|name| *name == target.name);
     is_it && is_named && !row.status.is_over() && row.status != JobStatus::Completing
 }
 
-/// `job 18, elements 3-5: queued (Resources)`, one for all that are alike.
-fn described(launched: &Launched, rows: &[&JobRow]) -> Vec<String> {
+/// `job 18, elements 3-5: queued (Resources)`, one line per group of equal states.
+fn describe_rows(launched: &Launched, rows: &[&JobRow]) -> Vec<String> {
     let mut alike: Vec<(&JobRow, Vec<u32>)> = Vec::new();
     for row in rows {
         let is_like = |other: &JobRow| (&other.job, &other.status, &other.reason) == (&row.job, &row.status, &row.reason);

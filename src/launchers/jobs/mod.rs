@@ -1,7 +1,9 @@
-//! The launcher over a batch system: what its row says is run, and what is answered is understood by the row.
+//! The launcher for batch systems: it runs the commands that the system's row defines, and the row
+//! parses their output.
 //!
-//! Parts: `submit` (a script is kept and submitted, once), `queue` (what the system says of all jobs, asked seldom), `states`
-//! (rows become members' states), `end` (jobs are cancelled, and are gone).
+//! Modules: `submit` (writes the script and submits it once), `queue` (the cached state of all
+//! jobs), `states` (converts rows into members' states), `end` (cancels jobs and waits for their
+//! end).
 mod end;
 mod queue;
 mod states;
@@ -9,38 +11,38 @@ mod submit;
 #[cfg(test)]
 mod tests;
 
-use super::batch::{self, BatchSystem, CommandLine, Output, environment, launch};
-use super::command::{Here, RunError, Runner};
+use super::batch::{self, BatchSystem, CommandLine, CommandOutput, environment, launch};
+use super::command::{LocalRunner, RunError, Runner};
 use super::launched::Launched;
 use super::{Capabilities, ControllerLaunch, Ended, EnginesLaunch, Job, LaunchError, Launcher, MemberState, Stage, logs};
 use crate::profile::ProfileDir;
 use crate::profile::config::Config;
 use crate::profile::config::resources::Resources;
 use crate::sys::process;
-use queue::Queue;
+use queue::QueueCache;
 use std::sync::Arc;
 use std::time::Duration;
 
-pub struct Jobs {
+pub struct BatchLauncher {
     system: &'static dyn BatchSystem,
     runner: Arc<dyn Runner>,
     profile: ProfileDir,
     config: Config,
-    queue: Queue,
-    /// How long a system may take to cancel what waits.
+    queue: QueueCache,
+    /// How long the system may take to cancel waiting jobs.
     cancel_timeout: Duration,
 }
 
-impl Jobs {
-    pub fn new(system: &'static dyn BatchSystem, profile: &ProfileDir, config: &Config) -> Jobs {
-        Jobs::with_runner(system, profile, config, Arc::new(Here))
+impl BatchLauncher {
+    pub fn new(system: &'static dyn BatchSystem, profile: &ProfileDir, config: &Config) -> BatchLauncher {
+        BatchLauncher::with_runner(system, profile, config, Arc::new(LocalRunner))
     }
 
-    /// Its commands are run by another, perhaps elsewhere.
-    pub fn with_runner(system: &'static dyn BatchSystem, profile: &ProfileDir, config: &Config, runner: Arc<dyn Runner>) -> Jobs {
-        Jobs {
+    /// Uses another runner for the commands, for example on another host.
+    pub fn with_runner(system: &'static dyn BatchSystem, profile: &ProfileDir, config: &Config, runner: Arc<dyn Runner>) -> BatchLauncher {
+        BatchLauncher {
             system,
-            queue: Queue::new(system, profile, config),
+            queue: QueueCache::new(system, profile, config),
             cancel_timeout: end::CANCEL_TIMEOUT,
             runner,
             profile: profile.clone(),
@@ -52,27 +54,27 @@ impl Jobs {
         self.config.launchers.of(self.system.name()).cloned().unwrap_or_default()
     }
 
-    /// How long one command may take.
-    fn patience(&self) -> Duration {
+    /// The timeout of one command.
+    fn command_timeout(&self) -> Duration {
         Duration::from_millis(self.config.launcher.command_timeout_ms)
     }
 
-    /// Runs a question or an order, whose answer the environment does not change.
-    fn run(&self, row: &dyn BatchSystem, command: CommandLine) -> Result<Output, RunError> {
+    /// Runs a query or cancellation whose output the environment does not affect.
+    fn run(&self, row: &dyn BatchSystem, command: CommandLine) -> Result<CommandOutput, RunError> {
         self.run_as(&environment::for_query(row, command))
     }
 
-    /// Runs a submission of `script`, which the environment does not override.
-    fn run_submission(&self, row: &dyn BatchSystem, command: CommandLine, script: &str) -> Result<Output, RunError> {
+    /// Runs a submission of `script` that the environment does not override.
+    fn run_submission(&self, row: &dyn BatchSystem, command: CommandLine, script: &str) -> Result<CommandOutput, RunError> {
         self.run_as(&environment::for_submission(row, command, script))
     }
 
-    fn run_as(&self, command: &CommandLine) -> Result<Output, RunError> {
+    fn run_as(&self, command: &CommandLine) -> Result<CommandOutput, RunError> {
         tracing::debug!("{command}");
-        self.runner.run(command, self.patience())
+        self.runner.run(command, self.command_timeout())
     }
 
-    /// The row in the dialect that the job was submitted in.
+    /// The row for the dialect in which the job was submitted.
     fn row(&self, job: &Job) -> &'static dyn BatchSystem {
         match job.dialect.as_str() {
             "" => self.system,
@@ -80,13 +82,13 @@ impl Jobs {
         }
     }
 
-    /// The row in this place's dialect.
-    fn row_here(&self) -> &'static dyn BatchSystem {
-        let Some(question) = self.system.dialect_command() else {
+    /// The row for the dialect of this host.
+    fn detect_row(&self) -> &'static dyn BatchSystem {
+        let Some(query) = self.system.dialect_command() else {
             return self.system;
         };
-        match self.run(self.system, question) {
-            Ok(said) => self.system.of_dialect(&said).unwrap_or(self.system),
+        match self.run(self.system, query) {
+            Ok(output) => self.system.detect_dialect(&output).unwrap_or(self.system),
             Err(_) => self.system,
         }
     }
@@ -99,7 +101,7 @@ impl Jobs {
     }
 }
 
-impl Launcher for Jobs {
+impl Launcher for BatchLauncher {
     fn name(&self) -> &str {
         self.system.name()
     }
@@ -113,7 +115,7 @@ impl Launcher for Jobs {
     }
 
     fn start_controller(&self, launch: &ControllerLaunch) -> Result<Launched, LaunchError> {
-        let request = launch::controller(launch, &self.resources(), &submit::unique());
+        let request = launch::controller(launch, &self.resources(), &submit::unique_suffix());
         Ok(self.launched(self.submit(request)?))
     }
 
@@ -121,18 +123,18 @@ impl Launcher for Jobs {
         if launch.n == 0 {
             return Ok(Launched::new(self.system.name(), process::host()));
         }
-        let request = launch::engines(launch, &self.resources(), &self.config.launchers.mpi, &submit::unique())?;
+        let request = launch::engines(launch, &self.resources(), &self.config.launchers.mpi, &submit::unique_suffix())?;
         let mut job = self.submit(request)?;
         job.first_engine = launch.first;
         Ok(self.launched(job))
     }
 
     fn states(&self, launched: &Launched) -> Vec<MemberState> {
-        let known = self.queue.ask(self, &launched.jobs, self.queue.interval());
+        let snapshot = self.queue.get(self, &launched.jobs, self.queue.interval());
         launched
             .jobs
             .iter()
-            .flat_map(|job| states::of_job(job, &known, crate::sys::clock::unix_now()))
+            .flat_map(|job| states::element_states(job, &snapshot, crate::sys::clock::unix_now()))
             .collect()
     }
 
@@ -140,16 +142,16 @@ impl Launcher for Jobs {
         self.send(launched, signal)
     }
 
-    /// Waits until the jobs are gone, and fails with those that are not.
+    /// Waits until the jobs are gone, and fails with those that remain.
     fn stop(&self, launched: &Launched, _grace: Duration) -> Result<Ended, LaunchError> {
         self.end(launched)
     }
 
-    fn log_end(&self, launched: &Launched, place: usize, lines: usize) -> String {
+    fn log_tail(&self, launched: &Launched, index: usize, lines: usize) -> String {
         launched
             .members()
-            .get(place)
-            .map_or_else(String::new, |m| logs::end(&m.log, 0, lines))
+            .get(index)
+            .map_or_else(String::new, |m| logs::tail(&m.log, 0, lines))
     }
 
     fn describe(&self, launched: &Launched) -> String {
@@ -159,12 +161,12 @@ impl Launcher for Jobs {
     }
 }
 
-/// The launcher of a batch system, if there is one of this name.
-pub fn by_name(name: &str, profile: &ProfileDir, config: &Config) -> Option<Jobs> {
-    batch::by_name(name).map(|system| Jobs::new(system, profile, config))
+/// The launcher of a batch system; none if there is no such system.
+pub fn by_name(name: &str, profile: &ProfileDir, config: &Config) -> Option<BatchLauncher> {
+    batch::by_name(name).map(|system| BatchLauncher::new(system, profile, config))
 }
 
-/// In the queue, on its way there, or there.
+/// Waiting, starting, running or completing.
 fn stage(status: &batch::JobStatus) -> Stage {
     use batch::JobStatus::*;
     match status {

@@ -1,6 +1,7 @@
-//! What the batch system says of jobs. Schedulers answer slowly and hate to be polled: one question for all jobs of the user, at
-//! most once in an interval, less often while there are no answers; shared with other pcluster commands through a small file.
-use super::Jobs;
+//! The batch system's view of the jobs, cached. Schedulers answer slowly and should not be polled
+//! often: one query covers all jobs of the user, at most once per interval, with backoff while
+//! queries fail. Other pcluster commands share the answer through a small file.
+use super::BatchLauncher;
 use super::states::is_ours;
 use crate::launchers::Job;
 use crate::launchers::batch::{BatchSystem, JobId, JobRow};
@@ -15,44 +16,45 @@ use std::path::PathBuf;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-/// However often there was no answer, one asks again after this.
-const LONGEST_PAUSE: Duration = Duration::from_secs(300);
-/// A job that has just been submitted is not asked for at once: the answer would only be that it is there.
-const FIRST_LOOK_S: f64 = 1.5;
-/// Records of so many jobs that are over are kept.
-const MOST_HISTORY: usize = 5000;
+/// Maximum backoff after failed queries.
+const MAX_BACKOFF: Duration = Duration::from_secs(300);
+/// A job that was just submitted is not queried immediately, since the answer would only be that it
+/// exists.
+const FIRST_QUERY_DELAY_S: f64 = 1.5;
+/// Maximum number of records of ended jobs.
+const MAX_HISTORY: usize = 5000;
 
-pub struct Queue {
+pub struct QueueCache {
     path: PathBuf,
     interval: Duration,
-    kept: Mutex<Option<Known>>,
+    cached: Mutex<Option<JobSnapshot>>,
 }
 
-/// One answer. Times are seconds since 1970.
+/// One snapshot. Times are seconds since 1970.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 #[serde(default)]
-pub struct Known {
+pub struct JobSnapshot {
     at: f64,
-    asked: Vec<JobId>,
+    queried: Vec<JobId>,
     rows: Vec<JobRow>,
-    /// Of jobs that a query no longer shows.
+    /// Jobs that no longer appear in the queue.
     history: Vec<JobRow>,
-    /// Why a job waits.
+    /// The reason why a job waits, by job id.
     reasons: BTreeMap<String, String>,
-    failure: Option<Failure>,
-    /// How often in a row there was no answer.
+    failure: Option<QueryError>,
+    /// The number of consecutive failures.
     failures: u32,
 }
 
-/// A question without an answer.
+/// A query that failed.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 #[serde(default)]
-pub struct Failure {
+pub struct QueryError {
     pub command: String,
-    pub said: String,
+    pub message: String,
 }
 
-impl Known {
+impl JobSnapshot {
     pub fn at(&self) -> f64 {
         self.at
     }
@@ -65,37 +67,35 @@ impl Known {
     pub fn reason(&self, job: &JobId) -> Option<&str> {
         self.reasons.get(&job.0).map(String::as_str)
     }
-    pub fn failure(&self) -> Option<&Failure> {
+    pub fn failure(&self) -> Option<&QueryError> {
         self.failure.as_ref()
     }
-    pub fn asked(&self, job: &JobId) -> bool {
-        self.asked.contains(job)
+    pub fn queried(&self, job: &JobId) -> bool {
+        self.queried.contains(job)
     }
 
-    /// Whether it still counts at this time, for these jobs.
-    fn counts(&self, now: f64, newer_than: Duration, jobs: &[Job]) -> bool {
+    /// Whether the snapshot is still valid at this time, for these jobs.
+    fn is_valid(&self, now: f64, max_age: Duration, jobs: &[Job]) -> bool {
         let age = now - self.at;
-        // A clock that was set back must not silence us.
+        // A snapshot from the future (the clock was set back) must not suppress queries.
         if age < -1.0 {
             return false;
         }
         if self.failure.is_some() {
-            let pause = newer_than
-                .saturating_mul(1 << self.failures.min(10))
-                .min(LONGEST_PAUSE.max(newer_than));
+            let pause = max_age.saturating_mul(1 << self.failures.min(10)).min(MAX_BACKOFF.max(max_age));
             return age < pause.as_secs_f64();
         }
-        let is_answered = |job: &Job| self.asked.contains(&JobId(job.id.clone())) || now - job.submitted < FIRST_LOOK_S;
-        age < newer_than.as_secs_f64() && jobs.iter().all(is_answered)
+        let is_answered = |job: &Job| self.queried.contains(&JobId(job.id.clone())) || now - job.submitted < FIRST_QUERY_DELAY_S;
+        age < max_age.as_secs_f64() && jobs.iter().all(is_answered)
     }
 }
 
-impl Queue {
-    pub fn new(system: &dyn BatchSystem, profile: &ProfileDir, config: &Config) -> Queue {
-        Queue {
+impl QueueCache {
+    pub fn new(system: &dyn BatchSystem, profile: &ProfileDir, config: &Config) -> QueueCache {
+        QueueCache {
             path: profile.batch_dir().join(format!("{}.queue.json", system.name())),
             interval: Duration::from_millis(config.launcher.poll_interval_ms),
-            kept: Mutex::new(None),
+            cached: Mutex::new(None),
         }
     }
 
@@ -103,47 +103,47 @@ impl Queue {
         self.interval
     }
 
-    /// The next question is asked whenever it comes.
-    pub fn forget(&self) {
-        *self.kept.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    /// Discards the snapshot, so that the next call queries the system.
+    pub fn invalidate(&self) {
+        *self.cached.lock().unwrap_or_else(PoisonError::into_inner) = None;
         let _ = std::fs::remove_file(&self.path);
     }
 
-    /// What is known, not older than `newer_than`; asks if need be.
-    pub fn ask(&self, launcher: &Jobs, jobs: &[Job], newer_than: Duration) -> Known {
-        // One at a time: the others share the answer.
-        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+    /// Returns a snapshot no older than `max_age`; queries the system if necessary.
+    pub fn get(&self, launcher: &BatchLauncher, jobs: &[Job], max_age: Duration) -> JobSnapshot {
+        // One query at a time: concurrent callers share the result.
+        let mut cached = self.cached.lock().unwrap_or_else(PoisonError::into_inner);
         if jobs.is_empty() {
-            return Known::default();
+            return JobSnapshot::default();
         }
         let now = unix_now();
-        if let Some(known) = kept.as_ref().filter(|known| known.counts(now, newer_than, jobs)) {
-            return known.clone();
+        if let Some(snapshot) = cached.as_ref().filter(|snapshot| snapshot.is_valid(now, max_age, jobs)) {
+            return snapshot.clone();
         }
-        let before = self.read().or_else(|| kept.take()).unwrap_or_default();
-        if before.counts(now, newer_than, jobs) {
-            return kept.insert(before).clone();
+        let before = self.read().or_else(|| cached.take()).unwrap_or_default();
+        if before.is_valid(now, max_age, jobs) {
+            return cached.insert(before).clone();
         }
-        if jobs.iter().all(|job| now - job.submitted < FIRST_LOOK_S) {
-            return Known {
+        if jobs.iter().all(|job| now - job.submitted < FIRST_QUERY_DELAY_S) {
+            return JobSnapshot {
                 history: before.history,
-                ..Known::default()
+                ..JobSnapshot::default()
             };
         }
-        let known = question(launcher, jobs, before, now);
-        self.write(&known);
-        kept.insert(known).clone()
+        let snapshot = query(launcher, jobs, before, now);
+        self.write(&snapshot);
+        cached.insert(snapshot).clone()
     }
 
-    fn read(&self) -> Option<Known> {
+    fn read(&self) -> Option<JobSnapshot> {
         serde_json::from_slice(&std::fs::read(&self.path).ok()?).ok()
     }
 
-    /// That it cannot be kept is no obstacle.
-    fn write(&self, known: &Known) {
+    /// A failed write is not an error: the snapshot is only a cache.
+    fn write(&self, snapshot: &JobSnapshot) {
         let beside = self.path.with_extension(format!("{}.part", std::process::id()));
         let write = || -> std::io::Result<()> {
-            let text = serde_json::to_vec(known)?;
+            let text = serde_json::to_vec(snapshot)?;
             let mut file = std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&beside)?;
             file.write_all(&text)?;
             std::fs::rename(&beside, &self.path)
@@ -154,12 +154,12 @@ impl Queue {
     }
 }
 
-fn question(launcher: &Jobs, jobs: &[Job], before: Known, now: f64) -> Known {
-    // The dialects are asked one after the other; there is hardly ever more than one.
-    let mut known = Known {
+fn query(launcher: &BatchLauncher, jobs: &[Job], before: JobSnapshot, now: f64) -> JobSnapshot {
+    // Queries the dialects and clusters one by one; there is rarely more than one.
+    let mut snapshot = JobSnapshot {
         at: now,
         history: before.history,
-        ..Known::default()
+        ..JobSnapshot::default()
     };
     let mut left: Vec<&Job> = jobs.iter().collect();
     while let Some(first) = left.first() {
@@ -170,59 +170,59 @@ fn question(launcher: &Jobs, jobs: &[Job], before: Known, now: f64) -> Known {
             .partition(|job| job.dialect == dialect && cluster_of(row, job) == cluster);
         left = others;
         let mut ids: Vec<JobId> = same.iter().map(|job| JobId(job.id.clone())).collect();
-        // Who else asks through the same file is not to lose its answer.
+        // Include the jobs of other users of this file, so that they keep their rows.
         let shared = before.rows.iter().map(|row| row.job.clone());
-        ids.extend(shared.filter(|id| before.asked.contains(id) && row.cluster_of(id) == cluster));
+        ids.extend(shared.filter(|id| before.queried.contains(id) && row.cluster_of(id) == cluster));
         ids.sort();
         ids.dedup();
         let command = row.query_command(&ids, &user());
         let answer = match launcher.run(row, command.clone()) {
-            Ok(output) => row.parse_query(&output).map_err(|failure| failure.said),
+            Ok(output) => row.parse_query(&output).map_err(|failure| failure.message),
             Err(error) => Err(error.to_string()),
         };
         match answer {
             Ok(rows) => {
-                further(launcher, row, &same, &rows, &mut known);
-                known.rows.extend(rows);
-                known.asked.extend(ids);
+                query_details(launcher, row, &same, &rows, &mut snapshot);
+                snapshot.rows.extend(rows);
+                snapshot.queried.extend(ids);
             }
-            Err(said) => {
-                known.failure = Some(Failure {
+            Err(message) => {
+                snapshot.failure = Some(QueryError {
                     command: command.to_string(),
-                    said,
+                    message,
                 });
-                known.failures = before.failures + 1;
+                snapshot.failures = before.failures + 1;
             }
         }
     }
-    known
+    snapshot
 }
 
 fn cluster_of(row: &dyn BatchSystem, job: &Job) -> String {
     row.cluster_of(&JobId(job.id.clone())).to_string()
 }
 
-/// Asks what became of jobs that are not shown any more, and why those wait that do not say it.
-fn further(launcher: &Jobs, system: &'static dyn BatchSystem, jobs: &[&Job], rows: &[JobRow], known: &mut Known) {
+/// Queries the outcome of jobs that no longer appear, and the reason for waiting jobs without one.
+fn query_details(launcher: &BatchLauncher, system: &'static dyn BatchSystem, jobs: &[&Job], rows: &[JobRow], snapshot: &mut JobSnapshot) {
     for job in jobs {
         let id = JobId(job.id.clone());
         let shown = |element: u32| {
             let is_it = |row: &&JobRow| row.job == id && is_ours(row, job) && row.element.is_none_or(|e| e == element);
-            rows.iter().chain(&known.history).find(is_it)
+            rows.iter().chain(&snapshot.history).find(is_it)
         };
         if job.elements.iter().any(|element| shown(*element).is_none())
             && let Some(command) = system.history_command(&id)
             && let Ok(output) = launcher.run(system, command)
         {
             let over = system.parse_history(&output).into_iter().filter(|row| row.status.is_over());
-            // On another cluster a record has the bare number.
+            // Records of another cluster contain the bare job number.
             let is_elsewhere = !system.cluster_of(&id).is_empty();
             let over = over.map(|row| match is_elsewhere {
                 true => JobRow { job: id.clone(), ..row },
                 false => row,
             });
-            known.history.retain(|row| row.job != id);
-            known.history.extend(over);
+            snapshot.history.retain(|row| row.job != id);
+            snapshot.history.extend(over);
         }
         let waits = rows.iter().find(|row| row.job == id && row.status.is_waiting());
         if waits.is_some_and(|row| row.reason.is_none())
@@ -230,14 +230,14 @@ fn further(launcher: &Jobs, system: &'static dyn BatchSystem, jobs: &[&Job], row
             && let Ok(output) = launcher.run(system, command)
             && let Some(reason) = system.parse_reason(&output)
         {
-            known.reasons.insert(id.0.clone(), reason);
+            snapshot.reasons.insert(id.0.clone(), reason);
         }
     }
-    let too_many = known.history.len().saturating_sub(MOST_HISTORY);
-    known.history.drain(..too_many);
+    let too_many = snapshot.history.len().saturating_sub(MAX_HISTORY);
+    snapshot.history.drain(..too_many);
 }
 
-/// Whose jobs are asked for.
+/// The user whose jobs are queried.
 pub(super) fn user() -> String {
     let of_system = nix::unistd::User::from_uid(nix::unistd::geteuid()).ok().flatten().map(|u| u.name);
     of_system

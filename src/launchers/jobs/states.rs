@@ -1,49 +1,50 @@
-//! What a batch system says of a job becomes the states of its elements.
-use super::queue::Known;
+//! Converts a batch system's report about a job into the states of its elements.
+use super::queue::JobSnapshot;
 use super::stage;
 use crate::launchers::batch::{JobId, JobRow, JobStatus};
-use crate::launchers::launched::Ending;
+use crate::launchers::launched::JobOutcome;
 use crate::launchers::{Job, MemberState};
 
-/// A job that was submitted so lately may not be shown yet.
-const NOT_SHOWN_YET_S: f64 = 60.0;
+/// A job that was submitted within this time may not appear in the queue yet.
+const VISIBILITY_DELAY_S: f64 = 60.0;
 
-/// One state for each element that is wanted. What was not answered is unknown; what was asked about and is not there any more
-/// has ended.
-pub fn of_job(job: &Job, known: &Known, now: f64) -> Vec<MemberState> {
+/// One state per element. Without an answer it is unknown; an element that was queried and no
+/// longer appears has ended.
+pub fn element_states(job: &Job, snapshot: &JobSnapshot, now: f64) -> Vec<MemberState> {
     let id = JobId(job.id.clone());
-    let mut rows: Vec<&JobRow> = known.rows().iter().filter(|row| row.job == id && is_ours(row, job)).collect();
-    rows.extend(known.history().iter().filter(|row| row.job == id && is_ours(row, job)));
+    let mut rows: Vec<&JobRow> = snapshot.rows().iter().filter(|row| row.job == id && is_ours(row, job)).collect();
+    rows.extend(snapshot.history().iter().filter(|row| row.job == id && is_ours(row, job)));
     let state = |element: &u32| {
         let own = rows.iter().find(|row| row.element == Some(*element));
-        // A system may speak of an array as a whole while none of it has begun.
+        // A system may report an array as a whole until its first element starts.
         match own.or_else(|| rows.iter().find(|row| row.element.is_none())) {
-            Some(row) => of_row(row, known.reason(&id)),
-            None => match stranger(job, known) {
-                Some(stranger) => MemberState::unknown(stranger),
-                None => of_missing(job, known, now),
+            Some(row) => row_state(row, snapshot.reason(&id)),
+            None => match name_conflict(job, snapshot) {
+                Some(conflict) => MemberState::unknown(conflict),
+                None => missing_state(job, snapshot, now),
             },
         }
     };
     job.elements.iter().map(state).collect()
 }
 
-/// Where the job's number has another name in the system, what people should know: perhaps it was renamed, perhaps the number was
-/// used again. Nobody can tell, so it is neither cancelled nor taken for gone.
-pub fn stranger(job: &Job, known: &Known) -> Option<String> {
+/// A message if the job's number has another name in the system: the job may have been renamed, or
+/// the number reused. Since these cases cannot be distinguished, the job is neither cancelled nor
+/// treated as gone.
+pub fn name_conflict(job: &Job, snapshot: &JobSnapshot) -> Option<String> {
     let is_it = |row: &&JobRow| row.job.0 == job.id && !row.status.is_over();
-    let there: Vec<&JobRow> = known.rows().iter().filter(is_it).collect();
-    let other = there.iter().find(|row| !is_ours(row, job)).and_then(|row| row.name.as_ref())?;
-    let is_there = there.iter().any(|row| is_ours(row, job));
-    (!is_there).then(|| format!("job {} is named {other} in the batch system, and not {}", job.id, job.name))
+    let active: Vec<&JobRow> = snapshot.rows().iter().filter(is_it).collect();
+    let other = active.iter().find(|row| !is_ours(row, job)).and_then(|row| row.name.as_ref())?;
+    let has_own = active.iter().any(|row| is_ours(row, job));
+    (!has_own).then(|| format!("job {} is named {other} in the batch system instead of {}", job.id, job.name))
 }
 
-/// Numbers of jobs are used again.
+/// Compares the name, because job numbers are reused.
 pub fn is_ours(row: &JobRow, job: &Job) -> bool {
     row.name.as_ref().is_none_or(|name| *name == job.name)
 }
 
-fn of_row(row: &JobRow, reason: Option<&str>) -> MemberState {
+fn row_state(row: &JobRow, reason: Option<&str>) -> MemberState {
     let why = row.reason.as_deref().or(reason.filter(|_| row.status.is_waiting()));
     let mut word = row.status.words().to_string();
     if let Some(code) = row.exit_code.filter(|code| *code != 0) {
@@ -53,31 +54,31 @@ fn of_row(row: &JobRow, reason: Option<&str>) -> MemberState {
         word.push_str(&format!(" ({})", row.word));
     }
     MemberState {
-        ending: ending(&row.status),
+        outcome: outcome(&row.status),
         ..MemberState::new(stage(&row.status), word, why.unwrap_or_default())
     }
 }
 
-fn ending(status: &JobStatus) -> Option<Ending> {
+fn outcome(status: &JobStatus) -> Option<JobOutcome> {
     match status {
-        JobStatus::Completed | JobStatus::Failed => Some(Ending::Itself),
-        JobStatus::Cancelled => Some(Ending::Cancelled),
-        JobStatus::TimedOut => Some(Ending::TimedOut),
-        JobStatus::NodeFailed => Some(Ending::NodeFailed),
-        JobStatus::OutOfMemory => Some(Ending::OutOfMemory),
-        JobStatus::Preempted => Some(Ending::Preempted),
+        JobStatus::Completed | JobStatus::Failed => Some(JobOutcome::Itself),
+        JobStatus::Cancelled => Some(JobOutcome::Cancelled),
+        JobStatus::TimedOut => Some(JobOutcome::TimedOut),
+        JobStatus::NodeFailed => Some(JobOutcome::NodeFailed),
+        JobStatus::OutOfMemory => Some(JobOutcome::OutOfMemory),
+        JobStatus::Preempted => Some(JobOutcome::Preempted),
         _ => None,
     }
 }
 
-fn of_missing(job: &Job, known: &Known, now: f64) -> MemberState {
-    if let Some(failure) = known.failure() {
-        return MemberState::unknown(failure.said.clone());
+fn missing_state(job: &Job, snapshot: &JobSnapshot, now: f64) -> MemberState {
+    if let Some(failure) = snapshot.failure() {
+        return MemberState::unknown(failure.message.clone());
     }
-    let is_new = job.submitted + NOT_SHOWN_YET_S > known.at().max(now);
-    match known.asked(&JobId(job.id.clone())) {
+    let is_new = job.submitted + VISIBILITY_DELAY_S > snapshot.at().max(now);
+    match snapshot.queried(&JobId(job.id.clone())) {
         _ if is_new => MemberState::submitted(),
-        false => MemberState::unknown("the batch system was not asked yet"),
+        false => MemberState::unknown("the batch system was not queried yet"),
         true => MemberState::ended("gone from the queue"),
     }
 }

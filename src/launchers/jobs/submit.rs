@@ -1,6 +1,6 @@
-//! A submission: the script is written and kept, submitted, and never submitted twice. Where it is not known whether a submission
-//! worked, the job is looked for by its name before anything is repeated.
-use super::{Jobs, LaunchError};
+//! Submits a job: writes the script, keeps it, and never submits it twice. If the outcome of a
+//! submission is unknown, the job is looked up by name before any retry.
+use super::{BatchLauncher, LaunchError};
 use crate::launchers::batch::{BatchSystem, JobId, JobKind, JobRequest, SubmitFailure};
 use crate::launchers::command::RunError;
 use crate::launchers::{Job, templates};
@@ -11,17 +11,17 @@ use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
-/// Before a job is looked for whose submission was not answered, and between the looks.
-const LOOKS: [Duration; 3] = [Duration::from_secs(1), Duration::from_secs(3), Duration::from_secs(8)];
-/// How often one tries in all.
-const TRIES: u32 = 2;
-/// Scripts are kept so long.
-const KEEP: Duration = Duration::from_secs(30 * 86_400);
-/// Stands for an element's number while the pattern of the logs is found out.
-const SOME_ELEMENT: u32 = 987_654_321;
+/// Delays before each lookup of a job whose submission was not acknowledged.
+const LOOKUP_DELAYS: [Duration; 3] = [Duration::from_secs(1), Duration::from_secs(3), Duration::from_secs(8)];
+/// Maximum number of submission attempts.
+const MAX_ATTEMPTS: u32 = 2;
+/// How long scripts are kept.
+const SCRIPT_RETENTION: Duration = Duration::from_secs(30 * 86_400);
+/// Placeholder for an element's number when deriving the pattern of the log paths.
+const ELEMENT_PLACEHOLDER: u32 = 987_654_321;
 
-/// A few letters that no other submission of this user has.
-pub fn unique() -> String {
+/// A random suffix that identifies this submission among all of this user's.
+pub fn unique_suffix() -> String {
     let (mut text, mut number) = (String::new(), uuid::Uuid::new_v4().as_u128());
     while text.len() < 8 {
         let digit = char::from_digit((number % 36) as u32, 36).unwrap_or('0');
@@ -31,11 +31,11 @@ pub fn unique() -> String {
     text
 }
 
-impl Jobs {
+impl BatchLauncher {
     pub(super) fn submit(&self, request: JobRequest) -> Result<Job, LaunchError> {
-        let row = self.row_here();
-        // A system that does not answer says so when it is given the job.
-        let request = &request.at_site(row, |question| self.run(row, question).ok());
+        let row = self.detect_row();
+        // If the system does not answer here, the submission reports it.
+        let request = &request.with_site_settings(row, |query| self.run(row, query).ok());
         let script = self.write_script(row, request)?;
         let id = self.submitted(row, request, &script)?;
         let (size, per_element) = match request.is_one_job() {
@@ -59,7 +59,7 @@ impl Jobs {
         })
     }
 
-    /// The path of the file to submit, and its text.
+    /// Writes the files; returns the path and the text of the file to submit.
     fn write_script(&self, row: &dyn BatchSystem, request: &JobRequest) -> Result<(PathBuf, String), LaunchError> {
         let files = templates::scripts(&self.profile, row, request, None)?;
         let dir = self.profile.batch_dir();
@@ -70,7 +70,7 @@ impl Jobs {
         for dir in [&dir, &request.log_dir] {
             fs::DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(failed(dir))?;
         }
-        clear_old(&dir);
+        remove_old_scripts(&dir);
         for file in &files {
             let mode = if file.executable { 0o700 } else { 0o600 };
             let written = fs::OpenOptions::new().write(true).create_new(true).mode(mode).open(&file.path);
@@ -80,7 +80,7 @@ impl Jobs {
         }
         match files.into_iter().next() {
             Some(file) => Ok((file.path, file.text)),
-            None => Err(failed(&request.script)(io::Error::other("there is no template"))),
+            None => Err(failed(&request.script)(io::Error::other("no template"))),
         }
     }
 
@@ -88,14 +88,14 @@ impl Jobs {
         let command = row.submit_command(&script.0, &script.1, request);
         let failed = |failure: SubmitFailure| LaunchError::Submit {
             system: row.title(),
-            said: failure.said,
+            message: failure.message,
             command: command.to_string(),
             script: script.0.clone(),
             hint: failure.hint,
         };
-        let mut tries = 0;
+        let mut attempts = 0;
         loop {
-            tries += 1;
+            attempts += 1;
             let failure = match self.run_submission(row, command.clone(), &script.1) {
                 Ok(output) => match row.parse_submit(&output) {
                     Ok(id) => return Ok(id),
@@ -105,26 +105,26 @@ impl Jobs {
                 Err(RunError::NotFound { program }) => return Err(failed(SubmitFailure::no_command(row.title(), &program))),
                 Err(error @ RunError::TimedOut { .. }) => SubmitFailure {
                     problem: crate::launchers::batch::Problem::SchedulerDown,
-                    said: error.to_string(),
+                    message: error.to_string(),
                     hint: None,
                 },
                 Err(error) => {
                     return Err(failed(SubmitFailure {
                         problem: crate::launchers::batch::Problem::Other,
-                        said: error.to_string(),
+                        message: error.to_string(),
                         hint: None,
                     }));
                 }
             };
-            tracing::warn!("{}: {}; looking for a job named {}", row.title(), failure.said, request.name);
+            tracing::warn!("{}: {}; looking up a job named {}", row.title(), failure.message, request.name);
             match self.find(row, &request.name) {
-                Found::Job(id) => return Ok(id),
-                Found::None if tries < TRIES => {}
-                Found::None => return Err(failed(failure)),
-                Found::CannotTell => {
+                Lookup::Job(id) => return Ok(id),
+                Lookup::None if attempts < MAX_ATTEMPTS => {}
+                Lookup::None => return Err(failed(failure)),
+                Lookup::Unknown => {
                     let command = row.find_command(&request.name, &super::queue::user());
                     let hint = format!(
-                        "whether it was submitted could not be found out; when the scheduler answers again, look for a job named {}: {command}",
+                        "the job may have been submitted; when the scheduler answers again, look for a job named {}: {command}",
                         request.name
                     );
                     return Err(failed(SubmitFailure {
@@ -136,17 +136,17 @@ impl Jobs {
         }
     }
 
-    /// A submission of this name. One that is not there may yet come, so one looks more than once.
-    fn find(&self, row: &dyn BatchSystem, name: &str) -> Found {
+    /// Looks up a submission by name. Repeats the lookup, since the job may appear with a delay.
+    fn find(&self, row: &dyn BatchSystem, name: &str) -> Lookup {
         let command = row.find_command(name, &super::queue::user());
-        let mut found = Found::CannotTell;
-        for pause in LOOKS {
+        let mut found = Lookup::Unknown;
+        for pause in LOOKUP_DELAYS {
             std::thread::sleep(pause);
             let Ok(output) = self.run(row, command.clone()) else { continue };
             match row.parse_find(&output, name) {
                 Ok(ids) => match ids.into_iter().next() {
-                    Some(id) => return Found::Job(id),
-                    None => found = Found::None,
+                    Some(id) => return Lookup::Job(id),
+                    None => found = Lookup::None,
                 },
                 Err(_) => continue,
             }
@@ -155,24 +155,24 @@ impl Jobs {
     }
 }
 
-enum Found {
+enum Lookup {
     Job(JobId),
-    /// The system answered, and there is none.
+    /// The system answered; no such job exists.
     None,
-    CannotTell,
+    Unknown,
 }
 
-/// The log's path with `{}` for an element's number.
+/// The path of the log with `{}` for the element's number.
 fn log_pattern(row: &dyn BatchSystem, request: &JobRequest, id: &JobId, array: bool) -> String {
-    let path = row.log_path(request, id, array.then_some(SOME_ELEMENT));
-    path.to_string_lossy().replace(&SOME_ELEMENT.to_string(), "{}")
+    let path = row.log_path(request, id, array.then_some(ELEMENT_PLACEHOLDER));
+    path.to_string_lossy().replace(&ELEMENT_PLACEHOLDER.to_string(), "{}")
 }
 
-/// Scripts of long ago. What cannot be removed stays.
-fn clear_old(dir: &Path) {
+/// Removes old scripts. Ignores files that cannot be removed.
+fn remove_old_scripts(dir: &Path) {
     let is_old = |path: &Path| {
         let modified = fs::metadata(path).and_then(|m| m.modified());
-        modified.is_ok_and(|at| SystemTime::now().duration_since(at).is_ok_and(|age| age > KEEP))
+        modified.is_ok_and(|at| SystemTime::now().duration_since(at).is_ok_and(|age| age > SCRIPT_RETENTION))
     };
     for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
         let path = entry.path();

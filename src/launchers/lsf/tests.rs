@@ -2,7 +2,7 @@ use super::*;
 use crate::launchers::batch::tests::{engines, fixture, refused, rendered, shown, target};
 
 #[test]
-fn an_engine_set_is_one_array() {
+fn engines_are_one_array() {
     let mut request = engines(15);
     let resources = &mut request.resources;
     (resources.queue, resources.account) = (Some("normal".into()), Some("pi".into()));
@@ -31,7 +31,7 @@ fn an_engine_set_is_one_array() {
 
     export PCLUSTER_JOB="$LSB_JOBID" PCLUSTER_ELEMENT="${LSB_JOBINDEX#0}"
     export PCLUSTER_ENDS="$(($(date +%s) + 172800))"
-    # A setup line that fails ends the job, and is shown.
+    # A failing setup line ends the job and is reported.
     if [ -n "$BASH_VERSION" ]; then
         pcluster_script=${BASH_SOURCE[0]-}
         pcluster_failed() {
@@ -57,20 +57,20 @@ fn ids_are_found() {
 }
 
 #[test]
-fn refusals_have_a_kind_and_a_hint() {
+fn errors_have_a_problem_and_a_hint() {
     let all = ["no-queue", "too-many", "bad-select", "not-a-host", "bjobs-down"];
     let all = all.map(|name| format!("{name}: {}", refused(&Lsf, &format!("lsf/{name}.txt"))));
     insta::assert_snapshot!(all.join("\n"), @r"
     no-queue: NoSuchQueue: `bqueues` lists the queues; name one with --queue or launchers.lsf.queue
     too-many: Limit: `bhosts` shows the hosts' processors, `bqueues -l` the queues' limits
-    bad-select: BadScript: look at the script's -R lines, launchers.lsf.constraint and launchers.lsf.directives
-    not-a-host: NoPermission: this host may not submit jobs: is it one of the cluster's login nodes?
-    bjobs-down: SchedulerDown: `lsid` says whether LSF is up
+    bad-select: BadScript: check the script's -R lines, launchers.lsf.constraint and launchers.lsf.directives
+    not-a-host: NoPermission: this host may not submit jobs; run this on a login node of the cluster
+    bjobs-down: SchedulerDown: `lsid` shows whether LSF is up
     ");
 }
 
 #[test]
-fn a_query_is_understood() {
+fn query_output_is_parsed() {
     insta::assert_snapshot!(shown(&Lsf.parse_query(&fixture("lsf/bjobs.txt")).unwrap()), @r#"
     261871 1 Completed [DONE] node17 - pcluster-x-k3x9: -
     261871 2 Running [RUN] node18 - pcluster-x-k3x9: -

@@ -1,4 +1,5 @@
-//! What `qstat -f` says, in the form that people read: the JSON of OpenPBS breaks where a job's environment has a quote in it.
+//! Parses the human-readable output of `qstat -f`. The JSON of OpenPBS is invalid if a job's
+//! environment contains a quote.
 use crate::launchers::batch::{JobRow, JobStatus, JobTarget};
 
 /// `19.pbs1`, `19[].pbs1`, `19[3].pbs1`, `5`.
@@ -15,7 +16,7 @@ pub fn is_id(text: &str) -> bool {
     text.starts_with(|c: char| c.is_ascii_digit()) && (rest.is_empty() || (rest.starts_with('.') && rest.chars().all(host)))
 }
 
-/// `19[3].pbs1` as the array `19[].pbs1` and 3.
+/// Splits `19[3].pbs1` into the array `19[].pbs1` and 3.
 fn split(id: &str) -> (String, Option<u32>) {
     let parts = id.split_once('[').and_then(|(job, rest)| Some((job, rest.split_once(']')?)));
     match parts {
@@ -24,7 +25,7 @@ fn split(id: &str) -> (String, Option<u32>) {
     }
 }
 
-/// The other way round.
+/// The inverse of `split`.
 pub fn target(target: &JobTarget) -> String {
     match target.element {
         Some(element) => target.job.0.replace("[]", &format!("[{element}]")),
@@ -32,7 +33,7 @@ pub fn target(target: &JobTarget) -> String {
     }
 }
 
-/// One row for each job; none for an array whose jobs are there.
+/// One row per job; none for an array whose jobs are listed.
 pub fn rows(text: &str) -> Vec<JobRow> {
     let mut rows: Vec<JobRow> = Vec::new();
     for block in blocks(text) {
@@ -43,7 +44,7 @@ pub fn rows(text: &str) -> Vec<JobRow> {
     rows
 }
 
-/// A job's lines, each whole: what continues on the next line begins there with a tab.
+/// A job's lines, unfolded: a continuation line begins with a tab.
 fn blocks(text: &str) -> Vec<Vec<String>> {
     let mut blocks: Vec<Vec<String>> = Vec::new();
     for line in text.lines() {
@@ -51,7 +52,7 @@ fn blocks(text: &str) -> Vec<Vec<String>> {
             blocks.push(vec![line.trim().to_string()]);
         } else if let Some(block) = blocks.last_mut() {
             match (line.strip_prefix('\t'), block.last_mut()) {
-                // slurm-wlm-torque and nobody else begins every line so.
+                // Only slurm-wlm-torque begins every line with a tab.
                 (Some(rest), Some(last)) if !rest.contains(" = ") => last.push_str(rest),
                 _ => block.push(line.trim_start().to_string()),
             }
@@ -76,7 +77,7 @@ fn row(block: &[String]) -> Option<JobRow> {
     let exit_code = value("Exit_status").or(value("exit_status")).and_then(|code| code.parse().ok());
     let (job, element) = split(id);
     let comment = value("comment");
-    // Torque calls the jobs of an array `name-1`, `name-2`.
+    // Torque names the jobs of an array `name-1`, `name-2`.
     let name = value("Job_Name").map(|name| match element.and_then(|element| name.strip_suffix(&format!("-{element}"))) {
         Some(whole) => whole.to_string(),
         None => name,
@@ -89,11 +90,12 @@ fn row(block: &[String]) -> Option<JobRow> {
             name,
             ..row
         }
-        .because(comment),
+        .with_reason(comment),
     )
 }
 
-/// qstat(1B); `substate` and negative exit codes are of the OpenPBS server's `job.h`: 91 is ended by somebody, -29 by walltime, -27 by memory.
+/// qstat(1B). `substate` and negative exit codes are those of the OpenPBS server's `job.h`:
+/// substate 91 means terminated by a user, exit code -29 by walltime, -27 by memory.
 fn status(word: &str, exit_code: Option<i32>, substate: Option<&str>) -> JobStatus {
     match word {
         "Q" | "W" | "T" | "M" => JobStatus::Queued,
@@ -105,11 +107,11 @@ fn status(word: &str, exit_code: Option<i32>, substate: Option<&str>) -> JobStat
             (Some(-29), _) => JobStatus::TimedOut,
             (Some(-26 | -27), _) => JobStatus::OutOfMemory,
             (_, Some("91")) => JobStatus::Cancelled,
-            // 256 and SIGTERM or SIGKILL: `qdel`, or a limit.
+            // 256 plus SIGTERM or SIGKILL: `qdel`, or a limit.
             (Some(265 | 271), _) => JobStatus::Cancelled,
             (Some(0), _) | (None, Some("92")) => JobStatus::Completed,
             (Some(_), _) | (None, Some("93")) => JobStatus::Failed,
-            // Over; how is not said.
+            // Ended; the outcome is not reported.
             (None, _) => JobStatus::Completed,
         },
         other => JobStatus::Unknown(other.into()),

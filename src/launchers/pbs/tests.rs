@@ -3,8 +3,8 @@ use crate::launchers::batch::tests::{engines, fixture, refused, rendered, shown,
 use crate::launchers::batch::{JobStatus, render};
 
 #[test]
-fn the_dialect_is_told_by_what_qstat_says() {
-    let dialect = |name: &str| OPENPBS.of_dialect(&fixture(name)).map(|row| row.dialect());
+fn the_dialect_is_detected_from_qstat() {
+    let dialect = |name: &str| OPENPBS.detect_dialect(&fixture(name)).map(|row| row.dialect());
     assert_eq!(dialect("pbs/openpbs-version.txt"), Some("openpbs"));
     assert_eq!(dialect("pbs/torque-version.txt"), Some("torque"));
     assert_eq!(dialect("pbs/slurm-version.txt"), Some("slurm"));
@@ -23,12 +23,12 @@ fn asked(row: &Pbs) -> String {
     request.resources.gpus = Some(1);
     request.resources.constraint = Some("bigmem=True".into());
     let script = rendered(row, &request);
-    let told = |line: &&str| line.starts_with("#PBS -") || line.starts_with("export");
-    script.lines().filter(told).collect::<Vec<_>>().join("\n")
+    let relevant = |line: &&str| line.starts_with("#PBS -") || line.starts_with("export");
+    script.lines().filter(relevant).collect::<Vec<_>>().join("\n")
 }
 
 #[test]
-fn the_dialects_ask_in_their_own_ways() {
+fn each_dialect_has_its_own_directives() {
     insta::assert_snapshot!(asked(&OPENPBS), @r#"
     #PBS -S /bin/bash
     #PBS -N pcluster-mycluster-k3x9
@@ -72,7 +72,7 @@ fn the_dialects_ask_in_their_own_ways() {
     request.script = "/home/ada/my scripts/p.sh".into();
     let command = |row: &Pbs| row.submit_command(&request.script, "", &request).to_string();
     assert_eq!(command(&OPENPBS), "qsub '/home/ada/my scripts/p.sh'");
-    // It hands its words to a shell of its own.
+    // It passes its words through its own shell.
     assert_eq!(
         command(&SLURM),
         r#"qsub -j oe -o /dev/null -t 1-15 -l walltime=1:30:00 ''\''/home/ada/my scripts/p.sh'\'''"#
@@ -80,16 +80,16 @@ fn the_dialects_ask_in_their_own_ways() {
 }
 
 #[test]
-fn one_engine_is_no_array_for_openpbs() {
+fn openpbs_does_not_use_an_array_for_one_engine() {
     let script = rendered(&OPENPBS, &engines(1));
     assert!(!script.contains("#PBS -J"), "{script}");
     assert!(script.contains("PCLUSTER_JOB=\"$PBS_JOBID\" PCLUSTER_ELEMENT=\"\""), "{script}");
     assert!(rendered(&TORQUE, &engines(1)).contains("#PBS -t 1-1\n"));
 }
 
-/// The shell's words for a job's array, tried with a shell.
+/// Evaluates the shell expressions for a job's array with a real shell.
 #[test]
-fn a_job_knows_its_array() {
+fn a_job_determines_its_array() {
     let script = rendered(&OPENPBS, &engines(3));
     let line = script.lines().find(|line| line.starts_with("export PCLUSTER_JOB")).unwrap();
     let output = std::process::Command::new("/bin/sh")
@@ -107,7 +107,7 @@ fn a_job_knows_its_array() {
 }
 
 #[test]
-fn ids_are_found_and_told_from_other_words() {
+fn ids_are_distinguished_from_other_words() {
     for (row, name, id) in [
         (&OPENPBS, "openpbs-submit", "2.pbs1"),
         (&OPENPBS, "openpbs-submit-array", "1[].pbs1"),
@@ -121,7 +121,7 @@ fn ids_are_found_and_told_from_other_words() {
 }
 
 #[test]
-fn refusals_have_a_kind_and_a_hint() {
+fn errors_have_a_problem_and_a_hint() {
     let all = ["no-queue", "no-resource", "bad-array", "bad-directive", "no-script", "both"].map(|name| format!("openpbs-{name}"));
     let all = all.into_iter().chain(["slurm-no-queue", "torque-down"].map(String::from));
     let all: Vec<String> = all
@@ -129,18 +129,18 @@ fn refusals_have_a_kind_and_a_hint() {
         .collect();
     insta::assert_snapshot!(all.join("\n"), @r"
     openpbs-no-queue: NoSuchQueue: `qstat -Q` lists the queues; name one with --queue or launchers.pbs.queue
-    openpbs-no-resource: BadScript: this PBS does not know it; a template of your own names what the site has (pcluster template copy)
-    openpbs-bad-array: BadScript: look at the script's #PBS lines and launchers.pbs.directives
-    openpbs-bad-directive: BadScript: look at the script's #PBS lines and launchers.pbs.directives
+    openpbs-no-resource: BadScript: this PBS does not know the resource; use the site's names in your own template (pcluster template copy)
+    openpbs-bad-array: BadScript: check the script's #PBS lines and launchers.pbs.directives
+    openpbs-bad-directive: BadScript: check the script's #PBS lines and launchers.pbs.directives
     openpbs-no-script: Other: -
-    openpbs-both: BadScript: `-l nodes=` and `-l select=` exclude each other; look at launchers.pbs.directives
+    openpbs-both: BadScript: `-l nodes=` and `-l select=` exclude each other; check launchers.pbs.directives
     slurm-no-queue: NoSuchQueue: `qstat -Q` lists the queues; name one with --queue or launchers.pbs.queue
-    torque-down: SchedulerDown: `qstat -B` says whether the server is up
+    torque-down: SchedulerDown: `qstat -B` shows whether the server is up
     ");
 }
 
 #[test]
-fn queries_of_the_dialects_are_understood() {
+fn query_output_of_each_dialect_is_parsed() {
     insta::assert_snapshot!(shown(&OPENPBS.parse_query(&fixture("pbs/openpbs-qstat.txt")).unwrap()), @r"
     1[].pbs1 1 Running [R] node17 - pcluster-x-k3x9: Job run at Sat Nov 21 at 00:20 on (node17:ncpus=2)
     1[].pbs1 2 Queued [Q] - - pcluster-x-k3x9: Not Running: Insufficient amount of resource: ncpus (R: 2 A: 0 T: 16)
@@ -170,7 +170,7 @@ fn queries_of_the_dialects_are_understood() {
 }
 
 #[test]
-fn an_unknown_state_is_no_end() {
+fn an_unknown_state_does_not_count_as_ended() {
     let rows = answers::rows("Job Id: 3.pbs1\n    job_state = Z\n");
     assert_eq!(rows[0].status, JobStatus::Unknown("Z".into()));
     let rows = answers::rows("Job Id: 3.pbs1\n");
@@ -191,15 +191,15 @@ fn jobs_and_their_elements_are_cancelled() {
 }
 
 #[test]
-fn values_that_a_line_cannot_hold_are_refused() {
+fn values_that_cannot_be_quoted_are_rejected() {
     let mut request = engines(2);
     request.resources.queue = Some("a b".into());
     let error = render(&OPENPBS, "engines.sh.tera", OPENPBS.templates(JobKind::Engines)[0].text, &request).unwrap_err();
-    insta::assert_snapshot!(error, @r#"queue is "a b", which a line of the script for OpenPBS cannot hold: it has a blank, a quote, `\`, `#` or `$`"#);
+    insta::assert_snapshot!(error, @r#"queue "a b" cannot be written in a script for OpenPBS: it contains a blank, a quote, `\`, `#` or `$`"#);
 }
 
 #[test]
-fn one_job_of_all_engines_is_spread_over_nodes() {
+fn one_job_of_all_engines_is_distributed_over_nodes() {
     let mut request = engines(10);
     request.resources.start = StartMode::Mpiexec;
     request.resources.nodes = Some(4);

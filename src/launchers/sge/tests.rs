@@ -2,7 +2,7 @@ use super::*;
 use crate::launchers::batch::tests::{engines, fixture, refused, rendered, shown, target};
 
 #[test]
-fn an_engine_set_is_one_array() {
+fn engines_are_one_array() {
     let mut request = engines(15);
     let resources = &mut request.resources;
     (resources.queue, resources.account) = (Some("all.q,short.q".into()), Some("pi".into()));
@@ -29,14 +29,14 @@ fn an_engine_set_is_one_array() {
 
     export PCLUSTER_JOB="$JOB_ID" PCLUSTER_ELEMENT="${SGE_TASK_ID#undefined}"
     export PCLUSTER_ENDS="$(($(date +%s) + 172800))"
-    # A shell that is no login shell may not know `module`.
+    # A non-login shell may not define `module`.
     if ! type module > /dev/null 2>&1; then
         for file in /etc/profile.d/modules.sh /etc/profile.d/lmod.sh /etc/profile.d/z00_lmod.sh \
             "${MODULESHOME:-/usr/share/modules}/init/bash" "${LMOD_PKG:-/usr/share/lmod/lmod}/init/bash"; do
             if [ -r "$file" ]; then . "$file"; break; fi
         done
     fi
-    # A setup line that fails ends the job, and is shown.
+    # A failing setup line ends the job and is reported.
     if [ -n "$BASH_VERSION" ]; then
         pcluster_script=${BASH_SOURCE[0]-}
         pcluster_failed() {
@@ -53,7 +53,7 @@ fn an_engine_set_is_one_array() {
     "#);
     request.cwd = "/home/ada/it's".into();
     let error = super::super::batch::render(&Sge, "engines.sh.tera", Sge.templates(JobKind::Engines)[0].text, &request).unwrap_err();
-    insta::assert_snapshot!(error, @r#"cwd is "/home/ada/it's", which a line of the script for Grid Engine cannot hold: it has a quote, `#`, or in a path `$`, `:` or a comma"#);
+    insta::assert_snapshot!(error, @r#"cwd "/home/ada/it's" cannot be written in a script for Grid Engine: it contains a quote, `#`, or in a path `$`, `:` or a comma"#);
 }
 
 #[test]
@@ -70,21 +70,21 @@ fn ids_are_found() {
 }
 
 #[test]
-fn refusals_have_a_kind_and_a_hint() {
+fn errors_have_a_problem_and_a_hint() {
     let all = ["no-queue", "no-project", "no-pe", "no-resource", "bad-directive", "down"];
     let all = all.map(|name| format!("{name}: {}", refused(&Sge, &format!("sge/{name}.txt"))));
     insta::assert_snapshot!(all.join("\n"), @r"
     no-queue: NoSuchQueue: `qconf -sql` lists the queues; name one with --queue or launchers.sge.queue
     no-project: NoSuchAccount: `qconf -sprjl` lists the projects; name one with --account or launchers.sge.account
     no-pe: NoSuchQueue: `qconf -spl` lists the parallel environments; name one with launchers.sge.parallel_environment
-    no-resource: BadScript: `qconf -sc` lists what can be asked for with -l; a template of your own names the site's (pcluster template copy)
-    bad-directive: BadScript: look at the script's #$ lines and launchers.sge.directives
+    no-resource: BadScript: `qconf -sc` lists the resources for -l; use the site's names in your own template (pcluster template copy)
+    bad-directive: BadScript: check the script's #$ lines and launchers.sge.directives
     down: SchedulerDown: the master does not answer; `qstat` shows whether it is back
     ");
 }
 
 #[test]
-fn a_query_is_understood() {
+fn query_output_is_parsed() {
     assert_eq!(Sge.query_command(&[], "ada").to_string(), "qstat -u ada -s prs -q '*' -xml");
     insta::assert_snapshot!(shown(&Sge.parse_query(&fixture("sge/qstat.txt")).unwrap()), @r"
     1 1 Running [r] sge1 - pcluster-x-g1: -
@@ -104,7 +104,7 @@ fn a_query_is_understood() {
 }
 
 #[test]
-fn an_unknown_state_is_neither_an_end_nor_a_failure() {
+fn an_unknown_state_is_neither_ended_nor_failed() {
     for word in ["", "X", "qwx", "?"] {
         assert_eq!(status(word), JobStatus::Unknown(word.into()));
     }
@@ -114,7 +114,7 @@ fn an_unknown_state_is_neither_an_end_nor_a_failure() {
 }
 
 #[test]
-fn why_a_job_waits_is_said_in_one_line() {
+fn the_reason_of_a_waiting_job_is_one_line() {
     let reason = |name: &str| Sge.parse_reason(&fixture(name));
     assert_eq!(
         reason("sge/qstat-j-error.txt").as_deref(),
@@ -128,7 +128,7 @@ fn why_a_job_waits_is_said_in_one_line() {
 }
 
 #[test]
-fn what_became_of_a_job_is_known() {
+fn the_outcome_of_a_job_is_parsed() {
     insta::assert_snapshot!(shown(&Sge.parse_history(&fixture("sge/qacct.txt"))), @r"
     1 1 Completed [failed 0] sge1 0 pcluster-x-g1: exit_status 0
     1 2 Failed [failed 0] sge1 3 pcluster-x-g1: exit_status 3
@@ -136,7 +136,7 @@ fn what_became_of_a_job_is_known() {
     1 4 TimedOut [failed 37  : qmaster enforced h_rt, h_cpu, or h_vmem limit] sge1 137 pcluster-x-g1: exit_status 137 (Killed)
     ");
     insta::assert_snapshot!(shown(&Sge.parse_history(&fixture("sge/qacct-single.txt"))), @r"1 - Completed [failed 0] sge1 0 pcluster-x-g1: exit_status 0");
-    assert_eq!(Sge.parse_history(&Output::default()), []);
+    assert_eq!(Sge.parse_history(&CommandOutput::default()), []);
 }
 
 #[test]
@@ -148,13 +148,14 @@ fn jobs_and_their_elements_are_cancelled() {
     assert!(Sge.parse_cancel(&fixture("sge/down.txt")).is_err());
 }
 
-/// Which amounts qsub is given for one engine of 4 processors, 3 GiB and 2 GPUs at a site whose `qconf -sc` said this.
-fn amounts_at(site: Option<Output>) -> Vec<String> {
+/// The amounts passed to qsub for one engine with 4 processors, 3 GiB and 2 GPUs, at a site with
+/// this output of `qconf -sc`.
+fn amounts_at(site: Option<CommandOutput>) -> Vec<String> {
     let mut request = engines(2);
     request.resources.cpus = Some(4);
     request.resources.memory = Some("3001M".parse().unwrap());
     request.resources.gpus = Some(2);
-    let request = request.at_site(&Sge, |question| {
+    let request = request.with_site_settings(&Sge, |question| {
         assert_eq!(question.to_string(), "qconf -sc");
         site.clone()
     });
@@ -164,8 +165,8 @@ fn amounts_at(site: Option<Output>) -> Vec<String> {
 }
 
 #[test]
-fn amounts_are_for_one_engine_however_the_site_counts_them() {
-    // mem_free is no consumable there, and gpu is not known.
+fn amounts_are_per_engine_for_every_way_of_counting() {
+    // At this site mem_free is not consumable, and gpu is not defined.
     let plain = fixture("sge/qconf-sc.txt");
     assert_eq!(amounts_at(Some(plain.clone())), ["mem_free=3001M", "gpu=1"]);
     let is_mem_free = |line: &&str| line.starts_with("mem_free ");
@@ -173,7 +174,7 @@ fn amounts_are_for_one_engine_however_the_site_counts_them() {
     let counted = |how: &str| {
         let gpu = "gpu gpu INT <= YES JOB 0 0";
         let changed = format!("mem_free mf MEMORY <= YES {how} 0 0\n{gpu}");
-        Some(Output {
+        Some(CommandOutput {
             stdout: plain.stdout.replace(line, &changed),
             ..plain.clone()
         })
@@ -181,18 +182,18 @@ fn amounts_are_for_one_engine_however_the_site_counts_them() {
     // Rounded up: 4 × 751 MiB.
     assert_eq!(amounts_at(counted("YES")), ["mem_free=751M", "gpu=2"]);
     assert_eq!(amounts_at(counted("JOB")), ["mem_free=3001M", "gpu=2"]);
-    // Without an answer: for each slot, as most sites have it.
+    // Without an answer: per slot, as at most sites.
     assert_eq!(amounts_at(None), ["mem_free=751M", "gpu=1"]);
     let down = fixture("sge/down.txt");
     assert_eq!(amounts_at(Some(down)), ["mem_free=751M", "gpu=1"]);
 }
 
 #[test]
-fn several_engines_in_a_job_share_its_slots_and_nothing_is_asked_without_need() {
+fn several_engines_in_a_job_share_its_slots_without_unnecessary_queries() {
     let mut request = engines(6);
     request.engines_per_job = 3;
     request.resources.cpus = Some(2);
-    request.clone().at_site(&Sge, |question| panic!("{question}"));
+    request.clone().with_site_settings(&Sge, |question| panic!("{question}"));
     request.resources.memory = Some("2G".parse().unwrap());
     let script = rendered(&Sge, &request);
     assert!(script.contains("\n#$ -pe smp 6\n#$ -l mem_free=1024M\n"), "{script}");
@@ -202,7 +203,7 @@ fn several_engines_in_a_job_share_its_slots_and_nothing_is_asked_without_need() 
 }
 
 #[test]
-fn a_template_may_ask_for_memory_of_the_job_or_of_each_slot() {
+fn a_template_may_request_memory_per_job_or_per_slot() {
     let mut request = engines(2);
     request.resources.cpus = Some(4);
     request.resources.memory = Some("3G".parse().unwrap());

@@ -2,7 +2,7 @@ use super::*;
 use crate::launchers::batch::tests::{engines, fixture, refused, rendered, shown, target};
 
 #[test]
-fn an_engine_set_is_one_array() {
+fn engines_are_one_array() {
     let mut request = engines(15);
     request.resources.queue = Some("batch".into());
     request.resources.directives = vec!["--exclusive".into(), "--comment=\"for pi\"".into()];
@@ -19,7 +19,7 @@ fn an_engine_set_is_one_array() {
     # pcluster 0.1.0: 15 engines of profile mycluster, cluster id ""
 
     export PCLUSTER_JOB="${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}" PCLUSTER_ELEMENT="${SLURM_ARRAY_TASK_ID:-}"
-    # A setup line that fails ends the job, and is shown.
+    # A failing setup line ends the job and is reported.
     if [ -n "$BASH_VERSION" ]; then
         pcluster_script=${BASH_SOURCE[0]-}
         pcluster_failed() {
@@ -32,7 +32,7 @@ fn an_engine_set_is_one_array() {
     fi
 
     [ -z "$BASH_VERSION" ] || trap - ERR EXIT
-    # A batch system may warn a whole process group before it kills; here only the shell hears it.
+    # A batch system may signal the whole process group before it kills; only the shell handles it.
     trap '' USR1 USR2 XCPU
     started=
     /opt/pcluster/bin/pcluster engine --profile-dir /home/ada/.ipython/profile_mycluster &
@@ -42,7 +42,7 @@ fn an_engine_set_is_one_array() {
     status=0
     for process in $started; do
         wait "$process"; code=$?
-        # A signal ends the waiting, not the process. Some shells have forgotten an end that was waited for (127).
+        # A signal interrupts the wait, not the process. Some shells forget a status that was already returned (127).
         while [ "$code" -gt 128 ]; do
             wait "$process" 2>/dev/null; again=$?
             [ "$again" != 127 ] || break
@@ -56,7 +56,7 @@ fn an_engine_set_is_one_array() {
 }
 
 #[test]
-fn ids_are_found_also_between_a_sites_words() {
+fn ids_are_found_between_banner_lines() {
     for name in ["submit", "submit-sentence", "submit-banner"] {
         assert_eq!(
             Slurm.parse_submit(&fixture(&format!("slurm/{name}.txt"))).unwrap().0,
@@ -68,20 +68,20 @@ fn ids_are_found_also_between_a_sites_words() {
 }
 
 #[test]
-fn refusals_have_a_kind_and_a_hint() {
+fn errors_have_a_problem_and_a_hint() {
     let all = ["no-partition", "bad-array", "bad-directive", "no-script", "down"];
     let all = all.map(|name| format!("{name}: {}", refused(&Slurm, &format!("slurm/{name}.txt"))));
     insta::assert_snapshot!(all.join("\n"), @r"
     no-partition: NoSuchQueue: `sinfo -s` lists the partitions; name one with --queue or launchers.slurm.queue
-    bad-array: Limit: `scontrol show config | grep MaxArraySize` shows how many jobs an array may have; --engines-per-job makes them fewer
-    bad-directive: BadScript: look at the script's #SBATCH lines and launchers.slurm.directives
+    bad-array: Limit: `scontrol show config | grep MaxArraySize` shows the maximum array size; --engines-per-job reduces the number of jobs
+    bad-directive: BadScript: check the script's #SBATCH lines and launchers.slurm.directives
     no-script: Other: -
-    down: SchedulerDown: `scontrol ping` says whether the controller is up
+    down: SchedulerDown: `scontrol ping` shows whether the controller is up
     ");
 }
 
 #[test]
-fn a_query_is_understood() {
+fn query_output_is_parsed() {
     insta::assert_snapshot!(shown(&Slurm.parse_query(&fixture("slurm/squeue.txt")).unwrap()), @r"
     18 7 Queued [PENDING] - - pcluster-x-k3x9: JobArrayTaskLimit
     18 1 Running [RUNNING] n2 - pcluster-x-k3x9: -
@@ -102,9 +102,9 @@ fn a_query_is_understood() {
     );
 }
 
-/// Every word of squeue(1), "JOB STATE CODES"; and one that may come.
+/// Every state of squeue(1), "JOB STATE CODES", and an unknown one.
 #[test]
-fn every_state_has_a_meaning_and_an_unknown_one_is_no_end() {
+fn every_state_is_mapped_and_an_unknown_one_does_not_count_as_ended() {
     let words = "BOOT_FAIL CANCELLED COMPLETED CONFIGURING COMPLETING DEADLINE FAILED NODE_FAIL OUT_OF_MEMORY PENDING PREEMPTED \
                  RUNNING RESV_DEL_HOLD REQUEUE_FED REQUEUE_HOLD REQUEUED RESIZING REVOKED SIGNALING SPECIAL_EXIT STAGE_OUT STOPPED \
                  SUSPENDED TIMEOUT EXPEDITING";
@@ -142,7 +142,7 @@ fn every_state_has_a_meaning_and_an_unknown_one_is_no_end() {
 }
 
 #[test]
-fn what_became_of_a_job_is_known_where_there_is_accounting() {
+fn the_outcome_of_a_job_is_parsed_from_accounting() {
     insta::assert_snapshot!(shown(&Slurm.parse_history(&fixture("slurm/sacct.txt"))), @r"
     18 1 Cancelled [CANCELLED by 0] n2 0 pcluster-x-k3x9: -
     18 2 Completed [COMPLETED] n1 0 pcluster-x-k3x9: -
@@ -163,15 +163,15 @@ fn jobs_and_their_elements_are_cancelled_and_signalled() {
 }
 
 #[test]
-fn one_job_for_all_engines_is_started_by_srun() {
+fn srun_starts_one_job_of_all_engines() {
     let mut request = engines(16);
     let resources = &mut request.resources;
     resources.start = crate::profile::config::resources::StartMode::Srun;
     (resources.nodes, resources.cpus, resources.gpus) = (Some(4), Some(2), Some(1));
     resources.memory = Some("4G".parse().unwrap());
     let script = rendered(&Slurm, &request);
-    let told = |line: &&str| line.starts_with("#SBATCH") || line.starts_with("srun");
-    insta::assert_snapshot!(script.lines().filter(told).collect::<Vec<_>>().join("\n"), @r"
+    let relevant = |line: &&str| line.starts_with("#SBATCH") || line.starts_with("srun");
+    insta::assert_snapshot!(script.lines().filter(relevant).collect::<Vec<_>>().join("\n"), @r"
     #SBATCH --job-name=pcluster-mycluster-k3x9
     #SBATCH --ntasks=16
     #SBATCH --nodes=4
@@ -186,21 +186,21 @@ fn one_job_for_all_engines_is_started_by_srun() {
     request.resources.start = Default::default();
     let error = Slurm.variables(&request).unwrap_err();
     insta::assert_snapshot!(format!("{error}\nhint: {}", error.hint().unwrap()), @r"
-    Slurm has no number of nodes for jobs that are on one node each
-    hint: set launchers.slurm.start to srun for one job of all engines, or leave launchers.slurm.nodes out
+    Slurm does not support a number of nodes for jobs on a single node
+    hint: set launchers.slurm.start to srun for one job of all engines, or remove launchers.slurm.nodes
     ");
 }
 
 #[test]
-fn the_job_is_told_how_long_after_a_warning_it_is_killed() {
+fn the_job_gets_the_delay_between_warning_and_kill() {
     let lines = |request: JobRequest| -> Vec<String> {
         let script = rendered(&Slurm, &request);
-        let told = script.lines().filter(|line| line.contains("AFTER_") || line.contains("trap 'kill"));
-        told.map(str::to_string).collect()
+        let relevant = script.lines().filter(|line| line.contains("AFTER_") || line.contains("trap 'kill"));
+        relevant.map(str::to_string).collect()
     };
-    let said = fixture("slurm/config.txt");
+    let output = fixture("slurm/config.txt");
     assert_eq!(
-        lines(engines(1).with_kill_wait(&Slurm, Some(&said))),
+        lines(engines(1).with_kill_wait(&Slurm, Some(&output))),
         [
             "export PCLUSTER_AFTER_TERM=2",
             "trap 'kill -TERM $started 2>/dev/null' TERM INT",
@@ -209,8 +209,8 @@ fn the_job_is_told_how_long_after_a_warning_it_is_killed() {
     );
     assert_eq!(lines(engines(1).with_kill_wait(&Slurm, None))[0], "export PCLUSTER_AFTER_TERM=30");
     let mut request = engines(1);
-    (request.resources.kill_wait_s, request.hears_warnings) = (Some(7), false);
-    assert!(request.kill_wait_question(&Slurm).is_none(), "the setting is believed");
+    (request.resources.kill_wait_s, request.handles_sigusr2) = (Some(7), false);
+    assert!(request.kill_wait_query(&Slurm).is_none(), "the setting takes precedence");
     assert_eq!(
         lines(request.with_kill_wait(&Slurm, None)),
         [

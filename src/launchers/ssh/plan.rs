@@ -12,7 +12,7 @@ pub fn plan(hosts: &[SshHost], n: u32, first: u32) -> Result<Vec<(&SshHost, Vec<
     while given < n {
         let takes_more = |(host, numbers): &(&SshHost, Vec<u32>)| host.engines.is_none_or(|most| (numbers.len() as u32) < most);
         if !plan.iter().any(takes_more) {
-            return Err(LaunchError::TooFewPlaces { wanted: n, places: given });
+            return Err(LaunchError::NotEnoughSlots { wanted: n, slots: given });
         }
         let place = at % plan.len();
         if takes_more(&plan[place]) {
@@ -42,7 +42,7 @@ mod tests {
         assert_eq!(planned(&["a:4", "b:8"], 1), Ok(vec![("a".into(), vec![10])]));
         assert_eq!(
             planned(&["a:1", "b:2"], 4),
-            Err("4 engines were asked for, and the hosts are for 3".into())
+            Err("4 engines were requested, but the hosts have 3 slots".into())
         );
         assert!(planned(&[], 1).unwrap_err().contains("has no hosts"));
     }

@@ -92,7 +92,7 @@ pub async fn end(host: &str, processes: &[(usize, Process)], grace: Duration) ->
     ended
 }
 
-pub async fn log_end(process: &Process, lines: usize) -> Result<String, HostError> {
+pub async fn log_tail(process: &Process, lines: usize) -> Result<String, HostError> {
     let ssh = connect(process.on.as_deref().unwrap_or_default()).await?;
     let path = process.log.to_string_lossy();
     let tail = ssh.run(&["tail", "-n", &lines.to_string(), "--", &path], b"", TIMEOUT).await;

@@ -177,7 +177,7 @@ fn program<'a>(found: &'a Host, name: &str) -> Result<&'a str, String> {
 fn python<'a>(found: &'a Host, name: &str) -> Result<&'a str, String> {
     let will_do = |version: &str| {
         let mut numbers = version.split('.').map_while(|n| n.parse::<u32>().ok());
-        matches!((numbers.next(), numbers.next()), (Some(major), Some(minor)) if (major, minor) >= python::OLDEST)
+        matches!((numbers.next(), numbers.next()), (Some(major), Some(minor)) if (major, minor) >= python::MIN_VERSION)
     };
     if let Some((python, _)) = found.pythons.iter().find(|(_, version)| will_do(version)) {
         return Ok(python);

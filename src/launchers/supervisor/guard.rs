@@ -1,93 +1,97 @@
-//! The other half of supervision: what is supervised watches its supervisor, and when that is gone starts another one, which takes it
-//! over as it runs. So only who ends both at the same instant ends them for good.
+//! The supervised side: the process watches its supervisor and, when that is gone, starts a new
+//! one, which adopts the running process. Only killing both at the same instant ends them for good.
 //!
-//! A thread that sleeps does it, beside whatever the process does; it knows nothing of that.
-use super::bond::Bond;
-use super::{FIRST_PAUSE, LONGEST_PAUSE, Supervised, WELL};
+//! This runs in a separate, sleeping thread, invisible to the rest of the process.
+use super::liveness_socket::LivenessSocket;
+use super::{INITIAL_DELAY, MAX_DELAY, STABLE_AFTER, Supervised};
 use crate::sys::process::{Mark, SUPERVISOR};
 use std::io;
 use std::process::Child;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-/// What this process knows of its supervisor, if it has one.
-static STATE: Mutex<State> = Mutex::new(State { bond: None, ends: false });
+/// The state of this process's supervision, if it is supervised.
+static STATE: Mutex<GuardState> = Mutex::new(GuardState {
+    socket: None,
+    exiting: false,
+});
 
-struct State {
-    bond: Option<Bond>,
-    /// This process is about to end in order: whoever is there is told, and nobody new is started.
-    ends: bool,
+struct GuardState {
+    socket: Option<LivenessSocket>,
+    /// This process is exiting in order: it sends its exit code and starts no new supervisor.
+    exiting: bool,
 }
 
-fn state() -> MutexGuard<'static, State> {
+fn state() -> MutexGuard<'static, GuardState> {
     STATE.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Begins to watch the supervisor that has started this process, if one has. `supervisor` is what would run in its place.
-pub fn begin(supervisor: Supervised) {
-    let (Some((bond, _)), Some(mark)) = (Bond::inherited(), Mark::of_this_process()) else {
+/// Starts watching the supervisor of this process, if it has one. `supervisor` describes the
+/// supervisor to start as a replacement.
+pub fn start_watching(supervisor: Supervised) {
+    let (Some((socket, _)), Some(mark)) = (LivenessSocket::inherited(), Mark::of_this_process()) else {
         return;
     };
-    let begun = bond.again().and_then(|again| {
-        state().bond = Some(again);
-        let watch = move || watch(bond, &supervisor, mark);
+    let begun = socket.try_clone().and_then(|clone| {
+        state().socket = Some(clone);
+        let watch = move || watch(socket, &supervisor, mark);
         std::thread::Builder::new().name("guard".into()).spawn(watch)
     });
     if let Err(error) = begun {
-        tracing::warn!("the supervisor of this process is not watched: {error}");
+        tracing::warn!("cannot watch the supervisor of this process: {error}");
     }
 }
 
-/// This process ends in order, with this exit code, for this reason if it failed.
-pub fn ends(code: u8, reason: &str) {
+/// Announces an orderly exit with this exit code, and with the reason if it failed.
+pub fn exiting(code: u8, reason: &str) {
     let mut state = state();
-    state.ends = true;
-    if let Some(bond) = &state.bond {
-        bond.say(code, reason);
+    state.exiting = true;
+    if let Some(socket) = &state.socket {
+        socket.send_exit_code(code, reason);
     }
 }
 
-/// The same, from wherever a thread has panicked: it may be the one that knows the supervisor.
-pub fn ends_by_panic(code: u8) {
+/// The same for a panicking thread, which may hold the lock: skips the announcement in that case.
+pub fn exiting_by_panic(code: u8) {
     if let Ok(mut state) = STATE.try_lock() {
-        state.ends = true;
-        if let Some(bond) = &state.bond {
-            bond.say(code, "");
+        state.exiting = true;
+        if let Some(socket) = &state.socket {
+            socket.send_exit_code(code, "");
         }
     }
 }
 
-fn watch(mut bond: Bond, supervisor: &Supervised, mark: Mark) {
+fn watch(mut socket: LivenessSocket, supervisor: &Supervised, mark: Mark) {
     let mut child: Option<Child> = None;
-    let mut pause = Duration::ZERO;
+    let mut delay = Duration::ZERO;
     loop {
         let since = Instant::now();
-        bond.wait();
+        socket.wait();
         if let Some(mut child) = child.take() {
-            // It has ended, or will at once: nothing ties it to this process any more.
+            // It has ended or is about to: nothing connects it to this process any more.
             let _ = child.wait();
         }
-        if since.elapsed() >= WELL {
-            pause = Duration::ZERO;
+        if since.elapsed() >= STABLE_AFTER {
+            delay = Duration::ZERO;
         }
         loop {
-            std::thread::sleep(pause);
-            pause = (pause * 2).clamp(FIRST_PAUSE, LONGEST_PAUSE);
-            // Whoever ends meanwhile waits until the new one can be told.
+            std::thread::sleep(delay);
+            delay = (delay * 2).clamp(INITIAL_DELAY, MAX_DELAY);
+            // A concurrent exit waits for this lock until the new supervisor can be notified.
             let mut state = state();
-            if state.ends {
+            if state.exiting {
                 return;
             }
-            match successor(supervisor, mark) {
+            match start_replacement(supervisor, mark) {
                 Ok((started, other, ours)) => {
-                    tracing::warn!("the supervisor of this process is gone; process {} takes its place", started.id());
+                    tracing::warn!("the supervisor of this process is gone; process {} replaces it", started.id());
                     child = Some(started);
-                    bond = other;
-                    state.bond = Some(ours);
+                    socket = other;
+                    state.socket = Some(ours);
                     break;
                 }
                 Err(error) => tracing::error!(
-                    "the supervisor of this process is gone, and {} cannot be started in its place: {error}",
+                    "the supervisor of this process is gone, and its replacement {} failed to start: {error}",
                     supervisor.program.display()
                 ),
             }
@@ -95,15 +99,16 @@ fn watch(mut bond: Bond, supervisor: &Supervised, mark: Mark) {
     }
 }
 
-fn successor(supervisor: &Supervised, mark: Mark) -> io::Result<(Child, Bond, Bond)> {
+fn start_replacement(supervisor: &Supervised, mark: Mark) -> io::Result<(Child, LivenessSocket, LivenessSocket)> {
     let mut command = supervisor.command(false);
-    let bond = Bond::to(&mut command)?;
-    // Before it starts: an end that is closed behind it would tell it that this process is gone.
-    let again = bond.again()?;
+    let socket = LivenessSocket::attach(&mut command)?;
+    // Clone it before the start: otherwise closing the other copy would look like the end of this
+    // process.
+    let clone = socket.try_clone()?;
     let mark = Mark {
         is_supervisor: true,
         ..mark
     };
     let child = command.env(SUPERVISOR, mark.to_string()).spawn()?;
-    Ok((child, bond, again))
+    Ok((child, socket, clone))
 }

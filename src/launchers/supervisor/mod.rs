@@ -1,16 +1,18 @@
-//! Keeps one process running: starts it, waits, and starts it again when it was killed or has crashed.
+//! Keeps one process running: starts it, waits, and restarts it if it was killed or has crashed.
 //!
-//! It is one thread that sleeps, so it must begin before this process has a runtime. What it runs goes on when the supervisor
-//! itself is killed, and starts another one ([`guard`]), which takes it over. All of them are in the session of the first, and are
-//! marked with it; [`process::orphans_of`] finds them.
+//! The supervisor is a single sleeping thread, so it must start before this process has an async
+//! runtime. If the supervisor itself is killed, the supervised process continues and starts a new
+//! supervisor ([`guard`]), which adopts it. All of them belong to the session of the first one and
+//! carry its mark; [`process::orphans_of`] finds them.
 //!
-//! Parts: `bond` (how one of the two learns of the other's end), [`guard`] (the other half, in the process that is supervised).
-mod bond;
+//! Modules: `liveness_socket` (notifies each of the two when the other ends), [`guard`] (the
+//! supervised side).
 pub mod guard;
+mod liveness_socket;
 
 use crate::sys::problem::{Trouble, TroubleFile};
 use crate::sys::process::{self, Mark, ProcessId};
-use bond::{Bond, LastWords};
+use liveness_socket::{ExitReport, LivenessSocket};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
@@ -23,74 +25,75 @@ use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-/// The pause before a new start; each further one is twice as long,
-const FIRST_PAUSE: Duration = Duration::from_millis(100);
+/// The delay before the first restart; doubles with each further one,
+const INITIAL_DELAY: Duration = Duration::from_millis(100);
 /// ... up to this.
-const LONGEST_PAUSE: Duration = Duration::from_secs(10);
-/// A process that lived so long was well: pauses are short again.
-const WELL: Duration = Duration::from_secs(60);
-/// Refusals in a row before it is given up.
-const MOST_REFUSALS: u32 = 10;
-/// Exit codes of a process that failed by a mistake of its own: cli/error.rs has the one, a panic the other.
-const MISTAKES: [i32; 2] = [70, 101];
-/// The exit code of a process that failed for a cause that may pass (sysexits.h: EX_TEMPFAIL): a full disk, an address in use.
+const MAX_DELAY: Duration = Duration::from_secs(10);
+/// A process that ran this long is considered stable: the delay is reset.
+const STABLE_AFTER: Duration = Duration::from_secs(60);
+/// Maximum number of consecutive refusals to start.
+const MAX_REFUSALS: u32 = 10;
+/// Exit codes of crashes: a bug (cli/error.rs) and a panic.
+const CRASH_EXIT_CODES: [i32; 2] = [70, 101];
+/// The exit code for a temporary failure (sysexits.h: EX_TEMPFAIL): a full disk, an address in use.
 pub const TEMPORARY: u8 = 75;
 
-/// How often one looks whether a process that has closed its files is gone.
-const LOOK_EVERY: Duration = Duration::from_millis(5);
+/// Poll interval while a process that has closed its files exits.
+const POLL_INTERVAL: Duration = Duration::from_millis(5);
 
-/// What is to be kept running.
+/// The process to keep running.
 #[derive(Clone, Debug)]
 pub struct Supervised {
     pub program: PathBuf,
     pub arguments: Vec<OsString>,
-    /// Further arguments for the second start and later ones.
-    pub again: Vec<OsString>,
-    /// Whether one that ran before and then cannot start (its port is taken, its disk is full) is to be tried again.
-    pub insists: bool,
+    /// Further arguments for restarts.
+    pub restart_arguments: Vec<OsString>,
+    /// Whether to retry if it ran before and now refuses to start (its port is in use, its disk is
+    /// full).
+    pub retries_refusals: bool,
     /// Whether it watches its supervisor ([`guard`]).
-    pub watches: bool,
-    /// Where to note why it does not run, while it is to be started again.
+    pub watches_supervisor: bool,
+    /// The file in which to record why the process is not running, while restarts are pending.
     pub problem: Option<PathBuf>,
-    /// Whether the program is this one.
-    pub is_this_program: bool,
+    /// Whether the program is this executable.
+    pub is_own_program: bool,
 }
 
-/// What to do about a process that has ended.
+/// What to do after the process has ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Next {
-    /// End too, with this exit code.
-    End(u8),
-    /// Start it again after a pause.
-    Again(Duration),
+enum NextAction {
+    /// Exit with this code.
+    Exit(u8),
+    /// Restart it after a delay.
+    Restart(Duration),
 }
 
-/// What is remembered from one start to the next.
+/// The history that determines the next action.
 #[derive(Debug)]
-struct Record {
-    insists: bool,
+struct RestartState {
+    retries_refusals: bool,
     starts: u32,
     refusals: u32,
-    pause: Duration,
-    /// Failed starts in a row, and when the first of them ended.
+    delay: Duration,
+    /// The number of consecutive failed starts, and when the first of them ended.
     failures: u32,
     since: Option<SystemTime>,
 }
 
-impl Record {
-    fn new(insists: bool) -> Record {
-        Record {
-            insists,
+impl RestartState {
+    fn new(retries_refusals: bool) -> RestartState {
+        RestartState {
+            retries_refusals,
             starts: 0,
             refusals: 0,
-            pause: FIRST_PAUSE,
+            delay: INITIAL_DELAY,
             failures: 0,
             since: None,
         }
     }
 
-    /// Notes a failed start. One that was killed has not failed.
-    fn failed(&mut self, reason: String, file: Option<&TroubleFile>) {
+    /// Records a failed start. A killed process does not count as failed.
+    fn record_failure(&mut self, reason: String, file: Option<&TroubleFile>) {
         let since = *self.since.get_or_insert_with(SystemTime::now);
         self.failures += 1;
         if let Some(file) = file {
@@ -102,121 +105,122 @@ impl Record {
         }
     }
 
-    fn ended(&mut self, status: ExitStatus, lived: Duration, told_to_end: bool) -> Next {
+    fn ended(&mut self, status: ExitStatus, lived: Duration, stop_requested: bool) -> NextAction {
         let code = status.code().unwrap_or(128 + status.signal().unwrap_or_default());
-        let end = Next::End(u8::try_from(code).unwrap_or(u8::MAX));
-        if told_to_end || status.success() {
+        let end = NextAction::Exit(u8::try_from(code).unwrap_or(u8::MAX));
+        if stop_requested || status.success() {
             return end;
         }
-        if lived >= WELL {
-            (self.pause, self.refusals) = (FIRST_PAUSE, 0);
+        if lived >= STABLE_AFTER {
+            (self.delay, self.refusals) = (INITIAL_DELAY, 0);
             (self.failures, self.since) = (0, None);
         }
-        let was_well = self.starts > 1 || lived >= WELL;
-        if code == i32::from(TEMPORARY) && self.insists && was_well {
-            // However long that takes.
+        let was_stable = self.starts > 1 || lived >= STABLE_AFTER;
+        if code == i32::from(TEMPORARY) && self.retries_refusals && was_stable {
+            // Retry without a limit.
             self.refusals = 0;
-            return self.pause();
+            return self.next_delay();
         }
-        let refused = status.code().is_some_and(|code| !MISTAKES.contains(&code));
+        let refused = status.code().is_some_and(|code| !CRASH_EXIT_CODES.contains(&code));
         if refused {
             self.refusals += 1;
-            if !self.insists || !was_well || self.refusals >= MOST_REFUSALS {
+            if !self.retries_refusals || !was_stable || self.refusals >= MAX_REFUSALS {
                 return end;
             }
         } else {
             self.refusals = 0;
         }
-        self.pause()
+        self.next_delay()
     }
 
-    fn pause(&mut self) -> Next {
-        let pause = self.pause;
-        self.pause = (pause * 2).min(LONGEST_PAUSE);
-        Next::Again(pause)
+    fn next_delay(&mut self) -> NextAction {
+        let delay = self.delay;
+        self.delay = (delay * 2).min(MAX_DELAY);
+        NextAction::Restart(delay)
     }
 }
 
-/// Runs it until it ends in order, refuses to start, or this process gets SIGTERM or SIGINT (which are passed on, as
-/// are SIGUSR1 and SIGUSR2). Where this process was started in the place of a supervisor that is gone, what that had kept
-/// running is taken over first. Its last exit code, or 128 and the number of the signal that ended it.
+/// Runs the process until it exits in order, refuses to start, or this process receives SIGTERM or
+/// SIGINT. These signals are forwarded, as are SIGUSR1 and SIGUSR2. If this process replaces a
+/// supervisor that is gone, it first adopts the supervised process. Returns the last exit code, or
+/// 128 plus the number of the fatal signal.
 pub fn run(supervised: &Supervised) -> io::Result<u8> {
     let mut mask = SigSet::empty();
     [Signal::SIGTERM, Signal::SIGINT, Signal::SIGUSR1, Signal::SIGUSR2, Signal::SIGCHLD]
         .into_iter()
         .for_each(|signal| mask.add(signal));
     mask.thread_block()?;
-    let mut signals = Signals {
+    let mut signals = SignalReceiver {
         file: SignalFd::with_flags(&mask, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)?,
-        told_to_end: false,
+        stop_requested: false,
     };
-    let mut record = Record::new(supervised.insists);
-    let mut taken_over = TakenOver::inherited()?;
+    let mut record = RestartState::new(supervised.retries_refusals);
+    let mut adopted = AdoptedProcess::inherited()?;
     let problem = supervised.problem.as_deref().map(TroubleFile::prepare);
     loop {
         record.starts += 1;
-        let running = match taken_over.take() {
-            Some(process) => Ok(Running::TakenOver(process)),
+        let running = match adopted.take() {
+            Some(process) => Ok(SupervisedProcess::Adopted(process)),
             None => supervised.start(record.starts > 1),
         };
         let next = match running {
             Ok(mut running) => {
                 let (status, lived) = signals.wait_for(&mut running)?;
-                let next = record.ended(status, lived, signals.told_to_end);
-                if let Next::Again(pause) = next {
-                    tracing::warn!("process {} ended ({status}); starting it again in {pause:?}", running.pid());
+                let next = record.ended(status, lived, signals.stop_requested);
+                if let NextAction::Restart(delay) = next {
+                    tracing::warn!("process {} ended ({status}); restarting it in {delay:?}", running.pid());
                     if status.code().is_some() {
-                        let reason = running.reason().unwrap_or_else(|| format!("it ended with {status}"));
-                        record.failed(reason, problem.as_ref());
+                        let reason = running.reason().unwrap_or_else(|| format!("exited with {status}"));
+                        record.record_failure(reason, problem.as_ref());
                     }
                 }
                 next
             }
             Err(error) if record.starts == 1 => return Err(error),
             Err(error) => {
-                let reason = format!("cannot start {} again: {error}", supervised.program.display());
+                let reason = format!("cannot restart {}: {error}", supervised.program.display());
                 tracing::error!("{reason}");
-                record.failed(reason, problem.as_ref());
-                record.pause()
+                record.record_failure(reason, problem.as_ref());
+                record.next_delay()
             }
         };
         match next {
-            Next::End(code) => return Ok(code),
-            Next::Again(pause) if signals.told_within(pause)? => return Ok(0),
-            Next::Again(_) => {}
+            NextAction::Exit(code) => return Ok(code),
+            NextAction::Restart(delay) if signals.stop_requested_within(delay)? => return Ok(0),
+            NextAction::Restart(_) => {}
         }
     }
 }
 
 impl Supervised {
-    fn start(&self, again: bool) -> io::Result<Running> {
-        let mut command = self.command(again);
-        let bond = match self.watches {
-            true => Some(Bond::to(&mut command)?),
+    fn start(&self, is_restart: bool) -> io::Result<SupervisedProcess> {
+        let mut command = self.command(is_restart);
+        let socket = match self.watches_supervisor {
+            true => Some(LivenessSocket::attach(&mut command)?),
             false => None,
         };
         command.env(process::SUPERVISOR, Mark::for_supervised().to_string());
-        Ok(Running::Child {
+        Ok(SupervisedProcess::Child {
             child: command.spawn()?,
             begun: Instant::now(),
-            bond,
+            socket,
         })
     }
 
-    fn command(&self, again: bool) -> Command {
-        // A program that was replaced on disk meanwhile goes on as it was.
-        let program = if self.program.exists() || !self.is_this_program {
+    fn command(&self, is_restart: bool) -> Command {
+        // If the program on disk was replaced, continue with the running version.
+        let program = if self.program.exists() || !self.is_own_program {
             self.program.clone()
         } else {
             "/proc/self/exe".into()
         };
         let mut command = Command::new(program);
         command.arg0(&self.program).args(&self.arguments);
-        if again {
-            command.args(&self.again);
+        if is_restart {
+            command.args(&self.restart_arguments);
         }
-        // SAFETY: between fork and exec only a system call is made.
-        #[allow(unsafe_code, reason = "the standard library leaves the signals blocked that are blocked here")]
+        // SAFETY: only a system call is made between fork and exec.
+        #[allow(unsafe_code, reason = "the standard library does not unblock signals in the child")]
         unsafe {
             command.pre_exec(|| Ok(SigSet::empty().thread_set_mask()?))
         };
@@ -224,75 +228,79 @@ impl Supervised {
     }
 }
 
-/// What is kept running.
-enum Running {
+/// The supervised process.
+enum SupervisedProcess {
     Child {
         child: Child,
         begun: Instant,
-        /// Open as long as this process lives: its end says that.
-        bond: Option<Bond>,
+        /// Open as long as this process lives: closing it signals the end of this process.
+        socket: Option<LivenessSocket>,
     },
-    TakenOver(TakenOver),
+    Adopted(AdoptedProcess),
 }
 
-/// A process that another supervisor has started.
-struct TakenOver {
+/// A process that another supervisor started.
+struct AdoptedProcess {
     process: ProcessId,
     begun: Instant,
-    bond: Bond,
-    said: LastWords,
+    socket: LivenessSocket,
+    report: ExitReport,
 }
 
-impl TakenOver {
-    /// The process that has started this one, if that is to be kept running.
-    fn inherited() -> io::Result<Option<TakenOver>> {
-        let Some((bond, pid)) = Bond::inherited() else { return Ok(None) };
-        bond.never_wait()?;
-        tracing::info!("process {pid}, whose supervisor is gone, is kept running");
-        Ok(Some(TakenOver {
+impl AdoptedProcess {
+    /// Adopts the process that started this one, if it requests supervision.
+    fn inherited() -> io::Result<Option<AdoptedProcess>> {
+        let Some((socket, pid)) = LivenessSocket::inherited() else {
+            return Ok(None);
+        };
+        socket.set_nonblocking()?;
+        tracing::info!("adopting process {pid}, whose supervisor is gone");
+        Ok(Some(AdoptedProcess {
             process: ProcessId::of(pid),
             begun: Instant::now(),
-            bond,
-            said: LastWords::default(),
+            socket,
+            report: ExitReport::default(),
         }))
     }
 
-    fn runs(&self) -> bool {
+    fn is_running(&self) -> bool {
         self.process.runs()
     }
 }
 
-impl Running {
+impl SupervisedProcess {
     fn pid(&self) -> u32 {
         match self {
-            Running::Child { child, .. } => child.id(),
-            Running::TakenOver(taken) => taken.process.pid,
+            SupervisedProcess::Child { child, .. } => child.id(),
+            SupervisedProcess::Adopted(adopted) => adopted.process.pid,
         }
     }
 
-    /// What can be read from when it may have ended. Of a child a signal tells.
+    /// The descriptor that becomes readable when the process may have ended. For a child SIGCHLD
+    /// serves this purpose.
     fn end(&self) -> Option<BorrowedFd<'_>> {
         match self {
-            Running::Child { .. } => None,
-            Running::TakenOver(process) => Some(process.bond.as_fd()),
+            SupervisedProcess::Child { .. } => None,
+            SupervisedProcess::Adopted(process) => Some(process.socket.as_fd()),
         }
     }
 
-    /// How it ended, if it has, and how long it had lived.
+    /// The exit status and the lifetime, if it has ended.
     fn ended(&mut self) -> io::Result<Option<(ExitStatus, Duration)>> {
         match self {
-            Running::Child { child, begun, .. } => Ok(child.try_wait()?.map(|status| (status, begun.elapsed()))),
-            Running::TakenOver(taken) => {
-                match taken.bond.read() {
-                    Ok(Some(byte)) => taken.said.0.push(byte),
+            SupervisedProcess::Child { child, begun, .. } => Ok(child.try_wait()?.map(|status| (status, begun.elapsed()))),
+            SupervisedProcess::Adopted(adopted) => {
+                match adopted.socket.read() {
+                    Ok(Some(byte)) => adopted.report.0.push(byte),
                     Ok(None) => {
-                        let lived = taken.process.age().unwrap_or(taken.begun.elapsed());
-                        // Its files are closed a moment before it is gone; never are there two.
-                        while taken.runs() {
-                            std::thread::sleep(LOOK_EVERY);
+                        let lived = adopted.process.age().unwrap_or(adopted.begun.elapsed());
+                        // Its files are closed a moment before it exits; wait, so that two never
+                        // run at the same time.
+                        while adopted.is_running() {
+                            std::thread::sleep(POLL_INTERVAL);
                         }
-                        // One that says nothing was killed or has crashed, however that was.
-                        let status = taken.said.code().map_or(Signal::SIGKILL as i32, |code| i32::from(code) << 8);
+                        // Without an exit code it was killed or has crashed, whatever the cause.
+                        let status = adopted.report.code().map_or(Signal::SIGKILL as i32, |code| i32::from(code) << 8);
                         return Ok(Some((ExitStatus::from_raw(status), lived)));
                     }
                     Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {}
@@ -303,69 +311,69 @@ impl Running {
         }
     }
 
-    /// Why it ended, as it has said; after its end.
+    /// The reason that it sent; available after its end.
     fn reason(&self) -> Option<String> {
         match self {
-            Running::Child { bond, .. } => {
-                let bond = bond.as_ref()?;
-                // What it has started may hold the other end still.
-                bond.never_wait().ok()?;
-                bond.wait().reason()
+            SupervisedProcess::Child { socket, .. } => {
+                let socket = socket.as_ref()?;
+                // Its children may still hold the other end open.
+                socket.set_nonblocking().ok()?;
+                socket.wait().reason()
             }
-            Running::TakenOver(taken) => taken.said.reason(),
+            SupervisedProcess::Adopted(adopted) => adopted.report.reason(),
         }
     }
 
     fn signal(&self, signal: Signal) {
-        // A child is not waited for yet, so the number is still its own.
-        if matches!(self, Running::TakenOver(process) if !process.runs()) {
+        // A child is not reaped yet, so its pid is still valid.
+        if matches!(self, SupervisedProcess::Adopted(process) if !process.is_running()) {
             return;
         }
         let _ = nix::sys::signal::kill(Pid::from_raw(self.pid() as i32), signal);
     }
 }
 
-fn ends(signal: Signal) -> bool {
+fn requests_stop(signal: Signal) -> bool {
     matches!(signal, Signal::SIGTERM | Signal::SIGINT)
 }
 
-struct Signals {
+struct SignalReceiver {
     file: SignalFd,
-    told_to_end: bool,
+    stop_requested: bool,
 }
 
-impl Signals {
-    /// How it ended, and how long it had lived.
-    fn wait_for(&mut self, running: &mut Running) -> io::Result<(ExitStatus, Duration)> {
+impl SignalReceiver {
+    /// Returns the exit status and the lifetime.
+    fn wait_for(&mut self, running: &mut SupervisedProcess) -> io::Result<(ExitStatus, Duration)> {
         loop {
             if let Some(ended) = running.ended()? {
                 return Ok(ended);
             }
             for signal in self.next(running.end(), None)? {
                 if signal != Signal::SIGCHLD {
-                    // SIGUSR1 and SIGUSR2 are for what runs to make something of.
-                    self.told_to_end |= ends(signal);
+                    // SIGUSR1 and SIGUSR2 are handled by the supervised process.
+                    self.stop_requested |= requests_stop(signal);
                     running.signal(signal);
                 }
             }
         }
     }
 
-    /// Whether, within this time, it was told to end.
-    fn told_within(&mut self, time: Duration) -> io::Result<bool> {
+    /// Returns whether a stop was requested within this time.
+    fn stop_requested_within(&mut self, time: Duration) -> io::Result<bool> {
         let until = Instant::now() + time;
         loop {
             let left = until.saturating_duration_since(Instant::now());
-            self.told_to_end |= self.next(None, Some(left))?.iter().any(|signal| ends(*signal));
-            if self.told_to_end || Instant::now() >= until {
-                return Ok(self.told_to_end);
+            self.stop_requested |= self.next(None, Some(left))?.iter().any(|signal| requests_stop(*signal));
+            if self.stop_requested || Instant::now() >= until {
+                return Ok(self.stop_requested);
             }
         }
     }
 
-    /// The signals that came; none when there is something to read from `other`, or the time is over.
-    fn next(&mut self, other: Option<BorrowedFd<'_>>, at_most: Option<Duration>) -> io::Result<Vec<Signal>> {
-        let timeout = match at_most {
+    /// The signals received; none if `other` became readable, or the timeout expired.
+    fn next(&mut self, other: Option<BorrowedFd<'_>>, timeout: Option<Duration>) -> io::Result<Vec<Signal>> {
+        let timeout = match timeout {
             None => PollTimeout::NONE,
             Some(time) => PollTimeout::try_from(time + Duration::from_millis(1)).unwrap_or(PollTimeout::MAX),
         };
@@ -375,11 +383,11 @@ impl Signals {
             Ok(_) | Err(nix::errno::Errno::EINTR) => {}
             Err(error) => return Err(error.into()),
         }
-        let mut came = Vec::new();
+        let mut received = Vec::new();
         while let Some(info) = self.file.read_signal()? {
-            came.extend(Signal::try_from(info.ssi_signo as i32).ok());
+            received.extend(Signal::try_from(info.ssi_signo as i32).ok());
         }
-        Ok(came)
+        Ok(received)
     }
 }
 
@@ -398,69 +406,72 @@ mod tests {
     const SHORT: Duration = Duration::from_millis(5);
 
     #[test]
-    fn what_was_killed_or_crashed_comes_back_with_growing_pauses() {
-        let mut record = Record::new(false);
-        let mut pauses = Vec::new();
+    fn a_killed_or_crashed_process_is_restarted_with_growing_delays() {
+        let mut record = RestartState::new(false);
+        let mut delays = Vec::new();
         for status in [signal(Signal::SIGKILL), signal(Signal::SIGSEGV), code(70), code(101)] {
             record.starts += 1;
             match record.ended(status, SHORT, false) {
-                Next::Again(pause) => pauses.push(pause.as_millis()),
+                NextAction::Restart(delay) => delays.push(delay.as_millis()),
                 end => panic!("{end:?}"),
             }
         }
-        assert_eq!(pauses, [100, 200, 400, 800]);
+        assert_eq!(delays, [100, 200, 400, 800]);
         for _ in 0..10 {
             record.ended(signal(Signal::SIGKILL), SHORT, false);
         }
-        assert_eq!(record.ended(signal(Signal::SIGKILL), SHORT, false), Next::Again(LONGEST_PAUSE));
-        assert_eq!(record.ended(signal(Signal::SIGKILL), WELL, false), Next::Again(FIRST_PAUSE));
+        assert_eq!(record.ended(signal(Signal::SIGKILL), SHORT, false), NextAction::Restart(MAX_DELAY));
+        assert_eq!(
+            record.ended(signal(Signal::SIGKILL), STABLE_AFTER, false),
+            NextAction::Restart(INITIAL_DELAY)
+        );
     }
 
     #[test]
-    fn an_end_in_order_a_refusal_and_an_end_on_demand_are_final() {
-        for insists in [false, true] {
-            let mut record = Record::new(insists);
+    fn an_orderly_exit_a_refusal_and_a_requested_stop_are_final() {
+        for retries_refusals in [false, true] {
+            let mut record = RestartState::new(retries_refusals);
             record.starts = 1;
-            assert_eq!(record.ended(code(0), WELL, false), Next::End(0));
-            assert_eq!(record.ended(code(5), SHORT, false), Next::End(5));
-            assert_eq!(record.ended(signal(Signal::SIGKILL), SHORT, true), Next::End(137));
+            assert_eq!(record.ended(code(0), STABLE_AFTER, false), NextAction::Exit(0));
+            assert_eq!(record.ended(code(5), SHORT, false), NextAction::Exit(5));
+            assert_eq!(record.ended(signal(Signal::SIGKILL), SHORT, true), NextAction::Exit(137));
         }
     }
 
     #[test]
-    fn a_refusal_after_it_ran_is_tried_again_by_one_that_insists_but_not_for_ever() {
-        let mut record = Record::new(true);
+    fn a_later_refusal_is_retried_a_limited_number_of_times_if_configured() {
+        let mut record = RestartState::new(true);
         record.starts = 2;
-        for _ in 1..MOST_REFUSALS {
-            assert!(matches!(record.ended(code(5), SHORT, false), Next::Again(_)));
+        for _ in 1..MAX_REFUSALS {
+            assert!(matches!(record.ended(code(5), SHORT, false), NextAction::Restart(_)));
         }
-        assert_eq!(record.ended(code(5), SHORT, false), Next::End(5));
-        let mut record = Record::new(false);
+        assert_eq!(record.ended(code(5), SHORT, false), NextAction::Exit(5));
+        let mut record = RestartState::new(false);
         record.starts = 2;
-        assert_eq!(record.ended(code(4), WELL, false), Next::End(4));
+        assert_eq!(record.ended(code(4), STABLE_AFTER, false), NextAction::Exit(4));
     }
 
     #[test]
-    fn a_cause_that_may_pass_ends_nothing_that_ran_before_and_pauses_stay_bounded() {
+    fn a_cause_that_may_pass_ends_nothing_that_ran_before_and_delays_stay_bounded() {
         let temporary = || code(i32::from(TEMPORARY));
         assert_eq!(
-            Record {
+            RestartState {
                 starts: 1,
-                ..Record::new(true)
+                ..RestartState::new(true)
             }
             .ended(temporary(), SHORT, false),
-            Next::End(TEMPORARY)
+            NextAction::Exit(TEMPORARY)
         );
-        let mut record = Record::new(true);
+        let mut record = RestartState::new(true);
         record.starts = 2;
-        for _ in 0..10 * MOST_REFUSALS {
-            assert!(matches!(record.ended(temporary(), SHORT, false), Next::Again(pause) if pause <= LONGEST_PAUSE));
+        for _ in 0..10 * MAX_REFUSALS {
+            assert!(matches!(record.ended(temporary(), SHORT, false), NextAction::Restart(delay) if delay <= MAX_DELAY));
         }
-        // Between them a lasting cause is counted anew.
-        for _ in 1..MOST_REFUSALS {
-            assert!(matches!(record.ended(code(5), SHORT, false), Next::Again(_)));
+        // In between, a persistent cause is counted from the start again.
+        for _ in 1..MAX_REFUSALS {
+            assert!(matches!(record.ended(code(5), SHORT, false), NextAction::Restart(_)));
         }
-        assert_eq!(record.ended(code(5), SHORT, false), Next::End(5));
-        assert_eq!(record.ended(temporary(), SHORT, true), Next::End(TEMPORARY));
+        assert_eq!(record.ended(code(5), SHORT, false), NextAction::Exit(5));
+        assert_eq!(record.ended(temporary(), SHORT, true), NextAction::Exit(TEMPORARY));
     }
 }

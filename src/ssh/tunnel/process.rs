@@ -104,7 +104,7 @@ pub async fn wait(file: &Path, timeout: Duration, mut child: Option<&mut Child>)
         }
         let (to, log) = (state.destination.clone(), state.log());
         if ended {
-            let said = state.problem.unwrap_or_else(|| log_end(&log));
+            let said = state.problem.unwrap_or_else(|| log_tail(&log));
             return Err(TunnelError::Ended { to, said, log });
         }
         if begun.elapsed() > timeout {
@@ -119,7 +119,7 @@ pub async fn wait(file: &Path, timeout: Duration, mut child: Option<&mut Child>)
     }
 }
 
-fn log_end(log: &Path) -> String {
+fn log_tail(log: &Path) -> String {
     let text = std::fs::read_to_string(log).unwrap_or_default();
     let lines: Vec<&str> = text.lines().collect();
     lines[lines.len().saturating_sub(LOG_LINES)..].join("\n")

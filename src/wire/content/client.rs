@@ -1,8 +1,9 @@
-//! pcluster's own client and the controller, over the client file's `registration` port (DEALER to ROUTER).
+//! pcluster's own client and the controller, over the client file's `registration` port (DEALER to
+//! ROUTER).
 //!
-//! Every request is answered by one reply with the request as parent: `X_request` by `X_reply`, or any by
-//! [`super::error::ErrorContent`] (`status: error`) of the reply's type. A request may be repeated after a reconnection:
-//! each is idempotent, but for a signal, which may then arrive twice.
+//! Every request gets one reply with the request as parent: `X_request` is answered by `X_reply`,
+//! or by [`super::error::ErrorContent`] (`status: error`) with the reply's type. A request may be
+//! repeated after a reconnection: each is idempotent, except a signal, which may then arrive twice.
 use crate::model::definition::MapDefinition;
 use crate::model::engine::EngineStatus;
 use crate::model::job::{Departure, JobRow};
@@ -16,14 +17,14 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
-/// First message of a client.
+/// The first message of a client.
 pub const HELLO: &str = "hello_request";
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Hello {
     pub protocol: u32,
     pub version: String,
 }
-/// Sent also to clients of another protocol version, with `status: error` for those.
+/// Also sent to clients of another protocol version, with `status: error`.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct HelloReply {
     pub status: String,
@@ -33,33 +34,36 @@ pub struct HelloReply {
     pub pid: u32,
     pub host: String,
     pub started: UnixTime,
-    /// Small messages may be sent as one frame from now on, and then are answered so.
+    /// Small messages may be sent as one frame from now on, and are then answered in the same form.
     #[serde(default)]
     pub packs: bool,
-    /// The controller receives no longer message; 0: not known.
+    /// Maximum message size that the controller accepts; 0: unknown.
     #[serde(default)]
     pub max_message_bytes: u64,
 }
 
-/// A new map. `key` is chosen by the client; the same key again answers with the same map.
+/// Submits a map. The client chooses `key`; a repeated key returns the same map.
 pub const MAP: &str = "map_request";
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct MapRequest {
     pub key: String,
     #[serde(flatten)]
     pub definition: MapDefinition,
-    /// The last buffer holds the bundle that the definition names. Without it the controller must have that
-    /// already, or answers with the error [`UNKNOWN_BUNDLE`].
+    /// The last buffer contains the bundle that the definition names. Without it the controller
+    /// must already have the bundle, or answers with the error [`UNKNOWN_BUNDLE`].
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub with_bundle: bool,
-    /// Buffer 0 holds all inputs, as in [`InputsRequest`]; none will follow. A repetition must say so ([`Again`]).
+    /// Buffer 0 contains all inputs, as in [`InputsRequest`]; no more follow. A repetition must
+    /// declare this ([`Again`]).
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub whole: bool,
-    /// Answer as a [`WatchRequest`] from the first result on would be, that is perhaps not before there is a result.
+    /// Answer like a [`WatchRequest`] from the first result on; the reply may be delayed until
+    /// there is a result.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub watch: Option<FirstWatch>,
 }
-/// The `ename` of the answer to a request for a map whose bundle the controller does not have: it is to come along.
+/// The `ename` of the answer if the controller does not have the map's bundle: the client must send
+/// it.
 pub const UNKNOWN_BUNDLE: &str = "UnknownBundle";
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct FirstWatch {
@@ -70,28 +74,30 @@ pub struct FirstWatch {
 pub struct MapReply {
     pub status: String,
     pub map: MapId,
-    /// For maps with targets: the engines, in order; one input each is expected.
+    /// For maps with targets: the engines, in order; one input is expected for each.
     #[serde(default)]
     pub engines: Vec<EngineId>,
-    /// Where `watch` was asked for.
+    /// Set if `watch` was requested.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub update: Option<WatchReply>,
 }
 
-/// Metadata of a request that is sent again, since no reply has come: what it asks for may have been done.
+/// Metadata of a request that is repeated because no reply arrived: it may already have been
+/// executed.
 #[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Again {
     pub again: bool,
 }
 
-/// Inputs `first…` of a map; buffer 0 holds them, one JSON text a line. Those already known are passed over.
+/// Inputs `first…` of a map; buffer 0 contains them, one JSON text per line. Known inputs are
+/// skipped.
 pub const INPUTS: &str = "inputs_request";
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct InputsRequest {
     pub map: MapId,
     pub first: u32,
-    /// No more will come.
+    /// No more inputs follow.
     pub last: bool,
     /// No more will come although there are more, for this reason: the map ends as failed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -100,22 +106,25 @@ pub struct InputsRequest {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct InputsReply {
     pub status: String,
-    /// How many the controller has recorded: those after them are to be offered (again).
+    /// The number of inputs that the controller has recorded: the client must send the following
+    /// ones (again).
     pub total: u32,
 }
 
-/// How a map is doing, with results `from…` in input order as far as they are finished without a gap. Answered at once
-/// when there is a result at `from`, or the map is complete; otherwise after `wait_ms` at the latest, or when the result at `from` ends.
+/// A map's progress, with results `from…` in input order up to the first unfinished one. Answered
+/// immediately if there is a result at `from` or the map is complete; otherwise when the result at
+/// `from` arrives, or after `wait_ms`.
 pub const WATCH: &str = "watch_request";
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct WatchRequest {
     pub map: MapId,
-    /// The first result wanted.
+    /// The index of the first requested result.
     pub from: u32,
-    /// At most so many results; 0 for only the counts.
+    /// Maximum number of results; 0 for only the counts.
     pub limit: u32,
     pub wait_ms: u64,
-    /// For only the counts: answer only when this many tasks are done (or on completion, or after `wait_ms`).
+    /// For only the counts: answer when this many tasks are done (or on completion, or after
+    /// `wait_ms`).
     #[serde(default)]
     pub done: Option<u64>,
 }
@@ -123,17 +132,18 @@ pub struct WatchRequest {
 pub struct WatchReply {
     pub status: String,
     pub counts: Counts,
-    /// All inputs have come and every task is done.
+    /// All inputs have arrived and every task is done.
     pub complete: bool,
-    /// Engines that can take the map's tasks.
+    /// Engines that can run the map's tasks.
     pub engines: u32,
     pub results: Vec<TaskRow>,
 }
 
-/// A reply with tasks: the pickles of those values that JSON does not hold travel as buffers behind it, in order.
+/// A reply with tasks. The pickles of values that JSON cannot represent follow as buffers, in
+/// order.
 pub trait HasRows {
     fn rows(&mut self) -> &mut [TaskRow];
-    /// Puts the buffers in their places; false where they are not as many as they should be.
+    /// Inserts the buffers into the rows; false if their number does not match.
     fn fill(&mut self, buffers: Vec<Bytes>) -> bool {
         let mut buffers = buffers.into_iter();
         pickled::fill(self.rows().iter_mut().map(|row| &mut row.pickled), &mut buffers) && buffers.next().is_none()
@@ -154,12 +164,12 @@ impl HasRows for TasksReply {
         &mut self.tasks
     }
 }
-/// What travels behind a [`HasRows`].
+/// The buffers of a [`HasRows`].
 pub fn row_buffers(rows: &[TaskRow]) -> Vec<Bytes> {
     pickled::buffers(rows.iter().map(|row| &row.pickled))
 }
 
-/// Maps, newest last.
+/// Queries maps, newest last.
 pub const MAPS: &str = "maps_request";
 #[derive(Clone, Debug, Serialize, Deserialize, Default)]
 #[serde(default)]
@@ -167,7 +177,7 @@ pub struct MapsRequest {
     pub maps: Vec<MapId>,
     pub since: Option<UnixTime>,
     pub label: Option<String>,
-    /// The newest so many.
+    /// The newest N.
     pub limit: Option<u64>,
 }
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -176,7 +186,7 @@ pub struct MapsReply {
     pub maps: Vec<MapRow>,
 }
 
-/// Tasks.
+/// Queries tasks.
 pub const TASKS: &str = "tasks_request";
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct TasksRequest {
@@ -186,16 +196,17 @@ pub struct TasksRequest {
 pub struct TasksReply {
     pub status: String,
     pub tasks: Vec<TaskRow>,
-    /// How many match without `limit` and `offset`.
+    /// The number of matches without `limit` and `offset`.
     pub matching: u64,
 }
 
-/// All that is known of one task besides its row: what it was to do, and the attempts that did not stand, oldest first.
+/// Everything known about one task besides its row: its definition, and its superseded attempts,
+/// oldest first.
 pub const DETAILS: &str = "details_request";
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct DetailsRequest {
     pub task: TaskId,
-    /// With the files of the map's code.
+    /// Include the files of the map's code.
     #[serde(default)]
     pub files: bool,
 }
@@ -210,40 +221,41 @@ pub struct DetailsReply {
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub files: BTreeMap<String, String>,
 }
-/// A part of what a task has written.
+/// Fetches a part of a task's output.
 pub const OUTPUT: &str = "output_request";
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct OutputRequest {
     pub task: TaskId,
     pub stream: Stream,
-    /// Of an attempt that did not stand; else of the current run.
+    /// A superseded attempt; else the current run.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub run: Option<u32>,
     pub start: u64,
     pub limit: u32,
 }
-/// Buffer 0 has the bytes, up to `limit` of them (or 1 MiB).
+/// Buffer 0 contains the bytes, up to `limit` of them (or 1 MiB).
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct OutputReply {
     pub status: String,
-    /// Of all that is on record.
+    /// The size of everything recorded.
     pub size: u64,
 }
 
-/// Which tasks a command means.
+/// The tasks that a command selects.
 #[derive(Clone, Debug, Serialize, Deserialize, Default)]
 #[serde(default)]
 pub struct Selection {
     pub maps: Vec<MapId>,
     pub tasks: Vec<TaskId>,
-    /// Of the maps: only the tasks that ended other than `ok`.
+    /// Of the maps: only the tasks that are done but not `ok`.
     pub failed_only: bool,
 }
 
-/// Stop tasks, waiting and running. Tasks that are done stay as they are.
+/// Stops tasks, waiting and running. Finished tasks stay unchanged.
 pub const CANCEL: &str = "cancel_request";
-/// Run finished tasks again, in place: same task, next attempt. With a definition its code is what they run, and what the map's tasks run
-/// from then on; buffer 0 is its bundle. Then the selection is of one map, which is finished.
+/// Runs finished tasks again, in place: same task, next attempt. A definition replaces the code,
+/// for these tasks and for later resubmissions of the map; buffer 0 is its bundle. Then the
+/// selection must be one finished map.
 pub const RESUBMIT: &str = "rerun_request";
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct ResubmitRequest {
@@ -258,7 +270,7 @@ pub struct SelectionRequest {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct SelectionReply {
     pub status: String,
-    /// How many tasks it was done to, and how many were left as they were.
+    /// The number of tasks that were changed, and of those left unchanged.
     pub changed: u64,
     pub unchanged: u64,
     pub maps: Vec<MapId>,
@@ -274,30 +286,31 @@ pub struct StatusReply {
     pub cluster_id: String,
     pub started: UnixTime,
     pub engines: Vec<EngineStatus>,
-    /// Maps that are not finished.
+    /// Unfinished maps.
     pub open_maps: u64,
-    /// Tasks not begun, over all open maps.
+    /// Tasks not started, over all open maps.
     pub queued: u64,
     pub running: u64,
     pub finished: u64,
-    /// Clients and engines that have lost their connection because they did not read.
+    /// Clients and engines that were disconnected because they did not read.
     #[serde(default)]
     pub cut_off: u64,
-    /// Why tasks wait, where that is not plain: a sentence each.
+    /// Why tasks are waiting, if that is not obvious: one sentence each.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub notes: Vec<String>,
 }
 
-/// What the batch system says of the cluster's jobs, to be recorded; answered with what is on record.
+/// The batch system's report about the cluster's jobs, to be recorded; answered with the recorded
+/// jobs.
 pub const JOBS: &str = "jobs_request";
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 #[serde(default)]
 pub struct JobsRequest {
-    /// As they were seen; one that was seen so before changes nothing.
+    /// The observed states; a repeated observation changes nothing.
     pub jobs: Vec<JobRow>,
-    /// Answer with the jobs on record.
+    /// Answer with the recorded jobs.
     pub list: bool,
-    /// Answer with the engines of jobs that have gone since.
+    /// Answer with the engines of jobs that have left since this time.
     pub gone_since: Option<UnixTime>,
 }
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -309,14 +322,14 @@ pub struct JobsReply {
     pub gone: Vec<Departure>,
 }
 
-/// Ends the controller; with `engines`, these first. Answered before it goes.
+/// Stops the controller; with `engines`, stops these first. Answered before it exits.
 pub const STOP: &str = "stop_request";
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct StopRequest {
     pub engines: bool,
 }
 
-/// Engines to stop (`pcluster engines --stop`): running tasks are finished first where `drain`.
+/// Stops engines (`pcluster engines --stop`): with `drain`, running tasks are finished first.
 pub const STOP_ENGINES: &str = "stop_engines_request";
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct StopEnginesRequest {
@@ -324,8 +337,8 @@ pub struct StopEnginesRequest {
     pub drain: bool,
 }
 
-/// A signal for what these engines run at this moment (`pcluster signal`): the Python worker, and a command. Numbers are the
-/// controller's host's.
+/// Sends a signal to what these engines run at this moment (`pcluster signal`): the Python worker,
+/// or a command. Signal numbers are those of the controller's host.
 pub const SIGNAL_ENGINES: &str = "signal_engines_request";
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct SignalEnginesRequest {
@@ -335,18 +348,18 @@ pub struct SignalEnginesRequest {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct SignalEnginesReply {
     pub status: String,
-    /// Who has been told.
+    /// The engines that were notified.
     pub engines: Vec<EngineId>,
 }
 
-/// Forget a finished map.
+/// Deletes a finished map.
 pub const PURGE: &str = "purge_map_request";
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct PurgeRequest {
     pub maps: Vec<MapId>,
 }
 
-/// A reply without more to say.
+/// A reply without further content.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Done {
     pub status: String,

@@ -1,4 +1,4 @@
-//! How failure is told, in ipyparallel's form (`status: error`, `ename`, `evalue`, `traceback`).
+//! Failures in ipyparallel's format (`status: error`, `ename`, `evalue`, `traceback`).
 use serde::{Deserialize, Serialize};
 
 #[derive(Clone, Debug, Serialize, Deserialize, PartialEq)]
@@ -8,7 +8,7 @@ pub struct ErrorContent {
     pub evalue: String,
     #[serde(default)]
     pub traceback: Vec<String>,
-    /// pcluster's own: what the user may do next.
+    /// pcluster's own extension: a suggested action.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hint: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -33,7 +33,7 @@ impl ErrorContent {
     }
 }
 
-/// The part that every reply has.
+/// The fields that every reply has.
 #[derive(Clone, Debug, Deserialize)]
 pub struct Status {
     #[serde(default)]

@@ -1,4 +1,5 @@
-//! ipyparallel's hub requests and notifications: what its client and `ipengine` send to the registration port.
+//! ipyparallel's hub requests and notifications: the messages of its client and of `ipengine` on
+//! the registration port.
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
@@ -6,7 +7,7 @@ pub const CONNECTION: &str = "connection_request";
 #[derive(Debug, Serialize)]
 pub struct ConnectionReply {
     pub status: String,
-    /// Engine id (as text, JSON keys are) to uuid.
+    /// Engine id (as text, like all JSON keys) to uuid.
     pub engines: BTreeMap<String, String>,
 }
 
@@ -42,7 +43,7 @@ pub struct BecomeDask {
     pub scheduler_args: serde_json::Value,
 }
 
-/// Engines named by number or uuid; none or null for all.
+/// Engines given by number or uuid; none or null means all.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(untagged)]
 pub enum HubTarget {

@@ -1,5 +1,5 @@
-//! What messages say: one file per conversation. All are plain serde structs; unknown fields are ignored,
-//! missing ones have defaults where an older peer may leave them out.
+//! The content of messages: one file per conversation. All are plain serde structs; unknown fields
+//! are ignored, and fields that older peers may omit have defaults.
 pub mod client;
 pub mod engine;
 pub mod error;

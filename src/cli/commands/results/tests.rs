@@ -404,7 +404,7 @@ fn what_cannot_be_answered_says_why() {
     ");
     insta::assert_snapshot!(fixture.refused("--where size>3"), @r#"
     2
-    error: --where: there is no column "size" (there are map index state engine host attempts exit_code duration submitted started completed input value error stdout stderr label)
+    error: --where: unknown column "size" (columns: map index state engine host attempts exit_code duration submitted started completed input value error stdout stderr label)
     "#);
     insta::assert_snapshot!(fixture.refused("--since tomorrow"), @r#"
     2

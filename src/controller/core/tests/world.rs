@@ -136,7 +136,7 @@ impl Ledger {
                 ..Counts::default()
             };
             for (_, (state, _)) in tasks() {
-                if let Some(counter) = counts.of_done(*state) {
+                if let Some(counter) = counts.done_counter(*state) {
                     *counter += 1;
                 }
             }
@@ -211,7 +211,7 @@ impl Ledger {
                     metadata_json: reply.metadata.clone(),
                     content_json: reply.content.clone(),
                     buffers: reply.buffers.clone(),
-                    kept: Default::default(),
+                    buffer_file: Default::default(),
                 },
             }
         };
@@ -623,7 +623,7 @@ impl World {
             }
             tell::CANCEL => engine.cancelled.extend(message.content::<tell::Cancel>().unwrap().tasks),
             tell::BUNDLE => {
-                let came: tell::BundleCame = message.content().unwrap();
+                let came: tell::BundleContent = message.content().unwrap();
                 let bundle = crate::model::bundle::Bundle::from(message.buffers[0].clone());
                 assert_eq!(bundle.hash, came.hash);
                 engine.bundles.push(came.hash);

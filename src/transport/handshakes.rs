@@ -1,26 +1,28 @@
-//! What the log says of peers whose encryption is not the socket's.
+//! Logs peers whose encryption does not match the socket's.
 //!
-//! A peer on libzmq (an ipyparallel client) that sees another security mechanism than its own closes the connection before it has sent the name
-//! of its own, and never connects again. omq reports the beginning of such a connection, and of its end nothing, or that it was reset.
+//! A libzmq peer (an ipyparallel client) that receives another security mechanism than its own
+//! closes the connection before it has sent the name of its mechanism, and never reconnects. omq
+//! reports the start of such a connection, and of its end either nothing or a reset.
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
-/// One line in so long: strangers must not fill the log.
+/// Interval between log lines: unknown peers must not fill the log.
 const INTERVAL: Duration = Duration::from_mins(1);
-/// Each handshake has succeeded or failed by then, or its connection was closed by the peer: longer than omq's limit.
-const DECIDED: Duration = Duration::from_secs(7);
-/// A peer that finds an address that answers connects to it within this time.
-const ATTEMPT: Duration = Duration::from_secs(1);
-/// Connections that are observed at a time. Beyond them none is added.
+/// After this time each handshake has succeeded or failed, or the peer has closed its connection;
+/// longer than omq's timeout.
+const HANDSHAKE_DEADLINE: Duration = Duration::from_secs(7);
+/// A peer that finds a responding address connects to it within this time.
+const PROBE_WINDOW: Duration = Duration::from_secs(1);
+/// Maximum number of observed connections. Further ones are not added.
 const MAX_OPEN: usize = 1024;
 
 /// The handshakes of one socket.
 pub struct Handshakes {
     encrypts: bool,
-    /// Peers whose handshakes have begun, by connection.
+    /// Peers with a pending handshake, by connection.
     open: HashMap<u64, (String, Instant)>,
     logged: Option<Instant>,
-    /// Failures since the last line that were not logged.
+    /// Failures since the last log line that were not logged.
     unlogged: u64,
 }
 
@@ -40,19 +42,21 @@ impl Handshakes {
         }
     }
 
-    /// Connections of the same host shortly before were the attempts by which pcluster's own peers find an address that answers.
+    /// Earlier connections of the same host within this time were probes: pcluster's own peers use
+    /// them to find a responding address.
     pub fn succeeded(&mut self, connection: u64) {
         let Some((peer, begin)) = self.open.remove(&connection) else {
             return;
         };
-        let is_attempt =
-            |other: &str, at: Instant| host(other) == host(&peer) && begin.saturating_duration_since(at) <= ATTEMPT && at <= begin;
-        self.open.retain(|_, (other, at)| !is_attempt(other, *at));
+        let is_probe =
+            |other: &str, at: Instant| host(other) == host(&peer) && begin.saturating_duration_since(at) <= PROBE_WINDOW && at <= begin;
+        self.open.retain(|_, (other, at)| !is_probe(other, *at));
     }
 
     /// `reason` is omq's.
     pub fn failed(&mut self, peer: &str, reason: &str) {
-        // The peer has closed the connection while it was written to: no more than the end of it, which is not reported.
+        // The peer closed the connection while a write was in progress: a mere disconnect, which is
+        // not reported.
         if reason.starts_with("io error") {
             return;
         }
@@ -64,24 +68,24 @@ impl Handshakes {
     }
 
     /// Events were lost.
-    pub fn forget(&mut self) {
+    pub fn clear(&mut self) {
         self.open.clear();
     }
 
-    /// When [`Handshakes::look`] is due, if anything is open.
+    /// When [`Handshakes::check_closed`] is due, if any handshake is pending.
     pub fn due(&self) -> Option<Instant> {
-        self.open.values().map(|(_, began)| *began + DECIDED).min()
+        self.open.values().map(|(_, began)| *began + HANDSHAKE_DEADLINE).min()
     }
 
     /// Logs the connections that their peers have closed.
-    pub fn look(&mut self, now: Instant) {
+    pub fn check_closed(&mut self, now: Instant) {
         let closed = self
             .open
-            .extract_if(|_, (_, began)| now.saturating_duration_since(*began) >= DECIDED);
+            .extract_if(|_, (_, began)| now.saturating_duration_since(*began) >= HANDSHAKE_DEADLINE);
         let closed: Vec<String> = closed.map(|(_, (peer, _))| peer).collect();
         for peer in closed {
             let cause = format!(
-                "it closed the connection, as a peer does whose security mechanism is not the cluster's ({})",
+                "it closed the connection; probably its security mechanism is not the cluster's ({})",
                 self.mechanism()
             );
             self.log(&peer, &cause, now);
@@ -106,12 +110,12 @@ impl Handshakes {
         self.logged = Some(now);
         let more = match std::mem::take(&mut self.unlogged) {
             0 => String::new(),
-            n => format!(" ({n} more since the last such line)"),
+            n => format!(" ({n} more since the last such message)"),
         };
         let hint = if self.encrypts {
             "if this is a client or engine of ipyparallel 6 or older, or its ZeroMQ has no CURVE, start the cluster with `pcluster start --no-curve`"
         } else {
-            "this cluster was started with `--no-curve`: a client or engine needs its present connection file"
+            "this cluster was started with `--no-curve`: clients and engines need the current connection file"
         };
         Some(format!("no handshake with {peer}: {cause}{more}; hint: {hint}"))
     }
@@ -121,7 +125,8 @@ fn host(peer: &str) -> &str {
     peer.rsplit_once(':').map_or(peer, |(host, _)| host)
 }
 
-/// The peer's of "mechanism mismatch: ours=\"CURVE\" peer=\"NULL\"", if it is one of ZeroMQ's; other names are not repeated.
+/// The peer's mechanism in "mechanism mismatch: ours=\"CURVE\" peer=\"NULL\"", if it is one of
+/// ZeroMQ's; other names are not repeated in the log.
 fn mechanism(reason: &str) -> Option<&str> {
     let (_, after) = reason.split_once("mechanism mismatch: ours=\"")?;
     let (_, theirs) = after.split_once("\" peer=\"")?;
@@ -154,7 +159,8 @@ mod tests {
     #[test]
     fn only_handshakes_that_neither_succeeded_nor_failed_otherwise_are_logged() {
         let mut handshakes = Handshakes::new(true);
-        // An attempt, and the connection that follows it; one that fails in another way; one that is reset, as by libzmq.
+        // A probe and the connection that follows it; a connection that fails otherwise; one that
+        // is reset, as by libzmq.
         for (connection, peer) in [(0, "a:1"), (1, "a:2"), (2, "b:1"), (3, "c:1")] {
             handshakes.began(connection, peer.into());
         }
@@ -163,9 +169,9 @@ mod tests {
         handshakes.failed("c:1", "io error: Connection reset by peer (os error 104)");
         assert_eq!(handshakes.logged, None);
         let due = handshakes.due().unwrap();
-        handshakes.look(due.checked_sub(Duration::from_millis(1)).unwrap());
+        handshakes.check_closed(due.checked_sub(Duration::from_millis(1)).unwrap());
         assert_eq!((handshakes.logged, handshakes.open.len()), (None, 1));
-        handshakes.look(due);
+        handshakes.check_closed(due);
         assert_eq!((handshakes.logged, handshakes.due()), (Some(due), None));
         for connection in 0..5000 {
             handshakes.began(connection, "d".into());
@@ -174,7 +180,7 @@ mod tests {
     }
 
     #[test]
-    fn the_name_of_a_mechanism_is_one_of_zeromqs() {
+    fn only_names_of_zeromq_mechanisms_are_logged() {
         assert_eq!(mechanism("CURVE HELLO signature invalid"), None);
         assert_eq!(
             mechanism("handshake failed: mechanism mismatch: ours=\"CURVE\" peer=\"NULL\""),
