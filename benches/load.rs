@@ -6,15 +6,15 @@
 //!     load spawn COUNT LANES              COUNT times `true NUMBER`, LANES at a time
 //!     load pipe PYTHON COUNT LANES        COUNT calls of a no-op function in LANES Python processes
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
-use pcluster::client::Client;
-use pcluster::connection::ConnectionFile;
-use pcluster::model::definition::{CallSource, MapDefinition, MapOptions, Work};
-use pcluster::model::engine::EngineFacts;
-use pcluster::model::task::{Outcome, TaskState};
-use pcluster::model::{EngineUuid, PROTOCOL_VERSION, UnixTime};
-use pcluster::transport::{Kind, Security, Socket};
-use pcluster::wire::Session;
-use pcluster::wire::content::engine::*;
+use pcluster::testing::ConnectionFile;
+use pcluster::testing::client::Client;
+use pcluster::testing::model::EngineFacts;
+use pcluster::testing::model::{CallSource, MapDefinition, MapOptions, Work};
+use pcluster::testing::model::{EngineUuid, PROTOCOL_VERSION, UnixTime};
+use pcluster::testing::model::{Outcome, TaskState};
+use pcluster::testing::wire::Session;
+use pcluster::testing::wire::content::engine::*;
+use pcluster::testing::{Kind, Security, Socket};
 use serde::Serialize;
 use std::io::{BufRead, BufReader, BufWriter, Write};
 use std::path::Path;
@@ -150,7 +150,7 @@ impl LightEngine {
                 uuid: EngineUuid::from(uuid.as_str()),
                 host: "light".into(),
                 pid: std::process::id(),
-                version: pcluster::model::VERSION.into(),
+                version: pcluster::testing::model::VERSION.into(),
                 python: "none".into(),
                 capabilities: ["call", "command", "execute", EngineFacts::JOINED].map(String::from).to_vec(),
                 job: String::new(),

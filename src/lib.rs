@@ -18,21 +18,26 @@
 //! - [`launchers`]: ways to start a controller or engines
 //! - [`cluster`]: start, stop, status of a whole cluster
 //! - [`cli`]: the command line
-pub mod cli;
-pub mod client;
-pub mod cluster;
-pub mod connection;
-pub mod controller;
-pub mod db;
-pub mod engine;
-pub mod launchers;
-pub mod memory;
-pub mod model;
-pub mod profile;
-pub mod ssh;
-pub mod sys;
-pub mod transport;
-pub mod wire;
+mod cli;
+mod client;
+mod cluster;
+mod connection;
+mod controller;
+mod db;
+mod engine;
+mod launchers;
+mod memory;
+mod model;
+mod profile;
+mod ssh;
+mod sys;
+mod transport;
+mod wire;
+
+#[doc(hidden)]
+pub mod testing;
+
+pub use cli::run;
 
 #[global_allocator]
 static ALLOCATOR: memory::Allocator = memory::Allocator;

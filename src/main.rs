@@ -1,3 +1,3 @@
 fn main() -> std::process::ExitCode {
-    pcluster::cli::run()
+    pcluster::run()
 }

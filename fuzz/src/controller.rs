@@ -4,13 +4,13 @@
 //! A line of a script: who, channel, msg_type, metadata, content, buffers…, between tabs. `tick` lets 100 ms pass, `gone` ends an engine's
 //! connection, `pong` answers a heartbeat.
 use bytes::Bytes;
-use pcluster::controller::core::{ClientChannel, Core, Effect, Event, Facts, Now};
-use pcluster::model::change::Change;
-use pcluster::model::{EngineUuid, TaskId, UnixTime};
-use pcluster::profile::ControllerConfig;
-use pcluster::wire::content::engine::Channel;
-use pcluster::wire::message::to_json;
-use pcluster::wire::{Header, Message};
+use pcluster::testing::ControllerConfig;
+use pcluster::testing::controller::{ClientChannel, Core, Effect, Event, Facts, Now};
+use pcluster::testing::model::Change;
+use pcluster::testing::model::{EngineUuid, TaskId, UnixTime};
+use pcluster::testing::wire::content::engine::Channel;
+use pcluster::testing::wire::to_json;
+use pcluster::testing::wire::{Header, Message};
 use std::collections::HashMap;
 use std::time::Duration;
 

@@ -5,14 +5,14 @@
 //! `forget 1`, `cancel 1 0`, `request 7 1` (id, whether it executes), `abort 7`, `abort`, `back 3`, `recorded 2`, `registered 1 0` (one to drop), `unknown`,
 //! `shutdown 1 500` (whether it drains, grace); `ready`, `refuses`, `begin`, `publish`, `end 0`…`end 3`, `crash`, `ended 0`; `tick 100`, `memory 1000`.
 use bytes::Bytes;
-use pcluster::engine::core::event::{Parent, Published};
-use pcluster::engine::core::unit::{CommandEnd, CommandExit, Method, WorkerKey, WorkerResult};
-use pcluster::engine::core::{Core, CoreSettings, Effect, Event, Now, Request};
-use pcluster::model::definition::{CallSource, MapDefinition, MapOptions, Work};
-use pcluster::model::{MapId, UnixTime};
-use pcluster::wire::content::engine::{Channel, Held};
-use pcluster::wire::message::{EMPTY, to_json};
-use pcluster::wire::{Header, Message};
+use pcluster::testing::engine::{CommandEnd, CommandExit, Method, WorkerKey, WorkerResult};
+use pcluster::testing::engine::{Core, CoreSettings, Effect, Event, Now, Request};
+use pcluster::testing::engine::{Parent, Published};
+use pcluster::testing::model::{CallSource, MapDefinition, MapOptions, Work};
+use pcluster::testing::model::{MapId, UnixTime};
+use pcluster::testing::wire::content::engine::{Channel, Held};
+use pcluster::testing::wire::{EMPTY, to_json};
+use pcluster::testing::wire::{Header, Message};
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};

@@ -358,7 +358,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let context = Context::for_tests(dir.path());
         let path = context.profile_dir().unwrap().client_file("");
-        let mut keys = crate::connection::PclusterKeys::of_this_process("", "127.0.0.1", None);
+        let mut keys = crate::connection::file::PclusterKeys::of_this_process("", "127.0.0.1", None);
         // This pid, with another start time.
         keys.process.ticks = Some(1);
         let file: ConnectionFile = serde_json::from_value(serde_json::json!({

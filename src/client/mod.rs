@@ -20,10 +20,7 @@ pub use async_result::AsyncResult;
 pub use error::ClientError;
 pub use link::Client;
 pub use submit::Feeding;
-pub use view::View;
-pub use watch::{Update, Watch};
+pub use watch::Update;
 
 /// Request and reply types, for modules that may not use `wire`.
-pub use crate::wire::content::client::{
-    DetailsReply, JobsReply, JobsRequest, MapReply, MapsRequest, Selection, SelectionReply, StatusReply,
-};
+pub use crate::wire::content::client::{JobsRequest, MapReply, MapsRequest, Selection, SelectionReply, StatusReply};

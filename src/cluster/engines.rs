@@ -31,25 +31,6 @@ pub struct AddOptions {
     pub program: Option<PathBuf>,
 }
 
-impl AddOptions {
-    pub fn new(profile: ProfileDir, cluster_id: &str, n: u32) -> AddOptions {
-        AddOptions {
-            profile,
-            cluster_id: cluster_id.into(),
-            n,
-            settings: Vec::new(),
-            launcher: None,
-            wait: Wait::All,
-            timeout: None,
-            engine_kind: None,
-            python: None,
-            cwd: None,
-            log_level: None,
-            program: None,
-        }
-    }
-}
-
 /// Starts `n` more engines, waits until they have registered, and returns the total number. If that fails, the new engines are
 /// stopped.
 pub async fn add_engines(options: AddOptions, progress: &mut dyn FnMut(StartProgress)) -> Result<u32, ClusterError> {

@@ -4,37 +4,6 @@ use crate::launchers::{Job, Process};
 use crate::profile::{Config, ProfileDir};
 use std::path::PathBuf;
 
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct LogFile {
-    /// `controller`, or `engine-<number of the process>`.
-    pub name: String,
-    pub path: PathBuf,
-}
-
-/// The existing log files: the controller's, then the engines' by number.
-pub fn logs(profile: &ProfileDir, cluster_id: &str) -> Vec<LogFile> {
-    let controller = profile.controller_log(cluster_id);
-    let mut engines: Vec<(u32, PathBuf)> = Vec::new();
-    for entry in std::fs::read_dir(profile.log_dir()).into_iter().flatten().flatten() {
-        let name = entry.file_name();
-        let number = name.to_str().and_then(|n| n.strip_suffix(".log")?.rsplit_once('-')?.1.parse().ok());
-        // "engine-7-0" may belong to cluster 7.
-        if let Some(number) = number.filter(|n| profile.engine_log(cluster_id, *n) == entry.path()) {
-            engines.push((number, entry.path()));
-        }
-    }
-    engines.sort();
-    let engines = engines.into_iter().map(|(number, path)| LogFile {
-        name: format!("engine-{number}"),
-        path,
-    });
-    let controller = controller.exists().then(|| LogFile {
-        name: "controller".into(),
-        path: controller,
-    });
-    controller.into_iter().chain(engines).collect()
-}
-
 /// The last lines of the logs of `wanted` engines whose logs are on other hosts, by number, or why they cannot be fetched. May take
 /// seconds.
 pub fn remote(profile: &ProfileDir, cluster_id: &str, wanted: impl Fn(u32) -> bool, lines: usize) -> Vec<(u32, Result<String, String>)> {
@@ -104,28 +73,6 @@ pub fn of_jobs(profile: &ProfileDir, cluster_id: &str) -> Vec<(u32, PathBuf)> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn logs_of_another_cluster_in_the_profile_are_not_ours() {
-        let dir = tempfile::tempdir().unwrap();
-        let profile = ProfileDir::named("x", Some(dir.path())).unwrap();
-        profile.create().unwrap();
-        for name in [
-            "controller.log",
-            "controller-7.log",
-            "engine-10.log",
-            "engine-9.log",
-            "engine-7-0.log",
-            "engine-.log",
-            "other.log",
-        ] {
-            std::fs::write(profile.log_dir().join(name), "").unwrap();
-        }
-        let names = |id: &str| logs(&profile, id).into_iter().map(|l| l.name).collect::<Vec<_>>();
-        assert_eq!(names(""), ["controller", "engine-9", "engine-10"]);
-        assert_eq!(names("7"), ["controller", "engine-0"]);
-        assert!(names("8").is_empty());
-    }
 
     #[test]
     fn logs_of_the_latest_job_are_found_when_the_cluster_is_gone() {

@@ -329,7 +329,7 @@ async fn a_missing_profile_has_no_cluster_to_stop() {
         Err(ClusterError::NotRunning { .. })
     ));
     assert!(matches!(
-        add_engines(AddOptions::new(profile.clone(), "", 1), &mut |_| {}).await,
+        add_engines(one_more(&profile), &mut |_| {}).await,
         Err(ClusterError::NotRunning { .. })
     ));
     assert!(!profile.exists());
@@ -546,4 +546,21 @@ fn clusters_are_listed_by_any_of_their_files() {
     child.end();
     assert_eq!(status(&fixture.profile, "by-hand").unwrap().state, Condition::Stale);
     assert!(list(Some(Path::new("/nonexistent"))).unwrap().is_empty());
+}
+
+fn one_more(profile: &ProfileDir) -> AddOptions {
+    AddOptions {
+        profile: profile.clone(),
+        cluster_id: String::new(),
+        n: 1,
+        settings: Vec::new(),
+        launcher: None,
+        wait: Wait::All,
+        timeout: None,
+        engine_kind: None,
+        python: None,
+        cwd: None,
+        log_level: None,
+        program: None,
+    }
 }

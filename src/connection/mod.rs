@@ -9,4 +9,4 @@ mod error;
 pub mod file;
 
 pub use error::ConnectionError;
-pub use file::{ConnectionFile, PclusterKeys};
+pub use file::ConnectionFile;

@@ -25,12 +25,10 @@ mod values;
 mod writer;
 
 pub use error::{DbError, DbErrorKind};
-pub use expired::Expired;
 pub use file::{note_loss, noted_loss};
 pub use large::made_directory as made_buffers_directory;
 pub use reader::Reader;
 pub use requests::RequestRecord;
-pub use restart::{OpenMap, RegisteredEngine, RestartState, UnfinishedRequest, UnfinishedTask};
 pub use values::FoundValue;
 pub use writer::Writer;
 

@@ -109,14 +109,6 @@ impl Reader {
         self.msg_ids("FROM request r JOIN task t ON t.id = r.task ORDER BY t.submitted, t.id")
     }
 
-    /// Ids of requests that are not finished, by time of submission.
-    pub fn pending_requests(&self) -> Result<Vec<String>, DbError> {
-        self.msg_ids(
-            "FROM task t INDEXED BY task_unfinished CROSS JOIN request r ON r.task = t.id WHERE t.completed IS NULL \
-             ORDER BY t.submitted, t.id",
-        )
-    }
-
     fn msg_ids(&self, from: &str) -> Result<Vec<String>, DbError> {
         self.read("read requests from", |connection| {
             let mut select = connection.prepare_cached(&format!("SELECT r.msg_id {from}"))?;

@@ -33,7 +33,6 @@ pub struct OpenMap {
     pub definition: MapDefinition,
     /// As `Change::MapAdded` said it.
     pub client: String,
-    pub submitted: UnixTime,
     /// All inputs have arrived.
     pub closed: bool,
     pub counts: Counts,
@@ -54,7 +53,6 @@ pub struct UnfinishedTask {
     pub run: u32,
     /// Where it was assigned.
     pub engine: Option<EngineId>,
-    pub started: Option<UnixTime>,
     /// How often it was begun.
     pub attempts: u32,
     /// Since it was (re)submitted: how many attempts ended in a crash, and how many failed otherwise.
@@ -71,7 +69,6 @@ pub struct UnfinishedTask {
 #[derive(Debug)]
 pub struct UnfinishedRequest {
     pub task: TaskId,
-    pub state: TaskState,
     pub run: u32,
     /// The engine it was assigned to.
     pub engine: Option<EngineId>,
@@ -102,7 +99,7 @@ impl Reader {
 
     /// Calls `take` with each unfinished task of a map in input order, without holding more than one.
     pub fn unfinished_tasks(&self, map: MapId, take: &mut dyn FnMut(UnfinishedTask)) -> Result<(), DbError> {
-        let sql = "SELECT id, state, run, engine, started, attempts, crashes, failures, input, \
+        let sql = "SELECT id, state, run, engine, attempts, crashes, failures, input, \
                    EXISTS (SELECT 1 FROM cancelling c WHERE c.task = task.id AND c.run = task.run) \
                    FROM task INDEXED BY task_unfinished WHERE id BETWEEN ?1 AND ?2 AND completed IS NULL ORDER BY id";
         self.read("read unfinished tasks from", |connection| {
@@ -122,12 +119,11 @@ impl Reader {
                     state,
                     run: row.get(2)?,
                     engine: row.get::<_, Option<u32>>(3)?.map(EngineId),
-                    started: row.get::<_, Option<f64>>(4)?.map(UnixTime),
-                    attempts: row.get(5)?,
-                    crashes: row.get(6)?,
-                    failures: row.get(7)?,
-                    cancelled: row.get(9)?,
-                    input: bytes(row, 8)?,
+                    attempts: row.get(4)?,
+                    crashes: row.get(5)?,
+                    failures: row.get(6)?,
+                    cancelled: row.get(8)?,
+                    input: bytes(row, 7)?,
                 });
             }
             Ok(())
@@ -157,7 +153,7 @@ impl Reader {
 
     /// Calls `take` with each unfinished request of a client's map in order of arrival, without holding more than one.
     pub fn unfinished_requests(&self, map: MapId, take: &mut dyn FnMut(UnfinishedRequest)) -> Result<(), DbError> {
-        let sql = "SELECT t.id, t.state, t.run, t.engine, r.msg_id, r.queue, r.client, r.header, r.metadata, r.content, r.buffers, \
+        let sql = "SELECT t.id, t.run, t.engine, r.msg_id, r.queue, r.client, r.header, r.metadata, r.content, r.buffers, \
                    r.engine_uuid, t.submitted, r.label \
                    FROM task t INDEXED BY task_unfinished CROSS JOIN request r ON r.task = t.id \
                    WHERE t.id BETWEEN ?1 AND ?2 AND t.completed IS NULL ORDER BY t.id";
@@ -168,21 +164,20 @@ impl Reader {
             while let Some(row) = rows.next()? {
                 take(UnfinishedRequest {
                     task: TaskId::from_row_id(row.get(0)?),
-                    state: state_of(row.get_ref(1)?.as_str()?)?,
-                    run: row.get(2)?,
-                    engine: row.get::<_, Option<u32>>(3)?.map(EngineId),
+                    run: row.get(1)?,
+                    engine: row.get::<_, Option<u32>>(2)?.map(EngineId),
                     request: Request {
-                        msg_id: row.get(4)?,
-                        queue: queue_of(row.get_ref(5)?.as_str()?),
-                        client: row.get(6)?,
-                        header: bytes(row, 7)?,
-                        metadata: bytes(row, 8)?,
-                        content: bytes(row, 9)?,
-                        buffers: self.large.list(row, 10)?,
-                        buffer_file: Large::kept(row, 10)?,
-                        engine: row.get::<_, Option<String>>(11)?.map(|uuid| uuid.as_str().into()),
-                        submitted: UnixTime(row.get(12)?),
-                        label: row.get(13)?,
+                        msg_id: row.get(3)?,
+                        queue: queue_of(row.get_ref(4)?.as_str()?),
+                        client: row.get(5)?,
+                        header: bytes(row, 6)?,
+                        metadata: bytes(row, 7)?,
+                        content: bytes(row, 8)?,
+                        buffers: self.large.list(row, 9)?,
+                        buffer_file: Large::kept(row, 9)?,
+                        engine: row.get::<_, Option<String>>(10)?.map(|uuid| uuid.as_str().into()),
+                        submitted: UnixTime(row.get(11)?),
+                        label: row.get(12)?,
                     },
                 });
             }
@@ -203,7 +198,7 @@ fn last_map(connection: &Connection) -> rusqlite::Result<u32> {
 }
 
 fn open_maps(connection: &Connection) -> rusqlite::Result<Vec<OpenMap>> {
-    let sql = "SELECT id, definition, client, submitted, closed, total, ok, error, aborted, timeout, lost, running, assigned \
+    let sql = "SELECT id, definition, client, closed, total, ok, error, aborted, timeout, lost, running, assigned \
                FROM map INDEXED BY map_open WHERE completed IS NULL ORDER BY id";
     let mut select = connection.prepare_cached(sql)?;
     let maps = select.query_map([], |row| {
@@ -211,9 +206,8 @@ fn open_maps(connection: &Connection) -> rusqlite::Result<Vec<OpenMap>> {
             map: MapId(row.get(0)?),
             definition: rows::definition(row, 1)?,
             client: row.get(2)?,
-            submitted: UnixTime(row.get(3)?),
-            closed: row.get(4)?,
-            counts: rows::counts(row, 5)?,
+            closed: row.get(3)?,
+            counts: rows::counts(row, 4)?,
         })
     })?;
     maps.collect()

@@ -86,14 +86,6 @@ impl Launcher for Local {
         launched.processes.iter().enumerate().map(state).collect()
     }
 
-    fn signal(&self, launched: &Launched, signal: i32) -> Result<usize, LaunchError> {
-        let mut sent = 0;
-        for (_, process) in self.running(launched) {
-            sent += usize::from(send(process.id.pid, signal)?);
-        }
-        Ok(sent)
-    }
-
     fn stop(&self, launched: &Launched, grace: Duration) -> Result<Ended, LaunchError> {
         let ours = self.running(launched);
         let mut ended = Ended {
@@ -418,7 +410,6 @@ mod tests {
         let local = Local::default();
         let launched = launched(vec![process]);
         assert_eq!(local.states(&launched), [MemberState::ended("")]);
-        assert_eq!(local.signal(&launched, 15).unwrap(), 0);
         assert_eq!(local.stop(&launched, Duration::ZERO).unwrap(), Ended::default());
         assert!(stranger.try_wait().unwrap().is_none(), "it still runs");
         stranger.kill().unwrap();

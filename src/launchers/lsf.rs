@@ -366,11 +366,6 @@ impl BatchSystem for Lsf {
             false => Err(failure::of_query(output, FAILURES)),
         }
     }
-
-    fn signal_command(&self, targets: &[JobTarget], signal: &str) -> Option<CommandLine> {
-        let options = ["-s".to_string(), signal.to_string()];
-        Some(CommandLine::new("bkill", options.into_iter().chain(targets.iter().map(target))))
-    }
 }
 
 fn target(target: &JobTarget) -> String {

@@ -29,7 +29,7 @@ pub mod supervisor;
 pub mod templates;
 
 pub use error::LaunchError;
-pub use launched::{Ended, Job, JobOutcome, Launched, Member, MemberState, Process, Recipe, Stage};
+pub use launched::{Ended, Job, JobOutcome, Launched, MemberState, Process, Recipe, Stage};
 
 use crate::profile::ProfileDir;
 use crate::profile::config::{Config, EngineKind};
@@ -60,8 +60,6 @@ pub trait Launcher: Send + Sync {
     /// The state of each member, by index. If it cannot be determined, [`Stage::Unknown`] with the
     /// reason.
     fn states(&self, launched: &Launched) -> Vec<MemberState>;
-    /// Sends a signal to running members; returns the number of recipients.
-    fn signal(&self, launched: &Launched, signal: i32) -> Result<usize, LaunchError>;
     /// Ends only these members ([`Launched::only`] selects some): sends SIGTERM, then SIGKILL after
     /// `grace`, also to their remaining children; or cancels the jobs. Waits for the end if it is
     /// near; reports the actions taken.

@@ -93,10 +93,6 @@ impl Launcher for Mpi {
         self.local.states(launched)
     }
 
-    fn signal(&self, launched: &Launched, signal: i32) -> Result<usize, LaunchError> {
-        self.local.signal(launched, signal)
-    }
-
     fn stop(&self, launched: &Launched, grace: Duration) -> Result<Ended, LaunchError> {
         self.local.stop(launched, grace)
     }

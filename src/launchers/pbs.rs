@@ -453,17 +453,6 @@ impl BatchSystem for Pbs {
             false => Err(failure::of_query(output, FAILURES)),
         }
     }
-
-    fn signal_command(&self, targets: &[JobTarget], signal: &str) -> Option<CommandLine> {
-        if self.0 == Dialect::Slurm {
-            return Some(squeue::signal(targets, signal));
-        }
-        let options = ["-s".to_string(), format!("SIG{signal}")];
-        Some(CommandLine::new(
-            "qsig",
-            options.into_iter().chain(targets.iter().map(answers::target)),
-        ))
-    }
 }
 
 impl Pbs {

@@ -218,10 +218,6 @@ impl BatchSystem for Slurm {
     fn parse_kill_wait(&self, output: &CommandOutput) -> Option<u32> {
         squeue::parse_kill_wait(output)
     }
-
-    fn signal_command(&self, targets: &[JobTarget], signal: &str) -> Option<CommandLine> {
-        Some(squeue::signal(targets, signal))
-    }
 }
 
 /// sbatch's placeholders: `%A` array job, `%a` index, `%j` job; `%%` is a percent sign.

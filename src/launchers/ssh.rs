@@ -198,15 +198,6 @@ impl Launcher for OverSsh {
         states
     }
 
-    fn signal(&self, launched: &Launched, signal: i32) -> Result<usize, LaunchError> {
-        let answers = self.on_each(launched, move |host, processes| async move {
-            let sent = processes::signal(&host, &processes, signal).await;
-            sent.map_err(|e| format!("{host}: {e}"))
-        })?;
-        let sent = told("send a signal to", answers)?;
-        Ok(sent.into_iter().sum())
-    }
-
     fn stop(&self, launched: &Launched, grace: Duration) -> Result<Ended, LaunchError> {
         let answers = self.on_each(launched, move |host, processes| async move {
             let ended = processes::end(&host, &processes, grace).await;

@@ -7,7 +7,7 @@ pub mod dir;
 mod error;
 mod ignored;
 
-pub use config::{Config, ControllerConfig, EngineConfig};
+pub use config::{Config, ControllerConfig};
 pub use dir::{ProfileDir, ProfileError};
 pub use error::ConfigError;
 

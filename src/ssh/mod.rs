@@ -18,6 +18,6 @@ pub mod shell;
 pub mod tunnel;
 
 pub use destination::Destination;
-pub use error::{ConnectFailure, SshError};
+pub use error::SshError;
 pub use session::{Output, Ssh};
 pub use shell::quoted;

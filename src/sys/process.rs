@@ -7,7 +7,7 @@
 mod mark;
 mod related;
 
-pub use mark::{Mark, Orphan, SUPERVISOR, orphans_of};
+pub use mark::{Mark, SUPERVISOR, orphans_of};
 pub use related::{children_of, descendants_of, is_stopped, processes_at_pipes_of, processes_in_sessions, session_of};
 
 use nix::sys::signal::{Signal, kill};

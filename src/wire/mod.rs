@@ -11,7 +11,7 @@ pub mod session;
 pub mod signature;
 
 pub use message::{Header, Message};
-pub use session::{Session, WireError};
+pub use session::Session;
 
 use bytes::Bytes;
 

@@ -57,7 +57,7 @@ fn every_message_type_is_in_the_protocol_page() {
 
 #[test]
 fn the_page_has_the_current_protocol_version() {
-    let protocol = format!("`PROTOCOL_VERSION` (now {})", pcluster::model::PROTOCOL_VERSION);
+    let protocol = format!("`PROTOCOL_VERSION` (now {})", pcluster::testing::model::PROTOCOL_VERSION);
     assert!(
         read("docs/reference/protocol.md").contains(&protocol),
         "docs/reference/protocol.md does not say {protocol}"

@@ -1,8 +1,8 @@
 //! Secrets stay secret; peers without them are not served, and all others are.
 use super::support::{Cluster, Home, PCLUSTER, shared, skip, wait_until};
-use pcluster::transport::{Kind, Security, Socket};
-use pcluster::wire::content::client::{HELLO, Hello};
-use pcluster::wire::{Frames, Session};
+use pcluster::testing::wire::content::client::{HELLO, Hello};
+use pcluster::testing::wire::{Frames, Session};
+use pcluster::testing::{Kind, Security, Socket};
 use serde_json::Value;
 use std::collections::BTreeSet;
 use std::fs;
@@ -203,7 +203,7 @@ async fn at_registration(file: &Value) -> Socket {
 
 fn hello(session: &mut Session) -> (String, Frames) {
     let content = Hello {
-        protocol: pcluster::model::PROTOCOL_VERSION,
+        protocol: pcluster::testing::model::PROTOCOL_VERSION,
         version: "test".into(),
     };
     let message = session.message("2026-11-20T00:00:00Z", HELLO, None, &content);

@@ -235,7 +235,8 @@ fn a_damaged_or_missing_file_of_a_running_controller_is_named_with_what_runs() {
     let cluster = Cluster::start(1);
     let controller = cluster.controller_pid().to_string();
     let file = cluster.profile().join("security/ipcontroller-client.json");
-    let bytes = std::fs::read(&file).unwrap();
+    let aside = file.with_extension("aside");
+    std::fs::rename(&file, &aside).unwrap();
     std::fs::write(&file, "{").unwrap();
     let runs = format!("a controller is running (process {controller} on");
     cluster
@@ -243,8 +244,7 @@ fn a_damaged_or_missing_file_of_a_running_controller_is_named_with_what_runs() {
         .fails(4, &["is not JSON", &runs, "with 1 engine", "pcluster stop"]);
     std::fs::remove_file(&file).unwrap();
     cluster.run(&["status"]).fails(4, &["connection file is missing", &runs]);
-    std::fs::write(&file, &bytes).unwrap();
-    std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o600)).unwrap();
+    std::fs::rename(&aside, &file).unwrap();
     let state = cluster.profile().join("pid/pcluster.json");
     let kept = std::fs::read(&state).unwrap();
     std::fs::write(&state, "{").unwrap();

@@ -148,7 +148,8 @@ impl SmallDisk {
                 .env("PATH", "/usr/sbin:/sbin:/usr/bin:/bin"))
             && run(Command::new("mount").args(["-o", "loop"]).arg(&image).arg(path));
         mounted.then(|| {
-            fs::set_permissions(path, fs::Permissions::from_mode(0o700)).unwrap();
+            let root = fs::File::open(path).unwrap();
+            root.set_permissions(fs::Permissions::from_mode(0o700)).unwrap();
             SmallDisk(path.to_path_buf())
         })
     }

@@ -1,7 +1,7 @@
 //! Tasks of this project: `cargo xtask demo`, `cargo xtask test`, `cargo xtask bench`. Needs only Rust; everything else is set up
 //! automatically, or reported as missing.
 //!
-//! Parts: [`run`] (running programs), [`python`] (finding one, and the tests' virtual environment), [`demo`], [`docs`], [`bench`], [`chaos`], [`conformance`], [`fuzz`], [`wheel`], [`ordinary_user`], [`test`]
+//! Parts: [`run`] (running programs), [`python`] (finding one, and the tests' virtual environment), [`demo`], [`docs`], [`bench`], [`chaos`], [`conformance`], [`fuzz`], [`lint`], [`wheel`], [`ordinary_user`], [`test`]
 //! with [`tally`] and [`reasons`] (what the tools report), [`remote`] (the hosts for what goes over ssh), [`pi`] (the demo's independent count).
 mod bench;
 mod chaos;
@@ -9,6 +9,7 @@ mod conformance;
 mod demo;
 mod docs;
 mod fuzz;
+mod lint;
 mod mpi;
 mod ordinary_user;
 mod pi;
@@ -29,6 +30,7 @@ Tasks of this project:
 
   cargo xtask demo         count the digit pairs of pi on a cluster of 4 engines, and check the sum
   cargo xtask test         run all checks and tests: format, lints, Rust, worker, ipyparallel clients
+  cargo xtask lint         check format, lints, spelling, wording, licences and unused crates (lint crates: only the last two)
   cargo xtask docs         build the book of docs/ as HTML in target/book/; install mdbook under target/ if missing
   cargo xtask fuzz         fuzz all parsers of foreign input (--seconds, --seed, --target, --replay)
   cargo xtask chaos        kill processes at random under load (--minutes N, --seed S)
@@ -44,6 +46,8 @@ fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
     let done = match words.as_slice() {
+        ["lint"] => lint::run(&Places::find(), lint::Part::All),
+        ["lint", "crates"] => lint::run(&Places::find(), lint::Part::Crates),
         ["docs"] => docs::run(&Places::find()).map(|()| true),
         ["demo"] => demo::run(&Places::find()).map(|()| true),
         ["bench"] => bench::run(&Places::find(), false).map(|()| true),

@@ -1,6 +1,7 @@
 //! `cargo xtask test`: everything that must hold, and a plain count at the end.
 use crate::Places;
 use crate::fuzz;
+use crate::lint;
 use crate::mpi;
 use crate::ordinary_user::{self, OrdinaryUser};
 use crate::python;
@@ -35,6 +36,10 @@ pub fn run(places: &Places) -> Result<bool, String> {
         &mut report,
         &["cargo", "clippy", "--workspace", "--all-targets", "--quiet", "--", "-D", "warnings"],
     );
+    match lint::texts(places) {
+        Ok(checks) => checks.iter().for_each(|(line, passed)| report.add(line, Tally::of_check(*passed))),
+        Err(why) => report.fail("cargo xtask lint", &why),
+    }
     rust_tests(places, &mut report, python.as_deref());
     match fuzz::run(places, &["--seconds", fuzz::IN_TESTS]) {
         Ok(passed) => report.add("cargo xtask fuzz", Tally::of_check(passed)),
@@ -54,7 +59,7 @@ pub fn run(places: &Places) -> Result<bool, String> {
         report.add_skipped("integration tests as an ordinary user", &user.skipped);
     }
     // What waits more than it works runs beside something else.
-    let chaos = chaos(places);
+    let chaos = own(places, "chaos.log", &["chaos", "--minutes", CHAOS_MINUTES]);
     match crate::conformance::run(places, &crate::conformance::Engine::BOTH, None) {
         Ok(suites) => suites
             .iter()
@@ -65,19 +70,22 @@ pub fn run(places: &Places) -> Result<bool, String> {
         }
     }
     Beside::count(chaos, &mut report, "cargo xtask chaos", None);
+    let crates = own(places, "crates.log", &["lint", "crates"]);
     let remote = remote_tests(places, &mut report, python.as_deref());
     batch_tests(places, &mut report, python.as_deref());
     if let Some(remote) = remote {
         Beside::count(remote, &mut report, "tests/remote", Some(Tally::from_pytest));
     }
+    Beside::count(crates, &mut report, "cargo xtask lint crates", None);
     Ok(report.close())
 }
 
-fn chaos(places: &Places) -> Result<Beside, String> {
+/// Another task of this program.
+fn own(places: &Places, log: &str, words: &[&str]) -> Result<Beside, String> {
     let own = std::env::current_exe().map_err(|e| format!("cannot find this program: {e}"))?;
     let mut command = program(&places.root, &[&own.to_string_lossy()]);
-    command.args(["chaos", "--minutes", CHAOS_MINUTES]);
-    Beside::start(places, "chaos.log", format!("cargo xtask chaos --minutes {CHAOS_MINUTES}"), command)
+    command.args(words);
+    Beside::start(places, log, format!("cargo xtask {}", words.join(" ")), command)
 }
 
 /// A background command, whose output is shown when it has finished.

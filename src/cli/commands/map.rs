@@ -219,7 +219,6 @@ impl Run<'_> {
             context,
             client: self.client.clone(),
             map,
-            name,
             total: inputs.count,
             feed: Some(feed),
             detachable: self.cluster_stays,

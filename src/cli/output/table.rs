@@ -87,9 +87,6 @@ impl Table {
     pub fn row(&mut self, cells: Vec<Cell>) {
         self.rows.push(cells);
     }
-    pub fn is_empty(&self) -> bool {
-        self.rows.is_empty()
-    }
 
     /// The lines, each ended by a newline.
     pub fn render(&self, terminal: &Terminal) -> String {

@@ -26,7 +26,8 @@ mod requests;
 mod restore;
 mod retention;
 pub mod returning;
-pub mod transition;
+#[cfg(test)]
+mod transition;
 mod untrusted;
 mod values;
 

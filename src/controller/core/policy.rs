@@ -19,8 +19,6 @@ impl Dice {
     }
 }
 
-pub const SCHEMES: [&str; 5] = ["leastload", "lru", "plainrandom", "twobin", "weighted"];
-
 impl Core {
     /// An engine with room for one more of ipyparallel's tasks, of those that `may` run it.
     pub(super) fn engine_with_room(&mut self, may: &dyn Fn(&EngineUuid) -> bool) -> Option<EngineUuid> {
@@ -89,7 +87,7 @@ mod tests {
         assert!(b > c && c > a, "{a} {b} {c}");
         let [a, b, c] = tally("weighted");
         assert!(a > b && b > c, "{a} {b} {c}");
-        for scheme in SCHEMES {
+        for scheme in ["leastload", "lru", "plainrandom", "twobin", "weighted"] {
             assert_eq!(choose(scheme, &[], &mut dice), None);
         }
     }

@@ -1,7 +1,7 @@
 //! What is purged goes bit by bit, and the file gets smaller.
 use super::requests::{added, replied, reply, request};
 use super::*;
-use crate::db::Expired;
+use crate::db::expired::Expired;
 use crate::model::change::Purge;
 use std::fs;
 

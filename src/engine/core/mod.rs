@@ -85,9 +85,13 @@ struct RunningUnit {
 
 /// Output of a unit.
 #[derive(Debug)]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "there is one for the running unit; a box would cost an allocation for each task"
+)]
 enum UnitOutput {
     /// Of a task: buffered until the controller has recorded it.
-    Buffered(Streams),
+    Buffered(Box<Streams>),
     /// Of a request: forwarded as it arrives.
     Forwarded([TextBuffer; 2]),
 }
@@ -95,7 +99,7 @@ enum UnitOutput {
 impl UnitOutput {
     fn of(unit: &Unit) -> UnitOutput {
         match unit {
-            Unit::Task { .. } => UnitOutput::Buffered(Streams::default()),
+            Unit::Task { .. } => UnitOutput::Buffered(Box::default()),
             Unit::Request(_) => UnitOutput::Forwarded(Default::default()),
         }
     }

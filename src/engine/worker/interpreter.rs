@@ -174,10 +174,6 @@ impl Interpreter {
         lock(&self.forks).is_err()
     }
 
-    pub fn pid(&self) -> i32 {
-        self.pid
-    }
-
     /// Requests a worker with these files. The receiver gets its end, or the failure of the fork.
     pub fn fork(&self, number: u32, hello_after_shell: bool, mark: &str, files: &[RawFd]) -> (WorkerPid, oneshot::Receiver<ProcessEnd>) {
         let (ended, end) = oneshot::channel();

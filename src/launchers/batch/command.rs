@@ -25,6 +25,7 @@ impl CommandLine {
         }
     }
 
+    #[cfg(test)]
     pub fn with_env(mut self, name: &str, value: &str) -> CommandLine {
         self.env.push((name.into(), value.into()));
         self

@@ -24,8 +24,10 @@ pub use command::{CommandLine, CommandOutput};
 pub use environment::EnvironmentRules;
 pub use failure::{Problem, QueryFailure, SubmitFailure};
 pub use job::{JobId, JobRow, JobStatus, JobTarget};
-pub use render::{ScriptFile, Template, TemplateError, render};
-pub use request::{JobKind, JobRequest, job_name};
+#[cfg(test)]
+pub use render::render;
+pub use render::{ScriptFile, Template, TemplateError};
+pub use request::{JobKind, JobRequest};
 
 use std::path::{Path, PathBuf};
 
@@ -157,11 +159,6 @@ pub trait BatchSystem: Send + Sync {
     }
     fn parse_job_resources(&self, _output: &CommandOutput) -> Vec<String> {
         Vec::new()
-    }
-
-    /// Sends a signal (`TERM`) to running jobs; none if the system has no such command.
-    fn signal_command(&self, _targets: &[JobTarget], _signal: &str) -> Option<CommandLine> {
-        None
     }
 }
 

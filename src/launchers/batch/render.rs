@@ -168,6 +168,7 @@ enum LineKind {
 }
 
 /// Renders the script of one job. `name` is the template's (`engines.sh.tera`).
+#[cfg(test)]
 pub fn render(system: &dyn BatchSystem, name: &str, text: &str, request: &JobRequest) -> Result<String, TemplateError> {
     render_named(system, name, name, text, request)
 }

@@ -197,13 +197,6 @@ pub fn cancelled(output: &CommandOutput) -> Result<(), QueryFailure> {
     Err(failure::of_query(output, FAILURES))
 }
 
-/// Signals the script's shell and the steps.
-pub fn signal(targets: &[JobTarget], signal: &str) -> CommandLine {
-    let mut command = cancel(targets);
-    command.arguments.splice(0..0, ["--full".to_string(), format!("--signal={signal}")]);
-    command
-}
-
 fn target(target: &JobTarget) -> String {
     match target.element {
         Some(element) => format!("{}_{element}", number_of(&target.job)),

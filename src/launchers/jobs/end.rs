@@ -69,18 +69,6 @@ impl BatchLauncher {
         }
     }
 
-    pub(super) fn send(&self, launched: &Launched, signal: i32) -> Result<usize, LaunchError> {
-        let name = nix::sys::signal::Signal::try_from(signal).map_or("TERM", |s| s.as_str().trim_start_matches("SIG"));
-        let mut sent = 0;
-        for target in self.find_jobs(launched)?.own {
-            if let Some(command) = target.row.signal_command(&[target.target], name) {
-                self.run_action("signal the job", target.row, &command)?;
-                sent += target.count;
-            }
-        }
-        Ok(sent)
-    }
-
     /// Finds the jobs of a launch that exist under their recorded name, with the elements that have
     /// not ended. A job that the system no longer knows needs no cancellation, and its number may
     /// have been reused.

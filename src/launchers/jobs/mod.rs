@@ -138,10 +138,6 @@ impl Launcher for BatchLauncher {
             .collect()
     }
 
-    fn signal(&self, launched: &Launched, signal: i32) -> Result<usize, LaunchError> {
-        self.send(launched, signal)
-    }
-
     /// Waits until the jobs are gone, and fails with those that remain.
     fn stop(&self, launched: &Launched, _grace: Duration) -> Result<Ended, LaunchError> {
         self.end(launched)

@@ -91,10 +91,6 @@ fn query_output_is_parsed() {
 fn jobs_and_their_elements_are_cancelled() {
     let targets = [target("261871", Some(2)), target("7", None)];
     assert_eq!(Lsf.cancel_command(&targets).to_string(), "bkill '261871[2]' 7");
-    assert_eq!(
-        Lsf.signal_command(&targets, "TERM").unwrap().to_string(),
-        "bkill -s TERM '261871[2]' 7"
-    );
     assert!(Lsf.parse_cancel(&fixture("lsf/bkill.txt")).is_ok());
     assert!(Lsf.parse_cancel(&fixture("lsf/bkill-over.txt")).is_ok());
     assert!(Lsf.parse_cancel(&fixture("lsf/bjobs-down.txt")).is_err());

@@ -52,22 +52,6 @@ pub async fn states(host: &str, processes: &[(usize, Process)]) -> Result<Vec<Me
     Ok((0..processes.len()).map(state).collect())
 }
 
-pub async fn signal(host: &str, processes: &[(usize, Process)], signal: i32) -> Result<usize, HostError> {
-    let ssh = connect(host).await?;
-    let sent = async {
-        let running = ask(&ssh, processes).await?;
-        let script = format!(
-            "{PROCESS_FUNCTIONS}n=0\nfor t in {}; do is_same $t && kill -{signal} ${{t%:*}} && n=$((n+1)); done\necho \"sent $n\"",
-            targets(&running)
-        );
-        let text = ssh.ask(&script, TIMEOUT).await?;
-        Ok(count(&text, "sent"))
-    };
-    let sent = sent.await;
-    ssh.close().await;
-    sent
-}
-
 /// SIGTERM, after `grace` SIGKILL, with what is left of their sessions; then their private files go.
 pub async fn end(host: &str, processes: &[(usize, Process)], grace: Duration) -> Result<Ended, HostError> {
     let ssh = connect(host).await?;

@@ -9,7 +9,7 @@ pub mod origins;
 pub mod resources;
 mod sections;
 
-pub use sections::{ControllerConfig, Durability, EngineConfig, EngineKind, LauncherConfig, TASK_SCHEMES};
+pub use sections::{ControllerConfig, Durability, EngineConfig, EngineKind, LauncherConfig};
 
 use super::ProfileDir;
 use super::error::{ConfigError, of_setting, of_yaml, shortened};

@@ -74,7 +74,6 @@ pub fn run(
             context,
             client: client.clone(),
             map: submitted.map(),
-            name,
             total: Some(engines.len() as u64),
             feed: None,
             detachable: true,

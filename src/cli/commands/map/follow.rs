@@ -27,7 +27,6 @@ pub struct Job<'a> {
     pub context: &'a Context,
     pub client: Client,
     pub map: MapId,
-    pub name: String,
     /// The final number of tasks, if known.
     pub total: Option<u64>,
     /// The inputs still being sent.
