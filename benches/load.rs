@@ -1,8 +1,8 @@
-//! What `cargo xtask bench` needs besides the programs it compares: many light engines, one connected client whose maps of
-//! one task are timed, and the two limits (a bare spawn loop, a bare Python worker on a pipe). Prints `name value` lines.
+//! Helper programs of `cargo xtask bench`: many lightweight engines, one connected client that times maps of one task, and
+//! the two lower limits (a bare spawn loop, a bare Python worker on a pipe). Prints `name value` lines.
 //!
 //!     load latency CLIENT_FILE COUNT      median and 99th percentile of a map of one no-op task, microseconds
-//!     load engines ENGINE_FILE COUNT      registers so many engines, then answers every task at once until it is killed
+//!     load engines ENGINE_FILE COUNT      registers COUNT engines, then completes every task immediately until it is killed
 //!     load spawn COUNT LANES              COUNT times `true NUMBER`, LANES at a time
 //!     load pipe PYTHON COUNT LANES        COUNT calls of a no-op function in LANES Python processes
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
@@ -34,7 +34,7 @@ fn main() -> Outcomes {
         ["engines", file, count] => on_tokio(engines(ConnectionFile::read(Path::new(file))?, count.parse()?)),
         ["spawn", count, lanes] => spawn(count.parse()?, lanes.parse()?),
         ["pipe", python, count, lanes] => pipe(python, count.parse()?, lanes.parse()?),
-        // `cargo bench` alone: the whole comparison is a chore with its own set-up.
+        // `cargo bench` without arguments does nothing: the full comparison needs its own setup (xtask).
         _ => {
             println!("run `cargo xtask bench`");
             Ok(())
@@ -69,12 +69,12 @@ async fn latency(file: ConnectionFile, count: usize) -> Outcomes {
         options: MapOptions::default(),
     };
     let mut times = Vec::with_capacity(count);
-    // The first ones warm up.
+    // The first ones are a warm-up.
     for i in 0..count + count / 10 + 1 {
         let began = Instant::now();
         let (_, mut watch) = client.run(definition.clone(), &["[1]".into()], Duration::from_secs(5)).await?;
         let mut got = 0;
-        // The result is what is waited for, not the word that the map is complete.
+        // Waits for the result, not for the completion of the map.
         while got == 0 {
             let Some(update) = watch.next().await? else { break };
             got = update.results.len();
@@ -91,11 +91,11 @@ async fn latency(file: ConnectionFile, count: usize) -> Outcomes {
 
 // ---- light engines
 
-/// Registrations on their way at once.
+/// Maximum number of concurrent registrations.
 const AT_ONCE: usize = 64;
 
 async fn engines(file: ConnectionFile, count: usize) -> Outcomes {
-    // A connection each; systems often allow 1,024 files unless more are asked for.
+    // One connection per engine; the default limit is often 1,024 open files.
     let (_, most) = getrlimit(Resource::RLIMIT_NOFILE)?;
     setrlimit(Resource::RLIMIT_NOFILE, most, most)?;
     let file = std::sync::Arc::new(file);
@@ -119,7 +119,7 @@ async fn engines(file: ConnectionFile, count: usize) -> Outcomes {
     Ok(())
 }
 
-/// An engine without a worker: it registers, beats, and has every task done the moment it comes.
+/// An engine without a worker: it registers, sends heartbeats, and completes every task as soon as it arrives.
 struct LightEngine {
     socket: Socket,
     session: Session,
@@ -193,7 +193,7 @@ impl LightEngine {
                         TASKS => self.run(&message.content::<Tasks>()?)?,
                         GIVE_BACK => self.send(RETURNED, &Returned::default())?,
                         SHUTDOWN => {
-                            self.send(UNREGISTER, &Unregister { reason: "told to".into() })?;
+                            self.send(UNREGISTER, &Unregister { reason: "requested".into() })?;
                             self.socket.close().await;
                             return Ok(());
                         }
@@ -249,7 +249,7 @@ fn spawn(count: usize, lanes: usize) -> Outcomes {
     let began = Instant::now();
     in_lanes(lanes, |_| {
         for i in 0..count / lanes {
-            // With an argument, as the others run it: then it sets its locale, which takes a quarter of a millisecond more.
+            // With an argument, like the other contenders: then `true` sets its locale, which takes another 0.25 ms.
             if !Command::new("/bin/true").arg(i.to_string()).status()?.success() {
                 return Err("true failed".into());
             }

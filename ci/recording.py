@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Records a terminal session of pcluster as an animated picture: `ci/recording.py [OUTPUT]`, by default docs/images/terminal.svg.
+"""Records a terminal session of pcluster as an animated SVG: `ci/recording.py [OUTPUT]`, by default docs/images/terminal.svg.
 
 The session is real: a shell runs the commands below in a terminal of its own, in a temporary home directory. Only pauses are shortened.
 PCLUSTER_BIN names the program (default: target/debug/pcluster).
@@ -41,7 +41,7 @@ COLOURS = {"1": "bold", "2": "dim", "31": "red", "32": "green", "33": "yellow", 
 
 
 class Screen:
-    """The lines of a terminal: as much of one as programs that print lines and a progress bar use."""
+    """A minimal terminal emulator, for programs that print lines and a progress bar."""
 
     def __init__(self):
         self.lines, self.row, self.column, self.style = [[]], 0, 0, ()
@@ -78,7 +78,7 @@ class Screen:
 
 
 def run(command, home, environment):
-    """What the command leaves on the terminal, and how long it took."""
+    """Runs the command; returns its terminal output and its duration."""
     begun = time.monotonic()
     master, slave = pty.openpty()
     subprocess.run(["stty", "cols", str(COLUMNS), "rows", "40"], stdin=slave, check=True)
@@ -105,7 +105,7 @@ def run(command, home, environment):
 
 
 def record():
-    """Pairs of a time in seconds and a line, which is a list of characters with their styles."""
+    """Pairs of a time in seconds and a line (a list of styled characters)."""
     pcluster = os.path.abspath(os.environ.get("PCLUSTER_BIN") or str(ROOT / "target" / "debug" / "pcluster"))
     home = pathlib.Path(tempfile.mkdtemp(prefix="pcluster-test-"))
     environment = {
@@ -133,7 +133,7 @@ def record():
 
 
 def spans(line):
-    """The line as SVG: a piece for each style."""
+    """The line as SVG, with one element per style."""
     pieces, text, style = [], "", None
     for character, now in line + [("", None)]:
         if now != style:

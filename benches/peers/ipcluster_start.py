@@ -1,5 +1,5 @@
-"""How long ipyparallel's own cluster takes from its start until n engines are registered: ipcluster_start.py N ENGINES, where ENGINES is
-one of its launchers (`local`, `slurm`). The time of its imports counts, as does that of a program's start elsewhere. Prints seconds."""
+"""Measures how long ipyparallel's own cluster takes to start and register N engines: ipcluster_start.py N ENGINES, where ENGINES is
+one of its launchers (`local`, `slurm`). Includes the time of its imports, since the other contenders include their startup. Prints seconds."""
 import time
 
 began = time.monotonic()

@@ -47,6 +47,6 @@ def main(tasks, latencies):
 
 
 if __name__ == "__main__":
-    # Its workers' program is looked up in PATH.
+    # The workers' program is found through PATH.
     os.environ["PATH"] = os.path.dirname(sys.executable) + os.pathsep + os.environ["PATH"]
     main(int(sys.argv[1]), int(sys.argv[2]))

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# install.sh   what up.sh needs, from Debian's packages. No ssh server of the system is started by it.
+# install.sh   installs the Debian packages that up.sh needs, without starting the system's ssh server.
 set -euo pipefail
 made=0
 if [ ! -e /usr/sbin/policy-rc.d ]; then

@@ -1,19 +1,19 @@
 #!/usr/bin/env bash
-# up.sh STATE_DIR   four hosts on this machine, for the tests of what goes over ssh:
+# up.sh STATE_DIR   creates four hosts on this machine, for the ssh tests:
 #
 #     laptop ──10.214.1.0/24── login ──10.214.2.0/24── node1, node2
 #
 # Each is a network namespace with its own address, host name and hosts file, and login and the nodes have an sshd. The
-# laptop knows no way to the nodes: only login has an address in both networks, and it forwards no packets. The file system
-# is shared but for the home directory: the laptop has one of its own, login and the nodes share another, as on a cluster.
-# (It is in /etc/passwd, since ssh looks there and not at $HOME.)
+# laptop has no route to the nodes: only login has an address in both networks, and it forwards no packets. The file system
+# is shared except for the home directory: the laptop has its own, login and the nodes share another, as on a cluster.
+# (It is in /etc/passwd, because ssh reads that and not $HOME.)
 #
 # Needs root, iproute2 and OpenSSH's client and server; touches nothing under /etc or the real home directory. Settings:
 # SSHNET_PREFIX (of names, "pr", at most 5 characters), SSHNET_NET ("10.214"). Afterwards:
 #
-#     STATE_DIR/on HOST COMMAND...    runs a command there (laptop, login, node1, node2)
+#     STATE_DIR/on HOST COMMAND...    runs a command on a host (laptop, login, node1, node2)
 #     STATE_DIR/sshd HOST start|stop  its sshd, with all its connections
-#     STATE_DIR/link HOST up|down     its way to login (of login: its way to the laptop)
+#     STATE_DIR/link HOST up|down     its link to login (for login: its link to the laptop)
 #     down.sh STATE_DIR               ends and removes everything
 set -euo pipefail
 STATE=$(realpath -m "${1:?STATE_DIR}")
@@ -70,7 +70,7 @@ for h in login node1 node2; do
     echo "$h $(cut -d' ' -f1,2 "$STATE/etc/$h.key.pub")"
 done > "$STATE/cluster/.ssh/known_hosts"
 cp "$STATE/cluster/.ssh/known_hosts" "$STATE/local/.ssh/known_hosts"
-# The nodes are reached from the laptop through login, as a user would have it.
+# The laptop reaches the nodes through login, as in a user's configuration.
 cat > "$STATE/local/.ssh/config" <<CONF
 Host node1 node2
     ProxyJump login
@@ -80,7 +80,7 @@ Host *
     ServerAliveCountMax 3
 CONF
 
-# ---- the hosts: a process each keeps the host's name and mounts
+# ---- the hosts: one process each holds the host's name and mounts
 cat > "$STATE/on" <<ON
 #!/bin/sh
 # on HOST COMMAND...   run COMMAND on HOST, in its user's home directory, with little of the caller's environment
@@ -97,7 +97,7 @@ h=\$1
 if [ "\$2" = start ]; then
     exec "$STATE/on" "\$h" /usr/sbin/sshd -f "$STATE/etc/\$h.sshd_config" -E "$STATE/log/\$h.sshd.log"
 fi
-# With the listener, all that serves a connection; not what was started over one.
+# The listener and the processes that serve connections, but not those started over a connection.
 for pid in \$(ip netns pids "$PREFIX-\$h"); do
     case \$(cat "/proc/\$pid/comm" 2>/dev/null) in sshd*) kill -KILL "\$pid" 2>/dev/null ;; esac
 done
@@ -110,7 +110,7 @@ d=\$1; case \$1 in laptop|login) d=front ;; esac
 exec ip -n "$PREFIX-login" link set "\$d" "\$2"
 LINK
 chmod +x "$STATE"/{on,sshd,link}
-# sshd insists on this one.
+# sshd requires this directory.
 mkdir -p /run/sshd && chmod 755 /run/sshd
 for h in $HOSTS; do
     kind=cluster; [ "$h" != laptop ] || kind=local
@@ -131,7 +131,7 @@ Port 22
 HostKey $STATE/etc/$h.key
 PidFile $STATE/run/$h.sshd.pid
 AuthorizedKeysFile .ssh/authorized_keys
-# The state may be under /tmp, which is everybody's: not refused for that.
+# The state may be under /tmp, which is world-writable: do not reject it for that.
 StrictModes no
 UsePAM no
 PermitRootLogin prohibit-password
@@ -151,6 +151,6 @@ for h in login node1 node2; do
     done
     [ $ok = 1 ] || { cat "$STATE/log/$h.try.log" "$STATE/log/$h.sshd.log" >&2; die "ssh from laptop to $h does not work"; }
 done
-# What all this is about.
+# Verify the setup.
 ! "$STATE/on" laptop timeout 2 bash -c "exec 3<>/dev/tcp/$NET.2.11/22" 2>/dev/null || die "the laptop reaches a node directly"
 echo "laptop, login, node1 and node2 are up under $STATE"

@@ -1,7 +1,7 @@
 # %% [markdown]
 # # Pi from random points
-# The part of random points in the unit square that lie within the quarter circle is pi / 4. First with a DirectView, which
-# calls a function on every engine; then with a function that is parallel by its decorator.
+# The fraction of random points in the unit square that lie within the quarter circle is pi / 4. First with a DirectView, which
+# calls a function on every engine; then with a function made parallel by a decorator.
 
 # %%
 import argparse
@@ -32,12 +32,12 @@ with view.sync_imports(quiet=True):
 
 # %% [markdown]
 # ## A DirectView
-# Each engine takes its shares, which are known by their seeds. The result does not depend on how many engines there are.
+# Each engine processes its shares, which are identified by their seeds. The result does not depend on the number of engines.
 
 
 # %%
 def points_within(seeds, points):
-    """How many of the points of each share lie within the quarter circle."""
+    """The number of points of each share that lie within the quarter circle."""
     counts = []
     for seed in seeds:
         x, y = numpy.random.default_rng(seed).random((2, points))
@@ -51,8 +51,8 @@ direct = [count for engine in counts for count in engine]
 pi_direct = 4 * sum(direct) / (options.points * options.shares)
 
 # %% [markdown]
-# ## A function that is parallel
-# The decorator splits the list of shares over the engines, and puts their results together again.
+# ## A parallel function
+# The decorator splits the list of shares over the engines and concatenates their results.
 
 # %%
 view["points"] = options.points

@@ -1,8 +1,8 @@
 # %% [markdown]
 # # Prices of options
-# An option's price is the discounted mean of what it pays, over many random paths of a stock's price (a geometric Brownian
-# motion with a year of 260 days). A European option pays by the last price, an Asian one by the mean of all. Every pair of a
-# strike and a volatility is one task for a LoadBalancedView.
+# An option's price is the discounted mean of its payoff over many random paths of a stock's price (a geometric Brownian
+# motion with a year of 260 days). The payoff of a European option depends on the last price, that of an Asian one on the mean of all prices.
+# Every pair of a strike and a volatility is one task for a LoadBalancedView.
 
 # %%
 import argparse

@@ -1,6 +1,6 @@
 # %% [markdown]
 # # Pairs of digits of pi
-# How often does each of 00 to 99 stand in the digits of pi? Each file is counted by one call; the counts are added up here.
+# How often does each of 00 to 99 occur in the digits of pi? Each call counts one file; the counts are added up here.
 
 # %%
 import argparse
@@ -25,7 +25,7 @@ options.out.mkdir(parents=True, exist_ok=True)
 
 # %% [markdown]
 # ## The digits
-# A program beside this one makes them, with a list of its files.
+# A program in this directory generates them, with a list of its files.
 
 # %%
 make_digits = pathlib.Path(__file__).resolve().parents[1] / "pi" / "make_digits.py"

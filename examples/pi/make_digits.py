@@ -18,7 +18,7 @@ import time
 # 1 / pi = 12 * sum of (-1)^k (6k)! (13591409 + 545140134 k) / ((3k)! (k!)^3 640320^(3k + 3/2))
 DIGITS_PER_TERM = 14.181647462725477
 C3_OVER_24 = 640320**3 // 24
-# Up to so many terms are summed as Python integers: they are quicker while the numbers are small.
+# Up to this many terms are summed as Python integers, which are faster for small numbers.
 SMALL = 64
 # More digits than are kept, for what rounding eats.
 GUARD = 20

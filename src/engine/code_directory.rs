@@ -1,5 +1,5 @@
 //! An engine's directory for the code of maps, inside of a directory shared by all users. The engine holds a lock in it while it is
-//! running, so that other engines and `pcluster clean` can identify and remove directories leftover by killed engines.
+//! running, so that other engines and `pcluster clean` can identify and remove directories left by killed engines.
 //!
 //! Source: flock(2). On a local file system the lock is visible in every PID namespace of the host. Network file systems may not
 //! propagate it, so on them only directories of this host's current boot are removed.
@@ -78,7 +78,7 @@ pub fn remove(directory: &Path) {
     }
 }
 
-/// Removes directories leftover by killed engines of this user; returns their number.
+/// Removes directories left by killed engines of this user; returns their number.
 pub fn sweep() -> usize {
     let mut parents = parents().to_vec();
     parents.dedup();

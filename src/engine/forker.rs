@@ -154,7 +154,7 @@ impl Forker {
 }
 
 impl StartedProgram {
-    /// Waits for its end. Cancel safe.
+    /// Waits for its end. Cancellation safe.
     pub async fn wait(&mut self) -> io::Result<ExitStatus> {
         let status = match &mut self.end {
             ExitWaiter::Child(child) => child.wait().await,

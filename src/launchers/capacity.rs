@@ -1,44 +1,47 @@
-//! How many engines this host has room for, asked before any is started. Each limit is counted with what an engine was measured to take
-//! (docs/explanation/performance.md); what user code takes comes on top and is not known here.
+//! Estimates how many engines this host can run, before any is started. Each limit is compared with
+//! the measured usage of an engine (docs/explanation/performance.md); the usage of user code is
+//! unknown and not included.
 //!
-//! Source: getrlimit(2), proc_meminfo(5), proc_loadavg(5), and the kernel's cgroup-v1/pids and cgroup-v2 documents.
+//! Sources: getrlimit(2), proc_meminfo(5), proc_loadavg(5), and the kernel's cgroup-v1/pids and
+//! cgroup-v2 documents.
 use super::LaunchError;
 use nix::sys::resource::{Resource, getrlimit};
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// Threads of an engine: its supervisor 1, itself 3, its interpreter, its spare and its interactive worker 1 each; and for a map's worker
-/// and for starting some more.
+/// Threads of an engine: 1 for its supervisor, 3 for itself, 1 each for its interpreter, its spare
+/// and its interactive worker; and some more for a map's worker and for starting.
 const TASKS: u64 = 10;
-/// Bytes of memory of an idle engine with its Python.
+/// Memory in bytes of an idle engine with its Python.
 const MEMORY: u64 = 30 << 20;
-/// The same of a controller, and descriptors that it needs without engines; an engine is one connection.
+/// The memory, threads and file descriptors of a controller without engines; each engine adds one
+/// connection.
 const CONTROLLER_MEMORY: u64 = 64 << 20;
 const CONTROLLER_TASKS: u64 = 12;
 const CONTROLLER_FILES: u64 = 128;
 
-/// One limit, and how many more engines it leaves room for.
+/// One limit, and the number of further engines that it allows.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Limit {
     pub fits: u64,
-    /// The limit, with its numbers and where it comes from.
+    /// A description of the limit with its values and its source.
     pub words: String,
 }
 
-/// What the host says: each a limit and what is used of it.
+/// The host's limits, each with its current usage.
 #[derive(Clone, Debug, Default)]
 pub struct Host {
     /// Threads of this user.
     pub user_tasks: Option<(u64, u64)>,
-    /// Threads of a control group, and its file.
+    /// Threads of a control group, and the file that defines the limit.
     pub group_tasks: Vec<(u64, u64, PathBuf)>,
     /// Threads of the whole system.
     pub all_tasks: Option<(u64, u64)>,
-    /// Bytes that are available.
+    /// Available memory in bytes.
     pub memory: Option<u64>,
-    /// The same of a control group.
+    /// Available memory of a control group.
     pub group_memory: Vec<(u64, PathBuf)>,
-    /// Descriptors that one process may have.
+    /// Maximum number of file descriptors per process.
     pub files: Option<u64>,
 }
 
@@ -61,7 +64,7 @@ impl Host {
         }
     }
 
-    /// All limits that are known, the one that binds first.
+    /// All known limits, the strictest first.
     pub fn limits(&self) -> Vec<Limit> {
         let tasks = |limit: u64, used: u64| limit.saturating_sub(used).saturating_sub(CONTROLLER_TASKS) / TASKS;
         let memory = |free: u64| free.saturating_sub(CONTROLLER_MEMORY) / MEMORY;
@@ -114,7 +117,7 @@ impl Host {
     }
 }
 
-/// None for root, whom the limit does not bind, and where there is none.
+/// None for root, to whom the limit does not apply, or if there is no limit.
 fn user_tasks() -> Option<(u64, u64)> {
     let (soft, _) = getrlimit(Resource::RLIMIT_NPROC).ok()?;
     let uid = nix::unistd::getuid();
@@ -137,7 +140,7 @@ fn available(meminfo: &str) -> Option<u64> {
     Some(line.split_whitespace().next()?.parse::<u64>().ok()? << 10)
 }
 
-/// The directories of this process's control groups, with those above them.
+/// The directories of this process's control groups, including their ancestors.
 fn groups() -> Vec<PathBuf> {
     let text = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
     let mut groups = Vec::new();
@@ -158,7 +161,7 @@ fn groups() -> Vec<PathBuf> {
 }
 
 fn number(group: &Path, name: &str) -> Option<u64> {
-    // "max" stands for no limit.
+    // "max" means no limit.
     fs::read_to_string(group.join(name)).ok()?.trim().parse().ok()
 }
 
@@ -166,7 +169,7 @@ fn group_tasks(group: &Path) -> Option<(u64, u64, PathBuf)> {
     Some((number(group, "pids.max")?, number(group, "pids.current")?, group.join("pids.max")))
 }
 
-/// What can be had: what is cached of files is given back for it.
+/// Available memory; inactive file caches count as available.
 fn group_memory(group: &Path) -> Option<(u64, PathBuf)> {
     let second = || {
         Some((
@@ -178,7 +181,7 @@ fn group_memory(group: &Path) -> Option<(u64, PathBuf)> {
     };
     let first = || {
         let (limit, used) = (number(group, "memory.limit_in_bytes")?, number(group, "memory.usage_in_bytes")?);
-        // Without a limit it is about the largest number.
+        // Without a limit the value is close to the maximum integer.
         (limit < 1 << 60).then_some((limit, used, "memory.limit_in_bytes", "total_inactive_file "))
     };
     let (limit, used, name, cached) = second().or_else(first)?;

@@ -401,7 +401,7 @@ fn row(line: &str) -> Option<JobRow> {
     )
 }
 
-/// bjobs, "STAT"; the termination reason tells why a job ended. 130 is the exit code after `bkill`,
+/// bjobs, "STAT"; a job's end is explained by its termination reason. 130 is the exit code after `bkill`,
 /// 140 (128 and SIGUSR2) that of the time limit.
 fn status(word: &str, exit_code: Option<i32>, reason: Option<&str>) -> JobStatus {
     let reason_contains = |words: &str| reason.is_some_and(|reason| reason.contains(words));

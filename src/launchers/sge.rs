@@ -185,11 +185,11 @@ impl BatchSystem for Sge {
             None => VariableValue::Unset,
         };
         let amount = |value: Option<u64>, unit: &str| value.map_or(VariableValue::Unset, |v| VariableValue::Text(format!("{v}{unit}")));
-        let engines_there = if one_job { 1 } else { u64::from(per_job) };
-        let gpus = resources.gpus.map(|each| u64::from(each) * engines_there);
-        let memory = resources.memory.map(|each| each.mib * engines_there);
+        let engines_per_job = if one_job { 1 } else { u64::from(per_job) };
+        let gpus = resources.gpus.map(|each| u64::from(each) * engines_per_job);
+        let memory = resources.memory.map(|each| each.mib * engines_per_job);
         // complex(5): resources that are counted per slot are multiplied by the slots.
-        let each_slot = |whole: u64| whole.div_ceil(u64::from(cpus) * engines_there);
+        let each_slot = |whole: u64| whole.div_ceil(u64::from(cpus) * engines_per_job);
         let as_counted = |name: &str, whole: u64| match request.per_job_resources.iter().any(|known| known == name) {
             true => whole,
             false => each_slot(whole),
@@ -322,9 +322,9 @@ impl BatchSystem for Sge {
         if let Some(error) = lines().find_map(|line| after(line, "error reason")) {
             return Some(error);
         }
-        let mut told = lines().skip_while(|line| !line.starts_with("scheduling info"));
-        let first = after(told.next()?, "scheduling info")?;
-        let further: Vec<&str> = told.map(str::trim).take_while(|line| !line.is_empty()).collect();
+        let mut messages = lines().skip_while(|line| !line.starts_with("scheduling info"));
+        let first = after(messages.next()?, "scheduling info")?;
+        let further: Vec<&str> = messages.map(str::trim).take_while(|line| !line.is_empty()).collect();
         // Lines that exclude a single queue come first; the line that excludes every queue is the
         // reason.
         let best = further

@@ -56,7 +56,7 @@ fn release() {
 #[cfg(target_env = "gnu")]
 fn trim_arenas() {
     // SAFETY: malloc_trim(3) may be called by any thread at any time.
-    #[allow(unsafe_code, reason = "the standard library has no way to ask the allocator")]
+    #[allow(unsafe_code, reason = "the standard library cannot trim the allocator's arenas")]
     unsafe {
         nix::libc::malloc_trim(0)
     };

@@ -44,14 +44,14 @@ mod tests {
             })
         };
         let values = [pickled(b"a"), None, pickled(b"bc")];
-        let mut heard: Vec<Option<Pickled>> = serde_json::from_str(&serde_json::to_string(&values).unwrap()).unwrap();
-        assert_ne!(heard, values);
+        let mut received: Vec<Option<Pickled>> = serde_json::from_str(&serde_json::to_string(&values).unwrap()).unwrap();
+        assert_ne!(received, values);
         let sent = buffers(&values);
         assert_eq!(sent.len(), 2);
         let mut left = sent.clone().into_iter().chain([Bytes::from_static(b"more")]);
-        assert!(fill(&mut heard, &mut left));
-        assert_eq!(heard, values);
+        assert!(fill(&mut received, &mut left));
+        assert_eq!(received, values);
         assert_eq!(left.next().as_deref(), Some(&b"more"[..]));
-        assert!(!fill(&mut heard, &mut sent.into_iter().skip(1)));
+        assert!(!fill(&mut received, &mut sent.into_iter().skip(1)));
     }
 }

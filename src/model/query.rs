@@ -218,7 +218,7 @@ mod tests {
 
     #[test]
     fn errors_explain_invalid_conditions() {
-        for (text, says) in [
+        for (text, expected) in [
             ("duration", "no comparison"),
             ("size>3", "unknown column"),
             ("duration>=long", "not a number"),
@@ -226,7 +226,7 @@ mod tests {
             ("", "no comparison"),
         ] {
             let error = parse_conditions(text).unwrap_err();
-            assert!(error.contains(says), "{text}: {error}");
+            assert!(error.contains(expected), "{text}: {error}");
         }
     }
 

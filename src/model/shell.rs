@@ -1,17 +1,18 @@
-//! Command lines that are shown to be copied into a shell.
+//! Command lines for display, to be copied into a shell.
 use std::fmt::Display;
 
-/// One word, quoted where a shell needs it.
+/// Quotes one word if a shell requires it.
 pub fn word(text: impl Display) -> String {
     let text = text.to_string();
     match shlex::try_quote(&text) {
         Ok(quoted) => quoted.into_owned(),
-        // No word can hold a NUL.
+        // A word cannot contain a NUL.
         Err(_) => format!("{text:?}"),
     }
 }
 
-/// The options that name a cluster as far as they are not the defaults, with a blank before each.
+/// The options that select a cluster, without those that are the defaults, each with a leading
+/// blank.
 pub fn cluster_options(profile: &str, cluster_id: &str) -> String {
     let mut options = String::new();
     if profile != "default" {
@@ -32,11 +33,11 @@ mod tests {
         for text in ["plain", "my cluster", "it's", "a\"b", "$HOME", "", "-n", "~x", "é !", "a\nb"] {
             let words = shlex::split(&format!("echo {}", word(text))).unwrap();
             assert_eq!(words, ["echo", text]);
-            let said = std::process::Command::new("sh")
+            let output = std::process::Command::new("sh")
                 .args(["-c", &format!("printf %s x{}", word(text))])
                 .output()
                 .unwrap();
-            assert_eq!(String::from_utf8(said.stdout).unwrap(), format!("x{text}"));
+            assert_eq!(String::from_utf8(output.stdout).unwrap(), format!("x{text}"));
         }
         assert_eq!(cluster_options("default", ""), "");
         assert_eq!(cluster_options("my cluster", "a'b"), " --profile 'my cluster' --cluster-id \"a'b\"");

@@ -73,7 +73,7 @@ pub enum TransportError {
     Bind {
         address: String,
         why: String,
-        /// What the system said, if it did.
+        /// The system's error, if there is one.
         kind: Option<std::io::ErrorKind>,
     },
     #[error("cannot connect to {address}: {why}")]
@@ -91,7 +91,7 @@ pub enum TransportError {
 }
 
 impl TransportError {
-    /// Whether it may work later: another program has the port, the network is not up.
+    /// Whether a retry may succeed: the port is in use, or the network is down.
     pub fn is_transient(&self) -> bool {
         use std::io::ErrorKind::{AddrInUse, AddrNotAvailable, NetworkDown};
         matches!(

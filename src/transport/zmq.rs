@@ -542,7 +542,7 @@ mod tests {
             router.send(vec![Bytes::from_static(b"me"), Bytes::from_static(b"b")]).unwrap();
             assert_eq!(dealer.receive().await.unwrap(), ["b"]);
             assert!(matches!(
-                router.send(vec![Bytes::from_static(b"nobody"), Bytes::new()]),
+                router.send(vec![Bytes::from_static(b"unknown"), Bytes::new()]),
                 Err(TransportError::NoPeer)
             ));
         }
@@ -639,8 +639,8 @@ mod tests {
     async fn send_until_received(peer: &Socket, router: &Socket, text: &'static str) -> Bytes {
         loop {
             peer.send(vec![Bytes::from_static(text.as_bytes())]).unwrap();
-            let patience = Duration::from_millis(300);
-            while let Ok(frames) = tokio::time::timeout(patience, router.receive()).await {
+            let timeout = Duration::from_millis(300);
+            while let Ok(frames) = tokio::time::timeout(timeout, router.receive()).await {
                 let frames = frames.unwrap();
                 if frames[1] == text {
                     return frames[0].clone();

@@ -395,7 +395,7 @@ mod tests {
             ("pcluster start --set controller.hwmm=2", 2, "unknown key `hwmm`"),
             ("pcluster start --set controller.hwm=many", 2, "--set controller.hwm=many"),
             ("pcluster start -n 1 --python /nonexistent/python", 5, "/nonexistent/python"),
-            ("pcluster start --launcher cloud", 2, "no launcher \"cloud\""),
+            ("pcluster start --launcher cloud", 2, "unknown launcher \"cloud\""),
             ("pcluster start --max-walltime-restarts 2", 2, "for batch systems"),
             ("pcluster engines add 2", 3, "no cluster is running"),
             ("pcluster stop", 3, "no cluster is running"),

@@ -85,6 +85,10 @@ struct RunningUnit {
 
 /// Output of a unit.
 #[derive(Debug)]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "there is one for the running unit; a box would cost an allocation for each task"
+)]
 enum UnitOutput {
     /// Of a task: buffered until the controller has recorded it.
     Buffered(Box<Streams>),

@@ -18,7 +18,7 @@ const PREFIX: &[u8] = b"{\"values\":";
 #[derive(Debug)]
 struct ValueFetch {
     held: Held,
-    /// Each source with a description of the tasks source reduction it is.
+    /// Each source with a description of the tasks whose reduction it is.
     sources: Vec<(TaskId, String)>,
     /// Completely received values.
     received: Vec<ValuePart>,
@@ -63,7 +63,7 @@ impl ValueFetch {
 #[derive(Debug, Default)]
 pub(super) struct ValueFetches {
     current: Option<ValueFetch>,
-    /// Tasks source values are in a file.
+    /// Tasks whose values are in a file.
     files: HashSet<Held>,
 }
 

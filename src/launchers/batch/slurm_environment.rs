@@ -34,9 +34,9 @@ pub const WITHOUT_CLUSTERS: EnvironmentRules = EnvironmentRules {
 };
 
 const DECIDED: [&str; 10] = [
-    // Of a job in which pcluster was started; some contradict what the new job is given.
+    // Variables of the job in which pcluster was started; some contradict the new job's options.
     "SLURM_*",
-    // What pcluster always decides, also by not asking for it.
+    // Options that pcluster always decides, even by omitting them.
     "SBATCH_ARRAY_INX",
     "SBATCH_DEBUG",
     "SBATCH_ERROR",

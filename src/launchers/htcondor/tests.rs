@@ -30,7 +30,7 @@ fn engines_are_a_submit_description_and_its_script() {
     let script = render(&HtCondor, template.name, template.text, &request).unwrap();
     insta::assert_snapshot!(script.split("# A batch system").next().unwrap(), @r#"
     #!/bin/bash
-    # pcluster 0.1.0: what each job of pcluster-mycluster-k3x9 runs; its arguments are the cluster and the process number.
+    # pcluster 0.1.0: the script of each job of pcluster-mycluster-k3x9; its arguments are the cluster and the process number.
 
     export PCLUSTER_JOB="$1" PCLUSTER_ELEMENT="$(($2 + 1))"
     export PCLUSTER_ENDS="$(($(date +%s) + 7200))"
