@@ -270,6 +270,7 @@ def test_magics_run_code_on_all_engines(client):
     client.activate()
     with capture_output() as captured:
         shell.run_line_magic("px", "print('from px', 1 + 1)")
+    InteractiveShell.clear_instance()
     assert captured.stdout.count("from px 2") == 2
 
 

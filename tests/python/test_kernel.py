@@ -86,7 +86,9 @@ class Notebook:
 
 @pytest.fixture
 def notebook(client):
-    return Notebook(client)
+    yield Notebook(client)
+    # A shell without a kernel breaks comms of ipyparallel's clients in this process.
+    InteractiveShell.clear_instance()
 
 
 def done(result):
