@@ -141,7 +141,7 @@ impl Reader {
     }
 
     /// Message ids of finished requests of a client's map whose replies it was not given, in order of arrival.
-    pub fn owed_replies(&self, map: MapId) -> Result<Vec<String>, DbError> {
+    pub fn undelivered_replies(&self, map: MapId) -> Result<Vec<String>, DbError> {
         let sql = "SELECT r.msg_id FROM owed o JOIN request r ON r.task = o.task WHERE o.task BETWEEN ?1 AND ?2 \
                    AND r.result_header IS NOT NULL ORDER BY o.task";
         self.read("read replies to be given from", |connection| {

@@ -123,8 +123,8 @@ impl<'a> Batch<'a> {
             Change::RequestAdded { task, request } => self.request_added(*task, request),
             Change::RequestFinished { msg_id, reply } => self.request_finished(msg_id, reply),
             Change::RequestResubmitted { msg_id, new_id } => self.request_resubmitted(msg_id, new_id),
-            Change::ReplyOwed { task } => self.reply_owed(*task),
-            Change::RepliesGiven { tasks } => self.replies_given(tasks),
+            Change::ReplyUndelivered { task } => self.reply_owed(*task),
+            Change::RepliesDelivered { tasks } => self.replies_delivered(tasks),
             Change::RequestOutput { msg_id, output } => self.request_output(msg_id, output),
             Change::Purged { what } => self.purged(what),
         }

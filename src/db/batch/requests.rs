@@ -144,7 +144,7 @@ impl Batch<'_> {
         Ok(())
     }
 
-    pub(super) fn replies_given(&mut self, tasks: &[TaskId]) -> rusqlite::Result<()> {
+    pub(super) fn replies_delivered(&mut self, tasks: &[TaskId]) -> rusqlite::Result<()> {
         let mut given = self.connection.prepare_cached("DELETE FROM owed WHERE task = ?1")?;
         tasks.iter().try_for_each(|task| given.execute([task.row_id()]).map(drop))
     }
