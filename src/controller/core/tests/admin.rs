@@ -1,4 +1,4 @@
-//! What engines are told by order; and what the controller is told of batch jobs.
+//! Administrative requests to engines, and reports of batch jobs.
 use super::super::QueryKind;
 use super::super::effect::Effect;
 use super::harness::*;
@@ -18,9 +18,9 @@ fn signal(w: &mut Harness, targets: &str) -> Value {
     .unwrap()
 }
 
-/// What ipengines have been told, in their own words.
+/// The control requests sent to ipengines.
 fn controls(w: &mut Harness) -> Vec<(String, Value)> {
-    let told = std::mem::take(&mut w.other).into_iter().filter_map(|effect| match effect {
+    let reported = std::mem::take(&mut w.other).into_iter().filter_map(|effect| match effect {
         Effect::ToEngine {
             engine,
             channel: Channel::Control,
@@ -29,7 +29,7 @@ fn controls(w: &mut Harness) -> Vec<(String, Value)> {
         } => Some((format!("{engine} {}", message.msg_type()), message.content().unwrap())),
         _ => None,
     });
-    told.collect()
+    reported.collect()
 }
 
 #[test]
@@ -40,18 +40,18 @@ fn a_signal_goes_to_whom_it_is_meant_for_in_each_ones_words() {
     stock(&mut w, "s");
     w.other.clear();
     assert_eq!(signal(&mut w, "1")["engines"], json!([1]));
-    let told = |w: &Harness, name: &str| w.engines[name].signals.clone();
-    assert_eq!((told(&w, "a"), told(&w, "b"), controls(&mut w)), (vec![], vec![10], vec![]));
+    let reported = |w: &Harness, name: &str| w.engines[name].signals.clone();
+    assert_eq!((reported(&w, "a"), reported(&w, "b"), controls(&mut w)), (vec![], vec![10], vec![]));
     assert_eq!(signal(&mut w, "all")["engines"], json!([0, 1, 2]));
-    assert_eq!((told(&w, "a"), told(&w, "b")), (vec![10], vec![10, 10]));
+    assert_eq!((reported(&w, "a"), reported(&w, "b")), (vec![10], vec![10, 10]));
     assert_eq!(controls(&mut w), [("s signal_request".to_string(), json!({"sig": 10}))]);
-    // Nobody is told if one of them is not there.
+    // No engine is signalled if one of them does not exist.
     assert_eq!(signal(&mut w, "0,7")["ename"], "NoSuchEngine");
-    assert_eq!((told(&w, "a"), controls(&mut w)), (vec![10], vec![]));
+    assert_eq!((reported(&w, "a"), controls(&mut w)), (vec![10], vec![]));
 }
 
 #[test]
-fn jobs_that_are_told_are_recorded_before_the_records_are_asked_and_nobody_else_hears_of_it() {
+fn reported_jobs_are_recorded_before_the_query_and_not_broadcast() {
     let mut w = Harness::new();
     w.register("a");
     w.other.clear();

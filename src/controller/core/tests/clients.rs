@@ -62,7 +62,7 @@ impl TestClient {
         }
     }
 
-    /// Its connections break; the controller may hear of that late. Rarely it does not come back.
+    /// Breaks its connections; the controller may learn of it late. Rarely it does not reconnect.
     pub fn leave(&mut self, w: &mut Harness, rng: &mut Rng) {
         self.left |= rng.roll(20) == 0;
         for channel in CHANNELS {
@@ -129,14 +129,14 @@ impl TestClient {
         }
     }
 
-    /// Who is known by a key and has not left has the reply to all that is on record.
+    /// An identifiable client that has not left has received the reply to every recorded request.
     pub fn assert_answered(&self, w: &Harness) {
         if self.key.is_none() || self.left {
             return;
         }
         for id in &self.asked {
             if let Some(task) = w.ledger.requests.get(id) {
-                // Of a direct one whose engine has gone it hears by the notification of that.
+                // A direct request whose engine left is ended by the departure notification.
                 let ended_with_engine = self.direct.contains(id) && w.ledger.tasks[task].0 == TaskState::Lost;
                 assert!(
                     self.got.contains(id) || ended_with_engine,

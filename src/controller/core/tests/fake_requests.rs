@@ -1,4 +1,4 @@
-//! What a fake engine of ours does with requests of ipyparallel clients.
+//! How a fake pcluster engine handles requests of ipyparallel clients.
 use super::super::event::Event;
 use super::harness::Harness;
 use crate::model::UnixTime;
@@ -18,11 +18,11 @@ struct FakeRequest {
 #[derive(Default)]
 pub struct Serving {
     queue: Vec<FakeRequest>,
-    /// Every message that has come: the very same one again is a replay, and refused.
+    /// All received messages: an identical message is a replay, and rejected.
     seen: HashSet<(String, Bytes)>,
-    /// Replies that the controller has not called recorded.
+    /// Replies that the controller has not acknowledged as recorded.
     replies: Vec<FakeRequest>,
-    /// What was given back and not called recorded, and how often that was done.
+    /// Returned requests that are not acknowledged, and the number of returns.
     pub returned: Vec<engine::Returned>,
     returns: u64,
 }
@@ -34,7 +34,7 @@ fn id_of(asked: &FakeRequest) -> String {
     }
 }
 
-fn said(name: &str, reply: &FakeRequest) -> Event {
+fn message_event(name: &str, reply: &FakeRequest) -> Event {
     Event::EngineMessage {
         engine: name.into(),
         native: true,
@@ -54,7 +54,7 @@ impl Serving {
     }
 
     pub fn replies_of(&self, name: &str) -> Vec<Event> {
-        self.replies.iter().map(|reply| said(name, reply)).collect()
+        self.replies.iter().map(|reply| message_event(name, reply)).collect()
     }
 }
 
@@ -96,7 +96,7 @@ impl Harness {
             client,
             message: reply,
         };
-        let event = said(name, &reply);
+        let event = message_event(name, &reply);
         if let Some(engine) = self.engines.get_mut(name) {
             engine.fake_requests.replies.push(reply);
         }
@@ -128,7 +128,7 @@ impl Harness {
         true
     }
 
-    /// Balanced ones that the engine has not begun. What it says while it is cut off is lost, and said again when it registers.
+    /// Returns unstarted balanced requests. A report sent while the engine is cut off is lost, and repeated when it registers.
     pub fn give_requests_back(&mut self, name: &str, most: usize) {
         let fake_requests = &mut self.engines.get_mut(name).unwrap().fake_requests;
         let mut back = engine::Returned::default();
@@ -145,6 +145,6 @@ impl Harness {
             back.sequence = fake_requests.returns;
             fake_requests.returned.push(back.clone());
         }
-        self.engine_says(name, engine::RETURNED, &back);
+        self.engine_sends(name, engine::RETURNED, &back);
     }
 }

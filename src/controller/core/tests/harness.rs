@@ -21,17 +21,17 @@ use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
 use std::time::Duration;
 
-/// What a task is according to the records alone.
+/// The state of all tasks according to the records alone.
 #[derive(Default)]
 pub struct Ledger {
     pub tasks: BTreeMap<TaskId, (TaskState, u32)>,
-    /// How often each finished.
+    /// The number of times each task finished.
     pub finished: HashMap<TaskId, u32>,
     pub completed: Vec<MapId>,
     pub story: Vec<String>,
     pub client_keys: Vec<String>,
     pub purged: Vec<Purge>,
-    /// Batch jobs as they were told.
+    /// Batch jobs as reported.
     pub jobs: Vec<crate::model::job::JobRow>,
     maps: BTreeMap<MapId, LedgerMap>,
     inputs: HashMap<TaskId, Bytes>,
@@ -48,13 +48,13 @@ pub struct Ledger {
     pub delivered: HashSet<TaskId>,
     engines: BTreeMap<EngineId, EngineFacts>,
     next_engine: u32,
-    /// What the current run of a task has written, as far as it is on record.
+    /// The recorded output of the current run of each task.
     pub written: HashMap<TaskId, Vec<u8>>,
     /// Every run writes [`output_of`].
     pub all_write: bool,
 }
 
-/// What a run of a task writes.
+/// The output of a run of a task.
 pub fn output_of(task: TaskId, run: u32) -> Vec<u8> {
     let seed = task
         .index
@@ -115,7 +115,7 @@ impl Ledger {
             .join("\n")
     }
 
-    /// What a controller that starts on these records finds.
+    /// The state that a controller restores from these records.
     pub fn restored(&self) -> Restored {
         let mut restored = Restored {
             next_map: self.maps.keys().last().map_or(1, |m| m.0 + 1),
@@ -172,7 +172,7 @@ impl Ledger {
         restored
     }
 
-    /// How requests ended: others may wait for them.
+    /// The outcomes of requests that others may depend on.
     fn outcomes(&self) -> Vec<(String, bool, Option<EngineUuid>)> {
         let ended = self.replies.iter();
         ended
@@ -385,7 +385,7 @@ impl Ledger {
     }
 }
 
-/// A fake engine: what it was given and has not answered.
+/// A fake engine with its unanswered tasks.
 #[derive(Default)]
 pub struct FakeEngine {
     pub queue: Vec<Held>,
@@ -398,12 +398,12 @@ pub struct FakeEngine {
     pub gave_back: u32,
     pub signals: Vec<i32>,
     pub recorded_replies: Vec<String>,
-    /// Nothing reaches it, and nothing that it says is heard, until it registers again.
+    /// Messages to it and from it are lost until it registers again.
     pub cut: bool,
     /// Results that the controller has not called recorded.
     pub kept: Vec<(u64, TaskResult)>,
     cancelled: Vec<Held>,
-    /// What it has heard of output on record.
+    /// The acknowledged output bytes.
     pub output_recorded: HashMap<Held, u64>,
     pub fake_requests: Serving,
 }
@@ -421,24 +421,24 @@ pub struct Harness {
     /// The controller dies after its next event: before or after the commit of what it recorded.
     pub dies: Option<Dies>,
     events: u64,
-    /// The core is held against itself after so many events.
+    /// The core's invariants are checked after this number of events.
     pub check_every: u64,
-    /// What engines say to what they have just heard; said when all of that is delivered.
+    /// Answers of engines to the messages of this event, sent once all of them are delivered.
     answers: Vec<(String, engine::Results)>,
     /// Replies just handed over.
     given: Vec<TaskId>,
     /// The connections of ipyparallel clients; none where a test plays their part and that of the engines.
     pub connected: Option<HashSet<(ClientChannel, Bytes)>>,
-    /// What is said to engines that are not played here.
-    pub heard: Vec<(String, Message)>,
-    /// What happens when all of an event's effects are carried out.
+    /// Messages to engines that the harness does not simulate.
+    pub received: Vec<(String, Message)>,
+    /// Events to handle after all effects of an event are carried out.
     pub next: VecDeque<Event>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Dies {
     BeforeCommit,
-    /// Recorded, and nobody told.
+    /// Recorded, but not sent.
     BeforeSend,
 }
 
@@ -464,7 +464,7 @@ impl Harness {
             answers: Vec::new(),
             given: Vec::new(),
             connected: None,
-            heard: Vec::new(),
+            received: Vec::new(),
             next: VecDeque::new(),
             now: Duration::ZERO,
             ledger: Ledger::default(),
@@ -520,7 +520,7 @@ impl Harness {
         }
         while !self.answers.is_empty() {
             let (name, results) = self.answers.remove(0);
-            self.engine_says(&name, engine::RESULTS, &results);
+            self.engine_sends(&name, engine::RESULTS, &results);
         }
         while let Some(next) = self.next.pop_front() {
             self.event(next);
@@ -532,7 +532,7 @@ impl Harness {
         self.ledger.story.push("the controller dies and starts again".into());
         self.engines.values_mut().for_each(|e| e.cut = true);
         self.connected.iter_mut().for_each(HashSet::clear);
-        // What was on its way to the one that has died is lost.
+        // Messages to the dead controller are lost.
         self.next.clear();
         self.core = Harness::start(&self.config, self.now);
         let mut effects = Vec::new();
@@ -559,7 +559,7 @@ impl Harness {
                 channel: Channel::Native,
                 message,
                 ..
-            } => self.engine_hears(&engine.0, &message),
+            } => self.deliver_to_engine(&engine.0, &message),
             Effect::ToEngine {
                 engine,
                 channel,
@@ -587,11 +587,11 @@ impl Harness {
         self.connected.as_ref().is_none_or(among)
     }
 
-    fn engine_hears(&mut self, name: &str, message: &Message) {
+    fn deliver_to_engine(&mut self, name: &str, message: &Message) {
         if !self.engines.contains_key(name) {
-            self.heard.push((name.to_string(), message.clone()));
+            self.received.push((name.to_string(), message.clone()));
         }
-        // What is sent to a dead engine is lost.
+        // Messages to a dead engine are lost.
         let Some(engine) = self.engines.get_mut(name).filter(|e| !e.cut) else {
             return;
         };
@@ -651,9 +651,9 @@ impl Harness {
                 }));
             }
             engine::REPLIES_RECORDED => {
-                let told: engine::RepliesRecorded = message.content().unwrap();
-                engine.fake_requests.forget(&told.msg_ids);
-                engine.recorded_replies.extend(told.msg_ids);
+                let reported: engine::RepliesRecorded = message.content().unwrap();
+                engine.fake_requests.forget(&reported.msg_ids);
+                engine.recorded_replies.extend(reported.msg_ids);
             }
             engine::OUTPUT_RECORDED => {
                 let recorded: engine::OutputRecorded = message.content().unwrap();
@@ -685,11 +685,11 @@ impl Harness {
 
     // ---- engines
 
-    pub fn engine_says<T: Serialize>(&mut self, name: &str, msg_type: &str, content: &T) {
-        self.engine_says_with(name, msg_type, content, Vec::new());
+    pub fn engine_sends<T: Serialize>(&mut self, name: &str, msg_type: &str, content: &T) {
+        self.engine_sends_with(name, msg_type, content, Vec::new());
     }
 
-    pub fn engine_says_with<T: Serialize>(&mut self, name: &str, msg_type: &str, content: &T, buffers: Vec<Bytes>) {
+    pub fn engine_sends_with<T: Serialize>(&mut self, name: &str, msg_type: &str, content: &T, buffers: Vec<Bytes>) {
         if self.engines.get(name).is_some_and(|e| e.cut) {
             return;
         }
@@ -739,7 +739,7 @@ impl Harness {
             returned: engine.fake_requests.returned.clone(),
             unavailable: unavailable.map(String::from),
         };
-        self.engine_says(name, engine::REGISTER, &register);
+        self.engine_sends(name, engine::REGISTER, &register);
     }
 
     /// The engine ends the first of its tasks.
@@ -778,7 +778,7 @@ impl Harness {
             sequence: engine.sequence,
             results: vec![TaskResult { map, index, run, outcome }],
         };
-        self.engine_says(name, engine::RESULTS, &results);
+        self.engine_sends(name, engine::RESULTS, &results);
         Some(TaskId::new(map, index))
     }
 
@@ -803,10 +803,10 @@ impl Harness {
     // ---- clients
 
     pub fn ask<T: Serialize>(&mut self, msg_type: &str, content: &T, buffers: Vec<Bytes>) {
-        self.say(msg_type, content, buffers, false);
+        self.send_request(msg_type, content, buffers, false);
     }
 
-    fn say<T: Serialize>(&mut self, msg_type: &str, content: &T, buffers: Vec<Bytes>, again: bool) {
+    fn send_request<T: Serialize>(&mut self, msg_type: &str, content: &T, buffers: Vec<Bytes>, again: bool) {
         let mut message = self.session.message("", msg_type, None, content);
         message.identities = vec![Bytes::from_static(b"me")];
         message.buffers = buffers;
@@ -825,7 +825,7 @@ impl Harness {
     /// The same for a request that may have been sent before.
     pub fn try_ask_again<T: Serialize>(&mut self, msg_type: &str, content: &T, buffers: Vec<Bytes>, again: bool) -> Option<Value> {
         let before = self.to_clients.len();
-        self.say(msg_type, content, buffers, again);
+        self.send_request(msg_type, content, buffers, again);
         self.to_clients[before..]
             .iter()
             .find(|(_, _, m)| m.msg_type() == client::reply_type(msg_type))

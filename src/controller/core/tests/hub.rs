@@ -13,7 +13,7 @@ fn failed() -> Value {
     json!({"status": "error", "ename": "ValueError", "evalue": ""})
 }
 
-/// Fails the one request that is with an engine; says which engine that was.
+/// Fails the only assigned request; returns its engine.
 fn fail_it(w: &mut Harness) -> String {
     let mut with = sent(w);
     assert_eq!(with.len(), 1);
@@ -102,7 +102,7 @@ fn clients_hear_of_a_departure_after_the_last_reply() {
     assert!(departed(&mut w).is_empty());
     reply(&mut w, "e", Channel::Mux, &messages[0].1, ok(), json!({}));
     assert_eq!(w.to_clients.len(), 1);
-    // A request that comes meanwhile is ended by the client when it hears of the departure.
+    // The client ends a request that it sends meanwhile when it is notified of the departure.
     request(&mut w, ClientChannel::Mux, Some("e"), json!({}));
     w.pass(Duration::from_millis(250));
     assert!(departed(&mut w).is_empty(), "the reply gets a lead");
@@ -119,7 +119,7 @@ fn a_direct_reply_that_comes_when_clients_know_of_the_departure_is_only_recorded
     w.register("n");
     let id = request(&mut w, ClientChannel::Mux, Some("n"), json!({}));
     let message = sent(&mut w).remove(0).1;
-    w.engine_says("n", crate::wire::content::engine::UNREGISTER, &json!({"reason": "it ends"}));
+    w.engine_sends("n", crate::wire::content::engine::UNREGISTER, &json!({"reason": "it ends"}));
     assert_eq!(departed(&mut w), ["n"], "on its one connection, nothing comes behind that");
     reply(&mut w, "n", Channel::Mux, &message, ok(), json!({}));
     assert_eq!(w.to_clients.iter().filter(|(_, _, m)| m.msg_type() == "apply_reply").count(), 0);
@@ -137,7 +137,7 @@ fn engines_that_go_while_a_client_connects_are_announced_again() {
     assert_eq!(departed(&mut w), ["e"]);
     w.pass(Duration::from_secs(2));
     assert_eq!(departed(&mut w), ["e", "e"]);
-    // Later ones it has heard of: no second time, which would disturb one that waits for engines.
+    // It was notified of later departures: a repetition would disturb a client that waits for engines.
     stock(&mut w, "f");
     unregister(&mut w, 1);
     assert_eq!(departed(&mut w), ["f"]);
@@ -207,7 +207,7 @@ fn what_an_ipengine_said_before_it_left_is_passed_on() {
 }
 
 #[test]
-fn dask_is_asked_for_and_its_place_told() {
+fn dask_is_started_and_its_address_reported() {
     let mut w = Harness::new();
     let mut message = w
         .session
@@ -260,9 +260,9 @@ fn what_is_resubmitted_is_recorded_with_its_new_id() {
         Effect::Record(Change::RequestResubmitted { msg_id, new_id }) if *msg_id == old => Some(new_id.clone()),
         _ => None,
     });
-    let told = effects.iter().find_map(|effect| match effect {
+    let reported = effects.iter().find_map(|effect| match effect {
         Effect::ToClient { message, .. } => Some(message.content::<Value>().unwrap()["resubmitted"].clone()),
         _ => None,
     });
-    assert_eq!(told, Some(json!({ old: new.unwrap() })));
+    assert_eq!(reported, Some(json!({ old: new.unwrap() })));
 }

@@ -158,7 +158,7 @@ fn live(seed: u64) {
                 let engine = w.engines.get_mut(name).unwrap();
                 let keep = engine.queue.len().saturating_sub(n);
                 let tasks = engine.queue.split_off(keep);
-                w.engine_says(
+                w.engine_sends(
                     name,
                     engine::RETURNED,
                     &engine::Returned {
@@ -243,7 +243,7 @@ fn work(w: &mut Harness, name: &str, rng: &mut Rng) {
                 started: 1e9,
                 parts,
             };
-            w.engine_says_with(name, engine::PROGRESS, &progress, buffers);
+            w.engine_sends_with(name, engine::PROGRESS, &progress, buffers);
         }
         w.finish_one(name, outcome);
     }

@@ -13,7 +13,7 @@ use bytes::Bytes;
 use serde_json::{Value, json};
 use std::time::Duration;
 
-fn says(w: &mut Harness, engine: &str, channel: Channel, msg_type: &str, content: Bytes) {
+fn send_as(w: &mut Harness, engine: &str, channel: Channel, msg_type: &str, content: Bytes) {
     let mut message = w.session.message("", msg_type, None, &());
     message.content_json = content;
     w.event(Event::EngineMessage {
@@ -26,17 +26,17 @@ fn says(w: &mut Harness, engine: &str, channel: Channel, msg_type: &str, content
 }
 
 fn native(w: &mut Harness, engine: &str, msg_type: &str, content: &Value) {
-    says(w, engine, Channel::Native, msg_type, to_json(content));
+    send_as(w, engine, Channel::Native, msg_type, to_json(content));
 }
 
 fn facts(name: &str) -> Value {
     json!({"protocol": crate::model::PROTOCOL_VERSION, "uuid": name, "host": "node", "pid": 2, "version": "0", "capabilities": ["call", "joined"]})
 }
 
-/// What the last message to this engine said in reply to its registration.
+/// The last reply to this engine's registration.
 fn registered(w: &mut Harness, name: &str) -> Option<Value> {
     // The world passes on what is for engines that it plays; this one it does not.
-    w.heard
+    w.received
         .iter()
         .rev()
         .find(|(engine, m)| engine == name && m.msg_type() == engine::REGISTERED)
@@ -100,8 +100,8 @@ fn a_registration_that_cannot_be_read_is_answered() {
         wrong[field] = value;
         native(&mut w, "m", engine::REGISTER, &wrong);
         let reply = registered(&mut w, "m").unwrap();
-        assert_eq!((reply["status"].as_str(), w.heard.len()), (Some("error"), 1), "{reply}");
-        w.heard.clear();
+        assert_eq!((reply["status"].as_str(), w.received.len()), (Some("error"), 1), "{reply}");
+        w.received.clear();
     }
     let name = "m\u{1b}[2J";
     native(&mut w, name, engine::REGISTER, &facts(name));
@@ -110,7 +110,7 @@ fn a_registration_that_cannot_be_read_is_answered() {
 }
 
 /// A message of an engine, more or less.
-fn rubbish(w: &Harness, rng: &mut Rng, name: &str) -> (&'static str, Bytes) {
+fn malformed_message(w: &Harness, rng: &mut Rng, name: &str) -> (&'static str, Bytes) {
     let held = |rng: &mut Rng| json!({"map": rng.roll(5), "index": rng.roll(25), "run": rng.roll(4)});
     let number = |rng: &mut Rng| match rng.roll(6) {
         0 => json!(-1e300),
@@ -210,17 +210,17 @@ fn live(seed: u64) {
                 w.finish_one("a", outcome);
             }
             4 => w.pass(Duration::from_millis(rng.roll(3000))),
-            5 => w.engine_says("a", engine::HEARTBEAT, &json!({})),
+            5 => w.engine_sends("a", engine::HEARTBEAT, &json!({})),
             _ => {
                 let name = format!("m{}", rng.roll(names + 1));
-                let (kind, content) = rubbish(&w, &mut rng, &name);
+                let (kind, content) = malformed_message(&w, &mut rng, &name);
                 let channel = if rng.roll(8) == 0 { Channel::Mux } else { Channel::Native };
-                says(&mut w, &name, channel, kind, content);
+                send_as(&mut w, &name, channel, kind, content);
             }
         }
         w.to_clients.clear();
         w.other.clear();
-        w.heard.clear();
+        w.received.clear();
     }
     // They fall silent; the sound engine does what is left.
     for _ in 0..200 {
@@ -232,7 +232,7 @@ fn live(seed: u64) {
     w.assert_all_done();
     assert!(w.engines["a"].queue.is_empty());
     let refused = w.other.iter().any(|effect| matches!(effect, Effect::Stop { .. }));
-    assert!(!refused, "nothing an engine says ends the controller");
+    assert!(!refused, "no message of an engine stops the controller");
 }
 
 #[test]

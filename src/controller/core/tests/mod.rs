@@ -1,5 +1,5 @@
-//! The core without the world: a [`harness::Harness`] of fake engines and clients around it, a ledger that holds every recorded change
-//! against the table of transitions, and seeded random lives.
+//! Tests of the core alone: a [`harness::Harness`] of fake engines and clients, a ledger that checks every recorded change
+//! against the table of transitions, and seeded random simulations.
 mod admin;
 mod clients;
 mod fake_requests;

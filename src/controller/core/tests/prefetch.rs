@@ -25,7 +25,7 @@ fn apply(w: &mut Harness, function: &'static [u8], metadata: Value) -> String {
     id
 }
 
-/// The engine answers after so many seconds of work.
+/// The engine answers after this many seconds of work.
 fn answer(w: &mut Harness, engine: &str, request: &Message, seconds: f64) {
     let ended = UnixTime(1e9 + w.now.as_secs_f64());
     let content = json!({"status": "ok"});
@@ -117,7 +117,7 @@ fn requests_behind_a_long_one_are_asked_back_for_an_idle_engine() {
     w.pass(Duration::from_millis(500));
     assert_eq!(w.engines["a"].gave_back, 2);
     let requests = vec![at_a[2].clone(), at_a[1].clone()];
-    w.engine_says(
+    w.engine_sends(
         "a",
         engine::RETURNED,
         &engine::Returned {
@@ -137,7 +137,7 @@ fn what_was_given_back_as_the_connection_broke_runs_elsewhere_once_the_engine_is
     }
     let at_a = held(&sent(&mut w), "a");
     w.register("b");
-    // It was said, and not heard; what it still holds is said to be held.
+    // The report was lost; on registration the engine lists the requests it still holds.
     let back = engine::Returned {
         sequence: 1,
         requests: vec![at_a[2].clone()],
@@ -150,7 +150,7 @@ fn what_was_given_back_as_the_connection_broke_runs_elsewhere_once_the_engine_is
     w.register("a");
     let now = sent(&mut w);
     assert_eq!(held(&now, "b"), at_a[2..], "to the one that is idle");
-    assert_eq!(held(&now, "a"), at_a[..2], "it had said that it has none");
+    assert_eq!(held(&now, "a"), at_a[..2], "it had reported that it holds none");
     assert!(returned(&mut w).is_empty(), "that is on disk now");
     // Said once more, since its answer was lost: the request is elsewhere by now, and stays there.
     w.engines.get_mut("a").unwrap().fake_requests.returned.push(back.clone());
@@ -166,7 +166,7 @@ fn what_is_bound_to_an_engine_stays_so_when_it_is_given_back() {
     let bound = apply(&mut w, b"f", json!({"targets": ["a"]}));
     assert_eq!(held(&sent(&mut w), "a"), std::slice::from_ref(&bound));
     let requests = vec![bound.clone()];
-    w.engine_says(
+    w.engine_sends(
         "a",
         engine::RETURNED,
         &engine::Returned {
@@ -199,11 +199,11 @@ fn of_an_engine_that_has_gone_only_the_first_may_have_been_begun() {
 }
 
 #[test]
-fn engines_are_told_together_what_is_recorded_and_clients_that_all_is_said() {
+fn recorded_replies_are_acknowledged_in_batches_and_clients_notified_of_complete_output() {
     let mut w = practised(&["a"]);
-    let told = |w: &mut Harness| std::mem::take(&mut w.engines.get_mut("a").unwrap().recorded_replies);
+    let reported = |w: &mut Harness| std::mem::take(&mut w.engines.get_mut("a").unwrap().recorded_replies);
     w.pass(Duration::from_millis(30));
-    assert_eq!(told(&mut w).len(), 1);
+    assert_eq!(reported(&mut w).len(), 1);
     let ids: Vec<String> = (0..3).map(|_| apply(&mut w, b"f", json!({}))).collect();
     for (engine, message) in sent(&mut w) {
         answer(&mut w, &engine, &message, 0.001);
@@ -220,7 +220,7 @@ fn engines_are_told_together_what_is_recorded_and_clients_that_all_is_said() {
         })
         .collect();
     assert_eq!(idle, ids);
-    assert!(told(&mut w).is_empty());
+    assert!(reported(&mut w).is_empty());
     w.pass(Duration::from_millis(30));
-    assert_eq!(told(&mut w), ids);
+    assert_eq!(reported(&mut w), ids);
 }

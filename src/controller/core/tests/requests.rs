@@ -64,7 +64,7 @@ pub fn ok() -> Value {
 }
 
 #[test]
-fn an_ipengine_is_registered_by_its_first_beat() {
+fn an_ipengine_is_registered_by_its_first_pong() {
     let mut w = Harness::new();
     let message = w.session.message("", "registration_request", None, &json!({"uuid": "e"}));
     w.event(Event::RegistrantMessage {
@@ -95,7 +95,7 @@ fn direct_requests_go_where_they_are_addressed_and_back() {
         (*channel, route.as_slice()),
         (ClientChannel::Mux, [Bytes::from("client"), Bytes::from("e")].as_slice())
     );
-    request(&mut w, ClientChannel::Mux, Some("nobody"), json!({}));
+    request(&mut w, ClientChannel::Mux, Some("unknown"), json!({}));
     assert_eq!(w.reply()["ename"], "EngineError");
 }
 
@@ -254,7 +254,7 @@ fn queue_status_counts_what_waits_and_what_runs() {
 }
 
 #[test]
-fn a_client_that_comes_back_under_another_id_gets_its_reply() {
+fn a_client_that_reconnects_under_another_id_gets_its_reply() {
     let mut w = Harness::new();
     stock(&mut w, "e");
     let came = |id: &'static str| Event::ClientConnected {
@@ -271,13 +271,13 @@ fn a_client_that_comes_back_under_another_id_gets_its_reply() {
     });
     let before = w.to_clients.len();
     reply(&mut w, "e", Channel::Task, &message, ok(), json!({"status": "ok"}));
-    assert_eq!(w.to_clients.len(), before, "there is nobody to send it to");
+    assert_eq!(w.to_clients.len(), before, "no client to send it to");
     w.event(Event::ClientConnected {
         channel: ClientChannel::Task,
         identity: "stranger".into(),
         key: Some("another".into()),
     });
-    assert_eq!(w.to_clients.len(), before, "and nobody else gets it");
+    assert_eq!(w.to_clients.len(), before, "and no other client gets it");
     w.event(came("the same"));
     let (_, route, message) = w.to_clients.last().unwrap();
     assert_eq!((route[0].as_ref(), message.parent().unwrap().msg_id), (&b"the same"[..], id));
@@ -311,7 +311,7 @@ fn an_engine_that_returns_is_sent_what_never_reached_it() {
 }
 
 #[test]
-fn a_client_whose_first_message_is_quicker_than_the_news_of_it_is_known_all_the_same() {
+fn a_client_is_identified_even_if_its_first_message_precedes_its_connection_event() {
     let mut w = Harness::new();
     stock(&mut w, "e");
     let id = request(&mut w, ClientChannel::Task, None, json!({}));
@@ -330,7 +330,7 @@ fn a_client_whose_first_message_is_quicker_than_the_news_of_it_is_known_all_the_
     reply(&mut w, "e", Channel::Task, &message, ok(), json!({"status": "ok"}));
     w.event(came("again"));
     assert_eq!(w.to_clients.last().unwrap().2.parent().unwrap().msg_id, id);
-    assert_eq!(w.ledger.client_keys.len(), 1, "and said once");
+    assert_eq!(w.ledger.client_keys.len(), 1, "and recorded once");
 }
 
 /// An ipyparallel client that is known by its key: its requests so far have gone under `identity`.
@@ -342,7 +342,7 @@ fn keyed(w: &mut Harness, channel: ClientChannel, identity: &'static str) {
     });
 }
 
-/// What was sent to clients under this identity since the last look.
+/// Messages sent to clients under this identity since the last call.
 fn got(w: &mut Harness, identity: &'static str) -> Vec<Message> {
     let all = std::mem::take(&mut w.to_clients);
     all.into_iter()
@@ -383,7 +383,7 @@ fn a_reply_that_was_recorded_and_not_sent_is_sent_after_a_restart_and_once() {
     assert_eq!(
         (got(&mut w, "client").len(), w.ledger.undelivered.len()),
         (1, 0),
-        "given and told of"
+        "delivered and recorded"
     );
     w.dies = Some(Dies::BeforeSend);
     reply(&mut w, "e", Channel::Mux, &messages[1], ok(), json!({}));
@@ -512,7 +512,7 @@ fn a_request_bound_to_an_engine_that_was_away_runs_when_it_is_back() {
 }
 
 #[test]
-fn what_waits_for_a_direct_request_hears_of_the_end_of_its_engine() {
+fn dependents_of_a_direct_request_fail_when_its_engine_leaves() {
     let mut w = Harness::new();
     stock(&mut w, "e");
     stock(&mut w, "f");
@@ -551,7 +551,7 @@ fn a_request_that_follows_another_is_tried_again_in_its_place_and_ends_with_it()
 }
 
 #[test]
-fn what_an_engine_gave_back_to_a_controller_that_died_is_sent_as_another_run() {
+fn requests_returned_to_a_dead_controller_are_sent_as_another_run() {
     let mut w = Harness::new();
     w.register("n");
     let id = request(&mut w, ClientChannel::Task, None, json!({}));

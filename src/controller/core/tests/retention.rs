@@ -29,7 +29,7 @@ fn run(w: &mut Harness, options: MapOptions) -> MapId {
     map
 }
 
-/// How often it has asked since, and for what ended before when.
+/// The expiry queries since the last call: their number and time limits.
 fn asked(w: &mut Harness) -> Vec<f64> {
     let asked = |effect: &Effect| match effect {
         Effect::Query(query) => match query.kind {
@@ -51,7 +51,7 @@ fn found(w: &mut Harness, maps: &[MapId]) {
 }
 
 #[test]
-fn what_ended_long_ago_is_forgotten_step_by_step() {
+fn expired_records_are_deleted_step_by_step() {
     let mut w = harness();
     let map = run(&mut w, MapOptions::default());
     w.pass(Duration::from_secs(1));
@@ -79,7 +79,7 @@ fn what_ended_long_ago_is_forgotten_step_by_step() {
 }
 
 #[test]
-fn what_is_unfinished_followed_or_read_is_kept() {
+fn records_in_use_are_kept() {
     let mut w = harness();
     let (followed, read, over) = (
         run(&mut w, MapOptions::default()),
@@ -113,7 +113,7 @@ fn what_is_unfinished_followed_or_read_is_kept() {
 }
 
 #[test]
-fn without_the_setting_nothing_is_asked() {
+fn without_the_setting_nothing_expires() {
     let mut w = Harness::new();
     w.register("a");
     w.pass(Duration::from_secs(100_000));
@@ -135,7 +135,7 @@ fn a_client_whose_submission_is_forgotten_gets_another() {
         empty: vec![map],
         ..Expired::default()
     };
-    // It is under way, whatever the records said a moment ago.
+    // It is running, even if the records listed it as expired a moment ago.
     w.event(Event::ExpiredFound(expired(vec![msg_id])));
     assert_eq!(w.ledger.purged, []);
     requests::reply(&mut w, "e", Channel::Task, &message, requests::ok(), json!({}));
@@ -150,7 +150,7 @@ fn jumps_of_the_clock_age_nothing() {
     const YEARS: f64 = 10.0 * 365.0 * 86_400.0;
     let mut w = harness();
     run(&mut w, MapOptions::default());
-    // What is asked for after so many seconds, when the wall clock says so.
+    // The time limit of the query after this many seconds at this wall-clock time.
     let asked = |w: &mut Harness, second: f64, unix: f64| {
         let now = super::super::EventTime {
             since_start: Duration::from_secs_f64(second),

@@ -117,7 +117,7 @@ fn tasks_of_an_engine_that_goes_move_and_its_late_results_are_passed_over() {
     assert_eq!(w.engines["b"].queue.len(), 0, "it may come back");
     for _ in 0..3 {
         w.pass(Duration::from_secs(2));
-        w.engine_says("b", engine::HEARTBEAT, &engine::Heartbeat {});
+        w.engine_sends("b", engine::HEARTBEAT, &engine::Heartbeat {});
     }
     assert_eq!(w.engines["b"].queue.len(), 2);
     assert!(w.engines["b"].queue.iter().all(|t| t.run == 2));
@@ -135,7 +135,7 @@ fn tasks_of_an_engine_that_goes_move_and_its_late_results_are_passed_over() {
             })
             .collect(),
     };
-    w.engine_says("a", engine::RESULTS, &results);
+    w.engine_sends("a", engine::RESULTS, &results);
     assert_eq!(w.state(map, 0), TaskState::Assigned, "a result of an old run is passed over");
     for _ in 0..2 {
         let outcome = w.ok();
@@ -153,7 +153,7 @@ fn an_engine_that_returns_in_time_keeps_its_tasks() {
     w.event(super::super::Event::EngineDisconnected { engine: "a".into() });
     w.pass(Duration::from_secs(2));
     w.register("a");
-    w.engine_says("b", engine::HEARTBEAT, &engine::Heartbeat {});
+    w.engine_sends("b", engine::HEARTBEAT, &engine::Heartbeat {});
     w.pass(Duration::from_secs(2));
     for name in ["a", "b"] {
         let outcome = w.ok();
@@ -172,7 +172,7 @@ fn a_task_that_an_engine_forgot_runs_again() {
     w.register("a");
     assert_eq!(w.state(map, 0), TaskState::Assigned, "its result may be on the way");
     for _ in 0..7 {
-        w.engine_says("a", engine::HEARTBEAT, &engine::Heartbeat {});
+        w.engine_sends("a", engine::HEARTBEAT, &engine::Heartbeat {});
         w.pass(Duration::from_secs(1));
     }
     assert_eq!(w.engines["a"].queue.len(), 1);
@@ -202,7 +202,7 @@ fn unbegun_tasks_are_taken_back_from_a_stuck_engine() {
     }
     assert_eq!(w.engines["a"].gave_back, 1);
     let last = w.engines.get_mut("a").unwrap().queue.pop().unwrap();
-    w.engine_says(
+    w.engine_sends(
         "a",
         engine::RETURNED,
         &engine::Returned {
@@ -366,7 +366,7 @@ fn a_task_that_kills_its_engines_at_once_is_not_tried_for_ever() {
     for generation in 0..3 {
         let name = format!("engine {generation}");
         w.register(&name);
-        // It dies of its first task before it has said that it began.
+        // Its first task kills it before it reports the start.
         assert_eq!(w.engines[&name].queue[0].index, 0);
         w.engines.remove(&name);
         w.event(super::super::Event::EngineDisconnected {
@@ -402,11 +402,11 @@ fn a_map_whose_client_died_while_it_sent_inputs_is_closed_and_ends_as_failed() {
             ..MapOptions::default()
         },
     );
-    // A client without inputs says that it is there.
+    // A client without inputs sends keep-alive messages.
     for _ in 0..10 {
         w.pass(Duration::from_secs(30));
         w.inputs(map, 3, 0, false);
-        w.engine_says("a", engine::HEARTBEAT, &serde_json::json!({}));
+        w.engine_sends("a", engine::HEARTBEAT, &serde_json::json!({}));
     }
     assert!(w.ledger.completed.is_empty());
     w.restart();
@@ -423,7 +423,7 @@ fn a_map_whose_client_died_while_it_sent_inputs_is_closed_and_ends_as_failed() {
 }
 
 #[test]
-fn a_client_that_goes_on_after_its_map_was_closed_is_told_also_by_another_controller() {
+fn inputs_for_an_abandoned_map_are_rejected_also_after_a_restart() {
     let mut w = Harness::new();
     w.register("a");
     let map = w.open_map(MapOptions::default());
@@ -432,7 +432,7 @@ fn a_client_that_goes_on_after_its_map_was_closed_is_told_also_by_another_contro
     for _ in 0..8 {
         w.pass(Duration::from_secs(8));
         for name in ["a", "b"] {
-            w.engine_says(name, engine::HEARTBEAT, &serde_json::json!({}));
+            w.engine_sends(name, engine::HEARTBEAT, &serde_json::json!({}));
         }
     }
     for restarted in [false, true] {
@@ -529,7 +529,7 @@ fn tasks_of_a_map_run_again_while_its_inputs_come() {
 
 fn available(w: &mut Harness, name: &str, reason: Option<&str>) {
     let reason = reason.map(String::from);
-    w.engine_says(name, engine::AVAILABILITY, &engine::Availability { reason });
+    w.engine_sends(name, engine::AVAILABILITY, &engine::Availability { reason });
 }
 
 /// The engine gives back what it has not begun, as one does whose Python has failed.
@@ -539,7 +539,7 @@ fn give_all_back(w: &mut Harness, name: &str) {
         tasks,
         ..engine::Returned::default()
     };
-    w.engine_says(name, engine::RETURNED, &returned);
+    w.engine_sends(name, engine::RETURNED, &returned);
 }
 
 #[test]
@@ -574,7 +574,7 @@ fn an_engine_whose_python_works_again_gets_tasks_again() {
     );
     available(&mut w, "a", None);
     assert_eq!(w.engines["a"].queue.len(), 2);
-    // An engine that registers again reports anew how it is.
+    // An engine that registers again reports its availability again.
     give_all_back(&mut w, "a");
     w.register_as("a", Some("it died"));
     for _ in 0..2 {
@@ -641,7 +641,7 @@ fn an_engine_gets_no_task_whose_time_limit_does_not_fit() {
     let ends = 1e9 + 100.0;
     let facts = serde_json::json!({"protocol": crate::model::PROTOCOL_VERSION, "uuid": "job", "host": "node", "pid": 2, "version": "0",
         "capabilities": ["call", "joined"], "ends": ends});
-    w.engine_says("job", engine::REGISTER, &facts);
+    w.engine_sends("job", engine::REGISTER, &facts);
     let limited = |seconds: f64| MapOptions {
         timeout_s: Some(seconds),
         ..MapOptions::default()
