@@ -756,16 +756,17 @@ mod tests {
         let ((first, port), (second, other_port)) = (limited(limits.clone()).await, limited(limits).await);
         let mut departures = first.connections();
         let names = ["slowest", "slow", "good"];
-        let peers = [
-            dealer(port, Some("slowest")).await,
-            dealer(other_port, Some("slow")).await,
-            dealer(port, Some("good")).await,
-        ];
-        for (peer, socket) in peers.iter().zip([&first, &second, &first]) {
+        // With its default of 1000 messages, it could receive all that is sent before any piles up.
+        let options = Options::new().identity(Bytes::from_static(b"slowest")).recv_hwm(1);
+        let slowest = Omq::try_new(SocketType::Dealer, options).unwrap();
+        slowest.connect(format!("tcp://127.0.0.1:{port}").as_str()).await.unwrap();
+        slowest.send(Message::from("hello")).await.unwrap();
+        first.receive().await.unwrap();
+        let [slow, good] = [dealer(other_port, Some("slow")).await, dealer(port, Some("good")).await];
+        for (peer, socket) in [(&slow, &second), (&good, &first)] {
             peer.send(vec![Bytes::from_static(b"hello")]).unwrap();
             socket.receive().await.unwrap();
         }
-        let [slowest, slow, good] = peers;
         let block = Bytes::from(vec![0; 8 << 20]);
         let send = |socket: &Socket, peer: &'static str| socket.send(vec![Bytes::from_static(peer.as_bytes()), block.clone()]);
         let mut rounds = 0;
