@@ -151,7 +151,7 @@ impl Core {
             started: current.started,
             outcome,
             streams: match current.output {
-                UnitOutput::Buffered(streams) => *streams,
+                UnitOutput::Buffered(streams) => streams,
                 UnitOutput::Forwarded(_) => Streams::default(),
             },
         };

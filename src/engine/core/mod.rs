@@ -91,7 +91,7 @@ struct RunningUnit {
 )]
 enum UnitOutput {
     /// Of a task: buffered until the controller has recorded it.
-    Buffered(Box<Streams>),
+    Buffered(Streams),
     /// Of a request: forwarded as it arrives.
     Forwarded([TextBuffer; 2]),
 }
@@ -99,7 +99,7 @@ enum UnitOutput {
 impl UnitOutput {
     fn of(unit: &Unit) -> UnitOutput {
         match unit {
-            Unit::Task { .. } => UnitOutput::Buffered(Box::default()),
+            Unit::Task { .. } => UnitOutput::Buffered(Streams::default()),
             Unit::Request(_) => UnitOutput::Forwarded(Default::default()),
         }
     }
